@@ -1,0 +1,1 @@
+//! The GraphiQL page, served from files embedded in the binary. Speaks only to the public API.

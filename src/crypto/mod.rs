@@ -1,0 +1,1 @@
+//! The cryptography: pure, synchronous, no I/O.

@@ -1,0 +1,1 @@
+//! The GraphQL front: translates between GraphQL and the use cases, nothing else.

@@ -1,0 +1,1 @@
+//! Which DEKs are in memory, and how they come there.

@@ -1,0 +1,3 @@
+//! Dispatch only: the command line lives in `byok::cli`.
+
+fn main() {}

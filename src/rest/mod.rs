@@ -1,0 +1,1 @@
+//! The REST front: translates between HTTP and the use cases, nothing else.

@@ -1,0 +1,1 @@
+//! Assembles the router, its layers and the listeners, and stops them gracefully.

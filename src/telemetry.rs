@@ -1,0 +1,1 @@
+//! Logs, traces and metrics. Never holds a plaintext, a key or a provider's message.

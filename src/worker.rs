@@ -1,0 +1,1 @@
+//! Timers that call use cases: the rotation job. Decides nothing itself.
