@@ -1,1 +1,72 @@
-//! The seam to the customer's KMS. Wraps and unwraps DEKs; never sees a plaintext.
+//! The seam to the customer's KMS. It wraps and unwraps DEKs and never sees a plaintext; wrap and unwrap are all that is
+//! *needed*, every read of metadata is optional. What the provider said in an error goes to nobody: not to the caller,
+//! not to the audit log, not to our own log. Its request id, HTTP status and our class do.
+
+mod error;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::crypto::Dek;
+use crate::model::{DekId, KeyVersion, TenantUid, Wrapped};
+
+pub use error::{KmsError, KmsErrorClass, Verdict};
+
+/// What a DEK is bound to. A provider that takes associated data binds it there too, so that it shows in the customer's
+/// own KMS log; the commitment in every token binds it whatever the provider supports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DekBinding {
+    /// Whose it is.
+    pub tenant: TenantUid,
+    /// Which it is.
+    pub dek_id: DekId,
+}
+
+/// What a KMS answered for one item, with the provider's own id of the request that it came by.
+#[derive(Debug)]
+pub struct Answer<T> {
+    /// The answer.
+    pub value: T,
+    /// The provider's request id, for a cross-check with the customer's own log.
+    pub request_id: Option<Arc<str>>,
+}
+
+/// What became of one item of a batch.
+pub type ItemResult<T> = Result<Answer<T>, KmsError>;
+
+/// A fresh DEK, plain and wrapped.
+pub struct Generated {
+    /// Plain; lives in memory only.
+    pub dek: Dek,
+    /// Wrapped; goes to the store.
+    pub wrapped: Wrapped,
+}
+
+/// A key management service that holds one tenant's KEK. Batches come first: a provider with batch endpoints makes one
+/// call, the others bounded concurrent ones. Answers come in the order of the items, one for each.
+///
+/// Every call ends within the provider's configured deadline, retries included.
+#[async_trait]
+pub trait Kms: Send + Sync {
+    /// Makes a DEK for each binding, wrapped under the current (or pinned) key version.
+    async fn generate(&self, bindings: &[DekBinding]) -> Vec<ItemResult<Generated>>;
+
+    /// Wraps DEKs that exist under the current (or pinned) key version.
+    async fn wrap(&self, deks: &[(DekBinding, &Dek)]) -> Vec<ItemResult<Wrapped>>;
+
+    /// Unwraps; the key version is the one that each wrapped DEK names.
+    async fn unwrap(&self, wrapped: &[(DekBinding, Wrapped)]) -> Vec<ItemResult<Dek>>;
+
+    /// Wraps anew under `to`, with the KMS's own operation where there is one, so that no plain DEK is seen.
+    async fn rewrap(&self, wrapped: &[(DekBinding, Wrapped)], to: &KeyVersion) -> Vec<ItemResult<Wrapped>>;
+
+    /// The version that [`Self::wrap`] uses now: the pinned one, or the KMS's latest.
+    async fn current_version(&self) -> Result<KeyVersion, KmsError>;
+
+    /// How many items one call takes at most; what rotation sizes its batches and its forecast by.
+    fn batch_limit(&self) -> usize;
+
+    /// How many KMS calls [`Self::rewrap`] makes for `items` DEKs; what a rotation's forecast says.
+    fn rewrap_calls(&self, items: u64) -> u64;
+}

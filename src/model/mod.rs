@@ -1,1 +1,22 @@
-//! Plain types that every room shares. No I/O, no decisions.
+//! Plain types that every room shares. No I/O, no decisions, no secrets: a value that stands here may be logged, unless
+//! its documentation says otherwise.
+
+mod caller;
+mod clock;
+mod code;
+mod entry;
+mod id;
+mod job;
+mod key;
+mod operation;
+mod salted;
+
+pub use caller::{Caller, Identity, Means, Session};
+pub use clock::{Clock, SystemClock, Timestamp};
+pub use code::{ErrorCode, Refusal};
+pub use entry::{Entry, Item, Outcome, Source};
+pub use id::{DekId, EntryId, InvalidId, JobId, RequestId, Tenant, TenantUid};
+pub use job::{Job, JobState, Progress};
+pub use key::{KeyVersion, Wrapped};
+pub use operation::Operation;
+pub use salted::Salted;

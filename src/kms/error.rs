@@ -1,0 +1,112 @@
+//! The closed set of what can go wrong at a KMS. Each provider maps its own errors to it: by code, and by text only where
+//! the provider has no code.
+
+use std::sync::Arc;
+
+use crate::model::ErrorCode;
+
+/// What went wrong, in our words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KmsErrorClass {
+    /// The key's policy does not let us.
+    AccessDenied,
+    /// The credential is expired, revoked or wrong.
+    CredentialInvalid,
+    /// The answer was not one that the provider's documentation describes, or the provider failed inside.
+    Internal,
+    /// This wrapped DEK is not one that the key made, or was altered.
+    InvalidWrappedDek,
+    /// The key is disabled.
+    KeyDisabled,
+    /// There is no such key.
+    KeyNotFound,
+    /// The key waits for its deletion.
+    KeyPendingDeletion,
+    /// The version that is needed is disabled, destroyed or below the key's minimum.
+    KeyVersionUnavailable,
+    /// The provider does not accept what we are configured to send.
+    Misconfigured,
+    /// Vault is sealed.
+    Sealed,
+    /// Too many calls.
+    Throttled,
+    /// No answer within the deadline.
+    Timeout,
+    /// No connection.
+    Unreachable,
+}
+
+/// What an error says about the key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The KMS says no: the customer has turned the key, or our access to it, off.
+    Revoked,
+    /// The KMS is out of reach; nothing is known about the key.
+    Outage,
+    /// This one wrapped DEK is bad; the key is well.
+    Item,
+    /// We are configured wrongly.
+    Misconfigured,
+}
+
+impl KmsErrorClass {
+    /// What it says about the key.
+    pub fn verdict(self) -> Verdict {
+        match self {
+            Self::AccessDenied
+            | Self::CredentialInvalid
+            | Self::KeyDisabled
+            | Self::KeyNotFound
+            | Self::KeyPendingDeletion
+            | Self::KeyVersionUnavailable => Verdict::Revoked,
+            Self::Internal | Self::Sealed | Self::Throttled | Self::Timeout | Self::Unreachable => Verdict::Outage,
+            Self::InvalidWrappedDek => Verdict::Item,
+            Self::Misconfigured => Verdict::Misconfigured,
+        }
+    }
+
+    /// Whether the same call, made again within its deadline, may succeed.
+    pub fn retryable(self) -> bool {
+        match self {
+            Self::Internal | Self::Throttled | Self::Unreachable => true,
+            Self::AccessDenied
+            | Self::CredentialInvalid
+            | Self::InvalidWrappedDek
+            | Self::KeyDisabled
+            | Self::KeyNotFound
+            | Self::KeyPendingDeletion
+            | Self::KeyVersionUnavailable
+            | Self::Misconfigured
+            | Self::Sealed
+            | Self::Timeout => false,
+        }
+    }
+
+    /// The code that a caller sees. A bad wrapped DEK looks like any other token that does not open.
+    pub fn code(self) -> ErrorCode {
+        match self.verdict() {
+            Verdict::Revoked => ErrorCode::KmsAccessDenied,
+            Verdict::Outage => ErrorCode::KmsUnavailable,
+            Verdict::Item => ErrorCode::DecryptFailed,
+            Verdict::Misconfigured => ErrorCode::KmsMisconfigured,
+        }
+    }
+}
+
+/// A provider's refusal or failure, without anything that the provider said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KmsError {
+    /// In our words.
+    pub class: KmsErrorClass,
+    /// The provider's HTTP status, where there was an answer.
+    pub http_status: Option<u16>,
+    /// The provider's request id, where it gave one.
+    pub request_id: Option<Arc<str>>,
+}
+
+impl KmsError {
+    /// One that came with no answer from the provider.
+    pub fn local(class: KmsErrorClass) -> Self {
+        Self { class, http_status: None, request_id: None }
+    }
+}

@@ -1,0 +1,140 @@
+//! The one table of error codes: both fronts and the docs are made from it.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $variant:ident $text:literal $status:literal $retry:literal $message:literal $remedy:literal;)+) => {
+        /// Why a call was refused. The names are stable; a code is never given a second meaning.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum ErrorCode { $($(#[$doc])* #[doc = $message] $variant,)+ }
+
+        impl ErrorCode {
+            /// Every code.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// The name that callers see.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text,)+ }
+            }
+
+            /// The HTTP status of the REST front.
+            pub fn http_status(self) -> u16 {
+                match self { $(Self::$variant => $status,)+ }
+            }
+
+            /// Whether the same call may succeed later with nothing changed by the caller.
+            pub fn retryable(self) -> bool {
+                match self { $(Self::$variant => $retry,)+ }
+            }
+
+            /// One sentence for the caller; it holds nothing of the request.
+            pub fn message(self) -> &'static str {
+                match self { $(Self::$variant => $message,)+ }
+            }
+
+            /// What to do about it, for the docs.
+            pub fn remedy(self) -> &'static str {
+                match self { $(Self::$variant => $remedy,)+ }
+            }
+        }
+    };
+}
+
+codes! {
+    // Hasura's own, spelled as Hasura spells them.
+    InvalidHeaders "invalid-headers" 401 false "The request carries no usable credential." "Send `Authorization: Bearer <JWT>`, or configure the shared secret header in Hasura.";
+    InvalidJwt "invalid-jwt" 401 false "The JWT could not be verified." "Get a new token; check `HASURA_GRAPHQL_JWT_SECRET` on both servers.";
+    JwtInvalidClaims "jwt-invalid-claims" 401 false "The JWT's Hasura claims are malformed." "Correct the claims that your identity provider puts into the token.";
+    JwtMissingRoleClaims "jwt-missing-role-claims" 401 false "The JWT lacks the role claims." "Add `x-hasura-allowed-roles` and `x-hasura-default-role` to the token.";
+    AccessDenied "access-denied" 401 false "The requested role is not allowed to the caller." "Ask for a role that the token allows.";
+    // Permission and limits.
+    PermissionDenied "PERMISSION_DENIED" 403 false "The caller's role may not do this." "Grant the operation to the role in the permissions file.";
+    RateLimited "RATE_LIMITED" 429 true "Too many calls in this minute." "Wait as long as `Retry-After` says, or raise the limit.";
+    // The request.
+    RequestMalformed "REQUEST_MALFORMED" 400 false "The request is not what this operation takes." "Compare the body with the API's description.";
+    MethodNotAllowed "METHOD_NOT_ALLOWED" 405 false "This address does not take that method." "Use the method in the API's description.";
+    NotFound "NOT_FOUND" 404 false "There is nothing at this address." "Check the path.";
+    BodyTooLarge "BODY_TOO_LARGE" 413 false "The body is larger than the server takes." "Send less at once, or raise `BYOK_MAX_BODY_BYTES`.";
+    TooManyItems "TOO_MANY_ITEMS" 413 false "The request holds more items than the server takes." "Split the request, or raise `BYOK_MAX_ITEMS_PER_REQUEST`.";
+    QueryInvalid "QUERY_INVALID" 400 false "The GraphQL document is not valid against the schema." "Compare the document with `schema.graphql`.";
+    CursorInvalid "CURSOR_INVALID" 400 false "The cursor is not one that this server gave." "Pass back `endCursor` as it came.";
+    RotationNotFound "ROTATION_NOT_FOUND" 404 false "There is no rotation with that id." "Check the id.";
+    // Context and plaintext.
+    ContextInvalid "CONTEXT_INVALID" 400 false "The context must be an object whose values are strings." "Send a flat object of strings with non-empty keys.";
+    ContextTooLarge "CONTEXT_TOO_LARGE" 400 false "The context has too many pairs or is too long." "Keep it to 64 pairs and 16 KiB.";
+    ContextConflict "CONTEXT_CONFLICT" 400 false "A flat argument contradicts the context." "Give `recordId` and `field` in one place only.";
+    RecordIdRequired "RECORD_ID_REQUIRED" 400 false "The context has no record_id." "Name the record, or set `BYOK_REQUIRE_RECORD_ID=false`.";
+    PlaintextTooLarge "PLAINTEXT_TOO_LARGE" 413 false "The plaintext is larger than the server takes." "Encrypt less, or raise `BYOK_MAX_PLAINTEXT_BYTES`.";
+    EncodingInvalid "ENCODING_INVALID" 400 false "The plaintext is not in the encoding that was named." "Send padded standard base64 with `BASE64`.";
+    NotText "NOT_TEXT" 422 false "The plaintext is not UTF-8 text." "Decrypt with the encoding `BASE64`.";
+    // Tokens.
+    TokenMalformed "TOKEN_MALFORMED" 400 false "The ciphertext is not a byok token in its one canonical form." "Pass back the ciphertext as encrypt gave it.";
+    TokenVersionUnsupported "TOKEN_VERSION_UNSUPPORTED" 400 false "The ciphertext is of a version that this server does not know." "Upgrade the server.";
+    DecryptFailed "DECRYPT_FAILED" 422 false "The ciphertext does not open: wrong context, tenant or key, or it was altered." "Give the same context as at encryption.";
+    // The key.
+    KmsAccessDenied "KMS_ACCESS_DENIED" 403 false "The KMS refuses the use of the key." "Restore the key, its policy or our credential in your KMS; nothing needs to be re-encrypted.";
+    KmsUnavailable "KMS_UNAVAILABLE" 503 true "The KMS is out of reach." "Wait, or mend the path to the KMS; there is no fallback.";
+    KmsMisconfigured "KMS_MISCONFIGURED" 503 false "The KMS does not accept our configuration." "Run `byok doctor` on the server.";
+    // The server.
+    StoreUnavailable "STORE_UNAVAILABLE" 503 true "The database is out of reach; nothing was done." "Retry; if it stays, look at the database.";
+    Unavailable "UNAVAILABLE" 503 true "The server is stopping or overloaded." "Retry.";
+    Internal "INTERNAL" 500 true "The server failed." "Give the request id to the operator.";
+}
+
+impl ErrorCode {
+    /// The code of that name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|code| code.as_str() == name)
+    }
+}
+
+/// A refusal as a caller may see it. It has no `Display`: a front turns it into its own form, and what caused it stays
+/// in the server's log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The stable code.
+    pub code: ErrorCode,
+    /// The sentence that callers see: the code's own, or one that says more. Never a value of the request.
+    pub message: Cow<'static, str>,
+    /// When a retry makes sense.
+    pub retry_after: Option<Duration>,
+}
+
+impl Refusal {
+    /// With a sentence that says more than the code's own, and names no value of the request.
+    pub fn because(code: ErrorCode, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { code, message: message.into(), retry_after: None }
+    }
+
+    /// The same, to be retried after that long.
+    pub fn after(mut self, delay: Duration) -> Self {
+        self.retry_after = Some(delay);
+        self
+    }
+}
+
+impl From<ErrorCode> for Refusal {
+    fn from(code: ErrorCode) -> Self {
+        Self { code, message: Cow::Borrowed(code.message()), retry_after: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_reads_back_and_no_two_share_a_name() {
+        for code in ErrorCode::ALL {
+            assert_eq!(ErrorCode::parse(code.as_str()), Some(*code));
+        }
+    }
+
+    #[test]
+    fn what_may_be_retried_is_never_the_callers_mistake() {
+        for code in ErrorCode::ALL {
+            assert!(!code.retryable() || code.http_status() >= 429, "{code:?}");
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! One row of the audit log: one call, with its items.
+
+use std::sync::Arc;
+
+use super::{DekId, EntryId, ErrorCode, KeyVersion, Means, Operation, Timestamp};
+
+/// How a call, or one of its items, ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All of it was done.
+    Ok,
+    /// Some items were refused, others done; only a call with items can end so.
+    Partial,
+    /// It was refused.
+    Refused(ErrorCode),
+}
+
+impl Outcome {
+    /// `OK`, `PARTIAL`, or the code of the refusal.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "OK",
+            Self::Partial => "PARTIAL",
+            Self::Refused(code) => code.as_str(),
+        }
+    }
+
+    /// The outcome that [`Self::as_str`] names.
+    pub fn parse(name: &str) -> Option<Self> {
+        match name {
+            "OK" => Some(Self::Ok),
+            "PARTIAL" => Some(Self::Partial),
+            other => ErrorCode::parse(other).map(Self::Refused),
+        }
+    }
+}
+
+/// Where the DEK of an item came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// From memory: no KMS call was made for it.
+    Cache,
+    /// From the KMS, in this call.
+    Kms,
+}
+
+/// What was done with one record.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Item {
+    /// The caller's name for what is protected; `None` where the deployment does not require one, or after an erasure.
+    pub record_id: Option<Arc<str>>,
+    /// The DEK, where one was found.
+    pub dek_id: Option<DekId>,
+    /// The version of the KEK that wrapped it.
+    pub key_version: Option<KeyVersion>,
+    /// Where the DEK came from; `None` where there was none.
+    pub source: Option<Source>,
+    /// The KMS's request id; for a cache hit, that of the unwrap that filled the cache.
+    pub kms_request_id: Option<Arc<str>>,
+    /// Why it was refused; `None` when it was done.
+    pub refused: Option<ErrorCode>,
+}
+
+/// What one call leaves in the audit log. Holds no plaintext, no key, no other context value, no provider's message.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    /// Its id.
+    pub id: EntryId,
+    /// When the call was made durable, by this server's clock.
+    pub at: Timestamp,
+    /// What was asked for.
+    pub operation: Operation,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The caller's role.
+    pub role: Arc<str>,
+    /// The caller; `None` when unknown, or after an erasure.
+    pub user: Option<String>,
+    /// How the caller was recognised ([`Means::as_str`]).
+    pub means: Means,
+    /// Our request id; `None` after an erasure.
+    pub request_id: Option<String>,
+    /// The records, in the order of the call.
+    pub items: Vec<Item>,
+}

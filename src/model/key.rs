@@ -1,0 +1,58 @@
+//! What the KMS calls a key, and what it returned.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// The KMS's own name for the version of the KEK that wrapped a DEK.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct KeyVersion {
+    /// The key, without its version: `byok` (Vault), `mrk-…` (AWS).
+    pub key: Arc<str>,
+    /// The version: `3` (Vault).
+    pub version: Arc<str>,
+}
+
+impl KeyVersion {
+    /// From the key's and the version's name.
+    pub fn new(key: impl Into<Arc<str>>, version: impl Into<Arc<str>>) -> Self {
+        Self { key: key.into(), version: version.into() }
+    }
+
+    /// From the form that [`fmt::Display`] writes; the version is what follows the last `/`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (key, version) = text.rsplit_once('/')?;
+        (!key.is_empty() && !version.is_empty()).then(|| Self::new(key, version))
+    }
+}
+
+/// `<key>/<version>`, as the seed shows it.
+impl fmt::Display for KeyVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.key, self.version)
+    }
+}
+
+/// A DEK as the KMS returned it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wrapped {
+    /// The KMS's own bytes, never interpreted by us.
+    pub bytes: Vec<u8>,
+    /// The version of the KEK that made it.
+    pub key_version: KeyVersion,
+    /// The version of the wrap scheme: how tenant and DEK id were bound, by provider (see `kms`).
+    pub scheme: i16,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_version_reads_back_what_it_shows() {
+        let version = KeyVersion::new("arn:aws:kms:eu-west-1:1:key/mrk-1", "7");
+        assert_eq!(version.to_string(), "arn:aws:kms:eu-west-1:1:key/mrk-1/7");
+        assert_eq!(KeyVersion::parse(&version.to_string()), Some(version));
+        assert_eq!(KeyVersion::parse("key"), None);
+        assert_eq!(KeyVersion::parse("/1"), None);
+    }
+}

@@ -1,0 +1,41 @@
+//! What a caller can do.
+
+/// An operation: what a permission grants and an entry records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Operation {
+    /// Seal a plaintext under a record's DEK.
+    Encrypt,
+    /// Open a token.
+    Decrypt,
+    /// Open a token for a remote join: a failed row is data.
+    Reveal,
+    /// Start, or look at, the rotation job.
+    Rotate,
+    /// Read the audit log.
+    Audit,
+    /// Prove that the key works.
+    Health,
+}
+
+impl Operation {
+    /// Every operation.
+    pub const ALL: [Self; 6] =
+        [Self::Encrypt, Self::Decrypt, Self::Reveal, Self::Rotate, Self::Audit, Self::Health];
+
+    /// The name in permissions, entries, metrics and filters.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Encrypt => "encrypt",
+            Self::Decrypt => "decrypt",
+            Self::Reveal => "reveal",
+            Self::Rotate => "rotate",
+            Self::Audit => "audit",
+            Self::Health => "health",
+        }
+    }
+
+    /// The operation of that name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|operation| operation.as_str() == name)
+    }
+}
