@@ -1,1 +1,6 @@
-//! Everything that is read from the environment, one file a section. No other room reads it.
+//! Everything that is read from the environment, one file a section. No other room reads it. Every section is read
+//! whole before anything is reported, so that all mistakes come at once.
+
+mod env;
+
+pub use env::{Env, Mistake, Reader};

@@ -1,1 +1,5 @@
 //! The cryptography: pure, synchronous, no I/O.
+
+mod secret;
+
+pub use secret::{Dek, SecretText};

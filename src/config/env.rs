@@ -1,0 +1,207 @@
+//! The environment as a value, and a reader that collects mistakes instead of stopping at the first.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use zeroize::Zeroizing;
+
+use crate::crypto::SecretText;
+
+/// Environment variables: the process's own, or a test's. A variable that is set to the empty string is not set.
+#[derive(Clone, Default)]
+pub struct Env(BTreeMap<String, String>);
+
+impl Env {
+    /// The process's environment.
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+    pub fn of_process() -> Self {
+        Self::from_pairs(std::env::vars())
+    }
+
+    /// From names and values.
+    pub fn from_pairs<K: Into<String>, V: Into<String>>(pairs: impl IntoIterator<Item = (K, V)>) -> Self {
+        Self(pairs.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
+    }
+
+    /// The same with one variable set.
+    pub fn with(mut self, name: &str, value: &str) -> Self {
+        self.0.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Whether the variable is set, or its `_FILE` variant is.
+    pub fn is_set(&self, name: &str) -> bool {
+        self.get(name).is_some() || self.get(&format!("{name}_FILE")).is_some()
+    }
+
+    /// The value of a variable that is set and not empty.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
+    }
+}
+
+/// A variable that is missing or wrong. Shows the variable and what it takes, never a secret's value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mistake {
+    /// The variable, or the file that it names.
+    pub variable: String,
+    /// What is wrong and what it takes.
+    pub problem: String,
+}
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.variable, self.problem)
+    }
+}
+
+/// Reads variables and collects the mistakes.
+pub struct Reader<'a> {
+    env: &'a Env,
+    mistakes: Vec<Mistake>,
+}
+
+impl<'a> Reader<'a> {
+    /// Of this environment.
+    pub fn new(env: &'a Env) -> Self {
+        Self { env, mistakes: Vec::new() }
+    }
+
+    /// What was wrong, in the order of reading.
+    pub fn into_mistakes(self) -> Vec<Mistake> {
+        self.mistakes
+    }
+
+    /// Whether the variable, or its `_FILE` variant, is set.
+    pub fn is_set(&self, name: &str) -> bool {
+        self.env.is_set(name)
+    }
+
+    /// Records a mistake.
+    pub fn mistake(&mut self, variable: &str, problem: impl Into<String>) {
+        self.mistakes.push(Mistake { variable: variable.to_owned(), problem: problem.into() });
+    }
+
+    /// A text that may be missing.
+    pub fn text(&mut self, name: &str) -> Option<String> {
+        self.env.get(name).map(str::to_owned)
+    }
+
+    /// A text that must be there; the empty string when it is not, with a mistake recorded.
+    pub fn required(&mut self, name: &str, what: &str) -> String {
+        self.text(name).unwrap_or_else(|| {
+            self.mistake(name, format!("is not set; it takes {what}"));
+            String::new()
+        })
+    }
+
+    /// A secret, from `NAME` or from the file that `NAME_FILE` names (one trailing line break is cut). Both is a mistake.
+    pub fn secret(&mut self, name: &str) -> Option<SecretText> {
+        let file_variable = format!("{name}_FILE");
+        let path = self.env.get(&file_variable);
+        match (self.env.get(name), path) {
+            (Some(_), Some(_)) => {
+                self.mistake(name, format!("is set beside {file_variable}; keep one of them"));
+                None
+            }
+            (Some(value), None) => Some(SecretText::new(value.to_owned())),
+            (None, Some(path)) => match std::fs::read_to_string(path).map(Zeroizing::new) {
+                Ok(text) => {
+                    let trimmed = text.strip_suffix('\n').unwrap_or(&text);
+                    let trimmed = trimmed.strip_suffix('\r').unwrap_or(trimmed);
+                    if trimmed.is_empty() {
+                        self.mistake(&file_variable, format!("names the file {path}, which is empty"));
+                        return None;
+                    }
+                    Some(SecretText::new(trimmed.to_owned()))
+                }
+                Err(error) => {
+                    self.mistake(&file_variable, format!("names the file {path}, which cannot be read: {}", error.kind()));
+                    None
+                }
+            },
+            (None, None) => None,
+        }
+    }
+
+    /// A path to a file that must be readable when it is given.
+    pub fn file(&mut self, name: &str) -> Option<PathBuf> {
+        let path = PathBuf::from(self.env.get(name)?);
+        if let Err(error) = std::fs::File::open(&path) {
+            self.mistake(name, format!("names the file {}, which cannot be read: {}", path.display(), error.kind()));
+        }
+        Some(path)
+    }
+
+    /// A number within bounds.
+    pub fn number<T: FromStr + PartialOrd + fmt::Display + Copy>(
+        &mut self,
+        name: &str,
+        default: T,
+        bounds: RangeInclusive<T>,
+    ) -> T {
+        let Some(text) = self.env.get(name) else { return default };
+        match text.trim().parse() {
+            Ok(value) if bounds.contains(&value) => value,
+            _ => {
+                self.mistake(name, format!("is not a number from {} to {}", bounds.start(), bounds.end()));
+                default
+            }
+        }
+    }
+
+    /// `true` or `false`.
+    pub fn flag(&mut self, name: &str, default: bool) -> bool {
+        match self.env.get(name) {
+            None => default,
+            Some("true" | "1") => true,
+            Some("false" | "0") => false,
+            Some(_) => {
+                self.mistake(name, "is neither `true` nor `false`");
+                default
+            }
+        }
+    }
+
+    /// One word of a closed list.
+    pub fn choice<T: Copy>(&mut self, name: &str, default: T, words: &[(&str, T)]) -> T {
+        let Some(text) = self.env.get(name) else { return default };
+        match words.iter().find(|(word, _)| *word == text) {
+            Some((_, value)) => *value,
+            None => {
+                let known: Vec<_> = words.iter().map(|(word, _)| format!("`{word}`")).collect();
+                self.mistake(name, format!("is none of {}", known.join(", ")));
+                default
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_mistakes_are_collected_and_none_shows_a_value() {
+        let env = Env::from_pairs([("A", "seven"), ("B", "maybe"), ("C", "s3cret"), ("C_FILE", "/nowhere")]);
+        let mut reader = Reader::new(&env);
+        reader.number("A", 1_u32, 1..=9);
+        reader.flag("B", false);
+        assert!(reader.secret("C").is_none());
+        reader.required("D", "an address");
+        let mistakes = reader.into_mistakes();
+        assert_eq!(mistakes.len(), 4);
+        assert!(mistakes.iter().all(|mistake| !mistake.to_string().contains("s3cret")));
+    }
+
+    #[test]
+    fn a_secret_from_a_file_loses_its_trailing_line_break() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "s3cret\n").unwrap();
+        let env = Env::from_pairs([("TOKEN_FILE", file.path().to_str().unwrap())]);
+        assert_eq!(Reader::new(&env).secret("TOKEN").unwrap().expose(), "s3cret");
+    }
+}
