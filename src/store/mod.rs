@@ -1,1 +1,233 @@
-//! Every SQL statement. Handles wrapped DEKs and entries; never a plaintext, never a plain DEK.
+//! Every SQL statement. Handles wrapped DEKs and packed entries; never a plaintext, never a plain DEK. There is **one
+//! write method**, [`Store::commit`], with a closed [`Change`] enum, so that a dry run is a list of changes that is
+//! shown and not committed; and a few small read traits. PostgreSQL and SQLite stand behind it, and run one conformance
+//! suite.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use uuid::Uuid;
+
+use crate::model::{
+    DekId, EntryId, Job, JobId, Means, Operation, Outcome, Salted, Tenant, TenantUid, Timestamp, Wrapped,
+};
+
+/// A row of `np_byok_wrapped_deks`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DekRow {
+    /// Which DEK.
+    pub id: DekId,
+    /// The record that it protects; `None` where the deployment does not require one.
+    pub record_id: Option<Arc<str>>,
+    /// As the KMS returned it.
+    pub wrapped: Wrapped,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+/// A row of `np_byok_audit`, before it has a place in the log. What `items` holds is packed by `audit`; the store does
+/// not look inside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EntryRow {
+    /// Its id.
+    pub id: EntryId,
+    /// When the call was made durable, by the server's clock.
+    pub at: Timestamp,
+    /// What was asked for.
+    pub operation: Operation,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// How the caller was recognised.
+    pub means: Means,
+    /// The caller's role.
+    pub role: Arc<str>,
+    /// The caller.
+    pub user: Option<Salted>,
+    /// Our request id.
+    pub request: Salted,
+    /// How many items the call had.
+    pub item_count: u32,
+    /// Record ids with their salts, as a JSON array with one element an item, in order: `["<record id>","<salt, base64>"]`,
+    /// or `null` where there is none or it was erased.
+    pub records: String,
+    /// The packed items.
+    pub items: Vec<u8>,
+}
+
+/// One change of what is stored. Each is all or nothing and says in [`Committed::applied`] how many rows it touched.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    /// Adds a tenant and its empty log; touches nothing when one of that name is there.
+    CreateTenant(Tenant),
+    /// Adds a wrapped DEK.
+    InsertDek(DekRow),
+    /// Puts other wrapped bytes in the place of those that were read; touches nothing when the row changed meanwhile.
+    Rewrap {
+        /// Which DEK.
+        dek_id: DekId,
+        /// What was read.
+        from: Wrapped,
+        /// What to hold instead.
+        to: Wrapped,
+    },
+    /// Adds a rotation job; touches nothing while the tenant has one that is running.
+    StartJob(Job),
+    /// Takes, or keeps, the lease of a running job for so long from now by the database's clock; touches nothing while
+    /// another holder has it.
+    LeaseJob {
+        /// Which job.
+        job: JobId,
+        /// Who works on it.
+        holder: Uuid,
+        /// For how long.
+        lease: Duration,
+    },
+    /// Commits a job's place, progress and state; touches nothing when `holder` has lost the lease.
+    AdvanceJob {
+        /// The job as it stands now.
+        job: Job,
+        /// Who works on it.
+        holder: Uuid,
+        /// The last DEK that was dealt with.
+        after: Option<DekId>,
+    },
+}
+
+/// What is committed at once, for one tenant: entries, changes, and later the fence that both stand under.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Batch {
+    /// Whose.
+    pub tenant: TenantUid,
+    /// The size of the tenant's log that `entries` follow on; the commit is a compare-and-swap on it. Not looked at when
+    /// there are no entries.
+    pub base: u64,
+    /// In their order in the log.
+    pub entries: Vec<EntryRow>,
+    /// Applied in order, in the same transaction.
+    pub changes: Vec<Change>,
+}
+
+/// What a commit did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// How many rows each change touched, in order. After a retry of a batch whose outcome was unknown, what the rows
+    /// show now.
+    pub applied: Vec<u64>,
+}
+
+/// Why a batch was not committed, as far as is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CommitError {
+    /// Another replica has appended: the log's size is this now. Nothing was done.
+    Moved {
+        /// To base the next try on.
+        size: u64,
+    },
+    /// The connection was lost after the statement went out. Commit the identical batch again: it is never applied twice.
+    Unknown,
+    /// The database is out of reach; nothing was done.
+    Unavailable,
+    /// The database refused the batch (a constraint, a missing table or right); nothing was done, and a retry will not help.
+    Rejected,
+}
+
+/// Why a read failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadError {
+    /// The database is out of reach.
+    Unavailable,
+    /// The database refused the query, or a row is not of the form that we write.
+    Rejected,
+}
+
+/// Where a page of the audit log ends and what it holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EntryFilter {
+    /// At or after.
+    pub from: Option<Timestamp>,
+    /// Before.
+    pub until: Option<Timestamp>,
+    /// Only this operation.
+    pub operation: Option<Operation>,
+    /// Only this outcome.
+    pub outcome: Option<Outcome>,
+    /// Only this caller.
+    pub user: Option<String>,
+    /// Only calls with an item of this record.
+    pub record_id: Option<String>,
+}
+
+/// An entry with its place in the tenant's log, counted from 0.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlacedEntry {
+    /// Its place.
+    pub seq: u64,
+    /// The entry.
+    pub row: EntryRow,
+}
+
+/// Reads of tenants and their logs' heads.
+#[async_trait]
+pub trait TenantReads {
+    /// The tenant of that name.
+    async fn tenant(&self, name: &str) -> Result<Option<Tenant>, ReadError>;
+
+    /// The size of the tenant's log; 0 for a tenant that has none.
+    async fn log_size(&self, tenant: TenantUid) -> Result<u64, ReadError>;
+}
+
+/// Reads of wrapped DEKs.
+#[async_trait]
+pub trait DekReads {
+    /// The rows with these ids, in any order; unknown ids are left out.
+    async fn deks(&self, tenant: TenantUid, ids: &[DekId]) -> Result<Vec<DekRow>, ReadError>;
+
+    /// The newest DEK of each of these records, in any order; records without one are left out.
+    async fn deks_of_records(&self, tenant: TenantUid, records: &[Arc<str>]) -> Result<Vec<DekRow>, ReadError>;
+
+    /// Up to `limit` rows with ids above `after`, in order of id.
+    async fn deks_after(&self, tenant: TenantUid, after: Option<DekId>, limit: u32) -> Result<Vec<DekRow>, ReadError>;
+
+    /// How many DEKs are wrapped under another version than this.
+    async fn deks_not_under(&self, tenant: TenantUid, version: &crate::model::KeyVersion) -> Result<u64, ReadError>;
+}
+
+/// Reads of rotation jobs.
+#[async_trait]
+pub trait JobReads {
+    /// One job, with the last DEK that was dealt with.
+    async fn job(&self, tenant: TenantUid, id: JobId) -> Result<Option<(Job, Option<DekId>)>, ReadError>;
+
+    /// The job that is running, or else the newest one.
+    async fn latest_job(&self, tenant: TenantUid) -> Result<Option<Job>, ReadError>;
+
+    /// Every tenant's running jobs.
+    async fn running_jobs(&self) -> Result<Vec<(Tenant, JobId)>, ReadError>;
+}
+
+/// Reads of the audit log.
+#[async_trait]
+pub trait AuditReads {
+    /// Up to `limit` entries below `before` (all when `None`), newest first.
+    async fn entries(
+        &self,
+        tenant: TenantUid,
+        filter: &EntryFilter,
+        before: Option<u64>,
+        limit: u32,
+    ) -> Result<Vec<PlacedEntry>, ReadError>;
+}
+
+/// A database.
+#[async_trait]
+pub trait Store: TenantReads + DekReads + JobReads + AuditReads + Send + Sync {
+    /// Commits a batch durably, whole or not at all.
+    ///
+    /// # Errors
+    /// See [`CommitError`]; only after [`CommitError::Unknown`] may the batch have been committed.
+    async fn commit(&self, batch: &Batch) -> Result<Committed, CommitError>;
+
+    /// Whether the database answers.
+    async fn ping(&self) -> Result<(), ReadError>;
+}
