@@ -1,1 +1,8 @@
-//! The audit log: what an entry holds, how it is packed, and the committer that makes it durable.
+//! The audit log: how an entry is packed for the store, and the committer that makes it durable. An entry holds who,
+//! what and when; never a plaintext, a key, another context value or a provider's message.
+
+mod committer;
+mod pack;
+
+pub use committer::{CommitFailed, Committer, Unit};
+pub use pack::{pack, unpack};
