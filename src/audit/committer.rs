@@ -132,6 +132,7 @@ impl Lane {
         batch.base = self.size_of(tenant).await?;
         let deadline = Instant::now() + PATIENCE;
         let mut pause = Duration::from_millis(1);
+        let mut unknown = false;
         loop {
             match self.store.commit(&batch).await {
                 Ok(committed) => {
@@ -141,12 +142,16 @@ impl Lane {
                 Err(CommitError::Moved { size }) => batch.base = size,
                 Err(CommitError::Unknown) => {
                     warn!(%tenant, "the outcome of a commit is unknown: trying the identical batch again");
+                    unknown = true;
                     pause = pause.max(Duration::from_millis(50));
                 }
-                Err(CommitError::Unavailable) => {
+                // Nothing was sent yet: the caller may know at once. After an unknown outcome it must not, for the batch
+                // may stand; a database that comes back says which.
+                Err(CommitError::Unavailable) if !unknown => {
                     self.sizes.remove(&tenant);
                     return Err(CommitFailed::Unavailable);
                 }
+                Err(CommitError::Unavailable) => {}
                 Err(CommitError::Rejected) => {
                     self.sizes.remove(&tenant);
                     error!(%tenant, entries = batch.entries.len(), "the database refused a batch");

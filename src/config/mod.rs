@@ -2,5 +2,7 @@
 //! whole before anything is reported, so that all mistakes come at once.
 
 mod env;
+mod limits;
 
 pub use env::{Env, Mistake, Reader};
+pub use limits::Limits;

@@ -33,7 +33,7 @@ pub struct Progress {
     pub total: u64,
     /// Re-wrapped by this job.
     pub rewrapped: u64,
-    /// Passed over: they changed under our hands or already had the target version.
+    /// Passed over: they had the target version already.
     pub skipped: u64,
     /// Refused by the KMS one by one, such as a wrapped DEK that was altered by hand.
     pub failed: u64,

@@ -1,0 +1,87 @@
+//! How both fronts make a context from what a caller sent: flat arguments, and a map that must not contradict them.
+
+use crate::crypto::{Context, ContextError};
+use crate::model::{ErrorCode, Refusal};
+
+/// The context of a call: `context` with `recordId` and `field` as its keys `record_id` and `field`. `pairs` is the JSON
+/// value of the argument; absent and null are the empty map.
+///
+/// # Errors
+/// `CONTEXT_INVALID` for what is no flat object of strings, `CONTEXT_TOO_LARGE`, and `CONTEXT_CONFLICT` where a flat
+/// argument says something else than the map.
+pub fn context_of(
+    record_id: Option<&str>,
+    field: Option<&str>,
+    pairs: Option<&serde_json::Value>,
+) -> Result<Context, Refusal> {
+    let mut context = match pairs {
+        None | Some(serde_json::Value::Null) => Context::empty(),
+        Some(serde_json::Value::Object(map)) => {
+            let pair = |(key, value): (&String, &serde_json::Value)| match value {
+                serde_json::Value::String(text) if !has_nul(text) && !has_nul(key) => Ok((key.clone(), text.clone())),
+                _ => Err(Refusal::from(ErrorCode::ContextInvalid)),
+            };
+            let pairs = map.iter().map(pair).collect::<Result<Vec<_>, _>>()?;
+            Context::from_pairs(pairs).map_err(refusal)?
+        }
+        Some(_) => return Err(ErrorCode::ContextInvalid.into()),
+    };
+    for (key, flat) in [("record_id", record_id), ("field", field)] {
+        let Some(flat) = flat else { continue };
+        match context.get(key) {
+            Some(same) if same == flat => {}
+            Some(_) => return Err(ErrorCode::ContextConflict.into()),
+            None if has_nul(flat) => return Err(ErrorCode::ContextInvalid.into()),
+            None => context.insert(key.to_owned(), flat.to_owned()).map_err(refusal)?,
+        }
+    }
+    Ok(context)
+}
+
+/// PostgreSQL's text cannot hold a NUL, and a record id is stored.
+fn has_nul(text: &str) -> bool {
+    text.contains('\0')
+}
+
+fn refusal(error: ContextError) -> Refusal {
+    match error {
+        ContextError::DuplicateKey | ContextError::EmptyKey => ErrorCode::ContextInvalid.into(),
+        ContextError::TooManyPairs | ContextError::TooLarge => ErrorCode::ContextTooLarge.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn flat_arguments_are_context_keys() {
+        let context = context_of(Some("r"), Some("email"), Some(&json!({"org": "o"}))).unwrap();
+        assert_eq!(context.get("record_id"), Some("r"));
+        assert_eq!(context.get("field"), Some("email"));
+        assert_eq!(context.get("org"), Some("o"));
+    }
+
+    #[test]
+    fn a_flat_argument_that_says_the_same_is_no_conflict() {
+        assert!(context_of(Some("r"), None, Some(&json!({"record_id": "r"}))).is_ok());
+        let refused = context_of(Some("r"), None, Some(&json!({"record_id": "s"}))).err().unwrap();
+        assert_eq!(refused.code, ErrorCode::ContextConflict);
+    }
+
+    #[test]
+    fn only_a_flat_object_of_strings_is_a_context() {
+        for bad in [json!([]), json!("x"), json!(1), json!({"a": 1}), json!({"a": {}}), json!({"a": null}), json!({"": "x"}), json!({"a": "\0"})] {
+            assert_eq!(context_of(None, None, Some(&bad)).err().unwrap().code, ErrorCode::ContextInvalid, "{bad}");
+        }
+        assert!(context_of(None, None, Some(&json!(null))).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_context_that_is_too_long_is_refused() {
+        let long = json!({"a": "x".repeat(20_000)});
+        assert_eq!(context_of(None, None, Some(&long)).err().unwrap().code, ErrorCode::ContextTooLarge);
+    }
+}

@@ -1,0 +1,98 @@
+//! Decrypt, and reveal: the same for a remote join.
+
+use crate::crypto::{Binding, Context, Plaintext, Token, TokenError, open};
+use crate::model::{Caller, DekId, ErrorCode, Item, KeyVersion, Operation, Refusal};
+
+use super::App;
+use super::record::{item_of, note_dek, note_failure, outcome_of};
+
+/// How many items are opened before other calls get a turn on this core.
+const TURN: usize = 256;
+
+/// A token to open.
+pub struct DecryptItem {
+    /// The token, as encrypt gave it.
+    pub ciphertext: String,
+    /// The context of its encryption.
+    pub context: Context,
+}
+
+/// What decrypt answers.
+pub struct Decrypted {
+    /// The value.
+    pub plaintext: Plaintext,
+    /// The version of the KEK that wrapped the DEK when it was read.
+    pub key_version: KeyVersion,
+}
+
+impl App {
+    /// Opens tokens that a front has read, or refused to read. One result for each, in order; all are one entry, one
+    /// read, one KMS batch and one commit. `operation` is [`Operation::Decrypt`] or [`Operation::Reveal`].
+    ///
+    /// # Errors
+    /// A refusal of the whole call: over the limits, not permitted, or not recorded.
+    pub async fn decrypt(
+        &self,
+        caller: &Caller,
+        operation: Operation,
+        items: Vec<Result<DecryptItem, Refusal>>,
+    ) -> Result<Vec<Result<Decrypted, Refusal>>, Refusal> {
+        self.meter(caller, operation)?;
+        if let Err(refusal) = self.admit(caller, operation, items.len()) {
+            return Err(self.refuse(caller, operation, refusal).await);
+        }
+        let mut entry_items: Vec<Item> =
+            items.iter().map(|item| item_of(item.as_ref().ok().map(|item| &item.context))).collect();
+        let tokens: Vec<Result<(Token, Context), Refusal>> = items
+            .into_iter()
+            .map(|item| {
+                let item = item?;
+                let token = Token::parse(&item.ciphertext).map_err(token_refusal)?;
+                self.check_context(caller, operation, &item.context)?;
+                Ok((token, item.context))
+            })
+            .collect();
+        let ids: Vec<DekId> = tokens.iter().flatten().map(|(token, _)| id_of(token)).collect();
+        let mut deks = self.keyring.by_id(&caller.tenant, &ids).await.into_iter();
+
+        let mut answers = Vec::with_capacity(tokens.len());
+        for (place, (token, entry_item)) in tokens.into_iter().zip(&mut entry_items).enumerate() {
+            if place % TURN == TURN - 1 {
+                tokio::task::yield_now().await;
+            }
+            let answer = match token {
+                Err(refusal) => Err(refusal),
+                Ok((token, context)) => match deks.next() {
+                    None => Err(ErrorCode::Internal.into()),
+                    Some(Err(error)) => Err(note_failure(entry_item, &error)),
+                    Some(Ok(held)) => {
+                        let id = id_of(&token);
+                        note_dek(entry_item, id, &held);
+                        let binding = Binding::new(&caller.tenant.uid.0, id.as_bytes(), &context.digest());
+                        match open(&held.dek, &binding, &token) {
+                            Ok(plaintext) => Ok(Decrypted { plaintext, key_version: held.key_version }),
+                            Err(_) => Err(ErrorCode::DecryptFailed.into()),
+                        }
+                    }
+                },
+            };
+            entry_item.refused = answer.as_ref().err().map(|refusal: &Refusal| refusal.code);
+            answers.push(answer);
+        }
+        self.record(caller, operation, outcome_of(&entry_items), entry_items, Vec::new()).await?;
+        Ok(answers)
+    }
+}
+
+fn id_of(token: &Token) -> DekId {
+    DekId(uuid::Uuid::from_bytes(token.dek_id))
+}
+
+fn token_refusal(error: TokenError) -> Refusal {
+    match error {
+        TokenError::UnsupportedVersion => ErrorCode::TokenVersionUnsupported.into(),
+        TokenError::NotAToken | TokenError::NotCanonical | TokenError::Truncated | TokenError::TooLong => {
+            ErrorCode::TokenMalformed.into()
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Encrypt: one DEK for one record, found or made; the token goes back to the caller, who stores it.
+
+use std::sync::Arc;
+
+use crate::crypto::{Binding, Context, Plaintext, seal};
+use crate::keyring::RecordDek;
+use crate::model::{Caller, ErrorCode, Item, KeyVersion, Operation, Refusal};
+use crate::store::Change;
+
+use super::App;
+use super::record::{item_of, note_dek, note_failure, outcome_of};
+
+/// A value to encrypt, and what its ciphertext is bound to.
+pub struct EncryptItem {
+    /// The value.
+    pub plaintext: Plaintext,
+    /// The same will be needed to decrypt.
+    pub context: Context,
+}
+
+/// What encrypt answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Encrypted {
+    /// The token, `byok:v1:…`.
+    pub ciphertext: String,
+    /// The version of the KEK that wraps the record's DEK.
+    pub key_version: KeyVersion,
+}
+
+impl App {
+    /// Encrypts items that a front has read, or refused to read. One result for each, in order; all are one entry, one
+    /// KMS batch and one commit.
+    ///
+    /// # Errors
+    /// A refusal of the whole call: over the limits, not permitted, or not recorded.
+    pub async fn encrypt(
+        &self,
+        caller: &Caller,
+        items: Vec<Result<EncryptItem, Refusal>>,
+    ) -> Result<Vec<Result<Encrypted, Refusal>>, Refusal> {
+        let operation = Operation::Encrypt;
+        self.meter(caller, operation)?;
+        if let Err(refusal) = self.admit(caller, operation, items.len()) {
+            return Err(self.refuse(caller, operation, refusal).await);
+        }
+        let mut entry_items: Vec<Item> =
+            items.iter().map(|item| item_of(item.as_ref().ok().map(|item| &item.context))).collect();
+        let checked: Vec<Result<EncryptItem, Refusal>> = items
+            .into_iter()
+            .map(|item| item.and_then(|item| self.check_plaintext(item)))
+            .map(|item| item.and_then(|item| self.check_context(caller, operation, &item.context).map(|()| item)))
+            .collect();
+        let records: Vec<Option<Arc<str>>> = checked
+            .iter()
+            .zip(&entry_items)
+            .filter(|(item, _)| item.is_ok())
+            .map(|(_, entry_item)| entry_item.record_id.clone())
+            .collect();
+        let mut deks = self.keyring.by_record(&caller.tenant, &records, self.clock.now()).await.into_iter();
+
+        let mut changes = Vec::new();
+        let mut fresh = Vec::new();
+        let mut answers = Vec::with_capacity(checked.len());
+        for (item, entry_item) in checked.into_iter().zip(&mut entry_items) {
+            let answer = match item {
+                Err(refusal) => {
+                    entry_item.refused = Some(refusal.code);
+                    Err(refusal)
+                }
+                Ok(item) => match deks.next() {
+                    None => Err(ErrorCode::Internal.into()),
+                    Some(Err(error)) => Err(note_failure(entry_item, &error)),
+                    Some(Ok(RecordDek { id, held, fresh: row })) => {
+                        note_dek(entry_item, id, &held);
+                        if let Some(row) = row {
+                            changes.push(Change::InsertDek(row.clone()));
+                            fresh.push((row, held.clone()));
+                        }
+                        let binding = Binding::new(&caller.tenant.uid.0, id.as_bytes(), &item.context.digest());
+                        let token = seal(&held.dek, &binding, id.as_bytes(), item.plaintext.expose());
+                        Ok(Encrypted { ciphertext: token.encode(), key_version: held.key_version.clone() })
+                    }
+                },
+            };
+            answers.push(answer);
+        }
+        self.record(caller, operation, outcome_of(&entry_items), entry_items, changes).await?;
+        for (row, held) in &fresh {
+            self.keyring.admit(&caller.tenant, row, held);
+        }
+        Ok(answers)
+    }
+
+    /// Whether the caller may ever do this, and the call is not too large.
+    pub(super) fn admit(&self, caller: &Caller, operation: Operation, items: usize) -> Result<(), Refusal> {
+        self.authorize(caller, operation)?;
+        match items {
+            0 => Err(Refusal::because(ErrorCode::RequestMalformed, "The request has no items.")),
+            items if items > self.limits.items => Err(ErrorCode::TooManyItems.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the caller may do this with this context, and the context names its record where it must.
+    pub(super) fn check_context(&self, caller: &Caller, operation: Operation, context: &Context) -> Result<(), Refusal> {
+        if self.limits.require_record_id && context.get("record_id").is_none_or(str::is_empty) {
+            return Err(ErrorCode::RecordIdRequired.into());
+        }
+        match self.policy.allows(&caller.identity, operation, Some(context)) {
+            true => Ok(()),
+            false => Err(ErrorCode::PermissionDenied.into()),
+        }
+    }
+
+    fn check_plaintext(&self, item: EncryptItem) -> Result<EncryptItem, Refusal> {
+        match item.plaintext.expose().len() <= self.limits.plaintext_bytes {
+            true => Ok(item),
+            false => Err(ErrorCode::PlaintextTooLarge.into()),
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Rotation as a caller sees it: what it would cost, starting it, looking at it. The work itself is in
+//! `rotation_work`.
+
+use crate::kms::KmsError;
+use crate::model::{Caller, ErrorCode, Job, JobId, JobState, KeyVersion, Operation, Outcome, Progress, Refusal};
+use crate::store::Change;
+
+use super::App;
+use super::record::{log_kms, read_refusal};
+
+/// A rotation, planned or under way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rotation {
+    /// What a rotation would do now; nothing was changed.
+    Forecast {
+        /// The version that DEKs would be re-wrapped to.
+        target: KeyVersion,
+        /// How many would be.
+        deks: u64,
+        /// How many calls the KMS would see.
+        kms_calls: u64,
+    },
+    /// The job.
+    Job(Job),
+}
+
+impl App {
+    /// Starts the rotation job, or rejoins the one that is running; `dry_run` only says what it would do.
+    ///
+    /// # Errors
+    /// Not permitted, or the KMS or the database out of reach.
+    pub async fn rotate(&self, caller: &Caller, dry_run: bool) -> Result<Rotation, Refusal> {
+        let operation = Operation::Rotate;
+        if let Err(refusal) = self.authorize(caller, operation) {
+            return Err(self.refuse(caller, operation, refusal).await);
+        }
+        let target = match self.kms.current_version().await {
+            Ok(target) => target,
+            Err(error) => return Err(self.refuse(caller, operation, kms_refusal(&error)).await),
+        };
+        let total = self.store.deks_not_under(caller.tenant.uid, &target).await.map_err(read_refusal)?;
+        if dry_run {
+            self.record(caller, operation, Outcome::Ok, Vec::new(), Vec::new()).await?;
+            return Ok(Rotation::Forecast { target, deks: total, kms_calls: self.kms.rewrap_calls(total) });
+        }
+        let now = self.clock.now();
+        let job = Job {
+            id: JobId::new(),
+            state: JobState::Running,
+            target,
+            progress: Progress { total, ..Progress::default() },
+            stalled: None,
+            started_at: now,
+            updated_at: now,
+            finished_at: None,
+        };
+        let start = vec![Change::StartJob(job.clone())];
+        let applied = self.record(caller, operation, Outcome::Ok, Vec::new(), start).await?;
+        if applied.first() == Some(&1) {
+            return Ok(Rotation::Job(job));
+        }
+        // Another one is running: that is the rotation.
+        match self.store.latest_job(caller.tenant.uid).await.map_err(read_refusal)? {
+            Some(running) => Ok(Rotation::Job(running)),
+            None => Err(ErrorCode::Internal.into()),
+        }
+    }
+
+    /// A rotation of the caller's tenant, or the newest one when `id` is `None`.
+    ///
+    /// # Errors
+    /// Not permitted, no such rotation, or the database out of reach.
+    pub async fn rotation(&self, caller: &Caller, id: Option<JobId>) -> Result<Job, Refusal> {
+        self.authorize(caller, Operation::Rotate)?;
+        let found = match id {
+            Some(id) => self.store.job(caller.tenant.uid, id).await.map(|found| found.map(|(job, _)| job)),
+            None => self.store.latest_job(caller.tenant.uid).await,
+        };
+        found.map_err(read_refusal)?.ok_or_else(|| ErrorCode::RotationNotFound.into())
+    }
+}
+
+fn kms_refusal(error: &KmsError) -> Refusal {
+    log_kms(error);
+    error.class.code().into()
+}

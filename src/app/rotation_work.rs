@@ -1,0 +1,168 @@
+//! The rotation job: pages through a tenant's DEKs, re-wraps them in batches with the KMS's own operation, and updates a
+//! row only if it still holds what was read. Its place is in the database, so any replica can go on after a kill; a
+//! half-done rotation is a valid state, and a re-run touches nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use crate::audit::{Unit, pack};
+use crate::kms::{DekBinding, KmsErrorClass, Verdict};
+use crate::model::{
+    DekId, Entry, EntryId, Item, Job, JobId, JobState, Means, Operation, Source, Tenant, Wrapped,
+};
+use crate::store::{Change, DekRow};
+
+use super::App;
+use super::record::{item_of, log_kms, outcome_of};
+
+/// How long a replica that has died keeps a job from the others.
+const LEASE: Duration = Duration::from_secs(30);
+/// How long the job waits after a batch that the KMS or the database refused.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// What became of one batch.
+enum Step {
+    Advanced,
+    Finished,
+    /// The KMS or the database is out of reach; the place is kept.
+    Stalled,
+    /// Another replica works on it.
+    Lost,
+}
+
+impl App {
+    /// Works on every running job that no other replica holds, until all are done or `stop` is cancelled.
+    pub async fn work_on_rotations(&self, holder: Uuid, stop: &CancellationToken) {
+        let jobs = match self.store.running_jobs().await {
+            Ok(jobs) => jobs,
+            Err(_) => return,
+        };
+        for (tenant, id) in jobs {
+            while !stop.is_cancelled() {
+                match self.rotate_batch(&tenant, id, holder).await {
+                    Step::Advanced => {}
+                    Step::Finished | Step::Lost => break,
+                    Step::Stalled => {
+                        let _ = tokio::time::timeout(PAUSE, stop.cancelled()).await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn rotate_batch(&self, tenant: &Tenant, id: JobId, holder: Uuid) -> Step {
+        let lease = Change::LeaseJob { job: id, holder, lease: LEASE };
+        match self.committer.commit(Unit { tenant: tenant.uid, entry: None, changes: vec![lease] }).await {
+            Ok(applied) if applied.first() == Some(&1) => {}
+            Ok(_) => return Step::Lost,
+            Err(_) => return Step::Stalled,
+        }
+        let Ok(Some((mut job, after))) = self.store.job(tenant.uid, id).await else { return Step::Stalled };
+        if job.state == JobState::Done {
+            return Step::Finished;
+        }
+        let limit = u32::try_from(self.kms.batch_limit()).unwrap_or(u32::MAX);
+        let Ok(rows) = self.store.deks_after(tenant.uid, after, limit).await else { return Step::Stalled };
+        job.updated_at = self.clock.now();
+        let Some(last) = rows.last().map(|row| row.id) else {
+            job.state = JobState::Done;
+            job.stalled = None;
+            job.finished_at = Some(job.updated_at);
+            info!(rotation = %id, rewrapped = job.progress.rewrapped, failed = job.progress.failed, "rotation done");
+            return self.advance(tenant, job, holder, after, Vec::new(), Vec::new()).await;
+        };
+
+        let (old, current): (Vec<DekRow>, Vec<DekRow>) =
+            rows.into_iter().partition(|row| row.wrapped.key_version != job.target);
+        job.progress.skipped += current.len() as u64;
+        let wrapped: Vec<(DekBinding, Wrapped)> = old
+            .iter()
+            .map(|row| (DekBinding { tenant: tenant.uid, dek_id: row.id }, row.wrapped.clone()))
+            .collect();
+        let answers = match wrapped.is_empty() {
+            true => Vec::new(),
+            false => {
+                job.progress.kms_calls += self.kms.rewrap_calls(wrapped.len() as u64);
+                self.kms.rewrap(&wrapped, &job.target).await
+            }
+        };
+        // The key, not a DEK, is what failed: keep the place and say why nothing moves.
+        let failed = answers.iter().filter_map(|answer| answer.as_ref().err());
+        if let Some(error) = failed.into_iter().find(|error| error.class.verdict() != Verdict::Item) {
+            log_kms(error);
+            job.stalled = Some(error.class.code());
+            return match self.advance(tenant, job, holder, after, Vec::new(), Vec::new()).await {
+                Step::Lost => Step::Lost,
+                Step::Advanced | Step::Finished | Step::Stalled => Step::Stalled,
+            };
+        }
+        job.stalled = None;
+        let mut items = Vec::with_capacity(old.len());
+        let mut changes = Vec::with_capacity(old.len() + 1);
+        let mut rewrapped = Vec::with_capacity(old.len());
+        for (row, answer) in old.into_iter().zip(answers) {
+            let mut item = Item { record_id: row.record_id, dek_id: Some(row.id), ..item_of(None) };
+            match answer {
+                Ok(answer) => {
+                    item.key_version = Some(answer.value.key_version.clone());
+                    item.source = Some(Source::Kms);
+                    item.kms_request_id = answer.request_id;
+                    rewrapped.push(row.id);
+                    changes.push(Change::Rewrap { dek_id: row.id, from: row.wrapped, to: answer.value });
+                }
+                Err(error) => {
+                    warn!(dek_id = %row.id, class = ?error.class, "a DEK could not be re-wrapped");
+                    item.key_version = Some(row.wrapped.key_version);
+                    item.kms_request_id = error.request_id;
+                    item.refused = Some(KmsErrorClass::InvalidWrappedDek.code());
+                    job.progress.failed += 1;
+                }
+            }
+            items.push(item);
+        }
+        job.progress.rewrapped += rewrapped.len() as u64;
+        let step = self.advance(tenant, job, holder, Some(last), items, changes).await;
+        self.keyring.forget(tenant.uid, rewrapped);
+        step
+    }
+
+    async fn advance(
+        &self,
+        tenant: &Tenant,
+        job: Job,
+        holder: Uuid,
+        after: Option<DekId>,
+        items: Vec<Item>,
+        mut changes: Vec<Change>,
+    ) -> Step {
+        let finished = job.state == JobState::Done;
+        let entry = (!items.is_empty()).then(|| self.rotation_entry(job.id, items));
+        changes.push(Change::AdvanceJob { job, holder, after });
+        let unit = Unit { tenant: tenant.uid, entry: entry.as_ref().map(pack), changes };
+        match self.committer.commit(unit).await {
+            Ok(applied) if applied.last() != Some(&1) => Step::Lost,
+            Ok(_) if finished => Step::Finished,
+            Ok(_) => Step::Advanced,
+            Err(_) => Step::Stalled,
+        }
+    }
+
+    /// A batch's entry stands under the job: its id is the request id, as the call's that started it is its own.
+    fn rotation_entry(&self, job: JobId, items: Vec<Item>) -> Entry {
+        Entry {
+            id: EntryId::new(),
+            at: self.clock.now(),
+            operation: Operation::Rotate,
+            outcome: outcome_of(&items),
+            role: Arc::from("rotation"),
+            user: None,
+            means: Means::Operator,
+            request_id: Some(job.to_string()),
+            items,
+        }
+    }
+}
