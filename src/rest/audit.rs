@@ -8,9 +8,8 @@ use axum::response::Response;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::app::AuditQuery;
+use crate::app::{AuditQuery, EntryFilter};
 use crate::model::{Entry, ErrorCode, Item, Operation, Outcome, Refusal, RequestId, Source, Timestamp};
-use crate::store::EntryFilter;
 
 use super::Front;
 use super::body::{answer, caller};

@@ -10,8 +10,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::app::{DecryptItem, Decrypted, EncryptItem, Encrypted, context_of};
-use crate::crypto::{Plaintext, SecretText};
+use crate::app::{DecryptItem, Decrypted, EncryptItem, Encrypted, Plaintext, SecretText, context_of};
 use crate::model::{Caller, ErrorCode, Operation, Refusal, RequestId};
 
 use super::Front;
