@@ -161,7 +161,8 @@ fn replaced(text: &str, open: &str, close: &str, by: &str) -> String {
 
 /// The licence texts of all packages, some of which are bundled inside graphiql.js.
 fn licences(modules: &Path) -> Result<String, String> {
-    let mut texts = String::from("GraphiQL, React and the packages that they bundle, under their own licences.\n");
+    let mut texts =
+        String::from("GraphiQL, React and the packages that they bundle, under their own licences.\n");
     for entry in sorted(modules)? {
         let packages = match entry.file_name().and_then(|name| name.to_str()) {
             Some(name) if name.starts_with('.') => continue,
@@ -175,7 +176,8 @@ fn licences(modules: &Path) -> Result<String, String> {
                     continue;
                 }
                 let title = package.strip_prefix(modules).unwrap_or(package).display();
-                let text = String::from_utf8_lossy(&fs::read(&file).map_err(|error| error.to_string())?).into_owned();
+                let text = String::from_utf8_lossy(&fs::read(&file).map_err(|error| error.to_string())?)
+                    .into_owned();
                 write!(texts, "\n---- {title}\n\n{}\n", text.trim()).map_err(|error| error.to_string())?;
             }
         }

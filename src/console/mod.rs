@@ -9,8 +9,8 @@ use axum::extract::Path;
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
 use http::header::{
-    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, IF_NONE_MATCH, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
-    X_FRAME_OPTIONS,
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, IF_NONE_MATCH, REFERRER_POLICY,
+    X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
 use http::{HeaderMap, HeaderName, StatusCode};
 
@@ -105,7 +105,9 @@ mod tests {
     }
 
     fn ours() -> impl Iterator<Item = &'static File> {
-        FILES.iter().filter(|file| ["index.html", "console.js", "console.css", "icon.svg"].contains(&file.name))
+        FILES
+            .iter()
+            .filter(|file| ["index.html", "console.js", "console.css", "icon.svg"].contains(&file.name))
     }
 
     #[tokio::test]
@@ -149,7 +151,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_path_that_climbs_out_is_not_found() {
-        for path in ["/graphiql/..%2FCargo.toml", "/graphiql/../Cargo.toml", "/graphiql/%2e%2e%2f%2e%2e%2fetc%2fpasswd"] {
+        for path in [
+            "/graphiql/..%2FCargo.toml",
+            "/graphiql/../Cargo.toml",
+            "/graphiql/%2e%2e%2f%2e%2e%2fetc%2fpasswd",
+        ] {
             assert_eq!(get_path(path).await.status(), StatusCode::NOT_FOUND, "{path}");
         }
     }
@@ -164,7 +170,8 @@ mod tests {
     async fn a_browser_that_has_the_file_gets_no_body() {
         let first = get_path("/graphiql/console.css").await;
         let etag = first.headers()[ETAG].to_str().unwrap().to_owned();
-        let request = Request::get("/graphiql/console.css").header(IF_NONE_MATCH, format!("\"old\", W/{etag}"));
+        let request =
+            Request::get("/graphiql/console.css").header(IF_NONE_MATCH, format!("\"old\", W/{etag}"));
         let second = ask(request.body(Body::empty()).unwrap()).await;
         assert_eq!(second.status(), StatusCode::NOT_MODIFIED);
         assert_eq!(text(second).await, "");
