@@ -84,7 +84,8 @@ fn provide_libraries(web: &Path, out: &Path, libraries: &Path) -> Result<(), Str
     let project = out.join("npm");
     fs::create_dir_all(&project).map_err(said)?;
     for name in ["package.json", "package-lock.json", ".npmrc"] {
-        fs::copy(web.join(name), project.join(name)).map_err(said)?;
+        // Not `fs::copy`: a read-only checkout would make these read-only too.
+        fs::write(project.join(name), read(&web.join(name))?).map_err(said)?;
     }
     npm_ci(&project)?;
     take_libraries(&manifest, &project.join("node_modules"), libraries)?;
