@@ -1,5 +1,6 @@
 //! What the tests stand on: real servers, never a stand-in.
 
+pub mod private;
 pub mod server;
 pub mod shared_vault;
 
