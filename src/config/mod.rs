@@ -2,5 +2,7 @@
 //! whole before anything is reported, so that all mistakes come at once.
 
 mod env;
+mod store;
 
 pub use env::{Env, Mistake, Reader};
+pub use store::{Engine, Postgres, Store};
