@@ -5,10 +5,12 @@ mod dek_cache;
 mod env;
 mod limits;
 mod server;
+mod store;
 mod telemetry;
 
 pub use env::{Env, Mistake, Reader};
 pub use dek_cache::DekCache;
 pub use limits::Limits;
 pub use server::{Server, Tls};
+pub use store::{Engine, Postgres, Store};
 pub use telemetry::{LogFormat, Telemetry};
