@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::{Answer, DekBinding, Generated, ItemResult, Kms, KmsError, KmsErrorClass};
+use crate::config::Mistake;
 use crate::crypto::{Binding, Dek, Token, open, seal, sha256};
 use crate::model::{KeyVersion, Wrapped};
 
@@ -41,20 +42,26 @@ pub struct LocalKey {
 }
 
 impl LocalKey {
-    /// The key in this file, which may come to be later.
-    pub fn at(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into() }
+    /// The key in this file.
+    ///
+    /// # Errors
+    ///
+    /// A file that is not there, that others can read, or that is something else.
+    pub fn open(path: impl Into<PathBuf>) -> Result<Self, Mistake> {
+        let local = Self { path: path.into() };
+        Stored::read(&local.path).map_err(|error| local.mistake("cannot be used", &error))?;
+        Ok(local)
     }
 
     /// Makes a new key in a new file that only its owner can read.
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::AlreadyExists`] if there is a file, which stays as it is, or that of the file system.
-    pub fn create(path: impl Into<PathBuf>) -> io::Result<Self> {
-        let local = Self::at(path);
+    /// A file that is there already, which stays as it is, or that cannot be written.
+    pub fn create(path: impl Into<PathBuf>) -> Result<Self, Mistake> {
+        let local = Self { path: path.into() };
         let first = Stored { format: FORMAT.to_owned(), enabled: true, versions: vec![StoredVersion::generate(1)] };
-        first.write_new(&local.path)?;
+        first.write_new(&local.path).map_err(|error| local.mistake("cannot be made", &error))?;
         Ok(local)
     }
 
@@ -88,6 +95,11 @@ impl LocalKey {
     /// As [`Self::rotate`].
     pub fn enable(&self) -> io::Result<()> {
         self.change(|stored| stored.enabled = true)
+    }
+
+    fn mistake(&self, what: &str, error: &io::Error) -> Mistake {
+        let problem = format!("names the file {}, which {what}: {error}", self.path.display());
+        Mistake { variable: "BYOK_LOCAL_KEY_FILE".to_owned(), problem }
     }
 
     fn change(&self, change: impl FnOnce(&mut Stored)) -> io::Result<()> {
@@ -298,7 +310,9 @@ mod tests {
     #[test]
     fn a_key_is_never_overwritten() {
         let (_dir, key) = key();
-        assert_eq!(LocalKey::create(&key.path).err().unwrap().kind(), io::ErrorKind::AlreadyExists);
+        let before = std::fs::read(&key.path).unwrap();
+        assert!(LocalKey::create(&key.path).is_err());
+        assert_eq!(std::fs::read(&key.path).unwrap(), before);
     }
 
     #[tokio::test]
@@ -306,6 +320,7 @@ mod tests {
         let (_dir, key) = key();
         std::fs::set_permissions(&key.path, std::fs::Permissions::from_mode(0o644)).unwrap();
         assert_eq!(class(&key).await, Some(KmsErrorClass::Misconfigured));
+        assert!(LocalKey::open(&key.path).is_err());
     }
 
     #[tokio::test]
@@ -328,7 +343,7 @@ mod tests {
     #[tokio::test]
     async fn what_another_process_does_holds_at_once() {
         let (_dir, key) = key();
-        let other = LocalKey::at(&key.path);
+        let other = LocalKey::open(&key.path).unwrap();
         other.disable().unwrap();
         assert_eq!(class(&key).await, Some(KmsErrorClass::KeyDisabled));
         other.enable().unwrap();

@@ -78,7 +78,7 @@ impl VaultTransit {
     /// # Panics
     ///
     /// Outside a Tokio runtime, and when no process-wide TLS provider is installed.
-    pub fn connect(settings: VaultSettings) -> Result<Self, Mistake> {
+    pub fn new(settings: VaultSettings) -> Result<Self, Mistake> {
         let vault = Arc::new(Vault {
             transport: Transport::new(&settings)?,
             auth: Auth::new(settings.login),
