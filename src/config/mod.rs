@@ -6,6 +6,7 @@ mod env;
 mod kms;
 mod limits;
 mod server;
+mod store;
 mod telemetry;
 
 pub use env::{Env, Mistake, Reader};
@@ -13,4 +14,5 @@ pub use kms::{ClientCertificate, KeyVersionStrategy, Kms, SecretSource, VaultLog
 pub use dek_cache::DekCache;
 pub use limits::Limits;
 pub use server::{Server, Tls};
+pub use store::{Engine, Postgres, Store};
 pub use telemetry::{LogFormat, Telemetry};

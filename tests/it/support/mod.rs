@@ -1,5 +1,9 @@
 //! What the tests stand on: real servers, never a stand-in.
 
+pub mod postgres;
+pub mod private;
+pub mod proxy;
+pub mod rows;
 pub mod server;
 pub mod shared_vault;
 

@@ -17,7 +17,8 @@ pub const JWT_SECRET: &str = "a secret of the tests that is long enough for HS25
 /// A running `byok serve`. Ends with its value.
 pub struct TestServer {
     child: Child,
-    environment: Vec<(String, String)>,
+    /// What it runs with; takes effect at the next start.
+    pub environment: Vec<(String, String)>,
     /// `http://127.0.0.1:<port>`
     pub base: String,
     /// Everything that the server wrote to standard error.
@@ -45,8 +46,11 @@ impl TestServer {
 
     /// With more environment variables, which go before those of the tests.
     pub async fn with(more: &[(&str, &str)]) -> Self {
-        let key = VaultKey::create().await;
-        let database_url = create_database().await;
+        Self::on(VaultKey::create().await, create_database(&needed("DATABASE_URL")).await, more).await
+    }
+
+    /// On this key and database.
+    pub async fn on(key: VaultKey, database_url: String, more: &[(&str, &str)]) -> Self {
         let mut environment: Vec<(String, String)> = [
             ("DATABASE_URL", database_url.as_str()),
             ("BYOK_PROVIDER", "vault-transit"),
@@ -203,10 +207,10 @@ async fn serve(environment: &[(String, String)], logs: &Arc<Mutex<String>>) -> (
     }
 }
 
-async fn create_database() -> String {
-    let url = needed("DATABASE_URL");
+/// A database of a test's own on the server of this URL.
+pub async fn create_database(url: &str) -> String {
     let name = format!("byok_{}", uuid::Uuid::now_v7().simple());
-    let server = sqlx::PgPool::connect(&url).await.expect("the test server answers");
+    let server = sqlx::PgPool::connect(url).await.expect("the test server answers");
     sqlx::raw_sql(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&server).await.expect("a database can be made");
     server.close().await;
     let (address, _) = url.rsplit_once('/').expect("a URL with a database");

@@ -9,16 +9,21 @@ use super::needed;
 #[derive(Clone)]
 pub struct VaultKey {
     pub address: String,
+    root: String,
     pub token: String,
     pub name: String,
 }
 
 impl VaultKey {
-    /// A new key, with a token that may only encrypt, decrypt and rewrap with it, and read its versions.
+    /// A new key in the shared Vault.
     pub async fn create() -> Self {
-        let (address, root) = (needed("BYOK_TEST_VAULT_ADDR"), needed("BYOK_TEST_VAULT_TOKEN"));
+        Self::create_at(needed("BYOK_TEST_VAULT_ADDR"), needed("BYOK_TEST_VAULT_TOKEN")).await
+    }
+
+    /// A new key, with a token that may only encrypt, decrypt and rewrap with it, and read its versions.
+    pub async fn create_at(address: String, root: String) -> Self {
         let name = format!("k-{}", uuid::Uuid::now_v7().simple());
-        let key = Self { address, token: root, name };
+        let key = Self { address, token: root.clone(), root, name };
         key.admin(Method::POST, &format!("transit/keys/{}", key.name), json!({})).await;
         let rule = |path: String, rights: &str| format!("path \"transit/{path}/{}\" {{ capabilities = [{rights}] }}\n", key.name);
         let policy: String = ["encrypt", "decrypt", "rewrap", "datakey/plaintext"]
@@ -54,10 +59,11 @@ impl VaultKey {
         self.admin(Method::DELETE, &format!("transit/keys/{}", self.name), json!({})).await;
     }
 
-    async fn admin(&self, method: Method, path: &str, body: Value) -> Value {
+    /// A request with the root token.
+    pub async fn admin(&self, method: Method, path: &str, body: Value) -> Value {
         let request = reqwest::Client::new()
             .request(method, format!("{}/v1/{path}", self.address))
-            .header("X-Vault-Token", needed("BYOK_TEST_VAULT_TOKEN"))
+            .header("X-Vault-Token", &self.root)
             .json(&body);
         let response = request.send().await.expect("Vault answers");
         assert!(response.status().is_success(), "{path}: {}", response.status());
