@@ -1,3 +1,7 @@
 //! Dispatch only: the command line lives in `byok::cli`.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    byok::cli::run()
+}

@@ -1,1 +1,163 @@
-//! Logs, traces and metrics. Never holds a plaintext, a key or a provider's message.
+//! Logs, traces and metrics. Never holds a plaintext, a key, a token or a provider's message: what is logged of a request
+//! is its id, route, status, code and duration.
+
+use std::sync::atomic::AtomicI64;
+
+use opentelemetry::trace::TracerProvider as _;
+use opentelemetry_otlp::WithExportConfig as _;
+use opentelemetry_sdk::trace::SdkTracerProvider;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{Layer as _, fmt};
+
+use crate::config::{LogFormat, Telemetry};
+
+/// Keeps the trace exporter; its drop sends what is left.
+pub struct Guard(Option<SdkTracerProvider>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Some(provider) = &self.0 {
+            let _ = provider.shutdown();
+        }
+    }
+}
+
+/// Starts logs, and traces where an endpoint is configured. To be called once, inside the runtime.
+///
+/// # Errors
+/// A sentence for the operator: the filter or the endpoint is unusable, or logging was started before.
+pub fn start(settings: &Telemetry) -> Result<Guard, String> {
+    let filter: Targets = settings.filter.parse().map_err(|_| "BYOK_LOG: is not a log filter".to_owned())?;
+    let provider = settings.otlp_endpoint.as_deref().map(exporter).transpose()?;
+    let traces = provider
+        .as_ref()
+        .map(|provider| tracing_opentelemetry::layer().with_tracer(provider.tracer("byok")).with_filter(filter.clone()));
+    // Standard error: standard output belongs to what a command answers.
+    let lines = match settings.format {
+        LogFormat::Json => fmt::layer().json().flatten_event(true).with_writer(std::io::stderr).boxed(),
+        LogFormat::Text => fmt::layer().with_target(false).with_writer(std::io::stderr).boxed(),
+    };
+    tracing_subscriber::registry()
+        .with(traces)
+        .with(lines.with_filter(filter))
+        .try_init()
+        .map_err(|_| "logging was started before".to_owned())?;
+    Ok(Guard(provider))
+}
+
+fn exporter(endpoint: &str) -> Result<SdkTracerProvider, String> {
+    let exporter = opentelemetry_otlp::SpanExporter::builder()
+        .with_http()
+        .with_endpoint(format!("{}/v1/traces", endpoint.trim_end_matches('/')))
+        .with_protocol(opentelemetry_otlp::Protocol::HttpJson)
+        .build()
+        .map_err(|_| "OTEL_EXPORTER_OTLP_ENDPOINT: is not an address that traces can be sent to".to_owned())?;
+    opentelemetry::global::set_text_map_propagator(opentelemetry_sdk::propagation::TraceContextPropagator::new());
+    Ok(SdkTracerProvider::builder()
+        .with_batch_exporter(exporter)
+        .with_resource(opentelemetry_sdk::Resource::builder().with_service_name("byok").build())
+        .build())
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    route: String,
+    method: String,
+    status: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RouteLabels {
+    route: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CodeLabels {
+    kind: &'static str,
+}
+
+/// The metrics that `/metrics` shows. Labels are of closed sets: a route's template, never a path.
+pub struct Metrics {
+    registry: Registry,
+    requests: Family<RequestLabels, Counter>,
+    durations: Family<RouteLabels, Histogram>,
+    in_flight: Gauge,
+    refusals: Family<CodeLabels, Counter>,
+    cached_deks: Gauge<i64, AtomicI64>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("byok");
+        let requests = Family::<RequestLabels, Counter>::default();
+        let buckets = || Histogram::new([0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0]);
+        let durations = Family::new_with_constructor(buckets as fn() -> Histogram);
+        let (in_flight, cached_deks) = (Gauge::default(), Gauge::default());
+        let refusals = Family::<CodeLabels, Counter>::default();
+        registry.register("requests", "Requests answered", requests.clone());
+        registry.register("request_duration_seconds", "From the head of a request to its answer", durations.clone());
+        registry.register("requests_in_flight", "Requests being answered", in_flight.clone());
+        registry.register("errors", "Requests refused, by code", refusals.clone());
+        registry.register("deks_cached", "DEKs in memory, about", cached_deks.clone());
+        registry.register("build", "This binary", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+        Self { registry, requests, durations, in_flight, refusals, cached_deks }
+    }
+}
+
+impl Metrics {
+    /// A request has come.
+    pub fn began(&self) {
+        self.in_flight.inc();
+    }
+
+    /// A request has been answered, or given up.
+    pub fn ended(&self) {
+        self.in_flight.dec();
+    }
+
+    /// What was answered.
+    pub fn answered(&self, route: &str, method: &str, status: u16, code: Option<&'static str>, seconds: f64) {
+        let labels = RequestLabels { route: route.to_owned(), method: method.to_owned(), status };
+        self.requests.get_or_create(&labels).inc();
+        self.durations.get_or_create(&RouteLabels { route: route.to_owned() }).observe(seconds);
+        if let Some(kind) = code {
+            self.refusals.get_or_create(&CodeLabels { kind }).inc();
+        }
+    }
+
+    /// How many DEKs are in memory.
+    pub fn set_cached_deks(&self, count: u64) {
+        self.cached_deks.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// The text that Prometheus reads (OpenMetrics 1.0).
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        // Writing into a string does not fail.
+        let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_shows_in_the_metrics() {
+        let metrics = Metrics::default();
+        metrics.answered("/byok/encrypt", "POST", 403, Some("PERMISSION_DENIED"), 0.002);
+        let text = metrics.text();
+        assert!(text.contains(r#"byok_requests_total{route="/byok/encrypt",method="POST",status="403"} 1"#), "{text}");
+        assert!(text.contains(r#"byok_errors_total{kind="PERMISSION_DENIED"} 1"#), "{text}");
+    }
+}

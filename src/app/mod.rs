@@ -33,8 +33,9 @@ pub use encrypt::{EncryptItem, Encrypted};
 pub use health::{Health, HealthStatus};
 pub use rotate::Rotation;
 
-/// What the fronts hand in and get back: they name it here, and nothing else of `crypto`.
-pub use crate::crypto::Plaintext;
+// What the use cases take and give; the fronts know no other room below.
+pub use crate::crypto::{Context, Plaintext, SecretText};
+pub use crate::store::EntryFilter;
 
 /// What the use cases stand on.
 pub struct App {

@@ -99,7 +99,7 @@ impl App {
 
     /// Records that a whole call was refused, and refuses it. Where even that cannot be recorded, the caller learns that
     /// instead: a refusal that left no entry must not look like one that did.
-    pub(super) async fn refuse(&self, caller: &Caller, operation: Operation, refusal: Refusal) -> Refusal {
+    pub async fn refuse(&self, caller: &Caller, operation: Operation, refusal: Refusal) -> Refusal {
         match self.record(caller, operation, Outcome::Refused(refusal.code), Vec::new(), Vec::new()).await {
             Ok(_) => refusal,
             Err(unrecorded) => unrecorded,

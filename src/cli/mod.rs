@@ -1,1 +1,110 @@
-//! The command line: one file a subcommand.
+//! The command line: one file a subcommand. Only here, and in the server, do concrete providers and databases have
+//! names. Exit codes:
+//!
+//! | code | meaning |
+//! |---|---|
+//! | 0 | done |
+//! | 1 | it failed while running; the message says at what |
+//! | 2 | the command line is not understood |
+//! | 3 | the configuration has mistakes; each is named with its variable or file |
+//! | 4 | `doctor` found something that does not work |
+
+mod assemble;
+mod dev;
+mod doctor;
+mod migrate;
+mod rotate;
+mod schema;
+mod serve;
+mod token;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::Mistake;
+
+/// Field-level encryption for Hasura under a key that the customer holds in their own KMS.
+#[derive(Parser)]
+#[command(name = "byok", version, arg_required_else_help = true, propagate_version = true)]
+#[command(after_help = "Configuration comes from the environment; `byok doctor` checks it. \
+Exit codes: 0 done, 1 failed, 2 usage, 3 configuration, 4 doctor found a fault.")]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve GraphQL and REST
+    Serve,
+    /// Serve everything on this machine with no configuration: an SQLite file and a local key under ./.byok
+    Dev(dev::Arguments),
+    /// Bring the database's schema up to date
+    Migrate,
+    /// Re-wrap all DEKs under the current key version
+    Rotate(rotate::Arguments),
+    /// Print the GraphQL schema, or the OpenAPI document
+    Schema(schema::Arguments),
+    /// Mint a JWT for development
+    Token(token::Arguments),
+    /// Check configuration, database, roles and key: what is wrong, what it leaves unprotected, what to do
+    Doctor,
+}
+
+/// Why a command ended without being done.
+enum Failure {
+    /// The configuration has mistakes.
+    Configuration(Vec<Mistake>),
+    /// Something failed; the sentence says at what.
+    Running(String),
+    /// `doctor` found a fault, and has said so.
+    Unwell,
+}
+
+/// Runs the command that the process was called with.
+pub fn run() -> ExitCode {
+    let command = CommandLine::parse().command;
+    no_core_dumps();
+    // The process's one TLS provider. It fails only when one is there already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("byok: the runtime did not start: {error}");
+            return ExitCode::from(1);
+        }
+    };
+    let outcome = runtime.block_on(async {
+        match command {
+            Command::Serve => serve::run().await,
+            Command::Dev(arguments) => dev::run(arguments).await,
+            Command::Migrate => migrate::run().await,
+            Command::Rotate(arguments) => rotate::run(arguments).await,
+            Command::Schema(arguments) => schema::run(&arguments),
+            Command::Token(arguments) => token::run(&arguments),
+            Command::Doctor => doctor::run().await,
+        }
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Unwell) => ExitCode::from(4),
+        Err(Failure::Running(problem)) => {
+            eprintln!("byok: {problem}");
+            ExitCode::from(1)
+        }
+        Err(Failure::Configuration(mistakes)) => {
+            eprintln!("byok: the configuration has {} mistake(s):", mistakes.len());
+            mistakes.iter().for_each(|mistake| eprintln!("  {mistake}"));
+            ExitCode::from(3)
+        }
+    }
+}
+
+/// A core dump would hold DEKs and plaintexts. A process that is not dumpable cannot be traced by others either.
+fn no_core_dumps() {
+    let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
+    let _ = rustix::process::setrlimit(rustix::process::Resource::Core, none);
+    #[cfg(target_os = "linux")]
+    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+}

@@ -117,7 +117,9 @@ pub(super) fn aead_open(
     tag: [u8; TAG_BYTES],
 ) -> Option<()> {
     let nonce = aead::Nonce::assume_unique_for_key(nonce);
-    aead_key(key).open_in_place_separate_tag(nonce, aead::Aad::from(aad), aead::Tag::from(tag), in_out, 0..).ok()?;
+    aead_key(key)
+        .open_in_place_separate_tag(nonce, aead::Aad::from(aad), aead::Tag::from(tag), in_out, 0..)
+        .ok()?;
     Some(())
 }
 
@@ -161,6 +163,9 @@ mod tests {
 
     #[test]
     fn hmac_sha256_is_that_of_rfc_4231_case_2() {
-        assert_eq!(hmac_sha256(b"Jefe", b"what do ya want for nothing?")[..6], [0x5b, 0xdc, 0xc1, 0x46, 0xbf, 0x60]);
+        assert_eq!(
+            hmac_sha256(b"Jefe", b"what do ya want for nothing?")[..6],
+            [0x5b, 0xdc, 0xc1, 0x46, 0xbf, 0x60]
+        );
     }
 }

@@ -24,7 +24,7 @@
 
 use std::fmt;
 
-use zeroize::{Zeroize as _, Zeroizing};
+use zeroize::Zeroizing;
 
 use super::provider::{self, KEY_BYTES, NONCE_BYTES, TAG_BYTES, ct_eq, random, sha256_of};
 use super::secret::{Dek, Plaintext};
@@ -49,6 +49,11 @@ impl Binding {
     pub fn new(tenant_uid: &[u8; 16], dek_id: &[u8; 16], context_digest: &[u8; 32]) -> Self {
         Self { dek_id: *dek_id, transcript: sha256_of(&[SUITE, tenant_uid, dek_id, context_digest]) }
     }
+
+    #[cfg(test)]
+    pub(super) fn transcript(&self) -> &[u8; 32] {
+        &self.transcript
+    }
 }
 
 /// Seals `plaintext` under a key derived from `dek` and `binding`, with a fresh random nonce.
@@ -65,7 +70,12 @@ pub fn seal(dek: &Dek, binding: &Binding, dek_id: &[u8; 16], plaintext: &[u8]) -
 
 /// Seals with a given nonce. Apart from [`seal`], only test vectors may call it: a nonce used twice under one key gives
 /// away both plaintexts and GCM's authentication key.
-pub(super) fn seal_with_nonce(dek: &Dek, binding: &Binding, nonce: [u8; NONCE_BYTES], plaintext: &[u8]) -> Token {
+pub(super) fn seal_with_nonce(
+    dek: &Dek,
+    binding: &Binding,
+    nonce: [u8; NONCE_BYTES],
+    plaintext: &[u8],
+) -> Token {
     let keys = Keys::derive(dek, binding);
     // Room for the tag from the start: no growing, so no copy of the plaintext left behind in freed memory.
     let mut buffer = Vec::with_capacity(plaintext.len() + TAG_BYTES);
@@ -94,17 +104,20 @@ pub fn open(dek: &Dek, binding: &Binding, token: &Token) -> Result<Plaintext, De
 }
 
 /// What HKDF makes of a DEK and a binding.
-struct Keys {
-    encryption: Zeroizing<[u8; KEY_BYTES]>,
-    commitment: Zeroizing<[u8; KEY_BYTES]>,
+pub(super) struct Keys {
+    pub(super) encryption: Zeroizing<[u8; KEY_BYTES]>,
+    pub(super) commitment: Zeroizing<[u8; KEY_BYTES]>,
 }
 
 impl Keys {
-    fn derive(dek: &Dek, binding: &Binding) -> Self {
+    pub(super) fn derive(dek: &Dek, binding: &Binding) -> Self {
         let mut keys = Self { encryption: Zeroizing::new([0; _]), commitment: Zeroizing::new([0; _]) };
         let prk = provider::Prk::extract(&[], dek.expose());
-        for (label, out) in [(ENCRYPTION_LABEL, &mut keys.encryption), (COMMITMENT_LABEL, &mut keys.commitment)] {
-            prk.expand(&[label, &binding.transcript], &mut **out).expect("32 bytes are within what HKDF can give");
+        for (label, out) in
+            [(ENCRYPTION_LABEL, &mut keys.encryption), (COMMITMENT_LABEL, &mut keys.commitment)]
+        {
+            prk.expand(&[label, &binding.transcript], &mut **out)
+                .expect("32 bytes are within what HKDF can give");
         }
         keys
     }

@@ -64,7 +64,11 @@ impl Token {
     pub fn parse(text: &str) -> Result<Self, TokenError> {
         let text = text.as_bytes();
         let Some(body) = text.strip_prefix(Self::PREFIX.as_bytes()) else {
-            return Err(if has_other_version(text) { TokenError::UnsupportedVersion } else { TokenError::NotAToken });
+            return Err(if has_other_version(text) {
+                TokenError::UnsupportedVersion
+            } else {
+                TokenError::NotAToken
+            });
         };
         if body.len() > MAX_BODY_CHARACTERS {
             return Err(TokenError::TooLong);
@@ -80,8 +84,7 @@ impl Token {
         URL_SAFE_NO_PAD.decode_slice_unchecked(header, &mut bytes).map_err(|_| TokenError::NotCanonical)?;
         let ciphertext_and_tag = URL_SAFE_NO_PAD.decode(rest).map_err(|_| TokenError::NotCanonical)?;
 
-        let mut token =
-            Self { dek_id: [0; _], commitment: [0; _], nonce: [0; _], ciphertext_and_tag };
+        let mut token = Self { dek_id: [0; _], commitment: [0; _], nonce: [0; _], ciphertext_and_tag };
         let (dek_id, bytes) = bytes.split_at(DEK_ID_BYTES);
         let (commitment, nonce) = bytes.split_at(COMMITMENT_BYTES);
         token.dek_id.copy_from_slice(dek_id);
@@ -157,7 +160,12 @@ mod tests {
     use super::*;
 
     fn of_plaintext(bytes: usize) -> Token {
-        Token { dek_id: [1; 16], commitment: [2; 32], nonce: [3; 12], ciphertext_and_tag: vec![4; bytes + TAG_BYTES] }
+        Token {
+            dek_id: [1; 16],
+            commitment: [2; 32],
+            nonce: [3; 12],
+            ciphertext_and_tag: vec![4; bytes + TAG_BYTES],
+        }
     }
 
     #[test]

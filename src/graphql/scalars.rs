@@ -9,6 +9,7 @@ use crate::model::Timestamp;
 /// Any JSON value. The context takes a flat object whose values are strings.
 pub(super) struct Jsonb(pub(super) serde_json::Value);
 
+/// Any JSON value. The context takes a flat object whose values are strings.
 #[Scalar(name = "jsonb")]
 impl ScalarType for Jsonb {
     fn parse(value: Value) -> InputValueResult<Self> {
@@ -37,6 +38,7 @@ fn is_json(value: &Value) -> bool {
 #[derive(Clone, Copy)]
 pub(super) struct Timestamptz(pub(super) Timestamp);
 
+/// A moment, in RFC 3339.
 #[Scalar(name = "timestamptz")]
 impl ScalarType for Timestamptz {
     fn parse(value: Value) -> InputValueResult<Self> {
@@ -56,6 +58,7 @@ impl ScalarType for Timestamptz {
 #[derive(Clone, Copy)]
 pub(super) struct Bigint(pub(super) u64);
 
+/// A count that may go beyond the 32 bits of `Int`; a JSON number.
 #[Scalar(name = "bigint")]
 impl ScalarType for Bigint {
     fn parse(value: Value) -> InputValueResult<Self> {

@@ -8,19 +8,11 @@ use std::time::Duration;
 use dashmap::DashMap;
 use moka::sync::Cache as Moka;
 
+use crate::config::DekCache;
 use crate::crypto::{Dek, SealedDek, SealingKey};
 use crate::model::{DekId, KeyVersion, Source, TenantUid};
 
 use super::Held;
-
-/// How much is kept, and for how long.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CacheSettings {
-    /// `BYOK_DEK_CACHE_SECONDS`; zero turns the cache off.
-    pub time_to_live: Duration,
-    /// The most DEKs.
-    pub entries: u64,
-}
 
 /// A DEK as the cache and the flights hold it.
 pub(super) struct Sealed {
@@ -38,7 +30,7 @@ pub(super) struct Cache {
 }
 
 impl Cache {
-    pub(super) fn new(settings: CacheSettings) -> Self {
+    pub(super) fn new(settings: DekCache) -> Self {
         // moka refuses a time to live of zero only by never expiring; `on` is what turns the cache off.
         let time_to_live = settings.time_to_live.max(Duration::from_secs(1));
         Self {

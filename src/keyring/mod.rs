@@ -8,14 +8,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
 
+use crate::config::DekCache;
 use crate::crypto::Dek;
 use crate::kms::{DekBinding, Generated, Kms, KmsError, KmsErrorClass};
 use crate::model::{DekId, KeyVersion, Source, Tenant, TenantUid, Timestamp};
 use crate::store::{DekRow, ReadError, Store};
 
 use cache::{Cache, Sealed};
-
-pub use cache::CacheSettings;
 
 /// A DEK that may be used for the call at hand.
 pub struct Held {
@@ -62,7 +61,7 @@ pub struct Keyring {
 
 impl Keyring {
     /// Over this store and KMS.
-    pub fn new(store: Arc<dyn Store>, kms: Arc<dyn Kms>, settings: CacheSettings) -> Arc<Self> {
+    pub fn new(store: Arc<dyn Store>, kms: Arc<dyn Kms>, settings: DekCache) -> Arc<Self> {
         Arc::new(Self { store, kms, cache: Cache::new(settings), flights: Mutex::default() })
     }
 

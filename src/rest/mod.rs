@@ -1,1 +1,56 @@
-//! The REST front: translates between HTTP and the use cases, nothing else.
+//! The REST front: translates between HTTP and the use cases, nothing else. Field names are the seed's; errors are
+//! problem documents (RFC 9457). A body is read as JSON whatever its content type says, because only an `Authorization`
+//! header authenticates: there is no cookie that a foreign page could ride on.
+
+mod audit;
+mod body;
+mod crypt;
+mod health;
+mod openapi;
+mod problem;
+mod rotate;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::routing::{get, post};
+
+use crate::app::App;
+
+pub use health::MigrationState;
+pub use openapi::document;
+pub use problem::problem;
+
+/// What the handlers stand on.
+#[derive(Clone)]
+struct Front {
+    app: Arc<App>,
+    migrations: MigrationState,
+}
+
+/// The routes of the REST front.
+pub fn router(app: Arc<App>, migrations: MigrationState) -> Router {
+    let body_bytes = app.limits().body_bytes;
+    Router::new()
+        .route("/byok/encrypt", post(crypt::encrypt))
+        .route("/byok/encrypt/many", post(crypt::encrypt_many))
+        .route("/byok/decrypt", post(crypt::decrypt))
+        .route("/byok/decrypt/many", post(crypt::decrypt_many))
+        .route("/byok/rotate", post(rotate::start))
+        .route("/byok/rotate/{id}", get(rotate::show))
+        .route("/byok/audit", get(audit::page))
+        .route("/byok/health", get(health::health))
+        .route("/health", get(health::health))
+        .route("/healthz", get(health::health))
+        .route("/ready", get(health::ready))
+        .route("/readyz", get(health::ready))
+        .route("/live", get(health::live))
+        .route("/livez", get(health::live))
+        .route("/version", get(health::version))
+        .route("/capabilities", get(health::capabilities))
+        .route("/openapi.json", get(openapi::serve))
+        .layer(DefaultBodyLimit::max(body_bytes))
+        .method_not_allowed_fallback(problem::method_not_allowed)
+        .with_state(Front { app, migrations })
+}

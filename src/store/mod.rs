@@ -3,6 +3,15 @@
 //! shown and not committed; and a few small read traits. PostgreSQL and SQLite stand behind it, and run one conformance
 //! suite.
 
+mod failure;
+mod migration;
+mod open;
+pub mod postgres;
+mod row;
+mod shown;
+pub mod sqlite;
+mod statements;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,8 +19,14 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use crate::model::{
-    DekId, EntryId, Job, JobId, Means, Operation, Outcome, Salted, Tenant, TenantUid, Timestamp, Wrapped,
+    DekId, EntryId, Job, JobId, KeyVersion, Means, Operation, Outcome, Salted, Tenant, TenantUid, Timestamp,
+    Wrapped,
 };
+
+pub use migration::{MigrateError, MigrationReport};
+pub use open::{OpenError, open};
+pub use postgres::Postgres;
+pub use sqlite::Sqlite;
 
 /// A row of `np_byok_wrapped_deks`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,7 +64,7 @@ pub struct EntryRow {
     /// How many items the call had.
     pub item_count: u32,
     /// Record ids with their salts, as a JSON array with one element an item, in order: `["<record id>","<salt, base64>"]`,
-    /// or `null` where there is none or it was erased.
+    /// or `null` where there is none or it was erased. Read back it is the same JSON; white space may differ.
     pub records: String,
     /// The packed items.
     pub items: Vec<u8>,
@@ -95,6 +110,9 @@ pub enum Change {
 }
 
 /// What is committed at once, for one tenant: entries, changes, and later the fence that both stand under.
+///
+/// Committing the identical batch again never applies it twice: with entries, because the log has moved on and its place
+/// `base` holds the first of them; without, because each change is so made that doing it again does nothing more.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
     /// Whose.
@@ -116,7 +134,8 @@ pub struct Committed {
     pub applied: Vec<u64>,
 }
 
-/// Why a batch was not committed, as far as is known.
+/// Why a batch was not committed, as far as is known. It speaks of this try alone: after an earlier
+/// [`CommitError::Unknown`], only [`Committed`] or [`CommitError::Moved`] settles what became of the batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CommitError {
     /// Another replica has appended: the log's size is this now. Nothing was done.
@@ -128,7 +147,8 @@ pub enum CommitError {
     Unknown,
     /// The database is out of reach; nothing was done.
     Unavailable,
-    /// The database refused the batch (a constraint, a missing table or right); nothing was done, and a retry will not help.
+    /// The database refused the batch (a constraint, a missing table or right, a NUL in a text, an unknown tenant);
+    /// nothing was done, and a retry will not help.
     Rejected,
 }
 
@@ -184,13 +204,22 @@ pub trait DekReads {
     async fn deks(&self, tenant: TenantUid, ids: &[DekId]) -> Result<Vec<DekRow>, ReadError>;
 
     /// The newest DEK of each of these records, in any order; records without one are left out.
-    async fn deks_of_records(&self, tenant: TenantUid, records: &[Arc<str>]) -> Result<Vec<DekRow>, ReadError>;
+    async fn deks_of_records(
+        &self,
+        tenant: TenantUid,
+        records: &[Arc<str>],
+    ) -> Result<Vec<DekRow>, ReadError>;
 
     /// Up to `limit` rows with ids above `after`, in order of id.
-    async fn deks_after(&self, tenant: TenantUid, after: Option<DekId>, limit: u32) -> Result<Vec<DekRow>, ReadError>;
+    async fn deks_after(
+        &self,
+        tenant: TenantUid,
+        after: Option<DekId>,
+        limit: u32,
+    ) -> Result<Vec<DekRow>, ReadError>;
 
     /// How many DEKs are wrapped under another version than this.
-    async fn deks_not_under(&self, tenant: TenantUid, version: &crate::model::KeyVersion) -> Result<u64, ReadError>;
+    async fn deks_not_under(&self, tenant: TenantUid, version: &KeyVersion) -> Result<u64, ReadError>;
 }
 
 /// Reads of rotation jobs.
@@ -230,4 +259,55 @@ pub trait Store: TenantReads + DekReads + JobReads + AuditReads + Send + Sync {
 
     /// Whether the database answers.
     async fn ping(&self) -> Result<(), ReadError>;
+}
+
+/// What the database's own rules do not keep the serving role from. All `false` is the whole protection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Exposure {
+    /// It owns the audit table, its schema or the database, and so can drop them or turn the triggers off.
+    pub owns_audit: bool,
+    /// It is a superuser.
+    pub superuser: bool,
+    /// It holds the right to update, delete or truncate entries (which the triggers still refuse).
+    pub may_change_entries: bool,
+    /// A trigger that refuses changes of entries is missing or off.
+    pub unguarded: bool,
+    /// The server does not flush what it commits (`fsync` or `full_page_writes` is off).
+    pub volatile: bool,
+}
+
+impl Exposure {
+    /// Whether anything is left unprotected.
+    pub fn any(&self) -> bool {
+        *self != Self::default()
+    }
+}
+
+/// A database as its keeper sees it: what `serve`, `migrate`, `doctor` and health need beside [`Store`].
+#[async_trait]
+pub trait Database: Store {
+    /// Brings the schema to what this binary was built with; does nothing when it is there. Several processes may do so
+    /// at once. Goes through the migration URL where one is set, and then grants the serving role what it needs.
+    ///
+    /// # Errors
+    /// See [`MigrateError`]; a retry helps after [`MigrateError::Unavailable`] alone.
+    async fn migrate(&self) -> Result<MigrationReport, MigrateError>;
+
+    /// What stands of the schema, with nothing changed; [`MigrationReport::usable`] says whether it can be served.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    async fn schema(&self) -> Result<MigrationReport, ReadError>;
+
+    /// What the serving role is not kept from.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    async fn exposure(&self) -> Result<Exposure, ReadError>;
+
+    /// What the database needs done every day: the partitions of the coming months.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    async fn upkeep(&self) -> Result<(), ReadError>;
 }

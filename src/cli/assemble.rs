@@ -1,0 +1,145 @@
+//! From configuration to use cases: the one place that puts concrete providers and databases behind their seams.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::Failure;
+use crate::app::{App, Parts};
+use crate::audit::Committer;
+use crate::auth::{Authenticator, Policy};
+use crate::config::{Config, Env, Mistake, Reader};
+use crate::crypto;
+use crate::keyring::Keyring;
+use crate::kms::{Kms, LocalKey, VaultTransit};
+use crate::model::{Clock, SystemClock, Tenant, TenantUid};
+use crate::rest::MigrationState;
+use crate::store::{self, Batch, Change, CommitError, Database, MigrateError, MigrationReport};
+use crate::config;
+
+/// The tenant of the single-tenant form.
+const PRIMARY: &str = "primary";
+/// How long a start waits before it asks a database again that is out of reach.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Lanes of the committer; one tenant's commits are one after the other whatever their number.
+const LANES: usize = 4;
+
+/// What a server, or a command that works like one, stands on.
+pub(super) struct Assembled {
+    pub(super) app: Arc<App>,
+    pub(super) migrations: MigrationState,
+    pub(super) server: config::Server,
+    /// Fetches JWKs for as long as it runs, and does the database's daily upkeep.
+    pub(super) refresh: JoinHandle<()>,
+}
+
+/// Builds everything. Waits for a database that is out of reach; the KMS may be down.
+pub(super) async fn assemble(config: Config, stop: CancellationToken) -> Result<Assembled, Failure> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let (authenticator, policy) = identity(&config.auth, clock.clone())?;
+    let kms = provider(config.kms)?;
+    let database = open(&config.store).await?;
+    let report = migrated(&*database).await?;
+    let tenant = primary(&*database).await?;
+    let store: Arc<dyn store::Store> = database.clone();
+    let refresh = tokio::spawn(refresh(authenticator.clone(), database, stop));
+    let app = App::new(Parts {
+        tenant,
+        keyring: Keyring::new(store.clone(), kms.clone(), config.dek_cache),
+        committer: Committer::start(store.clone(), clock.clone(), LANES),
+        store,
+        kms,
+        authenticator,
+        policy,
+        limits: config.limits,
+        clock,
+    });
+    let migrations = MigrationState { applied: report.applied as usize, expected: report.expected as usize };
+    Ok(Assembled { app: Arc::new(app), migrations, server: config.server, refresh })
+}
+
+/// The database that the environment names, and nothing else.
+pub(super) async fn database_only(env: &Env) -> Result<Arc<dyn Database>, Failure> {
+    let mut reader = Reader::new(env);
+    let settings = config::Store::read(&mut reader, None);
+    match settings {
+        Some(settings) => open(&settings).await,
+        None => Err(Failure::Configuration(reader.into_mistakes())),
+    }
+}
+
+/// Who calls, and what they may do; reports the mistakes of both.
+pub(super) fn identity(settings: &config::Auth, clock: Arc<dyn Clock>) -> Result<(Arc<Authenticator>, Policy), Failure> {
+    let mut mistakes = Vec::new();
+    let authenticator = Authenticator::new(settings, clock).map_err(|found| mistakes.extend(found));
+    let policy = Policy::read(settings).map_err(|found| mistakes.extend(found));
+    match (authenticator, policy) {
+        (Ok(authenticator), Ok(policy)) => Ok((Arc::new(authenticator), policy)),
+        _ => Err(Failure::Configuration(mistakes)),
+    }
+}
+
+/// The KMS behind its seam. Sends nothing.
+pub(super) fn provider(settings: config::Kms) -> Result<Arc<dyn Kms>, Failure> {
+    let mistakes = |mistake: Mistake| Failure::Configuration(vec![mistake]);
+    Ok(match settings {
+        config::Kms::Vault(settings) => Arc::new(VaultTransit::new(*settings).map_err(mistakes)?),
+        config::Kms::Local(path) => Arc::new(LocalKey::open(&path).map_err(mistakes)?),
+    })
+}
+
+pub(super) async fn open(settings: &config::Store) -> Result<Arc<dyn Database>, Failure> {
+    store::open(settings).await.map_err(|error| Failure::Running(error.to_string()))
+}
+
+async fn migrated(database: &dyn Database) -> Result<MigrationReport, Failure> {
+    loop {
+        match database.migrate().await {
+            Ok(report) => return Ok(report),
+            Err(MigrateError::Unavailable) => warn!("the database is out of reach: trying again"),
+            Err(error) => return Err(Failure::Running(format!("the database cannot be used: {error}"))),
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// The tenant `primary`, made by whichever replica is first.
+async fn primary(database: &dyn Database) -> Result<Tenant, Failure> {
+    loop {
+        match database.tenant(PRIMARY).await {
+            Ok(Some(tenant)) => return Ok(tenant),
+            Ok(None) => {
+                let tenant = Tenant { uid: TenantUid(crypto::random()), name: PRIMARY.to_owned() };
+                let changes = vec![Change::CreateTenant(tenant.clone())];
+                let batch = Batch { tenant: tenant.uid, base: 0, entries: Vec::new(), changes };
+                match database.commit(&batch).await {
+                    Ok(_) => continue,
+                    Err(CommitError::Rejected) => return Err(Failure::Running("the database refuses to be written".to_owned())),
+                    Err(CommitError::Moved { .. } | CommitError::Unavailable | CommitError::Unknown) => {}
+                }
+            }
+            Err(store::ReadError::Rejected) => return Err(Failure::Running("the database refuses to be read".to_owned())),
+            Err(store::ReadError::Unavailable) => warn!("the database is out of reach: trying again"),
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+async fn refresh(authenticator: Arc<Authenticator>, database: Arc<dyn Database>, stop: CancellationToken) {
+    let upkeep = async {
+        loop {
+            if database.upkeep().await.is_err() {
+                warn!("the database's upkeep failed: trying again in an hour");
+            }
+            tokio::time::sleep(Duration::from_secs(3_600)).await;
+        }
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = authenticator.refresh_keys() => {}
+        () = upkeep => {}
+    }
+}

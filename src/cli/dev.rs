@@ -1,0 +1,153 @@
+//! `byok dev`: everything on this machine, with nothing to configure. An SQLite file, a local key, a JWT secret and a
+//! permissions file are made under `./.byok/` where they are not there; what the environment says goes before.
+
+use std::fs;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use clap::Args;
+use serde_json::json;
+
+use super::{Failure, serve};
+use crate::app::{App, EncryptItem, context_of};
+use crate::auth::{MintClaims, mint};
+use crate::config::{Config, Defaults, Env, LogFormat, Server};
+use crate::crypto::{self, Plaintext, SecretText};
+use crate::kms::LocalKey;
+use crate::model::{Clock as _, Identity, Means, RequestId, Session, SystemClock};
+
+const FOLDER: &str = ".byok";
+const USER: &str = "user-123";
+/// What the role `user` may do in development: its own records.
+const PERMISSIONS: &str = "\
+# Who may do what under `byok dev`; edit it and start again.
+roles:
+  admin: { all: true }
+  service: { encrypt: true, decrypt: true }
+  user:
+    encrypt: { when: { context.record_id: { _eq: X-Hasura-User-Id } } }
+    decrypt: { when: { context.record_id: { _eq: X-Hasura-User-Id } } }
+";
+
+/// How to serve.
+#[derive(Args)]
+pub(super) struct Arguments {
+    /// Where to listen; name 0.0.0.0:3741 for a Hasura in a container
+    #[arg(long, value_name = "ADDRESS:PORT", default_value_t = Server::DEFAULT_LISTEN)]
+    listen: SocketAddr,
+}
+
+pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
+    let folder = Path::new(FOLDER);
+    let failed = |error: std::io::Error| Failure::Running(format!("./{FOLDER}: {error}"));
+    if !folder.exists() {
+        fs::DirBuilder::new().mode(0o700).create(folder).map_err(failed)?;
+    }
+    let mut env = Env::of_process().with("BYOK_LISTEN", &arguments.listen.to_string());
+    if env.get("BYOK_PROVIDER").is_none() {
+        env = env.with("BYOK_PROVIDER", "local");
+    }
+    if env.get("BYOK_PROVIDER") == Some("local") && env.get("BYOK_LOCAL_KEY_FILE").is_none() {
+        let path = folder.join("local-key.json");
+        if !path.exists() {
+            LocalKey::create(&path).map_err(|mistake| Failure::Configuration(vec![mistake]))?;
+        }
+        env = env.with("BYOK_LOCAL_KEY_FILE", &path.display().to_string());
+    }
+    if env.get("BYOK_PERMISSIONS_FILE").is_none() {
+        let path = folder.join("permissions.yaml");
+        keep(&path, || PERMISSIONS.to_owned()).map_err(failed)?;
+        env = env.with("BYOK_PERMISSIONS_FILE", &path.display().to_string());
+    }
+    let mut secret = None;
+    if !env.is_set("HASURA_GRAPHQL_JWT_SECRET") && !env.is_set("HASURA_GRAPHQL_JWT_SECRETS") {
+        let made = || json!({ "type": "HS256", "key": URL_SAFE_NO_PAD.encode(crypto::random::<32>()) }).to_string();
+        let text = keep(&folder.join("jwt-secret.json"), made).map_err(failed)?;
+        env = env.with("HASURA_GRAPHQL_JWT_SECRET", &text);
+        secret = Some(SecretText::new(text));
+    } else if let Some(text) = env.get("HASURA_GRAPHQL_JWT_SECRET") {
+        secret = Some(SecretText::new(text.to_owned()));
+    }
+    let defaults = Defaults {
+        sqlite: Some(folder.join("byok.db")),
+        local_key: true,
+        console: true,
+        log_format: LogFormat::Text,
+    };
+    let config = Config::read(&env, &defaults).map_err(Failure::Configuration)?;
+    let scheme = if config.server.tls.is_some() { "https" } else { "http" };
+    let base = format!("{scheme}://{}", reachable(arguments.listen));
+    serve::serve(config, async |app| welcome(&app, &base, secret.as_ref()).await).await
+}
+
+/// The text of a file that is ours alone to read, made where it is not there.
+fn keep(path: &Path, make: impl FnOnce() -> String) -> std::io::Result<String> {
+    match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        Ok(mut file) => {
+            let text = make();
+            file.write_all(text.as_bytes())?;
+            Ok(text)
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => fs::read_to_string(PathBuf::from(path)),
+        Err(error) => Err(error),
+    }
+}
+
+/// The address that a browser on this machine can open.
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    match listen.ip().is_unspecified() {
+        true => SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), listen.port()),
+        false => listen,
+    }
+}
+
+async fn welcome(app: &Arc<App>, base: &str, secret: Option<&SecretText>) -> Result<(), Failure> {
+    println!("byok is ready: GraphiQL at {base}/graphiql, GraphQL at {base}/graphql, REST at {base}/byok");
+    let Some(secret) = secret else {
+        println!("JWTs come from your own HASURA_GRAPHQL_JWT_SECRETS.");
+        return Ok(());
+    };
+    let token = |role: &str, user: &str| {
+        let claims = MintClaims {
+            role: role.to_owned(),
+            allowed_roles: vec![role.to_owned()],
+            user: Some(user.to_owned()),
+            more: Vec::new(),
+            ttl: Duration::from_secs(30 * 24 * 3_600),
+        };
+        mint(secret, &claims, SystemClock.now()).ok()
+    };
+    let (Some(admin), Some(user)) = (token("admin", "admin"), token("user", USER)) else {
+        println!("JWTs come from your own identity provider: HASURA_GRAPHQL_JWT_SECRET holds no HMAC secret.");
+        return Ok(());
+    };
+    println!("ADMIN_TOKEN: {admin}");
+    println!("USER_TOKEN: {user}");
+    let call = |path: &str, body: String| {
+        println!("curl -X POST {base}/byok/{path} -H 'Authorization: Bearer {user}' -d '{body}'");
+    };
+    let context = json!({ "record_id": USER });
+    call("encrypt", json!({ "plaintext": "sensitive-data", "context": context }).to_string());
+    match sample(app).await {
+        Some(ciphertext) => call("decrypt", json!({ "ciphertext": ciphertext, "context": context }).to_string()),
+        None => println!("The key cannot be used now; `byok doctor` says why."),
+    }
+    let _ = std::io::stdout().flush();
+    Ok(())
+}
+
+/// A ciphertext of the sample user's, so that the line for decrypt works when it is pasted.
+async fn sample(app: &App) -> Option<String> {
+    let identity =
+        Identity { role: Arc::from("admin"), user: None, session: Session::default(), means: Means::Operator };
+    let caller = app.caller(identity, RequestId::fresh());
+    let context = context_of(Some(USER), None, None).ok()?;
+    let item = EncryptItem { plaintext: Plaintext::new(b"sensitive-data".to_vec()), context };
+    app.encrypt(&caller, vec![Ok(item)]).await.ok()?.pop()?.ok().map(|encrypted| encrypted.ciphertext)
+}

@@ -1,0 +1,192 @@
+//! `byok doctor`: checks configuration, database, roles and key, and says of each what is wrong, what it leaves
+//! unprotected and what to do. Changes nothing in the database; wraps and unwraps one DEK that is kept nowhere.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Failure, assemble};
+use crate::config::{Config, Defaults, Engine, Env};
+use crate::kms::{DekBinding, Kms, KmsErrorClass};
+use crate::model::{DekId, SystemClock, TenantUid};
+use crate::store::{Database, Exposure, ReadError};
+use crate::{config, crypto};
+
+/// How long the database and the key may take to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// One line a finding; counts what does not work.
+#[derive(Default)]
+struct Findings {
+    faults: usize,
+}
+
+impl Findings {
+    fn good(&mut self, what: &str) {
+        println!("ok    {what}");
+    }
+
+    /// It works, but leaves something unprotected.
+    fn open(&mut self, what: &str, remedy: &str) {
+        println!("warn  {what}\n      → {remedy}");
+    }
+
+    /// It does not work.
+    fn fault(&mut self, what: &str, remedy: &str) {
+        self.faults += 1;
+        println!("FAIL  {what}\n      → {remedy}");
+    }
+}
+
+pub(super) async fn run() -> Result<(), Failure> {
+    let mut findings = Findings::default();
+    let config = match Config::read(&Env::of_process(), &Defaults::serve()) {
+        Ok(config) => config,
+        Err(mistakes) => {
+            for mistake in &mistakes {
+                println!("FAIL  {mistake}");
+            }
+            return Err(Failure::Unwell);
+        }
+    };
+    findings.good("configuration: every variable is understood");
+    listener(&mut findings, &config.server);
+    identity(&mut findings, &config.auth);
+    database(&mut findings, &config.store).await;
+    key(&mut findings, config.kms).await;
+    match findings.faults {
+        0 => Ok(()),
+        _ => Err(Failure::Unwell),
+    }
+}
+
+fn listener(findings: &mut Findings, server: &config::Server) {
+    match (&server.tls, server.listen.ip().is_loopback()) {
+        (Some(_), _) => findings.good("listener: TLS"),
+        (None, true) => findings.good("listener: this machine only"),
+        (None, false) => findings.open(
+            "listener: plaintexts and tokens cross the network unencrypted, unless something in front ends TLS",
+            "set BYOK_TLS_CERT_FILE and BYOK_TLS_KEY_FILE, or keep the port inside a private network",
+        ),
+    }
+    if server.console {
+        findings.open("console: GraphiQL is served to everybody who reaches the port", "leave BYOK_CONSOLE unset in production");
+    }
+}
+
+fn identity(findings: &mut Findings, auth: &config::Auth) {
+    match assemble::identity(auth, Arc::new(SystemClock)) {
+        Ok(_) => findings.good("identity: JWT configuration and permissions are understood"),
+        Err(Failure::Configuration(mistakes)) => {
+            mistakes.iter().for_each(|mistake| findings.fault(&mistake.to_string(), "correct it; `serve` refuses it too"));
+        }
+        Err(Failure::Running(problem)) => findings.fault(&problem, "correct it; `serve` refuses it too"),
+        Err(Failure::Unwell) => {}
+    }
+    if auth.hasura_secrets.is_empty() {
+        findings.open(
+            "identity: no shared secret with Hasura: x-hasura-* headers are ignored, only JWTs and admin tokens count",
+            "set BYOK_HASURA_SECRET here and send it from Hasura, where Hasura authenticates by admin secret or webhook",
+        );
+    }
+    if !auth.require_exp {
+        findings.open("identity: JWTs without `exp` are good for ever", "leave BYOK_JWT_REQUIRE_EXP unset");
+    }
+}
+
+async fn database(findings: &mut Findings, settings: &config::Store) {
+    let database = match assemble::open(settings).await {
+        Ok(database) => database,
+        Err(Failure::Running(problem)) => return findings.fault(&problem, "correct DATABASE_URL"),
+        Err(Failure::Configuration(_) | Failure::Unwell) => return,
+    };
+    match tokio::time::timeout(PATIENCE, database.schema()).await {
+        Err(_) | Ok(Err(ReadError::Unavailable)) => {
+            return findings.fault("database: out of reach", "check DATABASE_URL and that the database runs");
+        }
+        Ok(Err(ReadError::Rejected)) => {
+            return findings.fault("database: it refuses to be read", "check the rights of DATABASE_URL's role");
+        }
+        Ok(Ok(report)) => match report.usable() {
+            Ok(()) => findings.good(&format!("database: {} of {} migrations applied", report.applied, report.expected)),
+            Err(error) => findings.fault(&format!("database: {error}"), "run `byok migrate`, or upgrade this binary"),
+        },
+    }
+    if let Engine::Postgres(postgres) = &settings.engine
+        && postgres.migration_url.is_none()
+    {
+        findings.open(
+            "database: one URL serves and migrates, so a stolen serving role owns the audit log",
+            "set BYOK_MIGRATION_DATABASE_URL to the owner's URL, and DATABASE_URL to a role that owns nothing",
+        );
+    }
+    exposure(findings, &*database).await;
+}
+
+async fn exposure(findings: &mut Findings, database: &dyn Database) {
+    let Ok(exposure) = database.exposure().await else {
+        return findings.fault("database: the serving role's rights cannot be read", "run `byok migrate` first");
+    };
+    let Exposure { owns_audit, superuser, may_change_entries, unguarded, volatile } = exposure;
+    let own = "serve with a role of its own that owns nothing, and set BYOK_MIGRATION_DATABASE_URL";
+    for (open, what, remedy) in [
+        (superuser, "database: the serving role is a superuser; nothing in the database protects the log from it", own),
+        (owns_audit, "database: the serving role owns the audit log and could drop it or its triggers", own),
+        (may_change_entries, "database: the serving role has the right to change entries; only triggers refuse it", own),
+        (unguarded, "database: a trigger that refuses changes of entries is missing or off", "run `byok migrate`, and find out who turned it off"),
+        (volatile, "database: fsync or full_page_writes is off, so a power cut loses acknowledged entries", "turn both on"),
+    ] {
+        if open {
+            findings.open(what, remedy);
+        }
+    }
+    if !exposure.any() {
+        findings.good("database: the serving role can neither change nor drop entries");
+    }
+}
+
+async fn key(findings: &mut Findings, settings: config::Kms) {
+    let kms = match assemble::provider(settings) {
+        Ok(kms) => kms,
+        Err(Failure::Configuration(mistakes)) => {
+            return mistakes.iter().for_each(|mistake| findings.fault(&mistake.to_string(), "correct it"));
+        }
+        Err(Failure::Running(problem)) => return findings.fault(&problem, "correct it"),
+        Err(Failure::Unwell) => return,
+    };
+    match tokio::time::timeout(PATIENCE, try_key(&*kms)).await {
+        Ok(Ok(version)) => findings.good(&format!("key: a DEK was wrapped and unwrapped under {version}")),
+        Ok(Err(class)) => findings.fault(&format!("key: {class:?}"), remedy(class)),
+        Err(_) => findings.fault("key: no answer", remedy(KmsErrorClass::Timeout)),
+    }
+    for warning in kms.exposure().await {
+        findings.open(warning.what, warning.remedy);
+    }
+}
+
+async fn try_key(kms: &dyn Kms) -> Result<String, KmsErrorClass> {
+    let binding = DekBinding { tenant: TenantUid(crypto::random()), dek_id: DekId::new() };
+    let made = kms.generate(&[binding]).await.pop().ok_or(KmsErrorClass::Internal)?.map_err(|error| error.class)?.value;
+    let version = made.wrapped.key_version.to_string();
+    let opened = kms.unwrap(&[(binding, made.wrapped)]).await.pop().ok_or(KmsErrorClass::Internal)?;
+    opened.map_err(|error| error.class)?;
+    Ok(version)
+}
+
+/// What an operator does about each class.
+fn remedy(class: KmsErrorClass) -> &'static str {
+    match class {
+        KmsErrorClass::AccessDenied => "grant our identity wrap and unwrap on this key in its policy",
+        KmsErrorClass::CredentialInvalid => "renew the credential: it is expired, revoked or wrong",
+        KmsErrorClass::Internal => "look at the KMS's own log: its answer was not one that its documentation describes",
+        KmsErrorClass::InvalidWrappedDek => "the KMS does not open what it has just made: check that one key answers by this name",
+        KmsErrorClass::KeyDisabled => "enable the key in the KMS",
+        KmsErrorClass::KeyNotFound => "check the key's name, the mount and the region",
+        KmsErrorClass::KeyPendingDeletion => "cancel the key's deletion in the KMS, while that is possible",
+        KmsErrorClass::KeyVersionUnavailable => "enable the key version, or lower the key's minimum version",
+        KmsErrorClass::Misconfigured => "check address, mount, namespace and key type",
+        KmsErrorClass::Sealed => "unseal Vault",
+        KmsErrorClass::Throttled => "raise the KMS's quota, or call it less often",
+        KmsErrorClass::Timeout => "check the path to the KMS, or raise BYOK_KMS_TIMEOUT_MS",
+        KmsErrorClass::Unreachable => "check the KMS's address, DNS, firewall and certificates",
+    }
+}

@@ -1,0 +1,84 @@
+//! `byok serve`: the server, until SIGTERM or SIGINT.
+
+use std::sync::Arc;
+
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use super::assemble::{Assembled, assemble};
+use super::Failure;
+use crate::config::{Config, Defaults, Env, Mistake, Tls};
+use crate::{server, telemetry, worker};
+
+pub(super) async fn run() -> Result<(), Failure> {
+    let config = Config::read(&Env::of_process(), &Defaults::serve()).map_err(Failure::Configuration)?;
+    serve(config, |_| std::future::ready(Ok(()))).await
+}
+
+/// Serves until a signal comes. `ready` is called once everything stands and the address is bound.
+pub(super) async fn serve<F, R>(config: Config, ready: F) -> Result<(), Failure>
+where
+    F: FnOnce(Arc<crate::app::App>) -> R,
+    R: Future<Output = Result<(), Failure>>,
+{
+    let _telemetry = telemetry::start(&config.telemetry).map_err(Failure::Running)?;
+    let stop = stop_on_signals()?;
+    let tls = config.server.tls.as_ref().map(acceptor).transpose()?;
+    let listener = TcpListener::bind(config.server.listen)
+        .await
+        .map_err(|error| Failure::Running(format!("BYOK_LISTEN: {} cannot be bound: {error}", config.server.listen)))?;
+    let address = listener.local_addr().map_err(|error| Failure::Running(error.to_string()))?;
+
+    let Assembled { app, migrations, server: settings, refresh } = tokio::select! {
+        assembled = assemble(config, stop.clone()) => assembled?,
+        () = stop.cancelled() => return Ok(()),
+    };
+    let router = server::router(app.clone(), migrations, &settings);
+    info!(%address, version = env!("CARGO_PKG_VERSION"), "listening");
+    let worker = worker::start(app.clone(), stop.clone());
+    let serving = tokio::spawn(server::serve(listener, tls, router, settings.drain, stop.clone()));
+    ready(app).await?;
+    let served = serving.await;
+    stop.cancel();
+    let _ = worker.await;
+    refresh.abort();
+    match served {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(Failure::Running(format!("the listener broke: {error}"))),
+        Err(_) => Err(Failure::Running("the server panicked".to_owned())),
+    }
+}
+
+fn stop_on_signals() -> Result<CancellationToken, Failure> {
+    let stop = CancellationToken::new();
+    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+        let mut signals = signal(kind).map_err(|error| Failure::Running(format!("signals cannot be had: {error}")))?;
+        let stop = stop.clone();
+        tokio::spawn(async move {
+            signals.recv().await;
+            stop.cancel();
+        });
+    }
+    Ok(stop)
+}
+
+fn acceptor(tls: &Tls) -> Result<TlsAcceptor, Failure> {
+    let mistake = |variable: &str, problem: &str| {
+        Failure::Configuration(vec![Mistake { variable: variable.to_owned(), problem: problem.to_owned() }])
+    };
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_file_iter(&tls.certificates).and_then(Iterator::collect);
+    let chain = chain.map_err(|_| mistake("BYOK_TLS_CERT_FILE", "holds no PEM certificates"))?;
+    let key = PrivateKeyDer::from_pem_file(&tls.key).map_err(|_| mistake("BYOK_TLS_KEY_FILE", "holds no PEM private key"))?;
+    let mut config = ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .map_err(|_| mistake("BYOK_TLS_KEY_FILE", "does not belong to the certificate"))?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}

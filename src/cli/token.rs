@@ -1,0 +1,66 @@
+//! `byok token`: a JWT for development, signed with the HMAC secret that the server verifies with.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use super::Failure;
+use crate::auth::{MintClaims, mint};
+use crate::config::{Env, Mistake, Reader};
+use crate::model::{Clock as _, SystemClock};
+
+/// What the token says.
+#[derive(Args)]
+pub(super) struct Arguments {
+    /// The default role; allowed as well
+    #[arg(long, default_value = "user")]
+    role: String,
+    /// Another role that may be chosen with X-Hasura-Role
+    #[arg(long = "allow", value_name = "ROLE")]
+    allowed: Vec<String>,
+    /// x-hasura-user-id
+    #[arg(long)]
+    user: Option<String>,
+    /// Another session variable, such as x-hasura-org-id=7
+    #[arg(long = "claim", value_name = "NAME=VALUE", value_parser = pair)]
+    claims: Vec<(String, String)>,
+    /// How long it is good for, in seconds
+    #[arg(long, default_value_t = 3_600, value_name = "SECONDS")]
+    ttl: u64,
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("takes NAME=VALUE")?;
+    let name = name.to_ascii_lowercase();
+    match name.starts_with("x-hasura-") {
+        true => Ok((name, value.to_owned())),
+        false => Err("the name of a session variable begins with x-hasura-".to_owned()),
+    }
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    const VARIABLE: &str = "HASURA_GRAPHQL_JWT_SECRET";
+    let env = Env::of_process();
+    let mut reader = Reader::new(&env);
+    let secret = reader.secret(VARIABLE);
+    let mistake = |problem: &str| Mistake { variable: VARIABLE.to_owned(), problem: problem.to_owned() };
+    let Some(secret) = secret else {
+        let mut mistakes = reader.into_mistakes();
+        if mistakes.is_empty() {
+            mistakes.push(mistake("is not set; it takes what Hasura takes, such as {\"type\":\"HS256\",\"key\":\"…\"}"));
+        }
+        return Err(Failure::Configuration(mistakes));
+    };
+    let mut allowed_roles = vec![arguments.role.clone()];
+    allowed_roles.extend(arguments.allowed.iter().cloned());
+    let claims = MintClaims {
+        role: arguments.role.clone(),
+        allowed_roles,
+        user: arguments.user.clone(),
+        more: arguments.claims.clone(),
+        ttl: Duration::from_secs(arguments.ttl),
+    };
+    let token = mint(&secret, &claims, SystemClock.now()).map_err(|problem| Failure::Configuration(vec![mistake(&problem)]))?;
+    println!("{token}");
+    Ok(())
+}

@@ -1,0 +1,67 @@
+//! Where the server listens.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::Reader;
+
+/// The files of inbound TLS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tls {
+    /// `BYOK_TLS_CERT_FILE`: the certificate chain, PEM.
+    pub certificates: PathBuf,
+    /// `BYOK_TLS_KEY_FILE`: its private key, PEM.
+    pub key: PathBuf,
+}
+
+/// The listener and its bounds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    /// `BYOK_LISTEN`: address and port.
+    pub listen: SocketAddr,
+    /// Inbound TLS, when both files are named.
+    pub tls: Option<Tls>,
+    /// `BYOK_REQUEST_TIMEOUT_SECONDS`: after that a request is answered `UNAVAILABLE`.
+    pub request_timeout: Duration,
+    /// `BYOK_DRAIN_SECONDS`: how long a stop waits for what is in flight.
+    pub drain: Duration,
+    /// `BYOK_CONSOLE`: whether GraphiQL is served.
+    pub console: bool,
+}
+
+impl Server {
+    /// The port that the seed names, on this machine only.
+    pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 3741);
+
+    /// Reads the section; `console` says whether GraphiQL is served when nothing else is said.
+    pub fn read(reader: &mut Reader<'_>, console: bool) -> Self {
+        let listen = match reader.text("BYOK_LISTEN").map(|text| text.parse()) {
+            None => Self::DEFAULT_LISTEN,
+            Some(Ok(listen)) => listen,
+            Some(Err(_)) => {
+                reader.mistake("BYOK_LISTEN", "is not an address and a port, such as `0.0.0.0:3741`");
+                Self::DEFAULT_LISTEN
+            }
+        };
+        let tls = match (reader.file("BYOK_TLS_CERT_FILE"), reader.file("BYOK_TLS_KEY_FILE")) {
+            (Some(certificates), Some(key)) => Some(Tls { certificates, key }),
+            (None, None) => None,
+            (Some(_), None) => {
+                reader.mistake("BYOK_TLS_KEY_FILE", "is not set beside BYOK_TLS_CERT_FILE");
+                None
+            }
+            (None, Some(_)) => {
+                reader.mistake("BYOK_TLS_CERT_FILE", "is not set beside BYOK_TLS_KEY_FILE");
+                None
+            }
+        };
+        Self {
+            listen,
+            tls,
+            request_timeout: Duration::from_secs(reader.number("BYOK_REQUEST_TIMEOUT_SECONDS", 30, 1..=600)),
+            drain: Duration::from_secs(reader.number("BYOK_DRAIN_SECONDS", 15, 0..=600)),
+            console: reader.flag("BYOK_CONSOLE", console),
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! The database.
+
+use std::path::{Path, PathBuf};
+
+use crate::crypto::SecretText;
+
+use super::Reader;
+
+/// Which database, and how to reach it.
+pub struct Store {
+    /// Which one.
+    pub engine: Engine,
+}
+
+/// A database that we know.
+pub enum Engine {
+    /// PostgreSQL, or what speaks like it.
+    Postgres(Postgres),
+    /// A file on this machine.
+    Sqlite {
+        /// The file; made when it is not there.
+        path: PathBuf,
+    },
+}
+
+/// How to reach PostgreSQL.
+pub struct Postgres {
+    /// `DATABASE_URL`: to serve with. TLS comes with it (`sslmode`, `sslrootcert`, `sslcert`, `sslkey`).
+    pub url: SecretText,
+    /// `BYOK_MIGRATION_DATABASE_URL`: to migrate with, as the tables' owner. Without it the serving role owns them.
+    pub migration_url: Option<SecretText>,
+    /// `BYOK_DATABASE_MAX_CONNECTIONS`: for each replica, from 2; a quarter of them commit, the rest read.
+    pub max_connections: u32,
+    /// `BYOK_DATABASE_PGBOUNCER`, or `pgbouncer=true` in the URL: no prepared statement and no session setting outlives
+    /// a transaction. Costs three round trips a call.
+    pub pgbouncer: bool,
+}
+
+const URL: &str = "DATABASE_URL";
+const OUR_URL: &str = "BYOK_DATABASE_URL";
+const MIGRATION_URL: &str = "BYOK_MIGRATION_DATABASE_URL";
+const TAKES: &str = "takes `postgres://user:password@host:port/database` or `sqlite://path`";
+
+/// What a URL may carry after its `?`; anything else would be ignored in silence by the driver.
+const PARAMETERS: [&str; 13] = [
+    "sslmode",
+    "ssl-mode",
+    "sslrootcert",
+    "ssl-root-cert",
+    "ssl-ca",
+    "sslcert",
+    "ssl-cert",
+    "sslkey",
+    "ssl-key",
+    "host",
+    "port",
+    "application_name",
+    "pgbouncer",
+];
+
+impl Store {
+    /// Reads the section. `default` is the SQLite file of a deployment that needs no configuration. `None` when there is
+    /// a mistake, which the reader then holds.
+    pub fn read(reader: &mut Reader<'_>, default: Option<&Path>) -> Option<Self> {
+        let variable = if reader.is_set(OUR_URL) { OUR_URL } else { URL };
+        let max_connections = reader.number("BYOK_DATABASE_MAX_CONNECTIONS", 16, 2..=1_000);
+        let pgbouncer = reader.flag("BYOK_DATABASE_PGBOUNCER", false);
+        let migration_url = reader.secret(MIGRATION_URL);
+        let migration_url_is_set = reader.is_set(MIGRATION_URL);
+
+        let url_is_set = reader.is_set(variable);
+        let Some(url) = reader.secret(variable) else {
+            if url_is_set {
+                return None;
+            }
+            let Some(path) = default else {
+                reader.mistake(variable, format!("is not set; it {TAKES}"));
+                return None;
+            };
+            return Some(Self { engine: Engine::Sqlite { path: path.to_owned() } });
+        };
+
+        if let Some(path) = sqlite_path(url.expose()) {
+            if path.is_empty() || path.contains(['?', ':']) {
+                reader.mistake(variable, "takes `sqlite://` and the path of a file, and nothing more");
+                return None;
+            }
+            if migration_url_is_set {
+                reader.mistake(
+                    MIGRATION_URL,
+                    format!("is set, but {variable} names an SQLite file, which has no roles"),
+                );
+                return None;
+            }
+            return Some(Self { engine: Engine::Sqlite { path: PathBuf::from(path) } });
+        }
+
+        let mut sound = is_postgres(reader, variable, url.expose());
+        if let Some(migration_url) = &migration_url {
+            sound &= is_postgres(reader, MIGRATION_URL, migration_url.expose());
+        }
+        let (url, asks_for_pgbouncer) = without_pgbouncer(&url);
+        let migration_url = migration_url.map(|url| without_pgbouncer(&url).0);
+        let pgbouncer = pgbouncer || asks_for_pgbouncer;
+        let postgres = Postgres { url, migration_url, max_connections, pgbouncer };
+        (sound && migration_url_is_set == postgres.migration_url.is_some())
+            .then_some(Self { engine: Engine::Postgres(postgres) })
+    }
+}
+
+fn sqlite_path(url: &str) -> Option<&str> {
+    url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:"))
+}
+
+fn is_postgres(reader: &mut Reader<'_>, variable: &str, url: &str) -> bool {
+    if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+        reader.mistake(variable, TAKES);
+        return false;
+    }
+    let names = parameters(url).map(|pair| pair.split_once('=').map_or(pair, |(name, _)| name));
+    let unknown: Vec<&str> = names.filter(|name| !PARAMETERS.contains(name)).collect();
+    for name in &unknown {
+        reader.mistake(
+            variable,
+            format!("has the parameter `{name}`, which is none of {}", PARAMETERS.join(", ")),
+        );
+    }
+    unknown.is_empty()
+}
+
+fn parameters(url: &str) -> impl Iterator<Item = &str> {
+    url.split_once('?').map_or("", |(_, query)| query).split('&').filter(|pair| !pair.is_empty())
+}
+
+/// The URL without our own parameter, and whether that was true.
+fn without_pgbouncer(url: &SecretText) -> (SecretText, bool) {
+    let text = url.expose();
+    let base = text.split_once('?').map_or(text, |(base, _)| base);
+    let kept: Vec<&str> = parameters(text).filter(|pair| !pair.starts_with("pgbouncer")).collect();
+    let separator = if kept.is_empty() { "" } else { "?" };
+    let asked = parameters(text).any(|pair| pair == "pgbouncer=true");
+    (SecretText::new(format!("{base}{separator}{}", kept.join("&"))), asked)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Env, Mistake};
+    use super::*;
+
+    fn read(pairs: &[(&str, &str)], default: Option<&Path>) -> (Option<Store>, Vec<Mistake>) {
+        let env = Env::from_pairs(pairs.iter().copied());
+        let mut reader = Reader::new(&env);
+        let store = Store::read(&mut reader, default);
+        (store, reader.into_mistakes())
+    }
+
+    fn postgres(pairs: &[(&str, &str)]) -> Postgres {
+        match read(pairs, None).0.map(|store| store.engine) {
+            Some(Engine::Postgres(postgres)) => postgres,
+            _ => panic!("no PostgreSQL"),
+        }
+    }
+
+    #[test]
+    fn our_own_variable_goes_before_the_common_one() {
+        let settings =
+            postgres(&[("DATABASE_URL", "postgres://a/b"), ("BYOK_DATABASE_URL", "postgres://c/d")]);
+        assert_eq!(settings.url.expose(), "postgres://c/d");
+    }
+
+    #[test]
+    fn pgbouncer_may_stand_in_the_url_and_does_not_reach_the_driver() {
+        let settings = postgres(&[("DATABASE_URL", "postgres://a/b?pgbouncer=true&sslmode=require")]);
+        assert!(settings.pgbouncer);
+        assert_eq!(settings.url.expose(), "postgres://a/b?sslmode=require");
+    }
+
+    #[test]
+    fn an_sqlite_url_names_a_file() {
+        for (url, expected) in [("sqlite://./a/b.db", "./a/b.db"), ("sqlite:///a/b.db", "/a/b.db")] {
+            match read(&[("DATABASE_URL", url)], None).0.map(|store| store.engine) {
+                Some(Engine::Sqlite { path }) => assert_eq!(path, Path::new(expected)),
+                _ => panic!("no SQLite"),
+            }
+        }
+    }
+
+    #[test]
+    fn without_a_url_the_default_file_is_taken_where_there_is_one() {
+        assert!(read(&[], Some(Path::new("x.db"))).0.is_some());
+        let (store, mistakes) = read(&[], None);
+        assert!(store.is_none());
+        assert_eq!(mistakes[0].variable, "DATABASE_URL");
+    }
+
+    #[test]
+    fn a_wrong_url_is_a_mistake_that_does_not_show_it() {
+        for url in
+            ["mysql://u:s3cret@h/d", "postgres://u:s3cret@h/d?sslpassword=s3cret", "sqlite://x?mode=s3cret"]
+        {
+            let (store, mistakes) = read(&[("DATABASE_URL", url)], None);
+            assert!(store.is_none(), "{url}");
+            assert_eq!(mistakes.len(), 1, "{url}");
+            assert!(!mistakes[0].to_string().contains("s3cret"));
+        }
+    }
+
+    #[test]
+    fn a_migration_url_without_roles_is_a_mistake() {
+        let (store, mistakes) = read(
+            &[("DATABASE_URL", "sqlite://x.db"), ("BYOK_MIGRATION_DATABASE_URL", "postgres://a/b")],
+            None,
+        );
+        assert!(store.is_none());
+        assert_eq!(mistakes[0].variable, "BYOK_MIGRATION_DATABASE_URL");
+    }
+}

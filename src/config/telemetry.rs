@@ -1,0 +1,39 @@
+//! Logs and traces.
+
+use super::Reader;
+
+/// The form of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// What is written where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Telemetry {
+    /// `BYOK_LOG_FORMAT`: `json` or `text`.
+    pub format: LogFormat,
+    /// `BYOK_LOG`: a filter such as `info` or `byok=debug,info`.
+    pub filter: String,
+    /// `OTEL_EXPORTER_OTLP_ENDPOINT`: where traces go (OTLP over HTTP, JSON); none are made without it.
+    pub otlp_endpoint: Option<String>,
+}
+
+impl Telemetry {
+    /// Reads the section; `format` is what stands when nothing else is said.
+    pub fn read(reader: &mut Reader<'_>, format: LogFormat) -> Self {
+        let filter = reader.text("BYOK_LOG").unwrap_or_else(|| "info".to_owned());
+        if filter.parse::<tracing_subscriber::filter::Targets>().is_err() {
+            reader.mistake("BYOK_LOG", "is not a log filter such as `info` or `byok=debug,info`");
+        }
+        let formats = [("json", LogFormat::Json), ("text", LogFormat::Text)];
+        Self {
+            format: reader.choice("BYOK_LOG_FORMAT", format, &formats),
+            filter,
+            otlp_endpoint: reader.text("OTEL_EXPORTER_OTLP_ENDPOINT"),
+        }
+    }
+}

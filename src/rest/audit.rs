@@ -1,0 +1,109 @@
+//! Reading the audit log.
+
+use axum::Extension;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
+use axum::http::HeaderMap;
+use axum::response::Response;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::app::{AuditQuery, EntryFilter};
+use crate::model::{Entry, ErrorCode, Item, Operation, Outcome, Refusal, RequestId, Source, Timestamp};
+
+use super::Front;
+use super::body::{answer, caller};
+use super::problem::problem;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Parameters {
+    from: Option<String>,
+    until: Option<String>,
+    operation: Option<String>,
+    outcome: Option<String>,
+    user: Option<String>,
+    record_id: Option<String>,
+    first: Option<u32>,
+    after: Option<String>,
+}
+
+pub(super) async fn page(
+    State(front): State<Front>,
+    Extension(request_id): Extension<RequestId>,
+    headers: HeaderMap,
+    parameters: Result<Query<Parameters>, QueryRejection>,
+) -> Response {
+    let caller = match caller(&front, &headers, request_id) {
+        Ok(caller) => caller,
+        Err(response) => return *response,
+    };
+    let query = match parameters {
+        Ok(Query(parameters)) => parameters.into_query(),
+        Err(_) => Err(malformed("The query string's parameters are not the ones that this operation takes.")),
+    };
+    let query = match query {
+        Ok(query) => query,
+        Err(refusal) => return problem(&front.app.refuse(&caller, Operation::Audit, refusal).await),
+    };
+    match front.app.audit(&caller, &query).await {
+        Err(refusal) => problem(&refusal),
+        Ok(page) => {
+            let next = page.entries.last().filter(|_| page.has_next).map(|(cursor, _)| cursor.clone());
+            let entries: Vec<Value> = page.entries.iter().map(|(_, entry)| shown(entry)).collect();
+            answer(200, &json!({ "entries": entries, "next": next }))
+        }
+    }
+}
+
+impl Parameters {
+    fn into_query(self) -> Result<AuditQuery, Refusal> {
+        let time = |text: Option<String>| match text {
+            None => Ok(None),
+            Some(text) => match Timestamp::parse(&text) {
+                Some(at) => Ok(Some(at)),
+                None => Err(malformed("A time must be RFC 3339, such as 2026-11-23T10:00:00Z.")),
+            },
+        };
+        let operation = match self.operation.as_deref().map(Operation::parse) {
+            Some(None) => return Err(malformed("There is no such operation.")),
+            known => known.flatten(),
+        };
+        let outcome = match self.outcome.as_deref().map(Outcome::parse) {
+            Some(None) => return Err(malformed("There is no such outcome.")),
+            known => known.flatten(),
+        };
+        let (user, record_id) = (self.user, self.record_id);
+        let filter = EntryFilter { from: time(self.from)?, until: time(self.until)?, operation, outcome, user, record_id };
+        Ok(AuditQuery { filter, first: self.first, after: self.after })
+    }
+}
+
+fn malformed(why: &'static str) -> Refusal {
+    Refusal::because(ErrorCode::RequestMalformed, why)
+}
+
+fn shown(entry: &Entry) -> Value {
+    json!({
+        "id": entry.id.to_string(),
+        "at": entry.at.to_string(),
+        "operation": entry.operation.as_str(),
+        "outcome": entry.outcome.as_str(),
+        "role": entry.role,
+        "user": entry.user,
+        "authenticated_by": entry.means.as_str(),
+        "request_id": entry.request_id,
+        "items": entry.items.iter().map(shown_item).collect::<Vec<_>>(),
+    })
+}
+
+fn shown_item(item: &Item) -> Value {
+    json!({
+        "record_id": item.record_id,
+        "dek_id": item.dek_id.map(|id| id.to_string()),
+        "key_version": item.key_version.as_ref().map(ToString::to_string),
+        "source": item.source.map(|source| match source { Source::Cache => "cache", Source::Kms => "kms" }),
+        "kms_request_id": item.kms_request_id,
+        "outcome": item.refused.map_or("OK", ErrorCode::as_str),
+    })
+}

@@ -1,0 +1,129 @@
+//! How a body is read: whole, bounded, as JSON. What is wrong with it is said without a piece of it.
+
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::http::{HeaderMap, HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use serde::de::{DeserializeOwned, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
+
+use crate::model::{Caller, ErrorCode, Refusal, RequestId};
+
+use super::Front;
+use super::problem::problem;
+
+/// Who calls, or the response that says why nobody does.
+pub(super) fn caller(front: &Front, headers: &HeaderMap, request_id: RequestId) -> Result<Caller, Box<Response>> {
+    front.app.authenticate(headers, request_id).map_err(|refusal| Box::new(problem(&refusal)))
+}
+
+/// Reads a JSON body of this shape.
+pub(super) fn read<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, Refusal> {
+    let bytes = body.map_err(|rejection| match rejection.into_response().status().as_u16() {
+        413 => Refusal::from(ErrorCode::BodyTooLarge),
+        _ => Refusal::because(ErrorCode::RequestMalformed, "The body did not arrive whole."),
+    })?;
+    let malformed = |why: &'static str| Refusal::because(ErrorCode::RequestMalformed, why);
+    if bytes.is_empty() {
+        return Err(malformed("The request has no body."));
+    }
+    if std::str::from_utf8(&bytes).is_err() {
+        return Err(malformed("The body is not UTF-8."));
+    }
+    serde_json::from_slice(&bytes).map_err(|error| match error.classify() {
+        serde_json::error::Category::Data => malformed("The body's fields are not the ones that this operation takes."),
+        serde_json::error::Category::Eof | serde_json::error::Category::Io | serde_json::error::Category::Syntax => {
+            malformed("The body is not JSON.")
+        }
+    })
+}
+
+/// A JSON answer that no cache may keep.
+pub(super) fn answer(status: u16, value: &impl Serialize) -> Response {
+    match serde_json::to_vec(value) {
+        Ok(bytes) => {
+            let status = axum::http::StatusCode::from_u16(status).unwrap_or_default();
+            let mut response = (status, bytes).into_response();
+            let headers = response.headers_mut();
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+            response
+        }
+        Err(_) => problem(&ErrorCode::Internal.into()),
+    }
+}
+
+/// The `context` of a body. A key that stands twice is seen here, where `serde_json`'s own map would drop one.
+#[derive(Default)]
+pub(super) struct ContextField {
+    value: Value,
+    twice: bool,
+}
+
+impl ContextField {
+    /// The value to make a context of.
+    pub(super) fn value(&self) -> Result<&Value, Refusal> {
+        match self.twice {
+            true => Err(Refusal::because(ErrorCode::ContextInvalid, "A context key stands twice.")),
+            false => Ok(&self.value),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for ContextField {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Pairs;
+        impl<'de> Visitor<'de> for Pairs {
+            type Value = ContextField;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a context")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ContextField, A::Error> {
+                let mut pairs = serde_json::Map::new();
+                let mut twice = false;
+                while let Some((key, value)) = map.next_entry::<String, Value>()? {
+                    twice |= pairs.insert(key, value).is_some();
+                }
+                Ok(ContextField { value: Value::Object(pairs), twice })
+            }
+
+            fn visit_unit<E>(self) -> Result<ContextField, E> {
+                Ok(ContextField::default())
+            }
+
+            fn visit_str<E>(self, _: &str) -> Result<ContextField, E> {
+                Ok(not_an_object())
+            }
+
+            fn visit_bool<E>(self, _: bool) -> Result<ContextField, E> {
+                Ok(not_an_object())
+            }
+
+            fn visit_i64<E>(self, _: i64) -> Result<ContextField, E> {
+                Ok(not_an_object())
+            }
+
+            fn visit_u64<E>(self, _: u64) -> Result<ContextField, E> {
+                Ok(not_an_object())
+            }
+
+            fn visit_f64<E>(self, _: f64) -> Result<ContextField, E> {
+                Ok(not_an_object())
+            }
+
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut list: A) -> Result<ContextField, A::Error> {
+                while list.next_element::<serde::de::IgnoredAny>()?.is_some() {}
+                Ok(not_an_object())
+            }
+        }
+        deserializer.deserialize_any(Pairs)
+    }
+}
+
+/// Any value that is no object: the context is refused with its own code, not as an unknown field.
+fn not_an_object() -> ContextField {
+    ContextField { value: Value::Bool(false), twice: false }
+}

@@ -1,0 +1,61 @@
+//! Health, under all the names that its askers use. None of it needs a caller, and none says more than calling would.
+
+use axum::extract::State;
+use axum::response::Response;
+use serde_json::json;
+
+use crate::app::HealthStatus;
+use crate::model::ErrorCode;
+
+use super::Front;
+use super::body::answer;
+
+/// What nSelf's tools wait for: how many migrations the database has, and how many this binary knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MigrationState {
+    /// Applied.
+    pub applied: usize,
+    /// Known to this binary.
+    pub expected: usize,
+}
+
+/// A real wrap and unwrap: 200 when the key works, 503 when not.
+pub(super) async fn health(State(front): State<Front>) -> Response {
+    let health = front.app.health().await;
+    let status = match health.status {
+        HealthStatus::Ok => 200,
+        HealthStatus::Degraded | HealthStatus::Revoked => 503,
+    };
+    answer(
+        status,
+        &json!({
+            "status": health.status.as_str(),
+            "database": if health.database { "OK" } else { "UNAVAILABLE" },
+            "key_version": health.key_version.map(|version| version.to_string()),
+            "error": health.error.map(ErrorCode::as_str),
+            "kms_latency_ms": health.kms_latency.map(|latency| latency.as_secs_f64() * 1_000.0),
+            "migrations": { "applied": front.migrations.applied, "expected": front.migrations.expected },
+        }),
+    )
+}
+
+/// Whether calls may be sent here: the database answers. A key that is turned off does not make the server unready.
+pub(super) async fn ready(State(front): State<Front>) -> Response {
+    match front.app.ready().await {
+        true => answer(200, &json!({ "status": "READY" })),
+        false => answer(503, &json!({ "status": "UNREADY" })),
+    }
+}
+
+/// Whether the process runs.
+pub(super) async fn live() -> Response {
+    answer(200, &json!({ "status": "LIVE" }))
+}
+
+pub(super) async fn version() -> Response {
+    answer(200, &json!({ "name": env!("CARGO_PKG_NAME"), "version": env!("CARGO_PKG_VERSION") }))
+}
+
+pub(super) async fn capabilities() -> Response {
+    answer(200, &json!({ "capabilities": ["encrypt", "decrypt", "reveal", "rotate", "audit", "health"] }))
+}

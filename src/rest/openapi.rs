@@ -1,0 +1,151 @@
+//! The OpenAPI 3.1 description of the REST front, made from the routes' own shapes and the one table of error codes.
+
+use axum::response::Response;
+use serde_json::{Map, Value, json};
+
+use crate::model::{ErrorCode, Operation};
+
+use super::body::answer;
+
+pub(super) async fn serve() -> Response {
+    answer(200, &document())
+}
+
+/// The description.
+pub fn document() -> Value {
+    let context = json!({
+        "type": ["object", "null"], "additionalProperties": { "type": "string" }, "maxProperties": 64,
+        "description": "What the ciphertext is bound to; the same is needed to decrypt. Must hold `record_id`.",
+        "examples": [{ "record_id": "user-123" }],
+    });
+    let encoding = json!({ "enum": ["UTF8", "BASE64", null], "description": "How the plaintext stands in JSON; UTF8 when absent." });
+    let flat = |says: &str| json!({ "type": ["string", "null"], "description": says });
+    let text = json!({ "type": "string" });
+    let nullable = json!({ "type": ["string", "null"] });
+    let count = json!({ "type": "integer", "minimum": 0 });
+    let error = json!({ "type": "object", "required": ["code", "message", "retryable"], "properties": {
+        "code": { "$ref": "#/components/schemas/ErrorCode" }, "message": text, "retryable": { "type": "boolean" } } });
+    let input = |value: &str| json!({ "type": "object", "additionalProperties": false, "required": [value], "properties": {
+        value: text, "context": context, "encoding": encoding,
+        "record_id": flat("The context key `record_id`."), "field": flat("The context key `field`.") } });
+    let many = |of: &str| json!({ "type": "object", "additionalProperties": false, "required": ["items"], "properties": {
+        "items": { "type": "array", "minItems": 1, "items": { "$ref": of } } } });
+    let many_answers = |of: &str| json!({ "type": "object", "required": ["items"], "properties": { "items": { "type": "array",
+        "items": { "oneOf": [{ "$ref": of }, { "type": "object", "required": ["error"], "properties": { "error": error } }] } } } });
+    let schemas = json!({
+        "ErrorCode": { "enum": ErrorCode::ALL.iter().map(|code| code.as_str()).collect::<Vec<_>>(), "description": code_table() },
+        "Problem": { "type": "object", "required": ["type", "title", "status", "code", "retryable"], "properties": {
+            "type": text, "title": text, "status": count, "detail": text, "retryable": { "type": "boolean" },
+            "code": { "$ref": "#/components/schemas/ErrorCode" } } },
+        "EncryptRequest": input("plaintext"),
+        "EncryptManyRequest": many("#/components/schemas/EncryptRequest"),
+        "EncryptAnswer": { "type": "object", "required": ["ciphertext", "key_version"], "properties": {
+            "ciphertext": { "type": "string", "pattern": "^byok:v1:[A-Za-z0-9_-]+$" }, "key_version": text } },
+        "EncryptManyAnswer": many_answers("#/components/schemas/EncryptAnswer"),
+        "DecryptRequest": input("ciphertext"),
+        "DecryptManyRequest": many("#/components/schemas/DecryptRequest"),
+        "DecryptAnswer": { "type": "object", "required": ["plaintext"], "properties": { "plaintext": text } },
+        "DecryptManyAnswer": many_answers("#/components/schemas/DecryptAnswer"),
+        "RotateRequest": { "type": "object", "additionalProperties": false, "properties": {
+            "dry_run": { "type": ["boolean", "null"], "description": "Say what a rotation would do, and change nothing." } } },
+        "Forecast": { "type": "object", "required": ["dry_run", "target", "deks", "kms_calls"], "properties": {
+            "dry_run": { "const": true }, "target": text, "deks": count, "kms_calls": count } },
+        "Rotation": { "type": "object", "properties": {
+            "id": text, "state": { "enum": ["RUNNING", "DONE"] }, "target": text, "total": count, "rewrapped": count,
+            "skipped": count, "failed": count, "kms_calls": count, "stalled": nullable, "started_at": text,
+            "updated_at": text, "finished_at": nullable } },
+        "AuditPage": { "type": "object", "required": ["entries", "next"], "properties": {
+            "entries": { "type": "array", "items": { "$ref": "#/components/schemas/Entry" } },
+            "next": { "type": ["string", "null"], "description": "Pass it as `after` to read on." } } },
+        "Entry": { "type": "object", "properties": {
+            "id": text, "at": text, "operation": { "enum": Operation::ALL.map(Operation::as_str) }, "outcome": text, "role": text,
+            "user": nullable, "authenticated_by": text, "request_id": nullable,
+            "items": { "type": "array", "items": { "type": "object", "properties": {
+                "record_id": nullable, "dek_id": nullable, "key_version": nullable, "source": { "enum": ["cache", "kms", null] },
+                "kms_request_id": nullable, "outcome": text } } } } },
+        "Health": { "type": "object", "properties": {
+            "status": { "enum": ["OK", "DEGRADED", "REVOKED"] }, "database": { "enum": ["OK", "UNAVAILABLE"] },
+            "key_version": nullable, "error": nullable, "kms_latency_ms": { "type": ["number", "null"] },
+            "migrations": { "type": "object", "properties": { "applied": count, "expected": count } } } },
+    });
+    let query = |name: &str, schema: Value| json!({ "name": name, "in": "query", "required": false, "schema": schema });
+    let paths = json!({
+        "/byok/encrypt": { "post": post("Encrypt one value", "EncryptRequest", 200, "EncryptAnswer", true) },
+        "/byok/encrypt/many": { "post": post("Encrypt many values", "EncryptManyRequest", 200, "EncryptManyAnswer", true) },
+        "/byok/decrypt": { "post": post("Decrypt one value", "DecryptRequest", 200, "DecryptAnswer", true) },
+        "/byok/decrypt/many": { "post": post("Decrypt many values", "DecryptManyRequest", 200, "DecryptManyAnswer", true) },
+        "/byok/rotate": { "post": {
+            "summary": "Re-wrap all DEKs under the current key version", "security": [{ "bearer": [] }],
+            "requestBody": body("RotateRequest", false),
+            "responses": { "200": content("A forecast (`dry_run`)", "Forecast"), "202": content("The job", "Rotation"), "default": refused() } } },
+        "/byok/rotate/{id}": { "get": {
+            "summary": "How far a rotation is", "security": [{ "bearer": [] }],
+            "parameters": [{ "name": "id", "in": "path", "required": true, "schema": text }],
+            "responses": { "200": content("The job", "Rotation"), "default": refused() } } },
+        "/byok/audit": { "get": {
+            "summary": "Read the audit log, newest entries first", "security": [{ "bearer": [] }],
+            "parameters": [
+                query("from", json!({ "type": "string", "format": "date-time" })), query("until", json!({ "type": "string", "format": "date-time" })),
+                query("operation", json!({ "enum": Operation::ALL.map(Operation::as_str) })), query("outcome", text.clone()),
+                query("user", text.clone()), query("record_id", text.clone()),
+                query("first", json!({ "type": "integer", "minimum": 1, "maximum": 500, "default": 50 })), query("after", text.clone())],
+            "responses": { "200": content("A page", "AuditPage"), "default": refused() } } },
+        "/byok/health": { "get": {
+            "summary": "Whether the key works: a real wrap and unwrap, at most once in five seconds",
+            "responses": { "200": content("It works", "Health"), "503": content("It does not", "Health") } } },
+    });
+    json!({
+        "openapi": "3.1.0",
+        "info": { "title": "byok", "version": env!("CARGO_PKG_VERSION"), "license": { "name": "MIT OR Apache-2.0", "identifier": "MIT OR Apache-2.0" },
+            "description": "Field-level encryption under a key that the customer holds in their own KMS." },
+        "paths": paths,
+        "components": { "schemas": schemas, "securitySchemes": { "bearer": { "type": "http", "scheme": "bearer",
+            "description": "A JWT with Hasura's claims, or an admin token." } } },
+    })
+}
+
+fn post(summary: &str, takes: &str, status: u16, gives: &str, required: bool) -> Value {
+    let mut responses = Map::new();
+    responses.insert(status.to_string(), content("Done", gives));
+    responses.insert("default".to_owned(), refused());
+    json!({ "summary": summary, "security": [{ "bearer": [] }], "requestBody": body(takes, required), "responses": responses })
+}
+
+fn body(schema: &str, required: bool) -> Value {
+    json!({ "required": required, "content": { "application/json": { "schema": reference(schema) } } })
+}
+
+fn content(description: &str, schema: &str) -> Value {
+    json!({ "description": description, "content": { "application/json": { "schema": reference(schema) } } })
+}
+
+fn refused() -> Value {
+    json!({ "description": "Refused; `code` says why.", "content": { "application/problem+json": { "schema": reference("Problem") } } })
+}
+
+fn reference(schema: &str) -> Value {
+    json!({ "$ref": format!("#/components/schemas/{schema}") })
+}
+
+fn code_table() -> String {
+    let line = |code: &ErrorCode| {
+        let retry = if code.retryable() { "a retry may help" } else { "a retry does not help" };
+        format!("- `{}` ({}, {retry}): {} {}", code.as_str(), code.http_status(), code.message(), code.remedy())
+    };
+    ErrorCode::ALL.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reference_leads_somewhere() {
+        let document = document();
+        let text = document.to_string();
+        for reference in text.split("#/components/schemas/").skip(1) {
+            let name = reference.split('"').next().unwrap();
+            assert!(document["components"]["schemas"].get(name).is_some(), "{name}");
+        }
+    }
+}

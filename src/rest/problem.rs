@@ -1,0 +1,39 @@
+//! Refusals as problem documents (RFC 9457), made from the one table of error codes.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+use crate::model::{ErrorCode, Refusal};
+
+/// The response for a refusal. It carries the [`ErrorCode`] as an extension, for the metrics.
+pub fn problem(refusal: &Refusal) -> Response {
+    let code = refusal.code;
+    let status = StatusCode::from_u16(code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let document = json!({
+        "type": format!("urn:byok:error:{}", code.as_str()),
+        "title": code.message(),
+        "status": code.http_status(),
+        "code": code.as_str(),
+        "detail": refusal.message,
+        "retryable": code.retryable(),
+    });
+    let mut response = (status, document.to_string()).into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if status == StatusCode::UNAUTHORIZED {
+        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    if let Some(delay) = refusal.retry_after {
+        // Rounded up: a client that comes back exactly then must not be too early.
+        let seconds = delay.as_secs() + u64::from(delay.subsec_nanos() > 0);
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+    }
+    response.extensions_mut().insert(code);
+    response
+}
+
+pub(super) async fn method_not_allowed() -> Response {
+    problem(&ErrorCode::MethodNotAllowed.into())
+}

@@ -1,0 +1,91 @@
+//! Starting and watching a rotation.
+
+use axum::Extension;
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, HeaderValue, header};
+use axum::response::Response;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::app::Rotation;
+use crate::model::{ErrorCode, Job, Operation, RequestId};
+
+use super::Front;
+use super::body::{answer, caller, read};
+use super::problem::problem;
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RotateBody {
+    #[serde(default)]
+    dry_run: Option<bool>,
+}
+
+pub(super) async fn start(
+    State(front): State<Front>,
+    Extension(request_id): Extension<RequestId>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    let caller = match caller(&front, &headers, request_id) {
+        Ok(caller) => caller,
+        Err(response) => return *response,
+    };
+    let body = match body {
+        Ok(bytes) if bytes.is_empty() => Ok(RotateBody::default()),
+        body => read::<RotateBody>(body),
+    };
+    let dry_run = match body {
+        Ok(body) => body.dry_run.unwrap_or(false),
+        Err(refusal) => return problem(&front.app.refuse(&caller, Operation::Rotate, refusal).await),
+    };
+    match front.app.rotate(&caller, dry_run).await {
+        Err(refusal) => problem(&refusal),
+        Ok(Rotation::Forecast { target, deks, kms_calls }) => {
+            answer(200, &json!({ "dry_run": true, "target": target.to_string(), "deks": deks, "kms_calls": kms_calls }))
+        }
+        Ok(Rotation::Job(job)) => {
+            let mut response = answer(202, &shown(&job));
+            if let Ok(location) = HeaderValue::from_str(&format!("/byok/rotate/{}", job.id)) {
+                response.headers_mut().insert(header::LOCATION, location);
+            }
+            response
+        }
+    }
+}
+
+pub(super) async fn show(
+    State(front): State<Front>,
+    Extension(request_id): Extension<RequestId>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Response {
+    let caller = match caller(&front, &headers, request_id) {
+        Ok(caller) => caller,
+        Err(response) => return *response,
+    };
+    let Ok(id) = id.parse() else { return problem(&ErrorCode::RotationNotFound.into()) };
+    match front.app.rotation(&caller, Some(id)).await {
+        Ok(job) => answer(200, &shown(&job)),
+        Err(refusal) => problem(&refusal),
+    }
+}
+
+fn shown(job: &Job) -> Value {
+    json!({
+        "id": job.id.to_string(),
+        "state": job.state.as_str(),
+        "target": job.target.to_string(),
+        "total": job.progress.total,
+        "rewrapped": job.progress.rewrapped,
+        "skipped": job.progress.skipped,
+        "failed": job.progress.failed,
+        "kms_calls": job.progress.kms_calls,
+        "stalled": job.stalled.map(ErrorCode::as_str),
+        "started_at": job.started_at.to_string(),
+        "updated_at": job.updated_at.to_string(),
+        "finished_at": job.finished_at.map(|at| at.to_string()),
+    })
+}

@@ -1,0 +1,121 @@
+//! What a database's error means: was anything done, and can it be tried again. The error itself goes no further than
+//! a log line with its code; its message may quote a value.
+
+use sqlx::Error;
+
+use super::{CommitError, ReadError};
+
+/// What an error says about the statement that it answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// The database answered: refused for good, nothing done.
+    Refused,
+    /// The database answered: not now, nothing done (a lock, a time limit, no room).
+    NotNow,
+    /// There was no answer: it may have been done.
+    Lost,
+}
+
+impl Failure {
+    /// Of an error; logs its code.
+    pub(super) fn of(error: &Error) -> Self {
+        let failure = Self::classify(error);
+        match failure {
+            Self::Refused => tracing::error!(cause = cause(error), "the database refused a statement"),
+            Self::NotNow | Self::Lost => {
+                tracing::warn!(cause = cause(error), "the database did not answer as it should")
+            }
+        }
+        failure
+    }
+
+    fn classify(error: &Error) -> Self {
+        match error {
+            Error::Database(error) => match error.code().as_deref() {
+                Some(code) if code.len() == 5 => Self::of_sqlstate(code),
+                Some(code) => code.parse().map_or(Self::Refused, Self::of_sqlite),
+                None => Self::Refused,
+            },
+            Error::Io(_) | Error::Tls(_) | Error::Protocol(_) | Error::WorkerCrashed => Self::Lost,
+            Error::PoolTimedOut | Error::PoolClosed | Error::BeginFailed => Self::NotNow,
+            _ => Self::Refused,
+        }
+    }
+
+    /// PostgreSQL, appendix A. A server that is going down (57P, 08) may have committed before it said so.
+    fn of_sqlstate(code: &str) -> Self {
+        match code {
+            // serialization_failure, deadlock_detected, lock_not_available, query_canceled (a time limit),
+            // idle_in_transaction_session_timeout, read_only_sql_transaction (a standby, during a failover)
+            "40001" | "40P01" | "55P03" | "57014" | "25P03" | "25006" => Self::NotNow,
+            _ if code.starts_with("57P") || code.starts_with("08") => Self::Lost,
+            // insufficient_resources, system_error
+            _ if code.starts_with("53") || code.starts_with("58") => Self::NotNow,
+            _ => Self::Refused,
+        }
+    }
+
+    /// SQLite's result codes; the low byte is the primary one.
+    fn of_sqlite(code: i32) -> Self {
+        match code & 0xff {
+            // BUSY, LOCKED, NOMEM, IOERR, FULL, CANTOPEN
+            5 | 6 | 7 | 10 | 13 | 14 => Self::NotNow,
+            _ => Self::Refused,
+        }
+    }
+}
+
+/// A name for an error that holds no value: its code and constraint, or its kind.
+pub(super) fn cause(error: &Error) -> String {
+    match error {
+        Error::Database(error) => {
+            let code = error.code().unwrap_or_default();
+            error.constraint().map_or_else(|| code.to_string(), |constraint| format!("{code} {constraint}"))
+        }
+        Error::Io(error) => format!("{:?}", error.kind()),
+        Error::Tls(_) => "TLS".to_owned(),
+        Error::Protocol(_) => "protocol".to_owned(),
+        Error::PoolTimedOut => "no connection in time".to_owned(),
+        Error::ColumnDecode { index, .. } => format!("column {index} has another form"),
+        Error::Configuration(_) => "configuration".to_owned(),
+        _ => "driver".to_owned(),
+    }
+}
+
+impl From<Failure> for ReadError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Refused => Self::Rejected,
+            Failure::NotNow | Failure::Lost => Self::Unavailable,
+        }
+    }
+}
+
+/// Of a statement that was about to be made durable.
+impl From<Failure> for CommitError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Refused => Self::Rejected,
+            Failure::NotNow => Self::Unavailable,
+            Failure::Lost => Self::Unknown,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_goes_down_leaves_the_outcome_open() {
+        assert_eq!(Failure::of_sqlstate("57P01"), Failure::Lost);
+        assert_eq!(Failure::of_sqlstate("57014"), Failure::NotNow);
+        assert_eq!(Failure::of_sqlstate("23505"), Failure::Refused);
+    }
+
+    #[test]
+    fn sqlite_extended_codes_count_as_their_primary_code() {
+        assert_eq!(Failure::of_sqlite(5 | (2 << 8)), Failure::NotNow);
+        assert_eq!(Failure::of_sqlite(2067), Failure::Refused);
+    }
+}

@@ -1,0 +1,228 @@
+//! Migrations: which there are, and what the applied ones mean for this binary. Each names the oldest schema level that
+//! can still serve the schema after it; a binary's level is its own last migration. So the release before goes on while
+//! the next one migrates, and a binary refuses only a schema that has left it behind.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use sqlx::SqlSafeStr;
+use sqlx::migrate::MigrationType;
+
+use super::row::{Columns, number, there};
+
+/// One step of the schema. Its text is never changed once released.
+pub(super) struct Migration {
+    /// Its number: 1, 2, 3.
+    pub(super) version: u32,
+    /// Its name, as in the file's.
+    pub(super) name: &'static str,
+    /// The oldest level that can serve the schema after this step.
+    pub(super) oldest_reader: u32,
+    /// What it does.
+    pub(super) sql: &'static str,
+}
+
+impl Migration {
+    /// SHA-384 of the text.
+    pub(super) fn checksum(&self) -> Vec<u8> {
+        let (version, name) = (i64::from(self.version), Cow::Borrowed(self.name));
+        let migration = sqlx::migrate::Migration::new(
+            version,
+            name,
+            MigrationType::Simple,
+            self.sql.into_sql_str(),
+            false,
+        );
+        migration.checksum.into_owned()
+    }
+}
+
+/// A row of `np_byok_migrations`.
+pub(super) struct Applied {
+    version: u32,
+    checksum: Vec<u8>,
+    oldest_reader: u32,
+}
+
+/// `version, checksum, oldest_reader`.
+pub(super) fn applied(row: &impl Columns) -> Result<Applied, sqlx::Error> {
+    Ok(Applied { version: number(row, 0)?, checksum: there(row.bytes(1)?)?, oldest_reader: number(row, 2)? })
+}
+
+/// What stands of the schema.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MigrationReport {
+    /// How many migrations of this binary the schema has.
+    pub applied: u32,
+    /// How many this binary has.
+    pub expected: u32,
+    /// How many were applied just now.
+    pub ran: u32,
+    /// The oldest level that the schema still serves.
+    pub oldest_reader: u32,
+}
+
+impl MigrationReport {
+    /// Of what is applied; `known` is in order, from 1.
+    pub(super) fn of(known: &[Migration], applied: &[Applied]) -> Self {
+        let expected = level(known);
+        Self {
+            applied: u32::try_from(applied.iter().filter(|row| row.version <= expected).count())
+                .unwrap_or(expected),
+            expected,
+            ran: 0,
+            oldest_reader: applied.iter().map(|row| row.oldest_reader).max().unwrap_or(0),
+        }
+    }
+
+    /// Whether this binary can serve the schema.
+    ///
+    /// # Errors
+    /// [`MigrateError::LeftBehind`] when the schema is too new for it, [`MigrateError::Behind`] when it is too old.
+    pub fn usable(&self) -> Result<(), MigrateError> {
+        if self.oldest_reader > self.expected {
+            return Err(MigrateError::LeftBehind { binary: self.expected, needed: self.oldest_reader });
+        }
+        if self.applied < self.expected {
+            return Err(MigrateError::Behind { applied: self.applied, expected: self.expected });
+        }
+        Ok(())
+    }
+}
+
+/// What is still to be applied, in order.
+pub(super) fn missing<'m>(
+    known: &'m [Migration],
+    applied: &[Applied],
+) -> Result<Vec<&'m Migration>, MigrateError> {
+    let report = MigrationReport::of(known, applied);
+    if report.oldest_reader > report.expected {
+        return Err(MigrateError::LeftBehind { binary: report.expected, needed: report.oldest_reader });
+    }
+    let mut missing = Vec::new();
+    for migration in known {
+        match applied.iter().find(|row| row.version == migration.version) {
+            None => missing.push(migration),
+            Some(row) if row.checksum == migration.checksum() => {}
+            Some(_) => return Err(MigrateError::Changed { version: migration.version }),
+        }
+    }
+    Ok(missing)
+}
+
+fn level(known: &[Migration]) -> u32 {
+    known.last().map_or(0, |migration| migration.version)
+}
+
+/// Why the schema is not as this binary needs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MigrateError {
+    /// The database is out of reach; a retry may help.
+    Unavailable,
+    /// The role may not make tables here.
+    Denied,
+    /// The schema has left this binary behind.
+    LeftBehind {
+        /// This binary's level.
+        binary: u32,
+        /// The oldest level that can serve the schema.
+        needed: u32,
+    },
+    /// The schema lacks migrations that this binary needs.
+    Behind {
+        /// How many it has.
+        applied: u32,
+        /// How many it needs.
+        expected: u32,
+    },
+    /// The text of a migration differs from what was applied.
+    Changed {
+        /// Its number.
+        version: u32,
+    },
+    /// The database refused a migration; the code is the database's own.
+    Failed {
+        /// Its number; 0 for what surrounds the migrations.
+        version: u32,
+        /// Such as SQLSTATE 42P07.
+        code: String,
+    },
+}
+
+impl fmt::Display for MigrateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unavailable => f.write_str("the database is out of reach"),
+            Self::Denied => f.write_str(
+                "the role may not create tables; set BYOK_MIGRATION_DATABASE_URL, or run `byok migrate` with a role that may",
+            ),
+            Self::LeftBehind { binary, needed } => write!(
+                f,
+                "the schema is too new for this binary: it takes level {needed}, this one has {binary}; deploy a newer one"
+            ),
+            Self::Behind { applied, expected } => {
+                write!(f, "the schema has {applied} of {expected} migrations; run `byok migrate`")
+            }
+            Self::Changed { version } => write!(
+                f,
+                "migration {version} was applied in another form than this binary has; it is of another build"
+            ),
+            Self::Failed { version, code } => write!(f, "migration {version} was refused by the database ({code})"),
+        }
+    }
+}
+
+impl std::error::Error for MigrateError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KNOWN: &[Migration] = &[
+        Migration { version: 1, name: "one", oldest_reader: 1, sql: "SELECT 1" },
+        Migration { version: 2, name: "two", oldest_reader: 1, sql: "SELECT 2" },
+    ];
+
+    fn row(version: u32, oldest_reader: u32) -> Applied {
+        let checksum =
+            KNOWN.iter().find(|known| known.version == version).map(Migration::checksum).unwrap_or_default();
+        Applied { version, checksum, oldest_reader }
+    }
+
+    #[test]
+    fn only_what_is_missing_is_to_be_applied() {
+        let versions = |applied: &[Applied]| -> Vec<u32> {
+            missing(KNOWN, applied).unwrap().iter().map(|migration| migration.version).collect()
+        };
+        assert_eq!(versions(&[]), [1, 2]);
+        assert_eq!(versions(&[row(1, 1)]), [2]);
+    }
+
+    #[test]
+    fn a_newer_schema_that_still_takes_this_binary_is_served() {
+        let applied = [row(1, 1), row(2, 1), row(3, 2)];
+        assert!(missing(KNOWN, &applied).unwrap().is_empty());
+        assert_eq!(MigrationReport::of(KNOWN, &applied).usable(), Ok(()));
+    }
+
+    #[test]
+    fn a_schema_that_has_left_this_binary_behind_is_refused() {
+        let applied = [row(1, 1), row(2, 1), row(3, 3)];
+        let left_behind = MigrateError::LeftBehind { binary: 2, needed: 3 };
+        assert_eq!(missing(KNOWN, &applied).err(), Some(left_behind.clone()));
+        assert_eq!(MigrationReport::of(KNOWN, &applied).usable(), Err(left_behind));
+    }
+
+    #[test]
+    fn an_older_schema_is_not_served() {
+        let report = MigrationReport::of(KNOWN, &[row(1, 1)]);
+        assert_eq!(report.usable(), Err(MigrateError::Behind { applied: 1, expected: 2 }));
+    }
+
+    #[test]
+    fn a_migration_that_was_changed_after_it_was_applied_is_found() {
+        let mut changed = row(1, 1);
+        changed.checksum[0] ^= 1;
+        assert_eq!(missing(KNOWN, &[changed]).err(), Some(MigrateError::Changed { version: 1 }));
+    }
+}

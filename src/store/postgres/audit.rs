@@ -1,0 +1,51 @@
+//! Reads of the audit log.
+
+use async_trait::async_trait;
+
+use crate::model::TenantUid;
+
+use super::super::row::{entry, signed};
+use super::super::{AuditReads, EntryFilter, PlacedEntry, ReadError};
+use super::{Postgres, moment, statements};
+
+statements! {
+    /// The bounds in time are written so that partitions outside are not even looked at.
+    ENTRIES = "
+        SELECT seq, at, id, operation, outcome, means, role, user_id, user_salt, user_hmac, request_id, request_salt,
+            request_hmac, item_count::int8, records::text, items
+        FROM np_byok_audit
+        WHERE tenant = $1 AND seq < $2 AND at >= COALESCE($3::timestamptz, '-infinity')
+            AND at < COALESCE($4::timestamptz, 'infinity')
+            AND ($5::text IS NULL OR operation = $5) AND ($6::text IS NULL OR outcome = $6)
+            AND ($7::text IS NULL OR user_id = $7)
+            AND ($8::text IS NULL
+                OR jsonb_path_exists(records, '$[*] ? (@[0] == $record)', jsonb_build_object('record', $8::text)))
+        ORDER BY seq DESC LIMIT $9";
+}
+
+#[async_trait]
+impl AuditReads for Postgres {
+    async fn entries(
+        &self,
+        tenant: TenantUid,
+        filter: &EntryFilter,
+        before: Option<u64>,
+        limit: u32,
+    ) -> Result<Vec<PlacedEntry>, ReadError> {
+        // A NUL is in no text of PostgreSQL's.
+        if [&filter.user, &filter.record_id].into_iter().flatten().any(|text| text.contains('\0')) {
+            return Ok(Vec::new());
+        }
+        let query = sqlx::query(ENTRIES)
+            .bind(tenant.0)
+            .bind(before.map_or(i64::MAX, signed))
+            .bind(filter.from.map(moment))
+            .bind(filter.until.map(moment))
+            .bind(filter.operation.map(|operation| operation.as_str()))
+            .bind(filter.outcome.map(|outcome| outcome.as_str()))
+            .bind(filter.user.as_deref())
+            .bind(filter.record_id.as_deref())
+            .bind(i64::from(limit));
+        self.all(query, entry).await
+    }
+}

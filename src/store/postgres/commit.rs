@@ -1,0 +1,336 @@
+//! The one write.
+
+use std::collections::HashSet;
+
+use sqlx::postgres::{PgArguments, PgBindIterExt, PgConnection};
+use sqlx::query::Query;
+use sqlx::{Connection, Error, Row};
+use tokio::time::timeout;
+use uuid::Uuid;
+
+use crate::model::{DekId, Salted, TenantUid};
+
+use super::super::failure::Failure;
+use super::super::row::{Columns, signed, there};
+use super::super::shown::shown;
+use super::super::{Batch, Change, CommitError, Committed, DekRow, EntryRow};
+use super::{BEGIN, EXCHANGE, Postgres, jobs, moment, statements, tenants};
+
+statements! {
+    /// Compares and swaps the head, and hangs everything else on its success: one statement, one round trip, one flush.
+    APPEND = "
+        WITH durable AS MATERIALIZED (
+            SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit')
+                WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true)
+        ), head AS (
+            UPDATE np_byok_heads SET size = size + $3 FROM durable WHERE tenant = $1 AND size = $2 RETURNING size
+        ), entries AS (
+            INSERT INTO np_byok_audit (tenant, seq, at, id, operation, outcome, means, role, user_id, user_salt,
+                user_hmac, request_id, request_salt, request_hmac, item_count, records, items)
+            SELECT $1, $2 + e.place - 1, e.at, e.id, e.operation, e.outcome, e.means, e.role, e.user_id, e.user_salt,
+                e.user_hmac, e.request_id, e.request_salt, e.request_hmac, e.item_count, e.records::jsonb, e.items
+            FROM head, unnest($4::timestamptz[], $5::uuid[], $6::text[], $7::text[], $8::text[], $9::text[],
+                $10::text[], $11::bytea[], $12::bytea[], $13::text[], $14::bytea[], $15::bytea[], $16::int4[],
+                $17::text[], $18::bytea[]) WITH ORDINALITY
+                AS e(at, id, operation, outcome, means, role, user_id, user_salt, user_hmac, request_id, request_salt,
+                request_hmac, item_count, records, items, place)
+        ), deks AS (
+            INSERT INTO np_byok_wrapped_deks
+                (tenant, id, record_id, wrapped, key_name, key_version, wrap_scheme, created_at)
+            SELECT $1, d.* FROM head, unnest($19::uuid[], $20::text[], $21::bytea[], $22::text[], $23::text[],
+                $24::int2[], $25::timestamptz[]) AS d(id, record_id, wrapped, key_name, key_version, wrap_scheme,
+                created_at)
+        )
+        SELECT size FROM head";
+
+    /// What the log shows of a batch that did not find it at its base: its size, and who sits there.
+    PLACE = "
+        SELECT h.size, (SELECT a.id FROM np_byok_audit a WHERE a.tenant = $1 AND a.seq = $2 AND a.at = $3)
+        FROM np_byok_heads h WHERE h.tenant = $1";
+
+    /// Returns the ids that are there now as they were to be; an id that holds something else is left out.
+    INSERT_DEKS = "
+        INSERT INTO np_byok_wrapped_deks AS o
+            (tenant, id, record_id, wrapped, key_name, key_version, wrap_scheme, created_at)
+        SELECT $1, d.* FROM unnest($2::uuid[], $3::text[], $4::bytea[], $5::text[], $6::text[], $7::int2[],
+            $8::timestamptz[]) AS d(id, record_id, wrapped, key_name, key_version, wrap_scheme, created_at)
+        ON CONFLICT (tenant, id) DO UPDATE SET wrapped = o.wrapped
+            WHERE o.wrapped = EXCLUDED.wrapped AND o.record_id IS NOT DISTINCT FROM EXCLUDED.record_id
+        RETURNING o.id";
+
+    /// A row that already holds what it should counts as touched, so that a retry says what the first try did.
+    REWRAP = "
+        UPDATE np_byok_wrapped_deks d SET wrapped = r.wrapped, key_name = r.key_name, key_version = r.key_version,
+            wrap_scheme = r.wrap_scheme, rewrapped_at = now()
+        FROM unnest($2::uuid[], $3::bytea[], $4::text[], $5::text[], $6::int2[], $7::bytea[], $8::text[], $9::text[],
+            $10::int2[]) AS r(id, from_wrapped, from_name, from_version, from_scheme, wrapped, key_name, key_version,
+            wrap_scheme)
+        WHERE d.tenant = $1 AND d.id = r.id AND (
+            (d.wrapped, d.key_name, d.key_version, d.wrap_scheme)
+                = (r.from_wrapped, r.from_name, r.from_version, r.from_scheme)
+            OR (d.wrapped, d.key_name, d.key_version, d.wrap_scheme)
+                = (r.wrapped, r.key_name, r.key_version, r.wrap_scheme))
+        RETURNING d.id";
+}
+
+pub(super) type PgQuery = Query<'static, sqlx::Postgres, PgArguments>;
+
+/// Why a try ended.
+enum Ended {
+    /// The log is not at the batch's base.
+    Moved,
+    /// A DEK id holds another DEK.
+    Taken,
+    /// The driver's error.
+    Failed(Error),
+}
+
+impl From<Error> for Ended {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl Postgres {
+    pub(super) async fn commit_batch(&self, batch: &Batch) -> Result<Committed, CommitError> {
+        let mut writer = self.writers.take().await.map_err(|error| {
+            Failure::of(&error);
+            CommitError::Unavailable
+        })?;
+        // Before the statement that commits goes out, a broken connection means that nothing was done.
+        let mut decided = false;
+        let ended =
+            timeout(EXCHANGE, attempt(&mut writer.connection, batch, self.pgbouncer, &mut decided)).await;
+        let failure = match ended {
+            Ok(Ok(applied)) => {
+                writer.keep();
+                return Ok(Committed { applied });
+            }
+            Ok(Err(Ended::Moved)) => {
+                writer.keep();
+                return self.settle(batch).await;
+            }
+            Ok(Err(Ended::Taken)) => return Err(CommitError::Rejected),
+            Ok(Err(Ended::Failed(error))) => Failure::of(&error),
+            Err(_) => Failure::Lost,
+        };
+        drop(writer);
+        match failure {
+            Failure::Refused => Err(CommitError::Rejected),
+            Failure::NotNow => Err(CommitError::Unavailable),
+            Failure::Lost => {
+                self.writers.close_idle();
+                Err(if decided { CommitError::Unknown } else { CommitError::Unavailable })
+            }
+        }
+    }
+
+    /// The log has moved: by another replica, or by this very batch before?
+    async fn settle(&self, batch: &Batch) -> Result<Committed, CommitError> {
+        let Some(first) = batch.entries.first() else { return Err(CommitError::Rejected) };
+        let place = sqlx::query(PLACE).bind(batch.tenant.0).bind(signed(batch.base)).bind(moment(first.at));
+        let place = self.first(place, |row| Ok((there(row.number(0)?)?, row.uuid(1)?))).await;
+        match place {
+            Ok(Some((_, Some(id)))) if id == first.id.0 => {
+                Ok(Committed { applied: shown(self, batch.tenant, &batch.changes).await? })
+            }
+            Ok(Some((size, _))) => Err(CommitError::Moved { size: u64::try_from(size).unwrap_or(0) }),
+            // A tenant without a head has no log to append to.
+            Ok(None) => Err(CommitError::Rejected),
+            // This try did nothing, but one before it may have.
+            Err(_) => Err(CommitError::Unknown),
+        }
+    }
+}
+
+async fn attempt(
+    connection: &mut PgConnection,
+    batch: &Batch,
+    pgbouncer: bool,
+    decided: &mut bool,
+) -> Result<Vec<u64>, Ended> {
+    let one_statement = batch.changes.iter().all(|change| matches!(change, Change::InsertDek(_)));
+    if one_statement && !batch.entries.is_empty() && !pgbouncer {
+        *decided = true;
+        append(connection, batch, &batch.changes, true).await?;
+        return Ok(vec![1; batch.changes.len()]);
+    }
+
+    let mut transaction = connection.begin_with(BEGIN).await?;
+    match in_order(&mut transaction, batch, !pgbouncer).await {
+        Ok(applied) => {
+            *decided = true;
+            transaction.commit().await?;
+            Ok(applied)
+        }
+        Err(ended) => {
+            if !matches!(ended, Ended::Failed(_)) {
+                transaction.rollback().await?;
+            }
+            Err(ended)
+        }
+    }
+}
+
+/// The changes in their order, and the entries as soon as the tenant that they belong to is there; consecutive changes
+/// of one kind are one statement.
+async fn in_order(connection: &mut PgConnection, batch: &Batch, named: bool) -> Result<Vec<u64>, Ended> {
+    let mut applied = Vec::with_capacity(batch.changes.len());
+    let mut rest = batch.changes.as_slice();
+    while let [Change::CreateTenant(tenant), after @ ..] = rest {
+        applied.push(touched(connection, tenants::create(tenant), named).await?);
+        rest = after;
+    }
+    if !batch.entries.is_empty() {
+        let (first, after) = rest.split_at(run_of(rest, |change| matches!(change, Change::InsertDek(_))));
+        append(connection, batch, first, named).await?;
+        applied.resize(applied.len() + first.len(), 1);
+        rest = after;
+    }
+    while let Some(change) = rest.first() {
+        let length = match change {
+            Change::InsertDek(_) => {
+                let run = run_of(rest, |change| matches!(change, Change::InsertDek(_)));
+                insert_deks(connection, batch.tenant, &rest[..run], named).await?;
+                applied.resize(applied.len() + run, 1);
+                run
+            }
+            Change::Rewrap { .. } => {
+                let run = run_of_rewraps(rest);
+                applied.extend(rewrap(connection, batch.tenant, &rest[..run], named).await?);
+                run
+            }
+            Change::CreateTenant(tenant) => {
+                applied.push(touched(connection, tenants::create(tenant), named).await?);
+                1
+            }
+            Change::StartJob(job) => {
+                applied.push(touched(connection, jobs::start(batch.tenant, job), named).await?);
+                1
+            }
+            Change::LeaseJob { job, holder, lease } => {
+                let query = jobs::lease(batch.tenant, *job, *holder, *lease);
+                applied.push(touched(connection, query, named).await?);
+                1
+            }
+            Change::AdvanceJob { job, holder, after } => {
+                let query = jobs::advance(batch.tenant, job, *holder, *after);
+                applied.push(touched(connection, query, named).await?);
+                1
+            }
+        };
+        rest = &rest[length..];
+    }
+    Ok(applied)
+}
+
+/// The count that a statement returns.
+async fn touched(connection: &mut PgConnection, query: PgQuery, named: bool) -> Result<u64, Error> {
+    let count: i64 = query.persistent(named).fetch_one(connection).await?.try_get(0)?;
+    Ok(u64::try_from(count).unwrap_or(0))
+}
+
+async fn append(
+    connection: &mut PgConnection,
+    batch: &Batch,
+    deks: &[Change],
+    named: bool,
+) -> Result<(), Ended> {
+    let query = append_query(batch, deks).persistent(named);
+    query.fetch_optional(connection).await?.map(drop).ok_or(Ended::Moved)
+}
+
+fn append_query(batch: &Batch, deks: &[Change]) -> PgQuery {
+    let query = sqlx::query(APPEND)
+        .bind(batch.tenant.0)
+        .bind(signed(batch.base))
+        .bind(i64::try_from(batch.entries.len()).unwrap_or(i64::MAX));
+    bind_deks(bind_entries(query, &batch.entries), deks)
+}
+
+fn bind_entries(query: PgQuery, entries: &[EntryRow]) -> PgQuery {
+    fn user(entry: &EntryRow) -> Option<&Salted> {
+        entry.user.as_ref()
+    }
+    query
+        .bind(entries.iter().map(|entry| moment(entry.at)).bind_iter())
+        .bind(entries.iter().map(|entry| entry.id.0).bind_iter())
+        .bind(entries.iter().map(|entry| entry.operation.as_str()).bind_iter())
+        .bind(entries.iter().map(|entry| entry.outcome.as_str()).bind_iter())
+        .bind(entries.iter().map(|entry| entry.means.as_str()).bind_iter())
+        .bind(entries.iter().map(|entry| &*entry.role).bind_iter())
+        .bind(entries.iter().map(|entry| user(entry).and_then(|user| user.value.as_deref())).bind_iter())
+        .bind(entries.iter().map(|entry| user(entry).and_then(|user| user.salt)).bind_iter())
+        .bind(entries.iter().map(|entry| user(entry).map(|user| user.hmac)).bind_iter())
+        .bind(entries.iter().map(|entry| entry.request.value.as_deref()).bind_iter())
+        .bind(entries.iter().map(|entry| entry.request.salt).bind_iter())
+        .bind(entries.iter().map(|entry| entry.request.hmac).bind_iter())
+        .bind(entries.iter().map(|entry| i32::try_from(entry.item_count).unwrap_or(i32::MAX)).bind_iter())
+        .bind(entries.iter().map(|entry| entry.records.as_str()).bind_iter())
+        .bind(entries.iter().map(|entry| entry.items.as_slice()).bind_iter())
+}
+
+async fn insert_deks(
+    connection: &mut PgConnection,
+    tenant: TenantUid,
+    run: &[Change],
+    named: bool,
+) -> Result<(), Ended> {
+    let query = bind_deks(sqlx::query(INSERT_DEKS).bind(tenant.0), run).persistent(named);
+    let there = query.fetch_all(connection).await?;
+    if there.len() == run.len() { Ok(()) } else { Err(Ended::Taken) }
+}
+
+fn bind_deks(query: PgQuery, changes: &[Change]) -> PgQuery {
+    query
+        .bind(deks(changes).map(|dek| dek.id.0).bind_iter())
+        .bind(deks(changes).map(|dek| dek.record_id.as_deref()).bind_iter())
+        .bind(deks(changes).map(|dek| dek.wrapped.bytes.as_slice()).bind_iter())
+        .bind(deks(changes).map(|dek| &*dek.wrapped.key_version.key).bind_iter())
+        .bind(deks(changes).map(|dek| &*dek.wrapped.key_version.version).bind_iter())
+        .bind(deks(changes).map(|dek| dek.wrapped.scheme).bind_iter())
+        .bind(deks(changes).map(|dek| moment(dek.created_at)).bind_iter())
+}
+
+fn deks(changes: &[Change]) -> impl Iterator<Item = &DekRow> {
+    changes.iter().filter_map(|change| if let Change::InsertDek(row) = change { Some(row) } else { None })
+}
+
+async fn rewrap(
+    connection: &mut PgConnection,
+    tenant: TenantUid,
+    run: &[Change],
+    named: bool,
+) -> Result<Vec<u64>, Error> {
+    let wraps = || {
+        run.iter().filter_map(|change| match change {
+            Change::Rewrap { dek_id, from, to } => Some((dek_id, from, to)),
+            _ => None,
+        })
+    };
+    let query = sqlx::query(REWRAP)
+        .bind(tenant.0)
+        .bind(wraps().map(|(id, ..)| id.0).bind_iter())
+        .bind(wraps().map(|(_, from, _)| from.bytes.as_slice()).bind_iter())
+        .bind(wraps().map(|(_, from, _)| &*from.key_version.key).bind_iter())
+        .bind(wraps().map(|(_, from, _)| &*from.key_version.version).bind_iter())
+        .bind(wraps().map(|(_, from, _)| from.scheme).bind_iter())
+        .bind(wraps().map(|(.., to)| to.bytes.as_slice()).bind_iter())
+        .bind(wraps().map(|(.., to)| &*to.key_version.key).bind_iter())
+        .bind(wraps().map(|(.., to)| &*to.key_version.version).bind_iter())
+        .bind(wraps().map(|(.., to)| to.scheme).bind_iter())
+        .persistent(named);
+    let rows = query.fetch_all(connection).await?;
+    let touched: HashSet<Uuid> = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
+    Ok(wraps().map(|(id, ..)| u64::from(touched.contains(&id.0))).collect())
+}
+
+/// Up to the first DEK that comes twice: one statement updates a row once.
+fn run_of_rewraps(changes: &[Change]) -> usize {
+    let mut seen: HashSet<DekId> = HashSet::new();
+    run_of(changes, |change| matches!(change, Change::Rewrap { dek_id, .. } if seen.insert(*dek_id)))
+}
+
+fn run_of(changes: &[Change], mut of_kind: impl FnMut(&Change) -> bool) -> usize {
+    changes.iter().take_while(|change| of_kind(change)).count()
+}

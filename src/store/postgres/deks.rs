@@ -1,0 +1,76 @@
+//! Reads of wrapped DEKs.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use sqlx::postgres::PgBindIterExt;
+
+use crate::model::{DekId, KeyVersion, TenantUid};
+
+use super::super::row::{dek, number};
+use super::super::{DekReads, DekRow, ReadError};
+use super::{Postgres, statements};
+
+statements! {
+    BY_ID = "
+        SELECT id, record_id, wrapped, key_name, key_version, wrap_scheme::int8, created_at
+        FROM np_byok_wrapped_deks WHERE tenant = $1 AND id = ANY($2)";
+
+    /// By the index on the hash; the comparison of the id itself keeps apart what hashes alike.
+    BY_RECORD = "
+        SELECT d.id, d.record_id, d.wrapped, d.key_name, d.key_version, d.wrap_scheme::int8, d.created_at
+        FROM (SELECT DISTINCT record_id FROM unnest($2::text[]) AS w(record_id)) AS wanted
+        CROSS JOIN LATERAL (
+            SELECT * FROM np_byok_wrapped_deks
+            WHERE tenant = $1 AND hashtextextended(record_id, 0) = hashtextextended(wanted.record_id, 0)
+                AND record_id = wanted.record_id
+            ORDER BY id DESC LIMIT 1) AS d";
+
+    PAGE = "
+        SELECT id, record_id, wrapped, key_name, key_version, wrap_scheme::int8, created_at
+        FROM np_byok_wrapped_deks WHERE tenant = $1 AND id > $2 ORDER BY id LIMIT $3";
+
+    FIRST_PAGE = "
+        SELECT id, record_id, wrapped, key_name, key_version, wrap_scheme::int8, created_at
+        FROM np_byok_wrapped_deks WHERE tenant = $1 ORDER BY id LIMIT $2";
+
+    NOT_UNDER = "
+        SELECT count(*) FROM np_byok_wrapped_deks WHERE tenant = $1 AND (key_name <> $2 OR key_version <> $3)";
+}
+
+#[async_trait]
+impl DekReads for Postgres {
+    async fn deks(&self, tenant: TenantUid, ids: &[DekId]) -> Result<Vec<DekRow>, ReadError> {
+        let query = sqlx::query(BY_ID).bind(tenant.0).bind(ids.iter().map(|id| id.0).bind_iter());
+        self.all(query, dek).await
+    }
+
+    async fn deks_of_records(
+        &self,
+        tenant: TenantUid,
+        records: &[Arc<str>],
+    ) -> Result<Vec<DekRow>, ReadError> {
+        // A NUL is in no text of PostgreSQL's.
+        let records = records.iter().map(|record| &**record).filter(|record| !record.contains('\0'));
+        let query = sqlx::query(BY_RECORD).bind(tenant.0).bind(records.bind_iter());
+        self.all(query, dek).await
+    }
+
+    async fn deks_after(
+        &self,
+        tenant: TenantUid,
+        after: Option<DekId>,
+        limit: u32,
+    ) -> Result<Vec<DekRow>, ReadError> {
+        let query = match after {
+            Some(after) => sqlx::query(PAGE).bind(tenant.0).bind(after.0),
+            None => sqlx::query(FIRST_PAGE).bind(tenant.0),
+        };
+        self.all(query.bind(i64::from(limit)), dek).await
+    }
+
+    async fn deks_not_under(&self, tenant: TenantUid, version: &KeyVersion) -> Result<u64, ReadError> {
+        let query = sqlx::query(NOT_UNDER).bind(tenant.0).bind(&*version.key).bind(&*version.version);
+        Ok(self.first(query, |row| number(row, 0)).await?.unwrap_or(0))
+    }
+}

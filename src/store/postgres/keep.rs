@@ -1,0 +1,64 @@
+//! What a keeper asks of the database: its schema, what the serving role is not kept from, next months' partitions.
+
+use async_trait::async_trait;
+use sqlx::Row;
+
+use super::super::migration::applied;
+use super::super::{Database, Exposure, MigrateError, MigrationReport, ReadError};
+use super::migrate::{APPLIED, HAS_TABLE, MIGRATIONS, PARTITIONS, migrate};
+use super::{Postgres, statements};
+
+statements! {
+    /// Owners of the schema and of the database can drop what lies in them.
+    EXPOSURE = "
+        WITH audit AS (
+            SELECT c.oid, c.relowner, c.relnamespace FROM pg_class c WHERE c.oid = to_regclass('np_byok_audit')
+            UNION ALL
+            SELECT c.oid, c.relowner, c.relnamespace FROM pg_class c JOIN pg_inherits i ON i.inhrelid = c.oid
+            WHERE i.inhparent = to_regclass('np_byok_audit')
+        )
+        SELECT
+            COALESCE((SELECT bool_or(pg_has_role(current_user, relowner, 'MEMBER')) FROM audit), false)
+                OR COALESCE((SELECT bool_or(pg_has_role(current_user, n.nspowner, 'MEMBER'))
+                    FROM pg_namespace n WHERE n.oid IN (SELECT relnamespace FROM audit)), false)
+                OR (SELECT pg_has_role(current_user, datdba, 'MEMBER') FROM pg_database
+                    WHERE datname = current_database()),
+            (SELECT rolsuper FROM pg_roles WHERE rolname = current_user),
+            COALESCE((SELECT bool_or(has_table_privilege(oid, 'UPDATE, DELETE, TRUNCATE')) FROM audit), false),
+            EXISTS (SELECT FROM audit WHERE 2 <> (SELECT count(*) FROM pg_trigger t WHERE t.tgrelid = audit.oid
+                AND t.tgname IN ('np_byok_audit_row', 'np_byok_audit_whole') AND t.tgenabled IN ('O', 'A'))),
+            current_setting('fsync') = 'off' OR current_setting('full_page_writes') = 'off'";
+}
+
+#[async_trait]
+impl Database for Postgres {
+    async fn migrate(&self) -> Result<MigrationReport, MigrateError> {
+        let owner = self.owner.as_ref().unwrap_or(&self.serving);
+        let serving = self.serving.get_username();
+        migrate(owner, (owner.get_username() != serving).then_some(serving)).await
+    }
+
+    async fn schema(&self) -> Result<MigrationReport, ReadError> {
+        let there = self.first(sqlx::query(HAS_TABLE), |row| row.try_get(0)).await?;
+        let rows =
+            if there == Some(true) { self.all(sqlx::query(APPLIED), applied).await? } else { Vec::new() };
+        Ok(MigrationReport::of(MIGRATIONS, &rows))
+    }
+
+    async fn exposure(&self) -> Result<Exposure, ReadError> {
+        let exposure = self.first(sqlx::query(EXPOSURE), |row| {
+            Ok(Exposure {
+                owns_audit: row.try_get(0)?,
+                superuser: row.try_get(1)?,
+                may_change_entries: row.try_get(2)?,
+                unguarded: row.try_get(3)?,
+                volatile: row.try_get(4)?,
+            })
+        });
+        exposure.await?.ok_or(ReadError::Rejected)
+    }
+
+    async fn upkeep(&self) -> Result<(), ReadError> {
+        self.rows(sqlx::query(PARTITIONS)).await.map(drop)
+    }
+}

@@ -1,0 +1,119 @@
+//! Migrations, in one transaction under one lock of it (a session's lock would not survive PgBouncer): several replicas
+//! may start at once, and a migration that fails leaves nothing.
+
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{ConnectOptions, Connection, Error, Row};
+use tokio::time::timeout;
+
+use super::super::failure::{Failure, cause};
+use super::super::migration::{Applied, Migration, applied, missing};
+use super::super::{MigrateError, MigrationReport};
+use super::{ACQUIRE, statements};
+
+/// In order. A step that the release before cannot serve raises `oldest_reader`.
+pub(super) const MIGRATIONS: &[Migration] = &[Migration {
+    version: 1,
+    name: "tables",
+    oldest_reader: 1,
+    sql: include_str!("../../../migrations/postgres/0001_tables.sql"),
+}];
+
+const TABLE: &str = include_str!("../../../migrations/postgres/migrations.sql");
+const GRANTS: &str = include_str!("../../../migrations/postgres/grants.sql");
+
+statements! {
+    LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('np_byok_migrations', 0))";
+    /// Whoever waits longer for another replica's migration tries again.
+    PATIENCE = "SELECT set_config('lock_timeout', '60s', true)";
+    /// Functions keep the path that they were made under; temporary tables come last in it, so that no other role's
+    /// temporary table can stand in for ours.
+    PATH = "SELECT set_config('search_path', quote_ident(current_schema()) || ', pg_temp', true)";
+    SERVING_ROLE = "SELECT set_config('byok.serving_role', $1, true)";
+    HAS_TABLE = "SELECT to_regclass('np_byok_migrations') IS NOT NULL";
+    RECORD = "INSERT INTO np_byok_migrations (version, name, checksum, oldest_reader) VALUES ($1, $2, $3, $4)";
+    PARTITIONS = "SELECT np_byok_make_partitions()";
+    /// Once the table is there.
+    APPLIED = "SELECT version::int8, checksum, oldest_reader::int8 FROM np_byok_migrations";
+}
+
+/// Migrates by `owner`. `serving` is granted what it needs when it is another role.
+pub(super) async fn migrate(
+    owner: &PgConnectOptions,
+    serving: Option<&str>,
+) -> Result<MigrationReport, MigrateError> {
+    let connected = timeout(ACQUIRE, owner.connect()).await.map_err(|_| MigrateError::Unavailable)?;
+    let mut connection = connected.map_err(|error| failed(0, &error))?;
+
+    let already = read_applied(&mut connection).await.map_err(|error| failed(0, &error))?;
+    let nothing_to_do = missing(MIGRATIONS, &already)?.is_empty() && serving.is_none();
+    if nothing_to_do {
+        return Ok(MigrationReport::of(MIGRATIONS, &already));
+    }
+
+    let mut transaction = connection.begin().await.map_err(|error| failed(0, &error))?;
+    let ran = in_transaction(&mut transaction, serving).await?;
+    let now = read_applied_here(&mut transaction).await.map_err(|error| failed(0, &error))?;
+    transaction.commit().await.map_err(|error| failed(0, &error))?;
+    Ok(MigrationReport { ran, ..MigrationReport::of(MIGRATIONS, &now) })
+}
+
+async fn in_transaction(connection: &mut PgConnection, serving: Option<&str>) -> Result<u32, MigrateError> {
+    let around = |error: Error| failed(0, &error);
+    for sql in [PATIENCE, LOCK, PATH] {
+        sqlx::query(sql).persistent(false).execute(&mut *connection).await.map_err(around)?;
+    }
+    if !has_table(connection).await.map_err(around)? {
+        sqlx::raw_sql(TABLE).execute(&mut *connection).await.map_err(around)?;
+    }
+    // Another replica may have been faster.
+    let already = read_applied_here(connection).await.map_err(around)?;
+    let mut ran = 0;
+    for migration in missing(MIGRATIONS, &already)? {
+        let refused = |error: Error| failed(migration.version, &error);
+        sqlx::raw_sql(migration.sql).execute(&mut *connection).await.map_err(refused)?;
+        let record = sqlx::query(RECORD)
+            .bind(i32::try_from(migration.version).unwrap_or(i32::MAX))
+            .bind(migration.name)
+            .bind(migration.checksum())
+            .bind(i32::try_from(migration.oldest_reader).unwrap_or(i32::MAX));
+        record.persistent(false).execute(&mut *connection).await.map_err(refused)?;
+        ran += 1;
+    }
+    if let Some(serving) = serving {
+        sqlx::query(SERVING_ROLE)
+            .bind(serving)
+            .persistent(false)
+            .execute(&mut *connection)
+            .await
+            .map_err(around)?;
+        sqlx::raw_sql(GRANTS).execute(&mut *connection).await.map_err(around)?;
+    }
+    sqlx::query(PARTITIONS).persistent(false).execute(&mut *connection).await.map_err(around)?;
+    Ok(ran)
+}
+
+async fn read_applied(connection: &mut PgConnection) -> Result<Vec<Applied>, Error> {
+    let mut transaction = connection.begin().await?;
+    let there = has_table(&mut transaction).await?;
+    let rows = if there { read_applied_here(&mut transaction).await? } else { Vec::new() };
+    transaction.commit().await?;
+    Ok(rows)
+}
+
+async fn read_applied_here(connection: &mut PgConnection) -> Result<Vec<Applied>, Error> {
+    let rows = sqlx::query(APPLIED).persistent(false).fetch_all(connection).await?;
+    rows.iter().map(applied).collect()
+}
+
+async fn has_table(connection: &mut PgConnection) -> Result<bool, Error> {
+    sqlx::query(HAS_TABLE).persistent(false).fetch_one(connection).await?.try_get(0)
+}
+
+fn failed(version: u32, error: &Error) -> MigrateError {
+    let denied = matches!(error, Error::Database(error) if error.code().as_deref() == Some("42501"));
+    match Failure::of(error) {
+        _ if denied => MigrateError::Denied,
+        Failure::NotNow | Failure::Lost => MigrateError::Unavailable,
+        Failure::Refused => MigrateError::Failed { version, code: cause(error) },
+    }
+}

@@ -1,0 +1,197 @@
+//! PostgreSQL. A commit of entries with their new DEKs is one statement and one round trip; everything else is one
+//! explicit transaction. Nothing waits without an end: a stopped database is `Unavailable` (or, mid-commit, `Unknown`)
+//! within seconds, and once it is back the next call finds it.
+//!
+//! Behind PgBouncer in transaction mode no session state is relied on: each call is an explicit transaction with unnamed
+//! statements, because the driver prepares and executes in two steps, which may otherwise reach two servers.
+
+mod audit;
+mod commit;
+mod deks;
+mod jobs;
+mod keep;
+mod migrate;
+mod tenants;
+mod writers;
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgPool, PgPoolOptions, PgRow};
+use sqlx::query::Query;
+use sqlx::{ConnectOptions, Connection, Error, Row};
+use time::OffsetDateTime;
+use tokio::time::timeout;
+use uuid::Uuid;
+
+use crate::config;
+use crate::model::Timestamp;
+
+use super::failure::Failure;
+use super::row::Columns;
+use super::statements::statements;
+use super::{Batch, CommitError, Committed, OpenError, ReadError, Store};
+use writers::Writers;
+
+/// For a connection to be there.
+const ACQUIRE: Duration = Duration::from_secs(2);
+/// For the server to answer a statement; its own limit ends a second earlier, so that the outcome is known.
+const EXCHANGE: Duration = Duration::from_secs(6);
+/// A connection that was idle for longer is tested before it is used.
+const FRESH: Duration = Duration::from_millis(500);
+/// The server's own limits, for a connection that keeps its settings.
+const LIMITS: [(&str, &str); 2] =
+    [("statement_timeout", "5s"), ("idle_in_transaction_session_timeout", "5s")];
+
+statements! {
+    /// Opens a transaction with its limits. Durable whatever the server's default: only `remote_apply` is stronger.
+    BEGIN = "BEGIN; SELECT set_config('statement_timeout', '5s', true),
+        set_config('idle_in_transaction_session_timeout', '5s', true), set_config('synchronous_commit',
+        CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true)";
+    PING = "SELECT 1";
+}
+
+/// Every statement that is prepared, for the test that prepares them.
+pub fn statements() -> impl Iterator<Item = &'static str> {
+    [ALL, audit::ALL, commit::ALL, deks::ALL, jobs::ALL, keep::ALL, migrate::ALL, tenants::ALL]
+        .into_iter()
+        .flatten()
+        .copied()
+        .filter(|sql| *sql != BEGIN)
+}
+
+/// A PostgreSQL database.
+pub struct Postgres {
+    readers: PgPool,
+    writers: Writers,
+    /// The owner of the tables, where that is another role than the serving one.
+    owner: Option<PgConnectOptions>,
+    serving: PgConnectOptions,
+    pgbouncer: bool,
+}
+
+impl Postgres {
+    /// Without connecting: connections are made when they are needed. Call it within a Tokio runtime.
+    ///
+    /// # Errors
+    /// [`OpenError::Url`].
+    pub fn connect_lazy(settings: &config::Postgres) -> Result<Self, OpenError> {
+        let pgbouncer = settings.pgbouncer;
+        let owner = settings.migration_url.as_ref().map(|url| options(url.expose())).transpose()?;
+        let mut serving = options(settings.url.expose())?;
+        let migrating = owner.clone().unwrap_or_else(|| serving.clone());
+        serving = if pgbouncer { without_session(serving) } else { serving.options(LIMITS) };
+
+        let commit_on = (settings.max_connections / 4).max(1);
+        let readers = PgPoolOptions::new()
+            .max_connections(settings.max_connections.saturating_sub(commit_on).max(1))
+            .acquire_timeout(ACQUIRE)
+            .test_before_acquire(false)
+            .before_acquire(|connection, meta| {
+                Box::pin(async move {
+                    if meta.idle_for > FRESH {
+                        connection.ping().await?;
+                    }
+                    Ok(true)
+                })
+            })
+            .connect_lazy_with(serving.clone());
+        let owner =
+            owner.map(|_| if pgbouncer { without_session(migrating.clone()) } else { migrating.clone() });
+        Ok(Self { readers, writers: Writers::new(serving.clone(), commit_on), owner, serving, pgbouncer })
+    }
+
+    /// The rows that a statement returns, within the deadline.
+    async fn rows(&self, query: Query<'_, sqlx::Postgres, PgArguments>) -> Result<Vec<PgRow>, ReadError> {
+        let failed = |error: Error| ReadError::from(Failure::of(&error));
+        let mut connection = self.readers.acquire().await.map_err(failed)?;
+        let answer = async {
+            if self.pgbouncer {
+                let mut transaction = connection.begin_with(BEGIN).await?;
+                let rows = query.persistent(false).fetch_all(&mut *transaction).await?;
+                transaction.commit().await?;
+                Ok(rows)
+            } else {
+                query.fetch_all(&mut *connection).await
+            }
+        };
+        match timeout(EXCHANGE, answer).await {
+            Ok(rows) => rows.map_err(failed),
+            Err(_) => {
+                connection.close_on_drop();
+                Err(failed(Error::PoolTimedOut))
+            }
+        }
+    }
+
+    /// The rows, each made into a value.
+    async fn all<T>(
+        &self,
+        query: Query<'_, sqlx::Postgres, PgArguments>,
+        decode: impl Fn(&PgRow) -> Result<T, Error>,
+    ) -> Result<Vec<T>, ReadError> {
+        let rows = self.rows(query).await?;
+        rows.iter().map(decode).collect::<Result<_, _>>().map_err(|error| Failure::of(&error).into())
+    }
+
+    /// The first row, made into a value.
+    async fn first<T>(
+        &self,
+        query: Query<'_, sqlx::Postgres, PgArguments>,
+        decode: impl Fn(&PgRow) -> Result<T, Error>,
+    ) -> Result<Option<T>, ReadError> {
+        Ok(self.all(query, decode).await?.into_iter().next())
+    }
+}
+
+#[async_trait]
+impl Store for Postgres {
+    async fn commit(&self, batch: &Batch) -> Result<Committed, CommitError> {
+        self.commit_batch(batch).await
+    }
+
+    async fn ping(&self) -> Result<(), ReadError> {
+        self.rows(sqlx::query(PING)).await.map(drop)
+    }
+}
+
+fn options(url: &str) -> Result<PgConnectOptions, OpenError> {
+    // The error of the driver says what is wrong with which part and quotes none; still only its kind is kept.
+    let options = PgConnectOptions::from_str(url).map_err(|_| OpenError::Url {
+        problem: "it is not `postgres://user:password@host:port/database`".to_owned(),
+    })?;
+    Ok(options.application_name("byok").disable_statement_logging())
+}
+
+/// Nothing that a pooler in transaction mode would lose or refuse.
+fn without_session(options: PgConnectOptions) -> PgConnectOptions {
+    options.statement_cache_capacity(0).extra_float_digits(None)
+}
+
+/// PostgreSQL's own moment.
+fn moment(at: Timestamp) -> OffsetDateTime {
+    at.to_datetime()
+}
+
+impl Columns for PgRow {
+    fn uuid(&self, at: usize) -> Result<Option<Uuid>, Error> {
+        self.try_get(at)
+    }
+
+    fn text(&self, at: usize) -> Result<Option<String>, Error> {
+        self.try_get(at)
+    }
+
+    fn bytes(&self, at: usize) -> Result<Option<Vec<u8>>, Error> {
+        self.try_get(at)
+    }
+
+    fn number(&self, at: usize) -> Result<Option<i64>, Error> {
+        self.try_get(at)
+    }
+
+    fn moment(&self, at: usize) -> Result<Option<Timestamp>, Error> {
+        Ok(self.try_get::<Option<OffsetDateTime>, _>(at)?.map(Timestamp::from))
+    }
+}

@@ -1,0 +1,40 @@
+//! Tenants and the heads of their logs.
+
+use async_trait::async_trait;
+
+use crate::model::{Tenant, TenantUid};
+
+use super::super::row::{number, tenant};
+use super::super::{ReadError, TenantReads};
+use super::commit::PgQuery;
+use super::{Postgres, statements};
+
+statements! {
+    /// 1 when the tenant stands as wanted, now or already; 0 when its name, or its uid, is another's.
+    CREATE = "
+        WITH t AS (INSERT INTO np_byok_tenants (uid, name) VALUES ($1, $2) ON CONFLICT DO NOTHING RETURNING uid),
+            h AS (INSERT INTO np_byok_heads (tenant) SELECT uid FROM t)
+        SELECT count(*) FROM (SELECT uid FROM t
+            UNION ALL SELECT uid FROM np_byok_tenants WHERE uid = $1 AND name = $2) AS there";
+    BY_NAME = "SELECT uid, name FROM np_byok_tenants WHERE name = $1";
+    LOG_SIZE = "SELECT size FROM np_byok_heads WHERE tenant = $1";
+}
+
+/// Returns how many rows were touched.
+pub(super) fn create(tenant: &Tenant) -> PgQuery {
+    sqlx::query(CREATE).bind(tenant.uid.0).bind(tenant.name.as_str())
+}
+
+#[async_trait]
+impl TenantReads for Postgres {
+    async fn tenant(&self, name: &str) -> Result<Option<Tenant>, ReadError> {
+        if name.contains('\0') {
+            return Ok(None);
+        }
+        self.first(sqlx::query(BY_NAME).bind(name), tenant).await
+    }
+
+    async fn log_size(&self, tenant: TenantUid) -> Result<u64, ReadError> {
+        Ok(self.first(sqlx::query(LOG_SIZE).bind(tenant.0), |row| number(row, 0)).await?.unwrap_or(0))
+    }
+}

@@ -1,0 +1,113 @@
+//! Rows as both databases give them, made into our types. A word that we do not write is an error, never a guess.
+
+use std::sync::Arc;
+
+use sqlx::Error;
+use uuid::Uuid;
+
+use crate::model::{
+    DekId, EntryId, ErrorCode, Job, JobId, JobState, KeyVersion, Means, Operation, Outcome, Progress, Salted,
+    Tenant, TenantUid, Timestamp, Wrapped,
+};
+
+use super::{DekRow, EntryRow, PlacedEntry};
+
+/// A row's columns by position.
+pub(super) trait Columns {
+    fn uuid(&self, at: usize) -> Result<Option<Uuid>, Error>;
+    fn text(&self, at: usize) -> Result<Option<String>, Error>;
+    fn bytes(&self, at: usize) -> Result<Option<Vec<u8>>, Error>;
+    fn number(&self, at: usize) -> Result<Option<i64>, Error>;
+    fn moment(&self, at: usize) -> Result<Option<Timestamp>, Error>;
+}
+
+/// `id, record_id, wrapped, key_name, key_version, wrap_scheme, created_at`.
+pub(super) fn dek(row: &impl Columns) -> Result<DekRow, Error> {
+    Ok(DekRow {
+        id: DekId(there(row.uuid(0)?)?),
+        record_id: row.text(1)?.map(Arc::from),
+        wrapped: Wrapped {
+            bytes: there(row.bytes(2)?)?,
+            key_version: KeyVersion::new(there(row.text(3)?)?, there(row.text(4)?)?),
+            scheme: number(row, 5)?,
+        },
+        created_at: there(row.moment(6)?)?,
+    })
+}
+
+/// `uid, name`.
+pub(super) fn tenant(row: &impl Columns) -> Result<Tenant, Error> {
+    Ok(Tenant { uid: TenantUid(array(there(row.bytes(0)?)?)?), name: there(row.text(1)?)? })
+}
+
+/// `id, state, target_key, target_version, total, rewrapped, skipped, failed, kms_calls, stalled, started_at,
+/// updated_at, finished_at, cursor`.
+pub(super) fn job(row: &impl Columns) -> Result<(Job, Option<DekId>), Error> {
+    let job = Job {
+        id: JobId(there(row.uuid(0)?)?),
+        state: there(JobState::parse(&there(row.text(1)?)?))?,
+        target: KeyVersion::new(there(row.text(2)?)?, there(row.text(3)?)?),
+        progress: Progress {
+            total: number(row, 4)?,
+            rewrapped: number(row, 5)?,
+            skipped: number(row, 6)?,
+            failed: number(row, 7)?,
+            kms_calls: number(row, 8)?,
+        },
+        stalled: row.text(9)?.map(|code| there(ErrorCode::parse(&code))).transpose()?,
+        started_at: there(row.moment(10)?)?,
+        updated_at: there(row.moment(11)?)?,
+        finished_at: row.moment(12)?,
+    };
+    Ok((job, row.uuid(13)?.map(DekId)))
+}
+
+/// `seq, at, id, operation, outcome, means, role, user_id, user_salt, user_hmac, request_id, request_salt, request_hmac,
+/// item_count, records, items`.
+pub(super) fn entry(row: &impl Columns) -> Result<PlacedEntry, Error> {
+    let salted = |value: usize, hmac: Vec<u8>| -> Result<Salted, Error> {
+        let salt = row.bytes(value + 1)?.map(array).transpose()?;
+        Ok(Salted { value: row.text(value)?, salt, hmac: array(hmac)? })
+    };
+    Ok(PlacedEntry {
+        seq: number(row, 0)?,
+        row: EntryRow {
+            at: there(row.moment(1)?)?,
+            id: EntryId(there(row.uuid(2)?)?),
+            operation: there(Operation::parse(&there(row.text(3)?)?))?,
+            outcome: there(Outcome::parse(&there(row.text(4)?)?))?,
+            means: there(means(&there(row.text(5)?)?))?,
+            role: there(row.text(6)?)?.into(),
+            user: row.bytes(9)?.map(|hmac| salted(7, hmac)).transpose()?,
+            request: salted(10, there(row.bytes(12)?)?)?,
+            item_count: number(row, 13)?,
+            records: there(row.text(14)?)?,
+            items: there(row.bytes(15)?)?,
+        },
+    })
+}
+
+/// A number, in the type that we hold it in.
+pub(super) fn number<T: TryFrom<i64>>(row: &impl Columns, at: usize) -> Result<T, Error> {
+    there(there(row.number(at)?)?.try_into().ok())
+}
+
+/// A value that every row of ours has.
+pub(super) fn there<T>(value: Option<T>) -> Result<T, Error> {
+    value.ok_or_else(|| Error::Decode("not of the form that we write".into()))
+}
+
+fn array<const N: usize>(bytes: Vec<u8>) -> Result<[u8; N], Error> {
+    there(bytes.try_into().ok())
+}
+
+fn means(name: &str) -> Option<Means> {
+    [Means::Jwt, Means::HasuraSecret, Means::AdminToken, Means::Operator]
+        .into_iter()
+        .find(|means| means.as_str() == name)
+}
+
+/// As the databases count: they have no unsigned 64 bits. Beyond that is no number of ours.
+pub(super) fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}

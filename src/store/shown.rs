@@ -1,0 +1,41 @@
+//! What the rows show of changes that were committed before: the answer to a retry whose first outcome was unknown.
+
+use crate::model::TenantUid;
+
+use super::{Batch, Change, CommitError, ReadError, Store};
+
+/// How many rows each change has touched, as far as the rows show it now.
+pub(super) async fn shown(
+    store: &(impl Store + ?Sized),
+    tenant: TenantUid,
+    changes: &[Change],
+) -> Result<Vec<u64>, CommitError> {
+    let mut applied = Vec::with_capacity(changes.len());
+    for change in changes {
+        let stands = match change {
+            Change::CreateTenant(wanted) => {
+                store.tenant(&wanted.name).await.map_err(open)?.is_some_and(|tenant| tenant.uid == wanted.uid)
+            }
+            Change::InsertDek(row) => !store.deks(tenant, &[row.id]).await.map_err(open)?.is_empty(),
+            Change::Rewrap { dek_id, from: _, to } => {
+                store.deks(tenant, &[*dek_id]).await.map_err(open)?.iter().any(|row| row.wrapped == *to)
+            }
+            Change::StartJob(job) => store.job(tenant, job.id).await.map_err(open)?.is_some(),
+            Change::AdvanceJob { job, holder: _, after } => {
+                store.job(tenant, job.id).await.map_err(open)? == Some((job.clone(), *after))
+            }
+            // Keeping a lease that one has is no change, and asking for it again is the way to see it.
+            Change::LeaseJob { .. } => {
+                let again = Batch { tenant, base: 0, entries: Vec::new(), changes: vec![change.clone()] };
+                store.commit(&again).await?.applied.iter().any(|touched| *touched > 0)
+            }
+        };
+        applied.push(u64::from(stands));
+    }
+    Ok(applied)
+}
+
+/// The batch was committed, but not being able to say what it did is as good as not knowing.
+fn open(_: ReadError) -> CommitError {
+    CommitError::Unknown
+}

@@ -1,0 +1,44 @@
+//! Reads of the audit log.
+
+use async_trait::async_trait;
+
+use crate::model::TenantUid;
+
+use super::super::row::{entry, signed};
+use super::super::{AuditReads, EntryFilter, PlacedEntry, ReadError};
+use super::{Sqlite, statements};
+
+statements! {
+    ENTRIES = "
+        SELECT seq, at, id, operation, outcome, means, role, user_id, user_salt, user_hmac, request_id, request_salt,
+            request_hmac, item_count, records, items
+        FROM np_byok_audit
+        WHERE tenant = ?1 AND seq < ?2 AND (?3 IS NULL OR at >= ?3) AND (?4 IS NULL OR at < ?4)
+            AND (?5 IS NULL OR operation = ?5) AND (?6 IS NULL OR outcome = ?6) AND (?7 IS NULL OR user_id = ?7)
+            AND (?8 IS NULL OR EXISTS (
+                SELECT 1 FROM json_each(records) AS r WHERE r.type = 'array' AND r.value ->> '$[0]' = ?8))
+        ORDER BY seq DESC LIMIT ?9";
+}
+
+#[async_trait]
+impl AuditReads for Sqlite {
+    async fn entries(
+        &self,
+        tenant: TenantUid,
+        filter: &EntryFilter,
+        before: Option<u64>,
+        limit: u32,
+    ) -> Result<Vec<PlacedEntry>, ReadError> {
+        let query = sqlx::query(ENTRIES)
+            .bind(tenant.0.as_slice())
+            .bind(before.map_or(i64::MAX, signed))
+            .bind(filter.from.map(|at| at.0))
+            .bind(filter.until.map(|at| at.0))
+            .bind(filter.operation.map(|operation| operation.as_str()))
+            .bind(filter.outcome.map(|outcome| outcome.as_str()))
+            .bind(filter.user.as_deref())
+            .bind(filter.record_id.as_deref())
+            .bind(limit);
+        self.all(query, entry).await
+    }
+}

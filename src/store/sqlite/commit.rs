@@ -1,0 +1,251 @@
+//! The one write: one immediate transaction.
+
+use sqlx::{Error, Row, Sqlite as Engine, SqliteConnection};
+
+use crate::model::{Tenant, TenantUid};
+
+use super::super::failure::Failure;
+use super::super::row::{Columns, signed, there};
+use super::super::shown::shown;
+use super::super::{Batch, Change, CommitError, Committed, DekRow, EntryRow};
+use super::{Sqlite, SqliteQuery, jobs, statements, tenants};
+
+const BEGIN: &str = "BEGIN IMMEDIATE";
+
+statements! {
+    SWAP_HEAD = "UPDATE np_byok_heads SET size = size + ?3 WHERE tenant = ?1 AND size = ?2";
+
+    INSERT_ENTRY = "
+        INSERT INTO np_byok_audit (tenant, seq, at, id, operation, outcome, means, role, user_id, user_salt, user_hmac,
+            request_id, request_salt, request_hmac, item_count, records, items)
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)";
+
+    /// What the log shows of a batch that did not find it at its base: its size, and who sits there.
+    PLACE = "
+        SELECT h.size, (SELECT a.id FROM np_byok_audit a WHERE a.tenant = ?1 AND a.seq = ?2)
+        FROM np_byok_heads h WHERE h.tenant = ?1";
+
+    /// Touches one row when the DEK is there now as it was to be; none when its id holds another.
+    INSERT_DEK = "
+        INSERT INTO np_byok_wrapped_deks
+            (tenant, id, record_id, wrapped, key_name, key_version, wrap_scheme, created_at)
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+        ON CONFLICT (tenant, id) DO UPDATE SET wrapped = wrapped
+            WHERE wrapped = excluded.wrapped AND record_id IS excluded.record_id";
+
+    /// A row that already holds what it should counts as touched, so that a retry says what the first try did.
+    REWRAP = "
+        UPDATE np_byok_wrapped_deks SET wrapped = ?7, key_name = ?8, key_version = ?9, wrap_scheme = ?10,
+            rewrapped_at = CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000
+        WHERE tenant = ?1 AND id = ?2 AND (
+            (wrapped, key_name, key_version, wrap_scheme) = (?3, ?4, ?5, ?6)
+            OR (wrapped, key_name, key_version, wrap_scheme) = (?7, ?8, ?9, ?10))";
+}
+
+/// Why a try ended.
+enum Ended {
+    /// The log is not at the batch's base.
+    Moved,
+    /// A DEK id holds another DEK.
+    Taken,
+    /// The driver's error.
+    Failed(Error),
+}
+
+impl From<Error> for Ended {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl Sqlite {
+    pub(super) async fn commit_batch(&self, batch: &Batch) -> Result<Committed, CommitError> {
+        // PostgreSQL takes no NUL in a text, and SQLite's functions stop at one: it is refused here as there.
+        if holds_nul(batch) {
+            tracing::error!("a batch with a NUL in a text was refused");
+            return Err(CommitError::Rejected);
+        }
+        // Before COMMIT, whatever fails is rolled back.
+        let nothing_done = |error: Error| match Failure::of(&error) {
+            Failure::Refused => CommitError::Rejected,
+            Failure::NotNow | Failure::Lost => CommitError::Unavailable,
+        };
+        let mut transaction = self.writer.begin_with(BEGIN).await.map_err(nothing_done)?;
+        match in_order(&mut transaction, batch).await {
+            Ok(applied) => match transaction.commit().await {
+                Ok(()) => Ok(Committed { applied }),
+                Err(error) => {
+                    Failure::of(&error);
+                    Err(CommitError::Unknown)
+                }
+            },
+            Err(ended) => {
+                // Not only queued, as a drop does: what follows must not find the transaction open.
+                let rolled_back = transaction.rollback().await;
+                match ended {
+                    Ended::Moved => {
+                        rolled_back.map_err(nothing_done)?;
+                        self.settle(batch).await
+                    }
+                    Ended::Taken => Err(CommitError::Rejected),
+                    Ended::Failed(error) => Err(nothing_done(error)),
+                }
+            }
+        }
+    }
+
+    /// The log has moved: by another process, or by this very batch before?
+    async fn settle(&self, batch: &Batch) -> Result<Committed, CommitError> {
+        let Some(first) = batch.entries.first() else { return Err(CommitError::Rejected) };
+        let tenant = batch.tenant.0.as_slice();
+        let place = sqlx::query(PLACE).bind(tenant).bind(signed(batch.base));
+        match self.first(place, |row| Ok((there(row.number(0)?)?, row.uuid(1)?))).await {
+            Ok(Some((_, Some(id)))) if id == first.id.0 => {
+                Ok(Committed { applied: shown(self, batch.tenant, &batch.changes).await? })
+            }
+            Ok(Some((size, _))) => Err(CommitError::Moved { size: u64::try_from(size).unwrap_or(0) }),
+            // A tenant without a head has no log to append to.
+            Ok(None) => Err(CommitError::Rejected),
+            // This try did nothing, but one before it may have.
+            Err(_) => Err(CommitError::Unknown),
+        }
+    }
+}
+
+/// The changes in their order, and the entries as soon as the tenant that they belong to is there.
+async fn in_order(connection: &mut SqliteConnection, batch: &Batch) -> Result<Vec<u64>, Ended> {
+    let mut applied = Vec::with_capacity(batch.changes.len());
+    let mut rest = batch.changes.as_slice();
+    while let [Change::CreateTenant(tenant), after @ ..] = rest {
+        applied.push(create_tenant(connection, tenant).await?);
+        rest = after;
+    }
+    append(connection, batch).await?;
+    for change in rest {
+        applied.push(one(connection, batch.tenant, change).await?);
+    }
+    Ok(applied)
+}
+
+async fn append(connection: &mut SqliteConnection, batch: &Batch) -> Result<(), Ended> {
+    if batch.entries.is_empty() {
+        return Ok(());
+    }
+    let tenant = batch.tenant.0.as_slice();
+    let swap = sqlx::query(SWAP_HEAD)
+        .bind(tenant)
+        .bind(signed(batch.base))
+        .bind(i64::try_from(batch.entries.len()).unwrap_or(i64::MAX));
+    if swap.execute(&mut *connection).await?.rows_affected() == 0 {
+        return Err(Ended::Moved);
+    }
+    for (seq, entry) in (batch.base..).zip(&batch.entries) {
+        insert_entry(tenant, seq, entry).execute(&mut *connection).await?;
+    }
+    Ok(())
+}
+
+async fn one(connection: &mut SqliteConnection, tenant: TenantUid, change: &Change) -> Result<u64, Ended> {
+    let query = match change {
+        Change::CreateTenant(tenant) => return Ok(create_tenant(connection, tenant).await?),
+        Change::InsertDek(row) => {
+            let touched = insert_dek(&tenant, row).execute(connection).await?.rows_affected();
+            return if touched == 1 { Ok(touched) } else { Err(Ended::Taken) };
+        }
+        Change::Rewrap { dek_id, from, to } => {
+            let query = sqlx::query(REWRAP).bind(tenant.0.as_slice()).bind(dek_id.0);
+            [from, to].into_iter().fold(query, |query, wrapped| {
+                query
+                    .bind(wrapped.bytes.as_slice())
+                    .bind(&*wrapped.key_version.key)
+                    .bind(&*wrapped.key_version.version)
+                    .bind(wrapped.scheme)
+            })
+        }
+        Change::StartJob(job) => {
+            jobs::start(&tenant, job).execute(&mut *connection).await?;
+            let stands = jobs::stands(&tenant, job.id).fetch_one(connection).await?;
+            return Ok(u64::from(stands.try_get::<bool, _>(0)?));
+        }
+        Change::LeaseJob { job, holder, lease } => jobs::lease(&tenant, *job, *holder, *lease),
+        Change::AdvanceJob { job, holder, after } => jobs::advance(&tenant, job, *holder, *after),
+    };
+    Ok(query.execute(connection).await?.rows_affected())
+}
+
+async fn create_tenant(connection: &mut SqliteConnection, tenant: &Tenant) -> Result<u64, Error> {
+    tenants::create(tenant).execute(&mut *connection).await?;
+    tenants::create_head(tenant).execute(&mut *connection).await?;
+    let stands = tenants::stands(tenant).fetch_one(connection).await?;
+    Ok(u64::from(stands.try_get::<bool, _>(0)?))
+}
+
+fn insert_entry<'q>(tenant: &'q [u8], seq: u64, entry: &'q EntryRow) -> SqliteQuery<'q> {
+    let user = entry.user.as_ref();
+    sqlx::query::<Engine>(INSERT_ENTRY)
+        .bind(tenant)
+        .bind(signed(seq))
+        .bind(entry.at.0)
+        .bind(entry.id.0)
+        .bind(entry.operation.as_str())
+        .bind(entry.outcome.as_str())
+        .bind(entry.means.as_str())
+        .bind(&*entry.role)
+        .bind(user.and_then(|user| user.value.as_deref()))
+        .bind(user.and_then(|user| user.salt.as_ref().map(<[u8; 16]>::as_slice)))
+        .bind(user.map(|user| user.hmac.as_slice()))
+        .bind(entry.request.value.as_deref())
+        .bind(entry.request.salt.as_ref().map(<[u8; 16]>::as_slice))
+        .bind(entry.request.hmac.as_slice())
+        .bind(entry.item_count)
+        .bind(entry.records.as_str())
+        .bind(entry.items.as_slice())
+}
+
+fn insert_dek<'q>(tenant: &'q TenantUid, row: &'q DekRow) -> SqliteQuery<'q> {
+    sqlx::query::<Engine>(INSERT_DEK)
+        .bind(tenant.0.as_slice())
+        .bind(row.id.0)
+        .bind(row.record_id.as_deref())
+        .bind(row.wrapped.bytes.as_slice())
+        .bind(&*row.wrapped.key_version.key)
+        .bind(&*row.wrapped.key_version.version)
+        .bind(row.wrapped.scheme)
+        .bind(row.created_at.0)
+}
+
+fn holds_nul(batch: &Batch) -> bool {
+    let in_text = |text: &str| text.contains('\0');
+    let in_entry = |entry: &EntryRow| {
+        let values = [entry.user.as_ref(), Some(&entry.request)].into_iter().flatten();
+        values.filter_map(|salted| salted.value.as_deref()).chain([&*entry.role]).any(in_text)
+            || in_text(&entry.records)
+            || escapes_nul(&entry.records)
+    };
+    let in_change = |change: &Change| match change {
+        Change::CreateTenant(tenant) => in_text(&tenant.name),
+        Change::InsertDek(row) => row.record_id.as_deref().is_some_and(in_text),
+        Change::Rewrap { .. } | Change::StartJob(_) | Change::LeaseJob { .. } | Change::AdvanceJob { .. } => {
+            false
+        }
+    };
+    batch.entries.iter().any(in_entry) || batch.changes.iter().any(in_change)
+}
+
+/// Whether a JSON text has `\u0000`, and not only an escaped backslash before `u0000`.
+fn escapes_nul(json: &str) -> bool {
+    json.match_indices("\\u0000")
+        .any(|(at, _)| json[..at].bytes().rev().take_while(|byte| *byte == b'\\').count().is_multiple_of(2))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::escapes_nul;
+
+    #[test]
+    fn an_escaped_nul_is_told_from_an_escaped_backslash() {
+        assert!(escapes_nul(r#"["a\u0000"]"#));
+        assert!(escapes_nul(r#"["a\\\u0000"]"#));
+        assert!(!escapes_nul(r#"["a\\u0000"]"#));
+    }
+}

@@ -1,0 +1,105 @@
+//! Rotation jobs and their leases.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use uuid::Uuid;
+
+use crate::model::{DekId, Job, JobId, Tenant, TenantUid};
+
+use super::super::row::{self, Columns, signed, there};
+use super::super::{JobReads, ReadError};
+use super::{Sqlite, SqliteQuery, statements};
+
+statements! {
+    START = "
+        INSERT INTO np_byok_jobs (tenant, id, state, target_key, target_version, total, rewrapped, skipped, failed,
+            kms_calls, stalled, started_at, updated_at, finished_at)
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14) ON CONFLICT DO NOTHING";
+
+    STANDS = "SELECT EXISTS (SELECT 1 FROM np_byok_jobs WHERE tenant = ?1 AND id = ?2)";
+
+    LEASE = "
+        UPDATE np_byok_jobs SET holder = ?3,
+            lease_until = CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000 + ?4
+        WHERE tenant = ?1 AND id = ?2 AND state = 'RUNNING' AND (holder IS NULL OR holder = ?3
+            OR lease_until IS NULL OR lease_until < CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000)";
+
+    /// The holder stays when the job is done, so that a retry of the last step finds it.
+    ADVANCE = "
+        UPDATE np_byok_jobs SET state = ?3, target_key = ?4, target_version = ?5, total = ?6, rewrapped = ?7,
+            skipped = ?8, failed = ?9, kms_calls = ?10, stalled = ?11, started_at = ?12, updated_at = ?13,
+            finished_at = ?14, cursor = ?15
+        WHERE tenant = ?1 AND id = ?2 AND holder = ?16";
+
+    BY_ID = "
+        SELECT id, state, target_key, target_version, total, rewrapped, skipped, failed, kms_calls, stalled, started_at,
+            updated_at, finished_at, cursor
+        FROM np_byok_jobs WHERE tenant = ?1 AND id = ?2";
+
+    LATEST = "
+        SELECT id, state, target_key, target_version, total, rewrapped, skipped, failed, kms_calls, stalled, started_at,
+            updated_at, finished_at, cursor
+        FROM np_byok_jobs WHERE tenant = ?1 ORDER BY state = 'RUNNING' DESC, started_at DESC, id DESC LIMIT 1";
+
+    RUNNING = "
+        SELECT t.uid, t.name, j.id FROM np_byok_jobs j JOIN np_byok_tenants t ON t.uid = j.tenant
+        WHERE j.state = 'RUNNING' ORDER BY j.started_at";
+}
+
+pub(super) fn start<'q>(tenant: &'q TenantUid, job: &'q Job) -> SqliteQuery<'q> {
+    bind_job(START, tenant, job)
+}
+
+/// Whether the job stands.
+pub(super) fn stands(tenant: &TenantUid, job: JobId) -> SqliteQuery<'_> {
+    sqlx::query(STANDS).bind(tenant.0.as_slice()).bind(job.0)
+}
+
+pub(super) fn lease(tenant: &TenantUid, job: JobId, holder: Uuid, lease: Duration) -> SqliteQuery<'_> {
+    let micros = i64::try_from(lease.as_micros()).unwrap_or(i64::MAX);
+    sqlx::query(LEASE).bind(tenant.0.as_slice()).bind(job.0).bind(holder).bind(micros)
+}
+
+pub(super) fn advance<'q>(
+    tenant: &'q TenantUid,
+    job: &'q Job,
+    holder: Uuid,
+    after: Option<DekId>,
+) -> SqliteQuery<'q> {
+    bind_job(ADVANCE, tenant, job).bind(after.map(|after| after.0)).bind(holder)
+}
+
+fn bind_job<'q>(sql: &'static str, tenant: &'q TenantUid, job: &'q Job) -> SqliteQuery<'q> {
+    sqlx::query(sql)
+        .bind(tenant.0.as_slice())
+        .bind(job.id.0)
+        .bind(job.state.as_str())
+        .bind(&*job.target.key)
+        .bind(&*job.target.version)
+        .bind(signed(job.progress.total))
+        .bind(signed(job.progress.rewrapped))
+        .bind(signed(job.progress.skipped))
+        .bind(signed(job.progress.failed))
+        .bind(signed(job.progress.kms_calls))
+        .bind(job.stalled.map(|code| code.as_str()))
+        .bind(job.started_at.0)
+        .bind(job.updated_at.0)
+        .bind(job.finished_at.map(|at| at.0))
+}
+
+#[async_trait]
+impl JobReads for Sqlite {
+    async fn job(&self, tenant: TenantUid, id: JobId) -> Result<Option<(Job, Option<DekId>)>, ReadError> {
+        self.first(sqlx::query(BY_ID).bind(tenant.0.as_slice()).bind(id.0), row::job).await
+    }
+
+    async fn latest_job(&self, tenant: TenantUid) -> Result<Option<Job>, ReadError> {
+        let latest = self.first(sqlx::query(LATEST).bind(tenant.0.as_slice()), row::job).await?;
+        Ok(latest.map(|(job, _)| job))
+    }
+
+    async fn running_jobs(&self) -> Result<Vec<(Tenant, JobId)>, ReadError> {
+        self.all(sqlx::query(RUNNING), |row| Ok((row::tenant(row)?, JobId(there(row.uuid(2)?)?)))).await
+    }
+}

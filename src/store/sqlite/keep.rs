@@ -1,0 +1,93 @@
+//! Migrations and what a keeper asks. A file has no roles: whoever may write it may do anything to it.
+
+use async_trait::async_trait;
+use sqlx::{Error, Row, SqliteConnection};
+
+use super::super::failure::{Failure, cause};
+use super::super::migration::{Applied, Migration, applied, missing};
+use super::super::{Database, Exposure, MigrateError, MigrationReport, ReadError};
+use super::{Sqlite, statements};
+
+/// In order. A step that the release before cannot serve raises `oldest_reader`.
+const MIGRATIONS: &[Migration] = &[Migration {
+    version: 1,
+    name: "tables",
+    oldest_reader: 1,
+    sql: include_str!("../../../migrations/sqlite/0001_tables.sql"),
+}];
+
+const TABLE: &str = include_str!("../../../migrations/sqlite/migrations.sql");
+
+statements! {
+    HAS_TABLE = "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'np_byok_migrations')";
+    APPLIED = "SELECT version, checksum, oldest_reader FROM np_byok_migrations";
+    RECORD = "
+        INSERT INTO np_byok_migrations (version, name, checksum, oldest_reader, applied_at)
+        VALUES (?1, ?2, ?3, ?4, CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000)";
+    GUARDS = "
+        SELECT count(*) FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = 'np_byok_audit'
+            AND name IN ('np_byok_audit_no_update', 'np_byok_audit_no_delete', 'np_byok_audit_no_replace')";
+}
+
+#[async_trait]
+impl Database for Sqlite {
+    async fn migrate(&self) -> Result<MigrationReport, MigrateError> {
+        let around = |error: Error| failed(0, &error);
+        let mut transaction = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(around)?;
+        let ran = in_transaction(&mut transaction).await?;
+        let now = read_applied(&mut transaction).await.map_err(around)?;
+        transaction.commit().await.map_err(around)?;
+        Ok(MigrationReport { ran, ..MigrationReport::of(MIGRATIONS, &now) })
+    }
+
+    async fn schema(&self) -> Result<MigrationReport, ReadError> {
+        let there = self.first(sqlx::query(HAS_TABLE), |row| row.try_get(0)).await?;
+        let rows =
+            if there == Some(true) { self.all(sqlx::query(APPLIED), applied).await? } else { Vec::new() };
+        Ok(MigrationReport::of(MIGRATIONS, &rows))
+    }
+
+    async fn exposure(&self) -> Result<Exposure, ReadError> {
+        let guards = self.first(sqlx::query(GUARDS), |row| row.try_get::<i64, _>(0)).await?;
+        Ok(Exposure { owns_audit: true, unguarded: guards != Some(3), ..Exposure::default() })
+    }
+
+    async fn upkeep(&self) -> Result<(), ReadError> {
+        Ok(())
+    }
+}
+
+async fn in_transaction(connection: &mut SqliteConnection) -> Result<u32, MigrateError> {
+    let around = |error: Error| failed(0, &error);
+    let there =
+        sqlx::query(HAS_TABLE).fetch_one(&mut *connection).await.and_then(|row| row.try_get::<bool, _>(0));
+    if !there.map_err(around)? {
+        sqlx::raw_sql(TABLE).execute(&mut *connection).await.map_err(around)?;
+    }
+    let already = read_applied(connection).await.map_err(around)?;
+    let mut ran = 0;
+    for migration in missing(MIGRATIONS, &already)? {
+        let refused = |error: Error| failed(migration.version, &error);
+        sqlx::raw_sql(migration.sql).execute(&mut *connection).await.map_err(refused)?;
+        let record = sqlx::query(RECORD)
+            .bind(migration.version)
+            .bind(migration.name)
+            .bind(migration.checksum())
+            .bind(migration.oldest_reader);
+        record.execute(&mut *connection).await.map_err(refused)?;
+        ran += 1;
+    }
+    Ok(ran)
+}
+
+async fn read_applied(connection: &mut SqliteConnection) -> Result<Vec<Applied>, Error> {
+    let rows = sqlx::query(APPLIED).fetch_all(connection).await?;
+    rows.iter().map(applied).collect()
+}
+
+fn failed(version: u32, error: &Error) -> MigrateError {
+    match Failure::of(error) {
+        Failure::NotNow | Failure::Lost => MigrateError::Unavailable,
+        Failure::Refused => MigrateError::Failed { version, code: cause(error) },
+    }
+}

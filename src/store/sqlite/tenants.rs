@@ -1,0 +1,50 @@
+//! Tenants and the heads of their logs.
+
+use async_trait::async_trait;
+
+use crate::model::{Tenant, TenantUid};
+
+use super::super::row::{number, tenant};
+use super::super::{ReadError, TenantReads};
+use super::{Sqlite, SqliteQuery, statements};
+
+statements! {
+    CREATE = "
+        INSERT INTO np_byok_tenants (uid, name, created_at)
+        VALUES (?1, ?2, CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000) ON CONFLICT DO NOTHING";
+    CREATE_HEAD = "
+        INSERT INTO np_byok_heads (tenant) SELECT uid FROM np_byok_tenants WHERE uid = ?1 AND name = ?2
+        ON CONFLICT DO NOTHING";
+    STANDS = "SELECT EXISTS (SELECT 1 FROM np_byok_tenants WHERE uid = ?1 AND name = ?2)";
+    BY_NAME = "SELECT uid, name FROM np_byok_tenants WHERE name = ?1";
+    LOG_SIZE = "SELECT size FROM np_byok_heads WHERE tenant = ?1";
+}
+
+pub(super) fn create(tenant: &Tenant) -> SqliteQuery<'_> {
+    bind(CREATE, tenant)
+}
+
+pub(super) fn create_head(tenant: &Tenant) -> SqliteQuery<'_> {
+    bind(CREATE_HEAD, tenant)
+}
+
+/// Whether the tenant stands as wanted.
+pub(super) fn stands(tenant: &Tenant) -> SqliteQuery<'_> {
+    bind(STANDS, tenant)
+}
+
+fn bind<'q>(sql: &'static str, tenant: &'q Tenant) -> SqliteQuery<'q> {
+    sqlx::query(sql).bind(tenant.uid.0.as_slice()).bind(tenant.name.as_str())
+}
+
+#[async_trait]
+impl TenantReads for Sqlite {
+    async fn tenant(&self, name: &str) -> Result<Option<Tenant>, ReadError> {
+        self.first(sqlx::query(BY_NAME).bind(name), tenant).await
+    }
+
+    async fn log_size(&self, tenant: TenantUid) -> Result<u64, ReadError> {
+        let query = sqlx::query(LOG_SIZE).bind(tenant.0.as_slice());
+        Ok(self.first(query, |row| number(row, 0)).await?.unwrap_or(0))
+    }
+}

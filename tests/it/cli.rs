@@ -1,0 +1,137 @@
+//! The command line, as an operator meets it.
+
+use std::process::Output;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::Command;
+
+use crate::support::server::TestServer;
+
+fn byok(arguments: &[&str], environment: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_byok"));
+    command.args(arguments).env_clear().envs(environment.iter().copied()).env("PATH", "/usr/bin:/bin").kill_on_drop(true);
+    command
+}
+
+async fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    byok(arguments, environment).output().await.expect("the binary runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[tokio::test]
+async fn all_mistakes_of_the_configuration_come_at_once() {
+    let environment = [
+        ("BYOK_PROVIDER", "vault-transit"),
+        ("BYOK_VAULT_ADDR", "not a url"),
+        ("BYOK_LISTEN", "nowhere"),
+        ("BYOK_ENCRYPT_RATE_RPM", "many"),
+        ("DATABASE_URL", "mysql://u:s3cret@h/d"),
+    ];
+    let output = run(&["serve"], &environment).await;
+    assert_eq!(output.status.code(), Some(3));
+    let said = text(&output.stderr);
+    for variable in ["BYOK_VAULT_ADDR", "BYOK_VAULT_TRANSIT_KEY", "BYOK_LISTEN", "BYOK_ENCRYPT_RATE_RPM", "DATABASE_URL"] {
+        assert!(said.contains(variable), "{variable} is not named in: {said}");
+    }
+    assert!(!said.contains("s3cret"));
+}
+
+#[tokio::test]
+async fn serve_refuses_the_local_key() {
+    let output = run(&["serve"], &[("BYOK_PROVIDER", "local"), ("DATABASE_URL", "postgres://h/d")]).await;
+    assert_eq!(output.status.code(), Some(3));
+    assert!(text(&output.stderr).contains("byok dev"));
+}
+
+#[tokio::test]
+async fn dev_prints_lines_that_work_when_they_are_pasted() {
+    let folder = tempfile::tempdir().unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let listen = format!("127.0.0.1:{port}");
+    for round in 0..2 {
+        let mut child = byok(&["dev", "--listen", &listen], &[])
+            .current_dir(folder.path())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut said = Vec::new();
+        while said.iter().filter(|line: &&String| line.starts_with("curl ")).count() < 2 {
+            let line = tokio::time::timeout(Duration::from_secs(30), lines.next_line()).await.expect("it gets ready").unwrap();
+            said.push(line.unwrap_or_else(|| panic!("it ended: {said:?}")));
+        }
+        assert!(said.iter().any(|line| line.contains(&format!("http://{listen}/graphiql"))), "{said:?}");
+        let curl = async |line: &str| {
+            let output = Command::new("sh").args(["-c", &line.replacen("curl ", "curl -s ", 1)]).output().await.unwrap();
+            serde_json::from_slice::<Value>(&output.stdout).unwrap()
+        };
+        let curls: Vec<&String> = said.iter().filter(|line| line.starts_with("curl ")).collect();
+        assert!(curl(curls[0]).await["ciphertext"].as_str().unwrap().starts_with("byok:v1:"), "round {round}");
+        assert_eq!(curl(curls[1]).await["plaintext"], "sensitive-data", "round {round}");
+        for name in ["ADMIN_TOKEN: ", "USER_TOKEN: "] {
+            let token = said.iter().find_map(|line| line.strip_prefix(name)).unwrap();
+            let line = format!(
+                "curl -X POST http://{listen}/graphql -H 'Authorization: Bearer {token}' -H 'Content-Type: application/json' \
+                 -d '{{\"query\": \"mutation {{ byokEncrypt(plaintext: \\\"p\\\", recordId: \\\"user-123\\\") {{ ciphertext }} }}\"}}'"
+            );
+            let answered = curl(&line).await;
+            assert!(answered["data"]["byokEncrypt"]["ciphertext"].is_string(), "{name}{answered}");
+        }
+        child.kill().await.unwrap();
+    }
+    use std::os::unix::fs::PermissionsExt as _;
+    for secret in ["local-key.json", "jwt-secret.json", "byok.db"] {
+        let mode = std::fs::metadata(folder.path().join(".byok").join(secret)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{secret} is open to others");
+    }
+}
+
+#[tokio::test]
+async fn a_minted_token_is_taken_by_the_server() {
+    let server = TestServer::start().await;
+    let environment: Vec<(&str, &str)> = server.environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let output = run(&["token", "--role", "service", "--user", "u-9", "--ttl", "60"], &environment).await;
+    let token = text(&output.stdout);
+    let body = serde_json::json!({ "plaintext": "p", "record_id": "r" });
+    assert_eq!(server.call(reqwest::Method::POST, "/byok/encrypt", token.trim(), Some(body)).await.status, 200);
+    assert_eq!(run(&["token"], &[]).await.status.code(), Some(3));
+}
+
+#[tokio::test]
+async fn doctor_tells_what_is_well_what_is_open_and_what_is_broken() {
+    let server = TestServer::start().await;
+    let mut environment: Vec<(&str, &str)> = server.environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let output = run(&["doctor"], &environment).await;
+    let said = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.contains("ok    key: a DEK was wrapped and unwrapped"), "{said}");
+    assert!(said.contains("warn  database: one URL serves and migrates"), "{said}");
+    assert!(said.contains("superuser"), "{said}");
+    environment.retain(|(name, _)| *name != "BYOK_VAULT_TRANSIT_KEY");
+    environment.push(("BYOK_VAULT_TRANSIT_KEY", "another"));
+    let output = run(&["doctor"], &environment).await;
+    assert_eq!(output.status.code(), Some(4));
+    assert!(text(&output.stdout).contains("FAIL  key: "));
+}
+
+#[tokio::test]
+async fn migrating_twice_applies_nothing_the_second_time() {
+    let server = TestServer::start().await;
+    let environment: Vec<(&str, &str)> = server.environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let output = run(&["migrate"], &environment).await;
+    assert!(text(&output.stdout).contains("0 of them now"), "{}", text(&output.stdout));
+}
+
+#[tokio::test]
+async fn help_names_every_command() {
+    let said = text(&run(&["--help"], &[]).await.stdout);
+    for command in ["serve", "dev", "migrate", "rotate", "schema", "token", "doctor"] {
+        assert!(said.contains(command), "{said}");
+    }
+    assert_eq!(run(&["nonsense"], &[]).await.status.code(), Some(2));
+}

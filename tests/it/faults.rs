@@ -1,0 +1,219 @@
+//! What is left behind when something breaks in the middle, and what callers see meanwhile.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::support::private::Private;
+use crate::support::server::{TestServer, create_database};
+use crate::support::shared_vault::VaultKey;
+
+/// Encrypts new records from several callers until told to stop; gives what was acknowledged.
+struct Load {
+    stop: Arc<AtomicBool>,
+    acknowledged: Arc<Mutex<Vec<(String, String)>>>,
+    callers: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Load {
+    fn start(server: &TestServer, name: &str) -> Self {
+        let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
+        let callers = (0..8)
+            .map(|caller| {
+                let (stop, acknowledged, client) = (stop.clone(), acknowledged.clone(), server.client.clone());
+                let (url, token) = (format!("{}/byok/encrypt", server.base), server.jwt("admin", "load"));
+                let name = name.to_owned();
+                tokio::spawn(async move {
+                    for n in 0.. {
+                        if stop.load(Ordering::Relaxed) {
+                            break;
+                        }
+                        let record = format!("{name}-{caller}-{n}");
+                        let body = json!({ "plaintext": record, "record_id": record });
+                        let Ok(response) = client.post(&url).bearer_auth(&token).json(&body).send().await else { continue };
+                        let status = response.status();
+                        let body: Value = response.json().await.unwrap_or_default();
+                        match body["ciphertext"].as_str() {
+                            Some(ciphertext) if status == 200 => {
+                                acknowledged.lock().unwrap().push((record, ciphertext.to_owned()));
+                            }
+                            _ => tokio::time::sleep(Duration::from_millis(20)).await,
+                        }
+                    }
+                })
+            })
+            .collect();
+        Self { stop, acknowledged, callers }
+    }
+
+    async fn end(self) -> Vec<(String, String)> {
+        self.stop.store(true, Ordering::Relaxed);
+        for caller in self.callers {
+            caller.await.unwrap();
+        }
+        self.acknowledged.lock().unwrap().clone()
+    }
+}
+
+/// Every acknowledged encrypt opens again, and has its DEK row and its entry.
+async fn nothing_acknowledged_is_lost(server: &TestServer, acknowledged: &[(String, String)]) {
+    assert!(!acknowledged.is_empty(), "the load did something");
+    for chunk in acknowledged.chunks(500) {
+        let items: Vec<Value> =
+            chunk.iter().map(|(record, token)| json!({ "ciphertext": token, "record_id": record })).collect();
+        let answer = server.post("/byok/decrypt/many", json!({ "items": items })).await;
+        for ((record, _), item) in chunk.iter().zip(answer.body["items"].as_array().unwrap()) {
+            assert_eq!(item["plaintext"], *record, "{item}");
+        }
+    }
+    let database = server.database().await;
+    let recorded: Vec<String> =
+        sqlx::query_scalar("SELECT records->0->>0 FROM np_byok_audit WHERE operation = 'encrypt' AND outcome = 'OK'")
+            .fetch_all(&database)
+            .await
+            .unwrap();
+    let recorded: BTreeSet<String> = recorded.into_iter().collect();
+    for (record, _) in acknowledged {
+        assert!(recorded.contains(record), "{record} has no entry");
+    }
+    the_log_has_no_gap(server).await;
+}
+
+async fn the_log_has_no_gap(server: &TestServer) {
+    let database = server.database().await;
+    let (count, last, size): (i64, i64, i64) = sqlx::query_as(
+        "SELECT count(*), coalesce(max(seq), -1), (SELECT coalesce(sum(size), 0)::bigint FROM np_byok_heads) FROM np_byok_audit",
+    )
+    .fetch_one(&database)
+    .await
+    .unwrap();
+    assert_eq!((count, count), (last + 1, size), "places run from 0 without a gap, up to the head");
+}
+
+#[tokio::test]
+async fn kill_minus_nine_under_load_loses_nothing_that_was_acknowledged() {
+    let mut server = TestServer::start().await;
+    let mut acknowledged = Vec::new();
+    for round in 0..3 {
+        let load = Load::start(&server, &format!("kill-{round}"));
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        server.kill().await;
+        acknowledged.extend(load.end().await);
+        server.start_again().await;
+    }
+    nothing_acknowledged_is_lost(&server, &acknowledged).await;
+}
+
+#[tokio::test]
+async fn a_database_that_stops_and_comes_back_under_load_loses_nothing() {
+    let postgres = Private::postgres().await;
+    let url = create_database(&postgres.variable("DATABASE_URL")).await;
+    let server = TestServer::on(VaultKey::create().await, url, &[]).await;
+    let token = server.encrypt("before", "before").await;
+    let load = Load::start(&server, "outage");
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    postgres.kill().await;
+    let refused = server.decrypt(&token, "before").await;
+    assert_eq!((refused.status.as_u16(), &refused.body["code"]), (503, &json!("STORE_UNAVAILABLE")));
+    assert_eq!(refused.body.get("plaintext"), None);
+    assert_eq!(server.get("/ready").await.status, 503);
+    assert_eq!(server.get("/live").await.status, 200);
+    postgres.start_again().await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let acknowledged = load.end().await;
+    assert_eq!(server.decrypt(&token, "before").await.body["plaintext"], "before", "service resumes by itself");
+    nothing_acknowledged_is_lost(&server, &acknowledged).await;
+}
+
+#[tokio::test]
+async fn a_sealed_or_stopped_vault_is_an_outage_and_a_revoked_token_is_a_refusal() {
+    let vault = Private::vault().await;
+    let key = vault.key().await;
+    let database = create_database(&crate::support::needed("DATABASE_URL")).await;
+    let server = TestServer::on(key.clone(), database, &[("BYOK_DEK_CACHE_SECONDS", "0"), ("BYOK_KMS_TIMEOUT_MS", "2000")]).await;
+    let token = server.encrypt("p", "r").await;
+
+    vault.seal(&key).await;
+    let refused = server.decrypt(&token, "r").await;
+    assert_eq!((refused.status.as_u16(), &refused.body["code"]), (503, &json!("KMS_UNAVAILABLE")));
+    vault.unseal(&key).await;
+    assert_eq!(server.decrypt(&token, "r").await.body["plaintext"], "p", "nothing needs to be re-encrypted");
+
+    key.refuse_below(1).await;
+    key.rotate().await;
+    key.refuse_below(2).await;
+    let refused = server.decrypt(&token, "r").await;
+    assert_eq!((refused.status.as_u16(), &refused.body["code"]), (403, &json!("KMS_ACCESS_DENIED")));
+    key.refuse_below(1).await;
+    assert_eq!(server.decrypt(&token, "r").await.status, 200);
+
+    key.revoke_token().await;
+    let refused = server.decrypt(&token, "r").await;
+    assert_eq!((refused.status.as_u16(), &refused.body["code"]), (403, &json!("KMS_ACCESS_DENIED")));
+    let refused = server.post("/byok/encrypt", json!({ "plaintext": "p", "record_id": "new" })).await;
+    assert_eq!(refused.body["code"], "KMS_ACCESS_DENIED");
+
+    vault.kill().await;
+    let refused = server.decrypt(&token, "r").await;
+    assert_eq!((refused.status.as_u16(), &refused.body["code"]), (503, &json!("KMS_UNAVAILABLE")));
+    assert_eq!(server.get("/byok/health").await.status, 503);
+    let schema = server.graphql(&server.jwt("admin", "a"), "{ __schema { queryType { name } } }", json!({})).await;
+    assert_eq!(schema["data"]["__schema"]["queryType"]["name"], "Query", "introspection answers with the KMS down");
+    the_log_has_no_gap(&server).await;
+}
+
+#[tokio::test]
+async fn a_missing_key_is_refused_and_never_created() {
+    let server = TestServer::start().await;
+    let token = server.encrypt("p", "r").await;
+    server.key.delete().await;
+    let fresh = server.replica().await;
+    for answer in [fresh.decrypt(&token, "r").await, fresh.post("/byok/encrypt", json!({ "plaintext": "p", "record_id": "n" })).await] {
+        assert_eq!((answer.status.as_u16(), &answer.body["code"]), (403, &json!("KMS_ACCESS_DENIED")));
+    }
+    let keys = server.key.admin(reqwest::Method::from_bytes(b"LIST").unwrap(), "transit/keys", json!({})).await;
+    assert!(!keys["data"]["keys"].as_array().unwrap().contains(&json!(server.key.name)));
+}
+
+#[tokio::test]
+async fn a_dek_row_that_is_missing_altered_or_swapped_opens_nothing() {
+    let server = TestServer::with(&[("BYOK_DEK_CACHE_SECONDS", "0")]).await;
+    let (one, two) = (server.encrypt("one", "r-1").await, server.encrypt("two", "r-2").await);
+    let database = server.database().await;
+    let opens = async |token: &str, record: &str| server.decrypt(token, record).await.body["code"].clone();
+
+    let swap = "UPDATE np_byok_wrapped_deks d SET wrapped = o.wrapped FROM np_byok_wrapped_deks o WHERE d.record_id <> o.record_id";
+    sqlx::query(swap).execute(&database).await.unwrap();
+    assert_eq!(opens(&one, "r-1").await, "DECRYPT_FAILED", "another record's DEK does not open it");
+    sqlx::query(swap).execute(&database).await.unwrap();
+    assert_eq!(server.decrypt(&one, "r-1").await.body["plaintext"], "one");
+
+    sqlx::query("UPDATE np_byok_wrapped_deks SET wrapped = overlay(wrapped placing 'AAAA'::bytea from 20)").execute(&database).await.unwrap();
+    assert_eq!(opens(&one, "r-1").await, "DECRYPT_FAILED");
+    sqlx::query("DELETE FROM np_byok_wrapped_deks").execute(&database).await.unwrap();
+    assert_eq!(opens(&two, "r-2").await, "DECRYPT_FAILED");
+}
+
+#[tokio::test]
+async fn a_stop_finishes_what_is_in_flight() {
+    let mut server = TestServer::start().await;
+    let load = Load::start(&server, "stop");
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(server.stop().await, Some(0));
+    let acknowledged = load.end().await;
+    server.start_again().await;
+    nothing_acknowledged_is_lost(&server, &acknowledged).await;
+}
+
+#[tokio::test]
+async fn a_hot_record_costs_no_kms_call() {
+    let server = TestServer::start().await;
+    let token = server.encrypt("p", "r").await;
+    server.key.revoke_token().await;
+    assert_eq!(server.decrypt(&token, "r").await.body["plaintext"], "p");
+    let audit = server.get("/byok/audit?operation=decrypt").await;
+    assert_eq!(audit.body["entries"][0]["items"][0]["source"], "cache");
+}

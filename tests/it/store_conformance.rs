@@ -1,0 +1,606 @@
+//! What every database does behind `Store`. Each case runs on PostgreSQL, on PostgreSQL as it is used behind PgBouncer,
+//! and on SQLite.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use byok::model::{
+    DekId, EntryId, ErrorCode, JobId, JobState, KeyVersion, Means, Operation, Outcome, Salted, Tenant,
+    TenantUid, Timestamp,
+};
+use byok::store::{Batch, Change, CommitError, DekRow, EntryFilter, EntryRow, PlacedEntry, Store};
+use uuid::Uuid;
+
+use crate::support::rows::{changes, dek, entries, entry, job, now, salted, tenant, wrapped};
+
+macro_rules! on_every_database {
+    ($($case:ident)+) => {
+        mod on_postgres {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $case() {
+                let (_database, store) = crate::support::postgres::migrated().await;
+                super::$case(store).await;
+            })+
+        }
+
+        mod on_postgres_for_pgbouncer {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $case() {
+                let (database, _) = crate::support::postgres::migrated().await;
+                let settings = crate::support::postgres::settings(&database.url, None, true);
+                super::$case(std::sync::Arc::new(byok::store::Postgres::connect_lazy(&settings).unwrap())).await;
+            })+
+        }
+
+        mod on_sqlite {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $case() {
+                let (_folder, store) = crate::store_sqlite::migrated().await;
+                super::$case(store).await;
+            })+
+        }
+    };
+}
+
+on_every_database! {
+    it_answers
+    a_tenant_is_found_by_its_name
+    a_tenants_name_and_uid_are_given_once
+    a_tenant_its_entries_and_its_deks_can_come_in_one_batch
+    entries_read_back_as_they_were_written
+    a_batch_on_a_stale_base_does_nothing
+    an_identical_batch_is_applied_once
+    an_identical_batch_is_known_after_others_have_appended
+    an_identical_batch_without_entries_does_nothing_more
+    contending_writers_leave_no_gap_and_no_double
+    an_unknown_tenant_has_no_log
+    a_dek_id_that_is_taken_rejects_the_whole_batch
+    an_entry_that_cannot_be_written_takes_its_deks_with_it
+    deks_are_found_by_id
+    the_newest_dek_of_a_record_is_found
+    deks_are_paged_in_order_of_id
+    deks_under_other_versions_are_counted
+    a_rewrap_applies_only_to_what_was_read
+    rewraps_of_one_dek_apply_in_order
+    a_tenant_has_one_running_job
+    a_lease_is_exclusive_until_it_expires
+    only_the_holder_advances_a_job
+    jobs_read_back_as_they_were_advanced
+    the_running_job_goes_before_a_newer_one
+    entries_are_paged_newest_first
+    entries_are_filtered
+    no_tenant_sees_anothers_rows
+    an_entry_holds_ten_thousand_items
+    record_ids_may_be_empty_long_and_of_any_script
+    a_nul_is_rejected_and_finds_nothing
+    entries_of_any_time_have_a_place
+}
+
+type Db = Arc<dyn Store>;
+
+async fn all(store: &Db, tenant: TenantUid) -> Vec<PlacedEntry> {
+    store.entries(tenant, &EntryFilter::default(), None, 1_000).await.unwrap()
+}
+
+async fn matching(store: &Db, tenant: TenantUid, filter: EntryFilter) -> Vec<u64> {
+    store.entries(tenant, &filter, None, 100).await.unwrap().iter().map(|entry| entry.seq).collect()
+}
+
+/// JSON with its white space gone, as the contract allows that to differ.
+fn normal(mut row: EntryRow) -> EntryRow {
+    row.records = serde_json::from_str::<serde_json::Value>(&row.records).unwrap().to_string();
+    row
+}
+
+fn inserts(rows: &[DekRow]) -> Vec<Change> {
+    rows.iter().cloned().map(Change::InsertDek).collect()
+}
+
+fn ids(rows: &[DekRow]) -> Vec<DekId> {
+    rows.iter().map(|row| row.id).collect()
+}
+
+async fn it_answers(store: Db) {
+    assert_eq!(store.ping().await, Ok(()));
+}
+
+async fn a_tenant_is_found_by_its_name(store: Db) {
+    let tenant = Tenant { uid: TenantUid([7; 16]), name: "prïmary".to_owned() };
+    let batch = changes(tenant.uid, vec![Change::CreateTenant(tenant.clone())]);
+    assert_eq!(store.commit(&batch).await.unwrap().applied, [1]);
+    assert_eq!(store.tenant("prïmary").await.unwrap(), Some(tenant.clone()));
+    assert_eq!(store.tenant("other").await.unwrap(), None);
+    assert_eq!(store.log_size(tenant.uid).await.unwrap(), 0);
+}
+
+async fn a_tenants_name_and_uid_are_given_once(store: Db) {
+    let create = |uid, name: &str| {
+        let tenant = Tenant { uid: TenantUid([uid; 16]), name: name.to_owned() };
+        changes(tenant.uid, vec![Change::CreateTenant(tenant)])
+    };
+    assert_eq!(store.commit(&create(1, "a")).await.unwrap().applied, [1]);
+    assert_eq!(store.commit(&create(2, "a")).await.unwrap().applied, [0]);
+    assert_eq!(store.commit(&create(1, "b")).await.unwrap().applied, [0]);
+    assert_eq!(store.tenant("a").await.unwrap().unwrap().uid, TenantUid([1; 16]));
+    assert_eq!(store.tenant("b").await.unwrap(), None);
+}
+
+async fn a_tenant_its_entries_and_its_deks_can_come_in_one_batch(store: Db) {
+    let uid = TenantUid([9; 16]);
+    let tenant = Tenant { uid, name: "whole".to_owned() };
+    let row = dek(Some("r"));
+    let batch = Batch {
+        tenant: uid,
+        base: 0,
+        entries: vec![entry(), entry()],
+        changes: vec![Change::CreateTenant(tenant), Change::InsertDek(row.clone()), Change::StartJob(job())],
+    };
+    assert_eq!(store.commit(&batch).await.unwrap().applied, [1, 1, 1]);
+    assert_eq!(store.log_size(uid).await.unwrap(), 2);
+    assert_eq!(store.deks(uid, &[row.id]).await.unwrap(), [row]);
+}
+
+async fn entries_read_back_as_they_were_written(store: Db) {
+    let tenant = tenant(&*store).await;
+    let mut rows = vec![entry(), entry(), entry()];
+    rows[1].user = None;
+    rows[1].outcome = Outcome::Refused(ErrorCode::KmsAccessDenied);
+    rows[1].means = Means::HasuraSecret;
+    rows[2].user = Some(Salted { value: None, salt: None, hmac: [3; 32] });
+    rows[2].request = Salted { value: None, salt: None, hmac: [4; 32] };
+    rows[2].operation = Operation::Reveal;
+    rows[2].outcome = Outcome::Partial;
+    rows[2].means = Means::Operator;
+    rows[2].records = r#"[null,["ä\"\\","AQEBAQEBAQEBAQEBAQEBAQ=="]]"#.to_owned();
+    rows[2].item_count = 2;
+    rows[2].items = Vec::new();
+    store.commit(&entries(tenant, 0, rows.clone())).await.unwrap();
+    let read: Vec<EntryRow> =
+        all(&store, tenant).await.into_iter().rev().map(|placed| normal(placed.row)).collect();
+    assert_eq!(read, rows.into_iter().map(normal).collect::<Vec<_>>());
+}
+
+async fn a_batch_on_a_stale_base_does_nothing(store: Db) {
+    let tenant = tenant(&*store).await;
+    store.commit(&entries(tenant, 0, vec![entry(), entry()])).await.unwrap();
+    for base in [0, 1, 3] {
+        let row = dek(None);
+        let batch =
+            Batch { tenant, base, entries: vec![entry()], changes: inserts(std::slice::from_ref(&row)) };
+        assert_eq!(store.commit(&batch).await, Err(CommitError::Moved { size: 2 }));
+        assert_eq!(store.deks(tenant, &[row.id]).await.unwrap(), []);
+    }
+    assert_eq!(all(&store, tenant).await.len(), 2);
+}
+
+async fn an_identical_batch_is_applied_once(store: Db) {
+    let tenant = tenant(&*store).await;
+    let old = dek(Some("r"));
+    store.commit(&changes(tenant, inserts(std::slice::from_ref(&old)))).await.unwrap();
+    let (started, holder) = (job(), Uuid::new_v4());
+    let mut advanced = started.clone();
+    advanced.progress.rewrapped = 1;
+    let batch = Batch {
+        tenant,
+        base: 0,
+        entries: vec![entry(), entry()],
+        changes: vec![
+            Change::InsertDek(dek(None)),
+            Change::Rewrap { dek_id: old.id, from: old.wrapped.clone(), to: wrapped(8, "2") },
+            Change::Rewrap { dek_id: DekId::new(), from: old.wrapped.clone(), to: wrapped(8, "2") },
+            Change::StartJob(started.clone()),
+            Change::LeaseJob { job: started.id, holder, lease: Duration::from_secs(60) },
+            Change::AdvanceJob { job: advanced, holder, after: Some(old.id) },
+        ],
+    };
+    let first = store.commit(&batch).await.unwrap();
+    assert_eq!(first.applied, [1, 1, 0, 1, 1, 1]);
+    assert_eq!(store.commit(&batch).await.unwrap(), first);
+    assert_eq!(store.log_size(tenant).await.unwrap(), 2);
+}
+
+async fn an_identical_batch_is_known_after_others_have_appended(store: Db) {
+    let tenant = tenant(&*store).await;
+    let batch = Batch { tenant, base: 0, entries: vec![entry()], changes: inserts(&[dek(None)]) };
+    let first = store.commit(&batch).await.unwrap();
+    store.commit(&entries(tenant, 1, vec![entry(), entry()])).await.unwrap();
+    assert_eq!(store.commit(&batch).await.unwrap(), first);
+    assert_eq!(store.log_size(tenant).await.unwrap(), 3);
+}
+
+async fn an_identical_batch_without_entries_does_nothing_more(store: Db) {
+    let tenant = tenant(&*store).await;
+    let row = dek(Some("r"));
+    let insert = changes(tenant, inserts(std::slice::from_ref(&row)));
+    let rewrap = Change::Rewrap { dek_id: row.id, from: row.wrapped.clone(), to: wrapped(8, "2") };
+    for batch in [insert, changes(tenant, vec![rewrap]), changes(tenant, vec![Change::StartJob(job())])] {
+        assert_eq!(store.commit(&batch).await.unwrap().applied, [1]);
+        assert_eq!(store.commit(&batch).await.unwrap().applied, [1]);
+    }
+    assert_eq!(store.deks_after(tenant, None, 10).await.unwrap().len(), 1);
+}
+
+async fn contending_writers_leave_no_gap_and_no_double(store: Db) {
+    let tenant = tenant(&*store).await;
+    let writer = |store: Db| async move {
+        let mut written = Vec::new();
+        let mut base = 0;
+        while written.len() < 20 {
+            let row = entry();
+            let batch = Batch { tenant, base, entries: vec![row.clone()], changes: inserts(&[dek(None)]) };
+            match store.commit(&batch).await {
+                Ok(_) => written.push(row.id),
+                Err(CommitError::Moved { size }) => base = size,
+                Err(error) => panic!("{error:?}"),
+            }
+        }
+        written
+    };
+    let tasks = [(); 3].map(|()| tokio::spawn(writer(store.clone())));
+    let mut written: Vec<EntryId> = Vec::new();
+    for task in tasks {
+        written.extend(task.await.unwrap());
+    }
+    let read = all(&store, tenant).await;
+    assert_eq!(read.iter().rev().map(|placed| placed.seq).collect::<Vec<_>>(), (0..60).collect::<Vec<_>>());
+    let ids = |ids: &mut dyn Iterator<Item = EntryId>| ids.collect::<BTreeSet<_>>();
+    assert_eq!(ids(&mut read.iter().map(|placed| placed.row.id)), ids(&mut written.into_iter()));
+    assert_eq!(store.deks_after(tenant, None, 100).await.unwrap().len(), 60);
+}
+
+async fn an_unknown_tenant_has_no_log(store: Db) {
+    let nobody = TenantUid([1; 16]);
+    assert_eq!(store.log_size(nobody).await.unwrap(), 0);
+    assert_eq!(store.commit(&entries(nobody, 0, vec![entry()])).await, Err(CommitError::Rejected));
+}
+
+async fn a_dek_id_that_is_taken_rejects_the_whole_batch(store: Db) {
+    let tenant = tenant(&*store).await;
+    let (there, fresh) = (dek(Some("a")), dek(Some("b")));
+    store.commit(&changes(tenant, inserts(std::slice::from_ref(&there)))).await.unwrap();
+    let mut taken = there.clone();
+    taken.wrapped = wrapped(9, "1");
+    for entries in [vec![entry()], vec![]] {
+        let batch = Batch { tenant, base: 0, entries, changes: inserts(&[fresh.clone(), taken.clone()]) };
+        assert_eq!(store.commit(&batch).await, Err(CommitError::Rejected));
+    }
+    assert_eq!(store.deks_after(tenant, None, 10).await.unwrap(), [there]);
+    assert_eq!(store.log_size(tenant).await.unwrap(), 0);
+}
+
+async fn an_entry_that_cannot_be_written_takes_its_deks_with_it(store: Db) {
+    let tenant = tenant(&*store).await;
+    let mut bad = entry();
+    bad.records = "no JSON".to_owned();
+    let batch = Batch { tenant, base: 0, entries: vec![entry(), bad], changes: inserts(&[dek(None)]) };
+    assert_eq!(store.commit(&batch).await, Err(CommitError::Rejected));
+    assert_eq!(store.deks_after(tenant, None, 10).await.unwrap(), []);
+    assert_eq!(store.log_size(tenant).await.unwrap(), 0);
+}
+
+async fn deks_are_found_by_id(store: Db) {
+    let tenant = tenant(&*store).await;
+    let rows = [dek(Some("a")), dek(None), dek(Some("a"))];
+    store.commit(&changes(tenant, inserts(&rows))).await.unwrap();
+    let mut found = store.deks(tenant, &[rows[2].id, DekId::new(), rows[1].id]).await.unwrap();
+    found.sort_by_key(|row| row.id);
+    assert_eq!(found, rows[1..]);
+    assert_eq!(store.deks(tenant, &[]).await.unwrap(), []);
+}
+
+async fn the_newest_dek_of_a_record_is_found(store: Db) {
+    let tenant = tenant(&*store).await;
+    let rows = [dek(Some("a")), dek(Some("a")), dek(Some("b")), dek(None)];
+    store.commit(&changes(tenant, inserts(&rows))).await.unwrap();
+    let wanted: Vec<Arc<str>> = ["a", "a", "b", "missing"].map(Arc::from).to_vec();
+    let mut found = store.deks_of_records(tenant, &wanted).await.unwrap();
+    found.sort_by_key(|row| row.id);
+    assert_eq!(found, rows[1..3]);
+}
+
+async fn deks_are_paged_in_order_of_id(store: Db) {
+    let tenant = tenant(&*store).await;
+    let rows: Vec<DekRow> = (0..5).map(|_| dek(None)).collect();
+    store.commit(&changes(tenant, inserts(&rows))).await.unwrap();
+    let first = store.deks_after(tenant, None, 3).await.unwrap();
+    assert_eq!(first, rows[..3]);
+    assert_eq!(store.deks_after(tenant, Some(rows[2].id), 3).await.unwrap(), rows[3..]);
+    assert_eq!(store.deks_after(tenant, Some(rows[4].id), 3).await.unwrap(), []);
+}
+
+async fn deks_under_other_versions_are_counted(store: Db) {
+    let tenant = tenant(&*store).await;
+    let mut rows = [dek(None), dek(None), dek(None)];
+    rows[1].wrapped = wrapped(1, "2");
+    rows[2].wrapped.key_version = KeyVersion::new("other", "1");
+    store.commit(&changes(tenant, inserts(&rows))).await.unwrap();
+    assert_eq!(store.deks_not_under(tenant, &KeyVersion::new("byok", "1")).await.unwrap(), 2);
+    assert_eq!(store.deks_not_under(tenant, &KeyVersion::new("byok", "9")).await.unwrap(), 3);
+}
+
+async fn a_rewrap_applies_only_to_what_was_read(store: Db) {
+    let tenant = tenant(&*store).await;
+    let rows = [dek(Some("a")), dek(Some("b")), dek(None)];
+    store.commit(&changes(tenant, inserts(&rows))).await.unwrap();
+    let to = wrapped(8, "2");
+    let rewrap = |id, from| Change::Rewrap { dek_id: id, from, to: to.clone() };
+    let batch = Batch {
+        tenant,
+        base: 0,
+        entries: vec![entry()],
+        changes: vec![
+            rewrap(rows[0].id, rows[0].wrapped.clone()),
+            rewrap(rows[1].id, wrapped(6, "1")),
+            rewrap(rows[2].id, wrapped(7, "other")),
+            rewrap(DekId::new(), rows[0].wrapped.clone()),
+        ],
+    };
+    assert_eq!(store.commit(&batch).await.unwrap().applied, [1, 0, 0, 0]);
+    let now: Vec<_> = store.deks(tenant, &ids(&rows)).await.unwrap();
+    let of = |id| now.iter().find(|row| row.id == id).unwrap();
+    assert_eq!(of(rows[0].id), &DekRow { wrapped: to, ..rows[0].clone() });
+    assert_eq!(of(rows[1].id), &rows[1]);
+    assert_eq!(of(rows[2].id), &rows[2]);
+}
+
+async fn rewraps_of_one_dek_apply_in_order(store: Db) {
+    let tenant = tenant(&*store).await;
+    let row = dek(None);
+    store.commit(&changes(tenant, inserts(std::slice::from_ref(&row)))).await.unwrap();
+    let rewrap = |from, to| Change::Rewrap { dek_id: row.id, from, to };
+    let steps = vec![
+        rewrap(row.wrapped.clone(), wrapped(8, "2")),
+        rewrap(wrapped(8, "2"), wrapped(9, "3")),
+        rewrap(row.wrapped.clone(), wrapped(5, "5")),
+    ];
+    assert_eq!(store.commit(&changes(tenant, steps)).await.unwrap().applied, [1, 1, 0]);
+    assert_eq!(store.deks(tenant, &[row.id]).await.unwrap()[0].wrapped, wrapped(9, "3"));
+}
+
+async fn start(store: &Db, tenant: TenantUid) -> JobId {
+    let job = job();
+    assert_eq!(
+        store.commit(&changes(tenant, vec![Change::StartJob(job.clone())])).await.unwrap().applied,
+        [1]
+    );
+    job.id
+}
+
+async fn lease(store: &Db, tenant: TenantUid, job: JobId, holder: Uuid, millis: u64) -> bool {
+    let lease = Change::LeaseJob { job, holder, lease: Duration::from_millis(millis) };
+    store.commit(&changes(tenant, vec![lease])).await.unwrap().applied == [1]
+}
+
+async fn a_tenant_has_one_running_job(store: Db) {
+    let (tenant_a, tenant_b) = (tenant(&*store).await, tenant(&*store).await);
+    start(&store, tenant_a).await;
+    let second = changes(tenant_a, vec![Change::StartJob(job())]);
+    assert_eq!(store.commit(&second).await.unwrap().applied, [0]);
+    start(&store, tenant_b).await;
+    assert_eq!(store.running_jobs().await.unwrap().len(), 2);
+}
+
+async fn a_lease_is_exclusive_until_it_expires(store: Db) {
+    let tenant = tenant(&*store).await;
+    let job = start(&store, tenant).await;
+    let (one, other) = (Uuid::new_v4(), Uuid::new_v4());
+    assert!(lease(&store, tenant, job, one, 60_000).await);
+    assert!(!lease(&store, tenant, job, other, 60_000).await);
+    assert!(lease(&store, tenant, job, one, 50).await, "the holder keeps it");
+    tokio::time::sleep(Duration::from_millis(120)).await;
+    assert!(lease(&store, tenant, job, other, 60_000).await);
+    assert!(!lease(&store, tenant, job, one, 60_000).await);
+    assert!(!lease(&store, tenant, JobId::new(), one, 60_000).await);
+}
+
+async fn only_the_holder_advances_a_job(store: Db) {
+    let tenant = tenant(&*store).await;
+    let started = job();
+    store.commit(&changes(tenant, vec![Change::StartJob(started.clone())])).await.unwrap();
+    let (one, other) = (Uuid::new_v4(), Uuid::new_v4());
+    lease(&store, tenant, started.id, one, 1).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    lease(&store, tenant, started.id, other, 60_000).await;
+    let mut job = started;
+    job.progress.rewrapped = 5;
+    let advance = |holder| Change::AdvanceJob { job: job.clone(), holder, after: None };
+    assert_eq!(store.commit(&changes(tenant, vec![advance(one)])).await.unwrap().applied, [0]);
+    assert_eq!(store.commit(&changes(tenant, vec![advance(other)])).await.unwrap().applied, [1]);
+}
+
+async fn jobs_read_back_as_they_were_advanced(store: Db) {
+    let tenant = tenant(&*store).await;
+    let mut job = job();
+    store.commit(&changes(tenant, vec![Change::StartJob(job.clone())])).await.unwrap();
+    assert_eq!(store.job(tenant, job.id).await.unwrap(), Some((job.clone(), None)));
+    let holder = Uuid::new_v4();
+    lease(&store, tenant, job.id, holder, 60_000).await;
+    job.progress.rewrapped = 4;
+    job.progress.skipped = 3;
+    job.progress.failed = 2;
+    job.progress.kms_calls = 1;
+    job.stalled = Some(ErrorCode::KmsUnavailable);
+    let after = Some(DekId::new());
+    let advance = Change::AdvanceJob { job: job.clone(), holder, after };
+    store.commit(&changes(tenant, vec![advance])).await.unwrap();
+    assert_eq!(store.job(tenant, job.id).await.unwrap(), Some((job.clone(), after)));
+    job.state = JobState::Done;
+    job.stalled = None;
+    job.finished_at = Some(now());
+    let done = changes(tenant, vec![Change::AdvanceJob { job: job.clone(), holder, after }]);
+    assert_eq!(store.commit(&done).await.unwrap().applied, [1]);
+    assert_eq!(store.latest_job(tenant).await.unwrap(), Some(job.clone()));
+    assert_eq!(store.running_jobs().await.unwrap(), []);
+    assert_eq!(store.job(tenant, JobId::new()).await.unwrap(), None);
+    assert!(!lease(&store, tenant, job.id, Uuid::new_v4(), 1).await, "a job that is done has no lease");
+}
+
+async fn the_running_job_goes_before_a_newer_one(store: Db) {
+    let tenant = tenant(&*store).await;
+    assert_eq!(store.latest_job(tenant).await.unwrap(), None);
+    let mut old = job();
+    old.started_at = Timestamp(old.started_at.0 - 10_000_000);
+    let mut done = job();
+    done.state = JobState::Done;
+    store
+        .commit(&changes(tenant, vec![Change::StartJob(old.clone()), Change::StartJob(done)]))
+        .await
+        .unwrap();
+    assert_eq!(store.latest_job(tenant).await.unwrap(), Some(old));
+}
+
+async fn entries_are_paged_newest_first(store: Db) {
+    let tenant = tenant(&*store).await;
+    store.commit(&entries(tenant, 0, (0..7).map(|_| entry()).collect())).await.unwrap();
+    let mut seen = Vec::new();
+    let mut before = None;
+    loop {
+        let page = store.entries(tenant, &EntryFilter::default(), before, 3).await.unwrap();
+        let Some(last) = page.last() else { break };
+        before = Some(last.seq);
+        seen.extend(page.iter().map(|entry| entry.seq));
+    }
+    assert_eq!(seen, [6, 5, 4, 3, 2, 1, 0]);
+}
+
+async fn entries_are_filtered(store: Db) {
+    let tenant = tenant(&*store).await;
+    let start = now();
+    let mut rows: Vec<EntryRow> = (0..4).map(|_| entry()).collect();
+    for (row, second) in rows.iter_mut().zip(0..) {
+        row.at = start.plus(Duration::from_secs(second));
+    }
+    rows[1].operation = Operation::Decrypt;
+    rows[1].user = Some(salted("user-8"));
+    rows[2].outcome = Outcome::Refused(ErrorCode::KmsUnavailable);
+    rows[2].records =
+        r#"[null,["a","AAAAAAAAAAAAAAAAAAAAAA=="],["b","AAAAAAAAAAAAAAAAAAAAAA=="]]"#.to_owned();
+    rows[3].user = None;
+    let (from, until) = (rows[1].at, rows[3].at);
+    store.commit(&entries(tenant, 0, rows)).await.unwrap();
+
+    let none = EntryFilter::default;
+    assert_eq!(
+        matching(&store, tenant, EntryFilter { from: Some(from), until: Some(until), ..none() }).await,
+        [2, 1]
+    );
+    let operation = Some(Operation::Decrypt);
+    assert_eq!(matching(&store, tenant, EntryFilter { operation, ..none() }).await, [1]);
+    let outcome = Some(Outcome::Refused(ErrorCode::KmsUnavailable));
+    assert_eq!(matching(&store, tenant, EntryFilter { outcome, ..none() }).await, [2]);
+    let user = Some("user-7".to_owned());
+    assert_eq!(matching(&store, tenant, EntryFilter { user: user.clone(), ..none() }).await, [2, 0]);
+    let record = |id: &str| EntryFilter { record_id: Some(id.to_owned()), ..EntryFilter::default() };
+    assert_eq!(matching(&store, tenant, record("b")).await, [2]);
+    assert_eq!(matching(&store, tenant, record("record-1")).await, [3, 1, 0]);
+    assert_eq!(
+        matching(&store, tenant, record("AAAAAAAAAAAAAAAAAAAAAA==")).await,
+        [0; 0],
+        "a salt is no record id"
+    );
+    let both = EntryFilter { user, outcome, ..record("a") };
+    assert_eq!(matching(&store, tenant, both).await, [2]);
+}
+
+async fn no_tenant_sees_anothers_rows(store: Db) {
+    let (one, other) = (tenant(&*store).await, tenant(&*store).await);
+    let row = dek(Some("r"));
+    let started = job();
+    let batch = Batch {
+        tenant: one,
+        base: 0,
+        entries: vec![entry()],
+        changes: vec![Change::InsertDek(row.clone()), Change::StartJob(started.clone())],
+    };
+    store.commit(&batch).await.unwrap();
+    assert_eq!(all(&store, other).await, []);
+    assert_eq!(store.log_size(other).await.unwrap(), 0);
+    assert_eq!(store.deks(other, &[row.id]).await.unwrap(), []);
+    assert_eq!(store.deks_of_records(other, &[Arc::from("r")]).await.unwrap(), []);
+    assert_eq!(store.deks_after(other, None, 10).await.unwrap(), []);
+    assert_eq!(store.deks_not_under(other, &KeyVersion::new("x", "y")).await.unwrap(), 0);
+    assert_eq!(store.job(other, started.id).await.unwrap(), None);
+    assert_eq!(store.latest_job(other).await.unwrap(), None);
+    assert!(!lease(&store, other, started.id, Uuid::new_v4(), 1_000).await);
+    let rewrap = Change::Rewrap { dek_id: row.id, from: row.wrapped.clone(), to: wrapped(1, "9") };
+    assert_eq!(store.commit(&changes(other, vec![rewrap])).await.unwrap().applied, [0]);
+    assert_eq!(
+        store.commit(&changes(other, inserts(&[row]))).await.unwrap().applied,
+        [1],
+        "the same id is free there"
+    );
+}
+
+async fn an_entry_holds_ten_thousand_items(store: Db) {
+    let tenant = tenant(&*store).await;
+    let mut row = entry();
+    row.item_count = 10_000;
+    let records: Vec<_> =
+        (0..10_000).map(|n| [format!("record-{n}"), "AQEBAQEBAQEBAQEBAQEBAQ==".to_owned()]).collect();
+    row.records = serde_json::to_string(&records).unwrap();
+    row.items = (0..1_200_000_u32).map(|n| n.to_le_bytes()[0]).collect();
+    let deks: Vec<DekRow> = (0..10_000).map(|n| dek(Some(&format!("record-{n}")))).collect();
+    let batch = Batch { tenant, base: 0, entries: vec![row.clone()], changes: inserts(&deks) };
+    assert_eq!(store.commit(&batch).await.unwrap().applied.len(), 10_000);
+    assert_eq!(normal(all(&store, tenant).await.remove(0).row), normal(row));
+    let wanted: Vec<Arc<str>> = deks.iter().filter_map(|dek| dek.record_id.clone()).collect();
+    assert_eq!(store.deks_of_records(tenant, &wanted).await.unwrap().len(), 10_000);
+    assert_eq!(store.deks(tenant, &ids(&deks)).await.unwrap().len(), 10_000);
+}
+
+async fn record_ids_may_be_empty_long_and_of_any_script(store: Db) {
+    let tenant = tenant(&*store).await;
+    // Not one letter over and over: that would be compressed before it is indexed.
+    let long: String = (0..4_000).map(|_| Uuid::new_v4().to_string()).collect();
+    for record in [
+        "",
+        " ",
+        "日本語🦀",
+        "e\u{301}",
+        "é",
+        "'; DROP TABLE np_byok_audit; --",
+        "\u{1}\u{7f}\u{ffff}",
+        &long,
+    ] {
+        let mut row = entry();
+        row.records = serde_json::json!([[record, "AQEBAQEBAQEBAQEBAQEBAQ=="]]).to_string();
+        let key = dek(Some(record));
+        let base = store.log_size(tenant).await.unwrap();
+        let batch = Batch { tenant, base, entries: vec![row], changes: inserts(std::slice::from_ref(&key)) };
+        store.commit(&batch).await.unwrap();
+        assert_eq!(store.deks_of_records(tenant, &[Arc::from(record)]).await.unwrap(), [key]);
+        let filter = EntryFilter { record_id: Some(record.to_owned()), ..EntryFilter::default() };
+        assert_eq!(matching(&store, tenant, filter).await, [base]);
+    }
+}
+
+async fn a_nul_is_rejected_and_finds_nothing(store: Db) {
+    let tenant = tenant(&*store).await;
+    let mut in_user = entry();
+    in_user.user = Some(salted("a\0b"));
+    let mut in_records = entry();
+    in_records.records = serde_json::json!([["a\0b", "AQEBAQEBAQEBAQEBAQEBAQ=="]]).to_string();
+    for row in [in_user, in_records] {
+        assert_eq!(store.commit(&entries(tenant, 0, vec![row])).await, Err(CommitError::Rejected));
+    }
+    let in_dek = Batch { tenant, base: 0, entries: vec![entry()], changes: inserts(&[dek(Some("a\0b"))]) };
+    assert_eq!(store.commit(&in_dek).await, Err(CommitError::Rejected));
+    assert_eq!(store.log_size(tenant).await.unwrap(), 0);
+    assert_eq!(store.deks_of_records(tenant, &[Arc::from("a\0b")]).await.unwrap(), []);
+    assert_eq!(store.tenant("a\0b").await.unwrap(), None);
+    let filter = EntryFilter { record_id: Some("a\0b".to_owned()), ..EntryFilter::default() };
+    assert_eq!(matching(&store, tenant, filter).await, [0; 0]);
+    let filter = EntryFilter { user: Some("a\0b".to_owned()), ..EntryFilter::default() };
+    assert_eq!(matching(&store, tenant, filter).await, [0; 0]);
+}
+
+async fn entries_of_any_time_have_a_place(store: Db) {
+    let tenant = tenant(&*store).await;
+    let mut rows = vec![entry(), entry(), entry()];
+    rows[1].at = Timestamp::parse("1999-12-31T23:59:59.999999Z").unwrap();
+    rows[2].at = Timestamp::parse("2199-01-01T00:00:00Z").unwrap();
+    store.commit(&entries(tenant, 0, rows.clone())).await.unwrap();
+    let read: Vec<Timestamp> = all(&store, tenant).await.iter().rev().map(|placed| placed.row.at).collect();
+    assert_eq!(read, rows.iter().map(|row| row.at).collect::<Vec<_>>());
+}

@@ -1,0 +1,269 @@
+//! What only PostgreSQL does: roles, partitions, migrations by several replicas, durability.
+
+use byok::model::{TenantUid, Timestamp};
+use byok::store::{
+    AuditReads, Batch, Change, Database, EntryFilter, Exposure, MigrateError, Postgres, Store, postgres,
+};
+use sqlx::{Connection, Executor, PgConnection, SqlSafeStr};
+use uuid::Uuid;
+
+use crate::support::postgres::{
+    Server, TestDatabase, connect, empty, execute, migrated, number, settings, try_execute,
+};
+use crate::support::rows::{changes, dek, entries, entry, job, tenant, wrapped};
+
+const DENIED: &str = "42501";
+
+/// A database whose tables belong to one role and are served by another; the URLs of both.
+async fn with_two_roles() -> (TestDatabase, Postgres, String, String) {
+    let mut database = empty().await;
+    let (owner, serving) = (database.role().await, database.role().await);
+    database.give_to(&owner).await;
+    let store = Postgres::connect_lazy(&settings(&serving, Some(&owner), false)).unwrap();
+    store.migrate().await.unwrap();
+    (database, store, owner, serving)
+}
+
+async fn with_one_entry(store: &Postgres) -> TenantUid {
+    let tenant = tenant(store).await;
+    store.commit(&entries(tenant, 0, vec![entry()])).await.unwrap();
+    tenant
+}
+
+#[tokio::test]
+async fn every_statement_prepares() {
+    let (database, _store) = migrated().await;
+    let mut connection = PgConnection::connect(&database.url).await.unwrap();
+    for sql in postgres::statements() {
+        let prepared = (&mut connection).prepare(sql.into_sql_str()).await;
+        assert!(prepared.is_ok(), "{sql}: {:?}", prepared.err());
+    }
+}
+
+#[tokio::test]
+async fn entries_are_never_changed_or_deleted_not_even_by_their_owner() {
+    let (database, store) = migrated().await;
+    with_one_entry(&store).await;
+    for sql in [
+        "UPDATE np_byok_audit SET outcome = 'PARTIAL'",
+        "UPDATE np_byok_audit SET user_id = 'another'",
+        "UPDATE np_byok_audit SET user_salt = NULL, user_hmac = NULL, user_id = NULL",
+        "UPDATE np_byok_audit SET user_id = NULL, items = ''",
+        "UPDATE np_byok_audit SET records = '[]'",
+        "UPDATE np_byok_audit SET records = '[null, null]'",
+        "UPDATE np_byok_audit SET records = '[[\"record-2\", \"AQEBAQEBAQEBAQEBAQEBAQ==\"]]'",
+        "UPDATE np_byok_audit SET seq = 5",
+        "UPDATE np_byok_audit SET at = at + interval '2 months'",
+        "DELETE FROM np_byok_audit",
+        "TRUNCATE np_byok_audit",
+        "TRUNCATE np_byok_audit_default",
+        "DO $$ BEGIN EXECUTE 'TRUNCATE np_byok_audit_' || to_char(now(), 'YYYYMM'); END $$",
+        "DO $$ BEGIN EXECUTE 'DELETE FROM np_byok_audit_' || to_char(now(), 'YYYYMM'); END $$",
+    ] {
+        assert_eq!(try_execute(&database.url, sql).await, Err(DENIED.to_owned()), "{sql}");
+    }
+}
+
+#[tokio::test]
+async fn an_erasure_sets_personal_values_to_null() {
+    let (database, store) = migrated().await;
+    let tenant = with_one_entry(&store).await;
+    let erase =
+        "UPDATE np_byok_audit SET user_id = NULL, user_salt = NULL, request_id = NULL, request_salt = NULL,
+        records = '[null]'";
+    assert_eq!(try_execute(&database.url, erase).await, Ok(1));
+    let row = store.entries(tenant, &EntryFilter::default(), None, 1).await.unwrap().remove(0).row;
+    assert_eq!(row.user.unwrap().value, None);
+    assert_eq!(row.request.value, None);
+    assert_eq!(row.records, "[null]");
+}
+
+#[tokio::test]
+async fn the_serving_role_serves_and_can_do_no_more() {
+    let (_database, store, _owner, serving) = with_two_roles().await;
+    let tenant = with_one_entry(&store).await;
+    let row = dek(Some("r"));
+    let (started, holder) = (job(), Uuid::new_v4());
+    let batch = Batch {
+        tenant,
+        base: 1,
+        entries: vec![entry()],
+        changes: vec![
+            Change::InsertDek(row.clone()),
+            Change::Rewrap { dek_id: row.id, from: row.wrapped.clone(), to: wrapped(8, "2") },
+            Change::StartJob(started.clone()),
+            Change::LeaseJob { job: started.id, holder, lease: std::time::Duration::from_secs(9) },
+            Change::AdvanceJob { job: started, holder, after: Some(row.id) },
+        ],
+    };
+    assert_eq!(store.commit(&batch).await.unwrap().applied, [1, 1, 1, 1, 1]);
+    // Without entries a DEK goes in by another statement.
+    assert_eq!(
+        store.commit(&changes(tenant, vec![Change::InsertDek(dek(None))])).await.unwrap().applied,
+        [1]
+    );
+    assert_eq!(store.upkeep().await, Ok(()));
+    for sql in [
+        "UPDATE np_byok_audit SET user_id = NULL",
+        "DELETE FROM np_byok_audit",
+        "TRUNCATE np_byok_audit",
+        "DROP TABLE np_byok_audit_default",
+        "ALTER TABLE np_byok_audit DISABLE TRIGGER ALL",
+        "SELECT 1 FROM np_byok_audit_default",
+        "DELETE FROM np_byok_wrapped_deks",
+        "UPDATE np_byok_wrapped_deks SET record_id = 'x'",
+        "UPDATE np_byok_heads SET tenant = tenant",
+        "DELETE FROM np_byok_heads",
+        "UPDATE np_byok_migrations SET oldest_reader = 9",
+        "UPDATE np_byok_tenants SET name = 'x'",
+        "DELETE FROM np_byok_jobs",
+        "DROP FUNCTION np_byok_make_partitions()",
+    ] {
+        assert_eq!(try_execute(&serving, sql).await, Err(DENIED.to_owned()), "{sql}");
+    }
+}
+
+#[tokio::test]
+async fn with_two_roles_nothing_is_left_unprotected() {
+    let (database, store, owner, _serving) = with_two_roles().await;
+    // The shared server's other settings are not this test's.
+    assert_eq!(store.exposure().await, Ok(Exposure::default()));
+    let as_owner = connect(&owner).exposure().await.unwrap();
+    assert!(as_owner.owns_audit && as_owner.may_change_entries && !as_owner.superuser);
+    let as_superuser = connect(&database.url).exposure().await.unwrap();
+    assert!(as_superuser.superuser && as_superuser.any());
+    execute(&owner, "ALTER TABLE np_byok_audit_default DISABLE TRIGGER np_byok_audit_row").await;
+    assert!(store.exposure().await.unwrap().unguarded);
+}
+
+#[tokio::test]
+async fn there_are_partitions_for_this_month_and_the_next_three() {
+    let (database, store) = migrated().await;
+    let count = "SELECT count(*) FROM pg_inherits WHERE inhparent = 'np_byok_audit'::regclass";
+    assert_eq!(number(&database.url, count).await, 5, "with the default one");
+    store.upkeep().await.unwrap();
+    assert_eq!(number(&database.url, count).await, 5);
+    with_one_entry(&store).await;
+    assert_eq!(number(&database.url, "SELECT count(*) FROM np_byok_audit_default").await, 0);
+}
+
+#[tokio::test]
+async fn a_missing_partition_is_made_again_while_entries_are_written() {
+    let (database, store) = migrated().await;
+    let tenant = with_one_entry(&store).await;
+    let month = "SELECT to_char(date_trunc('month', now()) + interval '3 months', 'YYYYMM')::bigint";
+    let last = number(&database.url, month).await;
+    execute(&database.url, &format!("DROP TABLE np_byok_audit_{last}")).await;
+    let appending = async {
+        for base in 1..50 {
+            store.commit(&entries(tenant, base, vec![entry()])).await.unwrap();
+        }
+    };
+    let upkeep = async { tokio::join!(store.upkeep(), store.upkeep(), store.upkeep()) };
+    let (_, upkeep) = tokio::join!(appending, upkeep);
+    assert_eq!(upkeep, (Ok(()), Ok(()), Ok(())));
+    let there = format!("SELECT count(*) FROM pg_class WHERE relname = 'np_byok_audit_{last}'");
+    assert_eq!(number(&database.url, &there).await, 1);
+}
+
+#[tokio::test]
+async fn a_month_that_the_default_partition_has_taken_stays_there() {
+    let (database, store) = migrated().await;
+    let tenant = with_one_entry(&store).await;
+    let month = "SELECT to_char(date_trunc('month', now()) + interval '2 months', 'YYYYMM')::bigint";
+    let taken = number(&database.url, month).await;
+    execute(&database.url, &format!("DROP TABLE np_byok_audit_{taken}")).await;
+    let mut row = entry();
+    row.at = Timestamp::parse(&format!("{}-{:02}-02T00:00:00Z", taken / 100, taken % 100)).unwrap();
+    store.commit(&entries(tenant, 1, vec![row])).await.unwrap();
+    assert_eq!(store.upkeep().await, Ok(()));
+    assert_eq!(store.entries(tenant, &EntryFilter::default(), None, 9).await.unwrap().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_replicas_may_migrate_at_once() {
+    let database = empty().await;
+    let replicas = [(); 4].map(|()| {
+        let store = connect(&database.url);
+        tokio::spawn(async move { store.migrate().await })
+    });
+    let mut ran = 0;
+    for replica in replicas {
+        let report = replica.await.unwrap().unwrap();
+        assert_eq!((report.applied, report.expected), (1, 1));
+        ran += report.ran;
+    }
+    assert_eq!(ran, 1);
+}
+
+#[tokio::test]
+async fn a_schema_that_has_left_this_binary_behind_is_refused() {
+    let (database, store) = migrated().await;
+    let next =
+        |oldest| format!("INSERT INTO np_byok_migrations VALUES ({}, 'next', '', {oldest})", 1 + oldest);
+    execute(&database.url, &next(1)).await;
+    assert_eq!(store.migrate().await.unwrap().usable(), Ok(()), "a newer one that still takes us is served");
+    execute(&database.url, &next(2)).await;
+    let left_behind = MigrateError::LeftBehind { binary: 1, needed: 2 };
+    assert_eq!(store.migrate().await, Err(left_behind.clone()));
+    assert_eq!(store.schema().await.unwrap().usable(), Err(left_behind));
+}
+
+#[tokio::test]
+async fn a_changed_migration_is_refused() {
+    let (database, store) = migrated().await;
+    execute(&database.url, "UPDATE np_byok_migrations SET checksum = ''").await;
+    assert_eq!(store.migrate().await, Err(MigrateError::Changed { version: 1 }));
+}
+
+#[tokio::test]
+async fn a_role_that_may_not_migrate_is_told_and_served_once_another_has() {
+    let mut database = empty().await;
+    let serving = connect(&database.role().await);
+    assert_eq!(serving.migrate().await, Err(MigrateError::Denied));
+    let report = serving.schema().await.unwrap();
+    assert_eq!(report.usable(), Err(MigrateError::Behind { applied: 0, expected: 1 }));
+}
+
+#[tokio::test]
+async fn the_serving_role_may_say_migrate_when_there_is_nothing_to_do() {
+    let (_database, _store, _owner, serving) = with_two_roles().await;
+    let report = connect(&serving).migrate().await.unwrap();
+    assert_eq!((report.applied, report.ran), (1, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_is_flushed_whatever_the_servers_default() {
+    // A server of its own: on a shared one, another's commit would flush ours.
+    let server = Server::start();
+    for setting in ["synchronous_commit = off", "wal_writer_delay = '10s'"] {
+        execute(&server.url, &format!("ALTER SYSTEM SET {setting}")).await;
+    }
+    execute(&server.url, "SELECT pg_reload_conf()").await;
+    let (direct, pgbouncer) = (connect(&server.url), settings(&server.url, None, true));
+    let pgbouncer = Postgres::connect_lazy(&pgbouncer).unwrap();
+    direct.migrate().await.unwrap();
+    let tenant = tenant(&direct).await;
+    let mut watch = PgConnection::connect(&server.url).await.unwrap();
+    let mut flushed = async || {
+        let sql = "SELECT pg_current_wal_insert_lsn() <= pg_current_wal_flush_lsn()";
+        sqlx::query_scalar::<_, bool>(sql).fetch_one(&mut watch).await.unwrap()
+    };
+
+    execute(&server.url, "CREATE TABLE control (n int)").await;
+    execute(&server.url, "INSERT INTO control VALUES (1)").await;
+    assert!(!flushed().await, "the server does not flush by itself");
+    for (base, store) in [(0, &direct), (20, &pgbouncer)] {
+        let mut count = 0;
+        for step in 0..20 {
+            store.commit(&entries(tenant, base + step, vec![entry()])).await.unwrap();
+            count += u32::from(flushed().await);
+        }
+        // The server itself may write between a commit and the look.
+        assert!(count >= 18, "{count} of 20");
+    }
+    let mut mixed = entries(tenant, 40, vec![entry()]);
+    mixed.changes.push(Change::StartJob(job()));
+    direct.commit(&mixed).await.unwrap();
+    assert!(flushed().await);
+}

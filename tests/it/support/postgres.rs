@@ -1,0 +1,195 @@
+//! PostgreSQL for tests: a database of its own for each, on the shared server; or a server of its own, to be stopped and
+//! started.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use byok::config::{self, Env};
+use byok::crypto::SecretText;
+use byok::store::{Database, Postgres};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use uuid::Uuid;
+
+/// A database that is dropped when the test ends.
+pub(crate) struct TestDatabase {
+    /// Of its owner, a superuser.
+    pub(crate) url: String,
+    server: String,
+    name: String,
+    roles: Vec<String>,
+}
+
+/// The variable's value; without it the test fails, it is never skipped.
+pub(crate) fn variable(name: &str) -> String {
+    let env = Env::of_process();
+    let value = env.get(name).map(str::to_owned);
+    value.unwrap_or_else(|| {
+        panic!("{name} is not set: run `dir=$(scripts/servers start) && source \"$dir/env\"` first, or `scripts/test`")
+    })
+}
+
+/// An empty database on the shared server.
+pub(crate) async fn empty() -> TestDatabase {
+    let server = variable("DATABASE_URL");
+    let name = format!("byok_test_{}", Uuid::new_v4().simple());
+    execute(&server, &format!("CREATE DATABASE {name}")).await;
+    TestDatabase { url: on_database(&server, &name), server, name, roles: Vec::new() }
+}
+
+/// A database with our tables, and the store on it.
+pub(crate) async fn migrated() -> (TestDatabase, Arc<Postgres>) {
+    let database = empty().await;
+    let store = Arc::new(connect(&database.url));
+    store.migrate().await.expect("migrations run on an empty database");
+    (database, store)
+}
+
+/// A store with the settings that most tests use.
+pub(crate) fn connect(url: &str) -> Postgres {
+    Postgres::connect_lazy(&settings(url, None, false)).expect("the URL is sound")
+}
+
+/// Settings as `config` reads them.
+pub(crate) fn settings(url: &str, migration_url: Option<&str>, pgbouncer: bool) -> config::Postgres {
+    config::Postgres {
+        url: SecretText::new(url.to_owned()),
+        migration_url: migration_url.map(|url| SecretText::new(url.to_owned())),
+        max_connections: 8,
+        pgbouncer,
+    }
+}
+
+/// Runs one statement, and panics when it is refused.
+pub(crate) async fn execute(url: &str, sql: &str) {
+    try_execute(url, sql).await.unwrap_or_else(|code| panic!("{sql}: {code}"));
+}
+
+/// Runs statements; the SQLSTATE of a refusal.
+pub(crate) async fn try_execute(url: &str, sql: &str) -> Result<u64, String> {
+    let mut connection = PgConnection::connect(url).await.expect("the server answers");
+    let done = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await;
+    connection.close().await.ok();
+    done.map(|done| done.rows_affected()).map_err(|error| {
+        let code = error.as_database_error().and_then(|error| error.code().map(|code| code.to_string()));
+        code.unwrap_or_else(|| panic!("{sql}: {error}"))
+    })
+}
+
+/// The one number that a query returns.
+pub(crate) async fn number(url: &str, sql: &str) -> i64 {
+    let mut connection = PgConnection::connect(url).await.expect("the server answers");
+    let number = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut connection).await;
+    connection.close().await.ok();
+    number.unwrap_or_else(|error| panic!("{sql}: {error}"))
+}
+
+fn on_database(url: &str, name: &str) -> String {
+    let (server, _) = url.rsplit_once('/').expect("the URL names a database");
+    format!("{server}/{name}")
+}
+
+/// The URL with another user.
+pub(crate) fn as_user(url: &str, user: &str) -> String {
+    let (scheme, rest) = url.split_once("://").expect("a URL");
+    let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+    format!("{scheme}://{user}@{host}")
+}
+
+impl TestDatabase {
+    /// A role that can log in and nothing else; its URL.
+    pub(crate) async fn role(&mut self) -> String {
+        let role = format!("byok_role_{}", Uuid::new_v4().simple());
+        execute(&self.server, &format!("CREATE ROLE {role} LOGIN")).await;
+        self.roles.push(role.clone());
+        as_user(&self.url, &role)
+    }
+
+    /// Makes the role behind that URL the owner of the database.
+    pub(crate) async fn give_to(&self, role_url: &str) {
+        let role = role_url.split_once("://").and_then(|(_, rest)| rest.split_once('@')).expect("a URL").0;
+        execute(&self.server, &format!("ALTER DATABASE {} OWNER TO {role}", self.name)).await;
+    }
+}
+
+impl Drop for TestDatabase {
+    fn drop(&mut self) {
+        let (server, name, roles) = (self.server.clone(), self.name.clone(), std::mem::take(&mut self.roles));
+        // A drop cannot wait on the test's runtime.
+        let dropped = std::thread::spawn(move || {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                try_execute(&server, &format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)")).await.ok();
+                for role in roles {
+                    try_execute(&server, &format!("DROP ROLE IF EXISTS {role}")).await.ok();
+                }
+            });
+        });
+        dropped.join().ok();
+    }
+}
+
+/// A server of this test's own.
+pub(crate) struct Server {
+    folder: PathBuf,
+    /// Of the database `postgres`.
+    pub(crate) url: String,
+}
+
+impl Server {
+    /// Starts one, with an empty database.
+    pub(crate) fn start() -> Self {
+        let folder = std::env::temp_dir().join(format!("byok-postgres-{}", Uuid::new_v4().simple()));
+        let mut server = Self { folder, url: String::new() };
+        server.start_again();
+        let env =
+            std::fs::read_to_string(server.folder.join("postgres/env")).expect("scripts/servers wrote it");
+        let url =
+            env.trim().strip_prefix("export DATABASE_URL=").expect("the line that scripts/servers writes");
+        url.clone_into(&mut server.url);
+        server
+    }
+
+    /// Starts it after [`Self::kill`], with the same data on the same port.
+    pub(crate) fn start_again(&mut self) {
+        self.script("start-postgres");
+    }
+
+    /// Ends it as a crash would: no connection is told.
+    pub(crate) fn kill(&self) {
+        let pids = std::fs::read_to_string(self.folder.join("pids")).expect("scripts/servers wrote it");
+        let line = pids.lines().find(|line| line.starts_with("postgres ")).expect("postgres was started");
+        let pid = line.split(' ').nth(1).expect("a pid");
+        // QUIT: at once, without flushing what is not committed. KILL would leave its children to end by themselves.
+        assert!(Command::new("kill").args(["-QUIT", pid]).status().expect("kill runs").success());
+        let proc = PathBuf::from(format!("/proc/{pid}/stat"));
+        for _ in 0..500 {
+            match std::fs::read_to_string(&proc) {
+                Ok(stat) if !stat.contains(") Z ") => {
+                    std::thread::sleep(std::time::Duration::from_millis(10))
+                }
+                _ => return,
+            }
+        }
+        panic!("postgres {pid} did not end");
+    }
+
+    fn script(&self, command: &str) {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/servers");
+        let done =
+            Command::new(script).arg(command).arg(&self.folder).output().expect("scripts/servers runs");
+        assert!(
+            done.status.success(),
+            "scripts/servers {command}: {}",
+            String::from_utf8_lossy(&done.stderr)
+        );
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/servers");
+        Command::new(script).arg("stop").arg(&self.folder).output().ok();
+    }
+}

@@ -1,0 +1,103 @@
+//! Servers of a test's own, which it may stop, seal or kill.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use reqwest::Method;
+use serde_json::json;
+use tokio::process::Command;
+
+use super::shared_vault::VaultKey;
+
+/// One server in a folder of its own, kept by `scripts/servers`. Ends with its value.
+pub struct Private {
+    folder: PathBuf,
+    kind: &'static str,
+}
+
+impl Private {
+    /// A PostgreSQL of its own.
+    pub async fn postgres() -> Self {
+        Self::start("postgres").await
+    }
+
+    /// A Vault of its own.
+    pub async fn vault() -> Self {
+        Self::start("vault").await
+    }
+
+    async fn start(kind: &'static str) -> Self {
+        // Below /tmp by name: PostgreSQL's system user must reach it, whatever TMPDIR says.
+        let folder = PathBuf::from(format!("/tmp/byok-test-{}", uuid::Uuid::now_v7().simple()));
+        let server = Self { folder, kind };
+        server.start_again().await;
+        server
+    }
+
+    /// Starts it after it was stopped: PostgreSQL with its data, Vault with an empty store.
+    pub async fn start_again(&self) {
+        run(&[&format!("start-{}", self.kind), path(&self.folder)]).await;
+    }
+
+    /// Ends its process at once, as a crash does.
+    pub async fn kill(&self) {
+        let pids = std::fs::read_to_string(self.folder.join("pids")).expect("it was started");
+        let line = pids.lines().find(|line| line.starts_with(self.kind)).expect("it was started");
+        let pid: i32 = line.split(' ').nth(1).and_then(|pid| pid.parse().ok()).expect("a pid");
+        let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
+        // PostgreSQL's quick, unclean stop; for Vault there is no gentler difference.
+        rustix::process::kill_process(pid, rustix::process::Signal::QUIT).expect("it can be signalled");
+        for _ in 0..100 {
+            let state = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
+            if state.is_empty() || state.contains(") Z ") {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        panic!("{} did not end", self.kind);
+    }
+
+    /// A variable of its own environment file.
+    pub fn variable(&self, name: &str) -> String {
+        let text = std::fs::read_to_string(self.folder.join(self.kind).join("env")).expect("it was started");
+        let lines: BTreeMap<&str, &str> =
+            text.lines().filter_map(|line| line.strip_prefix("export ")?.split_once('=')).collect();
+        lines.get(name).unwrap_or_else(|| panic!("no {name} in its environment")).trim_matches('\'').to_owned()
+    }
+
+    /// A key in it.
+    pub async fn key(&self) -> VaultKey {
+        VaultKey::create_at(self.variable("BYOK_TEST_VAULT_ADDR"), self.variable("BYOK_TEST_VAULT_TOKEN")).await
+    }
+
+    /// Seals it.
+    pub async fn seal(&self, key: &VaultKey) {
+        key.admin(Method::POST, "sys/seal", json!({})).await;
+    }
+
+    /// Unseals it.
+    pub async fn unseal(&self, key: &VaultKey) {
+        key.admin(Method::POST, "sys/unseal", json!({ "key": self.variable("BYOK_TEST_VAULT_UNSEAL_KEY") })).await;
+    }
+}
+
+impl Drop for Private {
+    fn drop(&mut self) {
+        let script = script();
+        let _ = std::process::Command::new(script).args(["stop", path(&self.folder)]).stdout(Stdio::null()).status();
+    }
+}
+
+fn script() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/servers")
+}
+
+fn path(folder: &Path) -> &str {
+    folder.to_str().expect("an ASCII path")
+}
+
+async fn run(arguments: &[&str]) {
+    let output = Command::new(script()).args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).status().await;
+    assert!(output.expect("the script runs").success(), "scripts/servers {arguments:?} failed");
+}

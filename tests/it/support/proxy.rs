@@ -1,0 +1,96 @@
+//! A TCP proxy that cuts a connection at a chosen moment: when the client sends what holds some bytes.
+
+use std::sync::{Arc, Mutex};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+/// What happens to a chunk from the client that holds the bytes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// The server never gets it, and the connection ends.
+    Before,
+    /// The server gets it and answers; the answer is thrown away, and the connection ends.
+    Answer,
+    /// The server never gets it, and nobody hears anything any more.
+    Silence,
+}
+
+type Plan = Arc<Mutex<Option<(Vec<u8>, Cut)>>>;
+
+/// A proxy in front of a server; ends with its runtime.
+pub(crate) struct Proxy {
+    port: u16,
+    plan: Plan,
+}
+
+impl Proxy {
+    /// In front of the server of that URL.
+    pub(crate) async fn before(url: &str) -> (Self, String) {
+        let host = url.rsplit_once('@').map_or(url, |(_, rest)| rest);
+        let target = host.split('/').next().expect("a host").to_owned();
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let port = listener.local_addr().expect("an address").port();
+        let plan = Plan::default();
+        let proxy = Self { port, plan: plan.clone() };
+        let proxied = url.replace(&target, &format!("127.0.0.1:{}", proxy.port));
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let Ok(server) = TcpStream::connect(&target).await else { continue };
+                tokio::spawn(forward(client, server, plan.clone()));
+            }
+        });
+        (proxy, proxied)
+    }
+
+    /// Cuts the next connection whose client sends `bytes`; once.
+    pub(crate) fn cut(&self, bytes: &[u8], how: Cut) {
+        *self.plan.lock().unwrap() = Some((bytes.to_vec(), how));
+    }
+
+    /// Whether the cut was made.
+    pub(crate) fn is_done(&self) -> bool {
+        self.plan.lock().unwrap().is_none()
+    }
+}
+
+async fn forward(mut client: TcpStream, mut server: TcpStream, plan: Plan) -> std::io::Result<()> {
+    let (mut from_client, mut from_server) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+    loop {
+        tokio::select! {
+            read = client.read(&mut from_client) => {
+                let chunk = &from_client[..read?];
+                if chunk.is_empty() {
+                    return Ok(());
+                }
+                match take_if_it_is_time(&plan, chunk) {
+                    None => server.write_all(chunk).await?,
+                    Some(Cut::Before) => return Ok(()),
+                    Some(Cut::Answer) => {
+                        server.write_all(chunk).await?;
+                        server.read(&mut from_server).await?;
+                        return Ok(());
+                    }
+                    Some(Cut::Silence) => std::future::pending().await,
+                }
+            }
+            read = server.read(&mut from_server) => {
+                let chunk = &from_server[..read?];
+                if chunk.is_empty() {
+                    return Ok(());
+                }
+                client.write_all(chunk).await?;
+            }
+        }
+    }
+}
+
+fn take_if_it_is_time(plan: &Plan, chunk: &[u8]) -> Option<Cut> {
+    let mut plan = plan.lock().unwrap();
+    let (bytes, how) = plan.as_ref()?;
+    let how = *how;
+    chunk.windows(bytes.len()).any(|window| window == bytes).then(|| {
+        *plan = None;
+        how
+    })
+}

@@ -1,0 +1,74 @@
+//! Rows to commit.
+
+use std::sync::Arc;
+
+use byok::model::{
+    DekId, EntryId, Job, JobId, JobState, KeyVersion, Means, Operation, Outcome, Progress, Salted, Tenant,
+    TenantUid, Timestamp, Wrapped,
+};
+use byok::store::{Batch, Change, DekRow, EntryRow, Store};
+use uuid::Uuid;
+
+/// A moment of this month, by the machine's clock, since partitions are made for it.
+pub(crate) fn now() -> Timestamp {
+    use byok::model::{Clock, SystemClock};
+    SystemClock.now()
+}
+
+/// A tenant that stands in the database.
+pub(crate) async fn tenant(store: &dyn Store) -> TenantUid {
+    let tenant =
+        Tenant { uid: TenantUid(*Uuid::new_v4().as_bytes()), name: format!("tenant-{}", Uuid::new_v4()) };
+    let uid = tenant.uid;
+    store.commit(&changes(uid, vec![Change::CreateTenant(tenant)])).await.expect("a tenant is created");
+    uid
+}
+
+pub(crate) fn changes(tenant: TenantUid, changes: Vec<Change>) -> Batch {
+    Batch { tenant, base: 0, entries: Vec::new(), changes }
+}
+
+pub(crate) fn entries(tenant: TenantUid, base: u64, entries: Vec<EntryRow>) -> Batch {
+    Batch { tenant, base, entries, changes: Vec::new() }
+}
+
+pub(crate) fn salted(value: &str) -> Salted {
+    Salted { value: Some(value.to_owned()), salt: Some([1; 16]), hmac: [2; 32] }
+}
+
+pub(crate) fn entry() -> EntryRow {
+    EntryRow {
+        id: EntryId::new(),
+        at: now(),
+        operation: Operation::Encrypt,
+        outcome: Outcome::Ok,
+        means: Means::Jwt,
+        role: "service".into(),
+        user: Some(salted("user-7")),
+        request: salted("request-1"),
+        item_count: 1,
+        records: r#"[["record-1","AQEBAQEBAQEBAQEBAQEBAQ=="]]"#.to_owned(),
+        items: vec![0, 1, 2, 255],
+    }
+}
+
+pub(crate) fn wrapped(byte: u8, version: &str) -> Wrapped {
+    Wrapped { bytes: vec![byte; 61], key_version: KeyVersion::new("byok", version), scheme: 1 }
+}
+
+pub(crate) fn dek(record: Option<&str>) -> DekRow {
+    DekRow { id: DekId::new(), record_id: record.map(Arc::from), wrapped: wrapped(7, "1"), created_at: now() }
+}
+
+pub(crate) fn job() -> Job {
+    Job {
+        id: JobId::new(),
+        state: JobState::Running,
+        target: KeyVersion::new("byok", "2"),
+        progress: Progress { total: 10, ..Progress::default() },
+        stalled: None,
+        started_at: now(),
+        updated_at: now(),
+        finished_at: None,
+    }
+}

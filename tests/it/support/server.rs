@@ -1,0 +1,218 @@
+//! The real binary, serving, with a database and a transit key of its own.
+
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
+
+use super::{jwt, needed, shared_vault::VaultKey};
+
+/// What signs the JWTs of the tests.
+pub const JWT_SECRET: &str = "a secret of the tests that is long enough for HS256";
+
+/// A running `byok serve`. Ends with its value.
+pub struct TestServer {
+    child: Child,
+    /// What it runs with; takes effect at the next start.
+    pub environment: Vec<(String, String)>,
+    /// `http://127.0.0.1:<port>`
+    pub base: String,
+    /// Everything that the server wrote to standard error.
+    pub logs: Arc<Mutex<String>>,
+    /// Its key in the shared Vault.
+    pub key: VaultKey,
+    /// Its database.
+    pub database_url: String,
+    /// A client.
+    pub client: reqwest::Client,
+}
+
+/// An answer: status, headers and JSON body.
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: reqwest::header::HeaderMap,
+    pub body: Value,
+}
+
+impl TestServer {
+    /// With the defaults of the tests.
+    pub async fn start() -> Self {
+        Self::with(&[]).await
+    }
+
+    /// With more environment variables, which go before those of the tests.
+    pub async fn with(more: &[(&str, &str)]) -> Self {
+        Self::on(VaultKey::create().await, create_database(&needed("DATABASE_URL")).await, more).await
+    }
+
+    /// On this key and database.
+    pub async fn on(key: VaultKey, database_url: String, more: &[(&str, &str)]) -> Self {
+        let mut environment: Vec<(String, String)> = [
+            ("DATABASE_URL", database_url.as_str()),
+            ("BYOK_PROVIDER", "vault-transit"),
+            ("BYOK_VAULT_ADDR", &key.address),
+            ("BYOK_VAULT_TOKEN", &key.token),
+            ("BYOK_VAULT_TRANSIT_KEY", &key.name),
+            ("BYOK_LISTEN", "127.0.0.1:0"),
+            ("BYOK_LOG_FORMAT", "json"),
+            ("BYOK_LOG", "debug"),
+            ("BYOK_ENCRYPT_RATE_RPM", "100000000"),
+            ("BYOK_DECRYPT_RATE_RPM", "100000000"),
+            ("BYOK_CONSOLE", "true"),
+            ("HASURA_GRAPHQL_JWT_SECRET", &json!({ "type": "HS256", "key": JWT_SECRET }).to_string()),
+        ]
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+        .collect();
+        for (name, value) in more {
+            environment.retain(|(known, _)| known != name);
+            environment.push(((*name).to_owned(), (*value).to_owned()));
+        }
+        Self::spawn(environment, key, database_url).await
+    }
+
+    async fn spawn(environment: Vec<(String, String)>, key: VaultKey, database_url: String) -> Self {
+        let logs = Arc::new(Mutex::new(String::new()));
+        let (child, base) = serve(&environment, &logs).await;
+        let client = reqwest::Client::new();
+        Self { child, environment, base, logs, key, database_url, client }
+    }
+
+    /// Another process on the same database and key.
+    pub async fn replica(&self) -> Self {
+        Self::spawn(self.environment.clone(), self.key.clone(), self.database_url.clone()).await
+    }
+
+    /// Ends the process as a power cut would, and waits until it is gone.
+    pub async fn kill(&mut self) {
+        self.child.kill().await.expect("the server can be killed");
+    }
+
+    /// Starts it again, on another port.
+    pub async fn start_again(&mut self) {
+        let (child, base) = serve(&self.environment, &self.logs).await;
+        self.child = child;
+        self.base = base;
+    }
+
+    /// Asks it to stop, and gives its exit code.
+    pub async fn stop(&mut self) -> Option<i32> {
+        let pid = rustix::process::Pid::from_raw(self.child.id().expect("it runs") as i32).expect("a pid");
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it can be signalled");
+        self.child.wait().await.expect("it ends").code()
+    }
+
+    /// A JWT of this role and user.
+    pub fn jwt(&self, role: &str, user: &str) -> String {
+        jwt(JWT_SECRET, &json!({
+            "exp": 4_000_000_000_u64,
+            "https://hasura.io/jwt/claims": {
+                "x-hasura-default-role": role, "x-hasura-allowed-roles": [role], "x-hasura-user-id": user,
+            },
+        }))
+    }
+
+    /// A request with a JWT, and a JSON body where there is one.
+    pub async fn call(&self, method: Method, path: &str, token: &str, body: Option<Value>) -> Answer {
+        let mut request = self.client.request(method, format!("{}{path}", self.base)).bearer_auth(token);
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        answer(request).await
+    }
+
+    /// `POST` as the role `admin`.
+    pub async fn post(&self, path: &str, body: Value) -> Answer {
+        self.call(Method::POST, path, &self.jwt("admin", "the-admin"), Some(body)).await
+    }
+
+    /// `GET` as the role `admin`.
+    pub async fn get(&self, path: &str) -> Answer {
+        self.call(Method::GET, path, &self.jwt("admin", "the-admin"), None).await
+    }
+
+    /// A GraphQL request; gives the whole answer.
+    pub async fn graphql(&self, token: &str, query: &str, variables: Value) -> Value {
+        self.call(Method::POST, "/graphql", token, Some(json!({ "query": query, "variables": variables }))).await.body
+    }
+
+    /// Encrypts over REST as `admin` and gives the token.
+    pub async fn encrypt(&self, plaintext: &str, record_id: &str) -> String {
+        let body = json!({ "plaintext": plaintext, "context": { "record_id": record_id } });
+        let answer = self.post("/byok/encrypt", body).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        answer.body["ciphertext"].as_str().expect("a token").to_owned()
+    }
+
+    /// Decrypts over REST as `admin`.
+    pub async fn decrypt(&self, ciphertext: &str, record_id: &str) -> Answer {
+        self.post("/byok/decrypt", json!({ "ciphertext": ciphertext, "context": { "record_id": record_id } })).await
+    }
+
+    /// A connection to its database, as the superuser.
+    pub async fn database(&self) -> sqlx::PgPool {
+        sqlx::PgPool::connect(&self.database_url).await.expect("the test database answers")
+    }
+
+    /// What it has logged so far.
+    pub fn logged(&self) -> String {
+        self.logs.lock().expect("no test panics with the lock").clone()
+    }
+}
+
+/// Sends a request and reads the answer; a body that is no JSON shows as a string.
+pub async fn answer(request: reqwest::RequestBuilder) -> Answer {
+    let response = request.send().await.expect("the server answers");
+    let (status, headers) = (response.status(), response.headers().clone());
+    let text = response.text().await.expect("the answer is text");
+    let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
+    Answer { status, headers, body }
+}
+
+async fn serve(environment: &[(String, String)], logs: &Arc<Mutex<String>>) -> (Child, String) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_byok"))
+        .arg("serve")
+        .env_clear()
+        .envs(environment.iter().map(|(name, value)| (name, value)))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("the binary starts");
+    let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
+    let (found, address) = tokio::sync::oneshot::channel();
+    let logs = logs.clone();
+    tokio::spawn(async move {
+        let mut found = Some(found);
+        while let Ok(Some(line)) = lines.next_line().await {
+            if let Ok(event) = serde_json::from_str::<Value>(&line)
+                && event["message"] == "listening"
+                && let Some(found) = found.take()
+            {
+                let _ = found.send(event["address"].as_str().unwrap_or_default().to_owned());
+            }
+            let mut logs = logs.lock().expect("no test panics with the lock");
+            logs.push_str(&line);
+            logs.push('\n');
+        }
+    });
+    match tokio::time::timeout(Duration::from_secs(30), address).await {
+        Ok(Ok(address)) => (child, format!("http://{address}")),
+        _ => panic!("the server did not start"),
+    }
+}
+
+/// A database of a test's own on the server of this URL.
+pub async fn create_database(url: &str) -> String {
+    let name = format!("byok_{}", uuid::Uuid::now_v7().simple());
+    let server = sqlx::PgPool::connect(url).await.expect("the test server answers");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&server).await.expect("a database can be made");
+    server.close().await;
+    let (address, _) = url.rsplit_once('/').expect("a URL with a database");
+    format!("{address}/{name}")
+}
