@@ -24,7 +24,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::{Answer, DekBinding, Generated, ItemResult, Kms, KmsError, KmsErrorClass};
+use super::{Answer, DekBinding, Exposure, Generated, ItemResult, Kms, KmsError, KmsErrorClass};
 use crate::config::Mistake;
 use crate::crypto::{Binding, Dek, Token, open, seal, sha256};
 use crate::model::{KeyVersion, Wrapped};
@@ -188,6 +188,11 @@ impl Kms for LocalKey {
 
     fn rewrap_calls(&self, items: u64) -> u64 {
         items.div_ceil(1_000)
+    }
+
+    async fn exposure(&self) -> Vec<Exposure> {
+        let remedy = "use it for development only";
+        vec![Exposure { what: "key: it lies in a file on this machine and protects nothing from whoever reads it", remedy }]
     }
 }
 

@@ -73,4 +73,16 @@ pub trait Kms: Send + Sync {
 
     /// How many KMS calls [`Self::rewrap`] makes for `items` DEKs; what a rotation's forecast says.
     fn rewrap_calls(&self, items: u64) -> u64;
+
+    /// What works, but leaves something unprotected at the KMS, as far as our identity may look. For `doctor`.
+    async fn exposure(&self) -> Vec<Exposure>;
+}
+
+/// Something that a KMS leaves unprotected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exposure {
+    /// What it is.
+    pub what: &'static str,
+    /// What to do about it.
+    pub remedy: &'static str,
 }

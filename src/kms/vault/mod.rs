@@ -34,7 +34,7 @@ use tokio::time::Instant;
 
 use crate::config::{KeyVersionStrategy, Mistake, VaultSettings};
 use crate::crypto::{Dek, SecretText, random};
-use crate::kms::{Answer, DekBinding, Generated, ItemResult, Kms, KmsError, KmsErrorClass};
+use crate::kms::{Answer, DekBinding, Exposure, Generated, ItemResult, Kms, KmsError, KmsErrorClass};
 use crate::model::{KeyVersion, Wrapped};
 
 use auth::Auth;
@@ -192,6 +192,16 @@ impl Kms for VaultTransit {
 
     fn rewrap_calls(&self, items: u64) -> u64 {
         items.div_ceil(BATCH as u64)
+    }
+
+    async fn exposure(&self) -> Vec<Exposure> {
+        match self.upsert_possible().await {
+            Some(true) => vec![Exposure {
+                what: "key: Vault would create a key that is missing, if anybody with this token asked it to",
+                remedy: "grant `update` and not `create`, and set `disable_upsert=true` in the mount's config/keys",
+            }],
+            Some(false) | None => Vec::new(),
+        }
     }
 }
 
