@@ -1,5 +1,39 @@
-//! The cryptography: pure, synchronous, no I/O.
+//! The cryptography: tokens, their keys, what they are bound to, and the types that hold secrets.
+//!
+//! Pure and synchronous: no I/O, no clock, no environment; the one thing taken from outside is the system's random
+//! source. This room knows no tenant, database or KMS, only the bytes that stand for them, and it decides nothing about
+//! permission. Nothing here logs.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `provider` | the primitives, through the one `use` of the cryptographic library |
+//! | `secret` | [`Dek`], [`Plaintext`], [`SecretText`]: wiped when dropped, never printed |
+//! | `context` | [`Context`]: the caller's map that a ciphertext is bound to, and its canonical encoding |
+//! | `token` | [`Token`]: the string that the caller stores; its format and its parser |
+//! | `seal` | [`seal`] and [`open`]: key derivation, commitment, AEAD |
+//! | `sealing_key` | [`SealingKey`]: what cached DEKs are sealed under in memory |
+//!
+//! Test vectors stand in `tests/vectors/`, fuzz targets in `fuzz/`; the ordinary tests replay both.
 
+mod context;
+mod provider;
+mod seal;
+mod sealing_key;
 mod secret;
+mod token;
 
-pub use secret::{Dek, SecretText};
+#[cfg(test)]
+mod corpus_tests;
+#[cfg(test)]
+mod property_tests;
+#[cfg(test)]
+mod vector_tests;
+#[cfg(test)]
+mod wycheproof_tests;
+
+pub use context::{Context, ContextError, MAX_CONTEXT_BYTES, MAX_CONTEXT_PAIRS};
+pub use provider::{ct_eq, fill_random, hmac_sha256, random, sha256};
+pub use seal::{Binding, DecryptFailed, open, seal};
+pub use sealing_key::{SealedDek, SealingKey};
+pub use secret::{Dek, NotText, Plaintext, SecretText};
+pub use token::{MAX_PLAINTEXT_BYTES, Token, TokenError};
