@@ -47,9 +47,7 @@ const TEXTS: &[(Text, KmsErrorClass)] = &[
     (Text::Is("failed to RSA decrypt the ciphertext: crypto/rsa: decryption error"), KmsErrorClass::InvalidWrappedDek),
     (Text::Is("invalid ciphertext length"), KmsErrorClass::InvalidWrappedDek),
     (Text::Is("invalid ciphertext: could not decode base64"), KmsErrorClass::InvalidWrappedDek),
-    (Text::Is("invalid ciphertext: no prefix"), KmsErrorClass::InvalidWrappedDek),
     (Text::Is("invalid ciphertext: version is too new"), KmsErrorClass::InvalidWrappedDek),
-    (Text::Is("invalid ciphertext: version number could not be decoded"), KmsErrorClass::InvalidWrappedDek),
     // The server.
     (Text::Is("Vault is sealed"), KmsErrorClass::Sealed),
     (Text::Begins("no handler for route "), KmsErrorClass::Misconfigured),
