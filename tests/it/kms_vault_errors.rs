@@ -17,7 +17,8 @@ fn binding() -> DekBinding {
 }
 
 fn named(text: &str) -> (DekBinding, Wrapped) {
-    let wrapped = Wrapped { bytes: text.as_bytes().to_vec(), key_version: KeyVersion::new("byok", "1"), scheme: 1 };
+    let wrapped =
+        Wrapped { bytes: text.as_bytes().to_vec(), key_version: KeyVersion::new("byok", "1"), scheme: 1 };
     (binding(), wrapped)
 }
 
@@ -55,7 +56,8 @@ fn text_of(answer: &Value) -> &str {
 
 /// What Vault itself says to the holder of the root token.
 async fn said(transit: &Transit, path: &str, body: Value) -> (u16, String) {
-    let (status, answer) = transit.vault.answer(Method::POST, &format!("{}/{path}", transit.mount), body).await;
+    let (status, answer) =
+        transit.vault.answer(Method::POST, &format!("{}/{path}", transit.mount), body).await;
     (status, text_of(&answer).to_owned())
 }
 
@@ -73,8 +75,12 @@ fn ciphertext(text: &str) -> Value {
 async fn a_token_that_never_was() {
     let transit = Vault::shared().transit().await;
     let path = format!("{}/encrypt/byok", transit.mount);
-    let (status, answer) = transit.vault.answer_to("hvs.never", Method::POST, &path, plaintext(json!({}))).await;
-    assert_eq!((status, text_of(&answer)), (403, "2 errors occurred:\n\t* permission denied\n\t* invalid token\n\n"));
+    let (status, answer) =
+        transit.vault.answer_to("hvs.never", Method::POST, &path, plaintext(json!({}))).await;
+    assert_eq!(
+        (status, text_of(&answer)),
+        (403, "2 errors occurred:\n\t* permission denied\n\t* invalid token\n\n")
+    );
     assert_eq!(wraps(&transit.kms_as("hvs.never")).await, Some(KmsErrorClass::CredentialInvalid));
 }
 
@@ -195,13 +201,18 @@ async fn a_version_below_the_minimum() {
     assert_eq!(rewraps(&kms, &old, "1").await, Some(KmsErrorClass::KeyVersionUnavailable));
     assert_eq!(unwraps(&kms, &old).await, None);
 
-    transit.write("keys/byok/config", json!({ "min_encryption_version": 0, "min_decryption_version": 2 })).await;
+    transit
+        .write("keys/byok/config", json!({ "min_encryption_version": 0, "min_decryption_version": 2 }))
+        .await;
     let text = "ciphertext or signature version is disallowed by policy (too old)";
     let sent = ciphertext(std::str::from_utf8(&old.1.bytes).expect("text"));
     assert_eq!(said(&transit, "decrypt/byok", sent).await.1, text);
     assert_eq!(unwraps(&kms, &old).await, Some(KmsErrorClass::KeyVersionUnavailable));
     assert_eq!(rewraps(&kms, &old, "2").await, Some(KmsErrorClass::KeyVersionUnavailable));
-    assert_eq!(said(&transit, "encrypt/byok", plaintext(json!({ "key_version": 1 }))).await.1, "no such key version");
+    assert_eq!(
+        said(&transit, "encrypt/byok", plaintext(json!({ "key_version": 1 }))).await.1,
+        "no such key version"
+    );
     assert_eq!(wraps(&first).await, Some(KmsErrorClass::KeyVersionUnavailable));
 }
 
@@ -212,7 +223,10 @@ async fn a_pinned_version_that_is_not_there_yet() {
     let text = "requested version for encryption is higher than the latest key version";
     assert_eq!(said(&transit, "encrypt/byok", plaintext(json!({ "key_version": 2 }))).await.1, text);
     assert_eq!(wraps(&kms).await, Some(KmsErrorClass::Misconfigured));
-    assert_eq!(kms.current_version().await.err().map(|error| error.class), Some(KmsErrorClass::Misconfigured));
+    assert_eq!(
+        kms.current_version().await.err().map(|error| error.class),
+        Some(KmsErrorClass::Misconfigured)
+    );
     transit.write("keys/byok/rotate", json!({})).await;
     assert_eq!(wraps(&kms).await, None);
 }
@@ -255,9 +269,10 @@ async fn a_key_that_does_not_encrypt_or_wants_a_context() {
 async fn a_mount_that_is_missing_or_something_else() {
     let transit = Vault::shared().transit().await;
     let root = transit.vault.root.clone();
-    for (mount, text) in
-        [("nowhere", "no handler for route \"nowhere/encrypt/byok\"."), ("identity", "1 error occurred:\n\t* unsupported path")]
-    {
+    for (mount, text) in [
+        ("nowhere", "no handler for route \"nowhere/encrypt/byok\"."),
+        ("identity", "1 error occurred:\n\t* unsupported path"),
+    ] {
         let other = Transit { mount: mount.to_owned(), ..transit.clone() };
         let (status, said) = said(&other, "encrypt/byok", plaintext(json!({}))).await;
         assert!(status == 404 && said.starts_with(text), "{status} {said}");
@@ -272,7 +287,10 @@ async fn a_vault_that_is_sealed_and_unsealed_again() {
     let kms = transit.kms().await;
     let old = wrapped(&kms).await;
     server.seal().await;
-    assert_eq!(said(&transit, "encrypt/byok", plaintext(json!({}))).await, (503, "Vault is sealed".to_owned()));
+    assert_eq!(
+        said(&transit, "encrypt/byok", plaintext(json!({}))).await,
+        (503, "Vault is sealed".to_owned())
+    );
     assert_eq!(wraps(&kms).await, Some(KmsErrorClass::Sealed));
     assert_eq!(unwraps(&kms, &old).await, Some(KmsErrorClass::Sealed));
     server.unseal().await;

@@ -68,7 +68,9 @@ async fn a_vault_that_hangs_is_a_timeout_at_the_deadline() {
     let deks: Vec<_> = (0..kms.batch_limit() * 9).map(|_| Dek::generate()).collect();
     let items: Vec<_> = deks.iter().map(|dek| (binding(), dek)).collect();
     let answers = kms.wrap(&items).await;
-    assert!(answers.iter().all(|item| item.as_ref().is_err_and(|error| error.class == KmsErrorClass::Timeout)));
+    assert!(
+        answers.iter().all(|item| item.as_ref().is_err_and(|error| error.class == KmsErrorClass::Timeout))
+    );
     assert!((1500..2000).contains(&began.elapsed().as_millis()), "{:?}", began.elapsed());
 }
 
@@ -86,7 +88,7 @@ async fn a_fault_that_passes_is_tried_again() {
 #[tokio::test]
 async fn it_is_tried_again_twice_and_no_more() {
     let stub = Stub::start(|_, _| answer(500, r#"{"errors":["storage"]}"#)).await;
-    let error = wraps(&us(&stub.address, |_| ())).await.err().expect("it fails");
+    let error = wraps(&us(&stub.address, |_| ())).await.expect_err("it fails");
     assert_eq!((error.class, error.http_status), (KmsErrorClass::Internal, Some(500)));
     assert_eq!(stub.seen().len(), 3);
 }
@@ -170,8 +172,10 @@ async fn a_batch_is_as_many_requests_as_the_forecast_says() {
     let transit = Vault::shared().transit().await;
     let kms = transit.kms().await;
     let made = kms.generate(&vec![binding(); kms.batch_limit() + 1]).await;
-    let ids: std::collections::BTreeSet<_> =
-        made.iter().map(|item| item.as_ref().ok().and_then(|item| item.request_id.clone()).expect("an id")).collect();
+    let ids: std::collections::BTreeSet<_> = made
+        .iter()
+        .map(|item| item.as_ref().ok().and_then(|item| item.request_id.clone()).expect("an id"))
+        .collect();
     assert_eq!(ids.len() as u64, kms.rewrap_calls(made.len() as u64));
 }
 
@@ -192,10 +196,22 @@ async fn what_vault_says_and_what_is_secret_stays_out_of_errors_and_logs() {
     let mut errors = String::new();
     let items = r#"{"request_id":"bad\nid","data":{"batch_results":[{"error":"canary said"}]}}"#;
     let whole = r#"{"errors":["canary said"]}"#;
-    for (status, body) in [(200, items), (400, items), (400, whole), (403, whole), (500, whole), (503, whole), (307, "canary said")] {
+    for (status, body) in [
+        (200, items),
+        (400, items),
+        (400, whole),
+        (403, whole),
+        (500, whole),
+        (503, whole),
+        (307, "canary said"),
+    ] {
         let stub = Stub::start(move |_, _| answer(status, body)).await;
         let kms = us(&stub.address, |_| ());
-        let old = Wrapped { bytes: b"vault:v1:AAAA".to_vec(), key_version: KeyVersion::new("byok", "1"), scheme: 1 };
+        let old = Wrapped {
+            bytes: b"vault:v1:AAAA".to_vec(),
+            key_version: KeyVersion::new("byok", "1"),
+            scheme: 1,
+        };
         let outcome = kms.wrap(&[(binding(), &dek)]).await;
         errors.push_str(&format!("{outcome:?}"));
         let outcome = kms.unwrap(&[(binding(), old)]).await;

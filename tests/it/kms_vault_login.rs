@@ -102,7 +102,8 @@ async fn a_token_that_was_revoked_is_replaced_within_the_call() {
 #[tokio::test]
 async fn a_token_is_renewed_without_traffic() {
     // The secret id logs in once only.
-    let role = AppRole::create(json!({ "token_ttl": "3s", "token_max_ttl": "1h", "secret_id_num_uses": 1 })).await;
+    let role =
+        AppRole::create(json!({ "token_ttl": "3s", "token_max_ttl": "1h", "secret_id_num_uses": 1 })).await;
     let kms = role.kms(text(&role.secret_id().await)).await;
     assert_eq!(wraps(&kms).await, None);
     seconds(7).await;
@@ -275,7 +276,8 @@ async fn a_service_account_logs_in() {
         let genuine = sent["spec"]["token"].as_str().is_some_and(|token| token.ends_with(".genuine"));
         let user = json!({ "username": "system:serviceaccount:apps:byok", "uid": "u-1", "groups": [] });
         let status = json!({ "authenticated": genuine, "user": user, "audiences": ["vault"] });
-        let review = json!({ "kind": "TokenReview", "apiVersion": "authentication.k8s.io/v1", "status": status });
+        let review =
+            json!({ "kind": "TokenReview", "apiVersion": "authentication.k8s.io/v1", "status": status });
         answer(201, review.to_string())
     })
     .await;
@@ -307,7 +309,11 @@ async fn a_service_account_logs_in() {
     let file = tempfile::NamedTempFile::new().expect("a file");
     let kms = |signature: &str| {
         write(file.path(), &format!("{jwt}.{signature}"));
-        let login = VaultLogin::Kubernetes { mount: mount.clone(), role: "byok".to_owned(), jwt_file: file.path().to_owned() };
+        let login = VaultLogin::Kubernetes {
+            mount: mount.clone(),
+            role: "byok".to_owned(),
+            jwt_file: file.path().to_owned(),
+        };
         VaultTransit::new(transit.settings(login)).expect("the settings are good")
     };
     assert_eq!(wraps(&kms("genuine")).await, None);

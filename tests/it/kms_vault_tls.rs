@@ -14,7 +14,11 @@ async fn wraps(kms: &VaultTransit) -> Option<KmsErrorClass> {
 }
 
 fn listener(files: &Files) -> String {
-    format!("tls_cert_file = \"{}\"\n tls_key_file = \"{}\"", files.certificate.display(), files.key.display())
+    format!(
+        "tls_cert_file = \"{}\"\n tls_key_file = \"{}\"",
+        files.certificate.display(),
+        files.key.display()
+    )
 }
 
 async fn us(transit: &Transit, change: impl FnOnce(&mut VaultSettings)) -> VaultTransit {
@@ -24,11 +28,15 @@ async fn us(transit: &Transit, change: impl FnOnce(&mut VaultSettings)) -> Vault
 #[tokio::test]
 async fn the_named_authority_alone_is_trusted() {
     let (ours, other) = (Authority::new(), Authority::new());
-    let server = OwnServer::with_listener("https", &listener(&ours.server()), client(&ours.file(), None)).await;
+    let server =
+        OwnServer::with_listener("https", &listener(&ours.server()), client(&ours.file(), None)).await;
     let transit = server.vault.transit().await;
     assert_eq!(wraps(&us(&transit, |settings| settings.ca_file = Some(ours.file())).await).await, None);
     let unreachable = Some(KmsErrorClass::Unreachable);
-    assert_eq!(wraps(&us(&transit, |settings| settings.ca_file = Some(other.file())).await).await, unreachable);
+    assert_eq!(
+        wraps(&us(&transit, |settings| settings.ca_file = Some(other.file())).await).await,
+        unreachable
+    );
     assert_eq!(wraps(&us(&transit, |_| ()).await).await, unreachable);
 }
 
@@ -47,8 +55,8 @@ async fn a_vault_that_asks_for_a_client_certificate_gets_ours() {
     let with = |files: Option<Files>| {
         transit.kms_with(&token, |settings| {
             settings.ca_file = Some(ours.file());
-            settings.client =
-                files.map(|files| ClientCertificate { certificate_file: files.certificate, key_file: files.key });
+            settings.client = files
+                .map(|files| ClientCertificate { certificate_file: files.certificate, key_file: files.key });
         })
     };
     assert_eq!(wraps(&with(Some(shown))).await, None);

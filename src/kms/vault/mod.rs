@@ -40,7 +40,8 @@ use crate::model::{KeyVersion, Wrapped};
 use auth::Auth;
 use transport::{Reply, Transport};
 
-/// Items of one request.
+/// Items of one request. Measured at Vault 1.21.0: from here on longer batches raise throughput little, and latency in
+/// proportion; a request is some 20 KiB, far below the 32 MiB that Vault takes.
 const BATCH: usize = 256;
 /// Requests of one call under way at a time.
 const PARALLEL: usize = 4;

@@ -43,9 +43,16 @@ impl Vault {
     }
 
     /// What Vault says to the holder of a token.
-    pub(crate) async fn answer_to(&self, token: &str, method: Method, path: &str, body: Value) -> (u16, Value) {
+    pub(crate) async fn answer_to(
+        &self,
+        token: &str,
+        method: Method,
+        path: &str,
+        body: Value,
+    ) -> (u16, Value) {
         let request = self.http.request(method, format!("{}/v1/{path}", self.address));
-        let response = request.header("X-Vault-Token", token).json(&body).send().await.expect("Vault answers");
+        let response =
+            request.header("X-Vault-Token", token).json(&body).send().await.expect("Vault answers");
         let status = response.status().as_u16();
         (status, response.json().await.unwrap_or(Value::Null))
     }
@@ -96,9 +103,11 @@ impl Transit {
 
     /// Whether our policy lets us wrap; the customer's switch.
     pub(crate) async fn allow(&self, allowed: bool) {
-        let rule = |path: &str| format!("path \"{}/{path}/*\" {{ capabilities = [\"update\"] }}\n", self.mount);
+        let rule =
+            |path: &str| format!("path \"{}/{path}/*\" {{ capabilities = [\"update\"] }}\n", self.mount);
         let rules = ["encrypt", "decrypt", "rewrap"].map(rule).concat();
-        let policy = if allowed { rules } else { "path \"nothing\" { capabilities = [\"read\"] }".to_owned() };
+        let policy =
+            if allowed { rules } else { "path \"nothing\" { capabilities = [\"read\"] }".to_owned() };
         self.vault.write(&format!("sys/policies/acl/{}", self.policy), json!({ "policy": policy })).await;
     }
 
