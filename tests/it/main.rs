@@ -3,6 +3,7 @@
 mod architecture;
 mod canary;
 mod cli;
+mod committer;
 mod faults;
 mod rest;
 mod kms_conformance;
