@@ -190,6 +190,9 @@ async fn what_vault_says_and_what_is_secret_stays_out_of_errors_and_logs() {
             move || log.clone()
         })
         .finish();
+    // With a single subscriber, tracing asks the thread that first reaches a log statement whether anyone listens, and
+    // another test's thread says no for all. With two it asks the subscribers.
+    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
     let guard = tracing::subscriber::set_default(subscriber);
     let dek = Dek::generate();
     let plain = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, dek.expose());

@@ -103,16 +103,16 @@ async fn a_token_that_was_revoked_is_replaced_within_the_call() {
 async fn a_token_is_renewed_without_traffic() {
     // The secret id logs in once only.
     let role =
-        AppRole::create(json!({ "token_ttl": "3s", "token_max_ttl": "1h", "secret_id_num_uses": 1 })).await;
+        AppRole::create(json!({ "token_ttl": "4s", "token_max_ttl": "1h", "secret_id_num_uses": 1 })).await;
     let kms = role.kms(text(&role.secret_id().await)).await;
     assert_eq!(wraps(&kms).await, None);
-    seconds(7).await;
+    seconds(8).await;
     assert_eq!(wraps(&kms).await, None);
 }
 
 #[tokio::test]
 async fn a_token_at_its_maximum_is_replaced() {
-    let role = AppRole::create(json!({ "token_ttl": "3s", "token_max_ttl": "5s" })).await;
+    let role = AppRole::create(json!({ "token_ttl": "4s", "token_max_ttl": "6s" })).await;
     let kms = role.kms(text(&role.secret_id().await)).await;
     for _ in 0..5 {
         assert_eq!(wraps(&kms).await, None);
@@ -122,7 +122,7 @@ async fn a_token_at_its_maximum_is_replaced() {
 
 #[tokio::test]
 async fn a_token_that_cannot_be_renewed_is_replaced_before_its_end() {
-    let role = AppRole::create(json!({ "token_ttl": "3s", "token_type": "batch" })).await;
+    let role = AppRole::create(json!({ "token_ttl": "4s", "token_type": "batch" })).await;
     let kms = role.kms(text(&role.secret_id().await)).await;
     for _ in 0..3 {
         assert_eq!(wraps(&kms).await, None);
@@ -214,9 +214,9 @@ async fn calls_that_come_together_share_one_login() {
 #[tokio::test]
 async fn a_token_that_was_given_to_us_is_renewed_without_traffic() {
     let transit = Vault::shared().transit().await;
-    let token = transit.vault.token(&[&transit.policy], json!({ "period": "3s" })).await;
+    let token = transit.vault.token(&[&transit.policy], json!({ "period": "4s" })).await;
     let kms = transit.kms_as(&token);
-    seconds(7).await;
+    seconds(8).await;
     assert_eq!(wraps(&kms).await, None);
 }
 

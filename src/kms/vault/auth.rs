@@ -123,8 +123,19 @@ impl Auth {
         }
     }
 
-    /// Renews what is due. Called again and again in the background, so that a server without traffic keeps its token.
-    pub(super) async fn keep(&self, transport: &Transport, timeout: Duration) {
+    /// Renews what is due, and says when something is due next, if that is known. Called again and again in the background,
+    /// so that a server without traffic keeps its token.
+    pub(super) async fn keep(&self, transport: &Transport, timeout: Duration) -> Option<Duration> {
+        self.keep_now(transport, timeout).await;
+        let held = self.held().clone()?;
+        match held.lease {
+            Lease::Unknown => Some(Duration::ZERO),
+            Lease::Settled => None,
+            Lease::Until { renew_at, .. } => Some(renew_at.saturating_duration_since(Instant::now())),
+        }
+    }
+
+    async fn keep_now(&self, transport: &Transport, timeout: Duration) {
         let Some(held) = self.held().clone() else {
             // A token that was given to us may have to be renewed before it is first used.
             if matches!(self.way, VaultLogin::Token(_) | VaultLogin::TokenFile(_)) {
@@ -132,11 +143,10 @@ impl Auth {
             }
             return;
         };
-        let now = Instant::now();
-        let deadline = now + timeout;
+        let deadline = Instant::now() + timeout;
         let outcome = match held.lease {
             Lease::Settled => return,
-            Lease::Until { renew_at, .. } if now < renew_at => return,
+            Lease::Until { renew_at, .. } if Instant::now() < renew_at => return,
             Lease::Until { renewable: false, .. } => {
                 self.login(transport, Some(&held.token), deadline).await.map(drop)
             }
@@ -144,6 +154,7 @@ impl Auth {
         };
         let Err(error) = outcome else { return };
         tracing::warn!(class = ?error.class, http_status = error.http_status, "the Vault token could not be renewed");
+        let now = Instant::now();
         let again = now
             + held.lease.rest(now).unwrap_or_default().div_f32(3.0).clamp(RENEWAL_PAUSES.0, RENEWAL_PAUSES.1);
         self.set_lease(

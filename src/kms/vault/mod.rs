@@ -49,7 +49,7 @@ const PARALLEL: usize = 4;
 const RETRIES: u32 = 2;
 /// Before the first retry, without jitter; the second waits four times as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
-/// How often the token's lease is looked at.
+/// How long the keeper sleeps at most: another token may have come meanwhile.
 const LEASE_WATCH: Duration = Duration::from_secs(1);
 
 /// A key in a Transit engine.
@@ -91,8 +91,8 @@ impl VaultTransit {
         let kept = Arc::clone(&vault);
         let keeper = tokio::spawn(async move {
             loop {
-                kept.auth.keep(&kept.transport, kept.timeout).await;
-                tokio::time::sleep(LEASE_WATCH).await;
+                let due = kept.auth.keep(&kept.transport, kept.timeout).await;
+                tokio::time::sleep(due.unwrap_or(LEASE_WATCH).min(LEASE_WATCH)).await;
             }
         });
         Ok(Self { vault, keeper })
