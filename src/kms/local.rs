@@ -60,7 +60,8 @@ impl LocalKey {
     /// A file that is there already, which stays as it is, or that cannot be written.
     pub fn create(path: impl Into<PathBuf>) -> Result<Self, Mistake> {
         let local = Self { path: path.into() };
-        let first = Stored { format: FORMAT.to_owned(), enabled: true, versions: vec![StoredVersion::generate(1)] };
+        let first =
+            Stored { format: FORMAT.to_owned(), enabled: true, versions: vec![StoredVersion::generate(1)] };
         first.write_new(&local.path).map_err(|error| local.mistake("cannot be made", &error))?;
         Ok(local)
     }
@@ -267,7 +268,10 @@ impl Stored {
     fn read(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         if file.metadata()?.permissions().mode() & 0o077 != 0 {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "others than its owner can read the key file"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "others than its owner can read the key file",
+            ));
         }
         let text = Zeroizing::new(io::read_to_string(file)?);
         match serde_json::from_str::<Self>(&text) {

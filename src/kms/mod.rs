@@ -1,6 +1,11 @@
 //! The seam to the customer's KMS. It wraps and unwraps DEKs and never sees a plaintext; wrap and unwrap are all that is
 //! *needed*, every read of metadata is optional. What the provider said in an error goes to nobody: not to the caller,
 //! not to the audit log, not to our own log. Its request id, HTTP status and our class do.
+//!
+//! | provider | `BYOK_PROVIDER` | what wrap scheme 1 is |
+//! |---|---|---|
+//! | [`VaultTransit`] | `vault-transit` | the DEK is the plaintext; nothing is bound to it |
+//! | [`LocalKey`] | `local` | a token (see `crypto`) bound to tenant, DEK id and key version |
 
 mod error;
 mod local;

@@ -40,7 +40,8 @@ use crate::model::{KeyVersion, Wrapped};
 use auth::Auth;
 use transport::{Reply, Transport};
 
-/// Items of one request.
+/// Items of one request. Measured at Vault 1.21.0: from here on longer batches raise throughput little, and latency in
+/// proportion; a request is some 20 KiB, far below the 32 MiB that Vault takes.
 const BATCH: usize = 256;
 /// Requests of one call under way at a time.
 const PARALLEL: usize = 4;
@@ -48,7 +49,7 @@ const PARALLEL: usize = 4;
 const RETRIES: u32 = 2;
 /// Before the first retry, without jitter; the second waits four times as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
-/// How often the token's lease is looked at.
+/// How long the keeper sleeps at most: another token may have come meanwhile.
 const LEASE_WATCH: Duration = Duration::from_secs(1);
 
 /// A key in a Transit engine.
@@ -90,8 +91,8 @@ impl VaultTransit {
         let kept = Arc::clone(&vault);
         let keeper = tokio::spawn(async move {
             loop {
-                kept.auth.keep(&kept.transport, kept.timeout).await;
-                tokio::time::sleep(LEASE_WATCH).await;
+                let due = kept.auth.keep(&kept.transport, kept.timeout).await;
+                tokio::time::sleep(due.unwrap_or(LEASE_WATCH).min(LEASE_WATCH)).await;
             }
         });
         Ok(Self { vault, keeper })

@@ -7,6 +7,7 @@ pub mod proxy;
 pub mod rows;
 pub mod server;
 pub mod shared_vault;
+pub mod stub;
 pub mod vault;
 
 use base64::Engine as _;
