@@ -144,7 +144,8 @@ impl<'a> Parser<'a> {
                 default_value = Some(Positioned::new(value, pos));
             }
             let directives = self.directives()?;
-            definitions.push(Positioned::new(VariableDefinition { name, var_type, directives, default_value }, pos));
+            definitions
+                .push(Positioned::new(VariableDefinition { name, var_type, directives, default_value }, pos));
             if self.take(b')')? {
                 return Ok(definitions);
             }
@@ -183,14 +184,18 @@ impl<'a> Parser<'a> {
                 Token::Name(name) if name != "on" => {
                     let fragment_name = self.name()?;
                     let directives = self.directives()?;
-                    Selection::FragmentSpread(Positioned::new(FragmentSpread { fragment_name, directives }, pos))
+                    Selection::FragmentSpread(Positioned::new(
+                        FragmentSpread { fragment_name, directives },
+                        pos,
+                    ))
                 }
                 _ => {
                     let condition_pos = self.pos;
                     let mut type_condition = None;
                     if self.token == Token::Name("on") {
                         self.advance()?;
-                        type_condition = Some(Positioned::new(TypeCondition { on: self.name()? }, condition_pos));
+                        type_condition =
+                            Some(Positioned::new(TypeCondition { on: self.name()? }, condition_pos));
                     }
                     let directives = self.directives()?;
                     let selection_set = self.selection_set()?;
@@ -211,7 +216,10 @@ impl<'a> Parser<'a> {
                 Token::Mark(b'{') => self.selection_set()?,
                 _ => Positioned::default(),
             };
-            Selection::Field(Positioned::new(Field { alias, name, arguments, directives, selection_set }, pos))
+            Selection::Field(Positioned::new(
+                Field { alias, name, arguments, directives, selection_set },
+                pos,
+            ))
         };
         Ok(Positioned::new(selection, pos))
     }
@@ -355,7 +363,8 @@ mod tests {
     #[test]
     fn it_reads_what_the_stock_parser_reads() {
         for text in GOOD {
-            let ours = serde_json::to_value(parse(text).unwrap_or_else(|error| panic!("{text}: {error:?}"))).unwrap();
+            let ours = serde_json::to_value(parse(text).unwrap_or_else(|error| panic!("{text}: {error:?}")))
+                .unwrap();
             let stock = serde_json::to_value(parse_query(text).unwrap()).unwrap();
             assert_eq!(without_places(ours), without_places(stock), "{text}");
         }
@@ -436,12 +445,14 @@ mod tests {
 
     #[test]
     fn arguments_directives_and_fragments_are_bounded() {
-        let arguments = |count| format!("{{a({})}}", (0..count).map(|n| format!("b{n}:1 ")).collect::<String>());
+        let arguments =
+            |count| format!("{{a({})}}", (0..count).map(|n| format!("b{n}:1 ")).collect::<String>());
         assert!(parse(&arguments(MAX_BESIDE)).is_ok());
         assert!(parse(&arguments(MAX_BESIDE + 1)).is_err());
         assert!(parse(&format!("{{a {}}}", "@d ".repeat(MAX_BESIDE))).is_ok());
         assert!(parse(&format!("{{a {}}}", "@d ".repeat(MAX_BESIDE + 1))).is_err());
-        let fragments = |count| (0..count).map(|n| format!("fragment F{n} on T{{a}} ")).collect::<String>() + "{a}";
+        let fragments =
+            |count| (0..count).map(|n| format!("fragment F{n} on T{{a}} ")).collect::<String>() + "{a}";
         assert!(parse(&fragments(MAX_FRAGMENTS)).is_ok());
         assert!(parse(&fragments(MAX_FRAGMENTS + 1)).is_err());
     }
