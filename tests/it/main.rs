@@ -5,6 +5,7 @@ mod canary;
 mod cli;
 mod committer;
 mod faults;
+mod graphql;
 mod rest;
 mod kms_conformance;
 mod kms_vault_errors;
