@@ -193,7 +193,10 @@ impl Kms for LocalKey {
 
     async fn exposure(&self) -> Vec<Exposure> {
         let remedy = "use it for development only";
-        vec![Exposure { what: "key: it lies in a file on this machine and protects nothing from whoever reads it", remedy }]
+        vec![Exposure {
+            what: "key: it lies in a file on this machine and protects nothing from whoever reads it",
+            remedy,
+        }]
     }
 }
 
