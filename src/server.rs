@@ -74,10 +74,10 @@ async fn around(metrics: Arc<Metrics>, timeout: Duration, mut request: Request, 
     let answered = std::panic::AssertUnwindSafe(tokio::time::timeout(timeout, next.run(request)));
     let mut response = match answered.catch_unwind().instrument(span.clone()).await {
         Ok(Ok(response)) => response,
-        Ok(Err(_)) => problem(&ErrorCode::Unavailable.into()),
+        Ok(Err(_)) => refuse(&route, ErrorCode::Unavailable, &request_id),
         Err(_) => {
             span.in_scope(|| error!("a request panicked"));
-            problem(&ErrorCode::Internal.into())
+            refuse(&route, ErrorCode::Internal, &request_id)
         }
     };
     drop(in_flight);
@@ -90,6 +90,14 @@ async fn around(metrics: Arc<Metrics>, timeout: Duration, mut request: Request, 
         response.headers_mut().insert(REQUEST_ID, value);
     }
     response
+}
+
+/// A refusal of the server's own, in the form of the front that was called.
+fn refuse(route: &str, code: ErrorCode, request_id: &RequestId) -> Response {
+    match route {
+        "/graphql" => graphql::refused(&code.into(), request_id),
+        _ => problem(&code.into()),
+    }
 }
 
 /// Counts down whatever becomes of the request, a client that hangs up included.

@@ -1,9 +1,8 @@
 //! Encrypt and decrypt, one value or many.
 
 use axum::Extension;
-use axum::body::Bytes;
+use axum::body::Body;
 use axum::extract::State;
-use axum::extract::rejection::BytesRejection;
 use axum::http::HeaderMap;
 use axum::response::Response;
 use base64::Engine;
@@ -101,13 +100,13 @@ pub(super) async fn encrypt(
     State(front): State<Front>,
     Extension(request_id): Extension<RequestId>,
     headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
+    body: Body,
 ) -> Response {
     let caller = match caller(&front, &headers, request_id) {
         Ok(caller) => caller,
         Err(response) => return *response,
     };
-    let item = read::<EncryptBody>(body).and_then(EncryptBody::into_item);
+    let item = read::<EncryptBody>(&front, body).await.and_then(EncryptBody::into_item);
     one(front.app.encrypt(&caller, vec![item]).await.map(|answers| answers.into_iter().map(encrypted)))
 }
 
@@ -115,13 +114,13 @@ pub(super) async fn encrypt_many(
     State(front): State<Front>,
     Extension(request_id): Extension<RequestId>,
     headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
+    body: Body,
 ) -> Response {
     let caller = match caller(&front, &headers, request_id) {
         Ok(caller) => caller,
         Err(response) => return *response,
     };
-    let items = match read::<Many<EncryptBody>>(body) {
+    let items = match read::<Many<EncryptBody>>(&front, body).await {
         Ok(many) => many.items.into_iter().map(EncryptBody::into_item).collect(),
         Err(refusal) => return problem(&front.app.refuse(&caller, Operation::Encrypt, refusal).await),
     };
@@ -132,13 +131,13 @@ pub(super) async fn decrypt(
     State(front): State<Front>,
     Extension(request_id): Extension<RequestId>,
     headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
+    body: Body,
 ) -> Response {
     let caller = match caller(&front, &headers, request_id) {
         Ok(caller) => caller,
         Err(response) => return *response,
     };
-    let (item, encoding) = split(read::<DecryptBody>(body));
+    let (item, encoding) = split(read::<DecryptBody>(&front, body).await);
     one(decrypt_items(&front, &caller, vec![item], vec![encoding]).await)
 }
 
@@ -146,13 +145,13 @@ pub(super) async fn decrypt_many(
     State(front): State<Front>,
     Extension(request_id): Extension<RequestId>,
     headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
+    body: Body,
 ) -> Response {
     let caller = match caller(&front, &headers, request_id) {
         Ok(caller) => caller,
         Err(response) => return *response,
     };
-    let bodies = match read::<Many<DecryptBody>>(body) {
+    let bodies = match read::<Many<DecryptBody>>(&front, body).await {
         Ok(many) => many.items,
         Err(refusal) => return problem(&front.app.refuse(&caller, Operation::Decrypt, refusal).await),
     };

@@ -13,7 +13,6 @@ mod rotate;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, post};
 
 use crate::app::App;
@@ -31,7 +30,6 @@ struct Front {
 
 /// The routes of the REST front.
 pub fn router(app: Arc<App>, migrations: MigrationState) -> Router {
-    let body_bytes = app.limits().body_bytes;
     Router::new()
         .route("/byok/encrypt", post(crypt::encrypt))
         .route("/byok/encrypt/many", post(crypt::encrypt_many))
@@ -50,7 +48,6 @@ pub fn router(app: Arc<App>, migrations: MigrationState) -> Router {
         .route("/version", get(health::version))
         .route("/capabilities", get(health::capabilities))
         .route("/openapi.json", get(openapi::serve))
-        .layer(DefaultBodyLimit::max(body_bytes))
         .method_not_allowed_fallback(problem::method_not_allowed)
         .with_state(Front { app, migrations })
 }

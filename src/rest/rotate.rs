@@ -1,8 +1,7 @@
 //! Starting and watching a rotation.
 
 use axum::Extension;
-use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
+use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
@@ -13,7 +12,7 @@ use crate::app::Rotation;
 use crate::model::{ErrorCode, Job, Operation, RequestId};
 
 use super::Front;
-use super::body::{answer, caller, read};
+use super::body::{answer, caller, read_or_default};
 use super::problem::problem;
 
 #[derive(Default, Deserialize)]
@@ -27,17 +26,13 @@ pub(super) async fn start(
     State(front): State<Front>,
     Extension(request_id): Extension<RequestId>,
     headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
+    body: Body,
 ) -> Response {
     let caller = match caller(&front, &headers, request_id) {
         Ok(caller) => caller,
         Err(response) => return *response,
     };
-    let body = match body {
-        Ok(bytes) if bytes.is_empty() => Ok(RotateBody::default()),
-        body => read::<RotateBody>(body),
-    };
-    let dry_run = match body {
+    let dry_run = match read_or_default::<RotateBody>(&front, body).await {
         Ok(body) => body.dry_run.unwrap_or(false),
         Err(refusal) => return problem(&front.app.refuse(&caller, Operation::Rotate, refusal).await),
     };
