@@ -1,26 +1,17 @@
 //! How a body is read: whole, bounded, as JSON. What is wrong with it is said without a piece of it.
 
 use axum::body::{Body, Bytes};
-use axum::http::{HeaderMap, HeaderValue, header};
+use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde::de::{DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
-use crate::model::{Caller, ErrorCode, Refusal, RequestId};
+use crate::model::{ErrorCode, Refusal};
 
 use super::Front;
 use super::problem::problem;
-
-/// Who calls, or the response that says why nobody does.
-pub(super) fn caller(
-    front: &Front,
-    headers: &HeaderMap,
-    request_id: RequestId,
-) -> Result<Caller, Box<Response>> {
-    front.app.authenticate(headers, request_id).map_err(|refusal| Box::new(problem(&refusal)))
-}
 
 /// Reads a body, up to the limit. Only after authentication: a stranger must not make us hold megabytes.
 async fn collect(front: &Front, body: Body) -> Result<Bytes, Refusal> {

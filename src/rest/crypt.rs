@@ -1,19 +1,18 @@
 //! Encrypt and decrypt, one value or many.
 
-use axum::Extension;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::HeaderMap;
 use axum::response::Response;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::app::{DecryptItem, Decrypted, EncryptItem, Encrypted, Plaintext, SecretText, context_of};
-use crate::model::{Caller, ErrorCode, Operation, Refusal, RequestId};
+use crate::model::{Caller, ErrorCode, Operation, Refusal};
 
 use super::Front;
-use super::body::{ContextField, answer, caller, read};
+use super::body::{ContextField, answer, read};
+use super::caller::Authenticated;
 use super::problem::problem;
 
 /// How bytes stand in JSON.
@@ -98,28 +97,18 @@ struct ManyAnswer<T> {
 
 pub(super) async fn encrypt(
     State(front): State<Front>,
-    Extension(request_id): Extension<RequestId>,
-    headers: HeaderMap,
+    Authenticated(caller): Authenticated,
     body: Body,
 ) -> Response {
-    let caller = match caller(&front, &headers, request_id) {
-        Ok(caller) => caller,
-        Err(response) => return *response,
-    };
     let item = read::<EncryptBody>(&front, body).await.and_then(EncryptBody::into_item);
     one(front.app.encrypt(&caller, vec![item]).await.map(|answers| answers.into_iter().map(encrypted)))
 }
 
 pub(super) async fn encrypt_many(
     State(front): State<Front>,
-    Extension(request_id): Extension<RequestId>,
-    headers: HeaderMap,
+    Authenticated(caller): Authenticated,
     body: Body,
 ) -> Response {
-    let caller = match caller(&front, &headers, request_id) {
-        Ok(caller) => caller,
-        Err(response) => return *response,
-    };
     let items = match read::<Many<EncryptBody>>(&front, body).await {
         Ok(many) => many.items.into_iter().map(EncryptBody::into_item).collect(),
         Err(refusal) => return problem(&front.app.refuse(&caller, Operation::Encrypt, refusal).await),
@@ -129,28 +118,18 @@ pub(super) async fn encrypt_many(
 
 pub(super) async fn decrypt(
     State(front): State<Front>,
-    Extension(request_id): Extension<RequestId>,
-    headers: HeaderMap,
+    Authenticated(caller): Authenticated,
     body: Body,
 ) -> Response {
-    let caller = match caller(&front, &headers, request_id) {
-        Ok(caller) => caller,
-        Err(response) => return *response,
-    };
     let (item, encoding) = split(read::<DecryptBody>(&front, body).await);
     one(decrypt_items(&front, &caller, vec![item], vec![encoding]).await)
 }
 
 pub(super) async fn decrypt_many(
     State(front): State<Front>,
-    Extension(request_id): Extension<RequestId>,
-    headers: HeaderMap,
+    Authenticated(caller): Authenticated,
     body: Body,
 ) -> Response {
-    let caller = match caller(&front, &headers, request_id) {
-        Ok(caller) => caller,
-        Err(response) => return *response,
-    };
     let bodies = match read::<Many<DecryptBody>>(&front, body).await {
         Ok(many) => many.items,
         Err(refusal) => return problem(&front.app.refuse(&caller, Operation::Decrypt, refusal).await),

@@ -4,6 +4,7 @@
 
 mod audit;
 mod body;
+mod caller;
 mod crypt;
 mod health;
 mod openapi;
