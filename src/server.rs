@@ -26,7 +26,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use crate::app::App;
 use crate::model::{ErrorCode, RequestId};
-use crate::rest::{MigrationState, problem};
+use crate::rest::{DatabaseState, problem};
 use crate::telemetry::Metrics;
 use crate::{config, console, graphql, rest};
 
@@ -35,7 +35,7 @@ const REQUEST_ID: &str = "x-request-id";
 const SLOW_CLIENT: Duration = Duration::from_secs(10);
 
 /// The whole router, with its layers.
-pub fn router(app: Arc<App>, migrations: MigrationState, settings: &config::Server) -> Router {
+pub fn router(app: Arc<App>, database: DatabaseState, settings: &config::Server) -> Router {
     let metrics = Arc::new(Metrics::default());
     let shown = { (metrics.clone(), app.clone()) };
     let show_metrics = move || {
@@ -45,7 +45,7 @@ pub fn router(app: Arc<App>, migrations: MigrationState, settings: &config::Serv
         std::future::ready(([(header::CONTENT_TYPE, kind)], metrics.text()))
     };
     let mut router = Router::new()
-        .merge(rest::router(app.clone(), migrations))
+        .merge(rest::router(app.clone(), database))
         .merge(graphql::router(app))
         .route("/metrics", get(show_metrics));
     if settings.console {

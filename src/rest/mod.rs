@@ -18,7 +18,7 @@ use axum::routing::{get, post};
 
 use crate::app::App;
 
-pub use health::MigrationState;
+pub use health::DatabaseState;
 pub use openapi::document;
 pub use problem::problem;
 
@@ -26,11 +26,11 @@ pub use problem::problem;
 #[derive(Clone)]
 struct Front {
     app: Arc<App>,
-    migrations: MigrationState,
+    database: DatabaseState,
 }
 
 /// The routes of the REST front.
-pub fn router(app: Arc<App>, migrations: MigrationState) -> Router {
+pub fn router(app: Arc<App>, database: DatabaseState) -> Router {
     Router::new()
         .route("/byok/encrypt", post(crypt::encrypt))
         .route("/byok/encrypt/many", post(crypt::encrypt_many))
@@ -50,5 +50,5 @@ pub fn router(app: Arc<App>, migrations: MigrationState) -> Router {
         .route("/capabilities", get(health::capabilities))
         .route("/openapi.json", get(openapi::serve))
         .method_not_allowed_fallback(problem::method_not_allowed)
-        .with_state(Front { app, migrations })
+        .with_state(Front { app, database })
 }
