@@ -75,6 +75,11 @@ impl<'a> Reader<'a> {
         self.mistakes
     }
 
+    /// How many mistakes there are so far.
+    pub fn mistakes(&self) -> usize {
+        self.mistakes.len()
+    }
+
     /// Whether the variable, or its `_FILE` variant, is set.
     pub fn is_set(&self, name: &str) -> bool {
         self.env.is_set(name)

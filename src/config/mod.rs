@@ -3,12 +3,14 @@
 
 mod dek_cache;
 mod env;
+mod kms;
 mod limits;
 mod server;
 mod store;
 mod telemetry;
 
 pub use env::{Env, Mistake, Reader};
+pub use kms::{ClientCertificate, KeyVersionStrategy, Kms, SecretSource, VaultLogin, VaultSettings};
 pub use dek_cache::DekCache;
 pub use limits::Limits;
 pub use server::{Server, Tls};

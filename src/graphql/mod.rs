@@ -1,1 +1,40 @@
-//! The GraphQL front: translates between GraphQL and the use cases, nothing else.
+//! The GraphQL front, a remote schema for Hasura: translates between GraphQL and the use cases, nothing else.
+//!
+//! *Read the body → parse → survey → validate and run → write.* Nothing here logs or traces: a query's text and its
+//! variables hold plaintexts, and a join holds ciphertexts in the text itself. For the same reason no error says more of
+//! a request than where in it something is wrong, and no document is kept after its request.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `http` | method, content type, size, identity; the steps above |
+//! | `body` | the JSON of a request |
+//! | `lexer`, `parser` | the document, into async-graphql's types |
+//! | `survey` | how much a document asks for, and whether it needs an identity |
+//! | `schema` | the schema and its limits |
+//! | `query`, `mutation` | the root fields |
+//! | `call`, `collector` | what the fields of one request share; one call of many aliases |
+//! | `item`, `rotation`, `audit`, `words`, `scalars` | the types |
+//! | `error` | what a refusal looks like |
+
+mod audit;
+mod body;
+mod call;
+mod collector;
+mod error;
+mod http;
+mod item;
+mod lexer;
+mod mutation;
+mod parser;
+mod query;
+mod rotation;
+mod scalars;
+mod schema;
+mod survey;
+mod words;
+
+#[cfg(test)]
+mod schema_tests;
+
+pub use self::http::router;
+pub use schema::sdl;

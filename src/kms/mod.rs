@@ -3,6 +3,8 @@
 //! not to the audit log, not to our own log. Its request id, HTTP status and our class do.
 
 mod error;
+mod local;
+mod vault;
 
 use std::sync::Arc;
 
@@ -12,6 +14,8 @@ use crate::crypto::Dek;
 use crate::model::{DekId, KeyVersion, TenantUid, Wrapped};
 
 pub use error::{KmsError, KmsErrorClass, Verdict};
+pub use local::LocalKey;
+pub use vault::VaultTransit;
 
 /// What a DEK is bound to. A provider that takes associated data binds it there too, so that it shows in the customer's
 /// own KMS log; the commitment in every token binds it whatever the provider supports.

@@ -3,8 +3,14 @@
 mod architecture;
 mod canary;
 mod cli;
+mod committer;
 mod faults;
 mod rest;
+mod kms_conformance;
+mod kms_vault_errors;
+mod kms_vault_faults;
+mod kms_vault_login;
+mod kms_vault_tls;
 mod roles;
 mod rotation;
 mod store_conformance;

@@ -1,11 +1,13 @@
 //! What the tests stand on: real servers, never a stand-in.
 
+pub mod pki;
 pub mod postgres;
 pub mod private;
 pub mod proxy;
 pub mod rows;
 pub mod server;
 pub mod shared_vault;
+pub mod vault;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;

@@ -1,0 +1,402 @@
+//! Which KMS holds the key, and how to reach it. Nothing is sent from here: a KMS that is down does not keep the server
+//! from starting.
+
+use std::net::IpAddr;
+use std::num::NonZeroU64;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use reqwest::Url;
+
+use super::Reader;
+use crate::crypto::SecretText;
+
+/// The KMS that `BYOK_PROVIDER` names.
+pub enum Kms {
+    /// `vault-transit`: HashiCorp Vault's or OpenBao's Transit engine.
+    Vault(Box<VaultSettings>),
+    /// `local`: a key in this file (`BYOK_LOCAL_KEY_FILE`, default `.byok/local-key.json`). Protects nothing from whoever
+    /// reads the file, so only `byok dev` takes it.
+    Local(PathBuf),
+}
+
+/// How to reach a Transit engine.
+pub struct VaultSettings {
+    /// `BYOK_VAULT_ADDR`: `https://host:8200`, without `/v1`.
+    pub address: Url,
+    /// `BYOK_VAULT_NAMESPACE`: sent as `X-Vault-Namespace` with every request, logins included.
+    pub namespace: Option<String>,
+    /// `BYOK_VAULT_MOUNT`: where the engine is mounted, without slashes around it; default `transit`.
+    pub mount: String,
+    /// `BYOK_VAULT_TRANSIT_KEY`: the key's name.
+    pub key: String,
+    /// `BYOK_KEY_VERSION_STRATEGY`.
+    pub version: KeyVersionStrategy,
+    /// Who we are there.
+    pub login: VaultLogin,
+    /// `BYOK_VAULT_CACERT`: certificates in PEM that alone are trusted then, instead of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// `BYOK_VAULT_CLIENT_CERT` and `BYOK_VAULT_CLIENT_KEY`: for mutual TLS.
+    pub client: Option<ClientCertificate>,
+    /// `BYOK_KMS_TIMEOUT_MS`: how long a call may take, retries and logins included; default 5000.
+    pub timeout: Duration,
+}
+
+/// Which key version wraps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyVersionStrategy {
+    /// `latest`: the KMS decides.
+    Latest,
+    /// A version's number.
+    Pinned(NonZeroU64),
+}
+
+/// How we get a Vault token.
+pub enum VaultLogin {
+    /// `BYOK_VAULT_TOKEN`.
+    Token(SecretText),
+    /// `BYOK_VAULT_TOKEN_FILE`: read again when it changes, so that an agent can replace it.
+    TokenFile(PathBuf),
+    /// `BYOK_VAULT_APPROLE_ROLE_ID` and what goes with it.
+    AppRole {
+        /// `BYOK_VAULT_APPROLE_MOUNT`; default `approle`.
+        mount: String,
+        /// `BYOK_VAULT_APPROLE_ROLE_ID`.
+        role_id: SecretText,
+        /// `BYOK_VAULT_APPROLE_SECRET_ID` or its `_FILE`; none for a role that binds no secret id.
+        secret_id: Option<SecretSource>,
+    },
+    /// `BYOK_VAULT_KUBERNETES_ROLE` and what goes with it.
+    Kubernetes {
+        /// `BYOK_VAULT_KUBERNETES_MOUNT`; default `kubernetes`.
+        mount: String,
+        /// `BYOK_VAULT_KUBERNETES_ROLE`.
+        role: String,
+        /// `BYOK_VAULT_KUBERNETES_JWT_FILE`: the service account's token, which the kubelet replaces.
+        jwt_file: PathBuf,
+    },
+}
+
+/// A secret, or the file that holds it now.
+pub enum SecretSource {
+    /// As given.
+    Text(SecretText),
+    /// Read at each use; one trailing line break is cut.
+    File(PathBuf),
+}
+
+/// Who we are in mutual TLS.
+pub struct ClientCertificate {
+    /// The certificate, and those between it and its root, in PEM.
+    pub certificate_file: PathBuf,
+    /// Its private key in PEM.
+    pub key_file: PathBuf,
+}
+
+/// Where Kubernetes puts a pod's service account token.
+const SERVICE_ACCOUNT_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
+
+#[derive(Clone, Copy)]
+enum Provider {
+    Vault,
+    Local,
+    Later,
+}
+
+impl Kms {
+    /// Reads the section; `None` when a mistake was recorded. `allow_local` is for `byok dev` and tests.
+    pub fn read(reader: &mut Reader<'_>, allow_local: bool) -> Option<Self> {
+        const WHAT: &str = "the KMS that holds the key: `vault-transit`";
+        let before = reader.mistakes();
+        let name = reader.required("BYOK_PROVIDER", WHAT);
+        let words = [
+            ("vault-transit", Provider::Vault),
+            ("local", Provider::Local),
+            ("aws-kms", Provider::Later),
+            ("gcp-kms", Provider::Later),
+            ("azure-key-vault", Provider::Later),
+        ];
+        let kms = match words.iter().find(|(word, _)| *word == name).map(|(_, provider)| *provider) {
+            Some(Provider::Vault) => VaultSettings::read(reader).map(|settings| Self::Vault(Box::new(settings))),
+            Some(Provider::Local) if allow_local => {
+                if reader.text("BYOK_KEY_VERSION_STRATEGY").is_some_and(|text| text != "latest") {
+                    reader.mistake("BYOK_KEY_VERSION_STRATEGY", "must be `latest`: the local key pins no version");
+                }
+                let path = reader.text("BYOK_LOCAL_KEY_FILE");
+                Some(Self::Local(path.unwrap_or_else(|| ".byok/local-key.json".to_owned()).into()))
+            }
+            Some(Provider::Local) => {
+                reader.mistake("BYOK_PROVIDER", format!("is `local`, which only `byok dev` takes; it takes {WHAT}"));
+                None
+            }
+            Some(Provider::Later) => {
+                reader.mistake("BYOK_PROVIDER", format!("is `{name}`, which this version does not serve yet; it takes {WHAT}"));
+                None
+            }
+            None => {
+                if !name.is_empty() {
+                    reader.mistake("BYOK_PROVIDER", format!("names no KMS that is known; it takes {WHAT}"));
+                }
+                None
+            }
+        };
+        kms.filter(|_| reader.mistakes() == before)
+    }
+}
+
+impl VaultSettings {
+    fn read(reader: &mut Reader<'_>) -> Option<Self> {
+        let address = address(reader);
+        let namespace = reader.text("BYOK_VAULT_NAMESPACE");
+        if namespace.as_ref().is_some_and(|text| !text.bytes().all(|byte| byte.is_ascii_graphic())) {
+            reader.mistake("BYOK_VAULT_NAMESPACE", "holds a character that no namespace has");
+        }
+        let key = reader.required("BYOK_VAULT_TRANSIT_KEY", "the name of a Transit key");
+        if !key.is_empty() && !is_path_segment(&key) {
+            reader.mistake("BYOK_VAULT_TRANSIT_KEY", "is not a key's name: letters, digits, `_`, `-` and `.` within");
+        }
+        let mount = mount(reader, "BYOK_VAULT_MOUNT", "transit");
+        let version = version(reader);
+        let login = login(reader);
+        let ca_file = reader.file("BYOK_VAULT_CACERT");
+        let client = match (reader.file("BYOK_VAULT_CLIENT_CERT"), reader.file("BYOK_VAULT_CLIENT_KEY")) {
+            (Some(certificate_file), Some(key_file)) => Some(ClientCertificate { certificate_file, key_file }),
+            (None, None) => None,
+            (Some(_), None) => {
+                reader.mistake("BYOK_VAULT_CLIENT_KEY", "is not set; BYOK_VAULT_CLIENT_CERT needs its key");
+                None
+            }
+            (None, Some(_)) => {
+                reader.mistake("BYOK_VAULT_CLIENT_CERT", "is not set; BYOK_VAULT_CLIENT_KEY is for it");
+                None
+            }
+        };
+        let timeout = Duration::from_millis(reader.number("BYOK_KMS_TIMEOUT_MS", 5_000, 100..=60_000));
+        Some(Self { address: address?, namespace, mount, key, version, login: login?, ca_file, client, timeout })
+    }
+}
+
+/// Over plain HTTP everyone on the way reads the token and every DEK.
+fn address(reader: &mut Reader<'_>) -> Option<Url> {
+    const NAME: &str = "BYOK_VAULT_ADDR";
+    let text = reader.required(NAME, "Vault's address, such as `https://vault.example.com:8200`");
+    let allow_http = reader.flag("BYOK_VAULT_ALLOW_HTTP", false);
+    if text.is_empty() {
+        return None;
+    }
+    let Ok(address) = Url::parse(&text) else {
+        reader.mistake(NAME, "is not an address such as `https://vault.example.com:8200`");
+        return None;
+    };
+    let loopback = address.host_str().is_some_and(|host| {
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
+        host == "localhost" || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    });
+    let problem = match address.scheme() {
+        "https" => None,
+        "http" if loopback || allow_http => None,
+        "http" => Some("is plain HTTP to another machine: take https, or set BYOK_VAULT_ALLOW_HTTP=true where the way is private"),
+        _ => Some("is neither https nor http"),
+    };
+    let extra = !address.username().is_empty()
+        || address.password().is_some()
+        || address.query().is_some()
+        || address.fragment().is_some();
+    match problem.or(extra.then_some("holds more than scheme, host, port and path")) {
+        Some(problem) => {
+            reader.mistake(NAME, problem);
+            None
+        }
+        None => Some(address),
+    }
+}
+
+fn version(reader: &mut Reader<'_>) -> KeyVersionStrategy {
+    match reader.text("BYOK_KEY_VERSION_STRATEGY").as_deref() {
+        None | Some("latest") => KeyVersionStrategy::Latest,
+        Some(text) => text.parse().map(KeyVersionStrategy::Pinned).unwrap_or_else(|_| {
+            reader.mistake("BYOK_KEY_VERSION_STRATEGY", "is neither `latest` nor the number of a key version");
+            KeyVersionStrategy::Latest
+        }),
+    }
+}
+
+fn login(reader: &mut Reader<'_>) -> Option<VaultLogin> {
+    let ways = ["BYOK_VAULT_TOKEN", "BYOK_VAULT_APPROLE_ROLE_ID", "BYOK_VAULT_KUBERNETES_ROLE"];
+    let set: Vec<_> = ways.into_iter().filter(|name| reader.is_set(name)).collect();
+    let [way] = set[..] else {
+        let problem = match &set[..] {
+            [] => format!("is not set; it, or {} or {}, says who we are at Vault", ways[1], ways[2]),
+            more => format!("and others are set: {}; keep one of them", more.join(", ")),
+        };
+        reader.mistake(set.first().copied().unwrap_or(ways[0]), problem);
+        return None;
+    };
+    let login = if way == ways[0] {
+        match source(reader, way)? {
+            SecretSource::Text(token) => VaultLogin::Token(token),
+            SecretSource::File(path) => VaultLogin::TokenFile(path),
+        }
+    } else if way == ways[1] {
+        let secret_id = "BYOK_VAULT_APPROLE_SECRET_ID";
+        VaultLogin::AppRole {
+            mount: mount(reader, "BYOK_VAULT_APPROLE_MOUNT", "approle"),
+            role_id: reader.secret(way)?,
+            secret_id: if reader.is_set(secret_id) { Some(source(reader, secret_id)?) } else { None },
+        }
+    } else {
+        const JWT_FILE: &str = "BYOK_VAULT_KUBERNETES_JWT_FILE";
+        VaultLogin::Kubernetes {
+            mount: mount(reader, "BYOK_VAULT_KUBERNETES_MOUNT", "kubernetes"),
+            role: reader.required(way, "the name of a role"),
+            jwt_file: reader.file(JWT_FILE).unwrap_or_else(|| SERVICE_ACCOUNT_TOKEN.into()),
+        }
+    };
+    Some(login)
+}
+
+/// A secret that is read again later when it stands in a file. Read once here too, so that a mistake shows at the start.
+fn source(reader: &mut Reader<'_>, name: &str) -> Option<SecretSource> {
+    let now = reader.secret(name)?;
+    if !now.expose().bytes().all(|byte| byte.is_ascii_graphic()) {
+        reader.mistake(name, "holds a character that is not visible ASCII");
+        return None;
+    }
+    Some(match reader.text(&format!("{name}_FILE")) {
+        Some(path) => SecretSource::File(path.into()),
+        None => SecretSource::Text(now),
+    })
+}
+
+fn mount(reader: &mut Reader<'_>, name: &str, default: &str) -> String {
+    let mount = reader.text(name).unwrap_or_else(|| default.to_owned());
+    let mount = mount.trim_matches('/');
+    if !mount.split('/').all(is_path_segment) {
+        reader.mistake(name, "is not a path: segments of letters, digits, `_`, `-` and `.`, with `/` between them");
+    }
+    mount.to_owned()
+}
+
+/// What Vault takes as a name in a path (`framework.GenericNameRegex`); nothing in it means anything in a URL.
+fn is_path_segment(text: &str) -> bool {
+    let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    text.bytes().all(|byte| word(byte) || byte == b'-' || byte == b'.')
+        && text.bytes().next().is_some_and(word)
+        && text.bytes().last().is_some_and(word)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Env, Mistake};
+
+    fn vault() -> Env {
+        Env::from_pairs([
+            ("BYOK_PROVIDER", "vault-transit"),
+            ("BYOK_VAULT_ADDR", "https://vault.example.com"),
+            ("BYOK_VAULT_TOKEN", "hvs.canary"),
+            ("BYOK_VAULT_TRANSIT_KEY", "nself-byok"),
+        ])
+    }
+
+    fn read(env: &Env) -> Result<Kms, Vec<Mistake>> {
+        let mut reader = Reader::new(env);
+        let kms = Kms::read(&mut reader, false);
+        let mistakes = reader.into_mistakes();
+        assert!(mistakes.iter().all(|mistake| !mistake.to_string().contains("canary")));
+        match kms {
+            Some(kms) if mistakes.is_empty() => Ok(kms),
+            _ => Err(mistakes),
+        }
+    }
+
+    fn settings(env: &Env) -> VaultSettings {
+        match read(env) {
+            Ok(Kms::Vault(settings)) => *settings,
+            Ok(Kms::Local(_)) => panic!("not a Vault"),
+            Err(mistakes) => panic!("{mistakes:?}"),
+        }
+    }
+
+    fn mistaken(env: &Env) -> Vec<String> {
+        read(env).err().unwrap().into_iter().map(|mistake| mistake.variable).collect()
+    }
+
+    #[test]
+    fn the_seeds_four_variables_are_enough() {
+        let settings = settings(&vault());
+        assert_eq!(settings.mount, "transit");
+        assert_eq!(settings.version, KeyVersionStrategy::Latest);
+        assert_eq!(settings.timeout, Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_key_version_can_be_pinned() {
+        let strategy = |text| settings(&vault().with("BYOK_KEY_VERSION_STRATEGY", text)).version;
+        assert_eq!(strategy("latest"), KeyVersionStrategy::Latest);
+        assert_eq!(strategy("3"), KeyVersionStrategy::Pinned(NonZeroU64::new(3).unwrap()));
+        for bad in ["0", "-1", "v3", "newest"] {
+            assert_eq!(mistaken(&vault().with("BYOK_KEY_VERSION_STRATEGY", bad)), ["BYOK_KEY_VERSION_STRATEGY"]);
+        }
+    }
+
+    #[test]
+    fn plain_http_goes_only_to_this_machine_unless_it_is_allowed() {
+        for fine in ["http://127.0.0.1:8200", "http://localhost:8200", "http://[::1]:8200"] {
+            settings(&vault().with("BYOK_VAULT_ADDR", fine));
+        }
+        for bad in ["http://vault:8200", "ftp://localhost", "https://a:b@vault", "https://vault/?x", "vault:8200"] {
+            assert_eq!(mistaken(&vault().with("BYOK_VAULT_ADDR", bad)), ["BYOK_VAULT_ADDR"], "{bad}");
+        }
+        settings(&vault().with("BYOK_VAULT_ADDR", "http://vault:8200").with("BYOK_VAULT_ALLOW_HTTP", "true"));
+    }
+
+    #[test]
+    fn a_name_that_would_leave_its_place_in_the_path_is_a_mistake() {
+        for bad in ["../sys/seal", "a/b", "a?b", "..", "a%2f", "-a"] {
+            assert_eq!(mistaken(&vault().with("BYOK_VAULT_TRANSIT_KEY", bad)), ["BYOK_VAULT_TRANSIT_KEY"], "{bad}");
+        }
+        assert_eq!(mistaken(&vault().with("BYOK_VAULT_MOUNT", "a/../b")), ["BYOK_VAULT_MOUNT"]);
+        assert_eq!(settings(&vault().with("BYOK_VAULT_MOUNT", "/team/transit/")).mount, "team/transit");
+    }
+
+    #[test]
+    fn there_is_one_way_to_log_in() {
+        let role = vault().with("BYOK_VAULT_APPROLE_ROLE_ID", "role");
+        assert_eq!(mistaken(&role), ["BYOK_VAULT_TOKEN"]);
+        assert_eq!(mistaken(&vault().with("BYOK_VAULT_TOKEN", "")), ["BYOK_VAULT_TOKEN"]);
+        let role = role.with("BYOK_VAULT_TOKEN", "");
+        assert!(matches!(settings(&role).login, VaultLogin::AppRole { secret_id: None, .. }));
+        let role = role.with("BYOK_VAULT_APPROLE_SECRET_ID", "canary");
+        assert!(matches!(settings(&role).login, VaultLogin::AppRole { secret_id: Some(SecretSource::Text(_)), .. }));
+    }
+
+    #[test]
+    fn a_token_in_a_file_is_kept_as_the_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "hvs.canary\n").unwrap();
+        let env = vault().with("BYOK_VAULT_TOKEN", "").with("BYOK_VAULT_TOKEN_FILE", file.path().to_str().unwrap());
+        assert!(matches!(settings(&env).login, VaultLogin::TokenFile(_)));
+    }
+
+    #[test]
+    fn a_client_certificate_needs_its_key() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let env = vault().with("BYOK_VAULT_CLIENT_CERT", file.path().to_str().unwrap());
+        assert_eq!(mistaken(&env), ["BYOK_VAULT_CLIENT_KEY"]);
+    }
+
+    #[test]
+    fn the_local_key_is_for_dev_only() {
+        let env = Env::from_pairs([("BYOK_PROVIDER", "local")]);
+        assert_eq!(mistaken(&env), ["BYOK_PROVIDER"]);
+        assert!(matches!(Kms::read(&mut Reader::new(&env), true), Some(Kms::Local(_))));
+    }
+
+    #[test]
+    fn a_provider_that_comes_later_is_named_plainly() {
+        for name in ["aws-kms", "gcp-kms", "azure-key-vault", "pigeon", ""] {
+            assert_eq!(mistaken(&vault().with("BYOK_PROVIDER", name)), ["BYOK_PROVIDER"], "{name}");
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! The audit log, as the schema shows it: a connection with cursors.
+
+use async_graphql::{ID, InputObject, Object, SimpleObject};
+
+use crate::app::{AuditPage, AuditQuery};
+use crate::model::{Entry, ErrorCode, Item, Means, Operation, Outcome, Source};
+
+use super::scalars::Timestamptz;
+use super::words::Word;
+
+/// Which entries of the audit log; all conditions must hold.
+#[derive(Default, InputObject)]
+#[graphql(name = "ByokAuditFilter")]
+pub(super) struct AuditFilter {
+    /// At or after this moment.
+    from: Option<Timestamptz>,
+    /// Before this moment.
+    until: Option<Timestamptz>,
+    /// Only this operation.
+    operation: Option<Word<Operation>>,
+    /// Only this outcome.
+    outcome: Option<Word<Outcome>>,
+    /// Only this caller.
+    user: Option<String>,
+    /// Only calls with an item of this record.
+    record_id: Option<ID>,
+}
+
+impl AuditFilter {
+    /// The query for a page of them.
+    pub(super) fn into_query(self, first: Option<i32>, after: Option<String>) -> AuditQuery {
+        let mut query = AuditQuery { after, ..AuditQuery::default() };
+        // A negative count is as little a count as 0, which the use case refuses.
+        query.first = first.map(|first| u32::try_from(first).unwrap_or(0));
+        query.filter.from = self.from.map(|Timestamptz(moment)| moment);
+        query.filter.until = self.until.map(|Timestamptz(moment)| moment);
+        query.filter.operation = self.operation.map(|Word(operation)| operation);
+        query.filter.outcome = self.outcome.map(|Word(outcome)| outcome);
+        query.filter.user = self.user;
+        query.filter.record_id = self.record_id.map(String::from);
+        query
+    }
+}
+
+/// A page of the audit log.
+#[derive(SimpleObject)]
+#[graphql(name = "ByokAuditConnection")]
+pub(super) struct AuditConnection {
+    /// The entries with their cursors, newest first.
+    edges: Vec<AuditEdge>,
+    /// Where the page ends.
+    page_info: PageInfo,
+}
+
+/// An entry and its place.
+#[derive(SimpleObject)]
+#[graphql(name = "ByokAuditEdge")]
+struct AuditEdge {
+    /// The entry's place, to go on from.
+    cursor: String,
+    /// The entry.
+    node: AuditEntry,
+}
+
+/// Where a page ends.
+#[derive(SimpleObject)]
+#[graphql(name = "ByokPageInfo")]
+struct PageInfo {
+    /// Whether more follow.
+    has_next_page: bool,
+    /// What to pass as `after` for the next page; null on an empty page.
+    end_cursor: Option<String>,
+}
+
+impl From<AuditPage> for AuditConnection {
+    fn from(page: AuditPage) -> Self {
+        let end_cursor = page.entries.last().map(|(cursor, _)| cursor.clone());
+        let edge = |(cursor, entry)| AuditEdge { cursor, node: AuditEntry(entry) };
+        Self {
+            edges: page.entries.into_iter().map(edge).collect(),
+            page_info: PageInfo { has_next_page: page.has_next, end_cursor },
+        }
+    }
+}
+
+struct AuditEntry(Entry);
+
+/// One call, as the audit log holds it.
+#[Object(name = "ByokAuditEntry")]
+impl AuditEntry {
+    /// Its id.
+    async fn id(&self) -> ID {
+        self.0.id.into()
+    }
+
+    /// When the call was made durable.
+    async fn at(&self) -> Timestamptz {
+        Timestamptz(self.0.at)
+    }
+
+    /// What was asked for.
+    async fn operation(&self) -> Word<Operation> {
+        Word(self.0.operation)
+    }
+
+    /// How it ended.
+    async fn outcome(&self) -> Word<Outcome> {
+        Word(self.0.outcome)
+    }
+
+    /// The caller's role.
+    async fn role(&self) -> &str {
+        &self.0.role
+    }
+
+    /// The caller; null when unknown, or after an erasure.
+    async fn user(&self) -> Option<&str> {
+        self.0.user.as_deref()
+    }
+
+    /// How the caller was recognised.
+    async fn means(&self) -> Word<Means> {
+        Word(self.0.means)
+    }
+
+    /// The id of the request; null after an erasure.
+    async fn request_id(&self) -> Option<&str> {
+        self.0.request_id.as_deref()
+    }
+
+    /// How many items the call had.
+    async fn item_count(&self) -> usize {
+        self.0.items.len()
+    }
+
+    /// The items, in the order of the call.
+    async fn items(&self) -> Vec<AuditItem<'_>> {
+        self.0.items.iter().map(AuditItem).collect()
+    }
+}
+
+struct AuditItem<'a>(&'a Item);
+
+/// What was done with one record.
+#[Object(name = "ByokAuditItem")]
+impl AuditItem<'_> {
+    /// The record; null where the call named none, or after an erasure.
+    async fn record_id(&self) -> Option<ID> {
+        self.0.record_id.as_deref().map(ID::from)
+    }
+
+    /// The data key, where one was found.
+    async fn dek_id(&self) -> Option<ID> {
+        self.0.dek_id.map(ID::from)
+    }
+
+    /// The version of the customer's key that wrapped the data key.
+    async fn key_version(&self) -> Option<String> {
+        self.0.key_version.as_ref().map(ToString::to_string)
+    }
+
+    /// Where the data key came from.
+    async fn source(&self) -> Option<Word<Source>> {
+        self.0.source.map(Word)
+    }
+
+    /// The KMS's own id of the request that unwrapped the data key.
+    async fn kms_request_id(&self) -> Option<&str> {
+        self.0.kms_request_id.as_deref()
+    }
+
+    /// Why the item was refused; null when it was done.
+    async fn error(&self) -> Option<Word<ErrorCode>> {
+        self.0.refused.map(Word)
+    }
+}

@@ -1,0 +1,185 @@
+//! What a refusal looks like in GraphQL, and what becomes of the errors that async-graphql makes itself: those quote
+//! names and values of the request, so only their places are passed on.
+
+use async_graphql::{ErrorExtensionValues, PathSegment, Pos, Response, ServerError, SimpleObject};
+use serde::Serialize;
+
+use crate::model::{ErrorCode, Refusal, RequestId};
+
+use super::words::Word;
+
+/// How many places an answer shows of a document that is not valid.
+const MAX_PLACES: usize = 16;
+
+/// Why one item was refused.
+#[derive(SimpleObject)]
+#[graphql(name = "ByokError")]
+pub(super) struct ItemError {
+    /// The stable code.
+    code: Word<ErrorCode>,
+    /// One sentence; it holds nothing of the request.
+    message: String,
+    /// Whether the same call may succeed later with nothing changed by the caller.
+    retryable: bool,
+}
+
+impl From<Refusal> for ItemError {
+    fn from(refusal: Refusal) -> Self {
+        Self {
+            code: Word(refusal.code),
+            message: refusal.message.into_owned(),
+            retryable: refusal.code.retryable(),
+        }
+    }
+}
+
+/// Written by hand, since `Refusal` has no `Display`: nothing else becomes an error of a field by `?`. The refusal goes
+/// along as the error's source, by which [`answer`] knows it.
+impl From<Refusal> for async_graphql::Error {
+    fn from(refusal: Refusal) -> Self {
+        Self {
+            message: refusal.message.clone().into_owned(),
+            extensions: Some(ErrorExtensionValues::default()),
+            source: Some(std::sync::Arc::new(refusal)),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Answer<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<&'a async_graphql::Value>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<Shown<'a>>,
+}
+
+#[derive(Serialize)]
+struct Shown<'a> {
+    message: &'a str,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    locations: &'a [Pos],
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    path: &'a [PathSegment],
+    extensions: Extensions<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Extensions<'a> {
+    code: &'static str,
+    /// As Hasura writes it beside its own codes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_after_seconds: Option<u64>,
+    /// Hasura passes on no header of ours, so that this is how a user of Hasura learns it.
+    request_id: &'a str,
+}
+
+/// The body that answers a request that ran.
+pub(super) fn answer(response: &Response, request_id: &RequestId) -> Vec<u8> {
+    let mut errors = Vec::new();
+    let mut places = Vec::new();
+    let mut invalid = false;
+    for error in &response.errors {
+        match error.source::<Refusal>() {
+            Some(refusal) => errors.push(shown(refusal, &error.locations, &error.path, request_id)),
+            None => {
+                invalid = true;
+                places.extend(places_of(error));
+            }
+        }
+    }
+    places.truncate(MAX_PLACES);
+    let refusal = Refusal::from(ErrorCode::QueryInvalid);
+    if invalid {
+        errors.push(shown(&refusal, &places, &[], request_id));
+    }
+    json(&Answer { data: Some(&response.data), errors })
+}
+
+/// The body that refuses a request that did not run.
+pub(super) fn refused(refusal: &Refusal, places: &[Pos], request_id: &RequestId) -> Vec<u8> {
+    json(&Answer { data: None, errors: vec![shown(refusal, places, &[], request_id)] })
+}
+
+fn shown<'a>(refusal: &'a Refusal, locations: &'a [Pos], path: &'a [PathSegment], request_id: &'a RequestId) -> Shown<'a> {
+    let extensions = Extensions {
+        code: refusal.code.as_str(),
+        path: is_hasuras_own(refusal.code).then_some("$"),
+        retry_after_seconds: refusal.retry_after.map(|delay| delay.as_secs() + u64::from(delay.subsec_nanos() > 0)),
+        request_id: request_id.as_str(),
+    };
+    Shown { message: &refusal.message, locations, path, extensions }
+}
+
+fn places_of(error: &ServerError) -> impl Iterator<Item = Pos> {
+    error.locations.iter().copied()
+}
+
+/// Whether the code is spelled as Hasura spells its own: it is about identity, and never stands in data.
+pub(super) fn is_hasuras_own(code: ErrorCode) -> bool {
+    code.as_str().bytes().any(|byte| byte.is_ascii_lowercase())
+}
+
+fn json(answer: &Answer<'_>) -> Vec<u8> {
+    serde_json::to_vec(answer).expect("text, numbers and maps with text keys are always JSON")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(body: &[u8]) -> serde_json::Value {
+        serde_json::from_slice(body).unwrap()
+    }
+
+    fn request_id() -> RequestId {
+        RequestId::accept("r-1").unwrap()
+    }
+
+    #[test]
+    fn a_refusal_has_its_code_and_when_to_retry() {
+        let refusal = Refusal::from(ErrorCode::RateLimited).after(Duration::from_millis(1_200));
+        let body = read(&refused(&refusal, &[], &request_id()));
+        assert_eq!(
+            body,
+            json!({"errors": [{
+                "message": ErrorCode::RateLimited.message(),
+                "extensions": {"code": "RATE_LIMITED", "retryAfterSeconds": 2, "requestId": "r-1"},
+            }]})
+        );
+    }
+
+    #[test]
+    fn a_refusal_of_identity_looks_as_hasuras_own() {
+        let body = read(&refused(&ErrorCode::InvalidJwt.into(), &[], &request_id()));
+        assert_eq!(body["errors"][0]["extensions"]["code"], "invalid-jwt");
+        assert_eq!(body["errors"][0]["extensions"]["path"], "$");
+    }
+
+    #[test]
+    fn of_an_error_that_is_not_ours_only_the_place_is_shown() {
+        let canary = |n| ServerError::new("canary", Some(Pos { line: 1, column: n })).with_path(vec![PathSegment::Field("canary".into())]);
+        let body = answer(&Response::from_errors((1..100).map(canary).collect()), &request_id());
+        assert!(!String::from_utf8(body.clone()).unwrap().contains("canary"));
+        let body = read(&body);
+        assert_eq!(body["errors"].as_array().unwrap().len(), 1);
+        assert_eq!(body["errors"][0]["extensions"]["code"], "QUERY_INVALID");
+        assert_eq!(body["errors"][0]["locations"].as_array().unwrap().len(), MAX_PLACES);
+    }
+
+    #[test]
+    fn a_refusal_in_a_field_keeps_its_path() {
+        let error: async_graphql::Error = Refusal::from(ErrorCode::DecryptFailed).into();
+        let error = error.into_server_error(Pos { line: 2, column: 3 }).with_path(vec![PathSegment::Field("x".into())]);
+        let body = read(&answer(&Response::from_errors(vec![error]), &request_id()));
+        assert_eq!(body["errors"][0]["path"], json!(["x"]));
+        assert_eq!(body["errors"][0]["locations"], json!([{"line": 2, "column": 3}]));
+        assert_eq!(body["errors"][0]["extensions"]["code"], "DECRYPT_FAILED");
+    }
+}

@@ -1,0 +1,273 @@
+//! GraphQL over HTTP, POST and JSON only: anything else could be sent by a page of another site, or be kept by a cache.
+//!
+//! What is no request at all (method, content type, size, JSON) is answered with its HTTP status; everything else with
+//! 200, as Hasura does, which looks at nothing but the body. Every answer, refusals too, has the shape of GraphQL.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::Response;
+use axum::routing::post;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+
+use crate::app::App;
+use crate::model::{Caller, ErrorCode, Refusal, RequestId};
+
+use super::body;
+use super::call::Call;
+use super::error;
+use super::parser::{SyntaxError, parse};
+use super::schema::{ByokSchema, schema};
+use super::survey::survey;
+
+/// How much is read for a caller without identity: many times Hasura's introspection.
+const MAX_UNKNOWN_BYTES: usize = 64 << 10;
+
+struct Front {
+    app: Arc<App>,
+    schema: ByokSchema,
+}
+
+/// The router of `/graphql`.
+pub fn router(app: Arc<App>) -> Router {
+    let front = Arc::new(Front { app, schema: schema() });
+    Router::new().route("/graphql", post(take).fallback(refuse_method)).with_state(front)
+}
+
+async fn take(State(front): State<Arc<Front>>, request: Request) -> Response {
+    let (head, body) = request.into_parts();
+    let request_id = request_id(&head.extensions);
+    let caller = front.app.authenticate(&head.headers, request_id.clone());
+    let limits = front.app.limits();
+    if !is_json(&head.headers) {
+        let refusal = Refusal::because(ErrorCode::RequestMalformed, "The body must be sent as application/json.");
+        return answer(StatusCode::UNSUPPORTED_MEDIA_TYPE, error::refused(&refusal, &[], &request_id));
+    }
+    let bytes = match (read(body, limits.body_bytes, &caller).await, &caller) {
+        (Ok(bytes), _) => bytes,
+        (Err(refusal), Err(unknown)) if refusal.code == ErrorCode::BodyTooLarge => {
+            return answer(StatusCode::OK, error::refused(unknown, &[], &request_id));
+        }
+        (Err(refusal), _) => return refuse(&refusal, &request_id),
+    };
+    match run(&front.schema, &bytes, limits.items, caller, &request_id, |caller| Call::new(front.app.clone(), caller)).await {
+        Ok(bytes) => answer(StatusCode::OK, bytes),
+        Err(refusal) => refuse(&refusal, &request_id),
+    }
+}
+
+/// Runs what the bytes of a request ask for. `call` makes what its fields share.
+///
+/// # Errors
+/// The bytes are no request.
+async fn run<C: Send + Sync + 'static>(
+    schema: &ByokSchema,
+    bytes: &[u8],
+    items: usize,
+    caller: Result<Caller, Refusal>,
+    request_id: &RequestId,
+    call: impl FnOnce(Result<Caller, Refusal>) -> C,
+) -> Result<Vec<u8>, Refusal> {
+    let body = body::read(bytes)?;
+    let refused = |refusal: Refusal| Ok(error::refused(&refusal, &[], request_id));
+    let document = match parse(&body.query) {
+        Ok(document) => document,
+        Err(SyntaxError(place)) => {
+            let refusal = Refusal::because(ErrorCode::QueryInvalid, "The query is not a GraphQL document, or nests too deep.");
+            return Ok(error::refused(&refusal, &[place], request_id));
+        }
+    };
+    match (survey(&document, items), &caller) {
+        (Err(refusal), _) => return refused(refusal),
+        (Ok(survey), Err(unknown)) if survey.needs_identity => return refused(unknown.clone()),
+        (Ok(_), _) => {}
+    }
+    // The text stays behind: nothing that runs can show it.
+    let mut request = async_graphql::Request::new("").variables(body.variables).data(call(caller));
+    request.operation_name = body.operation_name;
+    request.set_parsed_query(document);
+    Ok(error::answer(&schema.execute(request).await, request_id))
+}
+
+async fn refuse_method(method: Method, request: Request) -> Response {
+    let request_id = request_id(request.extensions());
+    let mut response = refuse(&ErrorCode::MethodNotAllowed.into(), &request_id);
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
+    if method == Method::HEAD {
+        *response.body_mut() = Body::empty();
+    }
+    response
+}
+
+async fn read(body: Body, limit: usize, caller: &Result<Caller, Refusal>) -> Result<axum::body::Bytes, Refusal> {
+    let limit = if caller.is_ok() { limit } else { limit.min(MAX_UNKNOWN_BYTES) };
+    match Limited::new(body, limit).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(ErrorCode::BodyTooLarge.into()),
+        Err(_) => Err(Refusal::because(ErrorCode::RequestMalformed, "The body ended before it was whole.")),
+    }
+}
+
+fn request_id(extensions: &http::Extensions) -> RequestId {
+    extensions.get().cloned().unwrap_or_else(RequestId::fresh)
+}
+
+/// A browser sends `application/json` to another site only after that site has allowed it.
+fn is_json(headers: &HeaderMap) -> bool {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    value.split(';').next().is_some_and(|essence| essence.trim().eq_ignore_ascii_case("application/json"))
+}
+
+fn refuse(refusal: &Refusal, request_id: &RequestId) -> Response {
+    let status = StatusCode::from_u16(refusal.code.http_status()).unwrap_or(StatusCode::BAD_REQUEST);
+    answer(status, error::refused(refusal, &[], request_id))
+}
+
+fn answer(status: StatusCode, body: Vec<u8>) -> Response {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use crate::model::{Identity, Means, Session, Tenant, TenantUid};
+
+    use super::*;
+
+    const CANARY: &str = "C4N4RY";
+
+    fn known() -> Result<Caller, Refusal> {
+        let identity = Identity { role: "admin".into(), user: None, session: Session::default(), means: Means::Jwt };
+        let tenant = Arc::new(Tenant { uid: TenantUid([7; 16]), name: "primary".to_owned() });
+        Ok(Caller { tenant, identity, request_id: RequestId::fresh() })
+    }
+
+    /// Runs without use cases: a field that came so far as to need them would answer INTERNAL.
+    async fn run_bytes(bytes: &[u8], caller: Result<Caller, Refusal>) -> String {
+        let request_id = RequestId::fresh();
+        let answer = run(&schema(), bytes, 100, caller, &request_id, |_| ()).await;
+        String::from_utf8(answer.unwrap_or_else(|refusal| error::refused(&refusal, &[], &request_id))).unwrap()
+    }
+
+    async fn code(query: &str, caller: Result<Caller, Refusal>) -> Value {
+        let answer = run_bytes(json!({"query": query}).to_string().as_bytes(), caller).await;
+        serde_json::from_str::<Value>(&answer).unwrap()["errors"][0]["extensions"]["code"].clone()
+    }
+
+    #[tokio::test]
+    async fn no_answer_to_a_bad_request_holds_a_piece_of_it() {
+        let documents = [
+            "C4N4RY",
+            "{ byokHealth { status } C4N4RY",
+            "{ byokReveal(ciphertext: \"C4N4RY\" ?) { value } }",
+            "{ byokReveal(ciphertext: \"C4N4RY) { value } }",
+            "{ byokReveal(ciphertext: \"C4N4RY\\q\") { value } }",
+            "{ C4N4RY }",
+            "{ byokHealth { C4N4RY } }",
+            "{ byokHealth { status { C4N4RY } } }",
+            "{ byokHealth(C4N4RY: 1) { status } }",
+            "{ byokHealth @C4N4RY { status } }",
+            "{ byokHealth @skip(if: \"C4N4RY\") { status } }",
+            "{ byokHealth @include(C4N4RY: true) { status } }",
+            "{ ...C4N4RY }",
+            "{ ... on C4N4RY { byokHealth { status } } }",
+            "fragment C4N4RY on Query { byokHealth { status } } { byokHealth { status } }",
+            "query($C4N4RY: Int) { byokHealth { status } }",
+            "query($a: C4N4RY) { byokAudit(first: $a) { edges { cursor } } }",
+            "{ byokAudit(first: $C4N4RY) { edges { cursor } } }",
+            "{ byokAudit(first: \"C4N4RY\") { edges { cursor } } }",
+            "{ byokAudit(filter: { operation: C4N4RY }) { edges { cursor } } }",
+            "{ byokAudit(filter: { C4N4RY: 1 }) { edges { cursor } } }",
+            "{ byokAudit(filter: { from: \"C4N4RY\" }) { edges { cursor } } }",
+            "{ byokAudit(filter: { user: C4N4RY }) { edges { cursor } } }",
+            "{ byokReveal(ciphertext: C4N4RY) { value } }",
+            "{ byokReveal(ciphertext: [\"C4N4RY\"]) { value } }",
+            "{ byokReveal(ciphertext: {C4N4RY: \"C4N4RY\"}) { value } }",
+            "{ byokReveal(ciphertext: \"a\", context: C4N4RY) { value } }",
+            "{ byokReveal(ciphertext: \"a\", context: {a: [C4N4RY]}) { value } }",
+            "{ byokReveal(ciphertext: \"a\", context: {C4N4RY: 1, C4N4RY: 1}) { value } }",
+            "{ byokReveal(ciphertext: \"C4N4RY\") }",
+            "{ a: byokReveal(ciphertext: \"C4N4RY\") { value } a: byokReveal(ciphertext: \"C4N4RY2\") { value } }",
+            "{ byokRevealMany(items: [{ciphertext: \"a\", C4N4RY: 1}]) { value } }",
+            "{ byokRevealMany(items: [{ciphertext: C4N4RY}]) { value } }",
+            "mutation { byokEncrypt(plaintext: 17, encoding: C4N4RY) { ciphertext } }",
+            "mutation { byokEncrypt(plaintext: \"C4N4RY\", encoding: HEX) { ciphertext } }",
+            "mutation { byokEncrypt(plaintext: \"C4N4RY\", plaintext: \"C4N4RY\") { ciphertext } }",
+            "mutation { byokEncrypt(plain: \"C4N4RY\") { ciphertext } }",
+            "mutation { byokEncryptMany(items: {plaintext: C4N4RY}) { ciphertext } }",
+            "subscription C4N4RY { C4N4RY }",
+            "query C4N4RY { byokHealth { status } } query C4N4RY { byokHealth { status } }",
+        ];
+        for document in documents {
+            for caller in [known(), Err(ErrorCode::InvalidHeaders.into())] {
+                let answer = run_bytes(json!({"query": document}).to_string().as_bytes(), caller).await;
+                assert!(!answer.contains(CANARY), "{document}: {answer}");
+                assert!(answer.contains("errors"), "{document}: {answer}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn no_answer_to_bad_variables_holds_a_piece_of_them() {
+        let encrypt = "mutation M($p: String!, $c: jsonb, $e: ByokEncoding, $r: ID) {
+            byokEncrypt(plaintext: $p, context: $c, encoding: $e, recordId: $r) { ciphertext } }";
+        let many = "mutation M($i: [ByokEncryptItem!]!) { byokEncryptMany(items: $i) { ciphertext } }";
+        for request in [
+            json!({"query": encrypt, "variables": {"p": ["C4N4RY"]}}),
+            json!({"query": encrypt, "variables": {"p": {"C4N4RY": 1}}}),
+            json!({"query": encrypt, "variables": {"C4N4RY": "C4N4RY"}}),
+            json!({"query": encrypt, "variables": {"p": null, "c": "C4N4RY"}}),
+            json!({"query": encrypt, "variables": {"p": "C4N4RY", "e": "C4N4RY"}}),
+            json!({"query": encrypt, "variables": {"p": "C4N4RY", "r": ["C4N4RY"]}}),
+            json!({"query": many, "variables": {"i": [{"plaintext": "C4N4RY", "C4N4RY": 1}]}}),
+            json!({"query": many, "variables": {"i": [{"plaintext": ["C4N4RY"]}]}}),
+            json!({"query": many, "variables": {"i": "C4N4RY"}}),
+            json!({"query": many, "variables": {"i": [{"C4N4RY": "C4N4RY"}]}}),
+            json!({"query": encrypt, "operationName": "C4N4RY", "variables": {"p": "C4N4RY"}}),
+            json!({"query": encrypt, "variables": "C4N4RY"}),
+            json!({"query": {"C4N4RY": 1}}),
+            json!({"C4N4RY": encrypt}),
+        ] {
+            let answer = run_bytes(request.to_string().as_bytes(), known()).await;
+            assert!(!answer.contains(CANARY), "{request}: {answer}");
+            assert!(answer.contains("errors"), "{request}: {answer}");
+        }
+        let answer = run_bytes(b"{\"query\":\"{a}\" C4N4RY", known()).await;
+        assert!(!answer.contains(CANARY) && answer.contains("REQUEST_MALFORMED"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn without_identity_there_is_introspection_and_nothing_else() {
+        let unknown = || Err(ErrorCode::InvalidJwt.into());
+        assert_eq!(code("{ __schema { queryType { name } } __type(name: \"ByokError\") { kind } __typename }", unknown()).await, Value::Null);
+        assert_eq!(code("{ byokAudit { edges { cursor } } }", unknown()).await, "invalid-jwt");
+        assert_eq!(code("mutation { byokRotate { id } }", unknown()).await, "invalid-jwt");
+        assert_eq!(code("{ byokReveal(ciphertext: \"\") { value } }", unknown()).await, "invalid-jwt");
+    }
+
+    #[tokio::test]
+    async fn what_asks_for_too_much_is_refused() {
+        let aliases = |count: usize| (0..count).map(|n| format!("f{n}:byokReveal(ciphertext:\"\"){{value}}")).collect::<String>();
+        assert_eq!(code(&format!("{{{}}}", aliases(101)), known()).await, "TOO_MANY_ITEMS");
+        let deep = format!("{{__schema{{types{}{{name}}{}}}}}", "{ofType".repeat(20), "}".repeat(20));
+        assert_eq!(code(&deep, known()).await, "QUERY_INVALID");
+        assert_eq!(code(&format!("{{byokHealth {} {{status}}}}", "@skip(if:false)".repeat(9)), known()).await, "QUERY_INVALID");
+    }
+
+    #[test]
+    fn only_json_is_json() {
+        let is = |value: &'static str| is_json(&HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static(value))]));
+        assert!(is("application/json") && is("Application/JSON; charset=utf-8"));
+        assert!(!is("text/plain") && !is("multipart/form-data; boundary=application/json") && !is("application/jsonp"));
+        assert!(!is_json(&HeaderMap::new()));
+    }
+}

@@ -1,0 +1,232 @@
+//! From arguments to items of the use cases, and back.
+
+use async_graphql::{Enum, ID, InputObject, SimpleObject};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
+use crate::app::{DecryptItem, Decrypted, EncryptItem, Encrypted, Plaintext, context_of};
+use crate::model::{ErrorCode, Refusal};
+
+use super::error::ItemError;
+use super::scalars::{Jsonb, Secret};
+
+/// How a plaintext stands in a string.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Enum)]
+#[graphql(name = "ByokEncoding")]
+pub(super) enum Encoding {
+    /// As text: the default.
+    #[default]
+    #[graphql(name = "UTF8")]
+    Utf8,
+    /// As bytes, in standard base64 with padding (RFC 4648, section 4).
+    #[graphql(name = "BASE64")]
+    Base64,
+}
+
+/// In which form a value is answered.
+#[derive(Clone, Copy, PartialEq, Eq, Enum)]
+#[graphql(name = "ByokForm")]
+pub(super) enum Form {
+    /// As it was encrypted.
+    Plain,
+}
+
+/// A value to encrypt.
+#[derive(InputObject)]
+#[graphql(name = "ByokEncryptItem")]
+pub(super) struct EncryptArguments {
+    /// The value.
+    #[graphql(secret)]
+    pub(super) plaintext: Secret,
+    /// The record that the value belongs to; the same as `record_id` in the context.
+    pub(super) record_id: Option<ID>,
+    /// The field of the record; the same as `field` in the context.
+    pub(super) field: Option<String>,
+    /// What the ciphertext is bound to: a flat object of strings, needed again to decrypt.
+    pub(super) context: Option<Jsonb>,
+    /// How the plaintext is written; UTF8 when absent.
+    pub(super) encoding: Option<Encoding>,
+}
+
+impl EncryptArguments {
+    /// The item, or why it is none.
+    pub(super) fn into_item(self) -> Result<EncryptItem, Refusal> {
+        let context = context_of(self.record_id.as_deref().map(String::as_str), self.field.as_deref(), pairs(&self.context))?;
+        let Secret(mut text) = self.plaintext;
+        let plaintext = match self.encoding.unwrap_or_default() {
+            Encoding::Utf8 => std::mem::take(&mut *text).into_bytes(),
+            Encoding::Base64 => STANDARD.decode(text.as_bytes()).map_err(|_| ErrorCode::EncodingInvalid)?,
+        };
+        Ok(EncryptItem { plaintext: Plaintext::new(plaintext), context })
+    }
+}
+
+/// A ciphertext to decrypt.
+#[derive(InputObject)]
+#[graphql(name = "ByokDecryptItem")]
+pub(super) struct DecryptArguments {
+    /// The ciphertext, as encrypt gave it.
+    pub(super) ciphertext: String,
+    /// The record that the value belongs to; the same as `record_id` in the context.
+    pub(super) record_id: Option<ID>,
+    /// The field of the record; the same as `field` in the context.
+    pub(super) field: Option<String>,
+    /// What the ciphertext was bound to when it was made.
+    pub(super) context: Option<Jsonb>,
+    /// How to write the plaintext; UTF8 when absent.
+    pub(super) encoding: Option<Encoding>,
+}
+
+impl DecryptArguments {
+    /// The item, or why it is none.
+    pub(super) fn into_item(self) -> Result<DecryptItem, Refusal> {
+        let context = context_of(self.record_id.as_deref().map(String::as_str), self.field.as_deref(), pairs(&self.context))?;
+        Ok(DecryptItem { ciphertext: self.ciphertext, context })
+    }
+}
+
+fn pairs(context: &Option<Jsonb>) -> Option<&serde_json::Value> {
+    context.as_ref().map(|Jsonb(value)| value)
+}
+
+/// A plaintext as it stands in an answer.
+pub(super) fn written(plaintext: Plaintext, encoding: Option<Encoding>) -> Result<String, Refusal> {
+    match encoding.unwrap_or_default() {
+        Encoding::Utf8 => match plaintext.into_text() {
+            Ok(text) => Ok(text.expose().to_owned()),
+            Err(_) => Err(ErrorCode::NotText.into()),
+        },
+        Encoding::Base64 => Ok(STANDARD.encode(plaintext.expose())),
+    }
+}
+
+/// What encrypt answers.
+#[derive(SimpleObject)]
+#[graphql(name = "ByokEncrypted")]
+pub(super) struct EncryptedValue {
+    /// The ciphertext, `byok:v1:…`: store it.
+    ciphertext: String,
+    /// The version of the customer's key that wraps the record's data key.
+    key_version: String,
+}
+
+impl From<Encrypted> for EncryptedValue {
+    fn from(encrypted: Encrypted) -> Self {
+        Self { ciphertext: encrypted.ciphertext, key_version: encrypted.key_version.to_string() }
+    }
+}
+
+/// What became of one item to encrypt.
+#[derive(Default, SimpleObject)]
+#[graphql(name = "ByokEncryptResult")]
+pub(super) struct EncryptResult {
+    /// The ciphertext, `byok:v1:…`: store it.
+    ciphertext: Option<String>,
+    /// The version of the customer's key that wraps the record's data key.
+    key_version: Option<String>,
+    /// Why there is no ciphertext.
+    error: Option<ItemError>,
+}
+
+impl From<Result<Encrypted, Refusal>> for EncryptResult {
+    fn from(result: Result<Encrypted, Refusal>) -> Self {
+        match result.map(EncryptedValue::from) {
+            Ok(EncryptedValue { ciphertext, key_version }) => {
+                Self { ciphertext: Some(ciphertext), key_version: Some(key_version), error: None }
+            }
+            Err(refusal) => Self { error: Some(refusal.into()), ..Self::default() },
+        }
+    }
+}
+
+/// What decrypt answers.
+#[derive(SimpleObject)]
+#[graphql(name = "ByokDecrypted")]
+pub(super) struct DecryptedValue {
+    /// The value.
+    plaintext: String,
+    /// The version of the customer's key that wraps the record's data key.
+    key_version: String,
+}
+
+impl DecryptedValue {
+    /// In this encoding.
+    pub(super) fn new(decrypted: Decrypted, encoding: Option<Encoding>) -> Result<Self, Refusal> {
+        let key_version = decrypted.key_version.to_string();
+        Ok(Self { plaintext: written(decrypted.plaintext, encoding)?, key_version })
+    }
+}
+
+/// What became of one item to decrypt.
+#[derive(Default, SimpleObject)]
+#[graphql(name = "ByokDecryptResult")]
+pub(super) struct DecryptResult {
+    /// The value.
+    plaintext: Option<String>,
+    /// The version of the customer's key that wraps the record's data key.
+    key_version: Option<String>,
+    /// Why there is no value.
+    error: Option<ItemError>,
+}
+
+impl DecryptResult {
+    /// In this encoding.
+    pub(super) fn new(result: Result<Decrypted, Refusal>, encoding: Option<Encoding>) -> Self {
+        match result.and_then(|decrypted| DecryptedValue::new(decrypted, encoding)) {
+            Ok(DecryptedValue { plaintext, key_version }) => {
+                Self { plaintext: Some(plaintext), key_version: Some(key_version), error: None }
+            }
+            Err(refusal) => Self { error: Some(refusal.into()), ..Self::default() },
+        }
+    }
+}
+
+/// A value that was revealed, or why it was not: a failure is data, since Hasura drops a whole join for one error.
+#[derive(Default, SimpleObject)]
+#[graphql(name = "ByokRevealed")]
+pub(super) struct Revealed {
+    /// The value; null where it was not revealed.
+    value: Option<String>,
+    /// The form that the value has.
+    form: Option<Form>,
+    /// Why there is no value.
+    error: Option<ItemError>,
+}
+
+impl Revealed {
+    /// In this encoding.
+    pub(super) fn new(result: Result<Decrypted, Refusal>, encoding: Option<Encoding>) -> Self {
+        match result.and_then(|decrypted| written(decrypted.plaintext, encoding)) {
+            Ok(value) => Self { value: Some(value), form: Some(Form::Plain), error: None },
+            Err(refusal) => Self { error: Some(refusal.into()), ..Self::default() },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use zeroize::Zeroizing;
+
+    use super::*;
+
+    fn encrypt(text: &str, encoding: Option<Encoding>) -> Result<EncryptItem, Refusal> {
+        let plaintext = Secret(Zeroizing::new(text.to_owned()));
+        EncryptArguments { plaintext, record_id: None, field: None, context: None, encoding }.into_item()
+    }
+
+    #[test]
+    fn base64_is_the_padded_standard_form_only() {
+        let bytes = encrypt("/+8=", Some(Encoding::Base64)).ok().unwrap();
+        assert_eq!(bytes.plaintext.expose(), [0xff, 0xef]);
+        for bad in ["/+8", "_-8=", "/+8= ", "/+9=", "ż"] {
+            assert_eq!(encrypt(bad, Some(Encoding::Base64)).err().unwrap().code, ErrorCode::EncodingInvalid, "{bad}");
+        }
+        assert_eq!(written(bytes.plaintext, Some(Encoding::Base64)).unwrap(), "/+8=");
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_not_answered_as_text() {
+        assert_eq!(encrypt("żółć", None).ok().unwrap().plaintext.expose(), "żółć".as_bytes());
+        assert_eq!(written(Plaintext::new(vec![0xff]), None).unwrap_err().code, ErrorCode::NotText);
+    }
+}

@@ -1,0 +1,92 @@
+//! The mutations.
+
+use async_graphql::{Context, ID, Object};
+
+use crate::model::{ErrorCode, Operation, Refusal};
+
+use super::call::Call;
+use super::item::{
+    DecryptArguments, DecryptResult, DecryptedValue, Encoding, EncryptArguments, EncryptResult, EncryptedValue,
+};
+use super::rotation::RotationStatus;
+use super::scalars::{Jsonb, Secret};
+
+pub(super) struct Mutation;
+
+/// What changes something, or answers a plaintext to one who asks for it by name.
+#[Object(name = "Mutation")]
+impl Mutation {
+    /// Encrypts a value under the data key of its record, which the customer's key wraps.
+    #[expect(clippy::too_many_arguments, reason = "flat arguments, so that Hasura's presets can bind to them")]
+    async fn byok_encrypt(
+        &self,
+        context: &Context<'_>,
+        #[graphql(desc = "The value.", secret)] plaintext: Secret,
+        #[graphql(desc = "The record that the value belongs to; the same as `record_id` in the context.")] record_id: Option<ID>,
+        #[graphql(desc = "The field of the record; the same as `field` in the context.")] field: Option<String>,
+        #[graphql(
+            name = "context",
+            desc = "What the ciphertext is bound to: a flat object of strings, needed again to decrypt."
+        )]
+        pairs: Option<Jsonb>,
+        #[graphql(desc = "How the plaintext is written; UTF8 when absent.")] encoding: Option<Encoding>,
+    ) -> Result<Option<EncryptedValue>, Refusal> {
+        let (app, caller) = Call::of(context)?.known()?;
+        let item = EncryptArguments { plaintext, record_id, field, context: pairs, encoding }.into_item();
+        let encrypted = app.encrypt(caller, vec![item]).await?.pop().ok_or(ErrorCode::Internal)??;
+        Ok(Some(encrypted.into()))
+    }
+
+    /// Encrypts many values at once: one entry in the audit log, one call of the KMS at most.
+    async fn byok_encrypt_many(
+        &self,
+        context: &Context<'_>,
+        #[graphql(desc = "The values; each is answered, in order.", secret)] items: Vec<EncryptArguments>,
+    ) -> Result<Option<Vec<EncryptResult>>, Refusal> {
+        let (app, caller) = Call::of(context)?.known()?;
+        let items = items.into_iter().map(EncryptArguments::into_item).collect();
+        Ok(Some(app.encrypt(caller, items).await?.into_iter().map(EncryptResult::from).collect()))
+    }
+
+    /// Decrypts a ciphertext.
+    #[expect(clippy::too_many_arguments, reason = "flat arguments, so that Hasura's presets can bind to them")]
+    async fn byok_decrypt(
+        &self,
+        context: &Context<'_>,
+        #[graphql(desc = "The ciphertext, as encrypt gave it.")] ciphertext: String,
+        #[graphql(desc = "The record that the value belongs to; the same as `record_id` in the context.")] record_id: Option<ID>,
+        #[graphql(desc = "The field of the record; the same as `field` in the context.")] field: Option<String>,
+        #[graphql(name = "context", desc = "What the ciphertext was bound to when it was made.")] pairs: Option<Jsonb>,
+        #[graphql(desc = "How to write the plaintext; UTF8 when absent.")] encoding: Option<Encoding>,
+    ) -> Result<Option<DecryptedValue>, Refusal> {
+        let (app, caller) = Call::of(context)?.known()?;
+        let item = DecryptArguments { ciphertext, record_id, field, context: pairs, encoding }.into_item();
+        let answers = app.decrypt(caller, Operation::Decrypt, vec![item]).await;
+        let decrypted = answers?.pop().ok_or(ErrorCode::Internal)??;
+        DecryptedValue::new(decrypted, encoding).map(Some)
+    }
+
+    /// Decrypts many ciphertexts at once: one entry in the audit log, one call of the KMS at most.
+    async fn byok_decrypt_many(
+        &self,
+        context: &Context<'_>,
+        #[graphql(desc = "The ciphertexts; each is answered, in order.")] items: Vec<DecryptArguments>,
+    ) -> Result<Option<Vec<DecryptResult>>, Refusal> {
+        let (app, caller) = Call::of(context)?.known()?;
+        let (encodings, items): (Vec<_>, Vec<_>) =
+            items.into_iter().map(|item| (item.encoding, item.into_item())).unzip();
+        let answers = app.decrypt(caller, Operation::Decrypt, items).await?;
+        Ok(Some(answers.into_iter().zip(encodings).map(|(answer, encoding)| DecryptResult::new(answer, encoding)).collect()))
+    }
+
+    /// Starts the rotation that re-wraps every data key under the current version of the customer's key, or joins the one
+    /// that is running. Ciphertexts stay as they are.
+    async fn byok_rotate(
+        &self,
+        context: &Context<'_>,
+        #[graphql(desc = "Only say what a rotation would do; false when absent.")] dry_run: Option<bool>,
+    ) -> Result<Option<RotationStatus>, Refusal> {
+        let (app, caller) = Call::of(context)?.known()?;
+        Ok(Some(app.rotate(caller, dry_run.unwrap_or(false)).await?.into()))
+    }
+}

@@ -1,0 +1,35 @@
+//! The schema, put together without data, so that the command line can print it without a database.
+
+use async_graphql::{EmptySubscription, Schema};
+
+use super::mutation::Mutation;
+use super::query::Query;
+
+/// The schema's type.
+pub(super) type ByokSchema = Schema<Query, Mutation, EmptySubscription>;
+
+/// Hasura's introspection needs 13.
+const MAX_DEPTH: usize = 16;
+/// Fragments count here too.
+const MAX_RECURSION: usize = 32;
+/// On one field.
+const MAX_DIRECTIVES: usize = 8;
+
+/// The schema. Its limits stand beside those of `survey`; there is none on complexity, which says little here: the
+/// largest join is more complex than anything that does harm.
+pub(super) fn schema() -> ByokSchema {
+    Schema::build(Query, Mutation, EmptySubscription)
+        .limit_depth(MAX_DEPTH)
+        .limit_recursive_depth(MAX_RECURSION)
+        .limit_directives(MAX_DIRECTIVES)
+        .disable_suggestions()
+        .finish()
+}
+
+/// The schema in GraphQL's schema definition language: what `byok schema` prints and `schema.graphql` holds.
+pub fn sdl() -> String {
+    let sdl = schema().sdl_with_options(
+        async_graphql::SDLExportOptions::new().prefer_single_line_descriptions().use_space_ident(),
+    );
+    format!("{}\n", sdl.trim_end())
+}

@@ -1,0 +1,407 @@
+//! The Vault token that every request carries: where it comes from, and how it stays alive.
+//!
+//! | way | when it is refused | kept alive by |
+//! |---|---|---|
+//! | token | nothing else to try | `renew-self` |
+//! | token file | read again; another token is tried once | `renew-self`, and whoever writes the file |
+//! | AppRole, Kubernetes | a new login, then tried once | `renew-self`, a new login when that fails or nears the maximum |
+//!
+//! A lease is renewed when two thirds of it are over. A login that Vault refuses is not tried again at once: Vault locks a
+//! role out after five wrong logins (15 minutes by default), so there is a pause that doubles from one second to sixty,
+//! unless the credential changes meanwhile.
+//!
+//! Tokens are never shown; what is logged is that a renewal or login failed, and its class.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use http::Method;
+use hyper::body::Bytes;
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, timeout_at};
+use zeroize::Zeroizing;
+
+use crate::config::{SecretSource, VaultLogin};
+use crate::crypto::{SecretText, sha256};
+use crate::kms::{KmsError, KmsErrorClass};
+
+use super::errors;
+use super::transport::{Reply, Transport};
+
+/// A token that a login gave less than this ago is not replaced because a policy denies something: a new one would be
+/// denied the same. An older one is, since a role's new policies come with a new login only.
+const POLICY_PATIENCE: Duration = Duration::from_secs(10);
+/// The first pause after a login that was refused, and the longest.
+const LOGIN_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// How long after a failed renewal the next one is tried, at least and at most.
+const RENEWAL_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// The token in use and the way to another one.
+pub(super) struct Auth {
+    way: VaultLogin,
+    held: Mutex<Option<Held>>,
+    /// One login at a time; what the last one that failed leaves to those who waited.
+    gate: tokio::sync::Mutex<Option<Failure>>,
+}
+
+#[derive(Clone)]
+struct Held {
+    token: Arc<SecretText>,
+    since: Instant,
+    lease: Lease,
+    /// Of a token file: its time and length when it was read.
+    stamp: Option<(SystemTime, u64)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Lease {
+    /// Of a token that was given to us: the first renewal tells.
+    Unknown,
+    /// Never ends, or ends whatever we do.
+    Settled,
+    /// Ends.
+    Until { end: Instant, renew_at: Instant, renewable: bool, granted: Duration },
+}
+
+struct Failure {
+    at: Instant,
+    error: KmsError,
+    /// Of a refusal: which credential, and how long not to show it again.
+    refused: Option<(Credential, Duration)>,
+}
+
+/// Which credential it was, by a hash.
+type Credential = [u8; 32];
+
+impl Auth {
+    pub(super) fn new(way: VaultLogin) -> Self {
+        Self { way, held: Mutex::new(None), gate: tokio::sync::Mutex::new(None) }
+    }
+
+    /// The token to send.
+    pub(super) async fn token(
+        &self,
+        transport: &Transport,
+        deadline: Instant,
+    ) -> Result<Arc<SecretText>, KmsError> {
+        let held = self.held().clone();
+        match &self.way {
+            VaultLogin::Token(token) => {
+                Ok(held.map_or_else(|| self.hold(token.expose(), Lease::Unknown, None), |held| held.token))
+            }
+            VaultLogin::TokenFile(path) => match held {
+                Some(held) if stamp(path).is_none_or(|now| held.stamp == Some(now)) => Ok(held.token),
+                _ => self.read_token(path),
+            },
+            VaultLogin::AppRole { .. } | VaultLogin::Kubernetes { .. } => match held {
+                Some(held) if held.lease.lives() => Ok(held.token),
+                _ => self.login(transport, None, deadline).await,
+            },
+        }
+    }
+
+    /// Vault refused a token with this class. Whether there may be another one now, so that trying once more makes sense.
+    pub(super) fn refused(&self, token: &Arc<SecretText>, class: KmsErrorClass) -> bool {
+        match &self.way {
+            VaultLogin::Token(_) => false,
+            // Two writes within one tick of the file system's clock have one stamp: look at the text.
+            VaultLogin::TokenFile(path) => {
+                self.read_token(path).is_ok_and(|now| now.expose() != token.expose())
+            }
+            VaultLogin::AppRole { .. } | VaultLogin::Kubernetes { .. } => {
+                let mut held = self.held();
+                let Some(current) = held.as_ref().filter(|held| Arc::ptr_eq(&held.token, token)) else {
+                    return true;
+                };
+                if class == KmsErrorClass::AccessDenied && current.since.elapsed() < POLICY_PATIENCE {
+                    return false;
+                }
+                *held = None;
+                true
+            }
+        }
+    }
+
+    /// Renews what is due. Called again and again in the background, so that a server without traffic keeps its token.
+    pub(super) async fn keep(&self, transport: &Transport, timeout: Duration) {
+        let Some(held) = self.held().clone() else {
+            // A token that was given to us may have to be renewed before it is first used.
+            if matches!(self.way, VaultLogin::Token(_) | VaultLogin::TokenFile(_)) {
+                let _ = self.token(transport, Instant::now()).await;
+            }
+            return;
+        };
+        let now = Instant::now();
+        let deadline = now + timeout;
+        let outcome = match held.lease {
+            Lease::Settled => return,
+            Lease::Until { renew_at, .. } if now < renew_at => return,
+            Lease::Until { renewable: false, .. } => {
+                self.login(transport, Some(&held.token), deadline).await.map(drop)
+            }
+            Lease::Unknown | Lease::Until { .. } => self.renew(transport, &held, deadline).await,
+        };
+        let Err(error) = outcome else { return };
+        tracing::warn!(class = ?error.class, http_status = error.http_status, "the Vault token could not be renewed");
+        let again = now + held.lease.rest(now).unwrap_or_default().div_f32(3.0).clamp(RENEWAL_PAUSES.0, RENEWAL_PAUSES.1);
+        self.set_lease(&held.token, match held.lease {
+            Lease::Until { end, renewable, granted, .. } => Lease::Until { end, renew_at: again, renewable, granted },
+            // No end is known: as if it were far, so that it is tried again.
+            Lease::Unknown | Lease::Settled => {
+                let far = Duration::from_secs(30 * 24 * 3600);
+                Lease::Until { end: now + far, renew_at: now + RENEWAL_PAUSES.1, renewable: true, granted: far }
+            }
+        });
+    }
+
+    async fn renew(&self, transport: &Transport, held: &Held, deadline: Instant) -> Result<(), KmsError> {
+        let by_login = matches!(self.way, VaultLogin::AppRole { .. } | VaultLogin::Kubernetes { .. });
+        let body = Bytes::from_static(b"{}");
+        let outcome = transport
+            .send(Method::POST, "auth/token/renew-self", Some(&held.token), body, deadline)
+            .await
+            .and_then(|reply| match reply.status {
+                // `lease is not renewable`: a root token, or one made so.
+                400 => Ok(None),
+                _ => granted(&reply, errors::of_reply).map(|(lease, _)| Some(lease)),
+            });
+        match outcome {
+            // Nothing can lengthen it, and nothing else can be had.
+            Ok(None | Some(Lease::Until { renewable: false, .. })) if !by_login => {
+                self.set_lease(&held.token, Lease::Settled);
+            }
+            Ok(Some(lease)) if !by_login || !lease.is_short_beside(held.lease) => {
+                self.set_lease(&held.token, lease);
+            }
+            // Near its maximum, not renewable after all, or refused.
+            Ok(_) => drop(self.login(transport, Some(&held.token), deadline).await?),
+            Err(_) if by_login => drop(self.login(transport, Some(&held.token), deadline).await?),
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// A token that is not `instead_of`: that of a login that ended just now, or that of a new one.
+    async fn login(
+        &self,
+        transport: &Transport,
+        instead_of: Option<&Arc<SecretText>>,
+        deadline: Instant,
+    ) -> Result<Arc<SecretText>, KmsError> {
+        let began = Instant::now();
+        let Ok(mut gate) = timeout_at(deadline, self.gate.lock()).await else {
+            return Err(KmsError::local(KmsErrorClass::Timeout));
+        };
+        let live = self.held().clone().filter(|held| held.lease.lives());
+        if let Some(held) = live.filter(|held| instead_of.is_none_or(|token| !Arc::ptr_eq(token, &held.token))) {
+            return Ok(held.token);
+        }
+        let (path, body, credential) = self.request()?;
+        let mut pause = LOGIN_PAUSES.0;
+        if let Some(failure) = &*gate {
+            let same = failure.refused.filter(|(before, _)| *before == credential);
+            let waits = same.is_some_and(|(_, pause)| failure.at.elapsed() < pause);
+            if waits || failure.at >= began {
+                return Err(failure.error.clone());
+            }
+            pause = same.map_or(pause, |(_, before)| (before * 2).min(LOGIN_PAUSES.1));
+        }
+        let outcome = transport
+            .send(Method::POST, &path, None, Bytes::from_owner(body), deadline)
+            .await
+            .and_then(|reply| granted(&reply, errors::of_login));
+        match outcome {
+            Ok((lease, token)) => {
+                *gate = None;
+                Ok(self.hold(token.expose(), lease, None))
+            }
+            Err(error) => {
+                tracing::warn!(class = ?error.class, http_status = error.http_status, "the login at Vault failed");
+                let refused = (error.class == KmsErrorClass::CredentialInvalid).then_some((credential, pause));
+                *gate = Some(Failure { at: Instant::now(), error: error.clone(), refused });
+                Err(error)
+            }
+        }
+    }
+
+    /// Path and body of a login, and which credential it shows.
+    fn request(&self) -> Result<(String, Zeroizing<Vec<u8>>, Credential), KmsError> {
+        #[derive(Serialize)]
+        struct AppRole<'a> {
+            role_id: &'a str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            secret_id: Option<&'a str>,
+        }
+        #[derive(Serialize)]
+        struct Kubernetes<'a> {
+            role: &'a str,
+            jwt: &'a str,
+        }
+
+        // Larger than any credential, so that it does not grow and leave a copy behind.
+        let mut body = Zeroizing::new(Vec::with_capacity(16 << 10));
+        let (mount, written) = match &self.way {
+            VaultLogin::AppRole { mount, role_id, secret_id } => {
+                let from_file;
+                let secret_id = match secret_id {
+                    Some(SecretSource::Text(text)) => Some(text.expose()),
+                    Some(SecretSource::File(path)) => {
+                        from_file = read_secret(path)?;
+                        Some(from_file.expose())
+                    }
+                    None => None,
+                };
+                (mount, serde_json::to_writer(&mut *body, &AppRole { role_id: role_id.expose(), secret_id }))
+            }
+            VaultLogin::Kubernetes { mount, role, jwt_file } => {
+                let jwt = read_secret(jwt_file)?;
+                (mount, serde_json::to_writer(&mut *body, &Kubernetes { role, jwt: jwt.expose() }))
+            }
+            VaultLogin::Token(_) | VaultLogin::TokenFile(_) => return Err(KmsError::local(KmsErrorClass::CredentialInvalid)),
+        };
+        written.map_err(|_| KmsError::local(KmsErrorClass::Misconfigured))?;
+        let credential = sha256(&body);
+        Ok((format!("auth/{mount}/login"), body, credential))
+    }
+
+    fn read_token(&self, path: &Path) -> Result<Arc<SecretText>, KmsError> {
+        // Before the text: if the file changes in between, the next look at its stamp sees it.
+        let stamp = stamp(path);
+        let token = read_secret(path)?;
+        let held = self.held().clone();
+        match held {
+            Some(held) if held.token.expose() == token.expose() => {
+                if let Some(now) = self.held().as_mut() {
+                    now.stamp = stamp;
+                }
+                Ok(held.token)
+            }
+            _ => Ok(self.hold(token.expose(), Lease::Unknown, stamp)),
+        }
+    }
+
+    fn hold(&self, token: &str, lease: Lease, stamp: Option<(SystemTime, u64)>) -> Arc<SecretText> {
+        let token = Arc::new(SecretText::new(token.to_owned()));
+        *self.held() = Some(Held { token: Arc::clone(&token), since: Instant::now(), lease, stamp });
+        token
+    }
+
+    fn set_lease(&self, of: &Arc<SecretText>, lease: Lease) {
+        if let Some(held) = self.held().as_mut().filter(|held| Arc::ptr_eq(&held.token, of)) {
+            held.lease = lease;
+        }
+    }
+
+    fn held(&self) -> MutexGuard<'_, Option<Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Lease {
+    fn granted(seconds: u64, renewable: bool) -> Self {
+        if seconds == 0 {
+            return Self::Settled;
+        }
+        let (now, granted) = (Instant::now(), Duration::from_secs(seconds));
+        Self::Until { end: now + granted, renew_at: now + granted * 2 / 3, renewable, granted }
+    }
+
+    fn lives(self) -> bool {
+        match self {
+            Self::Unknown | Self::Settled => true,
+            Self::Until { end, .. } => Instant::now() < end,
+        }
+    }
+
+    fn rest(self, now: Instant) -> Option<Duration> {
+        match self {
+            Self::Unknown | Self::Settled => None,
+            Self::Until { end, .. } => Some(end.saturating_duration_since(now)),
+        }
+    }
+
+    /// Whether Vault granted less than half of what it granted before: the token nears its maximum.
+    fn is_short_beside(self, before: Self) -> bool {
+        match (self, before) {
+            (Self::Until { granted, .. }, Self::Until { granted: before, .. }) => granted < before / 2,
+            _ => false,
+        }
+    }
+}
+
+/// The `auth` part of a login's or renewal's answer
+/// (<https://developer.hashicorp.com/vault/api-docs/auth/token#renew-a-token-self>).
+fn granted(reply: &Reply, error: fn(&Reply) -> KmsError) -> Result<(Lease, SecretText), KmsError> {
+    #[derive(Deserialize)]
+    struct Answer<'a> {
+        #[serde(borrow)]
+        auth: Granted<'a>,
+    }
+    #[derive(Deserialize)]
+    struct Granted<'a> {
+        client_token: &'a str,
+        lease_duration: u64,
+        renewable: bool,
+    }
+
+    if reply.status != 200 {
+        return Err(error(reply));
+    }
+    match serde_json::from_slice::<Answer<'_>>(&reply.body) {
+        // A login that waits for a second factor gives an empty token.
+        Ok(Answer { auth }) if !auth.client_token.is_empty() => {
+            let token = SecretText::new(auth.client_token.to_owned());
+            Ok((Lease::granted(auth.lease_duration, auth.renewable), token))
+        }
+        _ => Err(KmsError { class: KmsErrorClass::Internal, http_status: Some(reply.status), request_id: None }),
+    }
+}
+
+fn stamp(path: &Path) -> Option<(SystemTime, u64)> {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.modified().ok()?, metadata.len()))
+}
+
+fn read_secret(path: &Path) -> Result<SecretText, KmsError> {
+    let misconfigured = KmsError::local(KmsErrorClass::Misconfigured);
+    let text = std::fs::read_to_string(path).map(Zeroizing::new).map_err(|_| misconfigured.clone())?;
+    match text.trim() {
+        "" => Err(misconfigured),
+        text => Ok(SecretText::new(text.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_is_renewed_when_two_thirds_are_over() {
+        let Lease::Until { end, renew_at, .. } = Lease::granted(90, true) else { panic!("it ends") };
+        assert_eq!(end - renew_at, Duration::from_secs(30));
+    }
+
+    #[test]
+    fn a_lease_of_zero_never_ends() {
+        assert_eq!(Lease::granted(0, false), Lease::Settled);
+    }
+
+    #[test]
+    fn a_grant_cut_short_by_the_maximum_is_seen() {
+        assert!(Lease::granted(10, true).is_short_beside(Lease::granted(60, true)));
+        assert!(!Lease::granted(60, true).is_short_beside(Lease::granted(60, true)));
+    }
+
+    #[test]
+    fn a_token_file_that_changed_is_read_again() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "one\n").unwrap();
+        let auth = Auth::new(VaultLogin::TokenFile(file.path().to_owned()));
+        let one = auth.read_token(file.path()).unwrap();
+        assert!(!auth.refused(&one, KmsErrorClass::CredentialInvalid));
+        std::fs::write(file.path(), "two\n").unwrap();
+        assert!(auth.refused(&one, KmsErrorClass::CredentialInvalid));
+        assert_eq!(auth.held().as_ref().unwrap().token.expose(), "two");
+    }
+}

@@ -1,0 +1,135 @@
+//! What Vault's errors mean. Vault has no error codes: the HTTP status tells some causes apart, for the others there is
+//! only the text, so the texts stand here, in one table. Each was given by a real Vault 1.21.0, and a test provokes it
+//! again (`tests/it/kms_vault_errors.rs`). The texts are compared and go no further.
+
+use serde::Deserialize;
+
+use crate::kms::{KmsError, KmsErrorClass};
+
+use super::transport::Reply;
+
+/// The key type that every encrypt names, so that it can never create a key: where the key exists Vault ignores the
+/// field, where it would create one it refuses this type, which signs only. See [`super::transit`].
+pub(super) const TYPE_THAT_IS_NEVER_CREATED: &str = "ecdsa-p256";
+
+/// How a text of the table is compared.
+enum Text {
+    Is(&'static str),
+    /// What follows names a key type or a path.
+    Begins(&'static str),
+}
+
+const TEXTS: &[(Text, KmsErrorClass)] = &[
+    // Who we are. Of policy, of token.
+    (Text::Is("permission denied"), KmsErrorClass::AccessDenied),
+    (Text::Is("1 error occurred:\n\t* permission denied\n\n"), KmsErrorClass::AccessDenied),
+    (Text::Is("2 errors occurred:\n\t* permission denied\n\t* invalid token\n\n"), KmsErrorClass::CredentialInvalid),
+    (Text::Is("invalid role or secret ID"), KmsErrorClass::CredentialInvalid),
+    // The key.
+    (Text::Is("encryption key not found"), KmsErrorClass::KeyNotFound),
+    (Text::Is("key type ecdsa-p256 not supported for this operation"), KmsErrorClass::KeyNotFound),
+    (Text::Begins("message encryption not supported for key type "), KmsErrorClass::Misconfigured),
+    (Text::Begins("message decryption not supported for key type "), KmsErrorClass::Misconfigured),
+    (Text::Begins("missing 'context' for key derivation"), KmsErrorClass::Misconfigured),
+    // Its versions.
+    (Text::Is("ciphertext or signature version is disallowed by policy (too old)"), KmsErrorClass::KeyVersionUnavailable),
+    (Text::Is("no such key version"), KmsErrorClass::KeyVersionUnavailable),
+    (
+        Text::Is("requested version for encryption is less than the minimum encryption key version"),
+        KmsErrorClass::KeyVersionUnavailable,
+    ),
+    (
+        Text::Is("requested version for encryption is higher than the latest key version"),
+        KmsErrorClass::Misconfigured,
+    ),
+    // The wrapped DEK. A version that the key never had is one that it did not make.
+    (Text::Is("cipher: message authentication failed"), KmsErrorClass::InvalidWrappedDek),
+    (Text::Is("failed to RSA decrypt the ciphertext: crypto/rsa: decryption error"), KmsErrorClass::InvalidWrappedDek),
+    (Text::Is("invalid ciphertext length"), KmsErrorClass::InvalidWrappedDek),
+    (Text::Is("invalid ciphertext: could not decode base64"), KmsErrorClass::InvalidWrappedDek),
+    (Text::Is("invalid ciphertext: no prefix"), KmsErrorClass::InvalidWrappedDek),
+    (Text::Is("invalid ciphertext: version is too new"), KmsErrorClass::InvalidWrappedDek),
+    (Text::Is("invalid ciphertext: version number could not be decoded"), KmsErrorClass::InvalidWrappedDek),
+    // The server.
+    (Text::Is("Vault is sealed"), KmsErrorClass::Sealed),
+    (Text::Begins("no handler for route "), KmsErrorClass::Misconfigured),
+    (Text::Is("1 error occurred:\n\t* unsupported path\n\n"), KmsErrorClass::Misconfigured),
+];
+
+/// What the text of one item's error means.
+pub(super) fn of_text(text: &str) -> Option<KmsErrorClass> {
+    TEXTS.iter().find_map(|(known, class)| {
+        let matches = match known {
+            Text::Is(whole) => text == *whole,
+            Text::Begins(start) => text.starts_with(start),
+        };
+        matches.then_some(*class)
+    })
+}
+
+/// The error of an answer that is one as a whole.
+pub(super) fn of_reply(reply: &Reply) -> KmsError {
+    #[derive(Deserialize)]
+    struct Refusal {
+        errors: Vec<String>,
+    }
+
+    let texts = serde_json::from_slice::<Refusal>(&reply.body).map(|refusal| refusal.errors).unwrap_or_default();
+    let class = match reply.status {
+        // Only what Vault itself says may pass for a refusal of the key: a proxy has a 403 of its own.
+        401 | 403 if texts.is_empty() => KmsErrorClass::Internal,
+        429 => KmsErrorClass::Throttled,
+        status => texts.iter().find_map(|text| of_text(text)).unwrap_or(match status {
+            401 | 403 => KmsErrorClass::AccessDenied,
+            // Redirects are not followed (see `transport`); the others mean a wrong address or mount.
+            300..=399 | 404 | 405 | 413 => KmsErrorClass::Misconfigured,
+            // What stands before Vault does not reach it.
+            502..=504 => KmsErrorClass::Unreachable,
+            _ => KmsErrorClass::Internal,
+        }),
+    };
+    KmsError { class, http_status: Some(reply.status), request_id: None }
+}
+
+/// The error of a login that was refused: whatever the text, it is our credential that Vault does not take. A locked-out
+/// role and a missing mount both read `permission denied`.
+pub(super) fn of_login(reply: &Reply) -> KmsError {
+    let error = of_reply(reply);
+    match (reply.status, error.class) {
+        (400 | 401, _) | (_, KmsErrorClass::AccessDenied) => {
+            KmsError { class: KmsErrorClass::CredentialInvalid, ..error }
+        }
+        _ => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use zeroize::Zeroizing;
+
+    use super::*;
+
+    fn class(status: u16, body: &str) -> KmsErrorClass {
+        of_reply(&Reply { status, retry_after: None, body: Zeroizing::new(body.as_bytes().to_vec()) }).class
+    }
+
+    #[test]
+    fn the_type_that_is_never_created_is_the_one_in_the_table() {
+        let text = format!("key type {TYPE_THAT_IS_NEVER_CREATED} not supported for this operation");
+        assert_eq!(of_text(&text), Some(KmsErrorClass::KeyNotFound));
+    }
+
+    #[test]
+    fn a_proxys_refusal_is_not_the_keys() {
+        assert_eq!(class(403, "<html>Forbidden</html>"), KmsErrorClass::Internal);
+        assert_eq!(class(503, "<html>Sorry</html>"), KmsErrorClass::Unreachable);
+        assert_eq!(class(307, ""), KmsErrorClass::Misconfigured);
+    }
+
+    #[test]
+    fn an_unknown_text_is_judged_by_its_status() {
+        assert_eq!(class(403, r#"{"errors":["control group authorization is needed"]}"#), KmsErrorClass::AccessDenied);
+        assert_eq!(class(400, r#"{"errors":["what is this"]}"#), KmsErrorClass::Internal);
+        assert_eq!(class(500, r#"{"errors":["storage is full"]}"#), KmsErrorClass::Internal);
+    }
+}

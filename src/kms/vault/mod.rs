@@ -1,0 +1,339 @@
+//! HashiCorp Vault's and OpenBao's Transit engine.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `transit` | bodies and answers of the batch endpoints; why no key is ever created |
+//! | `errors` | what Vault's texts mean |
+//! | `auth` | the token, its renewal, logins |
+//! | `transport` | one request |
+//!
+//! What the token needs is `update` on `<mount>/encrypt/<key>`, `decrypt/<key>` and `rewrap/<key>`, nothing else. The
+//! current key version is learned by wrapping a random value, so no metadata is read.
+//!
+//! A request that failed on the way, was throttled, or met a failure inside Vault is made again at most twice, after a
+//! pause with jitter (what `Retry-After` asks for, if that is longer), as long as the deadline allows. That does no harm:
+//! decrypt changes nothing, and encrypt and rewrap only make ciphertexts that nobody keeps. One refusal of the token is
+//! answered by one more try with another token, where there is one.
+
+mod auth;
+mod errors;
+mod transit;
+mod transport;
+
+use std::num::NonZeroU64;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::StreamExt as _;
+use http::Method;
+use hyper::body::Bytes;
+use serde::Deserialize;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::config::{KeyVersionStrategy, Mistake, VaultSettings};
+use crate::crypto::{Dek, SecretText, random};
+use crate::kms::{Answer, DekBinding, Generated, ItemResult, Kms, KmsError, KmsErrorClass};
+use crate::model::{KeyVersion, Wrapped};
+
+use auth::Auth;
+use transport::{Reply, Transport};
+
+/// Items of one request.
+const BATCH: usize = 256;
+/// Requests of one call under way at a time.
+const PARALLEL: usize = 4;
+/// How often a request is made again.
+const RETRIES: u32 = 2;
+/// Before the first retry, without jitter; the second waits four times as long.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// How often the token's lease is looked at.
+const LEASE_WATCH: Duration = Duration::from_secs(1);
+
+/// A key in a Transit engine.
+pub struct VaultTransit {
+    vault: Arc<Vault>,
+    /// Keeps the token alive; ends with us.
+    keeper: JoinHandle<()>,
+}
+
+struct Vault {
+    transport: Transport,
+    auth: Auth,
+    mount: String,
+    key: Arc<str>,
+    version: KeyVersionStrategy,
+    timeout: Duration,
+}
+
+impl VaultTransit {
+    /// Reads the certificate files that `settings` names. Nothing is sent before the first call but the renewal of a token
+    /// that was given to us, in the background.
+    ///
+    /// # Errors
+    ///
+    /// A certificate or key file that cannot be read or used.
+    ///
+    /// # Panics
+    ///
+    /// Outside a Tokio runtime, and when no process-wide TLS provider is installed.
+    pub fn new(settings: VaultSettings) -> Result<Self, Mistake> {
+        let vault = Arc::new(Vault {
+            transport: Transport::new(&settings)?,
+            auth: Auth::new(settings.login),
+            mount: settings.mount,
+            key: settings.key.into(),
+            version: settings.version,
+            timeout: settings.timeout,
+        });
+        let kept = Arc::clone(&vault);
+        let keeper = tokio::spawn(async move {
+            loop {
+                kept.auth.keep(&kept.transport, kept.timeout).await;
+                tokio::time::sleep(LEASE_WATCH).await;
+            }
+        });
+        Ok(Self { vault, keeper })
+    }
+
+    /// Whether an ordinary encrypt with our token would create a key that is missing: it may `create` on the path and
+    /// `disable_upsert` is not known to be set. We never do (see `transit`); it is worth a warning all the same. `None`
+    /// when Vault does not tell.
+    pub async fn upsert_possible(&self) -> Option<bool> {
+        #[derive(Deserialize)]
+        struct Capabilities {
+            capabilities: Vec<String>,
+        }
+        #[derive(Deserialize)]
+        struct KeysConfig {
+            data: KeysConfigData,
+        }
+        #[derive(Deserialize)]
+        struct KeysConfigData {
+            disable_upsert: bool,
+        }
+
+        let vault = &*self.vault;
+        let deadline = Instant::now() + vault.timeout;
+        let path = format!("{}/encrypt/{}", vault.mount, vault.key);
+        let body = Bytes::from(serde_json::json!({ "paths": [path] }).to_string());
+        let reply = vault.request(Method::POST, "sys/capabilities-self", body, deadline).await.ok()?;
+        let ours: Capabilities = serde_json::from_slice(&reply.body).ok()?;
+        if !ours.capabilities.iter().any(|capability| capability == "create" || capability == "root") {
+            return Some(false);
+        }
+        let path = format!("{}/config/keys", vault.mount);
+        let reply = vault.request(Method::GET, &path, Bytes::new(), deadline).await.ok();
+        let config = reply.and_then(|reply| serde_json::from_slice::<KeysConfig>(&reply.body).ok());
+        Some(!config.is_some_and(|config| config.data.disable_upsert))
+    }
+}
+
+impl Drop for VaultTransit {
+    fn drop(&mut self) {
+        self.keeper.abort();
+    }
+}
+
+#[async_trait]
+impl Kms for VaultTransit {
+    async fn generate(&self, bindings: &[DekBinding]) -> Vec<ItemResult<Generated>> {
+        let deks: Vec<_> = bindings.iter().map(|_| Dek::generate()).collect();
+        let wrapped = self.vault.wrap(&deks.iter().collect::<Vec<_>>()).await;
+        let pairs = deks.into_iter().zip(wrapped);
+        pairs
+            .map(|(dek, outcome)| {
+                let Answer { value: wrapped, request_id } = outcome?;
+                Ok(Answer { value: Generated { dek, wrapped }, request_id })
+            })
+            .collect()
+    }
+
+    async fn wrap(&self, deks: &[(DekBinding, &Dek)]) -> Vec<ItemResult<Wrapped>> {
+        self.vault.wrap(&deks.iter().map(|(_, dek)| *dek).collect::<Vec<_>>()).await
+    }
+
+    async fn unwrap(&self, wrapped: &[(DekBinding, Wrapped)]) -> Vec<ItemResult<Dek>> {
+        let deadline = Instant::now() + self.vault.timeout;
+        let batches: Vec<_> = wrapped
+            .chunks(BATCH)
+            .map(|batch| self.vault.of_ciphertexts("decrypt", batch, None, deadline, transit::dek))
+            .collect();
+        in_parallel(batches).await
+    }
+
+    async fn rewrap(&self, wrapped: &[(DekBinding, Wrapped)], to: &KeyVersion) -> Vec<ItemResult<Wrapped>> {
+        let version = to.version.parse::<NonZeroU64>().ok().filter(|_| to.key == self.vault.key);
+        let Some(version) = version else {
+            return wrapped.iter().map(|_| Err(KmsError::local(KmsErrorClass::Misconfigured))).collect();
+        };
+        let (key, version) = (&self.vault.key, Some(version));
+        let deadline = Instant::now() + self.vault.timeout;
+        let batches: Vec<_> = wrapped
+            .chunks(BATCH)
+            .map(|batch| {
+                let read = move |item: &transit::Item<'_>| transit::wrapped(item, key, version);
+                self.vault.of_ciphertexts("rewrap", batch, version, deadline, read)
+            })
+            .collect();
+        in_parallel(batches).await
+    }
+
+    async fn current_version(&self) -> Result<KeyVersion, KmsError> {
+        let probe = self.vault.wrap(&[&Dek::generate()]).await.pop();
+        let answer = probe.unwrap_or_else(|| Err(KmsError::local(KmsErrorClass::Internal)))?;
+        Ok(answer.value.key_version)
+    }
+
+    fn batch_limit(&self) -> usize {
+        BATCH
+    }
+
+    fn rewrap_calls(&self, items: u64) -> u64 {
+        items.div_ceil(BATCH as u64)
+    }
+}
+
+impl Vault {
+    async fn wrap(&self, deks: &[&Dek]) -> Vec<ItemResult<Wrapped>> {
+        let deadline = Instant::now() + self.timeout;
+        in_parallel(deks.chunks(BATCH).map(|batch| self.wrap_batch(batch, deadline)).collect()).await
+    }
+
+    async fn wrap_batch(&self, deks: &[&Dek], deadline: Instant) -> Vec<ItemResult<Wrapped>> {
+        let version = match self.version {
+            KeyVersionStrategy::Latest => None,
+            KeyVersionStrategy::Pinned(version) => Some(version),
+        };
+        let body = transit::encrypt_body(deks.iter().copied(), version);
+        let read = |item: &transit::Item<'_>| transit::wrapped(item, &self.key, version);
+        let path = format!("{}/encrypt/{}", self.mount, self.key);
+        self.batch(&path, Bytes::from_owner(body), deks.len(), deadline, read).await
+    }
+
+    /// Decrypt or rewrap. What cannot be sent fails alone; what can goes in one request.
+    async fn of_ciphertexts<T>(
+        &self,
+        operation: &str,
+        batch: &[(DekBinding, Wrapped)],
+        version: Option<NonZeroU64>,
+        deadline: Instant,
+        read: impl FnMut(&transit::Item<'_>) -> Option<T>,
+    ) -> Vec<ItemResult<T>> {
+        let checked: Vec<_> = batch.iter().map(|(_, wrapped)| self.ciphertext(wrapped)).collect();
+        let sent = checked.iter().filter(|item| item.is_ok()).count();
+        let answers = if sent == 0 {
+            Vec::new()
+        } else {
+            let body = transit::ciphertexts_body(checked.iter().filter_map(|item| item.ok()), version);
+            let path = format!("{}/{operation}/{}", self.mount, self.key);
+            self.batch(&path, Bytes::from(body), sent, deadline, read).await
+        };
+        let mut answers = answers.into_iter();
+        checked
+            .into_iter()
+            .map(|item| match item {
+                Ok(_) => answers.next().unwrap_or_else(|| Err(KmsError::local(KmsErrorClass::Internal))),
+                Err(class) => Err(KmsError::local(class)),
+            })
+            .collect()
+    }
+
+    /// The name in the row must be that of our key: it comes from the database, and must not choose a path in Vault.
+    fn ciphertext<'a>(&self, wrapped: &'a Wrapped) -> Result<&'a str, KmsErrorClass> {
+        if wrapped.key_version.key != self.key {
+            return Err(KmsErrorClass::Misconfigured);
+        }
+        transit::ciphertext(wrapped)
+    }
+
+    async fn batch<T>(
+        &self,
+        path: &str,
+        body: Bytes,
+        count: usize,
+        deadline: Instant,
+        mut read: impl FnMut(&transit::Item<'_>) -> Option<T>,
+    ) -> Vec<ItemResult<T>> {
+        let answer = self.attempts(Method::POST, path, body, deadline, |reply| {
+            transit::read_items(&reply, count, &mut read)
+        });
+        answer.await.unwrap_or_else(|error| (0..count).map(|_| Err(error.clone())).collect())
+    }
+
+    async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        deadline: Instant,
+    ) -> Result<Reply, KmsError> {
+        let read = |reply: Reply| if reply.status == 200 { Ok(reply) } else { Err(errors::of_reply(&reply)) };
+        self.attempts(method, path, body, deadline, read).await
+    }
+
+    /// Makes a request until it succeeds, fails for good, or time is up.
+    async fn attempts<T>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        deadline: Instant,
+        mut read: impl FnMut(Reply) -> Result<T, KmsError>,
+    ) -> Result<T, KmsError> {
+        let (mut retries, mut renewed, mut before) = (0, false, None);
+        loop {
+            let (error, asked) = match self.attempt(&method, path, &body, deadline).await {
+                Ok((token, reply)) => {
+                    let (status, asked) = (reply.status, reply.retry_after.unwrap_or_default());
+                    let error = match read(reply) {
+                        Ok(value) => return Ok(value),
+                        Err(error) => error,
+                    };
+                    if matches!(status, 401 | 403) && !renewed && self.auth.refused(&token, error.class) {
+                        renewed = true;
+                        continue;
+                    }
+                    (error, asked)
+                }
+                Err(error) => (error, Duration::ZERO),
+            };
+            tracing::debug!(path, class = ?error.class, http_status = error.http_status, retries, "Vault did not do it");
+            let pause = jittered(FIRST_PAUSE * 4_u32.pow(retries)).max(asked);
+            if error.class == KmsErrorClass::Timeout {
+                // Time was up during a retry: what went wrong before says more.
+                return Err(before.unwrap_or(error));
+            }
+            if !error.class.retryable() || retries == RETRIES || Instant::now() + pause >= deadline {
+                return Err(error);
+            }
+            before = Some(error);
+            retries += 1;
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn attempt(
+        &self,
+        method: &Method,
+        path: &str,
+        body: &Bytes,
+        deadline: Instant,
+    ) -> Result<(Arc<SecretText>, Reply), KmsError> {
+        let token = self.auth.token(&self.transport, deadline).await?;
+        let reply = self.transport.send(method.clone(), path, Some(&token), body.clone(), deadline).await?;
+        Ok((token, reply))
+    }
+}
+
+/// The batches' answers, in the order of the batches.
+async fn in_parallel<T>(batches: Vec<impl Future<Output = Vec<T>>>) -> Vec<T> {
+    futures_util::stream::iter(batches).buffered(PARALLEL).concat().await
+}
+
+/// Between half and all of `pause`, so that many who failed together do not come back together.
+fn jittered(pause: Duration) -> Duration {
+    let [byte] = random();
+    pause.mul_f32(0.5 + f32::from(byte) / 510.0)
+}

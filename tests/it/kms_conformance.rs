@@ -1,0 +1,328 @@
+//! What every KMS provider does, whatever stands behind it. Each behaviour runs against each provider.
+
+use async_trait::async_trait;
+use byok::crypto::Dek;
+use byok::kms::{DekBinding, Kms, KmsErrorClass, LocalKey, VaultTransit, Verdict};
+use byok::model::{DekId, KeyVersion, TenantUid, Wrapped};
+
+use crate::support::vault::{Transit, Vault};
+
+/// A provider in use, with the customer's hand on its key.
+#[async_trait]
+trait Customer: Sync {
+    fn kms(&self) -> &dyn Kms;
+
+    /// Makes a new version of the key.
+    async fn rotate(&self);
+
+    /// Turns the key off, and says how that shows.
+    async fn disable(&self) -> KmsErrorClass;
+
+    /// Turns the key on again.
+    async fn enable(&self);
+
+    /// The key is gone for good.
+    async fn delete(&self);
+
+    /// Whether there is a key.
+    async fn exists(&self) -> bool;
+
+    /// Whether the provider itself binds a DEK to its tenant and id.
+    fn binds(&self) -> bool;
+}
+
+struct OfVault {
+    transit: Transit,
+    kms: VaultTransit,
+}
+
+#[async_trait]
+impl Customer for OfVault {
+    fn kms(&self) -> &dyn Kms {
+        &self.kms
+    }
+
+    async fn rotate(&self) {
+        self.transit.write("keys/byok/rotate", serde_json::json!({})).await;
+    }
+
+    async fn disable(&self) -> KmsErrorClass {
+        self.transit.allow(false).await;
+        KmsErrorClass::AccessDenied
+    }
+
+    async fn enable(&self) {
+        self.transit.allow(true).await;
+    }
+
+    async fn delete(&self) {
+        self.transit.write("keys/byok/config", serde_json::json!({ "deletion_allowed": true })).await;
+        let path = format!("{}/keys/byok", self.transit.mount);
+        self.transit.vault.answer(reqwest::Method::DELETE, &path, serde_json::json!({})).await;
+    }
+
+    async fn exists(&self) -> bool {
+        let path = format!("{}/keys/byok", self.transit.mount);
+        self.transit.vault.answer(reqwest::Method::GET, &path, serde_json::json!({})).await.0 == 200
+    }
+
+    fn binds(&self) -> bool {
+        false
+    }
+}
+
+/// With a token that may do all, `create` included: nothing but our own care keeps a key from being created.
+async fn vault() -> OfVault {
+    let transit = Vault::shared().transit().await;
+    let policy = format!("path \"{}/*\" {{ capabilities = [\"create\", \"update\", \"read\"] }}", transit.mount);
+    let path = format!("sys/policies/acl/{}", transit.policy);
+    // Wider than the usual one, and taken away as a whole by `disable`.
+    transit.vault.write(&path, serde_json::json!({ "policy": policy })).await;
+    let kms = transit.kms().await;
+    OfVault { transit, kms }
+}
+
+struct OfLocal {
+    key: LocalKey,
+    folder: tempfile::TempDir,
+}
+
+#[async_trait]
+impl Customer for OfLocal {
+    fn kms(&self) -> &dyn Kms {
+        &self.key
+    }
+
+    async fn rotate(&self) {
+        self.key.rotate().expect("the file is written");
+    }
+
+    async fn disable(&self) -> KmsErrorClass {
+        self.key.disable().expect("the file is written");
+        KmsErrorClass::KeyDisabled
+    }
+
+    async fn enable(&self) {
+        self.key.enable().expect("the file is written");
+    }
+
+    async fn delete(&self) {
+        std::fs::remove_file(self.folder.path().join("key.json")).expect("the file is removed");
+    }
+
+    async fn exists(&self) -> bool {
+        self.folder.path().join("key.json").exists()
+    }
+
+    fn binds(&self) -> bool {
+        true
+    }
+}
+
+async fn local() -> OfLocal {
+    let folder = tempfile::tempdir().expect("a folder");
+    let key = LocalKey::create(folder.path().join("key.json")).expect("a key");
+    OfLocal { key, folder }
+}
+
+fn binding() -> DekBinding {
+    DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() }
+}
+
+fn bindings(count: usize) -> Vec<DekBinding> {
+    (0..count).map(|_| binding()).collect()
+}
+
+/// Fresh DEKs, each with what it is bound to.
+async fn generated(kms: &dyn Kms, count: usize) -> (Vec<[u8; 32]>, Vec<(DekBinding, Wrapped)>) {
+    let bindings = bindings(count);
+    let answers = kms.generate(&bindings).await;
+    assert_eq!(answers.len(), count);
+    let generated = answers.into_iter().map(|answer| answer.expect("a DEK").value);
+    let pairs = bindings.into_iter().zip(generated);
+    pairs.map(|(binding, made)| (*made.dek.expose(), (binding, made.wrapped))).unzip()
+}
+
+async fn unwrapped(kms: &dyn Kms, wrapped: &[(DekBinding, Wrapped)]) -> Vec<Result<[u8; 32], KmsErrorClass>> {
+    let answers = kms.unwrap(wrapped).await;
+    answers.into_iter().map(|answer| answer.map(|dek| *dek.value.expose()).map_err(|error| error.class)).collect()
+}
+
+async fn all_unwrap(kms: &dyn Kms, deks: &[[u8; 32]], wrapped: &[(DekBinding, Wrapped)]) {
+    let now: Vec<_> = unwrapped(kms, wrapped).await.into_iter().map(|dek| dek.expect("it unwraps")).collect();
+    assert!(now == deks, "each DEK comes back in its place");
+}
+
+async fn class_of_each_call(customer: &dyn Customer, wrapped: &[(DekBinding, Wrapped)]) -> [Option<KmsErrorClass>; 5] {
+    let (kms, dek) = (customer.kms(), Dek::generate());
+    let to = &wrapped[0].1.key_version;
+    [
+        kms.generate(&bindings(1)).await.remove(0).err().map(|error| error.class),
+        kms.wrap(&[(binding(), &dek)]).await.remove(0).err().map(|error| error.class),
+        kms.unwrap(&wrapped[..1]).await.remove(0).err().map(|error| error.class),
+        kms.rewrap(&wrapped[..1], to).await.remove(0).err().map(|error| error.class),
+        kms.current_version().await.err().map(|error| error.class),
+    ]
+}
+
+async fn a_generated_dek_unwraps(customer: impl Customer) {
+    let (deks, wrapped) = generated(customer.kms(), 3).await;
+    all_unwrap(customer.kms(), &deks, &wrapped).await;
+    assert!(deks[0] != deks[1] && deks[1] != deks[2]);
+}
+
+async fn a_wrapped_dek_unwraps(customer: impl Customer) {
+    let (dek, binding) = (Dek::generate(), binding());
+    let wrapped = customer.kms().wrap(&[(binding, &dek)]).await.remove(0).expect("it wraps").value;
+    all_unwrap(customer.kms(), &[*dek.expose()], &[(binding, wrapped)]).await;
+}
+
+async fn a_wrapped_dek_holds_nothing_of_the_dek(customer: impl Customer) {
+    let (deks, wrapped) = generated(customer.kms(), 1).await;
+    assert!(!wrapped[0].1.bytes.windows(32).any(|bytes| bytes == deks[0]));
+}
+
+async fn nothing_asked_is_nothing_answered(customer: impl Customer) {
+    let kms = customer.kms();
+    let to = kms.current_version().await.expect("a version");
+    assert!(kms.generate(&[]).await.is_empty());
+    assert!(kms.wrap(&[]).await.is_empty());
+    assert!(kms.unwrap(&[]).await.is_empty());
+    assert!(kms.rewrap(&[], &to).await.is_empty());
+}
+
+async fn a_batch_above_the_limit_keeps_its_order(customer: impl Customer) {
+    let kms = customer.kms();
+    let (deks, wrapped) = generated(kms, kms.batch_limit() * 2 + 1).await;
+    all_unwrap(kms, &deks, &wrapped).await;
+    let to = kms.current_version().await.expect("a version");
+    let again = kms.rewrap(&wrapped, &to).await.into_iter().map(|answer| answer.expect("it rewraps").value);
+    let again: Vec<_> = wrapped.iter().map(|(binding, _)| *binding).zip(again).collect();
+    all_unwrap(kms, &deks, &again).await;
+}
+
+async fn the_forecast_counts_batches(customer: impl Customer) {
+    let kms = customer.kms();
+    let limit = kms.batch_limit() as u64;
+    assert_eq!([0, 1, limit, limit + 1].map(|items| kms.rewrap_calls(items)), [0, 1, 1, 2]);
+}
+
+async fn an_altered_item_fails_alone(customer: impl Customer) {
+    let (_, mut wrapped) = generated(customer.kms(), 5).await;
+    let other = wrapped[0].1.bytes.clone();
+    let middle = other.len() / 2;
+    // Another character of the same alphabet, in the middle.
+    wrapped[1].1.bytes[middle] = if wrapped[1].1.bytes[middle] == b'A' { b'B' } else { b'A' };
+    wrapped[2].1.bytes.truncate(20);
+    wrapped[3].1.bytes = b"not a wrapped DEK".to_vec();
+    let expected = [None, Some(()), Some(()), Some(()), None].map(|bad| bad.map(|()| KmsErrorClass::InvalidWrappedDek));
+    let classes = |answers: Vec<Option<KmsErrorClass>>| assert_eq!(answers, expected);
+    classes(unwrapped(customer.kms(), &wrapped).await.into_iter().map(Result::err).collect());
+    let to = wrapped[0].1.key_version.clone();
+    let answers = customer.kms().rewrap(&wrapped, &to).await;
+    classes(answers.into_iter().map(|answer| answer.err().map(|error| error.class)).collect());
+}
+
+async fn a_dek_of_another_scheme_is_not_tried(customer: impl Customer) {
+    let (_, mut wrapped) = generated(customer.kms(), 1).await;
+    wrapped[0].1.scheme += 1;
+    assert_eq!(unwrapped(customer.kms(), &wrapped).await, [Err(KmsErrorClass::InvalidWrappedDek)]);
+}
+
+async fn another_binding_is_refused_where_the_provider_binds(customer: impl Customer) {
+    let (_, mut wrapped) = generated(customer.kms(), 1).await;
+    wrapped[0].0 = binding();
+    let refused = unwrapped(customer.kms(), &wrapped).await[0] == Err(KmsErrorClass::InvalidWrappedDek);
+    assert_eq!(refused, customer.binds());
+}
+
+async fn a_new_version_wraps_and_the_old_one_still_unwraps(customer: impl Customer) {
+    let kms = customer.kms();
+    let (deks, wrapped) = generated(kms, 1).await;
+    let before = kms.current_version().await.expect("a version");
+    assert_eq!(wrapped[0].1.key_version, before);
+    customer.rotate().await;
+    let after = kms.current_version().await.expect("a version");
+    assert_ne!(before, after);
+    assert_eq!(generated(kms, 1).await.1[0].1.key_version, after);
+    all_unwrap(kms, &deks, &wrapped).await;
+}
+
+async fn a_rewrap_keeps_the_dek_and_the_old_one_still_unwraps(customer: impl Customer) {
+    let kms = customer.kms();
+    let (deks, wrapped) = generated(kms, 2).await;
+    customer.rotate().await;
+    let to = kms.current_version().await.expect("a version");
+    let rewrapped = kms.rewrap(&wrapped, &to).await.into_iter().map(|answer| answer.expect("it rewraps").value);
+    let rewrapped: Vec<_> = wrapped.iter().map(|(binding, _)| *binding).zip(rewrapped).collect();
+    assert!(rewrapped.iter().all(|(_, wrapped)| wrapped.key_version == to));
+    all_unwrap(kms, &deks, &rewrapped).await;
+    all_unwrap(kms, &deks, &wrapped).await;
+}
+
+async fn a_rewrap_can_go_to_an_older_version(customer: impl Customer) {
+    let kms = customer.kms();
+    let old = kms.current_version().await.expect("a version");
+    customer.rotate().await;
+    let (_, wrapped) = generated(kms, 1).await;
+    assert_eq!(kms.rewrap(&wrapped, &old).await.remove(0).expect("it rewraps").value.key_version, old);
+}
+
+async fn a_name_of_another_key_in_the_row_chooses_nothing(customer: impl Customer) {
+    let (_, mut wrapped) = generated(customer.kms(), 1).await;
+    let version = wrapped[0].1.key_version.version.clone();
+    for name in ["other", "../../sys/seal", ""] {
+        wrapped[0].1.key_version = KeyVersion::new(name, version.clone());
+        assert_eq!(unwrapped(customer.kms(), &wrapped).await, [Err(KmsErrorClass::Misconfigured)]);
+        let answer = customer.kms().rewrap(&wrapped, &wrapped[0].1.key_version.clone()).await.remove(0);
+        assert_eq!(answer.err().map(|error| error.class), Some(KmsErrorClass::Misconfigured));
+    }
+}
+
+async fn a_disabled_key_refuses_every_call_until_it_is_enabled(customer: impl Customer) {
+    let (deks, wrapped) = generated(customer.kms(), 1).await;
+    let class = customer.disable().await;
+    assert_eq!(class.verdict(), Verdict::Revoked);
+    assert_eq!(class_of_each_call(&customer, &wrapped).await, [Some(class); 5]);
+    customer.enable().await;
+    assert_eq!(class_of_each_call(&customer, &wrapped).await, [None; 5]);
+    all_unwrap(customer.kms(), &deks, &wrapped).await;
+}
+
+async fn a_key_that_is_gone_is_never_made_again(customer: impl Customer) {
+    let (_, wrapped) = generated(customer.kms(), 1).await;
+    customer.delete().await;
+    assert_eq!(class_of_each_call(&customer, &wrapped).await, [Some(KmsErrorClass::KeyNotFound); 5]);
+    assert!(!customer.exists().await);
+}
+
+macro_rules! conformance {
+    ($($provider:ident $behaviours:tt)+) => {
+        $(mod $provider { conformance!(@each $provider $behaviours); })+
+    };
+    (@each $provider:ident { $($behaviour:ident)+ }) => {
+        $(#[tokio::test] async fn $behaviour() { super::$behaviour(super::$provider().await).await; })+
+    };
+}
+
+macro_rules! for_each_provider {
+    ($($behaviour:ident)+) => { conformance! { vault { $($behaviour)+ } local { $($behaviour)+ } } };
+}
+
+for_each_provider! {
+    a_batch_above_the_limit_keeps_its_order
+    a_dek_of_another_scheme_is_not_tried
+    a_disabled_key_refuses_every_call_until_it_is_enabled
+    a_generated_dek_unwraps
+    a_key_that_is_gone_is_never_made_again
+    a_name_of_another_key_in_the_row_chooses_nothing
+    a_new_version_wraps_and_the_old_one_still_unwraps
+    a_rewrap_can_go_to_an_older_version
+    a_rewrap_keeps_the_dek_and_the_old_one_still_unwraps
+    a_wrapped_dek_holds_nothing_of_the_dek
+    a_wrapped_dek_unwraps
+    an_altered_item_fails_alone
+    another_binding_is_refused_where_the_provider_binds
+    nothing_asked_is_nothing_answered
+    the_forecast_counts_batches
+}
