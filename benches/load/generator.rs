@@ -117,8 +117,9 @@ async fn converse(address: SocketAddr, shared: Arc<Shared>) -> Result<Vec<u32>, 
         let (status, body) =
             connection.exchange(&call.request).await.map_err(|error| format!("the connection broke: {error}"))?;
         if status != 200 || !call.expected.holds(body) {
-            let shown = String::from_utf8_lossy(&body[..body.len().min(400)]);
-            return Err(format!("a wrong answer, status {status}: {shown}"));
+            let from = call.expected.differs_at(body).saturating_sub(40);
+            let shown = String::from_utf8_lossy(&body[from..body.len().min(from + 400)]);
+            return Err(format!("a wrong answer, status {status}, from byte {from}: {shown}"));
         }
         shared.done.fetch_add(1, Relaxed);
         if shared.measuring.load(Relaxed) {
@@ -129,6 +130,14 @@ async fn converse(address: SocketAddr, shared: Arc<Shared>) -> Result<Vec<u32>, 
 }
 
 impl Expected {
+    /// The first byte that is wrong, where that can be said.
+    fn differs_at(&self, body: &[u8]) -> usize {
+        match self {
+            Self::Exactly(expected) => body.iter().zip(expected).take_while(|(is, should)| is == should).count(),
+            Self::InOrder(_) => 0,
+        }
+    }
+
     fn holds(&self, body: &[u8]) -> bool {
         match self {
             Self::Exactly(expected) => body == expected,
@@ -171,7 +180,8 @@ impl Connection {
             let (name, value) = line.split_once(':')?;
             if name.eq_ignore_ascii_case("content-length") { value.trim().parse::<usize>().ok() } else { None }
         });
-        if let Some(length) = length {
+        // 204 has no body, and says nothing about it.
+        if let Some(length) = length.or((status == 204).then_some(0)) {
             self.fill(head + length).await?;
             return Ok((status, &self.received[head..head + length]));
         }
