@@ -172,8 +172,12 @@ pub async fn serve(
     Ok(())
 }
 
-async fn converse<S>(stream: S, router: Router, builder: &Builder<TokioExecutor>, watcher: hyper_util::server::graceful::Watcher)
-where
+async fn converse<S>(
+    stream: S,
+    router: Router,
+    builder: &Builder<TokioExecutor>,
+    watcher: hyper_util::server::graceful::Watcher,
+) where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
     let service = TowerToHyperService::new(router);

@@ -38,9 +38,9 @@ impl Drop for Guard {
 pub fn start(settings: &Telemetry) -> Result<Guard, String> {
     let filter: Targets = settings.filter.parse().map_err(|_| "BYOK_LOG: is not a log filter".to_owned())?;
     let provider = settings.otlp_endpoint.as_deref().map(exporter).transpose()?;
-    let traces = provider
-        .as_ref()
-        .map(|provider| tracing_opentelemetry::layer().with_tracer(provider.tracer("byok")).with_filter(filter.clone()));
+    let traces = provider.as_ref().map(|provider| {
+        tracing_opentelemetry::layer().with_tracer(provider.tracer("byok")).with_filter(filter.clone())
+    });
     // Standard error: standard output belongs to what a command answers.
     let lines = match settings.format {
         LogFormat::Json => fmt::layer().json().flatten_event(true).with_writer(std::io::stderr).boxed(),
@@ -60,8 +60,12 @@ fn exporter(endpoint: &str) -> Result<SdkTracerProvider, String> {
         .with_endpoint(format!("{}/v1/traces", endpoint.trim_end_matches('/')))
         .with_protocol(opentelemetry_otlp::Protocol::HttpJson)
         .build()
-        .map_err(|_| "OTEL_EXPORTER_OTLP_ENDPOINT: is not an address that traces can be sent to".to_owned())?;
-    opentelemetry::global::set_text_map_propagator(opentelemetry_sdk::propagation::TraceContextPropagator::new());
+        .map_err(|_| {
+            "OTEL_EXPORTER_OTLP_ENDPOINT: is not an address that traces can be sent to".to_owned()
+        })?;
+    opentelemetry::global::set_text_map_propagator(
+        opentelemetry_sdk::propagation::TraceContextPropagator::new(),
+    );
     Ok(SdkTracerProvider::builder()
         .with_batch_exporter(exporter)
         .with_resource(opentelemetry_sdk::Resource::builder().with_service_name("byok").build())
@@ -99,12 +103,17 @@ impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("byok");
         let requests = Family::<RequestLabels, Counter>::default();
-        let buckets = || Histogram::new([0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0]);
+        let buckets =
+            || Histogram::new([0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0]);
         let durations = Family::new_with_constructor(buckets as fn() -> Histogram);
         let (in_flight, cached_deks) = (Gauge::default(), Gauge::default());
         let refusals = Family::<CodeLabels, Counter>::default();
         registry.register("requests", "Requests answered", requests.clone());
-        registry.register("request_duration_seconds", "From the head of a request to its answer", durations.clone());
+        registry.register(
+            "request_duration_seconds",
+            "From the head of a request to its answer",
+            durations.clone(),
+        );
         registry.register("requests_in_flight", "Requests being answered", in_flight.clone());
         registry.register("errors", "Requests refused, by code", refusals.clone());
         registry.register("deks_cached", "DEKs in memory, about", cached_deks.clone());
@@ -157,7 +166,10 @@ mod tests {
         let metrics = Metrics::default();
         metrics.answered("/byok/encrypt", "POST", 403, Some("PERMISSION_DENIED"), 0.002);
         let text = metrics.text();
-        assert!(text.contains(r#"byok_requests_total{route="/byok/encrypt",method="POST",status="403"} 1"#), "{text}");
+        assert!(
+            text.contains(r#"byok_requests_total{route="/byok/encrypt",method="POST",status="403"} 1"#),
+            "{text}"
+        );
         assert!(text.contains(r#"byok_errors_total{kind="PERMISSION_DENIED"} 1"#), "{text}");
     }
 }

@@ -104,7 +104,8 @@ DECLARE
     name  text;
     made  integer := 0;
 BEGIN
-    PERFORM pg_advisory_xact_lock(hashtextextended('np_byok_make_partitions', 0));
+    -- The lock that migrations take: neither finds the catalogue changed under its hands.
+    PERFORM pg_advisory_xact_lock(hashtextextended('np_byok_migrations', 0));
     FOR ahead IN 0..3 LOOP
         name := 'np_byok_audit_' || to_char(month, 'YYYYMM');
         IF to_regclass(format('%I.%I', current_schema(), name)) IS NULL

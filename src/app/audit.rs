@@ -48,7 +48,11 @@ impl App {
         if !(1..=MAX_PAGE).contains(&first) {
             return Err(Refusal::because(ErrorCode::RequestMalformed, "A page holds 1 to 500 entries."));
         }
-        let placed = self.store.entries(caller.tenant.uid, &query.filter, before, first + 1).await.map_err(read_refusal)?;
+        let placed = self
+            .store
+            .entries(caller.tenant.uid, &query.filter, before, first + 1)
+            .await
+            .map_err(read_refusal)?;
         let has_next = placed.len() > first as usize;
         let entries: Option<Vec<_>> = placed
             .iter()

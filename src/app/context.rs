@@ -18,7 +18,9 @@ pub fn context_of(
         None | Some(serde_json::Value::Null) => Context::empty(),
         Some(serde_json::Value::Object(map)) => {
             let pair = |(key, value): (&String, &serde_json::Value)| match value {
-                serde_json::Value::String(text) if !has_nul(text) && !has_nul(key) => Ok((key.clone(), text.clone())),
+                serde_json::Value::String(text) if !has_nul(text) && !has_nul(key) => {
+                    Ok((key.clone(), text.clone()))
+                }
                 _ => Err(Refusal::from(ErrorCode::ContextInvalid)),
             };
             let pairs = map.iter().map(pair).collect::<Result<Vec<_>, _>>()?;
@@ -73,8 +75,21 @@ mod tests {
 
     #[test]
     fn only_a_flat_object_of_strings_is_a_context() {
-        for bad in [json!([]), json!("x"), json!(1), json!({"a": 1}), json!({"a": {}}), json!({"a": null}), json!({"": "x"}), json!({"a": "\0"})] {
-            assert_eq!(context_of(None, None, Some(&bad)).err().unwrap().code, ErrorCode::ContextInvalid, "{bad}");
+        for bad in [
+            json!([]),
+            json!("x"),
+            json!(1),
+            json!({"a": 1}),
+            json!({"a": {}}),
+            json!({"a": null}),
+            json!({"": "x"}),
+            json!({"a": "\0"}),
+        ] {
+            assert_eq!(
+                context_of(None, None, Some(&bad)).err().unwrap().code,
+                ErrorCode::ContextInvalid,
+                "{bad}"
+            );
         }
         assert!(context_of(None, None, Some(&json!(null))).unwrap().is_empty());
     }

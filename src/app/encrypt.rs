@@ -48,7 +48,9 @@ impl App {
         let checked: Vec<Result<EncryptItem, Refusal>> = items
             .into_iter()
             .map(|item| item.and_then(|item| self.check_plaintext(item)))
-            .map(|item| item.and_then(|item| self.check_context(caller, operation, &item.context).map(|()| item)))
+            .map(|item| {
+                item.and_then(|item| self.check_context(caller, operation, &item.context).map(|()| item))
+            })
             .collect();
         let records: Vec<Option<Arc<str>>> = checked
             .iter()
@@ -76,7 +78,8 @@ impl App {
                             changes.push(Change::InsertDek(row.clone()));
                             fresh.push((row, held.clone()));
                         }
-                        let binding = Binding::new(&caller.tenant.uid.0, id.as_bytes(), &item.context.digest());
+                        let binding =
+                            Binding::new(&caller.tenant.uid.0, id.as_bytes(), &item.context.digest());
                         let token = seal(&held.dek, &binding, id.as_bytes(), item.plaintext.expose());
                         Ok(Encrypted { ciphertext: token.encode(), key_version: held.key_version.clone() })
                     }
@@ -102,7 +105,12 @@ impl App {
     }
 
     /// Whether the caller may do this with this context, and the context names its record where it must.
-    pub(super) fn check_context(&self, caller: &Caller, operation: Operation, context: &Context) -> Result<(), Refusal> {
+    pub(super) fn check_context(
+        &self,
+        caller: &Caller,
+        operation: Operation,
+        context: &Context,
+    ) -> Result<(), Refusal> {
         if self.limits.require_record_id && context.get("record_id").is_none_or(str::is_empty) {
             return Err(ErrorCode::RecordIdRequired.into());
         }

@@ -79,7 +79,9 @@ impl App {
     /// Of these parts.
     pub fn new(parts: Parts) -> Self {
         let Parts { tenant, store, kms, keyring, committer, authenticator, policy, limits, clock } = parts;
-        let meter = |per_minute| RateLimiter::keyed(Quota::per_minute(NonZeroU32::new(per_minute).unwrap_or(NonZeroU32::MIN)));
+        let meter = |per_minute| {
+            RateLimiter::keyed(Quota::per_minute(NonZeroU32::new(per_minute).unwrap_or(NonZeroU32::MIN)))
+        };
         Self {
             encrypt_meter: meter(limits.encrypt_per_minute),
             decrypt_meter: meter(limits.decrypt_per_minute),

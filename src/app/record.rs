@@ -59,7 +59,10 @@ pub(super) fn outcome_of(items: &[Item]) -> Outcome {
     let mut refused = items.iter().filter_map(|item| item.refused);
     match refused.next() {
         None => Outcome::Ok,
-        Some(first) if refused.clone().all(|code| code == first) && items.iter().all(|item| item.refused.is_some()) => {
+        Some(first)
+            if refused.clone().all(|code| code == first)
+                && items.iter().all(|item| item.refused.is_some()) =>
+        {
             Outcome::Refused(first)
         }
         Some(_) => Outcome::Partial,

@@ -2,7 +2,9 @@
 //! `rotation_work`.
 
 use crate::kms::KmsError;
-use crate::model::{Caller, ErrorCode, Job, JobId, JobState, KeyVersion, Operation, Outcome, Progress, Refusal};
+use crate::model::{
+    Caller, ErrorCode, Job, JobId, JobState, KeyVersion, Operation, Outcome, Progress, Refusal,
+};
 use crate::store::Change;
 
 use super::App;

@@ -119,7 +119,11 @@ impl Lane {
         }
     }
 
-    async fn commit_units(&mut self, tenant: TenantUid, units: &mut [Unit]) -> Result<Vec<u64>, CommitFailed> {
+    async fn commit_units(
+        &mut self,
+        tenant: TenantUid,
+        units: &mut [Unit],
+    ) -> Result<Vec<u64>, CommitFailed> {
         let now = self.clock.now();
         let mut batch = Batch { tenant, base: 0, entries: Vec::new(), changes: Vec::new() };
         for unit in units.iter_mut() {

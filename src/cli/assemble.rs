@@ -11,6 +11,7 @@ use super::Failure;
 use crate::app::{App, Parts};
 use crate::audit::Committer;
 use crate::auth::{Authenticator, Policy};
+use crate::config;
 use crate::config::{Config, Env, Mistake, Reader};
 use crate::crypto;
 use crate::keyring::Keyring;
@@ -18,7 +19,6 @@ use crate::kms::{Kms, LocalKey, VaultTransit};
 use crate::model::{Clock, SystemClock, Tenant, TenantUid};
 use crate::rest::MigrationState;
 use crate::store::{self, Batch, Change, CommitError, Database, MigrateError, MigrationReport};
-use crate::config;
 
 /// The tenant of the single-tenant form.
 const PRIMARY: &str = "primary";
@@ -40,6 +40,7 @@ pub(super) struct Assembled {
 pub(super) async fn assemble(config: Config, stop: CancellationToken) -> Result<Assembled, Failure> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let (authenticator, policy) = identity(&config.auth, clock.clone())?;
+    let authenticator = Arc::new(authenticator);
     let kms = provider(config.kms)?;
     let database = open(&config.store).await?;
     let report = migrated(&*database).await?;
@@ -72,13 +73,19 @@ pub(super) async fn database_only(env: &Env) -> Result<Arc<dyn Database>, Failur
 }
 
 /// Who calls, and what they may do; reports the mistakes of both.
-pub(super) fn identity(settings: &config::Auth, clock: Arc<dyn Clock>) -> Result<(Arc<Authenticator>, Policy), Failure> {
-    let mut mistakes = Vec::new();
-    let authenticator = Authenticator::new(settings, clock).map_err(|found| mistakes.extend(found));
-    let policy = Policy::read(settings).map_err(|found| mistakes.extend(found));
-    match (authenticator, policy) {
-        (Ok(authenticator), Ok(policy)) => Ok((Arc::new(authenticator), policy)),
-        _ => Err(Failure::Configuration(mistakes)),
+pub(super) fn identity(
+    settings: &config::Auth,
+    clock: Arc<dyn Clock>,
+) -> Result<(Authenticator, Policy), Failure> {
+    // Fetches JWKs: an identity provider that redirects is not the one that was configured.
+    let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy().build();
+    let client = client.map_err(|_| Failure::Running("the HTTP client cannot be built".to_owned()))?;
+    match (Authenticator::new(settings, client, clock), Policy::of(settings)) {
+        (Ok(authenticator), Ok(policy)) => Ok((authenticator, policy)),
+        (authenticator, policy) => {
+            let mistakes = [authenticator.err(), policy.err()];
+            Err(Failure::Configuration(mistakes.into_iter().flatten().flatten().collect()))
+        }
     }
 }
 
@@ -87,7 +94,7 @@ pub(super) fn provider(settings: config::Kms) -> Result<Arc<dyn Kms>, Failure> {
     let mistakes = |mistake: Mistake| Failure::Configuration(vec![mistake]);
     Ok(match settings {
         config::Kms::Vault(settings) => Arc::new(VaultTransit::new(*settings).map_err(mistakes)?),
-        config::Kms::Local(path) => Arc::new(LocalKey::open(&path).map_err(mistakes)?),
+        config::Kms::Local(path) => Arc::new(LocalKey::open(path).map_err(mistakes)?),
     })
 }
 
@@ -117,11 +124,15 @@ async fn primary(database: &dyn Database) -> Result<Tenant, Failure> {
                 let batch = Batch { tenant: tenant.uid, base: 0, entries: Vec::new(), changes };
                 match database.commit(&batch).await {
                     Ok(_) => continue,
-                    Err(CommitError::Rejected) => return Err(Failure::Running("the database refuses to be written".to_owned())),
+                    Err(CommitError::Rejected) => {
+                        return Err(Failure::Running("the database refuses to be written".to_owned()));
+                    }
                     Err(CommitError::Moved { .. } | CommitError::Unavailable | CommitError::Unknown) => {}
                 }
             }
-            Err(store::ReadError::Rejected) => return Err(Failure::Running("the database refuses to be read".to_owned())),
+            Err(store::ReadError::Rejected) => {
+                return Err(Failure::Running("the database refuses to be read".to_owned()));
+            }
             Err(store::ReadError::Unavailable) => warn!("the database is out of reach: trying again"),
         }
         tokio::time::sleep(PAUSE).await;
@@ -139,7 +150,6 @@ async fn refresh(authenticator: Arc<Authenticator>, database: Arc<dyn Database>,
     };
     tokio::select! {
         () = stop.cancelled() => {}
-        () = authenticator.refresh_keys() => {}
-        () = upkeep => {}
+        ((), ()) = async { tokio::join!(authenticator.keep_keys_fresh(&stop), upkeep) } => {}
     }
 }

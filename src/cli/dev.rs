@@ -17,8 +17,8 @@ use serde_json::json;
 use super::{Failure, serve};
 use crate::app::{App, EncryptItem, context_of};
 use crate::auth::{MintClaims, mint};
-use crate::config::{Config, Defaults, Env, LogFormat, Server};
-use crate::crypto::{self, Plaintext, SecretText};
+use crate::config::{Auth, Config, Defaults, Env, Jwt, LogFormat, Reader, Server};
+use crate::crypto::{self, Plaintext};
 use crate::kms::LocalKey;
 use crate::model::{Clock as _, Identity, Means, RequestId, Session, SystemClock};
 
@@ -65,14 +65,11 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
         keep(&path, || PERMISSIONS.to_owned()).map_err(failed)?;
         env = env.with("BYOK_PERMISSIONS_FILE", &path.display().to_string());
     }
-    let mut secret = None;
     if !env.is_set("HASURA_GRAPHQL_JWT_SECRET") && !env.is_set("HASURA_GRAPHQL_JWT_SECRETS") {
-        let made = || json!({ "type": "HS256", "key": URL_SAFE_NO_PAD.encode(crypto::random::<32>()) }).to_string();
+        let made =
+            || json!({ "type": "HS256", "key": URL_SAFE_NO_PAD.encode(crypto::random::<32>()) }).to_string();
         let text = keep(&folder.join("jwt-secret.json"), made).map_err(failed)?;
         env = env.with("HASURA_GRAPHQL_JWT_SECRET", &text);
-        secret = Some(SecretText::new(text));
-    } else if let Some(text) = env.get("HASURA_GRAPHQL_JWT_SECRET") {
-        secret = Some(SecretText::new(text.to_owned()));
     }
     let defaults = Defaults {
         sqlite: Some(folder.join("byok.db")),
@@ -83,7 +80,8 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let config = Config::read(&env, &defaults).map_err(Failure::Configuration)?;
     let scheme = if config.server.tls.is_some() { "https" } else { "http" };
     let base = format!("{scheme}://{}", reachable(arguments.listen));
-    serve::serve(config, async |app| welcome(&app, &base, secret.as_ref()).await).await
+    let jwt = Auth::read(&mut Reader::new(&env)).jwt;
+    serve::serve(config, async |app| welcome(&app, &base, jwt.as_ref()).await).await
 }
 
 /// The text of a file that is ours alone to read, made where it is not there.
@@ -94,7 +92,9 @@ fn keep(path: &Path, make: impl FnOnce() -> String) -> std::io::Result<String> {
             file.write_all(text.as_bytes())?;
             Ok(text)
         }
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => fs::read_to_string(PathBuf::from(path)),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            fs::read_to_string(PathBuf::from(path))
+        }
         Err(error) => Err(error),
     }
 }
@@ -107,24 +107,22 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
     }
 }
 
-async fn welcome(app: &Arc<App>, base: &str, secret: Option<&SecretText>) -> Result<(), Failure> {
+async fn welcome(app: &Arc<App>, base: &str, jwt: Option<&Jwt>) -> Result<(), Failure> {
     println!("byok is ready: GraphiQL at {base}/graphiql, GraphQL at {base}/graphql, REST at {base}/byok");
-    let Some(secret) = secret else {
-        println!("JWTs come from your own HASURA_GRAPHQL_JWT_SECRETS.");
-        return Ok(());
-    };
     let token = |role: &str, user: &str| {
         let claims = MintClaims {
             role: role.to_owned(),
             allowed_roles: vec![role.to_owned()],
             user: Some(user.to_owned()),
-            more: Vec::new(),
-            ttl: Duration::from_secs(30 * 24 * 3_600),
+            variables: Vec::new(),
+            lasts: Duration::from_secs(30 * 24 * 3_600),
         };
-        mint(secret, &claims, SystemClock.now()).ok()
+        mint(jwt?, &claims, SystemClock.now()).ok()
     };
     let (Some(admin), Some(user)) = (token("admin", "admin"), token("user", USER)) else {
-        println!("JWTs come from your own identity provider: HASURA_GRAPHQL_JWT_SECRET holds no HMAC secret.");
+        println!(
+            "JWTs come from your own identity provider: the configuration holds no secret to sign with."
+        );
         return Ok(());
     };
     println!("ADMIN_TOKEN: {admin}");
@@ -135,7 +133,9 @@ async fn welcome(app: &Arc<App>, base: &str, secret: Option<&SecretText>) -> Res
     let context = json!({ "record_id": USER });
     call("encrypt", json!({ "plaintext": "sensitive-data", "context": context }).to_string());
     match sample(app).await {
-        Some(ciphertext) => call("decrypt", json!({ "ciphertext": ciphertext, "context": context }).to_string()),
+        Some(ciphertext) => {
+            call("decrypt", json!({ "ciphertext": ciphertext, "context": context }).to_string())
+        }
         None => println!("The key cannot be used now; `byok doctor` says why."),
     }
     let _ = std::io::stdout().flush();
@@ -144,8 +144,12 @@ async fn welcome(app: &Arc<App>, base: &str, secret: Option<&SecretText>) -> Res
 
 /// A ciphertext of the sample user's, so that the line for decrypt works when it is pasted.
 async fn sample(app: &App) -> Option<String> {
-    let identity =
-        Identity { role: Arc::from("admin"), user: None, session: Session::default(), means: Means::Operator };
+    let identity = Identity {
+        role: Arc::from("admin"),
+        user: None,
+        session: Session::default(),
+        means: Means::Operator,
+    };
     let caller = app.caller(identity, RequestId::fresh());
     let context = context_of(Some(USER), None, None).ok()?;
     let item = EncryptItem { plaintext: Plaintext::new(b"sensitive-data".to_vec()), context };

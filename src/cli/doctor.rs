@@ -69,7 +69,10 @@ fn listener(findings: &mut Findings, server: &config::Server) {
         ),
     }
     if server.console {
-        findings.open("console: GraphiQL is served to everybody who reaches the port", "leave BYOK_CONSOLE unset in production");
+        findings.open(
+            "console: GraphiQL is served to everybody who reaches the port",
+            "leave BYOK_CONSOLE unset in production",
+        );
     }
 }
 
@@ -77,7 +80,9 @@ fn identity(findings: &mut Findings, auth: &config::Auth) {
     match assemble::identity(auth, Arc::new(SystemClock)) {
         Ok(_) => findings.good("identity: JWT configuration and permissions are understood"),
         Err(Failure::Configuration(mistakes)) => {
-            mistakes.iter().for_each(|mistake| findings.fault(&mistake.to_string(), "correct it; `serve` refuses it too"));
+            mistakes.iter().for_each(|mistake| {
+                findings.fault(&mistake.to_string(), "correct it; `serve` refuses it too")
+            });
         }
         Err(Failure::Running(problem)) => findings.fault(&problem, "correct it; `serve` refuses it too"),
         Err(Failure::Unwell) => {}
@@ -104,11 +109,15 @@ async fn database(findings: &mut Findings, settings: &config::Store) {
             return findings.fault("database: out of reach", "check DATABASE_URL and that the database runs");
         }
         Ok(Err(ReadError::Rejected)) => {
-            return findings.fault("database: it refuses to be read", "check the rights of DATABASE_URL's role");
+            return findings
+                .fault("database: it refuses to be read", "check the rights of DATABASE_URL's role");
         }
         Ok(Ok(report)) => match report.usable() {
-            Ok(()) => findings.good(&format!("database: {} of {} migrations applied", report.applied, report.expected)),
-            Err(error) => findings.fault(&format!("database: {error}"), "run `byok migrate`, or upgrade this binary"),
+            Ok(()) => findings
+                .good(&format!("database: {} of {} migrations applied", report.applied, report.expected)),
+            Err(error) => {
+                findings.fault(&format!("database: {error}"), "run `byok migrate`, or upgrade this binary")
+            }
         },
     }
     if let Engine::Postgres(postgres) = &settings.engine
@@ -124,16 +133,33 @@ async fn database(findings: &mut Findings, settings: &config::Store) {
 
 async fn exposure(findings: &mut Findings, database: &dyn Database) {
     let Ok(exposure) = database.exposure().await else {
-        return findings.fault("database: the serving role's rights cannot be read", "run `byok migrate` first");
+        return findings
+            .fault("database: the serving role's rights cannot be read", "run `byok migrate` first");
     };
     let Exposure { owns_audit, superuser, may_change_entries, unguarded, volatile } = exposure;
     let own = "serve with a role of its own that owns nothing, and set BYOK_MIGRATION_DATABASE_URL";
     for (open, what, remedy) in [
-        (superuser, "database: the serving role is a superuser; nothing in the database protects the log from it", own),
+        (
+            superuser,
+            "database: the serving role is a superuser; nothing in the database protects the log from it",
+            own,
+        ),
         (owns_audit, "database: the serving role owns the audit log and could drop it or its triggers", own),
-        (may_change_entries, "database: the serving role has the right to change entries; only triggers refuse it", own),
-        (unguarded, "database: a trigger that refuses changes of entries is missing or off", "run `byok migrate`, and find out who turned it off"),
-        (volatile, "database: fsync or full_page_writes is off, so a power cut loses acknowledged entries", "turn both on"),
+        (
+            may_change_entries,
+            "database: the serving role has the right to change entries; only triggers refuse it",
+            own,
+        ),
+        (
+            unguarded,
+            "database: a trigger that refuses changes of entries is missing or off",
+            "run `byok migrate`, and find out who turned it off",
+        ),
+        (
+            volatile,
+            "database: fsync or full_page_writes is off, so a power cut loses acknowledged entries",
+            "turn both on",
+        ),
     ] {
         if open {
             findings.open(what, remedy);
@@ -165,7 +191,13 @@ async fn key(findings: &mut Findings, settings: config::Kms) {
 
 async fn try_key(kms: &dyn Kms) -> Result<String, KmsErrorClass> {
     let binding = DekBinding { tenant: TenantUid(crypto::random()), dek_id: DekId::new() };
-    let made = kms.generate(&[binding]).await.pop().ok_or(KmsErrorClass::Internal)?.map_err(|error| error.class)?.value;
+    let made = kms
+        .generate(&[binding])
+        .await
+        .pop()
+        .ok_or(KmsErrorClass::Internal)?
+        .map_err(|error| error.class)?
+        .value;
     let version = made.wrapped.key_version.to_string();
     let opened = kms.unwrap(&[(binding, made.wrapped)]).await.pop().ok_or(KmsErrorClass::Internal)?;
     opened.map_err(|error| error.class)?;
@@ -177,8 +209,12 @@ fn remedy(class: KmsErrorClass) -> &'static str {
     match class {
         KmsErrorClass::AccessDenied => "grant our identity wrap and unwrap on this key in its policy",
         KmsErrorClass::CredentialInvalid => "renew the credential: it is expired, revoked or wrong",
-        KmsErrorClass::Internal => "look at the KMS's own log: its answer was not one that its documentation describes",
-        KmsErrorClass::InvalidWrappedDek => "the KMS does not open what it has just made: check that one key answers by this name",
+        KmsErrorClass::Internal => {
+            "look at the KMS's own log: its answer was not one that its documentation describes"
+        }
+        KmsErrorClass::InvalidWrappedDek => {
+            "the KMS does not open what it has just made: check that one key answers by this name"
+        }
         KmsErrorClass::KeyDisabled => "enable the key in the KMS",
         KmsErrorClass::KeyNotFound => "check the key's name, the mount and the region",
         KmsErrorClass::KeyPendingDeletion => "cancel the key's deletion in the KMS, while that is possible",

@@ -8,8 +8,8 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio_util::sync::CancellationToken;
 
-use super::assemble::{Assembled, assemble};
 use super::Failure;
+use super::assemble::{Assembled, assemble};
 use crate::app::Rotation;
 use crate::config::{Config, Defaults, Env};
 use crate::model::{Caller, Identity, Job, JobState, Means, Refusal, RequestId, Session};
@@ -30,12 +30,18 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let config = Config::read(&Env::of_process(), &Defaults::serve()).map_err(Failure::Configuration)?;
     let stop = CancellationToken::new();
     let Assembled { app, .. } = assemble(config, stop.clone()).await?;
-    let identity =
-        Identity { role: Arc::from("admin"), user: None, session: Session::default(), means: Means::Operator };
+    let identity = Identity {
+        role: Arc::from("admin"),
+        user: None,
+        session: Session::default(),
+        means: Means::Operator,
+    };
     let caller: Caller = app.caller(identity, RequestId::fresh());
     let job = match app.rotate(&caller, arguments.dry_run).await.map_err(said)? {
         Rotation::Forecast { target, deks, kms_calls } => {
-            println!("would re-wrap {deks} DEKs under {target}, with {kms_calls} KMS calls; nothing was changed");
+            println!(
+                "would re-wrap {deks} DEKs under {target}, with {kms_calls} KMS calls; nothing was changed"
+            );
             return Ok(());
         }
         Rotation::Job(job) => job,
@@ -46,7 +52,8 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     }
     let working = worker::start(app.clone(), stop.clone());
     let bar = ProgressBar::new(job.progress.total);
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} DEKs  {per_sec}  {eta} left  {msg}") {
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} DEKs  {per_sec}  {eta} left  {msg}")
+    {
         bar.set_style(style);
     }
     let job = watch(&app, &caller, job, &bar).await?;
@@ -60,11 +67,18 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     );
     match progress.failed {
         0 => Ok(()),
-        failed => Err(Failure::Running(format!("{failed} DEKs could not be re-wrapped; the server's log names them"))),
+        failed => Err(Failure::Running(format!(
+            "{failed} DEKs could not be re-wrapped; the server's log names them"
+        ))),
     }
 }
 
-async fn watch(app: &crate::app::App, caller: &Caller, mut job: Job, bar: &ProgressBar) -> Result<Job, Failure> {
+async fn watch(
+    app: &crate::app::App,
+    caller: &Caller,
+    mut job: Job,
+    bar: &ProgressBar,
+) -> Result<Job, Failure> {
     while job.state == JobState::Running {
         tokio::time::sleep(Duration::from_millis(200)).await;
         match app.rotation(caller, Some(job.id)).await {

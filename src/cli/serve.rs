@@ -11,8 +11,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::assemble::{Assembled, assemble};
 use super::Failure;
+use super::assemble::{Assembled, assemble};
 use crate::config::{Config, Defaults, Env, Mistake, Tls};
 use crate::{server, telemetry, worker};
 
@@ -30,9 +30,9 @@ where
     let _telemetry = telemetry::start(&config.telemetry).map_err(Failure::Running)?;
     let stop = stop_on_signals()?;
     let tls = config.server.tls.as_ref().map(acceptor).transpose()?;
-    let listener = TcpListener::bind(config.server.listen)
-        .await
-        .map_err(|error| Failure::Running(format!("BYOK_LISTEN: {} cannot be bound: {error}", config.server.listen)))?;
+    let listener = TcpListener::bind(config.server.listen).await.map_err(|error| {
+        Failure::Running(format!("BYOK_LISTEN: {} cannot be bound: {error}", config.server.listen))
+    })?;
     let address = listener.local_addr().map_err(|error| Failure::Running(error.to_string()))?;
 
     let Assembled { app, migrations, server: settings, refresh } = tokio::select! {
@@ -58,7 +58,8 @@ where
 fn stop_on_signals() -> Result<CancellationToken, Failure> {
     let stop = CancellationToken::new();
     for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
-        let mut signals = signal(kind).map_err(|error| Failure::Running(format!("signals cannot be had: {error}")))?;
+        let mut signals =
+            signal(kind).map_err(|error| Failure::Running(format!("signals cannot be had: {error}")))?;
         let stop = stop.clone();
         tokio::spawn(async move {
             signals.recv().await;
@@ -72,9 +73,11 @@ fn acceptor(tls: &Tls) -> Result<TlsAcceptor, Failure> {
     let mistake = |variable: &str, problem: &str| {
         Failure::Configuration(vec![Mistake { variable: variable.to_owned(), problem: problem.to_owned() }])
     };
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_file_iter(&tls.certificates).and_then(Iterator::collect);
+    let chain: Result<Vec<_>, _> =
+        CertificateDer::pem_file_iter(&tls.certificates).and_then(Iterator::collect);
     let chain = chain.map_err(|_| mistake("BYOK_TLS_CERT_FILE", "holds no PEM certificates"))?;
-    let key = PrivateKeyDer::from_pem_file(&tls.key).map_err(|_| mistake("BYOK_TLS_KEY_FILE", "holds no PEM private key"))?;
+    let key = PrivateKeyDer::from_pem_file(&tls.key)
+        .map_err(|_| mistake("BYOK_TLS_KEY_FILE", "holds no PEM private key"))?;
     let mut config = ServerConfig::builder()
         .with_no_client_auth()
         .with_single_cert(chain, key)

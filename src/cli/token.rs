@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::Failure;
 use crate::auth::{MintClaims, mint};
-use crate::config::{Env, Mistake, Reader};
+use crate::config::{Auth, Env, Mistake, Reader};
 use crate::model::{Clock as _, SystemClock};
 
 /// What the token says.
@@ -39,15 +39,17 @@ fn pair(text: &str) -> Result<(String, String), String> {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    const VARIABLE: &str = "HASURA_GRAPHQL_JWT_SECRET";
     let env = Env::of_process();
     let mut reader = Reader::new(&env);
-    let secret = reader.secret(VARIABLE);
-    let mistake = |problem: &str| Mistake { variable: VARIABLE.to_owned(), problem: problem.to_owned() };
-    let Some(secret) = secret else {
+    let jwt = Auth::read(&mut reader).jwt;
+    let Some(jwt) = jwt else {
         let mut mistakes = reader.into_mistakes();
+        mistakes.retain(|mistake| mistake.variable.starts_with("HASURA_GRAPHQL_JWT_SECRET"));
         if mistakes.is_empty() {
-            mistakes.push(mistake("is not set; it takes what Hasura takes, such as {\"type\":\"HS256\",\"key\":\"…\"}"));
+            let problem =
+                "is not set; it takes what Hasura takes, such as {\"type\":\"HS256\",\"key\":\"…\"}"
+                    .to_owned();
+            mistakes.push(Mistake { variable: "HASURA_GRAPHQL_JWT_SECRET".to_owned(), problem });
         }
         return Err(Failure::Configuration(mistakes));
     };
@@ -57,10 +59,15 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         role: arguments.role.clone(),
         allowed_roles,
         user: arguments.user.clone(),
-        more: arguments.claims.clone(),
-        ttl: Duration::from_secs(arguments.ttl),
+        variables: arguments.claims.clone(),
+        lasts: Duration::from_secs(arguments.ttl),
     };
-    let token = mint(&secret, &claims, SystemClock.now()).map_err(|problem| Failure::Configuration(vec![mistake(&problem)]))?;
+    let token = mint(&jwt, &claims, SystemClock.now()).map_err(|error| {
+        Failure::Configuration(vec![Mistake {
+            variable: jwt.variable().to_owned(),
+            problem: error.to_string(),
+        }])
+    })?;
     println!("{token}");
     Ok(())
 }

@@ -124,7 +124,10 @@ impl<'a> Reader<'a> {
                     Some(SecretText::new(trimmed.to_owned()))
                 }
                 Err(error) => {
-                    self.mistake(&file_variable, format!("names the file {path}, which cannot be read: {}", error.kind()));
+                    self.mistake(
+                        &file_variable,
+                        format!("names the file {path}, which cannot be read: {}", error.kind()),
+                    );
                     None
                 }
             },
@@ -136,7 +139,10 @@ impl<'a> Reader<'a> {
     pub fn file(&mut self, name: &str) -> Option<PathBuf> {
         let path = PathBuf::from(self.env.get(name)?);
         if let Err(error) = std::fs::File::open(&path) {
-            self.mistake(name, format!("names the file {}, which cannot be read: {}", path.display(), error.kind()));
+            self.mistake(
+                name,
+                format!("names the file {}, which cannot be read: {}", path.display(), error.kind()),
+            );
         }
         Some(path)
     }

@@ -117,20 +117,31 @@ impl Kms {
             ("azure-key-vault", Provider::Later),
         ];
         let kms = match words.iter().find(|(word, _)| *word == name).map(|(_, provider)| *provider) {
-            Some(Provider::Vault) => VaultSettings::read(reader).map(|settings| Self::Vault(Box::new(settings))),
+            Some(Provider::Vault) => {
+                VaultSettings::read(reader).map(|settings| Self::Vault(Box::new(settings)))
+            }
             Some(Provider::Local) if allow_local => {
                 if reader.text("BYOK_KEY_VERSION_STRATEGY").is_some_and(|text| text != "latest") {
-                    reader.mistake("BYOK_KEY_VERSION_STRATEGY", "must be `latest`: the local key pins no version");
+                    reader.mistake(
+                        "BYOK_KEY_VERSION_STRATEGY",
+                        "must be `latest`: the local key pins no version",
+                    );
                 }
                 let path = reader.text("BYOK_LOCAL_KEY_FILE");
                 Some(Self::Local(path.unwrap_or_else(|| ".byok/local-key.json".to_owned()).into()))
             }
             Some(Provider::Local) => {
-                reader.mistake("BYOK_PROVIDER", format!("is `local`, which only `byok dev` takes; it takes {WHAT}"));
+                reader.mistake(
+                    "BYOK_PROVIDER",
+                    format!("is `local`, which only `byok dev` takes; it takes {WHAT}"),
+                );
                 None
             }
             Some(Provider::Later) => {
-                reader.mistake("BYOK_PROVIDER", format!("is `{name}`, which this version does not serve yet; it takes {WHAT}"));
+                reader.mistake(
+                    "BYOK_PROVIDER",
+                    format!("is `{name}`, which this version does not serve yet; it takes {WHAT}"),
+                );
                 None
             }
             None => {
@@ -153,14 +164,19 @@ impl VaultSettings {
         }
         let key = reader.required("BYOK_VAULT_TRANSIT_KEY", "the name of a Transit key");
         if !key.is_empty() && !is_path_segment(&key) {
-            reader.mistake("BYOK_VAULT_TRANSIT_KEY", "is not a key's name: letters, digits, `_`, `-` and `.` within");
+            reader.mistake(
+                "BYOK_VAULT_TRANSIT_KEY",
+                "is not a key's name: letters, digits, `_`, `-` and `.` within",
+            );
         }
         let mount = mount(reader, "BYOK_VAULT_MOUNT", "transit");
         let version = version(reader);
         let login = login(reader);
         let ca_file = reader.file("BYOK_VAULT_CACERT");
         let client = match (reader.file("BYOK_VAULT_CLIENT_CERT"), reader.file("BYOK_VAULT_CLIENT_KEY")) {
-            (Some(certificate_file), Some(key_file)) => Some(ClientCertificate { certificate_file, key_file }),
+            (Some(certificate_file), Some(key_file)) => {
+                Some(ClientCertificate { certificate_file, key_file })
+            }
             (None, None) => None,
             (Some(_), None) => {
                 reader.mistake("BYOK_VAULT_CLIENT_KEY", "is not set; BYOK_VAULT_CLIENT_CERT needs its key");
@@ -172,7 +188,17 @@ impl VaultSettings {
             }
         };
         let timeout = Duration::from_millis(reader.number("BYOK_KMS_TIMEOUT_MS", 5_000, 100..=60_000));
-        Some(Self { address: address?, namespace, mount, key, version, login: login?, ca_file, client, timeout })
+        Some(Self {
+            address: address?,
+            namespace,
+            mount,
+            key,
+            version,
+            login: login?,
+            ca_file,
+            client,
+            timeout,
+        })
     }
 }
 
@@ -195,7 +221,9 @@ fn address(reader: &mut Reader<'_>) -> Option<Url> {
     let problem = match address.scheme() {
         "https" => None,
         "http" if loopback || allow_http => None,
-        "http" => Some("is plain HTTP to another machine: take https, or set BYOK_VAULT_ALLOW_HTTP=true where the way is private"),
+        "http" => Some(
+            "is plain HTTP to another machine: take https, or set BYOK_VAULT_ALLOW_HTTP=true where the way is private",
+        ),
         _ => Some("is neither https nor http"),
     };
     let extra = !address.username().is_empty()
@@ -215,7 +243,8 @@ fn version(reader: &mut Reader<'_>) -> KeyVersionStrategy {
     match reader.text("BYOK_KEY_VERSION_STRATEGY").as_deref() {
         None | Some("latest") => KeyVersionStrategy::Latest,
         Some(text) => text.parse().map(KeyVersionStrategy::Pinned).unwrap_or_else(|_| {
-            reader.mistake("BYOK_KEY_VERSION_STRATEGY", "is neither `latest` nor the number of a key version");
+            reader
+                .mistake("BYOK_KEY_VERSION_STRATEGY", "is neither `latest` nor the number of a key version");
             KeyVersionStrategy::Latest
         }),
     }
@@ -272,7 +301,10 @@ fn mount(reader: &mut Reader<'_>, name: &str, default: &str) -> String {
     let mount = reader.text(name).unwrap_or_else(|| default.to_owned());
     let mount = mount.trim_matches('/');
     if !mount.split('/').all(is_path_segment) {
-        reader.mistake(name, "is not a path: segments of letters, digits, `_`, `-` and `.`, with `/` between them");
+        reader.mistake(
+            name,
+            "is not a path: segments of letters, digits, `_`, `-` and `.`, with `/` between them",
+        );
     }
     mount.to_owned()
 }
@@ -336,7 +368,10 @@ mod tests {
         assert_eq!(strategy("latest"), KeyVersionStrategy::Latest);
         assert_eq!(strategy("3"), KeyVersionStrategy::Pinned(NonZeroU64::new(3).unwrap()));
         for bad in ["0", "-1", "v3", "newest"] {
-            assert_eq!(mistaken(&vault().with("BYOK_KEY_VERSION_STRATEGY", bad)), ["BYOK_KEY_VERSION_STRATEGY"]);
+            assert_eq!(
+                mistaken(&vault().with("BYOK_KEY_VERSION_STRATEGY", bad)),
+                ["BYOK_KEY_VERSION_STRATEGY"]
+            );
         }
     }
 
@@ -345,7 +380,9 @@ mod tests {
         for fine in ["http://127.0.0.1:8200", "http://localhost:8200", "http://[::1]:8200"] {
             settings(&vault().with("BYOK_VAULT_ADDR", fine));
         }
-        for bad in ["http://vault:8200", "ftp://localhost", "https://a:b@vault", "https://vault/?x", "vault:8200"] {
+        for bad in
+            ["http://vault:8200", "ftp://localhost", "https://a:b@vault", "https://vault/?x", "vault:8200"]
+        {
             assert_eq!(mistaken(&vault().with("BYOK_VAULT_ADDR", bad)), ["BYOK_VAULT_ADDR"], "{bad}");
         }
         settings(&vault().with("BYOK_VAULT_ADDR", "http://vault:8200").with("BYOK_VAULT_ALLOW_HTTP", "true"));
@@ -354,7 +391,11 @@ mod tests {
     #[test]
     fn a_name_that_would_leave_its_place_in_the_path_is_a_mistake() {
         for bad in ["../sys/seal", "a/b", "a?b", "..", "a%2f", "-a"] {
-            assert_eq!(mistaken(&vault().with("BYOK_VAULT_TRANSIT_KEY", bad)), ["BYOK_VAULT_TRANSIT_KEY"], "{bad}");
+            assert_eq!(
+                mistaken(&vault().with("BYOK_VAULT_TRANSIT_KEY", bad)),
+                ["BYOK_VAULT_TRANSIT_KEY"],
+                "{bad}"
+            );
         }
         assert_eq!(mistaken(&vault().with("BYOK_VAULT_MOUNT", "a/../b")), ["BYOK_VAULT_MOUNT"]);
         assert_eq!(settings(&vault().with("BYOK_VAULT_MOUNT", "/team/transit/")).mount, "team/transit");
@@ -368,14 +409,18 @@ mod tests {
         let role = role.with("BYOK_VAULT_TOKEN", "");
         assert!(matches!(settings(&role).login, VaultLogin::AppRole { secret_id: None, .. }));
         let role = role.with("BYOK_VAULT_APPROLE_SECRET_ID", "canary");
-        assert!(matches!(settings(&role).login, VaultLogin::AppRole { secret_id: Some(SecretSource::Text(_)), .. }));
+        assert!(matches!(
+            settings(&role).login,
+            VaultLogin::AppRole { secret_id: Some(SecretSource::Text(_)), .. }
+        ));
     }
 
     #[test]
     fn a_token_in_a_file_is_kept_as_the_file() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "hvs.canary\n").unwrap();
-        let env = vault().with("BYOK_VAULT_TOKEN", "").with("BYOK_VAULT_TOKEN_FILE", file.path().to_str().unwrap());
+        let env =
+            vault().with("BYOK_VAULT_TOKEN", "").with("BYOK_VAULT_TOKEN_FILE", file.path().to_str().unwrap());
         assert!(matches!(settings(&env).login, VaultLogin::TokenFile(_)));
     }
 

@@ -1,6 +1,7 @@
 //! Everything that is read from the environment, one file a section. No other room reads it. Every section is read
 //! whole before anything is reported, so that all mistakes come at once.
 
+mod auth;
 mod dek_cache;
 mod env;
 mod kms;
@@ -9,10 +10,75 @@ mod server;
 mod store;
 mod telemetry;
 
+use std::path::PathBuf;
+
+pub use auth::{Auth, File, Jwt};
+pub use dek_cache::DekCache;
 pub use env::{Env, Mistake, Reader};
 pub use kms::{ClientCertificate, KeyVersionStrategy, Kms, SecretSource, VaultLogin, VaultSettings};
-pub use dek_cache::DekCache;
 pub use limits::Limits;
 pub use server::{Server, Tls};
 pub use store::{Engine, Postgres, Store};
 pub use telemetry::{LogFormat, Telemetry};
+
+/// What stands when the environment says nothing.
+#[derive(Clone, Debug)]
+pub struct Defaults {
+    /// The SQLite file, where a deployment needs no database URL.
+    pub sqlite: Option<PathBuf>,
+    /// Whether the provider `local` is taken.
+    pub local_key: bool,
+    /// Whether GraphiQL is served.
+    pub console: bool,
+    /// The form of log lines.
+    pub log_format: LogFormat,
+}
+
+impl Defaults {
+    /// Of `byok serve`.
+    pub fn serve() -> Self {
+        Self { sqlite: None, local_key: false, console: false, log_format: LogFormat::Json }
+    }
+}
+
+/// The whole configuration of a server.
+pub struct Config {
+    /// Where it listens.
+    pub server: Server,
+    /// What a call may ask for.
+    pub limits: Limits,
+    /// The DEK cache.
+    pub dek_cache: DekCache,
+    /// Who calls, and what they may do.
+    pub auth: Auth,
+    /// The database.
+    pub store: Store,
+    /// The KMS.
+    pub kms: Kms,
+    /// Logs and traces.
+    pub telemetry: Telemetry,
+}
+
+impl Config {
+    /// Reads and checks everything.
+    ///
+    /// # Errors
+    /// Every mistake, not only the first.
+    pub fn read(env: &Env, defaults: &Defaults) -> Result<Self, Vec<Mistake>> {
+        let mut reader = Reader::new(env);
+        let server = Server::read(&mut reader, defaults.console);
+        let limits = Limits::read(&mut reader);
+        let dek_cache = DekCache::read(&mut reader);
+        let auth = Auth::read(&mut reader);
+        let store = Store::read(&mut reader, defaults.sqlite.as_deref());
+        let kms = Kms::read(&mut reader, defaults.local_key);
+        let telemetry = Telemetry::read(&mut reader, defaults.log_format);
+        let mistakes = reader.into_mistakes();
+        match (store, kms) {
+            (Some(store), Some(kms)) if mistakes.is_empty() => {
+                Ok(Self { server, limits, dek_cache, auth, store, kms, telemetry })
+            }
+            _ => Err(mistakes),
+        }
+    }
+}

@@ -32,7 +32,7 @@ pub struct Postgres {
     /// `BYOK_DATABASE_MAX_CONNECTIONS`: for each replica, from 2; a quarter of them commit, the rest read.
     pub max_connections: u32,
     /// `BYOK_DATABASE_PGBOUNCER`, or `pgbouncer=true` in the URL: no prepared statement and no session setting outlives
-    /// a transaction. Costs three round trips a call.
+    /// a transaction, and no start-up option is sent. For any pooler in transaction mode; costs three round trips a call.
     pub pgbouncer: bool,
 }
 

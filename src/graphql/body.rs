@@ -27,7 +27,8 @@ pub(super) fn read(json: &[u8]) -> Result<Body, Refusal> {
     if json.trim_ascii_start().first() == Some(&b'[') {
         return Err(malformed("Batches of operations are not taken: send one request for each."));
     }
-    serde_json::from_slice(json).map_err(|_| malformed("The body is not a JSON object with a GraphQL `query`."))
+    serde_json::from_slice(json)
+        .map_err(|_| malformed("The body is not a JSON object with a GraphQL `query`."))
 }
 
 impl<'de> Deserialize<'de> for Body {
@@ -162,7 +163,9 @@ mod tests {
 
     #[test]
     fn variables_are_taken_as_they_are() {
-        let body = read(r#"{"query":"","variables":{"a":{"not a name":["ż",1,-2,0.5,true,null]}}}"#.as_bytes()).unwrap();
+        let body =
+            read(r#"{"query":"","variables":{"a":{"not a name":["ż",1,-2,0.5,true,null]}}}"#.as_bytes())
+                .unwrap();
         let value = serde_json::to_value(&body.variables).unwrap();
         assert_eq!(value, serde_json::json!({"a": {"not a name": ["ż", 1, -2, 0.5, true, null]}}));
         assert!(read(br#"{"query":"","variables":null}"#).unwrap().variables.is_empty());
@@ -170,7 +173,8 @@ mod tests {
 
     #[test]
     fn what_is_no_request_is_malformed() {
-        let deep = format!(r#"{{"query":"","variables":{{"a":{}1{}}}}}"#, "[".repeat(10_000), "]".repeat(10_000));
+        let deep =
+            format!(r#"{{"query":"","variables":{{"a":{}1{}}}}}"#, "[".repeat(10_000), "]".repeat(10_000));
         for bad in [
             &b""[..],
             b"{",

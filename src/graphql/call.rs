@@ -37,7 +37,10 @@ impl Call {
 
     /// Opens a token together with all others that the request reveals: one read, one KMS batch, one entry. A refusal of
     /// the whole call, but for that of the identity, is the refusal of each.
-    pub(super) async fn reveal(&self, item: Result<DecryptItem, Refusal>) -> Result<Result<Decrypted, Refusal>, Refusal> {
+    pub(super) async fn reveal(
+        &self,
+        item: Result<DecryptItem, Refusal>,
+    ) -> Result<Result<Decrypted, Refusal>, Refusal> {
         let (app, caller) = self.known()?;
         let call = async |items: Vec<_>| {
             let count = items.len();

@@ -25,7 +25,11 @@ impl<I, A> Collector<I, A> {
 
     /// Hands an item in and waits for its answer. `call` is made by the first who hands in, with all items; it answers
     /// each, in order. `None` where it did not.
-    pub(super) async fn ask<F: Future<Output = Vec<A>>>(&self, item: I, call: impl FnOnce(Vec<I>) -> F) -> Option<A> {
+    pub(super) async fn ask<F: Future<Output = Vec<A>>>(
+        &self,
+        item: I,
+        call: impl FnOnce(Vec<I>) -> F,
+    ) -> Option<A> {
         let (answer, mine) = oneshot::channel();
         let leads = {
             let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
@@ -104,7 +108,8 @@ mod tests {
             .variables(Variables::from_json(variables))
             .data(calls.clone())
             .data(Collector::<i32, i32>::new());
-        let answer = tokio::time::timeout(Duration::from_secs(10), schema.execute(request)).await.expect("no hang");
+        let answer =
+            tokio::time::timeout(Duration::from_secs(10), schema.execute(request)).await.expect("no hang");
         let calls = calls.0.lock().unwrap().clone();
         (serde_json::to_value(answer).unwrap(), calls)
     }
@@ -123,7 +128,9 @@ mod tests {
     async fn a_field_whose_argument_is_bad_is_not_waited_for() {
         // The value of a variable is looked at when its field runs, so the fields beside it run.
         let mut query = String::from("query($bad: Int!) {");
-        (0..1_000).for_each(|n| write!(query, "f{n}: twice(n: {}) ", if n % 10 == 0 { "$bad" } else { "7" }).unwrap());
+        (0..1_000).for_each(|n| {
+            write!(query, "f{n}: twice(n: {}) ", if n % 10 == 0 { "$bad" } else { "7" }).unwrap()
+        });
         let (answer, calls) = run(&(query + "}"), json!({"bad": 5_000_000_000_u64})).await;
         assert_eq!(calls, [900]);
         assert_eq!(answer["errors"].as_array().unwrap().len(), 100);

@@ -1,7 +1,7 @@
 //! What a refusal looks like in GraphQL, and what becomes of the errors that async-graphql makes itself: those quote
 //! names and values of the request, so only their places are passed on.
 
-use async_graphql::{ErrorExtensionValues, PathSegment, Pos, Response, ServerError, SimpleObject};
+use async_graphql::{ErrorExtensionValues, PathSegment, Pos, Response, SimpleObject};
 use serde::Serialize;
 
 use crate::model::{ErrorCode, Refusal, RequestId};
@@ -76,45 +76,57 @@ struct Extensions<'a> {
     request_id: &'a str,
 }
 
-/// The body that answers a request that ran.
-pub(super) fn answer(response: &Response, request_id: &RequestId) -> Vec<u8> {
+/// An answer as it goes out.
+pub(super) struct Written {
+    /// JSON.
+    pub(super) body: Vec<u8>,
+    /// The first refusal in it that is not data.
+    pub(super) code: Option<ErrorCode>,
+}
+
+/// Answers a request that ran.
+pub(super) fn answer(response: &Response, request_id: &RequestId) -> Written {
+    let (ours, others): (Vec<_>, Vec<_>) =
+        response.errors.iter().partition(|error| error.source::<Refusal>().is_some());
+    let places: Vec<Pos> =
+        others.iter().flat_map(|error| error.locations.iter().copied()).take(MAX_PLACES).collect();
+    let invalid = (!others.is_empty()).then(|| Refusal::from(ErrorCode::QueryInvalid));
+    let mut code = None;
     let mut errors = Vec::new();
-    let mut places = Vec::new();
-    let mut invalid = false;
-    for error in &response.errors {
-        match error.source::<Refusal>() {
-            Some(refusal) => errors.push(shown(refusal, &error.locations, &error.path, request_id)),
-            None => {
-                invalid = true;
-                places.extend(places_of(error));
-            }
+    for error in ours {
+        if let Some(refusal) = error.source::<Refusal>() {
+            code = code.or(Some(refusal.code));
+            errors.push(shown(refusal, &error.locations, &error.path, request_id));
         }
     }
-    places.truncate(MAX_PLACES);
-    let refusal = Refusal::from(ErrorCode::QueryInvalid);
-    if invalid {
-        errors.push(shown(&refusal, &places, &[], request_id));
+    if let Some(refusal) = &invalid {
+        code = code.or(Some(refusal.code));
+        errors.push(shown(refusal, &places, &[], request_id));
     }
-    json(&Answer { data: Some(&response.data), errors })
+    Written { body: json(&Answer { data: Some(&response.data), errors }), code }
 }
 
-/// The body that refuses a request that did not run.
-pub(super) fn refused(refusal: &Refusal, places: &[Pos], request_id: &RequestId) -> Vec<u8> {
-    json(&Answer { data: None, errors: vec![shown(refusal, places, &[], request_id)] })
+/// Refuses a request that did not run.
+pub(super) fn refused(refusal: &Refusal, places: &[Pos], request_id: &RequestId) -> Written {
+    let errors = vec![shown(refusal, places, &[], request_id)];
+    Written { body: json(&Answer { data: None, errors }), code: Some(refusal.code) }
 }
 
-fn shown<'a>(refusal: &'a Refusal, locations: &'a [Pos], path: &'a [PathSegment], request_id: &'a RequestId) -> Shown<'a> {
+fn shown<'a>(
+    refusal: &'a Refusal,
+    locations: &'a [Pos],
+    path: &'a [PathSegment],
+    request_id: &'a RequestId,
+) -> Shown<'a> {
     let extensions = Extensions {
         code: refusal.code.as_str(),
         path: is_hasuras_own(refusal.code).then_some("$"),
-        retry_after_seconds: refusal.retry_after.map(|delay| delay.as_secs() + u64::from(delay.subsec_nanos() > 0)),
+        retry_after_seconds: refusal
+            .retry_after
+            .map(|delay| delay.as_secs() + u64::from(delay.subsec_nanos() > 0)),
         request_id: request_id.as_str(),
     };
     Shown { message: &refusal.message, locations, path, extensions }
-}
-
-fn places_of(error: &ServerError) -> impl Iterator<Item = Pos> {
-    error.locations.iter().copied()
 }
 
 /// Whether the code is spelled as Hasura spells its own: it is about identity, and never stands in data.
@@ -130,12 +142,13 @@ fn json(answer: &Answer<'_>) -> Vec<u8> {
 mod tests {
     use std::time::Duration;
 
+    use async_graphql::ServerError;
     use serde_json::json;
 
     use super::*;
 
-    fn read(body: &[u8]) -> serde_json::Value {
-        serde_json::from_slice(body).unwrap()
+    fn read(written: &Written) -> serde_json::Value {
+        serde_json::from_slice(&written.body).unwrap()
     }
 
     fn request_id() -> RequestId {
@@ -164,10 +177,14 @@ mod tests {
 
     #[test]
     fn of_an_error_that_is_not_ours_only_the_place_is_shown() {
-        let canary = |n| ServerError::new("canary", Some(Pos { line: 1, column: n })).with_path(vec![PathSegment::Field("canary".into())]);
-        let body = answer(&Response::from_errors((1..100).map(canary).collect()), &request_id());
-        assert!(!String::from_utf8(body.clone()).unwrap().contains("canary"));
-        let body = read(&body);
+        let canary = |n| {
+            ServerError::new("canary", Some(Pos { line: 1, column: n }))
+                .with_path(vec![PathSegment::Field("canary".into())])
+        };
+        let written = answer(&Response::from_errors((1..100).map(canary).collect()), &request_id());
+        let body = read(&written);
+        assert!(!body.to_string().contains("canary"));
+        assert_eq!(written.code, Some(ErrorCode::QueryInvalid));
         assert_eq!(body["errors"].as_array().unwrap().len(), 1);
         assert_eq!(body["errors"][0]["extensions"]["code"], "QUERY_INVALID");
         assert_eq!(body["errors"][0]["locations"].as_array().unwrap().len(), MAX_PLACES);
@@ -176,7 +193,9 @@ mod tests {
     #[test]
     fn a_refusal_in_a_field_keeps_its_path() {
         let error: async_graphql::Error = Refusal::from(ErrorCode::DecryptFailed).into();
-        let error = error.into_server_error(Pos { line: 2, column: 3 }).with_path(vec![PathSegment::Field("x".into())]);
+        let error = error
+            .into_server_error(Pos { line: 2, column: 3 })
+            .with_path(vec![PathSegment::Field("x".into())]);
         let body = read(&answer(&Response::from_errors(vec![error]), &request_id()));
         assert_eq!(body["errors"][0]["path"], json!(["x"]));
         assert_eq!(body["errors"][0]["locations"], json!([{"line": 2, "column": 3}]));

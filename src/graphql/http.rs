@@ -18,7 +18,7 @@ use crate::model::{Caller, ErrorCode, Refusal, RequestId};
 
 use super::body;
 use super::call::Call;
-use super::error;
+use super::error::{self, Written};
 use super::parser::{SyntaxError, parse};
 use super::schema::{ByokSchema, schema};
 use super::survey::survey;
@@ -43,7 +43,8 @@ async fn take(State(front): State<Arc<Front>>, request: Request) -> Response {
     let caller = front.app.authenticate(&head.headers, request_id.clone());
     let limits = front.app.limits();
     if !is_json(&head.headers) {
-        let refusal = Refusal::because(ErrorCode::RequestMalformed, "The body must be sent as application/json.");
+        let refusal =
+            Refusal::because(ErrorCode::RequestMalformed, "The body must be sent as application/json.");
         return answer(StatusCode::UNSUPPORTED_MEDIA_TYPE, error::refused(&refusal, &[], &request_id));
     }
     let bytes = match (read(body, limits.body_bytes, &caller).await, &caller) {
@@ -53,8 +54,12 @@ async fn take(State(front): State<Arc<Front>>, request: Request) -> Response {
         }
         (Err(refusal), _) => return refuse(&refusal, &request_id),
     };
-    match run(&front.schema, &bytes, limits.items, caller, &request_id, |caller| Call::new(front.app.clone(), caller)).await {
-        Ok(bytes) => answer(StatusCode::OK, bytes),
+    match run(&front.schema, &bytes, limits.items, caller, &request_id, |caller| {
+        Call::new(front.app.clone(), caller)
+    })
+    .await
+    {
+        Ok(written) => answer(StatusCode::OK, written),
         Err(refusal) => refuse(&refusal, &request_id),
     }
 }
@@ -70,13 +75,16 @@ async fn run<C: Send + Sync + 'static>(
     caller: Result<Caller, Refusal>,
     request_id: &RequestId,
     call: impl FnOnce(Result<Caller, Refusal>) -> C,
-) -> Result<Vec<u8>, Refusal> {
+) -> Result<Written, Refusal> {
     let body = body::read(bytes)?;
     let refused = |refusal: Refusal| Ok(error::refused(&refusal, &[], request_id));
     let document = match parse(&body.query) {
         Ok(document) => document,
         Err(SyntaxError(place)) => {
-            let refusal = Refusal::because(ErrorCode::QueryInvalid, "The query is not a GraphQL document, or nests too deep.");
+            let refusal = Refusal::because(
+                ErrorCode::QueryInvalid,
+                "The query is not a GraphQL document, or nests too deep.",
+            );
             return Ok(error::refused(&refusal, &[place], request_id));
         }
     };
@@ -102,7 +110,11 @@ async fn refuse_method(method: Method, request: Request) -> Response {
     response
 }
 
-async fn read(body: Body, limit: usize, caller: &Result<Caller, Refusal>) -> Result<axum::body::Bytes, Refusal> {
+async fn read(
+    body: Body,
+    limit: usize,
+    caller: &Result<Caller, Refusal>,
+) -> Result<axum::body::Bytes, Refusal> {
     let limit = if caller.is_ok() { limit } else { limit.min(MAX_UNKNOWN_BYTES) };
     match Limited::new(body, limit).collect().await {
         Ok(body) => Ok(body.to_bytes()),
@@ -126,8 +138,12 @@ fn refuse(refusal: &Refusal, request_id: &RequestId) -> Response {
     answer(status, error::refused(refusal, &[], request_id))
 }
 
-fn answer(status: StatusCode, body: Vec<u8>) -> Response {
+/// The code goes along for the server's metrics.
+fn answer(status: StatusCode, Written { body, code }: Written) -> Response {
     let mut response = Response::new(Body::from(body));
+    if let Some(code) = code {
+        response.extensions_mut().insert(code);
+    }
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -146,7 +162,8 @@ mod tests {
     const CANARY: &str = "C4N4RY";
 
     fn known() -> Result<Caller, Refusal> {
-        let identity = Identity { role: "admin".into(), user: None, session: Session::default(), means: Means::Jwt };
+        let identity =
+            Identity { role: "admin".into(), user: None, session: Session::default(), means: Means::Jwt };
         let tenant = Arc::new(Tenant { uid: TenantUid([7; 16]), name: "primary".to_owned() });
         Ok(Caller { tenant, identity, request_id: RequestId::fresh() })
     }
@@ -155,7 +172,8 @@ mod tests {
     async fn run_bytes(bytes: &[u8], caller: Result<Caller, Refusal>) -> String {
         let request_id = RequestId::fresh();
         let answer = run(&schema(), bytes, 100, caller, &request_id, |_| ()).await;
-        String::from_utf8(answer.unwrap_or_else(|refusal| error::refused(&refusal, &[], &request_id))).unwrap()
+        let written = answer.unwrap_or_else(|refusal| error::refused(&refusal, &[], &request_id));
+        String::from_utf8(written.body).unwrap()
     }
 
     async fn code(query: &str, caller: Result<Caller, Refusal>) -> Value {
@@ -248,7 +266,14 @@ mod tests {
     #[tokio::test]
     async fn without_identity_there_is_introspection_and_nothing_else() {
         let unknown = || Err(ErrorCode::InvalidJwt.into());
-        assert_eq!(code("{ __schema { queryType { name } } __type(name: \"ByokError\") { kind } __typename }", unknown()).await, Value::Null);
+        assert_eq!(
+            code(
+                "{ __schema { queryType { name } } __type(name: \"ByokError\") { kind } __typename }",
+                unknown()
+            )
+            .await,
+            Value::Null
+        );
         assert_eq!(code("{ byokAudit { edges { cursor } } }", unknown()).await, "invalid-jwt");
         assert_eq!(code("mutation { byokRotate { id } }", unknown()).await, "invalid-jwt");
         assert_eq!(code("{ byokReveal(ciphertext: \"\") { value } }", unknown()).await, "invalid-jwt");
@@ -256,18 +281,29 @@ mod tests {
 
     #[tokio::test]
     async fn what_asks_for_too_much_is_refused() {
-        let aliases = |count: usize| (0..count).map(|n| format!("f{n}:byokReveal(ciphertext:\"\"){{value}}")).collect::<String>();
+        let aliases = |count: usize| {
+            (0..count).map(|n| format!("f{n}:byokReveal(ciphertext:\"\"){{value}}")).collect::<String>()
+        };
         assert_eq!(code(&format!("{{{}}}", aliases(101)), known()).await, "TOO_MANY_ITEMS");
         let deep = format!("{{__schema{{types{}{{name}}{}}}}}", "{ofType".repeat(20), "}".repeat(20));
         assert_eq!(code(&deep, known()).await, "QUERY_INVALID");
-        assert_eq!(code(&format!("{{byokHealth {} {{status}}}}", "@skip(if:false)".repeat(9)), known()).await, "QUERY_INVALID");
+        assert_eq!(
+            code(&format!("{{byokHealth {} {{status}}}}", "@skip(if:false)".repeat(9)), known()).await,
+            "QUERY_INVALID"
+        );
     }
 
     #[test]
     fn only_json_is_json() {
-        let is = |value: &'static str| is_json(&HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static(value))]));
+        let is = |value: &'static str| {
+            is_json(&HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static(value))]))
+        };
         assert!(is("application/json") && is("Application/JSON; charset=utf-8"));
-        assert!(!is("text/plain") && !is("multipart/form-data; boundary=application/json") && !is("application/jsonp"));
+        assert!(
+            !is("text/plain")
+                && !is("multipart/form-data; boundary=application/json")
+                && !is("application/jsonp")
+        );
         assert!(!is_json(&HeaderMap::new()));
     }
 }

@@ -51,7 +51,11 @@ pub(super) struct EncryptArguments {
 impl EncryptArguments {
     /// The item, or why it is none.
     pub(super) fn into_item(self) -> Result<EncryptItem, Refusal> {
-        let context = context_of(self.record_id.as_deref().map(String::as_str), self.field.as_deref(), pairs(&self.context))?;
+        let context = context_of(
+            self.record_id.as_deref().map(String::as_str),
+            self.field.as_deref(),
+            pairs(&self.context),
+        )?;
         let Secret(mut text) = self.plaintext;
         let plaintext = match self.encoding.unwrap_or_default() {
             Encoding::Utf8 => std::mem::take(&mut *text).into_bytes(),
@@ -80,7 +84,11 @@ pub(super) struct DecryptArguments {
 impl DecryptArguments {
     /// The item, or why it is none.
     pub(super) fn into_item(self) -> Result<DecryptItem, Refusal> {
-        let context = context_of(self.record_id.as_deref().map(String::as_str), self.field.as_deref(), pairs(&self.context))?;
+        let context = context_of(
+            self.record_id.as_deref().map(String::as_str),
+            self.field.as_deref(),
+            pairs(&self.context),
+        )?;
         Ok(DecryptItem { ciphertext: self.ciphertext, context })
     }
 }
@@ -219,7 +227,11 @@ mod tests {
         let bytes = encrypt("/+8=", Some(Encoding::Base64)).ok().unwrap();
         assert_eq!(bytes.plaintext.expose(), [0xff, 0xef]);
         for bad in ["/+8", "_-8=", "/+8= ", "/+9=", "ż"] {
-            assert_eq!(encrypt(bad, Some(Encoding::Base64)).err().unwrap().code, ErrorCode::EncodingInvalid, "{bad}");
+            assert_eq!(
+                encrypt(bad, Some(Encoding::Base64)).err().unwrap().code,
+                ErrorCode::EncodingInvalid,
+                "{bad}"
+            );
         }
         assert_eq!(written(bytes.plaintext, Some(Encoding::Base64)).unwrap(), "/+8=");
     }

@@ -49,7 +49,10 @@ impl<'a> Lexer<'a> {
         let start = self.at;
         let token = match self.peek(0) {
             None => Token::End,
-            Some(mark @ (b'!' | b'$' | b'&' | b'(' | b')' | b':' | b'=' | b'@' | b'[' | b']' | b'{' | b'|' | b'}')) => {
+            Some(
+                mark @ (b'!' | b'$' | b'&' | b'(' | b')' | b':' | b'=' | b'@' | b'[' | b']' | b'{' | b'|'
+                | b'}'),
+            ) => {
                 self.at += 1;
                 Token::Mark(mark)
             }

@@ -6,7 +6,8 @@ use crate::model::{ErrorCode, Operation, Refusal};
 
 use super::call::Call;
 use super::item::{
-    DecryptArguments, DecryptResult, DecryptedValue, Encoding, EncryptArguments, EncryptResult, EncryptedValue,
+    DecryptArguments, DecryptResult, DecryptedValue, Encoding, EncryptArguments, EncryptResult,
+    EncryptedValue,
 };
 use super::rotation::RotationStatus;
 use super::scalars::{Jsonb, Secret};
@@ -17,13 +18,15 @@ pub(super) struct Mutation;
 #[Object(name = "Mutation")]
 impl Mutation {
     /// Encrypts a value under the data key of its record, which the customer's key wraps.
-    #[expect(clippy::too_many_arguments, reason = "flat arguments, so that Hasura's presets can bind to them")]
     async fn byok_encrypt(
         &self,
         context: &Context<'_>,
         #[graphql(desc = "The value.", secret)] plaintext: Secret,
-        #[graphql(desc = "The record that the value belongs to; the same as `record_id` in the context.")] record_id: Option<ID>,
-        #[graphql(desc = "The field of the record; the same as `field` in the context.")] field: Option<String>,
+        #[graphql(desc = "The record that the value belongs to; the same as `record_id` in the context.")]
+        record_id: Option<ID>,
+        #[graphql(desc = "The field of the record; the same as `field` in the context.")] field: Option<
+            String,
+        >,
         #[graphql(
             name = "context",
             desc = "What the ciphertext is bound to: a flat object of strings, needed again to decrypt."
@@ -49,14 +52,17 @@ impl Mutation {
     }
 
     /// Decrypts a ciphertext.
-    #[expect(clippy::too_many_arguments, reason = "flat arguments, so that Hasura's presets can bind to them")]
     async fn byok_decrypt(
         &self,
         context: &Context<'_>,
         #[graphql(desc = "The ciphertext, as encrypt gave it.")] ciphertext: String,
-        #[graphql(desc = "The record that the value belongs to; the same as `record_id` in the context.")] record_id: Option<ID>,
-        #[graphql(desc = "The field of the record; the same as `field` in the context.")] field: Option<String>,
-        #[graphql(name = "context", desc = "What the ciphertext was bound to when it was made.")] pairs: Option<Jsonb>,
+        #[graphql(desc = "The record that the value belongs to; the same as `record_id` in the context.")]
+        record_id: Option<ID>,
+        #[graphql(desc = "The field of the record; the same as `field` in the context.")] field: Option<
+            String,
+        >,
+        #[graphql(name = "context", desc = "What the ciphertext was bound to when it was made.")]
+        pairs: Option<Jsonb>,
         #[graphql(desc = "How to write the plaintext; UTF8 when absent.")] encoding: Option<Encoding>,
     ) -> Result<Option<DecryptedValue>, Refusal> {
         let (app, caller) = Call::of(context)?.known()?;
@@ -76,7 +82,13 @@ impl Mutation {
         let (encodings, items): (Vec<_>, Vec<_>) =
             items.into_iter().map(|item| (item.encoding, item.into_item())).unzip();
         let answers = app.decrypt(caller, Operation::Decrypt, items).await?;
-        Ok(Some(answers.into_iter().zip(encodings).map(|(answer, encoding)| DecryptResult::new(answer, encoding)).collect()))
+        Ok(Some(
+            answers
+                .into_iter()
+                .zip(encodings)
+                .map(|(answer, encoding)| DecryptResult::new(answer, encoding))
+                .collect(),
+        ))
     }
 
     /// Starts the rotation that re-wraps every data key under the current version of the customer's key, or joins the one

@@ -23,11 +23,16 @@ impl Query {
         &self,
         context: &Context<'_>,
         #[graphql(desc = "The ciphertext, as encrypt gave it.")] ciphertext: String,
-        #[graphql(desc = "The record that the value belongs to; the same as `record_id` in the context.")] record_id: Option<ID>,
-        #[graphql(desc = "The field of the record; the same as `field` in the context.")] field: Option<String>,
-        #[graphql(name = "context", desc = "What the ciphertext was bound to when it was made.")] pairs: Option<Jsonb>,
+        #[graphql(desc = "The record that the value belongs to; the same as `record_id` in the context.")]
+        record_id: Option<ID>,
+        #[graphql(desc = "The field of the record; the same as `field` in the context.")] field: Option<
+            String,
+        >,
+        #[graphql(name = "context", desc = "What the ciphertext was bound to when it was made.")]
+        pairs: Option<Jsonb>,
     ) -> Result<Option<Revealed>, Refusal> {
-        let item = DecryptArguments { ciphertext, record_id, field, context: pairs, encoding: None }.into_item();
+        let item =
+            DecryptArguments { ciphertext, record_id, field, context: pairs, encoding: None }.into_item();
         Ok(Some(Revealed::new(Call::of(context)?.reveal(item).await?, None)))
     }
 
@@ -41,7 +46,13 @@ impl Query {
         let (encodings, items): (Vec<_>, Vec<_>) =
             items.into_iter().map(|item| (item.encoding, item.into_item())).unzip();
         let answers = app.decrypt(caller, Operation::Reveal, items).await?;
-        Ok(Some(answers.into_iter().zip(encodings).map(|(answer, encoding)| Revealed::new(answer, encoding)).collect()))
+        Ok(Some(
+            answers
+                .into_iter()
+                .zip(encodings)
+                .map(|(answer, encoding)| Revealed::new(answer, encoding))
+                .collect(),
+        ))
     }
 
     /// A page of the audit log, newest entries first.

@@ -54,7 +54,9 @@ fn members(schema: &Value) -> Vec<(String, &Value)> {
         let name = it["name"].as_str().unwrap();
         for member in list(it, "fields").chain(list(it, "inputFields")).chain(list(it, "enumValues")) {
             let path = format!("{name}.{}", member["name"].as_str().unwrap());
-            members.extend(list(member, "args").map(|argument| (format!("{path}({})", argument["name"]), argument)));
+            members.extend(
+                list(member, "args").map(|argument| (format!("{path}({})", argument["name"]), argument)),
+            );
             members.push((path, member));
         }
     }

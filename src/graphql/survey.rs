@@ -65,7 +65,8 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     fn selection_set(&mut self, set: &SelectionSet, depth: usize, place: Place) -> Result<(), Refusal> {
-        let too_large = || Refusal::because(ErrorCode::QueryInvalid, "The GraphQL document asks for too much at once.");
+        let too_large =
+            || Refusal::because(ErrorCode::QueryInvalid, "The GraphQL document asks for too much at once.");
         if depth > MAX_DEPTH {
             return Err(too_large());
         }
@@ -82,7 +83,8 @@ impl Walk<'_> {
                         }
                         Place::Below => Place::Below,
                         Place::Introspection(values) => {
-                            self.introspected = self.introspected.checked_sub(values).ok_or_else(too_large)?;
+                            self.introspected =
+                                self.introspected.checked_sub(values).ok_or_else(too_large)?;
                             Place::Introspection(values.saturating_mul(values_of(name)))
                         }
                     };
@@ -136,7 +138,9 @@ mod tests {
         assert!(!needs_identity("{__schema{types{name}} __typename h:byokHealth{status}}"));
         assert!(!needs_identity("query Q{...F} fragment F on Query{byokHealth{status}}"));
         assert!(needs_identity("{byokHealth:byokAudit{edges{cursor}}}"));
-        assert!(needs_identity("{...F} fragment F on Query{... on Query{byokReveal(ciphertext:\"\"){value}}}"));
+        assert!(needs_identity(
+            "{...F} fragment F on Query{... on Query{byokReveal(ciphertext:\"\"){value}}}"
+        ));
         assert!(needs_identity("query A{byokHealth{status}} mutation B{byokRotate{id}}"));
     }
 
@@ -158,17 +162,32 @@ mod tests {
         (0..30).for_each(|n| write!(bomb, "fragment F{n} on Query{{...F{0} ...F{0}}}", n + 1).unwrap());
         bomb.push_str("fragment F30 on Query{__typename}");
         assert_eq!(code(&bomb), Some(ErrorCode::TooManyItems));
-        assert_eq!(code(&bomb.replace("on Query", "on T").replacen("{", "{byokHealth{", 1).replacen("}", "}}", 1)), Some(ErrorCode::QueryInvalid));
-        assert_eq!(code("{...A} fragment A on Query{...B} fragment B on Query{...A}"), Some(ErrorCode::QueryInvalid));
+        assert_eq!(
+            code(&bomb.replace("on Query", "on T").replacen("{", "{byokHealth{", 1).replacen("}", "}}", 1)),
+            Some(ErrorCode::QueryInvalid)
+        );
+        assert_eq!(
+            code("{...A} fragment A on Query{...B} fragment B on Query{...A}"),
+            Some(ErrorCode::QueryInvalid)
+        );
         assert_eq!(code("{__typename} fragment A on Query{...A}"), Some(ErrorCode::QueryInvalid));
     }
 
     #[test]
     fn introspection_that_multiplies_is_refused() {
-        let nested = |levels: usize| format!("{{__schema{{types{}name{}}}}}", "{fields{type".repeat(levels) + "{", "}}".repeat(levels) + "}");
+        let nested = |levels: usize| {
+            format!(
+                "{{__schema{{types{}name{}}}}}",
+                "{fields{type".repeat(levels) + "{",
+                "}}".repeat(levels) + "}"
+            )
+        };
         assert_eq!(code(&nested(3)), None);
         assert_eq!(code(&nested(5)), Some(ErrorCode::QueryInvalid));
         let wide: String = (0..2_000).map(|n| format!("a{n}:name ")).collect();
-        assert_eq!(code(&format!("{{__schema{{types{{fields{{{wide}}}}}}}}}")), Some(ErrorCode::QueryInvalid));
+        assert_eq!(
+            code(&format!("{{__schema{{types{{fields{{{wide}}}}}}}}}")),
+            Some(ErrorCode::QueryInvalid)
+        );
     }
 }

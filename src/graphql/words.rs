@@ -3,10 +3,11 @@
 use std::any::type_name;
 use std::borrow::Cow;
 
-use async_graphql::registry::{Deprecation, MetaEnumValue, MetaType, MetaTypeId, Registry};
 use async_graphql::parser::types::Field;
+use async_graphql::registry::{Deprecation, MetaEnumValue, MetaType, MetaTypeId, Registry};
 use async_graphql::{
-    ContextSelectionSet, InputType, InputValueError, InputValueResult, Name, OutputType, Positioned, ServerResult, Value,
+    ContextSelectionSet, InputType, InputValueError, InputValueResult, Name, OutputType, Positioned,
+    ServerResult, Value,
 };
 
 use crate::app::HealthStatus;
@@ -35,7 +36,11 @@ impl<T: Vocabulary> Word<T> {
         registry.create_output_type::<Self, _>(MetaTypeId::Enum, |_| MetaType::Enum {
             name: T::NAME.to_owned(),
             description: Some(T::ABOUT.to_owned()),
-            enum_values: T::all().into_iter().map(T::word).map(|(name, about)| (name.to_owned(), value_of(name, about))).collect(),
+            enum_values: T::all()
+                .into_iter()
+                .map(T::word)
+                .map(|(name, about)| (name.to_owned(), value_of(name, about)))
+                .collect(),
             visible: None,
             inaccessible: false,
             tags: Vec::new(),
@@ -104,7 +109,8 @@ impl<T: Vocabulary> OutputType for Word<T> {
 
 impl Vocabulary for ErrorCode {
     const NAME: &'static str = "ByokErrorCode";
-    const ABOUT: &'static str = "Why a call, or one item of it, was refused. A code is never given a second meaning.";
+    const ABOUT: &'static str =
+        "Why a call, or one item of it, was refused. A code is never given a second meaning.";
 
     fn all() -> Vec<Self> {
         Self::ALL.iter().copied().filter(|code| !is_hasuras_own(*code)).collect()
@@ -164,9 +170,13 @@ impl Vocabulary for Means {
     fn word(self) -> (&'static str, &'static str) {
         match self {
             Self::Jwt => ("JWT", "By a JSON Web Token that this server verified."),
-            Self::HasuraSecret => ("HASURA_SECRET", "By session variables beside the remote schema's shared secret."),
+            Self::HasuraSecret => {
+                ("HASURA_SECRET", "By session variables beside the remote schema's shared secret.")
+            }
             Self::AdminToken => ("ADMIN_TOKEN", "By a named admin token."),
-            Self::Operator => ("OPERATOR", "At the command line, on the machine that holds the configuration."),
+            Self::Operator => {
+                ("OPERATOR", "At the command line, on the machine that holds the configuration.")
+            }
         }
     }
 }

@@ -71,7 +71,10 @@ impl Keyring {
         let mut results: Vec<Option<Result<Held, KeyringError>>> = Vec::with_capacity(ids.len());
         let mut missing = Vec::new();
         for id in ids {
-            let hit = self.cache.get(tenant.uid, *id).and_then(|sealed| self.cache.open(tenant.uid, *id, &sealed, Source::Cache));
+            let hit = self
+                .cache
+                .get(tenant.uid, *id)
+                .and_then(|sealed| self.cache.open(tenant.uid, *id, &sealed, Source::Cache));
             if hit.is_none() {
                 missing.push(*id);
             }
@@ -87,7 +90,10 @@ impl Keyring {
                 Ok(outcome) => outcome.clone(),
                 Err(_) => None,
             };
-            landed.insert(id, outcome.unwrap_or_else(|| Err(KeyringError::Kms(KmsError::local(KmsErrorClass::Internal)))));
+            landed.insert(
+                id,
+                outcome.unwrap_or_else(|| Err(KeyringError::Kms(KmsError::local(KmsErrorClass::Internal)))),
+            );
         }
         let land = |id: &DekId| match &landed[id] {
             Ok(sealed) => self.cache.open(tenant.uid, *id, sealed, Source::Kms).ok_or(KeyringError::Missing),
@@ -122,7 +128,8 @@ impl Keyring {
                 place
             })
             .collect();
-        let ids: Vec<Option<DekId>> = wanted.iter().map(|record| record.and_then(|record| known.get(record).copied())).collect();
+        let ids: Vec<Option<DekId>> =
+            wanted.iter().map(|record| record.and_then(|record| known.get(record).copied())).collect();
         let existing: Vec<DekId> = ids.iter().flatten().copied().collect();
         let mut opened = self.by_id(tenant, &existing).await.into_iter();
         let bindings: Vec<DekBinding> = ids
@@ -149,7 +156,8 @@ impl Keyring {
                     let binding = bindings.next().ok_or_else(internal)?;
                     let answer = made.next().ok_or_else(internal)?.map_err(KeyringError::Kms)?;
                     let Generated { dek, wrapped } = answer.value;
-                    let row = DekRow { id: binding.dek_id, record_id: record.cloned(), wrapped, created_at: now };
+                    let row =
+                        DekRow { id: binding.dek_id, record_id: record.cloned(), wrapped, created_at: now };
                     let held = Held {
                         dek,
                         key_version: row.wrapped.key_version.clone(),
@@ -165,7 +173,13 @@ impl Keyring {
 
     /// Takes a DEK into the cache whose row is durable now.
     pub fn admit(&self, tenant: &Tenant, row: &DekRow, held: &Held) {
-        let sealed = self.cache.seal(tenant.uid, row.id, &held.dek, held.key_version.clone(), held.kms_request_id.clone());
+        let sealed = self.cache.seal(
+            tenant.uid,
+            row.id,
+            &held.dek,
+            held.key_version.clone(),
+            held.kms_request_id.clone(),
+        );
         self.cache.put(tenant.uid, row.id, Arc::new(sealed));
         if let Some(record) = &row.record_id {
             self.cache.put_record(tenant.uid, record.clone(), row.id);
@@ -209,7 +223,11 @@ impl Keyring {
     }
 
     /// Joins the flights of these ids, and starts one for those that nobody is fetching.
-    fn board(self: &Arc<Self>, tenant: TenantUid, ids: &[DekId]) -> Vec<(DekId, watch::Receiver<Option<Flight>>)> {
+    fn board(
+        self: &Arc<Self>,
+        tenant: TenantUid,
+        ids: &[DekId],
+    ) -> Vec<(DekId, watch::Receiver<Option<Flight>>)> {
         let mut lead = Vec::new();
         let mut joined = Vec::with_capacity(ids.len());
         {
@@ -264,7 +282,8 @@ impl Keyring {
         let wrapped: Vec<_> =
             rows.into_iter().map(|row| (DekBinding { tenant, dek_id: row.id }, row.wrapped)).collect();
         let answers = self.kms.unwrap(&wrapped).await;
-        let seal = |(binding, wrapped): (DekBinding, crate::model::Wrapped), answer: crate::kms::ItemResult<Dek>| {
+        let seal = |(binding, wrapped): (DekBinding, crate::model::Wrapped),
+                    answer: crate::kms::ItemResult<Dek>| {
             let outcome = answer.map_err(KeyringError::Kms).map(|answer| {
                 let version = wrapped.key_version;
                 Arc::new(self.cache.seal(tenant, binding.dek_id, &answer.value, version, answer.request_id))

@@ -59,7 +59,9 @@ impl KmsErrorClass {
             | Self::KeyNotFound
             | Self::KeyPendingDeletion
             | Self::KeyVersionUnavailable => Verdict::Revoked,
-            Self::Internal | Self::Sealed | Self::Throttled | Self::Timeout | Self::Unreachable => Verdict::Outage,
+            Self::Internal | Self::Sealed | Self::Throttled | Self::Timeout | Self::Unreachable => {
+                Verdict::Outage
+            }
             Self::InvalidWrappedDek => Verdict::Item,
             Self::Misconfigured => Verdict::Misconfigured,
         }

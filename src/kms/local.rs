@@ -24,7 +24,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::{Answer, DekBinding, Generated, ItemResult, Kms, KmsError, KmsErrorClass};
+use super::{Answer, DekBinding, Exposure, Generated, ItemResult, Kms, KmsError, KmsErrorClass};
 use crate::config::Mistake;
 use crate::crypto::{Binding, Dek, Token, open, seal, sha256};
 use crate::model::{KeyVersion, Wrapped};
@@ -60,7 +60,8 @@ impl LocalKey {
     /// A file that is there already, which stays as it is, or that cannot be written.
     pub fn create(path: impl Into<PathBuf>) -> Result<Self, Mistake> {
         let local = Self { path: path.into() };
-        let first = Stored { format: FORMAT.to_owned(), enabled: true, versions: vec![StoredVersion::generate(1)] };
+        let first =
+            Stored { format: FORMAT.to_owned(), enabled: true, versions: vec![StoredVersion::generate(1)] };
         first.write_new(&local.path).map_err(|error| local.mistake("cannot be made", &error))?;
         Ok(local)
     }
@@ -189,6 +190,14 @@ impl Kms for LocalKey {
     fn rewrap_calls(&self, items: u64) -> u64 {
         items.div_ceil(1_000)
     }
+
+    async fn exposure(&self) -> Vec<Exposure> {
+        let remedy = "use it for development only";
+        vec![Exposure {
+            what: "key: it lies in a file on this machine and protects nothing from whoever reads it",
+            remedy,
+        }]
+    }
 }
 
 fn key_version(number: u64) -> KeyVersion {
@@ -262,7 +271,10 @@ impl Stored {
     fn read(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         if file.metadata()?.permissions().mode() & 0o077 != 0 {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "others than its owner can read the key file"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "others than its owner can read the key file",
+            ));
         }
         let text = Zeroizing::new(io::read_to_string(file)?);
         match serde_json::from_str::<Self>(&text) {

@@ -1,6 +1,11 @@
 //! The seam to the customer's KMS. It wraps and unwraps DEKs and never sees a plaintext; wrap and unwrap are all that is
 //! *needed*, every read of metadata is optional. What the provider said in an error goes to nobody: not to the caller,
 //! not to the audit log, not to our own log. Its request id, HTTP status and our class do.
+//!
+//! | provider | `BYOK_PROVIDER` | what wrap scheme 1 is |
+//! |---|---|---|
+//! | [`VaultTransit`] | `vault-transit` | the DEK is the plaintext; nothing is bound to it |
+//! | [`LocalKey`] | `local` | a token (see `crypto`) bound to tenant, DEK id and key version |
 
 mod error;
 mod local;
@@ -73,4 +78,16 @@ pub trait Kms: Send + Sync {
 
     /// How many KMS calls [`Self::rewrap`] makes for `items` DEKs; what a rotation's forecast says.
     fn rewrap_calls(&self, items: u64) -> u64;
+
+    /// What works, but leaves something unprotected at the KMS, as far as our identity may look. For `doctor`.
+    async fn exposure(&self) -> Vec<Exposure>;
+}
+
+/// Something that a KMS leaves unprotected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exposure {
+    /// What it is.
+    pub what: &'static str,
+    /// What to do about it.
+    pub remedy: &'static str,
 }

@@ -74,7 +74,14 @@ impl Parameters {
             known => known.flatten(),
         };
         let (user, record_id) = (self.user, self.record_id);
-        let filter = EntryFilter { from: time(self.from)?, until: time(self.until)?, operation, outcome, user, record_id };
+        let filter = EntryFilter {
+            from: time(self.from)?,
+            until: time(self.until)?,
+            operation,
+            outcome,
+            user,
+            record_id,
+        };
         Ok(AuditQuery { filter, first: self.first, after: self.after })
     }
 }

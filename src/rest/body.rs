@@ -14,7 +14,11 @@ use super::Front;
 use super::problem::problem;
 
 /// Who calls, or the response that says why nobody does.
-pub(super) fn caller(front: &Front, headers: &HeaderMap, request_id: RequestId) -> Result<Caller, Box<Response>> {
+pub(super) fn caller(
+    front: &Front,
+    headers: &HeaderMap,
+    request_id: RequestId,
+) -> Result<Caller, Box<Response>> {
     front.app.authenticate(headers, request_id).map_err(|refusal| Box::new(problem(&refusal)))
 }
 
@@ -32,10 +36,12 @@ pub(super) fn read<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> 
         return Err(malformed("The body is not UTF-8."));
     }
     serde_json::from_slice(&bytes).map_err(|error| match error.classify() {
-        serde_json::error::Category::Data => malformed("The body's fields are not the ones that this operation takes."),
-        serde_json::error::Category::Eof | serde_json::error::Category::Io | serde_json::error::Category::Syntax => {
-            malformed("The body is not JSON.")
+        serde_json::error::Category::Data => {
+            malformed("The body's fields are not the ones that this operation takes.")
         }
+        serde_json::error::Category::Eof
+        | serde_json::error::Category::Io
+        | serde_json::error::Category::Syntax => malformed("The body is not JSON."),
     })
 }
 

@@ -167,18 +167,23 @@ async fn decrypt_items(
     encodings: Vec<Encoding>,
 ) -> Result<impl Iterator<Item = Result<DecryptAnswer, Refusal>>, Refusal> {
     let answers = front.app.decrypt(caller, Operation::Decrypt, items).await?;
-    Ok(answers.into_iter().zip(encodings).map(|(answer, encoding)| answer.and_then(|answer| decrypted(answer, encoding))))
+    Ok(answers
+        .into_iter()
+        .zip(encodings)
+        .map(|(answer, encoding)| answer.and_then(|answer| decrypted(answer, encoding))))
 }
 
 impl EncryptBody {
     fn into_item(self) -> Result<EncryptItem, Refusal> {
         // First of all under a type that is wiped.
         let text = Plaintext::new(self.plaintext.into_bytes());
-        let context = context_of(self.record_id.as_deref(), self.field.as_deref(), Some(self.context.value()?))?;
+        let context =
+            context_of(self.record_id.as_deref(), self.field.as_deref(), Some(self.context.value()?))?;
         let plaintext = match self.encoding.unwrap_or_default() {
             Encoding::Utf8 => text,
             Encoding::Base64 => {
-                let bytes = STANDARD.decode(text.expose()).map_err(|_| Refusal::from(ErrorCode::EncodingInvalid))?;
+                let bytes =
+                    STANDARD.decode(text.expose()).map_err(|_| Refusal::from(ErrorCode::EncodingInvalid))?;
                 Plaintext::new(bytes)
             }
         };
@@ -191,7 +196,8 @@ fn split(body: Result<DecryptBody, Refusal>) -> (Result<DecryptItem, Refusal>, E
         Err(refusal) => (Err(refusal), Encoding::default()),
         Ok(body) => {
             let pairs = body.context.value();
-            let context = pairs.and_then(|pairs| context_of(body.record_id.as_deref(), body.field.as_deref(), Some(pairs)));
+            let context = pairs
+                .and_then(|pairs| context_of(body.record_id.as_deref(), body.field.as_deref(), Some(pairs)));
             let item = context.map(|context| DecryptItem { ciphertext: body.ciphertext, context });
             (item, body.encoding.unwrap_or_default())
         }
@@ -199,7 +205,10 @@ fn split(body: Result<DecryptBody, Refusal>) -> (Result<DecryptItem, Refusal>, E
 }
 
 fn encrypted(answer: Result<Encrypted, Refusal>) -> Result<EncryptAnswer, Refusal> {
-    answer.map(|answer| EncryptAnswer { ciphertext: answer.ciphertext, key_version: answer.key_version.to_string() })
+    answer.map(|answer| EncryptAnswer {
+        ciphertext: answer.ciphertext,
+        key_version: answer.key_version.to_string(),
+    })
 }
 
 fn decrypted(answer: Decrypted, encoding: Encoding) -> Result<DecryptAnswer, Refusal> {

@@ -25,13 +25,19 @@ pub fn document() -> Value {
     let count = json!({ "type": "integer", "minimum": 0 });
     let error = json!({ "type": "object", "required": ["code", "message", "retryable"], "properties": {
         "code": { "$ref": "#/components/schemas/ErrorCode" }, "message": text, "retryable": { "type": "boolean" } } });
-    let input = |value: &str| json!({ "type": "object", "additionalProperties": false, "required": [value], "properties": {
+    let input = |value: &str| {
+        json!({ "type": "object", "additionalProperties": false, "required": [value], "properties": {
         value: text, "context": context, "encoding": encoding,
-        "record_id": flat("The context key `record_id`."), "field": flat("The context key `field`.") } });
-    let many = |of: &str| json!({ "type": "object", "additionalProperties": false, "required": ["items"], "properties": {
-        "items": { "type": "array", "minItems": 1, "items": { "$ref": of } } } });
-    let many_answers = |of: &str| json!({ "type": "object", "required": ["items"], "properties": { "items": { "type": "array",
-        "items": { "oneOf": [{ "$ref": of }, { "type": "object", "required": ["error"], "properties": { "error": error } }] } } } });
+        "record_id": flat("The context key `record_id`."), "field": flat("The context key `field`.") } })
+    };
+    let many = |of: &str| {
+        json!({ "type": "object", "additionalProperties": false, "required": ["items"], "properties": {
+        "items": { "type": "array", "minItems": 1, "items": { "$ref": of } } } })
+    };
+    let many_answers = |of: &str| {
+        json!({ "type": "object", "required": ["items"], "properties": { "items": { "type": "array",
+        "items": { "oneOf": [{ "$ref": of }, { "type": "object", "required": ["error"], "properties": { "error": error } }] } } } })
+    };
     let schemas = json!({
         "ErrorCode": { "enum": ErrorCode::ALL.iter().map(|code| code.as_str()).collect::<Vec<_>>(), "description": code_table() },
         "Problem": { "type": "object", "required": ["type", "title", "status", "code", "retryable"], "properties": {
@@ -130,7 +136,13 @@ fn reference(schema: &str) -> Value {
 fn code_table() -> String {
     let line = |code: &ErrorCode| {
         let retry = if code.retryable() { "a retry may help" } else { "a retry does not help" };
-        format!("- `{}` ({}, {retry}): {} {}", code.as_str(), code.http_status(), code.message(), code.remedy())
+        format!(
+            "- `{}` ({}, {retry}): {} {}",
+            code.as_str(),
+            code.http_status(),
+            code.message(),
+            code.remedy()
+        )
     };
     ErrorCode::ALL.iter().map(line).collect::<Vec<_>>().join("\n")
 }

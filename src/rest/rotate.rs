@@ -43,9 +43,10 @@ pub(super) async fn start(
     };
     match front.app.rotate(&caller, dry_run).await {
         Err(refusal) => problem(&refusal),
-        Ok(Rotation::Forecast { target, deks, kms_calls }) => {
-            answer(200, &json!({ "dry_run": true, "target": target.to_string(), "deks": deks, "kms_calls": kms_calls }))
-        }
+        Ok(Rotation::Forecast { target, deks, kms_calls }) => answer(
+            200,
+            &json!({ "dry_run": true, "target": target.to_string(), "deks": deks, "kms_calls": kms_calls }),
+        ),
         Ok(Rotation::Job(job)) => {
             let mut response = answer(202, &shown(&job));
             if let Ok(location) = HeaderValue::from_str(&format!("/byok/rotate/{}", job.id)) {

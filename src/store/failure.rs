@@ -3,7 +3,7 @@
 
 use sqlx::Error;
 
-use super::{CommitError, ReadError};
+use super::ReadError;
 
 /// What an error says about the statement that it answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,17 +87,6 @@ impl From<Failure> for ReadError {
         match failure {
             Failure::Refused => Self::Rejected,
             Failure::NotNow | Failure::Lost => Self::Unavailable,
-        }
-    }
-}
-
-/// Of a statement that was about to be made durable.
-impl From<Failure> for CommitError {
-    fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::Refused => Self::Rejected,
-            Failure::NotNow => Self::Unavailable,
-            Failure::Lost => Self::Unknown,
         }
     }
 }

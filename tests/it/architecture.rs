@@ -20,17 +20,24 @@ const ROWS: [&[&str]; 11] = [
 ];
 
 /// What a front never names, whatever the rows allow.
-const HIDDEN_FROM_FRONTS: [&str; 6] = ["crate::crypto", "crate::keyring", "crate::kms", "crate::store", "sqlx", "use ring"];
+const HIDDEN_FROM_FRONTS: [&str; 6] =
+    ["crate::crypto", "crate::keyring", "crate::kms", "crate::store", "sqlx", "use ring"];
 
 fn row_of(room: &str) -> usize {
-    ROWS.iter().position(|row| row.contains(&room)).unwrap_or_else(|| panic!("the room {room} has no row in this test"))
+    ROWS.iter()
+        .position(|row| row.contains(&room))
+        .unwrap_or_else(|| panic!("the room {room} has no row in this test"))
 }
 
 fn sources() -> Vec<(String, PathBuf, String)> {
     fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
-            if path.is_dir() { walk(&path, found) } else if path.extension().is_some_and(|end| end == "rs") { found.push(path) }
+            if path.is_dir() {
+                walk(&path, found)
+            } else if path.extension().is_some_and(|end| end == "rs") {
+                found.push(path)
+            }
         }
     }
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
@@ -53,7 +60,9 @@ fn named_rooms(text: &str) -> Vec<String> {
     let mut rooms = Vec::new();
     for after in text.split("crate::").skip(1) {
         match after.strip_prefix('{') {
-            Some(list) => rooms.extend(list.split('}').next().unwrap().split(',').map(|member| word(member.trim()))),
+            Some(list) => {
+                rooms.extend(list.split('}').next().unwrap().split(',').map(|member| word(member.trim())))
+            }
             None => rooms.push(word(after)),
         }
     }
@@ -93,7 +102,15 @@ fn only_the_command_line_names_a_concrete_provider_or_database() {
     for (room, path, text) in sources() {
         if !["cli", "kms", "store", "config"].contains(&room.as_str()) {
             let before_tests = text.split("#[cfg(test)]").next().unwrap();
-            for concrete in ["VaultTransit", "kms::vault", "kms::local", "Postgres::", "Sqlite::", "store::postgres", "store::sqlite"] {
+            for concrete in [
+                "VaultTransit",
+                "kms::vault",
+                "kms::local",
+                "Postgres::",
+                "Sqlite::",
+                "store::postgres",
+                "store::sqlite",
+            ] {
                 assert!(!before_tests.contains(concrete), "{} names {concrete}", path.display());
             }
         }

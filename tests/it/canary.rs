@@ -12,7 +12,11 @@ const CANARY: &str = "CANARY-plaintext-7f3a";
 
 #[tokio::test]
 async fn what_is_secret_stands_in_no_log_no_error_and_no_table() {
-    let server = TestServer::with(&[("BYOK_LOG", "trace"), ("BYOK_HASURA_SECRET", "CANARY-shared-secret-0123456789abcd")]).await;
+    let server = TestServer::with(&[
+        ("BYOK_LOG", "trace"),
+        ("BYOK_HASURA_SECRET", "CANARY-shared-secret-0123456789abcd"),
+    ])
+    .await;
     let admin = server.jwt("admin", "a");
     let token = server.encrypt(CANARY, "r").await;
     let mut errors = String::new();
@@ -32,39 +36,65 @@ async fn what_is_secret_stands_in_no_log_no_error_and_no_table() {
     ] {
         send("/byok/encrypt", body).await;
     }
-    send("/byok/encrypt/many", json!({ "items": [{ "plaintext": CANARY, "record_id": "r" }, { "plaintext": CANARY }] })).await;
+    send(
+        "/byok/encrypt/many",
+        json!({ "items": [{ "plaintext": CANARY, "record_id": "r" }, { "plaintext": CANARY }] }),
+    )
+    .await;
     send("/byok/decrypt", json!({ "ciphertext": token, "record_id": "other" })).await;
     for query in [
         format!(r#"mutation {{ byokEncrypt(plaintext: "{CANARY}", recordId: "r") {{ ciphertext }} }}"#),
-        format!(r#"mutation {{ byokEncrypt(plaintext: "{CANARY}", recordId: "r", encoding: BASE64) {{ ciphertext }} }}"#),
+        format!(
+            r#"mutation {{ byokEncrypt(plaintext: "{CANARY}", recordId: "r", encoding: BASE64) {{ ciphertext }} }}"#
+        ),
         format!(r#"mutation {{ byokEncrypt(plaintext: "{CANARY}" {{ ciphertext }} }}"#),
         format!(r#"mutation {{ byokEncrypt(plaintext: "{CANARY}, recordId: "r") {{ ciphertext }} }}"#),
         format!(r#"mutation {{ byokEncrypt(plaintext: ["{CANARY}"], recordId: 7) {{ ciphertext }} }}"#),
         format!(r#"mutation {{ byokEncrypt(plaintext: {{a: "{CANARY}"}}) {{ nothing }} }}"#),
-        format!(r#"mutation {{ byokEncrypt(plaintext: "{CANARY}", encoding: "{CANARY}") {{ ciphertext }} }}"#),
-        format!(r#"mutation {{ byokEncryptMany(items: [{{plaintext: "{CANARY}", recordId: "r"}}, {{plaintext: "{CANARY}"}}]) {{ ciphertext error {{ code }} }} }}"#),
-        format!(r#"mutation {{ byokEncryptMany(items: [{{plaintext: "{CANARY}", record: "r"}}]) {{ ciphertext }} }}"#),
-        format!(r#"query CANARY($x: String = "{CANARY}") {{ byokReveal(ciphertext: $x, recordId: "r") {{ value error {{ code }} }} }}"#),
+        format!(
+            r#"mutation {{ byokEncrypt(plaintext: "{CANARY}", encoding: "{CANARY}") {{ ciphertext }} }}"#
+        ),
+        format!(
+            r#"mutation {{ byokEncryptMany(items: [{{plaintext: "{CANARY}", recordId: "r"}}, {{plaintext: "{CANARY}"}}]) {{ ciphertext error {{ code }} }} }}"#
+        ),
+        format!(
+            r#"mutation {{ byokEncryptMany(items: [{{plaintext: "{CANARY}", record: "r"}}]) {{ ciphertext }} }}"#
+        ),
+        format!(
+            r#"query CANARY($x: String = "{CANARY}") {{ byokReveal(ciphertext: $x, recordId: "r") {{ value error {{ code }} }} }}"#
+        ),
         format!("{CANARY}"),
         format!(r#"{{ {CANARY} }}"#),
     ] {
         send("/graphql", graphql(query)).await;
     }
-    let variables = [json!({ "p": [CANARY] }), json!({ "p": { "a": CANARY } }), json!({ "p": 7, "q": CANARY }), json!([CANARY])];
+    let variables = [
+        json!({ "p": [CANARY] }),
+        json!({ "p": { "a": CANARY } }),
+        json!({ "p": 7, "q": CANARY }),
+        json!([CANARY]),
+    ];
     for variables in variables {
         let query = "mutation($p: String!) { byokEncrypt(plaintext: $p, recordId: \"r\") { ciphertext } }";
         send("/graphql", json!({ "query": query, "variables": variables })).await;
     }
     // Strangers' credentials are secrets too.
     for credential in ["Bearer CANARY-token", "Bearer eyJhbGciOiJIUzI1NiJ9.Q0FOQVJZ.CANARY", "Basic CANARY"] {
-        let request = server.client.post(format!("{}/byok/encrypt", server.base)).header("authorization", credential);
+        let request =
+            server.client.post(format!("{}/byok/encrypt", server.base)).header("authorization", credential);
         errors.push_str(&answer(request.json(&json!({ "plaintext": CANARY }))).await.body.to_string());
     }
 
     assert!(!errors.contains("CANARY"), "an error holds a canary: {errors}");
     let logs = server.logged();
     assert!(logs.contains("answered"), "the server logs");
-    let mut secrets = vec!["CANARY".to_owned(), STANDARD.encode(CANARY), token.clone(), admin.clone(), server.key.token.clone()];
+    let mut secrets = vec![
+        "CANARY".to_owned(),
+        STANDARD.encode(CANARY),
+        token.clone(),
+        admin.clone(),
+        server.key.token.clone(),
+    ];
     secrets.push(URL_SAFE_NO_PAD.encode(CANARY));
     for secret in &secrets {
         assert!(!logs.contains(secret.as_str()), "the log holds {secret}");
@@ -80,14 +110,20 @@ async fn what_is_secret_stands_in_no_log_no_error_and_no_table() {
 
 /// Every table of ours, as text.
 async fn dump(database: &sqlx::PgPool) -> String {
-    let tables: Vec<String> = sqlx::query_scalar("SELECT tablename::text FROM pg_tables WHERE schemaname = 'public' AND tablename LIKE 'np_byok%'")
-        .fetch_all(database)
-        .await
-        .unwrap();
+    let tables: Vec<String> = sqlx::query_scalar(
+        "SELECT tablename::text FROM pg_tables WHERE schemaname = 'public' AND tablename LIKE 'np_byok%'",
+    )
+    .fetch_all(database)
+    .await
+    .unwrap();
     assert!(tables.len() >= 4, "{tables:?}");
     let mut dump = String::new();
     for table in tables {
-        let rows: Vec<String> = sqlx::query_scalar(sqlx::AssertSqlSafe(format!("SELECT t::text FROM {table} t"))).fetch_all(database).await.unwrap();
+        let rows: Vec<String> =
+            sqlx::query_scalar(sqlx::AssertSqlSafe(format!("SELECT t::text FROM {table} t")))
+                .fetch_all(database)
+                .await
+                .unwrap();
         dump.push_str(&rows.join("\n"));
     }
     dump

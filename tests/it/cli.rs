@@ -11,7 +11,12 @@ use crate::support::server::TestServer;
 
 fn byok(arguments: &[&str], environment: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_byok"));
-    command.args(arguments).env_clear().envs(environment.iter().copied()).env("PATH", "/usr/bin:/bin").kill_on_drop(true);
+    command
+        .args(arguments)
+        .env_clear()
+        .envs(environment.iter().copied())
+        .env("PATH", "/usr/bin:/bin")
+        .kill_on_drop(true);
     command
 }
 
@@ -35,7 +40,9 @@ async fn all_mistakes_of_the_configuration_come_at_once() {
     let output = run(&["serve"], &environment).await;
     assert_eq!(output.status.code(), Some(3));
     let said = text(&output.stderr);
-    for variable in ["BYOK_VAULT_ADDR", "BYOK_VAULT_TRANSIT_KEY", "BYOK_LISTEN", "BYOK_ENCRYPT_RATE_RPM", "DATABASE_URL"] {
+    for variable in
+        ["BYOK_VAULT_ADDR", "BYOK_VAULT_TRANSIT_KEY", "BYOK_LISTEN", "BYOK_ENCRYPT_RATE_RPM", "DATABASE_URL"]
+    {
         assert!(said.contains(variable), "{variable} is not named in: {said}");
     }
     assert!(!said.contains("s3cret"));
@@ -62,16 +69,26 @@ async fn dev_prints_lines_that_work_when_they_are_pasted() {
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut said = Vec::new();
         while said.iter().filter(|line: &&String| line.starts_with("curl ")).count() < 2 {
-            let line = tokio::time::timeout(Duration::from_secs(30), lines.next_line()).await.expect("it gets ready").unwrap();
+            let line = tokio::time::timeout(Duration::from_secs(30), lines.next_line())
+                .await
+                .expect("it gets ready")
+                .unwrap();
             said.push(line.unwrap_or_else(|| panic!("it ended: {said:?}")));
         }
         assert!(said.iter().any(|line| line.contains(&format!("http://{listen}/graphiql"))), "{said:?}");
         let curl = async |line: &str| {
-            let output = Command::new("sh").args(["-c", &line.replacen("curl ", "curl -s ", 1)]).output().await.unwrap();
+            let output = Command::new("sh")
+                .args(["-c", &line.replacen("curl ", "curl -s ", 1)])
+                .output()
+                .await
+                .unwrap();
             serde_json::from_slice::<Value>(&output.stdout).unwrap()
         };
         let curls: Vec<&String> = said.iter().filter(|line| line.starts_with("curl ")).collect();
-        assert!(curl(curls[0]).await["ciphertext"].as_str().unwrap().starts_with("byok:v1:"), "round {round}");
+        assert!(
+            curl(curls[0]).await["ciphertext"].as_str().unwrap().starts_with("byok:v1:"),
+            "round {round}"
+        );
         assert_eq!(curl(curls[1]).await["plaintext"], "sensitive-data", "round {round}");
         for name in ["ADMIN_TOKEN: ", "USER_TOKEN: "] {
             let token = said.iter().find_map(|line| line.strip_prefix(name)).unwrap();
@@ -94,18 +111,23 @@ async fn dev_prints_lines_that_work_when_they_are_pasted() {
 #[tokio::test]
 async fn a_minted_token_is_taken_by_the_server() {
     let server = TestServer::start().await;
-    let environment: Vec<(&str, &str)> = server.environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let environment: Vec<(&str, &str)> =
+        server.environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     let output = run(&["token", "--role", "service", "--user", "u-9", "--ttl", "60"], &environment).await;
     let token = text(&output.stdout);
     let body = serde_json::json!({ "plaintext": "p", "record_id": "r" });
-    assert_eq!(server.call(reqwest::Method::POST, "/byok/encrypt", token.trim(), Some(body)).await.status, 200);
+    assert_eq!(
+        server.call(reqwest::Method::POST, "/byok/encrypt", token.trim(), Some(body)).await.status,
+        200
+    );
     assert_eq!(run(&["token"], &[]).await.status.code(), Some(3));
 }
 
 #[tokio::test]
 async fn doctor_tells_what_is_well_what_is_open_and_what_is_broken() {
     let server = TestServer::start().await;
-    let mut environment: Vec<(&str, &str)> = server.environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let mut environment: Vec<(&str, &str)> =
+        server.environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     let output = run(&["doctor"], &environment).await;
     let said = text(&output.stdout);
     assert_eq!(output.status.code(), Some(0), "{said}");
@@ -122,7 +144,8 @@ async fn doctor_tells_what_is_well_what_is_open_and_what_is_broken() {
 #[tokio::test]
 async fn migrating_twice_applies_nothing_the_second_time() {
     let server = TestServer::start().await;
-    let environment: Vec<(&str, &str)> = server.environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let environment: Vec<(&str, &str)> =
+        server.environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     let output = run(&["migrate"], &environment).await;
     assert!(text(&output.stdout).contains("0 of them now"), "{}", text(&output.stdout));
 }

@@ -7,12 +7,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use byok::audit::{CommitFailed, Committer, Unit, pack};
 use byok::model::{
-    DekId, Entry, EntryId, Job, JobId, KeyVersion, Means, Operation, Outcome, SystemClock, Tenant, TenantUid, Timestamp,
-    Wrapped,
+    DekId, Entry, EntryId, Job, JobId, KeyVersion, Means, Operation, Outcome, SystemClock, Tenant, TenantUid,
+    Timestamp, Wrapped,
 };
 use byok::store::{
-    AuditReads, Batch, Change, CommitError, Committed, Database as _, DekReads, DekRow, EntryFilter, JobReads, PlacedEntry,
-    ReadError, Sqlite, Store, TenantReads,
+    AuditReads, Batch, Change, CommitError, Committed, Database as _, DekReads, DekRow, EntryFilter,
+    JobReads, PlacedEntry, ReadError, Sqlite, Store, TenantReads,
 };
 
 /// What becomes of a commit.
@@ -73,11 +73,20 @@ impl DekReads for Unlucky {
         self.database.deks(tenant, ids).await
     }
 
-    async fn deks_of_records(&self, tenant: TenantUid, records: &[Arc<str>]) -> Result<Vec<DekRow>, ReadError> {
+    async fn deks_of_records(
+        &self,
+        tenant: TenantUid,
+        records: &[Arc<str>],
+    ) -> Result<Vec<DekRow>, ReadError> {
         self.database.deks_of_records(tenant, records).await
     }
 
-    async fn deks_after(&self, tenant: TenantUid, after: Option<DekId>, limit: u32) -> Result<Vec<DekRow>, ReadError> {
+    async fn deks_after(
+        &self,
+        tenant: TenantUid,
+        after: Option<DekId>,
+        limit: u32,
+    ) -> Result<Vec<DekRow>, ReadError> {
         self.database.deks_after(tenant, after, limit).await
     }
 
@@ -129,7 +138,11 @@ impl Bench {
         let tenant = Tenant { uid: TenantUid([7; 16]), name: "primary".to_owned() };
         let changes = vec![Change::CreateTenant(tenant.clone())];
         database.commit(&Batch { tenant: tenant.uid, base: 0, entries: Vec::new(), changes }).await.unwrap();
-        let store = Arc::new(Unlucky { database, fates: Mutex::new(fates.iter().copied().collect()), batches: Mutex::default() });
+        let store = Arc::new(Unlucky {
+            database,
+            fates: Mutex::new(fates.iter().copied().collect()),
+            batches: Mutex::default(),
+        });
         let committer = Arc::new(Committer::start(store.clone(), Arc::new(SystemClock), 2));
         Self { store, committer, tenant: tenant.uid, _folder: folder }
     }
@@ -219,11 +232,8 @@ async fn one_bad_unit_does_not_take_its_neighbours_with_it() {
     let good = bench.unit("good", Vec::new());
     let bad = bench.unit("bad", vec![other]);
     let head = bench.unit("head", Vec::new());
-    let (head, good, bad) = tokio::join!(
-        bench.committer.commit(head),
-        bench.committer.commit(good),
-        bench.committer.commit(bad)
-    );
+    let (head, good, bad) =
+        tokio::join!(bench.committer.commit(head), bench.committer.commit(good), bench.committer.commit(bad));
     assert_eq!((head, good), (Ok(vec![]), Ok(vec![])));
     assert_eq!(bad, Err(CommitFailed::Rejected));
     assert_eq!(bench.users().await, ["first", "head", "good"]);

@@ -23,7 +23,8 @@ impl Load {
         let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
         let callers = (0..8)
             .map(|caller| {
-                let (stop, acknowledged, client) = (stop.clone(), acknowledged.clone(), server.client.clone());
+                let (stop, acknowledged, client) =
+                    (stop.clone(), acknowledged.clone(), server.client.clone());
                 let (url, token) = (format!("{}/byok/encrypt", server.base), server.jwt("admin", "load"));
                 let name = name.to_owned();
                 tokio::spawn(async move {
@@ -33,7 +34,10 @@ impl Load {
                         }
                         let record = format!("{name}-{caller}-{n}");
                         let body = json!({ "plaintext": record, "record_id": record });
-                        let Ok(response) = client.post(&url).bearer_auth(&token).json(&body).send().await else { continue };
+                        let Ok(response) = client.post(&url).bearer_auth(&token).json(&body).send().await
+                        else {
+                            continue;
+                        };
                         let status = response.status();
                         let body: Value = response.json().await.unwrap_or_default();
                         match body["ciphertext"].as_str() {
@@ -70,11 +74,12 @@ async fn nothing_acknowledged_is_lost(server: &TestServer, acknowledged: &[(Stri
         }
     }
     let database = server.database().await;
-    let recorded: Vec<String> =
-        sqlx::query_scalar("SELECT records->0->>0 FROM np_byok_audit WHERE operation = 'encrypt' AND outcome = 'OK'")
-            .fetch_all(&database)
-            .await
-            .unwrap();
+    let recorded: Vec<String> = sqlx::query_scalar(
+        "SELECT records->0->>0 FROM np_byok_audit WHERE operation = 'encrypt' AND outcome = 'OK'",
+    )
+    .fetch_all(&database)
+    .await
+    .unwrap();
     let recorded: BTreeSet<String> = recorded.into_iter().collect();
     for (record, _) in acknowledged {
         assert!(recorded.contains(record), "{record} has no entry");
@@ -124,7 +129,11 @@ async fn a_database_that_stops_and_comes_back_under_load_loses_nothing() {
     postgres.start_again().await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     let acknowledged = load.end().await;
-    assert_eq!(server.decrypt(&token, "before").await.body["plaintext"], "before", "service resumes by itself");
+    assert_eq!(
+        server.decrypt(&token, "before").await.body["plaintext"],
+        "before",
+        "service resumes by itself"
+    );
     nothing_acknowledged_is_lost(&server, &acknowledged).await;
 }
 
@@ -133,7 +142,12 @@ async fn a_sealed_or_stopped_vault_is_an_outage_and_a_revoked_token_is_a_refusal
     let vault = Private::vault().await;
     let key = vault.key().await;
     let database = create_database(&crate::support::needed("DATABASE_URL")).await;
-    let server = TestServer::on(key.clone(), database, &[("BYOK_DEK_CACHE_SECONDS", "0"), ("BYOK_KMS_TIMEOUT_MS", "2000")]).await;
+    let server = TestServer::on(
+        key.clone(),
+        database,
+        &[("BYOK_DEK_CACHE_SECONDS", "0"), ("BYOK_KMS_TIMEOUT_MS", "2000")],
+    )
+    .await;
     let token = server.encrypt("p", "r").await;
 
     vault.seal(&key).await;
@@ -160,8 +174,12 @@ async fn a_sealed_or_stopped_vault_is_an_outage_and_a_revoked_token_is_a_refusal
     let refused = server.decrypt(&token, "r").await;
     assert_eq!((refused.status.as_u16(), &refused.body["code"]), (503, &json!("KMS_UNAVAILABLE")));
     assert_eq!(server.get("/byok/health").await.status, 503);
-    let schema = server.graphql(&server.jwt("admin", "a"), "{ __schema { queryType { name } } }", json!({})).await;
-    assert_eq!(schema["data"]["__schema"]["queryType"]["name"], "Query", "introspection answers with the KMS down");
+    let schema =
+        server.graphql(&server.jwt("admin", "a"), "{ __schema { queryType { name } } }", json!({})).await;
+    assert_eq!(
+        schema["data"]["__schema"]["queryType"]["name"], "Query",
+        "introspection answers with the KMS down"
+    );
     the_log_has_no_gap(&server).await;
 }
 
@@ -171,10 +189,14 @@ async fn a_missing_key_is_refused_and_never_created() {
     let token = server.encrypt("p", "r").await;
     server.key.delete().await;
     let fresh = server.replica().await;
-    for answer in [fresh.decrypt(&token, "r").await, fresh.post("/byok/encrypt", json!({ "plaintext": "p", "record_id": "n" })).await] {
+    for answer in [
+        fresh.decrypt(&token, "r").await,
+        fresh.post("/byok/encrypt", json!({ "plaintext": "p", "record_id": "n" })).await,
+    ] {
         assert_eq!((answer.status.as_u16(), &answer.body["code"]), (403, &json!("KMS_ACCESS_DENIED")));
     }
-    let keys = server.key.admin(reqwest::Method::from_bytes(b"LIST").unwrap(), "transit/keys", json!({})).await;
+    let keys =
+        server.key.admin(reqwest::Method::from_bytes(b"LIST").unwrap(), "transit/keys", json!({})).await;
     assert!(!keys["data"]["keys"].as_array().unwrap().contains(&json!(server.key.name)));
 }
 
@@ -191,7 +213,10 @@ async fn a_dek_row_that_is_missing_altered_or_swapped_opens_nothing() {
     sqlx::query(swap).execute(&database).await.unwrap();
     assert_eq!(server.decrypt(&one, "r-1").await.body["plaintext"], "one");
 
-    sqlx::query("UPDATE np_byok_wrapped_deks SET wrapped = overlay(wrapped placing 'AAAA'::bytea from 20)").execute(&database).await.unwrap();
+    sqlx::query("UPDATE np_byok_wrapped_deks SET wrapped = overlay(wrapped placing 'AAAA'::bytea from 20)")
+        .execute(&database)
+        .await
+        .unwrap();
     assert_eq!(opens(&one, "r-1").await, "DECRYPT_FAILED");
     sqlx::query("DELETE FROM np_byok_wrapped_deks").execute(&database).await.unwrap();
     assert_eq!(opens(&two, "r-2").await, "DECRYPT_FAILED");

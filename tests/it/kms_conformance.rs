@@ -74,7 +74,8 @@ impl Customer for OfVault {
 /// With a token that may do all, `create` included: nothing but our own care keeps a key from being created.
 async fn vault() -> OfVault {
     let transit = Vault::shared().transit().await;
-    let policy = format!("path \"{}/*\" {{ capabilities = [\"create\", \"update\", \"read\"] }}", transit.mount);
+    let policy =
+        format!("path \"{}/*\" {{ capabilities = [\"create\", \"update\", \"read\"] }}", transit.mount);
     let path = format!("sys/policies/acl/{}", transit.policy);
     // Wider than the usual one, and taken away as a whole by `disable`.
     transit.vault.write(&path, serde_json::json!({ "policy": policy })).await;
@@ -145,7 +146,10 @@ async fn generated(kms: &dyn Kms, count: usize) -> (Vec<[u8; 32]>, Vec<(DekBindi
 
 async fn unwrapped(kms: &dyn Kms, wrapped: &[(DekBinding, Wrapped)]) -> Vec<Result<[u8; 32], KmsErrorClass>> {
     let answers = kms.unwrap(wrapped).await;
-    answers.into_iter().map(|answer| answer.map(|dek| *dek.value.expose()).map_err(|error| error.class)).collect()
+    answers
+        .into_iter()
+        .map(|answer| answer.map(|dek| *dek.value.expose()).map_err(|error| error.class))
+        .collect()
 }
 
 async fn all_unwrap(kms: &dyn Kms, deks: &[[u8; 32]], wrapped: &[(DekBinding, Wrapped)]) {
@@ -153,7 +157,10 @@ async fn all_unwrap(kms: &dyn Kms, deks: &[[u8; 32]], wrapped: &[(DekBinding, Wr
     assert!(now == deks, "each DEK comes back in its place");
 }
 
-async fn class_of_each_call(customer: &dyn Customer, wrapped: &[(DekBinding, Wrapped)]) -> [Option<KmsErrorClass>; 5] {
+async fn class_of_each_call(
+    customer: &dyn Customer,
+    wrapped: &[(DekBinding, Wrapped)],
+) -> [Option<KmsErrorClass>; 5] {
     let (kms, dek) = (customer.kms(), Dek::generate());
     let to = &wrapped[0].1.key_version;
     [
@@ -215,7 +222,8 @@ async fn an_altered_item_fails_alone(customer: impl Customer) {
     wrapped[1].1.bytes[middle] = if wrapped[1].1.bytes[middle] == b'A' { b'B' } else { b'A' };
     wrapped[2].1.bytes.truncate(20);
     wrapped[3].1.bytes = b"not a wrapped DEK".to_vec();
-    let expected = [None, Some(()), Some(()), Some(()), None].map(|bad| bad.map(|()| KmsErrorClass::InvalidWrappedDek));
+    let expected =
+        [None, Some(()), Some(()), Some(()), None].map(|bad| bad.map(|()| KmsErrorClass::InvalidWrappedDek));
     let classes = |answers: Vec<Option<KmsErrorClass>>| assert_eq!(answers, expected);
     classes(unwrapped(customer.kms(), &wrapped).await.into_iter().map(Result::err).collect());
     let to = wrapped[0].1.key_version.clone();
@@ -253,7 +261,8 @@ async fn a_rewrap_keeps_the_dek_and_the_old_one_still_unwraps(customer: impl Cus
     let (deks, wrapped) = generated(kms, 2).await;
     customer.rotate().await;
     let to = kms.current_version().await.expect("a version");
-    let rewrapped = kms.rewrap(&wrapped, &to).await.into_iter().map(|answer| answer.expect("it rewraps").value);
+    let rewrapped =
+        kms.rewrap(&wrapped, &to).await.into_iter().map(|answer| answer.expect("it rewraps").value);
     let rewrapped: Vec<_> = wrapped.iter().map(|(binding, _)| *binding).zip(rewrapped).collect();
     assert!(rewrapped.iter().all(|(_, wrapped)| wrapped.key_version == to));
     all_unwrap(kms, &deks, &rewrapped).await;

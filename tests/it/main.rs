@@ -1,16 +1,20 @@
-//! The one integration target: the real binary against real servers, and the house's own rules.
+//! The one integration target: the real binary against real servers, and the house's own rules. `scripts/servers start`
+//! starts what it needs; `scripts/test` does so by itself.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a failure here is a failed test")]
 
 mod architecture;
 mod canary;
 mod cli;
 mod committer;
 mod faults;
-mod rest;
+mod graphql;
 mod kms_conformance;
 mod kms_vault_errors;
 mod kms_vault_faults;
 mod kms_vault_login;
 mod kms_vault_tls;
+mod rest;
 mod roles;
 mod rotation;
 mod store_conformance;

@@ -34,7 +34,12 @@ async fn the_seeds_curl_lines_run_verbatim() {
         let token = server.jwt("admin", "the-admin");
         async move {
             let line = line.replace("https://api.yoursite.com", &base);
-            let output = tokio::process::Command::new("sh").args(["-c", &line]).env("ADMIN_TOKEN", token).output().await.unwrap();
+            let output = tokio::process::Command::new("sh")
+                .args(["-c", &line])
+                .env("ADMIN_TOKEN", token)
+                .output()
+                .await
+                .unwrap();
             serde_json::from_slice::<Value>(&output.stdout).unwrap()
         }
     };
@@ -49,7 +54,10 @@ async fn one_record_has_one_dek() {
     server.encrypt("a", "r-1").await;
     server.encrypt("b", "r-1").await;
     server.encrypt("c", "r-2").await;
-    let deks: i64 = sqlx::query_scalar("SELECT count(*) FROM np_byok_wrapped_deks").fetch_one(&server.database().await).await.unwrap();
+    let deks: i64 = sqlx::query_scalar("SELECT count(*) FROM np_byok_wrapped_deks")
+        .fetch_one(&server.database().await)
+        .await
+        .unwrap();
     assert_eq!(deks, 2);
 }
 
@@ -84,7 +92,9 @@ async fn many_values_are_one_entry_and_fail_one_by_one() {
 
 #[tokio::test]
 async fn bad_input_gets_a_clear_error_and_loses_nothing() {
-    let server = TestServer::with(&[("BYOK_MAX_PLAINTEXT_BYTES", "1048576"), ("BYOK_MAX_BODY_BYTES", "2000000")]).await;
+    let server =
+        TestServer::with(&[("BYOK_MAX_PLAINTEXT_BYTES", "1048576"), ("BYOK_MAX_BODY_BYTES", "2000000")])
+            .await;
     let token = server.encrypt("kept", "r").await;
     let encrypt = |body: Value| (body, "/byok/encrypt");
     let decrypt = |body: Value| (body, "/byok/decrypt");
@@ -95,7 +105,10 @@ async fn bad_input_gets_a_clear_error_and_loses_nothing() {
         (encrypt(json!({})), "REQUEST_MALFORMED"),
         (encrypt(json!([])), "REQUEST_MALFORMED"),
         (encrypt(json!({ "plaintext": 1, "context": { "record_id": "r" } })), "REQUEST_MALFORMED"),
-        (encrypt(json!({ "plaintext": "p", "context": { "record_id": "r" }, "tenant": "t" })), "REQUEST_MALFORMED"),
+        (
+            encrypt(json!({ "plaintext": "p", "context": { "record_id": "r" }, "tenant": "t" })),
+            "REQUEST_MALFORMED",
+        ),
         (encrypt(json!({ "plaintext": "p" })), "RECORD_ID_REQUIRED"),
         (encrypt(context(json!({}))), "RECORD_ID_REQUIRED"),
         (encrypt(context(json!({ "record_id": "" }))), "RECORD_ID_REQUIRED"),
@@ -106,7 +119,10 @@ async fn bad_input_gets_a_clear_error_and_loses_nothing() {
         (encrypt(context(json!({ "record_id": "a\0b" }))), "CONTEXT_INVALID"),
         (encrypt(context(json!(many_pairs))), "CONTEXT_TOO_LARGE"),
         (encrypt(context(json!({ "record_id": "x".repeat(20_000) }))), "CONTEXT_TOO_LARGE"),
-        (encrypt(json!({ "plaintext": "p", "record_id": "a", "context": { "record_id": "b" } })), "CONTEXT_CONFLICT"),
+        (
+            encrypt(json!({ "plaintext": "p", "record_id": "a", "context": { "record_id": "b" } })),
+            "CONTEXT_CONFLICT",
+        ),
         (encrypt(json!({ "plaintext": "!", "record_id": "r", "encoding": "BASE64" })), "ENCODING_INVALID"),
         (encrypt(json!({ "plaintext": "x".repeat((1 << 20) + 1), "record_id": "r" })), "PLAINTEXT_TOO_LARGE"),
         (encrypt(json!({ "plaintext": "x".repeat(3_000_000), "record_id": "r" })), "BODY_TOO_LARGE"),
@@ -132,7 +148,9 @@ async fn bad_input_gets_a_clear_error_and_loses_nothing() {
 async fn what_is_no_json_is_refused_without_an_echo() {
     let server = TestServer::start().await;
     let admin = server.jwt("admin", "a");
-    let send = |bytes: Vec<u8>| server.client.post(format!("{}/byok/encrypt", server.base)).bearer_auth(&admin).body(bytes);
+    let send = |bytes: Vec<u8>| {
+        server.client.post(format!("{}/byok/encrypt", server.base)).bearer_auth(&admin).body(bytes)
+    };
     for body in [
         b"".to_vec(),
         b"CANARY".to_vec(),
@@ -199,7 +217,9 @@ async fn the_audit_log_pages_by_cursor_and_filters() {
         assert!(entries.len() <= 2);
         seen.extend(entries.iter().map(|entry| entry["items"][0]["record_id"].as_str().unwrap().to_owned()));
         match page.body["next"].as_str() {
-            Some(next) => path = format!("/byok/audit?operation=encrypt&user=u-1&outcome=OK&first=2&after={next}"),
+            Some(next) => {
+                path = format!("/byok/audit?operation=encrypt&user=u-1&outcome=OK&first=2&after={next}")
+            }
             None => break,
         }
     }
@@ -208,7 +228,16 @@ async fn the_audit_log_pages_by_cursor_and_filters() {
     assert_eq!(one.body["entries"].as_array().unwrap().len(), 1);
     let none = server.get("/byok/audit?until=2020-01-01T00:00:00Z").await;
     assert_eq!(none.body["entries"], json!([]));
-    for bad in ["first=0", "first=501", "first=x", "after=x", "from=yesterday", "operation=x", "outcome=x", "tenant=x"] {
+    for bad in [
+        "first=0",
+        "first=501",
+        "first=x",
+        "after=x",
+        "from=yesterday",
+        "operation=x",
+        "outcome=x",
+        "tenant=x",
+    ] {
         let refused = server.get(&format!("/byok/audit?{bad}")).await;
         assert_eq!(refused.status, 400, "{bad}");
     }
@@ -233,7 +262,17 @@ async fn every_route_stands_in_the_openapi_document() {
 #[tokio::test]
 async fn health_answers_under_every_alias_and_says_when_the_key_is_gone() {
     let server = TestServer::start().await;
-    for path in ["/byok/health", "/health", "/healthz", "/ready", "/readyz", "/live", "/livez", "/version", "/capabilities"] {
+    for path in [
+        "/byok/health",
+        "/health",
+        "/healthz",
+        "/ready",
+        "/readyz",
+        "/live",
+        "/livez",
+        "/version",
+        "/capabilities",
+    ] {
         assert_eq!(server.get(path).await.status, 200, "{path}");
     }
     let health = server.get("/health").await.body;

@@ -10,28 +10,73 @@ fn operations(token: &str) -> Vec<(Method, &'static str, Option<Value>)> {
     let graphql = |query: &str| Some(json!({ "query": query, "variables": { "c": token } }));
     vec![
         (Method::POST, "/byok/encrypt", Some(json!({ "plaintext": "p", "record_id": "r" }))),
-        (Method::POST, "/byok/encrypt/many", Some(json!({ "items": [{ "plaintext": "p", "record_id": "r" }] }))),
+        (
+            Method::POST,
+            "/byok/encrypt/many",
+            Some(json!({ "items": [{ "plaintext": "p", "record_id": "r" }] })),
+        ),
         (Method::POST, "/byok/decrypt", Some(json!({ "ciphertext": token, "record_id": "r" }))),
-        (Method::POST, "/byok/decrypt/many", Some(json!({ "items": [{ "ciphertext": token, "record_id": "r" }] }))),
+        (
+            Method::POST,
+            "/byok/decrypt/many",
+            Some(json!({ "items": [{ "ciphertext": token, "record_id": "r" }] })),
+        ),
         (Method::POST, "/byok/rotate", Some(json!({}))),
         (Method::GET, "/byok/rotate/00000000-0000-7000-8000-000000000000", None),
         (Method::GET, "/byok/audit", None),
-        (Method::POST, "/graphql", graphql(r#"mutation { byokEncrypt(plaintext: "p", recordId: "r") { ciphertext } }"#)),
-        (Method::POST, "/graphql", graphql(r#"mutation { byokEncryptMany(items: [{plaintext: "p", recordId: "r"}]) { ciphertext error { code } } }"#)),
-        (Method::POST, "/graphql", graphql(r#"mutation($c: String!) { byokDecrypt(ciphertext: $c, recordId: "r") { plaintext } }"#)),
-        (Method::POST, "/graphql", graphql(r#"mutation($c: String!) { byokDecryptMany(items: [{ciphertext: $c, recordId: "r"}]) { plaintext error { code } } }"#)),
+        (
+            Method::POST,
+            "/graphql",
+            graphql(r#"mutation { byokEncrypt(plaintext: "p", recordId: "r") { ciphertext } }"#),
+        ),
+        (
+            Method::POST,
+            "/graphql",
+            graphql(
+                r#"mutation { byokEncryptMany(items: [{plaintext: "p", recordId: "r"}]) { ciphertext error { code } } }"#,
+            ),
+        ),
+        (
+            Method::POST,
+            "/graphql",
+            graphql(r#"mutation($c: String!) { byokDecrypt(ciphertext: $c, recordId: "r") { plaintext } }"#),
+        ),
+        (
+            Method::POST,
+            "/graphql",
+            graphql(
+                r#"mutation($c: String!) { byokDecryptMany(items: [{ciphertext: $c, recordId: "r"}]) { plaintext error { code } } }"#,
+            ),
+        ),
         (Method::POST, "/graphql", graphql("mutation { byokRotate { id } }")),
-        (Method::POST, "/graphql", graphql(r#"query($c: String!) { byokReveal(ciphertext: $c, recordId: "r") { value error { code } } }"#)),
-        (Method::POST, "/graphql", graphql(r#"query($c: String!) { byokRevealMany(items: [{ciphertext: $c, recordId: "r"}]) { value error { code } } }"#)),
+        (
+            Method::POST,
+            "/graphql",
+            graphql(
+                r#"query($c: String!) { byokReveal(ciphertext: $c, recordId: "r") { value error { code } } }"#,
+            ),
+        ),
+        (
+            Method::POST,
+            "/graphql",
+            graphql(
+                r#"query($c: String!) { byokRevealMany(items: [{ciphertext: $c, recordId: "r"}]) { value error { code } } }"#,
+            ),
+        ),
         (Method::POST, "/graphql", graphql("{ byokAudit { edges { node { id } } } }")),
-        (Method::POST, "/graphql", graphql(r#"{ byokRotation(id: "00000000-0000-7000-8000-000000000000") { id } }"#)),
+        (
+            Method::POST,
+            "/graphql",
+            graphql(r#"{ byokRotation(id: "00000000-0000-7000-8000-000000000000") { id } }"#),
+        ),
     ]
 }
 
 /// Whether an answer gives nothing but a refusal.
 fn refused(status: u16, body: &Value) -> bool {
     let text = body.to_string();
-    let gives = text.contains("byok:v1:") || text.contains("secret-plaintext") || text.contains("\"entries\"");
+    let gives =
+        text.contains("byok:v1:") || text.contains("secret-plaintext") || text.contains("\"entries\"");
     let data = body["data"].as_object().is_some_and(|data| {
         data.values().any(|value| match value {
             Value::Null => false,
@@ -66,7 +111,11 @@ async fn every_operation_refuses_a_stranger() {
                 request = request.json(body);
             }
             let answered = answer(request).await;
-            assert!(refused(answered.status.as_u16(), &answered.body), "{path} {body:?} {headers:?}: {}", answered.body);
+            assert!(
+                refused(answered.status.as_u16(), &answered.body),
+                "{path} {body:?} {headers:?}: {}",
+                answered.body
+            );
         }
     }
 }
@@ -79,7 +128,11 @@ async fn a_role_that_was_granted_nothing_may_do_nothing() {
         let jwt = server.jwt(role, "u");
         for (method, path, body) in operations(&token) {
             let answered = server.call(method, path, &jwt, body.clone()).await;
-            assert!(refused(answered.status.as_u16(), &answered.body), "{role} {path} {body:?}: {}", answered.body);
+            assert!(
+                refused(answered.status.as_u16(), &answered.body),
+                "{role} {path} {body:?}: {}",
+                answered.body
+            );
         }
     }
 }
@@ -93,7 +146,12 @@ async fn the_role_service_may_encrypt_and_decrypt_and_nothing_else() {
         let answered = server.call(method, path, &service, body.clone()).await;
         let text = body.map(|body| body.to_string()).unwrap_or_default();
         let granted = path.contains("crypt") || text.contains("crypt") || text.contains("byokReveal");
-        assert_eq!(!refused(answered.status.as_u16(), &answered.body), granted, "{path} {text}: {}", answered.body);
+        assert_eq!(
+            !refused(answered.status.as_u16(), &answered.body),
+            granted,
+            "{path} {text}: {}",
+            answered.body
+        );
     }
 }
 
@@ -118,7 +176,14 @@ async fn a_permission_that_is_bound_to_a_session_variable_holds_for_that_record_
     let foreign = server.encrypt("secret-plaintext", "u-2").await;
     let user = server.jwt("user", "u-1");
     let decrypt = async |token: &str, record: &str| {
-        server.call(Method::POST, "/byok/decrypt", &user, Some(json!({ "ciphertext": token, "record_id": record }))).await
+        server
+            .call(
+                Method::POST,
+                "/byok/decrypt",
+                &user,
+                Some(json!({ "ciphertext": token, "record_id": record })),
+            )
+            .await
     };
     assert_eq!(decrypt(&own, "u-1").await.body["plaintext"], "own");
     assert_eq!(decrypt(&foreign, "u-2").await.body["code"], "PERMISSION_DENIED");
@@ -148,8 +213,12 @@ async fn hasuras_headers_count_beside_the_shared_secret() {
 async fn an_admin_token_authenticates_over_rest() {
     let server = TestServer::with(&[("BYOK_ADMIN_TOKEN", "an-admin-token-of-the-tests-0123456789")]).await;
     let body = json!({ "plaintext": "p", "record_id": "r" });
-    let good = server.call(Method::POST, "/byok/encrypt", "an-admin-token-of-the-tests-0123456789", Some(body.clone())).await;
+    let good = server
+        .call(Method::POST, "/byok/encrypt", "an-admin-token-of-the-tests-0123456789", Some(body.clone()))
+        .await;
     assert_eq!(good.status, 200, "{}", good.body);
-    let bad = server.call(Method::POST, "/byok/encrypt", "an-admin-token-of-the-tests-0123456780", Some(body)).await;
+    let bad = server
+        .call(Method::POST, "/byok/encrypt", "an-admin-token-of-the-tests-0123456780", Some(body))
+        .await;
     assert_eq!(bad.status, 401);
 }

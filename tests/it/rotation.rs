@@ -8,14 +8,20 @@ use crate::support::server::TestServer;
 
 async fn encrypt_records(server: &TestServer, count: usize) -> Vec<(String, String)> {
     let records: Vec<String> = (0..count).map(|n| format!("r-{n:05}")).collect();
-    let items: Vec<Value> = records.iter().map(|record| json!({ "plaintext": record, "record_id": record })).collect();
+    let items: Vec<Value> =
+        records.iter().map(|record| json!({ "plaintext": record, "record_id": record })).collect();
     let answer = server.post("/byok/encrypt/many", json!({ "items": items })).await;
     let tokens = answer.body["items"].as_array().unwrap_or_else(|| panic!("{}", answer.body)).clone();
-    records.into_iter().zip(tokens).map(|(record, token)| (record, token["ciphertext"].as_str().unwrap().to_owned())).collect()
+    records
+        .into_iter()
+        .zip(tokens)
+        .map(|(record, token)| (record, token["ciphertext"].as_str().unwrap().to_owned()))
+        .collect()
 }
 
 async fn all_open(server: &TestServer, tokens: &[(String, String)]) {
-    let items: Vec<Value> = tokens.iter().map(|(record, token)| json!({ "ciphertext": token, "record_id": record })).collect();
+    let items: Vec<Value> =
+        tokens.iter().map(|(record, token)| json!({ "ciphertext": token, "record_id": record })).collect();
     let answer = server.post("/byok/decrypt/many", json!({ "items": items })).await;
     for ((record, _), item) in tokens.iter().zip(answer.body["items"].as_array().unwrap()) {
         assert_eq!(item["plaintext"], *record, "{item}");
@@ -49,7 +55,10 @@ async fn every_dek_moves_to_the_current_version_and_every_token_still_opens() {
 
     let forecast = server.post("/byok/rotate", json!({ "dry_run": true })).await;
     assert_eq!(forecast.status, 200);
-    assert_eq!((&forecast.body["deks"], &forecast.body["target"]), (&json!(1_200), &json!(format!("{}/2", server.key.name))));
+    assert_eq!(
+        (&forecast.body["deks"], &forecast.body["target"]),
+        (&json!(1_200), &json!(format!("{}/2", server.key.name)))
+    );
     assert_eq!(versions(&server).await, [("1".to_owned(), 1_200)], "a dry run changes nothing");
 
     let started = server.post("/byok/rotate", json!({})).await;
@@ -68,7 +77,12 @@ async fn every_dek_moves_to_the_current_version_and_every_token_still_opens() {
     assert_eq!((&again["total"], &again["rewrapped"]), (&json!(0), &json!(0)), "a re-run touches nothing");
 
     let audit = server.get("/byok/audit?operation=rotate&first=500").await;
-    let items: usize = audit.body["entries"].as_array().unwrap().iter().map(|entry| entry["items"].as_array().unwrap().len()).sum();
+    let items: usize = audit.body["entries"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| entry["items"].as_array().unwrap().len())
+        .sum();
     assert_eq!(items, 1_200, "each DEK stands in an entry once");
 }
 
@@ -91,7 +105,11 @@ async fn encrypt_and_decrypt_go_on_while_a_rotation_is_killed_and_resumed_elsewh
     let fresh = other.encrypt("meanwhile", "meanwhile").await;
     all_open(&other, &tokens[..100]).await;
     let rejoined = other.post("/byok/rotate", json!({})).await;
-    let id = if rejoined.body["state"] == "RUNNING" { rejoined.body["id"].as_str().unwrap().to_owned() } else { id };
+    let id = if rejoined.body["state"] == "RUNNING" {
+        rejoined.body["id"].as_str().unwrap().to_owned()
+    } else {
+        id
+    };
     done(&other, &id).await;
     assert_eq!(versions(&other).await.iter().map(|(version, _)| version.as_str()).collect::<Vec<_>>(), ["2"]);
     all_open(&other, &tokens).await;

@@ -6,7 +6,6 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use byok::config::Env;
 use byok::store::{Batch, Change, CommitError, Database, DekReads, Postgres, Store, TenantReads};
 use tempfile::TempDir;
 
@@ -51,9 +50,8 @@ impl PgBouncer {
 
 /// It refuses to run as root.
 fn start(binary: &str, configuration: &Path) -> Child {
-    let root = Env::of_process().get("USER") == Some("root") || std::fs::read_dir("/root").is_ok();
     let mut command = Command::new(binary);
-    if root {
+    if rustix::process::geteuid().is_root() {
         command.args(["-u", "postgres"]);
     }
     command

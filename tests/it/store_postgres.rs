@@ -2,7 +2,8 @@
 
 use byok::model::{TenantUid, Timestamp};
 use byok::store::{
-    AuditReads, Batch, Change, Database, EntryFilter, Exposure, MigrateError, Postgres, Store, postgres,
+    AuditReads, Batch, Change, Database, EntryFilter, Exposure, MigrateError, Postgres, ReadError, Store,
+    postgres,
 };
 use sqlx::{Connection, Executor, PgConnection, SqlSafeStr};
 use uuid::Uuid;
@@ -266,4 +267,19 @@ async fn a_commit_is_flushed_whatever_the_servers_default() {
     mixed.changes.push(Change::StartJob(job()));
     direct.commit(&mixed).await.unwrap();
     assert!(flushed().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_comes_with_the_url_and_is_verified() {
+    let server = Server::start();
+    assert_eq!(connect(&format!("{}?sslmode=require", server.url)).ping().await, Err(ReadError::Unavailable));
+    let authority = server.with_tls().await;
+    let authority = authority.display();
+    let verified = connect(&format!("{}?sslmode=verify-full&sslrootcert={authority}", server.url));
+    assert_eq!(verified.ping().await, Ok(()));
+    // Without it the system's own authorities are asked, and none of them knows this certificate.
+    assert_eq!(
+        connect(&format!("{}?sslmode=verify-full", server.url)).ping().await,
+        Err(ReadError::Unavailable)
+    );
 }

@@ -16,7 +16,8 @@ async fn node(script: &str, arguments: &[&str], environment: &[(&str, &str)]) {
         .output()
         .await
         .expect("node runs");
-    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let said =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{script}: {said}");
 }
 
@@ -30,14 +31,24 @@ async fn hasuras_introspection_finds_a_schema_that_it_takes() {
 async fn a_stitching_gateway_registers_the_server_and_forwards_claims() {
     let server = TestServer::with(&[("BYOK_HASURA_SECRET", SECRET)]).await;
     let jwt = server.jwt("service", "u-1");
-    node("gateway.mjs", &[], &[("BYOK_URL", &server.base), ("BYOK_HASURA_SECRET", SECRET), ("BYOK_JWT", &jwt)]).await;
+    node(
+        "gateway.mjs",
+        &[],
+        &[("BYOK_URL", &server.base), ("BYOK_HASURA_SECRET", SECRET), ("BYOK_JWT", &jwt)],
+    )
+    .await;
 }
 
 #[tokio::test]
 async fn the_metadata_is_valid_against_the_schema() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let text = |path: PathBuf| path.display().to_string();
-    node("metadata-check.mjs", &[&text(root.join("schema.graphql")), &text(root.join("hasura-metadata"))], &[]).await;
+    node(
+        "metadata-check.mjs",
+        &[&text(root.join("schema.graphql")), &text(root.join("hasura-metadata"))],
+        &[],
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -45,8 +56,12 @@ async fn a_person_can_log_in_encrypt_and_decrypt_in_a_browser() {
     let server = TestServer::start().await;
     let (jwt, chromium) = (server.jwt("admin", "u-1"), needed("BYOK_TEST_CHROMIUM"));
     let picture = Path::new(env!("CARGO_TARGET_TMPDIR")).join("graphiql.png").display().to_string();
-    let environment =
-        [("BYOK_URL", server.base.as_str()), ("BYOK_JWT", &jwt), ("BYOK_TEST_CHROMIUM", &chromium), ("SCREENSHOT", &picture)];
+    let environment = [
+        ("BYOK_URL", server.base.as_str()),
+        ("BYOK_JWT", &jwt),
+        ("BYOK_TEST_CHROMIUM", &chromium),
+        ("SCREENSHOT", &picture),
+    ];
     node("browser.mjs", &[], &environment).await;
     assert!(std::fs::metadata(picture).expect("a screenshot").len() > 10_000);
 }

@@ -123,8 +123,19 @@ impl Auth {
         }
     }
 
-    /// Renews what is due. Called again and again in the background, so that a server without traffic keeps its token.
-    pub(super) async fn keep(&self, transport: &Transport, timeout: Duration) {
+    /// Renews what is due, and says when something is due next, if that is known. Called again and again in the background,
+    /// so that a server without traffic keeps its token.
+    pub(super) async fn keep(&self, transport: &Transport, timeout: Duration) -> Option<Duration> {
+        self.keep_now(transport, timeout).await;
+        let held = self.held().clone()?;
+        match held.lease {
+            Lease::Unknown => Some(Duration::ZERO),
+            Lease::Settled => None,
+            Lease::Until { renew_at, .. } => Some(renew_at.saturating_duration_since(Instant::now())),
+        }
+    }
+
+    async fn keep_now(&self, transport: &Transport, timeout: Duration) {
         let Some(held) = self.held().clone() else {
             // A token that was given to us may have to be renewed before it is first used.
             if matches!(self.way, VaultLogin::Token(_) | VaultLogin::TokenFile(_)) {
@@ -132,11 +143,10 @@ impl Auth {
             }
             return;
         };
-        let now = Instant::now();
-        let deadline = now + timeout;
+        let deadline = Instant::now() + timeout;
         let outcome = match held.lease {
             Lease::Settled => return,
-            Lease::Until { renew_at, .. } if now < renew_at => return,
+            Lease::Until { renew_at, .. } if Instant::now() < renew_at => return,
             Lease::Until { renewable: false, .. } => {
                 self.login(transport, Some(&held.token), deadline).await.map(drop)
             }
@@ -144,15 +154,27 @@ impl Auth {
         };
         let Err(error) = outcome else { return };
         tracing::warn!(class = ?error.class, http_status = error.http_status, "the Vault token could not be renewed");
-        let again = now + held.lease.rest(now).unwrap_or_default().div_f32(3.0).clamp(RENEWAL_PAUSES.0, RENEWAL_PAUSES.1);
-        self.set_lease(&held.token, match held.lease {
-            Lease::Until { end, renewable, granted, .. } => Lease::Until { end, renew_at: again, renewable, granted },
-            // No end is known: as if it were far, so that it is tried again.
-            Lease::Unknown | Lease::Settled => {
-                let far = Duration::from_secs(30 * 24 * 3600);
-                Lease::Until { end: now + far, renew_at: now + RENEWAL_PAUSES.1, renewable: true, granted: far }
-            }
-        });
+        let now = Instant::now();
+        let again = now
+            + held.lease.rest(now).unwrap_or_default().div_f32(3.0).clamp(RENEWAL_PAUSES.0, RENEWAL_PAUSES.1);
+        self.set_lease(
+            &held.token,
+            match held.lease {
+                Lease::Until { end, renewable, granted, .. } => {
+                    Lease::Until { end, renew_at: again, renewable, granted }
+                }
+                // No end is known: as if it were far, so that it is tried again.
+                Lease::Unknown | Lease::Settled => {
+                    let far = Duration::from_secs(30 * 24 * 3600);
+                    Lease::Until {
+                        end: now + far,
+                        renew_at: now + RENEWAL_PAUSES.1,
+                        renewable: true,
+                        granted: far,
+                    }
+                }
+            },
+        );
     }
 
     async fn renew(&self, transport: &Transport, held: &Held, deadline: Instant) -> Result<(), KmsError> {
@@ -194,7 +216,9 @@ impl Auth {
             return Err(KmsError::local(KmsErrorClass::Timeout));
         };
         let live = self.held().clone().filter(|held| held.lease.lives());
-        if let Some(held) = live.filter(|held| instead_of.is_none_or(|token| !Arc::ptr_eq(token, &held.token))) {
+        if let Some(held) =
+            live.filter(|held| instead_of.is_none_or(|token| !Arc::ptr_eq(token, &held.token)))
+        {
             return Ok(held.token);
         }
         let (path, body, credential) = self.request()?;
@@ -218,7 +242,8 @@ impl Auth {
             }
             Err(error) => {
                 tracing::warn!(class = ?error.class, http_status = error.http_status, "the login at Vault failed");
-                let refused = (error.class == KmsErrorClass::CredentialInvalid).then_some((credential, pause));
+                let refused =
+                    (error.class == KmsErrorClass::CredentialInvalid).then_some((credential, pause));
                 *gate = Some(Failure { at: Instant::now(), error: error.clone(), refused });
                 Err(error)
             }
@@ -258,7 +283,9 @@ impl Auth {
                 let jwt = read_secret(jwt_file)?;
                 (mount, serde_json::to_writer(&mut *body, &Kubernetes { role, jwt: jwt.expose() }))
             }
-            VaultLogin::Token(_) | VaultLogin::TokenFile(_) => return Err(KmsError::local(KmsErrorClass::CredentialInvalid)),
+            VaultLogin::Token(_) | VaultLogin::TokenFile(_) => {
+                return Err(KmsError::local(KmsErrorClass::CredentialInvalid));
+            }
         };
         written.map_err(|_| KmsError::local(KmsErrorClass::Misconfigured))?;
         let credential = sha256(&body);
@@ -354,7 +381,11 @@ fn granted(reply: &Reply, error: fn(&Reply) -> KmsError) -> Result<(Lease, Secre
             let token = SecretText::new(auth.client_token.to_owned());
             Ok((Lease::granted(auth.lease_duration, auth.renewable), token))
         }
-        _ => Err(KmsError { class: KmsErrorClass::Internal, http_status: Some(reply.status), request_id: None }),
+        _ => Err(KmsError {
+            class: KmsErrorClass::Internal,
+            http_status: Some(reply.status),
+            request_id: None,
+        }),
     }
 }
 

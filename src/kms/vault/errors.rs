@@ -23,7 +23,10 @@ const TEXTS: &[(Text, KmsErrorClass)] = &[
     // Who we are. Of policy, of token.
     (Text::Is("permission denied"), KmsErrorClass::AccessDenied),
     (Text::Is("1 error occurred:\n\t* permission denied\n\n"), KmsErrorClass::AccessDenied),
-    (Text::Is("2 errors occurred:\n\t* permission denied\n\t* invalid token\n\n"), KmsErrorClass::CredentialInvalid),
+    (
+        Text::Is("2 errors occurred:\n\t* permission denied\n\t* invalid token\n\n"),
+        KmsErrorClass::CredentialInvalid,
+    ),
     (Text::Is("invalid role or secret ID"), KmsErrorClass::CredentialInvalid),
     // The key.
     (Text::Is("encryption key not found"), KmsErrorClass::KeyNotFound),
@@ -32,7 +35,10 @@ const TEXTS: &[(Text, KmsErrorClass)] = &[
     (Text::Begins("message decryption not supported for key type "), KmsErrorClass::Misconfigured),
     (Text::Begins("missing 'context' for key derivation"), KmsErrorClass::Misconfigured),
     // Its versions.
-    (Text::Is("ciphertext or signature version is disallowed by policy (too old)"), KmsErrorClass::KeyVersionUnavailable),
+    (
+        Text::Is("ciphertext or signature version is disallowed by policy (too old)"),
+        KmsErrorClass::KeyVersionUnavailable,
+    ),
     (Text::Is("no such key version"), KmsErrorClass::KeyVersionUnavailable),
     (
         Text::Is("requested version for encryption is less than the minimum encryption key version"),
@@ -44,12 +50,13 @@ const TEXTS: &[(Text, KmsErrorClass)] = &[
     ),
     // The wrapped DEK. A version that the key never had is one that it did not make.
     (Text::Is("cipher: message authentication failed"), KmsErrorClass::InvalidWrappedDek),
-    (Text::Is("failed to RSA decrypt the ciphertext: crypto/rsa: decryption error"), KmsErrorClass::InvalidWrappedDek),
+    (
+        Text::Is("failed to RSA decrypt the ciphertext: crypto/rsa: decryption error"),
+        KmsErrorClass::InvalidWrappedDek,
+    ),
     (Text::Is("invalid ciphertext length"), KmsErrorClass::InvalidWrappedDek),
     (Text::Is("invalid ciphertext: could not decode base64"), KmsErrorClass::InvalidWrappedDek),
-    (Text::Is("invalid ciphertext: no prefix"), KmsErrorClass::InvalidWrappedDek),
     (Text::Is("invalid ciphertext: version is too new"), KmsErrorClass::InvalidWrappedDek),
-    (Text::Is("invalid ciphertext: version number could not be decoded"), KmsErrorClass::InvalidWrappedDek),
     // The server.
     (Text::Is("Vault is sealed"), KmsErrorClass::Sealed),
     (Text::Begins("no handler for route "), KmsErrorClass::Misconfigured),
@@ -74,7 +81,8 @@ pub(super) fn of_reply(reply: &Reply) -> KmsError {
         errors: Vec<String>,
     }
 
-    let texts = serde_json::from_slice::<Refusal>(&reply.body).map(|refusal| refusal.errors).unwrap_or_default();
+    let texts =
+        serde_json::from_slice::<Refusal>(&reply.body).map(|refusal| refusal.errors).unwrap_or_default();
     let class = match reply.status {
         // Only what Vault itself says may pass for a refusal of the key: a proxy has a 403 of its own.
         401 | 403 if texts.is_empty() => KmsErrorClass::Internal,
@@ -128,7 +136,10 @@ mod tests {
 
     #[test]
     fn an_unknown_text_is_judged_by_its_status() {
-        assert_eq!(class(403, r#"{"errors":["control group authorization is needed"]}"#), KmsErrorClass::AccessDenied);
+        assert_eq!(
+            class(403, r#"{"errors":["control group authorization is needed"]}"#),
+            KmsErrorClass::AccessDenied
+        );
         assert_eq!(class(400, r#"{"errors":["what is this"]}"#), KmsErrorClass::Internal);
         assert_eq!(class(500, r#"{"errors":["storage is full"]}"#), KmsErrorClass::Internal);
     }

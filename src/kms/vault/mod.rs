@@ -34,13 +34,14 @@ use tokio::time::Instant;
 
 use crate::config::{KeyVersionStrategy, Mistake, VaultSettings};
 use crate::crypto::{Dek, SecretText, random};
-use crate::kms::{Answer, DekBinding, Generated, ItemResult, Kms, KmsError, KmsErrorClass};
+use crate::kms::{Answer, DekBinding, Exposure, Generated, ItemResult, Kms, KmsError, KmsErrorClass};
 use crate::model::{KeyVersion, Wrapped};
 
 use auth::Auth;
 use transport::{Reply, Transport};
 
-/// Items of one request.
+/// Items of one request. Measured at Vault 1.21.0: from here on longer batches raise throughput little, and latency in
+/// proportion; a request is some 20 KiB, far below the 32 MiB that Vault takes.
 const BATCH: usize = 256;
 /// Requests of one call under way at a time.
 const PARALLEL: usize = 4;
@@ -48,7 +49,7 @@ const PARALLEL: usize = 4;
 const RETRIES: u32 = 2;
 /// Before the first retry, without jitter; the second waits four times as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
-/// How often the token's lease is looked at.
+/// How long the keeper sleeps at most: another token may have come meanwhile.
 const LEASE_WATCH: Duration = Duration::from_secs(1);
 
 /// A key in a Transit engine.
@@ -90,8 +91,8 @@ impl VaultTransit {
         let kept = Arc::clone(&vault);
         let keeper = tokio::spawn(async move {
             loop {
-                kept.auth.keep(&kept.transport, kept.timeout).await;
-                tokio::time::sleep(LEASE_WATCH).await;
+                let due = kept.auth.keep(&kept.transport, kept.timeout).await;
+                tokio::time::sleep(due.unwrap_or(LEASE_WATCH).min(LEASE_WATCH)).await;
             }
         });
         Ok(Self { vault, keeper })
@@ -192,6 +193,16 @@ impl Kms for VaultTransit {
 
     fn rewrap_calls(&self, items: u64) -> u64 {
         items.div_ceil(BATCH as u64)
+    }
+
+    async fn exposure(&self) -> Vec<Exposure> {
+        match self.upsert_possible().await {
+            Some(true) => vec![Exposure {
+                what: "key: Vault would create a key that is missing, if anybody with this token asked it to",
+                remedy: "grant `update` and not `create`, and set `disable_upsert=true` in the mount's config/keys",
+            }],
+            Some(false) | None => Vec::new(),
+        }
     }
 }
 

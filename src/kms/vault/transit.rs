@@ -210,7 +210,9 @@ mod tests {
     fn what_cannot_be_a_wrapped_dek_is_not_sent() {
         assert!(ciphertext(&wrapped_bytes(b"vault:v1:abc=")).is_ok());
         let long = [b"vault:v1:".to_vec(), vec![b'a'; 5000]].concat();
-        for bad in [&b""[..], b"vault:v1:", b"vault:v0:a", b"vault:v+1:a", b"vault:1:a", b"\xff", b"{}", &long] {
+        for bad in
+            [&b""[..], b"vault:v1:", b"vault:v0:a", b"vault:v+1:a", b"vault:1:a", b"\xff", b"{}", &long]
+        {
             assert_eq!(ciphertext(&wrapped_bytes(bad)), Err(KmsErrorClass::InvalidWrappedDek));
         }
         let other = Wrapped { scheme: 2, ..wrapped_bytes(b"vault:v1:abc=") };
@@ -219,24 +221,34 @@ mod tests {
 
     #[test]
     fn an_answer_with_fewer_items_than_were_asked_for_is_an_error() {
-        let reply = reply(200, r#"{"request_id":"r-1","data":{"batch_results":[{"ciphertext":"vault:v1:a"}]}}"#);
+        let reply =
+            reply(200, r#"{"request_id":"r-1","data":{"batch_results":[{"ciphertext":"vault:v1:a"}]}}"#);
         assert_eq!(read_items(&reply, 2, |_| Some(())).err().unwrap().class, KmsErrorClass::Internal);
-        assert_eq!(read_items(&reply, 1, |_| Some(())).unwrap()[0].as_ref().unwrap().request_id.as_deref(), Some("r-1"));
+        assert_eq!(
+            read_items(&reply, 1, |_| Some(())).unwrap()[0].as_ref().unwrap().request_id.as_deref(),
+            Some("r-1")
+        );
     }
 
     #[test]
     fn a_rewrap_to_another_version_than_was_asked_for_is_an_error() {
         let reply = reply(200, r#"{"data":{"batch_results":[{"ciphertext":"vault:v1:a"}]}}"#);
-        let read = |version| read_items(&reply, 1, |item| wrapped(item, &"byok".into(), version)).unwrap().remove(0);
+        let read =
+            |version| read_items(&reply, 1, |item| wrapped(item, &"byok".into(), version)).unwrap().remove(0);
         assert!(read(NonZeroU64::new(1)).is_ok());
         assert_eq!(read(NonZeroU64::new(2)).err().unwrap().class, KmsErrorClass::Internal);
     }
 
     #[test]
     fn a_plaintext_that_is_no_dek_is_an_error() {
-        for text in [STANDARD.encode([7; 31]), STANDARD.encode([7; 33]), STANDARD.encode([7; 16]), "!".repeat(44)] {
+        for text in
+            [STANDARD.encode([7; 31]), STANDARD.encode([7; 33]), STANDARD.encode([7; 16]), "!".repeat(44)]
+        {
             let reply = reply(200, &format!(r#"{{"data":{{"batch_results":[{{"plaintext":"{text}"}}]}}}}"#));
-            assert_eq!(read_items(&reply, 1, dek).unwrap().remove(0).err().unwrap().class, KmsErrorClass::Internal);
+            assert_eq!(
+                read_items(&reply, 1, dek).unwrap().remove(0).err().unwrap().class,
+                KmsErrorClass::Internal
+            );
         }
     }
 

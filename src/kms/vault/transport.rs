@@ -45,7 +45,8 @@ impl Transport {
         // Vault's agents and proxies can be told to refuse requests without it, against forged requests from browsers.
         headers.insert("X-Vault-Request", HeaderValue::from_static("true"));
         if let Some(namespace) = &settings.namespace {
-            let value = HeaderValue::from_str(namespace).map_err(|_| mistake("BYOK_VAULT_NAMESPACE", "is no namespace"))?;
+            let value = HeaderValue::from_str(namespace)
+                .map_err(|_| mistake("BYOK_VAULT_NAMESPACE", "is no namespace"))?;
             headers.insert("X-Vault-Namespace", value);
         }
         let mut builder = Client::builder()
@@ -71,8 +72,12 @@ impl Transport {
             pem.extend_from_slice(&key);
             pem.push(b'\n');
             pem.extend_from_slice(&certificate);
-            let identity = Identity::from_pem(&pem)
-                .map_err(|_| mistake("BYOK_VAULT_CLIENT_CERT", "and BYOK_VAULT_CLIENT_KEY hold no certificate and key in PEM"))?;
+            let identity = Identity::from_pem(&pem).map_err(|_| {
+                mistake(
+                    "BYOK_VAULT_CLIENT_CERT",
+                    "and BYOK_VAULT_CLIENT_KEY hold no certificate and key in PEM",
+                )
+            })?;
             builder = builder.identity(identity);
         }
         let client = builder.build().map_err(|_| {
@@ -141,7 +146,10 @@ fn append(body: &mut Zeroizing<Vec<u8>>, chunk: &[u8]) {
 
 /// `Retry-After` as RFC 9110, 10.2.3 has it: seconds, or a date.
 fn pause(text: &str) -> Option<Duration> {
-    #[expect(clippy::disallowed_methods, reason = "the date is of the other side's wall clock; the deadline bounds it")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the date is of the other side's wall clock; the deadline bounds it"
+    )]
     let now = SystemTime::now();
     match text.trim().parse() {
         Ok(seconds) => Some(Duration::from_secs(seconds)),
@@ -150,9 +158,12 @@ fn pause(text: &str) -> Option<Duration> {
 }
 
 fn read(variable: &str, path: &std::path::Path) -> Result<Zeroizing<Vec<u8>>, Mistake> {
-    std::fs::read(path)
-        .map(Zeroizing::new)
-        .map_err(|error| mistake(variable, &format!("names the file {}, which cannot be read: {}", path.display(), error.kind())))
+    std::fs::read(path).map(Zeroizing::new).map_err(|error| {
+        mistake(
+            variable,
+            &format!("names the file {}, which cannot be read: {}", path.display(), error.kind()),
+        )
+    })
 }
 
 fn mistake(variable: &str, problem: &str) -> Mistake {

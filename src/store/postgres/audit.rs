@@ -19,7 +19,7 @@ statements! {
             AND ($5::text IS NULL OR operation = $5) AND ($6::text IS NULL OR outcome = $6)
             AND ($7::text IS NULL OR user_id = $7)
             AND ($8::text IS NULL
-                OR jsonb_path_exists(records, '$[*] ? (@[0] == $record)', jsonb_build_object('record', $8::text)))
+                OR jsonb_path_exists(records, 'strict $[*] ? (@[0] == $record)', jsonb_build_object('record', $8::text)))
         ORDER BY seq DESC LIMIT $9";
 }
 

@@ -105,7 +105,10 @@ impl Postgres {
     /// The rows that a statement returns, within the deadline.
     async fn rows(&self, query: Query<'_, sqlx::Postgres, PgArguments>) -> Result<Vec<PgRow>, ReadError> {
         let failed = |error: Error| ReadError::from(Failure::of(&error));
-        let mut connection = self.readers.acquire().await.map_err(failed)?;
+        let mut connection = self.readers.acquire().await.map_err(|error| {
+            Failure::of(&error);
+            ReadError::Unavailable
+        })?;
         let answer = async {
             if self.pgbouncer {
                 let mut transaction = connection.begin_with(BEGIN).await?;

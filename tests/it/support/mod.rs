@@ -1,27 +1,30 @@
 //! What the tests stand on: real servers, never a stand-in.
 
-pub mod pki;
-pub mod postgres;
-pub mod private;
-pub mod proxy;
-pub mod rows;
-pub mod server;
-pub mod shared_vault;
-pub mod vault;
+pub(crate) mod pki;
+pub(crate) mod postgres;
+pub(crate) mod private;
+pub(crate) mod proxy;
+pub(crate) mod rows;
+pub(crate) mod server;
+pub(crate) mod shared_vault;
+pub(crate) mod stub;
+pub(crate) mod vault;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 
 /// A variable that `scripts/servers start` sets. A test that lacks it fails: nothing is skipped.
-pub fn needed(name: &str) -> String {
+pub(crate) fn needed(name: &str) -> String {
     let _ = rustls::crypto::ring::default_provider().install_default();
     #[expect(clippy::disallowed_methods, reason = "the tests' own environment")]
-    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run `scripts/test it`, or source what `scripts/servers start` writes"))
+    std::env::var(name).unwrap_or_else(|_| {
+        panic!("{name} is not set: run `scripts/test it`, or source what `scripts/servers start` writes")
+    })
 }
 
 /// A JWT signed with HS256, made without the crate's own code.
-pub fn jwt(secret: &str, claims: &Value) -> String {
+pub(crate) fn jwt(secret: &str, claims: &Value) -> String {
     let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
     let signed = format!("{}.{}", part(&json!({ "alg": "HS256", "typ": "JWT" })), part(claims));
     let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, secret.as_bytes());

@@ -5,39 +5,40 @@ use std::path::{Path, PathBuf};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 
 /// A certificate authority with its files in a folder that ends with it.
-pub struct Authority {
+pub(crate) struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     folder: tempfile::TempDir,
 }
 
 /// A certificate and its key, as files in PEM.
-pub struct Files {
-    pub certificate: PathBuf,
-    pub key: PathBuf,
+pub(crate) struct Files {
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
 }
 
 impl Authority {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut parameters = CertificateParams::new(Vec::new()).expect("no names");
         parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let issuer = CertifiedIssuer::self_signed(parameters, KeyPair::generate().expect("a key")).expect("an authority");
+        let issuer = CertifiedIssuer::self_signed(parameters, KeyPair::generate().expect("a key"))
+            .expect("an authority");
         let folder = tempfile::tempdir().expect("a folder");
         std::fs::write(folder.path().join("ca.pem"), issuer.pem()).expect("the file is written");
         Self { issuer, folder }
     }
 
     /// Its own certificate.
-    pub fn file(&self) -> PathBuf {
+    pub(crate) fn file(&self) -> PathBuf {
         self.folder.path().join("ca.pem")
     }
 
     /// A certificate for a server on loopback.
-    pub fn server(&self) -> Files {
+    pub(crate) fn server(&self) -> Files {
         self.issue("server", &["127.0.0.1", "localhost"], ExtendedKeyUsagePurpose::ServerAuth)
     }
 
     /// A certificate for a client.
-    pub fn client(&self) -> Files {
+    pub(crate) fn client(&self) -> Files {
         self.issue("client", &["byok"], ExtendedKeyUsagePurpose::ClientAuth)
     }
 
@@ -57,7 +58,7 @@ impl Authority {
 }
 
 /// A client that trusts only this certificate, and shows that one.
-pub fn client(trusted: &Path, shown: Option<&Files>) -> reqwest::Client {
+pub(crate) fn client(trusted: &Path, shown: Option<&Files>) -> reqwest::Client {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let read = |path: &Path| std::fs::read(path).expect("the file is there");
     let certificate = reqwest::Certificate::from_pem(&read(trusted)).expect("a certificate");

@@ -1,6 +1,8 @@
 //! PostgreSQL for tests: a database of its own for each, on the shared server; or a server of its own, to be stopped and
 //! started.
 
+use std::fs::Permissions;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -173,6 +175,32 @@ impl Server {
             }
         }
         panic!("postgres {pid} did not end");
+    }
+
+    /// Turns TLS on, with a certificate for `127.0.0.1` whose own authority is returned as a file.
+    pub(crate) async fn with_tls(&self) -> PathBuf {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let parameters = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("a name");
+        let certificate = parameters.self_signed(&key).expect("a certificate");
+        let data = self.folder.join("postgres/data");
+        let owner = std::fs::metadata(&data).expect("the data folder");
+        for (name, text) in [("server.crt", certificate.pem()), ("server.key", key.serialize_pem())] {
+            let path = data.join(name);
+            std::fs::write(&path, text).expect("written");
+            std::fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("its mode");
+            chown(&path, Some(owner.uid()), Some(owner.gid())).expect("its owner");
+        }
+        execute(&self.url, "ALTER SYSTEM SET ssl = on").await;
+        execute(&self.url, "SELECT pg_reload_conf()").await;
+        for _ in 0..100 {
+            if number(&self.url, "SELECT (current_setting('ssl') = 'on')::int4::int8").await == 1 {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        let authority = self.folder.join("authority.pem");
+        std::fs::write(&authority, certificate.pem()).expect("written");
+        authority
     }
 
     fn script(&self, command: &str) {

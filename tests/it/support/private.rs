@@ -11,19 +11,19 @@ use tokio::process::Command;
 use super::shared_vault::VaultKey;
 
 /// One server in a folder of its own, kept by `scripts/servers`. Ends with its value.
-pub struct Private {
+pub(crate) struct Private {
     folder: PathBuf,
     kind: &'static str,
 }
 
 impl Private {
     /// A PostgreSQL of its own.
-    pub async fn postgres() -> Self {
+    pub(crate) async fn postgres() -> Self {
         Self::start("postgres").await
     }
 
     /// A Vault of its own.
-    pub async fn vault() -> Self {
+    pub(crate) async fn vault() -> Self {
         Self::start("vault").await
     }
 
@@ -36,12 +36,12 @@ impl Private {
     }
 
     /// Starts it after it was stopped: PostgreSQL with its data, Vault with an empty store.
-    pub async fn start_again(&self) {
+    pub(crate) async fn start_again(&self) {
         run(&[&format!("start-{}", self.kind), path(&self.folder)]).await;
     }
 
     /// Ends its process at once, as a crash does.
-    pub async fn kill(&self) {
+    pub(crate) async fn kill(&self) {
         let pids = std::fs::read_to_string(self.folder.join("pids")).expect("it was started");
         let line = pids.lines().find(|line| line.starts_with(self.kind)).expect("it was started");
         let pid: i32 = line.split(' ').nth(1).and_then(|pid| pid.parse().ok()).expect("a pid");
@@ -49,7 +49,8 @@ impl Private {
         // PostgreSQL's quick, unclean stop; for Vault there is no gentler difference.
         rustix::process::kill_process(pid, rustix::process::Signal::QUIT).expect("it can be signalled");
         for _ in 0..100 {
-            let state = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
+            let state =
+                std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
             if state.is_empty() || state.contains(") Z ") {
                 return;
             }
@@ -59,33 +60,42 @@ impl Private {
     }
 
     /// A variable of its own environment file.
-    pub fn variable(&self, name: &str) -> String {
+    pub(crate) fn variable(&self, name: &str) -> String {
         let text = std::fs::read_to_string(self.folder.join(self.kind).join("env")).expect("it was started");
         let lines: BTreeMap<&str, &str> =
             text.lines().filter_map(|line| line.strip_prefix("export ")?.split_once('=')).collect();
-        lines.get(name).unwrap_or_else(|| panic!("no {name} in its environment")).trim_matches('\'').to_owned()
+        lines
+            .get(name)
+            .unwrap_or_else(|| panic!("no {name} in its environment"))
+            .trim_matches('\'')
+            .to_owned()
     }
 
     /// A key in it.
-    pub async fn key(&self) -> VaultKey {
-        VaultKey::create_at(self.variable("BYOK_TEST_VAULT_ADDR"), self.variable("BYOK_TEST_VAULT_TOKEN")).await
+    pub(crate) async fn key(&self) -> VaultKey {
+        VaultKey::create_at(self.variable("BYOK_TEST_VAULT_ADDR"), self.variable("BYOK_TEST_VAULT_TOKEN"))
+            .await
     }
 
     /// Seals it.
-    pub async fn seal(&self, key: &VaultKey) {
+    pub(crate) async fn seal(&self, key: &VaultKey) {
         key.admin(Method::POST, "sys/seal", json!({})).await;
     }
 
     /// Unseals it.
-    pub async fn unseal(&self, key: &VaultKey) {
-        key.admin(Method::POST, "sys/unseal", json!({ "key": self.variable("BYOK_TEST_VAULT_UNSEAL_KEY") })).await;
+    pub(crate) async fn unseal(&self, key: &VaultKey) {
+        key.admin(Method::POST, "sys/unseal", json!({ "key": self.variable("BYOK_TEST_VAULT_UNSEAL_KEY") }))
+            .await;
     }
 }
 
 impl Drop for Private {
     fn drop(&mut self) {
         let script = script();
-        let _ = std::process::Command::new(script).args(["stop", path(&self.folder)]).stdout(Stdio::null()).status();
+        let _ = std::process::Command::new(script)
+            .args(["stop", path(&self.folder)])
+            .stdout(Stdio::null())
+            .status();
     }
 }
 
@@ -98,6 +108,7 @@ fn path(folder: &Path) -> &str {
 }
 
 async fn run(arguments: &[&str]) {
-    let output = Command::new(script()).args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).status().await;
+    let output =
+        Command::new(script()).args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).status().await;
     assert!(output.expect("the script runs").success(), "scripts/servers {arguments:?} failed");
 }

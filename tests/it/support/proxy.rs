@@ -68,7 +68,7 @@ async fn forward(mut client: TcpStream, mut server: TcpStream, plan: Plan) -> st
                     Some(Cut::Before) => return Ok(()),
                     Some(Cut::Answer) => {
                         server.write_all(chunk).await?;
-                        server.read(&mut from_server).await?;
+                        let _answer = server.read(&mut from_server).await?;
                         return Ok(());
                     }
                     Some(Cut::Silence) => std::future::pending().await,

@@ -12,45 +12,45 @@ use tokio::process::{Child, Command};
 use super::{jwt, needed, shared_vault::VaultKey};
 
 /// What signs the JWTs of the tests.
-pub const JWT_SECRET: &str = "a secret of the tests that is long enough for HS256";
+pub(crate) const JWT_SECRET: &str = "a secret of the tests that is long enough for HS256";
 
 /// A running `byok serve`. Ends with its value.
-pub struct TestServer {
+pub(crate) struct TestServer {
     child: Child,
     /// What it runs with; takes effect at the next start.
-    pub environment: Vec<(String, String)>,
+    pub(crate) environment: Vec<(String, String)>,
     /// `http://127.0.0.1:<port>`
-    pub base: String,
+    pub(crate) base: String,
     /// Everything that the server wrote to standard error.
-    pub logs: Arc<Mutex<String>>,
+    pub(crate) logs: Arc<Mutex<String>>,
     /// Its key in the shared Vault.
-    pub key: VaultKey,
+    pub(crate) key: VaultKey,
     /// Its database.
-    pub database_url: String,
+    pub(crate) database_url: String,
     /// A client.
-    pub client: reqwest::Client,
+    pub(crate) client: reqwest::Client,
 }
 
 /// An answer: status, headers and JSON body.
-pub struct Answer {
-    pub status: StatusCode,
-    pub headers: reqwest::header::HeaderMap,
-    pub body: Value,
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: reqwest::header::HeaderMap,
+    pub(crate) body: Value,
 }
 
 impl TestServer {
     /// With the defaults of the tests.
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::with(&[]).await
     }
 
     /// With more environment variables, which go before those of the tests.
-    pub async fn with(more: &[(&str, &str)]) -> Self {
+    pub(crate) async fn with(more: &[(&str, &str)]) -> Self {
         Self::on(VaultKey::create().await, create_database(&needed("DATABASE_URL")).await, more).await
     }
 
     /// On this key and database.
-    pub async fn on(key: VaultKey, database_url: String, more: &[(&str, &str)]) -> Self {
+    pub(crate) async fn on(key: VaultKey, database_url: String, more: &[(&str, &str)]) -> Self {
         let mut environment: Vec<(String, String)> = [
             ("DATABASE_URL", database_url.as_str()),
             ("BYOK_PROVIDER", "vault-transit"),
@@ -83,41 +83,44 @@ impl TestServer {
     }
 
     /// Another process on the same database and key.
-    pub async fn replica(&self) -> Self {
+    pub(crate) async fn replica(&self) -> Self {
         Self::spawn(self.environment.clone(), self.key.clone(), self.database_url.clone()).await
     }
 
     /// Ends the process as a power cut would, and waits until it is gone.
-    pub async fn kill(&mut self) {
+    pub(crate) async fn kill(&mut self) {
         self.child.kill().await.expect("the server can be killed");
     }
 
     /// Starts it again, on another port.
-    pub async fn start_again(&mut self) {
+    pub(crate) async fn start_again(&mut self) {
         let (child, base) = serve(&self.environment, &self.logs).await;
         self.child = child;
         self.base = base;
     }
 
     /// Asks it to stop, and gives its exit code.
-    pub async fn stop(&mut self) -> Option<i32> {
+    pub(crate) async fn stop(&mut self) -> Option<i32> {
         let pid = rustix::process::Pid::from_raw(self.child.id().expect("it runs") as i32).expect("a pid");
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it can be signalled");
         self.child.wait().await.expect("it ends").code()
     }
 
     /// A JWT of this role and user.
-    pub fn jwt(&self, role: &str, user: &str) -> String {
-        jwt(JWT_SECRET, &json!({
-            "exp": 4_000_000_000_u64,
-            "https://hasura.io/jwt/claims": {
-                "x-hasura-default-role": role, "x-hasura-allowed-roles": [role], "x-hasura-user-id": user,
-            },
-        }))
+    pub(crate) fn jwt(&self, role: &str, user: &str) -> String {
+        jwt(
+            JWT_SECRET,
+            &json!({
+                "exp": 4_000_000_000_u64,
+                "https://hasura.io/jwt/claims": {
+                    "x-hasura-default-role": role, "x-hasura-allowed-roles": [role], "x-hasura-user-id": user,
+                },
+            }),
+        )
     }
 
     /// A request with a JWT, and a JSON body where there is one.
-    pub async fn call(&self, method: Method, path: &str, token: &str, body: Option<Value>) -> Answer {
+    pub(crate) async fn call(&self, method: Method, path: &str, token: &str, body: Option<Value>) -> Answer {
         let mut request = self.client.request(method, format!("{}{path}", self.base)).bearer_auth(token);
         if let Some(body) = body {
             request = request.json(&body);
@@ -126,22 +129,24 @@ impl TestServer {
     }
 
     /// `POST` as the role `admin`.
-    pub async fn post(&self, path: &str, body: Value) -> Answer {
+    pub(crate) async fn post(&self, path: &str, body: Value) -> Answer {
         self.call(Method::POST, path, &self.jwt("admin", "the-admin"), Some(body)).await
     }
 
     /// `GET` as the role `admin`.
-    pub async fn get(&self, path: &str) -> Answer {
+    pub(crate) async fn get(&self, path: &str) -> Answer {
         self.call(Method::GET, path, &self.jwt("admin", "the-admin"), None).await
     }
 
     /// A GraphQL request; gives the whole answer.
-    pub async fn graphql(&self, token: &str, query: &str, variables: Value) -> Value {
-        self.call(Method::POST, "/graphql", token, Some(json!({ "query": query, "variables": variables }))).await.body
+    pub(crate) async fn graphql(&self, token: &str, query: &str, variables: Value) -> Value {
+        self.call(Method::POST, "/graphql", token, Some(json!({ "query": query, "variables": variables })))
+            .await
+            .body
     }
 
     /// Encrypts over REST as `admin` and gives the token.
-    pub async fn encrypt(&self, plaintext: &str, record_id: &str) -> String {
+    pub(crate) async fn encrypt(&self, plaintext: &str, record_id: &str) -> String {
         let body = json!({ "plaintext": plaintext, "context": { "record_id": record_id } });
         let answer = self.post("/byok/encrypt", body).await;
         assert_eq!(answer.status, 200, "{}", answer.body);
@@ -149,23 +154,24 @@ impl TestServer {
     }
 
     /// Decrypts over REST as `admin`.
-    pub async fn decrypt(&self, ciphertext: &str, record_id: &str) -> Answer {
-        self.post("/byok/decrypt", json!({ "ciphertext": ciphertext, "context": { "record_id": record_id } })).await
+    pub(crate) async fn decrypt(&self, ciphertext: &str, record_id: &str) -> Answer {
+        self.post("/byok/decrypt", json!({ "ciphertext": ciphertext, "context": { "record_id": record_id } }))
+            .await
     }
 
     /// A connection to its database, as the superuser.
-    pub async fn database(&self) -> sqlx::PgPool {
+    pub(crate) async fn database(&self) -> sqlx::PgPool {
         sqlx::PgPool::connect(&self.database_url).await.expect("the test database answers")
     }
 
     /// What it has logged so far.
-    pub fn logged(&self) -> String {
+    pub(crate) fn logged(&self) -> String {
         self.logs.lock().expect("no test panics with the lock").clone()
     }
 }
 
 /// Sends a request and reads the answer; a body that is no JSON shows as a string.
-pub async fn answer(request: reqwest::RequestBuilder) -> Answer {
+pub(crate) async fn answer(request: reqwest::RequestBuilder) -> Answer {
     let response = request.send().await.expect("the server answers");
     let (status, headers) = (response.status(), response.headers().clone());
     let text = response.text().await.expect("the answer is text");
@@ -208,10 +214,13 @@ async fn serve(environment: &[(String, String)], logs: &Arc<Mutex<String>>) -> (
 }
 
 /// A database of a test's own on the server of this URL.
-pub async fn create_database(url: &str) -> String {
+pub(crate) async fn create_database(url: &str) -> String {
     let name = format!("byok_{}", uuid::Uuid::now_v7().simple());
     let server = sqlx::PgPool::connect(url).await.expect("the test server answers");
-    sqlx::raw_sql(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&server).await.expect("a database can be made");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}")))
+        .execute(&server)
+        .await
+        .expect("a database can be made");
     server.close().await;
     let (address, _) = url.rsplit_once('/').expect("a URL with a database");
     format!("{address}/{name}")

@@ -16,56 +16,63 @@ use super::needed;
 
 /// The customer's hand on a Vault.
 #[derive(Clone)]
-pub struct Vault {
-    pub address: String,
-    pub root: String,
-    pub http: reqwest::Client,
+pub(crate) struct Vault {
+    pub(crate) address: String,
+    pub(crate) root: String,
+    pub(crate) http: reqwest::Client,
 }
 
 /// A Transit mount with the key `byok`, and a policy that lets us wrap with it and no more.
 #[derive(Clone)]
-pub struct Transit {
-    pub vault: Vault,
-    pub mount: String,
-    pub policy: String,
+pub(crate) struct Transit {
+    pub(crate) vault: Vault,
+    pub(crate) mount: String,
+    pub(crate) policy: String,
 }
 
 impl Vault {
     /// The server that all tests share.
-    pub fn shared() -> Self {
+    pub(crate) fn shared() -> Self {
         let (address, root) = (needed("BYOK_TEST_VAULT_ADDR"), needed("BYOK_TEST_VAULT_TOKEN"));
         Self { address, root, http: reqwest::Client::new() }
     }
 
     /// What Vault says to the holder of the root token: status and body.
-    pub async fn answer(&self, method: Method, path: &str, body: Value) -> (u16, Value) {
+    pub(crate) async fn answer(&self, method: Method, path: &str, body: Value) -> (u16, Value) {
         self.answer_to(&self.root, method, path, body).await
     }
 
     /// What Vault says to the holder of a token.
-    pub async fn answer_to(&self, token: &str, method: Method, path: &str, body: Value) -> (u16, Value) {
+    pub(crate) async fn answer_to(
+        &self,
+        token: &str,
+        method: Method,
+        path: &str,
+        body: Value,
+    ) -> (u16, Value) {
         let request = self.http.request(method, format!("{}/v1/{path}", self.address));
-        let response = request.header("X-Vault-Token", token).json(&body).send().await.expect("Vault answers");
+        let response =
+            request.header("X-Vault-Token", token).json(&body).send().await.expect("Vault answers");
         let status = response.status().as_u16();
         (status, response.json().await.unwrap_or(Value::Null))
     }
 
     /// Does it as the customer.
-    pub async fn write(&self, path: &str, body: Value) -> Value {
+    pub(crate) async fn write(&self, path: &str, body: Value) -> Value {
         let (status, answer) = self.answer(Method::POST, path, body).await;
         assert!(status < 300, "{path}: {status} {answer}");
         answer
     }
 
     /// Reads it as the customer.
-    pub async fn read(&self, path: &str) -> Value {
+    pub(crate) async fn read(&self, path: &str) -> Value {
         let (status, answer) = self.answer(Method::GET, path, json!({})).await;
         assert!(status < 300, "{path}: {status} {answer}");
         answer
     }
 
     /// A token with these policies; `more` goes into its making.
-    pub async fn token(&self, policies: &[&str], more: Value) -> String {
+    pub(crate) async fn token(&self, policies: &[&str], more: Value) -> String {
         let mut body = json!({ "policies": policies, "ttl": "1h" });
         body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
         let answer = self.write("auth/token/create", body).await;
@@ -73,7 +80,7 @@ impl Vault {
     }
 
     /// A new Transit mount. Encrypting with an unknown name creates a key there, as Vault does by default.
-    pub async fn transit(&self) -> Transit {
+    pub(crate) async fn transit(&self) -> Transit {
         let mount = format!("customers/t-{}", uuid::Uuid::now_v7().simple());
         let policy = mount.replace('/', "-");
         self.write(&format!("sys/mounts/{mount}"), json!({ "type": "transit" })).await;
@@ -85,52 +92,54 @@ impl Vault {
 }
 
 impl Transit {
-    pub async fn write(&self, path: &str, body: Value) -> Value {
+    pub(crate) async fn write(&self, path: &str, body: Value) -> Value {
         self.vault.write(&format!("{}/{path}", self.mount), body).await
     }
 
     /// The names of all keys.
-    pub async fn keys(&self) -> Value {
+    pub(crate) async fn keys(&self) -> Value {
         self.vault.read(&format!("{}/keys?list=true", self.mount)).await["data"]["keys"].clone()
     }
 
     /// Whether our policy lets us wrap; the customer's switch.
-    pub async fn allow(&self, allowed: bool) {
-        let rule = |path: &str| format!("path \"{}/{path}/*\" {{ capabilities = [\"update\"] }}\n", self.mount);
+    pub(crate) async fn allow(&self, allowed: bool) {
+        let rule =
+            |path: &str| format!("path \"{}/{path}/*\" {{ capabilities = [\"update\"] }}\n", self.mount);
         let rules = ["encrypt", "decrypt", "rewrap"].map(rule).concat();
-        let policy = if allowed { rules } else { "path \"nothing\" { capabilities = [\"read\"] }".to_owned() };
+        let policy =
+            if allowed { rules } else { "path \"nothing\" { capabilities = [\"read\"] }".to_owned() };
         self.vault.write(&format!("sys/policies/acl/{}", self.policy), json!({ "policy": policy })).await;
     }
 
     /// A token with our policy.
-    pub async fn token(&self) -> String {
+    pub(crate) async fn token(&self) -> String {
         self.vault.token(&[&self.policy], json!({})).await
     }
 
     /// Us, with a token of our policy.
-    pub async fn kms(&self) -> VaultTransit {
+    pub(crate) async fn kms(&self) -> VaultTransit {
         self.kms_as(&self.token().await)
     }
 
     /// Us, with this token.
-    pub fn kms_as(&self, token: &str) -> VaultTransit {
+    pub(crate) fn kms_as(&self, token: &str) -> VaultTransit {
         self.kms_with(token, |_| ())
     }
 
     /// Us, with this token and other settings.
-    pub fn kms_with(&self, token: &str, change: impl FnOnce(&mut VaultSettings)) -> VaultTransit {
+    pub(crate) fn kms_with(&self, token: &str, change: impl FnOnce(&mut VaultSettings)) -> VaultTransit {
         let mut settings = self.settings(VaultLogin::Token(SecretText::new(token.to_owned())));
         change(&mut settings);
         VaultTransit::new(settings).expect("the settings are good")
     }
 
-    pub fn settings(&self, login: VaultLogin) -> VaultSettings {
+    pub(crate) fn settings(&self, login: VaultLogin) -> VaultSettings {
         VaultSettings { mount: self.mount.clone(), ..settings(&self.vault.address, login) }
     }
 }
 
 /// Settings for a Vault at this address.
-pub fn settings(address: &str, login: VaultLogin) -> VaultSettings {
+pub(crate) fn settings(address: &str, login: VaultLogin) -> VaultSettings {
     let _ = rustls::crypto::ring::default_provider().install_default();
     VaultSettings {
         address: address.parse().expect("an address"),
@@ -146,8 +155,8 @@ pub fn settings(address: &str, login: VaultLogin) -> VaultSettings {
 }
 
 /// A server of a test's own, with its files on disk, so that it can be sealed and unsealed. Ends with its value.
-pub struct OwnServer {
-    pub vault: Vault,
+pub(crate) struct OwnServer {
+    pub(crate) vault: Vault,
     unseal_key: String,
     process: Child,
     _files: tempfile::TempDir,
@@ -155,12 +164,12 @@ pub struct OwnServer {
 
 impl OwnServer {
     /// Over plain HTTP.
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::with_listener("http", "tls_disable = true", reqwest::Client::new()).await
     }
 
     /// With the lines of a listener's configuration, reached by `scheme` with `http`.
-    pub async fn with_listener(scheme: &str, lines: &str, http: reqwest::Client) -> Self {
+    pub(crate) async fn with_listener(scheme: &str, lines: &str, http: reqwest::Client) -> Self {
         let binary = needed("BYOK_TEST_VAULT");
         let files = tempfile::tempdir().expect("a folder");
         let port = free_port();
@@ -181,11 +190,11 @@ impl OwnServer {
         server
     }
 
-    pub async fn seal(&self) {
+    pub(crate) async fn seal(&self) {
         self.vault.write("sys/seal", json!({})).await;
     }
 
-    pub async fn unseal(&self) {
+    pub(crate) async fn unseal(&self) {
         self.vault.write("sys/unseal", json!({ "key": self.unseal_key })).await;
         // Mounts take a moment after the unseal has answered.
         for _ in 0..200 {

@@ -1,0 +1,34 @@
+//! What must hold when any text is taken for Hasura's JWT configuration. The including file brings `auth` into scope.
+//!
+//! A text that begins with `[` is taken for the list of several configurations.
+
+use std::time::Duration;
+
+use super::auth::{MintClaims, MintError, mint};
+use super::config::Jwt;
+use super::crypto::SecretText;
+use super::model::Timestamp;
+
+/// Panics when something does not hold.
+pub(super) fn check(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let secret = SecretText::new(text.clone().into_owned());
+    let setting = if text.starts_with('[') { Jwt::Many(secret) } else { Jwt::One(secret) };
+    let claims = MintClaims {
+        role: "user".to_owned(),
+        allowed_roles: vec!["editor".to_owned()],
+        user: Some("7".to_owned()),
+        variables: Vec::new(),
+        lasts: Duration::from_secs(60),
+    };
+    // A token is given out only after the configuration has verified it, so this walks both ways.
+    match mint(&setting, &claims, Timestamp(1_795_428_000_000_000)) {
+        Ok(token) => assert_eq!(token.matches('.').count(), 2),
+        Err(MintError::Configuration(problems)) => {
+            assert!(!problems.is_empty(), "a refused configuration says why");
+            // The corpus marks what must not be shown.
+            assert!(problems.iter().all(|problem| !problem.contains("s3cret")), "no value is shown");
+        }
+        Err(MintError::NoSecret | MintError::Place) => {}
+    }
+}

@@ -1,0 +1,218 @@
+//! From a request's headers to who is calling.
+
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderName};
+use tokio_util::sync::CancellationToken;
+
+use super::admin_tokens::AdminTokens;
+use super::headers::{text, the_one};
+use super::jwt::{HasuraClaims, Jwt, bearer, has_jwt_shape};
+use crate::config::{self, Mistake};
+use crate::crypto::{SecretText, ct_eq};
+use crate::model::{Clock, ErrorCode, Identity, Means, Refusal, Session};
+
+/// The header that holds the secret which Hasura and we share. Not `Authorization`: configured in Hasura, that would
+/// shadow the client's own.
+pub const SECRET_HEADER: HeaderName = HeaderName::from_static("x-byok-secret");
+
+const ROLE: HeaderName = HeaderName::from_static("x-hasura-role");
+const USER_ID: &str = "x-hasura-user-id";
+/// Hasura's secrets, which it does not forward: not session variables, should one come all the same.
+const HASURA_SECRETS: [&str; 2] = ["x-hasura-admin-secret", "x-hasura-access-key"];
+
+/// Recognises callers.
+///
+/// | `X-Byok-Secret` | JWT | `x-hasura-role` | who calls |
+/// |---|---|---|---|
+/// | wrong, or none is configured | any | any | nobody: `invalid-headers` |
+/// | right | none | there | that role, with all `x-hasura-*` headers as session variables |
+/// | right | none | there: the unauthorized role | that role, without user and session variables: they are the client's own |
+/// | right | none | missing | nobody: `invalid-headers` |
+/// | right | none, but `BYOK_REQUIRE_JWT` is set | any | nobody: `invalid-headers` |
+/// | right | bad | any | nobody: the JWT's error |
+/// | right | good | any | who the JWT says, if no `x-hasura-*` header says otherwise (`access-denied`) |
+/// | none | bad | any | nobody: the JWT's error |
+/// | none | good | there | that role, if the JWT allows it (`access-denied`), with the JWT's session variables |
+/// | none | good | missing | the JWT's default role |
+/// | none | none, but an admin token | any | the token's name and role, without session variables |
+/// | none | none | any | nobody: `invalid-headers` |
+///
+/// Anybody can send `x-hasura-*` headers, so without the secret they are not looked at, but for `x-hasura-role` as a
+/// choice among the roles that a JWT allows. Beside the secret a bearer token without the shape of a JWT is passed over:
+/// Hasura forwards what its clients send. In the last row Hasura itself would fall back to its unauthorized role; a
+/// direct caller without a credential gets nothing here, since deny is the default and that role arrives with the secret.
+/// A header that comes twice is refused.
+///
+/// Introspection and health checks need no caller; a front does not ask here for them. Hasura introspects without role
+/// or JWT.
+pub struct Authenticator {
+    jwt: Option<Jwt>,
+    secrets: Vec<SecretText>,
+    require_jwt: bool,
+    unauthorized_role: Option<String>,
+    admin_tokens: AdminTokens,
+    client: reqwest::Client,
+    clock: Arc<dyn Clock>,
+}
+
+impl Authenticator {
+    /// From the settings. `client` is used for `jwk_url` alone; it needs no redirects. Nothing is fetched yet.
+    ///
+    /// # Errors
+    ///
+    /// Every mistake in the JWT configuration and the admin tokens, or that there is no way to authenticate at all.
+    pub fn new(
+        settings: &config::Auth,
+        client: reqwest::Client,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, Vec<Mistake>> {
+        let mut mistakes = Vec::new();
+        let jwt = settings.jwt.as_ref().and_then(|setting| {
+            let jwt = match setting {
+                config::Jwt::One(json) => Jwt::of_one(json.expose(), settings.require_exp),
+                config::Jwt::Many(json) => Jwt::of_many(json.expose(), settings.require_exp),
+            };
+            let variable = setting.variable();
+            let mistake = |problem| Mistake { variable: variable.to_owned(), problem };
+            jwt.map_err(|problems| mistakes.extend(problems.into_iter().map(mistake))).ok()
+        });
+        let admin_tokens = AdminTokens::read(settings, &mut mistakes);
+        if settings.jwt.is_none() && settings.hasura_secrets.is_empty() && admin_tokens.is_empty() {
+            mistakes.push(Mistake {
+                variable: "HASURA_GRAPHQL_JWT_SECRET".to_owned(),
+                problem: "is not set, and neither is BYOK_HASURA_SECRET, BYOK_ADMIN_TOKEN or \
+                          BYOK_ADMIN_TOKENS_FILE: nobody could call"
+                    .to_owned(),
+            });
+        }
+        if !mistakes.is_empty() {
+            return Err(mistakes);
+        }
+        let secrets =
+            settings.hasura_secrets.iter().map(|secret| SecretText::new(secret.expose().to_owned()));
+        Ok(Self {
+            jwt,
+            secrets: secrets.collect(),
+            require_jwt: settings.require_jwt,
+            unauthorized_role: settings.unauthorized_role.clone(),
+            admin_tokens,
+            client,
+            clock,
+        })
+    }
+
+    /// Who sends these headers; see the table above.
+    ///
+    /// # Errors
+    ///
+    /// With Hasura's codes and, where it has one, its message.
+    pub fn authenticate(&self, headers: &HeaderMap) -> Result<Identity, Refusal> {
+        match the_one(headers, &SECRET_HEADER)? {
+            Some(secret) => self.beside_secret(secret, headers),
+            None => self.without_secret(headers),
+        }
+    }
+
+    /// Fetches the keys of `jwk_url`, again and again as their answers demand, until `stop`. Returns when nothing is left
+    /// to fetch.
+    pub async fn keep_keys_fresh(&self, stop: &CancellationToken) {
+        if let Some(jwt) = &self.jwt {
+            jwt.keep_keys_fresh(&self.client, &*self.clock, stop).await;
+        }
+    }
+
+    fn beside_secret(&self, secret: &str, headers: &HeaderMap) -> Result<Identity, Refusal> {
+        // All are compared, so that the time does not tell which one came close.
+        let matching = self.secrets.iter().filter(|ours| ct_eq(ours.expose().as_bytes(), secret.as_bytes()));
+        if matching.count() == 0 {
+            return Err(invalid_headers("The shared secret header does not hold the shared secret"));
+        }
+        let role = requested_role(headers)?;
+        let variables = session_variables(headers)?;
+        if let Some(jwt) = &self.jwt
+            && jwt.is_there(headers)?
+        {
+            let claims = jwt.claims(headers, self.clock.now())?.ok_or_else(|| {
+                Refusal::because(ErrorCode::InvalidJwt, "Could not verify JWT: JWTNotInIssuer")
+            })?;
+            // Whoever holds Hasura's admin secret can set session variables; a JWT's subject is theirs to hold to.
+            if variables.iter().any(|variable| !claims.variables.contains(variable)) {
+                return Err(Refusal::because(
+                    ErrorCode::AccessDenied,
+                    "The session variables do not agree with the JWT's claims",
+                ));
+            }
+            return identity_of(&claims, role);
+        }
+        if self.require_jwt {
+            return Err(invalid_headers("A JWT is needed beside the shared secret"));
+        }
+        let role =
+            role.ok_or_else(|| invalid_headers("Missing x-hasura-role header beside the shared secret"))?;
+        if self.unauthorized_role.as_deref() == Some(role) {
+            return Ok(identity(role.into(), Vec::new(), Means::HasuraSecret));
+        }
+        Ok(identity(role.into(), with_role(variables, role), Means::HasuraSecret))
+    }
+
+    fn without_secret(&self, headers: &HeaderMap) -> Result<Identity, Refusal> {
+        if !self.admin_tokens.is_empty()
+            && let Ok(Some(token)) = bearer(headers)
+            && !has_jwt_shape(token)
+        {
+            return self.admin_tokens.identify(token, self.clock.now());
+        }
+        let Some(jwt) = &self.jwt else { return Err(ErrorCode::InvalidHeaders.into()) };
+        let claims = jwt.claims(headers, self.clock.now())?.ok_or_else(|| {
+            invalid_headers("Missing 'Authorization' or 'Cookie' header in JWT authentication mode")
+        })?;
+        identity_of(&claims, requested_role(headers)?)
+    }
+}
+
+/// The role that the caller asks for; an empty one is none.
+fn requested_role(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
+    Ok(the_one(headers, &ROLE)?.filter(|role| !role.is_empty()))
+}
+
+/// The `x-hasura-*` headers but the role and secrets, names in lower case.
+fn session_variables(headers: &HeaderMap) -> Result<Vec<(String, String)>, Refusal> {
+    let mut variables: Vec<(String, String)> = Vec::new();
+    for (name, value) in headers {
+        let is_variable = name.as_str().starts_with("x-hasura-") && name != ROLE;
+        if !is_variable || HASURA_SECRETS.contains(&name.as_str()) {
+            continue;
+        }
+        // A name's values stand together.
+        if variables.last().is_some_and(|(last, _)| last == name.as_str()) {
+            return Err(invalid_headers(format!("The header {name} comes more than once")));
+        }
+        variables.push((name.as_str().to_owned(), text(name, value)?.to_owned()));
+    }
+    Ok(variables)
+}
+
+fn identity_of(claims: &HasuraClaims, requested: Option<&str>) -> Result<Identity, Refusal> {
+    let role = requested.unwrap_or(&claims.default);
+    // The default role is held to the list as well, as Hasura does.
+    let role = claims.allowed.iter().find(|allowed| &***allowed == role).ok_or_else(|| {
+        Refusal::because(ErrorCode::AccessDenied, "Your requested role is not in allowed roles")
+    })?;
+    Ok(identity(Arc::clone(role), with_role(claims.variables.clone(), role), Means::Jwt))
+}
+
+fn with_role(mut variables: Vec<(String, String)>, role: &str) -> Vec<(String, String)> {
+    // Last, so that it beats a claim of that name.
+    variables.push((ROLE.as_str().to_owned(), role.to_owned()));
+    variables
+}
+
+fn identity(role: Arc<str>, variables: Vec<(String, String)>, means: Means) -> Identity {
+    let session = Session::from_pairs(variables);
+    Identity { role, user: session.get(USER_ID).map(str::to_owned), session, means }
+}
+
+fn invalid_headers(message: impl Into<std::borrow::Cow<'static, str>>) -> Refusal {
+    Refusal::because(ErrorCode::InvalidHeaders, message)
+}

@@ -1,0 +1,155 @@
+//! JSON Web Tokens, verified as Hasura verifies them, from the same configuration.
+//!
+//! Signatures are checked by ring itself. What is ours is the compact form, which takes a page; a JWT library would
+//! bring another cryptographic library or leave us to write its adapter to ring, which is longer.
+//!
+//! Where we are stricter than Hasura: a token needs an `exp` (unless waived) and, against a configured audience, an
+//! `aud`; its `alg` must be the configured `type`; a header that comes twice is refused; shared secrets in a JWK set are
+//! passed over; `kid`, where token and key both have one, must agree.
+//!
+//! A refusal shows nothing of the token. Nothing here is logged but the state of `jwk_url`.
+
+mod claims;
+mod configuration;
+mod jwk_url;
+mod keys;
+mod mint;
+mod path;
+mod pem;
+mod token;
+mod verifier;
+
+#[cfg(test)]
+mod case_tests;
+#[cfg(test)]
+pub(super) mod testkit;
+
+use std::sync::Arc;
+
+use futures_util::future::join_all;
+use http::HeaderMap;
+use http::header::{AUTHORIZATION, COOKIE};
+use tokio_util::sync::CancellationToken;
+
+use self::configuration::{KeySource, Location};
+use self::verifier::Verifier;
+use super::headers::the_one;
+use crate::model::{Clock, ErrorCode, Refusal, Timestamp};
+
+pub(super) use self::claims::HasuraClaims;
+pub use self::mint::{MintClaims, MintError, hs256_configuration, mint};
+pub(super) use self::token::has_jwt_shape;
+
+/// The JWT mode: one configuration, or several of which the token's place and issuer choose one.
+pub(super) struct Jwt {
+    verifiers: Vec<Verifier>,
+}
+
+impl Jwt {
+    /// From the JSON of `HASURA_GRAPHQL_JWT_SECRET`.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong with it; no text shows a value.
+    pub(super) fn of_one(json: &str, require_exp: bool) -> Result<Self, Vec<String>> {
+        let configuration = configuration::parse_one(json, require_exp)?;
+        Ok(Self { verifiers: vec![Verifier::new(configuration)] })
+    }
+
+    /// From the JSON of `HASURA_GRAPHQL_JWT_SECRETS`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::of_one`]; each text begins with the place in the list.
+    pub(super) fn of_many(json: &str, require_exp: bool) -> Result<Self, Vec<String>> {
+        let configurations = configuration::parse_many(json, require_exp)?;
+        Ok(Self { verifiers: configurations.into_iter().map(Verifier::new).collect() })
+    }
+
+    /// The claims of the request's token, verified. None if there is no token, or none that any configuration is for.
+    pub(super) fn claims(
+        &self,
+        headers: &HeaderMap,
+        now: Timestamp,
+    ) -> Result<Option<Arc<HasuraClaims>>, Refusal> {
+        let mut chosen = None;
+        for verifier in &self.verifiers {
+            let Some(token) = verifier.configuration().location.token(headers)? else { continue };
+            if self.verifiers.len() > 1 && !issuer_fits(verifier, token)? {
+                continue;
+            }
+            if chosen.replace((verifier, token)).is_some() {
+                return Err(Refusal::because(
+                    ErrorCode::InvalidHeaders,
+                    "Could not verify JWT: Multiple JWTs found",
+                ));
+            }
+        }
+        chosen.map(|(verifier, token)| verifier.verify(token, now)).transpose()
+    }
+
+    /// Whether the request holds something of a JWT's shape where a JWT belongs.
+    pub(super) fn is_there(&self, headers: &HeaderMap) -> Result<bool, Refusal> {
+        for verifier in &self.verifiers {
+            if verifier.configuration().location.token(headers)?.is_some_and(has_jwt_shape) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Keeps the keys of every `jwk_url` fresh until `stop`. Returns at once if there is none.
+    pub(super) async fn keep_keys_fresh(
+        &self,
+        client: &reqwest::Client,
+        clock: &dyn Clock,
+        stop: &CancellationToken,
+    ) {
+        join_all(self.verifiers.iter().filter_map(|verifier| match &verifier.configuration().key {
+            KeySource::Url(url) => Some(jwk_url::keep_fresh(verifier, url, client, clock, stop)),
+            KeySource::Fixed(_) => None,
+        }))
+        .await;
+    }
+}
+
+/// Among several configurations, issuers decide; one without an issuer takes any token, and a token without one fits any.
+fn issuer_fits(verifier: &Verifier, token: &str) -> Result<bool, Refusal> {
+    let Some(ours) = &verifier.configuration().issuer else { return Ok(true) };
+    Ok(token::unverified_issuer(token)?.is_none_or(|theirs| theirs == *ours))
+}
+
+impl Location {
+    /// What stands there, if anything does.
+    fn token<'h>(&self, headers: &'h HeaderMap) -> Result<Option<&'h str>, Refusal> {
+        match self {
+            Self::Authorization => bearer(headers),
+            Self::Cookie(name) => {
+                // HTTP/2 may split the header, but not a cookie (RFC 9113, section 8.2.3).
+                let cookies = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
+                let pairs =
+                    cookies.flat_map(|line| line.split(';')).filter_map(|pair| pair.trim().split_once('='));
+                let mut values = pairs.filter(|(key, _)| key == name).map(|(_, value)| value);
+                match (values.next(), values.next()) {
+                    (Some(_), Some(_)) => Err(Refusal::because(
+                        ErrorCode::InvalidHeaders,
+                        "The cookie of the JWT comes more than once",
+                    )),
+                    (value, _) => Ok(value),
+                }
+            }
+            Self::Header(name) => the_one(headers, name),
+        }
+    }
+}
+
+/// The token of `Authorization: Bearer <token>`, as Hasura takes it apart: two words, the first spelled so.
+pub(super) fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
+    let malformed = || Refusal::because(ErrorCode::InvalidHeaders, "Malformed Authorization header");
+    let Some(value) = the_one(headers, &AUTHORIZATION).map_err(|_| malformed())? else { return Ok(None) };
+    let mut words = value.split_ascii_whitespace();
+    match (words.next(), words.next(), words.next()) {
+        (Some("Bearer"), Some(token), None) => Ok(Some(token)),
+        _ => Err(malformed()),
+    }
+}

@@ -1,0 +1,190 @@
+//! One compact token (RFC 7515, section 7.1; RFC 7519): taking it apart, its signature, its registered claims.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::Value;
+
+use super::configuration::Configuration;
+use super::keys::{Algorithm, KeySet};
+use crate::model::{ErrorCode, Refusal, Timestamp};
+
+/// The longest token that is looked at, in bytes. HTTP servers and proxies refuse headers long before.
+pub(super) const MAX_TOKEN_BYTES: usize = 64 * 1024;
+
+/// Why a token is refused, in Hasura's words where it has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TokenError {
+    TooLong,
+    /// Not header, claims and signature with a dot between; this many parts.
+    Parts(usize),
+    /// The header is not a JSON object with an `alg`, or demands an extension (`crit`) that we do not have.
+    Header,
+    /// Bad signature, no key for it, or an algorithm that the key is not for: one answer for all.
+    Signature,
+    /// The claims are not a JSON object, or `exp`, `nbf` or `iat` is not a number.
+    Claims,
+    KeysNotFetched,
+    Expired,
+    ExpMissing,
+    NotYetValid,
+    IssuedInFuture,
+    Issuer,
+    Audience,
+}
+
+impl fmt::Display for TokenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Parts(parts) => {
+                return write!(
+                    f,
+                    "JWSError (CompactDecodeError Invalid number of parts: Expected 3 parts; got {parts})"
+                );
+            }
+            Self::TooLong => "JWSError (CompactDecodeError the token is too long)",
+            Self::Header => "JWSError (JSONDecodeError the header is not one that we know)",
+            Self::Signature => "JWSError JWSInvalidSignature",
+            Self::Claims => "JWTClaimsSetDecodeError",
+            Self::KeysNotFetched => "JWKNotFound: the keys have not been fetched from jwk_url yet",
+            Self::Expired => "JWTExpired",
+            Self::ExpMissing => "JWTExpired: the token has no exp",
+            Self::NotYetValid => "JWTNotYetValid",
+            Self::IssuedInFuture => "JWTIssuedAtFuture",
+            Self::Issuer => "JWTNotInIssuer",
+            Self::Audience => "JWTNotInAudience",
+        })
+    }
+}
+
+impl From<TokenError> for Refusal {
+    fn from(error: TokenError) -> Self {
+        Self::because(ErrorCode::InvalidJwt, format!("Could not verify JWT: {error}"))
+    }
+}
+
+/// Whether `text` has the shape of a JWT: three parts. What has not may be an admin token.
+pub(in crate::auth) fn has_jwt_shape(text: &str) -> bool {
+    text.bytes().filter(|byte| *byte == b'.').count() == 2
+}
+
+#[derive(Deserialize)]
+struct Header<'a> {
+    #[serde(borrow)]
+    alg: Cow<'a, str>,
+    #[serde(borrow)]
+    kid: Option<Cow<'a, str>>,
+    crit: Option<IgnoredAny>,
+}
+
+/// The claims of a token whose signature one of `keys` verifies. Its times, issuer and audience are not looked at.
+pub(super) fn verify_signature(token: &str, keys: &KeySet) -> Result<Value, TokenError> {
+    let (message, header, claims, signature) = parts(token)?;
+    let header = URL_SAFE_NO_PAD.decode(header).map_err(|_| TokenError::Header)?;
+    let header: Header<'_> = serde_json::from_slice(&header).map_err(|_| TokenError::Header)?;
+    if header.crit.is_some() {
+        return Err(TokenError::Header);
+    }
+    let algorithm = Algorithm::parse(&header.alg).ok_or(TokenError::Signature)?;
+    let signature = URL_SAFE_NO_PAD.decode(signature).map_err(|_| TokenError::Signature)?;
+    if !keys.verify(algorithm, header.kid.as_deref(), message.as_bytes(), &signature) {
+        return Err(TokenError::Signature);
+    }
+    claims_of(claims)
+}
+
+/// The `iss` of a token that nobody has verified: it chooses which configuration will.
+pub(super) fn unverified_issuer(token: &str) -> Result<Option<String>, TokenError> {
+    let (_, _, claims, _) = parts(token)?;
+    Ok(claims_of(claims)?.get("iss").and_then(Value::as_str).map(str::to_owned))
+}
+
+fn parts(token: &str) -> Result<(&str, &str, &str, &str), TokenError> {
+    if token.len() > MAX_TOKEN_BYTES {
+        return Err(TokenError::TooLong);
+    }
+    if !has_jwt_shape(token) {
+        return Err(TokenError::Parts(token.split('.').count()));
+    }
+    let (message, signature) = token.rsplit_once('.').ok_or(TokenError::Parts(1))?;
+    let (header, claims) = message.split_once('.').ok_or(TokenError::Parts(2))?;
+    Ok((message, header, claims, signature))
+}
+
+fn claims_of(encoded: &str) -> Result<Value, TokenError> {
+    let json = URL_SAFE_NO_PAD.decode(encoded).map_err(|_| TokenError::Claims)?;
+    let claims: Value = serde_json::from_slice(&json).map_err(|_| TokenError::Claims)?;
+    if claims.is_object() { Ok(claims) } else { Err(TokenError::Claims) }
+}
+
+/// Whether issuer and audience are the configured ones. A token that names no audience is for nobody in particular, so
+/// a configured audience refuses it.
+pub(super) fn check_parties(claims: &Value, configuration: &Configuration) -> Result<(), TokenError> {
+    if let Some(issuer) = &configuration.issuer
+        && claims.get("iss").and_then(Value::as_str) != Some(issuer)
+    {
+        return Err(TokenError::Issuer);
+    }
+    if let Some(ours) = &configuration.audience {
+        let is_ours = |value: &Value| value.as_str().is_some_and(|text| ours.iter().any(|our| our == text));
+        let for_us = match claims.get("aud") {
+            Some(Value::Array(list)) => list.iter().any(is_ours),
+            Some(one) => is_ours(one),
+            None => false,
+        };
+        if !for_us {
+            return Err(TokenError::Audience);
+        }
+    }
+    Ok(())
+}
+
+/// When a token counts: from `begins`, and until before `ends`. The allowed skew is in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Validity {
+    not_before: Option<Timestamp>,
+    issued_at: Option<Timestamp>,
+    expires: Option<Timestamp>,
+}
+
+impl Validity {
+    /// Reads `exp`, `nbf` and `iat` (RFC 7519, sections 4.1.4 to 4.1.6).
+    pub(super) fn read(claims: &Value, configuration: &Configuration) -> Result<Self, TokenError> {
+        let skew = i64::try_from(configuration.skew.as_micros()).unwrap_or(i64::MAX);
+        let moment = |name: &str, skew: i64| match claims.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => {
+                let seconds = value.as_f64().ok_or(TokenError::Claims)?;
+                // A cast of a float saturates: a moment beyond what we can count is the last one that we can.
+                Ok(Some(Timestamp(((seconds * 1e6) as i64).saturating_add(skew))))
+            }
+        };
+        let validity = Self {
+            not_before: moment("nbf", -skew)?,
+            issued_at: moment("iat", -skew)?,
+            expires: moment("exp", skew)?,
+        };
+        if configuration.require_exp && validity.expires.is_none() {
+            return Err(TokenError::ExpMissing);
+        }
+        Ok(validity)
+    }
+
+    /// Whether it counts at that moment.
+    pub(super) fn check(&self, now: Timestamp) -> Result<(), TokenError> {
+        if self.expires.is_some_and(|expires| now >= expires) {
+            return Err(TokenError::Expired);
+        }
+        if self.not_before.is_some_and(|begins| now < begins) {
+            return Err(TokenError::NotYetValid);
+        }
+        if self.issued_at.is_some_and(|issued| now < issued) {
+            return Err(TokenError::IssuedInFuture);
+        }
+        Ok(())
+    }
+}

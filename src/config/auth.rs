@@ -1,0 +1,167 @@
+//! Who may call: JWTs, the shared secret of Hasura's remote schema, admin tokens, the permissions file.
+//!
+//! This section takes texts as they are; the room `auth` reads what is in them, with its mistakes in the same form.
+
+use std::path::PathBuf;
+
+use super::Reader;
+use crate::crypto::SecretText;
+
+/// The section.
+pub struct Auth {
+    /// The JWT configuration, as Hasura takes it.
+    pub jwt: Option<Jwt>,
+    /// `BYOK_JWT_REQUIRE_EXP` (`true`): whether a token without `exp` is refused. Hasura accepts one.
+    pub require_exp: bool,
+    /// `BYOK_HASURA_SECRET` and `BYOK_HASURA_SECRET_PREVIOUS`: what may stand in the remote schema's secret header.
+    pub hasura_secrets: Vec<SecretText>,
+    /// `BYOK_REQUIRE_JWT` (`false`): whether a JWT must come beside the shared secret. Needed with many tenants.
+    pub require_jwt: bool,
+    /// `BYOK_HASURA_UNAUTHORIZED_ROLE`: Hasura's `HASURA_GRAPHQL_UNAUTHORIZED_ROLE`.
+    pub unauthorized_role: Option<String>,
+    /// `BYOK_ADMIN_TOKEN`: one token with the role `admin`, named `admin`.
+    pub admin_token: Option<SecretText>,
+    /// `BYOK_ADMIN_TOKENS_FILE`.
+    pub admin_tokens: Option<File>,
+    /// `BYOK_PERMISSIONS_FILE`.
+    pub permissions: Option<File>,
+}
+
+/// A JWT configuration that nobody has read yet.
+pub enum Jwt {
+    /// `HASURA_GRAPHQL_JWT_SECRET`: one object.
+    One(SecretText),
+    /// `HASURA_GRAPHQL_JWT_SECRETS`: a list; it beats the other.
+    Many(SecretText),
+}
+
+impl Jwt {
+    /// The variable that it came from.
+    pub fn variable(&self) -> &'static str {
+        match self {
+            Self::One(_) => "HASURA_GRAPHQL_JWT_SECRET",
+            Self::Many(_) => "HASURA_GRAPHQL_JWT_SECRETS",
+        }
+    }
+}
+
+/// A file that a variable names, read.
+pub struct File {
+    /// The variable.
+    pub variable: &'static str,
+    /// Where it lies.
+    pub path: PathBuf,
+    /// What it holds.
+    pub text: String,
+}
+
+/// The least characters of a shared secret or admin token: either alone opens everything.
+const LEAST_SECRET: usize = 16;
+
+impl Auth {
+    /// Reads the section.
+    pub fn read(reader: &mut Reader<'_>) -> Self {
+        let one = reader.secret("HASURA_GRAPHQL_JWT_SECRET").map(Jwt::One);
+        let many = reader.secret("HASURA_GRAPHQL_JWT_SECRETS").map(Jwt::Many);
+        let current = secret(reader, "BYOK_HASURA_SECRET");
+        let previous = secret(reader, "BYOK_HASURA_SECRET_PREVIOUS");
+        if previous.is_some() && !reader.is_set("BYOK_HASURA_SECRET") {
+            reader.mistake("BYOK_HASURA_SECRET_PREVIOUS", "is set without BYOK_HASURA_SECRET");
+        }
+        let unauthorized_role = reader.text("BYOK_HASURA_UNAUTHORIZED_ROLE");
+        if unauthorized_role.is_some() && !reader.is_set("BYOK_HASURA_SECRET") {
+            reader.mistake(
+                "BYOK_HASURA_UNAUTHORIZED_ROLE",
+                "is set without BYOK_HASURA_SECRET, beside which alone that role can come",
+            );
+        }
+        let require_jwt = reader.flag("BYOK_REQUIRE_JWT", false);
+        if require_jwt && one.is_none() && many.is_none() {
+            reader.mistake("BYOK_REQUIRE_JWT", "is set without HASURA_GRAPHQL_JWT_SECRET");
+        }
+        Self {
+            jwt: many.or(one),
+            require_exp: reader.flag("BYOK_JWT_REQUIRE_EXP", true),
+            hasura_secrets: current.into_iter().chain(previous).collect(),
+            require_jwt,
+            unauthorized_role,
+            admin_token: secret(reader, "BYOK_ADMIN_TOKEN"),
+            admin_tokens: file(reader, "BYOK_ADMIN_TOKENS_FILE"),
+            permissions: file(reader, "BYOK_PERMISSIONS_FILE"),
+        }
+    }
+}
+
+fn secret(reader: &mut Reader<'_>, name: &str) -> Option<SecretText> {
+    let secret = reader.secret(name)?;
+    if secret.expose().len() < LEAST_SECRET || !secret.expose().bytes().all(|byte| byte.is_ascii_graphic()) {
+        reader
+            .mistake(name, format!("is not {LEAST_SECRET} or more visible ASCII characters without spaces"));
+        return None;
+    }
+    Some(secret)
+}
+
+fn file(reader: &mut Reader<'_>, variable: &'static str) -> Option<File> {
+    let path = PathBuf::from(reader.text(variable)?);
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Some(File { variable, path, text }),
+        Err(error) => {
+            let (path, kind) = (path.display(), error.kind());
+            reader.mistake(variable, format!("names the file {path}, which cannot be read: {kind}"));
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Env;
+
+    fn read(pairs: &[(&str, &str)]) -> (Auth, Vec<String>) {
+        let env = Env::from_pairs(pairs.iter().copied());
+        let mut reader = Reader::new(&env);
+        let auth = Auth::read(&mut reader);
+        (auth, reader.into_mistakes().into_iter().map(|mistake| mistake.variable).collect())
+    }
+
+    #[test]
+    fn nothing_set_is_no_mistake_and_demands_exp() {
+        let (auth, mistakes) = read(&[]);
+        assert!(mistakes.is_empty());
+        assert!(auth.require_exp && auth.jwt.is_none() && auth.hasura_secrets.is_empty());
+    }
+
+    #[test]
+    fn the_list_of_jwt_secrets_beats_the_single_one() {
+        let (auth, _) = read(&[("HASURA_GRAPHQL_JWT_SECRET", "{}"), ("HASURA_GRAPHQL_JWT_SECRETS", "[]")]);
+        assert_eq!(auth.jwt.unwrap().variable(), "HASURA_GRAPHQL_JWT_SECRETS");
+    }
+
+    #[test]
+    fn settings_that_miss_what_they_rest_on_are_mistakes() {
+        let (_, mistakes) = read(&[
+            ("BYOK_HASURA_SECRET_PREVIOUS", "a-secret-of-some-length"),
+            ("BYOK_HASURA_UNAUTHORIZED_ROLE", "anonymous"),
+            ("BYOK_REQUIRE_JWT", "true"),
+            ("BYOK_PERMISSIONS_FILE", "/nowhere"),
+        ]);
+        assert_eq!(
+            mistakes,
+            [
+                "BYOK_HASURA_SECRET_PREVIOUS",
+                "BYOK_HASURA_UNAUTHORIZED_ROLE",
+                "BYOK_REQUIRE_JWT",
+                "BYOK_PERMISSIONS_FILE"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_short_secret_is_a_mistake() {
+        let (_, mistakes) =
+            read(&[("BYOK_HASURA_SECRET", "hunter2"), ("BYOK_ADMIN_TOKEN", "with a space in it")]);
+        assert_eq!(mistakes, ["BYOK_HASURA_SECRET", "BYOK_ADMIN_TOKEN"]);
+    }
+}

@@ -1,0 +1,324 @@
+//! Every error of Vault's that we know, provoked at a real Vault: first what Vault says, word for word, then what we make
+//! of it. A text that a later Vault changes shows here.
+
+use std::num::NonZeroU64;
+
+use byok::config::KeyVersionStrategy;
+use byok::crypto::Dek;
+use byok::kms::{DekBinding, Kms, KmsErrorClass, VaultTransit};
+use byok::model::{DekId, KeyVersion, TenantUid, Wrapped};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::support::vault::{OwnServer, Transit, Vault};
+
+fn binding() -> DekBinding {
+    DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() }
+}
+
+fn named(text: &str) -> (DekBinding, Wrapped) {
+    let wrapped =
+        Wrapped { bytes: text.as_bytes().to_vec(), key_version: KeyVersion::new("byok", "1"), scheme: 1 };
+    (binding(), wrapped)
+}
+
+fn pinned(transit: &Transit, version: u64) -> impl Future<Output = VaultTransit> {
+    let transit = transit.clone();
+    async move {
+        transit.kms_with(&transit.token().await, |settings| {
+            settings.version = KeyVersionStrategy::Pinned(NonZeroU64::new(version).expect("not zero"));
+        })
+    }
+}
+
+async fn wraps(kms: &VaultTransit) -> Option<KmsErrorClass> {
+    kms.wrap(&[(binding(), &Dek::generate())]).await.remove(0).err().map(|error| error.class)
+}
+
+async fn unwraps(kms: &VaultTransit, wrapped: &(DekBinding, Wrapped)) -> Option<KmsErrorClass> {
+    kms.unwrap(std::slice::from_ref(wrapped)).await.remove(0).err().map(|error| error.class)
+}
+
+async fn rewraps(kms: &VaultTransit, wrapped: &(DekBinding, Wrapped), to: &str) -> Option<KmsErrorClass> {
+    let answers = kms.rewrap(std::slice::from_ref(wrapped), &KeyVersion::new("byok", to)).await;
+    answers.into_iter().next().and_then(Result::err).map(|error| error.class)
+}
+
+async fn wrapped(kms: &VaultTransit) -> (DekBinding, Wrapped) {
+    let binding = binding();
+    let made = kms.generate(&[binding]).await.remove(0).expect("a DEK");
+    (binding, made.value.wrapped)
+}
+
+fn text_of(answer: &Value) -> &str {
+    answer["errors"][0].as_str().or(answer["data"]["batch_results"][0]["error"].as_str()).unwrap_or_default()
+}
+
+/// What Vault itself says to the holder of the root token.
+async fn said(transit: &Transit, path: &str, body: Value) -> (u16, String) {
+    let (status, answer) =
+        transit.vault.answer(Method::POST, &format!("{}/{path}", transit.mount), body).await;
+    (status, text_of(&answer).to_owned())
+}
+
+fn plaintext(more: Value) -> Value {
+    let mut item = json!({ "plaintext": "AAAA" });
+    item.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+    json!({ "batch_input": [item] })
+}
+
+fn ciphertext(text: &str) -> Value {
+    json!({ "batch_input": [{ "ciphertext": text }] })
+}
+
+#[tokio::test]
+async fn a_token_that_never_was() {
+    let transit = Vault::shared().transit().await;
+    let path = format!("{}/encrypt/byok", transit.mount);
+    let (status, answer) =
+        transit.vault.answer_to("hvs.never", Method::POST, &path, plaintext(json!({}))).await;
+    assert_eq!(
+        (status, text_of(&answer)),
+        (403, "2 errors occurred:\n\t* permission denied\n\t* invalid token\n\n")
+    );
+    assert_eq!(wraps(&transit.kms_as("hvs.never")).await, Some(KmsErrorClass::CredentialInvalid));
+}
+
+#[tokio::test]
+async fn a_token_that_was_revoked() {
+    let transit = Vault::shared().transit().await;
+    let token = transit.token().await;
+    let kms = transit.kms_as(&token);
+    assert_eq!(wraps(&kms).await, None);
+    transit.vault.write("auth/token/revoke", json!({ "token": token })).await;
+    assert_eq!(wraps(&kms).await, Some(KmsErrorClass::CredentialInvalid));
+}
+
+#[tokio::test]
+async fn a_policy_that_does_not_let_us() {
+    let transit = Vault::shared().transit().await;
+    let (token, path) = (transit.token().await, format!("{}/encrypt/byok", transit.mount));
+    transit.allow(false).await;
+    let (status, answer) = transit.vault.answer_to(&token, Method::POST, &path, plaintext(json!({}))).await;
+    assert_eq!((status, text_of(&answer)), (403, "1 error occurred:\n\t* permission denied\n\n"));
+    assert_eq!(wraps(&transit.kms_as(&token)).await, Some(KmsErrorClass::AccessDenied));
+}
+
+#[tokio::test]
+async fn a_key_that_is_missing() {
+    let transit = Vault::shared().transit().await;
+    let said_of = async |path: &str, body| said(&transit, path, body).await.1;
+    let refused = "key type ecdsa-p256 not supported for this operation";
+    let mut body = plaintext(json!({}));
+    body["type"] = "ecdsa-p256".into();
+    assert_eq!(said_of("encrypt/missing", body).await, refused);
+    assert_eq!(said_of("decrypt/missing", ciphertext("vault:v1:AAAA")).await, "encryption key not found");
+    assert_eq!(said_of("rewrap/missing", ciphertext("vault:v1:AAAA")).await, "encryption key not found");
+    let root = transit.kms_with(&transit.vault.root, |settings| settings.key = "missing".to_owned());
+    let mut old = named("vault:v1:AAAA");
+    old.1.key_version = KeyVersion::new("missing", "1");
+    assert_eq!(wraps(&root).await, Some(KmsErrorClass::KeyNotFound));
+    assert_eq!(unwraps(&root, &old).await, Some(KmsErrorClass::KeyNotFound));
+    let again = root.rewrap(&[old.clone()], &old.1.key_version).await.remove(0);
+    assert_eq!(again.err().map(|error| error.class), Some(KmsErrorClass::KeyNotFound));
+    assert_eq!(transit.keys().await, json!(["byok"]));
+}
+
+#[tokio::test]
+async fn an_ordinary_encrypt_would_have_created_the_missing_key() {
+    let transit = Vault::shared().transit().await;
+    assert_eq!(said(&transit, "encrypt/missing", plaintext(json!({}))).await.0, 200);
+    assert_eq!(transit.keys().await, json!(["byok", "missing"]));
+}
+
+#[tokio::test]
+async fn whether_an_ordinary_encrypt_would_create_a_key_can_be_asked() {
+    let transit = Vault::shared().transit().await;
+    assert_eq!(transit.kms().await.upsert_possible().await, Some(false));
+    let root = transit.kms_as(&transit.vault.root);
+    assert_eq!(root.upsert_possible().await, Some(true));
+    transit.write("config/keys", json!({ "disable_upsert": true })).await;
+    assert_eq!(root.upsert_possible().await, Some(false));
+    assert_eq!(transit.kms_as("hvs.never").upsert_possible().await, None);
+}
+
+#[tokio::test]
+async fn a_wrapped_dek_that_was_altered() {
+    let transit = Vault::shared().transit().await;
+    let kms = transit.kms().await;
+    let good = String::from_utf8(wrapped(&kms).await.1.bytes).expect("text");
+    let flipped = if good.as_bytes()[30] == b'A' { "B" } else { "A" };
+    let cases = [
+        (format!("{}{flipped}{}", &good[..30], &good[31..]), "cipher: message authentication failed"),
+        ("vault:v1:AAAA".to_owned(), "invalid ciphertext length"),
+        ("vault:v1:!!!!".to_owned(), "invalid ciphertext: could not decode base64"),
+        (good.replace("vault:v1:", "vault:v9:"), "invalid ciphertext: version is too new"),
+    ];
+    for (bad, text) in cases {
+        assert_eq!(said(&transit, "decrypt/byok", ciphertext(&bad)).await, (400, text.to_owned()));
+        assert_eq!(said(&transit, "rewrap/byok", ciphertext(&bad)).await, (200, text.to_owned()));
+        assert_eq!(unwraps(&kms, &named(&bad)).await, Some(KmsErrorClass::InvalidWrappedDek), "{text}");
+        assert_eq!(rewraps(&kms, &named(&bad), "1").await, Some(KmsErrorClass::InvalidWrappedDek), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_wrapped_dek_that_rsa_does_not_open() {
+    let transit = Vault::shared().transit().await;
+    transit.write("keys/rsa", json!({ "type": "rsa-2048" })).await;
+    let kms = transit.kms_with(&transit.token().await, |settings| settings.key = "rsa".to_owned());
+    let mut good = wrapped(&kms).await;
+    assert_eq!(unwraps(&kms, &good).await, None);
+    let text = "failed to RSA decrypt the ciphertext: crypto/rsa: decryption error";
+    assert_eq!(said(&transit, "decrypt/rsa", ciphertext("vault:v1:AAAA")).await, (500, text.to_owned()));
+    good.1.bytes = b"vault:v1:AAAA".to_vec();
+    assert_eq!(unwraps(&kms, &good).await, Some(KmsErrorClass::InvalidWrappedDek));
+}
+
+#[tokio::test]
+async fn what_a_key_that_was_made_anew_did_not_wrap() {
+    let transit = Vault::shared().transit().await;
+    let kms = transit.kms().await;
+    let old = wrapped(&kms).await;
+    transit.write("keys/byok/config", json!({ "deletion_allowed": true })).await;
+    let path = format!("{}/keys/byok", transit.mount);
+    transit.vault.answer(Method::DELETE, &path, json!({})).await;
+    transit.write("keys/byok", json!({})).await;
+    assert_eq!(unwraps(&kms, &old).await, Some(KmsErrorClass::InvalidWrappedDek));
+}
+
+#[tokio::test]
+async fn a_version_below_the_minimum() {
+    let transit = Vault::shared().transit().await;
+    let kms = transit.kms().await;
+    let old = wrapped(&kms).await;
+    transit.write("keys/byok/rotate", json!({})).await;
+    transit.write("keys/byok/config", json!({ "min_encryption_version": 2 })).await;
+    let first = pinned(&transit, 1).await;
+    let text = "requested version for encryption is less than the minimum encryption key version";
+    assert_eq!(said(&transit, "encrypt/byok", plaintext(json!({ "key_version": 1 }))).await.1, text);
+    assert_eq!(wraps(&first).await, Some(KmsErrorClass::KeyVersionUnavailable));
+    assert_eq!(rewraps(&kms, &old, "1").await, Some(KmsErrorClass::KeyVersionUnavailable));
+    assert_eq!(unwraps(&kms, &old).await, None);
+
+    transit
+        .write("keys/byok/config", json!({ "min_encryption_version": 0, "min_decryption_version": 2 }))
+        .await;
+    let text = "ciphertext or signature version is disallowed by policy (too old)";
+    let sent = ciphertext(std::str::from_utf8(&old.1.bytes).expect("text"));
+    assert_eq!(said(&transit, "decrypt/byok", sent).await.1, text);
+    assert_eq!(unwraps(&kms, &old).await, Some(KmsErrorClass::KeyVersionUnavailable));
+    assert_eq!(rewraps(&kms, &old, "2").await, Some(KmsErrorClass::KeyVersionUnavailable));
+    assert_eq!(
+        said(&transit, "encrypt/byok", plaintext(json!({ "key_version": 1 }))).await.1,
+        "no such key version"
+    );
+    assert_eq!(wraps(&first).await, Some(KmsErrorClass::KeyVersionUnavailable));
+}
+
+#[tokio::test]
+async fn a_pinned_version_that_is_not_there_yet() {
+    let transit = Vault::shared().transit().await;
+    let kms = pinned(&transit, 2).await;
+    let text = "requested version for encryption is higher than the latest key version";
+    assert_eq!(said(&transit, "encrypt/byok", plaintext(json!({ "key_version": 2 }))).await.1, text);
+    assert_eq!(wraps(&kms).await, Some(KmsErrorClass::Misconfigured));
+    assert_eq!(
+        kms.current_version().await.err().map(|error| error.class),
+        Some(KmsErrorClass::Misconfigured)
+    );
+    transit.write("keys/byok/rotate", json!({})).await;
+    assert_eq!(wraps(&kms).await, None);
+}
+
+#[tokio::test]
+async fn a_pinned_version_wraps_whatever_is_newer() {
+    let transit = Vault::shared().transit().await;
+    transit.write("keys/byok/rotate", json!({})).await;
+    let kms = pinned(&transit, 1).await;
+    assert_eq!(wrapped(&kms).await.1.key_version, KeyVersion::new("byok", "1"));
+    assert_eq!(kms.current_version().await, Ok(KeyVersion::new("byok", "1")));
+}
+
+#[tokio::test]
+async fn a_key_that_does_not_encrypt_or_wants_a_context() {
+    let transit = Vault::shared().transit().await;
+    transit.write("keys/signs", json!({ "type": "ed25519" })).await;
+    transit.write("keys/derives", json!({ "derived": true })).await;
+    let texts = [
+        ("encrypt/signs", "message encryption not supported for key type ed25519"),
+        ("decrypt/signs", "message decryption not supported for key type ed25519"),
+        ("encrypt/derives", "missing 'context' for key derivation"),
+    ];
+    for (path, text) in texts {
+        let mut body = plaintext(json!({}));
+        body["batch_input"][0]["ciphertext"] = "vault:v1:AAAA".into();
+        assert!(said(&transit, path, body).await.1.starts_with(text), "{path}");
+    }
+    let token = transit.token().await;
+    for key in ["signs", "derives"] {
+        let kms = transit.kms_with(&token, |settings| settings.key = key.to_owned());
+        let mut old = named("vault:v1:AAAA");
+        old.1.key_version = KeyVersion::new(key, "1");
+        assert_eq!(wraps(&kms).await, Some(KmsErrorClass::Misconfigured), "{key}");
+        assert_eq!(unwraps(&kms, &old).await, Some(KmsErrorClass::Misconfigured), "{key}");
+    }
+}
+
+#[tokio::test]
+async fn a_mount_that_is_missing_or_something_else() {
+    let transit = Vault::shared().transit().await;
+    let root = transit.vault.root.clone();
+    for (mount, text) in [
+        ("nowhere", "no handler for route \"nowhere/encrypt/byok\"."),
+        ("identity", "1 error occurred:\n\t* unsupported path"),
+    ] {
+        let other = Transit { mount: mount.to_owned(), ..transit.clone() };
+        let (status, said) = said(&other, "encrypt/byok", plaintext(json!({}))).await;
+        assert!(status == 404 && said.starts_with(text), "{status} {said}");
+        assert_eq!(wraps(&other.kms_as(&root)).await, Some(KmsErrorClass::Misconfigured), "{mount}");
+    }
+}
+
+#[tokio::test]
+async fn a_vault_that_is_sealed_and_unsealed_again() {
+    let server = OwnServer::start().await;
+    let transit = server.vault.transit().await;
+    let kms = transit.kms().await;
+    let old = wrapped(&kms).await;
+    server.seal().await;
+    assert_eq!(
+        said(&transit, "encrypt/byok", plaintext(json!({}))).await,
+        (503, "Vault is sealed".to_owned())
+    );
+    assert_eq!(wraps(&kms).await, Some(KmsErrorClass::Sealed));
+    assert_eq!(unwraps(&kms, &old).await, Some(KmsErrorClass::Sealed));
+    server.unseal().await;
+    assert_eq!(unwraps(&kms, &old).await, None);
+}
+
+#[tokio::test]
+async fn too_many_calls() {
+    let server = OwnServer::start().await;
+    let transit = server.vault.transit().await;
+    let kms = transit.kms().await;
+    assert_eq!(wraps(&kms).await, None);
+    let quota = json!({ "rate": 0.1, "interval": "1m", "path": format!("{}/", transit.mount) });
+    server.vault.write("sys/quotas/rate-limit/few", quota).await;
+    let mut seen = None;
+    for _ in 0..10 {
+        seen = seen.or(wraps(&kms).await);
+    }
+    assert_eq!(seen, Some(KmsErrorClass::Throttled));
+    assert_eq!(said(&transit, "encrypt/byok", plaintext(json!({}))).await.0, 429);
+}
+
+#[tokio::test]
+async fn an_item_error_carries_vaults_own_id_of_the_request() {
+    let transit = Vault::shared().transit().await;
+    let kms = transit.kms().await;
+    let answers = kms.unwrap(&[named("vault:v1:AAAA"), wrapped(&kms).await]).await;
+    let failed = answers[0].as_ref().err().expect("it fails");
+    let id = answers[1].as_ref().ok().and_then(|answer| answer.request_id.clone()).expect("an id");
+    assert_eq!((failed.http_status, failed.request_id.clone()), (Some(400), Some(id)));
+}

@@ -1,0 +1,321 @@
+//! How we come by a Vault token and keep it, at a real Vault.
+
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use byok::config::{SecretSource, VaultLogin};
+use byok::crypto::{Dek, SecretText};
+use byok::kms::{DekBinding, Kms, KmsErrorClass, VaultTransit};
+use byok::model::{DekId, TenantUid};
+use serde_json::json;
+
+use crate::support::stub::{Stub, answer};
+use crate::support::vault::{Transit, Vault, settings};
+
+async fn wraps(kms: &VaultTransit) -> Option<KmsErrorClass> {
+    let binding = DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() };
+    kms.wrap(&[(binding, &Dek::generate())]).await.remove(0).err().map(|error| error.class)
+}
+
+async fn seconds(seconds: u64) {
+    tokio::time::sleep(Duration::from_secs(seconds)).await;
+}
+
+/// An AppRole mount of a test's own.
+struct AppRole {
+    transit: Transit,
+    mount: String,
+}
+
+impl AppRole {
+    /// With a role whose tokens have our policy; `more` goes into its making.
+    async fn create(more: serde_json::Value) -> Self {
+        let transit = Vault::shared().transit().await;
+        let mount = format!("customers/a-{}", uuid::Uuid::now_v7().simple());
+        transit.vault.write(&format!("sys/auth/{mount}"), json!({ "type": "approle" })).await;
+        let role = Self { transit, mount };
+        role.change(json!({ "token_policies": [role.transit.policy] })).await;
+        role.change(more).await;
+        role
+    }
+
+    fn path(&self, rest: &str) -> String {
+        format!("auth/{}/role/byok{rest}", self.mount)
+    }
+
+    async fn change(&self, to: serde_json::Value) {
+        self.transit.vault.write(&self.path(""), to).await;
+    }
+
+    async fn secret_id(&self) -> String {
+        let made = self.transit.vault.write(&self.path("/secret-id"), json!({})).await;
+        made["data"]["secret_id"].as_str().expect("a secret id").to_owned()
+    }
+
+    async fn destroy(&self, secret_id: &str) {
+        self.transit.vault.write(&self.path("/secret-id/destroy"), json!({ "secret_id": secret_id })).await;
+    }
+
+    async fn revoke_tokens(&self) {
+        let path = format!("sys/leases/revoke-prefix/auth/{}/login", self.mount);
+        self.transit.vault.write(&path, json!({ "sync": true })).await;
+    }
+
+    async fn kms(&self, secret_id: SecretSource) -> VaultTransit {
+        let role_id = self.transit.vault.read(&self.path("/role-id")).await;
+        let role_id = role_id["data"]["role_id"].as_str().expect("a role id").to_owned();
+        let login = VaultLogin::AppRole {
+            mount: self.mount.clone(),
+            role_id: SecretText::new(role_id),
+            secret_id: Some(secret_id),
+        };
+        VaultTransit::new(self.transit.settings(login)).expect("the settings are good")
+    }
+}
+
+fn text(secret: &str) -> SecretSource {
+    SecretSource::Text(SecretText::new(secret.to_owned()))
+}
+
+fn write(path: &Path, text: &str) {
+    std::fs::write(path, text).expect("the file is written");
+}
+
+#[tokio::test]
+async fn an_approle_logs_in_when_it_is_first_needed() {
+    let role = AppRole::create(json!({})).await;
+    let kms = role.kms(text(&role.secret_id().await)).await;
+    assert_eq!(wraps(&kms).await, None);
+}
+
+#[tokio::test]
+async fn a_token_that_was_revoked_is_replaced_within_the_call() {
+    let role = AppRole::create(json!({})).await;
+    let kms = role.kms(text(&role.secret_id().await)).await;
+    assert_eq!(wraps(&kms).await, None);
+    role.revoke_tokens().await;
+    assert_eq!(wraps(&kms).await, None);
+}
+
+#[tokio::test]
+async fn a_token_is_renewed_without_traffic() {
+    // The secret id logs in once only.
+    let role =
+        AppRole::create(json!({ "token_ttl": "4s", "token_max_ttl": "1h", "secret_id_num_uses": 1 })).await;
+    let kms = role.kms(text(&role.secret_id().await)).await;
+    assert_eq!(wraps(&kms).await, None);
+    seconds(8).await;
+    assert_eq!(wraps(&kms).await, None);
+}
+
+#[tokio::test]
+async fn a_token_at_its_maximum_is_replaced() {
+    let role = AppRole::create(json!({ "token_ttl": "4s", "token_max_ttl": "6s" })).await;
+    let kms = role.kms(text(&role.secret_id().await)).await;
+    for _ in 0..5 {
+        assert_eq!(wraps(&kms).await, None);
+        seconds(2).await;
+    }
+}
+
+#[tokio::test]
+async fn a_token_that_cannot_be_renewed_is_replaced_before_its_end() {
+    let role = AppRole::create(json!({ "token_ttl": "4s", "token_type": "batch" })).await;
+    let kms = role.kms(text(&role.secret_id().await)).await;
+    for _ in 0..3 {
+        assert_eq!(wraps(&kms).await, None);
+        seconds(2).await;
+    }
+}
+
+#[tokio::test]
+async fn a_secret_id_that_was_destroyed_is_an_invalid_credential_until_its_file_has_another() {
+    let role = AppRole::create(json!({})).await;
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let secret_id = role.secret_id().await;
+    write(file.path(), &format!("{secret_id}\n"));
+    let kms = role.kms(SecretSource::File(file.path().to_owned())).await;
+    assert_eq!(wraps(&kms).await, None);
+    role.destroy(&secret_id).await;
+    role.revoke_tokens().await;
+    assert_eq!(wraps(&kms).await, Some(KmsErrorClass::CredentialInvalid));
+    assert_eq!(wraps(&kms).await, Some(KmsErrorClass::CredentialInvalid));
+    write(file.path(), &role.secret_id().await);
+    assert_eq!(wraps(&kms).await, None);
+}
+
+#[tokio::test]
+async fn a_role_that_is_missing_and_a_mount_that_is_missing_are_invalid_credentials() {
+    let role = AppRole::create(json!({})).await;
+    let kms = role.kms(text("never")).await;
+    assert_eq!(wraps(&kms).await, Some(KmsErrorClass::CredentialInvalid));
+    let login = VaultLogin::AppRole {
+        mount: "customers/nowhere".to_owned(),
+        role_id: SecretText::new("r".to_owned()),
+        secret_id: None,
+    };
+    let kms = VaultTransit::new(role.transit.settings(login)).expect("the settings are good");
+    assert_eq!(wraps(&kms).await, Some(KmsErrorClass::CredentialInvalid));
+}
+
+#[tokio::test]
+async fn policies_that_a_role_gets_later_come_with_a_new_login() {
+    let role = AppRole::create(json!({ "token_policies": ["default"] })).await;
+    let kms = role.kms(text(&role.secret_id().await)).await;
+    assert_eq!(wraps(&kms).await, Some(KmsErrorClass::AccessDenied));
+    role.change(json!({ "token_policies": [role.transit.policy] })).await;
+    assert_eq!(wraps(&kms).await, Some(KmsErrorClass::AccessDenied), "no login for each refusal");
+    seconds(11).await;
+    assert_eq!(wraps(&kms).await, None);
+}
+
+/// A login to a stub.
+fn at_stub(stub: &Stub) -> VaultTransit {
+    let (role_id, secret_id) = (SecretText::new("r".to_owned()), Some(text("s")));
+    let login = VaultLogin::AppRole { mount: "approle".to_owned(), role_id, secret_id };
+    VaultTransit::new(settings(&stub.address, login)).expect("the settings are good")
+}
+
+fn logins(stub: &Stub) -> usize {
+    stub.seen().iter().filter(|seen| seen.path == "/v1/auth/approle/login").count()
+}
+
+#[tokio::test]
+async fn a_login_that_was_refused_is_not_tried_again_at_once() {
+    let stub = Stub::start(|_, _| answer(400, r#"{"errors":["invalid role or secret ID"]}"#)).await;
+    let kms = at_stub(&stub);
+    for _ in 0..10 {
+        assert_eq!(wraps(&kms).await, Some(KmsErrorClass::CredentialInvalid));
+    }
+    assert_eq!(logins(&stub), 1);
+    seconds(1).await;
+    wraps(&kms).await;
+    wraps(&kms).await;
+    assert_eq!(logins(&stub), 2);
+}
+
+#[tokio::test]
+async fn calls_that_come_together_share_one_login() {
+    let stub = Stub::start(|seen, _| match seen.path.as_str() {
+        "/v1/auth/approle/login" => {
+            answer(200, r#"{"auth":{"client_token":"hvs.x","lease_duration":60,"renewable":true}}"#)
+        }
+        _ => answer(200, r#"{"data":{"batch_results":[{"ciphertext":"vault:v1:c3R1Yg=="}]}}"#),
+    })
+    .await;
+    let kms = at_stub(&stub);
+    let outcomes = futures_util::future::join_all((0..20).map(|_| wraps(&kms))).await;
+    assert_eq!(outcomes, [None; 20]);
+    assert_eq!(logins(&stub), 1);
+}
+
+#[tokio::test]
+async fn a_token_that_was_given_to_us_is_renewed_without_traffic() {
+    let transit = Vault::shared().transit().await;
+    let token = transit.vault.token(&[&transit.policy], json!({ "period": "4s" })).await;
+    let kms = transit.kms_as(&token);
+    seconds(8).await;
+    assert_eq!(wraps(&kms).await, None);
+}
+
+#[tokio::test]
+async fn a_token_file_is_read_again_when_it_changes() {
+    let transit = Vault::shared().transit().await;
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    write(file.path(), &transit.token().await);
+    let login = VaultLogin::TokenFile(file.path().to_owned());
+    let kms = VaultTransit::new(transit.settings(login)).expect("the settings are good");
+    assert_eq!(wraps(&kms).await, None);
+    write(file.path(), "hvs.never\n");
+    assert_eq!(wraps(&kms).await, Some(KmsErrorClass::CredentialInvalid));
+    write(file.path(), &format!("{}\n", transit.token().await));
+    assert_eq!(wraps(&kms).await, None);
+}
+
+#[tokio::test]
+async fn a_token_file_that_was_replaced_within_one_tick_of_the_clock_is_read_when_its_token_is_refused() {
+    let transit = Vault::shared().transit().await;
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let same_time = |token: &str| {
+        write(file.path(), token);
+        let times = std::fs::FileTimes::new().set_modified(SystemTime::UNIX_EPOCH);
+        file.as_file().set_times(times).expect("the time is set");
+    };
+    let (first, second) = (transit.token().await, transit.token().await);
+    assert_eq!(first.len(), second.len());
+    same_time(&first);
+    let login = VaultLogin::TokenFile(file.path().to_owned());
+    let kms = VaultTransit::new(transit.settings(login)).expect("the settings are good");
+    assert_eq!(wraps(&kms).await, None);
+    same_time(&second);
+    transit.vault.write("auth/token/revoke", json!({ "token": first })).await;
+    assert_eq!(wraps(&kms).await, None);
+}
+
+#[tokio::test]
+async fn a_token_file_that_is_gone_leaves_the_token_that_was_read() {
+    let transit = Vault::shared().transit().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("token");
+    let login = || VaultLogin::TokenFile(path.clone());
+    let kms = VaultTransit::new(transit.settings(login())).expect("the settings are good");
+    assert_eq!(wraps(&kms).await, Some(KmsErrorClass::Misconfigured));
+    write(&path, &transit.token().await);
+    assert_eq!(wraps(&kms).await, None);
+    std::fs::remove_file(&path).expect("the file is removed");
+    assert_eq!(wraps(&kms).await, None);
+}
+
+/// Vault asks the cluster whether a service account's token is genuine; the cluster is a stub, Vault is not.
+#[tokio::test]
+async fn a_service_account_logs_in() {
+    let cluster = Stub::start(|seen, _| {
+        let sent: serde_json::Value = serde_json::from_slice(&seen.body).unwrap_or_default();
+        let genuine = sent["spec"]["token"].as_str().is_some_and(|token| token.ends_with(".genuine"));
+        let user = json!({ "username": "system:serviceaccount:apps:byok", "uid": "u-1", "groups": [] });
+        let status = json!({ "authenticated": genuine, "user": user, "audiences": ["vault"] });
+        let review =
+            json!({ "kind": "TokenReview", "apiVersion": "authentication.k8s.io/v1", "status": status });
+        answer(201, review.to_string())
+    })
+    .await;
+    let transit = Vault::shared().transit().await;
+    let mount = format!("customers/k-{}", uuid::Uuid::now_v7().simple());
+    transit.vault.write(&format!("sys/auth/{mount}"), json!({ "type": "kubernetes" })).await;
+    let cluster_at = json!({ "kubernetes_host": cluster.address, "token_reviewer_jwt": "x", "disable_local_ca_jwt": true });
+    transit.vault.write(&format!("auth/{mount}/config"), cluster_at).await;
+    let role = json!({
+        "bound_service_account_names": ["byok"],
+        "bound_service_account_namespaces": ["apps"],
+        "token_policies": [transit.policy],
+        "audience": "vault",
+    });
+    transit.vault.write(&format!("auth/{mount}/role/byok"), role).await;
+
+    let part = |value: serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    let account = json!({ "namespace": "apps", "serviceaccount": { "name": "byok", "uid": "u-1" } });
+    let claims = json!({
+        "iss": "kubernetes/serviceaccount",
+        "sub": "system:serviceaccount:apps:byok",
+        "aud": ["vault"],
+        "iat": 1_700_000_000,
+        "nbf": 1_700_000_000,
+        "exp": 4_000_000_000_u64,
+        "kubernetes.io": account,
+    });
+    let jwt = format!("{}.{}", part(json!({ "alg": "RS256", "kid": "k" })), part(claims));
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let kms = |signature: &str| {
+        write(file.path(), &format!("{jwt}.{signature}"));
+        let login = VaultLogin::Kubernetes {
+            mount: mount.clone(),
+            role: "byok".to_owned(),
+            jwt_file: file.path().to_owned(),
+        };
+        VaultTransit::new(transit.settings(login)).expect("the settings are good")
+    };
+    assert_eq!(wraps(&kms("genuine")).await, None);
+    assert_eq!(wraps(&kms("forged")).await, Some(KmsErrorClass::CredentialInvalid));
+}
