@@ -10,7 +10,7 @@
 //! cargo bench --bench load                the table
 //! cargo bench --bench load -- --json      and one JSON object on the last line
 //! cargo bench --bench load -- --quick     one short round: does it run at all?
-//! cargo bench --bench load -- --only NAME the scenario of that name, such as to profile it
+//! cargo bench --bench load -- --only NAME the scenario of that name, and of others named so
 //! ```
 //!
 //! How it is pinned and why, and what came out, stands in `docs/performance.md`.
@@ -45,19 +45,19 @@ struct Plan {
 struct Arguments {
     plan: Plan,
     json: bool,
-    only: Option<String>,
+    only: Vec<String>,
 }
 
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
-    let mut arguments = Arguments { plan: FULL, json: false, only: None };
+    let mut arguments = Arguments { plan: FULL, json: false, only: Vec::new() };
     while let Some(word) = words.next() {
         match word.as_str() {
             // `cargo bench` says so to every bench.
             "--bench" => {}
             "--json" => arguments.json = true,
             "--quick" => arguments.plan = QUICK,
-            "--only" => arguments.only = words.next(),
+            "--only" => arguments.only.extend(words.next()),
             baselines::ECHO | baselines::NO_OP => return baselines::run(&word),
             _ => {
                 eprintln!("load: `{word}` is none of --json, --quick, --only NAME");
@@ -87,7 +87,8 @@ async fn load(arguments: &Arguments) -> Result<(), String> {
     processes::pin(std::process::id(), &cores.rest)?;
     let servers = Servers::start(cores).await?;
     let scenarios = scenarios::all(&servers).await?;
-    let wanted = |scenario: &&Scenario| arguments.only.as_ref().is_none_or(|name| scenario.name == name);
+    let only = &arguments.only;
+    let wanted = |scenario: &&Scenario| only.is_empty() || only.iter().any(|name| name == scenario.name);
     let chosen = || scenarios.iter().filter(wanted);
     let mut measured: Vec<Measured> = chosen().map(|scenario| Measured::new(scenario.name)).collect();
     // Round by round, so that what is compared runs within the same minute, whatever else the machine does.
