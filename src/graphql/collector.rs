@@ -45,7 +45,9 @@ impl<I, A> Collector<I, A> {
                 let _ = asker.send(answer);
             }
         }
-        mine.await.ok()
+        // Past tokio's budget for one turn (128 such waits) the rest would come in again later, and the answer's fields
+        // would lose the order of the query's.
+        tokio::task::unconstrained(mine).await.ok()
     }
 }
 
