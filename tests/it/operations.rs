@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::support::needed;
 use crate::support::pki::{Authority, client};
-use crate::support::server::{TestServer, answer};
+use crate::support::server::{TestServer, answer, create_database};
+use crate::support::shared_vault::VaultKey;
 use crate::support::stub::{self, Stub};
 
 #[tokio::test]
@@ -116,4 +118,35 @@ async fn the_documents_are_the_codes_own() {
         "run `byok schema --errors > docs/errors.md`"
     );
     assert_eq!(kept("schema.graphql"), printed(&["schema"]), "run `byok schema > schema.graphql`");
+}
+
+#[tokio::test]
+async fn a_serving_role_that_owns_nothing_is_enough_and_health_says_that_the_log_is_protected() {
+    let owner = create_database(&needed("DATABASE_URL")).await;
+    let role = format!("serving_{}", uuid::Uuid::now_v7().simple());
+    let database = sqlx::PgPool::connect(&owner).await.unwrap();
+    sqlx::raw_sql(sqlx::AssertSqlSafe(format!("CREATE ROLE {role} LOGIN"))).execute(&database).await.unwrap();
+    let serving = owner.replacen("postgres@", &format!("{role}@"), 1);
+    assert_ne!(serving, owner);
+    let server =
+        TestServer::on(VaultKey::create().await, serving, &[("BYOK_MIGRATION_DATABASE_URL", &owner)]).await;
+    let token = server.encrypt("p", "r").await;
+    server.key.rotate().await;
+    let job = server.post("/byok/rotate", json!({})).await;
+    let path = job.headers["location"].to_str().unwrap().to_owned();
+    while server.get(&path).await.body["state"] != "DONE" {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(server.decrypt(&token, "r").await.body["plaintext"], "p");
+    assert_eq!(server.get("/byok/audit").await.status, 200);
+    assert_eq!(server.get("/byok/health").await.body["audit_protected"], true);
+    let serving = sqlx::PgPool::connect(&server.database_url).await.unwrap();
+    for forbidden in [
+        "UPDATE np_byok_audit SET role = 'x'",
+        "DELETE FROM np_byok_audit",
+        "DROP TABLE np_byok_audit",
+        "TRUNCATE np_byok_audit",
+    ] {
+        assert!(sqlx::query(forbidden).execute(&serving).await.is_err(), "{forbidden}");
+    }
 }
