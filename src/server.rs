@@ -19,6 +19,7 @@ use hyper_util::service::TowerToHyperService;
 use opentelemetry::propagation::TextMapPropagator as _;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use tokio::net::TcpListener;
+use tokio::sync::{Notify, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, Span, error, info, info_span, warn};
@@ -33,6 +34,8 @@ use crate::{config, console, graphql, rest};
 const REQUEST_ID: &str = "x-request-id";
 /// How long a client may take for the head of a request, or for the TLS handshake.
 const SLOW_CLIENT: Duration = Duration::from_secs(10);
+/// How many connections are open at once; one more is closed at once.
+const CONNECTIONS: usize = 16_384;
 
 /// The whole router, with its layers.
 pub fn router(app: Arc<App>, database: DatabaseState, settings: &config::Server) -> Router {
@@ -62,7 +65,7 @@ async fn around(metrics: Arc<Metrics>, timeout: Duration, mut request: Request, 
     let began = Instant::now();
     let given = request.headers().get(REQUEST_ID).and_then(|value| value.to_str().ok());
     let request_id = given.and_then(RequestId::accept).unwrap_or_else(RequestId::fresh);
-    let method = request.method().as_str().to_owned();
+    let method = method_of(&request);
     // A route's template: a path can be anything that a stranger types.
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
     let span = info_span!("request", request_id = request_id.as_str(), method, route);
@@ -84,12 +87,19 @@ async fn around(metrics: Arc<Metrics>, timeout: Duration, mut request: Request, 
 
     let elapsed = began.elapsed();
     let code = response.extensions().get::<ErrorCode>().map(|code| code.as_str());
-    metrics.answered(&route, &method, response.status().as_u16(), code, elapsed.as_secs_f64());
+    metrics.answered(&route, method, response.status().as_u16(), code, elapsed.as_secs_f64());
     log_answer(&span, response.status(), code, elapsed);
     if let Ok(value) = HeaderValue::from_str(request_id.as_str()) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
     response
+}
+
+/// A method of a closed set: a client may send any token as its method, and each label lives for ever.
+fn method_of(request: &Request) -> &'static str {
+    const KNOWN: [&str; 7] = ["GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"];
+    let method = request.method().as_str();
+    KNOWN.into_iter().find(|known| *known == method).unwrap_or("other")
 }
 
 /// A refusal of the server's own, in the form of the front that was called.
@@ -145,6 +155,7 @@ pub async fn serve(
     builder.http2().timer(TokioTimer::new()).keep_alive_interval(Some(Duration::from_secs(30)));
     let builder = Arc::new(builder);
     let graceful = GracefulShutdown::new();
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let stream = tokio::select! {
             () = stop.cancelled() => break,
@@ -158,9 +169,11 @@ pub async fn serve(
                 }
             },
         };
+        let Ok(place) = places.clone().try_acquire_owned() else { continue };
         let (tls, router, builder) = (tls.clone(), router.clone(), builder.clone());
         let watcher = graceful.watcher();
         tokio::spawn(async move {
+            let _place = place;
             let _ = stream.set_nodelay(true);
             match tls {
                 None => converse(stream, router, &builder, watcher).await,
@@ -188,8 +201,22 @@ async fn converse<S>(
 ) where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
-    let service = TowerToHyperService::new(router);
-    let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
-    // A client that breaks off is its own affair.
-    let _ = watcher.watch(connection).await;
+    // The builder's own timer starts only once it knows which HTTP is spoken: until a first request has come, a client
+    // has no more time than this, whatever it sends.
+    let spoken = Arc::new(Notify::new());
+    let first = spoken.clone();
+    let service =
+        TowerToHyperService::new(router.layer(middleware::from_fn(move |request: Request, next: Next| {
+            first.notify_one();
+            next.run(request)
+        })));
+    let connection = watcher.watch(builder.serve_connection(TokioIo::new(stream), service).into_owned());
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        // A client that breaks off is its own affair.
+        _ = &mut connection => return,
+        () = spoken.notified() => {}
+        () = tokio::time::sleep(SLOW_CLIENT) => return,
+    }
+    let _ = connection.await;
 }

@@ -5,13 +5,17 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use crate::audit::unpack;
 use crate::model::{Caller, Entry, ErrorCode, Operation, Outcome, Refusal};
-use crate::store::EntryFilter;
+use crate::store::{EntryFilter, PlacedEntry};
 
 use super::App;
 use super::record::read_refusal;
 
 const PAGE: u32 = 50;
 const MAX_PAGE: u32 = 500;
+/// A page ends once it holds more items than this: an entry may have tens of thousands.
+const MAX_ITEMS: u32 = 20_000;
+/// How many entries are read from the database at once.
+const AT_ONCE: u32 = 32;
 
 /// What to read.
 #[derive(Clone, Debug, Default)]
@@ -40,21 +44,14 @@ impl App {
     /// Not permitted, a cursor that is not ours, a page size out of bounds, or the database out of reach.
     pub async fn audit(&self, caller: &Caller, query: &AuditQuery) -> Result<AuditPage, Refusal> {
         let operation = Operation::Audit;
-        let (before, first) = match self.authorize(caller, operation).and_then(|()| bounds(query)) {
+        self.enter(caller, operation).await?;
+        let (before, first) = match bounds(query) {
             Ok(bounds) => bounds,
             Err(refusal) => return Err(self.refuse(caller, operation, refusal).await),
         };
-        let placed = self
-            .store
-            .entries(caller.tenant.uid, &query.filter, before, first + 1)
-            .await
-            .map_err(read_refusal)?;
-        let has_next = placed.len() > first as usize;
-        let entries: Option<Vec<_>> = placed
-            .iter()
-            .take(first as usize)
-            .map(|placed| Some((cursor_of(placed.seq), unpack(&placed.row)?)))
-            .collect();
+        let (placed, has_next) = self.placed(caller, query, before, first).await?;
+        let entries: Option<Vec<_>> =
+            placed.iter().map(|placed| Some((cursor_of(placed.seq), unpack(&placed.row)?))).collect();
         let entries = entries.ok_or_else(|| {
             tracing::error!("an entry of the audit log is not of a form that this server writes");
             Refusal::from(ErrorCode::Internal)
@@ -62,13 +59,44 @@ impl App {
         self.record(caller, operation, Outcome::Ok, Vec::new(), Vec::new()).await?;
         Ok(AuditPage { entries, has_next })
     }
+
+    /// Up to `first` entries, fewer where they hold very many items, and whether more follow.
+    async fn placed(
+        &self,
+        caller: &Caller,
+        query: &AuditQuery,
+        mut before: Option<u64>,
+        first: usize,
+    ) -> Result<(Vec<PlacedEntry>, bool), Refusal> {
+        let mut page: Vec<PlacedEntry> = Vec::new();
+        let mut items = 0;
+        loop {
+            let found = self
+                .store
+                .entries(caller.tenant.uid, &query.filter, before, AT_ONCE)
+                .await
+                .map_err(read_refusal)?;
+            let last = found.len() < AT_ONCE as usize;
+            for placed in found {
+                if page.len() == first || items > MAX_ITEMS {
+                    return Ok((page, true));
+                }
+                items += placed.row.item_count;
+                before = Some(placed.seq);
+                page.push(placed);
+            }
+            if last {
+                return Ok((page, false));
+            }
+        }
+    }
 }
 
 /// Below which place to read, and how many.
-fn bounds(query: &AuditQuery) -> Result<(Option<u64>, u32), Refusal> {
+fn bounds(query: &AuditQuery) -> Result<(Option<u64>, usize), Refusal> {
     let before = query.after.as_deref().map(place_of).transpose()?;
     match query.first.unwrap_or(PAGE) {
-        first @ 1..=MAX_PAGE => Ok((before, first)),
+        first @ 1..=MAX_PAGE => Ok((before, first as usize)),
         _ => Err(Refusal::because(ErrorCode::RequestMalformed, "A page holds 1 to 500 entries.")),
     }
 }

@@ -37,10 +37,8 @@ impl App {
         operation: Operation,
         items: Vec<Result<DecryptItem, Refusal>>,
     ) -> Result<Vec<Result<Decrypted, Refusal>>, Refusal> {
-        self.meter(caller, operation)?;
-        if let Err(refusal) = self.admit(caller, operation, items.len()) {
-            return Err(self.refuse(caller, operation, refusal).await);
-        }
+        self.enter(caller, operation).await?;
+        self.bound(caller, operation, items.len()).await?;
         let mut entry_items: Vec<Item> =
             items.iter().map(|item| item_of(item.as_ref().ok().map(|item| &item.context))).collect();
         let tokens: Vec<Result<(Token, Context), Refusal>> = items

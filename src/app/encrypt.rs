@@ -39,10 +39,9 @@ impl App {
         items: Vec<Result<EncryptItem, Refusal>>,
     ) -> Result<Vec<Result<Encrypted, Refusal>>, Refusal> {
         let operation = Operation::Encrypt;
-        self.meter(caller, operation)?;
-        if let Err(refusal) = self.admit(caller, operation, items.len()) {
-            return Err(self.refuse(caller, operation, refusal).await);
-        }
+        let rewinds = self.committer.rewinds();
+        self.enter(caller, operation).await?;
+        self.bound(caller, operation, items.len()).await?;
         let mut entry_items: Vec<Item> =
             items.iter().map(|item| item_of(item.as_ref().ok().map(|item| &item.context))).collect();
         let checked: Vec<Result<EncryptItem, Refusal>> = items
@@ -88,20 +87,29 @@ impl App {
             answers.push(answer);
         }
         self.record(caller, operation, outcome_of(&entry_items), entry_items, changes).await?;
+        if self.committer.rewinds() != rewinds {
+            // The database went back in time while this ran: the DEK's row may be gone with it.
+            return Err(ErrorCode::StoreUnavailable.into());
+        }
         for (row, held) in &fresh {
             self.keyring.admit(&caller.tenant, row, held);
         }
         Ok(answers)
     }
 
-    /// Whether the caller may ever do this, and the call is not too large.
-    pub(super) fn admit(&self, caller: &Caller, operation: Operation, items: usize) -> Result<(), Refusal> {
-        self.authorize(caller, operation)?;
-        match items {
-            0 => Err(Refusal::because(ErrorCode::RequestMalformed, "The request has no items.")),
-            items if items > self.limits.items => Err(ErrorCode::TooManyItems.into()),
-            _ => Ok(()),
-        }
+    /// Refuses a call that holds nothing, or too much.
+    pub(super) async fn bound(
+        &self,
+        caller: &Caller,
+        operation: Operation,
+        items: usize,
+    ) -> Result<(), Refusal> {
+        let refusal = match items {
+            0 => Refusal::because(ErrorCode::RequestMalformed, "The request has no items."),
+            items if items > self.limits.items => ErrorCode::TooManyItems.into(),
+            _ => return Ok(()),
+        };
+        Err(self.refuse(caller, operation, refusal).await)
     }
 
     /// Whether the caller may do this with this context, and the context names its record where it must.

@@ -1,5 +1,6 @@
 //! Can the key be used now: a real wrap and unwrap, at most once in a few seconds, so that nobody can run up a bill.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Mutex;
@@ -60,7 +61,7 @@ pub(super) struct Memory(Mutex<Option<(Instant, KeyHealth)>>);
 
 impl App {
     /// Checks key and database. Needs no caller: it says nothing that a caller could not see by calling.
-    pub async fn health(&self) -> Health {
+    pub async fn health(self: &Arc<Self>) -> Health {
         let (database, key) = tokio::join!(self.store.ping(), self.key_health());
         let database = database.is_ok();
         let (key_version, kms_latency, error) = match key {
@@ -81,7 +82,15 @@ impl App {
         self.store.ping().await.is_ok()
     }
 
-    async fn key_health(&self) -> KeyHealth {
+    /// Runs to its end whatever becomes of the client: else one who hangs up early could have the KMS asked again and
+    /// again.
+    async fn key_health(self: &Arc<Self>) -> KeyHealth {
+        let app = self.clone();
+        let checked = tokio::spawn(async move { app.remembered_key_health().await });
+        checked.await.unwrap_or_else(|_| Err(KmsError::local(KmsErrorClass::Internal)))
+    }
+
+    async fn remembered_key_health(&self) -> KeyHealth {
         // Whoever waits here while another checks gets that answer.
         let mut last = self.health.0.lock().await;
         if let Some((when, answer)) = last.as_ref()

@@ -37,6 +37,9 @@ pub use rotate::Rotation;
 pub use crate::crypto::{Context, Plaintext, SecretText};
 pub use crate::store::EntryFilter;
 
+/// Calls a minute, by tenant.
+type Meter = DefaultKeyedRateLimiter<TenantUid>;
+
 /// What the use cases stand on.
 pub struct App {
     tenant: Arc<Tenant>,
@@ -48,8 +51,10 @@ pub struct App {
     policy: Policy,
     limits: Limits,
     clock: Arc<dyn Clock>,
-    encrypt_meter: DefaultKeyedRateLimiter<TenantUid>,
-    decrypt_meter: DefaultKeyedRateLimiter<TenantUid>,
+    encrypt_meter: Meter,
+    decrypt_meter: Meter,
+    other_meter: Meter,
+    refusal_meter: Meter,
     health: health::Memory,
 }
 
@@ -85,6 +90,8 @@ impl App {
         Self {
             encrypt_meter: meter(limits.encrypt_per_minute),
             decrypt_meter: meter(limits.decrypt_per_minute),
+            other_meter: meter(limits.decrypt_per_minute),
+            refusal_meter: meter(limits.decrypt_per_minute),
             health: health::Memory::default(),
             tenant: Arc::new(tenant),
             store,
@@ -103,7 +110,12 @@ impl App {
     /// # Errors
     /// One of Hasura's own codes.
     pub fn authenticate(&self, headers: &HeaderMap, request_id: RequestId) -> Result<Caller, Refusal> {
-        Ok(self.caller(self.authenticator.authenticate(headers)?, request_id))
+        let identity = self.authenticator.authenticate(headers)?;
+        // PostgreSQL's text cannot hold a NUL: refused here, it cannot spoil a batch of entries.
+        if identity.role.contains('\0') || identity.user.as_ref().is_some_and(|user| user.contains('\0')) {
+            return Err(ErrorCode::JwtInvalidClaims.into());
+        }
+        Ok(self.caller(identity, request_id))
     }
 
     /// The caller of one request. In the single-tenant form everybody belongs to the one tenant.
@@ -121,23 +133,25 @@ impl App {
         self.keyring.cached()
     }
 
-    /// A call is one, however many items it has. The burst is a whole minute's worth.
-    fn meter(&self, caller: &Caller, operation: Operation) -> Result<(), Refusal> {
+    /// Meters a call and asks whether its role may ever do this. A call is one, however many items it has; the burst is
+    /// a whole minute's worth. Calls that are refused here have a bucket of their own, so that who may do nothing can
+    /// neither use up the tenant's budget nor flood its log: past that, a refusal leaves no entry.
+    async fn enter(&self, caller: &Caller, operation: Operation) -> Result<(), Refusal> {
+        if !self.policy.may_ever(&caller.identity, operation) {
+            return Err(self.refuse(caller, operation, ErrorCode::PermissionDenied.into()).await);
+        }
         let meter = match operation {
             Operation::Encrypt => &self.encrypt_meter,
             Operation::Decrypt | Operation::Reveal => &self.decrypt_meter,
-            Operation::Rotate | Operation::Audit | Operation::Health => return Ok(()),
+            Operation::Rotate | Operation::Audit | Operation::Health => &self.other_meter,
         };
-        meter.check_key(&caller.tenant.uid).map_err(|until| {
-            let wait = until.wait_time_from(DefaultClock::default().now());
-            Refusal::from(ErrorCode::RateLimited).after(wait)
-        })
+        pass(meter, caller)
     }
+}
 
-    fn authorize(&self, caller: &Caller, operation: Operation) -> Result<(), Refusal> {
-        match self.policy.may_ever(&caller.identity, operation) {
-            true => Ok(()),
-            false => Err(ErrorCode::PermissionDenied.into()),
-        }
-    }
+fn pass(meter: &Meter, caller: &Caller) -> Result<(), Refusal> {
+    meter.check_key(&caller.tenant.uid).map_err(|until| {
+        let wait = until.wait_time_from(DefaultClock::default().now());
+        Refusal::from(ErrorCode::RateLimited).after(wait)
+    })
 }

@@ -9,7 +9,7 @@ use crate::kms::KmsError;
 use crate::model::{Caller, DekId, Entry, EntryId, ErrorCode, Item, Operation, Outcome, Refusal};
 use crate::store::{Change, ReadError};
 
-use super::App;
+use super::{App, pass};
 
 /// One item of a call as it comes to its end: what will be recorded of it.
 pub(super) fn item_of(context: Option<&Context>) -> Item {
@@ -94,7 +94,12 @@ impl App {
             items,
         };
         let unit = Unit { tenant: caller.tenant.uid, entry: Some(pack(&entry)), changes };
-        self.committer.commit(unit).await.map_err(|failed| match failed {
+        let rewinds = self.committer.rewinds();
+        let committed = self.committer.commit(unit).await;
+        if self.committer.rewinds() != rewinds {
+            self.keyring.clear();
+        }
+        committed.map_err(|failed| match failed {
             CommitFailed::Unavailable => Refusal::from(ErrorCode::StoreUnavailable),
             CommitFailed::Rejected => Refusal::from(ErrorCode::Internal),
         })
@@ -103,6 +108,9 @@ impl App {
     /// Records that a whole call was refused, and refuses it. Where even that cannot be recorded, the caller learns that
     /// instead: a refusal that left no entry must not look like one that did.
     pub async fn refuse(&self, caller: &Caller, operation: Operation, refusal: Refusal) -> Refusal {
+        if let Err(limited) = pass(&self.refusal_meter, caller) {
+            return limited;
+        }
         match self.record(caller, operation, Outcome::Refused(refusal.code), Vec::new(), Vec::new()).await {
             Ok(_) => refusal,
             Err(unrecorded) => unrecorded,

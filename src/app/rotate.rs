@@ -33,9 +33,7 @@ impl App {
     /// Not permitted, or the KMS or the database out of reach.
     pub async fn rotate(&self, caller: &Caller, dry_run: bool) -> Result<Rotation, Refusal> {
         let operation = Operation::Rotate;
-        if let Err(refusal) = self.authorize(caller, operation) {
-            return Err(self.refuse(caller, operation, refusal).await);
-        }
+        self.enter(caller, operation).await?;
         let target = match self.kms.current_version().await {
             Ok(target) => target,
             Err(error) => return Err(self.refuse(caller, operation, kms_refusal(&error)).await),
@@ -74,9 +72,7 @@ impl App {
     /// Not permitted, no such rotation, or the database out of reach.
     pub async fn rotation(&self, caller: &Caller, id: Option<JobId>) -> Result<Job, Refusal> {
         let operation = Operation::Rotate;
-        if let Err(refusal) = self.authorize(caller, operation) {
-            return Err(self.refuse(caller, operation, refusal).await);
-        }
+        self.enter(caller, operation).await?;
         let found = match id {
             Some(id) => self.store.job(caller.tenant.uid, id).await.map(|found| found.map(|(job, _)| job)),
             None => self.store.latest_job(caller.tenant.uid).await,

@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::audit::{Unit, pack};
-use crate::kms::{DekBinding, KmsErrorClass, Verdict};
+use crate::kms::{DekBinding, Verdict};
 use crate::model::{
     DekId, Entry, EntryId, Item, Job, JobId, JobState, Means, Operation, Source, Tenant, Wrapped,
 };
@@ -61,10 +61,24 @@ impl App {
         if job.state == JobState::Done {
             return Step::Finished;
         }
+        // A stalled job may wait for a version that the customer has since left behind.
+        if job.stalled.is_some()
+            && let Ok(current) = self.kms.current_version().await
+            && current != job.target
+        {
+            job.target = current;
+            return self.start_over(tenant, job, holder).await;
+        }
         let limit = u32::try_from(self.kms.batch_limit()).unwrap_or(u32::MAX);
         let Ok(rows) = self.store.deks_after(tenant.uid, after, limit).await else { return Step::Stalled };
         job.updated_at = self.clock.now();
         let Some(last) = rows.last().map(|row| row.id) else {
+            // Ids sort by time, so a DEK made on a replica whose clock is behind may stand before the cursor.
+            match self.store.deks_not_under(tenant.uid, &job.target).await {
+                Ok(left) if left > job.progress.failed => return self.start_over(tenant, job, holder).await,
+                Ok(_) => {}
+                Err(_) => return Step::Stalled,
+            }
             job.state = JobState::Done;
             job.stalled = None;
             job.finished_at = Some(job.updated_at);
@@ -86,9 +100,10 @@ impl App {
                 self.kms.rewrap(&wrapped, &job.target).await
             }
         };
-        // The key, not a DEK, is what failed: keep the place and say why nothing moves.
-        let failed = answers.iter().filter_map(|answer| answer.as_ref().err());
-        if let Some(error) = failed.into_iter().find(|error| error.class.verdict() != Verdict::Item) {
+        // The key, not a DEK, is what failed, as long as nothing came back whole: keep the place and say why nothing moves.
+        let whole = answers.iter().any(Result::is_ok);
+        let mut failed = answers.iter().filter_map(|answer| answer.as_ref().err());
+        if let Some(error) = failed.find(|error| !whole && error.class.verdict() != Verdict::Item) {
             log_kms(error);
             job.stalled = Some(error.class.code());
             return match self.advance(tenant, job, holder, after, Vec::new(), Vec::new()).await {
@@ -114,7 +129,7 @@ impl App {
                     warn!(dek_id = %row.id, class = ?error.class, "a DEK could not be re-wrapped");
                     item.key_version = Some(row.wrapped.key_version);
                     item.kms_request_id = error.request_id;
-                    item.refused = Some(KmsErrorClass::InvalidWrappedDek.code());
+                    item.refused = Some(error.class.code());
                     job.progress.failed += 1;
                 }
             }
@@ -124,6 +139,15 @@ impl App {
         let step = self.advance(tenant, job, holder, Some(last), items, changes).await;
         self.keyring.forget(tenant.uid, rewrapped);
         step
+    }
+
+    /// Goes through all DEKs again; those that have the target version are passed over.
+    async fn start_over(&self, tenant: &Tenant, mut job: Job, holder: Uuid) -> Step {
+        let Ok(left) = self.store.deks_not_under(tenant.uid, &job.target).await else { return Step::Stalled };
+        job.progress.total = job.progress.rewrapped + left;
+        job.progress.failed = 0;
+        job.stalled = None;
+        self.advance(tenant, job, holder, None, Vec::new(), Vec::new()).await
     }
 
     async fn advance(

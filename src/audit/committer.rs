@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -48,18 +49,28 @@ struct Pending {
 /// Commits units in groups, one lane for each hash of tenant.
 pub struct Committer {
     lanes: Vec<mpsc::Sender<Pending>>,
+    rewinds: Arc<AtomicU64>,
 }
 
 impl Committer {
     /// Starts `lanes` lanes; they end when the committer and what it holds are gone.
     pub fn start(store: Arc<dyn Store>, clock: Arc<dyn Clock>, lanes: usize) -> Self {
+        let rewinds = Arc::new(AtomicU64::new(0));
         let start = |_| {
             let (sender, receiver) = mpsc::channel(QUEUE);
-            let lane = Lane { store: store.clone(), clock: clock.clone(), sizes: BTreeMap::new() };
+            let (store, clock, rewinds) = (store.clone(), clock.clone(), rewinds.clone());
+            let lane = Lane { store, clock, heads: BTreeMap::new(), rewinds };
             tokio::spawn(lane.run(receiver));
             sender
         };
-        Self { lanes: (0..lanes.max(1)).map(start).collect() }
+        let lanes = (0..lanes.max(1)).map(start).collect();
+        Self { lanes, rewinds }
+    }
+
+    /// How often a log was found shorter than it had been: then rows that were durable may be gone, and nothing that was
+    /// remembered of the database may be used any more.
+    pub fn rewinds(&self) -> u64 {
+        self.rewinds.load(Ordering::SeqCst)
     }
 
     /// Makes a unit durable. Answers how many rows each of its changes touched.
@@ -81,11 +92,20 @@ struct Share {
     done: oneshot::Sender<Result<Vec<u64>, CommitFailed>>,
 }
 
+/// Where a log ends, as a lane last saw it.
+#[derive(Clone, Copy)]
+struct Head {
+    size: u64,
+    /// Whether another replica appends too, so that this lane queues for its turn.
+    contended: bool,
+}
+
 struct Lane {
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
-    /// The log sizes as this lane last saw them; another replica may have moved them.
-    sizes: BTreeMap<TenantUid, u64>,
+    /// The logs' heads as this lane last saw them; another replica may have moved them.
+    heads: BTreeMap<TenantUid, Head>,
+    rewinds: Arc<AtomicU64>,
 }
 
 impl Lane {
@@ -133,37 +153,63 @@ impl Lane {
         let tenant = batch.tenant;
         let now = self.clock.now();
         batch.entries.iter_mut().for_each(|entry| entry.at = now);
-        batch.base = self.size_of(tenant).await?;
-        let deadline = Instant::now() + PATIENCE;
-        let mut pause = Duration::from_millis(1);
+        let known = self.head_of(tenant).await?;
+        batch.base = known.size;
+        let mut in_turn = known.contended;
         let mut unknown = false;
+        let deadline = Instant::now() + PATIENCE;
+        let mut pause = Duration::from_millis(50);
         loop {
-            match self.store.commit(batch).await {
+            let outcome = match in_turn {
+                true => self.store.commit_in_turn(batch).await,
+                false => self.store.commit(batch).await,
+            };
+            // Whatever follows, a head behind the one that this lane has seen is a database that went back in time.
+            let seen = match outcome {
+                Err(CommitError::Moved { size }) => size,
+                Ok(_) | Err(CommitError::Rejected | CommitError::Unavailable | CommitError::Unknown) => {
+                    batch.base
+                }
+            };
+            if seen < known.size && !batch.entries.is_empty() {
+                self.rewound(tenant, known.size, seen);
+                return Err(CommitFailed::Unavailable);
+            }
+            match outcome {
                 Ok(committed) => {
-                    self.sizes.insert(tenant, batch.base + batch.entries.len() as u64);
+                    let size = batch.base + batch.entries.len() as u64;
+                    // Others append too as long as the head is not where this lane left it.
+                    let contended = in_turn && batch.base != known.size;
+                    self.heads.insert(tenant, Head { size, contended });
                     return Ok(committed.applied);
                 }
-                Err(CommitError::Moved { size }) => batch.base = size,
+                // Another replica was first. It would be first again: from here on this lane queues.
+                Err(CommitError::Moved { .. }) if !in_turn => {
+                    in_turn = true;
+                    continue;
+                }
+                // A database whose writers do not queue.
+                Err(CommitError::Moved { .. }) => {}
                 Err(CommitError::Unknown) => {
                     warn!(%tenant, "the outcome of a commit is unknown: trying the identical batch again");
                     unknown = true;
-                    pause = pause.max(Duration::from_millis(50));
+                    in_turn = false;
                 }
-                // Nothing was sent yet: the caller may know at once. After an unknown outcome it must not, for the batch
-                // may stand; a database that comes back says which.
-                Err(CommitError::Unavailable) if !unknown => {
-                    self.sizes.remove(&tenant);
+                // After an unknown outcome the batch may stand: neither an outage nor a refusal of a later try says
+                // that it does not. A database that comes back says which.
+                Err(CommitError::Unavailable | CommitError::Rejected) if unknown => {}
+                Err(CommitError::Unavailable) => {
+                    self.heads.remove(&tenant);
                     return Err(CommitFailed::Unavailable);
                 }
-                Err(CommitError::Unavailable) => {}
                 Err(CommitError::Rejected) => {
-                    self.sizes.remove(&tenant);
+                    self.heads.remove(&tenant);
                     error!(%tenant, entries = batch.entries.len(), "the database refused a batch");
                     return Err(CommitFailed::Rejected);
                 }
             }
             if Instant::now() >= deadline {
-                self.sizes.remove(&tenant);
+                self.heads.remove(&tenant);
                 return Err(CommitFailed::Unavailable);
             }
             tokio::time::sleep(pause).await;
@@ -171,13 +217,18 @@ impl Lane {
         }
     }
 
-    async fn size_of(&mut self, tenant: TenantUid) -> Result<u64, CommitFailed> {
-        if let Some(size) = self.sizes.get(&tenant) {
-            return Ok(*size);
+    fn rewound(&mut self, tenant: TenantUid, known: u64, seen: u64) {
+        error!(%tenant, known, seen, "the log is shorter than it was: the database was restored or failed over");
+        self.heads.remove(&tenant);
+        self.rewinds.fetch_add(1, Ordering::SeqCst);
+    }
+
+    async fn head_of(&mut self, tenant: TenantUid) -> Result<Head, CommitFailed> {
+        if let Some(head) = self.heads.get(&tenant) {
+            return Ok(*head);
         }
         let size = self.store.log_size(tenant).await.map_err(|_| CommitFailed::Unavailable)?;
-        self.sizes.insert(tenant, size);
-        Ok(size)
+        Ok(Head { size, contended: false })
     }
 }
 

@@ -13,7 +13,7 @@ use super::assemble::{Assembled, assemble};
 use crate::app::Rotation;
 use crate::config::{Config, Defaults, Env};
 use crate::model::{Caller, Identity, Job, JobState, Means, Refusal, RequestId, Session};
-use crate::worker;
+use crate::{telemetry, worker};
 
 /// How to rotate.
 #[derive(Args)]
@@ -28,6 +28,7 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let config = Config::read(&Env::of_process(), &Defaults::serve()).map_err(Failure::Configuration)?;
+    let _telemetry = telemetry::start(&config.telemetry).map_err(Failure::Running)?;
     let stop = CancellationToken::new();
     let Assembled { app, .. } = assemble(config, stop.clone()).await?;
     let identity = Identity {
@@ -67,9 +68,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     );
     match progress.failed {
         0 => Ok(()),
-        failed => Err(Failure::Running(format!(
-            "{failed} DEKs could not be re-wrapped; the server's log names them"
-        ))),
+        failed => Err(Failure::Running(format!("{failed} DEKs could not be re-wrapped; the log names them"))),
     }
 }
 

@@ -65,6 +65,17 @@ impl Cache {
         }
     }
 
+    pub(super) fn remove_record(&self, tenant: TenantUid, record: &Arc<str>) {
+        self.records.invalidate(&(tenant, record.clone()));
+    }
+
+    /// What is sealed under a key that is gone opens no more, whenever moka drops it.
+    pub(super) fn clear(&self) {
+        self.sealing_keys.clear();
+        self.deks.invalidate_all();
+        self.records.invalidate_all();
+    }
+
     pub(super) fn len(&self) -> u64 {
         self.deks.entry_count()
     }

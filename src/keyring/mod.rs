@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use crate::config::DekCache;
 use crate::crypto::Dek;
-use crate::kms::{DekBinding, Generated, Kms, KmsError, KmsErrorClass};
+use crate::kms::{DekBinding, Generated, ItemResult, Kms, KmsError, KmsErrorClass};
 use crate::model::{DekId, KeyVersion, Source, Tenant, TenantUid, Timestamp};
 use crate::store::{DekRow, ReadError, Store};
 
@@ -135,43 +135,56 @@ impl Keyring {
             wanted.iter().map(|record| record.and_then(|record| known.get(record).copied())).collect();
         let existing: Vec<DekId> = ids.iter().flatten().copied().collect();
         let mut opened = self.by_id(tenant, &existing).await.into_iter();
-        let bindings: Vec<DekBinding> = ids
-            .iter()
-            .filter(|id| id.is_none())
-            .map(|_| DekBinding { tenant: tenant.uid, dek_id: DekId::new() })
-            .collect();
-        let mut made = match bindings.is_empty() {
-            true => Vec::new(),
-            false => self.kms.generate(&bindings).await,
-        }
-        .into_iter();
-        let mut bindings = bindings.into_iter();
-        let mut deks: Vec<Result<RecordDek, KeyringError>> = wanted
+        let found: Vec<Option<Result<RecordDek, KeyringError>>> = wanted
             .iter()
             .zip(&ids)
-            .map(|(record, id)| match id {
-                Some(id) => {
-                    let held = opened.next().unwrap_or(Err(KeyringError::Missing))?;
-                    Ok(RecordDek { id: *id, held: Arc::new(held), fresh: None })
+            .map(|(record, id)| {
+                let id = (*id)?;
+                match opened.next()? {
+                    Ok(held) => Some(Ok(RecordDek { id, held: Arc::new(held), fresh: None })),
+                    Err(KeyringError::Missing) => {
+                        // Its row is gone: the record is as good as new.
+                        record.iter().for_each(|record| self.cache.remove_record(tenant.uid, record));
+                        None
+                    }
+                    Err(error) => Some(Err(error)),
                 }
-                None => {
+            })
+            .collect();
+        let fresh = found.iter().filter(|found| found.is_none()).count();
+        let mut made = self.make(tenant, fresh).await.into_iter();
+        let mut deks: Vec<Result<RecordDek, KeyringError>> = wanted
+            .iter()
+            .zip(found)
+            .map(|(record, found)| {
+                found.unwrap_or_else(|| {
                     let internal = || KeyringError::Kms(KmsError::local(KmsErrorClass::Internal));
-                    let binding = bindings.next().ok_or_else(internal)?;
-                    let answer = made.next().ok_or_else(internal)?.map_err(KeyringError::Kms)?;
+                    let (id, answer) = made.next().ok_or_else(internal)?;
+                    let answer = answer.map_err(KeyringError::Kms)?;
                     let Generated { dek, wrapped } = answer.value;
-                    let row =
-                        DekRow { id: binding.dek_id, record_id: record.cloned(), wrapped, created_at: now };
+                    let row = DekRow { id, record_id: record.cloned(), wrapped, created_at: now };
                     let held = Held {
                         dek,
                         key_version: row.wrapped.key_version.clone(),
                         source: Source::Kms,
                         kms_request_id: answer.request_id,
                     };
-                    Ok(RecordDek { id: binding.dek_id, held: Arc::new(held), fresh: Some(row) })
-                }
+                    Ok(RecordDek { id, held: Arc::new(held), fresh: Some(row) })
+                })
             })
             .collect();
         expand(&place_of, &mut deks)
+    }
+
+    /// Makes so many DEKs, in one batch; asks nobody for none.
+    async fn make(&self, tenant: &Tenant, count: usize) -> Vec<(DekId, ItemResult<Generated>)> {
+        if count == 0 {
+            return Vec::new();
+        }
+        let binding = |_| DekBinding { tenant: tenant.uid, dek_id: DekId::new() };
+        let bindings: Vec<DekBinding> = (0..count).map(binding).collect();
+        let made = self.kms.generate(&bindings).await;
+        bindings.into_iter().map(|binding| binding.dek_id).zip(made).collect()
     }
 
     /// Takes a DEK into the cache whose row is durable now.
@@ -192,6 +205,11 @@ impl Keyring {
     /// Drops DEKs from the cache, such as those whose key version is another now.
     pub fn forget(&self, tenant: TenantUid, ids: impl IntoIterator<Item = DekId>) {
         ids.into_iter().for_each(|id| self.cache.remove(tenant, id));
+    }
+
+    /// Empties the cache: the sealing keys go, and are zeroized.
+    pub fn clear(&self) {
+        self.cache.clear();
     }
 
     /// How many DEKs the cache holds, about.
@@ -281,8 +299,7 @@ impl Keyring {
         let wrapped: Vec<_> =
             rows.into_iter().map(|row| (DekBinding { tenant, dek_id: row.id }, row.wrapped)).collect();
         let answers = self.kms.unwrap(&wrapped).await;
-        let seal = |(binding, wrapped): (DekBinding, crate::model::Wrapped),
-                    answer: crate::kms::ItemResult<Dek>| {
+        let seal = |(binding, wrapped): (DekBinding, crate::model::Wrapped), answer: ItemResult<Dek>| {
             let outcome = answer.map_err(KeyringError::Kms).map(|answer| {
                 let version = wrapped.key_version;
                 Arc::new(self.cache.seal(tenant, binding.dek_id, &answer.value, version, answer.request_id))

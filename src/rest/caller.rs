@@ -2,9 +2,10 @@
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
+use axum::http::{Method, header};
 use axum::response::Response;
 
-use crate::model::{Caller, RequestId};
+use crate::model::{Caller, ErrorCode, Refusal, RequestId};
 
 use super::Front;
 use super::problem::problem;
@@ -16,7 +17,26 @@ impl FromRequestParts<Front> for Authenticated {
     type Rejection = Response;
 
     async fn from_request_parts(parts: &mut Parts, front: &Front) -> Result<Self, Response> {
+        if rides_on_a_cookie(parts) {
+            let why = "A request that authenticates by cookie must be sent as application/json.";
+            return Err(problem(&Refusal::because(ErrorCode::RequestMalformed, why)));
+        }
         let request_id = parts.extensions.get().cloned().unwrap_or_else(RequestId::fresh);
         front.app.authenticate(&parts.headers, request_id).map(Self).map_err(|refusal| problem(&refusal))
     }
+}
+
+/// Where a JWT comes in a cookie, a browser sends it along with a foreign page's form; only with a JSON content type does
+/// it ask first.
+fn rides_on_a_cookie(parts: &Parts) -> bool {
+    let headers = &parts.headers;
+    let json = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.split(';').next())
+        .is_some_and(|essence| essence.trim().eq_ignore_ascii_case("application/json"));
+    parts.method == Method::POST
+        && headers.contains_key(header::COOKIE)
+        && !headers.contains_key(header::AUTHORIZATION)
+        && !json
 }

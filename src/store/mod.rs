@@ -257,6 +257,17 @@ pub trait Store: TenantReads + DekReads + JobReads + AuditReads + Send + Sync {
     /// See [`CommitError`]; only after [`CommitError::Unknown`] may the batch have been committed.
     async fn commit(&self, batch: &Batch) -> Result<Committed, CommitError>;
 
+    /// Waits for its turn at the tenant's head, sets the batch's base to the size that is there, and commits as
+    /// [`Self::commit`] does. For a log that others append to all the time: a compare-and-swap would never win. `base` is
+    /// set before anything is committed, so the identical batch can be committed again after an unknown outcome.
+    ///
+    /// # Errors
+    /// As of [`Self::commit`], but never [`CommitError::Moved`] where the database lets writers queue.
+    async fn commit_in_turn(&self, batch: &mut Batch) -> Result<Committed, CommitError> {
+        batch.base = self.log_size(batch.tenant).await.map_err(|_| CommitError::Unavailable)?;
+        self.commit(batch).await
+    }
+
     /// Whether the database answers.
     async fn ping(&self) -> Result<(), ReadError>;
 }

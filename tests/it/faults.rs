@@ -242,3 +242,37 @@ async fn a_hot_record_costs_no_kms_call() {
     let audit = server.get("/byok/audit?operation=decrypt").await;
     assert_eq!(audit.body["entries"][0]["items"][0]["source"], "cache");
 }
+
+#[tokio::test]
+async fn two_busy_replicas_share_one_log_and_neither_starves() {
+    let server = TestServer::start().await;
+    let other = server.replica().await;
+    let loads = [Load::start(&server, "one"), Load::start(&other, "two")];
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let [one, two] = loads;
+    let (one, two) = (one.end().await, two.end().await);
+    let (few, many) = (one.len().min(two.len()), one.len().max(two.len()));
+    assert!(few * 5 > many, "one replica starves: {few} against {many}");
+    nothing_acknowledged_is_lost(&server, &[one, two].concat()).await;
+}
+
+#[tokio::test]
+async fn a_database_that_went_back_in_time_is_noticed_before_a_token_is_given_out_that_nobody_can_open() {
+    let server = TestServer::start().await;
+    server.encrypt("before", "kept").await;
+    let database = server.database().await;
+    for n in 0..5 {
+        server.encrypt("lost", &format!("lost-{n}")).await;
+    }
+    // What a restore of an older backup under a running server leaves; the triggers are the owner's to turn off.
+    let restore = "ALTER TABLE np_byok_audit DISABLE TRIGGER USER; DELETE FROM np_byok_audit WHERE seq >= 1; \
+                   ALTER TABLE np_byok_audit ENABLE TRIGGER USER; UPDATE np_byok_heads SET size = 1; \
+                   DELETE FROM np_byok_wrapped_deks WHERE record_id LIKE 'lost-%'";
+    sqlx::raw_sql(restore).execute(&database).await.unwrap();
+    let again = json!({ "plaintext": "again", "record_id": "lost-0" });
+    let refused = server.post("/byok/encrypt", again.clone()).await;
+    assert_eq!((refused.status.as_u16(), &refused.body["code"]), (503, &json!("STORE_UNAVAILABLE")));
+    let token = server.post("/byok/encrypt", again).await.body["ciphertext"].as_str().unwrap().to_owned();
+    let fresh = server.replica().await;
+    assert_eq!(fresh.decrypt(&token, "lost-0").await.body["plaintext"], "again");
+}

@@ -169,3 +169,25 @@ async fn a_record_that_is_named_twice_in_one_call_gets_one_dek() {
     assert_ne!(deks[1].id, deks[3].id, "without a record each value has its own");
     assert_eq!(deks.iter().filter(|dek| dek.fresh.is_some()).count(), 3, "each is committed once");
 }
+
+#[tokio::test]
+async fn a_record_whose_dek_row_is_gone_gets_a_new_dek() {
+    let bench = Bench::with(0, 1).await;
+    let records = [Some("r".into())];
+    // Made and remembered as the record's, but never committed: as if its row had been lost.
+    let first = bench.keyring.by_record(&bench.tenant, &records, Timestamp(1)).await.remove(0).ok().unwrap();
+    bench.keyring.admit(&bench.tenant, first.fresh.as_ref().unwrap(), &first.held);
+    bench.keyring.forget(bench.tenant.uid, [first.id]);
+    let second = bench.keyring.by_record(&bench.tenant, &records, Timestamp(1)).await.remove(0).ok().unwrap();
+    assert_ne!(first.id, second.id);
+    assert!(second.fresh.is_some());
+}
+
+#[tokio::test]
+async fn a_cleared_cache_opens_nothing_that_was_in_it() {
+    let bench = Bench::with(1, 300).await;
+    assert!(bench.keyring.by_id(&bench.tenant, &bench.ids).await[0].is_ok());
+    bench.keyring.clear();
+    let source = bench.keyring.by_id(&bench.tenant, &bench.ids).await.remove(0).ok().unwrap().source;
+    assert_eq!(source, Source::Kms);
+}

@@ -150,3 +150,76 @@ async fn a_serving_role_that_owns_nothing_is_enough_and_health_says_that_the_log
         assert!(sqlx::query(forbidden).execute(&serving).await.is_err(), "{forbidden}");
     }
 }
+
+#[tokio::test]
+async fn a_stranger_cannot_fill_the_metrics_with_methods_of_their_own() {
+    let server = TestServer::start().await;
+    for n in 0..20 {
+        let method = reqwest::Method::from_bytes(format!("M{n}").as_bytes()).unwrap();
+        let _ = server.client.request(method, format!("{}/byok/encrypt", server.base)).send().await;
+    }
+    let metrics = server.get("/metrics").await.body.as_str().unwrap().to_owned();
+    assert!(metrics.contains("method=\"other\"") && !metrics.contains("\"M7\""));
+}
+
+#[tokio::test]
+async fn a_connection_that_never_says_what_it_wants_is_closed() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let server = TestServer::start().await;
+    let address = server.base.strip_prefix("http://").unwrap().to_owned();
+    for said in ["", "PRI * HT", "GET / HT"] {
+        let mut stream = tokio::net::TcpStream::connect(&address).await.unwrap();
+        stream.write_all(said.as_bytes()).await.unwrap();
+        let ended = tokio::time::timeout(Duration::from_secs(15), stream.read_to_end(&mut Vec::new())).await;
+        assert!(ended.is_ok(), "still open after {said:?}");
+    }
+}
+
+#[tokio::test]
+async fn health_checks_that_are_broken_off_do_not_call_the_kms_again_and_again() {
+    let kms = Stub::start(|_, _| {
+        std::thread::sleep(Duration::from_millis(50));
+        stub::answer(503, r#"{"errors":["Vault is sealed"]}"#)
+    })
+    .await;
+    let server = TestServer::with(&[("BYOK_VAULT_ADDR", &kms.address)]).await;
+    for _ in 0..20 {
+        let request =
+            server.client.get(format!("{}/byok/health", server.base)).timeout(Duration::from_millis(10));
+        let _ = request.send().await;
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(kms.seen().len() <= 4, "{} calls", kms.seen().len());
+}
+
+#[tokio::test]
+async fn a_role_that_may_do_nothing_can_neither_use_up_the_budget_nor_flood_the_log() {
+    let server = TestServer::with(&[("BYOK_DECRYPT_RATE_RPM", "5")]).await;
+    let token = server.encrypt("p", "r").await;
+    let nosy = server.jwt("user", "nosy");
+    let aliases: String = (0..50).map(|n| format!("a{n}: byokAudit {{ edges {{ cursor }} }} ")).collect();
+    server.graphql(&nosy, &format!("{{ {aliases} }}"), json!({})).await;
+    let entries: i64 = sqlx::query_scalar("SELECT count(*) FROM np_byok_audit WHERE user_id = 'nosy'")
+        .fetch_one(&server.database().await)
+        .await
+        .unwrap();
+    assert_eq!(entries, 5);
+    assert_eq!(server.decrypt(&token, "r").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_jwt_in_a_cookie_does_not_ride_on_a_foreign_pages_form() {
+    let secret = json!({ "type": "HS256", "key": crate::support::server::JWT_SECRET, "header": { "type": "Cookie", "name": "jwt" } });
+    let server = TestServer::with(&[("HASURA_GRAPHQL_JWT_SECRET", &secret.to_string())]).await;
+    let cookie = format!("jwt={}", server.jwt("admin", "a"));
+    let post = |kind: &'static str| {
+        server
+            .client
+            .post(format!("{}/byok/encrypt", server.base))
+            .header("cookie", &cookie)
+            .header("content-type", kind)
+            .body(r#"{"plaintext": "p", "record_id": "r"}"#)
+    };
+    assert_eq!(answer(post("text/plain")).await.status, 400);
+    assert_eq!(answer(post("application/json")).await.status, 200);
+}

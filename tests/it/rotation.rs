@@ -154,3 +154,37 @@ async fn the_command_line_rotates_and_says_how_far_it_is() {
     assert!(said.contains("0 failed"), "{said}");
     assert_eq!(versions(&server).await, [("2".to_owned(), 20)]);
 }
+
+#[tokio::test]
+async fn one_row_of_a_version_that_is_gone_does_not_hold_up_the_others() {
+    let server = TestServer::start().await;
+    encrypt_records(&server, 8).await;
+    server.key.rotate().await;
+    let moved = server.post("/byok/rotate", json!({})).await;
+    done(&server, moved.body["id"].as_str().unwrap()).await;
+    // One row names the first version again, which the customer then turns off.
+    let strange = "UPDATE np_byok_wrapped_deks SET wrapped = convert_to(replace(convert_from(wrapped, 'UTF8'), 'vault:v2:', 'vault:v1:'), 'UTF8'), key_version = '1' WHERE record_id = 'r-00003'";
+    sqlx::query(strange).execute(&server.database().await).await.unwrap();
+    server.key.refuse_below(2).await;
+    server.key.rotate().await;
+    let started = server.post("/byok/rotate", json!({})).await;
+    let job = done(&server, started.body["id"].as_str().unwrap()).await;
+    assert_eq!((&job["rewrapped"], &job["failed"]), (&json!(7), &json!(1)), "{job}");
+}
+
+#[tokio::test]
+async fn a_dek_that_was_committed_behind_the_cursor_is_not_left_behind() {
+    let server = TestServer::start().await;
+    encrypt_records(&server, 3).await;
+    let database = server.database().await;
+    // As a replica whose clock is behind would make it: an id that sorts before all others.
+    let early = "UPDATE np_byok_wrapped_deks SET id = '00000000-0000-7000-8000-000000000001' WHERE record_id = 'r-00001'";
+    server.key.rotate().await;
+    let hold =
+        "UPDATE np_byok_jobs SET cursor = '00000000-0000-7000-8000-000000000002' WHERE state = 'RUNNING'";
+    sqlx::query(early).execute(&database).await.unwrap();
+    let started = server.post("/byok/rotate", json!({})).await;
+    sqlx::query(hold).execute(&database).await.unwrap();
+    done(&server, started.body["id"].as_str().unwrap()).await;
+    assert_eq!(versions(&server).await, [("2".to_owned(), 3)]);
+}

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use sqlx::postgres::{PgArguments, PgBindIterExt, PgConnection};
 use sqlx::query::Query;
 use sqlx::{Connection, Error, Row};
+use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 use uuid::Uuid;
 
@@ -14,6 +15,7 @@ use super::super::failure::Failure;
 use super::super::row::{Columns, signed, there};
 use super::super::shown::shown;
 use super::super::{Batch, Change, CommitError, Committed, DekRow, EntryRow};
+use super::writers::Writer;
 use super::{BEGIN, EXCHANGE, Postgres, jobs, moment, statements, tenants};
 
 statements! {
@@ -42,6 +44,9 @@ statements! {
                 created_at)
         )
         SELECT size FROM head";
+
+    /// The head's row lock, for which writers queue, and the size that it then holds.
+    TURN = "SELECT size FROM np_byok_heads WHERE tenant = $1 FOR UPDATE";
 
     /// What the log shows of a batch that did not find it at its base: its size, and who sits there.
     PLACE = "
@@ -101,15 +106,39 @@ impl Postgres {
         let mut decided = false;
         let ended =
             timeout(EXCHANGE, attempt(&mut writer.connection, batch, self.pgbouncer, &mut decided)).await;
+        if matches!(ended, Ok(Err(Ended::Moved))) {
+            writer.keep();
+            return self.settle(batch).await;
+        }
+        self.concluded(writer, ended, decided)
+    }
+
+    /// Takes the head's row lock, for which writers queue, and appends to the size that it then holds.
+    pub(super) async fn commit_batch_in_turn(&self, batch: &mut Batch) -> Result<Committed, CommitError> {
+        let mut writer = self.writers.take().await.map_err(|error| {
+            Failure::of(&error);
+            CommitError::Unavailable
+        })?;
+        let mut decided = false;
+        let ended =
+            timeout(EXCHANGE, attempt_in_turn(&mut writer.connection, batch, self.pgbouncer, &mut decided))
+                .await;
+        self.concluded(writer, ended, decided)
+    }
+
+    fn concluded(
+        &self,
+        writer: Writer<'_>,
+        ended: Result<Result<Vec<u64>, Ended>, Elapsed>,
+        decided: bool,
+    ) -> Result<Committed, CommitError> {
         let failure = match ended {
             Ok(Ok(applied)) => {
                 writer.keep();
                 return Ok(Committed { applied });
             }
-            Ok(Err(Ended::Moved)) => {
-                writer.keep();
-                return self.settle(batch).await;
-            }
+            // Under the lock the head does not move: there is none.
+            Ok(Err(Ended::Moved)) => return Err(CommitError::Rejected),
             Ok(Err(Ended::Taken)) => return Err(CommitError::Rejected),
             Ok(Err(Ended::Failed(error))) => Failure::of(&error),
             Err(_) => Failure::Lost,
@@ -157,6 +186,34 @@ async fn attempt(
     }
 
     let mut transaction = connection.begin_with(BEGIN).await?;
+    match in_order(&mut transaction, batch, !pgbouncer).await {
+        Ok(applied) => {
+            *decided = true;
+            transaction.commit().await?;
+            Ok(applied)
+        }
+        Err(ended) => {
+            if !matches!(ended, Ended::Failed(_)) {
+                transaction.rollback().await?;
+            }
+            Err(ended)
+        }
+    }
+}
+
+async fn attempt_in_turn(
+    connection: &mut PgConnection,
+    batch: &mut Batch,
+    pgbouncer: bool,
+    decided: &mut bool,
+) -> Result<Vec<u64>, Ended> {
+    let mut transaction = connection.begin_with(BEGIN).await?;
+    let turn = sqlx::query(TURN).persistent(!pgbouncer).bind(batch.tenant.0);
+    let Some(head) = turn.fetch_optional(&mut *transaction).await? else {
+        transaction.rollback().await?;
+        return Err(Ended::Moved);
+    };
+    batch.base = u64::try_from(head.try_get::<i64, _>(0)?).unwrap_or(0);
     match in_order(&mut transaction, batch, !pgbouncer).await {
         Ok(applied) => {
             *decided = true;

@@ -154,6 +154,10 @@ impl Store for Postgres {
         self.commit_batch(batch).await
     }
 
+    async fn commit_in_turn(&self, batch: &mut Batch) -> Result<Committed, CommitError> {
+        self.commit_batch_in_turn(batch).await
+    }
+
     async fn ping(&self) -> Result<(), ReadError> {
         self.rows(sqlx::query(PING)).await.map(drop)
     }
