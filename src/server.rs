@@ -26,7 +26,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use crate::app::App;
 use crate::model::{ErrorCode, RequestId};
-use crate::rest::{MigrationState, problem};
+use crate::rest::{DatabaseState, problem};
 use crate::telemetry::Metrics;
 use crate::{config, console, graphql, rest};
 
@@ -35,7 +35,7 @@ const REQUEST_ID: &str = "x-request-id";
 const SLOW_CLIENT: Duration = Duration::from_secs(10);
 
 /// The whole router, with its layers.
-pub fn router(app: Arc<App>, migrations: MigrationState, settings: &config::Server) -> Router {
+pub fn router(app: Arc<App>, database: DatabaseState, settings: &config::Server) -> Router {
     let metrics = Arc::new(Metrics::default());
     let shown = { (metrics.clone(), app.clone()) };
     let show_metrics = move || {
@@ -45,7 +45,7 @@ pub fn router(app: Arc<App>, migrations: MigrationState, settings: &config::Serv
         std::future::ready(([(header::CONTENT_TYPE, kind)], metrics.text()))
     };
     let mut router = Router::new()
-        .merge(rest::router(app.clone(), migrations))
+        .merge(rest::router(app.clone(), database))
         .merge(graphql::router(app))
         .route("/metrics", get(show_metrics));
     if settings.console {
@@ -74,10 +74,10 @@ async fn around(metrics: Arc<Metrics>, timeout: Duration, mut request: Request, 
     let answered = std::panic::AssertUnwindSafe(tokio::time::timeout(timeout, next.run(request)));
     let mut response = match answered.catch_unwind().instrument(span.clone()).await {
         Ok(Ok(response)) => response,
-        Ok(Err(_)) => problem(&ErrorCode::Unavailable.into()),
+        Ok(Err(_)) => refuse(&route, ErrorCode::Unavailable, &request_id),
         Err(_) => {
             span.in_scope(|| error!("a request panicked"));
-            problem(&ErrorCode::Internal.into())
+            refuse(&route, ErrorCode::Internal, &request_id)
         }
     };
     drop(in_flight);
@@ -90,6 +90,14 @@ async fn around(metrics: Arc<Metrics>, timeout: Duration, mut request: Request, 
         response.headers_mut().insert(REQUEST_ID, value);
     }
     response
+}
+
+/// A refusal of the server's own, in the form of the front that was called.
+fn refuse(route: &str, code: ErrorCode, request_id: &RequestId) -> Response {
+    match route {
+        "/graphql" => graphql::refused(&code.into(), request_id),
+        _ => problem(&code.into()),
+    }
 }
 
 /// Counts down whatever becomes of the request, a client that hangs up included.

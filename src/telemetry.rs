@@ -1,6 +1,7 @@
 //! Logs, traces and metrics. Never holds a plaintext, a key, a token or a provider's message: what is logged of a request
 //! is its id, route, status, code and duration.
 
+use std::io::IsTerminal as _;
 use std::sync::atomic::AtomicI64;
 
 use opentelemetry::trace::TracerProvider as _;
@@ -44,7 +45,10 @@ pub fn start(settings: &Telemetry) -> Result<Guard, String> {
     // Standard error: standard output belongs to what a command answers.
     let lines = match settings.format {
         LogFormat::Json => fmt::layer().json().flatten_event(true).with_writer(std::io::stderr).boxed(),
-        LogFormat::Text => fmt::layer().with_target(false).with_writer(std::io::stderr).boxed(),
+        LogFormat::Text => {
+            let colours = std::io::stderr().is_terminal();
+            fmt::layer().with_target(false).with_ansi(colours).with_writer(std::io::stderr).boxed()
+        }
     };
     tracing_subscriber::registry()
         .with(traces)

@@ -77,7 +77,8 @@ pub(crate) async fn run(
     tokio::time::sleep(window.warm_up).await;
 
     let postgres = family(pids.postgres);
-    let cpu = || [cpu_seconds(&[pids.under_test]), cpu_seconds(&postgres), cpu_seconds(&[std::process::id()])];
+    let cpu =
+        || [cpu_seconds(&[pids.under_test]), cpu_seconds(&postgres), cpu_seconds(&[std::process::id()])];
     let (began, done_before, cpu_before) = (Instant::now(), shared.done.load(Relaxed), cpu());
     shared.measuring.store(true, Relaxed);
     tokio::time::sleep(window.length).await;
@@ -102,7 +103,8 @@ pub(crate) async fn run(
 
 /// One call after the other, until the end; gives the latencies within the window.
 async fn converse(address: SocketAddr, shared: Arc<Shared>) -> Result<Vec<u32>, String> {
-    let mut connection = Connection::open(address).await.map_err(|error| format!("no connection: {error}"))?;
+    let mut connection =
+        Connection::open(address).await.map_err(|error| format!("no connection: {error}"))?;
     let mut latencies = Vec::new();
     while !shared.stop.load(Relaxed) {
         let made;
@@ -114,8 +116,10 @@ async fn converse(address: SocketAddr, shared: Arc<Shared>) -> Result<Vec<u32>, 
             }
         };
         let sent = Instant::now();
-        let (status, body) =
-            connection.exchange(&call.request).await.map_err(|error| format!("the connection broke: {error}"))?;
+        let (status, body) = connection
+            .exchange(&call.request)
+            .await
+            .map_err(|error| format!("the connection broke: {error}"))?;
         if status != 200 || !call.expected.holds(body) {
             let from = call.expected.differs_at(body).saturating_sub(40);
             let shown = String::from_utf8_lossy(&body[from..body.len().min(from + 400)]);
@@ -133,7 +137,9 @@ impl Expected {
     /// The first byte that is wrong, where that can be said.
     fn differs_at(&self, body: &[u8]) -> usize {
         match self {
-            Self::Exactly(expected) => body.iter().zip(expected).take_while(|(is, should)| is == should).count(),
+            Self::Exactly(expected) => {
+                body.iter().zip(expected).take_while(|(is, should)| is == should).count()
+            }
             Self::InOrder(_) => 0,
         }
     }
@@ -178,7 +184,11 @@ impl Connection {
         let status = text.get(9..12).and_then(|digits| digits.parse().ok()).ok_or_else(malformed)?;
         let length = text.lines().find_map(|line| {
             let (name, value) = line.split_once(':')?;
-            if name.eq_ignore_ascii_case("content-length") { value.trim().parse::<usize>().ok() } else { None }
+            if name.eq_ignore_ascii_case("content-length") {
+                value.trim().parse::<usize>().ok()
+            } else {
+                None
+            }
         });
         // 204 has no body, and says nothing about it.
         if let Some(length) = length.or((status == 204).then_some(0)) {

@@ -34,8 +34,10 @@ use table::Measured;
 /// Of the full run and of a quick one.
 const FULL: Plan =
     Plan { rounds: 3, window: Window { warm_up: Duration::from_secs(1), length: Duration::from_secs(4) } };
-const QUICK: Plan =
-    Plan { rounds: 1, window: Window { warm_up: Duration::from_millis(500), length: Duration::from_secs(1) } };
+const QUICK: Plan = Plan {
+    rounds: 1,
+    window: Window { warm_up: Duration::from_millis(500), length: Duration::from_secs(1) },
+};
 
 struct Plan {
     rounds: usize,
@@ -109,7 +111,8 @@ async fn load(arguments: &Arguments) -> Result<(), String> {
 async fn one(servers: &Servers, scenario: &Scenario, window: Window) -> Result<generator::Sample, String> {
     let pids = servers.pids(scenario.target);
     // Vault is a server under test, or what byok calls from time to time: never both at once.
-    let vault_on = if scenario.target == Target::Vault { &servers.cores.under_test } else { &servers.cores.rest };
+    let vault_on =
+        if scenario.target == Target::Vault { &servers.cores.under_test } else { &servers.cores.rest };
     processes::pin(servers.vault, vault_on)?;
     generator::run(scenario, servers.address(scenario.target), window, &pids).await
 }

@@ -14,8 +14,10 @@ pub(crate) struct Cores {
 impl Cores {
     /// The last core that we may use is for the server under test.
     pub(crate) fn of_this_machine() -> Result<Self, String> {
-        let status = fs::read_to_string("/proc/self/status").map_err(|error| format!("/proc/self/status: {error}"))?;
-        let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap_or_default();
+        let status =
+            fs::read_to_string("/proc/self/status").map_err(|error| format!("/proc/self/status: {error}"))?;
+        let list =
+            status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap_or_default();
         let mut cores: Vec<u32> = Vec::new();
         for range in list.trim().split(',') {
             let (first, last) = range.split_once('-').unwrap_or((range, range));
@@ -28,7 +30,9 @@ impl Cores {
                 let rest: Vec<String> = cores.iter().map(u32::to_string).collect();
                 Ok(Self { under_test: last.to_string(), rest: rest.join(",") })
             }
-            _ => Err("at least two cores are needed: one for the server, one for those who call it".to_owned()),
+            _ => {
+                Err("at least two cores are needed: one for the server, one for those who call it".to_owned())
+            }
         }
     }
 }
@@ -55,7 +59,8 @@ pub(crate) fn pin(pid: u32, cores: &str) -> Result<(), String> {
 pub(crate) fn family(parent: u32) -> Vec<u32> {
     let folders = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = folders.filter_map(|folder| folder.file_name().to_str()?.parse::<u32>().ok());
-    let children = pids.filter(|pid| stat(*pid).and_then(|stat| stat.first().copied()) == Some(u64::from(parent)));
+    let children =
+        pids.filter(|pid| stat(*pid).and_then(|stat| stat.first().copied()) == Some(u64::from(parent)));
     std::iter::once(parent).chain(children).collect()
 }
 

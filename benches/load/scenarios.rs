@@ -68,7 +68,9 @@ pub(crate) async fn all(servers: &Servers) -> Result<Vec<Scenario>, String> {
     let jwt = authorization();
     let vault = format!("X-Vault-Token: {}\r\n", servers.vault_token);
     let records = records(servers, &jwt, &vault).await?;
-    let decrypt_rest = |record: &Record| rest("decrypt", &jwt, &json!({ "ciphertext": record.token, "context": context(&record.id) }));
+    let decrypt_rest = |record: &Record| {
+        rest("decrypt", &jwt, &json!({ "ciphertext": record.token, "context": context(&record.id) }))
+    };
     let decrypt = |record: &Record| {
         let text = "mutation($ciphertext: String!, $recordId: ID) { byokDecrypt(ciphertext: $ciphertext, recordId: $recordId) { plaintext } }";
         graphql(&jwt, text, json!({ "ciphertext": record.token, "recordId": record.id }))
@@ -82,40 +84,80 @@ pub(crate) async fn all(servers: &Servers) -> Result<Vec<Scenario>, String> {
     let in_vault = |text: &str| format!(r#""plaintext":"{}""#, STANDARD.encode(text));
     let for_each = |make: &dyn Fn(&Record) -> Call| in_turn(records.iter().map(make).collect());
 
-    let vault_items: Vec<Value> = records.iter().map(|record| json!({ "ciphertext": record.in_vault })).collect();
-    let vault_batch = request("/v1/transit/decrypt/byok", &vault, &json!({ "batch_input": vault_items }).to_string());
+    let vault_items: Vec<Value> =
+        records.iter().map(|record| json!({ "ciphertext": record.in_vault })).collect();
+    let vault_batch =
+        request("/v1/transit/decrypt/byok", &vault, &json!({ "batch_input": vault_items }).to_string());
     let known: Vec<Value> = records.iter().map(|record| item(&record.plaintext, &record.id)).collect();
-    let single = |name, target, calls| Scenario { name, target, connections: CONNECTIONS, records_per_call: 1, calls };
-    let batch = |name, target, calls| {
-        Scenario { name, target, connections: CONNECTIONS_OF_BATCHES, records_per_call: RECORDS, calls }
+    let single =
+        |name, target, calls| Scenario { name, target, connections: CONNECTIONS, records_per_call: 1, calls };
+    let batch = |name, target, calls| Scenario {
+        name,
+        target,
+        connections: CONNECTIONS_OF_BATCHES,
+        records_per_call: RECORDS,
+        calls,
     };
     let jwt_of_new = jwt.clone();
     let jwt_of_new_many = jwt.clone();
     Ok(vec![
         single(ECHO, Target::Echo, for_each(&|record| echoed(decrypt_rest(record)))),
-        single(DECRYPT_REST, Target::Byok, for_each(&|record| {
-            exactly(decrypt_rest(record), json!({ "plaintext": record.plaintext }).to_string().into_bytes())
-        })),
-        single(NO_OP, Target::NoOp, for_each(&|record| exactly(decrypt(record), decrypted(NO_OP_PLAINTEXT).into_bytes()))),
-        single(DECRYPT, Target::Byok, for_each(&|record| exactly(decrypt(record), decrypted(&record.plaintext).into_bytes()))),
-        single(VAULT, Target::Vault, for_each(&|record| {
-            let body = json!({ "ciphertext": record.in_vault }).to_string();
-            in_order(request("/v1/transit/decrypt/byok", &vault, &body), [in_vault(&record.plaintext)])
-        })),
+        single(
+            DECRYPT_REST,
+            Target::Byok,
+            for_each(&|record| {
+                exactly(
+                    decrypt_rest(record),
+                    json!({ "plaintext": record.plaintext }).to_string().into_bytes(),
+                )
+            }),
+        ),
+        single(
+            NO_OP,
+            Target::NoOp,
+            for_each(&|record| exactly(decrypt(record), decrypted(NO_OP_PLAINTEXT).into_bytes())),
+        ),
+        single(
+            DECRYPT,
+            Target::Byok,
+            for_each(&|record| exactly(decrypt(record), decrypted(&record.plaintext).into_bytes())),
+        ),
+        single(
+            VAULT,
+            Target::Vault,
+            for_each(&|record| {
+                let body = json!({ "ciphertext": record.in_vault }).to_string();
+                in_order(request("/v1/transit/decrypt/byok", &vault, &body), [in_vault(&record.plaintext)])
+            }),
+        ),
         batch(DECRYPT_MANY, Target::Byok, in_turn(vec![decrypt_many(&jwt, &records)])),
         batch("decrypt many of 1,000, REST", Target::Byok, in_turn(vec![decrypt_many_rest(&jwt, &records)])),
-        batch(VAULT_BATCH, Target::Vault, in_turn(vec![in_order(
-            vault_batch,
-            records.iter().map(|record| in_vault(&record.plaintext)),
-        )])),
+        batch(
+            VAULT_BATCH,
+            Target::Vault,
+            in_turn(vec![in_order(vault_batch, records.iter().map(|record| in_vault(&record.plaintext)))]),
+        ),
         batch(REVEAL, Target::Byok, in_turn(vec![reveal(&jwt, &records)])),
-        single("byokEncrypt, known record", Target::Byok, for_each(&|record| encrypt(&jwt, &record.plaintext, &record.id))),
-        single("byokEncrypt, new record", Target::Byok, fresh(move |n| encrypt(&jwt_of_new, "a@example.com", &format!("one-{n}")))),
+        single(
+            "byokEncrypt, known record",
+            Target::Byok,
+            for_each(&|record| encrypt(&jwt, &record.plaintext, &record.id)),
+        ),
+        single(
+            "byokEncrypt, new record",
+            Target::Byok,
+            fresh(move |n| encrypt(&jwt_of_new, "a@example.com", &format!("one-{n}"))),
+        ),
         batch("byokEncryptMany of 1,000, known", Target::Byok, in_turn(vec![encrypt_many(&jwt, &known)])),
-        batch("byokEncryptMany of 1,000, new", Target::Byok, fresh(move |n| {
-            let items: Vec<Value> = (0..RECORDS).map(|place| item("a@example.com", &format!("many-{n}-{place}"))).collect();
-            encrypt_many(&jwt_of_new_many, &items)
-        })),
+        batch(
+            "byokEncryptMany of 1,000, new",
+            Target::Byok,
+            fresh(move |n| {
+                let items: Vec<Value> =
+                    (0..RECORDS).map(|place| item("a@example.com", &format!("many-{n}-{place}"))).collect();
+                encrypt_many(&jwt_of_new_many, &items)
+            }),
+        ),
     ])
 }
 
@@ -123,12 +165,16 @@ pub(crate) async fn all(servers: &Servers) -> Result<Vec<Scenario>, String> {
 async fn records(servers: &Servers, jwt: &str, vault: &str) -> Result<Vec<Record>, String> {
     let plain: Vec<(String, String)> =
         (0..RECORDS).map(|n| (format!("user-{n:05}"), format!("person-{n:05}@example.com"))).collect();
-    let ours: Vec<Value> = plain.iter().map(|(id, text)| json!({ "plaintext": text, "context": context(id) })).collect();
-    let theirs: Vec<Value> = plain.iter().map(|(_, text)| json!({ "plaintext": STANDARD.encode(text) })).collect();
+    let ours: Vec<Value> =
+        plain.iter().map(|(id, text)| json!({ "plaintext": text, "context": context(id) })).collect();
+    let theirs: Vec<Value> =
+        plain.iter().map(|(_, text)| json!({ "plaintext": STANDARD.encode(text) })).collect();
     let tokens = servers.ask(Target::Byok, &rest("encrypt/many", jwt, &json!({ "items": ours }))).await?;
     let batch = request("/v1/transit/encrypt/byok", vault, &json!({ "batch_input": theirs }).to_string());
     let in_vault = servers.ask(Target::Vault, &batch).await?;
-    let text = |value: &Value| value["ciphertext"].as_str().map(str::to_owned).ok_or_else(|| format!("no ciphertext: {value}"));
+    let text = |value: &Value| {
+        value["ciphertext"].as_str().map(str::to_owned).ok_or_else(|| format!("no ciphertext: {value}"))
+    };
     let make = |(n, (id, plaintext))| {
         let token = text(&tokens["items"][n])?;
         let in_vault = text(&in_vault["data"]["batch_results"][n])?;
@@ -139,17 +185,23 @@ async fn records(servers: &Servers, jwt: &str, vault: &str) -> Result<Vec<Record
 
 fn decrypt_many(jwt: &str, records: &[Record]) -> Call {
     let text = "mutation($items: [ByokDecryptItem!]!) { byokDecryptMany(items: $items) { plaintext error { code } } }";
-    let items: Vec<Value> = records.iter().map(|record| json!({ "ciphertext": record.token, "recordId": record.id })).collect();
-    let plaintexts: Vec<String> =
-        records.iter().map(|record| format!(r#"{{"plaintext":"{}","error":null}}"#, record.plaintext)).collect();
+    let items: Vec<Value> =
+        records.iter().map(|record| json!({ "ciphertext": record.token, "recordId": record.id })).collect();
+    let plaintexts: Vec<String> = records
+        .iter()
+        .map(|record| format!(r#"{{"plaintext":"{}","error":null}}"#, record.plaintext))
+        .collect();
     let expected = format!(r#"{{"data":{{"byokDecryptMany":[{}]}}}}"#, plaintexts.join(","));
     exactly(graphql(jwt, text, json!({ "items": items })), expected.into_bytes())
 }
 
 fn decrypt_many_rest(jwt: &str, records: &[Record]) -> Call {
-    let items: Vec<Value> =
-        records.iter().map(|record| json!({ "ciphertext": record.token, "context": context(&record.id) })).collect();
-    let plaintexts: Vec<Value> = records.iter().map(|record| json!({ "plaintext": record.plaintext })).collect();
+    let items: Vec<Value> = records
+        .iter()
+        .map(|record| json!({ "ciphertext": record.token, "context": context(&record.id) }))
+        .collect();
+    let plaintexts: Vec<Value> =
+        records.iter().map(|record| json!({ "plaintext": record.plaintext })).collect();
     let expected = json!({ "items": plaintexts }).to_string();
     exactly(rest("decrypt/many", jwt, &json!({ "items": items })), expected.into_bytes())
 }
@@ -159,8 +211,15 @@ fn reveal(jwt: &str, records: &[Record]) -> Call {
     let (mut query, mut expected) = (String::from("query {"), String::new());
     for (n, record) in records.iter().enumerate() {
         let Record { id, plaintext, token, .. } = record;
-        let _ = write!(query, r#" f{n}: byokReveal(ciphertext: "{token}", recordId: "{id}") {{ value error {{ code }} }}"#);
-        let _ = write!(expected, r#"{}"f{n}":{{"value":"{plaintext}","error":null}}"#, if n == 0 { "" } else { "," });
+        let _ = write!(
+            query,
+            r#" f{n}: byokReveal(ciphertext: "{token}", recordId: "{id}") {{ value error {{ code }} }}"#
+        );
+        let _ = write!(
+            expected,
+            r#"{}"f{n}":{{"value":"{plaintext}","error":null}}"#,
+            if n == 0 { "" } else { "," }
+        );
     }
     let expected = format!(r#"{{"data":{{{expected}}}}}"#);
     exactly(graphql(jwt, &(query + " }"), json!({})), expected.into_bytes())

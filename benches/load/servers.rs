@@ -54,7 +54,8 @@ impl Servers {
         script(&cores.rest, &["start-postgres", &folder.path()])?;
         refuse_memory(&folder)?;
         let vault_url = folder.variable("BYOK_TEST_VAULT_ADDR")?;
-        let vault_address = vault_url.trim_start_matches("http://").parse().map_err(|_| "Vault's address".to_owned())?;
+        let vault_address =
+            vault_url.trim_start_matches("http://").parse().map_err(|_| "Vault's address".to_owned())?;
         let vault_token = token(vault_address, &folder.variable("BYOK_TEST_VAULT_TOKEN")?).await?;
         let environment = [
             ("DATABASE_URL", folder.variable("DATABASE_URL")?),
@@ -71,9 +72,14 @@ impl Servers {
         ];
         let this = std::env::current_exe().map_err(|error| error.to_string())?;
         let this = this.to_string_lossy();
-        let baseline = |word| Server::start(command_on(&cores.under_test, &this).arg(word).stderr(Stdio::inherit()));
+        let baseline =
+            |word| Server::start(command_on(&cores.under_test, &this).arg(word).stderr(Stdio::inherit()));
         let mut byok = command_on(&cores.under_test, env!("CARGO_BIN_EXE_byok"));
-        byok.arg("serve").env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin").envs(environment).stderr(Stdio::piped());
+        byok.arg("serve")
+            .env_clear()
+            .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+            .envs(environment)
+            .stderr(Stdio::piped());
         Ok(Self {
             byok: Server::start(&mut byok)?,
             echo: baseline(baselines::ECHO)?,
@@ -135,7 +141,8 @@ impl Server {
         let mut said = String::new();
         for line in lines.by_ref() {
             let event: Value = serde_json::from_str(&line).unwrap_or_default();
-            let text = if event["message"] == "listening" { event["address"].as_str() } else { Some(line.as_str()) };
+            let text =
+                if event["message"] == "listening" { event["address"].as_str() } else { Some(line.as_str()) };
             if let Some(address) = text.and_then(|text| text.parse().ok()) {
                 // Whatever it says later is a warning.
                 std::thread::spawn(move || lines.for_each(|line| eprintln!("{line}")));
@@ -200,20 +207,25 @@ fn script(cores: &str, arguments: &[&str]) -> Result<(), String> {
 fn refuse_memory(folder: &Folder) -> Result<(), String> {
     let kind = Command::new("stat").args(["--file-system", "--format=%T", &folder.path()]).output();
     match kind.map(|output| output.stdout) {
-        Ok(kind) if kind.starts_with(b"tmpfs") => {
-            Err(format!("{} lies in memory, where nothing is durable: set TMPDIR to a folder on a disk", folder.path()))
-        }
+        Ok(kind) if kind.starts_with(b"tmpfs") => Err(format!(
+            "{} lies in memory, where nothing is durable: set TMPDIR to a folder on a disk",
+            folder.path()
+        )),
         _ => Ok(()),
     }
 }
 
 /// A token with the rights that byok's documentation asks for.
 async fn token(vault: SocketAddr, root: &str) -> Result<String, String> {
-    let path = |path: &str, right: &str| format!("path \"transit/{path}/{KEY}\" {{ capabilities = [\"{right}\"] }}\n");
+    let path = |path: &str, right: &str| {
+        format!("path \"transit/{path}/{KEY}\" {{ capabilities = [\"{right}\"] }}\n")
+    };
     let updates = ["encrypt", "decrypt", "rewrap", "datakey/plaintext"];
-    let policy: String = updates.iter().map(|each| path(each, "update")).chain([path("keys", "read")]).collect();
+    let policy: String =
+        updates.iter().map(|each| path(each, "update")).chain([path("keys", "read")]).collect();
     let headers = format!("X-Vault-Token: {root}\r\n");
-    let make_policy = request("/v1/sys/policies/acl/load", &headers, &json!({ "policy": policy }).to_string());
+    let make_policy =
+        request("/v1/sys/policies/acl/load", &headers, &json!({ "policy": policy }).to_string());
     ask(vault, &make_policy).await?;
     let wanted = json!({ "policies": ["load"], "period": "1h" }).to_string();
     let made = ask(vault, &request("/v1/auth/token/create", &headers, &wanted)).await?;

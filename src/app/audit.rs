@@ -40,14 +40,10 @@ impl App {
     /// Not permitted, a cursor that is not ours, a page size out of bounds, or the database out of reach.
     pub async fn audit(&self, caller: &Caller, query: &AuditQuery) -> Result<AuditPage, Refusal> {
         let operation = Operation::Audit;
-        if let Err(refusal) = self.authorize(caller, operation) {
-            return Err(self.refuse(caller, operation, refusal).await);
-        }
-        let before = query.after.as_deref().map(place_of).transpose()?;
-        let first = query.first.unwrap_or(PAGE);
-        if !(1..=MAX_PAGE).contains(&first) {
-            return Err(Refusal::because(ErrorCode::RequestMalformed, "A page holds 1 to 500 entries."));
-        }
+        let (before, first) = match self.authorize(caller, operation).and_then(|()| bounds(query)) {
+            Ok(bounds) => bounds,
+            Err(refusal) => return Err(self.refuse(caller, operation, refusal).await),
+        };
         let placed = self
             .store
             .entries(caller.tenant.uid, &query.filter, before, first + 1)
@@ -65,6 +61,15 @@ impl App {
         })?;
         self.record(caller, operation, Outcome::Ok, Vec::new(), Vec::new()).await?;
         Ok(AuditPage { entries, has_next })
+    }
+}
+
+/// Below which place to read, and how many.
+fn bounds(query: &AuditQuery) -> Result<(Option<u64>, u32), Refusal> {
+    let before = query.after.as_deref().map(place_of).transpose()?;
+    match query.first.unwrap_or(PAGE) {
+        first @ 1..=MAX_PAGE => Ok((before, first)),
+        _ => Err(Refusal::because(ErrorCode::RequestMalformed, "A page holds 1 to 500 entries.")),
     }
 }
 

@@ -51,9 +51,12 @@ pub struct Health {
     pub kms_latency: Option<Duration>,
 }
 
+/// The version that the key wraps under and how long that took, or why it does not.
+type KeyHealth = Result<(KeyVersion, Duration), KmsError>;
+
 /// The last answer of the KMS.
 #[derive(Default)]
-pub(super) struct Memory(Mutex<Option<(Instant, Result<(KeyVersion, Duration), KmsError>)>>);
+pub(super) struct Memory(Mutex<Option<(Instant, KeyHealth)>>);
 
 impl App {
     /// Checks key and database. Needs no caller: it says nothing that a caller could not see by calling.
@@ -78,7 +81,7 @@ impl App {
         self.store.ping().await.is_ok()
     }
 
-    async fn key_health(&self) -> Result<(KeyVersion, Duration), KmsError> {
+    async fn key_health(&self) -> KeyHealth {
         // Whoever waits here while another checks gets that answer.
         let mut last = self.health.0.lock().await;
         if let Some((when, answer)) = last.as_ref()

@@ -73,7 +73,10 @@ impl App {
     /// # Errors
     /// Not permitted, no such rotation, or the database out of reach.
     pub async fn rotation(&self, caller: &Caller, id: Option<JobId>) -> Result<Job, Refusal> {
-        self.authorize(caller, Operation::Rotate)?;
+        let operation = Operation::Rotate;
+        if let Err(refusal) = self.authorize(caller, operation) {
+            return Err(self.refuse(caller, operation, refusal).await);
+        }
         let found = match id {
             Some(id) => self.store.job(caller.tenant.uid, id).await.map(|found| found.map(|(job, _)| job)),
             None => self.store.latest_job(caller.tenant.uid).await,

@@ -21,8 +21,6 @@ use super::record::{item_of, log_kms, outcome_of};
 
 /// How long a replica that has died keeps a job from the others.
 const LEASE: Duration = Duration::from_secs(30);
-/// How long the job waits after a batch that the KMS or the database refused.
-const PAUSE: Duration = Duration::from_secs(2);
 
 /// What became of one batch.
 enum Step {
@@ -35,7 +33,7 @@ enum Step {
 }
 
 impl App {
-    /// Works on every running job that no other replica holds, until all are done or `stop` is cancelled.
+    /// Works on every running job that no other replica holds, as far as each gets, or until `stop` is cancelled.
     pub async fn work_on_rotations(&self, holder: Uuid, stop: &CancellationToken) {
         let jobs = match self.store.running_jobs().await {
             Ok(jobs) => jobs,
@@ -45,10 +43,8 @@ impl App {
             while !stop.is_cancelled() {
                 match self.rotate_batch(&tenant, id, holder).await {
                     Step::Advanced => {}
-                    Step::Finished | Step::Lost => break,
-                    Step::Stalled => {
-                        let _ = tokio::time::timeout(PAUSE, stop.cancelled()).await;
-                    }
+                    // The worker comes back; meanwhile another tenant's job gets its turn.
+                    Step::Finished | Step::Lost | Step::Stalled => break,
                 }
             }
         }

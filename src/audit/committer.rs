@@ -74,6 +74,13 @@ impl Committer {
     }
 }
 
+/// How much of a batch is one caller's.
+struct Share {
+    entries: usize,
+    changes: usize,
+    done: oneshot::Sender<Result<Vec<u64>, CommitFailed>>,
+}
+
 struct Lane {
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
@@ -97,48 +104,41 @@ impl Lane {
     }
 
     async fn commit_group(&mut self, tenant: TenantUid, group: Vec<Pending>) {
-        let (mut units, waiters): (Vec<Unit>, Vec<_>) =
-            group.into_iter().map(|pending| (pending.unit, pending.done)).unzip();
-        let outcome = self.commit_units(tenant, &mut units).await;
-        if outcome == Err(CommitFailed::Rejected) && units.len() > 1 {
+        let mut batch = Batch { tenant, base: 0, entries: Vec::new(), changes: Vec::new() };
+        let mut shares = Vec::with_capacity(group.len());
+        for Pending { unit: Unit { entry, changes, .. }, done } in group {
+            shares.push(Share { entries: usize::from(entry.is_some()), changes: changes.len(), done });
+            batch.entries.extend(entry);
+            batch.changes.extend(changes);
+        }
+        let outcome = self.commit_batch(&mut batch).await;
+        if outcome == Err(CommitFailed::Rejected) && shares.len() > 1 {
             // One bad unit must not take its neighbours with it.
-            for (unit, waiter) in units.into_iter().zip(waiters) {
-                let alone = self.commit_units(tenant, &mut [unit]).await;
-                let _ = waiter.send(alone);
+            for share in shares {
+                let entries = batch.entries.drain(..share.entries).collect();
+                let changes = batch.changes.drain(..share.changes).collect();
+                let alone = self.commit_batch(&mut Batch { tenant, base: 0, entries, changes }).await;
+                let _ = share.done.send(alone);
             }
             return;
         }
-        match outcome {
-            Ok(applied) => {
-                let mut applied = applied.into_iter();
-                for (unit, waiter) in units.iter().zip(waiters) {
-                    let _ = waiter.send(Ok(applied.by_ref().take(unit.changes.len()).collect()));
-                }
-            }
-            Err(failed) => waiters.into_iter().for_each(|waiter| drop(waiter.send(Err(failed)))),
+        let mut applied = outcome.map(Vec::into_iter);
+        for share in shares {
+            let own = applied.as_mut().map(|applied| applied.take(share.changes).collect());
+            let _ = share.done.send(own.map_err(|failed| *failed));
         }
     }
 
-    async fn commit_units(
-        &mut self,
-        tenant: TenantUid,
-        units: &mut [Unit],
-    ) -> Result<Vec<u64>, CommitFailed> {
+    async fn commit_batch(&mut self, batch: &mut Batch) -> Result<Vec<u64>, CommitFailed> {
+        let tenant = batch.tenant;
         let now = self.clock.now();
-        let mut batch = Batch { tenant, base: 0, entries: Vec::new(), changes: Vec::new() };
-        for unit in units.iter_mut() {
-            if let Some(entry) = &mut unit.entry {
-                entry.at = now;
-                batch.entries.push(entry.clone());
-            }
-            batch.changes.extend(unit.changes.iter().cloned());
-        }
+        batch.entries.iter_mut().for_each(|entry| entry.at = now);
         batch.base = self.size_of(tenant).await?;
         let deadline = Instant::now() + PATIENCE;
         let mut pause = Duration::from_millis(1);
         let mut unknown = false;
         loop {
-            match self.store.commit(&batch).await {
+            match self.store.commit(batch).await {
                 Ok(committed) => {
                     self.sizes.insert(tenant, batch.base + batch.entries.len() as u64);
                     return Ok(committed.applied);

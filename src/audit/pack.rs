@@ -17,6 +17,8 @@
 //!   [32]             HMAC-SHA256(salt, record id), if flagged
 //! ```
 
+use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::Arc;
 
 use base64::Engine;
@@ -76,23 +78,34 @@ fn salted(value: &str, salt: &[u8]) -> Salted {
     Salted { value: Some(value.to_owned()), salt: Some(own), hmac: hmac_sha256(salt, value.as_bytes()) }
 }
 
-/// The distinct values of one column of a call's items: almost always one or two, so a scan beats a map.
-struct Column<'a, T>(Vec<&'a T>);
+/// The distinct values of one column of a call's items. Almost always there is one; a KMS without batches has as many
+/// request ids as items, so a scan would not do.
+struct Column<'a, T> {
+    values: Vec<&'a T>,
+    places: HashMap<&'a T, u16>,
+}
 
-impl<'a, T: PartialEq> Column<'a, T> {
+impl<'a, T: Eq + Hash> Column<'a, T> {
     fn of(values: impl Iterator<Item = &'a T>) -> Self {
-        let mut distinct: Vec<&'a T> = Vec::new();
+        let mut column = Self { values: Vec::new(), places: HashMap::new() };
         for value in values {
-            if distinct.last() != Some(&value) && !distinct.contains(&value) {
-                distinct.push(value);
+            if column.values.last() != Some(&value) && !column.places.contains_key(value) {
+                column.values.push(value);
+                // A call has at most 65,000 items (`BYOK_MAX_ITEMS_PER_REQUEST`).
+                column.places.insert(value, u16::try_from(column.values.len()).unwrap_or(0));
             }
         }
-        Self(distinct)
+        column
     }
 
+    /// Index + 1, or 0 for none.
     fn index(&self, value: Option<&T>) -> [u8; 2] {
-        let place = value.and_then(|value| self.0.iter().position(|known| *known == value));
-        place.and_then(|place| u16::try_from(place + 1).ok()).unwrap_or(0).to_be_bytes()
+        let place = match value {
+            None => 0,
+            Some(value) if self.values.first() == Some(&value) => 1,
+            Some(value) => self.places.get(value).copied().unwrap_or(0),
+        };
+        place.to_be_bytes()
     }
 }
 
@@ -102,15 +115,15 @@ fn pack_items(items: &[Item], salts: &[u8]) -> (String, Vec<u8>) {
     let refusals = Column::of(items.iter().filter_map(|item| item.refused.as_ref()));
     let mut packed = Vec::with_capacity(64 + 56 * items.len());
     packed.push(VERSION);
-    put_count(&mut packed, versions.0.len());
-    for version in &versions.0 {
+    put_count(&mut packed, versions.values.len());
+    for version in &versions.values {
         put_text(&mut packed, &version.key);
         put_text(&mut packed, &version.version);
     }
-    put_count(&mut packed, requests.0.len());
-    requests.0.iter().for_each(|request| put_text(&mut packed, request));
-    put_count(&mut packed, refusals.0.len());
-    refusals.0.iter().for_each(|code| put_text(&mut packed, code.as_str()));
+    put_count(&mut packed, requests.values.len());
+    requests.values.iter().for_each(|request| put_text(&mut packed, request));
+    put_count(&mut packed, refusals.values.len());
+    refusals.values.iter().for_each(|code| put_text(&mut packed, code.as_str()));
 
     let mut records = String::with_capacity(2 + 64 * items.len());
     records.push('[');
@@ -269,6 +282,15 @@ mod tests {
     #[test]
     fn an_entry_reads_back_as_it_was_packed() {
         let entry = entry();
+        assert_eq!(unpack(&pack(&entry)), Some(entry));
+    }
+
+    #[test]
+    fn every_item_may_have_a_request_id_of_its_own() {
+        let mut entry = entry();
+        let item = entry.items[0].clone();
+        let own = |n: usize| Item { kms_request_id: Some(format!("req-{n}").into()), ..item.clone() };
+        entry.items = (0..20_000).map(own).collect();
         assert_eq!(unpack(&pack(&entry)), Some(entry));
     }
 

@@ -17,7 +17,7 @@ use crate::crypto;
 use crate::keyring::Keyring;
 use crate::kms::{Kms, LocalKey, VaultTransit};
 use crate::model::{Clock, SystemClock, Tenant, TenantUid};
-use crate::rest::MigrationState;
+use crate::rest::DatabaseState;
 use crate::store::{self, Batch, Change, CommitError, Database, MigrateError, MigrationReport};
 
 /// The tenant of the single-tenant form.
@@ -30,7 +30,7 @@ const LANES: usize = 4;
 /// What a server, or a command that works like one, stands on.
 pub(super) struct Assembled {
     pub(super) app: Arc<App>,
-    pub(super) migrations: MigrationState,
+    pub(super) database: DatabaseState,
     pub(super) server: config::Server,
     /// Fetches JWKs for as long as it runs, and does the database's daily upkeep.
     pub(super) refresh: JoinHandle<()>,
@@ -45,6 +45,7 @@ pub(super) async fn assemble(config: Config, stop: CancellationToken) -> Result<
     let database = open(&config.store).await?;
     let report = migrated(&*database).await?;
     let tenant = primary(&*database).await?;
+    let audit_protected = database.exposure().await.is_ok_and(|exposure| !exposure.any());
     let store: Arc<dyn store::Store> = database.clone();
     let refresh = tokio::spawn(refresh(authenticator.clone(), database, stop));
     let app = App::new(Parts {
@@ -58,8 +59,8 @@ pub(super) async fn assemble(config: Config, stop: CancellationToken) -> Result<
         limits: config.limits,
         clock,
     });
-    let migrations = MigrationState { applied: report.applied as usize, expected: report.expected as usize };
-    Ok(Assembled { app: Arc::new(app), migrations, server: config.server, refresh })
+    let state = DatabaseState { applied: report.applied, expected: report.expected, audit_protected };
+    Ok(Assembled { app: Arc::new(app), database: state, server: config.server, refresh })
 }
 
 /// The database that the environment names, and nothing else.

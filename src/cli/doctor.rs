@@ -39,7 +39,8 @@ impl Findings {
 
 pub(super) async fn run() -> Result<(), Failure> {
     let mut findings = Findings::default();
-    let config = match Config::read(&Env::of_process(), &Defaults::serve()) {
+    let env = Env::of_process();
+    let config = match Config::read(&env, &Defaults::serve()) {
         Ok(config) => config,
         Err(mistakes) => {
             for mistake in &mistakes {
@@ -49,6 +50,12 @@ pub(super) async fn run() -> Result<(), Failure> {
         }
     };
     findings.good("configuration: every variable is understood");
+    if env.is_set("BYOK_AUDIT_RETENTION_DAYS") {
+        findings.open(
+            "configuration: BYOK_AUDIT_RETENTION_DAYS has no effect yet: entries are kept for ever",
+            "unset it, or prune with a later version",
+        );
+    }
     listener(&mut findings, &config.server);
     identity(&mut findings, &config.auth);
     database(&mut findings, &config.store).await;

@@ -3,6 +3,7 @@
 use clap::Args;
 
 use super::Failure;
+use crate::model::ErrorCode;
 use crate::{graphql, rest};
 
 /// What to print.
@@ -11,12 +12,36 @@ pub(super) struct Arguments {
     /// The OpenAPI document of the REST front instead
     #[arg(long)]
     openapi: bool,
+    /// The table of error codes instead, in Markdown
+    #[arg(long, conflicts_with = "openapi")]
+    errors: bool,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    match arguments.openapi {
-        true => println!("{:#}", rest::document()),
-        false => print!("{}", graphql::sdl()),
+    match (arguments.openapi, arguments.errors) {
+        (true, _) => println!("{:#}", rest::document()),
+        (_, true) => print!("{}", errors()),
+        (false, false) => print!("{}", graphql::sdl()),
     }
     Ok(())
+}
+
+/// `docs/errors.md`, made from the one table.
+fn errors() -> String {
+    let mut text = String::from(
+        "# Error codes\n\nMade by `byok schema --errors` from the table that both fronts use; a test keeps them the same.\n\n\
+         REST answers a problem document (RFC 9457) with the status below; GraphQL puts the code into `extensions.code`, or\n\
+         into `error.code` of an item. The lower-case ones are Hasura's own.\n\n\
+         | code | HTTP | a retry helps | what it means | what to do |\n|---|---|---|---|---|\n",
+    );
+    for code in ErrorCode::ALL {
+        let retry = if code.retryable() { "yes" } else { "no" };
+        let (name, status) = (code.as_str(), code.http_status());
+        text.push_str(&format!(
+            "| `{name}` | {status} | {retry} | {} | {} |\n",
+            code.message(),
+            code.remedy()
+        ));
+    }
+    text
 }

@@ -35,11 +35,11 @@ where
     })?;
     let address = listener.local_addr().map_err(|error| Failure::Running(error.to_string()))?;
 
-    let Assembled { app, migrations, server: settings, refresh } = tokio::select! {
+    let Assembled { app, database, server: settings, refresh } = tokio::select! {
         assembled = assemble(config, stop.clone()) => assembled?,
         () = stop.cancelled() => return Ok(()),
     };
-    let router = server::router(app.clone(), migrations, &settings);
+    let router = server::router(app.clone(), database, &settings);
     info!(%address, version = env!("CARGO_PKG_VERSION"), "listening");
     let worker = worker::start(app.clone(), stop.clone());
     let serving = tokio::spawn(server::serve(listener, tls, router, settings.drain, stop.clone()));

@@ -25,7 +25,7 @@ impl Limits {
         Self {
             encrypt_per_minute: reader.number("BYOK_ENCRYPT_RATE_RPM", 300, 1..=100_000_000),
             decrypt_per_minute: reader.number("BYOK_DECRYPT_RATE_RPM", 600, 1..=100_000_000),
-            items: reader.number("BYOK_MAX_ITEMS_PER_REQUEST", 10_000, 1..=100_000),
+            items: reader.number("BYOK_MAX_ITEMS_PER_REQUEST", 10_000, 1..=65_000),
             plaintext_bytes: reader.number("BYOK_MAX_PLAINTEXT_BYTES", 1 << 20, 1..=16 << 20),
             body_bytes: reader.number("BYOK_MAX_BODY_BYTES", 32 << 20, 1_024..=1 << 30),
             require_record_id: reader.flag("BYOK_REQUIRE_RECORD_ID", true),

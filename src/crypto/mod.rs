@@ -10,7 +10,7 @@
 //! | `secret` | [`Dek`], [`Plaintext`], [`SecretText`]: wiped when dropped, never printed |
 //! | `context` | [`Context`]: the caller's map that a ciphertext is bound to, and its canonical encoding |
 //! | `token` | [`Token`]: the string that the caller stores; its format and its parser |
-//! | `seal` | [`seal`] and [`open`]: key derivation, commitment, AEAD |
+//! | `seal` | [`seal()`] and [`open()`]: key derivation, commitment, AEAD |
 //! | `sealing_key` | [`SealingKey`]: what cached DEKs are sealed under in memory |
 //!
 //! Test vectors stand in `tests/vectors/`, fuzz targets in `fuzz/`; the ordinary tests replay both.

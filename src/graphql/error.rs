@@ -34,7 +34,7 @@ impl From<Refusal> for ItemError {
 }
 
 /// Written by hand, since `Refusal` has no `Display`: nothing else becomes an error of a field by `?`. The refusal goes
-/// along as the error's source, by which [`answer`] knows it.
+/// along as the error's source, by which `answer` knows it.
 impl From<Refusal> for async_graphql::Error {
     fn from(refusal: Refusal) -> Self {
         Self {

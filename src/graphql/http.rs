@@ -51,6 +51,11 @@ pub fn router(app: Arc<App>) -> Router {
     Router::new().route("/graphql", post(take).fallback(refuse_method)).with_state(front)
 }
 
+/// What the server itself refuses on this route: Hasura reads nothing but GraphQL's shape.
+pub fn refused(refusal: &Refusal, request_id: &RequestId) -> Response {
+    answer(StatusCode::OK, error::refused(refusal, &[], request_id))
+}
+
 async fn take(State(front): State<Arc<Front>>, request: Request) -> Response {
     let (head, body) = request.into_parts();
     let request_id = request_id(&head.extensions);

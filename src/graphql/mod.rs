@@ -38,5 +38,5 @@ mod words;
 #[cfg(test)]
 mod schema_tests;
 
-pub use self::http::router;
+pub use self::http::{refused, router};
 pub use schema::sdl;

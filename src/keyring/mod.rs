@@ -49,14 +49,17 @@ pub enum KeyringError {
     Store(ReadError),
 }
 
+/// What a fetch brought.
 type Flight = Result<Arc<Sealed>, KeyringError>;
+/// Where those wait who want what a flight brings; `None` until it lands.
+type Arrival = watch::Receiver<Option<Flight>>;
 
 /// The DEKs of all tenants.
 pub struct Keyring {
     store: Arc<dyn Store>,
     kms: Arc<dyn Kms>,
     cache: Cache,
-    flights: Mutex<HashMap<(TenantUid, DekId), watch::Receiver<Option<Flight>>>>,
+    flights: Mutex<HashMap<(TenantUid, DekId), Arrival>>,
 }
 
 impl Keyring {
@@ -223,11 +226,7 @@ impl Keyring {
     }
 
     /// Joins the flights of these ids, and starts one for those that nobody is fetching.
-    fn board(
-        self: &Arc<Self>,
-        tenant: TenantUid,
-        ids: &[DekId],
-    ) -> Vec<(DekId, watch::Receiver<Option<Flight>>)> {
+    fn board(self: &Arc<Self>, tenant: TenantUid, ids: &[DekId]) -> Vec<(DekId, Arrival)> {
         let mut lead = Vec::new();
         let mut joined = Vec::with_capacity(ids.len());
         {

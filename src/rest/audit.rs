@@ -1,18 +1,17 @@
 //! Reading the audit log.
 
-use axum::Extension;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::http::HeaderMap;
 use axum::response::Response;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::app::{AuditQuery, EntryFilter};
-use crate::model::{Entry, ErrorCode, Item, Operation, Outcome, Refusal, RequestId, Source, Timestamp};
+use crate::model::{Entry, ErrorCode, Item, Operation, Outcome, Refusal, Source, Timestamp};
 
 use super::Front;
-use super::body::{answer, caller};
+use super::body::answer;
+use super::caller::Authenticated;
 use super::problem::problem;
 
 #[derive(Deserialize)]
@@ -30,14 +29,9 @@ pub(super) struct Parameters {
 
 pub(super) async fn page(
     State(front): State<Front>,
-    Extension(request_id): Extension<RequestId>,
-    headers: HeaderMap,
+    Authenticated(caller): Authenticated,
     parameters: Result<Query<Parameters>, QueryRejection>,
 ) -> Response {
-    let caller = match caller(&front, &headers, request_id) {
-        Ok(caller) => caller,
-        Err(response) => return *response,
-    };
     let query = match parameters {
         Ok(Query(parameters)) => parameters.into_query(),
         Err(_) => Err(malformed("The query string's parameters are not the ones that this operation takes.")),

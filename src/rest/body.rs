@@ -1,41 +1,53 @@
 //! How a body is read: whole, bounded, as JSON. What is wrong with it is said without a piece of it.
 
-use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
-use axum::http::{HeaderMap, HeaderValue, header};
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde::de::{DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
-use crate::model::{Caller, ErrorCode, Refusal, RequestId};
+use crate::model::{ErrorCode, Refusal};
 
 use super::Front;
 use super::problem::problem;
 
-/// Who calls, or the response that says why nobody does.
-pub(super) fn caller(
-    front: &Front,
-    headers: &HeaderMap,
-    request_id: RequestId,
-) -> Result<Caller, Box<Response>> {
-    front.app.authenticate(headers, request_id).map_err(|refusal| Box::new(problem(&refusal)))
+/// Reads a body, up to the limit. Only after authentication: a stranger must not make us hold megabytes.
+async fn collect(front: &Front, body: Body) -> Result<Bytes, Refusal> {
+    match Limited::new(body, front.app.limits().body_bytes).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(ErrorCode::BodyTooLarge.into()),
+        Err(_) => Err(malformed("The body did not arrive whole.")),
+    }
 }
 
 /// Reads a JSON body of this shape.
-pub(super) fn read<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, Refusal> {
-    let bytes = body.map_err(|rejection| match rejection.into_response().status().as_u16() {
-        413 => Refusal::from(ErrorCode::BodyTooLarge),
-        _ => Refusal::because(ErrorCode::RequestMalformed, "The body did not arrive whole."),
-    })?;
-    let malformed = |why: &'static str| Refusal::because(ErrorCode::RequestMalformed, why);
+pub(super) async fn read<T: DeserializeOwned>(front: &Front, body: Body) -> Result<T, Refusal> {
+    parse(&collect(front, body).await?)
+}
+
+/// Reads a JSON body of this shape, or takes the default where there is none.
+pub(super) async fn read_or_default<T: DeserializeOwned + Default>(
+    front: &Front,
+    body: Body,
+) -> Result<T, Refusal> {
+    let bytes = collect(front, body).await?;
+    if bytes.is_empty() { Ok(T::default()) } else { parse(&bytes) }
+}
+
+fn malformed(why: &'static str) -> Refusal {
+    Refusal::because(ErrorCode::RequestMalformed, why)
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
     if bytes.is_empty() {
         return Err(malformed("The request has no body."));
     }
-    if std::str::from_utf8(&bytes).is_err() {
+    if std::str::from_utf8(bytes).is_err() {
         return Err(malformed("The body is not UTF-8."));
     }
-    serde_json::from_slice(&bytes).map_err(|error| match error.classify() {
+    serde_json::from_slice(bytes).map_err(|error| match error.classify() {
         serde_json::error::Category::Data => {
             malformed("The body's fields are not the ones that this operation takes.")
         }

@@ -1,20 +1,18 @@
 //! Encrypt and decrypt, one value or many.
 
-use axum::Extension;
-use axum::body::Bytes;
+use axum::body::Body;
 use axum::extract::State;
-use axum::extract::rejection::BytesRejection;
-use axum::http::HeaderMap;
 use axum::response::Response;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::app::{DecryptItem, Decrypted, EncryptItem, Encrypted, Plaintext, SecretText, context_of};
-use crate::model::{Caller, ErrorCode, Operation, Refusal, RequestId};
+use crate::model::{Caller, ErrorCode, Operation, Refusal};
 
 use super::Front;
-use super::body::{ContextField, answer, caller, read};
+use super::body::{ContextField, answer, read};
+use super::caller::Authenticated;
 use super::problem::problem;
 
 /// How bytes stand in JSON.
@@ -99,29 +97,19 @@ struct ManyAnswer<T> {
 
 pub(super) async fn encrypt(
     State(front): State<Front>,
-    Extension(request_id): Extension<RequestId>,
-    headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
+    Authenticated(caller): Authenticated,
+    body: Body,
 ) -> Response {
-    let caller = match caller(&front, &headers, request_id) {
-        Ok(caller) => caller,
-        Err(response) => return *response,
-    };
-    let item = read::<EncryptBody>(body).and_then(EncryptBody::into_item);
+    let item = read::<EncryptBody>(&front, body).await.and_then(EncryptBody::into_item);
     one(front.app.encrypt(&caller, vec![item]).await.map(|answers| answers.into_iter().map(encrypted)))
 }
 
 pub(super) async fn encrypt_many(
     State(front): State<Front>,
-    Extension(request_id): Extension<RequestId>,
-    headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
+    Authenticated(caller): Authenticated,
+    body: Body,
 ) -> Response {
-    let caller = match caller(&front, &headers, request_id) {
-        Ok(caller) => caller,
-        Err(response) => return *response,
-    };
-    let items = match read::<Many<EncryptBody>>(body) {
+    let items = match read::<Many<EncryptBody>>(&front, body).await {
         Ok(many) => many.items.into_iter().map(EncryptBody::into_item).collect(),
         Err(refusal) => return problem(&front.app.refuse(&caller, Operation::Encrypt, refusal).await),
     };
@@ -130,29 +118,19 @@ pub(super) async fn encrypt_many(
 
 pub(super) async fn decrypt(
     State(front): State<Front>,
-    Extension(request_id): Extension<RequestId>,
-    headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
+    Authenticated(caller): Authenticated,
+    body: Body,
 ) -> Response {
-    let caller = match caller(&front, &headers, request_id) {
-        Ok(caller) => caller,
-        Err(response) => return *response,
-    };
-    let (item, encoding) = split(read::<DecryptBody>(body));
+    let (item, encoding) = split(read::<DecryptBody>(&front, body).await);
     one(decrypt_items(&front, &caller, vec![item], vec![encoding]).await)
 }
 
 pub(super) async fn decrypt_many(
     State(front): State<Front>,
-    Extension(request_id): Extension<RequestId>,
-    headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
+    Authenticated(caller): Authenticated,
+    body: Body,
 ) -> Response {
-    let caller = match caller(&front, &headers, request_id) {
-        Ok(caller) => caller,
-        Err(response) => return *response,
-    };
-    let bodies = match read::<Many<DecryptBody>>(body) {
+    let bodies = match read::<Many<DecryptBody>>(&front, body).await {
         Ok(many) => many.items,
         Err(refusal) => return problem(&front.app.refuse(&caller, Operation::Decrypt, refusal).await),
     };

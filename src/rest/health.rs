@@ -10,13 +10,15 @@ use crate::model::ErrorCode;
 use super::Front;
 use super::body::answer;
 
-/// What nSelf's tools wait for: how many migrations the database has, and how many this binary knows.
+/// What stood of the database at the start. nSelf's tools wait for the migrations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MigrationState {
-    /// Applied.
-    pub applied: usize,
-    /// Known to this binary.
-    pub expected: usize,
+pub struct DatabaseState {
+    /// Migrations applied.
+    pub applied: u32,
+    /// Migrations known to this binary.
+    pub expected: u32,
+    /// Whether the serving role can neither change nor drop entries; `doctor` says what is open.
+    pub audit_protected: bool,
 }
 
 /// A real wrap and unwrap: 200 when the key works, 503 when not.
@@ -34,7 +36,8 @@ pub(super) async fn health(State(front): State<Front>) -> Response {
             "key_version": health.key_version.map(|version| version.to_string()),
             "error": health.error.map(ErrorCode::as_str),
             "kms_latency_ms": health.kms_latency.map(|latency| latency.as_secs_f64() * 1_000.0),
-            "migrations": { "applied": front.migrations.applied, "expected": front.migrations.expected },
+            "audit_protected": front.database.audit_protected,
+            "migrations": { "applied": front.database.applied, "expected": front.database.expected },
         }),
     )
 }

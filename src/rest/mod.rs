@@ -4,6 +4,7 @@
 
 mod audit;
 mod body;
+mod caller;
 mod crypt;
 mod health;
 mod openapi;
@@ -13,12 +14,11 @@ mod rotate;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, post};
 
 use crate::app::App;
 
-pub use health::MigrationState;
+pub use health::DatabaseState;
 pub use openapi::document;
 pub use problem::problem;
 
@@ -26,12 +26,11 @@ pub use problem::problem;
 #[derive(Clone)]
 struct Front {
     app: Arc<App>,
-    migrations: MigrationState,
+    database: DatabaseState,
 }
 
 /// The routes of the REST front.
-pub fn router(app: Arc<App>, migrations: MigrationState) -> Router {
-    let body_bytes = app.limits().body_bytes;
+pub fn router(app: Arc<App>, database: DatabaseState) -> Router {
     Router::new()
         .route("/byok/encrypt", post(crypt::encrypt))
         .route("/byok/encrypt/many", post(crypt::encrypt_many))
@@ -50,7 +49,6 @@ pub fn router(app: Arc<App>, migrations: MigrationState) -> Router {
         .route("/version", get(health::version))
         .route("/capabilities", get(health::capabilities))
         .route("/openapi.json", get(openapi::serve))
-        .layer(DefaultBodyLimit::max(body_bytes))
         .method_not_allowed_fallback(problem::method_not_allowed)
-        .with_state(Front { app, migrations })
+        .with_state(Front { app, database })
 }

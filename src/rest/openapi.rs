@@ -72,6 +72,7 @@ pub fn document() -> Value {
         "Health": { "type": "object", "properties": {
             "status": { "enum": ["OK", "DEGRADED", "REVOKED"] }, "database": { "enum": ["OK", "UNAVAILABLE"] },
             "key_version": nullable, "error": nullable, "kms_latency_ms": { "type": ["number", "null"] },
+            "audit_protected": { "type": "boolean", "description": "Whether the serving role can neither change nor drop entries." },
             "migrations": { "type": "object", "properties": { "applied": count, "expected": count } } } },
     });
     let query = |name: &str, schema: Value| json!({ "name": name, "in": "query", "required": false, "schema": schema });

@@ -1,19 +1,18 @@
 //! Starting and watching a rotation.
 
-use axum::Extension;
-use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
+use axum::body::Body;
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, HeaderValue, header};
+use axum::http::{HeaderValue, header};
 use axum::response::Response;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::app::Rotation;
-use crate::model::{ErrorCode, Job, Operation, RequestId};
+use crate::model::{ErrorCode, Job, Operation};
 
 use super::Front;
-use super::body::{answer, caller, read};
+use super::body::{answer, read_or_default};
+use super::caller::Authenticated;
 use super::problem::problem;
 
 #[derive(Default, Deserialize)]
@@ -25,19 +24,10 @@ struct RotateBody {
 
 pub(super) async fn start(
     State(front): State<Front>,
-    Extension(request_id): Extension<RequestId>,
-    headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
+    Authenticated(caller): Authenticated,
+    body: Body,
 ) -> Response {
-    let caller = match caller(&front, &headers, request_id) {
-        Ok(caller) => caller,
-        Err(response) => return *response,
-    };
-    let body = match body {
-        Ok(bytes) if bytes.is_empty() => Ok(RotateBody::default()),
-        body => read::<RotateBody>(body),
-    };
-    let dry_run = match body {
+    let dry_run = match read_or_default::<RotateBody>(&front, body).await {
         Ok(body) => body.dry_run.unwrap_or(false),
         Err(refusal) => return problem(&front.app.refuse(&caller, Operation::Rotate, refusal).await),
     };
@@ -59,14 +49,9 @@ pub(super) async fn start(
 
 pub(super) async fn show(
     State(front): State<Front>,
-    Extension(request_id): Extension<RequestId>,
+    Authenticated(caller): Authenticated,
     Path(id): Path<String>,
-    headers: HeaderMap,
 ) -> Response {
-    let caller = match caller(&front, &headers, request_id) {
-        Ok(caller) => caller,
-        Err(response) => return *response,
-    };
     let Ok(id) = id.parse() else { return problem(&ErrorCode::RotationNotFound.into()) };
     match front.app.rotation(&caller, Some(id)).await {
         Ok(job) => answer(200, &shown(&job)),

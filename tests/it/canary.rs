@@ -63,7 +63,7 @@ async fn what_is_secret_stands_in_no_log_no_error_and_no_table() {
         format!(
             r#"query CANARY($x: String = "{CANARY}") {{ byokReveal(ciphertext: $x, recordId: "r") {{ value error {{ code }} }} }}"#
         ),
-        format!("{CANARY}"),
+        CANARY.to_owned(),
         format!(r#"{{ {CANARY} }}"#),
     ] {
         send("/graphql", graphql(query)).await;

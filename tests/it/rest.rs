@@ -23,10 +23,10 @@ async fn what_is_encrypted_can_be_decrypted_with_the_same_context() {
 async fn the_seeds_curl_lines_run_verbatim() {
     let server = TestServer::start().await;
     // The seed's lines, its host replaced by this server's.
-    let encrypt = r#"curl -s -X POST https://api.yoursite.com/byok/encrypt \
+    let encrypt = r#"curl -X POST https://api.yoursite.com/byok/encrypt \
 -H "Authorization: Bearer $ADMIN_TOKEN" \
 -d '{"plaintext": "sensitive-data", "context": {"record_id": "user-123"}}'"#;
-    let decrypt = r#"curl -s -X POST https://api.yoursite.com/byok/decrypt \
+    let decrypt = r#"curl -X POST https://api.yoursite.com/byok/decrypt \
 -H "Authorization: Bearer $ADMIN_TOKEN" \
 -d '{"ciphertext": "byok:v1:...", "context": {"record_id": "user-123"}}'"#;
     let run = |line: String| {
@@ -277,6 +277,7 @@ async fn health_answers_under_every_alias_and_says_when_the_key_is_gone() {
     }
     let health = server.get("/health").await.body;
     assert_eq!(health["migrations"]["applied"], health["migrations"]["expected"]);
+    assert_eq!(health["audit_protected"], false, "the tests serve as a superuser");
     assert_eq!(health["key_version"], format!("{}/1", server.key.name));
     let metrics = server.get("/metrics").await.body;
     assert!(metrics.as_str().unwrap().contains("byok_requests_total"));

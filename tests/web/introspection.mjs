@@ -112,7 +112,9 @@ export function problemsOf(answer) {
 
   for (const type of own) {
     const prefixed = type.name.startsWith("Byok") || roots.includes(type.name) || BUILT_IN.has(type.name);
-    if (!prefixed && !(type.kind === "SCALAR" && type.name === "jsonb")) problems.push(`${type.name}: may clash with another type`);
+    // Scalars of PostgreSQL's names merge with the ones that Hasura makes from columns.
+    const merges = type.kind === "SCALAR" && ["bigint", "jsonb", "timestamptz"].includes(type.name);
+    if (!prefixed && !merges) problems.push(`${type.name}: may clash with another type`);
 
     if (type.kind === "OBJECT" || type.kind === "INTERFACE") {
       if (!type.fields?.length) problems.push(`${type.name}: no fields`);

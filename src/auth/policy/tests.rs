@@ -1,3 +1,5 @@
+//! The policy, case by case.
+
 use super::*;
 use crate::model::Means;
 

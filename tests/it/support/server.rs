@@ -92,6 +92,11 @@ impl TestServer {
         self.child.kill().await.expect("the server can be killed");
     }
 
+    /// Its process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id().expect("it runs")
+    }
+
     /// Starts it again, on another port.
     pub(crate) async fn start_again(&mut self) {
         let (child, base) = serve(&self.environment, &self.logs).await;

@@ -1,0 +1,171 @@
+//! The DEK cache: bounded in time, one flight for all who wait, and no call for a hot record.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use byok::config::DekCache;
+use byok::crypto::Dek;
+use byok::keyring::{Keyring, KeyringError};
+use byok::kms::{DekBinding, Exposure, Generated, ItemResult, Kms, KmsError, LocalKey};
+use byok::model::{DekId, KeyVersion, Source, Tenant, TenantUid, Timestamp, Wrapped};
+use byok::store::{Batch, Change, Database as _, Sqlite, Store as _};
+
+/// The local key, slow enough to be waited for, and counted.
+struct Counted {
+    key: LocalKey,
+    unwraps: AtomicUsize,
+    items: AtomicUsize,
+}
+
+#[async_trait]
+impl Kms for Counted {
+    async fn generate(&self, bindings: &[DekBinding]) -> Vec<ItemResult<Generated>> {
+        self.key.generate(bindings).await
+    }
+
+    async fn wrap(&self, deks: &[(DekBinding, &Dek)]) -> Vec<ItemResult<Wrapped>> {
+        self.key.wrap(deks).await
+    }
+
+    async fn unwrap(&self, wrapped: &[(DekBinding, Wrapped)]) -> Vec<ItemResult<Dek>> {
+        self.unwraps.fetch_add(1, Ordering::Relaxed);
+        self.items.fetch_add(wrapped.len(), Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        self.key.unwrap(wrapped).await
+    }
+
+    async fn rewrap(&self, wrapped: &[(DekBinding, Wrapped)], to: &KeyVersion) -> Vec<ItemResult<Wrapped>> {
+        self.key.rewrap(wrapped, to).await
+    }
+
+    async fn current_version(&self) -> Result<KeyVersion, KmsError> {
+        self.key.current_version().await
+    }
+
+    fn batch_limit(&self) -> usize {
+        self.key.batch_limit()
+    }
+
+    fn rewrap_calls(&self, items: u64) -> u64 {
+        self.key.rewrap_calls(items)
+    }
+
+    async fn exposure(&self) -> Vec<Exposure> {
+        self.key.exposure().await
+    }
+}
+
+struct Bench {
+    keyring: Arc<Keyring>,
+    kms: Arc<Counted>,
+    tenant: Tenant,
+    ids: Vec<DekId>,
+    _folder: tempfile::TempDir,
+}
+
+impl Bench {
+    /// With DEKs that are stored and not in memory.
+    async fn with(deks: usize, seconds: u64) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Arc::new(Sqlite::open(&folder.path().join("byok.db")).await.unwrap());
+        store.migrate().await.unwrap();
+        let tenant = Tenant { uid: TenantUid([7; 16]), name: "primary".to_owned() };
+        let key =
+            LocalKey::create(folder.path().join("key.json")).map_err(|mistake| mistake.to_string()).unwrap();
+        let kms = Arc::new(Counted { key, unwraps: AtomicUsize::new(0), items: AtomicUsize::new(0) });
+        let cache = DekCache { time_to_live: Duration::from_secs(seconds), entries: 1_000 };
+        let keyring = Keyring::new(store.clone(), kms.clone(), cache);
+        let records: Vec<Option<Arc<str>>> = (0..deks).map(|n| Some(format!("r-{n}").into())).collect();
+        let mut changes = vec![Change::CreateTenant(tenant.clone())];
+        let mut ids = Vec::new();
+        for made in keyring.by_record(&tenant, &records, Timestamp(1)).await {
+            let row = made.ok().unwrap().fresh.unwrap();
+            ids.push(row.id);
+            changes.push(Change::InsertDek(row));
+        }
+        store.commit(&Batch { tenant: tenant.uid, base: 0, entries: Vec::new(), changes }).await.unwrap();
+        Self { keyring, kms, tenant, ids, _folder: folder }
+    }
+
+    fn calls(&self) -> (usize, usize) {
+        (self.kms.unwraps.load(Ordering::Relaxed), self.kms.items.load(Ordering::Relaxed))
+    }
+}
+
+#[tokio::test]
+async fn callers_that_want_the_same_deks_at_once_share_one_kms_call() {
+    let bench = Bench::with(10, 300).await;
+    let callers: Vec<_> = (0..20)
+        .map(|_| {
+            let (keyring, tenant, ids) = (bench.keyring.clone(), bench.tenant.clone(), bench.ids.clone());
+            tokio::spawn(async move {
+                keyring.by_id(&tenant, &ids).await.into_iter().filter(Result::is_ok).count()
+            })
+        })
+        .collect();
+    for caller in callers {
+        assert_eq!(caller.await.unwrap(), 10);
+    }
+    assert_eq!(bench.calls(), (1, 10));
+}
+
+#[tokio::test]
+async fn a_caller_that_hangs_up_does_not_stop_the_flight_for_the_others() {
+    let bench = Bench::with(1, 300).await;
+    let (keyring, tenant, ids) = (bench.keyring.clone(), bench.tenant.clone(), bench.ids.clone());
+    let first = tokio::spawn(async move { keyring.by_id(&tenant, &ids).await.len() });
+    tokio::time::sleep(Duration::from_millis(30)).await;
+    first.abort();
+    assert!(bench.keyring.by_id(&bench.tenant, &bench.ids).await[0].is_ok());
+    assert_eq!(bench.calls().0, 1);
+}
+
+#[tokio::test]
+async fn a_hot_dek_comes_from_memory_until_its_time_is_over() {
+    let bench = Bench::with(1, 1).await;
+    let source = async || bench.keyring.by_id(&bench.tenant, &bench.ids).await.remove(0).ok().unwrap().source;
+    assert_eq!(source().await, Source::Kms);
+    assert_eq!(source().await, Source::Cache);
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    assert_eq!(source().await, Source::Kms);
+}
+
+#[tokio::test]
+async fn zero_seconds_turn_the_cache_off() {
+    let bench = Bench::with(1, 0).await;
+    for calls in 1..=3 {
+        assert!(bench.keyring.by_id(&bench.tenant, &bench.ids).await[0].is_ok());
+        assert_eq!(bench.calls().0, calls);
+    }
+    assert_eq!(bench.keyring.cached(), 0);
+}
+
+#[tokio::test]
+async fn a_refusal_is_not_remembered() {
+    let bench = Bench::with(1, 300).await;
+    bench.kms.key.disable().unwrap();
+    assert!(matches!(bench.keyring.by_id(&bench.tenant, &bench.ids).await[0], Err(KeyringError::Kms(_))));
+    bench.kms.key.enable().unwrap();
+    assert!(bench.keyring.by_id(&bench.tenant, &bench.ids).await[0].is_ok());
+}
+
+#[tokio::test]
+async fn another_tenant_finds_nothing_under_the_same_id() {
+    let bench = Bench::with(1, 300).await;
+    assert!(bench.keyring.by_id(&bench.tenant, &bench.ids).await[0].is_ok());
+    let stranger = Tenant { uid: TenantUid([8; 16]), name: "stranger".to_owned() };
+    assert!(matches!(bench.keyring.by_id(&stranger, &bench.ids).await[0], Err(KeyringError::Missing)));
+}
+
+#[tokio::test]
+async fn a_record_that_is_named_twice_in_one_call_gets_one_dek() {
+    let bench = Bench::with(0, 300).await;
+    let records = [Some("new".into()), None, Some("new".into()), None];
+    let deks: Vec<_> =
+        bench.keyring.by_record(&bench.tenant, &records, Timestamp(1)).await.into_iter().flatten().collect();
+    assert_eq!(deks[0].id, deks[2].id);
+    assert_ne!(deks[1].id, deks[3].id, "without a record each value has its own");
+    assert_eq!(deks.iter().filter(|dek| dek.fresh.is_some()).count(), 3, "each is committed once");
+}

@@ -1,0 +1,152 @@
+//! What an operator relies on: TLS, traces, limits of the process, documents that are the code's own.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::support::needed;
+use crate::support::pki::{Authority, client};
+use crate::support::server::{TestServer, answer, create_database};
+use crate::support::shared_vault::VaultKey;
+use crate::support::stub::{self, Stub};
+
+#[tokio::test]
+async fn inbound_tls_is_spoken_when_a_certificate_is_named() {
+    let authority = Authority::new();
+    let files = authority.server();
+    let server = TestServer::with(&[
+        ("BYOK_TLS_CERT_FILE", files.certificate.to_str().unwrap()),
+        ("BYOK_TLS_KEY_FILE", files.key.to_str().unwrap()),
+    ])
+    .await;
+    let https = server.base.replace("http://", "https://");
+    let answered = answer(client(&authority.file(), None).get(format!("{https}/live"))).await;
+    assert_eq!(answered.status, 200);
+    assert!(
+        server.client.get(format!("{}/live", server.base)).send().await.is_err(),
+        "plain HTTP is not spoken"
+    );
+}
+
+#[tokio::test]
+async fn a_client_that_sends_nothing_holds_up_nobody() {
+    let server = TestServer::start().await;
+    let address = server.base.strip_prefix("http://").unwrap();
+    let mut idle = Vec::new();
+    for _ in 0..200 {
+        idle.push(tokio::net::TcpStream::connect(address).await.unwrap());
+    }
+    let answered = tokio::time::timeout(Duration::from_secs(5), server.get("/live")).await.unwrap();
+    assert_eq!(answered.status, 200);
+}
+
+#[tokio::test]
+async fn a_trace_that_a_caller_began_is_continued_to_the_collector() {
+    let collector = Stub::start(|_, _| stub::answer(200, "{}")).await;
+    let mut server = TestServer::with(&[("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.address)]).await;
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let request = server
+        .client
+        .get(format!("{}/live", server.base))
+        .header("traceparent", format!("00-{trace}-00f067aa0ba902b7-01"));
+    assert_eq!(answer(request).await.status, 200);
+    assert_eq!(server.stop().await, Some(0), "what is left is sent at the stop");
+    let seen = collector.seen();
+    let bodies: Vec<Value> = seen
+        .iter()
+        .filter(|one| one.path == "/v1/traces")
+        .filter_map(|one| serde_json::from_slice(&one.body).ok())
+        .collect();
+    assert!(json!(bodies).to_string().contains(trace), "{bodies:?}");
+}
+
+#[tokio::test]
+async fn the_process_leaves_no_core_dump() {
+    let server = TestServer::start().await;
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.pid())).unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(line.split_whitespace().nth(4), Some("0"), "{line}");
+}
+
+#[tokio::test]
+async fn a_stranger_cannot_make_the_server_read_a_large_body() {
+    let server = TestServer::start().await;
+    let large = vec![b'x'; 8 << 20];
+    for path in ["/byok/encrypt", "/graphql"] {
+        let request = server
+            .client
+            .post(format!("{}{path}", server.base))
+            .header("content-type", "application/json")
+            .body(large.clone());
+        // It may hang up before all of it is sent: both are a refusal.
+        if let Ok(response) = request.send().await {
+            let text = response.text().await.unwrap_or_default();
+            assert!(text.contains("invalid-headers"), "{text}");
+        }
+    }
+    assert_eq!(server.get("/live").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_thousand_parallel_calls_are_all_answered() {
+    let server = TestServer::start().await;
+    let calls = (0..1_000).map(|n| {
+        let body = json!({ "plaintext": n.to_string(), "record_id": format!("r-{}", n % 50) });
+        let request = server
+            .client
+            .post(format!("{}/byok/encrypt", server.base))
+            .bearer_auth(server.jwt("service", "u"))
+            .json(&body);
+        async move { answer(request).await.status.as_u16() }
+    });
+    let statuses = futures_util::future::join_all(calls).await;
+    assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
+}
+
+#[tokio::test]
+async fn the_documents_are_the_codes_own() {
+    let printed = |arguments: &[&str]| {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_byok")).args(arguments).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let kept =
+        |path: &str| std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
+    assert_eq!(
+        kept("docs/errors.md"),
+        printed(&["schema", "--errors"]),
+        "run `byok schema --errors > docs/errors.md`"
+    );
+    assert_eq!(kept("schema.graphql"), printed(&["schema"]), "run `byok schema > schema.graphql`");
+}
+
+#[tokio::test]
+async fn a_serving_role_that_owns_nothing_is_enough_and_health_says_that_the_log_is_protected() {
+    let owner = create_database(&needed("DATABASE_URL")).await;
+    let role = format!("serving_{}", uuid::Uuid::now_v7().simple());
+    let database = sqlx::PgPool::connect(&owner).await.unwrap();
+    sqlx::raw_sql(sqlx::AssertSqlSafe(format!("CREATE ROLE {role} LOGIN"))).execute(&database).await.unwrap();
+    let serving = owner.replacen("postgres@", &format!("{role}@"), 1);
+    assert_ne!(serving, owner);
+    let server =
+        TestServer::on(VaultKey::create().await, serving, &[("BYOK_MIGRATION_DATABASE_URL", &owner)]).await;
+    let token = server.encrypt("p", "r").await;
+    server.key.rotate().await;
+    let job = server.post("/byok/rotate", json!({})).await;
+    let path = job.headers["location"].to_str().unwrap().to_owned();
+    while server.get(&path).await.body["state"] != "DONE" {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(server.decrypt(&token, "r").await.body["plaintext"], "p");
+    assert_eq!(server.get("/byok/audit").await.status, 200);
+    assert_eq!(server.get("/byok/health").await.body["audit_protected"], true);
+    let serving = sqlx::PgPool::connect(&server.database_url).await.unwrap();
+    for forbidden in [
+        "UPDATE np_byok_audit SET role = 'x'",
+        "DELETE FROM np_byok_audit",
+        "DROP TABLE np_byok_audit",
+        "TRUNCATE np_byok_audit",
+    ] {
+        assert!(sqlx::query(forbidden).execute(&serving).await.is_err(), "{forbidden}");
+    }
+}
