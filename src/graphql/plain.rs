@@ -109,8 +109,7 @@ mod tests {
     use super::super::parser::parse;
     use super::*;
 
-    const DECRYPT: &str =
-        "mutation D($c: String!, $r: ID) { byokDecrypt(ciphertext: $c, recordId: $r, encoding: UTF8) { plaintext } }";
+    const DECRYPT: &str = "mutation D($c: String!, $r: ID) { byokDecrypt(ciphertext: $c, recordId: $r, encoding: UTF8) { plaintext } }";
 
     fn plain(text: &str, variables: serde_json::Value) -> bool {
         is_plain(text, &parse(text).unwrap(), &Variables::from_json(variables))
@@ -145,7 +144,9 @@ mod tests {
 
     #[test]
     fn a_variable_that_is_no_text_goes_the_long_way() {
-        for bad in [json!({}), json!({"c": null}), json!({"c": 1}), json!({"c": ["x"]}), json!({"c": "x", "r": {}})] {
+        for bad in
+            [json!({}), json!({"c": null}), json!({"c": 1}), json!({"c": ["x"]}), json!({"c": "x", "r": {}})]
+        {
             assert!(!plain(DECRYPT, bad.clone()), "{bad}");
             let documents = PlainDocuments::new();
             let document = parse(DECRYPT).unwrap();
