@@ -84,6 +84,11 @@ pub(super) struct Written {
     pub(super) code: Option<ErrorCode>,
 }
 
+/// Whether a document was valid: what went wrong, if anything, was refused by us, in a field.
+pub(super) fn was_valid(response: &Response) -> bool {
+    response.errors.iter().all(|error| error.source::<Refusal>().is_some())
+}
+
 /// Answers a request that ran.
 pub(super) fn answer(response: &Response, request_id: &RequestId) -> Written {
     let (ours, others): (Vec<_>, Vec<_>) =

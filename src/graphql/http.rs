@@ -20,7 +20,8 @@ use super::body;
 use super::call::Call;
 use super::error::{self, Written};
 use super::parser::{SyntaxError, parse};
-use super::schema::{ByokSchema, schema};
+use super::plain::{Plain, PlainDocuments, is_plain};
+use super::schema::{ByokSchema, schema, schema_for_valid};
 use super::survey::survey;
 
 /// How much is read for a caller without identity: many times Hasura's introspection.
@@ -28,12 +29,25 @@ const MAX_UNKNOWN_BYTES: usize = 64 << 10;
 
 struct Front {
     app: Arc<App>,
+    runner: Runner,
+}
+
+/// What runs documents.
+struct Runner {
     schema: ByokSchema,
+    schema_for_valid: ByokSchema,
+    plain: PlainDocuments,
+}
+
+impl Runner {
+    fn new() -> Self {
+        Self { schema: schema(), schema_for_valid: schema_for_valid(), plain: PlainDocuments::new() }
+    }
 }
 
 /// The router of `/graphql`.
 pub fn router(app: Arc<App>) -> Router {
-    let front = Arc::new(Front { app, schema: schema() });
+    let front = Arc::new(Front { app, runner: Runner::new() });
     Router::new().route("/graphql", post(take).fallback(refuse_method)).with_state(front)
 }
 
@@ -59,7 +73,7 @@ async fn take(State(front): State<Arc<Front>>, request: Request) -> Response {
         }
         (Err(refusal), _) => return refuse(&refusal, &request_id),
     };
-    match run(&front.schema, &bytes, limits.items, caller, &request_id, |caller| {
+    match run(&front.runner, &bytes, limits.items, caller, &request_id, |caller| {
         Call::new(front.app.clone(), caller)
     })
     .await
@@ -74,7 +88,7 @@ async fn take(State(front): State<Arc<Front>>, request: Request) -> Response {
 /// # Errors
 /// The bytes are no request.
 async fn run<C: Send + Sync + 'static>(
-    schema: &ByokSchema,
+    runner: &Runner,
     bytes: &[u8],
     items: usize,
     caller: Result<Caller, Refusal>,
@@ -83,7 +97,12 @@ async fn run<C: Send + Sync + 'static>(
 ) -> Result<Written, Refusal> {
     let body = body::read(bytes)?;
     let refused = |refusal: Refusal| Ok(error::refused(&refusal, &[], request_id));
-    let document = match parse(&body.query) {
+    let plain = runner.plain.get(&body.query, &body.variables);
+    let parsed = match &plain {
+        Some(plain) => Ok(plain.document.clone()),
+        None => parse(&body.query),
+    };
+    let document = match parsed {
         Ok(document) => document,
         Err(SyntaxError(place)) => {
             let refusal = Refusal::because(
@@ -93,16 +112,29 @@ async fn run<C: Send + Sync + 'static>(
             return Ok(error::refused(&refusal, &[place], request_id));
         }
     };
-    match (survey(&document, items), &caller) {
+    let surveyed = match &plain {
+        Some(plain) => Ok(plain.survey),
+        None => survey(&document, items),
+    };
+    let survey = match (surveyed, &caller) {
         (Err(refusal), _) => return refused(refusal),
         (Ok(survey), Err(unknown)) if survey.needs_identity => return refused(unknown.clone()),
-        (Ok(_), _) => {}
-    }
+        (Ok(survey), _) => survey,
+    };
+    let keep = plain.is_none() && caller.is_ok() && is_plain(&body.query, &document, &body.variables);
+    let to_keep = keep.then(|| Plain { document: document.clone(), survey });
+    let schema = if plain.is_some() { &runner.schema_for_valid } else { &runner.schema };
     // The text stays behind: nothing that runs can show it.
     let mut request = async_graphql::Request::new("").variables(body.variables).data(call(caller));
     request.operation_name = body.operation_name;
     request.set_parsed_query(document);
-    Ok(error::answer(&schema.execute(request).await, request_id))
+    let response = schema.execute(request).await;
+    if let Some(plain) = to_keep
+        && error::was_valid(&response)
+    {
+        runner.plain.keep(body.query, plain);
+    }
+    Ok(error::answer(&response, request_id))
 }
 
 async fn refuse_method(method: Method, request: Request) -> Response {
@@ -176,7 +208,7 @@ mod tests {
     /// Runs without use cases: a field that came so far as to need them would answer INTERNAL.
     async fn run_bytes(bytes: &[u8], caller: Result<Caller, Refusal>) -> String {
         let request_id = RequestId::fresh();
-        let answer = run(&schema(), bytes, 100, caller, &request_id, |_| ()).await;
+        let answer = run(&Runner::new(), bytes, 100, caller, &request_id, |_| ()).await;
         let written = answer.unwrap_or_else(|refusal| error::refused(&refusal, &[], &request_id));
         String::from_utf8(written.body).unwrap()
     }

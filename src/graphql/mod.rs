@@ -2,13 +2,14 @@
 //!
 //! *Read the body → parse → survey → validate and run → write.* Nothing here logs or traces: a query's text and its
 //! variables hold plaintexts, and a join holds ciphertexts in the text itself. For the same reason no error says more of
-//! a request than where in it something is wrong, and no document is kept after its request.
+//! a request than where in it something is wrong, and no document that holds a value is kept after its request.
 //!
 //! | file | what it does |
 //! |---|---|
 //! | `http` | method, content type, size, identity; the steps above |
 //! | `body` | the JSON of a request |
 //! | `lexer`, `parser` | the document, into async-graphql's types |
+//! | `plain` | documents that were valid before and hold no value: they are kept |
 //! | `survey` | how much a document asks for, and whether it needs an identity |
 //! | `schema` | the schema and its limits |
 //! | `query`, `mutation` | the root fields |
@@ -26,6 +27,7 @@ mod item;
 mod lexer;
 mod mutation;
 mod parser;
+mod plain;
 mod query;
 mod rotation;
 mod scalars;

@@ -1,6 +1,6 @@
 //! The schema, put together without data, so that the command line can print it without a database.
 
-use async_graphql::{EmptySubscription, Schema};
+use async_graphql::{EmptySubscription, Schema, ValidationMode};
 
 use super::mutation::Mutation;
 use super::query::Query;
@@ -18,7 +18,17 @@ const MAX_DIRECTIVES: usize = 8;
 /// The schema. Its limits stand beside those of `survey`; there is none on complexity, which says little here: the
 /// largest join is more complex than anything that does harm.
 pub(super) fn schema() -> ByokSchema {
+    in_mode(ValidationMode::Strict)
+}
+
+/// The same for documents that are known to be valid.
+pub(super) fn schema_for_valid() -> ByokSchema {
+    in_mode(ValidationMode::Fast)
+}
+
+fn in_mode(mode: ValidationMode) -> ByokSchema {
     Schema::build(Query, Mutation, EmptySubscription)
+        .validation_mode(mode)
         .limit_depth(MAX_DEPTH)
         .limit_recursive_depth(MAX_RECURSION)
         .limit_directives(MAX_DIRECTIVES)

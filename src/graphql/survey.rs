@@ -18,7 +18,7 @@ const SELECTIONS_BESIDE: usize = 4_096;
 const MAX_INTROSPECTED: usize = 250_000;
 
 /// What a document asks for.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Survey {
     /// Whether any root of any operation is for known callers only.
     pub(super) needs_identity: bool,
