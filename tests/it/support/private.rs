@@ -82,10 +82,19 @@ impl Private {
         key.admin(Method::POST, "sys/seal", json!({})).await;
     }
 
-    /// Unseals it.
+    /// Unseals it, and waits until it serves: for a moment after a seal, Vault refuses to be unsealed.
     pub(crate) async fn unseal(&self, key: &VaultKey) {
-        key.admin(Method::POST, "sys/unseal", json!({ "key": self.variable("BYOK_TEST_VAULT_UNSEAL_KEY") }))
-            .await;
+        let client = reqwest::Client::new();
+        let body = json!({ "key": self.variable("BYOK_TEST_VAULT_UNSEAL_KEY") });
+        for _ in 0..200 {
+            let _ = client.post(format!("{}/v1/sys/unseal", key.address)).json(&body).send().await;
+            let health = client.get(format!("{}/v1/sys/health", key.address)).send().await;
+            if health.is_ok_and(|health| health.status() == 200) {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        panic!("Vault was not unsealed");
     }
 }
 
