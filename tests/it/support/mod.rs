@@ -14,6 +14,12 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 
+/// An HTTP client, over the TLS provider that the first one installs.
+pub(crate) fn http() -> reqwest::Client {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::new()
+}
+
 /// A variable that `scripts/servers start` sets. A test that lacks it fails: nothing is skipped.
 pub(crate) fn needed(name: &str) -> String {
     let _ = rustls::crypto::ring::default_provider().install_default();

@@ -84,7 +84,7 @@ impl Private {
 
     /// Unseals it, and waits until it serves: for a moment after a seal, Vault refuses to be unsealed.
     pub(crate) async fn unseal(&self, key: &VaultKey) {
-        let client = reqwest::Client::new();
+        let client = super::http();
         let body = json!({ "key": self.variable("BYOK_TEST_VAULT_UNSEAL_KEY") });
         for _ in 0..200 {
             let _ = client.post(format!("{}/v1/sys/unseal", key.address)).json(&body).send().await;

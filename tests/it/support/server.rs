@@ -78,7 +78,7 @@ impl TestServer {
     async fn spawn(environment: Vec<(String, String)>, key: VaultKey, database_url: String) -> Self {
         let logs = Arc::new(Mutex::new(String::new()));
         let (child, base) = serve(&environment, &logs).await;
-        let client = reqwest::Client::new();
+        let client = super::http();
         Self { child, environment, base, logs, key, database_url, client }
     }
 

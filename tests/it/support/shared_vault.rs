@@ -70,7 +70,7 @@ impl VaultKey {
 
     /// A request with the root token.
     pub(crate) async fn admin(&self, method: Method, path: &str, body: Value) -> Value {
-        let request = reqwest::Client::new()
+        let request = super::http()
             .request(method, format!("{}/v1/{path}", self.address))
             .header("X-Vault-Token", &self.root)
             .json(&body);
