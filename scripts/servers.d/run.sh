@@ -140,10 +140,18 @@ start_vault() { # start_vault DIR
     fail_with_log "$home/log" "Vault did not start"
   done
   record vault "$pid" "$dir"
+  # Vault prints the key some moments after it first answers.
+  local unseal_key="" wait
+  for wait in {1..100}; do
+    unseal_key=$(sed -n 's/^Unseal Key: //p' "$home/log")
+    [[ -z $unseal_key ]] || break
+    sleep 0.1
+  done
+  [[ -n $unseal_key ]] || fail_with_log "$home/log" "Vault printed no unseal key"
   cat >"$home/env" <<ENV
 export BYOK_TEST_VAULT_ADDR=http://127.0.0.1:$port
 export BYOK_TEST_VAULT_TOKEN=$token
-export BYOK_TEST_VAULT_UNSEAL_KEY=$(sed -n 's/^Unseal Key: //p' "$home/log")
+export BYOK_TEST_VAULT_UNSEAL_KEY=$unseal_key
 export BYOK_TEST_VAULT_AUDIT=$audit
 ENV
 }
