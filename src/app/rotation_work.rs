@@ -89,7 +89,7 @@ impl App {
         // The key, not a DEK, is what failed: keep the place and say why nothing moves.
         let failed = answers.iter().filter_map(|answer| answer.as_ref().err());
         if let Some(error) = failed.into_iter().find(|error| error.class.verdict() != Verdict::Item) {
-            log_kms(error);
+            log_kms(error, None);
             job.stalled = Some(error.class.code());
             return match self.advance(tenant, job, holder, after, Vec::new(), Vec::new()).await {
                 Step::Lost => Step::Lost,
