@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::get;
@@ -22,7 +22,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument as _, Span, error, info, info_span, warn};
+use tracing::{Instrument as _, debug, debug_span, error, info, warn};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use crate::app::App;
@@ -67,9 +67,13 @@ async fn around(metrics: Arc<Metrics>, timeout: Duration, mut request: Request, 
     let request_id = given.and_then(RequestId::accept).unwrap_or_else(RequestId::fresh);
     let method = method_of(&request);
     // A route's template: a path can be anything that a stranger types.
-    let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
-    let span = info_span!("request", request_id = request_id.as_str(), method, route);
-    let _ = span.set_parent(TraceContextPropagator::new().extract(&Headers(request.headers())));
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let route = route.as_ref().map_or("none", MatchedPath::as_str);
+    // For traces, and for logs that are asked to say much: it costs a twentieth of a call.
+    let span = debug_span!("request", request_id = request_id.as_str(), method, route);
+    if !span.is_disabled() {
+        let _ = span.set_parent(TraceContextPropagator::new().extract(&Headers(request.headers())));
+    }
     request.extensions_mut().insert(request_id.clone());
 
     metrics.began();
@@ -77,18 +81,23 @@ async fn around(metrics: Arc<Metrics>, timeout: Duration, mut request: Request, 
     let answered = std::panic::AssertUnwindSafe(tokio::time::timeout(timeout, next.run(request)));
     let mut response = match answered.catch_unwind().instrument(span.clone()).await {
         Ok(Ok(response)) => response,
-        Ok(Err(_)) => refuse(&route, ErrorCode::Unavailable, &request_id),
+        Ok(Err(_)) => refuse(route, ErrorCode::Unavailable, &request_id),
         Err(_) => {
-            span.in_scope(|| error!("a request panicked"));
-            refuse(&route, ErrorCode::Internal, &request_id)
+            error!(request_id = request_id.as_str(), route, "a request panicked");
+            refuse(route, ErrorCode::Internal, &request_id)
         }
     };
     drop(in_flight);
 
     let elapsed = began.elapsed();
     let code = response.extensions().get::<ErrorCode>().map(|code| code.as_str());
-    metrics.answered(&route, method, response.status().as_u16(), code, elapsed.as_secs_f64());
-    log_answer(&span, response.status(), code, elapsed);
+    let status = response.status().as_u16();
+    metrics.answered(route, method, status, code, elapsed.as_secs_f64());
+    let ms = elapsed.as_secs_f64() * 1_000.0;
+    span.in_scope(|| match status {
+        500.. => warn!(request_id = request_id.as_str(), method, route, status, code, ms, "answered"),
+        _ => debug!(status, code, ms, "answered"),
+    });
     if let Ok(value) = HeaderValue::from_str(request_id.as_str()) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
@@ -117,14 +126,6 @@ impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         self.0.ended();
     }
-}
-
-fn log_answer(span: &Span, status: StatusCode, code: Option<&'static str>, elapsed: Duration) {
-    let (status, ms) = (status.as_u16(), elapsed.as_secs_f64() * 1_000.0);
-    span.in_scope(|| match status {
-        500.. => warn!(status, code, ms, "answered"),
-        _ => tracing::debug!(status, code, ms, "answered"),
-    });
 }
 
 struct Headers<'a>(&'a axum::http::HeaderMap);

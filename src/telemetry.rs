@@ -14,12 +14,15 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer as _, fmt};
 
 use crate::config::{LogFormat, Telemetry};
+
+/// Where the spans of requests are made.
+const REQUESTS: &str = "byok::server";
 
 /// Keeps the trace exporter; its drop sends what is left.
 pub struct Guard(Option<SdkTracerProvider>);
@@ -40,7 +43,9 @@ pub fn start(settings: &Telemetry) -> Result<Guard, String> {
     let filter: Targets = settings.filter.parse().map_err(|_| "BYOK_LOG: is not a log filter".to_owned())?;
     let provider = settings.otlp_endpoint.as_deref().map(exporter).transpose()?;
     let traces = provider.as_ref().map(|provider| {
-        tracing_opentelemetry::layer().with_tracer(provider.tracer("byok")).with_filter(filter.clone())
+        // The requests' spans, whatever the logs are to say.
+        let filter = filter.clone().with_target(REQUESTS, LevelFilter::DEBUG);
+        tracing_opentelemetry::layer().with_tracer(provider.tracer("byok")).with_filter(filter)
     });
     // Standard error: standard output belongs to what a command answers.
     let lines = match settings.format {

@@ -62,7 +62,7 @@ impl App {
                 Err(refusal) => Err(refusal),
                 Ok((token, context)) => match deks.next() {
                     None => Err(ErrorCode::Internal.into()),
-                    Some(Err(error)) => Err(note_failure(entry_item, &error)),
+                    Some(Err(error)) => Err(note_failure(entry_item, &error, &caller.request_id)),
                     Some(Ok(held)) => {
                         let id = id_of(&token);
                         note_dek(entry_item, id, &held);

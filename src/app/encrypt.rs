@@ -70,7 +70,7 @@ impl App {
                 }
                 Ok(item) => match deks.next() {
                     None => Err(ErrorCode::Internal.into()),
-                    Some(Err(error)) => Err(note_failure(entry_item, &error)),
+                    Some(Err(error)) => Err(note_failure(entry_item, &error, &caller.request_id)),
                     Some(Ok(RecordDek { id, held, fresh: row })) => {
                         note_dek(entry_item, id, &held);
                         if let Some(row) = row {

@@ -101,7 +101,7 @@ impl App {
         let began = Instant::now();
         let answer = self.try_key().await.map(|version| (version, began.elapsed()));
         if let Err(error) = &answer {
-            log_kms(error);
+            log_kms(error, None);
         }
         *last = Some((Instant::now(), answer.clone()));
         answer

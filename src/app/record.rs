@@ -6,7 +6,7 @@ use crate::audit::{CommitFailed, Unit, pack};
 use crate::crypto::Context;
 use crate::keyring::{Held, KeyringError};
 use crate::kms::KmsError;
-use crate::model::{Caller, DekId, Entry, EntryId, ErrorCode, Item, Operation, Outcome, Refusal};
+use crate::model::{Caller, DekId, Entry, EntryId, ErrorCode, Item, Operation, Outcome, Refusal, RequestId};
 use crate::store::{Change, ReadError};
 
 use super::{App, pass};
@@ -26,12 +26,12 @@ pub(super) fn note_dek(item: &mut Item, id: DekId, held: &Held) {
 }
 
 /// Notes why a DEK could not be had, and says it to the caller.
-pub(super) fn note_failure(item: &mut Item, error: &KeyringError) -> Refusal {
+pub(super) fn note_failure(item: &mut Item, error: &KeyringError, request_id: &RequestId) -> Refusal {
     let code = match error {
         KeyringError::Missing => ErrorCode::DecryptFailed,
         KeyringError::Kms(error) => {
             item.kms_request_id.clone_from(&error.request_id);
-            log_kms(error);
+            log_kms(error, Some(request_id));
             error.class.code()
         }
         KeyringError::Store(error) => read_refusal(*error).code,
@@ -40,10 +40,15 @@ pub(super) fn note_failure(item: &mut Item, error: &KeyringError) -> Refusal {
     code.into()
 }
 
-/// What our log may hold of a KMS's refusal.
-pub(super) fn log_kms(error: &KmsError) {
-    let request_id = error.request_id.as_deref().unwrap_or_default();
-    tracing::warn!(class = ?error.class, status = error.http_status, kms_request_id = request_id, "the KMS refused or failed");
+/// What our log may hold of a KMS's refusal; and whose request met it, where it was one.
+pub(super) fn log_kms(error: &KmsError, request_id: Option<&RequestId>) {
+    tracing::warn!(
+        class = ?error.class,
+        status = error.http_status,
+        kms_request_id = error.request_id.as_deref(),
+        request_id = request_id.map(RequestId::as_str),
+        "the KMS refused or failed"
+    );
 }
 
 /// A failed read, as the caller sees it.

@@ -82,6 +82,6 @@ impl App {
 }
 
 fn kms_refusal(error: &KmsError) -> Refusal {
-    log_kms(error);
+    log_kms(error, None);
     error.class.code().into()
 }

@@ -104,7 +104,7 @@ impl App {
         let whole = answers.iter().any(Result::is_ok);
         let mut failed = answers.iter().filter_map(|answer| answer.as_ref().err());
         if let Some(error) = failed.find(|error| !whole && error.class.verdict() != Verdict::Item) {
-            log_kms(error);
+            log_kms(error, None);
             job.stalled = Some(error.class.code());
             return match self.advance(tenant, job, holder, after, Vec::new(), Vec::new()).await {
                 Step::Lost => Step::Lost,

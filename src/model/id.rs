@@ -2,8 +2,10 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use uuid::Uuid;
+use uuid::{Builder, NoContext, Uuid};
 
 /// The 16 random bytes that name a tenant for ever: never changed, never reused. Its name may change.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -35,7 +37,7 @@ pub struct Tenant {
 pub struct InvalidId;
 
 macro_rules! uuid_v7 {
-    ($(#[$doc:meta])* $name:ident) => {
+    ($(#[$doc:meta])* $name:ident, $make:path) => {
         $(#[$doc])*
         #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub struct $name(pub Uuid);
@@ -44,7 +46,7 @@ macro_rules! uuid_v7 {
             /// A new UUIDv7 (RFC 9562, section 5.7): sorts by the time it was made.
             #[expect(clippy::new_without_default, reason = "a new id is an act, not a default")]
             pub fn new() -> Self {
-                Self(Uuid::now_v7())
+                Self($make())
             }
 
             /// The 16 bytes, in network order.
@@ -77,16 +79,36 @@ macro_rules! uuid_v7 {
 
 uuid_v7!(
     /// Names a data encryption key. Part of every token.
-    DekId
+    DekId,
+    Uuid::now_v7
 );
 uuid_v7!(
     /// Names an entry of the audit log.
-    EntryId
+    EntryId,
+    counted_v7
 );
 uuid_v7!(
     /// Names a rotation job.
-    JobId
+    JobId,
+    Uuid::now_v7
 );
+
+/// A UUIDv7 for what every call makes: unique, not hard to guess. What is random in it is drawn once for the process, and
+/// counts up from there (RFC 9562, section 6.2), so that no call waits for the operating system's random source.
+fn counted_v7() -> Uuid {
+    static START: LazyLock<([u8; 2], AtomicU64)> = LazyLock::new(|| {
+        let drawn = Uuid::now_v7();
+        ([drawn.as_bytes()[6], drawn.as_bytes()[7]], AtomicU64::new(drawn.as_u64_pair().1))
+    });
+    let (fixed, next) = &*START;
+    let mut random = [0; 10];
+    random[..2].copy_from_slice(fixed);
+    // Relaxed: only that no two calls get the same number matters.
+    random[2..].copy_from_slice(&next.fetch_add(1, Ordering::Relaxed).to_be_bytes());
+    let (seconds, nanoseconds) = uuid::Timestamp::now(NoContext).to_unix();
+    Builder::from_unix_timestamp_millis(seconds * 1_000 + u64::from(nanoseconds) / 1_000_000, &random)
+        .into_uuid()
+}
 
 /// The id of one request: taken from `X-Request-Id` when it is 1 to 128 visible ASCII characters, else made anew.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,7 +117,7 @@ pub struct RequestId(String);
 impl RequestId {
     /// A new one.
     pub fn fresh() -> Self {
-        Self(Uuid::now_v7().to_string())
+        Self(counted_v7().to_string())
     }
 
     /// The caller's own, if its form is acceptable: what stands in a log must not be able to forge a second line.
@@ -113,6 +135,13 @@ impl RequestId {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ids_are_uuids_of_version_7_and_never_the_same() {
+        let ids: std::collections::BTreeSet<Uuid> = (0..1_000).map(|_| EntryId::new().0).collect();
+        assert_eq!(ids.len(), 1_000);
+        assert!(ids.iter().all(|id| id.get_version_num() == 7 && id.get_variant() == uuid::Variant::RFC4122));
+    }
 
     #[test]
     fn a_request_id_that_could_forge_a_log_line_is_not_accepted() {
