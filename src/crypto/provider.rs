@@ -8,6 +8,7 @@
 
 use ring::{aead, digest, hkdf, hmac, rand};
 use std::sync::LazyLock;
+use subtle::ConstantTimeEq as _;
 
 use rand::SecureRandom as _;
 
@@ -66,13 +67,23 @@ pub fn ct_eq(a: &[u8], b: &[u8]) -> bool {
     hmac::verify(&COMPARE, a, hmac::sign(&COMPARE, b).as_ref()).is_ok()
 }
 
+/// The same for two hashes: their length is known, so nothing has to be hashed first.
+pub(super) fn ct_eq_hashes(a: &[u8; 32], b: &[u8; 32]) -> bool {
+    a.ct_eq(b).into()
+}
+
 /// A pseudorandom key: HKDF-SHA256 after its extract step (RFC 5869, 2.2).
 pub(super) struct Prk(hkdf::Prk);
 
 impl Prk {
     /// Extract. An empty salt is RFC 5869's "not provided".
     pub(super) fn extract(salt: &[u8], secret: &[u8]) -> Self {
-        Self(hkdf::Salt::new(hkdf::HKDF_SHA256, salt).extract(secret))
+        /// Prepared once: no token is made with another.
+        static NO_SALT: LazyLock<hkdf::Salt> = LazyLock::new(|| hkdf::Salt::new(hkdf::HKDF_SHA256, &[]));
+        Self(match salt {
+            [] => NO_SALT.extract(secret),
+            salt => hkdf::Salt::new(hkdf::HKDF_SHA256, salt).extract(secret),
+        })
     }
 
     /// Expand (RFC 5869, 2.3) into all of `out`; `info` is the concatenation of its parts. `None` if `out` is longer

@@ -26,7 +26,7 @@ use std::fmt;
 
 use zeroize::Zeroizing;
 
-use super::provider::{self, KEY_BYTES, NONCE_BYTES, TAG_BYTES, ct_eq, random, sha256_of};
+use super::provider::{self, KEY_BYTES, NONCE_BYTES, TAG_BYTES, ct_eq_hashes, random, sha256_of};
 use super::secret::{Dek, Plaintext};
 use super::token::{MAX_PLAINTEXT_BYTES, Token};
 
@@ -93,7 +93,7 @@ pub(super) fn seal_with_nonce(
 pub fn open(dek: &Dek, binding: &Binding, token: &Token) -> Result<Plaintext, DecryptFailed> {
     let keys = Keys::derive(dek, binding);
     // The id is no secret: it stands in the token.
-    if token.dek_id != binding.dek_id || !ct_eq(&token.commitment, &*keys.commitment) {
+    if token.dek_id != binding.dek_id || !ct_eq_hashes(&token.commitment, &keys.commitment) {
         return Err(DecryptFailed);
     }
     let (ciphertext, tag) = token.ciphertext_and_tag.split_last_chunk().ok_or(DecryptFailed)?;
