@@ -12,6 +12,7 @@ use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::get;
 use futures_util::FutureExt as _;
+use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::GracefulShutdown;
@@ -22,6 +23,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
 use tracing::{Instrument as _, debug, debug_span, error, info, warn};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
@@ -206,11 +208,10 @@ async fn converse<S>(
     // has no more time than this, whatever it sends.
     let spoken = Arc::new(Notify::new());
     let first = spoken.clone();
-    let service =
-        TowerToHyperService::new(router.layer(middleware::from_fn(move |request: Request, next: Next| {
-            first.notify_one();
-            next.run(request)
-        })));
+    let service = TowerToHyperService::new(router.map_request(move |request: http::Request<Incoming>| {
+        first.notify_one();
+        request
+    }));
     let connection = watcher.watch(builder.serve_connection(TokioIo::new(stream), service).into_owned());
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
