@@ -5,6 +5,7 @@
 # DIR/env             what a test sources: the tools' paths and every DIR/NAME/env
 # DIR/postgres/       env, port, log, data/ (with postgresql.conf) and the Unix socket
 # DIR/vault/          env, log
+# DIR/fakecloud/      env, log
 # DIR/vault-audit.log Vault's file audit device
 
 # A pid alone may since have gone to another process; with its start time it names one for good.
@@ -156,7 +157,32 @@ export BYOK_TEST_VAULT_AUDIT=$audit
 ENV
 }
 
-start_servers() { # start_servers start|postgres|vault DIR
+start_fakecloud() { # start_fakecloud DIR
+  local dir=$1 home=$1/fakecloud bin port pid attempt wait
+  bin=$(locate FAKECLOUD) || die "fakecloud is not installed; run scripts/servers install fakecloud"
+  ! running fakecloud "$dir" || die "fakecloud already runs in $dir"
+  mkdir -p "$home"
+  for attempt in 1 2 3 4 5; do
+    port=$(free_port)
+    # Strict: identity policies are enforced and signatures verified. A clean environment, as for Vault.
+    (cd "$home" && exec setsid env -i PATH="$PATH" HOME="$home" \
+      "$bin" --addr "127.0.0.1:$port" --iam strict --verify-sigv4) </dev/null >"$home/log" 2>&1 &
+    pid=$!
+    for wait in {1..300}; do
+      if env -i PATH="$PATH" "$bin" --addr "127.0.0.1:$port" healthcheck >/dev/null 2>&1; then break 2; fi
+      start_time "$pid" >/dev/null || break
+      sleep 0.1
+    done
+    kill "$pid" 2>/dev/null || true
+    wait "$pid" || true
+    if [[ $attempt -lt 5 ]] && grep -qi 'address already in use' "$home/log"; then continue; fi
+    fail_with_log "$home/log" "fakecloud did not start"
+  done
+  record fakecloud "$pid" "$dir"
+  echo "export BYOK_TEST_FAKECLOUD_ADDR=http://127.0.0.1:$port" >"$home/env"
+}
+
+start_servers() { # start_servers start|postgres|vault|fakecloud DIR
   local what=$1 dir=$2
   if [[ -z $dir ]]; then
     [[ $what == start ]] || die "usage: scripts/servers start-$what DIR"
@@ -169,10 +195,11 @@ start_servers() { # start_servers start|postgres|vault DIR
   # `stop` removes DIR, so it must never be a folder with something else in it.
   [[ -e $dir/pids || -z $(ls -A "$dir") ]] || die "$dir is not empty and not ours"
   touch "$dir/pids"
-  # When the second server fails to start, the first must not be left behind.
+  # When a later server fails to start, the earlier ones must not be left behind.
   [[ $what != start ]] || trap 'stop_processes "$dir"' EXIT
-  [[ $what == vault ]] || start_postgres "$dir"
-  [[ $what == postgres ]] || start_vault "$dir"
+  [[ $what != start && $what != postgres ]] || start_postgres "$dir"
+  [[ $what != start && $what != vault ]] || start_vault "$dir"
+  [[ $what != start && $what != fakecloud ]] || start_fakecloud "$dir"
   { tool_lines; cat "$dir"/*/env; } >"$dir/env.new"
   mv "$dir/env.new" "$dir/env"
   trap - EXIT
