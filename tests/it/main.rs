@@ -11,6 +11,7 @@ mod faults;
 mod graphql;
 mod keyring;
 mod kms_conformance;
+mod kms_faults;
 mod kms_vault_errors;
 mod kms_vault_faults;
 mod kms_vault_login;

@@ -9,6 +9,7 @@ pub(crate) mod rows;
 pub(crate) mod server;
 pub(crate) mod shared_vault;
 pub(crate) mod stub;
+pub(crate) mod toxics;
 pub(crate) mod vault;
 
 use base64::Engine as _;
