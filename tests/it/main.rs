@@ -17,6 +17,7 @@ mod kms_vault_faults;
 mod kms_vault_login;
 mod kms_vault_tls;
 mod operations;
+mod real_clouds;
 mod rest;
 mod roles;
 mod rotation;
