@@ -15,6 +15,7 @@ mod kms_faults;
 mod kms_vault_errors;
 mod kms_vault_faults;
 mod kms_vault_login;
+mod kms_vault_policy;
 mod kms_vault_tls;
 mod operations;
 mod real_clouds;

@@ -31,6 +31,18 @@ pub(crate) fn needed(name: &str) -> String {
     })
 }
 
+/// What `byok policy PROVIDER` prints with these variables and no others.
+pub(crate) fn printed_policy(provider: &str, variables: &[(&str, &str)]) -> String {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_byok"))
+        .args(["policy", provider])
+        .env_clear()
+        .envs(variables.iter().copied())
+        .output()
+        .expect("byok runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
 /// A JWT signed with HS256, made without the crate's own code.
 pub(crate) fn jwt(secret: &str, claims: &Value) -> String {
     let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
