@@ -6,6 +6,7 @@ installed() {
   case $1 in
     vault) locate VAULT ;;
     fakecloud) locate FAKECLOUD ;;
+    toxiproxy) locate TOXIPROXY ;;
     python) locate PYTHON ;;
     npm) locate NODE_MODULES ;;
     postgres) locate POSTGRES_BIN ;;
@@ -54,6 +55,18 @@ install_fakecloud() {
     "fakecloud@$FAKECLOUD_VERSION" || return 1
   mv "$dir.new" "$dir"
   rm -rf "$cache/fakecloud-build"
+}
+
+install_toxiproxy() {
+  local bin
+  bin=$(toxiproxy_bin)
+  command -v go >/dev/null || { echo "go is not on PATH: install Go 1.25.3 or newer"; return 1; }
+  mkdir -p "$(dirname "$bin")"
+  (
+    cd "$repo/tests/servers/toxiproxy"
+    GOFLAGS=-mod=readonly CGO_ENABLED=0 GOWORK=off go build -trimpath -buildvcs=false -ldflags '-s -w' -o "$bin.new" .
+  ) || return 1
+  mv "$bin.new" "$bin"
 }
 
 install_python() {
@@ -117,7 +130,7 @@ install_tools() {
   for tool in "${tools[@]}"; do
     if installed "$tool"; then continue; fi
     case $tool in
-      vault | fakecloud | python | npm)
+      vault | fakecloud | toxiproxy | python | npm)
         note "installing $tool in the background, log: $logs/$tool.log"
         "install_$tool" >"$logs/$tool.log" 2>&1 </dev/null &
         jobs[$tool]=$!
