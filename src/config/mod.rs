@@ -16,9 +16,10 @@ pub use auth::{Auth, File, Jwt};
 pub use dek_cache::DekCache;
 pub use env::{Env, Mistake, Reader};
 pub use kms::{
-    AwsSettings, AzureSettings, ClientCertificate, GcpSettings, KeyVersionStrategy, Kms, SecretSource,
-    VaultKey, VaultLogin, VaultSettings,
+    AwsSettings, AzureAlgorithm, AzureCredential, AzureKey, AzureService, AzureSettings, ClientCertificate,
+    GcpSettings, IdentitySource, KeyVersionStrategy, Kms, SecretSource, VaultKey, VaultLogin, VaultSettings,
 };
+pub(crate) use kms::{is_same_authority, is_version};
 pub use limits::Limits;
 pub use server::{Server, Tls};
 pub use store::{Engine, Postgres, Store};

@@ -17,7 +17,8 @@ use super::Reader;
 use crate::crypto::SecretText;
 
 pub use aws::AwsSettings;
-pub use azure::AzureSettings;
+pub use azure::{AzureAlgorithm, AzureCredential, AzureKey, AzureService, AzureSettings, IdentitySource};
+pub(crate) use azure::{is_same_authority, is_version};
 pub use gcp::GcpSettings;
 pub use vault::{ClientCertificate, VaultKey, VaultLogin, VaultSettings};
 

@@ -1,0 +1,349 @@
+//! The access token that every request to the vault bears: from Microsoft's credential types, which fetch it, into a cache
+//! of ours, which decides when.
+//!
+//! - A new credential is made for each token, so that a file's present content counts and nothing is cached but here.
+//! - One fetch at a time. It goes on if the call that began it ends.
+//! - A token is replaced after [`LONGEST_USE`] at the latest, in the background and long before its end. So a credential
+//!   that the customer has revoked shows within that time, and an outage of the authority shorter than the rest of the
+//!   token's life is not felt: a token that lives goes on being used while no other is to be had.
+//! - A credential that is refused (not one that gets no answer) is not shown again at once: the pause doubles from one
+//!   second to sixty, unless it changes meanwhile. After [`REFUSALS`] refusals the token that it gave before is dropped;
+//!   not after the first, since a new secret takes a moment to be known everywhere.
+//! - A token that the vault refuses is replaced once, if it is not brand-new.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use azure_core::cloud::{CloudConfiguration, CustomConfiguration};
+use azure_core::credentials::{AccessToken, Secret, TokenCredential, TokenRequestOptions};
+use azure_core::http::{ClientMethodOptions, ClientOptions, RetryOptions, Transport as Sent};
+use azure_core::time::OffsetDateTime;
+use azure_identity::{
+    ClientAssertionCredentialOptions, ClientSecretCredential, ClientSecretCredentialOptions,
+    ManagedIdentityCredential, ManagedIdentityCredentialOptions, UserAssignedId, WorkloadIdentityCredential,
+    WorkloadIdentityCredentialOptions,
+};
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, Shared};
+use tokio::time::{Instant, timeout_at};
+use zeroize::Zeroizing;
+
+use crate::config::{AzureCredential, AzureSettings, SecretSource};
+use crate::crypto::{SecretText, sha256};
+use crate::kms::call::Failed;
+use crate::kms::{KmsError, KmsErrorClass};
+
+use super::transport::{Exchange, Transport, stopped};
+
+/// How long a token is used at most before another one is asked for.
+const LONGEST_USE: Duration = Duration::from_secs(900);
+/// A token is not sent when it ends within this time, or within a tenth of its life.
+const MARGIN: Duration = Duration::from_secs(10);
+/// A token that is younger is not replaced because the vault refuses it: a new one would be refused the same.
+const BRAND_NEW: Duration = Duration::from_secs(10);
+/// The first pause after a refusal, and the longest.
+const REFUSAL_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// After so many refusals in a row the token in use is dropped.
+const REFUSALS: u32 = 3;
+/// How long after a failed renewal in the background the next one is tried, at least and at most.
+const RENEWAL_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// The token in use and the way to another one.
+#[derive(Clone)]
+pub(super) struct Tokens(Arc<Inner>);
+
+struct Inner {
+    credential: AzureCredential,
+    tenant: Option<String>,
+    options: ClientOptions,
+    scope: String,
+    timeout: Duration,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    held: Option<Held>,
+    flight: Option<Flight>,
+    /// The last failure that forbids to try again at once.
+    refusal: Option<Refusal>,
+}
+
+struct Held {
+    token: Arc<SecretText>,
+    since: Instant,
+    usable_until: Instant,
+    renew_at: Instant,
+}
+
+struct Refusal {
+    error: KmsError,
+    credential: Shown,
+    until: Instant,
+    pause: Duration,
+    count: u32,
+}
+
+type Flight = Shared<BoxFuture<'static, Result<Arc<SecretText>, KmsError>>>;
+
+/// Which credential it was, by a hash.
+type Shown = [u8; 32];
+
+impl Tokens {
+    pub(super) fn new(settings: AzureSettings, transport: Arc<Transport>) -> Self {
+        let mut cloud = CustomConfiguration::default();
+        cloud.authority_host = settings.authority.as_str().to_owned();
+        let options = ClientOptions {
+            retry: RetryOptions::none(),
+            transport: Some(Sent::with_policy(transport)),
+            cloud: Some(Arc::new(CloudConfiguration::Custom(cloud))),
+            ..ClientOptions::default()
+        };
+        Self(Arc::new(Inner {
+            credential: settings.credential,
+            tenant: settings.tenant,
+            options,
+            scope: format!("{}/.default", settings.key.resource),
+            timeout: settings.timeout,
+            state: Mutex::default(),
+        }))
+    }
+
+    /// The vault refused this token. Whether there may be another one now, so that trying once more makes sense.
+    pub(super) fn refused(&self, token: &Arc<SecretText>) -> bool {
+        let mut state = self.0.state();
+        match &state.held {
+            Some(held) if Arc::ptr_eq(&held.token, token) => {
+                if held.since.elapsed() < BRAND_NEW {
+                    return false;
+                }
+                state.held = None;
+                true
+            }
+            Some(_) | None => true,
+        }
+    }
+
+    /// Begins the renewal that is due, if one is. Called again and again in the background.
+    pub(super) fn keep(&self) {
+        let mut state = self.0.state();
+        if state.held.as_ref().is_some_and(|held| held.renew_at <= Instant::now()) {
+            // Its outcome is recorded by itself; a pause after a refusal is one to wait for.
+            let _ = self.0.fly(&mut state);
+        }
+    }
+
+    async fn token(&self) -> Result<Arc<SecretText>, Failed> {
+        let flight = {
+            let mut state = self.0.state();
+            let live = state.held.as_ref().filter(|held| Instant::now() < held.usable_until);
+            if let Some(held) = live {
+                return Ok(Arc::clone(&held.token));
+            }
+            self.0.fly(&mut state)?
+        };
+        Ok(flight.await?)
+    }
+}
+
+/// What Microsoft's client asks before each request.
+#[async_trait]
+impl TokenCredential for Tokens {
+    async fn get_token(
+        &self,
+        scopes: &[&str],
+        options: Option<TokenRequestOptions<'_>>,
+    ) -> azure_core::Result<AccessToken> {
+        let options = options.unwrap_or_default();
+        let Some(exchange) = Exchange::of(&options.method_options.context) else { return Err(stopped()) };
+        if scopes != [self.0.scope.as_str()] {
+            exchange.fail(KmsError::local(KmsErrorClass::Misconfigured).into());
+            return Err(stopped());
+        }
+        match self.token().await {
+            Ok(token) => {
+                let secret = Secret::new(token.expose().to_owned());
+                exchange.bear(token);
+                // Already over as far as the client is concerned, so that it asks again for each request.
+                Ok(AccessToken::new(secret, OffsetDateTime::UNIX_EPOCH))
+            }
+            Err(failed) => {
+                exchange.fail(failed);
+                Err(stopped())
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Tokens")
+    }
+}
+
+impl Inner {
+    /// The fetch that is under way, or a new one; an error while a refused credential must wait.
+    fn fly(self: &Arc<Self>, state: &mut State) -> Result<Flight, Failed> {
+        if let Some(flight) = &state.flight {
+            return Ok(flight.clone());
+        }
+        let shown = self.shown()?;
+        if let Some(refusal) = &state.refusal
+            && refusal.credential == shown
+            && Instant::now() < refusal.until
+        {
+            return Err(refusal.error.clone().into());
+        }
+        let this = Arc::clone(self);
+        let fetch = tokio::spawn(async move {
+            let deadline = Instant::now() + this.timeout;
+            let outcome = timeout_at(deadline, this.fetch(deadline)).await;
+            let outcome = outcome.unwrap_or_else(|_| Err(KmsError::local(KmsErrorClass::Timeout).into()));
+            this.settle(outcome, shown)
+        });
+        let flight = async move {
+            fetch.await.unwrap_or_else(|_| Err(KmsError::local(KmsErrorClass::Internal)))
+        };
+        let flight = flight.boxed().shared();
+        state.flight = Some(flight.clone());
+        Ok(flight)
+    }
+
+    /// A token and how long it lives.
+    async fn fetch(&self, deadline: Instant) -> Result<(SecretText, Duration), Failed> {
+        let unusable = |_| KmsError::local(KmsErrorClass::CredentialInvalid);
+        let credential = self.credential().map_err(unusable)?;
+        let exchange = Exchange::new(deadline);
+        let options =
+            TokenRequestOptions { method_options: ClientMethodOptions { context: exchange.context() } };
+        let Ok(token) = credential.get_token(&[&self.scope], Some(options)).await else {
+            return Err(exchange.reply().err().unwrap_or_else(|| internal().into()));
+        };
+        #[expect(clippy::disallowed_methods, reason = "its end is by the wall clock; its life is what is used")]
+        let now = OffsetDateTime::now_utc();
+        let life = Duration::try_from(token.expires_on - now).unwrap_or_default();
+        let token = SecretText::new(token.token.secret().to_owned());
+        if token.expose().is_empty() || life.is_zero() {
+            return Err(internal().into());
+        }
+        Ok((token, life))
+    }
+
+    /// Records what became of a fetch.
+    fn settle(
+        &self,
+        outcome: Result<(SecretText, Duration), Failed>,
+        shown: Shown,
+    ) -> Result<Arc<SecretText>, KmsError> {
+        let now = Instant::now();
+        let mut state = self.state();
+        state.flight = None;
+        let failed = match outcome {
+            Ok((token, life)) => {
+                let token = Arc::new(token);
+                state.refusal = None;
+                state.held = Some(Held {
+                    token: Arc::clone(&token),
+                    since: now,
+                    usable_until: now + life.saturating_sub(MARGIN.min(life / 10)),
+                    renew_at: now + LONGEST_USE.min(life * 2 / 3),
+                });
+                return Ok(token);
+            }
+            Err(failed) => failed,
+        };
+        let Failed { error, wait } = failed;
+        tracing::warn!(class = ?error.class, http_status = error.http_status, "no Entra token was to be had");
+        let before = state.refusal.take().filter(|before| before.credential == shown);
+        let refused = match error.class {
+            KmsErrorClass::AccessDenied | KmsErrorClass::CredentialInvalid | KmsErrorClass::Misconfigured => {
+                let pause = before.as_ref().map_or(REFUSAL_PAUSES.0, |before| before.pause * 2);
+                let count = before.map_or(0, |before| before.count) + 1;
+                Some((pause.min(REFUSAL_PAUSES.1), count))
+            }
+            KmsErrorClass::Throttled => Some((wait.unwrap_or(REFUSAL_PAUSES.0), 0)),
+            KmsErrorClass::Internal
+            | KmsErrorClass::InvalidWrappedDek
+            | KmsErrorClass::KeyDisabled
+            | KmsErrorClass::KeyNotFound
+            | KmsErrorClass::KeyPendingDeletion
+            | KmsErrorClass::KeyVersionUnavailable
+            | KmsErrorClass::Sealed
+            | KmsErrorClass::Timeout
+            | KmsErrorClass::Unreachable => None,
+        };
+        if let Some((pause, count)) = refused {
+            let (error, until) = (error.clone(), now + pause);
+            state.refusal = Some(Refusal { error, credential: shown, until, pause, count });
+            if count >= REFUSALS {
+                state.held = None;
+            }
+        }
+        if let Some(held) = &mut state.held {
+            let rest = held.usable_until.saturating_duration_since(now);
+            let pause = refused.map_or(rest / 3, |(pause, _)| pause);
+            held.renew_at = now + pause.clamp(RENEWAL_PAUSES.0, RENEWAL_PAUSES.1);
+        }
+        Err(error)
+    }
+
+    fn credential(&self) -> azure_core::Result<Arc<dyn TokenCredential>> {
+        let client_options = self.options.clone();
+        let tenant = || self.tenant.clone().unwrap_or_default();
+        Ok(match &self.credential {
+            AzureCredential::ClientSecret { client_id, secret } => {
+                let secret = match secret {
+                    SecretSource::Text(text) => text.expose().to_owned(),
+                    SecretSource::File(path) => trimmed(&std::fs::read_to_string(path)?).to_owned(),
+                };
+                let options = ClientSecretCredentialOptions { client_options };
+                ClientSecretCredential::new(&tenant(), client_id.clone(), Secret::new(secret), Some(options))?
+            }
+            AzureCredential::WorkloadIdentity { client_id, token_file } => {
+                WorkloadIdentityCredential::new(Some(WorkloadIdentityCredentialOptions {
+                    credential_options: ClientAssertionCredentialOptions { client_options },
+                    client_id: Some(client_id.clone()),
+                    tenant_id: Some(tenant()),
+                    token_file_path: Some(token_file.clone()),
+                }))?
+            }
+            AzureCredential::ManagedIdentity { client_id, .. } => {
+                ManagedIdentityCredential::new(Some(ManagedIdentityCredentialOptions {
+                    user_assigned_id: client_id.clone().map(UserAssignedId::ClientId),
+                    client_options,
+                }))?
+            }
+        })
+    }
+
+    /// Which credential is shown now.
+    fn shown(&self) -> Result<Shown, KmsError> {
+        let of_file = |path: &Path| {
+            std::fs::read(path)
+                .map(|bytes| sha256(&Zeroizing::new(bytes)))
+                .map_err(|_| KmsError::local(KmsErrorClass::CredentialInvalid))
+        };
+        match &self.credential {
+            AzureCredential::ClientSecret { secret: SecretSource::File(path), .. } => of_file(path),
+            AzureCredential::WorkloadIdentity { token_file, .. } => of_file(token_file),
+            AzureCredential::ClientSecret { secret: SecretSource::Text(_), .. }
+            | AzureCredential::ManagedIdentity { .. } => Ok(Shown::default()),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn internal() -> KmsError {
+    KmsError::local(KmsErrorClass::Internal)
+}
+
+fn trimmed(text: &str) -> &str {
+    let text = text.strip_suffix('\n').unwrap_or(text);
+    text.strip_suffix('\r').unwrap_or(text)
+}
