@@ -27,6 +27,7 @@ macro_rules! conformance {
     };
 }
 
+mod azure;
 mod local;
 mod vault;
 

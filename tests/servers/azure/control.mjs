@@ -11,19 +11,15 @@ export async function control(world, target, { method, url, body }) {
   const { keys } = vault;
   const { entra } = world;
   switch (`${method} ${what}`) {
-    // Another customer, with ports of its own; and the end of this one.
+    // Another customer, with ports of its own.
     case "POST worlds":
       return (await World.start(world.tls)).addresses;
-    case "DELETE worlds":
-      setImmediate(() => world.close());
-      return {};
 
     // Keys: without `act`, a new key or a new version of it.
     case "POST keys":
       if (act === "attributes") return keys.update(name, given.version, given);
       if (act === "recover") return keys.recover(name);
       if (act === "purge") return keys.purge(name), {};
-      if (act === "settings") return Object.assign(keys, given), {};
       return keys.create(name, given);
     case "DELETE keys":
       return keys.delete(name);
@@ -49,7 +45,9 @@ export async function control(world, target, { method, url, body }) {
     case "POST policies":
       vault.policies.set(given.oid, given.permissions);
       return {};
-    // `mode` (`rbac` or `policy`), `closedBy` (`ForbiddenByFirewall`, `ForbiddenByConnection`, null), `disabledWraps`.
+    // `mode` (`rbac` or `policy`), `closedBy` (`ForbiddenByFirewall`, `ForbiddenByConnection`, null), `disabledWraps`; and
+    // what the challenge names: `authority`, `challengeTenant`,
+    // `challengeResource`.
     case "POST vault": {
       const { disabledWraps, ...rest } = given;
       if (disabledWraps !== undefined) keys.disabledWraps = disabledWraps;

@@ -48,8 +48,8 @@ const decoded = (text) => {
 };
 
 export class Keys {
-  constructor(kind, base) {
-    Object.assign(this, { kind, base, live: new Map(), deleted: new Map(), made: 0, disabledWraps: false });
+  constructor(kind) {
+    Object.assign(this, { kind, base: "https://vault", live: new Map(), deleted: new Map(), made: 0, disabledWraps: false });
   }
 
   async create(name, { kty, key_size, key_ops, attributes = {} } = {}) {

@@ -28,14 +28,14 @@ const FORBIDDEN_BY = {
 
 /** A vault or managed HSM. */
 class Vault {
-  constructor(kind, base, entra, authority) {
+  constructor(kind, entra, authority) {
     this.audience = kind === "hsm" ? "https://managedhsm.azure.net" : "https://vault.azure.net";
-    Object.assign(this, { kind, entra, authority, keys: new Keys(kind, base), roles: [], policies: new Map(), mode: "rbac", closedBy: undefined });
+    Object.assign(this, { kind, entra, authority, keys: new Keys(kind), roles: [], policies: new Map(), mode: "rbac", closedBy: undefined });
   }
 
   challenge(error) {
     const about = error ? `, error="invalid_token", error_description="${error}"` : "";
-    const value = `Bearer authorization="${this.authority}/${this.entra.tenant}", resource="${this.audience}"${about}`;
+    const value = `Bearer authorization="${this.authority}/${this.challengeTenant ?? this.entra.tenant}", resource="${this.challengeResource ?? this.audience}"${about}`;
     return new Refusal(401, "Unauthorized", error ?? "AKV10000: Request is missing a Bearer or PoP token.", undefined, { "WWW-Authenticate": value });
   }
 
@@ -88,6 +88,8 @@ class Vault {
     const claims = this.authenticate(headers);
     this.authorize(claims, { list: "read", versions: "read", readDeleted: "read" }[operation] ?? operation, name ?? "");
     const keys = this.keys;
+    // A key's id names the vault as the caller does: by its public name.
+    keys.base = `https://${headers.host}`;
     switch (operation) {
       case "wrapKey":
       case "unwrapKey":
@@ -148,16 +150,9 @@ export class World {
       world.addresses[name] = `${name === "imds" ? "http" : "https"}://127.0.0.1:${server.address().port}`;
     }
     for (const kind of ["vault", "hsm"]) {
-      world[kind] = new Vault(kind, world.addresses[kind], world.entra, world.addresses.authority);
+      world[kind] = new Vault(kind, world.entra, world.addresses.authority);
     }
     return world;
-  }
-
-  close() {
-    for (const server of this.servers) {
-      server.close();
-      server.closeAllConnections();
-    }
   }
 
   count(target, what) {
