@@ -214,7 +214,7 @@ export class World {
       fault.times -= 1;
       if (fault.times <= 0) this.faults.splice(this.faults.indexOf(fault), 1);
       if (fault.delay) await new Promise((done) => setTimeout(done, fault.delay));
-      if (fault.reset) return void socket.resetAndDestroy();
+      if (fault.reset) return void socket.destroy();
       if (fault.status) return { status: fault.status, headers: fault.headers ?? {}, text: typeof fault.body === "string" ? fault.body : fault.body && JSON.stringify(fault.body) };
     }
     const answer = await this.real(target, operation, seen);
