@@ -137,15 +137,22 @@ impl Tokens {
     }
 
     async fn token(&self) -> Result<Arc<SecretText>, Failed> {
-        let flight = {
-            let mut state = self.0.state();
-            let live = state.held.as_ref().filter(|held| Instant::now() < held.usable_until);
-            if let Some(held) = live {
-                return Ok(Arc::clone(&held.token));
+        loop {
+            let (flight, joined) = {
+                let mut state = self.0.state();
+                let live = state.held.as_ref().filter(|held| Instant::now() < held.usable_until);
+                if let Some(held) = live {
+                    return Ok(Arc::clone(&held.token));
+                }
+                let joined = state.flight.is_some();
+                (self.0.fly(&mut state)?, joined)
+            };
+            match flight.await {
+                // It began before we came, and its time was up, not ours.
+                Err(error) if joined && error.class == KmsErrorClass::Timeout => {}
+                outcome => return Ok(outcome?),
             }
-            self.0.fly(&mut state)?
-        };
-        Ok(flight.await?)
+        }
     }
 }
 
