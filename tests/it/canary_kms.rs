@@ -96,3 +96,8 @@ async fn what_a_provider_says_gets_nowhere(mut provider: Provided) {
 async fn of_vault() {
     what_a_provider_says_gets_nowhere(Provided::vault().await).await;
 }
+
+#[tokio::test]
+async fn of_azure() {
+    what_a_provider_says_gets_nowhere(Provided::azure().await).await;
+}

@@ -14,7 +14,8 @@ use byok::kms::AzureKeyVault;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::pki::{Authority, client};
+use super::pki::{Authority, Files, client};
+use super::provider::Provided;
 
 /// The data actions that wrap and unwrap under a vault's key.
 pub(crate) const WRAP_AND_UNWRAP: [&str; 2] =
@@ -31,6 +32,7 @@ struct Server {
     process: Child,
     first: String,
     authority: Authority,
+    files: Files,
 }
 
 static SERVER: Mutex<Weak<Server>> = Mutex::new(Weak::new());
@@ -63,7 +65,7 @@ impl Server {
         let stdout = process.stdout.take().expect("a pipe");
         BufReader::new(stdout).read_line(&mut line).expect("a line");
         let addresses: Value = serde_json::from_str(&line).expect("addresses");
-        Self { process, first: text(&addresses, "vault"), authority }
+        Self { process, first: text(&addresses, "vault"), authority, files }
     }
 }
 
@@ -238,6 +240,49 @@ impl Azure {
                 algorithm,
             };
         })
+    }
+}
+
+impl Provided {
+    /// The key `byok` in a vault of the stand-in, by our application's secret.
+    pub(crate) async fn azure() -> Self {
+        let azure = Arc::new(Azure::start().await);
+        let key = format!("{}/keys/byok", azure.vault);
+        let authority = azure.server.authority.file();
+        let ca_file = authority.display().to_string();
+        let variables = [
+            ("BYOK_PROVIDER", "azure-key-vault"),
+            ("BYOK_AZURE_KEY_ID", &key),
+            ("BYOK_AZURE_TENANT_ID", &azure.tenant),
+            ("BYOK_AZURE_CLIENT_ID", &azure.client_id),
+            ("BYOK_AZURE_CLIENT_SECRET", SECRET),
+            ("BYOK_AZURE_AUTHORITY_HOST", &azure.authority),
+            ("BYOK_AZURE_CA_FILE", &ca_file),
+        ];
+        let files = &azure.server.files;
+        let files = Files { certificate: files.certificate.clone(), key: files.key.clone() };
+        Self {
+            name: "azure-key-vault",
+            variables: variables.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec(),
+            kms: azure.vault.clone(),
+            credential: Some(azure.authority.clone()),
+            tls: Some((authority, files)),
+            called: |request| {
+                let asked = request.uri().path().rsplit('/').next().unwrap_or_default();
+                let challenged = asked.ends_with("wrapkey") && !request.headers().contains_key("authorization");
+                (if challenged { "challenge" } else { asked }).to_owned()
+            },
+            secrets: vec![SECRET.to_owned()],
+            plain: &["value", "access_token"],
+            error: |code, text| {
+                json!({ "error": { "code": code, "message": text, "innererror": { "code": text } } }).to_string()
+            },
+            codes: &["Forbidden", "KeyNotFound", "BadParameter", "Unauthorized", "Throttled"],
+            rotate: Box::new(move || {
+                let azure = Arc::clone(&azure);
+                Box::pin(async move { drop(azure.control(Method::POST, "keys/byok", json!({})).await) })
+            }),
+        }
     }
 }
 
