@@ -156,7 +156,8 @@ async fn a_live_token_outlasts_an_outage_of_the_authority() {
 #[tokio::test]
 async fn a_managed_identity_is_the_machines_own_or_the_one_that_is_named() {
     let azure = Azure::start().await;
-    let own = azure.control(Method::POST, "principals", json!({ "managed": true, "systemAssigned": true })).await;
+    let own =
+        azure.control(Method::POST, "principals", json!({ "managed": true, "systemAssigned": true })).await;
     let named = azure.control(Method::POST, "principals", json!({ "managed": true })).await;
     let client_id = named["clientId"].as_str().expect("an id");
     for (principal, named) in [(&own, None), (&named, Some(client_id))] {
@@ -215,7 +216,8 @@ impl Issuer {
         self.0
             .sign(&ring::signature::RSA_PKCS1_SHA256, &random, signed.as_bytes(), &mut signature)
             .expect("it signs");
-        std::fs::write(path, format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))).expect("it is written");
+        std::fs::write(path, format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature)))
+            .expect("it is written");
     }
 }
 

@@ -131,7 +131,8 @@ async fn a_soft_deleted_key_is_not_found_until_it_is_recovered() {
 async fn a_key_on_its_way_in_or_out_waits_for_its_deletion() {
     let azure = Azure::start().await;
     for inner in ["ObjectIsBeingDeleted", "ObjectIsDeletedButRecoverable", "ObjectIsBeingRecovered"] {
-        let body = json!({ "error": { "code": "Conflict", "message": "x", "innererror": { "code": inner } } });
+        let body =
+            json!({ "error": { "code": "Conflict", "message": "x", "innererror": { "code": inner } } });
         azure.fault(json!({ "target": "vault", "operation": "wrapKey", "status": 409, "body": body })).await;
         assert_eq!(wraps(&azure.kms()).await, Some(KmsErrorClass::KeyPendingDeletion));
     }

@@ -67,7 +67,9 @@ async fn a_later_challenge_that_points_elsewhere_is_refused_too() {
         azure.tenant
     );
     let headers = json!({ "WWW-Authenticate": challenge });
-    azure.fault(json!({ "target": "vault", "operation": "wrapKey", "status": 401, "headers": headers })).await;
+    azure
+        .fault(json!({ "target": "vault", "operation": "wrapKey", "status": 401, "headers": headers }))
+        .await;
     assert_eq!(wraps(&kms).await, Some(KmsErrorClass::Misconfigured));
     assert_eq!(azure.count("authority", "token").await, 1);
     assert_eq!(wraps(&kms).await, None);
@@ -81,9 +83,14 @@ async fn a_redirect_is_not_followed() {
         let kms = azure.kms();
         for status in [301, 302, 307, 308] {
             let headers = json!({ "Location": format!("{}/keys/byok//wrapkey", elsewhere.address) });
-            let fault = json!({ "target": target, "operation": operation, "status": status, "headers": headers });
+            let fault =
+                json!({ "target": target, "operation": operation, "status": status, "headers": headers });
             azure.fault(fault).await;
-            assert_eq!(wraps(&kms).await, Some(KmsErrorClass::Misconfigured), "{target} {operation} {status}");
+            assert_eq!(
+                wraps(&kms).await,
+                Some(KmsErrorClass::Misconfigured),
+                "{target} {operation} {status}"
+            );
             azure.mend().await;
             // A refused login may pause for a moment.
             tokio::time::sleep(Duration::from_millis(if target == "authority" { 1_100 } else { 0 })).await;
@@ -285,7 +292,9 @@ async fn what_azure_says_and_what_is_secret_stays_out_of_errors_and_of_every_log
     let logged = log.text();
     assert!(log.ours().contains("the KMS did not do it"), "the log was captured");
     assert!(logged.contains("azure"), "that of Microsoft's clients too");
-    for secret in ["canary", SECRET, "eyJ", &STANDARD.encode(dek.expose()), &URL_SAFE_NO_PAD.encode(dek.expose())] {
+    for secret in
+        ["canary", SECRET, "eyJ", &STANDARD.encode(dek.expose()), &URL_SAFE_NO_PAD.encode(dek.expose())]
+    {
         assert!(!errors.contains(secret), "{secret} in {errors}");
         let line = logged.lines().find(|line| line.contains(secret) && !line.contains("/control/"));
         assert!(line.is_none(), "{secret} in {line:?}");

@@ -12,7 +12,8 @@ use crate::support::printed_policy;
 
 /// The role definition in what was printed, and the scope of its first assignment below the vault.
 fn role(printed: &str, actions: &str) -> (Value, String) {
-    let definition = printed.split_once("--role-definition '").expect("a role").1.split_once("}'").expect("its end").0;
+    let definition =
+        printed.split_once("--role-definition '").expect("a role").1.split_once("}'").expect("its end").0;
     // The shell puts the subscription there.
     let definition = format!("{definition}}}").replace(r#"'"$SUBSCRIPTION"'"#, "0");
     let role: Value = serde_json::from_str(&definition).expect("JSON");
@@ -72,8 +73,7 @@ async fn it_grants_the_same_in_a_managed_hsm() {
 async fn doctor_sees_what_the_optional_right_lets_it_see() {
     let azure = Azure::start().await;
     assert!(azure.kms().exposure().await.is_empty());
-    let reader =
-        json!({ "oid": azure.oid, "scope": "/keys/byok", "actions": ["Microsoft.KeyVault/vaults/keys/read"] });
+    let reader = json!({ "oid": azure.oid, "scope": "/keys/byok", "actions": ["Microsoft.KeyVault/vaults/keys/read"] });
     azure.control(Method::POST, "roles", reader).await;
     let exposed = azure.kms().exposure().await;
     assert!(exposed[0].remedy.contains("purge protection") && exposed.len() == 1);

@@ -120,7 +120,12 @@ struct Cloud {
 
 const CLOUDS: [Cloud; 3] = [
     Cloud {
-        authorities: &["login.microsoftonline.com", "login.windows.net", "login.microsoft.com", "sts.windows.net"],
+        authorities: &[
+            "login.microsoftonline.com",
+            "login.windows.net",
+            "login.microsoft.com",
+            "sts.windows.net",
+        ],
         vault: "vault.azure.net",
         managed_hsm: "managedhsm.azure.net",
     },
@@ -169,14 +174,15 @@ impl AzureKey {
         }
         let service = service_of(&url);
         if service.is_none() {
-            let suffixes: Vec<_> =
-                CLOUDS.iter().flat_map(|cloud| [cloud.vault, cloud.managed_hsm]).collect();
+            let suffixes: Vec<_> = CLOUDS.iter().flat_map(|cloud| [cloud.vault, cloud.managed_hsm]).collect();
             let suffixes = suffixes.join(", ");
             reader.mistake(NAME, format!("is of a host that is no vault: one label before {suffixes}"));
         }
         let algorithm = match reader.text("BYOK_AZURE_ALGORITHM").as_deref() {
             None | Some("RSA-OAEP-256") => AzureAlgorithm::RsaOaep256,
-            Some("A256KW") if service.as_ref().is_none_or(|(service, _)| *service != Some(AzureService::Vault)) => {
+            Some("A256KW")
+                if service.as_ref().is_none_or(|(service, _)| *service != Some(AzureService::Vault)) =>
+            {
                 AzureAlgorithm::A256Kw
             }
             Some("A256KW") => {
@@ -280,7 +286,9 @@ fn version(reader: &mut Reader<'_>, in_url: Option<&str>) -> Option<String> {
 fn authority(reader: &mut Reader<'_>, key: Option<&AzureKey>) -> Option<Url> {
     let names = ["BYOK_AZURE_AUTHORITY_HOST", "AZURE_AUTHORITY_HOST"];
     let cloud = CLOUDS.iter().find(|cloud| {
-        key.is_some_and(|key| [cloud.vault, cloud.managed_hsm].iter().any(|host| key.resource.ends_with(host)))
+        key.is_some_and(|key| {
+            [cloud.vault, cloud.managed_hsm].iter().any(|host| key.resource.ends_with(host))
+        })
     });
     let cloud = cloud.unwrap_or(&CLOUDS[0]);
     let Some(name) = names.into_iter().find(|name| reader.is_set(name)) else {
@@ -353,7 +361,8 @@ fn identity_source(reader: &mut Reader<'_>) -> Option<IdentitySource> {
     if let Some(text) = reader.text(ENDPOINT) {
         let url = Url::parse(&text).ok().filter(|url| is_loopback(url) || is_link_local(url));
         if url.is_none() {
-            reader.mistake(ENDPOINT, "is no address of this machine, as App Service and Container Apps set it");
+            reader
+                .mistake(ENDPOINT, "is no address of this machine, as App Service and Container Apps set it");
         }
         return url.map(IdentitySource::Endpoint);
     }
@@ -527,7 +536,8 @@ mod tests {
     #[test]
     fn an_authority_is_one_of_the_keys_cloud() {
         let with = |text| azure().with("BYOK_AZURE_AUTHORITY_HOST", text);
-        for fine in ["https://login.microsoftonline.com/", "https://login.windows.net", "https://127.0.0.1:1"] {
+        for fine in ["https://login.microsoftonline.com/", "https://login.windows.net", "https://127.0.0.1:1"]
+        {
             settings(&with(fine));
         }
         for bad in [
@@ -560,10 +570,7 @@ mod tests {
     #[test]
     fn what_a_credential_lacks_is_named() {
         let kind = |kind| managed().with("BYOK_AZURE_CREDENTIAL", kind);
-        assert_eq!(
-            mistaken(&kind("client-secret")),
-            ["BYOK_AZURE_CLIENT_ID", "BYOK_AZURE_CLIENT_SECRET"]
-        );
+        assert_eq!(mistaken(&kind("client-secret")), ["BYOK_AZURE_CLIENT_ID", "BYOK_AZURE_CLIENT_SECRET"]);
         assert_eq!(
             mistaken(&kind("workload-identity")),
             ["BYOK_AZURE_CLIENT_ID", "BYOK_AZURE_FEDERATED_TOKEN_FILE"]
@@ -597,7 +604,8 @@ mod tests {
         let url = |text| Url::parse(text).unwrap();
         let ours = url("https://login.microsoftonline.com");
         assert!(is_same_authority(&ours, &url("https://login.windows.net/tenant")));
-        for bad in ["https://login.microsoftonline.us", "http://login.windows.net", "https://login.windows.net:1"]
+        for bad in
+            ["https://login.microsoftonline.us", "http://login.windows.net", "https://login.windows.net:1"]
         {
             assert!(!is_same_authority(&ours, &url(bad)), "{bad}");
         }

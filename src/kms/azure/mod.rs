@@ -91,10 +91,11 @@ impl AzureKeyVault {
             verify_challenge_resource: Some(verify),
             ..KeyClientOptions::default()
         };
-        let client = KeyClient::new(key.vault.as_str(), Arc::new(tokens.clone()), Some(options)).map_err(|_| {
-            let problem = "is no address that Azure's client takes".to_owned();
-            Mistake { variable: "BYOK_AZURE_KEY_ID".to_owned(), problem }
-        })?;
+        let client =
+            KeyClient::new(key.vault.as_str(), Arc::new(tokens.clone()), Some(options)).map_err(|_| {
+                let problem = "is no address that Azure's client takes".to_owned();
+                Mistake { variable: "BYOK_AZURE_KEY_ID".to_owned(), problem }
+            })?;
         let kept = tokens.clone();
         let keeper = tokio::spawn(async move {
             loop {

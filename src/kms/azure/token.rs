@@ -211,9 +211,8 @@ impl Inner {
             let outcome = outcome.unwrap_or_else(|_| Err(KmsError::local(KmsErrorClass::Timeout).into()));
             this.settle(outcome, shown)
         });
-        let flight = async move {
-            fetch.await.unwrap_or_else(|_| Err(KmsError::local(KmsErrorClass::Internal)))
-        };
+        let flight =
+            async move { fetch.await.unwrap_or_else(|_| Err(KmsError::local(KmsErrorClass::Internal))) };
         let flight = flight.boxed().shared();
         state.flight = Some(flight.clone());
         Ok(flight)
@@ -221,15 +220,17 @@ impl Inner {
 
     /// A token and how long it lives.
     async fn fetch(&self, deadline: Instant) -> Result<(SecretText, Duration), Failed> {
-        let unusable = |_| KmsError::local(KmsErrorClass::CredentialInvalid);
-        let credential = self.credential().map_err(unusable)?;
+        let credential = self.credential().map_err(KmsError::local)?;
         let exchange = Exchange::new(deadline);
         let options =
             TokenRequestOptions { method_options: ClientMethodOptions { context: exchange.context() } };
         let Ok(token) = credential.get_token(&[&self.scope], Some(options)).await else {
             return Err(exchange.reply().err().unwrap_or_else(|| internal().into()));
         };
-        #[expect(clippy::disallowed_methods, reason = "its end is by the wall clock; its life is what is used")]
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "its end is by the wall clock; its life is what is used"
+        )]
         let now = OffsetDateTime::now_utc();
         let life = Duration::try_from(token.expires_on - now).unwrap_or_default();
         let token = SecretText::new(token.token.secret().to_owned());
@@ -297,17 +298,24 @@ impl Inner {
         Err(error)
     }
 
-    fn credential(&self) -> azure_core::Result<Arc<dyn TokenCredential>> {
+    /// A credential that holds no token yet.
+    fn credential(&self) -> Result<Arc<dyn TokenCredential>, KmsErrorClass> {
+        let unreadable = KmsErrorClass::CredentialInvalid;
         let client_options = self.options.clone();
         let tenant = || self.tenant.clone().unwrap_or_default();
         Ok(match &self.credential {
             AzureCredential::ClientSecret { client_id, secret } => {
                 let secret = match secret {
                     SecretSource::Text(text) => text.expose().to_owned(),
-                    SecretSource::File(path) => trimmed(&std::fs::read_to_string(path)?).to_owned(),
+                    SecretSource::File(path) => {
+                        let text =
+                            std::fs::read_to_string(path).map(Zeroizing::new).map_err(|_| unreadable)?;
+                        trimmed(&text).to_owned()
+                    }
                 };
                 let options = ClientSecretCredentialOptions { client_options };
-                ClientSecretCredential::new(&tenant(), client_id.clone(), Secret::new(secret), Some(options))?
+                ClientSecretCredential::new(&tenant(), client_id.clone(), Secret::new(secret), Some(options))
+                    .map_err(|_| KmsErrorClass::Misconfigured)?
             }
             AzureCredential::WorkloadIdentity { client_id, token_file } => {
                 WorkloadIdentityCredential::new(Some(WorkloadIdentityCredentialOptions {
@@ -315,13 +323,16 @@ impl Inner {
                     client_id: Some(client_id.clone()),
                     tenant_id: Some(tenant()),
                     token_file_path: Some(token_file.clone()),
-                }))?
+                }))
+                .map_err(|_| unreadable)?
             }
             AzureCredential::ManagedIdentity { client_id, .. } => {
                 ManagedIdentityCredential::new(Some(ManagedIdentityCredentialOptions {
                     user_assigned_id: client_id.clone().map(UserAssignedId::ClientId),
                     client_options,
-                }))?
+                }))
+                // Of a machine whose managed identities Microsoft's client does not know.
+                .map_err(|_| KmsErrorClass::Misconfigured)?
             }
         })
     }
@@ -353,4 +364,92 @@ fn internal() -> KmsError {
 fn trimmed(text: &str) -> &str {
     let text = text.strip_suffix('\n').unwrap_or(text);
     text.strip_suffix('\r').unwrap_or(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use reqwest::Url;
+
+    use super::*;
+    use crate::config::{AzureAlgorithm, AzureKey, AzureService};
+
+    fn tokens() -> Tokens {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let url = |text| Url::parse(text).unwrap();
+        let settings = AzureSettings {
+            key: AzureKey {
+                vault: url("https://v.vault.azure.net"),
+                name: "byok".to_owned(),
+                version: None,
+                service: AzureService::Vault,
+                resource: "https://vault.azure.net".to_owned(),
+                algorithm: AzureAlgorithm::RsaOaep256,
+            },
+            tenant: Some("t".to_owned()),
+            authority: url("https://login.microsoftonline.com"),
+            credential: AzureCredential::ClientSecret {
+                client_id: "c".to_owned(),
+                secret: SecretSource::Text(SecretText::new("s".to_owned())),
+            },
+            ca_file: None,
+            timeout: Duration::from_secs(1),
+        };
+        let transport = Arc::new(Transport::new(&settings).ok().unwrap());
+        Tokens::new(settings, transport)
+    }
+
+    fn got(seconds: u64) -> Result<(SecretText, Duration), Failed> {
+        Ok((SecretText::new("t".to_owned()), Duration::from_secs(seconds)))
+    }
+
+    fn failed(class: KmsErrorClass) -> Result<(SecretText, Duration), Failed> {
+        Err(KmsError { class, http_status: Some(401), request_id: None }.into())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_long_token_is_renewed_after_a_quarter_of_an_hour_and_a_short_one_after_two_thirds() {
+        let tokens = tokens();
+        for (life, used) in [(86_400, 900), (3_600, 900), (600, 400)] {
+            assert!(tokens.0.settle(got(life), Shown::default()).is_ok());
+            let renewal = tokens.0.state().held.as_ref().unwrap().renew_at;
+            assert_eq!(renewal - Instant::now(), Duration::from_secs(used));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_live_token_outlasts_outages_and_one_refusal_but_not_three() {
+        let tokens = tokens();
+        assert!(tokens.0.settle(got(3_600), Shown::default()).is_ok());
+        for _ in 0..5 {
+            assert!(tokens.0.settle(failed(KmsErrorClass::Unreachable), Shown::default()).is_err());
+            assert!(tokens.token().await.is_ok());
+        }
+        for count in 1..=REFUSALS {
+            assert!(tokens.0.settle(failed(KmsErrorClass::CredentialInvalid), Shown::default()).is_err());
+            assert_eq!(tokens.token().await.is_ok(), count < REFUSALS);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_credential_waits_twice_as_long_each_time_and_another_one_does_not() {
+        let tokens = tokens();
+        for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
+            assert!(tokens.0.settle(failed(KmsErrorClass::CredentialInvalid), Shown::default()).is_err());
+            let refusal = tokens.0.state().refusal.as_ref().map(|refusal| refusal.until - Instant::now());
+            assert_eq!(refusal, Some(Duration::from_secs(seconds)));
+        }
+        assert!(tokens.0.settle(failed(KmsErrorClass::CredentialInvalid), [1; 32]).is_err());
+        let pause = tokens.0.state().refusal.as_ref().map(|refusal| refusal.pause);
+        assert_eq!(pause, Some(REFUSAL_PAUSES.0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_brand_new_token_is_not_replaced_because_the_vault_refuses_it() {
+        let tokens = tokens();
+        let token = tokens.0.settle(got(3_600), Shown::default()).unwrap();
+        assert!(!tokens.refused(&token));
+        tokio::time::advance(BRAND_NEW).await;
+        assert!(tokens.refused(&token));
+        assert!(tokens.0.state().held.is_none());
+    }
 }

@@ -7,7 +7,8 @@
 //!   another authority. (The client itself compares the resource only.)
 //! - What is no success becomes a class here (see `errors`). The client gets to see that the request failed, which it does
 //!   not try again.
-//! - A vault's answer, which may hold a DEK, is kept back for the caller and wiped; the client gets an empty one.
+//! - A vault's answer, which may hold a DEK, is kept back for the caller and wiped; the client gets an empty one. An
+//!   authority's answer it has to read: what Microsoft's types copy of tokens and secrets, nobody wipes.
 //!
 //! An [`Exchange`] travels with each call through the client: its deadline in, its answer or failure out.
 
@@ -214,9 +215,10 @@ impl Transport {
             .ok_or_else(|| errors::error(KmsErrorClass::Internal, reply))?;
         let authority = parameter(challenge, "authorization").and_then(|text| Url::parse(text).ok());
         let resource = parameter(challenge, "resource");
-        let resource = resource.or(parameter(challenge, "scope").and_then(|text| text.strip_suffix("/.default")));
+        let resource =
+            resource.or(parameter(challenge, "scope").and_then(|text| text.strip_suffix("/.default")));
         let ours = authority.is_some_and(|authority| self.is_ours(&authority))
-            && resource.is_some_and(|resource| resource.trim_end_matches('/') == self.resource);
+            && resource == Some(self.resource.as_str());
         if ours { Ok(challenge.to_owned()) } else { Err(errors::error(KmsErrorClass::Misconfigured, reply)) }
     }
 

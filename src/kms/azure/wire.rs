@@ -6,8 +6,8 @@ use std::io::Write as _;
 use std::sync::Arc;
 
 use base64::Engine as _;
-use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, URL_SAFE_NO_PAD};
 use base64::engine::DecodePaddingMode;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, URL_SAFE_NO_PAD};
 use reqwest::Url;
 use serde::Deserialize;
 use zeroize::Zeroizing;
@@ -44,7 +44,10 @@ pub(super) fn body(algorithm: AzureAlgorithm, value: &[u8]) -> Zeroizing<Vec<u8>
 
 /// The version that unwraps and the bytes to send, if this can be a DEK that our key wrapped. The name in the row must be
 /// that of our key: it comes from the database, and must not choose a path in the vault.
-pub(super) fn checked<'a>(key: &AzureKey, wrapped: &'a Wrapped) -> Result<(&'a str, &'a [u8]), KmsErrorClass> {
+pub(super) fn checked<'a>(
+    key: &AzureKey,
+    wrapped: &'a Wrapped,
+) -> Result<(&'a str, &'a [u8]), KmsErrorClass> {
     if *wrapped.key_version.key != *key.name {
         return Err(KmsErrorClass::Misconfigured);
     }
@@ -81,15 +84,15 @@ impl<'a> Answer<'a> {
             return None;
         }
         let bytes = BASE64URL.decode(self.value).ok()?;
-        let wrapped =
-            Wrapped { bytes, key_version: KeyVersion::new(Arc::clone(name), made), scheme: SCHEME };
+        let wrapped = Wrapped { bytes, key_version: KeyVersion::new(Arc::clone(name), made), scheme: SCHEME };
         // What we would not send back is nothing to keep.
         checked(key, &wrapped).is_ok().then_some(wrapped)
     }
 
     /// The DEK; `None` unless it is one, and the version that was asked for gave it.
     pub(super) fn dek(&self, key: &AzureKey, version: &str) -> Option<Dek> {
-        if self.version(key)? != version || !(DEK_CHARACTERS..=DEK_CHARACTERS + 1).contains(&self.value.len()) {
+        if self.version(key)? != version || !(DEK_CHARACTERS..=DEK_CHARACTERS + 1).contains(&self.value.len())
+        {
             return None;
         }
         let mut bytes = Zeroizing::new([0; DEK_CHARACTERS]);
@@ -164,7 +167,10 @@ mod tests {
     fn a_version_in_the_row_cannot_choose_a_path() {
         for version in ["", "..", "../../secrets/x", "0123", &format!("{VERSION}/"), &"g".repeat(32)] {
             let bad = Wrapped { key_version: KeyVersion::new("byok", version), ..wrapped(256) };
-            assert_eq!(checked(&key(AzureAlgorithm::RsaOaep256), &bad), Err(KmsErrorClass::InvalidWrappedDek));
+            assert_eq!(
+                checked(&key(AzureAlgorithm::RsaOaep256), &bad),
+                Err(KmsErrorClass::InvalidWrappedDek)
+            );
         }
     }
 
@@ -208,7 +214,10 @@ mod tests {
     #[test]
     fn an_answer_under_another_version_than_was_asked_for_is_none() {
         let key = key(AzureAlgorithm::A256Kw);
-        let body = answer(&format!("https://v.vault.azure.net/keys/byok/{VERSION}"), &URL_SAFE_NO_PAD.encode([7; 40]));
+        let body = answer(
+            &format!("https://v.vault.azure.net/keys/byok/{VERSION}"),
+            &URL_SAFE_NO_PAD.encode([7; 40]),
+        );
         let answer = Answer::read(body.as_bytes()).unwrap();
         assert!(answer.wrapped(&key, &"byok".into(), Some(VERSION)).is_some());
         assert!(answer.wrapped(&key, &"byok".into(), Some(&"0".repeat(32))).is_none());

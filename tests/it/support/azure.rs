@@ -108,7 +108,8 @@ impl Azure {
             client_id: String::new(),
             oid: String::new(),
         };
-        let ours = azure.control(Method::POST, "principals", json!({ "secrets": [{ "value": SECRET }] })).await;
+        let ours =
+            azure.control(Method::POST, "principals", json!({ "secrets": [{ "value": SECRET }] })).await;
         (azure.client_id, azure.oid) = (text(&ours, "clientId"), text(&ours, "oid"));
         azure.control(Method::POST, "keys/byok", json!({})).await;
         azure.allow(&azure.oid, "/keys/byok").await;
@@ -269,13 +270,15 @@ impl Provided {
             tls: Some((authority, files)),
             called: |request| {
                 let asked = request.uri().path().rsplit('/').next().unwrap_or_default();
-                let challenged = asked.ends_with("wrapkey") && !request.headers().contains_key("authorization");
+                let challenged =
+                    asked.ends_with("wrapkey") && !request.headers().contains_key("authorization");
                 (if challenged { "challenge" } else { asked }).to_owned()
             },
             secrets: vec![SECRET.to_owned()],
             plain: &["value", "access_token"],
             error: |code, text| {
-                json!({ "error": { "code": code, "message": text, "innererror": { "code": text } } }).to_string()
+                json!({ "error": { "code": code, "message": text, "innererror": { "code": text } } })
+                    .to_string()
             },
             codes: &["Forbidden", "KeyNotFound", "BadParameter", "Unauthorized", "Throttled"],
             rotate: Box::new(move || {

@@ -160,7 +160,11 @@ impl State {
     }
 
     async fn pass(&self, request: Request) -> Response {
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
+        // HTTP/2 has it in the URI.
+        if let Some(host) = parts.uri.authority().and_then(|host| host.as_str().parse().ok()) {
+            parts.headers.insert("host", host);
+        }
         let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
         let url = format!("{}{path}", self.upstream);
         let body = to_bytes(body, 64 << 20).await.expect("a body");
