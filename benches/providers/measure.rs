@@ -13,7 +13,7 @@ use super::Provided;
 use crate::support::relay::Relay;
 use crate::support::server::TestServer;
 
-pub(crate) const PROVIDERS: [&str; 1] = ["vault-transit"];
+pub(crate) const PROVIDERS: [&str; 2] = ["vault-transit", "azure-key-vault"];
 
 pub(crate) const STEPS: [&str; 8] = [
     "a server's first call: credential",
@@ -43,6 +43,7 @@ pub(crate) struct Measured {
 async fn provided(name: &str) -> Provided {
     match name {
         "vault-transit" => Provided::vault().await,
+        "azure-key-vault" => Provided::azure().await,
         other => unreachable!("{other} is none of PROVIDERS"),
     }
 }
