@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use byok::config::{AzureCredential, SecretSource};
 use byok::crypto::{Dek, SecretText};
-use byok::kms::{AzureKeyVault, DekBinding, Kms, KmsErrorClass};
+use byok::kms::{AzureKeyVault, DekBinding, Kms, KmsErrorClass, Stage};
 use byok::model::{DekId, TenantUid};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -62,6 +62,8 @@ async fn a_refused_secret_is_the_credentials_fault_and_is_not_shown_again_at_onc
         assert_eq!(wraps(&kms).await, Some(KmsErrorClass::CredentialInvalid));
     }
     assert!(tokens(&azure).await <= 3, "{}", tokens(&azure).await);
+    let error = kms.current_version().await.expect_err("refused");
+    assert_eq!((error.stage, error.http_status), (Stage::Credential, Some(401)));
 }
 
 #[tokio::test]

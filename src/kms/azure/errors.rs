@@ -166,7 +166,7 @@ fn failed(reply: &Reply, said: Option<KmsErrorClass>) -> Failed {
 
 /// Of this class, with the answer's status and id.
 pub(super) fn error(class: KmsErrorClass, reply: &Reply) -> KmsError {
-    KmsError { class, http_status: Some(reply.status), request_id: request_id(reply) }
+    KmsError::answered(class, reply.status, request_id(reply))
 }
 
 fn find(table: &[(&str, KmsErrorClass)], code: &str) -> Option<KmsErrorClass> {

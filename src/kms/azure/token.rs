@@ -177,8 +177,8 @@ impl TokenCredential for Tokens {
                 // Already over as far as the client is concerned, so that it asks again for each request.
                 Ok(AccessToken::new(secret, OffsetDateTime::UNIX_EPOCH))
             }
-            Err(failed) => {
-                exchange.fail(failed);
+            Err(Failed { error, wait }) => {
+                exchange.fail(Failed { error: error.of_credential(), wait });
                 Err(stopped())
             }
         }
@@ -194,7 +194,8 @@ impl fmt::Debug for Tokens {
 impl Inner {
     /// The fetch that is under way, or a new one; an error while a refused credential must wait.
     fn fly(self: &Arc<Self>, state: &mut State) -> Result<Flight, Failed> {
-        if let Some(flight) = &state.flight {
+        // One that has ended and is still there was never settled: its task is gone.
+        if let Some(flight) = state.flight.as_ref().filter(|flight| flight.peek().is_none()) {
             return Ok(flight.clone());
         }
         let shown = self.shown()?;
@@ -403,7 +404,7 @@ mod tests {
     }
 
     fn failed(class: KmsErrorClass) -> Result<(SecretText, Duration), Failed> {
-        Err(KmsError { class, http_status: Some(401), request_id: None }.into())
+        Err(KmsError::answered(class, 401, None).into())
     }
 
     #[tokio::test(start_paused = true)]

@@ -263,7 +263,6 @@ impl Provided {
         let files = &azure.server.files;
         let files = Files { certificate: files.certificate.clone(), key: files.key.clone() };
         Self {
-            name: "azure-key-vault",
             variables: variables.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec(),
             kms: azure.vault.clone(),
             credential: Some(azure.authority.clone()),
