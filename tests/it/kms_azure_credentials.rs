@@ -15,6 +15,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::support::azure::{Azure, SECRET};
+use crate::support::server::TestServer;
 
 async fn wraps(kms: &AzureKeyVault) -> Option<KmsErrorClass> {
     let binding = DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() };
@@ -173,6 +174,31 @@ async fn a_managed_identity_is_the_machines_own_or_the_one_that_is_named() {
         assert_eq!(wraps(&kms).await, None);
     }
     assert_eq!((azure.count("imds", "token").await, tokens(&azure).await), (2, 0));
+}
+
+/// Microsoft's client reads these two variables by itself: through the real binary.
+#[tokio::test]
+async fn an_app_takes_its_identity_from_where_its_environment_says() {
+    let azure = Azure::start().await;
+    let app = json!({ "managed": true, "systemAssigned": true });
+    let app = azure.control(Method::POST, "principals", app).await;
+    azure.allow(app["oid"].as_str().expect("an id"), "/keys/byok").await;
+    let endpoint = format!("{}/msi/token", azure.imds);
+    let (key, ca_file) = (format!("{}/keys/byok", azure.vault), azure.ca_file());
+    let server = TestServer::with(&[
+        ("BYOK_PROVIDER", "azure-key-vault"),
+        ("BYOK_AZURE_KEY_ID", &key),
+        ("BYOK_AZURE_CA_FILE", &ca_file),
+        // Whom the vault's challenge names.
+        ("BYOK_AZURE_AUTHORITY_HOST", &azure.authority),
+        ("IDENTITY_ENDPOINT", &endpoint),
+        ("IDENTITY_HEADER", "canary-identity-header"),
+        ("BYOK_LOG", "trace"),
+    ])
+    .await;
+    server.encrypt("hello", "r").await;
+    assert_eq!((azure.count("imds", "token").await, tokens(&azure).await), (1, 0));
+    assert!(!server.logged().contains("canary"));
 }
 
 #[tokio::test]

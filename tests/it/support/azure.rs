@@ -185,6 +185,11 @@ impl Azure {
         self.control(Method::DELETE, "counters", json!({})).await;
     }
 
+    /// The authority whose certificates its services show.
+    pub(crate) fn ca_file(&self) -> String {
+        self.server.authority.file().display().to_string()
+    }
+
     /// By our application's secret.
     pub(crate) fn secret(&self) -> AzureCredential {
         let secret = SecretSource::Text(SecretText::new(SECRET.to_owned()));
@@ -250,7 +255,7 @@ impl Provided {
         let azure = Arc::new(Azure::start().await);
         let key = format!("{}/keys/byok", azure.vault);
         let authority = azure.server.authority.file();
-        let ca_file = authority.display().to_string();
+        let ca_file = azure.ca_file();
         let variables = [
             ("BYOK_PROVIDER", "azure-key-vault"),
             ("BYOK_AZURE_KEY_ID", &key),

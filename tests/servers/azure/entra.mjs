@@ -16,6 +16,11 @@ const read = (text) => {
   }
 };
 
+/** The secret that an app's environment would hold. */
+const IDENTITY_HEADER = "canary-identity-header";
+
+const bad = (error, error_description, status = 400) => ({ status, body: { error, error_description } });
+
 /** Status and OAuth error of each code that Entra documents and this endpoint gives. */
 const AADSTS = {
   50001: [400, "invalid_resource", "The resource is disabled or doesn't exist."],
@@ -142,8 +147,17 @@ export class Entra {
 
   /** GET /metadata/identity/oauth2/token: answers only requests that say that they mean it. */
   imds(headers, query) {
-    const bad = (error, error_description, status = 400) => ({ status, body: { error, error_description } });
     if (headers.metadata?.toLowerCase() !== "true" || headers["x-forwarded-for"]) return bad("invalid_request", "Required metadata header not specified");
+    return this.identity(query);
+  }
+
+  /** GET /msi/token: what App Service and Container Apps name in IDENTITY_ENDPOINT, with the secret of IDENTITY_HEADER. */
+  endpoint(headers, query) {
+    if (headers["x-identity-header"] !== IDENTITY_HEADER) return bad("invalid_request", "The identity header is wrong", 401);
+    return this.identity(query);
+  }
+
+  identity(query) {
     if (!query.get("api-version")) return bad("invalid_request", "api-version is missing");
     const clientId = query.get("client_id");
     const principal = clientId ? this.principals.get(clientId) : this.systemAssigned;

@@ -273,6 +273,9 @@ def identities(us, folder):
         us.allow(one, WRAP, "/keys/byok")
         check(us.crypto(credential, "byok").wrap_key(oaep, DEK).encrypted_key != DEK, "a managed identity wraps")
     check(us.counted("token", "imds") >= 2, "by IMDS")
+    os.environ.update(IDENTITY_ENDPOINT=f"{us.at['imds']}/msi/token", IDENTITY_HEADER="canary-identity-header")
+    check(us.crypto(ManagedIdentityCredential(retry_total=0), "byok").wrap_key(oaep, DEK).encrypted_key != DEK, "an app's identity wraps")
+    del os.environ["IDENTITY_ENDPOINT"], os.environ["IDENTITY_HEADER"]
     nobody = ManagedIdentityCredential(client_id="00000000-0000-0000-0000-000000000000", retry_total=0)
     raises(CredentialUnavailableError, None, lambda: us.crypto(nobody, "byok").wrap_key(oaep, DEK))
 

@@ -225,6 +225,7 @@ export class World {
   async real(target, operation, { method, url, headers, body, ...rest }) {
     if (target === "imds") {
       if (method === "GET" && url.pathname === "/metadata/identity/oauth2/token") return this.entra.imds(headers, url.searchParams);
+      if (method === "GET" && url.pathname === "/msi/token") return this.entra.endpoint(headers, url.searchParams);
       return { status: 404, body: { error: "not_found" } };
     }
     if (target === "authority") {
