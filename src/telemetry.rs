@@ -14,7 +14,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
-use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::filter::{FilterExt as _, LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer as _, fmt};
@@ -41,11 +41,14 @@ impl Drop for Guard {
 /// A sentence for the operator: the filter or the endpoint is unusable, or logging was started before.
 pub fn start(settings: &Telemetry) -> Result<Guard, String> {
     let filter: Targets = settings.filter.parse().map_err(|_| "BYOK_LOG: is not a log filter".to_owned())?;
+    // What others log may hold anything: the providers' clients print requests, answers and credentials' errors.
+    let ours = Targets::new().with_target("byok", LevelFilter::TRACE);
     let provider = settings.otlp_endpoint.as_deref().map(exporter).transpose()?;
     let traces = provider.as_ref().map(|provider| {
         // The requests' spans, whatever the logs are to say.
         let filter = filter.clone().with_target(REQUESTS, LevelFilter::DEBUG);
-        tracing_opentelemetry::layer().with_tracer(provider.tracer("byok")).with_filter(filter)
+        let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("byok"));
+        layer.with_filter(filter.and(ours.clone()))
     });
     // Standard error: standard output belongs to what a command answers.
     let lines = match settings.format {
@@ -57,7 +60,7 @@ pub fn start(settings: &Telemetry) -> Result<Guard, String> {
     };
     tracing_subscriber::registry()
         .with(traces)
-        .with(lines.with_filter(filter))
+        .with(lines.with_filter(filter.and(ours)))
         .try_init()
         .map_err(|_| "logging was started before".to_owned())?;
     Ok(Guard(provider))

@@ -15,7 +15,7 @@ use crate::config;
 use crate::config::{Config, Env, Mistake, Reader};
 use crate::crypto;
 use crate::keyring::Keyring;
-use crate::kms::{Kms, LocalKey, VaultTransit};
+use crate::kms::{AwsKms, AzureKeyVault, GcpKms, Kms, LocalKey, VaultTransit};
 use crate::model::{Clock, SystemClock, Tenant, TenantUid};
 use crate::rest::DatabaseState;
 use crate::store::{self, Batch, Change, CommitError, Database, MigrateError, MigrationReport};
@@ -94,6 +94,9 @@ pub(super) fn identity(
 pub(super) fn provider(settings: config::Kms) -> Result<Arc<dyn Kms>, Failure> {
     let mistakes = |mistake: Mistake| Failure::Configuration(vec![mistake]);
     Ok(match settings {
+        config::Kms::Aws(settings) => Arc::new(AwsKms::new(*settings).map_err(mistakes)?),
+        config::Kms::Gcp(settings) => Arc::new(GcpKms::new(*settings).map_err(mistakes)?),
+        config::Kms::Azure(settings) => Arc::new(AzureKeyVault::new(*settings).map_err(mistakes)?),
         config::Kms::Vault(settings) => Arc::new(VaultTransit::new(*settings).map_err(mistakes)?),
         config::Kms::Local(path) => Arc::new(LocalKey::open(path).map_err(mistakes)?),
     })

@@ -13,6 +13,7 @@ mod assemble;
 mod dev;
 mod doctor;
 mod migrate;
+mod policy;
 mod rotate;
 mod schema;
 mod serve;
@@ -46,6 +47,8 @@ enum Command {
     Rotate(rotate::Arguments),
     /// Print the GraphQL schema, or the OpenAPI document
     Schema(schema::Arguments),
+    /// Print the least privilege that the KMS has to grant us on the configured key
+    Policy(policy::Arguments),
     /// Mint a JWT for development
     Token(token::Arguments),
     /// Check configuration, database, roles and key: what is wrong, what it leaves unprotected, what to do
@@ -82,6 +85,7 @@ pub fn run() -> ExitCode {
             Command::Migrate => migrate::run().await,
             Command::Rotate(arguments) => rotate::run(arguments).await,
             Command::Schema(arguments) => schema::run(&arguments),
+            Command::Policy(arguments) => policy::run(&arguments),
             Command::Token(arguments) => token::run(&arguments),
             Command::Doctor => doctor::run().await,
         }

@@ -15,7 +15,10 @@ use std::path::PathBuf;
 pub use auth::{Auth, File, Jwt};
 pub use dek_cache::DekCache;
 pub use env::{Env, Mistake, Reader};
-pub use kms::{ClientCertificate, KeyVersionStrategy, Kms, SecretSource, VaultLogin, VaultSettings};
+pub use kms::{
+    AwsSettings, AzureSettings, ClientCertificate, GcpSettings, KeyVersionStrategy, Kms, SecretSource,
+    VaultKey, VaultLogin, VaultSettings,
+};
 pub use limits::Limits;
 pub use server::{Server, Tls};
 pub use store::{Engine, Postgres, Store};

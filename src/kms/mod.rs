@@ -7,7 +7,12 @@
 //! | [`VaultTransit`] | `vault-transit` | the DEK is the plaintext; nothing is bound to it |
 //! | [`LocalKey`] | `local` | a token (see `crypto`) bound to tenant, DEK id and key version |
 
+mod aws;
+mod azure;
+mod call;
 mod error;
+mod gcp;
+mod http;
 mod local;
 mod vault;
 
@@ -18,7 +23,10 @@ use async_trait::async_trait;
 use crate::crypto::Dek;
 use crate::model::{DekId, KeyVersion, TenantUid, Wrapped};
 
+pub use aws::AwsKms;
+pub use azure::AzureKeyVault;
 pub use error::{KmsError, KmsErrorClass, Verdict};
+pub use gcp::GcpKms;
 pub use local::LocalKey;
 pub use vault::VaultTransit;
 

@@ -24,10 +24,11 @@ use zeroize::Zeroizing;
 
 use crate::config::{SecretSource, VaultLogin};
 use crate::crypto::{SecretText, sha256};
+use crate::kms::http::Reply;
 use crate::kms::{KmsError, KmsErrorClass};
 
 use super::errors;
-use super::transport::{Reply, Transport};
+use super::transport::Transport;
 
 /// A token that a login gave less than this ago is not replaced because a policy denies something: a new one would be
 /// denied the same. An older one is, since a role's new policies come with a new login only.
@@ -125,8 +126,8 @@ impl Auth {
 
     /// Renews what is due, and says when something is due next, if that is known. Called again and again in the background,
     /// so that a server without traffic keeps its token.
-    pub(super) async fn keep(&self, transport: &Transport, timeout: Duration) -> Option<Duration> {
-        self.keep_now(transport, timeout).await;
+    pub(super) async fn keep(&self, transport: &Transport, deadline: Instant) -> Option<Duration> {
+        self.keep_now(transport, deadline).await;
         let held = self.held().clone()?;
         match held.lease {
             Lease::Unknown => Some(Duration::ZERO),
@@ -135,7 +136,7 @@ impl Auth {
         }
     }
 
-    async fn keep_now(&self, transport: &Transport, timeout: Duration) {
+    async fn keep_now(&self, transport: &Transport, deadline: Instant) {
         let Some(held) = self.held().clone() else {
             // A token that was given to us may have to be renewed before it is first used.
             if matches!(self.way, VaultLogin::Token(_) | VaultLogin::TokenFile(_)) {
@@ -143,7 +144,6 @@ impl Auth {
             }
             return;
         };
-        let deadline = Instant::now() + timeout;
         let outcome = match held.lease {
             Lease::Settled => return,
             Lease::Until { renew_at, .. } if Instant::now() < renew_at => return,

@@ -4,9 +4,8 @@
 
 use serde::Deserialize;
 
+use crate::kms::http::Reply;
 use crate::kms::{KmsError, KmsErrorClass};
-
-use super::transport::Reply;
 
 /// The key type that every encrypt names, so that it can never create a key: where the key exists Vault ignores the
 /// field, where it would create one it refuses this type, which signs only. See [`super::transit`].
@@ -113,12 +112,14 @@ pub(super) fn of_login(reply: &Reply) -> KmsError {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderMap;
     use zeroize::Zeroizing;
 
     use super::*;
 
     fn class(status: u16, body: &str) -> KmsErrorClass {
-        of_reply(&Reply { status, retry_after: None, body: Zeroizing::new(body.as_bytes().to_vec()) }).class
+        of_reply(&Reply { status, headers: HeaderMap::new(), body: Zeroizing::new(body.as_bytes().to_vec()) })
+            .class
     }
 
     #[test]

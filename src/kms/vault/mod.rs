@@ -10,10 +10,7 @@
 //! What the token needs is `update` on `<mount>/encrypt/<key>`, `decrypt/<key>` and `rewrap/<key>`, nothing else. The
 //! current key version is learned by wrapping a random value, so no metadata is read.
 //!
-//! A request that failed on the way, was throttled, or met a failure inside Vault is made again at most twice, after a
-//! pause with jitter (what `Retry-After` asks for, if that is longer), as long as the deadline allows. That does no harm:
-//! decrypt changes nothing, and encrypt and rewrap only make ciphertexts that nobody keeps. One refusal of the token is
-//! answered by one more try with another token, where there is one.
+//! One refusal of the token is answered by one more try with another token, where there is one.
 
 mod auth;
 mod errors;
@@ -25,7 +22,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::StreamExt as _;
 use http::Method;
 use hyper::body::Bytes;
 use serde::Deserialize;
@@ -33,22 +29,18 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::config::{KeyVersionStrategy, Mistake, VaultSettings};
-use crate::crypto::{Dek, SecretText, random};
+use crate::crypto::{Dek, SecretText};
+use crate::kms::call::{CallPolicy, Failed, each};
+use crate::kms::http::Reply;
 use crate::kms::{Answer, DekBinding, Exposure, Generated, ItemResult, Kms, KmsError, KmsErrorClass};
 use crate::model::{KeyVersion, Wrapped};
 
 use auth::Auth;
-use transport::{Reply, Transport};
+use transport::Transport;
 
 /// Items of one request. Measured at Vault 1.21.0: from here on longer batches raise throughput little, and latency in
 /// proportion; a request is some 20 KiB, far below the 32 MiB that Vault takes.
 const BATCH: usize = 256;
-/// Requests of one call under way at a time.
-const PARALLEL: usize = 4;
-/// How often a request is made again.
-const RETRIES: u32 = 2;
-/// Before the first retry, without jitter; the second waits four times as long.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// How long the keeper sleeps at most: another token may have come meanwhile.
 const LEASE_WATCH: Duration = Duration::from_secs(1);
 
@@ -65,7 +57,7 @@ struct Vault {
     mount: String,
     key: Arc<str>,
     version: KeyVersionStrategy,
-    timeout: Duration,
+    calls: CallPolicy,
 }
 
 impl VaultTransit {
@@ -86,12 +78,12 @@ impl VaultTransit {
             mount: settings.mount,
             key: settings.key.into(),
             version: settings.version,
-            timeout: settings.timeout,
+            calls: CallPolicy::new(settings.timeout),
         });
         let kept = Arc::clone(&vault);
         let keeper = tokio::spawn(async move {
             loop {
-                let due = kept.auth.keep(&kept.transport, kept.timeout).await;
+                let due = kept.auth.keep(&kept.transport, kept.calls.deadline()).await;
                 tokio::time::sleep(due.unwrap_or(LEASE_WATCH).min(LEASE_WATCH)).await;
             }
         });
@@ -116,7 +108,7 @@ impl VaultTransit {
         }
 
         let vault = &*self.vault;
-        let deadline = Instant::now() + vault.timeout;
+        let deadline = vault.calls.deadline();
         let path = format!("{}/encrypt/{}", vault.mount, vault.key);
         let body = Bytes::from(serde_json::json!({ "paths": [path] }).to_string());
         let reply = vault.request(Method::POST, "sys/capabilities-self", body, deadline).await.ok()?;
@@ -156,12 +148,9 @@ impl Kms for VaultTransit {
     }
 
     async fn unwrap(&self, wrapped: &[(DekBinding, Wrapped)]) -> Vec<ItemResult<Dek>> {
-        let deadline = Instant::now() + self.vault.timeout;
-        let batches: Vec<_> = wrapped
-            .chunks(BATCH)
-            .map(|batch| self.vault.of_ciphertexts("decrypt", batch, None, deadline, transit::dek))
-            .collect();
-        in_parallel(batches).await
+        let deadline = self.vault.calls.deadline();
+        let decrypted = |batch| self.vault.of_ciphertexts("decrypt", batch, None, deadline, transit::dek);
+        each(wrapped.chunks(BATCH), decrypted).await.into_iter().flatten().collect()
     }
 
     async fn rewrap(&self, wrapped: &[(DekBinding, Wrapped)], to: &KeyVersion) -> Vec<ItemResult<Wrapped>> {
@@ -170,15 +159,12 @@ impl Kms for VaultTransit {
             return wrapped.iter().map(|_| Err(KmsError::local(KmsErrorClass::Misconfigured))).collect();
         };
         let (key, version) = (&self.vault.key, Some(version));
-        let deadline = Instant::now() + self.vault.timeout;
-        let batches: Vec<_> = wrapped
-            .chunks(BATCH)
-            .map(|batch| {
-                let read = move |item: &transit::Item<'_>| transit::wrapped(item, key, version);
-                self.vault.of_ciphertexts("rewrap", batch, version, deadline, read)
-            })
-            .collect();
-        in_parallel(batches).await
+        let deadline = self.vault.calls.deadline();
+        let rewrapped = |batch| {
+            let read = move |item: &transit::Item<'_>| transit::wrapped(item, key, version);
+            self.vault.of_ciphertexts("rewrap", batch, version, deadline, read)
+        };
+        each(wrapped.chunks(BATCH), rewrapped).await.into_iter().flatten().collect()
     }
 
     async fn current_version(&self) -> Result<KeyVersion, KmsError> {
@@ -208,8 +194,9 @@ impl Kms for VaultTransit {
 
 impl Vault {
     async fn wrap(&self, deks: &[&Dek]) -> Vec<ItemResult<Wrapped>> {
-        let deadline = Instant::now() + self.timeout;
-        in_parallel(deks.chunks(BATCH).map(|batch| self.wrap_batch(batch, deadline)).collect()).await
+        let deadline = self.calls.deadline();
+        let batches = each(deks.chunks(BATCH), |batch| self.wrap_batch(batch, deadline)).await;
+        batches.into_iter().flatten().collect()
     }
 
     async fn wrap_batch(&self, deks: &[&Dek], deadline: Instant) -> Vec<ItemResult<Wrapped>> {
@@ -230,7 +217,7 @@ impl Vault {
         batch: &[(DekBinding, Wrapped)],
         version: Option<NonZeroU64>,
         deadline: Instant,
-        read: impl FnMut(&transit::Item<'_>) -> Option<T>,
+        read: impl Fn(&transit::Item<'_>) -> Option<T>,
     ) -> Vec<ItemResult<T>> {
         let checked: Vec<_> = batch.iter().map(|(_, wrapped)| self.ciphertext(wrapped)).collect();
         let sent = checked.iter().filter(|item| item.is_ok()).count();
@@ -265,11 +252,10 @@ impl Vault {
         body: Bytes,
         count: usize,
         deadline: Instant,
-        mut read: impl FnMut(&transit::Item<'_>) -> Option<T>,
+        read: impl Fn(&transit::Item<'_>) -> Option<T>,
     ) -> Vec<ItemResult<T>> {
-        let answer = self.attempts(Method::POST, path, body, deadline, |reply| {
-            transit::read_items(&reply, count, &mut read)
-        });
+        let answer = self
+            .attempts(Method::POST, path, body, deadline, |reply| transit::read_items(&reply, count, &read));
         answer.await.unwrap_or_else(|error| (0..count).map(|_| Err(error.clone())).collect())
     }
 
@@ -291,38 +277,23 @@ impl Vault {
         path: &str,
         body: Bytes,
         deadline: Instant,
-        mut read: impl FnMut(Reply) -> Result<T, KmsError>,
+        read: impl Fn(Reply) -> Result<T, KmsError>,
     ) -> Result<T, KmsError> {
-        let (mut retries, mut renewed, mut before) = (0, false, None);
-        loop {
-            let (error, asked) = match self.attempt(&method, path, &body, deadline).await {
-                Ok((token, reply)) => {
-                    let (status, asked) = (reply.status, reply.retry_after.unwrap_or_default());
-                    let error = match read(reply) {
-                        Ok(value) => return Ok(value),
-                        Err(error) => error,
-                    };
-                    if matches!(status, 401 | 403) && !renewed && self.auth.refused(&token, error.class) {
-                        renewed = true;
-                        continue;
-                    }
-                    (error, asked)
-                }
-                Err(error) => (error, Duration::ZERO),
+        let once = || async {
+            let (token, reply) = self.attempt(&method, path, &body, deadline).await?;
+            let (status, wait) = (reply.status, reply.retry_after());
+            let error = match read(reply) {
+                Ok(value) => return Ok(value),
+                Err(error) => error,
             };
-            tracing::debug!(path, class = ?error.class, http_status = error.http_status, retries, "Vault did not do it");
-            let pause = jittered(FIRST_PAUSE * 4_u32.pow(retries)).max(asked);
-            if error.class == KmsErrorClass::Timeout {
-                // Time was up during a retry: what went wrong before says more.
-                return Err(before.unwrap_or(error));
+            if !matches!(status, 401 | 403) || !self.auth.refused(&token, error.class) {
+                return Err(Failed { error, wait });
             }
-            if !error.class.retryable() || retries == RETRIES || Instant::now() + pause >= deadline {
-                return Err(error);
-            }
-            before = Some(error);
-            retries += 1;
-            tokio::time::sleep(pause).await;
-        }
+            let (_, reply) = self.attempt(&method, path, &body, deadline).await?;
+            let wait = reply.retry_after();
+            read(reply).map_err(|error| Failed { error, wait })
+        };
+        self.calls.run(deadline, once).await
     }
 
     async fn attempt(
@@ -336,15 +307,4 @@ impl Vault {
         let reply = self.transport.send(method.clone(), path, Some(&token), body.clone(), deadline).await?;
         Ok((token, reply))
     }
-}
-
-/// The batches' answers, in the order of the batches.
-async fn in_parallel<T>(batches: Vec<impl Future<Output = Vec<T>>>) -> Vec<T> {
-    futures_util::stream::iter(batches).buffered(PARALLEL).concat().await
-}
-
-/// Between half and all of `pause`, so that many who failed together do not come back together.
-fn jittered(pause: Duration) -> Duration {
-    let [byte] = random();
-    pause.mul_f32(0.5 + f32::from(byte) / 510.0)
 }

@@ -23,11 +23,11 @@ use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use crate::crypto::Dek;
+use crate::kms::http::Reply;
 use crate::kms::{Answer, ItemResult, KmsError, KmsErrorClass};
 use crate::model::{KeyVersion, Wrapped};
 
 use super::errors::{self, TYPE_THAT_IS_NEVER_CREATED};
-use super::transport::Reply;
 
 /// The wrap scheme of this provider: the DEK's 32 bytes are the plaintext, nothing is bound to them.
 pub(super) const SCHEME: i16 = 1;
@@ -178,9 +178,10 @@ fn internal(reply: &Reply, request_id: Option<Arc<str>>) -> KmsError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::HeaderMap;
 
     fn reply(status: u16, body: &str) -> Reply {
-        Reply { status, retry_after: None, body: Zeroizing::new(body.as_bytes().to_vec()) }
+        Reply { status, headers: HeaderMap::new(), body: Zeroizing::new(body.as_bytes().to_vec()) }
     }
 
     fn wrapped_bytes(bytes: &[u8]) -> Wrapped {

@@ -1,24 +1,13 @@
-//! Which KMS holds the key, and how to reach it. Nothing is sent from here: a KMS that is down does not keep the server
-//! from starting.
+//! A Transit engine: where it is, which key, who we are there.
 
-use std::net::IpAddr;
-use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use reqwest::Url;
 
-use super::Reader;
+use super::{KeyVersionStrategy, SecretSource, endpoint, secret_source, timeout};
+use crate::config::Reader;
 use crate::crypto::SecretText;
-
-/// The KMS that `BYOK_PROVIDER` names.
-pub enum Kms {
-    /// `vault-transit`: HashiCorp Vault's or OpenBao's Transit engine.
-    Vault(Box<VaultSettings>),
-    /// `local`: a key in this file (`BYOK_LOCAL_KEY_FILE`, default `.byok/local-key.json`). Protects nothing from whoever
-    /// reads the file, so only `byok dev` takes it.
-    Local(PathBuf),
-}
 
 /// How to reach a Transit engine.
 pub struct VaultSettings {
@@ -40,15 +29,6 @@ pub struct VaultSettings {
     pub client: Option<ClientCertificate>,
     /// `BYOK_KMS_TIMEOUT_MS`: how long a call may take, retries and logins included; default 5000.
     pub timeout: Duration,
-}
-
-/// Which key version wraps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KeyVersionStrategy {
-    /// `latest`: the KMS decides.
-    Latest,
-    /// A version's number.
-    Pinned(NonZeroU64),
 }
 
 /// How we get a Vault token.
@@ -77,14 +57,6 @@ pub enum VaultLogin {
     },
 }
 
-/// A secret, or the file that holds it now.
-pub enum SecretSource {
-    /// As given.
-    Text(SecretText),
-    /// Read at each use; one trailing line break is cut.
-    File(PathBuf),
-}
-
 /// Who we are in mutual TLS.
 pub struct ClientCertificate {
     /// The certificate, and those between it and its root, in PEM.
@@ -96,72 +68,17 @@ pub struct ClientCertificate {
 /// Where Kubernetes puts a pod's service account token.
 const SERVICE_ACCOUNT_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 
-#[derive(Clone, Copy)]
-enum Provider {
-    Vault,
-    Local,
-    Later,
+/// Which key it is; all that `byok policy` needs to know.
+pub struct VaultKey {
+    /// As [`VaultSettings::mount`].
+    pub mount: String,
+    /// As [`VaultSettings::key`].
+    pub key: String,
 }
 
-impl Kms {
-    /// Reads the section; `None` when a mistake was recorded. `allow_local` is for `byok dev` and tests.
-    pub fn read(reader: &mut Reader<'_>, allow_local: bool) -> Option<Self> {
-        const WHAT: &str = "the KMS that holds the key: `vault-transit`";
-        let before = reader.mistakes();
-        let name = reader.required("BYOK_PROVIDER", WHAT);
-        let words = [
-            ("vault-transit", Provider::Vault),
-            ("local", Provider::Local),
-            ("aws-kms", Provider::Later),
-            ("gcp-kms", Provider::Later),
-            ("azure-key-vault", Provider::Later),
-        ];
-        let kms = match words.iter().find(|(word, _)| *word == name).map(|(_, provider)| *provider) {
-            Some(Provider::Vault) => {
-                VaultSettings::read(reader).map(|settings| Self::Vault(Box::new(settings)))
-            }
-            Some(Provider::Local) if allow_local => {
-                if reader.text("BYOK_KEY_VERSION_STRATEGY").is_some_and(|text| text != "latest") {
-                    reader.mistake(
-                        "BYOK_KEY_VERSION_STRATEGY",
-                        "must be `latest`: the local key pins no version",
-                    );
-                }
-                let path = reader.text("BYOK_LOCAL_KEY_FILE");
-                Some(Self::Local(path.unwrap_or_else(|| ".byok/local-key.json".to_owned()).into()))
-            }
-            Some(Provider::Local) => {
-                reader.mistake(
-                    "BYOK_PROVIDER",
-                    format!("is `local`, which only `byok dev` takes; it takes {WHAT}"),
-                );
-                None
-            }
-            Some(Provider::Later) => {
-                reader.mistake(
-                    "BYOK_PROVIDER",
-                    format!("is `{name}`, which this version does not serve yet; it takes {WHAT}"),
-                );
-                None
-            }
-            None => {
-                if !name.is_empty() {
-                    reader.mistake("BYOK_PROVIDER", format!("names no KMS that is known; it takes {WHAT}"));
-                }
-                None
-            }
-        };
-        kms.filter(|_| reader.mistakes() == before)
-    }
-}
-
-impl VaultSettings {
-    fn read(reader: &mut Reader<'_>) -> Option<Self> {
-        let address = address(reader);
-        let namespace = reader.text("BYOK_VAULT_NAMESPACE");
-        if namespace.as_ref().is_some_and(|text| !text.bytes().all(|byte| byte.is_ascii_graphic())) {
-            reader.mistake("BYOK_VAULT_NAMESPACE", "holds a character that no namespace has");
-        }
+impl VaultKey {
+    /// Reads what names the key, and no credential.
+    pub fn read(reader: &mut Reader<'_>) -> Self {
         let key = reader.required("BYOK_VAULT_TRANSIT_KEY", "the name of a Transit key");
         if !key.is_empty() && !is_path_segment(&key) {
             reader.mistake(
@@ -169,8 +86,20 @@ impl VaultSettings {
                 "is not a key's name: letters, digits, `_`, `-` and `.` within",
             );
         }
-        let mount = mount(reader, "BYOK_VAULT_MOUNT", "transit");
-        let version = version(reader);
+        Self { mount: mount(reader, "BYOK_VAULT_MOUNT", "transit"), key }
+    }
+}
+
+impl VaultSettings {
+    pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
+        reader.required("BYOK_VAULT_ADDR", "Vault's address, such as `https://vault.example.com:8200`");
+        let address = endpoint(reader, "BYOK_VAULT_ADDR", Some("BYOK_VAULT_ALLOW_HTTP"));
+        let namespace = reader.text("BYOK_VAULT_NAMESPACE");
+        if namespace.as_ref().is_some_and(|text| !text.bytes().all(|byte| byte.is_ascii_graphic())) {
+            reader.mistake("BYOK_VAULT_NAMESPACE", "holds a character that no namespace has");
+        }
+        let VaultKey { mount, key } = VaultKey::read(reader);
+        let version = KeyVersionStrategy::read(reader);
         let login = login(reader);
         let ca_file = reader.file("BYOK_VAULT_CACERT");
         let client = match (reader.file("BYOK_VAULT_CLIENT_CERT"), reader.file("BYOK_VAULT_CLIENT_KEY")) {
@@ -187,7 +116,7 @@ impl VaultSettings {
                 None
             }
         };
-        let timeout = Duration::from_millis(reader.number("BYOK_KMS_TIMEOUT_MS", 5_000, 100..=60_000));
+        let timeout = timeout(reader);
         Some(Self {
             address: address?,
             namespace,
@@ -199,54 +128,6 @@ impl VaultSettings {
             client,
             timeout,
         })
-    }
-}
-
-/// Over plain HTTP everyone on the way reads the token and every DEK.
-fn address(reader: &mut Reader<'_>) -> Option<Url> {
-    const NAME: &str = "BYOK_VAULT_ADDR";
-    let text = reader.required(NAME, "Vault's address, such as `https://vault.example.com:8200`");
-    let allow_http = reader.flag("BYOK_VAULT_ALLOW_HTTP", false);
-    if text.is_empty() {
-        return None;
-    }
-    let Ok(address) = Url::parse(&text) else {
-        reader.mistake(NAME, "is not an address such as `https://vault.example.com:8200`");
-        return None;
-    };
-    let loopback = address.host_str().is_some_and(|host| {
-        let bare = host.trim_start_matches('[').trim_end_matches(']');
-        host == "localhost" || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
-    });
-    let problem = match address.scheme() {
-        "https" => None,
-        "http" if loopback || allow_http => None,
-        "http" => Some(
-            "is plain HTTP to another machine: take https, or set BYOK_VAULT_ALLOW_HTTP=true where the way is private",
-        ),
-        _ => Some("is neither https nor http"),
-    };
-    let extra = !address.username().is_empty()
-        || address.password().is_some()
-        || address.query().is_some()
-        || address.fragment().is_some();
-    match problem.or(extra.then_some("holds more than scheme, host, port and path")) {
-        Some(problem) => {
-            reader.mistake(NAME, problem);
-            None
-        }
-        None => Some(address),
-    }
-}
-
-fn version(reader: &mut Reader<'_>) -> KeyVersionStrategy {
-    match reader.text("BYOK_KEY_VERSION_STRATEGY").as_deref() {
-        None | Some("latest") => KeyVersionStrategy::Latest,
-        Some(text) => text.parse().map(KeyVersionStrategy::Pinned).unwrap_or_else(|_| {
-            reader
-                .mistake("BYOK_KEY_VERSION_STRATEGY", "is neither `latest` nor the number of a key version");
-            KeyVersionStrategy::Latest
-        }),
     }
 }
 
@@ -262,7 +143,7 @@ fn login(reader: &mut Reader<'_>) -> Option<VaultLogin> {
         return None;
     };
     let login = if way == ways[0] {
-        match source(reader, way)? {
+        match secret_source(reader, way)? {
             SecretSource::Text(token) => VaultLogin::Token(token),
             SecretSource::File(path) => VaultLogin::TokenFile(path),
         }
@@ -271,7 +152,7 @@ fn login(reader: &mut Reader<'_>) -> Option<VaultLogin> {
         VaultLogin::AppRole {
             mount: mount(reader, "BYOK_VAULT_APPROLE_MOUNT", "approle"),
             role_id: reader.secret(way)?,
-            secret_id: if reader.is_set(secret_id) { Some(source(reader, secret_id)?) } else { None },
+            secret_id: if reader.is_set(secret_id) { Some(secret_source(reader, secret_id)?) } else { None },
         }
     } else {
         const JWT_FILE: &str = "BYOK_VAULT_KUBERNETES_JWT_FILE";
@@ -282,19 +163,6 @@ fn login(reader: &mut Reader<'_>) -> Option<VaultLogin> {
         }
     };
     Some(login)
-}
-
-/// A secret that is read again later when it stands in a file. Read once here too, so that a mistake shows at the start.
-fn source(reader: &mut Reader<'_>, name: &str) -> Option<SecretSource> {
-    let now = reader.secret(name)?;
-    if !now.expose().bytes().all(|byte| byte.is_ascii_graphic()) {
-        reader.mistake(name, "holds a character that is not visible ASCII");
-        return None;
-    }
-    Some(match reader.text(&format!("{name}_FILE")) {
-        Some(path) => SecretSource::File(path.into()),
-        None => SecretSource::Text(now),
-    })
 }
 
 fn mount(reader: &mut Reader<'_>, name: &str, default: &str) -> String {
@@ -320,7 +188,9 @@ fn is_path_segment(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::kms::Kms;
     use crate::config::{Env, Mistake};
+    use std::num::NonZeroU64;
 
     fn vault() -> Env {
         Env::from_pairs([
@@ -345,7 +215,7 @@ mod tests {
     fn settings(env: &Env) -> VaultSettings {
         match read(env) {
             Ok(Kms::Vault(settings)) => *settings,
-            Ok(Kms::Local(_)) => panic!("not a Vault"),
+            Ok(_) => panic!("not a Vault"),
             Err(mistakes) => panic!("{mistakes:?}"),
         }
     }
@@ -429,19 +299,5 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         let env = vault().with("BYOK_VAULT_CLIENT_CERT", file.path().to_str().unwrap());
         assert_eq!(mistaken(&env), ["BYOK_VAULT_CLIENT_KEY"]);
-    }
-
-    #[test]
-    fn the_local_key_is_for_dev_only() {
-        let env = Env::from_pairs([("BYOK_PROVIDER", "local")]);
-        assert_eq!(mistaken(&env), ["BYOK_PROVIDER"]);
-        assert!(matches!(Kms::read(&mut Reader::new(&env), true), Some(Kms::Local(_))));
-    }
-
-    #[test]
-    fn a_provider_that_comes_later_is_named_plainly() {
-        for name in ["aws-kms", "gcp-kms", "azure-key-vault", "pigeon", ""] {
-            assert_eq!(mistaken(&vault().with("BYOK_PROVIDER", name)), ["BYOK_PROVIDER"], "{name}");
-        }
     }
 }

@@ -1,0 +1,46 @@
+//! `byok policy PROVIDER`: what the customer has to grant us at their KMS, ready to be pasted: wrap and unwrap on the
+//! configured key and nothing else; what another feature may use is listed apart. Needs no credential: the policy comes
+//! before it.
+
+mod aws;
+mod azure;
+mod gcp;
+mod vault;
+
+use clap::{Args, ValueEnum};
+
+use super::Failure;
+use crate::config::{Env, Reader};
+
+/// Of which KMS.
+#[derive(Args)]
+pub(super) struct Arguments {
+    /// Whose policy; the variables that name the key are read from the environment
+    provider: Provider,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Provider {
+    AwsKms,
+    GcpKms,
+    VaultTransit,
+    AzureKeyVault,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let env = Env::of_process();
+    let mut reader = Reader::new(&env);
+    let policy = match arguments.provider {
+        Provider::AwsKms => aws::policy(&mut reader),
+        Provider::GcpKms => gcp::policy(&mut reader),
+        Provider::VaultTransit => vault::policy(&mut reader),
+        Provider::AzureKeyVault => azure::policy(&mut reader),
+    };
+    match reader.into_mistakes() {
+        mistakes if mistakes.is_empty() => {
+            print!("{policy}");
+            Ok(())
+        }
+        mistakes => Err(Failure::Configuration(mistakes)),
+    }
+}

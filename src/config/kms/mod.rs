@@ -1,0 +1,192 @@
+//! Which KMS holds the key, one file a provider, and what they have in common. Nothing is sent from here: a KMS that is
+//! down does not keep the server from starting.
+
+mod aws;
+mod azure;
+mod gcp;
+mod vault;
+
+use std::net::IpAddr;
+use std::num::NonZeroU64;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use reqwest::Url;
+
+use super::Reader;
+use crate::crypto::SecretText;
+
+pub use aws::AwsSettings;
+pub use azure::AzureSettings;
+pub use gcp::GcpSettings;
+pub use vault::{ClientCertificate, VaultKey, VaultLogin, VaultSettings};
+
+/// The KMS that `BYOK_PROVIDER` names.
+pub enum Kms {
+    /// `aws-kms`: AWS KMS.
+    Aws(Box<AwsSettings>),
+    /// `gcp-kms`: Google Cloud KMS.
+    Gcp(Box<GcpSettings>),
+    /// `vault-transit`: HashiCorp Vault's or OpenBao's Transit engine.
+    Vault(Box<VaultSettings>),
+    /// `azure-key-vault`: a key in Azure Key Vault or a managed HSM.
+    Azure(Box<AzureSettings>),
+    /// `local`: a key in this file (`BYOK_LOCAL_KEY_FILE`, default `.byok/local-key.json`). Protects nothing from whoever
+    /// reads the file, so only `byok dev` takes it.
+    Local(PathBuf),
+}
+
+/// Which key version wraps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyVersionStrategy {
+    /// `latest`: the KMS decides.
+    Latest,
+    /// A version's number.
+    Pinned(NonZeroU64),
+}
+
+/// A secret, or the file that holds it now.
+pub enum SecretSource {
+    /// As given.
+    Text(SecretText),
+    /// Read at each use; one trailing line break is cut.
+    File(PathBuf),
+}
+
+impl Kms {
+    /// Reads the section; `None` when a mistake was recorded. `allow_local` is for `byok dev` and tests.
+    pub fn read(reader: &mut Reader<'_>, allow_local: bool) -> Option<Self> {
+        const WHAT: &str =
+            "the KMS that holds the key: `aws-kms`, `gcp-kms`, `vault-transit` or `azure-key-vault`";
+        let before = reader.mistakes();
+        let name = reader.required("BYOK_PROVIDER", WHAT);
+        let kms = match name.as_str() {
+            "aws-kms" => AwsSettings::read(reader).map(|settings| Self::Aws(Box::new(settings))),
+            "gcp-kms" => GcpSettings::read(reader).map(|settings| Self::Gcp(Box::new(settings))),
+            "vault-transit" => VaultSettings::read(reader).map(|settings| Self::Vault(Box::new(settings))),
+            "azure-key-vault" => AzureSettings::read(reader).map(|settings| Self::Azure(Box::new(settings))),
+            "local" if allow_local => {
+                if reader.text("BYOK_KEY_VERSION_STRATEGY").is_some_and(|text| text != "latest") {
+                    reader.mistake(
+                        "BYOK_KEY_VERSION_STRATEGY",
+                        "must be `latest`: the local key pins no version",
+                    );
+                }
+                let path = reader.text("BYOK_LOCAL_KEY_FILE");
+                Some(Self::Local(path.unwrap_or_else(|| ".byok/local-key.json".to_owned()).into()))
+            }
+            "local" => {
+                reader.mistake(
+                    "BYOK_PROVIDER",
+                    format!("is `local`, which only `byok dev` takes; it takes {WHAT}"),
+                );
+                None
+            }
+            "" => None,
+            _ => {
+                reader.mistake("BYOK_PROVIDER", format!("names no KMS that is known; it takes {WHAT}"));
+                None
+            }
+        };
+        kms.filter(|_| reader.mistakes() == before)
+    }
+}
+
+impl KeyVersionStrategy {
+    /// For providers whose versions are numbers.
+    fn read(reader: &mut Reader<'_>) -> Self {
+        match reader.text("BYOK_KEY_VERSION_STRATEGY").as_deref() {
+            None | Some("latest") => Self::Latest,
+            Some(text) => text.parse().map(Self::Pinned).unwrap_or_else(|_| {
+                reader.mistake(
+                    "BYOK_KEY_VERSION_STRATEGY",
+                    "is neither `latest` nor the number of a key version",
+                );
+                Self::Latest
+            }),
+        }
+    }
+}
+
+/// `BYOK_KMS_TIMEOUT_MS`: how long a call to the KMS may take, retries and logins included.
+fn timeout(reader: &mut Reader<'_>) -> Duration {
+    Duration::from_millis(reader.number("BYOK_KMS_TIMEOUT_MS", 5_000, 100..=60_000))
+}
+
+/// The address of a KMS, where it is given: https, since over plain HTTP everyone on the way reads the credential and every
+/// DEK. Plain HTTP goes to this machine only; elsewhere if there is a flag for it, and it is set.
+fn endpoint(reader: &mut Reader<'_>, name: &str, http_flag: Option<&str>) -> Option<Url> {
+    let allow_http = http_flag.is_some_and(|flag| reader.flag(flag, false));
+    let text = reader.text(name)?;
+    let Ok(address) = Url::parse(&text) else {
+        reader.mistake(name, "is not an address such as `https://kms.example.com:8200`");
+        return None;
+    };
+    let problem = match address.scheme() {
+        "https" => None,
+        "http" if is_loopback(&address) || allow_http => None,
+        "http" => {
+            let or = http_flag.map(|flag| format!(", or set {flag}=true where the way is private"));
+            Some(format!("is plain HTTP to another machine: take https{}", or.unwrap_or_default()))
+        }
+        _ => Some("is neither https nor http".to_owned()),
+    };
+    let extra = !address.username().is_empty()
+        || address.password().is_some()
+        || address.query().is_some()
+        || address.fragment().is_some();
+    match problem.or(extra.then(|| "holds more than scheme, host, port and path".to_owned())) {
+        Some(problem) => {
+            reader.mistake(name, problem);
+            None
+        }
+        None => Some(address),
+    }
+}
+
+/// Whether the address is of this machine.
+fn is_loopback(address: &Url) -> bool {
+    address.host_str().is_some_and(|host| {
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
+        host == "localhost" || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    })
+}
+
+/// A secret that is read again later when it stands in a file. Read once here too, so that a mistake shows at the start.
+fn secret_source(reader: &mut Reader<'_>, name: &str) -> Option<SecretSource> {
+    let now = reader.secret(name)?;
+    if !now.expose().bytes().all(|byte| byte.is_ascii_graphic()) {
+        reader.mistake(name, "holds a character that is not visible ASCII");
+        return None;
+    }
+    Some(match reader.text(&format!("{name}_FILE")) {
+        Some(path) => SecretSource::File(path.into()),
+        None => SecretSource::Text(now),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Env;
+
+    fn mistaken(provider: &str) -> Vec<String> {
+        let env = Env::from_pairs([("BYOK_PROVIDER", provider)]);
+        let mut reader = Reader::new(&env);
+        assert!(Kms::read(&mut reader, false).is_none());
+        reader.into_mistakes().into_iter().map(|mistake| mistake.variable).collect()
+    }
+
+    #[test]
+    fn the_local_key_is_for_dev_only() {
+        assert_eq!(mistaken("local"), ["BYOK_PROVIDER"]);
+        let env = Env::from_pairs([("BYOK_PROVIDER", "local")]);
+        assert!(matches!(Kms::read(&mut Reader::new(&env), true), Some(Kms::Local(_))));
+    }
+
+    #[test]
+    fn a_provider_that_is_not_known_is_a_mistake() {
+        assert_eq!(mistaken("pigeon"), ["BYOK_PROVIDER"]);
+        assert_eq!(mistaken(""), ["BYOK_PROVIDER"]);
+    }
+}

@@ -1,0 +1,351 @@
+//! How every provider is called: within a deadline, so many at a time, tried again a little, and slowed down when it is
+//! throttled. What a call says and what its answer means is the provider's; this file only decides whether and when.
+//!
+//! - **Deadline.** Nothing outlives it: waiting for a place, a token, an answer or a pause all end with it.
+//! - **Bound.** At most [`AT_ONCE`] requests are under way to one key, [`PER_CALL`] of them for one call of
+//!   [`super::Kms`], so that a large batch leaves places for others. Who waits is served in the order of arrival.
+//! - **Retries.** What failed on the way, or inside the provider, is tried again at most [`RETRIES`] times, after a pause
+//!   that grows fourfold and half of which is chance. Each retry is paid from a budget that every tenth success fills up, so
+//!   a provider that fails gets no storm on top. That does no harm: unwrap changes nothing, and wrap, rewrap and generate
+//!   only make wrapped DEKs that nobody keeps.
+//! - **Throttling.** A provider that is throttling is called by one at a time, after a pause that all share: what it asks
+//!   for, or one that doubles from [`FIRST_BRAKE`] to [`LONGEST_BRAKE`]. A call that cannot have its turn before its
+//!   deadline fails without a request. The first success lets all go again.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+
+use crate::crypto::random;
+use crate::kms::{KmsError, KmsErrorClass};
+
+/// Requests under way to one key.
+pub(super) const AT_ONCE: usize = 64;
+/// Requests under way for one call of [`super::Kms`].
+pub(super) const PER_CALL: usize = 16;
+/// How often a request is made again.
+const RETRIES: u32 = 2;
+/// Before the first retry, without chance; the second waits four times as long.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// The first pause of a provider that throttles without saying for how long, and the longest.
+const FIRST_BRAKE: Duration = Duration::from_millis(100);
+const LONGEST_BRAKE: Duration = Duration::from_secs(2);
+/// What a retry takes from the budget, what a success puts back, and what there is at most.
+const RETRY_COST: u32 = 10;
+const SUCCESS_GAIN: u32 = 1;
+const FULL_BUDGET: u32 = 20 * RETRY_COST;
+
+/// Makes one call for each item, [`PER_CALL`] at a time; answers in the order of the items.
+pub(super) async fn each<Item, Call: Future>(
+    items: impl IntoIterator<Item = Item>,
+    call: impl Fn(Item) -> Call,
+) -> Vec<Call::Output> {
+    let calls: Vec<_> = items.into_iter().map(call).collect();
+    futures_util::stream::iter(calls).buffered(PER_CALL).collect().await
+}
+
+/// Of one attempt that failed.
+pub(super) struct Failed {
+    pub(super) error: KmsError,
+    /// What the provider asked for (`Retry-After`).
+    pub(super) wait: Option<Duration>,
+}
+
+impl From<KmsError> for Failed {
+    fn from(error: KmsError) -> Self {
+        Self { error, wait: None }
+    }
+}
+
+/// The policy of one key's calls, shared by all of them.
+pub(super) struct CallPolicy {
+    timeout: Duration,
+    places: Semaphore,
+    budget: Mutex<u32>,
+    brake: Brake,
+}
+
+impl CallPolicy {
+    /// `timeout` is that of a call as a whole (`BYOK_KMS_TIMEOUT_MS`).
+    pub(super) fn new(timeout: Duration) -> Self {
+        Self {
+            timeout,
+            places: Semaphore::new(AT_ONCE),
+            budget: Mutex::new(FULL_BUDGET),
+            brake: Brake::default(),
+        }
+    }
+
+    /// When a call that begins now has to end.
+    pub(super) fn deadline(&self) -> Instant {
+        Instant::now() + self.timeout
+    }
+
+    /// Attempts until one succeeds, fails for good, or time is up.
+    pub(super) async fn run<T, Attempt: Future<Output = Result<T, Failed>>>(
+        &self,
+        deadline: Instant,
+        attempt: impl Fn() -> Attempt,
+    ) -> Result<T, KmsError> {
+        let mut before = None;
+        for retry in 0.. {
+            let failed = match self.attempt(deadline, &attempt).await {
+                Ok(value) => return Ok(value),
+                Err(failed) => failed,
+            };
+            let Failed { error, wait } = failed;
+            tracing::debug!(class = ?error.class, http_status = error.http_status, retry, "the KMS did not do it");
+            // Time was up, or no turn was to be had, before the provider said anything: what it said before tells more.
+            if error.http_status.is_none()
+                && matches!(error.class, KmsErrorClass::Timeout | KmsErrorClass::Throttled)
+            {
+                return Err(before.unwrap_or(error));
+            }
+            // The pause of a throttled call is the one that all share.
+            let pause = match error.class {
+                KmsErrorClass::Throttled => Duration::ZERO,
+                _ => jittered(FIRST_PAUSE * 4_u32.pow(retry)).max(wait.unwrap_or_default()),
+            };
+            if !error.class.retryable()
+                || retry == RETRIES
+                || Instant::now() + pause >= deadline
+                || !self.pay()
+            {
+                return Err(error);
+            }
+            before = Some(error);
+            sleep(pause).await;
+        }
+        unreachable!("the loop ends with the last retry")
+    }
+
+    async fn attempt<T, Attempt: Future<Output = Result<T, Failed>>>(
+        &self,
+        deadline: Instant,
+        attempt: &impl Fn() -> Attempt,
+    ) -> Result<T, Failed> {
+        let timeout = || Failed::from(KmsError::local(KmsErrorClass::Timeout));
+        let (turn, place) = loop {
+            let turn = self.brake.pass(deadline).await?;
+            let place = timeout_at(deadline, self.places.acquire()).await.map_err(|_| timeout())?;
+            // The throttling may have begun while this call waited for its place.
+            if turn.is_some() || !self.brake.is_pressed() {
+                break (turn, place);
+            }
+        };
+        let outcome = timeout_at(deadline, attempt()).await.unwrap_or_else(|_| Err(timeout()));
+        drop(place);
+        match &outcome {
+            Ok(_) => {
+                self.brake.release();
+                let mut budget = lock(&self.budget);
+                *budget = (*budget + SUCCESS_GAIN).min(FULL_BUDGET);
+            }
+            Err(failed) if failed.error.class == KmsErrorClass::Throttled => {
+                self.brake.press(failed.wait.unwrap_or_default(), turn.is_some());
+            }
+            Err(_) => {}
+        }
+        outcome
+    }
+
+    fn pay(&self) -> bool {
+        let mut budget = lock(&self.budget);
+        match budget.checked_sub(RETRY_COST) {
+            Some(rest) => {
+                *budget = rest;
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+/// What a throttled call leaves to all others.
+#[derive(Default)]
+struct Brake {
+    pressed: Mutex<Option<Pressed>>,
+    /// Whose turn it is while it is pressed.
+    turn: tokio::sync::Mutex<()>,
+}
+
+#[derive(Clone, Copy)]
+struct Pressed {
+    until: Instant,
+    pause: Duration,
+}
+
+impl Brake {
+    /// Waits for one's turn, if there are turns. The error is a local [`KmsErrorClass::Throttled`].
+    async fn pass(&self, deadline: Instant) -> Result<Option<tokio::sync::MutexGuard<'_, ()>>, KmsError> {
+        let too_late = || KmsError::local(KmsErrorClass::Throttled);
+        let now = || *lock(&self.pressed);
+        match now() {
+            None => return Ok(None),
+            Some(pressed) if pressed.until >= deadline => return Err(too_late()),
+            Some(_) => {}
+        }
+        let turn = timeout_at(deadline, self.turn.lock()).await.map_err(|_| too_late())?;
+        match now() {
+            None => Ok(None),
+            Some(pressed) if pressed.until >= deadline => Err(too_late()),
+            Some(pressed) => {
+                sleep_until(pressed.until).await;
+                Ok(Some(turn))
+            }
+        }
+    }
+
+    /// Only the call whose turn it was lengthens the pause: the others were under way together.
+    fn press(&self, asked: Duration, its_turn: bool) {
+        let mut pressed = lock(&self.pressed);
+        let pause = match *pressed {
+            None => FIRST_BRAKE,
+            Some(before) if its_turn => (before.pause * 2).min(LONGEST_BRAKE),
+            Some(before) => before.pause,
+        };
+        let until = Instant::now() + jittered(pause).max(asked);
+        let until = pressed.map_or(until, |before| before.until.max(until));
+        *pressed = Some(Pressed { until, pause });
+    }
+
+    fn is_pressed(&self) -> bool {
+        lock(&self.pressed).is_some()
+    }
+
+    fn release(&self) {
+        *lock(&self.pressed) = None;
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Between half and all of `pause`, so that many who failed together do not come back together.
+fn jittered(pause: Duration) -> Duration {
+    let [byte] = random();
+    pause.mul_f32(0.5 + f32::from(byte) / 510.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    fn failed(class: KmsErrorClass) -> Failed {
+        KmsError { class, http_status: Some(500), request_id: None }.into()
+    }
+
+    /// Runs `calls` calls at once against a provider that answers each attempt with `answer`; how many attempts it saw,
+    /// the most at a time, and what became of the calls.
+    async fn storm(
+        policy: &CallPolicy,
+        calls: usize,
+        answer: impl Fn(usize) -> Result<(), Failed>,
+    ) -> (usize, usize, Vec<Result<(), KmsError>>) {
+        let (seen, now, most) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
+        let deadline = policy.deadline();
+        let attempt = || async {
+            let number = seen.fetch_add(1, Ordering::Relaxed);
+            most.fetch_max(now.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+            sleep(Duration::from_millis(10)).await;
+            now.fetch_sub(1, Ordering::Relaxed);
+            answer(number)
+        };
+        let outcomes =
+            futures_util::future::join_all((0..calls).map(|_| policy.run(deadline, attempt))).await;
+        (seen.into_inner(), most.into_inner(), outcomes)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn so_many_and_no_more_are_under_way() {
+        let policy = CallPolicy::new(Duration::from_secs(5));
+        let (seen, most, outcomes) = storm(&policy, 500, |_| Ok(())).await;
+        assert_eq!((seen, most), (500, AT_ONCE));
+        assert!(outcomes.iter().all(Result::is_ok));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_call_takes_a_part_of_the_places_and_keeps_its_order() {
+        let (now, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let answers = each(0..100, |item| {
+            let (now, most) = (&now, &most);
+            async move {
+                most.fetch_max(now.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+                sleep(Duration::from_millis(100 - item)).await;
+                now.fetch_sub(1, Ordering::Relaxed);
+                item
+            }
+        })
+        .await;
+        assert_eq!(answers, (0..100).collect::<Vec<_>>());
+        assert_eq!(most.into_inner(), PER_CALL);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_passes_is_tried_again_and_what_does_not_is_tried_three_times() {
+        let policy = CallPolicy::new(Duration::from_secs(5));
+        let once = |number| if number == 0 { Err(failed(KmsErrorClass::Internal)) } else { Ok(()) };
+        let (seen, _, outcomes) = storm(&policy, 1, once).await;
+        assert_eq!((seen, outcomes[0].is_ok()), (2, true));
+        let (seen, ..) = storm(&policy, 1, |_| Err(failed(KmsErrorClass::Internal))).await;
+        assert_eq!(seen, 3);
+        let (seen, ..) = storm(&policy, 1, |_| Err(failed(KmsErrorClass::AccessDenied))).await;
+        assert_eq!(seen, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_provider_that_fails_gets_no_storm_of_retries() {
+        let policy = CallPolicy::new(Duration::from_secs(5));
+        let (seen, ..) = storm(&policy, 500, |_| Err(failed(KmsErrorClass::Internal))).await;
+        assert_eq!(seen, 500 + (FULL_BUDGET / RETRY_COST) as usize);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn throttling_slows_down_and_multiplies_nothing() {
+        let policy = CallPolicy::new(Duration::from_secs(5));
+        let (seen, _, outcomes) = storm(&policy, 500, |_| Err(failed(KmsErrorClass::Throttled))).await;
+        // Those that were under way together, and some turns; the others fail without a request.
+        assert!(seen < AT_ONCE + 20, "{seen}");
+        assert!(
+            outcomes.iter().all(|outcome| {
+                outcome.as_ref().is_err_and(|error| error.class == KmsErrorClass::Throttled)
+            })
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn when_the_throttling_ends_all_go_again() {
+        let policy = CallPolicy::new(Duration::from_secs(5));
+        let twice = |number| if number < 2 { Err(failed(KmsErrorClass::Throttled)) } else { Ok(()) };
+        let (_, most, outcomes) = storm(&policy, 200, twice).await;
+        assert!(outcomes.iter().all(Result::is_ok));
+        assert!(most > 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pause_that_ends_after_the_deadline_is_not_waited_for() {
+        let policy = CallPolicy::new(Duration::from_secs(5));
+        let asked = || Failed { wait: Some(Duration::from_secs(60)), ..failed(KmsErrorClass::Throttled) };
+        let began = Instant::now();
+        let (seen, _, outcomes) = storm(&policy, 1, |_| Err(asked())).await;
+        assert_eq!(outcomes[0].as_ref().err().map(|error| error.http_status), Some(Some(500)));
+        assert_eq!(storm(&policy, 1, |_| Ok(())).await.0, 0, "the next call need not ask");
+        assert_eq!(seen, 1);
+        assert!(began.elapsed() < Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_provider_that_hangs_ends_with_the_deadline() {
+        let policy = CallPolicy::new(Duration::from_secs(5));
+        let began = Instant::now();
+        let hung = policy.run(policy.deadline(), std::future::pending::<Result<(), Failed>>).await;
+        assert_eq!(hung.err().map(|error| error.class), Some(KmsErrorClass::Timeout));
+        assert_eq!(began.elapsed(), Duration::from_secs(5));
+    }
+}

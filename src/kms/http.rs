@@ -1,0 +1,228 @@
+//! One HTTP request to a provider, and its answer. For every provider that has no client of its own that does this.
+//!
+//! - **It goes where the configuration says and nowhere else.** A client is made for a list of origins; a request to another
+//!   one is refused before a name is looked up. Redirects are not followed, no proxy is taken from the environment: what a
+//!   provider answers (a redirect, a challenge, an address in a token's answer) can never carry a DEK or a credential, or
+//!   us, to another host.
+//! - An answer is read up to [`MAX_ANSWER_BYTES`].
+//! - What holds a DEK or credential is wiped when it is dropped as far as we own it: the body that we send and the body
+//!   that we collect. hyper and rustls copy both through buffers of their own, which nobody wipes.
+
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use http::header::RETRY_AFTER;
+use http::{HeaderMap, Method};
+use hyper::body::Bytes;
+use reqwest::redirect::Policy;
+use reqwest::{Certificate, Client, Identity, Url};
+use tokio::time::{Instant, timeout_at};
+use zeroize::Zeroizing;
+
+use crate::config::Mistake;
+use crate::kms::{KmsError, KmsErrorClass};
+
+/// No answer to what we ask is longer: a batch of wrapped DEKs is some 100 KiB.
+const MAX_ANSWER_BYTES: usize = 4 << 20;
+/// What an answer may hold before its buffer has to grow.
+const USUAL_ANSWER_BYTES: usize = 64 << 10;
+
+/// Where requests may go, and whom to trust there.
+pub(super) struct HttpSettings<'a> {
+    /// Scheme, host and port are compared; the rest is ignored.
+    pub(super) origins: Vec<Url>,
+    /// Certificates in PEM that alone are trusted then, instead of the system's; with the variable that names the file.
+    pub(super) ca_file: Option<(&'static str, &'a Path)>,
+    /// Certificate and key for mutual TLS, each with its variable.
+    pub(super) client: Option<[(&'static str, &'a Path); 2]>,
+    /// How long a call may take; a quarter of it may go into connecting.
+    pub(super) timeout: Duration,
+}
+
+/// A client of these origins.
+pub(super) struct Http {
+    client: Client,
+    origins: Vec<Url>,
+}
+
+/// What was answered, whatever it is.
+pub(super) struct Reply {
+    pub(super) status: u16,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Zeroizing<Vec<u8>>,
+}
+
+impl Reply {
+    /// What `Retry-After` asks for, as RFC 9110, 10.2.3 has it: seconds, or a date.
+    pub(super) fn retry_after(&self) -> Option<Duration> {
+        pause(self.headers.get(RETRY_AFTER)?.to_str().ok()?)
+    }
+}
+
+impl Http {
+    /// Reads the certificate files; sends nothing.
+    ///
+    /// # Errors
+    ///
+    /// A certificate or key file that cannot be read or used, with its variable.
+    pub(super) fn new(settings: HttpSettings<'_>) -> Result<Self, Mistake> {
+        let mut builder = Client::builder()
+            .redirect(Policy::none())
+            .retry(reqwest::retry::never())
+            .no_proxy()
+            .referer(false)
+            .user_agent(concat!("byok/", env!("CARGO_PKG_VERSION")))
+            // A host that does not answer at all is out of reach, and not slow: it is tried again within the deadline.
+            .connect_timeout(settings.timeout / 4);
+        if let Some((variable, path)) = settings.ca_file {
+            let certificates = Certificate::from_pem_bundle(&read(variable, path)?)
+                .ok()
+                .filter(|certificates| !certificates.is_empty())
+                .ok_or_else(|| mistake(variable, "names a file without a certificate in PEM"))?;
+            builder = builder.tls_certs_only(certificates);
+        }
+        if let Some([(variable, certificate), (key_variable, key)]) = settings.client {
+            let key = read(key_variable, key)?;
+            let certificate = read(variable, certificate)?;
+            let mut pem = Zeroizing::new(Vec::with_capacity(key.len() + 1 + certificate.len()));
+            pem.extend_from_slice(&key);
+            pem.push(b'\n');
+            pem.extend_from_slice(&certificate);
+            let identity = Identity::from_pem(&pem).map_err(|_| {
+                mistake(variable, &format!("and {key_variable} hold no certificate and key in PEM"))
+            })?;
+            builder = builder.identity(identity);
+        }
+        let named = settings.client.map(|[(variable, _), _]| variable);
+        let named = named.or(settings.ca_file.map(|(variable, _)| variable)).unwrap_or("SSL_CERT_FILE");
+        let client = builder
+            .build()
+            .map_err(|_| mistake(named, "TLS cannot be set up with these certificates and the system's"))?;
+        Ok(Self { client, origins: settings.origins })
+    }
+
+    /// Sends one request. The error is [`KmsErrorClass::Unreachable`], [`KmsErrorClass::Timeout`],
+    /// [`KmsErrorClass::Internal`] for an answer that is too long, or [`KmsErrorClass::Misconfigured`] for an origin that is
+    /// not ours.
+    pub(super) async fn send(
+        &self,
+        method: Method,
+        url: Url,
+        headers: HeaderMap,
+        body: Bytes,
+        deadline: Instant,
+    ) -> Result<Reply, KmsError> {
+        if !self.origins.iter().any(|ours| ours.origin() == url.origin()) {
+            return Err(KmsError::local(KmsErrorClass::Misconfigured));
+        }
+        let mut request = self.client.request(method, url).headers(headers);
+        if !body.is_empty() {
+            request = request.body(body);
+        }
+        timeout_at(deadline, receive(request))
+            .await
+            .unwrap_or_else(|_| Err(KmsError::local(KmsErrorClass::Timeout)))
+    }
+}
+
+async fn receive(request: reqwest::RequestBuilder) -> Result<Reply, KmsError> {
+    // What reqwest says of an error names the address; the class is all that leaves this function.
+    let unreachable = |_| KmsError::local(KmsErrorClass::Unreachable);
+    let mut response = request.send().await.map_err(unreachable)?;
+    let status = response.status().as_u16();
+    let announced = response.content_length().and_then(|length| usize::try_from(length).ok()).unwrap_or(0);
+    let too_long = KmsError { class: KmsErrorClass::Internal, http_status: Some(status), request_id: None };
+    if announced > MAX_ANSWER_BYTES {
+        return Err(too_long);
+    }
+    let headers = std::mem::take(response.headers_mut());
+    let mut body = Zeroizing::new(Vec::with_capacity(announced.max(USUAL_ANSWER_BYTES)));
+    while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
+        if body.len() + chunk.len() > MAX_ANSWER_BYTES {
+            return Err(too_long);
+        }
+        append(&mut body, &chunk);
+    }
+    Ok(Reply { status, headers, body })
+}
+
+/// Grows by copying into new memory and wiping the old, which `Vec` alone would not.
+fn append(body: &mut Zeroizing<Vec<u8>>, chunk: &[u8]) {
+    if body.capacity() - body.len() < chunk.len() {
+        let mut larger = Zeroizing::new(Vec::with_capacity((body.len() + chunk.len()) * 2));
+        larger.extend_from_slice(body);
+        *body = larger;
+    }
+    body.extend_from_slice(chunk);
+}
+
+fn pause(text: &str) -> Option<Duration> {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the date is of the other side's wall clock; the deadline bounds it"
+    )]
+    let now = SystemTime::now();
+    match text.trim().parse() {
+        Ok(seconds) => Some(Duration::from_secs(seconds)),
+        Err(_) => Some(httpdate::parse_http_date(text).ok()?.duration_since(now).unwrap_or_default()),
+    }
+}
+
+fn read(variable: &str, path: &Path) -> Result<Zeroizing<Vec<u8>>, Mistake> {
+    std::fs::read(path).map(Zeroizing::new).map_err(|error| {
+        mistake(
+            variable,
+            &format!("names the file {}, which cannot be read: {}", path.display(), error.kind()),
+        )
+    })
+}
+
+fn mistake(variable: &str, problem: &str) -> Mistake {
+    Mistake { variable: variable.to_owned(), problem: problem.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        assert_eq!(pause("3"), Some(Duration::from_secs(3)));
+        assert_eq!(pause("Wed, 21 Oct 2015 07:28:00 GMT"), Some(Duration::ZERO));
+        assert_eq!(pause("soon"), None);
+    }
+
+    #[test]
+    fn a_body_that_grows_keeps_what_it_holds() {
+        let mut body = Zeroizing::new(Vec::with_capacity(2));
+        for _ in 0..10 {
+            append(&mut body, b"abc");
+        }
+        assert_eq!(**body, b"abc".repeat(10));
+    }
+
+    #[tokio::test]
+    async fn a_request_to_another_origin_is_not_sent() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let url = |text: &str| Url::parse(text).unwrap();
+        let http = Http::new(HttpSettings {
+            origins: vec![url("https://kms.example.com/v1")],
+            ca_file: None,
+            client: None,
+            timeout: Duration::from_secs(1),
+        })
+        .ok()
+        .unwrap();
+        for other in [
+            "http://kms.example.com",
+            "https://kms.example.com:8443",
+            "https://kms.example.com.evil.net",
+            "https://kms.example.com@evil.net",
+            "https://169.254.169.254",
+        ] {
+            let deadline = Instant::now() + Duration::from_secs(1);
+            let sent = http.send(Method::GET, url(other), HeaderMap::new(), Bytes::new(), deadline).await;
+            assert_eq!(sent.err().map(|error| error.class), Some(KmsErrorClass::Misconfigured), "{other}");
+        }
+    }
+}
