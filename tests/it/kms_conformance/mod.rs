@@ -27,6 +27,7 @@ macro_rules! conformance {
     };
 }
 
+mod gcp;
 mod local;
 mod vault;
 
