@@ -5,17 +5,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use byok::config::VaultLogin;
-use byok::crypto::{Dek, SecretText};
-use byok::kms::{DekBinding, Kms, KmsErrorClass, VaultTransit, Verdict};
+use byok::crypto::Dek;
+use byok::kms::{DekBinding, Kms, KmsErrorClass, Verdict};
 use byok::model::{DekId, TenantUid, Wrapped};
-use futures_util::future::BoxFuture;
-use serde_json::json;
 use tokio::time::Instant;
 
 use crate::support::log::Log;
+use crate::support::provider::Provided;
 use crate::support::toxics::{Fault, Way};
-use crate::support::vault::Vault;
 
 /// Of every call here.
 const TIMEOUT: Duration = Duration::from_millis(1_200);
@@ -24,45 +21,22 @@ const LATE: Duration = Duration::from_millis(1_500);
 
 /// A provider, reached by ways that can be spoiled.
 struct Reached {
-    /// To the KMS.
-    kms: Way,
-    /// To where the credential comes from; the same host for Vault.
-    credential: Option<Way>,
-    /// One that holds no credential yet.
-    fresh: Box<dyn Fn() -> BoxFuture<'static, Arc<dyn Kms>> + Sync + Send>,
-    /// What stands in no error and no log line.
-    secrets: Vec<String>,
+    provider: Provided,
+    /// To the KMS, and to where the credential comes from if that is another host.
+    ways: Vec<Way>,
 }
 
-async fn vault() -> Reached {
-    let transit = Vault::shared().transit().await;
-    let (way, address) = Way::to_url(&transit.vault.address).await;
-    let mount = format!("approle-{}", transit.policy);
-    transit.vault.write(&format!("sys/auth/{mount}"), json!({ "type": "approle" })).await;
-    let role = format!("auth/{mount}/role/byok");
-    transit.vault.write(&role, json!({ "token_policies": [transit.policy], "token_ttl": "1h" })).await;
-    let role_id = transit.vault.read(&format!("{role}/role-id")).await["data"]["role_id"]
-        .as_str()
-        .expect("an id")
-        .to_owned();
-    let secret_id = transit.vault.write(&format!("{role}/secret-id"), json!({})).await["data"]["secret_id"]
-        .as_str()
-        .expect("an id")
-        .to_owned();
-    let secrets = vec![role_id.clone(), secret_id.clone()];
-    let fresh = move || {
-        let login = VaultLogin::AppRole {
-            mount: mount.clone(),
-            role_id: SecretText::new(role_id.clone()),
-            secret_id: Some(byok::config::SecretSource::Text(SecretText::new(secret_id.clone()))),
-        };
-        let mut settings = transit.settings(login);
-        settings.address = address.parse().expect("an address");
-        settings.timeout = TIMEOUT;
-        let kms: Arc<dyn Kms> = Arc::new(VaultTransit::new(settings).expect("the settings are good"));
-        Box::pin(async move { kms }) as BoxFuture<'static, _>
-    };
-    Reached { kms: way, credential: None, fresh: Box::new(fresh), secrets }
+impl Reached {
+    async fn new(mut provider: Provided) -> Self {
+        let ways = provider.by_ways().await;
+        provider.variables.push(("BYOK_KMS_TIMEOUT_MS".to_owned(), TIMEOUT.as_millis().to_string()));
+        Self { provider, ways }
+    }
+
+    /// One that holds no credential yet.
+    fn fresh(&self) -> Arc<dyn Kms> {
+        self.provider.kms()
+    }
 }
 
 fn binding() -> DekBinding {
@@ -122,7 +96,7 @@ async fn survives(
     assert!(expected(fault, class), "{operation:?} through {fault:?}: {shown}");
     assert_eq!(class.verdict(), Verdict::Outage);
     assert!(took < TIMEOUT + LATE, "{operation:?} through {fault:?}: {took:?}");
-    for secret in &reached.secrets {
+    for secret in &reached.provider.secrets {
         assert!(!shown.contains(secret.as_str()), "{operation:?} through {fault:?}: {shown}");
     }
     // A login that failed may pause for a moment before the next.
@@ -135,39 +109,42 @@ async fn survives(
     panic!("{operation:?} after {fault:?}: it does not come back");
 }
 
-async fn every_operation_survives_every_fault(reached: Reached) {
+async fn every_operation_survives_every_fault(provider: Provided) {
+    let reached = Reached::new(provider).await;
     let log = Log::capture();
-    let kms = (reached.fresh)().await;
+    let kms = reached.fresh();
     let bound = binding();
     let made = kms.generate(&[bound]).await.remove(0).expect("a DEK").value;
     let wrapped = (bound, made.wrapped);
     for fault in Fault::ALL {
         for operation in [Operation::Generate, Operation::Wrap, Operation::Unwrap, Operation::Rewrap] {
-            survives(&reached, &*kms, &reached.kms, operation, fault, &wrapped).await;
+            survives(&reached, &*kms, &reached.ways[0], operation, fault, &wrapped).await;
         }
     }
     let ours = log.ours();
     assert!(ours.contains("the KMS did not do it"), "the log was captured");
-    for secret in &reached.secrets {
+    for secret in &reached.provider.secrets {
         assert!(!ours.contains(secret.as_str()), "{secret} was logged");
     }
 }
 
-async fn a_credential_that_cannot_be_fetched_is_an_outage(reached: Reached) {
+async fn a_credential_that_cannot_be_fetched_is_an_outage(provider: Provided) {
+    let reached = Reached::new(provider).await;
     let bound = binding();
-    let made = (reached.fresh)().await.generate(&[bound]).await.remove(0).expect("a DEK").value;
+    let made = reached.fresh().generate(&[bound]).await.remove(0).expect("a DEK").value;
     let wrapped = (bound, made.wrapped);
     for fault in Fault::ALL {
-        let kms = (reached.fresh)().await;
-        let way = reached.credential.as_ref().unwrap_or(&reached.kms);
+        let kms = reached.fresh();
+        let way = reached.ways.last().expect("a way");
         survives(&reached, &*kms, way, Operation::Unwrap, fault, &wrapped).await;
     }
 }
 
 /// What is held goes on being good while no new one can be had.
-async fn a_live_credential_outlasts_its_source(reached: Reached) {
-    let Some(way) = &reached.credential else { return };
-    let kms = (reached.fresh)().await;
+async fn a_live_credential_outlasts_its_source(provider: Provided) {
+    let reached = Reached::new(provider).await;
+    let [_, way] = &reached.ways[..] else { panic!("its credential comes from another host") };
+    let kms = reached.fresh();
     let bound = binding();
     let made = kms.generate(&[bound]).await.remove(0).expect("a DEK").value;
     way.spoil(Fault::Cut).await;
@@ -178,24 +155,17 @@ async fn a_live_credential_outlasts_its_source(reached: Reached) {
 }
 
 macro_rules! on_every_provider {
-    ($($provider:ident),+) => {
+    ($($provider:ident: $($behaviour:ident)+;)+) => {
         $(mod $provider {
-            #[tokio::test]
-            async fn every_operation_survives_every_fault() {
-                super::every_operation_survives_every_fault(super::$provider().await).await;
-            }
-
-            #[tokio::test]
-            async fn a_credential_that_cannot_be_fetched_is_an_outage() {
-                super::a_credential_that_cannot_be_fetched_is_an_outage(super::$provider().await).await;
-            }
-
-            #[tokio::test]
-            async fn a_live_credential_outlasts_its_source() {
-                super::a_live_credential_outlasts_its_source(super::$provider().await).await;
-            }
+            $(#[tokio::test]
+            async fn $behaviour() {
+                super::$behaviour(super::Provided::$provider().await).await;
+            })+
         })+
     };
 }
 
-on_every_provider!(vault);
+on_every_provider! {
+    // Its token is given; the login by AppRole goes to the same host, and has its tests in `kms_vault_login`.
+    vault: every_operation_survives_every_fault;
+}

@@ -5,6 +5,7 @@
 
 mod architecture;
 mod canary;
+mod canary_kms;
 mod cli;
 mod committer;
 mod faults;

@@ -2,30 +2,15 @@
 //! variables that `byok serve` takes. Ignored by the ordinary run; `scripts/test real` runs it and says what it did not run.
 //! It makes a few dozen calls to the key, and changes nothing.
 
-use std::sync::Arc;
-
-use byok::config::{self, Env, Reader};
+use byok::config::Env;
 use byok::crypto::Dek;
-use byok::kms::{AwsKms, AzureKeyVault, DekBinding, GcpKms, Kms, KmsErrorClass, VaultTransit};
+use byok::kms::{DekBinding, KmsErrorClass};
 use byok::model::{DekId, TenantUid};
 
-fn provider(name: &str) -> Arc<dyn Kms> {
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let env = Env::of_process().with("BYOK_PROVIDER", name);
-    let mut reader = Reader::new(&env);
-    let settings = config::Kms::read(&mut reader, false);
-    let mistakes = reader.into_mistakes();
-    match settings {
-        Some(config::Kms::Aws(settings)) => Arc::new(AwsKms::new(*settings).expect("it is built")),
-        Some(config::Kms::Gcp(settings)) => Arc::new(GcpKms::new(*settings).expect("it is built")),
-        Some(config::Kms::Azure(settings)) => Arc::new(AzureKeyVault::new(*settings).expect("it is built")),
-        Some(config::Kms::Vault(settings)) => Arc::new(VaultTransit::new(*settings).expect("it is built")),
-        Some(config::Kms::Local(_)) | None => panic!("{mistakes:?}"),
-    }
-}
+use crate::support::provider::kms_of;
 
 async fn wraps_unwraps_and_refuses(name: &str, binds: bool) {
-    let kms = provider(name);
+    let kms = kms_of(&Env::of_process().with("BYOK_PROVIDER", name));
     let bindings: Vec<_> =
         (0..20).map(|_| DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() }).collect();
     let made = kms.generate(&bindings).await;
