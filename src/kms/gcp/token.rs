@@ -130,12 +130,13 @@ impl Tokens {
             Ok(granted) => {
                 *gate = None;
                 let now = Instant::now();
-                let end = now + granted.lasts;
-                let renew_at = end - (granted.lasts / 4).min(EARLY);
+                let early = (granted.lasts / 4).min(EARLY);
+                // Whatever an endpoint says, it is not asked without end.
+                let renew_at = now + (granted.lasts - early).max(RENEWAL_PAUSES.0);
                 let granted = Arc::new(granted);
                 let held = Held {
                     granted: Arc::clone(&granted),
-                    end,
+                    end: now + granted.lasts,
                     renew_at,
                     fingerprint: credential.fingerprint,
                     after,
