@@ -7,8 +7,12 @@ use crate::config::{GcpKey, Reader};
 pub(super) fn policy(reader: &mut Reader<'_>) -> String {
     let Some(key) = GcpKey::read(reader) else { return String::new() };
     let impersonate = reader.text("BYOK_GCP_IMPERSONATE_SERVICE_ACCOUNT");
-    let account =
-        impersonate.clone().unwrap_or_else(|| format!("byok@{}.iam.gserviceaccount.com", key.project));
+    // Of a project of a domain (`example.com:project`) accounts are at `project.example.com`.
+    let home = match key.project.split_once(':') {
+        Some((domain, project)) => format!("{project}.{domain}"),
+        None => key.project.clone(),
+    };
+    let account = impersonate.clone().unwrap_or_else(|| format!("byok@{home}.iam.gserviceaccount.com"));
     let GcpKey { project, location, ring, key, .. } = key;
     let acting = match impersonate {
         Some(_) => format!(
