@@ -154,16 +154,20 @@ fn version(reader: &mut Reader<'_>, named: Option<NonZeroU64>) -> KeyVersionStra
 fn identity(reader: &mut Reader<'_>) -> Option<GcpIdentity> {
     const FILE: &str = "BYOK_GCP_CREDENTIALS_JSON_FILE";
     const DEFAULT_FILE: &str = "GOOGLE_APPLICATION_CREDENTIALS";
-    if let (Some(_), Some(_)) = (reader.text(CREDENTIALS), reader.text(FILE)) {
+    let given = reader.text(CREDENTIALS).map(SecretText::new);
+    if given.is_some() && reader.text(FILE).is_some() {
         reader.mistake(CREDENTIALS, format!("is set beside {FILE}; keep one of them"));
         return None;
     }
-    if let Some(text) = reader.text(CREDENTIALS).filter(|text| text.trim_start().starts_with('{')) {
-        let text = SecretText::new(text);
-        check(reader, CREDENTIALS, text.expose())?;
-        return Some(GcpIdentity::Credentials(SecretSource::Text(text)));
+    match given {
+        Some(json) if json.expose().trim_start().starts_with('{') => {
+            check(reader, CREDENTIALS, json.expose())?;
+            return Some(GcpIdentity::Credentials(SecretSource::Text(json)));
+        }
+        Some(path) => return file(reader, CREDENTIALS, path.expose().into()),
+        None => {}
     }
-    for name in [CREDENTIALS, FILE, DEFAULT_FILE] {
+    for name in [FILE, DEFAULT_FILE] {
         if let Some(path) = reader.text(name) {
             return file(reader, name, path.into());
         }

@@ -15,6 +15,7 @@
 //   revoke {email?}                              ends every token (of one)
 //   quota {reads?, crypto?, window_ms?, retry_after?}         limits of a window; 300 and 60,000 a minute at first
 //   fault {on, times?, delay_ms?, status?, body?, headers?, refuse?, alter?, alter_request?}   for the next calls
+//   calm {}                                      takes back the faults that were not met yet
 //   counters {}                                  calls by method since the start, refused ones included
 
 import { createServer } from "node:http";
