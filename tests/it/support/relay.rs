@@ -107,11 +107,13 @@ impl Relay {
     }
 
     /// Each answer takes so much longer from now on.
+    #[cfg_attr(test, expect(dead_code, reason = "the benches use it"))]
     pub(crate) fn slow_down(&self, milliseconds: usize) {
         self.state.slow.store(milliseconds, Ordering::Relaxed);
     }
 
     /// What has come since the last time, by name, and the most at a time.
+    #[cfg_attr(test, expect(dead_code, reason = "the benches use it"))]
     pub(crate) fn take(&self) -> (BTreeMap<String, usize>, usize) {
         let counts = std::mem::take(&mut *self.state.counts.lock().expect("a lock"));
         (counts, self.state.most.swap(0, Ordering::Relaxed))
