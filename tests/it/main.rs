@@ -13,6 +13,7 @@ mod graphql;
 mod keyring;
 mod kms_conformance;
 mod kms_faults;
+mod kms_gcp_doctor;
 mod kms_gcp_errors;
 mod kms_gcp_integrity;
 mod kms_gcp_login;

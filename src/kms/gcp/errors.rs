@@ -81,11 +81,13 @@ const TABLE: &[(&str, Detail, KmsErrorClass)] = &[
 
 /// The error of an answer that is not 200.
 pub(super) fn of_reply(asked: Asked, reply: &Reply) -> KmsError {
-    let class = match Said::read(reply) {
-        Some(said) => said.class(asked),
-        None => of_status(reply.status),
-    };
-    with_status(class, reply)
+    let Some(said) = Said::read(reply) else { return with_status(of_status(reply.status), reply) };
+    let error = with_status(said.class(asked), reply);
+    // A token without the scope, or of a person without a quota project: nothing is wrong with the key.
+    match (error.class, said.error.status.as_str()) {
+        (Misconfigured, "PERMISSION_DENIED") => error.of_credential(),
+        _ => error,
+    }
 }
 
 /// The error of an answer of IAM credentials: whatever the refusal, the identity that we need is not to be had.
@@ -157,7 +159,7 @@ pub(super) fn internal(reply: &Reply) -> KmsError {
 
 /// Cloud KMS gives no id of the request.
 fn with_status(class: KmsErrorClass, reply: &Reply) -> KmsError {
-    KmsError { class, http_status: Some(reply.status), request_id: None }
+    KmsError::answered(class, reply.status, None)
 }
 
 /// Of an answer that is not in Google's shape.

@@ -301,10 +301,10 @@ impl Google {
 
     /// Sends a request; once more where the first answer is of the kind that one more try may mend.
     async fn send(&self, url: &Url, body: &Bytes, deadline: Instant) -> Result<Reply, KmsError> {
-        let token = self.tokens.token(deadline).await?;
+        let token = self.tokens.token(deadline).await.map_err(KmsError::of_credential)?;
         let reply = self.send_as(&token, url, body, deadline).await?;
         if reply.status == 401 && errors::says(&reply, "UNAUTHENTICATED") {
-            let token = self.tokens.another(&token, deadline).await?;
+            let token = self.tokens.another(&token, deadline).await.map_err(KmsError::of_credential)?;
             let reply = self.send_as(&token, url, body, deadline).await?;
             if reply.status == 401 && errors::says(&reply, "UNAUTHENTICATED") {
                 self.tokens.refused(&token, &errors::of_reply(Asked::Look, &reply)).await;

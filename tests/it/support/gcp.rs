@@ -125,19 +125,22 @@ impl Google {
         self.control("counters", json!({})).await[method].as_u64().unwrap_or(0)
     }
 
-    /// Settings as the environment would give them: our account's key file, with these variables besides.
-    pub(crate) async fn settings(&self, variables: &[(&str, &str)]) -> GcpSettings {
+    /// What the environment holds: our account's key file, with these variables besides.
+    pub(crate) async fn environment(&self, variables: &[(&str, &str)]) -> Env {
         let file = self.account(ACCOUNT).await.to_string();
-        let mut env = Env::from_pairs([
+        let env = Env::from_pairs([
             ("BYOK_PROVIDER", "gcp-kms"),
             ("BYOK_GCP_KEY_NAME", KEY),
             ("BYOK_GCP_CREDENTIALS_JSON", &file),
             ("BYOK_GCP_ENDPOINT", &self.address),
             ("BYOK_GCP_IAM_ENDPOINT", &self.address),
         ]);
-        for (name, value) in variables {
-            env = env.with(name, value);
-        }
+        variables.iter().fold(env, |env, (name, value)| env.with(name, value))
+    }
+
+    /// Settings as that environment gives them.
+    pub(crate) async fn settings(&self, variables: &[(&str, &str)]) -> GcpSettings {
+        let env = self.environment(variables).await;
         let mut reader = Reader::new(&env);
         match config::Kms::read(&mut reader, false) {
             Some(config::Kms::Gcp(settings)) => *settings,

@@ -87,7 +87,6 @@ impl Provided {
             ("BYOK_GCP_ENDPOINT", &google.address),
         ];
         Self {
-            name: "gcp-kms",
             variables: owned(&variables),
             kms: google.address.clone(),
             credential: Some(credential),
