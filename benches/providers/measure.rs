@@ -13,7 +13,7 @@ use super::Provided;
 use crate::support::relay::Relay;
 use crate::support::server::TestServer;
 
-pub(crate) const PROVIDERS: [&str; 2] = ["vault-transit", "azure-key-vault"];
+pub(crate) const PROVIDERS: [&str; 3] = ["gcp-kms", "vault-transit", "azure-key-vault"];
 
 pub(crate) const STEPS: [&str; 8] = [
     "a server's first call: credential",
@@ -42,6 +42,7 @@ pub(crate) struct Measured {
 
 async fn provided(name: &str) -> Provided {
     match name {
+        "gcp-kms" => Provided::gcp().await,
         "vault-transit" => Provided::vault().await,
         "azure-key-vault" => Provided::azure().await,
         other => unreachable!("{other} is none of PROVIDERS"),

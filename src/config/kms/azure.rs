@@ -96,13 +96,13 @@ pub enum AzureCredential {
         /// `BYOK_AZURE_CLIENT_ID`, else `AZURE_CLIENT_ID`: a user-assigned identity; `None`: the system-assigned one.
         client_id: Option<String>,
         /// Where such tokens come from.
-        source: IdentitySource,
+        source: AzureIdentitySource,
     },
 }
 
 /// Where tokens of managed identities come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum IdentitySource {
+pub enum AzureIdentitySource {
     /// The instance metadata service: `http://169.254.169.254`, or one on loopback (`BYOK_AZURE_IMDS_HOST`).
     Imds(Url),
     /// What App Service and Container Apps name in `IDENTITY_ENDPOINT`: loopback or link-local.
@@ -169,7 +169,7 @@ impl AzureKey {
         if !is_key_name(name) {
             reader.mistake(NAME, "names no key: 1 to 127 letters, digits and `-`");
         }
-        if in_url.is_some_and(|version| !is_version(version)) {
+        if in_url.is_some_and(|version| !is_azure_version(version)) {
             reader.mistake(NAME, "names no key version: 32 hexadecimal digits");
         }
         let service = service_of(&url);
@@ -236,7 +236,7 @@ impl AzureSettings {
 
 /// Whether `other` is the same authority, under another of its names. On loopback, where a test's proxies come and go, any
 /// port is; nothing is ever sent to the one that a challenge names.
-pub(crate) fn is_same_authority(authority: &Url, other: &Url) -> bool {
+pub(crate) fn is_same_azure_authority(authority: &Url, other: &Url) -> bool {
     let (Some(host), Some(other_host)) = (authority.host_str(), other.host_str()) else { return false };
     let aliases = |cloud: &&Cloud| cloud.authorities.contains(&host);
     is_loopback(authority) && is_loopback(other)
@@ -271,7 +271,7 @@ fn version(reader: &mut Reader<'_>, in_url: Option<&str>) -> Option<String> {
             reader.mistake(NAME, "is `latest`, and BYOK_AZURE_KEY_ID names a version: keep one of them");
             None
         }
-        (Some(text), _) if !is_version(text) => {
+        (Some(text), _) if !is_azure_version(text) => {
             reader.mistake(NAME, "is neither `latest` nor a key version: 32 hexadecimal digits");
             None
         }
@@ -355,7 +355,7 @@ fn credential(reader: &mut Reader<'_>) -> Option<AzureCredential> {
     }
 }
 
-fn identity_source(reader: &mut Reader<'_>) -> Option<IdentitySource> {
+fn identity_source(reader: &mut Reader<'_>) -> Option<AzureIdentitySource> {
     const ENDPOINT: &str = "IDENTITY_ENDPOINT";
     const HOST: &str = "BYOK_AZURE_IMDS_HOST";
     if let Some(text) = reader.text(ENDPOINT) {
@@ -364,17 +364,17 @@ fn identity_source(reader: &mut Reader<'_>) -> Option<IdentitySource> {
             reader
                 .mistake(ENDPOINT, "is no address of this machine, as App Service and Container Apps set it");
         }
-        return url.map(IdentitySource::Endpoint);
+        return url.map(AzureIdentitySource::Endpoint);
     }
     if !reader.is_set(HOST) {
-        return Url::parse(IMDS).ok().map(IdentitySource::Imds);
+        return Url::parse(IMDS).ok().map(AzureIdentitySource::Imds);
     }
     let url = endpoint(reader, HOST, None)?;
     if !is_loopback(&url) || url.path() != "/" {
         reader.mistake(HOST, format!("is not on this machine; without it the service is {IMDS}"));
         return None;
     }
-    Some(IdentitySource::Imds(url))
+    Some(AzureIdentitySource::Imds(url))
 }
 
 fn is_link_local(url: &Url) -> bool {
@@ -401,7 +401,7 @@ fn is_key_name(text: &str) -> bool {
 }
 
 /// What Azure makes as a version's id.
-pub(crate) fn is_version(text: &str) -> bool {
+pub(crate) fn is_azure_version(text: &str) -> bool {
     text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
@@ -588,14 +588,14 @@ mod tests {
             AzureCredential::ManagedIdentity { source, .. } => source,
             _ => panic!("not a managed identity"),
         };
-        assert_eq!(source(&managed()), IdentitySource::Imds(Url::parse(IMDS).unwrap()));
+        assert_eq!(source(&managed()), AzureIdentitySource::Imds(Url::parse(IMDS).unwrap()));
         for fine in ["http://localhost:42356/msi/token", "http://169.254.129.2:8081/msi/token"] {
             let env = managed().with("IDENTITY_ENDPOINT", fine);
-            assert_eq!(source(&env), IdentitySource::Endpoint(Url::parse(fine).unwrap()));
+            assert_eq!(source(&env), AzureIdentitySource::Endpoint(Url::parse(fine).unwrap()));
         }
         assert_eq!(mistaken(&managed().with("IDENTITY_ENDPOINT", "http://evil.net/")), ["IDENTITY_ENDPOINT"]);
         let host = |text| managed().with("BYOK_AZURE_IMDS_HOST", text);
-        assert!(matches!(source(&host("http://127.0.0.1:1")), IdentitySource::Imds(_)));
+        assert!(matches!(source(&host("http://127.0.0.1:1")), AzureIdentitySource::Imds(_)));
         assert_eq!(mistaken(&host("http://10.0.0.1")), ["BYOK_AZURE_IMDS_HOST"]);
     }
 
@@ -603,14 +603,14 @@ mod tests {
     fn a_challenge_may_use_another_name_of_the_same_authority() {
         let url = |text| Url::parse(text).unwrap();
         let ours = url("https://login.microsoftonline.com");
-        assert!(is_same_authority(&ours, &url("https://login.windows.net/tenant")));
+        assert!(is_same_azure_authority(&ours, &url("https://login.windows.net/tenant")));
         for bad in
             ["https://login.microsoftonline.us", "http://login.windows.net", "https://login.windows.net:1"]
         {
-            assert!(!is_same_authority(&ours, &url(bad)), "{bad}");
+            assert!(!is_same_azure_authority(&ours, &url(bad)), "{bad}");
         }
         let loopback = url("https://127.0.0.1:1");
-        assert!(is_same_authority(&loopback, &url("https://127.0.0.1:2")));
-        assert!(!is_same_authority(&loopback, &ours) && !is_same_authority(&ours, &loopback));
+        assert!(is_same_azure_authority(&loopback, &url("https://127.0.0.1:2")));
+        assert!(!is_same_azure_authority(&loopback, &ours) && !is_same_azure_authority(&ours, &loopback));
     }
 }

@@ -4,6 +4,7 @@
 mod aws;
 mod azure;
 mod gcp;
+mod gcp_credentials;
 mod vault;
 
 use std::net::IpAddr;
@@ -17,9 +18,12 @@ use super::Reader;
 use crate::crypto::SecretText;
 
 pub use aws::AwsSettings;
-pub use azure::{AzureAlgorithm, AzureCredential, AzureKey, AzureService, AzureSettings, IdentitySource};
-pub(crate) use azure::{is_same_authority, is_version};
-pub use gcp::GcpSettings;
+pub use azure::{
+    AzureAlgorithm, AzureCredential, AzureIdentitySource, AzureKey, AzureService, AzureSettings,
+};
+pub(crate) use azure::{is_azure_version, is_same_azure_authority};
+pub use gcp::{GcpIdentity, GcpKey, GcpSettings};
+pub use gcp_credentials::GcpCredentials;
 pub use vault::{ClientCertificate, VaultKey, VaultLogin, VaultSettings};
 
 /// The KMS that `BYOK_PROVIDER` names.

@@ -30,7 +30,7 @@ use serde::Deserialize;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::config::{AzureKey, AzureSettings, Mistake, is_version};
+use crate::config::{AzureKey, AzureSettings, Mistake, is_azure_version};
 use crate::crypto::Dek;
 use crate::kms::call::{CallPolicy, Failed, each};
 use crate::kms::http::Reply;
@@ -217,7 +217,7 @@ impl Kms for AzureKeyVault {
     }
 
     async fn rewrap(&self, wrapped: &[(DekBinding, Wrapped)], to: &KeyVersion) -> Vec<ItemResult<Wrapped>> {
-        if *to.key != *self.key.name || !is_version(&to.version) {
+        if *to.key != *self.key.name || !is_azure_version(&to.version) {
             return wrapped.iter().map(|_| Err(KmsError::local(KmsErrorClass::Misconfigured))).collect();
         }
         let deadline = self.calls.deadline();

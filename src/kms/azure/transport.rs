@@ -26,7 +26,7 @@ use hyper::body::Bytes;
 use reqwest::Url;
 use tokio::time::Instant;
 
-use crate::config::{AzureCredential, AzureSettings, IdentitySource, Mistake, is_same_authority};
+use crate::config::{AzureCredential, AzureIdentitySource, AzureSettings, Mistake, is_same_azure_authority};
 use crate::crypto::SecretText;
 use crate::kms::call::Failed;
 use crate::kms::http::{Http, HttpSettings, Reply};
@@ -101,7 +101,7 @@ pub(super) struct Transport {
     http: Http,
     vault: Url,
     authority: Url,
-    identity: Option<IdentitySource>,
+    identity: Option<AzureIdentitySource>,
     tenant: Option<String>,
     resource: String,
 }
@@ -121,7 +121,7 @@ impl Transport {
             AzureCredential::ClientSecret { .. } | AzureCredential::WorkloadIdentity { .. } => None,
         };
         let token_source = match &identity {
-            Some(IdentitySource::Imds(url) | IdentitySource::Endpoint(url)) => url,
+            Some(AzureIdentitySource::Imds(url) | AzureIdentitySource::Endpoint(url)) => url,
             None => &settings.authority,
         };
         let http = Http::new(HttpSettings {
@@ -190,16 +190,16 @@ impl Transport {
         }
         match &self.identity {
             None if url.origin() == self.authority.origin() => Ok((Service::Authority, url.clone())),
-            Some(IdentitySource::Endpoint(endpoint)) if url.origin() == endpoint.origin() => {
+            Some(AzureIdentitySource::Endpoint(endpoint)) if url.origin() == endpoint.origin() => {
                 Ok((Service::Identity, url.clone()))
             }
-            Some(IdentitySource::Imds(host)) if url.host_str() == Some("169.254.169.254") => {
+            Some(AzureIdentitySource::Imds(host)) if url.host_str() == Some("169.254.169.254") => {
                 let mut there = host.clone();
                 there.set_path(url.path());
                 there.set_query(url.query());
                 Ok((Service::Identity, there))
             }
-            None | Some(IdentitySource::Endpoint(_) | IdentitySource::Imds(_)) => {
+            None | Some(AzureIdentitySource::Endpoint(_) | AzureIdentitySource::Imds(_)) => {
                 Err(KmsError::local(KmsErrorClass::Misconfigured))
             }
         }
@@ -224,7 +224,7 @@ impl Transport {
 
     fn is_ours(&self, authority: &Url) -> bool {
         let tenant = authority.path_segments().and_then(|mut segments| segments.next()).unwrap_or_default();
-        is_same_authority(&self.authority, authority)
+        is_same_azure_authority(&self.authority, authority)
             && self.tenant.as_ref().is_none_or(|ours| ours.eq_ignore_ascii_case(tenant))
     }
 }

@@ -12,7 +12,7 @@ use reqwest::Url;
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-use crate::config::{AzureAlgorithm, AzureKey, is_version};
+use crate::config::{AzureAlgorithm, AzureKey, is_azure_version};
 use crate::crypto::Dek;
 use crate::kms::KmsErrorClass;
 use crate::model::{KeyVersion, Wrapped};
@@ -57,7 +57,7 @@ pub(super) fn checked<'a>(
         // RFC 3394: eight bytes more than what is wrapped.
         AzureAlgorithm::A256Kw => wrapped.bytes.len() == 40,
     };
-    if wrapped.scheme != SCHEME || !is_version(&wrapped.key_version.version) || !length_fits {
+    if wrapped.scheme != SCHEME || !is_azure_version(&wrapped.key_version.version) || !length_fits {
         return Err(KmsErrorClass::InvalidWrappedDek);
     }
     Ok((&wrapped.key_version.version, &wrapped.bytes))
@@ -109,7 +109,7 @@ impl<'a> Answer<'a> {
         let mut segments = kid.path_segments()?;
         let (keys, name, version) = (segments.next()?, segments.next()?, segments.next()?);
         let ours = keys == "keys" && name.eq_ignore_ascii_case(&key.name) && segments.next().is_none();
-        (ours && is_version(version)).then(|| version.to_ascii_lowercase())
+        (ours && is_azure_version(version)).then(|| version.to_ascii_lowercase())
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use byok::config::{
-    AzureAlgorithm, AzureCredential, AzureKey, AzureService, AzureSettings, IdentitySource, SecretSource,
+    AzureAlgorithm, AzureCredential, AzureIdentitySource, AzureKey, AzureService, AzureSettings, SecretSource,
 };
 use byok::crypto::SecretText;
 use byok::kms::AzureKeyVault;
@@ -198,7 +198,7 @@ impl Azure {
 
     /// By the metadata service: the system-assigned identity, or a user-assigned one.
     pub(crate) fn managed(&self, client_id: Option<&str>) -> AzureCredential {
-        let source = IdentitySource::Imds(self.imds.parse().expect("an address"));
+        let source = AzureIdentitySource::Imds(self.imds.parse().expect("an address"));
         AzureCredential::ManagedIdentity { client_id: client_id.map(str::to_owned), source }
     }
 
