@@ -68,6 +68,7 @@ async fn what_a_provider_says_gets_nowhere(mut provider: Provided) {
             }
         }
     }
+    (provider.rotate)().await;
     answers.push_str(&server.post("/byok/rotate", json!({})).await.body.to_string());
     answers.push_str(
         &server.call(Method::GET, "/byok/health", &server.jwt("admin", "a"), None).await.body.to_string(),

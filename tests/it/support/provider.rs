@@ -39,7 +39,6 @@ pub(crate) struct Provided {
     /// Codes that it has.
     pub(crate) codes: &'static [&'static str],
     /// Makes a new version of the key.
-    #[cfg_attr(test, expect(dead_code, reason = "the benches use it"))]
     pub(crate) rotate: Hand,
 }
 
