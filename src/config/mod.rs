@@ -16,8 +16,8 @@ pub use auth::{Auth, File, Jwt};
 pub use dek_cache::DekCache;
 pub use env::{Env, Mistake, Reader};
 pub use kms::{
-    AwsSettings, AzureSettings, ClientCertificate, GcpSettings, KeyVersionStrategy, Kms, SecretSource,
-    VaultKey, VaultLogin, VaultSettings,
+    AwsCredentials, AwsKeyArn, AwsKeyName, AwsRole, AwsSettings, AzureSettings, ClientCertificate,
+    GcpSettings, KeyVersionStrategy, Kms, SecretSource, VaultKey, VaultLogin, VaultSettings,
 };
 pub use limits::Limits;
 pub use server::{Server, Tls};

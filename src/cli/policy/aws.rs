@@ -1,8 +1,9 @@
-//! Placeholder.
+//! Policies for a key in AWS KMS.
 
 use crate::config::Reader;
 
-/// Placeholder.
-pub(super) fn policy(_: &mut Reader<'_>) -> String {
+/// For `aws iam` and `aws kms`.
+pub(super) fn policy(reader: &mut Reader<'_>) -> String {
+    let _ = reader;
     String::new()
 }

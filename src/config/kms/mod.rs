@@ -16,7 +16,7 @@ use reqwest::Url;
 use super::Reader;
 use crate::crypto::SecretText;
 
-pub use aws::AwsSettings;
+pub use aws::{AwsCredentials, AwsKeyArn, AwsKeyName, AwsRole, AwsSettings};
 pub use azure::AzureSettings;
 pub use gcp::GcpSettings;
 pub use vault::{ClientCertificate, VaultKey, VaultLogin, VaultSettings};
