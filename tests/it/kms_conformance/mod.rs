@@ -27,6 +27,7 @@ macro_rules! conformance {
     };
 }
 
+mod aws;
 mod local;
 mod vault;
 

@@ -1,5 +1,6 @@
 //! What the tests stand on: real servers, never a stand-in.
 
+pub(crate) mod aws;
 pub(crate) mod log;
 pub(crate) mod pki;
 pub(crate) mod postgres;
