@@ -325,10 +325,11 @@ impl Aws {
         if let Some(plaintext) = made.plaintext.take() {
             plaintext.into_inner().zeroize();
         }
-        let arn = made.key_id.take().unwrap_or_default();
-        if key != self.configured.arn || matches!(self.configured.name, AwsKeyName::Key(_)) {
-            same(key, &arn, &request_id)?;
+        // An alias is answered with the key that it names.
+        if AwsKeyArn::parse(key).is_ok_and(|key| matches!(key.name, AwsKeyName::Key(_))) {
+            same(key, made.key_id(), &request_id)?;
         }
+        let arn = made.key_id.take().unwrap_or_default();
         let material = made.key_material_id();
         let name = self.versions.wrapped_by(material, self.list(&arn, deadline)).await;
         Ok((arn, name))
@@ -524,14 +525,15 @@ fn dek(blob: Option<Blob>, request_id: &Option<Arc<str>>) -> Result<Dek, KmsErro
 
 /// Only what the one key made or opened is used: same account, same region, same key.
 fn ours(pinned: &Pinned, answered: Option<&str>, request_id: &Option<Arc<str>>) -> Result<(), KmsError> {
-    same(&pinned.arn, answered.unwrap_or_default(), request_id)
+    same(&pinned.arn, answered, request_id)
 }
 
-fn same(asked: &str, answered: &str, request_id: &Option<Arc<str>>) -> Result<(), KmsError> {
-    if asked == answered {
-        return Ok(());
+fn same(asked: &str, answered: Option<&str>, request_id: &Option<Arc<str>>) -> Result<(), KmsError> {
+    match answered {
+        Some(answered) if answered == asked => Ok(()),
+        Some(_) => Err(undocumented(KmsErrorClass::Misconfigured, request_id)),
+        None => Err(undocumented(KmsErrorClass::Internal, request_id)),
     }
-    Err(undocumented(KmsErrorClass::Misconfigured, request_id))
 }
 
 /// Of an answer that says something else than was asked for.

@@ -316,6 +316,8 @@ pub(crate) enum Fault {
     Truncated,
     /// The answer comes whole, with bytes changed in its middle.
     Corrupted,
+    /// The answer names another key: the replica in another region.
+    OtherKey,
     /// It comes late.
     Late(Duration),
 }
@@ -421,7 +423,7 @@ async fn forward(state: &Mutex<State>, cloud: &str, client: &reqwest::Client, re
         Some(Fault::Answer(status, text)) => return super::stub::answer(*status, *text),
         Some(Fault::Error(status, code)) => return error(&parts.headers, *status, code),
         Some(Fault::Late(by)) => tokio::time::sleep(*by).await,
-        Some(Fault::Truncated | Fault::Corrupted) | None => {}
+        Some(Fault::Truncated | Fault::Corrupted | Fault::OtherKey) | None => {}
     }
     let url = format!("{cloud}{}", parts.uri.path());
     let sent = client.request(parts.method, url).headers(parts.headers).body(body).send().await;
@@ -444,6 +446,9 @@ async fn forward(state: &Mutex<State>, cloud: &str, client: &reqwest::Client, re
             let middle = bytes.len() / 2;
             bytes[middle..middle + 4].copy_from_slice(b"\"\0}{");
             Body::from(bytes)
+        }
+        Some(Fault::OtherKey) => {
+            Body::from(String::from_utf8_lossy(&body).replace(&format!(":{REGION}:"), ":us-east-1:"))
         }
         _ => Body::from(body),
     };
