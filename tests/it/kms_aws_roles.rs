@@ -187,14 +187,15 @@ async fn faults_on_the_way_to_sts_end_within_the_deadline_and_leave_nothing_behi
 #[tokio::test]
 async fn a_pods_token_is_exchanged_and_read_again() {
     let (key, role, front) = with_role().await;
-    let provider = "arn:aws:iam::123456789012:oidc-provider/oidc.example.com";
+    let (provider, issuer) = key.cloud().issuer().await;
+    let host = issuer.trim_start_matches("https://");
     let jwt = |subject: &str| {
-        let claims = json!({ "iss": "https://oidc.example.com", "aud": "sts.amazonaws.com", "sub": subject, "exp": 4_000_000_000_u64 });
+        let claims = json!({ "iss": issuer, "aud": "sts.amazonaws.com", "sub": subject, "exp": 4_000_000_000_u64 });
         crate::support::jwt("not checked by fakecloud", &claims)
     };
     role.trust_by(&json!({ "Version": "2012-10-17", "Statement": [{
         "Effect": "Allow", "Principal": { "Federated": provider }, "Action": "sts:AssumeRoleWithWebIdentity",
-        "Condition": { "StringEquals": { "oidc.example.com:sub": "system:serviceaccount:byok:byok" } },
+        "Condition": { "StringEquals": { format!("{host}:sub"): "system:serviceaccount:byok:byok" } },
     }] }))
     .await;
     role.permit(&permissions(&key.arn, &[])).await;

@@ -1,8 +1,9 @@
 //! AWS as a customer runs it: a key, who may use it, and a role with an external id, in the fakecloud that all tests share.
 //!
 //! fakecloud 0.51.0 departs from AWS where this file says so: it authorizes ReEncrypt as `kms:ReEncrypt` on `*`, it ignores
-//! key policies, and it gives no key material ids. The last is made up for by [`Front`], an HTTP proxy that puts them into
-//! fakecloud's own answers, and that fails on demand.
+//! key policies, denies whatever is not signed (AssumeRoleWithWebIdentity is not), and gives no key material ids. The last
+//! two are made up for by [`Front`], an HTTP proxy that puts what is missing into the requests and fakecloud's own answers,
+//! and that fails on demand.
 //!
 //! The customer's own calls are signed by the access key `test`, which fakecloud takes for root without a signature.
 
@@ -75,6 +76,18 @@ impl Cloud {
         let text = response.text().await.expect("text");
         assert!(status.is_success(), "{action}: {status} {text}");
         text
+    }
+
+    /// An issuer of web identities; its ARN and address.
+    pub(crate) async fn issuer(&self) -> (String, String) {
+        let url = format!("https://{}.example.com", uuid::Uuid::now_v7().simple());
+        let parameters = [
+            ("Url", url.as_str()),
+            ("ClientIDList.member.1", "sts.amazonaws.com"),
+            ("ThumbprintList.member.1", "0000000000000000000000000000000000000000"),
+        ];
+        let xml = self.iam("CreateOpenIDConnectProvider", &parameters).await;
+        (tag(&xml, "OpenIDConnectProviderArn"), url)
     }
 
     /// A user with an access key, and no rights.
@@ -426,6 +439,12 @@ async fn forward(state: &Mutex<State>, cloud: &str, client: &reqwest::Client, re
         Some(Fault::Truncated | Fault::Corrupted | Fault::OtherKey) | None => {}
     }
     let url = format!("{cloud}{}", parts.uri.path());
+    let mut parts = parts;
+    // The one call that is not signed: with strict IAM, fakecloud denies whatever is not.
+    if operation == "AssumeRoleWithWebIdentity" {
+        assert!(!parts.headers.contains_key("authorization"), "the token is what shows who we are");
+        parts.headers.insert("authorization", authorization(REGION, "sts").parse().expect("a header"));
+    }
     let sent = client.request(parts.method, url).headers(parts.headers).body(body).send().await;
     let answer = sent.expect("the cloud answers");
     let (status, mut headers) = (answer.status(), answer.headers().clone());
