@@ -5,6 +5,9 @@
 installed() {
   case $1 in
     vault) locate VAULT ;;
+    fakecloud) locate FAKECLOUD ;;
+    toxiproxy) locate TOXIPROXY ;;
+    python) locate PYTHON ;;
     npm) locate NODE_MODULES ;;
     postgres) locate POSTGRES_BIN ;;
     pgbouncer) locate PGBOUNCER ;;
@@ -42,6 +45,44 @@ install_vault() {
   rm -rf "$build"
 }
 
+# AGPL: a process of its own, never linked or shipped. Without optimisation and debug information it takes half the time.
+install_fakecloud() {
+  local dir
+  dir=$(fakecloud_dir)
+  rm -rf "$dir"
+  CARGO_PROFILE_DEV_DEBUG=false CARGO_PROFILE_DEV_STRIP=true nice -n 10 \
+    cargo install --quiet --locked --debug --root "$dir.new" --target-dir "$cache/fakecloud-build" \
+    "fakecloud@$FAKECLOUD_VERSION" || return 1
+  mv "$dir.new" "$dir"
+  rm -rf "$cache/fakecloud-build"
+}
+
+install_toxiproxy() {
+  local bin
+  bin=$(toxiproxy_bin)
+  command -v go >/dev/null || { echo "go is not on PATH: install Go 1.25.3 or newer"; return 1; }
+  mkdir -p "$(dirname "$bin")"
+  (
+    cd "$repo/tests/servers/toxiproxy"
+    GOFLAGS=-mod=readonly CGO_ENABLED=0 GOWORK=off go build -trimpath -buildvcs=false -ldflags '-s -w' -o "$bin.new" .
+  ) || return 1
+  mv "$bin.new" "$bin"
+}
+
+install_python() {
+  local dir new
+  dir=$(python_dir)
+  new=$dir.new
+  command -v python3 >/dev/null || { echo "python3 is not on PATH: install Python 3.11 or newer"; return 1; }
+  rm -rf "$new" "$dir"
+  # At its final place, since a virtual environment holds its own path; the interpreter's name comes last.
+  python3 -m venv "$dir" || { rm -rf "$dir"; echo "python3 -m venv failed (Debian: python3-venv)"; return 1; }
+  mv "$dir/bin/python" "$dir/bin/python.new"
+  "$dir/bin/python3" -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: \
+    -r "$repo/tests/servers/python/requirements.txt" || return 1
+  mv "$dir/bin/python.new" "$dir/bin/python"
+}
+
 install_npm() {
   local dir new
   dir=$(npm_dir)
@@ -69,8 +110,8 @@ install_debian() {
   "${as_root[@]}" "${apt[@]}" install --no-install-recommends "$@"
 }
 
-# install_tools [TOOL...]: nothing missing, nothing done. Otherwise Vault and npm go to the
-# background, as Vault takes far longer than the rest together, and Debian's packages come meanwhile.
+# install_tools [TOOL...]: nothing missing, nothing done. Otherwise what is not Debian's goes to the background,
+# as Vault and fakecloud take far longer than the rest together, and Debian's packages come meanwhile.
 install_tools() {
   local tools=("$@") packages=() failed=() logs tool log
   declare -gA jobs=() # global: the trap below outlives this function
@@ -89,7 +130,7 @@ install_tools() {
   for tool in "${tools[@]}"; do
     if installed "$tool"; then continue; fi
     case $tool in
-      vault | npm)
+      vault | fakecloud | toxiproxy | python | npm)
         note "installing $tool in the background, log: $logs/$tool.log"
         "install_$tool" >"$logs/$tool.log" 2>&1 </dev/null &
         jobs[$tool]=$!

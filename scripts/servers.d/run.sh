@@ -5,6 +5,8 @@
 # DIR/env             what a test sources: the tools' paths and every DIR/NAME/env
 # DIR/postgres/       env, port, log, data/ (with postgresql.conf) and the Unix socket
 # DIR/vault/          env, log
+# DIR/fakecloud/      env, log
+# DIR/toxiproxy/      env, log
 # DIR/vault-audit.log Vault's file audit device
 
 # A pid alone may since have gone to another process; with its start time it names one for good.
@@ -156,7 +158,48 @@ export BYOK_TEST_VAULT_AUDIT=$audit
 ENV
 }
 
-start_servers() { # start_servers start|postgres|vault DIR
+# start_plain DIR NAME BIN CHECK ARGS...: a server that needs no more than a port, which replaces PORT in ARGS and CHECK.
+start_plain() {
+  local dir=$1 name=$2 bin=$3 check=$4 home=$1/$2 port pid attempt tries
+  shift 4
+  ! running "$name" "$dir" || die "$name already runs in $dir"
+  mkdir -p "$home"
+  for attempt in 1 2 3 4 5; do
+    port=$(free_port)
+    # A clean environment, and away from our Ctrl-C, as for Vault.
+    (cd "$home" && exec setsid env -i PATH="$PATH" HOME="$home" "$bin" "${@//PORT/$port}") \
+      </dev/null >"$home/log" 2>&1 &
+    pid=$!
+    for ((tries = 0; tries < 300; tries++)); do
+      if node -e 'fetch(process.argv[1]).then((r) => process.exit(r.ok ? 0 : 1), () => process.exit(1))' \
+        "${check//PORT/$port}"; then break 2; fi
+      start_time "$pid" >/dev/null || break
+      sleep 0.1
+    done
+    kill "$pid" 2>/dev/null || true
+    wait "$pid" || true
+    if [[ $attempt -lt 5 ]] && grep -qi 'address already in use' "$home/log"; then continue; fi
+    fail_with_log "$home/log" "$name did not start"
+  done
+  record "$name" "$pid" "$dir"
+  echo "export BYOK_TEST_${name^^}_ADDR=http://127.0.0.1:$port" >"$home/env"
+}
+
+# Strict: identity policies are enforced and signatures verified.
+start_fakecloud() { # start_fakecloud DIR
+  local bin
+  bin=$(locate FAKECLOUD) || die "fakecloud is not installed; run scripts/servers install fakecloud"
+  start_plain "$1" fakecloud "$bin" http://127.0.0.1:PORT/_fakecloud/health \
+    --addr 127.0.0.1:PORT --iam strict --verify-sigv4
+}
+
+start_toxiproxy() { # start_toxiproxy DIR
+  local bin
+  bin=$(locate TOXIPROXY) || die "Toxiproxy is not installed; run scripts/servers install toxiproxy"
+  start_plain "$1" toxiproxy "$bin" http://127.0.0.1:PORT/proxies -port PORT
+}
+
+start_servers() { # start_servers start|postgres|vault|fakecloud|toxiproxy DIR
   local what=$1 dir=$2
   if [[ -z $dir ]]; then
     [[ $what == start ]] || die "usage: scripts/servers start-$what DIR"
@@ -169,10 +212,12 @@ start_servers() { # start_servers start|postgres|vault DIR
   # `stop` removes DIR, so it must never be a folder with something else in it.
   [[ -e $dir/pids || -z $(ls -A "$dir") ]] || die "$dir is not empty and not ours"
   touch "$dir/pids"
-  # When the second server fails to start, the first must not be left behind.
+  # When a later server fails to start, the earlier ones must not be left behind.
   [[ $what != start ]] || trap 'stop_processes "$dir"' EXIT
-  [[ $what == vault ]] || start_postgres "$dir"
-  [[ $what == postgres ]] || start_vault "$dir"
+  local server
+  for server in postgres vault fakecloud toxiproxy; do
+    [[ $what != start && $what != "$server" ]] || "start_$server" "$dir"
+  done
   { tool_lines; cat "$dir"/*/env; } >"$dir/env.new"
   mv "$dir/env.new" "$dir/env"
   trap - EXIT

@@ -109,7 +109,7 @@ async fn what_is_secret_stands_in_no_log_no_error_and_no_table() {
 }
 
 /// Every table of ours, as text.
-async fn dump(database: &sqlx::PgPool) -> String {
+pub(crate) async fn dump(database: &sqlx::PgPool) -> String {
     let tables: Vec<String> = sqlx::query_scalar(
         "SELECT tablename::text FROM pg_tables WHERE schemaname = 'public' AND tablename LIKE 'np_byok%'",
     )

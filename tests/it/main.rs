@@ -5,6 +5,7 @@
 
 mod architecture;
 mod canary;
+mod canary_kms;
 mod cli;
 mod committer;
 mod faults;
@@ -14,11 +15,14 @@ mod kms_aws_errors;
 mod kms_aws_roles;
 mod kms_aws_versions;
 mod kms_conformance;
+mod kms_faults;
 mod kms_vault_errors;
 mod kms_vault_faults;
 mod kms_vault_login;
+mod kms_vault_policy;
 mod kms_vault_tls;
 mod operations;
+mod real_clouds;
 mod rest;
 mod roles;
 mod rotation;

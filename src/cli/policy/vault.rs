@@ -8,11 +8,15 @@ pub(super) fn policy(reader: &mut Reader<'_>) -> String {
     format!(
         r#"# vault policy write byok FILE
 # `update` and never `create`: with `create`, a mistyped name would make a key.
+
+# Wrap and unwrap: all that serving needs.
 path "{mount}/encrypt/{key}" {{ capabilities = ["update"] }}
 path "{mount}/decrypt/{key}" {{ capabilities = ["update"] }}
-path "{mount}/rewrap/{key}"  {{ capabilities = ["update"] }}
 
-# Optional. `byok doctor` warns of a mount that creates keys by itself, where it may look:
+# Rotation (`byok rotate`, `byokRotate`): Vault re-wraps by itself, so that no plain DEK is seen.
+path "{mount}/rewrap/{key}" {{ capabilities = ["update"] }}
+
+# `byok doctor` warns of a mount that creates keys by itself; it needs to look (remove the # to let it):
 # path "{mount}/config/keys" {{ capabilities = ["read"] }}
 "#
     )

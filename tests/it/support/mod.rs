@@ -5,11 +5,14 @@ pub(crate) mod log;
 pub(crate) mod pki;
 pub(crate) mod postgres;
 pub(crate) mod private;
+pub(crate) mod provider;
 pub(crate) mod proxy;
+pub(crate) mod relay;
 pub(crate) mod rows;
 pub(crate) mod server;
 pub(crate) mod shared_vault;
 pub(crate) mod stub;
+pub(crate) mod toxics;
 pub(crate) mod vault;
 
 use base64::Engine as _;
@@ -29,6 +32,18 @@ pub(crate) fn needed(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| {
         panic!("{name} is not set: run `scripts/test it`, or source what `scripts/servers start` writes")
     })
+}
+
+/// What `byok policy PROVIDER` prints with these variables and no others.
+pub(crate) fn printed_policy(provider: &str, variables: &[(&str, &str)]) -> String {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_byok"))
+        .args(["policy", provider])
+        .env_clear()
+        .envs(variables.iter().copied())
+        .output()
+        .expect("byok runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("UTF-8")
 }
 
 /// A JWT signed with HS256, made without the crate's own code.

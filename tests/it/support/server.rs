@@ -169,6 +169,14 @@ impl TestServer {
         sqlx::PgPool::connect(&self.database_url).await.expect("the test database answers")
     }
 
+    /// What `byok doctor` says under its environment: standard output and error.
+    pub(crate) async fn doctor(&self) -> String {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_byok"));
+        command.arg("doctor").env_clear().envs(self.environment.iter().map(|(name, value)| (name, value)));
+        let output = command.output().await.expect("byok runs");
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+    }
+
     /// What it has logged so far.
     pub(crate) fn logged(&self) -> String {
         self.logs.lock().expect("no test panics with the lock").clone()

@@ -1,0 +1,171 @@
+//! What a network can do between us and each provider, during each operation and during the fetch of a credential: the
+//! call ends within its deadline, with a class that says outage and never that the key was turned off, and says nothing
+//! else; and when the fault is over the next call succeeds.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use byok::crypto::Dek;
+use byok::kms::{DekBinding, Kms, KmsErrorClass, Verdict};
+use byok::model::{DekId, TenantUid, Wrapped};
+use tokio::time::Instant;
+
+use crate::support::log::Log;
+use crate::support::provider::Provided;
+use crate::support::toxics::{Fault, Way};
+
+/// Of every call here.
+const TIMEOUT: Duration = Duration::from_millis(1_200);
+/// How late a busy machine may see that the deadline is over.
+const LATE: Duration = Duration::from_millis(1_500);
+
+/// A provider, reached by ways that can be spoiled.
+struct Reached {
+    provider: Provided,
+    /// To the KMS, and to where the credential comes from if that is another host.
+    ways: Vec<Way>,
+}
+
+impl Reached {
+    async fn new(mut provider: Provided) -> Self {
+        let ways = provider.by_ways().await;
+        provider.variables.push(("BYOK_KMS_TIMEOUT_MS".to_owned(), TIMEOUT.as_millis().to_string()));
+        Self { provider, ways }
+    }
+
+    /// One that holds no credential yet.
+    fn fresh(&self) -> Arc<dyn Kms> {
+        self.provider.kms()
+    }
+}
+
+fn binding() -> DekBinding {
+    DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Operation {
+    Generate,
+    Wrap,
+    Unwrap,
+    Rewrap,
+}
+
+/// Does it, and gives the class and the error as a log would show it.
+async fn attempt(
+    kms: &dyn Kms,
+    operation: Operation,
+    wrapped: &(DekBinding, Wrapped),
+) -> Result<(), (KmsErrorClass, String)> {
+    let one = std::slice::from_ref(wrapped);
+    let outcome = match operation {
+        Operation::Generate => kms.generate(&[binding()]).await.remove(0).map(drop),
+        Operation::Wrap => kms.wrap(&[(binding(), &Dek::generate())]).await.remove(0).map(drop),
+        Operation::Unwrap => kms.unwrap(one).await.remove(0).map(drop),
+        Operation::Rewrap => kms.rewrap(one, &wrapped.1.key_version).await.remove(0).map(drop),
+    };
+    outcome.map_err(|error| (error.class, format!("{error:?}")))
+}
+
+fn expected(fault: Fault, class: KmsErrorClass) -> bool {
+    match fault {
+        Fault::Cut | Fault::Reset => class == KmsErrorClass::Unreachable,
+        Fault::Delayed | Fault::Hung => class == KmsErrorClass::Timeout,
+        // An answer that is none, or half of one.
+        Fault::TruncatedHead | Fault::TruncatedBody | Fault::Corrupted => {
+            matches!(class, KmsErrorClass::Unreachable | KmsErrorClass::Internal)
+        }
+    }
+}
+
+/// Under the fault the call fails in time and with the right class; after it the same client works.
+async fn survives(
+    reached: &Reached,
+    kms: &dyn Kms,
+    way: &Way,
+    operation: Operation,
+    fault: Fault,
+    wrapped: &(DekBinding, Wrapped),
+) {
+    way.spoil(fault).await;
+    let began = Instant::now();
+    let outcome = attempt(kms, operation, wrapped).await;
+    let took = began.elapsed();
+    way.mend(fault).await;
+    let (class, shown) = outcome.expect_err(&format!("{operation:?} through {fault:?}"));
+    assert!(expected(fault, class), "{operation:?} through {fault:?}: {shown}");
+    assert_eq!(class.verdict(), Verdict::Outage);
+    assert!(took < TIMEOUT + LATE, "{operation:?} through {fault:?}: {took:?}");
+    for secret in &reached.provider.secrets {
+        assert!(!shown.contains(secret.as_str()), "{operation:?} through {fault:?}: {shown}");
+    }
+    // A login that failed may pause for a moment before the next.
+    for _ in 0..20 {
+        if attempt(kms, operation, wrapped).await.is_ok() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    panic!("{operation:?} after {fault:?}: it does not come back");
+}
+
+async fn every_operation_survives_every_fault(provider: Provided) {
+    let reached = Reached::new(provider).await;
+    let log = Log::capture();
+    let kms = reached.fresh();
+    let bound = binding();
+    let made = kms.generate(&[bound]).await.remove(0).expect("a DEK").value;
+    let wrapped = (bound, made.wrapped);
+    for fault in Fault::ALL {
+        for operation in [Operation::Generate, Operation::Wrap, Operation::Unwrap, Operation::Rewrap] {
+            survives(&reached, &*kms, &reached.ways[0], operation, fault, &wrapped).await;
+        }
+    }
+    let ours = log.ours();
+    assert!(ours.contains("the KMS did not do it"), "the log was captured");
+    for secret in &reached.provider.secrets {
+        assert!(!ours.contains(secret.as_str()), "{secret} was logged");
+    }
+}
+
+async fn a_credential_that_cannot_be_fetched_is_an_outage(provider: Provided) {
+    let reached = Reached::new(provider).await;
+    let bound = binding();
+    let made = reached.fresh().generate(&[bound]).await.remove(0).expect("a DEK").value;
+    let wrapped = (bound, made.wrapped);
+    for fault in Fault::ALL {
+        let kms = reached.fresh();
+        let way = reached.ways.last().expect("a way");
+        survives(&reached, &*kms, way, Operation::Unwrap, fault, &wrapped).await;
+    }
+}
+
+/// What is held goes on being good while no new one can be had.
+async fn a_live_credential_outlasts_its_source(provider: Provided) {
+    let reached = Reached::new(provider).await;
+    let [_, way] = &reached.ways[..] else { panic!("its credential comes from another host") };
+    let kms = reached.fresh();
+    let bound = binding();
+    let made = kms.generate(&[bound]).await.remove(0).expect("a DEK").value;
+    way.spoil(Fault::Cut).await;
+    for _ in 0..5 {
+        let outcome = attempt(&*kms, Operation::Unwrap, &(bound, made.wrapped.clone())).await;
+        assert_eq!(outcome, Ok(()));
+    }
+}
+
+macro_rules! on_every_provider {
+    ($($provider:ident: $($behaviour:ident)+;)+) => {
+        $(mod $provider {
+            $(#[tokio::test]
+            async fn $behaviour() {
+                super::$behaviour(super::Provided::$provider().await).await;
+            })+
+        })+
+    };
+}
+
+on_every_provider! {
+    // Its token is given; the login by AppRole goes to the same host, and has its tests in `kms_vault_login`.
+    vault: every_operation_survives_every_fault;
+}

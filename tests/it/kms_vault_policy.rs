@@ -1,0 +1,66 @@
+//! What `byok policy vault-transit` prints is what it takes, and no more: a real Vault enforces it.
+
+use byok::crypto::Dek;
+use byok::kms::{DekBinding, Kms, KmsErrorClass};
+use byok::model::{DekId, TenantUid};
+use serde_json::json;
+
+use crate::support::printed_policy;
+use crate::support::vault::{Transit, Vault};
+
+/// The class of what each operation came to, with a token of this policy only: wrap, unwrap, rewrap.
+async fn classes(transit: &Transit, policy: &str) -> [Option<KmsErrorClass>; 3] {
+    let name = format!("{}-printed", transit.policy);
+    transit.vault.write(&format!("sys/policies/acl/{name}"), json!({ "policy": policy })).await;
+    let kms = transit.kms_as(&transit.vault.token(&[&name], json!({})).await);
+    let binding = DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() };
+    // Made by somebody who may.
+    let made = transit.kms().await.generate(&[binding]).await.remove(0).expect("a DEK").value.wrapped;
+    let to = made.key_version.clone();
+    [
+        kms.wrap(&[(binding, &Dek::generate())]).await.remove(0).err().map(|error| error.class),
+        kms.unwrap(&[(binding, made.clone())]).await.remove(0).err().map(|error| error.class),
+        kms.rewrap(&[(binding, made)], &to).await.remove(0).err().map(|error| error.class),
+    ]
+}
+
+#[tokio::test]
+async fn it_grants_wrap_unwrap_and_rewrap_on_this_key_and_nothing_on_another() {
+    let (ours, other) = (Vault::shared().transit().await, Vault::shared().transit().await);
+    let policy = |transit: &Transit| {
+        printed_policy(
+            "vault-transit",
+            &[("BYOK_VAULT_TRANSIT_KEY", "byok"), ("BYOK_VAULT_MOUNT", &transit.mount)],
+        )
+    };
+    assert_eq!(classes(&ours, &policy(&ours)).await, [None; 3]);
+    assert_eq!(classes(&ours, &policy(&other)).await, [Some(KmsErrorClass::AccessDenied); 3]);
+}
+
+#[tokio::test]
+async fn without_the_part_for_rotation_all_but_rotation_works() {
+    let transit = Vault::shared().transit().await;
+    let policy = printed_policy(
+        "vault-transit",
+        &[("BYOK_VAULT_TRANSIT_KEY", "byok"), ("BYOK_VAULT_MOUNT", &transit.mount)],
+    );
+    let serving: String =
+        policy.lines().filter(|line| !line.contains("/rewrap/")).map(|line| format!("{line}\n")).collect();
+    assert_eq!(classes(&transit, &serving).await, [None, None, Some(KmsErrorClass::AccessDenied)]);
+}
+
+#[tokio::test]
+async fn it_lets_nobody_make_a_key() {
+    let transit = Vault::shared().transit().await;
+    let policy = printed_policy(
+        "vault-transit",
+        &[("BYOK_VAULT_TRANSIT_KEY", "not-there"), ("BYOK_VAULT_MOUNT", &transit.mount)],
+    );
+    let name = format!("{}-printed", transit.policy);
+    transit.vault.write(&format!("sys/policies/acl/{name}"), json!({ "policy": policy })).await;
+    let token = transit.vault.token(&[&name], json!({})).await;
+    // As anybody might send it, without our own care.
+    let path = format!("{}/encrypt/not-there", transit.mount);
+    let body = json!({ "plaintext": "AAAA" });
+    assert_eq!(transit.vault.answer_to(&token, reqwest::Method::POST, &path, body).await.0, 403);
+}

@@ -1,0 +1,142 @@
+//! Each provider as a server meets it: the variables that `byok serve` takes, the hosts behind them, and the customer's
+//! hand on the key. For what holds of all four.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use byok::config::{self, Env, Reader};
+use byok::kms::{AwsKms, AzureKeyVault, GcpKms, Kms, VaultTransit};
+use futures_util::future::BoxFuture;
+use serde_json::json;
+
+use super::pki::Files;
+use super::relay::{Name, Relay};
+use super::shared_vault::VaultKey;
+use super::toxics::Way;
+
+/// What the customer does.
+pub(crate) type Hand = Box<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>;
+
+/// A key at a provider, and how we reach it.
+pub(crate) struct Provided {
+    /// `BYOK_PROVIDER`.
+    pub(crate) name: &'static str,
+    /// Everything that the provider needs in the environment.
+    pub(crate) variables: Vec<(String, String)>,
+    /// Where the KMS answers, as it stands in the variables.
+    pub(crate) kms: String,
+    /// Where the credential comes from, if that is another host.
+    pub(crate) credential: Option<String>,
+    /// The authority whose certificates its hosts show, and a certificate of it for a relay.
+    pub(crate) tls: Option<(PathBuf, Files)>,
+    /// What a request to it is counted as.
+    pub(crate) called: Name,
+    /// Credentials.
+    pub(crate) secrets: Vec<String>,
+    /// The names under which plain DEKs stand in its protocol.
+    pub(crate) plain: &'static [&'static str],
+    /// An error in its own form, with this code and text.
+    pub(crate) error: fn(&str, &str) -> String,
+    /// Codes that it has.
+    pub(crate) codes: &'static [&'static str],
+    /// Makes a new version of the key.
+    pub(crate) rotate: Hand,
+}
+
+impl Provided {
+    /// A Transit key in the shared Vault.
+    pub(crate) async fn vault() -> Self {
+        let key = VaultKey::create().await;
+        let variables = [
+            ("BYOK_PROVIDER", "vault-transit"),
+            ("BYOK_VAULT_ADDR", &key.address),
+            ("BYOK_VAULT_TOKEN", &key.token),
+            ("BYOK_VAULT_TRANSIT_KEY", &key.name),
+        ];
+        Self {
+            name: "vault-transit",
+            variables: owned(&variables),
+            kms: key.address.clone(),
+            credential: None,
+            tls: None,
+            called: |request| request.uri().path().split('/').nth(3).unwrap_or_default().to_owned(),
+            secrets: vec![key.token.clone()],
+            plain: &["plaintext"],
+            error: |code, text| {
+                json!({ "errors": [format!("{code}{text}")], "request_id": text }).to_string()
+            },
+            codes: &["", "permission denied ", "encryption key not found "],
+            rotate: Box::new(move || {
+                let key = key.clone();
+                Box::pin(async move { key.rotate().await })
+            }),
+        }
+    }
+
+    /// The provider itself, as the server builds it.
+    pub(crate) fn kms(&self) -> Arc<dyn Kms> {
+        kms_of(&Env::from_pairs(self.variables.clone()))
+    }
+
+    /// The variables, as `TestServer` takes them.
+    pub(crate) fn environment(&self) -> Vec<(&str, &str)> {
+        self.variables.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect()
+    }
+
+    /// Puts a relay before each host; in the order of [`Self::kms`], [`Self::credential`].
+    pub(crate) async fn relayed(&mut self) -> Vec<Relay> {
+        let mut relays = Vec::new();
+        for host in self.hosts() {
+            let relay = match &self.tls {
+                Some((authority, files)) if host.starts_with("https") => {
+                    Relay::before_tls(&host, authority, files, self.called).await
+                }
+                _ => Relay::before(&host, self.called).await,
+            };
+            self.reroute(&host, &relay.url);
+            relays.push(relay);
+        }
+        relays
+    }
+
+    /// Puts a way that can be spoiled before each host; in the same order.
+    pub(crate) async fn by_ways(&mut self) -> Vec<Way> {
+        let mut ways = Vec::new();
+        for host in self.hosts() {
+            let (way, url) = Way::to_url(&host).await;
+            self.reroute(&host, &url);
+            ways.push(way);
+        }
+        ways
+    }
+
+    fn hosts(&self) -> Vec<String> {
+        std::iter::once(self.kms.clone()).chain(self.credential.clone()).collect()
+    }
+
+    /// An address may stand within a value: in a URL, or in a credential's JSON.
+    fn reroute(&mut self, from: &str, to: &str) {
+        for (_, value) in &mut self.variables {
+            *value = value.replace(from, to);
+        }
+    }
+}
+
+/// The provider that this environment configures.
+pub(crate) fn kms_of(env: &Env) -> Arc<dyn Kms> {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut reader = Reader::new(env);
+    let settings = config::Kms::read(&mut reader, false);
+    let mistakes = reader.into_mistakes();
+    match settings {
+        Some(config::Kms::Aws(settings)) => Arc::new(AwsKms::new(*settings).expect("it is built")),
+        Some(config::Kms::Gcp(settings)) => Arc::new(GcpKms::new(*settings).expect("it is built")),
+        Some(config::Kms::Azure(settings)) => Arc::new(AzureKeyVault::new(*settings).expect("it is built")),
+        Some(config::Kms::Vault(settings)) => Arc::new(VaultTransit::new(*settings).expect("it is built")),
+        Some(config::Kms::Local(_)) | None => panic!("{mistakes:?}"),
+    }
+}
+
+fn owned(variables: &[(&str, &str)]) -> Vec<(String, String)> {
+    variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}

@@ -1,0 +1,115 @@
+//! Toxiproxy between us and a server: what a network does to a connection, turned on and off while calls go through.
+
+use serde_json::{Value, json};
+
+use super::needed;
+
+/// What the way to a server does from now on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// Nobody listens, and open connections end.
+    Cut,
+    /// What the server says comes ten seconds late.
+    Delayed,
+    /// Connections are accepted and nothing ever comes through.
+    Hung,
+    /// Connections are reset as soon as something is sent.
+    Reset,
+    /// The server's answer ends after some bytes, in the middle of its head.
+    TruncatedHead,
+    /// The server's answer ends within its body.
+    TruncatedBody,
+    /// Every byte of the server's answer is another one.
+    Corrupted,
+}
+
+impl Fault {
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Cut,
+        Self::Delayed,
+        Self::Hung,
+        Self::Reset,
+        Self::TruncatedHead,
+        Self::TruncatedBody,
+        Self::Corrupted,
+    ];
+
+    /// Toxiproxy's type and attributes; none for what is no toxic.
+    fn toxic(self) -> Option<(&'static str, Value)> {
+        match self {
+            Self::Cut => None,
+            Self::Delayed => Some(("latency", json!({ "latency": 10_000 }))),
+            Self::Hung => Some(("timeout", json!({ "timeout": 0 }))),
+            Self::Reset => Some(("reset_peer", json!({ "timeout": 0 }))),
+            Self::TruncatedHead => Some(("limit_data", json!({ "bytes": 9 }))),
+            Self::TruncatedBody => Some(("limit_data", json!({ "bytes": 180 }))),
+            Self::Corrupted => Some(("corrupt", json!({ "after": 0, "every": 1 }))),
+        }
+    }
+}
+
+/// A way to one server.
+pub(crate) struct Way {
+    api: String,
+    name: String,
+    /// `127.0.0.1:PORT`, where the server is reached by this way.
+    pub(crate) address: String,
+}
+
+impl Way {
+    /// To the server at `host:port`.
+    pub(crate) async fn to(upstream: &str) -> Self {
+        let api = needed("BYOK_TEST_TOXIPROXY_ADDR");
+        let name = uuid::Uuid::now_v7().to_string();
+        let proxy = json!({ "name": name, "listen": "127.0.0.1:0", "upstream": upstream, "enabled": true });
+        let made: Value = post(&format!("{api}/proxies"), &proxy).await;
+        let address = made["listen"].as_str().expect("an address").to_owned();
+        Self { api, name, address }
+    }
+
+    /// The same for a URL: returns it with the way's address in place of the server's.
+    pub(crate) async fn to_url(url: &str) -> (Self, String) {
+        let (scheme, rest) = url.split_once("://").expect("a URL");
+        let (upstream, path) =
+            rest.split_once('/').map_or((rest, String::new()), |(host, path)| (host, format!("/{path}")));
+        let way = Self::to(upstream).await;
+        let url = format!("{scheme}://{}{path}", way.address);
+        (way, url)
+    }
+
+    /// Turns a fault on. What was open before feels it too.
+    pub(crate) async fn spoil(&self, fault: Fault) {
+        match fault.toxic() {
+            None => self.enable(false).await,
+            Some((kind, attributes)) => {
+                let toxic = json!({ "name": "fault", "type": kind, "stream": "downstream", "attributes": attributes });
+                let _: Value = post(&format!("{}/proxies/{}/toxics", self.api, self.name), &toxic).await;
+            }
+        }
+    }
+
+    /// Turns it off again.
+    pub(crate) async fn mend(&self, fault: Fault) {
+        match fault.toxic() {
+            None => self.enable(true).await,
+            Some(_) => {
+                let url = format!("{}/proxies/{}/toxics/fault", self.api, self.name);
+                let answer = super::http().delete(url).send().await.expect("Toxiproxy answers");
+                assert!(answer.status().is_success(), "{}", answer.status());
+            }
+        }
+    }
+
+    async fn enable(&self, enabled: bool) {
+        let _: Value =
+            post(&format!("{}/proxies/{}", self.api, self.name), &json!({ "enabled": enabled })).await;
+    }
+}
+
+async fn post(url: &str, body: &Value) -> Value {
+    let answer = super::http().post(url).json(body).send().await.expect("Toxiproxy answers");
+    let status = answer.status();
+    let text = answer.text().await.expect("text");
+    assert!(status.is_success(), "{status} {text}");
+    serde_json::from_str(&text).expect("JSON")
+}
