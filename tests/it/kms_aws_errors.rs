@@ -236,7 +236,8 @@ async fn every_code_of_awss_is_what_the_table_says_and_its_words_go_nowhere() {
     ] {
         front.heal();
         front.fail("Decrypt", 9, Fault::Error(status, code));
-        let kms = key.kms_with(|settings| settings.endpoint = Some(front.address.parse().expect("an address")));
+        let kms =
+            key.kms_with(|settings| settings.endpoint = Some(front.address.parse().expect("an address")));
         let error = answer(&kms, &wrapped(&kms).await).await;
         assert_eq!((error.class, error.http_status), (class, Some(status)), "{code}");
         assert!(error.request_id.is_some() && !format!("{error:?}").contains(CANARY));
@@ -266,7 +267,8 @@ async fn what_is_not_awss_is_never_a_refusal() {
     ] {
         front.heal();
         front.fail("Decrypt", 9, Fault::Answer(status, text));
-        let kms = key.kms_with(|settings| settings.endpoint = Some(front.address.parse().expect("an address")));
+        let kms =
+            key.kms_with(|settings| settings.endpoint = Some(front.address.parse().expect("an address")));
         let error = answer(&kms, &wrapped(&kms).await).await;
         assert_eq!((error.class, error.http_status), (class, Some(status)), "{text}");
     }
@@ -287,7 +289,10 @@ async fn what_we_send_names_the_key_and_binds_the_dek() {
     for call in front.calls() {
         match call.operation.as_str() {
             "Decrypt" => {
-                assert_eq!((&call.body["KeyId"], &call.body["EncryptionContext"]), (&json!(key.arn), &context));
+                assert_eq!(
+                    (&call.body["KeyId"], &call.body["EncryptionContext"]),
+                    (&json!(key.arn), &context)
+                );
             }
             "ReEncrypt" => {
                 assert_eq!([&call.body["SourceKeyId"], &call.body["DestinationKeyId"]], [&json!(key.arn); 2]);
@@ -307,7 +312,9 @@ async fn doctor_is_told_what_a_state_means_where_we_may_look() {
     let key: Key = Cloud::shared().key_with(json!({ "MultiRegion": true })).await;
     key.user.permit(&permissions(&key.arn, &["kms:DescribeKey"])).await;
     let kms = key.kms();
-    let what = |kms: AwsKms| async move { kms.exposure().await.into_iter().map(|open| open.what).collect::<Vec<_>>().join("\n") };
+    let what = |kms: AwsKms| async move {
+        kms.exposure().await.into_iter().map(|open| open.what).collect::<Vec<_>>().join("\n")
+    };
     key.schedule_deletion().await;
     let told = what(kms).await;
     for expected in ["waits for its deletion", "multi-region", "never ends"] {

@@ -145,7 +145,9 @@ async fn every_refusal_of_sts_has_its_class() {
         front.fail("AssumeRole", 9, Fault::Error(status, code));
         assert_eq!(class(&us(&key, &role, &front)).await, Some(class_of_it), "{code}");
     }
-    for text in ["<html>sign in</html>", "<ErrorResponse><Error><Code>AccessDenied</Code></Error></ErrorResponse>"] {
+    for text in
+        ["<html>sign in</html>", "<ErrorResponse><Error><Code>AccessDenied</Code></Error></ErrorResponse>"]
+    {
         front.heal();
         front.fail("AssumeRole", 9, Fault::Answer(403, text));
         assert_eq!(class(&us(&key, &role, &front)).await, Some(Internal), "{text}");
@@ -168,7 +170,12 @@ async fn a_session_that_kms_calls_expired_is_replaced_once() {
 #[tokio::test]
 async fn faults_on_the_way_to_sts_end_within_the_deadline_and_leave_nothing_behind() {
     let (key, role, front) = with_role().await;
-    for fault in [Fault::Truncated, Fault::Corrupted, Fault::Answer(200, "<html>"), Fault::Late(Duration::from_secs(9))] {
+    for fault in [
+        Fault::Truncated,
+        Fault::Corrupted,
+        Fault::Answer(200, "<html>"),
+        Fault::Late(Duration::from_secs(9)),
+    ] {
         front.fail("AssumeRole", 9, fault);
         let kms = key.kms_with(|settings| {
             settings.role = Some(role.settings(Some(EXTERNAL_ID)));
@@ -190,7 +197,8 @@ async fn a_pods_token_is_exchanged_and_read_again() {
     let (provider, issuer) = key.cloud().issuer().await;
     let host = issuer.trim_start_matches("https://");
     let jwt = |subject: &str| {
-        let claims = json!({ "iss": issuer, "aud": "sts.amazonaws.com", "sub": subject, "exp": 4_000_000_000_u64 });
+        let claims =
+            json!({ "iss": issuer, "aud": "sts.amazonaws.com", "sub": subject, "exp": 4_000_000_000_u64 });
         crate::support::jwt("not checked by fakecloud", &claims)
     };
     role.trust_by(&json!({ "Version": "2012-10-17", "Statement": [{

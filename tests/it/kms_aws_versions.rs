@@ -121,7 +121,8 @@ async fn what_is_wrapped_is_said_to_be_of_the_version_that_wrapped_last() {
     let (key, front) = key(true).await;
     let kms = us(&key, &front);
     let dek = Dek::generate();
-    let wrap = async || kms.wrap(&[(binding(), &dek)]).await.remove(0).expect("it wraps").value.key_version.version;
+    let wrap =
+        async || kms.wrap(&[(binding(), &dek)]).await.remove(0).expect("it wraps").value.key_version.version;
     assert_eq!(&*wrap().await, "1");
     front.rotate(&key).await;
     kms.current_version().await.expect("a version");

@@ -81,6 +81,8 @@ const CODES: &[(&str, KmsErrorClass)] = &[
     ("ValidationException", Misconfigured),
 ];
 
+/// The header that every answer of KMS and STS has.
+const REQUEST_ID: &str = "x-amzn-requestid";
 /// What AWS answers to a request whose time it does not believe; the first two mean a wrong secret as well.
 const OF_THE_CLOCK: [&str; 4] =
     ["InvalidSignatureException", "SignatureDoesNotMatch", "RequestExpired", "RequestTimeTooSkewed"];
@@ -104,12 +106,14 @@ where
     let status = response.status().as_u16();
     let request_id = request_id(response);
     let class = match error {
-        SdkError::ServiceError(service) if request_id.is_some() => match service.err().code() {
-            // The SDK signs the next request by AWS's clock.
-            Some(code) if OF_THE_CLOCK.contains(&code) && clocks_differ(response) => Internal,
-            Some(code) => of_code(code, status),
-            None => of_status(status),
-        },
+        SdkError::ServiceError(service) if response.headers().contains_key(REQUEST_ID) => {
+            match service.err().code() {
+                // The SDK signs the next request by AWS's clock.
+                Some(code) if OF_THE_CLOCK.contains(&code) && clocks_differ(response) => Internal,
+                Some(code) => of_code(code, status),
+                None => of_status(status),
+            }
+        }
         SdkError::ResponseError(_) if broke_off(error) => Unreachable,
         _ => of_status(status),
     };
@@ -122,15 +126,15 @@ pub(super) fn retry_after<E>(error: &SdkError<E, HttpResponse>) -> Option<Durati
     Some(Duration::from_secs(seconds.trim().parse().ok()?))
 }
 
-/// AWS's id of the request that this answers; `None` if the answer is not AWS's.
-pub(super) fn request_id(response: &HttpResponse) -> Option<Arc<str>> {
-    plain_id(response.headers().get("x-amzn-requestid")?)
+/// AWS's id of the request that this answers.
+fn request_id(response: &HttpResponse) -> Option<Arc<str>> {
+    plain_id(response.headers().get(REQUEST_ID)?)
 }
 
-/// It goes into logs, so it must look like the id that it is.
+/// It goes into logs, so it must look like the UUID that it is.
 pub(super) fn plain_id(text: &str) -> Option<Arc<str>> {
-    let plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-    (plain && (1..=64).contains(&text.len())).then(|| text.into())
+    let plain = text.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
+    (plain && text.len() == 36).then(|| text.into())
 }
 
 fn of_code(code: &str, status: u16) -> KmsErrorClass {
@@ -206,7 +210,13 @@ mod tests {
     #[test]
     fn a_request_id_that_could_forge_a_log_line_is_left_out() {
         assert!(plain_id("770a33fe-bf97-495e-ac67-b75b42f2d74a").is_some());
-        assert!(plain_id("a\nb").is_none());
-        assert!(plain_id(&"a".repeat(65)).is_none());
+        for bad in [
+            "770a33fe\nbf97-495e-ac67-b75b42f2d74a",
+            "a",
+            &"a".repeat(37),
+            "canary-in-the-place-of-a-request-id-",
+        ] {
+            assert!(plain_id(bad).is_none());
+        }
     }
 }

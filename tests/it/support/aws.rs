@@ -16,13 +16,14 @@ use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::Request;
 use axum::http::HeaderMap;
 use axum::response::Response;
-use byok::config::{AwsCredentials, AwsKeyArn, AwsRole, AwsSettings, Env, Reader};
+use byok::config::{AwsCredentials, AwsKeyArn, AwsRole, AwsSettings};
 use byok::crypto::SecretText;
 use byok::kms::AwsKms;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
+use super::provider::Provided;
 use super::{http, needed};
 
 /// Where everything lies.
@@ -550,23 +551,55 @@ fn with_ids(state: &mut State, operation: &str, asked: &Value, body: &Bytes) -> 
     answer.to_string().into()
 }
 
-/// Us at the real AWS, where the environment says how; otherwise what it would have to say.
-pub(crate) fn real_aws() -> Result<AwsKms, &'static str> {
-    const NEEDS: &str = "BYOK_REAL_AWS_KEY_ARN (and BYOK_REAL_AWS_ROLE_ARN, BYOK_REAL_AWS_EXTERNAL_ID), with credentials in the \
-                         environment as the AWS SDKs take them";
-    let env = Env::of_process();
-    let arn = env.get("BYOK_REAL_AWS_KEY_ARN").ok_or(NEEDS)?.to_owned();
-    let renamed = [
-        ("BYOK_REAL_AWS_ROLE_ARN", "BYOK_AWS_ROLE_ARN"),
-        ("BYOK_REAL_AWS_EXTERNAL_ID", "BYOK_AWS_EXTERNAL_ID"),
-    ];
-    let mut ours = env.clone().with("BYOK_PROVIDER", "aws-kms").with("BYOK_AWS_KEY_ARN", &arn);
-    for (real, name) in renamed {
-        ours = ours.with(name, env.get(real).unwrap_or_default());
-    }
-    let mut reader = Reader::new(&ours);
-    match byok::config::Kms::read(&mut reader, false) {
-        Some(byok::config::Kms::Aws(settings)) => Ok(AwsKms::new(*settings).expect("the settings are good")),
-        _ => panic!("{:?}", reader.into_mistakes()),
+impl Provided {
+    /// A key in the shared fakecloud, and a role that may use it, with an external id.
+    pub(crate) async fn aws() -> Self {
+        const EXTERNAL_ID: &str = "byok-7f3a";
+        let cloud = Cloud::shared();
+        let key = cloud.key().await;
+        let role = key.role(EXTERNAL_ID).await;
+        role.permit(&permissions(&key.arn, &["kms:ListKeyRotations"])).await;
+        let front = Front::of(&cloud).await;
+        // Another name of the same server, so that the way to STS is another one.
+        let sts = cloud.address.replace("127.0.0.1", "localhost");
+        let variables = [
+            ("BYOK_PROVIDER", "aws-kms"),
+            ("BYOK_AWS_KEY_ARN", &key.arn),
+            ("BYOK_AWS_ROLE_ARN", &role.arn),
+            ("BYOK_AWS_EXTERNAL_ID", EXTERNAL_ID),
+            ("BYOK_AWS_ENDPOINT", &front.address),
+            ("BYOK_AWS_STS_ENDPOINT", &sts),
+            ("AWS_ACCESS_KEY_ID", &key.user.id),
+            ("AWS_SECRET_ACCESS_KEY", &key.user.secret),
+        ];
+        Self {
+            name: "aws-kms",
+            variables: variables.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec(),
+            kms: front.address.clone(),
+            credential: Some(sts.clone()),
+            tls: None,
+            called: |request| {
+                let target = request.headers().get("x-amz-target").and_then(|target| target.to_str().ok());
+                target.and_then(|target| target.split('.').nth(1)).unwrap_or("AssumeRole").to_owned()
+            },
+            secrets: vec![key.user.secret.clone()],
+            plain: &["Plaintext"],
+            error: |code, text| json!({ "__type": code, "message": text }).to_string(),
+            codes: &[
+                "",
+                "AccessDeniedException",
+                "DisabledException",
+                "InvalidCiphertextException",
+                "ExpiredTokenException",
+                "KMSInternalException",
+            ],
+            rotate: {
+                let front = Arc::new(front);
+                Box::new(move || {
+                    let (front, key) = (front.clone(), key.clone());
+                    Box::pin(async move { front.rotate(&key).await })
+                })
+            },
+        }
     }
 }
