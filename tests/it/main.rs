@@ -11,6 +11,7 @@ mod committer;
 mod faults;
 mod graphql;
 mod keyring;
+mod kms_aws_chain;
 mod kms_aws_errors;
 mod kms_aws_faults;
 mod kms_aws_moto;

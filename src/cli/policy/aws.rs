@@ -5,9 +5,10 @@ use serde_json::{Value, json};
 
 use crate::config::{AwsKeyArn, AwsKeyName, AwsRole, AwsSettings, Reader};
 
-/// What wrap and unwrap need, and nothing else does. ReEncrypt asks for its two halves by these names.
-const NEEDED: [&str; 5] =
-    ["kms:GenerateDataKey", "kms:Encrypt", "kms:Decrypt", "kms:ReEncryptFrom", "kms:ReEncryptTo"];
+/// What wrap and unwrap need: all that serving needs.
+const SERVING: [&str; 3] = ["kms:GenerateDataKey", "kms:Encrypt", "kms:Decrypt"];
+/// What ReEncrypt asks for: AWS re-wraps by itself, so that no plain DEK is seen.
+const ROTATION: [&str; 2] = ["kms:ReEncryptFrom", "kms:ReEncryptTo"];
 /// What a feature more asks for.
 const OPTIONAL: [&str; 2] = ["kms:ListKeyRotations", "kms:DescribeKey"];
 
@@ -42,16 +43,17 @@ fn printed(key: &AwsKeyArn, role: Option<&AwsRole>) -> String {
     });
     section(
         &format!(
-            "1. The role's permissions: wrap and unwrap with this one key, and nothing more.\n\
+            "1. The role's permissions: wrap and unwrap with this one key, and re-wrap for rotation (`byok rotate`), which\n\
+             may be left out.\n\
              aws iam put-role-policy --role-name ROLE --policy-name byok --policy-document file://permissions.json{hint}"
         ),
-        &document(&[statement("ByokWrapAndUnwrap", &NEEDED, &arn, None)]),
+        &document(&needed(&arn, None)),
     );
     section(
         "2. The key's policy. Needed where it does not leave permissions to IAM (the console's default does, for the\n\
-         key's own account): add the statement, keep the others. In a key policy `*` is this key.\n\
+         key's own account): add the statements, keep the others. In a key policy `*` is this key.\n\
          aws kms put-key-policy --key-id KEY --policy-name default --policy file://key-policy.json",
-        &document(&[statement("ByokWrapAndUnwrap", &NEEDED, "*", Some(&principal))]),
+        &document(&needed("*", Some(&principal))),
     );
     match role {
         Some(role) => section(
@@ -80,13 +82,20 @@ fn printed(key: &AwsKeyArn, role: Option<&AwsRole>) -> String {
     section(
         "Optional, instead of 1: the role opens and makes only what byok makes, whatever else this key wraps, and re-encrypts\n\
          under this key only.",
-        &document(&[tightened(&arn)]),
+        &document(&tightened(&arn)),
     );
     text
 }
 
 fn document(statements: &[Value]) -> Value {
     json!({ "Version": "2012-10-17", "Statement": statements })
+}
+
+fn needed(resource: &str, principal: Option<&str>) -> [Value; 2] {
+    [
+        statement("ByokWrapAndUnwrap", &SERVING, resource, principal),
+        statement("ByokRotate", &ROTATION, resource, principal),
+    ]
 }
 
 fn statement(sid: &str, actions: &[&str], resource: &str, principal: Option<&str>) -> Value {
@@ -112,16 +121,18 @@ fn trust(role: &AwsRole, partition: &str) -> Value {
 
 /// `ForAllValues` alone is true where there is no encryption context at all, so `Null` stands beside it
 /// (<https://docs.aws.amazon.com/kms/latest/developerguide/conditions-kms.html#conditions-kms-encryption-context-keys>).
-fn tightened(arn: &str) -> Value {
-    let mut statement = statement("ByokWrapAndUnwrapItsOwn", &NEEDED, arn, None);
-    statement["Condition"] = json!({
-        "ForAllValues:StringEquals": {
-            "kms:EncryptionContextKeys": ["byok:tenant", "byok:dek", "byok:purpose"],
-        },
-        "Null": { "kms:EncryptionContextKeys": "false" },
-        "BoolIfExists": { "kms:ReEncryptOnSameKey": "true" },
-    });
-    statement
+fn tightened(arn: &str) -> [Value; 2] {
+    let mut statements = needed(arn, None);
+    for statement in &mut statements {
+        statement["Condition"] = json!({
+            "ForAllValues:StringEquals": {
+                "kms:EncryptionContextKeys": ["byok:tenant", "byok:dek", "byok:purpose"],
+            },
+            "Null": { "kms:EncryptionContextKeys": "false" },
+        });
+    }
+    statements[1]["Condition"]["Bool"] = json!({ "kms:ReEncryptOnSameKey": "true" });
+    statements
 }
 
 #[cfg(test)]
@@ -143,9 +154,11 @@ mod tests {
     #[test]
     fn the_permissions_are_for_the_one_key_and_no_more_than_is_needed() {
         let permissions = &documents(&[("BYOK_AWS_KEY_ARN", KEY)])[0]["Statement"];
-        assert_eq!(permissions[0]["Resource"], KEY);
-        assert_eq!(permissions[0]["Action"], json!(NEEDED));
-        assert_eq!(permissions.as_array().unwrap().len(), 1);
+        let actions = ["kms:GenerateDataKey", "kms:Encrypt", "kms:Decrypt"];
+        assert_eq!(permissions[0]["Action"], json!(actions));
+        assert_eq!(permissions[1]["Action"], json!(["kms:ReEncryptFrom", "kms:ReEncryptTo"]));
+        let permissions = permissions.as_array().unwrap();
+        assert!(permissions.len() == 2 && permissions.iter().all(|statement| statement["Resource"] == KEY));
     }
 
     #[test]

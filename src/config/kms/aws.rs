@@ -21,7 +21,7 @@ pub struct AwsSettings {
     pub endpoint: Option<Url>,
     /// `BYOK_AWS_STS_ENDPOINT`: of STS, instead of the region's own.
     pub sts_endpoint: Option<Url>,
-    /// `BYOK_AWS_FIPS`: the region's FIPS 140 endpoints, of KMS and STS.
+    /// `BYOK_AWS_FIPS`: the region's FIPS 140 endpoints; of KMS, and of STS where none is named (few regions have one).
     pub fips: bool,
     /// `BYOK_KMS_TIMEOUT_MS`: how long a call may take, retries and the session's renewal included.
     pub timeout: Duration,
@@ -106,11 +106,8 @@ impl AwsSettings {
         let endpoint = endpoint_of(reader, "BYOK_AWS_ENDPOINT");
         let sts_endpoint = endpoint_of(reader, "BYOK_AWS_STS_ENDPOINT");
         let fips = reader.flag("BYOK_AWS_FIPS", false);
-        if fips && (endpoint.is_some() || sts_endpoint.is_some()) {
-            reader.mistake(
-                "BYOK_AWS_FIPS",
-                "chooses AWS's own endpoints; it means nothing beside BYOK_AWS_ENDPOINT or BYOK_AWS_STS_ENDPOINT",
-            );
+        if fips && endpoint.is_some() {
+            reader.mistake("BYOK_AWS_FIPS", "chooses AWS's own endpoint; BYOK_AWS_ENDPOINT names another");
         }
         Some(Self {
             key: key?,

@@ -2,10 +2,9 @@
 //! proxy or endpoint from the environment, no redirects (the SDK follows none), and TLS over `ring` with the system's
 //! certificates.
 //!
-//! What the SDK copies: the plaintext of an answer passes through hyper's and rustls's buffers and the answer's body, which
-//! nobody wipes; only the `Blob` that it is decoded to becomes ours, and is wiped. A DEK that is wrapped is copied to a
-//! `Blob` and to the request's body likewise. GenerateDataKey and Decrypt keep the first of these out of the way of
-//! `encrypt`, which never sends a DEK.
+//! What the SDK copies: the plaintext in an answer passes through the buffers of hyper and rustls and the SDK's own copy of
+//! the body, which nobody wipes; the `Blob` that it is decoded to becomes ours and is wiped. A DEK that is to be wrapped is
+//! copied to a `Blob` and the request's body likewise; `generate` sends none.
 
 use aws_sdk_kms::config::retry::RetryConfig;
 use aws_sdk_kms::config::timeout::TimeoutConfig;
@@ -41,11 +40,11 @@ macro_rules! configured {
             .identity_cache(IdentityCache::no_cache())
             .retry_config(RetryConfig::disabled())
             .timeout_config(timeouts)
-            .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
-            .use_fips(settings.fips);
-        if let Some(endpoint) = $endpoint {
-            config = config.endpoint_url(endpoint.as_str());
-        }
+            .stalled_stream_protection(StalledStreamProtectionConfig::disabled());
+        config = match $endpoint {
+            Some(endpoint) => config.endpoint_url(endpoint.as_str()),
+            None => config.use_fips(settings.fips),
+        };
         $sdk::Client::from_conf(config.build())
     }};
 }

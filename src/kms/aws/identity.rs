@@ -118,7 +118,7 @@ impl Identity {
             Base::WebIdentity { token_file, role_arn } => self.web_identity(token_file, role_arn).await,
             Base::Chain(chain) => {
                 let chain = chain.get_or_init(|| self.chain()).await;
-                of_chain(chain.provide_credentials().await)
+                of_chain(chain.provide_credentials().await, self.session.has_begun())
             }
         }
     }
@@ -181,11 +181,13 @@ fn seconds(life: Duration) -> i32 {
     i32::try_from(life.as_secs()).unwrap_or(i32::MAX)
 }
 
-fn of_chain(answer: Result<Credentials, CredentialsError>) -> Result<Granted, KmsError> {
+/// `begun`: there were credentials before, so that none now is an outage of who gave them, and no mistake of ours.
+fn of_chain(answer: Result<Credentials, CredentialsError>, begun: bool) -> Result<Granted, KmsError> {
     let credentials = answer.map_err(|error| {
         said_by_sts(&error).unwrap_or_else(|| {
             KmsError::local(match &error {
                 // Nothing is configured anywhere; a metadata service that is away looks the same.
+                CredentialsError::CredentialsNotLoaded(_) if begun => KmsErrorClass::Unreachable,
                 CredentialsError::CredentialsNotLoaded(_) | CredentialsError::InvalidConfiguration(_) => {
                     KmsErrorClass::Misconfigured
                 }

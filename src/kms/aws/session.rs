@@ -16,7 +16,7 @@ use aws_credential_types::provider::{ProvideCredentials, future};
 use aws_sdk_kms::config::Credentials;
 use tokio::time::{Instant, timeout_at};
 
-use crate::kms::{KmsError, KmsErrorClass};
+use crate::kms::{KmsError, KmsErrorClass, Verdict};
 
 /// The first pause after a refusal, and the longest; likewise after a renewal that failed in an outage.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -39,6 +39,7 @@ pub(super) struct Session {
     /// One fetch at a time; what the last one that failed leaves to others.
     gate: tokio::sync::Mutex<Option<Failure>>,
     used: AtomicBool,
+    begun: AtomicBool,
 }
 
 /// What the SDK's client signs with: whatever the session holds.
@@ -62,7 +63,12 @@ struct Failure {
 
 impl Session {
     pub(super) fn new() -> Self {
-        Self { slot: Slot::default(), gate: tokio::sync::Mutex::new(None), used: AtomicBool::new(false) }
+        Self {
+            slot: Slot::default(),
+            gate: tokio::sync::Mutex::new(None),
+            used: AtomicBool::new(false),
+            begun: AtomicBool::new(false),
+        }
     }
 
     /// For credentials that never end and of which there are no others.
@@ -90,6 +96,11 @@ impl Session {
         }
     }
 
+    /// Whether it holds any, or has held some before.
+    pub(super) fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Relaxed)
+    }
+
     /// Whether it is time to renew what is in use.
     pub(super) fn is_due(&self) -> Option<Generation> {
         let held = self.slot.lock();
@@ -111,7 +122,7 @@ impl Session {
         tracing::warn!(class = ?error.class, http_status = error.http_status, "the AWS session could not be renewed");
         let mut slot = self.slot.lock();
         let Some(still) = slot.as_mut().filter(|still| still.generation == held.0) else { return };
-        if is_refusal(error.class) {
+        if error.class.verdict() == Verdict::Revoked {
             *slot = None;
         } else if let Some((end, renew_at)) = &mut still.life {
             let now = Instant::now();
@@ -142,6 +153,7 @@ impl Session {
         match timeout_at(deadline, fetch).await.unwrap_or_else(|_| Err(timeout())) {
             Ok(granted) => {
                 *gate = None;
+                self.begun.store(true, Ordering::Relaxed);
                 Ok(self.slot.hold(granted))
             }
             Err(error) => {
@@ -182,7 +194,7 @@ impl ProvideCredentials for Slot {
         Self: 'a,
     {
         let held = self.lock().as_ref().map(|held| held.credentials.clone());
-        future::ProvideCredentials::ready(held.ok_or_else(|| CredentialsError::not_loaded_no_source()))
+        future::ProvideCredentials::ready(held.ok_or_else(CredentialsError::not_loaded_no_source))
     }
 }
 
@@ -192,7 +204,7 @@ impl fmt::Debug for Slot {
     }
 }
 
-/// Of the credential or by the policy that says who may have it, and not an outage.
+/// Of the credential, or by who says who may have it, or for want of any; and not an outage.
 fn is_refusal(class: KmsErrorClass) -> bool {
     !matches!(class, KmsErrorClass::Timeout) && !class.retryable()
 }
