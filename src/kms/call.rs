@@ -238,7 +238,7 @@ mod tests {
     use super::*;
 
     fn failed(class: KmsErrorClass) -> Failed {
-        KmsError { class, http_status: Some(500), request_id: None }.into()
+        KmsError::answered(class, 500, None).into()
     }
 
     /// Runs `calls` calls at once against a provider that answers each attempt with `answer`; how many attempts it saw,

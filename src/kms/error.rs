@@ -95,6 +95,15 @@ impl KmsErrorClass {
     }
 }
 
+/// Where something went wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// At the KMS, with the key.
+    Key,
+    /// Before it: where our credential comes from.
+    Credential,
+}
+
 /// A provider's refusal or failure, without anything that the provider said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KmsError {
@@ -104,11 +113,23 @@ pub struct KmsError {
     pub http_status: Option<u16>,
     /// The provider's request id, where it gave one.
     pub request_id: Option<Arc<str>>,
+    /// Where.
+    pub stage: Stage,
 }
 
 impl KmsError {
     /// One that came with no answer from the provider.
     pub fn local(class: KmsErrorClass) -> Self {
-        Self { class, http_status: None, request_id: None }
+        Self { class, http_status: None, request_id: None, stage: Stage::Key }
+    }
+
+    /// One that came with an answer.
+    pub fn answered(class: KmsErrorClass, http_status: u16, request_id: Option<Arc<str>>) -> Self {
+        Self { class, http_status: Some(http_status), request_id, stage: Stage::Key }
+    }
+
+    /// The same, met on the way to a credential.
+    pub fn of_credential(self) -> Self {
+        Self { stage: Stage::Credential, ..self }
     }
 }

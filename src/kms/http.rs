@@ -131,7 +131,7 @@ async fn receive(request: reqwest::RequestBuilder) -> Result<Reply, KmsError> {
     let mut response = request.send().await.map_err(unreachable)?;
     let status = response.status().as_u16();
     let announced = response.content_length().and_then(|length| usize::try_from(length).ok()).unwrap_or(0);
-    let too_long = KmsError { class: KmsErrorClass::Internal, http_status: Some(status), request_id: None };
+    let too_long = KmsError::answered(KmsErrorClass::Internal, status, None);
     if announced > MAX_ANSWER_BYTES {
         return Err(too_long);
     }

@@ -26,7 +26,7 @@ use crate::model::{DekId, KeyVersion, TenantUid, Wrapped};
 
 pub use aws::AwsKms;
 pub use azure::AzureKeyVault;
-pub use error::{KmsError, KmsErrorClass, Verdict};
+pub use error::{KmsError, KmsErrorClass, Stage, Verdict};
 pub use gcp::GcpKms;
 pub use local::LocalKey;
 pub use vault::VaultTransit;

@@ -138,7 +138,46 @@ async fn doctor_tells_what_is_well_what_is_open_and_what_is_broken() {
     environment.push(("BYOK_VAULT_TRANSIT_KEY", "another"));
     let output = run(&["doctor"], &environment).await;
     assert_eq!(output.status.code(), Some(4));
-    assert!(text(&output.stdout).contains("FAIL  key: "));
+    assert!(text(&output.stdout).contains("FAIL  key: making a DEK: "), "{}", text(&output.stdout));
+}
+
+/// With the token of a policy that grants these operations of the test's key, and no others.
+async fn doctor_with(server: &TestServer, operations: &[&str]) -> String {
+    let key = &server.key;
+    let rule = |operation: &&str| {
+        format!("path \"transit/{operation}/{}\" {{ capabilities = [\"update\"] }}\n", key.name)
+    };
+    let policy: String = operations.iter().map(rule).collect();
+    let name = format!("{}-some", key.name);
+    key.admin(
+        reqwest::Method::PUT,
+        &format!("sys/policies/acl/{name}"),
+        serde_json::json!({ "policy": policy }),
+    )
+    .await;
+    let body = serde_json::json!({ "policies": [name] });
+    let token = key.admin(reqwest::Method::POST, "auth/token/create", body).await;
+    let token = token["auth"]["client_token"].as_str().expect("a token").to_owned();
+    let mut environment: Vec<(&str, &str)> =
+        server.environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    environment.retain(|(name, _)| *name != "BYOK_VAULT_TOKEN");
+    environment.push(("BYOK_VAULT_TOKEN", &token));
+    text(&run(&["doctor"], &environment).await.stdout)
+}
+
+#[tokio::test]
+async fn doctor_names_the_right_that_is_missing() {
+    let server = TestServer::start().await;
+    let said = doctor_with(&server, &["encrypt", "rewrap"]).await;
+    assert!(said.contains("FAIL  key: unwrapping a DEK: AccessDenied, HTTP 403"), "{said}");
+    assert!(said.contains("grant `update` on <mount>/decrypt/<key>"), "{said}");
+    let said = doctor_with(&server, &["encrypt", "decrypt"]).await;
+    assert!(
+        said.contains("warn  key: re-wrapping a DEK: AccessDenied, HTTP 403; all but rotation works"),
+        "{said}"
+    );
+    let said = doctor_with(&server, &["decrypt", "rewrap"]).await;
+    assert!(said.contains("FAIL  key: wrapping a DEK: AccessDenied"), "{said}");
 }
 
 #[tokio::test]
@@ -153,7 +192,7 @@ async fn migrating_twice_applies_nothing_the_second_time() {
 #[tokio::test]
 async fn help_names_every_command() {
     let said = text(&run(&["--help"], &[]).await.stdout);
-    for command in ["serve", "dev", "migrate", "rotate", "schema", "token", "doctor"] {
+    for command in ["serve", "dev", "migrate", "rotate", "schema", "token", "policy", "doctor"] {
         assert!(said.contains(command), "{said}");
     }
     assert_eq!(run(&["nonsense"], &[]).await.status.code(), Some(2));

@@ -381,11 +381,7 @@ fn granted(reply: &Reply, error: fn(&Reply) -> KmsError) -> Result<(Lease, Secre
             let token = SecretText::new(auth.client_token.to_owned());
             Ok((Lease::granted(auth.lease_duration, auth.renewable), token))
         }
-        _ => Err(KmsError {
-            class: KmsErrorClass::Internal,
-            http_status: Some(reply.status),
-            request_id: None,
-        }),
+        _ => Err(KmsError::answered(KmsErrorClass::Internal, reply.status, None)),
     }
 }
 

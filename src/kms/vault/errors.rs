@@ -95,7 +95,7 @@ pub(super) fn of_reply(reply: &Reply) -> KmsError {
             _ => KmsErrorClass::Internal,
         }),
     };
-    KmsError { class, http_status: Some(reply.status), request_id: None }
+    KmsError::answered(class, reply.status, None)
 }
 
 /// The error of a login that was refused: whatever the text, it is our credential that Vault does not take. A locked-out

@@ -303,7 +303,7 @@ impl Vault {
         body: &Bytes,
         deadline: Instant,
     ) -> Result<(Arc<SecretText>, Reply), KmsError> {
-        let token = self.auth.token(&self.transport, deadline).await?;
+        let token = self.auth.token(&self.transport, deadline).await.map_err(KmsError::of_credential)?;
         let reply = self.transport.send(method.clone(), path, Some(&token), body.clone(), deadline).await?;
         Ok((token, reply))
     }

@@ -115,7 +115,7 @@ pub(super) fn read_items<T>(
     let items = answer.data.batch_results.iter().map(|item| match &item.error {
         Some(text) if !text.is_empty() => {
             let class = errors::of_text(text).unwrap_or(KmsErrorClass::Internal);
-            Err(KmsError { class, http_status: Some(reply.status), request_id: request_id.clone() })
+            Err(KmsError::answered(class, reply.status, request_id.clone()))
         }
         _ => match read(item) {
             Some(value) => Ok(Answer { value, request_id: request_id.clone() }),
@@ -172,7 +172,7 @@ fn request_id(text: &str) -> Option<Arc<str>> {
 }
 
 fn internal(reply: &Reply, request_id: Option<Arc<str>>) -> KmsError {
-    KmsError { class: KmsErrorClass::Internal, http_status: Some(reply.status), request_id }
+    KmsError::answered(KmsErrorClass::Internal, reply.status, request_id)
 }
 
 #[cfg(test)]

@@ -19,8 +19,6 @@ pub(crate) type Hand = Box<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>;
 
 /// A key at a provider, and how we reach it.
 pub(crate) struct Provided {
-    /// `BYOK_PROVIDER`.
-    pub(crate) name: &'static str,
     /// Everything that the provider needs in the environment.
     pub(crate) variables: Vec<(String, String)>,
     /// Where the KMS answers, as it stands in the variables.
@@ -40,6 +38,7 @@ pub(crate) struct Provided {
     /// Codes that it has.
     pub(crate) codes: &'static [&'static str],
     /// Makes a new version of the key.
+    #[cfg_attr(test, expect(dead_code, reason = "the benches use it"))]
     pub(crate) rotate: Hand,
 }
 
@@ -54,7 +53,6 @@ impl Provided {
             ("BYOK_VAULT_TRANSIT_KEY", &key.name),
         ];
         Self {
-            name: "vault-transit",
             variables: owned(&variables),
             kms: key.address.clone(),
             credential: None,

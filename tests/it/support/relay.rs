@@ -1,12 +1,12 @@
-//! A relay right before a server: counts what comes, how much at a time and how long the server takes, and can speak in the
-//! server's place. Over TLS where the server does.
+//! A relay right before a server: counts what comes and how much at a time, and can be slow or speak in the server's
+//! place. Over TLS where the server does.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
@@ -41,8 +41,9 @@ struct State {
     counts: Mutex<BTreeMap<String, usize>>,
     now: AtomicUsize,
     most: AtomicUsize,
-    times: Mutex<Vec<Duration>>,
     says: Mutex<Option<Box<dyn Fn() -> Response + Send>>>,
+    /// Milliseconds that each answer waits, so that calls overlap.
+    slow: AtomicUsize,
     bodies: Mutex<Vec<Bytes>>,
 }
 
@@ -102,8 +103,8 @@ impl Relay {
             counts: Mutex::default(),
             now: AtomicUsize::new(0),
             most: AtomicUsize::new(0),
-            times: Mutex::default(),
             says: Mutex::default(),
+            slow: AtomicUsize::new(0),
             bodies: Mutex::default(),
         });
         let kept = Arc::clone(&state);
@@ -121,11 +122,17 @@ impl Relay {
         *self.state.says.lock().expect("a lock") = answer;
     }
 
-    /// What has come since the last time, by name; the most at a time; and how long each took at the server.
-    pub(crate) fn take(&self) -> (BTreeMap<String, usize>, usize, Vec<Duration>) {
+    /// Each answer takes so much longer from now on.
+    #[cfg_attr(test, expect(dead_code, reason = "the benches use it"))]
+    pub(crate) fn slow_down(&self, milliseconds: usize) {
+        self.state.slow.store(milliseconds, Ordering::Relaxed);
+    }
+
+    /// What has come since the last time, by name, and the most at a time.
+    #[cfg_attr(test, expect(dead_code, reason = "the benches use it"))]
+    pub(crate) fn take(&self) -> (BTreeMap<String, usize>, usize) {
         let counts = std::mem::take(&mut *self.state.counts.lock().expect("a lock"));
-        let times = std::mem::take(&mut *self.state.times.lock().expect("a lock"));
-        (counts, self.state.most.swap(0, Ordering::Relaxed), times)
+        (counts, self.state.most.swap(0, Ordering::Relaxed))
     }
 }
 
@@ -165,6 +172,7 @@ impl State {
         let now = self.now.fetch_add(1, Ordering::Relaxed) + 1;
         self.most.fetch_max(now, Ordering::Relaxed);
         let answer = self.pass(request).await;
+        tokio::time::sleep(Duration::from_millis(self.slow.load(Ordering::Relaxed) as u64)).await;
         self.now.fetch_sub(1, Ordering::Relaxed);
         answer
     }
@@ -178,7 +186,6 @@ impl State {
         let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
         let url = format!("{}{path}", self.upstream);
         let body = to_bytes(body, 64 << 20).await.expect("a body");
-        let began = Instant::now();
         // With the client's own Host: a signature may cover it.
         self.bodies.lock().expect("a lock").push(body.clone());
         let sent = self.client.request(parts.method, url).headers(parts.headers).body(body).send().await;
@@ -187,7 +194,6 @@ impl State {
         };
         let (status, headers) = (answer.status(), answer.headers().clone());
         let body = answer.bytes().await.unwrap_or_default();
-        self.times.lock().expect("a lock").push(began.elapsed());
         self.bodies.lock().expect("a lock").push(body.clone());
         let mut response = Response::new(Body::from(body));
         *response.status_mut() = status;

@@ -1,15 +1,16 @@
 //! `byok doctor`: checks configuration, database, roles and key, and says of each what is wrong, what it leaves
 //! unprotected and what to do. Changes nothing in the database; wraps and unwraps one DEK that is kept nowhere.
 
+mod key;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Failure, assemble};
+use crate::config;
 use crate::config::{Config, Defaults, Engine, Env};
-use crate::kms::{DekBinding, Kms, KmsErrorClass};
-use crate::model::{DekId, SystemClock, TenantUid};
+use crate::model::SystemClock;
 use crate::store::{Database, Exposure, ReadError};
-use crate::{config, crypto};
 
 /// How long the database and the key may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -59,7 +60,7 @@ pub(super) async fn run() -> Result<(), Failure> {
     listener(&mut findings, &config.server);
     identity(&mut findings, &config.auth);
     database(&mut findings, &config.store).await;
-    key(&mut findings, config.kms).await;
+    key::check(&mut findings, config.kms).await;
     match findings.faults {
         0 => Ok(()),
         _ => Err(Failure::Unwell),
@@ -174,62 +175,5 @@ async fn exposure(findings: &mut Findings, database: &dyn Database) {
     }
     if !exposure.any() {
         findings.good("database: the serving role can neither change nor drop entries");
-    }
-}
-
-async fn key(findings: &mut Findings, settings: config::Kms) {
-    let kms = match assemble::provider(settings) {
-        Ok(kms) => kms,
-        Err(Failure::Configuration(mistakes)) => {
-            return mistakes.iter().for_each(|mistake| findings.fault(&mistake.to_string(), "correct it"));
-        }
-        Err(Failure::Running(problem)) => return findings.fault(&problem, "correct it"),
-        Err(Failure::Unwell) => return,
-    };
-    match tokio::time::timeout(PATIENCE, try_key(&*kms)).await {
-        Ok(Ok(version)) => findings.good(&format!("key: a DEK was wrapped and unwrapped under {version}")),
-        Ok(Err(class)) => findings.fault(&format!("key: {class:?}"), remedy(class)),
-        Err(_) => findings.fault("key: no answer", remedy(KmsErrorClass::Timeout)),
-    }
-    for warning in kms.exposure().await {
-        findings.open(warning.what, warning.remedy);
-    }
-}
-
-async fn try_key(kms: &dyn Kms) -> Result<String, KmsErrorClass> {
-    let binding = DekBinding { tenant: TenantUid(crypto::random()), dek_id: DekId::new() };
-    let made = kms
-        .generate(&[binding])
-        .await
-        .pop()
-        .ok_or(KmsErrorClass::Internal)?
-        .map_err(|error| error.class)?
-        .value;
-    let version = made.wrapped.key_version.to_string();
-    let opened = kms.unwrap(&[(binding, made.wrapped)]).await.pop().ok_or(KmsErrorClass::Internal)?;
-    opened.map_err(|error| error.class)?;
-    Ok(version)
-}
-
-/// What an operator does about each class.
-fn remedy(class: KmsErrorClass) -> &'static str {
-    match class {
-        KmsErrorClass::AccessDenied => "grant our identity wrap and unwrap on this key in its policy",
-        KmsErrorClass::CredentialInvalid => "renew the credential: it is expired, revoked or wrong",
-        KmsErrorClass::Internal => {
-            "look at the KMS's own log: its answer was not one that its documentation describes"
-        }
-        KmsErrorClass::InvalidWrappedDek => {
-            "the KMS does not open what it has just made: check that one key answers by this name"
-        }
-        KmsErrorClass::KeyDisabled => "enable the key in the KMS",
-        KmsErrorClass::KeyNotFound => "check the key's name, the mount and the region",
-        KmsErrorClass::KeyPendingDeletion => "cancel the key's deletion in the KMS, while that is possible",
-        KmsErrorClass::KeyVersionUnavailable => "enable the key version, or lower the key's minimum version",
-        KmsErrorClass::Misconfigured => "check address, mount, namespace and key type",
-        KmsErrorClass::Sealed => "unseal Vault",
-        KmsErrorClass::Throttled => "raise the KMS's quota, or call it less often",
-        KmsErrorClass::Timeout => "check the path to the KMS, or raise BYOK_KMS_TIMEOUT_MS",
-        KmsErrorClass::Unreachable => "check the KMS's address, DNS, firewall and certificates",
     }
 }

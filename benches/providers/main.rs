@@ -1,0 +1,150 @@
+//! What byok asks of each KMS, and what our own part of a call costs. The real binary serves; a relay right before each
+//! provider's test server counts.
+//!
+//! ```text
+//! scripts/servers install                     once
+//! cargo bench --bench providers               the tables of docs/performance.md
+//! cargo bench --bench providers -- --json     and one JSON object on the last line
+//! ```
+//!
+//! Counts are exact and hold on any machine. Times are of test servers on loopback: they say what share of a call is ours,
+//! not how fast a cloud is.
+
+#[path = "../../tests/it/support/mod.rs"]
+#[expect(dead_code, reason = "the tests use the rest")]
+mod support;
+
+mod measure;
+
+use std::process::{Command, ExitCode};
+
+use serde_json::{Map, Value, json};
+
+use measure::{Calls, Measured};
+use support::provider::Provided;
+
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/servers");
+
+fn main() -> ExitCode {
+    let words: Vec<_> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
+    let json = match &words[..] {
+        [] => false,
+        [word] if word == "--json" => true,
+        _ => {
+            eprintln!("providers: takes --json, or nothing");
+            return ExitCode::from(2);
+        }
+    };
+    let outcome = match Servers::here() {
+        true => run(json),
+        false => Servers::start().and_then(|servers| servers.run_us_again(&words)),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("providers: {problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The test servers of `scripts/servers`, whose addresses the support of the tests reads from the environment.
+struct Servers(String);
+
+impl Servers {
+    #[expect(clippy::disallowed_methods, reason = "the tests' own environment")]
+    fn here() -> bool {
+        std::env::var("BYOK_TEST_VAULT_ADDR").is_ok()
+    }
+
+    fn start() -> Result<Self, String> {
+        let output = Command::new(SCRIPT).arg("start").stderr(std::process::Stdio::inherit()).output();
+        let output = output.map_err(|error| format!("{SCRIPT}: {error}"))?;
+        match output.status.success() {
+            true => Ok(Self(String::from_utf8_lossy(&output.stdout).trim().to_owned())),
+            false => Err(format!("{SCRIPT} start failed")),
+        }
+    }
+
+    fn run_us_again(&self, words: &[String]) -> Result<(), String> {
+        let file = std::fs::read_to_string(format!("{}/env", self.0)).map_err(|error| error.to_string())?;
+        let variables = file.lines().filter_map(|line| line.strip_prefix("export ")?.split_once('='));
+        let us = std::env::current_exe().map_err(|error| error.to_string())?;
+        let status =
+            Command::new(us).args(words).envs(variables).status().map_err(|error| error.to_string())?;
+        if status.success() { Ok(()) } else { Err("it failed".to_owned()) }
+    }
+}
+
+impl Drop for Servers {
+    fn drop(&mut self) {
+        let _ = Command::new(SCRIPT).args(["stop", &self.0]).status();
+    }
+}
+
+fn run(json: bool) -> Result<(), String> {
+    let runtime = tokio::runtime::Runtime::new().map_err(|error| error.to_string())?;
+    let measured = runtime.block_on(async {
+        let mut measured = Vec::new();
+        for provider in measure::PROVIDERS {
+            eprintln!("{provider} …");
+            measured.push(measure::measure(provider).await);
+        }
+        measured
+    });
+    print(&measured);
+    if json {
+        println!("{}", object(&measured));
+    }
+    Ok(())
+}
+
+fn print(measured: &[Measured]) {
+    println!(
+        "| calls at the KMS for | {} |",
+        measured.iter().map(|one| one.provider).collect::<Vec<_>>().join(" | ")
+    );
+    println!("|---|{}", "---|".repeat(measured.len()));
+    for (row, step) in measure::STEPS.iter().enumerate() {
+        let cells: Vec<_> = measured.iter().map(|one| shown(&one.steps[row])).collect();
+        println!("| {step} | {} |", cells.join(" | "));
+    }
+    println!();
+    println!("| | {} |", measured.iter().map(|one| one.provider).collect::<Vec<_>>().join(" | "));
+    println!("|---|{}", "---|".repeat(measured.len()));
+    let row = |name: &str, cell: &dyn Fn(&Measured) -> String| {
+        println!("| {name} | {} |", measured.iter().map(cell).collect::<Vec<_>>().join(" | "));
+    };
+    row("requests at a time: one call of 1,000 items", &|one| one.most_of_one_call.to_string());
+    row("requests at a time: ten such calls", &|one| one.most_of_many_calls.to_string());
+    row("one unwrap, µs: whole", &|one| format!("{:.0}", one.whole_us));
+    row("one unwrap, µs: processor time of ours", &|one| format!("{:.0}", one.ours_us));
+    row("our share", &|one| format!("{:.0} %", 100.0 * one.ours_us / one.whole_us));
+}
+
+fn shown(calls: &Calls) -> String {
+    let parts: Vec<_> = calls.iter().map(|(name, count)| format!("{count} {name}")).collect();
+    if parts.is_empty() { "none".to_owned() } else { parts.join(", ") }
+}
+
+fn object(measured: &[Measured]) -> Value {
+    let one = |one: &Measured| {
+        let steps: Map<String, Value> = measure::STEPS
+            .iter()
+            .zip(&one.steps)
+            .map(|(step, calls)| ((*step).to_owned(), json!(calls)))
+            .collect();
+        json!({
+            "calls": steps,
+            "most_of_one_call": one.most_of_one_call,
+            "most_of_many_calls": one.most_of_many_calls,
+            "unwrap_us": one.whole_us,
+            "unwrap_ours_us": one.ours_us,
+        })
+    };
+    measured
+        .iter()
+        .map(|measured| (measured.provider.to_owned(), one(measured)))
+        .collect::<Map<_, _>>()
+        .into()
+}

@@ -1,0 +1,226 @@
+//! The key: every operation that we need of it is tried apart, so that the right that is missing has a name. Uses a DEK that
+//! is kept nowhere.
+
+use std::fmt::Write as _;
+
+use super::{Findings, PATIENCE};
+use crate::cli::{Failure, assemble};
+use crate::config;
+use crate::crypto::{self, Dek};
+use crate::kms::{DekBinding, ItemResult, Kms, KmsError, KmsErrorClass, Stage, Verdict};
+use crate::model::{DekId, TenantUid, Wrapped};
+
+/// What we ask of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    Generate,
+    Wrap,
+    Unwrap,
+    Rewrap,
+}
+
+/// Whose words the remedies use.
+#[derive(Clone, Copy)]
+enum Provider {
+    Aws,
+    Gcp,
+    Vault,
+    Azure,
+    Local,
+}
+
+pub(super) async fn check(findings: &mut Findings, settings: config::Kms) {
+    let provider = match &settings {
+        config::Kms::Aws(_) => Provider::Aws,
+        config::Kms::Gcp(_) => Provider::Gcp,
+        config::Kms::Vault(_) => Provider::Vault,
+        config::Kms::Azure(_) => Provider::Azure,
+        config::Kms::Local(_) => Provider::Local,
+    };
+    let kms = match assemble::provider(settings) {
+        Ok(kms) => kms,
+        Err(Failure::Configuration(mistakes)) => {
+            return mistakes.iter().for_each(|mistake| findings.fault(&mistake.to_string(), "correct it"));
+        }
+        Err(Failure::Running(problem)) => return findings.fault(&problem, "correct it"),
+        Err(Failure::Unwell) => return,
+    };
+    if tokio::time::timeout(PATIENCE, each(findings, provider, &*kms)).await.is_err() {
+        findings.fault("key: no answer", remedy(provider, Asked::Wrap, KmsErrorClass::Timeout, Stage::Key));
+    }
+    for warning in kms.exposure().await {
+        findings.open(warning.what, warning.remedy);
+    }
+}
+
+async fn each(findings: &mut Findings, provider: Provider, kms: &dyn Kms) {
+    let binding = DekBinding { tenant: TenantUid(crypto::random()), dek_id: DekId::new() };
+    let fault = |findings: &mut Findings, asked: Asked, error: &KmsError| {
+        findings.fault(&told(asked, error), remedy(provider, asked, error.class, error.stage));
+    };
+    let made = one(kms.generate(&[binding]).await);
+    let wrapped: Result<Wrapped, KmsError> = match made {
+        Ok(made) => Ok(made.wrapped),
+        Err(error) => {
+            fault(findings, Asked::Generate, &error);
+            // Anything but a right that is missing would say the same of all.
+            if error.class != KmsErrorClass::AccessDenied || error.stage == Stage::Credential {
+                return;
+            }
+            one(kms.wrap(&[(binding, &Dek::generate())]).await)
+                .inspect_err(|error| fault(findings, Asked::Wrap, error))
+        }
+    };
+    let Ok(wrapped) = wrapped else { return };
+    let version = wrapped.key_version.clone();
+    match one(kms.unwrap(&[(binding, wrapped.clone())]).await) {
+        Ok(_) => findings.good(&format!("key: a DEK was wrapped and unwrapped under {version}")),
+        Err(error) => fault(findings, Asked::Unwrap, &error),
+    }
+    match one(kms.rewrap(&[(binding, wrapped)], &version).await) {
+        Ok(_) => findings.good("key: a DEK was re-wrapped, as rotation does"),
+        Err(error) if error.class.verdict() == Verdict::Revoked => findings.open(
+            &format!("{}; all but rotation works", told(Asked::Rewrap, &error)),
+            right(provider, Asked::Rewrap),
+        ),
+        Err(error) => fault(findings, Asked::Rewrap, &error),
+    }
+}
+
+fn one<T>(mut answers: Vec<ItemResult<T>>) -> Result<T, KmsError> {
+    let answer = answers.pop().unwrap_or_else(|| Err(KmsError::local(KmsErrorClass::Internal)));
+    answer.map(|answer| answer.value)
+}
+
+fn told(asked: Asked, error: &KmsError) -> String {
+    let doing = match (error.stage, asked) {
+        (Stage::Credential, _) => "our credential",
+        (Stage::Key, Asked::Generate) => "making a DEK",
+        (Stage::Key, Asked::Wrap) => "wrapping a DEK",
+        (Stage::Key, Asked::Unwrap) => "unwrapping a DEK",
+        (Stage::Key, Asked::Rewrap) => "re-wrapping a DEK",
+    };
+    let mut told = format!("key: {doing}: {:?}", error.class);
+    if let Some(status) = error.http_status {
+        let _ = write!(told, ", HTTP {status}");
+    }
+    if let Some(id) = &error.request_id {
+        let _ = write!(told, ", request id {id}");
+    }
+    told
+}
+
+/// The right that an operation needs.
+fn right(provider: Provider, asked: Asked) -> &'static str {
+    match (provider, asked) {
+        (Provider::Aws, Asked::Generate) => {
+            "grant kms:GenerateDataKey on this key, in its key policy or ours: `byok policy aws-kms`"
+        }
+        (Provider::Aws, Asked::Wrap) => {
+            "grant kms:Encrypt on this key, in its key policy or ours: `byok policy aws-kms`"
+        }
+        (Provider::Aws, Asked::Unwrap) => {
+            "grant kms:Decrypt on this key, in its key policy or ours: `byok policy aws-kms`"
+        }
+        (Provider::Aws, Asked::Rewrap) => {
+            "for rotation grant kms:ReEncryptFrom and kms:ReEncryptTo on this key: `byok policy aws-kms`"
+        }
+        (Provider::Gcp, Asked::Generate | Asked::Wrap) => {
+            "grant cloudkms.cryptoKeyVersions.useToEncrypt on this key: `byok policy gcp-kms`"
+        }
+        (Provider::Gcp, Asked::Unwrap) => {
+            "grant cloudkms.cryptoKeyVersions.useToDecrypt on this key: `byok policy gcp-kms`"
+        }
+        (Provider::Gcp, Asked::Rewrap) => {
+            "for rotation grant useToEncrypt and useToDecrypt on this key: `byok policy gcp-kms`"
+        }
+        (Provider::Vault, Asked::Generate | Asked::Wrap) => {
+            "grant `update` on <mount>/encrypt/<key>: `byok policy vault-transit`"
+        }
+        (Provider::Vault, Asked::Unwrap) => {
+            "grant `update` on <mount>/decrypt/<key>: `byok policy vault-transit`"
+        }
+        (Provider::Vault, Asked::Rewrap) => {
+            "for rotation grant `update` on <mount>/rewrap/<key>: `byok policy vault-transit`"
+        }
+        (Provider::Azure, Asked::Generate | Asked::Wrap) => {
+            "grant the data action keys/wrap on this key: `byok policy azure-key-vault`"
+        }
+        (Provider::Azure, Asked::Unwrap) => {
+            "grant the data action keys/unwrap on this key: `byok policy azure-key-vault`"
+        }
+        (Provider::Azure, Asked::Rewrap) => {
+            "for rotation grant the data actions keys/wrap and keys/unwrap on this key: `byok policy azure-key-vault`"
+        }
+        (Provider::Local, _) => "give the key file back to the user that byok runs as",
+    }
+}
+
+/// What an operator does about it.
+fn remedy(provider: Provider, asked: Asked, class: KmsErrorClass, stage: Stage) -> &'static str {
+    match (class, stage) {
+        (KmsErrorClass::AccessDenied, Stage::Key) => right(provider, asked),
+        (KmsErrorClass::AccessDenied | KmsErrorClass::CredentialInvalid, Stage::Credential) => match provider
+        {
+            Provider::Aws => {
+                "the role cannot be taken: check its trust policy, the external id and who we are (`aws sts get-caller-identity`)"
+            }
+            Provider::Gcp => {
+                "no token is given: check that the service account and its key are enabled, and the right to impersonate"
+            }
+            Provider::Vault => {
+                "the login is refused: issue a new secret id or service account token, and check the role"
+            }
+            Provider::Azure => {
+                "no token is given: check tenant, client id and secret, the federated credential or the managed identity"
+            }
+            Provider::Local => "check the key file",
+        },
+        (KmsErrorClass::CredentialInvalid, Stage::Key) => {
+            "renew the credential: it is expired, revoked or wrong"
+        }
+        (KmsErrorClass::Internal, _) => {
+            "look at the KMS's own log: its answer was not one that its documentation describes"
+        }
+        (KmsErrorClass::InvalidWrappedDek, _) => {
+            "the KMS does not open what it has just made: check that one key answers by this name"
+        }
+        (KmsErrorClass::KeyDisabled, _) => "enable the key in the KMS",
+        (KmsErrorClass::KeyNotFound, _) => match provider {
+            Provider::Aws => "check the key or alias in BYOK_AWS_KEY_ARN, its account and its region",
+            Provider::Gcp => "check project, location, key ring and key in BYOK_GCP_KEY_NAME",
+            Provider::Vault => "check BYOK_VAULT_TRANSIT_KEY, BYOK_VAULT_MOUNT and BYOK_VAULT_NAMESPACE",
+            Provider::Azure => {
+                "check vault and name in BYOK_AZURE_KEY_ID; a soft-deleted key can be recovered"
+            }
+            Provider::Local => "check BYOK_LOCAL_KEY_FILE",
+        },
+        (KmsErrorClass::KeyPendingDeletion, _) => {
+            "cancel the key's deletion in the KMS, while that is possible"
+        }
+        (KmsErrorClass::KeyVersionUnavailable, _) => {
+            "enable the key version, or lower the key's minimum version"
+        }
+        (KmsErrorClass::Misconfigured, Stage::Credential) => {
+            "no credential is found, or its kind is not taken: check the variables that say who we are"
+        }
+        (KmsErrorClass::Misconfigured, Stage::Key) => match provider {
+            Provider::Aws => {
+                "check region and endpoint, that the key is symmetric for encryption, and this machine's clock"
+            }
+            Provider::Gcp => "check endpoint and location, and that the key's purpose is ENCRYPT_DECRYPT",
+            Provider::Vault => "check address, mount, namespace and key type",
+            Provider::Azure => {
+                "check the vault's address, the key's type and operations, and the credential's tenant"
+            }
+            Provider::Local => "check the key file",
+        },
+        (KmsErrorClass::Sealed, _) => "unseal Vault",
+        (KmsErrorClass::Throttled, _) => "raise the KMS's quota, or call it less often",
+        (KmsErrorClass::Timeout, _) => "check the path to the KMS, or raise BYOK_KMS_TIMEOUT_MS",
+        (KmsErrorClass::Unreachable, Stage::Credential) => {
+            "where our credential comes from is out of reach: check its address, DNS, firewall and certificates"
+        }
+        (KmsErrorClass::Unreachable, Stage::Key) => "check the KMS's address, DNS, firewall and certificates",
+    }
+}
