@@ -80,7 +80,7 @@ async fn a_containers_credentials_are_found() {
 async fn no_credentials_anywhere_are_a_mistake_of_ours_and_no_refusal() {
     let key = Cloud::shared().key().await;
     let said = doctor(&key, &key.cloud().address, &[]).await;
-    assert!(said.contains("key: Misconfigured"), "{said}");
+    assert!(said.contains("key: our credential: Misconfigured"), "{said}");
 }
 
 #[tokio::test]
@@ -99,7 +99,7 @@ async fn https_is_trusted_by_the_systems_certificates_and_no_others() {
     let said = with(&ours).await;
     assert!(said.contains("a DEK was wrapped and unwrapped"), "{said}");
     let said = with(&other).await;
-    assert!(said.contains("key: Unreachable"), "{said}");
+    assert!(said.contains("key: making a DEK: Unreachable"), "{said}");
 }
 
 /// Over TLS on our side, plain HTTP to the server.

@@ -1,11 +1,15 @@
 //! What versions are called: by place where the customer lets us list, by key material where not; and that this never stands
 //! in the way of an operation.
 
+use std::time::{Duration, Instant};
+
 use byok::crypto::Dek;
 use byok::kms::{AwsKms, DekBinding, Kms};
 use byok::model::{DekId, TenantUid, Wrapped};
+use serde_json::json;
 
 use crate::support::aws::{Cloud, Fault, Front, Key, material, permissions};
+use crate::support::server::TestServer;
 
 fn binding() -> DekBinding {
     DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() }
@@ -94,7 +98,7 @@ async fn a_name_stays_when_the_right_to_list_comes_or_goes() {
 #[tokio::test]
 async fn a_list_that_hangs_costs_a_name_and_no_call() {
     let (key, front) = key(true).await;
-    front.fail("ListKeyRotations", 99, Fault::Late(std::time::Duration::from_secs(30)));
+    front.fail("ListKeyRotations", 99, Fault::Late(Duration::from_secs(30)));
     let kms = us(&key, &front);
     assert_eq!(version(&kms).await, short(&key, 0));
 }
@@ -139,4 +143,49 @@ async fn a_server_without_key_material_ids_works_under_one_name() {
     assert_eq!(kms.current_version().await.expect("a version"), old.1.key_version);
     assert!(kms.unwrap(&[old]).await.remove(0).is_ok());
     assert_eq!(front.count("ListKeyRotations"), 0);
+}
+
+/// AWS wraps under what is current, whatever was asked for; and the service goes on meanwhile.
+#[tokio::test]
+async fn a_key_that_is_rotated_during_a_rotation_takes_the_job_along() {
+    let (key, front) = key(true).await;
+    let server = TestServer::with(&[
+        ("BYOK_PROVIDER", "aws-kms"),
+        ("BYOK_AWS_KEY_ARN", &key.arn),
+        ("BYOK_AWS_ENDPOINT", &front.address),
+        ("AWS_ACCESS_KEY_ID", &key.user.id),
+        ("AWS_SECRET_ACCESS_KEY", &key.user.secret),
+    ])
+    .await;
+    let mut tokens = Vec::new();
+    for record in 0..20 {
+        tokens.push(server.encrypt("hello", &record.to_string()).await);
+    }
+    front.rotate(&key).await;
+    // The first re-wraps are asked for under version 2 and happen under version 3.
+    front.fail("ReEncrypt", 20, Fault::Late(Duration::from_millis(1500)));
+    let started = server.post("/byok/rotate", json!({})).await;
+    assert_eq!(started.body["target"], format!("{}/2", key.id()), "{}", started.body);
+    while front.count("ReEncrypt") == 0 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    front.rotate(&key).await;
+    let id = started.body["id"].as_str().expect("an id");
+    let began = Instant::now();
+    let job = loop {
+        let job = server.get(&format!("/byok/rotate/{id}")).await.body;
+        if job["state"] == "DONE" {
+            break job;
+        }
+        assert!(began.elapsed() < Duration::from_secs(60), "{job}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    assert_eq!(job["target"], format!("{}/3", key.id()), "{job}");
+    assert!(front.count("ReEncrypt") <= 40, "{}", front.count("ReEncrypt"));
+    let again = server.post("/byok/rotate", json!({ "dry_run": true })).await;
+    assert_eq!(again.body["deks"], 0, "{}", again.body);
+    for (record, token) in tokens.iter().enumerate() {
+        let body = json!({ "ciphertext": token, "context": { "record_id": record.to_string() } });
+        assert_eq!(server.post("/byok/decrypt", body).await.status, 200);
+    }
 }

@@ -117,7 +117,7 @@ where
         SdkError::ResponseError(_) if broke_off(error) => Unreachable,
         _ => of_status(status),
     };
-    KmsError { class, http_status: Some(status), request_id }
+    KmsError::answered(class, status, request_id)
 }
 
 /// What `Retry-After` asks for in seconds, where somebody on the way says so; AWS does not.

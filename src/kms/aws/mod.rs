@@ -538,5 +538,5 @@ fn same(asked: &str, answered: Option<&str>, request_id: &Option<Arc<str>>) -> R
 
 /// Of an answer that says something else than was asked for.
 fn undocumented(class: KmsErrorClass, request_id: &Option<Arc<str>>) -> KmsError {
-    KmsError { class, http_status: Some(200), request_id: request_id.clone() }
+    KmsError::answered(class, 200, request_id.clone())
 }

@@ -137,7 +137,7 @@ impl Session {
         fetch: impl Future<Output = Result<Granted, KmsError>>,
     ) -> Result<Generation, KmsError> {
         let began = Instant::now();
-        let timeout = || KmsError::local(KmsErrorClass::Timeout);
+        let timeout = || KmsError::local(KmsErrorClass::Timeout).of_credential();
         let mut gate = timeout_at(deadline, self.gate.lock()).await.map_err(|_| timeout())?;
         if let Some(generation) = self.live(instead_of) {
             return Ok(generation);
@@ -150,7 +150,8 @@ impl Session {
             }
             pause = failure.pause.map_or(pause, |before| (before * 2).min(PAUSES.1));
         }
-        match timeout_at(deadline, fetch).await.unwrap_or_else(|_| Err(timeout())) {
+        let outcome = timeout_at(deadline, fetch).await.unwrap_or_else(|_| Err(timeout()));
+        match outcome.map_err(KmsError::of_credential) {
             Ok(granted) => {
                 *gate = None;
                 self.begun.store(true, Ordering::Relaxed);

@@ -573,7 +573,6 @@ impl Provided {
             ("AWS_SECRET_ACCESS_KEY", &key.user.secret),
         ];
         Self {
-            name: "aws-kms",
             variables: variables.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec(),
             kms: front.address.clone(),
             credential: Some(sts.clone()),
