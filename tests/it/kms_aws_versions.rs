@@ -134,6 +134,19 @@ async fn what_is_wrapped_is_said_to_be_of_the_version_that_wrapped_last() {
 }
 
 #[tokio::test]
+async fn wrapping_learns_the_version_once_and_needs_no_right_to_do_so() {
+    let (key, front) = key(true).await;
+    let deks: Vec<_> = (0..40).map(|_| Dek::generate()).collect();
+    let items: Vec<_> = deks.iter().map(|dek| (binding(), dek)).collect();
+    assert!(us(&key, &front).wrap(&items).await.iter().all(Result::is_ok));
+    assert_eq!((front.count("GenerateDataKey"), front.count("Encrypt")), (1, 40));
+    let encrypt = json!({ "Effect": "Allow", "Action": "kms:Encrypt", "Resource": key.arn });
+    key.user.permit(&json!({ "Version": "2012-10-17", "Statement": [encrypt] })).await;
+    let wrapped = us(&key, &front).wrap(&items[..1]).await.remove(0).expect("it wraps").value;
+    assert_eq!(&*wrapped.key_version.version, "current");
+}
+
+#[tokio::test]
 async fn a_server_without_key_material_ids_works_under_one_name() {
     let (key, front) = key(true).await;
     front.hide_ids();

@@ -378,27 +378,27 @@ impl Front {
     /// The customer rotates the key on demand.
     pub(crate) async fn rotate(&self, key: &Key) {
         key.does("RotateKeyOnDemand").await;
-        *self.state.lock().unwrap().rotations.entry(key.id().to_owned()).or_default() += 1;
+        *self.state.lock().expect("a lock").rotations.entry(key.id().to_owned()).or_default() += 1;
     }
 
     /// The next so many answers to this operation go wrong so.
     pub(crate) fn fail(&self, operation: &str, times: usize, fault: Fault) {
-        self.state.lock().unwrap().faults.push((operation.to_owned(), times, fault));
+        self.state.lock().expect("a lock").faults.push((operation.to_owned(), times, fault));
     }
 
     /// All goes well again.
     pub(crate) fn heal(&self) {
-        self.state.lock().unwrap().faults.clear();
+        self.state.lock().expect("a lock").faults.clear();
     }
 
     /// Gives no key material ids from now on, as fakecloud itself.
     pub(crate) fn hide_ids(&self) {
-        self.state.lock().unwrap().without_ids = true;
+        self.state.lock().expect("a lock").without_ids = true;
     }
 
     /// All calls so far.
     pub(crate) fn calls(&self) -> Vec<Call> {
-        self.state.lock().unwrap().calls.clone()
+        self.state.lock().expect("a lock").calls.clone()
     }
 
     /// How many calls there were of an operation.
@@ -425,7 +425,7 @@ async fn forward(state: &Mutex<State>, cloud: &str, client: &reqwest::Client, re
     let operation = operation(&parts.headers, &body);
     let asked: Value = serde_json::from_slice(&body).unwrap_or_default();
     let fault = {
-        let mut state = state.lock().unwrap();
+        let mut state = state.lock().expect("a lock");
         state.calls.push(Call { operation: operation.clone(), body: asked.clone() });
         let due = state.faults.iter_mut().find(|(of, times, _)| *of == operation && *times > 0);
         due.map(|(_, times, fault)| {
@@ -451,7 +451,7 @@ async fn forward(state: &Mutex<State>, cloud: &str, client: &reqwest::Client, re
     let (status, mut headers) = (answer.status(), answer.headers().clone());
     let mut body = answer.bytes().await.expect("a body");
     if status == 200 && !asked.is_null() {
-        body = with_ids(&mut state.lock().unwrap(), &operation, &asked, &body);
+        body = with_ids(&mut state.lock().expect("a lock"), &operation, &asked, &body);
     }
     headers.remove("content-length");
     let body = match fault {
