@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use byok::kms::{DekBinding, Kms};
@@ -13,7 +14,7 @@ use super::Provided;
 use crate::support::relay::Relay;
 use crate::support::server::TestServer;
 
-pub(crate) const PROVIDERS: [&str; 1] = ["vault-transit"];
+pub(crate) const PROVIDERS: [&str; 3] = ["aws-kms", "gcp-kms", "vault-transit"];
 
 pub(crate) const STEPS: [&str; 8] = [
     "a server's first call: credential",
@@ -42,6 +43,8 @@ pub(crate) struct Measured {
 
 async fn provided(name: &str) -> Provided {
     match name {
+        "aws-kms" => Provided::aws().await,
+        "gcp-kms" => Provided::gcp().await,
         "vault-transit" => Provided::vault().await,
         other => unreachable!("{other} is none of PROVIDERS"),
     }
@@ -56,13 +59,19 @@ pub(crate) async fn measure(provider: &'static str) -> Measured {
     Measured { provider, steps, most_of_one_call, most_of_many_calls, whole_us, ours_us }
 }
 
+/// What has come since the last time, by name, and the most at a time.
+fn take(relay: &Relay) -> (Calls, usize) {
+    let counts = std::mem::take(&mut *relay.state.counts.lock().expect("a lock"));
+    (counts, relay.state.most.swap(0, Ordering::Relaxed))
+}
+
 async fn steps(provided: &Provided, relays: &[Relay]) -> Vec<Calls> {
     let mut environment = provided.environment();
     environment.extend([("BYOK_DEK_CACHE_SECONDS", "3600"), ("BYOK_LOG", "info")]);
     let server = TestServer::with(&environment).await;
     // Has nothing in its cache.
     let cold = server.replica().await;
-    let calls = || relays[0].take().0;
+    let calls = || take(&relays[0]).0;
     let encrypt = async |record: &str| server.encrypt("hello", record).await;
     let mut steps = Vec::new();
 
@@ -72,7 +81,7 @@ async fn steps(provided: &Provided, relays: &[Relay]) -> Vec<Calls> {
     }
     // Two servers have fetched one each, if it is fetched at all.
     steps.push(relays.get(1).map_or_else(Calls::new, |relay| {
-        relay.take().0.into_iter().map(|(name, count)| (name, count.div_ceil(2))).collect()
+        take(relay).0.into_iter().map(|(name, count)| (name, count.div_ceil(2))).collect()
     }));
     calls();
     let token = encrypt("r").await;
@@ -147,10 +156,10 @@ async fn bound(provided: &Provided, relay: &Relay) -> (usize, usize) {
         byok::config::Env::from_pairs(provided.variables.clone()).with("BYOK_KMS_TIMEOUT_MS", "60000");
     let kms = crate::support::provider::kms_of(&environment);
     let wrapped = Arc::new(made(&*kms, 1_000).await);
-    relay.slow_down(20);
-    relay.take();
+    relay.state.slow.store(20, Ordering::Relaxed);
+    take(relay);
     assert!(kms.unwrap(&wrapped).await.iter().all(Result::is_ok));
-    let one = relay.take().1;
+    let one = take(relay).1;
     let calls = (0..10).map(|_| {
         let (kms, wrapped) = (Arc::clone(&kms), Arc::clone(&wrapped));
         tokio::spawn(async move { kms.unwrap(&wrapped).await.iter().all(Result::is_ok) })
@@ -158,8 +167,8 @@ async fn bound(provided: &Provided, relay: &Relay) -> (usize, usize) {
     for call in calls.collect::<Vec<_>>() {
         assert!(call.await.expect("it ends"));
     }
-    relay.slow_down(0);
-    (one, relay.take().1)
+    relay.state.slow.store(0, Ordering::Relaxed);
+    (one, take(relay).1)
 }
 
 /// One unwrap after the other, straight to the test server: wall time of each, and our processor time within it.

@@ -17,7 +17,8 @@ pub use dek_cache::DekCache;
 pub use env::{Env, Mistake, Reader};
 pub use kms::{
     AwsCredentials, AwsKeyArn, AwsKeyName, AwsRole, AwsSettings, AzureSettings, ClientCertificate,
-    GcpSettings, KeyVersionStrategy, Kms, SecretSource, VaultKey, VaultLogin, VaultSettings,
+    GcpCredentials, GcpIdentity, GcpKey, GcpSettings, KeyVersionStrategy, Kms, SecretSource, VaultKey,
+    VaultLogin, VaultSettings,
 };
 pub use limits::Limits;
 pub use server::{Server, Tls};

@@ -1,4 +1,5 @@
-//! The primitives: AES-256-GCM (NIST SP 800-38D), HKDF-SHA256 (RFC 5869), HMAC-SHA256 (RFC 2104), SHA-256, random bytes.
+//! The primitives: AES-256-GCM (NIST SP 800-38D), HKDF-SHA256 (RFC 5869), HMAC-SHA256 (RFC 2104), SHA-256, random bytes;
+//! RS256 signatures (RFC 8017).
 //!
 //! The single `use ring` of this room stands here, so that a library with the same API can take its place. Nothing here
 //! knows what the bytes mean.
@@ -6,7 +7,7 @@
 //! ring does not wipe its own key objects. They live here for one call each, on the stack; what outlives a call is held
 //! by our own types, which do wipe.
 
-use ring::{aead, digest, hkdf, hmac, rand};
+use ring::{aead, digest, hkdf, hmac, rand, signature};
 use std::sync::LazyLock;
 use subtle::ConstantTimeEq as _;
 
@@ -98,6 +99,26 @@ struct Length(usize);
 impl hkdf::KeyType for Length {
     fn len(&self) -> usize {
         self.0
+    }
+}
+
+/// A private RSA key of 2048 to 4096 bits.
+pub(super) struct RsaPrivateKey(signature::RsaKeyPair);
+
+impl RsaPrivateKey {
+    /// From PKCS#8's DER. `None` if it is no such key.
+    pub(super) fn from_pkcs8(der: &[u8]) -> Option<Self> {
+        signature::RsaKeyPair::from_pkcs8(der).ok().map(Self)
+    }
+
+    /// RSASSA-PKCS1-v1_5 with SHA-256 (RFC 8017, 8.2).
+    pub(super) fn sign_sha256(&self, message: &[u8]) -> Vec<u8> {
+        let mut signature = vec![0; self.0.public().modulus_len()];
+        let random = rand::SystemRandom::new();
+        self.0
+            .sign(&signature::RSA_PKCS1_SHA256, &random, message, &mut signature)
+            .expect("a key of at least 2048 bits holds a SHA-256 signature");
+        signature
     }
 }
 

@@ -68,6 +68,7 @@ async fn what_a_provider_says_gets_nowhere(mut provider: Provided) {
             }
         }
     }
+    (provider.rotate)().await;
     answers.push_str(&server.post("/byok/rotate", json!({})).await.body.to_string());
     answers.push_str(
         &server.call(Method::GET, "/byok/health", &server.jwt("admin", "a"), None).await.body.to_string(),
@@ -95,6 +96,11 @@ async fn what_a_provider_says_gets_nowhere(mut provider: Provided) {
 #[tokio::test]
 async fn of_aws() {
     what_a_provider_says_gets_nowhere(Provided::aws().await).await;
+}
+
+#[tokio::test]
+async fn of_gcp() {
+    what_a_provider_says_gets_nowhere(Provided::gcp().await).await;
 }
 
 #[tokio::test]

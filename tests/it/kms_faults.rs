@@ -169,6 +169,8 @@ on_every_provider! {
     aws: every_operation_survives_every_fault
         a_credential_that_cannot_be_fetched_is_an_outage
         a_live_credential_outlasts_its_source;
+    gcp: every_operation_survives_every_fault a_credential_that_cannot_be_fetched_is_an_outage
+        a_live_credential_outlasts_its_source;
     // Its token is given; the login by AppRole goes to the same host, and has its tests in `kms_vault_login`.
     vault: every_operation_survives_every_fault;
 }

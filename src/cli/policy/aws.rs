@@ -1,6 +1,7 @@
 //! Policies for a key in AWS KMS: what the key, the role and the role's trust have to say. All JSON stands between lines that
 //! begin with `#`.
 
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::config::{AwsKeyArn, AwsKeyName, AwsRole, AwsSettings, Reader};
@@ -31,9 +32,11 @@ fn printed(key: &AwsKeyArn, role: Option<&AwsRole>) -> String {
         |role| role.arn.clone(),
     );
     let mut text = String::new();
-    let mut section = |comment: &str, document: &Value| {
+    let mut section = |comment: &str, statement: &[Statement]| {
         comment.lines().for_each(|line| text.push_str(&format!("# {line}\n")));
-        text.push_str(&format!("{document:#}\n\n"));
+        let document = Document { version: "2012-10-17", statement };
+        let json = serde_json::to_string_pretty(&document).expect("no map has a key that is no string");
+        text.push_str(&format!("{json}\n\n"));
     };
     let hint = alias.map_or_else(String::new, |alias| {
         format!(
@@ -47,91 +50,117 @@ fn printed(key: &AwsKeyArn, role: Option<&AwsRole>) -> String {
              may be left out.\n\
              aws iam put-role-policy --role-name ROLE --policy-name byok --policy-document file://permissions.json{hint}"
         ),
-        &document(&needed(&arn, None)),
+        &needed(&arn, None),
     );
     section(
         "2. The key's policy. Needed where it does not leave permissions to IAM (the console's default does, for the\n\
          key's own account): add the statements, keep the others. In a key policy `*` is this key.\n\
          aws kms put-key-policy --key-id KEY --policy-name default --policy file://key-policy.json",
-        &document(&needed("*", Some(&principal))),
+        &needed("*", Some(&principal)),
     );
     match role {
         Some(role) => section(
             "3. The role's trust policy. Put in who byok runs as. The external id is what keeps another customer of the same\n\
              service from naming this role as theirs.\n\
              aws iam update-assume-role-policy --role-name ROLE --policy-document file://trust.json",
-            &document(&[trust(role, partition)]),
+            &[trust(role, partition)],
         ),
         None => section(
             "3. No role is taken: BYOK_AWS_ROLE_ARN is not set. Where the key is a customer's, take one of theirs, with an\n\
              external id; this command then prints its trust policy. Whoever takes a role needs, on their side:",
-            &document(&[statement(
+            &[statement(
                 "ByokTakeRole",
                 &["sts:AssumeRole"],
                 &format!("arn:{partition}:iam::{account}:role/THE-CUSTOMERS-ROLE"),
                 None,
-            )]),
+            )],
         ),
     }
     section(
         "Optional, beside 1 (or 2). kms:ListKeyRotations: key versions are numbers (`mrk-…/1`) instead of digits of their\n\
          key material's id; works only for a role of the key's own account. kms:DescribeKey: `byok doctor` tells apart why\n\
          a key is refused.",
-        &document(&[statement("ByokLook", &OPTIONAL, &arn, None)]),
+        &[statement("ByokLook", &OPTIONAL, &arn, None)],
     );
     section(
         "Optional, instead of 1: the role opens and makes only what byok makes, whatever else this key wraps, and re-encrypts\n\
          under this key only.",
-        &document(&tightened(&arn)),
+        &tightened(&arn),
     );
     text
 }
 
-fn document(statements: &[Value]) -> Value {
-    json!({ "Version": "2012-10-17", "Statement": statements })
+/// In the order in which people write it.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Document<'a> {
+    version: &'static str,
+    statement: &'a [Statement],
 }
 
-fn needed(resource: &str, principal: Option<&str>) -> [Value; 2] {
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Statement {
+    sid: &'static str,
+    effect: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    principal: Option<Value>,
+    action: Vec<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resource: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    condition: Option<Value>,
+}
+
+fn needed(resource: &str, principal: Option<&str>) -> [Statement; 2] {
     [
         statement("ByokWrapAndUnwrap", &SERVING, resource, principal),
         statement("ByokRotate", &ROTATION, resource, principal),
     ]
 }
 
-fn statement(sid: &str, actions: &[&str], resource: &str, principal: Option<&str>) -> Value {
-    let mut statement = json!({ "Sid": sid, "Effect": "Allow", "Action": actions, "Resource": resource });
-    if let Some(arn) = principal {
-        statement["Principal"] = json!({ "AWS": arn });
+fn statement(
+    sid: &'static str,
+    actions: &[&'static str],
+    resource: &str,
+    principal: Option<&str>,
+) -> Statement {
+    Statement {
+        sid,
+        effect: "Allow",
+        principal: principal.map(|arn| json!({ "AWS": arn })),
+        action: actions.to_vec(),
+        resource: Some(resource.to_owned()),
+        condition: None,
     }
-    statement
 }
 
-fn trust(role: &AwsRole, partition: &str) -> Value {
-    let mut trust = json!({
-        "Sid": "ByokTakesThisRole",
-        "Effect": "Allow",
-        "Principal": { "AWS": format!("arn:{partition}:iam::ACCOUNT-THAT-BYOK-RUNS-IN:role/ROLE-THAT-BYOK-RUNS-AS") },
-        "Action": "sts:AssumeRole",
-    });
-    if let Some(id) = &role.external_id {
-        trust["Condition"] = json!({ "StringEquals": { "sts:ExternalId": id } });
+fn trust(role: &AwsRole, partition: &str) -> Statement {
+    let us = format!("arn:{partition}:iam::ACCOUNT-THAT-BYOK-RUNS-IN:role/ROLE-THAT-BYOK-RUNS-AS");
+    let shown = |id: &String| json!({ "StringEquals": { "sts:ExternalId": id } });
+    Statement {
+        sid: "ByokTakesThisRole",
+        effect: "Allow",
+        principal: Some(json!({ "AWS": us })),
+        action: vec!["sts:AssumeRole"],
+        resource: None,
+        condition: role.external_id.as_ref().map(shown),
     }
-    trust
 }
 
 /// `ForAllValues` alone is true where there is no encryption context at all, so `Null` stands beside it
 /// (<https://docs.aws.amazon.com/kms/latest/developerguide/conditions-kms.html#conditions-kms-encryption-context-keys>).
-fn tightened(arn: &str) -> [Value; 2] {
+fn tightened(arn: &str) -> [Statement; 2] {
+    let mut ours = json!({
+        "ForAllValues:StringEquals": {
+            "kms:EncryptionContextKeys": ["byok:tenant", "byok:dek", "byok:purpose"],
+        },
+        "Null": { "kms:EncryptionContextKeys": "false" },
+    });
     let mut statements = needed(arn, None);
-    for statement in &mut statements {
-        statement["Condition"] = json!({
-            "ForAllValues:StringEquals": {
-                "kms:EncryptionContextKeys": ["byok:tenant", "byok:dek", "byok:purpose"],
-            },
-            "Null": { "kms:EncryptionContextKeys": "false" },
-        });
-    }
-    statements[1]["Condition"]["Bool"] = json!({ "kms:ReEncryptOnSameKey": "true" });
+    statements[0].condition = Some(ours.clone());
+    ours["Bool"] = json!({ "kms:ReEncryptOnSameKey": "true" });
+    statements[1].condition = Some(ours);
     statements
 }
 

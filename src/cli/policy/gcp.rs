@@ -1,8 +1,36 @@
-//! Placeholder.
+//! IAM bindings on one key of Google Cloud KMS.
 
-use crate::config::Reader;
+use crate::config::{GcpKey, Reader};
 
-/// Placeholder.
-pub(super) fn policy(_: &mut Reader<'_>) -> String {
-    String::new()
+/// Commands for `gcloud`. `roles/cloudkms.cryptoKeyEncrypterDecrypter` holds `useToEncrypt` and `useToDecrypt`, and to list
+/// locations and see the project, which a binding on a key does not reach: no role of Google's holds less.
+pub(super) fn policy(reader: &mut Reader<'_>) -> String {
+    let Some(key) = GcpKey::read(reader) else { return String::new() };
+    let impersonate = reader.text("BYOK_GCP_IMPERSONATE_SERVICE_ACCOUNT");
+    // Of a project of a domain (`example.com:project`) accounts are at `project.example.com`.
+    let home = match key.project.split_once(':') {
+        Some((domain, project)) => format!("{project}.{domain}"),
+        None => key.project.clone(),
+    };
+    let account = impersonate.clone().unwrap_or_else(|| format!("byok@{home}.iam.gserviceaccount.com"));
+    let GcpKey { project, location, ring, key, .. } = key;
+    let acting = match impersonate {
+        Some(_) => format!(
+            "
+# Whoever byok runs as has to be let act as that account:
+gcloud iam service-accounts add-iam-policy-binding '{account}' \\
+  --member='serviceAccount:RUNS_AS@PROJECT.iam.gserviceaccount.com' --role='roles/iam.serviceAccountTokenCreator'
+"
+        ),
+        None => String::new(),
+    };
+    format!(
+        "# Encrypt and decrypt with this one key. Put the account that byok uses in place of {account},
+# if it is another. Grant nothing on the key ring or the project: that would reach every key in it.
+gcloud kms keys add-iam-policy-binding '{key}' --keyring='{ring}' --location='{location}' --project='{project}' \\
+  --member='serviceAccount:{account}' --role='roles/cloudkms.cryptoKeyEncrypterDecrypter'
+{acting}
+# Optional. Nothing else is used: byok learns the key's version by encrypting, and reads no key.
+"
+    )
 }

@@ -4,6 +4,7 @@
 mod aws;
 mod azure;
 mod gcp;
+mod gcp_credentials;
 mod vault;
 
 use std::net::IpAddr;
@@ -18,7 +19,8 @@ use crate::crypto::SecretText;
 
 pub use aws::{AwsCredentials, AwsKeyArn, AwsKeyName, AwsRole, AwsSettings};
 pub use azure::AzureSettings;
-pub use gcp::GcpSettings;
+pub use gcp::{GcpIdentity, GcpKey, GcpSettings};
+pub use gcp_credentials::GcpCredentials;
 pub use vault::{ClientCertificate, VaultKey, VaultLogin, VaultSettings};
 
 /// The KMS that `BYOK_PROVIDER` names.

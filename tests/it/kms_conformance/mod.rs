@@ -28,6 +28,7 @@ macro_rules! conformance {
 }
 
 mod aws;
+mod gcp;
 mod local;
 mod vault;
 

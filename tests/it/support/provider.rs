@@ -9,6 +9,7 @@ use byok::kms::{AwsKms, AzureKeyVault, GcpKms, Kms, VaultTransit};
 use futures_util::future::BoxFuture;
 use serde_json::json;
 
+use super::gcp::{self, Google};
 use super::pki::Files;
 use super::relay::{Name, Relay};
 use super::shared_vault::VaultKey;
@@ -38,7 +39,6 @@ pub(crate) struct Provided {
     /// Codes that it has.
     pub(crate) codes: &'static [&'static str],
     /// Makes a new version of the key.
-    #[cfg_attr(test, expect(dead_code, reason = "the benches use it"))]
     pub(crate) rotate: Hand,
 }
 
@@ -68,6 +68,54 @@ impl Provided {
                 let key = key.clone();
                 Box::pin(async move { key.rotate().await })
             }),
+        }
+    }
+
+    /// A key in the stand-in for Google Cloud KMS, used with a service account's key.
+    pub(crate) async fn gcp() -> Self {
+        let google = Google::start().await;
+        // One server, by two names.
+        let credential = google.address.replace("127.0.0.1", "localhost");
+        let mut file = google.account(gcp::ACCOUNT).await;
+        file["token_uri"] = format!("{credential}/token").into();
+        let secrets = file["private_key"].as_str().expect("a key").lines().skip(1).take(2).map(str::to_owned);
+        let variables = [
+            ("BYOK_PROVIDER", "gcp-kms"),
+            ("BYOK_GCP_KEY_NAME", gcp::KEY),
+            ("BYOK_GCP_CREDENTIALS_JSON", &file.to_string()),
+            ("BYOK_GCP_ENDPOINT", &google.address),
+        ];
+        Self {
+            variables: owned(&variables),
+            kms: google.address.clone(),
+            credential: Some(credential),
+            tls: None,
+            called: |request| {
+                request.uri().path().rsplit_once([':', '/']).map_or("", |(_, name)| name).to_owned()
+            },
+            secrets: secrets.chain(["ya29.".to_owned()]).collect(),
+            plain: &["plaintext"],
+            error: |code, text| {
+                let (http_status, status) = code.split_once(' ').expect("both");
+                let http_status: u16 = http_status.parse().expect("a number");
+                let details = json!([{ "reason": text, "violations": [{ "type": text, "subject": text }] }]);
+                let error =
+                    json!({ "code": http_status, "status": status, "message": text, "details": details });
+                json!({ "error": error, "access_token": text, "error_description": text }).to_string()
+            },
+            codes: &[
+                "403 PERMISSION_DENIED",
+                "400 FAILED_PRECONDITION",
+                "401 UNAUTHENTICATED",
+                "429 RESOURCE_EXHAUSTED",
+            ],
+            rotate: {
+                let google = Arc::new(google);
+                Box::new(move || {
+                    let google = google.clone();
+                    Box::pin(async move { google.rotate().await })
+                })
+            },
         }
     }
 

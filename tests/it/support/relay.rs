@@ -27,23 +27,25 @@ use super::pki::Files;
 pub(crate) struct Relay {
     /// Its own URL, with the path of the server's.
     pub(crate) url: String,
-    state: Arc<State>,
+    pub(crate) state: Arc<State>,
     server: JoinHandle<()>,
 }
 
 /// What a request is counted as; by method, path, query and headers.
 pub(crate) type Name = fn(&Request) -> String;
 
-struct State {
+pub(crate) struct State {
     upstream: String,
     client: reqwest::Client,
     name: Name,
-    counts: Mutex<BTreeMap<String, usize>>,
+    /// What has come, by name.
+    pub(crate) counts: Mutex<BTreeMap<String, usize>>,
     now: AtomicUsize,
-    most: AtomicUsize,
+    /// The most at a time.
+    pub(crate) most: AtomicUsize,
     says: Mutex<Option<Box<dyn Fn() -> Response + Send>>>,
     /// Milliseconds that each answer waits, so that calls overlap.
-    slow: AtomicUsize,
+    pub(crate) slow: AtomicUsize,
     bodies: Mutex<Vec<Bytes>>,
 }
 
@@ -120,19 +122,6 @@ impl Relay {
     /// Speaks in the server's place from now on; `None` lets it speak for itself again.
     pub(crate) fn say(&self, answer: Option<Box<dyn Fn() -> Response + Send>>) {
         *self.state.says.lock().expect("a lock") = answer;
-    }
-
-    /// Each answer takes so much longer from now on.
-    #[cfg_attr(test, expect(dead_code, reason = "the benches use it"))]
-    pub(crate) fn slow_down(&self, milliseconds: usize) {
-        self.state.slow.store(milliseconds, Ordering::Relaxed);
-    }
-
-    /// What has come since the last time, by name, and the most at a time.
-    #[cfg_attr(test, expect(dead_code, reason = "the benches use it"))]
-    pub(crate) fn take(&self) -> (BTreeMap<String, usize>, usize) {
-        let counts = std::mem::take(&mut *self.state.counts.lock().expect("a lock"));
-        (counts, self.state.most.swap(0, Ordering::Relaxed))
     }
 }
 

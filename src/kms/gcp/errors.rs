@@ -1,0 +1,350 @@
+//! What Google's errors mean: the canonical code, and the detail that tells its causes apart, in one table. The texts are
+//! never read. <https://cloud.google.com/apis/design/errors>
+//!
+//! Only an answer in Google's own shape, whose code is that of the HTTP answer, may pass for a refusal of the key: what
+//! stands before Google has a 403 of its own.
+
+use serde::Deserialize;
+
+use crate::kms::KmsErrorClass::{self, *};
+use crate::kms::http::Reply;
+use crate::kms::{KmsError, KmsErrorClass as Class};
+
+/// What was asked, where the same answer means something else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// To encrypt under whatever version is primary.
+    Encrypt,
+    /// To encrypt under this version.
+    EncryptUnder,
+    /// To decrypt.
+    Decrypt,
+    /// Whether we have a right.
+    Look,
+}
+
+/// The detail that a row asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Detail {
+    Any,
+    /// `google.rpc.ErrorInfo.reason`.
+    Reason(&'static str),
+    /// The type of a violation in `google.rpc.PreconditionFailure`.
+    Violation(&'static str),
+    /// How such a type begins.
+    Violations(&'static str),
+}
+
+use Detail::{Any, Reason, Violation, Violations};
+
+/// The first row that fits counts. `Reason`s are those of `google/api/error_reason.proto`; `KEY_*` is what Cloud KMS says of
+/// a version's state, `EXTERNAL_*` of an external key manager
+/// (<https://cloud.google.com/kms/docs/reference/ekm_errors>).
+const TABLE: &[(&str, Detail, KmsErrorClass)] = &[
+    // Who we are.
+    ("UNAUTHENTICATED", Any, CredentialInvalid),
+    ("PERMISSION_DENIED", Reason("ACCOUNT_STATE_INVALID"), CredentialInvalid),
+    ("PERMISSION_DENIED", Reason("ACCESS_TOKEN_SCOPE_INSUFFICIENT"), Misconfigured),
+    // Whose calls they are: a quota project that a user's credential names.
+    ("PERMISSION_DENIED", Reason("USER_PROJECT_DENIED"), Misconfigured),
+    // The customer has turned Cloud KMS off in the project, or its billing, or the project itself.
+    ("PERMISSION_DENIED", Reason("SERVICE_DISABLED"), KeyDisabled),
+    ("PERMISSION_DENIED", Reason("BILLING_DISABLED"), KeyDisabled),
+    ("PERMISSION_DENIED", Reason("CONSUMER_SUSPENDED"), KeyDisabled),
+    ("PERMISSION_DENIED", Reason("CONSUMER_INVALID"), KeyNotFound),
+    ("PERMISSION_DENIED", Reason("RESOURCE_PROJECT_INVALID"), KeyNotFound),
+    ("FAILED_PRECONDITION", Reason("SERVICE_DISABLED"), KeyDisabled),
+    ("FAILED_PRECONDITION", Reason("BILLING_DISABLED"), KeyDisabled),
+    // IAM, VPC Service Controls, organisation policies; also for what does not exist.
+    ("PERMISSION_DENIED", Any, AccessDenied),
+    // The key and its versions. A key has no state of its own: its versions do.
+    ("NOT_FOUND", Any, KeyNotFound),
+    ("FAILED_PRECONDITION", Violation("KEY_DISABLED"), KeyDisabled),
+    ("FAILED_PRECONDITION", Violation("KEY_DESTROY_SCHEDULED"), KeyPendingDeletion),
+    ("FAILED_PRECONDITION", Violation("EXTERNAL_PERMISSION_DENIED"), AccessDenied),
+    ("FAILED_PRECONDITION", Violation("EXTERNAL_NOT_FOUND"), KeyNotFound),
+    ("FAILED_PRECONDITION", Violations("EXTERNAL_"), Unreachable),
+    // `KEY_DESTROYED`, `KEY_PENDING_GENERATION`, no primary version, and what this table does not know: the customer's
+    // side has to change before the call can succeed.
+    ("FAILED_PRECONDITION", Any, KeyVersionUnavailable),
+    // Google itself.
+    ("RESOURCE_EXHAUSTED", Any, Throttled),
+    ("UNAVAILABLE", Any, Unreachable),
+    ("DEADLINE_EXCEEDED", Any, Unreachable),
+    ("UNIMPLEMENTED", Any, Misconfigured),
+    ("ABORTED", Any, Internal),
+    ("CANCELLED", Any, Internal),
+    ("INTERNAL", Any, Internal),
+    ("UNKNOWN", Any, Internal),
+    ("DATA_LOSS", Any, Internal),
+];
+
+/// The error of an answer that is not 200.
+pub(super) fn of_reply(asked: Asked, reply: &Reply) -> KmsError {
+    let Some(said) = Said::read(reply) else { return with_status(of_status(reply.status), reply) };
+    let error = with_status(said.class(asked), reply);
+    // A token without the scope, or of a person without a quota project: nothing is wrong with the key.
+    match (error.class, said.error.status.as_str()) {
+        (Misconfigured, "PERMISSION_DENIED") => error.of_credential(),
+        _ => error,
+    }
+}
+
+/// The error of an answer of IAM credentials: whatever the refusal, the identity that we need is not to be had.
+pub(super) fn of_impersonation(reply: &Reply) -> KmsError {
+    let class = match Said::read(reply) {
+        Some(said) if said.error.status == "INVALID_ARGUMENT" => CredentialInvalid,
+        Some(said) if said.has(Reason("SERVICE_DISABLED")) => Misconfigured,
+        Some(said) => match said.class(Asked::Look) {
+            AccessDenied
+            | CredentialInvalid
+            | KeyDisabled
+            | KeyNotFound
+            | KeyPendingDeletion
+            | KeyVersionUnavailable
+            | InvalidWrappedDek => CredentialInvalid,
+            class @ (Class::Internal | Misconfigured | Sealed | Throttled | Timeout | Unreachable) => class,
+        },
+        None => of_status(reply.status),
+    };
+    with_status(class, reply)
+}
+
+/// The error of an answer of the token endpoint (RFC 6749, 5.2).
+pub(super) fn of_token(reply: &Reply) -> KmsError {
+    #[derive(Deserialize)]
+    struct Refusal<'a> {
+        error: &'a str,
+    }
+
+    let class = match serde_json::from_slice::<Refusal<'_>>(&reply.body) {
+        Ok(Refusal { error }) if (400..500).contains(&reply.status) => match error {
+            "invalid_scope" | "unsupported_grant_type" | "invalid_request" => Misconfigured,
+            "internal_failure" | "server_error" | "temporarily_unavailable" => Unreachable,
+            _ if reply.status == 429 => Throttled,
+            // `invalid_grant`, `invalid_client`, `unauthorized_client`, `access_denied`, `deleted_client`, …
+            _ => CredentialInvalid,
+        },
+        Ok(_) | Err(_) => of_status(reply.status),
+    };
+    with_status(class, reply)
+}
+
+/// The error of an answer of the metadata server, which shows itself by a header and speaks no JSON. 404: the machine has
+/// no account. 403: GKE's may not act as the account that is bound to the workload.
+pub(super) fn of_metadata(reply: &Reply) -> KmsError {
+    let class = match (is_metadata(reply), reply.status) {
+        (true, 404) => Misconfigured,
+        (true, 401 | 403) => CredentialInvalid,
+        (true, 500) => Unreachable,
+        (_, status) => of_status(status),
+    };
+    with_status(class, reply)
+}
+
+/// Whether it is a metadata server that answers, and not whoever else has the address.
+pub(super) fn is_metadata(reply: &Reply) -> bool {
+    reply.headers.get("Metadata-Flavor").is_some_and(|flavor| flavor == "Google")
+}
+
+/// Whether Google itself says this.
+pub(super) fn says(reply: &Reply, status: &str) -> bool {
+    Said::read(reply).is_some_and(|said| said.error.status == status)
+}
+
+/// An answer that is not what its documentation describes.
+pub(super) fn internal(reply: &Reply) -> KmsError {
+    with_status(Class::Internal, reply)
+}
+
+/// Cloud KMS gives no id of the request.
+fn with_status(class: KmsErrorClass, reply: &Reply) -> KmsError {
+    KmsError::answered(class, reply.status, None)
+}
+
+/// Of an answer that is not in Google's shape.
+fn of_status(status: u16) -> KmsErrorClass {
+    match status {
+        429 => Throttled,
+        // Redirects are not followed; a page that is not found is a wrong address.
+        300..=399 | 404 | 405 | 413 => Misconfigured,
+        502..=504 => Unreachable,
+        _ => Class::Internal,
+    }
+}
+
+/// `google.rpc.Status` in JSON.
+#[derive(Deserialize)]
+struct Said {
+    error: Status,
+}
+
+#[derive(Deserialize)]
+struct Status {
+    code: u16,
+    status: String,
+    #[serde(default)]
+    details: Vec<Told>,
+}
+
+/// A detail of any type, of which this much is looked at.
+#[derive(Deserialize)]
+struct Told {
+    reason: Option<String>,
+    #[serde(default)]
+    violations: Vec<Violated>,
+}
+
+#[derive(Deserialize)]
+struct Violated {
+    #[serde(rename = "type", default)]
+    kind: String,
+}
+
+impl Said {
+    fn read(reply: &Reply) -> Option<Self> {
+        serde_json::from_slice::<Self>(&reply.body).ok().filter(|said| said.error.code == reply.status)
+    }
+
+    fn class(&self, asked: Asked) -> KmsErrorClass {
+        let status = self.error.status.as_str();
+        match (status, asked) {
+            // The ciphertext is not one that the key made, or was bound to something else.
+            ("INVALID_ARGUMENT", Asked::Decrypt) => return InvalidWrappedDek,
+            // What we send is well-formed: the key is of another purpose, or takes less at a time.
+            ("INVALID_ARGUMENT", _) => return Misconfigured,
+            // The version, if not the whole key.
+            ("NOT_FOUND", Asked::EncryptUnder) => return KeyVersionUnavailable,
+            _ => {}
+        }
+        let row = TABLE.iter().find(|(code, detail, _)| *code == status && self.has(*detail));
+        row.map_or(Class::Internal, |(_, _, class)| *class)
+    }
+
+    fn has(&self, detail: Detail) -> bool {
+        let told = &self.error.details;
+        let violates = |fits: &dyn Fn(&str) -> bool| {
+            told.iter().flat_map(|told| &told.violations).any(|violated| fits(&violated.kind))
+        };
+        match detail {
+            Any => true,
+            Reason(reason) => told.iter().any(|told| told.reason.as_deref() == Some(reason)),
+            Violation(kind) => violates(&|it| it == kind),
+            Violations(start) => violates(&|it| it.starts_with(start)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderMap;
+    use serde_json::{Value, json};
+    use zeroize::Zeroizing;
+
+    use super::*;
+
+    fn reply(status: u16, body: impl ToString) -> Reply {
+        Reply { status, headers: HeaderMap::new(), body: Zeroizing::new(body.to_string().into_bytes()) }
+    }
+
+    fn google(code: u16, status: &str, details: Value) -> Reply {
+        reply(
+            code,
+            json!({ "error": { "code": code, "message": "canary", "status": status, "details": details } }),
+        )
+    }
+
+    #[test]
+    fn every_row_of_the_table_is_reached_by_what_it_describes() {
+        for (status, detail, class) in TABLE {
+            let details = match detail {
+                Any => json!([]),
+                Reason(reason) => json!([{ "@type": "x", "reason": reason }, { "@type": "y" }]),
+                Violation(kind) => {
+                    json!([{ "violations": [{ "type": "other" }, { "type": kind, "subject": "s" }] }])
+                }
+                Violations(start) => json!([{ "violations": [{ "type": format!("{start}X") }] }]),
+            };
+            let error = of_reply(Asked::Encrypt, &google(400, status, details));
+            assert_eq!((error.class, error.http_status), (*class, Some(400)), "{status} {detail:?}");
+        }
+    }
+
+    #[test]
+    fn what_an_argument_means_depends_on_what_was_asked() {
+        let invalid = google(400, "INVALID_ARGUMENT", json!([]));
+        assert_eq!(of_reply(Asked::Decrypt, &invalid).class, InvalidWrappedDek);
+        assert_eq!(of_reply(Asked::Encrypt, &invalid).class, Misconfigured);
+        let missing = google(404, "NOT_FOUND", json!([]));
+        assert_eq!(of_reply(Asked::Decrypt, &missing).class, KeyNotFound);
+        assert_eq!(of_reply(Asked::EncryptUnder, &missing).class, KeyVersionUnavailable);
+    }
+
+    #[test]
+    fn what_is_not_googles_is_no_refusal_of_the_key() {
+        let status = |status: u16, body: &str| of_reply(Asked::Decrypt, &reply(status, body)).class;
+        for body in ["<html>Forbidden</html>", "{}", r#"{"error":"denied"}"#, r#"{"error":{"code":403}}"#] {
+            assert_eq!(status(403, body), Class::Internal, "{body}");
+            assert_eq!(status(401, body), Class::Internal, "{body}");
+        }
+        let other = google(404, "PERMISSION_DENIED", json!([]));
+        let other = Reply { status: 403, ..other };
+        assert_eq!(of_reply(Asked::Decrypt, &other).class, Class::Internal);
+        assert_eq!(status(503, "<html>"), Unreachable);
+        assert_eq!(status(429, ""), Throttled);
+        assert_eq!(status(302, ""), Misconfigured);
+        assert_eq!(status(404, "<!DOCTYPE html>"), Misconfigured);
+        assert_eq!(status(418, ""), Class::Internal);
+    }
+
+    #[test]
+    fn a_status_that_is_not_known_is_a_failure_inside() {
+        assert_eq!(of_reply(Asked::Encrypt, &google(499, "NEW", json!([]))).class, Class::Internal);
+    }
+
+    #[test]
+    fn the_token_endpoints_refusal_is_told_apart_from_its_outage() {
+        let class = |status, error: &str| of_token(&reply(status, json!({ "error": error }))).class;
+        for refused in ["invalid_grant", "invalid_client", "unauthorized_client", "access_denied", "new_one"]
+        {
+            assert_eq!(class(400, refused), CredentialInvalid, "{refused}");
+            assert_eq!(class(401, refused), CredentialInvalid, "{refused}");
+        }
+        assert_eq!(class(400, "invalid_scope"), Misconfigured);
+        assert_eq!(class(400, "temporarily_unavailable"), Unreachable);
+        assert_eq!(class(429, "rate_limited"), Throttled);
+        assert_eq!(class(503, "invalid_grant"), Unreachable);
+        assert_eq!(of_token(&reply(403, "<html>")).class, Class::Internal);
+        assert_eq!(of_token(&reply(307, "")).class, Misconfigured);
+    }
+
+    #[test]
+    fn a_refused_impersonation_is_an_invalid_credential() {
+        let class = |code, status, reason: &str| {
+            of_impersonation(&google(code, status, json!([{ "reason": reason }]))).class
+        };
+        assert_eq!(class(403, "PERMISSION_DENIED", "IAM_PERMISSION_DENIED"), CredentialInvalid);
+        assert_eq!(class(404, "NOT_FOUND", ""), CredentialInvalid);
+        assert_eq!(class(400, "FAILED_PRECONDITION", ""), CredentialInvalid);
+        assert_eq!(class(400, "INVALID_ARGUMENT", ""), CredentialInvalid);
+        assert_eq!(class(403, "PERMISSION_DENIED", "SERVICE_DISABLED"), Misconfigured);
+        assert_eq!(class(503, "UNAVAILABLE", ""), Unreachable);
+        assert_eq!(of_impersonation(&reply(403, "<html>")).class, Class::Internal);
+    }
+
+    #[test]
+    fn only_a_metadata_server_can_refuse_for_one() {
+        let of = |status, flavor: Option<&'static str>| {
+            let mut reply = reply(status, "");
+            if let Some(flavor) = flavor {
+                reply.headers.insert("Metadata-Flavor", http::HeaderValue::from_static(flavor));
+            }
+            of_metadata(&reply).class
+        };
+        assert_eq!(of(403, Some("Google")), CredentialInvalid);
+        assert_eq!(of(404, Some("Google")), Misconfigured);
+        assert_eq!(of(500, Some("Google")), Unreachable);
+        assert_eq!(of(503, Some("Google")), Unreachable);
+        assert_eq!(of(403, None), Class::Internal);
+    }
+}
