@@ -249,19 +249,18 @@ fn partition_of_role(arn: &str) -> Option<&str> {
     good.then_some(partition)
 }
 
-/// Of the partitions that exist, by the names of their regions (`partitions.json` of the AWS SDKs).
+/// By the names of the regions (`partitions.json` of the AWS SDKs).
 fn partition_of(region: &str) -> &'static str {
-    match region.split_once('-') {
-        Some(("cn", _)) => "aws-cn",
-        Some((_, rest)) if region.starts_with("us-gov-") && !rest.is_empty() => "aws-us-gov",
-        _ if region.starts_with("us-isob-") => "aws-iso-b",
-        _ if region.starts_with("us-isof-") || region.starts_with("eu-isoe-") => {
-            if region.starts_with("eu-") { "aws-iso-e" } else { "aws-iso-f" }
-        }
-        _ if region.starts_with("us-iso-") => "aws-iso",
-        _ if region.starts_with("eusc-") => "aws-eusc",
-        _ => "aws",
-    }
+    let special = [
+        ("cn-", "aws-cn"),
+        ("us-gov-", "aws-us-gov"),
+        ("us-iso-", "aws-iso"),
+        ("us-isob-", "aws-iso-b"),
+        ("us-isof-", "aws-iso-f"),
+        ("eu-isoe-", "aws-iso-e"),
+        ("eusc-", "aws-eusc"),
+    ];
+    special.iter().find(|(prefix, _)| region.starts_with(prefix)).map_or("aws", |(_, partition)| partition)
 }
 
 fn is_word(text: &str) -> bool {

@@ -62,7 +62,11 @@ pub(super) async fn customer() -> OfAws {
     let key = cloud.key().await;
     key.user.permit(&permissions(&key.arn, &["kms:ListKeyRotations"])).await;
     let front = Front::of(&cloud).await;
-    let kms = key.kms_with(|settings| settings.endpoint = Some(front.address.parse().expect("an address")));
+    let kms = key.kms_with(|settings| {
+        settings.endpoint = Some(front.address.parse().expect("an address"));
+        // For a large batch on a busy machine.
+        settings.timeout = std::time::Duration::from_secs(30);
+    });
     OfAws { key, front, kms }
 }
 
