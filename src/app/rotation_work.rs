@@ -115,8 +115,8 @@ impl App {
         let mut items = Vec::with_capacity(old.len());
         let mut changes = Vec::with_capacity(old.len() + 1);
         let mut rewrapped = Vec::with_capacity(old.len());
-        let went = answers.iter().flatten().map(|answer| &answer.value.key_version);
-        let elsewhere = went.filter(|version| **version != job.target).next_back().cloned();
+        let mut went = answers.iter().flatten().map(|answer| &answer.value.key_version);
+        let elsewhere = went.rfind(|version| **version != job.target).cloned();
         for (row, answer) in old.into_iter().zip(answers) {
             let mut item = Item { record_id: row.record_id, dek_id: Some(row.id), ..item_of(None) };
             match answer {
