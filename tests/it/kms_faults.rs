@@ -169,6 +169,8 @@ macro_rules! on_every_provider {
 }
 
 on_every_provider! {
+    aws: every_operation_survives_every_fault a_credential_that_cannot_be_fetched_is_an_outage
+        a_live_credential_outlasts_its_source;
     azure: every_operation_survives_every_fault a_credential_that_cannot_be_fetched_is_an_outage
         a_live_credential_outlasts_its_source;
     gcp: every_operation_survives_every_fault a_credential_that_cannot_be_fetched_is_an_outage

@@ -17,7 +17,7 @@ use reqwest::Url;
 use super::Reader;
 use crate::crypto::SecretText;
 
-pub use aws::AwsSettings;
+pub use aws::{AwsCredentials, AwsKeyArn, AwsKeyName, AwsRole, AwsSettings};
 pub use azure::{
     AzureAlgorithm, AzureCredential, AzureIdentitySource, AzureKey, AzureService, AzureSettings,
 };

@@ -27,6 +27,7 @@ macro_rules! conformance {
     };
 }
 
+mod aws;
 mod azure;
 mod gcp;
 mod local;
