@@ -11,7 +11,7 @@
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use http::header::RETRY_AFTER;
+use http::header::{DATE, RETRY_AFTER};
 use http::{HeaderMap, Method};
 use hyper::body::Bytes;
 use reqwest::redirect::Policy;
@@ -56,6 +56,12 @@ impl Reply {
     /// What `Retry-After` asks for, as RFC 9110, 10.2.3 has it: seconds, or a date.
     pub(super) fn retry_after(&self) -> Option<Duration> {
         pause(self.headers.get(RETRY_AFTER)?.to_str().ok()?)
+    }
+
+    /// What time it was there, in seconds of Unix time.
+    pub(super) fn date(&self) -> Option<i64> {
+        let date = httpdate::parse_http_date(self.headers.get(DATE)?.to_str().ok()?).ok()?;
+        date.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs().try_into().ok()
     }
 }
 

@@ -186,8 +186,13 @@ fn file(reader: &mut Reader<'_>, name: &str, path: PathBuf) -> Option<GcpIdentit
             Some(GcpIdentity::Credentials(SecretSource::File(path)))
         }
         Err(error) => {
-            let problem =
-                format!("names the file {}, which cannot be read: {}", path.display(), error.kind());
+            let problem = match name {
+                // What is no path may be the credential itself, in base64 or quotes.
+                CREDENTIALS => {
+                    format!("is neither JSON nor the path of a file that can be read: {}", error.kind())
+                }
+                _ => format!("names the file {}, which cannot be read: {}", path.display(), error.kind()),
+            };
             reader.mistake(name, problem);
             None
         }
@@ -342,6 +347,13 @@ mod tests {
     fn a_file_that_is_missing_or_no_credential_is_a_mistake() {
         for bad in ["/nowhere", "{}", "{\"canary\"", r#"{"type":"service_account"}"#] {
             assert_eq!(mistaken(&gcp().with(CREDENTIALS, bad)), [CREDENTIALS], "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_credential_in_another_spelling_is_not_shown_as_the_name_of_a_file() {
+        for bad in ["eyJjYW5hcnkiOiJjYW5hcnkifQ-canary", "'{\"private_key\":\"canary\"}'"] {
+            assert_eq!(mistaken(&gcp().with(CREDENTIALS, bad)), [CREDENTIALS]);
         }
     }
 

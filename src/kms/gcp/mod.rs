@@ -307,7 +307,7 @@ impl Google {
             let token = self.tokens.another(&token, deadline).await.map_err(KmsError::of_credential)?;
             let reply = self.send_as(&token, url, body, deadline).await?;
             if reply.status == 401 && errors::says(&reply, "UNAUTHENTICATED") {
-                self.tokens.refused(&token, &errors::of_reply(Asked::Look, &reply)).await;
+                self.tokens.refused(&token, &errors::of_reply(Asked::Look, &reply), deadline).await;
             }
             return Ok(reply);
         }

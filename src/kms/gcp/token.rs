@@ -1,6 +1,6 @@
 //! The access token that every request carries, and how it stays alive.
 //!
-//! - One is asked for at a time; who waits gets what came of it.
+//! - One is asked for at a time; who waits gets what came of it, unless all that came is that the other's time was up.
 //! - It is replaced in the background before its end: the last quarter of its time, at most 225 seconds (the metadata
 //!   server has a new one from 300 seconds before the end on). While that fails the old one goes on being used, so an
 //!   outage of the token endpoint shows only when the token ends.
@@ -18,7 +18,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::kms::http::Http;
 use crate::kms::{KmsError, KmsErrorClass};
 
-use super::login::{Granted, Login};
+use super::login::{Credential, Granted, Login};
 
 /// The pause after a refusal: the first, and the longest.
 const REFUSAL_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -26,6 +26,8 @@ const REFUSAL_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::
 const RENEWAL_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// How long before its end a token is replaced, at most.
 const EARLY: Duration = Duration::from_secs(225);
+/// How long a token counts at least and at most, whatever is said of it: one that ends before is refused and replaced.
+const LIFE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(12 * 3600));
 /// How long the keeper sleeps at most: another token may have come meanwhile.
 const WATCH: Duration = Duration::from_secs(1);
 
@@ -41,6 +43,7 @@ pub(super) struct Tokens {
 #[derive(Clone)]
 struct Held {
     granted: Arc<Granted>,
+    since: Instant,
     end: Instant,
     renew_at: Instant,
     /// Which credential gave it.
@@ -79,8 +82,9 @@ impl Tokens {
     }
 
     /// Cloud KMS refused this one too, which was new: it is the credential that it does not take.
-    pub(super) async fn refused(&self, new: &Arc<Granted>, error: &KmsError) {
-        let mut gate = self.gate.lock().await;
+    pub(super) async fn refused(&self, new: &Arc<Granted>, error: &KmsError, deadline: Instant) {
+        // While another asks there is nothing to keep from being asked.
+        let Ok(mut gate) = timeout_at(deadline, self.gate.lock()).await else { return };
         let Some(held) = self.held().take_if(|held| Arc::ptr_eq(&held.granted, new)) else { return };
         let pause = held.after.map_or(REFUSAL_PAUSES.0, longer);
         let refused = Some((held.fingerprint, pause));
@@ -118,10 +122,11 @@ impl Tokens {
             return Ok(held.granted);
         }
         let credential = self.login.credential()?;
-        let mut after = None;
+        let mut after = self.just_refused(&credential);
         if let Some(failure) = &*gate {
             let same = failure.refused.filter(|(before, _)| *before == credential.fingerprint);
-            if same.is_some_and(|(_, pause)| failure.at.elapsed() < pause) || failure.at >= began {
+            let shared = failure.at >= began && failure.error.class != KmsErrorClass::Timeout;
+            if shared || same.is_some_and(|(_, pause)| failure.at.elapsed() < pause) {
                 return Err(failure.error.clone());
             }
             after = same.map(|(_, pause)| pause);
@@ -130,13 +135,14 @@ impl Tokens {
             Ok(granted) => {
                 *gate = None;
                 let now = Instant::now();
-                let early = (granted.lasts / 4).min(EARLY);
-                // Whatever an endpoint says, it is not asked without end.
-                let renew_at = now + (granted.lasts - early).max(RENEWAL_PAUSES.0);
+                let lasts = granted.lasts.clamp(LIFE.0, LIFE.1);
+                let early = (lasts / 4).min(EARLY);
+                let renew_at = now + (lasts - early).max(RENEWAL_PAUSES.0);
                 let granted = Arc::new(granted);
                 let held = Held {
                     granted: Arc::clone(&granted),
-                    end: now + granted.lasts,
+                    since: now,
+                    end: now + lasts,
                     renew_at,
                     fingerprint: credential.fingerprint,
                     after,
@@ -152,6 +158,13 @@ impl Tokens {
                 Err(error)
             }
         }
+    }
+
+    /// The pause before the token that is held, where that one, too, is replaced soon after it came.
+    fn just_refused(&self, credential: &Credential) -> Option<Duration> {
+        let held = self.held();
+        let young = held.as_ref().filter(|held| held.since.elapsed() < REFUSAL_PAUSES.1)?;
+        young.after.filter(|_| young.fingerprint == credential.fingerprint)
     }
 
     fn live(&self) -> Option<Held> {
