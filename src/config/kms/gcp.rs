@@ -105,17 +105,23 @@ impl GcpKey {
 }
 
 impl GcpSettings {
-    pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
-        let key = GcpKey::read(reader);
-        let version = version(reader, key.as_ref().and_then(|key| key.version));
-        let identity = identity(reader);
-        let impersonate = reader.text(IMPERSONATE);
-        if impersonate.as_deref().is_some_and(|account| !is_account(account)) {
+    /// Reads whom we act as, and no credential.
+    pub fn impersonated(reader: &mut Reader<'_>) -> Option<String> {
+        let account = reader.text(IMPERSONATE)?;
+        if !is_account(&account) {
             reader.mistake(
                 IMPERSONATE,
                 "is not a service account such as `byok@project.iam.gserviceaccount.com`",
             );
         }
+        Some(account)
+    }
+
+    pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
+        let key = GcpKey::read(reader);
+        let version = version(reader, key.as_ref().and_then(|key| key.version));
+        let identity = identity(reader);
+        let impersonate = Self::impersonated(reader);
         let endpoint = address(reader, "BYOK_GCP_ENDPOINT", "https://cloudkms.googleapis.com");
         let iam_endpoint = address(reader, "BYOK_GCP_IAM_ENDPOINT", "https://iamcredentials.googleapis.com");
         let ca_file = reader.file("BYOK_GCP_CA_FILE");
