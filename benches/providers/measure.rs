@@ -14,7 +14,7 @@ use super::Provided;
 use crate::support::relay::Relay;
 use crate::support::server::TestServer;
 
-pub(crate) const PROVIDERS: [&str; 2] = ["gcp-kms", "vault-transit"];
+pub(crate) const PROVIDERS: [&str; 4] = ["aws-kms", "gcp-kms", "vault-transit", "azure-key-vault"];
 
 pub(crate) const STEPS: [&str; 8] = [
     "a server's first call: credential",
@@ -43,8 +43,10 @@ pub(crate) struct Measured {
 
 async fn provided(name: &str) -> Provided {
     match name {
+        "aws-kms" => Provided::aws().await,
         "gcp-kms" => Provided::gcp().await,
         "vault-transit" => Provided::vault().await,
+        "azure-key-vault" => Provided::azure().await,
         other => unreachable!("{other} is none of PROVIDERS"),
     }
 }

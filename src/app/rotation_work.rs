@@ -115,6 +115,8 @@ impl App {
         let mut items = Vec::with_capacity(old.len());
         let mut changes = Vec::with_capacity(old.len() + 1);
         let mut rewrapped = Vec::with_capacity(old.len());
+        let mut went = answers.iter().flatten().map(|answer| &answer.value.key_version);
+        let elsewhere = went.rfind(|version| **version != job.target).cloned();
         for (row, answer) in old.into_iter().zip(answers) {
             let mut item = Item { record_id: row.record_id, dek_id: Some(row.id), ..item_of(None) };
             match answer {
@@ -136,6 +138,11 @@ impl App {
             items.push(item);
         }
         job.progress.rewrapped += rewrapped.len() as u64;
+        // AWS always wraps under what is current: a key that was rotated meanwhile takes the job along, or it would go
+        // round for ever after a version that nothing is wrapped under any more.
+        if let Some(went) = elsewhere {
+            job.target = went;
+        }
         let step = self.advance(tenant, job, holder, Some(last), items, changes).await;
         self.keyring.forget(tenant.uid, rewrapped);
         step

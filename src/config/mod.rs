@@ -16,9 +16,12 @@ pub use auth::{Auth, File, Jwt};
 pub use dek_cache::DekCache;
 pub use env::{Env, Mistake, Reader};
 pub use kms::{
-    AwsSettings, AzureSettings, ClientCertificate, GcpCredentials, GcpIdentity, GcpKey, GcpSettings,
-    KeyVersionStrategy, Kms, SecretSource, VaultKey, VaultLogin, VaultSettings,
+    AwsCredentials, AwsKeyArn, AwsKeyName, AwsRole, AwsSettings, AzureAlgorithm, AzureCredential,
+    AzureIdentitySource, AzureKey, AzureService, AzureSettings, ClientCertificate, GcpCredentials,
+    GcpIdentity, GcpKey, GcpSettings, KeyVersionStrategy, Kms, SecretSource, VaultKey, VaultLogin,
+    VaultSettings,
 };
+pub(crate) use kms::{is_azure_version, is_same_azure_authority};
 pub use limits::Limits;
 pub use server::{Server, Tls};
 pub use store::{Engine, Postgres, Store};

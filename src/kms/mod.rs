@@ -4,8 +4,10 @@
 //!
 //! | provider | `BYOK_PROVIDER` | what wrap scheme 1 is |
 //! |---|---|---|
+//! | [`AwsKms`] | `aws-kms` | the DEK is the plaintext; tenant and DEK id are the encryption context |
 //! | [`GcpKms`] | `gcp-kms` | the DEK is the plaintext; tenant and DEK id are its additional authenticated data |
 //! | [`VaultTransit`] | `vault-transit` | the DEK is the plaintext; nothing is bound to it |
+//! | [`AzureKeyVault`] | `azure-key-vault` | the DEK is the plaintext; nothing is bound to it |
 //! | [`LocalKey`] | `local` | a token (see `crypto`) bound to tenant, DEK id and key version |
 
 mod aws;

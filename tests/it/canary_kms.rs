@@ -94,6 +94,11 @@ async fn what_a_provider_says_gets_nowhere(mut provider: Provided) {
 }
 
 #[tokio::test]
+async fn of_aws() {
+    what_a_provider_says_gets_nowhere(Provided::aws().await).await;
+}
+
+#[tokio::test]
 async fn of_gcp() {
     what_a_provider_says_gets_nowhere(Provided::gcp().await).await;
 }
@@ -101,4 +106,9 @@ async fn of_gcp() {
 #[tokio::test]
 async fn of_vault() {
     what_a_provider_says_gets_nowhere(Provided::vault().await).await;
+}
+
+#[tokio::test]
+async fn of_azure() {
+    what_a_provider_says_gets_nowhere(Provided::azure().await).await;
 }

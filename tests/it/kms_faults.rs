@@ -70,7 +70,10 @@ async fn attempt(
 fn expected(fault: Fault, class: KmsErrorClass) -> bool {
     match fault {
         Fault::Cut | Fault::Reset => class == KmsErrorClass::Unreachable,
-        Fault::Delayed | Fault::Hung => class == KmsErrorClass::Timeout,
+        // Where TLS is not set up yet, that is a connection that does not come about.
+        Fault::Delayed | Fault::Hung => {
+            matches!(class, KmsErrorClass::Timeout | KmsErrorClass::Unreachable)
+        }
         // An answer that is none, or half of one.
         Fault::TruncatedHead | Fault::TruncatedBody | Fault::Corrupted => {
             matches!(class, KmsErrorClass::Unreachable | KmsErrorClass::Internal)
@@ -166,6 +169,10 @@ macro_rules! on_every_provider {
 }
 
 on_every_provider! {
+    aws: every_operation_survives_every_fault a_credential_that_cannot_be_fetched_is_an_outage
+        a_live_credential_outlasts_its_source;
+    azure: every_operation_survives_every_fault a_credential_that_cannot_be_fetched_is_an_outage
+        a_live_credential_outlasts_its_source;
     gcp: every_operation_survives_every_fault a_credential_that_cannot_be_fetched_is_an_outage
         a_live_credential_outlasts_its_source;
     // Its token is given; the login by AppRole goes to the same host, and has its tests in `kms_vault_login`.

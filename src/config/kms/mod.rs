@@ -17,8 +17,11 @@ use reqwest::Url;
 use super::Reader;
 use crate::crypto::SecretText;
 
-pub use aws::AwsSettings;
-pub use azure::AzureSettings;
+pub use aws::{AwsCredentials, AwsKeyArn, AwsKeyName, AwsRole, AwsSettings};
+pub use azure::{
+    AzureAlgorithm, AzureCredential, AzureIdentitySource, AzureKey, AzureService, AzureSettings,
+};
+pub(crate) use azure::{is_azure_version, is_same_azure_authority};
 pub use gcp::{GcpIdentity, GcpKey, GcpSettings};
 pub use gcp_credentials::GcpCredentials;
 pub use vault::{ClientCertificate, VaultKey, VaultLogin, VaultSettings};

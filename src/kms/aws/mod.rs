@@ -1,14 +1,135 @@
-//! Placeholder.
+//! AWS KMS.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `client` | the SDK's clients, and what they may not do by themselves |
+//! | `errors` | what AWS's codes mean |
+//! | `exposure` | what works and leaves something open |
+//! | `identity` | who we are: credentials, web identity, the role that we take |
+//! | `key` | the operations, and what of an answer is believed |
+//! | `session` | credentials that end, and how others come |
+//! | `versions` | what we call a version of the key |
+//!
+//! What our identity needs is `kms:GenerateDataKey`, `kms:Encrypt`, `kms:Decrypt`, `kms:ReEncryptFrom` and
+//! `kms:ReEncryptTo` on the one key, nothing else.
+//!
+//! **One key, in one region.** An alias is resolved by the first call, which generates a data key under it: the answer names
+//! the key. From then on that key's ARN is what is sent and what every answer must name; an alias that is turned to another
+//! key changes nothing until a restart. A multi-region key is used where its ARN says, and never its replica elsewhere:
+//! disabling one does not disable the other.
+//!
+//! **Encryption context**, in the clear in the customer's CloudTrail: [`key::TENANT`] (32 hexadecimal digits) and [`key::DEK`] (a
+//! UUID) for a DEK; [`key::PURPOSE`] with `version` for the data key that is generated, and thrown away, to learn the key or its
+//! version.
+
+mod client;
+mod errors;
+mod exposure;
+mod identity;
+mod key;
+mod session;
+mod versions;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::task::JoinHandle;
 
 use crate::config::{AwsSettings, Mistake};
-use crate::kms::LocalKey;
+use crate::crypto::Dek;
+use crate::kms::{DekBinding, Exposure, Generated, ItemResult, Kms, KmsError};
+use crate::model::{KeyVersion, Wrapped};
 
-/// Placeholder.
-pub struct AwsKms;
+use key::{BATCH, Key};
+
+/// How often we look whether a session is due.
+const SESSION_WATCH: Duration = Duration::from_secs(1);
+
+/// A key in AWS KMS.
+pub struct AwsKms {
+    key: Arc<Key>,
+    /// Renews the sessions; ends with us.
+    keeper: Option<JoinHandle<()>>,
+}
 
 impl AwsKms {
-    /// Placeholder.
-    pub fn new(_: AwsSettings) -> Result<LocalKey, Mistake> {
-        Err(Mistake { variable: "BYOK_PROVIDER".to_owned(), problem: "is not served yet".to_owned() })
+    /// Reads the system's certificates. Nothing is sent before the first call.
+    ///
+    /// # Errors
+    ///
+    /// None; the shape is that of the other providers.
+    ///
+    /// # Panics
+    ///
+    /// Outside a Tokio runtime.
+    pub fn new(settings: AwsSettings) -> Result<Self, Mistake> {
+        let timeout = settings.timeout;
+        let key = Arc::new(Key::new(settings));
+        let keeper = key.identity.can_renew().then(|| {
+            let kept = Arc::clone(&key);
+            tokio::spawn(async move {
+                loop {
+                    kept.identity.keep(timeout).await;
+                    tokio::time::sleep(SESSION_WATCH).await;
+                }
+            })
+        });
+        Ok(Self { key, keeper })
+    }
+}
+
+impl Drop for AwsKms {
+    fn drop(&mut self) {
+        if let Some(keeper) = &self.keeper {
+            keeper.abort();
+        }
+    }
+}
+
+#[async_trait]
+impl Kms for AwsKms {
+    async fn generate(&self, bindings: &[DekBinding]) -> Vec<ItemResult<Generated>> {
+        let (key, deadline) = (&self.key, self.key.policy.deadline());
+        key.batch(bindings, deadline, |pinned, binding| key.generate(pinned, deadline, binding)).await
+    }
+
+    async fn wrap(&self, deks: &[(DekBinding, &Dek)]) -> Vec<ItemResult<Wrapped>> {
+        let (key, deadline) = (&self.key, self.key.policy.deadline());
+        if !deks.is_empty() {
+            key.before_wrap(deadline).await;
+        }
+        key.batch(deks, deadline, |pinned, (binding, dek)| key.wrap(pinned, deadline, binding, dek)).await
+    }
+
+    async fn unwrap(&self, wrapped: &[(DekBinding, Wrapped)]) -> Vec<ItemResult<Dek>> {
+        let (key, deadline) = (&self.key, self.key.policy.deadline());
+        key.batch(wrapped, deadline, |pinned, (binding, wrapped)| {
+            key.unwrap(pinned, deadline, binding, wrapped)
+        })
+        .await
+    }
+
+    /// AWS always wraps under the current key material: where that is not `to`, what comes back names what it is.
+    async fn rewrap(&self, wrapped: &[(DekBinding, Wrapped)], to: &KeyVersion) -> Vec<ItemResult<Wrapped>> {
+        let (key, deadline) = (&self.key, self.key.policy.deadline());
+        key.batch(wrapped, deadline, |pinned, (binding, old)| key.rewrap(pinned, deadline, binding, old, to))
+            .await
+    }
+
+    async fn current_version(&self) -> Result<KeyVersion, KmsError> {
+        self.key.current_version(self.key.policy.deadline()).await
+    }
+
+    fn batch_limit(&self) -> usize {
+        BATCH
+    }
+
+    fn rewrap_calls(&self, items: u64) -> u64 {
+        items
+    }
+
+    async fn exposure(&self) -> Vec<Exposure> {
+        self.key.exposure().await
     }
 }

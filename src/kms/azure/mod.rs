@@ -1,14 +1,279 @@
-//! Placeholder.
+//! A key in Azure Key Vault or a managed HSM, by Microsoft's own clients.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `wire` | bodies and answers of `wrapkey` and `unwrapkey` |
+//! | `errors` | what the services' error codes mean |
+//! | `token` | the access token: when it is fetched, and how long it is used |
+//! | `transport` | one request, the challenge, and what comes back |
+//!
+//! What our identity needs is `wrapKey` and `unwrapKey` on the one key, nothing else. No algorithm of Azure's binds a
+//! wrapped DEK to anything: the commitment in every token does. The current version is learned by wrapping a random value,
+//! so no metadata is read. One item is one request; a rewrap is two, since Azure has no operation for it.
 
-use crate::config::{AzureSettings, Mistake};
-use crate::kms::LocalKey;
+mod errors;
+mod token;
+mod transport;
+mod wire;
 
-/// Placeholder.
-pub struct AzureKeyVault;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use azure_core::http::{ClientMethodOptions, ClientOptions, RetryOptions, Transport as Sent};
+use azure_security_keyvault_keys::models::{
+    KeyClientGetKeyOptions, KeyClientUnwrapKeyOptions, KeyClientWrapKeyOptions,
+};
+use azure_security_keyvault_keys::{KeyClient, KeyClientOptions};
+use hyper::body::Bytes;
+use serde::Deserialize;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::config::{AzureKey, AzureSettings, Mistake, is_azure_version};
+use crate::crypto::Dek;
+use crate::kms::call::{CallPolicy, Failed, each};
+use crate::kms::http::Reply;
+use crate::kms::{Answer, DekBinding, Exposure, Generated, ItemResult, Kms, KmsError, KmsErrorClass};
+use crate::model::{KeyVersion, Wrapped};
+
+use token::Tokens;
+use transport::{Exchange, Transport};
+
+/// Items of one call that a rotation takes at a time: a few rounds of what is sent at once.
+const BATCH: usize = 64;
+/// How often the keeper looks at the token.
+const TOKEN_WATCH: Duration = Duration::from_secs(1);
+
+/// A key in Azure Key Vault or a managed HSM.
+pub struct AzureKeyVault {
+    client: KeyClient,
+    tokens: Tokens,
+    key: AzureKey,
+    name: Arc<str>,
+    calls: CallPolicy,
+    /// Keeps the token alive; ends with us.
+    keeper: JoinHandle<()>,
+}
+
+/// What is asked for one item; a version chooses one, none the current one.
+#[derive(Clone, Copy)]
+enum Operation<'a> {
+    Wrap(Option<&'a str>),
+    Unwrap(&'a str),
+    Read,
+}
 
 impl AzureKeyVault {
-    /// Placeholder.
-    pub fn new(_: AzureSettings) -> Result<LocalKey, Mistake> {
-        Err(Mistake { variable: "BYOK_PROVIDER".to_owned(), problem: "is not served yet".to_owned() })
+    /// Reads the certificate file that `settings` names. Nothing is sent before the first call.
+    ///
+    /// # Errors
+    ///
+    /// A certificate file that cannot be read or used.
+    ///
+    /// # Panics
+    ///
+    /// Outside a Tokio runtime, and when no process-wide TLS provider is installed.
+    pub fn new(settings: AzureSettings) -> Result<Self, Mistake> {
+        let transport = Arc::new(Transport::new(&settings)?);
+        let key = settings.key.clone();
+        let calls = CallPolicy::new(settings.timeout);
+        let tokens = Tokens::new(settings, Arc::clone(&transport));
+        // The client compares the host of a challenge with the vault's as well, where there is a name to compare.
+        let named = key.resource.strip_prefix("https://").zip(key.vault.host_str());
+        let verify = named.is_some_and(|(resource, host)| host.ends_with(&format!(".{resource}")));
+        let options = KeyClientOptions {
+            client_options: ClientOptions {
+                retry: RetryOptions::none(),
+                transport: Some(Sent::with_policy(transport)),
+                ..ClientOptions::default()
+            },
+            verify_challenge_resource: Some(verify),
+            ..KeyClientOptions::default()
+        };
+        let client =
+            KeyClient::new(key.vault.as_str(), Arc::new(tokens.clone()), Some(options)).map_err(|_| {
+                let problem = "is no address that Azure's client takes".to_owned();
+                Mistake { variable: "BYOK_AZURE_KEY_ID".to_owned(), problem }
+            })?;
+        let kept = tokens.clone();
+        let keeper = tokio::spawn(async move {
+            loop {
+                kept.keep();
+                tokio::time::sleep(TOKEN_WATCH).await;
+            }
+        });
+        let name = key.name.as_str().into();
+        Ok(Self { client, tokens, key, name, calls, keeper })
+    }
+
+    async fn wrap_one(&self, dek: &Dek, version: Option<&str>, deadline: Instant) -> ItemResult<Wrapped> {
+        let body = Bytes::from_owner(wire::body(self.key.algorithm, dek.expose()));
+        self.call(Operation::Wrap(version), body, deadline, |answer| {
+            answer.wrapped(&self.key, &self.name, version)
+        })
+        .await
+    }
+
+    async fn unwrap_one(&self, wrapped: &Wrapped, deadline: Instant) -> ItemResult<Dek> {
+        let (version, bytes) = wire::checked(&self.key, wrapped).map_err(KmsError::local)?;
+        let body = Bytes::from_owner(wire::body(self.key.algorithm, bytes));
+        self.call(Operation::Unwrap(version), body, deadline, |answer| answer.dek(&self.key, version)).await
+    }
+
+    /// Makes one call; an answer that `read` makes nothing of is an error that is tried again.
+    async fn call<T>(
+        &self,
+        operation: Operation<'_>,
+        body: Bytes,
+        deadline: Instant,
+        read: impl Fn(&wire::Answer<'_>) -> Option<T>,
+    ) -> ItemResult<T> {
+        self.calls
+            .run(deadline, || async {
+                let reply = self.attempt(operation, &body, deadline).await?;
+                let value = wire::Answer::read(&reply.body).and_then(|answer| read(&answer));
+                match value {
+                    Some(value) => Ok(Answer { value, request_id: errors::request_id(&reply) }),
+                    None => Err(errors::error(KmsErrorClass::Internal, &reply).into()),
+                }
+            })
+            .await
+    }
+
+    /// One request; two, where the vault refuses a token that can be replaced.
+    async fn attempt(
+        &self,
+        operation: Operation<'_>,
+        body: &Bytes,
+        deadline: Instant,
+    ) -> Result<Reply, Failed> {
+        let first = Exchange::new(deadline);
+        let outcome = self.send(operation, body, &first).await;
+        let refused = matches!(&outcome, Err(failed)
+            if failed.error.class == KmsErrorClass::CredentialInvalid && failed.error.http_status == Some(401));
+        match first.token() {
+            Some(token) if refused && self.tokens.refused(&token) => {
+                self.send(operation, body, &Exchange::new(deadline)).await
+            }
+            _ => outcome,
+        }
+    }
+
+    async fn send(
+        &self,
+        operation: Operation<'_>,
+        body: &Bytes,
+        exchange: &Arc<Exchange>,
+    ) -> Result<Reply, Failed> {
+        let method_options = ClientMethodOptions { context: exchange.context() };
+        let name = &self.key.name;
+        // What came of it, the exchange knows.
+        let _ = match operation {
+            Operation::Wrap(version) => {
+                let key_version = version.map(str::to_owned);
+                let options = KeyClientWrapKeyOptions { key_version, method_options };
+                self.client.wrap_key(name, body.clone().into(), Some(options)).await.map(drop)
+            }
+            Operation::Unwrap(version) => {
+                let options = KeyClientUnwrapKeyOptions { method_options };
+                self.client.unwrap_key(name, version, body.clone().into(), Some(options)).await.map(drop)
+            }
+            Operation::Read => {
+                let options = KeyClientGetKeyOptions { method_options, ..KeyClientGetKeyOptions::default() };
+                self.client.get_key(name, Some(options)).await.map(drop)
+            }
+        };
+        exchange.reply()
+    }
+}
+
+impl Drop for AzureKeyVault {
+    fn drop(&mut self) {
+        self.keeper.abort();
+    }
+}
+
+#[async_trait]
+impl Kms for AzureKeyVault {
+    async fn generate(&self, bindings: &[DekBinding]) -> Vec<ItemResult<Generated>> {
+        let (version, deadline) = (self.key.version.as_deref(), self.calls.deadline());
+        each(bindings, |_| async move {
+            let dek = Dek::generate();
+            let Answer { value: wrapped, request_id } = self.wrap_one(&dek, version, deadline).await?;
+            Ok(Answer { value: Generated { dek, wrapped }, request_id })
+        })
+        .await
+    }
+
+    async fn wrap(&self, deks: &[(DekBinding, &Dek)]) -> Vec<ItemResult<Wrapped>> {
+        let (version, deadline) = (self.key.version.as_deref(), self.calls.deadline());
+        each(deks, |(_, dek)| self.wrap_one(dek, version, deadline)).await
+    }
+
+    async fn unwrap(&self, wrapped: &[(DekBinding, Wrapped)]) -> Vec<ItemResult<Dek>> {
+        let deadline = self.calls.deadline();
+        each(wrapped, |(_, wrapped)| self.unwrap_one(wrapped, deadline)).await
+    }
+
+    async fn rewrap(&self, wrapped: &[(DekBinding, Wrapped)], to: &KeyVersion) -> Vec<ItemResult<Wrapped>> {
+        if *to.key != *self.key.name || !is_azure_version(&to.version) {
+            return wrapped.iter().map(|_| Err(KmsError::local(KmsErrorClass::Misconfigured))).collect();
+        }
+        let deadline = self.calls.deadline();
+        each(wrapped, |(_, wrapped)| async move {
+            let dek = self.unwrap_one(wrapped, deadline).await?.value;
+            self.wrap_one(&dek, Some(&to.version), deadline).await
+        })
+        .await
+    }
+
+    async fn current_version(&self) -> Result<KeyVersion, KmsError> {
+        let version = self.key.version.as_deref();
+        let answer = self.wrap_one(&Dek::generate(), version, self.calls.deadline()).await?;
+        Ok(answer.value.key_version)
+    }
+
+    fn batch_limit(&self) -> usize {
+        BATCH
+    }
+
+    fn rewrap_calls(&self, items: u64) -> u64 {
+        items * 2
+    }
+
+    async fn exposure(&self) -> Vec<Exposure> {
+        #[derive(Deserialize)]
+        struct Key {
+            attributes: Attributes,
+        }
+        #[derive(Deserialize)]
+        struct Attributes {
+            exp: Option<i64>,
+            #[serde(rename = "recoveryLevel", default)]
+            recovery_level: String,
+        }
+
+        let (deadline, nothing) = (self.calls.deadline(), Bytes::new());
+        let read = self.calls.run(deadline, || self.attempt(Operation::Read, &nothing, deadline)).await;
+        // Without the right to read it there is nothing to tell, and nothing wrong.
+        let Some(key) = read.ok().and_then(|reply| serde_json::from_slice::<Key>(&reply.body).ok()) else {
+            return Vec::new();
+        };
+        let mut exposures = Vec::new();
+        // "Deletion recovery level": without purge protection it ends in `Purgeable`.
+        if key.attributes.recovery_level.ends_with("Purgeable") || key.attributes.recovery_level.is_empty() {
+            exposures.push(Exposure {
+                what: "key: whoever may purge a deleted key can destroy it, and all data with it, before its retention ends",
+                remedy: "turn on the vault's purge protection",
+            });
+        }
+        if key.attributes.exp.is_some() {
+            exposures.push(Exposure {
+                what: "key: its current version expires; from then on nothing can be encrypted until there is a new one",
+                remedy: "make a new version before, or let a rotation policy do so",
+            });
+        }
+        exposures
     }
 }

@@ -27,6 +27,8 @@ macro_rules! conformance {
     };
 }
 
+mod aws;
+mod azure;
 mod gcp;
 mod local;
 mod vault;

@@ -1,5 +1,7 @@
 //! What the tests stand on: real servers, never a stand-in.
 
+pub(crate) mod aws;
+pub(crate) mod azure;
 pub(crate) mod gcp;
 pub(crate) mod log;
 pub(crate) mod pki;

@@ -45,12 +45,12 @@ impl Proxy {
 
     /// Cuts the next connection whose client sends `bytes`; once.
     pub(crate) fn cut(&self, bytes: &[u8], how: Cut) {
-        *self.plan.lock().unwrap() = Some((bytes.to_vec(), how));
+        *self.plan.lock().expect("a lock") = Some((bytes.to_vec(), how));
     }
 
     /// Whether the cut was made.
     pub(crate) fn is_done(&self) -> bool {
-        self.plan.lock().unwrap().is_none()
+        self.plan.lock().expect("a lock").is_none()
     }
 }
 
@@ -86,7 +86,7 @@ async fn forward(mut client: TcpStream, mut server: TcpStream, plan: Plan) -> st
 }
 
 fn take_if_it_is_time(plan: &Plan, chunk: &[u8]) -> Option<Cut> {
-    let mut plan = plan.lock().unwrap();
+    let mut plan = plan.lock().expect("a lock");
     let (bytes, how) = plan.as_ref()?;
     let how = *how;
     chunk.windows(bytes.len()).any(|window| window == bytes).then(|| {

@@ -72,6 +72,22 @@ impl Relay {
         Self::serve(url, client, name, Tls { listener, acceptor: acceptor(files) }, "https", address)
     }
 
+    /// Before a server that speaks plain HTTP; over TLS itself, with these files.
+    pub(crate) async fn ending_tls(url: &str, files: &Files, name: Name) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let mut relay = Self::serve(
+            url,
+            super::http(),
+            name,
+            Tls { listener, acceptor: acceptor(files) },
+            "http",
+            address,
+        );
+        relay.url = relay.url.replacen("http", "https", 1);
+        relay
+    }
+
     fn serve<L: Listener<Addr = SocketAddr>>(
         url: &str,
         client: reqwest::Client,
@@ -151,7 +167,11 @@ impl State {
     }
 
     async fn pass(&self, request: Request) -> Response {
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
+        // HTTP/2 has no such header.
+        if let (Some(authority), false) = (parts.uri.authority(), parts.headers.contains_key("host")) {
+            parts.headers.insert("host", authority.as_str().parse().expect("a header"));
+        }
         let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
         let url = format!("{}{path}", self.upstream);
         let body = to_bytes(body, 64 << 20).await.expect("a body");

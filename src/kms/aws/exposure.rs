@@ -1,0 +1,79 @@
+//! What works and leaves something open, as far as the configuration shows it and the customer lets us look.
+
+use aws_sdk_kms::types::KeyState;
+
+use crate::config::{AwsCredentials, AwsSettings};
+use crate::kms::Exposure;
+
+use super::key::Key;
+
+/// What the configuration alone leaves open.
+pub(super) fn of_settings(settings: &AwsSettings) -> Vec<Exposure> {
+    let mut found = Vec::new();
+    if let AwsCredentials::Keys { session_token: None, .. } = settings.credentials {
+        found.push(Exposure {
+            what: "identity: an access key that never ends; who copies it can use it until somebody deletes it",
+            remedy: "take web identity (EKS), a container's or a machine's role, or a session",
+        });
+    }
+    if settings.role.as_ref().is_some_and(|role| role.external_id.is_none()) {
+        found.push(Exposure {
+            what: "identity: the role is taken without an external id; another customer who learns its ARN could name it as theirs",
+            remedy: "set BYOK_AWS_EXTERNAL_ID, and require it in the role's trust policy (`byok policy aws-kms`)",
+        });
+    }
+    found
+}
+
+impl Key {
+    /// For `doctor`.
+    pub(super) async fn exposure(&self) -> Vec<Exposure> {
+        let mut found = self.warnings.clone();
+        let deadline = self.policy.deadline();
+        let Ok(pinned) = self.pinned(deadline).await else { return found };
+        if pinned.id.starts_with("mrk-") {
+            found.push(Exposure {
+                what: "key: it is a multi-region key: who disables it in this region leaves its replicas in others usable",
+                remedy: "turn it off in every region that it has a replica in; byok itself uses this region only",
+            });
+        }
+        if self.versions.may_not_list() {
+            found.push(Exposure {
+                what: "key: its versions are shown by their key material, not by number: we may not list its rotations",
+                remedy: "permit kms:ListKeyRotations on it, as `byok policy aws-kms` prints it, if you want numbers",
+            });
+        }
+        // Where we may look. It tells apart what one error code of KMS stands for.
+        let send = || self.client.describe_key().key_id(&pinned.arn).send();
+        let described =
+            self.call(deadline, send).await.ok().and_then(|(described, _)| described.key_metadata);
+        if let Some(what) = described.and_then(|key| state(key.key_state?)) {
+            found.push(what);
+        }
+        found
+    }
+}
+
+/// A state in which KMS refuses the key, and what ends it.
+fn state(state: KeyState) -> Option<Exposure> {
+    let (what, remedy) = match state {
+        KeyState::Disabled => ("key: AWS says that it is disabled", "enable it (kms:EnableKey)"),
+        KeyState::PendingDeletion => (
+            "key: AWS says that it waits for its deletion",
+            "cancel the deletion and enable it (kms:CancelKeyDeletion, kms:EnableKey) before the waiting period is over",
+        ),
+        KeyState::PendingImport => (
+            "key: AWS says that its imported key material is missing or has expired",
+            "import the same key material again (kms:ImportKeyMaterial)",
+        ),
+        KeyState::Unavailable => {
+            ("key: AWS says that its custom key store is disconnected", "connect the key store again")
+        }
+        KeyState::PendingReplicaDeletion => (
+            "key: AWS says that it waits for the deletion of its replicas",
+            "cancel the deletion (kms:CancelKeyDeletion)",
+        ),
+        _ => return None,
+    };
+    Some(Exposure { what, remedy })
+}

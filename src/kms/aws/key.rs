@@ -1,0 +1,368 @@
+//! The operations on the one key, and what of their answers is believed.
+
+use std::collections::HashMap;
+use std::error::Error as StdError;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_sdk_kms::Client;
+use aws_sdk_kms::config::http::HttpResponse;
+use aws_sdk_kms::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_kms::operation::RequestId;
+use aws_sdk_kms::operation::generate_data_key::GenerateDataKeyOutput;
+use aws_sdk_kms::primitives::Blob;
+use aws_sdk_kms::types::{DataKeySpec, IncludeKeyMaterial, RotationsListEntry};
+use futures_util::future::BoxFuture;
+use tokio::sync::OnceCell;
+use tokio::time::{Instant, timeout_at};
+use zeroize::{Zeroize as _, Zeroizing};
+
+use crate::config::{AwsKeyArn, AwsKeyName, AwsSettings};
+use crate::crypto::Dek;
+use crate::kms::call::{CallPolicy, Failed, each};
+use crate::kms::{Answer, DekBinding, Exposure, Generated, ItemResult, KmsError, KmsErrorClass};
+use crate::model::{KeyVersion, Wrapped};
+
+use super::client::Clients;
+use super::identity::Identity;
+use super::versions::{UNNAMED, Versions};
+use super::{errors, exposure};
+
+/// The wrap scheme of this provider: the DEK's 32 bytes are the plaintext, tenant and DEK id the encryption context.
+const SCHEME: i16 = 1;
+/// In the encryption context: whose DEK it is.
+pub(super) const TENANT: &str = "byok:tenant";
+/// In the encryption context: which DEK it is.
+pub(super) const DEK: &str = "byok:dek";
+/// In the encryption context of what is no DEK.
+pub(super) const PURPOSE: &str = "byok:purpose";
+/// The longest that AWS takes (`CiphertextType` of the service's model). Ours are some 180 bytes.
+const MAX_WRAPPED_BYTES: usize = 6144;
+/// DEKs of one batch; each is a call.
+pub(super) const BATCH: usize = 128;
+/// How long a name waits for the list of key material.
+const LIST_PATIENCE: Duration = Duration::from_secs(1);
+/// Pages of a thousand entries; a key has a handful.
+const LIST_PAGES: usize = 10;
+
+/// A key that is reached, and what is known of it.
+pub(super) struct Key {
+    pub(super) client: Client,
+    pub(super) identity: Identity,
+    pub(super) policy: CallPolicy,
+    configured: AwsKeyArn,
+    pinned: OnceCell<Pinned>,
+    pub(super) versions: Versions,
+    pub(super) warnings: Vec<Exposure>,
+}
+
+/// The one key.
+pub(super) struct Pinned {
+    pub(super) arn: String,
+    pub(super) id: Arc<str>,
+}
+
+type Context = HashMap<String, String>;
+/// The key's ARN, the key material's id, and the request's.
+type Learned = (Option<String>, Option<String>, Option<Arc<str>>);
+
+impl Key {
+    pub(super) fn new(settings: AwsSettings) -> Self {
+        let clients = Clients::new();
+        let identity = Identity::new(&settings, clients.clone());
+        let client = clients.kms(&settings, identity.slot());
+        let warnings = exposure::of_settings(&settings);
+        let pinned = match &settings.key.name {
+            AwsKeyName::Key(id) => {
+                OnceCell::new_with(Some(Pinned { arn: settings.key.arn.clone(), id: id.as_str().into() }))
+            }
+            AwsKeyName::Alias(_) => OnceCell::new(),
+        };
+        Self {
+            client,
+            identity,
+            policy: CallPolicy::new(settings.timeout),
+            configured: settings.key,
+            pinned,
+            versions: Versions::default(),
+            warnings,
+        }
+    }
+
+    /// Learned anew, so that a rotation shows.
+    pub(super) async fn current_version(&self, deadline: Instant) -> Result<KeyVersion, KmsError> {
+        self.versions.look_again();
+        let pinned = self.pinned(deadline).await?;
+        let (arn, material, request_id) = self.learn(&pinned.arn, deadline).await?;
+        ours(pinned, arn.as_deref(), &request_id)?;
+        Ok(self.version(pinned, material.as_deref(), deadline).await)
+    }
+
+    /// Does `one` for each item, once it is known which key it is.
+    pub(super) async fn batch<'a, Item, T, One>(
+        &'a self,
+        items: &'a [Item],
+        deadline: Instant,
+        one: impl Fn(&'a Pinned, &'a Item) -> One,
+    ) -> Vec<ItemResult<T>>
+    where
+        One: Future<Output = ItemResult<T>>,
+    {
+        if items.is_empty() {
+            return Vec::new();
+        }
+        match self.pinned(deadline).await {
+            Ok(pinned) => each(items, |item| one(pinned, item)).await,
+            Err(error) => items.iter().map(|_| Err(error.clone())).collect(),
+        }
+    }
+
+    /// Encrypt does not say which key material wrapped: it is taken to be the one that did last. Where none has yet, it is
+    /// learned, if we may; without, the name is [`UNNAMED`].
+    pub(super) async fn before_wrap(&self, deadline: Instant) {
+        if self.versions.current().is_none() {
+            let _ = self.current_version(deadline).await;
+        }
+    }
+
+    pub(super) async fn generate(
+        &self,
+        pinned: &Pinned,
+        deadline: Instant,
+        binding: &DekBinding,
+    ) -> ItemResult<Generated> {
+        let (mut made, request_id) = self.data_key(&pinned.arn, deadline, context(binding)).await?;
+        let dek = dek(made.plaintext.take(), &request_id);
+        ours(pinned, made.key_id(), &request_id)?;
+        let version = self.version(pinned, made.key_material_id(), deadline).await;
+        let wrapped = wrapped(made.ciphertext_blob.take(), version, &request_id)?;
+        Ok(Answer { value: Generated { dek: dek?, wrapped }, request_id })
+    }
+
+    pub(super) async fn wrap(
+        &self,
+        pinned: &Pinned,
+        deadline: Instant,
+        binding: &DekBinding,
+        dek: &Dek,
+    ) -> ItemResult<Wrapped> {
+        let send = || {
+            let call = self.client.encrypt().key_id(&pinned.arn).plaintext(Blob::new(dek.expose()));
+            call.set_encryption_context(Some(context(binding))).send()
+        };
+        let (made, request_id) = self.call(deadline, send).await?;
+        ours(pinned, made.key_id(), &request_id)?;
+        let name = self.versions.current().unwrap_or_else(|| UNNAMED.into());
+        let version = KeyVersion::new(pinned.id.clone(), name);
+        Ok(Answer { value: wrapped(made.ciphertext_blob, version, &request_id)?, request_id })
+    }
+
+    pub(super) async fn unwrap(
+        &self,
+        pinned: &Pinned,
+        deadline: Instant,
+        binding: &DekBinding,
+        wrapped: &Wrapped,
+    ) -> ItemResult<Dek> {
+        let blob = ciphertext(pinned, wrapped)?;
+        let send = || {
+            let call = self.client.decrypt().key_id(&pinned.arn).ciphertext_blob(blob.clone());
+            call.set_encryption_context(Some(context(binding))).send()
+        };
+        let (mut opened, request_id) = self.call(deadline, send).await?;
+        let dek = dek(opened.plaintext.take(), &request_id);
+        ours(pinned, opened.key_id(), &request_id)?;
+        Ok(Answer { value: dek?, request_id })
+    }
+
+    pub(super) async fn rewrap(
+        &self,
+        pinned: &Pinned,
+        deadline: Instant,
+        binding: &DekBinding,
+        old: &Wrapped,
+        to: &KeyVersion,
+    ) -> ItemResult<Wrapped> {
+        if to.key != pinned.id {
+            return Err(KmsError::local(KmsErrorClass::Misconfigured));
+        }
+        let blob = ciphertext(pinned, old)?;
+        let send = || {
+            let call = self.client.re_encrypt().ciphertext_blob(blob.clone());
+            call.source_key_id(&pinned.arn)
+                .destination_key_id(&pinned.arn)
+                .set_source_encryption_context(Some(context(binding)))
+                .set_destination_encryption_context(Some(context(binding)))
+                .send()
+        };
+        let (made, request_id) = self.call(deadline, send).await?;
+        ours(pinned, made.source_key_id(), &request_id)?;
+        ours(pinned, made.key_id(), &request_id)?;
+        let material = made.destination_key_material_id();
+        let mut version = self.version(pinned, material, deadline).await;
+        // A replica that may list calls it otherwise than one that may not; it is the same version.
+        if self.versions.is_named(material, &to.version) {
+            version = to.clone();
+        }
+        Ok(Answer { value: wrapped(made.ciphertext_blob, version, &request_id)?, request_id })
+    }
+
+    /// The one key, resolved where an alias names it.
+    pub(super) async fn pinned(&self, deadline: Instant) -> Result<&Pinned, KmsError> {
+        let misconfigured = || KmsError::local(KmsErrorClass::Misconfigured);
+        let resolve = async || {
+            let (arn, ..) = self.learn(&self.configured.arn, deadline).await?;
+            let key = AwsKeyArn::parse(arn.as_deref().unwrap_or_default()).map_err(|_| misconfigured())?;
+            match key.name {
+                // An alias is of its key's account and region.
+                AwsKeyName::Key(ref id) if key.is_beside(&self.configured) => {
+                    Ok(Pinned { id: id.as_str().into(), arn: key.arn })
+                }
+                AwsKeyName::Key(_) | AwsKeyName::Alias(_) => Err(misconfigured()),
+            }
+        };
+        self.pinned.get_or_try_init(resolve).await
+    }
+
+    /// Generates a data key that is thrown away: which key it is, and which key material.
+    async fn learn(&self, key: &str, deadline: Instant) -> Result<Learned, KmsError> {
+        let purpose = HashMap::from([(PURPOSE.to_owned(), "version".to_owned())]);
+        let (made, request_id) = self.data_key(key, deadline, purpose).await?;
+        if let Some(plaintext) = made.plaintext {
+            plaintext.into_inner().zeroize();
+        }
+        Ok((made.key_id, made.key_material_id, request_id))
+    }
+
+    async fn version(&self, pinned: &Pinned, material: Option<&str>, deadline: Instant) -> KeyVersion {
+        let name = self.versions.wrapped_by(material, self.list(&pinned.arn, deadline)).await;
+        KeyVersion::new(pinned.id.clone(), name)
+    }
+
+    async fn data_key(
+        &self,
+        key: &str,
+        deadline: Instant,
+        context: Context,
+    ) -> Result<(GenerateDataKeyOutput, Option<Arc<str>>), KmsError> {
+        let send = || {
+            let call = self.client.generate_data_key().key_id(key).key_spec(DataKeySpec::Aes256);
+            call.set_encryption_context(Some(context.clone())).send()
+        };
+        self.call(deadline, send).await
+    }
+
+    /// Boxed, as it stands within every other call.
+    fn list<'a>(
+        &'a self,
+        arn: &'a str,
+        deadline: Instant,
+    ) -> BoxFuture<'a, Result<Vec<RotationsListEntry>, KmsError>> {
+        Box::pin(self.list_now(arn, deadline))
+    }
+
+    /// All key material of the key, within a while that leaves the rest of the deadline to what was asked for.
+    async fn list_now(&self, arn: &str, deadline: Instant) -> Result<Vec<RotationsListEntry>, KmsError> {
+        let rest = deadline.saturating_duration_since(Instant::now()) / 2;
+        let soon = Instant::now() + rest.min(LIST_PATIENCE);
+        let pages = async {
+            let (mut entries, mut marker) = (Vec::new(), None);
+            for _ in 0..LIST_PAGES {
+                let send = || {
+                    let call = self.client.list_key_rotations().key_id(arn).limit(1000);
+                    let call = call.include_key_material(IncludeKeyMaterial::AllKeyMaterial);
+                    call.set_marker(marker.clone()).send()
+                };
+                let page = self.call(soon, send).await?.0;
+                entries.extend(page.rotations.unwrap_or_default());
+                marker = page.next_marker;
+                if !page.truncated || marker.is_none() {
+                    return Ok(entries);
+                }
+            }
+            Err(KmsError::local(KmsErrorClass::Internal))
+        };
+        timeout_at(soon, pages).await.unwrap_or_else(|_| Err(KmsError::local(KmsErrorClass::Unreachable)))
+    }
+
+    /// One call by the policy. A credential that KMS refuses is replaced once, where there can be another.
+    pub(super) async fn call<Output, Error, Sent>(
+        &self,
+        deadline: Instant,
+        send: impl Fn() -> Sent,
+    ) -> Result<(Output, Option<Arc<str>>), KmsError>
+    where
+        Output: RequestId,
+        Error: ProvideErrorMetadata + StdError + 'static,
+        Sent: Future<Output = Result<Output, SdkError<Error, HttpResponse>>> + Send,
+    {
+        let attempt = || async {
+            let held = self.identity.ready(None, deadline).await?;
+            // Boxed: the SDK's futures are large, and one inside another too deep for the compiler.
+            let sent =
+                || -> BoxFuture<'_, Result<Output, SdkError<Error, HttpResponse>>> { Box::pin(send()) };
+            let mut outcome = sent().await;
+            if let Err(error) = &outcome
+                && errors::of(error).class == KmsErrorClass::CredentialInvalid
+                && self.identity.can_renew()
+            {
+                self.identity.ready(Some(held), deadline).await?;
+                outcome = sent().await;
+            }
+            match outcome {
+                Ok(output) => {
+                    let request_id = output.request_id().and_then(errors::plain_id);
+                    Ok((output, request_id))
+                }
+                Err(error) => Err(Failed { error: errors::of(&error), wait: errors::retry_after(&error) }),
+            }
+        };
+        self.policy.run(deadline, attempt).await
+    }
+}
+
+fn context(binding: &DekBinding) -> Context {
+    HashMap::from([
+        (TENANT.to_owned(), binding.tenant.to_string()),
+        (DEK.to_owned(), binding.dek_id.to_string()),
+    ])
+}
+
+/// What is sent to be unwrapped. The name in the row must be that of our key: it comes from the database.
+fn ciphertext(pinned: &Pinned, wrapped: &Wrapped) -> Result<Blob, KmsError> {
+    if wrapped.key_version.key != pinned.id {
+        return Err(KmsError::local(KmsErrorClass::Misconfigured));
+    }
+    let good = wrapped.scheme == SCHEME && (1..=MAX_WRAPPED_BYTES).contains(&wrapped.bytes.len());
+    good.then(|| Blob::new(wrapped.bytes.as_slice())).ok_or(KmsError::local(KmsErrorClass::InvalidWrappedDek))
+}
+
+fn wrapped(
+    blob: Option<Blob>,
+    key_version: KeyVersion,
+    request_id: &Option<Arc<str>>,
+) -> Result<Wrapped, KmsError> {
+    let bytes = blob.map(Blob::into_inner).filter(|bytes| (1..=MAX_WRAPPED_BYTES).contains(&bytes.len()));
+    let bytes = bytes.ok_or_else(|| undocumented(KmsErrorClass::Internal, request_id))?;
+    Ok(Wrapped { bytes, key_version, scheme: SCHEME })
+}
+
+/// Takes the plaintext out of an answer, and wipes it.
+fn dek(blob: Option<Blob>, request_id: &Option<Arc<str>>) -> Result<Dek, KmsError> {
+    let bytes = Zeroizing::new(blob.map(Blob::into_inner).unwrap_or_default());
+    Dek::from_slice(&bytes).ok_or_else(|| undocumented(KmsErrorClass::Internal, request_id))
+}
+
+/// Only what the one key made or opened is used: same account, same region, same key.
+fn ours(pinned: &Pinned, answered: Option<&str>, request_id: &Option<Arc<str>>) -> Result<(), KmsError> {
+    match answered {
+        Some(arn) if arn == pinned.arn => Ok(()),
+        Some(_) => Err(undocumented(KmsErrorClass::Misconfigured, request_id)),
+        None => Err(undocumented(KmsErrorClass::Internal, request_id)),
+    }
+}
+
+/// Of an answer that says something else than was asked for.
+fn undocumented(class: KmsErrorClass, request_id: &Option<Arc<str>>) -> KmsError {
+    KmsError::answered(class, 200, request_id.clone())
+}

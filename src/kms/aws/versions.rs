@@ -1,0 +1,225 @@
+//! What we call a version of the key. AWS has no numbers for them: each has a key material id of 64 hexadecimal digits.
+//!
+//! | what the customer permits | what a version is called |
+//! |---|---|
+//! | `kms:ListKeyRotations` | its place in the list of all key material, from 1 |
+//! | nothing more than use | the first twelve digits of its key material id |
+//! | — (a server that gives no key material ids) | [`UNNAMED`] |
+//!
+//! A name once given stays as long as the process, whatever rights come or go. The list is asked for when a key material
+//! is seen for the first time, at most once at a time and for a short while: at the start, and after a rotation. Nothing
+//! waits for it but the name.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use aws_sdk_kms::types::{KeyMaterialState, RotationsListEntry};
+
+use crate::kms::KmsError;
+
+/// The version's name where the server gives no key material ids.
+pub(super) const UNNAMED: &str = "current";
+/// Of a key material id.
+const SHORT: usize = 12;
+
+/// The names that were given, and what is known for those to come.
+#[derive(Default)]
+pub(super) struct Versions {
+    known: Mutex<Known>,
+    /// One list at a time.
+    gate: tokio::sync::Mutex<()>,
+}
+
+#[derive(Default)]
+struct Known {
+    names: HashMap<Arc<str>, Arc<str>>,
+    places: HashMap<Arc<str>, usize>,
+    /// We may not list, as far as was seen.
+    refused: bool,
+    /// What wrapped last.
+    current: Option<Arc<str>>,
+}
+
+impl Versions {
+    /// The name of what has just wrapped.
+    pub(super) async fn wrapped_by(
+        &self,
+        material: Option<&str>,
+        list: impl Future<Output = Result<Vec<RotationsListEntry>, KmsError>>,
+    ) -> Arc<str> {
+        let name = self.name(material, list).await;
+        self.lock().current = Some(name.clone());
+        name
+    }
+
+    /// The name of what wrapped last; AWS's Encrypt does not say.
+    pub(super) fn current(&self) -> Option<Arc<str>> {
+        self.lock().current.clone()
+    }
+
+    /// Whether a name that another process may have given is one of this key material's.
+    pub(super) fn is_named(&self, material: Option<&str>, name: &str) -> bool {
+        let Some(id) = material.and_then(checked) else { return name == UNNAMED };
+        let known = self.lock();
+        id[..SHORT] == *name || known.places.get(id).is_some_and(|place| place.to_string() == name)
+    }
+
+    /// Lets the next unknown key material ask for the list, whatever was seen before.
+    pub(super) fn look_again(&self) {
+        self.lock().refused = false;
+    }
+
+    /// Whether the list was refused.
+    pub(super) fn may_not_list(&self) -> bool {
+        self.lock().refused
+    }
+
+    async fn name(
+        &self,
+        material: Option<&str>,
+        list: impl Future<Output = Result<Vec<RotationsListEntry>, KmsError>>,
+    ) -> Arc<str> {
+        let Some(id) = material.and_then(checked) else { return UNNAMED.into() };
+        let given = || self.lock().names.get(id).cloned();
+        if let Some(name) = given() {
+            return name;
+        }
+        let _one_at_a_time = self.gate.lock().await;
+        if let Some(name) = given() {
+            return name;
+        }
+        if !self.may_not_list() {
+            match list.await {
+                Ok(entries) => self.lock().places = places(&entries),
+                Err(error) => self.lock().refused = !error.class.retryable(),
+            }
+        }
+        let mut known = self.lock();
+        let place = known.places.get(id).map(|place| place.to_string().into());
+        let name: Arc<str> = place.unwrap_or_else(|| id[..SHORT].into());
+        known.names.insert(id.into(), name.clone());
+        name
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A key material id, if it is one (`KeyMaterialIdType` of the service's model).
+fn checked(id: &str) -> Option<&str> {
+    let digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    (id.len() == 64 && id.bytes().all(digit)).then_some(id)
+}
+
+/// The places of all key material that has ever wrapped: the first has no date, the others follow by theirs. Empty when the
+/// list does not fit together.
+fn places(entries: &[RotationsListEntry]) -> HashMap<Arc<str>, usize> {
+    let wraps =
+        |state: &KeyMaterialState| matches!(state, KeyMaterialState::Current | KeyMaterialState::NonCurrent);
+    let mut used: Vec<_> = entries
+        .iter()
+        .filter(|entry| entry.key_material_state().is_some_and(wraps))
+        .map(|entry| {
+            (entry.rotation_date().map(|date| date.as_nanos()), entry.key_material_id().and_then(checked))
+        })
+        .collect();
+    // `None` sorts first.
+    used.sort_by_key(|(date, _)| *date);
+    if used.iter().filter(|(date, _)| date.is_none()).count() != 1 {
+        return HashMap::new();
+    }
+    let placed = used.into_iter().zip(1..).map(|((_, id), place)| Some((id?.into(), place)));
+    placed.collect::<Option<_>>().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_sdk_kms::primitives::DateTime;
+
+    use super::*;
+    use crate::kms::KmsErrorClass;
+
+    fn id(digit: char) -> String {
+        digit.to_string().repeat(64)
+    }
+
+    fn entry(digit: char, date: Option<i64>, state: KeyMaterialState) -> RotationsListEntry {
+        RotationsListEntry::builder()
+            .key_material_id(id(digit))
+            .set_rotation_date(date.map(DateTime::from_secs))
+            .key_material_state(state)
+            .build()
+    }
+
+    fn list() -> Vec<RotationsListEntry> {
+        vec![
+            entry('c', Some(20), KeyMaterialState::Current),
+            entry('d', None, KeyMaterialState::PendingRotation),
+            entry('a', None, KeyMaterialState::NonCurrent),
+            entry('b', Some(10), KeyMaterialState::NonCurrent),
+        ]
+    }
+
+    async fn name(
+        versions: &Versions,
+        digit: char,
+        listed: Result<Vec<RotationsListEntry>, KmsErrorClass>,
+    ) -> String {
+        let list = async { listed.map_err(KmsError::local) };
+        versions.wrapped_by(Some(&id(digit)), list).await.to_string()
+    }
+
+    #[tokio::test]
+    async fn a_version_is_called_by_its_place_where_we_may_list() {
+        let versions = Versions::default();
+        assert_eq!(name(&versions, 'a', Ok(list())).await, "1");
+        assert_eq!(name(&versions, 'c', Ok(list())).await, "3");
+        assert_eq!(versions.current().as_deref(), Some("3"));
+    }
+
+    #[tokio::test]
+    async fn a_version_is_called_by_its_key_material_where_we_may_not() {
+        let versions = Versions::default();
+        assert_eq!(name(&versions, 'a', Err(KmsErrorClass::AccessDenied)).await, "aaaaaaaaaaaa");
+        assert!(versions.may_not_list());
+        let asked = async { panic!("it was refused") };
+        assert_eq!(&*versions.wrapped_by(Some(&id('b')), asked).await, "bbbbbbbbbbbb");
+    }
+
+    #[tokio::test]
+    async fn a_name_stays_whatever_rights_come_and_go() {
+        let versions = Versions::default();
+        assert_eq!(name(&versions, 'a', Err(KmsErrorClass::AccessDenied)).await, "aaaaaaaaaaaa");
+        versions.look_again();
+        assert_eq!(name(&versions, 'b', Ok(list())).await, "2");
+        assert_eq!(name(&versions, 'a', Ok(list())).await, "aaaaaaaaaaaa");
+        assert!(versions.is_named(Some(&id('a')), "aaaaaaaaaaaa") && versions.is_named(Some(&id('a')), "1"));
+        assert!(!versions.is_named(Some(&id('a')), "2"));
+    }
+
+    #[tokio::test]
+    async fn an_outage_is_no_refusal() {
+        let versions = Versions::default();
+        assert_eq!(name(&versions, 'a', Err(KmsErrorClass::Unreachable)).await, "aaaaaaaaaaaa");
+        assert_eq!(name(&versions, 'b', Ok(list())).await, "2");
+    }
+
+    #[tokio::test]
+    async fn a_server_without_key_material_ids_has_one_name() {
+        let versions = Versions::default();
+        for material in [None, Some("1"), Some("../../x")] {
+            let asked = async { panic!("there is nothing to look up") };
+            assert_eq!(&*versions.wrapped_by(material, asked).await, UNNAMED);
+        }
+    }
+
+    #[test]
+    fn a_list_that_does_not_fit_together_gives_no_places() {
+        assert!(places(&[]).is_empty());
+        assert!(places(&[entry('a', Some(1), KeyMaterialState::Current)]).is_empty());
+        let two_first =
+            [entry('a', None, KeyMaterialState::Current), entry('b', None, KeyMaterialState::NonCurrent)];
+        assert!(places(&two_first).is_empty());
+    }
+}

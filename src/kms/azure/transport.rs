@@ -1,0 +1,285 @@
+//! The transport that we give to Microsoft's clients, over `kms::http`. It is where all that comes from outside is judged,
+//! so that nothing of an error's text goes into their errors and logs:
+//!
+//! - A request goes to the configured vault, authority and metadata service, and nowhere else.
+//! - **The challenge.** A vault's 401 names the authority and the resource that a token is to be for. Ours are configured;
+//!   a challenge that names others is refused, so that no vault can ask for a token of another service or send us to
+//!   another authority. (The client itself compares the resource only.)
+//! - What is no success becomes a class here (see `errors`). The client gets to see that the request failed, which it does
+//!   not try again.
+//! - A vault's answer, which may hold a DEK, is kept back for the caller and wiped; the client gets an empty one. An
+//!   authority's answer it has to read: what Microsoft's types copy of tokens and secrets, nobody wipes.
+//!
+//! An [`Exchange`] travels with each call through the client: its deadline in, its answer or failure out.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use azure_core::error::ErrorKind;
+use azure_core::http::headers::{Headers, WWW_AUTHENTICATE};
+use azure_core::http::policies::{Policy, PolicyResult};
+use azure_core::http::{AsyncRawResponse, Body, Context, Request, StatusCode};
+use http::header::{AUTHORIZATION, USER_AGENT};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use hyper::body::Bytes;
+use reqwest::Url;
+use tokio::time::Instant;
+
+use crate::config::{AzureCredential, AzureIdentitySource, AzureSettings, Mistake, is_same_azure_authority};
+use crate::crypto::SecretText;
+use crate::kms::call::Failed;
+use crate::kms::http::{Http, HttpSettings, Reply};
+use crate::kms::{KmsError, KmsErrorClass};
+
+use super::errors::{self, Asked};
+
+/// What one attempt takes through Microsoft's client and brings back.
+pub(super) struct Exchange {
+    deadline: Instant,
+    outcome: Mutex<Outcome>,
+}
+
+#[derive(Default)]
+struct Outcome {
+    token: Option<Arc<SecretText>>,
+    reply: Option<Reply>,
+    failed: Option<Failed>,
+}
+
+impl Exchange {
+    pub(super) fn new(deadline: Instant) -> Arc<Self> {
+        Arc::new(Self { deadline, outcome: Mutex::default() })
+    }
+
+    /// For the options of a client's method.
+    pub(super) fn context(self: &Arc<Self>) -> Context<'static> {
+        Context::new().with_value(Arc::clone(self))
+    }
+
+    /// That of a method's context.
+    pub(super) fn of<'a>(context: &'a Context<'_>) -> Option<&'a Arc<Self>> {
+        context.value::<Arc<Self>>()
+    }
+
+    /// Which token the request bears.
+    pub(super) fn bear(&self, token: Arc<SecretText>) {
+        self.outcome().token = Some(token);
+    }
+
+    /// Why it stopped.
+    pub(super) fn fail(&self, failed: Failed) {
+        self.outcome().failed = Some(failed);
+    }
+
+    /// The token that the last request bore.
+    pub(super) fn token(&self) -> Option<Arc<SecretText>> {
+        self.outcome().token.clone()
+    }
+
+    /// The vault's answer of success, or why there is none.
+    pub(super) fn reply(&self) -> Result<Reply, Failed> {
+        let mut outcome = self.outcome();
+        let failed = outcome.failed.take();
+        // What the client itself does not like is no answer that the vault's documentation describes.
+        let internal = || KmsError::local(KmsErrorClass::Internal).into();
+        outcome.reply.take().ok_or_else(|| failed.unwrap_or_else(internal))
+    }
+
+    fn outcome(&self) -> MutexGuard<'_, Outcome> {
+        self.outcome.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An error for the client, which passes it on and knows nothing of the cause.
+pub(super) fn stopped() -> azure_core::Error {
+    azure_core::Error::with_message(ErrorKind::Other, "the request was stopped")
+}
+
+/// Sends what Microsoft's clients ask for, where it may go.
+pub(super) struct Transport {
+    http: Http,
+    vault: Url,
+    authority: Url,
+    identity: Option<AzureIdentitySource>,
+    tenant: Option<String>,
+    resource: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Service {
+    Vault,
+    Authority,
+    Identity,
+}
+
+impl Transport {
+    /// Reads the certificate file; sends nothing.
+    pub(super) fn new(settings: &AzureSettings) -> Result<Self, Mistake> {
+        let identity = match &settings.credential {
+            AzureCredential::ManagedIdentity { source, .. } => Some(source.clone()),
+            AzureCredential::ClientSecret { .. } | AzureCredential::WorkloadIdentity { .. } => None,
+        };
+        let token_source = match &identity {
+            Some(AzureIdentitySource::Imds(url) | AzureIdentitySource::Endpoint(url)) => url,
+            None => &settings.authority,
+        };
+        let http = Http::new(HttpSettings {
+            origins: vec![settings.key.vault.clone(), token_source.clone()],
+            ca_file: settings.ca_file.as_deref().map(|path| ("BYOK_AZURE_CA_FILE", path)),
+            client: None,
+            timeout: settings.timeout,
+        })?;
+        Ok(Self {
+            http,
+            vault: settings.key.vault.clone(),
+            authority: settings.authority.clone(),
+            identity,
+            tenant: settings.tenant.clone(),
+            resource: settings.key.resource.clone(),
+        })
+    }
+
+    async fn answer(&self, request: &Request, exchange: &Exchange) -> Result<AsyncRawResponse, Failed> {
+        let (service, url) = self.place(request.url())?;
+        let headers = headers(request)?;
+        let bears_token = headers.contains_key(AUTHORIZATION);
+        let Body::Bytes(body) = request.body() else {
+            return Err(KmsError::local(KmsErrorClass::Internal).into());
+        };
+        let method = Method::from_bytes(request.method().as_str().as_bytes())
+            .map_err(|_| KmsError::local(KmsErrorClass::Internal))?;
+        let reply = self.http.send(method, url, headers, body.clone(), exchange.deadline).await?;
+        match (service, reply.status) {
+            (Service::Vault, 200) => {
+                exchange.outcome().reply = Some(reply);
+                Ok(AsyncRawResponse::from_bytes(StatusCode::Ok, Headers::new(), Bytes::new()))
+            }
+            (Service::Vault, 401) => {
+                let challenge = self.challenge(&reply)?;
+                if bears_token {
+                    return Err(errors::error(KmsErrorClass::CredentialInvalid, &reply).into());
+                }
+                let mut headers = Headers::new();
+                headers.insert(WWW_AUTHENTICATE, challenge);
+                Ok(AsyncRawResponse::from_bytes(StatusCode::Unauthorized, headers, Bytes::new()))
+            }
+            (Service::Vault, _) => {
+                let asked = match request.url().path().rsplit('/').next() {
+                    Some("wrapkey") => Asked::Wrap,
+                    Some("unwrapkey") => Asked::Unwrap,
+                    _ => Asked::Other,
+                };
+                Err(errors::of_vault(&reply, asked))
+            }
+            (Service::Authority | Service::Identity, 200) => Ok(AsyncRawResponse::from_bytes(
+                StatusCode::Ok,
+                Headers::new(),
+                Bytes::from_owner(reply.body),
+            )),
+            (Service::Authority, _) => Err(errors::of_authority(&reply)),
+            (Service::Identity, _) => Err(errors::of_identity(&reply)),
+        }
+    }
+
+    /// Whose address it is, and where that is. The client asks for tokens of a managed identity at the one address that it
+    /// knows; where the service stands elsewhere, it is looked for there.
+    fn place(&self, url: &Url) -> Result<(Service, Url), KmsError> {
+        if url.origin() == self.vault.origin() {
+            return Ok((Service::Vault, url.clone()));
+        }
+        match &self.identity {
+            None if url.origin() == self.authority.origin() => Ok((Service::Authority, url.clone())),
+            Some(AzureIdentitySource::Endpoint(endpoint)) if url.origin() == endpoint.origin() => {
+                Ok((Service::Identity, url.clone()))
+            }
+            Some(AzureIdentitySource::Imds(host)) if url.host_str() == Some("169.254.169.254") => {
+                let mut there = host.clone();
+                there.set_path(url.path());
+                there.set_query(url.query());
+                Ok((Service::Identity, there))
+            }
+            None | Some(AzureIdentitySource::Endpoint(_) | AzureIdentitySource::Imds(_)) => {
+                Err(KmsError::local(KmsErrorClass::Misconfigured))
+            }
+        }
+    }
+
+    /// The challenge of a 401, if it names our authority, our tenant and our resource.
+    fn challenge(&self, reply: &Reply) -> Result<String, KmsError> {
+        let challenges = reply.headers.get_all(http::header::WWW_AUTHENTICATE);
+        let mut challenges = challenges.iter().filter_map(|value| value.to_str().ok());
+        // Without one it is not Key Vault that answered.
+        let challenge = challenges
+            .find(|challenge| challenge.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("bearer ")))
+            .ok_or_else(|| errors::error(KmsErrorClass::Internal, reply))?;
+        let authority = parameter(challenge, "authorization").and_then(|text| Url::parse(text).ok());
+        let resource = parameter(challenge, "resource");
+        let resource =
+            resource.or(parameter(challenge, "scope").and_then(|text| text.strip_suffix("/.default")));
+        let ours = authority.is_some_and(|authority| self.is_ours(&authority))
+            && resource == Some(self.resource.as_str());
+        if ours { Ok(challenge.to_owned()) } else { Err(errors::error(KmsErrorClass::Misconfigured, reply)) }
+    }
+
+    fn is_ours(&self, authority: &Url) -> bool {
+        let tenant = authority.path_segments().and_then(|mut segments| segments.next()).unwrap_or_default();
+        is_same_azure_authority(&self.authority, authority)
+            && self.tenant.as_ref().is_none_or(|ours| ours.eq_ignore_ascii_case(tenant))
+    }
+}
+
+#[async_trait]
+impl Policy for Transport {
+    async fn send(&self, context: &Context, request: &mut Request, _: &[Arc<dyn Policy>]) -> PolicyResult {
+        let Some(exchange) = Exchange::of(context) else { return Err(stopped()) };
+        self.answer(request, exchange).await.map_err(|failed| {
+            exchange.fail(failed);
+            stopped()
+        })
+    }
+}
+
+/// The client's own logs print the transport.
+impl fmt::Debug for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Transport")
+    }
+}
+
+/// The request's headers. The customer's log shows our name, not the client's.
+fn headers(request: &Request) -> Result<HeaderMap, KmsError> {
+    let internal = || KmsError::local(KmsErrorClass::Internal);
+    let mut headers = HeaderMap::new();
+    for (name, value) in request.headers().iter() {
+        let name = HeaderName::from_bytes(name.as_str().as_bytes()).map_err(|_| internal())?;
+        let mut value = HeaderValue::from_str(value.as_str()).map_err(|_| internal())?;
+        value.set_sensitive(name == AUTHORIZATION);
+        headers.insert(name, value);
+    }
+    headers.remove(USER_AGENT);
+    Ok(headers)
+}
+
+/// The value of a challenge's parameter (RFC 9110, 11.2): `name="value"`.
+fn parameter<'a>(challenge: &'a str, name: &str) -> Option<&'a str> {
+    let parameters = challenge.get(7..)?.split(',');
+    parameters.filter_map(|one| one.trim().split_once('=')).find_map(|(key, value)| {
+        let value = value.trim().strip_prefix('"')?.strip_suffix('"')?;
+        key.trim().eq_ignore_ascii_case(name).then_some(value)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_challenges_parameters_are_read_whole() {
+        let challenge = r#"Bearer authorization="https://login/t", resource="https://vault.azure.net", x=1"#;
+        assert_eq!(parameter(challenge, "authorization"), Some("https://login/t"));
+        assert_eq!(parameter(challenge, "resource"), Some("https://vault.azure.net"));
+        assert_eq!(parameter(challenge, "source"), None);
+        assert_eq!(parameter(challenge, "x"), None);
+    }
+}

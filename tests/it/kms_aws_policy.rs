@@ -1,0 +1,92 @@
+//! What `byok policy aws-kms` prints is what the role takes, and no more: fakecloud enforces the identity policy and the
+//! trust policy. It knows no ReEncryptFrom and ReEncryptTo (see `support::aws`), and enforces no key policy.
+
+use byok::crypto::Dek;
+use byok::kms::{AwsKms, DekBinding, Kms, KmsErrorClass};
+use byok::model::{DekId, TenantUid};
+use serde_json::{Value, json};
+
+use crate::support::aws::{Cloud, Key, re_encrypt_of_fakecloud};
+use crate::support::printed_policy;
+
+/// The JSON documents that are printed, in their order.
+fn printed(variables: &[(&str, &str)]) -> Vec<Value> {
+    let text = printed_policy("aws-kms", variables);
+    let json: String = text.lines().filter(|line| !line.starts_with('#')).collect();
+    serde_json::Deserializer::from_str(&json).into_iter().map(|document| document.expect("JSON")).collect()
+}
+
+/// Of wrap, unwrap and rewrap with a key.
+async fn classes(kms: &AwsKms, key: &Key) -> [Option<KmsErrorClass>; 3] {
+    let binding = DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() };
+    // Made by somebody who may.
+    let made = key.kms().generate(&[binding]).await.remove(0).expect("a DEK").value.wrapped;
+    let to = made.key_version.clone();
+    [
+        kms.wrap(&[(binding, &Dek::generate())]).await.remove(0).err().map(|error| error.class),
+        kms.unwrap(&[(binding, made.clone())]).await.remove(0).err().map(|error| error.class),
+        kms.rewrap(&[(binding, made)], &to).await.remove(0).err().map(|error| error.class),
+    ]
+}
+
+#[tokio::test]
+async fn it_grants_wrap_unwrap_and_rewrap_on_this_key_and_nothing_on_another() {
+    let cloud = Cloud::shared();
+    let (ours, other) = (cloud.key().await, cloud.key().await);
+    let mut permissions = printed(&[("BYOK_AWS_KEY_ARN", &ours.arn)]).remove(0);
+    permissions["Statement"].as_array_mut().expect("a list").push(re_encrypt_of_fakecloud());
+    let user = cloud.user().await;
+    user.permit(&permissions).await;
+    let us = |key: &Key| key.kms_with(|settings| settings.credentials = user.credentials());
+    assert_eq!(classes(&us(&ours), &ours).await, [None; 3]);
+    assert_eq!(classes(&us(&other), &other).await[..2], [Some(KmsErrorClass::AccessDenied); 2]);
+}
+
+#[tokio::test]
+async fn each_of_its_actions_is_needed() {
+    let cloud = Cloud::shared();
+    let key = cloud.key().await;
+    let permissions = printed(&[("BYOK_AWS_KEY_ARN", &key.arn)]).remove(0);
+    for (action, lost) in [("kms:Encrypt", 0), ("kms:Decrypt", 1)] {
+        let mut less = permissions.clone();
+        let actions = less["Statement"][0]["Action"].as_array_mut().expect("a list");
+        actions.retain(|listed| listed != action);
+        less["Statement"].as_array_mut().expect("a list").push(re_encrypt_of_fakecloud());
+        let user = cloud.user().await;
+        user.permit(&less).await;
+        let kms = key.kms_with(|settings| settings.credentials = user.credentials());
+        let mut expected = [None; 3];
+        expected[lost] = Some(KmsErrorClass::AccessDenied);
+        assert_eq!(classes(&kms, &key).await, expected, "{action}");
+    }
+}
+
+#[tokio::test]
+async fn its_trust_policy_lets_us_take_the_role_with_the_external_id_only() {
+    let key = Cloud::shared().key().await;
+    let role = key.role("another").await;
+    let variables = [
+        ("BYOK_AWS_KEY_ARN", key.arn.as_str()),
+        ("BYOK_AWS_ROLE_ARN", &role.arn),
+        ("BYOK_AWS_EXTERNAL_ID", "byok-7f3a"),
+    ];
+    let documents = printed(&variables);
+    assert_eq!(documents[1]["Statement"][0]["Principal"]["AWS"], role.arn);
+    let mut trust = documents[2].clone();
+    // The one thing that the customer puts in: who we are.
+    trust["Statement"][0]["Principal"] = json!({ "AWS": key.user.arn });
+    role.trust_by(&trust).await;
+    for (id, class) in [("byok-7f3a", None), ("another", Some(KmsErrorClass::AccessDenied))] {
+        let kms = key.kms_with(|settings| settings.role = Some(role.settings(Some(id))));
+        let binding = DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() };
+        assert_eq!(kms.generate(&[binding]).await.remove(0).err().map(|error| error.class), class);
+    }
+}
+
+#[tokio::test]
+async fn its_optional_rights_are_apart() {
+    let key = Cloud::shared().key().await;
+    let documents = printed(&[("BYOK_AWS_KEY_ARN", &key.arn)]);
+    let listing = |document: &Value| document.to_string().contains("kms:ListKeyRotations");
+    assert_eq!(documents.iter().map(listing).collect::<Vec<_>>(), [false, false, false, true, false]);
+}

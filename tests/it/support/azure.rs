@@ -1,0 +1,307 @@
+//! A customer of Azure's: an Entra tenant, a key vault, a managed HSM and a metadata service of a test's own, in the stand-in
+//! `tests/servers/azure`, with the customer's hand on them.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use byok::config::{
+    AzureAlgorithm, AzureCredential, AzureIdentitySource, AzureKey, AzureService, AzureSettings, SecretSource,
+};
+use byok::crypto::SecretText;
+use byok::kms::AzureKeyVault;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::pki::{Authority, Files, client};
+use super::provider::Provided;
+
+/// The data actions that wrap and unwrap under a vault's key.
+pub(crate) const WRAP_AND_UNWRAP: [&str; 2] =
+    ["Microsoft.KeyVault/vaults/keys/wrap/action", "Microsoft.KeyVault/vaults/keys/unwrap/action"];
+/// Those for a managed HSM's.
+pub(crate) const HSM_WRAP_AND_UNWRAP: [&str; 2] =
+    ["Microsoft.KeyVault/managedHsm/keys/wrap/action", "Microsoft.KeyVault/managedHsm/keys/unwrap/action"];
+
+/// The secret of our application.
+pub(crate) const SECRET: &str = "canary-client-secret";
+
+/// The process, while any test uses it.
+struct Server {
+    process: Child,
+    first: String,
+    authority: Authority,
+    files: Files,
+}
+
+static SERVER: Mutex<Weak<Server>> = Mutex::new(Weak::new());
+
+impl Server {
+    fn shared() -> Arc<Self> {
+        let mut shared = SERVER.lock().expect("a lock");
+        shared.upgrade().unwrap_or_else(|| {
+            let server = Arc::new(Self::start());
+            *shared = Arc::downgrade(&server);
+            server
+        })
+    }
+
+    fn start() -> Self {
+        let authority = Authority::new();
+        let files = authority.server();
+        let mut process = Command::new("node")
+            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/servers/azure/key_vault.mjs"))
+            .arg("--cert")
+            .arg(&files.certificate)
+            .arg("--key")
+            .arg(&files.key)
+            // It ends when this pipe does, however we end.
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("node starts");
+        let mut line = String::new();
+        let stdout = process.stdout.take().expect("a pipe");
+        BufReader::new(stdout).read_line(&mut line).expect("a line");
+        let addresses: Value = serde_json::from_str(&line).expect("addresses");
+        Self { process, first: text(&addresses, "vault"), authority, files }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// One customer. The key `byok` is in the vault, `aes` and `byok` are in the managed HSM; our application may wrap and
+/// unwrap with these.
+pub(crate) struct Azure {
+    server: Arc<Server>,
+    http: reqwest::Client,
+    pub(crate) tenant: String,
+    pub(crate) vault: String,
+    pub(crate) hsm: String,
+    pub(crate) authority: String,
+    pub(crate) imds: String,
+    /// Our application.
+    pub(crate) client_id: String,
+    /// Its object id, by which roles are given.
+    pub(crate) oid: String,
+}
+
+impl Azure {
+    pub(crate) async fn start() -> Self {
+        let server = Server::shared();
+        let http = client(&server.authority.file(), None);
+        let at: Value = control(&http, &server.first, Method::POST, "worlds", json!({})).await;
+        let mut azure = Self {
+            server,
+            http,
+            tenant: text(&at, "tenant"),
+            vault: text(&at, "vault"),
+            hsm: text(&at, "hsm"),
+            authority: text(&at, "authority"),
+            imds: text(&at, "imds"),
+            client_id: String::new(),
+            oid: String::new(),
+        };
+        let ours =
+            azure.control(Method::POST, "principals", json!({ "secrets": [{ "value": SECRET }] })).await;
+        (azure.client_id, azure.oid) = (text(&ours, "clientId"), text(&ours, "oid"));
+        azure.control(Method::POST, "keys/byok", json!({})).await;
+        azure.allow(&azure.oid, "/keys/byok").await;
+        let aes = json!({ "kty": "oct-HSM", "key_size": 256, "key_ops": ["wrapKey", "unwrapKey"] });
+        azure.hsm_control(Method::POST, "keys/aes", aes).await;
+        azure.hsm_control(Method::POST, "keys/byok", json!({ "kty": "RSA-HSM" })).await;
+        for scope in ["/keys/aes", "/keys/byok"] {
+            let role = json!({ "oid": azure.oid, "scope": scope, "actions": HSM_WRAP_AND_UNWRAP });
+            azure.hsm_control(Method::POST, "roles", role).await;
+        }
+        azure
+    }
+
+    /// Does it as the customer, to the vault, to Entra or to what is counted.
+    pub(crate) async fn control(&self, method: Method, path: &str, body: Value) -> Value {
+        control(&self.http, &self.vault, method, path, body).await
+    }
+
+    /// Does it as the customer, to the managed HSM.
+    pub(crate) async fn hsm_control(&self, method: Method, path: &str, body: Value) -> Value {
+        control(&self.http, &self.hsm, method, path, body).await
+    }
+
+    /// Lets somebody wrap and unwrap in the vault.
+    pub(crate) async fn allow(&self, oid: &str, scope: &str) {
+        let role = json!({ "oid": oid, "scope": scope, "actions": WRAP_AND_UNWRAP });
+        self.control(Method::POST, "roles", role).await;
+    }
+
+    /// Takes away all that our application may do in the vault.
+    pub(crate) async fn forbid(&self) {
+        self.control(Method::DELETE, &format!("roles/{}", self.oid), json!({})).await;
+    }
+
+    /// Changes our application.
+    pub(crate) async fn change_principal(&self, change: Value) {
+        self.control(Method::PATCH, &format!("principals/{}", self.client_id), change).await;
+    }
+
+    /// Changes the vault.
+    pub(crate) async fn change_vault(&self, change: Value) {
+        self.control(Method::POST, "vault", change).await;
+    }
+
+    /// Changes attributes of a version of `byok`; of the current one where none is named.
+    pub(crate) async fn attributes(&self, version: Option<&str>, attributes: Value) {
+        let body = json!({ "version": version, "attributes": attributes });
+        self.control(Method::POST, "keys/byok/attributes", body).await;
+    }
+
+    /// The versions of `byok`, oldest first.
+    pub(crate) async fn versions(&self) -> Vec<String> {
+        let key = self.control(Method::GET, "keys/byok", json!({})).await;
+        let versions = key["versions"].as_array().expect("a list").iter();
+        versions.map(|version| version.as_str().expect("a text").to_owned()).collect()
+    }
+
+    /// What the next answers are like; see `control.mjs`.
+    pub(crate) async fn fault(&self, fault: Value) {
+        self.control(Method::POST, "faults", fault).await;
+    }
+
+    pub(crate) async fn mend(&self) {
+        self.control(Method::DELETE, "faults", json!({})).await;
+    }
+
+    /// How often a service was asked for an operation.
+    pub(crate) async fn count(&self, service: &str, operation: &str) -> u64 {
+        self.control(Method::GET, "counters", json!({})).await[service][operation].as_u64().unwrap_or(0)
+    }
+
+    pub(crate) async fn forget_counts(&self) {
+        self.control(Method::DELETE, "counters", json!({})).await;
+    }
+
+    /// The authority whose certificates its services show.
+    pub(crate) fn ca_file(&self) -> String {
+        self.server.authority.file().display().to_string()
+    }
+
+    /// By our application's secret.
+    pub(crate) fn secret(&self) -> AzureCredential {
+        let secret = SecretSource::Text(SecretText::new(SECRET.to_owned()));
+        AzureCredential::ClientSecret { client_id: self.client_id.clone(), secret }
+    }
+
+    /// By the metadata service: the system-assigned identity, or a user-assigned one.
+    pub(crate) fn managed(&self, client_id: Option<&str>) -> AzureCredential {
+        let source = AzureIdentitySource::Imds(self.imds.parse().expect("an address"));
+        AzureCredential::ManagedIdentity { client_id: client_id.map(str::to_owned), source }
+    }
+
+    /// For the key `byok` in the vault.
+    pub(crate) fn settings(&self, credential: AzureCredential) -> AzureSettings {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        AzureSettings {
+            key: AzureKey {
+                vault: self.vault.parse().expect("an address"),
+                name: "byok".to_owned(),
+                version: None,
+                service: AzureService::Vault,
+                resource: "https://vault.azure.net".to_owned(),
+                algorithm: AzureAlgorithm::RsaOaep256,
+            },
+            tenant: Some(self.tenant.clone()),
+            authority: self.authority.parse().expect("an address"),
+            credential,
+            ca_file: Some(self.server.authority.file()),
+            timeout: Duration::from_secs(5),
+        }
+    }
+
+    /// Us, by our application's secret.
+    pub(crate) fn kms(&self) -> AzureKeyVault {
+        self.kms_with(|_| ())
+    }
+
+    /// Us, with other settings.
+    pub(crate) fn kms_with(&self, change: impl FnOnce(&mut AzureSettings)) -> AzureKeyVault {
+        let mut settings = self.settings(self.secret());
+        change(&mut settings);
+        AzureKeyVault::new(settings).expect("the settings are good")
+    }
+
+    /// Us, with a key of the managed HSM.
+    pub(crate) fn hsm_kms(&self, key: &str, algorithm: AzureAlgorithm) -> AzureKeyVault {
+        self.kms_with(|settings| {
+            settings.key = AzureKey {
+                vault: self.hsm.parse().expect("an address"),
+                name: key.to_owned(),
+                version: None,
+                service: AzureService::ManagedHsm,
+                resource: "https://managedhsm.azure.net".to_owned(),
+                algorithm,
+            };
+        })
+    }
+}
+
+impl Provided {
+    /// The key `byok` in a vault of the stand-in, by our application's secret.
+    pub(crate) async fn azure() -> Self {
+        let azure = Arc::new(Azure::start().await);
+        let key = format!("{}/keys/byok", azure.vault);
+        let authority = azure.server.authority.file();
+        let ca_file = azure.ca_file();
+        let variables = [
+            ("BYOK_PROVIDER", "azure-key-vault"),
+            ("BYOK_AZURE_KEY_ID", &key),
+            ("BYOK_AZURE_TENANT_ID", &azure.tenant),
+            ("BYOK_AZURE_CLIENT_ID", &azure.client_id),
+            ("BYOK_AZURE_CLIENT_SECRET", SECRET),
+            ("BYOK_AZURE_AUTHORITY_HOST", &azure.authority),
+            ("BYOK_AZURE_CA_FILE", &ca_file),
+        ];
+        let files = &azure.server.files;
+        let files = Files { certificate: files.certificate.clone(), key: files.key.clone() };
+        Self {
+            variables: variables.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec(),
+            kms: azure.vault.clone(),
+            credential: Some(azure.authority.clone()),
+            tls: Some((authority, files)),
+            called: |request| {
+                let asked = request.uri().path().rsplit('/').next().unwrap_or_default();
+                let challenged =
+                    asked.ends_with("wrapkey") && !request.headers().contains_key("authorization");
+                (if challenged { "challenge" } else { asked }).to_owned()
+            },
+            secrets: vec![SECRET.to_owned()],
+            plain: &["value", "access_token"],
+            error: |code, text| {
+                json!({ "error": { "code": code, "message": text, "innererror": { "code": text } } })
+                    .to_string()
+            },
+            codes: &["Forbidden", "KeyNotFound", "BadParameter", "Unauthorized", "Throttled"],
+            rotate: Box::new(move || {
+                let azure = Arc::clone(&azure);
+                Box::pin(async move { drop(azure.control(Method::POST, "keys/byok", json!({})).await) })
+            }),
+        }
+    }
+}
+
+async fn control(http: &reqwest::Client, address: &str, method: Method, path: &str, body: Value) -> Value {
+    let request = http.request(method, format!("{address}/control/{path}")).json(&body);
+    let answer = request.send().await.expect("the stand-in answers");
+    let status = answer.status();
+    let body: Value = answer.json().await.expect("JSON");
+    assert!(status.is_success(), "{path}: {status} {body}");
+    body
+}
+
+fn text(value: &Value, name: &str) -> String {
+    value[name].as_str().expect("a text").to_owned()
+}
