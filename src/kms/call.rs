@@ -10,7 +10,8 @@
 //!   only make wrapped DEKs that nobody keeps.
 //! - **Throttling.** A provider that is throttling is called by one at a time, after a pause that all share: what it asks
 //!   for (up to [`LONGEST_ASKED`]), or one that doubles from [`FIRST_BRAKE`] to [`LONGEST_BRAKE`]. A call that cannot have
-//!   its turn before its deadline fails without a request. The first success of one whose turn it was lets all go again.
+//!   its turn before its deadline fails without a request. The first success or refusal of one whose turn it was
+//!   lets all go again.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,7 +21,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::crypto::random;
-use crate::kms::{KmsError, KmsErrorClass};
+use crate::kms::{KmsError, KmsErrorClass, Verdict};
 
 /// Requests under way to one key.
 pub(super) const AT_ONCE: usize = 64;
@@ -155,6 +156,10 @@ impl CallPolicy {
             }
             Err(failed) if failed.error.class == KmsErrorClass::Throttled => {
                 self.brake.press(asked(failed.wait), turn.is_some());
+            }
+            // It was looked at: with a key that is turned off there would never be a success.
+            Err(failed) if turn.is_some() && failed.error.class.verdict() != Verdict::Outage => {
+                self.brake.release();
             }
             Err(_) => {}
         }
@@ -407,5 +412,41 @@ mod tests {
         })
         .await;
         assert_eq!(seen.into_inner(), PER_CALL);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_hangs_up_gives_back_the_turn_and_the_place() {
+        let policy = std::sync::Arc::new(CallPolicy::new(Duration::from_secs(5)));
+        storm(&policy, 1, |_| Err(failed(KmsErrorClass::Throttled))).await;
+        assert!(policy.brake.is_pressed());
+        // One sleeps with the turn, then hangs in its request; the others wait for the turn.
+        let calls: Vec<_> = (0..200)
+            .map(|_| {
+                let policy = std::sync::Arc::clone(&policy);
+                tokio::spawn(async move {
+                    policy.run(policy.deadline(), std::future::pending::<Result<(), Failed>>).await
+                })
+            })
+            .collect();
+        for wait in [1, 3_000] {
+            sleep(Duration::from_millis(wait)).await;
+            calls[0].abort();
+            calls[1].abort();
+        }
+        calls.iter().for_each(tokio::task::JoinHandle::abort);
+        sleep(Duration::from_millis(1)).await;
+        assert!(storm(&policy, 1, |_| Ok(())).await.2[0].is_ok());
+        assert_eq!(policy.places.available_permits(), AT_ONCE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_ends_the_throttling_too() {
+        let policy = CallPolicy::new(Duration::from_secs(5));
+        storm(&policy, 1, |_| Err(failed(KmsErrorClass::Throttled))).await;
+        let (_, _, outcomes) = storm(&policy, 1_000, |_| Err(failed(KmsErrorClass::KeyDisabled))).await;
+        let told = |outcome: &&Result<(), KmsError>| {
+            outcome.as_ref().is_err_and(|error| error.class == KmsErrorClass::KeyDisabled)
+        };
+        assert_eq!(outcomes.iter().filter(told).count(), 1_000);
     }
 }

@@ -189,10 +189,9 @@ on_every_provider! {
 async fn a_connection_that_went_silent_is_left_for_another() {
     let google = Google::start().await;
     let authority = Authority::new();
-    let relay = Relay::ending_tls(&google.address, &authority.server(), |request| {
-        format!("{:?}", request.version())
-    })
-    .await;
+    let relay =
+        Relay::ending_tls(&google.address, &authority.server(), |request| format!("{:?}", request.version()))
+            .await;
     let way = Forgetful::to(relay.url.trim_start_matches("https://")).await;
     let variables = [
         ("BYOK_GCP_ENDPOINT", format!("https://localhost:{}", way.port)),
