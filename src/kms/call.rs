@@ -203,12 +203,13 @@ impl Brake {
             Some(_) => {}
         }
         let turn = timeout_at(deadline, self.turn.lock()).await.map_err(|_| too_late())?;
-        match now() {
-            None => Ok(None),
-            Some(pressed) if pressed.until >= deadline => Err(too_late()),
-            Some(pressed) => {
-                sleep_until(pressed.until).await;
-                Ok(Some(turn))
+        loop {
+            match now() {
+                None => return Ok(None),
+                Some(pressed) if pressed.until >= deadline => return Err(too_late()),
+                Some(pressed) if pressed.until <= Instant::now() => return Ok(Some(turn)),
+                // Those that are under way may yet be told to wait longer.
+                Some(pressed) => sleep_until(pressed.until).await,
             }
         }
     }
@@ -448,5 +449,17 @@ mod tests {
             outcome.as_ref().is_err_and(|error| error.class == KmsErrorClass::KeyDisabled)
         };
         assert_eq!(outcomes.iter().filter(told).count(), 1_000);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_the_pause_to_end_waits_when_it_is_made_longer() {
+        let brake = Brake::default();
+        brake.press(Duration::ZERO, false);
+        let longer = async {
+            sleep(Duration::from_millis(10)).await;
+            brake.press(Duration::from_secs(20), false);
+        };
+        let (turn, ()) = tokio::join!(brake.pass(Instant::now() + Duration::from_secs(5)), longer);
+        assert!(turn.is_err());
     }
 }
