@@ -333,6 +333,17 @@ async fn who_waits_for_a_token_is_not_told_that_the_time_of_another_is_up() {
     assert_eq!(tokio::join!(wraps(&kms), later), (Some(KmsErrorClass::Timeout), None));
 }
 
+#[tokio::test]
+async fn who_hangs_up_does_not_take_the_token_with_it() {
+    let google = Google::start().await;
+    google.fault("token", json!({ "times": 100, "delay_ms": 900 })).await;
+    let kms = google.kms(&[]).await;
+    for _ in 0..5 {
+        let _ = tokio::time::timeout(Duration::from_millis(400), wraps(&kms)).await;
+    }
+    assert_eq!((wraps(&kms).await, google.count("token").await), (None, 1));
+}
+
 /// A token endpoint that says `expires_in`, whatever is true.
 async fn telling(google: &Google, expires_in: u64) -> Stub {
     let token = google.control("token", json!({ "email": ACCOUNT })).await["access_token"].clone();

@@ -1,6 +1,7 @@
 //! The access token that every request carries, and how it stays alive.
 //!
 //! - One is asked for at a time; who waits gets what came of it, unless all that came is that the other's time was up.
+//!   Who hangs up meanwhile takes nothing with it.
 //! - It is replaced in the background before its end: the last quarter of its time, at most 225 seconds (the metadata
 //!   server has a new one from 300 seconds before the end on). While that fails the old one goes on being used, so an
 //!   outage of the token endpoint shows only when the token ends.
@@ -13,6 +14,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::OwnedMutexGuard;
 use tokio::time::{Instant, timeout_at};
 
 use crate::kms::http::Http;
@@ -37,7 +39,7 @@ pub(super) struct Tokens {
     http: Arc<Http>,
     held: Mutex<Option<Held>>,
     /// One asks at a time; what the last one that failed leaves to those who waited.
-    gate: tokio::sync::Mutex<Option<Failure>>,
+    gate: Arc<tokio::sync::Mutex<Option<Failure>>>,
 }
 
 #[derive(Clone)]
@@ -61,11 +63,11 @@ struct Failure {
 
 impl Tokens {
     pub(super) fn new(login: Login, http: Arc<Http>) -> Self {
-        Self { login, http, held: Mutex::new(None), gate: tokio::sync::Mutex::new(None) }
+        Self { login, http, held: Mutex::new(None), gate: Arc::default() }
     }
 
     /// The token to send.
-    pub(super) async fn token(&self, deadline: Instant) -> Result<Arc<Granted>, KmsError> {
+    pub(super) async fn token(self: &Arc<Self>, deadline: Instant) -> Result<Arc<Granted>, KmsError> {
         match self.live() {
             Some(held) => Ok(held.granted),
             None => self.ask(None, deadline).await,
@@ -74,7 +76,7 @@ impl Tokens {
 
     /// Another one than this, which Cloud KMS refused.
     pub(super) async fn another(
-        &self,
+        self: &Arc<Self>,
         refused: &Arc<Granted>,
         deadline: Instant,
     ) -> Result<Arc<Granted>, KmsError> {
@@ -93,7 +95,7 @@ impl Tokens {
 
     /// Replaces the token if that is due, and says when to look again. Called again and again in the background, so that a
     /// server without traffic keeps its token.
-    pub(super) async fn keep(&self, deadline: impl Fn() -> Instant) -> Duration {
+    pub(super) async fn keep(self: &Arc<Self>, deadline: impl Fn() -> Instant) -> Duration {
         let Some(held) = self.held().clone() else { return WATCH };
         let now = Instant::now();
         if now >= held.renew_at && self.ask(Some(&held.granted), deadline()).await.is_err() {
@@ -109,12 +111,12 @@ impl Tokens {
 
     /// A token that is not `instead_of`: one that came just now, or a new one.
     async fn ask(
-        &self,
+        self: &Arc<Self>,
         instead_of: Option<&Arc<Granted>>,
         deadline: Instant,
     ) -> Result<Arc<Granted>, KmsError> {
         let began = Instant::now();
-        let Ok(mut gate) = timeout_at(deadline, self.gate.lock()).await else {
+        let Ok(gate) = timeout_at(deadline, Arc::clone(&self.gate).lock_owned()).await else {
             return Err(KmsError::local(KmsErrorClass::Timeout));
         };
         let other = |held: &Held| instead_of.is_none_or(|old| !Arc::ptr_eq(old, &held.granted));
@@ -131,6 +133,18 @@ impl Tokens {
             }
             after = same.map(|(_, pause)| pause);
         }
+        let asking = Arc::clone(self).ask_with(credential, after, gate, deadline);
+        // In a task of its own: a caller that hangs up takes nothing with it.
+        tokio::spawn(asking).await.unwrap_or_else(|_| Err(KmsError::local(KmsErrorClass::Internal)))
+    }
+
+    async fn ask_with(
+        self: Arc<Self>,
+        credential: Credential,
+        after: Option<Duration>,
+        mut gate: OwnedMutexGuard<Option<Failure>>,
+        deadline: Instant,
+    ) -> Result<Arc<Granted>, KmsError> {
         match self.login.ask(&credential, &self.http, deadline).await {
             Ok(granted) => {
                 *gate = None;
