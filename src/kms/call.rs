@@ -9,8 +9,9 @@
 //!   a provider that fails gets no storm on top. That does no harm: unwrap changes nothing, and wrap, rewrap and generate
 //!   only make wrapped DEKs that nobody keeps.
 //! - **Throttling.** A provider that is throttling is called by one at a time, after a pause that all share: what it asks
-//!   for, or one that doubles from [`FIRST_BRAKE`] to [`LONGEST_BRAKE`]. A call that cannot have its turn before its
-//!   deadline fails without a request. The first success lets all go again.
+//!   for (up to [`LONGEST_ASKED`]), or one that doubles from [`FIRST_BRAKE`] to [`LONGEST_BRAKE`]. A call that cannot have
+//!   its turn before its deadline fails without a request. The first success or refusal of one whose turn it was
+//!   lets all go again.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,7 +21,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::crypto::random;
-use crate::kms::{KmsError, KmsErrorClass};
+use crate::kms::{KmsError, KmsErrorClass, Verdict};
 
 /// Requests under way to one key.
 pub(super) const AT_ONCE: usize = 64;
@@ -33,6 +34,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// The first pause of a provider that throttles without saying for how long, and the longest.
 const FIRST_BRAKE: Duration = Duration::from_millis(100);
 const LONGEST_BRAKE: Duration = Duration::from_secs(2);
+/// What a provider may ask for at most: a quota's minute. One answer must not shut us out for a day.
+const LONGEST_ASKED: Duration = Duration::from_secs(60);
 /// What a retry takes from the budget, what a success puts back, and what there is at most.
 const RETRY_COST: u32 = 10;
 const SUCCESS_GAIN: u32 = 1;
@@ -107,7 +110,7 @@ impl CallPolicy {
             // The pause of a throttled call is the one that all share.
             let pause = match error.class {
                 KmsErrorClass::Throttled => Duration::ZERO,
-                _ => jittered(FIRST_PAUSE * 4_u32.pow(retry)).max(wait.unwrap_or_default()),
+                _ => jittered(FIRST_PAUSE * 4_u32.pow(retry)).max(asked(wait)),
             };
             if !error.class.retryable()
                 || retry == RETRIES
@@ -128,6 +131,10 @@ impl CallPolicy {
         attempt: &impl Fn() -> Attempt,
     ) -> Result<T, Failed> {
         let timeout = || Failed::from(KmsError::local(KmsErrorClass::Timeout));
+        // A future is polled once before its time is looked at: that would be a request.
+        if Instant::now() >= deadline {
+            return Err(timeout());
+        }
         let (turn, place) = loop {
             let turn = self.brake.pass(deadline).await?;
             let place = timeout_at(deadline, self.places.acquire()).await.map_err(|_| timeout())?;
@@ -140,12 +147,19 @@ impl CallPolicy {
         drop(place);
         match &outcome {
             Ok(_) => {
-                self.brake.release();
+                // One that had no turn was under way before the throttling, and says nothing about its end.
+                if turn.is_some() {
+                    self.brake.release();
+                }
                 let mut budget = lock(&self.budget);
                 *budget = (*budget + SUCCESS_GAIN).min(FULL_BUDGET);
             }
             Err(failed) if failed.error.class == KmsErrorClass::Throttled => {
-                self.brake.press(failed.wait.unwrap_or_default(), turn.is_some());
+                self.brake.press(asked(failed.wait), turn.is_some());
+            }
+            // It was looked at: with a key that is turned off there would never be a success.
+            Err(failed) if turn.is_some() && failed.error.class.verdict() != Verdict::Outage => {
+                self.brake.release();
             }
             Err(_) => {}
         }
@@ -189,12 +203,13 @@ impl Brake {
             Some(_) => {}
         }
         let turn = timeout_at(deadline, self.turn.lock()).await.map_err(|_| too_late())?;
-        match now() {
-            None => Ok(None),
-            Some(pressed) if pressed.until >= deadline => Err(too_late()),
-            Some(pressed) => {
-                sleep_until(pressed.until).await;
-                Ok(Some(turn))
+        loop {
+            match now() {
+                None => return Ok(None),
+                Some(pressed) if pressed.until >= deadline => return Err(too_late()),
+                Some(pressed) if pressed.until <= Instant::now() => return Ok(Some(turn)),
+                // Those that are under way may yet be told to wait longer.
+                Some(pressed) => sleep_until(pressed.until).await,
             }
         }
     }
@@ -223,6 +238,11 @@ impl Brake {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a provider asks for, as far as we follow it.
+fn asked(wait: Option<Duration>) -> Duration {
+    wait.unwrap_or_default().min(LONGEST_ASKED)
 }
 
 /// Between half and all of `pause`, so that many who failed together do not come back together.
@@ -347,5 +367,99 @@ mod tests {
         let hung = policy.run(policy.deadline(), std::future::pending::<Result<(), Failed>>).await;
         assert_eq!(hung.err().map(|error| error.class), Some(KmsErrorClass::Timeout));
         assert_eq!(began.elapsed(), Duration::from_secs(5));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_pause_that_a_provider_asks_for_can_be_too_long_to_add_up() {
+        for class in [KmsErrorClass::Throttled, KmsErrorClass::Internal] {
+            let policy = CallPolicy::new(Duration::from_secs(5));
+            let asked = || Failed { wait: Some(Duration::MAX), ..failed(class) };
+            let (seen, _, outcomes) = storm(&policy, 1, |_| Err(asked())).await;
+            assert_eq!((seen, outcomes[0].as_ref().err().map(|error| error.class)), (1, Some(class)));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_answer_does_not_shut_us_out_for_longer_than_a_quota_lasts() {
+        let policy = CallPolicy::new(Duration::from_secs(5));
+        let day = || Failed { wait: Some(Duration::from_secs(86_400)), ..failed(KmsErrorClass::Throttled) };
+        storm(&policy, 1, |_| Err(day())).await;
+        sleep(LONGEST_ASKED).await;
+        assert!(storm(&policy, 1, |_| Ok(())).await.2[0].is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_success_that_was_under_way_before_the_throttling_does_not_end_it() {
+        let policy = CallPolicy::new(Duration::from_secs(5));
+        let slow = policy.run(policy.deadline(), || async {
+            sleep(Duration::from_millis(100)).await;
+            Ok(())
+        });
+        let asked = || Failed { wait: Some(Duration::from_secs(20)), ..failed(KmsErrorClass::Throttled) };
+        let (slow, (seen, ..)) = tokio::join!(slow, storm(&policy, 1, |_| Err(asked())));
+        assert_eq!((slow, seen), (Ok(()), 1));
+        assert_eq!(storm(&policy, 10, |_| Ok(())).await.0, 0, "it asked for twenty seconds");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_begun_after_the_deadline() {
+        let policy = CallPolicy::new(Duration::from_secs(5));
+        let (deadline, seen) = (policy.deadline(), AtomicUsize::new(0));
+        each(0..100, |_| {
+            policy.run(deadline, || {
+                seen.fetch_add(1, Ordering::Relaxed);
+                std::future::pending::<Result<(), Failed>>()
+            })
+        })
+        .await;
+        assert_eq!(seen.into_inner(), PER_CALL);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_hangs_up_gives_back_the_turn_and_the_place() {
+        let policy = std::sync::Arc::new(CallPolicy::new(Duration::from_secs(5)));
+        storm(&policy, 1, |_| Err(failed(KmsErrorClass::Throttled))).await;
+        assert!(policy.brake.is_pressed());
+        // One sleeps with the turn, then hangs in its request; the others wait for the turn.
+        let calls: Vec<_> = (0..200)
+            .map(|_| {
+                let policy = std::sync::Arc::clone(&policy);
+                tokio::spawn(async move {
+                    policy.run(policy.deadline(), std::future::pending::<Result<(), Failed>>).await
+                })
+            })
+            .collect();
+        for wait in [1, 3_000] {
+            sleep(Duration::from_millis(wait)).await;
+            calls[0].abort();
+            calls[1].abort();
+        }
+        calls.iter().for_each(tokio::task::JoinHandle::abort);
+        sleep(Duration::from_millis(1)).await;
+        assert!(storm(&policy, 1, |_| Ok(())).await.2[0].is_ok());
+        assert_eq!(policy.places.available_permits(), AT_ONCE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_ends_the_throttling_too() {
+        let policy = CallPolicy::new(Duration::from_secs(5));
+        storm(&policy, 1, |_| Err(failed(KmsErrorClass::Throttled))).await;
+        let (_, _, outcomes) = storm(&policy, 1_000, |_| Err(failed(KmsErrorClass::KeyDisabled))).await;
+        let told = |outcome: &&Result<(), KmsError>| {
+            outcome.as_ref().is_err_and(|error| error.class == KmsErrorClass::KeyDisabled)
+        };
+        assert_eq!(outcomes.iter().filter(told).count(), 1_000);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_the_pause_to_end_waits_when_it_is_made_longer() {
+        let brake = Brake::default();
+        brake.press(Duration::ZERO, false);
+        let longer = async {
+            sleep(Duration::from_millis(10)).await;
+            brake.press(Duration::from_secs(20), false);
+        };
+        let (turn, ()) = tokio::join!(brake.pass(Instant::now() + Duration::from_secs(5)), longer);
+        assert!(turn.is_err());
     }
 }

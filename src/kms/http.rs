@@ -11,7 +11,7 @@
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use http::header::RETRY_AFTER;
+use http::header::{DATE, RETRY_AFTER};
 use http::{HeaderMap, Method};
 use hyper::body::Bytes;
 use reqwest::redirect::Policy;
@@ -35,7 +35,7 @@ pub(super) struct HttpSettings<'a> {
     pub(super) ca_file: Option<(&'static str, &'a Path)>,
     /// Certificate and key for mutual TLS, each with its variable.
     pub(super) client: Option<[(&'static str, &'a Path); 2]>,
-    /// How long a call may take; a quarter of it may go into connecting.
+    /// How long a call may take; a quarter of it may go into connecting, a half until a silent connection is given up.
     pub(super) timeout: Duration,
 }
 
@@ -57,6 +57,12 @@ impl Reply {
     pub(super) fn retry_after(&self) -> Option<Duration> {
         pause(self.headers.get(RETRY_AFTER)?.to_str().ok()?)
     }
+
+    /// What time it was there, in seconds of Unix time.
+    pub(super) fn date(&self) -> Option<i64> {
+        let date = httpdate::parse_http_date(self.headers.get(DATE)?.to_str().ok()?).ok()?;
+        date.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs().try_into().ok()
+    }
 }
 
 impl Http {
@@ -73,7 +79,10 @@ impl Http {
             .referer(false)
             .user_agent(concat!("byok/", env!("CARGO_PKG_VERSION")))
             // A host that does not answer at all is out of reach, and not slow: it is tried again within the deadline.
-            .connect_timeout(settings.timeout / 4);
+            .connect_timeout(settings.timeout / 4)
+            // Nor is a connection over which nothing comes, not even to a ping: of HTTP/2 all calls would share it.
+            .http2_keep_alive_interval(settings.timeout / 4)
+            .http2_keep_alive_timeout(settings.timeout / 4);
         if let Some((variable, path)) = settings.ca_file {
             let certificates = Certificate::from_pem_bundle(&read(variable, path)?)
                 .ok()

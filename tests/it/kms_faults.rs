@@ -8,10 +8,14 @@ use std::time::Duration;
 use byok::crypto::Dek;
 use byok::kms::{DekBinding, Kms, KmsErrorClass, Verdict};
 use byok::model::{DekId, TenantUid, Wrapped};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
+use crate::support::gcp::Google;
 use crate::support::log::Log;
+use crate::support::pki::Authority;
 use crate::support::provider::Provided;
+use crate::support::relay::Relay;
 use crate::support::toxics::{Fault, Way};
 
 /// Of every call here.
@@ -177,4 +181,69 @@ on_every_provider! {
         a_live_credential_outlasts_its_source;
     // Its token is given; the login by AppRole goes to the same host, and has its tests in `kms_vault_login`.
     vault: every_operation_survives_every_fault;
+}
+
+/// HTTP/2 has all calls share a connection. One over which nothing comes any more (a firewall forgot it) is not used until
+/// the system gives it up.
+#[tokio::test]
+async fn a_connection_that_went_silent_is_left_for_another() {
+    let google = Google::start().await;
+    let authority = Authority::new();
+    let relay =
+        Relay::ending_tls(&google.address, &authority.server(), |request| format!("{:?}", request.version()))
+            .await;
+    let way = Forgetful::to(relay.url.trim_start_matches("https://")).await;
+    let variables = [
+        ("BYOK_GCP_ENDPOINT", format!("https://localhost:{}", way.port)),
+        ("BYOK_GCP_CA_FILE", authority.file().display().to_string()),
+        ("BYOK_KMS_TIMEOUT_MS", TIMEOUT.as_millis().to_string()),
+    ];
+    let kms = google.kms(&variables.each_ref().map(|(name, value)| (*name, value.as_str()))).await;
+    let bound = binding();
+    let made = kms.generate(&[bound]).await.remove(0).expect("a DEK").value;
+    assert!(relay.state.counts.lock().expect("a lock").contains_key("HTTP/2.0"));
+    way.forget();
+    let outcome = attempt(&kms, Operation::Unwrap, &(bound, made.wrapped)).await;
+    assert_eq!(outcome, Ok(()));
+}
+
+/// A way that keeps the connections it has, and passes nothing more over them; new ones are well.
+struct Forgetful {
+    port: u16,
+    forgotten: tokio::sync::watch::Sender<()>,
+    server: tokio::task::JoinHandle<()>,
+}
+
+impl Forgetful {
+    async fn to(upstream: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let (forgotten, watched) = tokio::sync::watch::channel(());
+        let upstream = upstream.to_owned();
+        let server = tokio::spawn(async move {
+            let mut connections = tokio::task::JoinSet::new();
+            while let Ok((mut near, _)) = listener.accept().await {
+                let mut far = TcpStream::connect(&upstream).await.expect("the server listens");
+                let mut watched = watched.clone();
+                watched.mark_unchanged();
+                connections.spawn(async move {
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                        _ = watched.changed() => std::future::pending().await,
+                    }
+                });
+            }
+        });
+        Self { port, forgotten, server }
+    }
+
+    fn forget(&self) {
+        self.forgotten.send(()).expect("it serves");
+    }
+}
+
+impl Drop for Forgetful {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
 }

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::support::gcp::{ACCOUNT, Google, KEY, ROLE};
 use crate::support::log::Log;
-use crate::support::stub::{Stub, answer};
+use crate::support::stub::{Seen, Stub, answer};
 
 const CREDENTIALS: &str = "BYOK_GCP_CREDENTIALS_JSON";
 const SOURCE: &str = "source@p.iam.gserviceaccount.com";
@@ -241,6 +241,21 @@ async fn tokens_that_are_new_and_refused_all_the_same_are_not_asked_for_without_
 }
 
 #[tokio::test]
+async fn the_pause_grows_where_it_is_cloud_kms_that_refuses() {
+    let google = Google::start().await;
+    let kms = google.kms(&[]).await;
+    google.fault("encrypt", json!({ "times": 100_000, "refuse": { "status": "UNAUTHENTICATED" } })).await;
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_millis(6_500) {
+        assert_eq!(wraps(&kms).await, Some(KmsErrorClass::CredentialInvalid));
+        seconds(0.02).await;
+    }
+    // Two at once, after one second, and after two more; the next ones are due after seven.
+    let asked = google.count("token").await;
+    assert!(asked <= 6, "{asked}");
+}
+
+#[tokio::test]
 async fn a_token_is_renewed_in_the_background_before_it_ends() {
     let google = Google::start().await;
     google.control("settings", json!({ "token_seconds": 4 })).await;
@@ -279,6 +294,8 @@ async fn what_the_token_endpoint_answers_has_its_class() {
         (403, r#"{"error":"access_denied"}"#, KmsErrorClass::CredentialInvalid),
         (400, r#"{"error":"invalid_scope"}"#, KmsErrorClass::Misconfigured),
         (403, "<html>", KmsErrorClass::Internal),
+        (404, r#"{"error":"no such page"}"#, KmsErrorClass::Misconfigured),
+        (408, r#"{"error":"timeout"}"#, KmsErrorClass::Internal),
         (307, "", KmsErrorClass::Misconfigured),
         (200, "<html>", KmsErrorClass::Internal),
         (200, r#"{"access_token":"a\nb","expires_in":3600}"#, KmsErrorClass::Internal),
@@ -302,6 +319,73 @@ async fn a_token_endpoint_that_hangs_does_not_outlast_the_deadline() {
     assert_eq!(wraps(&kms).await, Some(KmsErrorClass::Timeout));
     assert!(began.elapsed() < Duration::from_secs(4));
     assert_eq!(wraps(&kms).await, None);
+}
+
+#[tokio::test]
+async fn who_waits_for_a_token_is_not_told_that_the_time_of_another_is_up() {
+    let google = Google::start().await;
+    google.fault("token", json!({ "delay_ms": 8_000 })).await;
+    let kms = google.kms(&[("BYOK_KMS_TIMEOUT_MS", "1500")]).await;
+    let later = async {
+        seconds(1.0).await;
+        wraps(&kms).await
+    };
+    assert_eq!(tokio::join!(wraps(&kms), later), (Some(KmsErrorClass::Timeout), None));
+}
+
+#[tokio::test]
+async fn who_hangs_up_does_not_take_the_token_with_it() {
+    let google = Google::start().await;
+    google.fault("token", json!({ "times": 100, "delay_ms": 900 })).await;
+    let kms = google.kms(&[]).await;
+    for _ in 0..5 {
+        let _ = tokio::time::timeout(Duration::from_millis(400), wraps(&kms)).await;
+    }
+    assert_eq!((wraps(&kms).await, google.count("token").await), (None, 1));
+}
+
+/// A token endpoint that says `expires_in`, whatever is true.
+async fn telling(google: &Google, expires_in: u64) -> Stub {
+    let token = google.control("token", json!({ "email": ACCOUNT })).await["access_token"].clone();
+    let body = json!({ "access_token": token, "expires_in": expires_in }).to_string();
+    Stub::start(move |_, _| answer(200, body.clone())).await
+}
+
+#[tokio::test]
+async fn whatever_a_token_endpoint_says_of_a_tokens_time_it_is_not_asked_for_each_call() {
+    let google = Google::start().await;
+    for expires_in in [0, 1, u64::MAX] {
+        let endpoint = telling(&google, expires_in).await;
+        let mut account = google.account(ACCOUNT).await;
+        account["token_uri"] = format!("{}/token", endpoint.address).into();
+        let kms = with(&google, &account).await;
+        let began = Instant::now();
+        let outcomes = futures_util::future::join_all((0..50).map(|_| wraps(&kms))).await;
+        assert!(outcomes.iter().all(Option::is_none), "{expires_in}: {outcomes:?}");
+        let (asked, most) = (endpoint.seen().len(), 2 + began.elapsed().as_secs() as usize);
+        assert!(asked <= most, "{expires_in}: asked {asked} times");
+    }
+}
+
+#[tokio::test]
+async fn how_long_an_impersonated_token_lasts_is_not_told_by_our_clock() {
+    let google = Google::start().await;
+    let token = google.control("token", json!({ "email": ACCOUNT })).await["access_token"].clone();
+    let impersonated = move |_: &Seen, _| {
+        let body = json!({ "accessToken": token, "expireTime": "2020-01-01T01:00:00Z" }).to_string();
+        let mut response = answer(200, body);
+        response.headers_mut().insert("date", "Wed, 01 Jan 2020 00:00:00 GMT".parse().unwrap());
+        response
+    };
+    let iam = Stub::start(impersonated).await;
+    let variables =
+        [("BYOK_GCP_IMPERSONATE_SERVICE_ACCOUNT", ACCOUNT), ("BYOK_GCP_IAM_ENDPOINT", &iam.address)];
+    let kms = google.kms(&variables).await;
+    for _ in 0..3 {
+        assert_eq!(wraps(&kms).await, None);
+        seconds(0.7).await;
+    }
+    assert_eq!(iam.seen().len(), 1);
 }
 
 #[tokio::test]

@@ -1,12 +1,12 @@
 //! IAM bindings on one key of Google Cloud KMS.
 
-use crate::config::{GcpKey, Reader};
+use crate::config::{GcpKey, GcpSettings, Reader};
 
 /// Commands for `gcloud`. `roles/cloudkms.cryptoKeyEncrypterDecrypter` holds `useToEncrypt` and `useToDecrypt`, and to list
 /// locations and see the project, which a binding on a key does not reach: no role of Google's holds less.
 pub(super) fn policy(reader: &mut Reader<'_>) -> String {
     let Some(key) = GcpKey::read(reader) else { return String::new() };
-    let impersonate = reader.text("BYOK_GCP_IMPERSONATE_SERVICE_ACCOUNT");
+    let impersonate = GcpSettings::impersonated(reader);
     // Of a project of a domain (`example.com:project`) accounts are at `project.example.com`.
     let home = match key.project.split_once(':') {
         Some((domain, project)) => format!("{project}.{domain}"),
@@ -33,4 +33,22 @@ gcloud kms keys add-iam-policy-binding '{key}' --keyring='{ring}' --location='{l
 # Optional. Nothing else is used: byok learns the key's version by encrypting, and reads no key.
 "
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Env;
+
+    #[test]
+    fn what_is_printed_for_a_shell_names_an_account_and_nothing_else() {
+        let account = "a@b'; touch canary; '";
+        let env = Env::from_pairs([
+            ("BYOK_GCP_KEY_NAME", "projects/p/locations/l/keyRings/r/cryptoKeys/k"),
+            ("BYOK_GCP_IMPERSONATE_SERVICE_ACCOUNT", account),
+        ]);
+        let mut reader = Reader::new(&env);
+        policy(&mut reader);
+        assert_eq!(reader.into_mistakes().len(), 1);
+    }
 }

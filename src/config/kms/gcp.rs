@@ -105,17 +105,23 @@ impl GcpKey {
 }
 
 impl GcpSettings {
-    pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
-        let key = GcpKey::read(reader);
-        let version = version(reader, key.as_ref().and_then(|key| key.version));
-        let identity = identity(reader);
-        let impersonate = reader.text(IMPERSONATE);
-        if impersonate.as_deref().is_some_and(|account| !is_account(account)) {
+    /// Reads whom we act as, and no credential.
+    pub fn impersonated(reader: &mut Reader<'_>) -> Option<String> {
+        let account = reader.text(IMPERSONATE)?;
+        if !is_account(&account) {
             reader.mistake(
                 IMPERSONATE,
                 "is not a service account such as `byok@project.iam.gserviceaccount.com`",
             );
         }
+        Some(account)
+    }
+
+    pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
+        let key = GcpKey::read(reader);
+        let version = version(reader, key.as_ref().and_then(|key| key.version));
+        let identity = identity(reader);
+        let impersonate = Self::impersonated(reader);
         let endpoint = address(reader, "BYOK_GCP_ENDPOINT", "https://cloudkms.googleapis.com");
         let iam_endpoint = address(reader, "BYOK_GCP_IAM_ENDPOINT", "https://iamcredentials.googleapis.com");
         let ca_file = reader.file("BYOK_GCP_CA_FILE");
@@ -186,8 +192,13 @@ fn file(reader: &mut Reader<'_>, name: &str, path: PathBuf) -> Option<GcpIdentit
             Some(GcpIdentity::Credentials(SecretSource::File(path)))
         }
         Err(error) => {
-            let problem =
-                format!("names the file {}, which cannot be read: {}", path.display(), error.kind());
+            let problem = match name {
+                // What is no path may be the credential itself, in base64 or quotes.
+                CREDENTIALS => {
+                    format!("is neither JSON nor the path of a file that can be read: {}", error.kind())
+                }
+                _ => format!("names the file {}, which cannot be read: {}", path.display(), error.kind()),
+            };
             reader.mistake(name, problem);
             None
         }
@@ -342,6 +353,13 @@ mod tests {
     fn a_file_that_is_missing_or_no_credential_is_a_mistake() {
         for bad in ["/nowhere", "{}", "{\"canary\"", r#"{"type":"service_account"}"#] {
             assert_eq!(mistaken(&gcp().with(CREDENTIALS, bad)), [CREDENTIALS], "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_credential_in_another_spelling_is_not_shown_as_the_name_of_a_file() {
+        for bad in ["eyJjYW5hcnkiOiJjYW5hcnkifQ-canary", "'{\"private_key\":\"canary\"}'"] {
+            assert_eq!(mistaken(&gcp().with(CREDENTIALS, bad)), [CREDENTIALS]);
         }
     }
 

@@ -145,7 +145,9 @@ impl Session {
         let mut pause = PAUSES.0;
         if let Some(failure) = &*gate {
             let waits = failure.pause.is_some_and(|pause| failure.at.elapsed() < pause);
-            if waits || failure.at >= began {
+            // Of one whose time was up, not ours, nothing is learned.
+            let shared = failure.at >= began && failure.error.class != KmsErrorClass::Timeout;
+            if waits || shared {
                 return Err(failure.error.clone());
             }
             pause = failure.pause.map_or(pause, |before| (before * 2).min(PAUSES.1));
@@ -247,6 +249,18 @@ mod tests {
             futures_util::future::join_all((0..100).map(|_| session.ready(None, deadline(), fetch()))).await;
         assert!(all.iter().all(Result::is_ok));
         assert_eq!(fetched.into_inner(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_is_not_told_that_the_time_of_another_is_up() {
+        let session = Session::new();
+        let hung = session.ready(None, deadline(), std::future::pending());
+        let later = async {
+            tokio::time::sleep(Duration::from_secs(4)).await;
+            session.ready(None, deadline(), async { Ok(granted()) }).await
+        };
+        let (hung, later) = tokio::join!(hung, later);
+        assert_eq!((hung.is_err(), later.is_ok()), (true, true));
     }
 
     #[tokio::test(start_paused = true)]

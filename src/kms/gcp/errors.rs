@@ -118,10 +118,10 @@ pub(super) fn of_token(reply: &Reply) -> KmsError {
     }
 
     let class = match serde_json::from_slice::<Refusal<'_>>(&reply.body) {
-        Ok(Refusal { error }) if (400..500).contains(&reply.status) => match error {
+        // Those that section 5.2 has, and Google's for a policy: another status is of whoever stands before it.
+        Ok(Refusal { error }) if matches!(reply.status, 400 | 401 | 403) => match error {
             "invalid_scope" | "unsupported_grant_type" | "invalid_request" => Misconfigured,
             "internal_failure" | "server_error" | "temporarily_unavailable" => Unreachable,
-            _ if reply.status == 429 => Throttled,
             // `invalid_grant`, `invalid_client`, `unauthorized_client`, `access_denied`, `deleted_client`, …
             _ => CredentialInvalid,
         },

@@ -196,8 +196,9 @@ async fn act_as(
     }
     let answer: Answer<'_> = serde_json::from_slice(&reply.body).map_err(|_| errors::internal(&reply))?;
     let end = OffsetDateTime::parse(answer.expire_time, &Rfc3339).map_err(|_| errors::internal(&reply))?;
-    // Our clock may be off: never longer than was asked for.
-    let lasts = end.unix_timestamp().saturating_sub(SystemClock.now().unix_seconds());
+    // By the clock that the end was told by: ours may be off. Never longer than was asked for.
+    let now = reply.date().unwrap_or_else(|| SystemClock.now().unix_seconds());
+    let lasts = end.unix_timestamp().saturating_sub(now);
     let lasts = Duration::from_secs(lasts.try_into().unwrap_or(0)).min(HOUR);
     granted(answer.access_token.into_owned(), lasts).ok_or_else(|| errors::internal(&reply))
 }
@@ -248,8 +249,14 @@ fn assertion(
     });
     let [header, claims] = [header, claims].map(|part| URL_SAFE_NO_PAD.encode(part.to_string()));
     let message = format!("{header}.{claims}");
-    let signature = URL_SAFE_NO_PAD.encode(key.sign_sha256(message.as_bytes()));
-    Ok(Zeroizing::new(format!("{message}.{signature}")))
+    let signature = Zeroizing::new(key.sign_sha256(message.as_bytes()));
+    // As large as it gets: whoever has the signature has a token.
+    let mut assertion =
+        Zeroizing::new(String::with_capacity(message.len() + 1 + signature.len() * 4 / 3 + 4));
+    assertion.push_str(&message);
+    assertion.push('.');
+    URL_SAFE_NO_PAD.encode_string(&*signature, &mut assertion);
+    Ok(assertion)
 }
 
 /// `application/x-www-form-urlencoded`, in memory that is wiped and does not grow.

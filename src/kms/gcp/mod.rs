@@ -67,7 +67,7 @@ pub struct GcpKms {
 
 struct Google {
     http: Arc<Http>,
-    tokens: Tokens,
+    tokens: Arc<Tokens>,
     calls: CallPolicy,
     endpoint: Url,
     key: GcpKey,
@@ -100,7 +100,7 @@ impl GcpKms {
             iam_endpoint: settings.iam_endpoint,
         };
         let google = Arc::new(Google {
-            tokens: Tokens::new(login, Arc::clone(&http)),
+            tokens: Arc::new(Tokens::new(login, Arc::clone(&http))),
             http,
             calls: CallPolicy::new(settings.timeout),
             endpoint: settings.endpoint,
@@ -307,7 +307,7 @@ impl Google {
             let token = self.tokens.another(&token, deadline).await.map_err(KmsError::of_credential)?;
             let reply = self.send_as(&token, url, body, deadline).await?;
             if reply.status == 401 && errors::says(&reply, "UNAUTHENTICATED") {
-                self.tokens.refused(&token, &errors::of_reply(Asked::Look, &reply)).await;
+                self.tokens.refused(&token, &errors::of_reply(Asked::Look, &reply), deadline).await;
             }
             return Ok(reply);
         }

@@ -33,6 +33,8 @@ use super::transport::Transport;
 /// A token that a login gave less than this ago is not replaced because a policy denies something: a new one would be
 /// denied the same. An older one is, since a role's new policies come with a new login only.
 const POLICY_PATIENCE: Duration = Duration::from_secs(10);
+/// No lease is counted for longer: Vault's own limit is 32 days unless it is raised.
+const LONGEST_LEASE: Duration = Duration::from_secs(366 * 24 * 3600);
 /// The first pause after a login that was refused, and the longest.
 const LOGIN_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// How long after a failed renewal the next one is tried, at least and at most.
@@ -226,7 +228,9 @@ impl Auth {
         if let Some(failure) = &*gate {
             let same = failure.refused.filter(|(before, _)| *before == credential);
             let waits = same.is_some_and(|(_, pause)| failure.at.elapsed() < pause);
-            if waits || failure.at >= began {
+            // Of one whose time was up, not ours, nothing is learned.
+            let shared = failure.at >= began && failure.error.class != KmsErrorClass::Timeout;
+            if waits || shared {
                 return Err(failure.error.clone());
             }
             pause = same.map_or(pause, |(_, before)| (before * 2).min(LOGIN_PAUSES.1));
@@ -330,7 +334,7 @@ impl Lease {
         if seconds == 0 {
             return Self::Settled;
         }
-        let (now, granted) = (Instant::now(), Duration::from_secs(seconds));
+        let (now, granted) = (Instant::now(), Duration::from_secs(seconds).min(LONGEST_LEASE));
         Self::Until { end: now + granted, renew_at: now + granted * 2 / 3, renewable, granted }
     }
 
@@ -407,6 +411,11 @@ mod tests {
     fn a_lease_is_renewed_when_two_thirds_are_over() {
         let Lease::Until { end, renew_at, .. } = Lease::granted(90, true) else { panic!("it ends") };
         assert_eq!(end - renew_at, Duration::from_secs(30));
+    }
+
+    #[test]
+    fn a_lease_of_any_length_has_an_end() {
+        assert!(Lease::granted(u64::MAX, true).lives());
     }
 
     #[test]
