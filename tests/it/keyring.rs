@@ -17,11 +17,14 @@ struct Counted {
     key: LocalKey,
     unwraps: AtomicUsize,
     items: AtomicUsize,
+    generated: AtomicUsize,
 }
 
 #[async_trait]
 impl Kms for Counted {
     async fn generate(&self, bindings: &[DekBinding]) -> Vec<ItemResult<Generated>> {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        self.generated.fetch_add(bindings.len(), Ordering::Relaxed);
         self.key.generate(bindings).await
     }
 
@@ -74,7 +77,8 @@ impl Bench {
         let tenant = Tenant { uid: TenantUid([7; 16]), name: "primary".to_owned() };
         let key =
             LocalKey::create(folder.path().join("key.json")).map_err(|mistake| mistake.to_string()).unwrap();
-        let kms = Arc::new(Counted { key, unwraps: AtomicUsize::new(0), items: AtomicUsize::new(0) });
+        let (unwraps, items, generated) = Default::default();
+        let kms = Arc::new(Counted { key, unwraps, items, generated });
         let cache = DekCache { time_to_live: Duration::from_secs(seconds), entries: 1_000 };
         let keyring = Keyring::new(store.clone(), kms.clone(), cache);
         let records: Vec<Option<Arc<str>>> = (0..deks).map(|n| Some(format!("r-{n}").into())).collect();
@@ -120,6 +124,16 @@ async fn a_caller_that_hangs_up_does_not_stop_the_flight_for_the_others() {
     first.abort();
     assert!(bench.keyring.by_id(&bench.tenant, &bench.ids).await[0].is_ok());
     assert_eq!(bench.calls().0, 1);
+}
+
+#[tokio::test]
+async fn a_caller_that_hangs_up_does_not_stop_the_making_of_a_dek() {
+    let bench = Bench::with(1, 300).await;
+    let records = [Some(Arc::from("new"))];
+    let making = bench.keyring.by_record(&bench.tenant, &records, Timestamp(1));
+    assert!(tokio::time::timeout(Duration::from_millis(50), making).await.is_err());
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(bench.kms.generated.load(Ordering::Relaxed), 2);
 }
 
 #[tokio::test]
