@@ -2,9 +2,10 @@
 //!
 //! - One is asked for at a time; who waits gets what came of it, unless all that came is that the other's time was up.
 //!   Who hangs up meanwhile takes nothing with it.
-//! - It is replaced in the background before its end: the last quarter of its time, at most 225 seconds (the metadata
-//!   server has a new one from 300 seconds before the end on). While that fails the old one goes on being used, so an
-//!   outage of the token endpoint shows only when the token ends.
+//! - It is replaced in the background after [`LONGEST_USE`], or in the last quarter of its time (at most 225 seconds: the
+//!   metadata server has a new one from 300 seconds before the end on). While that fails the old one goes on being used, so
+//!   an outage of the token endpoint shows only when the token ends. Where the credential is refused, which Google may do
+//!   long before it refuses the token, the old one is dropped after [`REFUSALS`] refusals in a row.
 //! - One that Cloud KMS refuses is replaced at once, and the call tried once more.
 //! - A credential that is refused, by the token endpoint or by Cloud KMS with a token that was new, is not shown again at
 //!   once: there is a pause that doubles from one second to sixty, unless the credential changes meanwhile.
@@ -26,6 +27,10 @@ use super::login::{Credential, Granted, Login};
 const REFUSAL_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// How long after a failed renewal the next one is tried, at least and at most.
 const RENEWAL_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// How long a token is used before another one is asked for: a key that was deleted shows by then.
+const LONGEST_USE: Duration = Duration::from_secs(900);
+/// After so many refused renewals in a row the token in use is dropped: one may be an answer of a part that lags.
+const REFUSALS: u32 = 3;
 /// How long before its end a token is replaced, at most.
 const EARLY: Duration = Duration::from_secs(225);
 /// How long a token counts at least and at most, whatever is said of it: one that ends before is refused and replaced.
@@ -52,6 +57,24 @@ struct Held {
     fingerprint: [u8; 32],
     /// The pause before it, when that credential had just been refused.
     after: Option<Duration>,
+    /// How often its renewal was refused in a row.
+    refusals: u32,
+}
+
+impl Held {
+    /// What is left of it when its renewal failed.
+    fn after_failure(mut self, class: KmsErrorClass, now: Instant) -> Option<Self> {
+        let pause = match class {
+            KmsErrorClass::CredentialInvalid => {
+                self.refusals += 1;
+                // Twice the pause within which the credential is not shown again.
+                REFUSAL_PAUSES.0 * 2_u32.saturating_pow(self.refusals)
+            }
+            _ => self.end.saturating_duration_since(now) / 3,
+        };
+        self.renew_at = now + pause.clamp(RENEWAL_PAUSES.0, RENEWAL_PAUSES.1);
+        (self.refusals < REFUSALS).then_some(self)
+    }
 }
 
 struct Failure {
@@ -97,12 +120,12 @@ impl Tokens {
     /// server without traffic keeps its token.
     pub(super) async fn keep(self: &Arc<Self>, deadline: impl Fn() -> Instant) -> Duration {
         let Some(held) = self.held().clone() else { return WATCH };
-        let now = Instant::now();
-        if now >= held.renew_at && self.ask(Some(&held.granted), deadline()).await.is_err() {
-            let rest = held.end.saturating_duration_since(now);
-            let again = Instant::now() + (rest / 3).clamp(RENEWAL_PAUSES.0, RENEWAL_PAUSES.1);
-            if let Some(now) = self.held().as_mut().filter(|now| Arc::ptr_eq(&now.granted, &held.granted)) {
-                now.renew_at = again;
+        if Instant::now() >= held.renew_at
+            && let Err(error) = self.ask(Some(&held.granted), deadline()).await
+        {
+            let mut slot = self.held();
+            if let Some(still) = slot.take_if(|still| Arc::ptr_eq(&still.granted, &held.granted)) {
+                *slot = still.after_failure(error.class, Instant::now());
             }
         }
         let due = self.held().as_ref().map(|held| held.renew_at.saturating_duration_since(Instant::now()));
@@ -151,7 +174,7 @@ impl Tokens {
                 let now = Instant::now();
                 let lasts = granted.lasts.clamp(LIFE.0, LIFE.1);
                 let early = (lasts / 4).min(EARLY);
-                let renew_at = now + (lasts - early).max(RENEWAL_PAUSES.0);
+                let renew_at = now + (lasts - early).clamp(RENEWAL_PAUSES.0, LONGEST_USE);
                 let granted = Arc::new(granted);
                 let held = Held {
                     granted: Arc::clone(&granted),
@@ -160,6 +183,7 @@ impl Tokens {
                     renew_at,
                     fingerprint: credential.fingerprint,
                     after,
+                    refusals: 0,
                 };
                 *self.held() = Some(held);
                 Ok(granted)
@@ -192,4 +216,36 @@ impl Tokens {
 
 fn longer(pause: Duration) -> Duration {
     (pause * 2).min(REFUSAL_PAUSES.1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn held(now: Instant) -> Held {
+        let bearer = http::HeaderValue::from_static("Bearer x");
+        let lasts = Duration::from_secs(3600);
+        let granted = Arc::new(Granted { bearer, lasts, quota_project: None });
+        let (end, renew_at) = (now + lasts, now + LONGEST_USE);
+        Held { granted, since: now, end, renew_at, fingerprint: [0; 32], after: None, refusals: 0 }
+    }
+
+    #[test]
+    fn a_token_outlasts_an_outage_of_its_endpoint() {
+        let now = Instant::now();
+        let left =
+            (0..100).try_fold(held(now), |held, _| held.after_failure(KmsErrorClass::Unreachable, now));
+        assert!(left.is_some_and(|held| held.renew_at == now + RENEWAL_PAUSES.1));
+    }
+
+    #[test]
+    fn a_token_whose_credential_is_refused_again_and_again_is_dropped() {
+        let now = Instant::now();
+        let refused = |held: Held| held.after_failure(KmsErrorClass::CredentialInvalid, now);
+        let once = refused(held(now)).unwrap();
+        assert_eq!(once.renew_at, now + Duration::from_secs(2));
+        let twice = refused(once).unwrap();
+        assert_eq!(twice.renew_at, now + Duration::from_secs(4));
+        assert!(refused(twice).is_none());
+    }
 }
