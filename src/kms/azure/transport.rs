@@ -36,7 +36,9 @@ use super::errors::{self, Asked};
 
 /// What one attempt takes through Microsoft's client and brings back.
 pub(super) struct Exchange {
-    deadline: Instant,
+    /// When it began and when it has to end.
+    pub(super) began: Instant,
+    pub(super) deadline: Instant,
     outcome: Mutex<Outcome>,
 }
 
@@ -49,7 +51,7 @@ struct Outcome {
 
 impl Exchange {
     pub(super) fn new(deadline: Instant) -> Arc<Self> {
-        Arc::new(Self { deadline, outcome: Mutex::default() })
+        Arc::new(Self { began: Instant::now(), deadline, outcome: Mutex::default() })
     }
 
     /// For the options of a client's method.
