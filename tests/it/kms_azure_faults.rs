@@ -75,6 +75,39 @@ async fn a_later_challenge_that_points_elsewhere_is_refused_too() {
     assert_eq!(wraps(&kms).await, None);
 }
 
+/// Microsoft's client takes the first scope or resource that it finds, and keeps it.
+#[tokio::test]
+async fn a_challenge_that_names_two_resources_spoils_no_later_call() {
+    let azure = Azure::start().await;
+    let kms = azure.kms();
+    let challenge = format!(
+        r#"Bearer scope="https://evil.example/.default", authorization="{}/{}", resource="https://vault.azure.net""#,
+        azure.authority, azure.tenant
+    );
+    let headers = json!({ "WWW-Authenticate": challenge });
+    azure
+        .fault(json!({ "target": "vault", "operation": "challenge", "status": 401, "headers": headers }))
+        .await;
+    wraps(&kms).await;
+    assert_eq!(wraps(&kms).await, None);
+}
+
+#[tokio::test]
+async fn an_answer_to_a_request_without_a_token_is_not_used() {
+    let azure = Azure::start().await;
+    let kms = azure.kms();
+    let answer = json!({
+        "kid": format!("{}/keys/byok/{}", azure.vault, azure.versions().await[0]),
+        "value": URL_SAFE_NO_PAD.encode([7; 256]),
+    });
+    azure
+        .fault(json!({ "target": "vault", "operation": "challenge", "times": 100, "status": 200, "body": answer }))
+        .await;
+    assert_eq!(wraps(&kms).await, Some(KmsErrorClass::Internal));
+    azure.mend().await;
+    assert_eq!(wraps(&kms).await, None);
+}
+
 #[tokio::test]
 async fn a_redirect_is_not_followed() {
     let elsewhere = Stub::start(|_, _| answer(200, "{}")).await;
