@@ -121,6 +121,17 @@ async fn who_waits_for_a_token_shares_what_came_of_it() {
 }
 
 #[tokio::test]
+async fn a_fetch_goes_on_when_the_call_that_began_it_ends() {
+    let azure = Azure::start().await;
+    azure.fault(json!({ "target": "authority", "delay": 500 })).await;
+    let kms = azure.kms();
+    let left = tokio::time::timeout(Duration::from_millis(250), wraps(&kms)).await;
+    assert!(left.is_err() && tokens(&azure).await == 1, "it was left in the middle of the fetch");
+    assert_eq!(wraps(&kms).await, None);
+    assert_eq!(tokens(&azure).await, 1);
+}
+
+#[tokio::test]
 async fn an_authority_that_hangs_is_told_apart_from_a_vault_that_hangs() {
     for (target, stage) in [("authority", Stage::Credential), ("vault", Stage::Key)] {
         let azure = Azure::start().await;
