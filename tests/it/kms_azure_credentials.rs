@@ -103,6 +103,46 @@ async fn every_answer_of_the_authority_has_its_class() {
 }
 
 #[tokio::test]
+async fn who_waits_for_a_token_shares_what_came_of_it() {
+    let azure = Azure::start().await;
+    azure.fault(json!({ "target": "authority", "times": 1000, "status": 500, "delay": 300 })).await;
+    let kms = azure.kms();
+    let deks: Vec<_> = (0..16).map(|_| Dek::generate()).collect();
+    let binding = DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() };
+    let items: Vec<_> = deks.iter().map(|dek| (binding, dek)).collect();
+    let answers = kms.wrap(&items).await;
+    assert!(answers.iter().all(|answer| {
+        answer
+            .as_ref()
+            .is_err_and(|error| (error.class, error.stage) == (KmsErrorClass::Internal, Stage::Credential))
+    }));
+    // One, and two retries that all who failed make together; a busy machine may part them.
+    assert!(tokens(&azure).await <= 6, "{}", tokens(&azure).await);
+}
+
+#[tokio::test]
+async fn a_fetch_goes_on_when_the_call_that_began_it_ends() {
+    let azure = Azure::start().await;
+    azure.fault(json!({ "target": "authority", "delay": 500 })).await;
+    let kms = azure.kms();
+    let left = tokio::time::timeout(Duration::from_millis(250), wraps(&kms)).await;
+    assert!(left.is_err() && tokens(&azure).await == 1, "it was left in the middle of the fetch");
+    assert_eq!(wraps(&kms).await, None);
+    assert_eq!(tokens(&azure).await, 1);
+}
+
+#[tokio::test]
+async fn an_authority_that_hangs_is_told_apart_from_a_vault_that_hangs() {
+    for (target, stage) in [("authority", Stage::Credential), ("vault", Stage::Key)] {
+        let azure = Azure::start().await;
+        azure.fault(json!({ "target": target, "times": 1000, "delay": 3_000 })).await;
+        let kms = azure.kms_with(|settings| settings.timeout = Duration::from_secs(1));
+        let error = kms.current_version().await.expect_err("no answer");
+        assert_eq!((error.class, error.stage), (KmsErrorClass::Timeout, stage), "{target}");
+    }
+}
+
+#[tokio::test]
 async fn a_secret_in_a_file_is_read_for_each_token() {
     let azure = Azure::start().await;
     let mut file = tempfile::NamedTempFile::new().expect("a file");

@@ -88,19 +88,15 @@ pub(super) fn of_vault(reply: &Reply, asked: Asked) -> Failed {
     struct Outer<'a> {
         #[serde(borrow)]
         code: Cow<'a, str>,
-        #[serde(borrow, default, alias = "innerError")]
-        innererror: Option<Inner<'a>>,
-    }
-    #[derive(Deserialize)]
-    struct Inner<'a> {
-        #[serde(borrow)]
-        code: Cow<'a, str>,
+        /// Whatever it is: only its code is looked for, and without one the outer code decides.
+        #[serde(default, alias = "innerError")]
+        innererror: serde_json::Value,
     }
 
     let said = serde_json::from_slice::<Body<'_>>(&reply.body).ok().map(|body| body.error);
     let known = said.as_ref().and_then(|error| {
-        let inner = error.innererror.as_ref().and_then(|inner| find(INNER, &inner.code));
-        inner.or_else(|| match (&*error.code, asked) {
+        let inner = error.innererror.get("code").and_then(serde_json::Value::as_str);
+        inner.and_then(|code| find(INNER, code)).or_else(|| match (&*error.code, asked) {
             // All that differs between one unwrap and the next is the wrapped DEK. A wrap sends nothing that could be bad
             // but what we are configured to send.
             ("BadParameter", Asked::Unwrap) => Some(KmsErrorClass::InvalidWrappedDek),
@@ -203,6 +199,14 @@ mod tests {
             assert_eq!(vault(403, &body, Asked::Unwrap), *class, "{code}");
             let body = format!(r#"{{"error":{{"code":"{code}","message":"\"quoted\""}}}}"#);
             assert_eq!(vault(403, &body, Asked::Wrap), *class, "{code}");
+        }
+    }
+
+    #[test]
+    fn an_inner_error_without_a_code_does_not_hide_the_outer_one() {
+        for inner in ["{}", "null", r#"{"code":null}"#, r#"{"code":7}"#, r#""text""#] {
+            let body = format!(r#"{{"error":{{"code":"Forbidden","innererror":{inner}}}}}"#);
+            assert_eq!(vault(403, &body, Asked::Unwrap), KmsErrorClass::AccessDenied, "{inner}");
         }
     }
 

@@ -2,13 +2,15 @@
 //! of ours, which decides when.
 //!
 //! - A new credential is made for each token, so that a file's present content counts and nothing is cached but here.
-//! - One fetch at a time. It goes on if the call that began it ends.
+//! - One fetch at a time. It goes on if the call that began it ends; whoever waited for it shares what came of it, a
+//!   failure too.
 //! - A token is replaced after [`LONGEST_USE`] at the latest, in the background and long before its end. So a credential
 //!   that the customer has revoked shows within that time, and an outage of the authority shorter than the rest of the
 //!   token's life is not felt: a token that lives goes on being used while no other is to be had.
 //! - A credential that is refused (not one that gets no answer) is not shown again at once: the pause doubles from one
 //!   second to sixty, unless it changes meanwhile. After [`REFUSALS`] refusals the token that it gave before is dropped;
-//!   not after the first, since a new secret takes a moment to be known everywhere.
+//!   not after the first, since a new secret takes a moment to be known everywhere. An outage between them makes none
+//!   of them forgotten.
 //! - A token that the vault refuses is replaced once, if it is not brand-new.
 
 use std::fmt;
@@ -70,6 +72,8 @@ struct State {
     flight: Option<Flight>,
     /// The last failure that forbids to try again at once.
     refusal: Option<Refusal>,
+    /// The last failure of any kind but the flight's own deadline, and when it was.
+    failed: Option<(Instant, KmsError)>,
 }
 
 struct Held {
@@ -136,13 +140,20 @@ impl Tokens {
         }
     }
 
-    async fn token(&self) -> Result<Arc<SecretText>, Failed> {
+    /// For a request that began then.
+    async fn token(&self, began: Instant) -> Result<Arc<SecretText>, Failed> {
         loop {
             let (flight, joined) = {
                 let mut state = self.0.state();
                 let live = state.held.as_ref().filter(|held| Instant::now() < held.usable_until);
                 if let Some(held) = live {
                     return Ok(Arc::clone(&held.token));
+                }
+                // Microsoft's client lets one at a time in here: we waited for that fetch outside.
+                if let Some((at, error)) = &state.failed
+                    && *at > began
+                {
+                    return Err(error.clone().into());
                 }
                 let joined = state.flight.is_some();
                 (self.0.fly(&mut state)?, joined)
@@ -170,7 +181,8 @@ impl TokenCredential for Tokens {
             exchange.fail(KmsError::local(KmsErrorClass::Misconfigured).into());
             return Err(stopped());
         }
-        match self.token().await {
+        let outcome = timeout_at(exchange.deadline, self.token(exchange.began)).await;
+        match outcome.unwrap_or_else(|_| Err(KmsError::local(KmsErrorClass::Timeout).into())) {
             Ok(token) => {
                 let secret = Secret::new(token.expose().to_owned());
                 exchange.bear(token);
@@ -266,14 +278,14 @@ impl Inner {
         };
         let Failed { error, wait } = failed;
         tracing::warn!(class = ?error.class, http_status = error.http_status, "no Entra token was to be had");
+        state.failed = (error.class != KmsErrorClass::Timeout).then(|| (now, error.clone()));
         let before = state.refusal.take().filter(|before| before.credential == shown);
+        let (count, last) = before.as_ref().map_or((0, None), |before| (before.count, Some(before.pause)));
         let refused = match error.class {
             KmsErrorClass::AccessDenied | KmsErrorClass::CredentialInvalid | KmsErrorClass::Misconfigured => {
-                let pause = before.as_ref().map_or(REFUSAL_PAUSES.0, |before| before.pause * 2);
-                let count = before.map_or(0, |before| before.count) + 1;
-                Some((pause.min(REFUSAL_PAUSES.1), count))
+                Some((last.map_or(REFUSAL_PAUSES.0, |last| last * 2), count + 1))
             }
-            KmsErrorClass::Throttled => Some((wait.unwrap_or(REFUSAL_PAUSES.0), 0)),
+            KmsErrorClass::Throttled => Some((wait.or(last).unwrap_or(REFUSAL_PAUSES.0), count)),
             KmsErrorClass::Internal
             | KmsErrorClass::InvalidWrappedDek
             | KmsErrorClass::KeyDisabled
@@ -284,6 +296,10 @@ impl Inner {
             | KmsErrorClass::Timeout
             | KmsErrorClass::Unreachable => None,
         };
+        // One answer must not keep us away for a day.
+        let refused = refused.map(|(pause, count)| (pause.min(REFUSAL_PAUSES.1), count));
+        // What an outage leaves as it was.
+        state.refusal = before;
         if let Some((pause, count)) = refused {
             let (error, until) = (error.clone(), now + pause);
             state.refusal = Some(Refusal { error, credential: shown, until, pause, count });
@@ -423,11 +439,11 @@ mod tests {
         assert!(tokens.0.settle(got(3_600), Shown::default()).is_ok());
         for _ in 0..5 {
             assert!(tokens.0.settle(failed(KmsErrorClass::Unreachable), Shown::default()).is_err());
-            assert!(tokens.token().await.is_ok());
+            assert!(tokens.token(Instant::now()).await.is_ok());
         }
         for count in 1..=REFUSALS {
             assert!(tokens.0.settle(failed(KmsErrorClass::CredentialInvalid), Shown::default()).is_err());
-            assert_eq!(tokens.token().await.is_ok(), count < REFUSALS);
+            assert_eq!(tokens.token(Instant::now()).await.is_ok(), count < REFUSALS);
         }
     }
 
@@ -452,5 +468,30 @@ mod tests {
         tokio::time::advance(BRAND_NEW).await;
         assert!(tokens.refused(&token));
         assert!(tokens.0.state().held.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn outages_between_refusals_do_not_make_them_forgotten() {
+        let tokens = tokens();
+        assert!(tokens.0.settle(got(3_600), Shown::default()).is_ok());
+        for (count, outage) in [KmsErrorClass::Unreachable, KmsErrorClass::Throttled, KmsErrorClass::Timeout]
+            .into_iter()
+            .enumerate()
+        {
+            assert!(tokens.0.settle(failed(KmsErrorClass::CredentialInvalid), Shown::default()).is_err());
+            assert_eq!(tokens.0.state().held.is_some(), count < 2);
+            assert!(tokens.0.settle(failed(outage), Shown::default()).is_err());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_authority_that_asks_for_a_day_is_left_alone_for_a_minute() {
+        for asked in [Duration::from_secs(86_400), Duration::MAX] {
+            let tokens = tokens();
+            let error = KmsError::answered(KmsErrorClass::Throttled, 429, None);
+            assert!(tokens.0.settle(Err(Failed { error, wait: Some(asked) }), Shown::default()).is_err());
+            let until = tokens.0.state().refusal.as_ref().map(|refusal| refusal.until - Instant::now());
+            assert_eq!(until, Some(REFUSAL_PAUSES.1));
+        }
     }
 }

@@ -36,7 +36,9 @@ use super::errors::{self, Asked};
 
 /// What one attempt takes through Microsoft's client and brings back.
 pub(super) struct Exchange {
-    deadline: Instant,
+    /// When it began and when it has to end.
+    pub(super) began: Instant,
+    pub(super) deadline: Instant,
     outcome: Mutex<Outcome>,
 }
 
@@ -49,7 +51,7 @@ struct Outcome {
 
 impl Exchange {
     pub(super) fn new(deadline: Instant) -> Arc<Self> {
-        Arc::new(Self { deadline, outcome: Mutex::default() })
+        Arc::new(Self { began: Instant::now(), deadline, outcome: Mutex::default() })
     }
 
     /// For the options of a client's method.
@@ -151,17 +153,20 @@ impl Transport {
             .map_err(|_| KmsError::local(KmsErrorClass::Internal))?;
         let reply = self.http.send(method, url, headers, body.clone(), exchange.deadline).await?;
         match (service, reply.status) {
-            (Service::Vault, 200) => {
+            (Service::Vault, 200) if bears_token => {
                 exchange.outcome().reply = Some(reply);
                 Ok(AsyncRawResponse::from_bytes(StatusCode::Ok, Headers::new(), Bytes::new()))
             }
+            // Nothing was asked: what asks for the challenge has no token and no body.
+            (Service::Vault, 200) => Err(errors::error(KmsErrorClass::Internal, &reply).into()),
             (Service::Vault, 401) => {
-                let challenge = self.challenge(&reply)?;
+                self.check_challenge(&reply)?;
                 if bears_token {
                     return Err(errors::error(KmsErrorClass::CredentialInvalid, &reply).into());
                 }
+                // In our words: what the client makes of the vault's, it keeps for all later requests.
                 let mut headers = Headers::new();
-                headers.insert(WWW_AUTHENTICATE, challenge);
+                headers.insert(WWW_AUTHENTICATE, format!(r#"Bearer resource="{}""#, self.resource));
                 Ok(AsyncRawResponse::from_bytes(StatusCode::Unauthorized, headers, Bytes::new()))
             }
             (Service::Vault, _) => {
@@ -205,8 +210,8 @@ impl Transport {
         }
     }
 
-    /// The challenge of a 401, if it names our authority, our tenant and our resource.
-    fn challenge(&self, reply: &Reply) -> Result<String, KmsError> {
+    /// Whether the challenge of a 401 names our authority, our tenant and our resource.
+    fn check_challenge(&self, reply: &Reply) -> Result<(), KmsError> {
         let challenges = reply.headers.get_all(http::header::WWW_AUTHENTICATE);
         let mut challenges = challenges.iter().filter_map(|value| value.to_str().ok());
         // Without one it is not Key Vault that answered.
@@ -219,7 +224,7 @@ impl Transport {
             resource.or(parameter(challenge, "scope").and_then(|text| text.strip_suffix("/.default")));
         let ours = authority.is_some_and(|authority| self.is_ours(&authority))
             && resource == Some(self.resource.as_str());
-        if ours { Ok(challenge.to_owned()) } else { Err(errors::error(KmsErrorClass::Misconfigured, reply)) }
+        if ours { Ok(()) } else { Err(errors::error(KmsErrorClass::Misconfigured, reply)) }
     }
 
     fn is_ours(&self, authority: &Url) -> bool {
