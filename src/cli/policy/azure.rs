@@ -9,12 +9,13 @@ pub(super) fn policy(reader: &mut Reader<'_>) -> String {
     let name = &key.name;
     match key.service {
         AzureService::Vault => format!(
-            r#"# The object id of byok's identity: of the application's service principal, or of the managed identity.
+            r#"# The object id of byok's identity: of the application's service principal, or of the managed identity (a system-assigned one has
+# no client id: az vm identity show --name VM --resource-group GROUP --query principalId --output tsv).
 PRINCIPAL=$(az ad sp show --id "$BYOK_AZURE_CLIENT_ID" --query id --output tsv)
 VAULT=$(az keyvault show --name {holder} --query id --output tsv)
 SUBSCRIPTION=$(az account show --query id --output tsv)
 
-# Wrap and unwrap: all that byok needs, rotation included. Once in a directory:
+# Wrap and unwrap: all that byok needs, rotation included. Once in a subscription:
 az role definition create --role-definition '{{
   "Name": "byok wrap and unwrap",
   "Description": "Wraps and unwraps data encryption keys; reads and changes nothing",
@@ -40,7 +41,8 @@ az role assignment create --role "byok wrap and unwrap" \
 "#
         ),
         AzureService::ManagedHsm => format!(
-            r#"# The object id of byok's identity: of the application's service principal, or of the managed identity.
+            r#"# The object id of byok's identity: of the application's service principal, or of the managed identity (a system-assigned one has
+# no client id: az vm identity show --name VM --resource-group GROUP --query principalId --output tsv).
 PRINCIPAL=$(az ad sp show --id "$BYOK_AZURE_CLIENT_ID" --query id --output tsv)
 
 # Wrap and unwrap: all that byok needs, rotation included. Once in this managed HSM:
