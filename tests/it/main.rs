@@ -24,6 +24,7 @@ mod kms_azure_faults;
 mod kms_azure_policy;
 mod kms_azure_vendor;
 mod kms_conformance;
+mod kms_doctor;
 mod kms_faults;
 mod kms_gcp_doctor;
 mod kms_gcp_errors;

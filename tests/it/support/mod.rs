@@ -48,6 +48,21 @@ pub(crate) fn printed_policy(provider: &str, variables: &[(&str, &str)]) -> Stri
     String::from_utf8(output.stdout).expect("UTF-8")
 }
 
+/// What `byok doctor` says with these variables, a database of its own and no others: standard output.
+pub(crate) async fn doctor(variables: &[(&str, &str)]) -> String {
+    let folder = tempfile::tempdir().expect("a folder");
+    let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_byok"))
+        .arg("doctor")
+        .env_clear()
+        .env("DATABASE_URL", format!("sqlite://{}", folder.path().join("byok.db").display()))
+        .env("HASURA_GRAPHQL_JWT_SECRET", json!({ "type": "HS256", "key": "k".repeat(64) }).to_string())
+        .envs(variables.iter().copied())
+        .output()
+        .await
+        .expect("byok runs");
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
 /// A JWT signed with HS256, made without the crate's own code.
 pub(crate) fn jwt(secret: &str, claims: &Value) -> String {
     let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
