@@ -124,8 +124,10 @@ impl Identity {
             Err(error)
                 if error.class == KmsErrorClass::CredentialInvalid && !matches!(self.base, Base::Keys) =>
             {
-                self.session.ready(Some(begun), deadline, self.beginning()).await?;
-                self.assume(role).await
+                match self.session.ready(Some(begun), deadline, self.beginning()).await? {
+                    same if same == begun => Err(error),
+                    _ => self.assume(role).await,
+                }
             }
             outcome => outcome,
         }

@@ -305,8 +305,8 @@ impl Key {
             if let Err(error) = &outcome
                 && errors::of(error).class == KmsErrorClass::CredentialInvalid
                 && self.identity.can_renew()
+                && self.identity.ready(Some(held), deadline).await? != held
             {
-                self.identity.ready(Some(held), deadline).await?;
                 outcome = sent().await;
             }
             match outcome {

@@ -5,7 +5,8 @@
 //!   gave before still lives: then that is dropped at once, as it is when KMS refused it and no other is given. In an outage
 //!   it goes on being used until its end.
 //! - Nobody used them for their whole life: they are let go, and the next call fetches new ones.
-//! - What was refused is not shown again at once: there is a pause that doubles from one second to sixty.
+//! - What was refused is not shown again at once: there is a pause that doubles from one second to sixty. Likewise, what
+//!   KMS refuses is not replaced again at once when it came in the place of something that KMS refused.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,6 +40,8 @@ pub(super) struct Session {
     slot: Slot,
     /// One fetch at a time; what the last one that failed leaves to others.
     gate: tokio::sync::Mutex<Option<Failure>>,
+    /// What came last in the place of something that KMS refused.
+    replaced: Mutex<Option<Replaced>>,
     used: AtomicBool,
     begun: AtomicBool,
 }
@@ -61,6 +64,13 @@ struct Held {
     life: Option<(Instant, Instant)>,
 }
 
+struct Replaced {
+    by: Generation,
+    at: Instant,
+    /// How long not to replace it.
+    pause: Duration,
+}
+
 struct Failure {
     at: Instant,
     error: KmsError,
@@ -73,6 +83,7 @@ impl Session {
         Self {
             slot: Slot::default(),
             gate: tokio::sync::Mutex::new(None),
+            replaced: Mutex::new(None),
             used: AtomicBool::new(false),
             begun: AtomicBool::new(false),
         }
@@ -89,7 +100,7 @@ impl Session {
         self.slot.clone()
     }
 
-    /// Live credentials, `instead_of` others that were refused.
+    /// Live credentials, `instead_of` others that were refused; those again, where it is too early to ask for others.
     pub(super) async fn ready(
         &self,
         instead_of: Option<Generation>,
@@ -97,10 +108,32 @@ impl Session {
         fetch: impl Future<Output = Result<Granted, KmsError>>,
     ) -> Result<Generation, KmsError> {
         self.used.store(true, Ordering::Relaxed);
-        match self.live(instead_of) {
-            Some(generation) => Ok(generation),
-            None => self.fetch(instead_of, deadline, fetch).await,
+        if let Some(generation) = self.live(instead_of) {
+            return Ok(generation);
         }
+        let Some(refused) = instead_of else { return self.fetch(None, deadline, fetch).await };
+        if self.is_too_early(refused) {
+            return Ok(refused);
+        }
+        let other = self.fetch(instead_of, deadline, fetch).await?;
+        self.has_replaced(other);
+        Ok(other)
+    }
+
+    fn is_too_early(&self, refused: Generation) -> bool {
+        let last = self.replaced.lock().unwrap_or_else(PoisonError::into_inner);
+        last.as_ref().is_some_and(|last| last.by == refused && last.at.elapsed() < last.pause)
+    }
+
+    fn has_replaced(&self, by: Generation) {
+        let mut last = self.replaced.lock().unwrap_or_else(PoisonError::into_inner);
+        let pause = match &*last {
+            // Others waited for the same.
+            Some(last) if last.by == by => return,
+            Some(last) if last.at.elapsed() < last.pause * 2 => (last.pause * 2).min(PAUSES.1),
+            Some(_) | None => PAUSES.0,
+        };
+        *last = Some(Replaced { by, at: Instant::now(), pause });
     }
 
     /// Whether it holds any, or has held some before.
@@ -340,6 +373,24 @@ mod tests {
         let outage = async { Err(KmsError::local(KmsErrorClass::Unreachable)) };
         assert!(other.ready(Some(held), deadline(), outage).await.is_err());
         assert_eq!(other.ready(None, deadline(), async { refused() }).await, Ok(held));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_kms_refuses_whatever_it_is_given_is_not_replaced_with_every_call() {
+        let (session, asked) = (Session::new(), AtomicUsize::new(0));
+        let mut held = session.ready(None, deadline(), async { Ok(granted()) }).await.unwrap();
+        for _ in 0..6000 {
+            let fetch = async {
+                asked.fetch_add(1, Ordering::Relaxed);
+                Ok(granted())
+            };
+            held = session.ready(Some(held), deadline(), fetch).await.unwrap();
+            tokio::time::advance(Duration::from_millis(100)).await;
+        }
+        assert!((12..=18).contains(&asked.load(Ordering::Relaxed)), "{asked:?}");
+        tokio::time::advance(2 * PAUSES.1).await;
+        let other = session.ready(Some(held), deadline(), async { Ok(granted()) }).await.unwrap();
+        assert_ne!(other, held);
     }
 
     #[tokio::test(start_paused = true)]
