@@ -162,6 +162,20 @@ async fn credentials_that_end_while_the_metadata_service_is_away_are_an_outage()
     assert_eq!(refused.status, 503, "{}", refused.body);
 }
 
+#[tokio::test]
+async fn a_metadata_service_that_hangs_ends_with_the_deadline_and_is_no_refusal() {
+    let key = Cloud::shared().key().await;
+    let hung = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = format!("http://{}", hung.local_addr().expect("an address"));
+    let variables = [("AWS_EC2_METADATA_SERVICE_ENDPOINT", address.as_str()), ("BYOK_KMS_TIMEOUT_MS", "600")];
+    let server = served(&key, &key.cloud().address, &variables).await;
+    let began = Instant::now();
+    let body = json!({ "plaintext": "hello", "context": { "record_id": "1" } });
+    let failed = server.post("/byok/encrypt", body).await;
+    assert_eq!((failed.status.as_u16(), &failed.body["code"]), (503, &json!("KMS_UNAVAILABLE")));
+    assert!(began.elapsed() < Duration::from_secs(3));
+}
+
 async fn served(key: &Key, endpoint: &str, more: &[(&str, &str)]) -> TestServer {
     let variables =
         [("BYOK_PROVIDER", "aws-kms"), ("BYOK_AWS_KEY_ARN", &key.arn), ("BYOK_AWS_ENDPOINT", endpoint)];

@@ -235,7 +235,8 @@ impl Key {
     }
 
     async fn version(&self, pinned: &Pinned, material: Option<&str>, deadline: Instant) -> KeyVersion {
-        let name = self.versions.wrapped_by(material, self.list(&pinned.arn, deadline)).await;
+        let list = self.list(&pinned.arn, deadline);
+        let name = self.versions.wrapped_by(material, deadline, list).await;
         KeyVersion::new(pinned.id.clone(), name)
     }
 
