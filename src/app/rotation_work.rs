@@ -75,7 +75,13 @@ impl App {
         let Some(last) = rows.last().map(|row| row.id) else {
             // Ids sort by time, so a DEK made on a replica whose clock is behind may stand before the cursor.
             match self.store.deks_not_under(tenant.uid, &job.target).await {
-                Ok(left) if left > job.progress.failed => return self.start_over(tenant, job, holder).await,
+                // Or it went nowhere, as the KMS's rotation is not true everywhere yet: not again at once.
+                Ok(left) if left > job.progress.failed => {
+                    return match self.start_over(tenant, job, holder).await {
+                        Step::Lost => Step::Lost,
+                        Step::Advanced | Step::Finished | Step::Stalled => Step::Stalled,
+                    };
+                }
                 Ok(_) => {}
                 Err(_) => return Step::Stalled,
             }
@@ -115,8 +121,7 @@ impl App {
         let mut items = Vec::with_capacity(old.len());
         let mut changes = Vec::with_capacity(old.len() + 1);
         let mut rewrapped = Vec::with_capacity(old.len());
-        let mut went = answers.iter().flatten().map(|answer| &answer.value.key_version);
-        let elsewhere = went.rfind(|version| **version != job.target).cloned();
+        let mut elsewhere = None;
         for (row, answer) in old.into_iter().zip(answers) {
             let mut item = Item { record_id: row.record_id, dek_id: Some(row.id), ..item_of(None) };
             match answer {
@@ -124,7 +129,13 @@ impl App {
                     item.key_version = Some(answer.value.key_version.clone());
                     item.source = Some(Source::Kms);
                     item.kms_request_id = answer.request_id;
-                    rewrapped.push(row.id);
+                    let (from, to) = (&row.wrapped.key_version, &answer.value.key_version);
+                    if from != to {
+                        rewrapped.push(row.id);
+                    }
+                    if *to != job.target {
+                        elsewhere = Some(to.clone());
+                    }
                     changes.push(Change::Rewrap { dek_id: row.id, from: row.wrapped, to: answer.value });
                 }
                 Err(error) => {
@@ -139,8 +150,10 @@ impl App {
         }
         job.progress.rewrapped += rewrapped.len() as u64;
         // AWS always wraps under what is current: a key that was rotated meanwhile takes the job along, or it would go
-        // round for ever after a version that nothing is wrapped under any more.
-        if let Some(went) = elsewhere {
+        // round for ever after a version that nothing is wrapped under any more. A late answer under an older one does not.
+        if let Some(went) = elsewhere
+            && self.kms.current_version().await.is_ok_and(|current| current == went)
+        {
             job.target = went;
         }
         let step = self.advance(tenant, job, holder, Some(last), items, changes).await;

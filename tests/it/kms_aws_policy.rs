@@ -16,13 +16,14 @@ fn printed(variables: &[(&str, &str)]) -> Vec<Value> {
     serde_json::Deserializer::from_str(&json).into_iter().map(|document| document.expect("JSON")).collect()
 }
 
-/// Of wrap, unwrap and rewrap with a key.
-async fn classes(kms: &AwsKms, key: &Key) -> [Option<KmsErrorClass>; 3] {
+/// Of generate, wrap, unwrap and rewrap with a key.
+async fn classes(kms: &AwsKms, key: &Key) -> [Option<KmsErrorClass>; 4] {
     let binding = DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() };
     // Made by somebody who may.
     let made = key.kms().generate(&[binding]).await.remove(0).expect("a DEK").value.wrapped;
     let to = made.key_version.clone();
     [
+        kms.generate(&[binding]).await.remove(0).err().map(|error| error.class),
         kms.wrap(&[(binding, &Dek::generate())]).await.remove(0).err().map(|error| error.class),
         kms.unwrap(&[(binding, made.clone())]).await.remove(0).err().map(|error| error.class),
         kms.rewrap(&[(binding, made)], &to).await.remove(0).err().map(|error| error.class),
@@ -38,16 +39,16 @@ async fn it_grants_wrap_unwrap_and_rewrap_on_this_key_and_nothing_on_another() {
     let user = cloud.user().await;
     user.permit(&permissions).await;
     let us = |key: &Key| key.kms_with(|settings| settings.credentials = user.credentials());
-    assert_eq!(classes(&us(&ours), &ours).await, [None; 3]);
-    assert_eq!(classes(&us(&other), &other).await[..2], [Some(KmsErrorClass::AccessDenied); 2]);
+    assert_eq!(classes(&us(&ours), &ours).await, [None; 4]);
+    assert_eq!(classes(&us(&other), &other).await[..3], [Some(KmsErrorClass::AccessDenied); 3]);
 }
 
 #[tokio::test]
-async fn each_of_its_actions_is_needed() {
+async fn each_of_the_actions_that_serving_needs_is_needed() {
     let cloud = Cloud::shared();
     let key = cloud.key().await;
     let permissions = printed(&[("BYOK_AWS_KEY_ARN", &key.arn)]).remove(0);
-    for (action, lost) in [("kms:Encrypt", 0), ("kms:Decrypt", 1)] {
+    for (action, lost) in [("kms:GenerateDataKey", 0), ("kms:Encrypt", 1), ("kms:Decrypt", 2)] {
         let mut less = permissions.clone();
         let actions = less["Statement"][0]["Action"].as_array_mut().expect("a list");
         actions.retain(|listed| listed != action);
@@ -55,7 +56,7 @@ async fn each_of_its_actions_is_needed() {
         let user = cloud.user().await;
         user.permit(&less).await;
         let kms = key.kms_with(|settings| settings.credentials = user.credentials());
-        let mut expected = [None; 3];
+        let mut expected = [None; 4];
         expected[lost] = Some(KmsErrorClass::AccessDenied);
         assert_eq!(classes(&kms, &key).await, expected, "{action}");
     }
@@ -87,6 +88,8 @@ async fn its_trust_policy_lets_us_take_the_role_with_the_external_id_only() {
 async fn its_optional_rights_are_apart() {
     let key = Cloud::shared().key().await;
     let documents = printed(&[("BYOK_AWS_KEY_ARN", &key.arn)]);
-    let listing = |document: &Value| document.to_string().contains("kms:ListKeyRotations");
-    assert_eq!(documents.iter().map(listing).collect::<Vec<_>>(), [false, false, false, true, false]);
+    for right in ["kms:ListKeyRotations", "kms:DescribeKey"] {
+        let grants: Vec<_> = documents.iter().map(|document| document.to_string().contains(right)).collect();
+        assert_eq!(grants, [false, false, false, true, false], "{right}");
+    }
 }

@@ -202,3 +202,33 @@ async fn a_key_that_is_rotated_during_a_rotation_takes_the_job_along() {
         assert_eq!(server.post("/byok/decrypt", body).await.status, 200);
     }
 }
+
+/// A rotation is not true everywhere at once: an answer that is still under the old material is no version to end with.
+#[tokio::test]
+async fn a_rewrap_that_still_went_to_the_old_version_does_not_end_the_rotation() {
+    let (key, front) = key(true).await;
+    let server = TestServer::with(&[
+        ("BYOK_PROVIDER", "aws-kms"),
+        ("BYOK_AWS_KEY_ARN", &key.arn),
+        ("BYOK_AWS_ENDPOINT", &front.address),
+        ("AWS_ACCESS_KEY_ID", &key.user.id),
+        ("AWS_SECRET_ACCESS_KEY", &key.user.secret),
+    ])
+    .await;
+    server.encrypt("hello", "1").await;
+    front.rotate(&key).await;
+    front.fail("ReEncrypt", 2, Fault::Stale);
+    let started = server.post("/byok/rotate", json!({})).await;
+    let id = started.body["id"].as_str().expect("an id");
+    let began = Instant::now();
+    let job = loop {
+        let job = server.get(&format!("/byok/rotate/{id}")).await.body;
+        if job["state"] == "DONE" {
+            break job;
+        }
+        assert!(began.elapsed() < Duration::from_secs(30), "{job}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    assert_eq!((&job["target"], front.count("ReEncrypt")), (&json!(format!("{}/2", key.id())), 3), "{job}");
+    assert!(began.elapsed() > Duration::from_secs(1), "there is a pause between one pass and the next");
+}

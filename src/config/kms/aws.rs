@@ -102,6 +102,15 @@ impl AwsSettings {
             );
         }
         let credentials = credentials(reader);
+        // With a chain the SDK takes a profile's role by itself, where these say, and cannot be told otherwise.
+        for name in ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_STS"] {
+            if matches!(credentials, Some(AwsCredentials::Chain)) && reader.is_set(name) {
+                reader.mistake(
+                    name,
+                    "would turn a profile's calls to another STS: take it away; BYOK_AWS_ENDPOINT and BYOK_AWS_STS_ENDPOINT name endpoints",
+                );
+            }
+        }
         let endpoint_of = |reader: &mut Reader<'_>, name| endpoint(reader, name, None);
         let endpoint = endpoint_of(reader, "BYOK_AWS_ENDPOINT");
         let sts_endpoint = endpoint_of(reader, "BYOK_AWS_STS_ENDPOINT");
@@ -404,6 +413,15 @@ mod tests {
     fn half_a_credential_is_a_mistake() {
         assert_eq!(mistaken(&env().with("AWS_SECRET_ACCESS_KEY", "")), ["AWS_SECRET_ACCESS_KEY"]);
         assert_eq!(mistaken(&env().with("AWS_ACCESS_KEY_ID", "")), ["AWS_ACCESS_KEY_ID"]);
+    }
+
+    #[test]
+    fn the_sdks_own_variables_for_endpoints_are_refused_where_it_would_take_them() {
+        let chain = Env::from_pairs([("BYOK_AWS_KEY_ARN", KEY)]);
+        for name in ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_STS"] {
+            assert_eq!(mistaken(&chain.clone().with(name, "https://sts.example.com")), [name]);
+            settings(&env().with(name, "https://sts.example.com"));
+        }
     }
 
     #[test]

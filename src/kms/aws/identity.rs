@@ -16,7 +16,6 @@ use aws_sdk_kms::config::{Credentials, Region};
 use aws_sdk_kms::error::SdkError;
 use aws_sdk_sts::operation::assume_role::AssumeRoleError;
 use aws_sdk_sts::operation::assume_role_with_web_identity::AssumeRoleWithWebIdentityError;
-use tokio::sync::OnceCell;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
@@ -40,17 +39,14 @@ pub(super) struct Identity {
     /// Names us in the customer's CloudTrail: `byok-` and eight digits that are this process's own.
     name: String,
     region: String,
+    fips: bool,
     clients: Clients,
 }
 
 enum Base {
     Keys,
-    WebIdentity {
-        token_file: PathBuf,
-        role_arn: String,
-    },
-    /// Built when it is first asked: that reads files.
-    Chain(Box<OnceCell<DefaultCredentialsChain>>),
+    WebIdentity { token_file: PathBuf, role_arn: String },
+    Chain,
 }
 
 impl Identity {
@@ -66,12 +62,13 @@ impl Identity {
                 let (token_file, role_arn) = (token_file.clone(), role_arn.clone());
                 (Base::WebIdentity { token_file, role_arn }, Session::new())
             }
-            AwsCredentials::Chain => (Base::Chain(Box::default()), Session::new()),
+            AwsCredentials::Chain => (Base::Chain, Session::new()),
         };
         let sts = clients.sts(settings, session.slot());
         let role = settings.role.clone().map(|role| (role, Session::new()));
         let name = format!("byok-{:08x}", u32::from_be_bytes(random()));
-        Self { base, session, role, sts, name, region: settings.key.region.clone(), clients }
+        let (region, fips) = (settings.key.region.clone(), settings.fips);
+        Self { base, session, role, sts, name, region, fips, clients }
     }
 
     /// What calls to KMS are signed with, once [`Self::ready`] has answered.
@@ -116,10 +113,7 @@ impl Identity {
             // Held since the beginning.
             Base::Keys => Err(KmsError::local(KmsErrorClass::CredentialInvalid)),
             Base::WebIdentity { token_file, role_arn } => self.web_identity(token_file, role_arn).await,
-            Base::Chain(chain) => {
-                let chain = chain.get_or_init(|| self.chain()).await;
-                of_chain(chain.provide_credentials().await, self.session.has_begun())
-            }
+            Base::Chain => of_chain(self.chain().await.provide_credentials().await, self.session.has_begun()),
         }
     }
 
@@ -130,8 +124,10 @@ impl Identity {
             Err(error)
                 if error.class == KmsErrorClass::CredentialInvalid && !matches!(self.base, Base::Keys) =>
             {
-                self.session.ready(Some(begun), deadline, self.beginning()).await?;
-                self.assume(role).await
+                match self.session.ready(Some(begun), deadline, self.beginning()).await? {
+                    same if same == begun => Err(error),
+                    _ => self.assume(role).await,
+                }
             }
             outcome => outcome,
         }
@@ -155,11 +151,14 @@ impl Identity {
         granted(answer.credentials, began)
     }
 
+    /// Another each time. One that is kept reads a profile once and never again, and in place of an error of the metadata
+    /// service gives what that said before, ended or not: KMS would refuse it, and an outage would pass for a refusal.
     async fn chain(&self) -> DefaultCredentialsChain {
         let region = Region::new(self.region.clone());
         let config = ProviderConfig::without_region()
             .with_region(Some(region.clone()))
             .with_http_client(self.clients.http())
+            .with_use_fips(self.fips.then_some(true))
             .with_retry_config(RetryConfig::disabled());
         DefaultCredentialsChain::builder().configure(config).region(region).build().await
     }

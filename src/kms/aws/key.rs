@@ -235,7 +235,8 @@ impl Key {
     }
 
     async fn version(&self, pinned: &Pinned, material: Option<&str>, deadline: Instant) -> KeyVersion {
-        let name = self.versions.wrapped_by(material, self.list(&pinned.arn, deadline)).await;
+        let list = self.list(&pinned.arn, deadline);
+        let name = self.versions.wrapped_by(material, deadline, list).await;
         KeyVersion::new(pinned.id.clone(), name)
     }
 
@@ -305,8 +306,8 @@ impl Key {
             if let Err(error) = &outcome
                 && errors::of(error).class == KmsErrorClass::CredentialInvalid
                 && self.identity.can_renew()
+                && self.identity.ready(Some(held), deadline).await? != held
             {
-                self.identity.ready(Some(held), deadline).await?;
                 outcome = sent().await;
             }
             match outcome {

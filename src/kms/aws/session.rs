@@ -2,9 +2,11 @@
 //!
 //! - One fetch at a time; those who came meanwhile get what it brought, its failure included.
 //! - They are renewed when a third of their life is over, so that a role that may no longer be taken shows while what it
-//!   gave before still lives: then that is dropped at once. In an outage it goes on being used until its end.
+//!   gave before still lives: then that is dropped at once, as it is when KMS refused it and no other is given. In an outage
+//!   it goes on being used until its end.
 //! - Nobody used them for their whole life: they are let go, and the next call fetches new ones.
-//! - What was refused is not shown again at once: there is a pause that doubles from one second to sixty.
+//! - What was refused is not shown again at once: there is a pause that doubles from one second to sixty. Likewise, what
+//!   KMS refuses is not replaced again at once when it came in the place of something that KMS refused.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,20 +40,35 @@ pub(super) struct Session {
     slot: Slot,
     /// One fetch at a time; what the last one that failed leaves to others.
     gate: tokio::sync::Mutex<Option<Failure>>,
+    /// What came last in the place of something that KMS refused.
+    replaced: Mutex<Option<Replaced>>,
     used: AtomicBool,
     begun: AtomicBool,
 }
 
 /// What the SDK's client signs with: whatever the session holds.
 #[derive(Clone, Default)]
-pub(super) struct Slot(Arc<Mutex<Option<Held>>>);
+pub(super) struct Slot(Arc<Mutex<Place>>);
 
-#[derive(Clone)]
+#[derive(Default)]
+struct Place {
+    held: Option<Held>,
+    /// How many it has held: no two that it ever held are of one generation.
+    generations: u64,
+}
+
 struct Held {
     credentials: Credentials,
-    generation: u64,
+    generation: Generation,
     /// End, and when to renew.
     life: Option<(Instant, Instant)>,
+}
+
+struct Replaced {
+    by: Generation,
+    at: Instant,
+    /// How long not to replace it.
+    pause: Duration,
 }
 
 struct Failure {
@@ -66,6 +83,7 @@ impl Session {
         Self {
             slot: Slot::default(),
             gate: tokio::sync::Mutex::new(None),
+            replaced: Mutex::new(None),
             used: AtomicBool::new(false),
             begun: AtomicBool::new(false),
         }
@@ -82,7 +100,7 @@ impl Session {
         self.slot.clone()
     }
 
-    /// Live credentials, `instead_of` others that were refused.
+    /// Live credentials, `instead_of` others that were refused; those again, where it is too early to ask for others.
     pub(super) async fn ready(
         &self,
         instead_of: Option<Generation>,
@@ -90,10 +108,32 @@ impl Session {
         fetch: impl Future<Output = Result<Granted, KmsError>>,
     ) -> Result<Generation, KmsError> {
         self.used.store(true, Ordering::Relaxed);
-        match self.live(instead_of) {
-            Some(generation) => Ok(generation),
-            None => self.fetch(instead_of, deadline, fetch).await,
+        if let Some(generation) = self.live(instead_of) {
+            return Ok(generation);
         }
+        let Some(refused) = instead_of else { return self.fetch(None, deadline, fetch).await };
+        if self.is_too_early(refused) {
+            return Ok(refused);
+        }
+        let other = self.fetch(instead_of, deadline, fetch).await?;
+        self.has_replaced(other);
+        Ok(other)
+    }
+
+    fn is_too_early(&self, refused: Generation) -> bool {
+        let last = self.replaced.lock().unwrap_or_else(PoisonError::into_inner);
+        last.as_ref().is_some_and(|last| last.by == refused && last.at.elapsed() < last.pause)
+    }
+
+    fn has_replaced(&self, by: Generation) {
+        let mut last = self.replaced.lock().unwrap_or_else(PoisonError::into_inner);
+        let pause = match &*last {
+            // Others waited for the same.
+            Some(last) if last.by == by => return,
+            Some(last) if last.at.elapsed() < last.pause * 2 => (last.pause * 2).min(PAUSES.1),
+            Some(_) | None => PAUSES.0,
+        };
+        *last = Some(Replaced { by, at: Instant::now(), pause });
     }
 
     /// Whether it holds any, or has held some before.
@@ -103,13 +143,14 @@ impl Session {
 
     /// Whether it is time to renew what is in use.
     pub(super) fn is_due(&self) -> Option<Generation> {
-        let held = self.slot.lock();
-        let (_, renew_at) = held.as_ref()?.life?;
+        let place = self.slot.lock();
+        let held = place.held.as_ref()?;
+        let (_, renew_at) = held.life?;
         let due = renew_at <= Instant::now() && self.used.load(Ordering::Relaxed);
-        due.then(|| Generation(held.as_ref().map_or(0, |held| held.generation)))
+        due.then_some(held.generation)
     }
 
-    /// Renews in the background. In an outage what is held stays; a refusal ends it.
+    /// Renews in the background. In an outage what is held stays.
     pub(super) async fn renew(
         &self,
         held: Generation,
@@ -120,11 +161,9 @@ impl Session {
         let Err(error) = self.fetch(Some(held), deadline, fetch).await else { return };
         self.used.store(true, Ordering::Relaxed);
         tracing::warn!(class = ?error.class, http_status = error.http_status, "the AWS session could not be renewed");
-        let mut slot = self.slot.lock();
-        let Some(still) = slot.as_mut().filter(|still| still.generation == held.0) else { return };
-        if error.class.verdict() == Verdict::Revoked {
-            *slot = None;
-        } else if let Some((end, renew_at)) = &mut still.life {
+        let mut place = self.slot.lock();
+        let still = place.held.as_mut().filter(|still| still.generation == held);
+        if let Some((end, renew_at)) = still.and_then(|still| still.life.as_mut()) {
             let now = Instant::now();
             *renew_at = now + (end.saturating_duration_since(now) / 3).clamp(PAUSES.0, PAUSES.1);
         }
@@ -160,6 +199,9 @@ impl Session {
                 Ok(self.slot.hold(granted))
             }
             Err(error) => {
+                if error.class.verdict() == Verdict::Revoked {
+                    self.slot.drop_held(instead_of);
+                }
                 let pause = is_refusal(error.class).then_some(pause);
                 *gate = Some(Failure { at: Instant::now(), error: error.clone(), pause });
                 Err(error)
@@ -168,11 +210,10 @@ impl Session {
     }
 
     fn live(&self, instead_of: Option<Generation>) -> Option<Generation> {
-        let held = self.slot.lock();
-        let held = held.as_ref()?;
+        let place = self.slot.lock();
+        let held = place.held.as_ref()?;
         let lives = held.life.is_none_or(|(end, _)| Instant::now() + MARGIN < end);
-        let generation = Generation(held.generation);
-        (lives && instead_of != Some(generation)).then_some(generation)
+        (lives && instead_of != Some(held.generation)).then_some(held.generation)
     }
 }
 
@@ -180,13 +221,22 @@ impl Slot {
     fn hold(&self, Granted { credentials, until }: Granted) -> Generation {
         let now = Instant::now();
         let life = until.map(|end| (end, now + end.saturating_duration_since(now) / 3));
-        let mut held = self.lock();
-        let generation = held.as_ref().map_or(0, |held| held.generation) + 1;
-        *held = Some(Held { credentials, generation, life });
-        Generation(generation)
+        let mut place = self.lock();
+        place.generations += 1;
+        let generation = Generation(place.generations);
+        place.held = Some(Held { credentials, generation, life });
+        generation
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Held>> {
+    /// Of this generation only.
+    fn drop_held(&self, generation: Option<Generation>) {
+        let mut place = self.lock();
+        if place.held.as_ref().is_some_and(|held| Some(held.generation) == generation) {
+            place.held = None;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Place> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -196,7 +246,7 @@ impl ProvideCredentials for Slot {
     where
         Self: 'a,
     {
-        let held = self.lock().as_ref().map(|held| held.credentials.clone());
+        let held = self.lock().held.as_ref().map(|held| held.credentials.clone());
         future::ProvideCredentials::ready(held.ok_or_else(CredentialsError::not_loaded_no_source))
     }
 }
@@ -324,5 +374,46 @@ mod tests {
         let second = session.ready(Some(first), deadline(), async { Ok(granted()) }).await.unwrap();
         assert_ne!(first, second);
         assert_eq!(session.ready(Some(first), deadline(), async { refused() }).await, Ok(second));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_kms_refused_and_sts_refuses_to_replace_is_dropped() {
+        let session = Session::new();
+        let held = session.ready(None, deadline(), async { Ok(granted()) }).await.unwrap();
+        assert!(session.ready(Some(held), deadline(), async { refused() }).await.is_err());
+        assert_eq!(class(&session, refused()).await, Some(KmsErrorClass::AccessDenied));
+        let other = Session::new();
+        let held = other.ready(None, deadline(), async { Ok(granted()) }).await.unwrap();
+        let outage = async { Err(KmsError::local(KmsErrorClass::Unreachable)) };
+        assert!(other.ready(Some(held), deadline(), outage).await.is_err());
+        assert_eq!(other.ready(None, deadline(), async { refused() }).await, Ok(held));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_kms_refuses_whatever_it_is_given_is_not_replaced_with_every_call() {
+        let (session, asked) = (Session::new(), AtomicUsize::new(0));
+        let mut held = session.ready(None, deadline(), async { Ok(granted()) }).await.unwrap();
+        for _ in 0..6000 {
+            let fetch = async {
+                asked.fetch_add(1, Ordering::Relaxed);
+                Ok(granted())
+            };
+            held = session.ready(Some(held), deadline(), fetch).await.unwrap();
+            tokio::time::advance(Duration::from_millis(100)).await;
+        }
+        assert!((12..=18).contains(&asked.load(Ordering::Relaxed)), "{asked:?}");
+        tokio::time::advance(2 * PAUSES.1).await;
+        let other = session.ready(Some(held), deadline(), async { Ok(granted()) }).await.unwrap();
+        assert_ne!(other, held);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_comes_after_a_refusal_is_not_taken_for_what_was_refused() {
+        let session = Session::new();
+        let first = session.ready(None, deadline(), async { Ok(granted()) }).await.unwrap();
+        session.renew(first, deadline(), async { refused() }).await;
+        tokio::time::advance(PAUSES.1).await;
+        let second = session.ready(None, deadline(), async { Ok(granted()) }).await.unwrap();
+        assert_ne!(first, second);
     }
 }

@@ -14,6 +14,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aws_sdk_kms::types::{KeyMaterialState, RotationsListEntry};
+use tokio::time::{Instant, timeout_at};
 
 use crate::kms::KmsError;
 
@@ -41,13 +42,14 @@ struct Known {
 }
 
 impl Versions {
-    /// The name of what has just wrapped.
+    /// The name of what has just wrapped. `list` ends before the deadline by itself.
     pub(super) async fn wrapped_by(
         &self,
         material: Option<&str>,
+        deadline: Instant,
         list: impl Future<Output = Result<Vec<RotationsListEntry>, KmsError>>,
     ) -> Arc<str> {
-        let name = self.name(material, list).await;
+        let name = self.name(material, deadline, list).await;
         self.lock().current = Some(name.clone());
         name
     }
@@ -77,6 +79,7 @@ impl Versions {
     async fn name(
         &self,
         material: Option<&str>,
+        deadline: Instant,
         list: impl Future<Output = Result<Vec<RotationsListEntry>, KmsError>>,
     ) -> Arc<str> {
         let Some(id) = material.and_then(checked) else { return UNNAMED.into() };
@@ -84,11 +87,11 @@ impl Versions {
         if let Some(name) = given() {
             return name;
         }
-        let _one_at_a_time = self.gate.lock().await;
+        let turn = timeout_at(deadline, self.gate.lock()).await;
         if let Some(name) = given() {
             return name;
         }
-        if !self.may_not_list() {
+        if turn.is_ok() && !self.may_not_list() {
             match list.await {
                 Ok(entries) => self.lock().places = places(&entries),
                 Err(error) => self.lock().refused = !error.class.retryable(),
@@ -97,8 +100,7 @@ impl Versions {
         let mut known = self.lock();
         let place = known.places.get(id).map(|place| place.to_string().into());
         let name: Arc<str> = place.unwrap_or_else(|| id[..SHORT].into());
-        known.names.insert(id.into(), name.clone());
-        name
+        known.names.entry(id.into()).or_insert(name).clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
@@ -135,6 +137,8 @@ fn places(entries: &[RotationsListEntry]) -> HashMap<Arc<str>, usize> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use aws_sdk_kms::primitives::DateTime;
 
     use super::*;
@@ -161,13 +165,17 @@ mod tests {
         ]
     }
 
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(1)
+    }
+
     async fn name(
         versions: &Versions,
         digit: char,
         listed: Result<Vec<RotationsListEntry>, KmsErrorClass>,
     ) -> String {
         let list = async { listed.map_err(KmsError::local) };
-        versions.wrapped_by(Some(&id(digit)), list).await.to_string()
+        versions.wrapped_by(Some(&id(digit)), soon(), list).await.to_string()
     }
 
     #[tokio::test]
@@ -184,7 +192,7 @@ mod tests {
         assert_eq!(name(&versions, 'a', Err(KmsErrorClass::AccessDenied)).await, "aaaaaaaaaaaa");
         assert!(versions.may_not_list());
         let asked = async { panic!("it was refused") };
-        assert_eq!(&*versions.wrapped_by(Some(&id('b')), asked).await, "bbbbbbbbbbbb");
+        assert_eq!(&*versions.wrapped_by(Some(&id('b')), soon(), asked).await, "bbbbbbbbbbbb");
     }
 
     #[tokio::test]
@@ -196,6 +204,24 @@ mod tests {
         assert_eq!(name(&versions, 'a', Ok(list())).await, "aaaaaaaaaaaa");
         assert!(versions.is_named(Some(&id('a')), "aaaaaaaaaaaa") && versions.is_named(Some(&id('a')), "1"));
         assert!(!versions.is_named(Some(&id('a')), "2"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_list_of_anothers_is_waited_for_until_the_deadline() {
+        let (versions, began) = (Versions::default(), Instant::now());
+        let (one, other) = (id('a'), id('c'));
+        let long = async {
+            tokio::time::sleep(Duration::from_secs(9)).await;
+            Ok(list())
+        };
+        let listing = versions.wrapped_by(Some(&one), began + Duration::from_secs(9), long);
+        let waiting = async {
+            let name = versions.wrapped_by(Some(&other), soon(), async { Ok(list()) }).await;
+            (name, began.elapsed())
+        };
+        let (named, (name, waited)) = tokio::join!(listing, waiting);
+        assert_eq!((&*named, &*name, waited.as_secs()), ("1", "cccccccccccc", 1));
+        assert_eq!(self::name(&versions, 'c', Ok(list())).await, "cccccccccccc");
     }
 
     #[tokio::test]
@@ -210,7 +236,7 @@ mod tests {
         let versions = Versions::default();
         for material in [None, Some("1"), Some("../../x")] {
             let asked = async { panic!("there is nothing to look up") };
-            assert_eq!(&*versions.wrapped_by(material, asked).await, UNNAMED);
+            assert_eq!(&*versions.wrapped_by(material, soon(), asked).await, UNNAMED);
         }
     }
 

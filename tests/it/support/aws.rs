@@ -332,6 +332,8 @@ pub(crate) enum Fault {
     Corrupted,
     /// The answer names another key: the replica in another region.
     OtherKey,
+    /// It was made under the key material before the current one: a rotation is not true everywhere at once.
+    Stale,
     /// It comes late.
     Late(Duration),
 }
@@ -437,7 +439,7 @@ async fn forward(state: &Mutex<State>, cloud: &str, client: &reqwest::Client, re
         Some(Fault::Answer(status, text)) => return super::stub::answer(*status, *text),
         Some(Fault::Error(status, code)) => return error(&parts.headers, *status, code),
         Some(Fault::Late(by)) => tokio::time::sleep(*by).await,
-        Some(Fault::Truncated | Fault::Corrupted | Fault::OtherKey) | None => {}
+        Some(Fault::Truncated | Fault::Corrupted | Fault::OtherKey | Fault::Stale) | None => {}
     }
     let url = format!("{cloud}{}", parts.uri.path());
     let mut parts = parts;
@@ -469,6 +471,13 @@ async fn forward(state: &Mutex<State>, cloud: &str, client: &reqwest::Client, re
         }
         Some(Fault::OtherKey) => {
             Body::from(String::from_utf8_lossy(&body).replace(&format!(":{REGION}:"), ":us-east-1:"))
+        }
+        Some(Fault::Stale) => {
+            let key =
+                asked["SourceKeyId"].as_str().and_then(|arn| arn.rsplit('/').next()).unwrap_or_default();
+            let now = state.lock().expect("a lock").rotations.get(key).copied().unwrap_or_default();
+            let before = material(key, now.saturating_sub(1));
+            Body::from(String::from_utf8_lossy(&body).replace(&material(key, now), &before))
         }
         _ => Body::from(body),
     };
