@@ -172,6 +172,18 @@ macro_rules! on_every_provider {
     };
 }
 
+/// As the real Google answers: by HTTP/2, over one connection that all calls share.
+#[tokio::test]
+async fn every_operation_survives_every_fault_by_http2() {
+    let authority = Authority::new();
+    let mut google = Provided::gcp().await;
+    let relay = Relay::ending_tls(&google.kms, &authority.server(), google.called).await;
+    google.reroute(&google.kms.clone(), &relay.url);
+    google.kms.clone_from(&relay.url);
+    google.variables.push(("BYOK_GCP_CA_FILE".to_owned(), authority.file().display().to_string()));
+    every_operation_survives_every_fault(google).await;
+}
+
 on_every_provider! {
     aws: every_operation_survives_every_fault a_credential_that_cannot_be_fetched_is_an_outage
         a_live_credential_outlasts_its_source;

@@ -161,7 +161,7 @@ impl Provided {
     }
 
     /// An address may stand within a value: in a URL, or in a credential's JSON.
-    fn reroute(&mut self, from: &str, to: &str) {
+    pub(crate) fn reroute(&mut self, from: &str, to: &str) {
         for (_, value) in &mut self.variables {
             *value = value.replace(from, to);
         }
