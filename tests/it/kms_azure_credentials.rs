@@ -325,11 +325,11 @@ async fn a_workload_identity_is_whom_the_trusted_issuer_says() {
 }
 
 #[tokio::test]
-async fn a_token_file_that_is_gone_is_the_credentials_fault() {
+async fn a_token_file_that_is_gone_is_no_refusal_of_the_key() {
     let azure = Azure::start().await;
     let client_id = azure.client_id.clone();
     let kms = azure.kms_with(|settings| {
         settings.credential = AzureCredential::WorkloadIdentity { client_id, token_file: "/nowhere".into() };
     });
-    assert_eq!(wraps(&kms).await, Some(KmsErrorClass::CredentialInvalid));
+    assert_eq!(wraps(&kms).await, Some(KmsErrorClass::Misconfigured));
 }

@@ -317,7 +317,8 @@ impl Inner {
 
     /// A credential that holds no token yet.
     fn credential(&self) -> Result<Arc<dyn TokenCredential>, KmsErrorClass> {
-        let unreadable = KmsErrorClass::CredentialInvalid;
+        // It says nothing of the key, nor of who we are.
+        let unreadable = KmsErrorClass::Misconfigured;
         let client_options = self.options.clone();
         let tenant = || self.tenant.clone().unwrap_or_default();
         Ok(match &self.credential {
@@ -359,7 +360,7 @@ impl Inner {
         let of_file = |path: &Path| {
             std::fs::read(path)
                 .map(|bytes| sha256(&Zeroizing::new(bytes)))
-                .map_err(|_| KmsError::local(KmsErrorClass::CredentialInvalid))
+                .map_err(|_| KmsError::local(KmsErrorClass::Misconfigured))
         };
         match &self.credential {
             AzureCredential::ClientSecret { secret: SecretSource::File(path), .. } => of_file(path),
