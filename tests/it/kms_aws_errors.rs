@@ -4,22 +4,15 @@
 use byok::config::{AwsCredentials, AwsKeyArn};
 use byok::crypto::{Dek, SecretText};
 use byok::kms::{AwsKms, DekBinding, Kms, KmsError, KmsErrorClass};
-use byok::model::{DekId, KeyVersion, TenantUid, Wrapped};
+use byok::model::{KeyVersion, Wrapped};
 use serde_json::json;
 
 use crate::support::aws::{CANARY, Cloud, Fault, Front, Key, permissions};
-
-fn binding() -> DekBinding {
-    DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() }
-}
+use crate::support::calls::{binding, unwraps};
 
 async fn wrapped(kms: &AwsKms) -> (DekBinding, Wrapped) {
     let binding = binding();
     (binding, kms.generate(&[binding]).await.remove(0).expect("a DEK").value.wrapped)
-}
-
-async fn unwraps(kms: &AwsKms, wrapped: &(DekBinding, Wrapped)) -> Option<KmsErrorClass> {
-    kms.unwrap(std::slice::from_ref(wrapped)).await.remove(0).err().map(|error| error.class)
 }
 
 async fn rewraps(kms: &AwsKms, wrapped: &(DekBinding, Wrapped)) -> Option<KmsErrorClass> {

@@ -5,15 +5,12 @@ use std::time::{Duration, Instant};
 
 use axum::http::HeaderValue;
 use byok::config::AwsSettings;
-use byok::kms::{AwsKms, DekBinding, Kms, KmsErrorClass};
-use byok::model::{DekId, TenantUid, Wrapped};
+use byok::kms::{AwsKms, Kms, KmsErrorClass};
+use byok::model::Wrapped;
 
 use crate::support::aws::{Cloud, Fault, Front, Key};
+use crate::support::calls::binding;
 use crate::support::stub::{Stub, answer};
-
-fn binding() -> DekBinding {
-    DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() }
-}
 
 async fn through_front(change: impl FnOnce(&mut AwsSettings)) -> (Key, Front, AwsKms) {
     let cloud = Cloud::shared();

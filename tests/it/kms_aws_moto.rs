@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use byok::config::{AwsCredentials, AwsKeyArn, AwsRole};
 use byok::crypto::{Dek, SecretText};
-use byok::kms::{AwsKms, DekBinding, Kms, KmsErrorClass};
-use byok::model::{DekId, KeyVersion, TenantUid};
+use byok::kms::{AwsKms, Kms, KmsErrorClass};
+use byok::model::KeyVersion;
 use serde_json::json;
 
 use crate::support::aws::{Cloud, settings};
+use crate::support::calls::binding;
 use crate::support::needed;
 
 /// A server of this test's own; ends with its value.
@@ -71,10 +72,6 @@ impl Drop for Moto {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
-}
-
-fn binding() -> DekBinding {
-    DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() }
 }
 
 #[tokio::test]

@@ -5,15 +5,12 @@ use std::time::{Duration, Instant};
 
 use byok::crypto::Dek;
 use byok::kms::{AwsKms, DekBinding, Kms};
-use byok::model::{DekId, TenantUid, Wrapped};
-use serde_json::json;
+use byok::model::Wrapped;
+use serde_json::{Value, json};
 
 use crate::support::aws::{Cloud, Fault, Front, Key, material, permissions};
+use crate::support::calls::binding;
 use crate::support::server::TestServer;
-
-fn binding() -> DekBinding {
-    DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() }
-}
 
 async fn wrapped(kms: &AwsKms) -> (DekBinding, Wrapped) {
     let binding = binding();
@@ -31,6 +28,31 @@ async fn key(may_list: bool) -> (Key, Front) {
         key.user.permit(&permissions(&key.arn, &["kms:ListKeyRotations"])).await;
     }
     (key, Front::of(&cloud).await)
+}
+
+/// The real binary with this key.
+async fn serving(key: &Key, front: &Front) -> TestServer {
+    TestServer::with(&[
+        ("BYOK_PROVIDER", "aws-kms"),
+        ("BYOK_AWS_KEY_ARN", &key.arn),
+        ("BYOK_AWS_ENDPOINT", &front.address),
+        ("AWS_ACCESS_KEY_ID", &key.user.id),
+        ("AWS_SECRET_ACCESS_KEY", &key.user.secret),
+    ])
+    .await
+}
+
+/// The rotation as it is when it is done.
+async fn ended(server: &TestServer, id: &str, within: Duration) -> Value {
+    let began = Instant::now();
+    loop {
+        let job = server.get(&format!("/byok/rotate/{id}")).await.body;
+        if job["state"] == "DONE" {
+            return job;
+        }
+        assert!(began.elapsed() < within, "{job}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 fn us(key: &Key, front: &Front) -> AwsKms {
@@ -162,14 +184,7 @@ async fn a_server_without_key_material_ids_works_under_one_name() {
 #[tokio::test]
 async fn a_key_that_is_rotated_during_a_rotation_takes_the_job_along() {
     let (key, front) = key(true).await;
-    let server = TestServer::with(&[
-        ("BYOK_PROVIDER", "aws-kms"),
-        ("BYOK_AWS_KEY_ARN", &key.arn),
-        ("BYOK_AWS_ENDPOINT", &front.address),
-        ("AWS_ACCESS_KEY_ID", &key.user.id),
-        ("AWS_SECRET_ACCESS_KEY", &key.user.secret),
-    ])
-    .await;
+    let server = serving(&key, &front).await;
     let mut tokens = Vec::new();
     for record in 0..20 {
         tokens.push(server.encrypt("hello", &record.to_string()).await);
@@ -184,15 +199,7 @@ async fn a_key_that_is_rotated_during_a_rotation_takes_the_job_along() {
     }
     front.rotate(&key).await;
     let id = started.body["id"].as_str().expect("an id");
-    let began = Instant::now();
-    let job = loop {
-        let job = server.get(&format!("/byok/rotate/{id}")).await.body;
-        if job["state"] == "DONE" {
-            break job;
-        }
-        assert!(began.elapsed() < Duration::from_secs(60), "{job}");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    };
+    let job = ended(&server, id, Duration::from_secs(60)).await;
     assert_eq!(job["target"], format!("{}/3", key.id()), "{job}");
     assert!(front.count("ReEncrypt") <= 40, "{}", front.count("ReEncrypt"));
     let again = server.post("/byok/rotate", json!({ "dry_run": true })).await;
@@ -207,28 +214,14 @@ async fn a_key_that_is_rotated_during_a_rotation_takes_the_job_along() {
 #[tokio::test]
 async fn a_rewrap_that_still_went_to_the_old_version_does_not_end_the_rotation() {
     let (key, front) = key(true).await;
-    let server = TestServer::with(&[
-        ("BYOK_PROVIDER", "aws-kms"),
-        ("BYOK_AWS_KEY_ARN", &key.arn),
-        ("BYOK_AWS_ENDPOINT", &front.address),
-        ("AWS_ACCESS_KEY_ID", &key.user.id),
-        ("AWS_SECRET_ACCESS_KEY", &key.user.secret),
-    ])
-    .await;
+    let server = serving(&key, &front).await;
     server.encrypt("hello", "1").await;
     front.rotate(&key).await;
     front.fail("ReEncrypt", 2, Fault::Stale);
     let started = server.post("/byok/rotate", json!({})).await;
     let id = started.body["id"].as_str().expect("an id");
     let began = Instant::now();
-    let job = loop {
-        let job = server.get(&format!("/byok/rotate/{id}")).await.body;
-        if job["state"] == "DONE" {
-            break job;
-        }
-        assert!(began.elapsed() < Duration::from_secs(30), "{job}");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    };
+    let job = ended(&server, id, Duration::from_secs(30)).await;
     assert_eq!((&job["target"], front.count("ReEncrypt")), (&json!(format!("{}/2", key.id())), 3), "{job}");
     assert!(began.elapsed() > Duration::from_secs(1), "there is a pause between one pass and the next");
 }

@@ -15,12 +15,8 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::support::azure::{Azure, SECRET};
+use crate::support::calls::wraps;
 use crate::support::server::TestServer;
-
-async fn wraps(kms: &AzureKeyVault) -> Option<KmsErrorClass> {
-    let binding = DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() };
-    kms.wrap(&[(binding, &Dek::generate())]).await.remove(0).err().map(|error| error.class)
-}
 
 async fn tokens(azure: &Azure) -> u64 {
     azure.count("authority", "token").await

@@ -2,29 +2,13 @@
 
 use byok::config::AzureAlgorithm;
 use byok::crypto::Dek;
-use byok::kms::{AzureKeyVault, DekBinding, Kms, KmsErrorClass, Verdict};
-use byok::model::{DekId, KeyVersion, TenantUid, Wrapped};
+use byok::kms::{Kms, KmsErrorClass, Verdict};
+use byok::model::KeyVersion;
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::support::azure::Azure;
-
-fn binding() -> DekBinding {
-    DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() }
-}
-
-async fn wraps(kms: &AzureKeyVault) -> Option<KmsErrorClass> {
-    kms.wrap(&[(binding(), &Dek::generate())]).await.remove(0).err().map(|error| error.class)
-}
-
-async fn unwraps(kms: &AzureKeyVault, wrapped: &(DekBinding, Wrapped)) -> Option<KmsErrorClass> {
-    kms.unwrap(std::slice::from_ref(wrapped)).await.remove(0).err().map(|error| error.class)
-}
-
-async fn made(kms: &AzureKeyVault) -> (DekBinding, Wrapped) {
-    let binding = binding();
-    (binding, kms.generate(&[binding]).await.remove(0).expect("a DEK").value.wrapped)
-}
+use crate::support::calls::{binding, made, unwraps, wraps};
 
 /// The classes of a wrap and an unwrap: before a change, after it, and after it was undone.
 async fn both(azure: &Azure, change: Value, undo: Value) -> [Option<KmsErrorClass>; 2] {

@@ -6,12 +6,12 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use byok::crypto::Dek;
-use byok::kms::{AzureKeyVault, DekBinding, Kms, KmsErrorClass, Verdict};
-use byok::model::{DekId, TenantUid, Wrapped};
+use byok::kms::{Kms, KmsErrorClass, Verdict};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::support::azure::{Azure, SECRET};
+use crate::support::calls::{binding, made, unwraps, wraps};
 use crate::support::log::Log;
 use crate::support::stub::{Stub, answer};
 
@@ -19,23 +19,6 @@ use crate::support::stub::{Stub, answer};
 const TIMEOUT: Duration = Duration::from_millis(1_000);
 /// How late a busy machine may see that the deadline is over.
 const LATE: Duration = Duration::from_millis(1_500);
-
-fn binding() -> DekBinding {
-    DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() }
-}
-
-async fn wraps(kms: &AzureKeyVault) -> Option<KmsErrorClass> {
-    kms.wrap(&[(binding(), &Dek::generate())]).await.remove(0).err().map(|error| error.class)
-}
-
-async fn unwraps(kms: &AzureKeyVault, wrapped: &(DekBinding, Wrapped)) -> Option<KmsErrorClass> {
-    kms.unwrap(std::slice::from_ref(wrapped)).await.remove(0).err().map(|error| error.class)
-}
-
-async fn made(kms: &AzureKeyVault) -> (DekBinding, Wrapped) {
-    let binding = binding();
-    (binding, kms.generate(&[binding]).await.remove(0).expect("a DEK").value.wrapped)
-}
 
 #[tokio::test]
 async fn a_challenge_that_points_elsewhere_is_refused_and_no_token_is_asked_for() {

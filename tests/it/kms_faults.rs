@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use byok::crypto::Dek;
 use byok::kms::{DekBinding, Kms, KmsErrorClass, Verdict};
-use byok::model::{DekId, TenantUid, Wrapped};
+use byok::model::Wrapped;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
+use crate::support::calls::binding;
 use crate::support::gcp::Google;
 use crate::support::log::Log;
 use crate::support::pki::Authority;
@@ -41,10 +42,6 @@ impl Reached {
     fn fresh(&self) -> Arc<dyn Kms> {
         self.provider.kms()
     }
-}
-
-fn binding() -> DekBinding {
-    DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() }
 }
 
 #[derive(Clone, Copy, Debug)]

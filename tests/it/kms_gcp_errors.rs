@@ -4,24 +4,13 @@
 use byok::crypto::Dek;
 use byok::kms::KmsErrorClass::{self, *};
 use byok::kms::{DekBinding, GcpKms, Kms};
-use byok::model::{DekId, KeyVersion, TenantUid, Wrapped};
+use byok::model::{KeyVersion, TenantUid, Wrapped};
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use crate::support::calls::{binding, unwraps, wraps};
 use crate::support::gcp::{ACCOUNT, Google, KEY, RING, ROLE};
 use crate::support::printed_policy;
-
-fn binding() -> DekBinding {
-    DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() }
-}
-
-async fn wraps(kms: &GcpKms) -> Option<KmsErrorClass> {
-    kms.wrap(&[(binding(), &Dek::generate())]).await.remove(0).err().map(|error| error.class)
-}
-
-async fn unwraps(kms: &GcpKms, wrapped: &(DekBinding, Wrapped)) -> Option<KmsErrorClass> {
-    kms.unwrap(std::slice::from_ref(wrapped)).await.remove(0).err().map(|error| error.class)
-}
 
 async fn rewraps(kms: &GcpKms, wrapped: &(DekBinding, Wrapped), to: &str) -> Option<KmsErrorClass> {
     let answers = kms.rewrap(std::slice::from_ref(wrapped), &KeyVersion::new("byok", to)).await;

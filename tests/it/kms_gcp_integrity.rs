@@ -2,14 +2,11 @@
 
 use byok::crypto::Dek;
 use byok::kms::{DekBinding, GcpKms, Kms, KmsError, KmsErrorClass};
-use byok::model::{DekId, TenantUid, Wrapped};
+use byok::model::Wrapped;
 use serde_json::json;
 
+use crate::support::calls::binding;
 use crate::support::gcp::Google;
-
-fn binding() -> DekBinding {
-    DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() }
-}
 
 async fn wrapped(kms: &GcpKms, dek: &Dek) -> Result<(DekBinding, Wrapped), KmsError> {
     let binding = binding();

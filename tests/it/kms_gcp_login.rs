@@ -9,17 +9,13 @@ use byok::model::{DekId, TenantUid};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use crate::support::calls::wraps;
 use crate::support::gcp::{ACCOUNT, Google, KEY, ROLE};
 use crate::support::log::Log;
 use crate::support::stub::{Seen, Stub, answer};
 
 const CREDENTIALS: &str = "BYOK_GCP_CREDENTIALS_JSON";
 const SOURCE: &str = "source@p.iam.gserviceaccount.com";
-
-async fn wraps(kms: &GcpKms) -> Option<KmsErrorClass> {
-    let binding = DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() };
-    kms.wrap(&[(binding, &Dek::generate())]).await.remove(0).err().map(|error| error.class)
-}
 
 async fn seconds(seconds: f32) {
     tokio::time::sleep(Duration::from_secs_f32(seconds)).await;

@@ -4,17 +4,13 @@
 use std::num::NonZeroU64;
 
 use byok::config::KeyVersionStrategy;
-use byok::crypto::Dek;
 use byok::kms::{DekBinding, Kms, KmsErrorClass, VaultTransit};
-use byok::model::{DekId, KeyVersion, TenantUid, Wrapped};
+use byok::model::{KeyVersion, Wrapped};
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use crate::support::calls::{binding, unwraps, wraps};
 use crate::support::vault::{OwnServer, Transit, Vault};
-
-fn binding() -> DekBinding {
-    DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() }
-}
 
 fn named(text: &str) -> (DekBinding, Wrapped) {
     let wrapped =
@@ -29,14 +25,6 @@ fn pinned(transit: &Transit, version: u64) -> impl Future<Output = VaultTransit>
             settings.version = KeyVersionStrategy::Pinned(NonZeroU64::new(version).expect("not zero"));
         })
     }
-}
-
-async fn wraps(kms: &VaultTransit) -> Option<KmsErrorClass> {
-    kms.wrap(&[(binding(), &Dek::generate())]).await.remove(0).err().map(|error| error.class)
-}
-
-async fn unwraps(kms: &VaultTransit, wrapped: &(DekBinding, Wrapped)) -> Option<KmsErrorClass> {
-    kms.unwrap(std::slice::from_ref(wrapped)).await.remove(0).err().map(|error| error.class)
 }
 
 async fn rewraps(kms: &VaultTransit, wrapped: &(DekBinding, Wrapped), to: &str) -> Option<KmsErrorClass> {

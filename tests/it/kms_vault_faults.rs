@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use axum::http::HeaderValue;
 use byok::config::{VaultLogin, VaultSettings};
 use byok::crypto::{Dek, SecretText};
-use byok::kms::{DekBinding, Kms, KmsError, KmsErrorClass, VaultTransit};
-use byok::model::{DekId, KeyVersion, TenantUid, Wrapped};
+use byok::kms::{Kms, KmsError, KmsErrorClass, VaultTransit};
+use byok::model::{KeyVersion, Wrapped};
 use serde_json::{Value, json};
 
+use crate::support::calls::binding;
 use crate::support::log::Log;
 use crate::support::stub::{Seen, Stub, answer};
 use crate::support::vault::{Vault, settings};
@@ -21,10 +22,6 @@ fn us(address: &str, change: impl FnOnce(&mut VaultSettings)) -> VaultTransit {
     settings.timeout = Duration::from_millis(1500);
     change(&mut settings);
     VaultTransit::new(settings).expect("the settings are good")
-}
-
-fn binding() -> DekBinding {
-    DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() }
 }
 
 async fn wraps(kms: &VaultTransit) -> Result<Wrapped, KmsError> {

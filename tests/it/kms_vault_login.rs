@@ -6,18 +6,13 @@ use std::time::{Duration, SystemTime};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use byok::config::{SecretSource, VaultLogin};
-use byok::crypto::{Dek, SecretText};
-use byok::kms::{DekBinding, Kms, KmsErrorClass, VaultTransit};
-use byok::model::{DekId, TenantUid};
+use byok::crypto::SecretText;
+use byok::kms::{KmsErrorClass, VaultTransit};
 use serde_json::json;
 
+use crate::support::calls::wraps;
 use crate::support::stub::{Stub, answer};
 use crate::support::vault::{Transit, Vault, settings};
-
-async fn wraps(kms: &VaultTransit) -> Option<KmsErrorClass> {
-    let binding = DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() };
-    kms.wrap(&[(binding, &Dek::generate())]).await.remove(0).err().map(|error| error.class)
-}
 
 async fn seconds(seconds: u64) {
     tokio::time::sleep(Duration::from_secs(seconds)).await;

@@ -1,17 +1,11 @@
 //! Vault over TLS: whom we trust, and who we are.
 
 use byok::config::{ClientCertificate, VaultSettings};
-use byok::crypto::Dek;
-use byok::kms::{DekBinding, Kms, KmsErrorClass, VaultTransit};
-use byok::model::{DekId, TenantUid};
+use byok::kms::{KmsErrorClass, VaultTransit};
 
+use crate::support::calls::wraps;
 use crate::support::pki::{Authority, Files, client};
 use crate::support::vault::{OwnServer, Transit};
-
-async fn wraps(kms: &VaultTransit) -> Option<KmsErrorClass> {
-    let binding = DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() };
-    kms.wrap(&[(binding, &Dek::generate())]).await.remove(0).err().map(|error| error.class)
-}
 
 fn listener(files: &Files) -> String {
     format!(

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use sqlx::postgres::{PgArguments, PgBindIterExt, PgConnection};
 use sqlx::query::Query;
-use sqlx::{Connection, Error, Row};
+use sqlx::{Connection, Error, Row, Transaction};
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 use uuid::Uuid;
@@ -185,20 +185,8 @@ async fn attempt(
         return Ok(vec![1; batch.changes.len()]);
     }
 
-    let mut transaction = connection.begin_with(BEGIN).await?;
-    match in_order(&mut transaction, batch, !pgbouncer).await {
-        Ok(applied) => {
-            *decided = true;
-            transaction.commit().await?;
-            Ok(applied)
-        }
-        Err(ended) => {
-            if !matches!(ended, Ended::Failed(_)) {
-                transaction.rollback().await?;
-            }
-            Err(ended)
-        }
-    }
+    let transaction = connection.begin_with(BEGIN).await?;
+    finish(transaction, batch, pgbouncer, decided).await
 }
 
 async fn attempt_in_turn(
@@ -214,6 +202,16 @@ async fn attempt_in_turn(
         return Err(Ended::Moved);
     };
     batch.base = u64::try_from(head.try_get::<i64, _>(0)?).unwrap_or(0);
+    finish(transaction, batch, pgbouncer, decided).await
+}
+
+/// Does what the batch says, and commits it.
+async fn finish(
+    mut transaction: Transaction<'_, sqlx::Postgres>,
+    batch: &Batch,
+    pgbouncer: bool,
+    decided: &mut bool,
+) -> Result<Vec<u64>, Ended> {
     match in_order(&mut transaction, batch, !pgbouncer).await {
         Ok(applied) => {
             *decided = true;

@@ -36,7 +36,9 @@ mod vault;
 use async_trait::async_trait;
 use byok::crypto::Dek;
 use byok::kms::{DekBinding, Kms, KmsErrorClass, Verdict};
-use byok::model::{DekId, KeyVersion, TenantUid, Wrapped};
+use byok::model::{KeyVersion, Wrapped};
+
+use crate::support::calls::binding;
 
 /// A provider in use, with the customer's hand on its key.
 #[async_trait]
@@ -68,10 +70,6 @@ trait Customer: Sync {
 
     /// How many KMS calls rewrap so many DEKs.
     fn rewrap_calls(&self, items: u64) -> u64;
-}
-
-fn binding() -> DekBinding {
-    DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() }
 }
 
 fn bindings(count: usize) -> Vec<DekBinding> {

@@ -2,6 +2,7 @@
 
 pub(crate) mod aws;
 pub(crate) mod azure;
+pub(crate) mod calls;
 pub(crate) mod gcp;
 pub(crate) mod log;
 pub(crate) mod pki;
