@@ -98,15 +98,15 @@ impl App {
             request_id: Some(caller.request_id.as_str().to_owned()),
             items,
         };
-        let unit = Unit { tenant: caller.tenant.uid, entry: Some(pack(&entry)), changes };
+        let unit = Unit { tenant: caller.tenant.uid, entry: Some(pack(&entry)), changes, fence: Vec::new() };
         let rewinds = self.committer.rewinds();
         let committed = self.committer.commit(unit).await;
         if self.committer.rewinds() != rewinds {
             self.keyring.clear();
         }
-        committed.map_err(|failed| match failed {
+        committed.map(|durable| durable.applied).map_err(|failed| match failed {
             CommitFailed::Unavailable => Refusal::from(ErrorCode::StoreUnavailable),
-            CommitFailed::Rejected => Refusal::from(ErrorCode::Internal),
+            CommitFailed::Rejected | CommitFailed::Fenced => Refusal::from(ErrorCode::Internal),
         })
     }
 

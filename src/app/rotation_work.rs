@@ -52,8 +52,12 @@ impl App {
 
     async fn rotate_batch(&self, tenant: &Tenant, id: JobId, holder: Uuid) -> Step {
         let lease = Change::LeaseJob { job: id, holder, lease: LEASE };
-        match self.committer.commit(Unit { tenant: tenant.uid, entry: None, changes: vec![lease] }).await {
-            Ok(applied) if applied.first() == Some(&1) => {}
+        match self
+            .committer
+            .commit(Unit { tenant: tenant.uid, entry: None, changes: vec![lease], fence: Vec::new() })
+            .await
+        {
+            Ok(durable) if durable.applied.first() == Some(&1) => {}
             Ok(_) => return Step::Lost,
             Err(_) => return Step::Stalled,
         }
@@ -182,9 +186,9 @@ impl App {
         let finished = job.state == JobState::Done;
         let entry = (!items.is_empty()).then(|| self.rotation_entry(job.id, items));
         changes.push(Change::AdvanceJob { job, holder, after });
-        let unit = Unit { tenant: tenant.uid, entry: entry.as_ref().map(pack), changes };
+        let unit = Unit { tenant: tenant.uid, entry: entry.as_ref().map(pack), changes, fence: Vec::new() };
         match self.committer.commit(unit).await {
-            Ok(applied) if applied.last() != Some(&1) => Step::Lost,
+            Ok(durable) if durable.applied.last() != Some(&1) => Step::Lost,
             Ok(_) if finished => Step::Finished,
             Ok(_) => Step::Advanced,
             Err(_) => Step::Stalled,

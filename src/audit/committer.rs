@@ -11,14 +11,16 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::{error, warn};
 
-use crate::model::{Clock, TenantUid};
-use crate::store::{Batch, Change, CommitError, EntryRow, Store};
+use crate::model::{BootTime, Clock, KeyVersion, TenantUid, Timestamp};
+use crate::store::{Batch, Change, CommitError, EntryRow, Fence, Passed, Store};
 
 /// The most units of one commit, and the most packed bytes: past that, a batch gains nothing and a retry costs more.
 const MAX_UNITS: usize = 1_024;
 const MAX_BYTES: usize = 8 << 20;
 /// How many units wait in a lane before callers are held back.
 const QUEUE: usize = 4_096;
+/// How often a group is tried before what the fence keeps out is refused.
+const ROUNDS: usize = 3;
 /// How long a commit whose outcome is unknown, or whose place was taken, is tried again.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -30,6 +32,39 @@ pub struct Unit {
     pub entry: Option<EntryRow>,
     /// Applied in the same transaction.
     pub changes: Vec<Change>,
+    /// What must hold of the keys that it stands on; looked at with an entry only.
+    pub fence: Vec<Fence>,
+}
+
+/// A unit that is durable.
+#[derive(Clone, Debug)]
+pub struct Durable {
+    /// How many rows each of its changes touched.
+    pub applied: Vec<u64>,
+    /// How its batch passed the fence; `None` where the batch had none, or where what it found is not known and no longer
+    /// holds: then nothing may be answered that stands on a key.
+    pub passage: Option<Arc<Passage>>,
+}
+
+/// How a batch passed the fence.
+#[derive(Clone, Debug)]
+pub struct Passage {
+    /// What was asked.
+    pub fence: Vec<Fence>,
+    /// What was found.
+    pub passed: Passed,
+    /// Before the statement that asked was sent, on this machine.
+    pub sent: BootTime,
+    /// After it was answered.
+    pub heard: BootTime,
+}
+
+impl Passage {
+    /// When the fence found this key version to have been shown to work, by the database's clock.
+    pub fn proven_at(&self, key_version: &KeyVersion) -> Option<Timestamp> {
+        let mut found = self.fence.iter().zip(&self.passed.proven_at);
+        found.find(|(fence, _)| fence.key_version == *key_version).map(|(_, proven_at)| *proven_at)
+    }
 }
 
 /// Why a unit is not known to be durable.
@@ -39,11 +74,13 @@ pub enum CommitFailed {
     Unavailable,
     /// The database refused this unit.
     Rejected,
+    /// What its fence asks for does not hold.
+    Fenced,
 }
 
 struct Pending {
     unit: Unit,
-    done: oneshot::Sender<Result<Vec<u64>, CommitFailed>>,
+    done: oneshot::Sender<Result<Durable, CommitFailed>>,
 }
 
 /// Commits units in groups, one lane for each hash of tenant.
@@ -73,11 +110,11 @@ impl Committer {
         self.rewinds.load(Ordering::SeqCst)
     }
 
-    /// Makes a unit durable. Answers how many rows each of its changes touched.
+    /// Makes a unit durable.
     ///
     /// # Errors
     /// [`CommitFailed`]: then the unit must be taken as not done, though its entry may stand in the log.
-    pub async fn commit(&self, unit: Unit) -> Result<Vec<u64>, CommitFailed> {
+    pub async fn commit(&self, unit: Unit) -> Result<Durable, CommitFailed> {
         let lane = usize::from(unit.tenant.0[0]) % self.lanes.len();
         let (done, outcome) = oneshot::channel();
         self.lanes[lane].send(Pending { unit, done }).await.map_err(|_| CommitFailed::Unavailable)?;
@@ -89,7 +126,8 @@ impl Committer {
 struct Share {
     entries: usize,
     changes: usize,
-    done: oneshot::Sender<Result<Vec<u64>, CommitFailed>>,
+    fence: Vec<Fence>,
+    done: oneshot::Sender<Result<Durable, CommitFailed>>,
 }
 
 /// Where a log ends, as a lane last saw it.
@@ -123,33 +161,48 @@ impl Lane {
         }
     }
 
-    async fn commit_group(&mut self, tenant: TenantUid, group: Vec<Pending>) {
-        let mut batch = Batch { tenant, base: 0, entries: Vec::new(), changes: Vec::new() };
-        let mut shares = Vec::with_capacity(group.len());
-        for Pending { unit: Unit { entry, changes, .. }, done } in group {
-            shares.push(Share { entries: usize::from(entry.is_some()), changes: changes.len(), done });
-            batch.entries.extend(entry);
-            batch.changes.extend(changes);
-        }
-        let outcome = self.commit_batch(&mut batch).await;
-        if outcome == Err(CommitFailed::Rejected) && shares.len() > 1 {
-            // One bad unit must not take its neighbours with it.
-            for share in shares {
-                let entries = batch.entries.drain(..share.entries).collect();
-                let changes = batch.changes.drain(..share.changes).collect();
-                let alone = self.commit_batch(&mut Batch { tenant, base: 0, entries, changes }).await;
-                let _ = share.done.send(alone);
+    /// Commits what passes the fence, and leaves out what does not.
+    async fn commit_group(&mut self, tenant: TenantUid, mut group: Vec<Pending>) {
+        for _ in 0..ROUNDS {
+            let (mut batch, shares) = merge(tenant, group);
+            group = match self.commit_batch(&mut batch).await {
+                // One bad unit must not take its neighbours with it.
+                Err(CommitFailed::Rejected) if shares.len() > 1 => {
+                    for Pending { unit, done } in part(batch, shares) {
+                        let Unit { entry, changes, fence, .. } = unit;
+                        let entries = Vec::from_iter(entry);
+                        let mut alone = Batch { tenant, base: 0, entries, changes, fence };
+                        let _ = done.send(self.commit_batch(&mut alone).await);
+                    }
+                    return;
+                }
+                Err(CommitFailed::Fenced) => self.sift(tenant, part(batch, shares)).await,
+                outcome => return divide(outcome, shares),
+            };
+            if group.is_empty() {
+                return;
             }
-            return;
         }
-        let mut applied = outcome.map(Vec::into_iter);
-        for share in shares {
-            let own = applied.as_mut().map(|applied| applied.take(share.changes).collect());
-            let _ = share.done.send(own.map_err(|failed| *failed));
+        // What passed when it was looked at, and did not when it was committed, is refused in the end.
+        let (fenced, free) = group.into_iter().partition(|pending| !pending.unit.fence.is_empty());
+        refuse(fenced, CommitFailed::Fenced);
+        let (mut batch, shares) = merge(tenant, free);
+        if !shares.is_empty() {
+            divide(self.commit_batch(&mut batch).await, shares);
         }
     }
 
-    async fn commit_batch(&mut self, batch: &mut Batch) -> Result<Vec<u64>, CommitFailed> {
+    /// Refuses what the fence keeps out, and gives back the rest.
+    async fn sift(&self, tenant: TenantUid, group: Vec<Pending>) -> Vec<Pending> {
+        let seen = self.store.proofs(tenant).await.ok();
+        let (passing, refused) = group.into_iter().partition(|pending| {
+            seen.as_ref().is_some_and(|seen| Passed::of(&pending.unit.fence, seen).is_some())
+        });
+        refuse(refused, if seen.is_some() { CommitFailed::Fenced } else { CommitFailed::Unavailable });
+        passing
+    }
+
+    async fn commit_batch(&mut self, batch: &mut Batch) -> Result<Durable, CommitFailed> {
         let tenant = batch.tenant;
         let now = self.clock.now();
         batch.entries.iter_mut().for_each(|entry| entry.at = now);
@@ -160,6 +213,7 @@ impl Lane {
         let deadline = Instant::now() + PATIENCE;
         let mut pause = Duration::from_millis(50);
         loop {
+            let sent = self.clock.boot();
             let outcome = match in_turn {
                 true => self.store.commit_in_turn(batch).await,
                 false => self.store.commit(batch).await,
@@ -167,9 +221,8 @@ impl Lane {
             // Whatever follows, a head behind the one that this lane has seen is a database that went back in time.
             let seen = match outcome {
                 Err(CommitError::Moved { size }) => size,
-                Ok(_) | Err(CommitError::Rejected | CommitError::Unavailable | CommitError::Unknown) => {
-                    batch.base
-                }
+                Ok(_) | Err(CommitError::Fenced | CommitError::Rejected) => batch.base,
+                Err(CommitError::Unavailable | CommitError::Unknown) => batch.base,
             };
             if seen < known.size && !batch.entries.is_empty() {
                 self.rewound(tenant, known.size, seen);
@@ -181,8 +234,14 @@ impl Lane {
                     // Others append too as long as the head is not where this lane left it.
                     let contended = in_turn && batch.base != known.size;
                     self.heads.insert(tenant, Head { size, contended });
-                    return Ok(committed.applied);
+                    let heard = self.clock.boot();
+                    let passage = match committed.passed {
+                        Some(passed) => Some(Passage { fence: batch.fence.clone(), passed, sent, heard }),
+                        None => self.look_again(batch).await,
+                    };
+                    return Ok(Durable { applied: committed.applied, passage: passage.map(Arc::new) });
                 }
+                Err(CommitError::Fenced) => return Err(CommitFailed::Fenced),
                 // Another replica was first. It would be first again: from here on this lane queues.
                 Err(CommitError::Moved { .. }) if !in_turn => {
                     in_turn = true;
@@ -217,6 +276,17 @@ impl Lane {
         }
     }
 
+    /// What a fence finds now that was passed nobody knows when.
+    async fn look_again(&self, batch: &Batch) -> Option<Passage> {
+        if batch.fence.is_empty() {
+            return None;
+        }
+        let sent = self.clock.boot();
+        let seen = self.store.proofs(batch.tenant).await.ok()?;
+        let passed = Passed::of(&batch.fence, &seen)?;
+        Some(Passage { fence: batch.fence.clone(), passed, sent, heard: self.clock.boot() })
+    }
+
     fn rewound(&mut self, tenant: TenantUid, known: u64, seen: u64) {
         error!(%tenant, known, seen, "the log is shorter than it was: the database was restored or failed over");
         self.heads.remove(&tenant);
@@ -229,6 +299,52 @@ impl Lane {
         }
         let size = self.store.log_size(tenant).await.map_err(|_| CommitFailed::Unavailable)?;
         Ok(Head { size, contended: false })
+    }
+}
+
+/// One batch of all, and how to part it again. What two of them ask for is asked once.
+fn merge(tenant: TenantUid, group: Vec<Pending>) -> (Batch, Vec<Share>) {
+    let mut batch = Batch { tenant, base: 0, entries: Vec::new(), changes: Vec::new(), fence: Vec::new() };
+    let mut shares = Vec::with_capacity(group.len());
+    for Pending { unit: Unit { entry, changes, fence, .. }, done } in group {
+        for asked in &fence {
+            if !batch.fence.contains(asked) {
+                batch.fence.push(asked.clone());
+            }
+        }
+        shares.push(Share { entries: usize::from(entry.is_some()), changes: changes.len(), fence, done });
+        batch.entries.extend(entry);
+        batch.changes.extend(changes);
+    }
+    (batch, shares)
+}
+
+/// The units that a batch was made of.
+fn part(batch: Batch, shares: Vec<Share>) -> Vec<Pending> {
+    let Batch { tenant, entries, changes, .. } = batch;
+    let (mut entries, mut changes) = (entries.into_iter(), changes.into_iter());
+    let unit = |share: Share| {
+        let entry = if share.entries > 0 { entries.next() } else { None };
+        let changes = changes.by_ref().take(share.changes).collect();
+        Pending { unit: Unit { tenant, entry, changes, fence: share.fence }, done: share.done }
+    };
+    shares.into_iter().map(unit).collect()
+}
+
+/// Tells each what became of its share.
+fn divide(outcome: Result<Durable, CommitFailed>, shares: Vec<Share>) {
+    let passage = outcome.as_ref().ok().and_then(|durable| durable.passage.clone());
+    let mut applied = outcome.map(|durable| durable.applied.into_iter());
+    for share in shares {
+        let own = applied.as_mut().map(|applied| applied.take(share.changes).collect());
+        let own = own.map(|applied| Durable { applied, passage: passage.clone() });
+        let _ = share.done.send(own.map_err(|failed| *failed));
+    }
+}
+
+fn refuse(group: Vec<Pending>, failed: CommitFailed) {
+    for pending in group {
+        let _ = pending.done.send(Err(failed));
     }
 }
 

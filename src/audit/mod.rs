@@ -4,5 +4,5 @@
 mod committer;
 mod pack;
 
-pub use committer::{CommitFailed, Committer, Unit};
+pub use committer::{CommitFailed, Committer, Durable, Passage, Unit};
 pub use pack::{pack, unpack};

@@ -125,10 +125,11 @@ async fn primary(database: &dyn Database) -> Result<Tenant, Failure> {
             Ok(None) => {
                 let tenant = Tenant { uid: TenantUid(crypto::random()), name: PRIMARY.to_owned() };
                 let changes = vec![Change::CreateTenant(tenant.clone())];
-                let batch = Batch { tenant: tenant.uid, base: 0, entries: Vec::new(), changes };
+                let batch =
+                    Batch { tenant: tenant.uid, base: 0, entries: Vec::new(), changes, fence: Vec::new() };
                 match database.commit(&batch).await {
                     Ok(_) => continue,
-                    Err(CommitError::Rejected) => {
+                    Err(CommitError::Rejected | CommitError::Fenced) => {
                         return Err(Failure::Running("the database refuses to be written".to_owned()));
                     }
                     Err(CommitError::Moved { .. } | CommitError::Unavailable | CommitError::Unknown) => {}

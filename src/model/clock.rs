@@ -52,10 +52,44 @@ impl fmt::Display for Timestamp {
     }
 }
 
+/// A moment since this machine started, its sleep included (`CLOCK_BOOTTIME`). Nothing sets it, and unlike `Instant` it
+/// goes on while the machine is suspended. Says nothing to another machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BootTime(Duration);
+
+impl BootTime {
+    /// That long after the start.
+    pub fn at(since_start: Duration) -> Self {
+        Self(since_start)
+    }
+
+    /// How long after `earlier` this is; zero when it is before.
+    pub fn since(self, earlier: Self) -> Duration {
+        self.0.saturating_sub(earlier.0)
+    }
+
+    /// This moment and `by` more.
+    pub fn plus(self, by: Duration) -> Self {
+        Self(self.0.saturating_add(by))
+    }
+}
+
 /// What time it is.
 pub trait Clock: Send + Sync {
     /// The wall clock.
     fn now(&self) -> Timestamp;
+
+    /// How long this machine has been on: what ages are measured by.
+    fn boot(&self) -> BootTime {
+        use rustix::time::{ClockId, clock_gettime};
+        #[cfg(target_os = "linux")]
+        let clock = ClockId::Boottime;
+        #[cfg(not(target_os = "linux"))]
+        let clock = ClockId::Monotonic;
+        let now = clock_gettime(clock);
+        let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+        BootTime(Duration::new(seconds, u32::try_from(now.tv_nsec).unwrap_or(0)))
+    }
 }
 
 /// The machine's clock.
@@ -72,6 +106,10 @@ impl Clock for SystemClock {
 impl<C: Clock + ?Sized> Clock for Arc<C> {
     fn now(&self) -> Timestamp {
         (**self).now()
+    }
+
+    fn boot(&self) -> BootTime {
+        (**self).boot()
     }
 }
 

@@ -92,6 +92,11 @@ uuid_v7!(
     JobId,
     Uuid::now_v7
 );
+uuid_v7!(
+    /// Names an incident.
+    IncidentId,
+    Uuid::now_v7
+);
 
 /// A UUIDv7 for what every call makes: unique, not hard to guess. What is random in it is drawn once for the process, and
 /// counts up from there (RFC 9562, section 6.2), so that no call waits for the operating system's random source.

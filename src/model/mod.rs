@@ -9,14 +9,16 @@ mod id;
 mod job;
 mod key;
 mod operation;
+mod posture;
 mod salted;
 
 pub use caller::{Caller, Identity, Means, Session};
-pub use clock::{Clock, SystemClock, Timestamp};
+pub use clock::{BootTime, Clock, SystemClock, Timestamp};
 pub use code::{ErrorCode, Refusal};
 pub use entry::{Entry, Item, Outcome, Source};
-pub use id::{DekId, EntryId, InvalidId, JobId, RequestId, Tenant, TenantUid};
+pub use id::{DekId, EntryId, IncidentId, InvalidId, JobId, RequestId, Tenant, TenantUid};
 pub use job::{Job, JobState, Progress};
 pub use key::{KeyVersion, Wrapped};
 pub use operation::Operation;
+pub use posture::{Canary, Incident, Posture, Proof};
 pub use salted::Salted;

@@ -4,6 +4,7 @@
 //! suite.
 
 mod failure;
+mod fence;
 mod migration;
 mod open;
 pub mod postgres;
@@ -19,10 +20,11 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use crate::model::{
-    DekId, EntryId, Job, JobId, KeyVersion, Means, Operation, Outcome, Salted, Tenant, TenantUid, Timestamp,
-    Wrapped,
+    Canary, DekId, EntryId, Incident, Job, JobId, KeyVersion, Means, Operation, Outcome, Proof, Salted,
+    Tenant, TenantUid, Timestamp, Wrapped,
 };
 
+pub use fence::{Fence, Must, Passed, ProofReads, Seen, Watched};
 pub use migration::{MigrateError, MigrationReport};
 pub use open::{OpenError, open};
 pub use postgres::Postgres;
@@ -107,9 +109,33 @@ pub enum Change {
         /// The last DEK that was dealt with.
         after: Option<DekId>,
     },
+    /// Adds a key version to those that are watched; changes nothing when it is there.
+    Watch {
+        /// What is known of it.
+        proof: Proof,
+        /// What probes are to unwrap.
+        canary: Canary,
+    },
+    /// Says that a key version's DEKs are in memory, for so long from now by the database's clock.
+    Need {
+        /// Which.
+        key_version: KeyVersion,
+        /// For how long.
+        lasting: Duration,
+    },
+    /// Puts a proof's next form in the place of that of revision `from`, with the incident that it makes; touches nothing
+    /// when another was first.
+    Prove {
+        /// The revision that was read.
+        from: u64,
+        /// What to hold instead.
+        to: Proof,
+        /// Where its posture is another.
+        incident: Option<Incident>,
+    },
 }
 
-/// What is committed at once, for one tenant: entries, changes, and later the fence that both stand under.
+/// What is committed at once, for one tenant: entries, changes, and the fence that both stand under.
 ///
 /// Committing the identical batch again never applies it twice: with entries, because the log has moved on and its place
 /// `base` holds the first of them; without, because each change is so made that doing it again does nothing more.
@@ -124,6 +150,8 @@ pub struct Batch {
     pub entries: Vec<EntryRow>,
     /// Applied in order, in the same transaction.
     pub changes: Vec<Change>,
+    /// What must hold of the keys in use when the entries are appended. Not looked at when there are no entries.
+    pub fence: Vec<Fence>,
 }
 
 /// What a commit did.
@@ -132,10 +160,14 @@ pub struct Committed {
     /// How many rows each change touched, in order. After a retry of a batch whose outcome was unknown, what the rows
     /// show now.
     pub applied: Vec<u64>,
+    /// What was found of the keys of the fence; `None` where there was none, and after a retry of a batch whose outcome
+    /// was unknown: then the fence was passed, but nobody knows when.
+    pub passed: Option<Passed>,
 }
 
 /// Why a batch was not committed, as far as is known. It speaks of this try alone: after an earlier
-/// [`CommitError::Unknown`], only [`Committed`] or [`CommitError::Moved`] settles what became of the batch.
+/// [`CommitError::Unknown`], only [`Committed`], [`CommitError::Moved`] or
+/// [`CommitError::Fenced`] settles what became of the batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CommitError {
     /// Another replica has appended: the log's size is this now. Nothing was done.
@@ -143,6 +175,8 @@ pub enum CommitError {
         /// To base the next try on.
         size: u64,
     },
+    /// Something that the fence asks for does not hold. Nothing was done.
+    Fenced,
     /// The connection was lost after the statement went out. Commit the identical batch again: it is never applied twice.
     Unknown,
     /// The database is out of reach; nothing was done.
@@ -250,7 +284,7 @@ pub trait AuditReads {
 
 /// A database.
 #[async_trait]
-pub trait Store: TenantReads + DekReads + JobReads + AuditReads + Send + Sync {
+pub trait Store: TenantReads + DekReads + JobReads + AuditReads + ProofReads + Send + Sync {
     /// Commits a batch durably, whole or not at all.
     ///
     /// # Errors

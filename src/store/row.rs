@@ -6,11 +6,11 @@ use sqlx::Error;
 use uuid::Uuid;
 
 use crate::model::{
-    DekId, EntryId, ErrorCode, Job, JobId, JobState, KeyVersion, Means, Operation, Outcome, Progress, Salted,
-    Tenant, TenantUid, Timestamp, Wrapped,
+    Canary, DekId, EntryId, ErrorCode, Incident, IncidentId, Job, JobId, JobState, KeyVersion, Means,
+    Operation, Outcome, Posture, Progress, Proof, Salted, Tenant, TenantUid, Timestamp, Wrapped,
 };
 
-use super::{DekRow, EntryRow, PlacedEntry};
+use super::{DekRow, EntryRow, PlacedEntry, Watched};
 
 /// A row's columns by position.
 pub(super) trait Columns {
@@ -60,6 +60,59 @@ pub(super) fn job(row: &impl Columns) -> Result<(Job, Option<DekId>), Error> {
         finished_at: row.moment(12)?,
     };
     Ok((job, row.uuid(13)?.map(DekId)))
+}
+
+/// `key_name, key_version, posture, epoch, revision, proven_at, since, steady_since, failures, falls, doubted_by,
+/// next_probe_at`.
+pub(super) fn proof(row: &impl Columns) -> Result<Proof, Error> {
+    Ok(Proof {
+        key_version: KeyVersion::new(there(row.text(0)?)?, there(row.text(1)?)?),
+        posture: posture(row, 2)?,
+        epoch: number(row, 3)?,
+        revision: number(row, 4)?,
+        proven_at: there(row.moment(5)?)?,
+        since: there(row.moment(6)?)?,
+        steady_since: row.moment(7)?,
+        failures: number(row, 8)?,
+        falls: number(row, 9)?,
+        doubted_by: row.uuid(10)?,
+        next_probe_at: there(row.moment(11)?)?,
+    })
+}
+
+/// A proof, then `uid, name, canary_dek, canary, canary_scheme, canary_probe, needed_until`.
+pub(super) fn watched(row: &impl Columns) -> Result<Watched, Error> {
+    let proof = proof(row)?;
+    let wrapped = Wrapped {
+        bytes: there(row.bytes(15)?)?,
+        key_version: proof.key_version.clone(),
+        scheme: number(row, 16)?,
+    };
+    let dek_id = DekId(there(row.uuid(14)?)?);
+    Ok(Watched {
+        tenant: Tenant { uid: TenantUid(array(there(row.bytes(12)?)?)?), name: there(row.text(13)?)? },
+        canary: Canary { dek_id, wrapped, made_for_probes: number::<i64>(row, 17)? != 0 },
+        needed_until: there(row.moment(18)?)?,
+        proof,
+    })
+}
+
+/// `id, at, key_name, key_version, was, posture, class, http_status, kms_request_id`.
+pub(super) fn incident(row: &impl Columns) -> Result<Incident, Error> {
+    Ok(Incident {
+        id: IncidentId(there(row.uuid(0)?)?),
+        at: there(row.moment(1)?)?,
+        key_version: KeyVersion::new(there(row.text(2)?)?, there(row.text(3)?)?),
+        was: posture(row, 4)?,
+        posture: posture(row, 5)?,
+        class: row.text(6)?.map(Arc::from),
+        http_status: row.number(7)?.map(|status| there(status.try_into().ok())).transpose()?,
+        kms_request_id: row.text(8)?.map(Arc::from),
+    })
+}
+
+fn posture(row: &impl Columns, at: usize) -> Result<Posture, Error> {
+    there(Posture::parse(&there(row.text(at)?)?))
 }
 
 /// `seq, at, id, operation, outcome, means, role, user_id, user_salt, user_hmac, request_id, request_salt, request_hmac,

@@ -26,8 +26,24 @@ pub(super) async fn shown(
             }
             // Keeping a lease that one has is no change, and asking for it again is the way to see it.
             Change::LeaseJob { .. } => {
-                let again = Batch { tenant, base: 0, entries: Vec::new(), changes: vec![change.clone()] };
+                let again = Batch {
+                    tenant,
+                    base: 0,
+                    entries: Vec::new(),
+                    changes: vec![change.clone()],
+                    fence: Vec::new(),
+                };
                 store.commit(&again).await?.applied.iter().any(|touched| *touched > 0)
+            }
+            Change::Watch { proof, .. } => {
+                let seen = store.proofs(tenant).await.map_err(open)?;
+                seen.rows.iter().any(|row| row.key_version == proof.key_version)
+            }
+            // To say it again does no harm.
+            Change::Need { .. } => true,
+            Change::Prove { to, .. } => {
+                let seen = store.proofs(tenant).await.map_err(open)?;
+                seen.rows.iter().any(|row| row == to)
             }
         };
         applied.push(u64::from(stands));

@@ -7,12 +7,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use byok::audit::{CommitFailed, Committer, Unit, pack};
 use byok::model::{
-    DekId, Entry, EntryId, Job, JobId, KeyVersion, Means, Operation, Outcome, SystemClock, Tenant, TenantUid,
-    Timestamp, Wrapped,
+    DekId, Entry, EntryId, Incident, Job, JobId, KeyVersion, Means, Operation, Outcome, Proof, SystemClock,
+    Tenant, TenantUid, Timestamp, Wrapped,
 };
 use byok::store::{
     AuditReads, Batch, Change, CommitError, Committed, Database as _, DekReads, DekRow, EntryFilter,
-    JobReads, PlacedEntry, ReadError, Sqlite, Store, TenantReads,
+    JobReads, PlacedEntry, ProofReads, ReadError, Seen, Sqlite, Store, TenantReads, Watched,
 };
 
 /// What becomes of a commit.
@@ -123,6 +123,21 @@ impl AuditReads for Unlucky {
     }
 }
 
+#[async_trait]
+impl ProofReads for Unlucky {
+    async fn proofs(&self, tenant: TenantUid) -> Result<Seen<Proof>, ReadError> {
+        self.database.proofs(tenant).await
+    }
+
+    async fn watched(&self) -> Result<Seen<Watched>, ReadError> {
+        self.database.watched().await
+    }
+
+    async fn incidents(&self, tenant: TenantUid, limit: u32) -> Result<Vec<Incident>, ReadError> {
+        self.database.incidents(tenant, limit).await
+    }
+}
+
 struct Bench {
     store: Arc<Unlucky>,
     committer: Arc<Committer>,
@@ -137,7 +152,10 @@ impl Bench {
         database.migrate().await.unwrap();
         let tenant = Tenant { uid: TenantUid([7; 16]), name: "primary".to_owned() };
         let changes = vec![Change::CreateTenant(tenant.clone())];
-        database.commit(&Batch { tenant: tenant.uid, base: 0, entries: Vec::new(), changes }).await.unwrap();
+        database
+            .commit(&Batch { tenant: tenant.uid, base: 0, entries: Vec::new(), changes, fence: Vec::new() })
+            .await
+            .unwrap();
         let store = Arc::new(Unlucky {
             database,
             fates: Mutex::new(fates.iter().copied().collect()),
@@ -159,7 +177,12 @@ impl Bench {
             request_id: Some("r".to_owned()),
             items: Vec::new(),
         };
-        Unit { tenant: self.tenant, entry: Some(pack(&entry)), changes }
+        Unit { tenant: self.tenant, entry: Some(pack(&entry)), changes, fence: Vec::new() }
+    }
+
+    /// How many rows its changes touched.
+    async fn commit(&self, unit: Unit) -> Result<Vec<u64>, CommitFailed> {
+        self.committer.commit(unit).await.map(|durable| durable.applied)
     }
 
     async fn users(&self) -> Vec<String> {
@@ -176,9 +199,9 @@ fn dek(id: DekId) -> Change {
 #[tokio::test]
 async fn a_commit_whose_answer_was_lost_is_tried_again_and_stands_once() {
     let bench = Bench::with(&[Fate::Lost]).await;
-    let applied = bench.committer.commit(bench.unit("a", vec![dek(DekId::new())])).await;
+    let applied = bench.commit(bench.unit("a", vec![dek(DekId::new())])).await;
     assert_eq!(applied, Ok(vec![1]));
-    bench.committer.commit(bench.unit("b", Vec::new())).await.unwrap();
+    bench.commit(bench.unit("b", Vec::new())).await.unwrap();
     assert_eq!(bench.users().await, ["a", "b"]);
 }
 
@@ -186,15 +209,15 @@ async fn a_commit_whose_answer_was_lost_is_tried_again_and_stands_once() {
 async fn after_a_lost_answer_an_outage_is_waited_out_before_the_caller_is_told() {
     let outage = Fate::Fails(CommitError::Unavailable);
     let bench = Bench::with(&[Fate::Lost, outage, outage]).await;
-    assert_eq!(bench.committer.commit(bench.unit("a", Vec::new())).await, Ok(vec![]));
+    assert_eq!(bench.commit(bench.unit("a", Vec::new())).await, Ok(vec![]));
     assert_eq!(bench.users().await, ["a"]);
 }
 
 #[tokio::test]
 async fn an_outage_is_told_at_once_and_leaves_nothing() {
     let bench = Bench::with(&[Fate::Fails(CommitError::Unavailable)]).await;
-    assert_eq!(bench.committer.commit(bench.unit("a", Vec::new())).await, Err(CommitFailed::Unavailable));
-    bench.committer.commit(bench.unit("b", Vec::new())).await.unwrap();
+    assert_eq!(bench.commit(bench.unit("a", Vec::new())).await, Err(CommitFailed::Unavailable));
+    bench.commit(bench.unit("b", Vec::new())).await.unwrap();
     assert_eq!(bench.users().await, ["b"]);
 }
 
@@ -204,7 +227,7 @@ async fn what_is_ready_while_a_commit_runs_is_committed_together() {
     let callers: Vec<_> = (0..50)
         .map(|n| {
             let (committer, unit) = (bench.committer.clone(), bench.unit(&n.to_string(), Vec::new()));
-            tokio::spawn(async move { committer.commit(unit).await })
+            tokio::spawn(async move { committer.commit(unit).await.map(|durable| durable.applied) })
         })
         .collect();
     for caller in callers {
@@ -219,7 +242,7 @@ async fn what_is_ready_while_a_commit_runs_is_committed_together() {
 async fn one_bad_unit_does_not_take_its_neighbours_with_it() {
     let bench = Bench::with(&[Fate::Slow]).await;
     let id = DekId::new();
-    bench.committer.commit(bench.unit("first", vec![dek(id)])).await.unwrap();
+    bench.commit(bench.unit("first", vec![dek(id)])).await.unwrap();
     bench.store.fates.lock().unwrap().push_back(Fate::Slow);
     let taken = dek(id);
     let other = match &taken {
@@ -232,8 +255,7 @@ async fn one_bad_unit_does_not_take_its_neighbours_with_it() {
     let good = bench.unit("good", Vec::new());
     let bad = bench.unit("bad", vec![other]);
     let head = bench.unit("head", Vec::new());
-    let (head, good, bad) =
-        tokio::join!(bench.committer.commit(head), bench.committer.commit(good), bench.committer.commit(bad));
+    let (head, good, bad) = tokio::join!(bench.commit(head), bench.commit(good), bench.commit(bad));
     assert_eq!((head, good), (Ok(vec![]), Ok(vec![])));
     assert_eq!(bad, Err(CommitFailed::Rejected));
     assert_eq!(bench.users().await, ["first", "head", "good"]);
@@ -255,9 +277,9 @@ async fn another_replica_that_appends_meanwhile_costs_a_retry_and_leaves_no_gap(
 async fn a_caller_that_hangs_up_takes_nothing_with_it() {
     let bench = Bench::with(&[Fate::Slow]).await;
     let (committer, unit) = (bench.committer.clone(), bench.unit("gone", Vec::new()));
-    let caller = tokio::spawn(async move { committer.commit(unit).await });
+    let caller = tokio::spawn(async move { committer.commit(unit).await.map(|durable| durable.applied) });
     tokio::time::sleep(Duration::from_millis(50)).await;
     caller.abort();
-    bench.committer.commit(bench.unit("next", Vec::new())).await.unwrap();
+    bench.commit(bench.unit("next", Vec::new())).await.unwrap();
     assert_eq!(bench.users().await, ["gone", "next"]);
 }

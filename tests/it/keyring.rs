@@ -89,7 +89,10 @@ impl Bench {
             ids.push(row.id);
             changes.push(Change::InsertDek(row));
         }
-        store.commit(&Batch { tenant: tenant.uid, base: 0, entries: Vec::new(), changes }).await.unwrap();
+        store
+            .commit(&Batch { tenant: tenant.uid, base: 0, entries: Vec::new(), changes, fence: Vec::new() })
+            .await
+            .unwrap();
         Self { keyring, kms, tenant, ids, _folder: folder }
     }
 

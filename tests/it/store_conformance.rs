@@ -135,6 +135,7 @@ async fn a_tenant_its_entries_and_its_deks_can_come_in_one_batch(store: Db) {
         base: 0,
         entries: vec![entry(), entry()],
         changes: vec![Change::CreateTenant(tenant), Change::InsertDek(row.clone()), Change::StartJob(job())],
+        fence: Vec::new(),
     };
     assert_eq!(store.commit(&batch).await.unwrap().applied, [1, 1, 1]);
     assert_eq!(store.log_size(uid).await.unwrap(), 2);
@@ -166,8 +167,13 @@ async fn a_batch_on_a_stale_base_does_nothing(store: Db) {
     store.commit(&entries(tenant, 0, vec![entry(), entry()])).await.unwrap();
     for base in [0, 1, 3] {
         let row = dek(None);
-        let batch =
-            Batch { tenant, base, entries: vec![entry()], changes: inserts(std::slice::from_ref(&row)) };
+        let batch = Batch {
+            tenant,
+            base,
+            entries: vec![entry()],
+            changes: inserts(std::slice::from_ref(&row)),
+            fence: Vec::new(),
+        };
         assert_eq!(store.commit(&batch).await, Err(CommitError::Moved { size: 2 }));
         assert_eq!(store.deks(tenant, &[row.id]).await.unwrap(), []);
     }
@@ -193,6 +199,7 @@ async fn an_identical_batch_is_applied_once(store: Db) {
             Change::LeaseJob { job: started.id, holder, lease: Duration::from_secs(60) },
             Change::AdvanceJob { job: advanced, holder, after: Some(old.id) },
         ],
+        fence: Vec::new(),
     };
     let first = store.commit(&batch).await.unwrap();
     assert_eq!(first.applied, [1, 1, 0, 1, 1, 1]);
@@ -202,7 +209,8 @@ async fn an_identical_batch_is_applied_once(store: Db) {
 
 async fn an_identical_batch_is_known_after_others_have_appended(store: Db) {
     let tenant = tenant(&*store).await;
-    let batch = Batch { tenant, base: 0, entries: vec![entry()], changes: inserts(&[dek(None)]) };
+    let batch =
+        Batch { tenant, base: 0, entries: vec![entry()], changes: inserts(&[dek(None)]), fence: Vec::new() };
     let first = store.commit(&batch).await.unwrap();
     store.commit(&entries(tenant, 1, vec![entry(), entry()])).await.unwrap();
     assert_eq!(store.commit(&batch).await.unwrap(), first);
@@ -228,7 +236,13 @@ async fn contending_writers_leave_no_gap_and_no_double(store: Db) {
         let mut base = 0;
         while written.len() < 20 {
             let row = entry();
-            let batch = Batch { tenant, base, entries: vec![row.clone()], changes: inserts(&[dek(None)]) };
+            let batch = Batch {
+                tenant,
+                base,
+                entries: vec![row.clone()],
+                changes: inserts(&[dek(None)]),
+                fence: Vec::new(),
+            };
             match store.commit(&batch).await {
                 Ok(_) => written.push(row.id),
                 Err(CommitError::Moved { size }) => base = size,
@@ -262,7 +276,13 @@ async fn a_dek_id_that_is_taken_rejects_the_whole_batch(store: Db) {
     let mut taken = there.clone();
     taken.wrapped = wrapped(9, "1");
     for entries in [vec![entry()], vec![]] {
-        let batch = Batch { tenant, base: 0, entries, changes: inserts(&[fresh.clone(), taken.clone()]) };
+        let batch = Batch {
+            tenant,
+            base: 0,
+            entries,
+            changes: inserts(&[fresh.clone(), taken.clone()]),
+            fence: Vec::new(),
+        };
         assert_eq!(store.commit(&batch).await, Err(CommitError::Rejected));
     }
     assert_eq!(store.deks_after(tenant, None, 10).await.unwrap(), [there]);
@@ -273,7 +293,13 @@ async fn an_entry_that_cannot_be_written_takes_its_deks_with_it(store: Db) {
     let tenant = tenant(&*store).await;
     let mut bad = entry();
     bad.records = "no JSON".to_owned();
-    let batch = Batch { tenant, base: 0, entries: vec![entry(), bad], changes: inserts(&[dek(None)]) };
+    let batch = Batch {
+        tenant,
+        base: 0,
+        entries: vec![entry(), bad],
+        changes: inserts(&[dek(None)]),
+        fence: Vec::new(),
+    };
     assert_eq!(store.commit(&batch).await, Err(CommitError::Rejected));
     assert_eq!(store.deks_after(tenant, None, 10).await.unwrap(), []);
     assert_eq!(store.log_size(tenant).await.unwrap(), 0);
@@ -335,6 +361,7 @@ async fn a_rewrap_applies_only_to_what_was_read(store: Db) {
             rewrap(rows[2].id, wrapped(7, "other")),
             rewrap(DekId::new(), rows[0].wrapped.clone()),
         ],
+        fence: Vec::new(),
     };
     assert_eq!(store.commit(&batch).await.unwrap().applied, [1, 0, 0, 0]);
     let now: Vec<_> = store.deks(tenant, &ids(&rows)).await.unwrap();
@@ -512,6 +539,7 @@ async fn no_tenant_sees_anothers_rows(store: Db) {
         base: 0,
         entries: vec![entry()],
         changes: vec![Change::InsertDek(row.clone()), Change::StartJob(started.clone())],
+        fence: Vec::new(),
     };
     store.commit(&batch).await.unwrap();
     assert_eq!(all(&store, other).await, []);
@@ -541,7 +569,8 @@ async fn an_entry_holds_ten_thousand_items(store: Db) {
     row.records = serde_json::to_string(&records).unwrap();
     row.items = (0..1_200_000_u32).map(|n| n.to_le_bytes()[0]).collect();
     let deks: Vec<DekRow> = (0..10_000).map(|n| dek(Some(&format!("record-{n}")))).collect();
-    let batch = Batch { tenant, base: 0, entries: vec![row.clone()], changes: inserts(&deks) };
+    let batch =
+        Batch { tenant, base: 0, entries: vec![row.clone()], changes: inserts(&deks), fence: Vec::new() };
     assert_eq!(store.commit(&batch).await.unwrap().applied.len(), 10_000);
     assert_eq!(normal(all(&store, tenant).await.remove(0).row), normal(row));
     let wanted: Vec<Arc<str>> = deks.iter().filter_map(|dek| dek.record_id.clone()).collect();
@@ -567,7 +596,13 @@ async fn record_ids_may_be_empty_long_and_of_any_script(store: Db) {
         row.records = serde_json::json!([[record, "AQEBAQEBAQEBAQEBAQEBAQ=="]]).to_string();
         let key = dek(Some(record));
         let base = store.log_size(tenant).await.unwrap();
-        let batch = Batch { tenant, base, entries: vec![row], changes: inserts(std::slice::from_ref(&key)) };
+        let batch = Batch {
+            tenant,
+            base,
+            entries: vec![row],
+            changes: inserts(std::slice::from_ref(&key)),
+            fence: Vec::new(),
+        };
         store.commit(&batch).await.unwrap();
         assert_eq!(store.deks_of_records(tenant, &[Arc::from(record)]).await.unwrap(), [key]);
         let filter = EntryFilter { record_id: Some(record.to_owned()), ..EntryFilter::default() };
@@ -584,7 +619,13 @@ async fn a_nul_is_rejected_and_finds_nothing(store: Db) {
     for row in [in_user, in_records] {
         assert_eq!(store.commit(&entries(tenant, 0, vec![row])).await, Err(CommitError::Rejected));
     }
-    let in_dek = Batch { tenant, base: 0, entries: vec![entry()], changes: inserts(&[dek(Some("a\0b"))]) };
+    let in_dek = Batch {
+        tenant,
+        base: 0,
+        entries: vec![entry()],
+        changes: inserts(&[dek(Some("a\0b"))]),
+        fence: Vec::new(),
+    };
     assert_eq!(store.commit(&in_dek).await, Err(CommitError::Rejected));
     assert_eq!(store.log_size(tenant).await.unwrap(), 0);
     assert_eq!(store.deks_of_records(tenant, &[Arc::from("a\0b")]).await.unwrap(), []);

@@ -33,7 +33,13 @@ async fn cuttable() -> Cuttable {
 
 /// One statement, without a transaction of its own.
 fn simple(tenant: TenantUid) -> Batch {
-    Batch { tenant, base: 1, entries: vec![entry()], changes: vec![Change::InsertDek(dek(Some("cut me")))] }
+    Batch {
+        tenant,
+        base: 1,
+        entries: vec![entry()],
+        changes: vec![Change::InsertDek(dek(Some("cut me")))],
+        fence: Vec::new(),
+    }
 }
 
 /// An explicit transaction.
@@ -179,6 +185,7 @@ async fn what_was_acknowledged_under_load_survives_a_crash() {
                     base,
                     entries: vec![entry()],
                     changes: vec![Change::InsertDek(row.clone())],
+                    fence: Vec::new(),
                 };
                 match store.commit(&batch).await {
                     Ok(_) => acknowledged.push(row.id),

@@ -140,8 +140,13 @@ async fn while_another_process_writes_a_commit_waits_and_then_gives_up() {
     let (folder, store, tenant) = with_one_entry().await;
     let mut other = raw(&folder).await;
     sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
-    let batch =
-        Batch { tenant, base: 1, entries: vec![entry()], changes: vec![Change::InsertDek(dek(None))] };
+    let batch = Batch {
+        tenant,
+        base: 1,
+        entries: vec![entry()],
+        changes: vec![Change::InsertDek(dek(None))],
+        fence: Vec::new(),
+    };
     assert_eq!(store.commit(&batch).await, Err(CommitError::Unavailable));
     sqlx::raw_sql("ROLLBACK").execute(&mut other).await.unwrap();
     assert!(store.commit(&batch).await.is_ok());

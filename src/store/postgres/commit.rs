@@ -5,18 +5,19 @@ use std::collections::HashSet;
 use sqlx::postgres::{PgArguments, PgBindIterExt, PgConnection};
 use sqlx::query::Query;
 use sqlx::{Connection, Error, Row, Transaction};
+use time::OffsetDateTime;
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use crate::model::{DekId, Salted, TenantUid};
+use crate::model::{DekId, Salted, TenantUid, Timestamp};
 
 use super::super::failure::Failure;
 use super::super::row::{Columns, signed, there};
 use super::super::shown::shown;
-use super::super::{Batch, Change, CommitError, Committed, DekRow, EntryRow};
+use super::super::{Batch, Change, CommitError, Committed, DekRow, EntryRow, Passed};
 use super::writers::Writer;
-use super::{BEGIN, EXCHANGE, Postgres, jobs, moment, statements, tenants};
+use super::{BEGIN, EXCHANGE, Postgres, jobs, moment, proofs, statements, tenants};
 
 statements! {
     /// Compares and swaps the head, and hangs everything else on its success: one statement, one round trip, one flush.
@@ -25,7 +26,21 @@ statements! {
             SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit')
                 WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true)
         ), head AS (
-            UPDATE np_byok_heads SET size = size + $3 FROM durable WHERE tenant = $1 AND size = $2 RETURNING size
+            UPDATE np_byok_heads h SET size = size + $3 FROM durable WHERE h.tenant = $1 AND h.size = $2
+                -- The fence: no key in use but is as it must be. It hangs on the head's row, so that it is asked once
+                -- more when the statement had to wait for that.
+                AND NOT EXISTS (
+                    SELECT FROM unnest($26::text[], $27::text[], $28::int8[], $29::int8[], $30::int8[])
+                        AS f(key_name, key_version, epoch, revision, within)
+                    LEFT JOIN np_byok_proofs p
+                        ON p.tenant = h.tenant AND p.key_name = f.key_name AND p.key_version = f.key_version
+                    WHERE (
+                        (f.epoch IS NULL OR (p.posture = 'active' AND p.epoch = f.epoch))
+                        AND (f.revision IS NULL OR p.revision = f.revision)
+                        AND (f.within IS NULL OR p.proven_at
+                            BETWEEN clock_timestamp() - f.within * interval '1 microsecond' AND clock_timestamp())
+                    ) IS NOT TRUE)
+            RETURNING size
         ), entries AS (
             INSERT INTO np_byok_audit (tenant, seq, at, id, operation, outcome, means, role, user_id, user_salt,
                 user_hmac, request_id, request_salt, request_hmac, item_count, records, items)
@@ -43,7 +58,10 @@ statements! {
                 $24::int2[], $25::timestamptz[]) AS d(id, record_id, wrapped, key_name, key_version, wrap_scheme,
                 created_at)
         )
-        SELECT size FROM head";
+        SELECT clock_timestamp(), ARRAY(
+            SELECT p.proven_at FROM unnest($26::text[], $27::text[]) WITH ORDINALITY AS f(key_name, key_version, place)
+            JOIN np_byok_proofs p USING (key_name, key_version) WHERE p.tenant = $1 ORDER BY f.place)
+        FROM head";
 
     /// The head's row lock, for which writers queue, and the size that it then holds.
     TURN = "SELECT size FROM np_byok_heads WHERE tenant = $1 FOR UPDATE";
@@ -82,8 +100,8 @@ pub(super) type PgQuery = Query<'static, sqlx::Postgres, PgArguments>;
 
 /// Why a try ended.
 enum Ended {
-    /// The log is not at the batch's base.
-    Moved,
+    /// The log is not at the batch's base, or the fence does not hold.
+    Missed,
     /// A DEK id holds another DEK.
     Taken,
     /// The driver's error.
@@ -106,11 +124,11 @@ impl Postgres {
         let mut decided = false;
         let ended =
             timeout(EXCHANGE, attempt(&mut writer.connection, batch, self.pgbouncer, &mut decided)).await;
-        if matches!(ended, Ok(Err(Ended::Moved))) {
+        if matches!(ended, Ok(Err(Ended::Missed))) {
             writer.keep();
             return self.settle(batch).await;
         }
-        self.concluded(writer, ended, decided)
+        self.concluded(writer, ended, decided, false)
     }
 
     /// Takes the head's row lock, for which writers queue, and appends to the size that it then holds.
@@ -123,22 +141,26 @@ impl Postgres {
         let ended =
             timeout(EXCHANGE, attempt_in_turn(&mut writer.connection, batch, self.pgbouncer, &mut decided))
                 .await;
-        self.concluded(writer, ended, decided)
+        self.concluded(writer, ended, decided, !batch.fence.is_empty())
     }
 
     fn concluded(
         &self,
         writer: Writer<'_>,
-        ended: Result<Result<Vec<u64>, Ended>, Elapsed>,
+        ended: Result<Result<Committed, Ended>, Elapsed>,
         decided: bool,
+        fenced: bool,
     ) -> Result<Committed, CommitError> {
         let failure = match ended {
-            Ok(Ok(applied)) => {
+            Ok(Ok(committed)) => {
                 writer.keep();
-                return Ok(Committed { applied });
+                return Ok(committed);
             }
-            // Under the lock the head does not move: there is none.
-            Ok(Err(Ended::Moved)) => return Err(CommitError::Rejected),
+            // Under the lock the head does not move: there is none, or it is the fence.
+            Ok(Err(Ended::Missed)) => {
+                writer.keep();
+                return Err(if fenced { CommitError::Fenced } else { CommitError::Rejected });
+            }
             Ok(Err(Ended::Taken)) => return Err(CommitError::Rejected),
             Ok(Err(Ended::Failed(error))) => Failure::of(&error),
             Err(_) => Failure::Lost,
@@ -154,15 +176,17 @@ impl Postgres {
         }
     }
 
-    /// The log has moved: by another replica, or by this very batch before?
+    /// Nothing was appended: because another replica was first, because this very batch was appended before, or because of
+    /// the fence?
     async fn settle(&self, batch: &Batch) -> Result<Committed, CommitError> {
         let Some(first) = batch.entries.first() else { return Err(CommitError::Rejected) };
         let place = sqlx::query(PLACE).bind(batch.tenant.0).bind(signed(batch.base)).bind(moment(first.at));
         let place = self.first(place, |row| Ok((there(row.number(0)?)?, row.uuid(1)?))).await;
         match place {
             Ok(Some((_, Some(id)))) if id == first.id.0 => {
-                Ok(Committed { applied: shown(self, batch.tenant, &batch.changes).await? })
+                Ok(Committed { applied: shown(self, batch.tenant, &batch.changes).await?, passed: None })
             }
+            Ok(Some((size, _))) if size == signed(batch.base) => Err(CommitError::Fenced),
             Ok(Some((size, _))) => Err(CommitError::Moved { size: u64::try_from(size).unwrap_or(0) }),
             // A tenant without a head has no log to append to.
             Ok(None) => Err(CommitError::Rejected),
@@ -177,12 +201,12 @@ async fn attempt(
     batch: &Batch,
     pgbouncer: bool,
     decided: &mut bool,
-) -> Result<Vec<u64>, Ended> {
+) -> Result<Committed, Ended> {
     let one_statement = batch.changes.iter().all(|change| matches!(change, Change::InsertDek(_)));
     if one_statement && !batch.entries.is_empty() && !pgbouncer {
         *decided = true;
-        append(connection, batch, &batch.changes, true).await?;
-        return Ok(vec![1; batch.changes.len()]);
+        let passed = append(connection, batch, &batch.changes, true).await?;
+        return Ok(Committed { applied: vec![1; batch.changes.len()], passed });
     }
 
     let transaction = connection.begin_with(BEGIN).await?;
@@ -194,12 +218,12 @@ async fn attempt_in_turn(
     batch: &mut Batch,
     pgbouncer: bool,
     decided: &mut bool,
-) -> Result<Vec<u64>, Ended> {
+) -> Result<Committed, Ended> {
     let mut transaction = connection.begin_with(BEGIN).await?;
     let turn = sqlx::query(TURN).persistent(!pgbouncer).bind(batch.tenant.0);
     let Some(head) = turn.fetch_optional(&mut *transaction).await? else {
         transaction.rollback().await?;
-        return Err(Ended::Moved);
+        return Err(Ended::Missed);
     };
     batch.base = u64::try_from(head.try_get::<i64, _>(0)?).unwrap_or(0);
     finish(transaction, batch, pgbouncer, decided).await
@@ -211,12 +235,12 @@ async fn finish(
     batch: &Batch,
     pgbouncer: bool,
     decided: &mut bool,
-) -> Result<Vec<u64>, Ended> {
+) -> Result<Committed, Ended> {
     match in_order(&mut transaction, batch, !pgbouncer).await {
-        Ok(applied) => {
+        Ok(committed) => {
             *decided = true;
             transaction.commit().await?;
-            Ok(applied)
+            Ok(committed)
         }
         Err(ended) => {
             if !matches!(ended, Ended::Failed(_)) {
@@ -229,7 +253,8 @@ async fn finish(
 
 /// The changes in their order, and the entries as soon as the tenant that they belong to is there; consecutive changes
 /// of one kind are one statement.
-async fn in_order(connection: &mut PgConnection, batch: &Batch, named: bool) -> Result<Vec<u64>, Ended> {
+async fn in_order(connection: &mut PgConnection, batch: &Batch, named: bool) -> Result<Committed, Ended> {
+    let mut passed = None;
     let mut applied = Vec::with_capacity(batch.changes.len());
     let mut rest = batch.changes.as_slice();
     while let [Change::CreateTenant(tenant), after @ ..] = rest {
@@ -238,7 +263,7 @@ async fn in_order(connection: &mut PgConnection, batch: &Batch, named: bool) -> 
     }
     if !batch.entries.is_empty() {
         let (first, after) = rest.split_at(run_of(rest, |change| matches!(change, Change::InsertDek(_))));
-        append(connection, batch, first, named).await?;
+        passed = append(connection, batch, first, named).await?;
         applied.resize(applied.len() + first.len(), 1);
         rest = after;
     }
@@ -273,10 +298,25 @@ async fn in_order(connection: &mut PgConnection, batch: &Batch, named: bool) -> 
                 applied.push(touched(connection, query, named).await?);
                 1
             }
+            Change::Watch { proof, canary } => {
+                let query = proofs::watch(batch.tenant, proof, canary);
+                applied.push(touched(connection, query, named).await?);
+                1
+            }
+            Change::Need { key_version, lasting } => {
+                let query = proofs::need(batch.tenant, key_version, *lasting);
+                applied.push(touched(connection, query, named).await?);
+                1
+            }
+            Change::Prove { from, to, incident } => {
+                let query = proofs::prove(batch.tenant, *from, to, incident.as_ref());
+                applied.push(touched(connection, query, named).await?);
+                1
+            }
         };
         rest = &rest[length..];
     }
-    Ok(applied)
+    Ok(Committed { applied, passed })
 }
 
 /// The count that a statement returns.
@@ -290,9 +330,15 @@ async fn append(
     batch: &Batch,
     deks: &[Change],
     named: bool,
-) -> Result<(), Ended> {
+) -> Result<Option<Passed>, Ended> {
     let query = append_query(batch, deks).persistent(named);
-    query.fetch_optional(connection).await?.map(drop).ok_or(Ended::Moved)
+    let row = query.fetch_optional(connection).await?.ok_or(Ended::Missed)?;
+    if batch.fence.is_empty() {
+        return Ok(None);
+    }
+    let proven_at: Vec<OffsetDateTime> = row.try_get(1)?;
+    let proven_at = proven_at.into_iter().map(Timestamp::from).collect();
+    Ok(Some(Passed { now: there(row.moment(0)?)?, proven_at }))
 }
 
 fn append_query(batch: &Batch, deks: &[Change]) -> PgQuery {
@@ -300,7 +346,7 @@ fn append_query(batch: &Batch, deks: &[Change]) -> PgQuery {
         .bind(batch.tenant.0)
         .bind(signed(batch.base))
         .bind(i64::try_from(batch.entries.len()).unwrap_or(i64::MAX));
-    bind_deks(bind_entries(query, &batch.entries), deks)
+    proofs::bind_fence(bind_deks(bind_entries(query, &batch.entries), deks), &batch.fence)
 }
 
 fn bind_entries(query: PgQuery, entries: &[EntryRow]) -> PgQuery {

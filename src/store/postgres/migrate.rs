@@ -11,12 +11,20 @@ use super::super::{MigrateError, MigrationReport};
 use super::{ACQUIRE, statements};
 
 /// In order. A step that the release before cannot serve raises `oldest_reader`.
-pub(super) const MIGRATIONS: &[Migration] = &[Migration {
-    version: 1,
-    name: "tables",
-    oldest_reader: 1,
-    sql: include_str!("../../../migrations/postgres/0001_tables.sql"),
-}];
+pub(super) const MIGRATIONS: &[Migration] = &[
+    Migration {
+        version: 1,
+        name: "tables",
+        oldest_reader: 1,
+        sql: include_str!("../../../migrations/postgres/0001_tables.sql"),
+    },
+    Migration {
+        version: 2,
+        name: "proofs",
+        oldest_reader: 1,
+        sql: include_str!("../../../migrations/postgres/0002_proofs.sql"),
+    },
+];
 
 const TABLE: &str = include_str!("../../../migrations/postgres/migrations.sql");
 const GRANTS: &str = include_str!("../../../migrations/postgres/grants.sql");

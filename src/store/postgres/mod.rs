@@ -11,6 +11,7 @@ mod deks;
 mod jobs;
 mod keep;
 mod migrate;
+mod proofs;
 mod tenants;
 mod writers;
 
@@ -54,7 +55,7 @@ statements! {
 
 /// Every statement that is prepared, for the test that prepares them.
 pub fn statements() -> impl Iterator<Item = &'static str> {
-    [ALL, audit::ALL, commit::ALL, deks::ALL, jobs::ALL, keep::ALL, migrate::ALL, tenants::ALL]
+    [ALL, audit::ALL, commit::ALL, deks::ALL, jobs::ALL, keep::ALL, migrate::ALL, proofs::ALL, tenants::ALL]
         .into_iter()
         .flatten()
         .copied()

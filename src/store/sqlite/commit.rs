@@ -7,8 +7,8 @@ use crate::model::{Tenant, TenantUid};
 use super::super::failure::Failure;
 use super::super::row::{Columns, signed, there};
 use super::super::shown::shown;
-use super::super::{Batch, Change, CommitError, Committed, DekRow, EntryRow};
-use super::{Sqlite, SqliteQuery, jobs, statements, tenants};
+use super::super::{Batch, Change, CommitError, Committed, DekRow, EntryRow, Passed};
+use super::{Sqlite, SqliteQuery, jobs, proofs, statements, tenants};
 
 const BEGIN: &str = "BEGIN IMMEDIATE";
 
@@ -44,8 +44,8 @@ statements! {
 
 /// Why a try ended.
 enum Ended {
-    /// The log is not at the batch's base.
-    Moved,
+    /// The log is not at the batch's base, or the fence does not hold.
+    Missed,
     /// A DEK id holds another DEK.
     Taken,
     /// The driver's error.
@@ -72,8 +72,8 @@ impl Sqlite {
         };
         let mut transaction = self.writer.begin_with(BEGIN).await.map_err(nothing_done)?;
         match in_order(&mut transaction, batch).await {
-            Ok(applied) => match transaction.commit().await {
-                Ok(()) => Ok(Committed { applied }),
+            Ok(committed) => match transaction.commit().await {
+                Ok(()) => Ok(committed),
                 Err(error) => {
                     Failure::of(&error);
                     Err(CommitError::Unknown)
@@ -83,7 +83,7 @@ impl Sqlite {
                 // Not only queued, as a drop does: what follows must not find the transaction open.
                 let rolled_back = transaction.rollback().await;
                 match ended {
-                    Ended::Moved => {
+                    Ended::Missed => {
                         rolled_back.map_err(nothing_done)?;
                         self.settle(batch).await
                     }
@@ -94,15 +94,17 @@ impl Sqlite {
         }
     }
 
-    /// The log has moved: by another process, or by this very batch before?
+    /// Nothing was appended: because another process was first, because this very batch was appended before, or because of
+    /// the fence?
     async fn settle(&self, batch: &Batch) -> Result<Committed, CommitError> {
         let Some(first) = batch.entries.first() else { return Err(CommitError::Rejected) };
         let tenant = batch.tenant.0.as_slice();
         let place = sqlx::query(PLACE).bind(tenant).bind(signed(batch.base));
         match self.first(place, |row| Ok((there(row.number(0)?)?, row.uuid(1)?))).await {
             Ok(Some((_, Some(id)))) if id == first.id.0 => {
-                Ok(Committed { applied: shown(self, batch.tenant, &batch.changes).await? })
+                Ok(Committed { applied: shown(self, batch.tenant, &batch.changes).await?, passed: None })
             }
+            Ok(Some((size, _))) if size == signed(batch.base) => Err(CommitError::Fenced),
             Ok(Some((size, _))) => Err(CommitError::Moved { size: u64::try_from(size).unwrap_or(0) }),
             // A tenant without a head has no log to append to.
             Ok(None) => Err(CommitError::Rejected),
@@ -113,36 +115,40 @@ impl Sqlite {
 }
 
 /// The changes in their order, and the entries as soon as the tenant that they belong to is there.
-async fn in_order(connection: &mut SqliteConnection, batch: &Batch) -> Result<Vec<u64>, Ended> {
+async fn in_order(connection: &mut SqliteConnection, batch: &Batch) -> Result<Committed, Ended> {
     let mut applied = Vec::with_capacity(batch.changes.len());
     let mut rest = batch.changes.as_slice();
     while let [Change::CreateTenant(tenant), after @ ..] = rest {
         applied.push(create_tenant(connection, tenant).await?);
         rest = after;
     }
-    append(connection, batch).await?;
+    let passed = append(connection, batch).await?;
     for change in rest {
         applied.push(one(connection, batch.tenant, change).await?);
     }
-    Ok(applied)
+    Ok(Committed { applied, passed })
 }
 
-async fn append(connection: &mut SqliteConnection, batch: &Batch) -> Result<(), Ended> {
+async fn append(connection: &mut SqliteConnection, batch: &Batch) -> Result<Option<Passed>, Ended> {
     if batch.entries.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
+    let passed = match batch.fence.as_slice() {
+        [] => None,
+        fence => Some(proofs::pass(connection, &batch.tenant, fence).await?.ok_or(Ended::Missed)?),
+    };
     let tenant = batch.tenant.0.as_slice();
     let swap = sqlx::query(SWAP_HEAD)
         .bind(tenant)
         .bind(signed(batch.base))
         .bind(i64::try_from(batch.entries.len()).unwrap_or(i64::MAX));
     if swap.execute(&mut *connection).await?.rows_affected() == 0 {
-        return Err(Ended::Moved);
+        return Err(Ended::Missed);
     }
     for (seq, entry) in (batch.base..).zip(&batch.entries) {
         insert_entry(tenant, seq, entry).execute(&mut *connection).await?;
     }
-    Ok(())
+    Ok(passed)
 }
 
 async fn one(connection: &mut SqliteConnection, tenant: TenantUid, change: &Change) -> Result<u64, Ended> {
@@ -169,6 +175,15 @@ async fn one(connection: &mut SqliteConnection, tenant: TenantUid, change: &Chan
         }
         Change::LeaseJob { job, holder, lease } => jobs::lease(&tenant, *job, *holder, *lease),
         Change::AdvanceJob { job, holder, after } => jobs::advance(&tenant, job, *holder, *after),
+        Change::Watch { proof, canary } => proofs::watch(&tenant, proof, canary),
+        Change::Need { key_version, lasting } => proofs::need(&tenant, key_version, *lasting),
+        Change::Prove { from, to, incident } => {
+            let touched = proofs::prove(&tenant, *from, to).execute(&mut *connection).await?.rows_affected();
+            if let (Some(incident), 1) = (incident, touched) {
+                proofs::incident(&tenant, incident).execute(connection).await?;
+            }
+            return Ok(touched);
+        }
     };
     Ok(query.execute(connection).await?.rows_affected())
 }
@@ -225,9 +240,14 @@ fn holds_nul(batch: &Batch) -> bool {
     let in_change = |change: &Change| match change {
         Change::CreateTenant(tenant) => in_text(&tenant.name),
         Change::InsertDek(row) => row.record_id.as_deref().is_some_and(in_text),
-        Change::Rewrap { .. } | Change::StartJob(_) | Change::LeaseJob { .. } | Change::AdvanceJob { .. } => {
-            false
-        }
+        // Names of the KMS's and of ours.
+        Change::Rewrap { .. }
+        | Change::StartJob(_)
+        | Change::LeaseJob { .. }
+        | Change::AdvanceJob { .. }
+        | Change::Watch { .. }
+        | Change::Need { .. }
+        | Change::Prove { .. } => false,
     };
     batch.entries.iter().any(in_entry) || batch.changes.iter().any(in_change)
 }

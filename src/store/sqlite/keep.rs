@@ -9,12 +9,20 @@ use super::super::{Database, Exposure, MigrateError, MigrationReport, ReadError}
 use super::{Sqlite, statements};
 
 /// In order. A step that the release before cannot serve raises `oldest_reader`.
-const MIGRATIONS: &[Migration] = &[Migration {
-    version: 1,
-    name: "tables",
-    oldest_reader: 1,
-    sql: include_str!("../../../migrations/sqlite/0001_tables.sql"),
-}];
+const MIGRATIONS: &[Migration] = &[
+    Migration {
+        version: 1,
+        name: "tables",
+        oldest_reader: 1,
+        sql: include_str!("../../../migrations/sqlite/0001_tables.sql"),
+    },
+    Migration {
+        version: 2,
+        name: "proofs",
+        oldest_reader: 1,
+        sql: include_str!("../../../migrations/sqlite/0002_proofs.sql"),
+    },
+];
 
 const TABLE: &str = include_str!("../../../migrations/sqlite/migrations.sql");
 

@@ -7,6 +7,7 @@ mod deks;
 mod file;
 mod jobs;
 mod keep;
+mod proofs;
 mod tenants;
 
 use std::path::Path;
@@ -38,7 +39,7 @@ statements! {
 
 /// Every statement that is prepared, for the test that prepares them.
 pub fn statements() -> impl Iterator<Item = &'static str> {
-    [ALL, audit::ALL, commit::ALL, deks::ALL, jobs::ALL, keep::ALL, tenants::ALL]
+    [ALL, audit::ALL, commit::ALL, deks::ALL, jobs::ALL, keep::ALL, proofs::ALL, tenants::ALL]
         .into_iter()
         .flatten()
         .copied()

@@ -1,0 +1,170 @@
+//! Proofs and incidents. Time is the database's.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::Error;
+use sqlx::postgres::{PgBindIterExt, PgRow};
+
+use crate::model::{Canary, Incident, KeyVersion, Proof, TenantUid};
+
+use super::super::row::{self, Columns, signed, there};
+use super::super::{Fence, Must, ProofReads, ReadError, Seen, Watched};
+use super::commit::PgQuery;
+use super::{Postgres, moment, statements};
+
+statements! {
+    /// 1 when the key version is watched, now or already.
+    WATCH = "
+        WITH watched AS (
+            INSERT INTO np_byok_proofs (tenant, key_name, key_version, posture, epoch, revision, proven_at, since,
+                steady_since, failures, falls, doubted_by, next_probe_at, needed_until, canary_dek, canary,
+                canary_scheme, canary_probe)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, clock_timestamp(), $14, $15, $16, $17)
+            ON CONFLICT DO NOTHING RETURNING 1)
+        SELECT count(*) FROM (SELECT FROM watched
+            UNION ALL SELECT FROM np_byok_proofs WHERE tenant = $1 AND key_name = $2 AND key_version = $3) AS there";
+
+    /// Leaves alone what lasts longer, but for a time that only a clock that was set back could have given.
+    NEED = "
+        WITH needed AS (
+            UPDATE np_byok_proofs SET needed_until = clock_timestamp() + $4 * interval '1 microsecond'
+            WHERE tenant = $1 AND key_name = $2 AND key_version = $3
+            RETURNING 1)
+        SELECT count(*) FROM needed";
+
+    /// The row's next form, where it still is at the revision that it was read at; and with it the incident, if there is
+    /// one.
+    PROVE = "
+        WITH proven AS (
+            UPDATE np_byok_proofs SET posture = $4, epoch = $5, revision = $6, proven_at = $7, since = $8,
+                steady_since = $9, failures = $10, falls = $11, doubted_by = $12, next_probe_at = $13
+            WHERE tenant = $1 AND key_name = $2 AND key_version = $3 AND revision = $14
+            RETURNING 1
+        ), incident AS (
+            INSERT INTO np_byok_incidents (tenant, id, at, key_name, key_version, was, posture, class, http_status,
+                kms_request_id)
+            SELECT $1, $15, $16, $2, $3, $17, $4, $18, $19, $20 FROM proven WHERE $15::uuid IS NOT NULL
+        )
+        SELECT count(*) FROM proven";
+
+    BY_TENANT = "
+        SELECT key_name, key_version, posture, epoch, revision, proven_at, since, steady_since, failures::int8,
+            falls::int8, doubted_by, next_probe_at, clock_timestamp()
+        FROM np_byok_proofs WHERE tenant = $1";
+
+    WATCHED = "
+        SELECT p.key_name, p.key_version, p.posture, p.epoch, p.revision, p.proven_at, p.since, p.steady_since,
+            p.failures::int8, p.falls::int8, p.doubted_by, p.next_probe_at, t.uid, t.name, p.canary_dek, p.canary,
+            p.canary_scheme::int8, p.canary_probe::int::int8, p.needed_until, clock_timestamp()
+        FROM np_byok_proofs p JOIN np_byok_tenants t ON t.uid = p.tenant
+        WHERE p.posture <> 'active' OR p.needed_until > clock_timestamp()";
+
+    NOW = "SELECT clock_timestamp()";
+
+    INCIDENTS = "
+        SELECT id, at, key_name, key_version, was, posture, class, http_status::int8, kms_request_id
+        FROM np_byok_incidents WHERE tenant = $1 ORDER BY id DESC LIMIT $2";
+}
+
+/// Each returns how many rows it touched.
+pub(super) fn watch(tenant: TenantUid, proof: &Proof, canary: &Canary) -> PgQuery {
+    bind_proof(sqlx::query(WATCH), tenant, proof)
+        .bind(canary.dek_id.0)
+        .bind(canary.wrapped.bytes.clone())
+        .bind(canary.wrapped.scheme)
+        .bind(canary.made_for_probes)
+}
+
+pub(super) fn need(tenant: TenantUid, version: &KeyVersion, lasting: Duration) -> PgQuery {
+    let micros = i64::try_from(lasting.as_micros()).unwrap_or(i64::MAX);
+    sqlx::query(NEED)
+        .bind(tenant.0)
+        .bind(version.key.to_string())
+        .bind(version.version.to_string())
+        .bind(micros)
+}
+
+pub(super) fn prove(tenant: TenantUid, from: u64, to: &Proof, incident: Option<&Incident>) -> PgQuery {
+    bind_proof(sqlx::query(PROVE), tenant, to)
+        .bind(signed(from))
+        .bind(incident.map(|incident| incident.id.0))
+        .bind(incident.map(|incident| moment(incident.at)))
+        .bind(incident.map(|incident| incident.was.as_str()))
+        .bind(incident.and_then(|incident| incident.class.as_deref().map(str::to_owned)))
+        .bind(incident.and_then(|incident| incident.http_status).map(i32::from))
+        .bind(incident.and_then(|incident| incident.kms_request_id.as_deref().map(str::to_owned)))
+}
+
+fn bind_proof(query: PgQuery, tenant: TenantUid, proof: &Proof) -> PgQuery {
+    query
+        .bind(tenant.0)
+        .bind(proof.key_version.key.to_string())
+        .bind(proof.key_version.version.to_string())
+        .bind(proof.posture.as_str())
+        .bind(signed(proof.epoch))
+        .bind(signed(proof.revision))
+        .bind(moment(proof.proven_at))
+        .bind(moment(proof.since))
+        .bind(proof.steady_since.map(moment))
+        .bind(i32::try_from(proof.failures).unwrap_or(i32::MAX))
+        .bind(i32::try_from(proof.falls).unwrap_or(i32::MAX))
+        .bind(proof.doubted_by)
+        .bind(moment(proof.next_probe_at))
+}
+
+/// The fence as five arrays: key, version, epoch, revision, microseconds.
+pub(super) fn bind_fence(query: PgQuery, fence: &[Fence]) -> PgQuery {
+    let epoch = |fence: &Fence| match fence.must {
+        Must::BeActive { epoch } | Must::BeProven { epoch, .. } => Some(signed(epoch)),
+        Must::BeUnchanged { .. } => None,
+    };
+    let revision = |fence: &Fence| match fence.must {
+        Must::BeUnchanged { revision } => Some(signed(revision)),
+        Must::BeActive { .. } | Must::BeProven { .. } => None,
+    };
+    let within = |fence: &Fence| match fence.must {
+        Must::BeProven { within, .. } => Some(i64::try_from(within.as_micros()).unwrap_or(i64::MAX)),
+        Must::BeActive { .. } | Must::BeUnchanged { .. } => None,
+    };
+    query
+        .bind(fence.iter().map(|fence| &*fence.key_version.key).bind_iter())
+        .bind(fence.iter().map(|fence| &*fence.key_version.version).bind_iter())
+        .bind(fence.iter().map(epoch).bind_iter())
+        .bind(fence.iter().map(revision).bind_iter())
+        .bind(fence.iter().map(within).bind_iter())
+}
+
+#[async_trait]
+impl ProofReads for Postgres {
+    async fn proofs(&self, tenant: TenantUid) -> Result<Seen<Proof>, ReadError> {
+        self.seen(sqlx::query(BY_TENANT).bind(tenant.0), 12, row::proof).await
+    }
+
+    async fn watched(&self) -> Result<Seen<Watched>, ReadError> {
+        self.seen(sqlx::query(WATCHED), 19, row::watched).await
+    }
+
+    async fn incidents(&self, tenant: TenantUid, limit: u32) -> Result<Vec<Incident>, ReadError> {
+        self.all(sqlx::query(INCIDENTS).bind(tenant.0).bind(i64::from(limit)), row::incident).await
+    }
+}
+
+impl Postgres {
+    /// Rows that hold the time in column `at`.
+    async fn seen<T>(
+        &self,
+        query: PgQuery,
+        at: usize,
+        decode: impl Fn(&PgRow) -> Result<T, Error>,
+    ) -> Result<Seen<T>, ReadError> {
+        let rows = self.all(query, |row| Ok((decode(row)?, there(row.moment(at)?)?))).await?;
+        let now = match rows.first() {
+            Some((_, now)) => *now,
+            None => {
+                self.first(sqlx::query(NOW), |row| there(row.moment(0)?)).await?.ok_or(ReadError::Rejected)?
+            }
+        };
+        Ok(Seen { now, rows: rows.into_iter().map(|(row, _)| row).collect() })
+    }
+}

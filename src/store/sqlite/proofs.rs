@@ -1,0 +1,140 @@
+//! Proofs and incidents. Time is SQLite's, in milliseconds.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::SqliteConnection;
+
+use crate::model::{Canary, Incident, KeyVersion, Proof, TenantUid, Timestamp};
+
+use super::super::row::{self, Columns, signed, there};
+use super::super::{Fence, Passed, ProofReads, ReadError, Seen, Watched};
+use super::{Sqlite, SqliteQuery, statements};
+
+statements! {
+    WATCH = "
+        INSERT INTO np_byok_proofs (tenant, key_name, key_version, posture, epoch, revision, proven_at, since,
+            steady_since, failures, falls, doubted_by, next_probe_at, needed_until, canary_dek, canary, canary_scheme,
+            canary_probe)
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13,
+            CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000, ?14, ?15, ?16, ?17)
+        ON CONFLICT (tenant, key_name, key_version) DO UPDATE SET canary = canary";
+
+    NEED = "
+        UPDATE np_byok_proofs SET needed_until = CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000 + ?4
+        WHERE tenant = ?1 AND key_name = ?2 AND key_version = ?3";
+
+    /// The row's next form, where it still is at the revision that it was read at.
+    PROVE = "
+        UPDATE np_byok_proofs SET posture = ?4, epoch = ?5, revision = ?6, proven_at = ?7, since = ?8,
+            steady_since = ?9, failures = ?10, falls = ?11, doubted_by = ?12, next_probe_at = ?13
+        WHERE tenant = ?1 AND key_name = ?2 AND key_version = ?3 AND revision = ?14";
+
+    INCIDENT = "
+        INSERT INTO np_byok_incidents (tenant, id, at, key_name, key_version, was, posture, class, http_status,
+            kms_request_id)
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
+
+    BY_TENANT = "
+        SELECT key_name, key_version, posture, epoch, revision, proven_at, since, steady_since, failures, falls,
+            doubted_by, next_probe_at
+        FROM np_byok_proofs WHERE tenant = ?1";
+
+    WATCHED = "
+        SELECT p.key_name, p.key_version, p.posture, p.epoch, p.revision, p.proven_at, p.since, p.steady_since,
+            p.failures, p.falls, p.doubted_by, p.next_probe_at, t.uid, t.name, p.canary_dek, p.canary,
+            p.canary_scheme, p.canary_probe, p.needed_until
+        FROM np_byok_proofs p JOIN np_byok_tenants t ON t.uid = p.tenant
+        WHERE p.posture <> 'active' OR p.needed_until > CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000";
+
+    NOW = "SELECT CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000";
+
+    INCIDENTS = "
+        SELECT id, at, key_name, key_version, was, posture, class, http_status, kms_request_id
+        FROM np_byok_incidents WHERE tenant = ?1 ORDER BY id DESC LIMIT ?2";
+}
+
+pub(super) fn watch<'q>(tenant: &'q TenantUid, proof: &'q Proof, canary: &'q Canary) -> SqliteQuery<'q> {
+    bind_proof(WATCH, tenant, proof)
+        .bind(canary.dek_id.0)
+        .bind(canary.wrapped.bytes.as_slice())
+        .bind(canary.wrapped.scheme)
+        .bind(canary.made_for_probes)
+}
+
+pub(super) fn need<'q>(tenant: &'q TenantUid, version: &'q KeyVersion, lasting: Duration) -> SqliteQuery<'q> {
+    let micros = i64::try_from(lasting.as_micros()).unwrap_or(i64::MAX);
+    sqlx::query(NEED).bind(tenant.0.as_slice()).bind(&*version.key).bind(&*version.version).bind(micros)
+}
+
+pub(super) fn prove<'q>(tenant: &'q TenantUid, from: u64, to: &'q Proof) -> SqliteQuery<'q> {
+    bind_proof(PROVE, tenant, to).bind(signed(from))
+}
+
+pub(super) fn incident<'q>(tenant: &'q TenantUid, incident: &'q Incident) -> SqliteQuery<'q> {
+    sqlx::query(INCIDENT)
+        .bind(tenant.0.as_slice())
+        .bind(incident.id.0)
+        .bind(incident.at.0)
+        .bind(&*incident.key_version.key)
+        .bind(&*incident.key_version.version)
+        .bind(incident.was.as_str())
+        .bind(incident.posture.as_str())
+        .bind(incident.class.as_deref())
+        .bind(incident.http_status)
+        .bind(incident.kms_request_id.as_deref())
+}
+
+fn bind_proof<'q>(sql: &'static str, tenant: &'q TenantUid, proof: &'q Proof) -> SqliteQuery<'q> {
+    sqlx::query(sql)
+        .bind(tenant.0.as_slice())
+        .bind(&*proof.key_version.key)
+        .bind(&*proof.key_version.version)
+        .bind(proof.posture.as_str())
+        .bind(signed(proof.epoch))
+        .bind(signed(proof.revision))
+        .bind(proof.proven_at.0)
+        .bind(proof.since.0)
+        .bind(proof.steady_since.map(|at| at.0))
+        .bind(proof.failures)
+        .bind(proof.falls)
+        .bind(proof.doubted_by)
+        .bind(proof.next_probe_at.0)
+}
+
+/// What the fence finds, under the lock of this transaction; `None` when something does not hold.
+pub(super) async fn pass(
+    connection: &mut SqliteConnection,
+    tenant: &TenantUid,
+    fence: &[Fence],
+) -> Result<Option<Passed>, sqlx::Error> {
+    let query = sqlx::query(BY_TENANT).bind(tenant.0.as_slice());
+    let rows = query.fetch_all(&mut *connection).await?;
+    let rows = rows.iter().map(row::proof).collect::<Result<_, _>>()?;
+    let now = there(sqlx::query(NOW).fetch_one(connection).await?.moment(0)?)?;
+    Ok(Passed::of(fence, &Seen { now, rows }))
+}
+
+#[async_trait]
+impl ProofReads for Sqlite {
+    async fn proofs(&self, tenant: TenantUid) -> Result<Seen<Proof>, ReadError> {
+        let now = self.clock().await?;
+        let rows = self.all(sqlx::query(BY_TENANT).bind(tenant.0.as_slice()), row::proof).await?;
+        Ok(Seen { now, rows })
+    }
+
+    async fn watched(&self) -> Result<Seen<Watched>, ReadError> {
+        let now = self.clock().await?;
+        Ok(Seen { now, rows: self.all(sqlx::query(WATCHED), row::watched).await? })
+    }
+
+    async fn incidents(&self, tenant: TenantUid, limit: u32) -> Result<Vec<Incident>, ReadError> {
+        self.all(sqlx::query(INCIDENTS).bind(tenant.0.as_slice()).bind(limit), row::incident).await
+    }
+}
+
+impl Sqlite {
+    async fn clock(&self) -> Result<Timestamp, ReadError> {
+        self.first(sqlx::query(NOW), |row| there(row.moment(0)?)).await?.ok_or(ReadError::Rejected)
+    }
+}
