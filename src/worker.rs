@@ -1,4 +1,4 @@
-//! Timers that call use cases: the rotation job. Decides nothing itself.
+//! What runs beside the calls: the watch over the keys, and the rotation job. Decides nothing itself.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,9 +16,13 @@ const LOOK: Duration = Duration::from_secs(1);
 pub fn start(app: Arc<App>, stop: CancellationToken) -> JoinHandle<()> {
     // Names this replica in leases, for as long as it lives.
     let holder = Uuid::now_v7();
-    tokio::spawn(async move {
+    let watch = { (app.clone(), stop.clone()) };
+    let rotations = async move {
         while tokio::time::timeout(LOOK, stop.cancelled()).await.is_err() {
             app.work_on_rotations(holder, &stop).await;
         }
+    };
+    tokio::spawn(async move {
+        tokio::join!(watch.0.watch_keys(watch.1), rotations);
     })
 }

@@ -1,10 +1,11 @@
 //! Decrypt, and reveal: the same for a remote join.
 
 use crate::crypto::{Binding, Context, Plaintext, Token, TokenError, open};
-use crate::model::{Caller, DekId, ErrorCode, Item, KeyVersion, Operation, Refusal};
+use crate::keyring::Footing;
+use crate::model::{Caller, DekId, ErrorCode, Item, KeyVersion, Operation, Posture, Refusal};
 
-use super::App;
-use super::record::{item_of, note_dek, note_failure, outcome_of};
+use super::record::{Standing, item_of, moving, note_dek, note_failure, withheld};
+use super::{App, TRIES};
 
 /// How many items are opened before other calls get a turn on this core.
 const TURN: usize = 256;
@@ -50,25 +51,49 @@ impl App {
                 Ok((token, item.context))
             })
             .collect();
+        for _ in 0..TRIES {
+            let (answers, footing) = self.open_all(caller, &tokens, &mut entry_items).await;
+            let recorded =
+                self.record_standing(caller, operation, &entry_items, Vec::new(), &footing).await?;
+            match recorded {
+                Standing::Given => return Ok(answers),
+                Standing::Withheld(refusal) => return Ok(withheld(answers, &refusal)),
+                Standing::Anew => {}
+            }
+        }
+        self.withhold(caller, operation, &entry_items, Posture::Degraded).await?;
+        Ok(tokens.iter().map(|token| Err(token.as_ref().err().cloned().unwrap_or_else(moving))).collect())
+    }
+
+    /// Opens every token whose DEK is to be had; and the keys that what was opened stands on.
+    async fn open_all(
+        &self,
+        caller: &Caller,
+        tokens: &[Result<(Token, Context), Refusal>],
+        entry_items: &mut [Item],
+    ) -> (Vec<Result<Decrypted, Refusal>>, Footing) {
         let ids: Vec<DekId> = tokens.iter().flatten().map(|(token, _)| id_of(token)).collect();
         let mut deks = self.keyring.by_id(&caller.tenant, &ids).await.into_iter();
-
+        let mut footing = Footing::default();
         let mut answers = Vec::with_capacity(tokens.len());
-        for (place, (token, entry_item)) in tokens.into_iter().zip(&mut entry_items).enumerate() {
+        for (place, (token, entry_item)) in tokens.iter().zip(entry_items).enumerate() {
             if place % TURN == TURN - 1 {
                 tokio::task::yield_now().await;
             }
             let answer = match token {
-                Err(refusal) => Err(refusal),
+                Err(refusal) => Err(refusal.clone()),
                 Ok((token, context)) => match deks.next() {
                     None => Err(ErrorCode::Internal.into()),
                     Some(Err(error)) => Err(note_failure(entry_item, &error, &caller.request_id)),
                     Some(Ok(held)) => {
-                        let id = id_of(&token);
+                        let id = id_of(token);
                         note_dek(entry_item, id, &held);
                         let binding = Binding::new(&caller.tenant.uid.0, id.as_bytes(), &context.digest());
-                        match open(&held.dek, &binding, &token) {
-                            Ok(plaintext) => Ok(Decrypted { plaintext, key_version: held.key_version }),
+                        match open(&held.dek, &binding, token) {
+                            Ok(plaintext) => {
+                                footing.add(&held);
+                                Ok(Decrypted { plaintext, key_version: held.key_version })
+                            }
                             Err(_) => Err(ErrorCode::DecryptFailed.into()),
                         }
                     }
@@ -77,8 +102,7 @@ impl App {
             entry_item.refused = answer.as_ref().err().map(|refusal: &Refusal| refusal.code);
             answers.push(answer);
         }
-        self.record(caller, operation, outcome_of(&entry_items), entry_items, Vec::new()).await?;
-        Ok(answers)
+        (answers, footing)
     }
 }
 

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use crate::crypto::{Binding, Context, Plaintext, seal};
-use crate::keyring::RecordDek;
-use crate::model::{Caller, ErrorCode, Item, KeyVersion, Operation, Refusal};
-use crate::store::Change;
+use crate::keyring::{Footing, Held, RecordDek};
+use crate::model::{Caller, ErrorCode, Item, KeyVersion, Operation, Posture, Refusal};
+use crate::store::{Change, DekRow};
 
-use super::App;
-use super::record::{item_of, note_dek, note_failure, outcome_of};
+use super::record::{Standing, item_of, moving, note_dek, note_failure, withheld};
+use super::{App, TRIES};
 
 /// A value to encrypt, and what its ciphertext is bound to.
 pub struct EncryptItem {
@@ -25,6 +25,15 @@ pub struct Encrypted {
     pub ciphertext: String,
     /// The version of the KEK that wraps the record's DEK.
     pub key_version: KeyVersion,
+}
+
+/// Items that were sealed and are not answered yet.
+struct Sealed {
+    answers: Vec<Result<Encrypted, Refusal>>,
+    /// The keys that the answers stand on.
+    footing: Footing,
+    /// The DEKs that were made for them.
+    fresh: Vec<(DekRow, Arc<Held>)>,
 }
 
 impl App {
@@ -57,26 +66,55 @@ impl App {
             .filter(|(item, _)| item.is_ok())
             .map(|(_, entry_item)| entry_item.record_id.clone())
             .collect();
-        let mut deks = self.keyring.by_record(&caller.tenant, &records, self.clock.now()).await.into_iter();
-
-        let mut changes = Vec::new();
-        let mut fresh = Vec::new();
-        let mut answers = Vec::with_capacity(checked.len());
-        for (item, entry_item) in checked.into_iter().zip(&mut entry_items) {
-            let answer = match item {
-                Err(refusal) => {
-                    entry_item.refused = Some(refusal.code);
-                    Err(refusal)
+        for _ in 0..TRIES {
+            let Sealed { answers, footing, fresh } =
+                self.seal_all(caller, &checked, &records, &mut entry_items).await;
+            let changes = fresh.iter().map(|(row, _)| Change::InsertDek(row.clone())).collect();
+            let recorded = self.record_standing(caller, operation, &entry_items, changes, &footing).await?;
+            if self.committer.rewinds() != rewinds {
+                // The database went back in time while this ran: the DEK's row may be gone with it.
+                return Err(ErrorCode::StoreUnavailable.into());
+            }
+            match recorded {
+                Standing::Given => {
+                    for (row, held) in &fresh {
+                        self.keyring.admit(&caller.tenant, row, held);
+                    }
+                    return Ok(answers);
                 }
+                Standing::Withheld(refusal) => return Ok(withheld(answers, &refusal)),
+                Standing::Anew => {}
+            }
+        }
+        self.withhold(caller, operation, &entry_items, Posture::Degraded).await?;
+        Ok(checked.iter().map(|item| Err(item.as_ref().err().cloned().unwrap_or_else(moving))).collect())
+    }
+
+    /// Seals every item whose DEK is to be had.
+    async fn seal_all(
+        &self,
+        caller: &Caller,
+        checked: &[Result<EncryptItem, Refusal>],
+        records: &[Option<Arc<str>>],
+        entry_items: &mut [Item],
+    ) -> Sealed {
+        let deks = self.keyring.by_record(&caller.tenant, records, self.clock.now()).await;
+        let mut deks = deks.into_iter();
+        let mut sealed = Sealed {
+            answers: Vec::with_capacity(checked.len()),
+            footing: Footing::default(),
+            fresh: Vec::new(),
+        };
+        for (item, entry_item) in checked.iter().zip(entry_items) {
+            let answer = match item {
+                Err(refusal) => Err(refusal.clone()),
                 Ok(item) => match deks.next() {
                     None => Err(ErrorCode::Internal.into()),
                     Some(Err(error)) => Err(note_failure(entry_item, &error, &caller.request_id)),
                     Some(Ok(RecordDek { id, held, fresh: row })) => {
                         note_dek(entry_item, id, &held);
-                        if let Some(row) = row {
-                            changes.push(Change::InsertDek(row.clone()));
-                            fresh.push((row, held.clone()));
-                        }
+                        sealed.footing.add(&held);
+                        sealed.fresh.extend(row.map(|row| (row, held.clone())));
                         let binding =
                             Binding::new(&caller.tenant.uid.0, id.as_bytes(), &item.context.digest());
                         let token = seal(&held.dek, &binding, id.as_bytes(), item.plaintext.expose());
@@ -84,17 +122,10 @@ impl App {
                     }
                 },
             };
-            answers.push(answer);
+            entry_item.refused = answer.as_ref().err().map(|refusal: &Refusal| refusal.code);
+            sealed.answers.push(answer);
         }
-        self.record(caller, operation, outcome_of(&entry_items), entry_items, changes).await?;
-        if self.committer.rewinds() != rewinds {
-            // The database went back in time while this ran: the DEK's row may be gone with it.
-            return Err(ErrorCode::StoreUnavailable.into());
-        }
-        for (row, held) in &fresh {
-            self.keyring.admit(&caller.tenant, row, held);
-        }
-        Ok(answers)
+        sealed
     }
 
     /// Refuses a call that holds nothing, or too much.

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use governor::clock::{Clock as _, DefaultClock};
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use http::HeaderMap;
+use tokio_util::sync::CancellationToken;
 
 use crate::audit::Committer;
 use crate::auth::{Authenticator, Policy};
@@ -37,6 +38,9 @@ pub use rotate::Rotation;
 pub use crate::crypto::{Context, Plaintext, SecretText};
 pub use crate::store::EntryFilter;
 
+/// How often a call begins anew when the posture of a key moves while it runs.
+const TRIES: usize = 3;
+
 /// Calls a minute, by tenant.
 type Meter = DefaultKeyedRateLimiter<TenantUid>;
 
@@ -46,7 +50,7 @@ pub struct App {
     store: Arc<dyn Store>,
     kms: Arc<dyn Kms>,
     keyring: Arc<Keyring>,
-    committer: Committer,
+    committer: Arc<Committer>,
     authenticator: Arc<Authenticator>,
     policy: Policy,
     limits: Limits,
@@ -69,7 +73,7 @@ pub struct Parts {
     /// The DEKs in memory.
     pub keyring: Arc<Keyring>,
     /// What makes entries durable.
-    pub committer: Committer,
+    pub committer: Arc<Committer>,
     /// Who calls.
     pub authenticator: Arc<Authenticator>,
     /// Who may do what.
@@ -128,6 +132,11 @@ impl App {
         &self.limits
     }
 
+    /// Watches over the keys whose DEKs are in memory until `stop` is cancelled: without it, nothing is answered from there.
+    pub async fn watch_keys(&self, stop: CancellationToken) {
+        self.keyring.clone().keep_watch(stop).await;
+    }
+
     /// How many DEKs are in memory, about.
     pub fn cached_deks(&self) -> u64 {
         self.keyring.cached()
@@ -143,7 +152,9 @@ impl App {
         let meter = match operation {
             Operation::Encrypt => &self.encrypt_meter,
             Operation::Decrypt | Operation::Reveal => &self.decrypt_meter,
-            Operation::Rotate | Operation::Audit | Operation::Health => &self.other_meter,
+            Operation::Rotate | Operation::Audit | Operation::Health | Operation::Incident => {
+                &self.other_meter
+            }
         };
         pass(meter, caller)
     }

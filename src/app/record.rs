@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use crate::audit::{CommitFailed, Unit, pack};
+use crate::audit::{CommitFailed, Durable, Unit, pack};
 use crate::crypto::Context;
-use crate::keyring::{Held, KeyringError};
+use crate::keyring::{Fallen, Footing, Held, KeyringError};
 use crate::kms::KmsError;
-use crate::model::{Caller, DekId, Entry, EntryId, ErrorCode, Item, Operation, Outcome, Refusal, RequestId};
-use crate::store::{Change, ReadError};
+use crate::model::{
+    Caller, DekId, Entry, EntryId, ErrorCode, Item, Operation, Outcome, Posture, Refusal, RequestId,
+};
+use crate::store::{Change, Fence, ReadError};
 
 use super::{App, pass};
 
@@ -34,10 +36,43 @@ pub(super) fn note_failure(item: &mut Item, error: &KeyringError, request_id: &R
             log_kms(error, Some(request_id));
             error.class.code()
         }
+        KeyringError::Dark(posture) => {
+            let refusal = dark_refusal(*posture);
+            item.refused = Some(refusal.code);
+            return refusal;
+        }
         KeyringError::Store(error) => read_refusal(*error).code,
     };
     item.refused = Some(code);
     code.into()
+}
+
+/// What a caller sees of a key version that may not be used. One that is active was not shown to work in time.
+pub(super) fn dark_refusal(posture: Posture) -> Refusal {
+    match posture {
+        Posture::Revoked => ErrorCode::KmsAccessDenied.into(),
+        Posture::Active | Posture::Degraded => ErrorCode::KmsUnavailable.into(),
+    }
+}
+
+/// What became of an answer that stands on keys.
+pub(super) enum Standing {
+    /// It may be given; its entry is durable.
+    Given,
+    /// It may not; what was withheld is recorded as refused for this reason.
+    Withheld(Refusal),
+    /// Nothing was recorded: the posture moved meanwhile, and the key may be used again. Begin anew.
+    Anew,
+}
+
+/// What a caller sees whose call began anew and was overtaken each time.
+pub(super) fn moving() -> Refusal {
+    dark_refusal(Posture::Degraded)
+}
+
+/// Turns what would have been answered into refusals. What was refused before stays refused for its own reason.
+pub(super) fn withheld<T>(answers: Vec<Result<T, Refusal>>, refusal: &Refusal) -> Vec<Result<T, Refusal>> {
+    answers.into_iter().map(|answer| answer.and(Err(refusal.clone()))).collect()
 }
 
 /// What our log may hold of a KMS's refusal; and whose request met it, where it was one.
@@ -87,6 +122,69 @@ impl App {
         items: Vec<Item>,
         changes: Vec<Change>,
     ) -> Result<Vec<u64>, Refusal> {
+        let committed = self.commit(caller, operation, outcome, items, changes, Vec::new()).await;
+        committed.map(|durable| durable.applied).map_err(commit_refusal)
+    }
+
+    /// The same for an answer that stands on keys: the commit holds the fence, and the answer may be given only while the
+    /// proofs that it found are young enough. What may not be given is recorded as refused.
+    ///
+    /// # Errors
+    /// As of [`Self::record`].
+    pub(super) async fn record_standing(
+        &self,
+        caller: &Caller,
+        operation: Operation,
+        items: &[Item],
+        changes: Vec<Change>,
+        footing: &Footing,
+    ) -> Result<Standing, Refusal> {
+        let fence = match self.keyring.fence(&caller.tenant, footing).await {
+            Ok(fence) => fence,
+            Err(Fallen::Anew) => return Ok(Standing::Anew),
+            Err(Fallen::Dark(posture)) => return self.withhold(caller, operation, items, posture).await,
+        };
+        match self.commit(caller, operation, outcome_of(items), items.to_vec(), changes, fence).await {
+            Ok(durable) if self.keyring.may_answer(&caller.tenant, footing, &durable) => Ok(Standing::Given),
+            Ok(_) => {
+                tracing::warn!(
+                    request_id = caller.request_id.as_str(),
+                    "an answer came too late after the key was last shown to work, and is withheld"
+                );
+                self.withhold(caller, operation, items, Posture::Active).await
+            }
+            Err(CommitFailed::Fenced) => match self.keyring.after_fenced(&caller.tenant, footing).await {
+                Fallen::Anew => Ok(Standing::Anew),
+                Fallen::Dark(posture) => self.withhold(caller, operation, items, posture).await,
+            },
+            Err(failed) => Err(commit_refusal(failed)),
+        }
+    }
+
+    /// Records that items were refused because their keys may not be used.
+    pub(super) async fn withhold(
+        &self,
+        caller: &Caller,
+        operation: Operation,
+        items: &[Item],
+        posture: Posture,
+    ) -> Result<Standing, Refusal> {
+        let refusal = dark_refusal(posture);
+        let refused = |item: &Item| Item { refused: item.refused.or(Some(refusal.code)), ..item.clone() };
+        let items: Vec<Item> = items.iter().map(refused).collect();
+        self.record(caller, operation, outcome_of(&items), items, Vec::new()).await?;
+        Ok(Standing::Withheld(refusal))
+    }
+
+    async fn commit(
+        &self,
+        caller: &Caller,
+        operation: Operation,
+        outcome: Outcome,
+        items: Vec<Item>,
+        changes: Vec<Change>,
+        fence: Vec<Fence>,
+    ) -> Result<Durable, CommitFailed> {
         let entry = Entry {
             id: EntryId::new(),
             at: self.clock.now(),
@@ -98,16 +196,13 @@ impl App {
             request_id: Some(caller.request_id.as_str().to_owned()),
             items,
         };
-        let unit = Unit { tenant: caller.tenant.uid, entry: Some(pack(&entry)), changes, fence: Vec::new() };
+        let unit = Unit { tenant: caller.tenant.uid, entry: Some(pack(&entry)), changes, fence };
         let rewinds = self.committer.rewinds();
         let committed = self.committer.commit(unit).await;
         if self.committer.rewinds() != rewinds {
             self.keyring.clear();
         }
-        committed.map(|durable| durable.applied).map_err(|failed| match failed {
-            CommitFailed::Unavailable => Refusal::from(ErrorCode::StoreUnavailable),
-            CommitFailed::Rejected | CommitFailed::Fenced => Refusal::from(ErrorCode::Internal),
-        })
+        committed
     }
 
     /// Records that a whole call was refused, and refuses it. Where even that cannot be recorded, the caller learns that
@@ -120,6 +215,14 @@ impl App {
             Ok(_) => refusal,
             Err(unrecorded) => unrecorded,
         }
+    }
+}
+
+fn commit_refusal(failed: CommitFailed) -> Refusal {
+    match failed {
+        CommitFailed::Unavailable => ErrorCode::StoreUnavailable.into(),
+        // Only what stands on keys has a fence.
+        CommitFailed::Rejected | CommitFailed::Fenced => ErrorCode::Internal.into(),
     }
 }
 

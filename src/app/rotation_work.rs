@@ -10,11 +10,12 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::audit::{Unit, pack};
-use crate::kms::{DekBinding, Verdict};
+use crate::keyring::{Footing, KeyringError};
+use crate::kms::{DekBinding, ItemResult, KmsError, KmsErrorClass, Verdict};
 use crate::model::{
-    DekId, Entry, EntryId, Item, Job, JobId, JobState, Means, Operation, Source, Tenant, Wrapped,
+    DekId, Entry, EntryId, Item, Job, JobId, JobState, Means, Operation, Posture, Source, Tenant, Wrapped,
 };
-use crate::store::{Change, DekRow};
+use crate::store::{Change, DekRow, Fence};
 
 use super::App;
 use super::record::{item_of, log_kms, outcome_of};
@@ -93,22 +94,14 @@ impl App {
             job.stalled = None;
             job.finished_at = Some(job.updated_at);
             info!(rotation = %id, rewrapped = job.progress.rewrapped, failed = job.progress.failed, "rotation done");
-            return self.advance(tenant, job, holder, after, Vec::new(), Vec::new()).await;
+            return self.advance(tenant, job, holder, after, Vec::new(), Vec::new(), Vec::new()).await;
         };
 
         let (old, current): (Vec<DekRow>, Vec<DekRow>) =
             rows.into_iter().partition(|row| row.wrapped.key_version != job.target);
         job.progress.skipped += current.len() as u64;
-        let wrapped: Vec<(DekBinding, Wrapped)> = old
-            .iter()
-            .map(|row| (DekBinding { tenant: tenant.uid, dek_id: row.id }, row.wrapped.clone()))
-            .collect();
-        let answers = match wrapped.is_empty() {
-            true => Vec::new(),
-            false => {
-                job.progress.kms_calls += self.kms.rewrap_calls(wrapped.len() as u64);
-                self.kms.rewrap(&wrapped, &job.target).await
-            }
+        let Some((footing, answers)) = self.rewrap(tenant, &old, &mut job).await else {
+            return Step::Stalled;
         };
         // The key, not a DEK, is what failed, as long as nothing came back whole: keep the place and say why nothing moves.
         let whole = answers.iter().any(Result::is_ok);
@@ -116,11 +109,13 @@ impl App {
         if let Some(error) = failed.find(|error| !whole && error.class.verdict() != Verdict::Item) {
             log_kms(error, None);
             job.stalled = Some(error.class.code());
-            return match self.advance(tenant, job, holder, after, Vec::new(), Vec::new()).await {
+            return match self.advance(tenant, job, holder, after, Vec::new(), Vec::new(), Vec::new()).await {
                 Step::Lost => Step::Lost,
                 Step::Advanced | Step::Finished | Step::Stalled => Step::Stalled,
             };
         }
+        // A key that was turned off meanwhile: what it gave is not kept.
+        let Ok(fence) = self.keyring.fence(tenant, &footing).await else { return Step::Stalled };
         job.stalled = None;
         let mut items = Vec::with_capacity(old.len());
         let mut changes = Vec::with_capacity(old.len() + 1);
@@ -160,9 +155,51 @@ impl App {
         {
             job.target = went;
         }
-        let step = self.advance(tenant, job, holder, Some(last), items, changes).await;
+        let step = self.advance(tenant, job, holder, Some(last), items, changes, fence).await;
         self.keyring.forget(tenant.uid, rewrapped);
         step
+    }
+
+    /// Re-wraps what may be used; each row has its answer, and those whose key version may not be used have the reason. `None`
+    /// when the database is out of reach.
+    async fn rewrap(
+        &self,
+        tenant: &Tenant,
+        rows: &[DekRow],
+        job: &mut Job,
+    ) -> Option<(Footing, Vec<ItemResult<Wrapped>>)> {
+        let (footing, may) = self.keyring.footing(tenant, rows).await;
+        let mut asked: Vec<(DekBinding, Wrapped)> = Vec::with_capacity(rows.len());
+        let mut refused = Vec::with_capacity(rows.len());
+        for (row, may) in rows.iter().zip(may) {
+            refused.push(match may {
+                Ok(()) => {
+                    let binding = DekBinding { tenant: tenant.uid, dek_id: row.id };
+                    asked.push((binding, row.wrapped.clone()));
+                    None
+                }
+                Err(KeyringError::Kms(error)) => Some(error),
+                Err(KeyringError::Dark(Posture::Revoked)) => {
+                    Some(KmsError::local(KmsErrorClass::AccessDenied))
+                }
+                Err(KeyringError::Dark(Posture::Active | Posture::Degraded)) => {
+                    Some(KmsError::local(KmsErrorClass::Unreachable))
+                }
+                Err(KeyringError::Store(_) | KeyringError::Missing) => return None,
+            });
+        }
+        let mut answers = Vec::new();
+        if !asked.is_empty() {
+            job.progress.kms_calls += self.kms.rewrap_calls(asked.len() as u64);
+            answers = self.kms.rewrap(&asked, &job.target).await;
+        }
+        let mut answers = answers.into_iter();
+        let missing = || KmsError::local(KmsErrorClass::Internal);
+        let answer = |refused: Option<KmsError>| match refused {
+            Some(error) => Err(error),
+            None => answers.next().unwrap_or_else(|| Err(missing())),
+        };
+        Some((footing, refused.into_iter().map(answer).collect()))
     }
 
     /// Goes through all DEKs again; those that have the target version are passed over.
@@ -171,7 +208,7 @@ impl App {
         job.progress.total = job.progress.rewrapped + left;
         job.progress.failed = 0;
         job.stalled = None;
-        self.advance(tenant, job, holder, None, Vec::new(), Vec::new()).await
+        self.advance(tenant, job, holder, None, Vec::new(), Vec::new(), Vec::new()).await
     }
 
     async fn advance(
@@ -182,11 +219,12 @@ impl App {
         after: Option<DekId>,
         items: Vec<Item>,
         mut changes: Vec<Change>,
+        fence: Vec<Fence>,
     ) -> Step {
         let finished = job.state == JobState::Done;
         let entry = (!items.is_empty()).then(|| self.rotation_entry(job.id, items));
         changes.push(Change::AdvanceJob { job, holder, after });
-        let unit = Unit { tenant: tenant.uid, entry: entry.as_ref().map(pack), changes, fence: Vec::new() };
+        let unit = Unit { tenant: tenant.uid, entry: entry.as_ref().map(pack), changes, fence };
         match self.committer.commit(unit).await {
             Ok(durable) if durable.applied.last() != Some(&1) => Step::Lost,
             Ok(_) if finished => Step::Finished,

@@ -14,7 +14,7 @@ use crate::auth::{Authenticator, Policy};
 use crate::config;
 use crate::config::{Config, Env, Mistake, Reader};
 use crate::crypto;
-use crate::keyring::Keyring;
+use crate::keyring::{self, Keyring};
 use crate::kms::{AwsKms, AzureKeyVault, GcpKms, Kms, LocalKey, VaultTransit};
 use crate::model::{Clock, SystemClock, Tenant, TenantUid};
 use crate::rest::DatabaseState;
@@ -48,10 +48,19 @@ pub(super) async fn assemble(config: Config, stop: CancellationToken) -> Result<
     let audit_protected = database.exposure().await.is_ok_and(|exposure| !exposure.any());
     let store: Arc<dyn store::Store> = database.clone();
     let refresh = tokio::spawn(refresh(authenticator.clone(), database, stop));
+    let committer = Arc::new(Committer::start(store.clone(), clock.clone(), LANES));
+    let keyring = Keyring::new(keyring::Parts {
+        store: store.clone(),
+        kms: kms.clone(),
+        committer: committer.clone(),
+        clock: clock.clone(),
+        cache: config.dek_cache,
+        guard: config.key_guard,
+    });
     let app = App::new(Parts {
         tenant,
-        keyring: Keyring::new(store.clone(), kms.clone(), config.dek_cache),
-        committer: Committer::start(store.clone(), clock.clone(), LANES),
+        keyring,
+        committer,
         store,
         kms,
         authenticator,

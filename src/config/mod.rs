@@ -4,6 +4,7 @@
 mod auth;
 mod dek_cache;
 mod env;
+mod key_guard;
 mod kms;
 mod limits;
 mod server;
@@ -15,6 +16,7 @@ use std::path::PathBuf;
 pub use auth::{Auth, File, Jwt};
 pub use dek_cache::DekCache;
 pub use env::{Env, Mistake, Reader};
+pub use key_guard::KeyGuard;
 pub use kms::{
     AwsCredentials, AwsKeyArn, AwsKeyName, AwsRole, AwsSettings, AzureAlgorithm, AzureCredential,
     AzureIdentitySource, AzureKey, AzureService, AzureSettings, ClientCertificate, GcpCredentials,
@@ -55,6 +57,8 @@ pub struct Config {
     pub limits: Limits,
     /// The DEK cache.
     pub dek_cache: DekCache,
+    /// How closely the key is watched.
+    pub key_guard: KeyGuard,
     /// Who calls, and what they may do.
     pub auth: Auth,
     /// The database.
@@ -75,6 +79,7 @@ impl Config {
         let server = Server::read(&mut reader, defaults.console);
         let limits = Limits::read(&mut reader);
         let dek_cache = DekCache::read(&mut reader);
+        let key_guard = KeyGuard::read(&mut reader);
         let auth = Auth::read(&mut reader);
         let store = Store::read(&mut reader, defaults.sqlite.as_deref());
         let kms = Kms::read(&mut reader, defaults.local_key);
@@ -82,7 +87,7 @@ impl Config {
         let mistakes = reader.into_mistakes();
         match (store, kms) {
             (Some(store), Some(kms)) if mistakes.is_empty() => {
-                Ok(Self { server, limits, dek_cache, auth, store, kms, telemetry })
+                Ok(Self { server, limits, dek_cache, key_guard, auth, store, kms, telemetry })
             }
             _ => Err(mistakes),
         }

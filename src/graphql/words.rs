@@ -141,7 +141,7 @@ impl Vocabulary for Outcome {
 
 impl Vocabulary for Operation {
     const NAME: &'static str = "ByokOperation";
-    const ABOUT: &'static str = "What a caller asked for.";
+    const ABOUT: &'static str = "What was asked for, or happened.";
 
     fn all() -> Vec<Self> {
         Self::ALL.to_vec()
@@ -155,6 +155,9 @@ impl Vocabulary for Operation {
             Self::Rotate => ("ROTATE", "A rotation was planned, started or joined."),
             Self::Audit => ("AUDIT", "The audit log was read."),
             Self::Health => ("HEALTH", "The key was checked."),
+            Self::Incident => {
+                ("INCIDENT", "The key was turned off or out of reach, or came back: nobody asked for it.")
+            }
         }
     }
 }

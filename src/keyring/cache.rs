@@ -17,7 +17,9 @@ use super::Held;
 /// A DEK as the cache and the flights hold it.
 pub(super) struct Sealed {
     dek: SealedDek,
-    key_version: KeyVersion,
+    pub(super) key_version: KeyVersion,
+    /// The epoch of its key version under which it was unwrapped or made.
+    pub(super) epoch: u64,
     kms_request_id: Option<Arc<str>>,
 }
 
@@ -26,27 +28,36 @@ pub(super) struct Cache {
     /// Which DEK is a record's newest: no secret, but it saves encrypt a read.
     records: Moka<(TenantUid, Arc<str>), DekId>,
     sealing_keys: DashMap<TenantUid, Arc<SealingKey>>,
-    on: bool,
+    settings: DekCache,
 }
 
 impl Cache {
     pub(super) fn new(settings: DekCache) -> Self {
-        // moka refuses a time to live of zero only by never expiring; `on` is what turns the cache off.
+        // moka refuses a time to live of zero only by never expiring; `is_on` is what turns the cache off.
         let time_to_live = settings.time_to_live.max(Duration::from_secs(1));
         Self {
             deks: Moka::builder().max_capacity(settings.entries).time_to_live(time_to_live).build(),
             records: Moka::builder().max_capacity(settings.entries).time_to_live(time_to_live).build(),
             sealing_keys: DashMap::new(),
-            on: !settings.time_to_live.is_zero(),
+            settings,
         }
     }
 
+    fn is_on(&self) -> bool {
+        !self.settings.time_to_live.is_zero()
+    }
+
+    /// How long a DEK stays.
+    pub(super) fn time_to_live(&self) -> Duration {
+        self.settings.time_to_live
+    }
+
     pub(super) fn get(&self, tenant: TenantUid, id: DekId) -> Option<Arc<Sealed>> {
-        if self.on { self.deks.get(&(tenant, id)) } else { None }
+        if self.is_on() { self.deks.get(&(tenant, id)) } else { None }
     }
 
     pub(super) fn put(&self, tenant: TenantUid, id: DekId, sealed: Arc<Sealed>) {
-        if self.on {
+        if self.is_on() {
             self.deks.insert((tenant, id), sealed);
         }
     }
@@ -56,11 +67,11 @@ impl Cache {
     }
 
     pub(super) fn get_record(&self, tenant: TenantUid, record: &Arc<str>) -> Option<DekId> {
-        if self.on { self.records.get(&(tenant, record.clone())) } else { None }
+        if self.is_on() { self.records.get(&(tenant, record.clone())) } else { None }
     }
 
     pub(super) fn put_record(&self, tenant: TenantUid, record: Arc<str>, id: DekId) {
-        if self.on {
+        if self.is_on() {
             self.records.insert((tenant, record), id);
         }
     }
@@ -76,6 +87,11 @@ impl Cache {
         self.records.invalidate_all();
     }
 
+    /// The same for one tenant. The sealed bytes stay until moka drops them; nothing opens them.
+    pub(super) fn clear_tenant(&self, tenant: TenantUid) {
+        self.sealing_keys.remove(&tenant);
+    }
+
     pub(super) fn len(&self) -> u64 {
         self.deks.entry_count()
     }
@@ -85,18 +101,19 @@ impl Cache {
         tenant: TenantUid,
         id: DekId,
         dek: &Dek,
-        key_version: KeyVersion,
+        (key_version, epoch): (KeyVersion, u64),
         kms_request_id: Option<Arc<str>>,
     ) -> Sealed {
         let dek = self.sealing_key(tenant).seal(dek, &bound_to(tenant, id));
-        Sealed { dek, key_version, kms_request_id }
+        Sealed { dek, key_version, epoch, kms_request_id }
     }
 
     /// `None` when the tenant's sealing key is another than the one that sealed it.
     pub(super) fn open(&self, tenant: TenantUid, id: DekId, sealed: &Sealed, source: Source) -> Option<Held> {
         let dek = self.sealing_key(tenant).open(&sealed.dek, &bound_to(tenant, id))?;
         let key_version = sealed.key_version.clone();
-        Some(Held { dek, key_version, source, kms_request_id: sealed.kms_request_id.clone() })
+        let kms_request_id = sealed.kms_request_id.clone();
+        Some(Held { dek, key_version, epoch: sealed.epoch, made: None, source, kms_request_id })
     }
 
     fn sealing_key(&self, tenant: TenantUid) -> Arc<SealingKey> {

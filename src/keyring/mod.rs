@@ -1,20 +1,33 @@
-//! Which DEKs are in memory, and how they come there: from the cache, or from the store and the KMS in one flight for
-//! all who wait. A hot record costs no KMS call and no read. Decides nothing about who may use a DEK.
+//! Which DEKs are in memory and whether they may be used: from the cache, or from the store and the KMS in one flight for
+//! all who wait; under a fence that a commit asks, for as long as the prober shows that the key works. A hot record costs
+//! no KMS call and no read. Decides nothing about who may use a DEK.
 
 mod cache;
+mod guard;
+mod posture;
+mod prober;
+mod view;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::watch;
+use dashmap::DashMap;
+use tokio::sync::{Notify, watch};
+use uuid::Uuid;
 
-use crate::config::DekCache;
+use crate::audit::Committer;
+use crate::config::{DekCache, KeyGuard};
 use crate::crypto::Dek;
-use crate::kms::{DekBinding, Generated, ItemResult, Kms, KmsError, KmsErrorClass};
-use crate::model::{DekId, KeyVersion, Source, Tenant, TenantUid, Timestamp};
+use crate::kms::{DekBinding, Generated, Kms, KmsError, KmsErrorClass, Verdict};
+use crate::model::{
+    BootTime, Clock, DekId, KeyVersion, Posture, Source, Tenant, TenantUid, Timestamp, Wrapped,
+};
 use crate::store::{DekRow, ReadError, Store};
 
 use cache::{Cache, Sealed};
+use view::Views;
+
+pub use guard::{Fallen, Footing};
 
 /// A DEK that may be used for the call at hand.
 pub struct Held {
@@ -22,6 +35,10 @@ pub struct Held {
     pub dek: Dek,
     /// The version of the KEK that wrapped it when it was read.
     pub key_version: KeyVersion,
+    /// The epoch of that version that it was taken under.
+    pub epoch: u64,
+    /// When it was asked for, where the KMS made it for this call.
+    pub made: Option<BootTime>,
     /// Where it came from.
     pub source: Source,
     /// The KMS's id of the request that unwrapped it.
@@ -45,6 +62,8 @@ pub enum KeyringError {
     Missing,
     /// The KMS refused or failed.
     Kms(KmsError),
+    /// The key version is not active, and the KMS was not asked.
+    Dark(Posture),
     /// The store refused or failed.
     Store(ReadError),
 }
@@ -58,14 +77,61 @@ type Arrival = watch::Receiver<Option<Flight>>;
 pub struct Keyring {
     store: Arc<dyn Store>,
     kms: Arc<dyn Kms>,
+    committer: Arc<Committer>,
+    clock: Arc<dyn Clock>,
+    guard: KeyGuard,
     cache: Cache,
     flights: Mutex<HashMap<(TenantUid, DekId), Arrival>>,
+    views: Views,
+    /// The version that the last DEK was made under.
+    current: DashMap<TenantUid, KeyVersion>,
+    /// Names this process in proof rows, for as long as it lives.
+    replica: Uuid,
+    /// Whose probe of a version it is, in this process.
+    turns: Mutex<HashMap<(TenantUid, KeyVersion), Arc<tokio::sync::Mutex<()>>>>,
+    /// Wakes the prober.
+    wake: Notify,
+}
+
+/// What a [`Keyring`] is made of.
+pub struct Parts {
+    /// Where wrapped DEKs and proofs are.
+    pub store: Arc<dyn Store>,
+    /// The tenant's KMS.
+    pub kms: Arc<dyn Kms>,
+    /// What makes an incident's entry durable.
+    pub committer: Arc<Committer>,
+    /// What time it is.
+    pub clock: Arc<dyn Clock>,
+    /// How much is kept in memory.
+    pub cache: DekCache,
+    /// How closely the key is watched.
+    pub guard: KeyGuard,
 }
 
 impl Keyring {
-    /// Over this store and KMS.
-    pub fn new(store: Arc<dyn Store>, kms: Arc<dyn Kms>, settings: DekCache) -> Arc<Self> {
-        Arc::new(Self { store, kms, cache: Cache::new(settings), flights: Mutex::default() })
+    /// Of these parts. [`Self::keep_watch`] has to run beside it.
+    pub fn new(parts: Parts) -> Arc<Self> {
+        let Parts { store, kms, committer, clock, cache, guard } = parts;
+        Arc::new(Self {
+            store,
+            kms,
+            committer,
+            clock,
+            guard,
+            cache: Cache::new(cache),
+            flights: Mutex::default(),
+            views: Views::default(),
+            current: DashMap::new(),
+            replica: Uuid::now_v7(),
+            turns: Mutex::default(),
+            wake: Notify::new(),
+        })
+    }
+
+    /// How closely the key is watched.
+    pub fn guard(&self) -> &KeyGuard {
+        &self.guard
     }
 
     /// The DEKs with these ids, one result for each, in order. Ids that are not in memory are read and unwrapped
@@ -77,6 +143,7 @@ impl Keyring {
             let hit = self
                 .cache
                 .get(tenant.uid, *id)
+                .filter(|sealed| self.is_current(tenant.uid, sealed))
                 .and_then(|sealed| self.cache.open(tenant.uid, *id, &sealed, Source::Cache));
             if hit.is_none() {
                 missing.push(*id);
@@ -86,7 +153,7 @@ impl Keyring {
         if missing.is_empty() {
             return results.into_iter().flatten().collect();
         }
-        let flights = self.board(tenant.uid, &missing);
+        let flights = self.board(tenant, &missing);
         let mut landed: HashMap<DekId, Flight> = HashMap::with_capacity(flights.len());
         for (id, mut flight) in flights {
             let outcome = match flight.wait_for(Option::is_some).await {
@@ -99,7 +166,11 @@ impl Keyring {
             );
         }
         let land = |id: &DekId| match &landed[id] {
-            Ok(sealed) => self.cache.open(tenant.uid, *id, sealed, Source::Kms).ok_or(KeyringError::Missing),
+            // The posture turned while it was under way.
+            Ok(sealed) => self
+                .cache
+                .open(tenant.uid, *id, sealed, Source::Kms)
+                .ok_or(KeyringError::Dark(Posture::Degraded)),
             Err(error) => Err(error.clone()),
         };
         ids.iter().zip(results).map(|(id, hit)| hit.unwrap_or_else(|| land(id))).collect()
@@ -159,16 +230,9 @@ impl Keyring {
             .map(|(record, found)| {
                 found.unwrap_or_else(|| {
                     let internal = || KeyringError::Kms(KmsError::local(KmsErrorClass::Internal));
-                    let (id, answer) = made.next().ok_or_else(internal)?;
-                    let answer = answer.map_err(KeyringError::Kms)?;
-                    let Generated { dek, wrapped } = answer.value;
+                    let (id, made) = made.next().ok_or_else(internal)?;
+                    let (held, wrapped) = made?;
                     let row = DekRow { id, record_id: record.cloned(), wrapped, created_at: now };
-                    let held = Held {
-                        dek,
-                        key_version: row.wrapped.key_version.clone(),
-                        source: Source::Kms,
-                        kms_request_id: answer.request_id,
-                    };
                     Ok(RecordDek { id, held: Arc::new(held), fresh: Some(row) })
                 })
             })
@@ -176,33 +240,100 @@ impl Keyring {
         expand(&place_of, &mut deks)
     }
 
-    /// Makes so many DEKs, in one batch; asks nobody for none.
-    async fn make(&self, tenant: &Tenant, count: usize) -> Vec<(DekId, ItemResult<Generated>)> {
+    /// Makes so many DEKs, in one batch; asks nobody for none, nor where the key is known not to be active.
+    async fn make(
+        self: &Arc<Self>,
+        tenant: &Tenant,
+        count: usize,
+    ) -> Vec<(DekId, Result<(Held, Wrapped), KeyringError>)> {
         if count == 0 {
             return Vec::new();
         }
-        let binding = |_| DekBinding { tenant: tenant.uid, dek_id: DekId::new() };
-        let bindings: Vec<DekBinding> = (0..count).map(binding).collect();
+        let ids = (0..count).map(|_| DekId::new());
+        let bindings: Vec<DekBinding> = ids.map(|dek_id| DekBinding { tenant: tenant.uid, dek_id }).collect();
+        let refused =
+            |error: KeyringError| bindings.iter().map(|asked| (asked.dek_id, Err(error.clone()))).collect();
+        let current = self.current.get(&tenant.uid).map(|current| current.clone());
+        if let Some(current) = &current
+            && let Some(view) = self.views.get(tenant.uid, current)
+            && view.posture != Posture::Active
+        {
+            match self.probe_now(tenant, current).await.map_or(Posture::Degraded, |view| view.posture) {
+                Posture::Active => {}
+                dark => return refused(KeyringError::Dark(dark)),
+            }
+        }
+        let sent = self.boot();
         // Runs to its end whatever becomes of the caller: it may be the one that logs in for all others.
-        let kms = self.kms.clone();
-        let asked = bindings.clone();
+        let (kms, asked) = (self.kms.clone(), bindings.clone());
         let made = tokio::spawn(async move { kms.generate(&asked).await }).await.unwrap_or_default();
-        bindings.into_iter().map(|binding| binding.dek_id).zip(made).collect()
+        let mut epochs: HashMap<KeyVersion, Result<u64, KeyringError>> = HashMap::new();
+        let mut results = Vec::with_capacity(count);
+        for (binding, made) in bindings.iter().zip(made) {
+            let held = match made {
+                Ok(made) => {
+                    let Generated { dek, wrapped } = made.value;
+                    let version = wrapped.key_version.clone();
+                    if !epochs.contains_key(&version) {
+                        let row = DekRow {
+                            id: binding.dek_id,
+                            record_id: None,
+                            wrapped: wrapped.clone(),
+                            created_at: Timestamp(0),
+                        };
+                        epochs.insert(version.clone(), self.open(tenant, &row).await);
+                        self.current.insert(tenant.uid, version.clone());
+                    }
+                    epochs[&version].clone().map(|epoch| {
+                        let held = Held {
+                            dek,
+                            key_version: version,
+                            epoch,
+                            made: Some(sent),
+                            source: Source::Kms,
+                            kms_request_id: made.request_id,
+                        };
+                        (held, wrapped)
+                    })
+                }
+                Err(error) => {
+                    if let Some(current) = &current {
+                        self.note_failed(tenant, current, &error);
+                    }
+                    Err(KeyringError::Kms(error))
+                }
+            };
+            results.push((binding.dek_id, held));
+        }
+        results
     }
 
     /// Takes a DEK into the cache whose row is durable now.
     pub fn admit(&self, tenant: &Tenant, row: &DekRow, held: &Held) {
-        let sealed = self.cache.seal(
-            tenant.uid,
-            row.id,
-            &held.dek,
-            held.key_version.clone(),
-            held.kms_request_id.clone(),
-        );
-        self.cache.put(tenant.uid, row.id, Arc::new(sealed));
+        let under = (held.key_version.clone(), held.epoch);
+        let sealed = self.cache.seal(tenant.uid, row.id, &held.dek, under, held.kms_request_id.clone());
+        self.keep(tenant.uid, row.id, Arc::new(sealed));
         if let Some(record) = &row.record_id {
             self.cache.put_record(tenant.uid, record.clone(), row.id);
         }
+    }
+
+    /// Keeps a sealed DEK in memory, unless the posture of its key version has turned since it was asked for.
+    fn keep(&self, tenant: TenantUid, id: DekId, sealed: Arc<Sealed>) {
+        let version = sealed.key_version.clone();
+        if self.is_current(tenant, &sealed) {
+            self.cache.put(tenant, id, sealed.clone());
+            self.note_in_memory(tenant, &version);
+        }
+        // What turned between the look and the put would else stay.
+        if !self.is_current(tenant, &sealed) {
+            self.cache.remove(tenant, id);
+        }
+    }
+
+    fn is_current(&self, tenant: TenantUid, sealed: &Sealed) -> bool {
+        let view = self.views.get(tenant, &sealed.key_version);
+        view.is_some_and(|view| view.posture == Posture::Active && view.epoch == sealed.epoch)
     }
 
     /// Drops DEKs from the cache, such as those whose key version is another now.
@@ -247,13 +378,13 @@ impl Keyring {
     }
 
     /// Joins the flights of these ids, and starts one for those that nobody is fetching.
-    fn board(self: &Arc<Self>, tenant: TenantUid, ids: &[DekId]) -> Vec<(DekId, Arrival)> {
+    fn board(self: &Arc<Self>, tenant: &Tenant, ids: &[DekId]) -> Vec<(DekId, Arrival)> {
         let mut lead = Vec::new();
         let mut joined = Vec::with_capacity(ids.len());
         {
             let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
             for id in ids {
-                let flight = flights.entry((tenant, *id)).or_insert_with(|| {
+                let flight = flights.entry((tenant.uid, *id)).or_insert_with(|| {
                     let (sender, receiver) = watch::channel(None);
                     lead.push((*id, sender));
                     receiver
@@ -262,12 +393,12 @@ impl Keyring {
             }
         }
         if !lead.is_empty() {
-            tokio::spawn(self.clone().fly(tenant, lead));
+            tokio::spawn(self.clone().fly(tenant.clone(), lead));
         }
         joined
     }
 
-    async fn fly(self: Arc<Self>, tenant: TenantUid, lead: Vec<(DekId, watch::Sender<Option<Flight>>)>) {
+    async fn fly(self: Arc<Self>, tenant: Tenant, lead: Vec<(DekId, watch::Sender<Option<Flight>>)>) {
         // The flights are taken down on every way out, a panic included: nobody must wait for one that is gone.
         struct TakeDown<'a>(&'a Keyring, TenantUid, Vec<DekId>);
         impl Drop for TakeDown<'_> {
@@ -277,11 +408,11 @@ impl Keyring {
             }
         }
         let ids: Vec<DekId> = lead.iter().map(|(id, _)| *id).collect();
-        let take_down = TakeDown(&self, tenant, ids.clone());
-        let mut fetched = self.fetch(tenant, &ids).await;
+        let take_down = TakeDown(&self, tenant.uid, ids.clone());
+        let mut fetched = self.fetch(&tenant, &ids).await;
         for (id, _) in &lead {
             if let Some(Ok(sealed)) = fetched.get(id) {
-                self.cache.put(tenant, *id, sealed.clone());
+                self.keep(tenant.uid, *id, sealed.clone());
             }
         }
         drop(take_down);
@@ -291,25 +422,54 @@ impl Keyring {
         }
     }
 
-    async fn fetch(&self, tenant: TenantUid, ids: &[DekId]) -> HashMap<DekId, Flight> {
-        let rows = match self.store.deks(tenant, ids).await {
+    async fn fetch(self: &Arc<Self>, tenant: &Tenant, ids: &[DekId]) -> HashMap<DekId, Flight> {
+        let rows = match self.store.deks(tenant.uid, ids).await {
             Ok(rows) => rows,
             Err(error) => return ids.iter().map(|id| (*id, Err(KeyringError::Store(error)))).collect(),
         };
-        if rows.is_empty() {
-            return HashMap::new();
+        let mut fetched: HashMap<DekId, Flight> = HashMap::with_capacity(rows.len());
+        // The epoch of each key version before anything is unwrapped under it.
+        let mut epochs: HashMap<KeyVersion, Result<u64, KeyringError>> = HashMap::new();
+        let mut asked = Vec::with_capacity(rows.len());
+        for row in rows {
+            let version = &row.wrapped.key_version;
+            if !epochs.contains_key(version) {
+                let epoch = self.open(tenant, &row).await;
+                epochs.insert(version.clone(), epoch);
+            }
+            match &epochs[version] {
+                Ok(_) => asked.push((DekBinding { tenant: tenant.uid, dek_id: row.id }, row.wrapped)),
+                Err(error) => drop(fetched.insert(row.id, Err(error.clone()))),
+            }
         }
-        let wrapped: Vec<_> =
-            rows.into_iter().map(|row| (DekBinding { tenant, dek_id: row.id }, row.wrapped)).collect();
-        let answers = self.kms.unwrap(&wrapped).await;
-        let seal = |(binding, wrapped): (DekBinding, crate::model::Wrapped), answer: ItemResult<Dek>| {
-            let outcome = answer.map_err(KeyringError::Kms).map(|answer| {
-                let version = wrapped.key_version;
-                Arc::new(self.cache.seal(tenant, binding.dek_id, &answer.value, version, answer.request_id))
-            });
-            (binding.dek_id, outcome)
-        };
-        wrapped.into_iter().zip(answers).map(|(wrapped, answer)| seal(wrapped, answer)).collect()
+        if asked.is_empty() {
+            return fetched;
+        }
+        let sent = self.boot();
+        let answers = self.kms.unwrap(&asked).await;
+        let mut refused: HashMap<KeyVersion, KmsError> = HashMap::new();
+        for ((binding, wrapped), answer) in asked.into_iter().zip(answers) {
+            let version = wrapped.key_version;
+            let outcome = match answer {
+                Ok(answer) => {
+                    self.note_unwrapped(tenant.uid, &version, sent);
+                    let epoch = epochs[&version].clone().unwrap_or_default();
+                    let under = (version, epoch);
+                    let sealed =
+                        self.cache.seal(tenant.uid, binding.dek_id, &answer.value, under, answer.request_id);
+                    Ok(Arc::new(sealed))
+                }
+                Err(error) => {
+                    if error.class.verdict() == Verdict::Revoked {
+                        refused.insert(version, error.clone());
+                    }
+                    Err(KeyringError::Kms(error))
+                }
+            };
+            fetched.insert(binding.dek_id, outcome);
+        }
+        refused.iter().for_each(|(version, error)| self.note_failed(tenant, version, error));
+        fetched
     }
 }
 

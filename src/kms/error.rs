@@ -50,6 +50,25 @@ pub enum Verdict {
 }
 
 impl KmsErrorClass {
+    /// The name in logs and incidents.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::AccessDenied => "AccessDenied",
+            Self::CredentialInvalid => "CredentialInvalid",
+            Self::Internal => "Internal",
+            Self::InvalidWrappedDek => "InvalidWrappedDek",
+            Self::KeyDisabled => "KeyDisabled",
+            Self::KeyNotFound => "KeyNotFound",
+            Self::KeyPendingDeletion => "KeyPendingDeletion",
+            Self::KeyVersionUnavailable => "KeyVersionUnavailable",
+            Self::Misconfigured => "Misconfigured",
+            Self::Sealed => "Sealed",
+            Self::Throttled => "Throttled",
+            Self::Timeout => "Timeout",
+            Self::Unreachable => "Unreachable",
+        }
+    }
+
     /// What it says about the key.
     pub fn verdict(self) -> Verdict {
         match self {

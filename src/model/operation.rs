@@ -15,12 +15,14 @@ pub enum Operation {
     Audit,
     /// Prove that the key works.
     Health,
+    /// The key's posture turned: the prober's, nobody calls it.
+    Incident,
 }
 
 impl Operation {
     /// Every operation.
-    pub const ALL: [Self; 6] =
-        [Self::Encrypt, Self::Decrypt, Self::Reveal, Self::Rotate, Self::Audit, Self::Health];
+    pub const ALL: [Self; 7] =
+        [Self::Encrypt, Self::Decrypt, Self::Reveal, Self::Rotate, Self::Audit, Self::Health, Self::Incident];
 
     /// The name in permissions, entries, metrics and filters.
     pub fn as_str(self) -> &'static str {
@@ -31,8 +33,13 @@ impl Operation {
             Self::Rotate => "rotate",
             Self::Audit => "audit",
             Self::Health => "health",
+            Self::Incident => "incident",
         }
     }
+
+    /// Those that a caller asks for, and a role can be granted.
+    pub const CALLED: [Self; 6] =
+        [Self::Encrypt, Self::Decrypt, Self::Reveal, Self::Rotate, Self::Audit, Self::Health];
 
     /// The operation of that name.
     pub fn parse(name: &str) -> Option<Self> {

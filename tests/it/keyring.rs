@@ -5,11 +5,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use byok::config::DekCache;
+use byok::audit::Committer;
+use byok::config::{DekCache, KeyGuard};
 use byok::crypto::Dek;
-use byok::keyring::{Keyring, KeyringError};
+use byok::keyring::{Keyring, KeyringError, Parts};
 use byok::kms::{DekBinding, Exposure, Generated, ItemResult, Kms, KmsError, LocalKey};
-use byok::model::{DekId, KeyVersion, Source, Tenant, TenantUid, Timestamp, Wrapped};
+use byok::model::{DekId, KeyVersion, Source, SystemClock, Tenant, TenantUid, Timestamp, Wrapped};
 use byok::store::{Batch, Change, Database as _, Sqlite, Store as _};
 
 /// The local key, slow enough to be waited for, and counted.
@@ -80,19 +81,24 @@ impl Bench {
         let (unwraps, items, generated) = Default::default();
         let kms = Arc::new(Counted { key, unwraps, items, generated });
         let cache = DekCache { time_to_live: Duration::from_secs(seconds), entries: 1_000 };
-        let keyring = Keyring::new(store.clone(), kms.clone(), cache);
+        let seconds = Duration::from_secs;
+        let guard = KeyGuard { probe_every: seconds(1), probe_timeout: seconds(2), resume_after: seconds(3) };
+        let clock = Arc::new(SystemClock);
+        let committer = Arc::new(Committer::start(store.clone(), clock.clone(), 1));
+        let parts = Parts { store: store.clone(), kms: kms.clone(), committer, clock, cache, guard };
+        let keyring = Keyring::new(parts);
         let records: Vec<Option<Arc<str>>> = (0..deks).map(|n| Some(format!("r-{n}").into())).collect();
-        let mut changes = vec![Change::CreateTenant(tenant.clone())];
+        let batch =
+            |changes| Batch { tenant: tenant.uid, base: 0, entries: Vec::new(), changes, fence: Vec::new() };
+        store.commit(&batch(vec![Change::CreateTenant(tenant.clone())])).await.unwrap();
+        let mut changes = Vec::new();
         let mut ids = Vec::new();
         for made in keyring.by_record(&tenant, &records, Timestamp(1)).await {
             let row = made.ok().unwrap().fresh.unwrap();
             ids.push(row.id);
             changes.push(Change::InsertDek(row));
         }
-        store
-            .commit(&Batch { tenant: tenant.uid, base: 0, entries: Vec::new(), changes, fence: Vec::new() })
-            .await
-            .unwrap();
+        store.commit(&batch(changes)).await.unwrap();
         Self { keyring, kms, tenant, ids, _folder: folder }
     }
 

@@ -63,8 +63,8 @@ impl Reading {
         let mut grants = BTreeMap::new();
         for (name, value) in object {
             let place = format!("{place}.{name}");
-            let Some(operation) = Operation::parse(name) else {
-                let known = Operation::ALL.map(Operation::as_str).join(", ");
+            let Some(operation) = Operation::CALLED.into_iter().find(|called| called.as_str() == name) else {
+                let known = Operation::CALLED.map(Operation::as_str).join(", ");
                 self.problems.push(format!("{place} is not known; a role takes all, {known}"));
                 continue;
             };
@@ -91,7 +91,7 @@ impl Reading {
         let Some(when) = when else { return self.problem(place, "is neither `true`, `false` nor a `when`") };
         match operation {
             Operation::Encrypt | Operation::Decrypt | Operation::Reveal => {}
-            Operation::Rotate | Operation::Audit | Operation::Health => {
+            Operation::Rotate | Operation::Audit | Operation::Health | Operation::Incident => {
                 return self.problem(place, "has no context that a `when` could look at");
             }
         }

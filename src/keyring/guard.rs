@@ -1,0 +1,319 @@
+//! Whether what is in memory may be used: before a DEK is taken, what its key version's posture is; before an answer, what
+//! the commit must find; after the commit, until when the answer may be given. Nothing here decides what is true of a key:
+//! that the database says, and the prober.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use crate::audit::Durable;
+use crate::kms::{DekBinding, KmsError, KmsErrorClass, Verdict};
+use crate::model::{BootTime, Canary, DekId, KeyVersion, Posture, Proof, Tenant, TenantUid};
+use crate::store::{Batch, Change, DekRow, Fence, Must};
+
+use super::view::{Learned, Reading, View};
+use super::{Held, Keyring, KeyringError};
+
+/// What a replica allows for its own clock's reading and a thread's turn.
+const SLACK: Duration = Duration::from_millis(100);
+/// How long a statement that a version is needed holds; longer than it takes to be said again, so that a replica that is
+/// slow is not forgotten.
+const NEEDED: Duration = Duration::from_secs(10);
+
+/// The key versions that one answer stands on.
+#[derive(Default)]
+pub struct Footing {
+    uses: Vec<Use>,
+}
+
+struct Use {
+    key_version: KeyVersion,
+    epoch: u64,
+    /// When this call had a DEK made under it.
+    made: Option<BootTime>,
+}
+
+impl Footing {
+    /// Adds what a DEK stands on.
+    pub fn add(&mut self, held: &Held) {
+        match self.uses.iter_mut().find(|used| used.key_version == held.key_version) {
+            // The older epoch decides: where they differ, none of it may be answered.
+            Some(used) => {
+                used.epoch = used.epoch.min(held.epoch);
+                used.made = used.made.max(held.made);
+            }
+            None => self.uses.push(Use {
+                key_version: held.key_version.clone(),
+                epoch: held.epoch,
+                made: held.made,
+            }),
+        }
+    }
+}
+
+/// Why an answer may not be given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fallen {
+    /// A key version is not active, or was not shown to work in time.
+    Dark(Posture),
+    /// Its posture moved and it is active again: begin anew, with DEKs that are unwrapped now.
+    Anew,
+}
+
+impl Keyring {
+    /// What the commit of an answer must find. Where a proof is too old for that to be likely, the key is probed first.
+    ///
+    /// # Errors
+    /// What stands against the answer, as far as is known before the commit.
+    pub async fn fence(&self, tenant: &Tenant, footing: &Footing) -> Result<Vec<Fence>, Fallen> {
+        let mut fence = Vec::with_capacity(footing.uses.len());
+        for used in &footing.uses {
+            let version = &used.key_version;
+            let mut view = self.views.get(tenant.uid, version).ok_or(Fallen::Anew)?;
+            if view.posture == Posture::Active && self.age(&view, used.made) > self.guard.bound() {
+                view = self.probe_now(tenant, version).await.ok_or(Fallen::Dark(Posture::Active))?;
+            }
+            if view.posture != Posture::Active {
+                return Err(Fallen::Dark(view.posture));
+            }
+            if view.epoch != used.epoch {
+                return Err(Fallen::Anew);
+            }
+            let epoch = used.epoch;
+            // A proof of this replica's own stands in for the row's while it leaves time for the commit.
+            let own = view.unwrapped.max(used.made);
+            let own_suffices = own.is_some_and(|own| self.boot().since(own) <= self.guard.bound() / 2);
+            let must = match own_suffices {
+                true => Must::BeActive { epoch },
+                false => Must::BeProven { epoch, within: self.guard.bound() },
+            };
+            fence.push(Fence { key_version: version.clone(), must });
+        }
+        Ok(fence)
+    }
+
+    /// Whether an answer may be given now whose entry is durable: no proof that it stands on may have become too old
+    /// meanwhile, by this machine's own clock.
+    pub fn may_answer(&self, tenant: &Tenant, footing: &Footing, durable: &Durable) -> bool {
+        let Some(passage) = &durable.passage else { return footing.uses.is_empty() };
+        let reading = Reading { sent: passage.sent, heard: passage.heard, now: passage.passed.now };
+        footing.uses.iter().all(|used| {
+            let found = passage
+                .proven_at(&used.key_version)
+                .map(|proven_at| self.views.age_found(tenant.uid, &used.key_version, proven_at, reading));
+            let Some(found) = found else { return false };
+            let own = self.views.get(tenant.uid, &used.key_version).and_then(|view| view.unwrapped);
+            let now = self.boot();
+            let by_row = found.saturating_add(now.since(passage.sent));
+            let age = own.max(used.made).map_or(by_row, |own| by_row.min(now.since(own)));
+            age <= self.guard.bound() + SLACK
+        })
+    }
+
+    /// The key versions that work on these rows stands on, and for each row whether its version may be used. What the KMS
+    /// does from here on shows that they work.
+    pub async fn footing(
+        &self,
+        tenant: &Tenant,
+        rows: &[DekRow],
+    ) -> (Footing, Vec<Result<(), KeyringError>>) {
+        let mut opened: HashMap<KeyVersion, Result<u64, KeyringError>> = HashMap::new();
+        let mut may = Vec::with_capacity(rows.len());
+        for row in rows {
+            let version = &row.wrapped.key_version;
+            if !opened.contains_key(version) {
+                let epoch = self.open(tenant, row).await;
+                opened.insert(version.clone(), epoch);
+            }
+            may.push(opened[version].clone().map(drop));
+        }
+        let made = Some(self.boot());
+        let used = |(key_version, epoch): (KeyVersion, Result<u64, _>)| {
+            epoch.ok().map(|epoch| Use { key_version, epoch, made })
+        };
+        (Footing { uses: opened.into_iter().filter_map(used).collect() }, may)
+    }
+
+    /// What became of a call that the fence kept out: reads the rows anew, probes what was not shown to work in time.
+    pub async fn after_fenced(&self, tenant: &Tenant, footing: &Footing) -> Fallen {
+        if self.read(tenant).await.is_none() {
+            return Fallen::Dark(Posture::Active);
+        }
+        let mut fallen = Fallen::Anew;
+        for used in &footing.uses {
+            let known = self.views.get(tenant.uid, &used.key_version);
+            let stale =
+                |view: &View| self.age(view, None) > self.guard.bound() || view.posture != Posture::Active;
+            let view = match known {
+                Some(view) if !stale(&view) => Some(view),
+                _ => self.probe_now(tenant, &used.key_version).await,
+            };
+            match view {
+                Some(view) if view.posture == Posture::Active => {}
+                Some(view) => fallen = Fallen::Dark(view.posture),
+                None => fallen = Fallen::Dark(Posture::Active),
+            }
+        }
+        fallen
+    }
+
+    /// How each key version that this replica has met is, and how long ago it was shown to work.
+    pub fn postures(&self, tenant: TenantUid) -> Vec<(KeyVersion, Posture, Duration)> {
+        let now = self.boot();
+        let all = self.views.all().into_iter().filter(|(whose, ..)| *whose == tenant);
+        all.map(|(_, version, view)| (version, view.posture, view.proof_age(now))).collect()
+    }
+
+    /// The epoch under which a version may be used now. A version that nobody has met is tried and watched from here on; one
+    /// that is not active is probed, if that was not just done.
+    pub(super) async fn open(&self, tenant: &Tenant, row: &DekRow) -> Result<u64, KeyringError> {
+        let version = &row.wrapped.key_version;
+        if self.views.get(tenant.uid, version).is_none() {
+            self.read(tenant).await.ok_or(KeyringError::Store(crate::store::ReadError::Unavailable))?;
+        }
+        let view = match self.views.get(tenant.uid, version) {
+            None => self.watch(tenant, row).await?,
+            Some(view) if view.posture == Posture::Active => Some(view),
+            Some(_) => self.probe_now(tenant, version).await,
+        };
+        match view {
+            Some(view) if view.posture == Posture::Active => Ok(view.epoch),
+            Some(view) => Err(KeyringError::Dark(view.posture)),
+            None => Err(KeyringError::Dark(Posture::Degraded)),
+        }
+    }
+
+    /// Reads all proofs of a tenant. `None` when the database does not say.
+    pub(super) async fn read(&self, tenant: &Tenant) -> Option<()> {
+        let sent = self.boot();
+        let seen = self.store.proofs(tenant.uid).await.ok()?;
+        let reading = Reading { sent, heard: self.boot(), now: seen.now };
+        seen.rows.iter().for_each(|proof| self.learn(tenant.uid, proof, reading));
+        Some(())
+    }
+
+    /// Takes over what a row says; what is in memory goes when it says that the posture has moved.
+    pub(super) fn learn(&self, tenant: TenantUid, proof: &Proof, reading: Reading) {
+        if self.views.learn(tenant, proof, reading) == Learned::Moved {
+            self.darken(tenant);
+        }
+    }
+
+    /// Drops what is in memory of a tenant: its sealing key goes, and is wiped.
+    pub(super) fn darken(&self, tenant: TenantUid) {
+        self.cache.clear_tenant(tenant);
+        for (whose, version, _) in self.views.all() {
+            if whose == tenant {
+                self.views.change(tenant, &version, |view| view.in_memory_until = BootTime::default());
+            }
+        }
+    }
+
+    /// Notes that DEKs of a version are in memory from now on; the prober is woken for a version that had none.
+    pub(super) fn note_in_memory(&self, tenant: TenantUid, version: &KeyVersion) {
+        let now = self.boot();
+        let mut wake = false;
+        self.views.change(tenant, version, |view| {
+            wake = view.in_memory_until <= now;
+            view.in_memory_until = now.plus(self.cache.time_to_live());
+        });
+        if wake {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Notes that the KMS has unwrapped something that was sent then.
+    pub(super) fn note_unwrapped(&self, tenant: TenantUid, version: &KeyVersion, sent: BootTime) {
+        self.views.change(tenant, version, |view| view.unwrapped = view.unwrapped.max(Some(sent)));
+    }
+
+    /// Notes what the KMS answered to a real call that failed: a refusal is looked into at once.
+    pub(super) fn note_failed(
+        self: &std::sync::Arc<Self>,
+        tenant: &Tenant,
+        version: &KeyVersion,
+        error: &KmsError,
+    ) {
+        if error.class.verdict() == Verdict::Revoked {
+            let (keyring, tenant, version) = (self.clone(), tenant.clone(), version.clone());
+            tokio::spawn(async move { keyring.probe_now(&tenant, &version).await });
+        }
+    }
+
+    /// Says to all replicas that versions are needed, for a while from now.
+    pub(super) async fn say_needed(&self, tenant: TenantUid, versions: &[KeyVersion]) -> bool {
+        let need = |version: &KeyVersion| Change::Need { key_version: version.clone(), lasting: NEEDED };
+        let changes: Vec<Change> = versions.iter().map(need).collect();
+        let said = self.commit(tenant, changes).await.is_some();
+        if said {
+            let now = self.boot();
+            versions.iter().for_each(|version| {
+                self.views.change(tenant, version, |view| view.told = Some(now));
+            });
+        }
+        said
+    }
+
+    /// Versions that lie in memory and of which the others are to be told again.
+    pub(super) fn to_be_told(&self) -> Vec<(TenantUid, KeyVersion)> {
+        let now = self.boot();
+        let due = |view: &View| {
+            view.in_memory_until > now && view.told.is_none_or(|told| now.since(told) > NEEDED / 3)
+        };
+        let all = self.views.all().into_iter();
+        all.filter(|(.., view)| due(view)).map(|(tenant, version, _)| (tenant, version)).collect()
+    }
+
+    /// Changes of proof rows, apart from the log. `None` when it is not known that they were made.
+    pub(super) async fn commit(&self, tenant: TenantUid, changes: Vec<Change>) -> Option<Vec<u64>> {
+        let batch = Batch { tenant, base: 0, entries: Vec::new(), changes, fence: Vec::new() };
+        self.store.commit(&batch).await.ok().map(|committed| committed.applied)
+    }
+
+    pub(super) fn boot(&self) -> BootTime {
+        self.clock.boot()
+    }
+
+    fn age(&self, view: &View, made: Option<BootTime>) -> Duration {
+        let now = self.boot();
+        made.map_or(view.proof_age(now), |made| view.proof_age(now).min(now.since(made)))
+    }
+
+    /// Shows that a version works that has no proof row yet, and has it watched from now on. The canary is made for that
+    /// where the KMS wraps under this version now; else it is the wrapped DEK at hand.
+    async fn watch(&self, tenant: &Tenant, row: &DekRow) -> Result<Option<View>, KeyringError> {
+        let version = &row.wrapped.key_version;
+        let now = self.store.proofs(tenant.uid).await.map_err(KeyringError::Store)?.now;
+        let kms = KeyringError::Kms;
+        let internal = || KmsError::local(KmsErrorClass::Internal);
+        let binding = DekBinding { tenant: tenant.uid, dek_id: DekId::new() };
+        let made = self.kms.generate(&[binding]).await.pop().unwrap_or_else(|| Err(internal()));
+        let canary = match made {
+            Ok(made) if made.value.wrapped.key_version == *version => {
+                Canary { dek_id: binding.dek_id, wrapped: made.value.wrapped, made_for_probes: true }
+            }
+            Ok(_) | Err(_) => Canary { dek_id: row.id, wrapped: row.wrapped.clone(), made_for_probes: false },
+        };
+        let binding = DekBinding { tenant: tenant.uid, dek_id: canary.dek_id };
+        let opened = self.kms.unwrap(&[(binding, canary.wrapped.clone())]).await.pop();
+        opened.unwrap_or_else(|| Err(internal())).map_err(kms)?;
+        let proof = Proof {
+            key_version: version.clone(),
+            posture: Posture::Active,
+            epoch: 0,
+            revision: 0,
+            proven_at: now,
+            since: now,
+            steady_since: Some(now),
+            failures: 0,
+            falls: 0,
+            doubted_by: None,
+            next_probe_at: now.plus(self.guard.probe_every),
+        };
+        let watch = vec![Change::Watch { proof, canary }];
+        let unavailable = KeyringError::Store(crate::store::ReadError::Unavailable);
+        self.commit(tenant.uid, watch).await.ok_or(unavailable.clone())?;
+        // Another replica may have been first.
+        self.read(tenant).await.ok_or(unavailable)?;
+        Ok(self.views.get(tenant.uid, version))
+    }
+}

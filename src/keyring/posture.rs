@@ -1,0 +1,266 @@
+//! What a probe makes of a key version's posture: pure. docs/kill-switch.md draws it.
+//!
+//! - A key that the KMS refuses is `revoked` at once. It is `active` again once probes have succeeded, without a failure
+//!   between them, for as long as the deployment says; twice as long for each time that it fell within [`CALM`] of having
+//!   come back (up to [`MOST_FALLS`] times), so that a key that flaps stays dark.
+//! - A KMS that is out of reach of one replica is in doubt. It is `degraded` when another replica meets the same, or when
+//!   the proof has expired; and `active` again after one success.
+//! - A posture that is not active is probed less and less often, down to once in [`LONGEST_PAUSE`].
+
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use crate::config::KeyGuard;
+use crate::model::{Posture, Proof, Timestamp};
+
+/// A key that was well for so long starts anew.
+pub(super) const CALM: Duration = Duration::from_secs(600);
+/// How often the wait doubles.
+const MOST_FALLS: u32 = 4;
+/// Between two probes of a key that is not active.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// What a probe met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Met {
+    /// The canary was unwrapped.
+    Works,
+    /// The KMS said no.
+    Refused,
+    /// The KMS did not say.
+    OutOfReach,
+}
+
+/// Whether this replica is to probe now. One that has just met an outage lets the others go first.
+pub(super) fn is_due(proof: &Proof, now: Timestamp, replica: Uuid, guard: &KeyGuard) -> bool {
+    let patience = match proof.doubted_by {
+        Some(doubting) if doubting == replica => guard.probe_every / 2,
+        Some(_) | None => Duration::ZERO,
+    };
+    // A time that lies further ahead than any pause was written before the clock was set back.
+    now >= proof.next_probe_at.plus(patience)
+        || proof.next_probe_at.since(now) > LONGEST_PAUSE + guard.bound()
+}
+
+/// The form that says that somebody is probing: whoever writes it first is the one.
+pub(super) fn claimed(proof: &Proof, now: Timestamp, guard: &KeyGuard) -> Proof {
+    Proof { revision: proof.revision + 1, next_probe_at: now.plus(guard.probe_every), ..proof.clone() }
+}
+
+/// The form after a probe. `at` is a time of the database's that was read before the probe was sent.
+pub(super) fn after(proof: &Proof, met: Met, replica: Uuid, at: Timestamp, guard: &KeyGuard) -> Proof {
+    let mut next = Proof { revision: proof.revision + 1, ..proof.clone() };
+    let pause = match met {
+        Met::Works => {
+            next.proven_at = at;
+            next.failures = 0;
+            next.doubted_by = None;
+            // Never later than now, or a clock that was set back would keep the key dark.
+            let steady_since = proof.steady_since.unwrap_or(at).min(at);
+            next.steady_since = Some(steady_since);
+            next.posture = match proof.posture {
+                Posture::Active | Posture::Degraded => Posture::Active,
+                Posture::Revoked if at.since(steady_since) >= resumes_after(proof, guard) => Posture::Active,
+                Posture::Revoked => Posture::Revoked,
+            };
+            guard.probe_every
+        }
+        Met::Refused => {
+            next.failures = proof.failures.saturating_add(1);
+            next.doubted_by = None;
+            next.steady_since = None;
+            next.posture = Posture::Revoked;
+            if proof.posture == Posture::Active {
+                let relapse = proof.epoch > 0 && at.since(proof.since) < CALM;
+                next.falls = if relapse { (proof.falls + 1).min(MOST_FALLS) } else { 0 };
+            }
+            pause_after(next.failures, guard)
+        }
+        Met::OutOfReach => {
+            next.failures = proof.failures.saturating_add(1);
+            next.steady_since = None;
+            let confirmed = proof.doubted_by.is_some_and(|doubting| doubting != replica);
+            let expired = at.since(proof.proven_at) > guard.bound();
+            next.posture = match proof.posture {
+                Posture::Active if confirmed || expired => Posture::Degraded,
+                unchanged => unchanged,
+            };
+            next.doubted_by = Some(replica);
+            match next.posture {
+                Posture::Active => guard.probe_every,
+                Posture::Degraded | Posture::Revoked => pause_after(next.failures, guard),
+            }
+        }
+    };
+    next.next_probe_at = at.plus(pause);
+    if next.posture != proof.posture {
+        next.epoch = proof.epoch + 1;
+        next.since = at;
+    }
+    next
+}
+
+/// How long probes must have succeeded before a revoked key is used again.
+pub(super) fn resumes_after(proof: &Proof, guard: &KeyGuard) -> Duration {
+    guard.resume_after * 2_u32.pow(proof.falls.min(MOST_FALLS))
+}
+
+fn pause_after(failures: u32, guard: &KeyGuard) -> Duration {
+    let doubled = guard.probe_every * 2_u32.pow(failures.saturating_sub(1).min(10));
+    doubled.min(LONGEST_PAUSE.max(guard.probe_every))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::KeyVersion;
+
+    const ME: Uuid = Uuid::from_u128(1);
+    const OTHER: Uuid = Uuid::from_u128(2);
+
+    fn guard() -> KeyGuard {
+        let seconds = Duration::from_secs;
+        KeyGuard { probe_every: seconds(1), probe_timeout: seconds(2), resume_after: seconds(3) }
+    }
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp(1_000_000_000_000_000 + seconds * 1_000_000)
+    }
+
+    fn active() -> Proof {
+        Proof {
+            key_version: KeyVersion::new("byok", "1"),
+            posture: Posture::Active,
+            epoch: 0,
+            revision: 0,
+            proven_at: at(0),
+            since: at(0),
+            steady_since: Some(at(0)),
+            failures: 0,
+            falls: 0,
+            doubted_by: None,
+            next_probe_at: at(1),
+        }
+    }
+
+    /// Probes at these seconds, by this replica, meet these.
+    fn after_all(mut proof: Proof, probes: &[(i64, Met, Uuid)]) -> Proof {
+        for (seconds, met, replica) in probes {
+            proof = after(&proof, *met, *replica, at(*seconds), &guard());
+        }
+        proof
+    }
+
+    #[test]
+    fn a_refusal_revokes_at_once_and_raises_the_epoch() {
+        let proof = after(&active(), Met::Refused, ME, at(5), &guard());
+        assert_eq!((proof.posture, proof.epoch, proof.since), (Posture::Revoked, 1, at(5)));
+        assert_eq!(proof.proven_at, at(0));
+    }
+
+    #[test]
+    fn a_revoked_key_comes_back_after_successes_that_last_and_not_before() {
+        let revoked = after(&active(), Met::Refused, ME, at(5), &guard());
+        let almost =
+            after_all(revoked, &[(10, Met::Works, ME), (11, Met::Works, OTHER), (12, Met::Works, ME)]);
+        assert_eq!((almost.posture, almost.epoch), (Posture::Revoked, 1));
+        let back = after(&almost, Met::Works, ME, at(13), &guard());
+        assert_eq!((back.posture, back.epoch, back.since), (Posture::Active, 2, at(13)));
+    }
+
+    #[test]
+    fn a_failure_between_successes_starts_the_wait_anew() {
+        for failure in [Met::Refused, Met::OutOfReach] {
+            let proof = after_all(
+                after(&active(), Met::Refused, ME, at(5), &guard()),
+                &[(10, Met::Works, ME), (12, failure, ME), (13, Met::Works, ME), (15, Met::Works, ME)],
+            );
+            assert_eq!(proof.posture, Posture::Revoked, "{failure:?}");
+            assert_eq!(after(&proof, Met::Works, ME, at(16), &guard()).posture, Posture::Active);
+        }
+    }
+
+    #[test]
+    fn a_key_that_flaps_waits_twice_as_long_each_time_up_to_a_bound() {
+        let (mut proof, mut now) = (active(), 0);
+        let mut waits = Vec::new();
+        for _ in 0..7 {
+            now += 1;
+            proof = after(&proof, Met::Refused, ME, at(now), &guard());
+            let fell = now;
+            while proof.posture != Posture::Active {
+                now += 1;
+                proof = after(&proof, Met::Works, ME, at(now), &guard());
+            }
+            waits.push(now - fell - 1);
+        }
+        assert_eq!(waits, [3, 6, 12, 24, 48, 48, 48]);
+        let calm = after(&proof, Met::Refused, ME, at(now + 601), &guard());
+        assert_eq!(calm.falls, 0);
+    }
+
+    #[test]
+    fn an_outage_that_one_replica_sees_is_not_the_tenants() {
+        let doubted = after_all(active(), &[(1, Met::OutOfReach, ME), (2, Met::OutOfReach, ME)]);
+        assert_eq!((doubted.posture, doubted.epoch), (Posture::Active, 0));
+        assert_eq!(after(&doubted, Met::OutOfReach, OTHER, at(3), &guard()).posture, Posture::Degraded);
+        let proven = after(&doubted, Met::Works, OTHER, at(3), &guard());
+        assert_eq!((proven.posture, proven.doubted_by), (Posture::Active, None));
+    }
+
+    #[test]
+    fn an_outage_is_the_tenants_once_the_proof_has_expired() {
+        let outage = |now| after(&active(), Met::OutOfReach, ME, at(now), &guard()).posture;
+        assert_eq!(outage(3), Posture::Active);
+        assert_eq!(outage(4), Posture::Degraded);
+    }
+
+    #[test]
+    fn an_outage_is_over_after_one_success() {
+        let degraded = after(&active(), Met::OutOfReach, ME, at(9), &guard());
+        let back = after(&degraded, Met::Works, ME, at(10), &guard());
+        assert_eq!((back.posture, back.epoch, back.proven_at), (Posture::Active, 2, at(10)));
+    }
+
+    #[test]
+    fn an_outage_does_not_soften_a_revocation() {
+        let revoked = after(&active(), Met::Refused, ME, at(5), &guard());
+        assert_eq!(after(&revoked, Met::OutOfReach, ME, at(9), &guard()).posture, Posture::Revoked);
+    }
+
+    #[test]
+    fn what_is_not_active_is_probed_less_and_less_often_down_to_a_bound() {
+        let mut proof = active();
+        let mut pauses = Vec::new();
+        for now in 0..8 {
+            proof = after(&proof, Met::Refused, ME, at(now), &guard());
+            pauses.push(proof.next_probe_at.since(at(now)).as_secs());
+        }
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30, 30]);
+    }
+
+    #[test]
+    fn who_met_an_outage_lets_the_others_probe_first() {
+        let doubted = after(&active(), Met::OutOfReach, ME, at(1), &guard());
+        let due = |replica| is_due(&doubted, at(2), replica, &guard());
+        assert_eq!((due(ME), due(OTHER)), (false, true));
+        assert!(is_due(&doubted, at(3), ME, &guard()));
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_stops_neither_probes_nor_a_recovery() {
+        let revoked = after(&active(), Met::Refused, ME, at(5_000), &guard());
+        let steady = after(&revoked, Met::Works, ME, at(5_001), &guard());
+        assert!(is_due(&steady, at(0), ME, &guard()));
+        let back = after_all(steady, &[(0, Met::Works, ME), (3, Met::Works, ME)]);
+        assert_eq!(back.posture, Posture::Active);
+    }
+
+    #[test]
+    fn a_claim_moves_the_revision_and_nothing_that_a_fence_asks() {
+        let claim = claimed(&active(), at(1), &guard());
+        assert_eq!((claim.revision, claim.next_probe_at), (1, at(2)));
+        assert_eq!((claim.posture, claim.epoch, claim.proven_at), (Posture::Active, 0, at(0)));
+    }
+}

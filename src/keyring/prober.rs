@@ -1,0 +1,343 @@
+//! The prober: shows once in a while that each key version still works whose DEKs are in some replica's memory, by
+//! unwrapping a canary. Replicas share the work: who moves a proof row first has that probe. Its findings are the one thing
+//! that turns a posture.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::OwnedMutexGuard;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::audit::{Unit, pack};
+use crate::kms::{DekBinding, KmsError, KmsErrorClass, Verdict};
+use crate::model::{
+    Entry, EntryId, ErrorCode, Incident, IncidentId, Item, KeyVersion, Means, Operation, Outcome, Posture,
+    Proof, Source, Tenant, TenantUid, Timestamp,
+};
+use crate::store::{Change, Fence, Must, Seen, Watched};
+
+use super::Keyring;
+use super::posture::{Met, after, claimed, is_due};
+use super::view::{Reading, View};
+
+/// How often rows are looked at when nobody needs any.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// How often a finding is written anew when others write the same row.
+const TRIES: usize = 3;
+
+/// What a probe brought.
+struct Found {
+    met: Met,
+    error: Option<KmsError>,
+    kms_request_id: Option<Arc<str>>,
+}
+
+impl Keyring {
+    /// Watches over all key versions until `stop` is cancelled.
+    pub async fn keep_watch(self: Arc<Self>, stop: CancellationToken) {
+        loop {
+            let pause = match self.look().await {
+                true => self.guard.probe_every / 4,
+                false => IDLE.min(self.guard.probe_every),
+            };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.wake.notified() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    /// Says what is needed, learns what others found, probes what is due, and drops what was not shown to work in time.
+    /// Answers whether anything is watched.
+    async fn look(self: &Arc<Self>) -> bool {
+        let mut told: BTreeMap<TenantUid, Vec<KeyVersion>> = BTreeMap::new();
+        for (tenant, version) in self.to_be_told() {
+            told.entry(tenant).or_default().push(version);
+        }
+        for (tenant, versions) in told {
+            self.say_needed(tenant, &versions).await;
+        }
+        let watched = self.watched().await;
+        if let Some(seen) = &watched {
+            self.probe_due(seen);
+        }
+        self.drop_unproven();
+        watched.is_none_or(|seen| !seen.rows.is_empty())
+    }
+
+    /// Starts the probes that are due, one batch for each tenant; but none where this replica still waits for one.
+    fn probe_due(self: &Arc<Self>, seen: &Seen<Watched>) {
+        let mut due: BTreeMap<TenantUid, (Vec<Watched>, Vec<OwnedMutexGuard<()>>)> = BTreeMap::new();
+        for row in &seen.rows {
+            if is_due(&row.proof, seen.now, self.replica, &self.guard)
+                && let Ok(turn) = self.turn(row.tenant.uid, &row.proof.key_version).try_lock_owned()
+            {
+                let (rows, turns) = due.entry(row.tenant.uid).or_default();
+                rows.push(row.clone());
+                turns.push(turn);
+            }
+        }
+        for (rows, turns) in due.into_values() {
+            let (keyring, now) = (self.clone(), seen.now);
+            tokio::spawn(async move {
+                keyring.probe(Seen { now, rows }).await;
+                drop(turns);
+            });
+        }
+    }
+
+    /// What was not shown to work in time may not be used, and so is not kept.
+    fn drop_unproven(&self) {
+        let now = self.boot();
+        let unproven: HashSet<TenantUid> = self
+            .views
+            .all()
+            .into_iter()
+            .filter(|(.., view)| view.in_memory_until > now && view.proof_age(now) > self.guard.bound())
+            .map(|(tenant, ..)| tenant)
+            .collect();
+        for tenant in unproven {
+            warn!(%tenant, "a key was not shown to work in time: its DEKs are dropped from memory");
+            self.darken(tenant);
+        }
+    }
+
+    async fn watched(&self) -> Option<Seen<Watched>> {
+        let sent = self.boot();
+        let seen = self.store.watched().await.ok()?;
+        let reading = Reading { sent, heard: self.boot(), now: seen.now };
+        seen.rows.iter().for_each(|row| self.learn(row.tenant.uid, &row.proof, reading));
+        Some(seen)
+    }
+
+    /// Probes one version out of turn, at most once in the time between two probes; whoever comes meanwhile waits for the
+    /// same answer. What is known after it; `None` when that is not enough to go by.
+    pub(super) async fn probe_now(&self, tenant: &Tenant, version: &KeyVersion) -> Option<View> {
+        let turn = self.turn(tenant.uid, version);
+        let _turn = turn.lock().await;
+        let now = self.boot();
+        let view = self.views.get(tenant.uid, version)?;
+        let rested = view.probed.is_none_or(|probed| now.since(probed) >= self.guard.probe_every);
+        if rested {
+            self.views.change(tenant.uid, version, |view| view.probed = Some(now));
+            self.say_needed(tenant.uid, std::slice::from_ref(version)).await;
+            let mut seen = self.watched().await?;
+            seen.rows.retain(|row| row.tenant.uid == tenant.uid && row.proof.key_version == *version);
+            self.probe(seen).await;
+        }
+        // Another replica may have been first, and know more by now.
+        self.read(tenant).await?;
+        let view = self.views.get(tenant.uid, version)?;
+        let proven = view.proof_age(self.boot()) <= self.guard.bound();
+        (view.posture != Posture::Active || proven).then_some(view)
+    }
+
+    fn turn(&self, tenant: TenantUid, version: &KeyVersion) -> Arc<tokio::sync::Mutex<()>> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.entry((tenant, version.clone())).or_default().clone()
+    }
+
+    /// Probes rows of one tenant, as they were read. Those that another replica moves first are left to it.
+    async fn probe(&self, seen: Seen<Watched>) {
+        let Some(tenant) = seen.rows.first().map(|row| row.tenant.clone()) else { return };
+        let mut claims: Vec<(Watched, Proof)> = seen
+            .rows
+            .into_iter()
+            .map(|row| {
+                let claim = claimed(&row.proof, seen.now, &self.guard);
+                (row, claim)
+            })
+            .collect();
+        let claim = |(row, claim): &(Watched, Proof)| Change::Prove {
+            from: row.proof.revision,
+            to: claim.clone(),
+            incident: None,
+        };
+        let Some(applied) = self.commit(tenant.uid, claims.iter().map(claim).collect()).await else { return };
+        let mut applied = applied.into_iter();
+        claims.retain(|_| applied.next() == Some(1));
+        if claims.is_empty() {
+            return;
+        }
+        let sent = self.boot();
+        let found = self.try_canaries(&tenant, &claims).await;
+        for ((row, claim), found) in claims.into_iter().zip(found) {
+            if found.met == Met::Works {
+                self.note_unwrapped(tenant.uid, &row.proof.key_version, sent);
+            }
+            self.conclude(&tenant, claim, &found, seen.now).await;
+        }
+    }
+
+    /// Writes down what a probe brought that was sent after `at`. Where another replica has moved the row meanwhile, it
+    /// counts all the same, unless that one has turned the posture or knows better.
+    async fn conclude(&self, tenant: &Tenant, mut from: Proof, found: &Found, at: Timestamp) {
+        for _ in 0..TRIES {
+            let next = after(&from, found.met, self.replica, at, &self.guard);
+            let done = match next.posture == from.posture {
+                true => {
+                    let prove = Change::Prove { from: from.revision, to: next, incident: None };
+                    self.commit(tenant.uid, vec![prove]).await == Some(vec![1])
+                }
+                false => {
+                    if next.posture != Posture::Active {
+                        // Before anybody else is told: what is in memory here goes now.
+                        let version = &next.key_version;
+                        self.views.change(tenant.uid, version, |view| view.posture = next.posture);
+                        self.darken(tenant.uid);
+                    }
+                    self.turn_to(tenant, &from, next, found).await
+                }
+            };
+            if done {
+                return;
+            }
+            let Ok(seen) = self.store.proofs(tenant.uid).await else { return };
+            let row = seen.rows.into_iter().find(|row| row.key_version == from.key_version);
+            let Some(row) = row.filter(|row| row.epoch == from.epoch) else { return };
+            if found.met == Met::Works && row.proven_at > at && row.proven_at <= seen.now {
+                return;
+            }
+            from = row;
+        }
+    }
+
+    async fn try_canaries(&self, tenant: &Tenant, claims: &[(Watched, Proof)]) -> Vec<Found> {
+        let canaries: Vec<_> = claims
+            .iter()
+            .map(|(row, _)| {
+                let binding = DekBinding { tenant: tenant.uid, dek_id: row.canary.dek_id };
+                (binding, row.canary.wrapped.clone())
+            })
+            .collect();
+        let kms = self.kms.clone();
+        // Runs to its end whatever the time: it may be the call that logs in for all others.
+        let asked = tokio::spawn(async move { kms.unwrap(&canaries).await });
+        let answers = match timeout(self.guard.probe_timeout, asked).await {
+            Ok(Ok(answers)) => answers,
+            Ok(Err(_)) => Vec::new(),
+            Err(_) => claims.iter().map(|_| Err(KmsError::local(KmsErrorClass::Timeout))).collect(),
+        };
+        let mut answers = answers.into_iter();
+        let found = |_| match answers.next() {
+            Some(Ok(answer)) => Found { met: Met::Works, error: None, kms_request_id: answer.request_id },
+            Some(Err(error)) => {
+                let met = match error.class.verdict() {
+                    // A canary that the key does not open any more: it is not the key that it was.
+                    Verdict::Revoked | Verdict::Item => Met::Refused,
+                    Verdict::Outage | Verdict::Misconfigured => Met::OutOfReach,
+                };
+                Found { met, kms_request_id: error.request_id.clone(), error: Some(error) }
+            }
+            None => Found {
+                met: Met::OutOfReach,
+                error: Some(KmsError::local(KmsErrorClass::Internal)),
+                kms_request_id: None,
+            },
+        };
+        claims.iter().map(found).collect()
+    }
+
+    /// Turns a posture: its row, its incident and its entry are one commit. Whether it was this one that did it.
+    async fn turn_to(&self, tenant: &Tenant, from: &Proof, to: Proof, found: &Found) -> bool {
+        let incident = Incident {
+            id: IncidentId::new(),
+            at: to.since,
+            key_version: to.key_version.clone(),
+            was: from.posture,
+            posture: to.posture,
+            class: found.error.as_ref().map(|error| error.class.as_str().into()),
+            http_status: found.error.as_ref().and_then(|error| error.http_status),
+            kms_request_id: found.kms_request_id.clone(),
+        };
+        let unit = Unit {
+            tenant: tenant.uid,
+            entry: Some(pack(&self.entry_of(&incident))),
+            fence: vec![Fence {
+                key_version: to.key_version.clone(),
+                must: Must::BeUnchanged { revision: from.revision },
+            }],
+            changes: vec![Change::Prove { from: from.revision, to, incident: Some(incident.clone()) }],
+        };
+        let turned = match self.committer.commit(unit).await {
+            Ok(durable) => durable.applied.first() == Some(&1),
+            Err(_) => false,
+        };
+        if !turned {
+            return false;
+        }
+        let (incident_id, key_version) = (incident.id.to_string(), incident.key_version.to_string());
+        let (was, posture, class) =
+            (incident.was.as_str(), incident.posture.as_str(), incident.class.as_deref());
+        let status = incident.http_status;
+        let kms_request_id = incident.kms_request_id.as_deref();
+        match incident.posture {
+            Posture::Active => {
+                info!(
+                    incident_id,
+                    tenant = tenant.name,
+                    key_version,
+                    was,
+                    posture,
+                    "a key may be used again"
+                );
+            }
+            Posture::Degraded => error!(
+                incident_id,
+                tenant = tenant.name,
+                key_version,
+                was,
+                posture,
+                class,
+                status,
+                kms_request_id,
+                "a key is out of reach: what it protects cannot be read"
+            ),
+            Posture::Revoked => error!(
+                incident_id,
+                tenant = tenant.name,
+                key_version,
+                was,
+                posture,
+                class,
+                status,
+                kms_request_id,
+                "a key was turned off: what it protects cannot be read"
+            ),
+        }
+        self.read(tenant).await;
+        true
+    }
+
+    fn entry_of(&self, incident: &Incident) -> Entry {
+        let refused = match incident.posture {
+            Posture::Active => None,
+            Posture::Degraded => Some(ErrorCode::KmsUnavailable),
+            Posture::Revoked => Some(ErrorCode::KmsAccessDenied),
+        };
+        let item = Item {
+            record_id: None,
+            dek_id: None,
+            key_version: Some(incident.key_version.clone()),
+            source: Some(Source::Kms),
+            kms_request_id: incident.kms_request_id.clone(),
+            refused,
+        };
+        Entry {
+            id: EntryId::new(),
+            at: self.clock.now(),
+            operation: Operation::Incident,
+            outcome: refused.map_or(Outcome::Ok, Outcome::Refused),
+            role: Arc::from("prober"),
+            user: None,
+            means: Means::Operator,
+            request_id: Some(incident.id.to_string()),
+            items: vec![item],
+        }
+    }
+}
