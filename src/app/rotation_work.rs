@@ -10,9 +10,9 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::audit::{Unit, pack};
-use crate::kms::{DekBinding, Verdict};
+use crate::kms::{DekBinding, KmsError, Purpose, Verdict};
 use crate::model::{
-    DekId, Entry, EntryId, Item, Job, JobId, JobState, Means, Operation, Source, Tenant, Wrapped,
+    DekId, Entry, EntryId, ErrorCode, Item, Job, JobId, JobState, Means, Operation, Source, Tenant, Wrapped,
 };
 use crate::store::{Change, DekRow};
 
@@ -26,7 +26,7 @@ const LEASE: Duration = Duration::from_secs(30);
 enum Step {
     Advanced,
     Finished,
-    /// The KMS or the database is out of reach; the place is kept.
+    /// The KMS or the database is out of reach, or the budget of KMS calls is spent; the place is kept.
     Stalled,
     /// Another replica works on it.
     Lost,
@@ -62,7 +62,7 @@ impl App {
             return Step::Finished;
         }
         // A stalled job may wait for a version that the customer has since left behind.
-        if job.stalled.is_some()
+        if job.stalled.is_some_and(|code| code != ErrorCode::RateLimited)
             && let Ok(current) = self.kms.current_version().await
             && current != job.target
         {
@@ -94,22 +94,37 @@ impl App {
 
         let (old, current): (Vec<DekRow>, Vec<DekRow>) =
             rows.into_iter().partition(|row| row.wrapped.key_version != job.target);
-        job.progress.skipped += current.len() as u64;
-        let wrapped: Vec<(DekBinding, Wrapped)> = old
-            .iter()
-            .map(|row| (DekBinding { tenant: tenant.uid, dek_id: row.id }, row.wrapped.clone()))
-            .collect();
+        let binding = |dek_id| DekBinding { tenant: tenant.uid, dek_id, purpose: Purpose::Record };
+        let wrapped: Vec<(DekBinding, Wrapped)> =
+            old.iter().map(|row| (binding(row.id), row.wrapped.clone())).collect();
         let answers = match wrapped.is_empty() {
             true => Vec::new(),
-            false => {
-                job.progress.kms_calls += self.kms.rewrap_calls(wrapped.len() as u64);
-                self.kms.rewrap(&wrapped, &job.target).await
+            false => self.kms.rewrap(&wrapped, &job.target).await,
+        };
+        let unasked = |error: &KmsError| error.class.verdict() == Verdict::Unasked;
+        let asked = answers.iter().filter(|answer| !answer.as_ref().is_err_and(unasked)).count();
+        job.progress.kms_calls += self.kms.rewrap_calls(asked as u64);
+        // What our own budget left out is for the next time: the place goes no further than before the first of it.
+        let left = old
+            .iter()
+            .zip(&answers)
+            .find(|(_, answer)| answer.as_ref().is_err_and(unasked))
+            .map(|(row, _)| row.id);
+        let place = match left {
+            None => Some(last),
+            Some(left) => {
+                old.iter().chain(&current).map(|row| row.id).filter(|id| *id < left).max().or(after)
             }
         };
         // The key, not a DEK, is what failed, as long as nothing came back whole: keep the place and say why nothing moves.
         let whole = answers.iter().any(Result::is_ok);
         let mut failed = answers.iter().filter_map(|answer| answer.as_ref().err());
-        if let Some(error) = failed.find(|error| !whole && error.class.verdict() != Verdict::Item) {
+        let stuck = failed.find(|error| match error.class.verdict() {
+            Verdict::Item => false,
+            Verdict::Unasked => !whole && place == after,
+            Verdict::Revoked | Verdict::Outage | Verdict::Misconfigured => !whole,
+        });
+        if let Some(error) = stuck {
             log_kms(error, None);
             job.stalled = Some(error.class.code());
             return match self.advance(tenant, job, holder, after, Vec::new(), Vec::new()).await {
@@ -118,11 +133,16 @@ impl App {
             };
         }
         job.stalled = None;
+        job.progress.skipped += current.iter().filter(|row| Some(row.id) <= place).count() as u64;
         let mut items = Vec::with_capacity(old.len());
         let mut changes = Vec::with_capacity(old.len() + 1);
         let mut rewrapped = Vec::with_capacity(old.len());
         let mut elsewhere = None;
         for (row, answer) in old.into_iter().zip(answers) {
+            // Comes again; what was re-wrapped behind the place is kept, and passed over then.
+            if answer.is_err() && left.is_some_and(|left| row.id >= left) {
+                continue;
+            }
             let mut item = Item { record_id: row.record_id, dek_id: Some(row.id), ..item_of(None) };
             match answer {
                 Ok(answer) => {
@@ -156,9 +176,13 @@ impl App {
         {
             job.target = went;
         }
-        let step = self.advance(tenant, job, holder, Some(last), items, changes).await;
+        let step = self.advance(tenant, job, holder, place, items, changes).await;
         self.keyring.forget(tenant.uid, rewrapped);
-        step
+        match step {
+            // There is no use in asking again at once.
+            Step::Advanced if left.is_some() => Step::Stalled,
+            step => step,
+        }
     }
 
     /// Goes through all DEKs again; those that have the target version are passed over.

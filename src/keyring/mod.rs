@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use crate::config::DekCache;
 use crate::crypto::Dek;
-use crate::kms::{DekBinding, Generated, ItemResult, Kms, KmsError, KmsErrorClass};
+use crate::kms::{DekBinding, Generated, ItemResult, Kms, KmsError, KmsErrorClass, Purpose};
 use crate::model::{DekId, KeyVersion, Source, Tenant, TenantUid, Timestamp};
 use crate::store::{DekRow, ReadError, Store};
 
@@ -181,7 +181,7 @@ impl Keyring {
         if count == 0 {
             return Vec::new();
         }
-        let binding = |_| DekBinding { tenant: tenant.uid, dek_id: DekId::new() };
+        let binding = |_| DekBinding { tenant: tenant.uid, dek_id: DekId::new(), purpose: Purpose::Record };
         let bindings: Vec<DekBinding> = (0..count).map(binding).collect();
         // Runs to its end whatever becomes of the caller: it may be the one that logs in for all others.
         let kms = self.kms.clone();
@@ -299,8 +299,8 @@ impl Keyring {
         if rows.is_empty() {
             return HashMap::new();
         }
-        let wrapped: Vec<_> =
-            rows.into_iter().map(|row| (DekBinding { tenant, dek_id: row.id }, row.wrapped)).collect();
+        let binding = |dek_id| DekBinding { tenant, dek_id, purpose: Purpose::Record };
+        let wrapped: Vec<_> = rows.into_iter().map(|row| (binding(row.id), row.wrapped)).collect();
         let answers = self.kms.unwrap(&wrapped).await;
         let seal = |(binding, wrapped): (DekBinding, crate::model::Wrapped), answer: ItemResult<Dek>| {
             let outcome = answer.map_err(KeyringError::Kms).map(|answer| {
