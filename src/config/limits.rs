@@ -6,6 +6,8 @@ use super::Reader;
 
 /// The most that a rate or a budget may be set to.
 const MOST: u32 = 100_000_000;
+/// A rotation may take half of the budget, and has to be able to re-wrap one DEK.
+const FEWEST_KMS_CALLS: u32 = 10;
 /// DEKs that are not in memory, for each call that the rates allow: what the default of the KMS budget is made of.
 const COLD_DEKS_PER_CALL: u32 = 100;
 
@@ -43,12 +45,19 @@ impl Limits {
         let by_default = by_rates.clamp(2 * items, MOST);
         // Zero turns a budget off.
         let mut budget = |name, default| NonZeroU32::new(reader.number(name, default, 0..=MOST));
+        let encrypt_items_per_minute = budget("BYOK_ENCRYPT_ITEMS_PER_MINUTE", 0);
+        let decrypt_items_per_minute = budget("BYOK_DECRYPT_ITEMS_PER_MINUTE", 0);
+        let kms_calls_per_minute = budget("BYOK_KMS_CALLS_PER_MINUTE", by_default);
+        if kms_calls_per_minute.is_some_and(|calls| calls.get() < FEWEST_KMS_CALLS) {
+            let problem = format!("is neither 0, for no bound, nor at least {FEWEST_KMS_CALLS}");
+            reader.mistake("BYOK_KMS_CALLS_PER_MINUTE", problem);
+        }
         Self {
             encrypt_per_minute,
             decrypt_per_minute,
-            encrypt_items_per_minute: budget("BYOK_ENCRYPT_ITEMS_PER_MINUTE", 0),
-            decrypt_items_per_minute: budget("BYOK_DECRYPT_ITEMS_PER_MINUTE", 0),
-            kms_calls_per_minute: budget("BYOK_KMS_CALLS_PER_MINUTE", by_default),
+            encrypt_items_per_minute,
+            decrypt_items_per_minute,
+            kms_calls_per_minute,
             items: items as usize,
             plaintext_bytes: reader.number("BYOK_MAX_PLAINTEXT_BYTES", 1 << 20, 1..=16 << 20),
             body_bytes: reader.number("BYOK_MAX_BODY_BYTES", 32 << 20, 1_024..=1 << 30),
@@ -79,7 +88,11 @@ mod tests {
 
     #[test]
     fn a_cap_can_be_set_and_turned_off() {
-        assert_eq!(kms_calls(&[("BYOK_KMS_CALLS_PER_MINUTE", "5")]), Some(5));
+        assert_eq!(kms_calls(&[("BYOK_KMS_CALLS_PER_MINUTE", "600")]), Some(600));
         assert_eq!(kms_calls(&[("BYOK_KMS_CALLS_PER_MINUTE", "0")]), None);
+        let env = Env::from_pairs([("BYOK_KMS_CALLS_PER_MINUTE", "9")]);
+        let mut reader = Reader::new(&env);
+        Limits::read(&mut reader);
+        assert_eq!(reader.into_mistakes()[0].variable, "BYOK_KMS_CALLS_PER_MINUTE");
     }
 }

@@ -1,6 +1,7 @@
 //! How many requests a minute may go to one tenant's KMS. Decides nothing about when they are made.
 
 use std::num::NonZeroU32;
+use std::time::Duration;
 
 use governor::clock::{Clock, DefaultClock};
 use governor::middleware::NoOpMiddleware;
@@ -16,6 +17,8 @@ pub(super) enum Share {
     Caller,
     /// A rotation: half, so that callers find something left.
     Rotation,
+    /// A rotation's that [`Budget::take_all`] has taken already; what it makes beyond that (retries) is taken like the rest.
+    Prepaid,
     /// A probe of the key: takes what is there and is never refused, for without it the tenant would go dark.
     Probe,
 }
@@ -69,21 +72,39 @@ impl<C: Clock + Clone> Budget<C> {
 
     /// Takes one request from the budget. The error is [`super::KmsErrorClass::BudgetSpent`]: do not make it.
     pub(super) fn take(&self, share: Share) -> Result<(), KmsError> {
+        self.take_all(share, NonZeroU32::MIN)
+    }
+
+    /// Takes so many that belong together, or none: half a rewrap is a request for nothing.
+    pub(super) fn take_all(&self, share: Share, count: NonZeroU32) -> Result<(), KmsError> {
         let Some(meters) = &self.0 else { return Ok(()) };
         let taken = match share {
-            Share::Caller => meters.whole.check(),
-            Share::Rotation => meters.rotation.check().and_then(|()| meters.whole.check()),
+            Share::Caller => meters.take(&meters.whole, count),
+            Share::Rotation | Share::Prepaid => {
+                meters.take(&meters.rotation, count).and_then(|()| meters.take(&meters.whole, count))
+            }
             Share::Probe => {
-                let _ = meters.whole.check();
-                return Ok(());
+                let _ = meters.whole.check_n(count);
+                Ok(())
             }
         };
-        taken.map_err(|until| {
+        taken.map_err(|wait| {
             if meters.told.check().is_ok() {
                 tracing::warn!(?share, "the budget of KMS calls is spent: BYOK_KMS_CALLS_PER_MINUTE");
             }
-            KmsError::budget_spent(until.wait_time_from(meters.clock.now()))
+            KmsError::budget_spent(wait)
         })
+    }
+}
+
+impl<C: Clock> Meters<C> {
+    /// The error is how long to wait.
+    fn take(&self, meter: &Meter<C>, count: NonZeroU32) -> Result<(), Duration> {
+        match meter.check_n(count) {
+            Ok(taken) => taken.map_err(|until| until.wait_time_from(self.clock.now())),
+            // More than a whole minute's worth. The least budget that can be configured is larger than what belongs together.
+            Err(_) => Err(Duration::from_secs(60)),
+        }
     }
 }
 
@@ -146,6 +167,17 @@ mod tests {
         }
         let (of_one, _) = self::budget(1);
         assert_eq!(taken(&of_one, Share::Rotation, 2), 1);
+    }
+
+    #[test]
+    fn what_belongs_together_is_taken_together_or_not_at_all() {
+        let (budget, clock) = budget(20);
+        let two = NonZeroU32::new(2).unwrap();
+        assert_eq!((0..20).filter(|_| budget.take_all(Share::Rotation, two).is_ok()).count(), 5);
+        clock.advance(Duration::from_secs(6));
+        assert!(budget.take_all(Share::Rotation, two).is_err());
+        clock.advance(Duration::from_secs(6));
+        assert!(budget.take_all(Share::Rotation, two).is_ok());
     }
 
     #[test]

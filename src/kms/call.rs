@@ -100,6 +100,12 @@ impl CallPolicy {
         Instant::now() + self.timeout
     }
 
+    /// For requests of a rotation that belong together: takes them all from the budget, or none. Then each goes as
+    /// [`Share::Prepaid`].
+    pub(super) fn prepay(&self, count: NonZeroU32) -> Result<(), KmsError> {
+        self.budget.take_all(Share::Rotation, count)
+    }
+
     /// For one more request within an attempt: takes it from the budget. The error is local: do not make it.
     pub(super) fn one_more(&self, share: Share) -> Result<(), KmsError> {
         self.budget.take(share)
@@ -114,6 +120,7 @@ impl CallPolicy {
     ) -> Result<T, KmsError> {
         let mut before = None;
         for retry in 0.. {
+            let share = if retry > 0 && share == Share::Prepaid { Share::Rotation } else { share };
             let failed = match self.attempt(deadline, share, &attempt).await {
                 Ok(value) => return Ok(value),
                 Err(failed) => failed,
@@ -163,7 +170,7 @@ impl CallPolicy {
             Share::Probe => {
                 (None, timeout_at(deadline, self.probe_places.acquire()).await.map_err(|_| timeout())?)
             }
-            Share::Caller | Share::Rotation => loop {
+            Share::Caller | Share::Rotation | Share::Prepaid => loop {
                 let turn = self.brake.pass(deadline).await?;
                 let place = timeout_at(deadline, self.places.acquire()).await.map_err(|_| timeout())?;
                 // The throttling may have begun while this call waited for its place.
@@ -172,7 +179,9 @@ impl CallPolicy {
                 }
             },
         };
-        self.budget.take(share)?;
+        if share != Share::Prepaid {
+            self.budget.take(share)?;
+        }
         let outcome = timeout_at(deadline, attempt()).await.unwrap_or_else(|_| Err(timeout()));
         drop(place);
         match &outcome {
@@ -484,6 +493,133 @@ mod tests {
             outcome.as_ref().is_err_and(|error| error.class == KmsErrorClass::KeyDisabled)
         };
         assert_eq!(outcomes.iter().filter(told).count(), 1_000);
+    }
+
+    fn bounded(per_minute: u32) -> CallPolicy {
+        CallPolicy::new(Duration::from_secs(5), NonZeroU32::new(per_minute))
+    }
+
+    /// Probes at once against a provider that answers each with `answer`; how many requests it saw, and what came of it.
+    async fn probe(
+        policy: &CallPolicy,
+        probes: usize,
+        answer: impl Fn() -> Result<(), Failed>,
+    ) -> (usize, Vec<Result<(), KmsError>>) {
+        let seen = AtomicUsize::new(0);
+        let attempt = || async {
+            seen.fetch_add(1, Ordering::Relaxed);
+            answer()
+        };
+        let deadline = policy.deadline();
+        let probes = (0..probes).map(|_| policy.run(deadline, Share::Probe, attempt));
+        let outcomes = futures_util::future::join_all(probes).await;
+        (seen.into_inner(), outcomes)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn past_the_budget_a_call_fails_without_a_request() {
+        let policy = bounded(5);
+        let (seen, _, outcomes) = storm(&policy, 20, |_| Ok(())).await;
+        assert_eq!(seen, 5);
+        let spent: Vec<_> = outcomes.iter().filter_map(|outcome| outcome.as_ref().err()).collect();
+        assert_eq!(spent.len(), 15);
+        assert!(spent.iter().all(|error| error.class == KmsErrorClass::BudgetSpent));
+        assert!(spent.iter().all(|error| error.retry_after.is_some_and(|wait| wait.as_secs() <= 12)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn retries_are_taken_from_the_budget_and_what_the_provider_said_is_told() {
+        let policy = bounded(2);
+        let (seen, _, outcomes) = storm(&policy, 1, |_| Err(failed(KmsErrorClass::Internal))).await;
+        assert_eq!(seen, 2);
+        assert_eq!(outcomes[0].as_ref().unwrap_err().class, KmsErrorClass::Internal);
+        let (seen, _, outcomes) = storm(&policy, 1, |_| Ok(())).await;
+        assert_eq!((seen, outcomes[0].as_ref().unwrap_err().class), (0, KmsErrorClass::BudgetSpent));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_paid_before_is_taken_once_and_its_retries_like_any() {
+        let policy = bounded(6);
+        policy.prepay(NonZeroU32::new(2).unwrap()).unwrap();
+        let once = || async { Ok(()) };
+        for _ in 0..2 {
+            assert_eq!(policy.run(policy.deadline(), Share::Prepaid, once).await, Ok(()));
+        }
+        let seen = AtomicUsize::new(0);
+        let fails = || async {
+            seen.fetch_add(1, Ordering::Relaxed);
+            Err::<(), _>(failed(KmsErrorClass::Internal))
+        };
+        let failed = policy.run(policy.deadline(), Share::Prepaid, fails).await.unwrap_err();
+        assert_eq!(
+            (failed.class, seen.into_inner()),
+            (KmsErrorClass::Internal, 2),
+            "a rotation's half is three"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_more_request_within_an_attempt_is_taken_from_the_budget() {
+        let policy = bounded(3);
+        let attempt = || async {
+            policy.one_more(Share::Caller)?;
+            Ok(())
+        };
+        let deadline = policy.deadline();
+        assert_eq!(policy.run(deadline, Share::Caller, attempt).await, Ok(()));
+        let spent = policy.run(deadline, Share::Caller, attempt).await.unwrap_err();
+        assert_eq!((spent.class, spent.http_status), (KmsErrorClass::BudgetSpent, None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_spent_budget_says_nothing_about_the_end_of_the_throttling() {
+        let policy = bounded(1);
+        storm(&policy, 1, |_| Err(failed(KmsErrorClass::Throttled))).await;
+        assert!(policy.brake.is_pressed());
+        storm(&policy, 1, |_| Ok(())).await;
+        assert!(policy.brake.is_pressed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_probe_goes_through_a_spent_budget() {
+        let policy = bounded(1);
+        storm(&policy, 5, |_| Ok(())).await;
+        assert_eq!(probe(&policy, 100, || Ok(())).await, (100, vec![Ok(()); 100]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_probe_does_not_wait_behind_calls_that_hang() {
+        let policy = CallPolicy::new(Duration::from_secs(5), None);
+        let hang =
+            || policy.run(policy.deadline(), Share::Caller, std::future::pending::<Result<(), Failed>>);
+        let hanging = futures_util::future::join_all((0..AT_ONCE + 100).map(|_| hang()));
+        let probing = async {
+            sleep(Duration::from_millis(10)).await;
+            assert_eq!(policy.places.available_permits(), 0);
+            let began = Instant::now();
+            assert_eq!(probe(&policy, 1, || Ok(())).await.1, [Ok(())]);
+            assert_eq!(began.elapsed(), Duration::ZERO);
+        };
+        tokio::join!(hanging, probing);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_probe_is_tried_again_when_nothing_else_is() {
+        let policy = CallPolicy::new(Duration::from_secs(5), None);
+        storm(&policy, 500, |_| Err(failed(KmsErrorClass::Internal))).await;
+        assert!(!policy.pay());
+        assert_eq!(probe(&policy, 1, || Err(failed(KmsErrorClass::Internal))).await.0, 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_probe_passes_by_the_brake_and_does_not_release_it() {
+        let policy = CallPolicy::new(Duration::from_secs(5), None);
+        let asked = || Failed { wait: Some(Duration::from_secs(60)), ..failed(KmsErrorClass::Throttled) };
+        storm(&policy, 1, |_| Err(asked())).await;
+        assert_eq!(probe(&policy, 1, || Ok(())).await.1, [Ok(())]);
+        assert_eq!(storm(&policy, 10, |_| Ok(())).await.0, 0, "it asked for a minute");
+        let (seen, outcomes) = probe(&policy, 1, || Err(failed(KmsErrorClass::Throttled))).await;
+        assert_eq!((seen, outcomes[0].as_ref().unwrap_err().class), (3, KmsErrorClass::Throttled));
     }
 
     #[tokio::test(start_paused = true)]

@@ -96,8 +96,8 @@ impl Kms {
         kms.filter(|_| reader.mistakes() == before)
     }
 
-    /// Bounds the requests a minute; a key in a file has no bill.
-    pub(super) fn limit_calls(&mut self, per_minute: Option<NonZeroU32>) {
+    /// Bounds the requests a minute (`BYOK_KMS_CALLS_PER_MINUTE`); a key in a file has no bill.
+    pub fn limit_calls(&mut self, per_minute: Option<NonZeroU32>) {
         match self {
             Self::Aws(settings) => settings.calls_per_minute = per_minute,
             Self::Gcp(settings) => settings.calls_per_minute = per_minute,

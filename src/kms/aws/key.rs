@@ -383,3 +383,22 @@ fn ours(pinned: &Pinned, answered: Option<&str>, request_id: &Option<Arc<str>>) 
 fn undocumented(class: KmsErrorClass, request_id: &Option<Arc<str>>) -> KmsError {
     KmsError::answered(class, 200, request_id.clone())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{DekId, TenantUid};
+
+    #[test]
+    fn a_record_is_bound_as_ever_and_a_probe_is_marked() {
+        let record =
+            DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new(), purpose: Purpose::Record };
+        let (tenant, dek) = ("07".repeat(16), record.dek_id.to_string());
+        let pairs = [("byok:tenant", tenant.as_str()), ("byok:dek", dek.as_str()), ("byok:purpose", "probe")];
+        let of = |pairs: &[(&str, &str)]| {
+            pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect::<Context>()
+        };
+        assert_eq!(context(&record), of(&pairs[..2]));
+        assert_eq!(context(&DekBinding { purpose: Purpose::Probe, ..record }), of(&pairs));
+    }
+}

@@ -16,6 +16,7 @@ mod token;
 mod transport;
 mod wire;
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,6 +44,8 @@ use transport::{Exchange, Transport};
 
 /// Items of one call that a rotation takes at a time: a few rounds of what is sent at once.
 const BATCH: usize = 64;
+/// An unwrap and a wrap.
+const REWRAP_CALLS: NonZeroU32 = NonZeroU32::new(2).expect("two");
 /// How often the keeper looks at the token.
 const TOKEN_WATCH: Duration = Duration::from_secs(1);
 
@@ -234,8 +237,9 @@ impl Kms for AzureKeyVault {
         }
         let deadline = self.calls.deadline();
         each(wrapped, |(_, wrapped)| async move {
-            let dek = self.unwrap_one(wrapped, Share::Rotation, deadline).await?.value;
-            self.wrap_one(&dek, Some(&to.version), Share::Rotation, deadline).await
+            self.calls.prepay(REWRAP_CALLS)?;
+            let dek = self.unwrap_one(wrapped, Share::Prepaid, deadline).await?.value;
+            self.wrap_one(&dek, Some(&to.version), Share::Prepaid, deadline).await
         })
         .await
     }
@@ -252,7 +256,7 @@ impl Kms for AzureKeyVault {
     }
 
     fn rewrap_calls(&self, items: u64) -> u64 {
-        items * 2
+        items * u64::from(REWRAP_CALLS.get())
     }
 
     async fn exposure(&self) -> Vec<Exposure> {

@@ -21,7 +21,7 @@ mod login;
 mod token;
 mod wire;
 
-use std::num::NonZeroU64;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -52,6 +52,8 @@ use token::Tokens;
 
 /// What rotation takes at a time: 128 calls, some seconds at the default of 16 at once and Google's latencies.
 const BATCH: usize = 64;
+/// A decrypt and an encrypt.
+const REWRAP_CALLS: NonZeroU32 = NonZeroU32::new(2).expect("two");
 
 /// Rights that wrap nothing, and that would let whoever has our credential turn the key off, destroy it or give it away.
 const TOO_MUCH: [&str; 4] = [
@@ -200,8 +202,9 @@ impl Kms for GcpKms {
         };
         let deadline = self.google.calls.deadline();
         each(wrapped, |(binding, wrapped)| async {
-            let dek = self.google.decrypt(*binding, wrapped, Share::Rotation, deadline).await?;
-            self.google.encrypt(*binding, &dek, Some(version), Share::Rotation, deadline).await.map(answer)
+            self.google.calls.prepay(REWRAP_CALLS)?;
+            let dek = self.google.decrypt(*binding, wrapped, Share::Prepaid, deadline).await?;
+            self.google.encrypt(*binding, &dek, Some(version), Share::Prepaid, deadline).await.map(answer)
         })
         .await
     }
@@ -221,7 +224,7 @@ impl Kms for GcpKms {
     }
 
     fn rewrap_calls(&self, items: u64) -> u64 {
-        items * 2
+        items * u64::from(REWRAP_CALLS.get())
     }
 
     async fn exposure(&self) -> Vec<Exposure> {

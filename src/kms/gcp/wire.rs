@@ -184,6 +184,16 @@ mod tests {
     use super::*;
     use crate::model::{DekId, TenantUid};
 
+    #[test]
+    fn a_record_is_bound_as_ever_and_a_probe_is_marked() {
+        let record =
+            DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new(), purpose: Purpose::Record };
+        let bytes = [&b"byok-dek-v1"[..], &[7; 16], record.dek_id.as_bytes()].concat();
+        assert_eq!(associated(record), bytes);
+        let probe = DekBinding { purpose: Purpose::Probe, ..record };
+        assert_eq!(associated(probe), [&bytes[..], b"purpose=probe"].concat());
+    }
+
     fn key() -> GcpKey {
         GcpKey {
             project: "p".to_owned(),
