@@ -31,6 +31,14 @@ impl Share {
             false => Self::Caller,
         }
     }
+
+    /// Of a re-wrap of these: a rotation's, unless it is a probe's.
+    pub(super) fn of_rewrap(purposes: impl IntoIterator<Item = Purpose>) -> Self {
+        match Self::of(purposes) {
+            Self::Probe => Self::Probe,
+            Self::Caller | Self::Rotation | Self::Prepaid => Self::Rotation,
+        }
+    }
 }
 
 impl From<Purpose> for Share {
@@ -198,5 +206,7 @@ mod tests {
         assert_eq!(Share::of([Purpose::Probe, Purpose::Probe]), Share::Probe);
         assert_eq!(Share::of([Purpose::Probe, Purpose::Record]), Share::Caller);
         assert_eq!(Share::from(Purpose::Record), Share::Caller);
+        assert_eq!(Share::of_rewrap([Purpose::Probe, Purpose::Record]), Share::Rotation);
+        assert_eq!(Share::of_rewrap([Purpose::Probe]), Share::Probe);
     }
 }

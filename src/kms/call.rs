@@ -27,7 +27,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::crypto::random;
 use crate::kms::budget::{Budget, Share};
-use crate::kms::{KmsError, KmsErrorClass, Verdict};
+use crate::kms::{KmsError, KmsErrorClass, Purpose, Verdict};
 
 /// Requests under way to one key.
 pub(super) const AT_ONCE: usize = 64;
@@ -100,10 +100,13 @@ impl CallPolicy {
         Instant::now() + self.timeout
     }
 
-    /// For requests of a rotation that belong together: takes them all from the budget, or none. Then each goes as
-    /// [`Share::Prepaid`].
-    pub(super) fn prepay(&self, count: NonZeroU32) -> Result<(), KmsError> {
-        self.budget.take_all(Share::Rotation, count)
+    /// For the requests of one re-wrap, which belong together: takes them all from the budget, or none, and gives the share
+    /// that each then goes by.
+    pub(super) fn prepay_rewrap(&self, purpose: Purpose, count: NonZeroU32) -> Result<Share, KmsError> {
+        match Share::of_rewrap([purpose]) {
+            Share::Probe => Ok(Share::Probe),
+            rotation => self.budget.take_all(rotation, count).map(|()| Share::Prepaid),
+        }
     }
 
     /// For one more request within an attempt: takes it from the budget. The error is local: do not make it.
@@ -540,7 +543,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_was_paid_before_is_taken_once_and_its_retries_like_any() {
         let policy = bounded(6);
-        policy.prepay(NonZeroU32::new(2).unwrap()).unwrap();
+        let share = policy.prepay_rewrap(Purpose::Record, NonZeroU32::new(2).unwrap()).unwrap();
+        assert_eq!(share, Share::Prepaid);
         let once = || async { Ok(()) };
         for _ in 0..2 {
             assert_eq!(policy.run(policy.deadline(), Share::Prepaid, once).await, Ok(()));

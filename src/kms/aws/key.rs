@@ -202,7 +202,7 @@ impl Key {
                 .set_destination_encryption_context(Some(context(binding)))
                 .send()
         };
-        let (made, request_id) = self.call(Share::Rotation, deadline, send).await?;
+        let (made, request_id) = self.call(Share::of_rewrap([binding.purpose]), deadline, send).await?;
         ours(pinned, made.source_key_id(), &request_id)?;
         ours(pinned, made.key_id(), &request_id)?;
         let material = made.destination_key_material_id();

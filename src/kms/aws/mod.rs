@@ -118,7 +118,8 @@ impl Kms for AwsKms {
     /// AWS always wraps under the current key material: where that is not `to`, what comes back names what it is.
     async fn rewrap(&self, wrapped: &[(DekBinding, Wrapped)], to: &KeyVersion) -> Vec<ItemResult<Wrapped>> {
         let (key, deadline) = (&self.key, self.key.policy.deadline());
-        key.batch(wrapped, Share::Rotation, deadline, |pinned, (binding, old)| {
+        let share = Share::of_rewrap(wrapped.iter().map(|(binding, _)| binding.purpose));
+        key.batch(wrapped, share, deadline, |pinned, (binding, old)| {
             key.rewrap(pinned, deadline, binding, old, to)
         })
         .await

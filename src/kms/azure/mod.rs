@@ -236,10 +236,10 @@ impl Kms for AzureKeyVault {
             return wrapped.iter().map(|_| Err(KmsError::local(KmsErrorClass::Misconfigured))).collect();
         }
         let deadline = self.calls.deadline();
-        each(wrapped, |(_, wrapped)| async move {
-            self.calls.prepay(REWRAP_CALLS)?;
-            let dek = self.unwrap_one(wrapped, Share::Prepaid, deadline).await?.value;
-            self.wrap_one(&dek, Some(&to.version), Share::Prepaid, deadline).await
+        each(wrapped, |(binding, wrapped)| async move {
+            let share = self.calls.prepay_rewrap(binding.purpose, REWRAP_CALLS)?;
+            let dek = self.unwrap_one(wrapped, share, deadline).await?.value;
+            self.wrap_one(&dek, Some(&to.version), share, deadline).await
         })
         .await
     }

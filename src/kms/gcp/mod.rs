@@ -202,9 +202,9 @@ impl Kms for GcpKms {
         };
         let deadline = self.google.calls.deadline();
         each(wrapped, |(binding, wrapped)| async {
-            self.google.calls.prepay(REWRAP_CALLS)?;
-            let dek = self.google.decrypt(*binding, wrapped, Share::Prepaid, deadline).await?;
-            self.google.encrypt(*binding, &dek, Some(version), Share::Prepaid, deadline).await.map(answer)
+            let share = self.google.calls.prepay_rewrap(binding.purpose, REWRAP_CALLS)?;
+            let dek = self.google.decrypt(*binding, wrapped, share, deadline).await?;
+            self.google.encrypt(*binding, &dek, Some(version), share, deadline).await.map(answer)
         })
         .await
     }

@@ -164,10 +164,11 @@ impl Kms for VaultTransit {
             return wrapped.iter().map(|_| Err(KmsError::local(KmsErrorClass::Misconfigured))).collect();
         };
         let (key, version) = (&self.vault.key, Some(version));
+        let share = Share::of_rewrap(wrapped.iter().map(|(binding, _)| binding.purpose));
         let deadline = self.vault.calls.deadline();
         let rewrapped = |batch| {
             let read = move |item: &transit::Item<'_>| transit::wrapped(item, key, version);
-            self.vault.of_ciphertexts("rewrap", batch, version, Share::Rotation, deadline, read)
+            self.vault.of_ciphertexts("rewrap", batch, version, share, deadline, read)
         };
         each(wrapped.chunks(BATCH), rewrapped).await.into_iter().flatten().collect()
     }
