@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use byok::kms::{DekBinding, Kms};
+use byok::kms::{DekBinding, Kms, Purpose};
 use byok::model::{DekId, TenantUid, Wrapped};
 use serde_json::{Value, json};
 
@@ -144,8 +144,9 @@ async fn rotated(server: &TestServer) {
 }
 
 async fn made(kms: &dyn Kms, count: usize) -> Vec<(DekBinding, Wrapped)> {
-    let bindings: Vec<_> =
-        (0..count).map(|_| DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() }).collect();
+    let bindings: Vec<_> = (0..count)
+        .map(|_| DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new(), purpose: Purpose::Record })
+        .collect();
     let made = kms.generate(&bindings).await;
     bindings.into_iter().zip(made.into_iter().map(|made| made.expect("a DEK").value.wrapped)).collect()
 }

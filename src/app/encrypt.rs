@@ -128,21 +128,6 @@ impl App {
         sealed
     }
 
-    /// Refuses a call that holds nothing, or too much.
-    pub(super) async fn bound(
-        &self,
-        caller: &Caller,
-        operation: Operation,
-        items: usize,
-    ) -> Result<(), Refusal> {
-        let refusal = match items {
-            0 => Refusal::because(ErrorCode::RequestMalformed, "The request has no items."),
-            items if items > self.limits.items => ErrorCode::TooManyItems.into(),
-            _ => return Ok(()),
-        };
-        Err(self.refuse(caller, operation, refusal).await)
-    }
-
     /// Whether the caller may do this with this context, and the context names its record where it must.
     pub(super) fn check_context(
         &self,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use crate::kms::{DekBinding, KmsError, KmsErrorClass, Verdict};
+use crate::kms::{DekBinding, KmsError, KmsErrorClass, Purpose, Verdict};
 use crate::model::{DekId, ErrorCode, KeyVersion};
 
 use super::App;
@@ -70,7 +70,9 @@ impl App {
         };
         let status = match error.map(KmsErrorClass::verdict) {
             Some(Verdict::Revoked) => HealthStatus::Revoked,
-            Some(Verdict::Outage | Verdict::Item | Verdict::Misconfigured) => HealthStatus::Degraded,
+            Some(Verdict::Outage | Verdict::Item | Verdict::Misconfigured | Verdict::Unasked) => {
+                HealthStatus::Degraded
+            }
             None if !database => HealthStatus::Degraded,
             None => HealthStatus::Ok,
         };
@@ -109,7 +111,7 @@ impl App {
 
     async fn try_key(&self) -> Result<KeyVersion, KmsError> {
         let internal = || KmsError::local(KmsErrorClass::Internal);
-        let binding = DekBinding { tenant: self.tenant.uid, dek_id: DekId::new() };
+        let binding = DekBinding { tenant: self.tenant.uid, dek_id: DekId::new(), purpose: Purpose::Probe };
         let made = self.kms.generate(&[binding]).await.pop().ok_or_else(internal)??.value;
         let version = made.wrapped.key_version.clone();
         let opened = self.kms.unwrap(&[(binding, made.wrapped)]).await.pop().ok_or_else(internal)??.value;

@@ -7,15 +7,13 @@ mod context;
 mod decrypt;
 mod encrypt;
 mod health;
+mod limits;
 mod record;
 mod rotate;
 mod rotation_work;
 
-use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use governor::clock::{Clock as _, DefaultClock};
-use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use http::HeaderMap;
 use tokio_util::sync::CancellationToken;
 
@@ -24,7 +22,7 @@ use crate::auth::{Authenticator, Policy};
 use crate::config::Limits;
 use crate::keyring::Keyring;
 use crate::kms::Kms;
-use crate::model::{Caller, Clock, ErrorCode, Identity, Operation, Refusal, RequestId, Tenant, TenantUid};
+use crate::model::{Caller, Clock, ErrorCode, Identity, Refusal, RequestId, Tenant};
 use crate::store::Store;
 
 pub use audit::{AuditPage, AuditQuery};
@@ -41,9 +39,6 @@ pub use crate::store::EntryFilter;
 /// How often a call begins anew when the posture of a key moves while it runs.
 const TRIES: usize = 3;
 
-/// Calls a minute, by tenant.
-type Meter = DefaultKeyedRateLimiter<TenantUid>;
-
 /// What the use cases stand on.
 pub struct App {
     tenant: Arc<Tenant>,
@@ -55,10 +50,7 @@ pub struct App {
     policy: Policy,
     limits: Limits,
     clock: Arc<dyn Clock>,
-    encrypt_meter: Meter,
-    decrypt_meter: Meter,
-    other_meter: Meter,
-    refusal_meter: Meter,
+    meters: limits::Meters,
     health: health::Memory,
 }
 
@@ -88,14 +80,8 @@ impl App {
     /// Of these parts.
     pub fn new(parts: Parts) -> Self {
         let Parts { tenant, store, kms, keyring, committer, authenticator, policy, limits, clock } = parts;
-        let meter = |per_minute| {
-            RateLimiter::keyed(Quota::per_minute(NonZeroU32::new(per_minute).unwrap_or(NonZeroU32::MIN)))
-        };
         Self {
-            encrypt_meter: meter(limits.encrypt_per_minute),
-            decrypt_meter: meter(limits.decrypt_per_minute),
-            other_meter: meter(limits.decrypt_per_minute),
-            refusal_meter: meter(limits.decrypt_per_minute),
+            meters: limits::Meters::new(&limits),
             health: health::Memory::default(),
             tenant: Arc::new(tenant),
             store,
@@ -141,28 +127,4 @@ impl App {
     pub fn cached_deks(&self) -> u64 {
         self.keyring.cached()
     }
-
-    /// Meters a call and asks whether its role may ever do this. A call is one, however many items it has; the burst is
-    /// a whole minute's worth. Calls that are refused here have a bucket of their own, so that who may do nothing can
-    /// neither use up the tenant's budget nor flood its log: past that, a refusal leaves no entry.
-    async fn enter(&self, caller: &Caller, operation: Operation) -> Result<(), Refusal> {
-        if !self.policy.may_ever(&caller.identity, operation) {
-            return Err(self.refuse(caller, operation, ErrorCode::PermissionDenied.into()).await);
-        }
-        let meter = match operation {
-            Operation::Encrypt => &self.encrypt_meter,
-            Operation::Decrypt | Operation::Reveal => &self.decrypt_meter,
-            Operation::Rotate | Operation::Audit | Operation::Health | Operation::Incident => {
-                &self.other_meter
-            }
-        };
-        pass(meter, caller)
-    }
-}
-
-fn pass(meter: &Meter, caller: &Caller) -> Result<(), Refusal> {
-    meter.check_key(&caller.tenant.uid).map_err(|until| {
-        let wait = until.wait_time_from(DefaultClock::default().now());
-        Refusal::from(ErrorCode::RateLimited).after(wait)
-    })
 }

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use crate::audit::{CommitFailed, Durable, Unit, pack};
 use crate::crypto::Context;
 use crate::keyring::{Fallen, Footing, Held, KeyringError};
-use crate::kms::KmsError;
+use crate::kms::{KmsError, KmsErrorClass};
 use crate::model::{
     Caller, DekId, Entry, EntryId, ErrorCode, Item, Operation, Outcome, Posture, Refusal, RequestId,
 };
 use crate::store::{Change, Fence, ReadError};
 
-use super::{App, pass};
+use super::App;
 
 /// One item of a call as it comes to its end: what will be recorded of it.
 pub(super) fn item_of(context: Option<&Context>) -> Item {
@@ -29,22 +29,18 @@ pub(super) fn note_dek(item: &mut Item, id: DekId, held: &Held) {
 
 /// Notes why a DEK could not be had, and says it to the caller.
 pub(super) fn note_failure(item: &mut Item, error: &KeyringError, request_id: &RequestId) -> Refusal {
-    let code = match error {
-        KeyringError::Missing => ErrorCode::DecryptFailed,
+    let refusal: Refusal = match error {
+        KeyringError::Missing => ErrorCode::DecryptFailed.into(),
         KeyringError::Kms(error) => {
             item.kms_request_id.clone_from(&error.request_id);
             log_kms(error, Some(request_id));
-            error.class.code()
+            error.refusal()
         }
-        KeyringError::Dark(posture) => {
-            let refusal = dark_refusal(*posture);
-            item.refused = Some(refusal.code);
-            return refusal;
-        }
-        KeyringError::Store(error) => read_refusal(*error).code,
+        KeyringError::Dark(posture) => dark_refusal(*posture),
+        KeyringError::Store(error) => read_refusal(*error),
     };
-    item.refused = Some(code);
-    code.into()
+    item.refused = Some(refusal.code);
+    refusal
 }
 
 /// What a caller sees of a key version that may not be used. One that is active was not shown to work in time.
@@ -77,6 +73,10 @@ pub(super) fn withheld<T>(answers: Vec<Result<T, Refusal>>, refusal: &Refusal) -
 
 /// What our log may hold of a KMS's refusal; and whose request met it, where it was one.
 pub(super) fn log_kms(error: &KmsError, request_id: Option<&RequestId>) {
+    // Said once a minute where the budget is kept, and not for each of its items.
+    if error.class == KmsErrorClass::BudgetSpent {
+        return;
+    }
     tracing::warn!(
         class = ?error.class,
         status = error.http_status,
@@ -208,7 +208,7 @@ impl App {
     /// Records that a whole call was refused, and refuses it. Where even that cannot be recorded, the caller learns that
     /// instead: a refusal that left no entry must not look like one that did.
     pub async fn refuse(&self, caller: &Caller, operation: Operation, refusal: Refusal) -> Refusal {
-        if let Err(limited) = pass(&self.refusal_meter, caller) {
+        if let Err(limited) = self.meters.refusal(caller.tenant.uid) {
             return limited;
         }
         match self.record(caller, operation, Outcome::Refused(refusal.code), Vec::new(), Vec::new()).await {

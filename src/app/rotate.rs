@@ -83,5 +83,5 @@ impl App {
 
 fn kms_refusal(error: &KmsError) -> Refusal {
     log_kms(error, None);
-    error.class.code().into()
+    error.refusal()
 }

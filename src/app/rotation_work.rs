@@ -11,9 +11,10 @@ use uuid::Uuid;
 
 use crate::audit::{Unit, pack};
 use crate::keyring::{Footing, KeyringError};
-use crate::kms::{DekBinding, ItemResult, KmsError, KmsErrorClass, Verdict};
+use crate::kms::{DekBinding, ItemResult, KmsError, KmsErrorClass, Purpose, Verdict};
 use crate::model::{
-    DekId, Entry, EntryId, Item, Job, JobId, JobState, Means, Operation, Posture, Source, Tenant, Wrapped,
+    DekId, Entry, EntryId, ErrorCode, Item, Job, JobId, JobState, KeyVersion, Means, Operation, Posture,
+    Source, Tenant, Wrapped,
 };
 use crate::store::{Change, DekRow, Fence};
 
@@ -27,7 +28,7 @@ const LEASE: Duration = Duration::from_secs(30);
 enum Step {
     Advanced,
     Finished,
-    /// The KMS or the database is out of reach; the place is kept.
+    /// The KMS or the database is out of reach, or the budget of KMS calls is spent; the place is kept.
     Stalled,
     /// Another replica works on it.
     Lost,
@@ -67,7 +68,7 @@ impl App {
             return Step::Finished;
         }
         // A stalled job may wait for a version that the customer has since left behind.
-        if job.stalled.is_some()
+        if job.stalled.is_some_and(|code| code != ErrorCode::RateLimited)
             && let Ok(current) = self.kms.current_version().await
             && current != job.target
         {
@@ -99,14 +100,33 @@ impl App {
 
         let (old, current): (Vec<DekRow>, Vec<DekRow>) =
             rows.into_iter().partition(|row| row.wrapped.key_version != job.target);
-        job.progress.skipped += current.len() as u64;
-        let Some((footing, answers)) = self.rewrap(tenant, &old, &mut job).await else {
+        let Some((footing, answers)) = self.rewrap(tenant, &old, &job.target).await else {
             return Step::Stalled;
+        };
+        let unasked = |error: &KmsError| error.class.verdict() == Verdict::Unasked;
+        let asked = answers.iter().filter(|answer| !answer.as_ref().is_err_and(unasked)).count();
+        job.progress.kms_calls += self.kms.rewrap_calls(asked as u64);
+        // What our own budget left out is for the next time: the place goes no further than before the first of it.
+        let left = old
+            .iter()
+            .zip(&answers)
+            .find(|(_, answer)| answer.as_ref().is_err_and(unasked))
+            .map(|(row, _)| row.id);
+        let place = match left {
+            None => Some(last),
+            Some(left) => {
+                old.iter().chain(&current).map(|row| row.id).filter(|id| *id < left).max().or(after)
+            }
         };
         // The key, not a DEK, is what failed, as long as nothing came back whole: keep the place and say why nothing moves.
         let whole = answers.iter().any(Result::is_ok);
         let mut failed = answers.iter().filter_map(|answer| answer.as_ref().err());
-        if let Some(error) = failed.find(|error| !whole && error.class.verdict() != Verdict::Item) {
+        let stuck = failed.find(|error| match error.class.verdict() {
+            Verdict::Item => false,
+            Verdict::Unasked => !whole && place == after,
+            Verdict::Revoked | Verdict::Outage | Verdict::Misconfigured => !whole,
+        });
+        if let Some(error) = stuck {
             log_kms(error, None);
             job.stalled = Some(error.class.code());
             return match self.advance(tenant, job, holder, after, Vec::new(), Vec::new(), Vec::new()).await {
@@ -117,11 +137,16 @@ impl App {
         // A key that was turned off meanwhile: what it gave is not kept.
         let Ok(fence) = self.keyring.fence(tenant, &footing).await else { return Step::Stalled };
         job.stalled = None;
+        job.progress.skipped += current.iter().filter(|row| Some(row.id) <= place).count() as u64;
         let mut items = Vec::with_capacity(old.len());
         let mut changes = Vec::with_capacity(old.len() + 1);
         let mut rewrapped = Vec::with_capacity(old.len());
         let mut elsewhere = None;
         for (row, answer) in old.into_iter().zip(answers) {
+            // Comes again; what was re-wrapped behind the place is kept, and passed over then.
+            if answer.is_err() && left.is_some_and(|left| row.id >= left) {
+                continue;
+            }
             let mut item = Item { record_id: row.record_id, dek_id: Some(row.id), ..item_of(None) };
             match answer {
                 Ok(answer) => {
@@ -155,9 +180,13 @@ impl App {
         {
             job.target = went;
         }
-        let step = self.advance(tenant, job, holder, Some(last), items, changes, fence).await;
+        let step = self.advance(tenant, job, holder, place, items, changes, fence).await;
         self.keyring.forget(tenant.uid, rewrapped);
-        step
+        match step {
+            // There is no use in asking again at once.
+            Step::Advanced if left.is_some() => Step::Stalled,
+            step => step,
+        }
     }
 
     /// Re-wraps what may be used; each row has its answer, and those whose key version may not be used have the reason. `None`
@@ -166,7 +195,7 @@ impl App {
         &self,
         tenant: &Tenant,
         rows: &[DekRow],
-        job: &mut Job,
+        target: &KeyVersion,
     ) -> Option<(Footing, Vec<ItemResult<Wrapped>>)> {
         let (footing, may) = self.keyring.footing(tenant, rows).await;
         let mut asked: Vec<(DekBinding, Wrapped)> = Vec::with_capacity(rows.len());
@@ -174,7 +203,7 @@ impl App {
         for (row, may) in rows.iter().zip(may) {
             refused.push(match may {
                 Ok(()) => {
-                    let binding = DekBinding { tenant: tenant.uid, dek_id: row.id };
+                    let binding = DekBinding { tenant: tenant.uid, dek_id: row.id, purpose: Purpose::Record };
                     asked.push((binding, row.wrapped.clone()));
                     None
                 }
@@ -190,8 +219,7 @@ impl App {
         }
         let mut answers = Vec::new();
         if !asked.is_empty() {
-            job.progress.kms_calls += self.kms.rewrap_calls(asked.len() as u64);
-            answers = self.kms.rewrap(&asked, &job.target).await;
+            answers = self.kms.rewrap(&asked, target).await;
         }
         let mut answers = answers.into_iter();
         let missing = || KmsError::local(KmsErrorClass::Internal);

@@ -1,6 +1,15 @@
 //! What a call may ask for, and how often.
 
+use std::num::NonZeroU32;
+
 use super::Reader;
+
+/// The most that a rate or a budget may be set to.
+const MOST: u32 = 100_000_000;
+/// A rotation may take half of the budget, and has to be able to re-wrap one DEK.
+const FEWEST_KMS_CALLS: u32 = 10;
+/// DEKs that are not in memory, for each call that the rates allow: what the default of the KMS budget is made of.
+const COLD_DEKS_PER_CALL: u32 = 100;
 
 /// The most that one call, or one minute, may hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -9,6 +18,13 @@ pub struct Limits {
     pub encrypt_per_minute: u32,
     /// `BYOK_DECRYPT_RATE_RPM`: decrypt and reveal calls a minute, by tenant.
     pub decrypt_per_minute: u32,
+    /// `BYOK_ENCRYPT_ITEMS_PER_MINUTE`: items of encrypt calls a minute, by tenant; `None` is no bound.
+    pub encrypt_items_per_minute: Option<NonZeroU32>,
+    /// `BYOK_DECRYPT_ITEMS_PER_MINUTE`: items of decrypt and reveal calls a minute, by tenant; `None` is no bound.
+    pub decrypt_items_per_minute: Option<NonZeroU32>,
+    /// `BYOK_KMS_CALLS_PER_MINUTE`: requests to the KMS a minute, by tenant; `None` is no bound. By default a hundred for
+    /// each call that the two rates allow, and at least two for each item of the largest call.
+    pub kms_calls_per_minute: Option<NonZeroU32>,
     /// `BYOK_MAX_ITEMS_PER_REQUEST`: items of a batch, or aliases of a join.
     pub items: usize,
     /// `BYOK_MAX_PLAINTEXT_BYTES`: of one value.
@@ -22,13 +38,61 @@ pub struct Limits {
 impl Limits {
     /// Reads the section.
     pub fn read(reader: &mut Reader<'_>) -> Self {
+        let encrypt_per_minute = reader.number("BYOK_ENCRYPT_RATE_RPM", 300, 1..=MOST);
+        let decrypt_per_minute = reader.number("BYOK_DECRYPT_RATE_RPM", 600, 1..=MOST);
+        let items: u32 = reader.number("BYOK_MAX_ITEMS_PER_REQUEST", 10_000, 1..=65_000);
+        let by_rates = (encrypt_per_minute + decrypt_per_minute).saturating_mul(COLD_DEKS_PER_CALL);
+        let by_default = by_rates.clamp(2 * items, MOST);
+        // Zero turns a budget off.
+        let mut budget = |name, default| NonZeroU32::new(reader.number(name, default, 0..=MOST));
+        let encrypt_items_per_minute = budget("BYOK_ENCRYPT_ITEMS_PER_MINUTE", 0);
+        let decrypt_items_per_minute = budget("BYOK_DECRYPT_ITEMS_PER_MINUTE", 0);
+        let kms_calls_per_minute = budget("BYOK_KMS_CALLS_PER_MINUTE", by_default);
+        if kms_calls_per_minute.is_some_and(|calls| calls.get() < FEWEST_KMS_CALLS) {
+            let problem = format!("is neither 0, for no bound, nor at least {FEWEST_KMS_CALLS}");
+            reader.mistake("BYOK_KMS_CALLS_PER_MINUTE", problem);
+        }
         Self {
-            encrypt_per_minute: reader.number("BYOK_ENCRYPT_RATE_RPM", 300, 1..=100_000_000),
-            decrypt_per_minute: reader.number("BYOK_DECRYPT_RATE_RPM", 600, 1..=100_000_000),
-            items: reader.number("BYOK_MAX_ITEMS_PER_REQUEST", 10_000, 1..=65_000),
+            encrypt_per_minute,
+            decrypt_per_minute,
+            encrypt_items_per_minute,
+            decrypt_items_per_minute,
+            kms_calls_per_minute,
+            items: items as usize,
             plaintext_bytes: reader.number("BYOK_MAX_PLAINTEXT_BYTES", 1 << 20, 1..=16 << 20),
             body_bytes: reader.number("BYOK_MAX_BODY_BYTES", 32 << 20, 1_024..=1 << 30),
             require_record_id: reader.flag("BYOK_REQUIRE_RECORD_ID", true),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Env;
+
+    fn kms_calls(pairs: &[(&str, &str)]) -> Option<u32> {
+        let env = Env::from_pairs(pairs.iter().copied());
+        Limits::read(&mut Reader::new(&env)).kms_calls_per_minute.map(NonZeroU32::get)
+    }
+
+    #[test]
+    fn there_is_a_cap_on_kms_calls_that_grows_with_the_rates() {
+        assert_eq!(kms_calls(&[]), Some(90_000));
+        assert_eq!(kms_calls(&[("BYOK_DECRYPT_RATE_RPM", "9700")]), Some(1_000_000));
+        let rare = [("BYOK_DECRYPT_RATE_RPM", "1"), ("BYOK_ENCRYPT_RATE_RPM", "1")];
+        assert_eq!(kms_calls(&rare), Some(20_000), "the largest call passes whole");
+        let often = [("BYOK_DECRYPT_RATE_RPM", "100000000"), ("BYOK_ENCRYPT_RATE_RPM", "100000000")];
+        assert_eq!(kms_calls(&often), Some(MOST));
+    }
+
+    #[test]
+    fn a_cap_can_be_set_and_turned_off() {
+        assert_eq!(kms_calls(&[("BYOK_KMS_CALLS_PER_MINUTE", "600")]), Some(600));
+        assert_eq!(kms_calls(&[("BYOK_KMS_CALLS_PER_MINUTE", "0")]), None);
+        let env = Env::from_pairs([("BYOK_KMS_CALLS_PER_MINUTE", "9")]);
+        let mut reader = Reader::new(&env);
+        Limits::read(&mut reader);
+        assert_eq!(reader.into_mistakes()[0].variable, "BYOK_KMS_CALLS_PER_MINUTE");
     }
 }

@@ -86,7 +86,8 @@ impl Config {
         let telemetry = Telemetry::read(&mut reader, defaults.log_format);
         let mistakes = reader.into_mistakes();
         match (store, kms) {
-            (Some(store), Some(kms)) if mistakes.is_empty() => {
+            (Some(store), Some(mut kms)) if mistakes.is_empty() => {
+                kms.limit_calls(limits.kms_calls_per_minute);
                 Ok(Self { server, limits, dek_cache, key_guard, auth, store, kms, telemetry })
             }
             _ => Err(mistakes),

@@ -126,9 +126,7 @@ fn shown<'a>(
     let extensions = Extensions {
         code: refusal.code.as_str(),
         path: is_hasuras_own(refusal.code).then_some("$"),
-        retry_after_seconds: refusal
-            .retry_after
-            .map(|delay| delay.as_secs() + u64::from(delay.subsec_nanos() > 0)),
+        retry_after_seconds: refusal.retry_after_seconds(),
         request_id: request_id.as_str(),
     };
     Shown { message: &refusal.message, locations, path, extensions }

@@ -6,9 +6,9 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::audit::Durable;
-use crate::kms::{DekBinding, KmsError, KmsErrorClass, Verdict};
+use crate::kms::{DekBinding, KmsError, KmsErrorClass, Purpose, Verdict};
 use crate::model::{BootTime, Canary, DekId, KeyVersion, Posture, Proof, Tenant, TenantUid};
-use crate::store::{Batch, Change, DekRow, Fence, Must};
+use crate::store::{Batch, Change, DekRow, Fence, Must, ReadError};
 
 use super::view::{Learned, Reading, View};
 use super::{Held, Keyring, KeyringError};
@@ -167,13 +167,23 @@ impl Keyring {
     /// that is not active is probed, if that was not just done.
     pub(super) async fn open(&self, tenant: &Tenant, row: &DekRow) -> Result<u64, KeyringError> {
         let version = &row.wrapped.key_version;
-        if self.views.get(tenant.uid, version).is_none() {
-            self.read(tenant).await.ok_or(KeyringError::Store(crate::store::ReadError::Unavailable))?;
+        let mut known = self.views.get(tenant.uid, version);
+        if known.is_none() {
+            // One at a time: whoever comes meanwhile finds it known.
+            let turn = self.turn(tenant.uid, version);
+            let _turn = turn.lock().await;
+            known = self.views.get(tenant.uid, version);
+            if known.is_none() {
+                self.read(tenant).await.ok_or(KeyringError::Store(ReadError::Unavailable))?;
+                known = match self.views.get(tenant.uid, version) {
+                    None => self.watch(tenant, row).await?,
+                    known => known,
+                };
+            }
         }
-        let view = match self.views.get(tenant.uid, version) {
-            None => self.watch(tenant, row).await?,
-            Some(view) if view.posture == Posture::Active => Some(view),
-            Some(_) => self.probe_now(tenant, version).await,
+        let view = match known {
+            Some(view) if view.posture != Posture::Active => self.probe_now(tenant, version).await,
+            known => known,
         };
         match view {
             Some(view) if view.posture == Posture::Active => Ok(view.epoch),
@@ -285,7 +295,7 @@ impl Keyring {
         let now = self.store.proofs(tenant.uid).await.map_err(KeyringError::Store)?.now;
         let kms = KeyringError::Kms;
         let internal = || KmsError::local(KmsErrorClass::Internal);
-        let binding = DekBinding { tenant: tenant.uid, dek_id: DekId::new() };
+        let binding = DekBinding { tenant: tenant.uid, dek_id: DekId::new(), purpose: Purpose::Probe };
         let made = self.kms.generate(&[binding]).await.pop().unwrap_or_else(|| Err(internal()));
         let canary = match made {
             Ok(made) if made.value.wrapped.key_version == *version => {
@@ -293,7 +303,7 @@ impl Keyring {
             }
             Ok(_) | Err(_) => Canary { dek_id: row.id, wrapped: row.wrapped.clone(), made_for_probes: false },
         };
-        let binding = DekBinding { tenant: tenant.uid, dek_id: canary.dek_id };
+        let binding = binding_of(tenant.uid, &canary);
         let opened = self.kms.unwrap(&[(binding, canary.wrapped.clone())]).await.pop();
         opened.unwrap_or_else(|| Err(internal())).map_err(kms)?;
         let proof = Proof {
@@ -310,10 +320,19 @@ impl Keyring {
             next_probe_at: now.plus(self.guard.probe_every),
         };
         let watch = vec![Change::Watch { proof, canary }];
-        let unavailable = KeyringError::Store(crate::store::ReadError::Unavailable);
+        let unavailable = KeyringError::Store(ReadError::Unavailable);
         self.commit(tenant.uid, watch).await.ok_or(unavailable.clone())?;
         // Another replica may have been first.
         self.read(tenant).await.ok_or(unavailable)?;
         Ok(self.views.get(tenant.uid, version))
     }
+}
+
+/// What a canary is bound to.
+pub(super) fn binding_of(tenant: TenantUid, canary: &Canary) -> DekBinding {
+    let purpose = match canary.made_for_probes {
+        true => Purpose::Probe,
+        false => Purpose::RecordProbed,
+    };
+    DekBinding { tenant, dek_id: canary.dek_id, purpose }
 }

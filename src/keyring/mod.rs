@@ -18,7 +18,7 @@ use uuid::Uuid;
 use crate::audit::Committer;
 use crate::config::{DekCache, KeyGuard};
 use crate::crypto::Dek;
-use crate::kms::{DekBinding, Generated, Kms, KmsError, KmsErrorClass, Verdict};
+use crate::kms::{DekBinding, Generated, Kms, KmsError, KmsErrorClass, Purpose, Verdict};
 use crate::model::{
     BootTime, Clock, DekId, KeyVersion, Posture, Source, Tenant, TenantUid, Timestamp, Wrapped,
 };
@@ -250,7 +250,8 @@ impl Keyring {
             return Vec::new();
         }
         let ids = (0..count).map(|_| DekId::new());
-        let bindings: Vec<DekBinding> = ids.map(|dek_id| DekBinding { tenant: tenant.uid, dek_id }).collect();
+        let bindings: Vec<DekBinding> =
+            ids.map(|dek_id| DekBinding { tenant: tenant.uid, dek_id, purpose: Purpose::Record }).collect();
         let refused =
             |error: KeyringError| bindings.iter().map(|asked| (asked.dek_id, Err(error.clone()))).collect();
         let current = self.current.get(&tenant.uid).map(|current| current.clone());
@@ -438,7 +439,10 @@ impl Keyring {
                 epochs.insert(version.clone(), epoch);
             }
             match &epochs[version] {
-                Ok(_) => asked.push((DekBinding { tenant: tenant.uid, dek_id: row.id }, row.wrapped)),
+                Ok(_) => {
+                    let (tenant, dek_id, purpose) = (tenant.uid, row.id, Purpose::Record);
+                    asked.push((DekBinding { tenant, dek_id, purpose }, row.wrapped));
+                }
                 Err(error) => drop(fetched.insert(row.id, Err(error.clone()))),
             }
         }

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::audit::{Unit, pack};
-use crate::kms::{DekBinding, KmsError, KmsErrorClass, Verdict};
+use crate::kms::{KmsError, KmsErrorClass, Verdict};
 use crate::model::{
     Entry, EntryId, ErrorCode, Incident, IncidentId, Item, KeyVersion, Means, Operation, Outcome, Posture,
     Proof, Source, Tenant, TenantUid, Timestamp,
@@ -20,6 +20,7 @@ use crate::model::{
 use crate::store::{Change, Fence, Must, Seen, Watched};
 
 use super::Keyring;
+use super::guard::binding_of;
 use super::posture::{Met, after, claimed, is_due};
 use super::view::{Reading, View};
 
@@ -137,7 +138,7 @@ impl Keyring {
         (view.posture != Posture::Active || proven).then_some(view)
     }
 
-    fn turn(&self, tenant: TenantUid, version: &KeyVersion) -> Arc<tokio::sync::Mutex<()>> {
+    pub(super) fn turn(&self, tenant: TenantUid, version: &KeyVersion) -> Arc<tokio::sync::Mutex<()>> {
         let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
         turns.entry((tenant, version.clone())).or_default().clone()
     }
@@ -210,10 +211,7 @@ impl Keyring {
     async fn try_canaries(&self, tenant: &Tenant, claims: &[(Watched, Proof)]) -> Vec<Found> {
         let canaries: Vec<_> = claims
             .iter()
-            .map(|(row, _)| {
-                let binding = DekBinding { tenant: tenant.uid, dek_id: row.canary.dek_id };
-                (binding, row.canary.wrapped.clone())
-            })
+            .map(|(row, _)| (binding_of(tenant.uid, &row.canary), row.canary.wrapped.clone()))
             .collect();
         let kms = self.kms.clone();
         // Runs to its end whatever the time: it may be the call that logs in for all others.
@@ -230,7 +228,7 @@ impl Keyring {
                 let met = match error.class.verdict() {
                     // A canary that the key does not open any more: it is not the key that it was.
                     Verdict::Revoked | Verdict::Item => Met::Refused,
-                    Verdict::Outage | Verdict::Misconfigured => Met::OutOfReach,
+                    Verdict::Outage | Verdict::Misconfigured | Verdict::Unasked => Met::OutOfReach,
                 };
                 Found { met, kms_request_id: error.request_id.clone(), error: Some(error) }
             }

@@ -5,14 +5,19 @@
 //! - **Bound.** At most [`AT_ONCE`] requests are under way to one key, [`PER_CALL`] of them for one call of
 //!   [`super::Kms`], so that a large batch leaves places for others. Who waits is served in the order of arrival.
 //! - **Retries.** What failed on the way, or inside the provider, is tried again at most [`RETRIES`] times, after a pause
-//!   that grows fourfold and half of which is chance. Each retry is paid from a budget that every tenth success fills up, so
-//!   a provider that fails gets no storm on top. That does no harm: unwrap changes nothing, and wrap, rewrap and generate
+//!   that grows fourfold and half of which is chance. Each retry is paid from an allowance that every tenth success fills
+//!   up, so a provider that fails gets no storm on top. That does no harm: unwrap changes nothing, and wrap, rewrap and generate
 //!   only make wrapped DEKs that nobody keeps.
 //! - **Throttling.** A provider that is throttling is called by one at a time, after a pause that all share: what it asks
 //!   for (up to [`LONGEST_ASKED`]), or one that doubles from [`FIRST_BRAKE`] to [`LONGEST_BRAKE`]. A call that cannot have
 //!   its turn before its deadline fails without a request. The first success or refusal of one whose turn it was
 //!   lets all go again.
+//! - **Budget.** Each request, retries too, is taken from the tenant's [`Budget`] right before it is made. Where that is
+//!   spent, the call fails without one.
+//! - **Probes** of the key wait for none of these: they have places of their own ([`PROBES_AT_ONCE`]), pay for no retry, pass
+//!   by the brake and are not refused by the budget. They are few, and a probe that does not get through turns the tenant off.
 
+use std::num::NonZeroU32;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -21,10 +26,13 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::crypto::random;
-use crate::kms::{KmsError, KmsErrorClass, Verdict};
+use crate::kms::budget::{Budget, Share};
+use crate::kms::{KmsError, KmsErrorClass, Purpose, Verdict};
 
 /// Requests under way to one key.
 pub(super) const AT_ONCE: usize = 64;
+/// Probes of one key under way beside them: some that hang must not hold up the next.
+const PROBES_AT_ONCE: usize = 16;
 /// Requests under way for one call of [`super::Kms`].
 pub(super) const PER_CALL: usize = 16;
 /// How often a request is made again.
@@ -36,10 +44,10 @@ const FIRST_BRAKE: Duration = Duration::from_millis(100);
 const LONGEST_BRAKE: Duration = Duration::from_secs(2);
 /// What a provider may ask for at most: a quota's minute. One answer must not shut us out for a day.
 const LONGEST_ASKED: Duration = Duration::from_secs(60);
-/// What a retry takes from the budget, what a success puts back, and what there is at most.
+/// What a retry takes from the allowance, what a success puts back, and what there is at most.
 const RETRY_COST: u32 = 10;
 const SUCCESS_GAIN: u32 = 1;
-const FULL_BUDGET: u32 = 20 * RETRY_COST;
+const FULL_ALLOWANCE: u32 = 20 * RETRY_COST;
 
 /// Makes one call for each item, [`PER_CALL`] at a time; answers in the order of the items.
 pub(super) async fn each<Item, Call: Future>(
@@ -67,17 +75,22 @@ impl From<KmsError> for Failed {
 pub(super) struct CallPolicy {
     timeout: Duration,
     places: Semaphore,
-    budget: Mutex<u32>,
+    probe_places: Semaphore,
+    allowance: Mutex<u32>,
+    budget: Budget,
     brake: Brake,
 }
 
 impl CallPolicy {
-    /// `timeout` is that of a call as a whole (`BYOK_KMS_TIMEOUT_MS`).
-    pub(super) fn new(timeout: Duration) -> Self {
+    /// `timeout` is that of a call as a whole (`BYOK_KMS_TIMEOUT_MS`), `per_minute` the most requests
+    /// (`BYOK_KMS_CALLS_PER_MINUTE`).
+    pub(super) fn new(timeout: Duration, per_minute: Option<NonZeroU32>) -> Self {
         Self {
             timeout,
             places: Semaphore::new(AT_ONCE),
-            budget: Mutex::new(FULL_BUDGET),
+            probe_places: Semaphore::new(PROBES_AT_ONCE),
+            allowance: Mutex::new(FULL_ALLOWANCE),
+            budget: Budget::new(per_minute),
             brake: Brake::default(),
         }
     }
@@ -87,35 +100,55 @@ impl CallPolicy {
         Instant::now() + self.timeout
     }
 
-    /// Attempts until one succeeds, fails for good, or time is up.
+    /// For the requests of one re-wrap, which belong together: takes them all from the budget, or none, and gives the share
+    /// that each then goes by.
+    pub(super) fn prepay_rewrap(&self, purpose: Purpose, count: NonZeroU32) -> Result<Share, KmsError> {
+        match Share::of_rewrap([purpose]) {
+            Share::Probe => Ok(Share::Probe),
+            rotation => self.budget.take_all(rotation, count).map(|()| Share::Prepaid),
+        }
+    }
+
+    /// For one more request within an attempt: takes it from the budget. The error is local: do not make it.
+    pub(super) fn one_more(&self, share: Share) -> Result<(), KmsError> {
+        self.budget.take(share)
+    }
+
+    /// Attempts until one succeeds, fails for good, or time is up. An attempt makes one request.
     pub(super) async fn run<T, Attempt: Future<Output = Result<T, Failed>>>(
         &self,
         deadline: Instant,
+        share: Share,
         attempt: impl Fn() -> Attempt,
     ) -> Result<T, KmsError> {
         let mut before = None;
         for retry in 0.. {
-            let failed = match self.attempt(deadline, &attempt).await {
+            let share = if retry > 0 && share == Share::Prepaid { Share::Rotation } else { share };
+            let failed = match self.attempt(deadline, share, &attempt).await {
                 Ok(value) => return Ok(value),
                 Err(failed) => failed,
             };
             let Failed { error, wait } = failed;
             tracing::debug!(class = ?error.class, http_status = error.http_status, retry, "the KMS did not do it");
-            // Time was up, or no turn was to be had, before the provider said anything: what it said before tells more.
+            // Time was up, or no turn or budget was to be had, before the provider said anything: what it said before tells
+            // more.
             if error.http_status.is_none()
-                && matches!(error.class, KmsErrorClass::Timeout | KmsErrorClass::Throttled)
+                && matches!(
+                    error.class,
+                    KmsErrorClass::Timeout | KmsErrorClass::Throttled | KmsErrorClass::BudgetSpent
+                )
             {
                 return Err(before.unwrap_or(error));
             }
-            // The pause of a throttled call is the one that all share.
+            // The pause of a throttled call is the one that all share; but for a probe, which passes by it.
             let pause = match error.class {
-                KmsErrorClass::Throttled => Duration::ZERO,
+                KmsErrorClass::Throttled if share != Share::Probe => Duration::ZERO,
                 _ => jittered(FIRST_PAUSE * 4_u32.pow(retry)).max(asked(wait)),
             };
             if !error.class.retryable()
                 || retry == RETRIES
                 || Instant::now() + pause >= deadline
-                || !self.pay()
+                || !(share == Share::Probe || self.pay())
             {
                 return Err(error);
             }
@@ -128,6 +161,7 @@ impl CallPolicy {
     async fn attempt<T, Attempt: Future<Output = Result<T, Failed>>>(
         &self,
         deadline: Instant,
+        share: Share,
         attempt: &impl Fn() -> Attempt,
     ) -> Result<T, Failed> {
         let timeout = || Failed::from(KmsError::local(KmsErrorClass::Timeout));
@@ -135,14 +169,22 @@ impl CallPolicy {
         if Instant::now() >= deadline {
             return Err(timeout());
         }
-        let (turn, place) = loop {
-            let turn = self.brake.pass(deadline).await?;
-            let place = timeout_at(deadline, self.places.acquire()).await.map_err(|_| timeout())?;
-            // The throttling may have begun while this call waited for its place.
-            if turn.is_some() || !self.brake.is_pressed() {
-                break (turn, place);
+        let (turn, place) = match share {
+            Share::Probe => {
+                (None, timeout_at(deadline, self.probe_places.acquire()).await.map_err(|_| timeout())?)
             }
+            Share::Caller | Share::Rotation | Share::Prepaid => loop {
+                let turn = self.brake.pass(deadline).await?;
+                let place = timeout_at(deadline, self.places.acquire()).await.map_err(|_| timeout())?;
+                // The throttling may have begun while this call waited for its place.
+                if turn.is_some() || !self.brake.is_pressed() {
+                    break (turn, place);
+                }
+            },
         };
+        if share != Share::Prepaid {
+            self.budget.take(share)?;
+        }
         let outcome = timeout_at(deadline, attempt()).await.unwrap_or_else(|_| Err(timeout()));
         drop(place);
         match &outcome {
@@ -151,26 +193,27 @@ impl CallPolicy {
                 if turn.is_some() {
                     self.brake.release();
                 }
-                let mut budget = lock(&self.budget);
-                *budget = (*budget + SUCCESS_GAIN).min(FULL_BUDGET);
+                let mut allowance = lock(&self.allowance);
+                *allowance = (*allowance + SUCCESS_GAIN).min(FULL_ALLOWANCE);
             }
             Err(failed) if failed.error.class == KmsErrorClass::Throttled => {
                 self.brake.press(asked(failed.wait), turn.is_some());
             }
             // It was looked at: with a key that is turned off there would never be a success.
-            Err(failed) if turn.is_some() && failed.error.class.verdict() != Verdict::Outage => {
-                self.brake.release();
-            }
+            Err(failed) if turn.is_some() => match failed.error.class.verdict() {
+                Verdict::Revoked | Verdict::Item | Verdict::Misconfigured => self.brake.release(),
+                Verdict::Outage | Verdict::Unasked => {}
+            },
             Err(_) => {}
         }
         outcome
     }
 
     fn pay(&self) -> bool {
-        let mut budget = lock(&self.budget);
-        match budget.checked_sub(RETRY_COST) {
+        let mut allowance = lock(&self.allowance);
+        match allowance.checked_sub(RETRY_COST) {
             Some(rest) => {
-                *budget = rest;
+                *allowance = rest;
                 true
             }
             None => false,
@@ -278,13 +321,14 @@ mod tests {
             answer(number)
         };
         let outcomes =
-            futures_util::future::join_all((0..calls).map(|_| policy.run(deadline, attempt))).await;
+            futures_util::future::join_all((0..calls).map(|_| policy.run(deadline, Share::Caller, attempt)))
+                .await;
         (seen.into_inner(), most.into_inner(), outcomes)
     }
 
     #[tokio::test(start_paused = true)]
     async fn so_many_and_no_more_are_under_way() {
-        let policy = CallPolicy::new(Duration::from_secs(5));
+        let policy = CallPolicy::new(Duration::from_secs(5), None);
         let (seen, most, outcomes) = storm(&policy, 500, |_| Ok(())).await;
         assert_eq!((seen, most), (500, AT_ONCE));
         assert!(outcomes.iter().all(Result::is_ok));
@@ -309,7 +353,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_passes_is_tried_again_and_what_does_not_is_tried_three_times() {
-        let policy = CallPolicy::new(Duration::from_secs(5));
+        let policy = CallPolicy::new(Duration::from_secs(5), None);
         let once = |number| if number == 0 { Err(failed(KmsErrorClass::Internal)) } else { Ok(()) };
         let (seen, _, outcomes) = storm(&policy, 1, once).await;
         assert_eq!((seen, outcomes[0].is_ok()), (2, true));
@@ -321,14 +365,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_provider_that_fails_gets_no_storm_of_retries() {
-        let policy = CallPolicy::new(Duration::from_secs(5));
+        let policy = CallPolicy::new(Duration::from_secs(5), None);
         let (seen, ..) = storm(&policy, 500, |_| Err(failed(KmsErrorClass::Internal))).await;
-        assert_eq!(seen, 500 + (FULL_BUDGET / RETRY_COST) as usize);
+        assert_eq!(seen, 500 + (FULL_ALLOWANCE / RETRY_COST) as usize);
     }
 
     #[tokio::test(start_paused = true)]
     async fn throttling_slows_down_and_multiplies_nothing() {
-        let policy = CallPolicy::new(Duration::from_secs(5));
+        let policy = CallPolicy::new(Duration::from_secs(5), None);
         let (seen, _, outcomes) = storm(&policy, 500, |_| Err(failed(KmsErrorClass::Throttled))).await;
         // Those that were under way together, and some turns; the others fail without a request.
         assert!(seen < AT_ONCE + 20, "{seen}");
@@ -341,7 +385,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn when_the_throttling_ends_all_go_again() {
-        let policy = CallPolicy::new(Duration::from_secs(5));
+        let policy = CallPolicy::new(Duration::from_secs(5), None);
         let twice = |number| if number < 2 { Err(failed(KmsErrorClass::Throttled)) } else { Ok(()) };
         let (_, most, outcomes) = storm(&policy, 200, twice).await;
         assert!(outcomes.iter().all(Result::is_ok));
@@ -350,7 +394,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_pause_that_ends_after_the_deadline_is_not_waited_for() {
-        let policy = CallPolicy::new(Duration::from_secs(5));
+        let policy = CallPolicy::new(Duration::from_secs(5), None);
         let asked = || Failed { wait: Some(Duration::from_secs(60)), ..failed(KmsErrorClass::Throttled) };
         let began = Instant::now();
         let (seen, _, outcomes) = storm(&policy, 1, |_| Err(asked())).await;
@@ -362,9 +406,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_provider_that_hangs_ends_with_the_deadline() {
-        let policy = CallPolicy::new(Duration::from_secs(5));
+        let policy = CallPolicy::new(Duration::from_secs(5), None);
         let began = Instant::now();
-        let hung = policy.run(policy.deadline(), std::future::pending::<Result<(), Failed>>).await;
+        let hung =
+            policy.run(policy.deadline(), Share::Caller, std::future::pending::<Result<(), Failed>>).await;
         assert_eq!(hung.err().map(|error| error.class), Some(KmsErrorClass::Timeout));
         assert_eq!(began.elapsed(), Duration::from_secs(5));
     }
@@ -372,7 +417,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn no_pause_that_a_provider_asks_for_can_be_too_long_to_add_up() {
         for class in [KmsErrorClass::Throttled, KmsErrorClass::Internal] {
-            let policy = CallPolicy::new(Duration::from_secs(5));
+            let policy = CallPolicy::new(Duration::from_secs(5), None);
             let asked = || Failed { wait: Some(Duration::MAX), ..failed(class) };
             let (seen, _, outcomes) = storm(&policy, 1, |_| Err(asked())).await;
             assert_eq!((seen, outcomes[0].as_ref().err().map(|error| error.class)), (1, Some(class)));
@@ -381,7 +426,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn one_answer_does_not_shut_us_out_for_longer_than_a_quota_lasts() {
-        let policy = CallPolicy::new(Duration::from_secs(5));
+        let policy = CallPolicy::new(Duration::from_secs(5), None);
         let day = || Failed { wait: Some(Duration::from_secs(86_400)), ..failed(KmsErrorClass::Throttled) };
         storm(&policy, 1, |_| Err(day())).await;
         sleep(LONGEST_ASKED).await;
@@ -390,8 +435,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_success_that_was_under_way_before_the_throttling_does_not_end_it() {
-        let policy = CallPolicy::new(Duration::from_secs(5));
-        let slow = policy.run(policy.deadline(), || async {
+        let policy = CallPolicy::new(Duration::from_secs(5), None);
+        let slow = policy.run(policy.deadline(), Share::Caller, || async {
             sleep(Duration::from_millis(100)).await;
             Ok(())
         });
@@ -403,10 +448,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn nothing_is_begun_after_the_deadline() {
-        let policy = CallPolicy::new(Duration::from_secs(5));
+        let policy = CallPolicy::new(Duration::from_secs(5), None);
         let (deadline, seen) = (policy.deadline(), AtomicUsize::new(0));
         each(0..100, |_| {
-            policy.run(deadline, || {
+            policy.run(deadline, Share::Caller, || {
                 seen.fetch_add(1, Ordering::Relaxed);
                 std::future::pending::<Result<(), Failed>>()
             })
@@ -417,7 +462,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_hangs_up_gives_back_the_turn_and_the_place() {
-        let policy = std::sync::Arc::new(CallPolicy::new(Duration::from_secs(5)));
+        let policy = std::sync::Arc::new(CallPolicy::new(Duration::from_secs(5), None));
         storm(&policy, 1, |_| Err(failed(KmsErrorClass::Throttled))).await;
         assert!(policy.brake.is_pressed());
         // One sleeps with the turn, then hangs in its request; the others wait for the turn.
@@ -425,7 +470,9 @@ mod tests {
             .map(|_| {
                 let policy = std::sync::Arc::clone(&policy);
                 tokio::spawn(async move {
-                    policy.run(policy.deadline(), std::future::pending::<Result<(), Failed>>).await
+                    policy
+                        .run(policy.deadline(), Share::Caller, std::future::pending::<Result<(), Failed>>)
+                        .await
                 })
             })
             .collect();
@@ -442,13 +489,141 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_refusal_ends_the_throttling_too() {
-        let policy = CallPolicy::new(Duration::from_secs(5));
+        let policy = CallPolicy::new(Duration::from_secs(5), None);
         storm(&policy, 1, |_| Err(failed(KmsErrorClass::Throttled))).await;
         let (_, _, outcomes) = storm(&policy, 1_000, |_| Err(failed(KmsErrorClass::KeyDisabled))).await;
         let told = |outcome: &&Result<(), KmsError>| {
             outcome.as_ref().is_err_and(|error| error.class == KmsErrorClass::KeyDisabled)
         };
         assert_eq!(outcomes.iter().filter(told).count(), 1_000);
+    }
+
+    fn bounded(per_minute: u32) -> CallPolicy {
+        CallPolicy::new(Duration::from_secs(5), NonZeroU32::new(per_minute))
+    }
+
+    /// Probes at once against a provider that answers each with `answer`; how many requests it saw, and what came of it.
+    async fn probe(
+        policy: &CallPolicy,
+        probes: usize,
+        answer: impl Fn() -> Result<(), Failed>,
+    ) -> (usize, Vec<Result<(), KmsError>>) {
+        let seen = AtomicUsize::new(0);
+        let attempt = || async {
+            seen.fetch_add(1, Ordering::Relaxed);
+            answer()
+        };
+        let deadline = policy.deadline();
+        let probes = (0..probes).map(|_| policy.run(deadline, Share::Probe, attempt));
+        let outcomes = futures_util::future::join_all(probes).await;
+        (seen.into_inner(), outcomes)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn past_the_budget_a_call_fails_without_a_request() {
+        let policy = bounded(5);
+        let (seen, _, outcomes) = storm(&policy, 20, |_| Ok(())).await;
+        assert_eq!(seen, 5);
+        let spent: Vec<_> = outcomes.iter().filter_map(|outcome| outcome.as_ref().err()).collect();
+        assert_eq!(spent.len(), 15);
+        assert!(spent.iter().all(|error| error.class == KmsErrorClass::BudgetSpent));
+        assert!(spent.iter().all(|error| error.retry_after.is_some_and(|wait| wait.as_secs() <= 12)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn retries_are_taken_from_the_budget_and_what_the_provider_said_is_told() {
+        let policy = bounded(2);
+        let (seen, _, outcomes) = storm(&policy, 1, |_| Err(failed(KmsErrorClass::Internal))).await;
+        assert_eq!(seen, 2);
+        assert_eq!(outcomes[0].as_ref().unwrap_err().class, KmsErrorClass::Internal);
+        let (seen, _, outcomes) = storm(&policy, 1, |_| Ok(())).await;
+        assert_eq!((seen, outcomes[0].as_ref().unwrap_err().class), (0, KmsErrorClass::BudgetSpent));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_paid_before_is_taken_once_and_its_retries_like_any() {
+        let policy = bounded(6);
+        let share = policy.prepay_rewrap(Purpose::Record, NonZeroU32::new(2).unwrap()).unwrap();
+        assert_eq!(share, Share::Prepaid);
+        let once = || async { Ok(()) };
+        for _ in 0..2 {
+            assert_eq!(policy.run(policy.deadline(), Share::Prepaid, once).await, Ok(()));
+        }
+        let seen = AtomicUsize::new(0);
+        let fails = || async {
+            seen.fetch_add(1, Ordering::Relaxed);
+            Err::<(), _>(failed(KmsErrorClass::Internal))
+        };
+        let failed = policy.run(policy.deadline(), Share::Prepaid, fails).await.unwrap_err();
+        assert_eq!(
+            (failed.class, seen.into_inner()),
+            (KmsErrorClass::Internal, 2),
+            "a rotation's half is three"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_more_request_within_an_attempt_is_taken_from_the_budget() {
+        let policy = bounded(3);
+        let attempt = || async {
+            policy.one_more(Share::Caller)?;
+            Ok(())
+        };
+        let deadline = policy.deadline();
+        assert_eq!(policy.run(deadline, Share::Caller, attempt).await, Ok(()));
+        let spent = policy.run(deadline, Share::Caller, attempt).await.unwrap_err();
+        assert_eq!((spent.class, spent.http_status), (KmsErrorClass::BudgetSpent, None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_spent_budget_says_nothing_about_the_end_of_the_throttling() {
+        let policy = bounded(1);
+        storm(&policy, 1, |_| Err(failed(KmsErrorClass::Throttled))).await;
+        assert!(policy.brake.is_pressed());
+        storm(&policy, 1, |_| Ok(())).await;
+        assert!(policy.brake.is_pressed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_probe_goes_through_a_spent_budget() {
+        let policy = bounded(1);
+        storm(&policy, 5, |_| Ok(())).await;
+        assert_eq!(probe(&policy, 100, || Ok(())).await, (100, vec![Ok(()); 100]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_probe_does_not_wait_behind_calls_that_hang() {
+        let policy = CallPolicy::new(Duration::from_secs(5), None);
+        let hang =
+            || policy.run(policy.deadline(), Share::Caller, std::future::pending::<Result<(), Failed>>);
+        let hanging = futures_util::future::join_all((0..AT_ONCE + 100).map(|_| hang()));
+        let probing = async {
+            sleep(Duration::from_millis(10)).await;
+            assert_eq!(policy.places.available_permits(), 0);
+            let began = Instant::now();
+            assert_eq!(probe(&policy, 1, || Ok(())).await.1, [Ok(())]);
+            assert_eq!(began.elapsed(), Duration::ZERO);
+        };
+        tokio::join!(hanging, probing);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_probe_is_tried_again_when_nothing_else_is() {
+        let policy = CallPolicy::new(Duration::from_secs(5), None);
+        storm(&policy, 500, |_| Err(failed(KmsErrorClass::Internal))).await;
+        assert!(!policy.pay());
+        assert_eq!(probe(&policy, 1, || Err(failed(KmsErrorClass::Internal))).await.0, 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_probe_passes_by_the_brake_and_does_not_release_it() {
+        let policy = CallPolicy::new(Duration::from_secs(5), None);
+        let asked = || Failed { wait: Some(Duration::from_secs(60)), ..failed(KmsErrorClass::Throttled) };
+        storm(&policy, 1, |_| Err(asked())).await;
+        assert_eq!(probe(&policy, 1, || Ok(())).await.1, [Ok(())]);
+        assert_eq!(storm(&policy, 10, |_| Ok(())).await.0, 0, "it asked for a minute");
+        let (seen, outcomes) = probe(&policy, 1, || Err(failed(KmsErrorClass::Throttled))).await;
+        assert_eq!((seen, outcomes[0].as_ref().unwrap_err().class), (3, KmsErrorClass::Throttled));
     }
 
     #[tokio::test(start_paused = true)]

@@ -2,14 +2,17 @@
 //! the provider has no code.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::model::ErrorCode;
+use crate::model::{ErrorCode, Refusal};
 
 /// What went wrong, in our words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum KmsErrorClass {
     /// The key's policy does not let us.
     AccessDenied,
+    /// Our own budget of KMS calls is spent: nothing was sent.
+    BudgetSpent,
     /// The credential is expired, revoked or wrong.
     CredentialInvalid,
     /// The answer was not one that the provider's documentation describes, or the provider failed inside.
@@ -47,6 +50,8 @@ pub enum Verdict {
     Item,
     /// We are configured wrongly.
     Misconfigured,
+    /// The KMS was not asked, as our own budget of calls is spent; nothing is known about the key.
+    Unasked,
 }
 
 impl KmsErrorClass {
@@ -54,6 +59,7 @@ impl KmsErrorClass {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::AccessDenied => "AccessDenied",
+            Self::BudgetSpent => "BudgetSpent",
             Self::CredentialInvalid => "CredentialInvalid",
             Self::Internal => "Internal",
             Self::InvalidWrappedDek => "InvalidWrappedDek",
@@ -83,6 +89,7 @@ impl KmsErrorClass {
             }
             Self::InvalidWrappedDek => Verdict::Item,
             Self::Misconfigured => Verdict::Misconfigured,
+            Self::BudgetSpent => Verdict::Unasked,
         }
     }
 
@@ -91,6 +98,7 @@ impl KmsErrorClass {
         match self {
             Self::Internal | Self::Throttled | Self::Unreachable => true,
             Self::AccessDenied
+            | Self::BudgetSpent
             | Self::CredentialInvalid
             | Self::InvalidWrappedDek
             | Self::KeyDisabled
@@ -110,6 +118,7 @@ impl KmsErrorClass {
             Verdict::Outage => ErrorCode::KmsUnavailable,
             Verdict::Item => ErrorCode::DecryptFailed,
             Verdict::Misconfigured => ErrorCode::KmsMisconfigured,
+            Verdict::Unasked => ErrorCode::RateLimited,
         }
     }
 }
@@ -134,21 +143,40 @@ pub struct KmsError {
     pub request_id: Option<Arc<str>>,
     /// Where.
     pub stage: Stage,
+    /// When our budget has room for a call again, where it is spent.
+    pub retry_after: Option<Duration>,
 }
 
 impl KmsError {
     /// One that came with no answer from the provider.
     pub fn local(class: KmsErrorClass) -> Self {
-        Self { class, http_status: None, request_id: None, stage: Stage::Key }
+        Self { class, http_status: None, request_id: None, stage: Stage::Key, retry_after: None }
+    }
+
+    /// [`KmsErrorClass::BudgetSpent`]; there is room for a call again after `wait`.
+    pub fn budget_spent(wait: Duration) -> Self {
+        Self { retry_after: Some(wait), ..Self::local(KmsErrorClass::BudgetSpent) }
     }
 
     /// One that came with an answer.
     pub fn answered(class: KmsErrorClass, http_status: u16, request_id: Option<Arc<str>>) -> Self {
-        Self { class, http_status: Some(http_status), request_id, stage: Stage::Key }
+        Self { http_status: Some(http_status), request_id, ..Self::local(class) }
     }
 
     /// The same, met on the way to a credential.
     pub fn of_credential(self) -> Self {
         Self { stage: Stage::Credential, ..self }
+    }
+
+    /// What the caller sees of it.
+    pub fn refusal(&self) -> Refusal {
+        let code = self.class.code();
+        match (self.class.verdict(), self.retry_after) {
+            (Verdict::Unasked, wait) => {
+                let spent = "The KMS calls of this minute are used up for this tenant.";
+                Refusal { retry_after: wait, ..Refusal::because(code, spent) }
+            }
+            (Verdict::Revoked | Verdict::Outage | Verdict::Item | Verdict::Misconfigured, _) => code.into(),
+        }
     }
 }

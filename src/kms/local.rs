@@ -295,6 +295,7 @@ impl Stored {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kms::Purpose;
     use crate::model::{DekId, TenantUid};
 
     fn key() -> (tempfile::TempDir, LocalKey) {
@@ -304,7 +305,7 @@ mod tests {
     }
 
     fn binding() -> DekBinding {
-        DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() }
+        DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new(), purpose: Purpose::Record }
     }
 
     async fn class(key: &LocalKey) -> Option<KmsErrorClass> {

@@ -12,6 +12,7 @@
 
 mod aws;
 mod azure;
+mod budget;
 mod call;
 mod error;
 mod gcp;
@@ -41,6 +42,21 @@ pub struct DekBinding {
     pub tenant: TenantUid,
     /// Which it is.
     pub dek_id: DekId,
+    /// What it is for.
+    pub purpose: Purpose,
+}
+
+/// What a DEK is for. A probe's is bound as such where a provider takes associated data, so that the customer tells the
+/// two apart in their own log: it opens for nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// A record is encrypted under it.
+    Record,
+    /// It only shows whether the key works. Its calls count in the budget and are never refused by it.
+    Probe,
+    /// A record is encrypted under it, and now it shows whether the key works: bound as [`Self::Record`], called as
+    /// [`Self::Probe`].
+    RecordProbed,
 }
 
 /// What a KMS answered for one item, with the provider's own id of the request that it came by.

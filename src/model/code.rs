@@ -50,13 +50,13 @@ codes! {
     AccessDenied "access-denied" 401 false "The requested role is not allowed to the caller." "Ask for a role that the token allows.";
     // Permission and limits.
     PermissionDenied "PERMISSION_DENIED" 403 false "The caller's role may not do this." "Grant the operation to the role in the permissions file.";
-    RateLimited "RATE_LIMITED" 429 true "Too many calls in this minute." "Wait as long as `Retry-After` says, or raise the limit.";
+    RateLimited "RATE_LIMITED" 429 true "Too many calls in this minute." "Wait as long as `Retry-After` or `retryAfterSeconds` says, or raise the limit ([which](limits.md)).";
     // The request.
     RequestMalformed "REQUEST_MALFORMED" 400 false "The request is not what this operation takes." "Compare the body with the API's description.";
     MethodNotAllowed "METHOD_NOT_ALLOWED" 405 false "This address does not take that method." "Use the method in the API's description.";
     NotFound "NOT_FOUND" 404 false "There is nothing at this address." "Check the path.";
     BodyTooLarge "BODY_TOO_LARGE" 413 false "The body is larger than the server takes." "Send less at once, or raise `BYOK_MAX_BODY_BYTES`.";
-    TooManyItems "TOO_MANY_ITEMS" 413 false "The request holds more items than the server takes." "Split the request, or raise `BYOK_MAX_ITEMS_PER_REQUEST`.";
+    TooManyItems "TOO_MANY_ITEMS" 413 false "The request holds more items than the server takes." "Split the request, or raise `BYOK_MAX_ITEMS_PER_REQUEST` or the items of a minute ([which](limits.md)).";
     QueryInvalid "QUERY_INVALID" 400 false "The GraphQL document is not valid against the schema." "Compare the document with `schema.graphql`.";
     CursorInvalid "CURSOR_INVALID" 400 false "The cursor is not one that this server gave." "Pass back `endCursor` as it came.";
     RotationNotFound "ROTATION_NOT_FOUND" 404 false "There is no rotation with that id." "Check the id.";
@@ -112,6 +112,12 @@ impl Refusal {
         self.retry_after = Some(delay);
         self
     }
+
+    /// When a retry makes sense, in whole seconds as the fronts say it: never too early, and never 0, which some clients
+    /// take for no wait at all (RFC 9110, section 10.2.3).
+    pub fn retry_after_seconds(&self) -> Option<u64> {
+        self.retry_after.map(|delay| (delay.as_secs() + u64::from(delay.subsec_nanos() > 0)).max(1))
+    }
 }
 
 impl From<ErrorCode> for Refusal {
@@ -129,6 +135,15 @@ mod tests {
         for code in ErrorCode::ALL {
             assert_eq!(ErrorCode::parse(code.as_str()), Some(*code));
         }
+    }
+
+    #[test]
+    fn a_wait_is_rounded_up_and_never_nothing() {
+        let seconds = |wait| Refusal::from(ErrorCode::RateLimited).after(wait).retry_after_seconds();
+        for (nanos, said) in [(0, 1), (1, 1), (999_999_999, 1), (1_000_000_000, 1), (1_000_000_001, 2)] {
+            assert_eq!(seconds(Duration::from_nanos(nanos)), Some(said));
+        }
+        assert_eq!(Refusal::from(ErrorCode::RateLimited).retry_after_seconds(), None);
     }
 
     #[test]

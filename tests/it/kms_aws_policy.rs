@@ -2,7 +2,7 @@
 //! trust policy. It knows no ReEncryptFrom and ReEncryptTo (see `support::aws`), and enforces no key policy.
 
 use byok::crypto::Dek;
-use byok::kms::{AwsKms, DekBinding, Kms, KmsErrorClass};
+use byok::kms::{AwsKms, DekBinding, Kms, KmsErrorClass, Purpose};
 use byok::model::{DekId, TenantUid};
 use serde_json::{Value, json};
 
@@ -18,7 +18,7 @@ fn printed(variables: &[(&str, &str)]) -> Vec<Value> {
 
 /// Of generate, wrap, unwrap and rewrap with a key.
 async fn classes(kms: &AwsKms, key: &Key) -> [Option<KmsErrorClass>; 4] {
-    let binding = DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() };
+    let binding = DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new(), purpose: Purpose::Record };
     // Made by somebody who may.
     let made = key.kms().generate(&[binding]).await.remove(0).expect("a DEK").value.wrapped;
     let to = made.key_version.clone();
@@ -79,7 +79,8 @@ async fn its_trust_policy_lets_us_take_the_role_with_the_external_id_only() {
     role.trust_by(&trust).await;
     for (id, class) in [("byok-7f3a", None), ("another", Some(KmsErrorClass::AccessDenied))] {
         let kms = key.kms_with(|settings| settings.role = Some(role.settings(Some(id))));
-        let binding = DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() };
+        let binding =
+            DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new(), purpose: Purpose::Record };
         assert_eq!(kms.generate(&[binding]).await.remove(0).err().map(|error| error.class), class);
     }
 }

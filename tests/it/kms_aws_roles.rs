@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use byok::config::{AwsCredentials, AwsSettings};
-use byok::kms::{AwsKms, DekBinding, Kms, KmsErrorClass};
+use byok::kms::{AwsKms, DekBinding, Kms, KmsErrorClass, Purpose};
 use byok::model::{DekId, TenantUid};
 use serde_json::json;
 
@@ -12,7 +12,7 @@ use crate::support::aws::{Cloud, Fault, Front, Key, Role, permissions};
 const EXTERNAL_ID: &str = "byok-7f3a";
 
 async fn class(kms: &AwsKms) -> Option<KmsErrorClass> {
-    let binding = DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() };
+    let binding = DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new(), purpose: Purpose::Record };
     kms.generate(&[binding]).await.remove(0).err().map(|error| error.class)
 }
 
@@ -42,7 +42,8 @@ async fn the_role_is_taken_once_and_its_session_used() {
     let (key, role, front) = with_role().await;
     assert_eq!(class(&key.kms()).await, Some(KmsErrorClass::AccessDenied), "the user alone may not");
     let kms = us(&key, &role, &front);
-    let bindings = [DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() }; 40];
+    let bindings =
+        [DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new(), purpose: Purpose::Record }; 40];
     assert!(kms.generate(&bindings).await.iter().all(Result::is_ok));
     assert_eq!(class(&kms).await, None);
     assert_eq!(front.count("AssumeRole"), 1);
@@ -239,7 +240,8 @@ async fn a_credential_that_kms_refuses_again_and_again_brings_no_storm_of_sessio
     let kms = us(&key, &role, &front);
     assert_eq!(class(&kms).await, None);
     front.fail("GenerateDataKey", 100_000, Fault::Error(400, "ExpiredTokenException"));
-    let bindings = [DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() }; 300];
+    let bindings =
+        [DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new(), purpose: Purpose::Record }; 300];
     assert!(kms.generate(&bindings).await.iter().all(Result::is_err));
     for _ in 0..50 {
         assert_eq!(class(&kms).await, Some(KmsErrorClass::CredentialInvalid));

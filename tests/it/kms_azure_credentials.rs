@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use byok::config::{AzureCredential, SecretSource};
 use byok::crypto::{Dek, SecretText};
-use byok::kms::{AzureKeyVault, DekBinding, Kms, KmsErrorClass, Stage};
+use byok::kms::{AzureKeyVault, DekBinding, Kms, KmsErrorClass, Purpose, Stage};
 use byok::model::{DekId, TenantUid};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -43,7 +43,7 @@ async fn one_token_serves_many_calls_at_once() {
     let azure = Azure::start().await;
     let kms = azure.kms();
     let deks: Vec<_> = (0..60).map(|_| Dek::generate()).collect();
-    let binding = DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() };
+    let binding = DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new(), purpose: Purpose::Record };
     let items: Vec<_> = deks.iter().map(|dek| (binding, dek)).collect();
     let (first, second) = tokio::join!(kms.wrap(&items), kms.wrap(&items));
     assert!(first.iter().chain(&second).all(Result::is_ok));
@@ -104,7 +104,7 @@ async fn who_waits_for_a_token_shares_what_came_of_it() {
     azure.fault(json!({ "target": "authority", "times": 1000, "status": 500, "delay": 300 })).await;
     let kms = azure.kms();
     let deks: Vec<_> = (0..16).map(|_| Dek::generate()).collect();
-    let binding = DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() };
+    let binding = DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new(), purpose: Purpose::Record };
     let items: Vec<_> = deks.iter().map(|dek| (binding, dek)).collect();
     let answers = kms.wrap(&items).await;
     assert!(answers.iter().all(|answer| {

@@ -2,7 +2,7 @@
 
 use byok::config::AzureAlgorithm;
 use byok::crypto::Dek;
-use byok::kms::{AzureKeyVault, DekBinding, Kms, KmsErrorClass};
+use byok::kms::{AzureKeyVault, DekBinding, Kms, KmsErrorClass, Purpose};
 use byok::model::{DekId, TenantUid};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -24,7 +24,7 @@ fn role(printed: &str, actions: &str) -> (Value, String) {
 
 /// The class of what each operation came to: wrap, unwrap, rewrap, and whether it may look at the key.
 async fn classes(kms: &AzureKeyVault) -> [Option<KmsErrorClass>; 3] {
-    let binding = DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() };
+    let binding = DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new(), purpose: Purpose::Record };
     let made = kms.wrap(&[(binding, &Dek::generate())]).await.remove(0);
     let wrapped = match made {
         Ok(made) => made.value,

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use byok::crypto::Dek;
-use byok::kms::{DekBinding, GcpKms, Kms, KmsErrorClass};
+use byok::kms::{DekBinding, GcpKms, Kms, KmsErrorClass, Purpose};
 use byok::model::{DekId, TenantUid};
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -67,7 +67,7 @@ async fn one_token_serves_many_calls_at_once() {
     let google = Google::start().await;
     let kms = google.kms(&[]).await;
     let deks: Vec<_> = (0..100).map(|_| Dek::generate()).collect();
-    let binding = DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() };
+    let binding = DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new(), purpose: Purpose::Record };
     let items: Vec<_> = deks.iter().map(|dek| (binding, dek)).collect();
     assert!(kms.wrap(&items).await.iter().all(Result::is_ok));
     assert_eq!((google.count("token").await, google.count("encrypt").await), (1, 100));
@@ -418,7 +418,7 @@ async fn what_google_says_and_what_is_secret_stays_out_of_errors_and_logs() {
     let log = Log::capture();
     let google = Google::start().await;
     let kms = google.kms(&[]).await;
-    let binding = DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() };
+    let binding = DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new(), purpose: Purpose::Record };
     let dek = Dek::generate();
     let plain = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, dek.expose());
     let mut errors = String::new();

@@ -1,7 +1,7 @@
 //! What `byok policy vault-transit` prints is what it takes, and no more: a real Vault enforces it.
 
 use byok::crypto::Dek;
-use byok::kms::{DekBinding, Kms, KmsErrorClass};
+use byok::kms::{DekBinding, Kms, KmsErrorClass, Purpose};
 use byok::model::{DekId, TenantUid};
 use serde_json::json;
 
@@ -13,7 +13,7 @@ async fn classes(transit: &Transit, policy: &str) -> [Option<KmsErrorClass>; 3] 
     let name = format!("{}-printed", transit.policy);
     transit.vault.write(&format!("sys/policies/acl/{name}"), json!({ "policy": policy })).await;
     let kms = transit.kms_as(&transit.vault.token(&[&name], json!({})).await);
-    let binding = DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() };
+    let binding = DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new(), purpose: Purpose::Record };
     // Made by somebody who may.
     let made = transit.kms().await.generate(&[binding]).await.remove(0).expect("a DEK").value.wrapped;
     let to = made.key_version.clone();

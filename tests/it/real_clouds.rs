@@ -4,15 +4,16 @@
 
 use byok::config::Env;
 use byok::crypto::Dek;
-use byok::kms::{DekBinding, KmsErrorClass};
+use byok::kms::{DekBinding, KmsErrorClass, Purpose};
 use byok::model::{DekId, TenantUid};
 
 use crate::support::provider::kms_of;
 
 async fn wraps_unwraps_and_refuses(name: &str, binds: bool) {
     let kms = kms_of(&Env::of_process().with("BYOK_PROVIDER", name));
-    let bindings: Vec<_> =
-        (0..20).map(|_| DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() }).collect();
+    let bindings: Vec<_> = (0..20)
+        .map(|_| DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new(), purpose: Purpose::Record })
+        .collect();
     let made = kms.generate(&bindings).await;
     let made: Vec<_> = made.into_iter().map(|made| made.expect("a DEK").value).collect();
     let wrapped: Vec<_> =

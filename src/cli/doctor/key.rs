@@ -7,7 +7,7 @@ use super::{Findings, PATIENCE};
 use crate::cli::{Failure, assemble};
 use crate::config;
 use crate::crypto::{self, Dek};
-use crate::kms::{DekBinding, ItemResult, Kms, KmsError, KmsErrorClass, Stage, Verdict};
+use crate::kms::{DekBinding, ItemResult, Kms, KmsError, KmsErrorClass, Purpose, Stage, Verdict};
 use crate::model::{DekId, TenantUid, Wrapped};
 
 /// What we ask of a key.
@@ -54,7 +54,8 @@ pub(super) async fn check(findings: &mut Findings, settings: config::Kms) {
 }
 
 async fn each(findings: &mut Findings, provider: Provider, kms: &dyn Kms) {
-    let binding = DekBinding { tenant: TenantUid(crypto::random()), dek_id: DekId::new() };
+    let (tenant, dek_id) = (TenantUid(crypto::random()), DekId::new());
+    let binding = DekBinding { tenant, dek_id, purpose: Purpose::Probe };
     let fault = |findings: &mut Findings, asked: Asked, error: &KmsError| {
         findings.fault(&told(asked, error), remedy(provider, asked, error.class, error.stage));
     };
@@ -176,6 +177,7 @@ fn remedy(provider: Provider, asked: Asked, class: KmsErrorClass, stage: Stage) 
             }
             Provider::Local => "check the key file",
         },
+        (KmsErrorClass::BudgetSpent, _) => "raise BYOK_KMS_CALLS_PER_MINUTE",
         (KmsErrorClass::CredentialInvalid, Stage::Key) => {
             "renew the credential: it is expired, revoked or wrong"
         }

@@ -1,5 +1,6 @@
 //! AWS KMS: the key, who we are, and where its endpoints are.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -25,6 +26,8 @@ pub struct AwsSettings {
     pub fips: bool,
     /// `BYOK_KMS_TIMEOUT_MS`: how long a call may take, retries and the session's renewal included.
     pub timeout: Duration,
+    /// `BYOK_KMS_CALLS_PER_MINUTE`: the most requests a minute; `None` is no bound.
+    pub calls_per_minute: Option<NonZeroU32>,
 }
 
 /// The ARN of a key or alias, taken apart
@@ -126,6 +129,7 @@ impl AwsSettings {
             sts_endpoint,
             fips,
             timeout: timeout(reader),
+            calls_per_minute: None,
         })
     }
 }

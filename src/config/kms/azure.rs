@@ -5,6 +5,7 @@
 //! metadata service the one that every Azure machine has. Loopback may stand in for each of them.
 
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -28,6 +29,8 @@ pub struct AzureSettings {
     pub ca_file: Option<PathBuf>,
     /// `BYOK_KMS_TIMEOUT_MS`: how long a call may take, retries and tokens included; default 5000.
     pub timeout: Duration,
+    /// `BYOK_KMS_CALLS_PER_MINUTE`: the most requests a minute; `None` is no bound.
+    pub calls_per_minute: Option<NonZeroU32>,
 }
 
 /// Which key it is; all that `byok policy` needs to know.
@@ -230,7 +233,8 @@ impl AzureSettings {
         }
         let ca_file = reader.file("BYOK_AZURE_CA_FILE");
         let timeout = timeout(reader);
-        Some(Self { key: key?, tenant, authority: authority?, credential: credential?, ca_file, timeout })
+        let (key, authority, credential) = (key?, authority?, credential?);
+        Some(Self { key, tenant, authority, credential, ca_file, timeout, calls_per_minute: None })
     }
 }
 

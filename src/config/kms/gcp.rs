@@ -1,7 +1,7 @@
 //! A key in Google Cloud KMS: which one, and who we are there.
 
 use std::net::IpAddr;
-use std::num::NonZeroU64;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -35,6 +35,8 @@ pub struct GcpSettings {
     pub ca_file: Option<PathBuf>,
     /// `BYOK_KMS_TIMEOUT_MS`: how long a call may take, retries and tokens included; default 5000.
     pub timeout: Duration,
+    /// `BYOK_KMS_CALLS_PER_MINUTE`: the most requests a minute; `None` is no bound.
+    pub calls_per_minute: Option<NonZeroU32>,
 }
 
 /// Where our credential comes from, in the order of application default credentials
@@ -135,6 +137,7 @@ impl GcpSettings {
             iam_endpoint,
             ca_file,
             timeout,
+            calls_per_minute: None,
         })
     }
 }

@@ -8,7 +8,7 @@ mod gcp_credentials;
 mod vault;
 
 use std::net::IpAddr;
-use std::num::NonZeroU64;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -94,6 +94,17 @@ impl Kms {
             }
         };
         kms.filter(|_| reader.mistakes() == before)
+    }
+
+    /// Bounds the requests a minute (`BYOK_KMS_CALLS_PER_MINUTE`); a key in a file has no bill.
+    pub fn limit_calls(&mut self, per_minute: Option<NonZeroU32>) {
+        match self {
+            Self::Aws(settings) => settings.calls_per_minute = per_minute,
+            Self::Gcp(settings) => settings.calls_per_minute = per_minute,
+            Self::Vault(settings) => settings.calls_per_minute = per_minute,
+            Self::Azure(settings) => settings.calls_per_minute = per_minute,
+            Self::Local(_) => {}
+        }
     }
 }
 

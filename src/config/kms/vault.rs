@@ -1,5 +1,6 @@
 //! A Transit engine: where it is, which key, who we are there.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -29,6 +30,8 @@ pub struct VaultSettings {
     pub client: Option<ClientCertificate>,
     /// `BYOK_KMS_TIMEOUT_MS`: how long a call may take, retries and logins included; default 5000.
     pub timeout: Duration,
+    /// `BYOK_KMS_CALLS_PER_MINUTE`: the most requests a minute; `None` is no bound.
+    pub calls_per_minute: Option<NonZeroU32>,
 }
 
 /// How we get a Vault token.
@@ -127,6 +130,7 @@ impl VaultSettings {
             ca_file,
             client,
             timeout,
+            calls_per_minute: None,
         })
     }
 }

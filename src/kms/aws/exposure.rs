@@ -4,6 +4,7 @@ use aws_sdk_kms::types::KeyState;
 
 use crate::config::{AwsCredentials, AwsSettings};
 use crate::kms::Exposure;
+use crate::kms::budget::Share;
 
 use super::key::Key;
 
@@ -30,7 +31,7 @@ impl Key {
     pub(super) async fn exposure(&self) -> Vec<Exposure> {
         let mut found = self.warnings.clone();
         let deadline = self.policy.deadline();
-        let Ok(pinned) = self.pinned(deadline).await else { return found };
+        let Ok(pinned) = self.pinned(Share::Probe, deadline).await else { return found };
         if pinned.id.starts_with("mrk-") {
             found.push(Exposure {
                 what: "key: it is a multi-region key: who disables it in this region leaves its replicas in others usable",
@@ -45,8 +46,11 @@ impl Key {
         }
         // Where we may look. It tells apart what one error code of KMS stands for.
         let send = || self.client.describe_key().key_id(&pinned.arn).send();
-        let described =
-            self.call(deadline, send).await.ok().and_then(|(described, _)| described.key_metadata);
+        let described = self
+            .call(Share::Probe, deadline, send)
+            .await
+            .ok()
+            .and_then(|(described, _)| described.key_metadata);
         if let Some(what) = described.and_then(|key| state(key.key_state?)) {
             found.push(what);
         }

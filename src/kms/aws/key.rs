@@ -19,8 +19,9 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::config::{AwsKeyArn, AwsKeyName, AwsSettings};
 use crate::crypto::Dek;
+use crate::kms::budget::Share;
 use crate::kms::call::{CallPolicy, Failed, each};
-use crate::kms::{Answer, DekBinding, Exposure, Generated, ItemResult, KmsError, KmsErrorClass};
+use crate::kms::{Answer, DekBinding, Exposure, Generated, ItemResult, KmsError, KmsErrorClass, Purpose};
 use crate::model::{KeyVersion, Wrapped};
 
 use super::client::Clients;
@@ -34,7 +35,7 @@ const SCHEME: i16 = 1;
 pub(super) const TENANT: &str = "byok:tenant";
 /// In the encryption context: which DEK it is.
 pub(super) const DEK: &str = "byok:dek";
-/// In the encryption context of what is no DEK.
+/// In the encryption context of what is no record's DEK.
 pub(super) const PURPOSE: &str = "byok:purpose";
 /// The longest that AWS takes (`CiphertextType` of the service's model). Ours are some 180 bytes.
 const MAX_WRAPPED_BYTES: usize = 6144;
@@ -81,7 +82,7 @@ impl Key {
         Self {
             client,
             identity,
-            policy: CallPolicy::new(settings.timeout),
+            policy: CallPolicy::new(settings.timeout, settings.calls_per_minute),
             configured: settings.key,
             pinned,
             versions: Versions::default(),
@@ -90,10 +91,14 @@ impl Key {
     }
 
     /// Learned anew, so that a rotation shows.
-    pub(super) async fn current_version(&self, deadline: Instant) -> Result<KeyVersion, KmsError> {
+    pub(super) async fn current_version(
+        &self,
+        share: Share,
+        deadline: Instant,
+    ) -> Result<KeyVersion, KmsError> {
         self.versions.look_again();
-        let pinned = self.pinned(deadline).await?;
-        let (arn, material, request_id) = self.learn(&pinned.arn, deadline).await?;
+        let pinned = self.pinned(share, deadline).await?;
+        let (arn, material, request_id) = self.learn(&pinned.arn, share, deadline).await?;
         ours(pinned, arn.as_deref(), &request_id)?;
         Ok(self.version(pinned, material.as_deref(), deadline).await)
     }
@@ -102,6 +107,7 @@ impl Key {
     pub(super) async fn batch<'a, Item, T, One>(
         &'a self,
         items: &'a [Item],
+        share: Share,
         deadline: Instant,
         one: impl Fn(&'a Pinned, &'a Item) -> One,
     ) -> Vec<ItemResult<T>>
@@ -111,7 +117,7 @@ impl Key {
         if items.is_empty() {
             return Vec::new();
         }
-        match self.pinned(deadline).await {
+        match self.pinned(share, deadline).await {
             Ok(pinned) => each(items, |item| one(pinned, item)).await,
             Err(error) => items.iter().map(|_| Err(error.clone())).collect(),
         }
@@ -119,9 +125,9 @@ impl Key {
 
     /// Encrypt does not say which key material wrapped: it is taken to be the one that did last. Where none has yet, it is
     /// learned, if we may; without, the name is [`UNNAMED`].
-    pub(super) async fn before_wrap(&self, deadline: Instant) {
+    pub(super) async fn before_wrap(&self, share: Share, deadline: Instant) {
         if self.versions.current().is_none() {
-            let _ = self.current_version(deadline).await;
+            let _ = self.current_version(share, deadline).await;
         }
     }
 
@@ -131,7 +137,8 @@ impl Key {
         deadline: Instant,
         binding: &DekBinding,
     ) -> ItemResult<Generated> {
-        let (mut made, request_id) = self.data_key(&pinned.arn, deadline, context(binding)).await?;
+        let (mut made, request_id) =
+            self.data_key(&pinned.arn, binding.purpose.into(), deadline, context(binding)).await?;
         let dek = dek(made.plaintext.take(), &request_id);
         ours(pinned, made.key_id(), &request_id)?;
         let version = self.version(pinned, made.key_material_id(), deadline).await;
@@ -150,7 +157,7 @@ impl Key {
             let call = self.client.encrypt().key_id(&pinned.arn).plaintext(Blob::new(dek.expose()));
             call.set_encryption_context(Some(context(binding))).send()
         };
-        let (made, request_id) = self.call(deadline, send).await?;
+        let (made, request_id) = self.call(binding.purpose.into(), deadline, send).await?;
         ours(pinned, made.key_id(), &request_id)?;
         let name = self.versions.current().unwrap_or_else(|| UNNAMED.into());
         let version = KeyVersion::new(pinned.id.clone(), name);
@@ -169,7 +176,7 @@ impl Key {
             let call = self.client.decrypt().key_id(&pinned.arn).ciphertext_blob(blob.clone());
             call.set_encryption_context(Some(context(binding))).send()
         };
-        let (mut opened, request_id) = self.call(deadline, send).await?;
+        let (mut opened, request_id) = self.call(binding.purpose.into(), deadline, send).await?;
         let dek = dek(opened.plaintext.take(), &request_id);
         ours(pinned, opened.key_id(), &request_id)?;
         Ok(Answer { value: dek?, request_id })
@@ -195,7 +202,7 @@ impl Key {
                 .set_destination_encryption_context(Some(context(binding)))
                 .send()
         };
-        let (made, request_id) = self.call(deadline, send).await?;
+        let (made, request_id) = self.call(Share::of_rewrap([binding.purpose]), deadline, send).await?;
         ours(pinned, made.source_key_id(), &request_id)?;
         ours(pinned, made.key_id(), &request_id)?;
         let material = made.destination_key_material_id();
@@ -208,10 +215,10 @@ impl Key {
     }
 
     /// The one key, resolved where an alias names it.
-    pub(super) async fn pinned(&self, deadline: Instant) -> Result<&Pinned, KmsError> {
+    pub(super) async fn pinned(&self, share: Share, deadline: Instant) -> Result<&Pinned, KmsError> {
         let misconfigured = || KmsError::local(KmsErrorClass::Misconfigured);
         let resolve = async || {
-            let (arn, ..) = self.learn(&self.configured.arn, deadline).await?;
+            let (arn, ..) = self.learn(&self.configured.arn, share, deadline).await?;
             let key = AwsKeyArn::parse(arn.as_deref().unwrap_or_default()).map_err(|_| misconfigured())?;
             match key.name {
                 // An alias is of its key's account and region.
@@ -225,9 +232,9 @@ impl Key {
     }
 
     /// Generates a data key that is thrown away: which key it is, and which key material.
-    async fn learn(&self, key: &str, deadline: Instant) -> Result<Learned, KmsError> {
+    async fn learn(&self, key: &str, share: Share, deadline: Instant) -> Result<Learned, KmsError> {
         let purpose = HashMap::from([(PURPOSE.to_owned(), "version".to_owned())]);
-        let (made, request_id) = self.data_key(key, deadline, purpose).await?;
+        let (made, request_id) = self.data_key(key, share, deadline, purpose).await?;
         if let Some(plaintext) = made.plaintext {
             plaintext.into_inner().zeroize();
         }
@@ -243,6 +250,7 @@ impl Key {
     async fn data_key(
         &self,
         key: &str,
+        share: Share,
         deadline: Instant,
         context: Context,
     ) -> Result<(GenerateDataKeyOutput, Option<Arc<str>>), KmsError> {
@@ -250,7 +258,7 @@ impl Key {
             let call = self.client.generate_data_key().key_id(key).key_spec(DataKeySpec::Aes256);
             call.set_encryption_context(Some(context.clone())).send()
         };
-        self.call(deadline, send).await
+        self.call(share, deadline, send).await
     }
 
     /// Boxed, as it stands within every other call.
@@ -274,7 +282,8 @@ impl Key {
                     let call = call.include_key_material(IncludeKeyMaterial::AllKeyMaterial);
                     call.set_marker(marker.clone()).send()
                 };
-                let page = self.call(soon, send).await?.0;
+                // Counted and not refused: a name once given stays, and this comes once in a rotation.
+                let page = self.call(Share::Probe, soon, send).await?.0;
                 entries.extend(page.rotations.unwrap_or_default());
                 marker = page.next_marker;
                 if !page.truncated || marker.is_none() {
@@ -289,6 +298,7 @@ impl Key {
     /// One call by the policy. A credential that KMS refuses is replaced once, where there can be another.
     pub(super) async fn call<Output, Error, Sent>(
         &self,
+        share: Share,
         deadline: Instant,
         send: impl Fn() -> Sent,
     ) -> Result<(Output, Option<Arc<str>>), KmsError>
@@ -308,6 +318,7 @@ impl Key {
                 && self.identity.can_renew()
                 && self.identity.ready(Some(held), deadline).await? != held
             {
+                self.policy.one_more(share)?;
                 outcome = sent().await;
             }
             match outcome {
@@ -318,15 +329,20 @@ impl Key {
                 Err(error) => Err(Failed { error: errors::of(&error), wait: errors::retry_after(&error) }),
             }
         };
-        self.policy.run(deadline, attempt).await
+        self.policy.run(deadline, share, attempt).await
     }
 }
 
 fn context(binding: &DekBinding) -> Context {
-    HashMap::from([
+    let mut context = HashMap::from([
         (TENANT.to_owned(), binding.tenant.to_string()),
         (DEK.to_owned(), binding.dek_id.to_string()),
-    ])
+    ]);
+    match binding.purpose {
+        Purpose::Record | Purpose::RecordProbed => {}
+        Purpose::Probe => drop(context.insert(PURPOSE.to_owned(), "probe".to_owned())),
+    }
+    context
 }
 
 /// What is sent to be unwrapped. The name in the row must be that of our key: it comes from the database.
@@ -366,4 +382,23 @@ fn ours(pinned: &Pinned, answered: Option<&str>, request_id: &Option<Arc<str>>) 
 /// Of an answer that says something else than was asked for.
 fn undocumented(class: KmsErrorClass, request_id: &Option<Arc<str>>) -> KmsError {
     KmsError::answered(class, 200, request_id.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{DekId, TenantUid};
+
+    #[test]
+    fn a_record_is_bound_as_ever_and_a_probe_is_marked() {
+        let record =
+            DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new(), purpose: Purpose::Record };
+        let (tenant, dek) = ("07".repeat(16), record.dek_id.to_string());
+        let pairs = [("byok:tenant", tenant.as_str()), ("byok:dek", dek.as_str()), ("byok:purpose", "probe")];
+        let of = |pairs: &[(&str, &str)]| {
+            pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect::<Context>()
+        };
+        assert_eq!(context(&record), of(&pairs[..2]));
+        assert_eq!(context(&DekBinding { purpose: Purpose::Probe, ..record }), of(&pairs));
+    }
 }

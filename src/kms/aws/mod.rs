@@ -20,7 +20,7 @@
 //!
 //! **Encryption context**, in the clear in the customer's CloudTrail: [`key::TENANT`] (32 hexadecimal digits) and [`key::DEK`] (a
 //! UUID) for a DEK; [`key::PURPOSE`] with `version` for the data key that is generated, and thrown away, to learn the key or its
-//! version.
+//! version, and beside the two others with `probe` for a DEK that only shows whether the key works.
 
 mod client;
 mod errors;
@@ -38,6 +38,7 @@ use tokio::task::JoinHandle;
 
 use crate::config::{AwsSettings, Mistake};
 use crate::crypto::Dek;
+use crate::kms::budget::Share;
 use crate::kms::{DekBinding, Exposure, Generated, ItemResult, Kms, KmsError};
 use crate::model::{KeyVersion, Wrapped};
 
@@ -91,20 +92,24 @@ impl Drop for AwsKms {
 impl Kms for AwsKms {
     async fn generate(&self, bindings: &[DekBinding]) -> Vec<ItemResult<Generated>> {
         let (key, deadline) = (&self.key, self.key.policy.deadline());
-        key.batch(bindings, deadline, |pinned, binding| key.generate(pinned, deadline, binding)).await
+        let share = Share::of(bindings.iter().map(|binding| binding.purpose));
+        key.batch(bindings, share, deadline, |pinned, binding| key.generate(pinned, deadline, binding)).await
     }
 
     async fn wrap(&self, deks: &[(DekBinding, &Dek)]) -> Vec<ItemResult<Wrapped>> {
         let (key, deadline) = (&self.key, self.key.policy.deadline());
+        let share = Share::of(deks.iter().map(|(binding, _)| binding.purpose));
         if !deks.is_empty() {
-            key.before_wrap(deadline).await;
+            key.before_wrap(share, deadline).await;
         }
-        key.batch(deks, deadline, |pinned, (binding, dek)| key.wrap(pinned, deadline, binding, dek)).await
+        key.batch(deks, share, deadline, |pinned, (binding, dek)| key.wrap(pinned, deadline, binding, dek))
+            .await
     }
 
     async fn unwrap(&self, wrapped: &[(DekBinding, Wrapped)]) -> Vec<ItemResult<Dek>> {
         let (key, deadline) = (&self.key, self.key.policy.deadline());
-        key.batch(wrapped, deadline, |pinned, (binding, wrapped)| {
+        let share = Share::of(wrapped.iter().map(|(binding, _)| binding.purpose));
+        key.batch(wrapped, share, deadline, |pinned, (binding, wrapped)| {
             key.unwrap(pinned, deadline, binding, wrapped)
         })
         .await
@@ -113,12 +118,15 @@ impl Kms for AwsKms {
     /// AWS always wraps under the current key material: where that is not `to`, what comes back names what it is.
     async fn rewrap(&self, wrapped: &[(DekBinding, Wrapped)], to: &KeyVersion) -> Vec<ItemResult<Wrapped>> {
         let (key, deadline) = (&self.key, self.key.policy.deadline());
-        key.batch(wrapped, deadline, |pinned, (binding, old)| key.rewrap(pinned, deadline, binding, old, to))
-            .await
+        let share = Share::of_rewrap(wrapped.iter().map(|(binding, _)| binding.purpose));
+        key.batch(wrapped, share, deadline, |pinned, (binding, old)| {
+            key.rewrap(pinned, deadline, binding, old, to)
+        })
+        .await
     }
 
     async fn current_version(&self) -> Result<KeyVersion, KmsError> {
-        self.key.current_version(self.key.policy.deadline()).await
+        self.key.current_version(Share::Caller, self.key.policy.deadline()).await
     }
 
     fn batch_limit(&self) -> usize {

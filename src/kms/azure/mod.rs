@@ -16,6 +16,7 @@ mod token;
 mod transport;
 mod wire;
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,6 +33,7 @@ use tokio::time::Instant;
 
 use crate::config::{AzureKey, AzureSettings, Mistake, is_azure_version};
 use crate::crypto::Dek;
+use crate::kms::budget::Share;
 use crate::kms::call::{CallPolicy, Failed, each};
 use crate::kms::http::Reply;
 use crate::kms::{Answer, DekBinding, Exposure, Generated, ItemResult, Kms, KmsError, KmsErrorClass};
@@ -42,6 +44,8 @@ use transport::{Exchange, Transport};
 
 /// Items of one call that a rotation takes at a time: a few rounds of what is sent at once.
 const BATCH: usize = 64;
+/// An unwrap and a wrap.
+const REWRAP_CALLS: NonZeroU32 = NonZeroU32::new(2).expect("two");
 /// How often the keeper looks at the token.
 const TOKEN_WATCH: Duration = Duration::from_secs(1);
 
@@ -77,7 +81,7 @@ impl AzureKeyVault {
     pub fn new(settings: AzureSettings) -> Result<Self, Mistake> {
         let transport = Arc::new(Transport::new(&settings)?);
         let key = settings.key.clone();
-        let calls = CallPolicy::new(settings.timeout);
+        let calls = CallPolicy::new(settings.timeout, settings.calls_per_minute);
         let tokens = Tokens::new(settings, Arc::clone(&transport));
         // The client compares the host of a challenge with the vault's as well, where there is a name to compare.
         let named = key.resource.strip_prefix("https://").zip(key.vault.host_str());
@@ -107,18 +111,25 @@ impl AzureKeyVault {
         Ok(Self { client, tokens, key, name, calls, keeper })
     }
 
-    async fn wrap_one(&self, dek: &Dek, version: Option<&str>, deadline: Instant) -> ItemResult<Wrapped> {
+    async fn wrap_one(
+        &self,
+        dek: &Dek,
+        version: Option<&str>,
+        share: Share,
+        deadline: Instant,
+    ) -> ItemResult<Wrapped> {
         let body = Bytes::from_owner(wire::body(self.key.algorithm, dek.expose()));
-        self.call(Operation::Wrap(version), body, deadline, |answer| {
+        self.call(Operation::Wrap(version), body, share, deadline, |answer| {
             answer.wrapped(&self.key, &self.name, version)
         })
         .await
     }
 
-    async fn unwrap_one(&self, wrapped: &Wrapped, deadline: Instant) -> ItemResult<Dek> {
+    async fn unwrap_one(&self, wrapped: &Wrapped, share: Share, deadline: Instant) -> ItemResult<Dek> {
         let (version, bytes) = wire::checked(&self.key, wrapped).map_err(KmsError::local)?;
         let body = Bytes::from_owner(wire::body(self.key.algorithm, bytes));
-        self.call(Operation::Unwrap(version), body, deadline, |answer| answer.dek(&self.key, version)).await
+        let read = |answer: &wire::Answer<'_>| answer.dek(&self.key, version);
+        self.call(Operation::Unwrap(version), body, share, deadline, read).await
     }
 
     /// Makes one call; an answer that `read` makes nothing of is an error that is tried again.
@@ -126,12 +137,13 @@ impl AzureKeyVault {
         &self,
         operation: Operation<'_>,
         body: Bytes,
+        share: Share,
         deadline: Instant,
         read: impl Fn(&wire::Answer<'_>) -> Option<T>,
     ) -> ItemResult<T> {
         self.calls
-            .run(deadline, || async {
-                let reply = self.attempt(operation, &body, deadline).await?;
+            .run(deadline, share, || async {
+                let reply = self.attempt(operation, &body, share, deadline).await?;
                 let value = wire::Answer::read(&reply.body).and_then(|answer| read(&answer));
                 match value {
                     Some(value) => Ok(Answer { value, request_id: errors::request_id(&reply) }),
@@ -146,6 +158,7 @@ impl AzureKeyVault {
         &self,
         operation: Operation<'_>,
         body: &Bytes,
+        share: Share,
         deadline: Instant,
     ) -> Result<Reply, Failed> {
         let first = Exchange::new(deadline);
@@ -154,6 +167,7 @@ impl AzureKeyVault {
             if failed.error.class == KmsErrorClass::CredentialInvalid && failed.error.http_status == Some(401));
         match first.token() {
             Some(token) if refused && self.tokens.refused(&token) => {
+                self.calls.one_more(share)?;
                 self.send(operation, body, &Exchange::new(deadline)).await
             }
             _ => outcome,
@@ -198,9 +212,10 @@ impl Drop for AzureKeyVault {
 impl Kms for AzureKeyVault {
     async fn generate(&self, bindings: &[DekBinding]) -> Vec<ItemResult<Generated>> {
         let (version, deadline) = (self.key.version.as_deref(), self.calls.deadline());
-        each(bindings, |_| async move {
+        each(bindings, |binding| async move {
             let dek = Dek::generate();
-            let Answer { value: wrapped, request_id } = self.wrap_one(&dek, version, deadline).await?;
+            let Answer { value: wrapped, request_id } =
+                self.wrap_one(&dek, version, binding.purpose.into(), deadline).await?;
             Ok(Answer { value: Generated { dek, wrapped }, request_id })
         })
         .await
@@ -208,12 +223,12 @@ impl Kms for AzureKeyVault {
 
     async fn wrap(&self, deks: &[(DekBinding, &Dek)]) -> Vec<ItemResult<Wrapped>> {
         let (version, deadline) = (self.key.version.as_deref(), self.calls.deadline());
-        each(deks, |(_, dek)| self.wrap_one(dek, version, deadline)).await
+        each(deks, |(binding, dek)| self.wrap_one(dek, version, binding.purpose.into(), deadline)).await
     }
 
     async fn unwrap(&self, wrapped: &[(DekBinding, Wrapped)]) -> Vec<ItemResult<Dek>> {
         let deadline = self.calls.deadline();
-        each(wrapped, |(_, wrapped)| self.unwrap_one(wrapped, deadline)).await
+        each(wrapped, |(binding, wrapped)| self.unwrap_one(wrapped, binding.purpose.into(), deadline)).await
     }
 
     async fn rewrap(&self, wrapped: &[(DekBinding, Wrapped)], to: &KeyVersion) -> Vec<ItemResult<Wrapped>> {
@@ -221,16 +236,18 @@ impl Kms for AzureKeyVault {
             return wrapped.iter().map(|_| Err(KmsError::local(KmsErrorClass::Misconfigured))).collect();
         }
         let deadline = self.calls.deadline();
-        each(wrapped, |(_, wrapped)| async move {
-            let dek = self.unwrap_one(wrapped, deadline).await?.value;
-            self.wrap_one(&dek, Some(&to.version), deadline).await
+        each(wrapped, |(binding, wrapped)| async move {
+            let share = self.calls.prepay_rewrap(binding.purpose, REWRAP_CALLS)?;
+            let dek = self.unwrap_one(wrapped, share, deadline).await?.value;
+            self.wrap_one(&dek, Some(&to.version), share, deadline).await
         })
         .await
     }
 
     async fn current_version(&self) -> Result<KeyVersion, KmsError> {
         let version = self.key.version.as_deref();
-        let answer = self.wrap_one(&Dek::generate(), version, self.calls.deadline()).await?;
+        let deadline = self.calls.deadline();
+        let answer = self.wrap_one(&Dek::generate(), version, Share::Caller, deadline).await?;
         Ok(answer.value.key_version)
     }
 
@@ -239,7 +256,7 @@ impl Kms for AzureKeyVault {
     }
 
     fn rewrap_calls(&self, items: u64) -> u64 {
-        items * 2
+        items * u64::from(REWRAP_CALLS.get())
     }
 
     async fn exposure(&self) -> Vec<Exposure> {
@@ -255,7 +272,8 @@ impl Kms for AzureKeyVault {
         }
 
         let (deadline, nothing) = (self.calls.deadline(), Bytes::new());
-        let read = self.calls.run(deadline, || self.attempt(Operation::Read, &nothing, deadline)).await;
+        let once = || self.attempt(Operation::Read, &nothing, Share::Probe, deadline);
+        let read = self.calls.run(deadline, Share::Probe, once).await;
         // Without the right to read it there is nothing to tell, and nothing wrong.
         let Some(key) = read.ok().and_then(|reply| serde_json::from_slice::<Key>(&reply.body).ok()) else {
             return Vec::new();

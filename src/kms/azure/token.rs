@@ -294,7 +294,8 @@ impl Inner {
             | KmsErrorClass::KeyVersionUnavailable
             | KmsErrorClass::Sealed
             | KmsErrorClass::Timeout
-            | KmsErrorClass::Unreachable => None,
+            | KmsErrorClass::Unreachable
+            | KmsErrorClass::BudgetSpent => None,
         };
         // One answer must not keep us away for a day.
         let refused = refused.map(|(pause, count)| (pause.min(REFUSAL_PAUSES.1), count));
@@ -411,6 +412,7 @@ mod tests {
             },
             ca_file: None,
             timeout: Duration::from_secs(1),
+            calls_per_minute: None,
         };
         let transport = Arc::new(Transport::new(&settings).ok().unwrap());
         Tokens::new(settings, transport)

@@ -103,7 +103,13 @@ pub(super) fn of_impersonation(reply: &Reply) -> KmsError {
             | KeyPendingDeletion
             | KeyVersionUnavailable
             | InvalidWrappedDek => CredentialInvalid,
-            class @ (Class::Internal | Misconfigured | Sealed | Throttled | Timeout | Unreachable) => class,
+            class @ (Class::Internal
+            | BudgetSpent
+            | Misconfigured
+            | Sealed
+            | Throttled
+            | Timeout
+            | Unreachable) => class,
         },
         None => of_status(reply.status),
     };

@@ -21,7 +21,7 @@ mod login;
 mod token;
 mod wire;
 
-use std::num::NonZeroU64;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -38,9 +38,12 @@ use crate::config::{
     GcpCredentials, GcpIdentity, GcpKey, GcpSettings, KeyVersionStrategy, Mistake, SecretSource,
 };
 use crate::crypto::Dek;
+use crate::kms::budget::Share;
 use crate::kms::call::{CallPolicy, Failed, each};
 use crate::kms::http::{Http, HttpSettings, Reply};
-use crate::kms::{Answer, DekBinding, Exposure, Generated, ItemResult, Kms, KmsError, KmsErrorClass};
+use crate::kms::{
+    Answer, DekBinding, Exposure, Generated, ItemResult, Kms, KmsError, KmsErrorClass, Purpose,
+};
 use crate::model::{KeyVersion, Wrapped};
 
 use errors::Asked;
@@ -49,6 +52,8 @@ use token::Tokens;
 
 /// What rotation takes at a time: 128 calls, some seconds at the default of 16 at once and Google's latencies.
 const BATCH: usize = 64;
+/// A decrypt and an encrypt.
+const REWRAP_CALLS: NonZeroU32 = NonZeroU32::new(2).expect("two");
 
 /// Rights that wrap nothing, and that would let whoever has our credential turn the key off, destroy it or give it away.
 const TOO_MUCH: [&str; 4] = [
@@ -102,7 +107,7 @@ impl GcpKms {
         let google = Arc::new(Google {
             tokens: Arc::new(Tokens::new(login, Arc::clone(&http))),
             http,
-            calls: CallPolicy::new(settings.timeout),
+            calls: CallPolicy::new(settings.timeout, settings.calls_per_minute),
             endpoint: settings.endpoint,
             key: settings.key,
             version: match settings.version {
@@ -162,7 +167,10 @@ impl Kms for GcpKms {
         let deadline = self.google.calls.deadline();
         each(bindings, |binding| async {
             let dek = Dek::generate();
-            let wrapped = self.google.encrypt(*binding, &dek, self.google.version, deadline).await?;
+            let wrapped = self
+                .google
+                .encrypt(*binding, &dek, self.google.version, binding.purpose.into(), deadline)
+                .await?;
             Ok(answer(Generated { dek, wrapped }))
         })
         .await
@@ -171,7 +179,10 @@ impl Kms for GcpKms {
     async fn wrap(&self, deks: &[(DekBinding, &Dek)]) -> Vec<ItemResult<Wrapped>> {
         let deadline = self.google.calls.deadline();
         each(deks, |(binding, dek)| async {
-            self.google.encrypt(*binding, dek, self.google.version, deadline).await.map(answer)
+            self.google
+                .encrypt(*binding, dek, self.google.version, binding.purpose.into(), deadline)
+                .await
+                .map(answer)
         })
         .await
     }
@@ -179,7 +190,7 @@ impl Kms for GcpKms {
     async fn unwrap(&self, wrapped: &[(DekBinding, Wrapped)]) -> Vec<ItemResult<Dek>> {
         let deadline = self.google.calls.deadline();
         each(wrapped, |(binding, wrapped)| async {
-            self.google.decrypt(*binding, wrapped, deadline).await.map(answer)
+            self.google.decrypt(*binding, wrapped, binding.purpose.into(), deadline).await.map(answer)
         })
         .await
     }
@@ -191,18 +202,20 @@ impl Kms for GcpKms {
         };
         let deadline = self.google.calls.deadline();
         each(wrapped, |(binding, wrapped)| async {
-            let dek = self.google.decrypt(*binding, wrapped, deadline).await?;
-            self.google.encrypt(*binding, &dek, Some(version), deadline).await.map(answer)
+            let share = self.google.calls.prepay_rewrap(binding.purpose, REWRAP_CALLS)?;
+            let dek = self.google.decrypt(*binding, wrapped, share, deadline).await?;
+            self.google.encrypt(*binding, &dek, Some(version), share, deadline).await.map(answer)
         })
         .await
     }
 
     async fn current_version(&self) -> Result<KeyVersion, KmsError> {
         let google = &self.google;
-        let binding =
-            DekBinding { tenant: crate::model::TenantUid([0; 16]), dek_id: crate::model::DekId::new() };
+        let (tenant, dek_id) = (crate::model::TenantUid([0; 16]), crate::model::DekId::new());
+        let binding = DekBinding { tenant, dek_id, purpose: Purpose::Record };
         let deadline = google.calls.deadline();
-        let wrapped = google.encrypt(binding, &Dek::generate(), google.version, deadline).await?;
+        let wrapped =
+            google.encrypt(binding, &Dek::generate(), google.version, Share::Caller, deadline).await?;
         Ok(wrapped.key_version)
     }
 
@@ -211,7 +224,7 @@ impl Kms for GcpKms {
     }
 
     fn rewrap_calls(&self, items: u64) -> u64 {
-        items * 2
+        items * u64::from(REWRAP_CALLS.get())
     }
 
     async fn exposure(&self) -> Vec<Exposure> {
@@ -243,6 +256,7 @@ impl Google {
         binding: DekBinding,
         dek: &Dek,
         version: Option<NonZeroU64>,
+        share: Share,
         deadline: Instant,
     ) -> Result<Wrapped, KmsError> {
         let body = Bytes::from_owner(wire::encrypt_body(binding, dek));
@@ -250,19 +264,20 @@ impl Google {
             Some(version) => (Asked::EncryptUnder, format!("/cryptoKeyVersions/{version}:encrypt")),
             None => (Asked::Encrypt, ":encrypt".to_owned()),
         };
-        self.call(asked, &method, body, deadline, |reply| wire::wrapped(&reply.body, &self.key, version))
-            .await
+        let read = |reply: &Reply| wire::wrapped(&reply.body, &self.key, version);
+        self.call(asked, &method, body, share, deadline, read).await
     }
 
     async fn decrypt(
         &self,
         binding: DekBinding,
         wrapped: &Wrapped,
+        share: Share,
         deadline: Instant,
     ) -> Result<Dek, KmsError> {
         let ciphertext = wire::ciphertext(wrapped, &self.key).map_err(KmsError::local)?;
         let body = Bytes::from_owner(wire::decrypt_body(binding, ciphertext));
-        self.call(Asked::Decrypt, ":decrypt", body, deadline, |reply| wire::dek(&reply.body)).await
+        self.call(Asked::Decrypt, ":decrypt", body, share, deadline, |reply| wire::dek(&reply.body)).await
     }
 
     /// How many of these rights we have on the key. Needs none itself.
@@ -275,8 +290,8 @@ impl Google {
 
         let body = Bytes::from(json!({ "permissions": permissions }).to_string());
         let read = |reply: &Reply| serde_json::from_slice::<Held>(&reply.body).ok();
-        let deadline = self.calls.deadline();
-        Ok(self.call(Asked::Look, ":testIamPermissions", body, deadline, read).await?.permissions.len())
+        let (path, share, deadline) = (":testIamPermissions", Share::Probe, self.calls.deadline());
+        Ok(self.call(Asked::Look, path, body, share, deadline, read).await?.permissions.len())
     }
 
     /// Calls a method of the key; `read` gives `None` for an answer that is not to be used.
@@ -285,26 +300,34 @@ impl Google {
         asked: Asked,
         method: &str,
         body: Bytes,
+        share: Share,
         deadline: Instant,
         read: impl Fn(&Reply) -> Option<T>,
     ) -> Result<T, KmsError> {
         let url = under(&self.endpoint, &format!("v1/{}{method}", self.key.name()))?;
         let once = || async {
-            let reply = self.send(&url, &body, deadline).await?;
+            let reply = self.send(&url, &body, share, deadline).await?;
             match reply.status {
                 200 => read(&reply).ok_or_else(|| errors::internal(&reply).into()),
                 _ => Err(Failed { error: errors::of_reply(asked, &reply), wait: reply.retry_after() }),
             }
         };
-        self.calls.run(deadline, once).await
+        self.calls.run(deadline, share, once).await
     }
 
     /// Sends a request; once more where the first answer is of the kind that one more try may mend.
-    async fn send(&self, url: &Url, body: &Bytes, deadline: Instant) -> Result<Reply, KmsError> {
+    async fn send(
+        &self,
+        url: &Url,
+        body: &Bytes,
+        share: Share,
+        deadline: Instant,
+    ) -> Result<Reply, KmsError> {
         let token = self.tokens.token(deadline).await.map_err(KmsError::of_credential)?;
         let reply = self.send_as(&token, url, body, deadline).await?;
         if reply.status == 401 && errors::says(&reply, "UNAUTHENTICATED") {
             let token = self.tokens.another(&token, deadline).await.map_err(KmsError::of_credential)?;
+            self.calls.one_more(share)?;
             let reply = self.send_as(&token, url, body, deadline).await?;
             if reply.status == 401 && errors::says(&reply, "UNAUTHENTICATED") {
                 self.tokens.refused(&token, &errors::of_reply(Asked::Look, &reply), deadline).await;
@@ -312,6 +335,7 @@ impl Google {
             return Ok(reply);
         }
         if reply.status == 400 && errors::says(&reply, "INVALID_ARGUMENT") {
+            self.calls.one_more(share)?;
             return self.send_as(&token, url, body, deadline).await;
         }
         Ok(reply)

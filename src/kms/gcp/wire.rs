@@ -2,7 +2,7 @@
 //! (<https://cloud.google.com/kms/docs/reference/rest/v1/projects.locations.keyRings.cryptoKeys/encrypt>).
 //!
 //! **Associated data.** Every DEK is bound to its tenant and id: 43 bytes, `byok-dek-v1` in ASCII, the tenant's uid (16
-//! bytes), the DEK's id (16). [`SCHEME`] says so in each row.
+//! bytes), the DEK's id (16). [`SCHEME`] says so in each row. A probe's has `purpose=probe` in ASCII after them.
 //!
 //! **Checksums.** All that is sent goes with its CRC32C (RFC 3720, appendix B.4), and an answer counts only if Google says
 //! that it verified each, and its own checksum fits. What does not is never used
@@ -23,7 +23,7 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::config::GcpKey;
 use crate::crypto::Dek;
-use crate::kms::{DekBinding, KmsErrorClass};
+use crate::kms::{DekBinding, KmsErrorClass, Purpose};
 use crate::model::{KeyVersion, Wrapped};
 
 /// The wrap scheme of this provider: the DEK's 32 bytes are the plaintext, bound by [`associated`].
@@ -35,17 +35,17 @@ const MAX_WRAPPED_BYTES: usize = 4096;
 const DEK_CHARACTERS: usize = 44;
 /// The digits of a checksum.
 const CRC_DIGITS: usize = 10;
-const LABEL: &[u8; 11] = b"byok-dek-v1";
+const LABEL: &[u8] = b"byok-dek-v1";
 
 static CRC32C: Crc<u32, Table<1>> = Crc::<u32, Table<1>>::new(&CRC_32_ISCSI);
 
 /// What a DEK is bound to at Google.
-fn associated(binding: DekBinding) -> [u8; 43] {
-    let mut data = [0; 43];
-    data[..11].copy_from_slice(LABEL);
-    data[11..27].copy_from_slice(&binding.tenant.0);
-    data[27..].copy_from_slice(binding.dek_id.as_bytes());
-    data
+fn associated(binding: DekBinding) -> Vec<u8> {
+    let purpose: &[u8] = match binding.purpose {
+        Purpose::Record | Purpose::RecordProbed => b"",
+        Purpose::Probe => b"purpose=probe",
+    };
+    [LABEL, &binding.tenant.0, binding.dek_id.as_bytes(), purpose].concat()
 }
 
 /// The body of `encrypt`.
@@ -69,7 +69,7 @@ fn body(binding: DekBinding, names: [&str; 2], text: &[u8], checksum: &[u8]) -> 
     let associated = associated(binding);
     let rest = format!(
         r#"","additionalAuthenticatedData":"{}","additionalAuthenticatedDataCrc32c":"{}"}}"#,
-        STANDARD.encode(associated),
+        STANDARD.encode(&associated),
         CRC32C.checksum(&associated),
     );
     let parts = [names[0].as_bytes(), text, names[1].as_bytes(), checksum, rest.as_bytes()];
@@ -184,6 +184,16 @@ mod tests {
     use super::*;
     use crate::model::{DekId, TenantUid};
 
+    #[test]
+    fn a_record_is_bound_as_ever_and_a_probe_is_marked() {
+        let record =
+            DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new(), purpose: Purpose::Record };
+        let bytes = [&b"byok-dek-v1"[..], &[7; 16], record.dek_id.as_bytes()].concat();
+        assert_eq!(associated(record), bytes);
+        let probe = DekBinding { purpose: Purpose::Probe, ..record };
+        assert_eq!(associated(probe), [&bytes[..], b"purpose=probe"].concat());
+    }
+
     fn key() -> GcpKey {
         GcpKey {
             project: "p".to_owned(),
@@ -195,7 +205,7 @@ mod tests {
     }
 
     fn binding() -> DekBinding {
-        DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() }
+        DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new(), purpose: Purpose::Record }
     }
 
     fn encrypted() -> Value {

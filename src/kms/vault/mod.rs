@@ -30,6 +30,7 @@ use tokio::time::Instant;
 
 use crate::config::{KeyVersionStrategy, Mistake, VaultSettings};
 use crate::crypto::{Dek, SecretText};
+use crate::kms::budget::Share;
 use crate::kms::call::{CallPolicy, Failed, each};
 use crate::kms::http::Reply;
 use crate::kms::{Answer, DekBinding, Exposure, Generated, ItemResult, Kms, KmsError, KmsErrorClass};
@@ -78,7 +79,7 @@ impl VaultTransit {
             mount: settings.mount,
             key: settings.key.into(),
             version: settings.version,
-            calls: CallPolicy::new(settings.timeout),
+            calls: CallPolicy::new(settings.timeout, settings.calls_per_minute),
         });
         let kept = Arc::clone(&vault);
         let keeper = tokio::spawn(async move {
@@ -133,7 +134,8 @@ impl Drop for VaultTransit {
 impl Kms for VaultTransit {
     async fn generate(&self, bindings: &[DekBinding]) -> Vec<ItemResult<Generated>> {
         let deks: Vec<_> = bindings.iter().map(|_| Dek::generate()).collect();
-        let wrapped = self.vault.wrap(&deks.iter().collect::<Vec<_>>()).await;
+        let share = Share::of(bindings.iter().map(|binding| binding.purpose));
+        let wrapped = self.vault.wrap(&deks.iter().collect::<Vec<_>>(), share).await;
         let pairs = deks.into_iter().zip(wrapped);
         pairs
             .map(|(dek, outcome)| {
@@ -144,12 +146,15 @@ impl Kms for VaultTransit {
     }
 
     async fn wrap(&self, deks: &[(DekBinding, &Dek)]) -> Vec<ItemResult<Wrapped>> {
-        self.vault.wrap(&deks.iter().map(|(_, dek)| *dek).collect::<Vec<_>>()).await
+        let share = Share::of(deks.iter().map(|(binding, _)| binding.purpose));
+        self.vault.wrap(&deks.iter().map(|(_, dek)| *dek).collect::<Vec<_>>(), share).await
     }
 
     async fn unwrap(&self, wrapped: &[(DekBinding, Wrapped)]) -> Vec<ItemResult<Dek>> {
         let deadline = self.vault.calls.deadline();
-        let decrypted = |batch| self.vault.of_ciphertexts("decrypt", batch, None, deadline, transit::dek);
+        let share = Share::of(wrapped.iter().map(|(binding, _)| binding.purpose));
+        let decrypted =
+            |batch| self.vault.of_ciphertexts("decrypt", batch, None, share, deadline, transit::dek);
         each(wrapped.chunks(BATCH), decrypted).await.into_iter().flatten().collect()
     }
 
@@ -159,16 +164,17 @@ impl Kms for VaultTransit {
             return wrapped.iter().map(|_| Err(KmsError::local(KmsErrorClass::Misconfigured))).collect();
         };
         let (key, version) = (&self.vault.key, Some(version));
+        let share = Share::of_rewrap(wrapped.iter().map(|(binding, _)| binding.purpose));
         let deadline = self.vault.calls.deadline();
         let rewrapped = |batch| {
             let read = move |item: &transit::Item<'_>| transit::wrapped(item, key, version);
-            self.vault.of_ciphertexts("rewrap", batch, version, deadline, read)
+            self.vault.of_ciphertexts("rewrap", batch, version, share, deadline, read)
         };
         each(wrapped.chunks(BATCH), rewrapped).await.into_iter().flatten().collect()
     }
 
     async fn current_version(&self) -> Result<KeyVersion, KmsError> {
-        let probe = self.vault.wrap(&[&Dek::generate()]).await.pop();
+        let probe = self.vault.wrap(&[&Dek::generate()], Share::Caller).await.pop();
         let answer = probe.unwrap_or_else(|| Err(KmsError::local(KmsErrorClass::Internal)))?;
         Ok(answer.value.key_version)
     }
@@ -193,13 +199,13 @@ impl Kms for VaultTransit {
 }
 
 impl Vault {
-    async fn wrap(&self, deks: &[&Dek]) -> Vec<ItemResult<Wrapped>> {
+    async fn wrap(&self, deks: &[&Dek], share: Share) -> Vec<ItemResult<Wrapped>> {
         let deadline = self.calls.deadline();
-        let batches = each(deks.chunks(BATCH), |batch| self.wrap_batch(batch, deadline)).await;
+        let batches = each(deks.chunks(BATCH), |batch| self.wrap_batch(batch, share, deadline)).await;
         batches.into_iter().flatten().collect()
     }
 
-    async fn wrap_batch(&self, deks: &[&Dek], deadline: Instant) -> Vec<ItemResult<Wrapped>> {
+    async fn wrap_batch(&self, deks: &[&Dek], share: Share, deadline: Instant) -> Vec<ItemResult<Wrapped>> {
         let version = match self.version {
             KeyVersionStrategy::Latest => None,
             KeyVersionStrategy::Pinned(version) => Some(version),
@@ -207,7 +213,7 @@ impl Vault {
         let body = transit::encrypt_body(deks.iter().copied(), version);
         let read = |item: &transit::Item<'_>| transit::wrapped(item, &self.key, version);
         let path = format!("{}/encrypt/{}", self.mount, self.key);
-        self.batch(&path, Bytes::from_owner(body), deks.len(), deadline, read).await
+        self.batch(&path, Bytes::from_owner(body), deks.len(), share, deadline, read).await
     }
 
     /// Decrypt or rewrap. What cannot be sent fails alone; what can goes in one request.
@@ -216,6 +222,7 @@ impl Vault {
         operation: &str,
         batch: &[(DekBinding, Wrapped)],
         version: Option<NonZeroU64>,
+        share: Share,
         deadline: Instant,
         read: impl Fn(&transit::Item<'_>) -> Option<T>,
     ) -> Vec<ItemResult<T>> {
@@ -226,7 +233,7 @@ impl Vault {
         } else {
             let body = transit::ciphertexts_body(checked.iter().filter_map(|item| item.ok()), version);
             let path = format!("{}/{operation}/{}", self.mount, self.key);
-            self.batch(&path, Bytes::from(body), sent, deadline, read).await
+            self.batch(&path, Bytes::from(body), sent, share, deadline, read).await
         };
         let mut answers = answers.into_iter();
         checked
@@ -251,14 +258,16 @@ impl Vault {
         path: &str,
         body: Bytes,
         count: usize,
+        share: Share,
         deadline: Instant,
         read: impl Fn(&transit::Item<'_>) -> Option<T>,
     ) -> Vec<ItemResult<T>> {
-        let answer = self
-            .attempts(Method::POST, path, body, deadline, |reply| transit::read_items(&reply, count, &read));
+        let read = |reply: Reply| transit::read_items(&reply, count, &read);
+        let answer = self.attempts(Method::POST, path, body, share, deadline, read);
         answer.await.unwrap_or_else(|error| (0..count).map(|_| Err(error.clone())).collect())
     }
 
+    /// For `doctor`.
     async fn request(
         &self,
         method: Method,
@@ -267,7 +276,7 @@ impl Vault {
         deadline: Instant,
     ) -> Result<Reply, KmsError> {
         let read = |reply: Reply| if reply.status == 200 { Ok(reply) } else { Err(errors::of_reply(&reply)) };
-        self.attempts(method, path, body, deadline, read).await
+        self.attempts(method, path, body, Share::Probe, deadline, read).await
     }
 
     /// Makes a request until it succeeds, fails for good, or time is up.
@@ -276,6 +285,7 @@ impl Vault {
         method: Method,
         path: &str,
         body: Bytes,
+        share: Share,
         deadline: Instant,
         read: impl Fn(Reply) -> Result<T, KmsError>,
     ) -> Result<T, KmsError> {
@@ -289,11 +299,12 @@ impl Vault {
             if !matches!(status, 401 | 403) || !self.auth.refused(&token, error.class) {
                 return Err(Failed { error, wait });
             }
+            self.calls.one_more(share)?;
             let (_, reply) = self.attempt(&method, path, &body, deadline).await?;
             let wait = reply.retry_after();
             read(reply).map_err(|error| Failed { error, wait })
         };
-        self.calls.run(deadline, once).await
+        self.calls.run(deadline, share, once).await
     }
 
     async fn attempt(

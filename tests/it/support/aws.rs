@@ -267,6 +267,7 @@ pub(crate) fn settings(arn: &str, address: &str, credentials: AwsCredentials) ->
         sts_endpoint: Some(endpoint),
         fips: false,
         timeout: Duration::from_secs(5),
+        calls_per_minute: None,
     }
 }
 

@@ -219,6 +219,7 @@ impl Azure {
             credential,
             ca_file: Some(self.server.authority.file()),
             timeout: Duration::from_secs(5),
+            calls_per_minute: None,
         }
     }
 

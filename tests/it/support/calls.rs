@@ -1,12 +1,12 @@
 //! One call to a provider, for tests of what it comes to.
 
 use byok::crypto::Dek;
-use byok::kms::{DekBinding, Kms, KmsErrorClass};
+use byok::kms::{DekBinding, Kms, KmsErrorClass, Purpose};
 use byok::model::{DekId, TenantUid, Wrapped};
 
 /// What a new DEK of the tests' tenant is bound to.
 pub(crate) fn binding() -> DekBinding {
-    DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new() }
+    DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new(), purpose: Purpose::Record }
 }
 
 /// A DEK that was made, wrapped.

@@ -172,7 +172,9 @@ impl Provided {
 pub(crate) fn kms_of(env: &Env) -> Arc<dyn Kms> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut reader = Reader::new(env);
-    let settings = config::Kms::read(&mut reader, false);
+    let mut settings = config::Kms::read(&mut reader, false);
+    let limits = config::Limits::read(&mut reader);
+    settings.iter_mut().for_each(|settings| settings.limit_calls(limits.kms_calls_per_minute));
     let mistakes = reader.into_mistakes();
     match settings {
         Some(config::Kms::Aws(settings)) => Arc::new(AwsKms::new(*settings).expect("it is built")),

@@ -151,6 +151,7 @@ pub(crate) fn settings(address: &str, login: VaultLogin) -> VaultSettings {
         ca_file: None,
         client: None,
         timeout: Duration::from_secs(5),
+        calls_per_minute: None,
     }
 }
 

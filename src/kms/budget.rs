@@ -1,0 +1,212 @@
+//! How many requests a minute may go to one tenant's KMS. Decides nothing about when they are made.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use governor::clock::{Clock, DefaultClock};
+use governor::middleware::NoOpMiddleware;
+use governor::state::{InMemoryState, NotKeyed};
+use governor::{Quota, RateLimiter};
+
+use super::{KmsError, Purpose};
+
+/// Who a request is made for, and so what it may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Share {
+    /// A caller: all that is there.
+    Caller,
+    /// A rotation: half, so that callers find something left.
+    Rotation,
+    /// A rotation's that [`Budget::take_all`] has taken already; what it makes beyond that (retries) is taken like the rest.
+    Prepaid,
+    /// A probe of the key: takes what is there and is never refused, for without it the tenant would go dark.
+    Probe,
+}
+
+impl Share {
+    /// Of a request that carries these purposes together: a probe's only if all of it is.
+    pub(super) fn of(purposes: impl IntoIterator<Item = Purpose>) -> Self {
+        match purposes.into_iter().all(|purpose| purpose != Purpose::Record) {
+            true => Self::Probe,
+            false => Self::Caller,
+        }
+    }
+
+    /// Of a re-wrap of these: a rotation's, unless it is a probe's.
+    pub(super) fn of_rewrap(purposes: impl IntoIterator<Item = Purpose>) -> Self {
+        match Self::of(purposes) {
+            Self::Probe => Self::Probe,
+            Self::Caller | Self::Rotation | Self::Prepaid => Self::Rotation,
+        }
+    }
+}
+
+impl From<Purpose> for Share {
+    fn from(purpose: Purpose) -> Self {
+        Self::of([purpose])
+    }
+}
+
+type Meter<C> = RateLimiter<NotKeyed, InMemoryState, C, NoOpMiddleware<<C as Clock>::Instant>>;
+
+/// The budget of one tenant's key: a whole minute's worth may go at once, then it fills up evenly.
+pub(super) struct Budget<C: Clock = DefaultClock>(Option<Meters<C>>);
+
+struct Meters<C: Clock> {
+    clock: C,
+    whole: Meter<C>,
+    rotation: Meter<C>,
+    /// Lets one line a minute into our log.
+    told: Meter<C>,
+}
+
+impl Budget {
+    /// So many a minute (`BYOK_KMS_CALLS_PER_MINUTE`); `None` is no bound.
+    pub(super) fn new(per_minute: Option<NonZeroU32>) -> Self {
+        Self::by(per_minute, DefaultClock::default())
+    }
+}
+
+impl<C: Clock + Clone> Budget<C> {
+    fn by(per_minute: Option<NonZeroU32>, clock: C) -> Self {
+        let meter = |per_minute| RateLimiter::direct_with_clock(Quota::per_minute(per_minute), clock.clone());
+        Self(per_minute.map(|per_minute| Meters {
+            whole: meter(per_minute),
+            rotation: meter(NonZeroU32::new(per_minute.get() / 2).unwrap_or(NonZeroU32::MIN)),
+            told: meter(NonZeroU32::MIN),
+            clock: clock.clone(),
+        }))
+    }
+
+    /// Takes one request from the budget. The error is [`super::KmsErrorClass::BudgetSpent`]: do not make it.
+    pub(super) fn take(&self, share: Share) -> Result<(), KmsError> {
+        self.take_all(share, NonZeroU32::MIN)
+    }
+
+    /// Takes so many that belong together, or none: half a rewrap is a request for nothing.
+    pub(super) fn take_all(&self, share: Share, count: NonZeroU32) -> Result<(), KmsError> {
+        let Some(meters) = &self.0 else { return Ok(()) };
+        let taken = match share {
+            Share::Caller => meters.take(&meters.whole, count),
+            Share::Rotation | Share::Prepaid => {
+                meters.take(&meters.rotation, count).and_then(|()| meters.take(&meters.whole, count))
+            }
+            Share::Probe => {
+                let _ = meters.whole.check_n(count);
+                Ok(())
+            }
+        };
+        taken.map_err(|wait| {
+            if meters.told.check().is_ok() {
+                tracing::warn!(?share, "the budget of KMS calls is spent: BYOK_KMS_CALLS_PER_MINUTE");
+            }
+            KmsError::budget_spent(wait)
+        })
+    }
+}
+
+impl<C: Clock> Meters<C> {
+    /// The error is how long to wait.
+    fn take(&self, meter: &Meter<C>, count: NonZeroU32) -> Result<(), Duration> {
+        match meter.check_n(count) {
+            Ok(taken) => taken.map_err(|until| until.wait_time_from(self.clock.now())),
+            // More than a whole minute's worth. The least budget that can be configured is larger than what belongs together.
+            Err(_) => Err(Duration::from_secs(60)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use governor::clock::FakeRelativeClock;
+
+    use super::*;
+    use crate::kms::{KmsErrorClass, Verdict};
+
+    fn budget(per_minute: u32) -> (Budget<FakeRelativeClock>, FakeRelativeClock) {
+        let clock = FakeRelativeClock::default();
+        (Budget::by(NonZeroU32::new(per_minute), clock.clone()), clock)
+    }
+
+    fn taken(budget: &Budget<FakeRelativeClock>, share: Share, tries: usize) -> usize {
+        (0..tries).filter(|_| budget.take(share).is_ok()).count()
+    }
+
+    #[test]
+    fn a_whole_minutes_worth_goes_at_once_and_then_it_fills_up_evenly() {
+        let (budget, clock) = budget(60);
+        assert_eq!(taken(&budget, Share::Caller, 100), 60);
+        let spent = budget.take(Share::Caller).unwrap_err();
+        assert_eq!((spent.class, spent.class.verdict()), (KmsErrorClass::BudgetSpent, Verdict::Unasked));
+        assert_eq!(spent.retry_after, Some(Duration::from_secs(1)));
+        clock.advance(Duration::from_secs(7));
+        assert_eq!(taken(&budget, Share::Caller, 100), 7);
+    }
+
+    #[test]
+    fn a_caller_who_waits_as_long_as_was_said_is_let_through() {
+        let (budget, clock) = budget(7);
+        taken(&budget, Share::Caller, 7);
+        for _ in 0..20 {
+            let wait = budget.take(Share::Caller).unwrap_err().retry_after.unwrap();
+            clock.advance(wait);
+            assert!(budget.take(Share::Caller).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_probe_counts_and_is_never_refused() {
+        let (budget, _) = budget(10);
+        assert_eq!(taken(&budget, Share::Probe, 4), 4);
+        assert_eq!(taken(&budget, Share::Caller, 10), 6);
+        assert_eq!(taken(&budget, Share::Probe, 100), 100);
+    }
+
+    #[test]
+    fn a_rotation_leaves_half_of_it_to_the_callers() {
+        let (budget, clock) = budget(60);
+        for _ in 0..5 {
+            let rotated = taken(&budget, Share::Rotation, 100);
+            assert!(rotated <= 30, "{rotated}");
+            assert!(taken(&budget, Share::Caller, 30) >= 30);
+            clock.advance(Duration::from_secs(60));
+        }
+        let (of_one, _) = self::budget(1);
+        assert_eq!(taken(&of_one, Share::Rotation, 2), 1);
+    }
+
+    #[test]
+    fn what_belongs_together_is_taken_together_or_not_at_all() {
+        let (budget, clock) = budget(20);
+        let two = NonZeroU32::new(2).unwrap();
+        assert_eq!((0..20).filter(|_| budget.take_all(Share::Rotation, two).is_ok()).count(), 5);
+        clock.advance(Duration::from_secs(6));
+        assert!(budget.take_all(Share::Rotation, two).is_err());
+        clock.advance(Duration::from_secs(6));
+        assert!(budget.take_all(Share::Rotation, two).is_ok());
+    }
+
+    #[test]
+    fn another_tenants_budget_is_its_own() {
+        let ((one, _), (other, _)) = (budget(3), budget(3));
+        assert_eq!(taken(&one, Share::Caller, 10), 3);
+        assert_eq!(taken(&other, Share::Caller, 10), 3);
+    }
+
+    #[test]
+    fn without_a_bound_nothing_is_refused() {
+        let budget = Budget::new(None);
+        assert!((0..10_000).all(|_| budget.take(Share::Rotation).is_ok()));
+    }
+
+    #[test]
+    fn what_goes_together_is_a_probe_only_if_all_of_it_is() {
+        assert_eq!(Share::of([Purpose::Probe, Purpose::Probe]), Share::Probe);
+        assert_eq!(Share::of([Purpose::Probe, Purpose::Record]), Share::Caller);
+        assert_eq!(Share::from(Purpose::Record), Share::Caller);
+        assert_eq!(Share::of_rewrap([Purpose::Probe, Purpose::Record]), Share::Rotation);
+        assert_eq!(Share::of_rewrap([Purpose::Probe]), Share::Probe);
+    }
+}

@@ -1,0 +1,369 @@
+//! The limits of a minute as callers meet them: over each there is a refusal that says when to come back, and what costs
+//! the customer nothing goes on.
+
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use axum::http::StatusCode;
+use axum::response::IntoResponse as _;
+use byok::kms::{DekBinding, KmsErrorClass, Purpose, Verdict};
+use serde_json::{Value, json};
+
+use crate::support::calls::binding;
+use crate::support::provider::Provided;
+use crate::support::relay::Relay;
+use crate::support::server::{Answer, TestServer};
+
+const ENCRYPT_MANY: &str = "mutation($i: [ByokEncryptItem!]!) { byokEncryptMany(items: $i) { ciphertext error { code message retryable } } }";
+const DECRYPT_MANY: &str = "mutation($i: [ByokDecryptItem!]!) { byokDecryptMany(items: $i) { plaintext error { code message retryable } } }";
+const DECRYPT: &str =
+    "mutation($c: String!, $r: ID) { byokDecrypt(ciphertext: $c, recordId: $r) { plaintext } }";
+
+fn plain(count: usize) -> Value {
+    (0..count).map(|n| json!({ "plaintext": format!("p-{n}"), "record_id": format!("r-{n}") })).collect()
+}
+
+/// As GraphQL names it.
+fn camel(items: &Value) -> Value {
+    let text = items.to_string().replace("\"record_id\"", "\"recordId\"");
+    serde_json::from_str(&text).unwrap()
+}
+
+/// Tokens of the values `p-n` of the records `r-n`, as items to decrypt.
+async fn tokens(server: &TestServer, count: usize) -> Vec<Value> {
+    let answer = server.post("/byok/encrypt/many", json!({ "items": plain(count) })).await;
+    let answers = answer.body["items"].as_array().unwrap_or_else(|| panic!("{}", answer.body));
+    let item = |(n, token): (usize, &Value)| json!({ "ciphertext": token["ciphertext"], "record_id": format!("r-{n}") });
+    answers.iter().enumerate().map(item).collect()
+}
+
+/// A remote join of these items.
+async fn reveal(server: &TestServer, items: &[Value]) -> Vec<Value> {
+    let mut query = String::from("query {");
+    for (n, item) in items.iter().enumerate() {
+        write!(
+            query,
+            " f{n}: byokReveal(ciphertext: {}, recordId: {}) {{ value error {{ code message retryable }} }}",
+            item["ciphertext"], item["record_id"]
+        )
+        .unwrap();
+    }
+    let answer = server.graphql(&server.jwt("admin", "a"), &(query + " }"), json!(null)).await;
+    assert!(answer.get("errors").is_none(), "a join's errors are data: {answer}");
+    (0..items.len()).map(|n| answer["data"][format!("f{n}")].clone()).collect()
+}
+
+/// A refusal for the rate: its status, its code, and a wait of whole seconds within these bounds; gives the wait.
+fn limited(answer: &Answer, most: u64) -> u64 {
+    assert_eq!(
+        (answer.status.as_u16(), &answer.body["code"]),
+        (429, &json!("RATE_LIMITED")),
+        "{}",
+        answer.body
+    );
+    assert_eq!(answer.body["retryable"], true);
+    let seconds: u64 = answer.headers["retry-after"].to_str().unwrap().parse().unwrap();
+    assert!((1..=most).contains(&seconds), "{seconds}");
+    seconds
+}
+
+/// The same in GraphQL.
+fn limited_in_graphql(answer: &Value, most: u64) {
+    let extensions = &answer["errors"][0]["extensions"];
+    assert_eq!(extensions["code"], "RATE_LIMITED", "{answer}");
+    let seconds = extensions["retryAfterSeconds"].as_u64().unwrap();
+    assert!((1..=most).contains(&seconds), "{answer}");
+}
+
+#[tokio::test]
+async fn a_batch_is_one_call_and_the_next_is_told_when_to_come_back() {
+    let server = TestServer::with(&[("BYOK_ENCRYPT_RATE_RPM", "1"), ("BYOK_DECRYPT_RATE_RPM", "1")]).await;
+    let admin = server.jwt("admin", "a");
+    let items = tokens(&server, 5).await;
+    limited(&server.post("/byok/encrypt/many", json!({ "items": plain(1) })).await, 60);
+    limited_in_graphql(&server.graphql(&admin, ENCRYPT_MANY, json!({ "i": camel(&plain(1)) })).await, 60);
+
+    let opened = server.post("/byok/decrypt/many", json!({ "items": items })).await;
+    assert_eq!(opened.body["items"][4]["plaintext"], "p-4", "{}", opened.body);
+    limited(&server.post("/byok/decrypt/many", json!({ "items": items })).await, 60);
+    let decrypt_many = json!({ "i": camel(&json!(items)) });
+    limited_in_graphql(&server.graphql(&admin, DECRYPT_MANY, decrypt_many).await, 60);
+    for row in reveal(&server, &items).await {
+        assert_eq!(
+            (&row["error"]["code"], &row["error"]["retryable"]),
+            (&json!("RATE_LIMITED"), &json!(true))
+        );
+    }
+}
+
+#[tokio::test]
+async fn items_past_the_budget_wait_and_a_call_that_can_never_pass_is_told_so() {
+    let server =
+        TestServer::with(&[("BYOK_ENCRYPT_ITEMS_PER_MINUTE", "10"), ("BYOK_DECRYPT_ITEMS_PER_MINUTE", "10")])
+            .await;
+    let admin = server.jwt("admin", "a");
+    let items = tokens(&server, 8).await;
+    // Eight of ten are taken: five have to wait for three, six seconds each.
+    let many = json!({ "items": plain(5) });
+    limited(&server.post("/byok/encrypt/many", many.clone()).await, 18);
+    limited_in_graphql(&server.graphql(&admin, ENCRYPT_MANY, json!({ "i": camel(&plain(5)) })).await, 18);
+    assert_eq!(server.post("/byok/encrypt", plain(1)[0].clone()).await.status, 200, "there is room for one");
+
+    let never = server.post("/byok/encrypt/many", json!({ "items": plain(11) })).await;
+    assert_eq!((never.status.as_u16(), &never.body["code"]), (413, &json!("TOO_MANY_ITEMS")));
+    assert_eq!(never.body["retryable"], false);
+    assert!(never.headers.get("retry-after").is_none(), "a wait would be a lie");
+    assert!(never.body["detail"].as_str().unwrap().contains("never"), "{}", never.body);
+    let never = server.graphql(&admin, ENCRYPT_MANY, json!({ "i": camel(&plain(11)) })).await;
+    assert_eq!(never["errors"][0]["extensions"]["code"], "TOO_MANY_ITEMS", "{never}");
+    assert!(never["errors"][0]["extensions"].get("retryAfterSeconds").is_none());
+
+    let rows = reveal(&server, &items).await;
+    assert_eq!(rows[7]["value"], "p-7");
+    for row in reveal(&server, &items).await {
+        assert_eq!(
+            (&row["error"]["code"], &row["error"]["retryable"]),
+            (&json!("RATE_LIMITED"), &json!(true))
+        );
+    }
+    limited(&server.post("/byok/decrypt/many", json!({ "items": items })).await, 60);
+    let twice: Vec<Value> = items.iter().chain(&items).cloned().collect();
+    for row in reveal(&server, &twice).await {
+        assert_eq!(
+            (&row["error"]["code"], &row["error"]["retryable"]),
+            (&json!("TOO_MANY_ITEMS"), &json!(false))
+        );
+    }
+}
+
+/// What a budget of so many a minute lets out at most in this time, and the probes beside it.
+fn most(per_minute: u64, began: Instant) -> usize {
+    let seconds = began.elapsed().as_secs() + 1;
+    usize::try_from(per_minute + seconds * per_minute / 60 + seconds * 4).unwrap()
+}
+
+fn asked(relay: &Relay, names: &[&str]) -> usize {
+    let counts = relay.state.counts.lock().unwrap();
+    names.iter().filter_map(|name| counts.get(*name)).sum()
+}
+
+#[tokio::test]
+async fn past_the_budget_of_kms_calls_cold_decrypts_wait_and_hot_ones_go_on() {
+    const BUDGET: u64 = 240;
+    let mut provider = Provided::vault().await;
+    let relays = provider.relayed().await;
+    let mut environment = provider.environment();
+    let seeder = TestServer::with(&environment).await;
+    let items = tokens(&seeder, 1_500).await;
+    environment.push(("BYOK_KMS_CALLS_PER_MINUTE", "240"));
+    let server = TestServer::on(seeder.key.clone(), seeder.database_url.clone(), &environment).await;
+    let admin = server.jwt("admin", "a");
+    let hot = &items[0];
+    assert_eq!(server.post("/byok/decrypt", hot.clone()).await.status, 200);
+
+    let (began, before) = (Instant::now(), asked(&relays[0], &["decrypt"]));
+    let (mut opened, mut refused) = (0, 0);
+    for some in items[1..1_001].chunks(50) {
+        let calls = some.iter().map(|item| server.post("/byok/decrypt", item.clone()));
+        for answer in futures_util::future::join_all(calls).await {
+            if answer.status == 200 {
+                opened += 1;
+            } else {
+                limited(&answer, 1);
+                assert!(answer.body["detail"].as_str().unwrap().contains("KMS"), "{}", answer.body);
+                refused += 1;
+            }
+        }
+    }
+    let seen = asked(&relays[0], &["decrypt"]) - before;
+    assert!(seen <= most(BUDGET, began), "{seen} requests");
+    assert!(opened > 0 && opened <= seen && refused > 0, "{opened} of {seen} opened, {refused} refused");
+
+    for _ in 0..20 {
+        assert_eq!(server.post("/byok/decrypt", hot.clone()).await.body["plaintext"], "p-0");
+    }
+    // The budget fills up meanwhile: each tries until there is nothing left.
+    let mut cold = items[1_001..].iter();
+    let refused_in_graphql = loop {
+        let item = cold.next().expect("the budget is spent");
+        let variables = json!({ "c": item["ciphertext"], "r": item["record_id"] });
+        let answer = server.graphql(&admin, DECRYPT, variables).await;
+        if answer.get("errors").is_some() {
+            break answer;
+        }
+    };
+    limited_in_graphql(&refused_in_graphql, 1);
+    let row = loop {
+        let item = cold.next().expect("the budget is spent");
+        let rows = reveal(&server, &[hot.clone(), item.clone()]).await;
+        assert_eq!(rows[0]["value"], "p-0", "the hot row of the join is there");
+        if rows[1]["error"] != Value::Null {
+            break rows[1].clone();
+        }
+    };
+    assert_eq!((&row["error"]["code"], &row["error"]["retryable"]), (&json!("RATE_LIMITED"), &json!(true)));
+    let item = loop {
+        let item = cold.next().expect("the budget is spent");
+        let many = json!({ "items": [hot, item] });
+        let answer = server.post("/byok/decrypt/many", many).await;
+        assert_eq!(answer.body["items"][0]["plaintext"], "p-0");
+        if answer.body["items"][1].get("error").is_some() {
+            break answer.body["items"][1].clone();
+        }
+    };
+    assert_eq!((&item["error"]["code"], &item["error"]["retryable"]), (&json!("RATE_LIMITED"), &json!(true)));
+    assert_eq!(
+        server.get("/byok/health").await.body["status"],
+        "OK",
+        "the key is well: a probe goes through"
+    );
+    let said = server.logged().matches("BYOK_KMS_CALLS_PER_MINUTE").count();
+    assert!((1..=3).contains(&said), "said {said} times, and not for each call");
+}
+
+/// Of a batch of twenty, ten go out and the others are told to wait; then nothing does but probes. A provider that takes a
+/// request for a whole batch has spent one.
+async fn not_one_more_than_the_budget_goes_out(mut provider: Provided, batch: bool, names: &[&str]) {
+    let relays = provider.relayed().await;
+    provider.variables.push(("BYOK_KMS_CALLS_PER_MINUTE".to_owned(), "10".to_owned()));
+    let kms = provider.kms();
+    let bindings = [binding(); 20];
+    let began = Instant::now();
+    let answers = kms.generate(&bindings).await;
+    let made = answers.iter().filter(|answer| answer.is_ok()).count();
+    for error in answers.iter().filter_map(|answer| answer.as_ref().err()) {
+        assert_eq!((error.class, error.class.verdict()), (KmsErrorClass::BudgetSpent, Verdict::Unasked));
+        assert!(error.retry_after.is_some_and(|wait| wait <= Duration::from_secs(6)));
+    }
+    assert_eq!(made, if batch { 20 } else { made.min(10) });
+    let last = loop {
+        let answer = kms.generate(&bindings[..1]).await.remove(0);
+        if let Err(error) = answer {
+            break error;
+        }
+    };
+    assert_eq!(last.class, KmsErrorClass::BudgetSpent);
+    // It fills up by one in six seconds.
+    let refilled = usize::try_from(began.elapsed().as_secs() / 6).unwrap();
+    let seen = asked(&relays[0], names);
+    // One of the ten may be AWS's list of the key's versions, which comes once and is not refused.
+    assert!((9..=10 + refilled).contains(&seen), "{seen}: {:?}", relays[0].state.counts.lock().unwrap());
+
+    let probe = DekBinding { purpose: Purpose::Probe, ..binding() };
+    let wrapped = kms.generate(&[probe]).await.remove(0).expect("a probe is never refused").value.wrapped;
+    assert!(kms.unwrap(&[(probe, wrapped.clone())]).await.remove(0).is_ok());
+    let as_record = kms.unwrap(&[(binding(), wrapped)]).await.remove(0);
+    assert!(as_record.is_err_and(|error| error.class == KmsErrorClass::BudgetSpent));
+}
+
+#[tokio::test]
+async fn not_one_request_more_than_the_budget_goes_to_vault() {
+    not_one_more_than_the_budget_goes_out(Provided::vault().await, true, &["encrypt"]).await;
+}
+
+#[tokio::test]
+async fn not_one_request_more_than_the_budget_goes_to_google() {
+    not_one_more_than_the_budget_goes_out(Provided::gcp().await, false, &["encrypt"]).await;
+}
+
+#[tokio::test]
+async fn not_one_request_more_than_the_budget_goes_to_aws() {
+    not_one_more_than_the_budget_goes_out(Provided::aws().await, false, &["GenerateDataKey"]).await;
+}
+
+#[tokio::test]
+async fn not_one_request_more_than_the_budget_goes_to_azure() {
+    not_one_more_than_the_budget_goes_out(Provided::azure().await, false, &["wrapkey"]).await;
+}
+
+#[tokio::test]
+async fn a_probes_dek_is_marked_where_the_kms_logs_a_context_and_opens_as_nothing_else() {
+    for provider in [Provided::gcp().await, Provided::aws().await] {
+        let kms = provider.kms();
+        let record = binding();
+        let probe = DekBinding { purpose: Purpose::Probe, ..record };
+        let wrapped = kms.generate(&[probe]).await.remove(0).expect("it is made").value.wrapped;
+        assert!(kms.unwrap(&[(probe, wrapped.clone())]).await.remove(0).is_ok());
+        assert!(kms.unwrap(&[(record, wrapped.clone())]).await.remove(0).is_err());
+        let version = wrapped.key_version.clone();
+        let again =
+            kms.rewrap(&[(probe, wrapped)], &version).await.remove(0).expect("it is re-wrapped").value;
+        assert!(kms.unwrap(&[(probe, again)]).await.remove(0).is_ok());
+    }
+}
+
+#[tokio::test]
+async fn retries_are_taken_from_the_budget() {
+    let mut provider = Provided::vault().await;
+    let relays = provider.relayed().await;
+    provider.variables.push(("BYOK_KMS_CALLS_PER_MINUTE".to_owned(), "10".to_owned()));
+    relays[0].say(Some(Box::new(|| (StatusCode::INTERNAL_SERVER_ERROR, "{}").into_response())));
+    let kms = provider.kms();
+    let began = Instant::now();
+    let mut classes = Vec::new();
+    for _ in 0..8 {
+        classes.push(kms.generate(&[binding()]).await.remove(0).err().unwrap().class);
+    }
+    let refilled = usize::try_from(began.elapsed().as_secs() / 6).unwrap();
+    let seen = asked(&relays[0], &["encrypt"]);
+    assert!((10..=10 + refilled).contains(&seen), "{seen}");
+    // Three tries each, and one: what the provider said is told even where there was no budget to try again.
+    assert_eq!(classes[..4], [KmsErrorClass::Internal; 4]);
+    assert!(classes.contains(&KmsErrorClass::BudgetSpent));
+}
+
+#[tokio::test]
+async fn a_rotation_slows_down_leaves_half_of_the_budget_and_loses_nothing() {
+    const RECORDS: usize = 180;
+    let provider = Provided::gcp().await;
+    let mut environment = provider.environment();
+    environment.push(("BYOK_DEK_CACHE_SECONDS", "0"));
+    let mut seeder = TestServer::with(&environment).await;
+    let items = tokens(&seeder, RECORDS).await;
+    seeder.stop().await;
+    (provider.rotate)().await;
+    // Each re-wrap is two calls: three hundred go at once, the other sixty five a second.
+    environment.push(("BYOK_KMS_CALLS_PER_MINUTE", "600"));
+    let server = TestServer::on(seeder.key.clone(), seeder.database_url.clone(), &environment).await;
+    let began = Instant::now();
+    let started = server.post("/byok/rotate", json!({})).await;
+    assert_eq!(started.status, 202, "{}", started.body);
+    let path = format!("/byok/rotate/{}", started.body["id"].as_str().unwrap());
+    let mut slowed = false;
+    let job = loop {
+        let job = server.get(&path).await.body;
+        assert_eq!(job["failed"], 0, "{job}");
+        assert!(matches!(job["stalled"].as_str(), None | Some("RATE_LIMITED")), "{job}");
+        if !slowed && job["rewrapped"].as_u64().is_some_and(|done| done > 120) && job["state"] == "RUNNING" {
+            slowed = true;
+            for item in &items[..20] {
+                let answer = server.post("/byok/decrypt", item.clone()).await;
+                assert_eq!(answer.status, 200, "callers have the other half: {}", answer.body);
+            }
+        }
+        if job["state"] == "DONE" {
+            break job;
+        }
+        assert!(began.elapsed() < Duration::from_secs(90), "{job}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    assert!(slowed && began.elapsed() > Duration::from_secs(8), "{:?}: {job}", began.elapsed());
+    assert_eq!((&job["rewrapped"], &job["total"]), (&json!(RECORDS), &json!(RECORDS)), "{job}");
+    assert_eq!(job["kms_calls"], 2 * RECORDS, "none was made for nothing: {job}");
+    let versions: Vec<(String, i64)> =
+        sqlx::query_as("SELECT key_version, count(*) FROM np_byok_wrapped_deks GROUP BY 1")
+            .fetch_all(&server.database().await)
+            .await
+            .unwrap();
+    assert_eq!(versions, [("2".to_owned(), RECORDS as i64)]);
+    let audit = server.get("/byok/audit?operation=rotate&first=500").await;
+    let entries = audit.body["entries"].as_array().unwrap();
+    let recorded: usize = entries.iter().map(|entry| entry["items"].as_array().unwrap().len()).sum();
+    assert_eq!(recorded, RECORDS, "each DEK stands in an entry once");
+    let answer = server.post("/byok/decrypt/many", json!({ "items": items })).await;
+    for (n, item) in answer.body["items"].as_array().unwrap().iter().enumerate() {
+        // What the budget does not let through is told so, and comes the next time.
+        let opened = item["plaintext"] == format!("p-{n}");
+        assert!(opened || item["error"]["code"] == "RATE_LIMITED", "{item}");
+    }
+}
