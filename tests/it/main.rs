@@ -41,6 +41,7 @@ mod rest;
 mod roles;
 mod rotation;
 mod store_conformance;
+mod store_fence;
 mod store_outage;
 mod store_pgbouncer;
 mod store_postgres;
