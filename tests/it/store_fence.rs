@@ -268,7 +268,7 @@ async fn incidents_are_read_newest_first(store: Db) {
     let mut recorded = Vec::new();
     for _ in 0..5 {
         let incident = incident("1", proof.proven_at);
-        let to = Proof { revision: proof.revision + 1, ..proof.clone() };
+        let to = Proof { posture: Posture::Revoked, revision: proof.revision + 1, ..proof.clone() };
         let step = Change::Prove { from: proof.revision, to: to.clone(), incident: Some(incident.clone()) };
         assert_eq!(one(&store, tenant, step).await, 1);
         recorded.insert(0, incident);

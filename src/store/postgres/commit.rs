@@ -102,6 +102,8 @@ pub(super) type PgQuery = Query<'static, sqlx::Postgres, PgArguments>;
 enum Ended {
     /// The log is not at the batch's base, or the fence does not hold.
     Missed,
+    /// The tenant has no log to append to.
+    Headless,
     /// A DEK id holds another DEK.
     Taken,
     /// The driver's error.
@@ -128,7 +130,7 @@ impl Postgres {
             writer.keep();
             return self.settle(batch).await;
         }
-        self.concluded(writer, ended, decided, false)
+        self.concluded(writer, ended, decided)
     }
 
     /// Takes the head's row lock, for which writers queue, and appends to the size that it then holds.
@@ -141,7 +143,7 @@ impl Postgres {
         let ended =
             timeout(EXCHANGE, attempt_in_turn(&mut writer.connection, batch, self.pgbouncer, &mut decided))
                 .await;
-        self.concluded(writer, ended, decided, !batch.fence.is_empty())
+        self.concluded(writer, ended, decided)
     }
 
     fn concluded(
@@ -149,17 +151,20 @@ impl Postgres {
         writer: Writer<'_>,
         ended: Result<Result<Committed, Ended>, Elapsed>,
         decided: bool,
-        fenced: bool,
     ) -> Result<Committed, CommitError> {
         let failure = match ended {
             Ok(Ok(committed)) => {
                 writer.keep();
                 return Ok(committed);
             }
-            // Under the lock the head does not move: there is none, or it is the fence.
+            // Under the lock the head does not move: it is the fence.
             Ok(Err(Ended::Missed)) => {
                 writer.keep();
-                return Err(if fenced { CommitError::Fenced } else { CommitError::Rejected });
+                return Err(CommitError::Fenced);
+            }
+            Ok(Err(Ended::Headless)) => {
+                writer.keep();
+                return Err(CommitError::Rejected);
             }
             Ok(Err(Ended::Taken)) => return Err(CommitError::Rejected),
             Ok(Err(Ended::Failed(error))) => Failure::of(&error),
@@ -186,7 +191,9 @@ impl Postgres {
             Ok(Some((_, Some(id)))) if id == first.id.0 => {
                 Ok(Committed { applied: shown(self, batch.tenant, &batch.changes).await?, passed: None })
             }
-            Ok(Some((size, _))) if size == signed(batch.base) => Err(CommitError::Fenced),
+            Ok(Some((size, _))) if size == signed(batch.base) && !batch.fence.is_empty() => {
+                Err(CommitError::Fenced)
+            }
             Ok(Some((size, _))) => Err(CommitError::Moved { size: u64::try_from(size).unwrap_or(0) }),
             // A tenant without a head has no log to append to.
             Ok(None) => Err(CommitError::Rejected),
@@ -223,7 +230,7 @@ async fn attempt_in_turn(
     let turn = sqlx::query(TURN).persistent(!pgbouncer).bind(batch.tenant.0);
     let Some(head) = turn.fetch_optional(&mut *transaction).await? else {
         transaction.rollback().await?;
-        return Err(Ended::Missed);
+        return Err(Ended::Headless);
     };
     batch.base = u64::try_from(head.try_get::<i64, _>(0)?).unwrap_or(0);
     finish(transaction, batch, pgbouncer, decided).await
