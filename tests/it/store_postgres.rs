@@ -13,10 +13,10 @@ use crate::support::postgres::{
 };
 use crate::support::rows::{changes, dek, entries, entry, job, tenant, wrapped};
 
-const DENIED: &str = "42501";
+pub(crate) const DENIED: &str = "42501";
 
 /// A database whose tables belong to one role and are served by another; the URLs of both.
-async fn with_two_roles() -> (TestDatabase, Postgres, String, String) {
+pub(crate) async fn with_two_roles() -> (TestDatabase, Postgres, String, String) {
     let mut database = empty().await;
     let (owner, serving) = (database.role().await, database.role().await);
     database.give_to(&owner).await;

@@ -27,8 +27,8 @@ statements! {
                 WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true)
         ), head AS (
             UPDATE np_byok_heads h SET size = size + $3 FROM durable WHERE h.tenant = $1 AND h.size = $2
-                -- The fence: no key in use but is as it must be. It hangs on the head's row, so that it is asked once
-                -- more when the statement had to wait for that.
+                -- The fence: no key in use but is as it must be when the statement begins. After a wait for the head's
+                -- row it is asked again only where that was written, so what counts is the age that is told below.
                 AND NOT EXISTS (
                     SELECT FROM unnest($26::text[], $27::text[], $28::int8[], $29::int8[], $30::int8[])
                         AS f(key_name, key_version, epoch, revision, within)
@@ -185,9 +185,19 @@ impl Postgres {
     /// the fence?
     async fn settle(&self, batch: &Batch) -> Result<Committed, CommitError> {
         let Some(first) = batch.entries.first() else { return Err(CommitError::Rejected) };
-        let place = sqlx::query(PLACE).bind(batch.tenant.0).bind(signed(batch.base)).bind(moment(first.at));
-        let place = self.first(place, |row| Ok((there(row.number(0)?)?, row.uuid(1)?))).await;
-        match place {
+        let place = || {
+            let place =
+                sqlx::query(PLACE).bind(batch.tenant.0).bind(signed(batch.base)).bind(moment(first.at));
+            self.first(place, |row| Ok((there(row.number(0)?)?, row.uuid(1)?)))
+        };
+        let mut found = place().await;
+        if matches!(found, Ok(Some((size, _))) if size == signed(batch.base)) && !batch.fence.is_empty() {
+            // A fence that does not hold waits for nobody, and this very batch may be under way: on a connection that was
+            // lost, past its fence and before its end. It holds the head's lock until then.
+            let turn = self.first(sqlx::query(TURN).bind(batch.tenant.0), |_| Ok(())).await;
+            found = if turn.is_ok() { place().await } else { return Err(CommitError::Unknown) };
+        }
+        match found {
             Ok(Some((_, Some(id)))) if id == first.id.0 => {
                 Ok(Committed { applied: shown(self, batch.tenant, &batch.changes).await?, passed: None })
             }
