@@ -47,7 +47,7 @@ statements! {
         ), incident AS (
             INSERT INTO np_byok_incidents (tenant, id, at, key_name, key_version, was, posture, class, http_status,
                 kms_request_id)
-            SELECT $1, $15, $16, $2, $3, $17, $4, $18, $19, $20 FROM proven WHERE $15::uuid IS NOT NULL
+            SELECT $1, $15, $16, $2, $3, $17, $21, $18, $19, $20 FROM proven WHERE $15::uuid IS NOT NULL
             ON CONFLICT (tenant, id) DO NOTHING
         )
         SELECT count(*) FROM proven";
@@ -98,6 +98,7 @@ pub(super) fn prove(tenant: TenantUid, from: u64, to: &Proof, incident: Option<&
         .bind(incident.and_then(|incident| incident.class.as_deref().map(str::to_owned)))
         .bind(incident.and_then(|incident| incident.http_status).map(i32::from))
         .bind(incident.and_then(|incident| incident.kms_request_id.as_deref().map(str::to_owned)))
+        .bind(incident.map(|incident| incident.posture.as_str()))
 }
 
 fn bind_proof(query: PgQuery, tenant: TenantUid, proof: &Proof) -> PgQuery {
