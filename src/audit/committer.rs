@@ -163,7 +163,16 @@ impl Lane {
 
     /// Commits what passes the fence, and leaves out what does not.
     async fn commit_group(&mut self, tenant: TenantUid, mut group: Vec<Pending>) {
-        for _ in 0..ROUNDS {
+        for round in 0..=ROUNDS {
+            if round == ROUNDS {
+                // What passed when it was looked at, and did not when it was committed, is refused in the end.
+                let (fenced, free) = group.into_iter().partition(|pending| !pending.unit.fence.is_empty());
+                refuse(fenced, CommitFailed::Fenced);
+                group = free;
+            }
+            if group.is_empty() {
+                return;
+            }
             let (mut batch, shares) = merge(tenant, group);
             group = match self.commit_batch(&mut batch).await {
                 // One bad unit must not take its neighbours with it.
@@ -179,16 +188,6 @@ impl Lane {
                 Err(CommitFailed::Fenced) => self.sift(tenant, part(batch, shares)).await,
                 outcome => return divide(outcome, shares),
             };
-            if group.is_empty() {
-                return;
-            }
-        }
-        // What passed when it was looked at, and did not when it was committed, is refused in the end.
-        let (fenced, free) = group.into_iter().partition(|pending| !pending.unit.fence.is_empty());
-        refuse(fenced, CommitFailed::Fenced);
-        let (mut batch, shares) = merge(tenant, free);
-        if !shares.is_empty() {
-            divide(self.commit_batch(&mut batch).await, shares);
         }
     }
 
@@ -306,7 +305,10 @@ impl Lane {
 fn merge(tenant: TenantUid, group: Vec<Pending>) -> (Batch, Vec<Share>) {
     let mut batch = Batch { tenant, base: 0, entries: Vec::new(), changes: Vec::new(), fence: Vec::new() };
     let mut shares = Vec::with_capacity(group.len());
-    for Pending { unit: Unit { entry, changes, fence, .. }, done } in group {
+    for Pending { unit: Unit { entry, changes, mut fence, .. }, done } in group {
+        if entry.is_none() {
+            fence.clear();
+        }
         for asked in &fence {
             if !batch.fence.contains(asked) {
                 batch.fence.push(asked.clone());

@@ -25,8 +25,8 @@ pub enum Must {
         /// The epoch that the call began under.
         epoch: u64,
     },
-    /// The same; and it was shown to work within so long, by the database's clock at the end of any wait for a lock. A
-    /// proof from the future is none: the clock was set back.
+    /// The same; and it was shown to work within so long, by the database's clock. A proof from the future is none: the
+    /// clock was set back. PostgreSQL asks before it waits for a lock: who must not answer late looks at [`Passed`].
     BeProven {
         /// The epoch that the call began under.
         epoch: u64,
@@ -58,7 +58,7 @@ impl Must {
 /// What a commit found of the keys of its fence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Passed {
-    /// What the database's clock said once the fence was passed.
+    /// What the database's clock said once the fence was passed, and any wait for the log's head was over.
     pub now: Timestamp,
     /// When each was last shown to work, in the order of the fence.
     pub proven_at: Vec<Timestamp>,

@@ -1,25 +1,30 @@
 //! Group commit, over a real database whose answers are lost or refused when a test says so.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use byok::audit::{CommitFailed, Committer, Unit, pack};
+use byok::audit::{CommitFailed, Committer, Durable, Unit, pack};
 use byok::model::{
-    DekId, Entry, EntryId, Incident, Job, JobId, KeyVersion, Means, Operation, Outcome, Proof, SystemClock,
-    Tenant, TenantUid, Timestamp, Wrapped,
+    DekId, Entry, EntryId, Incident, Job, JobId, KeyVersion, Means, Operation, Outcome, Posture, Proof,
+    SystemClock, Tenant, TenantUid, Timestamp, Wrapped,
 };
 use byok::store::{
-    AuditReads, Batch, Change, CommitError, Committed, Database as _, DekReads, DekRow, EntryFilter,
-    JobReads, PlacedEntry, ProofReads, ReadError, Seen, Sqlite, Store, TenantReads, Watched,
+    AuditReads, Batch, Change, CommitError, Committed, Database as _, DekReads, DekRow, EntryFilter, Fence,
+    JobReads, Must, PlacedEntry, ProofReads, ReadError, Seen, Sqlite, Store, TenantReads, Watched,
 };
+
+use crate::support::rows::{fence, prove, watch};
 
 /// What becomes of a commit.
 #[derive(Clone, Copy)]
 enum Fate {
     /// It is done, and the answer is lost.
     Lost,
+    /// The same, and then the key is revoked.
+    LostAndRevoked,
     /// It never arrives.
     Fails(CommitError),
     /// As the database says, after a while in which others get ready.
@@ -30,6 +35,15 @@ struct Unlucky {
     database: Sqlite,
     fates: Mutex<VecDeque<Fate>>,
     batches: Mutex<Vec<usize>>,
+    /// Whether proofs cannot be read.
+    unreadable: AtomicBool,
+}
+
+impl Unlucky {
+    async fn revoke(&self, tenant: TenantUid) {
+        let proof = self.database.proofs(tenant).await.unwrap().rows.remove(0);
+        prove(&self.database, tenant, &proof, |to| (to.posture, to.epoch) = (Posture::Revoked, 2)).await;
+    }
 }
 
 #[async_trait]
@@ -44,8 +58,11 @@ impl Store for Unlucky {
                 tokio::time::sleep(Duration::from_millis(200)).await;
                 self.database.commit(batch).await
             }
-            Some(Fate::Lost) => {
+            Some(fate @ (Fate::Lost | Fate::LostAndRevoked)) => {
                 self.database.commit(batch).await.expect("the database takes it");
+                if matches!(fate, Fate::LostAndRevoked) {
+                    self.revoke(batch.tenant).await;
+                }
                 Err(CommitError::Unknown)
             }
         }
@@ -126,7 +143,10 @@ impl AuditReads for Unlucky {
 #[async_trait]
 impl ProofReads for Unlucky {
     async fn proofs(&self, tenant: TenantUid) -> Result<Seen<Proof>, ReadError> {
-        self.database.proofs(tenant).await
+        match self.unreadable.load(Ordering::SeqCst) {
+            true => Err(ReadError::Unavailable),
+            false => self.database.proofs(tenant).await,
+        }
     }
 
     async fn watched(&self) -> Result<Seen<Watched>, ReadError> {
@@ -160,6 +180,7 @@ impl Bench {
             database,
             fates: Mutex::new(fates.iter().copied().collect()),
             batches: Mutex::default(),
+            unreadable: AtomicBool::new(false),
         });
         let committer = Arc::new(Committer::start(store.clone(), Arc::new(SystemClock), 2));
         Self { store, committer, tenant: tenant.uid, _folder: folder }
@@ -178,6 +199,27 @@ impl Bench {
             items: Vec::new(),
         };
         Unit { tenant: self.tenant, entry: Some(pack(&entry)), changes, fence: Vec::new() }
+    }
+
+    fn fenced(&self, user: &str, changes: Vec<Change>, fence: Vec<Fence>) -> Unit {
+        Unit { fence, ..self.unit(user, changes) }
+    }
+
+    async fn durable(&self, unit: Unit) -> Result<Durable, CommitFailed> {
+        self.committer.commit(unit).await
+    }
+
+    /// Commits what gets ready, in this order, while the commit before it runs: one group.
+    async fn together(&self, units: Vec<Unit>) -> Vec<Result<Durable, CommitFailed>> {
+        self.store.fates.lock().unwrap().push_front(Fate::Slow);
+        let committer = self.committer.clone();
+        let before = self.unit("before", Vec::new());
+        let before = tokio::spawn(async move { committer.commit(before).await });
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let outcomes: Vec<_> = units.into_iter().map(|unit| self.durable(unit)).collect();
+        let outcomes = futures_util::future::join_all(outcomes).await;
+        before.await.unwrap().unwrap();
+        outcomes
     }
 
     /// How many rows its changes touched.
@@ -282,4 +324,223 @@ async fn a_caller_that_hangs_up_takes_nothing_with_it() {
     caller.abort();
     bench.commit(bench.unit("next", Vec::new())).await.unwrap();
     assert_eq!(bench.users().await, ["gone", "next"]);
+}
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn active(epoch: u64) -> Vec<Fence> {
+    vec![fence("1", Must::BeActive { epoch })]
+}
+
+fn proven() -> Vec<Fence> {
+    vec![fence("1", Must::BeProven { epoch: 1, within: MINUTE })]
+}
+
+fn told(outcome: &Result<Durable, CommitFailed>) -> Result<Vec<u64>, CommitFailed> {
+    outcome.as_ref().map(|durable| durable.applied.clone()).map_err(|failed| *failed)
+}
+
+#[tokio::test]
+async fn what_the_fence_keeps_out_does_not_take_its_neighbours_with_it() {
+    let bench = Bench::with(&[]).await;
+    let proof = watch(&bench.store.database, bench.tenant, "1").await;
+    let kept_out = DekId::new();
+    let lease =
+        Change::LeaseJob { job: JobId::new(), holder: uuid::Uuid::new_v4(), lease: Duration::from_secs(1) };
+    let outcomes = bench
+        .together(vec![
+            bench.unit("a", vec![dek(DekId::new())]),
+            bench.fenced("b", vec![dek(DekId::new()), dek(DekId::new())], active(1)),
+            bench.fenced("c", vec![dek(kept_out), lease.clone()], active(2)),
+            bench.fenced("d", vec![lease, dek(DekId::new())], proven()),
+            bench.fenced("e", vec![dek(kept_out)], vec![fence("2", Must::BeActive { epoch: 1 })]),
+            bench.unit("f", Vec::new()),
+        ])
+        .await;
+    let fenced = Err(CommitFailed::Fenced);
+    assert_eq!(
+        outcomes.iter().map(told).collect::<Vec<_>>(),
+        [Ok(vec![1]), Ok(vec![1, 1]), fenced.clone(), Ok(vec![0, 1]), fenced, Ok(vec![])]
+    );
+    assert_eq!(bench.users().await, ["before", "a", "b", "d", "f"]);
+    assert_eq!(*bench.store.batches.lock().unwrap(), [1, 6, 4]);
+    assert_eq!(bench.store.deks(bench.tenant, &[kept_out]).await.unwrap(), []);
+    let passage = outcomes[1].as_ref().unwrap().passage.clone().unwrap();
+    assert_eq!(passage.fence, [active(1), proven()].concat(), "what two ask for is asked once");
+    assert_eq!(passage.proven_at(&KeyVersion::new("byok", "1")), Some(proof.proven_at));
+    assert_eq!(passage.proven_at(&KeyVersion::new("byok", "2")), None);
+}
+
+#[tokio::test]
+async fn of_two_epochs_in_one_group_the_one_that_stands_is_committed() {
+    let bench = Bench::with(&[]).await;
+    let proof = watch(&bench.store.database, bench.tenant, "1").await;
+    prove(&bench.store.database, bench.tenant, &proof, |to| to.epoch = 2).await;
+    let units = ["a", "b", "c", "d"].into_iter().zip([1, 2, 1, 2]);
+    let units = units.map(|(user, epoch)| bench.fenced(user, Vec::new(), active(epoch))).collect();
+    let outcomes = bench.together(units).await;
+    let fenced = Err(CommitFailed::Fenced);
+    assert_eq!(
+        outcomes.iter().map(told).collect::<Vec<_>>(),
+        [fenced.clone(), Ok(vec![]), fenced, Ok(vec![])]
+    );
+    assert_eq!(bench.users().await, ["before", "b", "d"]);
+}
+
+#[tokio::test]
+async fn a_passage_says_what_was_found_and_when() {
+    let bench = Bench::with(&[]).await;
+    let key_version = KeyVersion::new("byok", "1");
+    let proof = watch(&bench.store.database, bench.tenant, "1").await;
+    let later = prove(&bench.store.database, bench.tenant, &proof, |to| to.proven_at = Timestamp(7)).await;
+    let durable = bench.durable(bench.fenced("a", Vec::new(), active(1))).await.unwrap();
+    let passage = durable.passage.unwrap();
+    assert_eq!(passage.proven_at(&key_version), Some(later.proven_at));
+    assert!(passage.sent <= passage.heard);
+    assert!(passage.passed.now.since(proof.proven_at) < MINUTE);
+    let durable = bench.durable(bench.unit("b", Vec::new())).await.unwrap();
+    assert!(durable.passage.is_none(), "nothing was asked");
+    assert_eq!(
+        bench.durable(bench.fenced("c", Vec::new(), proven())).await.err(),
+        Some(CommitFailed::Fenced)
+    );
+    assert_eq!(bench.users().await, ["a", "b"]);
+}
+
+#[tokio::test]
+async fn the_fence_of_a_unit_without_an_entry_keeps_out_nobody() {
+    let bench = Bench::with(&[]).await;
+    watch(&bench.store.database, bench.tenant, "1").await;
+    let id = DekId::new();
+    let no_entry = Unit { entry: None, ..bench.fenced("", vec![dek(id)], active(2)) };
+    let outcomes = bench.together(vec![bench.fenced("a", Vec::new(), active(1)), no_entry]).await;
+    assert_eq!(outcomes.iter().map(told).collect::<Vec<_>>(), [Ok(vec![]), Ok(vec![1])]);
+    assert_eq!(bench.users().await, ["before", "a"]);
+    assert_eq!(bench.store.deks(bench.tenant, &[id]).await.unwrap().len(), 1);
+}
+
+/// Nothing of the group was done, and nobody knows whom the fence keeps out: every caller is told to try again.
+#[tokio::test]
+async fn when_nobody_can_say_whom_the_fence_keeps_out_all_are_refused_and_nothing_stands() {
+    let bench = Bench::with(&[]).await;
+    watch(&bench.store.database, bench.tenant, "1").await;
+    bench.store.unreadable.store(true, Ordering::SeqCst);
+    let units = || {
+        let (good, bad) = (active(1), active(2));
+        vec![
+            bench.unit("a", Vec::new()),
+            bench.fenced("b", Vec::new(), good),
+            bench.fenced("c", Vec::new(), bad),
+        ]
+    };
+    let outcomes = bench.together(units()).await;
+    assert_eq!(
+        outcomes.iter().map(told).collect::<Vec<_>>(),
+        [(); 3].map(|()| Err(CommitFailed::Unavailable))
+    );
+    assert_eq!(bench.users().await, ["before"]);
+    bench.store.unreadable.store(false, Ordering::SeqCst);
+    let outcomes = bench.together(units()).await;
+    let fenced = Err(CommitFailed::Fenced);
+    assert_eq!(outcomes.iter().map(told).collect::<Vec<_>>(), [Ok(vec![]), Ok(vec![]), fenced]);
+    assert_eq!(bench.users().await, ["before", "before", "a", "b"]);
+}
+
+#[tokio::test]
+async fn a_fence_that_holds_only_while_nobody_commits_refuses_in_the_end() {
+    let bench = Bench::with(&[Fate::Fails(CommitError::Fenced); 3]).await;
+    watch(&bench.store.database, bench.tenant, "1").await;
+    let id = DekId::new();
+    bench
+        .store
+        .database
+        .commit(&Batch {
+            tenant: bench.tenant,
+            base: 0,
+            entries: Vec::new(),
+            changes: vec![dek(id)],
+            fence: Vec::new(),
+        })
+        .await
+        .unwrap();
+    let taken = match dek(id) {
+        Change::InsertDek(row) => {
+            let wrapped = Wrapped { bytes: vec![2], ..row.wrapped.clone() };
+            Change::InsertDek(DekRow { wrapped, ..row })
+        }
+        _ => unreachable!("it inserts a DEK"),
+    };
+    let outcomes = bench
+        .together(vec![
+            bench.unit("a", Vec::new()),
+            bench.fenced("b", Vec::new(), active(1)),
+            bench.unit("bad", vec![taken]),
+            bench.unit("c", vec![dek(DekId::new())]),
+        ])
+        .await;
+    let (fenced, rejected) = (Err(CommitFailed::Fenced), Err(CommitFailed::Rejected));
+    assert_eq!(outcomes.iter().map(told).collect::<Vec<_>>(), [Ok(vec![]), fenced, rejected, Ok(vec![1])]);
+    assert_eq!(bench.users().await, ["before", "a", "c"]);
+}
+
+#[tokio::test]
+async fn after_a_lost_answer_what_holds_at_the_second_look_is_the_passage() {
+    let bench = Bench::with(&[Fate::Lost]).await;
+    let proof = watch(&bench.store.database, bench.tenant, "1").await;
+    let durable = bench.durable(bench.fenced("a", vec![dek(DekId::new())], proven())).await.unwrap();
+    assert_eq!(durable.applied, [1]);
+    let passage = durable.passage.unwrap();
+    assert_eq!(passage.proven_at(&proof.key_version), Some(proof.proven_at));
+    assert!(passage.sent <= passage.heard);
+    assert_eq!(bench.users().await, ["a"]);
+}
+
+#[tokio::test]
+async fn after_a_lost_answer_a_fence_that_holds_no_more_is_no_passage() {
+    let bench = Bench::with(&[Fate::LostAndRevoked]).await;
+    watch(&bench.store.database, bench.tenant, "1").await;
+    let durable = bench.durable(bench.fenced("a", vec![dek(DekId::new())], proven())).await.unwrap();
+    assert_eq!(durable.applied, [1], "it is durable");
+    assert!(durable.passage.is_none(), "and nothing may be answered that stands on the key");
+    assert_eq!(bench.users().await, ["a"]);
+}
+
+#[tokio::test]
+async fn after_a_lost_answer_proofs_that_cannot_be_read_are_no_passage() {
+    let bench = Bench::with(&[Fate::Lost]).await;
+    watch(&bench.store.database, bench.tenant, "1").await;
+    bench.store.unreadable.store(true, Ordering::SeqCst);
+    let durable = bench.durable(bench.fenced("a", Vec::new(), proven())).await.unwrap();
+    assert!(durable.passage.is_none());
+    assert_eq!(bench.users().await, ["a"]);
+}
+
+#[tokio::test]
+async fn a_batch_that_got_lost_on_its_way_stands_under_the_fence_when_it_is_tried_again() {
+    let bench = Bench::with(&[]).await;
+    watch(&bench.store.database, bench.tenant, "1").await;
+    bench.store.revoke(bench.tenant).await;
+    bench.store.fates.lock().unwrap().push_back(Fate::Fails(CommitError::Unknown));
+    let outcomes =
+        bench.together(vec![bench.fenced("a", Vec::new(), active(1)), bench.unit("b", Vec::new())]).await;
+    assert_eq!(outcomes.iter().map(told).collect::<Vec<_>>(), [Err(CommitFailed::Fenced), Ok(vec![])]);
+    assert_eq!(bench.users().await, ["before", "b"]);
+}
+
+#[tokio::test]
+async fn behind_another_replica_the_fence_is_asked_in_turn() {
+    let bench = Bench::with(&[]).await;
+    let proof = watch(&bench.store.database, bench.tenant, "1").await;
+    let other = Committer::start(bench.store.clone(), Arc::new(SystemClock), 1);
+    bench.durable(bench.fenced("a", Vec::new(), proven())).await.unwrap();
+    other.commit(bench.unit("b", Vec::new())).await.unwrap();
+    assert_eq!(
+        bench.durable(bench.fenced("c", Vec::new(), active(2))).await.err(),
+        Some(CommitFailed::Fenced)
+    );
+    let durable = bench.durable(bench.fenced("d", Vec::new(), proven())).await.unwrap();
+    assert_eq!(durable.passage.unwrap().proven_at(&proof.key_version), Some(proof.proven_at));
+    other.commit(bench.fenced("e", Vec::new(), proven())).await.unwrap();
+    bench.durable(bench.unit("f", Vec::new())).await.unwrap();
+    assert_eq!(bench.users().await, ["a", "b", "d", "e", "f"]);
 }

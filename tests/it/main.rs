@@ -42,6 +42,8 @@ mod rest;
 mod roles;
 mod rotation;
 mod store_conformance;
+mod store_fence;
+mod store_fence_postgres;
 mod store_outage;
 mod store_pgbouncer;
 mod store_postgres;

@@ -42,6 +42,7 @@ macro_rules! on_every_database {
         }
     };
 }
+pub(crate) use on_every_database;
 
 on_every_database! {
     it_answers

@@ -6,11 +6,12 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use byok::store::{Batch, Change, CommitError, Database, DekReads, Postgres, Store, TenantReads};
+use byok::model::Posture;
+use byok::store::{Batch, Change, CommitError, Database, DekReads, Must, Postgres, Store, TenantReads};
 use tempfile::TempDir;
 
 use crate::support::postgres::{TestDatabase, empty, settings, variable};
-use crate::support::rows::{dek, entry, tenant};
+use crate::support::rows::{dek, entry, fence, prove, tenant, watch};
 
 struct PgBouncer {
     process: Child,
@@ -75,7 +76,7 @@ async fn behind_pgbouncer_it_migrates_commits_and_reads_under_contention() {
     let database = empty().await;
     let pgbouncer = PgBouncer::before(&database).await;
     let store = Arc::new(Postgres::connect_lazy(&settings(&pgbouncer.url, None, true)).unwrap());
-    assert_eq!(store.migrate().await.unwrap().ran, 1);
+    assert_eq!(store.migrate().await.unwrap().ran, 2);
     assert_eq!(store.schema().await.unwrap().usable(), Ok(()));
     let tenant = tenant(&*store).await;
     let writers = [(); 6].map(|()| {
@@ -107,4 +108,41 @@ async fn behind_pgbouncer_it_migrates_commits_and_reads_under_contention() {
         writer.await.unwrap();
     }
     assert_eq!(store.log_size(tenant).await.unwrap(), 90);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn behind_pgbouncer_the_fence_is_held_in_both_forms() {
+    let database = empty().await;
+    let pgbouncer = PgBouncer::before(&database).await;
+    let store = Arc::new(Postgres::connect_lazy(&settings(&pgbouncer.url, None, true)).unwrap());
+    store.migrate().await.unwrap();
+    let tenant = tenant(&*store).await;
+    let proof = watch(&*store, tenant, "1").await;
+    let must = Must::BeProven { epoch: 1, within: Duration::from_secs(600) };
+    let batch = move || Batch {
+        tenant,
+        base: 0,
+        entries: vec![entry()],
+        changes: vec![Change::InsertDek(dek(None))],
+        fence: vec![fence("1", must)],
+    };
+    let writers = [(); 6].map(|()| {
+        let (store, proven_at) = (store.clone(), proof.proven_at);
+        tokio::spawn(async move {
+            for _ in 0..10 {
+                let done = store.commit_in_turn(&mut batch()).await.unwrap();
+                assert_eq!(done.passed.unwrap().proven_at, [proven_at]);
+            }
+        })
+    });
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    let last = Batch { base: 60, ..batch() };
+    assert_eq!(store.commit(&last).await.unwrap().passed.unwrap().proven_at, [proof.proven_at]);
+    prove(&*store, tenant, &proof, |to| to.posture = Posture::Revoked).await;
+    assert_eq!(store.commit(&Batch { base: 61, ..batch() }).await, Err(CommitError::Fenced));
+    assert_eq!(store.commit_in_turn(&mut batch()).await, Err(CommitError::Fenced));
+    assert_eq!(store.commit(&last).await.unwrap().passed, None, "it stands");
+    assert_eq!(store.log_size(tenant).await.unwrap(), 61);
 }

@@ -27,8 +27,8 @@ statements! {
                 WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true)
         ), head AS (
             UPDATE np_byok_heads h SET size = size + $3 FROM durable WHERE h.tenant = $1 AND h.size = $2
-                -- The fence: no key in use but is as it must be. It hangs on the head's row, so that it is asked once
-                -- more when the statement had to wait for that.
+                -- The fence: no key in use but is as it must be when the statement begins. After a wait for the head's
+                -- row it is asked again only where that was written, so what counts is the age that is told below.
                 AND NOT EXISTS (
                     SELECT FROM unnest($26::text[], $27::text[], $28::int8[], $29::int8[], $30::int8[])
                         AS f(key_name, key_version, epoch, revision, within)
@@ -102,6 +102,8 @@ pub(super) type PgQuery = Query<'static, sqlx::Postgres, PgArguments>;
 enum Ended {
     /// The log is not at the batch's base, or the fence does not hold.
     Missed,
+    /// The tenant has no log to append to.
+    Headless,
     /// A DEK id holds another DEK.
     Taken,
     /// The driver's error.
@@ -128,7 +130,7 @@ impl Postgres {
             writer.keep();
             return self.settle(batch).await;
         }
-        self.concluded(writer, ended, decided, false)
+        self.concluded(writer, ended, decided)
     }
 
     /// Takes the head's row lock, for which writers queue, and appends to the size that it then holds.
@@ -141,7 +143,7 @@ impl Postgres {
         let ended =
             timeout(EXCHANGE, attempt_in_turn(&mut writer.connection, batch, self.pgbouncer, &mut decided))
                 .await;
-        self.concluded(writer, ended, decided, !batch.fence.is_empty())
+        self.concluded(writer, ended, decided)
     }
 
     fn concluded(
@@ -149,17 +151,20 @@ impl Postgres {
         writer: Writer<'_>,
         ended: Result<Result<Committed, Ended>, Elapsed>,
         decided: bool,
-        fenced: bool,
     ) -> Result<Committed, CommitError> {
         let failure = match ended {
             Ok(Ok(committed)) => {
                 writer.keep();
                 return Ok(committed);
             }
-            // Under the lock the head does not move: there is none, or it is the fence.
+            // Under the lock the head does not move: it is the fence.
             Ok(Err(Ended::Missed)) => {
                 writer.keep();
-                return Err(if fenced { CommitError::Fenced } else { CommitError::Rejected });
+                return Err(CommitError::Fenced);
+            }
+            Ok(Err(Ended::Headless)) => {
+                writer.keep();
+                return Err(CommitError::Rejected);
             }
             Ok(Err(Ended::Taken)) => return Err(CommitError::Rejected),
             Ok(Err(Ended::Failed(error))) => Failure::of(&error),
@@ -180,13 +185,25 @@ impl Postgres {
     /// the fence?
     async fn settle(&self, batch: &Batch) -> Result<Committed, CommitError> {
         let Some(first) = batch.entries.first() else { return Err(CommitError::Rejected) };
-        let place = sqlx::query(PLACE).bind(batch.tenant.0).bind(signed(batch.base)).bind(moment(first.at));
-        let place = self.first(place, |row| Ok((there(row.number(0)?)?, row.uuid(1)?))).await;
-        match place {
+        let place = || {
+            let place =
+                sqlx::query(PLACE).bind(batch.tenant.0).bind(signed(batch.base)).bind(moment(first.at));
+            self.first(place, |row| Ok((there(row.number(0)?)?, row.uuid(1)?)))
+        };
+        let mut found = place().await;
+        if matches!(found, Ok(Some((size, _))) if size == signed(batch.base)) && !batch.fence.is_empty() {
+            // A fence that does not hold waits for nobody, and this very batch may be under way: on a connection that was
+            // lost, past its fence and before its end. It holds the head's lock until then.
+            let turn = self.first(sqlx::query(TURN).bind(batch.tenant.0), |_| Ok(())).await;
+            found = if turn.is_ok() { place().await } else { return Err(CommitError::Unknown) };
+        }
+        match found {
             Ok(Some((_, Some(id)))) if id == first.id.0 => {
                 Ok(Committed { applied: shown(self, batch.tenant, &batch.changes).await?, passed: None })
             }
-            Ok(Some((size, _))) if size == signed(batch.base) => Err(CommitError::Fenced),
+            Ok(Some((size, _))) if size == signed(batch.base) && !batch.fence.is_empty() => {
+                Err(CommitError::Fenced)
+            }
             Ok(Some((size, _))) => Err(CommitError::Moved { size: u64::try_from(size).unwrap_or(0) }),
             // A tenant without a head has no log to append to.
             Ok(None) => Err(CommitError::Rejected),
@@ -223,7 +240,7 @@ async fn attempt_in_turn(
     let turn = sqlx::query(TURN).persistent(!pgbouncer).bind(batch.tenant.0);
     let Some(head) = turn.fetch_optional(&mut *transaction).await? else {
         transaction.rollback().await?;
-        return Err(Ended::Missed);
+        return Err(Ended::Headless);
     };
     batch.base = u64::try_from(head.try_get::<i64, _>(0)?).unwrap_or(0);
     finish(transaction, batch, pgbouncer, decided).await

@@ -17,15 +17,16 @@ statements! {
     /// 1 when the key version is watched, now or already.
     WATCH = "
         WITH watched AS (
-            INSERT INTO np_byok_proofs (tenant, key_name, key_version, posture, epoch, revision, proven_at, since,
+            INSERT INTO np_byok_proofs AS o (tenant, key_name, key_version, posture, epoch, revision, proven_at, since,
                 steady_since, failures, falls, doubted_by, next_probe_at, needed_until, canary_dek, canary,
                 canary_scheme, canary_probe)
             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, clock_timestamp(), $14, $15, $16, $17)
-            ON CONFLICT DO NOTHING RETURNING 1)
-        SELECT count(*) FROM (SELECT FROM watched
-            UNION ALL SELECT FROM np_byok_proofs WHERE tenant = $1 AND key_name = $2 AND key_version = $3) AS there";
+            -- Not `DO NOTHING`: that does not return a row that another has just added.
+            ON CONFLICT (tenant, key_name, key_version) DO UPDATE SET canary = o.canary
+            RETURNING 1)
+        SELECT count(*) FROM watched";
 
-    /// Leaves alone what lasts longer, but for a time that only a clock that was set back could have given.
+    /// The last word stands, be it shorter.
     NEED = "
         WITH needed AS (
             UPDATE np_byok_proofs SET needed_until = clock_timestamp() + $4 * interval '1 microsecond'
@@ -34,17 +35,20 @@ statements! {
         SELECT count(*) FROM needed";
 
     /// The row's next form, where it still is at the revision that it was read at; and with it the incident, if there is
-    /// one.
+    /// one. A row that already holds what it should counts as touched, so that a retry says what the first try did.
     PROVE = "
         WITH proven AS (
             UPDATE np_byok_proofs SET posture = $4, epoch = $5, revision = $6, proven_at = $7, since = $8,
                 steady_since = $9, failures = $10, falls = $11, doubted_by = $12, next_probe_at = $13
-            WHERE tenant = $1 AND key_name = $2 AND key_version = $3 AND revision = $14
+            WHERE tenant = $1 AND key_name = $2 AND key_version = $3 AND (revision = $14
+                OR (posture, epoch, revision, proven_at, since, steady_since, failures, falls, doubted_by, next_probe_at)
+                    IS NOT DISTINCT FROM ($4, $5, $6, $7, $8, $9, $10, $11, $12, $13))
             RETURNING 1
         ), incident AS (
             INSERT INTO np_byok_incidents (tenant, id, at, key_name, key_version, was, posture, class, http_status,
                 kms_request_id)
-            SELECT $1, $15, $16, $2, $3, $17, $4, $18, $19, $20 FROM proven WHERE $15::uuid IS NOT NULL
+            SELECT $1, $15, $16, $2, $3, $17, $21, $18, $19, $20 FROM proven WHERE $15::uuid IS NOT NULL
+            ON CONFLICT (tenant, id) DO NOTHING
         )
         SELECT count(*) FROM proven";
 
@@ -94,6 +98,7 @@ pub(super) fn prove(tenant: TenantUid, from: u64, to: &Proof, incident: Option<&
         .bind(incident.and_then(|incident| incident.class.as_deref().map(str::to_owned)))
         .bind(incident.and_then(|incident| incident.http_status).map(i32::from))
         .bind(incident.and_then(|incident| incident.kms_request_id.as_deref().map(str::to_owned)))
+        .bind(incident.map(|incident| incident.posture.as_str()))
 }
 
 fn bind_proof(query: PgQuery, tenant: TenantUid, proof: &Proof) -> PgQuery {

@@ -104,7 +104,9 @@ impl Sqlite {
             Ok(Some((_, Some(id)))) if id == first.id.0 => {
                 Ok(Committed { applied: shown(self, batch.tenant, &batch.changes).await?, passed: None })
             }
-            Ok(Some((size, _))) if size == signed(batch.base) => Err(CommitError::Fenced),
+            Ok(Some((size, _))) if size == signed(batch.base) && !batch.fence.is_empty() => {
+                Err(CommitError::Fenced)
+            }
             Ok(Some((size, _))) => Err(CommitError::Moved { size: u64::try_from(size).unwrap_or(0) }),
             // A tenant without a head has no log to append to.
             Ok(None) => Err(CommitError::Rejected),

@@ -24,16 +24,20 @@ statements! {
         UPDATE np_byok_proofs SET needed_until = CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000 + ?4
         WHERE tenant = ?1 AND key_name = ?2 AND key_version = ?3";
 
-    /// The row's next form, where it still is at the revision that it was read at.
+    /// The row's next form, where it still is at the revision that it was read at. A row that already holds what it should
+    /// counts as touched, so that a retry says what the first try did.
     PROVE = "
         UPDATE np_byok_proofs SET posture = ?4, epoch = ?5, revision = ?6, proven_at = ?7, since = ?8,
             steady_since = ?9, failures = ?10, falls = ?11, doubted_by = ?12, next_probe_at = ?13
-        WHERE tenant = ?1 AND key_name = ?2 AND key_version = ?3 AND revision = ?14";
+        WHERE tenant = ?1 AND key_name = ?2 AND key_version = ?3 AND (revision = ?14
+            OR (posture, epoch, revision, proven_at, since, steady_since, failures, falls, doubted_by, next_probe_at)
+                IS (?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13))";
 
     INCIDENT = "
         INSERT INTO np_byok_incidents (tenant, id, at, key_name, key_version, was, posture, class, http_status,
             kms_request_id)
-        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+        ON CONFLICT (tenant, id) DO NOTHING";
 
     BY_TENANT = "
         SELECT key_name, key_version, posture, epoch, revision, proven_at, since, steady_since, failures, falls,
@@ -118,14 +122,14 @@ pub(super) async fn pass(
 #[async_trait]
 impl ProofReads for Sqlite {
     async fn proofs(&self, tenant: TenantUid) -> Result<Seen<Proof>, ReadError> {
-        let now = self.clock().await?;
+        // The clock last: a row that is written meanwhile must not look as from the future.
         let rows = self.all(sqlx::query(BY_TENANT).bind(tenant.0.as_slice()), row::proof).await?;
-        Ok(Seen { now, rows })
+        Ok(Seen { now: self.clock().await?, rows })
     }
 
     async fn watched(&self) -> Result<Seen<Watched>, ReadError> {
-        let now = self.clock().await?;
-        Ok(Seen { now, rows: self.all(sqlx::query(WATCHED), row::watched).await? })
+        let rows = self.all(sqlx::query(WATCHED), row::watched).await?;
+        Ok(Seen { now: self.clock().await?, rows })
     }
 
     async fn incidents(&self, tenant: TenantUid, limit: u32) -> Result<Vec<Incident>, ReadError> {

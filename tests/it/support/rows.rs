@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use std::time::Duration;
+
 use byok::model::{
-    DekId, EntryId, Job, JobId, JobState, KeyVersion, Means, Operation, Outcome, Progress, Salted, Tenant,
-    TenantUid, Timestamp, Wrapped,
+    Canary, DekId, EntryId, Job, JobId, JobState, KeyVersion, Means, Operation, Outcome, Posture, Progress,
+    Proof, Salted, Tenant, TenantUid, Timestamp, Wrapped,
 };
-use byok::store::{Batch, Change, DekRow, EntryRow, Store};
+use byok::store::{Batch, Change, DekRow, EntryRow, Fence, Must, Store};
 use uuid::Uuid;
 
 /// A moment of this month, by the machine's clock, since partitions are made for it.
@@ -71,4 +73,54 @@ pub(crate) fn job() -> Job {
         updated_at: now(),
         finished_at: None,
     }
+}
+
+/// Active in epoch 1, and proven at that moment.
+pub(crate) fn proof(version: &str, at: Timestamp) -> Proof {
+    Proof {
+        key_version: KeyVersion::new("byok", version),
+        posture: Posture::Active,
+        epoch: 1,
+        revision: 1,
+        proven_at: at,
+        since: at,
+        steady_since: Some(at),
+        failures: 0,
+        falls: 0,
+        doubted_by: None,
+        next_probe_at: at.plus(Duration::from_secs(1)),
+    }
+}
+
+pub(crate) fn canary(version: &str) -> Canary {
+    Canary { dek_id: DekId::new(), wrapped: wrapped(3, version), made_for_probes: true }
+}
+
+/// Watches a version that is proven at this moment of the database's.
+pub(crate) async fn watch(store: &dyn Store, tenant: TenantUid, version: &str) -> Proof {
+    let now = store.proofs(tenant).await.expect("proofs are read").now;
+    let proof = proof(version, now);
+    let watch = Change::Watch { proof: proof.clone(), canary: canary(version) };
+    store.commit(&changes(tenant, vec![watch])).await.expect("a version is watched");
+    proof
+}
+
+/// Makes the next form of a proof, and commits it.
+pub(crate) async fn prove(
+    store: &dyn Store,
+    tenant: TenantUid,
+    proof: &Proof,
+    change: impl FnOnce(&mut Proof),
+) -> Proof {
+    let mut to = proof.clone();
+    to.revision += 1;
+    change(&mut to);
+    let prove = Change::Prove { from: proof.revision, to: to.clone(), incident: None };
+    let done = store.commit(&changes(tenant, vec![prove])).await.expect("a proof is written");
+    assert_eq!(done.applied, [1]);
+    to
+}
+
+pub(crate) fn fence(version: &str, must: Must) -> Fence {
+    Fence { key_version: KeyVersion::new("byok", version), must }
 }
