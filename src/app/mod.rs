@@ -2,6 +2,7 @@
 //! unwrap or take from the cache → act → commit → answer*. Nothing is answered before its entry is durable; if the entry
 //! cannot be written, the operation fails.
 
+mod announce;
 mod audit;
 mod context;
 mod decrypt;
@@ -25,6 +26,7 @@ use crate::keyring::Keyring;
 use crate::kms::Kms;
 use crate::model::{Caller, Clock, ErrorCode, Identity, Operation, Refusal, RequestId, Tenant, TenantUid};
 use crate::store::Store;
+use crate::webhook::Webhook;
 
 pub use audit::{AuditPage, AuditQuery};
 pub use context::context_of;
@@ -51,6 +53,7 @@ pub struct App {
     policy: Policy,
     limits: Limits,
     clock: Arc<dyn Clock>,
+    webhook: Option<Webhook>,
     encrypt_meter: Meter,
     decrypt_meter: Meter,
     other_meter: Meter,
@@ -78,12 +81,15 @@ pub struct Parts {
     pub limits: Limits,
     /// What time it is.
     pub clock: Arc<dyn Clock>,
+    /// Whom incidents are announced to, if anyone.
+    pub webhook: Option<Webhook>,
 }
 
 impl App {
     /// Of these parts.
     pub fn new(parts: Parts) -> Self {
-        let Parts { tenant, store, kms, keyring, committer, authenticator, policy, limits, clock } = parts;
+        let Parts { tenant, store, kms, keyring, committer, authenticator, policy, limits, clock, webhook } =
+            parts;
         let meter = |per_minute| {
             RateLimiter::keyed(Quota::per_minute(NonZeroU32::new(per_minute).unwrap_or(NonZeroU32::MIN)))
         };
@@ -102,6 +108,7 @@ impl App {
             policy,
             limits,
             clock,
+            webhook,
         }
     }
 
