@@ -61,10 +61,8 @@ impl App {
             // Another replica was first.
             return Ok(());
         }
-        let given_up =
-            || error!(incident = %incident.id, attempts, "an incident could not be announced: given up");
         if *age > PATIENCE {
-            given_up();
+            error!(incident = %incident.id, attempts, "an incident could not be announced in time: given up");
             return commit(Attempt::End(AnnouncementOutcome::GivenUp)).await.map(drop);
         }
         let delivery = tokio::select! {

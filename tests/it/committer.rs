@@ -11,8 +11,9 @@ use byok::model::{
     Tenant, TenantUid, Timestamp, Wrapped,
 };
 use byok::store::{
-    AuditReads, Batch, Change, CommitError, Committed, Database as _, DekReads, DekRow, EntryFilter,
-    JobReads, PlacedEntry, ProofReads, ReadError, Seen, Sqlite, Store, TenantReads, Watched,
+    AnnouncementReads, AuditReads, Batch, Change, CommitError, Committed, Database as _, DekReads, DekRow,
+    EntryFilter, JobReads, PlacedEntry, ProofReads, ReadError, Seen, Sqlite, Store, TenantReads, Unannounced,
+    Watched,
 };
 
 /// What becomes of a commit.
@@ -135,6 +136,13 @@ impl ProofReads for Unlucky {
 
     async fn incidents(&self, tenant: TenantUid, limit: u32) -> Result<Vec<Incident>, ReadError> {
         self.database.incidents(tenant, limit).await
+    }
+}
+
+#[async_trait]
+impl AnnouncementReads for Unlucky {
+    async fn unannounced(&self, limit: u32) -> Result<Vec<Unannounced>, ReadError> {
+        self.database.unannounced(limit).await
     }
 }
 

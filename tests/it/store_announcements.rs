@@ -97,11 +97,13 @@ async fn only_the_holder_of_an_attempt_says_how_it_went(store: Db) {
     assert!(applied(&store, tenant, announce(incident, 1, holder, short)).await);
     tokio::time::sleep(Duration::from_millis(5)).await;
     assert!(begins(&store, tenant, incident, 2, holder).await, "it was this holder's before");
-    let steps =
-        [Attempt::Again { after: Duration::ZERO }, Attempt::End(AnnouncementOutcome::Announced)];
+    let steps = [Attempt::Again { after: Duration::ZERO }, Attempt::End(AnnouncementOutcome::Announced)];
     for step in steps {
         assert!(!applied(&store, tenant, announce(incident, 2, other, step)).await, "another holder");
-        assert!(!applied(&store, tenant, announce(incident, 1, holder, step)).await, "an attempt that is over");
+        assert!(
+            !applied(&store, tenant, announce(incident, 1, holder, step)).await,
+            "an attempt that is over"
+        );
         assert!(!applied(&store, tenant, announce(IncidentId::new(), 2, holder, step)).await, "no such one");
     }
     assert_eq!(due_ids(&store, tenant).await, []);

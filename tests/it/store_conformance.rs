@@ -43,6 +43,8 @@ macro_rules! on_every_database {
     };
 }
 
+pub(crate) use on_every_database;
+
 on_every_database! {
     it_answers
     a_tenant_is_found_by_its_name
