@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use byok::model::{IncidentId, Posture, TenantUid};
-use byok::store::{AnnouncementOutcome, Attempt, Change, Store, Unannounced};
+use byok::store::{AnnouncementOutcome, Attempt, Change, Database as _, Postgres, Store, Unannounced};
 use uuid::Uuid;
 
 use crate::store_conformance::on_every_database;
+use crate::support::postgres::{empty, settings, try_execute};
 use crate::support::rows::{changes, entries, entry, tenant, turn, watched};
 
 on_every_database! {
@@ -229,4 +230,32 @@ async fn what_is_due_is_read_in_pages_oldest_first(store: Db) {
     }
     let page = store.unannounced(2).await.unwrap();
     assert_eq!(page.iter().map(|due| due.incident.id).collect::<Vec<_>>(), ids[..2]);
+}
+
+#[tokio::test]
+async fn the_serving_role_announces_incidents_and_changes_none() {
+    let mut database = empty().await;
+    let (owner, serving) = (database.role().await, database.role().await);
+    database.give_to(&owner).await;
+    let store = Postgres::connect_lazy(&settings(&serving, Some(&owner), false)).unwrap();
+    store.migrate().await.unwrap();
+    let store: Db = Arc::new(store);
+    let tenant = tenant(&*store).await;
+    let incident = turn(&*store, tenant, &mut watched(&*store, tenant, "1").await, Posture::Revoked).await.id;
+    let holder = Uuid::new_v4();
+    for step in [
+        Attempt::Begin { lease: MINUTE },
+        Attempt::Again { after: MINUTE },
+        Attempt::End(AnnouncementOutcome::Announced),
+    ] {
+        assert!(applied(&store, tenant, announce(incident, 1, holder, step)).await, "{step:?}");
+    }
+    for sql in [
+        "UPDATE np_byok_incidents SET class = NULL",
+        "DELETE FROM np_byok_incidents",
+        "DELETE FROM np_byok_announcements",
+        "UPDATE np_byok_announcements SET incident = gen_random_uuid()",
+    ] {
+        assert_eq!(try_execute(&serving, sql).await, Err("42501".to_owned()), "{sql}");
+    }
 }
