@@ -10,7 +10,7 @@
 //! | 4 | [`app`] | the use cases: encrypt, decrypt, rotate, audit queries, health |
 //! | 3 | [`keyring`] | which DEKs are in memory |
 //! | 2 | [`audit`] | what an entry is, and the committer that makes it durable |
-//! | 1 | [`store`], [`kms`], [`auth`] | SQL; the customer's KMS; who calls and what they may do |
+//! | 1 | [`store`], [`kms`], [`auth`], [`webhook`] | SQL; the customer's KMS; who calls and what they may do; whom incidents are announced to |
 //! | 0 | [`crypto`], [`model`], [`config`], [`telemetry`] | pure code, plain types, the environment, logs and metrics |
 
 pub mod app;
@@ -28,4 +28,5 @@ pub mod rest;
 pub mod server;
 pub mod store;
 pub mod telemetry;
+pub mod webhook;
 pub mod worker;

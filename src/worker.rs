@@ -1,4 +1,5 @@
-//! What runs beside the calls: the watch over the keys, and the rotation job. Decides nothing itself.
+//! What runs beside the calls: the watch over the keys, the rotation job, the announcement of incidents. Decides nothing
+//! itself.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,20 +10,26 @@ use uuid::Uuid;
 
 use crate::app::App;
 
-/// How often a replica looks for a rotation to work on.
+/// How often a replica looks for a rotation to work on, and for an incident to announce.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Starts the worker; it ends soon after `stop` is cancelled, with its place committed.
+/// Starts the workers; they end soon after `stop` is cancelled, with their place committed. Each has a timer of its own:
+/// a slow webhook holds up no rotation.
 pub fn start(app: Arc<App>, stop: CancellationToken) -> JoinHandle<()> {
     // Names this replica in leases, for as long as it lives.
     let holder = Uuid::now_v7();
-    let watch = { (app.clone(), stop.clone()) };
-    let rotations = async move {
+    let (watching, watched) = (app.clone(), stop.clone());
+    let watching = tokio::spawn(async move { watching.watch_keys(watched).await });
+    let (announcing, told) = (app.clone(), stop.clone());
+    let announcing = tokio::spawn(async move {
+        while tokio::time::timeout(LOOK, told.cancelled()).await.is_err() {
+            announcing.announce_incidents(holder, &told).await;
+        }
+    });
+    tokio::spawn(async move {
         while tokio::time::timeout(LOOK, stop.cancelled()).await.is_err() {
             app.work_on_rotations(holder, &stop).await;
         }
-    };
-    tokio::spawn(async move {
-        tokio::join!(watch.0.watch_keys(watch.1), rotations);
+        let _ = tokio::join!(watching, announcing);
     })
 }

@@ -2,6 +2,7 @@
 //! unwrap or take from the cache → act → commit → answer*. Nothing is answered before its entry is durable; if the entry
 //! cannot be written, the operation fails.
 
+mod announce;
 mod audit;
 mod context;
 mod decrypt;
@@ -24,6 +25,7 @@ use crate::keyring::Keyring;
 use crate::kms::Kms;
 use crate::model::{Caller, Clock, ErrorCode, Identity, Refusal, RequestId, Tenant};
 use crate::store::Store;
+use crate::webhook::Webhook;
 
 pub use audit::{AuditPage, AuditQuery};
 pub use context::context_of;
@@ -50,6 +52,7 @@ pub struct App {
     policy: Policy,
     limits: Limits,
     clock: Arc<dyn Clock>,
+    webhook: Option<Webhook>,
     meters: limits::Meters,
     health: health::Memory,
 }
@@ -74,12 +77,15 @@ pub struct Parts {
     pub limits: Limits,
     /// What time it is.
     pub clock: Arc<dyn Clock>,
+    /// Whom incidents are announced to, if anyone.
+    pub webhook: Option<Webhook>,
 }
 
 impl App {
     /// Of these parts.
     pub fn new(parts: Parts) -> Self {
-        let Parts { tenant, store, kms, keyring, committer, authenticator, policy, limits, clock } = parts;
+        let Parts { tenant, store, kms, keyring, committer, authenticator, policy, limits, clock, webhook } =
+            parts;
         Self {
             meters: limits::Meters::new(&limits),
             health: health::Memory::default(),
@@ -92,6 +98,7 @@ impl App {
             policy,
             limits,
             clock,
+            webhook,
         }
     }
 

@@ -19,6 +19,7 @@ use crate::kms::{AwsKms, AzureKeyVault, GcpKms, Kms, LocalKey, VaultTransit};
 use crate::model::{Clock, SystemClock, Tenant, TenantUid};
 use crate::rest::DatabaseState;
 use crate::store::{self, Batch, Change, CommitError, Database, MigrateError, MigrationReport};
+use crate::webhook::Webhook;
 
 /// The tenant of the single-tenant form.
 const PRIMARY: &str = "primary";
@@ -42,6 +43,7 @@ pub(super) async fn assemble(config: Config, stop: CancellationToken) -> Result<
     let (authenticator, policy) = identity(&config.auth, clock.clone())?;
     let authenticator = Arc::new(authenticator);
     let kms = provider(config.kms)?;
+    let webhook = config.webhook.map(webhook).transpose()?;
     let database = open(&config.store).await?;
     let report = migrated(&*database).await?;
     let tenant = primary(&*database).await?;
@@ -67,6 +69,7 @@ pub(super) async fn assemble(config: Config, stop: CancellationToken) -> Result<
         policy,
         limits: config.limits,
         clock,
+        webhook,
     });
     let state = DatabaseState { applied: report.applied, expected: report.expected, audit_protected };
     Ok(Assembled { app: Arc::new(app), database: state, server: config.server, refresh })
@@ -109,6 +112,12 @@ pub(super) fn provider(settings: config::Kms) -> Result<Arc<dyn Kms>, Failure> {
         config::Kms::Vault(settings) => Arc::new(VaultTransit::new(*settings).map_err(mistakes)?),
         config::Kms::Local(path) => Arc::new(LocalKey::open(path).map_err(mistakes)?),
     })
+}
+
+/// Whom incidents are announced to. Sends nothing.
+fn webhook(settings: config::Webhook) -> Result<Webhook, Failure> {
+    Webhook::new(settings)
+        .ok_or_else(|| Failure::Running("the HTTP client of the webhook cannot be built".to_owned()))
 }
 
 pub(super) async fn open(settings: &config::Store) -> Result<Arc<dyn Database>, Failure> {

@@ -10,6 +10,7 @@ mod limits;
 mod server;
 mod store;
 mod telemetry;
+mod webhook;
 
 use std::path::PathBuf;
 
@@ -28,6 +29,7 @@ pub use limits::Limits;
 pub use server::{Server, Tls};
 pub use store::{Engine, Postgres, Store};
 pub use telemetry::{LogFormat, Telemetry};
+pub use webhook::{Webhook, WebhookKey};
 
 /// What stands when the environment says nothing.
 #[derive(Clone, Debug)]
@@ -67,6 +69,8 @@ pub struct Config {
     pub kms: Kms,
     /// Logs and traces.
     pub telemetry: Telemetry,
+    /// Whom incidents are announced to, if anyone.
+    pub webhook: Option<Webhook>,
 }
 
 impl Config {
@@ -84,11 +88,12 @@ impl Config {
         let store = Store::read(&mut reader, defaults.sqlite.as_deref());
         let kms = Kms::read(&mut reader, defaults.local_key);
         let telemetry = Telemetry::read(&mut reader, defaults.log_format);
+        let webhook = Webhook::read(&mut reader);
         let mistakes = reader.into_mistakes();
         match (store, kms) {
             (Some(store), Some(mut kms)) if mistakes.is_empty() => {
                 kms.limit_calls(limits.kms_calls_per_minute);
-                Ok(Self { server, limits, dek_cache, key_guard, auth, store, kms, telemetry })
+                Ok(Self { server, limits, dek_cache, key_guard, auth, store, kms, telemetry, webhook })
             }
             _ => Err(mistakes),
         }

@@ -3,6 +3,7 @@
 //! shown and not committed; and a few small read traits. PostgreSQL and SQLite stand behind it, and run one conformance
 //! suite.
 
+mod announcement;
 mod failure;
 mod fence;
 mod migration;
@@ -20,10 +21,11 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use crate::model::{
-    Canary, DekId, EntryId, Incident, Job, JobId, KeyVersion, Means, Operation, Outcome, Proof, Salted,
-    Tenant, TenantUid, Timestamp, Wrapped,
+    Canary, DekId, EntryId, Incident, IncidentId, Job, JobId, KeyVersion, Means, Operation, Outcome, Proof,
+    Salted, Tenant, TenantUid, Timestamp, Wrapped,
 };
 
+pub use announcement::{AnnouncementOutcome, AnnouncementReads, Attempt, Unannounced};
 pub use fence::{Fence, Must, Passed, ProofReads, Seen, Watched};
 pub use migration::{MigrateError, MigrationReport};
 pub use open::{OpenError, open};
@@ -132,6 +134,17 @@ pub enum Change {
         to: Proof,
         /// Where its posture is another.
         incident: Option<Incident>,
+    },
+    /// Takes the next attempt to announce an incident, or says how it went; touches nothing when it is another's.
+    Announce {
+        /// Which incident.
+        incident: IncidentId,
+        /// Which attempt, counted from 1.
+        attempt: u32,
+        /// Who makes it.
+        holder: Uuid,
+        /// That it begins, or how it went.
+        step: Attempt,
     },
 }
 
@@ -284,7 +297,9 @@ pub trait AuditReads {
 
 /// A database.
 #[async_trait]
-pub trait Store: TenantReads + DekReads + JobReads + AuditReads + ProofReads + Send + Sync {
+pub trait Store:
+    TenantReads + DekReads + JobReads + AuditReads + ProofReads + AnnouncementReads + Send + Sync
+{
     /// Commits a batch durably, whole or not at all.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! Rows as both databases give them, made into our types. A word that we do not write is an error, never a guess.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use sqlx::Error;
 use uuid::Uuid;
@@ -10,7 +11,7 @@ use crate::model::{
     Operation, Outcome, Posture, Progress, Proof, Salted, Tenant, TenantUid, Timestamp, Wrapped,
 };
 
-use super::{DekRow, EntryRow, PlacedEntry, Watched};
+use super::{DekRow, EntryRow, PlacedEntry, Unannounced, Watched};
 
 /// A row's columns by position.
 pub(super) trait Columns {
@@ -108,6 +109,17 @@ pub(super) fn incident(row: &impl Columns) -> Result<Incident, Error> {
         class: row.text(6)?.map(Arc::from),
         http_status: row.number(7)?.map(|status| there(status.try_into().ok())).transpose()?,
         kms_request_id: row.text(8)?.map(Arc::from),
+    })
+}
+
+/// An incident, then `uid, name, attempts, age in microseconds`.
+pub(super) fn unannounced(row: &impl Columns) -> Result<Unannounced, Error> {
+    Ok(Unannounced {
+        incident: incident(row)?,
+        tenant: Tenant { uid: TenantUid(array(there(row.bytes(9)?)?)?), name: there(row.text(10)?)? },
+        attempts: number(row, 11)?,
+        // An incident from the future is new: the clock was set back.
+        age: Duration::from_micros(u64::try_from(number::<i64>(row, 12)?).unwrap_or(0)),
     })
 }
 

@@ -24,8 +24,9 @@ pub(super) async fn shown(
             Change::AdvanceJob { job, holder: _, after } => {
                 store.job(tenant, job.id).await.map_err(open)? == Some((job.clone(), *after))
             }
-            // Keeping a lease that one has is no change, and asking for it again is the way to see it.
-            Change::LeaseJob { .. } => {
+            // Keeping a lease that one has is no change, nor is saying twice how an attempt went: asking again is the way
+            // to see it.
+            Change::LeaseJob { .. } | Change::Announce { .. } => {
                 let again = Batch {
                     tenant,
                     base: 0,

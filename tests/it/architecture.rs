@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const ROWS: [&[&str]; 11] = [
     &["crypto", "model"],
     &["config"],
-    &["telemetry", "store", "kms", "auth"],
+    &["telemetry", "store", "kms", "auth", "webhook"],
     &["audit"],
     &["keyring"],
     &["app"],

@@ -12,8 +12,9 @@ use byok::model::{
     SystemClock, Tenant, TenantUid, Timestamp, Wrapped,
 };
 use byok::store::{
-    AuditReads, Batch, Change, CommitError, Committed, Database as _, DekReads, DekRow, EntryFilter, Fence,
-    JobReads, Must, PlacedEntry, ProofReads, ReadError, Seen, Sqlite, Store, TenantReads, Watched,
+    AnnouncementReads, AuditReads, Batch, Change, CommitError, Committed, Database as _, DekReads, DekRow,
+    EntryFilter, Fence, JobReads, Must, PlacedEntry, ProofReads, ReadError, Seen, Sqlite, Store, TenantReads,
+    Unannounced, Watched,
 };
 
 use crate::support::rows::{fence, prove, watch};
@@ -155,6 +156,13 @@ impl ProofReads for Unlucky {
 
     async fn incidents(&self, tenant: TenantUid, limit: u32) -> Result<Vec<Incident>, ReadError> {
         self.database.incidents(tenant, limit).await
+    }
+}
+
+#[async_trait]
+impl AnnouncementReads for Unlucky {
+    async fn unannounced(&self, limit: u32) -> Result<Vec<Unannounced>, ReadError> {
+        self.database.unannounced(limit).await
     }
 }
 

@@ -214,14 +214,16 @@ async fn a_database_of_the_release_before_keeps_its_log_and_gets_proofs() {
     let (_database, store, owner, serving) = with_two_roles().await;
     let tenant = tenant(&store).await;
     store.commit(&Batch { fence: Vec::new(), ..proven(tenant, 0, HOUR) }).await.unwrap();
-    for sql in
-        ["DROP TABLE np_byok_proofs, np_byok_incidents", "DELETE FROM np_byok_migrations WHERE version = 2"]
-    {
+    for sql in [
+        "DROP TABLE np_byok_announcements, np_byok_proofs, np_byok_incidents",
+        "DROP FUNCTION np_byok_announce",
+        "DELETE FROM np_byok_migrations WHERE version > 1",
+    ] {
         execute(&owner, sql).await;
     }
     assert!(store.schema().await.unwrap().usable().is_err());
     let again = Postgres::connect_lazy(&settings(&serving, Some(&owner), false)).unwrap();
-    assert_eq!(again.migrate().await.unwrap().ran, 1);
+    assert_eq!(again.migrate().await.unwrap().ran, 2);
     assert_eq!(again.log_size(tenant).await.unwrap(), 1);
     let store = connect(&serving);
     watch(&store, tenant, "1").await;

@@ -192,10 +192,10 @@ async fn several_replicas_may_migrate_at_once() {
     let mut ran = 0;
     for replica in replicas {
         let report = replica.await.unwrap().unwrap();
-        assert_eq!((report.applied, report.expected), (2, 2));
+        assert_eq!((report.applied, report.expected), (3, 3));
         ran += report.ran;
     }
-    assert_eq!(ran, 2);
+    assert_eq!(ran, 3);
 }
 
 #[tokio::test]
@@ -203,10 +203,10 @@ async fn a_schema_that_has_left_this_binary_behind_is_refused() {
     let (database, store) = migrated().await;
     let next =
         |oldest| format!("INSERT INTO np_byok_migrations VALUES ({}, 'next', '', {oldest})", 1 + oldest);
-    execute(&database.url, &next(2)).await;
-    assert_eq!(store.migrate().await.unwrap().usable(), Ok(()), "a newer one that still takes us is served");
     execute(&database.url, &next(3)).await;
-    let left_behind = MigrateError::LeftBehind { binary: 2, needed: 3 };
+    assert_eq!(store.migrate().await.unwrap().usable(), Ok(()), "a newer one that still takes us is served");
+    execute(&database.url, &next(4)).await;
+    let left_behind = MigrateError::LeftBehind { binary: 3, needed: 4 };
     assert_eq!(store.migrate().await, Err(left_behind.clone()));
     assert_eq!(store.schema().await.unwrap().usable(), Err(left_behind));
 }
@@ -224,14 +224,14 @@ async fn a_role_that_may_not_migrate_is_told_and_served_once_another_has() {
     let serving = connect(&database.role().await);
     assert_eq!(serving.migrate().await, Err(MigrateError::Denied));
     let report = serving.schema().await.unwrap();
-    assert_eq!(report.usable(), Err(MigrateError::Behind { applied: 0, expected: 2 }));
+    assert_eq!(report.usable(), Err(MigrateError::Behind { applied: 0, expected: 3 }));
 }
 
 #[tokio::test]
 async fn the_serving_role_may_say_migrate_when_there_is_nothing_to_do() {
     let (_database, _store, _owner, serving) = with_two_roles().await;
     let report = connect(&serving).migrate().await.unwrap();
-    assert_eq!((report.applied, report.ran), (2, 0));
+    assert_eq!((report.applied, report.ran), (3, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

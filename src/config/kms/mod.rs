@@ -161,7 +161,7 @@ fn endpoint(reader: &mut Reader<'_>, name: &str, http_flag: Option<&str>) -> Opt
 }
 
 /// Whether the address is of this machine.
-fn is_loopback(address: &Url) -> bool {
+pub(super) fn is_loopback(address: &Url) -> bool {
     address.host_str().is_some_and(|host| {
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         host == "localhost" || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())

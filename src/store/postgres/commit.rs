@@ -17,7 +17,7 @@ use super::super::row::{Columns, signed, there};
 use super::super::shown::shown;
 use super::super::{Batch, Change, CommitError, Committed, DekRow, EntryRow, Passed};
 use super::writers::Writer;
-use super::{BEGIN, EXCHANGE, Postgres, jobs, moment, proofs, statements, tenants};
+use super::{BEGIN, EXCHANGE, Postgres, announcements, jobs, moment, proofs, statements, tenants};
 
 statements! {
     /// Compares and swaps the head, and hangs everything else on its success: one statement, one round trip, one flush.
@@ -327,6 +327,11 @@ async fn in_order(connection: &mut PgConnection, batch: &Batch, named: bool) -> 
             }
             Change::Prove { from, to, incident } => {
                 let query = proofs::prove(batch.tenant, *from, to, incident.as_ref());
+                applied.push(touched(connection, query, named).await?);
+                1
+            }
+            Change::Announce { incident, attempt, holder, step } => {
+                let query = announcements::announce(batch.tenant, *incident, *attempt, *holder, *step);
                 applied.push(touched(connection, query, named).await?);
                 1
             }

@@ -24,6 +24,12 @@ pub(super) const MIGRATIONS: &[Migration] = &[
         oldest_reader: 1,
         sql: include_str!("../../../migrations/postgres/0002_proofs.sql"),
     },
+    Migration {
+        version: 3,
+        name: "announcements",
+        oldest_reader: 1,
+        sql: include_str!("../../../migrations/postgres/0003_announcements.sql"),
+    },
 ];
 
 const TABLE: &str = include_str!("../../../migrations/postgres/migrations.sql");

@@ -5,6 +5,7 @@
 //! Behind PgBouncer in transaction mode no session state is relied on: each call is an explicit transaction with unnamed
 //! statements, because the driver prepares and executes in two steps, which may otherwise reach two servers.
 
+mod announcements;
 mod audit;
 mod commit;
 mod deks;
@@ -55,11 +56,22 @@ statements! {
 
 /// Every statement that is prepared, for the test that prepares them.
 pub fn statements() -> impl Iterator<Item = &'static str> {
-    [ALL, audit::ALL, commit::ALL, deks::ALL, jobs::ALL, keep::ALL, migrate::ALL, proofs::ALL, tenants::ALL]
-        .into_iter()
-        .flatten()
-        .copied()
-        .filter(|sql| *sql != BEGIN)
+    [
+        ALL,
+        announcements::ALL,
+        audit::ALL,
+        commit::ALL,
+        deks::ALL,
+        jobs::ALL,
+        keep::ALL,
+        migrate::ALL,
+        proofs::ALL,
+        tenants::ALL,
+    ]
+    .into_iter()
+    .flatten()
+    .copied()
+    .filter(|sql| *sql != BEGIN)
 }
 
 /// A PostgreSQL database.

@@ -8,7 +8,7 @@ use super::super::failure::Failure;
 use super::super::row::{Columns, signed, there};
 use super::super::shown::shown;
 use super::super::{Batch, Change, CommitError, Committed, DekRow, EntryRow, Passed};
-use super::{Sqlite, SqliteQuery, jobs, proofs, statements, tenants};
+use super::{Sqlite, SqliteQuery, announcements, jobs, proofs, statements, tenants};
 
 const BEGIN: &str = "BEGIN IMMEDIATE";
 
@@ -186,6 +186,9 @@ async fn one(connection: &mut SqliteConnection, tenant: TenantUid, change: &Chan
             }
             return Ok(touched);
         }
+        Change::Announce { incident, attempt, holder, step } => {
+            announcements::announce(&tenant, *incident, *attempt, *holder, *step)
+        }
     };
     Ok(query.execute(connection).await?.rows_affected())
 }
@@ -249,7 +252,8 @@ fn holds_nul(batch: &Batch) -> bool {
         | Change::AdvanceJob { .. }
         | Change::Watch { .. }
         | Change::Need { .. }
-        | Change::Prove { .. } => false,
+        | Change::Prove { .. }
+        | Change::Announce { .. } => false,
     };
     batch.entries.iter().any(in_entry) || batch.changes.iter().any(in_change)
 }

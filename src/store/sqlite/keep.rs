@@ -22,6 +22,12 @@ const MIGRATIONS: &[Migration] = &[
         oldest_reader: 1,
         sql: include_str!("../../../migrations/sqlite/0002_proofs.sql"),
     },
+    Migration {
+        version: 3,
+        name: "announcements",
+        oldest_reader: 1,
+        sql: include_str!("../../../migrations/sqlite/0003_announcements.sql"),
+    },
 ];
 
 const TABLE: &str = include_str!("../../../migrations/sqlite/migrations.sql");

@@ -1,6 +1,7 @@
 //! SQLite: the embedded database of one machine. WAL with `synchronous=FULL`, so that what is committed survives a power
 //! cut; one connection writes, a few read. Other processes on the same file are waited for, within a limit.
 
+mod announcements;
 mod audit;
 mod commit;
 mod deks;
@@ -39,10 +40,20 @@ statements! {
 
 /// Every statement that is prepared, for the test that prepares them.
 pub fn statements() -> impl Iterator<Item = &'static str> {
-    [ALL, audit::ALL, commit::ALL, deks::ALL, jobs::ALL, keep::ALL, proofs::ALL, tenants::ALL]
-        .into_iter()
-        .flatten()
-        .copied()
+    [
+        ALL,
+        announcements::ALL,
+        audit::ALL,
+        commit::ALL,
+        deks::ALL,
+        jobs::ALL,
+        keep::ALL,
+        proofs::ALL,
+        tenants::ALL,
+    ]
+    .into_iter()
+    .flatten()
+    .copied()
 }
 
 type SqliteQuery<'q> = Query<'q, sqlx::Sqlite, SqliteArguments>;

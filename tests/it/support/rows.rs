@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use byok::model::{
-    Canary, DekId, EntryId, Job, JobId, JobState, KeyVersion, Means, Operation, Outcome, Posture, Progress,
-    Proof, Salted, Tenant, TenantUid, Timestamp, Wrapped,
+    Canary, DekId, EntryId, Incident, IncidentId, Job, JobId, JobState, KeyVersion, Means, Operation,
+    Outcome, Posture, Progress, Proof, Salted, Tenant, TenantUid, Timestamp, Wrapped,
 };
 use byok::store::{Batch, Change, DekRow, EntryRow, Fence, Must, Store};
 use uuid::Uuid;
@@ -60,6 +60,53 @@ pub(crate) fn wrapped(byte: u8, version: &str) -> Wrapped {
 
 pub(crate) fn dek(record: Option<&str>) -> DekRow {
     DekRow { id: DekId::new(), record_id: record.map(Arc::from), wrapped: wrapped(7, "1"), created_at: now() }
+}
+
+/// A key version that is watched, active as of now.
+pub(crate) async fn watched(store: &dyn Store, tenant: TenantUid, version: &str) -> Proof {
+    let proof = Proof {
+        key_version: KeyVersion::new("byok", version),
+        posture: Posture::Active,
+        epoch: 0,
+        revision: 0,
+        proven_at: now(),
+        since: now(),
+        steady_since: None,
+        failures: 0,
+        falls: 0,
+        doubted_by: None,
+        next_probe_at: now(),
+    };
+    let canary = Canary { dek_id: DekId::new(), wrapped: wrapped(7, version), made_for_probes: true };
+    let watch = Change::Watch { proof: proof.clone(), canary };
+    store.commit(&changes(tenant, vec![watch])).await.expect("a key version is watched");
+    proof
+}
+
+/// Turns the posture of a key version, as the prober does, and gives the incident that this made.
+pub(crate) async fn turn(
+    store: &dyn Store,
+    tenant: TenantUid,
+    proof: &mut Proof,
+    posture: Posture,
+) -> Incident {
+    let revoked = posture == Posture::Revoked;
+    let incident = Incident {
+        id: IncidentId::new(),
+        at: now(),
+        key_version: proof.key_version.clone(),
+        was: proof.posture,
+        posture,
+        class: revoked.then(|| "KeyDisabled".into()),
+        http_status: revoked.then_some(400),
+        kms_request_id: revoked.then(|| "kms-request-7".into()),
+    };
+    let from = proof.revision;
+    *proof = Proof { posture, epoch: proof.epoch + 1, revision: from + 1, since: now(), ..proof.clone() };
+    let prove = Change::Prove { from, to: proof.clone(), incident: Some(incident.clone()) };
+    let committed = store.commit(&changes(tenant, vec![prove])).await.expect("a posture is turned");
+    assert_eq!(committed.applied, [1]);
+    incident
 }
 
 pub(crate) fn job() -> Job {

@@ -1,0 +1,152 @@
+//! Whom incidents are announced to.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use reqwest::Url;
+use zeroize::Zeroizing;
+
+use super::Reader;
+use super::kms::is_loopback;
+
+const URL: &str = "BYOK_INCIDENT_WEBHOOK_URL";
+const SECRET: &str = "BYOK_INCIDENT_WEBHOOK_SECRET";
+/// What a key may have (Standard Webhooks 1.0, "Signature scheme": 24 to 64 bytes).
+const KEY_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
+
+/// A webhook: where it is, and what announcements to it are signed with.
+pub struct Webhook {
+    /// `BYOK_INCIDENT_WEBHOOK_URL`: https, or http to this machine. It may hold a secret of the receiver's: it is shown
+    /// nowhere.
+    pub url: Url,
+    /// `BYOK_INCIDENT_WEBHOOK_SECRET`.
+    pub key: WebhookKey,
+}
+
+/// A key for HMAC-SHA256, 24 to 64 bytes.
+pub struct WebhookKey(Zeroizing<Vec<u8>>);
+
+impl WebhookKey {
+    /// From the form that Standard Webhooks gives a secret: `whsec_`, then base64.
+    fn parse(text: &str) -> Option<Self> {
+        let bytes = Zeroizing::new(STANDARD.decode(text.strip_prefix("whsec_")?).ok()?);
+        KEY_BYTES.contains(&bytes.len()).then_some(Self(bytes))
+    }
+
+    /// The bytes.
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Webhook {
+    /// Reads the section; `None` where neither variable is set, or a mistake was recorded.
+    pub fn read(reader: &mut Reader<'_>) -> Option<Self> {
+        for (one, other) in [(URL, SECRET), (SECRET, URL)] {
+            if reader.is_set(one) && !reader.is_set(other) {
+                reader.mistake(other, format!("is not set beside {one}"));
+            }
+        }
+        let url = reader.secret(URL);
+        let url =
+            url.and_then(|text| address(text.expose()).map_err(|problem| reader.mistake(URL, problem)).ok());
+        let key = reader.secret(SECRET);
+        let key = key.and_then(|text| {
+            let key = WebhookKey::parse(text.expose());
+            if key.is_none() {
+                reader.mistake(SECRET, "is not `whsec_` and 24 to 64 bytes in base64");
+            }
+            key
+        });
+        Some(Self { url: url?, key: key? })
+    }
+}
+
+/// The address, or what is wrong with it; nothing of it is quoted.
+fn address(text: &str) -> Result<Url, &'static str> {
+    let Ok(url) = Url::parse(text) else {
+        return Err("is not an address such as `https://example.com/incidents`");
+    };
+    match url.scheme() {
+        "https" => {}
+        "http" if is_loopback(&url) => {}
+        "http" => return Err("is plain HTTP to another machine: take https"),
+        _ => return Err("is neither https nor http"),
+    }
+    if !url.username().is_empty() || url.password().is_some() || url.fragment().is_some() {
+        return Err(
+            "holds a user, a password or a fragment, which no webhook gets: the signature says who calls",
+        );
+    }
+    Ok(url)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Env;
+
+    const KEY: &str = "whsec_Y2FuYXJ5LWNhbmFyeS1jYW5hcnktY2FuYXJ5";
+
+    fn read(url: &str, secret: &str) -> (Option<Webhook>, Vec<String>) {
+        let env = Env::from_pairs([(URL, url), (SECRET, secret)]);
+        let mut reader = Reader::new(&env);
+        let webhook = Webhook::read(&mut reader);
+        let mistakes: Vec<_> = reader.into_mistakes().iter().map(ToString::to_string).collect();
+        assert!(mistakes.iter().all(|mistake| !mistake.contains("canary") && !mistake.contains("Y2FuYXJ5")));
+        (webhook, mistakes)
+    }
+
+    fn is_mistaken(url: &str, secret: &str, variable: &str) {
+        let (webhook, mistakes) = read(url, secret);
+        assert!(webhook.is_none());
+        assert_eq!(mistakes.len(), 1, "{mistakes:?}");
+        assert!(mistakes[0].starts_with(variable), "{mistakes:?}");
+    }
+
+    #[test]
+    fn both_variables_make_a_webhook_and_neither_makes_none() {
+        let (webhook, mistakes) = read("https://example.com/in?token=canary", KEY);
+        assert_eq!(webhook.unwrap().key.expose(), b"canary-canary-canary-canary");
+        assert_eq!(mistakes, [""; 0]);
+        let (webhook, mistakes) = read("", "");
+        assert!(webhook.is_none() && mistakes.is_empty());
+    }
+
+    #[test]
+    fn one_variable_without_the_other_is_a_mistake() {
+        is_mistaken("https://example.com/in", "", SECRET);
+        is_mistaken("", KEY, URL);
+    }
+
+    #[test]
+    fn plain_http_goes_to_this_machine_only() {
+        for local in ["http://127.0.0.1:9/in", "http://localhost/in", "http://[::1]:9"] {
+            assert!(read(local, KEY).0.is_some(), "{local}");
+        }
+        for other in ["http://example.com/canary", "http://10.0.0.1", "ftp://127.0.0.1", "canary", "/in"] {
+            is_mistaken(other, KEY, URL);
+        }
+    }
+
+    #[test]
+    fn an_address_with_credentials_is_a_mistake() {
+        for address in
+            ["https://canary@example.com", "https://u:canary@example.com", "https://example.com/#canary"]
+        {
+            is_mistaken(address, KEY, URL);
+        }
+    }
+
+    #[test]
+    fn a_secret_has_its_prefix_and_24_to_64_bytes() {
+        let of = |bytes| format!("whsec_{}", STANDARD.encode(vec![7; bytes]));
+        for good in [24, 32, 64] {
+            assert!(read("https://example.com", &of(good)).0.is_some(), "{good}");
+        }
+        for bad in
+            [of(23), of(65), of(32).replace("whsec_", ""), "whsec_canary!".to_owned(), "whsec_".to_owned()]
+        {
+            is_mistaken("https://example.com", &bad, SECRET);
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Announcements of incidents. Time is the database's.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use uuid::Uuid;
+
+use crate::model::{IncidentId, TenantUid};
+
+use super::super::row;
+use super::super::{AnnouncementReads, Attempt, ReadError, Unannounced};
+use super::commit::PgQuery;
+use super::{Postgres, statements};
+
+statements! {
+    /// An attempt that is this holder's already counts, so that a retry says what the first try did.
+    BEGIN_ATTEMPT = "
+        WITH begun AS (
+            UPDATE np_byok_announcements
+            SET attempts = $3, holder = $4, next_attempt_at = clock_timestamp() + $5 * interval '1 microsecond'
+            WHERE tenant = $1 AND incident = $2 AND outcome IS NULL AND (
+                (attempts = $3 - 1 AND next_attempt_at <= clock_timestamp()) OR (attempts = $3 AND holder = $4))
+            RETURNING 1)
+        SELECT count(*) FROM begun";
+
+    /// The holder stays, so that a retry finds it.
+    AGAIN = "
+        WITH failed AS (
+            UPDATE np_byok_announcements SET next_attempt_at = clock_timestamp() + $5 * interval '1 microsecond'
+            WHERE tenant = $1 AND incident = $2 AND attempts = $3 AND holder = $4 AND outcome IS NULL
+            RETURNING 1)
+        SELECT count(*) FROM failed";
+
+    END = "
+        WITH ended AS (
+            UPDATE np_byok_announcements SET outcome = $5, ended_at = COALESCE(ended_at, clock_timestamp())
+            WHERE tenant = $1 AND incident = $2 AND attempts = $3 AND holder = $4 AND COALESCE(outcome, $5) = $5
+            RETURNING 1)
+        SELECT count(*) FROM ended";
+
+    DUE = "
+        SELECT i.id, i.at, i.key_name, i.key_version, i.was, i.posture, i.class, i.http_status::int8,
+            i.kms_request_id, t.uid, t.name, a.attempts::int8,
+            (EXTRACT(EPOCH FROM clock_timestamp() - i.at) * 1000000)::int8
+        FROM np_byok_announcements a
+        JOIN np_byok_incidents i ON i.tenant = a.tenant AND i.id = a.incident
+        JOIN np_byok_tenants t ON t.uid = a.tenant
+        WHERE a.outcome IS NULL AND a.next_attempt_at <= clock_timestamp() AND NOT EXISTS (
+            SELECT FROM np_byok_announcements b
+            JOIN np_byok_incidents j ON j.tenant = b.tenant AND j.id = b.incident
+            WHERE b.outcome IS NULL AND b.place < a.place AND b.tenant = a.tenant
+                AND j.key_name = i.key_name AND j.key_version = i.key_version)
+        ORDER BY a.place LIMIT $1";
+}
+
+/// Returns how many rows it touched.
+pub(super) fn announce(
+    tenant: TenantUid,
+    incident: IncidentId,
+    attempt: u32,
+    holder: Uuid,
+    step: Attempt,
+) -> PgQuery {
+    let bound = |sql| {
+        let attempt = i32::try_from(attempt).unwrap_or(i32::MAX);
+        sqlx::query(sql).bind(tenant.0).bind(incident.0).bind(attempt).bind(holder)
+    };
+    let micros = |time: Duration| i64::try_from(time.as_micros()).unwrap_or(i64::MAX);
+    match step {
+        Attempt::Begin { lease } => bound(BEGIN_ATTEMPT).bind(micros(lease)),
+        Attempt::Again { after } => bound(AGAIN).bind(micros(after)),
+        Attempt::End(outcome) => bound(END).bind(outcome.as_str()),
+    }
+}
+
+#[async_trait]
+impl AnnouncementReads for Postgres {
+    async fn unannounced(&self, limit: u32) -> Result<Vec<Unannounced>, ReadError> {
+        self.all(sqlx::query(DUE).bind(i64::from(limit)), row::unannounced).await
+    }
+}

@@ -1,0 +1,175 @@
+//! Tells the operator of an incident: signs it as Standard Webhooks has it
+//! (<https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md>) and posts it once. When
+//! it is told again is `app`'s.
+//!
+//! It goes to the one configured address: no redirect is followed, no proxy is taken from the environment. Of the answer
+//! the status is all that is looked at; its body is not read. What an error of the HTTP client says names the address,
+//! and so never leaves this room.
+
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use reqwest::header::CONTENT_TYPE;
+use reqwest::redirect::Policy;
+use reqwest::{Client, StatusCode, Url};
+use serde::Serialize;
+use tokio::time::timeout;
+
+use crate::config;
+use crate::config::WebhookKey;
+use crate::crypto::hmac_sha256;
+use crate::model::{Incident, Timestamp};
+
+/// How long an attempt may take, from looking up the name to the status.
+pub const DEADLINE: Duration = Duration::from_secs(10);
+
+/// The operator's webhook.
+pub struct Webhook {
+    client: Client,
+    url: Url,
+    key: WebhookKey,
+}
+
+/// What came of one attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// It was taken: any status of 2xx.
+    Taken,
+    /// It is not wanted: 410 Gone.
+    Gone,
+    /// Another status; a redirect is one of them.
+    Status(u16),
+    /// No connection, or it broke before the status came.
+    Unreachable,
+    /// No status within [`DEADLINE`].
+    Timeout,
+}
+
+/// The document.
+#[derive(Serialize)]
+struct Document<'a> {
+    r#type: &'static str,
+    timestamp: String,
+    data: Data<'a>,
+}
+
+#[derive(Serialize)]
+struct Data<'a> {
+    id: String,
+    tenant: &'a str,
+    key_version: String,
+    was: &'static str,
+    posture: &'static str,
+    class: Option<&'a str>,
+    http_status: Option<u16>,
+    kms_request_id: Option<&'a str>,
+    at: String,
+}
+
+impl Webhook {
+    /// Sends nothing. `None` if TLS cannot be set up with the system's certificates.
+    pub fn new(settings: config::Webhook) -> Option<Self> {
+        let client = Client::builder()
+            .redirect(Policy::none())
+            .retry(reqwest::retry::never())
+            .no_proxy()
+            .referer(false)
+            .user_agent(concat!("byok/", env!("CARGO_PKG_VERSION")))
+            // Incidents are rare: a connection that was kept would be dead by the next one.
+            .pool_max_idle_per_host(0)
+            .build()
+            .ok()?;
+        Some(Self { client, url: settings.url, key: settings.key })
+    }
+
+    /// Posts the incident once. `tenant` is the name; `now` is when this attempt is made, by the wall clock: receivers
+    /// refuse what is minutes off. Each attempt has the same id and the same body.
+    pub async fn announce(&self, tenant: &str, incident: &Incident, now: Timestamp) -> Delivery {
+        let (id, at, body) = (incident.id.to_string(), now.unix_seconds(), document(tenant, incident));
+        let signature = signature(self.key.expose(), &id, at, &body);
+        let request = self
+            .client
+            .post(self.url.clone())
+            .header(CONTENT_TYPE, "application/json")
+            .header("webhook-id", id)
+            .header("webhook-timestamp", at)
+            .header("webhook-signature", signature)
+            .body(body);
+        match timeout(DEADLINE, request.send()).await {
+            Ok(Ok(response)) => match response.status() {
+                status if status.is_success() => Delivery::Taken,
+                StatusCode::GONE => Delivery::Gone,
+                status => Delivery::Status(status.as_u16()),
+            },
+            Ok(Err(_)) => Delivery::Unreachable,
+            Err(_) => Delivery::Timeout,
+        }
+    }
+}
+
+/// `docs/incidents.md` describes it.
+fn document(tenant: &str, incident: &Incident) -> String {
+    let document = Document {
+        r#type: "incident",
+        timestamp: incident.at.to_string(),
+        data: Data {
+            id: incident.id.to_string(),
+            tenant,
+            key_version: incident.key_version.to_string(),
+            was: incident.was.as_str(),
+            posture: incident.posture.as_str(),
+            class: incident.class.as_deref(),
+            http_status: incident.http_status,
+            kms_request_id: incident.kms_request_id.as_deref(),
+            at: incident.at.to_string(),
+        },
+    };
+    serde_json::to_string(&document).expect("texts and numbers can be written as JSON")
+}
+
+/// The value of `webhook-signature`: `v1,` and the HMAC-SHA256 of `<id>.<timestamp>.<body>` in base64.
+fn signature(key: &[u8], id: &str, at: i64, body: &str) -> String {
+    let signed = format!("{id}.{at}.{body}");
+    format!("v1,{}", STANDARD.encode(hmac_sha256(key, signed.as_bytes())))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::model::{IncidentId, KeyVersion, Posture};
+
+    #[test]
+    fn the_signature_is_what_another_implementation_computes() {
+        // By Python's `hmac`, on the secret and the message that the scheme's libraries are tested with.
+        let key = STANDARD.decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap();
+        let signature =
+            signature(&key, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330, r#"{"test": 2432232314}"#);
+        assert_eq!(signature, "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
+    }
+
+    #[test]
+    fn the_document_holds_what_is_documented_and_nothing_else() {
+        let incident = Incident {
+            id: "0193c4a0-0000-7000-8000-000000000001".parse::<IncidentId>().unwrap(),
+            at: Timestamp::parse("2026-11-23T10:00:00.5Z").unwrap(),
+            key_version: KeyVersion::new("customer", "3"),
+            was: Posture::Active,
+            posture: Posture::Revoked,
+            class: Some(Arc::from("KeyDisabled")),
+            http_status: Some(400),
+            kms_request_id: None,
+        };
+        assert_eq!(
+            document("primary", &incident),
+            concat!(
+                r#"{"type":"incident","timestamp":"2026-11-23T10:00:00.5Z","data":{"#,
+                r#""id":"0193c4a0-0000-7000-8000-000000000001","tenant":"primary","key_version":"customer/3","#,
+                r#""was":"active","posture":"revoked","class":"KeyDisabled","http_status":400,"#,
+                r#""kms_request_id":null,"at":"2026-11-23T10:00:00.5Z"}}"#,
+            )
+        );
+    }
+}
