@@ -1,4 +1,4 @@
-//! Where the server listens.
+//! Where the server listens, and how much it takes on at once.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -22,8 +22,13 @@ pub struct Server {
     pub listen: SocketAddr,
     /// Inbound TLS, when both files are named.
     pub tls: Option<Tls>,
-    /// `BYOK_REQUEST_TIMEOUT_SECONDS`: after that a request is answered `UNAVAILABLE`.
+    /// `BYOK_REQUEST_TIMEOUT_SECONDS`: after that a request is answered `UNAVAILABLE`; as long again its client has to take
+    /// the answer.
     pub request_timeout: Duration,
+    /// `BYOK_MAX_IN_FLIGHT`: requests that are worked on at once.
+    pub in_flight: usize,
+    /// `BYOK_MAX_BYTES_IN_FLIGHT`: bytes of bodies, of requests and answers, that are held at once.
+    pub bytes_in_flight: usize,
     /// `BYOK_DRAIN_SECONDS`: how long a stop waits for what is in flight.
     pub drain: Duration,
     /// `BYOK_CONSOLE`: whether GraphiQL is served.
@@ -60,6 +65,8 @@ impl Server {
             listen,
             tls,
             request_timeout: Duration::from_secs(reader.number("BYOK_REQUEST_TIMEOUT_SECONDS", 30, 1..=600)),
+            in_flight: reader.number("BYOK_MAX_IN_FLIGHT", 1_024, 1..=1_000_000),
+            bytes_in_flight: reader.number("BYOK_MAX_BYTES_IN_FLIGHT", 128 << 20, 1_024..=1 << 40),
             drain: Duration::from_secs(reader.number("BYOK_DRAIN_SECONDS", 15, 0..=600)),
             console: reader.flag("BYOK_CONSOLE", console),
         }
