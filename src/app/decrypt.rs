@@ -51,7 +51,10 @@ impl App {
             })
             .collect();
         let ids: Vec<DekId> = tokens.iter().flatten().map(|(token, _)| id_of(token)).collect();
+        let place =
+            self.kms_places.take(caller.tenant.uid, || self.keyring.holds(caller.tenant.uid, &ids))?;
         let mut deks = self.keyring.by_id(&caller.tenant, &ids).await.into_iter();
+        drop(place);
 
         let mut answers = Vec::with_capacity(tokens.len());
         for (place, (token, entry_item)) in tokens.into_iter().zip(&mut entry_items).enumerate() {

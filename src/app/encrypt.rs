@@ -57,7 +57,10 @@ impl App {
             .filter(|(item, _)| item.is_ok())
             .map(|(_, entry_item)| entry_item.record_id.clone())
             .collect();
+        let uid = caller.tenant.uid;
+        let place = self.kms_places.take(uid, || self.keyring.holds_records(uid, &records))?;
         let mut deks = self.keyring.by_record(&caller.tenant, &records, self.clock.now()).await.into_iter();
+        drop(place);
 
         let mut changes = Vec::new();
         let mut fresh = Vec::new();

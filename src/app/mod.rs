@@ -7,6 +7,7 @@ mod context;
 mod decrypt;
 mod encrypt;
 mod health;
+mod places;
 mod record;
 mod rotate;
 mod rotation_work;
@@ -55,6 +56,7 @@ pub struct App {
     decrypt_meter: Meter,
     other_meter: Meter,
     refusal_meter: Meter,
+    kms_places: places::KmsPlaces,
     health: health::Memory,
 }
 
@@ -76,6 +78,8 @@ pub struct Parts {
     pub policy: Policy,
     /// How much, and how often.
     pub limits: Limits,
+    /// How many calls are worked on at once.
+    pub in_flight: usize,
     /// What time it is.
     pub clock: Arc<dyn Clock>,
 }
@@ -83,7 +87,8 @@ pub struct Parts {
 impl App {
     /// Of these parts.
     pub fn new(parts: Parts) -> Self {
-        let Parts { tenant, store, kms, keyring, committer, authenticator, policy, limits, clock } = parts;
+        let Parts { tenant, store, kms, keyring, committer, authenticator, policy, limits, in_flight, clock } =
+            parts;
         let meter = |per_minute| {
             RateLimiter::keyed(Quota::per_minute(NonZeroU32::new(per_minute).unwrap_or(NonZeroU32::MIN)))
         };
@@ -92,6 +97,7 @@ impl App {
             decrypt_meter: meter(limits.decrypt_per_minute),
             other_meter: meter(limits.decrypt_per_minute),
             refusal_meter: meter(limits.decrypt_per_minute),
+            kms_places: places::KmsPlaces::new(in_flight),
             health: health::Memory::default(),
             tenant: Arc::new(tenant),
             store,

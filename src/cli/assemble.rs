@@ -57,6 +57,7 @@ pub(super) async fn assemble(config: Config, stop: CancellationToken) -> Result<
         authenticator,
         policy,
         limits: config.limits,
+        in_flight: config.server.in_flight,
         clock,
     });
     let state = DatabaseState { applied: report.applied, expected: report.expected, audit_protected };

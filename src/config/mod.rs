@@ -72,17 +72,13 @@ impl Config {
     /// Every mistake, not only the first.
     pub fn read(env: &Env, defaults: &Defaults) -> Result<Self, Vec<Mistake>> {
         let mut reader = Reader::new(env);
-        let server = Server::read(&mut reader, defaults.console);
         let limits = Limits::read(&mut reader);
+        let server = Server::read(&mut reader, defaults.console, limits.body_bytes);
         let dek_cache = DekCache::read(&mut reader);
         let auth = Auth::read(&mut reader);
         let store = Store::read(&mut reader, defaults.sqlite.as_deref());
         let kms = Kms::read(&mut reader, defaults.local_key);
         let telemetry = Telemetry::read(&mut reader, defaults.log_format);
-        if server.bytes_in_flight < limits.body_bytes {
-            let problem = "is less than BYOK_MAX_BODY_BYTES, so that the largest body could never be taken";
-            reader.mistake("BYOK_MAX_BYTES_IN_FLIGHT", problem);
-        }
         let mistakes = reader.into_mistakes();
         match (store, kms) {
             (Some(store), Some(kms)) if mistakes.is_empty() => {

@@ -39,8 +39,9 @@ impl Server {
     /// The port that the seed names, on this machine only.
     pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 3741);
 
-    /// Reads the section; `console` says whether GraphiQL is served when nothing else is said.
-    pub fn read(reader: &mut Reader<'_>, console: bool) -> Self {
+    /// Reads the section; `console` says whether GraphiQL is served when nothing else is said, `body_bytes` how long a body
+    /// may be.
+    pub fn read(reader: &mut Reader<'_>, console: bool, body_bytes: usize) -> Self {
         let listen = match reader.text("BYOK_LISTEN").map(|text| text.parse()) {
             None => Self::DEFAULT_LISTEN,
             Some(Ok(listen)) => listen,
@@ -61,12 +62,17 @@ impl Server {
                 None
             }
         };
+        // Less than one body would refuse the largest for ever.
+        let bytes_in_flight = reader.number("BYOK_MAX_BYTES_IN_FLIGHT", 4 * body_bytes, 1_024..=1 << 40);
+        if bytes_in_flight < body_bytes {
+            reader.mistake("BYOK_MAX_BYTES_IN_FLIGHT", "is less than BYOK_MAX_BODY_BYTES");
+        }
         Self {
             listen,
             tls,
             request_timeout: Duration::from_secs(reader.number("BYOK_REQUEST_TIMEOUT_SECONDS", 30, 1..=600)),
-            in_flight: reader.number("BYOK_MAX_IN_FLIGHT", 1_024, 1..=1_000_000),
-            bytes_in_flight: reader.number("BYOK_MAX_BYTES_IN_FLIGHT", 128 << 20, 1_024..=1 << 40),
+            in_flight: reader.number("BYOK_MAX_IN_FLIGHT", 2_048, 1..=1_000_000),
+            bytes_in_flight,
             drain: Duration::from_secs(reader.number("BYOK_DRAIN_SECONDS", 15, 0..=600)),
             console: reader.flag("BYOK_CONSOLE", console),
         }

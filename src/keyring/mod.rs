@@ -2,6 +2,7 @@
 //! all who wait. A hot record costs no KMS call and no read. Decides nothing about who may use a DEK.
 
 mod cache;
+mod hot;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
