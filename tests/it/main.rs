@@ -35,6 +35,7 @@ mod kms_vault_faults;
 mod kms_vault_login;
 mod kms_vault_policy;
 mod kms_vault_tls;
+mod load;
 mod operations;
 mod real_clouds;
 mod rest;
