@@ -208,6 +208,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_was_shed_and_what_is_held_show_in_the_metrics() {
+        let metrics = Metrics::default();
+        metrics.shed("places");
+        metrics.set_held(3, 4_096);
+        let text = metrics.text();
+        for line in [
+            r#"byok_requests_shed_total{full="places"} 1"#,
+            "byok_places_taken 3",
+            "byok_body_bytes_held 4096",
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
+    }
+
+    #[test]
     fn an_answer_shows_in_the_metrics() {
         let metrics = Metrics::default();
         metrics.answered("/byok/encrypt", "POST", 403, Some("PERMISSION_DENIED"), 0.002);

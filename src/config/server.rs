@@ -78,3 +78,30 @@ impl Server {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Env;
+    use super::*;
+
+    fn read(variables: &[(&str, &str)], body_bytes: usize) -> (Server, usize) {
+        let pairs = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let env = Env::from_pairs(pairs.collect::<Vec<_>>());
+        let mut reader = Reader::new(&env);
+        let server = Server::read(&mut reader, false, body_bytes);
+        (server, reader.mistakes())
+    }
+
+    #[test]
+    fn four_of_the_largest_bodies_may_be_held_where_nothing_else_is_said() {
+        let (server, mistakes) = read(&[], 1 << 20);
+        assert_eq!((server.in_flight, server.bytes_in_flight, mistakes), (2_048, 4 << 20, 0));
+    }
+
+    #[test]
+    fn a_bound_that_the_largest_body_would_not_pass_is_a_mistake() {
+        let bytes = [("BYOK_MAX_BYTES_IN_FLIGHT", "1048575")];
+        assert_eq!(read(&bytes, 1 << 20).1, 1);
+        assert_eq!(read(&bytes, (1 << 20) - 1).1, 0);
+    }
+}

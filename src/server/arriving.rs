@@ -17,6 +17,10 @@ use super::bounds::{Claim, Full, Stop};
 /// What is reserved before anything has come. A front reads no more than this for a stranger, who could otherwise
 /// have all the room reserved by announcing bodies that never come.
 const FIRST: usize = 64 << 10;
+/// What a piece of a body counts at least, but for the first: a body can come byte by byte.
+const LEAST: usize = 256;
+/// Pieces below this, but for the first, are copied: each would keep the whole buffer that it was read into.
+const COPIED: usize = 16 << 10;
 /// How long a refused client is listened to.
 const LINGER: Duration = Duration::from_secs(5);
 
@@ -26,7 +30,9 @@ pub(super) struct Arriving {
     claim: Arc<Claim>,
     /// What the head announced.
     announced: Option<usize>,
+    /// What has come, and what it counts.
     arrived: usize,
+    counted: usize,
     silence: Option<Pin<Box<Sleep>>>,
 }
 
@@ -40,7 +46,7 @@ impl Arriving {
             claim.enter()?;
         }
         let announced = body.size_hint().exact().map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
-        Ok(Self { body, claim, announced, arrived: 0, silence: None })
+        Ok(Self { body, claim, announced, arrived: 0, counted: 0, silence: None })
     }
 
     /// What must be reserved for so many bytes: at first little, then all that was announced, or twice what has come.
@@ -51,7 +57,7 @@ impl Arriving {
             None if self.arrived <= FIRST => FIRST,
             None => self.arrived.next_power_of_two(),
         };
-        enough.min(self.claim.bounds.body_bytes)
+        enough.min(self.claim.bounds.body_bytes).max(self.counted)
     }
 
     fn poll_within_bounds(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Arrived>, Stop>> {
@@ -64,20 +70,30 @@ impl Arriving {
             return Poll::Ready(Err(Stop::Slow));
         };
         self.silence = None;
-        match &frame {
-            Some(Ok(frame)) => {
-                self.arrived = self.arrived.saturating_add(frame.data_ref().map_or(0, Bytes::len));
-                if self.arrived > self.claim.bytes() {
-                    self.claim.hold(self.reserve()).map_err(Stop::Full)?;
-                }
-            }
-            Some(Err(_)) => {}
+        Poll::Ready(Ok(match frame {
+            Some(Ok(frame)) => Some(Ok(self.count(frame)?)),
+            Some(Err(error)) => Some(Err(error)),
             None => {
-                self.claim.hold(self.arrived).map_err(Stop::Full)?;
+                self.claim.hold(self.counted).map_err(Stop::Full)?;
                 self.claim.enter().map_err(Stop::Full)?;
+                None
             }
+        }))
+    }
+
+    /// Counts a piece that has come, and makes sure that it holds no more memory than that.
+    fn count(&mut self, frame: Frame<Bytes>) -> Result<Frame<Bytes>, Stop> {
+        let length = frame.data_ref().map_or(0, Bytes::len);
+        let is_first = self.counted == 0;
+        self.arrived += length;
+        self.counted += if is_first { length } else { length.max(LEAST) };
+        if self.counted > self.claim.bytes() {
+            self.claim.hold(self.reserve()).map_err(Stop::Full)?;
         }
-        Poll::Ready(Ok(frame))
+        match is_first || length >= COPIED {
+            true => Ok(frame),
+            false => Ok(frame.map_data(|data| Bytes::copy_from_slice(&data))),
+        }
     }
 }
 
@@ -180,6 +196,21 @@ mod tests {
         assert_eq!((bounds.places.held(), bounds.bytes.held()), (1, 100_100));
         drop((body, claim));
         assert_eq!((bounds.places.held(), bounds.bytes.held()), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn a_body_that_comes_byte_by_byte_counts_more_than_it_is_long() {
+        let bounds = bounds(1, 100_000);
+        let (sender, body) = chunked();
+        let (mut body, claim) = arriving(body, &bounds);
+        let mut taken = 0;
+        for _ in 0..1_000 {
+            sender.send(vec![1]).unwrap();
+            tokio::task::yield_now().await;
+            taken += usize::from(body.frame().now_or_never().is_some());
+        }
+        assert_eq!(taken, 1 + 99_999 / LEAST);
+        assert_eq!(claim.stopped(), Some(Stop::Full(Full::Bytes)));
     }
 
     #[tokio::test]

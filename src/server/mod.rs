@@ -7,7 +7,7 @@ mod leaving;
 mod listen;
 mod patient;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -44,6 +44,8 @@ const SLOW_CLIENT: Duration = Duration::from_secs(10);
 /// When a refused client should come back. Places turn over many times in a second, unless what the calls wait for
 /// hangs, and then no time is right.
 const COME_BACK: Duration = Duration::from_secs(1);
+/// How often the log says that the server is full.
+const SAID_EVERY: Duration = Duration::from_secs(10);
 /// What is answered however full the server is: whoever watches it must see it. None of them holds a body.
 const NEVER_SHED: [&str; 10] = [
     "/byok/health",
@@ -63,6 +65,19 @@ struct Outside {
     metrics: Metrics,
     bounds: Arc<Bounds>,
     timeout: Duration,
+    /// When the log last said that the server is full.
+    said: Mutex<Option<Instant>>,
+}
+
+impl Outside {
+    /// A line now and then: one for each refusal would cost more than the refusal.
+    fn say_full(&self, full: Full) {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.is_none_or(|said| said.elapsed() >= SAID_EVERY) {
+            *said = Some(Instant::now());
+            warn!(full = full.as_str(), "the server is full: requests are refused");
+        }
+    }
 }
 
 /// The whole router, with its layers.
@@ -71,6 +86,7 @@ pub fn router(app: Arc<App>, database: DatabaseState, settings: &config::Server)
         metrics: Metrics::default(),
         bounds: Arc::new(Bounds::new(settings, app.limits().body_bytes)),
         timeout: settings.request_timeout,
+        said: Mutex::default(),
     });
     let shown = (outside.clone(), app.clone());
     let show_metrics = move || {
@@ -137,6 +153,7 @@ async fn around(outside: Arc<Outside>, mut request: Request, next: Next) -> Resp
         End::Answered(response) => response,
         End::Shed(full) => {
             metrics.shed(full.as_str());
+            outside.say_full(full);
             unavailable(route, &request_id)
         }
         End::TimedOut => unavailable(route, &request_id),
@@ -156,7 +173,6 @@ async fn around(outside: Arc<Outside>, mut request: Request, next: Next) -> Resp
     metrics.answered(route, method, status, code, elapsed.as_secs_f64());
     let ms = elapsed.as_secs_f64() * 1_000.0;
     span.in_scope(|| match status {
-        // One that was shed shows in the metrics: a line for each would cost more than the refusal.
         500.. if !shed => {
             warn!(request_id = request_id.as_str(), method, route, status, code, ms, "answered")
         }

@@ -125,8 +125,7 @@ impl Offered {
 fn header(answer: &[u8], name: &str) -> Option<String> {
     let head = answer.split(|byte| *byte == b'{').next()?;
     let head = String::from_utf8_lossy(head).to_ascii_lowercase();
-    let value = head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": ").map(str::to_owned));
-    value
+    head.lines().find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(": ")?.to_owned()))
 }
 
 /// What the kernel says of a process, in KiB: `VmRSS`, `VmHWM` …
