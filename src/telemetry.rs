@@ -101,6 +101,11 @@ struct CodeLabels {
     kind: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BoundLabels {
+    full: &'static str,
+}
+
 /// The metrics that `/metrics` shows. Labels are of closed sets: a route's template, never a path.
 pub struct Metrics {
     registry: Registry,
@@ -108,6 +113,9 @@ pub struct Metrics {
     durations: Family<RouteLabels, Histogram>,
     in_flight: Gauge,
     refusals: Family<CodeLabels, Counter>,
+    shed: Family<BoundLabels, Counter>,
+    places_taken: Gauge,
+    body_bytes_held: Gauge,
     cached_deks: Gauge<i64, AtomicI64>,
 }
 
@@ -120,6 +128,8 @@ impl Default for Metrics {
         let durations = Family::new_with_constructor(buckets as fn() -> Histogram);
         let (in_flight, cached_deks) = (Gauge::default(), Gauge::default());
         let refusals = Family::<CodeLabels, Counter>::default();
+        let shed = Family::<BoundLabels, Counter>::default();
+        let (places_taken, body_bytes_held) = (Gauge::default(), Gauge::default());
         registry.register("requests", "Requests answered", requests.clone());
         registry.register(
             "request_duration_seconds",
@@ -128,9 +138,22 @@ impl Default for Metrics {
         );
         registry.register("requests_in_flight", "Requests being answered", in_flight.clone());
         registry.register("errors", "Requests refused, by code", refusals.clone());
+        registry.register("requests_shed", "Requests refused for want of room", shed.clone());
+        registry.register("places_taken", "Requests that are worked on", places_taken.clone());
+        registry.register("body_bytes_held", "Bytes of bodies in memory", body_bytes_held.clone());
         registry.register("deks_cached", "DEKs in memory, about", cached_deks.clone());
         registry.register("build", "This binary", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
-        Self { registry, requests, durations, in_flight, refusals, cached_deks }
+        Self {
+            registry,
+            requests,
+            durations,
+            in_flight,
+            refusals,
+            shed,
+            places_taken,
+            body_bytes_held,
+            cached_deks,
+        }
     }
 }
 
@@ -155,6 +178,17 @@ impl Metrics {
         }
     }
 
+    /// A request was refused because this was full.
+    pub fn shed(&self, full: &'static str) {
+        self.shed.get_or_create(&BoundLabels { full }).inc();
+    }
+
+    /// How many requests are worked on, and how many bytes of bodies are held.
+    pub fn set_held(&self, places: usize, bytes: usize) {
+        self.places_taken.set(i64::try_from(places).unwrap_or(i64::MAX));
+        self.body_bytes_held.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
     /// How many DEKs are in memory.
     pub fn set_cached_deks(&self, count: u64) {
         self.cached_deks.set(i64::try_from(count).unwrap_or(i64::MAX));
@@ -172,6 +206,21 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_shed_and_what_is_held_show_in_the_metrics() {
+        let metrics = Metrics::default();
+        metrics.shed("places");
+        metrics.set_held(3, 4_096);
+        let text = metrics.text();
+        for line in [
+            r#"byok_requests_shed_total{full="places"} 1"#,
+            "byok_places_taken 3",
+            "byok_body_bytes_held 4096",
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
+    }
 
     #[test]
     fn an_answer_shows_in_the_metrics() {

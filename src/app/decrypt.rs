@@ -52,7 +52,7 @@ impl App {
             })
             .collect();
         for _ in 0..TRIES {
-            let (answers, footing) = self.open_all(caller, &tokens, &mut entry_items).await;
+            let (answers, footing) = self.open_all(caller, &tokens, &mut entry_items).await?;
             let recorded =
                 self.record_standing(caller, operation, &entry_items, Vec::new(), &footing).await?;
             match recorded {
@@ -71,9 +71,12 @@ impl App {
         caller: &Caller,
         tokens: &[Result<(Token, Context), Refusal>],
         entry_items: &mut [Item],
-    ) -> (Vec<Result<Decrypted, Refusal>>, Footing) {
+    ) -> Result<(Vec<Result<Decrypted, Refusal>>, Footing), Refusal> {
         let ids: Vec<DekId> = tokens.iter().flatten().map(|(token, _)| id_of(token)).collect();
+        let place =
+            self.kms_places.take(caller.tenant.uid, || self.keyring.holds(caller.tenant.uid, &ids))?;
         let mut deks = self.keyring.by_id(&caller.tenant, &ids).await.into_iter();
+        drop(place);
         let mut footing = Footing::default();
         let mut answers = Vec::with_capacity(tokens.len());
         for (place, (token, entry_item)) in tokens.iter().zip(entry_items).enumerate() {
@@ -102,7 +105,7 @@ impl App {
             entry_item.refused = answer.as_ref().err().map(|refusal: &Refusal| refusal.code);
             answers.push(answer);
         }
-        (answers, footing)
+        Ok((answers, footing))
     }
 }
 

@@ -68,7 +68,7 @@ impl App {
             .collect();
         for _ in 0..TRIES {
             let Sealed { answers, footing, fresh } =
-                self.seal_all(caller, &checked, &records, &mut entry_items).await;
+                self.seal_all(caller, &checked, &records, &mut entry_items).await?;
             let changes = fresh.iter().map(|(row, _)| Change::InsertDek(row.clone())).collect();
             let recorded = self.record_standing(caller, operation, &entry_items, changes, &footing).await?;
             if self.committer.rewinds() != rewinds {
@@ -97,8 +97,11 @@ impl App {
         checked: &[Result<EncryptItem, Refusal>],
         records: &[Option<Arc<str>>],
         entry_items: &mut [Item],
-    ) -> Sealed {
+    ) -> Result<Sealed, Refusal> {
+        let uid = caller.tenant.uid;
+        let place = self.kms_places.take(uid, || self.keyring.holds_records(uid, records))?;
         let deks = self.keyring.by_record(&caller.tenant, records, self.clock.now()).await;
+        drop(place);
         let mut deks = deks.into_iter();
         let mut sealed = Sealed {
             answers: Vec::with_capacity(checked.len()),
@@ -125,7 +128,7 @@ impl App {
             entry_item.refused = answer.as_ref().err().map(|refusal: &Refusal| refusal.code);
             sealed.answers.push(answer);
         }
-        sealed
+        Ok(sealed)
     }
 
     /// Whether the caller may do this with this context, and the context names its record where it must.

@@ -9,6 +9,7 @@ mod decrypt;
 mod encrypt;
 mod health;
 mod limits;
+mod places;
 mod record;
 mod rotate;
 mod rotation_work;
@@ -54,6 +55,7 @@ pub struct App {
     clock: Arc<dyn Clock>,
     webhook: Option<Webhook>,
     meters: limits::Meters,
+    kms_places: places::KmsPlaces,
     health: health::Memory,
 }
 
@@ -75,6 +77,8 @@ pub struct Parts {
     pub policy: Policy,
     /// How much, and how often.
     pub limits: Limits,
+    /// How many calls are worked on at once.
+    pub in_flight: usize,
     /// What time it is.
     pub clock: Arc<dyn Clock>,
     /// Whom incidents are announced to, if anyone.
@@ -84,10 +88,11 @@ pub struct Parts {
 impl App {
     /// Of these parts.
     pub fn new(parts: Parts) -> Self {
-        let Parts { tenant, store, kms, keyring, committer, authenticator, policy, limits, clock, webhook } =
-            parts;
+        let Parts { tenant, store, kms, keyring, committer, authenticator, policy, .. } = parts;
+        let Parts { limits, in_flight, clock, webhook, .. } = parts;
         Self {
             meters: limits::Meters::new(&limits),
+            kms_places: places::KmsPlaces::new(in_flight),
             health: health::Memory::default(),
             tenant: Arc::new(tenant),
             store,

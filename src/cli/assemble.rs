@@ -68,6 +68,7 @@ pub(super) async fn assemble(config: Config, stop: CancellationToken) -> Result<
         authenticator,
         policy,
         limits: config.limits,
+        in_flight: config.server.in_flight,
         clock,
         webhook,
     });

@@ -42,7 +42,7 @@ where
     let router = server::router(app.clone(), database, &settings);
     info!(%address, version = env!("CARGO_PKG_VERSION"), "listening");
     let worker = worker::start(app.clone(), stop.clone());
-    let serving = tokio::spawn(server::serve(listener, tls, router, settings.drain, stop.clone()));
+    let serving = tokio::spawn(server::serve(listener, tls, router, settings, stop.clone()));
     ready(app).await?;
     let served = serving.await;
     stop.cancel();

@@ -80,8 +80,8 @@ impl Config {
     /// Every mistake, not only the first.
     pub fn read(env: &Env, defaults: &Defaults) -> Result<Self, Vec<Mistake>> {
         let mut reader = Reader::new(env);
-        let server = Server::read(&mut reader, defaults.console);
         let limits = Limits::read(&mut reader);
+        let server = Server::read(&mut reader, defaults.console, limits.body_bytes);
         let dek_cache = DekCache::read(&mut reader);
         let key_guard = KeyGuard::read(&mut reader);
         let auth = Auth::read(&mut reader);

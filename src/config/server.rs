@@ -1,4 +1,4 @@
-//! Where the server listens.
+//! Where the server listens, and how much it takes on at once.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -22,8 +22,13 @@ pub struct Server {
     pub listen: SocketAddr,
     /// Inbound TLS, when both files are named.
     pub tls: Option<Tls>,
-    /// `BYOK_REQUEST_TIMEOUT_SECONDS`: after that a request is answered `UNAVAILABLE`.
+    /// `BYOK_REQUEST_TIMEOUT_SECONDS`: after that a request is answered `UNAVAILABLE`; as long again its client has to take
+    /// the answer.
     pub request_timeout: Duration,
+    /// `BYOK_MAX_IN_FLIGHT`: requests that are worked on at once.
+    pub in_flight: usize,
+    /// `BYOK_MAX_BYTES_IN_FLIGHT`: bytes of bodies, of requests and answers, that are held at once.
+    pub bytes_in_flight: usize,
     /// `BYOK_DRAIN_SECONDS`: how long a stop waits for what is in flight.
     pub drain: Duration,
     /// `BYOK_CONSOLE`: whether GraphiQL is served.
@@ -34,8 +39,9 @@ impl Server {
     /// The port that the seed names, on this machine only.
     pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 3741);
 
-    /// Reads the section; `console` says whether GraphiQL is served when nothing else is said.
-    pub fn read(reader: &mut Reader<'_>, console: bool) -> Self {
+    /// Reads the section; `console` says whether GraphiQL is served when nothing else is said, `body_bytes` how long a body
+    /// may be.
+    pub fn read(reader: &mut Reader<'_>, console: bool, body_bytes: usize) -> Self {
         let listen = match reader.text("BYOK_LISTEN").map(|text| text.parse()) {
             None => Self::DEFAULT_LISTEN,
             Some(Ok(listen)) => listen,
@@ -56,12 +62,46 @@ impl Server {
                 None
             }
         };
+        // Less than one body would refuse the largest for ever.
+        let bytes_in_flight = reader.number("BYOK_MAX_BYTES_IN_FLIGHT", 4 * body_bytes, 1_024..=1 << 40);
+        if bytes_in_flight < body_bytes {
+            reader.mistake("BYOK_MAX_BYTES_IN_FLIGHT", "is less than BYOK_MAX_BODY_BYTES");
+        }
         Self {
             listen,
             tls,
             request_timeout: Duration::from_secs(reader.number("BYOK_REQUEST_TIMEOUT_SECONDS", 30, 1..=600)),
+            in_flight: reader.number("BYOK_MAX_IN_FLIGHT", 2_048, 1..=1_000_000),
+            bytes_in_flight,
             drain: Duration::from_secs(reader.number("BYOK_DRAIN_SECONDS", 15, 0..=600)),
             console: reader.flag("BYOK_CONSOLE", console),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Env;
+    use super::*;
+
+    fn read(variables: &[(&str, &str)], body_bytes: usize) -> (Server, usize) {
+        let pairs = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let env = Env::from_pairs(pairs.collect::<Vec<_>>());
+        let mut reader = Reader::new(&env);
+        let server = Server::read(&mut reader, false, body_bytes);
+        (server, reader.mistakes())
+    }
+
+    #[test]
+    fn four_of_the_largest_bodies_may_be_held_where_nothing_else_is_said() {
+        let (server, mistakes) = read(&[], 1 << 20);
+        assert_eq!((server.in_flight, server.bytes_in_flight, mistakes), (2_048, 4 << 20, 0));
+    }
+
+    #[test]
+    fn a_bound_that_the_largest_body_would_not_pass_is_a_mistake() {
+        let bytes = [("BYOK_MAX_BYTES_IN_FLIGHT", "1048575")];
+        assert_eq!(read(&bytes, 1 << 20).1, 1);
+        assert_eq!(read(&bytes, (1 << 20) - 1).1, 0);
     }
 }

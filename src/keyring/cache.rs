@@ -2,7 +2,7 @@
 //! invalidation without traffic), so cached DEKs are sealed under a key of the tenant that lives in memory only:
 //! dropping that one key, which is zeroized, is what empties the cache.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use dashmap::DashMap;
@@ -21,6 +21,15 @@ pub(super) struct Sealed {
     /// The epoch of its key version under which it was unwrapped or made.
     pub(super) epoch: u64,
     kms_request_id: Option<Arc<str>>,
+    /// What it is sealed under, while that lives.
+    key: Weak<SealingKey>,
+}
+
+impl Sealed {
+    /// Whether it can still be opened.
+    pub(super) fn opens(&self) -> bool {
+        self.key.strong_count() > 0
+    }
 }
 
 pub(super) struct Cache {
@@ -104,8 +113,9 @@ impl Cache {
         (key_version, epoch): (KeyVersion, u64),
         kms_request_id: Option<Arc<str>>,
     ) -> Sealed {
-        let dek = self.sealing_key(tenant).seal(dek, &bound_to(tenant, id));
-        Sealed { dek, key_version, epoch, kms_request_id }
+        let key = self.sealing_key(tenant);
+        let dek = key.seal(dek, &bound_to(tenant, id));
+        Sealed { dek, key_version, epoch, kms_request_id, key: Arc::downgrade(&key) }
     }
 
     /// `None` when the tenant's sealing key is another than the one that sealed it.

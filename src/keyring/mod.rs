@@ -4,6 +4,7 @@
 
 mod cache;
 mod guard;
+mod hot;
 mod posture;
 mod prober;
 mod view;
@@ -333,7 +334,7 @@ impl Keyring {
     }
 
     fn is_current(&self, tenant: TenantUid, sealed: &Sealed) -> bool {
-        let view = self.views.get(tenant, &sealed.key_version);
+        let view = self.views.get(tenant, &sealed.key_version).filter(|_| sealed.opens());
         view.is_some_and(|view| view.posture == Posture::Active && view.epoch == sealed.epoch)
     }
 

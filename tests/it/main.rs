@@ -36,6 +36,7 @@ mod kms_vault_login;
 mod kms_vault_policy;
 mod kms_vault_tls;
 mod limits;
+mod load;
 mod operations;
 mod real_clouds;
 mod rest;

@@ -5,6 +5,7 @@ pub(crate) mod azure;
 pub(crate) mod calls;
 pub(crate) mod gcp;
 pub(crate) mod log;
+pub(crate) mod offered;
 pub(crate) mod pki;
 pub(crate) mod postgres;
 pub(crate) mod private;

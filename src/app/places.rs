@@ -1,0 +1,118 @@
+//! How many calls may wait for a KMS at once. A KMS that is slow, or hangs, keeps each of its calls until they time out; past
+//! its tenant's share they are refused at once instead, so that hot calls and other tenants go on.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::model::{ErrorCode, Refusal, TenantUid};
+
+/// When a refused caller should come back.
+const COME_BACK: Duration = Duration::from_secs(1);
+
+/// The places of calls that wait for a KMS, among all that the server works on.
+pub(super) struct KmsPlaces {
+    most: usize,
+    waiting: Mutex<Waiting>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    all: usize,
+    by_tenant: HashMap<TenantUid, usize>,
+}
+
+/// A place; free again when dropped.
+pub(super) struct KmsPlace<'a> {
+    places: &'a KmsPlaces,
+    tenant: TenantUid,
+}
+
+impl KmsPlaces {
+    /// Of a server that works on so many calls at once.
+    pub(super) fn new(most: usize) -> Self {
+        Self { most, waiting: Mutex::default() }
+    }
+
+    /// A place for a call that may have to wait for its tenant's KMS. A tenant has at most as many as are left to all:
+    /// one slow KMS takes half of them, `n` slow ones leave a part in `n + 1` to everybody else. Without a place go calls
+    /// that are hot.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE`: the tenant has its share, and the call is not hot.
+    pub(super) fn take(
+        &self,
+        tenant: TenantUid,
+        is_hot: impl FnOnce() -> bool,
+    ) -> Result<Option<KmsPlace<'_>>, Refusal> {
+        {
+            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            let left = self.most.saturating_sub(waiting.all);
+            let own = waiting.by_tenant.entry(tenant).or_default();
+            if *own < left {
+                *own += 1;
+                waiting.all += 1;
+                return Ok(Some(KmsPlace { places: self, tenant }));
+            }
+            if *own == 0 {
+                waiting.by_tenant.remove(&tenant);
+            }
+        }
+        match is_hot() {
+            true => Ok(None),
+            false => Err(Refusal::from(ErrorCode::Unavailable).after(COME_BACK)),
+        }
+    }
+}
+
+impl Drop for KmsPlace<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.places.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.all -= 1;
+        if let Some(own) = waiting.by_tenant.get_mut(&self.tenant) {
+            *own -= 1;
+            if *own == 0 {
+                waiting.by_tenant.remove(&self.tenant);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COLD: fn() -> bool = || false;
+
+    fn fill(places: &KmsPlaces, tenant: u8) -> Vec<KmsPlace<'_>> {
+        std::iter::from_fn(|| places.take(TenantUid([tenant; 16]), COLD).ok().flatten()).collect()
+    }
+
+    #[test]
+    fn one_slow_kms_takes_half_and_two_leave_a_third() {
+        let places = KmsPlaces::new(90);
+        let one = fill(&places, 1);
+        assert_eq!(one.len(), 45);
+        drop(one);
+        assert_eq!(fill(&places, 1).len(), 45, "they are free again");
+        let (mut one, mut two) = (Vec::new(), Vec::new());
+        for _ in 0..90 {
+            one.extend(places.take(TenantUid([1; 16]), COLD).ok().flatten());
+            two.extend(places.take(TenantUid([2; 16]), COLD).ok().flatten());
+        }
+        assert_eq!((one.len(), two.len()), (30, 30));
+        assert_eq!(fill(&places, 3).len(), 15, "a third one has half of what is left");
+    }
+
+    #[test]
+    fn past_its_share_a_tenant_is_served_what_is_hot() {
+        let places = KmsPlaces::new(1);
+        let held = fill(&places, 1);
+        assert_eq!(held.len(), 1, "even the only place can be had");
+        let refused = places.take(TenantUid([1; 16]), COLD).err().unwrap();
+        assert_eq!((refused.code, refused.retry_after), (ErrorCode::Unavailable, Some(COME_BACK)));
+        assert!(places.take(TenantUid([1; 16]), || true).unwrap().is_none());
+        drop(held);
+        assert!(places.waiting.lock().unwrap().by_tenant.is_empty(), "nothing is kept of who does not wait");
+    }
+}

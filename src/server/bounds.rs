@@ -1,0 +1,242 @@
+//! How much the server takes on at once: requests that are worked on, and bytes of bodies that are held. What would be
+//! over is refused; nothing waits for room.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use crate::config;
+
+/// An amount that is never exceeded, but by what was promised before.
+pub(super) struct Bound {
+    most: usize,
+    held: AtomicUsize,
+}
+
+impl Bound {
+    fn new(most: usize) -> Self {
+        Self { most, held: AtomicUsize::new(0) }
+    }
+
+    /// How much is held now.
+    pub(super) fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    /// Whether so much more would do now. Takes nothing.
+    fn has_room_for(&self, amount: usize) -> bool {
+        self.held().checked_add(amount).is_some_and(|sum| sum <= self.most)
+    }
+
+    fn take(&self, amount: usize) -> bool {
+        let more = |held: usize| held.checked_add(amount).filter(|sum| *sum <= self.most);
+        self.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    }
+
+    fn take_anyway(&self, amount: usize) {
+        self.held.fetch_add(amount, Ordering::Relaxed);
+    }
+
+    fn give(&self, amount: usize) {
+        self.held.fetch_sub(amount, Ordering::Relaxed);
+    }
+}
+
+/// What is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Full {
+    /// As many requests are worked on as may be.
+    Places,
+    /// As many bytes of bodies are held as may be.
+    Bytes,
+}
+
+impl Full {
+    /// Its name in the metrics.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Places => "places",
+            Self::Bytes => "bytes",
+        }
+    }
+}
+
+/// Why a request is given up while it arrives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stop {
+    /// There is no room for it.
+    Full(Full),
+    /// Its client sends nothing for too long.
+    Slow,
+}
+
+/// The bounds of one server.
+pub(super) struct Bounds {
+    /// Requests that are worked on: whole, and not answered.
+    pub(super) places: Bound,
+    /// Bytes of bodies: of requests as they arrive and are worked on, and of answers until they are taken.
+    pub(super) bytes: Bound,
+    /// The most that is read of one body.
+    pub(super) body_bytes: usize,
+}
+
+impl Bounds {
+    /// As configured; `body_bytes` is the most that is read of one body.
+    pub(super) fn new(settings: &config::Server, body_bytes: usize) -> Self {
+        let (places, bytes) = (Bound::new(settings.in_flight), Bound::new(settings.bytes_in_flight));
+        Self { places, bytes, body_bytes }
+    }
+
+    /// Whether a request that announces so many bytes could be taken on now: what is hopeless is refused by its head.
+    pub(super) fn look(&self, announced: usize) -> Result<(), Full> {
+        match (self.places.has_room_for(1), self.bytes.has_room_for(announced.min(self.body_bytes))) {
+            (false, _) => Err(Full::Places),
+            (true, false) => Err(Full::Bytes),
+            (true, true) => Ok(()),
+        }
+    }
+}
+
+/// What one request holds. Whatever becomes of the request, its drop gives everything back.
+pub(super) struct Claim {
+    pub(super) bounds: Arc<Bounds>,
+    place: AtomicBool,
+    bytes: AtomicUsize,
+    stop: OnceLock<Stop>,
+}
+
+impl Claim {
+    /// That holds nothing yet.
+    pub(super) fn new(bounds: Arc<Bounds>) -> Self {
+        Self { bounds, place: AtomicBool::new(false), bytes: AtomicUsize::new(0), stop: OnceLock::new() }
+    }
+
+    /// Takes the request's place.
+    pub(super) fn enter(&self) -> Result<(), Full> {
+        if self.has_place() {
+            return Ok(());
+        }
+        if !self.bounds.places.take(1) {
+            return Err(Full::Places);
+        }
+        self.place.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Whether it has its place.
+    pub(super) fn has_place(&self) -> bool {
+        self.place.load(Ordering::Relaxed)
+    }
+
+    /// Gives the place back.
+    pub(super) fn leave(&self) {
+        if self.place.swap(false, Ordering::Relaxed) {
+            self.bounds.places.give(1);
+        }
+    }
+
+    /// How many bytes it holds.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Holds so many bytes in all from now on.
+    pub(super) fn hold(&self, bytes: usize) -> Result<(), Full> {
+        let held = self.bytes();
+        match bytes.checked_sub(held) {
+            Some(more) if !self.bounds.bytes.take(more) => return Err(Full::Bytes),
+            Some(_) => {}
+            None => self.bounds.bytes.give(held - bytes),
+        }
+        self.bytes.store(bytes, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Holds the answer's bytes in place of the request's. That is never refused: the work is done. New bodies are, until
+    /// there is room again.
+    pub(super) fn hold_answer(&self, bytes: usize) {
+        self.bounds.bytes.take_anyway(bytes);
+        self.bounds.bytes.give(self.bytes.swap(bytes, Ordering::Relaxed));
+    }
+
+    /// Gives the request up; the first reason stands.
+    pub(super) fn stop(&self, why: Stop) {
+        let _ = self.stop.set(why);
+    }
+
+    /// Whether it was given up.
+    pub(super) fn stopped(&self) -> Option<Stop> {
+        self.stop.get().copied()
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.leave();
+        self.bounds.bytes.give(self.bytes());
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(in super::super) fn bounds(places: usize, bytes: usize) -> Arc<Bounds> {
+        let body_bytes = bytes;
+        Arc::new(Bounds { places: Bound::new(places), bytes: Bound::new(bytes), body_bytes })
+    }
+
+    #[test]
+    fn a_claim_gives_back_what_it_held() {
+        let bounds = bounds(2, 100);
+        let claim = Claim::new(bounds.clone());
+        claim.enter().unwrap();
+        claim.enter().unwrap();
+        claim.hold(40).unwrap();
+        claim.hold(70).unwrap();
+        claim.hold(60).unwrap();
+        assert_eq!((bounds.places.held(), bounds.bytes.held()), (1, 60));
+        drop(claim);
+        assert_eq!((bounds.places.held(), bounds.bytes.held()), (0, 0));
+    }
+
+    #[test]
+    fn what_would_be_over_is_refused_and_takes_nothing() {
+        let bounds = bounds(1, 100);
+        let (one, two) = (Claim::new(bounds.clone()), Claim::new(bounds.clone()));
+        one.enter().unwrap();
+        one.hold(80).unwrap();
+        assert_eq!(two.enter(), Err(Full::Places));
+        assert_eq!(two.hold(21), Err(Full::Bytes));
+        assert_eq!(two.hold(usize::MAX), Err(Full::Bytes));
+        assert_eq!((bounds.places.held(), bounds.bytes.held()), (1, 80));
+        one.leave();
+        assert_eq!(two.enter(), Ok(()));
+        assert_eq!(two.hold(20), Ok(()));
+    }
+
+    #[test]
+    fn a_head_is_refused_by_what_it_announces() {
+        let bounds = bounds(1, 100);
+        let claim = Claim::new(bounds.clone());
+        claim.hold(50).unwrap();
+        assert_eq!(bounds.look(50), Ok(()));
+        assert_eq!(bounds.look(51), Err(Full::Bytes));
+        claim.enter().unwrap();
+        assert_eq!(bounds.look(0), Err(Full::Places));
+        claim.leave();
+        claim.hold(0).unwrap();
+        assert_eq!(bounds.look(usize::MAX), Ok(()), "no more than the largest body is read of it");
+    }
+
+    #[test]
+    fn an_answer_is_held_in_place_of_its_request() {
+        let bounds = bounds(1, 100);
+        let claim = Claim::new(bounds.clone());
+        claim.hold(90).unwrap();
+        claim.hold_answer(130);
+        assert_eq!(bounds.bytes.held(), 130);
+        assert_eq!(bounds.look(1), Err(Full::Bytes));
+        drop(claim);
+        assert_eq!(bounds.bytes.held(), 0);
+    }
+}

@@ -1,0 +1,302 @@
+//! Assembles the router, its layers and the listener, and stops them gracefully: what is in flight is finished, within
+//! the drain time. Refuses what is more than the server can do; `docs/load.md` says by which rules.
+
+mod arriving;
+mod bounds;
+mod leaving;
+mod listen;
+mod patient;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{MatchedPath, Request};
+use axum::http::{HeaderValue, Method, StatusCode, Version, header};
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use axum::routing::get;
+use futures_util::FutureExt as _;
+use hyper::body::Body as _;
+use opentelemetry::propagation::TextMapPropagator as _;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use tracing::{Instrument as _, debug, debug_span, error, warn};
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+
+use crate::app::App;
+use crate::model::{ErrorCode, Refusal, RequestId};
+use crate::rest::{DatabaseState, problem};
+use crate::telemetry::Metrics;
+use crate::{config, console, graphql, rest};
+
+use arriving::{Arriving, discard};
+use bounds::{Bounds, Claim, Full, Stop};
+use leaving::{Leaving, PIECE, Untaken};
+
+pub use listen::serve;
+
+const REQUEST_ID: &str = "x-request-id";
+/// How long a client may take for the head of a request or for the TLS handshake, may send nothing of a body, or take
+/// nothing of what is written to it.
+const SLOW_CLIENT: Duration = Duration::from_secs(10);
+/// When a refused client should come back. Places turn over many times in a second, unless what the calls wait for
+/// hangs, and then no time is right.
+const COME_BACK: Duration = Duration::from_secs(1);
+/// How often the log says that the server is full.
+const SAID_EVERY: Duration = Duration::from_secs(10);
+/// What is answered however full the server is: whoever watches it must see it. None of them holds a body.
+const NEVER_SHED: [&str; 10] = [
+    "/byok/health",
+    "/health",
+    "/healthz",
+    "/ready",
+    "/readyz",
+    "/live",
+    "/livez",
+    "/metrics",
+    "/version",
+    "/capabilities",
+];
+
+/// What stands around every request.
+struct Outside {
+    metrics: Metrics,
+    bounds: Arc<Bounds>,
+    timeout: Duration,
+    /// When the log last said that the server is full.
+    said: Mutex<Option<Instant>>,
+}
+
+impl Outside {
+    /// A line now and then: one for each refusal would cost more than the refusal.
+    fn say_full(&self, full: Full) {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.is_none_or(|said| said.elapsed() >= SAID_EVERY) {
+            *said = Some(Instant::now());
+            warn!(full = full.as_str(), "the server is full: requests are refused");
+        }
+    }
+}
+
+/// The whole router, with its layers.
+pub fn router(app: Arc<App>, database: DatabaseState, settings: &config::Server) -> Router {
+    let outside = Arc::new(Outside {
+        metrics: Metrics::default(),
+        bounds: Arc::new(Bounds::new(settings, app.limits().body_bytes)),
+        timeout: settings.request_timeout,
+        said: Mutex::default(),
+    });
+    let shown = (outside.clone(), app.clone());
+    let show_metrics = move || {
+        let (Outside { metrics, bounds, .. }, app) = (&*shown.0, &shown.1);
+        metrics.set_cached_deks(app.cached_deks());
+        metrics.set_held(bounds.places.held(), bounds.bytes.held());
+        let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+        std::future::ready(([(header::CONTENT_TYPE, kind)], metrics.text()))
+    };
+    let mut router = Router::new()
+        .merge(rest::router(app.clone(), database))
+        .merge(graphql::router(app))
+        .route("/metrics", get(show_metrics));
+    if settings.console {
+        router = router.merge(console::router());
+    }
+    router
+        .fallback(|| std::future::ready(problem(&ErrorCode::NotFound.into())))
+        .layer(middleware::from_fn(move |request, next| around(outside.clone(), request, next)))
+}
+
+/// How a request came to its end, before it is answered.
+enum End {
+    Answered(Response),
+    Shed(Full),
+    SlowBody,
+    TimedOut,
+    Panicked,
+}
+
+/// What stands around every request: its id, its span, its metrics, bounds on its time and on all requests together, and
+/// a net under a panic.
+async fn around(outside: Arc<Outside>, mut request: Request, next: Next) -> Response {
+    let metrics = &outside.metrics;
+    let began = Instant::now();
+    let given = request.headers().get(REQUEST_ID).and_then(|value| value.to_str().ok());
+    let request_id = given.and_then(RequestId::accept).unwrap_or_else(RequestId::fresh);
+    let method = method_of(&request);
+    // A route's template: a path can be anything that a stranger types.
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let route = route.as_ref().map_or("none", MatchedPath::as_str);
+    // For traces, and for logs that are asked to say much: it costs a twentieth of a call.
+    let span = debug_span!("request", request_id = request_id.as_str(), method, route);
+    if !span.is_disabled() {
+        let _ = span.set_parent(TraceContextPropagator::new().extract(&Headers(request.headers())));
+    }
+    request.extensions_mut().insert(request_id.clone());
+    let untaken = request.extensions_mut().remove::<Untaken>();
+    let version = request.version();
+
+    metrics.began();
+    let in_flight = InFlight(metrics);
+    let (end, claim) = match NEVER_SHED.contains(&route) {
+        true => {
+            let answered = within(outside.timeout, &span, next.run(request)).await;
+            (answered.map_or_else(|end| end, End::Answered), None)
+        }
+        false => bounded(&outside, &span, request, next).await,
+    };
+    drop(in_flight);
+
+    let shed = matches!(end, End::Shed(_));
+    let mut response = match end {
+        End::Answered(response) => response,
+        End::Shed(full) => {
+            metrics.shed(full.as_str());
+            outside.say_full(full);
+            unavailable(route, &request_id)
+        }
+        End::TimedOut => unavailable(route, &request_id),
+        End::SlowBody => {
+            let why = "The body did not arrive in time.";
+            refuse(route, &Refusal::because(ErrorCode::RequestMalformed, why), &request_id)
+        }
+        End::Panicked => {
+            error!(request_id = request_id.as_str(), route, "a request panicked");
+            refuse(route, &ErrorCode::Internal.into(), &request_id)
+        }
+    };
+
+    let elapsed = began.elapsed();
+    let code = response.extensions().get::<ErrorCode>().map(|code| code.as_str());
+    let status = response.status().as_u16();
+    metrics.answered(route, method, status, code, elapsed.as_secs_f64());
+    let ms = elapsed.as_secs_f64() * 1_000.0;
+    span.in_scope(|| match status {
+        500.. if !shed => {
+            warn!(request_id = request_id.as_str(), method, route, status, code, ms, "answered")
+        }
+        _ => debug!(status, code, ms, "answered"),
+    });
+    if let Ok(value) = HeaderValue::from_str(request_id.as_str()) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    match untaken {
+        Some(untaken) => watched(response, version, untaken, claim),
+        None => response,
+    }
+}
+
+/// Runs a request within the server's bounds. What is returned beside its end holds the bytes of its answer.
+async fn bounded(
+    outside: &Outside,
+    span: &tracing::Span,
+    request: Request,
+    next: Next,
+) -> (End, Option<Arc<Claim>>) {
+    let bounds = &outside.bounds;
+    let announced =
+        request.body().size_hint().exact().map_or(0, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+    if let Err(full) = bounds.look(announced) {
+        // Who waits for a word before sending a body (RFC 9110, section 10.1.1) must not be told to go on.
+        if !request.headers().contains_key(header::EXPECT) {
+            discard(request.into_body(), bounds.body_bytes);
+        }
+        return (End::Shed(full), None);
+    }
+    let claim = Arc::new(Claim::new(bounds.clone()));
+    let (head, body) = request.into_parts();
+    // Nobody but a POST's front reads a body to its end, where the place would be taken.
+    let entered = if head.method == Method::POST { Ok(()) } else { claim.enter() };
+    let body = match entered.and_then(|()| Arriving::new(body, claim.clone())) {
+        Ok(body) => Body::new(body),
+        Err(full) => return (End::Shed(full), None),
+    };
+    let mut answering = std::pin::pin!(next.run(Request::from_parts(head, body)));
+    let kept = claim.clone();
+    // A body that is given up is waited for in vain by whoever reads it, in this very task.
+    let answered = std::future::poll_fn(|context| match answering.as_mut().poll(context) {
+        Poll::Ready(response) => Poll::Ready(Ok(response)),
+        Poll::Pending => kept.stopped().map_or(Poll::Pending, |stop| Poll::Ready(Err(stop))),
+    });
+    let end = match within(outside.timeout, span, answered).await {
+        Ok(Ok(response)) => End::Answered(response),
+        Ok(Err(Stop::Full(full))) => End::Shed(full),
+        Ok(Err(Stop::Slow)) => End::SlowBody,
+        // It has a place only once all of it is there.
+        Err(End::TimedOut) if !claim.has_place() => End::SlowBody,
+        Err(end) => end,
+    };
+    claim.leave();
+    if let End::Answered(response) = &end {
+        let bytes = response.body().size_hint().lower();
+        claim.hold_answer(usize::try_from(bytes).unwrap_or(usize::MAX));
+    }
+    (end, Some(claim))
+}
+
+/// Runs something for at most this long; a panic in it ends here.
+async fn within<T>(timeout: Duration, span: &tracing::Span, work: impl Future<Output = T>) -> Result<T, End> {
+    let work = std::panic::AssertUnwindSafe(tokio::time::timeout(timeout, work));
+    match work.catch_unwind().instrument(span.clone()).await {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(_)) => Err(End::TimedOut),
+        Err(_) => Err(End::Panicked),
+    }
+}
+
+/// The same answer; that its client takes it in time is watched. By HTTP/1.1 a short one is in the connection's buffers
+/// at once, which are watched anyway.
+fn watched(response: Response, version: Version, untaken: Untaken, claim: Option<Arc<Claim>>) -> Response {
+    let short = response.body().size_hint().upper().is_some_and(|bytes| bytes <= PIECE as u64);
+    match version < Version::HTTP_2 && short {
+        true => response,
+        false => response.map(|body| Body::new(Leaving::new(body, untaken, claim))),
+    }
+}
+
+/// A method of a closed set: a client may send any token as its method, and each label lives for ever.
+fn method_of(request: &Request) -> &'static str {
+    const KNOWN: [&str; 7] = ["GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"];
+    let method = request.method().as_str();
+    KNOWN.into_iter().find(|known| *known == method).unwrap_or("other")
+}
+
+/// A refusal of the server's own, in the form of the front that was called.
+fn refuse(route: &str, refusal: &Refusal, request_id: &RequestId) -> Response {
+    match route {
+        "/graphql" => graphql::refused(refusal, request_id),
+        _ => problem(refusal),
+    }
+}
+
+/// What is answered to who should come back later. It says so by HTTP too, whichever front was called: Hasura reads the
+/// body alone, what stands between reads only this.
+fn unavailable(route: &str, request_id: &RequestId) -> Response {
+    let refusal = Refusal::from(ErrorCode::Unavailable).after(COME_BACK);
+    let mut response = refuse(route, &refusal, request_id);
+    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(COME_BACK.as_secs()));
+    response
+}
+
+/// Counts down whatever becomes of the request, a client that hangs up included.
+struct InFlight<'a>(&'a Metrics);
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.ended();
+    }
+}
+
+struct Headers<'a>(&'a axum::http::HeaderMap);
+
+impl opentelemetry::propagation::Extractor for Headers<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).and_then(|value| value.to_str().ok())
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.keys().map(header::HeaderName::as_str).collect()
+    }
+}
