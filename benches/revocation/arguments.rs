@@ -11,6 +11,8 @@ pub(crate) struct Arguments {
     pub(crate) json: bool,
     pub(crate) seed: u64,
     pub(crate) providers: Vec<&'static str>,
+    /// Settings of the server that go before its defaults.
+    pub(crate) settings: Vec<(String, String)>,
     trials: usize,
     /// The only one; otherwise the key disabled.
     only: Option<Cause>,
@@ -26,6 +28,7 @@ impl Arguments {
             // Of a length that is typed again without a mistake.
             seed: u32::from_be_bytes(byok::crypto::random()).into(),
             providers: PROVIDERS.to_vec(),
+            settings: Vec::new(),
             trials: TRIALS,
             only: None,
             all: false,
@@ -39,6 +42,10 @@ impl Arguments {
                 "--quick" => arguments.trials = QUICK,
                 "--trials" => arguments.trials = number::<usize>(value()?)?.max(1),
                 "--seed" => arguments.seed = number(value()?)?,
+                "--set" => {
+                    let (name, value) = value()?.split_once('=').ok_or("--set takes NAME=VALUE")?;
+                    arguments.settings.push((name.to_owned(), value.to_owned()));
+                }
                 "--provider" => {
                     let name = value()?;
                     arguments.providers = PROVIDERS.into_iter().filter(|one| *one == name).collect();
@@ -54,7 +61,7 @@ impl Arguments {
                 }
                 _ => {
                     return Err(format!(
-                        "`{word}` is none of --all, --json, --provider NAME, --quick, --seed N, --switch NAME, --trials N"
+                        "`{word}` is none of --all, --json, --provider NAME, --quick, --seed N, --set NAME=VALUE, --switch NAME, --trials N"
                     ));
                 }
             }

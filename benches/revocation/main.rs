@@ -7,7 +7,7 @@
 //! cargo bench --bench revocation -- --all           and a tenth as often whatever else ends in a refusal
 //! cargo bench --bench revocation -- --json          and one JSON object on the last line
 //! cargo bench --bench revocation -- --quick         two trials of each: does it run at all?
-//! cargo bench --bench revocation -- --trials N --seed N --provider NAME --switch NAME
+//! cargo bench --bench revocation -- --trials N --seed N --provider NAME --switch NAME --set NAME=VALUE
 //! ```
 //!
 //! All that is random, which is when in the server's own rhythm each trial begins, comes from the seed, which is printed.
@@ -89,7 +89,7 @@ async fn all_of(
 ) -> Result<Vec<Outcome>, String> {
     let mut outcomes = Vec::new();
     for (cause, trials) in arguments.causes() {
-        let outcome = measure::measure(provider, cause, trials, arguments.seed, machine).await;
+        let outcome = measure::measure(provider, (cause, trials), arguments, machine).await;
         outcomes.extend(outcome.map_err(|problem| format!("{provider}, {}: {problem}", cause.name()))?);
     }
     Ok(outcomes)

@@ -7,6 +7,7 @@ use byok::kms::Kms;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
+use crate::arguments::Arguments;
 use crate::books::{self, Books};
 use crate::cause::{Cause, Hand};
 use crate::load::Load;
@@ -52,19 +53,19 @@ impl Outcome {
 /// What went wrong with a trial, and which.
 pub(crate) async fn measure(
     provider: &'static str,
-    cause: Cause,
-    trials: usize,
-    seed: u64,
+    (cause, trials): (Cause, usize),
+    arguments: &Arguments,
     machine: &Machine,
 ) -> Result<Option<Outcome>, String> {
     let Some(hand) = Hand::on(provided(provider).await, cause).await else { return Ok(None) };
     let mut environment = hand.provided.environment();
     environment.push(("BYOK_LOG", "error,byok::cli::serve=info"));
+    environment.extend(arguments.settings.iter().map(|(name, value)| (name.as_str(), value.as_str())));
     let server = Arc::new(TestServer::with(&environment).await);
     let load = Load::start(&server).await;
     let writer = Writer::start(&server);
     let bound = PROBE_INTERVAL + PROBE_DEADLINE + round_trip(&hand, &load, machine).await + OURS;
-    let mut random = Random::of(seed, [provider, cause.name()]);
+    let mut random = Random::of(arguments.seed, [provider, cause.name()]);
     let mut done = Vec::new();
     for number in 1..=trials {
         let trial = trial::one(&hand, (&load, &writer), (bound, &mut random), machine).await;
