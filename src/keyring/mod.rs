@@ -260,10 +260,8 @@ impl Keyring {
             && let Some(view) = self.views.get(tenant.uid, current)
             && view.posture != Posture::Active
         {
-            match self.probe_now(tenant, current).await.map_or(Posture::Degraded, |view| view.posture) {
-                Posture::Active => {}
-                dark => return refused(KeyringError::Dark(dark)),
-            }
+            self.probe_soon(tenant, current);
+            return refused(KeyringError::Dark(view.posture));
         }
         let sent = self.boot();
         // Runs to its end whatever becomes of the caller: it may be the one that logs in for all others.
