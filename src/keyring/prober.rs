@@ -122,10 +122,8 @@ impl Keyring {
         let turn = self.turn(tenant.uid, version);
         let _turn = turn.lock().await;
         if self.is_rested(tenant.uid, version) {
-            self.probe_in_turn(tenant, version).await?;
+            self.probe_in_turn(tenant, version).await;
         }
-        // Another replica may have been first, and know more by now.
-        self.read(tenant).await?;
         let view = self.views.get(tenant.uid, version)?;
         let proven = view.proof_age(self.boot()) <= self.guard.bound();
         (view.posture != Posture::Active || proven).then_some(view)
@@ -143,12 +141,17 @@ impl Keyring {
         }
     }
 
-    async fn probe_in_turn(&self, tenant: &Tenant, version: &KeyVersion) -> Option<()> {
+    async fn probe_in_turn(&self, tenant: &Tenant, version: &KeyVersion) {
         self.say_needed(tenant.uid, std::slice::from_ref(version)).await;
-        let mut seen = self.watched().await?;
-        seen.rows.retain(|row| row.tenant.uid == tenant.uid && row.proof.key_version == *version);
-        self.probe(seen).await;
-        Some(())
+        if let Some(mut seen) = self.watched().await {
+            seen.rows.retain(|row| row.tenant.uid == tenant.uid && row.proof.key_version == *version);
+            self.probe(seen).await;
+            // Another replica may have been first, and know more by now.
+            self.read(tenant).await;
+        }
+        // Whatever came of it: those who wait for this turn must not each try as long.
+        let ended = self.boot();
+        self.views.change(tenant.uid, version, |view| view.probed = Some(ended));
     }
 
     /// Whether a probe of this replica's is not only just over.
