@@ -278,12 +278,12 @@ impl Keyring {
         }
         let now = self.boot();
         self.pool.want(tenant, now);
-        let mut discarded = 0;
+        let (mut known, mut discarded) = (Vec::new(), 0);
         while taken.len() < count
             && let Some(Ready { id, sealed, wrapped, .. }) = self.pool.pop(tenant.uid, now)
         {
             let current = self.current.get(&tenant.uid).is_some_and(|current| *current == sealed.key_version);
-            let may = current && self.is_current(tenant.uid, &sealed);
+            let may = current && self.is_among(tenant.uid, &sealed, &mut known);
             // Not a proof that the key works: it may have been made long ago.
             let held = may.then(|| self.cache.open(tenant.uid, id, &sealed, Source::Cache)).flatten();
             match held {
