@@ -74,15 +74,13 @@ impl Bench {
         until("the pool is filled", async || counts(&self.server).await.held == held).await;
     }
 
-    /// The customer's hand: whether our token may do anything with the key.
-    async fn allow(&self, allowed: bool) {
+    /// The customer's hand: what our token may do with the key.
+    async fn allow(&self, operations: &[&str]) {
         let key = &self.server.key;
         let rule =
-            |name: &str| format!("path \"transit/{name}/{}\" {{ capabilities = [\"update\"] }}\n", key.name);
-        let policy = match allowed {
-            true => rule("encrypt") + &rule("decrypt") + &rule("rewrap"),
-            false => "path \"none\" { capabilities = [\"deny\"] }".to_owned(),
-        };
+            |name: &&str| format!("path \"transit/{name}/{}\" {{ capabilities = [\"update\"] }}\n", key.name);
+        // A policy must not be empty.
+        let policy: String = operations.iter().chain([&"nothing"]).map(rule).collect();
         let path = format!("sys/policies/acl/{}", key.name);
         key.admin(Method::PUT, &path, json!({ "policy": policy })).await;
     }
@@ -93,7 +91,7 @@ impl Bench {
         self.server.post("/byok/encrypt", body).await.status.as_u16()
     }
 
-    /// How many DEKs each record has.
+    /// How many rows each version of the key has.
     async fn rows(&self) -> Vec<(String, i64)> {
         sqlx::query_as("SELECT key_version, count(*) FROM np_byok_wrapped_deks GROUP BY 1 ORDER BY 1")
             .fetch_all(&self.server.database().await)
@@ -110,14 +108,15 @@ async fn an_encrypt_of_a_new_record_does_not_wait_for_the_kms() {
     let before = bench.asked();
     bench.relay.state.slow.store(700, Ordering::Relaxed);
     let mut tokens = Vec::new();
-    let mut fastest = Duration::MAX;
+    let mut took = Vec::new();
     for n in 0..8 {
         let began = Instant::now();
         tokens.push((format!("r-{n}"), bench.server.encrypt(&format!("p-{n}"), &format!("r-{n}")).await));
-        fastest = fastest.min(began.elapsed());
+        took.push(began.elapsed());
     }
     assert_eq!(bench.asked(), before, "Vault made none of them when it was needed");
-    assert!(fastest < Duration::from_millis(700), "{fastest:?}");
+    took.sort_unstable();
+    assert!(took[4] < Duration::from_millis(700), "{took:?}");
     let now = counts(&bench.server).await;
     assert_eq!((now.held, now.taken, now.made), (12, 8, 20));
     bench.relay.state.slow.store(0, Ordering::Relaxed);
@@ -202,8 +201,11 @@ async fn a_key_that_is_turned_off_empties_it_and_one_that_comes_back_fills_it_an
     let bench = Bench::with("20", &[]).await;
     bench.server.encrypt("first", "r-first").await;
     bench.until_it_holds(20).await;
+    let other = bench.server.replica().await;
+    other.encrypt("p", "r-other").await;
+    until("its pool is filled, too", async || counts(&other).await.held == 20).await;
     let before = counts(&bench.server).await;
-    bench.allow(false).await;
+    bench.allow(&[]).await;
     // Not one is refused because the pool is empty: it is full when the key is turned off.
     let off = Instant::now();
     let mut answered = 0;
@@ -215,6 +217,8 @@ async fn a_key_that_is_turned_off_empties_it_and_one_that_comes_back_fills_it_an
     let after = counts(&bench.server).await;
     assert_eq!(after.held, 0, "{after:?}");
     assert_eq!(after.taken, before.taken + answered, "none was used after that");
+    until("the other one's goes, too, though nobody asks it", async || counts(&other).await.held == 0).await;
+    assert!(off.elapsed() < Duration::from_secs(10));
     for n in 0..5 {
         assert_ne!(bench.try_to_encrypt(&format!("dark-{n}")).await, 200);
         tokio::time::sleep(Duration::from_millis(300)).await;
@@ -226,7 +230,7 @@ async fn a_key_that_is_turned_off_empties_it_and_one_that_comes_back_fills_it_an
         "nothing is made in the dark"
     );
 
-    bench.allow(true).await;
+    bench.allow(&["encrypt", "decrypt"]).await;
     until("the key comes back", async || bench.try_to_encrypt("back").await == 200).await;
     bench.until_it_holds(20).await;
     let token = bench.server.encrypt("p", "new").await;
@@ -312,4 +316,41 @@ async fn a_dek_that_was_made_ahead_is_bound_as_any_other() {
         let wrapped = kms.generate(&[ahead]).await.remove(0).expect("it is made").value.wrapped;
         assert!(kms.unwrap(&[(record, wrapped)]).await.remove(0).is_ok());
     }
+}
+
+#[tokio::test]
+async fn a_fill_that_is_refused_is_not_tried_without_end() {
+    let bench = Bench::with("10", &[]).await;
+    bench.server.encrypt("p", "first").await;
+    bench.until_it_holds(10).await;
+    bench.allow(&["decrypt"]).await;
+    let before = bench.asked();
+    for n in 0..5 {
+        // The key works, as its probes show; what lies ready may be used.
+        bench.server.encrypt("p", &format!("r-{n}")).await;
+    }
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let tried = bench.asked() - before;
+    assert!((1..=4).contains(&tried), "tried {tried} times, with rests of 1, 2 and 4 seconds");
+    assert_eq!(counts(&bench.server).await.held, 5);
+    bench.allow(&["encrypt", "decrypt"]).await;
+    bench.until_it_holds(10).await;
+}
+
+#[tokio::test]
+async fn the_key_is_watched_while_anything_lies_ready_and_what_is_old_is_replaced() {
+    let bench = Bench::with("10", &[("BYOK_DEK_CACHE_SECONDS", "2")]).await;
+    bench.server.encrypt("p", "first").await;
+    bench.until_it_holds(10).await;
+    // Long enough that nothing but the pool needs a probe.
+    tokio::time::sleep(Duration::from_secs(14)).await;
+    let probes = || bench.relay.state.counts.lock().unwrap().get("decrypt").copied().unwrap_or_default();
+    let before = probes();
+    until("the key is probed", async || probes() > before + 1).await;
+    let now = counts(&bench.server).await;
+    assert!(now.held <= 10 && now.discarded >= 50, "{now:?}");
+    bench.until_it_holds(10).await;
+    let token = bench.server.encrypt("p", "later").await;
+    assert!(counts(&bench.server).await.taken > now.taken, "it is ready still");
+    assert_eq!(bench.server.decrypt(&token, "later").await.body["plaintext"], "p");
 }
