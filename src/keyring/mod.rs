@@ -71,6 +71,8 @@ pub enum KeyringError {
     Store(ReadError),
 }
 
+/// A DEK that no record has yet, plain and wrapped.
+type Made = Result<(Held, Wrapped), KeyringError>;
 /// What a fetch brought.
 type Flight = Result<Arc<Sealed>, KeyringError>;
 /// Where those wait who want what a flight brings; `None` until it lands.
@@ -255,12 +257,7 @@ impl Keyring {
     }
 
     /// Makes so many DEKs, in one batch; asks nobody for none, nor where the key is known not to be active.
-    async fn make(
-        self: &Arc<Self>,
-        tenant: &Tenant,
-        count: usize,
-        purpose: Purpose,
-    ) -> Vec<(DekId, Result<(Held, Wrapped), KeyringError>)> {
+    async fn make(self: &Arc<Self>, tenant: &Tenant, count: usize, purpose: Purpose) -> Vec<(DekId, Made)> {
         if count == 0 {
             return Vec::new();
         }

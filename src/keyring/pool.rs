@@ -18,7 +18,7 @@ use crate::model::{BootTime, DekId, KeyVersion, Posture, Source, Tenant, TenantU
 use crate::telemetry::PoolCounts;
 
 use super::cache::Sealed;
-use super::{Held, Keyring, KeyringError};
+use super::{Keyring, KeyringError, Made};
 
 /// For how long after its last new record a tenant's pool is filled.
 const LATELY: Duration = Duration::from_secs(600);
@@ -267,11 +267,7 @@ impl Keyring {
     }
 
     /// Up to so many DEKs that were made ahead, each given out this once.
-    pub(super) fn take_ready(
-        &self,
-        tenant: &Tenant,
-        count: usize,
-    ) -> Vec<(DekId, Result<(Held, Wrapped), KeyringError>)> {
+    pub(super) fn take_ready(&self, tenant: &Tenant, count: usize) -> Vec<(DekId, Made)> {
         let mut taken = Vec::new();
         if self.pool.is_off() || count == 0 {
             return taken;
