@@ -58,7 +58,12 @@ impl Bench {
     async fn with(size: &str, more: &[(&str, &str)]) -> Self {
         let key = VaultKey::create().await;
         let relay = Relay::before(&key.address, Provided::vault().await.called).await;
-        let mut environment = vec![("BYOK_VAULT_ADDR", relay.url.as_str()), ("BYOK_DEK_POOL", size)];
+        let mut environment = vec![
+            ("BYOK_VAULT_ADDR", relay.url.as_str()),
+            ("BYOK_DEK_POOL", size),
+            // A busy machine must not look like a KMS that is out of reach.
+            ("BYOK_KEY_PROBE_TIMEOUT_MS", "10000"),
+        ];
         environment.extend(more);
         let database = create_database(&needed("DATABASE_URL")).await;
         let server = TestServer::on(key, database, &environment).await;
@@ -155,11 +160,21 @@ async fn each_is_used_once_and_never_are_more_held_than_there_may_be() {
     bench.server.encrypt("p", "first").await;
     bench.until_it_holds(100).await;
     let other = bench.server.replica().await;
+    other.encrypt("p", "first of the other").await;
+    until("its pool is filled, too", async || counts(&other).await.held == 100).await;
     let mut most = 0;
     let calls = (0..RECORDS).map(|n| {
         let body = json!({ "plaintext": "p", "record_id": format!("r-{n}") });
         let server = if n % 4 == 0 { &other } else { &bench.server };
-        server.post("/byok/encrypt", body)
+        async move {
+            loop {
+                let answer = server.post("/byok/encrypt", body.clone()).await;
+                // So many at once may be more than the machine can do in time; then they are to come again.
+                if answer.status != 503 {
+                    return answer;
+                }
+            }
+        }
     });
     let watch = async {
         loop {
@@ -184,7 +199,7 @@ async fn each_is_used_once_and_never_are_more_held_than_there_may_be() {
             .fetch_one(&database)
             .await
             .unwrap();
-    assert_eq!((ids as u64, records as u64), (RECORDS + 1, RECORDS + 1), "one DEK for one record");
+    assert_eq!((ids as u64, records as u64), (RECORDS + 2, RECORDS + 2), "one DEK for one record");
     for server in [&bench.server, &other] {
         until("what was made is accounted for", async || {
             let Counts { held, made, taken, discarded } = counts(server).await;
@@ -211,14 +226,21 @@ async fn a_key_that_is_turned_off_empties_it_and_one_that_comes_back_fills_it_an
     let mut answered = 0;
     while bench.try_to_encrypt(&format!("during-{answered}")).await == 200 {
         answered += 1;
-        assert!(off.elapsed() < Duration::from_secs(5), "refused within the bound");
+        assert!(off.elapsed() < Duration::from_secs(12), "refused within the bound");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     let after = counts(&bench.server).await;
     assert_eq!(after.held, 0, "{after:?}");
-    assert_eq!(after.taken, before.taken + answered, "none was used after that");
+    // The one that was refused may have taken one, which then went nowhere.
+    assert!(after.taken <= before.taken + answered + 1, "none was taken after that: {after:?}");
+    let used: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM np_byok_wrapped_deks WHERE record_id LIKE 'during-%'")
+            .fetch_one(&bench.server.database().await)
+            .await
+            .unwrap();
+    assert_eq!(used as u64, answered, "none was used after that");
     until("the other one's goes, too, though nobody asks it", async || counts(&other).await.held == 0).await;
-    assert!(off.elapsed() < Duration::from_secs(10));
+    assert!(off.elapsed() < Duration::from_secs(20));
     for n in 0..5 {
         assert_ne!(bench.try_to_encrypt(&format!("dark-{n}")).await, 200);
         tokio::time::sleep(Duration::from_millis(300)).await;
