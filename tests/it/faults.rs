@@ -158,11 +158,7 @@ async fn a_sealed_or_stopped_vault_is_an_outage_and_a_revoked_token_is_a_refusal
     let server = TestServer::on(
         key.clone(),
         database,
-        &[
-            ("BYOK_DEK_CACHE_SECONDS", "0"),
-            ("BYOK_KMS_TIMEOUT_MS", "2000"),
-            ("BYOK_KEY_RESUME_SECONDS", "1"),
-        ],
+        &[("BYOK_DEK_CACHE_SECONDS", "0"), ("BYOK_KMS_TIMEOUT_MS", "2000"), ("BYOK_KEY_RESUME_SECONDS", "1")],
     )
     .await;
     let token = server.encrypt("p", "r").await;

@@ -11,6 +11,7 @@ mod committer;
 mod faults;
 mod graphql;
 mod keyring;
+mod keyring_guard;
 mod kms_aws_chain;
 mod kms_aws_errors;
 mod kms_aws_faults;
