@@ -95,7 +95,7 @@ impl App {
             job.stalled = None;
             job.finished_at = Some(job.updated_at);
             info!(rotation = %id, rewrapped = job.progress.rewrapped, failed = job.progress.failed, "rotation done");
-            return self.advance(tenant, job, holder, after, Vec::new(), Vec::new(), Vec::new()).await;
+            return self.advance(tenant, job, holder, after, Vec::new(), (Vec::new(), Vec::new())).await;
         };
 
         let (old, current): (Vec<DekRow>, Vec<DekRow>) =
@@ -129,7 +129,8 @@ impl App {
         if let Some(error) = stuck {
             log_kms(error, None);
             job.stalled = Some(error.class.code());
-            return match self.advance(tenant, job, holder, after, Vec::new(), Vec::new(), Vec::new()).await {
+            return match self.advance(tenant, job, holder, after, Vec::new(), (Vec::new(), Vec::new())).await
+            {
                 Step::Lost => Step::Lost,
                 Step::Advanced | Step::Finished | Step::Stalled => Step::Stalled,
             };
@@ -180,7 +181,7 @@ impl App {
         {
             job.target = went;
         }
-        let step = self.advance(tenant, job, holder, place, items, changes, fence).await;
+        let step = self.advance(tenant, job, holder, place, items, (changes, fence)).await;
         self.keyring.forget(tenant.uid, rewrapped);
         match step {
             // There is no use in asking again at once.
@@ -236,7 +237,7 @@ impl App {
         job.progress.total = job.progress.rewrapped + left;
         job.progress.failed = 0;
         job.stalled = None;
-        self.advance(tenant, job, holder, None, Vec::new(), Vec::new(), Vec::new()).await
+        self.advance(tenant, job, holder, None, Vec::new(), (Vec::new(), Vec::new())).await
     }
 
     async fn advance(
@@ -246,8 +247,7 @@ impl App {
         holder: Uuid,
         after: Option<DekId>,
         items: Vec<Item>,
-        mut changes: Vec<Change>,
-        fence: Vec<Fence>,
+        (mut changes, fence): (Vec<Change>, Vec<Fence>),
     ) -> Step {
         let finished = job.state == JobState::Done;
         let entry = (!items.is_empty()).then(|| self.rotation_entry(job.id, items));

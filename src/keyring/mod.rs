@@ -82,6 +82,8 @@ struct Turn {
     failed: Option<(BootTime, KeyringError)>,
 }
 
+type Turns = HashMap<(TenantUid, KeyVersion), Arc<tokio::sync::Mutex<Turn>>>;
+
 /// The DEKs of all tenants.
 pub struct Keyring {
     store: Arc<dyn Store>,
@@ -97,7 +99,7 @@ pub struct Keyring {
     /// Names this process in proof rows, for as long as it lives.
     replica: Uuid,
     /// Whose probe of a version it is, in this process.
-    turns: Mutex<HashMap<(TenantUid, KeyVersion), Arc<tokio::sync::Mutex<Turn>>>>,
+    turns: Mutex<Turns>,
     /// How often the database went back in time, as far as was seen here.
     rewinds: AtomicU64,
     /// Wakes the prober.
