@@ -10,6 +10,7 @@ mod cli;
 mod committer;
 mod faults;
 mod graphql;
+mod hands;
 mod keyring;
 mod keyring_guard;
 mod kms_aws_chain;
