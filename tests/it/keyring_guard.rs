@@ -8,7 +8,7 @@ use std::time::Duration;
 use byok::model::{ErrorCode, Posture};
 use byok::store::Sqlite;
 
-use crate::support::guarded::{House, Will, until};
+use crate::guarded::{House, Will, until};
 
 const UNAVAILABLE: Result<(), ErrorCode> = Err(ErrorCode::KmsUnavailable);
 const DENIED: Result<(), ErrorCode> = Err(ErrorCode::KmsAccessDenied);
@@ -299,7 +299,8 @@ async fn one_replicas_outage_is_not_the_tenants() {
     let (one, two) = (house.replica().await, house.replica().await);
     let token = one.encrypt("r").await.unwrap();
     assert_eq!(two.decrypt(&token, "r").await, Ok(()));
-    (one.watch(), two.watch());
+    one.watch();
+    two.watch();
     one.kms.will(Will::Hang);
     for _ in 0..40 {
         assert_eq!(two.decrypt(&token, "r").await, Ok(()));

@@ -10,6 +10,7 @@ mod cli;
 mod committer;
 mod faults;
 mod graphql;
+mod guarded;
 mod hands;
 mod keyring;
 mod keyring_guard;

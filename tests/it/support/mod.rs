@@ -4,7 +4,6 @@ pub(crate) mod aws;
 pub(crate) mod azure;
 pub(crate) mod calls;
 pub(crate) mod gcp;
-pub(crate) mod guarded;
 pub(crate) mod log;
 pub(crate) mod offered;
 pub(crate) mod pki;

@@ -25,7 +25,7 @@ use byok::store::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::rows::changes;
+use crate::support::rows::changes;
 
 /// The machine's clock, and how much longer the machine has been on than it has.
 #[derive(Default)]
@@ -464,7 +464,7 @@ impl House {
         ];
         let env = Env::from_pairs(variables);
         let auth = Auth::read(&mut Reader::new(&env));
-        let authenticator = Authenticator::new(&auth, super::http(), clock.clone());
+        let authenticator = Authenticator::new(&auth, crate::support::http(), clock.clone());
         let app = App::new(byok::app::Parts {
             tenant: self.tenant.clone(),
             store: store.clone(),
