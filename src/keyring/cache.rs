@@ -52,7 +52,7 @@ impl Cache {
         }
     }
 
-    fn is_on(&self) -> bool {
+    pub(super) fn is_on(&self) -> bool {
         !self.settings.time_to_live.is_zero()
     }
 
@@ -123,7 +123,7 @@ impl Cache {
         let dek = self.sealing_key(tenant).open(&sealed.dek, &bound_to(tenant, id))?;
         let key_version = sealed.key_version.clone();
         let kms_request_id = sealed.kms_request_id.clone();
-        Some(Held { dek, key_version, epoch: sealed.epoch, made: None, source, kms_request_id })
+        Some(Held { dek, key_version, epoch: sealed.epoch, source, kms_request_id })
     }
 
     fn sealing_key(&self, tenant: TenantUid) -> Arc<SealingKey> {

@@ -29,8 +29,8 @@ pub struct Footing {
 struct Use {
     key_version: KeyVersion,
     epoch: u64,
-    /// When this call had a DEK made under it.
-    made: Option<BootTime>,
+    /// Since when this work has the KMS open what was wrapped under it, where it does.
+    opened: Option<BootTime>,
 }
 
 impl Footing {
@@ -38,15 +38,11 @@ impl Footing {
     pub fn add(&mut self, held: &Held) {
         match self.uses.iter_mut().find(|used| used.key_version == held.key_version) {
             // The older epoch decides: where they differ, none of it may be answered.
-            Some(used) => {
-                used.epoch = used.epoch.min(held.epoch);
-                used.made = used.made.max(held.made);
+            Some(used) => used.epoch = used.epoch.min(held.epoch),
+            // That a DEK could be made does not show that it can be unwrapped.
+            None => {
+                self.uses.push(Use { key_version: held.key_version.clone(), epoch: held.epoch, opened: None })
             }
-            None => self.uses.push(Use {
-                key_version: held.key_version.clone(),
-                epoch: held.epoch,
-                made: held.made,
-            }),
         }
     }
 }
@@ -65,12 +61,12 @@ impl Keyring {
     ///
     /// # Errors
     /// What stands against the answer, as far as is known before the commit.
-    pub async fn fence(&self, tenant: &Tenant, footing: &Footing) -> Result<Vec<Fence>, Fallen> {
+    pub async fn fence(self: &Arc<Self>, tenant: &Tenant, footing: &Footing) -> Result<Vec<Fence>, Fallen> {
         let mut fence = Vec::with_capacity(footing.uses.len());
         for used in &footing.uses {
             let version = &used.key_version;
             let mut view = self.views.get(tenant.uid, version).ok_or(Fallen::Anew)?;
-            if view.posture == Posture::Active && self.age(&view, used.made) > self.guard.bound() {
+            if view.posture == Posture::Active && self.age(&view, used.opened) > self.guard.bound() {
                 view = self.probe_now(tenant, version).await.ok_or(Fallen::Dark(Posture::Active))?;
             }
             if view.posture != Posture::Active {
@@ -80,9 +76,11 @@ impl Keyring {
                 return Err(Fallen::Anew);
             }
             let epoch = used.epoch;
-            // A proof of this replica's own stands in for the row's while it leaves time for the commit.
-            let own = view.unwrapped.max(used.made);
-            let own_suffices = own.is_some_and(|own| self.boot().since(own) <= self.guard.bound() / 2);
+            // A proof of this replica's own stands in for the row's while it leaves time for the commit, and where the row
+            // has none: how old it may be in the end is asked after the commit.
+            let (now, bound) = (self.boot(), self.guard.bound());
+            let own = view.unwrapped.max(used.opened).map(|own| now.since(own));
+            let own_suffices = own.is_some_and(|own| own <= bound / 2 || view.row_age(now) > bound);
             let must = match own_suffices {
                 true => Must::BeActive { epoch },
                 false => Must::BeProven { epoch, within: self.guard.bound() },
@@ -105,7 +103,7 @@ impl Keyring {
             let own = self.views.get(tenant.uid, &used.key_version).and_then(|view| view.unwrapped);
             let now = self.boot();
             let by_row = found.saturating_add(now.since(passage.sent));
-            let age = own.max(used.made).map_or(by_row, |own| by_row.min(now.since(own)));
+            let age = own.max(used.opened).map_or(by_row, |own| by_row.min(now.since(own)));
             age <= self.guard.bound() + SLACK
         })
     }
@@ -127,15 +125,15 @@ impl Keyring {
             }
             may.push(opened[version].clone().map(drop));
         }
-        let made = Some(self.boot());
+        let since = Some(self.boot());
         let used = |(key_version, epoch): (KeyVersion, Result<u64, _>)| {
-            epoch.ok().map(|epoch| Use { key_version, epoch, made })
+            epoch.ok().map(|epoch| Use { key_version, epoch, opened: since })
         };
         (Footing { uses: opened.into_iter().filter_map(used).collect() }, may)
     }
 
     /// What became of a call that the fence kept out: reads the rows anew, probes what was not shown to work in time.
-    pub async fn after_fenced(&self, tenant: &Tenant, footing: &Footing) -> Fallen {
+    pub async fn after_fenced(self: &Arc<Self>, tenant: &Tenant, footing: &Footing) -> Fallen {
         if self.read(tenant).await.is_none() {
             return Fallen::Dark(Posture::Active);
         }
@@ -170,15 +168,23 @@ impl Keyring {
         let version = &row.wrapped.key_version;
         let mut known = self.views.get(tenant.uid, version);
         if known.is_none() {
-            // One at a time: whoever comes meanwhile finds it known.
+            // One at a time: whoever comes meanwhile finds it known, or shares the failure of a try that began later.
+            let asked = self.boot();
             let turn = self.turn(tenant.uid, version);
-            let _turn = turn.lock().await;
+            let mut turn = turn.lock().await;
             known = self.views.get(tenant.uid, version);
             if known.is_none() {
-                self.read(tenant).await.ok_or(KeyringError::Store(ReadError::Unavailable))?;
-                known = match self.views.get(tenant.uid, version) {
-                    None => self.watch(tenant, row).await?,
-                    known => known,
+                match &turn.failed {
+                    Some((began, error)) if *began > asked => return Err(error.clone()),
+                    Some(_) | None => {}
+                }
+                let began = self.boot();
+                known = match self.meet(tenant, row).await {
+                    Ok(view) => view,
+                    Err(error) => {
+                        turn.failed = Some((began, error.clone()));
+                        return Err(error);
+                    }
                 };
             }
         }
@@ -211,15 +217,16 @@ impl Keyring {
         }
     }
 
-    /// Drops what is in memory of a tenant: its sealing key goes, and is wiped.
+    /// Drops what is in memory of a tenant: its sealing key goes, and is wiped. Noted first: what comes in between is gone
+    /// as well, and is at worst watched in vain.
     pub(super) fn darken(&self, tenant: TenantUid) {
-        self.cache.clear_tenant(tenant);
-        self.pool.empty(tenant);
         for (whose, version, _) in self.views.all() {
             if whose == tenant {
                 self.views.change(tenant, &version, |view| view.in_memory_until = BootTime::default());
             }
         }
+        self.cache.clear_tenant(tenant);
+        self.pool.empty(tenant);
     }
 
     /// Notes that DEKs of a version are in memory from now on; the prober is woken for a version that had none.
@@ -281,9 +288,18 @@ impl Keyring {
         self.clock.boot()
     }
 
-    fn age(&self, view: &View, made: Option<BootTime>) -> Duration {
+    fn age(&self, view: &View, opened: Option<BootTime>) -> Duration {
         let now = self.boot();
-        made.map_or(view.proof_age(now), |made| view.proof_age(now).min(now.since(made)))
+        opened.map_or(view.proof_age(now), |opened| view.proof_age(now).min(now.since(opened)))
+    }
+
+    /// What the database knows of a version, or what is found when it is tried.
+    async fn meet(&self, tenant: &Tenant, row: &DekRow) -> Result<Option<View>, KeyringError> {
+        self.read(tenant).await.ok_or(KeyringError::Store(ReadError::Unavailable))?;
+        match self.views.get(tenant.uid, &row.wrapped.key_version) {
+            None => self.watch(tenant, row).await,
+            known => Ok(known),
+        }
     }
 
     /// Shows that a version works that has no proof row yet, and has it watched from now on. The canary is made for that

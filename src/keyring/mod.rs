@@ -11,6 +11,7 @@ mod prober;
 mod view;
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use dashmap::DashMap;
@@ -40,8 +41,6 @@ pub struct Held {
     pub key_version: KeyVersion,
     /// The epoch of that version that it was taken under.
     pub epoch: u64,
-    /// When it was asked for, where the KMS made it for this call.
-    pub made: Option<BootTime>,
     /// Where it came from.
     pub source: Source,
     /// The KMS's id of the request that unwrapped it.
@@ -78,8 +77,14 @@ type Flight = Result<Arc<Sealed>, KeyringError>;
 /// Where those wait who want what a flight brings; `None` until it lands.
 type Arrival = watch::Receiver<Option<Flight>>;
 
-/// Held by who probes a version.
-type Turn = Arc<tokio::sync::Mutex<()>>;
+/// What is left of a turn at a key version for those who waited meanwhile.
+#[derive(Default)]
+struct Turn {
+    /// When the last first try that failed began, and why it did.
+    failed: Option<(BootTime, KeyringError)>,
+}
+
+type Turns = HashMap<(TenantUid, KeyVersion), Arc<tokio::sync::Mutex<Turn>>>;
 
 /// The DEKs of all tenants.
 pub struct Keyring {
@@ -92,12 +97,14 @@ pub struct Keyring {
     pool: Pool,
     flights: Mutex<HashMap<(TenantUid, DekId), Arrival>>,
     views: Views,
-    /// The version that the last DEK was made under.
-    current: DashMap<TenantUid, KeyVersion>,
+    /// The version that the last DEK was made under; and when one was last made all the same while that was dark.
+    current: DashMap<TenantUid, (KeyVersion, Option<BootTime>)>,
     /// Names this process in proof rows, for as long as it lives.
     replica: Uuid,
     /// Whose probe of a version it is, in this process.
-    turns: Mutex<HashMap<(TenantUid, KeyVersion), Turn>>,
+    turns: Mutex<Turns>,
+    /// How often the database went back in time, as far as was seen here.
+    rewinds: AtomicU64,
     /// Wakes the prober.
     wake: Notify,
 }
@@ -137,6 +144,7 @@ impl Keyring {
             current: DashMap::new(),
             replica: Uuid::now_v7(),
             turns: Mutex::default(),
+            rewinds: AtomicU64::new(0),
             wake: Notify::new(),
         })
     }
@@ -181,10 +189,10 @@ impl Keyring {
         }
         let land = |id: &DekId| match &landed[id] {
             // The posture turned while it was under way.
-            Ok(sealed) => self
-                .cache
-                .open(tenant.uid, *id, sealed, Source::Kms)
-                .ok_or(KeyringError::Dark(Posture::Degraded)),
+            Ok(sealed) => self.cache.open(tenant.uid, *id, sealed, Source::Kms).ok_or_else(|| {
+                let view = self.views.get(tenant.uid, &sealed.key_version);
+                KeyringError::Dark(view.map_or(Posture::Degraded, |view| view.posture))
+            }),
             Err(error) => Err(error.clone()),
         };
         ids.iter().zip(results).map(|(id, hit)| hit.unwrap_or_else(|| land(id))).collect()
@@ -256,7 +264,8 @@ impl Keyring {
         expand(&place_of, &mut deks)
     }
 
-    /// Makes so many DEKs, in one batch; asks nobody for none, nor where the key is known not to be active.
+    /// Makes so many DEKs, in one batch; asks nobody for none. Where the version that the last one was made under is not
+    /// active, the KMS is asked once in a while all the same: it may wrap under another one by now.
     async fn make(self: &Arc<Self>, tenant: &Tenant, count: usize, purpose: Purpose) -> Vec<(DekId, Made)> {
         if count == 0 {
             return Vec::new();
@@ -266,15 +275,16 @@ impl Keyring {
             ids.map(|dek_id| DekBinding { tenant: tenant.uid, dek_id, purpose }).collect();
         let refused =
             |error: KeyringError| bindings.iter().map(|asked| (asked.dek_id, Err(error.clone()))).collect();
-        let current = self.current.get(&tenant.uid).map(|current| current.clone());
+        let current = self.current.get(&tenant.uid).map(|current| current.0.clone());
         if let Some(current) = &current
             && let Some(view) = self.views.get(tenant.uid, current)
             && view.posture != Posture::Active
         {
             self.probe_soon(tenant, current);
-            return refused(KeyringError::Dark(view.posture));
+            if !self.looks_for_another(tenant.uid) {
+                return refused(KeyringError::Dark(view.posture));
+            }
         }
-        let sent = self.boot();
         // Runs to its end whatever becomes of the caller: it may be the one that logs in for all others.
         let (kms, asked) = (self.kms.clone(), bindings.clone());
         let made = tokio::spawn(async move { kms.generate(&asked).await }).await.unwrap_or_default();
@@ -293,14 +303,14 @@ impl Keyring {
                             created_at: Timestamp(0),
                         };
                         epochs.insert(version.clone(), self.open(tenant, &row).await);
-                        self.current.insert(tenant.uid, version.clone());
+                        let tried = self.current.get(&tenant.uid).and_then(|current| current.1);
+                        self.current.insert(tenant.uid, (version.clone(), tried));
                     }
                     epochs[&version].clone().map(|epoch| {
                         let held = Held {
                             dek,
                             key_version: version,
                             epoch,
-                            made: Some(sent),
                             source: Source::Kms,
                             kms_request_id: made.request_id,
                         };
@@ -319,6 +329,18 @@ impl Keyring {
         results
     }
 
+    /// Whether it is time to see which version the KMS wraps under now: at most once in the time between two probes.
+    fn looks_for_another(&self, tenant: TenantUid) -> bool {
+        let now = self.boot();
+        self.current.get_mut(&tenant).is_some_and(|mut current| {
+            let rested = current.1.is_none_or(|tried| now.since(tried) >= self.guard.probe_every);
+            if rested {
+                current.1 = Some(now);
+            }
+            rested
+        })
+    }
+
     /// Takes a DEK into the cache whose row is durable now.
     pub fn admit(&self, tenant: &Tenant, row: &DekRow, held: &Held) {
         let under = (held.key_version.clone(), held.epoch);
@@ -332,7 +354,7 @@ impl Keyring {
     /// Keeps a sealed DEK in memory, unless the posture of its key version has turned since it was asked for.
     fn keep(&self, tenant: TenantUid, id: DekId, sealed: Arc<Sealed>) {
         let version = sealed.key_version.clone();
-        if self.is_current(tenant, &sealed) {
+        if self.cache.is_on() && self.is_current(tenant, &sealed) {
             self.cache.put(tenant, id, sealed.clone());
             self.note_in_memory(tenant, &version);
         }
@@ -367,10 +389,13 @@ impl Keyring {
         ids.into_iter().for_each(|id| self.cache.remove(tenant, id));
     }
 
-    /// Empties the cache and the pool: the sealing keys go, and are zeroized.
+    /// Empties the cache and the pool: the sealing keys go, and are zeroized. What was known of key versions is read anew: a
+    /// database that went back in time may hold earlier epochs, or nothing of them.
     pub fn clear(&self) {
         self.cache.clear();
         self.pool.empty_all();
+        self.views.clear();
+        self.current.clear();
     }
 
     /// How many DEKs the cache holds, about.

@@ -260,8 +260,9 @@ impl Keyring {
 
     /// Notes which version the KMS wraps under now: what was made ahead under another is not used any more.
     pub fn expect_version(&self, tenant: TenantUid, version: &KeyVersion) {
-        let before = self.current.insert(tenant, version.clone());
-        if before.as_ref() != Some(version) {
+        let before = self.current.get(&tenant).map(|current| current.clone());
+        if before.as_ref().map(|(before, _)| before) != Some(version) {
+            self.current.insert(tenant, (version.clone(), before.and_then(|(_, tried)| tried)));
             self.pool.empty(tenant);
         }
     }
@@ -278,7 +279,8 @@ impl Keyring {
         while taken.len() < count
             && let Some(Ready { id, sealed, wrapped, .. }) = self.pool.pop(tenant.uid, now)
         {
-            let current = self.current.get(&tenant.uid).is_some_and(|current| *current == sealed.key_version);
+            let current =
+                self.current.get(&tenant.uid).is_some_and(|current| current.0 == sealed.key_version);
             let may = current && self.is_among(tenant.uid, &sealed, &mut known);
             // Not a proof that the key works: it may have been made long ago.
             let held = may.then(|| self.cache.open(tenant.uid, id, &sealed, Source::Cache)).flatten();
@@ -295,7 +297,7 @@ impl Keyring {
     /// Whether the version that DEKs are made under is active and was shown to work in time: without that, what is made
     /// would be thrown away.
     fn works_now(&self, tenant: TenantUid) -> bool {
-        let current = self.current.get(&tenant).map(|current| current.clone());
+        let current = self.current.get(&tenant).map(|current| current.0.clone());
         let view = current.and_then(|current| self.views.get(tenant, &current));
         view.is_some_and(|view| {
             view.posture == Posture::Active && view.proof_age(self.boot()) <= self.guard.bound()
@@ -304,6 +306,7 @@ impl Keyring {
 
     async fn fill(self: Arc<Self>, tenant: Tenant, order: Order) {
         let mut filling = Filling { keyring: &self, tenant: tenant.uid, outcome: Err(None) };
+        let asked = self.boot();
         let made = self.make(&tenant, order.count, Purpose::RecordAhead).await;
         let mut brought = Vec::with_capacity(made.len());
         let mut versions: Vec<KeyVersion> = Vec::new();
@@ -317,7 +320,7 @@ impl Keyring {
                     }
                     let sealed =
                         self.cache.seal(tenant.uid, id, &held.dek, under, held.kms_request_id.clone());
-                    brought.push(Ready { id, sealed, wrapped, asked: held.made.unwrap_or_default() });
+                    brought.push(Ready { id, sealed, wrapped, asked });
                 }
                 Err(error) => failed = Some(error),
             }

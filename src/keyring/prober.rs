@@ -3,10 +3,12 @@
 //! that turns a posture.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::OwnedMutexGuard;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -27,6 +29,9 @@ use super::{Keyring, Turn};
 /// How often rows are looked at when nobody needs any.
 const IDLE: Duration = Duration::from_secs(1);
 
+/// How often the row is read while another replica probes.
+const GLANCE: Duration = Duration::from_millis(50);
+
 /// How often a finding is written anew when others write the same row.
 const TRIES: usize = 3;
 
@@ -40,6 +45,17 @@ struct Found {
 impl Keyring {
     /// Watches over all key versions until `stop` is cancelled.
     pub async fn keep_watch(self: Arc<Self>, stop: CancellationToken) {
+        tokio::join!(self.keep_looking(&stop), self.keep_dropping(&stop));
+    }
+
+    /// A timer of its own: a database that hangs does not keep in memory what may not be used.
+    async fn keep_dropping(&self, stop: &CancellationToken) {
+        while timeout(self.guard.probe_every / 4, stop.cancelled()).await.is_err() {
+            self.drop_unproven();
+        }
+    }
+
+    async fn keep_looking(self: &Arc<Self>, stop: &CancellationToken) {
         loop {
             let pause = match self.look().await {
                 true => self.guard.probe_every / 4,
@@ -56,6 +72,10 @@ impl Keyring {
     /// Says what is needed, learns what others found, probes what is due, and drops what was not shown to work in time.
     /// Answers whether anything is watched.
     async fn look(self: &Arc<Self>) -> bool {
+        let rewinds = self.committer.rewinds();
+        if self.rewinds.swap(rewinds, Ordering::SeqCst) != rewinds {
+            self.clear();
+        }
         let mut told: BTreeMap<TenantUid, Vec<KeyVersion>> = BTreeMap::new();
         for (tenant, version) in self.to_be_told() {
             told.entry(tenant).or_default().push(version);
@@ -73,7 +93,7 @@ impl Keyring {
 
     /// Starts the probes that are due, one batch for each tenant; but none where this replica still waits for one.
     fn probe_due(self: &Arc<Self>, seen: &Seen<Watched>) {
-        let mut due: BTreeMap<TenantUid, (Vec<Watched>, Vec<OwnedMutexGuard<()>>)> = BTreeMap::new();
+        let mut due: BTreeMap<TenantUid, (Vec<Watched>, Vec<OwnedMutexGuard<Turn>>)> = BTreeMap::new();
         for row in &seen.rows {
             if is_due(&row.proof, seen.now, self.replica, &self.guard)
                 && let Ok(turn) = self.turn(row.tenant.uid, &row.proof.key_version).try_lock_owned()
@@ -118,14 +138,17 @@ impl Keyring {
 
     /// Probes one version out of turn, but not sooner after a probe than they follow each other; whoever comes meanwhile
     /// waits for the same answer. What is known after it; `None` when that is not enough to go by.
-    pub(super) async fn probe_now(&self, tenant: &Tenant, version: &KeyVersion) -> Option<View> {
-        let turn = self.turn(tenant.uid, version);
-        let _turn = turn.lock().await;
+    pub(super) async fn probe_now(self: &Arc<Self>, tenant: &Tenant, version: &KeyVersion) -> Option<View> {
+        let turn = self.turn(tenant.uid, version).lock_owned().await;
         if self.is_rested(tenant.uid, version) {
-            self.probe_in_turn(tenant, version).await;
+            // Runs to its end whatever becomes of the caller: others wait for what it brings.
+            let _ = self.spawn_probe(tenant, version, turn).await;
         }
         let view = self.views.get(tenant.uid, version)?;
-        let proven = view.proof_age(self.boot()) <= self.guard.bound();
+        let proven = self.is_proven(&view);
+        if !proven {
+            self.darken(tenant.uid);
+        }
         (view.posture != Posture::Active || proven).then_some(view)
     }
 
@@ -133,19 +156,30 @@ impl Keyring {
     pub(super) fn probe_soon(self: &Arc<Self>, tenant: &Tenant, version: &KeyVersion) {
         let turn = self.turn(tenant.uid, version).try_lock_owned();
         if let (Ok(turn), true) = (turn, self.is_rested(tenant.uid, version)) {
-            let (keyring, tenant, version) = (self.clone(), tenant.clone(), version.clone());
-            tokio::spawn(async move {
-                keyring.probe_in_turn(&tenant, &version).await;
-                drop(turn);
-            });
+            drop(self.spawn_probe(tenant, version, turn));
         }
+    }
+
+    fn spawn_probe(
+        self: &Arc<Self>,
+        tenant: &Tenant,
+        version: &KeyVersion,
+        turn: OwnedMutexGuard<Turn>,
+    ) -> JoinHandle<()> {
+        let (keyring, tenant, version) = (self.clone(), tenant.clone(), version.clone());
+        tokio::spawn(async move {
+            keyring.probe_in_turn(&tenant, &version).await;
+            drop(turn);
+        })
     }
 
     async fn probe_in_turn(&self, tenant: &Tenant, version: &KeyVersion) {
         self.say_needed(tenant.uid, std::slice::from_ref(version)).await;
         if let Some(mut seen) = self.watched().await {
             seen.rows.retain(|row| row.tenant.uid == tenant.uid && row.proof.key_version == *version);
-            self.probe(seen).await;
+            if !self.probe(seen).await {
+                self.wait_for_another(tenant, version).await;
+            }
             // Another replica may have been first, and know more by now.
             self.read(tenant).await;
         }
@@ -154,20 +188,37 @@ impl Keyring {
         self.views.change(tenant.uid, version, |view| view.probed = Some(ended));
     }
 
+    /// Another replica probes this very moment: its answer is waited for, as long as a probe may take.
+    async fn wait_for_another(&self, tenant: &Tenant, version: &KeyVersion) {
+        let unproven = |view: View| view.posture == Posture::Active && !self.is_proven(&view);
+        let proven = async {
+            while self.views.get(tenant.uid, version).is_some_and(unproven) {
+                tokio::time::sleep(GLANCE).await;
+                self.read(tenant).await;
+            }
+        };
+        let _ = timeout(self.guard.probe_timeout, proven).await;
+    }
+
+    fn is_proven(&self, view: &View) -> bool {
+        view.proof_age(self.boot()) <= self.guard.bound()
+    }
+
     /// Whether a probe of this replica's is not only just over.
     fn is_rested(&self, tenant: TenantUid, version: &KeyVersion) -> bool {
         let probed = self.views.get(tenant, version).and_then(|view| view.probed);
         probed.is_none_or(|probed| self.boot().since(probed) >= self.guard.probe_every)
     }
 
-    pub(super) fn turn(&self, tenant: TenantUid, version: &KeyVersion) -> Turn {
+    pub(super) fn turn(&self, tenant: TenantUid, version: &KeyVersion) -> Arc<tokio::sync::Mutex<Turn>> {
         let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
         turns.entry((tenant, version.clone())).or_default().clone()
     }
 
-    /// Probes rows of one tenant, as they were read. Those that another replica moves first are left to it.
-    async fn probe(&self, seen: Seen<Watched>) {
-        let Some(tenant) = seen.rows.first().map(|row| row.tenant.clone()) else { return };
+    /// Probes rows of one tenant, as they were read. Those that another replica moves first are left to it; whether there
+    /// were others.
+    async fn probe(&self, seen: Seen<Watched>) -> bool {
+        let Some(tenant) = seen.rows.first().map(|row| row.tenant.clone()) else { return false };
         let began = self.boot();
         let mut claims: Vec<(Watched, Proof)> = seen
             .rows
@@ -182,11 +233,13 @@ impl Keyring {
             to: claim.clone(),
             incident: None,
         };
-        let Some(applied) = self.commit(tenant.uid, claims.iter().map(claim).collect()).await else { return };
+        let Some(applied) = self.commit(tenant.uid, claims.iter().map(claim).collect()).await else {
+            return false;
+        };
         let mut applied = applied.into_iter();
         claims.retain(|_| applied.next() == Some(1));
         if claims.is_empty() {
-            return;
+            return false;
         }
         let sent = self.boot();
         let found = self.try_canaries(&tenant, &claims).await;
@@ -199,6 +252,7 @@ impl Keyring {
             }
             self.conclude(&tenant, claim, &found, (seen.now, ended.since(began))).await;
         }
+        true
     }
 
     /// Writes down what a probe brought that was sent after `when.0`, and took so long. Where another replica has moved the row meanwhile, it

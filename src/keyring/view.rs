@@ -31,8 +31,13 @@ pub(super) struct View {
 impl View {
     /// How long ago the key version was shown to work, at least, by what this replica knows.
     pub(super) fn proof_age(&self, now: BootTime) -> Duration {
-        let row = self.age.saturating_add(now.since(self.seen));
+        let row = self.row_age(now);
         self.unwrapped.map_or(row, |unwrapped| row.min(now.since(unwrapped)))
+    }
+
+    /// The same by its row alone.
+    pub(super) fn row_age(&self, now: BootTime) -> Duration {
+        self.age.saturating_add(now.since(self.seen))
     }
 }
 
@@ -65,6 +70,11 @@ pub(super) struct Views {
 impl Views {
     pub(super) fn get(&self, tenant: TenantUid, version: &KeyVersion) -> Option<View> {
         self.views.get(&(tenant, version.clone())).map(|view| view.clone())
+    }
+
+    /// Knows of no version any more.
+    pub(super) fn clear(&self) {
+        self.views.clear();
     }
 
     pub(super) fn all(&self) -> Vec<(TenantUid, KeyVersion, View)> {
@@ -163,13 +173,16 @@ impl Views {
 
 impl View {
     fn prove(&mut self, proven_at: Timestamp, age: Duration, seen: BootTime) {
-        // The same proof does not get younger, and an older one than is known says nothing new, unless the clock was set
-        // back: then what is known lies in its future.
-        if proven_at != self.proven_at {
-            let known = self.age.saturating_add(seen.since(self.seen));
-            if age <= known || known == Duration::MAX {
-                (self.proven_at, self.age, self.seen) = (proven_at, age, seen);
-            }
+        let known = self.row_age(seen);
+        let counts = match proven_at == self.proven_at {
+            // The same proof does not get younger. It gets older where the database's clock was set, for a commit asks that.
+            true => age > known,
+            // An older one than is known says nothing new, unless the clock was set back: then what is known lies in its
+            // future.
+            false => age <= known || known == Duration::MAX,
+        };
+        if counts {
+            (self.proven_at, self.age, self.seen) = (proven_at, age, seen);
         }
     }
 }
@@ -238,6 +251,18 @@ mod tests {
         // Set back by two seconds: a proof of before looks half a second old.
         let found = views.age_found(TENANT, &KeyVersion::new("byok", "1"), db(1_500), reading(3_000, 2_000));
         assert_eq!(found.as_millis(), 2_500);
+    }
+
+    #[test]
+    fn a_proof_that_was_seen_before_is_as_old_as_the_database_says_once_its_clock_was_set() {
+        for (now, at_least) in [(11_000, 10_100), (500, 1_000_000_000)] {
+            let views = Views::default();
+            views.learn(TENANT, &proof(0, 900), reading(0, 1_000));
+            views.learn(TENANT, &proof(0, 900), reading(100, now));
+            assert!(age(&views, 100) >= at_least, "{now}");
+            views.learn(TENANT, &proof(0, now), reading(200, now + 100));
+            assert_eq!(age(&views, 200), 100, "{now}");
+        }
     }
 
     #[test]

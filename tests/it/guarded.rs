@@ -1,0 +1,497 @@
+//! Replicas in this process: a KMS that does what a test says, a clock that a test moves, and a database in between whose
+//! clock can be set and whose calls are counted.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use byok::app::{App, DecryptItem, EncryptItem};
+use byok::audit::Committer;
+use byok::auth::{Authenticator, Policy};
+use byok::config::{Auth, DekCache, Env, KeyGuard, Limits, Reader};
+use byok::crypto::{Context, Dek, Plaintext};
+use byok::keyring::Keyring;
+use byok::kms::{DekBinding, Exposure, Generated, ItemResult, Kms, KmsError, KmsErrorClass, LocalKey};
+use byok::model::{
+    BootTime, Caller, Clock, DekId, ErrorCode, Identity, Incident, Job, JobId, KeyVersion, Means, Operation,
+    Posture, Proof, RequestId, Session, SystemClock, Tenant, TenantUid, Timestamp, Wrapped,
+};
+use byok::store::{
+    AnnouncementReads, AuditReads, Batch, Change, CommitError, Committed, Database as _, DekReads, DekRow,
+    EntryFilter, Fence, JobReads, Must, Passed, PlacedEntry, ProofReads, ReadError, Seen, Sqlite, Store,
+    TenantReads, Unannounced, Watched,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::support::rows::changes;
+
+/// The machine's clock, and how much longer the machine has been on than it has.
+#[derive(Default)]
+pub(crate) struct Jumping(AtomicU64);
+
+impl Jumping {
+    /// The machine sleeps for so long.
+    pub(crate) fn sleep(&self, milliseconds: u64) {
+        self.0.fetch_add(milliseconds, Ordering::SeqCst);
+    }
+}
+
+impl Clock for Jumping {
+    fn now(&self) -> Timestamp {
+        SystemClock.now()
+    }
+
+    fn boot(&self) -> BootTime {
+        SystemClock.boot().plus(Duration::from_millis(self.0.load(Ordering::SeqCst)))
+    }
+}
+
+/// What a KMS does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Will {
+    Work,
+    Refuse,
+    Fail,
+    Hang,
+    /// Answers after so many milliseconds.
+    Dawdle(u64),
+}
+
+/// The local key, behind what a test wants of it.
+pub(crate) struct Scripted {
+    pub(crate) key: Arc<LocalKey>,
+    pub(crate) unwraps_will: Mutex<Will>,
+    pub(crate) generates_will: Mutex<Will>,
+    /// Versions that it unwraps no more.
+    pub(crate) destroyed: Mutex<HashSet<String>>,
+    pub(crate) unwraps: AtomicUsize,
+    pub(crate) generated: AtomicUsize,
+    /// How long the machine sleeps during an unwrap.
+    pub(crate) asleep: Mutex<Option<(Arc<Jumping>, u64)>>,
+}
+
+impl Scripted {
+    pub(crate) fn will(&self, will: Will) {
+        (*self.unwraps_will.lock().unwrap(), *self.generates_will.lock().unwrap()) = (will, will);
+    }
+
+    pub(crate) fn calls(&self) -> usize {
+        self.unwraps.load(Ordering::SeqCst) + self.generated.load(Ordering::SeqCst)
+    }
+
+    async fn met(&self, will: &Mutex<Will>) -> Result<(), KmsError> {
+        let will = *will.lock().unwrap();
+        match will {
+            Will::Work => Ok(()),
+            Will::Refuse => Err(KmsError::local(KmsErrorClass::KeyDisabled)),
+            Will::Fail => Err(KmsError::local(KmsErrorClass::Unreachable)),
+            Will::Hang => {
+                tokio::time::sleep(Duration::from_secs(20)).await;
+                Err(KmsError::local(KmsErrorClass::Timeout))
+            }
+            Will::Dawdle(milliseconds) => {
+                tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+                Ok(())
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Kms for Scripted {
+    async fn generate(&self, bindings: &[DekBinding]) -> Vec<ItemResult<Generated>> {
+        self.generated.fetch_add(1, Ordering::SeqCst);
+        match self.met(&self.generates_will).await {
+            Ok(()) => self.key.generate(bindings).await,
+            Err(error) => bindings.iter().map(|_| Err(error.clone())).collect(),
+        }
+    }
+
+    async fn wrap(&self, deks: &[(DekBinding, &Dek)]) -> Vec<ItemResult<Wrapped>> {
+        self.key.wrap(deks).await
+    }
+
+    async fn unwrap(&self, wrapped: &[(DekBinding, Wrapped)]) -> Vec<ItemResult<Dek>> {
+        self.unwraps.fetch_add(1, Ordering::SeqCst);
+        if let Some((clock, milliseconds)) = &*self.asleep.lock().unwrap() {
+            clock.sleep(*milliseconds);
+        }
+        if let Err(error) = self.met(&self.unwraps_will).await {
+            return wrapped.iter().map(|_| Err(error.clone())).collect();
+        }
+        let answers = self.key.unwrap(wrapped).await;
+        let destroyed = self.destroyed.lock().unwrap();
+        let answer = |((_, wrapped), answer): (&(DekBinding, Wrapped), ItemResult<Dek>)| match destroyed
+            .contains(&*wrapped.key_version.version)
+        {
+            true => Err(KmsError::local(KmsErrorClass::KeyVersionUnavailable)),
+            false => answer,
+        };
+        wrapped.iter().zip(answers).map(answer).collect()
+    }
+
+    async fn rewrap(&self, wrapped: &[(DekBinding, Wrapped)], to: &KeyVersion) -> Vec<ItemResult<Wrapped>> {
+        self.key.rewrap(wrapped, to).await
+    }
+
+    async fn current_version(&self) -> Result<KeyVersion, KmsError> {
+        self.key.current_version().await
+    }
+
+    fn batch_limit(&self) -> usize {
+        self.key.batch_limit()
+    }
+
+    fn rewrap_calls(&self, items: u64) -> u64 {
+        self.key.rewrap_calls(items)
+    }
+
+    async fn exposure(&self) -> Vec<Exposure> {
+        Vec::new()
+    }
+}
+
+/// A replica's way to the database.
+pub(crate) struct Wired {
+    pub(crate) database: Arc<Mutex<Arc<Sqlite>>>,
+    /// Milliseconds that the database's clock is ahead.
+    pub(crate) ahead: Arc<AtomicI64>,
+    pub(crate) commits: AtomicUsize,
+    pub(crate) reads: AtomicUsize,
+    /// Whether the wire is cut.
+    pub(crate) cut: AtomicBool,
+    /// Whether what goes in comes out much later.
+    pub(crate) hangs: AtomicBool,
+    /// What happens once the next commit with entries is durable and not heard of yet.
+    pub(crate) then: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl Wired {
+    fn database(&self) -> Arc<Sqlite> {
+        self.database.lock().unwrap().clone()
+    }
+
+    fn time(&self, at: Timestamp) -> Timestamp {
+        Timestamp(at.0 + self.ahead.load(Ordering::SeqCst) * 1_000)
+    }
+
+    async fn read(&self) -> Result<Arc<Sqlite>, ReadError> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
+        if self.hangs.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_secs(20)).await;
+        }
+        match self.cut.load(Ordering::SeqCst) {
+            true => Err(ReadError::Unavailable),
+            false => Ok(self.database()),
+        }
+    }
+}
+
+#[async_trait]
+impl Store for Wired {
+    async fn commit(&self, batch: &Batch) -> Result<Committed, CommitError> {
+        self.commits.fetch_add(1, Ordering::SeqCst);
+        if self.hangs.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_secs(20)).await;
+        }
+        if self.cut.load(Ordering::SeqCst) {
+            return Err(CommitError::Unavailable);
+        }
+        let database = self.database();
+        let mut batch = batch.clone();
+        if !batch.entries.is_empty() && !batch.fence.is_empty() {
+            // The database's own clock cannot be set, so what depends on it is asked here.
+            let seen = database.proofs(batch.tenant).await.map_err(|_| CommitError::Unavailable)?;
+            let seen = Seen { now: self.time(seen.now), rows: seen.rows };
+            Passed::of(&batch.fence, &seen).ok_or(CommitError::Fenced)?;
+            for asked in &mut batch.fence {
+                if let Must::BeProven { epoch, .. } = asked.must {
+                    *asked = Fence { must: Must::BeActive { epoch }, ..asked.clone() };
+                }
+            }
+        }
+        let committed = database.commit(&batch).await.map(|committed| {
+            let passed = committed
+                .passed
+                .map(|passed| Passed { now: self.time(passed.now), proven_at: passed.proven_at });
+            Committed { applied: committed.applied, passed }
+        });
+        if !batch.entries.is_empty()
+            && let Some(then) = self.then.lock().unwrap().take()
+        {
+            then();
+        }
+        committed
+    }
+
+    async fn ping(&self) -> Result<(), ReadError> {
+        self.read().await?.ping().await
+    }
+}
+
+#[async_trait]
+impl TenantReads for Wired {
+    async fn tenant(&self, name: &str) -> Result<Option<Tenant>, ReadError> {
+        self.read().await?.tenant(name).await
+    }
+
+    async fn log_size(&self, tenant: TenantUid) -> Result<u64, ReadError> {
+        self.read().await?.log_size(tenant).await
+    }
+}
+
+#[async_trait]
+impl DekReads for Wired {
+    async fn deks(&self, tenant: TenantUid, ids: &[DekId]) -> Result<Vec<DekRow>, ReadError> {
+        self.read().await?.deks(tenant, ids).await
+    }
+
+    async fn deks_of_records(
+        &self,
+        tenant: TenantUid,
+        records: &[Arc<str>],
+    ) -> Result<Vec<DekRow>, ReadError> {
+        self.read().await?.deks_of_records(tenant, records).await
+    }
+
+    async fn deks_after(
+        &self,
+        tenant: TenantUid,
+        after: Option<DekId>,
+        limit: u32,
+    ) -> Result<Vec<DekRow>, ReadError> {
+        self.read().await?.deks_after(tenant, after, limit).await
+    }
+
+    async fn deks_not_under(&self, tenant: TenantUid, version: &KeyVersion) -> Result<u64, ReadError> {
+        self.read().await?.deks_not_under(tenant, version).await
+    }
+}
+
+#[async_trait]
+impl JobReads for Wired {
+    async fn job(&self, tenant: TenantUid, id: JobId) -> Result<Option<(Job, Option<DekId>)>, ReadError> {
+        self.read().await?.job(tenant, id).await
+    }
+
+    async fn latest_job(&self, tenant: TenantUid) -> Result<Option<Job>, ReadError> {
+        self.read().await?.latest_job(tenant).await
+    }
+
+    async fn running_jobs(&self) -> Result<Vec<(Tenant, JobId)>, ReadError> {
+        self.read().await?.running_jobs().await
+    }
+}
+
+#[async_trait]
+impl AuditReads for Wired {
+    async fn entries(
+        &self,
+        tenant: TenantUid,
+        filter: &EntryFilter,
+        before: Option<u64>,
+        limit: u32,
+    ) -> Result<Vec<PlacedEntry>, ReadError> {
+        self.read().await?.entries(tenant, filter, before, limit).await
+    }
+}
+
+#[async_trait]
+impl ProofReads for Wired {
+    async fn proofs(&self, tenant: TenantUid) -> Result<Seen<Proof>, ReadError> {
+        let seen = self.read().await?.proofs(tenant).await?;
+        Ok(Seen { now: self.time(seen.now), rows: seen.rows })
+    }
+
+    async fn watched(&self) -> Result<Seen<Watched>, ReadError> {
+        let seen = self.read().await?.watched().await?;
+        Ok(Seen { now: self.time(seen.now), rows: seen.rows })
+    }
+
+    async fn incidents(&self, tenant: TenantUid, limit: u32) -> Result<Vec<Incident>, ReadError> {
+        self.read().await?.incidents(tenant, limit).await
+    }
+}
+
+#[async_trait]
+impl AnnouncementReads for Wired {
+    async fn unannounced(&self, limit: u32) -> Result<Vec<Unannounced>, ReadError> {
+        self.read().await?.unannounced(limit).await
+    }
+}
+
+/// One replica: its own way to the database and to the KMS, and its own clock.
+pub(crate) struct Replica {
+    pub(crate) app: Arc<App>,
+    pub(crate) keyring: Arc<Keyring>,
+    pub(crate) store: Arc<Wired>,
+    pub(crate) kms: Arc<Scripted>,
+    pub(crate) clock: Arc<Jumping>,
+    pub(crate) tenant: Tenant,
+    prober: CancellationToken,
+    _folder: Arc<tempfile::TempDir>,
+}
+
+impl Replica {
+    pub(crate) fn caller(&self) -> Caller {
+        let (role, session, means) = (Arc::from("admin"), Session::default(), Means::Jwt);
+        self.app.caller(Identity { role, user: None, session, means }, RequestId::fresh())
+    }
+
+    pub(crate) async fn encrypt(&self, record: &str) -> Result<String, ErrorCode> {
+        let item = EncryptItem {
+            plaintext: Plaintext::new(b"secret".to_vec()),
+            context: Context::from_pairs([("record_id", record)]).unwrap(),
+        };
+        let answers = self.app.encrypt(&self.caller(), vec![Ok(item)]).await;
+        let answer = answers.map_err(|refusal| refusal.code)?.remove(0);
+        answer.map(|encrypted| encrypted.ciphertext).map_err(|refusal| refusal.code)
+    }
+
+    pub(crate) async fn decrypt(&self, ciphertext: &str, record: &str) -> Result<(), ErrorCode> {
+        let context = Context::from_pairs([("record_id", record)]).unwrap();
+        let item = DecryptItem { ciphertext: ciphertext.to_owned(), context };
+        let answers = self.app.decrypt(&self.caller(), Operation::Decrypt, vec![Ok(item)]).await;
+        let answer = answers.map_err(|refusal| refusal.code)?.remove(0);
+        answer.map(|opened| assert_eq!(opened.plaintext.expose(), b"secret")).map_err(|refusal| refusal.code)
+    }
+
+    /// Starts the prober.
+    pub(crate) fn watch(&self) {
+        tokio::spawn(self.keyring.clone().keep_watch(self.prober.clone()));
+    }
+
+    /// Ends the prober, as if it had died.
+    pub(crate) fn watch_no_more(&self) {
+        self.prober.cancel();
+    }
+
+    pub(crate) async fn proof(&self, version: &str) -> Proof {
+        let rows = self.store.database().proofs(self.tenant.uid).await.unwrap().rows;
+        rows.into_iter().find(|row| &*row.key_version.version == version).unwrap()
+    }
+
+    pub(crate) async fn posture(&self) -> Posture {
+        self.proof("1").await.posture
+    }
+
+    /// The outcomes of the last entries, newest first.
+    pub(crate) async fn outcomes(&self, count: u32) -> Vec<String> {
+        let filter = EntryFilter::default();
+        let entries = self.store.database().entries(self.tenant.uid, &filter, None, count).await.unwrap();
+        entries.iter().map(|entry| format!("{:?} {:?}", entry.row.operation, entry.row.outcome)).collect()
+    }
+
+    /// Makes the proof of a version older than any bound, as that of one that nobody has used for a while.
+    pub(crate) async fn make_idle(&self, version: &str) {
+        let proof = self.proof(version).await;
+        let long_ago = proof.proven_at.minus(Duration::from_secs(3_600));
+        let to = Proof {
+            revision: proof.revision + 1,
+            proven_at: long_ago,
+            next_probe_at: long_ago,
+            ..proof.clone()
+        };
+        let prove = Change::Prove { from: proof.revision, to, incident: None };
+        self.store.database().commit(&changes(self.tenant.uid, vec![prove])).await.unwrap();
+        self.clock.sleep(3_600_000);
+    }
+}
+
+/// A database and a key.
+pub(crate) struct House {
+    pub(crate) database: Arc<Mutex<Arc<Sqlite>>>,
+    pub(crate) ahead: Arc<AtomicI64>,
+    pub(crate) key: Arc<LocalKey>,
+    pub(crate) folder: Arc<tempfile::TempDir>,
+    tenant: Tenant,
+}
+
+impl House {
+    pub(crate) async fn new() -> Self {
+        let folder = Arc::new(tempfile::tempdir().unwrap());
+        let database = Sqlite::open(&folder.path().join("byok.db")).await.unwrap();
+        database.migrate().await.unwrap();
+        let tenant = Tenant { uid: TenantUid([7; 16]), name: "primary".to_owned() };
+        database.commit(&changes(tenant.uid, vec![Change::CreateTenant(tenant.clone())])).await.unwrap();
+        let key = LocalKey::create(folder.path().join("key.json")).map_err(|error| error.to_string());
+        let (database, key) = (Arc::new(Mutex::new(Arc::new(database))), Arc::new(key.unwrap()));
+        Self { database, ahead: Arc::default(), key, folder, tenant }
+    }
+
+    /// A probes every second, for up to two: A is three seconds.
+    pub(crate) async fn replica(&self) -> Replica {
+        self.replica_with(300).await
+    }
+
+    pub(crate) async fn replica_with(&self, cache_seconds: u64) -> Replica {
+        let seconds = Duration::from_secs;
+        let guard = KeyGuard { probe_every: seconds(1), probe_timeout: seconds(2), resume_after: seconds(0) };
+        let clock = Arc::new(Jumping::default());
+        let store = Arc::new(Wired {
+            database: self.database.clone(),
+            ahead: self.ahead.clone(),
+            commits: AtomicUsize::new(0),
+            reads: AtomicUsize::new(0),
+            cut: AtomicBool::new(false),
+            hangs: AtomicBool::new(false),
+            then: Mutex::default(),
+        });
+        let kms = Arc::new(Scripted {
+            key: self.key.clone(),
+            unwraps_will: Mutex::new(Will::Work),
+            generates_will: Mutex::new(Will::Work),
+            destroyed: Mutex::default(),
+            unwraps: AtomicUsize::new(0),
+            generated: AtomicUsize::new(0),
+            asleep: Mutex::default(),
+        });
+        let committer = Arc::new(Committer::start(store.clone(), clock.clone(), 1));
+        let keyring = Keyring::new(byok::keyring::Parts {
+            pool: byok::config::DekPool { size: 0 },
+            store: store.clone(),
+            kms: kms.clone(),
+            committer: committer.clone(),
+            clock: clock.clone(),
+            cache: DekCache { time_to_live: seconds(cache_seconds), entries: 1_000 },
+            guard,
+        });
+        let variables = [
+            ("BYOK_HASURA_SECRET", "a-secret-of-some-length"),
+            ("BYOK_ENCRYPT_RATE_RPM", "1000000"),
+            ("BYOK_DECRYPT_RATE_RPM", "1000000"),
+        ];
+        let env = Env::from_pairs(variables);
+        let auth = Auth::read(&mut Reader::new(&env));
+        let authenticator = Authenticator::new(&auth, crate::support::http(), clock.clone());
+        let app = App::new(byok::app::Parts {
+            tenant: self.tenant.clone(),
+            store: store.clone(),
+            kms: kms.clone(),
+            keyring: keyring.clone(),
+            committer,
+            authenticator: Arc::new(authenticator.map_err(drop).unwrap()),
+            policy: Policy::default(),
+            limits: Limits::read(&mut Reader::new(&env)),
+            in_flight: 2_048,
+            clock: clock.clone(),
+            webhook: None,
+        });
+        let prober = CancellationToken::new();
+        let (tenant, _folder) = (self.tenant.clone(), self.folder.clone());
+        Replica { app: Arc::new(app), keyring, store, kms, clock, tenant, prober, _folder }
+    }
+}
+
+/// Waits until something holds that must come to hold.
+pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    for _ in 0..600 {
+        if holds().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    panic!("not within fifteen seconds: {what}");
+}

@@ -1,0 +1,329 @@
+//! The kill switch, in one process: what replicas answer once a key was not shown to work, whatever the KMS, the database
+//! and the clocks do; and that a key that works is not refused.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use byok::model::{ErrorCode, Posture};
+use byok::store::Sqlite;
+
+use crate::guarded::{House, Will, until};
+
+const UNAVAILABLE: Result<(), ErrorCode> = Err(ErrorCode::KmsUnavailable);
+const DENIED: Result<(), ErrorCode> = Err(ErrorCode::KmsAccessDenied);
+
+// What must not be answered.
+
+#[tokio::test]
+async fn an_answer_of_a_machine_that_slept_after_the_commit_is_withheld_and_recorded_so() {
+    let one = House::new().await.replica().await;
+    let token = one.encrypt("r").await.unwrap();
+    assert_eq!(one.decrypt(&token, "r").await, Ok(()));
+    let clock = one.clock.clone();
+    *one.store.then.lock().unwrap() = Some(Box::new(move || clock.sleep(10_000)));
+    assert_eq!(one.decrypt(&token, "r").await, UNAVAILABLE);
+    assert_eq!(one.outcomes(2).await, ["Decrypt Refused(KmsUnavailable)", "Decrypt Ok"]);
+    assert_eq!(one.decrypt(&token, "r").await, Ok(()), "the key works, and so it goes on");
+}
+
+#[tokio::test]
+async fn a_token_of_a_machine_that_slept_after_the_commit_is_withheld() {
+    let one = House::new().await.replica().await;
+    let clock = one.clock.clone();
+    one.encrypt("warm").await.unwrap();
+    *one.store.then.lock().unwrap() = Some(Box::new(move || clock.sleep(10_000)));
+    assert_eq!(one.encrypt("r").await, Err(ErrorCode::KmsUnavailable));
+    assert!(one.encrypt("r").await.is_ok());
+}
+
+#[tokio::test]
+async fn a_withheld_answer_that_cannot_be_recorded_says_so() {
+    let one = House::new().await.replica().await;
+    let token = one.encrypt("r").await.unwrap();
+    let (clock, store) = (one.clock.clone(), one.store.clone());
+    *one.store.then.lock().unwrap() = Some(Box::new(move || {
+        clock.sleep(10_000);
+        store.cut.store(true, Ordering::SeqCst);
+    }));
+    assert_eq!(one.decrypt(&token, "r").await, Err(ErrorCode::StoreUnavailable));
+}
+
+#[tokio::test]
+async fn a_hot_dek_is_refused_after_the_bound_when_the_kms_says_no_or_nothing() {
+    for (will, refused) in [(Will::Refuse, DENIED), (Will::Fail, UNAVAILABLE), (Will::Hang, UNAVAILABLE)] {
+        let one = House::new().await.replica().await;
+        let token = one.encrypt("r").await.unwrap();
+        one.kms.will(will);
+        assert_eq!(one.decrypt(&token, "r").await, Ok(()), "the proof still stands");
+        one.clock.sleep(3_200);
+        // Nobody probes beside the calls.
+        assert_eq!(one.decrypt(&token, "r").await, refused);
+    }
+}
+
+#[tokio::test]
+async fn a_hot_dek_is_dropped_from_memory_when_the_key_was_not_shown_to_work() {
+    let one = House::new().await.replica().await;
+    let token = one.encrypt("r").await.unwrap();
+    one.kms.will(Will::Fail);
+    one.clock.sleep(3_200);
+    assert_eq!(one.decrypt(&token, "r").await, UNAVAILABLE);
+    assert!(!one.keyring.holds(one.tenant.uid, &[dek_id(&token)]));
+    one.kms.will(Will::Work);
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    assert_eq!(one.decrypt(&token, "r").await, Ok(()));
+}
+
+#[tokio::test]
+async fn the_prober_drops_what_is_not_proven_though_the_database_hangs() {
+    let one = House::new().await.replica().await;
+    let token = one.encrypt("r").await.unwrap();
+    assert_eq!(one.decrypt(&token, "r").await, Ok(()));
+    one.watch();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    one.store.hangs.store(true, Ordering::SeqCst);
+    // So that a look is under way, and waits for the database.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let ids = [dek_id(&token)];
+    assert!(one.keyring.holds(one.tenant.uid, &ids));
+    one.clock.sleep(4_000);
+    until("the DEK is dropped", async || !one.keyring.holds(one.tenant.uid, &ids)).await;
+}
+
+#[tokio::test]
+async fn a_database_whose_clock_is_set_back_makes_no_proof_younger() {
+    let house = House::new().await;
+    let one = house.replica().await;
+    let token = one.encrypt("r").await.unwrap();
+    one.kms.will(Will::Hang);
+    house.ahead.store(-2_000, Ordering::SeqCst);
+    one.clock.sleep(2_000);
+    assert_eq!(one.decrypt(&token, "r").await, UNAVAILABLE, "a proof from the future is none");
+    house.ahead.store(-3_500, Ordering::SeqCst);
+    one.clock.sleep(1_500);
+    assert_eq!(one.decrypt(&token, "r").await, UNAVAILABLE);
+}
+
+#[tokio::test]
+async fn what_another_replica_finds_revoked_is_refused_here_and_dropped() {
+    let house = House::new().await;
+    let (one, two) = (house.replica().await, house.replica().await);
+    one.watch();
+    let token = one.encrypt("r").await.unwrap();
+    assert_eq!(two.decrypt(&token, "r").await, Ok(()));
+    // Only the other one is told no.
+    two.kms.will(Will::Refuse);
+    assert_eq!(two.decrypt("byok:v1:none", "r").await, Err(ErrorCode::TokenMalformed));
+    two.watch();
+    let ids = [dek_id(&token)];
+    until("the posture is revoked", async || {
+        one.posture().await == Posture::Revoked || {
+            // Replicas share the probes: whichever is asked first.
+            one.kms.will(Will::Refuse);
+            false
+        }
+    })
+    .await;
+    until("the DEK is dropped", async || !one.keyring.holds(one.tenant.uid, &ids)).await;
+    assert_eq!(one.decrypt(&token, "r").await, DENIED);
+    assert_eq!(two.decrypt(&token, "r").await, DENIED);
+}
+
+#[tokio::test]
+async fn no_token_stands_on_a_wrap_of_a_key_that_does_not_unwrap() {
+    let one = House::new().await.replica().await;
+    one.encrypt("warm").await.unwrap();
+    one.make_idle("1").await;
+    *one.kms.unwraps_will.lock().unwrap() = Will::Refuse;
+    assert_eq!(one.encrypt("r").await, Err(ErrorCode::KmsAccessDenied));
+}
+
+// What must be answered.
+
+#[tokio::test]
+async fn a_hot_decrypt_makes_no_call_but_the_one_commit() {
+    let one = House::new().await.replica().await;
+    let token = one.encrypt("r").await.unwrap();
+    assert_eq!(one.decrypt(&token, "r").await, Ok(()));
+    let (commits, reads, calls) =
+        (one.store.commits.load(Ordering::SeqCst), one.store.reads.load(Ordering::SeqCst), one.kms.calls());
+    for _ in 0..5 {
+        assert_eq!(one.decrypt(&token, "r").await, Ok(()));
+    }
+    assert_eq!(one.store.commits.load(Ordering::SeqCst), commits + 5);
+    assert_eq!(one.store.reads.load(Ordering::SeqCst), reads);
+    assert_eq!(one.kms.calls(), calls);
+}
+
+#[tokio::test]
+async fn a_new_version_is_used_though_the_one_before_was_destroyed() {
+    let one = House::new().await.replica().await;
+    let token = one.encrypt("r").await.unwrap();
+    one.kms.key.rotate().unwrap();
+    one.kms.destroyed.lock().unwrap().insert("1".to_owned());
+    one.clock.sleep(3_200);
+    assert_eq!(one.decrypt(&token, "r").await, DENIED);
+    until("a new record is encrypted", async || one.encrypt("new").await.is_ok()).await;
+    assert_eq!(one.decrypt(&token, "r").await, DENIED);
+}
+
+#[tokio::test]
+async fn a_key_that_is_off_is_not_asked_more_often_however_many_call() {
+    let one = House::new().await.replica().await;
+    let token = one.encrypt("r").await.unwrap();
+    one.kms.will(Will::Refuse);
+    one.clock.sleep(3_200);
+    assert_eq!(one.decrypt(&token, "r").await, DENIED);
+    let calls = one.kms.calls();
+    let began = std::time::Instant::now();
+    for n in 0..100 {
+        assert_eq!(one.decrypt(&token, "r").await, DENIED);
+        assert_eq!(one.encrypt(&format!("new-{n}")).await, Err(ErrorCode::KmsAccessDenied));
+    }
+    let seconds = began.elapsed().as_secs() as usize + 1;
+    assert!(one.kms.calls() - calls <= 3 * seconds + 2, "{} in {seconds} s", one.kms.calls() - calls);
+}
+
+#[tokio::test]
+async fn after_a_database_was_restored_the_key_is_used_by_what_it_says() {
+    let house = House::new().await;
+    let one = house.replica().await;
+    let token = one.encrypt("r").await.unwrap();
+    // As after a restore from a backup: the same, and nothing of what came after.
+    let backup = house.folder.path().join("backup.db");
+    let original = format!("sqlite://{}/byok.db", house.folder.path().display());
+    let original = sqlx::SqlitePool::connect(&original).await.unwrap();
+    let into = sqlx::AssertSqlSafe(format!("VACUUM INTO '{}'", backup.display()));
+    sqlx::raw_sql(into).execute(&original).await.unwrap();
+    one.kms.will(Will::Refuse);
+    one.clock.sleep(3_200);
+    assert_eq!(one.decrypt(&token, "r").await, DENIED);
+    one.kms.will(Will::Work);
+    until("it is back", async || one.decrypt(&token, "r").await.is_ok()).await;
+    *house.database.lock().unwrap() = Arc::new(Sqlite::open(&backup).await.unwrap());
+    let _ = one.decrypt(&token, "r").await;
+    until("it is used again", async || one.decrypt(&token, "r").await.is_ok()).await;
+}
+
+#[tokio::test]
+async fn a_kms_that_takes_more_than_half_of_the_bound_is_no_reason_to_refuse() {
+    let house = House::new().await;
+    let one = house.replica_with(0).await;
+    let token = one.encrypt("r").await.unwrap();
+    one.make_idle("1").await;
+    *one.kms.asleep.lock().unwrap() = Some((one.clock.clone(), 1_800));
+    assert_eq!(one.decrypt(&token, "r").await, Ok(()));
+}
+
+#[tokio::test]
+async fn a_caller_that_hangs_up_does_not_stop_the_probe_that_others_need() {
+    let one = House::new().await.replica().await;
+    let token = one.encrypt("r").await.unwrap();
+    one.clock.sleep(3_200);
+    one.kms.will(Will::Dawdle(400));
+    let hasty = one.decrypt(&token, "r");
+    assert!(tokio::time::timeout(Duration::from_millis(200), hasty).await.is_err());
+    assert_eq!(one.decrypt(&token, "r").await, Ok(()));
+}
+
+#[tokio::test]
+async fn a_database_whose_clock_is_set_is_no_reason_to_refuse() {
+    for ahead in [-5_000, 5_000, -3_600_000, 3_600_000] {
+        let house = House::new().await;
+        let one = house.replica().await;
+        let token = one.encrypt("r").await.unwrap();
+        assert_eq!(one.decrypt(&token, "r").await, Ok(()));
+        house.ahead.store(ahead, Ordering::SeqCst);
+        assert_eq!(one.decrypt(&token, "r").await, Ok(()), "{ahead}");
+    }
+}
+
+#[tokio::test]
+async fn a_thousand_calls_after_a_sleep_wait_for_one_probe() {
+    let one = Arc::new(House::new().await.replica().await);
+    let token: Arc<str> = one.encrypt("r").await.unwrap().into();
+    one.clock.sleep(3_200);
+    one.kms.will(Will::Dawdle(300));
+    let (reads, unwraps) = (one.store.reads.load(Ordering::SeqCst), one.kms.unwraps.load(Ordering::SeqCst));
+    let calls = (0..1_000).map(|_| {
+        let (one, token) = (one.clone(), token.clone());
+        tokio::spawn(async move { one.decrypt(&token, "r").await })
+    });
+    for call in futures_util::future::join_all(calls.collect::<Vec<_>>()).await {
+        assert_eq!(call.unwrap(), Ok(()));
+    }
+    assert_eq!(one.kms.unwraps.load(Ordering::SeqCst), unwraps + 1);
+    let reads = one.store.reads.load(Ordering::SeqCst) - reads;
+    assert!(reads < 100, "{reads} reads");
+}
+
+#[tokio::test]
+async fn a_replica_waits_for_the_probe_that_another_one_makes() {
+    let house = House::new().await;
+    let (one, two) = (house.replica().await, house.replica().await);
+    let token = one.encrypt("r").await.unwrap();
+    assert_eq!(two.decrypt(&token, "r").await, Ok(()));
+    for replica in [&one, &two] {
+        replica.kms.will(Will::Dawdle(500));
+        replica.clock.sleep(3_200);
+    }
+    house.ahead.store(3_200, Ordering::SeqCst);
+    let first = one.decrypt(&token, "r");
+    let second = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        two.decrypt(&token, "r").await
+    };
+    assert_eq!(tokio::join!(first, second), (Ok(()), Ok(())));
+}
+
+#[tokio::test]
+async fn callers_of_a_version_that_nobody_has_met_do_not_wait_for_each_others_failures() {
+    let one = Arc::new(House::new().await.replica().await);
+    *one.kms.unwraps_will.lock().unwrap() = Will::Fail;
+    *one.kms.generates_will.lock().unwrap() = Will::Dawdle(100);
+    let calls = (0..100).map(|n| {
+        let one = one.clone();
+        tokio::spawn(async move { one.encrypt(&format!("r-{n}")).await })
+    });
+    for call in futures_util::future::join_all(calls.collect::<Vec<_>>()).await {
+        assert_eq!(call.unwrap(), Err(ErrorCode::KmsUnavailable));
+    }
+    let tries = one.kms.unwraps.load(Ordering::SeqCst);
+    assert!(tries < 10, "{tries} tries, one after the other");
+}
+
+#[tokio::test]
+async fn one_replicas_outage_is_not_the_tenants() {
+    let house = House::new().await;
+    let (one, two) = (house.replica().await, house.replica().await);
+    let token = one.encrypt("r").await.unwrap();
+    assert_eq!(two.decrypt(&token, "r").await, Ok(()));
+    one.watch();
+    two.watch();
+    one.kms.will(Will::Hang);
+    for _ in 0..40 {
+        assert_eq!(two.decrypt(&token, "r").await, Ok(()));
+        assert_eq!(one.decrypt(&token, "r").await, Ok(()), "what it holds is proven by the other one");
+        tokio::time::sleep(Duration::from_millis(150)).await;
+    }
+    assert_eq!(one.proof("1").await.epoch, 0);
+}
+
+#[tokio::test]
+async fn a_key_that_comes_back_is_used_again_without_a_restart() {
+    let one = House::new().await.replica().await;
+    one.watch();
+    let token = one.encrypt("r").await.unwrap();
+    one.kms.will(Will::Refuse);
+    until("refused", async || one.decrypt(&token, "r").await == DENIED).await;
+    one.kms.will(Will::Work);
+    until("back", async || one.decrypt(&token, "r").await.is_ok()).await;
+    one.watch_no_more();
+    assert_eq!(one.proof("1").await.epoch, 2, "once there and once back");
+}
+
+fn dek_id(token: &str) -> byok::model::DekId {
+    let token = byok::crypto::Token::parse(token).unwrap();
+    byok::model::DekId(uuid::Uuid::from_bytes(token.dek_id))
+}
