@@ -7,6 +7,7 @@ mod guard;
 mod hot;
 mod posture;
 mod prober;
+mod tally;
 mod view;
 
 use std::collections::HashMap;
@@ -26,9 +27,11 @@ use crate::model::{
 use crate::store::{DekRow, ReadError, Store};
 
 use cache::{Cache, Sealed};
+use tally::Tally;
 use view::Views;
 
 pub use guard::{Fallen, Footing};
+pub use tally::Standing;
 
 /// A DEK that may be used for the call at hand.
 pub struct Held {
@@ -92,6 +95,7 @@ pub struct Keyring {
     turns: Mutex<HashMap<(TenantUid, KeyVersion), Arc<tokio::sync::Mutex<()>>>>,
     /// Wakes the prober.
     wake: Notify,
+    tally: Tally,
 }
 
 /// What a [`Keyring`] is made of.
@@ -127,6 +131,7 @@ impl Keyring {
             replica: Uuid::now_v7(),
             turns: Mutex::default(),
             wake: Notify::new(),
+            tally: Tally::default(),
         })
     }
 

@@ -168,6 +168,7 @@ impl Keyring {
         let sent = self.boot();
         let found = self.try_canaries(&tenant, &claims).await;
         for ((row, claim), found) in claims.into_iter().zip(found) {
+            self.tally.probed(found.met);
             if found.met == Met::Works {
                 self.note_unwrapped(tenant.uid, &row.proof.key_version, sent);
             }
@@ -269,6 +270,7 @@ impl Keyring {
         if !turned {
             return false;
         }
+        self.tally.turned(incident.posture);
         let (incident_id, key_version) = (incident.id.to_string(), incident.key_version.to_string());
         let (was, posture, class) =
             (incident.was.as_str(), incident.posture.as_str(), incident.class.as_deref());

@@ -10,6 +10,7 @@ mod cli;
 mod committer;
 mod faults;
 mod graphql;
+mod health;
 mod keyring;
 mod kms_aws_chain;
 mod kms_aws_errors;
