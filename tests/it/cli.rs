@@ -20,6 +20,31 @@ fn byok(arguments: &[&str], environment: &[(&str, &str)]) -> Command {
     command
 }
 
+/// `byok dev` in this folder, and what it said until it was ready.
+async fn dev(folder: &std::path::Path) -> (tokio::process::Child, Vec<String>) {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut child = byok(&["dev", "--listen", &format!("127.0.0.1:{port}")], &[])
+        .current_dir(folder)
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut said = Vec::new();
+    while said.iter().filter(|line: &&String| line.starts_with("curl ")).count() < 2 {
+        let line = tokio::time::timeout(Duration::from_secs(30), lines.next_line()).await;
+        let line = line.expect("it gets ready").unwrap();
+        said.push(line.unwrap_or_else(|| panic!("it ended: {said:?}")));
+    }
+    (child, said)
+}
+
+async fn pasted(line: &str) -> Value {
+    let line = line.replacen("curl ", "curl -s ", 1);
+    let output = Command::new("sh").args(["-c", &line]).output().await.unwrap();
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
 async fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     byok(arguments, environment).output().await.expect("the binary runs")
 }
@@ -109,6 +134,42 @@ async fn dev_prints_lines_that_work_when_they_are_pasted() {
 }
 
 #[tokio::test]
+async fn a_newcomer_watches_the_kill_switch_work_with_the_lines_of_the_readme() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut child, said) = dev(folder.path()).await;
+    let decrypt = said.iter().rfind(|line| line.contains("/byok/decrypt")).unwrap();
+    let hand = async |which: &str| {
+        let output = byok(&["dev-key", which], &[]).current_dir(folder.path()).output().await.unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    assert_eq!(pasted(decrypt).await["plaintext"], "sensitive-data");
+    assert!(hand("disable").await.contains("Within 3 s"));
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(pasted(decrypt).await["code"], "KMS_ACCESS_DENIED");
+    assert!(hand("enable").await.contains("for 3 s"));
+    let mut waited = Duration::ZERO;
+    while pasted(decrypt).await["plaintext"] != "sensitive-data" {
+        assert!(waited < Duration::from_secs(30), "it does not come back");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        waited += Duration::from_millis(200);
+    }
+    assert!(hand("rotate").await.contains("local/2"));
+    assert_eq!(pasted(decrypt).await["plaintext"], "sensitive-data", "older versions still decrypt");
+    child.kill().await.unwrap();
+}
+
+#[tokio::test]
+async fn dev_key_says_where_it_looked_when_there_is_no_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = byok(&["dev-key", "disable"], &[]).current_dir(folder.path()).output().await.unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    let said = text(&output.stderr);
+    assert!(said.contains("BYOK_LOCAL_KEY_FILE: there is no key at .byok/local-key.json"), "{said}");
+    assert_eq!(run(&["dev-key"], &[]).await.status.code(), Some(2));
+}
+
+#[tokio::test]
 async fn a_minted_token_is_taken_by_the_server() {
     let server = TestServer::start().await;
     let environment: Vec<(&str, &str)> =
@@ -192,7 +253,9 @@ async fn migrating_twice_applies_nothing_the_second_time() {
 #[tokio::test]
 async fn help_names_every_command() {
     let said = text(&run(&["--help"], &[]).await.stdout);
-    for command in ["serve", "dev", "migrate", "rotate", "schema", "token", "policy", "doctor"] {
+    for command in
+        ["serve", "dev", "dev-key", "migrate", "rotate", "schema", "token", "policy", "doctor", "drill"]
+    {
         assert!(said.contains(command), "{said}");
     }
     assert_eq!(run(&["nonsense"], &[]).await.status.code(), Some(2));

@@ -8,6 +8,7 @@ mod canary;
 mod canary_kms;
 mod cli;
 mod committer;
+mod drill;
 mod faults;
 mod graphql;
 mod health;
