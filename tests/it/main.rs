@@ -11,6 +11,7 @@ mod committer;
 mod drill;
 mod faults;
 mod graphql;
+mod hands;
 mod health;
 mod keyring;
 mod kms_aws_chain;
