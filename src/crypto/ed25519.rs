@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     /// RFC 8032, section 7.1, test 2, as `openssl` writes the key.
-    const PRIVATE: &str = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIEzNCJspDf8TWozLUv3Xvb5svAo4DLNBXayFrk7dZvv7\n-----END PRIVATE KEY-----\n";
+    const PRIVATE: &str = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIEzNCJso/5banbbDRuwRTg9bijGfNaumJNqM9u1PuKb7\n-----END PRIVATE KEY-----\n";
     const PUBLIC: &str = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAPUAXw+hDiVqStwqnTRt+vJyYLM8uxJaMwM1V8Sr0Zgw=\n-----END PUBLIC KEY-----\n";
 
     fn key(pem: &str) -> Result<Ed25519SigningKey, NoEd25519Key> {
