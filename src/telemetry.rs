@@ -142,6 +142,28 @@ pub struct KeyShown {
     pub proof_age: Option<Duration>,
 }
 
+/// What became of the DEKs that were made ahead of need: what was made is held, taken or discarded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolCounts {
+    /// Ready now.
+    pub held: u64,
+    /// Made by the KMS, each for the price of a DEK.
+    pub made: u64,
+    /// Given to an encrypt.
+    pub taken: u64,
+    /// Thrown away unused.
+    pub discarded: u64,
+}
+
+/// The DEK pool, as `/metrics` shows it.
+#[derive(Default)]
+struct PoolMetrics {
+    held: Gauge<i64, AtomicI64>,
+    made: Counter,
+    taken: Counter,
+    discarded: Counter,
+}
+
 /// The metrics that `/metrics` shows. Labels are of closed sets: a route's template, never a path.
 pub struct Metrics {
     registry: Registry,
@@ -157,6 +179,7 @@ pub struct Metrics {
     proof_ages: Family<KeyLabels, Gauge<f64, AtomicU64>>,
     incidents: Family<ToLabels, Counter>,
     probes: Family<OutcomeLabels, Counter>,
+    pool: PoolMetrics,
 }
 
 impl Default for Metrics {
@@ -200,6 +223,15 @@ impl Default for Metrics {
             Clone::clone(&incidents),
         );
         registry.register("probes", "Probes of keys by this server, by what they met", Clone::clone(&probes));
+        let pool = PoolMetrics::default();
+        registry.register("dek_pool", "DEKs that were made ahead of need and are ready", pool.held.clone());
+        registry.register("dek_pool_made", "DEKs made ahead of need, each paid for", pool.made.clone());
+        registry.register("dek_pool_taken", "DEKs made ahead of need and used", pool.taken.clone());
+        registry.register(
+            "dek_pool_discarded",
+            "DEKs made ahead of need and thrown away unused",
+            pool.discarded.clone(),
+        );
         registry.register("build", "This binary", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         Self {
             registry,
@@ -215,6 +247,7 @@ impl Default for Metrics {
             proof_ages,
             incidents,
             probes,
+            pool,
         }
     }
 }
@@ -285,6 +318,14 @@ impl Metrics {
         }
     }
 
+    /// What became of the DEKs that were made ahead of need.
+    pub fn set_dek_pool(&self, counts: PoolCounts) {
+        self.pool.held.set(i64::try_from(counts.held).unwrap_or(i64::MAX));
+        self.pool.made.inner().store(counts.made, Ordering::Relaxed);
+        self.pool.taken.inner().store(counts.taken, Ordering::Relaxed);
+        self.pool.discarded.inner().store(counts.discarded, Ordering::Relaxed);
+    }
+
     /// The text that Prometheus reads (OpenMetrics 1.0).
     pub fn text(&self) -> String {
         let mut text = String::new();
@@ -341,6 +382,21 @@ mod tests {
         assert_eq!(text.matches("byok_key_posture{").count(), 3 * MOST_KEY_VERSIONS);
         metrics.set_keys(Vec::new());
         assert!(!metrics.text().contains("byok_key_posture{"));
+    }
+
+    #[test]
+    fn what_became_of_the_pool_shows_in_the_metrics() {
+        let metrics = Metrics::default();
+        metrics.set_dek_pool(PoolCounts { held: 4, made: 9, taken: 3, discarded: 2 });
+        let text = metrics.text();
+        for line in [
+            "byok_dek_pool 4",
+            "byok_dek_pool_made_total 9",
+            "byok_dek_pool_taken_total 3",
+            "byok_dek_pool_discarded_total 2",
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
     }
 
     #[test]

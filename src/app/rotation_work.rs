@@ -34,9 +34,9 @@ enum Step {
     Lost,
 }
 
-/// What was done of a job, to be committed together with its place.
+/// What a batch is to leave behind beside the job's place.
 #[derive(Default)]
-struct Batch {
+struct Done {
     items: Vec<Item>,
     changes: Vec<Change>,
     fence: Vec<Fence>,
@@ -103,7 +103,7 @@ impl App {
             job.stalled = None;
             job.finished_at = Some(job.updated_at);
             info!(rotation = %id, rewrapped = job.progress.rewrapped, failed = job.progress.failed, "rotation done");
-            return self.advance(tenant, job, holder, after, Batch::default()).await;
+            return self.advance(tenant, job, holder, after, Done::default()).await;
         };
 
         let (old, current): (Vec<DekRow>, Vec<DekRow>) =
@@ -137,7 +137,7 @@ impl App {
         if let Some(error) = stuck {
             log_kms(error, None);
             job.stalled = Some(error.class.code());
-            return match self.advance(tenant, job, holder, after, Batch::default()).await {
+            return match self.advance(tenant, job, holder, after, Done::default()).await {
                 Step::Lost => Step::Lost,
                 Step::Advanced | Step::Finished | Step::Stalled => Step::Stalled,
             };
@@ -188,7 +188,7 @@ impl App {
         {
             job.target = went;
         }
-        let step = self.advance(tenant, job, holder, place, Batch { items, changes, fence }).await;
+        let step = self.advance(tenant, job, holder, place, Done { items, changes, fence }).await;
         self.keyring.forget(tenant.uid, rewrapped);
         match step {
             // There is no use in asking again at once.
@@ -244,7 +244,7 @@ impl App {
         job.progress.total = job.progress.rewrapped + left;
         job.progress.failed = 0;
         job.stalled = None;
-        self.advance(tenant, job, holder, None, Batch::default()).await
+        self.advance(tenant, job, holder, None, Done::default()).await
     }
 
     async fn advance(
@@ -253,9 +253,9 @@ impl App {
         job: Job,
         holder: Uuid,
         after: Option<DekId>,
-        done: Batch,
+        done: Done,
     ) -> Step {
-        let Batch { items, mut changes, fence } = done;
+        let Done { items, mut changes, fence } = done;
         let finished = job.state == JobState::Done;
         let entry = (!items.is_empty()).then(|| self.rotation_entry(job.id, items));
         changes.push(Change::AdvanceJob { job, holder, after });
