@@ -1,8 +1,10 @@
 //! Logs, traces and metrics. Never holds a plaintext, a key, a token or a provider's message: what is logged of a request
 //! is its id, route, status, code and duration.
 
+use std::cmp::Reverse;
 use std::io::IsTerminal as _;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
 
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_otlp::WithExportConfig as _;
@@ -20,9 +22,12 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer as _, fmt};
 
 use crate::config::{LogFormat, Telemetry};
+use crate::model::{KeyVersion, Posture};
 
 /// Where the spans of requests are made.
 const REQUESTS: &str = "byok::server";
+/// The most key versions that the metrics show, the worst first: who holds a key can make versions without end.
+const MOST_KEY_VERSIONS: usize = 32;
 
 /// Keeps the trace exporter; its drop sends what is left.
 pub struct Guard(Option<SdkTracerProvider>);
@@ -106,6 +111,37 @@ struct BoundLabels {
     full: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PostureLabels {
+    key_version: String,
+    posture: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KeyLabels {
+    key_version: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ToLabels {
+    posture: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    outcome: &'static str,
+}
+
+/// What a scrape shows of one key version.
+pub struct KeyShown {
+    /// Which.
+    pub key_version: KeyVersion,
+    /// Can it be used?
+    pub posture: Posture,
+    /// How old its proof is, where that matters: nobody probes what nobody uses.
+    pub proof_age: Option<Duration>,
+}
+
 /// What became of the DEKs that were made ahead of need: what was made is held, taken or discarded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PoolCounts {
@@ -139,6 +175,10 @@ pub struct Metrics {
     places_taken: Gauge,
     body_bytes_held: Gauge,
     cached_deks: Gauge<i64, AtomicI64>,
+    postures: Family<PostureLabels, Gauge>,
+    proof_ages: Family<KeyLabels, Gauge<f64, AtomicU64>>,
+    incidents: Family<ToLabels, Counter>,
+    probes: Family<OutcomeLabels, Counter>,
     pool: PoolMetrics,
 }
 
@@ -165,6 +205,24 @@ impl Default for Metrics {
         registry.register("places_taken", "Requests that are worked on", places_taken.clone());
         registry.register("body_bytes_held", "Bytes of bodies in memory", body_bytes_held.clone());
         registry.register("deks_cached", "DEKs in memory, about", cached_deks.clone());
+        let (postures, proof_ages) = (Family::default(), Family::default());
+        let (incidents, probes) = (Family::default(), Family::default());
+        registry.register(
+            "key_posture",
+            "1 for the posture that a key version has, else 0",
+            Clone::clone(&postures),
+        );
+        registry.register(
+            "key_proof_age_seconds",
+            "Since a key version was shown to work that is in use, or cannot be used",
+            Clone::clone(&proof_ages),
+        );
+        registry.register(
+            "incidents",
+            "Changes of posture that this server wrote down",
+            Clone::clone(&incidents),
+        );
+        registry.register("probes", "Probes of keys by this server, by what they met", Clone::clone(&probes));
         let pool = PoolMetrics::default();
         registry.register("dek_pool", "DEKs that were made ahead of need and are ready", pool.held.clone());
         registry.register("dek_pool_made", "DEKs made ahead of need, each paid for", pool.made.clone());
@@ -185,6 +243,10 @@ impl Default for Metrics {
             places_taken,
             body_bytes_held,
             cached_deks,
+            postures,
+            proof_ages,
+            incidents,
+            probes,
             pool,
         }
     }
@@ -227,6 +289,35 @@ impl Metrics {
         self.cached_deks.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
+    /// How the keys are; versions that were shown before and are not among them are shown no more.
+    pub fn set_keys(&self, mut keys: Vec<KeyShown>) {
+        keys.sort_by_cached_key(|key| (Reverse(key.posture), key.proof_age, key.key_version.to_string()));
+        keys.truncate(MOST_KEY_VERSIONS);
+        self.postures.clear();
+        self.proof_ages.clear();
+        for key in keys {
+            let key_version = key.key_version.to_string();
+            for posture in Posture::ALL {
+                let labels = PostureLabels { key_version: key_version.clone(), posture: posture.as_str() };
+                self.postures.get_or_create(&labels).set((posture == key.posture).into());
+            }
+            if let Some(age) = key.proof_age {
+                self.proof_ages.get_or_create(&KeyLabels { key_version }).set(age.as_secs_f64());
+            }
+        }
+    }
+
+    /// What the watch over the keys has counted since the start.
+    pub fn set_watch(&self, probes: [(&'static str, u64); 3], incidents: [(Posture, u64); 3]) {
+        for (outcome, count) in probes {
+            self.probes.get_or_create(&OutcomeLabels { outcome }).inner().store(count, Ordering::Relaxed);
+        }
+        for (posture, count) in incidents {
+            let labels = ToLabels { posture: posture.as_str() };
+            self.incidents.get_or_create(&labels).inner().store(count, Ordering::Relaxed);
+        }
+    }
+
     /// What became of the DEKs that were made ahead of need.
     pub fn set_dek_pool(&self, counts: PoolCounts) {
         self.pool.held.set(i64::try_from(counts.held).unwrap_or(i64::MAX));
@@ -261,6 +352,36 @@ mod tests {
         ] {
             assert!(text.contains(line), "{text}");
         }
+    }
+
+    #[test]
+    fn how_the_keys_are_shows_in_the_metrics_and_only_of_so_many() {
+        let metrics = Metrics::default();
+        let key = |number: usize, posture| KeyShown {
+            key_version: KeyVersion::new("byok", number.to_string()),
+            posture,
+            proof_age: Some(Duration::from_millis(1_500)),
+        };
+        let mut keys: Vec<KeyShown> = (0..100).map(|number| key(number, Posture::Active)).collect();
+        keys.push(key(100, Posture::Revoked));
+        metrics.set_keys(keys);
+        metrics.set_watch(
+            [("works", 7), ("refused", 1), ("out_of_reach", 0)],
+            Posture::ALL.map(|posture| (posture, 2)),
+        );
+        let text = metrics.text();
+        for line in [
+            r#"byok_key_posture{key_version="byok/100",posture="revoked"} 1"#,
+            r#"byok_key_posture{key_version="byok/100",posture="active"} 0"#,
+            r#"byok_key_proof_age_seconds{key_version="byok/100"} 1.5"#,
+            r#"byok_probes_total{outcome="works"} 7"#,
+            r#"byok_incidents_total{posture="degraded"} 2"#,
+        ] {
+            assert!(text.contains(line), "{line} in {text}");
+        }
+        assert_eq!(text.matches("byok_key_posture{").count(), 3 * MOST_KEY_VERSIONS);
+        metrics.set_keys(Vec::new());
+        assert!(!metrics.text().contains("byok_key_posture{"));
     }
 
     #[test]

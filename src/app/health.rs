@@ -1,4 +1,5 @@
-//! Can the key be used now: a real wrap and unwrap, at most once in a few seconds, so that nobody can run up a bill.
+//! Can the key be used now: a real wrap and unwrap, at most once in a few seconds, so that nobody can run up a bill; and
+//! what the watch over the key knows, which goes before an answer that is only remembered.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,11 +7,12 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
+use crate::keyring::Standing;
 use crate::kms::{DekBinding, KmsError, KmsErrorClass, Purpose, Verdict};
-use crate::model::{DekId, ErrorCode, KeyVersion};
+use crate::model::{BootTime, DekId, ErrorCode, KeyVersion, Posture, Timestamp};
 
 use super::App;
-use super::record::log_kms;
+use super::record::{dark_refusal, log_kms};
 
 /// How long an answer of the KMS stands.
 const FRESH: Duration = Duration::from_secs(5);
@@ -44,39 +46,71 @@ pub struct Health {
     pub status: HealthStatus,
     /// Whether the database answers.
     pub database: bool,
-    /// The version that the key wraps under, where the check passed.
+    /// The version that the key wraps under, as far as is known.
     pub key_version: Option<KeyVersion>,
     /// Why the key cannot be used, where it cannot.
     pub error: Option<ErrorCode>,
-    /// How long the wrap and the unwrap took together.
+    /// How long the wrap and the unwrap took together, where the check passed.
     pub kms_latency: Option<Duration>,
+    /// The posture of that version; `None` while no DEK of it was used.
+    pub posture: Option<Posture>,
+    /// The worst posture of all versions that are watched.
+    pub worst_posture: Option<Posture>,
+    /// When the key was last shown to work, and how long ago that is.
+    pub last_success: Option<(Timestamp, Duration)>,
+    /// A: how old the last proof may be when something is answered.
+    pub bound: Duration,
 }
 
 /// The version that the key wraps under and how long that took, or why it does not.
 type KeyHealth = Result<(KeyVersion, Duration), KmsError>;
 
-/// The last answer of the KMS.
+/// The last answer of the KMS, and the last that was good.
 #[derive(Default)]
-pub(super) struct Memory(Mutex<Option<(Instant, KeyHealth)>>);
+pub(super) struct Memory(Mutex<Remembered>);
+
+#[derive(Clone, Default)]
+struct Remembered {
+    answer: Option<(Instant, KeyHealth)>,
+    /// The version, and when its check was begun.
+    worked: Option<(KeyVersion, BootTime)>,
+}
 
 impl App {
     /// Checks key and database. Needs no caller: it says nothing that a caller could not see by calling.
     pub async fn health(self: &Arc<Self>) -> Health {
-        let (database, key) = tokio::join!(self.store.ping(), self.key_health());
+        let (database, (key, worked)) = tokio::join!(self.store.ping(), self.key_health());
         let database = database.is_ok();
-        let (key_version, kms_latency, error) = match key {
-            Ok((version, latency)) => (Some(version), Some(latency), None),
-            Err(error) => (None, None, Some(error.class)),
+        // After the check, so that a posture that turned meanwhile counts.
+        let standing = match database {
+            true => self.keyring.standing_of_all(&self.tenant).await,
+            false => self.keyring.standing(self.tenant.uid),
         };
-        let status = match error.map(KmsErrorClass::verdict) {
-            Some(Verdict::Revoked) => HealthStatus::Revoked,
-            Some(Verdict::Outage | Verdict::Item | Verdict::Misconfigured | Verdict::Unasked) => {
-                HealthStatus::Degraded
-            }
-            None if !database => HealthStatus::Degraded,
-            None => HealthStatus::Ok,
-        };
-        Health { status, database, key_version, error: error.map(KmsErrorClass::code), kms_latency }
+        let made = self.keyring.current_version(self.tenant.uid);
+        let known = key.as_ref().ok().map(|(version, _)| version.clone());
+        let known = known.or(made).or_else(|| worked.as_ref().map(|(version, _)| version.clone()));
+        let key_version = known.or_else(|| last_shown(&standing));
+        let posture = key_version.as_ref().and_then(|version| {
+            standing.iter().find(|one| one.key_version == *version).map(|one| one.posture)
+        });
+        let class = key.as_ref().err().map(|error| error.class);
+        let status = status_of(class, posture, database);
+        let error = class.map(KmsErrorClass::code).or_else(|| {
+            posture.filter(|posture| *posture != Posture::Active).map(|dark| dark_refusal(dark).code)
+        });
+        let checked = worked.map(|(_, began)| self.clock.boot().since(began));
+        let age = standing.iter().filter_map(|one| one.proof_age).chain(checked).min();
+        Health {
+            status,
+            database,
+            key_version,
+            error,
+            kms_latency: key.ok().map(|(_, latency)| latency),
+            posture,
+            worst_posture: standing.iter().map(|one| one.posture).max(),
+            last_success: age.map(|age| (self.clock.now().minus(age), age)),
+            bound: self.keyring.guard().bound(),
+        }
     }
 
     /// Whether the database answers: what a load balancer asks.
@@ -86,27 +120,28 @@ impl App {
 
     /// Runs to its end whatever becomes of the client: else one who hangs up early could have the KMS asked again and
     /// again.
-    async fn key_health(self: &Arc<Self>) -> KeyHealth {
+    async fn key_health(self: &Arc<Self>) -> (KeyHealth, Option<(KeyVersion, BootTime)>) {
         let app = self.clone();
         let checked = tokio::spawn(async move { app.remembered_key_health().await });
-        checked.await.unwrap_or_else(|_| Err(KmsError::local(KmsErrorClass::Internal)))
+        checked.await.unwrap_or_else(|_| (Err(KmsError::local(KmsErrorClass::Internal)), None))
     }
 
-    async fn remembered_key_health(&self) -> KeyHealth {
+    async fn remembered_key_health(&self) -> (KeyHealth, Option<(KeyVersion, BootTime)>) {
         // Whoever waits here while another checks gets that answer.
         let mut last = self.health.0.lock().await;
-        if let Some((when, answer)) = last.as_ref()
+        if let Some((when, answer)) = &last.answer
             && when.elapsed() < FRESH
         {
-            return answer.clone();
+            return (answer.clone(), last.worked.clone());
         }
-        let began = Instant::now();
+        let (began, sent) = (Instant::now(), self.clock.boot());
         let answer = self.try_key().await.map(|version| (version, began.elapsed()));
-        if let Err(error) = &answer {
-            log_kms(error, None);
+        match &answer {
+            Ok((version, _)) => last.worked = Some((version.clone(), sent)),
+            Err(error) => log_kms(error, None),
         }
-        *last = Some((Instant::now(), answer.clone()));
-        answer
+        last.answer = Some((Instant::now(), answer.clone()));
+        (answer, last.worked.clone())
     }
 
     async fn try_key(&self) -> Result<KeyVersion, KmsError> {
@@ -119,5 +154,49 @@ impl App {
             true => Ok(version),
             false => Err(internal()),
         }
+    }
+}
+
+/// The version that was shown to work last.
+fn last_shown(standing: &[Standing]) -> Option<KeyVersion> {
+    let latest = standing.iter().min_by_key(|one| one.proof_age.unwrap_or(Duration::MAX));
+    latest.map(|one| one.key_version.clone())
+}
+
+/// The worst of what the check met, what the watch over the key says, and the database.
+fn status_of(met: Option<KmsErrorClass>, posture: Option<Posture>, database: bool) -> HealthStatus {
+    match (met.map(KmsErrorClass::verdict), posture) {
+        (Some(Verdict::Revoked), _) | (_, Some(Posture::Revoked)) => HealthStatus::Revoked,
+        (Some(Verdict::Outage | Verdict::Item | Verdict::Misconfigured | Verdict::Unasked), _)
+        | (_, Some(Posture::Degraded)) => HealthStatus::Degraded,
+        (None, Some(Posture::Active) | None) if !database => HealthStatus::Degraded,
+        (None, Some(Posture::Active) | None) => HealthStatus::Ok,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_check_that_passed_says_nothing_against_a_posture_that_is_dark() {
+        for (posture, status) in [
+            (None, HealthStatus::Ok),
+            (Some(Posture::Active), HealthStatus::Ok),
+            (Some(Posture::Degraded), HealthStatus::Degraded),
+            (Some(Posture::Revoked), HealthStatus::Revoked),
+        ] {
+            assert_eq!(status_of(None, posture, true), status, "{posture:?}");
+        }
+        assert_eq!(status_of(None, Some(Posture::Active), false), HealthStatus::Degraded);
+    }
+
+    #[test]
+    fn an_active_posture_says_nothing_against_a_check_that_failed() {
+        let active = Some(Posture::Active);
+        assert_eq!(status_of(Some(KmsErrorClass::KeyDisabled), active, true), HealthStatus::Revoked);
+        assert_eq!(status_of(Some(KmsErrorClass::Timeout), active, true), HealthStatus::Degraded);
+        let revoked = Some(Posture::Revoked);
+        assert_eq!(status_of(Some(KmsErrorClass::Timeout), revoked, true), HealthStatus::Revoked);
     }
 }

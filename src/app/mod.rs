@@ -24,7 +24,7 @@ use crate::auth::{Authenticator, Policy};
 use crate::config::Limits;
 use crate::keyring::Keyring;
 use crate::kms::Kms;
-use crate::model::{Caller, Clock, ErrorCode, Identity, Refusal, RequestId, Tenant};
+use crate::model::{Caller, Clock, ErrorCode, Identity, Posture, Refusal, RequestId, Tenant};
 use crate::store::Store;
 use crate::telemetry::PoolCounts;
 use crate::webhook::Webhook;
@@ -38,6 +38,7 @@ pub use rotate::Rotation;
 
 // What the use cases take and give; the fronts know no other room below.
 pub use crate::crypto::{Context, Plaintext, SecretText};
+pub use crate::keyring::Standing;
 pub use crate::store::EntryFilter;
 
 /// How often a call begins anew when the posture of a key moves while it runs.
@@ -145,5 +146,20 @@ impl App {
     /// How many DEKs are in memory, about.
     pub fn cached_deks(&self) -> u64 {
         self.keyring.cached()
+    }
+
+    /// How each key version is that this server has met, for who watches it.
+    pub fn key_standing(&self) -> Vec<Standing> {
+        self.keyring.standing(self.tenant.uid)
+    }
+
+    /// How many probes of keys this server has made since its start, by what they met.
+    pub fn probes(&self) -> [(&'static str, u64); 3] {
+        self.keyring.probes()
+    }
+
+    /// How many incidents this server has written down since its start, by what the posture became.
+    pub fn incidents(&self) -> [(Posture, u64); 3] {
+        self.keyring.incidents()
     }
 }

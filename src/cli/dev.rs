@@ -23,6 +23,8 @@ use crate::kms::LocalKey;
 use crate::model::{Clock as _, Identity, Means, RequestId, Session, SystemClock};
 
 const FOLDER: &str = ".byok";
+/// The key that is made where the environment names none.
+pub(super) const LOCAL_KEY: &str = ".byok/local-key.json";
 const USER: &str = "user-123";
 /// What the role `user` may do in development: its own records.
 const PERMISSIONS: &str = "\
@@ -54,7 +56,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
         env = env.with("BYOK_PROVIDER", "local");
     }
     if env.get("BYOK_PROVIDER") == Some("local") && env.get("BYOK_LOCAL_KEY_FILE").is_none() {
-        let path = folder.join("local-key.json");
+        let path = PathBuf::from(LOCAL_KEY);
         if !path.exists() {
             LocalKey::create(&path).map_err(|mistake| Failure::Configuration(vec![mistake]))?;
         }

@@ -7,11 +7,13 @@
 //! | 1 | it failed while running; the message says at what |
 //! | 2 | the command line is not understood |
 //! | 3 | the configuration has mistakes; each is named with its variable or file |
-//! | 4 | `doctor` found something that does not work |
+//! | 4 | `doctor` found something that does not work, or a `drill` a plaintext that came too late |
 
 mod assemble;
 mod dev;
+mod dev_key;
 mod doctor;
+mod drill;
 mod migrate;
 mod policy;
 mod rotate;
@@ -29,7 +31,7 @@ use crate::config::Mistake;
 #[derive(Parser)]
 #[command(name = "byok", version, arg_required_else_help = true, propagate_version = true)]
 #[command(after_help = "Configuration comes from the environment; `byok doctor` checks it. \
-Exit codes: 0 done, 1 failed, 2 usage, 3 configuration, 4 doctor found a fault.")]
+Exit codes: 0 done, 1 failed, 2 usage, 3 configuration, 4 doctor or drill found a fault.")]
 struct CommandLine {
     #[command(subcommand)]
     command: Command,
@@ -41,6 +43,8 @@ enum Command {
     Serve,
     /// Serve everything on this machine with no configuration: an SQLite file and a local key under ./.byok
     Dev(dev::Arguments),
+    /// Turn the key of `byok dev` off and on, or make a new version of it
+    DevKey(dev_key::Arguments),
     /// Bring the database's schema up to date
     Migrate,
     /// Re-wrap all DEKs under the current key version
@@ -53,6 +57,8 @@ enum Command {
     Token(token::Arguments),
     /// Check configuration, database, roles and key: what is wrong, what it leaves unprotected, what to do
     Doctor,
+    /// Try the kill switch of a running server with the real key, and leave a signed report
+    Drill(Box<drill::Arguments>),
 }
 
 /// Why a command ended without being done.
@@ -61,7 +67,7 @@ enum Failure {
     Configuration(Vec<Mistake>),
     /// Something failed; the sentence says at what.
     Running(String),
-    /// `doctor` found a fault, and has said so.
+    /// `doctor` or a drill found a fault, and has said so.
     Unwell,
 }
 
@@ -82,12 +88,14 @@ pub fn run() -> ExitCode {
         match command {
             Command::Serve => serve::run().await,
             Command::Dev(arguments) => dev::run(arguments).await,
+            Command::DevKey(arguments) => dev_key::run(&arguments),
             Command::Migrate => migrate::run().await,
             Command::Rotate(arguments) => rotate::run(arguments).await,
             Command::Schema(arguments) => schema::run(&arguments),
             Command::Policy(arguments) => policy::run(&arguments),
             Command::Token(arguments) => token::run(&arguments),
             Command::Doctor => doctor::run().await,
+            Command::Drill(arguments) => drill::run(*arguments).await,
         }
     });
     match outcome {

@@ -39,7 +39,7 @@ where
         assembled = assemble(config, stop.clone()) => assembled?,
         () = stop.cancelled() => return Ok(()),
     };
-    let router = server::router(app.clone(), database, &settings);
+    let router = server::router(app.clone(), database, &settings, stop.clone());
     info!(%address, version = env!("CARGO_PKG_VERSION"), "listening");
     let worker = worker::start(app.clone(), stop.clone());
     let serving = tokio::spawn(server::serve(listener, tls, router, settings, stop.clone()));

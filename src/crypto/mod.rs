@@ -11,12 +11,14 @@
 //! | `context` | [`Context`]: the caller's map that a ciphertext is bound to, and its canonical encoding |
 //! | `token` | [`Token`]: the string that the caller stores; its format and its parser |
 //! | `seal` | [`seal()`] and [`open()`]: key derivation, commitment, AEAD |
+//! | `ed25519` | [`Ed25519SigningKey`], [`Ed25519VerifyingKey`]: for reports that others keep |
 //! | `rsa` | [`RsaSigningKey`]: RS256, for a provider's credential |
 //! | `sealing_key` | [`SealingKey`]: what cached DEKs are sealed under in memory |
 //!
 //! Test vectors stand in `tests/vectors/`, fuzz targets in `fuzz/`; the ordinary tests replay both.
 
 mod context;
+mod ed25519;
 mod provider;
 mod rsa;
 mod seal;
@@ -34,6 +36,7 @@ mod vector_tests;
 mod wycheproof_tests;
 
 pub use context::{Context, ContextError, MAX_CONTEXT_BYTES, MAX_CONTEXT_PAIRS};
+pub use ed25519::{Ed25519SigningKey, Ed25519VerifyingKey, NoEd25519Key};
 pub use provider::{ct_eq, fill_random, hmac_sha256, random, sha256};
 pub use rsa::{NoRsaKey, RsaSigningKey};
 pub use seal::{Binding, DecryptFailed, open, seal};

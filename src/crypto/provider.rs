@@ -1,5 +1,5 @@
 //! The primitives: AES-256-GCM (NIST SP 800-38D), HKDF-SHA256 (RFC 5869), HMAC-SHA256 (RFC 2104), SHA-256, random bytes;
-//! RS256 signatures (RFC 8017).
+//! RS256 (RFC 8017) and Ed25519 (RFC 8032) signatures.
 //!
 //! The single `use ring` of this room stands here, so that a library with the same API can take its place. Nothing here
 //! knows what the bytes mean.
@@ -120,6 +120,33 @@ impl RsaPrivateKey {
             .expect("a key of at least 2048 bits holds a SHA-256 signature");
         signature
     }
+}
+
+/// An Ed25519 key pair.
+pub(super) struct Ed25519Pair(signature::Ed25519KeyPair);
+
+impl Ed25519Pair {
+    /// From PKCS#8's DER, with or without the public key. `None` if it is no such key.
+    pub(super) fn from_pkcs8(der: &[u8]) -> Option<Self> {
+        signature::Ed25519KeyPair::from_pkcs8_maybe_unchecked(der).ok().map(Self)
+    }
+
+    pub(super) fn public(&self) -> [u8; 32] {
+        let mut public = [0; 32];
+        public.copy_from_slice(signature::KeyPair::public_key(&self.0).as_ref());
+        public
+    }
+
+    pub(super) fn sign(&self, message: &[u8]) -> [u8; 64] {
+        let mut signature = [0; 64];
+        signature.copy_from_slice(self.0.sign(message).as_ref());
+        signature
+    }
+}
+
+/// Whether this is the signature of `message` by that public key.
+pub(super) fn ed25519_verifies(public: &[u8; 32], message: &[u8], signature: &[u8]) -> bool {
+    signature::UnparsedPublicKey::new(&signature::ED25519, public).verify(message, signature).is_ok()
 }
 
 /// Encrypts `in_out` in place with AES-256-GCM and gives the tag. A nonce must never be used twice under one key.

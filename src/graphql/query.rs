@@ -2,7 +2,7 @@
 
 use async_graphql::{Context, ID, Object, SimpleObject};
 
-use crate::model::{ErrorCode, Operation, Refusal};
+use crate::model::{ErrorCode, Operation, Posture, Refusal};
 
 use super::audit::{AuditConnection, AuditFilter};
 use super::call::Call;
@@ -93,12 +93,22 @@ struct KeyHealth {
     status: Word<HealthStatus>,
     /// Whether the database answers.
     database: bool,
-    /// The version that the key wraps under, where the check passed.
+    /// The version that the key wraps under, as far as is known.
     key_version: Option<String>,
     /// Why the key cannot be used, where it cannot.
     error: Option<Word<ErrorCode>>,
     /// How long the KMS took for a wrap and an unwrap, in milliseconds.
     kms_latency_ms: Option<f64>,
+    /// What the watch over this key version says; null while none of its keys was used.
+    posture: Option<Word<Posture>>,
+    /// The worst posture of all key versions that are watched.
+    worst_posture: Option<Word<Posture>>,
+    /// When the key was last shown to work (RFC 3339).
+    last_success: Option<String>,
+    /// How long ago that is.
+    last_success_seconds_ago: Option<f64>,
+    /// How old the last proof that the key works may be when something is answered, in seconds.
+    bound_seconds: f64,
 }
 
 impl From<&Health> for KeyHealth {
@@ -109,6 +119,11 @@ impl From<&Health> for KeyHealth {
             key_version: health.key_version.as_ref().map(ToString::to_string),
             error: health.error.map(Word),
             kms_latency_ms: health.kms_latency.map(|latency| (latency.as_secs_f64() * 1e5).round() / 1e2),
+            posture: health.posture.map(Word),
+            worst_posture: health.worst_posture.map(Word),
+            last_success: health.last_success.map(|(at, _)| at.to_string()),
+            last_success_seconds_ago: health.last_success.map(|(_, age)| age.as_secs_f64()),
+            bound_seconds: health.bound.as_secs_f64(),
         }
     }
 }

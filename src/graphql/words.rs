@@ -11,7 +11,7 @@ use async_graphql::{
 };
 
 use crate::app::HealthStatus;
-use crate::model::{ErrorCode, JobState, Means, Operation, Outcome, Source};
+use crate::model::{ErrorCode, JobState, Means, Operation, Outcome, Posture, Source};
 
 use super::error::is_hasuras_own;
 
@@ -232,5 +232,22 @@ impl Vocabulary for HealthStatus {
             Self::Revoked => "The KMS refuses the use of the key.",
         };
         (self.as_str(), about)
+    }
+}
+
+impl Vocabulary for Posture {
+    const NAME: &'static str = "ByokPosture";
+    const ABOUT: &'static str = "Whether a key version can be used, as the watch over it knows.";
+
+    fn all() -> Vec<Self> {
+        Self::ALL.to_vec()
+    }
+
+    fn word(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Active => ("ACTIVE", "It was shown to work."),
+            Self::Degraded => ("DEGRADED", "The KMS is out of reach."),
+            Self::Revoked => ("REVOKED", "The KMS refuses the use of the key."),
+        }
     }
 }

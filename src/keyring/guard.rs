@@ -155,13 +155,6 @@ impl Keyring {
         fallen
     }
 
-    /// How each key version that this replica has met is, and how long ago it was shown to work.
-    pub fn postures(&self, tenant: TenantUid) -> Vec<(KeyVersion, Posture, Duration)> {
-        let now = self.boot();
-        let all = self.views.all().into_iter().filter(|(whose, ..)| *whose == tenant);
-        all.map(|(_, version, view)| (version, view.posture, view.proof_age(now))).collect()
-    }
-
     /// The epoch under which a version may be used now. A version that nobody has met is tried and watched from here on; one
     /// that is not active is refused, and probed soon.
     pub(super) async fn open(self: &Arc<Self>, tenant: &Tenant, row: &DekRow) -> Result<u64, KeyringError> {

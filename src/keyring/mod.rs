@@ -8,6 +8,7 @@ mod hot;
 mod pool;
 mod posture;
 mod prober;
+mod tally;
 mod view;
 
 use std::collections::HashMap;
@@ -29,9 +30,11 @@ use crate::store::{DekRow, ReadError, Store};
 
 use cache::{Cache, Sealed};
 use pool::Pool;
+use tally::Tally;
 use view::Views;
 
 pub use guard::{Fallen, Footing};
+pub use tally::Standing;
 
 /// A DEK that may be used for the call at hand.
 pub struct Held {
@@ -107,6 +110,7 @@ pub struct Keyring {
     rewinds: AtomicU64,
     /// Wakes the prober.
     wake: Notify,
+    tally: Tally,
 }
 
 /// What a [`Keyring`] is made of.
@@ -146,6 +150,7 @@ impl Keyring {
             turns: Mutex::default(),
             rewinds: AtomicU64::new(0),
             wake: Notify::new(),
+            tally: Tally::default(),
         })
     }
 

@@ -245,6 +245,7 @@ impl Keyring {
         let found = self.try_canaries(&tenant, &claims).await;
         let ended = self.boot();
         for ((row, claim), found) in claims.into_iter().zip(found) {
+            self.tally.probed(found.met);
             let version = &row.proof.key_version;
             self.views.change(tenant.uid, version, |view| view.probed = Some(ended));
             if found.met == Met::Works {
@@ -361,6 +362,7 @@ impl Keyring {
         if !turned {
             return false;
         }
+        self.tally.turned(incident.posture);
         let (incident_id, key_version) = (incident.id.to_string(), incident.key_version.to_string());
         let (was, posture, class) =
             (incident.was.as_str(), incident.posture.as_str(), incident.class.as_deref());

@@ -5,7 +5,7 @@ use axum::response::Response;
 use serde_json::json;
 
 use crate::app::HealthStatus;
-use crate::model::ErrorCode;
+use crate::model::{ErrorCode, Posture};
 
 use super::Front;
 use super::body::answer;
@@ -36,15 +36,21 @@ pub(super) async fn health(State(front): State<Front>) -> Response {
             "key_version": health.key_version.map(|version| version.to_string()),
             "error": health.error.map(ErrorCode::as_str),
             "kms_latency_ms": health.kms_latency.map(|latency| latency.as_secs_f64() * 1_000.0),
+            "posture": health.posture.map(Posture::as_str),
+            "worst_posture": health.worst_posture.map(Posture::as_str),
+            "last_success": health.last_success.map(|(at, _)| at.to_string()),
+            "last_success_seconds_ago": health.last_success.map(|(_, age)| age.as_secs_f64()),
+            "bound_seconds": health.bound.as_secs_f64(),
             "audit_protected": front.database.audit_protected,
             "migrations": { "applied": front.database.applied, "expected": front.database.expected },
         }),
     )
 }
 
-/// Whether calls may be sent here: the database answers. A key that is turned off does not make the server unready.
+/// Whether calls may be sent here: the server is not stopping, and the database answers. A key that is turned off does not
+/// make the server unready: other tenants' calls, and refusals that are recorded, are its work too.
 pub(super) async fn ready(State(front): State<Front>) -> Response {
-    match front.app.ready().await {
+    match !front.stop.is_cancelled() && front.app.ready().await {
         true => answer(200, &json!({ "status": "READY" })),
         false => answer(503, &json!({ "status": "UNREADY" })),
     }

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::routing::{get, post};
+use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
 
@@ -27,10 +28,11 @@ pub use problem::problem;
 struct Front {
     app: Arc<App>,
     database: DatabaseState,
+    stop: CancellationToken,
 }
 
-/// The routes of the REST front.
-pub fn router(app: Arc<App>, database: DatabaseState) -> Router {
+/// The routes of the REST front. Once `stop` is cancelled the server is not ready any more.
+pub fn router(app: Arc<App>, database: DatabaseState, stop: CancellationToken) -> Router {
     Router::new()
         .route("/byok/encrypt", post(crypt::encrypt))
         .route("/byok/encrypt/many", post(crypt::encrypt_many))
@@ -50,5 +52,5 @@ pub fn router(app: Arc<App>, database: DatabaseState) -> Router {
         .route("/capabilities", get(health::capabilities))
         .route("/openapi.json", get(openapi::serve))
         .method_not_allowed_fallback(problem::method_not_allowed)
-        .with_state(Front { app, database })
+        .with_state(Front { app, database, stop })
 }

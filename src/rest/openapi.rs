@@ -3,7 +3,7 @@
 use axum::response::Response;
 use serde_json::{Map, Value, json};
 
-use crate::model::{ErrorCode, Operation};
+use crate::model::{ErrorCode, Operation, Posture};
 
 use super::body::answer;
 
@@ -23,6 +23,11 @@ pub fn document() -> Value {
     let text = json!({ "type": "string" });
     let nullable = json!({ "type": ["string", "null"] });
     let count = json!({ "type": "integer", "minimum": 0 });
+    let posture = |says: &str| {
+        let mut names: Vec<Value> = Posture::ALL.map(|posture| posture.as_str().into()).to_vec();
+        names.push(Value::Null);
+        json!({ "enum": names, "description": says })
+    };
     let error = json!({ "type": "object", "required": ["code", "message", "retryable"], "properties": {
         "code": { "$ref": "#/components/schemas/ErrorCode" }, "message": text, "retryable": { "type": "boolean" } } });
     let input = |value: &str| {
@@ -72,6 +77,11 @@ pub fn document() -> Value {
         "Health": { "type": "object", "properties": {
             "status": { "enum": ["OK", "DEGRADED", "REVOKED"] }, "database": { "enum": ["OK", "UNAVAILABLE"] },
             "key_version": nullable, "error": nullable, "kms_latency_ms": { "type": ["number", "null"] },
+            "posture": posture("Of this key version, as the watch over it knows; null while none of its keys was used."),
+            "worst_posture": posture("The worst of all key versions that are watched."),
+            "last_success": { "type": ["string", "null"], "format": "date-time", "description": "When the key was last shown to work." },
+            "last_success_seconds_ago": { "type": ["number", "null"] },
+            "bound_seconds": { "type": "number", "description": "How old the last proof that the key works may be when something is answered." },
             "audit_protected": { "type": "boolean", "description": "Whether the serving role can neither change nor drop entries." },
             "migrations": { "type": "object", "properties": { "applied": count, "expected": count } } } },
     });

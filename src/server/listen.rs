@@ -32,7 +32,8 @@ const CONNECTIONS: usize = 16_384;
 /// nothing else bounds their sum. By HTTP/2 a stream's windows bound it, and this what is written.
 const BUFFER: usize = 64 << 10;
 
-/// Serves until `stop` is cancelled, then finishes what is in flight, for at most the drain time.
+/// Serves until `stop` is cancelled, then finishes what is in flight, for at most the drain time. While it does, it takes
+/// new connections too: who watches must see that the server is not ready, and a load balancer takes a while to hear it.
 ///
 /// # Errors
 /// The listener broke.
@@ -47,13 +48,49 @@ pub async fn serve(
     builder.http1().timer(TokioTimer::new()).header_read_timeout(SLOW_CLIENT).max_buf_size(BUFFER);
     let keep_alive = Some(Duration::from_secs(30));
     builder.http2().timer(TokioTimer::new()).keep_alive_interval(keep_alive).max_send_buf_size(BUFFER);
-    let builder = Arc::new(builder);
-    let graceful = GracefulShutdown::new();
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        let stream = tokio::select! {
-            () = stop.cancelled() => break,
-            accepted = listener.accept() => match accepted {
+    let door = Door {
+        listener,
+        tls,
+        router,
+        builder: Arc::new(builder),
+        places: Arc::new(Semaphore::new(CONNECTIONS)),
+        patience: settings.request_timeout,
+    };
+    let (graceful, late) = (GracefulShutdown::new(), GracefulShutdown::new());
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = door.keep_open(&graceful) => {}
+    }
+    info!("stopping: finishing what is in flight");
+    let finished = async {
+        tokio::select! {
+            () = graceful.shutdown() => {}
+            () = door.keep_open(&late) => {}
+        }
+        drop(door);
+        late.shutdown().await;
+    };
+    if tokio::time::timeout(settings.drain, finished).await.is_err() {
+        warn!("the drain time is over: what is still in flight is dropped");
+    }
+    Ok(())
+}
+
+/// What a connection comes in by.
+struct Door {
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    router: Router,
+    builder: Arc<Builder<TokioExecutor>>,
+    places: Arc<Semaphore>,
+    patience: Duration,
+}
+
+impl Door {
+    /// Accepts connections for as long as it is polled; each is ended gracefully with the others of its kind.
+    async fn keep_open(&self, graceful: &GracefulShutdown) {
+        loop {
+            let stream = match self.listener.accept().await {
                 Ok((stream, _)) => stream,
                 Err(error) => {
                     // Out of file handles, most likely: give others time to end.
@@ -61,31 +98,25 @@ pub async fn serve(
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
                 }
-            },
-        };
-        let Ok(place) = places.clone().try_acquire_owned() else { continue };
-        let (tls, router, builder) = (tls.clone(), router.clone(), builder.clone());
-        let (watcher, patience) = (graceful.watcher(), settings.request_timeout);
-        tokio::spawn(async move {
-            let _place = place;
-            let _ = stream.set_nodelay(true);
-            let stream = Patient::new(stream);
-            match tls {
-                None => converse(stream, router, &builder, watcher, patience).await,
-                Some(tls) => {
-                    if let Ok(Ok(stream)) = tokio::time::timeout(SLOW_CLIENT, tls.accept(stream)).await {
-                        converse(stream, router, &builder, watcher, patience).await;
+            };
+            let Ok(place) = self.places.clone().try_acquire_owned() else { continue };
+            let (tls, router, builder) = (self.tls.clone(), self.router.clone(), self.builder.clone());
+            let (watcher, patience) = (graceful.watcher(), self.patience);
+            tokio::spawn(async move {
+                let _place = place;
+                let _ = stream.set_nodelay(true);
+                let stream = Patient::new(stream);
+                match tls {
+                    None => converse(stream, router, &builder, watcher, patience).await,
+                    Some(tls) => {
+                        if let Ok(Ok(stream)) = tokio::time::timeout(SLOW_CLIENT, tls.accept(stream)).await {
+                            converse(stream, router, &builder, watcher, patience).await;
+                        }
                     }
                 }
-            }
-        });
+            });
+        }
     }
-    drop(listener);
-    info!("stopping: finishing what is in flight");
-    if tokio::time::timeout(settings.drain, graceful.shutdown()).await.is_err() {
-        warn!("the drain time is over: what is still in flight is dropped");
-    }
-    Ok(())
 }
 
 /// Speaks with one client, until it hangs up or has not taken an answer within `patience`.

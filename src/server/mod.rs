@@ -22,13 +22,14 @@ use futures_util::FutureExt as _;
 use hyper::body::Body as _;
 use opentelemetry::propagation::TextMapPropagator as _;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
+use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, debug, debug_span, error, warn};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
-use crate::app::App;
-use crate::model::{ErrorCode, Refusal, RequestId};
+use crate::app::{App, Standing};
+use crate::model::{ErrorCode, Posture, Refusal, RequestId};
 use crate::rest::{DatabaseState, problem};
-use crate::telemetry::Metrics;
+use crate::telemetry::{KeyShown, Metrics};
 use crate::{config, console, graphql, rest};
 
 use arriving::{Arriving, discard};
@@ -80,8 +81,13 @@ impl Outside {
     }
 }
 
-/// The whole router, with its layers.
-pub fn router(app: Arc<App>, database: DatabaseState, settings: &config::Server) -> Router {
+/// The whole router, with its layers. `stop` is what ends [`serve`].
+pub fn router(
+    app: Arc<App>,
+    database: DatabaseState,
+    settings: &config::Server,
+    stop: CancellationToken,
+) -> Router {
     let outside = Arc::new(Outside {
         metrics: Metrics::default(),
         bounds: Arc::new(Bounds::new(settings, app.limits().body_bytes)),
@@ -92,13 +98,15 @@ pub fn router(app: Arc<App>, database: DatabaseState, settings: &config::Server)
     let show_metrics = move || {
         let (Outside { metrics, bounds, .. }, app) = (&*shown.0, &shown.1);
         metrics.set_cached_deks(app.cached_deks());
+        metrics.set_keys(keys_shown(app));
+        metrics.set_watch(app.probes(), app.incidents());
         metrics.set_dek_pool(app.dek_pool());
         metrics.set_held(bounds.places.held(), bounds.bytes.held());
         let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
         std::future::ready(([(header::CONTENT_TYPE, kind)], metrics.text()))
     };
     let mut router = Router::new()
-        .merge(rest::router(app.clone(), database))
+        .merge(rest::router(app.clone(), database, stop))
         .merge(graphql::router(app))
         .route("/metrics", get(show_metrics));
     if settings.console {
@@ -107,6 +115,15 @@ pub fn router(app: Arc<App>, database: DatabaseState, settings: &config::Server)
     router
         .fallback(|| std::future::ready(problem(&ErrorCode::NotFound.into())))
         .layer(middleware::from_fn(move |request, next| around(outside.clone(), request, next)))
+}
+
+fn keys_shown(app: &App) -> Vec<KeyShown> {
+    let shown = |key: Standing| KeyShown {
+        key_version: key.key_version,
+        posture: key.posture,
+        proof_age: key.proof_age.filter(|_| key.in_memory || key.posture != Posture::Active),
+    };
+    app.key_standing().into_iter().map(shown).collect()
 }
 
 /// How a request came to its end, before it is answered.

@@ -20,6 +20,31 @@ fn byok(arguments: &[&str], environment: &[(&str, &str)]) -> Command {
     command
 }
 
+/// `byok dev` in this folder, and what it said until it was ready.
+async fn dev(folder: &std::path::Path) -> (tokio::process::Child, Vec<String>) {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut child = byok(&["dev", "--listen", &format!("127.0.0.1:{port}")], &[])
+        .current_dir(folder)
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut said = Vec::new();
+    while said.iter().filter(|line: &&String| line.starts_with("curl ")).count() < 2 {
+        let line = tokio::time::timeout(Duration::from_secs(30), lines.next_line()).await;
+        let line = line.expect("it gets ready").unwrap();
+        said.push(line.unwrap_or_else(|| panic!("it ended: {said:?}")));
+    }
+    (child, said)
+}
+
+async fn pasted(line: &str) -> Value {
+    let line = line.replacen("curl ", "curl -s ", 1);
+    let output = Command::new("sh").args(["-c", &line]).output().await.unwrap();
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
 async fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     byok(arguments, environment).output().await.expect("the binary runs")
 }
@@ -58,45 +83,23 @@ async fn serve_refuses_the_local_key() {
 #[tokio::test]
 async fn dev_prints_lines_that_work_when_they_are_pasted() {
     let folder = tempfile::tempdir().unwrap();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let listen = format!("127.0.0.1:{port}");
     for round in 0..2 {
-        let mut child = byok(&["dev", "--listen", &listen], &[])
-            .current_dir(folder.path())
-            .stdout(std::process::Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let mut said = Vec::new();
-        while said.iter().filter(|line: &&String| line.starts_with("curl ")).count() < 2 {
-            let line = tokio::time::timeout(Duration::from_secs(30), lines.next_line())
-                .await
-                .expect("it gets ready")
-                .unwrap();
-            said.push(line.unwrap_or_else(|| panic!("it ended: {said:?}")));
-        }
-        assert!(said.iter().any(|line| line.contains(&format!("http://{listen}/graphiql"))), "{said:?}");
-        let curl = async |line: &str| {
-            let output = Command::new("sh")
-                .args(["-c", &line.replacen("curl ", "curl -s ", 1)])
-                .output()
-                .await
-                .unwrap();
-            serde_json::from_slice::<Value>(&output.stdout).unwrap()
-        };
+        let (mut child, said) = dev(folder.path()).await;
+        let listen = said[0].split("http://").nth(1).unwrap().split('/').next().unwrap();
+        assert!(said[0].contains(&format!("http://{listen}/graphiql")), "{said:?}");
         let curls: Vec<&String> = said.iter().filter(|line| line.starts_with("curl ")).collect();
         assert!(
-            curl(curls[0]).await["ciphertext"].as_str().unwrap().starts_with("byok:v1:"),
+            pasted(curls[0]).await["ciphertext"].as_str().unwrap().starts_with("byok:v1:"),
             "round {round}"
         );
-        assert_eq!(curl(curls[1]).await["plaintext"], "sensitive-data", "round {round}");
+        assert_eq!(pasted(curls[1]).await["plaintext"], "sensitive-data", "round {round}");
         for name in ["ADMIN_TOKEN: ", "USER_TOKEN: "] {
             let token = said.iter().find_map(|line| line.strip_prefix(name)).unwrap();
             let line = format!(
                 "curl -X POST http://{listen}/graphql -H 'Authorization: Bearer {token}' -H 'Content-Type: application/json' \
                  -d '{{\"query\": \"mutation {{ byokEncrypt(plaintext: \\\"p\\\", recordId: \\\"user-123\\\") {{ ciphertext }} }}\"}}'"
             );
-            let answered = curl(&line).await;
+            let answered = pasted(&line).await;
             assert!(answered["data"]["byokEncrypt"]["ciphertext"].is_string(), "{name}{answered}");
         }
         child.kill().await.unwrap();
@@ -106,6 +109,42 @@ async fn dev_prints_lines_that_work_when_they_are_pasted() {
         let mode = std::fs::metadata(folder.path().join(".byok").join(secret)).unwrap().permissions().mode();
         assert_eq!(mode & 0o077, 0, "{secret} is open to others");
     }
+}
+
+#[tokio::test]
+async fn a_newcomer_watches_the_kill_switch_work_with_the_lines_of_the_readme() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut child, said) = dev(folder.path()).await;
+    let decrypt = said.iter().rfind(|line| line.contains("/byok/decrypt")).unwrap();
+    let hand = async |which: &str| {
+        let output = byok(&["dev-key", which], &[]).current_dir(folder.path()).output().await.unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    assert_eq!(pasted(decrypt).await["plaintext"], "sensitive-data");
+    assert!(hand("disable").await.contains("Within 3 s"));
+    tokio::time::sleep(Duration::from_millis(3_500)).await;
+    assert_eq!(pasted(decrypt).await["code"], "KMS_ACCESS_DENIED");
+    assert!(hand("enable").await.contains("for 3 s"));
+    let mut waited = Duration::ZERO;
+    while pasted(decrypt).await["plaintext"] != "sensitive-data" {
+        assert!(waited < Duration::from_secs(30), "it does not come back");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        waited += Duration::from_millis(200);
+    }
+    assert!(hand("rotate").await.contains("local/2"));
+    assert_eq!(pasted(decrypt).await["plaintext"], "sensitive-data", "older versions still decrypt");
+    child.kill().await.unwrap();
+}
+
+#[tokio::test]
+async fn dev_key_says_where_it_looked_when_there_is_no_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = byok(&["dev-key", "disable"], &[]).current_dir(folder.path()).output().await.unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    let said = text(&output.stderr);
+    assert!(said.contains("BYOK_LOCAL_KEY_FILE: there is no key at .byok/local-key.json"), "{said}");
+    assert_eq!(run(&["dev-key"], &[]).await.status.code(), Some(2));
 }
 
 #[tokio::test]
@@ -134,6 +173,7 @@ async fn doctor_tells_what_is_well_what_is_open_and_what_is_broken() {
     assert!(said.contains("ok    key: a DEK was wrapped and unwrapped"), "{said}");
     assert!(said.contains("warn  database: one URL serves and migrates"), "{said}");
     assert!(said.contains("superuser"), "{said}");
+    assert!(said.contains("ok    key: probed every 1 s while it is in use: 2592000 requests"), "{said}");
     environment.retain(|(name, _)| *name != "BYOK_VAULT_TRANSIT_KEY");
     environment.push(("BYOK_VAULT_TRANSIT_KEY", "another"));
     let output = run(&["doctor"], &environment).await;
@@ -192,7 +232,9 @@ async fn migrating_twice_applies_nothing_the_second_time() {
 #[tokio::test]
 async fn help_names_every_command() {
     let said = text(&run(&["--help"], &[]).await.stdout);
-    for command in ["serve", "dev", "migrate", "rotate", "schema", "token", "policy", "doctor"] {
+    for command in
+        ["serve", "dev", "dev-key", "migrate", "rotate", "schema", "token", "policy", "doctor", "drill"]
+    {
         assert!(said.contains(command), "{said}");
     }
     assert_eq!(run(&["nonsense"], &[]).await.status.code(), Some(2));

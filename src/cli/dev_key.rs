@@ -1,0 +1,77 @@
+//! `byok dev-key`: the customer's hand on the key of `byok dev`. A running server sees what it does at its next probe.
+
+use std::path::Path;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+
+use super::Failure;
+use super::dev::LOCAL_KEY;
+use crate::config::{Env, KeyGuard, Mistake, Reader};
+use crate::kms::LocalKey;
+
+const VARIABLE: &str = "BYOK_LOCAL_KEY_FILE";
+
+/// What to do with the key.
+#[derive(Args)]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    hand: Hand,
+}
+
+#[derive(Clone, Copy, Subcommand)]
+enum Hand {
+    /// Turn the key off: nothing can be decrypted any more
+    Disable,
+    /// Turn the key on again
+    Enable,
+    /// Make a new version of the key; the older ones still decrypt
+    Rotate,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let env = Env::of_process();
+    let mut reader = Reader::new(&env);
+    let guard = KeyGuard::read(&mut reader);
+    let mistakes = reader.into_mistakes();
+    if !mistakes.is_empty() {
+        return Err(Failure::Configuration(mistakes));
+    }
+    let path = env.get(VARIABLE).unwrap_or(LOCAL_KEY);
+    if !Path::new(path).exists() {
+        let problem =
+            format!("there is no key at {path}; `byok dev` makes one in the folder that it is started in");
+        return Err(Failure::Configuration(vec![Mistake { variable: VARIABLE.to_owned(), problem }]));
+    }
+    let key = LocalKey::open(path).map_err(|mistake| Failure::Configuration(vec![mistake]))?;
+    let failed = |error: std::io::Error| Failure::Running(format!("{path}: {error}"));
+    match arguments.hand {
+        Hand::Disable => {
+            key.disable().map_err(failed)?;
+            println!("The key in {path} is turned off.");
+            println!(
+                "Within {} s a running server refuses every use of it, what it has in memory included: 403 KMS_ACCESS_DENIED.",
+                seconds(guard.bound())
+            );
+        }
+        Hand::Enable => {
+            key.enable().map_err(failed)?;
+            println!("The key in {path} is turned on.");
+            println!(
+                "A running server uses it again once it has worked for {} s, counted from the next probe: when somebody asks, \
+                 or within 30 s; longer where it was turned off again and again.",
+                seconds(guard.resume_after)
+            );
+        }
+        Hand::Rotate => {
+            let version = key.rotate().map_err(failed)?;
+            println!("The key in {path} has a new version, {version}: new records are protected by it.");
+            println!("The older versions still decrypt. POST /byok/rotate re-wraps what they protect.");
+        }
+    }
+    Ok(())
+}
+
+fn seconds(duration: Duration) -> f64 {
+    duration.as_secs_f64()
+}

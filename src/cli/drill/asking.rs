@@ -1,0 +1,66 @@
+//! Many decrypts of one record, each at its time.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+
+use crate::model::BootTime;
+
+use super::server::{Canary, Target};
+use super::trial::{Met, Sample};
+
+/// The slowest that is asked, where the server's limits want it.
+const SLOWEST: u64 = 1_000;
+/// Decrypts that wait for an answer at once.
+const AT_ONCE: usize = 64;
+
+/// Decrypts the canary again and again; each ask goes out in its time, whatever becomes of those before it.
+pub(super) struct Asking {
+    samples: Arc<Mutex<Vec<Sample>>>,
+    task: JoinHandle<()>,
+}
+
+impl Asking {
+    pub(super) fn start(target: Arc<Target>, canary: Arc<Canary>, rate: u64) -> Self {
+        let samples = Arc::<Mutex<Vec<Sample>>>::default();
+        let kept = samples.clone();
+        let task = tokio::spawn(async move {
+            let places = Arc::new(Semaphore::new(AT_ONCE));
+            let pause = Arc::new(AtomicU64::new(1_000 / rate));
+            while let Ok(place) = places.clone().acquire_owned().await {
+                let (target, canary, kept, slower) =
+                    (target.clone(), canary.clone(), kept.clone(), pause.clone());
+                tokio::spawn(async move {
+                    let sample = target.decrypt(&canary).await;
+                    if sample.met == Met::Limited {
+                        let doubled = |pause: u64| Some((pause * 2).clamp(1, SLOWEST));
+                        let _ = slower.fetch_update(Ordering::Relaxed, Ordering::Relaxed, doubled);
+                    }
+                    kept.lock().unwrap_or_else(PoisonError::into_inner).push(sample);
+                    drop(place);
+                });
+                tokio::time::sleep(Duration::from_millis(pause.load(Ordering::Relaxed))).await;
+            }
+        });
+        Self { samples, task }
+    }
+
+    pub(super) fn samples(&self) -> Vec<Sample> {
+        self.samples.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Asks no more, and gives what was answered.
+    pub(super) fn end(self) -> Vec<Sample> {
+        self.task.abort();
+        self.samples()
+    }
+
+    /// When the earliest answer of a kind was heard.
+    pub(super) fn find(&self, such: impl Fn(&Sample) -> bool) -> Option<BootTime> {
+        let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        samples.iter().filter(|sample| such(sample)).map(|sample| sample.heard).min()
+    }
+}

@@ -1,0 +1,147 @@
+//! The course of a drill: what the operator is asked, what is waited for, and a line in the terminal that says so.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::cli::Failure;
+use crate::model::{BootTime, Clock as _, SystemClock};
+
+use super::asking::Asking;
+use super::trial::{Hand, Met, Sample};
+
+/// How many decrypts must succeed before the key is turned off: so many that their times say something.
+const HOT: usize = 20;
+/// For them.
+const WARM_UP: Duration = Duration::from_secs(30);
+
+/// A drill under way.
+pub(super) struct Drill {
+    asking: Asking,
+    bar: ProgressBar,
+}
+
+impl Drill {
+    pub(super) fn start(asking: Asking) -> Self {
+        Self { asking, bar: bar() }
+    }
+
+    pub(super) fn samples(&self) -> Vec<Sample> {
+        self.asking.samples()
+    }
+
+    pub(super) fn say(&self, what: &str) {
+        self.bar.suspend(|| eprintln!("{what}"));
+    }
+
+    pub(super) async fn warm_up(&self) -> Result<(), Failure> {
+        let sick = |sample: &Sample| !matches!(sample.met, Met::Plaintext | Met::Limited);
+        for _ in 0..WARM_UP.as_millis() / 50 {
+            let samples = self.asking.samples();
+            if let Some(sample) = samples.iter().find(|sample| sick(sample)) {
+                let problem = format!("the record cannot be decrypted while the key is on: {:?}", sample.met);
+                return Err(Failure::Running(problem));
+            }
+            if samples.iter().filter(|sample| sample.met == Met::Plaintext).count() >= HOT {
+                return Ok(());
+            }
+            self.bar.set_message(format!("warming up: {} decrypts", samples.len()));
+            self.bar.tick();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Err(Failure::Running("the record did not get hot: the server answers too few decrypts".to_owned()))
+    }
+
+    /// The operator's hand: a command that is run and timed, Enter, or nothing at all.
+    pub(super) async fn hand(
+        &self,
+        which: &str,
+        command: Option<&str>,
+        at_refusal: bool,
+    ) -> Result<Hand, Failure> {
+        let begun = SystemClock.boot();
+        let done = match (command, at_refusal) {
+            (Some(command), _) => {
+                self.say(&format!("turning the key {which}"));
+                shell(command).await?;
+                Some(SystemClock.boot())
+            }
+            (None, true) => {
+                self.say(&format!("turn the key {which}"));
+                None
+            }
+            (None, false) => {
+                self.say(&format!("turn the key {which} now, then press Enter"));
+                Some(enter().await?)
+            }
+        };
+        Ok(Hand { begun, done })
+    }
+
+    /// Waits for such an answer; gives when it was heard.
+    pub(super) async fn until(
+        &self,
+        what: &str,
+        patience: Duration,
+        such: impl Fn(&Sample) -> bool,
+    ) -> Option<BootTime> {
+        let began = SystemClock.boot();
+        loop {
+            let found = self.asking.find(&such);
+            let waited = SystemClock.boot().since(began);
+            if found.is_some() || waited > patience {
+                return found;
+            }
+            self.bar.set_message(format!("waiting for {what}: {:.1} s", waited.as_secs_f64()));
+            self.bar.tick();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub(super) async fn rest_until(&self, moment: BootTime) {
+        while SystemClock.boot() < moment {
+            self.bar.set_message("looking for plaintexts that come too late");
+            self.bar.tick();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    pub(super) fn finish(self) -> Vec<Sample> {
+        self.bar.finish_and_clear();
+        self.asking.end()
+    }
+}
+
+fn bar() -> ProgressBar {
+    let bar = ProgressBar::new_spinner();
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {
+        bar.set_style(style);
+    }
+    bar
+}
+
+/// Runs a command by the shell; what it prints goes to standard error.
+pub(super) async fn shell(command: &str) -> Result<(), Failure> {
+    let mut asked = std::process::Command::new("sh");
+    asked.args(["-c", command]).stdin(Stdio::null()).stdout(std::io::stderr());
+    let ended = tokio::task::spawn_blocking(move || asked.status()).await;
+    match ended {
+        Ok(Ok(status)) if status.success() => Ok(()),
+        Ok(Ok(status)) => Err(Failure::Running(format!("the command ended with {status}"))),
+        Ok(Err(error)) => Err(Failure::Running(format!("the command did not start: {error}"))),
+        Err(_) => Err(Failure::Running("the command was broken off".to_owned())),
+    }
+}
+
+/// Waits for Enter, and gives the moment.
+async fn enter() -> Result<BootTime, Failure> {
+    let (pressed, moment) = tokio::sync::oneshot::channel();
+    // A thread of its own: the process must be able to end while it waits.
+    std::thread::spawn(move || {
+        let read = std::io::stdin().read_line(&mut String::new());
+        let _ = pressed.send(matches!(read, Ok(1..)).then(|| SystemClock.boot()));
+    });
+    let nobody = "standard input has ended: name --off-command and --on-command, or --at-refusal";
+    moment.await.ok().flatten().ok_or_else(|| Failure::Running(nobody.to_owned()))
+}

@@ -1,0 +1,323 @@
+//! `byok drill`: the kill switch, tried against a running server with the customer's own hand on the key. Decrypts one hot
+//! record again and again while the key is turned off and on, measures, and leaves a signed report. `docs/kill-switch.md`
+//! says how to read it.
+
+mod asking;
+mod hand;
+mod report;
+mod server;
+mod trial;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use clap::{ArgGroup, Args, Subcommand};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::Failure;
+use crate::crypto::{self, Ed25519SigningKey, SecretText};
+use crate::model::{BootTime, Clock as _, SystemClock, Timestamp};
+
+use asking::Asking;
+use hand::{Drill, shell};
+use server::{Canary, Target};
+use trial::{Findings, Hand, Met, Sample, Verdict, allowed, judge, round_trips};
+
+/// How long after the bound a plaintext is still looked for.
+const AFTERWARDS: Duration = Duration::from_secs(1);
+
+/// What to try, and how the key is turned off.
+#[derive(Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(group = ArgGroup::new("identity").required(true).args(["token", "token_file"]))]
+#[command(group = ArgGroup::new("signer").required(true).args(["signing_key", "new_signing_key"]))]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    other: Option<Other>,
+    /// The server
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:3741")]
+    url: reqwest::Url,
+    /// A JWT or an admin token that may encrypt and decrypt the record; one that may read the audit log puts the incident's
+    /// entry into the report
+    #[arg(long, value_name = "TOKEN")]
+    token: Option<String>,
+    /// The same from a file: other users of this machine see command lines
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// The record that is encrypted; a new one when absent
+    #[arg(long, value_name = "ID")]
+    record_id: Option<String>,
+    /// Turns the key off; the time that it takes is measured. Without it you are asked to, and to press Enter
+    #[arg(long, value_name = "COMMAND", conflicts_with = "at_refusal")]
+    off_command: Option<String>,
+    /// Turns the key on again
+    #[arg(long, value_name = "COMMAND", conflicts_with = "at_refusal")]
+    on_command: Option<String>,
+    /// Wait for no Enter: only see when refusals begin and when they end
+    #[arg(long)]
+    at_refusal: bool,
+    /// How long the provider may need to make its own change true, which the bound comes on top of
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    provider_seconds: u64,
+    /// How long to wait for the first refusal, and for service to come back
+    #[arg(long, value_name = "SECONDS", default_value_t = 900)]
+    timeout: u64,
+    /// Decrypts a second; fewer once the server limits them
+    #[arg(long, value_name = "NUMBER", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=1_000))]
+    rate: u64,
+    /// Where the report goes; its signature goes beside it, with `.sig`
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// What the report is signed with: Ed25519, PKCS#8 in PEM
+    #[arg(long, value_name = "FILE")]
+    signing_key: Option<PathBuf>,
+    /// The same, made now; its public key goes beside it, with `.pub`
+    #[arg(long, value_name = "FILE")]
+    new_signing_key: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Other {
+    /// Check a report's signature
+    Verify(report::Verify),
+}
+
+pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
+    if let Some(Other::Verify(arguments)) = &arguments.other {
+        return report::verify(arguments);
+    }
+    let started = Start { boot: SystemClock.boot(), wall: SystemClock.now() };
+    let path = arguments.report.clone().unwrap_or_else(|| report_name(started.wall));
+    for taken in [path.clone(), report::signature_of(&path)] {
+        if taken.exists() {
+            return Err(Failure::Running(format!("{} is there already", taken.display())));
+        }
+    }
+    let key = signing_key(&arguments)?;
+    let target = Arc::new(Target::new(arguments.url.clone(), token(&arguments)?)?);
+    let (health, server_version) = target.health().await?;
+    let bound = match (health["status"].as_str(), health["bound_seconds"].as_f64()) {
+        (Some("OK"), Some(bound)) => Duration::try_from_secs_f64(bound).unwrap_or_default(),
+        (status, _) => {
+            let said = status.unwrap_or("nothing that is understood");
+            return Err(Failure::Running(format!(
+                "the server's health says {said}: a drill begins with a key that works"
+            )));
+        }
+    };
+    let record_id = arguments.record_id.clone().unwrap_or_else(|| format!("byok-drill-{}", Uuid::now_v7()));
+    let plaintext = URL_SAFE_NO_PAD.encode(crypto::random::<32>());
+    let canary = Arc::new(target.encrypt(record_id, plaintext).await?);
+    let before = target.incidents().await;
+
+    let drill = Drill::start(Asking::start(target.clone(), canary.clone(), arguments.rate));
+    let patience = Duration::from_secs(arguments.timeout);
+    drill.warm_up().await?;
+    let (p50, p99) = round_trips(&drill.samples());
+    let allowed = allowed(Duration::from_secs(arguments.provider_seconds), bound, p99);
+    drill.say(&format!("{} is hot: a decrypt takes {} ms", canary.record_id, p50.as_millis()));
+    let off = match drill.hand("off", arguments.off_command.as_deref(), arguments.at_refusal).await {
+        Ok(off) => off,
+        Err(failure) => {
+            // Nobody knows how far it came.
+            if let Some(command) = &arguments.on_command {
+                let _ = shell(command).await;
+            }
+            return Err(failure);
+        }
+    };
+    let refused = drill.until("the first refusal", patience, |sample| is_refusal(sample, off.begun)).await;
+    let by = off.done.unwrap_or(off.begun).max(refused.unwrap_or_default()).plus(allowed + AFTERWARDS);
+    drill.rest_until(by).await;
+    let on = drill.hand("on", arguments.on_command.as_deref(), arguments.at_refusal).await;
+    if let Err(Failure::Running(problem)) = &on {
+        drill.say(problem);
+    }
+    if let Ok(on) = &on {
+        let back = |sample: &Sample| sample.met == Met::Plaintext && sample.sent >= on.begun;
+        drill.until("the first success", patience, back).await;
+    }
+    let samples = drill.finish();
+    let on = on.ok();
+    let findings = judge(&samples, off, on, allowed);
+    let incidents = new_incidents(before, target.incidents().await, &canary);
+    let told_by = match (&arguments.off_command, arguments.at_refusal) {
+        (Some(_), _) => "command",
+        (None, true) => "nobody",
+        (None, false) => "enter",
+    };
+    let hot = json!({ "round_trip_p50_us": micros(p50), "round_trip_p99_us": micros(p99) });
+    let bounds = json!({
+        "provider_ms": arguments.provider_seconds * 1_000, "server_ms": millis(bound), "allowed_ms": millis(allowed),
+    });
+    let counted = |met: fn(&Met) -> bool| samples.iter().filter(|sample| met(&sample.met)).count();
+    let written = json!({
+        "format": report::FORMAT,
+        "public_key": key.verifying_key().to_base64(),
+        "server": { "url": without_password(arguments.url.clone()), "version": server_version },
+        "key_version": canary.key_version,
+        "record_id": canary.record_id,
+        "started_at": started.wall.to_string(),
+        "finished_at": SystemClock.now().to_string(),
+        "hot": hot,
+        "bound": bounds,
+        "decrypts": {
+            "rate_per_second": arguments.rate,
+            "plaintexts": counted(|met| *met == Met::Plaintext),
+            "refused": counted(|met| matches!(met, Met::Refused { .. })),
+            "rate_limited": counted(|met| *met == Met::Limited),
+            "failed": counted(|met| matches!(met, Met::Failed(_))),
+        },
+        "off": started.shown_hand(off, told_by),
+        "first_refusal": findings.first_refusal.map(|sample| started.shown(sample, off)),
+        "last_plaintext": findings.last_plaintext.map(|sample| started.shown(sample, off)),
+        "bound_counts_from": findings.from.map(|from| started.at(from)),
+        "plaintexts_after_bound": findings.plaintexts_after_bound,
+        "on": on.map(|on| started.shown_hand(on, told_by_on(&arguments))),
+        "first_success": findings.first_success.zip(on).map(|(sample, on)| started.shown(sample, on)),
+        "incidents": incidents,
+        "verdict": findings.verdict.as_str(),
+    });
+    report::write(&path, &written, &key)?;
+    println!("{}", said(&findings, off, on, allowed));
+    println!("report: {}\nsignature: {}", path.display(), report::signature_of(&path).display());
+    print!("{}", key.verifying_key().to_pem());
+    match findings.verdict {
+        Verdict::Passed => Ok(()),
+        Verdict::TooLate => Err(Failure::Unwell),
+        Verdict::NotRefused => Err(Failure::Running("no call was refused in time".to_owned())),
+        Verdict::NotRestored => Err(Failure::Running("service did not come back in time".to_owned())),
+    }
+}
+
+fn told_by_on(arguments: &Arguments) -> &'static str {
+    match (&arguments.on_command, arguments.at_refusal) {
+        (Some(_), _) => "command",
+        (None, true) => "nobody",
+        (None, false) => "enter",
+    }
+}
+
+/// What a report may hold of an address.
+fn without_password(mut url: reqwest::Url) -> String {
+    // Neither fails where there is a host, and else there is no server.
+    let _ = (url.set_username(""), url.set_password(None));
+    url.set_query(None);
+    url.to_string()
+}
+
+fn report_name(at: Timestamp) -> PathBuf {
+    let digits: String = at.to_string().chars().filter(char::is_ascii_digit).take(14).collect();
+    PathBuf::from(format!("byok-drill-{digits}.json"))
+}
+
+fn token(arguments: &Arguments) -> Result<SecretText, Failure> {
+    let text = match (&arguments.token, &arguments.token_file) {
+        (Some(token), _) => token.clone(),
+        (None, Some(path)) => std::fs::read_to_string(path)
+            .map_err(|error| Failure::Running(format!("{}: {error}", path.display())))?,
+        (None, None) => String::new(),
+    };
+    Ok(SecretText::new(text.trim().to_owned()))
+}
+
+fn signing_key(arguments: &Arguments) -> Result<Ed25519SigningKey, Failure> {
+    if let Some(path) = &arguments.new_signing_key {
+        report::write_new(path, Ed25519SigningKey::generate_pem().expose().as_bytes(), 0o600)?;
+        let key = report::signing_key(path)?;
+        let mut public = path.as_os_str().to_owned();
+        public.push(".pub");
+        report::write_new(&PathBuf::from(public), key.verifying_key().to_pem().as_bytes(), 0o644)?;
+        return Ok(key);
+    }
+    report::signing_key(arguments.signing_key.as_deref().unwrap_or(std::path::Path::new("")))
+}
+
+/// Entries of incidents of this key version that were not there before; `null` where we may not read the log.
+fn new_incidents(before: Option<Vec<Value>>, after: Option<Vec<Value>>, canary: &Canary) -> Value {
+    let (Some(before), Some(after)) = (before, after) else { return Value::Null };
+    let known: Vec<&Value> = before.iter().map(|entry| &entry["id"]).collect();
+    let ours = |entry: &&Value| {
+        !known.contains(&&entry["id"]) && entry["items"][0]["key_version"] == *canary.key_version
+    };
+    let shown = |entry: &Value| {
+        json!({
+            "entry_id": entry["id"], "incident_id": entry["request_id"], "at": entry["at"], "outcome": entry["outcome"],
+            "kms_request_id": entry["items"][0]["kms_request_id"],
+        })
+    };
+    after.iter().filter(ours).map(shown).rev().collect()
+}
+
+fn said(findings: &Findings<'_>, off: Hand, on: Option<Hand>, allowed: Duration) -> String {
+    let after = |sample: &Sample, hand: Hand| ms_between(hand.done.unwrap_or(hand.begun), sample.heard);
+    let time = |sample: Option<&Sample>, hand: Hand| {
+        sample.map_or("never".to_owned(), |sample| format!("{} ms", after(sample, hand)))
+    };
+    format!(
+        "{}: first refusal after {}, last plaintext after {} (allowed: {} ms), {} plaintexts after the bound, first success after {}",
+        findings.verdict.as_str(),
+        time(findings.first_refusal, off),
+        time(findings.last_plaintext, off),
+        allowed.as_millis(),
+        findings.plaintexts_after_bound,
+        on.map_or("never".to_owned(), |on| time(findings.first_success, on)),
+    )
+}
+
+/// When the drill began, by both clocks: times are measured by the one that nobody sets, and shown by the other.
+#[derive(Clone, Copy)]
+struct Start {
+    boot: BootTime,
+    wall: Timestamp,
+}
+
+impl Start {
+    fn at(self, moment: BootTime) -> String {
+        self.wall.plus(moment.since(self.boot)).to_string()
+    }
+
+    fn shown_hand(self, hand: Hand, told_by: &str) -> Value {
+        json!({ "told_by": told_by, "begun_at": self.at(hand.begun), "done_at": hand.done.map(|done| self.at(done)) })
+    }
+
+    fn shown(self, sample: &Sample, hand: Hand) -> Value {
+        let (status, code) = match &sample.met {
+            Met::Refused { status, code } => (Some(*status), Some(code)),
+            Met::Plaintext | Met::Limited | Met::Failed(_) => (None, None),
+        };
+        let mut shown = json!({
+            "request_id": sample.request_id, "sent_at": self.at(sample.sent), "heard_at": self.at(sample.heard),
+            "after_begun_ms": ms_between(hand.begun, sample.heard),
+            "after_done_ms": hand.done.map(|done| ms_between(done, sample.heard)),
+        });
+        if let (Some(status), Some(code)) = (status, code) {
+            shown["status"] = status.into();
+            shown["code"] = code.as_str().into();
+        }
+        shown
+    }
+}
+
+fn ms_between(from: BootTime, to: BootTime) -> i64 {
+    match to >= from {
+        true => millis(to.since(from)),
+        false => -millis(from.since(to)),
+    }
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}
+
+fn is_refusal(sample: &Sample, since: BootTime) -> bool {
+    matches!(sample.met, Met::Refused { .. }) && sample.heard >= since
+}

@@ -1,0 +1,210 @@
+//! What a drill saw, and what follows from it: pure.
+
+use std::time::Duration;
+
+use crate::model::BootTime;
+
+/// What the server may need to answer beside a hot call's own time, as far as we are ready to look over it.
+const SLACK: Duration = Duration::from_millis(100);
+
+/// One decrypt.
+#[derive(Clone, Debug)]
+pub(super) struct Sample {
+    pub(super) sent: BootTime,
+    pub(super) heard: BootTime,
+    /// The server's id of it; empty where there was no answer.
+    pub(super) request_id: String,
+    pub(super) met: Met,
+}
+
+/// How a decrypt ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Met {
+    /// With the right plaintext.
+    Plaintext,
+    /// Because of the key.
+    Refused { status: u16, code: String },
+    /// Because we ask more often than we may: says nothing about the key.
+    Limited,
+    /// Otherwise.
+    Failed(String),
+}
+
+/// When the operator did something, as far as we know: not before the one, done by the other.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Hand {
+    pub(super) begun: BootTime,
+    /// `None` where nobody said so.
+    pub(super) done: Option<BootTime>,
+}
+
+/// How a drill ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// No plaintext came after the bound, and service came back.
+    Passed,
+    /// A plaintext came after the bound.
+    TooLate,
+    /// No call was refused in time, and none was answered after the bound either.
+    NotRefused,
+    /// No plaintext came after the bound, but service did not come back in time.
+    NotRestored,
+}
+
+impl Verdict {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Passed => "passed",
+            Self::TooLate => "too_late",
+            Self::NotRefused => "not_refused",
+            Self::NotRestored => "not_restored",
+        }
+    }
+}
+
+/// How long hot decrypts took: the median and the 99th percentile.
+pub(super) fn round_trips(samples: &[Sample]) -> (Duration, Duration) {
+    let hot = samples.iter().filter(|sample| sample.met == Met::Plaintext);
+    let mut took: Vec<Duration> = hot.map(|sample| sample.heard.since(sample.sent)).collect();
+    took.sort_unstable();
+    let at = |percent: usize| took.get((took.len() * percent / 100).min(took.len().saturating_sub(1)));
+    (at(50).copied().unwrap_or_default(), at(99).copied().unwrap_or_default())
+}
+
+/// By when the last plaintext must have come, counted from when the key was off: what the provider needs (P), the server's
+/// bound (A), and the time to answer.
+pub(super) fn allowed(provider: Duration, bound: Duration, hot: Duration) -> Duration {
+    provider + bound + hot + SLACK
+}
+
+/// What the samples say.
+pub(super) struct Findings<'a> {
+    pub(super) first_refusal: Option<&'a Sample>,
+    pub(super) last_plaintext: Option<&'a Sample>,
+    /// When the bound began: the key was off by then.
+    pub(super) from: Option<BootTime>,
+    pub(super) plaintexts_after_bound: usize,
+    pub(super) first_success: Option<&'a Sample>,
+    pub(super) verdict: Verdict,
+}
+
+/// Of all samples, in any order. What was sent before the operator turned the key on again belongs to its being off.
+pub(super) fn judge(samples: &[Sample], off: Hand, on: Option<Hand>, allowed: Duration) -> Findings<'_> {
+    let before_on = |sample: &&Sample| on.is_none_or(|on| sample.sent < on.begun);
+    let refused = |sample: &&Sample| matches!(sample.met, Met::Refused { .. });
+    let plain = |sample: &&Sample| sample.met == Met::Plaintext;
+    let first_refusal = samples
+        .iter()
+        .filter(before_on)
+        .filter(refused)
+        .filter(|sample| sample.heard >= off.begun)
+        .min_by_key(|sample| sample.heard);
+    let last_plaintext = samples.iter().filter(before_on).filter(plain).max_by_key(|sample| sample.heard);
+    let from = off.done.or(first_refusal.map(|sample| sample.heard));
+    let late = |sample: &&Sample| from.is_some_and(|from| sample.heard > from.plus(allowed));
+    let plaintexts_after_bound = samples.iter().filter(before_on).filter(plain).filter(late).count();
+    let first_success = on.and_then(|on| {
+        let after = samples.iter().filter(plain).filter(|sample| sample.sent >= on.begun);
+        after.min_by_key(|sample| sample.heard)
+    });
+    let verdict = match (plaintexts_after_bound, first_refusal, first_success) {
+        (1.., ..) => Verdict::TooLate,
+        (0, None, _) => Verdict::NotRefused,
+        (0, Some(_), None) => Verdict::NotRestored,
+        (0, Some(_), Some(_)) => Verdict::Passed,
+    };
+    Findings { first_refusal, last_plaintext, from, plaintexts_after_bound, first_success, verdict }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(ms: u64) -> BootTime {
+        BootTime::at(Duration::from_millis(ms))
+    }
+
+    fn sample(ms: u64, met: Met) -> Sample {
+        Sample { sent: at(ms), heard: at(ms + 5), request_id: ms.to_string(), met }
+    }
+
+    fn refused() -> Met {
+        Met::Refused { status: 403, code: "KMS_ACCESS_DENIED".to_owned() }
+    }
+
+    const OFF: u64 = 1_000;
+
+    fn verdict(samples: &[Sample], on: bool) -> (Verdict, usize) {
+        let off = Hand { begun: at(OFF - 50), done: Some(at(OFF)) };
+        let on = on.then_some(Hand { begun: at(9_000), done: Some(at(9_010)) });
+        let found = judge(samples, off, on, Duration::from_secs(3));
+        (found.verdict, found.plaintexts_after_bound)
+    }
+
+    #[test]
+    fn a_drill_passes_when_the_last_plaintext_came_in_time_and_service_came_back() {
+        let samples = [
+            sample(900, Met::Plaintext),
+            sample(3_900, Met::Plaintext),
+            sample(3_950, refused()),
+            sample(9_500, Met::Plaintext),
+        ];
+        assert_eq!(verdict(&samples, true), (Verdict::Passed, 0));
+        let off = Hand { begun: at(950), done: Some(at(OFF)) };
+        let on = Some(Hand { begun: at(9_000), done: None });
+        let found = judge(&samples, off, on, Duration::from_secs(3));
+        assert_eq!(found.first_refusal.unwrap().request_id, "3950");
+        assert_eq!(found.last_plaintext.unwrap().request_id, "3900");
+        assert_eq!(found.first_success.unwrap().request_id, "9500");
+    }
+
+    #[test]
+    fn a_plaintext_after_the_bound_is_too_late_even_after_a_refusal() {
+        let samples =
+            [sample(2_000, refused()), sample(4_001, Met::Plaintext), sample(9_500, Met::Plaintext)];
+        assert_eq!(verdict(&samples, true), (Verdict::TooLate, 1));
+        // When it was heard counts, not when it was sent.
+        let slow = Sample { heard: at(5_000), ..sample(1_100, Met::Plaintext) };
+        assert_eq!(verdict(&[slow, sample(2_000, refused())], true).0, Verdict::TooLate);
+        assert_eq!(verdict(&[sample(8_000, Met::Plaintext)], false).0, Verdict::TooLate, "never refused");
+    }
+
+    #[test]
+    fn what_says_nothing_about_the_key_is_no_refusal() {
+        let samples = [sample(2_000, Met::Limited), sample(2_100, Met::Failed("no answer".to_owned()))];
+        assert_eq!(verdict(&samples, true), (Verdict::NotRefused, 0));
+        assert_eq!(
+            verdict(&[sample(900, refused())], true).0,
+            Verdict::NotRefused,
+            "before anybody did anything"
+        );
+    }
+
+    #[test]
+    fn service_that_does_not_come_back_is_said() {
+        assert_eq!(verdict(&[sample(2_000, refused())], true).0, Verdict::NotRestored);
+        assert_eq!(verdict(&[sample(2_000, refused())], false).0, Verdict::NotRestored);
+    }
+
+    #[test]
+    fn where_nobody_said_when_the_bound_begins_with_the_first_refusal() {
+        let off = Hand { begun: at(0), done: None };
+        let judge_all = |samples: &[Sample]| judge(samples, off, None, Duration::from_secs(3)).verdict;
+        assert_eq!(
+            judge_all(&[sample(60_000, Met::Plaintext), sample(70_000, refused())]),
+            Verdict::NotRestored
+        );
+        assert_eq!(judge_all(&[sample(70_000, refused()), sample(74_000, Met::Plaintext)]), Verdict::TooLate);
+    }
+
+    #[test]
+    fn round_trips_are_those_of_plaintexts() {
+        let samples = [
+            sample(0, Met::Plaintext),
+            sample(50, Met::Plaintext),
+            Sample { heard: at(900), ..sample(100, refused()) },
+        ];
+        assert_eq!(round_trips(&samples), (Duration::from_millis(5), Duration::from_millis(5)));
+        assert_eq!(round_trips(&[]), (Duration::ZERO, Duration::ZERO));
+    }
+}

@@ -1,0 +1,178 @@
+//! Health: what it says of the key, what it costs, and what `/ready`, `/live` and `/metrics` say beside it.
+
+use std::time::Duration;
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::support::server::{TestServer, answer};
+use crate::support::stub::{self, Stub};
+
+const QUERY: &str = "{ byokHealth { status keyVersion error posture worstPosture lastSuccess lastSuccessSecondsAgo boundSeconds } }";
+
+async fn by_graphql(server: &TestServer) -> Value {
+    server.graphql(&server.jwt("user", "u"), QUERY, json!({})).await["data"]["byokHealth"].clone()
+}
+
+/// Asks until the answer is as it should be.
+async fn until(server: &TestServer, path: &str, right: impl Fn(StatusCode, &Value) -> bool) -> Value {
+    for _ in 0..600 {
+        let answered = server.get(path).await;
+        if right(answered.status, &answered.body) {
+            return answered.body;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("{path} never said so: {}", server.get(path).await.body)
+}
+
+#[tokio::test]
+async fn both_fronts_say_how_the_key_is_and_within_which_bound_it_is_watched() {
+    let server = TestServer::with(&[("BYOK_KEY_PROBE_TIMEOUT_MS", "1500")]).await;
+    let fresh = server.get("/byok/health").await.body;
+    assert_eq!((&fresh["status"], &fresh["posture"]), (&json!("OK"), &json!(null)), "nothing was used yet");
+    assert_eq!(fresh["bound_seconds"], 2.5);
+    assert!(fresh["last_success"].as_str().is_some_and(|at| at.ends_with('Z')), "{fresh}");
+    server.encrypt("p", "r").await;
+    let rest = server.get("/byok/health").await.body;
+    assert_eq!((&rest["posture"], &rest["worst_posture"]), (&json!("active"), &json!("active")));
+    assert!(
+        rest["last_success_seconds_ago"].as_f64().is_some_and(|age| (0.0..30.0).contains(&age)),
+        "{rest}"
+    );
+    let graphql = by_graphql(&server).await;
+    assert_eq!(graphql["keyVersion"], format!("{}/1", server.key.name));
+    assert_eq!((&graphql["posture"], &graphql["worstPosture"]), (&json!("ACTIVE"), &json!("ACTIVE")));
+    assert_eq!((&graphql["boundSeconds"], &graphql["error"]), (&json!(2.5), &json!(null)));
+    assert!(graphql["lastSuccess"].is_string() && graphql["lastSuccessSecondsAgo"].is_number(), "{graphql}");
+}
+
+#[tokio::test]
+async fn a_check_that_passes_claims_nothing_while_the_posture_is_dark_and_the_server_stays_ready() {
+    let server = TestServer::with(&[("BYOK_KEY_RESUME_SECONDS", "600")]).await;
+    let token = server.encrypt("p", "r").await;
+    let policy = async |operations: &[&str]| {
+        let rule = |operation: &&str| {
+            format!("path \"transit/{operation}/{}\" {{ capabilities = [\"update\"] }}\n", server.key.name)
+        };
+        let body = json!({ "policy": operations.iter().map(rule).collect::<String>() });
+        server.key.admin(Method::PUT, &format!("sys/policies/acl/{}", server.key.name), body).await;
+    };
+    assert_eq!(server.get("/byok/health").await.body["status"], "OK");
+    policy(&["encrypt"]).await;
+    until(&server, "/byok/audit?operation=incident", |_, body| body["entries"][0].is_object()).await;
+    let revoked = server.get("/byok/health").await;
+    assert_eq!(
+        (revoked.status.as_u16(), &revoked.body["status"]),
+        (503, &json!("REVOKED")),
+        "remembered or not"
+    );
+    // The key works again; it is not used before it has worked for ten minutes, and health says so.
+    policy(&["encrypt", "decrypt"]).await;
+    let passes = until(&server, "/byok/health", |_, body| body["kms_latency_ms"].is_number()).await;
+    assert_eq!((&passes["status"], &passes["error"]), (&json!("REVOKED"), &json!("KMS_ACCESS_DENIED")));
+    assert_eq!(by_graphql(&server).await["posture"], "REVOKED");
+    assert_eq!(server.decrypt(&token, "r").await.body["code"], "KMS_ACCESS_DENIED");
+    assert_eq!(server.get("/ready").await.status, 200, "a revoked tenant does not make the server unready");
+    assert_eq!(server.get("/live").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_version_that_is_not_the_current_one_shows_as_the_worst() {
+    let server = TestServer::start().await;
+    let token = server.encrypt("p", "r").await;
+    server.key.rotate().await;
+    server.key.refuse_below(2).await;
+    let health = until(&server, "/byok/health", |_, body| body["worst_posture"] == "revoked").await;
+    assert_eq!(server.decrypt(&token, "r").await.body["code"], "KMS_ACCESS_DENIED");
+    let health = match health["key_version"] == format!("{}/2", server.key.name) {
+        true => health,
+        // The remembered answer was of the first version.
+        false => until(&server, "/byok/health", |_, body| body["status"] == "OK").await,
+    };
+    assert_eq!((&health["status"], &health["posture"]), (&json!("OK"), &json!(null)), "{health}");
+    assert_eq!(health["key_version"], format!("{}/2", server.key.name));
+}
+
+#[tokio::test]
+async fn many_who_ask_at_once_on_both_fronts_cost_one_pair_of_calls() {
+    let kms = Stub::start(|_, _| {
+        std::thread::sleep(Duration::from_millis(20));
+        stub::answer(403, r#"{"errors":["permission denied"]}"#)
+    })
+    .await;
+    let server = TestServer::with(&[("BYOK_VAULT_ADDR", &kms.address)]).await;
+    let asked = (0..400).map(|n| {
+        let client = &server.client;
+        let request = match n % 2 {
+            0 => client.get(format!("{}/byok/health", server.base)),
+            _ => client
+                .post(format!("{}/graphql", server.base))
+                .json(&json!({ "query": "{ a: byokHealth { status } b: byokHealth { status } }" })),
+        };
+        answer(request)
+    });
+    let began = std::time::Instant::now();
+    let answers = futures_util::future::join_all(asked).await;
+    let within = began.elapsed();
+    assert!(answers.iter().all(|answer| [200, 503].contains(&answer.status.as_u16())));
+    let most = 4 * (1 + within.as_secs() as usize / 5);
+    assert!(kms.seen().len() <= most, "{} calls in {within:?}", kms.seen().len());
+}
+
+#[tokio::test]
+async fn a_server_that_stops_says_that_it_is_not_ready_while_it_finishes_what_is_in_flight() {
+    // A KMS that takes connections and says nothing.
+    let kms = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", kms.local_addr().unwrap());
+    let mut server =
+        TestServer::with(&[("BYOK_VAULT_ADDR", &address), ("BYOK_KMS_TIMEOUT_MS", "5000")]).await;
+    assert_eq!(server.get("/ready").await.status, 200);
+    let slow = server
+        .client
+        .post(format!("{}/byok/encrypt", server.base))
+        .bearer_auth(server.jwt("admin", "a"))
+        .json(&json!({ "plaintext": "p", "record_id": "r" }));
+    let slow = tokio::spawn(answer(slow));
+    let _silent = [kms.accept().await.unwrap(), kms.accept().await.unwrap()];
+    let pid = rustix::process::Pid::from_raw(server.pid() as i32).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    // As a kubelet does: each time by a connection of its own.
+    let client = reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap();
+    let ask = async |path: &str| answer(client.get(format!("{}{path}", server.base))).await.status;
+    while ask("/ready").await != 503 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(ask("/live").await, 200);
+    assert!(!slow.is_finished());
+    assert_eq!(slow.await.unwrap().body["code"], "KMS_UNAVAILABLE", "what was in flight is answered");
+    assert_eq!(server.stop().await, Some(0));
+}
+
+#[tokio::test]
+async fn the_metrics_show_postures_probes_and_incidents() {
+    let server = TestServer::start().await;
+    server.encrypt("p", "r").await;
+    let of = |name: &str, rest: &str| format!("{name}{{key_version=\"{}/1\"{rest}}}", server.key.name);
+    let age = of("byok_key_proof_age_seconds", "");
+    let active = of("byok_key_posture", ",posture=\"active\"") + " 1";
+    let text = until(&server, "/metrics", |_, body| {
+        let text = body.as_str().unwrap_or_default();
+        text.contains(&active)
+            && text.contains(&age)
+            && !text.contains("byok_probes_total{outcome=\"works\"} 0")
+    })
+    .await;
+    assert!(text.as_str().unwrap().contains("byok_incidents_total{posture=\"revoked\"} 0"), "{text}");
+    server.key.revoke_token().await;
+    let revoked = of("byok_key_posture", ",posture=\"revoked\"") + " 1";
+    until(&server, "/metrics", |_, body| {
+        let text = body.as_str().unwrap_or_default();
+        text.contains(&revoked) && text.contains("byok_incidents_total{posture=\"revoked\"} 1")
+    })
+    .await;
+    let health = until(&server, "/byok/health", |status, _| status == 503).await;
+    assert_eq!((&health["status"], &health["error"]), (&json!("REVOKED"), &json!("KMS_ACCESS_DENIED")));
+    assert_eq!((&health["posture"], &health["worst_posture"]), (&json!("revoked"), &json!("revoked")));
+    assert_eq!(server.get("/ready").await.status, 200, "a revoked tenant does not make the server unready");
+}
