@@ -89,6 +89,6 @@ impl Keyring {
 
     /// The version that the last DEK of a tenant was made under.
     pub fn current_version(&self, tenant: TenantUid) -> Option<KeyVersion> {
-        self.current.get(&tenant).map(|current| current.clone())
+        self.current.get(&tenant).map(|current| current.0.clone())
     }
 }
