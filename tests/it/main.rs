@@ -11,6 +11,8 @@ mod committer;
 mod faults;
 mod graphql;
 mod keyring;
+mod kill_switch;
+mod kill_switch_replicas;
 mod kms_aws_chain;
 mod kms_aws_errors;
 mod kms_aws_faults;
