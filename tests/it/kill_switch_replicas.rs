@@ -2,10 +2,8 @@
 //! PgBouncer; under clocks that jump. And what the prober costs.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use reqwest::Method;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
@@ -14,7 +12,9 @@ use crate::support::pgbouncer::PgBouncer;
 use crate::support::relay::Relay;
 use crate::support::server::{TestServer, create_database};
 use crate::support::shared_vault::VaultKey;
-use crate::support::switch::{A, Caller, Switch, all_active, encrypt_all, eventually, incidents, postures};
+use crate::support::switch::{
+    A, Caller, Switch, all_active, encrypt_all, eventually, incidents, postures, serves_again,
+};
 use crate::support::toxics::{Fault, Way};
 
 /// One database and one key for all.
@@ -105,12 +105,13 @@ async fn none_answers_past_the_bound(fault: Fault) {
     }
     assert_eq!(incidents(&database).await, pairs(&[("active", "revoked")]));
     switch.on().await;
-    all_active(&database).await;
-    for (what, server) in named.into_iter().chain([("stopped", &*stopped)]) {
-        let served = async || server.decrypt(&token, "hot-record").await.body["plaintext"] == "hot-record";
-        eventually(&format!("{what} serves again"), served).await;
+    for (_, server) in named.into_iter().chain([("stopped", &*stopped)]) {
+        serves_again(server, "hot-record", &token).await;
     }
     assert_eq!(incidents(&database).await, pairs(&[("active", "revoked"), ("revoked", "active")]));
+    let all = [&well, &no_database, &no_kms, &*stopped, &bounced];
+    let said: usize = all.iter().map(|server| server.logged().matches("a key was turned off").count()).sum();
+    assert_eq!(said, 1, "who turned it says so, and nobody else");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -126,8 +127,10 @@ async fn no_replica_answers_past_the_bound_whatever_hangs() {
 /// The key is well, and one replica cannot see it.
 async fn one_sees_an_outage(fault: Fault) {
     let deployment = Deployment::new().await;
-    let one = deployment.replica(&[]).await;
-    let other = deployment.replica(&[]).await;
+    // A busy machine must not look like a second replica's doubt.
+    let patient = [("BYOK_KEY_PROBE_TIMEOUT_MS", "6000")];
+    let one = deployment.replica(&patient).await;
+    let other = deployment.replica(&patient).await;
     let (cut_off, to_kms) = deployment.by_way_to_kms().await;
     let database = one.database().await;
     let tokens = encrypt_all(&one, &["hot-record".to_owned(), "cold-record".to_owned()]).await;
@@ -262,8 +265,7 @@ async fn jumps_and_is_turned_off(jumps: &[&str]) {
     }
     assert_eq!(postures(&database).await[0].1, "revoked");
     switch.on().await;
-    all_active(&database).await;
-    assert_eq!(servers[1].decrypt(&token, "hot-record").await.body["plaintext"], "hot-record");
+    serves_again(&servers[1], "hot-record", &token).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -324,7 +326,4 @@ async fn replicas_share_one_probe_and_nobody_probes_for_nothing() {
         .await
         .unwrap();
     assert_eq!(canaries, 2);
-    relay.state.slow.store(0, Ordering::Relaxed);
-    let health = servers[0].call(Method::GET, "/live", "", None).await;
-    assert_eq!(health.status, 200);
 }
