@@ -208,9 +208,11 @@ impl Keyring {
         }
     }
 
-    /// Drops what is in memory of a tenant: its sealing key goes, and is wiped.
+    /// Drops what is in memory of a tenant: its sealing key goes, and is wiped; and so are the connections to the KMS, whose
+    /// buffers hold what came over them last.
     pub(super) fn darken(&self, tenant: TenantUid) {
         self.cache.clear_tenant(tenant);
+        self.kms.hang_up();
         for (whose, version, _) in self.views.all() {
             if whose == tenant {
                 self.views.change(tenant, &version, |view| view.in_memory_until = BootTime::default());

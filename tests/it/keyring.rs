@@ -48,6 +48,10 @@ impl Kms for Counted {
         self.key.current_version().await
     }
 
+    fn hang_up(&self) {
+        self.key.hang_up();
+    }
+
     fn batch_limit(&self) -> usize {
         self.key.batch_limit()
     }

@@ -12,6 +12,7 @@ mod faults;
 mod graphql;
 mod keyring;
 mod kill_switch;
+mod kill_switch_memory;
 mod kill_switch_replicas;
 mod kms_aws_chain;
 mod kms_aws_errors;
