@@ -11,6 +11,7 @@
 //! cargo bench --bench load -- --json      and one JSON object on the last line
 //! cargo bench --bench load -- --quick     one short round: does it run at all?
 //! cargo bench --bench load -- --only NAME the scenario of that name, and of others named so
+//! cargo bench --bench load -- --against BINARY  what is asked of byok is asked of that other byok too: what a change costs
 //! ```
 //!
 //! How it is pinned and why, and what came out, stands in `docs/performance.md`.
@@ -48,11 +49,12 @@ struct Arguments {
     plan: Plan,
     json: bool,
     only: Vec<String>,
+    against: Option<String>,
 }
 
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
-    let mut arguments = Arguments { plan: FULL, json: false, only: Vec::new() };
+    let mut arguments = Arguments { plan: FULL, json: false, only: Vec::new(), against: None };
     while let Some(word) = words.next() {
         match word.as_str() {
             // `cargo bench` says so to every bench.
@@ -60,9 +62,10 @@ fn main() -> ExitCode {
             "--json" => arguments.json = true,
             "--quick" => arguments.plan = QUICK,
             "--only" => arguments.only.extend(words.next()),
+            "--against" => arguments.against = words.next(),
             baselines::ECHO | baselines::NO_OP => return baselines::run(&word),
             _ => {
-                eprintln!("load: `{word}` is none of --json, --quick, --only NAME");
+                eprintln!("load: `{word}` is none of --json, --quick, --only NAME, --against BINARY");
                 return ExitCode::from(2);
             }
         }
@@ -87,12 +90,16 @@ fn main() -> ExitCode {
 async fn load(arguments: &Arguments) -> Result<(), String> {
     let cores = Cores::of_this_machine()?;
     processes::pin(std::process::id(), &cores.rest)?;
-    let servers = Servers::start(cores).await?;
-    let scenarios = scenarios::all(&servers).await?;
+    let servers = Servers::start(cores, arguments.against.as_deref()).await?;
+    let mut scenarios = scenarios::all(&servers).await?;
+    if arguments.against.is_some() {
+        scenarios = scenarios.into_iter().flat_map(Scenario::against).collect();
+    }
     let only = &arguments.only;
     let wanted = |scenario: &&Scenario| only.is_empty() || only.iter().any(|name| name == scenario.name);
     let chosen = || scenarios.iter().filter(wanted);
-    let mut measured: Vec<Measured> = chosen().map(|scenario| Measured::new(scenario.name)).collect();
+    let mut measured: Vec<Measured> =
+        chosen().map(|scenario| Measured::new(scenario.name, scenario.target)).collect();
     // Round by round, so that what is compared runs within the same minute, whatever else the machine does.
     for round in 0..arguments.plan.rounds {
         for (scenario, measured) in chosen().zip(&mut measured) {

@@ -33,6 +33,8 @@ const ANSWERS_A_TOKEN: &str = "\"byok:v1:";
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Target {
     Byok,
+    /// The other byok, on the same database and key.
+    Against,
     Echo,
     NoOp,
     Vault,
@@ -45,6 +47,17 @@ pub(crate) struct Scenario {
     pub(crate) connections: usize,
     pub(crate) records_per_call: usize,
     pub(crate) calls: Arc<Calls>,
+}
+
+impl Scenario {
+    /// The scenario, and after it the same asked of the other byok.
+    pub(crate) fn against(self) -> Vec<Self> {
+        if self.target != Target::Byok {
+            return vec![self];
+        }
+        let other = Self { target: Target::Against, calls: self.calls.clone(), ..self };
+        vec![self, other]
+    }
 }
 
 /// What is sent.

@@ -30,6 +30,7 @@ pub(crate) struct Servers {
     vault_address: SocketAddr,
     postgres: u32,
     byok: Server,
+    against: Option<Server>,
     echo: Server,
     no_op: Server,
     /// Last, so that it outlives those who call it.
@@ -47,7 +48,7 @@ impl Servers {
     ///
     /// # Errors
     /// What is missing, and how to get it.
-    pub(crate) async fn start(cores: Cores) -> Result<Self, String> {
+    pub(crate) async fn start(cores: Cores, against: Option<&str>) -> Result<Self, String> {
         let folder = Folder(std::env::temp_dir().join(format!("byok-load-{}", std::process::id())));
         // Each with as many threads as it has cores, which Vault counts when it starts.
         script(&cores.under_test, &["start-vault", &folder.path()])?;
@@ -74,14 +75,18 @@ impl Servers {
         let this = this.to_string_lossy();
         let baseline =
             |word| Server::start(command_on(&cores.under_test, &this).arg(word).stderr(Stdio::inherit()));
-        let mut byok = command_on(&cores.under_test, env!("CARGO_BIN_EXE_byok"));
-        byok.arg("serve")
-            .env_clear()
-            .env("PATH", "/usr/local/bin:/usr/bin:/bin")
-            .envs(environment)
-            .stderr(Stdio::piped());
+        let byok = |binary: &str| {
+            let mut byok = command_on(&cores.under_test, binary);
+            byok.arg("serve")
+                .env_clear()
+                .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+                .envs(environment.clone())
+                .stderr(Stdio::piped());
+            Server::start(&mut byok)
+        };
         Ok(Self {
-            byok: Server::start(&mut byok)?,
+            byok: byok(env!("CARGO_BIN_EXE_byok"))?,
+            against: against.map(byok).transpose()?,
             echo: baseline(baselines::ECHO)?,
             no_op: baseline(baselines::NO_OP)?,
             vault: folder.pid("vault")?,
@@ -95,22 +100,23 @@ impl Servers {
 
     /// Where a server listens.
     pub(crate) fn address(&self, target: Target) -> SocketAddr {
+        self.server(target).map_or(self.vault_address, |server| server.address)
+    }
+
+    /// The server that we started ourselves: all but Vault.
+    fn server(&self, target: Target) -> Option<&Server> {
         match target {
-            Target::Byok => self.byok.address,
-            Target::Echo => self.echo.address,
-            Target::NoOp => self.no_op.address,
-            Target::Vault => self.vault_address,
+            Target::Byok => Some(&self.byok),
+            Target::Against => self.against.as_ref(),
+            Target::Echo => Some(&self.echo),
+            Target::NoOp => Some(&self.no_op),
+            Target::Vault => None,
         }
     }
 
     /// Whose processor time is counted.
     pub(crate) fn pids(&self, target: Target) -> Pids {
-        let under_test = match target {
-            Target::Byok => self.byok.child.id(),
-            Target::Echo => self.echo.child.id(),
-            Target::NoOp => self.no_op.child.id(),
-            Target::Vault => self.vault,
-        };
+        let under_test = self.server(target).map_or(self.vault, |server| server.child.id());
         Pids { under_test, postgres: self.postgres }
     }
 

@@ -3,11 +3,14 @@
 use serde_json::{Map, Value, json};
 
 use crate::generator::Sample;
-use crate::scenarios::{DECRYPT, DECRYPT_MANY, DECRYPT_REST, ECHO, NO_OP, REVEAL, VAULT, VAULT_BATCH};
+use crate::scenarios::{
+    DECRYPT, DECRYPT_MANY, DECRYPT_REST, ECHO, NO_OP, REVEAL, Target, VAULT, VAULT_BATCH,
+};
 
 /// A scenario's rounds.
 pub(crate) struct Measured {
     name: &'static str,
+    target: Target,
     pub(crate) rounds: Vec<Sample>,
 }
 
@@ -45,8 +48,16 @@ struct Line {
 }
 
 impl Measured {
-    pub(crate) fn new(name: &'static str) -> Self {
-        Self { name, rounds: Vec::new() }
+    pub(crate) fn new(name: &'static str, target: Target) -> Self {
+        Self { name, target, rounds: Vec::new() }
+    }
+
+    /// The scenario's name, and whether the other byok was asked.
+    fn title(&self) -> String {
+        match self.target {
+            Target::Against => format!("{}, against", self.name),
+            Target::Byok | Target::Echo | Target::NoOp | Target::Vault => self.name.to_owned(),
+        }
     }
 
     fn line(&self) -> Line {
@@ -75,7 +86,7 @@ pub(crate) fn print(measured: &[Measured]) {
         let line = scenario.line();
         println!(
             "{:<32} {:>9.0} {:>10.0} {:>8.2} {:>8.2} {:>9.2} {:>9.2} {:>6.0}% {:>6.0}% {:>8.0}",
-            scenario.name,
+            scenario.title(),
             line.requests_per_s,
             line.records_per_s,
             line.p50_ms,
@@ -94,6 +105,15 @@ pub(crate) fn print(measured: &[Measured]) {
             println!("{:<32} {value:>9.2}   aim {:.1}{verdict}", ratio.name, ratio.aim);
         }
     }
+    for (name, value) in over_against(measured) {
+        println!("{name:<32} {value:>9.3}   over the other");
+    }
+}
+
+/// How byok stands to the other byok, by scenario.
+fn over_against(measured: &[Measured]) -> impl Iterator<Item = (&'static str, f64)> {
+    let others = measured.iter().filter(|other| other.target == Target::Against);
+    others.filter_map(|other| Some((other.name, quotient(named(measured, other.name)?, other))))
 }
 
 /// One object with the ratios, the rates and every line.
@@ -106,7 +126,12 @@ pub(crate) fn json(measured: &[Measured]) -> Value {
         let rate = named(measured, scenario).map(|found| rounded(found.line().records_per_s));
         object.insert(name.to_owned(), json!(rate));
     }
-    let lines = measured.iter().map(|scenario| (scenario.name.to_owned(), scenario.line().json()));
+    let against: Map<String, Value> =
+        over_against(measured).map(|(name, value)| (name.to_owned(), json!(rounded(value)))).collect();
+    if !against.is_empty() {
+        object.insert("over_against".to_owned(), Value::Object(against));
+    }
+    let lines = measured.iter().map(|scenario| (scenario.title(), scenario.line().json()));
     object.insert("scenarios".to_owned(), Value::Object(lines.collect()));
     Value::Object(object)
 }
@@ -128,16 +153,19 @@ impl Line {
 }
 
 impl Ratio {
-    /// The median over the rounds: each round's two values come from the same minute.
     fn value(&self, measured: &[Measured]) -> Option<f64> {
-        let (of, to) = (named(measured, self.of)?, named(measured, self.to)?);
-        let ratios = of.rounds.iter().zip(&to.rounds).map(|(of, to)| records_per_s(of) / records_per_s(to));
-        Some(median(ratios.collect()))
+        Some(quotient(named(measured, self.of)?, named(measured, self.to)?))
     }
 }
 
+/// The median over the rounds: each round's two values come from the same minute.
+fn quotient(of: &Measured, to: &Measured) -> f64 {
+    let ratios = of.rounds.iter().zip(&to.rounds).map(|(of, to)| records_per_s(of) / records_per_s(to));
+    median(ratios.collect())
+}
+
 fn named<'a>(measured: &'a [Measured], name: &str) -> Option<&'a Measured> {
-    measured.iter().find(|scenario| scenario.name == name)
+    measured.iter().find(|scenario| scenario.name == name && scenario.target != Target::Against)
 }
 
 fn records_per_s(sample: &Sample) -> f64 {

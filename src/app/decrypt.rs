@@ -54,7 +54,7 @@ impl App {
         for _ in 0..TRIES {
             let (answers, footing) = self.open_all(caller, &tokens, &mut entry_items).await?;
             let recorded =
-                self.record_standing(caller, operation, &entry_items, Vec::new(), &footing).await?;
+                self.record_standing(caller, operation, &mut entry_items, Vec::new(), &footing).await?;
             match recorded {
                 Standing::Given => return Ok(answers),
                 Standing::Withheld(refusal) => return Ok(withheld(answers, &refusal)),

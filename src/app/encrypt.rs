@@ -70,7 +70,8 @@ impl App {
             let Sealed { answers, footing, fresh } =
                 self.seal_all(caller, &checked, &records, &mut entry_items).await?;
             let changes = fresh.iter().map(|(row, _)| Change::InsertDek(row.clone())).collect();
-            let recorded = self.record_standing(caller, operation, &entry_items, changes, &footing).await?;
+            let recorded =
+                self.record_standing(caller, operation, &mut entry_items, changes, &footing).await?;
             if self.committer.rewinds() != rewinds {
                 // The database went back in time while this ran: the DEK's row may be gone with it.
                 return Err(ErrorCode::StoreUnavailable.into());

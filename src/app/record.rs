@@ -9,7 +9,7 @@ use crate::kms::{KmsError, KmsErrorClass};
 use crate::model::{
     Caller, DekId, Entry, EntryId, ErrorCode, Item, Operation, Outcome, Posture, Refusal, RequestId,
 };
-use crate::store::{Change, Fence, ReadError};
+use crate::store::{Change, EntryRow, Fence, ReadError};
 
 use super::App;
 
@@ -122,7 +122,8 @@ impl App {
         items: Vec<Item>,
         changes: Vec<Change>,
     ) -> Result<Vec<u64>, Refusal> {
-        let committed = self.commit(caller, operation, outcome, items, changes, Vec::new()).await;
+        let (_, entry) = self.packed(caller, operation, outcome, items);
+        let committed = self.commit(caller, entry, changes, Vec::new()).await;
         committed.map(|durable| durable.applied).map_err(commit_refusal)
     }
 
@@ -135,7 +136,7 @@ impl App {
         &self,
         caller: &Caller,
         operation: Operation,
-        items: &[Item],
+        items: &mut Vec<Item>,
         changes: Vec<Change>,
         footing: &Footing,
     ) -> Result<Standing, Refusal> {
@@ -144,7 +145,9 @@ impl App {
             Err(Fallen::Anew) => return Ok(Standing::Anew),
             Err(Fallen::Dark(posture)) => return self.withhold(caller, operation, items, posture).await,
         };
-        match self.commit(caller, operation, outcome_of(items), items.to_vec(), changes, fence).await {
+        let (packed, entry) = self.packed(caller, operation, outcome_of(items), std::mem::take(items));
+        *items = packed;
+        match self.commit(caller, entry, changes, fence).await {
             Ok(durable) if self.keyring.may_answer(&caller.tenant, footing, &durable) => Ok(Standing::Given),
             Ok(_) => {
                 tracing::warn!(
@@ -176,15 +179,14 @@ impl App {
         Ok(Standing::Withheld(refusal))
     }
 
-    async fn commit(
+    /// A call's entry, packed; and its items again.
+    fn packed(
         &self,
         caller: &Caller,
         operation: Operation,
         outcome: Outcome,
         items: Vec<Item>,
-        changes: Vec<Change>,
-        fence: Vec<Fence>,
-    ) -> Result<Durable, CommitFailed> {
+    ) -> (Vec<Item>, EntryRow) {
         let entry = Entry {
             id: EntryId::new(),
             at: self.clock.now(),
@@ -196,7 +198,18 @@ impl App {
             request_id: Some(caller.request_id.as_str().to_owned()),
             items,
         };
-        let unit = Unit { tenant: caller.tenant.uid, entry: Some(pack(&entry)), changes, fence };
+        let row = pack(&entry);
+        (entry.items, row)
+    }
+
+    async fn commit(
+        &self,
+        caller: &Caller,
+        entry: EntryRow,
+        changes: Vec<Change>,
+        fence: Vec<Fence>,
+    ) -> Result<Durable, CommitFailed> {
+        let unit = Unit { tenant: caller.tenant.uid, entry: Some(entry), changes, fence };
         let rewinds = self.committer.rewinds();
         let committed = self.committer.commit(unit).await;
         if self.committer.rewinds() != rewinds {

@@ -3,6 +3,7 @@
 //! that the database says, and the prober.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::audit::Durable;
@@ -112,7 +113,7 @@ impl Keyring {
     /// The key versions that work on these rows stands on, and for each row whether its version may be used. What the KMS
     /// does from here on shows that they work.
     pub async fn footing(
-        &self,
+        self: &Arc<Self>,
         tenant: &Tenant,
         rows: &[DekRow],
     ) -> (Footing, Vec<Result<(), KeyringError>>) {
@@ -164,8 +165,8 @@ impl Keyring {
     }
 
     /// The epoch under which a version may be used now. A version that nobody has met is tried and watched from here on; one
-    /// that is not active is probed, if that was not just done.
-    pub(super) async fn open(&self, tenant: &Tenant, row: &DekRow) -> Result<u64, KeyringError> {
+    /// that is not active is refused, and probed soon.
+    pub(super) async fn open(self: &Arc<Self>, tenant: &Tenant, row: &DekRow) -> Result<u64, KeyringError> {
         let version = &row.wrapped.key_version;
         let mut known = self.views.get(tenant.uid, version);
         if known.is_none() {
@@ -181,13 +182,12 @@ impl Keyring {
                 };
             }
         }
-        let view = match known {
-            Some(view) if view.posture != Posture::Active => self.probe_now(tenant, version).await,
-            known => known,
-        };
-        match view {
+        match known {
             Some(view) if view.posture == Posture::Active => Ok(view.epoch),
-            Some(view) => Err(KeyringError::Dark(view.posture)),
+            Some(view) => {
+                self.probe_soon(tenant, version);
+                Err(KeyringError::Dark(view.posture))
+            }
             None => Err(KeyringError::Dark(Posture::Degraded)),
         }
     }
@@ -239,15 +239,9 @@ impl Keyring {
     }
 
     /// Notes what the KMS answered to a real call that failed: a refusal is looked into at once.
-    pub(super) fn note_failed(
-        self: &std::sync::Arc<Self>,
-        tenant: &Tenant,
-        version: &KeyVersion,
-        error: &KmsError,
-    ) {
+    pub(super) fn note_failed(self: &Arc<Self>, tenant: &Tenant, version: &KeyVersion, error: &KmsError) {
         if error.class.verdict() == Verdict::Revoked {
-            let (keyring, tenant, version) = (self.clone(), tenant.clone(), version.clone());
-            tokio::spawn(async move { keyring.probe_now(&tenant, &version).await });
+            self.probe_soon(tenant, version);
         }
     }
 

@@ -140,11 +140,13 @@ impl Keyring {
     pub async fn by_id(self: &Arc<Self>, tenant: &Tenant, ids: &[DekId]) -> Vec<Result<Held, KeyringError>> {
         let mut results: Vec<Option<Result<Held, KeyringError>>> = Vec::with_capacity(ids.len());
         let mut missing = Vec::new();
+        // What is known of key versions does not change within one look at the cache; most calls have one.
+        let mut current = Vec::new();
         for id in ids {
             let hit = self
                 .cache
                 .get(tenant.uid, *id)
-                .filter(|sealed| self.is_current(tenant.uid, sealed))
+                .filter(|sealed| self.is_among(tenant.uid, sealed, &mut current))
                 .and_then(|sealed| self.cache.open(tenant.uid, *id, &sealed, Source::Cache));
             if hit.is_none() {
                 missing.push(*id);
@@ -260,10 +262,8 @@ impl Keyring {
             && let Some(view) = self.views.get(tenant.uid, current)
             && view.posture != Posture::Active
         {
-            match self.probe_now(tenant, current).await.map_or(Posture::Degraded, |view| view.posture) {
-                Posture::Active => {}
-                dark => return refused(KeyringError::Dark(dark)),
-            }
+            self.probe_soon(tenant, current);
+            return refused(KeyringError::Dark(view.posture));
         }
         let sent = self.boot();
         // Runs to its end whatever becomes of the caller: it may be the one that logs in for all others.
@@ -330,6 +330,21 @@ impl Keyring {
         // What turned between the look and the put would else stay.
         if !self.is_current(tenant, &sealed) {
             self.cache.remove(tenant, id);
+        }
+    }
+
+    /// The same for many DEKs of few versions: each version and epoch is looked up once.
+    fn is_among(&self, tenant: TenantUid, sealed: &Sealed, known: &mut Vec<(KeyVersion, u64, bool)>) -> bool {
+        let under = |(version, epoch, _): &&(KeyVersion, u64, bool)| {
+            *epoch == sealed.epoch && *version == sealed.key_version
+        };
+        match known.iter().find(under) {
+            Some((.., current)) => *current && sealed.opens(),
+            None => {
+                let current = self.is_current(tenant, sealed);
+                known.push((sealed.key_version.clone(), sealed.epoch, current));
+                current
+            }
         }
     }
 

@@ -15,7 +15,7 @@ use crate::config::KeyGuard;
 use crate::model::{Posture, Proof, Timestamp};
 
 /// A key that was well for so long starts anew.
-pub(super) const CALM: Duration = Duration::from_secs(600);
+const CALM: Duration = Duration::from_secs(600);
 /// How often the wait doubles.
 const MOST_FALLS: u32 = 4;
 /// Between two probes of a key that is not active.
@@ -48,8 +48,15 @@ pub(super) fn claimed(proof: &Proof, now: Timestamp, guard: &KeyGuard) -> Proof 
     Proof { revision: proof.revision + 1, next_probe_at: now.plus(guard.probe_every), ..proof.clone() }
 }
 
-/// The form after a probe. `at` is a time of the database's that was read before the probe was sent.
-pub(super) fn after(proof: &Proof, met: Met, replica: Uuid, at: Timestamp, guard: &KeyGuard) -> Proof {
+/// The form after a probe. `at` is a time of the database's that was read before the probe was sent, `took` how long it was
+/// from there to the answer, or to the end of waiting for one.
+pub(super) fn after(
+    proof: &Proof,
+    met: Met,
+    replica: Uuid,
+    (at, took): (Timestamp, Duration),
+    guard: &KeyGuard,
+) -> Proof {
     let mut next = Proof { revision: proof.revision + 1, ..proof.clone() };
     let pause = match met {
         Met::Works => {
@@ -81,7 +88,7 @@ pub(super) fn after(proof: &Proof, met: Met, replica: Uuid, at: Timestamp, guard
             next.failures = proof.failures.saturating_add(1);
             next.steady_since = None;
             let confirmed = proof.doubted_by.is_some_and(|doubting| doubting != replica);
-            let expired = at.since(proof.proven_at) > guard.bound();
+            let expired = at.plus(took).since(proof.proven_at) >= guard.bound();
             next.posture = match proof.posture {
                 Posture::Active if confirmed || expired => Posture::Degraded,
                 unchanged => unchanged,
@@ -113,8 +120,13 @@ fn pause_after(failures: u32, guard: &KeyGuard) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{Duration, KeyGuard, Met, Posture, Proof, Timestamp, Uuid, claimed, is_due};
     use crate::model::KeyVersion;
+
+    /// After an answer that took no time.
+    fn after(proof: &Proof, met: Met, replica: Uuid, at: Timestamp, guard: &KeyGuard) -> Proof {
+        super::after(proof, met, replica, (at, Duration::ZERO), guard)
+    }
 
     const ME: Uuid = Uuid::from_u128(1);
     const OTHER: Uuid = Uuid::from_u128(2);
@@ -212,8 +224,11 @@ mod tests {
     #[test]
     fn an_outage_is_the_tenants_once_the_proof_has_expired() {
         let outage = |now| after(&active(), Met::OutOfReach, ME, at(now), &guard()).posture;
-        assert_eq!(outage(3), Posture::Active);
-        assert_eq!(outage(4), Posture::Degraded);
+        assert_eq!(outage(2), Posture::Active);
+        assert_eq!(outage(3), Posture::Degraded);
+        let waited = (at(1), Duration::from_secs(2));
+        let hung = super::after(&active(), Met::OutOfReach, ME, waited, &guard());
+        assert_eq!(hung.posture, Posture::Degraded);
     }
 
     #[test]

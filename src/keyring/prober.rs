@@ -116,26 +116,48 @@ impl Keyring {
         Some(seen)
     }
 
-    /// Probes one version out of turn, at most once in the time between two probes; whoever comes meanwhile waits for the
-    /// same answer. What is known after it; `None` when that is not enough to go by.
+    /// Probes one version out of turn, but not sooner after a probe than they follow each other; whoever comes meanwhile
+    /// waits for the same answer. What is known after it; `None` when that is not enough to go by.
     pub(super) async fn probe_now(&self, tenant: &Tenant, version: &KeyVersion) -> Option<View> {
         let turn = self.turn(tenant.uid, version);
         let _turn = turn.lock().await;
-        let now = self.boot();
-        let view = self.views.get(tenant.uid, version)?;
-        let rested = view.probed.is_none_or(|probed| now.since(probed) >= self.guard.probe_every);
-        if rested {
-            self.views.change(tenant.uid, version, |view| view.probed = Some(now));
-            self.say_needed(tenant.uid, std::slice::from_ref(version)).await;
-            let mut seen = self.watched().await?;
-            seen.rows.retain(|row| row.tenant.uid == tenant.uid && row.proof.key_version == *version);
-            self.probe(seen).await;
+        if self.is_rested(tenant.uid, version) {
+            self.probe_in_turn(tenant, version).await;
         }
-        // Another replica may have been first, and know more by now.
-        self.read(tenant).await?;
         let view = self.views.get(tenant.uid, version)?;
         let proven = view.proof_age(self.boot()) <= self.guard.bound();
         (view.posture != Posture::Active || proven).then_some(view)
+    }
+
+    /// The same, but waits for nothing, and does nothing where a probe is under way.
+    pub(super) fn probe_soon(self: &Arc<Self>, tenant: &Tenant, version: &KeyVersion) {
+        let turn = self.turn(tenant.uid, version).try_lock_owned();
+        if let (Ok(turn), true) = (turn, self.is_rested(tenant.uid, version)) {
+            let (keyring, tenant, version) = (self.clone(), tenant.clone(), version.clone());
+            tokio::spawn(async move {
+                keyring.probe_in_turn(&tenant, &version).await;
+                drop(turn);
+            });
+        }
+    }
+
+    async fn probe_in_turn(&self, tenant: &Tenant, version: &KeyVersion) {
+        self.say_needed(tenant.uid, std::slice::from_ref(version)).await;
+        if let Some(mut seen) = self.watched().await {
+            seen.rows.retain(|row| row.tenant.uid == tenant.uid && row.proof.key_version == *version);
+            self.probe(seen).await;
+            // Another replica may have been first, and know more by now.
+            self.read(tenant).await;
+        }
+        // Whatever came of it: those who wait for this turn must not each try as long.
+        let ended = self.boot();
+        self.views.change(tenant.uid, version, |view| view.probed = Some(ended));
+    }
+
+    /// Whether a probe of this replica's is not only just over.
+    fn is_rested(&self, tenant: TenantUid, version: &KeyVersion) -> bool {
+        let probed = self.views.get(tenant, version).and_then(|view| view.probed);
+        probed.is_none_or(|probed| self.boot().since(probed) >= self.guard.probe_every)
     }
 
     pub(super) fn turn(&self, tenant: TenantUid, version: &KeyVersion) -> Arc<tokio::sync::Mutex<()>> {
@@ -146,6 +168,7 @@ impl Keyring {
     /// Probes rows of one tenant, as they were read. Those that another replica moves first are left to it.
     async fn probe(&self, seen: Seen<Watched>) {
         let Some(tenant) = seen.rows.first().map(|row| row.tenant.clone()) else { return };
+        let began = self.boot();
         let mut claims: Vec<(Watched, Proof)> = seen
             .rows
             .into_iter()
@@ -167,19 +190,22 @@ impl Keyring {
         }
         let sent = self.boot();
         let found = self.try_canaries(&tenant, &claims).await;
+        let ended = self.boot();
         for ((row, claim), found) in claims.into_iter().zip(found) {
+            let version = &row.proof.key_version;
+            self.views.change(tenant.uid, version, |view| view.probed = Some(ended));
             if found.met == Met::Works {
-                self.note_unwrapped(tenant.uid, &row.proof.key_version, sent);
+                self.note_unwrapped(tenant.uid, version, sent);
             }
-            self.conclude(&tenant, claim, &found, seen.now).await;
+            self.conclude(&tenant, claim, &found, (seen.now, ended.since(began))).await;
         }
     }
 
-    /// Writes down what a probe brought that was sent after `at`. Where another replica has moved the row meanwhile, it
+    /// Writes down what a probe brought that was sent after `when.0`, and took so long. Where another replica has moved the row meanwhile, it
     /// counts all the same, unless that one has turned the posture or knows better.
-    async fn conclude(&self, tenant: &Tenant, mut from: Proof, found: &Found, at: Timestamp) {
+    async fn conclude(&self, tenant: &Tenant, mut from: Proof, found: &Found, when: (Timestamp, Duration)) {
         for _ in 0..TRIES {
-            let next = after(&from, found.met, self.replica, at, &self.guard);
+            let next = after(&from, found.met, self.replica, when, &self.guard);
             let done = match next.posture == from.posture {
                 true => {
                     let prove = Change::Prove { from: from.revision, to: next, incident: None };
@@ -201,11 +227,23 @@ impl Keyring {
             let Ok(seen) = self.store.proofs(tenant.uid).await else { return };
             let row = seen.rows.into_iter().find(|row| row.key_version == from.key_version);
             let Some(row) = row.filter(|row| row.epoch == from.epoch) else { return };
-            if found.met == Met::Works && row.proven_at > at && row.proven_at <= seen.now {
+            if found.met == Met::Works && row.proven_at > when.0 && row.proven_at <= seen.now {
                 return;
             }
             from = row;
         }
+    }
+
+    /// How long an answer is waited for: not longer than the last proof holds, so that nobody learns later than then that
+    /// there is no other.
+    fn patience(&self, tenant: TenantUid, claims: &[(Watched, Proof)]) -> Duration {
+        let now = self.boot();
+        let left = claims.iter().filter_map(|(row, _)| {
+            let view = self.views.get(tenant, &row.proof.key_version)?;
+            let left = self.guard.bound().checked_sub(view.proof_age(now))?;
+            (view.posture == Posture::Active).then_some(left)
+        });
+        left.min().map_or(self.guard.probe_timeout, |left| left.min(self.guard.probe_timeout))
     }
 
     async fn try_canaries(&self, tenant: &Tenant, claims: &[(Watched, Proof)]) -> Vec<Found> {
@@ -216,7 +254,7 @@ impl Keyring {
         let kms = self.kms.clone();
         // Runs to its end whatever the time: it may be the call that logs in for all others.
         let asked = tokio::spawn(async move { kms.unwrap(&canaries).await });
-        let answers = match timeout(self.guard.probe_timeout, asked).await {
+        let answers = match timeout(self.patience(tenant.uid, claims), asked).await {
             Ok(Ok(answers)) => answers,
             Ok(Err(_)) => Vec::new(),
             Err(_) => claims.iter().map(|_| Err(KmsError::local(KmsErrorClass::Timeout))).collect(),

@@ -24,7 +24,7 @@ pub(super) struct View {
     pub(super) in_memory_until: BootTime,
     /// When others were last told so.
     pub(super) told: Option<BootTime>,
-    /// When this replica last probed it out of turn.
+    /// When a probe of this replica's last came to its end.
     pub(super) probed: Option<BootTime>,
 }
 

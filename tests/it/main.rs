@@ -10,6 +10,7 @@ mod cli;
 mod committer;
 mod faults;
 mod graphql;
+mod hands;
 mod keyring;
 mod kill_switch;
 mod kill_switch_memory;

@@ -19,12 +19,16 @@ use axum::response::Response;
 use byok::config::{AwsCredentials, AwsKeyArn, AwsRole, AwsSettings};
 use byok::crypto::SecretText;
 use byok::kms::AwsKms;
+use byok::model::{Clock as _, SystemClock};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-use super::provider::Provided;
+use super::provider::{Provided, Switch, Turns};
 use super::{http, needed};
+
+/// The name that AWS's console gives to the policy that revokes a role's sessions.
+const REVOKED_SESSIONS: &str = "AWSRevokeOlderSessions";
 
 /// Where everything lies.
 pub(crate) const REGION: &str = "eu-west-1";
@@ -137,6 +141,13 @@ impl User {
         self.cloud.iam("DeleteAccessKey", &[("UserName", &self.name), ("AccessKeyId", &self.id)]).await;
     }
 
+    /// Deactivates its access key, or activates it again.
+    async fn activate_access_key(&self, active: bool) {
+        let status = if active { "Active" } else { "Inactive" };
+        let parameters = [("UserName", &*self.name), ("AccessKeyId", &*self.id), ("Status", status)];
+        self.cloud.iam("UpdateAccessKey", &parameters).await;
+    }
+
     pub(crate) fn credentials(&self) -> AwsCredentials {
         AwsCredentials::Keys {
             access_key_id: self.id.clone(),
@@ -233,6 +244,28 @@ impl Role {
         let policy = policy.to_string();
         let parameters =
             [("RoleName", &*self.name), ("PolicyName", "byok"), ("PolicyDocument", policy.as_str())];
+        self.cloud.iam("PutRolePolicy", &parameters).await;
+    }
+
+    /// Takes away all that it may do.
+    async fn forbid(&self) {
+        self.delete_policy("byok").await;
+    }
+
+    async fn delete_policy(&self, policy: &str) {
+        self.cloud.iam("DeleteRolePolicy", &[("RoleName", &self.name), ("PolicyName", policy)]).await;
+    }
+
+    /// What AWS's console does to revoke the sessions of a role: whatever was issued until now is denied.
+    /// <https://docs.aws.amazon.com/IAM/latest/UserGuide/id_roles_use_revoke-sessions.html>
+    async fn revoke_sessions(&self) {
+        // Sessions are dated by the second: those of the present one too.
+        let until = SystemClock.now().plus(Duration::from_secs(1)).to_string();
+        let older = json!({ "DateLessThan": { "aws:TokenIssueTime": until } });
+        let deny = json!({ "Effect": "Deny", "Action": "*", "Resource": "*", "Condition": older });
+        let policy = json!({ "Version": "2012-10-17", "Statement": [deny] }).to_string();
+        let parameters =
+            [("RoleName", &*self.name), ("PolicyName", REVOKED_SESSIONS), ("PolicyDocument", &*policy)];
         self.cloud.iam("PutRolePolicy", &parameters).await;
     }
 
@@ -561,6 +594,66 @@ fn with_ids(state: &mut State, operation: &str, asked: &Value, body: &Bytes) -> 
     answer.to_string().into()
 }
 
+/// Whose key it is, and the role that lets us use it.
+struct Customer {
+    key: Key,
+    role: Role,
+    front: Front,
+}
+
+impl Customer {
+    /// What we may do, and `kms:ListKeyRotations`.
+    async fn permit(&self) {
+        self.role.permit(&permissions(&self.key.arn, &["kms:ListKeyRotations"])).await;
+    }
+
+    /// What AWS lets a customer turn off: all but a version, since the older materials of a rotated key cannot be disabled.
+    fn switches(self: &Arc<Self>) -> Vec<(Switch, Turns)> {
+        let turns = |switch| {
+            Some(match switch {
+                Switch::Key => Turns::of(
+                    self,
+                    |customer| Box::pin(customer.key.does("DisableKey")),
+                    |customer| Box::pin(customer.key.does("EnableKey")),
+                ),
+                Switch::Policy => Turns::of(
+                    self,
+                    |customer| Box::pin(customer.role.forbid()),
+                    |customer| Box::pin(customer.permit()),
+                ),
+                Switch::Deletion => Turns::of(
+                    self,
+                    |customer| Box::pin(customer.key.schedule_deletion()),
+                    |Self { key, .. }| {
+                        Box::pin(async {
+                            key.does("CancelKeyDeletion").await;
+                            // A key whose deletion was cancelled is disabled.
+                            key.does("EnableKey").await;
+                        })
+                    },
+                ),
+                Switch::Version => return None,
+                Switch::Credential => Turns::of(
+                    self,
+                    |Self { key, role, .. }| {
+                        Box::pin(async {
+                            key.user.activate_access_key(false).await;
+                            role.revoke_sessions().await;
+                        })
+                    },
+                    |Self { key, role, .. }| {
+                        Box::pin(async {
+                            role.delete_policy(REVOKED_SESSIONS).await;
+                            key.user.activate_access_key(true).await;
+                        })
+                    },
+                ),
+            })
+        };
+        Switch::ALL.into_iter().filter_map(|switch| Some((switch, turns(switch)?))).collect()
+    }
+}
+
 impl Provided {
     /// A key in the shared fakecloud, and a role that may use it, with an external id.
     pub(crate) async fn aws() -> Self {
@@ -568,8 +661,10 @@ impl Provided {
         let cloud = Cloud::shared();
         let key = cloud.key().await;
         let role = key.role(EXTERNAL_ID).await;
-        role.permit(&permissions(&key.arn, &["kms:ListKeyRotations"])).await;
         let front = Front::of(&cloud).await;
+        let customer = Arc::new(Customer { key, role, front });
+        customer.permit().await;
+        let Customer { key, role, front } = &*customer;
         // Another name of the same server, so that the way to STS is another one.
         let sts = cloud.address.replace("127.0.0.1", "localhost");
         let variables = [
@@ -602,11 +697,12 @@ impl Provided {
                 "ExpiredTokenException",
                 "KMSInternalException",
             ],
+            switches: customer.switches(),
             rotate: {
-                let front = Arc::new(front);
+                let customer = Arc::clone(&customer);
                 Box::new(move || {
-                    let (front, key) = (front.clone(), key.clone());
-                    Box::pin(async move { front.rotate(&key).await })
+                    let customer = Arc::clone(&customer);
+                    Box::pin(async move { customer.front.rotate(&customer.key).await })
                 })
             },
         }

@@ -15,7 +15,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::pki::{Authority, Files, client};
-use super::provider::Provided;
+use super::provider::{Provided, Switch, Turns};
 
 /// The data actions that wrap and unwrap under a vault's key.
 pub(crate) const WRAP_AND_UNWRAP: [&str; 2] =
@@ -167,6 +167,62 @@ impl Azure {
         versions.map(|version| version.as_str().expect("a text").to_owned()).collect()
     }
 
+    /// Enables or disables the first `count` versions of `byok`.
+    async fn enable(&self, count: usize, enabled: bool) {
+        for version in self.versions().await.iter().take(count) {
+            self.attributes(Some(version), json!({ "enabled": enabled })).await;
+        }
+    }
+
+    /// Enables or disables all versions of `byok` but the newest.
+    async fn enable_older(&self, enabled: bool) {
+        if self.versions().await.len() < 2 {
+            self.control(Method::POST, "keys/byok", json!({})).await;
+        }
+        self.enable(self.versions().await.len() - 1, enabled).await;
+    }
+
+    /// All that Azure lets a customer turn off.
+    fn switches(self: &Arc<Self>) -> Vec<(Switch, Turns)> {
+        let turns = |switch| match switch {
+            Switch::Key => Turns::of(
+                self,
+                |azure| Box::pin(azure.enable(usize::MAX, false)),
+                |azure| Box::pin(azure.enable(usize::MAX, true)),
+            ),
+            Switch::Policy => Turns::of(
+                self,
+                |azure| Box::pin(azure.forbid()),
+                |azure| Box::pin(azure.allow(&azure.oid, "/keys/byok")),
+            ),
+            Switch::Deletion => Turns::of(
+                self,
+                |azure| Box::pin(async { drop(azure.control(Method::DELETE, "keys/byok", json!({})).await) }),
+                |azure| {
+                    Box::pin(async {
+                        drop(azure.control(Method::POST, "keys/byok/recover", json!({})).await);
+                    })
+                },
+            ),
+            Switch::Version => Turns::of(
+                self,
+                |azure| Box::pin(azure.enable_older(false)),
+                |azure| Box::pin(azure.enable_older(true)),
+            ),
+            Switch::Credential => Turns::of(
+                self,
+                |azure| {
+                    Box::pin(async {
+                        azure.change_principal(json!({ "disabled": true })).await;
+                        drop(azure.control(Method::DELETE, "tokens", json!({})).await);
+                    })
+                },
+                |azure| Box::pin(azure.change_principal(json!({ "disabled": false }))),
+            ),
+        };
+        Switch::ALL.map(|switch| (switch, turns(switch))).into()
+    }
+
     /// What the next answers are like; see `control.mjs`.
     pub(crate) async fn fault(&self, fault: Value) {
         self.control(Method::POST, "faults", fault).await;
@@ -286,6 +342,7 @@ impl Provided {
                     .to_string()
             },
             codes: &["Forbidden", "KeyNotFound", "BadParameter", "Unauthorized", "Throttled"],
+            switches: azure.switches(),
             rotate: Box::new(move || {
                 let azure = Arc::clone(&azure);
                 Box::pin(async move { drop(azure.control(Method::POST, "keys/byok", json!({})).await) })

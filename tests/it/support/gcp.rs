@@ -3,11 +3,14 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 
 use byok::config::{self, Env, GcpSettings, Reader};
 use byok::kms::GcpKms;
 use reqwest::Method;
 use serde_json::{Value, json};
+
+use super::provider::{Switch, Turns};
 
 pub(crate) const RING: &str = "projects/p/locations/global/keyRings/r";
 pub(crate) const KEY: &str = "projects/p/locations/global/keyRings/r/cryptoKeys/byok";
@@ -89,10 +92,75 @@ impl Google {
 
     /// Puts every version of [`KEY`] into this state.
     pub(crate) async fn all_states(&self, state: &str) {
-        let all = self.does(Method::GET, &format!("{KEY}/cryptoKeyVersions"), json!({})).await;
-        for version in 1..=all["cryptoKeyVersions"].as_array().expect("a list").len() {
+        for version in 1..=self.versions().await {
             self.state(version, state).await;
         }
+    }
+
+    /// How many versions [`KEY`] has; the last one is its primary.
+    async fn versions(&self) -> usize {
+        let all = self.does(Method::GET, &format!("{KEY}/cryptoKeyVersions"), json!({})).await;
+        all["cryptoKeyVersions"].as_array().expect("a list").len()
+    }
+
+    /// Puts all versions of [`KEY`] but the primary one into this state.
+    async fn older_states(&self, state: &str) {
+        if self.versions().await < 2 {
+            self.rotate().await;
+        }
+        for version in 1..self.versions().await {
+            self.state(version, state).await;
+        }
+    }
+
+    /// Does this (`destroy`, `restore`) to every version of [`KEY`].
+    async fn each_version(&self, does: &str) {
+        for version in 1..=self.versions().await {
+            let path = format!("{KEY}/cryptoKeyVersions/{version}:{does}");
+            self.does(Method::POST, &path, json!({})).await;
+        }
+    }
+
+    async fn disable_account(&self, disabled: bool) {
+        self.control("account", json!({ "email": ACCOUNT, "disabled": disabled })).await;
+    }
+
+    /// All that Google lets a customer turn off.
+    pub(crate) fn switches(self: &Arc<Self>) -> Vec<(Switch, Turns)> {
+        let turns = |switch| match switch {
+            Switch::Key => Turns::of(
+                self,
+                |google| Box::pin(google.all_states("DISABLED")),
+                |google| Box::pin(google.all_states("ENABLED")),
+            ),
+            Switch::Policy => Turns::of(
+                self,
+                |google| Box::pin(google.bind(KEY, &[])),
+                |google| Box::pin(google.bind(KEY, &[(ROLE, ACCOUNT)])),
+            ),
+            Switch::Deletion => Turns::of(
+                self,
+                |google| Box::pin(google.each_version("destroy")),
+                |google| {
+                    Box::pin(async {
+                        google.each_version("restore").await;
+                        // A version that was restored is disabled.
+                        google.all_states("ENABLED").await;
+                    })
+                },
+            ),
+            Switch::Version => Turns::of(
+                self,
+                |google| Box::pin(google.older_states("DISABLED")),
+                |google| Box::pin(google.older_states("ENABLED")),
+            ),
+            Switch::Credential => Turns::of(
+                self,
+                |google| Box::pin(google.disable_account(true)),
+                |google| Box::pin(google.disable_account(false)),
+            ),
+        };
+        Switch::ALL.map(|switch| (switch, turns(switch))).into()
     }
 
     /// These roles to these accounts, instead of those before.

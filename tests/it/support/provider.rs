@@ -1,5 +1,18 @@
 //! Each provider as a server meets it: the variables that `byok serve` takes, the hosts behind them, and the customer's
 //! hand on the key. For what holds of all four.
+//!
+//! What each customer does when a [`Switch`] is turned off, and undoes when it is turned on:
+//!
+//! | | AWS | Google | Vault | Azure |
+//! |---|---|---|---|---|
+//! | `Key` | DisableKey | every version disabled: a key as a whole has no such state | an explicit `deny` on its paths: a Transit key cannot be disabled | every version `enabled: false` |
+//! | `Policy` | the role's policy deleted | the key's IAM binding removed | the token's policy deleted | the role assignment deleted |
+//! | `Deletion` | ScheduleKeyDeletion | every version destroyed, which Google does 30 days later | the key deleted; its backup restored | the key deleted, and recovered |
+//! | `Version` | none: a rotated key's material cannot be disabled | all versions but the primary one disabled | `min_decryption_version` | all versions but the newest `enabled: false` |
+//! | `Credential` | the access key deactivated and the role's sessions revoked | the service account disabled | the token revoked; root makes it again by its id | the application disabled and its tokens ended |
+//!
+//! A `Version` is never the newest: a new one is made first where there is but one. Entra's tokens outlive their application
+//! by up to an hour where continuous access evaluation does not end them.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,6 +30,48 @@ use super::toxics::Way;
 
 /// What the customer does.
 pub(crate) type Hand = Box<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>;
+
+/// What the customer can turn off, and on again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Switch {
+    /// The key is disabled.
+    Key,
+    /// We are no longer let near it.
+    Policy,
+    /// It waits for its deletion, or is gone.
+    Deletion,
+    /// The version that wrapped what there is can no longer unwrap it.
+    Version,
+    /// Who we are no longer counts.
+    Credential,
+}
+
+impl Switch {
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Key, Self::Policy, Self::Deletion, Self::Version, Self::Credential];
+}
+
+/// The hand that turns a switch off, and its undo.
+pub(crate) struct Turns {
+    pub(crate) off: Hand,
+    pub(crate) on: Hand,
+}
+
+/// What is done to a customer's provider.
+type Does<T> = for<'a> fn(&'a T) -> BoxFuture<'a, ()>;
+
+impl Turns {
+    pub(crate) fn of<T: Send + Sync + 'static>(customer: &Arc<T>, off: Does<T>, on: Does<T>) -> Self {
+        let hand = |does: Does<T>| -> Hand {
+            let customer = Arc::clone(customer);
+            Box::new(move || {
+                let customer = Arc::clone(&customer);
+                Box::pin(async move { does(&customer).await })
+            })
+        };
+        Self { off: hand(off), on: hand(on) }
+    }
+}
 
 /// A key at a provider, and how we reach it.
 pub(crate) struct Provided {
@@ -40,12 +95,15 @@ pub(crate) struct Provided {
     pub(crate) codes: &'static [&'static str],
     /// Makes a new version of the key.
     pub(crate) rotate: Hand,
+    /// What it lets the customer turn off.
+    pub(crate) switches: Vec<(Switch, Turns)>,
 }
 
 impl Provided {
     /// A Transit key in the shared Vault.
     pub(crate) async fn vault() -> Self {
         let key = VaultKey::create().await;
+        let switches = key.switches();
         let variables = [
             ("BYOK_PROVIDER", "vault-transit"),
             ("BYOK_VAULT_ADDR", &key.address),
@@ -68,12 +126,13 @@ impl Provided {
                 let key = key.clone();
                 Box::pin(async move { key.rotate().await })
             }),
+            switches,
         }
     }
 
     /// A key in the stand-in for Google Cloud KMS, used with a service account's key.
     pub(crate) async fn gcp() -> Self {
-        let google = Google::start().await;
+        let google = Arc::new(Google::start().await);
         // One server, by two names.
         let credential = google.address.replace("127.0.0.1", "localhost");
         let mut file = google.account(gcp::ACCOUNT).await;
@@ -109,8 +168,8 @@ impl Provided {
                 "401 UNAUTHENTICATED",
                 "429 RESOURCE_EXHAUSTED",
             ],
+            switches: google.switches(),
             rotate: {
-                let google = Arc::new(google);
                 Box::new(move || {
                     let google = google.clone();
                     Box::pin(async move { google.rotate().await })
@@ -122,6 +181,11 @@ impl Provided {
     /// The provider itself, as the server builds it.
     pub(crate) fn kms(&self) -> Arc<dyn Kms> {
         kms_of(&Env::from_pairs(self.variables.clone()))
+    }
+
+    /// The hands on this switch, if the provider has it.
+    pub(crate) fn switch(&self, switch: Switch) -> Option<&Turns> {
+        self.switches.iter().find_map(|(one, turns)| (*one == switch).then_some(turns))
     }
 
     /// The variables, as `TestServer` takes them.

@@ -1,9 +1,13 @@
 //! A transit key of a test's own in the shared Vault, with the customer's hand on it.
 
+use std::sync::Arc;
+
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::sync::Mutex;
 
 use super::needed;
+use super::provider::{Switch, Turns};
 
 /// A key, and a token that may use it.
 #[derive(Clone)]
@@ -25,20 +29,31 @@ impl VaultKey {
         let name = format!("k-{}", uuid::Uuid::now_v7().simple());
         let key = Self { address, token: root.clone(), root, name };
         key.admin(Method::POST, &format!("transit/keys/{}", key.name), json!({})).await;
-        let rule = |path: String, rights: &str| {
-            format!("path \"transit/{path}/{}\" {{ capabilities = [{rights}] }}\n", key.name)
+        let token = format!("t-{}", uuid::Uuid::new_v4().simple());
+        let key = Self { token, ..key };
+        key.permit("update", "read").await;
+        key.make_token().await;
+        key
+    }
+
+    /// The policy of our token: the right to use the key, and the right to read its versions.
+    async fn permit(&self, uses: &str, reads: &str) {
+        let rule = |path: &str, right: &str| {
+            format!("path \"transit/{path}/{}\" {{ capabilities = [\"{right}\"] }}\n", self.name)
         };
         let policy: String = ["encrypt", "decrypt", "rewrap", "datakey/plaintext"]
             .iter()
-            .map(|path| rule((*path).to_owned(), "\"update\""))
-            .chain([rule("keys".to_owned(), "\"read\"")])
+            .map(|path| rule(path, uses))
+            .chain([rule("keys", reads)])
             .collect();
-        key.admin(Method::PUT, &format!("sys/policies/acl/{}", key.name), json!({ "policy": policy })).await;
-        let token = key
-            .admin(Method::POST, "auth/token/create", json!({ "policies": [key.name], "period": "1h" }))
+        self.admin(Method::PUT, &format!("sys/policies/acl/{}", self.name), json!({ "policy": policy }))
             .await;
-        let token = token["auth"]["client_token"].as_str().expect("a token").to_owned();
-        Self { token, ..key }
+    }
+
+    /// Root may choose a token's id, so that the same one can be made again.
+    async fn make_token(&self) {
+        let token = json!({ "id": self.token, "policies": [self.name], "period": "1h" });
+        self.admin(Method::POST, "auth/token/create", token).await;
     }
 
     /// Makes a new version.
@@ -68,6 +83,77 @@ impl VaultKey {
         self.admin(Method::DELETE, &format!("transit/keys/{}", self.name), json!({})).await;
     }
 
+    /// Makes the newest version the only one that unwraps.
+    async fn refuse_older(&self) {
+        let latest = self.latest().await;
+        if latest < 2 {
+            self.rotate().await;
+        }
+        self.refuse_below(latest.max(2)).await;
+    }
+
+    async fn latest(&self) -> u32 {
+        let key = self.admin(Method::GET, &format!("transit/keys/{}", self.name), json!({})).await;
+        key["data"]["latest_version"].as_u64().and_then(|latest| latest.try_into().ok()).expect("a version")
+    }
+
+    /// Everything that makes the key, in clear: what Vault needs to bring a deleted key back. Once a key may be backed up
+    /// it always may.
+    async fn backup(&self) -> Value {
+        let allowed = json!({ "exportable": true, "allow_plaintext_backup": true });
+        self.admin(Method::POST, &format!("transit/keys/{}/config", self.name), allowed).await;
+        let backup = self.admin(Method::GET, &format!("transit/backup/{}", self.name), json!({})).await;
+        backup["data"]["backup"].clone()
+    }
+
+    /// All that Vault lets a customer turn off.
+    pub(crate) fn switches(&self) -> Vec<(Switch, Turns)> {
+        let customer = Arc::new(Customer { key: self.clone(), backup: Mutex::new(Value::Null) });
+        let turns = |switch| match switch {
+            Switch::Key => Turns::of(
+                &customer,
+                |customer| Box::pin(customer.key.permit("deny", "deny")),
+                |customer| Box::pin(customer.key.permit("update", "read")),
+            ),
+            Switch::Policy => Turns::of(
+                &customer,
+                |Customer { key, .. }| {
+                    Box::pin(async {
+                        let policy = format!("sys/policies/acl/{}", key.name);
+                        key.admin(Method::DELETE, &policy, json!({})).await;
+                    })
+                },
+                |customer| Box::pin(customer.key.permit("update", "read")),
+            ),
+            Switch::Deletion => Turns::of(
+                &customer,
+                |Customer { key, backup }| {
+                    Box::pin(async {
+                        *backup.lock().await = key.backup().await;
+                        key.delete().await;
+                    })
+                },
+                |Customer { key, backup }| {
+                    Box::pin(async {
+                        let backup = json!({ "backup": *backup.lock().await });
+                        key.admin(Method::POST, &format!("transit/restore/{}", key.name), backup).await;
+                    })
+                },
+            ),
+            Switch::Version => Turns::of(
+                &customer,
+                |customer| Box::pin(customer.key.refuse_older()),
+                |customer| Box::pin(customer.key.refuse_below(1)),
+            ),
+            Switch::Credential => Turns::of(
+                &customer,
+                |customer| Box::pin(customer.key.revoke_token()),
+                |customer| Box::pin(customer.key.make_token()),
+            ),
+        };
+        Switch::ALL.map(|switch| (switch, turns(switch))).into()
+    }
+
     /// A request with the root token.
     pub(crate) async fn admin(&self, method: Method, path: &str, body: Value) -> Value {
         let request = super::http()
@@ -79,4 +165,11 @@ impl VaultKey {
         let text = response.text().await.expect("text");
         serde_json::from_str(&text).unwrap_or(Value::Null)
     }
+}
+
+/// Whose key it is.
+struct Customer {
+    key: VaultKey,
+    /// Of the key while it is deleted.
+    backup: Mutex<Value>,
 }

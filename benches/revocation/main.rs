@@ -1,0 +1,96 @@
+//! How long a hot record still decrypts after the customer has turned the key off. For each provider a real `byok serve`
+//! with PostgreSQL and that provider's test server, at full load; see `docs/performance.md`.
+//!
+//! ```text
+//! scripts/servers install                           once
+//! cargo bench --bench revocation                    the key disabled, 100 times at each of four providers
+//! cargo bench --bench revocation -- --all           and a tenth as often whatever else ends in a refusal
+//! cargo bench --bench revocation -- --json          and one JSON object on the last line
+//! cargo bench --bench revocation -- --quick         two trials of each: does it run at all?
+//! cargo bench --bench revocation -- --trials N --seed N --provider NAME --switch NAME --set NAME=VALUE
+//! ```
+//!
+//! All that is random, which is when in the server's own rhythm each trial begins, comes from the seed, which is printed.
+
+#[path = "../../tests/it/support/mod.rs"]
+#[expect(dead_code, reason = "the tests use the rest")]
+mod support;
+
+mod arguments;
+mod books;
+mod cause;
+mod connection;
+mod load;
+mod measure;
+mod random;
+mod seen;
+mod servers;
+mod table;
+mod trial;
+mod writer;
+
+use std::process::ExitCode;
+
+use futures_util::future::try_join_all;
+
+use arguments::Arguments;
+use measure::{Machine, Outcome};
+use servers::Servers;
+
+fn main() -> ExitCode {
+    let words: Vec<_> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
+    let arguments = match Arguments::read(&words) {
+        Ok(arguments) => arguments,
+        Err(problem) => {
+            eprintln!("revocation: {problem}");
+            return ExitCode::from(2);
+        }
+    };
+    let outcome = match Servers::here() {
+        true => run(&arguments),
+        false => Servers::start().and_then(|servers| servers.run_us_again(&words)),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("revocation: {problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<(), String> {
+    println!("seed {}", arguments.seed);
+    let runtime = tokio::runtime::Runtime::new().map_err(|error| error.to_string())?;
+    let outcomes = runtime.block_on(async {
+        let machine = Machine::default();
+        // While one provider's server comes back, which takes seconds of waiting, another one's is measured.
+        let of_each = arguments.providers.iter().map(|provider| all_of(arguments, provider, &machine));
+        tokio::select! {
+            outcomes = try_join_all(of_each) => outcomes,
+            _ = tokio::signal::ctrl_c() => Err("interrupted".to_owned()),
+        }
+    })?;
+    let outcomes: Vec<_> = outcomes.into_iter().flatten().collect();
+    table::print(&outcomes);
+    if arguments.json {
+        println!("{}", table::json(&outcomes, arguments.seed));
+    }
+    match outcomes.iter().all(Outcome::kept) {
+        true => Ok(()),
+        false => Err("a plaintext came after the bound, or a record was lost or doubled".to_owned()),
+    }
+}
+
+async fn all_of(
+    arguments: &Arguments,
+    provider: &'static str,
+    machine: &Machine,
+) -> Result<Vec<Outcome>, String> {
+    let mut outcomes = Vec::new();
+    for (cause, trials) in arguments.causes() {
+        let outcome = measure::measure(provider, (cause, trials), arguments, machine).await;
+        outcomes.extend(outcome.map_err(|problem| format!("{provider}, {}: {problem}", cause.name()))?);
+    }
+    Ok(outcomes)
+}

@@ -1,0 +1,41 @@
+//! The test servers of `scripts/servers`, whose addresses the support of the tests reads from the environment.
+
+use std::process::{Command, Stdio};
+
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/servers");
+
+/// Ends them when dropped.
+pub(crate) struct Servers(String);
+
+impl Servers {
+    /// Whether this process has them in its environment.
+    #[expect(clippy::disallowed_methods, reason = "the tests' own environment")]
+    pub(crate) fn here() -> bool {
+        std::env::var("BYOK_TEST_VAULT_ADDR").is_ok()
+    }
+
+    pub(crate) fn start() -> Result<Self, String> {
+        let output = Command::new(SCRIPT).arg("start").stderr(Stdio::inherit()).output();
+        let output = output.map_err(|error| format!("{SCRIPT}: {error}"))?;
+        match output.status.success() {
+            true => Ok(Self(String::from_utf8_lossy(&output.stdout).trim().to_owned())),
+            false => Err(format!("{SCRIPT} start failed")),
+        }
+    }
+
+    /// This bench with the servers in its environment.
+    pub(crate) fn run_us_again(&self, words: &[String]) -> Result<(), String> {
+        let file = std::fs::read_to_string(format!("{}/env", self.0)).map_err(|error| error.to_string())?;
+        let variables = file.lines().filter_map(|line| line.strip_prefix("export ")?.split_once('='));
+        let us = std::env::current_exe().map_err(|error| error.to_string())?;
+        let status =
+            Command::new(us).args(words).envs(variables).status().map_err(|error| error.to_string())?;
+        if status.success() { Ok(()) } else { Err("it failed".to_owned()) }
+    }
+}
+
+impl Drop for Servers {
+    fn drop(&mut self) {
+        let _ = Command::new(SCRIPT).args(["stop", &self.0]).status();
+    }
+}
