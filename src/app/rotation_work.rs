@@ -34,6 +34,15 @@ enum Step {
     Lost,
 }
 
+/// What a batch writes beside the job's place.
+#[derive(Default)]
+struct Written {
+    items: Vec<Item>,
+    changes: Vec<Change>,
+    /// What must hold of the keys that it stands on.
+    fence: Vec<Fence>,
+}
+
 impl App {
     /// Works on every running job that no other replica holds, as far as each gets, or until `stop` is cancelled.
     pub async fn work_on_rotations(&self, holder: Uuid, stop: &CancellationToken) {
@@ -95,7 +104,7 @@ impl App {
             job.stalled = None;
             job.finished_at = Some(job.updated_at);
             info!(rotation = %id, rewrapped = job.progress.rewrapped, failed = job.progress.failed, "rotation done");
-            return self.advance(tenant, job, holder, after, Vec::new(), Vec::new(), Vec::new()).await;
+            return self.advance(tenant, job, holder, after, Written::default()).await;
         };
 
         let (old, current): (Vec<DekRow>, Vec<DekRow>) =
@@ -129,7 +138,7 @@ impl App {
         if let Some(error) = stuck {
             log_kms(error, None);
             job.stalled = Some(error.class.code());
-            return match self.advance(tenant, job, holder, after, Vec::new(), Vec::new(), Vec::new()).await {
+            return match self.advance(tenant, job, holder, after, Written::default()).await {
                 Step::Lost => Step::Lost,
                 Step::Advanced | Step::Finished | Step::Stalled => Step::Stalled,
             };
@@ -180,7 +189,7 @@ impl App {
         {
             job.target = went;
         }
-        let step = self.advance(tenant, job, holder, place, items, changes, fence).await;
+        let step = self.advance(tenant, job, holder, place, Written { items, changes, fence }).await;
         self.keyring.forget(tenant.uid, rewrapped);
         match step {
             // There is no use in asking again at once.
@@ -236,7 +245,7 @@ impl App {
         job.progress.total = job.progress.rewrapped + left;
         job.progress.failed = 0;
         job.stalled = None;
-        self.advance(tenant, job, holder, None, Vec::new(), Vec::new(), Vec::new()).await
+        self.advance(tenant, job, holder, None, Written::default()).await
     }
 
     async fn advance(
@@ -245,10 +254,9 @@ impl App {
         job: Job,
         holder: Uuid,
         after: Option<DekId>,
-        items: Vec<Item>,
-        mut changes: Vec<Change>,
-        fence: Vec<Fence>,
+        written: Written,
     ) -> Step {
+        let Written { items, mut changes, fence } = written;
         let finished = job.state == JobState::Done;
         let entry = (!items.is_empty()).then(|| self.rotation_entry(job.id, items));
         changes.push(Change::AdvanceJob { job, holder, after });

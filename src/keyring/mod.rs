@@ -74,6 +74,9 @@ type Flight = Result<Arc<Sealed>, KeyringError>;
 /// Where those wait who want what a flight brings; `None` until it lands.
 type Arrival = watch::Receiver<Option<Flight>>;
 
+/// Held by who probes.
+type Turn = Arc<tokio::sync::Mutex<()>>;
+
 /// The DEKs of all tenants.
 pub struct Keyring {
     store: Arc<dyn Store>,
@@ -89,7 +92,7 @@ pub struct Keyring {
     /// Names this process in proof rows, for as long as it lives.
     replica: Uuid,
     /// Whose probe of a version it is, in this process.
-    turns: Mutex<HashMap<(TenantUid, KeyVersion), Arc<tokio::sync::Mutex<()>>>>,
+    turns: Mutex<HashMap<(TenantUid, KeyVersion), Turn>>,
     /// Wakes the prober.
     wake: Notify,
 }

@@ -19,10 +19,10 @@ use crate::model::{
 };
 use crate::store::{Change, Fence, Must, Seen, Watched};
 
-use super::Keyring;
 use super::guard::binding_of;
 use super::posture::{Met, after, claimed, is_due};
 use super::view::{Reading, View};
+use super::{Keyring, Turn};
 
 /// How often rows are looked at when nobody needs any.
 const IDLE: Duration = Duration::from_secs(1);
@@ -160,7 +160,7 @@ impl Keyring {
         probed.is_none_or(|probed| self.boot().since(probed) >= self.guard.probe_every)
     }
 
-    pub(super) fn turn(&self, tenant: TenantUid, version: &KeyVersion) -> Arc<tokio::sync::Mutex<()>> {
+    pub(super) fn turn(&self, tenant: TenantUid, version: &KeyVersion) -> Turn {
         let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
         turns.entry((tenant, version.clone())).or_default().clone()
     }

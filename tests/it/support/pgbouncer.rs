@@ -21,12 +21,15 @@ impl PgBouncer {
     /// Before the database of this URL.
     pub(crate) async fn before(database_url: &str) -> Self {
         let binary = needed("BYOK_TEST_PGBOUNCER");
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
-        let (_, rest) = database_url.split_once('@').unwrap();
-        let (server, name) = rest.split_once('/').unwrap();
-        let (host, server_port) = server.split_once(':').unwrap();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o777)).expect("its mode");
+        let (_, rest) = database_url.split_once('@').expect("a user");
+        let (server, name) = rest.split_once('/').expect("a database");
+        let (host, server_port) = server.split_once(':').expect("a port");
+        let port = std::net::TcpListener::bind("127.0.0.1:0")
+            .and_then(|free| free.local_addr())
+            .expect("a port")
+            .port();
         let configuration = format!(
             "[databases]\n{name} = host={host} port={server_port} dbname={name}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
              listen_port = {port}\nauth_type = any\npool_mode = transaction\ndefault_pool_size = 3\nunix_socket_dir =\n"
@@ -35,7 +38,7 @@ impl PgBouncer {
         let configuration =
             configuration.replace(&format!("dbname={name}\n"), &format!("dbname={name} user=postgres\n"));
         let path = folder.path().join("pgbouncer.ini");
-        std::fs::write(&path, configuration).unwrap();
+        std::fs::write(&path, configuration).expect("the file is written");
         let process = start(&binary, &path);
         let url = format!("postgres://postgres@127.0.0.1:{port}/{name}");
         for _ in 0..100 {
