@@ -42,6 +42,7 @@ async fn what_is_hot_is_dark_within_the_bound_and_comes_back_by_itself() {
     // From here on nobody calls.
     switch.on().await;
     all_active(&database).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
     let answer = server.decrypt(&token, "hot-record").await;
     assert_eq!((answer.status.as_u16(), &answer.body["plaintext"]), (200, &json!("hot-record")));
     assert_eq!(incidents(&database).await, pairs(&[("active", "revoked"), ("revoked", "active")]));
