@@ -2,7 +2,7 @@
 //! is its id, route, status, code and duration.
 
 use std::io::IsTerminal as _;
-use std::sync::atomic::AtomicI64;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_otlp::WithExportConfig as _;
@@ -106,6 +106,28 @@ struct BoundLabels {
     full: &'static str,
 }
 
+/// What became of the DEKs that were made ahead of need: what was made is held, taken or discarded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolCounts {
+    /// Ready now.
+    pub held: u64,
+    /// Made by the KMS, each for the price of a DEK.
+    pub made: u64,
+    /// Given to an encrypt.
+    pub taken: u64,
+    /// Thrown away unused.
+    pub discarded: u64,
+}
+
+/// The DEK pool, as `/metrics` shows it.
+#[derive(Default)]
+struct PoolMetrics {
+    held: Gauge<i64, AtomicI64>,
+    made: Counter,
+    taken: Counter,
+    discarded: Counter,
+}
+
 /// The metrics that `/metrics` shows. Labels are of closed sets: a route's template, never a path.
 pub struct Metrics {
     registry: Registry,
@@ -117,6 +139,7 @@ pub struct Metrics {
     places_taken: Gauge,
     body_bytes_held: Gauge,
     cached_deks: Gauge<i64, AtomicI64>,
+    pool: PoolMetrics,
 }
 
 impl Default for Metrics {
@@ -142,6 +165,15 @@ impl Default for Metrics {
         registry.register("places_taken", "Requests that are worked on", places_taken.clone());
         registry.register("body_bytes_held", "Bytes of bodies in memory", body_bytes_held.clone());
         registry.register("deks_cached", "DEKs in memory, about", cached_deks.clone());
+        let pool = PoolMetrics::default();
+        registry.register("dek_pool", "DEKs that were made ahead of need and are ready", pool.held.clone());
+        registry.register("dek_pool_made", "DEKs made ahead of need, each paid for", pool.made.clone());
+        registry.register("dek_pool_taken", "DEKs made ahead of need and used", pool.taken.clone());
+        registry.register(
+            "dek_pool_discarded",
+            "DEKs made ahead of need and thrown away unused",
+            pool.discarded.clone(),
+        );
         registry.register("build", "This binary", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         Self {
             registry,
@@ -153,6 +185,7 @@ impl Default for Metrics {
             places_taken,
             body_bytes_held,
             cached_deks,
+            pool,
         }
     }
 }
@@ -194,6 +227,14 @@ impl Metrics {
         self.cached_deks.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
+    /// What became of the DEKs that were made ahead of need.
+    pub fn set_dek_pool(&self, counts: PoolCounts) {
+        self.pool.held.set(i64::try_from(counts.held).unwrap_or(i64::MAX));
+        self.pool.made.inner().store(counts.made, Ordering::Relaxed);
+        self.pool.taken.inner().store(counts.taken, Ordering::Relaxed);
+        self.pool.discarded.inner().store(counts.discarded, Ordering::Relaxed);
+    }
+
     /// The text that Prometheus reads (OpenMetrics 1.0).
     pub fn text(&self) -> String {
         let mut text = String::new();
@@ -217,6 +258,21 @@ mod tests {
             r#"byok_requests_shed_total{full="places"} 1"#,
             "byok_places_taken 3",
             "byok_body_bytes_held 4096",
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_became_of_the_pool_shows_in_the_metrics() {
+        let metrics = Metrics::default();
+        metrics.set_dek_pool(PoolCounts { held: 4, made: 9, taken: 3, discarded: 2 });
+        let text = metrics.text();
+        for line in [
+            "byok_dek_pool 4",
+            "byok_dek_pool_made_total 9",
+            "byok_dek_pool_taken_total 3",
+            "byok_dek_pool_discarded_total 2",
         ] {
             assert!(text.contains(line), "{text}");
         }

@@ -26,6 +26,7 @@ use crate::keyring::Keyring;
 use crate::kms::Kms;
 use crate::model::{Caller, Clock, ErrorCode, Identity, Refusal, RequestId, Tenant};
 use crate::store::Store;
+use crate::telemetry::PoolCounts;
 use crate::webhook::Webhook;
 
 pub use audit::{AuditPage, AuditQuery};
@@ -131,8 +132,14 @@ impl App {
     }
 
     /// Watches over the keys whose DEKs are in memory until `stop` is cancelled: without it, nothing is answered from there.
+    /// Makes DEKs ahead of need beside it, where that is configured.
     pub async fn watch_keys(&self, stop: CancellationToken) {
-        self.keyring.clone().keep_watch(stop).await;
+        tokio::join!(self.keyring.clone().keep_watch(stop.clone()), self.keyring.clone().keep_pool(stop));
+    }
+
+    /// What became of the DEKs that were made ahead of need.
+    pub fn dek_pool(&self) -> PoolCounts {
+        self.keyring.pool()
     }
 
     /// How many DEKs are in memory, about.

@@ -38,6 +38,7 @@ impl App {
             Ok(target) => target,
             Err(error) => return Err(self.refuse(caller, operation, kms_refusal(&error)).await),
         };
+        self.keyring.expect_version(caller.tenant.uid, &target);
         let total = self.store.deks_not_under(caller.tenant.uid, &target).await.map_err(read_refusal)?;
         if dry_run {
             self.record(caller, operation, Outcome::Ok, Vec::new(), Vec::new()).await?;

@@ -34,12 +34,11 @@ enum Step {
     Lost,
 }
 
-/// What a batch writes beside the job's place.
+/// What a batch is to leave behind beside the job's place.
 #[derive(Default)]
-struct Written {
+struct Done {
     items: Vec<Item>,
     changes: Vec<Change>,
-    /// What must hold of the keys that it stands on.
     fence: Vec<Fence>,
 }
 
@@ -104,7 +103,7 @@ impl App {
             job.stalled = None;
             job.finished_at = Some(job.updated_at);
             info!(rotation = %id, rewrapped = job.progress.rewrapped, failed = job.progress.failed, "rotation done");
-            return self.advance(tenant, job, holder, after, Written::default()).await;
+            return self.advance(tenant, job, holder, after, Done::default()).await;
         };
 
         let (old, current): (Vec<DekRow>, Vec<DekRow>) =
@@ -138,7 +137,7 @@ impl App {
         if let Some(error) = stuck {
             log_kms(error, None);
             job.stalled = Some(error.class.code());
-            return match self.advance(tenant, job, holder, after, Written::default()).await {
+            return match self.advance(tenant, job, holder, after, Done::default()).await {
                 Step::Lost => Step::Lost,
                 Step::Advanced | Step::Finished | Step::Stalled => Step::Stalled,
             };
@@ -189,7 +188,7 @@ impl App {
         {
             job.target = went;
         }
-        let step = self.advance(tenant, job, holder, place, Written { items, changes, fence }).await;
+        let step = self.advance(tenant, job, holder, place, Done { items, changes, fence }).await;
         self.keyring.forget(tenant.uid, rewrapped);
         match step {
             // There is no use in asking again at once.
@@ -245,7 +244,7 @@ impl App {
         job.progress.total = job.progress.rewrapped + left;
         job.progress.failed = 0;
         job.stalled = None;
-        self.advance(tenant, job, holder, None, Written::default()).await
+        self.advance(tenant, job, holder, None, Done::default()).await
     }
 
     async fn advance(
@@ -254,9 +253,9 @@ impl App {
         job: Job,
         holder: Uuid,
         after: Option<DekId>,
-        written: Written,
+        done: Done,
     ) -> Step {
-        let Written { items, mut changes, fence } = written;
+        let Done { items, mut changes, fence } = done;
         let finished = job.state == JobState::Done;
         let entry = (!items.is_empty()).then(|| self.rotation_entry(job.id, items));
         changes.push(Change::AdvanceJob { job, holder, after });

@@ -57,6 +57,7 @@ pub(super) async fn assemble(config: Config, stop: CancellationToken) -> Result<
         committer: committer.clone(),
         clock: clock.clone(),
         cache: config.dek_cache,
+        pool: config.dek_pool,
         guard: config.key_guard,
     });
     let app = App::new(Parts {

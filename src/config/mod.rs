@@ -3,6 +3,7 @@
 
 mod auth;
 mod dek_cache;
+mod dek_pool;
 mod env;
 mod key_guard;
 mod kms;
@@ -16,6 +17,7 @@ use std::path::PathBuf;
 
 pub use auth::{Auth, File, Jwt};
 pub use dek_cache::DekCache;
+pub use dek_pool::DekPool;
 pub use env::{Env, Mistake, Reader};
 pub use key_guard::KeyGuard;
 pub use kms::{
@@ -59,6 +61,8 @@ pub struct Config {
     pub limits: Limits,
     /// The DEK cache.
     pub dek_cache: DekCache,
+    /// The DEK pool.
+    pub dek_pool: DekPool,
     /// How closely the key is watched.
     pub key_guard: KeyGuard,
     /// Who calls, and what they may do.
@@ -83,6 +87,7 @@ impl Config {
         let limits = Limits::read(&mut reader);
         let server = Server::read(&mut reader, defaults.console, limits.body_bytes);
         let dek_cache = DekCache::read(&mut reader);
+        let dek_pool = DekPool::read(&mut reader, &dek_cache);
         let key_guard = KeyGuard::read(&mut reader);
         let auth = Auth::read(&mut reader);
         let store = Store::read(&mut reader, defaults.sqlite.as_deref());
@@ -93,7 +98,18 @@ impl Config {
         match (store, kms) {
             (Some(store), Some(mut kms)) if mistakes.is_empty() => {
                 kms.limit_calls(limits.kms_calls_per_minute);
-                Ok(Self { server, limits, dek_cache, key_guard, auth, store, kms, telemetry, webhook })
+                Ok(Self {
+                    server,
+                    limits,
+                    dek_cache,
+                    dek_pool,
+                    key_guard,
+                    auth,
+                    store,
+                    kms,
+                    telemetry,
+                    webhook,
+                })
             }
             _ => Err(mistakes),
         }

@@ -201,10 +201,13 @@ impl Keyring {
         Some(())
     }
 
-    /// Takes over what a row says; what is in memory goes when it says that the posture has moved.
+    /// Takes over what a row says; what is in memory goes when it says that the posture has moved, and what was made ahead
+    /// of need when there is another version.
     pub(super) fn learn(&self, tenant: TenantUid, proof: &Proof, reading: Reading) {
-        if self.views.learn(tenant, proof, reading) == Learned::Moved {
-            self.darken(tenant);
+        match self.views.learn(tenant, proof, reading) {
+            Learned::Moved => self.darken(tenant),
+            Learned::Met => self.pool.empty(tenant),
+            Learned::Same => {}
         }
     }
 
@@ -213,6 +216,7 @@ impl Keyring {
     pub(super) fn darken(&self, tenant: TenantUid) {
         self.cache.clear_tenant(tenant);
         self.kms.hang_up();
+        self.pool.empty(tenant);
         for (whose, version, _) in self.views.all() {
             if whose == tenant {
                 self.views.change(tenant, &version, |view| view.in_memory_until = BootTime::default());

@@ -5,6 +5,7 @@
 mod cache;
 mod guard;
 mod hot;
+mod pool;
 mod posture;
 mod prober;
 mod view;
@@ -17,7 +18,7 @@ use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
 use crate::audit::Committer;
-use crate::config::{DekCache, KeyGuard};
+use crate::config::{DekCache, DekPool, KeyGuard};
 use crate::crypto::Dek;
 use crate::kms::{DekBinding, Generated, Kms, KmsError, KmsErrorClass, Purpose, Verdict};
 use crate::model::{
@@ -26,6 +27,7 @@ use crate::model::{
 use crate::store::{DekRow, ReadError, Store};
 
 use cache::{Cache, Sealed};
+use pool::Pool;
 use view::Views;
 
 pub use guard::{Fallen, Footing};
@@ -69,12 +71,14 @@ pub enum KeyringError {
     Store(ReadError),
 }
 
+/// A DEK that no record has yet, plain and wrapped.
+type Made = Result<(Held, Wrapped), KeyringError>;
 /// What a fetch brought.
 type Flight = Result<Arc<Sealed>, KeyringError>;
 /// Where those wait who want what a flight brings; `None` until it lands.
 type Arrival = watch::Receiver<Option<Flight>>;
 
-/// Held by who probes.
+/// Held by who probes a version.
 type Turn = Arc<tokio::sync::Mutex<()>>;
 
 /// The DEKs of all tenants.
@@ -85,6 +89,7 @@ pub struct Keyring {
     clock: Arc<dyn Clock>,
     guard: KeyGuard,
     cache: Cache,
+    pool: Pool,
     flights: Mutex<HashMap<(TenantUid, DekId), Arrival>>,
     views: Views,
     /// The version that the last DEK was made under.
@@ -109,6 +114,8 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     /// How much is kept in memory.
     pub cache: DekCache,
+    /// How much is made ahead of need. Where that is anything, [`Keyring::keep_pool`] has to run.
+    pub pool: DekPool,
     /// How closely the key is watched.
     pub guard: KeyGuard,
 }
@@ -116,13 +123,14 @@ pub struct Parts {
 impl Keyring {
     /// Of these parts. [`Self::keep_watch`] has to run beside it.
     pub fn new(parts: Parts) -> Arc<Self> {
-        let Parts { store, kms, committer, clock, cache, guard } = parts;
+        let Parts { store, kms, committer, clock, cache, pool, guard } = parts;
         Arc::new(Self {
             store,
             kms,
             committer,
             clock,
             guard,
+            pool: Pool::new(pool, cache.time_to_live),
             cache: Cache::new(cache),
             flights: Mutex::default(),
             views: Views::default(),
@@ -229,7 +237,9 @@ impl Keyring {
             })
             .collect();
         let fresh = found.iter().filter(|found| found.is_none()).count();
-        let mut made = self.make(tenant, fresh).await.into_iter();
+        let mut made = self.take_ready(tenant, fresh);
+        made.extend(self.make(tenant, fresh - made.len(), Purpose::Record).await);
+        let mut made = made.into_iter();
         let mut deks: Vec<Result<RecordDek, KeyringError>> = wanted
             .iter()
             .zip(found)
@@ -247,17 +257,13 @@ impl Keyring {
     }
 
     /// Makes so many DEKs, in one batch; asks nobody for none, nor where the key is known not to be active.
-    async fn make(
-        self: &Arc<Self>,
-        tenant: &Tenant,
-        count: usize,
-    ) -> Vec<(DekId, Result<(Held, Wrapped), KeyringError>)> {
+    async fn make(self: &Arc<Self>, tenant: &Tenant, count: usize, purpose: Purpose) -> Vec<(DekId, Made)> {
         if count == 0 {
             return Vec::new();
         }
         let ids = (0..count).map(|_| DekId::new());
         let bindings: Vec<DekBinding> =
-            ids.map(|dek_id| DekBinding { tenant: tenant.uid, dek_id, purpose: Purpose::Record }).collect();
+            ids.map(|dek_id| DekBinding { tenant: tenant.uid, dek_id, purpose }).collect();
         let refused =
             |error: KeyringError| bindings.iter().map(|asked| (asked.dek_id, Err(error.clone()))).collect();
         let current = self.current.get(&tenant.uid).map(|current| current.clone());
@@ -361,9 +367,10 @@ impl Keyring {
         ids.into_iter().for_each(|id| self.cache.remove(tenant, id));
     }
 
-    /// Empties the cache: the sealing keys go, and are zeroized.
+    /// Empties the cache and the pool: the sealing keys go, and are zeroized.
     pub fn clear(&self) {
         self.cache.clear();
+        self.pool.empty_all();
     }
 
     /// How many DEKs the cache holds, about.

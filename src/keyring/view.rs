@@ -47,7 +47,9 @@ pub(super) struct Reading {
 /// What became of a posture when a row was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Learned {
-    /// It is what it was, or was not known before.
+    /// It was not known before.
+    Met,
+    /// It is what it was.
     Same,
     /// Its epoch is another: what was unwrapped under the old one may not be used any more.
     Moved,
@@ -79,10 +81,11 @@ impl Views {
     /// Takes over what a row says.
     pub(super) fn learn(&self, tenant: TenantUid, proof: &Proof, reading: Reading) -> Learned {
         let age = self.age(proof.proven_at, reading);
-        let mut learned = Learned::Same;
+        let mut learned = Learned::Met;
         self.views
             .entry((tenant, proof.key_version.clone()))
             .and_modify(|view| {
+                learned = Learned::Same;
                 // A row that was read earlier than the one that is known here may come later.
                 if proof.epoch < view.epoch {
                     return;

@@ -15,7 +15,7 @@ use super::{KmsError, Purpose};
 pub(super) enum Share {
     /// A caller: all that is there.
     Caller,
-    /// A rotation: half, so that callers find something left.
+    /// A rotation, or DEKs that are made ahead of need: half between them, so that callers find something left.
     Rotation,
     /// A rotation's that [`Budget::take_all`] has taken already; what it makes beyond that (retries) is taken like the rest.
     Prepaid,
@@ -24,12 +24,13 @@ pub(super) enum Share {
 }
 
 impl Share {
-    /// Of a request that carries these purposes together: a probe's only if all of it is.
+    /// Of a request that carries these purposes together: a caller's if any of it is, and a probe's only if all of it is.
     pub(super) fn of(purposes: impl IntoIterator<Item = Purpose>) -> Self {
-        match purposes.into_iter().all(|purpose| purpose != Purpose::Record) {
-            true => Self::Probe,
-            false => Self::Caller,
-        }
+        purposes.into_iter().fold(Self::Probe, |share, purpose| match (share, purpose) {
+            (Self::Caller, _) | (_, Purpose::Record) => Self::Caller,
+            (_, Purpose::RecordAhead) => Self::Rotation,
+            (share, Purpose::Probe | Purpose::RecordProbed) => share,
+        })
     }
 
     /// Of a re-wrap of these: a rotation's, unless it is a probe's.
@@ -205,6 +206,8 @@ mod tests {
     fn what_goes_together_is_a_probe_only_if_all_of_it_is() {
         assert_eq!(Share::of([Purpose::Probe, Purpose::Probe]), Share::Probe);
         assert_eq!(Share::of([Purpose::Probe, Purpose::Record]), Share::Caller);
+        assert_eq!(Share::of([Purpose::Record, Purpose::RecordAhead]), Share::Caller);
+        assert_eq!(Share::of([Purpose::RecordAhead, Purpose::Probe]), Share::Rotation);
         assert_eq!(Share::from(Purpose::Record), Share::Caller);
         assert_eq!(Share::of_rewrap([Purpose::Probe, Purpose::Record]), Share::Rotation);
         assert_eq!(Share::of_rewrap([Purpose::Probe]), Share::Probe);

@@ -52,6 +52,9 @@ pub struct DekBinding {
 pub enum Purpose {
     /// A record is encrypted under it.
     Record,
+    /// A record will be encrypted under it, if one comes in time: bound as [`Self::Record`], but made when nobody waits for
+    /// it, so that callers go before it.
+    RecordAhead,
     /// It only shows whether the key works. Its calls count in the budget and are never refused by it.
     Probe,
     /// A record is encrypted under it, and now it shows whether the key works: bound as [`Self::Record`], called as

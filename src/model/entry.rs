@@ -38,7 +38,7 @@ impl Outcome {
 /// Where the DEK of an item came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// From memory: no KMS call was made for it.
+    /// From memory, be it the cache or the pool of DEKs that were made ahead of need: no KMS call was made for it.
     Cache,
     /// From the KMS, in this call.
     Kms,
@@ -55,7 +55,8 @@ pub struct Item {
     pub key_version: Option<KeyVersion>,
     /// Where the DEK came from; `None` where there was none.
     pub source: Option<Source>,
-    /// The KMS's request id; for a cache hit, that of the unwrap that filled the cache.
+    /// The KMS's request id; for a DEK from memory, that of the request that brought it there: of the unwrap that filled the
+    /// cache, or of what made it ahead of need.
     pub kms_request_id: Option<Arc<str>>,
     /// Why it was refused; `None` when it was done.
     pub refused: Option<ErrorCode>,

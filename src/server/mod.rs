@@ -92,6 +92,7 @@ pub fn router(app: Arc<App>, database: DatabaseState, settings: &config::Server)
     let show_metrics = move || {
         let (Outside { metrics, bounds, .. }, app) = (&*shown.0, &shown.1);
         metrics.set_cached_deks(app.cached_deks());
+        metrics.set_dek_pool(app.dek_pool());
         metrics.set_held(bounds.places.held(), bounds.bytes.held());
         let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
         std::future::ready(([(header::CONTENT_TYPE, kind)], metrics.text()))

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use byok::audit::Committer;
-use byok::config::{DekCache, KeyGuard};
+use byok::config::{DekCache, DekPool, KeyGuard};
 use byok::crypto::Dek;
 use byok::keyring::{Keyring, KeyringError, Parts};
 use byok::kms::{DekBinding, Exposure, Generated, ItemResult, Kms, KmsError, LocalKey, Purpose};
@@ -91,7 +91,8 @@ impl Bench {
         let guard = KeyGuard { probe_every: seconds(1), probe_timeout: seconds(2), resume_after: seconds(3) };
         let clock = Arc::new(SystemClock);
         let committer = Arc::new(Committer::start(store.clone(), clock.clone(), 1));
-        let parts = Parts { store: store.clone(), kms: kms.clone(), committer, clock, cache, guard };
+        let pool = DekPool { size: 0 };
+        let parts = Parts { store: store.clone(), kms: kms.clone(), committer, clock, cache, pool, guard };
         let keyring = Keyring::new(parts);
         let records: Vec<Option<Arc<str>>> = (0..deks).map(|n| Some(format!("r-{n}").into())).collect();
         let batch =

@@ -42,6 +42,7 @@ mod kms_vault_tls;
 mod limits;
 mod load;
 mod operations;
+mod pool;
 mod real_clouds;
 mod rest;
 mod roles;

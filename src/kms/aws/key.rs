@@ -355,7 +355,7 @@ fn context(binding: &DekBinding) -> Context {
         (DEK.to_owned(), binding.dek_id.to_string()),
     ]);
     match binding.purpose {
-        Purpose::Record | Purpose::RecordProbed => {}
+        Purpose::Record | Purpose::RecordAhead | Purpose::RecordProbed => {}
         Purpose::Probe => drop(context.insert(PURPOSE.to_owned(), "probe".to_owned())),
     }
     context

@@ -42,7 +42,7 @@ static CRC32C: Crc<u32, Table<1>> = Crc::<u32, Table<1>>::new(&CRC_32_ISCSI);
 /// What a DEK is bound to at Google.
 fn associated(binding: DekBinding) -> Vec<u8> {
     let purpose: &[u8] = match binding.purpose {
-        Purpose::Record | Purpose::RecordProbed => b"",
+        Purpose::Record | Purpose::RecordAhead | Purpose::RecordProbed => b"",
         Purpose::Probe => b"purpose=probe",
     };
     [LABEL, &binding.tenant.0, binding.dek_id.as_bytes(), purpose].concat()

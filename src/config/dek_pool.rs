@@ -1,0 +1,52 @@
+//! The DEK pool.
+
+use super::{DekCache, Reader};
+
+/// How many DEKs are made ahead of need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DekPool {
+    /// `BYOK_DEK_POOL`: the most DEKs that are kept ready for a tenant; zero turns the pool off. They lie in memory as long
+    /// as a DEK does in the cache (`BYOK_DEK_CACHE_SECONDS`); one takes about a kilobyte.
+    pub size: usize,
+}
+
+impl DekPool {
+    /// Reads the section.
+    pub fn read(reader: &mut Reader<'_>, cache: &DekCache) -> Self {
+        let size: u32 = reader.number("BYOK_DEK_POOL", 0, 0..=10_000);
+        if size > 0 && cache.time_to_live.is_zero() {
+            let problem =
+                "keeps DEKs in memory, and BYOK_DEK_CACHE_SECONDS=0 says that none is: set one of them";
+            reader.mistake("BYOK_DEK_POOL", problem);
+        }
+        Self { size: size as usize }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Env;
+
+    fn read(pairs: &[(&str, &str)]) -> Result<usize, String> {
+        let env = Env::from_pairs(pairs.iter().copied());
+        let mut reader = Reader::new(&env);
+        let cache = DekCache::read(&mut reader);
+        let pool = DekPool::read(&mut reader, &cache);
+        reader.into_mistakes().pop().map_or(Ok(pool.size), |mistake| Err(mistake.variable))
+    }
+
+    #[test]
+    fn there_is_no_pool_unless_one_is_asked_for() {
+        assert_eq!(read(&[]), Ok(0));
+        assert_eq!(read(&[("BYOK_DEK_CACHE_SECONDS", "0")]), Ok(0));
+        assert_eq!(read(&[("BYOK_DEK_POOL", "10000")]), Ok(10_000));
+    }
+
+    #[test]
+    fn a_pool_is_bounded_and_needs_a_cache() {
+        let mistake = Err("BYOK_DEK_POOL".to_owned());
+        assert_eq!(read(&[("BYOK_DEK_POOL", "10001")]), mistake);
+        assert_eq!(read(&[("BYOK_DEK_POOL", "1"), ("BYOK_DEK_CACHE_SECONDS", "0")]), mistake);
+    }
+}
