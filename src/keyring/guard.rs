@@ -134,7 +134,7 @@ impl Keyring {
 
     /// What became of a call that the fence kept out: reads the rows anew, probes what was not shown to work in time.
     pub async fn after_fenced(self: &Arc<Self>, tenant: &Tenant, footing: &Footing) -> Fallen {
-        if self.read(tenant).await.is_none() {
+        if self.read(tenant.uid).await.is_none() {
             return Fallen::Dark(Posture::Active);
         }
         let mut fallen = Fallen::Anew;
@@ -192,11 +192,11 @@ impl Keyring {
     }
 
     /// Reads all proofs of a tenant. `None` when the database does not say.
-    pub(super) async fn read(&self, tenant: &Tenant) -> Option<()> {
+    pub(super) async fn read(&self, tenant: TenantUid) -> Option<()> {
         let sent = self.boot();
-        let seen = self.store.proofs(tenant.uid).await.ok()?;
+        let seen = self.store.proofs(tenant).await.ok()?;
         let reading = Reading { sent, heard: self.boot(), now: seen.now };
-        seen.rows.iter().for_each(|proof| self.learn(tenant.uid, proof, reading));
+        seen.rows.iter().for_each(|proof| self.learn(tenant, proof, reading));
         Some(())
     }
 
@@ -210,8 +210,9 @@ impl Keyring {
         }
     }
 
-    /// Drops what is in memory of a tenant: its sealing key goes, and is wiped. Noted first: what comes in between is gone
-    /// as well, and is at worst watched in vain.
+    /// Drops what is in memory of a tenant: its sealing key goes, and is wiped; and so do the connections to the KMS, whose
+    /// buffers hold what came over them last. Noted first: what comes in between is gone as well, and is at worst watched in
+    /// vain.
     pub(super) fn darken(&self, tenant: TenantUid) {
         for (whose, version, _) in self.views.all() {
             if whose == tenant {
@@ -220,6 +221,7 @@ impl Keyring {
         }
         self.cache.clear_tenant(tenant);
         self.pool.empty(tenant);
+        self.kms.hang_up();
     }
 
     /// Notes that DEKs of a version are in memory from now on; the prober is woken for a version that had none.
@@ -288,7 +290,7 @@ impl Keyring {
 
     /// What the database knows of a version, or what is found when it is tried.
     async fn meet(&self, tenant: &Tenant, row: &DekRow) -> Result<Option<View>, KeyringError> {
-        self.read(tenant).await.ok_or(KeyringError::Store(ReadError::Unavailable))?;
+        self.read(tenant.uid).await.ok_or(KeyringError::Store(ReadError::Unavailable))?;
         match self.views.get(tenant.uid, &row.wrapped.key_version) {
             None => self.watch(tenant, row).await,
             known => Ok(known),
@@ -330,7 +332,7 @@ impl Keyring {
         let unavailable = KeyringError::Store(ReadError::Unavailable);
         self.commit(tenant.uid, watch).await.ok_or(unavailable.clone())?;
         // Another replica may have been first.
-        self.read(tenant).await.ok_or(unavailable)?;
+        self.read(tenant.uid).await.ok_or(unavailable)?;
         Ok(self.views.get(tenant.uid, version))
     }
 }

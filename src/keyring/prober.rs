@@ -2,7 +2,7 @@
 //! unwrapping a canary. Replicas share the work: who moves a proof row first has that probe. Its findings are the one thing
 //! that turns a posture.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -86,9 +86,29 @@ impl Keyring {
         let watched = self.watched().await;
         if let Some(seen) = &watched {
             self.probe_due(seen);
+            self.read_what_came_back(seen).await;
         }
         self.drop_unproven();
         watched.is_none_or(|seen| !seen.rows.is_empty())
+    }
+
+    /// Reads what this replica believes to be dark and is not watched as such any more: another has seen it come back.
+    async fn read_what_came_back(&self, seen: &Seen<Watched>) {
+        let is_watched = |tenant: TenantUid, version: &KeyVersion| {
+            seen.rows.iter().any(|row| row.tenant.uid == tenant && row.proof.key_version == *version)
+        };
+        let came_back: BTreeSet<TenantUid> = self
+            .views
+            .all()
+            .into_iter()
+            .filter(|(tenant, version, view)| {
+                view.posture != Posture::Active && !is_watched(*tenant, version)
+            })
+            .map(|(tenant, ..)| tenant)
+            .collect();
+        for tenant in came_back {
+            self.read(tenant).await;
+        }
     }
 
     /// Starts the probes that are due, one batch for each tenant; but none where this replica still waits for one.
@@ -181,7 +201,7 @@ impl Keyring {
                 self.wait_for_another(tenant, version).await;
             }
             // Another replica may have been first, and know more by now.
-            self.read(tenant).await;
+            self.read(tenant.uid).await;
         }
         // Whatever came of it: those who wait for this turn must not each try as long.
         let ended = self.boot();
@@ -194,7 +214,7 @@ impl Keyring {
         let proven = async {
             while self.views.get(tenant.uid, version).is_some_and(unproven) {
                 tokio::time::sleep(GLANCE).await;
-                self.read(tenant).await;
+                self.read(tenant.uid).await;
             }
         };
         let _ = timeout(self.guard.probe_timeout, proven).await;
@@ -402,7 +422,7 @@ impl Keyring {
                 "a key was turned off: what it protects cannot be read"
             ),
         }
-        self.read(tenant).await;
+        self.read(tenant.uid).await;
         true
     }
 

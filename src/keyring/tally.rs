@@ -83,7 +83,7 @@ impl Keyring {
 
     /// The same with what the other replicas have written down; without it where the database does not answer.
     pub async fn standing_of_all(&self, tenant: &Tenant) -> Vec<Standing> {
-        self.read(tenant).await;
+        self.read(tenant.uid).await;
         self.standing(tenant.uid)
     }
 

@@ -5,10 +5,12 @@
 //!   provider answers (a redirect, a challenge, an address in a token's answer) can never carry a DEK or a credential, or
 //!   us, to another host.
 //! - An answer is read up to [`MAX_ANSWER_BYTES`].
-//! - What holds a DEK or credential is wiped when it is dropped as far as we own it: the body that we send and the body
-//!   that we collect. hyper and rustls copy both through buffers of their own, which nobody wipes.
+//! - What holds a DEK or credential is wiped when it is dropped: the body that we send and the body that we collect by
+//!   their types. hyper and rustls copy both through buffers of their own, which live as long as their connection and are
+//!   wiped by the allocator when it ends: see [`Http::hang_up`].
 
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use http::header::{DATE, RETRY_AFTER};
@@ -41,8 +43,17 @@ pub(super) struct HttpSettings<'a> {
 
 /// A client of these origins.
 pub(super) struct Http {
-    client: Client,
+    /// Made when it is needed and there is none.
+    client: Mutex<Option<Client>>,
+    making: Making,
     origins: Vec<Url>,
+}
+
+/// What a client is made of.
+struct Making {
+    certificates: Option<Vec<Certificate>>,
+    identity: Option<Identity>,
+    timeout: Duration,
 }
 
 /// What was answered, whatever it is.
@@ -72,23 +83,13 @@ impl Http {
     ///
     /// A certificate or key file that cannot be read or used, with its variable.
     pub(super) fn new(settings: HttpSettings<'_>) -> Result<Self, Mistake> {
-        let mut builder = Client::builder()
-            .redirect(Policy::none())
-            .retry(reqwest::retry::never())
-            .no_proxy()
-            .referer(false)
-            .user_agent(concat!("byok/", env!("CARGO_PKG_VERSION")))
-            // A host that does not answer at all is out of reach, and not slow: it is tried again within the deadline.
-            .connect_timeout(settings.timeout / 4)
-            // Nor is a connection over which nothing comes, not even to a ping: of HTTP/2 all calls would share it.
-            .http2_keep_alive_interval(settings.timeout / 4)
-            .http2_keep_alive_timeout(settings.timeout / 4);
+        let mut making = Making { certificates: None, identity: None, timeout: settings.timeout };
         if let Some((variable, path)) = settings.ca_file {
             let certificates = Certificate::from_pem_bundle(&read(variable, path)?)
                 .ok()
                 .filter(|certificates| !certificates.is_empty())
                 .ok_or_else(|| mistake(variable, "names a file without a certificate in PEM"))?;
-            builder = builder.tls_certs_only(certificates);
+            making.certificates = Some(certificates);
         }
         if let Some([(variable, certificate), (key_variable, key)]) = settings.client {
             let key = read(key_variable, key)?;
@@ -100,14 +101,31 @@ impl Http {
             let identity = Identity::from_pem(&pem).map_err(|_| {
                 mistake(variable, &format!("and {key_variable} hold no certificate and key in PEM"))
             })?;
-            builder = builder.identity(identity);
+            making.identity = Some(identity);
         }
         let named = settings.client.map(|[(variable, _), _]| variable);
         let named = named.or(settings.ca_file.map(|(variable, _)| variable)).unwrap_or("SSL_CERT_FILE");
-        let client = builder
-            .build()
+        let client = making
+            .client()
             .map_err(|_| mistake(named, "TLS cannot be set up with these certificates and the system's"))?;
-        Ok(Self { client, origins: settings.origins })
+        Ok(Self { client: Mutex::new(Some(client)), making, origins: settings.origins })
+    }
+
+    /// Ends all connections: those that wait now, those over which a call goes when it is over.
+    pub(super) fn hang_up(&self) {
+        *self.client.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn client(&self) -> Result<Client, KmsError> {
+        let mut client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*client {
+            Some(client) => Ok(client.clone()),
+            None => {
+                let made = self.making.client().map_err(|_| KmsError::local(KmsErrorClass::Internal))?;
+                *client = Some(made.clone());
+                Ok(made)
+            }
+        }
     }
 
     /// Sends one request. The error is [`KmsErrorClass::Unreachable`], [`KmsErrorClass::Timeout`],
@@ -124,13 +142,36 @@ impl Http {
         if !self.origins.iter().any(|ours| ours.origin() == url.origin()) {
             return Err(KmsError::local(KmsErrorClass::Misconfigured));
         }
-        let mut request = self.client.request(method, url).headers(headers);
+        let mut request = self.client()?.request(method, url).headers(headers);
         if !body.is_empty() {
             request = request.body(body);
         }
         timeout_at(deadline, receive(request))
             .await
             .unwrap_or_else(|_| Err(KmsError::local(KmsErrorClass::Timeout)))
+    }
+}
+
+impl Making {
+    fn client(&self) -> reqwest::Result<Client> {
+        let mut builder = Client::builder()
+            .redirect(Policy::none())
+            .retry(reqwest::retry::never())
+            .no_proxy()
+            .referer(false)
+            .user_agent(concat!("byok/", env!("CARGO_PKG_VERSION")))
+            // A host that does not answer at all is out of reach, and not slow: it is tried again within the deadline.
+            .connect_timeout(self.timeout / 4)
+            // Nor is a connection over which nothing comes, not even to a ping: of HTTP/2 all calls would share it.
+            .http2_keep_alive_interval(self.timeout / 4)
+            .http2_keep_alive_timeout(self.timeout / 4);
+        if let Some(certificates) = &self.certificates {
+            builder = builder.tls_certs_only(certificates.clone());
+        }
+        if let Some(identity) = &self.identity {
+            builder = builder.identity(identity.clone());
+        }
+        builder.build()
     }
 }
 

@@ -183,6 +183,9 @@ impl Kms for LocalKey {
         latest(&versions).map(|(number, _)| key_version(*number)).map_err(KmsError::local)
     }
 
+    /// There are none.
+    fn hang_up(&self) {}
+
     fn batch_limit(&self) -> usize {
         1_000
     }

@@ -103,6 +103,9 @@ pub trait Kms: Send + Sync {
     /// The version that [`Self::wrap`] uses now: the pinned one, or the KMS's latest.
     async fn current_version(&self) -> Result<KeyVersion, KmsError>;
 
+    /// Ends the connections that wait for their next call: their buffers hold what was answered last, plain DEKs among it.
+    fn hang_up(&self);
+
     /// How many items one call takes at most; what rotation sizes its batches and its forecast by.
     fn batch_limit(&self) -> usize;
 

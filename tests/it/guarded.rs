@@ -140,6 +140,10 @@ impl Kms for Scripted {
         self.key.current_version().await
     }
 
+    fn hang_up(&self) {
+        self.key.hang_up();
+    }
+
     fn batch_limit(&self) -> usize {
         self.key.batch_limit()
     }

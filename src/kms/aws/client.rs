@@ -3,7 +3,7 @@
 //! certificates.
 //!
 //! What the SDK copies: the plaintext in an answer passes through the buffers of hyper and rustls and the SDK's own copy of
-//! the body, which nobody wipes; the `Blob` that it is decoded to becomes ours and is wiped. A DEK that is to be wrapped is
+//! the body, which only the allocator wipes when they are freed; the `Blob` that it is decoded to becomes ours and is wiped. A DEK that is to be wrapped is
 //! copied to a `Blob` and the request's body likewise; `generate` sends none.
 
 use aws_sdk_kms::config::retry::RetryConfig;

@@ -45,7 +45,7 @@ impl Key {
             });
         }
         // Where we may look. It tells apart what one error code of KMS stands for.
-        let send = || self.client.describe_key().key_id(&pinned.arn).send();
+        let send = || self.client().describe_key().key_id(&pinned.arn).send();
         let described = self
             .call(Share::Probe, deadline, send)
             .await

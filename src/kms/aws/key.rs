@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::error::Error as StdError;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use aws_sdk_kms::Client;
@@ -48,7 +48,9 @@ const LIST_PAGES: usize = 10;
 
 /// A key that is reached, and what is known of it.
 pub(super) struct Key {
-    pub(super) client: Client,
+    /// Made when it is needed and there is none.
+    client: Mutex<Option<Client>>,
+    make: Box<dyn Fn() -> Client + Send + Sync>,
     pub(super) identity: Identity,
     pub(super) policy: CallPolicy,
     configured: AwsKeyArn,
@@ -68,10 +70,21 @@ type Context = HashMap<String, String>;
 type Learned = (Option<String>, Option<String>, Option<Arc<str>>);
 
 impl Key {
+    /// Ends all connections: those that wait now, those over which a call goes when it is over.
+    pub(super) fn hang_up(&self) {
+        *self.client.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    pub(super) fn client(&self) -> Client {
+        let mut client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        client.get_or_insert_with(|| (self.make)()).clone()
+    }
+
     pub(super) fn new(settings: AwsSettings) -> Self {
-        let clients = Clients::new();
-        let identity = Identity::new(&settings, clients.clone());
-        let client = clients.kms(&settings, identity.slot());
+        let identity = Identity::new(&settings, Clients::new());
+        let slot = identity.slot();
+        let policy = CallPolicy::new(settings.timeout, settings.calls_per_minute);
+        let configured = settings.key.clone();
         let warnings = exposure::of_settings(&settings);
         let pinned = match &settings.key.name {
             AwsKeyName::Key(id) => {
@@ -79,11 +92,14 @@ impl Key {
             }
             AwsKeyName::Alias(_) => OnceCell::new(),
         };
+        // With connections of its own: nobody else's keep them open.
+        let make = Box::new(move || Clients::new().kms(&settings, slot.clone()));
         Self {
-            client,
+            client: Mutex::new(Some(make())),
             identity,
-            policy: CallPolicy::new(settings.timeout, settings.calls_per_minute),
-            configured: settings.key,
+            policy,
+            configured,
+            make,
             pinned,
             versions: Versions::default(),
             warnings,
@@ -154,7 +170,7 @@ impl Key {
         dek: &Dek,
     ) -> ItemResult<Wrapped> {
         let send = || {
-            let call = self.client.encrypt().key_id(&pinned.arn).plaintext(Blob::new(dek.expose()));
+            let call = self.client().encrypt().key_id(&pinned.arn).plaintext(Blob::new(dek.expose()));
             call.set_encryption_context(Some(context(binding))).send()
         };
         let (made, request_id) = self.call(binding.purpose.into(), deadline, send).await?;
@@ -173,7 +189,7 @@ impl Key {
     ) -> ItemResult<Dek> {
         let blob = ciphertext(pinned, wrapped)?;
         let send = || {
-            let call = self.client.decrypt().key_id(&pinned.arn).ciphertext_blob(blob.clone());
+            let call = self.client().decrypt().key_id(&pinned.arn).ciphertext_blob(blob.clone());
             call.set_encryption_context(Some(context(binding))).send()
         };
         let (mut opened, request_id) = self.call(binding.purpose.into(), deadline, send).await?;
@@ -195,7 +211,7 @@ impl Key {
         }
         let blob = ciphertext(pinned, old)?;
         let send = || {
-            let call = self.client.re_encrypt().ciphertext_blob(blob.clone());
+            let call = self.client().re_encrypt().ciphertext_blob(blob.clone());
             call.source_key_id(&pinned.arn)
                 .destination_key_id(&pinned.arn)
                 .set_source_encryption_context(Some(context(binding)))
@@ -255,7 +271,7 @@ impl Key {
         context: Context,
     ) -> Result<(GenerateDataKeyOutput, Option<Arc<str>>), KmsError> {
         let send = || {
-            let call = self.client.generate_data_key().key_id(key).key_spec(DataKeySpec::Aes256);
+            let call = self.client().generate_data_key().key_id(key).key_spec(DataKeySpec::Aes256);
             call.set_encryption_context(Some(context.clone())).send()
         };
         self.call(share, deadline, send).await
@@ -278,7 +294,7 @@ impl Key {
             let (mut entries, mut marker) = (Vec::new(), None);
             for _ in 0..LIST_PAGES {
                 let send = || {
-                    let call = self.client.list_key_rotations().key_id(arn).limit(1000);
+                    let call = self.client().list_key_rotations().key_id(arn).limit(1000);
                     let call = call.include_key_material(IncludeKeyMaterial::AllKeyMaterial);
                     call.set_marker(marker.clone()).send()
                 };

@@ -129,6 +129,10 @@ impl Kms for AwsKms {
         self.key.current_version(Share::Caller, self.key.policy.deadline()).await
     }
 
+    fn hang_up(&self) {
+        self.key.hang_up();
+    }
+
     fn batch_limit(&self) -> usize {
         BATCH
     }

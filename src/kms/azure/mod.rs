@@ -52,6 +52,7 @@ const TOKEN_WATCH: Duration = Duration::from_secs(1);
 /// A key in Azure Key Vault or a managed HSM.
 pub struct AzureKeyVault {
     client: KeyClient,
+    transport: Arc<Transport>,
     tokens: Tokens,
     key: AzureKey,
     name: Arc<str>,
@@ -89,7 +90,7 @@ impl AzureKeyVault {
         let options = KeyClientOptions {
             client_options: ClientOptions {
                 retry: RetryOptions::none(),
-                transport: Some(Sent::with_policy(transport)),
+                transport: Some(Sent::with_policy(transport.clone())),
                 ..ClientOptions::default()
             },
             verify_challenge_resource: Some(verify),
@@ -108,7 +109,7 @@ impl AzureKeyVault {
             }
         });
         let name = key.name.as_str().into();
-        Ok(Self { client, tokens, key, name, calls, keeper })
+        Ok(Self { client, transport, tokens, key, name, calls, keeper })
     }
 
     async fn wrap_one(
@@ -249,6 +250,10 @@ impl Kms for AzureKeyVault {
         let deadline = self.calls.deadline();
         let answer = self.wrap_one(&Dek::generate(), version, Share::Caller, deadline).await?;
         Ok(answer.value.key_version)
+    }
+
+    fn hang_up(&self) {
+        self.transport.hang_up();
     }
 
     fn batch_limit(&self) -> usize {

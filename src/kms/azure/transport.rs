@@ -142,6 +142,11 @@ impl Transport {
         })
     }
 
+    /// See [`Http::hang_up`].
+    pub(super) fn hang_up(&self) {
+        self.http.hang_up();
+    }
+
     async fn answer(&self, request: &Request, exchange: &Exchange) -> Result<AsyncRawResponse, Failed> {
         let (service, url) = self.place(request.url())?;
         let headers = headers(request)?;

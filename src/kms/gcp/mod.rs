@@ -219,6 +219,10 @@ impl Kms for GcpKms {
         Ok(wrapped.key_version)
     }
 
+    fn hang_up(&self) {
+        self.google.http.hang_up();
+    }
+
     fn batch_limit(&self) -> usize {
         BATCH
     }

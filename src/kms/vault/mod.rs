@@ -179,6 +179,10 @@ impl Kms for VaultTransit {
         Ok(answer.value.key_version)
     }
 
+    fn hang_up(&self) {
+        self.vault.transport.hang_up();
+    }
+
     fn batch_limit(&self) -> usize {
         BATCH
     }

@@ -47,6 +47,11 @@ impl Transport {
         Ok(Self { http, base: format!("{}/v1/", settings.address.as_str().trim_end_matches('/')), headers })
     }
 
+    /// See [`Http::hang_up`].
+    pub(super) fn hang_up(&self) {
+        self.http.hang_up();
+    }
+
     /// Sends one request; errors as [`Http::send`].
     pub(super) async fn send(
         &self,

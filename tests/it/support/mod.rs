@@ -5,7 +5,9 @@ pub(crate) mod azure;
 pub(crate) mod calls;
 pub(crate) mod gcp;
 pub(crate) mod log;
+pub(crate) mod memory;
 pub(crate) mod offered;
+pub(crate) mod pgbouncer;
 pub(crate) mod pki;
 pub(crate) mod postgres;
 pub(crate) mod private;
@@ -16,6 +18,7 @@ pub(crate) mod rows;
 pub(crate) mod server;
 pub(crate) mod shared_vault;
 pub(crate) mod stub;
+pub(crate) mod switch;
 pub(crate) mod toxics;
 pub(crate) mod vault;
 

@@ -1,5 +1,7 @@
 //! Toxiproxy between us and a server: what a network does to a connection, turned on and off while calls go through.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::needed;
@@ -96,6 +98,22 @@ impl Way {
                 let url = format!("{}/proxies/{}/toxics/fault", self.api, self.name);
                 let answer = super::http().delete(url).send().await.expect("Toxiproxy answers");
                 assert!(answer.status().is_success(), "{}", answer.status());
+            }
+        }
+    }
+
+    /// What the server says comes so much later from now on; zero ends it, and lets through what is on its way.
+    pub(crate) async fn delay(&self, by: Duration) {
+        let toxics = format!("{}/proxies/{}/toxics", self.api, self.name);
+        match by.is_zero() {
+            true => {
+                let answer = super::http().delete(format!("{toxics}/delay")).send().await;
+                assert!(answer.expect("Toxiproxy answers").status().is_success());
+            }
+            false => {
+                let latency = json!({ "latency": by.as_millis() as u64 });
+                let toxic = json!({ "name": "delay", "type": "latency", "stream": "downstream", "attributes": latency });
+                let _: Value = post(&toxics, &toxic).await;
             }
         }
     }
