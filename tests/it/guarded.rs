@@ -431,8 +431,17 @@ impl House {
     }
 
     pub(crate) async fn replica_with(&self, cache_seconds: u64) -> Replica {
+        self.replica_patient(cache_seconds, 2).await
+    }
+
+    /// Whose probes may take so many seconds.
+    pub(crate) async fn replica_patient(&self, cache_seconds: u64, probe_seconds: u64) -> Replica {
         let seconds = Duration::from_secs;
-        let guard = KeyGuard { probe_every: seconds(1), probe_timeout: seconds(2), resume_after: seconds(0) };
+        let guard = KeyGuard {
+            probe_every: seconds(1),
+            probe_timeout: seconds(probe_seconds),
+            resume_after: seconds(0),
+        };
         let clock = Arc::new(Jumping::default());
         let store = Arc::new(Wired {
             database: self.database.clone(),

@@ -296,7 +296,8 @@ async fn callers_of_a_version_that_nobody_has_met_do_not_wait_for_each_others_fa
 #[tokio::test]
 async fn one_replicas_outage_is_not_the_tenants() {
     let house = House::new().await;
-    let (one, two) = (house.replica().await, house.replica().await);
+    // Two lost probes in a row are no outage either, on a machine that has other things to do.
+    let (one, two) = (house.replica_patient(300, 9).await, house.replica_patient(300, 9).await);
     let token = one.encrypt("r").await.unwrap();
     assert_eq!(two.decrypt(&token, "r").await, Ok(()));
     one.watch();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use byok::model::{IncidentId, Posture, TenantUid};
+use byok::model::{IncidentId, Posture, Proof, TenantUid};
 use byok::store::{AnnouncementOutcome, Attempt, Change, Database as _, Postgres, Store, Unannounced};
 use uuid::Uuid;
 
@@ -216,7 +216,8 @@ async fn an_incident_that_was_not_written_is_not_announced(store: Db) {
     // Another replica was first: its compare-and-swap touches nothing.
     let mut lost = incident.clone();
     lost.id = IncidentId::new();
-    let prove = Change::Prove { from: stale.revision, to: proof.clone(), incident: Some(lost) };
+    let to = Proof { next_probe_at: proof.next_probe_at.plus(Duration::from_secs(1)), ..proof };
+    let prove = Change::Prove { from: stale.revision, to, incident: Some(lost) };
     assert!(!applied(&store, tenant, prove).await);
     assert_eq!(due_ids(&store, tenant).await, [incident.id]);
 }

@@ -11,7 +11,7 @@ use axum::response::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use byok::model::{Incident, Posture, Proof, TenantUid, Timestamp};
-use byok::store::{Change, Postgres, Store as _, TenantReads as _};
+use byok::store::{Postgres, TenantReads as _};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::net::TcpListener;
@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 use crate::support::pki::Authority;
 use crate::support::postgres::connect;
 use crate::support::relay::Relay;
-use crate::support::rows::{changes, now, turn, watched};
+use crate::support::rows::{now, turn, watched, write};
 use crate::support::server::TestServer;
 use crate::support::{http, needed};
 
@@ -314,10 +314,7 @@ async fn what_is_too_old_is_given_up_and_what_follows_is_sent() {
     // As if nobody had taken it for three days.
     old.id = byok::model::IncidentId::new();
     old.at = Timestamp(now().0 - Duration::from_secs(3 * 24 * 3_600 + 60).as_micros() as i64);
-    let to = Proof { revision: proof.revision + 1, ..proof.clone() };
-    let prove = Change::Prove { from: proof.revision, to: to.clone(), incident: Some(old.clone()) };
-    assert_eq!(bench.store.commit(&changes(bench.tenant, vec![prove])).await.unwrap().applied, [1]);
-    proof = to;
+    write(&bench.store, bench.tenant, &mut proof, &old).await;
     let fresh = bench.turn(&mut proof, Posture::Revoked).await;
     bench.ended(&fresh, 1, "announced").await;
     assert_eq!(bench.state(&old).await.1.as_deref(), Some("given_up"));
