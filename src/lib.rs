@@ -11,7 +11,7 @@
 //! | 3 | [`keyring`] | which DEKs are in memory |
 //! | 2 | [`audit`] | what an entry is, and the committer that makes it durable |
 //! | 1 | [`store`], [`kms`], [`auth`], [`webhook`] | SQL; the customer's KMS; who calls and what they may do; whom incidents are announced to |
-//! | 0 | [`crypto`], [`model`], [`config`], [`telemetry`] | pure code, plain types, the environment, logs and metrics |
+//! | 0 | [`crypto`], [`model`], [`merkle`], [`config`], [`telemetry`] | pure code, plain types, Merkle trees, the environment, logs and metrics |
 
 pub mod app;
 pub mod audit;
@@ -23,6 +23,7 @@ pub mod crypto;
 pub mod graphql;
 pub mod keyring;
 pub mod kms;
+pub mod merkle;
 pub mod model;
 pub mod rest;
 pub mod server;

@@ -8,7 +8,7 @@ BEGIN
         ' np_byok_audit, np_byok_jobs, np_byok_proofs, np_byok_incidents, np_byok_announcements FROM %I', serving);
     EXECUTE format('GRANT SELECT ON np_byok_migrations TO %I', serving);
     EXECUTE format('GRANT SELECT, INSERT ON np_byok_tenants TO %I', serving);
-    EXECUTE format('GRANT SELECT, INSERT, UPDATE (size) ON np_byok_heads TO %I', serving);
+    EXECUTE format('GRANT SELECT, INSERT, UPDATE (size, frontier) ON np_byok_heads TO %I', serving);
     EXECUTE format('GRANT SELECT, INSERT, UPDATE (wrapped, key_name, key_version, wrap_scheme, rewrapped_at)'
         ' ON np_byok_wrapped_deks TO %I', serving);
     EXECUTE format('GRANT SELECT, INSERT ON np_byok_audit TO %I', serving);

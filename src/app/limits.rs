@@ -75,7 +75,14 @@ impl Meters {
         let meter = match operation {
             Operation::Encrypt => &self.encrypt,
             Operation::Decrypt | Operation::Reveal => &self.decrypt,
-            Operation::Rotate | Operation::Audit | Operation::Health | Operation::Incident => &self.other,
+            Operation::Rotate
+            | Operation::Audit
+            | Operation::Health
+            | Operation::Incident
+            | Operation::Prune
+            | Operation::Erase
+            | Operation::Hold
+            | Operation::Restore => &self.other,
         };
         meter.take(tenant, NonZeroU32::MIN).map_err(of_calls)
     }
@@ -89,7 +96,14 @@ impl Meters {
         let meter = match operation {
             Operation::Encrypt => &self.encrypt_items,
             Operation::Decrypt | Operation::Reveal => &self.decrypt_items,
-            Operation::Rotate | Operation::Audit | Operation::Health | Operation::Incident => &None,
+            Operation::Rotate
+            | Operation::Audit
+            | Operation::Health
+            | Operation::Incident
+            | Operation::Prune
+            | Operation::Erase
+            | Operation::Hold
+            | Operation::Restore => &None,
         };
         match (meter, u32::try_from(items).ok().and_then(NonZeroU32::new)) {
             (Some(meter), Some(items)) => meter.take(tenant, items),

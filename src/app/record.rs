@@ -196,9 +196,10 @@ impl App {
             user: caller.identity.user.clone(),
             means: caller.identity.means,
             request_id: Some(caller.request_id.as_str().to_owned()),
+            detail: None,
             items,
         };
-        let row = pack(&entry);
+        let row = pack(caller.tenant.uid, &entry);
         (entry.items, row)
     }
 

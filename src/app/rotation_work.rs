@@ -259,7 +259,12 @@ impl App {
         let finished = job.state == JobState::Done;
         let entry = (!items.is_empty()).then(|| self.rotation_entry(job.id, items));
         changes.push(Change::AdvanceJob { job, holder, after });
-        let unit = Unit { tenant: tenant.uid, entry: entry.as_ref().map(pack), changes, fence };
+        let unit = Unit {
+            tenant: tenant.uid,
+            entry: entry.as_ref().map(|entry| pack(tenant.uid, entry)),
+            changes,
+            fence,
+        };
         match self.committer.commit(unit).await {
             Ok(durable) if durable.applied.last() != Some(&1) => Step::Lost,
             Ok(_) if finished => Step::Finished,
@@ -279,6 +284,7 @@ impl App {
             user: None,
             means: Means::Operator,
             request_id: Some(job.to_string()),
+            detail: None,
             items,
         }
     }

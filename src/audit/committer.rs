@@ -221,7 +221,7 @@ impl Lane {
             let seen = match outcome {
                 Err(CommitError::Moved { size }) => size,
                 Ok(_) | Err(CommitError::Fenced | CommitError::Rejected) => batch.base,
-                Err(CommitError::Unavailable | CommitError::Unknown) => batch.base,
+                Err(CommitError::Unavailable | CommitError::Unknown | CommitError::Rewound) => batch.base,
             };
             if seen < known.size && !batch.entries.is_empty() {
                 self.rewound(tenant, known.size, seen);
@@ -241,6 +241,10 @@ impl Lane {
                     return Ok(Durable { applied: committed.applied, passage: passage.map(Arc::new) });
                 }
                 Err(CommitError::Fenced) => return Err(CommitFailed::Fenced),
+                Err(CommitError::Rewound) => {
+                    self.rewound(tenant, known.size, seen);
+                    return Err(CommitFailed::Unavailable);
+                }
                 // Another replica was first. It would be first again: from here on this lane queues.
                 Err(CommitError::Moved { .. }) if !in_turn => {
                     in_turn = true;
@@ -287,7 +291,7 @@ impl Lane {
     }
 
     fn rewound(&mut self, tenant: TenantUid, known: u64, seen: u64) {
-        error!(%tenant, known, seen, "the log is shorter than it was: the database was restored or failed over");
+        error!(%tenant, known, seen, "the log is not the one that it was: the database was restored or failed over");
         self.heads.remove(&tenant);
         self.rewinds.fetch_add(1, Ordering::SeqCst);
     }

@@ -2,7 +2,9 @@
 //! what and when; never a plaintext, a key, another context value or a provider's message.
 
 mod committer;
+mod digest;
 mod pack;
 
 pub use committer::{CommitFailed, Committer, Durable, Passage, Unit};
+pub use digest::{digest_of, item_leaves};
 pub use pack::{pack, unpack};

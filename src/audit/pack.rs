@@ -26,8 +26,10 @@ use base64::engine::general_purpose::STANDARD_NO_PAD;
 use serde_json::Value;
 
 use crate::crypto::{fill_random, hmac_sha256};
-use crate::model::{DekId, Entry, ErrorCode, Item, KeyVersion, Salted, Source};
+use crate::model::{DekId, Entry, ErrorCode, Item, KeyVersion, Salted, Source, TenantUid};
 use crate::store::EntryRow;
+
+use super::digest::digest_of;
 
 const VERSION: u8 = 1;
 const HAS_DEK: u8 = 1;
@@ -35,14 +37,14 @@ const HAS_RECORD: u8 = 2;
 const FROM_CACHE: u8 = 4;
 const FROM_KMS: u8 = 8;
 
-/// Packs an entry, with a fresh salt for each personal value.
-pub fn pack(entry: &Entry) -> EntryRow {
+/// Packs a tenant's entry, with a fresh salt for each personal value.
+pub fn pack(tenant: TenantUid, entry: &Entry) -> EntryRow {
     let mut salts = vec![0_u8; 16 * (entry.items.len() + 2)];
     fill_random(&mut salts);
     let (own, of_items) = salts.split_at(32);
     let (user_salt, request_salt) = own.split_at(16);
     let (records, items) = pack_items(&entry.items, of_items);
-    EntryRow {
+    let mut row = EntryRow {
         id: entry.id,
         at: entry.at,
         operation: entry.operation,
@@ -52,9 +54,13 @@ pub fn pack(entry: &Entry) -> EntryRow {
         user: entry.user.as_ref().map(|user| salted(user, user_salt)),
         request: salted(entry.request_id.as_deref().unwrap_or_default(), request_salt),
         item_count: u32::try_from(entry.items.len()).unwrap_or(u32::MAX),
+        detail: entry.detail.clone(),
         records,
         items,
-    }
+        digest: [0; 32],
+    };
+    row.digest = digest_of(tenant, &row).expect("what was packed can be read");
+    row
 }
 
 /// Reads a packed entry; `None` when it is not of a form that [`pack`] writes.
@@ -68,6 +74,7 @@ pub fn unpack(row: &EntryRow) -> Option<Entry> {
         user: row.user.as_ref().and_then(|user| user.value.clone()),
         means: row.means,
         request_id: row.request.value.clone(),
+        detail: row.detail.clone(),
         items: unpack_items(&row.items, &row.records, row.item_count)?,
     })
 }
@@ -172,40 +179,92 @@ fn put_text(out: &mut Vec<u8>, text: &str) {
 }
 
 fn unpack_items(packed: &[u8], records: &str, count: u32) -> Option<Vec<Item>> {
-    let mut input = Input(packed);
-    if input.byte()? != VERSION {
-        return None;
-    }
-    let versions = input.list(|input| Some(KeyVersion::new(input.text()?, input.text()?)))?;
-    let requests = input.list(|input| Some(Arc::<str>::from(input.text()?)))?;
-    let refusals = input.list(|input| ErrorCode::parse(input.text()?))?;
+    let packed = PackedItems::read(packed, count)?;
     let records: Vec<Option<(Arc<str>, String)>> = serde_json::from_str(records).ok()?;
-    if records.len() != usize::try_from(count).ok()? {
+    if records.len() != packed.items.len() {
         return None;
     }
-    let mut items = Vec::with_capacity(records.len());
-    for record in records {
-        let flags = input.byte()?;
-        let key_version = input.pick(&versions)?;
-        let kms_request_id = input.pick(&requests)?;
-        let refused = input.pick(&refusals)?;
-        let dek_id = match flags & HAS_DEK {
-            0 => None,
-            _ => Some(DekId(uuid::Uuid::from_slice(input.take(16)?).ok()?)),
-        };
-        if flags & HAS_RECORD != 0 {
-            input.take(32)?;
+    let item = |(item, record): (&PackedItem, Option<(Arc<str>, String)>)| Item {
+        record_id: record.map(|(record_id, _salt)| record_id),
+        dek_id: item.dek_id,
+        key_version: packed.key_version(item).cloned(),
+        source: item.source,
+        kms_request_id: packed.kms_request_id(item).cloned(),
+        refused: packed.refusal(item).copied(),
+    };
+    Some(packed.items.iter().zip(records).map(item).collect())
+}
+
+/// Packed items, read: what stays of them after an erasure.
+pub(super) struct PackedItems {
+    versions: Vec<KeyVersion>,
+    requests: Vec<Arc<str>>,
+    refusals: Vec<ErrorCode>,
+    pub(super) items: Vec<PackedItem>,
+}
+
+/// One of them; key version, KMS request id and refusal are places in the columns, from 1, or 0 for none.
+pub(super) struct PackedItem {
+    pub(super) dek_id: Option<DekId>,
+    pub(super) source: Option<Source>,
+    pub(super) record_hmac: Option<[u8; 32]>,
+    version: usize,
+    request: usize,
+    refusal: usize,
+}
+
+impl PackedItems {
+    /// `None` when that is not of a form that [`pack`] writes.
+    pub(super) fn read(packed: &[u8], count: u32) -> Option<Self> {
+        let mut input = Input(packed);
+        if input.byte()? != VERSION {
+            return None;
         }
-        let source = match flags & (FROM_CACHE | FROM_KMS) {
-            0 => None,
-            FROM_CACHE => Some(Source::Cache),
-            FROM_KMS => Some(Source::Kms),
-            _ => return None,
-        };
-        let record_id = record.map(|(record_id, _salt)| record_id);
-        items.push(Item { record_id, dek_id, key_version, source, kms_request_id, refused });
+        let versions = input.list(|input| Some(KeyVersion::new(input.text()?, input.text()?)))?;
+        let requests = input.list(|input| Some(Arc::<str>::from(input.text()?)))?;
+        let refusals = input.list(|input| ErrorCode::parse(input.text()?))?;
+        // An item has 7 bytes at least: a count that was altered makes nobody allocate for it.
+        let count = usize::try_from(count).ok().filter(|count| *count <= input.0.len() / 7)?;
+        let mut items = Vec::with_capacity(count);
+        for _ in 0..count {
+            let flags = input.byte()?;
+            if flags & !(HAS_DEK | HAS_RECORD | FROM_CACHE | FROM_KMS) != 0 {
+                return None;
+            }
+            items.push(PackedItem {
+                version: input.place(versions.len())?,
+                request: input.place(requests.len())?,
+                refusal: input.place(refusals.len())?,
+                source: match flags & (FROM_CACHE | FROM_KMS) {
+                    0 => None,
+                    FROM_CACHE => Some(Source::Cache),
+                    FROM_KMS => Some(Source::Kms),
+                    _ => return None,
+                },
+                dek_id: match flags & HAS_DEK {
+                    0 => None,
+                    _ => Some(DekId(uuid::Uuid::from_slice(input.take(16)?).ok()?)),
+                },
+                record_hmac: match flags & HAS_RECORD {
+                    0 => None,
+                    _ => Some(input.take(32)?.try_into().ok()?),
+                },
+            });
+        }
+        input.0.is_empty().then_some(Self { versions, requests, refusals, items })
     }
-    input.0.is_empty().then_some(items)
+
+    pub(super) fn key_version(&self, item: &PackedItem) -> Option<&KeyVersion> {
+        item.version.checked_sub(1).map(|place| &self.versions[place])
+    }
+
+    pub(super) fn kms_request_id(&self, item: &PackedItem) -> Option<&Arc<str>> {
+        item.request.checked_sub(1).map(|place| &self.requests[place])
+    }
+
+    pub(super) fn refusal(&self, item: &PackedItem) -> Option<&ErrorCode> {
+        item.refusal.checked_sub(1).map(|place| &self.refusals[place])
+    }
 }
 
 struct Input<'a>(&'a [u8]);
@@ -234,12 +293,9 @@ impl<'a> Input<'a> {
         (0..self.number()?).map(|_| element(self)).collect()
     }
 
-    /// The outer `None` is a bad index, the inner one "none".
-    fn pick<T: Clone>(&mut self, known: &[T]) -> Option<Option<T>> {
-        match self.number()? {
-            0 => Some(None),
-            index => known.get(index - 1).cloned().map(Some),
-        }
+    /// A place in a column of that length, from 1; 0 for none.
+    fn place(&mut self, length: usize) -> Option<usize> {
+        self.number().filter(|place| *place <= length)
     }
 }
 
@@ -247,6 +303,8 @@ impl<'a> Input<'a> {
 mod tests {
     use super::*;
     use crate::model::{EntryId, Means, Operation, Outcome, Timestamp};
+
+    const TENANT: TenantUid = TenantUid([7; 16]);
 
     fn entry() -> Entry {
         let version = KeyVersion::new("byok", "3");
@@ -275,6 +333,7 @@ mod tests {
             user: Some("u-1".to_owned()),
             means: Means::Jwt,
             request_id: Some("r-1".to_owned()),
+            detail: Some("so".into()),
             items: vec![done("user-\"1\""), refused, done("ü")],
         }
     }
@@ -282,7 +341,7 @@ mod tests {
     #[test]
     fn an_entry_reads_back_as_it_was_packed() {
         let entry = entry();
-        assert_eq!(unpack(&pack(&entry)), Some(entry));
+        assert_eq!(unpack(&pack(TENANT, &entry)), Some(entry));
     }
 
     #[test]
@@ -291,12 +350,12 @@ mod tests {
         let item = entry.items[0].clone();
         let own = |n: usize| Item { kms_request_id: Some(format!("req-{n}").into()), ..item.clone() };
         entry.items = (0..20_000).map(own).collect();
-        assert_eq!(unpack(&pack(&entry)), Some(entry));
+        assert_eq!(unpack(&pack(TENANT, &entry)), Some(entry));
     }
 
     #[test]
     fn what_stays_after_an_erasure_holds_no_personal_value() {
-        let row = pack(&entry());
+        let row = pack(TENANT, &entry());
         let stays = String::from_utf8_lossy(&row.items).into_owned();
         assert!(!stays.contains("user-") && !stays.contains("u-1"));
         let erased = EntryRow { records: "[null,null,null]".to_owned(), ..row };
@@ -307,14 +366,14 @@ mod tests {
 
     #[test]
     fn the_hmac_is_made_with_the_salt_that_stands_beside_the_value() {
-        let row = pack(&entry());
+        let row = pack(TENANT, &entry());
         let user = row.user.unwrap();
         assert_eq!(user.hmac, hmac_sha256(&user.salt.unwrap(), b"u-1"));
     }
 
     #[test]
     fn damaged_items_are_refused_and_never_panic() {
-        let row = pack(&entry());
+        let row = pack(TENANT, &entry());
         for length in 0..row.items.len() {
             let cut = EntryRow { items: row.items[..length].to_vec(), ..row.clone() };
             assert_eq!(unpack(&cut), None, "cut at {length}");

@@ -149,7 +149,7 @@ async fn primary(database: &dyn Database) -> Result<Tenant, Failure> {
                     Batch { tenant: tenant.uid, base: 0, entries: Vec::new(), changes, fence: Vec::new() };
                 match database.commit(&batch).await {
                     Ok(_) => continue,
-                    Err(CommitError::Rejected | CommitError::Fenced) => {
+                    Err(CommitError::Rejected | CommitError::Fenced | CommitError::Rewound) => {
                         return Err(Failure::Running("the database refuses to be written".to_owned()));
                     }
                     Err(CommitError::Moved { .. } | CommitError::Unavailable | CommitError::Unknown) => {}

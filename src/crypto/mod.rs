@@ -37,7 +37,7 @@ mod wycheproof_tests;
 
 pub use context::{Context, ContextError, MAX_CONTEXT_BYTES, MAX_CONTEXT_PAIRS};
 pub use ed25519::{Ed25519SigningKey, Ed25519VerifyingKey, NoEd25519Key};
-pub use provider::{ct_eq, fill_random, hmac_sha256, random, sha256};
+pub use provider::{ct_eq, fill_random, hmac_sha256, random, sha256, sha256_of};
 pub use rsa::{NoRsaKey, RsaSigningKey};
 pub use seal::{Binding, DecryptFailed, open, seal};
 pub use sealing_key::{SealedDek, SealingKey};

@@ -47,7 +47,7 @@ pub fn sha256(data: &[u8]) -> [u8; 32] {
 }
 
 /// SHA-256 of the concatenation of `parts`. The caller sees to it that the concatenation has only one reading.
-pub(super) fn sha256_of(parts: &[&[u8]]) -> [u8; 32] {
+pub fn sha256_of(parts: &[&[u8]]) -> [u8; 32] {
     let mut context = digest::Context::new(&digest::SHA256);
     for part in parts {
         context.update(part);

@@ -158,6 +158,10 @@ impl Vocabulary for Operation {
             Self::Incident => {
                 ("INCIDENT", "The key was turned off or out of reach, or came back: nobody asked for it.")
             }
+            Self::Prune => ("PRUNE", "Old entries were dropped, and their hashes kept."),
+            Self::Erase => ("ERASE", "Personal values of entries were erased."),
+            Self::Hold => ("HOLD", "The log was put on legal hold, or the hold was lifted."),
+            Self::Restore => ("RESTORE", "A new log was begun after the database was restored."),
         }
     }
 }

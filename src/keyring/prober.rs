@@ -368,7 +368,7 @@ impl Keyring {
         };
         let unit = Unit {
             tenant: tenant.uid,
-            entry: Some(pack(&self.entry_of(&incident))),
+            entry: Some(pack(tenant.uid, &self.entry_of(&incident))),
             fence: vec![Fence {
                 key_version: to.key_version.clone(),
                 must: Must::BeUnchanged { revision: from.revision },
@@ -449,6 +449,7 @@ impl Keyring {
             user: None,
             means: Means::Operator,
             request_id: Some(incident.id.to_string()),
+            detail: None,
             items: vec![item],
         }
     }

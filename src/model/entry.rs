@@ -81,6 +81,8 @@ pub struct Entry {
     pub means: Means,
     /// Our request id; `None` after an erasure.
     pub request_id: Option<String>,
+    /// What an operation on the log itself did, or why: in our words, of which nothing is personal.
+    pub detail: Option<Arc<str>>,
     /// The records, in the order of the call.
     pub items: Vec<Item>,
 }

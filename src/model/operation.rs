@@ -17,12 +17,31 @@ pub enum Operation {
     Health,
     /// The key's posture turned: the prober's, nobody calls it.
     Incident,
+    /// Drop old entries, and keep their hashes: the operator's.
+    Prune,
+    /// Set personal values of entries to null: the operator's.
+    Erase,
+    /// Keep a tenant's entries whatever their age, or no longer: the operator's.
+    Hold,
+    /// Go on in a new log after the database was restored: the operator's.
+    Restore,
 }
 
 impl Operation {
     /// Every operation.
-    pub const ALL: [Self; 7] =
-        [Self::Encrypt, Self::Decrypt, Self::Reveal, Self::Rotate, Self::Audit, Self::Health, Self::Incident];
+    pub const ALL: [Self; 11] = [
+        Self::Encrypt,
+        Self::Decrypt,
+        Self::Reveal,
+        Self::Rotate,
+        Self::Audit,
+        Self::Health,
+        Self::Incident,
+        Self::Prune,
+        Self::Erase,
+        Self::Hold,
+        Self::Restore,
+    ];
 
     /// The name in permissions, entries, metrics and filters.
     pub fn as_str(self) -> &'static str {
@@ -34,6 +53,10 @@ impl Operation {
             Self::Audit => "audit",
             Self::Health => "health",
             Self::Incident => "incident",
+            Self::Prune => "prune",
+            Self::Erase => "erase",
+            Self::Hold => "hold",
+            Self::Restore => "restore",
         }
     }
 

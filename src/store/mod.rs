@@ -20,6 +20,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use uuid::Uuid;
 
+use crate::merkle::{Frontier, Hash};
 use crate::model::{
     Canary, DekId, EntryId, Incident, IncidentId, Job, JobId, KeyVersion, Means, Operation, Outcome, Proof,
     Salted, Tenant, TenantUid, Timestamp, Wrapped,
@@ -65,6 +66,8 @@ pub struct EntryRow {
     pub user: Option<Salted>,
     /// Our request id.
     pub request: Salted,
+    /// What an operation on the log itself did.
+    pub detail: Option<Arc<str>>,
     /// How many items the call had.
     pub item_count: u32,
     /// Record ids with their salts, as a JSON array with one element an item, in order: `["<record id>","<salt, base64>"]`,
@@ -72,6 +75,47 @@ pub struct EntryRow {
     pub records: String,
     /// The packed items.
     pub items: Vec<u8>,
+    /// SHA-256 of all of it that never changes, but its time; `audit` says how. Zeros for an entry from before the log was a
+    /// tree.
+    pub digest: [u8; 32],
+}
+
+impl EntryRow {
+    /// Its leaf in the tenant's Merkle tree: the hash of its time in microseconds since 1970 (8 bytes, big-endian) and its
+    /// digest.
+    pub fn leaf(&self) -> Hash {
+        let mut data = [0; 40];
+        data[..8].copy_from_slice(&self.at.0.to_be_bytes());
+        data[8..].copy_from_slice(&self.digest);
+        Hash::of_leaf(&data)
+    }
+}
+
+/// Where a tenant's log ends. Entries are counted from 0 for as long as there is the tenant; the tree has those of the
+/// current log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogHead {
+    /// Which of the tenant's logs, from 1: a database that was restored goes on in another one.
+    pub log: u32,
+    /// Its first entry's place.
+    pub first: u64,
+    /// Its tree.
+    pub frontier: Frontier,
+}
+
+impl LogHead {
+    /// The place of the next entry: how many the tenant has had.
+    pub fn end(&self) -> u64 {
+        self.first + self.frontier.size()
+    }
+
+    /// As it is once these are appended.
+    #[must_use]
+    pub fn extended(&self, entries: &[EntryRow]) -> Self {
+        let mut head = self.clone();
+        entries.iter().for_each(|entry| head.frontier.append(entry.leaf()));
+        head
+    }
 }
 
 /// One change of what is stored. Each is all or nothing and says in [`Committed::applied`] how many rows it touched.
@@ -194,6 +238,9 @@ pub enum CommitError {
     Unknown,
     /// The database is out of reach; nothing was done.
     Unavailable,
+    /// The log has the size that it had when this process saw it last, and another content: the database went back in time.
+    /// Nothing was done.
+    Rewound,
     /// The database refused the batch (a constraint, a missing table or right, a NUL in a text, an unknown tenant);
     /// nothing was done, and a retry will not help.
     Rejected,
@@ -239,6 +286,9 @@ pub struct PlacedEntry {
 pub trait TenantReads {
     /// The tenant of that name.
     async fn tenant(&self, name: &str) -> Result<Option<Tenant>, ReadError>;
+
+    /// Where the tenant's log ends; `None` for a tenant that has none.
+    async fn log_head(&self, tenant: TenantUid) -> Result<Option<LogHead>, ReadError>;
 
     /// The size of the tenant's log; 0 for a tenant that has none.
     async fn log_size(&self, tenant: TenantUid) -> Result<u64, ReadError>;

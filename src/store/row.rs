@@ -6,12 +6,13 @@ use std::time::Duration;
 use sqlx::Error;
 use uuid::Uuid;
 
+use crate::merkle::Frontier;
 use crate::model::{
     Canary, DekId, EntryId, ErrorCode, Incident, IncidentId, Job, JobId, JobState, KeyVersion, Means,
     Operation, Outcome, Posture, Progress, Proof, Salted, Tenant, TenantUid, Timestamp, Wrapped,
 };
 
-use super::{DekRow, EntryRow, PlacedEntry, Unannounced, Watched};
+use super::{DekRow, EntryRow, LogHead, PlacedEntry, Unannounced, Watched};
 
 /// A row's columns by position.
 pub(super) trait Columns {
@@ -127,8 +128,15 @@ fn posture(row: &impl Columns, at: usize) -> Result<Posture, Error> {
     there(Posture::parse(&there(row.text(at)?)?))
 }
 
+/// `size, log, first, frontier`.
+pub(super) fn head(row: &impl Columns) -> Result<LogHead, Error> {
+    let (size, first): (u64, u64) = (number(row, 0)?, number(row, 2)?);
+    let frontier = Frontier::from_bytes(there(size.checked_sub(first))?, &there(row.bytes(3)?)?);
+    Ok(LogHead { log: number(row, 1)?, first, frontier: there(frontier.ok())? })
+}
+
 /// `seq, at, id, operation, outcome, means, role, user_id, user_salt, user_hmac, request_id, request_salt, request_hmac,
-/// item_count, records, items`.
+/// item_count, records, items, detail, digest`.
 pub(super) fn entry(row: &impl Columns) -> Result<PlacedEntry, Error> {
     let salted = |value: usize, hmac: Vec<u8>| -> Result<Salted, Error> {
         let salt = row.bytes(value + 1)?.map(array).transpose()?;
@@ -148,6 +156,8 @@ pub(super) fn entry(row: &impl Columns) -> Result<PlacedEntry, Error> {
             item_count: number(row, 13)?,
             records: there(row.text(14)?)?,
             items: there(row.bytes(15)?)?,
+            detail: row.text(16)?.map(Arc::from),
+            digest: array(there(row.bytes(17)?)?)?,
         },
     })
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 /// The rooms of each row; a room may import from rows below its own.
 const ROWS: [&[&str]; 11] = [
     &["crypto", "model"],
-    &["config"],
+    &["config", "merkle"],
     &["telemetry", "store", "kms", "auth", "webhook"],
     &["audit"],
     &["keyring"],

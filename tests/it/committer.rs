@@ -13,8 +13,8 @@ use byok::model::{
 };
 use byok::store::{
     AnnouncementReads, AuditReads, Batch, Change, CommitError, Committed, Database as _, DekReads, DekRow,
-    EntryFilter, Fence, JobReads, Must, PlacedEntry, ProofReads, ReadError, Seen, Sqlite, Store, TenantReads,
-    Unannounced, Watched,
+    EntryFilter, Fence, JobReads, LogHead, Must, PlacedEntry, ProofReads, ReadError, Seen, Sqlite, Store,
+    TenantReads, Unannounced, Watched,
 };
 
 use crate::support::rows::{fence, prove, watch};
@@ -78,6 +78,10 @@ impl Store for Unlucky {
 impl TenantReads for Unlucky {
     async fn tenant(&self, name: &str) -> Result<Option<Tenant>, ReadError> {
         self.database.tenant(name).await
+    }
+
+    async fn log_head(&self, tenant: TenantUid) -> Result<Option<LogHead>, ReadError> {
+        self.database.log_head(tenant).await
     }
 
     async fn log_size(&self, tenant: TenantUid) -> Result<u64, ReadError> {
@@ -204,9 +208,10 @@ impl Bench {
             user: Some(user.to_owned()),
             means: Means::Jwt,
             request_id: Some("r".to_owned()),
+            detail: None,
             items: Vec::new(),
         };
-        Unit { tenant: self.tenant, entry: Some(pack(&entry)), changes, fence: Vec::new() }
+        Unit { tenant: self.tenant, entry: Some(pack(self.tenant, &entry)), changes, fence: Vec::new() }
     }
 
     fn fenced(&self, user: &str, changes: Vec<Change>, fence: Vec<Fence>) -> Unit {

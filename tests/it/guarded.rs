@@ -20,8 +20,8 @@ use byok::model::{
 };
 use byok::store::{
     AnnouncementReads, AuditReads, Batch, Change, CommitError, Committed, Database as _, DekReads, DekRow,
-    EntryFilter, Fence, JobReads, Must, Passed, PlacedEntry, ProofReads, ReadError, Seen, Sqlite, Store,
-    TenantReads, Unannounced, Watched,
+    EntryFilter, Fence, JobReads, LogHead, Must, Passed, PlacedEntry, ProofReads, ReadError, Seen, Sqlite,
+    Store, TenantReads, Unannounced, Watched,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -239,6 +239,10 @@ impl Store for Wired {
 impl TenantReads for Wired {
     async fn tenant(&self, name: &str) -> Result<Option<Tenant>, ReadError> {
         self.read().await?.tenant(name).await
+    }
+
+    async fn log_head(&self, tenant: TenantUid) -> Result<Option<LogHead>, ReadError> {
+        self.read().await?.log_head(tenant).await
     }
 
     async fn log_size(&self, tenant: TenantUid) -> Result<u64, ReadError> {

@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use byok::crypto;
+use byok::merkle::{Hash, root_of};
 use byok::model::{
     DekId, EntryId, ErrorCode, JobId, JobState, KeyVersion, Means, Operation, Outcome, Salted, Tenant,
     TenantUid, Timestamp,
@@ -54,6 +56,8 @@ on_every_database! {
     an_identical_batch_is_applied_once
     an_identical_batch_is_known_after_others_have_appended
     an_identical_batch_without_entries_does_nothing_more
+    the_head_is_the_tree_over_the_entries
+    a_head_that_is_moved_in_turn_and_at_once_is_one_tree
     contending_writers_leave_no_gap_and_no_double
     an_unknown_tenant_has_no_log
     a_dek_id_that_is_taken_rejects_the_whole_batch
@@ -100,6 +104,44 @@ fn inserts(rows: &[DekRow]) -> Vec<Change> {
 
 fn ids(rows: &[DekRow]) -> Vec<DekId> {
     rows.iter().map(|row| row.id).collect()
+}
+
+/// What the entries say that the head should be.
+async fn root_of_rows(store: &Db, tenant: TenantUid) -> Hash {
+    let mut rows = all(store, tenant).await;
+    rows.reverse();
+    root_of(rows.iter().map(|placed| placed.row.leaf()))
+}
+
+async fn the_head_is_the_tree_over_the_entries(store: Db) {
+    let tenant = tenant(&*store).await;
+    let empty = store.log_head(tenant).await.unwrap().unwrap();
+    assert_eq!((empty.log, empty.first, empty.end(), empty.frontier.root()), (1, 0, 0, Hash::of_nothing()));
+    for count in [1, 3, 1, 8] {
+        let base = store.log_size(tenant).await.unwrap();
+        let rows = (0..count).map(|_| EntryRow { digest: crypto::random(), ..entry() }).collect();
+        store.commit(&entries(tenant, base, rows)).await.unwrap();
+        let head = store.log_head(tenant).await.unwrap().unwrap();
+        assert_eq!(head.end(), base + count);
+        assert_eq!(head.frontier.root(), root_of_rows(&store, tenant).await);
+    }
+    assert_eq!(store.log_head(TenantUid([9; 16])).await, Ok(None));
+}
+
+async fn a_head_that_is_moved_in_turn_and_at_once_is_one_tree(store: Db) {
+    let tenant = tenant(&*store).await;
+    for turn in 0..12 {
+        let row = EntryRow { digest: [turn; 32], ..entry() };
+        let mut batch = entries(tenant, u64::from(turn), vec![row]);
+        match turn % 3 {
+            0 => store.commit_in_turn(&mut batch).await.unwrap(),
+            _ => store.commit(&batch).await.unwrap(),
+        };
+    }
+    assert_eq!(
+        store.log_head(tenant).await.unwrap().unwrap().frontier.root(),
+        root_of_rows(&store, tenant).await
+    );
 }
 
 async fn it_answers(store: Db) {

@@ -10,7 +10,9 @@ use byok::store::{
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::store_postgres::{DENIED, with_two_roles};
-use crate::support::postgres::{TestDatabase, connect, execute, migrated, number, settings, try_execute};
+use crate::support::postgres::{
+    LEVEL, TestDatabase, connect, execute, migrated, number, settings, try_execute,
+};
 use crate::support::rows::{canary, changes, dek, entry, fence, job, proof, tenant, watch};
 
 /// How old a proof may be, and for how long the head is held: well more.
@@ -217,15 +219,20 @@ async fn a_database_of_the_release_before_keeps_its_log_and_gets_proofs() {
     for sql in [
         "DROP TABLE np_byok_announcements, np_byok_proofs, np_byok_incidents",
         "DROP FUNCTION np_byok_announce",
+        "ALTER TABLE np_byok_audit DROP COLUMN detail, DROP COLUMN digest",
+        "ALTER TABLE np_byok_heads DROP COLUMN log, DROP COLUMN first, DROP COLUMN frontier",
         "DELETE FROM np_byok_migrations WHERE version > 1",
     ] {
         execute(&owner, sql).await;
     }
     assert!(store.schema().await.unwrap().usable().is_err());
     let again = Postgres::connect_lazy(&settings(&serving, Some(&owner), false)).unwrap();
-    assert_eq!(again.migrate().await.unwrap().ran, 2);
+    assert_eq!(again.migrate().await.unwrap().ran, LEVEL - 1);
     assert_eq!(again.log_size(tenant).await.unwrap(), 1);
     let store = connect(&serving);
     watch(&store, tenant, "1").await;
     assert!(store.commit(&proven(tenant, 1, HOUR)).await.unwrap().passed.is_some());
+    // The tree begins after what was there.
+    let head = store.log_head(tenant).await.unwrap().unwrap();
+    assert_eq!((head.first, head.frontier.size()), (1, 1));
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::support::pgbouncer::PgBouncer;
-use crate::support::postgres::{empty, settings};
+use crate::support::postgres::{LEVEL, empty, settings};
 use crate::support::rows::{dek, entry, fence, prove, tenant, watch};
 use byok::model::Posture;
 use byok::store::{Batch, Change, CommitError, Database, DekReads, Must, Postgres, Store, TenantReads};
@@ -14,7 +14,7 @@ async fn behind_pgbouncer_it_migrates_commits_and_reads_under_contention() {
     let database = empty().await;
     let pgbouncer = PgBouncer::before(&database.url).await;
     let store = Arc::new(Postgres::connect_lazy(&settings(&pgbouncer.url, None, true)).unwrap());
-    assert_eq!(store.migrate().await.unwrap().ran, 3);
+    assert_eq!(store.migrate().await.unwrap().ran, LEVEL);
     assert_eq!(store.schema().await.unwrap().usable(), Ok(()));
     let tenant = tenant(&*store).await;
     let writers = [(); 6].map(|()| {

@@ -2,14 +2,14 @@
 
 use byok::model::{TenantUid, Timestamp};
 use byok::store::{
-    AuditReads, Batch, Change, Database, EntryFilter, Exposure, MigrateError, Postgres, ReadError, Store,
-    postgres,
+    AuditReads, Batch, Change, CommitError, Database, EntryFilter, Exposure, MigrateError, Postgres,
+    ReadError, Store, TenantReads, postgres,
 };
 use sqlx::{Connection, Executor, PgConnection, SqlSafeStr};
 use uuid::Uuid;
 
 use crate::support::postgres::{
-    Server, TestDatabase, connect, empty, execute, migrated, number, settings, try_execute,
+    LEVEL, Server, TestDatabase, connect, empty, execute, migrated, number, settings, try_execute,
 };
 use crate::support::rows::{changes, dek, entries, entry, job, tenant, wrapped};
 
@@ -80,6 +80,19 @@ async fn an_erasure_sets_personal_values_to_null() {
 }
 
 #[tokio::test]
+async fn a_log_of_the_same_size_and_another_content_is_noticed() {
+    let (database, store) = migrated().await;
+    let tenant = with_one_entry(&store).await;
+    // A restored database that went on without us, as far as this process had come.
+    execute(&database.url, "UPDATE np_byok_heads SET frontier = sha256('another entry')").await;
+    let batch = entries(tenant, 1, vec![entry()]);
+    assert_eq!(store.commit(&batch).await, Err(CommitError::Rewound));
+    assert_eq!(store.log_size(tenant).await, Ok(1));
+    // What was remembered is gone: the next try reads the head that is there.
+    assert!(store.commit(&batch).await.is_ok());
+}
+
+#[tokio::test]
 async fn the_serving_role_serves_and_can_do_no_more() {
     let (_database, store, _owner, serving) = with_two_roles().await;
     let tenant = with_one_entry(&store).await;
@@ -115,6 +128,7 @@ async fn the_serving_role_serves_and_can_do_no_more() {
         "DELETE FROM np_byok_wrapped_deks",
         "UPDATE np_byok_wrapped_deks SET record_id = 'x'",
         "UPDATE np_byok_heads SET tenant = tenant",
+        "UPDATE np_byok_heads SET first = 0, log = 2",
         "DELETE FROM np_byok_heads",
         "UPDATE np_byok_migrations SET oldest_reader = 9",
         "UPDATE np_byok_tenants SET name = 'x'",
@@ -192,10 +206,10 @@ async fn several_replicas_may_migrate_at_once() {
     let mut ran = 0;
     for replica in replicas {
         let report = replica.await.unwrap().unwrap();
-        assert_eq!((report.applied, report.expected), (3, 3));
+        assert_eq!((report.applied, report.expected), (LEVEL, LEVEL));
         ran += report.ran;
     }
-    assert_eq!(ran, 3);
+    assert_eq!(ran, LEVEL);
 }
 
 #[tokio::test]
@@ -203,10 +217,10 @@ async fn a_schema_that_has_left_this_binary_behind_is_refused() {
     let (database, store) = migrated().await;
     let next =
         |oldest| format!("INSERT INTO np_byok_migrations VALUES ({}, 'next', '', {oldest})", 1 + oldest);
-    execute(&database.url, &next(3)).await;
+    execute(&database.url, &next(LEVEL)).await;
     assert_eq!(store.migrate().await.unwrap().usable(), Ok(()), "a newer one that still takes us is served");
-    execute(&database.url, &next(4)).await;
-    let left_behind = MigrateError::LeftBehind { binary: 3, needed: 4 };
+    execute(&database.url, &next(LEVEL + 1)).await;
+    let left_behind = MigrateError::LeftBehind { binary: LEVEL, needed: LEVEL + 1 };
     assert_eq!(store.migrate().await, Err(left_behind.clone()));
     assert_eq!(store.schema().await.unwrap().usable(), Err(left_behind));
 }
@@ -224,14 +238,14 @@ async fn a_role_that_may_not_migrate_is_told_and_served_once_another_has() {
     let serving = connect(&database.role().await);
     assert_eq!(serving.migrate().await, Err(MigrateError::Denied));
     let report = serving.schema().await.unwrap();
-    assert_eq!(report.usable(), Err(MigrateError::Behind { applied: 0, expected: 3 }));
+    assert_eq!(report.usable(), Err(MigrateError::Behind { applied: 0, expected: LEVEL }));
 }
 
 #[tokio::test]
 async fn the_serving_role_may_say_migrate_when_there_is_nothing_to_do() {
     let (_database, _store, _owner, serving) = with_two_roles().await;
     let report = connect(&serving).migrate().await.unwrap();
-    assert_eq!((report.applied, report.ran), (3, 0));
+    assert_eq!((report.applied, report.ran), (LEVEL, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

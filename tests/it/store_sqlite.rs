@@ -11,6 +11,7 @@ use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor, SqlSafeStr, SqliteConnection};
 use tempfile::TempDir;
 
+use crate::support::postgres::LEVEL;
 use crate::support::rows::{dek, entries, entry, tenant};
 
 /// A database with our tables; ends with its folder.
@@ -90,7 +91,7 @@ async fn a_file_that_another_process_made_is_migrated_once() {
     let stores = [Sqlite::open(&path).await.unwrap(), Sqlite::open(&path).await.unwrap()];
     let [one, other] = stores;
     let reports = tokio::join!(one.migrate(), other.migrate());
-    assert_eq!(reports.0.unwrap().ran + reports.1.unwrap().ran, 3);
+    assert_eq!(reports.0.unwrap().ran + reports.1.unwrap().ran, LEVEL);
     assert_eq!(one.schema().await.unwrap().usable(), Ok(()));
 }
 
@@ -106,8 +107,8 @@ async fn an_empty_file_has_no_schema_yet() {
     let folder = tempfile::tempdir().unwrap();
     let store = Sqlite::open(&folder.path().join("byok.db")).await.unwrap();
     let report = store.schema().await.unwrap();
-    assert_eq!((report.applied, report.expected), (0, 3));
-    assert_eq!(report.usable(), Err(MigrateError::Behind { applied: 0, expected: 3 }));
+    assert_eq!((report.applied, report.expected), (0, LEVEL));
+    assert_eq!(report.usable(), Err(MigrateError::Behind { applied: 0, expected: LEVEL }));
 }
 
 #[tokio::test]

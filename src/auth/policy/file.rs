@@ -91,7 +91,14 @@ impl Reading {
         let Some(when) = when else { return self.problem(place, "is neither `true`, `false` nor a `when`") };
         match operation {
             Operation::Encrypt | Operation::Decrypt | Operation::Reveal => {}
-            Operation::Rotate | Operation::Audit | Operation::Health | Operation::Incident => {
+            Operation::Rotate
+            | Operation::Audit
+            | Operation::Health
+            | Operation::Incident
+            | Operation::Prune
+            | Operation::Erase
+            | Operation::Hold
+            | Operation::Restore => {
                 return self.problem(place, "has no context that a `when` could look at");
             }
         }

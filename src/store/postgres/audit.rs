@@ -12,7 +12,7 @@ statements! {
     /// The bounds in time are written so that partitions outside are not even looked at.
     ENTRIES = "
         SELECT seq, at, id, operation, outcome, means, role, user_id, user_salt, user_hmac, request_id, request_salt,
-            request_hmac, item_count::int8, records::text, items
+            request_hmac, item_count::int8, records::text, items, detail, digest
         FROM np_byok_audit
         WHERE tenant = $1 AND seq < $2 AND at >= COALESCE($3::timestamptz, '-infinity')
             AND at < COALESCE($4::timestamptz, 'infinity')

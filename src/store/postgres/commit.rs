@@ -1,6 +1,7 @@
 //! The one write.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::sync::{MutexGuard, PoisonError};
 
 use sqlx::postgres::{PgArguments, PgBindIterExt, PgConnection};
 use sqlx::query::Query;
@@ -13,9 +14,9 @@ use uuid::Uuid;
 use crate::model::{DekId, Salted, TenantUid, Timestamp};
 
 use super::super::failure::Failure;
-use super::super::row::{Columns, signed, there};
+use super::super::row::{Columns, head, signed, there};
 use super::super::shown::shown;
-use super::super::{Batch, Change, CommitError, Committed, DekRow, EntryRow, Passed};
+use super::super::{Batch, Change, CommitError, Committed, DekRow, EntryRow, LogHead, Passed};
 use super::writers::Writer;
 use super::{BEGIN, EXCHANGE, Postgres, announcements, jobs, moment, proofs, statements, tenants};
 
@@ -26,7 +27,8 @@ statements! {
             SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit')
                 WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true)
         ), head AS (
-            UPDATE np_byok_heads h SET size = size + $3 FROM durable WHERE h.tenant = $1 AND h.size = $2
+            UPDATE np_byok_heads h SET size = size + $3, frontier = $32
+            FROM durable WHERE h.tenant = $1 AND h.size = $2 AND h.frontier = $31
                 -- The fence: no key in use but is as it must be when the statement begins. After a wait for the head's
                 -- row it is asked again only where that was written, so what counts is the age that is told below.
                 AND NOT EXISTS (
@@ -43,14 +45,15 @@ statements! {
             RETURNING size
         ), entries AS (
             INSERT INTO np_byok_audit (tenant, seq, at, id, operation, outcome, means, role, user_id, user_salt,
-                user_hmac, request_id, request_salt, request_hmac, item_count, records, items)
+                user_hmac, request_id, request_salt, request_hmac, item_count, records, items, detail, digest)
             SELECT $1, $2 + e.place - 1, e.at, e.id, e.operation, e.outcome, e.means, e.role, e.user_id, e.user_salt,
-                e.user_hmac, e.request_id, e.request_salt, e.request_hmac, e.item_count, e.records::jsonb, e.items
+                e.user_hmac, e.request_id, e.request_salt, e.request_hmac, e.item_count, e.records::jsonb, e.items,
+                e.detail, e.digest
             FROM head, unnest($4::timestamptz[], $5::uuid[], $6::text[], $7::text[], $8::text[], $9::text[],
                 $10::text[], $11::bytea[], $12::bytea[], $13::text[], $14::bytea[], $15::bytea[], $16::int4[],
-                $17::text[], $18::bytea[]) WITH ORDINALITY
+                $17::text[], $18::bytea[], $33::text[], $34::bytea[]) WITH ORDINALITY
                 AS e(at, id, operation, outcome, means, role, user_id, user_salt, user_hmac, request_id, request_salt,
-                request_hmac, item_count, records, items, place)
+                request_hmac, item_count, records, items, detail, digest, place)
         ), deks AS (
             INSERT INTO np_byok_wrapped_deks
                 (tenant, id, record_id, wrapped, key_name, key_version, wrap_scheme, created_at)
@@ -63,12 +66,14 @@ statements! {
             JOIN np_byok_proofs p USING (key_name, key_version) WHERE p.tenant = $1 ORDER BY f.place)
         FROM head";
 
-    /// The head's row lock, for which writers queue, and the size that it then holds.
-    TURN = "SELECT size FROM np_byok_heads WHERE tenant = $1 FOR UPDATE";
+    HEAD = "SELECT size, log::int8, first, frontier FROM np_byok_heads WHERE tenant = $1";
 
-    /// What the log shows of a batch that did not find it at its base: its size, and who sits there.
+    /// The head's row lock, for which writers queue, and what it then holds.
+    TURN = "SELECT size, log::int8, first, frontier FROM np_byok_heads WHERE tenant = $1 FOR UPDATE";
+
+    /// What the log shows of a batch that did not find it at its base: its size, its frontier, and who sits there.
     PLACE = "
-        SELECT h.size, (SELECT a.id FROM np_byok_audit a WHERE a.tenant = $1 AND a.seq = $2 AND a.at = $3)
+        SELECT h.size, h.frontier, (SELECT a.id FROM np_byok_audit a WHERE a.tenant = $1 AND a.seq = $2 AND a.at = $3)
         FROM np_byok_heads h WHERE h.tenant = $1";
 
     /// Returns the ids that are there now as they were to be; an id that holds something else is left out.
@@ -94,6 +99,12 @@ statements! {
             OR (d.wrapped, d.key_name, d.key_version, d.wrap_scheme)
                 = (r.wrapped, r.key_name, r.key_version, r.wrap_scheme))
         RETURNING d.id";
+}
+
+/// What a try did, and where it left the log.
+struct Done {
+    committed: Committed,
+    head: Option<LogHead>,
 }
 
 pub(super) type PgQuery = Query<'static, sqlx::Postgres, PgArguments>;
@@ -124,13 +135,15 @@ impl Postgres {
         })?;
         // Before the statement that commits goes out, a broken connection means that nothing was done.
         let mut decided = false;
-        let ended =
-            timeout(EXCHANGE, attempt(&mut writer.connection, batch, self.pgbouncer, &mut decided)).await;
+        let known = self.known_head(batch);
+        let attempt = attempt(&mut writer.connection, batch, known.as_ref(), self.pgbouncer, &mut decided);
+        let ended = timeout(EXCHANGE, attempt).await;
         if matches!(ended, Ok(Err(Ended::Missed))) {
             writer.keep();
-            return self.settle(batch).await;
+            self.heads().remove(&batch.tenant);
+            return self.settle(batch, known.as_ref()).await;
         }
-        self.concluded(writer, ended, decided)
+        self.concluded(batch.tenant, writer, ended, decided)
     }
 
     /// Takes the head's row lock, for which writers queue, and appends to the size that it then holds.
@@ -143,18 +156,31 @@ impl Postgres {
         let ended =
             timeout(EXCHANGE, attempt_in_turn(&mut writer.connection, batch, self.pgbouncer, &mut decided))
                 .await;
-        self.concluded(writer, ended, decided)
+        self.concluded(batch.tenant, writer, ended, decided)
+    }
+
+    /// Where this process left the log, if that is where the batch goes.
+    fn known_head(&self, batch: &Batch) -> Option<LogHead> {
+        self.heads().get(&batch.tenant).filter(|head| head.end() == batch.base).cloned()
+    }
+
+    fn heads(&self) -> MutexGuard<'_, HashMap<TenantUid, LogHead>> {
+        self.heads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn concluded(
         &self,
+        tenant: TenantUid,
         writer: Writer<'_>,
-        ended: Result<Result<Committed, Ended>, Elapsed>,
+        ended: Result<Result<Done, Ended>, Elapsed>,
         decided: bool,
     ) -> Result<Committed, CommitError> {
         let failure = match ended {
-            Ok(Ok(committed)) => {
+            Ok(Ok(Done { committed, head })) => {
                 writer.keep();
+                if let Some(head) = head {
+                    self.heads().insert(tenant, head);
+                }
                 return Ok(committed);
             }
             // Under the lock the head does not move: it is the fence.
@@ -183,28 +209,34 @@ impl Postgres {
 
     /// Nothing was appended: because another replica was first, because this very batch was appended before, or because of
     /// the fence?
-    async fn settle(&self, batch: &Batch) -> Result<Committed, CommitError> {
+    async fn settle(&self, batch: &Batch, known: Option<&LogHead>) -> Result<Committed, CommitError> {
         let Some(first) = batch.entries.first() else { return Err(CommitError::Rejected) };
         let place = || {
             let place =
                 sqlx::query(PLACE).bind(batch.tenant.0).bind(signed(batch.base)).bind(moment(first.at));
-            self.first(place, |row| Ok((there(row.number(0)?)?, row.uuid(1)?)))
+            self.first(place, |row| Ok((there(row.number(0)?)?, there(row.bytes(1)?)?, row.uuid(2)?)))
         };
         let mut found = place().await;
-        if matches!(found, Ok(Some((size, _))) if size == signed(batch.base)) && !batch.fence.is_empty() {
+        if matches!(found, Ok(Some((size, ..))) if size == signed(batch.base)) && !batch.fence.is_empty() {
             // A fence that does not hold waits for nobody, and this very batch may be under way: on a connection that was
             // lost, past its fence and before its end. It holds the head's lock until then.
             let turn = self.first(sqlx::query(TURN).bind(batch.tenant.0), |_| Ok(())).await;
             found = if turn.is_ok() { place().await } else { return Err(CommitError::Unknown) };
         }
         match found {
-            Ok(Some((_, Some(id)))) if id == first.id.0 => {
+            Ok(Some((.., Some(id)))) if id == first.id.0 => {
                 Ok(Committed { applied: shown(self, batch.tenant, &batch.changes).await?, passed: None })
             }
-            Ok(Some((size, _))) if size == signed(batch.base) && !batch.fence.is_empty() => {
+            Ok(Some((size, frontier, _)))
+                if size == signed(batch.base)
+                    && known.is_some_and(|known| known.frontier.to_bytes() != frontier) =>
+            {
+                Err(CommitError::Rewound)
+            }
+            Ok(Some((size, ..))) if size == signed(batch.base) && !batch.fence.is_empty() => {
                 Err(CommitError::Fenced)
             }
-            Ok(Some((size, _))) => Err(CommitError::Moved { size: u64::try_from(size).unwrap_or(0) }),
+            Ok(Some((size, ..))) => Err(CommitError::Moved { size: u64::try_from(size).unwrap_or(0) }),
             // A tenant without a head has no log to append to.
             Ok(None) => Err(CommitError::Rejected),
             // This try did nothing, but one before it may have.
@@ -216,18 +248,21 @@ impl Postgres {
 async fn attempt(
     connection: &mut PgConnection,
     batch: &Batch,
+    known: Option<&LogHead>,
     pgbouncer: bool,
     decided: &mut bool,
-) -> Result<Committed, Ended> {
+) -> Result<Done, Ended> {
     let one_statement = batch.changes.iter().all(|change| matches!(change, Change::InsertDek(_)));
     if one_statement && !batch.entries.is_empty() && !pgbouncer {
+        let head = head_of(connection, batch, known, true).await?;
         *decided = true;
-        let passed = append(connection, batch, &batch.changes, true).await?;
-        return Ok(Committed { applied: vec![1; batch.changes.len()], passed });
+        let (passed, head) = append(connection, batch, &batch.changes, &head, true).await?;
+        let committed = Committed { applied: vec![1; batch.changes.len()], passed };
+        return Ok(Done { committed, head: Some(head) });
     }
 
     let transaction = connection.begin_with(BEGIN).await?;
-    finish(transaction, batch, pgbouncer, decided).await
+    finish(transaction, batch, known, pgbouncer, decided).await
 }
 
 async fn attempt_in_turn(
@@ -235,29 +270,31 @@ async fn attempt_in_turn(
     batch: &mut Batch,
     pgbouncer: bool,
     decided: &mut bool,
-) -> Result<Committed, Ended> {
+) -> Result<Done, Ended> {
     let mut transaction = connection.begin_with(BEGIN).await?;
     let turn = sqlx::query(TURN).persistent(!pgbouncer).bind(batch.tenant.0);
-    let Some(head) = turn.fetch_optional(&mut *transaction).await? else {
+    let Some(row) = turn.fetch_optional(&mut *transaction).await? else {
         transaction.rollback().await?;
         return Err(Ended::Headless);
     };
-    batch.base = u64::try_from(head.try_get::<i64, _>(0)?).unwrap_or(0);
-    finish(transaction, batch, pgbouncer, decided).await
+    let head = head(&row)?;
+    batch.base = head.end();
+    finish(transaction, batch, Some(&head), pgbouncer, decided).await
 }
 
 /// Does what the batch says, and commits it.
 async fn finish(
     mut transaction: Transaction<'_, sqlx::Postgres>,
     batch: &Batch,
+    known: Option<&LogHead>,
     pgbouncer: bool,
     decided: &mut bool,
-) -> Result<Committed, Ended> {
-    match in_order(&mut transaction, batch, !pgbouncer).await {
-        Ok(committed) => {
+) -> Result<Done, Ended> {
+    match in_order(&mut transaction, batch, known, !pgbouncer).await {
+        Ok(done) => {
             *decided = true;
             transaction.commit().await?;
-            Ok(committed)
+            Ok(done)
         }
         Err(ended) => {
             if !matches!(ended, Ended::Failed(_)) {
@@ -270,8 +307,13 @@ async fn finish(
 
 /// The changes in their order, and the entries as soon as the tenant that they belong to is there; consecutive changes
 /// of one kind are one statement.
-async fn in_order(connection: &mut PgConnection, batch: &Batch, named: bool) -> Result<Committed, Ended> {
-    let mut passed = None;
+async fn in_order(
+    connection: &mut PgConnection,
+    batch: &Batch,
+    known: Option<&LogHead>,
+    named: bool,
+) -> Result<Done, Ended> {
+    let (mut passed, mut head) = (None, None);
     let mut applied = Vec::with_capacity(batch.changes.len());
     let mut rest = batch.changes.as_slice();
     while let [Change::CreateTenant(tenant), after @ ..] = rest {
@@ -280,7 +322,9 @@ async fn in_order(connection: &mut PgConnection, batch: &Batch, named: bool) -> 
     }
     if !batch.entries.is_empty() {
         let (first, after) = rest.split_at(run_of(rest, |change| matches!(change, Change::InsertDek(_))));
-        passed = append(connection, batch, first, named).await?;
+        let before = head_of(connection, batch, known, named).await?;
+        let (found, after_it) = append(connection, batch, first, &before, named).await?;
+        (passed, head) = (found, Some(after_it));
         applied.resize(applied.len() + first.len(), 1);
         rest = after;
     }
@@ -338,7 +382,23 @@ async fn in_order(connection: &mut PgConnection, batch: &Batch, named: bool) -> 
         };
         rest = &rest[length..];
     }
-    Ok(Committed { applied, passed })
+    Ok(Done { committed: Committed { applied, passed }, head })
+}
+
+/// The head that the batch follows on.
+async fn head_of(
+    connection: &mut PgConnection,
+    batch: &Batch,
+    known: Option<&LogHead>,
+    named: bool,
+) -> Result<LogHead, Ended> {
+    if let Some(known) = known {
+        return Ok(known.clone());
+    }
+    let query = sqlx::query(HEAD).persistent(named).bind(batch.tenant.0);
+    let row = query.fetch_optional(connection).await?.ok_or(Ended::Missed)?;
+    let head = head(&row)?;
+    if head.end() == batch.base { Ok(head) } else { Err(Ended::Missed) }
 }
 
 /// The count that a statement returns.
@@ -351,24 +411,31 @@ async fn append(
     connection: &mut PgConnection,
     batch: &Batch,
     deks: &[Change],
+    head: &LogHead,
     named: bool,
-) -> Result<Option<Passed>, Ended> {
-    let query = append_query(batch, deks).persistent(named);
+) -> Result<(Option<Passed>, LogHead), Ended> {
+    let extended = head.extended(&batch.entries);
+    let query = append_query(batch, deks, [head, &extended]).persistent(named);
     let row = query.fetch_optional(connection).await?.ok_or(Ended::Missed)?;
     if batch.fence.is_empty() {
-        return Ok(None);
+        return Ok((None, extended));
     }
     let proven_at: Vec<OffsetDateTime> = row.try_get(1)?;
     let proven_at = proven_at.into_iter().map(Timestamp::from).collect();
-    Ok(Some(Passed { now: there(row.moment(0)?)?, proven_at }))
+    Ok((Some(Passed { now: there(row.moment(0)?)?, proven_at }), extended))
 }
 
-fn append_query(batch: &Batch, deks: &[Change]) -> PgQuery {
+fn append_query(batch: &Batch, deks: &[Change], heads: [&LogHead; 2]) -> PgQuery {
     let query = sqlx::query(APPEND)
         .bind(batch.tenant.0)
         .bind(signed(batch.base))
         .bind(i64::try_from(batch.entries.len()).unwrap_or(i64::MAX));
-    proofs::bind_fence(bind_deks(bind_entries(query, &batch.entries), deks), &batch.fence)
+    let query = proofs::bind_fence(bind_deks(bind_entries(query, &batch.entries), deks), &batch.fence);
+    heads
+        .into_iter()
+        .fold(query, |query, head| query.bind(head.frontier.to_bytes()))
+        .bind(batch.entries.iter().map(|entry| entry.detail.as_deref()).bind_iter())
+        .bind(batch.entries.iter().map(|entry| entry.digest).bind_iter())
 }
 
 fn bind_entries(query: PgQuery, entries: &[EntryRow]) -> PgQuery {

@@ -30,6 +30,12 @@ pub(super) const MIGRATIONS: &[Migration] = &[
         oldest_reader: 1,
         sql: include_str!("../../../migrations/postgres/0003_announcements.sql"),
     },
+    Migration {
+        version: 4,
+        name: "merkle",
+        oldest_reader: 4,
+        sql: include_str!("../../../migrations/postgres/0004_merkle.sql"),
+    },
 ];
 
 const TABLE: &str = include_str!("../../../migrations/postgres/migrations.sql");

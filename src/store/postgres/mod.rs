@@ -16,7 +16,9 @@ mod proofs;
 mod tenants;
 mod writers;
 
+use std::collections::HashMap;
 use std::str::FromStr;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -28,12 +30,12 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::config;
-use crate::model::Timestamp;
+use crate::model::{TenantUid, Timestamp};
 
 use super::failure::Failure;
 use super::row::Columns;
 use super::statements::statements;
-use super::{Batch, CommitError, Committed, OpenError, ReadError, Store};
+use super::{Batch, CommitError, Committed, LogHead, OpenError, ReadError, Store};
 use writers::Writers;
 
 /// For a connection to be there.
@@ -82,6 +84,8 @@ pub struct Postgres {
     owner: Option<PgConnectOptions>,
     serving: PgConnectOptions,
     pgbouncer: bool,
+    /// Where this process left each log.
+    heads: Mutex<HashMap<TenantUid, LogHead>>,
 }
 
 impl Postgres {
@@ -112,7 +116,14 @@ impl Postgres {
             .connect_lazy_with(serving.clone());
         let owner =
             owner.map(|_| if pgbouncer { without_session(migrating.clone()) } else { migrating.clone() });
-        Ok(Self { readers, writers: Writers::new(serving.clone(), commit_on), owner, serving, pgbouncer })
+        Ok(Self {
+            readers,
+            writers: Writers::new(serving.clone(), commit_on),
+            owner,
+            serving,
+            pgbouncer,
+            heads: Mutex::default(),
+        })
     }
 
     /// The rows that a statement returns, within the deadline.

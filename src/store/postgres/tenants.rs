@@ -4,8 +4,8 @@ use async_trait::async_trait;
 
 use crate::model::{Tenant, TenantUid};
 
-use super::super::row::{number, tenant};
-use super::super::{ReadError, TenantReads};
+use super::super::row::{head, number, tenant};
+use super::super::{LogHead, ReadError, TenantReads};
 use super::commit::PgQuery;
 use super::{Postgres, statements};
 
@@ -17,6 +17,7 @@ statements! {
         SELECT count(*) FROM (SELECT uid FROM t
             UNION ALL SELECT uid FROM np_byok_tenants WHERE uid = $1 AND name = $2) AS there";
     BY_NAME = "SELECT uid, name FROM np_byok_tenants WHERE name = $1";
+    LOG_HEAD = "SELECT size, log::int8, first, frontier FROM np_byok_heads WHERE tenant = $1";
     LOG_SIZE = "SELECT size FROM np_byok_heads WHERE tenant = $1";
 }
 
@@ -32,6 +33,10 @@ impl TenantReads for Postgres {
             return Ok(None);
         }
         self.first(sqlx::query(BY_NAME).bind(name), tenant).await
+    }
+
+    async fn log_head(&self, tenant: TenantUid) -> Result<Option<LogHead>, ReadError> {
+        self.first(sqlx::query(LOG_HEAD).bind(tenant.0), head).await
     }
 
     async fn log_size(&self, tenant: TenantUid) -> Result<u64, ReadError> {

@@ -11,7 +11,7 @@ use super::{Sqlite, statements};
 statements! {
     ENTRIES = "
         SELECT seq, at, id, operation, outcome, means, role, user_id, user_salt, user_hmac, request_id, request_salt,
-            request_hmac, item_count, records, items
+            request_hmac, item_count, records, items, detail, digest
         FROM np_byok_audit
         WHERE tenant = ?1 AND seq < ?2 AND (?3 IS NULL OR at >= ?3) AND (?4 IS NULL OR at < ?4)
             AND (?5 IS NULL OR operation = ?5) AND (?6 IS NULL OR outcome = ?6) AND (?7 IS NULL OR user_id = ?7)

@@ -5,7 +5,7 @@ use sqlx::{Error, Row, Sqlite as Engine, SqliteConnection};
 use crate::model::{Tenant, TenantUid};
 
 use super::super::failure::Failure;
-use super::super::row::{Columns, signed, there};
+use super::super::row::{Columns, head, signed, there};
 use super::super::shown::shown;
 use super::super::{Batch, Change, CommitError, Committed, DekRow, EntryRow, Passed};
 use super::{Sqlite, SqliteQuery, announcements, jobs, proofs, statements, tenants};
@@ -13,12 +13,13 @@ use super::{Sqlite, SqliteQuery, announcements, jobs, proofs, statements, tenant
 const BEGIN: &str = "BEGIN IMMEDIATE";
 
 statements! {
-    SWAP_HEAD = "UPDATE np_byok_heads SET size = size + ?3 WHERE tenant = ?1 AND size = ?2";
+    HEAD = "SELECT size, log, first, frontier FROM np_byok_heads WHERE tenant = ?1";
+    MOVE_HEAD = "UPDATE np_byok_heads SET size = ?2, frontier = ?3 WHERE tenant = ?1";
 
     INSERT_ENTRY = "
         INSERT INTO np_byok_audit (tenant, seq, at, id, operation, outcome, means, role, user_id, user_salt, user_hmac,
-            request_id, request_salt, request_hmac, item_count, records, items)
-        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)";
+            request_id, request_salt, request_hmac, item_count, records, items, detail, digest)
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)";
 
     /// What the log shows of a batch that did not find it at its base: its size, and who sits there.
     PLACE = "
@@ -140,13 +141,14 @@ async fn append(connection: &mut SqliteConnection, batch: &Batch) -> Result<Opti
         fence => Some(proofs::pass(connection, &batch.tenant, fence).await?.ok_or(Ended::Missed)?),
     };
     let tenant = batch.tenant.0.as_slice();
-    let swap = sqlx::query(SWAP_HEAD)
-        .bind(tenant)
-        .bind(signed(batch.base))
-        .bind(i64::try_from(batch.entries.len()).unwrap_or(i64::MAX));
-    if swap.execute(&mut *connection).await?.rows_affected() == 0 {
+    let row = sqlx::query(HEAD).bind(tenant).fetch_optional(&mut *connection).await?;
+    let before = head(&row.ok_or(Ended::Missed)?)?;
+    if before.end() != batch.base {
         return Err(Ended::Missed);
     }
+    let after = before.extended(&batch.entries);
+    let swap = sqlx::query(MOVE_HEAD).bind(tenant).bind(signed(after.end())).bind(after.frontier.to_bytes());
+    swap.execute(&mut *connection).await?;
     for (seq, entry) in (batch.base..).zip(&batch.entries) {
         insert_entry(tenant, seq, entry).execute(&mut *connection).await?;
     }
@@ -220,6 +222,8 @@ fn insert_entry<'q>(tenant: &'q [u8], seq: u64, entry: &'q EntryRow) -> SqliteQu
         .bind(entry.item_count)
         .bind(entry.records.as_str())
         .bind(entry.items.as_slice())
+        .bind(entry.detail.as_deref())
+        .bind(entry.digest.as_slice())
 }
 
 fn insert_dek<'q>(tenant: &'q TenantUid, row: &'q DekRow) -> SqliteQuery<'q> {

@@ -4,8 +4,8 @@ use async_trait::async_trait;
 
 use crate::model::{Tenant, TenantUid};
 
-use super::super::row::{number, tenant};
-use super::super::{ReadError, TenantReads};
+use super::super::row::{head, number, tenant};
+use super::super::{LogHead, ReadError, TenantReads};
 use super::{Sqlite, SqliteQuery, statements};
 
 statements! {
@@ -17,6 +17,7 @@ statements! {
         ON CONFLICT DO NOTHING";
     STANDS = "SELECT EXISTS (SELECT 1 FROM np_byok_tenants WHERE uid = ?1 AND name = ?2)";
     BY_NAME = "SELECT uid, name FROM np_byok_tenants WHERE name = ?1";
+    LOG_HEAD = "SELECT size, log, first, frontier FROM np_byok_heads WHERE tenant = ?1";
     LOG_SIZE = "SELECT size FROM np_byok_heads WHERE tenant = ?1";
 }
 
@@ -41,6 +42,10 @@ fn bind<'q>(sql: &'static str, tenant: &'q Tenant) -> SqliteQuery<'q> {
 impl TenantReads for Sqlite {
     async fn tenant(&self, name: &str) -> Result<Option<Tenant>, ReadError> {
         self.first(sqlx::query(BY_NAME).bind(name), tenant).await
+    }
+
+    async fn log_head(&self, tenant: TenantUid) -> Result<Option<LogHead>, ReadError> {
+        self.first(sqlx::query(LOG_HEAD).bind(tenant.0.as_slice()), head).await
     }
 
     async fn log_size(&self, tenant: TenantUid) -> Result<u64, ReadError> {

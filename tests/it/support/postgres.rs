@@ -40,6 +40,9 @@ pub(crate) async fn empty() -> TestDatabase {
 }
 
 /// A database with our tables, and the store on it.
+/// How many migrations there are.
+pub(crate) const LEVEL: u32 = 4;
+
 pub(crate) async fn migrated() -> (TestDatabase, Arc<Postgres>) {
     let database = empty().await;
     let store = Arc::new(connect(&database.url));

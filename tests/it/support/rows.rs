@@ -51,6 +51,8 @@ pub(crate) fn entry() -> EntryRow {
         item_count: 1,
         records: r#"[["record-1","AQEBAQEBAQEBAQEBAQEBAQ=="]]"#.to_owned(),
         items: vec![0, 1, 2, 255],
+        detail: None,
+        digest: [3; 32],
     }
 }
 
