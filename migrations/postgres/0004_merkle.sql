@@ -14,3 +14,13 @@ ALTER TABLE np_byok_heads
     ADD COLUMN first bigint NOT NULL DEFAULT 0 CHECK (first >= 0),
     ADD COLUMN frontier bytea NOT NULL DEFAULT '';
 UPDATE np_byok_heads SET first = size;
+
+-- Signed heads, as they were published; `size` counts the leaves of that log.
+CREATE TABLE np_byok_checkpoints (
+    tenant  bytea NOT NULL REFERENCES np_byok_tenants,
+    log     integer NOT NULL,
+    size    bigint NOT NULL CHECK (size >= 0),
+    note    text NOT NULL,
+    made_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (tenant, log, size)
+);

@@ -32,3 +32,13 @@ WHEN NOT (
 BEGIN
     SELECT RAISE(ABORT, 'np_byok_audit: entries are never changed');
 END;
+
+-- Signed heads, as they were published; `size` counts the leaves of that log.
+CREATE TABLE np_byok_checkpoints (
+    tenant  BLOB NOT NULL REFERENCES np_byok_tenants,
+    log     INTEGER NOT NULL,
+    size    INTEGER NOT NULL CHECK (size >= 0),
+    note    TEXT NOT NULL,
+    made_at INTEGER NOT NULL,
+    PRIMARY KEY (tenant, log, size)
+) STRICT, WITHOUT ROWID;

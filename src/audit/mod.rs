@@ -1,10 +1,14 @@
 //! The audit log: how an entry is packed for the store, and the committer that makes it durable. An entry holds who,
 //! what and when; never a plaintext, a key, another context value or a provider's message.
 
+mod checkpoint;
 mod committer;
 mod digest;
 mod pack;
+mod tree;
 
+pub use checkpoint::{Checkpoint, CheckpointKey, NoCheckpoint, NoCheckpointKey, SignedCheckpoint, origin_of};
 pub use committer::{CommitFailed, Committer, Durable, Passage, Unit};
 pub use digest::{digest_of, item_leaves};
 pub use pack::{pack, unpack};
+pub use tree::{Tree, TreeError};

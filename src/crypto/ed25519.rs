@@ -88,6 +88,16 @@ impl Ed25519VerifyingKey {
         STANDARD.encode([&SPKI_HEAD[..], &self.0].concat())
     }
 
+    /// From its 32 bytes (RFC 8032, 5.1.5).
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// Its 32 bytes.
+    pub fn to_bytes(self) -> [u8; 32] {
+        self.0
+    }
+
     /// Whether this is the signature of `message` by that key.
     pub fn verifies(self, message: &[u8], signature: &[u8]) -> bool {
         ed25519_verifies(&self.0, message, signature)

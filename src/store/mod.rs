@@ -14,6 +14,7 @@ mod shown;
 pub mod sqlite;
 mod statements;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -84,11 +85,15 @@ impl EntryRow {
     /// Its leaf in the tenant's Merkle tree: the hash of its time in microseconds since 1970 (8 bytes, big-endian) and its
     /// digest.
     pub fn leaf(&self) -> Hash {
-        let mut data = [0; 40];
-        data[..8].copy_from_slice(&self.at.0.to_be_bytes());
-        data[8..].copy_from_slice(&self.digest);
-        Hash::of_leaf(&data)
+        leaf_of(self.at, &self.digest)
     }
+}
+
+fn leaf_of(at: Timestamp, digest: &[u8; 32]) -> Hash {
+    let mut data = [0; 40];
+    data[..8].copy_from_slice(&at.0.to_be_bytes());
+    data[8..].copy_from_slice(digest);
+    Hash::of_leaf(&data)
 }
 
 /// Where a tenant's log ends. Entries are counted from 0 for as long as there is the tenant; the tree has those of the
@@ -178,6 +183,15 @@ pub enum Change {
         to: Proof,
         /// Where its posture is another.
         incident: Option<Incident>,
+    },
+    /// Keeps a signed head; touches nothing where one of that size is there.
+    AddCheckpoint {
+        /// Of which of the tenant's logs.
+        log: u32,
+        /// How many leaves it speaks of.
+        size: u64,
+        /// The signed note.
+        note: Arc<str>,
     },
     /// Takes the next attempt to announce an incident, or says how it went; touches nothing when it is another's.
     Announce {
@@ -343,12 +357,62 @@ pub trait AuditReads {
         before: Option<u64>,
         limit: u32,
     ) -> Result<Vec<PlacedEntry>, ReadError>;
+
+    /// Up to `limit` entries from this place on, oldest first. A place that is missing is left out.
+    async fn entries_from(
+        &self,
+        tenant: TenantUid,
+        from: u64,
+        limit: u32,
+    ) -> Result<Vec<PlacedEntry>, ReadError>;
+
+    /// The leaves at these places of the log, oldest first, each with its place. What is missing is left out.
+    async fn leaves(&self, tenant: TenantUid, places: Range<u64>) -> Result<Vec<(u64, Hash)>, ReadError>;
+}
+
+/// A signed head, as it was published.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckpointRow {
+    /// How many leaves it speaks of.
+    pub size: u64,
+    /// The signed note.
+    pub note: Arc<str>,
+    /// When, by the database's clock.
+    pub made_at: Timestamp,
+}
+
+/// Reads of signed heads.
+#[async_trait]
+pub trait CheckpointReads {
+    /// The one of the largest size in one of the tenant's logs.
+    async fn latest_checkpoint(
+        &self,
+        tenant: TenantUid,
+        log: u32,
+    ) -> Result<Option<CheckpointRow>, ReadError>;
+
+    /// Up to `limit` of one log, of at least this size, by size.
+    async fn checkpoints_from(
+        &self,
+        tenant: TenantUid,
+        log: u32,
+        size: u64,
+        limit: u32,
+    ) -> Result<Vec<CheckpointRow>, ReadError>;
 }
 
 /// A database.
 #[async_trait]
 pub trait Store:
-    TenantReads + DekReads + JobReads + AuditReads + ProofReads + AnnouncementReads + Send + Sync
+    TenantReads
+    + DekReads
+    + JobReads
+    + AuditReads
+    + CheckpointReads
+    + ProofReads
+    + AnnouncementReads
+    + Send
+    + Sync
 {
     /// Commits a batch durably, whole or not at all.
     ///

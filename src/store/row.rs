@@ -6,13 +6,13 @@ use std::time::Duration;
 use sqlx::Error;
 use uuid::Uuid;
 
-use crate::merkle::Frontier;
+use crate::merkle::{Frontier, Hash};
 use crate::model::{
     Canary, DekId, EntryId, ErrorCode, Incident, IncidentId, Job, JobId, JobState, KeyVersion, Means,
     Operation, Outcome, Posture, Progress, Proof, Salted, Tenant, TenantUid, Timestamp, Wrapped,
 };
 
-use super::{DekRow, EntryRow, LogHead, PlacedEntry, Unannounced, Watched};
+use super::{CheckpointRow, DekRow, EntryRow, LogHead, PlacedEntry, Unannounced, Watched, leaf_of};
 
 /// A row's columns by position.
 pub(super) trait Columns {
@@ -159,6 +159,20 @@ pub(super) fn entry(row: &impl Columns) -> Result<PlacedEntry, Error> {
             detail: row.text(16)?.map(Arc::from),
             digest: array(there(row.bytes(17)?)?)?,
         },
+    })
+}
+
+/// `seq, at, digest`.
+pub(super) fn leaf(row: &impl Columns) -> Result<(u64, Hash), Error> {
+    Ok((number(row, 0)?, leaf_of(there(row.moment(1)?)?, &array(there(row.bytes(2)?)?)?)))
+}
+
+/// `size, note, made_at`.
+pub(super) fn checkpoint(row: &impl Columns) -> Result<CheckpointRow, Error> {
+    Ok(CheckpointRow {
+        size: number(row, 0)?,
+        note: there(row.text(1)?)?.into(),
+        made_at: there(row.moment(2)?)?,
     })
 }
 

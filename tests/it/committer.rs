@@ -1,20 +1,22 @@
 //! Group commit, over a real database whose answers are lost or refused when a test says so.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use byok::audit::{CommitFailed, Committer, Durable, Unit, pack};
+use byok::merkle::Hash;
 use byok::model::{
     DekId, Entry, EntryId, Incident, Job, JobId, KeyVersion, Means, Operation, Outcome, Posture, Proof,
     SystemClock, Tenant, TenantUid, Timestamp, Wrapped,
 };
 use byok::store::{
-    AnnouncementReads, AuditReads, Batch, Change, CommitError, Committed, Database as _, DekReads, DekRow,
-    EntryFilter, Fence, JobReads, LogHead, Must, PlacedEntry, ProofReads, ReadError, Seen, Sqlite, Store,
-    TenantReads, Unannounced, Watched,
+    AnnouncementReads, AuditReads, Batch, Change, CheckpointReads, CheckpointRow, CommitError, Committed,
+    Database as _, DekReads, DekRow, EntryFilter, Fence, JobReads, LogHead, Must, PlacedEntry, ProofReads,
+    ReadError, Seen, Sqlite, Store, TenantReads, Unannounced, Watched,
 };
 
 use crate::support::rows::{fence, prove, watch};
@@ -142,6 +144,40 @@ impl AuditReads for Unlucky {
         limit: u32,
     ) -> Result<Vec<PlacedEntry>, ReadError> {
         self.database.entries(tenant, filter, before, limit).await
+    }
+
+    async fn entries_from(
+        &self,
+        tenant: TenantUid,
+        from: u64,
+        limit: u32,
+    ) -> Result<Vec<PlacedEntry>, ReadError> {
+        self.database.entries_from(tenant, from, limit).await
+    }
+
+    async fn leaves(&self, tenant: TenantUid, places: Range<u64>) -> Result<Vec<(u64, Hash)>, ReadError> {
+        self.database.leaves(tenant, places).await
+    }
+}
+
+#[async_trait]
+impl CheckpointReads for Unlucky {
+    async fn latest_checkpoint(
+        &self,
+        tenant: TenantUid,
+        log: u32,
+    ) -> Result<Option<CheckpointRow>, ReadError> {
+        self.database.latest_checkpoint(tenant, log).await
+    }
+
+    async fn checkpoints_from(
+        &self,
+        tenant: TenantUid,
+        log: u32,
+        size: u64,
+        limit: u32,
+    ) -> Result<Vec<CheckpointRow>, ReadError> {
+        self.database.checkpoints_from(tenant, log, size, limit).await
     }
 }
 

@@ -2,6 +2,7 @@
 //! clock can be set and whose calls are counted.
 
 use std::collections::HashSet;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -14,14 +15,15 @@ use byok::config::{Auth, DekCache, Env, KeyGuard, Limits, Reader};
 use byok::crypto::{Context, Dek, Plaintext};
 use byok::keyring::Keyring;
 use byok::kms::{DekBinding, Exposure, Generated, ItemResult, Kms, KmsError, KmsErrorClass, LocalKey};
+use byok::merkle::Hash;
 use byok::model::{
     BootTime, Caller, Clock, DekId, ErrorCode, Identity, Incident, Job, JobId, KeyVersion, Means, Operation,
     Posture, Proof, RequestId, Session, SystemClock, Tenant, TenantUid, Timestamp, Wrapped,
 };
 use byok::store::{
-    AnnouncementReads, AuditReads, Batch, Change, CommitError, Committed, Database as _, DekReads, DekRow,
-    EntryFilter, Fence, JobReads, LogHead, Must, Passed, PlacedEntry, ProofReads, ReadError, Seen, Sqlite,
-    Store, TenantReads, Unannounced, Watched,
+    AnnouncementReads, AuditReads, Batch, Change, CheckpointReads, CheckpointRow, CommitError, Committed,
+    Database as _, DekReads, DekRow, EntryFilter, Fence, JobReads, LogHead, Must, Passed, PlacedEntry,
+    ProofReads, ReadError, Seen, Sqlite, Store, TenantReads, Unannounced, Watched,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -303,6 +305,40 @@ impl AuditReads for Wired {
         limit: u32,
     ) -> Result<Vec<PlacedEntry>, ReadError> {
         self.read().await?.entries(tenant, filter, before, limit).await
+    }
+
+    async fn entries_from(
+        &self,
+        tenant: TenantUid,
+        from: u64,
+        limit: u32,
+    ) -> Result<Vec<PlacedEntry>, ReadError> {
+        self.read().await?.entries_from(tenant, from, limit).await
+    }
+
+    async fn leaves(&self, tenant: TenantUid, places: Range<u64>) -> Result<Vec<(u64, Hash)>, ReadError> {
+        self.read().await?.leaves(tenant, places).await
+    }
+}
+
+#[async_trait]
+impl CheckpointReads for Wired {
+    async fn latest_checkpoint(
+        &self,
+        tenant: TenantUid,
+        log: u32,
+    ) -> Result<Option<CheckpointRow>, ReadError> {
+        self.read().await?.latest_checkpoint(tenant, log).await
+    }
+
+    async fn checkpoints_from(
+        &self,
+        tenant: TenantUid,
+        log: u32,
+        size: u64,
+        limit: u32,
+    ) -> Result<Vec<CheckpointRow>, ReadError> {
+        self.read().await?.checkpoints_from(tenant, log, size, limit).await
     }
 }
 

@@ -1,10 +1,13 @@
 //! Reads of the audit log.
 
+use std::ops::Range;
+
 use async_trait::async_trait;
 
+use crate::merkle::Hash;
 use crate::model::TenantUid;
 
-use super::super::row::{entry, signed};
+use super::super::row::{entry, leaf, signed};
 use super::super::{AuditReads, EntryFilter, PlacedEntry, ReadError};
 use super::{Postgres, moment, statements};
 
@@ -21,6 +24,14 @@ statements! {
             AND ($8::text IS NULL
                 OR jsonb_path_exists(records, 'strict $[*] ? (@[0] == $record)', jsonb_build_object('record', $8::text)))
         ORDER BY seq DESC LIMIT $9";
+
+    ENTRIES_FROM = "
+        SELECT seq, at, id, operation, outcome, means, role, user_id, user_salt, user_hmac, request_id, request_salt,
+            request_hmac, item_count::int8, records::text, items, detail, digest
+        FROM np_byok_audit WHERE tenant = $1 AND seq >= $2 ORDER BY seq LIMIT $3";
+
+    LEAVES = "
+        SELECT seq, at, digest FROM np_byok_audit WHERE tenant = $1 AND seq >= $2 AND seq < $3 ORDER BY seq";
 }
 
 #[async_trait]
@@ -47,5 +58,19 @@ impl AuditReads for Postgres {
             .bind(filter.record_id.as_deref())
             .bind(i64::from(limit));
         self.all(query, entry).await
+    }
+    async fn entries_from(
+        &self,
+        tenant: TenantUid,
+        from: u64,
+        limit: u32,
+    ) -> Result<Vec<PlacedEntry>, ReadError> {
+        let query = sqlx::query(ENTRIES_FROM).bind(tenant.0).bind(signed(from)).bind(i64::from(limit));
+        self.all(query, entry).await
+    }
+
+    async fn leaves(&self, tenant: TenantUid, places: Range<u64>) -> Result<Vec<(u64, Hash)>, ReadError> {
+        let query = sqlx::query(LEAVES).bind(tenant.0).bind(signed(places.start)).bind(signed(places.end));
+        self.all(query, leaf).await
     }
 }

@@ -18,7 +18,9 @@ use super::super::row::{Columns, head, signed, there};
 use super::super::shown::shown;
 use super::super::{Batch, Change, CommitError, Committed, DekRow, EntryRow, LogHead, Passed};
 use super::writers::Writer;
-use super::{BEGIN, EXCHANGE, Postgres, announcements, jobs, moment, proofs, statements, tenants};
+use super::{
+    BEGIN, EXCHANGE, Postgres, announcements, checkpoints, jobs, moment, proofs, statements, tenants,
+};
 
 statements! {
     /// Compares and swaps the head, and hangs everything else on its success: one statement, one round trip, one flush.
@@ -371,6 +373,11 @@ async fn in_order(
             }
             Change::Prove { from, to, incident } => {
                 let query = proofs::prove(batch.tenant, *from, to, incident.as_ref());
+                applied.push(touched(connection, query, named).await?);
+                1
+            }
+            Change::AddCheckpoint { log, size, note } => {
+                let query = checkpoints::add(batch.tenant, *log, *size, note);
                 applied.push(touched(connection, query, named).await?);
                 1
             }

@@ -7,6 +7,7 @@
 
 mod announcements;
 mod audit;
+mod checkpoints;
 mod commit;
 mod deks;
 mod jobs;
@@ -62,6 +63,7 @@ pub fn statements() -> impl Iterator<Item = &'static str> {
         ALL,
         announcements::ALL,
         audit::ALL,
+        checkpoints::ALL,
         commit::ALL,
         deks::ALL,
         jobs::ALL,

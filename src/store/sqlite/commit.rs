@@ -8,7 +8,7 @@ use super::super::failure::Failure;
 use super::super::row::{Columns, head, signed, there};
 use super::super::shown::shown;
 use super::super::{Batch, Change, CommitError, Committed, DekRow, EntryRow, Passed};
-use super::{Sqlite, SqliteQuery, announcements, jobs, proofs, statements, tenants};
+use super::{Sqlite, SqliteQuery, announcements, checkpoints, jobs, proofs, statements, tenants};
 
 const BEGIN: &str = "BEGIN IMMEDIATE";
 
@@ -188,6 +188,7 @@ async fn one(connection: &mut SqliteConnection, tenant: TenantUid, change: &Chan
             }
             return Ok(touched);
         }
+        Change::AddCheckpoint { log, size, note } => checkpoints::add(&tenant, *log, *size, note),
         Change::Announce { incident, attempt, holder, step } => {
             announcements::announce(&tenant, *incident, *attempt, *holder, *step)
         }
@@ -257,6 +258,7 @@ fn holds_nul(batch: &Batch) -> bool {
         | Change::Watch { .. }
         | Change::Need { .. }
         | Change::Prove { .. }
+        | Change::AddCheckpoint { .. }
         | Change::Announce { .. } => false,
     };
     batch.entries.iter().any(in_entry) || batch.changes.iter().any(in_change)

@@ -3,6 +3,7 @@
 
 mod announcements;
 mod audit;
+mod checkpoints;
 mod commit;
 mod deks;
 mod file;
@@ -44,6 +45,7 @@ pub fn statements() -> impl Iterator<Item = &'static str> {
         ALL,
         announcements::ALL,
         audit::ALL,
+        checkpoints::ALL,
         commit::ALL,
         deks::ALL,
         jobs::ALL,
