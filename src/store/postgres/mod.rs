@@ -12,6 +12,7 @@ mod commit;
 mod deks;
 mod jobs;
 mod keep;
+mod keeping;
 mod migrate;
 mod proofs;
 mod tenants;
@@ -68,6 +69,7 @@ pub fn statements() -> impl Iterator<Item = &'static str> {
         deks::ALL,
         jobs::ALL,
         keep::ALL,
+        keeping::ALL,
         migrate::ALL,
         proofs::ALL,
         tenants::ALL,

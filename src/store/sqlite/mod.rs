@@ -9,6 +9,7 @@ mod deks;
 mod file;
 mod jobs;
 mod keep;
+mod keeping;
 mod proofs;
 mod tenants;
 
@@ -50,6 +51,7 @@ pub fn statements() -> impl Iterator<Item = &'static str> {
         deks::ALL,
         jobs::ALL,
         keep::ALL,
+        keeping::ALL,
         proofs::ALL,
         tenants::ALL,
     ]
