@@ -124,7 +124,8 @@ impl Postgres {
         let owner = self.owner.as_ref().unwrap_or(&self.serving);
         let mut connection = sqlx::ConnectOptions::connect(owner).await?;
         let mut transaction = connection.begin().await?;
-        for sql in [PATIENCE, LOCK] {
+        // Nobody is put on hold while what a hold would keep goes.
+        for sql in [PATIENCE, LOCK, "LOCK TABLE np_byok_holds IN SHARE MODE"] {
             sqlx::query(sql).persistent(false).execute(&mut *transaction).await?;
         }
         let parts = sqlx::query(PARTS).bind(moment(retention.before)).persistent(false);
