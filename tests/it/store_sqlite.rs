@@ -78,7 +78,7 @@ async fn an_erasure_sets_personal_values_to_null() {
         "UPDATE np_byok_audit SET user_id = NULL, user_salt = NULL, request_id = NULL, request_salt = NULL,
         records = '[null]'";
     assert_eq!(try_execute(&folder, erase).await, Ok(1));
-    let row = store.entries(tenant, &Default::default(), None, 1).await.unwrap().remove(0).row;
+    let row = store.entries(tenant, &Default::default(), None, 1).await.unwrap().entries.remove(0).row;
     assert_eq!(row.user.unwrap().value, None);
     assert_eq!(row.request.value, None);
     assert_eq!(row.records, "[null]");
