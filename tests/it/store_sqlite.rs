@@ -26,7 +26,7 @@ async fn raw(folder: &TempDir) -> SqliteConnection {
     SqliteConnectOptions::new().filename(folder.path().join("byok.db")).connect().await.unwrap()
 }
 
-async fn try_execute(folder: &TempDir, sql: &str) -> Result<u64, String> {
+pub(crate) async fn try_execute(folder: &TempDir, sql: &str) -> Result<u64, String> {
     let mut connection = raw(folder).await;
     let done = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await;
     done.map(|done| done.rows_affected()).map_err(|error| error.to_string())
