@@ -2,15 +2,19 @@
 //! the log, written before or with what it does. Needs no key, and no caller: whoever has the database's owner is the
 //! operator.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
 use crate::audit::{CommitFailed, Committer, Unit, pack};
+use crate::merkle::Hash;
 use crate::model::{Clock, Entry, EntryId, Means, Operation, Outcome, RequestId, Tenant, TenantUid};
-use crate::store::{Change, Database, Personal, Prunable, PruneError, ReadError, Retention};
+use crate::store::{Change, Database, Personal, Prunable, PruneError, ReadError, Retention, TileId, WIDTH};
 
 /// How many entries one erasure's statement looks at.
 const STEP: u64 = 10_000;
+/// How many tiles are held against their leaves at once.
+const TILES: u64 = 64;
 /// How often a part of the log is listed anew that changed while it was to be dropped.
 const TRIES: usize = 3;
 
@@ -21,6 +25,8 @@ pub enum KeepingFailed {
     OnHold,
     /// The log changed all the while.
     Changing,
+    /// The tree that would be left is not that of the entries.
+    Wrong,
     /// The database is out of reach.
     Unavailable,
     /// The database refuses it: the role has not the rights.
@@ -132,6 +138,9 @@ impl Keeper {
             let mut changed = false;
             for part in &prunable {
                 for (tenant, ranges) in &part.entries {
+                    for range in ranges {
+                        self.hold_tiles_against(tenant.uid, range).await?;
+                    }
                     self.announce(tenant, ranges).await?;
                 }
                 match self.database.prune(retention, part).await {
@@ -147,6 +156,31 @@ impl Keeper {
             }
         }
         Err(KeepingFailed::Changing)
+    }
+
+    /// Whether the tiles that stay hold what these entries' leaves are: they are all that is left of them.
+    async fn hold_tiles_against(&self, tenant: TenantUid, places: &Range<u64>) -> Result<(), KeepingFailed> {
+        let head = self.database.log_head(tenant).await?.ok_or(KeepingFailed::Wrong)?;
+        let first = places.start.checked_sub(head.first).ok_or(KeepingFailed::Wrong)?;
+        let mut tile = first / WIDTH;
+        while head.first + tile * WIDTH < places.end {
+            let ids: Vec<TileId> = (tile..tile + TILES).map(|index| TileId { level: 0, index }).collect();
+            let tiles = self.database.tiles(tenant, head.log, &ids).await?;
+            let hashes: HashMap<u64, Vec<Hash>> =
+                tiles.into_iter().map(|tile| (tile.id.index, tile.hashes)).collect();
+            let start = places.start.max(head.first + tile * WIDTH);
+            tile += TILES;
+            let end = places.end.min(head.first + tile * WIDTH);
+            let leaves = self.database.leaves(tenant, start..end).await?;
+            let covered = |(seq, leaf): &(u64, Hash)| {
+                let index = seq - head.first;
+                hashes.get(&(index / WIDTH)).and_then(|tile| tile.get((index % WIDTH) as usize)) == Some(leaf)
+            };
+            if leaves.len() as u64 != end - start || !leaves.iter().all(covered) {
+                return Err(KeepingFailed::Wrong);
+            }
+        }
+        Ok(())
     }
 
     /// Writes down that these entries go.

@@ -17,6 +17,15 @@ pub enum Personal {
     Record(String),
 }
 
+impl Personal {
+    /// The value.
+    pub(super) fn value(&self) -> &str {
+        match self {
+            Self::User(value) | Self::Record(value) => value,
+        }
+    }
+}
+
 /// Which old entries may be dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retention {

@@ -9,11 +9,15 @@ use byok::merkle::root_of;
 use byok::model::{
     Clock, Entry, EntryId, Item, Means, Operation, Outcome, SystemClock, TenantUid, Timestamp,
 };
-use byok::store::{Batch, Change, Database, EntryFilter, EntryRow, Personal, PlacedEntry, PruneError, Retention};
+use byok::store::{
+    Batch, Change, Database, EntryFilter, EntryRow, Personal, PlacedEntry, PruneError, Retention, Tile,
+    TileId,
+};
 
 use crate::store_postgres::with_two_roles;
 use crate::support::postgres::{connect, execute, migrated};
 use crate::support::rows::{changes, tenant};
+use crate::support::tiles::derive;
 
 type Db = Arc<dyn Database>;
 
@@ -45,6 +49,8 @@ on_both_databases! {
     an_erased_user_is_gone_and_the_log_still_verifies
     an_erased_record_is_gone_from_every_item
     nothing_is_erased_of_a_tenant_on_hold
+    an_erased_value_is_found_by_nobody
+    entries_stay_whose_tiles_are_not_theirs
     nobody_elses_values_are_erased
     old_entries_go_and_an_entry_says_so
     what_no_tile_covers_stays
@@ -116,11 +122,6 @@ async fn append_old(database: &Db, tenant: TenantUid, count: usize) {
     append(database, tenant, (0..count).map(|_| row(tenant, long_ago(), "u", &["a"])).collect()).await;
 }
 
-/// The tiles that these entries fill.
-async fn tile(database: &Db, tenant: TenantUid) {
-    crate::support::tiles::derive(database, tenant).await;
-}
-
 async fn all(database: &Db, tenant: TenantUid) -> Vec<PlacedEntry> {
     database.entries_from(tenant, 0, 10_000).await.unwrap()
 }
@@ -128,7 +129,7 @@ async fn all(database: &Db, tenant: TenantUid) -> Vec<PlacedEntry> {
 async fn details(database: &Db, tenant: TenantUid, operation: Operation) -> Vec<String> {
     let filter = EntryFilter { operation: Some(operation), ..EntryFilter::default() };
     let found = database.entries(tenant, &filter, None, 100).await.unwrap();
-    found.into_iter().map(|placed| placed.row.detail.unwrap().to_string()).collect()
+    found.entries.into_iter().map(|placed| placed.row.detail.unwrap().to_string()).collect()
 }
 
 async fn verifies(database: &Db, tenant: TenantUid) {
@@ -202,6 +203,39 @@ async fn nothing_is_erased_of_a_tenant_on_hold(database: Db) {
     assert_eq!(all(&database, tenant).await[0].row.user.clone().unwrap().value.as_deref(), Some("ann"));
 }
 
+async fn an_erased_value_is_found_by_nobody(database: Db) {
+    let tenant = tenant(&*database).await;
+    let now = SystemClock.now();
+    append(&database, tenant, (0..256).map(|_| row(tenant, now, "ann", &["a"])).collect()).await;
+    derive(&database).await;
+    let of = |user: Option<&str>, record: Option<&str>| EntryFilter {
+        user: user.map(str::to_owned),
+        record_id: record.map(str::to_owned),
+        ..EntryFilter::default()
+    };
+    let found = async |filter: EntryFilter| {
+        database.entries(tenant, &filter, None, 1_000).await.unwrap().entries.len()
+    };
+    assert_eq!((found(of(Some("ann"), None)).await, found(of(None, Some("a"))).await), (256, 256));
+    let keeper = keeper(&database);
+    assert_eq!(keeper.erase(tenant, &Personal::User("ann".to_owned())).await, Ok(256));
+    assert_eq!((found(of(Some("ann"), None)).await, found(of(None, Some("a"))).await), (0, 256));
+    assert_eq!(keeper.erase(tenant, &Personal::Record("a".to_owned())).await, Ok(256));
+    assert_eq!(found(of(None, Some("a"))).await, 0);
+    verifies(&database, tenant).await;
+}
+
+async fn entries_stay_whose_tiles_are_not_theirs(database: Db) {
+    let tenant = tenant(&*database).await;
+    append_old(&database, tenant, 256).await;
+    let id = TileId { level: 0, index: 0 };
+    let tile = Tile { id, hashes: vec![byok::merkle::Hash([7; 32]); 256] };
+    let forged = Change::AddTiles { log: 1, tiles: vec![tile] };
+    assert_eq!(database.commit(&changes(tenant, vec![forged])).await.unwrap().applied, [1]);
+    assert_eq!(keeper(&database).prune(retention()).await, Err(KeepingFailed::Wrong));
+    assert_eq!(all(&database, tenant).await.len(), 256);
+}
+
 async fn nobody_elses_values_are_erased(database: Db) {
     let (one, other) = (tenant(&*database).await, tenant(&*database).await);
     for tenant in [one, other] {
@@ -219,7 +253,7 @@ async fn old_entries_go_and_an_entry_says_so(database: Db) {
     let tenant = tenant(&*database).await;
     append_old(&database, tenant, 512).await;
     append(&database, tenant, vec![row(tenant, SystemClock.now(), "ann", &["a"])]).await;
-    tile(&database, tenant).await;
+    derive(&database).await;
     let head = database.log_head(tenant).await.unwrap().unwrap();
     assert_eq!(keeper(&database).prune(retention()).await, Ok(512));
     let rows = all(&database, tenant).await;
@@ -236,13 +270,13 @@ async fn what_no_tile_covers_stays(database: Db) {
     let tenant = tenant(&*database).await;
     append_old(&database, tenant, 300).await;
     assert_eq!(keeper(&database).prune(retention()).await, Ok(0), "there are no tiles yet");
-    tile(&database, tenant).await;
+    derive(&database).await;
     assert_eq!(keeper(&database).prune(retention()).await, Ok(256));
     let rows = all(&database, tenant).await;
     assert_eq!((rows[0].seq, rows.len()), (256, 45));
     // Once a tile covers them they go too, wherever they lie now.
     append_old(&database, tenant, 300).await;
-    tile(&database, tenant).await;
+    derive(&database).await;
     assert_eq!(keeper(&database).prune(retention()).await, Ok(255));
     assert_eq!(
         details(&database, tenant, Operation::Prune).await,
@@ -254,7 +288,7 @@ async fn nothing_goes_of_a_tenant_on_hold(database: Db) {
     let (held, other) = (tenant(&*database).await, tenant(&*database).await);
     for tenant in [held, other] {
         append_old(&database, tenant, 256).await;
-        tile(&database, tenant).await;
+        derive(&database).await;
     }
     let keeper = keeper(&database);
     keeper.hold(held, true).await.unwrap();
@@ -268,7 +302,7 @@ async fn nothing_goes_of_a_tenant_on_hold(database: Db) {
 async fn only_what_was_exported_goes_where_that_is_asked_for(database: Db) {
     let tenant = tenant(&*database).await;
     append_old(&database, tenant, 256).await;
-    tile(&database, tenant).await;
+    derive(&database).await;
     let retention = Retention { exported_only: true, ..retention() };
     let keeper = keeper(&database);
     assert_eq!(keeper.prune(retention).await, Ok(0));
@@ -281,7 +315,7 @@ async fn only_what_was_exported_goes_where_that_is_asked_for(database: Db) {
 async fn what_changed_meanwhile_is_not_dropped(database: Db) {
     let tenant = tenant(&*database).await;
     append_old(&database, tenant, 256).await;
-    tile(&database, tenant).await;
+    derive(&database).await;
     let prunable = database.prunable(retention()).await.unwrap();
     assert_eq!(prunable.len(), 1);
     keeper(&database).hold(tenant, true).await.unwrap();
@@ -296,7 +330,7 @@ async fn the_serving_role_neither_holds_nor_erases_nor_prunes() {
     let owner: Db = Arc::new(owner);
     let tenant = tenant(&*owner).await;
     append_old(&owner, tenant, 256).await;
-    tile(&owner, tenant).await;
+    derive(&owner).await;
     let serving: Db = Arc::new(connect(&serving));
     let keeper = keeper(&serving);
     assert_eq!(keeper.hold(tenant, true).await, Err(KeepingFailed::Refused));
@@ -312,7 +346,7 @@ async fn entries_are_written_while_a_month_is_dropped() {
     let store: Db = store;
     let tenant = tenant(&*store).await;
     append_old(&store, tenant, 512).await;
-    tile(&store, tenant).await;
+    derive(&store).await;
     let committer = Arc::new(Committer::start(store.clone(), Arc::new(SystemClock), 1));
     let writing = tokio::spawn({
         let committer = committer.clone();

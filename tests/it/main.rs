@@ -5,6 +5,7 @@
 
 mod architecture;
 mod audit_keeping;
+mod audit_tiles;
 mod canary;
 mod canary_kms;
 mod cli;

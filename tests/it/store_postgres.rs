@@ -73,7 +73,7 @@ async fn an_erasure_sets_personal_values_to_null() {
         "UPDATE np_byok_audit SET user_id = NULL, user_salt = NULL, request_id = NULL, request_salt = NULL,
         records = '[null]'";
     assert_eq!(try_execute(&database.url, erase).await, Ok(1));
-    let row = store.entries(tenant, &EntryFilter::default(), None, 1).await.unwrap().remove(0).row;
+    let row = store.entries(tenant, &EntryFilter::default(), None, 1).await.unwrap().entries.remove(0).row;
     assert_eq!(row.user.unwrap().value, None);
     assert_eq!(row.request.value, None);
     assert_eq!(row.records, "[null]");
@@ -193,7 +193,7 @@ async fn a_month_that_the_default_partition_has_taken_stays_there() {
     row.at = Timestamp::parse(&format!("{}-{:02}-02T00:00:00Z", taken / 100, taken % 100)).unwrap();
     store.commit(&entries(tenant, 1, vec![row])).await.unwrap();
     assert_eq!(store.upkeep().await, Ok(()));
-    assert_eq!(store.entries(tenant, &EntryFilter::default(), None, 9).await.unwrap().len(), 2);
+    assert_eq!(store.entries(tenant, &EntryFilter::default(), None, 9).await.unwrap().entries.len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

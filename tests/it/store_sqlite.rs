@@ -26,7 +26,7 @@ async fn raw(folder: &TempDir) -> SqliteConnection {
     SqliteConnectOptions::new().filename(folder.path().join("byok.db")).connect().await.unwrap()
 }
 
-async fn try_execute(folder: &TempDir, sql: &str) -> Result<u64, String> {
+pub(crate) async fn try_execute(folder: &TempDir, sql: &str) -> Result<u64, String> {
     let mut connection = raw(folder).await;
     let done = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await;
     done.map(|done| done.rows_affected()).map_err(|error| error.to_string())
@@ -78,7 +78,7 @@ async fn an_erasure_sets_personal_values_to_null() {
         "UPDATE np_byok_audit SET user_id = NULL, user_salt = NULL, request_id = NULL, request_salt = NULL,
         records = '[null]'";
     assert_eq!(try_execute(&folder, erase).await, Ok(1));
-    let row = store.entries(tenant, &Default::default(), None, 1).await.unwrap().remove(0).row;
+    let row = store.entries(tenant, &Default::default(), None, 1).await.unwrap().entries.remove(0).row;
     assert_eq!(row.user.unwrap().value, None);
     assert_eq!(row.request.value, None);
     assert_eq!(row.records, "[null]");

@@ -129,6 +129,9 @@ fn failed(failed: KeepingFailed) -> Failure {
         KeepingFailed::OnHold => {
             "the tenant is on legal hold; nothing of its log goes (`byok audit hold off` lifts it)"
         }
+        KeepingFailed::Wrong => {
+            "the tree that would be left is not that of the entries, and nothing was dropped; see `byok audit verify`"
+        }
         KeepingFailed::Changing => "the log changed all the while; try again",
         KeepingFailed::Unavailable => {
             "the database is out of reach; run the command again, it goes on where it must"

@@ -9,6 +9,7 @@ use tokio::time::timeout;
 
 use crate::model::{Tenant, TenantUid};
 
+use super::super::derived::{Named, value_of};
 use super::super::failure::Failure;
 use super::super::row::{number, signed, tenant};
 use super::super::{Keeping, Personal, Prunable, PruneError, ReadError, Retention};
@@ -28,13 +29,19 @@ statements! {
             ON CONFLICT DO NOTHING RETURNING 1)
         SELECT count(*) FROM noted";
     ERASE_USER = "
-        WITH erased AS (
+        WITH unnamed AS (
+            DELETE FROM np_byok_chunk_values WHERE tenant = $1 AND value = $5
+                AND NOT EXISTS (SELECT FROM np_byok_holds WHERE tenant = $1)),
+        erased AS (
             UPDATE np_byok_audit SET user_id = NULL, user_salt = NULL, request_id = NULL, request_salt = NULL
             WHERE tenant = $1 AND seq >= $2 AND seq < $3 AND user_id = $4
                 AND NOT EXISTS (SELECT FROM np_byok_holds WHERE tenant = $1) RETURNING 1)
         SELECT count(*) FROM erased";
     ERASE_RECORD = "
-        WITH erased AS (
+        WITH unnamed AS (
+            DELETE FROM np_byok_chunk_values WHERE tenant = $1 AND value = $5
+                AND NOT EXISTS (SELECT FROM np_byok_holds WHERE tenant = $1)),
+        erased AS (
             UPDATE np_byok_audit SET records = (
                 SELECT jsonb_agg(CASE WHEN element ->> 0 = $4 THEN 'null'::jsonb ELSE element END ORDER BY place)
                 FROM jsonb_array_elements(records) WITH ORDINALITY AS e(element, place))
@@ -42,6 +49,12 @@ statements! {
                 AND jsonb_path_exists(records, 'strict $[*] ? (@[0] == $record)', jsonb_build_object('record', $4::text))
                 AND NOT EXISTS (SELECT FROM np_byok_holds WHERE tenant = $1) RETURNING 1)
         SELECT count(*) FROM erased";
+    /// In which chunks values came of which no entry is left.
+    FORGET = "
+        DELETE FROM np_byok_chunk_values WHERE tenant = $1 AND chunk IN (
+            SELECT chunk FROM generate_series($2 / 256, ($3 - 1) / 256) AS chunk
+            WHERE NOT EXISTS (SELECT FROM np_byok_audit a
+                WHERE a.tenant = $1 AND a.seq >= chunk * 256 AND a.seq < chunk * 256 + 256))";
     /// The months that are over by then, by the names that `np_byok_make_partitions` gives; and last what no month has.
     PARTS = "
         SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
@@ -63,11 +76,12 @@ pub(super) fn note_export(tenant: TenantUid, places: &Range<u64>) -> PgQuery {
 }
 
 pub(super) fn erase(tenant: TenantUid, personal: &Personal, places: &Range<u64>) -> PgQuery {
-    let (statement, value) = match personal {
-        Personal::User(user) => (ERASE_USER, user.clone()),
-        Personal::Record(record) => (ERASE_RECORD, record.clone()),
+    let (statement, named) = match personal {
+        Personal::User(user) => (ERASE_USER, Named::User(user)),
+        Personal::Record(record) => (ERASE_RECORD, Named::Record(record)),
     };
-    sqlx::query(statement).bind(tenant.0).bind(signed(places.start)).bind(signed(places.end)).bind(value)
+    let query = sqlx::query(statement).bind(tenant.0).bind(signed(places.start)).bind(signed(places.end));
+    query.bind(personal.value().to_owned()).bind(value_of(tenant, named))
 }
 
 /// What takes entries that no month has; and what a month leaves.
@@ -77,10 +91,11 @@ const REST: &str = "np_byok_audit_default";
 fn may_go(part: &str) -> String {
     format!(
         "SELECT a.tenant, a.seq FROM {part} a JOIN np_byok_heads h USING (tenant)
-        LEFT JOIN LATERAL (
-                SELECT 256 * (max(t.tile) + 1) AS leaves FROM np_byok_tiles t
-            WHERE t.tenant = h.tenant AND t.log = h.log AND t.level = 0) AS tiled ON true
-        WHERE a.at < $2 AND a.seq < h.first + COALESCE(tiled.leaves, 0)
+        CROSS JOIN LATERAL (
+            SELECT 256 * count(*) AS leaves FROM np_byok_tiles t
+            WHERE t.tenant = h.tenant AND t.log = h.log AND t.level = 0
+            HAVING count(*) = max(t.tile) + 1) AS tiled
+        WHERE a.at < $2 AND a.seq >= h.first AND a.seq < h.first + tiled.leaves
             AND NOT EXISTS (SELECT FROM np_byok_holds k WHERE k.tenant = a.tenant)
             AND (NOT $1 OR EXISTS (SELECT FROM np_byok_exports x
                 WHERE x.tenant = a.tenant AND a.seq >= x.first AND a.seq < x.past))"
@@ -148,6 +163,13 @@ impl Postgres {
             let keep = format!("INSERT INTO {REST} SELECT m.* FROM {part} m WHERE NOT EXISTS ({goes})");
             with(&mut transaction, &keep, retention).await?;
             run(&mut transaction, &format!("DROP TABLE {part}")).await?;
+        }
+        for (tenant, ranges) in &prunable.entries {
+            for range in ranges {
+                let query = sqlx::query(FORGET).bind(tenant.uid.0).persistent(false);
+                let query = query.bind(signed(range.start)).bind(signed(range.end));
+                query.execute(&mut *transaction).await?;
+            }
         }
         transaction.commit().await?;
         Ok(true)

@@ -8,7 +8,9 @@ use super::super::failure::Failure;
 use super::super::row::{Columns, head, signed, there};
 use super::super::shown::shown;
 use super::super::{Batch, Change, CommitError, Committed, DekRow, EntryRow, Passed, Personal};
-use super::{Sqlite, SqliteQuery, announcements, checkpoints, jobs, keeping, proofs, statements, tenants};
+use super::{
+    Sqlite, SqliteQuery, announcements, checkpoints, derived, jobs, keeping, proofs, statements, tenants,
+};
 
 const BEGIN: &str = "BEGIN IMMEDIATE";
 
@@ -190,8 +192,16 @@ async fn one(connection: &mut SqliteConnection, tenant: TenantUid, change: &Chan
         }
         Change::AddCheckpoint { log, size, note } => checkpoints::add(&tenant, *log, *size, note),
         Change::Hold { on } => keeping::hold(&tenant, *on),
-        Change::Erase { personal, places } => keeping::erase(&tenant, personal, places),
+        Change::Erase { personal, places } => {
+            keeping::unname(&tenant, personal).execute(&mut *connection).await?;
+            keeping::erase(&tenant, personal, places)
+        }
         Change::NoteExport { places } => keeping::note_export(&tenant, places),
+        Change::AddTiles { log, tiles } => {
+            return Ok(derived::add_tiles(connection, tenant, *log, tiles).await?);
+        }
+        Change::AddChunkValues(values) => return Ok(derived::add_values(connection, tenant, values).await?),
+        Change::AddChunks(chunks) => return Ok(derived::add_chunks(connection, tenant, chunks).await?),
         Change::Announce { incident, attempt, holder, step } => {
             announcements::announce(&tenant, *incident, *attempt, *holder, *step)
         }
@@ -265,6 +275,9 @@ fn holds_nul(batch: &Batch) -> bool {
         | Change::AddCheckpoint { .. }
         | Change::Hold { .. }
         | Change::NoteExport { .. }
+        | Change::AddTiles { .. }
+        | Change::AddChunkValues(_)
+        | Change::AddChunks(_)
         | Change::Announce { .. } => false,
     };
     batch.entries.iter().any(in_entry) || batch.changes.iter().any(in_change)

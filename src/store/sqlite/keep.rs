@@ -36,9 +36,15 @@ const MIGRATIONS: &[Migration] = &[
     },
     Migration {
         version: 5,
+        name: "tiles",
+        oldest_reader: 4,
+        sql: include_str!("../../../migrations/sqlite/0005_tiles.sql"),
+    },
+    Migration {
+        version: 6,
         name: "keeping",
         oldest_reader: 4,
-        sql: include_str!("../../../migrations/sqlite/0008_keeping.sql"),
+        sql: include_str!("../../../migrations/sqlite/0006_keeping.sql"),
     },
 ];
 

@@ -7,6 +7,7 @@ use sqlx::{Error, Row, SqliteConnection};
 
 use crate::model::{Tenant, TenantUid};
 
+use super::super::derived::{Named, value_of};
 use super::super::failure::Failure;
 use super::super::row::{number, signed, tenant};
 use super::super::{Keeping, Personal, Prunable, PruneError, ReadError, Retention};
@@ -35,8 +36,9 @@ statements! {
     RANGES = "
         WITH may_go AS (
             SELECT a.tenant, a.seq FROM np_byok_audit a JOIN np_byok_heads h ON h.tenant = a.tenant
-            WHERE a.at < ?2 AND a.seq < h.first + COALESCE((SELECT 256 * (max(t.tile) + 1) FROM np_byok_tiles t
-                    WHERE t.tenant = h.tenant AND t.log = h.log AND t.level = 0), 0)
+            WHERE a.at < ?2 AND a.seq >= h.first AND a.seq < h.first + (
+                SELECT CASE count(*) WHEN max(t.tile) + 1 THEN 256 * count(*) ELSE 0 END FROM np_byok_tiles t
+                WHERE t.tenant = h.tenant AND t.log = h.log AND t.level = 0)
                 AND NOT EXISTS (SELECT 1 FROM np_byok_holds k WHERE k.tenant = a.tenant)
                 AND (NOT ?1 OR EXISTS (SELECT 1 FROM np_byok_exports x
                     WHERE x.tenant = a.tenant AND a.seq >= x.first AND a.seq < x.past)))
@@ -45,6 +47,15 @@ statements! {
         JOIN np_byok_tenants t ON t.uid = i.tenant
         GROUP BY t.uid, t.name, i.island ORDER BY t.uid, min(i.seq)";
     DELETE = "DELETE FROM np_byok_audit WHERE tenant = ?1 AND seq >= ?2 AND seq < ?3";
+    /// In which chunks a value comes that was erased; a tenant on hold keeps them.
+    UNNAME = "
+        DELETE FROM np_byok_chunk_values WHERE tenant = ?1 AND value = ?2
+            AND NOT EXISTS (SELECT 1 FROM np_byok_holds WHERE tenant = ?1)";
+    /// In which chunks values came of which no entry is left.
+    FORGET = "
+        DELETE FROM np_byok_chunk_values WHERE tenant = ?1 AND chunk BETWEEN ?2 / 256 AND (?3 - 1) / 256
+            AND NOT EXISTS (SELECT 1 FROM np_byok_audit a WHERE a.tenant = ?1
+                AND a.seq >= np_byok_chunk_values.chunk * 256 AND a.seq < np_byok_chunk_values.chunk * 256 + 256)";
     GUARD = "SELECT sql FROM sqlite_schema WHERE type = 'trigger' AND name = 'np_byok_audit_no_delete'";
 }
 
@@ -64,12 +75,21 @@ pub(super) fn erase<'q>(
     personal: &'q Personal,
     places: &Range<u64>,
 ) -> SqliteQuery<'q> {
-    let (statement, value) = match personal {
-        Personal::User(user) => (ERASE_USER, user),
-        Personal::Record(record) => (ERASE_RECORD, record),
+    let statement = match personal {
+        Personal::User(_) => ERASE_USER,
+        Personal::Record(_) => ERASE_RECORD,
     };
     let query = sqlx::query(statement).bind(tenant.0.as_slice());
-    query.bind(signed(places.start)).bind(signed(places.end)).bind(value.as_str())
+    query.bind(signed(places.start)).bind(signed(places.end)).bind(personal.value())
+}
+
+/// Takes it from what is derived.
+pub(super) fn unname<'q>(tenant: &'q TenantUid, personal: &Personal) -> SqliteQuery<'q> {
+    let named = match personal {
+        Personal::User(user) => Named::User(user),
+        Personal::Record(record) => Named::Record(record),
+    };
+    sqlx::query(UNNAME).bind(tenant.0.as_slice()).bind(value_of(*tenant, named))
 }
 
 async fn ranges(
@@ -101,6 +121,8 @@ impl Sqlite {
         for (tenant, ranges) in &prunable.entries {
             for range in ranges {
                 let query = sqlx::query(DELETE).bind(tenant.uid.0.as_slice());
+                query.bind(signed(range.start)).bind(signed(range.end)).execute(&mut *transaction).await?;
+                let query = sqlx::query(FORGET).bind(tenant.uid.0.as_slice());
                 query.bind(signed(range.start)).bind(signed(range.end)).execute(&mut *transaction).await?;
             }
         }

@@ -6,6 +6,7 @@ mod audit;
 mod checkpoints;
 mod commit;
 mod deks;
+mod derived;
 mod file;
 mod jobs;
 mod keep;
@@ -49,6 +50,7 @@ pub fn statements() -> impl Iterator<Item = &'static str> {
         checkpoints::ALL,
         commit::ALL,
         deks::ALL,
+        derived::ALL,
         jobs::ALL,
         keep::ALL,
         keeping::ALL,
