@@ -37,6 +37,7 @@ pub use health::{Health, HealthStatus};
 pub use rotate::Rotation;
 
 // What the use cases take and give; the fronts know no other room below.
+pub use crate::audit::Derived;
 pub use crate::crypto::{Context, Plaintext, SecretText};
 pub use crate::keyring::Standing;
 pub use crate::store::EntryFilter;

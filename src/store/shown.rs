@@ -46,6 +46,8 @@ pub(super) async fn shown(
             }
             // To say it again does no harm.
             Change::Need { .. } => true,
+            // What is not there after all is derived again.
+            Change::AddTiles { .. } | Change::AddChunkValues(_) | Change::AddChunks(_) => true,
             Change::Prove { to, .. } => {
                 let seen = store.proofs(tenant).await.map_err(open)?;
                 seen.rows.iter().any(|row| row == to)

@@ -10,6 +10,7 @@ mod audit;
 mod checkpoints;
 mod commit;
 mod deks;
+mod derived;
 mod jobs;
 mod keep;
 mod migrate;
@@ -66,6 +67,7 @@ pub fn statements() -> impl Iterator<Item = &'static str> {
         checkpoints::ALL,
         commit::ALL,
         deks::ALL,
+        derived::ALL,
         jobs::ALL,
         keep::ALL,
         migrate::ALL,

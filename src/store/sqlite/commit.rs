@@ -8,7 +8,7 @@ use super::super::failure::Failure;
 use super::super::row::{Columns, head, signed, there};
 use super::super::shown::shown;
 use super::super::{Batch, Change, CommitError, Committed, DekRow, EntryRow, Passed};
-use super::{Sqlite, SqliteQuery, announcements, checkpoints, jobs, proofs, statements, tenants};
+use super::{Sqlite, SqliteQuery, announcements, checkpoints, derived, jobs, proofs, statements, tenants};
 
 const BEGIN: &str = "BEGIN IMMEDIATE";
 
@@ -189,6 +189,11 @@ async fn one(connection: &mut SqliteConnection, tenant: TenantUid, change: &Chan
             return Ok(touched);
         }
         Change::AddCheckpoint { log, size, note } => checkpoints::add(&tenant, *log, *size, note),
+        Change::AddTiles { log, tiles } => {
+            return Ok(derived::add_tiles(connection, tenant, *log, tiles).await?);
+        }
+        Change::AddChunkValues(values) => return Ok(derived::add_values(connection, tenant, values).await?),
+        Change::AddChunks(chunks) => return Ok(derived::add_chunks(connection, tenant, chunks).await?),
         Change::Announce { incident, attempt, holder, step } => {
             announcements::announce(&tenant, *incident, *attempt, *holder, *step)
         }
@@ -259,6 +264,9 @@ fn holds_nul(batch: &Batch) -> bool {
         | Change::Need { .. }
         | Change::Prove { .. }
         | Change::AddCheckpoint { .. }
+        | Change::AddTiles { .. }
+        | Change::AddChunkValues(_)
+        | Change::AddChunks(_)
         | Change::Announce { .. } => false,
     };
     batch.entries.iter().any(in_entry) || batch.changes.iter().any(in_change)

@@ -6,6 +6,7 @@ mod audit;
 mod checkpoints;
 mod commit;
 mod deks;
+mod derived;
 mod file;
 mod jobs;
 mod keep;
@@ -48,6 +49,7 @@ pub fn statements() -> impl Iterator<Item = &'static str> {
         checkpoints::ALL,
         commit::ALL,
         deks::ALL,
+        derived::ALL,
         jobs::ALL,
         keep::ALL,
         proofs::ALL,
