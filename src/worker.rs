@@ -1,4 +1,5 @@
-//! What runs beside the calls: the watch over the keys, the rotation job, the announcement of incidents. Decides nothing
+//! What runs beside the calls: the watch over the keys, the rotation job, the announcement of incidents, the streams of
+//! the log. Decides nothing
 //! itself.
 
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use uuid::Uuid;
 
 use crate::app::App;
 
-/// How often a replica looks for a rotation to work on, and for an incident to announce.
+/// How often a replica looks for a rotation to work on, an incident to announce, entries to stream.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Starts the workers; they end soon after `stop` is cancelled, with their place committed. Each has a timer of its own:
@@ -26,10 +27,24 @@ pub fn start(app: Arc<App>, stop: CancellationToken) -> JoinHandle<()> {
             announcing.announce_incidents(holder, &told).await;
         }
     });
+    let streaming: Vec<_> = (0..app.streams().len())
+        .map(|place| {
+            let (streaming, sent) = (app.clone(), stop.clone());
+            tokio::spawn(async move {
+                let Some(stream) = streaming.streams().nth(place) else { return };
+                while tokio::time::timeout(LOOK, sent.cancelled()).await.is_err() {
+                    streaming.stream_entries(stream, holder, &sent).await;
+                }
+            })
+        })
+        .collect();
     tokio::spawn(async move {
         while tokio::time::timeout(LOOK, stop.cancelled()).await.is_err() {
             app.work_on_rotations(holder, &stop).await;
         }
         let _ = tokio::join!(watching, announcing);
+        for stream in streaming {
+            let _ = stream.await;
+        }
     })
 }

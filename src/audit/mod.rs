@@ -4,11 +4,13 @@
 mod checkpoint;
 mod committer;
 mod digest;
+mod ocsf;
 mod pack;
 mod tree;
 
 pub use checkpoint::{Checkpoint, CheckpointKey, NoCheckpoint, NoCheckpointKey, SignedCheckpoint, origin_of};
 pub use committer::{CommitFailed, Committer, Durable, Passage, Unit};
 pub use digest::{digest_of, item_leaves};
+pub use ocsf::ocsf_event;
 pub use pack::{pack, unpack};
 pub use tree::{Tree, TreeError};

@@ -1,6 +1,7 @@
 //! Everything that is read from the environment, one file a section. No other room reads it. Every section is read
 //! whole before anything is reported, so that all mistakes come at once.
 
+mod audit_stream;
 mod auth;
 mod dek_cache;
 mod dek_pool;
@@ -15,6 +16,7 @@ mod webhook;
 
 use std::path::PathBuf;
 
+pub use audit_stream::AuditStreams;
 pub use auth::{Auth, File, Jwt};
 pub use dek_cache::DekCache;
 pub use dek_pool::DekPool;
@@ -75,6 +77,8 @@ pub struct Config {
     pub telemetry: Telemetry,
     /// Whom incidents are announced to, if anyone.
     pub webhook: Option<Webhook>,
+    /// Where entries are streamed to, if anywhere.
+    pub audit_streams: AuditStreams,
 }
 
 impl Config {
@@ -94,6 +98,7 @@ impl Config {
         let kms = Kms::read(&mut reader, defaults.local_key);
         let telemetry = Telemetry::read(&mut reader, defaults.log_format);
         let webhook = Webhook::read(&mut reader);
+        let audit_streams = AuditStreams::read(&mut reader);
         let mistakes = reader.into_mistakes();
         match (store, kms) {
             (Some(store), Some(mut kms)) if mistakes.is_empty() => {
@@ -109,6 +114,7 @@ impl Config {
                     kms,
                     telemetry,
                     webhook,
+                    audit_streams,
                 })
             }
             _ => Err(mistakes),

@@ -13,6 +13,7 @@ mod row;
 mod shown;
 pub mod sqlite;
 mod statements;
+mod stream;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -33,6 +34,7 @@ pub use migration::{MigrateError, MigrationReport};
 pub use open::{OpenError, open};
 pub use postgres::Postgres;
 pub use sqlite::Sqlite;
+pub use stream::{StreamName, StreamReads, StreamRow, StreamStep};
 
 /// A row of `np_byok_wrapped_deks`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -203,6 +205,15 @@ pub enum Change {
         holder: Uuid,
         /// That it begins, or how it went.
         step: Attempt,
+    },
+    /// Takes or keeps a stream of the log, or says how far it has come; touches nothing when it is another's.
+    Stream {
+        /// Which.
+        name: StreamName,
+        /// Who sends it.
+        holder: Uuid,
+        /// What became of it.
+        step: StreamStep,
     },
 }
 
@@ -411,6 +422,7 @@ pub trait Store:
     + CheckpointReads
     + ProofReads
     + AnnouncementReads
+    + StreamReads
     + Send
     + Sync
 {

@@ -24,9 +24,9 @@ pub(super) async fn shown(
             Change::AdvanceJob { job, holder: _, after } => {
                 store.job(tenant, job.id).await.map_err(open)? == Some((job.clone(), *after))
             }
-            // Keeping a lease that one has is no change, nor is saying twice how an attempt went: asking again is the way
+            // Keeping a lease that one has is no change, nor is saying twice how something went: asking again is the way
             // to see it.
-            Change::LeaseJob { .. } | Change::Announce { .. } => {
+            Change::LeaseJob { .. } | Change::Announce { .. } | Change::Stream { .. } => {
                 let again = Batch {
                     tenant,
                     base: 0,

@@ -16,7 +16,7 @@ use byok::model::{
 use byok::store::{
     AnnouncementReads, AuditReads, Batch, Change, CheckpointReads, CheckpointRow, CommitError, Committed,
     Database as _, DekReads, DekRow, EntryFilter, Fence, JobReads, LogHead, Must, PlacedEntry, ProofReads,
-    ReadError, Seen, Sqlite, Store, TenantReads, Unannounced, Watched,
+    ReadError, Seen, Sqlite, Store, StreamReads, StreamRow, TenantReads, Unannounced, Watched,
 };
 
 use crate::support::rows::{fence, prove, watch};
@@ -196,6 +196,13 @@ impl ProofReads for Unlucky {
 
     async fn incidents(&self, tenant: TenantUid, limit: u32) -> Result<Vec<Incident>, ReadError> {
         self.database.incidents(tenant, limit).await
+    }
+}
+
+#[async_trait]
+impl StreamReads for Unlucky {
+    async fn streams(&self, tenant: TenantUid) -> Result<Vec<StreamRow>, ReadError> {
+        self.database.streams(tenant).await
     }
 }
 

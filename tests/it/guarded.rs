@@ -23,7 +23,7 @@ use byok::model::{
 use byok::store::{
     AnnouncementReads, AuditReads, Batch, Change, CheckpointReads, CheckpointRow, CommitError, Committed,
     Database as _, DekReads, DekRow, EntryFilter, Fence, JobReads, LogHead, Must, Passed, PlacedEntry,
-    ProofReads, ReadError, Seen, Sqlite, Store, TenantReads, Unannounced, Watched,
+    ProofReads, ReadError, Seen, Sqlite, Store, StreamReads, StreamRow, TenantReads, Unannounced, Watched,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -360,6 +360,13 @@ impl ProofReads for Wired {
 }
 
 #[async_trait]
+impl StreamReads for Wired {
+    async fn streams(&self, tenant: TenantUid) -> Result<Vec<StreamRow>, ReadError> {
+        self.read().await?.streams(tenant).await
+    }
+}
+
+#[async_trait]
 impl AnnouncementReads for Wired {
     async fn unannounced(&self, limit: u32) -> Result<Vec<Unannounced>, ReadError> {
         self.read().await?.unannounced(limit).await
@@ -531,6 +538,7 @@ impl House {
             in_flight: 2_048,
             clock: clock.clone(),
             webhook: None,
+            streams: Vec::new(),
         });
         let prober = CancellationToken::new();
         let (tenant, _folder) = (self.tenant.clone(), self.folder.clone());

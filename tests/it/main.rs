@@ -5,6 +5,7 @@
 
 mod architecture;
 mod audit_crash;
+mod audit_stream;
 mod canary;
 mod canary_kms;
 mod cli;
@@ -60,6 +61,7 @@ mod store_outage;
 mod store_pgbouncer;
 mod store_postgres;
 mod store_sqlite;
+mod store_streams;
 mod support;
 mod web;
 mod webhook;

@@ -19,7 +19,7 @@ use super::super::shown::shown;
 use super::super::{Batch, Change, CommitError, Committed, DekRow, EntryRow, LogHead, Passed};
 use super::writers::Writer;
 use super::{
-    BEGIN, EXCHANGE, Postgres, announcements, checkpoints, jobs, moment, proofs, statements, tenants,
+    BEGIN, EXCHANGE, Postgres, announcements, checkpoints, jobs, moment, proofs, statements, streams, tenants,
 };
 
 statements! {
@@ -383,6 +383,11 @@ async fn in_order(
             }
             Change::Announce { incident, attempt, holder, step } => {
                 let query = announcements::announce(batch.tenant, *incident, *attempt, *holder, *step);
+                applied.push(touched(connection, query, named).await?);
+                1
+            }
+            Change::Stream { name, holder, step } => {
+                let query = streams::step(batch.tenant, *name, *holder, *step);
                 applied.push(touched(connection, query, named).await?);
                 1
             }

@@ -8,7 +8,7 @@ use super::super::failure::Failure;
 use super::super::row::{Columns, head, signed, there};
 use super::super::shown::shown;
 use super::super::{Batch, Change, CommitError, Committed, DekRow, EntryRow, Passed};
-use super::{Sqlite, SqliteQuery, announcements, checkpoints, jobs, proofs, statements, tenants};
+use super::{Sqlite, SqliteQuery, announcements, checkpoints, jobs, proofs, statements, streams, tenants};
 
 const BEGIN: &str = "BEGIN IMMEDIATE";
 
@@ -192,6 +192,7 @@ async fn one(connection: &mut SqliteConnection, tenant: TenantUid, change: &Chan
         Change::Announce { incident, attempt, holder, step } => {
             announcements::announce(&tenant, *incident, *attempt, *holder, *step)
         }
+        Change::Stream { name, holder, step } => streams::step(&tenant, *name, *holder, *step),
     };
     Ok(query.execute(connection).await?.rows_affected())
 }
@@ -259,7 +260,8 @@ fn holds_nul(batch: &Batch) -> bool {
         | Change::Need { .. }
         | Change::Prove { .. }
         | Change::AddCheckpoint { .. }
-        | Change::Announce { .. } => false,
+        | Change::Announce { .. }
+        | Change::Stream { .. } => false,
     };
     batch.entries.iter().any(in_entry) || batch.changes.iter().any(in_change)
 }
