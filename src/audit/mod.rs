@@ -6,6 +6,7 @@ mod committer;
 mod digest;
 mod ocsf;
 mod pack;
+pub mod reconcile;
 mod tree;
 
 pub use checkpoint::{Checkpoint, CheckpointKey, NoCheckpoint, NoCheckpointKey, SignedCheckpoint, origin_of};

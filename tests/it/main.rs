@@ -5,6 +5,7 @@
 
 mod architecture;
 mod audit_crash;
+mod audit_reconcile;
 mod audit_stream;
 mod canary;
 mod canary_kms;
