@@ -121,8 +121,8 @@ pub(super) fn time(record: &Value, pointer: &str) -> Option<Timestamp> {
     Timestamp::parse(text(record, pointer))
 }
 
-/// Whether a path of `/`s names one of the keys right after `before`.
+/// Whether a path, an address or an ARN names one of the keys right after `before`.
 pub(super) fn names_key(path: &str, before: &str, keys: &[Arc<str>]) -> bool {
-    let mut parts = path.split(['/', '?']);
+    let mut parts = path.split(['/', '?', ':']);
     parts.any(|part| part == before) && parts.next().is_some_and(|name| keys.iter().any(|key| **key == *name))
 }
