@@ -1,11 +1,11 @@
 //! Several replicas append to one tenant's log, and are killed at any moment: what was answered is in the log, and the log
 //! is one tree.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use byok::audit::{Committer, Unit, digest_of, pack};
+use byok::audit::{Committer, Unit, digest_of, pack, unpack};
 use byok::config::Env;
 use byok::merkle::Frontier;
 use byok::model::{Entry, EntryId, Means, Operation, Outcome, SystemClock, TenantUid, Timestamp};
@@ -19,7 +19,8 @@ use crate::support::rows::tenant;
 use crate::support::server::{TestServer, create_database};
 use crate::support::shared_vault::VaultKey;
 
-/// How often each of the three replicas is killed.
+const REPLICAS: usize = 3;
+/// How often each replica is killed: 51 kills together.
 const KILLS: usize = 17;
 /// How often the database is.
 const DATABASE_KILLS: usize = 3;
@@ -57,7 +58,11 @@ struct Sealed {
 #[derive(Default)]
 struct Book {
     requests: Vec<String>,
+    /// How many tokens or plaintexts each call gave.
+    given: Vec<(String, usize)>,
     sealed: Vec<Sealed>,
+    /// Calls that a kill cut off: they were sent, and no answer came.
+    cut: usize,
 }
 
 /// Where a replica listens now.
@@ -106,8 +111,12 @@ impl Caller {
                 answer.map(|answer| answer["items"].as_array().unwrap().clone())
             }
         };
+        // Of many, one can be refused.
+        let done = answer.iter().flatten().filter(|answer| answer["ciphertext"].is_string()).count();
+        if done > 0 {
+            self.book.lock().unwrap().given.push((request.to_owned(), done));
+        }
         for (answer, record) in answer.iter().flatten().zip(records) {
-            // Of many, one can be refused.
             if answer["ciphertext"].is_string() {
                 let (token, plaintext) = (answer["ciphertext"].clone(), format!("{request} {record}"));
                 self.book.lock().unwrap().sealed.push(Sealed { token, record: record.clone(), plaintext });
@@ -119,6 +128,7 @@ impl Caller {
         let body = json!({ "ciphertext": sealed.token, "record_id": sealed.record });
         if let Some(answer) = self.post(request, "decrypt", &body).await {
             assert_eq!(answer["plaintext"], *sealed.plaintext, "{request}");
+            self.book.lock().unwrap().given.push((request.to_owned(), 1));
         }
     }
 
@@ -132,7 +142,11 @@ impl Caller {
                 self.book.lock().unwrap().requests.push(request.to_owned());
                 answer.json().await.ok()
             }
-            Ok(_) | Err(_) => None,
+            Ok(_) => None,
+            Err(error) => {
+                self.book.lock().unwrap().cut += usize::from(!error.is_connect());
+                None
+            }
         };
         if answer.is_none() {
             // The process is gone, or the database.
@@ -143,10 +157,10 @@ impl Caller {
 }
 
 /// Reads the whole log: its places have neither gap nor double, each digest is its row's, and the tree over all leaves is
-/// the head's. Gives the request ids.
-async fn whole_log(store: &dyn Store, tenant: TenantUid) -> HashSet<String> {
+/// the head's. Gives the request ids, each with how many items its entry says were done.
+async fn whole_log(store: &dyn Store, tenant: TenantUid) -> HashMap<String, usize> {
     let head = store.log_head(tenant).await.unwrap().unwrap();
-    let (mut frontier, mut ids, mut requests) = (Frontier::default(), HashSet::new(), HashSet::new());
+    let (mut frontier, mut ids, mut requests) = (Frontier::default(), HashSet::new(), HashMap::new());
     loop {
         let page = store.entries_from(tenant, frontier.size(), 500).await.unwrap();
         if page.is_empty() {
@@ -157,7 +171,11 @@ async fn whole_log(store: &dyn Store, tenant: TenantUid) -> HashSet<String> {
             assert_eq!(digest_of(tenant, &placed.row), Some(placed.row.digest), "place {}", placed.seq);
             assert!(ids.insert(placed.row.id), "an entry stands twice: {}", placed.row.id);
             frontier.append(placed.row.leaf());
-            requests.extend(placed.row.request.value);
+            let items = unpack(&placed.row).expect("of the form that we write").items;
+            let done = items.iter().filter(|item| item.refused.is_none()).count();
+            if let Some(request) = placed.row.request.value {
+                *requests.entry(request).or_default() += done;
+            }
         }
     }
     assert_eq!((head.first, head.end()), (0, frontier.size()));
@@ -177,8 +195,11 @@ async fn replicas_that_are_killed_at_any_moment_leave_one_log_with_all_that_was_
     let url = create_database(&database.variable("DATABASE_URL")).await;
     let first = TestServer::on(VaultKey::create().await, url.clone(), &[("BYOK_LOG", "info")]).await;
     let (book, stop) = (Arc::new(Mutex::new(Book::default())), CancellationToken::new());
-    let mut replicas = vec![first.replica().await, first.replica().await];
-    replicas.push(first);
+    let mut replicas = vec![first];
+    while replicas.len() < REPLICAS {
+        let replica = replicas[0].replica().await;
+        replicas.push(replica);
+    }
 
     let (mut callers, mut killers) = (Vec::new(), Vec::new());
     for (place, mut replica) in replicas.into_iter().enumerate() {
@@ -220,17 +241,21 @@ async fn replicas_that_are_killed_at_any_moment_leave_one_log_with_all_that_was_
         caller.await.unwrap();
     }
 
-    let Book { requests, sealed } = std::mem::take(&mut *book.lock().unwrap());
-    println!("{} calls were answered, {} values are sealed", requests.len(), sealed.len());
+    let Book { requests, given, sealed, cut } = std::mem::take(&mut *book.lock().unwrap());
+    println!("{} calls were answered, {cut} cut off; {} values are sealed", requests.len(), sealed.len());
     assert!(requests.len() > 100, "the callers were held up");
+    assert!(cut > KILLS, "the kills met no call");
     for (n, some) in sealed.chunks(100).enumerate() {
         opens(&survivors[n % survivors.len()], some).await;
     }
     let store = connect(&url);
     let tenant = store.tenant("primary").await.unwrap().unwrap();
     let logged = whole_log(&store, tenant.uid).await;
-    let missing: Vec<_> = requests.iter().filter(|request| !logged.contains(*request)).collect();
+    let missing: Vec<_> = requests.iter().filter(|request| !logged.contains_key(*request)).collect();
     assert!(missing.is_empty(), "answered, and not in the log: {missing:?}");
+    for (request, count) in given {
+        assert!(logged[&request] >= count, "{request} gave {count}, and the log says {}", logged[&request]);
+    }
 }
 
 /// Each value opens, once the key is shown to work again.
