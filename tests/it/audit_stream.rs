@@ -179,10 +179,9 @@ async fn a_webhook_that_is_down_holds_up_no_call_is_seen_and_then_gets_all() {
     inbox.lock().unwrap().open = true;
     let logged = logged(&server).await;
     eventually("all of it", async || inbox.lock().unwrap().events.len() >= logged.len()).await;
-    let inbox = inbox.lock().unwrap();
-    assert_eq!(firsts(ids(&inbox.events)), logged);
-    assert_eq!(firsts(inbox.ids.clone()).len(), inbox.ids.len(), "each delivery has an id of its own");
-    drop(inbox);
+    let Inbox { ids: deliveries, events, .. } = std::mem::take(&mut *inbox.lock().unwrap());
+    assert_eq!(firsts(ids(&events)), logged);
+    assert_eq!(firsts(deliveries.clone()).len(), deliveries.len(), "each delivery has an id of its own");
     assert!(server.doctor().await.contains("ok    audit stream webhook: 0 entries behind the log"));
     assert!(!server.logged().contains(&url), "the address is in no log");
 }

@@ -127,6 +127,7 @@ impl Reconciliation {
             principal.own |= call.entered || report.own.contains(&principal.name);
         }
         let values = Values::of(&self.export, &principals);
+        let mut opened: HashSet<u64> = HashSet::new();
         for (id, call) in self.export.calls.drain() {
             if call.at < from || call.at >= until {
                 continue;
@@ -143,12 +144,17 @@ impl Reconciliation {
             let own = principals.get(&call.principal).is_some_and(|principal| principal.own);
             match own.then(|| values.why_not(self.export.format, &call)) {
                 Some(None) if call.refused => report.refused += 1,
-                Some(None) => *report.without_entry.entry(call.used).or_default() += 1,
+                Some(None) => {
+                    *report.without_entry.entry(call.used).or_default() += 1;
+                    if call.used == Use::Unwrap {
+                        opened.extend(call.given);
+                    }
+                }
                 Some(Some(why)) => report.name(named(id, call, why), MOST_NAMED),
                 None => report.name(named(id, call, Why::Stranger), MOST_NAMED),
             }
         }
-        report.unwrapped_values = values.unwrapped.len() as u64;
+        report.unwrapped_values = opened.len() as u64;
         report.principals = principals.into_values().filter(|principal| principal.calls > 0).collect();
         report.named.sort_by(|a, b| (a.at, &a.kms_request_id).cmp(&(b.at, &b.kms_request_id)));
         report.named_missing.sort_by_key(|missing| missing.place);
@@ -201,8 +207,10 @@ impl Values {
         match (call.used, format) {
             (Use::Export, _) => Some(Why::Exported),
             _ if call.refused => None,
+            // What is made opens nothing: a DEK ahead of need that nobody came for.
+            (Use::Wrap, _) => None,
             // Its probes say so, and are told by that.
-            (_, Format::CloudTrail) => Some(Why::NoEntry),
+            (Use::Unwrap | Use::Rewrap, Format::CloudTrail) => Some(Why::NoEntry),
             (Use::Unwrap, Format::Vault) => {
                 let is = |known: &dyn Fn(&u64) -> bool| call.given.iter().any(known);
                 let often = |value: &u64| self.unwrapped.get(value).is_some_and(|times| *times >= OFTEN);
@@ -214,9 +222,7 @@ impl Values {
                     None
                 }
             }
-            (Use::Wrap | Use::Unwrap | Use::Rewrap, Format::Vault | Format::Google | Format::KeyVault) => {
-                None
-            }
+            (Use::Unwrap | Use::Rewrap, Format::Vault | Format::Google | Format::KeyVault) => None,
         }
     }
 }

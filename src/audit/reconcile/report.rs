@@ -120,7 +120,7 @@ pub struct Report {
     pub without_entry: BTreeMap<Use, u64>,
     /// Those of ours that no entry names and the provider refused.
     pub refused: u64,
-    /// How many different values our calls without an entry unwrapped, where the provider's log tells.
+    /// How many different values those unwrapped, where the provider's log tells one from another: canaries.
     pub unwrapped_values: u64,
     /// Those that nothing explains.
     pub unexplained: u64,

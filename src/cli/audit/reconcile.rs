@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::audit::reconcile::{
-    Between, Export, Format, MOST_CALLS, Missing, Named, Reconciliation, Report, Terms, UnusableExport, Use,
+    Between, Export, MOST_CALLS, Missing, Named, Reconciliation, Report, Terms, UnusableExport, Use,
 };
 use crate::audit::{Committer, Unit, pack};
 use crate::cli::{Failure, assemble};
@@ -195,11 +195,15 @@ fn show(report: &Report) {
 
 /// Our own calls that are no entry's.
 fn without_entry(report: &Report) -> String {
-    let of = |used: &Use| report.without_entry.get(used).map(|count| format!("{count} {}", used.as_str()));
+    let of = |used: &Use| {
+        let count = report.without_entry.get(used)?;
+        Some(match (used, report.unwrapped_values) {
+            (Use::Unwrap, 1) => format!("{count} unwrap of one value"),
+            (Use::Unwrap, values @ 2..) => format!("{count} unwrap of {values} values"),
+            (_, _) => format!("{count} {}", used.as_str()),
+        })
+    };
     let mut parts: Vec<String> = Use::ALL.iter().filter_map(of).collect();
-    if report.format == Format::Vault && report.unwrapped_values > 0 {
-        parts.push(format!("unwrapped {} different values", report.unwrapped_values));
-    }
     if report.refused > 0 {
         parts.push(format!("{} refused", report.refused));
     }
