@@ -8,7 +8,7 @@ use crate::audit::unpack;
 use crate::model::{Item, Source, Timestamp};
 use crate::store::PlacedEntry;
 
-use super::export::{Export, Noted};
+use super::export::{Export, MOST_CALLS, Noted};
 use super::record::{Format, Use};
 use super::report::{Missing, Named, Principal, Report, Why};
 
@@ -94,8 +94,12 @@ impl Reconciliation {
 
     /// An id that the export does not have.
     fn miss(&mut self, placed: &PlacedEntry, id: &Arc<str>) {
-        if !self.export.format.joins() || !self.missing.insert(id.clone()) {
+        if !self.export.format.joins() || self.missing.contains(id) {
             return;
+        }
+        // Past that, one that several entries name is counted with each.
+        if self.missing.len() < MOST_CALLS {
+            self.missing.insert(id.clone());
         }
         let (at, report) = (placed.row.at, &mut self.report);
         // Its call may have been before the export began, or be after it ended where the clocks are apart.

@@ -13,6 +13,11 @@ use super::record::{Call, Format, Use};
 
 /// The most calls of our keys that are held: some 300 bytes each.
 pub const MOST_CALLS: usize = 2_000_000;
+/// The most values that are held, of all batches: 8 bytes each.
+const MOST_VALUES: usize = 20_000_000;
+/// The most characters of an id and of a principal.
+const ID_CHARACTERS: usize = 128;
+const PRINCIPAL_CHARACTERS: usize = 256;
 /// How many lines that cannot be read are named.
 const NAMED_LINES: usize = 20;
 
@@ -25,6 +30,7 @@ pub struct Export {
     pub(super) first: Timestamp,
     pub(super) last: Timestamp,
     pub(super) records: u64,
+    pub(super) values: usize,
     pub(super) unreadable: u64,
     pub(super) unreadable_lines: Vec<u64>,
 }
@@ -51,7 +57,7 @@ pub enum UnusableExport {
     Io(io::Error),
     /// None of its records is of a format that is known.
     NoRecords,
-    /// Our keys have more calls in it than are held.
+    /// Our keys have more calls in it, or these more values, than are held.
     TooManyCalls,
 }
 
@@ -80,6 +86,7 @@ impl Export {
             first: Timestamp(i64::MAX),
             last: Timestamp(i64::MIN),
             records: 0,
+            values: 0,
             unreadable: 0,
             unreadable_lines: Vec::new(),
         };
@@ -101,7 +108,7 @@ impl Export {
             export.first = export.first.min(record.at);
             export.last = export.last.max(record.at);
             let Some(call) = record.call.filter(|call| between.has(call.at)) else { continue };
-            if export.calls.len() >= MOST_CALLS {
+            if export.calls.len() >= MOST_CALLS || export.values >= MOST_VALUES {
                 return Err(UnusableExport::TooManyCalls);
             }
             export.note(call, object.line, &mut principals);
@@ -114,10 +121,11 @@ impl Export {
     fn note(&mut self, call: Call, line: u64, principals: &mut HashMap<String, Arc<str>>) {
         let id: Arc<str> = match call.id.is_empty() {
             true => format!("(line {line})").into(),
-            false => call.id.into(),
+            false => plain(&call.id, ID_CHARACTERS).into(),
         };
-        let own = || Arc::<str>::from(call.principal.as_str());
-        let principal = principals.entry(call.principal.clone()).or_insert_with(own).clone();
+        let name = plain(&call.principal, PRINCIPAL_CHARACTERS);
+        let own = Arc::<str>::from(name.as_str());
+        let principal = principals.entry(name).or_insert(own).clone();
         let fresh = || Noted {
             at: call.at,
             used: call.used,
@@ -131,11 +139,11 @@ impl Export {
         let noted = self.calls.entry(id).or_insert_with(fresh);
         noted.at = noted.at.min(call.at);
         noted.refused |= call.refused;
-        if noted.given.is_empty() {
-            noted.given = call.given.into();
-        }
-        if noted.made.is_empty() {
-            noted.made = call.made.into();
+        for (kept, read) in [(&mut noted.given, call.given), (&mut noted.made, call.made)] {
+            if kept.is_empty() {
+                self.values += read.len();
+                *kept = read.into();
+            }
         }
     }
 
@@ -143,4 +151,12 @@ impl Export {
     pub fn covers(&self) -> (Timestamp, Timestamp) {
         (self.first, self.last)
     }
+}
+
+/// What may be shown on a terminal, and is not too long: others wrote it.
+fn plain(text: &str, most: usize) -> String {
+    text.chars()
+        .take(most)
+        .map(|char| if char.is_control() { char::REPLACEMENT_CHARACTER } else { char })
+        .collect()
 }

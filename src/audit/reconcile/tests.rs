@@ -176,6 +176,15 @@ fn no_field_that_is_missing_or_of_another_type_makes_it_panic() {
 }
 
 #[test]
+fn what_others_wrote_is_shortened_and_moves_no_cursor() {
+    let text = VAULT.replace("vault-root", &"i".repeat(1_000)).replace("\"root\"", "\"\\u001b[2Jroot\"");
+    let report = reconciled(export(&text, "fields"), terms(), &[]);
+    let named = report.named.iter().find(|named| named.kms_request_id.starts_with("iii")).unwrap();
+    assert_eq!(named.kms_request_id.len(), 128);
+    assert!(named.principal.starts_with("\u{fffd}[2Jroot"), "{}", named.principal);
+}
+
+#[test]
 fn a_probe_of_aws_is_told_by_its_context_and_all_else_needs_an_entry() {
     let made = entry(0, 1, vec![item(AWS_KEY, Source::Kms, Some("aws-made"))]);
     let report = reconciled(export(CLOUDTRAIL, AWS_KEY), terms(), &[made]);
