@@ -155,6 +155,15 @@ impl AuditReads for Unlucky {
         self.database.entries_from(tenant, from, limit).await
     }
 
+    async fn places(
+        &self,
+        tenant: TenantUid,
+        from: Timestamp,
+        until: Timestamp,
+    ) -> Result<Option<Range<u64>>, ReadError> {
+        self.database.places(tenant, from, until).await
+    }
+
     async fn leaves(&self, tenant: TenantUid, places: Range<u64>) -> Result<Vec<(u64, Hash)>, ReadError> {
         self.database.leaves(tenant, places).await
     }

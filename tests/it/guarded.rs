@@ -316,6 +316,15 @@ impl AuditReads for Wired {
         self.read().await?.entries_from(tenant, from, limit).await
     }
 
+    async fn places(
+        &self,
+        tenant: TenantUid,
+        from: Timestamp,
+        until: Timestamp,
+    ) -> Result<Option<Range<u64>>, ReadError> {
+        self.read().await?.places(tenant, from, until).await
+    }
+
     async fn leaves(&self, tenant: TenantUid, places: Range<u64>) -> Result<Vec<(u64, Hash)>, ReadError> {
         self.read().await?.leaves(tenant, places).await
     }

@@ -5,9 +5,9 @@ use std::ops::Range;
 use async_trait::async_trait;
 
 use crate::merkle::Hash;
-use crate::model::TenantUid;
+use crate::model::{TenantUid, Timestamp};
 
-use super::super::row::{entry, leaf, signed};
+use super::super::row::{entry, leaf, places, signed};
 use super::super::{AuditReads, EntryFilter, PlacedEntry, ReadError};
 use super::{Postgres, moment, statements};
 
@@ -29,6 +29,9 @@ statements! {
         SELECT seq, at, id, operation, outcome, means, role, user_id, user_salt, user_hmac, request_id, request_salt,
             request_hmac, item_count::int8, records::text, items, detail, digest
         FROM np_byok_audit WHERE tenant = $1 AND seq >= $2 ORDER BY seq LIMIT $3";
+
+    PLACES = "
+        SELECT min(seq), max(seq) FROM np_byok_audit WHERE tenant = $1 AND at >= $2 AND at < $3";
 
     LEAVES = "
         SELECT seq, at, digest FROM np_byok_audit WHERE tenant = $1 AND seq >= $2 AND seq < $3 ORDER BY seq";
@@ -67,6 +70,16 @@ impl AuditReads for Postgres {
     ) -> Result<Vec<PlacedEntry>, ReadError> {
         let query = sqlx::query(ENTRIES_FROM).bind(tenant.0).bind(signed(from)).bind(i64::from(limit));
         self.all(query, entry).await
+    }
+
+    async fn places(
+        &self,
+        tenant: TenantUid,
+        from: Timestamp,
+        until: Timestamp,
+    ) -> Result<Option<Range<u64>>, ReadError> {
+        let query = sqlx::query(PLACES).bind(tenant.0).bind(moment(from)).bind(moment(until));
+        Ok(self.first(query, places).await?.flatten())
     }
 
     async fn leaves(&self, tenant: TenantUid, places: Range<u64>) -> Result<Vec<(u64, Hash)>, ReadError> {
