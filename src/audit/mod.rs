@@ -3,6 +3,8 @@
 
 mod checkpoint;
 mod committer;
+#[cfg(test)]
+mod corpus_tests;
 mod digest;
 mod pack;
 mod tree;
