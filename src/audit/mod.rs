@@ -1,6 +1,7 @@
 //! The audit log: how an entry is packed for the store, and the committer that makes it durable. An entry holds who,
 //! what and when; never a plaintext, a key, another context value or a provider's message.
 
+mod bundle;
 mod checkpoint;
 mod committer;
 #[cfg(test)]
@@ -8,9 +9,12 @@ mod corpus_tests;
 mod digest;
 mod pack;
 mod tree;
+mod verify;
 
+pub use bundle::{BUNDLE_FORMAT, Export, ExportError, Exported, Wanted, verify_bundle};
 pub use checkpoint::{Checkpoint, CheckpointKey, NoCheckpoint, NoCheckpointKey, SignedCheckpoint, origin_of};
 pub use committer::{CommitFailed, Committer, Durable, Passage, Unit};
 pub use digest::{digest_of, item_leaves};
 pub use pack::{pack, unpack};
 pub use tree::{Tree, TreeError};
+pub use verify::{Against, Claim, Finding, PersonalValue, Report, State, Trust, verify_log};

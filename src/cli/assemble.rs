@@ -87,6 +87,22 @@ pub(super) async fn database_only(env: &Env) -> Result<Arc<dyn Database>, Failur
     }
 }
 
+/// The database that the environment names, and the tenant of the single-tenant form, which must be there.
+pub(super) async fn log(env: &Env) -> Result<(Arc<dyn Database>, Tenant), Failure> {
+    let database = database_only(env).await?;
+    let tenant = database.tenant(PRIMARY).await.map_err(unread)?;
+    let none = || Failure::Running("there is no log yet: nothing was ever served".to_owned());
+    Ok((database, tenant.ok_or_else(none)?))
+}
+
+/// What to say of a database that cannot be read.
+pub(super) fn unread(error: store::ReadError) -> Failure {
+    Failure::Running(match error {
+        store::ReadError::Unavailable => "the database is out of reach".to_owned(),
+        store::ReadError::Rejected => "the database refuses to be read: run `byok migrate` first".to_owned(),
+    })
+}
+
 /// Who calls, and what they may do; reports the mistakes of both.
 pub(super) fn identity(
     settings: &config::Auth,

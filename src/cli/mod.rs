@@ -4,12 +4,13 @@
 //! | code | meaning |
 //! |---|---|
 //! | 0 | done |
-//! | 1 | it failed while running; the message says at what |
+//! | 1 | it failed while running; the message says at what. `audit verify`: the log does not hold |
 //! | 2 | the command line is not understood |
 //! | 3 | the configuration has mistakes; each is named with its variable or file |
 //! | 4 | `doctor` found something that does not work, or a `drill` a plaintext that came too late |
 
 mod assemble;
+mod audit;
 mod dev;
 mod dev_key;
 mod doctor;
@@ -57,6 +58,8 @@ enum Command {
     Token(token::Arguments),
     /// Check configuration, database, roles and key: what is wrong, what it leaves unprotected, what to do
     Doctor,
+    /// Verify the audit log, and export it for others to verify
+    Audit(audit::Arguments),
     /// Try the kill switch of a running server with the real key, and leave a signed report
     Drill(Box<drill::Arguments>),
 }
@@ -95,6 +98,7 @@ pub fn run() -> ExitCode {
             Command::Policy(arguments) => policy::run(&arguments),
             Command::Token(arguments) => token::run(&arguments),
             Command::Doctor => doctor::run().await,
+            Command::Audit(arguments) => audit::run(arguments).await,
             Command::Drill(arguments) => drill::run(*arguments).await,
         }
     });

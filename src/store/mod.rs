@@ -302,6 +302,9 @@ pub trait TenantReads {
     /// The tenant of that name.
     async fn tenant(&self, name: &str) -> Result<Option<Tenant>, ReadError>;
 
+    /// All tenants, by name.
+    async fn tenants(&self) -> Result<Vec<Tenant>, ReadError>;
+
     /// Where the tenant's log ends; `None` for a tenant that has none.
     async fn log_head(&self, tenant: TenantUid) -> Result<Option<LogHead>, ReadError>;
 

@@ -82,6 +82,10 @@ impl TenantReads for Unlucky {
         self.database.tenant(name).await
     }
 
+    async fn tenants(&self) -> Result<Vec<Tenant>, ReadError> {
+        self.database.tenants().await
+    }
+
     async fn log_head(&self, tenant: TenantUid) -> Result<Option<LogHead>, ReadError> {
         self.database.log_head(tenant).await
     }

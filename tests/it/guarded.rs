@@ -243,6 +243,10 @@ impl TenantReads for Wired {
         self.read().await?.tenant(name).await
     }
 
+    async fn tenants(&self) -> Result<Vec<Tenant>, ReadError> {
+        self.read().await?.tenants().await
+    }
+
     async fn log_head(&self, tenant: TenantUid) -> Result<Option<LogHead>, ReadError> {
         self.read().await?.log_head(tenant).await
     }

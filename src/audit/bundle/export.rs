@@ -6,10 +6,11 @@ use std::ops::Range;
 use super::super::checkpoint::{CheckpointKey, SignedCheckpoint};
 use super::super::tree::{Tree, TreeError};
 use super::super::verify::{Pages, Row, pruned_by};
-use super::{BUNDLE_FORMAT, BundleEntry, Bytes, End, Header, Line, Start, Subtrees, Unreadable, roots_of};
+use super::line::{Bytes, End, Header, Line, Start, Subtrees, Unreadable, roots_of};
+use super::{BUNDLE_FORMAT, BundleEntry};
 use crate::merkle::Hash;
 use crate::model::{Operation, Tenant};
-use crate::store::{EntryFilter, ReadError, Store};
+use crate::store::{CheckpointRow, EntryFilter, ReadError, Store};
 
 /// How many checkpoints, or entries that say what was pruned, are read at once.
 const PAGE: u32 = 256;
@@ -79,72 +80,114 @@ impl From<TreeError> for ExportError {
     }
 }
 
-struct Writer<'s> {
+/// A bundle that can be written.
+pub struct Export<'s> {
     store: &'s dyn Store,
     tenant: &'s Tenant,
     tree: Tree<'s>,
-    out: &'s mut (dyn Write + Send),
+    keys: Vec<CheckpointKey>,
+    /// The size of the checkpoint that the reader has.
+    pinned: Option<u64>,
+    origin: String,
+    closing: CheckpointRow,
+    places: Range<u64>,
+    uncovered: Option<Range<u64>>,
+}
+
+impl<'s> Export<'s> {
+    /// Looks at what there is.
+    ///
+    /// # Errors
+    /// See [`ExportError`].
+    pub async fn prepare(
+        store: &'s dyn Store,
+        tenant: &'s Tenant,
+        wanted: Wanted,
+    ) -> Result<Self, ExportError> {
+        let tree = Tree::open(store, tenant.uid).await?.ok_or(ExportError::NoCheckpoint)?;
+        let (first, log, has) = (tree.head.first, tree.head.log, tree.head.frontier.size());
+        let closing = store.latest_checkpoint(tenant.uid, log).await?.ok_or(ExportError::NoCheckpoint)?;
+        let note = SignedCheckpoint::parse(&closing.note).map_err(|_| ExportError::NoCheckpoint)?;
+        let pinned = wanted.pinned.as_ref().map(|pinned| pinned.checkpoint.size);
+        if let Some(size) = [Some(closing.size), pinned].into_iter().flatten().find(|size| *size > has) {
+            return Err(ExportError::Shorter { size });
+        }
+        let until = first + closing.size;
+        let places = wanted.places.start.max(first)..wanted.places.end.min(until);
+        if places.is_empty() || pinned.is_some_and(|pinned| pinned > closing.size) {
+            return Err(ExportError::Uncovered { until });
+        }
+        let uncovered = until..wanted.places.end.min(tree.head.end());
+        let uncovered = Some(uncovered).filter(|uncovered| !uncovered.is_empty());
+        let origin = note.checkpoint.origin;
+        Ok(Self { store, tenant, tree, keys: wanted.keys, pinned, origin, closing, places, uncovered })
+    }
+
+    /// The range: what was wanted, as far as the last checkpoint speaks of it.
+    pub fn places(&self) -> Range<u64> {
+        self.places.clone()
+    }
+
+    /// What was wanted, and no checkpoint speaks of yet.
+    pub fn uncovered(&self) -> Option<Range<u64>> {
+        self.uncovered.clone()
+    }
+
+    /// Writes it. `progress` is told how many places of how many are done, from time to time.
+    ///
+    /// # Errors
+    /// See [`ExportError`]; then what was written is no bundle.
+    pub async fn write(
+        self,
+        out: &mut (dyn Write + Send),
+        progress: &mut (dyn FnMut(u64, u64) + Send),
+    ) -> Result<Exported, ExportError> {
+        let Self { store, tenant, tree, keys, pinned, origin, closing, places, .. } = self;
+        let (first, log, size) = (tree.head.first, tree.head.log, closing.size);
+        let (from, to) = (places.start - first, places.end - first);
+        let begin = pinned.map_or(from, |pinned| pinned.min(from));
+        let mut writer =
+            Writer { store, tenant, tree, out, pinned, size: begin, entries: 0, gaps: Vec::new() };
+        writer.line(&Line::Header(Header {
+            format: BUNDLE_FORMAT.to_owned(),
+            origin,
+            tenant: tenant.uid.to_string(),
+            log,
+            first,
+            from: places.start,
+            to: places.end,
+            size,
+        }))?;
+        for key in &keys {
+            writer.line(&Line::Key(key.to_string()))?;
+        }
+        let roots = writer.tree.cover(0..begin).await?;
+        writer.line(&Line::Start(Start { size: begin, roots: roots_of(&roots) }))?;
+        writer.skip_to(from).await?;
+        writer.range(to, log, size, progress).await?;
+        writer.rest(size).await?;
+        writer.line(&Line::Checkpoint(closing.note.to_string()))?;
+        let entries = writer.entries;
+        writer.line(&Line::End(End { entries }))?;
+        writer.out.flush().map_err(ExportError::Write)?;
+        Ok(Exported { places, entries, size })
+    }
+}
+
+struct Writer<'s, 'o> {
+    store: &'s dyn Store,
+    tenant: &'s Tenant,
+    tree: Tree<'s>,
+    out: &'o mut (dyn Write + Send),
+    /// A size that the walk has to stop at.
+    pinned: Option<u64>,
     /// How many leaves were walked past.
     size: u64,
     entries: u64,
     gaps: Vec<Range<u64>>,
 }
 
-/// Writes a bundle. `progress` is told how many places of how many are done, from time to time.
-///
-/// # Errors
-/// See [`ExportError`]; then what was written is no bundle.
-pub async fn export(
-    store: &dyn Store,
-    tenant: &Tenant,
-    wanted: &Wanted,
-    out: &mut (dyn Write + Send),
-    progress: &mut (dyn FnMut(u64, u64) + Send),
-) -> Result<Exported, ExportError> {
-    let tree = Tree::open(store, tenant.uid).await?.ok_or(ExportError::NoCheckpoint)?;
-    let (first, log) = (tree.head.first, tree.head.log);
-    let closing = store.latest_checkpoint(tenant.uid, log).await?.ok_or(ExportError::NoCheckpoint)?;
-    let origin = SignedCheckpoint::parse(&closing.note).map_err(|_| ExportError::NoCheckpoint)?.checkpoint.origin;
-    let pinned = wanted.pinned.as_ref().map(|pinned| pinned.checkpoint.size);
-    for size in [Some(closing.size), pinned].into_iter().flatten() {
-        if size > tree.head.frontier.size() {
-            return Err(ExportError::Shorter { size });
-        }
-    }
-    let size = closing.size;
-    let places = wanted.places.start.max(first)..wanted.places.end.min(first + size);
-    if places.start >= places.end || pinned.is_some_and(|pinned| pinned > size) {
-        return Err(ExportError::Uncovered { until: first + size });
-    }
-    let (from, to) = (places.start - first, places.end - first);
-    let begin = pinned.map_or(from, |pinned| pinned.min(from));
-    let mut writer = Writer { store, tenant, tree, out, size: begin, entries: 0, gaps: Vec::new() };
-    writer.line(&Line::Header(Header {
-        format: BUNDLE_FORMAT.to_owned(),
-        origin,
-        tenant: tenant.uid.to_string(),
-        log,
-        first,
-        from: places.start,
-        to: places.end,
-        size,
-    }))?;
-    for key in &wanted.keys {
-        writer.line(&Line::Key(key.to_string()))?;
-    }
-    let roots = writer.tree.cover(0..begin).await?;
-    writer.line(&Line::Start(Start { size: begin, roots: roots_of(&roots) }))?;
-    writer.skip_to(from).await?;
-    writer.range(to, log, size, progress).await?;
-    writer.rest(size, pinned).await?;
-    writer.line(&Line::Checkpoint(closing.note.to_string()))?;
-    let entries = writer.entries;
-    writer.line(&Line::End(End { entries }))?;
-    writer.out.flush().map_err(ExportError::Write)?;
-    Ok(Exported { places, entries, size })
-}
-
-impl Writer<'_> {
+impl Writer<'_, '_> {
     fn line(&mut self, line: &Line) -> Result<(), ExportError> {
         let mut text = serde_json::to_vec(line).map_err(|error| ExportError::Write(error.into()))?;
         text.push(b'\n');
@@ -178,11 +221,7 @@ impl Writer<'_> {
         let mut pages = Pages::new(self.store, self.tenant.uid, first + from..first + to);
         loop {
             let row = pages.next().await?;
-            let place = match &row {
-                Some(Row::Entry(entry)) => entry.place,
-                Some(Row::Unreadable { place, .. }) => *place,
-                None => first + to,
-            };
+            let place = row.as_ref().map_or(first + to, Row::place);
             if place > first + self.size {
                 self.pruned_to(place - first).await?;
             }
@@ -227,21 +266,24 @@ impl Writer<'_> {
     }
 
     async fn pruned_to(&mut self, size: u64) -> Result<(), ExportError> {
-        let roots = self.tree.cover(self.size..size).await?;
-        self.line(&Line::Pruned(self.subtrees(size, &roots)))?;
         let first = self.tree.head.first;
         self.gaps.push(first + self.size..first + size);
-        self.size = size;
+        let pinned = self.pinned.filter(|pinned| self.size < *pinned && *pinned < size);
+        for size in pinned.into_iter().chain([size]) {
+            let roots = self.tree.cover(self.size..size).await?;
+            self.line(&Line::Pruned(self.subtrees(size, &roots)))?;
+            self.size = size;
+        }
         Ok(())
     }
 
     /// From behind the range to the last checkpoint: past the size that is pinned, and with the entries that say what was
     /// pruned.
-    async fn rest(&mut self, size: u64, pinned: Option<u64>) -> Result<(), ExportError> {
+    async fn rest(&mut self, size: u64) -> Result<(), ExportError> {
         let first = self.tree.head.first;
         let named = self.prunes(first + self.size..first + size).await?;
         let mut stops: Vec<u64> = named.iter().map(|entry| entry.place - first).collect();
-        stops.extend(pinned);
+        stops.extend(self.pinned);
         stops.retain(|stop| (self.size..size).contains(stop));
         stops.sort_unstable();
         stops.dedup();

@@ -5,7 +5,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::super::bundle::{BundleEntry, BundleItem};
-use super::finding::{Finding, Report};
+use super::finding::Finding;
+use super::report::Report;
 use crate::model::{DekId, KeyVersion, Operation, TenantUid};
 use crate::store::{DekRow, ReadError, Store};
 
@@ -115,7 +116,8 @@ impl Deks {
     }
 
     fn observe_item(&mut self, item: &BundleItem, rotates: bool) {
-        let (Some(id), Some(key), Some(version), None) = (item.dek_id, &item.key, &item.version, &item.refused)
+        let (Some(id), Some(key), Some(version), None) =
+            (item.dek_id, &item.key, &item.version, &item.refused)
         else {
             return;
         };
@@ -166,8 +168,12 @@ impl Deks {
 
     /// Keeps only those that are not as the log says; whether there are any.
     pub(super) fn doubt(&mut self) -> bool {
-        let doubted: Vec<DekId> =
-            self.known.iter().filter(|(id, dek)| self.finding(**id, **dek).is_some()).map(|(id, _)| *id).collect();
+        let doubted: Vec<DekId> = self
+            .known
+            .iter()
+            .filter(|(id, dek)| self.finding(**id, **dek).is_some())
+            .map(|(id, _)| *id)
+            .collect();
         let mut kept = HashMap::with_capacity(doubted.len());
         for id in doubted {
             if let Some(dek) = self.known.get(&id) {

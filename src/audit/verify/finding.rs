@@ -1,14 +1,11 @@
-//! What can be wrong with a log, by name and place; and what was claimed, whether it holds.
+//! What can be wrong with a log, by name and place.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 
+use super::report::Claim;
 use crate::merkle::Hash;
-use crate::model::{DekId, KeyVersion};
-
-/// How many findings are kept; the rest are counted.
-const KEPT: usize = 1_000;
+use crate::model::{DekId, KeyVersion, TenantUid};
 
 /// What a root was compared with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,10 +64,21 @@ pub enum Finding {
         /// Where.
         place: u64,
     },
-    /// What an entry says is not what its digest covers.
+    /// What an entry says is not what its leaf covers.
     Content {
         /// Where.
         place: u64,
+        /// Its leaf, by the digest that it has.
+        leaf: Hash,
+        /// The leaf that what it says would have.
+        said: Hash,
+    },
+    /// The entry of another tenant's log.
+    OtherTenant {
+        /// Where.
+        place: u64,
+        /// Whose it is.
+        tenant: TenantUid,
     },
     /// A name or an id is not the one that was hashed.
     Personal {
@@ -79,10 +87,14 @@ pub enum Finding {
         /// Which value.
         what: PersonalValue,
     },
-    /// Entries are gone, and no later entry says that they were pruned.
+    /// Entries are gone, and no later entry says that they were pruned; or their hashes are gone as well.
     Missing {
         /// From the first to before the next that is there.
         places: Range<u64>,
+        /// Whether they are the log's oldest, as those are that a retention prunes.
+        oldest: bool,
+        /// Whether their hashes are there.
+        kept: bool,
     },
     /// The last entries are gone.
     CutOff {
@@ -117,6 +129,10 @@ pub enum Finding {
         places: Range<u64>,
         /// What says so.
         against: Against,
+        /// The root that it has.
+        expected: Hash,
+        /// The root of the entries that are there.
+        found: Hash,
     },
     /// The log's head is not of a form that the server writes.
     Head,
@@ -183,11 +199,35 @@ pub enum Finding {
 }
 
 impl Finding {
+    /// Its name, for those who act on it; never changes. `docs/audit-log.md` lists them.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Malformed { .. } => "malformed-bundle",
+            Self::Unreadable { .. } | Self::Content { .. } | Self::Personal { .. } => "changed-field",
+            Self::OtherTenant { .. } => "wrong-tenant",
+            Self::Missing { oldest: true, .. } => "unmarked-prune",
+            Self::Missing { oldest: false, .. } => "removed-entry",
+            Self::CutOff { .. } | Self::Shorter { .. } => "truncated-tail",
+            Self::Doubled { .. } => "doubled-entry",
+            Self::BeyondHead { .. } => "beyond-head",
+            Self::Swapped { .. } => "swapped-pair",
+            Self::Time { .. } => "changed-time",
+            Self::Rewritten { .. } | Self::Forked { .. } => "rewritten-history",
+            Self::Head => "changed-head",
+            Self::Forged { .. } | Self::NoCheckpoint { .. } | Self::OtherLog { .. } => "forged-checkpoint",
+            Self::MissingCheckpoint { .. } => "missing-checkpoint",
+            Self::PinnedElsewhere { .. } => "pinned-not-shown",
+            Self::DekVersion { .. } => "dek-key-version",
+            Self::DekUnnamed { .. } => "dek-not-logged",
+            Self::DekGone { .. } => "dek-removed",
+        }
+    }
+
     /// The claim that it breaks.
     pub fn breaks(&self) -> Claim {
         match self {
             Self::Malformed { .. } => Claim::Form,
-            Self::Unreadable { .. } | Self::Content { .. } => Claim::Content,
+            Self::Unreadable { .. } | Self::Content { .. } | Self::OtherTenant { .. } => Claim::Content,
             Self::Personal { .. } => Claim::Personal,
             Self::Missing { .. }
             | Self::CutOff { .. }
@@ -217,140 +257,81 @@ fn shown(places: &Range<u64>) -> String {
     }
 }
 
+/// A sentence of where and what; its name goes before it.
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Malformed { line, why } => write!(f, "line {line}: {why}; the rest was not looked at"),
             Self::Unreadable { place } => {
-                write!(f, "place {place}: changed field: the row is not of a form that the server writes")
+                write!(f, "place {place}: the row is not of a form that the server writes")
             }
-            Self::Content { place } => write!(
+            Self::Content { place, leaf, said } => write!(
                 f,
-                "place {place}: changed field: what the entry or one of its items says is not what its digest covers, or \
-                 the entry is another tenant's"
+                "place {place}: the entry, or one of its items, was changed: expected what gives leaf {leaf}, \
+                 what is there gives {said}"
             ),
+            Self::OtherTenant { place, tenant } => {
+                write!(f, "place {place}: the entry is one of tenant {tenant}")
+            }
             Self::Personal { place, what } => {
-                write!(f, "place {place}: changed value: {what} is not the one that was hashed")
+                write!(f, "place {place}: {what} is not the one that was hashed")
             }
-            Self::Missing { places } => {
-                write!(f, "{}: removed: gone, and no later entry says that they were pruned", shown(places))
+            Self::Missing { places, kept: true, .. } => {
+                write!(f, "{}: gone, and no later entry says that they were pruned", shown(places))
             }
-            Self::CutOff { places } => write!(f, "{}: truncated tail: gone up to the log's end", shown(places)),
-            Self::Doubled { place } => write!(f, "place {place}: doubled: it is taken more than once"),
+            Self::Missing { places, kept: false, .. } => {
+                write!(f, "{}: gone, and nothing is kept of their hashes", shown(places))
+            }
+            Self::CutOff { places } => write!(f, "{}: gone, up to the log's end", shown(places)),
+            Self::Doubled { place } => write!(f, "place {place}: it is taken more than once"),
             Self::BeyondHead { place } => {
-                write!(f, "place {place}: beyond the head: an entry that was never appended")
+                write!(f, "place {place}: an entry that was never appended")
             }
             Self::Swapped { place, with } => {
-                write!(f, "places {place} and {with}: swapped: each entry stands in the other's place")
+                write!(f, "places {place} and {with}: each entry stands in the other's place")
             }
             Self::Time { place } => {
-                write!(f, "place {place}: changed time: far from the time that the entry's id was made at")
+                write!(f, "place {place}: its time is far from the one that the entry's id was made at")
             }
-            Self::Rewritten { places, against } => {
-                write!(f, "{}: rewritten: not the entries that {against} speaks of", shown(places))
-            }
-            Self::Head => f.write_str("the log's head: changed: not of a form that the server writes"),
+            Self::Rewritten { places, against, expected, found } => write!(
+                f,
+                "{}: not the entries that {against} speaks of: expected root {expected}, what is there gives {found}",
+                shown(places)
+            ),
+            Self::Head => f.write_str("the log's head is not of a form that the server writes"),
             Self::Shorter { has, against } => {
-                write!(f, "truncated tail: the log has {has} entries, and {against} speaks of more")
+                write!(f, "the log has {has} entries, and {against} speaks of more")
             }
             Self::Forged { checkpoint } => {
-                write!(f, "forged checkpoint: none of the keys given has signed {checkpoint}")
+                write!(f, "none of the keys given has signed {checkpoint}")
             }
             Self::NoCheckpoint { size } => {
-                write!(f, "forged checkpoint: what is kept as of size {size} is not a checkpoint of that size")
+                write!(f, "what is kept as of size {size} is not a checkpoint of that size")
             }
             Self::OtherLog { checkpoint, origin } => {
-                write!(f, "forged checkpoint: {checkpoint} is of another log: {origin}")
+                write!(f, "{checkpoint} is of another log: {origin}")
             }
             Self::MissingCheckpoint { size: Some(size) } => {
-                write!(f, "missing checkpoint: the pinned one of size {size} is not kept any more")
+                write!(f, "the pinned checkpoint of size {size} is not kept any more")
             }
             Self::MissingCheckpoint { size: None } => {
-                f.write_str("missing checkpoint: nothing that was signed speaks of these entries")
+                f.write_str("nothing that was signed speaks of all of these entries")
             }
             Self::Forked { size, root } => {
-                write!(f, "rewritten history: the checkpoint of size {size} that is kept has another root: {root}")
+                write!(
+                    f,
+                    "the checkpoint of size {size} that is kept has another root than the pinned one: {root}"
+                )
             }
             Self::PinnedElsewhere { size } => write!(
                 f,
                 "the bundle says nothing about the log at the pinned size {size}: export it with --checkpoint"
             ),
             Self::DekVersion { dek, row, log } => {
-                write!(f, "DEK {dek}: key version changed by hand: its row says {row}, the log {log}")
+                write!(f, "DEK {dek}: its row says {row}; expected {log}, which the log gave it last")
             }
             Self::DekUnnamed { dek } => write!(f, "DEK {dek}: its row was never logged"),
             Self::DekGone { dek } => write!(f, "DEK {dek}: the log names it, and its row is gone"),
         }
-    }
-}
-
-/// What is claimed of a log. In the order that they are told in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Claim {
-    /// The file is a bundle, and whole.
-    Form,
-    /// What each entry says is what its leaf covers.
-    Content,
-    /// Names and ids are those that were hashed.
-    Personal,
-    /// Each place has its one entry.
-    Order,
-    /// The entries are those of the roots.
-    Tree,
-    /// The checkpoints were signed with a key that is known.
-    Signed,
-    /// The log goes on from the one that the auditor has pinned.
-    Pinned,
-    /// The rows of DEKs are as the log says.
-    Deks,
-}
-
-/// What became of a claim.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// It holds.
-    Holds,
-    /// It does not; the findings say why.
-    Fails,
-    /// Nothing can be said of it, and the text says what it would take.
-    Open,
-}
-
-/// What was found.
-#[derive(Clone, Debug, Default)]
-pub struct Report {
-    /// Which log, and how much of it.
-    pub subject: String,
-    /// Each claim, and what became of it.
-    pub claims: Vec<(Claim, State, String)>,
-    /// What does not hold, up to a thousand.
-    pub findings: Vec<Finding>,
-    /// How many more there are.
-    pub more: u64,
-    broken: BTreeMap<Claim, u64>,
-}
-
-impl Report {
-    /// Whether nothing was found.
-    pub fn is_clean(&self) -> bool {
-        self.findings.is_empty()
-    }
-
-    pub(in crate::audit) fn find(&mut self, finding: Finding) {
-        *self.broken.entry(finding.breaks()).or_default() += 1;
-        match self.findings.len() < KEPT {
-            true => self.findings.push(finding),
-            false => self.more += 1,
-        }
-    }
-
-    /// Tells a claim: it fails where a finding breaks it, and is open where `open` says why.
-    pub(in crate::audit) fn tell(&mut self, claim: Claim, holds: String, open: Option<String>) {
-        let told = match (self.broken.get(&claim), open) {
-            (None, None) => (claim, State::Holds, holds),
-            (None, Some(open)) => (claim, State::Open, open),
-            (Some(broken), _) => (claim, State::Fails, format!("{broken} finding(s)")),
-        };
-        self.claims.push(told);
     }
 }

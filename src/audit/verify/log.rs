@@ -6,8 +6,9 @@ use std::ops::Range;
 use super::super::checkpoint::{SignedCheckpoint, origin_of};
 use super::super::tree::{Tree, TreeError};
 use super::deks::Deks;
-use super::finding::{Against, Claim, Finding, Report};
+use super::finding::{Against, Finding};
 use super::pages::{Pages, Row};
+use super::report::{Claim, Report};
 use super::{Subject, Trust, Walk};
 use crate::merkle::Frontier;
 use crate::model::Tenant;
@@ -52,7 +53,11 @@ pub async fn verify_log(
     let Log { walk, deks, head, .. } = log;
     let mut report = walk.finish(|size, has| Finding::Shorter { has, against: Against::Pinned(size) });
     let partial = settle(store, tenant, &head, deks, &mut report).await?;
-    report.tell(Claim::Deks, "every DEK's row has the key version that the log gave it last".to_owned(), partial);
+    report.tell(
+        Claim::Deks,
+        "every DEK's row has the key version that the log gave it last".to_owned(),
+        partial,
+    );
     report.subject = format!(
         "log {origin}: {} entries at places {} to {}, root {}",
         head.frontier.size(),
@@ -64,7 +69,7 @@ pub async fn verify_log(
 }
 
 fn no_head(tenant: &Tenant) -> Report {
-    let mut report = Report { subject: format!("log of {}: no head", tenant.name), ..Report::default() };
+    let mut report = Report::of(format!("log of {}: no head", tenant.name));
     report.find(Finding::Head);
     report.tell(Claim::Tree, String::new(), None);
     report
@@ -132,10 +137,7 @@ impl Log<'_> {
         let (first, end) = (self.head.first, self.head.end());
         let mut pages = Pages::new(self.store, self.tenant.uid, first..end);
         while let Some(row) = pages.next().await? {
-            let place = match &row {
-                Row::Entry(entry) => entry.place,
-                Row::Unreadable { place, .. } => *place,
-            };
+            let place = row.place();
             if place > self.walk.place() {
                 self.gap(place).await?;
             }
@@ -279,10 +281,7 @@ async fn observe(
     let mut next = places.start;
     let mut pages = Pages::new(store, tenant.uid, places);
     while let Some(row) = pages.next().await? {
-        let place = match &row {
-            Row::Entry(entry) => entry.place,
-            Row::Unreadable { place, .. } => *place,
-        };
+        let place = row.place();
         if place > next {
             deks.gap();
         }

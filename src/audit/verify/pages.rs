@@ -33,10 +33,11 @@ pub(in crate::audit) enum Row {
 }
 
 impl Row {
-    fn of(placed: &PlacedEntry) -> Self {
-        match BundleEntry::of(placed.seq, &placed.row) {
-            Some(entry) => Self::Entry(Box::new(entry)),
-            None => Self::Unreadable { place: placed.seq, leaf: placed.row.leaf() },
+    /// Where it stands.
+    pub(in crate::audit) fn place(&self) -> u64 {
+        match self {
+            Self::Entry(entry) => entry.place,
+            Self::Unreadable { place, .. } => *place,
         }
     }
 }
@@ -44,6 +45,8 @@ impl Row {
 pub(in crate::audit) struct Pages<'s> {
     store: &'s dyn Store,
     tenant: TenantUid,
+    /// Whose entry one may be that is not this tenant's.
+    others: Option<Vec<TenantUid>>,
     places: Range<u64>,
     limit: u32,
     refused: u32,
@@ -52,14 +55,14 @@ pub(in crate::audit) struct Pages<'s> {
 
 impl<'s> Pages<'s> {
     pub(in crate::audit) fn new(store: &'s dyn Store, tenant: TenantUid, places: Range<u64>) -> Self {
-        Self { store, tenant, places, limit: 32, refused: 0, ready: VecDeque::new() }
+        Self { store, tenant, others: None, places, limit: 32, refused: 0, ready: VecDeque::new() }
     }
 
     /// The next row; `None` behind the last.
     pub(in crate::audit) async fn next(&mut self) -> Result<Option<Row>, ReadError> {
         while self.ready.is_empty() && self.places.start < self.places.end {
             match self.store.entries_from(self.tenant, self.places.start, self.limit).await {
-                Ok(rows) => self.take(rows),
+                Ok(rows) => self.take(rows).await?,
                 Err(ReadError::Rejected) => self.one_by_one().await?,
                 Err(ReadError::Unavailable) => return Err(ReadError::Unavailable),
             }
@@ -67,7 +70,7 @@ impl<'s> Pages<'s> {
         Ok(self.ready.pop_front())
     }
 
-    fn take(&mut self, mut rows: Vec<PlacedEntry>) {
+    async fn take(&mut self, mut rows: Vec<PlacedEntry>) -> Result<(), ReadError> {
         let full = rows.len() as u64 >= u64::from(self.limit);
         let bytes: usize = rows.iter().map(|row| row.row.items.len() + row.row.records.len() + 512).sum();
         self.limit = match bytes > PAGE_BYTES {
@@ -88,7 +91,27 @@ impl<'s> Pages<'s> {
         if rows.windows(2).any(|pair| pair[0].seq == pair[1].seq) {
             rows.sort_by_cached_key(|row| (row.seq, is_damaged(row)));
         }
-        self.ready.extend(rows.iter().map(Row::of));
+        for row in rows {
+            let row = self.row(&row).await?;
+            self.ready.push_back(row);
+        }
+        Ok(())
+    }
+
+    async fn row(&mut self, placed: &PlacedEntry) -> Result<Row, ReadError> {
+        let Some(mut entry) = BundleEntry::of(placed.seq, &placed.row) else {
+            return Ok(Row::Unreadable { place: placed.seq, leaf: placed.row.leaf() });
+        };
+        if entry.computed(self.tenant) != entry.digest.0 {
+            let others = match self.others.take() {
+                Some(others) => others,
+                None => self.store.tenants().await?.into_iter().map(|tenant| tenant.uid).collect(),
+            };
+            let of = |tenant: &&TenantUid| entry.computed(**tenant) == entry.digest.0;
+            entry.tenant = others.iter().find(of).map(TenantUid::to_string);
+            self.others = Some(others);
+        }
+        Ok(Row::Entry(Box::new(entry)))
     }
 
     /// Gets past a row that makes a whole page unreadable.
@@ -108,7 +131,10 @@ impl<'s> Pages<'s> {
         match self.store.entries_from(self.tenant, next, 1).await {
             Ok(rows) => {
                 self.refused = 0;
-                self.ready.extend(rows.iter().filter(|row| row.seq == next).map(Row::of));
+                for row in rows.iter().filter(|row| row.seq == next) {
+                    let row = self.row(row).await?;
+                    self.ready.push_back(row);
+                }
             }
             Err(ReadError::Rejected) => match self.store.leaves(self.tenant, next..next + 1).await {
                 Ok(leaves) => {

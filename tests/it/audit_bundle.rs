@@ -1,0 +1,185 @@
+//! Bundles of the audit log: what an auditor is given, verified by `byok` in an empty environment and by the Python in
+//! `docs/`, whole and damaged.
+
+use std::path::{Path, PathBuf};
+
+use byok::audit::{Tree, pack};
+use byok::model::{Entry, EntryId, Means, Operation, Outcome, Timestamp};
+use byok::store::Store as _;
+use serde_json::{Value, json};
+
+use crate::support::rows;
+use crate::support::sealed::Sealed;
+
+fn lines(bundle: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(bundle).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn written(sealed: &Sealed, lines: &[Value]) -> PathBuf {
+    let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    sealed.file(&format!("{}.jsonl", uuid::Uuid::now_v7().simple()), &text)
+}
+
+/// The line with the entry of this place.
+fn entry_of(lines: &[Value], place: u64) -> usize {
+    lines.iter().position(|line| line["entry"]["place"] == place).unwrap()
+}
+
+fn line_of(lines: &[Value], kind: &str) -> usize {
+    lines.iter().position(|line| line.get(kind).is_some()).unwrap()
+}
+
+#[tokio::test]
+async fn a_bundle_verifies_with_the_public_key_alone() {
+    let sealed = Sealed::sealed().await;
+    let bundle = sealed.export(&["--by", "an-operator"]).await.ok().unwrap();
+    for said in sealed.both(&bundle, None).await {
+        said.holds();
+    }
+    let [ours, _] = sealed.both(&bundle, None).await;
+    for (state, claim) in [("holds", "content"), ("holds", "tree"), ("holds", "signed"), ("open ", "pinned")]
+    {
+        assert!(ours.text.contains(&format!("{state}  {claim} ")), "{}", ours.text);
+    }
+    let last = sealed.server.get("/byok/audit?first=2").await.body;
+    assert_eq!(last["entries"][0]["operation"], "audit", "{last}");
+    let key = sealed.public();
+    let asked = ["verify-bundle", bundle.to_str().unwrap(), "--key", &key, "--json"];
+    let report: Value = serde_json::from_str(&sealed.byok(&asked, &[]).await.text).unwrap();
+    assert_eq!((&report["holds"], &report["findings"]), (&json!(true), &json!([])));
+}
+
+#[tokio::test]
+async fn what_no_checkpoint_speaks_of_is_said_and_not_exported() {
+    let sealed = Sealed::start().await;
+    sealed.checkpoint_of(7).await;
+    let key = sealed.public();
+    let said =
+        sealed.byok(&["export", "--key", &key], &[("DATABASE_URL", &sealed.server.database_url)]).await;
+    said.holds();
+    assert!(said.text.contains("no checkpoint speaks yet of places 7 to before 12"), "{}", said.text);
+}
+
+#[tokio::test]
+async fn every_part_of_a_log_is_proven_and_joined_to_every_pinned_checkpoint() {
+    let sealed = Sealed::start().await;
+    let pinned = [sealed.checkpoint_of(1).await, sealed.checkpoint_of(6).await, sealed.checkpoint().await];
+    let times: Vec<String> = lines(&sealed.export(&[]).await.ok().unwrap())
+        .iter()
+        .filter_map(|line| Some(Timestamp(line["entry"]["at"].as_i64()?).to_string()))
+        .collect();
+    for (from, to) in [(0, 3), (4, 9), (9, 11), (5, 6)] {
+        for pinned in &pinned {
+            let range =
+                ["--from", &times[from], "--to", &times[to], "--checkpoint", pinned.to_str().unwrap()];
+            let bundle = sealed.export(&range).await.unwrap_or_else(|said| panic!("{}", said.text));
+            let entries = lines(&bundle).iter().filter(|line| line.get("entry").is_some()).count();
+            assert_eq!(entries, to - from);
+            for said in sealed.both(&bundle, Some(pinned)).await {
+                said.holds();
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn whatever_is_done_to_a_bundle_is_found() {
+    let sealed = Sealed::start().await;
+    sealed.checkpoint_of(5).await;
+    sealed.checkpoint().await;
+    let whole = lines(&sealed.export(&[]).await.ok().unwrap());
+    let find = async |name: &str, place: &str, change: &dyn Fn(&mut Vec<Value>)| {
+        let mut lines = whole.clone();
+        change(&mut lines);
+        for said in sealed.both(&written(&sealed, &lines), None).await {
+            said.finds(name, place);
+        }
+    };
+    let at = |place: u64| entry_of(&whole, place);
+    find("changed-field", "place 3", &|lines| lines[at(3)]["entry"]["role"] = json!("admin2")).await;
+    find("changed-field", "place 10", &|lines| {
+        lines[at(10)]["entry"]["items"][1]["version"] = json!("99");
+    })
+    .await;
+    find("changed-field", "place 10", &|lines| {
+        lines[at(10)]["entry"]["items"].as_array_mut().unwrap().swap(0, 1);
+    })
+    .await;
+    find("removed-entry", "place 3", &|lines| {
+        lines.remove(at(3));
+    })
+    .await;
+    find("missing-checkpoint", "nothing that was signed", &|lines| {
+        lines.remove(lines.len() - 2);
+    })
+    .await;
+    find("malformed-bundle", "", &|lines| {
+        lines.pop();
+    })
+    .await;
+    find("removed-entry", "place", &|lines| {
+        // Skipped, as if it were outside of the range.
+        let leaf = lines[at(4)]["entry"]["digest"].clone();
+        lines[at(4)] = json!({ "skip": { "count": 1, "roots": [leaf] } });
+    })
+    .await;
+    find("rewritten-history", "checkpoint of ", &|lines| {
+        lines[at(2)]["entry"]["at"] = json!(lines[at(2)]["entry"]["at"].as_i64().unwrap() + 1);
+    })
+    .await;
+    find("changed-field", "place 0", &|lines| lines[0]["header"]["tenant"] = json!("0".repeat(32))).await;
+    find("forged-checkpoint", "", &|lines| {
+        let place = lines.len() - 2;
+        let note = lines[place]["checkpoint"].as_str().unwrap().replace("\n12\n", "\n13\n");
+        lines[place] = json!({ "checkpoint": note });
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_bundle_needs_a_key_that_signed_it() {
+    let sealed = Sealed::sealed().await;
+    let bundle = sealed.export(&[]).await.ok().unwrap();
+    let without = sealed.byok(&["verify-bundle", bundle.to_str().unwrap()], &[]).await;
+    assert_eq!(without.code, Some(2), "{}", without.text);
+    let other = Sealed::start().await.public();
+    let said = sealed.byok(&["verify-bundle", bundle.to_str().unwrap(), "--key", &other], &[]).await;
+    said.finds("forged-checkpoint", "size 12");
+}
+
+#[tokio::test]
+async fn a_pruned_range_holds_where_a_later_entry_names_it_and_its_hashes_are_there() {
+    let sealed = Sealed::start().await;
+    let prune = Entry {
+        id: EntryId::new(),
+        at: Timestamp(time::OffsetDateTime::now_utc().unix_timestamp() * 1_000_000),
+        operation: Operation::Prune,
+        outcome: Outcome::Ok,
+        means: Means::Operator,
+        role: "operator".into(),
+        user: None,
+        request_id: Some("r".to_owned()),
+        detail: Some("prune 0 5".into()),
+        items: Vec::new(),
+    };
+    let prune = pack(sealed.tenant.uid, &prune);
+    sealed.store.commit(&rows::entries(sealed.tenant.uid, 12, vec![prune])).await.unwrap();
+    sealed.checkpoint().await;
+    let tree = Tree::open(&sealed.store, sealed.tenant.uid).await.unwrap().unwrap();
+    let whole = lines(&sealed.export(&[]).await.ok().unwrap());
+    for (end, named) in [(5, true), (6, false)] {
+        let roots: Vec<String> = tree.cover(0..end).await.unwrap().iter().map(ToString::to_string).collect();
+        let mut lines = whole.clone();
+        let from = entry_of(&lines, 0);
+        lines.splice(from..from + end as usize, [json!({ "pruned": { "count": end, "roots": roots } })]);
+        let place = line_of(&lines, "end");
+        lines[place]["end"]["entries"] = json!(13 - end);
+        for said in sealed.both(&written(&sealed, &lines), None).await {
+            match named {
+                true => said.holds(),
+                false => said.finds("unmarked-prune", "place"),
+            }
+        }
+    }
+}
