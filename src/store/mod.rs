@@ -370,13 +370,13 @@ pub trait AuditReads {
         limit: u32,
     ) -> Result<Vec<PlacedEntry>, ReadError>;
 
-    /// The places of the entries from this time on and before that: from the lowest to the highest. `None` when there is no
-    /// entry of that time.
+    /// The places of the entries from this time on and before that, each where it is given: from the lowest to the highest.
+    /// `None` when there is no entry of that time.
     async fn places(
         &self,
         tenant: TenantUid,
-        from: Timestamp,
-        until: Timestamp,
+        from: Option<Timestamp>,
+        until: Option<Timestamp>,
     ) -> Result<Option<Range<u64>>, ReadError>;
 
     /// The leaves at these places of the log, oldest first, each with its place. What is missing is left out.

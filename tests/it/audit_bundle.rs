@@ -8,8 +8,8 @@ use byok::model::{Entry, EntryId, Means, Operation, Outcome, Timestamp};
 use byok::store::Store as _;
 use serde_json::{Value, json};
 
-use crate::support::rows;
 use crate::support::sealed::Sealed;
+use crate::support::{needed, rows};
 
 fn lines(bundle: &Path) -> Vec<Value> {
     let text = std::fs::read_to_string(bundle).unwrap();
@@ -81,6 +81,15 @@ async fn every_part_of_a_log_is_proven_and_joined_to_every_pinned_checkpoint() {
             }
         }
     }
+    for (range, count) in
+        [(["--from", &times[8]], 4), (["--to", &times[8]], 8), (["--from", "2020-01-01"], 12)]
+    {
+        let bundle = sealed.export(&range).await.unwrap_or_else(|said| panic!("{}", said.text));
+        let entries = lines(&bundle).iter().filter(|line| line.get("entry").is_some()).count();
+        assert_eq!(entries, count, "{range:?}");
+    }
+    let never = sealed.export(&["--to", "2020-01-01"]).await.unwrap_err();
+    assert!(never.text.contains("there is no entry of that time"), "{}", never.text);
 }
 
 #[tokio::test]
@@ -97,6 +106,8 @@ async fn whatever_is_done_to_a_bundle_is_found() {
         }
     };
     let at = |place: u64| entry_of(&whole, place);
+    let tree = Tree::open(&sealed.store, sealed.tenant.uid).await.unwrap().unwrap();
+    let leaf = tree.cover(4..5).await.unwrap()[0].to_string();
     find("changed-field", "place 3", &|lines| lines[at(3)]["entry"]["role"] = json!("admin2")).await;
     find("changed-field", "place 10", &|lines| {
         lines[at(10)]["entry"]["items"][1]["version"] = json!("99");
@@ -118,10 +129,9 @@ async fn whatever_is_done_to_a_bundle_is_found() {
         lines.pop();
     })
     .await;
-    find("removed-entry", "place", &|lines| {
+    find("removed-entry", "place 4", &|lines| {
         // Skipped, as if it were outside of the range.
-        let leaf = lines[at(4)]["entry"]["digest"].clone();
-        lines[at(4)] = json!({ "skip": { "count": 1, "roots": [leaf] } });
+        lines[at(4)] = json!({ "skip": { "count": 1, "roots": [leaf.clone()] } });
     })
     .await;
     find("rewritten-history", "checkpoint of ", &|lines| {
@@ -135,6 +145,22 @@ async fn whatever_is_done_to_a_bundle_is_found() {
         lines[place] = json!({ "checkpoint": note });
     })
     .await;
+}
+
+#[test]
+fn the_python_verifies_the_bundle_of_the_vectors() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let vectors = root.join("tests/vectors/audit");
+    let key = std::fs::read_to_string(vectors.join("key")).unwrap();
+    let mut python = std::process::Command::new(needed("BYOK_TEST_PYTHON"));
+    python.arg(root.join("docs/verify_bundle.py")).arg(vectors.join("bundle.jsonl")).arg(key.trim());
+    let output = python.arg(vectors.join("checkpoint-5")).output().unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "holds\n",
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 #[tokio::test]
@@ -153,7 +179,7 @@ async fn a_pruned_range_holds_where_a_later_entry_names_it_and_its_hashes_are_th
     let sealed = Sealed::start().await;
     let prune = Entry {
         id: EntryId::new(),
-        at: Timestamp(time::OffsetDateTime::now_utc().unix_timestamp() * 1_000_000),
+        at: rows::now(),
         operation: Operation::Prune,
         outcome: Outcome::Ok,
         means: Means::Operator,

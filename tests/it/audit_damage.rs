@@ -7,7 +7,7 @@ use std::path::Path;
 use byok::audit::{Checkpoint, digest_of, pack};
 use byok::crypto::Ed25519SigningKey;
 use byok::merkle::{Frontier, Hash};
-use byok::model::{Entry, EntryId, Item, Means, Operation, Outcome, Tenant, TenantUid, Timestamp};
+use byok::model::{Entry, EntryId, Item, Means, Operation, Outcome, Tenant, TenantUid};
 use byok::store::{AuditReads as _, Change, Store as _};
 
 use crate::support::rows;
@@ -109,7 +109,7 @@ async fn a_swapped_pair_is_found() {
     let bundle = sealed.export(&[]).await.ok().unwrap();
     let [ours, python] = sealed.both(&bundle, None).await;
     ours.finds("swapped-pair", "places 2 and 6");
-    python.finds("rewritten-history", "checkpoint of 12");
+    python.finds("rewritten-history", "checkpoint of size 12");
 }
 
 #[tokio::test]
@@ -275,7 +275,7 @@ async fn a_head_that_no_server_writes_is_found() {
 fn entry(operation: Operation, detail: Option<&str>) -> Entry {
     Entry {
         id: EntryId::new(),
-        at: Timestamp(time::OffsetDateTime::now_utc().unix_timestamp() * 1_000_000),
+        at: rows::now(),
         operation,
         outcome: Outcome::Ok,
         means: Means::Operator,

@@ -162,8 +162,8 @@ impl AuditReads for Unlucky {
     async fn places(
         &self,
         tenant: TenantUid,
-        from: Timestamp,
-        until: Timestamp,
+        from: Option<Timestamp>,
+        until: Option<Timestamp>,
     ) -> Result<Option<Range<u64>>, ReadError> {
         self.database.places(tenant, from, until).await
     }

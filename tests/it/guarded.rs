@@ -323,8 +323,8 @@ impl AuditReads for Wired {
     async fn places(
         &self,
         tenant: TenantUid,
-        from: Timestamp,
-        until: Timestamp,
+        from: Option<Timestamp>,
+        until: Option<Timestamp>,
     ) -> Result<Option<Range<u64>>, ReadError> {
         self.read().await?.places(tenant, from, until).await
     }

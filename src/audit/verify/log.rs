@@ -59,7 +59,7 @@ pub async fn verify_log(
         partial,
     );
     report.subject = format!(
-        "log {origin}: {} entries at places {} to {}, root {}",
+        "log {origin}: {} entries at places {} to before {}, root {}",
         head.frontier.size(),
         head.first,
         head.end(),

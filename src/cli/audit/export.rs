@@ -51,12 +51,11 @@ fn moment(text: &str) -> Result<Timestamp, String> {
 pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let (keys, pinned) = (keys(&arguments.keys)?, checkpoint(arguments.checkpoint.as_deref())?);
     let (database, tenant) = assemble::log(&Env::of_process()).await?;
-    let (from, until) = (arguments.from.unwrap_or(Timestamp(i64::MIN)), arguments.to);
-    let places = match (arguments.from, until) {
+    let places = match (arguments.from, arguments.to) {
         (None, None) => 0..u64::MAX,
-        (_, until) => {
-            let places = database.places(tenant.uid, from, until.unwrap_or(Timestamp(i64::MAX))).await;
+        (from, until) => {
             let none = || Failure::Running("there is no entry of that time".to_owned());
+            let places = database.places(tenant.uid, from, until).await;
             places.map_err(assemble::unread)?.ok_or_else(none)?
         }
     };

@@ -31,7 +31,8 @@ statements! {
         FROM np_byok_audit WHERE tenant = $1 AND seq >= $2 ORDER BY seq LIMIT $3";
 
     PLACES = "
-        SELECT min(seq), max(seq) FROM np_byok_audit WHERE tenant = $1 AND at >= $2 AND at < $3";
+        SELECT min(seq), max(seq) FROM np_byok_audit WHERE tenant = $1
+            AND at >= COALESCE($2, '-infinity'::timestamptz) AND at < COALESCE($3, 'infinity'::timestamptz)";
 
     LEAVES = "
         SELECT seq, at, digest FROM np_byok_audit WHERE tenant = $1 AND seq >= $2 AND seq < $3 ORDER BY seq";
@@ -75,10 +76,10 @@ impl AuditReads for Postgres {
     async fn places(
         &self,
         tenant: TenantUid,
-        from: Timestamp,
-        until: Timestamp,
+        from: Option<Timestamp>,
+        until: Option<Timestamp>,
     ) -> Result<Option<Range<u64>>, ReadError> {
-        let query = sqlx::query(PLACES).bind(tenant.0).bind(moment(from)).bind(moment(until));
+        let query = sqlx::query(PLACES).bind(tenant.0).bind(from.map(moment)).bind(until.map(moment));
         Ok(self.first(query, places).await?.flatten())
     }
 

@@ -28,7 +28,8 @@ statements! {
         FROM np_byok_audit WHERE tenant = ?1 AND seq >= ?2 ORDER BY seq LIMIT ?3";
 
     PLACES = "
-        SELECT min(seq), max(seq) FROM np_byok_audit WHERE tenant = ?1 AND at >= ?2 AND at < ?3";
+        SELECT min(seq), max(seq) FROM np_byok_audit WHERE tenant = ?1
+            AND at >= COALESCE(?2, -9223372036854775808) AND (?3 IS NULL OR at < ?3)";
 
     LEAVES = "
         SELECT seq, at, digest FROM np_byok_audit WHERE tenant = ?1 AND seq >= ?2 AND seq < ?3 ORDER BY seq";
@@ -68,10 +69,13 @@ impl AuditReads for Sqlite {
     async fn places(
         &self,
         tenant: TenantUid,
-        from: Timestamp,
-        until: Timestamp,
+        from: Option<Timestamp>,
+        until: Option<Timestamp>,
     ) -> Result<Option<Range<u64>>, ReadError> {
-        let query = sqlx::query(PLACES).bind(tenant.0.as_slice()).bind(from.0).bind(until.0);
+        let query = sqlx::query(PLACES)
+            .bind(tenant.0.as_slice())
+            .bind(from.map(|from| from.0))
+            .bind(until.map(|until| until.0));
         Ok(self.first(query, places).await?.flatten())
     }
 
