@@ -209,3 +209,28 @@ async fn a_pruned_range_holds_where_a_later_entry_names_it_and_its_hashes_are_th
         }
     }
 }
+
+#[tokio::test]
+async fn what_cannot_be_read_is_said() {
+    let byok = async |arguments: &[&str]| {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_byok"));
+        let output = command.arg("audit").args(arguments).env_clear().output().await.unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let key = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors/audit/key");
+    let bundle = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors/audit/bundle.jsonl");
+    assert_eq!(byok(&["verify-bundle", bundle, "--key", key]).await.0, Some(0));
+    for (arguments, said) in [
+        (vec!["verify-bundle", "not-there", "--key", key], "not-there: "),
+        (vec!["verify-bundle", bundle, "--key", "no key"], "--key no key: "),
+        (vec!["verify-bundle", bundle, "--key", key, "--checkpoint", bundle], "not a checkpoint"),
+    ] {
+        let (code, error) = byok(&arguments).await;
+        assert_eq!(code, Some(1), "{error}");
+        assert!(error.contains(said), "{error}");
+    }
+    for what in ["verify", "export"] {
+        let (code, error) = byok(&[what]).await;
+        assert_eq!(code, Some(3), "{error}");
+    }
+}

@@ -9,6 +9,7 @@ mod line;
 #[cfg(test)]
 mod vector_tests;
 mod walked;
+mod writer;
 
 pub(super) use entry::{BundleEntry, BundleItem, Personal};
 pub use export::{Export, ExportError, Exported, Wanted};

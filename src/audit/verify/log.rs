@@ -9,6 +9,7 @@ use super::deks::Deks;
 use super::finding::{Against, Finding};
 use super::pages::{Pages, Row};
 use super::report::{Claim, Report};
+use super::settle::settle;
 use super::{Subject, Trust, Walk};
 use crate::merkle::Frontier;
 use crate::model::Tenant;
@@ -16,8 +17,6 @@ use crate::store::{CheckpointRow, LogHead, ReadError, Store};
 
 /// How many checkpoints are read at once.
 const CHECKPOINTS: u32 = 256;
-/// How often what the server may have changed meanwhile is looked at again.
-const ROUNDS: usize = 3;
 
 /// Verifies a tenant's log. `progress` is told how many entries of how many were looked at, from time to time.
 ///
@@ -238,58 +237,4 @@ impl Log<'_> {
         }
         Ok(())
     }
-}
-
-/// Holds the rows of DEKs against the log, range by range. Says why where nothing can be said of some.
-async fn settle(
-    store: &dyn Store,
-    tenant: &Tenant,
-    head: &LogHead,
-    mut deks: Deks,
-    report: &mut Report,
-) -> Result<Option<String>, ReadError> {
-    let mut whole = true;
-    loop {
-        whole &= deks.is_whole();
-        let (next, began_whole) = (deks.next(), head.first == 0);
-        let mut end = head.end();
-        for _ in 0..ROUNDS {
-            if !deks.doubt() {
-                break;
-            }
-            let Some(now) = store.log_head(tenant.uid).await? else { break };
-            observe(store, tenant, end..now.end(), &mut deks).await?;
-            end = now.end();
-            deks.read_again(store, tenant.uid).await?;
-        }
-        deks.settle(report);
-        let Some(next) = next else { break };
-        deks = Deks::read(store, tenant.uid, Some(next), began_whole).await?;
-        observe(store, tenant, head.first..head.end(), &mut deks).await?;
-    }
-    let partial = "of DEKs that were made or re-wrapped only in entries that are gone, altered, or of an earlier log, \
-                   nothing can be said";
-    Ok((!whole).then(|| partial.to_owned()))
-}
-
-async fn observe(
-    store: &dyn Store,
-    tenant: &Tenant,
-    places: Range<u64>,
-    deks: &mut Deks,
-) -> Result<(), ReadError> {
-    let mut next = places.start;
-    let mut pages = Pages::new(store, tenant.uid, places);
-    while let Some(row) = pages.next().await? {
-        let place = row.place();
-        if place > next {
-            deks.gap();
-        }
-        next = place + 1;
-        match row {
-            Row::Entry(entry) if entry.computed(tenant.uid) == entry.digest.0 => deks.observe(&entry),
-            Row::Entry(_) | Row::Unreadable { .. } => deks.gap(),
-        }
-    }
-    Ok(())
 }

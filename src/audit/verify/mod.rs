@@ -2,11 +2,14 @@
 //! one, and says what does not hold and where. Pure, and as large as a few thousand leaves, however long the log. Reads no
 //! file and prints nothing; [`verify_log`] feeds it from a database, [`super::verify_bundle`] from a file.
 
+mod compare;
 mod deks;
 mod finding;
 mod log;
 mod pages;
 mod report;
+mod said;
+mod settle;
 mod told;
 mod walk;
 mod window;
