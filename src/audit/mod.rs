@@ -6,6 +6,7 @@ mod checkpoint;
 mod committer;
 #[cfg(test)]
 mod corpus_tests;
+mod derive;
 mod digest;
 mod pack;
 mod tree;
@@ -14,6 +15,7 @@ mod verify;
 pub use bundle::{BUNDLE_FORMAT, Export, ExportError, Exported, Wanted, verify_bundle};
 pub use checkpoint::{Checkpoint, CheckpointKey, NoCheckpoint, NoCheckpointKey, SignedCheckpoint, origin_of};
 pub use committer::{CommitFailed, Committer, Durable, Passage, Unit};
+pub use derive::{Derived, derive};
 pub use digest::{digest_of, item_leaves};
 pub use pack::{pack, unpack};
 pub use tree::{Tree, TreeError};

@@ -50,6 +50,8 @@ enum Command {
     Migrate,
     /// Re-wrap all DEKs under the current key version
     Rotate(rotate::Arguments),
+    /// The audit log itself: verify it, export it for others to verify; legal hold, erasure, retention
+    Audit(Box<audit::Arguments>),
     /// Print the GraphQL schema, or the OpenAPI document
     Schema(schema::Arguments),
     /// Print the least privilege that the KMS has to grant us on the configured key
@@ -58,8 +60,6 @@ enum Command {
     Token(token::Arguments),
     /// Check configuration, database, roles and key: what is wrong, what it leaves unprotected, what to do
     Doctor,
-    /// Verify the audit log, and export it for others to verify
-    Audit(audit::Arguments),
     /// Try the kill switch of a running server with the real key, and leave a signed report
     Drill(Box<drill::Arguments>),
 }
@@ -94,11 +94,11 @@ pub fn run() -> ExitCode {
             Command::DevKey(arguments) => dev_key::run(&arguments),
             Command::Migrate => migrate::run().await,
             Command::Rotate(arguments) => rotate::run(arguments).await,
+            Command::Audit(arguments) => audit::run(*arguments).await,
             Command::Schema(arguments) => schema::run(&arguments),
             Command::Policy(arguments) => policy::run(&arguments),
             Command::Token(arguments) => token::run(&arguments),
             Command::Doctor => doctor::run().await,
-            Command::Audit(arguments) => audit::run(arguments).await,
             Command::Drill(arguments) => drill::run(*arguments).await,
         }
     });

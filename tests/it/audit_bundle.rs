@@ -2,13 +2,21 @@
 //! `docs/`, whole and damaged.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
-use byok::audit::{Tree, pack};
-use byok::model::{Entry, EntryId, Means, Operation, Outcome, Timestamp};
-use byok::store::Store as _;
+use byok::app::Keeper;
+use byok::audit::{
+    Checkpoint, CheckpointKey, Claim, Committer, Export, Finding, Report, SignedCheckpoint, State, Tree,
+    Trust, Wanted, origin_of, pack, verify_bundle, verify_log,
+};
+use byok::crypto::Ed25519SigningKey;
+use byok::model::{Clock, Entry, EntryId, Means, Operation, Outcome, SystemClock, Tenant, Timestamp};
+use byok::store::{Change, Database, Retention, Store as _};
 use serde_json::{Value, json};
 
 use crate::support::sealed::Sealed;
+use crate::support::tiles::derive;
 use crate::support::{needed, rows};
 
 fn lines(bundle: &Path) -> Vec<Value> {
@@ -177,18 +185,7 @@ async fn a_bundle_needs_a_key_that_signed_it() {
 #[tokio::test]
 async fn a_pruned_range_holds_where_a_later_entry_names_it_and_its_hashes_are_there() {
     let sealed = Sealed::start().await;
-    let prune = Entry {
-        id: EntryId::new(),
-        at: rows::now(),
-        operation: Operation::Prune,
-        outcome: Outcome::Ok,
-        means: Means::Operator,
-        role: "operator".into(),
-        user: None,
-        request_id: Some("r".to_owned()),
-        detail: Some("prune 0 5".into()),
-        items: Vec::new(),
-    };
+    let prune = entry(Operation::Prune, Some("prune 0 5"));
     let prune = pack(sealed.tenant.uid, &prune);
     sealed.store.commit(&rows::entries(sealed.tenant.uid, 12, vec![prune])).await.unwrap();
     sealed.checkpoint().await;
@@ -232,5 +229,86 @@ async fn what_cannot_be_read_is_said() {
     for what in ["verify", "export"] {
         let (code, error) = byok(&[what]).await;
         assert_eq!(code, Some(3), "{error}");
+    }
+}
+
+/// 512 entries of long ago and one of now, with the tiles over them; and a key.
+async fn old_log() -> (tempfile::TempDir, Arc<dyn Database>, Tenant, Ed25519SigningKey) {
+    let (folder, store) = crate::store_sqlite::migrated().await;
+    let store: Arc<dyn Database> = store;
+    let uid = rows::tenant(&*store).await;
+    let tenant = store.tenants().await.unwrap().into_iter().find(|tenant| tenant.uid == uid).unwrap();
+    let long_ago = |n: i64| Timestamp(1_705_276_800_000_000 + n);
+    let entry = |at: Timestamp| Entry { at, ..entry(Operation::Decrypt, None) };
+    let entries = (0..512).map(long_ago).chain([rows::now()]).map(|at| pack(uid, &entry(at))).collect();
+    store.commit(&rows::entries(uid, 0, entries)).await.unwrap();
+    derive(&store).await;
+    let key = Ed25519SigningKey::from_pem(&Ed25519SigningKey::generate_pem()).unwrap();
+    (folder, store, tenant, key)
+}
+
+/// What is found in the database, and in a bundle of all of it, once the log is signed.
+async fn found(store: &Arc<dyn Database>, tenant: &Tenant, key: &Ed25519SigningKey) -> [Report; 2] {
+    let head = store.log_head(tenant.uid).await.unwrap().unwrap();
+    let (size, root) = (head.frontier.size(), head.frontier.root());
+    let origin = origin_of("byok", &tenant.name, 1);
+    let note = Checkpoint { origin: origin.clone(), size, root }.sign([key]);
+    let trust = Trust {
+        keys: vec![CheckpointKey { name: origin, key: key.verifying_key() }],
+        pinned: Some(SignedCheckpoint::parse(&note).unwrap()),
+    };
+    let add = Change::AddCheckpoint { log: 1, size, note: note.into() };
+    store.commit(&rows::changes(tenant.uid, vec![add])).await.unwrap();
+    let in_database = verify_log(&**store, tenant, trust.clone(), &mut |_, _| ()).await.unwrap();
+    let wanted = Wanted { places: 0..u64::MAX, keys: Vec::new(), pinned: None };
+    let mut bundle = Vec::new();
+    let export = Export::prepare(&**store, tenant, wanted).await.unwrap();
+    export.write(&mut bundle, &mut |_, _| ()).await.unwrap();
+    [in_database, verify_bundle(&mut &bundle[..], &trust, &mut |_| ()).unwrap()]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_was_pruned_still_verifies_and_a_bundle_of_it_does() {
+    let (_folder, store, tenant, key) = old_log().await;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let committer = Arc::new(Committer::start(store.clone(), clock.clone(), 1));
+    let keeper = Keeper::new(store.clone(), committer, clock, None);
+    assert_eq!(keeper.prune(retention()).await, Ok(512));
+    for report in found(&store, &tenant, &key).await {
+        assert_eq!(report.findings, []);
+        let mut claims = report.claims.iter().filter(|(claim, ..)| *claim != Claim::Deks);
+        assert!(claims.all(|(_, state, _)| *state == State::Holds), "{:?}", report.claims);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_was_pruned_without_a_word_does_not_verify() {
+    let (_folder, store, tenant, key) = old_log().await;
+    for part in store.prunable(retention()).await.unwrap() {
+        store.prune(retention(), &part).await.unwrap();
+    }
+    for report in found(&store, &tenant, &key).await {
+        let missing = Finding::Missing { places: 0..512, oldest: true, kept: true };
+        assert_eq!(report.findings, [missing]);
+        assert_eq!(report.findings[0].name(), "unmarked-prune");
+    }
+}
+
+fn retention() -> Retention {
+    Retention { before: SystemClock.now().minus(Duration::from_secs(365 * 86_400)), exported_only: false }
+}
+
+fn entry(operation: Operation, detail: Option<&str>) -> Entry {
+    Entry {
+        id: EntryId::new(),
+        at: rows::now(),
+        operation,
+        outcome: Outcome::Ok,
+        means: Means::Operator,
+        role: "operator".into(),
+        user: None,
+        request_id: Some("r".to_owned()),
+        detail: detail.map(Into::into),
+        items: Vec::new(),
     }
 }

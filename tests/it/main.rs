@@ -6,6 +6,8 @@
 mod architecture;
 mod audit_bundle;
 mod audit_damage;
+mod audit_keeping;
+mod audit_tiles;
 mod canary;
 mod canary_kms;
 mod cli;

@@ -148,16 +148,15 @@ impl Writer<'_, '_> {
         let mut before = Some(places.end);
         while !self.gaps.is_empty() && found.len() < PRUNES {
             let page = self.store.entries(self.tenant.uid, &filter, before, PAGE).await?;
-            let last = page.last().map(|placed| placed.seq).filter(|seq| *seq > places.start);
-            for placed in page.into_iter().filter(|placed| placed.seq >= places.start) {
+            for placed in page.entries.into_iter().filter(|placed| placed.seq >= places.start) {
                 let entry = BundleEntry::of(placed.seq, &placed.row);
                 let names = |range: &Range<u64>| {
                     self.gaps.iter().any(|gap| gap.start < range.end && range.start < gap.end)
                 };
                 found.extend(entry.filter(|entry| pruned_by(entry).as_ref().is_some_and(names)));
             }
-            match last {
-                Some(last) => before = Some(last),
+            match page.next.filter(|next| *next > places.start) {
+                Some(next) => before = Some(next),
                 None => break,
             }
         }

@@ -16,7 +16,7 @@ use crate::config::Env;
 use crate::model::{
     Clock, Entry, EntryId, Means, Operation, Outcome, RequestId, SystemClock, Tenant, Timestamp,
 };
-use crate::store::Store;
+use crate::store::{Change, EntryRow};
 
 /// What to export.
 #[derive(Args)]
@@ -50,7 +50,7 @@ fn moment(text: &str) -> Result<Timestamp, String> {
 
 pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let (keys, pinned) = (keys(&arguments.keys)?, checkpoint(arguments.checkpoint.as_deref())?);
-    let (database, tenant) = assemble::log(&Env::of_process()).await?;
+    let (database, tenant) = assemble::as_owner(&Env::of_process()).await?;
     let places = match (arguments.from, arguments.to) {
         (None, None) => 0..u64::MAX,
         (from, until) => {
@@ -67,7 +67,11 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
             Box::new(file.map_err(|error| Failure::Running(format!("{}: {error}", path.display())))?)
         }
     };
-    record(database.clone(), &tenant, arguments.by, export.places()).await?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let committer = Committer::start(database.clone(), clock.clone(), 1);
+    let entry = entry(&*clock, arguments.by, &export.places());
+    let recorded = committer.commit(unit(&tenant, Some(pack(tenant.uid, &entry)), Vec::new())).await;
+    recorded.map_err(|_| Failure::Running("nothing was exported: the log could not record it".to_owned()))?;
     let bar = bar("{bar:40} {pos}/{len} entries  {per_sec}  {eta} left");
     let uncovered = export.uncovered();
     let mut progress = |done, of| {
@@ -76,7 +80,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     let exported = export.write(&mut BufWriter::new(&mut out), &mut progress).await.map_err(said)?;
     bar.finish_and_clear();
-    let Range { start, end } = exported.places;
+    let Range { start, end } = exported.places.clone();
     eprintln!(
         "places {start} to before {end}: {} entries, proven by the checkpoint of size {}",
         exported.entries, exported.size
@@ -84,18 +88,17 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     if let Some(Range { start, end }) = uncovered {
         eprintln!("no checkpoint speaks yet of places {start} to before {end}: they are not in the bundle");
     }
+    // Where only what was exported is dropped, these may go from now on.
+    let note = Change::NoteExport { places: exported.places };
+    if committer.commit(unit(&tenant, None, vec![note])).await.is_err() {
+        eprintln!("they are not noted as exported: only the tables' owner may (BYOK_MIGRATION_DATABASE_URL)");
+    }
     Ok(())
 }
 
 /// Who reads the log is part of it.
-async fn record(
-    store: Arc<dyn Store>,
-    tenant: &Tenant,
-    by: Option<String>,
-    places: Range<u64>,
-) -> Result<(), Failure> {
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let entry = Entry {
+fn entry(clock: &dyn Clock, by: Option<String>, places: &Range<u64>) -> Entry {
+    Entry {
         id: EntryId::new(),
         at: clock.now(),
         operation: Operation::Audit,
@@ -106,12 +109,11 @@ async fn record(
         request_id: Some(RequestId::fresh().as_str().to_owned()),
         detail: Some(format!("export {} {}", places.start, places.end).into()),
         items: Vec::new(),
-    };
-    let entry = Some(pack(tenant.uid, &entry));
-    let unit = Unit { tenant: tenant.uid, entry, changes: Vec::new(), fence: Vec::new() };
-    let recorded = Committer::start(store, clock, 1).commit(unit).await;
-    let failed = |_| Failure::Running("nothing was exported: the log could not record that it is".to_owned());
-    recorded.map(|_| ()).map_err(failed)
+    }
+}
+
+fn unit(tenant: &Tenant, entry: Option<EntryRow>, changes: Vec<Change>) -> Unit {
+    Unit { tenant: tenant.uid, entry, changes, fence: Vec::new() }
 }
 
 fn said(error: ExportError) -> Failure {

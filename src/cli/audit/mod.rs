@@ -1,6 +1,7 @@
 //! `byok audit`: the log itself.
 
 mod export;
+mod keeping;
 mod shown;
 mod verify;
 mod verify_bundle;
@@ -24,6 +25,12 @@ enum What {
     Export(export::Arguments),
     /// Verify a bundle: needs no server, no database and no configuration
     VerifyBundle(verify_bundle::Arguments),
+    /// Keep all entries whatever their age, and erase nothing: legal hold
+    Hold(keeping::Hold),
+    /// Set a personal value to null wherever the log has it; the log still verifies
+    Erase(keeping::Erase),
+    /// Drop the entries that are older than BYOK_AUDIT_RETENTION_DAYS, and keep their hashes
+    Prune(keeping::Prune),
 }
 
 pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -31,5 +38,8 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
         What::Verify(arguments) => verify::run(arguments).await,
         What::Export(arguments) => export::run(arguments).await,
         What::VerifyBundle(arguments) => verify_bundle::run(&arguments),
+        What::Hold(arguments) => keeping::hold(arguments).await,
+        What::Erase(arguments) => keeping::erase(arguments).await,
+        What::Prune(arguments) => keeping::prune(arguments).await,
     }
 }

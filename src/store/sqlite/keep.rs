@@ -34,6 +34,18 @@ const MIGRATIONS: &[Migration] = &[
         oldest_reader: 4,
         sql: include_str!("../../../migrations/sqlite/0004_merkle.sql"),
     },
+    Migration {
+        version: 5,
+        name: "tiles",
+        oldest_reader: 4,
+        sql: include_str!("../../../migrations/sqlite/0005_tiles.sql"),
+    },
+    Migration {
+        version: 6,
+        name: "keeping",
+        oldest_reader: 4,
+        sql: include_str!("../../../migrations/sqlite/0006_keeping.sql"),
+    },
 ];
 
 const TABLE: &str = include_str!("../../../migrations/sqlite/migrations.sql");

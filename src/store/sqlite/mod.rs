@@ -6,9 +6,11 @@ mod audit;
 mod checkpoints;
 mod commit;
 mod deks;
+mod derived;
 mod file;
 mod jobs;
 mod keep;
+mod keeping;
 mod proofs;
 mod tenants;
 
@@ -48,8 +50,10 @@ pub fn statements() -> impl Iterator<Item = &'static str> {
         checkpoints::ALL,
         commit::ALL,
         deks::ALL,
+        derived::ALL,
         jobs::ALL,
         keep::ALL,
+        keeping::ALL,
         proofs::ALL,
         tenants::ALL,
     ]
