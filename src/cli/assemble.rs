@@ -94,24 +94,32 @@ pub(super) async fn database_only(env: &Env) -> Result<Arc<dyn Database>, Failur
     }
 }
 
-/// The database as its owner, and the tenant of the single-tenant form, which must be there.
+/// The database that the environment names, and the tenant of the single-tenant form, which must be there.
+pub(super) async fn log(env: &Env) -> Result<(Arc<dyn Database>, Tenant), Failure> {
+    with_tenant(database_only(env).await?).await
+}
+
+/// The same as the tables' owner.
 pub(super) async fn as_owner(env: &Env) -> Result<(Arc<dyn Database>, Tenant), Failure> {
     let mut reader = Reader::new(env);
-    let Some(settings) = config::Store::read(&mut reader, None) else {
-        return Err(Failure::Configuration(reader.into_mistakes()));
-    };
-    let database = open(&settings.as_owner()).await?;
-    let found = database.tenant(PRIMARY).await.map_err(|error| {
-        Failure::Running(match error {
-            store::ReadError::Unavailable => "the database is out of reach".to_owned(),
-            store::ReadError::Rejected => {
-                "the database refuses to be read: run `byok migrate` first".to_owned()
-            }
-        })
-    })?;
-    let tenant =
-        found.ok_or_else(|| Failure::Running("there is no log yet: nothing was ever served".to_owned()))?;
-    Ok((database, tenant))
+    match config::Store::read(&mut reader, None) {
+        Some(settings) => with_tenant(open(&settings.as_owner()).await?).await,
+        None => Err(Failure::Configuration(reader.into_mistakes())),
+    }
+}
+
+async fn with_tenant(database: Arc<dyn Database>) -> Result<(Arc<dyn Database>, Tenant), Failure> {
+    let tenant = database.tenant(PRIMARY).await.map_err(unread)?;
+    let none = || Failure::Running("there is no log yet: nothing was ever served".to_owned());
+    Ok((database, tenant.ok_or_else(none)?))
+}
+
+/// What to say of a database that cannot be read.
+pub(super) fn unread(error: store::ReadError) -> Failure {
+    Failure::Running(match error {
+        store::ReadError::Unavailable => "the database is out of reach".to_owned(),
+        store::ReadError::Rejected => "the database refuses to be read: run `byok migrate` first".to_owned(),
+    })
 }
 
 /// Who calls, and what they may do; reports the mistakes of both.

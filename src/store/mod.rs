@@ -96,7 +96,8 @@ impl EntryRow {
     }
 }
 
-fn leaf_of(at: Timestamp, digest: &[u8; 32]) -> Hash {
+/// The leaf of an entry of that time and digest.
+pub fn leaf_of(at: Timestamp, digest: &[u8; 32]) -> Hash {
     let mut data = [0; 40];
     data[..8].copy_from_slice(&at.0.to_be_bytes());
     data[8..].copy_from_slice(digest);
@@ -355,6 +356,9 @@ pub trait TenantReads {
     /// The tenant of that name.
     async fn tenant(&self, name: &str) -> Result<Option<Tenant>, ReadError>;
 
+    /// All tenants, by name.
+    async fn tenants(&self) -> Result<Vec<Tenant>, ReadError>;
+
     /// Where the tenant's log ends; `None` for a tenant that has none.
     async fn log_head(&self, tenant: TenantUid) -> Result<Option<LogHead>, ReadError>;
 
@@ -420,6 +424,15 @@ pub trait AuditReads {
         from: u64,
         limit: u32,
     ) -> Result<Vec<PlacedEntry>, ReadError>;
+
+    /// The places of the entries from this time on and before that, each where it is given: from the lowest to the highest.
+    /// `None` when there is no entry of that time.
+    async fn places(
+        &self,
+        tenant: TenantUid,
+        from: Option<Timestamp>,
+        until: Option<Timestamp>,
+    ) -> Result<Option<Range<u64>>, ReadError>;
 
     /// The leaves at these places of the log, oldest first, each with its place. What is missing is left out.
     async fn leaves(&self, tenant: TenantUid, places: Range<u64>) -> Result<Vec<(u64, Hash)>, ReadError>;

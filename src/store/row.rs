@@ -1,5 +1,6 @@
 //! Rows as both databases give them, made into our types. A word that we do not write is an error, never a guess.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -165,6 +166,14 @@ pub(super) fn entry(row: &impl Columns) -> Result<PlacedEntry, Error> {
             digest: array(there(row.bytes(17)?)?)?,
         },
     })
+}
+
+/// The lowest and the highest place; null where there is none.
+pub(super) fn places(row: &impl Columns) -> Result<Option<Range<u64>>, Error> {
+    match row.number(0)? {
+        None => Ok(None),
+        Some(_) => Ok(Some(number(row, 0)?..number::<u64>(row, 1)? + 1)),
+    }
 }
 
 /// `seq, at, digest`.

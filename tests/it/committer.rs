@@ -83,6 +83,10 @@ impl TenantReads for Unlucky {
         self.database.tenant(name).await
     }
 
+    async fn tenants(&self) -> Result<Vec<Tenant>, ReadError> {
+        self.database.tenants().await
+    }
+
     async fn log_head(&self, tenant: TenantUid) -> Result<Option<LogHead>, ReadError> {
         self.database.log_head(tenant).await
     }
@@ -154,6 +158,15 @@ impl AuditReads for Unlucky {
         limit: u32,
     ) -> Result<Vec<PlacedEntry>, ReadError> {
         self.database.entries_from(tenant, from, limit).await
+    }
+
+    async fn places(
+        &self,
+        tenant: TenantUid,
+        from: Option<Timestamp>,
+        until: Option<Timestamp>,
+    ) -> Result<Option<Range<u64>>, ReadError> {
+        self.database.places(tenant, from, until).await
     }
 
     async fn leaves(&self, tenant: TenantUid, places: Range<u64>) -> Result<Vec<(u64, Hash)>, ReadError> {

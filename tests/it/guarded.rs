@@ -244,6 +244,10 @@ impl TenantReads for Wired {
         self.read().await?.tenant(name).await
     }
 
+    async fn tenants(&self) -> Result<Vec<Tenant>, ReadError> {
+        self.read().await?.tenants().await
+    }
+
     async fn log_head(&self, tenant: TenantUid) -> Result<Option<LogHead>, ReadError> {
         self.read().await?.log_head(tenant).await
     }
@@ -315,6 +319,15 @@ impl AuditReads for Wired {
         limit: u32,
     ) -> Result<Vec<PlacedEntry>, ReadError> {
         self.read().await?.entries_from(tenant, from, limit).await
+    }
+
+    async fn places(
+        &self,
+        tenant: TenantUid,
+        from: Option<Timestamp>,
+        until: Option<Timestamp>,
+    ) -> Result<Option<Range<u64>>, ReadError> {
+        self.read().await?.places(tenant, from, until).await
     }
 
     async fn leaves(&self, tenant: TenantUid, places: Range<u64>) -> Result<Vec<(u64, Hash)>, ReadError> {

@@ -4,7 +4,9 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a failure here is a failed test")]
 
 mod architecture;
+mod audit_bundle;
 mod audit_crash;
+mod audit_damage;
 mod audit_keeping;
 mod audit_reconcile;
 mod audit_stream;
