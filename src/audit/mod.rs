@@ -8,7 +8,9 @@ mod committer;
 mod corpus_tests;
 mod derive;
 mod digest;
+mod ocsf;
 mod pack;
+pub mod reconcile;
 mod tree;
 mod verify;
 
@@ -17,6 +19,7 @@ pub use checkpoint::{Checkpoint, CheckpointKey, NoCheckpoint, NoCheckpointKey, S
 pub use committer::{CommitFailed, Committer, Durable, Passage, Unit};
 pub use derive::{Derived, derive};
 pub use digest::{digest_of, item_leaves};
+pub use ocsf::ocsf_event;
 pub use pack::{pack, unpack};
 pub use tree::{Tree, TreeError};
 pub use verify::{Against, Claim, Finding, PersonalValue, Report, State, Trust, verify_log};

@@ -5,8 +5,11 @@
 
 mod architecture;
 mod audit_bundle;
+mod audit_crash;
 mod audit_damage;
 mod audit_keeping;
+mod audit_reconcile;
+mod audit_stream;
 mod audit_tiles;
 mod canary;
 mod canary_kms;
@@ -63,6 +66,7 @@ mod store_outage;
 mod store_pgbouncer;
 mod store_postgres;
 mod store_sqlite;
+mod store_streams;
 mod support;
 mod web;
 mod webhook;
