@@ -1,6 +1,6 @@
 //! `byok audit export`: a part of the log as a bundle (`docs/audit-log.md`). Who exports is recorded first.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};
 use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -80,6 +80,11 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     let exported = export.write(&mut BufWriter::new(&mut out), &mut progress).await.map_err(said)?;
     bar.finish_and_clear();
+    if let Some(path) = &arguments.out {
+        // Before it is noted: then its entries may go.
+        let synced = File::open(path).and_then(|file| file.sync_all());
+        synced.map_err(|error| Failure::Running(format!("{}: {error}", path.display())))?;
+    }
     let Range { start, end } = exported.places.clone();
     eprintln!(
         "places {start} to before {end}: {} entries, proven by the checkpoint of size {}",
