@@ -1,6 +1,7 @@
 //! Everything that is read from the environment, one file a section. No other room reads it. Every section is read
 //! whole before anything is reported, so that all mistakes come at once.
 
+mod audit;
 mod auth;
 mod dek_cache;
 mod dek_pool;
@@ -15,6 +16,7 @@ mod webhook;
 
 use std::path::PathBuf;
 
+pub use audit::{Audit, SigningKeys};
 pub use auth::{Auth, File, Jwt};
 pub use dek_cache::DekCache;
 pub use dek_pool::DekPool;
@@ -65,6 +67,8 @@ pub struct Config {
     pub dek_pool: DekPool,
     /// How closely the key is watched.
     pub key_guard: KeyGuard,
+    /// Checkpoints of the audit log.
+    pub audit: Audit,
     /// Who calls, and what they may do.
     pub auth: Auth,
     /// The database.
@@ -89,6 +93,7 @@ impl Config {
         let dek_cache = DekCache::read(&mut reader);
         let dek_pool = DekPool::read(&mut reader, &dek_cache);
         let key_guard = KeyGuard::read(&mut reader);
+        let audit = Audit::read(&mut reader);
         let auth = Auth::read(&mut reader);
         let store = Store::read(&mut reader, defaults.sqlite.as_deref());
         let kms = Kms::read(&mut reader, defaults.local_key);
@@ -104,6 +109,7 @@ impl Config {
                     dek_cache,
                     dek_pool,
                     key_guard,
+                    audit,
                     auth,
                     store,
                     kms,

@@ -59,6 +59,7 @@ pub(super) async fn run() -> Result<(), Failure> {
     }
     listener(&mut findings, &config.server);
     identity(&mut findings, &config.auth);
+    checkpoints(&mut findings, &config.audit);
     database(&mut findings, &config.store).await;
     key::check(&mut findings, config.kms).await;
     probing(&mut findings, &config.key_guard);
@@ -77,6 +78,16 @@ fn probing(findings: &mut Findings, guard: &config::KeyGuard) {
          the number of servers; a key that is turned off stops them within {} s",
         guard.bound().as_secs_f64()
     ));
+}
+
+fn checkpoints(findings: &mut Findings, audit: &config::Audit) {
+    match &audit.keys {
+        Some(_) => findings.good("audit log: checkpoints of it are signed"),
+        None => findings.open(
+            "audit log: no checkpoint is signed, so who owns the database can rewrite the log and nobody can show it",
+            "set BYOK_AUDIT_SIGNING_KEY_FILE to what `openssl genpkey -algorithm ed25519` writes",
+        ),
+    }
 }
 
 fn listener(findings: &mut Findings, server: &config::Server) {
