@@ -132,6 +132,11 @@ struct OutcomeLabels {
     outcome: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PlaceLabels {
+    place: &'static str,
+}
+
 /// What a scrape shows of one key version.
 pub struct KeyShown {
     /// Which.
@@ -180,6 +185,9 @@ pub struct Metrics {
     incidents: Family<ToLabels, Counter>,
     probes: Family<OutcomeLabels, Counter>,
     pool: PoolMetrics,
+    audit_log_behind: Gauge,
+    checkpoints_made: Counter,
+    checkpoint_place_failures: Family<PlaceLabels, Gauge>,
 }
 
 impl Default for Metrics {
@@ -232,6 +240,19 @@ impl Default for Metrics {
             "DEKs made ahead of need and thrown away unused",
             pool.discarded.clone(),
         );
+        let (audit_log_behind, checkpoints_made) = (Gauge::default(), Counter::default());
+        let checkpoint_place_failures = Family::default();
+        registry.register(
+            "audit_log_behind",
+            "1 when the audit log is behind what was published of it",
+            audit_log_behind.clone(),
+        );
+        registry.register("checkpoints_made", "Checkpoints made by this server", checkpoints_made.clone());
+        registry.register(
+            "checkpoint_place_failures",
+            "Attempts of this server to publish a checkpoint that failed since the last that did not",
+            Clone::clone(&checkpoint_place_failures),
+        );
         registry.register("build", "This binary", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         Self {
             registry,
@@ -248,6 +269,9 @@ impl Default for Metrics {
             incidents,
             probes,
             pool,
+            audit_log_behind,
+            checkpoints_made,
+            checkpoint_place_failures,
         }
     }
 }
@@ -282,6 +306,21 @@ impl Metrics {
     pub fn set_held(&self, places: usize, bytes: usize) {
         self.places_taken.set(i64::try_from(places).unwrap_or(i64::MAX));
         self.body_bytes_held.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    /// Whether the audit log is behind what was published, how many checkpoints were made, and how often publishing failed at
+    /// each kind of place.
+    pub fn set_checkpoints(
+        &self,
+        behind: bool,
+        made: u64,
+        places: impl Iterator<Item = (&'static str, u32)>,
+    ) {
+        self.audit_log_behind.set(i64::from(behind));
+        self.checkpoints_made.inner().store(made, Ordering::Relaxed);
+        for (place, failures) in places {
+            self.checkpoint_place_failures.get_or_create(&PlaceLabels { place }).set(i64::from(failures));
+        }
     }
 
     /// How many DEKs are in memory.

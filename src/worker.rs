@@ -1,4 +1,4 @@
-//! What runs beside the calls: the watch over the keys, the rotation job, the announcement of incidents. Decides nothing
+//! What runs beside the calls: the watch over the keys, the rotation job, the announcement of incidents, checkpoints. Decides nothing
 //! itself.
 
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::app::App;
 
-/// How often a replica looks for a rotation to work on, and for an incident to announce.
+/// How often a replica looks for a rotation to work on, for an incident to announce, and for a log that has moved.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Starts the workers; they end soon after `stop` is cancelled, with their place committed. Each has a timer of its own:
@@ -26,10 +26,22 @@ pub fn start(app: Arc<App>, stop: CancellationToken) -> JoinHandle<()> {
             announcing.announce_incidents(holder, &told).await;
         }
     });
+    let (sealing, ended) = (app.clone(), stop.clone());
+    let sealing = tokio::spawn(async move {
+        while tokio::time::timeout(LOOK, ended.cancelled()).await.is_err() {
+            sealing.keep_checkpoint().await;
+        }
+    });
+    let (publishing, ended) = (app.clone(), stop.clone());
+    let publishing = tokio::spawn(async move {
+        while tokio::time::timeout(LOOK, ended.cancelled()).await.is_err() {
+            publishing.publish_checkpoints(holder, &ended).await;
+        }
+    });
     tokio::spawn(async move {
         while tokio::time::timeout(LOOK, stop.cancelled()).await.is_err() {
             app.work_on_rotations(holder, &stop).await;
         }
-        let _ = tokio::join!(watching, announcing);
+        let _ = tokio::join!(watching, announcing, sealing, publishing);
     })
 }

@@ -4,12 +4,14 @@
 
 mod announce;
 mod audit;
+mod checkpoints;
 mod context;
 mod decrypt;
 mod encrypt;
 mod health;
 mod limits;
 mod places;
+mod publication;
 mod record;
 mod rotate;
 mod rotation_work;
@@ -30,10 +32,12 @@ use crate::telemetry::PoolCounts;
 use crate::webhook::Webhook;
 
 pub use audit::{AuditPage, AuditQuery};
+pub use checkpoints::{CheckpointParts, CheckpointShown, Checkpoints};
 pub use context::context_of;
 pub use decrypt::{DecryptItem, Decrypted};
 pub use encrypt::{EncryptItem, Encrypted};
 pub use health::{Health, HealthStatus};
+pub use publication::{Keeper, Place};
 pub use rotate::Rotation;
 
 // What the use cases take and give; the fronts know no other room below.
@@ -56,6 +60,7 @@ pub struct App {
     limits: Limits,
     clock: Arc<dyn Clock>,
     webhook: Option<Webhook>,
+    checkpoints: Checkpoints,
     meters: limits::Meters,
     kms_places: places::KmsPlaces,
     health: health::Memory,
@@ -85,13 +90,15 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     /// Whom incidents are announced to, if anyone.
     pub webhook: Option<Webhook>,
+    /// The checkpoints of the tenant's log.
+    pub checkpoints: Checkpoints,
 }
 
 impl App {
     /// Of these parts.
     pub fn new(parts: Parts) -> Self {
         let Parts { tenant, store, kms, keyring, committer, authenticator, policy, .. } = parts;
-        let Parts { limits, in_flight, clock, webhook, .. } = parts;
+        let Parts { limits, in_flight, clock, webhook, checkpoints, .. } = parts;
         Self {
             meters: limits::Meters::new(&limits),
             kms_places: places::KmsPlaces::new(in_flight),
@@ -106,6 +113,7 @@ impl App {
             limits,
             clock,
             webhook,
+            checkpoints,
         }
     }
 

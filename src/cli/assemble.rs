@@ -8,7 +8,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::Failure;
-use crate::app::{App, Parts};
+use crate::app::{App, CheckpointParts, Checkpoints, Keeper, Parts, Place};
+use crate::archive::Archive;
 use crate::audit::Committer;
 use crate::auth::{Authenticator, Policy};
 use crate::config;
@@ -60,6 +61,8 @@ pub(super) async fn assemble(config: Config, stop: CancellationToken) -> Result<
         pool: config.dek_pool,
         guard: config.key_guard,
     });
+    let checkpoints = checkpoints(config.audit, store.clone(), tenant.clone())?;
+    checked(&checkpoints).await;
     let app = App::new(Parts {
         tenant,
         keyring,
@@ -72,6 +75,7 @@ pub(super) async fn assemble(config: Config, stop: CancellationToken) -> Result<
         in_flight: config.server.in_flight,
         clock,
         webhook,
+        checkpoints,
     });
     let state = DatabaseState { applied: report.applied, expected: report.expected, audit_protected };
     Ok(Assembled { app: Arc::new(app), database: state, server: config.server, refresh })
@@ -116,7 +120,41 @@ pub(super) fn provider(settings: config::Kms) -> Result<Arc<dyn Kms>, Failure> {
     })
 }
 
-/// Whom incidents are announced to. Sends nothing.
+/// The checkpoints of a tenant's log. Reads and sends nothing.
+pub(super) fn checkpoints(
+    settings: config::Audit,
+    store: Arc<dyn store::Store>,
+    tenant: Tenant,
+) -> Result<Checkpoints, Failure> {
+    let config::Audit { origin, keys, places } = settings;
+    let config::CheckpointPlaces { directory, bucket, webhook: hook, every } = places;
+    let unbuilt = || Failure::Running("the HTTP client of the bucket cannot be built".to_owned());
+    let bucket = bucket.map(|bucket| Archive::bucket(bucket).ok_or_else(unbuilt)).transpose()?;
+    let archives = [directory.map(Archive::directory), bucket].into_iter().flatten().map(Keeper::Archive);
+    let hook = hook.map(webhook).transpose()?.map(Keeper::Webhook);
+    Ok(Checkpoints::new(CheckpointParts {
+        store,
+        tenant,
+        deployment: origin,
+        keys,
+        places: archives.chain(hook).map(Place::new).collect(),
+        publish_every: every,
+        clock: Arc::new(SystemClock),
+    }))
+}
+
+/// Before anything is served: holds the log against what was published.
+async fn checked(checkpoints: &Checkpoints) {
+    if !checkpoints.signs() {
+        warn!("no key signs checkpoints of the audit log: whoever owns the database can rewrite it unseen");
+    }
+    while checkpoints.check().await.is_err() {
+        warn!("the audit log cannot be read: trying again");
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Whom incidents are announced to, or checkpoints posted to. Sends nothing.
 fn webhook(settings: config::Webhook) -> Result<Webhook, Failure> {
     Webhook::new(settings)
         .ok_or_else(|| Failure::Running("the HTTP client of the webhook cannot be built".to_owned()))

@@ -1,8 +1,8 @@
-//! The audit log's checkpoints: under which name, and with which key they are signed.
+//! The audit log's checkpoints: under which name, and with which key they are signed, and where they go.
 
 use crate::crypto::{Ed25519SigningKey, NoEd25519Key, SecretText};
 
-use super::Reader;
+use super::{CheckpointPlaces, Reader};
 
 const ORIGIN: &str = "BYOK_AUDIT_ORIGIN";
 const KEY: &str = "BYOK_AUDIT_SIGNING_KEY";
@@ -15,6 +15,8 @@ pub struct Audit {
     pub origin: String,
     /// What checkpoints are signed with; without it none are made.
     pub keys: Option<SigningKeys>,
+    /// Where they are published.
+    pub places: CheckpointPlaces,
 }
 
 /// Ed25519 keys as PKCS#8 in PEM, of which it is known that they can be read.
@@ -55,8 +57,12 @@ impl Audit {
         if reader.is_set(PREVIOUS_KEY) && !reader.is_set(KEY) {
             reader.mistake(PREVIOUS_KEY, format!("is set without {KEY}, which it is to stand beside"));
         }
+        if let Some(place) = CheckpointPlaces::is_set(reader).filter(|_| !reader.is_set(KEY)) {
+            reader.mistake(place, format!("is set without {KEY}: there are no checkpoints to publish"));
+        }
+        let places = CheckpointPlaces::read(reader);
         let keys = current.map(|current| SigningKeys { current, previous });
-        Self { origin, keys }
+        Self { origin, keys, places }
     }
 }
 

@@ -2,6 +2,7 @@
 //! whole before anything is reported, so that all mistakes come at once.
 
 mod audit;
+mod audit_places;
 mod auth;
 mod dek_cache;
 mod dek_pool;
@@ -17,6 +18,7 @@ mod webhook;
 use std::path::PathBuf;
 
 pub use audit::{Audit, SigningKeys};
+pub use audit_places::{CheckpointBucket, CheckpointPlaces};
 pub use auth::{Auth, File, Jwt};
 pub use dek_cache::DekCache;
 pub use dek_pool::DekPool;

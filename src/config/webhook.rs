@@ -1,4 +1,4 @@
-//! Whom incidents are announced to.
+//! Whom incidents are announced to, and checkpoints are posted to.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -41,19 +41,28 @@ impl WebhookKey {
 impl Webhook {
     /// Reads the section; `None` where neither variable is set, or a mistake was recorded.
     pub fn read(reader: &mut Reader<'_>) -> Option<Self> {
-        for (one, other) in [(URL, SECRET), (SECRET, URL)] {
+        Self::read_from(reader, URL, SECRET)
+    }
+
+    /// The same from these two variables.
+    pub(super) fn read_from(
+        reader: &mut Reader<'_>,
+        url_variable: &str,
+        secret_variable: &str,
+    ) -> Option<Self> {
+        for (one, other) in [(url_variable, secret_variable), (secret_variable, url_variable)] {
             if reader.is_set(one) && !reader.is_set(other) {
                 reader.mistake(other, format!("is not set beside {one}"));
             }
         }
-        let url = reader.secret(URL);
-        let url =
-            url.and_then(|text| address(text.expose()).map_err(|problem| reader.mistake(URL, problem)).ok());
-        let key = reader.secret(SECRET);
+        let url = reader.secret(url_variable).and_then(|text| {
+            address(text.expose()).map_err(|problem| reader.mistake(url_variable, problem)).ok()
+        });
+        let key = reader.secret(secret_variable);
         let key = key.and_then(|text| {
             let key = WebhookKey::parse(text.expose());
             if key.is_none() {
-                reader.mistake(SECRET, "is not `whsec_` and 24 to 64 bytes in base64");
+                reader.mistake(secret_variable, "is not `whsec_` and 24 to 64 bytes in base64");
             }
             key
         });

@@ -4,7 +4,7 @@ use async_graphql::{Context, ID, Object, SimpleObject};
 
 use crate::model::{ErrorCode, Operation, Posture, Refusal};
 
-use super::audit::{AuditConnection, AuditFilter};
+use super::audit::{AuditCheckpoint, AuditConnection, AuditFilter};
 use super::call::Call;
 use super::item::{DecryptArguments, Revealed};
 use super::rotation::RotationStatus;
@@ -66,6 +66,12 @@ impl Query {
         let (app, caller) = Call::of(context)?.known()?;
         let query = filter.unwrap_or_default().into_query(first, after);
         Ok(Some(app.audit(caller, &query).await?.into()))
+    }
+
+    /// The audit log's size and root as they are now, signed.
+    async fn byok_audit_checkpoint(&self, context: &Context<'_>) -> Result<Option<AuditCheckpoint>, Refusal> {
+        let (app, caller) = Call::of(context)?.known()?;
+        Ok(Some(app.checkpoint(caller).await?.into()))
     }
 
     /// How far a rotation is.

@@ -9,6 +9,7 @@ mod fence;
 mod migration;
 mod open;
 pub mod postgres;
+mod publication;
 mod row;
 mod shown;
 pub mod sqlite;
@@ -32,6 +33,7 @@ pub use fence::{Fence, Must, Passed, ProofReads, Seen, Watched};
 pub use migration::{MigrateError, MigrationReport};
 pub use open::{OpenError, open};
 pub use postgres::Postgres;
+pub use publication::{Publication, PublicationReads, Publishing};
 pub use sqlite::Sqlite;
 
 /// A row of `np_byok_wrapped_deks`.
@@ -192,6 +194,24 @@ pub enum Change {
         size: u64,
         /// The signed note.
         note: Arc<str>,
+    },
+    /// Takes the next attempt to publish a checkpoint at a place, or says how it went; touches nothing when none is due, or
+    /// it is another's.
+    Publish {
+        /// The place's name.
+        place: Arc<str>,
+        /// Who makes it.
+        holder: Uuid,
+        /// That it begins, or how it went.
+        step: Publishing,
+    },
+    /// Ends the tenant's log and opens another one, before the batch's entries are appended: they are its first. Touches
+    /// nothing, and fails a batch with entries as one that comes too late, when the head is not this one any more.
+    OpenLog {
+        /// The head of the log that ends.
+        from: LogHead,
+        /// The number of the one that is opened.
+        log: u32,
     },
     /// Takes the next attempt to announce an incident, or says how it went; touches nothing when it is another's.
     Announce {
@@ -409,6 +429,7 @@ pub trait Store:
     + JobReads
     + AuditReads
     + CheckpointReads
+    + PublicationReads
     + ProofReads
     + AnnouncementReads
     + Send

@@ -12,7 +12,9 @@ use crate::model::{
     Operation, Outcome, Posture, Progress, Proof, Salted, Tenant, TenantUid, Timestamp, Wrapped,
 };
 
-use super::{CheckpointRow, DekRow, EntryRow, LogHead, PlacedEntry, Unannounced, Watched, leaf_of};
+use super::{
+    CheckpointRow, DekRow, EntryRow, LogHead, PlacedEntry, Publication, Unannounced, Watched, leaf_of,
+};
 
 /// A row's columns by position.
 pub(super) trait Columns {
@@ -173,6 +175,21 @@ pub(super) fn checkpoint(row: &impl Columns) -> Result<CheckpointRow, Error> {
         size: number(row, 0)?,
         note: there(row.text(1)?)?.into(),
         made_at: there(row.moment(2)?)?,
+    })
+}
+
+/// `place, log, size, published_at, failures, due`.
+pub(super) fn publication(row: &impl Columns) -> Result<Publication, Error> {
+    let published = match row.number(1)? {
+        None => None,
+        Some(_) => Some((number(row, 1)?, number(row, 2)?)),
+    };
+    Ok(Publication {
+        place: there(row.text(0)?)?,
+        published,
+        published_at: row.moment(3)?,
+        failures: number(row, 4)?,
+        due: number::<i64>(row, 5)? != 0,
     })
 }
 

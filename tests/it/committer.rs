@@ -182,6 +182,17 @@ impl CheckpointReads for Unlucky {
 }
 
 #[async_trait]
+impl PublicationReads for Unlucky {
+    async fn publications(&self, tenant: TenantUid) -> Result<Vec<Publication>, ReadError> {
+        self.database.publications(tenant).await
+    }
+
+    async fn ended_logs(&self, tenant: TenantUid) -> Result<Vec<LogHead>, ReadError> {
+        self.database.ended_logs(tenant).await
+    }
+}
+
+#[async_trait]
 impl ProofReads for Unlucky {
     async fn proofs(&self, tenant: TenantUid) -> Result<Seen<Proof>, ReadError> {
         match self.unreadable.load(Ordering::SeqCst) {

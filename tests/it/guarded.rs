@@ -343,6 +343,17 @@ impl CheckpointReads for Wired {
 }
 
 #[async_trait]
+impl PublicationReads for Wired {
+    async fn publications(&self, tenant: TenantUid) -> Result<Vec<Publication>, ReadError> {
+        self.read().await?.publications(tenant).await
+    }
+
+    async fn ended_logs(&self, tenant: TenantUid) -> Result<Vec<LogHead>, ReadError> {
+        self.read().await?.ended_logs(tenant).await
+    }
+}
+
+#[async_trait]
 impl ProofReads for Wired {
     async fn proofs(&self, tenant: TenantUid) -> Result<Seen<Proof>, ReadError> {
         let seen = self.read().await?.proofs(tenant).await?;

@@ -36,6 +36,12 @@ pub(super) const MIGRATIONS: &[Migration] = &[
         oldest_reader: 4,
         sql: include_str!("../../../migrations/postgres/0004_merkle.sql"),
     },
+    Migration {
+        version: 5,
+        name: "publications",
+        oldest_reader: 4,
+        sql: include_str!("../../../migrations/postgres/0005_publications.sql"),
+    },
 ];
 
 const TABLE: &str = include_str!("../../../migrations/postgres/migrations.sql");

@@ -14,6 +14,7 @@ mod jobs;
 mod keep;
 mod migrate;
 mod proofs;
+mod publications;
 mod tenants;
 mod writers;
 
@@ -70,6 +71,7 @@ pub fn statements() -> impl Iterator<Item = &'static str> {
         keep::ALL,
         migrate::ALL,
         proofs::ALL,
+        publications::ALL,
         tenants::ALL,
     ]
     .into_iter()

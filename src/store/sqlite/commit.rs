@@ -8,7 +8,7 @@ use super::super::failure::Failure;
 use super::super::row::{Columns, head, signed, there};
 use super::super::shown::shown;
 use super::super::{Batch, Change, CommitError, Committed, DekRow, EntryRow, Passed};
-use super::{Sqlite, SqliteQuery, announcements, checkpoints, jobs, proofs, statements, tenants};
+use super::{Sqlite, SqliteQuery, announcements, checkpoints, jobs, proofs, publications, statements, tenants};
 
 const BEGIN: &str = "BEGIN IMMEDIATE";
 
@@ -121,9 +121,21 @@ impl Sqlite {
 async fn in_order(connection: &mut SqliteConnection, batch: &Batch) -> Result<Committed, Ended> {
     let mut applied = Vec::with_capacity(batch.changes.len());
     let mut rest = batch.changes.as_slice();
-    while let [Change::CreateTenant(tenant), after @ ..] = rest {
-        applied.push(create_tenant(connection, tenant).await?);
-        rest = after;
+    loop {
+        match rest {
+            [Change::CreateTenant(tenant), after @ ..] => {
+                applied.push(create_tenant(connection, tenant).await?);
+                rest = after;
+            }
+            [Change::OpenLog { from, log }, after @ ..] if !batch.entries.is_empty() => {
+                if publications::open_log(connection, &batch.tenant, from, *log).await? == 0 {
+                    return Err(Ended::Missed);
+                }
+                applied.push(1);
+                rest = after;
+            }
+            _ => break,
+        }
     }
     let passed = append(connection, batch).await?;
     for change in rest {
@@ -189,6 +201,10 @@ async fn one(connection: &mut SqliteConnection, tenant: TenantUid, change: &Chan
             return Ok(touched);
         }
         Change::AddCheckpoint { log, size, note } => checkpoints::add(&tenant, *log, *size, note),
+        Change::Publish { place, holder, step } => publications::publish(&tenant, place, *holder, *step),
+        Change::OpenLog { from, log } => {
+            return Ok(publications::open_log(connection, &tenant, from, *log).await?);
+        }
         Change::Announce { incident, attempt, holder, step } => {
             announcements::announce(&tenant, *incident, *attempt, *holder, *step)
         }
@@ -259,6 +275,8 @@ fn holds_nul(batch: &Batch) -> bool {
         | Change::Need { .. }
         | Change::Prove { .. }
         | Change::AddCheckpoint { .. }
+        | Change::Publish { .. }
+        | Change::OpenLog { .. }
         | Change::Announce { .. } => false,
     };
     batch.entries.iter().any(in_entry) || batch.changes.iter().any(in_change)

@@ -34,6 +34,12 @@ const MIGRATIONS: &[Migration] = &[
         oldest_reader: 4,
         sql: include_str!("../../../migrations/sqlite/0004_merkle.sql"),
     },
+    Migration {
+        version: 5,
+        name: "publications",
+        oldest_reader: 4,
+        sql: include_str!("../../../migrations/sqlite/0005_publications.sql"),
+    },
 ];
 
 const TABLE: &str = include_str!("../../../migrations/sqlite/migrations.sql");

@@ -10,6 +10,7 @@ mod file;
 mod jobs;
 mod keep;
 mod proofs;
+mod publications;
 mod tenants;
 
 use std::path::Path;
@@ -51,6 +52,7 @@ pub fn statements() -> impl Iterator<Item = &'static str> {
         jobs::ALL,
         keep::ALL,
         proofs::ALL,
+        publications::ALL,
         tenants::ALL,
     ]
     .into_iter()

@@ -1,0 +1,194 @@
+//! Publishes checkpoints where the customer can keep them: by one replica at a time, at most every so often at each place,
+//! again after a pause where a place is down. A place that is down holds up nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use crate::archive::Archive;
+use crate::store::{Batch, Change, Publishing};
+use crate::webhook::{Delivery, PublishedCheckpoint, Webhook};
+
+use super::App;
+use super::checkpoints::{Checkpoints, SignedHead};
+
+/// How long a replica that has died keeps a place from the others. Longer than what one attempt takes.
+const LEASE: Duration = Duration::from_secs(60);
+/// After the first attempt that failed; doubled after each.
+const FIRST_PAUSE: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(600);
+/// How many logs after the current one are looked for at a place: a database that was restored may be several behind.
+const LOGS_AHEAD: u32 = 16;
+
+/// What takes checkpoints.
+pub enum Keeper {
+    /// A place that also gives them back.
+    Archive(Archive),
+    /// A place that does not.
+    Webhook(Webhook),
+}
+
+/// Where checkpoints are published.
+pub struct Place {
+    keeper: Keeper,
+    name: Arc<str>,
+    failures: AtomicU32,
+}
+
+impl Place {
+    /// With nothing known of it.
+    pub fn new(keeper: Keeper) -> Self {
+        let name = match &keeper {
+            Keeper::Archive(archive) => archive.name(),
+            Keeper::Webhook(webhook) => webhook.name(),
+        };
+        Self { keeper, name: name.into(), failures: AtomicU32::new(0) }
+    }
+
+    /// `directory`, `bucket` or `webhook`.
+    pub fn kind(&self) -> &'static str {
+        match &self.keeper {
+            Keeper::Archive(Archive::Directory(_)) => "directory",
+            Keeper::Archive(Archive::Bucket(_)) => "bucket",
+            Keeper::Webhook(_) => "webhook",
+        }
+    }
+
+    /// Its name in the database: its kind, and a digest of its address.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How many attempts of this process have failed there since the last that did not.
+    pub fn failures(&self) -> u32 {
+        self.failures.load(Ordering::Relaxed)
+    }
+}
+
+impl Checkpoints {
+    /// Where they are published.
+    pub fn places(&self) -> &[Place] {
+        &self.places
+    }
+
+    /// Learns what a place was given last. `false` when it could not be read.
+    pub(super) async fn look_into(&self, place: &Place) -> bool {
+        let Keeper::Archive(archive) = &place.keeper else { return true };
+        let now = self.clock.now();
+        let Ok(Some(head)) = self.store.log_head(self.tenant.uid).await else { return false };
+        // The logs are opened one after the other: where one is missing, none follows.
+        for log in head.log..=head.log.saturating_add(LOGS_AHEAD) {
+            match archive.latest(&self.origin(log), now).await {
+                Ok(Some(note)) => match self.read(&note, log) {
+                    Some(published) => self.learn(published).await,
+                    None => warn!(place = place.kind(), log, "a checkpoint there is signed by none of our keys"),
+                },
+                Ok(None) if log == head.log => {}
+                Ok(None) => break,
+                Err(error) => {
+                    warn!(place = place.kind(), %error, "a place of checkpoints cannot be read");
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    async fn give(&self, place: &Place, head: &SignedHead, note: &str) -> Result<(), String> {
+        let (origin, now) = (self.origin(head.log), self.clock.now());
+        match &place.keeper {
+            Keeper::Archive(archive) => {
+                archive.put(&origin, head.size, note, now).await.map_err(|error| error.to_string())
+            }
+            Keeper::Webhook(webhook) => {
+                let root = head.root.to_string();
+                let (tenant, size) = (self.tenant.name.as_str(), head.size);
+                let checkpoint = PublishedCheckpoint { tenant, origin: &origin, size, root: &root, note };
+                match webhook.publish(&checkpoint, now).await {
+                    Delivery::Taken => Ok(()),
+                    Delivery::Gone => Err("410".to_owned()),
+                    Delivery::Status(status) => Err(status.to_string()),
+                    Delivery::Unreachable => Err("unreachable".to_owned()),
+                    Delivery::Timeout => Err("timeout".to_owned()),
+                }
+            }
+        }
+    }
+
+    /// Whether the step applied; also not when the database is out of reach: the attempt is due again when its lease ends.
+    async fn step(&self, place: &Place, holder: Uuid, step: Publishing) -> bool {
+        let changes = vec![Change::Publish { place: place.name.clone(), holder, step }];
+        let (tenant, entries, fence) = (self.tenant.uid, Vec::new(), Vec::new());
+        let batch = Batch { tenant, base: 0, entries, changes, fence };
+        self.store.commit(&batch).await.is_ok_and(|committed| committed.applied == [1])
+    }
+
+    async fn publish_at(&self, place: &Place, holder: Uuid, head: &SignedHead, failures: u32) {
+        if !self.step(place, holder, Publishing::Begin { lease: LEASE }).await {
+            // Another replica was first.
+            return;
+        }
+        // First what it says: what is published next must go on from there.
+        self.look_into(place).await;
+        let Some(note) = self.sign(head) else { return };
+        if self.renew().await.is_err() {
+            return;
+        }
+        match self.give(place, head, &note).await {
+            Ok(()) => {
+                if place.failures.swap(0, Ordering::Relaxed) > 0 {
+                    info!(place = place.kind(), "a place of checkpoints takes them again");
+                }
+                let (log, size) = (head.log, head.size);
+                self.step(place, holder, Publishing::Done { log, size, after: self.publish_every }).await;
+            }
+            Err(status) => {
+                let after = pause(failures);
+                place.failures.fetch_add(1, Ordering::Relaxed);
+                let (place_kind, retry_in) = (place.kind(), after.as_secs());
+                warn!(place = place_kind, status, retry_in, "a checkpoint could not be published");
+                self.step(place, holder, Publishing::Again { after }).await;
+            }
+        }
+    }
+}
+
+impl App {
+    /// Publishes the checkpoint of the log as it is now wherever one is due. `holder` names this replica.
+    pub async fn publish_checkpoints(&self, holder: Uuid, stop: &CancellationToken) {
+        let checkpoints = &self.checkpoints;
+        if checkpoints.places.is_empty() {
+            return;
+        }
+        let Ok(head) = checkpoints.renew().await else { return };
+        let Ok(known) = checkpoints.store.publications(checkpoints.tenant.uid).await else { return };
+        for place in &checkpoints.places {
+            let known = known.iter().find(|known| *known.place == *place.name);
+            let is_there = known.and_then(|known| known.published) == Some((head.log, head.size));
+            if stop.is_cancelled() || head.size == 0 || is_there || known.is_some_and(|known| !known.due) {
+                continue;
+            }
+            let failures = known.map_or(0, |known| known.failures);
+            checkpoints.publish_at(place, holder, &head, failures).await;
+        }
+    }
+}
+
+/// After so many failures before this one.
+fn pause(failures: u32) -> Duration {
+    FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(failures)).min(LONGEST_PAUSE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_doubles_up_to_ten_minutes() {
+        assert_eq!([0, 1, 6, 7, 1_000].map(|failures| pause(failures).as_secs()), [5, 10, 320, 600, 600]);
+    }
+}
