@@ -188,6 +188,7 @@ pub struct Metrics {
     audit_log_behind: Gauge,
     checkpoints_made: Counter,
     checkpoint_place_failures: Family<PlaceLabels, Gauge>,
+    checkpoint_place_unpublished: Family<PlaceLabels, Gauge>,
 }
 
 impl Default for Metrics {
@@ -253,6 +254,12 @@ impl Default for Metrics {
             "Attempts of this server to publish a checkpoint that failed since the last that did not",
             Clone::clone(&checkpoint_place_failures),
         );
+        let checkpoint_place_unpublished = Family::default();
+        registry.register(
+            "checkpoint_place_unpublished",
+            "Entries of the audit log that no checkpoint at this place covers yet",
+            Clone::clone(&checkpoint_place_unpublished),
+        );
         registry.register("build", "This binary", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         Self {
             registry,
@@ -272,6 +279,7 @@ impl Default for Metrics {
             audit_log_behind,
             checkpoints_made,
             checkpoint_place_failures,
+            checkpoint_place_unpublished,
         }
     }
 }
@@ -308,18 +316,20 @@ impl Metrics {
         self.body_bytes_held.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
-    /// Whether the audit log is behind what was published, how many checkpoints were made, and how often publishing failed at
-    /// each kind of place.
+    /// Whether the audit log is behind what was published, how many checkpoints were made, and of each kind of
+    /// place how often publishing failed there and how many entries wait for it.
     pub fn set_checkpoints(
         &self,
         behind: bool,
         made: u64,
-        places: impl Iterator<Item = (&'static str, u32)>,
+        places: impl Iterator<Item = (&'static str, u32, u64)>,
     ) {
         self.audit_log_behind.set(i64::from(behind));
         self.checkpoints_made.inner().store(made, Ordering::Relaxed);
-        for (place, failures) in places {
+        for (place, failures, unpublished) in places {
             self.checkpoint_place_failures.get_or_create(&PlaceLabels { place }).set(i64::from(failures));
+            let unpublished = i64::try_from(unpublished).unwrap_or(i64::MAX);
+            self.checkpoint_place_unpublished.get_or_create(&PlaceLabels { place }).set(unpublished);
         }
     }
 

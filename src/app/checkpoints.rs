@@ -1,5 +1,5 @@
 //! Checkpoints of the tenant's log: made, kept, served; and the check that the log still holds all that was published. A log
-//! that does not is of a database that was rewritten, or went back in time: nothing is appended to it, and so nothing is
+//! that does not is of a database that was rewritten, or went back in time: no call is recorded in it, and so none is
 //! answered, until `byok audit restored` opens another one that names it.
 //!
 //! Whatever is signed has been shown to go on from the last checkpoint that was kept, by a proof from the entries' own
@@ -31,7 +31,7 @@ pub(super) struct SignedHead {
 }
 
 impl SignedHead {
-    fn of(head: &LogHead) -> Self {
+    pub(super) fn of(head: &LogHead) -> Self {
         Self { log: head.log, size: head.frontier.size(), root: head.frontier.root() }
     }
 }
@@ -90,6 +90,15 @@ struct Known {
     unproven: Vec<SignedHead>,
 }
 
+/// What a check found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checked {
+    /// Whether the log holds all that is known to have been published.
+    pub holds: bool,
+    /// The kinds of the places that could not be read.
+    pub unread: Vec<&'static str>,
+}
+
 /// What [`Checkpoints`] are made of.
 pub struct CheckpointParts {
     /// The database.
@@ -140,17 +149,20 @@ impl Checkpoints {
         }
     }
 
-    /// Holds the log against the last checkpoint that was kept, and against the last one of each place that can be read. A
-    /// place that is out of reach is asked again by [`App::publish_checkpoints`].
+    /// Holds the log against the last checkpoint that was kept, and the last one of each place that can be read. A place
+    /// that cannot is asked again by [`App::publish_checkpoints`].
     ///
     /// # Errors
     /// The database's.
-    pub async fn check(&self) -> Result<bool, ReadError> {
+    pub async fn check(&self) -> Result<Checked, ReadError> {
+        let mut unread = Vec::new();
         for place in &self.places {
-            self.look_into(place).await;
+            if !self.look_into(place).await {
+                unread.push(place.kind());
+            }
         }
         self.hold(&mut *self.known.lock().await).await?;
-        Ok(!self.is_behind())
+        Ok(Checked { holds: !self.is_behind(), unread })
     }
 
     /// Whether there is a key to sign with.
@@ -241,14 +253,15 @@ impl Checkpoints {
 
     /// Holds the log against all that is known to have been published, and says what it is now and what was kept last.
     async fn hold(&self, known: &mut Known) -> Result<(SignedHead, Option<SignedHead>), ReadError> {
-        let tree = Tree::open(&*self.store, self.tenant.uid).await?.ok_or(ReadError::Rejected)?;
-        let log = tree.head.log;
+        let log = self.store.log_head(self.tenant.uid).await?.ok_or(ReadError::Rejected)?.log;
+        // Before the tree: another replica may keep the next checkpoint meanwhile, and the tree must hold that one.
         let kept = self.store.latest_checkpoint(self.tenant.uid, log).await?.map(|row| {
             // Whoever signed it: a note that was put there by another hand stops us too.
             let note = SignedCheckpoint::parse(&row.note).ok().map(|note| note.checkpoint);
             let root = note.filter(|note| note.size == row.size).map_or(Hash([0; 32]), |note| note.root);
             SignedHead { log, size: row.size, root }
         });
+        let tree = Tree::open(&*self.store, self.tenant.uid).await?.ok_or(ReadError::Rejected)?;
         let mut unheld: Vec<SignedHead> = Vec::new();
         for head in known.unproven.iter().chain(&known.signed).chain(&kept) {
             if !unheld.contains(head) && !holds(&tree, head).await? {
@@ -315,7 +328,9 @@ impl App {
             return;
         }
         match self.checkpoints.renew().await {
-            Ok(_) | Err(NoneMade::Behind | NoneMade::Unsigned | NoneMade::Store(ReadError::Unavailable)) => {}
+            Ok(_) | Err(NoneMade::Unsigned | NoneMade::Store(ReadError::Unavailable)) => {}
+            // The rows of DEKs that are in memory may be gone.
+            Err(NoneMade::Behind) => self.keyring.clear(),
             Err(NoneMade::Store(ReadError::Rejected)) => {
                 warn!("the database refused what a checkpoint is made of, or to keep it");
             }

@@ -13,6 +13,7 @@ mod limits;
 mod places;
 mod publication;
 mod record;
+mod restored;
 mod rotate;
 mod rotation_work;
 
@@ -32,12 +33,13 @@ use crate::telemetry::PoolCounts;
 use crate::webhook::Webhook;
 
 pub use audit::{AuditPage, AuditQuery};
-pub use checkpoints::{CheckpointParts, CheckpointShown, Checkpoints};
+pub use checkpoints::{Checked, CheckpointParts, CheckpointShown, Checkpoints};
 pub use context::context_of;
 pub use decrypt::{DecryptItem, Decrypted};
 pub use encrypt::{EncryptItem, Encrypted};
 pub use health::{Health, HealthStatus};
 pub use publication::{Keeper, Place};
+pub use restored::{RestoreFailed, Restored};
 pub use rotate::Rotation;
 
 // What the use cases take and give; the fronts know no other room below.

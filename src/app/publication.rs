@@ -2,9 +2,10 @@
 //! again after a pause where a place is down. A place that is down holds up nothing.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
@@ -37,6 +38,7 @@ pub struct Place {
     keeper: Keeper,
     name: Arc<str>,
     failures: AtomicU32,
+    unpublished: AtomicU64,
 }
 
 impl Place {
@@ -46,7 +48,7 @@ impl Place {
             Keeper::Archive(archive) => archive.name(),
             Keeper::Webhook(webhook) => webhook.name(),
         };
-        Self { keeper, name: name.into(), failures: AtomicU32::new(0) }
+        Self { keeper, name: name.into(), failures: AtomicU32::new(0), unpublished: AtomicU64::new(0) }
     }
 
     /// `directory`, `bucket` or `webhook`.
@@ -61,6 +63,11 @@ impl Place {
     /// Its name in the database: its kind, and a digest of its address.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// How many entries of the current log no checkpoint there covers, as this process last saw it.
+    pub fn unpublished(&self) -> u64 {
+        self.unpublished.load(Ordering::Relaxed)
     }
 
     /// How many attempts of this process have failed there since the last that did not.
@@ -127,30 +134,33 @@ impl Checkpoints {
         self.store.commit(&batch).await.is_ok_and(|committed| committed.applied == [1])
     }
 
-    async fn publish_at(&self, place: &Place, holder: Uuid, head: &SignedHead, failures: u32) {
+    async fn publish_at(&self, place: &Place, holder: Uuid, failures: u32) {
         if !self.step(place, holder, Publishing::Begin { lease: LEASE }).await {
             // Another replica was first.
             return;
         }
         // First what it says: what is published next must go on from there.
         self.look_into(place).await;
-        let Some(note) = self.sign(head) else { return };
-        if self.renew().await.is_err() {
-            return;
-        }
-        match self.give(place, head, &note).await {
+        let Ok(head) = self.renew().await else { return };
+        let Some(note) = self.sign(&head) else { return };
+        match self.give(place, &head, &note).await {
             Ok(()) => {
                 if place.failures.swap(0, Ordering::Relaxed) > 0 {
                     info!(place = place.kind(), "a place of checkpoints takes them again");
                 }
                 let (log, size) = (head.log, head.size);
+                place.unpublished.store(0, Ordering::Relaxed);
                 self.step(place, holder, Publishing::Done { log, size, after: self.publish_every }).await;
             }
             Err(status) => {
                 let after = pause(failures);
                 place.failures.fetch_add(1, Ordering::Relaxed);
-                let (place_kind, retry_in) = (place.kind(), after.as_secs());
-                warn!(place = place_kind, status, retry_in, "a checkpoint could not be published");
+                let (unpublished, retry_in) = (place.unpublished(), after.as_secs());
+                let place_kind = place.kind();
+                warn!(
+                    place = place_kind,
+                    status, unpublished, retry_in, "a checkpoint could not be published: entries wait for it"
+                );
                 self.step(place, holder, Publishing::Again { after }).await;
             }
         }
@@ -166,15 +176,18 @@ impl App {
         }
         let Ok(head) = checkpoints.renew().await else { return };
         let Ok(known) = checkpoints.store.publications(checkpoints.tenant.uid).await else { return };
-        for place in &checkpoints.places {
+        let publishing = checkpoints.places.iter().map(async |place| {
             let known = known.iter().find(|known| *known.place == *place.name);
-            let is_there = known.and_then(|known| known.published) == Some((head.log, head.size));
-            if stop.is_cancelled() || head.size == 0 || is_there || known.is_some_and(|known| !known.due) {
-                continue;
+            let published = known.and_then(|known| known.published);
+            let before = published.filter(|(log, _)| *log == head.log).map_or(0, |(_, size)| size);
+            place.unpublished.store(head.size.saturating_sub(before), Ordering::Relaxed);
+            let is_there = published == Some((head.log, head.size));
+            if !stop.is_cancelled() && head.size > 0 && !is_there && known.is_none_or(|known| known.due) {
+                checkpoints.publish_at(place, holder, known.map_or(0, |known| known.failures)).await;
             }
-            let failures = known.map_or(0, |known| known.failures);
-            checkpoints.publish_at(place, holder, &head, failures).await;
-        }
+        });
+        // Beside each other: a place that does not answer holds up no other.
+        join_all(publishing).await;
     }
 }
 

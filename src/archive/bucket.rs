@@ -71,7 +71,7 @@ impl Bucket {
     pub(super) async fn put(
         &self,
         folder: &str,
-        size: u64,
+        name: &str,
         note: &str,
         now: Timestamp,
     ) -> Result<(), ArchiveError> {
@@ -79,7 +79,7 @@ impl Bucket {
         // Whole seconds, as S3 takes them.
         let until = Timestamp(until.unix_seconds() * 1_000_000).to_string();
         let locked = [("x-amz-object-lock-mode", "COMPLIANCE"), ("x-amz-object-lock-retain-until-date", &until)];
-        self.put_one(folder, &format!("{size}.note"), note, &locked, now).await?;
+        self.put_one(folder, name, note, &locked, now).await?;
         self.put_one(folder, LATEST, note, &[], now).await
     }
 

@@ -20,6 +20,8 @@ pub use directory::Directory;
 const DEADLINE: Duration = Duration::from_secs(10);
 /// No note of ours is longer.
 const MAX_NOTE_BYTES: usize = 16 << 10;
+/// File systems take names of 255 bytes; a digest takes the place of what is past this.
+const MAX_FOLDER_BYTES: usize = 180;
 /// The name of the copy of the last note.
 const LATEST: &str = "latest";
 
@@ -81,19 +83,20 @@ impl Archive {
             Self::Bucket(bucket) => ("bucket", bucket.address()),
         };
         let digest = sha256_of(&[address.as_bytes()]);
-        format!("{kind}:{}", digest[..4].iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+        format!("{kind}:{}", hexadecimal(&digest[..4]))
     }
 
-    /// Keeps a note as `<origin>/<size>.note`, and a copy of it as `<origin>/latest`.
+    /// Keeps a note as `<origin>/<size, 20 digits>.note`, which is never replaced, and a copy of it as `<origin>/latest`.
     ///
     /// # Errors
     /// See [`ArchiveError`]; it may be there nevertheless, and may be put again.
     pub async fn put(&self, origin: &str, size: u64, note: &str, now: Timestamp) -> Result<(), ArchiveError> {
-        let folder = encoded(origin);
+        // As many digits as the largest number has: names sort as sizes do.
+        let (folder, name) = (folder_of(origin), format!("{size:020}.note"));
         let put = async {
             match self {
-                Self::Directory(directory) => directory.put(&folder, size, note).await,
-                Self::Bucket(bucket) => bucket.put(&folder, size, note, now).await,
+                Self::Directory(directory) => directory.put(&folder, &name, note).await,
+                Self::Bucket(bucket) => bucket.put(&folder, &name, note, now).await,
             }
         };
         timeout(DEADLINE, put).await.unwrap_or(Err(ArchiveError::Timeout))
@@ -104,7 +107,7 @@ impl Archive {
     /// # Errors
     /// See [`ArchiveError`].
     pub async fn latest(&self, origin: &str, now: Timestamp) -> Result<Option<String>, ArchiveError> {
-        let folder = encoded(origin);
+        let folder = folder_of(origin);
         let read = async {
             match self {
                 Self::Directory(directory) => directory.latest(&folder).await,
@@ -113,6 +116,19 @@ impl Archive {
         };
         timeout(DEADLINE, read).await.unwrap_or(Err(ArchiveError::Timeout))
     }
+}
+
+/// An origin as one name: it holds a slash, so that it is never `.` or `..`, and no two have the same one.
+fn folder_of(origin: &str) -> String {
+    let name = encoded(origin);
+    match name.get(..MAX_FOLDER_BYTES) {
+        None => name,
+        Some(beginning) => format!("{beginning}~{}", hexadecimal(&sha256_of(&[origin.as_bytes()]))),
+    }
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Percent-encoded but for RFC 3986's unreserved characters: one name, in a file system as in a bucket.
@@ -134,10 +150,21 @@ fn note_of(bytes: Vec<u8>) -> Result<String, ArchiveError> {
 
 #[cfg(test)]
 mod tests {
-    use super::encoded;
+    use super::folder_of;
 
     #[test]
     fn an_origin_is_one_name() {
-        assert_eq!(encoded("byok.example/a%20b/1"), "byok.example%2Fa%2520b%2F1");
+        assert_eq!(folder_of("byok.example/a%20b/1"), "byok.example%2Fa%2520b%2F1");
+    }
+
+    #[test]
+    fn no_origin_leaves_its_folder_or_is_too_long_for_a_file_system() {
+        for origin in ["../../etc/1", "byok/../1", "/", "a/\0/1", &"é/".repeat(300)] {
+            let folder = folder_of(origin);
+            assert!(!folder.contains(['/', '\\', '\0']) && ![".", "..", "latest"].contains(&&*folder), "{folder}");
+            assert!(folder.len() <= 255, "{}", folder.len());
+        }
+        let (one, other) = (format!("{}/1", "x".repeat(300)), format!("{}/2", "x".repeat(300)));
+        assert_ne!(folder_of(&one), folder_of(&other));
     }
 }

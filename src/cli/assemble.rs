@@ -23,7 +23,7 @@ use crate::store::{self, Batch, Change, CommitError, Database, MigrateError, Mig
 use crate::webhook::Webhook;
 
 /// The tenant of the single-tenant form.
-const PRIMARY: &str = "primary";
+pub(super) const PRIMARY: &str = "primary";
 /// How long a start waits before it asks a database again that is out of reach.
 const PAUSE: Duration = Duration::from_secs(1);
 /// Lanes of the committer; one tenant's commits are one after the other whatever their number.
@@ -89,6 +89,26 @@ pub(super) async fn database_only(env: &Env) -> Result<Arc<dyn Database>, Failur
         Some(settings) => open(&settings).await,
         None => Err(Failure::Configuration(reader.into_mistakes())),
     }
+}
+
+/// The database as its owner, and the tenant of the single-tenant form, which must be there.
+pub(super) async fn as_owner(env: &Env) -> Result<(Arc<dyn Database>, Tenant), Failure> {
+    let mut reader = Reader::new(env);
+    let Some(settings) = config::Store::read(&mut reader, None) else {
+        return Err(Failure::Configuration(reader.into_mistakes()));
+    };
+    let database = open(&settings.as_owner()).await?;
+    let found = database.tenant(PRIMARY).await.map_err(|error| {
+        Failure::Running(match error {
+            store::ReadError::Unavailable => "the database is out of reach".to_owned(),
+            store::ReadError::Rejected => {
+                "the database refuses to be read: run `byok migrate` first".to_owned()
+            }
+        })
+    })?;
+    let tenant =
+        found.ok_or_else(|| Failure::Running("there is no log yet: nothing was ever served".to_owned()))?;
+    Ok((database, tenant))
 }
 
 /// Who calls, and what they may do; reports the mistakes of both.

@@ -101,7 +101,7 @@ struct KeyHealth {
     database: bool,
     /// The version that the key wraps under, as far as is known.
     key_version: Option<String>,
-    /// Why the key cannot be used, where it cannot.
+    /// Why nothing can be answered, where nothing can.
     error: Option<Word<ErrorCode>>,
     /// How long the KMS took for a wrap and an unwrap, in milliseconds.
     kms_latency_ms: Option<f64>,

@@ -1,6 +1,7 @@
 //! `byok doctor`: checks configuration, database, roles and key, and says of each what is wrong, what it leaves
 //! unprotected and what to do. Changes nothing in the database; wraps and unwraps one DEK that is kept nowhere.
 
+mod audit;
 mod key;
 
 use std::sync::Arc;
@@ -59,8 +60,8 @@ pub(super) async fn run() -> Result<(), Failure> {
     }
     listener(&mut findings, &config.server);
     identity(&mut findings, &config.auth);
-    checkpoints(&mut findings, &config.audit);
     database(&mut findings, &config.store).await;
+    audit::check(&mut findings, config.audit, &config.store).await;
     key::check(&mut findings, config.kms).await;
     probing(&mut findings, &config.key_guard);
     match findings.faults {
@@ -78,16 +79,6 @@ fn probing(findings: &mut Findings, guard: &config::KeyGuard) {
          the number of servers; a key that is turned off stops them within {} s",
         guard.bound().as_secs_f64()
     ));
-}
-
-fn checkpoints(findings: &mut Findings, audit: &config::Audit) {
-    match &audit.keys {
-        Some(_) => findings.good("audit log: checkpoints of it are signed"),
-        None => findings.open(
-            "audit log: no checkpoint is signed, so who owns the database can rewrite the log and nobody can show it",
-            "set BYOK_AUDIT_SIGNING_KEY_FILE to what `openssl genpkey -algorithm ed25519` writes",
-        ),
-    }
 }
 
 fn listener(findings: &mut Findings, server: &config::Server) {
