@@ -115,7 +115,8 @@ impl Webhook {
     pub async fn publish(&self, checkpoint: &PublishedCheckpoint<'_>, now: Timestamp) -> Delivery {
         let digest = sha256_of(&[checkpoint.note.as_bytes()]);
         let id: String = digest[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-        let document = CheckpointDocument { r#type: "checkpoint", timestamp: now.to_string(), data: checkpoint };
+        let document =
+            CheckpointDocument { r#type: "checkpoint", timestamp: now.to_string(), data: checkpoint };
         let body = serde_json::to_string(&document).expect("texts and numbers can be written as JSON");
         self.post(format!("checkpoint-{id}"), body, now).await
     }

@@ -92,7 +92,9 @@ impl Checkpoints {
             match archive.latest(&self.origin(log), now).await {
                 Ok(Some(note)) => match self.read(&note, log) {
                     Some(published) => self.learn(published).await,
-                    None => warn!(place = place.kind(), log, "a checkpoint there is signed by none of our keys"),
+                    None => {
+                        warn!(place = place.kind(), log, "a checkpoint there is signed by none of our keys")
+                    }
                 },
                 Ok(None) if log == head.log => {}
                 Ok(None) => break,

@@ -78,7 +78,8 @@ impl Bucket {
         let until = now.plus(DAY * self.settings.retain_days);
         // Whole seconds, as S3 takes them.
         let until = Timestamp(until.unix_seconds() * 1_000_000).to_string();
-        let locked = [("x-amz-object-lock-mode", "COMPLIANCE"), ("x-amz-object-lock-retain-until-date", &until)];
+        let locked =
+            [("x-amz-object-lock-mode", "COMPLIANCE"), ("x-amz-object-lock-retain-until-date", &until)];
         self.put_one(folder, name, note, &locked, now).await?;
         self.put_one(folder, LATEST, note, &[], now).await
     }
@@ -139,7 +140,8 @@ impl Bucket {
             request = request.header(header, value);
         }
         let credentials = self.credentials().await?;
-        for (header, value) in signed(&credentials, &self.settings.region, &method, &url, headers, body, now)? {
+        for (header, value) in signed(&credentials, &self.settings.region, &method, &url, headers, body, now)?
+        {
             request = request.header(header, value);
         }
         request.send().await.map_err(|_| ArchiveError::Unreachable)

@@ -161,7 +161,10 @@ mod tests {
     fn no_origin_leaves_its_folder_or_is_too_long_for_a_file_system() {
         for origin in ["../../etc/1", "byok/../1", "/", "a/\0/1", &"é/".repeat(300)] {
             let folder = folder_of(origin);
-            assert!(!folder.contains(['/', '\\', '\0']) && ![".", "..", "latest"].contains(&&*folder), "{folder}");
+            assert!(
+                !folder.contains(['/', '\\', '\0']) && ![".", "..", "latest"].contains(&&*folder),
+                "{folder}"
+            );
             assert!(folder.len() <= 255, "{}", folder.len());
         }
         let (one, other) = (format!("{}/1", "x".repeat(300)), format!("{}/2", "x".repeat(300)));

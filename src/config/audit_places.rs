@@ -73,7 +73,8 @@ fn bucket(reader: &mut Reader<'_>) -> Option<CheckpointBucket> {
     };
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".-".contains(&byte);
     if !(3..=63).contains(&name.len()) || !name.bytes().all(plain) {
-        reader.mistake(BUCKET, "is not the name of a bucket: 3 to 63 lower-case letters, digits, `.` and `-`");
+        reader
+            .mistake(BUCKET, "is not the name of a bucket: 3 to 63 lower-case letters, digits, `.` and `-`");
     }
     let region = reader.required(REGION, "the bucket's region");
     if !region.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-') {
@@ -109,7 +110,8 @@ mod tests {
 
     #[test]
     fn a_bucket_has_a_region_and_a_retention() {
-        let (places, mistakes) = read(&[(BUCKET, "our-checkpoints"), (REGION, "eu-west-1"), (PREFIX, "byok")]);
+        let (places, mistakes) =
+            read(&[(BUCKET, "our-checkpoints"), (REGION, "eu-west-1"), (PREFIX, "byok")]);
         assert_eq!(mistakes, [""; 0]);
         let bucket = places.bucket.unwrap();
         assert_eq!((&*bucket.prefix, bucket.retain_days), ("byok/", 3_650));

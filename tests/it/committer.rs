@@ -16,7 +16,7 @@ use byok::model::{
 use byok::store::{
     AnnouncementReads, AuditReads, Batch, Change, CheckpointReads, CheckpointRow, CommitError, Committed,
     Database as _, DekReads, DekRow, EntryFilter, Fence, JobReads, LogHead, Must, PlacedEntry, ProofReads,
-    ReadError, Seen, Sqlite, Store, TenantReads, Unannounced, Watched,
+    Publication, PublicationReads, ReadError, Seen, Sqlite, Store, TenantReads, Unannounced, Watched,
 };
 
 use crate::support::rows::{fence, prove, watch};

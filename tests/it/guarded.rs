@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use byok::app::{App, DecryptItem, EncryptItem};
+use byok::app::{App, CheckpointParts, Checkpoints, DecryptItem, EncryptItem};
 use byok::audit::Committer;
 use byok::auth::{Authenticator, Policy};
 use byok::config::{Auth, DekCache, Env, KeyGuard, Limits, Reader};
@@ -23,7 +23,8 @@ use byok::model::{
 use byok::store::{
     AnnouncementReads, AuditReads, Batch, Change, CheckpointReads, CheckpointRow, CommitError, Committed,
     Database as _, DekReads, DekRow, EntryFilter, Fence, JobReads, LogHead, Must, Passed, PlacedEntry,
-    ProofReads, ReadError, Seen, Sqlite, Store, TenantReads, Unannounced, Watched,
+    ProofReads, Publication, PublicationReads, ReadError, Seen, Sqlite, Store, TenantReads, Unannounced,
+    Watched,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -530,6 +531,15 @@ impl House {
         let env = Env::from_pairs(variables);
         let auth = Auth::read(&mut Reader::new(&env));
         let authenticator = Authenticator::new(&auth, crate::support::http(), clock.clone());
+        let checkpoints = Checkpoints::new(CheckpointParts {
+            store: store.clone(),
+            tenant: self.tenant.clone(),
+            deployment: "byok".to_owned(),
+            keys: None,
+            places: Vec::new(),
+            publish_every: Duration::from_secs(60),
+            clock: clock.clone(),
+        });
         let app = App::new(byok::app::Parts {
             tenant: self.tenant.clone(),
             store: store.clone(),
@@ -542,6 +552,7 @@ impl House {
             in_flight: 2_048,
             clock: clock.clone(),
             webhook: None,
+            checkpoints,
         });
         let prober = CancellationToken::new();
         let (tenant, _folder) = (self.tenant.clone(), self.folder.clone());

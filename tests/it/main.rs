@@ -6,6 +6,9 @@
 mod architecture;
 mod canary;
 mod canary_kms;
+mod checkpoints;
+mod checkpoints_behind;
+mod checkpoints_places;
 mod cli;
 mod committer;
 mod drill;

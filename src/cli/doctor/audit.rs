@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
+use super::Findings;
 use crate::cli::assemble;
 use crate::config;
-use super::Findings;
 
 /// How long the places may take to answer.
 const PATIENCE: Duration = Duration::from_secs(30);

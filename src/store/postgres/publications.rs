@@ -58,9 +58,7 @@ pub(super) fn publish(tenant: TenantUid, place: &Arc<str>, holder: Uuid, step: P
     match step {
         Publishing::Begin { lease } => bound(BEGIN_PUBLISHING, lease),
         Publishing::Again { after } => bound(AGAIN, after),
-        Publishing::Done { log, size, after } => {
-            bound(DONE, after).bind(i64::from(log)).bind(signed(size))
-        }
+        Publishing::Done { log, size, after } => bound(DONE, after).bind(i64::from(log)).bind(signed(size)),
     }
 }
 

@@ -8,7 +8,9 @@ use super::super::failure::Failure;
 use super::super::row::{Columns, head, signed, there};
 use super::super::shown::shown;
 use super::super::{Batch, Change, CommitError, Committed, DekRow, EntryRow, Passed};
-use super::{Sqlite, SqliteQuery, announcements, checkpoints, jobs, proofs, publications, statements, tenants};
+use super::{
+    Sqlite, SqliteQuery, announcements, checkpoints, jobs, proofs, publications, statements, tenants,
+};
 
 const BEGIN: &str = "BEGIN IMMEDIATE";
 
