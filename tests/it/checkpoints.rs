@@ -161,7 +161,7 @@ async fn keys_overlap_and_an_old_checkpoint_verifies_with_the_old_key_for_ever()
     server.environment.retain(|(name, _)| name != PREVIOUS_KEY_FILE);
     server.start_again().await;
     server.encrypt("p", "r-3").await;
-    assert_eq!(vkeys(&server).await, [new_vkey.clone()]);
+    assert_eq!(vkeys(&server).await, std::slice::from_ref(new_vkey));
     let after = note(&server).await;
     assert!(verified(&after, new_vkey).is_some() && verified(&after, old_vkey).is_none());
     assert!(verified(&before, old_vkey).is_some() && verified(&before, new_vkey).is_none());

@@ -9,6 +9,7 @@ mod canary_kms;
 mod checkpoints;
 mod checkpoints_behind;
 mod checkpoints_places;
+mod checkpoints_store;
 mod cli;
 mod committer;
 mod drill;
