@@ -155,9 +155,10 @@ impl Checkpoints {
     /// # Errors
     /// The database's.
     pub async fn check(&self) -> Result<Checked, ReadError> {
+        let log = self.store.log_head(self.tenant.uid).await?.ok_or(ReadError::Rejected)?.log;
         let mut unread = Vec::new();
         for place in &self.places {
-            if !self.look_into(place).await {
+            if self.look_into(place, log).await.is_err() {
                 unread.push(place.kind());
             }
         }

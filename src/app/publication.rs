@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use crate::archive::Archive;
+use crate::archive::{Archive, ArchiveError};
 use crate::store::{Batch, Change, Publishing};
 use crate::webhook::{Delivery, PublishedCheckpoint, Webhook};
 
@@ -24,6 +24,14 @@ const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 /// How many logs after the current one are looked for at a place: a database that was restored may be several behind.
 const LOGS_AHEAD: u32 = 16;
+
+/// Why a place was given nothing.
+enum NotGiven {
+    /// There is none: the log is behind, or the database out of reach.
+    NoneMade,
+    /// The place did not take it.
+    Failed(String),
+}
 
 /// What takes checkpoints.
 pub enum Keeper {
@@ -82,13 +90,15 @@ impl Checkpoints {
         &self.places
     }
 
-    /// Learns what a place was given last. `false` when it could not be read.
-    pub(super) async fn look_into(&self, place: &Place) -> bool {
-        let Keeper::Archive(archive) = &place.keeper else { return true };
+    /// Learns what a place was given last.
+    ///
+    /// # Errors
+    /// It could not be read.
+    pub(super) async fn look_into(&self, place: &Place, from: u32) -> Result<(), ArchiveError> {
+        let Keeper::Archive(archive) = &place.keeper else { return Ok(()) };
         let now = self.clock.now();
-        let Ok(Some(head)) = self.store.log_head(self.tenant.uid).await else { return false };
         // The logs are opened one after the other: where one is missing, none follows.
-        for log in head.log..=head.log.saturating_add(LOGS_AHEAD) {
+        for log in from..=from.saturating_add(LOGS_AHEAD) {
             match archive.latest(&self.origin(log), now).await {
                 Ok(Some(note)) => match self.read(&note, log) {
                     Some(published) => self.learn(published).await,
@@ -96,15 +106,29 @@ impl Checkpoints {
                         warn!(place = place.kind(), log, "a checkpoint there is signed by none of our keys")
                     }
                 },
-                Ok(None) if log == head.log => {}
+                Ok(None) if log == from => {}
                 Ok(None) => break,
                 Err(error) => {
                     warn!(place = place.kind(), %error, "a place of checkpoints cannot be read");
-                    return false;
+                    return Err(error);
                 }
             }
         }
-        true
+        Ok(())
+    }
+
+    /// Publishes the head as it is now, after all that is at the place already.
+    async fn hand_over(&self, place: &Place) -> Result<SignedHead, NotGiven> {
+        let seen = self.renew().await.map_err(|_| NotGiven::NoneMade)?;
+        match self.look_into(place, seen.log).await {
+            // What cannot be read now might say that the log was rewritten: it is not written over.
+            Err(error) if !error.is_denial() => return Err(NotGiven::Failed(error.to_string())),
+            Ok(()) | Err(_) => {}
+        }
+        let head = self.renew().await.map_err(|_| NotGiven::NoneMade)?;
+        let note = self.sign(&head).ok_or(NotGiven::NoneMade)?;
+        self.give(place, &head, &note).await.map_err(NotGiven::Failed)?;
+        Ok(head)
     }
 
     async fn give(&self, place: &Place, head: &SignedHead, note: &str) -> Result<(), String> {
@@ -141,12 +165,8 @@ impl Checkpoints {
             // Another replica was first.
             return;
         }
-        // First what it says: what is published next must go on from there.
-        self.look_into(place).await;
-        let Ok(head) = self.renew().await else { return };
-        let Some(note) = self.sign(&head) else { return };
-        match self.give(place, &head, &note).await {
-            Ok(()) => {
+        match self.hand_over(place).await {
+            Ok(head) => {
                 if place.failures.swap(0, Ordering::Relaxed) > 0 {
                     info!(place = place.kind(), "a place of checkpoints takes them again");
                 }
@@ -154,7 +174,9 @@ impl Checkpoints {
                 place.unpublished.store(0, Ordering::Relaxed);
                 self.step(place, holder, Publishing::Done { log, size, after: self.publish_every }).await;
             }
-            Err(status) => {
+            // It is due again when the lease ends.
+            Err(NotGiven::NoneMade) => {}
+            Err(NotGiven::Failed(status)) => {
                 let after = pause(failures);
                 place.failures.fetch_add(1, Ordering::Relaxed);
                 let (unpublished, retry_in) = (place.unpublished(), after.as_secs());

@@ -65,6 +65,13 @@ impl fmt::Display for ArchiveError {
 
 impl std::error::Error for ArchiveError {}
 
+impl ArchiveError {
+    /// Whether it is not ours to do: a place may take notes and not give them back.
+    pub fn is_denial(self) -> bool {
+        self == Self::Status(403) || self == Self::File(std::io::ErrorKind::PermissionDenied)
+    }
+}
+
 impl Archive {
     /// A directory; it is made where it is not there.
     pub fn directory(path: std::path::PathBuf) -> Self {

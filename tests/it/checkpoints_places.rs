@@ -215,6 +215,23 @@ async fn a_bucket_that_is_not_there_is_said_and_stops_nothing() {
 }
 
 #[tokio::test]
+async fn what_cannot_be_read_is_not_written_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = made_key(folder.path(), "key.pem").await;
+    let directory = folder.path().join("checkpoints");
+    let latest = directory.join("byok%2Fprimary%2F1/latest");
+    std::fs::create_dir_all(&latest).unwrap();
+    let at = directory.display().to_string();
+    let server = TestServer::with(&[(KEY_FILE, &key), (DIRECTORY, &at), EVERY]).await;
+    server.encrypt("p", "r-1").await;
+    eventually(async || metric(&server, "checkpoint_place_failures{place=\"directory\"} 1").await).await;
+    std::fs::remove_dir(&latest).unwrap();
+    assert_eq!(published(&directory), BTreeMap::new());
+    hurry(&server).await;
+    caught_up(&server, &directory).await;
+}
+
+#[tokio::test]
 async fn a_place_without_a_key_is_a_mistake() {
     let database_url = create_database(&needed("DATABASE_URL")).await;
     let environment = [("DATABASE_URL".to_owned(), database_url), (DIRECTORY.to_owned(), "/tmp".to_owned())];
