@@ -1,5 +1,5 @@
-//! What runs beside the calls: the watch over the keys, the rotation job, the announcement of incidents, checkpoints. Decides nothing
-//! itself.
+//! What runs beside the calls: the watch over the keys, the rotation job, the announcement of incidents, checkpoints, and
+//! what is derived from the logs. Decides nothing itself.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,10 +8,14 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::app::App;
+use crate::app::{App, Derived};
 
 /// How often a replica looks for a rotation to work on, for an incident to announce, and for a log that has moved.
 const LOOK: Duration = Duration::from_secs(1);
+/// How often a replica looks for what is to be derived: pages read the rest of the log as it is. One that finds another at it
+/// leaves it to that one for a while.
+const DERIVE: Duration = Duration::from_millis(250);
+const LEAVE: Duration = Duration::from_secs(5);
 
 /// Starts the workers; they end soon after `stop` is cancelled, with their place committed. Each has a timer of its own:
 /// a slow webhook holds up no rotation.
@@ -38,10 +42,21 @@ pub fn start(app: Arc<App>, stop: CancellationToken) -> JoinHandle<()> {
             publishing.publish_checkpoints(holder, &ended).await;
         }
     });
+    let (deriving, ended) = (app.clone(), stop.clone());
+    let deriving = tokio::spawn(async move {
+        let mut pause = DERIVE;
+        while tokio::time::timeout(pause, ended.cancelled()).await.is_err() {
+            pause = match deriving.derive(&ended).await {
+                Derived::All => DERIVE,
+                Derived::More => Duration::ZERO,
+                Derived::NotHere | Derived::Wrong => LEAVE,
+            };
+        }
+    });
     tokio::spawn(async move {
         while tokio::time::timeout(LOOK, stop.cancelled()).await.is_err() {
             app.work_on_rotations(holder, &stop).await;
         }
-        let _ = tokio::join!(watching, announcing, sealing, publishing);
+        let _ = tokio::join!(watching, announcing, deriving, sealing, publishing);
     })
 }

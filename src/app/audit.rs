@@ -2,8 +2,9 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use tokio_util::sync::CancellationToken;
 
-use crate::audit::unpack;
+use crate::audit::{self, Derived, unpack};
 use crate::model::{Caller, Entry, ErrorCode, Operation, Outcome, Refusal};
 use crate::store::{EntryFilter, PlacedEntry};
 
@@ -16,6 +17,9 @@ const MAX_PAGE: u32 = 500;
 const MAX_ITEMS: u32 = 20_000;
 /// How many entries are read from the database at once.
 const AT_ONCE: u32 = 32;
+/// A page ends, however few entries it holds, once the database has so often found fewer than asked for in what it reads at
+/// once: a filter that hardly anything matches is gone on with from the next page.
+const SHORT_READS: u32 = 2;
 
 /// What to read.
 #[derive(Clone, Debug, Default)]
@@ -33,8 +37,8 @@ pub struct AuditQuery {
 pub struct AuditPage {
     /// Entries, each with its own cursor.
     pub entries: Vec<(String, Entry)>,
-    /// Whether more follow.
-    pub has_next: bool,
+    /// Where the next page begins, where more may follow; that page may hold nothing.
+    pub next: Option<String>,
 }
 
 impl App {
@@ -49,7 +53,7 @@ impl App {
             Ok(bounds) => bounds,
             Err(refusal) => return Err(self.refuse(caller, operation, refusal).await),
         };
-        let (placed, has_next) = self.placed(caller, query, before, first).await?;
+        let (placed, next) = self.placed(caller, query, before, first).await?;
         let entries: Option<Vec<_>> =
             placed.iter().map(|placed| Some((cursor_of(placed.seq), unpack(&placed.row)?))).collect();
         let entries = entries.ok_or_else(|| {
@@ -57,37 +61,43 @@ impl App {
             Refusal::from(ErrorCode::Internal)
         })?;
         self.record(caller, operation, Outcome::Ok, Vec::new(), Vec::new()).await?;
-        Ok(AuditPage { entries, has_next })
+        Ok(AuditPage { entries, next: next.map(cursor_of) })
     }
 
-    /// Up to `first` entries, fewer where they hold very many items, and whether more follow.
+    /// Derives what proofs and pages read instead of all entries; see [`audit::derive`].
+    pub async fn derive(&self, stop: &CancellationToken) -> Derived {
+        audit::derive(&*self.store, stop).await
+    }
+
+    /// Up to `first` entries, fewer where they hold very many items or are far between, and the place that the next page goes
+    /// on below.
     async fn placed(
         &self,
         caller: &Caller,
         query: &AuditQuery,
         mut before: Option<u64>,
         first: usize,
-    ) -> Result<(Vec<PlacedEntry>, bool), Refusal> {
+    ) -> Result<(Vec<PlacedEntry>, Option<u64>), Refusal> {
         let mut page: Vec<PlacedEntry> = Vec::new();
-        let mut items = 0;
+        let (mut items, mut short_reads) = (0, 0);
         loop {
-            let found = self
-                .store
-                .entries(caller.tenant.uid, &query.filter, before, AT_ONCE)
-                .await
-                .map_err(read_refusal)?;
-            let last = found.len() < AT_ONCE as usize;
-            for placed in found {
+            let read = self.store.entries(caller.tenant.uid, &query.filter, before, AT_ONCE).await;
+            let read = read.map_err(read_refusal)?;
+            if read.entries.len() < AT_ONCE as usize {
+                short_reads += 1;
+            }
+            for placed in read.entries {
                 if page.len() == first || items > MAX_ITEMS {
-                    return Ok((page, true));
+                    let last = page.last().map(|last| last.seq);
+                    return Ok((page, last));
                 }
                 items += placed.row.item_count;
-                before = Some(placed.seq);
                 page.push(placed);
             }
-            if last {
-                return Ok((page, false));
+            if read.next.is_none() || short_reads == SHORT_READS {
+                return Ok((page, read.next));
             }
+            before = read.next;
         }
     }
 }

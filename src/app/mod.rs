@@ -9,6 +9,7 @@ mod context;
 mod decrypt;
 mod encrypt;
 mod health;
+mod keeping;
 mod limits;
 mod places;
 mod publication;
@@ -38,11 +39,13 @@ pub use context::context_of;
 pub use decrypt::{DecryptItem, Decrypted};
 pub use encrypt::{EncryptItem, Encrypted};
 pub use health::{Health, HealthStatus};
-pub use publication::{Keeper, Place};
+pub use keeping::{Keeper, KeepingFailed};
+pub use publication::{Place, Receiver};
 pub use restored::{RestoreFailed, Restored};
 pub use rotate::Rotation;
 
 // What the use cases take and give; the fronts know no other room below.
+pub use crate::audit::Derived;
 pub use crate::crypto::{Context, Plaintext, SecretText};
 pub use crate::keyring::Standing;
 pub use crate::store::EntryFilter;

@@ -34,7 +34,7 @@ enum NotGiven {
 }
 
 /// What takes checkpoints.
-pub enum Keeper {
+pub enum Receiver {
     /// A place that also gives them back.
     Archive(Archive),
     /// A place that does not.
@@ -43,7 +43,7 @@ pub enum Keeper {
 
 /// Where checkpoints are published.
 pub struct Place {
-    keeper: Keeper,
+    receiver: Receiver,
     name: Arc<str>,
     failures: AtomicU32,
     unpublished: AtomicU64,
@@ -51,20 +51,20 @@ pub struct Place {
 
 impl Place {
     /// With nothing known of it.
-    pub fn new(keeper: Keeper) -> Self {
-        let name = match &keeper {
-            Keeper::Archive(archive) => archive.name(),
-            Keeper::Webhook(webhook) => webhook.name(),
+    pub fn new(receiver: Receiver) -> Self {
+        let name = match &receiver {
+            Receiver::Archive(archive) => archive.name(),
+            Receiver::Webhook(webhook) => webhook.name(),
         };
-        Self { keeper, name: name.into(), failures: AtomicU32::new(0), unpublished: AtomicU64::new(0) }
+        Self { receiver, name: name.into(), failures: AtomicU32::new(0), unpublished: AtomicU64::new(0) }
     }
 
     /// `directory`, `bucket` or `webhook`.
     pub fn kind(&self) -> &'static str {
-        match &self.keeper {
-            Keeper::Archive(Archive::Directory(_)) => "directory",
-            Keeper::Archive(Archive::Bucket(_)) => "bucket",
-            Keeper::Webhook(_) => "webhook",
+        match &self.receiver {
+            Receiver::Archive(Archive::Directory(_)) => "directory",
+            Receiver::Archive(Archive::Bucket(_)) => "bucket",
+            Receiver::Webhook(_) => "webhook",
         }
     }
 
@@ -95,7 +95,7 @@ impl Checkpoints {
     /// # Errors
     /// It could not be read.
     pub(super) async fn look_into(&self, place: &Place, from: u32) -> Result<(), ArchiveError> {
-        let Keeper::Archive(archive) = &place.keeper else { return Ok(()) };
+        let Receiver::Archive(archive) = &place.receiver else { return Ok(()) };
         let now = self.clock.now();
         // The logs are opened one after the other: where one is missing, none follows.
         for log in from..=from.saturating_add(LOGS_AHEAD) {
@@ -133,11 +133,11 @@ impl Checkpoints {
 
     async fn give(&self, place: &Place, head: &SignedHead, note: &str) -> Result<(), String> {
         let (origin, now) = (self.origin(head.log), self.clock.now());
-        match &place.keeper {
-            Keeper::Archive(archive) => {
+        match &place.receiver {
+            Receiver::Archive(archive) => {
                 archive.put(&origin, head.size, note, now).await.map_err(|error| error.to_string())
             }
-            Keeper::Webhook(webhook) => {
+            Receiver::Webhook(webhook) => {
                 let root = head.root.to_string();
                 let (tenant, size) = (self.tenant.name.as_str(), head.size);
                 let checkpoint = PublishedCheckpoint { tenant, origin: &origin, size, root: &root, note };

@@ -1,10 +1,17 @@
-//! The tree of a tenant's log, read: roots, frontiers and proofs of any part of it. Reads; decides nothing.
+//! The tree of a tenant's log, read: roots, frontiers and proofs of any part of it, from its tiles where the worker has made
+//! them, else from the leaves. Reads; decides nothing: what was altered gives another root, and a verifier sees it.
 
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 use crate::merkle::{Frontier, Hash, Node, consistency_ranges, cover, fold, inclusion_ranges, root_of};
 use crate::model::TenantUid;
-use crate::store::{LogHead, ReadError, Store};
+use crate::store::{LogHead, ReadError, Store, TileId, WIDTH};
+
+/// How many levels of the tree a tile has.
+const HEIGHT: u32 = WIDTH.trailing_zeros();
+/// How many leaves are read at once.
+const LEAVES: u64 = 16_384;
 
 /// Why a part of a tree cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,11 +53,7 @@ impl<'s> Tree<'s> {
     /// # Errors
     /// See [`TreeError`].
     pub async fn cover(&self, leaves: Range<u64>) -> Result<Vec<Hash>, TreeError> {
-        let mut roots = Vec::new();
-        for node in cover(leaves) {
-            roots.push(self.node(node).await?);
-        }
-        Ok(roots)
+        self.nodes(&cover(leaves)).await
     }
 
     /// The tree as it was at that size.
@@ -79,15 +82,73 @@ impl<'s> Tree<'s> {
     }
 
     async fn roots(&self, ranges: Vec<Range<u64>>) -> Result<Vec<Hash>, TreeError> {
-        let mut roots = Vec::with_capacity(ranges.len());
-        for range in ranges {
-            roots.push(fold(&self.cover(range).await?));
+        let covers: Vec<Vec<Node>> = ranges.into_iter().map(cover).collect();
+        let nodes = self.nodes(&covers.concat()).await?;
+        let mut rest = nodes.as_slice();
+        let mut roots = Vec::with_capacity(covers.len());
+        for cover in covers {
+            let (of_range, after) = rest.split_at(cover.len());
+            roots.push(fold(of_range));
+            rest = after;
         }
         Ok(roots)
     }
 
-    async fn node(&self, node: Node) -> Result<Hash, TreeError> {
-        let leaves = node.leaves();
+    /// The hashes of these nodes: the tiles that they are in are read at once, and of those that are not there what is needed.
+    async fn nodes(&self, nodes: &[Node]) -> Result<Vec<Hash>, TreeError> {
+        let mut needed: BTreeMap<TileId, Range<u64>> = BTreeMap::new();
+        for node in nodes {
+            let (tile, positions) = place_of(*node);
+            let range = needed.entry(tile).or_insert(positions.clone());
+            *range = range.start.min(positions.start)..range.end.max(positions.end);
+        }
+        let ids: Vec<TileId> = needed.keys().copied().collect();
+        let tiles = match ids.is_empty() {
+            true => Vec::new(),
+            false => self.store.tiles(self.tenant, self.head.log, &ids).await?,
+        };
+        // Each with the position of its first hash.
+        let mut hashes: HashMap<TileId, (u64, Vec<Hash>)> =
+            tiles.into_iter().map(|tile| (tile.id, (tile.id.index * WIDTH, tile.hashes))).collect();
+        for (tile, positions) in needed {
+            if let std::collections::hash_map::Entry::Vacant(vacant) = hashes.entry(tile) {
+                let start = positions.start;
+                vacant.insert((start, self.hashes(tile.level, positions).await?));
+            }
+        }
+        let hash_of = |node: &Node| {
+            let (tile, positions) = place_of(*node);
+            let (first, hashes) = hashes.get(&tile)?;
+            let of_node = hashes.get((positions.start - first) as usize..(positions.end - first) as usize)?;
+            Some(root_of(of_node.iter().copied()))
+        };
+        nodes.iter().map(|node| hash_of(node).ok_or(TreeError::Store(ReadError::Rejected))).collect()
+    }
+
+    /// The hashes at these positions of a level of tiles, without that level's own: leaves, or roots of the tiles below; where
+    /// such a tile is not there either, from what it would hold.
+    async fn hashes(&self, level: u32, positions: Range<u64>) -> Result<Vec<Hash>, TreeError> {
+        let Some(below) = level.checked_sub(1) else { return self.leaves(positions).await };
+        let found = self.store.tile_roots(self.tenant, self.head.log, below, positions.clone()).await?;
+        let mut found = found.into_iter().peekable();
+        let mut hashes = Vec::new();
+        let mut at = positions.start;
+        while at < positions.end {
+            if let Some((_, root)) = found.next_if(|(tile, _)| *tile == at) {
+                hashes.push(root);
+                at += 1;
+                continue;
+            }
+            let next = found.peek().map_or(positions.end, |(tile, _)| *tile);
+            let end = next.min(at + if below == 0 { LEAVES / WIDTH } else { 1 });
+            let made_of = Box::pin(self.hashes(below, at * WIDTH..end * WIDTH)).await?;
+            hashes.extend(made_of.chunks(WIDTH as usize).map(|tile| root_of(tile.iter().copied())));
+            at = end;
+        }
+        Ok(hashes)
+    }
+
+    async fn leaves(&self, leaves: Range<u64>) -> Result<Vec<Hash>, TreeError> {
         let places = self.head.first + leaves.start..self.head.first + leaves.end;
         let found = self.store.leaves(self.tenant, places.clone()).await?;
         for (place, (seq, _)) in places.clone().zip(&found) {
@@ -96,8 +157,30 @@ impl<'s> Tree<'s> {
             }
         }
         match places.start + found.len() as u64 {
-            end if end == places.end => Ok(root_of(found.into_iter().map(|(_, leaf)| leaf))),
+            end if end == places.end => Ok(found.into_iter().map(|(_, leaf)| leaf).collect()),
             seq => Err(TreeError::Missing { seq }),
         }
+    }
+}
+
+/// The tile that a node is in, and which positions of the tile's level it spans.
+fn place_of(node: Node) -> (TileId, Range<u64>) {
+    let level = node.level / HEIGHT;
+    let above = node.level % HEIGHT;
+    let positions = node.index << above..(node.index + 1) << above;
+    (TileId { level, index: positions.start / WIDTH }, positions)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_in_one_tile() {
+        let tile = |level, index| TileId { level, index };
+        assert_eq!(place_of(Node { level: 0, index: 300 }), (tile(0, 1), 300..301));
+        assert_eq!(place_of(Node { level: 7, index: 3 }), (tile(0, 1), 384..512));
+        assert_eq!(place_of(Node { level: 8, index: 3 }), (tile(1, 0), 3..4));
+        assert_eq!(place_of(Node { level: 17, index: 130 }), (tile(2, 1), 260..262));
     }
 }

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::Failure;
-use crate::app::{App, CheckpointParts, Checkpoints, Keeper, Parts, Place};
+use crate::app::{App, CheckpointParts, Checkpoints, Keeper, Parts, Place, Receiver};
 use crate::archive::Archive;
 use crate::audit::Committer;
 use crate::auth::{Authenticator, Policy};
@@ -19,7 +19,7 @@ use crate::keyring::{self, Keyring};
 use crate::kms::{AwsKms, AzureKeyVault, GcpKms, Kms, LocalKey, VaultTransit};
 use crate::model::{Clock, SystemClock, Tenant, TenantUid};
 use crate::rest::DatabaseState;
-use crate::store::{self, Batch, Change, CommitError, Database, MigrateError, MigrationReport};
+use crate::store::{self, Batch, Change, CommitError, Database, MigrateError, MigrationReport, Retention};
 use crate::webhook::Webhook;
 
 /// The tenant of the single-tenant form.
@@ -45,13 +45,18 @@ pub(super) async fn assemble(config: Config, stop: CancellationToken) -> Result<
     let authenticator = Arc::new(authenticator);
     let kms = provider(config.kms)?;
     let webhook = config.webhook.map(webhook).transpose()?;
+    let has_owner = config.store.has_owner();
     let database = open(&config.store).await?;
     let report = migrated(&*database).await?;
     let tenant = primary(&*database).await?;
     let audit_protected = database.exposure().await.is_ok_and(|exposure| !exposure.any());
     let store: Arc<dyn store::Store> = database.clone();
-    let refresh = tokio::spawn(refresh(authenticator.clone(), database, stop));
     let committer = Arc::new(Committer::start(store.clone(), clock.clone(), LANES));
+    // Without the owner's rights, `byok audit prune` does it.
+    let owns = has_owner || database.exposure().await.is_ok_and(|exposure| exposure.owns_audit);
+    let keeper = owns.then(|| Keeper::new(database.clone(), committer.clone(), clock.clone(), None));
+    let upkeep = Upkeep { database, keeper, retention: config.audit_retention, clock: clock.clone() };
+    let refresh = tokio::spawn(refresh(authenticator.clone(), upkeep, stop));
     let keyring = Keyring::new(keyring::Parts {
         store: store.clone(),
         kms: kms.clone(),
@@ -150,8 +155,8 @@ pub(super) fn checkpoints(
     let config::CheckpointPlaces { directory, bucket, webhook: hook, every } = places;
     let unbuilt = || Failure::Running("the HTTP client of the bucket cannot be built".to_owned());
     let bucket = bucket.map(|bucket| Archive::bucket(bucket).ok_or_else(unbuilt)).transpose()?;
-    let archives = [directory.map(Archive::directory), bucket].into_iter().flatten().map(Keeper::Archive);
-    let hook = hook.map(webhook).transpose()?.map(Keeper::Webhook);
+    let archives = [directory.map(Archive::directory), bucket].into_iter().flatten().map(Receiver::Archive);
+    let hook = hook.map(webhook).transpose()?.map(Receiver::Webhook);
     Ok(Checkpoints::new(CheckpointParts {
         store,
         tenant,
@@ -222,17 +227,37 @@ async fn primary(database: &dyn Database) -> Result<Tenant, Failure> {
     }
 }
 
-async fn refresh(authenticator: Arc<Authenticator>, database: Arc<dyn Database>, stop: CancellationToken) {
-    let upkeep = async {
+/// What the database needs done again and again.
+struct Upkeep {
+    database: Arc<dyn Database>,
+    keeper: Option<Keeper>,
+    retention: config::AuditRetention,
+    clock: Arc<dyn Clock>,
+}
+
+impl Upkeep {
+    async fn keep(&self) {
         loop {
-            if database.upkeep().await.is_err() {
+            if self.database.upkeep().await.is_err() {
                 warn!("the database's upkeep failed: trying again in an hour");
+            }
+            if let (Some(keeper), Some(age)) = (&self.keeper, self.retention.age) {
+                let before = self.clock.now().minus(age);
+                let retention = Retention { before, exported_only: self.retention.exported_only };
+                match keeper.prune(retention).await {
+                    Ok(0) => {}
+                    Ok(dropped) => info!(dropped, "old entries were dropped; their hashes are kept"),
+                    Err(failed) => warn!(?failed, "old entries were not dropped: trying again in an hour"),
+                }
             }
             tokio::time::sleep(Duration::from_secs(3_600)).await;
         }
-    };
+    }
+}
+
+async fn refresh(authenticator: Arc<Authenticator>, upkeep: Upkeep, stop: CancellationToken) {
     tokio::select! {
         () = stop.cancelled() => {}
-        ((), ()) = async { tokio::join!(authenticator.keep_keys_fresh(&stop), upkeep) } => {}
+        ((), ()) = async { tokio::join!(authenticator.keep_keys_fresh(&stop), upkeep.keep()) } => {}
     }
 }

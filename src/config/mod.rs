@@ -3,6 +3,7 @@
 
 mod audit;
 mod audit_places;
+mod audit_retention;
 mod auth;
 mod dek_cache;
 mod dek_pool;
@@ -19,6 +20,7 @@ use std::path::PathBuf;
 
 pub use audit::{Audit, SigningKeys};
 pub use audit_places::{CheckpointBucket, CheckpointPlaces};
+pub use audit_retention::AuditRetention;
 pub use auth::{Auth, File, Jwt};
 pub use dek_cache::DekCache;
 pub use dek_pool::DekPool;
@@ -79,6 +81,8 @@ pub struct Config {
     pub kms: Kms,
     /// Logs and traces.
     pub telemetry: Telemetry,
+    /// How long entries are kept.
+    pub audit_retention: AuditRetention,
     /// Whom incidents are announced to, if anyone.
     pub webhook: Option<Webhook>,
 }
@@ -100,6 +104,7 @@ impl Config {
         let store = Store::read(&mut reader, defaults.sqlite.as_deref());
         let kms = Kms::read(&mut reader, defaults.local_key);
         let telemetry = Telemetry::read(&mut reader, defaults.log_format);
+        let audit_retention = AuditRetention::read(&mut reader);
         let webhook = Webhook::read(&mut reader);
         let mistakes = reader.into_mistakes();
         match (store, kms) {
@@ -116,6 +121,7 @@ impl Config {
                     store,
                     kms,
                     telemetry,
+                    audit_retention,
                     webhook,
                 })
             }

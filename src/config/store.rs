@@ -70,6 +70,11 @@ impl Store {
         self
     }
 
+    /// Whether the owner's URL is given.
+    pub fn has_owner(&self) -> bool {
+        matches!(&self.engine, Engine::Postgres(postgres) if postgres.migration_url.is_some())
+    }
+
     /// Reads the section. `default` is the SQLite file of a deployment that needs no configuration. `None` when there is
     /// a mistake, which the reader then holds.
     pub fn read(reader: &mut Reader<'_>, default: Option<&Path>) -> Option<Self> {

@@ -42,7 +42,8 @@ impl AuditFilter {
     }
 }
 
-/// A page of the audit log.
+/// A page of the audit log. It may hold fewer entries than asked for, or none, and have more to follow: how much of the log is
+/// searched for one page is bounded.
 #[derive(SimpleObject)]
 #[graphql(name = "ByokAuditConnection")]
 pub(super) struct AuditConnection {
@@ -66,19 +67,20 @@ struct AuditEdge {
 #[derive(SimpleObject)]
 #[graphql(name = "ByokPageInfo")]
 struct PageInfo {
-    /// Whether more follow.
+    /// Whether more may follow; false means that the end was reached.
     has_next_page: bool,
-    /// What to pass as `after` for the next page; null on an empty page.
+    /// What to pass as `after` for the next page; null on an empty last page.
     end_cursor: Option<String>,
 }
 
 impl From<AuditPage> for AuditConnection {
     fn from(page: AuditPage) -> Self {
-        let end_cursor = page.entries.last().map(|(cursor, _)| cursor.clone());
+        let has_next_page = page.next.is_some();
+        let end_cursor = page.next.or_else(|| page.entries.last().map(|(cursor, _)| cursor.clone()));
         let edge = |(cursor, entry)| AuditEdge { cursor, node: AuditEntry(entry) };
         Self {
             edges: page.entries.into_iter().map(edge).collect(),
-            page_info: PageInfo { has_next_page: page.has_next, end_cursor },
+            page_info: PageInfo { has_next_page, end_cursor },
         }
     }
 }

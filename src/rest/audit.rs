@@ -43,9 +43,8 @@ pub(super) async fn page(
     match front.app.audit(&caller, &query).await {
         Err(refusal) => problem(&refusal),
         Ok(page) => {
-            let next = page.entries.last().filter(|_| page.has_next).map(|(cursor, _)| cursor.clone());
             let entries: Vec<Value> = page.entries.iter().map(|(_, entry)| shown(entry)).collect();
-            answer(200, &json!({ "entries": entries, "next": next }))
+            answer(200, &json!({ "entries": entries, "next": page.next }))
         }
     }
 }

@@ -67,7 +67,7 @@ pub fn document() -> Value {
             "updated_at": text, "finished_at": nullable } },
         "AuditPage": { "type": "object", "required": ["entries", "next"], "properties": {
             "entries": { "type": "array", "items": { "$ref": "#/components/schemas/Entry" } },
-            "next": { "type": ["string", "null"], "description": "Pass it as `after` to read on." } } },
+            "next": { "type": ["string", "null"], "description": "Pass it as `after` to read on. A page may hold fewer entries than asked for, or none, and have more to follow; null means that the end was reached." } } },
         "Entry": { "type": "object", "properties": {
             "id": text, "at": text, "operation": { "enum": Operation::ALL.map(Operation::as_str) }, "outcome": text, "role": text,
             "user": nullable, "authenticated_by": text, "request_id": nullable,

@@ -4,13 +4,16 @@
 //! suite.
 
 mod announcement;
+mod derived;
 mod failure;
 mod fence;
+mod keeping;
 mod migration;
 mod open;
 pub mod postgres;
 mod publication;
 mod row;
+mod search;
 mod shown;
 pub mod sqlite;
 mod statements;
@@ -29,7 +32,9 @@ use crate::model::{
 };
 
 pub use announcement::{AnnouncementOutcome, AnnouncementReads, Attempt, Unannounced};
+pub use derived::{Behind, Chunk, ChunkValue, DerivedReads, Outline, Tile, TileId, WIDTH};
 pub use fence::{Fence, Must, Passed, ProofReads, Seen, Watched};
+pub use keeping::{Keeping, Personal, Prunable, PruneError, Retention};
 pub use migration::{MigrateError, MigrationReport};
 pub use open::{OpenError, open};
 pub use postgres::Postgres;
@@ -213,6 +218,35 @@ pub enum Change {
         /// The number of the one that is opened.
         log: u32,
     },
+    /// Keeps all of the tenant's entries whatever their age, or no longer; touches nothing where it is so. The owner's.
+    Hold {
+        /// Whether they are kept.
+        on: bool,
+    },
+    /// Sets a personal value to null in the entries at these places, and in none of a tenant on hold. The owner's.
+    Erase {
+        /// What.
+        personal: Personal,
+        /// Where.
+        places: Range<u64>,
+    },
+    /// Notes that entries were exported. The owner's.
+    NoteExport {
+        /// Which.
+        places: Range<u64>,
+    },
+    /// Adds tiles of one log, sorted by [`TileId`]; those that are there stay. Says how many were added.
+    AddTiles {
+        /// Of which of the tenant's logs.
+        log: u32,
+        /// Full ones.
+        tiles: Vec<Tile>,
+    },
+    /// Names the values that come in chunks, sorted; those that are named stay. Comes before the chunks themselves.
+    AddChunkValues(Vec<ChunkValue>),
+    /// Adds chunks in their order, and with them their values are taken to be all there; those that are there stay. Says how
+    /// many were added.
+    AddChunks(Vec<Chunk>),
     /// Takes the next attempt to announce an incident, or says how it went; touches nothing when it is another's.
     Announce {
         /// Which incident.
@@ -315,6 +349,15 @@ pub struct PlacedEntry {
     pub row: EntryRow,
 }
 
+/// Entries, newest first, and where to go on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    /// Those that match.
+    pub entries: Vec<PlacedEntry>,
+    /// Everything from this place on was looked at, and below it there may be more; `None` when all was looked at.
+    pub next: Option<u64>,
+}
+
 /// Reads of tenants and their logs' heads.
 #[async_trait]
 pub trait TenantReads {
@@ -369,14 +412,15 @@ pub trait JobReads {
 /// Reads of the audit log.
 #[async_trait]
 pub trait AuditReads {
-    /// Up to `limit` entries below `before` (all when `None`), newest first.
+    /// Up to `limit` (1 or more) entries below `before` (all when `None`) that match, newest first. How much is read for it is
+    /// bounded: a page may have fewer, or none, with more to come.
     async fn entries(
         &self,
         tenant: TenantUid,
         filter: &EntryFilter,
         before: Option<u64>,
         limit: u32,
-    ) -> Result<Vec<PlacedEntry>, ReadError>;
+    ) -> Result<Page, ReadError>;
 
     /// Up to `limit` entries from this place on, oldest first. A place that is missing is left out.
     async fn entries_from(
@@ -430,6 +474,7 @@ pub trait Store:
     + AuditReads
     + CheckpointReads
     + PublicationReads
+    + DerivedReads
     + ProofReads
     + AnnouncementReads
     + Send
@@ -480,7 +525,7 @@ impl Exposure {
 
 /// A database as its keeper sees it: what `serve`, `migrate`, `doctor` and health need beside [`Store`].
 #[async_trait]
-pub trait Database: Store {
+pub trait Database: Store + Keeping {
     /// Brings the schema to what this binary was built with; does nothing when it is there. Several processes may do so
     /// at once. Goes through the migration URL where one is set, and then grants the serving role what it needs.
     ///

@@ -12,6 +12,8 @@ use crate::model::{
     Operation, Outcome, Posture, Progress, Proof, Salted, Tenant, TenantUid, Timestamp, Wrapped,
 };
 
+use super::derived::{Behind, Chunk, Named, Outline, Tile, TileId, each_record, value_of};
+use super::search::Bounds;
 use super::{
     CheckpointRow, DekRow, EntryRow, LogHead, PlacedEntry, Publication, Unannounced, Watched, leaf_of,
 };
@@ -167,6 +169,58 @@ pub(super) fn entry(row: &impl Columns) -> Result<PlacedEntry, Error> {
 /// `seq, at, digest`.
 pub(super) fn leaf(row: &impl Columns) -> Result<(u64, Hash), Error> {
     Ok((number(row, 0)?, leaf_of(there(row.moment(1)?)?, &array(there(row.bytes(2)?)?)?)))
+}
+
+/// `seq, at, operation, outcome, user_id, records`.
+pub(super) fn outline(row: &impl Columns, tenant: TenantUid) -> Result<Outline, Error> {
+    let (operation, outcome) = (there(row.text(2)?)?, there(row.text(3)?)?);
+    let mut values =
+        vec![value_of(tenant, Named::Operation(&operation)), value_of(tenant, Named::Outcome(&outcome))];
+    if let Some(user) = row.text(4)? {
+        values.push(value_of(tenant, Named::User(&user)));
+    }
+    let read = each_record(&there(row.text(5)?)?, |id| values.push(value_of(tenant, Named::Record(id))));
+    there(read)?;
+    Ok(Outline { seq: number(row, 0)?, at: there(row.moment(1)?)?, values })
+}
+
+/// `tenant, log, first, size, next chunk, next tile`.
+pub(super) fn behind(row: &impl Columns) -> Result<Behind, Error> {
+    Ok(Behind {
+        tenant: TenantUid(array(there(row.bytes(0)?)?)?),
+        log: number(row, 1)?,
+        first: number(row, 2)?,
+        end: number(row, 3)?,
+        chunk: number(row, 4)?,
+        tile: number(row, 5)?,
+    })
+}
+
+/// `level, tile, hashes`.
+pub(super) fn tile(row: &impl Columns) -> Result<Tile, Error> {
+    let hashes: [u8; 8192] = array(there(row.bytes(2)?)?)?;
+    let hashes = hashes.as_chunks().0.iter().copied().map(Hash).collect();
+    Ok(Tile { id: TileId { level: number(row, 0)?, index: number(row, 1)? }, hashes })
+}
+
+/// `tile, root`.
+pub(super) fn tile_root(row: &impl Columns) -> Result<(u64, Hash), Error> {
+    Ok((number(row, 0)?, Hash(array(there(row.bytes(1)?)?)?)))
+}
+
+/// `chunk, earliest, latest`.
+pub(super) fn chunk(row: &impl Columns) -> Result<Chunk, Error> {
+    Ok(Chunk { index: number(row, 0)?, earliest: there(row.moment(1)?)?, latest: there(row.moment(2)?)? })
+}
+
+/// `size, indexed, lowest, highest`: the last two of the chunks that the index has in the wanted time, if any.
+pub(super) fn bounds(row: &impl Columns) -> Result<Bounds, Error> {
+    let chunk = |at| row.number(at)?.map(|chunk| there(u64::try_from(chunk).ok())).transpose();
+    let chunks = match (chunk(2)?, chunk(3)?) {
+        (Some(lowest), Some(highest)) => lowest..highest + 1,
+        _ => 0..0,
+    };
+    Ok(Bounds { end: number(row, 0)?, indexed: number(row, 1)?, chunks })
 }
 
 /// `size, note, made_at`.

@@ -24,9 +24,13 @@ pub(super) async fn shown(
             Change::AdvanceJob { job, holder: _, after } => {
                 store.job(tenant, job.id).await.map_err(open)? == Some((job.clone(), *after))
             }
-            // Keeping a lease that one has is no change, nor is saying twice how an attempt went: asking again is the way
+            // Keeping a lease that one has is no change, nor is saying twice how an attempt went, or holding what is held, or erasing what is gone: asking again is the way
             // to see it.
-            Change::LeaseJob { .. } | Change::Announce { .. } => {
+            Change::LeaseJob { .. }
+            | Change::Announce { .. }
+            | Change::Hold { .. }
+            | Change::Erase { .. }
+            | Change::NoteExport { .. } => {
                 let again = Batch {
                     tenant,
                     base: 0,
@@ -49,6 +53,8 @@ pub(super) async fn shown(
             }
             // To say it again does no harm. No publication is committed beside an entry.
             Change::Need { .. } | Change::Publish { .. } => true,
+            // What is not there after all is derived again.
+            Change::AddTiles { .. } | Change::AddChunkValues(_) | Change::AddChunks(_) => true,
             Change::Prove { to, .. } => {
                 let seen = store.proofs(tenant).await.map_err(open)?;
                 seen.rows.iter().any(|row| row == to)

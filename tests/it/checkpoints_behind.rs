@@ -164,7 +164,7 @@ async fn a_restored_database_stops_the_tenant_until_another_log_names_the_old_he
     // The running server goes on by itself.
     eventually(async || !bench.refused().await).await;
     let of_it = EntryFilter { operation: Some(Operation::Restore), ..EntryFilter::default() };
-    let entries = store.entries(tenant, &of_it, None, 10).await.unwrap();
+    let entries = store.entries(tenant, &of_it, None, 10).await.unwrap().entries;
     let details: Vec<_> = entries.iter().rev().map(|placed| placed.row.detail.as_deref().unwrap()).collect();
     assert_eq!(details, [&*format!("restore {ended_said}"), &*format!("lost {lost_said}")]);
     let first = entries.last().unwrap();

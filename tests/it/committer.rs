@@ -14,9 +14,10 @@ use byok::model::{
     SystemClock, Tenant, TenantUid, Timestamp, Wrapped,
 };
 use byok::store::{
-    AnnouncementReads, AuditReads, Batch, Change, CheckpointReads, CheckpointRow, CommitError, Committed,
-    Database as _, DekReads, DekRow, EntryFilter, Fence, JobReads, LogHead, Must, PlacedEntry, ProofReads,
-    Publication, PublicationReads, ReadError, Seen, Sqlite, Store, TenantReads, Unannounced, Watched,
+    AnnouncementReads, AuditReads, Batch, Behind, Change, CheckpointReads, CheckpointRow, CommitError,
+    Committed, Database as _, DekReads, DekRow, DerivedReads, EntryFilter, Fence, JobReads, LogHead, Must,
+    Outline, Page, PlacedEntry, ProofReads, Publication, PublicationReads, ReadError, Seen, Sqlite, Store,
+    TenantReads, Tile, TileId, Unannounced, Watched,
 };
 
 use crate::support::rows::{fence, prove, watch};
@@ -142,7 +143,7 @@ impl AuditReads for Unlucky {
         filter: &EntryFilter,
         before: Option<u64>,
         limit: u32,
-    ) -> Result<Vec<PlacedEntry>, ReadError> {
+    ) -> Result<Page, ReadError> {
         self.database.entries(tenant, filter, before, limit).await
     }
 
@@ -157,6 +158,40 @@ impl AuditReads for Unlucky {
 
     async fn leaves(&self, tenant: TenantUid, places: Range<u64>) -> Result<Vec<(u64, Hash)>, ReadError> {
         self.database.leaves(tenant, places).await
+    }
+}
+
+#[async_trait]
+impl DerivedReads for Unlucky {
+    async fn behind(&self) -> Result<Vec<Behind>, ReadError> {
+        self.database.behind().await
+    }
+
+    async fn outlines(
+        &self,
+        tenant: TenantUid,
+        places: Range<u64>,
+        items: u32,
+    ) -> Result<Vec<Outline>, ReadError> {
+        self.database.outlines(tenant, places, items).await
+    }
+
+    async fn tiles_end(&self, tenant: TenantUid, log: u32, level: u32) -> Result<u64, ReadError> {
+        self.database.tiles_end(tenant, log, level).await
+    }
+
+    async fn tiles(&self, tenant: TenantUid, log: u32, ids: &[TileId]) -> Result<Vec<Tile>, ReadError> {
+        self.database.tiles(tenant, log, ids).await
+    }
+
+    async fn tile_roots(
+        &self,
+        tenant: TenantUid,
+        log: u32,
+        level: u32,
+        tiles: Range<u64>,
+    ) -> Result<Vec<(u64, Hash)>, ReadError> {
+        self.database.tile_roots(tenant, log, level, tiles).await
     }
 }
 
@@ -288,7 +323,8 @@ impl Bench {
     }
 
     async fn users(&self) -> Vec<String> {
-        let entries = self.store.entries(self.tenant, &EntryFilter::default(), None, 1_000).await.unwrap();
+        let entries =
+            self.store.entries(self.tenant, &EntryFilter::default(), None, 1_000).await.unwrap().entries;
         entries.into_iter().rev().map(|placed| placed.row.user.unwrap().value.unwrap()).collect()
     }
 }

@@ -21,10 +21,10 @@ use byok::model::{
     Posture, Proof, RequestId, Session, SystemClock, Tenant, TenantUid, Timestamp, Wrapped,
 };
 use byok::store::{
-    AnnouncementReads, AuditReads, Batch, Change, CheckpointReads, CheckpointRow, CommitError, Committed,
-    Database as _, DekReads, DekRow, EntryFilter, Fence, JobReads, LogHead, Must, Passed, PlacedEntry,
-    ProofReads, Publication, PublicationReads, ReadError, Seen, Sqlite, Store, TenantReads, Unannounced,
-    Watched,
+    AnnouncementReads, AuditReads, Batch, Behind, Change, CheckpointReads, CheckpointRow, CommitError,
+    Committed, Database as _, DekReads, DekRow, DerivedReads, EntryFilter, Fence, JobReads, LogHead, Must,
+    Outline, Page, Passed, PlacedEntry, ProofReads, Publication, PublicationReads, ReadError, Seen, Sqlite,
+    Store, TenantReads, Tile, TileId, Unannounced, Watched,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -304,7 +304,7 @@ impl AuditReads for Wired {
         filter: &EntryFilter,
         before: Option<u64>,
         limit: u32,
-    ) -> Result<Vec<PlacedEntry>, ReadError> {
+    ) -> Result<Page, ReadError> {
         self.read().await?.entries(tenant, filter, before, limit).await
     }
 
@@ -319,6 +319,40 @@ impl AuditReads for Wired {
 
     async fn leaves(&self, tenant: TenantUid, places: Range<u64>) -> Result<Vec<(u64, Hash)>, ReadError> {
         self.read().await?.leaves(tenant, places).await
+    }
+}
+
+#[async_trait]
+impl DerivedReads for Wired {
+    async fn behind(&self) -> Result<Vec<Behind>, ReadError> {
+        self.read().await?.behind().await
+    }
+
+    async fn outlines(
+        &self,
+        tenant: TenantUid,
+        places: Range<u64>,
+        items: u32,
+    ) -> Result<Vec<Outline>, ReadError> {
+        self.read().await?.outlines(tenant, places, items).await
+    }
+
+    async fn tiles_end(&self, tenant: TenantUid, log: u32, level: u32) -> Result<u64, ReadError> {
+        self.read().await?.tiles_end(tenant, log, level).await
+    }
+
+    async fn tiles(&self, tenant: TenantUid, log: u32, ids: &[TileId]) -> Result<Vec<Tile>, ReadError> {
+        self.read().await?.tiles(tenant, log, ids).await
+    }
+
+    async fn tile_roots(
+        &self,
+        tenant: TenantUid,
+        log: u32,
+        level: u32,
+        tiles: Range<u64>,
+    ) -> Result<Vec<(u64, Hash)>, ReadError> {
+        self.read().await?.tile_roots(tenant, log, level, tiles).await
     }
 }
 
@@ -436,7 +470,8 @@ impl Replica {
     /// The outcomes of the last entries, newest first.
     pub(crate) async fn outcomes(&self, count: u32) -> Vec<String> {
         let filter = EntryFilter::default();
-        let entries = self.store.database().entries(self.tenant.uid, &filter, None, count).await.unwrap();
+        let entries =
+            self.store.database().entries(self.tenant.uid, &filter, None, count).await.unwrap().entries;
         entries.iter().map(|entry| format!("{:?} {:?}", entry.row.operation, entry.row.outcome)).collect()
     }
 

@@ -85,11 +85,11 @@ on_every_database! {
 type Db = Arc<dyn Store>;
 
 async fn all(store: &Db, tenant: TenantUid) -> Vec<PlacedEntry> {
-    store.entries(tenant, &EntryFilter::default(), None, 1_000).await.unwrap()
+    store.entries(tenant, &EntryFilter::default(), None, 1_000).await.unwrap().entries
 }
 
 async fn matching(store: &Db, tenant: TenantUid, filter: EntryFilter) -> Vec<u64> {
-    store.entries(tenant, &filter, None, 100).await.unwrap().iter().map(|entry| entry.seq).collect()
+    store.entries(tenant, &filter, None, 100).await.unwrap().entries.iter().map(|entry| entry.seq).collect()
 }
 
 /// JSON with its white space gone, as the contract allows that to differ.
@@ -526,7 +526,7 @@ async fn entries_are_paged_newest_first(store: Db) {
     let mut seen = Vec::new();
     let mut before = None;
     loop {
-        let page = store.entries(tenant, &EntryFilter::default(), before, 3).await.unwrap();
+        let page = store.entries(tenant, &EntryFilter::default(), before, 3).await.unwrap().entries;
         let Some(last) = page.last() else { break };
         before = Some(last.seq);
         seen.extend(page.iter().map(|entry| entry.seq));

@@ -470,7 +470,7 @@ async fn a_refused_batch_leaves_nothing(store: Db) {
         assert_eq!(store.commit(&batch).await, Err(CommitError::Fenced));
         assert_eq!(store.commit_in_turn(&mut batch).await, Err(CommitError::Fenced));
         assert_eq!(store.log_size(tenant).await.unwrap(), 0);
-        assert_eq!(store.entries(tenant, &EntryFilter::default(), None, 9).await.unwrap(), []);
+        assert_eq!(store.entries(tenant, &EntryFilter::default(), None, 9).await.unwrap().entries, []);
         assert_eq!(store.deks(tenant, &[row.id]).await.unwrap(), []);
         assert_eq!(store.latest_job(tenant).await.unwrap(), None);
         assert_eq!(store.proofs(tenant).await.unwrap().rows, std::slice::from_ref(&first));

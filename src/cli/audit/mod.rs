@@ -1,6 +1,7 @@
 //! `byok audit`: the log itself.
 
 mod checkpoints;
+mod keeping;
 
 use clap::{Args, Subcommand};
 
@@ -19,11 +20,20 @@ enum What {
     Key(checkpoints::Key),
     /// After a restore of the database: end the log that is behind what was published, and open another that names it
     Restored(checkpoints::Restored),
+    /// Keep all entries whatever their age, and erase nothing: legal hold
+    Hold(keeping::Hold),
+    /// Set a personal value to null wherever the log has it; the log still verifies
+    Erase(keeping::Erase),
+    /// Drop the entries that are older than BYOK_AUDIT_RETENTION_DAYS, and keep their hashes
+    Prune(keeping::Prune),
 }
 
 pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.what {
         What::Key(arguments) => checkpoints::key(&arguments),
         What::Restored(arguments) => checkpoints::restored(arguments).await,
+        What::Hold(arguments) => keeping::hold(arguments).await,
+        What::Erase(arguments) => keeping::erase(arguments).await,
+        What::Prune(arguments) => keeping::prune(arguments).await,
     }
 }

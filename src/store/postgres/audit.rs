@@ -3,27 +3,75 @@
 use std::ops::Range;
 
 use async_trait::async_trait;
+use sqlx::postgres::PgBindIterExt;
 
 use crate::merkle::Hash;
 use crate::model::TenantUid;
 
-use super::super::row::{entry, leaf, signed};
-use super::super::{AuditReads, EntryFilter, PlacedEntry, ReadError};
+use super::super::row::{bounds, chunk, entry, leaf, number, signed};
+use super::super::search::{self, Bounds, SearchReads, Span};
+use super::super::{AuditReads, Chunk, EntryFilter, Page, PlacedEntry, ReadError};
 use super::{Postgres, moment, statements};
 
 statements! {
-    /// The bounds in time are written so that partitions outside are not even looked at.
+    /// Each span's times are written so that partitions outside are not even looked at.
     ENTRIES = "
-        SELECT seq, at, id, operation, outcome, means, role, user_id, user_salt, user_hmac, request_id, request_salt,
-            request_hmac, item_count::int8, records::text, items, detail, digest
-        FROM np_byok_audit
-        WHERE tenant = $1 AND seq < $2 AND at >= COALESCE($3::timestamptz, '-infinity')
-            AND at < COALESCE($4::timestamptz, 'infinity')
-            AND ($5::text IS NULL OR operation = $5) AND ($6::text IS NULL OR outcome = $6)
-            AND ($7::text IS NULL OR user_id = $7)
-            AND ($8::text IS NULL
-                OR jsonb_path_exists(records, 'strict $[*] ? (@[0] == $record)', jsonb_build_object('record', $8::text)))
-        ORDER BY seq DESC LIMIT $9";
+        SELECT e.seq, e.at, e.id, e.operation, e.outcome, e.means, e.role, e.user_id, e.user_salt, e.user_hmac,
+            e.request_id, e.request_salt, e.request_hmac, e.item_count::int8, e.records::text, e.items, e.detail, e.digest
+        FROM (
+            SELECT e.* FROM unnest($2::int8[], $3::int8[], $4::timestamptz[], $5::timestamptz[])
+                AS s(first, past, earliest, latest)
+            CROSS JOIN LATERAL (
+                SELECT * FROM np_byok_audit
+                WHERE tenant = $1 AND seq >= s.first AND seq < s.past
+                    AND at >= COALESCE(s.earliest, '-infinity') AND at <= COALESCE(s.latest, 'infinity')
+                    AND ($6::text IS NULL OR operation = $6) AND ($7::text IS NULL OR outcome = $7)
+                    AND ($8::text IS NULL OR user_id = $8)
+                    AND ($9::text IS NULL OR jsonb_path_exists(records, 'strict $[*] ? (@[0] == $record)',
+                        jsonb_build_object('record', $9::text)))
+                ORDER BY seq DESC LIMIT $10) e
+            ORDER BY e.seq DESC LIMIT $10) e
+        ORDER BY e.seq DESC";
+
+    /// Where the log and its index end, and which chunks of the index are the first and the last with entries of that time:
+    /// first looked for among chunks of level 1.
+    BOUNDS = "
+        SELECT size,
+            (SELECT COALESCE(max(chunk) + 1, 0) FROM np_byok_chunks WHERE tenant = $1 AND level = 0),
+            (SELECT chunk FROM np_byok_chunks
+                WHERE tenant = $1 AND level = 0 AND latest >= COALESCE($2::timestamptz, '-infinity')
+                    AND chunk >= 256 * COALESCE(
+                        (SELECT chunk FROM np_byok_chunks WHERE tenant = $1 AND level = 1
+                            AND latest >= COALESCE($2::timestamptz, '-infinity') ORDER BY chunk LIMIT 1),
+                        (SELECT max(chunk) + 1 FROM np_byok_chunks WHERE tenant = $1 AND level = 1), 0)
+                ORDER BY chunk LIMIT 1),
+            COALESCE(
+                (SELECT chunk FROM np_byok_chunks
+                    WHERE tenant = $1 AND level = 0 AND earliest < COALESCE($3::timestamptz, 'infinity')
+                        AND chunk >= 256 * COALESCE(
+                            (SELECT max(chunk) + 1 FROM np_byok_chunks WHERE tenant = $1 AND level = 1), 0)
+                    ORDER BY chunk DESC LIMIT 1),
+                (SELECT chunk FROM np_byok_chunks
+                    WHERE tenant = $1 AND level = 0 AND earliest < COALESCE($3::timestamptz, 'infinity')
+                        AND chunk < 256 * (1 + (SELECT chunk FROM np_byok_chunks WHERE tenant = $1 AND level = 1
+                            AND earliest < COALESCE($3::timestamptz, 'infinity') ORDER BY chunk DESC LIMIT 1))
+                    ORDER BY chunk DESC LIMIT 1))
+        FROM np_byok_heads WHERE tenant = $1";
+
+    CHUNKS = "
+        SELECT chunk, earliest, latest FROM np_byok_chunks
+        WHERE tenant = $1 AND level = 0 AND chunk >= $2 AND chunk < $3 ORDER BY chunk DESC LIMIT $4";
+
+    CHUNKS_WITH = "
+        SELECT chunk FROM np_byok_chunk_values
+        WHERE tenant = $1 AND value = $2 AND chunk >= $3 AND chunk < $4 ORDER BY chunk DESC LIMIT $5";
+
+    CHUNKS_WITH_ALL = "
+        SELECT c.chunk, c.earliest, c.latest FROM np_byok_chunks c
+        WHERE c.tenant = $1 AND c.level = 0 AND c.chunk = ANY ($2::int8[]) AND cardinality($3::int8[]) = (
+            SELECT count(*) FROM np_byok_chunk_values v
+            WHERE v.tenant = $1 AND v.value = ANY ($3::int8[]) AND v.chunk = c.chunk)
+        ORDER BY c.chunk DESC";
 
     ENTRIES_FROM = "
         SELECT seq, at, id, operation, outcome, means, role, user_id, user_salt, user_hmac, request_id, request_salt,
@@ -42,23 +90,14 @@ impl AuditReads for Postgres {
         filter: &EntryFilter,
         before: Option<u64>,
         limit: u32,
-    ) -> Result<Vec<PlacedEntry>, ReadError> {
+    ) -> Result<Page, ReadError> {
         // A NUL is in no text of PostgreSQL's.
         if [&filter.user, &filter.record_id].into_iter().flatten().any(|text| text.contains('\0')) {
-            return Ok(Vec::new());
+            return Ok(Page::default());
         }
-        let query = sqlx::query(ENTRIES)
-            .bind(tenant.0)
-            .bind(before.map_or(i64::MAX, signed))
-            .bind(filter.from.map(moment))
-            .bind(filter.until.map(moment))
-            .bind(filter.operation.map(|operation| operation.as_str()))
-            .bind(filter.outcome.map(|outcome| outcome.as_str()))
-            .bind(filter.user.as_deref())
-            .bind(filter.record_id.as_deref())
-            .bind(i64::from(limit));
-        self.all(query, entry).await
+        search::page(self, tenant, filter, before, limit).await
     }
+
     async fn entries_from(
         &self,
         tenant: TenantUid,
@@ -72,5 +111,73 @@ impl AuditReads for Postgres {
     async fn leaves(&self, tenant: TenantUid, places: Range<u64>) -> Result<Vec<(u64, Hash)>, ReadError> {
         let query = sqlx::query(LEAVES).bind(tenant.0).bind(signed(places.start)).bind(signed(places.end));
         self.all(query, leaf).await
+    }
+}
+
+#[async_trait]
+impl SearchReads for Postgres {
+    async fn bounds(&self, tenant: TenantUid, filter: &EntryFilter) -> Result<Option<Bounds>, ReadError> {
+        let query = sqlx::query(BOUNDS).bind(tenant.0);
+        self.first(query.bind(filter.from.map(moment)).bind(filter.until.map(moment)), bounds).await
+    }
+
+    async fn chunks(
+        &self,
+        tenant: TenantUid,
+        within: Range<u64>,
+        limit: usize,
+    ) -> Result<Vec<Chunk>, ReadError> {
+        let query = sqlx::query(CHUNKS).bind(tenant.0).bind(signed(within.start)).bind(signed(within.end));
+        self.all(query.bind(signed(limit as u64)), chunk).await
+    }
+
+    async fn chunks_with(
+        &self,
+        tenant: TenantUid,
+        value: i64,
+        within: Range<u64>,
+        limit: usize,
+    ) -> Result<Vec<u64>, ReadError> {
+        let query = sqlx::query(CHUNKS_WITH)
+            .bind(tenant.0)
+            .bind(value)
+            .bind(signed(within.start))
+            .bind(signed(within.end))
+            .bind(signed(limit as u64));
+        self.all(query, |row| number(row, 0)).await
+    }
+
+    async fn chunks_with_all(
+        &self,
+        tenant: TenantUid,
+        values: &[i64],
+        chunks: &[u64],
+    ) -> Result<Vec<Chunk>, ReadError> {
+        let query = sqlx::query(CHUNKS_WITH_ALL)
+            .bind(tenant.0)
+            .bind(chunks.iter().map(|chunk| signed(*chunk)).bind_iter())
+            .bind(values.to_vec());
+        self.all(query, chunk).await
+    }
+
+    async fn entries_of(
+        &self,
+        tenant: TenantUid,
+        filter: &EntryFilter,
+        spans: &[Span],
+        limit: usize,
+    ) -> Result<Vec<PlacedEntry>, ReadError> {
+        let query = sqlx::query(ENTRIES)
+            .bind(tenant.0)
+            .bind(spans.iter().map(|span| signed(span.places.start)).bind_iter())
+            .bind(spans.iter().map(|span| signed(span.places.end)).bind_iter())
+            .bind(spans.iter().map(|span| span.earliest.map(moment)).bind_iter())
+            .bind(spans.iter().map(|span| span.latest.map(moment)).bind_iter())
+            .bind(filter.operation.map(|operation| operation.as_str()))
+            .bind(filter.outcome.map(|outcome| outcome.as_str()))
+            .bind(filter.user.as_deref())
+            .bind(filter.record_id.as_deref())
+            .bind(signed(limit as u64));
+        self.all(query, entry).await
     }
 }

@@ -20,8 +20,8 @@ use super::super::shown::shown;
 use super::super::{Batch, Change, CommitError, Committed, DekRow, EntryRow, LogHead, Passed};
 use super::writers::Writer;
 use super::{
-    BEGIN, EXCHANGE, Postgres, announcements, checkpoints, jobs, moment, proofs, publications, statements,
-    tenants,
+    BEGIN, EXCHANGE, Postgres, announcements, checkpoints, derived, jobs, keeping, moment, proofs,
+    publications, statements, tenants,
 };
 
 statements! {
@@ -407,6 +407,37 @@ async fn in_order(
             Change::OpenLog { from, log } => {
                 let query = publications::open_log(batch.tenant, from, *log);
                 applied.push(touched(connection, query, named).await?);
+                1
+            }
+            Change::Hold { on } => {
+                applied.push(touched(connection, keeping::hold(batch.tenant, *on), named).await?);
+                1
+            }
+            Change::Erase { personal, places } => {
+                let query = keeping::erase(batch.tenant, personal, places);
+                applied.push(touched(connection, query, named).await?);
+                1
+            }
+            Change::NoteExport { places } => {
+                applied.push(touched(connection, keeping::note_export(batch.tenant, places), named).await?);
+                1
+            }
+            Change::AddTiles { log, tiles } => {
+                let query = derived::add_tiles(batch.tenant, *log, tiles);
+                applied.push(touched(connection, query, named).await?);
+                1
+            }
+            Change::AddChunkValues(values) => {
+                let query = derived::add_values(batch.tenant, values);
+                applied.push(touched(connection, query, named).await?);
+                1
+            }
+            Change::AddChunks(chunks) => {
+                let query = derived::add_chunks(batch.tenant, chunks);
+                applied.push(touched(connection, query, named).await?);
+                if let Some(above) = derived::add_chunks_above(batch.tenant, chunks) {
+                    touched(connection, above, named).await?;
+                }
                 1
             }
             Change::Announce { incident, attempt, holder, step } => {

@@ -38,9 +38,21 @@ pub(super) const MIGRATIONS: &[Migration] = &[
     },
     Migration {
         version: 5,
+        name: "tiles",
+        oldest_reader: 4,
+        sql: include_str!("../../../migrations/postgres/0005_tiles.sql"),
+    },
+    Migration {
+        version: 6,
+        name: "keeping",
+        oldest_reader: 4,
+        sql: include_str!("../../../migrations/postgres/0006_keeping.sql"),
+    },
+    Migration {
+        version: 7,
         name: "publications",
         oldest_reader: 4,
-        sql: include_str!("../../../migrations/postgres/0005_publications.sql"),
+        sql: include_str!("../../../migrations/postgres/0007_publications.sql"),
     },
 ];
 

@@ -10,8 +10,10 @@ mod audit;
 mod checkpoints;
 mod commit;
 mod deks;
+mod derived;
 mod jobs;
 mod keep;
+mod keeping;
 mod migrate;
 mod proofs;
 mod publications;
@@ -67,8 +69,10 @@ pub fn statements() -> impl Iterator<Item = &'static str> {
         checkpoints::ALL,
         commit::ALL,
         deks::ALL,
+        derived::ALL,
         jobs::ALL,
         keep::ALL,
+        keeping::ALL,
         migrate::ALL,
         proofs::ALL,
         publications::ALL,

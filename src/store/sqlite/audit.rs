@@ -3,24 +3,68 @@
 use std::ops::Range;
 
 use async_trait::async_trait;
+use serde_json::json;
 
 use crate::merkle::Hash;
-use crate::model::TenantUid;
+use crate::model::{TenantUid, Timestamp};
 
-use super::super::row::{entry, leaf, signed};
-use super::super::{AuditReads, EntryFilter, PlacedEntry, ReadError};
+use super::super::row::{bounds, chunk, entry, leaf, number, signed};
+use super::super::search::{self, Bounds, SearchReads, Span};
+use super::super::{AuditReads, Chunk, EntryFilter, Page, PlacedEntry, ReadError};
 use super::{Sqlite, statements};
 
 statements! {
     ENTRIES = "
-        SELECT seq, at, id, operation, outcome, means, role, user_id, user_salt, user_hmac, request_id, request_salt,
-            request_hmac, item_count, records, items, detail, digest
-        FROM np_byok_audit
-        WHERE tenant = ?1 AND seq < ?2 AND (?3 IS NULL OR at >= ?3) AND (?4 IS NULL OR at < ?4)
-            AND (?5 IS NULL OR operation = ?5) AND (?6 IS NULL OR outcome = ?6) AND (?7 IS NULL OR user_id = ?7)
-            AND (?8 IS NULL OR EXISTS (
-                SELECT 1 FROM json_each(records) AS r WHERE r.type = 'array' AND r.value ->> '$[0]' = ?8))
-        ORDER BY seq DESC LIMIT ?9";
+        SELECT a.seq, a.at, a.id, a.operation, a.outcome, a.means, a.role, a.user_id, a.user_salt, a.user_hmac,
+            a.request_id, a.request_salt, a.request_hmac, a.item_count, a.records, a.items, a.detail, a.digest
+        FROM json_each(?2) AS s CROSS JOIN np_byok_audit a
+        WHERE a.tenant = ?1 AND a.seq >= s.value ->> 0 AND a.seq < s.value ->> 1
+            AND a.at >= COALESCE(s.value ->> 2, a.at) AND a.at <= COALESCE(s.value ->> 3, a.at)
+            AND (?3 IS NULL OR operation = ?3) AND (?4 IS NULL OR outcome = ?4) AND (?5 IS NULL OR user_id = ?5)
+            AND (?6 IS NULL OR EXISTS (
+                SELECT 1 FROM json_each(a.records) AS r WHERE r.type = 'array' AND r.value ->> '$[0]' = ?6))
+        ORDER BY a.seq DESC LIMIT ?7";
+
+    /// Where the log and its index end, and which chunks of the index are the first and the last with entries of that time:
+    /// first looked for among chunks of level 1.
+    BOUNDS = "
+        SELECT size,
+            (SELECT COALESCE(max(chunk) + 1, 0) FROM np_byok_chunks WHERE tenant = ?1 AND level = 0),
+            (SELECT chunk FROM np_byok_chunks
+                WHERE tenant = ?1 AND level = 0 AND latest >= COALESCE(?2, latest)
+                    AND chunk >= 256 * COALESCE(
+                        (SELECT chunk FROM np_byok_chunks WHERE tenant = ?1 AND level = 1
+                            AND latest >= COALESCE(?2, latest) ORDER BY chunk LIMIT 1),
+                        (SELECT max(chunk) + 1 FROM np_byok_chunks WHERE tenant = ?1 AND level = 1), 0)
+                ORDER BY chunk LIMIT 1),
+            COALESCE(
+                (SELECT chunk FROM np_byok_chunks
+                    WHERE tenant = ?1 AND level = 0 AND (?3 IS NULL OR earliest < ?3)
+                        AND chunk >= 256 * COALESCE(
+                            (SELECT max(chunk) + 1 FROM np_byok_chunks WHERE tenant = ?1 AND level = 1), 0)
+                    ORDER BY chunk DESC LIMIT 1),
+                (SELECT chunk FROM np_byok_chunks
+                    WHERE tenant = ?1 AND level = 0 AND (?3 IS NULL OR earliest < ?3)
+                        AND chunk < 256 * (1 + (SELECT chunk FROM np_byok_chunks WHERE tenant = ?1 AND level = 1
+                            AND (?3 IS NULL OR earliest < ?3) ORDER BY chunk DESC LIMIT 1))
+                    ORDER BY chunk DESC LIMIT 1))
+        FROM np_byok_heads WHERE tenant = ?1";
+
+    CHUNKS = "
+        SELECT chunk, earliest, latest FROM np_byok_chunks
+        WHERE tenant = ?1 AND level = 0 AND chunk >= ?2 AND chunk < ?3 ORDER BY chunk DESC LIMIT ?4";
+
+    CHUNKS_WITH = "
+        SELECT chunk FROM np_byok_chunk_values
+        WHERE tenant = ?1 AND value = ?2 AND chunk >= ?3 AND chunk < ?4 ORDER BY chunk DESC LIMIT ?5";
+
+    CHUNKS_WITH_ALL = "
+        SELECT c.chunk, c.earliest, c.latest FROM json_each(?2) AS w
+        CROSS JOIN np_byok_chunks c ON c.tenant = ?1 AND c.level = 0 AND c.chunk = w.value
+        WHERE json_array_length(?3) = (
+            SELECT count(*) FROM json_each(?3) AS o
+            CROSS JOIN np_byok_chunk_values v ON v.tenant = ?1 AND v.value = o.value AND v.chunk = c.chunk)
+        ORDER BY c.chunk DESC";
 
     ENTRIES_FROM = "
         SELECT seq, at, id, operation, outcome, means, role, user_id, user_salt, user_hmac, request_id, request_salt,
@@ -39,19 +83,10 @@ impl AuditReads for Sqlite {
         filter: &EntryFilter,
         before: Option<u64>,
         limit: u32,
-    ) -> Result<Vec<PlacedEntry>, ReadError> {
-        let query = sqlx::query(ENTRIES)
-            .bind(tenant.0.as_slice())
-            .bind(before.map_or(i64::MAX, signed))
-            .bind(filter.from.map(|at| at.0))
-            .bind(filter.until.map(|at| at.0))
-            .bind(filter.operation.map(|operation| operation.as_str()))
-            .bind(filter.outcome.map(|outcome| outcome.as_str()))
-            .bind(filter.user.as_deref())
-            .bind(filter.record_id.as_deref())
-            .bind(limit);
-        self.all(query, entry).await
+    ) -> Result<Page, ReadError> {
+        search::page(self, tenant, filter, before, limit).await
     }
+
     async fn entries_from(
         &self,
         tenant: TenantUid,
@@ -66,5 +101,70 @@ impl AuditReads for Sqlite {
         let query =
             sqlx::query(LEAVES).bind(tenant.0.as_slice()).bind(signed(places.start)).bind(signed(places.end));
         self.all(query, leaf).await
+    }
+}
+
+#[async_trait]
+impl SearchReads for Sqlite {
+    async fn bounds(&self, tenant: TenantUid, filter: &EntryFilter) -> Result<Option<Bounds>, ReadError> {
+        let query = sqlx::query(BOUNDS).bind(tenant.0.as_slice());
+        self.first(query.bind(filter.from.map(|at| at.0)).bind(filter.until.map(|at| at.0)), bounds).await
+    }
+
+    async fn chunks(
+        &self,
+        tenant: TenantUid,
+        within: Range<u64>,
+        limit: usize,
+    ) -> Result<Vec<Chunk>, ReadError> {
+        let query = sqlx::query(CHUNKS).bind(tenant.0.as_slice());
+        let query = query.bind(signed(within.start)).bind(signed(within.end)).bind(signed(limit as u64));
+        self.all(query, chunk).await
+    }
+
+    async fn chunks_with(
+        &self,
+        tenant: TenantUid,
+        value: i64,
+        within: Range<u64>,
+        limit: usize,
+    ) -> Result<Vec<u64>, ReadError> {
+        let query = sqlx::query(CHUNKS_WITH).bind(tenant.0.as_slice()).bind(value);
+        let query = query.bind(signed(within.start)).bind(signed(within.end)).bind(signed(limit as u64));
+        self.all(query, |row| number(row, 0)).await
+    }
+
+    async fn chunks_with_all(
+        &self,
+        tenant: TenantUid,
+        values: &[i64],
+        chunks: &[u64],
+    ) -> Result<Vec<Chunk>, ReadError> {
+        let query = sqlx::query(CHUNKS_WITH_ALL).bind(tenant.0.as_slice());
+        let query = query.bind(json!(chunks).to_string()).bind(json!(values).to_string());
+        self.all(query, chunk).await
+    }
+
+    async fn entries_of(
+        &self,
+        tenant: TenantUid,
+        filter: &EntryFilter,
+        spans: &[Span],
+        limit: usize,
+    ) -> Result<Vec<PlacedEntry>, ReadError> {
+        let at = |at: Option<Timestamp>| at.map(|at| at.0);
+        let spans: Vec<_> = spans
+            .iter()
+            .map(|span| json!([span.places.start, span.places.end, at(span.earliest), at(span.latest)]))
+            .collect();
+        let query = sqlx::query(ENTRIES)
+            .bind(tenant.0.as_slice())
+            .bind(json!(spans).to_string())
+            .bind(filter.operation.map(|operation| operation.as_str()))
+            .bind(filter.outcome.map(|outcome| outcome.as_str()))
+            .bind(filter.user.as_deref())
+            .bind(filter.record_id.as_deref())
+            .bind(signed(limit as u64));
+        self.all(query, entry).await
     }
 }

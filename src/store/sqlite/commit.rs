@@ -7,9 +7,10 @@ use crate::model::{Tenant, TenantUid};
 use super::super::failure::Failure;
 use super::super::row::{Columns, head, signed, there};
 use super::super::shown::shown;
-use super::super::{Batch, Change, CommitError, Committed, DekRow, EntryRow, Passed};
+use super::super::{Batch, Change, CommitError, Committed, DekRow, EntryRow, Passed, Personal};
 use super::{
-    Sqlite, SqliteQuery, announcements, checkpoints, jobs, proofs, publications, statements, tenants,
+    Sqlite, SqliteQuery, announcements, checkpoints, derived, jobs, keeping, proofs, publications,
+    statements, tenants,
 };
 
 const BEGIN: &str = "BEGIN IMMEDIATE";
@@ -207,6 +208,17 @@ async fn one(connection: &mut SqliteConnection, tenant: TenantUid, change: &Chan
         Change::OpenLog { from, log } => {
             return Ok(publications::open_log(connection, &tenant, from, *log).await?);
         }
+        Change::Hold { on } => keeping::hold(&tenant, *on),
+        Change::Erase { personal, places } => {
+            keeping::unname(&tenant, personal).execute(&mut *connection).await?;
+            keeping::erase(&tenant, personal, places)
+        }
+        Change::NoteExport { places } => keeping::note_export(&tenant, places),
+        Change::AddTiles { log, tiles } => {
+            return Ok(derived::add_tiles(connection, tenant, *log, tiles).await?);
+        }
+        Change::AddChunkValues(values) => return Ok(derived::add_values(connection, tenant, values).await?),
+        Change::AddChunks(chunks) => return Ok(derived::add_chunks(connection, tenant, chunks).await?),
         Change::Announce { incident, attempt, holder, step } => {
             announcements::announce(&tenant, *incident, *attempt, *holder, *step)
         }
@@ -268,6 +280,7 @@ fn holds_nul(batch: &Batch) -> bool {
     let in_change = |change: &Change| match change {
         Change::CreateTenant(tenant) => in_text(&tenant.name),
         Change::InsertDek(row) => row.record_id.as_deref().is_some_and(in_text),
+        Change::Erase { personal: Personal::User(text) | Personal::Record(text), .. } => in_text(text),
         // Names of the KMS's and of ours.
         Change::Rewrap { .. }
         | Change::StartJob(_)
@@ -279,6 +292,11 @@ fn holds_nul(batch: &Batch) -> bool {
         | Change::AddCheckpoint { .. }
         | Change::Publish { .. }
         | Change::OpenLog { .. }
+        | Change::Hold { .. }
+        | Change::NoteExport { .. }
+        | Change::AddTiles { .. }
+        | Change::AddChunkValues(_)
+        | Change::AddChunks(_)
         | Change::Announce { .. } => false,
     };
     batch.entries.iter().any(in_entry) || batch.changes.iter().any(in_change)

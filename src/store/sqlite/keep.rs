@@ -36,9 +36,21 @@ const MIGRATIONS: &[Migration] = &[
     },
     Migration {
         version: 5,
+        name: "tiles",
+        oldest_reader: 4,
+        sql: include_str!("../../../migrations/sqlite/0005_tiles.sql"),
+    },
+    Migration {
+        version: 6,
+        name: "keeping",
+        oldest_reader: 4,
+        sql: include_str!("../../../migrations/sqlite/0006_keeping.sql"),
+    },
+    Migration {
+        version: 7,
         name: "publications",
         oldest_reader: 4,
-        sql: include_str!("../../../migrations/sqlite/0005_publications.sql"),
+        sql: include_str!("../../../migrations/sqlite/0007_publications.sql"),
     },
 ];
 

@@ -6,9 +6,11 @@ mod audit;
 mod checkpoints;
 mod commit;
 mod deks;
+mod derived;
 mod file;
 mod jobs;
 mod keep;
+mod keeping;
 mod proofs;
 mod publications;
 mod tenants;
@@ -49,8 +51,10 @@ pub fn statements() -> impl Iterator<Item = &'static str> {
         checkpoints::ALL,
         commit::ALL,
         deks::ALL,
+        derived::ALL,
         jobs::ALL,
         keep::ALL,
+        keeping::ALL,
         proofs::ALL,
         publications::ALL,
         tenants::ALL,

@@ -1,0 +1,153 @@
+//! What is derived from the entries: its writes and reads.
+
+use std::ops::Range;
+
+use async_trait::async_trait;
+use sqlx::postgres::PgBindIterExt;
+
+use crate::merkle::Hash;
+use crate::model::TenantUid;
+
+use super::super::derived::{Behind, Chunk, ChunkValue, DerivedReads, Outline, Tile, TileId};
+use super::super::row::{behind, number, outline, signed, tile, tile_root};
+use super::super::{ReadError, WIDTH};
+use super::commit::PgQuery;
+use super::{Postgres, moment, statements};
+
+statements! {
+    ADD_TILES = "
+        WITH added AS (INSERT INTO np_byok_tiles (tenant, log, level, tile, root, hashes)
+            SELECT $1, $2::int8, t.* FROM unnest($3::int8[], $4::int8[], $5::bytea[], $6::bytea[])
+                AS t(level, tile, root, hashes)
+            ON CONFLICT DO NOTHING RETURNING 1)
+        SELECT count(*) FROM added";
+
+    /// In the order that they are given: two that do the same then wait for each other and never both.
+    ADD_VALUES = "
+        WITH added AS (INSERT INTO np_byok_chunk_values (tenant, value, chunk)
+            SELECT $1, v.* FROM unnest($2::int8[], $3::int8[]) AS v(value, chunk)
+            ON CONFLICT DO NOTHING RETURNING 1)
+        SELECT count(*) FROM added";
+
+    ADD_CHUNKS = "
+        WITH added AS (INSERT INTO np_byok_chunks (tenant, level, chunk, earliest, latest)
+            SELECT $1, 0, c.* FROM unnest($2::int8[], $3::timestamptz[], $4::timestamptz[])
+                AS c(chunk, earliest, latest)
+            ON CONFLICT DO NOTHING RETURNING 1)
+        SELECT count(*) FROM added";
+
+    /// The chunks above those between these two, where all that they are made of are there.
+    ADD_CHUNKS_ABOVE = "
+        WITH added AS (INSERT INTO np_byok_chunks (tenant, level, chunk, earliest, latest)
+            SELECT tenant, 1, chunk / 256, min(earliest), max(latest) FROM np_byok_chunks
+            WHERE tenant = $1 AND level = 0 AND chunk >= $2::int8 / 256 * 256 AND chunk < ($3::int8 / 256 + 1) * 256
+            GROUP BY tenant, chunk / 256 HAVING count(*) = 256
+            ON CONFLICT DO NOTHING RETURNING 1)
+        SELECT count(*) FROM added";
+
+    BEHIND = "
+        SELECT h.tenant, h.log::int8, h.first, h.size, c.next, t.next FROM np_byok_heads h
+        CROSS JOIN LATERAL (SELECT COALESCE(max(chunk) + 1, 0) AS next
+            FROM np_byok_chunks WHERE tenant = h.tenant AND level = 0) c
+        CROSS JOIN LATERAL (SELECT COALESCE(max(tile) + 1, 0) AS next
+            FROM np_byok_tiles WHERE tenant = h.tenant AND log = h.log AND level = 0) t
+        WHERE h.size >= (c.next + 1) * 256 OR h.size - h.first >= (t.next + 1) * 256 ORDER BY random() LIMIT 256";
+
+    /// The records are taken out of their row only where their items are still to be read.
+    OUTLINES = "
+        SELECT seq, at, operation, outcome, user_id, records::text FROM (
+            SELECT seq, at, operation, outcome, user_id, records, item_count,
+                sum(item_count) OVER (ORDER BY seq) - item_count AS before
+            FROM np_byok_audit WHERE tenant = $1 AND seq >= $2 AND seq < $3) e
+        WHERE before <= $4 ORDER BY seq";
+
+    TILES_END = "
+        SELECT COALESCE(max(tile) + 1, 0) FROM np_byok_tiles WHERE tenant = $1 AND log = $2::int8 AND level = $3::int8";
+
+    TILES = "
+        SELECT t.level::int8, t.tile, t.hashes FROM unnest($3::int8[], $4::int8[]) AS w(level, tile)
+        JOIN np_byok_tiles t ON t.tenant = $1 AND t.log = $2::int8 AND t.level = w.level AND t.tile = w.tile";
+
+    TILE_ROOTS = "
+        SELECT tile, root FROM np_byok_tiles
+        WHERE tenant = $1 AND log = $2::int8 AND level = $3::int8 AND tile >= $4 AND tile < $5 ORDER BY tile";
+}
+
+pub(super) fn add_tiles(tenant: TenantUid, log: u32, tiles: &[Tile]) -> PgQuery {
+    sqlx::query(ADD_TILES)
+        .bind(tenant.0)
+        .bind(i64::from(log))
+        .bind(tiles.iter().map(|tile| i64::from(tile.id.level)).bind_iter())
+        .bind(tiles.iter().map(|tile| signed(tile.id.index)).bind_iter())
+        .bind(tiles.iter().map(|tile| tile.root().0).bind_iter())
+        .bind(tiles.iter().map(Tile::to_bytes).bind_iter())
+}
+
+pub(super) fn add_values(tenant: TenantUid, values: &[ChunkValue]) -> PgQuery {
+    sqlx::query(ADD_VALUES)
+        .bind(tenant.0)
+        .bind(values.iter().map(|value| value.value).bind_iter())
+        .bind(values.iter().map(|value| signed(value.chunk)).bind_iter())
+}
+
+pub(super) fn add_chunks(tenant: TenantUid, chunks: &[Chunk]) -> PgQuery {
+    sqlx::query(ADD_CHUNKS)
+        .bind(tenant.0)
+        .bind(chunks.iter().map(|chunk| signed(chunk.index)).bind_iter())
+        .bind(chunks.iter().map(|chunk| moment(chunk.earliest)).bind_iter())
+        .bind(chunks.iter().map(|chunk| moment(chunk.latest)).bind_iter())
+}
+
+/// After [`add_chunks`]; `None` where these cannot have completed one.
+pub(super) fn add_chunks_above(tenant: TenantUid, chunks: &[Chunk]) -> Option<PgQuery> {
+    let (first, last) = (chunks.first()?.index, chunks.last()?.index);
+    let completed = first / WIDTH != last / WIDTH || (last + 1).is_multiple_of(WIDTH);
+    completed.then(|| sqlx::query(ADD_CHUNKS_ABOVE).bind(tenant.0).bind(signed(first)).bind(signed(last)))
+}
+
+#[async_trait]
+impl DerivedReads for Postgres {
+    async fn behind(&self) -> Result<Vec<Behind>, ReadError> {
+        self.all(sqlx::query(BEHIND), behind).await
+    }
+
+    async fn outlines(
+        &self,
+        tenant: TenantUid,
+        places: Range<u64>,
+        items: u32,
+    ) -> Result<Vec<Outline>, ReadError> {
+        let query = sqlx::query(OUTLINES).bind(tenant.0).bind(signed(places.start)).bind(signed(places.end));
+        self.all(query.bind(i64::from(items)), |row| outline(row, tenant)).await
+    }
+
+    async fn tiles_end(&self, tenant: TenantUid, log: u32, level: u32) -> Result<u64, ReadError> {
+        let query = sqlx::query(TILES_END).bind(tenant.0).bind(i64::from(log)).bind(i64::from(level));
+        Ok(self.first(query, |row| number(row, 0)).await?.unwrap_or(0))
+    }
+
+    async fn tiles(&self, tenant: TenantUid, log: u32, ids: &[TileId]) -> Result<Vec<Tile>, ReadError> {
+        let query = sqlx::query(TILES)
+            .bind(tenant.0)
+            .bind(i64::from(log))
+            .bind(ids.iter().map(|id| i64::from(id.level)).bind_iter())
+            .bind(ids.iter().map(|id| signed(id.index)).bind_iter());
+        self.all(query, tile).await
+    }
+
+    async fn tile_roots(
+        &self,
+        tenant: TenantUid,
+        log: u32,
+        level: u32,
+        tiles: Range<u64>,
+    ) -> Result<Vec<(u64, Hash)>, ReadError> {
+        let query = sqlx::query(TILE_ROOTS)
+            .bind(tenant.0)
+            .bind(i64::from(log))
+            .bind(i64::from(level))
+            .bind(signed(tiles.start))
+            .bind(signed(tiles.end));
+        self.all(query, tile_root).await
+    }
+}

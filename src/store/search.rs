@@ -1,0 +1,220 @@
+//! A page of a log, newest entries first. Only chunks that can match are read: the index names them, and what the worker has
+//! not reached yet is read as it is. How much one call reads is bounded, whatever the filter.
+
+use std::ops::Range;
+
+use async_trait::async_trait;
+
+use crate::model::{TenantUid, Timestamp};
+
+use super::derived::{Chunk, WIDTH, values_asked};
+use super::{EntryFilter, Page, PlacedEntry, ReadError};
+
+/// How many chunks one call reads the entries of.
+const CHUNKS: usize = 32;
+/// How many chunks are looked up in the index for each that is wanted, where more than one condition must hold.
+const LOOKED_UP: usize = 64;
+
+/// What there is to search.
+pub(super) struct Bounds {
+    /// The place after the last entry.
+    pub(super) end: u64,
+    /// How many chunks the index has.
+    pub(super) indexed: u64,
+    /// Of those, between which the ones with entries of the wanted time are.
+    pub(super) chunks: Range<u64>,
+}
+
+/// Places to read, and between which times; both ends count.
+pub(super) struct Span {
+    pub(super) places: Range<u64>,
+    pub(super) earliest: Option<Timestamp>,
+    pub(super) latest: Option<Timestamp>,
+}
+
+/// What a search asks of a database.
+#[async_trait]
+pub(super) trait SearchReads: Sync {
+    /// `None` for a tenant without a log.
+    async fn bounds(&self, tenant: TenantUid, filter: &EntryFilter) -> Result<Option<Bounds>, ReadError>;
+
+    /// Up to `limit` chunks, newest first.
+    async fn chunks(
+        &self,
+        tenant: TenantUid,
+        within: Range<u64>,
+        limit: usize,
+    ) -> Result<Vec<Chunk>, ReadError>;
+
+    /// Up to `limit` of the chunks in which a value comes, newest first.
+    async fn chunks_with(
+        &self,
+        tenant: TenantUid,
+        value: i64,
+        within: Range<u64>,
+        limit: usize,
+    ) -> Result<Vec<u64>, ReadError>;
+
+    /// Those of these chunks in which all the values come, newest first.
+    async fn chunks_with_all(
+        &self,
+        tenant: TenantUid,
+        values: &[i64],
+        chunks: &[u64],
+    ) -> Result<Vec<Chunk>, ReadError>;
+
+    /// Up to `limit` entries of the spans that match the filter, its times aside, newest first.
+    async fn entries_of(
+        &self,
+        tenant: TenantUid,
+        filter: &EntryFilter,
+        spans: &[Span],
+        limit: usize,
+    ) -> Result<Vec<PlacedEntry>, ReadError>;
+}
+
+/// Up to `limit` entries below `before`, newest first.
+pub(super) async fn page(
+    store: &impl SearchReads,
+    tenant: TenantUid,
+    filter: &EntryFilter,
+    before: Option<u64>,
+    limit: u32,
+) -> Result<Page, ReadError> {
+    let Some(bounds) = store.bounds(tenant, filter).await? else { return Ok(Page::default()) };
+    let mut values = values_asked(tenant, filter);
+    let mut search =
+        Search { store, tenant, filter, limit: limit as usize, found: Vec::new(), left: CHUNKS, step: 1 };
+    let mut below = before.unwrap_or(u64::MAX).min(bounds.end);
+
+    let indexed = bounds.indexed * WIDTH;
+    while below > indexed {
+        let Some(step) = search.step() else { return Ok(search.ended(below)) };
+        let first = below.div_ceil(WIDTH).saturating_sub(step as u64) * WIDTH;
+        let first = first.max(indexed);
+        if search.read(vec![search.span(first..below, None)]).await? {
+            return Ok(search.full());
+        }
+        below = first;
+    }
+
+    let mut within = bounds.chunks.start..bounds.chunks.end.min(below.div_ceil(WIDTH));
+    search.rarest_first(&mut values, within.clone()).await?;
+    while !within.is_empty() {
+        let Some(step) = search.step() else { return Ok(search.ended(below.min(within.end * WIDTH))) };
+        let (chunks, rest) = search.candidates(&values, within, step).await?;
+        let span = |chunk: &Chunk| {
+            let first = chunk.index * WIDTH;
+            search.span(first..below.min(first + WIDTH), Some(*chunk))
+        };
+        let spans: Vec<Span> = chunks.iter().map(span).collect();
+        if search.read(spans).await? {
+            return Ok(search.full());
+        }
+        within = rest;
+    }
+    Ok(Page { entries: search.found, next: None })
+}
+
+struct Search<'s, S> {
+    store: &'s S,
+    tenant: TenantUid,
+    filter: &'s EntryFilter,
+    limit: usize,
+    found: Vec<PlacedEntry>,
+    /// How many chunks may still be read.
+    left: usize,
+    step: usize,
+}
+
+impl<S: SearchReads> Search<'_, S> {
+    /// How many chunks to read next: few at first, as one is often enough.
+    fn step(&mut self) -> Option<usize> {
+        let step = self.step.min(self.left);
+        self.left -= step;
+        self.step *= 4;
+        (step > 0).then_some(step)
+    }
+
+    fn span(&self, places: Range<u64>, chunk: Option<Chunk>) -> Span {
+        // Times are whole microseconds.
+        let last = self.filter.until.map(|until| Timestamp(until.0.saturating_sub(1)));
+        let earliest = [self.filter.from, chunk.map(|chunk| chunk.earliest)].into_iter().flatten().max();
+        let latest = [last, chunk.map(|chunk| chunk.latest)].into_iter().flatten().min();
+        Span { places, earliest, latest }
+    }
+
+    /// Whether the page is full then.
+    async fn read(&mut self, spans: Vec<Span>) -> Result<bool, ReadError> {
+        if !spans.is_empty() {
+            let wanted = self.limit - self.found.len();
+            self.found.extend(self.store.entries_of(self.tenant, self.filter, &spans, wanted).await?);
+        }
+        Ok(self.found.len() >= self.limit)
+    }
+
+    fn full(self) -> Page {
+        let last = self.found.last().map_or(0, |entry| entry.seq);
+        self.ended(last)
+    }
+
+    fn ended(self, below: u64) -> Page {
+        Page { entries: self.found, next: (below > 0).then_some(below) }
+    }
+
+    /// Brings the value to the front that comes in the fewest chunks, as far as a few of each show it.
+    async fn rarest_first(&self, values: &mut [i64], within: Range<u64>) -> Result<(), ReadError> {
+        if values.len() < 2 || within.is_empty() {
+            return Ok(());
+        }
+        let mut rarest = (true, u64::MAX, 0);
+        for (place, value) in values.iter().enumerate() {
+            let chunks = self.store.chunks_with(self.tenant, *value, within.clone(), LOOKED_UP).await?;
+            let more = chunks.len() == LOOKED_UP;
+            let common = if more { chunks.last().copied().unwrap_or(0) } else { chunks.len() as u64 };
+            rarest = rarest.min((more, common, place));
+        }
+        values.swap(0, rarest.2);
+        Ok(())
+    }
+
+    /// Up to `wanted` chunks that can match, newest first, and what is left to be looked at.
+    async fn candidates(
+        &self,
+        values: &[i64],
+        within: Range<u64>,
+        wanted: usize,
+    ) -> Result<(Vec<Chunk>, Range<u64>), ReadError> {
+        let (from, until) = (self.filter.from, self.filter.until);
+        let looked_up = match values.len() {
+            0 | 1 if from.is_none() && until.is_none() => wanted,
+            _ => wanted * LOOKED_UP,
+        };
+        let (seen, last, mut chunks) = match values {
+            [] => {
+                let chunks = self.store.chunks(self.tenant, within.clone(), looked_up).await?;
+                (chunks.len(), chunks.last().map(|chunk| chunk.index), chunks)
+            }
+            [rarest, others @ ..] => {
+                let seen = self.store.chunks_with(self.tenant, *rarest, within.clone(), looked_up).await?;
+                let chunks = match seen.is_empty() {
+                    true => Vec::new(),
+                    false => self.store.chunks_with_all(self.tenant, others, &seen).await?,
+                };
+                (seen.len(), seen.last().copied(), chunks)
+            }
+        };
+        chunks.retain(|chunk| {
+            from.is_none_or(|from| chunk.latest >= from) && until.is_none_or(|until| chunk.earliest < until)
+        });
+        let end = if chunks.len() > wanted {
+            chunks.truncate(wanted);
+            chunks.last().map_or(within.start, |chunk| chunk.index)
+        } else if seen == looked_up {
+            last.unwrap_or(within.start)
+        } else {
+            within.start
+        };
+        Ok((chunks, within.start..end))
+    }
+}
