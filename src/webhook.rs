@@ -1,4 +1,4 @@
-//! Tells the operator of an incident, and posts checkpoints: signs what it tells as Standard Webhooks has it
+//! Tells the operator of an incident, posts checkpoints, or a stream's entries: signs it as Standard Webhooks has it
 //! (<https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md>) and posts it once. When
 //! it is told again is `app`'s.
 //!
@@ -108,7 +108,7 @@ impl Webhook {
     /// Posts the incident once. `tenant` is the name; `now` is when this attempt is made, by the wall clock: receivers
     /// refuse what is minutes off. Each attempt has the same id and the same body.
     pub async fn announce(&self, tenant: &str, incident: &Incident, now: Timestamp) -> Delivery {
-        self.post(incident.id.to_string(), document(tenant, incident), now).await
+        self.post(&incident.id.to_string(), "application/json", document(tenant, incident), now).await
     }
 
     /// Posts a checkpoint once, as [`Self::announce`] does an incident. The same checkpoint has the same id each time.
@@ -118,7 +118,7 @@ impl Webhook {
         let document =
             CheckpointDocument { r#type: "checkpoint", timestamp: now.to_string(), data: checkpoint };
         let body = serde_json::to_string(&document).expect("texts and numbers can be written as JSON");
-        self.post(format!("checkpoint-{id}"), body, now).await
+        self.post(&format!("checkpoint-{id}"), "application/json", body, now).await
     }
 
     /// Its kind, and a digest of its address, which may hold a secret.
@@ -127,13 +127,14 @@ impl Webhook {
         format!("webhook:{}", digest[..4].iter().map(|byte| format!("{byte:02x}")).collect::<String>())
     }
 
-    async fn post(&self, id: String, body: String, now: Timestamp) -> Delivery {
+    /// Posts a body once, signed under this id, of this content type.
+    pub async fn post(&self, id: &str, content: &'static str, body: String, now: Timestamp) -> Delivery {
         let at = now.unix_seconds();
-        let signature = signature(self.key.expose(), &id, at, &body);
+        let signature = signature(self.key.expose(), id, at, &body);
         let request = self
             .client
             .post(self.url.clone())
-            .header(CONTENT_TYPE, "application/json")
+            .header(CONTENT_TYPE, content)
             .header("webhook-id", id)
             .header("webhook-timestamp", at)
             .header("webhook-signature", signature)

@@ -1,5 +1,5 @@
-//! What runs beside the calls: the watch over the keys, the rotation job, the announcement of incidents, checkpoints, and
-//! what is derived from the logs. Decides nothing itself.
+//! What runs beside the calls: the watch over the keys, the rotation job, the announcement of incidents, checkpoints, what is
+//! derived from the logs, their streams. Decides nothing itself.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::app::{App, Derived};
 
-/// How often a replica looks for a rotation to work on, for an incident to announce, and for a log that has moved.
+/// How often a replica looks for a rotation to work on, an incident to announce, entries to stream, a log that has moved.
 const LOOK: Duration = Duration::from_secs(1);
 /// How often a replica looks for what is to be derived: pages read the rest of the log as it is. One that finds another at it
 /// leaves it to that one for a while.
@@ -53,10 +53,24 @@ pub fn start(app: Arc<App>, stop: CancellationToken) -> JoinHandle<()> {
             };
         }
     });
+    let streaming: Vec<_> = (0..app.streams().len())
+        .map(|place| {
+            let (streaming, sent) = (app.clone(), stop.clone());
+            tokio::spawn(async move {
+                let Some(stream) = streaming.streams().nth(place) else { return };
+                while tokio::time::timeout(LOOK, sent.cancelled()).await.is_err() {
+                    streaming.stream_entries(stream, holder, &sent).await;
+                }
+            })
+        })
+        .collect();
     tokio::spawn(async move {
         while tokio::time::timeout(LOOK, stop.cancelled()).await.is_err() {
             app.work_on_rotations(holder, &stop).await;
         }
         let _ = tokio::join!(watching, announcing, deriving, sealing, publishing);
+        for stream in streaming {
+            let _ = stream.await;
+        }
     })
 }

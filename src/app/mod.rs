@@ -17,6 +17,7 @@ mod record;
 mod restored;
 mod rotate;
 mod rotation_work;
+mod stream;
 
 use std::sync::Arc;
 
@@ -43,6 +44,7 @@ pub use keeping::{Keeper, KeepingFailed};
 pub use publication::{Place, Receiver};
 pub use restored::{RestoreFailed, Restored};
 pub use rotate::Rotation;
+pub use stream::{Stream, StreamShown};
 
 // What the use cases take and give; the fronts know no other room below.
 pub use crate::audit::Derived;
@@ -66,6 +68,7 @@ pub struct App {
     clock: Arc<dyn Clock>,
     webhook: Option<Webhook>,
     checkpoints: Checkpoints,
+    streams: Vec<Stream>,
     meters: limits::Meters,
     kms_places: places::KmsPlaces,
     health: health::Memory,
@@ -97,13 +100,15 @@ pub struct Parts {
     pub webhook: Option<Webhook>,
     /// The checkpoints of the tenant's log.
     pub checkpoints: Checkpoints,
+    /// Where entries are streamed to, if anywhere.
+    pub streams: Vec<Stream>,
 }
 
 impl App {
     /// Of these parts.
     pub fn new(parts: Parts) -> Self {
         let Parts { tenant, store, kms, keyring, committer, authenticator, policy, .. } = parts;
-        let Parts { limits, in_flight, clock, webhook, checkpoints, .. } = parts;
+        let Parts { limits, in_flight, clock, webhook, checkpoints, streams, .. } = parts;
         Self {
             meters: limits::Meters::new(&limits),
             kms_places: places::KmsPlaces::new(in_flight),
@@ -119,6 +124,7 @@ impl App {
             clock,
             webhook,
             checkpoints,
+            streams,
         }
     }
 

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::Failure;
-use crate::app::{App, CheckpointParts, Checkpoints, Keeper, Parts, Place, Receiver};
+use crate::app::{App, CheckpointParts, Checkpoints, Keeper, Parts, Place, Receiver, Stream};
 use crate::archive::Archive;
 use crate::audit::Committer;
 use crate::auth::{Authenticator, Policy};
@@ -46,6 +46,7 @@ pub(super) async fn assemble(config: Config, stop: CancellationToken) -> Result<
     let kms = provider(config.kms)?;
     let webhook = config.webhook.map(webhook).transpose()?;
     let has_owner = config.store.has_owner();
+    let streams = streams(config.audit_streams)?;
     let database = open(&config.store).await?;
     let report = migrated(&*database).await?;
     let tenant = primary(&*database).await?;
@@ -81,6 +82,7 @@ pub(super) async fn assemble(config: Config, stop: CancellationToken) -> Result<
         clock,
         webhook,
         checkpoints,
+        streams,
     });
     let state = DatabaseState { applied: report.applied, expected: report.expected, audit_protected };
     Ok(Assembled { app: Arc::new(app), database: state, server: config.server, refresh })
@@ -179,10 +181,17 @@ async fn checked(checkpoints: &Checkpoints) {
     }
 }
 
-/// Whom incidents are announced to, or checkpoints posted to. Sends nothing.
+/// Where something is posted to. Sends nothing.
 fn webhook(settings: config::Webhook) -> Result<Webhook, Failure> {
     Webhook::new(settings)
         .ok_or_else(|| Failure::Running("the HTTP client of the webhook cannot be built".to_owned()))
+}
+
+/// Where entries are streamed to. Opens and sends nothing.
+fn streams(settings: config::AuditStreams) -> Result<Vec<Stream>, Failure> {
+    let file = settings.file.map(Stream::to_file);
+    let posted = settings.webhook.map(webhook).transpose()?.map(Stream::to_webhook);
+    Ok(file.into_iter().chain(posted).collect())
 }
 
 pub(super) async fn open(settings: &config::Store) -> Result<Arc<dyn Database>, Failure> {

@@ -50,7 +50,7 @@ enum Command {
     Migrate,
     /// Re-wrap all DEKs under the current key version
     Rotate(rotate::Arguments),
-    /// The audit log itself: legal hold, erasure, retention, keys, and the way back after a restore
+    /// The audit log itself: legal hold, erasure, retention, keys, the log of the KMS, and the way back after a restore
     Audit(Box<audit::Arguments>),
     /// Print the GraphQL schema, or the OpenAPI document
     Schema(schema::Arguments),

@@ -1,4 +1,4 @@
-//! Whom incidents are announced to, and checkpoints are posted to.
+//! Whom incidents are announced to, and what else is posted: where to, and under which key.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -44,25 +44,22 @@ impl Webhook {
         Self::read_from(reader, URL, SECRET)
     }
 
-    /// The same from these two variables.
-    pub(super) fn read_from(
-        reader: &mut Reader<'_>,
-        url_variable: &str,
-        secret_variable: &str,
-    ) -> Option<Self> {
-        for (one, other) in [(url_variable, secret_variable), (secret_variable, url_variable)] {
+    /// From these two variables.
+    pub(super) fn read_from(reader: &mut Reader<'_>, url_name: &str, secret_name: &str) -> Option<Self> {
+        for (one, other) in [(url_name, secret_name), (secret_name, url_name)] {
             if reader.is_set(one) && !reader.is_set(other) {
                 reader.mistake(other, format!("is not set beside {one}"));
             }
         }
-        let url = reader.secret(url_variable).and_then(|text| {
-            address(text.expose()).map_err(|problem| reader.mistake(url_variable, problem)).ok()
+        let url = reader.secret(url_name);
+        let url = url.and_then(|text| {
+            address(text.expose()).map_err(|problem| reader.mistake(url_name, problem)).ok()
         });
-        let key = reader.secret(secret_variable);
+        let key = reader.secret(secret_name);
         let key = key.and_then(|text| {
             let key = WebhookKey::parse(text.expose());
             if key.is_none() {
-                reader.mistake(secret_variable, "is not `whsec_` and 24 to 64 bytes in base64");
+                reader.mistake(secret_name, "is not `whsec_` and 24 to 64 bytes in base64");
             }
             key
         });

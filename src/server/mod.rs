@@ -105,6 +105,7 @@ pub fn router(
         let places = checkpoints.places().iter();
         let places = places.map(|place| (place.kind(), place.failures(), place.unpublished()));
         metrics.set_checkpoints(checkpoints.is_behind(), checkpoints.made(), places);
+        app.streams_shown().iter().for_each(|one| metrics.set_stream(one.name, one.behind, one.failures));
         metrics.set_held(bounds.places.held(), bounds.bytes.held());
         let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
         std::future::ready(([(header::CONTENT_TYPE, kind)], metrics.text()))

@@ -17,6 +17,7 @@ mod search;
 mod shown;
 pub mod sqlite;
 mod statements;
+mod stream;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -40,6 +41,7 @@ pub use open::{OpenError, open};
 pub use postgres::Postgres;
 pub use publication::{Publication, PublicationReads, Publishing};
 pub use sqlite::Sqlite;
+pub use stream::{StreamName, StreamReads, StreamRow, StreamStep};
 
 /// A row of `np_byok_wrapped_deks`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -257,6 +259,15 @@ pub enum Change {
         holder: Uuid,
         /// That it begins, or how it went.
         step: Attempt,
+    },
+    /// Takes or keeps a stream of the log, or says how far it has come; touches nothing when it is another's.
+    Stream {
+        /// Which.
+        name: StreamName,
+        /// Who sends it.
+        holder: Uuid,
+        /// What became of it.
+        step: StreamStep,
     },
 }
 
@@ -477,6 +488,7 @@ pub trait Store:
     + DerivedReads
     + ProofReads
     + AnnouncementReads
+    + StreamReads
     + Send
     + Sync
 {

@@ -15,7 +15,8 @@ use crate::model::{
 use super::derived::{Behind, Chunk, Named, Outline, Tile, TileId, each_record, value_of};
 use super::search::Bounds;
 use super::{
-    CheckpointRow, DekRow, EntryRow, LogHead, PlacedEntry, Publication, Unannounced, Watched, leaf_of,
+    CheckpointRow, DekRow, EntryRow, LogHead, PlacedEntry, Publication, StreamName, StreamRow, Unannounced,
+    Watched, leaf_of,
 };
 
 /// A row's columns by position.
@@ -244,6 +245,15 @@ pub(super) fn publication(row: &impl Columns) -> Result<Publication, Error> {
         published_at: row.moment(3)?,
         failures: number(row, 4)?,
         due: number::<i64>(row, 5)? != 0,
+    })
+}
+
+/// `name, next, failing_since`.
+pub(super) fn stream(row: &impl Columns) -> Result<StreamRow, Error> {
+    Ok(StreamRow {
+        name: there(StreamName::parse(&there(row.text(0)?)?))?,
+        next: number(row, 1)?,
+        failing_since: row.moment(2)?,
     })
 }
 

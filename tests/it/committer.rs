@@ -17,7 +17,7 @@ use byok::store::{
     AnnouncementReads, AuditReads, Batch, Behind, Change, CheckpointReads, CheckpointRow, CommitError,
     Committed, Database as _, DekReads, DekRow, DerivedReads, EntryFilter, Fence, JobReads, LogHead, Must,
     Outline, Page, PlacedEntry, ProofReads, Publication, PublicationReads, ReadError, Seen, Sqlite, Store,
-    TenantReads, Tile, TileId, Unannounced, Watched,
+    StreamReads, StreamRow, TenantReads, Tile, TileId, Unannounced, Watched,
 };
 
 use crate::support::rows::{fence, prove, watch};
@@ -242,6 +242,13 @@ impl ProofReads for Unlucky {
 
     async fn incidents(&self, tenant: TenantUid, limit: u32) -> Result<Vec<Incident>, ReadError> {
         self.database.incidents(tenant, limit).await
+    }
+}
+
+#[async_trait]
+impl StreamReads for Unlucky {
+    async fn streams(&self, tenant: TenantUid) -> Result<Vec<StreamRow>, ReadError> {
+        self.database.streams(tenant).await
     }
 }
 

@@ -24,7 +24,7 @@ use byok::store::{
     AnnouncementReads, AuditReads, Batch, Behind, Change, CheckpointReads, CheckpointRow, CommitError,
     Committed, Database as _, DekReads, DekRow, DerivedReads, EntryFilter, Fence, JobReads, LogHead, Must,
     Outline, Page, Passed, PlacedEntry, ProofReads, Publication, PublicationReads, ReadError, Seen, Sqlite,
-    Store, TenantReads, Tile, TileId, Unannounced, Watched,
+    Store, StreamReads, StreamRow, TenantReads, Tile, TileId, Unannounced, Watched,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -406,6 +406,13 @@ impl ProofReads for Wired {
 }
 
 #[async_trait]
+impl StreamReads for Wired {
+    async fn streams(&self, tenant: TenantUid) -> Result<Vec<StreamRow>, ReadError> {
+        self.read().await?.streams(tenant).await
+    }
+}
+
+#[async_trait]
 impl AnnouncementReads for Wired {
     async fn unannounced(&self, limit: u32) -> Result<Vec<Unannounced>, ReadError> {
         self.read().await?.unannounced(limit).await
@@ -588,6 +595,7 @@ impl House {
             clock: clock.clone(),
             webhook: None,
             checkpoints,
+            streams: Vec::new(),
         });
         let prober = CancellationToken::new();
         let (tenant, _folder) = (self.tenant.clone(), self.folder.clone());

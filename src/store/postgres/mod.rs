@@ -17,6 +17,7 @@ mod keeping;
 mod migrate;
 mod proofs;
 mod publications;
+mod streams;
 mod tenants;
 mod writers;
 
@@ -76,6 +77,7 @@ pub fn statements() -> impl Iterator<Item = &'static str> {
         migrate::ALL,
         proofs::ALL,
         publications::ALL,
+        streams::ALL,
         tenants::ALL,
     ]
     .into_iter()

@@ -48,9 +48,15 @@ const MIGRATIONS: &[Migration] = &[
     },
     Migration {
         version: 7,
+        name: "streams",
+        oldest_reader: 4,
+        sql: include_str!("../../../migrations/sqlite/0007_streams.sql"),
+    },
+    Migration {
+        version: 8,
         name: "publications",
         oldest_reader: 4,
-        sql: include_str!("../../../migrations/sqlite/0007_publications.sql"),
+        sql: include_str!("../../../migrations/sqlite/0008_publications.sql"),
     },
 ];
 

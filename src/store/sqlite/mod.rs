@@ -13,6 +13,7 @@ mod keep;
 mod keeping;
 mod proofs;
 mod publications;
+mod streams;
 mod tenants;
 
 use std::path::Path;
@@ -57,6 +58,7 @@ pub fn statements() -> impl Iterator<Item = &'static str> {
         keeping::ALL,
         proofs::ALL,
         publications::ALL,
+        streams::ALL,
         tenants::ALL,
     ]
     .into_iter()
