@@ -8,7 +8,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::Failure;
-use crate::app::{App, Keeper, Parts, Stream};
+use crate::app::{App, CheckpointParts, Checkpoints, Keeper, Parts, Place, Receiver, Stream};
+use crate::archive::Archive;
 use crate::audit::Committer;
 use crate::auth::{Authenticator, Policy};
 use crate::config;
@@ -66,6 +67,8 @@ pub(super) async fn assemble(config: Config, stop: CancellationToken) -> Result<
         pool: config.dek_pool,
         guard: config.key_guard,
     });
+    let checkpoints = checkpoints(config.audit, store.clone(), tenant.clone())?;
+    checked(&checkpoints).await;
     let app = App::new(Parts {
         tenant,
         keyring,
@@ -78,6 +81,7 @@ pub(super) async fn assemble(config: Config, stop: CancellationToken) -> Result<
         in_flight: config.server.in_flight,
         clock,
         webhook,
+        checkpoints,
         streams,
     });
     let state = DatabaseState { applied: report.applied, expected: report.expected, audit_protected };
@@ -149,6 +153,40 @@ pub(super) fn provider(settings: config::Kms) -> Result<Arc<dyn Kms>, Failure> {
         config::Kms::Vault(settings) => Arc::new(VaultTransit::new(*settings).map_err(mistakes)?),
         config::Kms::Local(path) => Arc::new(LocalKey::open(path).map_err(mistakes)?),
     })
+}
+
+/// The checkpoints of a tenant's log. Reads and sends nothing.
+pub(super) fn checkpoints(
+    settings: config::Audit,
+    store: Arc<dyn store::Store>,
+    tenant: Tenant,
+) -> Result<Checkpoints, Failure> {
+    let config::Audit { origin, keys, places } = settings;
+    let config::CheckpointPlaces { directory, bucket, webhook: hook, every } = places;
+    let unbuilt = || Failure::Running("the HTTP client of the bucket cannot be built".to_owned());
+    let bucket = bucket.map(|bucket| Archive::bucket(bucket).ok_or_else(unbuilt)).transpose()?;
+    let archives = [directory.map(Archive::directory), bucket].into_iter().flatten().map(Receiver::Archive);
+    let hook = hook.map(webhook).transpose()?.map(Receiver::Webhook);
+    Ok(Checkpoints::new(CheckpointParts {
+        store,
+        tenant,
+        deployment: origin,
+        keys,
+        places: archives.chain(hook).map(Place::new).collect(),
+        publish_every: every,
+        clock: Arc::new(SystemClock),
+    }))
+}
+
+/// Before anything is served: holds the log against what was published.
+async fn checked(checkpoints: &Checkpoints) {
+    if !checkpoints.signs() {
+        warn!("no key signs checkpoints of the audit log: whoever owns the database can rewrite it unseen");
+    }
+    while checkpoints.check().await.is_err() {
+        warn!("the audit log cannot be read: trying again");
+        tokio::time::sleep(PAUSE).await;
+    }
 }
 
 /// Where something is posted to. Sends nothing.

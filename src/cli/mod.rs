@@ -50,8 +50,8 @@ enum Command {
     Migrate,
     /// Re-wrap all DEKs under the current key version
     Rotate(rotate::Arguments),
-    /// The audit log itself: verify it, export it for others to verify, hold it against the KMS's; legal hold, erasure,
-    /// retention
+    /// The audit log itself: verify it, export it, hold it against the KMS's; its keys; legal hold, erasure, retention; the
+    /// way back after a restore
     Audit(Box<audit::Arguments>),
     /// Print the GraphQL schema, or the OpenAPI document
     Schema(schema::Arguments),

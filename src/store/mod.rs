@@ -11,6 +11,7 @@ mod keeping;
 mod migration;
 mod open;
 pub mod postgres;
+mod publication;
 mod row;
 mod search;
 mod shown;
@@ -38,6 +39,7 @@ pub use keeping::{Keeping, Personal, Prunable, PruneError, Retention};
 pub use migration::{MigrateError, MigrationReport};
 pub use open::{OpenError, open};
 pub use postgres::Postgres;
+pub use publication::{Publication, PublicationReads, Publishing};
 pub use sqlite::Sqlite;
 pub use stream::{StreamName, StreamReads, StreamRow, StreamStep};
 
@@ -200,6 +202,24 @@ pub enum Change {
         size: u64,
         /// The signed note.
         note: Arc<str>,
+    },
+    /// Takes the next attempt to publish a checkpoint at a place, or says how it went; touches nothing when none is due, or
+    /// it is another's.
+    Publish {
+        /// The place's name.
+        place: Arc<str>,
+        /// Who makes it.
+        holder: Uuid,
+        /// That it begins, or how it went.
+        step: Publishing,
+    },
+    /// Ends the tenant's log and opens another one, before the batch's entries are appended: they are its first. Touches
+    /// nothing, and fails a batch with entries as one that comes too late, when the head is not this one any more.
+    OpenLog {
+        /// The head of the log that ends.
+        from: LogHead,
+        /// The number of the one that is opened.
+        log: u32,
     },
     /// Keeps all of the tenant's entries whatever their age, or no longer; touches nothing where it is so. The owner's.
     Hold {
@@ -477,6 +497,7 @@ pub trait Store:
     + JobReads
     + AuditReads
     + CheckpointReads
+    + PublicationReads
     + DerivedReads
     + ProofReads
     + AnnouncementReads

@@ -16,8 +16,8 @@ use crate::model::{
 use super::derived::{Behind, Chunk, Named, Outline, Tile, TileId, each_record, value_of};
 use super::search::Bounds;
 use super::{
-    CheckpointRow, DekRow, EntryRow, LogHead, PlacedEntry, StreamName, StreamRow, Unannounced, Watched,
-    leaf_of,
+    CheckpointRow, DekRow, EntryRow, LogHead, PlacedEntry, Publication, StreamName, StreamRow, Unannounced,
+    Watched, leaf_of,
 };
 
 /// A row's columns by position.
@@ -239,6 +239,21 @@ pub(super) fn checkpoint(row: &impl Columns) -> Result<CheckpointRow, Error> {
         size: number(row, 0)?,
         note: there(row.text(1)?)?.into(),
         made_at: there(row.moment(2)?)?,
+    })
+}
+
+/// `place, log, size, published_at, failures, due`.
+pub(super) fn publication(row: &impl Columns) -> Result<Publication, Error> {
+    let published = match row.number(1)? {
+        None => None,
+        Some(_) => Some((number(row, 1)?, number(row, 2)?)),
+    };
+    Ok(Publication {
+        place: there(row.text(0)?)?,
+        published,
+        published_at: row.moment(3)?,
+        failures: number(row, 4)?,
+        due: number::<i64>(row, 5)? != 0,
     })
 }
 

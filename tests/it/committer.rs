@@ -16,8 +16,8 @@ use byok::model::{
 use byok::store::{
     AnnouncementReads, AuditReads, Batch, Behind, Change, CheckpointReads, CheckpointRow, CommitError,
     Committed, Database as _, DekReads, DekRow, DerivedReads, EntryFilter, Fence, JobReads, LogHead, Must,
-    Outline, Page, PlacedEntry, ProofReads, ReadError, Seen, Sqlite, Store, StreamReads, StreamRow,
-    TenantReads, Tile, TileId, Unannounced, Watched,
+    Outline, Page, PlacedEntry, ProofReads, Publication, PublicationReads, ReadError, Seen, Sqlite, Store,
+    StreamReads, StreamRow, TenantReads, Tile, TileId, Unannounced, Watched,
 };
 
 use crate::support::rows::{fence, prove, watch};
@@ -226,6 +226,17 @@ impl CheckpointReads for Unlucky {
         limit: u32,
     ) -> Result<Vec<CheckpointRow>, ReadError> {
         self.database.checkpoints_from(tenant, log, size, limit).await
+    }
+}
+
+#[async_trait]
+impl PublicationReads for Unlucky {
+    async fn publications(&self, tenant: TenantUid) -> Result<Vec<Publication>, ReadError> {
+        self.database.publications(tenant).await
+    }
+
+    async fn ended_logs(&self, tenant: TenantUid) -> Result<Vec<LogHead>, ReadError> {
+        self.database.ended_logs(tenant).await
     }
 }
 

@@ -1,5 +1,6 @@
 //! `byok audit`: the log itself.
 
+mod checkpoints;
 mod export;
 mod keeping;
 mod reconcile;
@@ -26,6 +27,10 @@ enum What {
     Export(export::Arguments),
     /// Verify a bundle: needs no server, no database and no configuration
     VerifyBundle(verify_bundle::Arguments),
+    /// Print the public keys that verify checkpoints, for whoever pins them; or make a key that signs them
+    Key(checkpoints::Key),
+    /// After a restore of the database: end the log that is behind what was published, and open another that names it
+    Restored(checkpoints::Restored),
     /// Keep all entries whatever their age, and erase nothing: legal hold
     Hold(keeping::Hold),
     /// Set a personal value to null wherever the log has it; the log still verifies
@@ -41,6 +46,8 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
         What::Verify(arguments) => verify::run(arguments).await,
         What::Export(arguments) => export::run(arguments).await,
         What::VerifyBundle(arguments) => verify_bundle::run(&arguments),
+        What::Key(arguments) => checkpoints::key(&arguments),
+        What::Restored(arguments) => checkpoints::restored(arguments).await,
         What::Hold(arguments) => keeping::hold(arguments).await,
         What::Erase(arguments) => keeping::erase(arguments).await,
         What::Prune(arguments) => keeping::prune(arguments).await,
