@@ -9,7 +9,9 @@ use std::sync::Arc;
 use crate::audit::{CommitFailed, Committer, Unit, pack};
 use crate::merkle::Hash;
 use crate::model::{Clock, Entry, EntryId, Means, Operation, Outcome, RequestId, Tenant, TenantUid};
-use crate::store::{Change, Database, Personal, Prunable, PruneError, ReadError, Retention, TileId, WIDTH};
+use crate::store::{
+    Change, Database, LogHead, Personal, Prunable, PruneError, ReadError, Retention, TileId, WIDTH,
+};
 
 /// How many entries one erasure's statement looks at.
 const STEP: u64 = 10_000;
@@ -160,20 +162,37 @@ impl Keeper {
 
     /// Whether the tiles that stay hold what these entries' leaves are: they are all that is left of them.
     async fn hold_tiles_against(&self, tenant: TenantUid, places: &Range<u64>) -> Result<(), KeepingFailed> {
-        let head = self.database.log_head(tenant).await?.ok_or(KeepingFailed::Wrong)?;
-        let first = places.start.checked_sub(head.first).ok_or(KeepingFailed::Wrong)?;
-        let mut tile = first / WIDTH;
-        while head.first + tile * WIDTH < places.end {
+        let mut logs = self.database.ended_logs(tenant).await?;
+        logs.extend(self.database.log_head(tenant).await?);
+        let mut held = 0;
+        for log in logs {
+            let of_log = places.start.max(log.first)..places.end.min(log.end());
+            if !of_log.is_empty() {
+                held += length(&of_log);
+                self.hold_tiles_of(tenant, &log, of_log).await?;
+            }
+        }
+        if held == length(places) { Ok(()) } else { Err(KeepingFailed::Wrong) }
+    }
+
+    async fn hold_tiles_of(
+        &self,
+        tenant: TenantUid,
+        log: &LogHead,
+        places: Range<u64>,
+    ) -> Result<(), KeepingFailed> {
+        let mut tile = (places.start - log.first) / WIDTH;
+        while log.first + tile * WIDTH < places.end {
             let ids: Vec<TileId> = (tile..tile + TILES).map(|index| TileId { level: 0, index }).collect();
-            let tiles = self.database.tiles(tenant, head.log, &ids).await?;
+            let tiles = self.database.tiles(tenant, log.log, &ids).await?;
             let hashes: HashMap<u64, Vec<Hash>> =
                 tiles.into_iter().map(|tile| (tile.id.index, tile.hashes)).collect();
-            let start = places.start.max(head.first + tile * WIDTH);
+            let start = places.start.max(log.first + tile * WIDTH);
             tile += TILES;
-            let end = places.end.min(head.first + tile * WIDTH);
+            let end = places.end.min(log.first + tile * WIDTH);
             let leaves = self.database.leaves(tenant, start..end).await?;
             let covered = |(seq, leaf): &(u64, Hash)| {
-                let index = seq - head.first;
+                let index = seq - log.first;
                 hashes.get(&(index / WIDTH)).and_then(|tile| tile.get((index % WIDTH) as usize)) == Some(leaf)
             };
             if leaves.len() as u64 != end - start || !leaves.iter().all(covered) {

@@ -11,6 +11,8 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::archive::{Archive, ArchiveError};
+use crate::kms::{DekBinding, Kms, Mark, Purpose};
+use crate::model::DekId;
 use crate::store::{Batch, Change, Publishing};
 use crate::webhook::{Delivery, PublishedCheckpoint, Webhook};
 
@@ -39,6 +41,8 @@ pub enum Receiver {
     Archive(Archive),
     /// A place that does not.
     Webhook(Webhook),
+    /// The customer's KMS, whose own log shows the context of a request ([`Kms::logs_context`]).
+    Kms(Arc<dyn Kms>),
 }
 
 /// Where checkpoints are published.
@@ -55,16 +59,18 @@ impl Place {
         let name = match &receiver {
             Receiver::Archive(archive) => archive.name(),
             Receiver::Webhook(webhook) => webhook.name(),
+            Receiver::Kms(_) => "kms".to_owned(),
         };
         Self { receiver, name: name.into(), failures: AtomicU32::new(0), unpublished: AtomicU64::new(0) }
     }
 
-    /// `directory`, `bucket` or `webhook`.
+    /// `directory`, `bucket`, `webhook` or `kms`.
     pub fn kind(&self) -> &'static str {
         match &self.receiver {
             Receiver::Archive(Archive::Directory(_)) => "directory",
             Receiver::Archive(Archive::Bucket(_)) => "bucket",
             Receiver::Webhook(_) => "webhook",
+            Receiver::Kms(_) => "kms",
         }
     }
 
@@ -147,6 +153,16 @@ impl Checkpoints {
                     Delivery::Status(status) => Err(status.to_string()),
                     Delivery::Unreachable => Err("unreachable".to_owned()),
                     Delivery::Timeout => Err("timeout".to_owned()),
+                }
+            }
+            Receiver::Kms(kms) => {
+                // What it answers is thrown away: that it was asked is what stays.
+                let purpose = Purpose::Checkpoint(Mark { log: head.log, size: head.size, root: head.root });
+                let binding = DekBinding { tenant: self.tenant.uid, dek_id: DekId::new(), purpose };
+                match kms.generate(&[binding]).await.pop() {
+                    Some(Ok(_)) => Ok(()),
+                    Some(Err(error)) => Err(error.class.as_str().to_owned()),
+                    None => Err("no answer".to_owned()),
                 }
             }
         }

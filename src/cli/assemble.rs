@@ -67,7 +67,8 @@ pub(super) async fn assemble(config: Config, stop: CancellationToken) -> Result<
         pool: config.dek_pool,
         guard: config.key_guard,
     });
-    let checkpoints = checkpoints(config.audit, store.clone(), tenant.clone())?;
+    let root_log = kms.logs_context().then(|| kms.clone());
+    let checkpoints = checkpoints(config.audit, store.clone(), tenant.clone(), root_log)?;
     checked(&checkpoints).await;
     let app = App::new(Parts {
         tenant,
@@ -155,11 +156,12 @@ pub(super) fn provider(settings: config::Kms) -> Result<Arc<dyn Kms>, Failure> {
     })
 }
 
-/// The checkpoints of a tenant's log. Reads and sends nothing.
+/// The checkpoints of a tenant's log; they go into the KMS's own log where that one is given. Reads and sends nothing.
 pub(super) fn checkpoints(
     settings: config::Audit,
     store: Arc<dyn store::Store>,
     tenant: Tenant,
+    kms: Option<Arc<dyn Kms>>,
 ) -> Result<Checkpoints, Failure> {
     let config::Audit { origin, keys, places } = settings;
     let config::CheckpointPlaces { directory, bucket, webhook: hook, every } = places;
@@ -172,7 +174,7 @@ pub(super) fn checkpoints(
         tenant,
         deployment: origin,
         keys,
-        places: archives.chain(hook).map(Place::new).collect(),
+        places: archives.chain(hook).chain(kms.map(Receiver::Kms)).map(Place::new).collect(),
         publish_every: every,
         clock: Arc::new(SystemClock),
     }))

@@ -54,6 +54,7 @@ on_both_databases! {
     nobody_elses_values_are_erased
     old_entries_go_and_an_entry_says_so
     what_no_tile_covers_stays
+    entries_of_an_ended_log_go_by_its_own_tiles
     nothing_goes_of_a_tenant_on_hold
     only_what_was_exported_goes_where_that_is_asked_for
     what_changed_meanwhile_is_not_dropped
@@ -282,6 +283,25 @@ async fn what_no_tile_covers_stays(database: Db) {
         details(&database, tenant, Operation::Prune).await,
         ["prune 301 512", "prune 256 300", "prune 0 256"]
     );
+}
+
+async fn entries_of_an_ended_log_go_by_its_own_tiles(database: Db) {
+    let tenant = tenant(&*database).await;
+    append_old(&database, tenant, 300).await;
+    derive(&database).await;
+    let ended = database.log_head(tenant).await.unwrap().unwrap();
+    let open = Change::OpenLog { from: ended.clone(), log: 2 };
+    let first = vec![row(tenant, long_ago(), "u", &["a"])];
+    let batch = Batch { base: ended.end(), entries: first, ..changes(tenant, vec![open]) };
+    database.commit(&batch).await.unwrap();
+    append_old(&database, tenant, 255).await;
+    assert_eq!(keeper(&database).prune(retention()).await, Ok(256), "the new log has no tile yet");
+    derive(&database).await;
+    // What was left of the ended log's last tile stays: nothing else holds its hashes.
+    assert_eq!(keeper(&database).prune(retention()).await, Ok(256));
+    let places: Vec<u64> = all(&database, tenant).await.iter().map(|placed| placed.seq).collect();
+    assert_eq!(places[..44], (256..300).collect::<Vec<_>>());
+    assert_eq!(details(&database, tenant, Operation::Prune).await, ["prune 300 556", "prune 0 256"]);
 }
 
 async fn nothing_goes_of_a_tenant_on_hold(database: Db) {

@@ -90,12 +90,15 @@ const REST: &str = "np_byok_audit_default";
 /// What may go of one part. A name of ours, from the catalogue: nothing that anybody else writes.
 fn may_go(part: &str) -> String {
     format!(
-        "SELECT a.tenant, a.seq FROM {part} a JOIN np_byok_heads h USING (tenant)
+        "SELECT a.tenant, a.seq FROM {part} a JOIN (
+            SELECT tenant, log, first, size FROM np_byok_heads UNION ALL
+            SELECT tenant, log, first, size FROM np_byok_logs) AS l
+            ON l.tenant = a.tenant AND a.seq >= l.first AND a.seq < l.size
         CROSS JOIN LATERAL (
             SELECT 256 * count(*) AS leaves FROM np_byok_tiles t
-            WHERE t.tenant = h.tenant AND t.log = h.log AND t.level = 0
+            WHERE t.tenant = l.tenant AND t.log = l.log AND t.level = 0
             HAVING count(*) = max(t.tile) + 1) AS tiled
-        WHERE a.at < $2 AND a.seq >= h.first AND a.seq < h.first + tiled.leaves
+        WHERE a.at < $2 AND a.seq < l.first + tiled.leaves
             AND NOT EXISTS (SELECT FROM np_byok_holds k WHERE k.tenant = a.tenant)
             AND (NOT $1 OR EXISTS (SELECT FROM np_byok_exports x
                 WHERE x.tenant = a.tenant AND a.seq >= x.first AND a.seq < x.past))"

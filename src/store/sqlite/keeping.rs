@@ -35,10 +35,13 @@ statements! {
             AND NOT EXISTS (SELECT 1 FROM np_byok_holds WHERE tenant = ?1)";
     RANGES = "
         WITH may_go AS (
-            SELECT a.tenant, a.seq FROM np_byok_audit a JOIN np_byok_heads h ON h.tenant = a.tenant
-            WHERE a.at < ?2 AND a.seq >= h.first AND a.seq < h.first + (
+            SELECT a.tenant, a.seq FROM np_byok_audit a JOIN (
+                SELECT tenant, log, first, size FROM np_byok_heads UNION ALL
+                SELECT tenant, log, first, size FROM np_byok_logs) AS l
+                ON l.tenant = a.tenant AND a.seq >= l.first AND a.seq < l.size
+            WHERE a.at < ?2 AND a.seq < l.first + (
                 SELECT CASE count(*) WHEN max(t.tile) + 1 THEN 256 * count(*) ELSE 0 END FROM np_byok_tiles t
-                WHERE t.tenant = h.tenant AND t.log = h.log AND t.level = 0)
+                WHERE t.tenant = l.tenant AND t.log = l.log AND t.level = 0)
                 AND NOT EXISTS (SELECT 1 FROM np_byok_holds k WHERE k.tenant = a.tenant)
                 AND (NOT ?1 OR EXISTS (SELECT 1 FROM np_byok_exports x
                     WHERE x.tenant = a.tenant AND a.seq >= x.first AND a.seq < x.past)))
