@@ -211,10 +211,11 @@ impl App {
     /// Publishes the checkpoint of the log as it is now wherever one is due. `holder` names this replica.
     pub async fn publish_checkpoints(&self, holder: Uuid, stop: &CancellationToken) {
         let checkpoints = &self.checkpoints;
-        if checkpoints.places.is_empty() {
+        if checkpoints.places.is_empty() || checkpoints.is_behind() {
             return;
         }
-        let Ok(head) = checkpoints.renew().await else { return };
+        let Ok(Some(head)) = checkpoints.store.log_head(checkpoints.tenant.uid).await else { return };
+        let head = SignedHead::of(&head);
         let Ok(known) = checkpoints.store.publications(checkpoints.tenant.uid).await else { return };
         let publishing = checkpoints.places.iter().map(async |place| {
             let known = known.iter().find(|known| *known.place == *place.name);
