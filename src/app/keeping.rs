@@ -11,8 +11,8 @@ use crate::merkle::Hash;
 use crate::model::{Clock, Entry, EntryId, Means, Operation, Outcome, RequestId, Tenant, TenantUid};
 use crate::store::{Change, Database, Personal, Prunable, PruneError, ReadError, Retention, TileId, WIDTH};
 
-/// How many entries one erasure's statement looks at.
-const STEP: u64 = 10_000;
+/// How many entries one erasure's statement looks at: each may have ten thousand items, and a statement has seconds.
+const STEP: u64 = 256;
 /// How many tiles are held against their leaves at once.
 const TILES: u64 = 64;
 /// How often a part of the log is listed anew that changed while it was to be dropped.
@@ -99,16 +99,16 @@ impl Keeper {
             Personal::User(_) => "user",
             Personal::Record(_) => "record",
         };
+        // By itself, but for what shows the rights: an entry holds the log's head until its commit.
+        let rights = vec![Change::Erase { personal: personal.clone(), places: 0..0 }];
+        let entry = self.unit(tenant, Operation::Erase, &format!("erase {what} 0 {end}"), rights);
+        self.committer.commit(entry).await?;
         let mut erased = 0;
-        let mut entry = Some(format!("erase {what} 0 {end}"));
         let mut start = 0;
-        while start < end || entry.is_some() {
+        while start < end {
             let places = start..end.min(start + STEP);
             let changes = vec![Change::Erase { personal: personal.clone(), places: places.clone() }];
-            let unit = match entry.take() {
-                Some(detail) => self.unit(tenant, Operation::Erase, &detail, changes),
-                None => Unit { tenant, entry: None, changes, fence: Vec::new() },
-            };
+            let unit = Unit { tenant, entry: None, changes, fence: Vec::new() };
             erased += self.committer.commit(unit).await?.applied.iter().sum::<u64>();
             start = places.end;
         }

@@ -50,6 +50,7 @@ on_both_databases! {
     an_erased_record_is_gone_from_every_item
     nothing_is_erased_of_a_tenant_on_hold
     an_erased_value_is_found_by_nobody
+    what_comes_after_an_erased_part_is_still_found
     entries_stay_whose_tiles_are_not_theirs
     nobody_elses_values_are_erased
     old_entries_go_and_an_entry_says_so
@@ -223,6 +224,25 @@ async fn an_erased_value_is_found_by_nobody(database: Db) {
     assert_eq!(keeper.erase(tenant, &Personal::Record("a".to_owned())).await, Ok(256));
     assert_eq!(found(of(None, Some("a"))).await, 0);
     verifies(&database, tenant).await;
+}
+
+async fn what_comes_after_an_erased_part_is_still_found(database: Db) {
+    let tenant = tenant(&*database).await;
+    let now = SystemClock.now();
+    append(&database, tenant, (0..600).map(|_| row(tenant, now, "ann", &["a"])).collect()).await;
+    derive(&database).await;
+    let user = EntryFilter { user: Some("ann".to_owned()), ..EntryFilter::default() };
+    let record = EntryFilter { record_id: Some("a".to_owned()), ..EntryFilter::default() };
+    for (end, left) in [(100, 500), (256, 344), (512, 88), (600, 0)] {
+        for personal in [Personal::User("ann".to_owned()), Personal::Record("a".to_owned())] {
+            let erase = Change::Erase { personal, places: 0..end };
+            database.commit(&changes(tenant, vec![erase])).await.unwrap();
+        }
+        for filter in [&user, &record] {
+            let found = database.entries(tenant, filter, None, 1_000).await.unwrap().entries;
+            assert_eq!(found.len(), left, "{filter:?} after {end}");
+        }
+    }
 }
 
 async fn entries_stay_whose_tiles_are_not_theirs(database: Db) {

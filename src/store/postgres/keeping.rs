@@ -28,9 +28,12 @@ statements! {
         WITH noted AS (INSERT INTO np_byok_exports (tenant, first, past) VALUES ($1, $2, $3)
             ON CONFLICT DO NOTHING RETURNING 1)
         SELECT count(*) FROM noted";
+    /// No later entry is found the less: one may come in while the value goes.
     ERASE_USER = "
         WITH unnamed AS (
-            DELETE FROM np_byok_chunk_values WHERE tenant = $1 AND value = $5
+            DELETE FROM np_byok_chunk_values v WHERE tenant = $1 AND value = $5 AND chunk <= ($3 - 1) / 256
+                AND NOT EXISTS (SELECT FROM np_byok_audit a
+                    WHERE a.tenant = $1 AND a.seq >= $3 AND a.seq < (v.chunk + 1) * 256 AND a.user_id = $4)
                 AND NOT EXISTS (SELECT FROM np_byok_holds WHERE tenant = $1)),
         erased AS (
             UPDATE np_byok_audit SET user_id = NULL, user_salt = NULL, request_id = NULL, request_salt = NULL
@@ -39,7 +42,11 @@ statements! {
         SELECT count(*) FROM erased";
     ERASE_RECORD = "
         WITH unnamed AS (
-            DELETE FROM np_byok_chunk_values WHERE tenant = $1 AND value = $5
+            DELETE FROM np_byok_chunk_values v WHERE tenant = $1 AND value = $5 AND chunk <= ($3 - 1) / 256
+                AND NOT EXISTS (SELECT FROM np_byok_audit a
+                    WHERE a.tenant = $1 AND a.seq >= $3 AND a.seq < (v.chunk + 1) * 256
+                        AND jsonb_path_exists(a.records, 'strict $[*] ? (@[0] == $record)',
+                            jsonb_build_object('record', $4::text)))
                 AND NOT EXISTS (SELECT FROM np_byok_holds WHERE tenant = $1)),
         erased AS (
             UPDATE np_byok_audit SET records = (
@@ -62,6 +69,9 @@ statements! {
             AND (to_date(right(c.relname, 6), 'YYYYMM') + interval '1 month') AT TIME ZONE 'UTC' <= $1
         UNION ALL SELECT 'np_byok_audit_default' ORDER BY 1";
 }
+
+/// Nobody is put on hold while what a hold would keep goes: what is looked up of holds after it stands.
+pub(super) const NO_NEW_HOLD: &str = "LOCK TABLE np_byok_holds IN SHARE MODE";
 
 /// How long the migrations' lock, and the table's own, may be waited for.
 const PATIENCE: &str =

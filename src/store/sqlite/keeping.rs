@@ -47,9 +47,17 @@ statements! {
         JOIN np_byok_tenants t ON t.uid = i.tenant
         GROUP BY t.uid, t.name, i.island ORDER BY t.uid, min(i.seq)";
     DELETE = "DELETE FROM np_byok_audit WHERE tenant = ?1 AND seq >= ?2 AND seq < ?3";
-    /// In which chunks a value comes that was erased; a tenant on hold keeps them.
-    UNNAME = "
-        DELETE FROM np_byok_chunk_values WHERE tenant = ?1 AND value = ?2
+    /// In which chunks a value comes that is erased; not where a later entry has it, and a tenant on hold keeps them.
+    UNNAME_USER = "
+        DELETE FROM np_byok_chunk_values WHERE tenant = ?1 AND value = ?2 AND chunk <= (?3 - 1) / 256
+            AND NOT EXISTS (SELECT 1 FROM np_byok_audit a WHERE a.tenant = ?1 AND a.seq >= ?3
+                AND a.seq < (np_byok_chunk_values.chunk + 1) * 256 AND a.user_id = ?4)
+            AND NOT EXISTS (SELECT 1 FROM np_byok_holds WHERE tenant = ?1)";
+    UNNAME_RECORD = "
+        DELETE FROM np_byok_chunk_values WHERE tenant = ?1 AND value = ?2 AND chunk <= (?3 - 1) / 256
+            AND NOT EXISTS (SELECT 1 FROM np_byok_audit a, json_each(a.records) AS r WHERE a.tenant = ?1
+                AND a.seq >= ?3 AND a.seq < (np_byok_chunk_values.chunk + 1) * 256
+                AND r.type = 'array' AND r.value ->> '$[0]' = ?4)
             AND NOT EXISTS (SELECT 1 FROM np_byok_holds WHERE tenant = ?1)";
     /// In which chunks values came of which no entry is left.
     FORGET = "
@@ -84,12 +92,17 @@ pub(super) fn erase<'q>(
 }
 
 /// Takes it from what is derived.
-pub(super) fn unname<'q>(tenant: &'q TenantUid, personal: &Personal) -> SqliteQuery<'q> {
-    let named = match personal {
-        Personal::User(user) => Named::User(user),
-        Personal::Record(record) => Named::Record(record),
+pub(super) fn unname<'q>(
+    tenant: &'q TenantUid,
+    personal: &'q Personal,
+    places: &Range<u64>,
+) -> SqliteQuery<'q> {
+    let (statement, named) = match personal {
+        Personal::User(user) => (UNNAME_USER, Named::User(user)),
+        Personal::Record(record) => (UNNAME_RECORD, Named::Record(record)),
     };
-    sqlx::query(UNNAME).bind(tenant.0.as_slice()).bind(value_of(*tenant, named))
+    let query = sqlx::query(statement).bind(tenant.0.as_slice()).bind(value_of(*tenant, named));
+    query.bind(signed(places.end)).bind(personal.value())
 }
 
 async fn ranges(
