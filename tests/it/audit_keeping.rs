@@ -13,6 +13,7 @@ use byok::store::{
     Batch, Change, Database, EntryFilter, EntryRow, Personal, PlacedEntry, PruneError, Retention, Tile,
     TileId,
 };
+use sqlx::{Connection, PgConnection};
 
 use crate::store_postgres::with_two_roles;
 use crate::support::postgres::{connect, execute, migrated};
@@ -381,4 +382,30 @@ async fn entries_are_written_while_a_month_is_dropped() {
     assert_eq!(keeper(&store).prune(retention()).await, Ok(512));
     writing.await.unwrap();
     assert_eq!(all(&store, tenant).await.len(), 201);
+}
+
+/// Whoever reads the log has the lock of the whole table before those of its months.
+#[tokio::test(flavor = "multi_thread")]
+async fn entries_are_read_while_a_month_is_dropped() {
+    let (database, store) = migrated().await;
+    old_month(&database.url).await;
+    let store: Db = store;
+    let tenant = tenant(&*store).await;
+    append_old(&store, tenant, 512).await;
+    derive(&store).await;
+    let mut reader = PgConnection::connect(&database.url).await.unwrap();
+    let mut reading = reader.begin().await.unwrap();
+    sqlx::query("LOCK TABLE ONLY np_byok_audit IN ACCESS SHARE MODE").execute(&mut *reading).await.unwrap();
+    let pruning = tokio::spawn(async move { keeper(&store).prune(retention()).await });
+    let waits =
+        "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = 'np_byok_audit'::regclass)";
+    while !pruning.is_finished()
+        && !sqlx::query_scalar::<_, bool>(waits).fetch_one(&mut *reading).await.unwrap()
+    {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let of_month = sqlx::query("SELECT count(*) FROM np_byok_audit_202401").execute(&mut *reading).await;
+    assert!(of_month.is_ok(), "{of_month:?}");
+    reading.commit().await.unwrap();
+    assert_eq!(pruning.await.unwrap(), Ok(512));
 }

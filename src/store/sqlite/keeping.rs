@@ -34,11 +34,13 @@ statements! {
             AND EXISTS (SELECT 1 FROM json_each(records) AS r WHERE r.type = 'array' AND r.value ->> '$[0]' = ?4)
             AND NOT EXISTS (SELECT 1 FROM np_byok_holds WHERE tenant = ?1)";
     RANGES = "
-        WITH may_go AS (
-            SELECT a.tenant, a.seq FROM np_byok_audit a JOIN np_byok_heads h ON h.tenant = a.tenant
-            WHERE a.at < ?2 AND a.seq >= h.first AND a.seq < h.first + (
-                SELECT CASE count(*) WHEN max(t.tile) + 1 THEN 256 * count(*) ELSE 0 END FROM np_byok_tiles t
-                WHERE t.tenant = h.tenant AND t.log = h.log AND t.level = 0)
+        WITH tiled AS MATERIALIZED (
+            SELECT h.tenant, h.first, h.first + 256 * count(*) AS past FROM np_byok_heads h
+            JOIN np_byok_tiles t ON t.tenant = h.tenant AND t.log = h.log AND t.level = 0
+            GROUP BY h.tenant HAVING count(*) = max(t.tile) + 1),
+        may_go AS (
+            SELECT a.tenant, a.seq FROM tiled CROSS JOIN np_byok_audit a ON a.tenant = tiled.tenant
+            WHERE a.at < ?2 AND a.seq >= tiled.first AND a.seq < tiled.past
                 AND NOT EXISTS (SELECT 1 FROM np_byok_holds k WHERE k.tenant = a.tenant)
                 AND (NOT ?1 OR EXISTS (SELECT 1 FROM np_byok_exports x
                     WHERE x.tenant = a.tenant AND a.seq >= x.first AND a.seq < x.past)))
