@@ -55,6 +55,7 @@ on_both_databases! {
     entries_stay_whose_tiles_are_not_theirs
     nobody_elses_values_are_erased
     old_entries_go_and_an_entry_says_so
+    what_was_dropped_is_not_paged_through
     what_no_tile_covers_stays
     nothing_goes_of_a_tenant_on_hold
     only_what_was_exported_goes_where_that_is_asked_for
@@ -285,6 +286,17 @@ async fn old_entries_go_and_an_entry_says_so(database: Db) {
     assert_eq!(after, head.extended(&[rows[1].row.clone()]));
     assert_eq!(keeper(&database).prune(retention()).await, Ok(0));
     assert_eq!(database.log_size(tenant).await, Ok(514), "nothing to do leaves no entry");
+}
+
+async fn what_was_dropped_is_not_paged_through(database: Db) {
+    let tenant = tenant(&*database).await;
+    append_old(&database, tenant, 64 * 256).await;
+    append(&database, tenant, (0..300).map(|_| row(tenant, SystemClock.now(), "ann", &["a"])).collect())
+        .await;
+    derive(&database).await;
+    assert_eq!(keeper(&database).prune(retention()).await, Ok(64 * 256));
+    let page = database.entries(tenant, &EntryFilter::default(), None, 1_000).await.unwrap();
+    assert_eq!((page.entries.len(), page.next), (301, None));
 }
 
 async fn what_no_tile_covers_stays(database: Db) {
