@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::audit::{CommitFailed, Committer, Unit, pack};
 use crate::merkle::Hash;
@@ -116,6 +117,16 @@ impl Keeper {
             return Err(KeepingFailed::OnHold);
         }
         Ok(erased)
+    }
+
+    /// What is older than that, by whichever clock says less: one that runs ahead drops nothing before its time.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn older_than(&self, age: Duration, exported_only: bool) -> Result<Retention, KeepingFailed> {
+        // Nobody's proofs: asked for the database's time.
+        let theirs = self.database.proofs(TenantUid([0; 16])).await?.now;
+        Ok(Retention { before: self.clock.now().min(theirs).minus(age), exported_only })
     }
 
     /// What may be dropped, oldest first.

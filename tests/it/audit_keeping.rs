@@ -60,6 +60,7 @@ on_both_databases! {
     nothing_goes_of_a_tenant_on_hold
     only_what_was_exported_goes_where_that_is_asked_for
     what_changed_meanwhile_is_not_dropped
+    a_clock_that_runs_ahead_drops_nothing_before_its_time
 }
 
 /// A month of the past, as the server made it at its time.
@@ -354,6 +355,19 @@ async fn what_changed_meanwhile_is_not_dropped(database: Db) {
     keeper(&database).hold(tenant, true).await.unwrap();
     assert_eq!(database.prune(retention(), &prunable[0]).await, Err(PruneError::Changed));
     assert_eq!(all(&database, tenant).await.len(), 257);
+}
+
+async fn a_clock_that_runs_ahead_drops_nothing_before_its_time(database: Db) {
+    struct Ahead;
+    impl Clock for Ahead {
+        fn now(&self) -> Timestamp {
+            SystemClock.now().plus(3_650 * DAY)
+        }
+    }
+    let committer = Arc::new(Committer::start(database.clone(), Arc::new(SystemClock), 1));
+    let keeper = Keeper::new(database.clone(), committer, Arc::new(Ahead), None);
+    let retention = keeper.older_than(365 * DAY, false).await.unwrap();
+    assert!(retention.before <= SystemClock.now().minus(364 * DAY));
 }
 
 #[tokio::test(flavor = "multi_thread")]
