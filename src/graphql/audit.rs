@@ -2,10 +2,10 @@
 
 use async_graphql::{ID, InputObject, Object, SimpleObject};
 
-use crate::app::{AuditPage, AuditQuery};
+use crate::app::{AuditPage, AuditQuery, CheckpointShown};
 use crate::model::{Entry, ErrorCode, Item, Means, Operation, Outcome, Source};
 
-use super::scalars::Timestamptz;
+use super::scalars::{Bigint, Timestamptz};
 use super::words::Word;
 
 /// Which entries of the audit log; all conditions must hold.
@@ -82,6 +82,29 @@ impl From<AuditPage> for AuditConnection {
             edges: page.entries.into_iter().map(edge).collect(),
             page_info: PageInfo { has_next_page, end_cursor },
         }
+    }
+}
+
+/// The size and root of the audit log, signed.
+#[derive(SimpleObject)]
+#[graphql(name = "ByokAuditCheckpoint")]
+pub(super) struct AuditCheckpoint {
+    /// The signed note (c2sp.org/tlog-checkpoint): what to keep.
+    note: String,
+    /// Of which log.
+    origin: String,
+    /// How many leaves it has.
+    size: Bigint,
+    /// Its root, in base64.
+    root: String,
+    /// The public keys that verify it (c2sp.org/signed-note), the current one first.
+    keys: Vec<String>,
+}
+
+impl From<CheckpointShown> for AuditCheckpoint {
+    fn from(shown: CheckpointShown) -> Self {
+        let CheckpointShown { note, origin, size, root, keys } = shown;
+        Self { note, origin, size: Bigint(size), root, keys }
     }
 }
 

@@ -107,6 +107,12 @@ pub fn document() -> Value {
                 query("user", text.clone()), query("record_id", text.clone()),
                 query("first", json!({ "type": "integer", "minimum": 1, "maximum": 500, "default": 50 })), query("after", text.clone())],
             "responses": { "200": content("A page", "AuditPage"), "default": refused() } } },
+        "/byok/audit/checkpoint": { "get": {
+            "summary": "The audit log's size and root as they are now, signed (c2sp.org/tlog-checkpoint)", "security": [{ "bearer": [] }],
+            "responses": { "200": plain("The note"), "default": refused() } } },
+        "/byok/audit/keys": { "get": {
+            "summary": "The public keys that verify checkpoints, one a line (c2sp.org/signed-note), the current one first", "security": [{ "bearer": [] }],
+            "responses": { "200": plain("The keys"), "default": refused() } } },
         "/byok/health": { "get": {
             "summary": "Whether the key works: a real wrap and unwrap, at most once in five seconds",
             "responses": { "200": content("It works", "Health"), "503": content("It does not", "Health") } } },
@@ -134,6 +140,10 @@ fn body(schema: &str, required: bool) -> Value {
 
 fn content(description: &str, schema: &str) -> Value {
     json!({ "description": description, "content": { "application/json": { "schema": reference(schema) } } })
+}
+
+fn plain(description: &str) -> Value {
+    json!({ "description": description, "content": { "text/plain": { "schema": { "type": "string" } } } })
 }
 
 fn refused() -> Value {
