@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::audit::{CommitFailed, Committer, Unit, pack};
 use crate::merkle::Hash;
@@ -13,8 +14,8 @@ use crate::store::{
     Change, Database, LogHead, Personal, Prunable, PruneError, ReadError, Retention, TileId, WIDTH,
 };
 
-/// How many entries one erasure's statement looks at.
-const STEP: u64 = 10_000;
+/// How many entries one erasure's statement looks at: each may have ten thousand items, and a statement has seconds.
+const STEP: u64 = 256;
 /// How many tiles are held against their leaves at once.
 const TILES: u64 = 64;
 /// How often a part of the log is listed anew that changed while it was to be dropped.
@@ -101,16 +102,16 @@ impl Keeper {
             Personal::User(_) => "user",
             Personal::Record(_) => "record",
         };
+        // By itself, but for what shows the rights: an entry holds the log's head until its commit.
+        let rights = vec![Change::Erase { personal: personal.clone(), places: 0..0 }];
+        let entry = self.unit(tenant, Operation::Erase, &format!("erase {what} 0 {end}"), rights);
+        self.committer.commit(entry).await?;
         let mut erased = 0;
-        let mut entry = Some(format!("erase {what} 0 {end}"));
         let mut start = 0;
-        while start < end || entry.is_some() {
+        while start < end {
             let places = start..end.min(start + STEP);
             let changes = vec![Change::Erase { personal: personal.clone(), places: places.clone() }];
-            let unit = match entry.take() {
-                Some(detail) => self.unit(tenant, Operation::Erase, &detail, changes),
-                None => Unit { tenant, entry: None, changes, fence: Vec::new() },
-            };
+            let unit = Unit { tenant, entry: None, changes, fence: Vec::new() };
             erased += self.committer.commit(unit).await?.applied.iter().sum::<u64>();
             start = places.end;
         }
@@ -118,6 +119,16 @@ impl Keeper {
             return Err(KeepingFailed::OnHold);
         }
         Ok(erased)
+    }
+
+    /// What is older than that, by whichever clock says less: one that runs ahead drops nothing before its time.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn older_than(&self, age: Duration, exported_only: bool) -> Result<Retention, KeepingFailed> {
+        // Nobody's proofs: asked for the database's time.
+        let theirs = self.database.proofs(TenantUid([0; 16])).await?.now;
+        Ok(Retention { before: self.clock.now().min(theirs).minus(age), exported_only })
     }
 
     /// What may be dropped, oldest first.

@@ -19,7 +19,7 @@ use crate::keyring::{self, Keyring};
 use crate::kms::{AwsKms, AzureKeyVault, GcpKms, Kms, LocalKey, VaultTransit};
 use crate::model::{Clock, SystemClock, Tenant, TenantUid};
 use crate::rest::DatabaseState;
-use crate::store::{self, Batch, Change, CommitError, Database, MigrateError, MigrationReport, Retention};
+use crate::store::{self, Batch, Change, CommitError, Database, MigrateError, MigrationReport};
 use crate::webhook::Webhook;
 
 /// The tenant of the single-tenant form.
@@ -56,7 +56,7 @@ pub(super) async fn assemble(config: Config, stop: CancellationToken) -> Result<
     // Without the owner's rights, `byok audit prune` does it.
     let owns = has_owner || database.exposure().await.is_ok_and(|exposure| exposure.owns_audit);
     let keeper = owns.then(|| Keeper::new(database.clone(), committer.clone(), clock.clone(), None));
-    let upkeep = Upkeep { database, keeper, retention: config.audit_retention, clock: clock.clone() };
+    let upkeep = Upkeep { database, keeper, retention: config.audit_retention };
     let refresh = tokio::spawn(refresh(authenticator.clone(), upkeep, stop));
     let keyring = Keyring::new(keyring::Parts {
         store: store.clone(),
@@ -251,7 +251,6 @@ struct Upkeep {
     database: Arc<dyn Database>,
     keeper: Option<Keeper>,
     retention: config::AuditRetention,
-    clock: Arc<dyn Clock>,
 }
 
 impl Upkeep {
@@ -261,9 +260,9 @@ impl Upkeep {
                 warn!("the database's upkeep failed: trying again in an hour");
             }
             if let (Some(keeper), Some(age)) = (&self.keeper, self.retention.age) {
-                let before = self.clock.now().minus(age);
-                let retention = Retention { before, exported_only: self.retention.exported_only };
-                match keeper.prune(retention).await {
+                let prune =
+                    async || keeper.prune(keeper.older_than(age, self.retention.exported_only).await?).await;
+                match prune().await {
                     Ok(0) => {}
                     Ok(dropped) => info!(dropped, "old entries were dropped; their hashes are kept"),
                     Err(failed) => warn!(?failed, "old entries were not dropped: trying again in an hour"),
