@@ -290,6 +290,15 @@ impl Checkpoints {
             }
         }
         let (now, behind) = (SignedHead::of(&tree.head), !unheld.is_empty());
+        if let Some(before) = known.signed.as_ref().filter(|signed| signed.log < now.log) {
+            warn!(
+                before = before.log,
+                size = before.size,
+                root = %before.root,
+                log = now.log,
+                "another audit log was opened: where no `byok audit restored` was run, somebody rewrote the database"
+            );
+        }
         if behind != self.behind.swap(behind, Ordering::SeqCst) {
             match unheld.first() {
                 None => info!(log = now.log, size = now.size, "the audit log holds all that was published"),
