@@ -187,6 +187,8 @@ fn python(bundle: &Path, pinned: Option<&Path>) -> (Option<i32>, String) {
     (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
 }
 
+type Edit<'a> = &'a dyn Fn(&mut Vec<String>);
+
 #[test]
 fn neither_verifier_takes_a_walk_that_leaves_entries_of_the_range_out() {
     let text = std::fs::read_to_string(vectors().join("bundle.jsonl")).unwrap();
@@ -201,7 +203,7 @@ fn neither_verifier_takes_a_walk_that_leaves_entries_of_the_range_out() {
     let skip = |count: &str| format!("{{\"skip\":{{\"count\":{count},\"roots\":[\"{leaf}\"]}}}}");
     let start = format!("{{\"start\":{{\"size\":1,\"roots\":[\"{leaf}\"]}}}}");
     let service = "\"role\":\"service\"";
-    let changes: [(&str, &dyn Fn(&mut Vec<String>)); 12] = [
+    let edits: [(&str, Edit<'_>); 12] = [
         ("as it is", &|_| ()),
         ("a second start", &|lines| lines[5] = start.clone()),
         ("a skip of fewer than none", &|lines| lines[5] = skip("-1")),
@@ -236,9 +238,9 @@ fn neither_verifier_takes_a_walk_that_leaves_entries_of_the_range_out() {
     let file = folder.path().join("bundle.jsonl");
     let key = std::fs::read_to_string(vectors().join("key")).unwrap();
     let trust = Trust { keys: vec![CheckpointKey::parse(key.trim()).unwrap()], pinned: None };
-    for (what, change) in changes {
+    for (what, edit) in edits {
         let mut lines: Vec<String> = whole.iter().map(|line| (*line).to_owned()).collect();
-        change(&mut lines);
+        edit(&mut lines);
         let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
         std::fs::write(&file, &text).unwrap();
         let report = verify_bundle(&mut text.as_bytes(), &trust, &mut |_| ()).unwrap();

@@ -276,6 +276,29 @@ async fn a_history_that_was_rewritten_at_the_same_size_shows() {
 }
 
 #[tokio::test]
+async fn a_history_that_was_rewritten_shows_also_where_another_log_goes_on() {
+    let mut bench = Bench::start().await;
+    bench.encrypt(0..4).await;
+    let published = bench.published().await;
+    bench.server.stop().await;
+    rewrite(&bench).await;
+    // As if it had been restored, without a word.
+    bench.damage("DELETE FROM np_byok_checkpoints; DELETE FROM np_byok_publications").await;
+    bench.damage("UPDATE np_byok_heads SET log = 2, first = size, frontier = ''").await;
+    bench.server.start_again().await;
+    assert!(bench.refused().await);
+    let said = bench.restored(&[]).await;
+    let [_, size, root] = published.lines().take(3).collect::<Vec<_>>()[..] else { panic!("three lines") };
+    let lost = format!("lost    byok/primary/1 {size} {root}");
+    assert_eq!(said[1..], [lost, "opened  byok/primary/3".to_owned()]);
+    eventually(async || !bench.refused().await).await;
+    bench.published_in_log(3).await;
+    bench.server.stop().await;
+    bench.server.start_again().await;
+    assert!(!bench.refused().await, "it was named");
+}
+
+#[tokio::test]
 async fn a_running_server_finds_a_history_that_is_rewritten_under_it() {
     let bench = Bench::start().await;
     bench.encrypt(0..4).await;
