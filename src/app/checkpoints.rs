@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 use tracing::{error, info, warn};
@@ -84,6 +84,9 @@ impl From<NoneMade> for Refusal {
     }
 }
 
+/// Between two checkpoints that nobody asked for and that are published nowhere.
+const KEEP: Duration = Duration::from_secs(10);
+
 /// What is known of published heads.
 #[derive(Default)]
 struct Known {
@@ -93,6 +96,8 @@ struct Known {
     unproven: Vec<SignedHead>,
     /// The same of logs before it: neither held by the one that has ended, nor named as lost.
     ended: Vec<SignedHead>,
+    /// When this process last kept one.
+    kept_at: Option<Instant>,
 }
 
 /// What a check found.
@@ -261,9 +266,24 @@ impl Checkpoints {
             };
             self.store.commit(&batch).await.map_err(|_| ReadError::Unavailable)?;
             self.made.fetch_add(1, Ordering::Relaxed);
+            known.kept_at = Some(Instant::now());
         }
         known.signed = Some(head.clone());
         Ok(head)
+    }
+
+    /// The same, but nothing is kept so soon after the last one was: a log that never rests would fill its table with them.
+    ///
+    /// # Errors
+    /// See [`NoneMade`].
+    async fn renew_in_time(&self) -> Result<(), NoneMade> {
+        let mut known = self.known.lock().await;
+        if known.kept_at.is_none_or(|kept_at| kept_at.elapsed() >= KEEP) {
+            drop(known);
+            return self.renew().await.map(drop);
+        }
+        self.hold(&mut known).await?;
+        if self.is_behind() { Err(NoneMade::Behind) } else { Ok(()) }
     }
 
     /// Holds the log against all that is known to have been published, and says what it is now and what was kept last.
@@ -389,14 +409,15 @@ impl App {
         })
     }
 
-    /// Makes a checkpoint where the log has moved since the last one. To be called every second.
+    /// Holds the log against what was published, and makes a checkpoint where it has moved since the last one, of which one
+    /// is kept in a while. To be called every second.
     pub async fn keep_checkpoint(&self) {
         // Without a key there is only the way back to look for.
         if !self.checkpoints.signs() && !self.checkpoints.is_behind() {
             return;
         }
-        match self.checkpoints.renew().await {
-            Ok(_) | Err(NoneMade::Unsigned | NoneMade::Store(ReadError::Unavailable)) => {}
+        match self.checkpoints.renew_in_time().await {
+            Ok(()) | Err(NoneMade::Unsigned | NoneMade::Store(ReadError::Unavailable)) => {}
             // The rows of DEKs that are in memory may be gone.
             Err(NoneMade::Behind) => self.keyring.clear(),
             Err(NoneMade::Store(ReadError::Rejected)) => {

@@ -11,6 +11,8 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::archive::{Archive, ArchiveError};
+use crate::kms::{DekBinding, Kms, Mark, Purpose};
+use crate::model::DekId;
 use crate::store::{Batch, Change, Publishing};
 use crate::webhook::{Delivery, PublishedCheckpoint, Webhook};
 
@@ -42,6 +44,8 @@ pub enum Receiver {
     Archive(Archive),
     /// A place that does not.
     Webhook(Webhook),
+    /// The customer's KMS, whose own log shows the context of a request ([`Kms::logs_context`]).
+    Kms(Arc<dyn Kms>),
 }
 
 /// Where checkpoints are published.
@@ -58,16 +62,18 @@ impl Place {
         let name = match &receiver {
             Receiver::Archive(archive) => archive.name(),
             Receiver::Webhook(webhook) => webhook.name(),
+            Receiver::Kms(_) => "kms".to_owned(),
         };
         Self { receiver, name: name.into(), failures: AtomicU32::new(0), unpublished: AtomicU64::new(0) }
     }
 
-    /// `directory`, `bucket` or `webhook`.
+    /// `directory`, `bucket`, `webhook` or `kms`.
     pub fn kind(&self) -> &'static str {
         match &self.receiver {
             Receiver::Archive(Archive::Directory(_)) => "directory",
             Receiver::Archive(Archive::Bucket(_)) => "bucket",
             Receiver::Webhook(_) => "webhook",
+            Receiver::Kms(_) => "kms",
         }
     }
 
@@ -167,6 +173,16 @@ impl Checkpoints {
                     Delivery::Timeout => Err("timeout".to_owned()),
                 }
             }
+            Receiver::Kms(kms) => {
+                // What it answers is thrown away: that it was asked is what stays.
+                let purpose = Purpose::Checkpoint(Mark { log: head.log, size: head.size, root: head.root });
+                let binding = DekBinding { tenant: self.tenant.uid, dek_id: DekId::new(), purpose };
+                match kms.generate(&[binding]).await.pop() {
+                    Some(Ok(_)) => Ok(()),
+                    Some(Err(error)) => Err(error.class.as_str().to_owned()),
+                    None => Err("no answer".to_owned()),
+                }
+            }
         }
     }
 
@@ -213,10 +229,11 @@ impl App {
     /// Publishes the checkpoint of the log as it is now wherever one is due. `holder` names this replica.
     pub async fn publish_checkpoints(&self, holder: Uuid, stop: &CancellationToken) {
         let checkpoints = &self.checkpoints;
-        if checkpoints.places.is_empty() {
+        if checkpoints.places.is_empty() || checkpoints.is_behind() {
             return;
         }
-        let Ok(head) = checkpoints.renew().await else { return };
+        let Ok(Some(head)) = checkpoints.store.log_head(checkpoints.tenant.uid).await else { return };
+        let head = SignedHead::of(&head);
         let Ok(known) = checkpoints.store.publications(checkpoints.tenant.uid).await else { return };
         let publishing = checkpoints.places.iter().map(async |place| {
             let known = known.iter().find(|known| *known.place == *place.name);

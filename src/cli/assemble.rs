@@ -19,7 +19,7 @@ use crate::keyring::{self, Keyring};
 use crate::kms::{AwsKms, AzureKeyVault, GcpKms, Kms, LocalKey, VaultTransit};
 use crate::model::{Clock, SystemClock, Tenant, TenantUid};
 use crate::rest::DatabaseState;
-use crate::store::{self, Batch, Change, CommitError, Database, MigrateError, MigrationReport, Retention};
+use crate::store::{self, Batch, Change, CommitError, Database, MigrateError, MigrationReport};
 use crate::webhook::Webhook;
 
 /// The tenant of the single-tenant form.
@@ -65,7 +65,8 @@ pub(super) async fn assemble(config: Config, stop: CancellationToken) -> Result<
         pool: config.dek_pool,
         guard: config.key_guard,
     });
-    let checkpoints = checkpoints(config.audit, store.clone(), tenant.clone())?;
+    let root_log = kms.logs_context().then(|| kms.clone());
+    let checkpoints = checkpoints(config.audit, store.clone(), tenant.clone(), root_log)?;
     checked(&checkpoints).await;
     let app = App::new(Parts {
         tenant,
@@ -77,13 +78,13 @@ pub(super) async fn assemble(config: Config, stop: CancellationToken) -> Result<
         policy,
         limits: config.limits,
         in_flight: config.server.in_flight,
-        clock: clock.clone(),
+        clock,
         webhook,
         checkpoints,
         streams,
     });
     let app = Arc::new(app);
-    let upkeep = Upkeep { database, keeper, app: app.clone(), retention: config.audit_retention, clock };
+    let upkeep = Upkeep { database, keeper, app: app.clone(), retention: config.audit_retention };
     let refresh = tokio::spawn(refresh(authenticator, upkeep, stop));
     let state = DatabaseState { applied: report.applied, expected: report.expected, audit_protected };
     Ok(Assembled { app, database: state, server: config.server, refresh })
@@ -156,11 +157,12 @@ pub(super) fn provider(settings: config::Kms) -> Result<Arc<dyn Kms>, Failure> {
     })
 }
 
-/// The checkpoints of a tenant's log. Reads and sends nothing.
+/// The checkpoints of a tenant's log; they go into the KMS's own log where that one is given. Reads and sends nothing.
 pub(super) fn checkpoints(
     settings: config::Audit,
     store: Arc<dyn store::Store>,
     tenant: Tenant,
+    kms: Option<Arc<dyn Kms>>,
 ) -> Result<Checkpoints, Failure> {
     let config::Audit { origin, keys, places } = settings;
     let config::CheckpointPlaces { directory, bucket, webhook: hook, every } = places;
@@ -173,7 +175,7 @@ pub(super) fn checkpoints(
         tenant,
         deployment: origin,
         keys,
-        places: archives.chain(hook).map(Place::new).collect(),
+        places: archives.chain(hook).chain(kms.map(Receiver::Kms)).map(Place::new).collect(),
         publish_every: every,
         clock: Arc::new(SystemClock),
     }))
@@ -251,7 +253,6 @@ struct Upkeep {
     keeper: Option<Keeper>,
     app: Arc<App>,
     retention: config::AuditRetention,
-    clock: Arc<dyn Clock>,
 }
 
 impl Upkeep {
@@ -264,9 +265,9 @@ impl Upkeep {
             if let (Some(keeper), Some(age)) = (&self.keeper, self.retention.age)
                 && !self.app.checkpoints().is_behind()
             {
-                let before = self.clock.now().minus(age);
-                let retention = Retention { before, exported_only: self.retention.exported_only };
-                match keeper.prune(retention).await {
+                let prune =
+                    async || keeper.prune(keeper.older_than(age, self.retention.exported_only).await?).await;
+                match prune().await {
                     Ok(0) => {}
                     Ok(dropped) => info!(dropped, "old entries were dropped; their hashes are kept"),
                     Err(failed) => warn!(?failed, "old entries were not dropped: trying again in an hour"),

@@ -153,6 +153,11 @@ impl AuditEntry {
         self.0.request_id.as_deref()
     }
 
+    /// What an operation on the log itself did; null for any other.
+    async fn detail(&self) -> Option<&str> {
+        self.0.detail.as_deref()
+    }
+
     /// How many items the call had.
     async fn item_count(&self) -> usize {
         self.0.items.len()

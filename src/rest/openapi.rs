@@ -70,7 +70,7 @@ pub fn document() -> Value {
             "next": { "type": ["string", "null"], "description": "Pass it as `after` to read on. A page may hold fewer entries than asked for, or none, and have more to follow; null means that the end was reached." } } },
         "Entry": { "type": "object", "properties": {
             "id": text, "at": text, "operation": { "enum": Operation::ALL.map(Operation::as_str) }, "outcome": text, "role": text,
-            "user": nullable, "authenticated_by": text, "request_id": nullable,
+            "user": nullable, "authenticated_by": text, "request_id": nullable, "detail": nullable,
             "items": { "type": "array", "items": { "type": "object", "properties": {
                 "record_id": nullable, "dek_id": nullable, "key_version": nullable, "source": { "enum": ["cache", "kms", null] },
                 "kms_request_id": nullable, "outcome": text } } } } },

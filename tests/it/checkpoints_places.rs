@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 
 use crate::checkpoints::{KEY_FILE, Said, eventually, made_key, note, verified, vkeys};
 use crate::kms_aws_moto::Moto;
+use crate::kms_aws_policy::printed;
+use crate::support::aws::{Cloud, Front};
 use crate::support::server::{TestServer, create_database};
 use crate::support::{http, needed};
 use crate::webhook::{Answer, Receiver, SECRET};
@@ -73,6 +75,41 @@ async fn a_directory_holds_every_published_checkpoint_in_order_and_the_last_by_n
         assert_eq!(*name, format!("{size:020}.note"));
     }
     eventually(async || metric(&server, "checkpoint_place_unpublished{place=\"directory\"} 0").await).await;
+}
+
+/// CloudTrail shows a request's encryption context; here the way to KMS does.
+#[tokio::test]
+async fn the_log_of_the_customers_kms_holds_our_root() {
+    let folder = tempfile::tempdir().unwrap();
+    let signing_key = made_key(folder.path(), "key.pem").await;
+    let cloud = Cloud::shared();
+    let (key, front) = (cloud.key().await, Front::of(&cloud).await);
+    key.user.permit(&printed(&[("BYOK_AWS_KEY_ARN", &key.arn)]).remove(0)).await;
+    let server = TestServer::with(&[
+        (KEY_FILE, &*signing_key),
+        EVERY,
+        ("BYOK_PROVIDER", "aws-kms"),
+        ("BYOK_AWS_KEY_ARN", &key.arn),
+        ("BYOK_AWS_ENDPOINT", &front.address),
+        ("AWS_ACCESS_KEY_ID", &key.user.id),
+        ("AWS_SECRET_ACCESS_KEY", &key.user.secret),
+    ])
+    .await;
+    server.encrypt("p", "r-1").await;
+    let [vkey] = &vkeys(&server).await[..] else { panic!("one key") };
+    let now = verified(&note(&server).await, vkey).unwrap();
+    let wanted = format!("1 {} {}", now.size, now.root);
+    let said = || -> Vec<Value> {
+        let contexts = front.calls().into_iter().map(|call| call.body["EncryptionContext"].clone());
+        contexts.filter(|context| context["byok:purpose"] == "checkpoint").collect()
+    };
+    eventually(async || said().iter().any(|context| context["byok:checkpoint"] == wanted.as_str())).await;
+    eventually(async || metric(&server, "checkpoint_place_unpublished{place=\"kms\"} 0").await).await;
+    // Nothing moves: nothing is said again, and nobody pays for it.
+    let calls = said().len();
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    assert_eq!(said().len(), calls);
+    assert!(said().iter().all(|context| context["byok:tenant"].is_string()), "{:?}", said());
 }
 
 #[tokio::test]

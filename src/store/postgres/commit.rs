@@ -414,6 +414,7 @@ async fn in_order(
                 1
             }
             Change::Erase { personal, places } => {
+                sqlx::query(keeping::NO_NEW_HOLD).persistent(false).execute(&mut *connection).await?;
                 let query = keeping::erase(batch.tenant, personal, places);
                 applied.push(touched(connection, query, named).await?);
                 1

@@ -26,11 +26,12 @@ statements! {
         ORDER BY a.seq DESC LIMIT ?7";
 
     /// Where the log and its index end, and which chunks of the index are the first and the last with entries of that time:
-    /// first looked for among chunks of level 1.
+    /// first looked for among chunks of level 1. What was pruned is not gone through.
     BOUNDS = "
         SELECT size,
             (SELECT COALESCE(max(chunk) + 1, 0) FROM np_byok_chunks WHERE tenant = ?1 AND level = 0),
-            (SELECT chunk FROM np_byok_chunks
+            (SELECT max(chunk, (SELECT seq / 256 FROM np_byok_audit WHERE tenant = ?1 ORDER BY seq LIMIT 1))
+                FROM np_byok_chunks
                 WHERE tenant = ?1 AND level = 0 AND latest >= COALESCE(?2, latest)
                     AND chunk >= 256 * COALESCE(
                         (SELECT chunk FROM np_byok_chunks WHERE tenant = ?1 AND level = 1

@@ -210,7 +210,7 @@ async fn one(connection: &mut SqliteConnection, tenant: TenantUid, change: &Chan
         }
         Change::Hold { on } => keeping::hold(&tenant, *on),
         Change::Erase { personal, places } => {
-            keeping::unname(&tenant, personal).execute(&mut *connection).await?;
+            keeping::unname(&tenant, personal, places).execute(&mut *connection).await?;
             keeping::erase(&tenant, personal, places)
         }
         Change::NoteExport { places } => keeping::note_export(&tenant, places),
