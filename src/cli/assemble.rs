@@ -78,7 +78,7 @@ pub(super) async fn assemble(config: Config, stop: CancellationToken) -> Result<
         policy,
         limits: config.limits,
         in_flight: config.server.in_flight,
-        clock: clock.clone(),
+        clock,
         webhook,
         checkpoints,
         streams,

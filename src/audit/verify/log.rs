@@ -59,7 +59,7 @@ pub async fn verify_log(
     );
     let earlier = match head.first {
         0 => String::new(),
-        first => format!("; those at the {first} places before are of earlier logs, and were not looked at"),
+        first => format!("; those at the {first} places before are not in it, and were not looked at"),
     };
     report.subject = format!(
         "log {origin}: {} entries at places {} to before {}, root {}{earlier}",
