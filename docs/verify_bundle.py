@@ -108,8 +108,9 @@ def verify(path, keys, pinned=None):
                     holds = code(one) == hmac.digest(salt, one["value"].encode(), "sha256")
                     check(holds, f"changed-field: a personal value of place {place}")
             words = (value.get("detail") or "").split(" ")
-            if (value["operation"], value["outcome"], words[0], len(words)) == ("prune", "OK", "prune", 3):
-                prunes += [(int(words[1]), int(words[2]))] if int(words[2]) <= place else []
+            if (value["operation"], value["outcome"], words[:2]) == ("prune", "OK", ["prune", str(head["log"])]):
+                first, past = map(int, words[2:])  # leaves: where the log begins is signed by nobody
+                prunes += [(head["first"] + first, head["first"] + past)] if past <= size else []
             size = grow(tree, size, 1, [sha(b"\0", value["at"].to_bytes(8, "big", signed=True), b64(value["digest"], 32))])
         elif kind == "checkpoint":
             holds = signed(value, keys, head["origin"]) == (size, root(tree))

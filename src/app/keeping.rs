@@ -151,10 +151,11 @@ impl Keeper {
             let mut changed = false;
             for part in &prunable {
                 for (tenant, ranges) in &part.entries {
-                    for range in ranges {
-                        self.hold_tiles_against(tenant.uid, range).await?;
+                    let pieces = self.by_log(tenant.uid, ranges).await?;
+                    for (log, places) in &pieces {
+                        self.hold_tiles_against(tenant.uid, log, places.clone()).await?;
                     }
-                    self.announce(tenant, ranges).await?;
+                    self.announce(tenant, &pieces).await?;
                 }
                 match self.database.prune(retention, part).await {
                     Ok(()) => {
@@ -171,22 +172,27 @@ impl Keeper {
         Err(KeepingFailed::Changing)
     }
 
-    /// Whether the tiles that stay hold what these entries' leaves are: they are all that is left of them.
-    async fn hold_tiles_against(&self, tenant: TenantUid, places: &Range<u64>) -> Result<(), KeepingFailed> {
+    /// The same places, each piece with the log that it is of.
+    async fn by_log(
+        &self,
+        tenant: TenantUid,
+        ranges: &[Range<u64>],
+    ) -> Result<Vec<(LogHead, Range<u64>)>, KeepingFailed> {
         let mut logs = self.database.ended_logs(tenant).await?;
         logs.extend(self.database.log_head(tenant).await?);
-        let mut held = 0;
-        for log in logs {
-            let of_log = places.start.max(log.first)..places.end.min(log.end());
-            if !of_log.is_empty() {
-                held += length(&of_log);
-                self.hold_tiles_of(tenant, &log, of_log).await?;
-            }
-        }
-        if held == length(places) { Ok(()) } else { Err(KeepingFailed::Wrong) }
+        let of = |log: &LogHead, range: &Range<u64>| range.start.max(log.first)..range.end.min(log.end());
+        let pieces: Vec<_> = ranges
+            .iter()
+            .flat_map(|range| logs.iter().map(move |log| (log.clone(), of(log, range))))
+            .filter(|(_, places)| !places.is_empty())
+            .collect();
+        let held: u64 = pieces.iter().map(|(_, places)| length(places)).sum();
+        let asked: u64 = ranges.iter().map(length).sum();
+        if held == asked { Ok(pieces) } else { Err(KeepingFailed::Wrong) }
     }
 
-    async fn hold_tiles_of(
+    /// Whether the tiles that stay hold what these entries' leaves are: they are all that is left of them.
+    async fn hold_tiles_against(
         &self,
         tenant: TenantUid,
         log: &LogHead,
@@ -213,10 +219,10 @@ impl Keeper {
         Ok(())
     }
 
-    /// Writes down that these entries go.
-    async fn announce(&self, tenant: &Tenant, ranges: &[Range<u64>]) -> Result<(), KeepingFailed> {
-        for range in ranges {
-            let detail = format!("prune {} {}", range.start, range.end);
+    /// Writes down that these entries go: of which log, and which of its leaves.
+    async fn announce(&self, tenant: &Tenant, pieces: &[(LogHead, Range<u64>)]) -> Result<(), KeepingFailed> {
+        for (LogHead { log, first, .. }, places) in pieces {
+            let detail = format!("prune {log} {} {}", places.start - first, places.end - first);
             let unit = self.unit(tenant.uid, Operation::Prune, &detail, Vec::new());
             self.committer.commit(unit).await?;
         }

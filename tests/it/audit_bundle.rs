@@ -257,7 +257,7 @@ async fn a_bundle_needs_a_key_that_signed_it() {
 #[tokio::test]
 async fn a_pruned_range_holds_where_a_later_entry_names_it_and_its_hashes_are_there() {
     let sealed = Sealed::start().await;
-    let prune = entry(Operation::Prune, Some("prune 0 5"));
+    let prune = entry(Operation::Prune, Some("prune 1 0 5"));
     let prune = pack(sealed.tenant.uid, &prune);
     sealed.store.commit(&rows::entries(sealed.tenant.uid, 12, vec![prune])).await.unwrap();
     sealed.checkpoint().await;

@@ -201,7 +201,7 @@ async fn a_pruned_range_that_is_not_marked_is_found() {
     sealed.damage("DELETE FROM np_byok_audit WHERE seq < 4").await;
     sealed.verify(&[]).await.finds("unmarked-prune", "places 0 to 3");
     // An entry alone does not do: the hashes have to be there as well.
-    let prune = pack(sealed.tenant.uid, &entry(Operation::Prune, Some("prune 0 4")));
+    let prune = pack(sealed.tenant.uid, &entry(Operation::Prune, Some("prune 1 0 4")));
     sealed.store.commit(&rows::entries(sealed.tenant.uid, 12, vec![prune])).await.unwrap();
     sealed.verify(&[]).await.finds("unmarked-prune", "places 0 to 3");
 }

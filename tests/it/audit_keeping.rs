@@ -282,7 +282,7 @@ async fn old_entries_go_and_an_entry_says_so(database: Db) {
     assert_eq!(keeper(&database).prune(retention()).await, Ok(512));
     let rows = all(&database, tenant).await;
     assert_eq!(rows.iter().map(|placed| placed.seq).collect::<Vec<_>>(), [512, 513]);
-    assert_eq!(details(&database, tenant, Operation::Prune).await, ["prune 0 512"]);
+    assert_eq!(details(&database, tenant, Operation::Prune).await, ["prune 1 0 512"]);
     // The tree goes on where it was.
     let after = database.log_head(tenant).await.unwrap().unwrap();
     assert_eq!(after, head.extended(&[rows[1].row.clone()]));
@@ -315,7 +315,7 @@ async fn what_no_tile_covers_stays(database: Db) {
     assert_eq!(keeper(&database).prune(retention()).await, Ok(255));
     assert_eq!(
         details(&database, tenant, Operation::Prune).await,
-        ["prune 301 512", "prune 256 300", "prune 0 256"]
+        ["prune 1 301 512", "prune 1 256 300", "prune 1 0 256"]
     );
 }
 
@@ -335,7 +335,7 @@ async fn entries_of_an_ended_log_go_by_its_own_tiles(database: Db) {
     assert_eq!(keeper(&database).prune(retention()).await, Ok(256));
     let places: Vec<u64> = all(&database, tenant).await.iter().map(|placed| placed.seq).collect();
     assert_eq!(places[..44], (256..300).collect::<Vec<_>>());
-    assert_eq!(details(&database, tenant, Operation::Prune).await, ["prune 300 556", "prune 0 256"]);
+    assert_eq!(details(&database, tenant, Operation::Prune).await, ["prune 2 0 256", "prune 1 0 256"]);
 }
 
 async fn nothing_goes_of_a_tenant_on_hold(database: Db) {
@@ -363,7 +363,7 @@ async fn only_what_was_exported_goes_where_that_is_asked_for(database: Db) {
     let noted = Change::NoteExport { places: 10..100 };
     assert_eq!(database.commit(&changes(tenant, vec![noted])).await.unwrap().applied, [1]);
     assert_eq!(keeper.prune(retention).await, Ok(90));
-    assert_eq!(details(&database, tenant, Operation::Prune).await, ["prune 10 100"]);
+    assert_eq!(details(&database, tenant, Operation::Prune).await, ["prune 1 10 100"]);
 }
 
 async fn what_changed_meanwhile_is_not_dropped(database: Db) {

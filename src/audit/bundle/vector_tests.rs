@@ -92,10 +92,23 @@ fn no_byte_can_be_changed() {
 
 #[test]
 fn a_pruned_range_has_to_be_named() {
-    let cut = BUNDLE.replace("prune 0 3", "prune 0 2");
+    let cut = BUNDLE.replace("prune 1 0 3", "prune 1 0 2");
     assert!(verified(cut.as_bytes()).findings.contains(&Finding::Missing {
         places: 0..3,
         oldest: true,
         kept: true
     }));
+}
+
+#[test]
+fn where_a_log_is_said_to_begin_moves_no_prune() {
+    let mut bundle =
+        BUNDLE.replace("\"first\":0,\"from\":0,\"to\":7", "\"first\":100,\"from\":100,\"to\":107");
+    for place in (3..7).rev() {
+        bundle = bundle.replace(&format!("\"place\":{place},"), &format!("\"place\":{},", 100 + place));
+    }
+    assert_eq!(verified(bundle.as_bytes()).findings, []);
+    // The prune of another of the tenant's logs is none of this one's.
+    let other = BUNDLE.replace("prune 1 0 3", "prune 2 0 3");
+    assert!(!verified(other.as_bytes()).is_clean());
 }

@@ -173,7 +173,8 @@ fn started(header: &Header, start: &Start, trust: &Trust) -> Result<Walk, Why> {
     let frontier = Frontier::new(start.size, hashes_of(&start.roots));
     let frontier = frontier.map_err(|_| "not as many roots as that size has".to_owned())?;
     let tenant = tenant_of(&header.tenant).ok_or("not a tenant's uid")?;
-    let subject = Subject { tenant, origin: header.origin.clone(), first: header.first };
+    let (log, first) = (header.log, header.first);
+    let subject = Subject { tenant, origin: header.origin.clone(), log, first };
     Ok(Walk::start(subject, trust.clone(), frontier))
 }
 

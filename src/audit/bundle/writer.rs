@@ -11,7 +11,7 @@ use crate::audit::tree::Tree;
 use crate::audit::verify::{Pages, Row, pruned_by};
 use crate::merkle::Hash;
 use crate::model::{Operation, Tenant};
-use crate::store::{EntryFilter, Store};
+use crate::store::{EntryFilter, LogHead, Store};
 
 /// How many checkpoints, or entries that say what was pruned, are read at once.
 const PAGE: u32 = 256;
@@ -150,10 +150,12 @@ impl Writer<'_, '_> {
             let page = self.store.entries(self.tenant.uid, &filter, before, PAGE).await?;
             for placed in page.entries.into_iter().filter(|placed| placed.seq >= places.start) {
                 let entry = BundleEntry::of(placed.seq, &placed.row);
-                let names = |range: &Range<u64>| {
+                let LogHead { log, first, .. } = self.tree.head;
+                let names = |leaves: Range<u64>| {
+                    let range = first.saturating_add(leaves.start)..first.saturating_add(leaves.end);
                     self.gaps.iter().any(|gap| gap.start < range.end && range.start < gap.end)
                 };
-                found.extend(entry.filter(|entry| pruned_by(entry).as_ref().is_some_and(names)));
+                found.extend(entry.filter(|entry| pruned_by(entry, log).is_some_and(names)));
             }
             match page.next.filter(|next| *next > places.start) {
                 Some(next) => before = Some(next),

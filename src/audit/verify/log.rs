@@ -34,7 +34,7 @@ pub async fn verify_log(
         Err(error) => return Err(error),
     };
     let origin = origin(store, tenant, &head, &trust).await?;
-    let subject = Subject { tenant: tenant.uid, origin: origin.clone(), first: head.first };
+    let subject = Subject { tenant: tenant.uid, origin: origin.clone(), log: head.log, first: head.first };
     let pinned = trust.pinned.clone();
     let mut log = Log {
         store,

@@ -40,21 +40,27 @@ pub struct Trust {
 pub(super) struct Subject {
     pub(super) tenant: TenantUid,
     pub(super) origin: String,
+    /// Which of the tenant's logs.
+    pub(super) log: u32,
     /// The place of its first leaf.
     pub(super) first: u64,
 }
 
-/// The places that a prune's entry names: `prune <first> <end>`.
-pub(super) fn pruned_by(entry: &BundleEntry) -> Option<Range<u64>> {
+/// The leaves of this log that a prune's entry names: `prune <log> <first> <end>`. In leaves, since their places stand on where
+/// the log begins, which nobody signs.
+pub(super) fn pruned_by(entry: &BundleEntry, log: u32) -> Option<Range<u64>> {
     if entry.operation != Operation::Prune.as_str() || entry.outcome != Outcome::Ok.as_str() {
         return None;
     }
     let mut words = entry.detail.as_deref()?.split(' ');
-    let (Some("prune"), Some(first), Some(end), None) =
-        (words.next(), words.next(), words.next(), words.next())
+    let (Some("prune"), Some(of), Some(first), Some(end), None) =
+        (words.next(), words.next(), words.next(), words.next(), words.next())
     else {
         return None;
     };
+    if of.parse() != Ok(log) {
+        return None;
+    }
     let range = first.parse().ok()?..end.parse().ok()?;
     (range.start < range.end).then_some(range)
 }

@@ -94,11 +94,12 @@ impl Walk {
                 Some(tenant) => Finding::OtherTenant { place, tenant },
                 None => Finding::Content { place, leaf: entry.leaf(), said: entry.leaf_with(&said) },
             });
-        } else if let Some(range) = pruned_by(entry)
-            && range.end <= place
+        } else if let Some(leaves) = pruned_by(entry, self.subject.log)
+            && leaves.end <= self.size
             && self.pruned.len() < GAPS
         {
-            self.pruned.push(range);
+            let first = self.subject.first;
+            self.pruned.push(first.saturating_add(leaves.start)..first.saturating_add(leaves.end));
         }
         self.personal(entry);
         self.entries += 1;

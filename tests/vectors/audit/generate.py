@@ -90,7 +90,7 @@ def main():
     entries.append(entry(3, "encrypt", [item(3, source="kms", record=personal("record-3", 6))], user="user-7"))
     entries.append(entry(4, "decrypt", batch, user="", outcome="PARTIAL", means="hasura_secret"))
     entries.append(entry(5, "reveal", [item(5, record=personal("record-5", 7, erased=True))], user="user-8", erased=True))
-    entries.append(entry(6, "prune", detail="prune 0 3", means="operator", role="operator"))
+    entries.append(entry(6, "prune", detail="prune 1 0 3", means="operator", role="operator"))
     entries += [entry(7, "audit", user="auditor"), entry(8, "encrypt", [item(8)])]
     leaves = [leaf(one) for one in entries]
     vectors = [{"tenant": TENANT.hex(), "entry": one, "items": [item_bytes(each).hex() for each in one["items"]],
