@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::archive::{Archive, ArchiveError};
 use crate::kms::{DekBinding, Kms, Mark, Purpose};
-use crate::model::DekId;
+use crate::model::{DekId, Timestamp};
 use crate::store::{Batch, Change, Publishing};
 use crate::webhook::{Delivery, PublishedCheckpoint, Webhook};
 
@@ -108,15 +108,21 @@ impl Checkpoints {
         let now = self.clock.now();
         // The logs are opened one after the other: where one is missing, none follows.
         for log in from..=from.saturating_add(LOGS_AHEAD) {
-            match archive.latest(&self.origin(log), now).await {
-                Ok(Some(note)) => match self.read(&note, log) {
-                    Some(published) => self.learn(published).await,
-                    None => {
-                        warn!(place = place.kind(), log, "a checkpoint there is signed by none of our keys")
+            match self.newest_at(archive, log, now).await {
+                Ok(heads) if heads.is_empty() && log != from => break,
+                Ok(heads) => {
+                    for head in heads {
+                        match head {
+                            Some(published) => self.learn(published).await,
+                            None => {
+                                warn!(
+                                    place = place.kind(),
+                                    log, "a checkpoint there is signed by none of our keys"
+                                )
+                            }
+                        }
                     }
-                },
-                Ok(None) if log == from => {}
-                Ok(None) => break,
+                }
                 Err(error) => {
                     warn!(place = place.kind(), %error, "a place of checkpoints cannot be read");
                     return Err(error);
@@ -133,12 +139,30 @@ impl Checkpoints {
     pub(super) async fn look_back(&self, place: &Place, before: u32) -> Result<(), ArchiveError> {
         let Receiver::Archive(archive) = &place.receiver else { return Ok(()) };
         for log in (1..before).take(LOGS_BACK as usize) {
-            let note = archive.latest(&self.origin(log), self.clock.now()).await?;
-            if let Some(published) = note.and_then(|note| self.read(&note, log)) {
+            for published in self.newest_at(archive, log, self.clock.now()).await?.into_iter().flatten() {
                 self.learn_ended(published).await;
             }
         }
         Ok(())
+    }
+
+    /// What a place has of a log: what its `latest` says, and the note of a larger size, where there is one; `None` for one
+    /// that none of our keys has signed.
+    async fn newest_at(
+        &self,
+        archive: &Archive,
+        log: u32,
+        now: Timestamp,
+    ) -> Result<Vec<Option<SignedHead>>, ArchiveError> {
+        let origin = self.origin(log);
+        let latest = archive.latest(&origin, now).await?.map(|note| self.read(&note, log));
+        let size = latest.iter().flatten().map(|head| head.size).max().unwrap_or(0);
+        let above = match archive.above(&origin, size, now).await {
+            // Who may read notes may be denied to list them: then `latest` has to do.
+            Err(error) if error.is_denial() => None,
+            above => above?.map(|note| self.read(&note, log)),
+        };
+        Ok(latest.into_iter().chain(above).collect())
     }
 
     /// Publishes the head as it is now, after all that is at the place already.

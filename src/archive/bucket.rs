@@ -33,6 +33,8 @@ use crate::model::Timestamp;
 
 use super::{ArchiveError, LATEST, MAX_NOTE_BYTES, encoded, note_of};
 
+/// A thousand names, each with what S3 says beside it.
+const MAX_LIST_BYTES: usize = 4 << 20;
 const DAY: Duration = Duration::from_secs(24 * 3_600);
 
 /// A bucket of notes.
@@ -84,21 +86,41 @@ impl Bucket {
         self.put_one(folder, LATEST, note, &[], now).await
     }
 
-    pub(super) async fn latest(&self, folder: &str, now: Timestamp) -> Result<Option<String>, ArchiveError> {
-        let mut response = self.send(Method::GET, folder, LATEST, &[], "", now).await?;
+    /// Up to a thousand names there after this one, in order, and whether there are more
+    /// (<https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html>).
+    pub(super) async fn names(
+        &self,
+        folder: &str,
+        after: &str,
+        now: Timestamp,
+    ) -> Result<(Vec<String>, bool), ArchiveError> {
+        let within = format!("{}{folder}/", self.settings.prefix);
+        let after = encoded(&format!("{within}{after}"));
+        let url = format!("{}?list-type=2&prefix={}&start-after={after}", self.base, encoded(&within));
+        let response = self.send(Method::GET, &url, &[], "", now).await?;
+        if response.status() != StatusCode::OK {
+            return Err(ArchiveError::Status(response.status().as_u16()));
+        }
+        let text =
+            String::from_utf8(whole(response, MAX_LIST_BYTES).await?).map_err(|_| ArchiveError::NoNote)?;
+        // Of a name only what comes after the folder counts, in which nothing is escaped.
+        let keys = text.split("<Key>").skip(1).filter_map(|rest| rest.split("</Key>").next());
+        let names = keys.filter_map(|key| key.rsplit('/').next()).map(str::to_owned).collect();
+        Ok((names, text.contains("<IsTruncated>true</IsTruncated>")))
+    }
+
+    pub(super) async fn note(
+        &self,
+        folder: &str,
+        name: &str,
+        now: Timestamp,
+    ) -> Result<Option<String>, ArchiveError> {
+        let response = self.send(Method::GET, &self.url(folder, name), &[], "", now).await?;
         match response.status() {
-            StatusCode::OK => {}
-            StatusCode::NOT_FOUND => return Ok(None),
-            status => return Err(ArchiveError::Status(status.as_u16())),
+            StatusCode::OK => note_of(whole(response, MAX_NOTE_BYTES).await?).map(Some),
+            StatusCode::NOT_FOUND => Ok(None),
+            status => Err(ArchiveError::Status(status.as_u16())),
         }
-        let mut bytes = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|_| ArchiveError::Unreachable)? {
-            bytes.extend_from_slice(&chunk);
-            if bytes.len() > MAX_NOTE_BYTES {
-                return Err(ArchiveError::NoNote);
-            }
-        }
-        note_of(bytes).map(Some)
     }
 
     async fn put_one(
@@ -117,30 +139,32 @@ impl Bucket {
             ("x-amz-checksum-sha256", &checksum),
         ];
         all.extend_from_slice(headers);
-        match self.send(Method::PUT, folder, name, &all, note, now).await?.status() {
+        match self.send(Method::PUT, &self.url(folder, name), &all, note, now).await?.status() {
             status if status.is_success() => Ok(()),
             status => Err(ArchiveError::Status(status.as_u16())),
         }
     }
 
+    fn url(&self, folder: &str, name: &str) -> String {
+        // The names are encoded already; in the path each is encoded once more.
+        let prefix: String = self.settings.prefix.split_inclusive('/').map(segment).collect();
+        format!("{}/{prefix}{}/{}", self.base, encoded(folder), encoded(name))
+    }
+
     async fn send(
         &self,
         method: Method,
-        folder: &str,
-        name: &str,
+        url: &str,
         headers: &[(&str, &str)],
         body: &str,
         now: Timestamp,
     ) -> Result<Response, ArchiveError> {
-        // The names are encoded already; in the path each is encoded once more.
-        let prefix: String = self.settings.prefix.split_inclusive('/').map(segment).collect();
-        let url = format!("{}/{prefix}{}/{}", self.base, encoded(folder), encoded(name));
-        let mut request = self.client.request(method.clone(), &url).body(body.to_owned());
+        let mut request = self.client.request(method.clone(), url).body(body.to_owned());
         for (header, value) in headers.iter().copied() {
             request = request.header(header, value);
         }
         let credentials = self.credentials().await?;
-        for (header, value) in signed(&credentials, &self.settings.region, &method, &url, headers, body, now)?
+        for (header, value) in signed(&credentials, &self.settings.region, &method, url, headers, body, now)?
         {
             request = request.header(header, value);
         }
@@ -166,6 +190,18 @@ impl Bucket {
         // Its error may quote what it met.
         chain.provide_credentials().await.map_err(|_| ArchiveError::NoCredentials)
     }
+}
+
+/// A body, if it is no longer than this.
+async fn whole(mut response: Response, most: usize) -> Result<Vec<u8>, ArchiveError> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|_| ArchiveError::Unreachable)? {
+        bytes.extend_from_slice(&chunk);
+        if bytes.len() > most {
+            return Err(ArchiveError::NoNote);
+        }
+    }
+    Ok(bytes)
 }
 
 /// The headers that sign a request (AWS Signature Version 4).

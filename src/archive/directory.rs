@@ -40,8 +40,19 @@ impl Directory {
         .await
     }
 
-    pub(super) async fn latest(&self, folder: &str) -> Result<Option<String>, ArchiveError> {
-        let path = self.path.join(folder).join(LATEST);
+    /// The names of all files there.
+    pub(super) async fn names(&self, folder: &str) -> Result<Vec<String>, ArchiveError> {
+        let folder = self.path.join(folder);
+        blocking(move || match fs::read_dir(&folder) {
+            Ok(files) => files.map(|file| Ok(file?.file_name().to_string_lossy().into_owned())).collect(),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(error),
+        })
+        .await
+    }
+
+    pub(super) async fn note(&self, folder: &str, name: &str) -> Result<Option<String>, ArchiveError> {
+        let path = self.path.join(folder).join(name);
         let read = blocking(move || match regular(&path) {
             Ok(file) => {
                 let mut bytes = Vec::new();
@@ -98,11 +109,11 @@ mod tests {
     async fn the_last_note_reads_back_and_nothing_else_is_left() {
         let folder = tempfile::tempdir().unwrap();
         let directory = Directory::new(folder.path().join("checkpoints"));
-        assert_eq!(directory.latest("a%2Fb%2F1").await, Ok(None));
+        assert_eq!(directory.note("a%2Fb%2F1", LATEST).await, Ok(None));
         for (name, note) in [("03.note", "3\n"), ("07.note", "7\n"), ("07.note", "another\n")] {
             directory.put("a%2Fb%2F1", name, note).await.unwrap();
         }
-        assert_eq!(directory.latest("a%2Fb%2F1").await, Ok(Some("another\n".to_owned())));
+        assert_eq!(directory.note("a%2Fb%2F1", LATEST).await, Ok(Some("another\n".to_owned())));
         let kept = folder.path().join("checkpoints/a%2Fb%2F1/07.note");
         assert_eq!(fs::read_to_string(kept).unwrap(), "7\n", "what was published is never replaced");
         let files = fs::read_dir(folder.path().join("checkpoints/a%2Fb%2F1")).unwrap();
@@ -116,11 +127,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let directory = Directory::new(folder.path().to_owned());
         directory.put("o", "1.note", &"x".repeat(MAX_NOTE_BYTES + 1)).await.unwrap();
-        assert_eq!(directory.latest("o").await, Err(ArchiveError::NoNote));
+        assert_eq!(directory.note("o", LATEST).await, Err(ArchiveError::NoNote));
         std::fs::create_dir(folder.path().join("p")).unwrap();
         let made = std::process::Command::new("mkfifo").arg(folder.path().join("p/latest")).status();
         assert!(made.unwrap().success());
-        assert_eq!(directory.latest("p").await, Err(ArchiveError::File(ErrorKind::InvalidInput)));
+        assert_eq!(directory.note("p", LATEST).await, Err(ArchiveError::File(ErrorKind::InvalidInput)));
         let file = tempfile::NamedTempFile::new().unwrap();
         let directory = Directory::new(file.path().to_owned());
         assert!(matches!(directory.put("o", "1.note", "x").await, Err(ArchiveError::File(_))));

@@ -98,8 +98,7 @@ impl Archive {
     /// # Errors
     /// See [`ArchiveError`]; it may be there nevertheless, and may be put again.
     pub async fn put(&self, origin: &str, size: u64, note: &str, now: Timestamp) -> Result<(), ArchiveError> {
-        // As many digits as the largest number has: names sort as sizes do.
-        let (folder, name) = (folder_of(origin), format!("{size:020}.note"));
+        let (folder, name) = (folder_of(origin), name_of(size));
         let put = async {
             match self {
                 Self::Directory(directory) => directory.put(&folder, &name, note).await,
@@ -117,12 +116,67 @@ impl Archive {
         let folder = folder_of(origin);
         let read = async {
             match self {
-                Self::Directory(directory) => directory.latest(&folder).await,
-                Self::Bucket(bucket) => bucket.latest(&folder, now).await,
+                Self::Directory(directory) => directory.note(&folder, LATEST).await,
+                Self::Bucket(bucket) => bucket.note(&folder, LATEST, now).await,
             }
         };
         timeout(DEADLINE, read).await.unwrap_or(Err(ArchiveError::Timeout))
     }
+}
+
+impl Archive {
+    /// The note of the largest size above this one; `None` where there is none. Whoever may write there may put an older
+    /// copy back as `latest`; what is locked says more.
+    ///
+    /// # Errors
+    /// See [`ArchiveError`].
+    pub async fn above(
+        &self,
+        origin: &str,
+        size: u64,
+        now: Timestamp,
+    ) -> Result<Option<String>, ArchiveError> {
+        let folder = folder_of(origin);
+        let mut after = name_of(size);
+        let mut largest = None;
+        loop {
+            let names = async {
+                match self {
+                    Self::Directory(directory) => directory.names(&folder).await.map(|names| (names, false)),
+                    Self::Bucket(bucket) => bucket.names(&folder, &after, now).await,
+                }
+            };
+            let (names, more) = timeout(DEADLINE, names).await.unwrap_or(Err(ArchiveError::Timeout))?;
+            match names.into_iter().filter(|name| is_note(name) && *name > after).max() {
+                Some(name) => {
+                    after.clone_from(&name);
+                    largest = Some(name);
+                }
+                None => break,
+            }
+            if !more {
+                break;
+            }
+        }
+        let Some(name) = largest else { return Ok(None) };
+        let read = async {
+            match self {
+                Self::Directory(directory) => directory.note(&folder, &name).await,
+                Self::Bucket(bucket) => bucket.note(&folder, &name, now).await,
+            }
+        };
+        timeout(DEADLINE, read).await.unwrap_or(Err(ArchiveError::Timeout))
+    }
+}
+
+/// As many digits as the largest number has: names sort as sizes do.
+fn name_of(size: u64) -> String {
+    format!("{size:020}.note")
+}
+
+fn is_note(name: &str) -> bool {
+    let digits = name.strip_suffix(".note");
+    digits.is_some_and(|digits| digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// An origin as one name: it holds a slash, so that it is never `.` or `..`, and no two have the same one.

@@ -374,6 +374,36 @@ async fn the_serving_role_cannot_open_a_log() {
 }
 
 #[tokio::test]
+async fn an_older_copy_that_was_put_back_as_the_latest_hides_nothing() {
+    let mut bench = Bench::start().await;
+    bench.encrypt(0..2).await;
+    bench.published().await;
+    let copy = bench.back_up().await;
+    bench.encrypt(2..3).await;
+    let older = bench.published().await;
+    bench.encrypt(3..5).await;
+    bench.published().await;
+    bench.server.stop().await;
+    bench.replace_with(&copy).await;
+    let latest = bench.directory.join("byok%2Fprimary%2F1/latest");
+    // What the database as it is now may well have been.
+    let first = std::fs::read_dir(latest.parent().unwrap()).unwrap();
+    let mut notes: Vec<_> = first.map(|file| file.unwrap().path()).filter(|path| *path != latest).collect();
+    notes.sort();
+    std::fs::copy(&notes[0], &latest).unwrap();
+    bench.server.start_again().await;
+    assert!(bench.refused().await, "the numbered notes say more");
+    std::fs::remove_file(&latest).unwrap();
+    bench.server.stop().await;
+    bench.server.start_again().await;
+    assert!(bench.refused().await, "also without any copy");
+    let lost = bench.restored(&[]).await;
+    assert!(lost.iter().any(|line| line.starts_with("lost")), "{lost:?}");
+    assert!(size_of(&older) > 2);
+    eventually(async || !bench.refused().await).await;
+}
+
+#[tokio::test]
 async fn a_file_that_was_copied_back_is_found_as_well() {
     let folder = tempfile::tempdir().unwrap();
     let key = made_key(folder.path(), "key.pem").await;

@@ -4,6 +4,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use byok::archive::Archive;
+use byok::config::{AwsCredentials, CheckpointBucket};
+use byok::crypto::SecretText;
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -11,6 +14,7 @@ use crate::checkpoints::{KEY_FILE, Said, eventually, made_key, note, verified, v
 use crate::kms_aws_moto::Moto;
 use crate::kms_aws_policy::printed;
 use crate::support::aws::{Cloud, Front};
+use crate::support::rows;
 use crate::support::server::{TestServer, create_database};
 use crate::support::{http, needed};
 use crate::webhook::{Answer, Receiver, SECRET};
@@ -218,11 +222,33 @@ async fn a_bucket_holds_checkpoints_that_nobody_can_remove() {
     let get = async |url: &str| asked(Method::GET, url).send().await.unwrap().text().await.unwrap();
     eventually(async || get(&object).await == now).await;
     eventually(async || get(&format!("{bucket}/byok/eu/byok%252Fprimary%252F1/latest")).await == now).await;
+    // A copy that is put back says less than what is locked.
+    let place = Archive::bucket(CheckpointBucket {
+        name: "our-checkpoints".to_owned(),
+        prefix: "byok/eu/".to_owned(),
+        region: "eu-west-1".to_owned(),
+        endpoint: Some(moto.address().parse().unwrap()),
+        retain_days: 30,
+        credentials: AwsCredentials::Keys {
+            access_key_id: "AKIAEXAMPLE".to_owned(),
+            secret_access_key: SecretText::new("secret".to_owned()),
+            session_token: None,
+        },
+    })
+    .unwrap();
+    let at = rows::now();
+    assert_eq!(place.above("byok/primary/1", size - 1, at).await, Ok(Some(now.clone())));
+    assert_eq!(place.above("byok/primary/1", size, at).await, Ok(None));
+    assert_eq!(place.above("byok/primary/2", 0, at).await, Ok(None));
+    for number in 0..1_100_u64 {
+        place.put("byok/many/1", number, &format!("{number}\n"), at).await.unwrap();
+    }
+    assert_eq!(place.above("byok/many/1", 3, at).await, Ok(Some("1099\n".to_owned())), "past one list");
     let head = asked(Method::HEAD, &object).send().await.unwrap();
     assert_eq!(head.headers()["x-amz-object-lock-mode"], "COMPLIANCE");
     let until = head.headers()["x-amz-object-lock-retain-until-date"].to_str().unwrap();
     let until = byok::model::Timestamp::parse(until).unwrap();
-    let days = (until.unix_seconds() - crate::support::rows::now().unix_seconds()) / (24 * 3_600);
+    let days = (until.unix_seconds() - rows::now().unix_seconds()) / (24 * 3_600);
     assert!((29..=30).contains(&days), "{days}");
     let version = head.headers()["x-amz-version-id"].to_str().unwrap();
     let removed = asked(Method::DELETE, &format!("{object}?versionId={version}")).send().await.unwrap();
