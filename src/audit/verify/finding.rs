@@ -86,6 +86,13 @@ pub enum Finding {
         /// Which value.
         what: PersonalValue,
     },
+    /// A name or an id is not there, and no later entry says that it was erased.
+    Unmarked {
+        /// Where.
+        place: u64,
+        /// Which value; the first of them, where several are not there.
+        what: PersonalValue,
+    },
     /// Entries are gone, and no later entry says that they were pruned; or their hashes are gone as well.
     Missing {
         /// From the first to before the next that is there.

@@ -161,6 +161,7 @@ impl Log<'_> {
             let places = self.walk.place()..end;
             self.walk.report.find(Finding::CutOff { places });
             self.deks.gap();
+            self.walk.goes_on_unseen();
         }
         Ok(())
     }
@@ -229,6 +230,27 @@ impl Log<'_> {
         let has = now.frontier.size();
         if longest > has {
             self.walk.report.find(Finding::Shorter { has, against: Against::Checkpoint(longest) });
+        }
+        self.erasures(end..now.end()).await
+    }
+
+    /// Those that entries behind the log's end speak of: the server may have been at work meanwhile.
+    async fn erasures(&mut self, places: Range<u64>) -> Result<(), ReadError> {
+        if !self.walk.erasures.is_awaiting() {
+            return Ok(());
+        }
+        let mut next = places.start;
+        let mut pages = Pages::new(self.store, self.tenant.uid, places);
+        while let Some(row) = pages.next().await? {
+            if row.place() > next {
+                self.walk.erasures.hide(next);
+            }
+            next = row.place() + 1;
+            if let Row::Entry(entry) = row
+                && entry.computed(self.tenant.uid) == entry.digest.0
+            {
+                self.walk.erasures.entry(&entry);
+            }
         }
         Ok(())
     }

@@ -4,6 +4,7 @@
 
 mod compare;
 mod deks;
+mod erasures;
 mod finding;
 mod log;
 mod pages;
