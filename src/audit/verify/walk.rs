@@ -95,19 +95,29 @@ impl Walk {
                 Some(tenant) => Finding::OtherTenant { place, tenant },
                 None => Finding::Content { place, leaf: entry.leaf(), said: entry.leaf_with(&said) },
             });
-        } else if let Some(range) = pruned_by(entry)
-            && range.end <= place
+        } else {
+            self.speaks(entry);
+        }
+        self.personal(entry);
+        self.entries += 1;
+        self.append(entry.leaf(), is_odd(entry));
+        sound
+    }
+
+    /// What an entry that holds says of those before it; it may stand behind the walk's end.
+    pub(super) fn speaks(&mut self, entry: &BundleEntry) {
+        if let Some(range) = pruned_by(entry)
+            && range.end <= entry.place
             && self.pruned.len() < GAPS
         {
             self.pruned.push(range);
         }
-        self.personal(entry);
-        if sound {
-            self.erasures.entry(entry);
-        }
-        self.entries += 1;
-        self.append(entry.leaf(), is_odd(entry));
-        sound
+        self.erasures.entry(entry);
+    }
+
+    /// Whether something is not there that an entry behind the walk's end may speak of.
+    pub(super) fn is_awaiting(&self) -> bool {
+        !self.gaps.is_empty() || self.erasures.is_awaiting()
     }
 
     /// A row that is there and cannot be read; its leaf can.
