@@ -13,9 +13,9 @@ use byok::audit::{
     Trust, Wanted, origin_of, pack, verify_bundle, verify_log,
 };
 use byok::crypto::Ed25519SigningKey;
-use byok::merkle::Hash;
+use byok::merkle::{Frontier, Hash};
 use byok::model::{Clock, Entry, EntryId, Means, Operation, Outcome, SystemClock, Tenant, Timestamp};
-use byok::store::{Change, Database, Retention, Store as _};
+use byok::store::{Batch, Change, Database, LogHead, Retention, Store as _};
 use serde_json::{Value, json};
 
 use crate::support::sealed::Sealed;
@@ -346,8 +346,8 @@ async fn found(store: &Arc<dyn Database>, tenant: &Tenant, key: &Ed25519SigningK
     };
     let add = Change::AddCheckpoint { log: 1, size, note: note.into() };
     store.commit(&rows::changes(tenant.uid, vec![add])).await.unwrap();
-    let in_database = verify_log(&**store, tenant, trust.clone(), &mut |_, _| ()).await.unwrap();
-    let wanted = Wanted { places: 0..u64::MAX, keys: Vec::new(), pinned: None };
+    let in_database = verify_log(&**store, tenant, None, trust.clone(), &mut |_, _| ()).await.unwrap();
+    let wanted = Wanted { ended: None, places: 0..u64::MAX, keys: Vec::new(), pinned: None };
     let mut bundle = Vec::new();
     let export = Export::prepare(&**store, tenant, wanted).await.unwrap();
     export.write(&mut bundle, &mut |_, _| ()).await.unwrap();
@@ -366,6 +366,30 @@ async fn a_log_that_was_pruned_still_verifies_and_a_bundle_of_it_does() {
         let mut claims = report.claims.iter().filter(|(claim, ..)| *claim != Claim::Deks);
         assert!(claims.all(|(_, state, _)| *state == State::Holds), "{:?}", report.claims);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_has_ended_may_be_pruned_to_its_end_and_a_later_one_says_so() {
+    let (_folder, store, tenant, _) = old_log().await;
+    let leaves = store.leaves(tenant.uid, 0..512).await.unwrap();
+    let mut frontier = Frontier::default();
+    leaves.into_iter().for_each(|(_, leaf)| frontier.append(leaf));
+    let whole = LogHead { log: 1, first: 0, frontier };
+    let head = store.log_head(tenant.uid).await.unwrap().unwrap();
+    let (size, root) = (head.frontier.size(), head.frontier.root());
+    let restore = entry(Operation::Restore, Some(&format!("restore byok/{}/1 {size} {root}", tenant.name)));
+    let open = rows::changes(tenant.uid, vec![Change::OpenLog { from: head.clone(), log: 2 }]);
+    let batch = Batch { base: head.end(), entries: vec![pack(tenant.uid, &restore)], ..open };
+    store.commit(&batch).await.unwrap();
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let committer = Arc::new(Committer::start(store.clone(), clock.clone(), 1));
+    assert_eq!(Keeper::new(store.clone(), committer, clock, None).prune(retention()).await, Ok(512));
+    let verified = async |head| {
+        verify_log(&*store, &tenant, Some(head), Trust::default(), &mut |_, _| ()).await.unwrap()
+    };
+    assert_eq!(verified(head).await.findings, []);
+    // One that ended with the last that is gone: its tiles are all that is left.
+    assert_eq!(verified(whole).await.findings, []);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -83,13 +83,50 @@ async fn a_changed_field_is_found() {
 }
 
 #[tokio::test]
-async fn a_changed_name_is_found_and_an_erased_one_is_none() {
+async fn a_changed_name_is_found() {
     let sealed = Sealed::sealed().await;
-    sealed.damage("UPDATE np_byok_audit SET user_id = NULL, user_salt = NULL WHERE seq = 2").await;
-    sealed.verify(&[]).await.holds();
     sealed.damage("UPDATE np_byok_audit SET user_id = 'somebody-else' WHERE seq = 3").await;
     sealed.verify(&[]).await.finds("changed-field", "place 3: the user");
     sealed.both_find("changed-field", "place 3").await;
+}
+
+#[tokio::test]
+async fn a_value_that_was_stripped_is_found_and_one_that_was_erased_is_none() {
+    let sealed = Sealed::sealed().await;
+    for (set, which, what) in [
+        ("user_id = NULL, user_salt = NULL", "seq = 2", "place 2: the user"),
+        ("request_id = NULL, request_salt = NULL", "seq = 4", "place 4: the request id"),
+        ("records = jsonb_set(records, '{1}', 'null')", "seq = 10", "place 10: the record id of item 1"),
+    ] {
+        let sealed = Sealed::sealed().await;
+        sealed.damage(&format!("UPDATE np_byok_audit SET {set} WHERE {which}")).await;
+        sealed.verify(&[]).await.finds("unmarked-erasure", what);
+        let bundle = sealed.export(&[]).await.ok().unwrap();
+        let [ours, python] = sealed.both(&bundle, None).await;
+        ours.holds();
+        assert!(ours.text.contains("at 1 place(s) no entry that is shown says so"), "{}", ours.text);
+        python.holds();
+    }
+
+    let url = [("DATABASE_URL", &*sealed.server.database_url)];
+    sealed.byok(&["erase", "--record", "record-3"], &url).await.holds();
+    let said = sealed.verify(&[]).await;
+    said.holds();
+    assert!(said.text.contains("(1 of them erased)"), "{}", said.text);
+    // An erasure of records says nothing of users, and none of what came after it.
+    let strip = "UPDATE np_byok_audit SET user_id = NULL, user_salt = NULL";
+    sealed.damage(&format!("{strip} WHERE seq = 5")).await;
+    sealed.verify(&[]).await.finds("unmarked-erasure", "place 5: the user");
+    sealed.byok(&["erase", "--user", "nobody"], &url).await.holds();
+    sealed.verify(&[]).await.holds();
+    sealed.server.encrypt("a secret", "record-10").await;
+    let last = sealed.head().await.end() - 1;
+    sealed.damage(&format!("{strip} WHERE seq = {last}")).await;
+    sealed.verify(&[]).await.finds("unmarked-erasure", &format!("place {last}: the user"));
+    sealed.checkpoint().await;
+    let bundle = sealed.export(&[]).await.ok().unwrap();
+    let [ours, _] = sealed.both(&bundle, None).await;
+    assert!(ours.text.contains("erased; at 1 place(s)"), "only the last: {}", ours.text);
 }
 
 #[tokio::test]

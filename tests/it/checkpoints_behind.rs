@@ -182,7 +182,8 @@ async fn a_restored_database_stops_the_tenant_until_another_log_names_the_old_he
     assert!(verified(&last, vkey).is_some(), "what was published before verifies as ever");
 
     let seen = printed(&bench.server.environment, &["audit", "verify", "--key", vkey_2.trim()]).await;
-    let unseen = format!("those at the {ended_size} places before are not in it, and were not looked at\n");
+    let unseen =
+        format!("those at the {ended_size} places before are not in it, and were not looked at: --log 1\n");
     assert!(seen.starts_with("log byok/primary/2: ") && seen.contains(&unseen), "{seen}");
     let again = byok(&bench.server.environment, &["audit", "restored"]).await;
     assert_eq!(again.status.code(), Some(1));
@@ -216,6 +217,82 @@ async fn a_backup_from_before_the_last_restore_opens_a_log_that_was_never_publis
     assert!(bench.refused().await);
     assert_eq!(bench.restored(&[]).await.last().unwrap(), "opened  byok/primary/3");
     eventually(async || !bench.refused().await).await;
+}
+
+#[tokio::test]
+async fn a_log_that_has_ended_still_verifies_and_is_exported() {
+    let mut bench = Bench::start().await;
+    bench.encrypt(0..3).await;
+    let early = bench.published().await;
+    let copy = bench.back_up().await;
+    bench.encrypt(3..8).await;
+    let last = bench.published().await;
+    let [key] = &vkeys(&bench.server).await[..] else { panic!("one key") };
+    bench.restore(&copy).await;
+    bench.restored(&[]).await;
+    eventually(async || !bench.refused().await).await;
+    let file = |name: &str, content: &str| {
+        let path = bench.folder.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path.display().to_string()
+    };
+    let (early, last) = (file("early", &early), file("last", &last));
+    let said = async |arguments: &[&str]| {
+        let output = byok(&bench.server.environment, &[&["audit"], arguments].concat()).await;
+        let text = [&output.stdout[..], &output.stderr[..]].concat();
+        (output.status.code().unwrap(), String::from_utf8(text).unwrap())
+    };
+    let of_it = ["verify", "--log", "1", "--key", key];
+
+    let (code, text) = said(&[&of_it[..], &["--checkpoint", &early]].concat()).await;
+    assert!(code == 0 && text.starts_with("log byok/primary/1, which has ended: "), "{text}");
+    for claim in ["holds  tree ", "holds  signed ", "holds  pinned ", "open   deks "] {
+        assert!(text.contains(claim), "no {claim}in {text}");
+    }
+    let (code, text) = said(&[&of_it[..], &["--checkpoint", &last]].concat()).await;
+    assert!(code == 1 && text.contains("\ntruncated-tail: "), "{text}");
+    let (code, text) = said(&["verify", "--log", "3"]).await;
+    assert!(code == 1 && text.contains("there is no log 3"), "{text}");
+    assert_eq!(said(&["verify", "--log", "2"]).await.0, 0, "the current one");
+
+    let bundle = bench.folder.path().join("bundle").display().to_string();
+    let (code, text) = said(&["export", "--log", "1", "--key", key, "--out", &bundle]).await;
+    assert_eq!(code, 0, "{text}");
+    let (code, text) = said(&["verify-bundle", &bundle, "--key", key, "--checkpoint", &early]).await;
+    assert!(code == 0 && text.starts_with("log byok/primary/1: "), "{text}");
+
+    // What later entries say of it counts: those of an erasure stand in the current log.
+    let erased = printed(&bench.server.environment, &["audit", "erase", "--record", "r-0"]).await;
+    assert!(erased.starts_with("erased from 1 entries"), "{erased}");
+    let (code, text) = said(&of_it).await;
+    assert!(code == 0 && text.contains("(1 of them erased)"), "{text}");
+    bench.damage("UPDATE np_byok_audit SET user_id = NULL, user_salt = NULL WHERE seq = 1").await;
+    let (code, text) = said(&of_it).await;
+    assert!(code == 1 && text.contains("\nunmarked-erasure: place 1: the user "), "{text}");
+}
+
+#[tokio::test]
+async fn a_log_that_is_rewritten_after_it_has_ended_is_found() {
+    let bench = Bench::start().await;
+    bench.encrypt(0..3).await;
+    bench.published().await;
+    bench.restored(&["--anyway"]).await;
+    let of_it = ["audit", "verify", "--log", "1"];
+    assert!(printed(&bench.server.environment, &of_it).await.contains("holds  content "));
+    // All that depends on the entry goes with it, but for what the restore's says.
+    let (store, tenant) = bench.store().await;
+    let ended = store.ended_logs(tenant).await.unwrap().remove(0);
+    let digest = "decode(repeat('ab', 32), 'hex')";
+    bench.damage(&format!("UPDATE np_byok_audit SET digest = {digest} WHERE seq = 1")).await;
+    let other = frontier(&store, tenant, ended.first..ended.end()).await;
+    bench.damage("DELETE FROM np_byok_checkpoints WHERE log = 1").await;
+    let query = sqlx::query("UPDATE np_byok_logs SET frontier = $1").bind(other.to_bytes());
+    query.execute(&bench.server.database().await).await.unwrap();
+    let output = byok(&bench.server.environment, &of_it).await;
+    let text = String::from_utf8(output.stdout).unwrap();
+    let line =
+        text.lines().find(|line| line.starts_with("rewritten-history: ")).unwrap_or_else(|| panic!("{text}"));
+    assert!(line.contains("the restore that ended the log at size"), "{line}");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! A bundle of the log as it is now: which range of it can be proven, and by which checkpoint. Next door it is written.
+//! A bundle of the log as it is now, or as it ended: which range of it can be proven, and by which checkpoint. Next door it is written.
 
 use std::io::{self, Write};
 use std::ops::Range;
@@ -9,11 +9,13 @@ use super::BUNDLE_FORMAT;
 use super::line::{End, Header, Line, Start, roots_of};
 use super::writer::Writer;
 use crate::model::Tenant;
-use crate::store::{CheckpointRow, ReadError, Store};
+use crate::store::{CheckpointRow, LogHead, ReadError, Store};
 
 /// What to put into a bundle.
 #[derive(Clone, Debug)]
 pub struct Wanted {
+    /// Of the log that has ended with this head; of the current one when `None`.
+    pub ended: Option<LogHead>,
     /// The entries at these places.
     pub places: Range<u64>,
     /// The public keys that the reader is told of.
@@ -98,7 +100,10 @@ impl<'s> Export<'s> {
         tenant: &'s Tenant,
         wanted: Wanted,
     ) -> Result<Self, ExportError> {
-        let tree = Tree::open(store, tenant.uid).await?.ok_or(ExportError::NoCheckpoint)?;
+        let tree = match wanted.ended {
+            Some(head) => Tree::ended(store, tenant.uid, head),
+            None => Tree::open(store, tenant.uid).await?.ok_or(ExportError::NoCheckpoint)?,
+        };
         let (first, log, has) = (tree.head.first, tree.head.log, tree.head.frontier.size());
         let closing = store.latest_checkpoint(tenant.uid, log).await?.ok_or(ExportError::NoCheckpoint)?;
         let note = SignedCheckpoint::parse(&closing.note).map_err(|_| ExportError::NoCheckpoint)?;

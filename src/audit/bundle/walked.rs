@@ -132,6 +132,8 @@ impl Reading {
             let places = walk.place().min(end)..end;
             walk.report.find(Finding::CutOff { places });
         }
+        // An erasure's entry need not be in the range.
+        walk.goes_on_unseen();
         let mut report = walk.finish(|size, _| Finding::PinnedElsewhere { size });
         report.subject = format!(
             "log {}: {entries} entries, the range is places {} to before {} of {}",

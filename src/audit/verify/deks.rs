@@ -59,6 +59,19 @@ pub(super) struct Deks {
 }
 
 impl Deks {
+    /// None, and none that is looked for.
+    pub(super) fn none() -> Self {
+        Self {
+            known: HashMap::new(),
+            versions: Versions::default(),
+            after: None,
+            until: None,
+            whole: false,
+            gone: 0,
+            closed: true,
+        }
+    }
+
     /// The rows of the next range, as they are now.
     pub(super) async fn read(
         store: &dyn Store,
@@ -66,15 +79,7 @@ impl Deks {
         after: Option<DekId>,
         whole: bool,
     ) -> Result<Self, ReadError> {
-        let mut deks = Self {
-            known: HashMap::new(),
-            versions: Versions::default(),
-            after,
-            until: None,
-            whole,
-            gone: 0,
-            closed: false,
-        };
+        let mut deks = Self { after, whole, closed: false, ..Self::none() };
         let mut last = after;
         while deks.known.len() < RANGE {
             let rows = store.deks_after(tenant, last, PAGE).await?;

@@ -15,6 +15,8 @@ pub enum Against {
     Pinned(u64),
     /// The frontier in the log's head, of that size.
     Head(u64),
+    /// What the entry of a restore says of the log that it ended, of that size.
+    Restore(u64),
 }
 
 impl fmt::Display for Against {
@@ -23,6 +25,7 @@ impl fmt::Display for Against {
             Self::Checkpoint(size) => write!(f, "the checkpoint of size {size}"),
             Self::Pinned(size) => write!(f, "the pinned checkpoint of size {size}"),
             Self::Head(size) => write!(f, "the log's head of size {size}"),
+            Self::Restore(size) => write!(f, "the restore that ended the log at size {size}"),
         }
     }
 }
@@ -84,6 +87,13 @@ pub enum Finding {
         /// Where.
         place: u64,
         /// Which value.
+        what: PersonalValue,
+    },
+    /// A name or an id is not there, and no later entry says that it was erased.
+    Unmarked {
+        /// Where.
+        place: u64,
+        /// Which value; the first of them, where several are not there.
         what: PersonalValue,
     },
     /// Entries are gone, and no later entry says that they were pruned; or their hashes are gone as well.

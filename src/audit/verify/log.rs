@@ -1,5 +1,5 @@
-//! A tenant's log in its database, verified: every entry of the current log, its head, every checkpoint that is kept, and
-//! the rows of DEKs. The server may go on meanwhile. Only reads.
+//! A tenant's log in its database, verified: every entry of the current log or of one that has ended, its head, every
+//! checkpoint that is kept, and of the current one the rows of DEKs. The server may go on meanwhile. Only reads.
 
 use std::ops::Range;
 
@@ -18,20 +18,24 @@ use crate::store::{CheckpointRow, LogHead, ReadError, Store};
 /// How many checkpoints are read at once.
 const CHECKPOINTS: u32 = 256;
 
-/// Verifies a tenant's log. `progress` is told how many entries of how many were looked at, from time to time.
+/// Verifies a tenant's log: the current one, or the one that `ended` with this head. `progress` is told how many entries of
+/// how many were looked at, from time to time.
 ///
 /// # Errors
 /// The database's.
 pub async fn verify_log(
     store: &dyn Store,
     tenant: &Tenant,
+    ended: Option<LogHead>,
     trust: Trust,
     progress: &mut (dyn FnMut(u64, u64) + Send),
 ) -> Result<Report, ReadError> {
-    let head = match store.log_head(tenant.uid).await {
-        Ok(Some(head)) => head,
-        Ok(None) | Err(ReadError::Rejected) => return Ok(no_head(tenant)),
-        Err(error) => return Err(error),
+    let has_ended = ended.is_some();
+    let head = match (ended, store.log_head(tenant.uid).await) {
+        (Some(ended), _) => ended,
+        (None, Ok(Some(head))) => head,
+        (None, Ok(None) | Err(ReadError::Rejected)) => return Ok(no_head(tenant)),
+        (None, Err(error)) => return Err(error),
     };
     let origin = origin(store, tenant, &head, &trust).await?;
     let subject = Subject { tenant: tenant.uid, origin: origin.clone(), log: head.log, first: head.first };
@@ -41,7 +45,11 @@ pub async fn verify_log(
         tenant,
         walk: Walk::start(subject, trust, Frontier::default()),
         checkpoints: Checkpoints::new(),
-        deks: Deks::read(store, tenant.uid, None, head.first == 0).await?,
+        deks: match has_ended {
+            true => Deks::none(),
+            false => Deks::read(store, tenant.uid, None, head.first == 0).await?,
+        },
+        has_ended,
         head,
     };
     log.entries(progress).await?;
@@ -51,24 +59,47 @@ pub async fn verify_log(
     }
     let Log { walk, deks, head, .. } = log;
     let mut report = walk.finish(|size, has| Finding::Shorter { has, against: Against::Pinned(size) });
-    let partial = settle(store, tenant, &head, deks, &mut report).await?;
+    let partial = match has_ended {
+        true => Some("the rows are held against the current log: verify that one".to_owned()),
+        false => settle(store, tenant, &head, deks, &mut report).await?,
+    };
     report.tell(
         Claim::Deks,
         "every DEK's row has the key version that the log gave it last".to_owned(),
         partial,
     );
-    let earlier = match head.first {
-        0 => String::new(),
-        first => format!("; those at the {first} places before are not in it, and were not looked at"),
-    };
+    let earlier = earlier(store, tenant, &head).await?;
+    let ended = if has_ended { ", which has ended" } else { "" };
     report.subject = format!(
-        "log {origin}: {} entries at places {} to before {}, root {}{earlier}",
+        "log {origin}{ended}: {} entries at places {} to before {}, root {}{earlier}",
         head.frontier.size(),
         head.first,
         head.end(),
         head.frontier.root()
     );
     Ok(report)
+}
+
+/// What stands before a log, and how it is looked at.
+async fn earlier(store: &dyn Store, tenant: &Tenant, head: &LogHead) -> Result<String, ReadError> {
+    if head.first == 0 {
+        return Ok(String::new());
+    }
+    let ended = match store.ended_logs(tenant.uid).await {
+        Ok(ended) => ended,
+        Err(ReadError::Rejected) => Vec::new(),
+        Err(error) => return Err(error),
+    };
+    let before: Vec<String> = ended
+        .iter()
+        .filter(|ended| ended.log < head.log)
+        .map(|ended| format!("--log {}", ended.log))
+        .collect();
+    let how = match before.is_empty() {
+        true => "no log that has ended is kept for them".to_owned(),
+        false => before.join(", "),
+    };
+    Ok(format!("; those at the {} places before are not in it, and were not looked at: {how}", head.first))
 }
 
 fn no_head(tenant: &Tenant) -> Report {
@@ -97,13 +128,14 @@ async fn origin(
     Ok(origin.unwrap_or(own))
 }
 
-struct Log<'s> {
-    store: &'s dyn Store,
-    tenant: &'s Tenant,
-    head: LogHead,
-    walk: Walk,
+pub(super) struct Log<'s> {
+    pub(super) store: &'s dyn Store,
+    pub(super) tenant: &'s Tenant,
+    pub(super) head: LogHead,
+    pub(super) walk: Walk,
     checkpoints: Checkpoints,
     deks: Deks,
+    has_ended: bool,
 }
 
 /// The log's checkpoints by size, a page at a time.
@@ -157,10 +189,14 @@ impl Log<'_> {
                 progress(place - first, end - first);
             }
         }
-        if self.walk.place() < end {
+        if self.walk.place() < end && self.has_ended {
+            // All of it may be pruned: what says so stands in a later log.
+            self.gap(end).await?;
+        } else if self.walk.place() < end {
             let places = self.walk.place()..end;
             self.walk.report.find(Finding::CutOff { places });
             self.deks.gap();
+            self.walk.goes_on_unseen();
         }
         Ok(())
     }
@@ -168,7 +204,7 @@ impl Log<'_> {
     /// Entries are not there up to this place: pruned, or gone. What is kept of their hashes goes in their stead.
     async fn gap(&mut self, place: u64) -> Result<(), ReadError> {
         self.deks.gap();
-        let Some(tree) = Tree::open(self.store, self.tenant.uid).await? else { return Ok(()) };
+        let tree = Tree::ended(self.store, self.tenant.uid, self.head.clone());
         let end = place - self.head.first;
         while self.walk.size() < end {
             self.checkpoints().await?;
@@ -206,16 +242,10 @@ impl Log<'_> {
             self.checkpoints().await?;
             self.walk.head(&self.head.frontier);
         }
-        // Entries first and then the head: those that are appended meanwhile are before it.
-        let beyond = self.store.entries_from(self.tenant.uid, self.head.end(), 64).await;
-        let end = self.head.end();
-        let beyond: Vec<u64> = match beyond {
-            Ok(rows) => rows.iter().map(|row| row.seq).collect(),
-            Err(ReadError::Rejected) => {
-                let leaves = self.store.leaves(self.tenant.uid, end..end.saturating_add(64)).await?;
-                leaves.iter().map(|(seq, _)| *seq).collect()
-            }
-            Err(error) => return Err(error),
+        let beyond = match self.has_ended {
+            // There the next log begins.
+            true => Vec::new(),
+            false => self.beyond().await?,
         };
         let mut longest = size;
         while let Some(size) = self.checkpoints.peek(self.store, self.tenant, self.head.log).await? {
@@ -226,11 +256,14 @@ impl Log<'_> {
         for place in beyond.into_iter().filter(|place| *place >= now.end()) {
             self.walk.report.find(Finding::BeyondHead { place });
         }
-        let has = now.frontier.size();
+        let has = if self.has_ended { size } else { now.frontier.size() };
         if longest > has {
             self.walk.report.find(Finding::Shorter { has, against: Against::Checkpoint(longest) });
         }
-        Ok(())
+        if self.has_ended {
+            self.restore().await?;
+        }
+        self.later(now.end()).await
     }
 
     async fn pinned_is_kept(&mut self, pinned: &SignedCheckpoint) -> Result<(), ReadError> {

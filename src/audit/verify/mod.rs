@@ -2,8 +2,10 @@
 //! one, and says what does not hold and where. Pure, and as large as a few thousand leaves, however long the log. Reads no
 //! file and prints nothing; [`verify_log`] feeds it from a database, [`super::verify_bundle`] from a file.
 
+mod behind;
 mod compare;
 mod deks;
+mod erasures;
 mod finding;
 mod log;
 mod pages;

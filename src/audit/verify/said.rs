@@ -12,6 +12,7 @@ impl Finding {
         match self {
             Self::Malformed { .. } => "malformed-bundle",
             Self::Unreadable { .. } | Self::Content { .. } | Self::Personal { .. } => "changed-field",
+            Self::Unmarked { .. } => "unmarked-erasure",
             Self::OtherTenant { .. } => "wrong-tenant",
             Self::Missing { oldest: true, .. } => "unmarked-prune",
             Self::Missing { oldest: false, .. } => "removed-entry",
@@ -36,7 +37,7 @@ impl Finding {
         match self {
             Self::Malformed { .. } => Claim::Form,
             Self::Unreadable { .. } | Self::Content { .. } | Self::OtherTenant { .. } => Claim::Content,
-            Self::Personal { .. } => Claim::Personal,
+            Self::Personal { .. } | Self::Unmarked { .. } => Claim::Personal,
             Self::Missing { .. }
             | Self::CutOff { .. }
             | Self::Doubled { .. }
@@ -83,6 +84,9 @@ impl fmt::Display for Finding {
             }
             Self::Personal { place, what } => {
                 write!(f, "place {place}: {what} is not the one that was hashed")
+            }
+            Self::Unmarked { place, what } => {
+                write!(f, "place {place}: {what} is not there, and no later entry says that it was erased")
             }
             Self::Missing { places, kept: true, .. } => {
                 write!(f, "{}: gone, and no later entry says that they were pruned", shown(places))

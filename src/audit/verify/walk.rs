@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use super::erasures::Erasures;
 use super::finding::{Finding, PersonalValue};
 use super::report::{Claim, Report};
 use super::window::Window;
@@ -31,7 +32,7 @@ pub(in crate::audit) struct Walk {
     pub(super) gaps: Vec<Range<u64>>,
     pub(super) pruned: Vec<Range<u64>>,
     pub(super) entries: u64,
-    pub(super) erased: u64,
+    pub(super) erasures: Erasures,
     /// How many checkpoints held, and the size of the last.
     pub(super) checkpoints: u64,
     pub(super) sealed: u64,
@@ -55,7 +56,7 @@ impl Walk {
             gaps: Vec::new(),
             pruned: Vec::new(),
             entries: 0,
-            erased: 0,
+            erasures: Erasures::default(),
             checkpoints: 0,
             sealed: 0,
             headed: false,
@@ -94,17 +95,30 @@ impl Walk {
                 Some(tenant) => Finding::OtherTenant { place, tenant },
                 None => Finding::Content { place, leaf: entry.leaf(), said: entry.leaf_with(&said) },
             });
-        } else if let Some(leaves) = pruned_by(entry, self.subject.log)
-            && leaves.end <= self.size
-            && self.pruned.len() < GAPS
-        {
-            let first = self.subject.first;
-            self.pruned.push(first.saturating_add(leaves.start)..first.saturating_add(leaves.end));
+        } else {
+            self.speaks(entry);
         }
         self.personal(entry);
         self.entries += 1;
         self.append(entry.leaf(), is_odd(entry));
         sound
+    }
+
+    /// What an entry that holds says of those before it; it may stand behind the walk's end.
+    pub(super) fn speaks(&mut self, entry: &BundleEntry) {
+        let first = self.subject.first;
+        if let Some(leaves) = pruned_by(entry, self.subject.log)
+            && leaves.end <= entry.place.saturating_sub(first)
+            && self.pruned.len() < GAPS
+        {
+            self.pruned.push(first.saturating_add(leaves.start)..first.saturating_add(leaves.end));
+        }
+        self.erasures.entry(entry);
+    }
+
+    /// Whether something is not there that an entry behind the walk's end may speak of.
+    pub(super) fn is_awaiting(&self) -> bool {
+        !self.gaps.is_empty() || self.erasures.is_awaiting()
     }
 
     /// A row that is there and cannot be read; its leaf can.
@@ -137,6 +151,7 @@ impl Walk {
         self.report.find(Finding::Missing { places: next..place, oldest, kept: false });
         self.size += place - next;
         self.unknown_from.get_or_insert(next);
+        self.erasures.hide(next);
         self.since.skip();
     }
 
@@ -164,6 +179,7 @@ impl Walk {
     }
 
     fn gap(&mut self, places: Range<u64>) {
+        self.erasures.hide(places.start);
         match self.gaps.len() < GAPS {
             true => self.gaps.push(places),
             false => self.report.find(Finding::Missing { places, oldest: false, kept: true }),
@@ -189,9 +205,14 @@ impl Walk {
             match value.map(Personal::matches) {
                 None | Some(Some(true)) => {}
                 Some(Some(false)) => self.report.find(Finding::Personal { place, what }),
-                Some(None) => self.erased += 1,
+                Some(None) => self.erasures.erased(place, what),
             }
         }
+    }
+
+    /// What was erased may be named by entries that come after all that is shown.
+    pub(in crate::audit) fn goes_on_unseen(&mut self) {
+        self.erasures.hide(u64::MAX);
     }
 
     /// The end. `shorter` is what to say of a pinned checkpoint that lies beyond it.

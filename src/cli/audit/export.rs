@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::shown::{bar, checkpoint, keys};
+use super::shown::{bar, checkpoint, ended, keys};
 use crate::audit::{Committer, Export, ExportError, Unit, Wanted, pack};
 use crate::cli::{Failure, assemble};
 use crate::config::Env;
@@ -30,6 +30,9 @@ pub(super) struct Arguments {
     /// Where the bundle goes: a file that is not there yet; to standard output when absent
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Which of the logs, where a restored database went on in another; the current one when absent
+    #[arg(long, value_name = "N")]
+    log: Option<u32>,
     /// A checkpoint that the auditor has: the bundle then shows that it is the beginning of the log
     #[arg(long, value_name = "FILE")]
     checkpoint: Option<PathBuf>,
@@ -51,6 +54,7 @@ fn moment(text: &str) -> Result<Timestamp, String> {
 pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let (keys, pinned) = (keys(&arguments.keys)?, checkpoint(arguments.checkpoint.as_deref())?);
     let (database, tenant) = assemble::as_owner(&Env::of_process()).await?;
+    let ended = ended(&*database, &tenant, arguments.log).await?;
     let places = match (arguments.from, arguments.to) {
         (None, None) => 0..u64::MAX,
         (from, until) => {
@@ -59,7 +63,8 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
             places.map_err(assemble::unread)?.ok_or_else(none)?
         }
     };
-    let export = Export::prepare(&*database, &tenant, Wanted { places, keys, pinned }).await.map_err(said)?;
+    let export =
+        Export::prepare(&*database, &tenant, Wanted { ended, places, keys, pinned }).await.map_err(said)?;
     let mut out: Box<dyn Write + Send> = match &arguments.out {
         None => Box::new(std::io::stdout()),
         Some(path) => {

@@ -1,4 +1,4 @@
-//! What the commands of `byok audit` have in common: what the auditor knows, how far it is, and how a report is shown.
+//! What the commands of `byok audit` have in common: what the auditor knows, which log is meant, how far it is, and how a report is shown.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -7,7 +7,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use crate::audit::{CheckpointKey, Report, SignedCheckpoint, State};
-use crate::cli::Failure;
+use crate::cli::{Failure, assemble};
+use crate::model::Tenant;
+use crate::store::{Database, LogHead, ReadError};
 
 /// How many characters of a line are shown; a bundle may hold much longer ones.
 const SHOWN: usize = 2_000;
@@ -37,6 +39,29 @@ pub(super) fn checkpoint(path: Option<&Path>) -> Result<Option<SignedCheckpoint>
     let failed = |why: String| Failure::Running(format!("--checkpoint {}: {why}", path.display()));
     let note = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
     SignedCheckpoint::parse(&note).map(Some).map_err(|error| failed(error.to_string()))
+}
+
+/// The log of this number as it ended; `None` where it is the current one, or none was asked for.
+pub(super) async fn ended(
+    database: &dyn Database,
+    tenant: &Tenant,
+    log: Option<u32>,
+) -> Result<Option<LogHead>, Failure> {
+    let Some(log) = log else { return Ok(None) };
+    let unread = |error| match error {
+        ReadError::Unavailable => assemble::unread(error),
+        ReadError::Rejected => {
+            Failure::Running("what is kept of logs that have ended was altered".to_owned())
+        }
+    };
+    let ended = database.ended_logs(tenant.uid).await.map_err(unread)?;
+    if let Some(head) = ended.into_iter().find(|head| head.log == log) {
+        return Ok(Some(head));
+    }
+    match database.log_head(tenant.uid).await.map_err(assemble::unread)? {
+        Some(head) if head.log == log => Ok(None),
+        _ => Err(Failure::Running(format!("there is no log {log}"))),
+    }
 }
 
 /// A bar on standard error, where that is a terminal.

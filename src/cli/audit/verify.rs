@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::shown::{bar, checkpoint, keys, show};
+use super::shown::{bar, checkpoint, ended, keys, show};
 use crate::audit::{Trust, verify_log};
 use crate::cli::{Failure, assemble};
 use crate::config::Env;
@@ -15,6 +15,9 @@ pub(super) struct Arguments {
     /// A public key that checkpoints count with, as `NAME+ID+KEY` or a file of that; may be given again
     #[arg(long = "key", value_name = "KEY")]
     keys: Vec<String>,
+    /// Which of the logs, where a restored database went on in another; the current one when absent
+    #[arg(long, value_name = "N")]
+    log: Option<u32>,
     /// A checkpoint that was kept elsewhere
     #[arg(long, value_name = "FILE")]
     checkpoint: Option<PathBuf>,
@@ -27,7 +30,8 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let trust = Trust { keys: keys(&arguments.keys)?, pinned: checkpoint(arguments.checkpoint.as_deref())? };
     let (database, tenant) = assemble::log(&Env::of_process()).await?;
     let bar = bar("{bar:40} {pos}/{len} entries  {per_sec}  {eta} left");
-    let report = verify_log(&*database, &tenant, trust, &mut |done, of| {
+    let ended = ended(&*database, &tenant, arguments.log).await?;
+    let report = verify_log(&*database, &tenant, ended, trust, &mut |done, of| {
         bar.set_length(of);
         bar.set_position(done);
     })
