@@ -36,7 +36,8 @@ pub fn start(app: Arc<App>, stop: CancellationToken) -> JoinHandle<()> {
         while tokio::time::timeout(pause, ended.cancelled()).await.is_err() {
             pause = match deriving.derive(&ended).await {
                 Derived::All => DERIVE,
-                Derived::NotHere => LEAVE,
+                Derived::More => Duration::ZERO,
+                Derived::NotHere | Derived::Wrong => LEAVE,
             };
         }
     });

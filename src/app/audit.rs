@@ -2,8 +2,9 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use tokio_util::sync::CancellationToken;
 
-use crate::audit::unpack;
+use crate::audit::{self, Derived, unpack};
 use crate::model::{Caller, Entry, ErrorCode, Operation, Outcome, Refusal};
 use crate::store::{EntryFilter, PlacedEntry};
 
@@ -61,6 +62,11 @@ impl App {
         })?;
         self.record(caller, operation, Outcome::Ok, Vec::new(), Vec::new()).await?;
         Ok(AuditPage { entries, next: next.map(cursor_of) })
+    }
+
+    /// Derives what proofs and pages read instead of all entries; see [`audit::derive`].
+    pub async fn derive(&self, stop: &CancellationToken) -> Derived {
+        audit::derive(&*self.store, stop).await
     }
 
     /// Up to `first` entries, fewer where they hold very many items or are far between, and the place that the next page goes

@@ -6,7 +6,6 @@ mod announce;
 mod audit;
 mod context;
 mod decrypt;
-mod derive;
 mod encrypt;
 mod health;
 mod limits;
@@ -33,12 +32,12 @@ use crate::webhook::Webhook;
 pub use audit::{AuditPage, AuditQuery};
 pub use context::context_of;
 pub use decrypt::{DecryptItem, Decrypted};
-pub use derive::Derived;
 pub use encrypt::{EncryptItem, Encrypted};
 pub use health::{Health, HealthStatus};
 pub use rotate::Rotation;
 
 // What the use cases take and give; the fronts know no other room below.
+pub use crate::audit::Derived;
 pub use crate::crypto::{Context, Plaintext, SecretText};
 pub use crate::keyring::Standing;
 pub use crate::store::EntryFilter;

@@ -5,12 +5,14 @@ mod checkpoint;
 mod committer;
 #[cfg(test)]
 mod corpus_tests;
+mod derive;
 mod digest;
 mod pack;
 mod tree;
 
 pub use checkpoint::{Checkpoint, CheckpointKey, NoCheckpoint, NoCheckpointKey, SignedCheckpoint, origin_of};
 pub use committer::{CommitFailed, Committer, Durable, Passage, Unit};
+pub use derive::{Derived, derive};
 pub use digest::{digest_of, item_leaves};
 pub use pack::{pack, unpack};
 pub use tree::{Tree, TreeError};

@@ -1,0 +1,226 @@
+//! Derives from the logs what proofs and pages read instead of all entries: tiles of the tree, chunks, and which values come
+//! in them. The entries are what counts: it can all be derived again, gives the same whoever derives it, and no commit waits
+//! for it. How far it is stands in what is there. Changes nothing that stands: where that is not what the entries make, it
+//! says so.
+
+use std::collections::BTreeSet;
+
+use tokio_util::sync::CancellationToken;
+use tracing::error;
+
+use crate::merkle::Hash;
+use crate::model::{TenantUid, Timestamp};
+use crate::store::{
+    Batch, Behind, Change, Chunk, ChunkValue, CommitError, ReadError, Store, Tile, TileId, WIDTH,
+};
+
+use super::tree::{Tree, TreeError};
+
+/// How many chunks, or tiles, are derived and committed at once.
+const AT_ONCE: u64 = 64;
+/// How many of each a pass derives of one log at most, so that no tenant waits for another's.
+const A_PASS: u64 = 16 * AT_ONCE;
+/// How many items' records are held at once, about, and how many values one commit names: an entry may have tens of thousands.
+const ITEMS: u32 = 65_536;
+const VALUES: usize = 32_768;
+/// As many levels of tiles as the tables take.
+const LEVELS: u32 = 8;
+
+/// How far a pass came; of several logs, what is worst.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Derived {
+    /// All that was there to derive is derived.
+    All,
+    /// A log has more than one pass derives.
+    More,
+    /// Another replica derives the same, or the database is out of reach: not again soon.
+    NotHere,
+    /// An entry is missing or of no form of ours, or what was derived before does not lead to a log's head. The server's log says which; the tree is
+    /// left as it is.
+    Wrong,
+}
+
+/// Derives what is missing of every tenant's log: as much as one pass may, or until `stop` is cancelled.
+pub async fn derive(store: &dyn Store, stop: &CancellationToken) -> Derived {
+    let logs = match store.behind().await {
+        Ok(logs) => logs,
+        Err(error) => return left(error),
+    };
+    let mut derived = Derived::All;
+    for log in logs {
+        let pass = Pass { store, log, stop };
+        // The one does not wait for the other: a missing entry ends a tree, but no page.
+        for part in [pass.chunks().await, pass.tiles().await] {
+            derived = derived.max(part.unwrap_or_else(|left| left));
+        }
+    }
+    derived
+}
+
+/// One log's part of a pass. What it fails with is why the log is left for now.
+struct Pass<'s> {
+    store: &'s dyn Store,
+    log: Behind,
+    stop: &'s CancellationToken,
+}
+
+impl Pass<'_> {
+    async fn chunks(&self) -> Result<Derived, Derived> {
+        let log = &self.log;
+        let all = log.end / WIDTH;
+        let end = all.min(log.chunk + A_PASS);
+        let mut at = log.chunk;
+        while at < end && !self.stop.is_cancelled() {
+            let last = end.min(at + AT_ONCE);
+            let mut times: Vec<Option<(Timestamp, Timestamp)>> = vec![None; (last - at) as usize];
+            let mut values = BTreeSet::new();
+            let mut place = at * WIDTH;
+            while place < last * WIDTH {
+                let read = self.store.outlines(log.tenant, place..last * WIDTH, ITEMS).await;
+                let outlines = read.map_err(left)?;
+                let Some(latest) = outlines.last() else { break };
+                place = latest.seq + 1;
+                for outline in outlines {
+                    let index = outline.seq / WIDTH;
+                    let time = times[(index - at) as usize].get_or_insert((outline.at, outline.at));
+                    *time = (time.0.min(outline.at), time.1.max(outline.at));
+                    values.extend(outline.values.into_iter().map(|value| ChunkValue { value, chunk: index }));
+                }
+                if values.len() > VALUES {
+                    let values: Vec<ChunkValue> = std::mem::take(&mut values).into_iter().collect();
+                    for piece in values.chunks(VALUES) {
+                        self.commit(vec![Change::AddChunkValues(piece.to_vec())]).await?;
+                    }
+                }
+            }
+            // A chunk whose entries are gone has its place too.
+            let chunk = |(index, time): (u64, Option<(Timestamp, Timestamp)>)| {
+                let (earliest, latest) = time.unwrap_or((Timestamp(0), Timestamp(0)));
+                Chunk { index, earliest, latest }
+            };
+            let chunks: Vec<Chunk> = (at..).zip(times).map(chunk).collect();
+            let values = Change::AddChunkValues(values.into_iter().collect());
+            if self.commit(vec![values, Change::AddChunks(chunks)]).await? < last - at {
+                return Err(Derived::NotHere);
+            }
+            at = last;
+        }
+        Ok(if at < all { Derived::More } else { Derived::All })
+    }
+
+    async fn tiles(&self) -> Result<Derived, Derived> {
+        let log = &self.log;
+        let all = (log.end - log.first) / WIDTH;
+        let end = all.min(log.tile + A_PASS);
+        let mut at = log.tile;
+        while at < end && !self.stop.is_cancelled() {
+            let last = end.min(at + AT_ONCE);
+            let places = log.first + at * WIDTH..log.first + last * WIDTH;
+            let leaves = self.store.leaves(log.tenant, places.clone()).await;
+            let leaves = leaves.map_err(left)?;
+            let there = places.clone().zip(&leaves).take_while(|(place, (seq, _))| place == seq).count();
+            let hashes: Vec<Hash> = leaves.into_iter().take(there).map(|(_, leaf)| leaf).collect();
+            self.add(0, at, &hashes).await?;
+            if (there as u64) < places.end - places.start {
+                return Err(self.missing(places.start + there as u64));
+            }
+            at = last;
+        }
+        let mut below = at;
+        for level in 1..LEVELS {
+            below /= WIDTH;
+            if below == 0 {
+                break;
+            }
+            let there = self.store.tiles_end(log.tenant, log.log, level).await;
+            for index in there.map_err(left)?..below {
+                let tiles = index * WIDTH..(index + 1) * WIDTH;
+                let roots = self.store.tile_roots(log.tenant, log.log, level - 1, tiles).await;
+                let roots = roots.map_err(left)?;
+                let roots: Vec<Hash> = roots.into_iter().map(|(_, root)| root).collect();
+                self.add(level, index, &roots).await?;
+            }
+        }
+        if at < all {
+            return Ok(Derived::More);
+        }
+        self.check().await.map(|()| Derived::All)
+    }
+
+    /// Adds those tiles from this one on that the hashes are enough for.
+    async fn add(&self, level: u32, first: u64, hashes: &[Hash]) -> Result<(), Derived> {
+        let log = &self.log;
+        let full = (first..).zip(hashes.chunks_exact(WIDTH as usize));
+        let tiles: Vec<Tile> = full
+            .map(|(index, hashes)| Tile { id: TileId { level, index }, hashes: hashes.to_vec() })
+            .collect();
+        if tiles.is_empty() {
+            return Ok(());
+        }
+        let end = first + tiles.len() as u64;
+        let change = Change::AddTiles { log: log.log, tiles: tiles.clone() };
+        if self.commit(vec![change]).await? == end - first {
+            return Ok(());
+        }
+        let stand = self.store.tile_roots(log.tenant, log.log, level, first..end).await;
+        for (index, root) in stand.map_err(left)? {
+            if root != tiles[(index - first) as usize].root() {
+                error!(
+                    tenant = ?log.tenant, log = log.log, level, tile = index,
+                    "a tile of the audit log's tree is not what its entries make"
+                );
+                return Err(Derived::Wrong);
+            }
+        }
+        Err(Derived::NotHere)
+    }
+
+    /// That the tiles and the leaves after them lead to the head, which the commits have kept without them.
+    async fn check(&self) -> Result<(), Derived> {
+        let tree = Tree::open(self.store, self.log.tenant).await.map_err(left)?;
+        let Some(tree) = tree.filter(|tree| tree.head.log == self.log.log) else { return Ok(()) };
+        match tree.frontier_at(tree.head.frontier.size()).await {
+            Ok(frontier) if frontier == tree.head.frontier => Ok(()),
+            Ok(_) => {
+                error!(
+                    tenant = ?self.log.tenant, log = self.log.log, size = tree.head.frontier.size(),
+                    "the audit log's entries and tiles do not lead to its head"
+                );
+                Err(Derived::Wrong)
+            }
+            Err(TreeError::Missing { seq }) => Err(self.missing(seq)),
+            Err(TreeError::Store(error)) => Err(left(error)),
+        }
+    }
+
+    fn missing(&self, place: u64) -> Derived {
+        let tenant = self.log.tenant;
+        error!(?tenant, place, "an entry of the audit log is missing: its tree ends there");
+        Derived::Wrong
+    }
+
+    /// How many rows the last of the changes added. What is not known to be committed is derived again.
+    async fn commit(&self, changes: Vec<Change>) -> Result<u64, Derived> {
+        let tenant: TenantUid = self.log.tenant;
+        let batch = Batch { tenant, base: 0, entries: Vec::new(), changes, fence: Vec::new() };
+        let committed = self.store.commit(&batch).await.map_err(|error| {
+            if error == CommitError::Rejected {
+                error!("the database refuses what is derived from the audit log");
+            }
+            Derived::NotHere
+        })?;
+        Ok(committed.applied.last().copied().unwrap_or(0))
+    }
+}
+
+fn left(error: ReadError) -> Derived {
+    match error {
+        ReadError::Unavailable => Derived::NotHere,
+        ReadError::Rejected => {
+            error!(
+                "an entry of the audit log, or a tile of its tree, cannot be read: nothing more is derived from it"
+            );
+            Derived::Wrong
+        }
+    }
+}
