@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use byok::audit::pack;
 use byok::model::{
-    DekId, Entry, EntryId, ErrorCode, Item, KeyVersion, Means, Operation, Outcome, RequestId, Source, TenantUid,
-    Timestamp,
+    DekId, Entry, EntryId, ErrorCode, Item, KeyVersion, Means, Operation, Outcome, RequestId, Source,
+    TenantUid, Timestamp,
 };
 use byok::store::EntryRow;
 
@@ -28,7 +28,13 @@ impl Entries {
     pub(crate) fn new(tenant: TenantUid, seed: u64) -> Self {
         let deks = (0..1_024).map(|_| DekId::new()).collect();
         let kms_request_id = RequestId::fresh().as_str().into();
-        Self { tenant, random: Random::of(seed, ["audit", "entries"]), deks, key_version: KeyVersion::new("byok", "1"), kms_request_id }
+        Self {
+            tenant,
+            random: Random::of(seed, ["audit", "entries"]),
+            deks,
+            key_version: KeyVersion::new("byok", "1"),
+            kms_request_id,
+        }
     }
 
     /// One that was made then.

@@ -86,8 +86,14 @@ impl Long {
     pub(crate) async fn disk(&self) -> Disk {
         let mut parts = Vec::new();
         for (name, what) in [
-            ("entries", "SELECT sum(pg_table_size(inhrelid)) FROM pg_inherits WHERE inhparent = 'np_byok_audit'::regclass"),
-            ("their indexes", "SELECT sum(pg_indexes_size(inhrelid)) FROM pg_inherits WHERE inhparent = 'np_byok_audit'::regclass"),
+            (
+                "entries",
+                "SELECT sum(pg_table_size(inhrelid)) FROM pg_inherits WHERE inhparent = 'np_byok_audit'::regclass",
+            ),
+            (
+                "their indexes",
+                "SELECT sum(pg_indexes_size(inhrelid)) FROM pg_inherits WHERE inhparent = 'np_byok_audit'::regclass",
+            ),
             ("tiles", "SELECT pg_total_relation_size('np_byok_tiles')::numeric"),
             (
                 "chunks and values",
@@ -152,4 +158,3 @@ pub(crate) async fn refuse_memory(url: &str) -> Result<(), String> {
         _ => Ok(()),
     }
 }
-

@@ -141,7 +141,8 @@ async fn commit_rows(database: &TestDatabase, connections: usize, window: Durati
     }
     let begin = Instant::now();
     let until = begin + window;
-    let waits = waits(opened.into_iter().zip(0..).map(|(connection, seed)| rows_of(connection, seed, until))).await;
+    let waits =
+        waits(opened.into_iter().zip(0..).map(|(connection, seed)| rows_of(connection, seed, until))).await;
     sample(waits, begin.elapsed())
 }
 
@@ -151,20 +152,18 @@ async fn rows_of(mut connection: PgConnection, seed: u64, until: Instant) -> Vec
     while Instant::now() < until {
         let row = entries.entry(rows::now());
         let asked = Instant::now();
-        sqlx::query(AssertSqlSafe(
-            "INSERT INTO single VALUES ($1, now(), $2, $3, $4, $5, $6, $7, $8)",
-        ))
-        .bind(row.id.0)
-        .bind(row.operation.as_str())
-        .bind(row.outcome.as_str())
-        .bind(&*row.role)
-        .bind(row.user.and_then(|user| user.value))
-        .bind(row.request.value)
-        .bind(row.records)
-        .bind(row.items)
-        .execute(&mut connection)
-        .await
-        .expect("a row is committed");
+        sqlx::query(AssertSqlSafe("INSERT INTO single VALUES ($1, now(), $2, $3, $4, $5, $6, $7, $8)"))
+            .bind(row.id.0)
+            .bind(row.operation.as_str())
+            .bind(row.outcome.as_str())
+            .bind(&*row.role)
+            .bind(row.user.and_then(|user| user.value))
+            .bind(row.request.value)
+            .bind(row.records)
+            .bind(row.items)
+            .execute(&mut connection)
+            .await
+            .expect("a row is committed");
         waits.push(asked.elapsed());
     }
     waits

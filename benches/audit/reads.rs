@@ -59,7 +59,7 @@ async fn proofs(plan: &Plan, long: &Long) -> Vec<Read> {
         let inclusion = tree.inclusion(leaf, size).await.expect("it is proven");
         included.push(begin.elapsed());
         let begin = Instant::now();
-        assert!(verify_inclusion(row[0].1, leaf, (size, root), &inclusion));
+        assert!(verify_inclusion(row[0].1, leaf, size, &inclusion, root));
         verified.push(begin.elapsed());
         let begin = Instant::now();
         let consistency = tree.consistency(from, size).await.expect("it is proven");
@@ -108,7 +108,7 @@ const FILTERS: [(&str, MakeFilter); 11] = [
         operation: Some(Operation::Rotate),
         ..EntryFilter::default()
     }),
-    ("an hour", |random, times| EntryFilter { ..hour(random, times) }),
+    ("an hour", hour),
     ("an hour of a user", |random, times| EntryFilter {
         user: Some(user_name(random.next() % (USERS / 10))),
         ..hour(random, times)
@@ -120,7 +120,7 @@ const FILTERS: [(&str, MakeFilter); 11] = [
     ("a user's refusals of a record, encrypting", |random, _| EntryFilter {
         outcome: Some(REFUSED),
         operation: Some(Operation::Encrypt),
-        record_id: Some(record_name(random.next() % 1_000).into()),
+        record_id: Some(record_name(random.next() % 1_000)),
         ..of_user(random.next() % 100)
     }),
 ];
@@ -132,7 +132,7 @@ fn of_user(user: u64) -> EntryFilter {
 }
 
 fn of_record(record: u64) -> EntryFilter {
-    EntryFilter { record_id: Some(record_name(record).into()), ..EntryFilter::default() }
+    EntryFilter { record_id: Some(record_name(record)), ..EntryFilter::default() }
 }
 
 fn hour(random: &mut Random, (from, until): (Timestamp, Timestamp)) -> EntryFilter {

@@ -20,7 +20,9 @@ const AT: usize = 64;
 
 impl Report {
     pub(crate) fn print(&self) {
-        println!("durable, and the wait for it, which is all that the log adds to a hot decrypt: medians over the rounds\n");
+        println!(
+            "durable, and the wait for it, which is all that the log adds to a hot decrypt: medians over the rounds\n"
+        );
         println!("| what | at once | a second | p50 ms | p99 ms |");
         println!("|---|---|---|---|---|");
         for rate in self.rates.appended.iter().chain(&self.rates.single).chain([&self.rates.replicas]) {
@@ -61,7 +63,10 @@ impl Report {
         let rates = |rates: &[Rate]| -> Value {
             let rate = |rate: &Rate| {
                 let per_s = of(rate, |sample| sample.per_s).round();
-                (rate.callers.to_string(), json!({ "per_s": per_s, "p99_ms": of(rate, |sample| sample.p99_ms) }))
+                (
+                    rate.callers.to_string(),
+                    json!({ "per_s": per_s, "p99_ms": of(rate, |sample| sample.p99_ms) }),
+                )
             };
             Value::Object(rates.iter().map(rate).collect())
         };
