@@ -8,6 +8,7 @@ mod context;
 mod decrypt;
 mod encrypt;
 mod health;
+mod keeping;
 mod limits;
 mod places;
 mod record;
@@ -34,6 +35,7 @@ pub use context::context_of;
 pub use decrypt::{DecryptItem, Decrypted};
 pub use encrypt::{EncryptItem, Encrypted};
 pub use health::{Health, HealthStatus};
+pub use keeping::{Keeper, KeepingFailed};
 pub use rotate::Rotation;
 
 // What the use cases take and give; the fronts know no other room below.

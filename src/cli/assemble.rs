@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::Failure;
-use crate::app::{App, Parts};
+use crate::app::{App, Keeper, Parts};
 use crate::audit::Committer;
 use crate::auth::{Authenticator, Policy};
 use crate::config;
@@ -18,7 +18,7 @@ use crate::keyring::{self, Keyring};
 use crate::kms::{AwsKms, AzureKeyVault, GcpKms, Kms, LocalKey, VaultTransit};
 use crate::model::{Clock, SystemClock, Tenant, TenantUid};
 use crate::rest::DatabaseState;
-use crate::store::{self, Batch, Change, CommitError, Database, MigrateError, MigrationReport};
+use crate::store::{self, Batch, Change, CommitError, Database, MigrateError, MigrationReport, Retention};
 use crate::webhook::Webhook;
 
 /// The tenant of the single-tenant form.
@@ -44,13 +44,18 @@ pub(super) async fn assemble(config: Config, stop: CancellationToken) -> Result<
     let authenticator = Arc::new(authenticator);
     let kms = provider(config.kms)?;
     let webhook = config.webhook.map(webhook).transpose()?;
+    let has_owner = config.store.has_owner();
     let database = open(&config.store).await?;
     let report = migrated(&*database).await?;
     let tenant = primary(&*database).await?;
     let audit_protected = database.exposure().await.is_ok_and(|exposure| !exposure.any());
     let store: Arc<dyn store::Store> = database.clone();
-    let refresh = tokio::spawn(refresh(authenticator.clone(), database, stop));
     let committer = Arc::new(Committer::start(store.clone(), clock.clone(), LANES));
+    // Without the owner's rights, `byok audit prune` does it.
+    let owns = has_owner || database.exposure().await.is_ok_and(|exposure| exposure.owns_audit);
+    let keeper = owns.then(|| Keeper::new(database.clone(), committer.clone(), clock.clone(), None));
+    let upkeep = Upkeep { database, keeper, retention: config.audit_retention, clock: clock.clone() };
+    let refresh = tokio::spawn(refresh(authenticator.clone(), upkeep, stop));
     let keyring = Keyring::new(keyring::Parts {
         store: store.clone(),
         kms: kms.clone(),
@@ -85,6 +90,26 @@ pub(super) async fn database_only(env: &Env) -> Result<Arc<dyn Database>, Failur
         Some(settings) => open(&settings).await,
         None => Err(Failure::Configuration(reader.into_mistakes())),
     }
+}
+
+/// The database as its owner, and the tenant of the single-tenant form, which must be there.
+pub(super) async fn as_owner(env: &Env) -> Result<(Arc<dyn Database>, Tenant), Failure> {
+    let mut reader = Reader::new(env);
+    let Some(settings) = config::Store::read(&mut reader, None) else {
+        return Err(Failure::Configuration(reader.into_mistakes()));
+    };
+    let database = open(&settings.as_owner()).await?;
+    let found = database.tenant(PRIMARY).await.map_err(|error| {
+        Failure::Running(match error {
+            store::ReadError::Unavailable => "the database is out of reach".to_owned(),
+            store::ReadError::Rejected => {
+                "the database refuses to be read: run `byok migrate` first".to_owned()
+            }
+        })
+    })?;
+    let tenant =
+        found.ok_or_else(|| Failure::Running("there is no log yet: nothing was ever served".to_owned()))?;
+    Ok((database, tenant))
 }
 
 /// Who calls, and what they may do; reports the mistakes of both.
@@ -164,17 +189,37 @@ async fn primary(database: &dyn Database) -> Result<Tenant, Failure> {
     }
 }
 
-async fn refresh(authenticator: Arc<Authenticator>, database: Arc<dyn Database>, stop: CancellationToken) {
-    let upkeep = async {
+/// What the database needs done again and again.
+struct Upkeep {
+    database: Arc<dyn Database>,
+    keeper: Option<Keeper>,
+    retention: config::AuditRetention,
+    clock: Arc<dyn Clock>,
+}
+
+impl Upkeep {
+    async fn keep(&self) {
         loop {
-            if database.upkeep().await.is_err() {
+            if self.database.upkeep().await.is_err() {
                 warn!("the database's upkeep failed: trying again in an hour");
+            }
+            if let (Some(keeper), Some(age)) = (&self.keeper, self.retention.age) {
+                let before = self.clock.now().minus(age);
+                let retention = Retention { before, exported_only: self.retention.exported_only };
+                match keeper.prune(retention).await {
+                    Ok(0) => {}
+                    Ok(dropped) => info!(dropped, "old entries were dropped; their hashes are kept"),
+                    Err(failed) => warn!(?failed, "old entries were not dropped: trying again in an hour"),
+                }
             }
             tokio::time::sleep(Duration::from_secs(3_600)).await;
         }
-    };
+    }
+}
+
+async fn refresh(authenticator: Arc<Authenticator>, upkeep: Upkeep, stop: CancellationToken) {
     tokio::select! {
         () = stop.cancelled() => {}
-        ((), ()) = async { tokio::join!(authenticator.keep_keys_fresh(&stop), upkeep) } => {}
+        ((), ()) = async { tokio::join!(authenticator.keep_keys_fresh(&stop), upkeep.keep()) } => {}
     }
 }

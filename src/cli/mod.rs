@@ -10,6 +10,7 @@
 //! | 4 | `doctor` found something that does not work, or a `drill` a plaintext that came too late |
 
 mod assemble;
+mod audit;
 mod dev;
 mod dev_key;
 mod doctor;
@@ -49,6 +50,8 @@ enum Command {
     Migrate,
     /// Re-wrap all DEKs under the current key version
     Rotate(rotate::Arguments),
+    /// The audit log itself: legal hold, erasure, retention
+    Audit(Box<audit::Arguments>),
     /// Print the GraphQL schema, or the OpenAPI document
     Schema(schema::Arguments),
     /// Print the least privilege that the KMS has to grant us on the configured key
@@ -91,6 +94,7 @@ pub fn run() -> ExitCode {
             Command::DevKey(arguments) => dev_key::run(&arguments),
             Command::Migrate => migrate::run().await,
             Command::Rotate(arguments) => rotate::run(arguments).await,
+            Command::Audit(arguments) => audit::run(*arguments).await,
             Command::Schema(arguments) => schema::run(&arguments),
             Command::Policy(arguments) => policy::run(&arguments),
             Command::Token(arguments) => token::run(&arguments),

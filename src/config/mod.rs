@@ -1,6 +1,7 @@
 //! Everything that is read from the environment, one file a section. No other room reads it. Every section is read
 //! whole before anything is reported, so that all mistakes come at once.
 
+mod audit_retention;
 mod auth;
 mod dek_cache;
 mod dek_pool;
@@ -15,6 +16,7 @@ mod webhook;
 
 use std::path::PathBuf;
 
+pub use audit_retention::AuditRetention;
 pub use auth::{Auth, File, Jwt};
 pub use dek_cache::DekCache;
 pub use dek_pool::DekPool;
@@ -73,6 +75,8 @@ pub struct Config {
     pub kms: Kms,
     /// Logs and traces.
     pub telemetry: Telemetry,
+    /// How long entries are kept.
+    pub audit_retention: AuditRetention,
     /// Whom incidents are announced to, if anyone.
     pub webhook: Option<Webhook>,
 }
@@ -93,6 +97,7 @@ impl Config {
         let store = Store::read(&mut reader, defaults.sqlite.as_deref());
         let kms = Kms::read(&mut reader, defaults.local_key);
         let telemetry = Telemetry::read(&mut reader, defaults.log_format);
+        let audit_retention = AuditRetention::read(&mut reader);
         let webhook = Webhook::read(&mut reader);
         let mistakes = reader.into_mistakes();
         match (store, kms) {
@@ -108,6 +113,7 @@ impl Config {
                     store,
                     kms,
                     telemetry,
+                    audit_retention,
                     webhook,
                 })
             }

@@ -59,6 +59,22 @@ const PARAMETERS: [&str; 13] = [
 ];
 
 impl Store {
+    /// To work as the tables' owner, where that is another role than the serving one.
+    #[must_use]
+    pub fn as_owner(mut self) -> Self {
+        if let Engine::Postgres(postgres) = &mut self.engine
+            && let Some(url) = postgres.migration_url.take()
+        {
+            postgres.url = url;
+        }
+        self
+    }
+
+    /// Whether the owner's URL is given.
+    pub fn has_owner(&self) -> bool {
+        matches!(&self.engine, Engine::Postgres(postgres) if postgres.migration_url.is_some())
+    }
+
     /// Reads the section. `default` is the SQLite file of a deployment that needs no configuration. `None` when there is
     /// a mistake, which the reader then holds.
     pub fn read(reader: &mut Reader<'_>, default: Option<&Path>) -> Option<Self> {

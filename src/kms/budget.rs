@@ -29,7 +29,7 @@ impl Share {
         purposes.into_iter().fold(Self::Probe, |share, purpose| match (share, purpose) {
             (Self::Caller, _) | (_, Purpose::Record) => Self::Caller,
             (_, Purpose::RecordAhead) => Self::Rotation,
-            (share, Purpose::Probe | Purpose::RecordProbed) => share,
+            (share, Purpose::Probe | Purpose::RecordProbed | Purpose::Checkpoint(_)) => share,
         })
     }
 

@@ -20,11 +20,13 @@ mod http;
 mod local;
 mod vault;
 
+use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 
 use crate::crypto::Dek;
+use crate::merkle::Hash;
 use crate::model::{DekId, KeyVersion, TenantUid, Wrapped};
 
 pub use aws::AwsKms;
@@ -46,6 +48,24 @@ pub struct DekBinding {
     pub purpose: Purpose,
 }
 
+/// How far a tenant's log had come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// Which of the tenant's logs.
+    pub log: u32,
+    /// How many leaves it had.
+    pub size: u64,
+    /// Their root.
+    pub root: Hash,
+}
+
+impl fmt::Display for Mark {
+    /// `<log> <size> <root, base64>`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {}", self.log, self.size, self.root)
+    }
+}
+
 /// What a DEK is for. A probe's is bound as such where a provider takes associated data, so that the customer tells the
 /// two apart in their own log: it opens for nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +77,9 @@ pub enum Purpose {
     RecordAhead,
     /// It only shows whether the key works. Its calls count in the budget and are never refused by it.
     Probe,
+    /// It is thrown away: the request is made so that what the provider logs of it says how far our own log had come, where
+    /// it logs the context of a request ([`Kms::logs_context`]). Called as [`Self::Probe`].
+    Checkpoint(Mark),
     /// A record is encrypted under it, and now it shows whether the key works: bound as [`Self::Record`], called as
     /// [`Self::Probe`].
     RecordProbed,
@@ -105,6 +128,12 @@ pub trait Kms: Send + Sync {
 
     /// Ends the connections that wait for their next call: their buffers hold what was answered last, plain DEKs among it.
     fn hang_up(&self);
+
+    /// Whether the provider's own log shows the context of a request in the clear: then it can hold what we say in one
+    /// ([`Purpose::Checkpoint`]).
+    fn logs_context(&self) -> bool {
+        false
+    }
 
     /// How many items one call takes at most; what rotation sizes its batches and its forecast by.
     fn batch_limit(&self) -> usize;

@@ -7,6 +7,7 @@ mod announcement;
 mod derived;
 mod failure;
 mod fence;
+mod keeping;
 mod migration;
 mod open;
 pub mod postgres;
@@ -32,6 +33,7 @@ use crate::model::{
 pub use announcement::{AnnouncementOutcome, AnnouncementReads, Attempt, Unannounced};
 pub use derived::{Behind, Chunk, ChunkValue, DerivedReads, Outline, Tile, TileId, WIDTH};
 pub use fence::{Fence, Must, Passed, ProofReads, Seen, Watched};
+pub use keeping::{Keeping, Personal, Prunable, PruneError, Retention};
 pub use migration::{MigrateError, MigrationReport};
 pub use open::{OpenError, open};
 pub use postgres::Postgres;
@@ -195,6 +197,23 @@ pub enum Change {
         size: u64,
         /// The signed note.
         note: Arc<str>,
+    },
+    /// Keeps all of the tenant's entries whatever their age, or no longer; touches nothing where it is so. The owner's.
+    Hold {
+        /// Whether they are kept.
+        on: bool,
+    },
+    /// Sets a personal value to null in the entries at these places, and in none of a tenant on hold. The owner's.
+    Erase {
+        /// What.
+        personal: Personal,
+        /// Where.
+        places: Range<u64>,
+    },
+    /// Notes that entries were exported. The owner's.
+    NoteExport {
+        /// Which.
+        places: Range<u64>,
     },
     /// Adds tiles of one log, sorted by [`TileId`]; those that are there stay. Says how many were added.
     AddTiles {
@@ -485,7 +504,7 @@ impl Exposure {
 
 /// A database as its keeper sees it: what `serve`, `migrate`, `doctor` and health need beside [`Store`].
 #[async_trait]
-pub trait Database: Store {
+pub trait Database: Store + Keeping {
     /// Brings the schema to what this binary was built with; does nothing when it is there. Several processes may do so
     /// at once. Goes through the migration URL where one is set, and then grants the serving role what it needs.
     ///

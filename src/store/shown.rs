@@ -24,9 +24,13 @@ pub(super) async fn shown(
             Change::AdvanceJob { job, holder: _, after } => {
                 store.job(tenant, job.id).await.map_err(open)? == Some((job.clone(), *after))
             }
-            // Keeping a lease that one has is no change, nor is saying twice how an attempt went: asking again is the way
+            // Keeping a lease that one has is no change, nor is saying twice how an attempt went, or holding what is held, or erasing what is gone: asking again is the way
             // to see it.
-            Change::LeaseJob { .. } | Change::Announce { .. } => {
+            Change::LeaseJob { .. }
+            | Change::Announce { .. }
+            | Change::Hold { .. }
+            | Change::Erase { .. }
+            | Change::NoteExport { .. } => {
                 let again = Batch {
                     tenant,
                     base: 0,

@@ -4,6 +4,8 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a failure here is a failed test")]
 
 mod architecture;
+mod audit_keeping;
+mod audit_tiles;
 mod canary;
 mod canary_kms;
 mod cli;

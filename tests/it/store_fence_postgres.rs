@@ -217,9 +217,9 @@ async fn a_database_of_the_release_before_keeps_its_log_and_gets_proofs() {
     let tenant = tenant(&store).await;
     store.commit(&Batch { fence: Vec::new(), ..proven(tenant, 0, HOUR) }).await.unwrap();
     for sql in [
-        "DROP TABLE np_byok_tiles, np_byok_chunks, np_byok_chunk_values",
+        "DROP TABLE np_byok_tiles, np_byok_chunks, np_byok_chunk_values, np_byok_holds, np_byok_exports",
         "DROP FUNCTION np_byok_tiles_guard",
-        "DROP TABLE np_byok_announcements, np_byok_proofs, np_byok_incidents",
+        "DROP TABLE np_byok_announcements, np_byok_proofs, np_byok_incidents, np_byok_checkpoints",
         "DROP FUNCTION np_byok_announce",
         "ALTER TABLE np_byok_audit DROP COLUMN detail, DROP COLUMN digest",
         "ALTER TABLE np_byok_heads DROP COLUMN log, DROP COLUMN first, DROP COLUMN frontier",

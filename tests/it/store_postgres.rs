@@ -1,9 +1,10 @@
 //! What only PostgreSQL does: roles, partitions, migrations by several replicas, durability.
 
+use byok::merkle::Hash;
 use byok::model::{TenantUid, Timestamp};
 use byok::store::{
-    AuditReads, Batch, Change, CommitError, Database, EntryFilter, Exposure, MigrateError, Postgres,
-    ReadError, Store, TenantReads, postgres,
+    AuditReads, Batch, Change, Chunk, ChunkValue, CommitError, Database, EntryFilter, Exposure, MigrateError,
+    Postgres, ReadError, Store, TenantReads, Tile, TileId, postgres,
 };
 use sqlx::{Connection, Executor, PgConnection, SqlSafeStr};
 use uuid::Uuid;
@@ -194,6 +195,39 @@ async fn a_month_that_the_default_partition_has_taken_stays_there() {
     store.commit(&entries(tenant, 1, vec![row])).await.unwrap();
     assert_eq!(store.upkeep().await, Ok(()));
     assert_eq!(store.entries(tenant, &EntryFilter::default(), None, 9).await.unwrap().entries.len(), 2);
+}
+
+#[tokio::test]
+async fn tiles_are_never_changed_or_deleted_and_the_serving_role_only_adds_what_is_derived() {
+    let (_database, store, owner, serving) = with_two_roles().await;
+    let tenant = with_one_entry(&store).await;
+    let hashes = vec![Hash([1; 32]); 256];
+    let tiles = vec![Tile { id: TileId { level: 0, index: 0 }, hashes }];
+    let times = Timestamp(0);
+    let derived = vec![
+        Change::AddTiles { log: 1, tiles },
+        Change::AddChunkValues(vec![ChunkValue { value: 7, chunk: 0 }]),
+        Change::AddChunks(vec![Chunk { index: 0, earliest: times, latest: times }]),
+    ];
+    assert_eq!(store.commit(&changes(tenant, derived)).await.unwrap().applied, [1, 1, 1]);
+    let of_tiles =
+        ["UPDATE np_byok_tiles SET root = hashes", "DELETE FROM np_byok_tiles", "TRUNCATE np_byok_tiles"];
+    for sql in of_tiles {
+        assert_eq!(try_execute(&owner, sql).await, Err(DENIED.to_owned()), "{sql}");
+        assert_eq!(try_execute(&serving, sql).await, Err(DENIED.to_owned()), "{sql}");
+    }
+    for sql in [
+        "UPDATE np_byok_chunks SET latest = earliest",
+        "DELETE FROM np_byok_chunks",
+        "TRUNCATE np_byok_chunks",
+        "UPDATE np_byok_chunk_values SET value = 0",
+        "DELETE FROM np_byok_chunk_values",
+        "TRUNCATE np_byok_chunk_values",
+    ] {
+        assert_eq!(try_execute(&serving, sql).await, Err(DENIED.to_owned()), "{sql}");
+    }
+    // An erasure takes a value out.
+    assert_eq!(try_execute(&owner, "DELETE FROM np_byok_chunk_values").await, Ok(1));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,17 +2,18 @@
 
 use std::sync::Arc;
 
+use byok::merkle::Hash;
 use byok::model::TenantUid;
 use byok::store::{
     AuditReads, Batch, Change, CommitError, Database, MigrateError, OpenError, Sqlite, Store, TenantReads,
-    sqlite,
+    Tile, TileId, sqlite,
 };
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor, SqlSafeStr, SqliteConnection};
 use tempfile::TempDir;
 
 use crate::support::postgres::LEVEL;
-use crate::support::rows::{dek, entries, entry, tenant};
+use crate::support::rows::{changes, dek, entries, entry, tenant};
 
 /// A database with our tables; ends with its folder.
 pub(crate) async fn migrated() -> (TempDir, Arc<Sqlite>) {
@@ -26,7 +27,7 @@ async fn raw(folder: &TempDir) -> SqliteConnection {
     SqliteConnectOptions::new().filename(folder.path().join("byok.db")).connect().await.unwrap()
 }
 
-async fn try_execute(folder: &TempDir, sql: &str) -> Result<u64, String> {
+pub(crate) async fn try_execute(folder: &TempDir, sql: &str) -> Result<u64, String> {
     let mut connection = raw(folder).await;
     let done = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await;
     done.map(|done| done.rows_affected()).map_err(|error| error.to_string())
@@ -65,6 +66,23 @@ async fn entries_are_never_changed_deleted_or_replaced() {
         "INSERT OR REPLACE INTO np_byok_audit (rowid, tenant, seq, at, id, operation, outcome, means, role, request_hmac,
             item_count, records, items) SELECT rowid, tenant, 9, at, id, operation, outcome, means, role, request_hmac,
             item_count, records, items FROM np_byok_audit",
+    ] {
+        let refused = try_execute(&folder, sql).await;
+        assert!(refused.as_ref().is_err_and(|message| message.contains("never")), "{sql}: {refused:?}");
+    }
+}
+
+#[tokio::test]
+async fn tiles_are_never_changed_deleted_or_replaced() {
+    let (folder, store, tenant) = with_one_entry().await;
+    let tiles = vec![Tile { id: TileId { level: 0, index: 0 }, hashes: vec![Hash([1; 32]); 256] }];
+    store.commit(&changes(tenant, vec![Change::AddTiles { log: 1, tiles }])).await.unwrap();
+    for sql in [
+        "UPDATE np_byok_tiles SET root = zeroblob(32)",
+        "DELETE FROM np_byok_tiles",
+        "INSERT OR REPLACE INTO np_byok_tiles SELECT * FROM np_byok_tiles",
+        "INSERT OR REPLACE INTO np_byok_tiles (rowid, tenant, log, level, tile, root, hashes)
+            SELECT rowid, tenant, log, level, 9, root, hashes FROM np_byok_tiles",
     ] {
         let refused = try_execute(&folder, sql).await;
         assert!(refused.as_ref().is_err_and(|message| message.contains("never")), "{sql}: {refused:?}");

@@ -51,12 +51,6 @@ pub(super) async fn run() -> Result<(), Failure> {
         }
     };
     findings.good("configuration: every variable is understood");
-    if env.is_set("BYOK_AUDIT_RETENTION_DAYS") {
-        findings.open(
-            "configuration: BYOK_AUDIT_RETENTION_DAYS has no effect yet: entries are kept for ever",
-            "unset it, or prune with a later version",
-        );
-    }
     listener(&mut findings, &config.server);
     identity(&mut findings, &config.auth);
     database(&mut findings, &config.store).await;

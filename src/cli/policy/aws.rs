@@ -153,7 +153,7 @@ fn trust(role: &AwsRole, partition: &str) -> Statement {
 fn tightened(arn: &str) -> [Statement; 2] {
     let mut ours = json!({
         "ForAllValues:StringEquals": {
-            "kms:EncryptionContextKeys": ["byok:tenant", "byok:dek", "byok:purpose"],
+            "kms:EncryptionContextKeys": ["byok:tenant", "byok:dek", "byok:purpose", "byok:checkpoint"],
         },
         "Null": { "kms:EncryptionContextKeys": "false" },
     });

@@ -37,6 +37,7 @@ pub(super) const TENANT: &str = "byok:tenant";
 pub(super) const DEK: &str = "byok:dek";
 /// In the encryption context of what is no record's DEK.
 pub(super) const PURPOSE: &str = "byok:purpose";
+const CHECKPOINT: &str = "byok:checkpoint";
 /// The longest that AWS takes (`CiphertextType` of the service's model). Ours are some 180 bytes.
 const MAX_WRAPPED_BYTES: usize = 6144;
 /// DEKs of one batch; each is a call.
@@ -357,6 +358,10 @@ fn context(binding: &DekBinding) -> Context {
     match binding.purpose {
         Purpose::Record | Purpose::RecordAhead | Purpose::RecordProbed => {}
         Purpose::Probe => drop(context.insert(PURPOSE.to_owned(), "probe".to_owned())),
+        Purpose::Checkpoint(mark) => {
+            context.insert(PURPOSE.to_owned(), "checkpoint".to_owned());
+            context.insert(CHECKPOINT.to_owned(), mark.to_string());
+        }
     }
     context
 }
@@ -403,6 +408,8 @@ fn undocumented(class: KmsErrorClass, request_id: &Option<Arc<str>>) -> KmsError
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kms::Mark;
+    use crate::merkle::Hash;
     use crate::model::{DekId, TenantUid};
 
     #[test]
@@ -416,5 +423,9 @@ mod tests {
         };
         assert_eq!(context(&record), of(&pairs[..2]));
         assert_eq!(context(&DekBinding { purpose: Purpose::Probe, ..record }), of(&pairs));
+        let mark = Mark { log: 1, size: 7, root: Hash([0; 32]) };
+        let said = "1 7 AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+        let marked = [pairs[0], pairs[1], ("byok:purpose", "checkpoint"), ("byok:checkpoint", said)];
+        assert_eq!(context(&DekBinding { purpose: Purpose::Checkpoint(mark), ..record }), of(&marked));
     }
 }

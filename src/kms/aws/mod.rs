@@ -133,6 +133,11 @@ impl Kms for AwsKms {
         self.key.hang_up();
     }
 
+    /// CloudTrail shows the encryption context (docs.aws.amazon.com/kms/latest/developerguide/encrypt_context.html).
+    fn logs_context(&self) -> bool {
+        true
+    }
+
     fn batch_limit(&self) -> usize {
         BATCH
     }

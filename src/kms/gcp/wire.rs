@@ -44,6 +44,8 @@ fn associated(binding: DekBinding) -> Vec<u8> {
     let purpose: &[u8] = match binding.purpose {
         Purpose::Record | Purpose::RecordAhead | Purpose::RecordProbed => b"",
         Purpose::Probe => b"purpose=probe",
+        // Google logs no associated data, so nobody asks for this; it is bound to what it is all the same.
+        Purpose::Checkpoint(_) => b"purpose=checkpoint",
     };
     [LABEL, &binding.tenant.0, binding.dek_id.as_bytes(), purpose].concat()
 }

@@ -19,7 +19,8 @@ use super::super::shown::shown;
 use super::super::{Batch, Change, CommitError, Committed, DekRow, EntryRow, LogHead, Passed};
 use super::writers::Writer;
 use super::{
-    BEGIN, EXCHANGE, Postgres, announcements, checkpoints, derived, jobs, moment, proofs, statements, tenants,
+    BEGIN, EXCHANGE, Postgres, announcements, checkpoints, derived, jobs, keeping, moment, proofs,
+    statements, tenants,
 };
 
 statements! {
@@ -379,6 +380,19 @@ async fn in_order(
             Change::AddCheckpoint { log, size, note } => {
                 let query = checkpoints::add(batch.tenant, *log, *size, note);
                 applied.push(touched(connection, query, named).await?);
+                1
+            }
+            Change::Hold { on } => {
+                applied.push(touched(connection, keeping::hold(batch.tenant, *on), named).await?);
+                1
+            }
+            Change::Erase { personal, places } => {
+                let query = keeping::erase(batch.tenant, personal, places);
+                applied.push(touched(connection, query, named).await?);
+                1
+            }
+            Change::NoteExport { places } => {
+                applied.push(touched(connection, keeping::note_export(batch.tenant, places), named).await?);
                 1
             }
             Change::AddTiles { log, tiles } => {

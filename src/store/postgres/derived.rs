@@ -51,7 +51,7 @@ statements! {
             FROM np_byok_chunks WHERE tenant = h.tenant AND level = 0) c
         CROSS JOIN LATERAL (SELECT COALESCE(max(tile) + 1, 0) AS next
             FROM np_byok_tiles WHERE tenant = h.tenant AND log = h.log AND level = 0) t
-        WHERE h.size >= (c.next + 1) * 256 OR h.size - h.first >= (t.next + 1) * 256 LIMIT 256";
+        WHERE h.size >= (c.next + 1) * 256 OR h.size - h.first >= (t.next + 1) * 256 ORDER BY random() LIMIT 256";
 
     /// The records are taken out of their row only where their items are still to be read.
     OUTLINES = "

@@ -42,6 +42,12 @@ pub(super) const MIGRATIONS: &[Migration] = &[
         oldest_reader: 4,
         sql: include_str!("../../../migrations/postgres/0005_tiles.sql"),
     },
+    Migration {
+        version: 6,
+        name: "keeping",
+        oldest_reader: 4,
+        sql: include_str!("../../../migrations/postgres/0006_keeping.sql"),
+    },
 ];
 
 const TABLE: &str = include_str!("../../../migrations/postgres/migrations.sql");

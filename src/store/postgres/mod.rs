@@ -13,6 +13,7 @@ mod deks;
 mod derived;
 mod jobs;
 mod keep;
+mod keeping;
 mod migrate;
 mod proofs;
 mod tenants;
@@ -70,6 +71,7 @@ pub fn statements() -> impl Iterator<Item = &'static str> {
         derived::ALL,
         jobs::ALL,
         keep::ALL,
+        keeping::ALL,
         migrate::ALL,
         proofs::ALL,
         tenants::ALL,

@@ -7,8 +7,10 @@ use crate::model::{Tenant, TenantUid};
 use super::super::failure::Failure;
 use super::super::row::{Columns, head, signed, there};
 use super::super::shown::shown;
-use super::super::{Batch, Change, CommitError, Committed, DekRow, EntryRow, Passed};
-use super::{Sqlite, SqliteQuery, announcements, checkpoints, derived, jobs, proofs, statements, tenants};
+use super::super::{Batch, Change, CommitError, Committed, DekRow, EntryRow, Passed, Personal};
+use super::{
+    Sqlite, SqliteQuery, announcements, checkpoints, derived, jobs, keeping, proofs, statements, tenants,
+};
 
 const BEGIN: &str = "BEGIN IMMEDIATE";
 
@@ -189,6 +191,12 @@ async fn one(connection: &mut SqliteConnection, tenant: TenantUid, change: &Chan
             return Ok(touched);
         }
         Change::AddCheckpoint { log, size, note } => checkpoints::add(&tenant, *log, *size, note),
+        Change::Hold { on } => keeping::hold(&tenant, *on),
+        Change::Erase { personal, places } => {
+            keeping::unname(&tenant, personal).execute(&mut *connection).await?;
+            keeping::erase(&tenant, personal, places)
+        }
+        Change::NoteExport { places } => keeping::note_export(&tenant, places),
         Change::AddTiles { log, tiles } => {
             return Ok(derived::add_tiles(connection, tenant, *log, tiles).await?);
         }
@@ -255,6 +263,7 @@ fn holds_nul(batch: &Batch) -> bool {
     let in_change = |change: &Change| match change {
         Change::CreateTenant(tenant) => in_text(&tenant.name),
         Change::InsertDek(row) => row.record_id.as_deref().is_some_and(in_text),
+        Change::Erase { personal: Personal::User(text) | Personal::Record(text), .. } => in_text(text),
         // Names of the KMS's and of ours.
         Change::Rewrap { .. }
         | Change::StartJob(_)
@@ -264,6 +273,8 @@ fn holds_nul(batch: &Batch) -> bool {
         | Change::Need { .. }
         | Change::Prove { .. }
         | Change::AddCheckpoint { .. }
+        | Change::Hold { .. }
+        | Change::NoteExport { .. }
         | Change::AddTiles { .. }
         | Change::AddChunkValues(_)
         | Change::AddChunks(_)

@@ -41,7 +41,7 @@ statements! {
                 COALESCE((SELECT max(tile) + 1 FROM np_byok_tiles WHERE tenant = h.tenant AND log = h.log AND level = 0),
                     0) AS tile
             FROM np_byok_heads h)
-        WHERE size >= (chunk + 1) * 256 OR size - first >= (tile + 1) * 256 LIMIT 256";
+        WHERE size >= (chunk + 1) * 256 OR size - first >= (tile + 1) * 256 ORDER BY random() LIMIT 256";
 
     OUTLINES = "
         SELECT seq, at, operation, outcome, user_id, records FROM (

@@ -40,6 +40,12 @@ const MIGRATIONS: &[Migration] = &[
         oldest_reader: 4,
         sql: include_str!("../../../migrations/sqlite/0005_tiles.sql"),
     },
+    Migration {
+        version: 6,
+        name: "keeping",
+        oldest_reader: 4,
+        sql: include_str!("../../../migrations/sqlite/0006_keeping.sql"),
+    },
 ];
 
 const TABLE: &str = include_str!("../../../migrations/sqlite/migrations.sql");

@@ -10,6 +10,7 @@ mod derived;
 mod file;
 mod jobs;
 mod keep;
+mod keeping;
 mod proofs;
 mod tenants;
 
@@ -52,6 +53,7 @@ pub fn statements() -> impl Iterator<Item = &'static str> {
         derived::ALL,
         jobs::ALL,
         keep::ALL,
+        keeping::ALL,
         proofs::ALL,
         tenants::ALL,
     ]

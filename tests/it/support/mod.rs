@@ -19,6 +19,7 @@ pub(crate) mod server;
 pub(crate) mod shared_vault;
 pub(crate) mod stub;
 pub(crate) mod switch;
+pub(crate) mod tiles;
 pub(crate) mod toxics;
 pub(crate) mod vault;
 

@@ -41,7 +41,7 @@ pub(crate) async fn empty() -> TestDatabase {
 
 /// A database with our tables, and the store on it.
 /// How many migrations there are.
-pub(crate) const LEVEL: u32 = 5;
+pub(crate) const LEVEL: u32 = 6;
 
 pub(crate) async fn migrated() -> (TestDatabase, Arc<Postgres>) {
     let database = empty().await;

@@ -1,0 +1,215 @@
+//! What an operator does with the log itself: legal holds, erasures, and old entries that are dropped. Each is an entry of
+//! the log, written before or with what it does. Needs no key, and no caller: whoever has the database's owner is the
+//! operator.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::audit::{CommitFailed, Committer, Unit, pack};
+use crate::merkle::Hash;
+use crate::model::{Clock, Entry, EntryId, Means, Operation, Outcome, RequestId, Tenant, TenantUid};
+use crate::store::{Change, Database, Personal, Prunable, PruneError, ReadError, Retention, TileId, WIDTH};
+
+/// How many entries one erasure's statement looks at.
+const STEP: u64 = 10_000;
+/// How many tiles are held against their leaves at once.
+const TILES: u64 = 64;
+/// How often a part of the log is listed anew that changed while it was to be dropped.
+const TRIES: usize = 3;
+
+/// Why something was not done with the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeepingFailed {
+    /// The tenant is on legal hold.
+    OnHold,
+    /// The log changed all the while.
+    Changing,
+    /// The tree that would be left is not that of the entries.
+    Wrong,
+    /// The database is out of reach.
+    Unavailable,
+    /// The database refuses it: the role has not the rights.
+    Refused,
+}
+
+impl From<ReadError> for KeepingFailed {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Unavailable => Self::Unavailable,
+            ReadError::Rejected => Self::Refused,
+        }
+    }
+}
+
+impl From<CommitFailed> for KeepingFailed {
+    fn from(error: CommitFailed) -> Self {
+        match error {
+            CommitFailed::Unavailable => Self::Unavailable,
+            CommitFailed::Rejected | CommitFailed::Fenced => Self::Refused,
+        }
+    }
+}
+
+/// Keeps the log, for an operator.
+pub struct Keeper {
+    database: Arc<dyn Database>,
+    committer: Arc<Committer>,
+    clock: Arc<dyn Clock>,
+    /// Who, if it is said.
+    operator: Option<String>,
+}
+
+impl Keeper {
+    /// Of these parts.
+    pub fn new(
+        database: Arc<dyn Database>,
+        committer: Arc<Committer>,
+        clock: Arc<dyn Clock>,
+        operator: Option<String>,
+    ) -> Self {
+        Self { database, committer, clock, operator }
+    }
+
+    /// Puts a tenant on legal hold, or lifts it. Whether that changed anything; only then there is an entry of it.
+    ///
+    /// # Errors
+    /// See [`KeepingFailed`].
+    pub async fn hold(&self, tenant: TenantUid, on: bool) -> Result<bool, KeepingFailed> {
+        if self.database.on_hold(tenant).await? == on {
+            return Ok(false);
+        }
+        let detail = if on { "hold on" } else { "hold off" };
+        let unit = self.unit(tenant, Operation::Hold, detail, vec![Change::Hold { on }]);
+        self.committer.commit(unit).await?;
+        Ok(true)
+    }
+
+    /// Sets a personal value to null wherever the tenant's log has it; in how many entries. The log still verifies: its
+    /// leaves cover only HMACs. An erasure that was cut off is done again from the start.
+    ///
+    /// # Errors
+    /// See [`KeepingFailed`].
+    pub async fn erase(&self, tenant: TenantUid, personal: &Personal) -> Result<u64, KeepingFailed> {
+        if self.database.on_hold(tenant).await? {
+            return Err(KeepingFailed::OnHold);
+        }
+        let end = self.database.log_size(tenant).await?;
+        let what = match personal {
+            Personal::User(_) => "user",
+            Personal::Record(_) => "record",
+        };
+        let mut erased = 0;
+        let mut entry = Some(format!("erase {what} 0 {end}"));
+        let mut start = 0;
+        while start < end || entry.is_some() {
+            let places = start..end.min(start + STEP);
+            let changes = vec![Change::Erase { personal: personal.clone(), places: places.clone() }];
+            let unit = match entry.take() {
+                Some(detail) => self.unit(tenant, Operation::Erase, &detail, changes),
+                None => Unit { tenant, entry: None, changes, fence: Vec::new() },
+            };
+            erased += self.committer.commit(unit).await?.applied.iter().sum::<u64>();
+            start = places.end;
+        }
+        if self.database.on_hold(tenant).await? {
+            return Err(KeepingFailed::OnHold);
+        }
+        Ok(erased)
+    }
+
+    /// What may be dropped, oldest first.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn prunable(&self, retention: Retention) -> Result<Vec<Prunable>, KeepingFailed> {
+        Ok(self.database.prunable(retention).await?)
+    }
+
+    /// Drops every entry that is old enough, of every tenant; how many. Their hashes stay, and an entry of each tenant's
+    /// log says which are gone; it is durable before they are.
+    ///
+    /// # Errors
+    /// See [`KeepingFailed`]; then an entry may speak of more than is gone, which the next time makes good.
+    pub async fn prune(&self, retention: Retention) -> Result<u64, KeepingFailed> {
+        let mut dropped = 0;
+        for _ in 0..TRIES {
+            let prunable = self.database.prunable(retention).await?;
+            let mut changed = false;
+            for part in &prunable {
+                for (tenant, ranges) in &part.entries {
+                    for range in ranges {
+                        self.hold_tiles_against(tenant.uid, range).await?;
+                    }
+                    self.announce(tenant, ranges).await?;
+                }
+                match self.database.prune(retention, part).await {
+                    Ok(()) => {
+                        dropped += part.entries.iter().flat_map(|(_, ranges)| ranges).map(length).sum::<u64>()
+                    }
+                    Err(PruneError::Changed) => changed = true,
+                    Err(PruneError::Store(error)) => return Err(error.into()),
+                }
+            }
+            if !changed {
+                return Ok(dropped);
+            }
+        }
+        Err(KeepingFailed::Changing)
+    }
+
+    /// Whether the tiles that stay hold what these entries' leaves are: they are all that is left of them.
+    async fn hold_tiles_against(&self, tenant: TenantUid, places: &Range<u64>) -> Result<(), KeepingFailed> {
+        let head = self.database.log_head(tenant).await?.ok_or(KeepingFailed::Wrong)?;
+        let first = places.start.checked_sub(head.first).ok_or(KeepingFailed::Wrong)?;
+        let mut tile = first / WIDTH;
+        while head.first + tile * WIDTH < places.end {
+            let ids: Vec<TileId> = (tile..tile + TILES).map(|index| TileId { level: 0, index }).collect();
+            let tiles = self.database.tiles(tenant, head.log, &ids).await?;
+            let hashes: HashMap<u64, Vec<Hash>> =
+                tiles.into_iter().map(|tile| (tile.id.index, tile.hashes)).collect();
+            let start = places.start.max(head.first + tile * WIDTH);
+            tile += TILES;
+            let end = places.end.min(head.first + tile * WIDTH);
+            let leaves = self.database.leaves(tenant, start..end).await?;
+            let covered = |(seq, leaf): &(u64, Hash)| {
+                let index = seq - head.first;
+                hashes.get(&(index / WIDTH)).and_then(|tile| tile.get((index % WIDTH) as usize)) == Some(leaf)
+            };
+            if leaves.len() as u64 != end - start || !leaves.iter().all(covered) {
+                return Err(KeepingFailed::Wrong);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes down that these entries go.
+    async fn announce(&self, tenant: &Tenant, ranges: &[Range<u64>]) -> Result<(), KeepingFailed> {
+        for range in ranges {
+            let detail = format!("prune {} {}", range.start, range.end);
+            let unit = self.unit(tenant.uid, Operation::Prune, &detail, Vec::new());
+            self.committer.commit(unit).await?;
+        }
+        Ok(())
+    }
+
+    fn unit(&self, tenant: TenantUid, operation: Operation, detail: &str, changes: Vec<Change>) -> Unit {
+        let entry = Entry {
+            id: EntryId::new(),
+            at: self.clock.now(),
+            operation,
+            outcome: Outcome::Ok,
+            role: "operator".into(),
+            user: self.operator.clone(),
+            means: Means::Operator,
+            request_id: Some(RequestId::fresh().as_str().to_owned()),
+            detail: Some(detail.into()),
+            items: Vec::new(),
+        };
+        Unit { tenant, entry: Some(pack(tenant, &entry)), changes, fence: Vec::new() }
+    }
+}
+
+fn length(range: &Range<u64>) -> u64 {
+    range.end - range.start
+}

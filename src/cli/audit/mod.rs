@@ -1,0 +1,32 @@
+//! `byok audit`: the log itself.
+
+mod keeping;
+
+use clap::{Args, Subcommand};
+
+use super::Failure;
+
+/// What to do with the log.
+#[derive(Args)]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Keep all entries whatever their age, and erase nothing: legal hold
+    Hold(keeping::Hold),
+    /// Set a personal value to null wherever the log has it; the log still verifies
+    Erase(keeping::Erase),
+    /// Drop the entries that are older than BYOK_AUDIT_RETENTION_DAYS, and keep their hashes
+    Prune(keeping::Prune),
+}
+
+pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
+    match arguments.what {
+        What::Hold(arguments) => keeping::hold(arguments).await,
+        What::Erase(arguments) => keeping::erase(arguments).await,
+        What::Prune(arguments) => keeping::prune(arguments).await,
+    }
+}

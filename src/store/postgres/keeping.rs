@@ -1,0 +1,217 @@
+//! Holds, erasures, and months that are dropped. All but the look at a hold is the owner's.
+
+use std::ops::Range;
+
+use async_trait::async_trait;
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, Connection, Error, Row};
+use tokio::time::timeout;
+
+use crate::model::{Tenant, TenantUid};
+
+use super::super::derived::{Named, value_of};
+use super::super::failure::Failure;
+use super::super::row::{number, signed, tenant};
+use super::super::{Keeping, Personal, Prunable, PruneError, ReadError, Retention};
+use super::commit::PgQuery;
+use super::migrate::LOCK;
+use super::{Postgres, moment, statements};
+
+statements! {
+    HOLD = "
+        WITH held AS (INSERT INTO np_byok_holds (tenant) VALUES ($1) ON CONFLICT DO NOTHING RETURNING 1)
+        SELECT count(*) FROM held";
+    RELEASE = "
+        WITH released AS (DELETE FROM np_byok_holds WHERE tenant = $1 RETURNING 1) SELECT count(*) FROM released";
+    ON_HOLD = "SELECT EXISTS (SELECT FROM np_byok_holds WHERE tenant = $1)";
+    NOTE_EXPORT = "
+        WITH noted AS (INSERT INTO np_byok_exports (tenant, first, past) VALUES ($1, $2, $3)
+            ON CONFLICT DO NOTHING RETURNING 1)
+        SELECT count(*) FROM noted";
+    ERASE_USER = "
+        WITH unnamed AS (
+            DELETE FROM np_byok_chunk_values WHERE tenant = $1 AND value = $5
+                AND NOT EXISTS (SELECT FROM np_byok_holds WHERE tenant = $1)),
+        erased AS (
+            UPDATE np_byok_audit SET user_id = NULL, user_salt = NULL, request_id = NULL, request_salt = NULL
+            WHERE tenant = $1 AND seq >= $2 AND seq < $3 AND user_id = $4
+                AND NOT EXISTS (SELECT FROM np_byok_holds WHERE tenant = $1) RETURNING 1)
+        SELECT count(*) FROM erased";
+    ERASE_RECORD = "
+        WITH unnamed AS (
+            DELETE FROM np_byok_chunk_values WHERE tenant = $1 AND value = $5
+                AND NOT EXISTS (SELECT FROM np_byok_holds WHERE tenant = $1)),
+        erased AS (
+            UPDATE np_byok_audit SET records = (
+                SELECT jsonb_agg(CASE WHEN element ->> 0 = $4 THEN 'null'::jsonb ELSE element END ORDER BY place)
+                FROM jsonb_array_elements(records) WITH ORDINALITY AS e(element, place))
+            WHERE tenant = $1 AND seq >= $2 AND seq < $3
+                AND jsonb_path_exists(records, 'strict $[*] ? (@[0] == $record)', jsonb_build_object('record', $4::text))
+                AND NOT EXISTS (SELECT FROM np_byok_holds WHERE tenant = $1) RETURNING 1)
+        SELECT count(*) FROM erased";
+    /// In which chunks values came of which no entry is left.
+    FORGET = "
+        DELETE FROM np_byok_chunk_values WHERE tenant = $1 AND chunk IN (
+            SELECT chunk FROM generate_series($2 / 256, ($3 - 1) / 256) AS chunk
+            WHERE NOT EXISTS (SELECT FROM np_byok_audit a
+                WHERE a.tenant = $1 AND a.seq >= chunk * 256 AND a.seq < chunk * 256 + 256))";
+    /// The months that are over by then, by the names that `np_byok_make_partitions` gives; and last what no month has.
+    PARTS = "
+        SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+        WHERE i.inhparent = 'np_byok_audit'::regclass AND c.relname ~ '^np_byok_audit_[0-9]{6}$'
+            AND (to_date(right(c.relname, 6), 'YYYYMM') + interval '1 month') AT TIME ZONE 'UTC' <= $1
+        UNION ALL SELECT 'np_byok_audit_default' ORDER BY 1";
+}
+
+/// How long the migrations' lock, and the table's own, may be waited for.
+const PATIENCE: &str =
+    "SELECT set_config('lock_timeout', '2s', true), set_config('statement_timeout', '0', true)";
+
+pub(super) fn hold(tenant: TenantUid, on: bool) -> PgQuery {
+    sqlx::query(if on { HOLD } else { RELEASE }).bind(tenant.0)
+}
+
+pub(super) fn note_export(tenant: TenantUid, places: &Range<u64>) -> PgQuery {
+    sqlx::query(NOTE_EXPORT).bind(tenant.0).bind(signed(places.start)).bind(signed(places.end))
+}
+
+pub(super) fn erase(tenant: TenantUid, personal: &Personal, places: &Range<u64>) -> PgQuery {
+    let (statement, named) = match personal {
+        Personal::User(user) => (ERASE_USER, Named::User(user)),
+        Personal::Record(record) => (ERASE_RECORD, Named::Record(record)),
+    };
+    let query = sqlx::query(statement).bind(tenant.0).bind(signed(places.start)).bind(signed(places.end));
+    query.bind(personal.value().to_owned()).bind(value_of(tenant, named))
+}
+
+/// What takes entries that no month has; and what a month leaves.
+const REST: &str = "np_byok_audit_default";
+
+/// What may go of one part. A name of ours, from the catalogue: nothing that anybody else writes.
+fn may_go(part: &str) -> String {
+    format!(
+        "SELECT a.tenant, a.seq FROM {part} a JOIN np_byok_heads h USING (tenant)
+        CROSS JOIN LATERAL (
+            SELECT 256 * count(*) AS leaves FROM np_byok_tiles t
+            WHERE t.tenant = h.tenant AND t.log = h.log AND t.level = 0
+            HAVING count(*) = max(t.tile) + 1) AS tiled
+        WHERE a.at < $2 AND a.seq >= h.first AND a.seq < h.first + tiled.leaves
+            AND NOT EXISTS (SELECT FROM np_byok_holds k WHERE k.tenant = a.tenant)
+            AND (NOT $1 OR EXISTS (SELECT FROM np_byok_exports x
+                WHERE x.tenant = a.tenant AND a.seq >= x.first AND a.seq < x.past))"
+    )
+}
+
+async fn of_part(
+    connection: &mut PgConnection,
+    part: &str,
+    retention: Retention,
+) -> Result<Vec<(Tenant, Vec<Range<u64>>)>, Error> {
+    let sql = format!(
+        "SELECT t.uid, t.name, min(i.seq), max(i.seq) + 1 FROM (
+            SELECT tenant, seq, seq - row_number() OVER (PARTITION BY tenant ORDER BY seq) AS island
+            FROM ({}) AS may_go) AS i JOIN np_byok_tenants t ON t.uid = i.tenant
+        GROUP BY t.uid, t.name, i.island ORDER BY t.uid, min(i.seq)",
+        may_go(part)
+    );
+    let query = sqlx::query(AssertSqlSafe(sql)).bind(retention.exported_only).bind(moment(retention.before));
+    let query = query.persistent(false);
+    let mut found: Vec<(Tenant, Vec<Range<u64>>)> = Vec::new();
+    for row in query.fetch_all(connection).await? {
+        let (whose, range) = (tenant(&row)?, number(&row, 2)?..number(&row, 3)?);
+        match found.last_mut() {
+            Some((last, ranges)) if *last == whose => ranges.push(range),
+            _ => found.push((whose, vec![range])),
+        }
+    }
+    Ok(found)
+}
+
+impl Postgres {
+    /// A connection as the tables' owner.
+    async fn owner(&self) -> Result<PgConnection, ReadError> {
+        let owner = self.owner.as_ref().unwrap_or(&self.serving);
+        let connected = timeout(super::ACQUIRE, sqlx::ConnectOptions::connect(owner)).await;
+        connected.unwrap_or(Err(Error::PoolTimedOut)).map_err(|error| Failure::of(&error).into())
+    }
+
+    async fn drop_entries(&self, retention: Retention, prunable: &Prunable) -> Result<bool, Error> {
+        let owner = self.owner.as_ref().unwrap_or(&self.serving);
+        let mut connection = sqlx::ConnectOptions::connect(owner).await?;
+        let mut transaction = connection.begin().await?;
+        // Nobody is put on hold while what a hold would keep goes.
+        for sql in [PATIENCE, LOCK, "LOCK TABLE np_byok_holds IN SHARE MODE"] {
+            sqlx::query(sql).persistent(false).execute(&mut *transaction).await?;
+        }
+        let parts = sqlx::query(PARTS).bind(moment(retention.before)).persistent(false);
+        let parts: Result<Vec<String>, _> =
+            parts.fetch_all(&mut *transaction).await?.iter().map(|row| row.try_get(0)).collect();
+        let Some(part) = parts?.into_iter().find(|part| *part == prunable.part) else { return Ok(false) };
+        // Nothing may come in, or be erased, from here on: the serving role waits, and gives up before us.
+        run(&mut transaction, &format!("LOCK TABLE {part} IN ACCESS EXCLUSIVE MODE")).await?;
+        if of_part(&mut transaction, &part, retention).await? != prunable.entries {
+            return Ok(false);
+        }
+        let goes =
+            format!("SELECT FROM ({}) AS g WHERE g.tenant = m.tenant AND g.seq = m.seq", may_go(&part));
+        if part == REST {
+            run(&mut transaction, &format!("ALTER TABLE {part} DISABLE TRIGGER USER")).await?;
+            with(&mut transaction, &format!("DELETE FROM {part} m WHERE EXISTS ({goes})"), retention).await?;
+            run(&mut transaction, &format!("ALTER TABLE {part} ENABLE TRIGGER USER")).await?;
+        } else {
+            run(&mut transaction, &format!("ALTER TABLE np_byok_audit DETACH PARTITION {part}")).await?;
+            let keep = format!("INSERT INTO {REST} SELECT m.* FROM {part} m WHERE NOT EXISTS ({goes})");
+            with(&mut transaction, &keep, retention).await?;
+            run(&mut transaction, &format!("DROP TABLE {part}")).await?;
+        }
+        for (tenant, ranges) in &prunable.entries {
+            for range in ranges {
+                let query = sqlx::query(FORGET).bind(tenant.uid.0).persistent(false);
+                let query = query.bind(signed(range.start)).bind(signed(range.end));
+                query.execute(&mut *transaction).await?;
+            }
+        }
+        transaction.commit().await?;
+        Ok(true)
+    }
+}
+
+async fn run(connection: &mut PgConnection, sql: &str) -> Result<(), Error> {
+    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(connection).await.map(drop)
+}
+
+async fn with(connection: &mut PgConnection, sql: &str, retention: Retention) -> Result<(), Error> {
+    let query = sqlx::query(AssertSqlSafe(sql.to_owned())).persistent(false);
+    query.bind(retention.exported_only).bind(moment(retention.before)).execute(connection).await.map(drop)
+}
+
+#[async_trait]
+impl Keeping for Postgres {
+    async fn on_hold(&self, tenant: TenantUid) -> Result<bool, ReadError> {
+        let held = self.first(sqlx::query(ON_HOLD).bind(tenant.0), |row| row.try_get(0)).await?;
+        Ok(held == Some(true))
+    }
+
+    async fn prunable(&self, retention: Retention) -> Result<Vec<Prunable>, ReadError> {
+        let parts = sqlx::query(PARTS).bind(moment(retention.before));
+        let parts: Vec<String> = self.all(parts, |row| row.try_get(0)).await?;
+        let mut connection = self.owner().await?;
+        let mut found = Vec::new();
+        for part in parts {
+            let entries = of_part(&mut connection, &part, retention).await;
+            let entries = entries.map_err(|error| ReadError::from(Failure::of(&error)))?;
+            if !entries.is_empty() {
+                found.push(Prunable { part, entries });
+            }
+        }
+        Ok(found)
+    }
+
+    async fn prune(&self, retention: Retention, prunable: &Prunable) -> Result<(), PruneError> {
+        match self.drop_entries(retention, prunable).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(PruneError::Changed),
+            Err(error) => Err(PruneError::Store(Failure::of(&error).into())),
+        }
+    }
+}

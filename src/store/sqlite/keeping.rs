@@ -1,0 +1,157 @@
+//! Holds, erasures, and old entries that are dropped.
+
+use std::ops::Range;
+
+use async_trait::async_trait;
+use sqlx::{Error, Row, SqliteConnection};
+
+use crate::model::{Tenant, TenantUid};
+
+use super::super::derived::{Named, value_of};
+use super::super::failure::Failure;
+use super::super::row::{number, signed, tenant};
+use super::super::{Keeping, Personal, Prunable, PruneError, ReadError, Retention};
+use super::{Sqlite, SqliteQuery, statements};
+
+statements! {
+    HOLD = "
+        INSERT INTO np_byok_holds (tenant, since) VALUES (?1, CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000)
+        ON CONFLICT DO NOTHING";
+    RELEASE = "DELETE FROM np_byok_holds WHERE tenant = ?1";
+    ON_HOLD = "SELECT EXISTS (SELECT 1 FROM np_byok_holds WHERE tenant = ?1)";
+    NOTE_EXPORT = "
+        INSERT INTO np_byok_exports (tenant, first, past, at)
+        VALUES (?1, ?2, ?3, CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000) ON CONFLICT DO NOTHING";
+    ERASE_USER = "
+        UPDATE np_byok_audit SET user_id = NULL, user_salt = NULL, request_id = NULL, request_salt = NULL
+        WHERE tenant = ?1 AND seq >= ?2 AND seq < ?3 AND user_id = ?4
+            AND NOT EXISTS (SELECT 1 FROM np_byok_holds WHERE tenant = ?1)";
+    ERASE_RECORD = "
+        UPDATE np_byok_audit SET records = (
+            SELECT json_group_array(json(CASE WHEN r.type = 'array' AND r.value ->> '$[0]' <> ?4 THEN r.value ELSE 'null' END))
+            FROM json_each(records) AS r)
+        WHERE tenant = ?1 AND seq >= ?2 AND seq < ?3
+            AND EXISTS (SELECT 1 FROM json_each(records) AS r WHERE r.type = 'array' AND r.value ->> '$[0]' = ?4)
+            AND NOT EXISTS (SELECT 1 FROM np_byok_holds WHERE tenant = ?1)";
+    RANGES = "
+        WITH may_go AS (
+            SELECT a.tenant, a.seq FROM np_byok_audit a JOIN np_byok_heads h ON h.tenant = a.tenant
+            WHERE a.at < ?2 AND a.seq >= h.first AND a.seq < h.first + (
+                SELECT CASE count(*) WHEN max(t.tile) + 1 THEN 256 * count(*) ELSE 0 END FROM np_byok_tiles t
+                WHERE t.tenant = h.tenant AND t.log = h.log AND t.level = 0)
+                AND NOT EXISTS (SELECT 1 FROM np_byok_holds k WHERE k.tenant = a.tenant)
+                AND (NOT ?1 OR EXISTS (SELECT 1 FROM np_byok_exports x
+                    WHERE x.tenant = a.tenant AND a.seq >= x.first AND a.seq < x.past)))
+        SELECT t.uid, t.name, min(i.seq), max(i.seq) + 1 FROM (
+            SELECT tenant, seq, seq - row_number() OVER (PARTITION BY tenant ORDER BY seq) AS island FROM may_go) AS i
+        JOIN np_byok_tenants t ON t.uid = i.tenant
+        GROUP BY t.uid, t.name, i.island ORDER BY t.uid, min(i.seq)";
+    DELETE = "DELETE FROM np_byok_audit WHERE tenant = ?1 AND seq >= ?2 AND seq < ?3";
+    /// In which chunks a value comes that was erased; a tenant on hold keeps them.
+    UNNAME = "
+        DELETE FROM np_byok_chunk_values WHERE tenant = ?1 AND value = ?2
+            AND NOT EXISTS (SELECT 1 FROM np_byok_holds WHERE tenant = ?1)";
+    /// In which chunks values came of which no entry is left.
+    FORGET = "
+        DELETE FROM np_byok_chunk_values WHERE tenant = ?1 AND chunk BETWEEN ?2 / 256 AND (?3 - 1) / 256
+            AND NOT EXISTS (SELECT 1 FROM np_byok_audit a WHERE a.tenant = ?1
+                AND a.seq >= np_byok_chunk_values.chunk * 256 AND a.seq < np_byok_chunk_values.chunk * 256 + 256)";
+    GUARD = "SELECT sql FROM sqlite_schema WHERE type = 'trigger' AND name = 'np_byok_audit_no_delete'";
+}
+
+/// There is one table.
+const PART: &str = "np_byok_audit";
+
+pub(super) fn hold(tenant: &TenantUid, on: bool) -> SqliteQuery<'_> {
+    sqlx::query(if on { HOLD } else { RELEASE }).bind(tenant.0.as_slice())
+}
+
+pub(super) fn note_export<'q>(tenant: &'q TenantUid, places: &Range<u64>) -> SqliteQuery<'q> {
+    sqlx::query(NOTE_EXPORT).bind(tenant.0.as_slice()).bind(signed(places.start)).bind(signed(places.end))
+}
+
+pub(super) fn erase<'q>(
+    tenant: &'q TenantUid,
+    personal: &'q Personal,
+    places: &Range<u64>,
+) -> SqliteQuery<'q> {
+    let statement = match personal {
+        Personal::User(_) => ERASE_USER,
+        Personal::Record(_) => ERASE_RECORD,
+    };
+    let query = sqlx::query(statement).bind(tenant.0.as_slice());
+    query.bind(signed(places.start)).bind(signed(places.end)).bind(personal.value())
+}
+
+/// Takes it from what is derived.
+pub(super) fn unname<'q>(tenant: &'q TenantUid, personal: &Personal) -> SqliteQuery<'q> {
+    let named = match personal {
+        Personal::User(user) => Named::User(user),
+        Personal::Record(record) => Named::Record(record),
+    };
+    sqlx::query(UNNAME).bind(tenant.0.as_slice()).bind(value_of(*tenant, named))
+}
+
+async fn ranges(
+    connection: &mut SqliteConnection,
+    retention: Retention,
+) -> Result<Vec<(Tenant, Vec<Range<u64>>)>, Error> {
+    let query = sqlx::query(RANGES).bind(retention.exported_only).bind(retention.before.0);
+    let mut found: Vec<(Tenant, Vec<Range<u64>>)> = Vec::new();
+    for row in query.fetch_all(connection).await? {
+        let (whose, range) = (tenant(&row)?, number(&row, 2)?..number(&row, 3)?);
+        match found.last_mut() {
+            Some((last, ranges)) if *last == whose => ranges.push(range),
+            _ => found.push((whose, vec![range])),
+        }
+    }
+    Ok(found)
+}
+
+impl Sqlite {
+    async fn drop_entries(&self, retention: Retention, prunable: &Prunable) -> Result<bool, Error> {
+        let mut transaction = self.writer.begin_with("BEGIN IMMEDIATE").await?;
+        if ranges(&mut transaction, retention).await? != prunable.entries {
+            transaction.rollback().await?;
+            return Ok(false);
+        }
+        // The trigger is away within this transaction alone, in which nobody else writes.
+        let guard: String = sqlx::query(GUARD).fetch_one(&mut *transaction).await?.try_get(0)?;
+        sqlx::raw_sql("DROP TRIGGER np_byok_audit_no_delete").execute(&mut *transaction).await?;
+        for (tenant, ranges) in &prunable.entries {
+            for range in ranges {
+                let query = sqlx::query(DELETE).bind(tenant.uid.0.as_slice());
+                query.bind(signed(range.start)).bind(signed(range.end)).execute(&mut *transaction).await?;
+                let query = sqlx::query(FORGET).bind(tenant.uid.0.as_slice());
+                query.bind(signed(range.start)).bind(signed(range.end)).execute(&mut *transaction).await?;
+            }
+        }
+        sqlx::raw_sql(sqlx::AssertSqlSafe(guard)).execute(&mut *transaction).await?;
+        transaction.commit().await?;
+        Ok(true)
+    }
+}
+
+#[async_trait]
+impl Keeping for Sqlite {
+    async fn on_hold(&self, tenant: TenantUid) -> Result<bool, ReadError> {
+        let query = sqlx::query(ON_HOLD).bind(tenant.0.as_slice());
+        Ok(self.first(query, |row| row.try_get(0)).await? == Some(true))
+    }
+
+    async fn prunable(&self, retention: Retention) -> Result<Vec<Prunable>, ReadError> {
+        let failed = |error: Error| ReadError::from(Failure::of(&error));
+        let mut connection = self.readers.acquire().await.map_err(failed)?;
+        let entries = ranges(&mut connection, retention).await.map_err(failed)?;
+        let none = entries.is_empty();
+        Ok(if none { Vec::new() } else { vec![Prunable { part: PART.to_owned(), entries }] })
+    }
+
+    async fn prune(&self, retention: Retention, prunable: &Prunable) -> Result<(), PruneError> {
+        match self.drop_entries(retention, prunable).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(PruneError::Changed),
+            Err(error) => Err(PruneError::Store(Failure::of(&error).into())),
+        }
+    }
+}

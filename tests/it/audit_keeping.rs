@@ -1,0 +1,364 @@
+//! Legal hold, erasure and retention: what goes, what stays, and that the log says so and still verifies.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use byok::app::{Keeper, KeepingFailed};
+use byok::audit::{Committer, Unit, digest_of, pack};
+use byok::merkle::root_of;
+use byok::model::{
+    Clock, Entry, EntryId, Item, Means, Operation, Outcome, SystemClock, TenantUid, Timestamp,
+};
+use byok::store::{
+    Batch, Change, Database, EntryFilter, EntryRow, Personal, PlacedEntry, PruneError, Retention, Tile,
+    TileId,
+};
+
+use crate::store_postgres::with_two_roles;
+use crate::support::postgres::{connect, execute, migrated};
+use crate::support::rows::{changes, tenant};
+use crate::support::tiles::derive;
+
+type Db = Arc<dyn Database>;
+
+const DAY: Duration = Duration::from_secs(24 * 3_600);
+
+macro_rules! on_both_databases {
+    ($($case:ident)+) => {
+        mod on_postgres {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $case() {
+                let (database, store) = crate::support::postgres::migrated().await;
+                super::old_month(&database.url).await;
+                super::$case(store).await;
+            })+
+        }
+
+        mod on_sqlite {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $case() {
+                let (_folder, store) = crate::store_sqlite::migrated().await;
+                super::$case(store).await;
+            })+
+        }
+    };
+}
+
+on_both_databases! {
+    a_hold_is_an_entry_and_said_once
+    an_erased_user_is_gone_and_the_log_still_verifies
+    an_erased_record_is_gone_from_every_item
+    nothing_is_erased_of_a_tenant_on_hold
+    an_erased_value_is_found_by_nobody
+    entries_stay_whose_tiles_are_not_theirs
+    nobody_elses_values_are_erased
+    old_entries_go_and_an_entry_says_so
+    what_no_tile_covers_stays
+    nothing_goes_of_a_tenant_on_hold
+    only_what_was_exported_goes_where_that_is_asked_for
+    what_changed_meanwhile_is_not_dropped
+}
+
+/// A month of the past, as the server made it at its time.
+async fn old_month(url: &str) {
+    for sql in [
+        "CREATE TABLE np_byok_audit_202401 (LIKE np_byok_audit INCLUDING CONSTRAINTS INCLUDING STORAGE)",
+        "CREATE TRIGGER np_byok_audit_whole BEFORE TRUNCATE ON np_byok_audit_202401
+            FOR EACH STATEMENT EXECUTE FUNCTION np_byok_audit_guard()",
+        "ALTER TABLE np_byok_audit ATTACH PARTITION np_byok_audit_202401
+            FOR VALUES FROM ('2024-01-01Z') TO ('2024-02-01Z')",
+    ] {
+        execute(url, sql).await;
+    }
+}
+
+fn long_ago() -> Timestamp {
+    // 15 January 2024.
+    Timestamp(1_705_276_800_000_000)
+}
+
+fn retention() -> Retention {
+    Retention { before: SystemClock.now().minus(365 * DAY), exported_only: false }
+}
+
+fn keeper(database: &Db) -> Keeper {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let committer = Arc::new(Committer::start(database.clone(), clock.clone(), 1));
+    Keeper::new(database.clone(), committer, clock, Some("the-operator".to_owned()))
+}
+
+fn row(tenant: TenantUid, at: Timestamp, user: &str, records: &[&str]) -> EntryRow {
+    let item = |record: &&str| Item {
+        record_id: Some((*record).into()),
+        dek_id: None,
+        key_version: None,
+        source: None,
+        kms_request_id: None,
+        refused: None,
+    };
+    let entry = Entry {
+        id: EntryId::new(),
+        at,
+        operation: Operation::Decrypt,
+        outcome: Outcome::Ok,
+        role: "user".into(),
+        user: Some(user.to_owned()),
+        means: Means::Jwt,
+        request_id: Some("r-1".to_owned()),
+        detail: None,
+        items: records.iter().map(item).collect(),
+    };
+    pack(tenant, &entry)
+}
+
+/// Appends rows as they are, with their own times.
+async fn append(database: &Db, tenant: TenantUid, rows: Vec<EntryRow>) {
+    let base = database.log_size(tenant).await.unwrap();
+    let batch = Batch { base, entries: rows, ..changes(tenant, Vec::new()) };
+    database.commit(&batch).await.unwrap();
+}
+
+async fn append_old(database: &Db, tenant: TenantUid, count: usize) {
+    append(database, tenant, (0..count).map(|_| row(tenant, long_ago(), "u", &["a"])).collect()).await;
+}
+
+async fn all(database: &Db, tenant: TenantUid) -> Vec<PlacedEntry> {
+    database.entries_from(tenant, 0, 10_000).await.unwrap()
+}
+
+async fn details(database: &Db, tenant: TenantUid, operation: Operation) -> Vec<String> {
+    let filter = EntryFilter { operation: Some(operation), ..EntryFilter::default() };
+    let found = database.entries(tenant, &filter, None, 100).await.unwrap();
+    found.entries.into_iter().map(|placed| placed.row.detail.unwrap().to_string()).collect()
+}
+
+async fn verifies(database: &Db, tenant: TenantUid) {
+    let rows = all(database, tenant).await;
+    for placed in &rows {
+        assert_eq!(digest_of(tenant, &placed.row), Some(placed.row.digest), "at {}", placed.seq);
+    }
+    let head = database.log_head(tenant).await.unwrap().unwrap();
+    assert_eq!(root_of(rows.iter().map(|placed| placed.row.leaf())), head.frontier.root());
+}
+
+async fn a_hold_is_an_entry_and_said_once(database: Db) {
+    let tenant = tenant(&*database).await;
+    let keeper = keeper(&database);
+    assert_eq!(database.on_hold(tenant).await, Ok(false));
+    for (on, changes) in [(false, false), (true, true), (true, false), (false, true)] {
+        assert_eq!(keeper.hold(tenant, on).await, Ok(changes));
+        assert_eq!(database.on_hold(tenant).await, Ok(on));
+    }
+    assert_eq!(details(&database, tenant, Operation::Hold).await, ["hold off", "hold on"]);
+    let last = all(&database, tenant).await.pop().unwrap().row;
+    assert_eq!(last.user.unwrap().value.as_deref(), Some("the-operator"));
+}
+
+async fn an_erased_user_is_gone_and_the_log_still_verifies(database: Db) {
+    let tenant = tenant(&*database).await;
+    let now = SystemClock.now();
+    append(&database, tenant, vec![row(tenant, now, "ann", &["a"]), row(tenant, now, "bob", &["a"])]).await;
+    assert_eq!(keeper(&database).erase(tenant, &Personal::User("ann".to_owned())).await, Ok(1));
+    let rows = all(&database, tenant).await;
+    let user = |place: usize| rows[place].row.user.clone().unwrap();
+    assert_eq!((user(0).value, user(0).salt), (None, None));
+    assert_eq!((rows[0].row.request.value.clone(), rows[0].row.request.salt), (None, None));
+    assert_eq!(user(1).value.as_deref(), Some("bob"));
+    assert_eq!(rows[1].row.request.value.as_deref(), Some("r-1"));
+    assert_eq!(details(&database, tenant, Operation::Erase).await, ["erase user 0 2"]);
+    verifies(&database, tenant).await;
+    assert_eq!(keeper(&database).erase(tenant, &Personal::User("ann".to_owned())).await, Ok(0));
+}
+
+async fn an_erased_record_is_gone_from_every_item(database: Db) {
+    let tenant = tenant(&*database).await;
+    let now = SystemClock.now();
+    let many = ["a", "b\"'", "a", "c"];
+    append(&database, tenant, vec![row(tenant, now, "ann", &many), row(tenant, now, "ann", &["c"])]).await;
+    let before = all(&database, tenant).await;
+    assert_eq!(keeper(&database).erase(tenant, &Personal::Record("a".to_owned())).await, Ok(1));
+    assert_eq!(keeper(&database).erase(tenant, &Personal::Record("b\"'".to_owned())).await, Ok(1));
+    let after = all(&database, tenant).await;
+    let records = |rows: &[PlacedEntry], place: usize| -> Vec<serde_json::Value> {
+        serde_json::from_str(&rows[place].row.records).unwrap()
+    };
+    let left: Vec<bool> = records(&after, 0).iter().map(|record| !record.is_null()).collect();
+    assert_eq!(left, [false, false, false, true]);
+    assert_eq!(records(&after, 0)[3], records(&before, 0)[3]);
+    assert_eq!(records(&after, 1), records(&before, 1));
+    verifies(&database, tenant).await;
+}
+
+async fn nothing_is_erased_of_a_tenant_on_hold(database: Db) {
+    let tenant = tenant(&*database).await;
+    append(&database, tenant, vec![row(tenant, SystemClock.now(), "ann", &["a"])]).await;
+    let keeper = keeper(&database);
+    keeper.hold(tenant, true).await.unwrap();
+    assert_eq!(keeper.erase(tenant, &Personal::User("ann".to_owned())).await, Err(KeepingFailed::OnHold));
+    // Nor by what would go around the keeper.
+    for personal in [Personal::User("ann".to_owned()), Personal::Record("a".to_owned())] {
+        let erase = Change::Erase { personal, places: 0..9 };
+        assert_eq!(database.commit(&changes(tenant, vec![erase])).await.unwrap().applied, [0]);
+    }
+    assert_eq!(all(&database, tenant).await[0].row.user.clone().unwrap().value.as_deref(), Some("ann"));
+}
+
+async fn an_erased_value_is_found_by_nobody(database: Db) {
+    let tenant = tenant(&*database).await;
+    let now = SystemClock.now();
+    append(&database, tenant, (0..256).map(|_| row(tenant, now, "ann", &["a"])).collect()).await;
+    derive(&database).await;
+    let of = |user: Option<&str>, record: Option<&str>| EntryFilter {
+        user: user.map(str::to_owned),
+        record_id: record.map(str::to_owned),
+        ..EntryFilter::default()
+    };
+    let found = async |filter: EntryFilter| {
+        database.entries(tenant, &filter, None, 1_000).await.unwrap().entries.len()
+    };
+    assert_eq!((found(of(Some("ann"), None)).await, found(of(None, Some("a"))).await), (256, 256));
+    let keeper = keeper(&database);
+    assert_eq!(keeper.erase(tenant, &Personal::User("ann".to_owned())).await, Ok(256));
+    assert_eq!((found(of(Some("ann"), None)).await, found(of(None, Some("a"))).await), (0, 256));
+    assert_eq!(keeper.erase(tenant, &Personal::Record("a".to_owned())).await, Ok(256));
+    assert_eq!(found(of(None, Some("a"))).await, 0);
+    verifies(&database, tenant).await;
+}
+
+async fn entries_stay_whose_tiles_are_not_theirs(database: Db) {
+    let tenant = tenant(&*database).await;
+    append_old(&database, tenant, 256).await;
+    let id = TileId { level: 0, index: 0 };
+    let tile = Tile { id, hashes: vec![byok::merkle::Hash([7; 32]); 256] };
+    let forged = Change::AddTiles { log: 1, tiles: vec![tile] };
+    assert_eq!(database.commit(&changes(tenant, vec![forged])).await.unwrap().applied, [1]);
+    assert_eq!(keeper(&database).prune(retention()).await, Err(KeepingFailed::Wrong));
+    assert_eq!(all(&database, tenant).await.len(), 256);
+}
+
+async fn nobody_elses_values_are_erased(database: Db) {
+    let (one, other) = (tenant(&*database).await, tenant(&*database).await);
+    for tenant in [one, other] {
+        append(&database, tenant, vec![row(tenant, SystemClock.now(), "ann", &["a"])]).await;
+    }
+    let keeper = keeper(&database);
+    assert_eq!(keeper.erase(one, &Personal::User("ann".to_owned())).await, Ok(1));
+    assert_eq!(keeper.erase(one, &Personal::Record("a".to_owned())).await, Ok(1));
+    let row = all(&database, other).await.remove(0).row;
+    assert_eq!(row.user.unwrap().value.as_deref(), Some("ann"));
+    assert!(row.records.contains("\"a\""));
+}
+
+async fn old_entries_go_and_an_entry_says_so(database: Db) {
+    let tenant = tenant(&*database).await;
+    append_old(&database, tenant, 512).await;
+    append(&database, tenant, vec![row(tenant, SystemClock.now(), "ann", &["a"])]).await;
+    derive(&database).await;
+    let head = database.log_head(tenant).await.unwrap().unwrap();
+    assert_eq!(keeper(&database).prune(retention()).await, Ok(512));
+    let rows = all(&database, tenant).await;
+    assert_eq!(rows.iter().map(|placed| placed.seq).collect::<Vec<_>>(), [512, 513]);
+    assert_eq!(details(&database, tenant, Operation::Prune).await, ["prune 0 512"]);
+    // The tree goes on where it was.
+    let after = database.log_head(tenant).await.unwrap().unwrap();
+    assert_eq!(after, head.extended(&[rows[1].row.clone()]));
+    assert_eq!(keeper(&database).prune(retention()).await, Ok(0));
+    assert_eq!(database.log_size(tenant).await, Ok(514), "nothing to do leaves no entry");
+}
+
+async fn what_no_tile_covers_stays(database: Db) {
+    let tenant = tenant(&*database).await;
+    append_old(&database, tenant, 300).await;
+    assert_eq!(keeper(&database).prune(retention()).await, Ok(0), "there are no tiles yet");
+    derive(&database).await;
+    assert_eq!(keeper(&database).prune(retention()).await, Ok(256));
+    let rows = all(&database, tenant).await;
+    assert_eq!((rows[0].seq, rows.len()), (256, 45));
+    // Once a tile covers them they go too, wherever they lie now.
+    append_old(&database, tenant, 300).await;
+    derive(&database).await;
+    assert_eq!(keeper(&database).prune(retention()).await, Ok(255));
+    assert_eq!(
+        details(&database, tenant, Operation::Prune).await,
+        ["prune 301 512", "prune 256 300", "prune 0 256"]
+    );
+}
+
+async fn nothing_goes_of_a_tenant_on_hold(database: Db) {
+    let (held, other) = (tenant(&*database).await, tenant(&*database).await);
+    for tenant in [held, other] {
+        append_old(&database, tenant, 256).await;
+        derive(&database).await;
+    }
+    let keeper = keeper(&database);
+    keeper.hold(held, true).await.unwrap();
+    assert_eq!(keeper.prune(retention()).await, Ok(256));
+    assert_eq!((all(&database, held).await.len(), all(&database, other).await.len()), (257, 1));
+    verifies(&database, held).await;
+    keeper.hold(held, false).await.unwrap();
+    assert_eq!(keeper.prune(retention()).await, Ok(256));
+}
+
+async fn only_what_was_exported_goes_where_that_is_asked_for(database: Db) {
+    let tenant = tenant(&*database).await;
+    append_old(&database, tenant, 256).await;
+    derive(&database).await;
+    let retention = Retention { exported_only: true, ..retention() };
+    let keeper = keeper(&database);
+    assert_eq!(keeper.prune(retention).await, Ok(0));
+    let noted = Change::NoteExport { places: 10..100 };
+    assert_eq!(database.commit(&changes(tenant, vec![noted])).await.unwrap().applied, [1]);
+    assert_eq!(keeper.prune(retention).await, Ok(90));
+    assert_eq!(details(&database, tenant, Operation::Prune).await, ["prune 10 100"]);
+}
+
+async fn what_changed_meanwhile_is_not_dropped(database: Db) {
+    let tenant = tenant(&*database).await;
+    append_old(&database, tenant, 256).await;
+    derive(&database).await;
+    let prunable = database.prunable(retention()).await.unwrap();
+    assert_eq!(prunable.len(), 1);
+    keeper(&database).hold(tenant, true).await.unwrap();
+    assert_eq!(database.prune(retention(), &prunable[0]).await, Err(PruneError::Changed));
+    assert_eq!(all(&database, tenant).await.len(), 257);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_serving_role_neither_holds_nor_erases_nor_prunes() {
+    let (_database, owner, owner_url, serving) = with_two_roles().await;
+    old_month(&owner_url).await;
+    let owner: Db = Arc::new(owner);
+    let tenant = tenant(&*owner).await;
+    append_old(&owner, tenant, 256).await;
+    derive(&owner).await;
+    let serving: Db = Arc::new(connect(&serving));
+    let keeper = keeper(&serving);
+    assert_eq!(keeper.hold(tenant, true).await, Err(KeepingFailed::Refused));
+    assert_eq!(keeper.erase(tenant, &Personal::User("u".to_owned())).await, Err(KeepingFailed::Refused));
+    assert_eq!(keeper.prune(retention()).await, Err(KeepingFailed::Refused));
+    assert_eq!(all(&owner, tenant).await.len(), 256);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn entries_are_written_while_a_month_is_dropped() {
+    let (database, store) = migrated().await;
+    old_month(&database.url).await;
+    let store: Db = store;
+    let tenant = tenant(&*store).await;
+    append_old(&store, tenant, 512).await;
+    derive(&store).await;
+    let committer = Arc::new(Committer::start(store.clone(), Arc::new(SystemClock), 1));
+    let writing = tokio::spawn({
+        let committer = committer.clone();
+        async move {
+            for _ in 0..200 {
+                let entry = Some(row(tenant, SystemClock.now(), "u", &["a"]));
+                let unit = Unit { tenant, entry, changes: Vec::new(), fence: Vec::new() };
+                committer.commit(unit).await.expect("it is written");
+            }
+        }
+    });
+    assert_eq!(keeper(&store).prune(retention()).await, Ok(512));
+    writing.await.unwrap();
+    assert_eq!(all(&store, tenant).await.len(), 201);
+}

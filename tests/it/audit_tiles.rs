@@ -1,0 +1,627 @@
+//! What is derived from the logs: tiles and proofs over them, chunks and pages over them; on every database. Whatever has been
+//! derived and whatever not, proofs and pages are the same.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use byok::audit::{Derived, Tree, TreeError, derive};
+use byok::merkle::{Frontier, Hash, root_of, verify_consistency, verify_inclusion};
+use byok::model::{ErrorCode, Operation, Outcome, TenantUid, Timestamp};
+use byok::store::{Change, ChunkValue, EntryFilter, EntryRow, Sqlite, Store, Tile, TileId, WIDTH};
+use tokio_util::sync::CancellationToken;
+
+use crate::store_conformance::on_every_database;
+use crate::support::postgres::{TestDatabase, connect, execute};
+use crate::support::rows::{changes, entries, entry, now, salted, tenant};
+use crate::support::server::TestServer;
+
+on_every_database! {
+    tiles_are_what_the_leaves_make_and_proofs_over_them_verify
+    two_workers_at_once_derive_the_same_once
+    a_worker_that_is_told_to_stop_leaves_the_rest
+    a_tile_stays_as_it_was_and_a_wrong_one_is_said
+    a_tile_that_stands_on_a_wrong_one_is_said_too
+    walked_pages_hold_what_matches_and_nothing_else_however_far_the_worker_is
+    a_chunk_that_is_named_for_a_value_it_has_not_gives_nothing
+    a_page_that_finds_nothing_in_a_long_log_ends_and_goes_on
+    an_entry_with_more_records_than_a_commit_names_is_found_by_each
+    a_tenant_has_its_own_tiles_and_pages
+}
+
+type Db = Arc<dyn Store>;
+
+/// Numbers that look random and are the same in every run (SplitMix64).
+struct Dice(u64);
+
+impl Dice {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+
+    fn one_in(&mut self, chances: u64) -> bool {
+        self.below(chances) == 0
+    }
+}
+
+async fn pass(store: &Db) -> Derived {
+    derive(&**store, &CancellationToken::new()).await
+}
+
+/// The entry at a place; each has another leaf.
+fn plain(place: u64) -> EntryRow {
+    let mut row = entry();
+    row.digest[..8].copy_from_slice(&place.to_be_bytes());
+    row
+}
+
+/// Appends entries, and gives their leaves.
+async fn append(store: &Db, tenant: TenantUid, rows: Vec<EntryRow>) -> Vec<Hash> {
+    let mut base = store.log_size(tenant).await.unwrap();
+    for rows in rows.chunks(2_048) {
+        store.commit(&entries(tenant, base, rows.to_vec())).await.unwrap();
+        base += rows.len() as u64;
+    }
+    rows.iter().map(EntryRow::leaf).collect()
+}
+
+async fn grow(store: &Db, tenant: TenantUid, leaves: &mut Vec<Hash>, to: u64) {
+    let rows = (leaves.len() as u64..to).map(plain).collect();
+    leaves.extend(append(store, tenant, rows).await);
+}
+
+/// That the tiles of a level are those that these hashes make, and gives their roots.
+async fn check_tiles(store: &Db, tenant: TenantUid, log: u32, level: u32, hashes: &[Hash]) -> Vec<Hash> {
+    let full = hashes.len() as u64 / WIDTH;
+    assert_eq!(store.tiles_end(tenant, log, level).await.unwrap(), full, "level {level}");
+    let ids: Vec<TileId> = (0..full).map(|index| TileId { level, index }).collect();
+    let mut tiles = store.tiles(tenant, log, &ids).await.unwrap();
+    tiles.sort_by_key(|tile| tile.id);
+    let expected: Vec<Tile> = ids
+        .iter()
+        .zip(hashes.chunks(WIDTH as usize))
+        .map(|(id, hashes)| Tile { id: *id, hashes: hashes.to_vec() })
+        .collect();
+    assert!(tiles == expected, "level {level}");
+    let roots = store.tile_roots(tenant, log, level, 0..u64::MAX).await.unwrap();
+    assert!(roots.iter().map(|(index, _)| *index).eq(0..full), "level {level}");
+    let roots: Vec<Hash> = roots.into_iter().map(|(_, root)| root).collect();
+    assert!(roots.iter().copied().eq(tiles.iter().map(Tile::root)), "level {level}");
+    roots
+}
+
+/// The roots of every size of the tree over these leaves.
+fn roots_of(leaves: &[Hash]) -> Vec<Hash> {
+    let mut frontier = Frontier::default();
+    let mut roots = vec![frontier.root()];
+    for leaf in leaves {
+        frontier.append(*leaf);
+        roots.push(frontier.root());
+    }
+    roots
+}
+
+/// That the tree proves some leaves and beginnings of these sizes, as a verifier who has the roots checks it.
+async fn check_proofs(store: &Db, tenant: TenantUid, leaves: &[Hash], sizes: &[u64], dice: &mut Dice) {
+    let roots = roots_of(leaves);
+    let tree = Tree::open(&**store, tenant).await.unwrap().unwrap();
+    assert_eq!(tree.head.frontier.root(), roots[leaves.len()]);
+    for size in sizes.iter().copied().filter(|size| *size <= leaves.len() as u64) {
+        let root = roots[size as usize];
+        let frontier = tree.frontier_at(size).await.unwrap();
+        assert_eq!((frontier.size(), frontier.root()), (size, root));
+        if size > 0 {
+            for index in [0, size - 1, size / 2, dice.below(size)] {
+                let proof = tree.inclusion(index, size).await.unwrap();
+                let leaf = leaves[index as usize];
+                assert!(verify_inclusion(leaf, index, size, &proof, root), "{index} of {size}");
+            }
+        }
+        for from in [0, 1, size / 2, size.saturating_sub(1), size, dice.below(size + 1)] {
+            let from = from.min(size);
+            let proof = tree.consistency(from, size).await.unwrap();
+            assert!(
+                verify_consistency((from, roots[from as usize]), (size, root), &proof),
+                "{from} to {size}"
+            );
+        }
+    }
+}
+
+async fn tiles_are_what_the_leaves_make_and_proofs_over_them_verify(store: Db) {
+    let tenant = tenant(&*store).await;
+    let mut dice = Dice(1);
+    let mut leaves = Vec::new();
+    for size in [0, 1, 255, 256, 257, 511, 512, 513, 1_023, 1_100, 2_048, 3_333] {
+        grow(&store, tenant, &mut leaves, size).await;
+        let sizes = [0, 1, 2, 255, 256, 257, 512, 1_000, 1_024, 2_047, dice.below(size + 1), size];
+        // The tail that is not derived yet may be of several tiles.
+        check_proofs(&store, tenant, &leaves, &sizes, &mut dice).await;
+        assert_eq!(pass(&store).await, Derived::All);
+        check_tiles(&store, tenant, 1, 0, &leaves).await;
+        check_proofs(&store, tenant, &leaves, &sizes, &mut dice).await;
+        assert_eq!(store.behind().await.unwrap(), []);
+    }
+}
+
+async fn a_log_of_more_than_a_tile_of_tiles_has_a_second_level((reached, store): (Reached, Db)) {
+    let tenant = tenant(&*store).await;
+    let start = now();
+    let row = |place| EntryRow { at: start.plus(Duration::from_secs(place)), ..entry() };
+    append(&store, tenant, vec![row(0)]).await;
+    let mut leaves: Vec<Hash> = (0..65_535).map(|place| row(place).leaf()).collect();
+    let store = reached.repeat_the_entry(&leaves).await;
+    let mut dice = Dice(2);
+    let sizes = [1, 256, 65_279, 65_280, 65_281, 65_535, 65_536, 65_537, 65_900];
+    check_proofs(&store, tenant, &leaves, &[65_535], &mut dice).await;
+    for size in [65_535, 65_536, 65_900] {
+        leaves.extend(append(&store, tenant, (leaves.len() as u64..size).map(row).collect()).await);
+        assert_eq!(pass(&store).await, Derived::All);
+        let roots = check_tiles(&store, tenant, 1, 0, &leaves).await;
+        let above = check_tiles(&store, tenant, 1, 1, &roots).await;
+        assert_eq!(above.len() as u64, size / 65_536);
+        check_tiles(&store, tenant, 1, 2, &above).await;
+        check_proofs(&store, tenant, &leaves, &sizes, &mut dice).await;
+    }
+    // Where one chunk of chunks ends, times are found on both of its sides.
+    for (from, until) in [(0, 3), (65_279, 65_281), (65_534, 65_540), (65_850, 65_900)] {
+        let at = |place: u64| Some(start.plus(Duration::from_secs(place)));
+        let filter = EntryFilter { from: at(from), until: at(until), ..none() };
+        assert!(walk(&store, tenant, &filter, 7).await.into_iter().eq((from..until).rev()));
+        let filter = EntryFilter { user: Some("user-7".into()), ..filter };
+        assert!(walk(&store, tenant, &filter, 500).await.into_iter().eq((from..until).rev()));
+    }
+    let filter = EntryFilter { until: Some(start), ..none() };
+    assert_eq!(walk(&store, tenant, &filter, 7).await, [0; 0]);
+}
+
+async fn two_workers_at_once_derive_the_same_once(store: Db) {
+    let tenant = tenant(&*store).await;
+    let mut leaves = Vec::new();
+    for size in [700, 1_500, 5_000, 5_100, 9_000] {
+        grow(&store, tenant, &mut leaves, size).await;
+        let (one, other, third) = tokio::join!(pass(&store), pass(&store), pass(&store));
+        for derived in [one, other, third] {
+            assert!(derived < Derived::Wrong, "{derived:?}");
+        }
+        // What one of them left to another may be left by all.
+        while !store.behind().await.unwrap().is_empty() {
+            assert!(pass(&store).await < Derived::Wrong);
+        }
+        check_tiles(&store, tenant, 1, 0, &leaves).await;
+        check_proofs(&store, tenant, &leaves, &[size], &mut Dice(size)).await;
+    }
+    let all = walk(&store, tenant, &EntryFilter { user: Some("user-7".into()), ..none() }, 500).await;
+    assert!(all.into_iter().eq((0..9_000).rev()));
+}
+
+async fn a_worker_that_is_told_to_stop_leaves_the_rest(store: Db) {
+    let tenant = tenant(&*store).await;
+    grow(&store, tenant, &mut Vec::new(), 600).await;
+    let stop = CancellationToken::new();
+    stop.cancel();
+    assert_eq!(derive(&*store, &stop).await, Derived::More);
+    assert_eq!(store.tiles_end(tenant, 1, 0).await, Ok(0));
+    assert_eq!(pass(&store).await, Derived::All);
+    assert_eq!(store.tiles_end(tenant, 1, 0).await, Ok(2));
+}
+
+fn tile(level: u32, index: u64, byte: u8) -> Tile {
+    Tile { id: TileId { level, index }, hashes: vec![Hash([byte; 32]); WIDTH as usize] }
+}
+
+async fn a_tile_stays_as_it_was_and_a_wrong_one_is_said(store: Db) {
+    let tenant = tenant(&*store).await;
+    let mut leaves = Vec::new();
+    grow(&store, tenant, &mut leaves, 600).await;
+    let wrong = tile(0, 0, 9);
+    let add = |tile: &Tile| changes(tenant, vec![Change::AddTiles { log: 1, tiles: vec![tile.clone()] }]);
+    assert_eq!(store.commit(&add(&wrong)).await.unwrap().applied, [1]);
+    assert_eq!(store.commit(&add(&tile(0, 0, 8))).await.unwrap().applied, [0]);
+    assert_eq!(pass(&store).await, Derived::Wrong);
+    assert_eq!(store.tiles(tenant, 1, &[wrong.id]).await.unwrap(), std::slice::from_ref(&wrong));
+    // The leaves after it are derived, and nobody who verifies takes what is made with it.
+    assert_eq!(store.tiles_end(tenant, 1, 0).await, Ok(2));
+    let tree = Tree::open(&*store, tenant).await.unwrap().unwrap();
+    let proof = tree.inclusion(300, 600).await.unwrap();
+    assert!(!verify_inclusion(leaves[300], 300, 600, &proof, tree.head.frontier.root()));
+    // Pages do not read tiles.
+    assert!(walk(&store, tenant, &none(), 100).await.into_iter().eq((0..600).rev()));
+}
+
+async fn a_tile_that_stands_on_a_wrong_one_is_said_too(store: Db) {
+    let tenant = tenant(&*store).await;
+    let mut leaves = Vec::new();
+    grow(&store, tenant, &mut leaves, 600).await;
+    assert_eq!(pass(&store).await, Derived::All);
+    // Of the level above, before its time has come.
+    let tiles = vec![tile(1, 0, 9)];
+    store.commit(&changes(tenant, vec![Change::AddTiles { log: 1, tiles }])).await.unwrap();
+    grow(&store, tenant, &mut leaves, 900).await;
+    assert_eq!(pass(&store).await, Derived::Wrong);
+}
+
+fn none() -> EntryFilter {
+    EntryFilter::default()
+}
+
+/// The places of all entries of a filter's pages. Each page goes on below the one before.
+async fn walk(store: &Db, tenant: TenantUid, filter: &EntryFilter, limit: u32) -> Vec<u64> {
+    let mut places = Vec::new();
+    let mut before = None;
+    loop {
+        let page = store.entries(tenant, filter, before, limit).await.unwrap();
+        assert!(page.entries.len() <= limit as usize);
+        places.extend(page.entries.iter().map(|entry| entry.seq));
+        let Some(next) = page.next else { return places };
+        assert!(before.is_none_or(|before| next < before), "{filter:?} stays at {next}");
+        assert!(places.last().is_none_or(|last| *last >= next));
+        before = Some(next);
+    }
+}
+
+/// An entry of few users, records and operations, some rare; times go back now and then.
+fn varied(dice: &mut Dice, start: Timestamp, place: u64) -> EntryRow {
+    let mut row = plain(place);
+    row.at = start.plus(Duration::from_secs(place + dice.below(40)));
+    if dice.one_in(300) {
+        row.at = start.plus(Duration::from_secs(dice.below(10_000)));
+    }
+    row.operation = match dice.below(2_000) {
+        0 => Operation::Rotate,
+        1..300 => Operation::Encrypt,
+        _ => Operation::Decrypt,
+    };
+    row.outcome = match dice.one_in(1_000) {
+        true => Outcome::Refused(ErrorCode::KmsUnavailable),
+        false => Outcome::Ok,
+    };
+    row.user = match dice.below(3_000) {
+        0 => Some(salted("rare")),
+        1 => Some(salted("")),
+        2..500 => None,
+        _ => Some(salted(&format!("user-{}", dice.below(4)))),
+    };
+    let records: Vec<String> = (0..dice.below(3))
+        .map(|_| match dice.one_in(20) {
+            true => "null".to_owned(),
+            // A user's name too, and text that JSON escapes.
+            false => format!(r#"[{:?},"AQEBAQEBAQEBAQEBAQEBAQ=="]"#, record(dice)),
+        })
+        .collect();
+    row.item_count = records.len() as u32;
+    row.records = format!("[{}]", records.join(","));
+    row
+}
+
+fn record(dice: &mut Dice) -> String {
+    match dice.below(40) {
+        0 => "rare".to_owned(),
+        1 => "a \"quoted\" ä\\".to_owned(),
+        _ => format!("record-{}", dice.below(900)),
+    }
+}
+
+fn filter(dice: &mut Dice, start: Timestamp) -> EntryFilter {
+    let at = |dice: &mut Dice| start.plus(Duration::from_secs(dice.below(11_000)));
+    EntryFilter {
+        from: dice.one_in(4).then(|| at(dice)),
+        until: dice.one_in(4).then(|| at(dice)),
+        operation: dice.one_in(3).then(|| [Operation::Rotate, Operation::Encrypt][dice.below(2) as usize]),
+        outcome: dice
+            .one_in(4)
+            .then(|| [Outcome::Ok, Outcome::Refused(ErrorCode::KmsUnavailable)][dice.below(2) as usize]),
+        user: dice.one_in(3).then(|| ["rare", "", "user-1", "nobody"][dice.below(4) as usize].to_owned()),
+        record_id: dice.one_in(3).then(|| record(dice)),
+    }
+}
+
+/// Whether an entry matches, by what the filter says and nothing else.
+fn matches(filter: &EntryFilter, row: &EntryRow) -> bool {
+    let records: Vec<Option<(String, String)>> = serde_json::from_str(&row.records).unwrap();
+    let user = row.user.as_ref().and_then(|user| user.value.as_ref());
+    filter.from.is_none_or(|from| row.at >= from)
+        && filter.until.is_none_or(|until| row.at < until)
+        && filter.operation.is_none_or(|operation| row.operation == operation)
+        && filter.outcome.is_none_or(|outcome| row.outcome == outcome)
+        && filter.user.as_ref().is_none_or(|wanted| user == Some(wanted))
+        && filter.record_id.as_ref().is_none_or(|wanted| records.iter().flatten().any(|(id, _)| id == wanted))
+}
+
+async fn walked_pages_hold_what_matches_and_nothing_else_however_far_the_worker_is(store: Db) {
+    let tenant = tenant(&*store).await;
+    let mut dice = Dice(3);
+    let start = now();
+    let mut rows: Vec<EntryRow> = Vec::new();
+    for (grown, derived) in
+        [(0, true), (100, false), (3_000, true), (257, false), (6_000, false), (0, true), (700, false)]
+    {
+        let more: Vec<EntryRow> =
+            (rows.len() as u64..).take(grown).map(|place| varied(&mut dice, start, place)).collect();
+        append(&store, tenant, more.clone()).await;
+        rows.extend(more);
+        if derived {
+            assert_eq!(pass(&store).await, Derived::All);
+        }
+        for _ in 0..15 {
+            let filter = filter(&mut dice, start);
+            let limit = [1, 2, 7, 32, 500][dice.below(5) as usize];
+            let expected: Vec<u64> =
+                (0..).zip(&rows).filter(|(_, row)| matches(&filter, row)).map(|(place, _)| place).collect();
+            // Small pages of very many entries are many reads of the same kind.
+            let limit = if expected.len() > 50 { limit.max(60) } else { limit };
+            let found = walk(&store, tenant, &filter, limit).await;
+            assert!(found.iter().rev().eq(&expected), "{filter:?} by {limit}: {found:?}, not {expected:?}");
+        }
+    }
+}
+
+async fn a_chunk_that_is_named_for_a_value_it_has_not_gives_nothing(store: Db) {
+    let tenant = tenant(&*store).await;
+    let mut rows: Vec<EntryRow> = (0..2_000).map(plain).collect();
+    rows[700].user = Some(salted("rare"));
+    append(&store, tenant, rows).await;
+    let rare = store.outlines(tenant, 700..701, 1).await.unwrap().remove(0);
+    // As if all values of every chunk had the hashes of this entry's.
+    let mut values: Vec<ChunkValue> = (0..7)
+        .flat_map(|chunk| rare.values.iter().map(move |value| ChunkValue { value: *value, chunk }))
+        .collect();
+    values.sort_unstable();
+    store.commit(&changes(tenant, vec![Change::AddChunkValues(values)])).await.unwrap();
+    assert_eq!(pass(&store).await, Derived::All);
+    let filter = EntryFilter { user: Some("rare".into()), ..none() };
+    assert_eq!(walk(&store, tenant, &filter, 10).await, [700]);
+    let filter = EntryFilter { operation: Some(Operation::Rotate), ..filter };
+    assert_eq!(walk(&store, tenant, &filter, 10).await, [0; 0]);
+}
+
+async fn a_page_that_finds_nothing_in_a_long_log_ends_and_goes_on(store: Db) {
+    let tenant = tenant(&*store).await;
+    let mut rows: Vec<EntryRow> = (0..10_000).map(plain).collect();
+    rows[3].user = Some(salted("rare"));
+    append(&store, tenant, rows).await;
+    let filter = EntryFilter { user: Some("rare".into()), ..none() };
+    // Nothing is derived: one call reads a part of the tail.
+    let page = store.entries(tenant, &filter, None, 1).await.unwrap();
+    assert_eq!((page.entries.len(), page.next.is_some()), (0, true));
+    assert_eq!(walk(&store, tenant, &filter, 1).await, [3]);
+    assert_eq!(pass(&store).await, Derived::All);
+    // The index says where it is; the tail after it is less than a chunk.
+    let page = store.entries(tenant, &filter, None, 1).await.unwrap();
+    assert_eq!(page.entries.iter().map(|entry| entry.seq).collect::<Vec<_>>(), [3]);
+}
+
+async fn an_entry_with_more_records_than_a_commit_names_is_found_by_each(store: Db) {
+    let tenant = tenant(&*store).await;
+    let mut rows: Vec<EntryRow> = (0..512).map(plain).collect();
+    let records: Vec<String> =
+        (0..40_000).map(|id| format!(r#"["many-{id}","AQEBAQEBAQEBAQEBAQEBAQ=="]"#)).collect();
+    for place in [17, 300] {
+        rows[place].records = format!("[{}]", records.join(","));
+        rows[place].item_count = 40_000;
+    }
+    append(&store, tenant, rows).await;
+    assert_eq!(pass(&store).await, Derived::All);
+    for id in [0, 1, 19_999, 32_768, 39_999] {
+        let filter = EntryFilter { record_id: Some(format!("many-{id}")), ..none() };
+        assert_eq!(walk(&store, tenant, &filter, 10).await, [300, 17]);
+    }
+}
+
+async fn a_tenant_has_its_own_tiles_and_pages(store: Db) {
+    let (one, other) = (tenant(&*store).await, tenant(&*store).await);
+    let (mut of_one, mut of_other) = (Vec::new(), Vec::new());
+    grow(&store, one, &mut of_one, 700).await;
+    let rows =
+        (0..300).map(|place| EntryRow { user: Some(salted("other's")), ..plain(place + 1_000) }).collect();
+    of_other.extend(append(&store, other, rows).await);
+    assert_eq!(pass(&store).await, Derived::All);
+    check_tiles(&store, one, 1, 0, &of_one).await;
+    check_tiles(&store, other, 1, 0, &of_other).await;
+    let by = |user: &str| EntryFilter { user: Some(user.to_owned()), ..none() };
+    assert_eq!(walk(&store, one, &by("other's"), 10).await, [0; 0]);
+    assert_eq!(walk(&store, other, &by("user-7"), 10).await, [0; 0]);
+    assert!(walk(&store, other, &by("other's"), 100).await.into_iter().eq((0..300).rev()));
+    assert!(walk(&store, one, &none(), 100).await.into_iter().eq((0..700).rev()));
+}
+
+/// A database whose rows a superuser can reach.
+enum Reached {
+    Postgres(TestDatabase),
+    Sqlite(tempfile::TempDir),
+}
+
+impl Reached {
+    async fn postgres() -> (Self, Db) {
+        let (database, store) = crate::support::postgres::migrated().await;
+        (Self::Postgres(database), store)
+    }
+
+    async fn sqlite() -> (Self, Db) {
+        let (folder, store): (_, Arc<Sqlite>) = crate::store_sqlite::migrated().await;
+        (Self::Sqlite(folder), store)
+    }
+
+    async fn execute(&self, sql: &str) {
+        match self {
+            Self::Postgres(database) => execute(&database.url, sql).await,
+            Self::Sqlite(folder) => {
+                crate::store_sqlite::try_execute(folder, sql).await.unwrap();
+            }
+        }
+    }
+
+    /// As a server that starts anew sees it.
+    async fn again(&self) -> Db {
+        match self {
+            Self::Postgres(database) => Arc::new(connect(&database.url)),
+            Self::Sqlite(folder) => Arc::new(Sqlite::open(&folder.path().join("byok.db")).await.unwrap()),
+        }
+    }
+
+    /// Goes on in another log, as a database that was restored does.
+    async fn next_log(&self) -> Db {
+        let nothing = match self {
+            Self::Postgres(_) => "''",
+            Self::Sqlite(_) => "x''",
+        };
+        let next = format!("UPDATE np_byok_heads SET log = log + 1, first = size, frontier = {nothing}");
+        self.execute(&next).await;
+        self.again().await
+    }
+
+    /// The log's one entry again and again, a second later each, until there are these leaves.
+    async fn repeat_the_entry(&self, leaves: &[Hash]) -> Db {
+        let mut frontier = Frontier::default();
+        leaves.iter().for_each(|leaf| frontier.append(*leaf));
+        let hex: String = frontier.to_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+        let (count, last) = (leaves.len(), leaves.len() - 1);
+        let (numbers, at, bytes) = match self {
+            Self::Postgres(_) => (
+                format!("generate_series(1, {last}) AS n"),
+                "at + n * interval '1 second'",
+                format!("'\\x{hex}'"),
+            ),
+            Self::Sqlite(_) => (
+                format!(
+                    "(WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < {last})
+                    SELECT n FROM s)"
+                ),
+                "at + n * 1000000",
+                format!("x'{hex}'"),
+            ),
+        };
+        let others =
+            "id, operation, outcome, means, role, user_id, user_salt, user_hmac, request_id, request_salt,
+            request_hmac, item_count, records, items, digest";
+        self.execute(&format!(
+            "INSERT INTO np_byok_audit (tenant, seq, at, {others})
+            SELECT tenant, seq + n, {at}, {others} FROM np_byok_audit CROSS JOIN {numbers}"
+        ))
+        .await;
+        self.execute(&format!("UPDATE np_byok_heads SET size = {count}, frontier = {bytes}")).await;
+        self.again().await
+    }
+
+    async fn delete_entries(&self, places: Range<u64>) {
+        let guard = match self {
+            Self::Postgres(_) => "ALTER TABLE np_byok_audit DISABLE TRIGGER USER",
+            Self::Sqlite(_) => "DROP TRIGGER np_byok_audit_no_delete",
+        };
+        self.execute(guard).await;
+        let Range { start, end } = places;
+        self.execute(&format!("DELETE FROM np_byok_audit WHERE seq >= {start} AND seq < {end}")).await;
+    }
+}
+
+async fn a_second_log_has_tiles_of_its_own((reached, store): (Reached, Db)) {
+    let tenant = tenant(&*store).await;
+    let mut first_log = Vec::new();
+    grow(&store, tenant, &mut first_log, 700).await;
+    assert_eq!(pass(&store).await, Derived::All);
+    let store = reached.next_log().await;
+    let reopened = store.log_head(tenant).await.unwrap().unwrap();
+    assert_eq!((reopened.log, reopened.first, reopened.end()), (2, 700, 700));
+    let mut dice = Dice(4);
+    let mut leaves = Vec::new();
+    for size in [0_u64, 255, 256, 600] {
+        let rows = (leaves.len() as u64..size).map(|place| plain(place + 5_000)).collect();
+        leaves.extend(append(&store, tenant, rows).await);
+        assert_eq!(pass(&store).await, Derived::All);
+        check_tiles(&store, tenant, 2, 0, &leaves).await;
+        check_tiles(&store, tenant, 1, 0, &first_log).await;
+        check_proofs(&store, tenant, &leaves, &[0, 1, 255, 256, size], &mut dice).await;
+    }
+    // Pages go on over both.
+    assert!(walk(&store, tenant, &none(), 100).await.into_iter().eq((0..1_300).rev()));
+}
+
+async fn a_missing_entry_ends_the_tree_but_no_page((reached, store): (Reached, Db)) {
+    let tenant = tenant(&*store).await;
+    grow(&store, tenant, &mut Vec::new(), 1_500).await;
+    reached.delete_entries(600..601).await;
+    assert_eq!(pass(&store).await, Derived::Wrong);
+    assert_eq!(store.tiles_end(tenant, 1, 0).await, Ok(2));
+    let tree = Tree::open(&*store, tenant).await.unwrap().unwrap();
+    assert_eq!(tree.frontier_at(1_500).await, Err(TreeError::Missing { seq: 600 }));
+    assert_eq!(tree.frontier_at(512).await.map(|frontier| frontier.size()), Ok(512));
+    let expected = || (0..1_500).rev().filter(|place| *place != 600);
+    assert!(walk(&store, tenant, &none(), 100).await.into_iter().eq(expected()));
+    let filter = EntryFilter { user: Some("user-7".into()), ..none() };
+    assert!(walk(&store, tenant, &filter, 100).await.into_iter().eq(expected()));
+}
+
+async fn tiles_prove_what_is_left_where_entries_are_gone((reached, store): (Reached, Db)) {
+    let tenant = tenant(&*store).await;
+    let mut leaves = Vec::new();
+    grow(&store, tenant, &mut leaves, 1_500).await;
+    assert_eq!(pass(&store).await, Derived::All);
+    reached.delete_entries(0..512).await;
+    check_proofs(&store, tenant, &leaves, &[100, 512, 1_024, 1_500], &mut Dice(5)).await;
+    assert_eq!(root_of(leaves), store.log_head(tenant).await.unwrap().unwrap().frontier.root());
+    assert!(walk(&store, tenant, &none(), 100).await.into_iter().eq((512..1_500).rev()));
+    // What was never derived of them has its place all the same.
+    reached.execute("DELETE FROM np_byok_chunks").await;
+    reached.execute("DELETE FROM np_byok_chunk_values").await;
+    assert_eq!(pass(&store).await, Derived::All);
+    let filter = EntryFilter { from: Some(Timestamp(0)), user: Some("user-7".into()), ..none() };
+    assert!(walk(&store, tenant, &filter, 100).await.into_iter().eq((512..1_500).rev()));
+}
+
+macro_rules! where_rows_are_reached {
+    ($($case:ident)+) => {
+        mod reached_on_postgres {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $case() {
+                super::$case(super::Reached::postgres().await).await;
+            })+
+        }
+
+        mod reached_on_sqlite {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $case() {
+                super::$case(super::Reached::sqlite().await).await;
+            })+
+        }
+    };
+}
+
+where_rows_are_reached! {
+    a_log_of_more_than_a_tile_of_tiles_has_a_second_level
+    a_second_log_has_tiles_of_its_own
+    a_missing_entry_ends_the_tree_but_no_page
+    tiles_prove_what_is_left_where_entries_are_gone
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_server_derives() {
+    let server = TestServer::start().await;
+    let token = server.encrypt("plaintext", "r").await;
+    let store: Db = Arc::new(connect(&server.database_url));
+    let database = server.database().await;
+    let uid: Vec<u8> =
+        sqlx::query_scalar("SELECT uid FROM np_byok_tenants").fetch_one(&database).await.unwrap();
+    let tenant = TenantUid(uid.try_into().unwrap());
+    let rows: Vec<EntryRow> = (0..600).map(plain).collect();
+    append(&store, tenant, rows).await;
+    // Calls go on meanwhile, and their tenant's log with them.
+    assert_eq!(server.decrypt(&token, "r").await.status, 200);
+    for _ in 0..600 {
+        if store.behind().await.unwrap().is_empty() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let size = store.log_size(tenant).await.unwrap();
+    let leaves = store.leaves(tenant, 0..size).await.unwrap().into_iter().map(|(_, leaf)| leaf);
+    check_tiles(&store, tenant, 1, 0, &leaves.collect::<Vec<Hash>>()).await;
+    let page = server.get("/byok/audit?user=the-admin&first=1").await;
+    assert_eq!((page.status.as_u16(), page.body["next"].is_string()), (200, true), "{}", page.body);
+}
