@@ -132,6 +132,11 @@ struct OutcomeLabels {
     outcome: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StreamLabels {
+    stream: &'static str,
+}
+
 /// What a scrape shows of one key version.
 pub struct KeyShown {
     /// Which.
@@ -180,6 +185,8 @@ pub struct Metrics {
     incidents: Family<ToLabels, Counter>,
     probes: Family<OutcomeLabels, Counter>,
     pool: PoolMetrics,
+    streams_behind: Family<StreamLabels, Gauge>,
+    stream_failures: Family<StreamLabels, Counter>,
 }
 
 impl Default for Metrics {
@@ -232,6 +239,17 @@ impl Default for Metrics {
             "DEKs made ahead of need and thrown away unused",
             pool.discarded.clone(),
         );
+        let (streams_behind, stream_failures) = (Family::default(), Family::default());
+        registry.register(
+            "audit_stream_behind",
+            "Entries of the audit log that a stream has not taken yet",
+            Clone::clone(&streams_behind),
+        );
+        registry.register(
+            "audit_stream_failures",
+            "Deliveries of a stream by this server that were not taken",
+            Clone::clone(&stream_failures),
+        );
         registry.register("build", "This binary", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         Self {
             registry,
@@ -248,6 +266,8 @@ impl Default for Metrics {
             incidents,
             probes,
             pool,
+            streams_behind,
+            stream_failures,
         }
     }
 }
@@ -324,6 +344,14 @@ impl Metrics {
         self.pool.made.inner().store(counts.made, Ordering::Relaxed);
         self.pool.taken.inner().store(counts.taken, Ordering::Relaxed);
         self.pool.discarded.inner().store(counts.discarded, Ordering::Relaxed);
+    }
+
+    /// How far a stream of the log is behind, and how many of its deliveries failed.
+    pub fn set_stream(&self, stream: &'static str, behind: u64, failures: u64) {
+        let labels = StreamLabels { stream };
+        let behind = i64::try_from(behind).unwrap_or(i64::MAX);
+        self.streams_behind.get_or_create(&labels).set(behind);
+        self.stream_failures.get_or_create(&labels).inner().store(failures, Ordering::Relaxed);
     }
 
     /// The text that Prometheus reads (OpenMetrics 1.0).

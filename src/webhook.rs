@@ -1,4 +1,4 @@
-//! Tells the operator of an incident: signs it as Standard Webhooks has it
+//! Tells the operator of an incident, or posts a stream's entries: signs it as Standard Webhooks has it
 //! (<https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md>) and posts it once. When
 //! it is told again is `app`'s.
 //!
@@ -86,12 +86,17 @@ impl Webhook {
     /// Posts the incident once. `tenant` is the name; `now` is when this attempt is made, by the wall clock: receivers
     /// refuse what is minutes off. Each attempt has the same id and the same body.
     pub async fn announce(&self, tenant: &str, incident: &Incident, now: Timestamp) -> Delivery {
-        let (id, at, body) = (incident.id.to_string(), now.unix_seconds(), document(tenant, incident));
-        let signature = signature(self.key.expose(), &id, at, &body);
+        self.post(&incident.id.to_string(), "application/json", document(tenant, incident), now).await
+    }
+
+    /// Posts a body once, signed under this id, of this content type.
+    pub async fn post(&self, id: &str, content: &'static str, body: String, now: Timestamp) -> Delivery {
+        let at = now.unix_seconds();
+        let signature = signature(self.key.expose(), id, at, &body);
         let request = self
             .client
             .post(self.url.clone())
-            .header(CONTENT_TYPE, "application/json")
+            .header(CONTENT_TYPE, content)
             .header("webhook-id", id)
             .header("webhook-timestamp", at)
             .header("webhook-signature", signature)

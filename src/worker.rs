@@ -1,5 +1,5 @@
-//! What runs beside the calls: the watch over the keys, the rotation job, the announcement of incidents, and what is derived
-//! from the logs. Decides nothing itself.
+//! What runs beside the calls: the watch over the keys, the rotation job, the announcement of incidents, what is derived from
+//! the logs, their streams. Decides nothing itself.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::app::{App, Derived};
 
-/// How often a replica looks for a rotation to work on, and for an incident to announce.
+/// How often a replica looks for a rotation to work on, an incident to announce, entries to stream.
 const LOOK: Duration = Duration::from_secs(1);
 /// How often a replica looks for what is to be derived: pages read the rest of the log as it is. One that finds another at it
 /// leaves it to that one for a while.
@@ -41,10 +41,24 @@ pub fn start(app: Arc<App>, stop: CancellationToken) -> JoinHandle<()> {
             };
         }
     });
+    let streaming: Vec<_> = (0..app.streams().len())
+        .map(|place| {
+            let (streaming, sent) = (app.clone(), stop.clone());
+            tokio::spawn(async move {
+                let Some(stream) = streaming.streams().nth(place) else { return };
+                while tokio::time::timeout(LOOK, sent.cancelled()).await.is_err() {
+                    streaming.stream_entries(stream, holder, &sent).await;
+                }
+            })
+        })
+        .collect();
     tokio::spawn(async move {
         while tokio::time::timeout(LOOK, stop.cancelled()).await.is_err() {
             app.work_on_rotations(holder, &stop).await;
         }
         let _ = tokio::join!(watching, announcing, deriving);
+        for stream in streaming {
+            let _ = stream.await;
+        }
     })
 }

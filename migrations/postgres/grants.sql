@@ -6,7 +6,8 @@ BEGIN
     EXECUTE format('GRANT USAGE ON SCHEMA %I TO %I', current_schema(), serving);
     EXECUTE format('REVOKE ALL ON np_byok_migrations, np_byok_tenants, np_byok_heads, np_byok_wrapped_deks,'
         ' np_byok_audit, np_byok_jobs, np_byok_proofs, np_byok_incidents, np_byok_announcements, np_byok_checkpoints,'
-        ' np_byok_tiles, np_byok_chunks, np_byok_chunk_values, np_byok_holds, np_byok_exports FROM %I', serving);
+        ' np_byok_tiles, np_byok_chunks, np_byok_chunk_values, np_byok_holds, np_byok_exports, np_byok_streams'
+        ' FROM %I', serving);
     EXECUTE format('GRANT SELECT ON np_byok_migrations, np_byok_holds, np_byok_exports TO %I', serving);
     EXECUTE format('GRANT SELECT, INSERT ON np_byok_tenants TO %I', serving);
     EXECUTE format('GRANT SELECT, INSERT, UPDATE (size, frontier) ON np_byok_heads TO %I', serving);
@@ -18,5 +19,7 @@ BEGIN
         ' np_byok_chunk_values TO %I', serving);
     EXECUTE format('GRANT SELECT, INSERT, UPDATE (attempts, next_attempt_at, holder, outcome, ended_at)'
         ' ON np_byok_announcements TO %I', serving);
+    EXECUTE format('GRANT SELECT, INSERT, UPDATE (next, holder, leased_until, failing_since)'
+        ' ON np_byok_streams TO %I', serving);
     EXECUTE format('GRANT EXECUTE ON FUNCTION np_byok_make_partitions() TO %I', serving);
 END $$;

@@ -14,6 +14,7 @@ mod places;
 mod record;
 mod rotate;
 mod rotation_work;
+mod stream;
 
 use std::sync::Arc;
 
@@ -37,6 +38,7 @@ pub use encrypt::{EncryptItem, Encrypted};
 pub use health::{Health, HealthStatus};
 pub use keeping::{Keeper, KeepingFailed};
 pub use rotate::Rotation;
+pub use stream::{Stream, StreamShown};
 
 // What the use cases take and give; the fronts know no other room below.
 pub use crate::audit::Derived;
@@ -59,6 +61,7 @@ pub struct App {
     limits: Limits,
     clock: Arc<dyn Clock>,
     webhook: Option<Webhook>,
+    streams: Vec<Stream>,
     meters: limits::Meters,
     kms_places: places::KmsPlaces,
     health: health::Memory,
@@ -88,13 +91,15 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     /// Whom incidents are announced to, if anyone.
     pub webhook: Option<Webhook>,
+    /// Where entries are streamed to, if anywhere.
+    pub streams: Vec<Stream>,
 }
 
 impl App {
     /// Of these parts.
     pub fn new(parts: Parts) -> Self {
         let Parts { tenant, store, kms, keyring, committer, authenticator, policy, .. } = parts;
-        let Parts { limits, in_flight, clock, webhook, .. } = parts;
+        let Parts { limits, in_flight, clock, webhook, streams, .. } = parts;
         Self {
             meters: limits::Meters::new(&limits),
             kms_places: places::KmsPlaces::new(in_flight),
@@ -109,6 +114,7 @@ impl App {
             limits,
             clock,
             webhook,
+            streams,
         }
     }
 

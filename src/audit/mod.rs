@@ -7,12 +7,15 @@ mod committer;
 mod corpus_tests;
 mod derive;
 mod digest;
+mod ocsf;
 mod pack;
+pub mod reconcile;
 mod tree;
 
 pub use checkpoint::{Checkpoint, CheckpointKey, NoCheckpoint, NoCheckpointKey, SignedCheckpoint, origin_of};
 pub use committer::{CommitFailed, Committer, Durable, Passage, Unit};
 pub use derive::{Derived, derive};
 pub use digest::{digest_of, item_leaves};
+pub use ocsf::ocsf_event;
 pub use pack::{pack, unpack};
 pub use tree::{Tree, TreeError};

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::Failure;
-use crate::app::{App, Keeper, Parts};
+use crate::app::{App, Keeper, Parts, Stream};
 use crate::audit::Committer;
 use crate::auth::{Authenticator, Policy};
 use crate::config;
@@ -22,7 +22,7 @@ use crate::store::{self, Batch, Change, CommitError, Database, MigrateError, Mig
 use crate::webhook::Webhook;
 
 /// The tenant of the single-tenant form.
-const PRIMARY: &str = "primary";
+pub(super) const PRIMARY: &str = "primary";
 /// How long a start waits before it asks a database again that is out of reach.
 const PAUSE: Duration = Duration::from_secs(1);
 /// Lanes of the committer; one tenant's commits are one after the other whatever their number.
@@ -45,6 +45,7 @@ pub(super) async fn assemble(config: Config, stop: CancellationToken) -> Result<
     let kms = provider(config.kms)?;
     let webhook = config.webhook.map(webhook).transpose()?;
     let has_owner = config.store.has_owner();
+    let streams = streams(config.audit_streams)?;
     let database = open(&config.store).await?;
     let report = migrated(&*database).await?;
     let tenant = primary(&*database).await?;
@@ -77,6 +78,7 @@ pub(super) async fn assemble(config: Config, stop: CancellationToken) -> Result<
         in_flight: config.server.in_flight,
         clock,
         webhook,
+        streams,
     });
     let state = DatabaseState { applied: report.applied, expected: report.expected, audit_protected };
     Ok(Assembled { app: Arc::new(app), database: state, server: config.server, refresh })
@@ -141,10 +143,17 @@ pub(super) fn provider(settings: config::Kms) -> Result<Arc<dyn Kms>, Failure> {
     })
 }
 
-/// Whom incidents are announced to. Sends nothing.
+/// Where something is posted to. Sends nothing.
 fn webhook(settings: config::Webhook) -> Result<Webhook, Failure> {
     Webhook::new(settings)
         .ok_or_else(|| Failure::Running("the HTTP client of the webhook cannot be built".to_owned()))
+}
+
+/// Where entries are streamed to. Opens and sends nothing.
+fn streams(settings: config::AuditStreams) -> Result<Vec<Stream>, Failure> {
+    let file = settings.file.map(Stream::to_file);
+    let posted = settings.webhook.map(webhook).transpose()?.map(Stream::to_webhook);
+    Ok(file.into_iter().chain(posted).collect())
 }
 
 pub(super) async fn open(settings: &config::Store) -> Result<Arc<dyn Database>, Failure> {

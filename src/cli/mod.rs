@@ -50,7 +50,7 @@ enum Command {
     Migrate,
     /// Re-wrap all DEKs under the current key version
     Rotate(rotate::Arguments),
-    /// The audit log itself: legal hold, erasure, retention
+    /// The audit log itself: legal hold, erasure, retention, and holding it against the log of the KMS
     Audit(Box<audit::Arguments>),
     /// Print the GraphQL schema, or the OpenAPI document
     Schema(schema::Arguments),

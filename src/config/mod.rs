@@ -2,6 +2,7 @@
 //! whole before anything is reported, so that all mistakes come at once.
 
 mod audit_retention;
+mod audit_stream;
 mod auth;
 mod dek_cache;
 mod dek_pool;
@@ -17,6 +18,7 @@ mod webhook;
 use std::path::PathBuf;
 
 pub use audit_retention::AuditRetention;
+pub use audit_stream::AuditStreams;
 pub use auth::{Auth, File, Jwt};
 pub use dek_cache::DekCache;
 pub use dek_pool::DekPool;
@@ -79,6 +81,8 @@ pub struct Config {
     pub audit_retention: AuditRetention,
     /// Whom incidents are announced to, if anyone.
     pub webhook: Option<Webhook>,
+    /// Where entries are streamed to, if anywhere.
+    pub audit_streams: AuditStreams,
 }
 
 impl Config {
@@ -99,6 +103,7 @@ impl Config {
         let telemetry = Telemetry::read(&mut reader, defaults.log_format);
         let audit_retention = AuditRetention::read(&mut reader);
         let webhook = Webhook::read(&mut reader);
+        let audit_streams = AuditStreams::read(&mut reader);
         let mistakes = reader.into_mistakes();
         match (store, kms) {
             (Some(store), Some(mut kms)) if mistakes.is_empty() => {
@@ -115,6 +120,7 @@ impl Config {
                     telemetry,
                     audit_retention,
                     webhook,
+                    audit_streams,
                 })
             }
             _ => Err(mistakes),

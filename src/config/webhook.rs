@@ -1,4 +1,4 @@
-//! Whom incidents are announced to.
+//! Whom incidents are announced to, and what else is posted: where to, and under which key.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -41,19 +41,25 @@ impl WebhookKey {
 impl Webhook {
     /// Reads the section; `None` where neither variable is set, or a mistake was recorded.
     pub fn read(reader: &mut Reader<'_>) -> Option<Self> {
-        for (one, other) in [(URL, SECRET), (SECRET, URL)] {
+        Self::read_from(reader, URL, SECRET)
+    }
+
+    /// From these two variables.
+    pub(super) fn read_from(reader: &mut Reader<'_>, url_name: &str, secret_name: &str) -> Option<Self> {
+        for (one, other) in [(url_name, secret_name), (secret_name, url_name)] {
             if reader.is_set(one) && !reader.is_set(other) {
                 reader.mistake(other, format!("is not set beside {one}"));
             }
         }
-        let url = reader.secret(URL);
-        let url =
-            url.and_then(|text| address(text.expose()).map_err(|problem| reader.mistake(URL, problem)).ok());
-        let key = reader.secret(SECRET);
+        let url = reader.secret(url_name);
+        let url = url.and_then(|text| {
+            address(text.expose()).map_err(|problem| reader.mistake(url_name, problem)).ok()
+        });
+        let key = reader.secret(secret_name);
         let key = key.and_then(|text| {
             let key = WebhookKey::parse(text.expose());
             if key.is_none() {
-                reader.mistake(SECRET, "is not `whsec_` and 24 to 64 bytes in base64");
+                reader.mistake(secret_name, "is not `whsec_` and 24 to 64 bytes in base64");
             }
             key
         });

@@ -101,6 +101,7 @@ pub fn router(
         metrics.set_keys(keys_shown(app));
         metrics.set_watch(app.probes(), app.incidents());
         metrics.set_dek_pool(app.dek_pool());
+        app.streams_shown().iter().for_each(|one| metrics.set_stream(one.name, one.behind, one.failures));
         metrics.set_held(bounds.places.held(), bounds.bytes.held());
         let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
         std::future::ready(([(header::CONTENT_TYPE, kind)], metrics.text()))

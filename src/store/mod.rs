@@ -16,6 +16,7 @@ mod search;
 mod shown;
 pub mod sqlite;
 mod statements;
+mod stream;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -38,6 +39,7 @@ pub use migration::{MigrateError, MigrationReport};
 pub use open::{OpenError, open};
 pub use postgres::Postgres;
 pub use sqlite::Sqlite;
+pub use stream::{StreamName, StreamReads, StreamRow, StreamStep};
 
 /// A row of `np_byok_wrapped_deks`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -237,6 +239,15 @@ pub enum Change {
         holder: Uuid,
         /// That it begins, or how it went.
         step: Attempt,
+    },
+    /// Takes or keeps a stream of the log, or says how far it has come; touches nothing when it is another's.
+    Stream {
+        /// Which.
+        name: StreamName,
+        /// Who sends it.
+        holder: Uuid,
+        /// What became of it.
+        step: StreamStep,
     },
 }
 
@@ -456,6 +467,7 @@ pub trait Store:
     + DerivedReads
     + ProofReads
     + AnnouncementReads
+    + StreamReads
     + Send
     + Sync
 {

@@ -14,7 +14,10 @@ use crate::model::{
 
 use super::derived::{Behind, Chunk, Named, Outline, Tile, TileId, each_record, value_of};
 use super::search::Bounds;
-use super::{CheckpointRow, DekRow, EntryRow, LogHead, PlacedEntry, Unannounced, Watched, leaf_of};
+use super::{
+    CheckpointRow, DekRow, EntryRow, LogHead, PlacedEntry, StreamName, StreamRow, Unannounced, Watched,
+    leaf_of,
+};
 
 /// A row's columns by position.
 pub(super) trait Columns {
@@ -227,6 +230,15 @@ pub(super) fn checkpoint(row: &impl Columns) -> Result<CheckpointRow, Error> {
         size: number(row, 0)?,
         note: there(row.text(1)?)?.into(),
         made_at: there(row.moment(2)?)?,
+    })
+}
+
+/// `name, next, failing_since`.
+pub(super) fn stream(row: &impl Columns) -> Result<StreamRow, Error> {
+    Ok(StreamRow {
+        name: there(StreamName::parse(&there(row.text(0)?)?))?,
+        next: number(row, 1)?,
+        failing_since: row.moment(2)?,
     })
 }
 

@@ -24,13 +24,14 @@ pub(super) async fn shown(
             Change::AdvanceJob { job, holder: _, after } => {
                 store.job(tenant, job.id).await.map_err(open)? == Some((job.clone(), *after))
             }
-            // Keeping a lease that one has is no change, nor is saying twice how an attempt went, or holding what is held, or erasing what is gone: asking again is the way
-            // to see it.
+            // Keeping a lease that one has is no change, nor is saying twice how something went, holding what is held, or
+            // erasing what is gone: asking again is the way to see it.
             Change::LeaseJob { .. }
             | Change::Announce { .. }
             | Change::Hold { .. }
             | Change::Erase { .. }
-            | Change::NoteExport { .. } => {
+            | Change::NoteExport { .. }
+            | Change::Stream { .. } => {
                 let again = Batch {
                     tenant,
                     base: 0,

@@ -16,8 +16,8 @@ use byok::model::{
 use byok::store::{
     AnnouncementReads, AuditReads, Batch, Behind, Change, CheckpointReads, CheckpointRow, CommitError,
     Committed, Database as _, DekReads, DekRow, DerivedReads, EntryFilter, Fence, JobReads, LogHead, Must,
-    Outline, Page, PlacedEntry, ProofReads, ReadError, Seen, Sqlite, Store, TenantReads, Tile, TileId,
-    Unannounced, Watched,
+    Outline, Page, PlacedEntry, ProofReads, ReadError, Seen, Sqlite, Store, StreamReads, StreamRow,
+    TenantReads, Tile, TileId, Unannounced, Watched,
 };
 
 use crate::support::rows::{fence, prove, watch};
@@ -231,6 +231,13 @@ impl ProofReads for Unlucky {
 
     async fn incidents(&self, tenant: TenantUid, limit: u32) -> Result<Vec<Incident>, ReadError> {
         self.database.incidents(tenant, limit).await
+    }
+}
+
+#[async_trait]
+impl StreamReads for Unlucky {
+    async fn streams(&self, tenant: TenantUid) -> Result<Vec<StreamRow>, ReadError> {
+        self.database.streams(tenant).await
     }
 }
 

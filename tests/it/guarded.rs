@@ -23,8 +23,8 @@ use byok::model::{
 use byok::store::{
     AnnouncementReads, AuditReads, Batch, Behind, Change, CheckpointReads, CheckpointRow, CommitError,
     Committed, Database as _, DekReads, DekRow, DerivedReads, EntryFilter, Fence, JobReads, LogHead, Must,
-    Outline, Page, Passed, PlacedEntry, ProofReads, ReadError, Seen, Sqlite, Store, TenantReads, Tile,
-    TileId, Unannounced, Watched,
+    Outline, Page, Passed, PlacedEntry, ProofReads, ReadError, Seen, Sqlite, Store, StreamReads, StreamRow,
+    TenantReads, Tile, TileId, Unannounced, Watched,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -395,6 +395,13 @@ impl ProofReads for Wired {
 }
 
 #[async_trait]
+impl StreamReads for Wired {
+    async fn streams(&self, tenant: TenantUid) -> Result<Vec<StreamRow>, ReadError> {
+        self.read().await?.streams(tenant).await
+    }
+}
+
+#[async_trait]
 impl AnnouncementReads for Wired {
     async fn unannounced(&self, limit: u32) -> Result<Vec<Unannounced>, ReadError> {
         self.read().await?.unannounced(limit).await
@@ -567,6 +574,7 @@ impl House {
             in_flight: 2_048,
             clock: clock.clone(),
             webhook: None,
+            streams: Vec::new(),
         });
         let prober = CancellationToken::new();
         let (tenant, _folder) = (self.tenant.clone(), self.folder.clone());

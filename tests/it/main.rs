@@ -4,7 +4,10 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a failure here is a failed test")]
 
 mod architecture;
+mod audit_crash;
 mod audit_keeping;
+mod audit_reconcile;
+mod audit_stream;
 mod audit_tiles;
 mod canary;
 mod canary_kms;
@@ -61,6 +64,7 @@ mod store_outage;
 mod store_pgbouncer;
 mod store_postgres;
 mod store_sqlite;
+mod store_streams;
 mod support;
 mod web;
 mod webhook;

@@ -1,6 +1,7 @@
 //! `byok audit`: the log itself.
 
 mod keeping;
+mod reconcile;
 
 use clap::{Args, Subcommand};
 
@@ -21,6 +22,8 @@ enum What {
     Erase(keeping::Erase),
     /// Drop the entries that are older than BYOK_AUDIT_RETENTION_DAYS, and keep their hashes
     Prune(keeping::Prune),
+    /// Hold the log against the KMS's own, exported to a file: what is in one and not in the other
+    Reconcile(reconcile::Arguments),
 }
 
 pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -28,5 +31,6 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
         What::Hold(arguments) => keeping::hold(arguments).await,
         What::Erase(arguments) => keeping::erase(arguments).await,
         What::Prune(arguments) => keeping::prune(arguments).await,
+        What::Reconcile(arguments) => reconcile::run(arguments).await,
     }
 }

@@ -10,7 +10,7 @@ use super::{Failure, assemble};
 use crate::config;
 use crate::config::{Config, Defaults, Engine, Env};
 use crate::model::SystemClock;
-use crate::store::{Database, Exposure, ReadError};
+use crate::store::{Database, Exposure, ReadError, StreamName};
 
 /// How long the database and the key may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -53,7 +53,7 @@ pub(super) async fn run() -> Result<(), Failure> {
     findings.good("configuration: every variable is understood");
     listener(&mut findings, &config.server);
     identity(&mut findings, &config.auth);
-    database(&mut findings, &config.store).await;
+    database(&mut findings, &config.store, &config.audit_streams).await;
     key::check(&mut findings, config.kms).await;
     probing(&mut findings, &config.key_guard);
     match findings.faults {
@@ -112,7 +112,7 @@ fn identity(findings: &mut Findings, auth: &config::Auth) {
     }
 }
 
-async fn database(findings: &mut Findings, settings: &config::Store) {
+async fn database(findings: &mut Findings, settings: &config::Store, streams: &config::AuditStreams) {
     let database = match assemble::open(settings).await {
         Ok(database) => database,
         Err(Failure::Running(problem)) => return findings.fault(&problem, "correct DATABASE_URL"),
@@ -143,6 +143,35 @@ async fn database(findings: &mut Findings, settings: &config::Store) {
         );
     }
     exposure(findings, &*database).await;
+    let configured =
+        [(StreamName::File, streams.file.is_some()), (StreamName::Webhook, streams.webhook.is_some())];
+    for (name, _) in configured.into_iter().filter(|(_, is_on)| *is_on) {
+        stream(findings, &*database, name).await;
+    }
+}
+
+/// How far a stream of the log has come.
+async fn stream(findings: &mut Findings, database: &dyn Database, name: StreamName) {
+    let shown = name.as_str();
+    let read = async {
+        let Some(tenant) = database.tenant(assemble::PRIMARY).await? else { return Ok(None) };
+        let row = database.streams(tenant.uid).await?.into_iter().find(|row| row.name == name);
+        let end = database.log_size(tenant.uid).await?;
+        Ok(row.map(|row| (end.saturating_sub(row.next), row.failing_since)))
+    };
+    match read.await {
+        Err(ReadError::Unavailable | ReadError::Rejected) => {
+            findings.fault(&format!("audit stream {shown}: its place cannot be read"), "run `byok migrate`");
+        }
+        Ok(None) => findings.good(&format!("audit stream {shown}: not begun; a server begins it")),
+        Ok(Some((behind, None))) => {
+            findings.good(&format!("audit stream {shown}: {behind} entries behind the log"));
+        }
+        Ok(Some((behind, Some(since)))) => findings.fault(
+            &format!("audit stream {shown}: nothing is taken since {since}; {behind} entries behind the log"),
+            "look after what it is sent to; the server's log says what it met. Nothing is lost: it goes on from there",
+        ),
+    }
 }
 
 async fn exposure(findings: &mut Findings, database: &dyn Database) {

@@ -20,7 +20,7 @@ use super::super::{Batch, Change, CommitError, Committed, DekRow, EntryRow, LogH
 use super::writers::Writer;
 use super::{
     BEGIN, EXCHANGE, Postgres, announcements, checkpoints, derived, jobs, keeping, moment, proofs,
-    statements, tenants,
+    statements, streams, tenants,
 };
 
 statements! {
@@ -415,6 +415,11 @@ async fn in_order(
             }
             Change::Announce { incident, attempt, holder, step } => {
                 let query = announcements::announce(batch.tenant, *incident, *attempt, *holder, *step);
+                applied.push(touched(connection, query, named).await?);
+                1
+            }
+            Change::Stream { name, holder, step } => {
+                let query = streams::step(batch.tenant, *name, *holder, *step);
                 applied.push(touched(connection, query, named).await?);
                 1
             }

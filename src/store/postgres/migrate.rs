@@ -48,6 +48,12 @@ pub(super) const MIGRATIONS: &[Migration] = &[
         oldest_reader: 4,
         sql: include_str!("../../../migrations/postgres/0006_keeping.sql"),
     },
+    Migration {
+        version: 7,
+        name: "streams",
+        oldest_reader: 4,
+        sql: include_str!("../../../migrations/postgres/0007_streams.sql"),
+    },
 ];
 
 const TABLE: &str = include_str!("../../../migrations/postgres/migrations.sql");

@@ -16,6 +16,7 @@ mod keep;
 mod keeping;
 mod migrate;
 mod proofs;
+mod streams;
 mod tenants;
 mod writers;
 
@@ -74,6 +75,7 @@ pub fn statements() -> impl Iterator<Item = &'static str> {
         keeping::ALL,
         migrate::ALL,
         proofs::ALL,
+        streams::ALL,
         tenants::ALL,
     ]
     .into_iter()

@@ -9,7 +9,8 @@ use super::super::row::{Columns, head, signed, there};
 use super::super::shown::shown;
 use super::super::{Batch, Change, CommitError, Committed, DekRow, EntryRow, Passed, Personal};
 use super::{
-    Sqlite, SqliteQuery, announcements, checkpoints, derived, jobs, keeping, proofs, statements, tenants,
+    Sqlite, SqliteQuery, announcements, checkpoints, derived, jobs, keeping, proofs, statements, streams,
+    tenants,
 };
 
 const BEGIN: &str = "BEGIN IMMEDIATE";
@@ -205,6 +206,7 @@ async fn one(connection: &mut SqliteConnection, tenant: TenantUid, change: &Chan
         Change::Announce { incident, attempt, holder, step } => {
             announcements::announce(&tenant, *incident, *attempt, *holder, *step)
         }
+        Change::Stream { name, holder, step } => streams::step(&tenant, *name, *holder, *step),
     };
     Ok(query.execute(connection).await?.rows_affected())
 }
@@ -278,7 +280,8 @@ fn holds_nul(batch: &Batch) -> bool {
         | Change::AddTiles { .. }
         | Change::AddChunkValues(_)
         | Change::AddChunks(_)
-        | Change::Announce { .. } => false,
+        | Change::Announce { .. }
+        | Change::Stream { .. } => false,
     };
     batch.entries.iter().any(in_entry) || batch.changes.iter().any(in_change)
 }

@@ -46,6 +46,12 @@ const MIGRATIONS: &[Migration] = &[
         oldest_reader: 4,
         sql: include_str!("../../../migrations/sqlite/0006_keeping.sql"),
     },
+    Migration {
+        version: 7,
+        name: "streams",
+        oldest_reader: 4,
+        sql: include_str!("../../../migrations/sqlite/0007_streams.sql"),
+    },
 ];
 
 const TABLE: &str = include_str!("../../../migrations/sqlite/migrations.sql");

@@ -12,6 +12,7 @@ mod jobs;
 mod keep;
 mod keeping;
 mod proofs;
+mod streams;
 mod tenants;
 
 use std::path::Path;
@@ -55,6 +56,7 @@ pub fn statements() -> impl Iterator<Item = &'static str> {
         keep::ALL,
         keeping::ALL,
         proofs::ALL,
+        streams::ALL,
         tenants::ALL,
     ]
     .into_iter()

@@ -39,10 +39,10 @@ pub(crate) async fn empty() -> TestDatabase {
     TestDatabase { url: on_database(&server, &name), server, name, roles: Vec::new() }
 }
 
-/// A database with our tables, and the store on it.
 /// How many migrations there are.
-pub(crate) const LEVEL: u32 = 6;
+pub(crate) const LEVEL: u32 = 7;
 
+/// A database with our tables, and the store on it.
 pub(crate) async fn migrated() -> (TestDatabase, Arc<Postgres>) {
     let database = empty().await;
     let store = Arc::new(connect(&database.url));

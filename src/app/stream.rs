@@ -1,0 +1,268 @@
+//! Entries are streamed to what the customer watches them with: at least once each, in the order of the log, by one replica
+//! at a time. How far a stream has come stands in the database, so any replica goes on after a kill. A sink that is down
+//! holds up nothing but its own stream.
+
+mod file;
+
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use crate::audit::ocsf_event;
+use crate::store::{Batch, Change, PlacedEntry, StreamName, StreamRow, StreamStep};
+use crate::webhook::{Delivery, Webhook};
+
+use super::App;
+use file::Lines;
+
+/// How long a replica that has died keeps a stream from the others. Longer than a delivery and its commits.
+const LEASE: Duration = Duration::from_secs(30);
+/// After the first delivery that failed; doubled after each.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// What a delivery holds, about: one entry at least.
+const DELIVERY_BYTES: usize = 1 << 20;
+/// How many entries are read at once, at first and at most; in between by how large they are.
+const FIRST_PAGE: u32 = 16;
+const LARGEST_PAGE: u32 = 1_024;
+
+/// One stream of the tenant's log.
+pub struct Stream {
+    name: StreamName,
+    sink: Sink,
+    progress: Mutex<Progress>,
+}
+
+enum Sink {
+    File(Lines),
+    Webhook(Webhook),
+}
+
+/// What this replica knows of a stream.
+struct Progress {
+    behind: u64,
+    failures: u64,
+    in_a_row: u32,
+    not_before: Option<Instant>,
+    page: u32,
+}
+
+/// What a scrape shows of one stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamShown {
+    /// `file` or `webhook`.
+    pub name: &'static str,
+    /// How many entries it had still to take when this replica looked last.
+    pub behind: u64,
+    /// How many deliveries of this replica failed since its start.
+    pub failures: u64,
+}
+
+/// The round ends: the worker comes back.
+struct Over;
+
+impl Stream {
+    /// To this file.
+    pub fn to_file(path: PathBuf) -> Self {
+        Self::of(StreamName::File, Sink::File(Lines::new(path)))
+    }
+
+    /// To this webhook.
+    pub fn to_webhook(webhook: Webhook) -> Self {
+        Self::of(StreamName::Webhook, Sink::Webhook(webhook))
+    }
+
+    fn of(name: StreamName, sink: Sink) -> Self {
+        let progress = Progress { behind: 0, failures: 0, in_a_row: 0, not_before: None, page: FIRST_PAGE };
+        Self { name, sink, progress: Mutex::new(progress) }
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut Progress) -> T) -> T {
+        act(&mut self.progress.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether its pause after a failure is not over.
+    fn pauses(&self) -> bool {
+        self.with(|progress| progress.not_before.is_some_and(|at| Instant::now() < at))
+    }
+
+    fn shown(&self) -> StreamShown {
+        let name = self.name.as_str();
+        self.with(|progress| StreamShown { name, behind: progress.behind, failures: progress.failures })
+    }
+
+    /// Returns when the next delivery is tried.
+    fn failed(&self) -> Duration {
+        self.with(|progress| {
+            progress.failures += 1;
+            progress.in_a_row = progress.in_a_row.saturating_add(1);
+            let after = pause(progress.in_a_row);
+            progress.not_before = Some(Instant::now() + after);
+            after
+        })
+    }
+
+    fn took(&self, behind: u64, entries: usize, bytes: usize) {
+        self.with(|progress| {
+            progress.behind = behind;
+            progress.in_a_row = 0;
+            progress.not_before = None;
+            let fits = entries * DELIVERY_BYTES / bytes.max(1);
+            progress.page = u32::try_from(fits).unwrap_or(u32::MAX).clamp(FIRST_PAGE, LARGEST_PAGE);
+        });
+    }
+}
+
+impl App {
+    /// The streams that are configured, each for a timer of its own.
+    pub fn streams(&self) -> impl ExactSizeIterator<Item = &Stream> {
+        self.streams.iter()
+    }
+
+    /// What is known of the streams.
+    pub fn streams_shown(&self) -> Vec<StreamShown> {
+        self.streams.iter().map(Stream::shown).collect()
+    }
+
+    /// Sends what a stream has not taken yet, until nothing is left, its sink fails, it is another replica's, or `stop` is
+    /// cancelled. `holder` names this replica.
+    pub async fn stream_entries(&self, stream: &Stream, holder: Uuid, stop: &CancellationToken) {
+        if stream.pauses() {
+            return;
+        }
+        // Nobody writes as long as nothing is to be sent.
+        let Ok((_, 1..)) = self.look(stream).await else { return };
+        if self.stream_step(stream, holder, StreamStep::Lease { lease: LEASE }).await.is_err() {
+            return;
+        }
+        // Under the lease nobody else moves it.
+        let Ok((Some(row), _)) = self.look(stream).await else { return };
+        let mut next = row.next;
+        while !stop.is_cancelled() {
+            match self.stream_page(stream, holder, next, stop).await {
+                Ok(to) => next = to,
+                Err(Over) => return,
+            }
+        }
+    }
+
+    /// How far the stream is, and how many entries it has still to take.
+    async fn look(&self, stream: &Stream) -> Result<(Option<StreamRow>, u64), Over> {
+        let rows = self.store.streams(self.tenant.uid).await.map_err(|_| Over)?;
+        let end = self.store.log_size(self.tenant.uid).await.map_err(|_| Over)?;
+        let row = rows.into_iter().find(|row| row.name == stream.name);
+        let behind = end.saturating_sub(row.map_or(0, |row| row.next));
+        stream.with(|progress| progress.behind = behind);
+        Ok((row, behind))
+    }
+
+    /// Sends one page, and says where the next begins.
+    async fn stream_page(
+        &self,
+        stream: &Stream,
+        holder: Uuid,
+        next: u64,
+        stop: &CancellationToken,
+    ) -> Result<u64, Over> {
+        let page = stream.with(|progress| progress.page);
+        let page = self.store.entries_from(self.tenant.uid, next, page).await.map_err(|_| Over)?;
+        let (lines, sent) = self.lines(&page);
+        let (Some(first), Some(last)) = (sent.first(), sent.last()) else {
+            stream.with(|progress| progress.behind = 0);
+            return Err(Over);
+        };
+        let (entries, bytes) = (sent.len(), lines.len());
+        let id = format!("{}-{entries}", first.row.id);
+        let delivered = tokio::select! {
+            delivered = self.deliver(&stream.sink, &id, lines) => delivered,
+            // Whoever is next does it again: it may have arrived.
+            () = stop.cancelled() => return Err(Over),
+        };
+        if let Err(problem) = delivered {
+            let after = stream.failed();
+            let (name, retry_in) = (stream.name.as_str(), after.as_secs());
+            warn!(stream = name, place = next, problem, retry_in, "entries could not be streamed");
+            let _ = self.stream_step(stream, holder, StreamStep::Fail).await;
+            return Err(Over);
+        }
+        let to = last.seq + 1;
+        if stream.with(|progress| progress.in_a_row > 0) {
+            info!(stream = stream.name.as_str(), place = to, "entries are streamed again");
+        }
+        let advance = StreamStep::Advance { from: next, to, lease: LEASE };
+        self.stream_step(stream, holder, advance).await?;
+        let behind = stream.with(|progress| progress.behind).saturating_sub(to - next);
+        stream.took(behind, entries, bytes);
+        Ok(to)
+    }
+
+    /// As many of the entries as go into one delivery, one line each.
+    fn lines<'p>(&self, page: &'p [PlacedEntry]) -> (String, &'p [PlacedEntry]) {
+        let mut lines = String::new();
+        for (count, placed) in page.iter().enumerate() {
+            if lines.len() > DELIVERY_BYTES {
+                return (lines, &page[..count]);
+            }
+            lines.push_str(&ocsf_event(&self.tenant, placed).to_string());
+            lines.push('\n');
+        }
+        (lines, page)
+    }
+
+    async fn deliver(&self, sink: &Sink, id: &str, lines: String) -> Result<(), String> {
+        let webhook = match sink {
+            Sink::File(file) => return file.append(lines).await,
+            Sink::Webhook(webhook) => webhook,
+        };
+        match webhook.post(id, "application/x-ndjson", lines, self.clock.now()).await {
+            Delivery::Taken => Ok(()),
+            // It does not say that the log may have a gap.
+            Delivery::Gone => Err("410".to_owned()),
+            Delivery::Status(status) => Err(status.to_string()),
+            Delivery::Unreachable => Err("unreachable".to_owned()),
+            Delivery::Timeout => Err("timeout".to_owned()),
+        }
+    }
+
+    /// An error where the step did not apply, or is not known to have.
+    async fn stream_step(&self, stream: &Stream, holder: Uuid, step: StreamStep) -> Result<(), Over> {
+        let changes = vec![Change::Stream { name: stream.name, holder, step }];
+        let batch =
+            Batch { tenant: self.tenant.uid, base: 0, entries: Vec::new(), changes, fence: Vec::new() };
+        match self.store.commit(&batch).await {
+            Ok(committed) if committed.applied == [1] => Ok(()),
+            Ok(_) | Err(_) => Err(Over),
+        }
+    }
+}
+
+/// After so many failures in a row, counted from 1.
+fn pause(failures: u32) -> Duration {
+    let doubled = 2_u32.saturating_pow(failures.saturating_sub(1));
+    FIRST_PAUSE.saturating_mul(doubled).min(LONGEST_PAUSE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_doubles_up_to_a_minute() {
+        let seconds = |failures| pause(failures).as_secs();
+        assert_eq!([1, 2, 6, 7, 1_000].map(seconds), [1, 2, 32, 60, 60]);
+    }
+
+    #[test]
+    fn a_page_is_as_large_as_its_entries_let_it_be() {
+        let stream = Stream::to_file(PathBuf::from("/nowhere"));
+        for (entries, bytes, page) in [(16, 16 * 1_000, 1_024), (16, 16 << 20, 16), (100, 1 << 20, 100)] {
+            stream.took(0, entries, bytes);
+            assert_eq!(stream.with(|progress| progress.page), page);
+        }
+    }
+}

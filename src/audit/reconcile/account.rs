@@ -1,0 +1,232 @@
+//! Both logs, call by call: what an entry explains, what our probing does, and what nobody explains.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::audit::unpack;
+use crate::model::{Item, Source, Timestamp};
+use crate::store::PlacedEntry;
+
+use super::export::{Export, MOST_CALLS, Noted};
+use super::record::{Format, Use};
+use super::report::{Missing, Named, Principal, Report, Why};
+
+/// How often a value is unwrapped that nothing else is known of before it passes for a canary: probes go on and on.
+const OFTEN: u32 = 3;
+/// The most that a report names of one kind; it counts all.
+const MOST_NAMED: usize = 10_000;
+
+/// Which time is looked at, and on whose word a call is ours.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// From when on; from the export's first record where it is not said.
+    pub from: Option<Timestamp>,
+    /// Until when; until the export's last record where it is not said.
+    pub until: Option<Timestamp>,
+    /// How far an entry's time may be from its call's: clocks, the call's own time, DEKs made ahead of need.
+    pub margin: Duration,
+    /// Who we are at the provider, beside those who made the calls that entries name.
+    pub own: Vec<String>,
+}
+
+/// The log and an export, held against each other.
+pub struct Reconciliation {
+    export: Export,
+    report: Report,
+    missing: HashSet<Arc<str>>,
+}
+
+impl Reconciliation {
+    /// Before any entry was taken.
+    pub fn new(export: Export, terms: Terms) -> Self {
+        let (first, last) = export.covers();
+        // The last record is in it.
+        let until = terms.until.unwrap_or(last.plus(Duration::from_micros(1)));
+        let report = Report::of(&export, terms.from.unwrap_or(first), until, terms.margin, terms.own);
+        Self { export, report, missing: HashSet::new() }
+    }
+
+    /// Which entries may have to do with it: at or after the one, before the other.
+    pub fn reads(&self) -> (Timestamp, Timestamp) {
+        let Report { from, until, margin, .. } = &self.report;
+        (from.minus(*margin), until.plus(*margin))
+    }
+
+    /// Takes an entry of [`Self::reads`]; their order does not matter.
+    pub fn take(&mut self, placed: &PlacedEntry) {
+        let at = placed.row.at;
+        let inside = at >= self.report.from && at < self.report.until;
+        let Some(entry) = unpack(&placed.row) else {
+            self.report.unreadable_entries += 1;
+            return;
+        };
+        if inside {
+            self.report.entries += 1;
+        }
+        for item in &entry.items {
+            if item.key_version.as_ref().is_some_and(|version| !self.export.keys.contains(&version.key)) {
+                self.report.other_keys += u64::from(inside);
+                continue;
+            }
+            self.take_item(placed, item, inside);
+        }
+    }
+
+    fn take_item(&mut self, placed: &PlacedEntry, item: &Item, inside: bool) {
+        let cached = item.source == Some(Source::Cache);
+        let call = item.kms_request_id.as_ref().and_then(|id| self.export.calls.get_mut(id));
+        let found = call.map(|call| call.entered = true).is_some();
+        if !inside {
+            return;
+        }
+        let asked = item.source == Some(Source::Kms) || (item.kms_request_id.is_some() && !cached);
+        match (&item.kms_request_id, cached) {
+            (_, true) => self.report.cache_hits += 1,
+            (None, false) => self.report.without_id += u64::from(asked),
+            (Some(_), false) if found => self.report.from_kms += 1,
+            (Some(id), false) => {
+                self.report.from_kms += 1;
+                self.miss(placed, id);
+            }
+        }
+    }
+
+    /// An id that the export does not have.
+    fn miss(&mut self, placed: &PlacedEntry, id: &Arc<str>) {
+        if !self.export.format.joins() || self.missing.contains(id) {
+            return;
+        }
+        // Past that, one that several entries name is counted with each.
+        if self.missing.len() < MOST_CALLS {
+            self.missing.insert(id.clone());
+        }
+        let (at, report) = (placed.row.at, &mut self.report);
+        // Its call may have been before the export began, or be after it ended where the clocks are apart.
+        if at < report.from.plus(report.margin) || at.plus(report.margin) >= report.until {
+            report.at_the_edge += 1;
+            return;
+        }
+        report.missing += 1;
+        if report.named_missing.len() < MOST_NAMED {
+            report.named_missing.push(Missing {
+                place: placed.seq,
+                entry: placed.row.id,
+                at,
+                operation: placed.row.operation,
+                kms_request_id: id.clone(),
+            });
+        }
+    }
+
+    /// What came out.
+    pub fn report(mut self) -> Report {
+        let mut report = self.report;
+        let (from, until) = (report.from, report.until);
+        let mut principals: BTreeMap<Arc<str>, Principal> = BTreeMap::new();
+        for call in self.export.calls.values() {
+            let of = || Principal { name: call.principal.to_string(), calls: 0, own: false };
+            let principal = principals.entry(call.principal.clone()).or_insert_with(of);
+            principal.calls += u64::from(call.at >= from && call.at < until);
+            principal.own |= call.entered || report.own.contains(&principal.name);
+        }
+        let values = Values::of(&self.export, &principals);
+        let mut opened: HashSet<u64> = HashSet::new();
+        for (id, call) in self.export.calls.drain() {
+            if call.at < from || call.at >= until {
+                continue;
+            }
+            report.calls += 1;
+            if call.entered {
+                report.matched += 1;
+                continue;
+            }
+            if call.probe {
+                report.probes += 1;
+                continue;
+            }
+            let own = principals.get(&call.principal).is_some_and(|principal| principal.own);
+            match own.then(|| values.why_not(self.export.format, &call)) {
+                Some(None) if call.refused => report.refused += 1,
+                Some(None) => {
+                    *report.without_entry.entry(call.used).or_default() += 1;
+                    if call.used == Use::Unwrap {
+                        opened.extend(call.given);
+                    }
+                }
+                Some(Some(why)) => report.name(named(id, call, why), MOST_NAMED),
+                None => report.name(named(id, call, Why::Stranger), MOST_NAMED),
+            }
+        }
+        report.unwrapped_values = opened.len() as u64;
+        report.principals = principals.into_values().filter(|principal| principal.calls > 0).collect();
+        report.named.sort_by(|a, b| (a.at, &a.kms_request_id).cmp(&(b.at, &b.kms_request_id)));
+        report.named_missing.sort_by_key(|missing| missing.place);
+        report
+    }
+}
+
+fn named(id: Arc<str>, call: Noted, why: Why) -> Named {
+    Named {
+        kms_request_id: id,
+        at: call.at,
+        used: call.used,
+        principal: call.principal,
+        refused: call.refused,
+        why,
+    }
+}
+
+/// What is known of the values that our own calls without an entry unwrapped, where the format tells one from another.
+struct Values {
+    /// Those of calls that have an entry: records' DEKs.
+    records: HashSet<u64>,
+    /// Those that our own calls without an entry have made: canaries, and what health tries the key with.
+    made: HashSet<u64>,
+    /// How often such calls unwrapped each.
+    unwrapped: HashMap<u64, u32>,
+}
+
+impl Values {
+    fn of(export: &Export, principals: &BTreeMap<Arc<str>, Principal>) -> Self {
+        let mut values = Self { records: HashSet::new(), made: HashSet::new(), unwrapped: HashMap::new() };
+        for call in export.calls.values() {
+            if call.entered {
+                values.records.extend(call.given.iter().chain(&call.made));
+            } else if principals.get(&call.principal).is_some_and(|principal| principal.own) {
+                match call.used {
+                    Use::Wrap => values.made.extend(&call.made),
+                    Use::Unwrap if !call.refused => {
+                        call.given.iter().for_each(|value| *values.unwrapped.entry(*value).or_default() += 1);
+                    }
+                    Use::Unwrap | Use::Rewrap | Use::Export => {}
+                }
+            }
+        }
+        values
+    }
+
+    /// Why our own call has to be looked at that no entry names; `None` where it is as our probing is.
+    fn why_not(&self, format: Format, call: &Noted) -> Option<Why> {
+        match (call.used, format) {
+            (Use::Export, _) => Some(Why::Exported),
+            _ if call.refused => None,
+            // What is made opens nothing: a DEK ahead of need that nobody came for.
+            (Use::Wrap, _) => None,
+            // Its probes say so, and are told by that.
+            (Use::Unwrap | Use::Rewrap, Format::CloudTrail) => Some(Why::NoEntry),
+            (Use::Unwrap, Format::Vault) => {
+                let is = |known: &dyn Fn(&u64) -> bool| call.given.iter().any(known);
+                let often = |value: &u64| self.unwrapped.get(value).is_some_and(|times| *times >= OFTEN);
+                if is(&|value| self.records.contains(value)) {
+                    Some(Why::RecordWithoutEntry)
+                } else if is(&|value| !self.made.contains(value) && !often(value)) {
+                    Some(Why::NoCanary)
+                } else {
+                    None
+                }
+            }
+            (Use::Unwrap | Use::Rewrap, Format::Vault | Format::Google | Format::KeyVault) => None,
+        }
+    }
+}

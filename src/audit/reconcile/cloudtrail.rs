@@ -1,0 +1,73 @@
+//! AWS CloudTrail (<https://docs.aws.amazon.com/kms/latest/developerguide/logging-using-cloudtrail.html>): `requestID` is what
+//! KMS answered with. The encryption context is logged, and KMS opens nothing under another one: a record whose context has
+//! `byok:purpose` can be of a probe only, whoever calls.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::record::{Call, Record, Use, names_key, other, text, time};
+
+pub(super) fn read(record: &Value, keys: &[Arc<str>]) -> Option<Record> {
+    // `aws cloudtrail lookup-events` gives each record as a text inside another one.
+    if let Some(inner) = record.get("CloudTrailEvent").and_then(Value::as_str) {
+        return of_event(&serde_json::from_str(inner).ok()?, keys);
+    }
+    of_event(record, keys)
+}
+
+fn of_event(event: &Value, keys: &[Arc<str>]) -> Option<Record> {
+    let (source, name) = (event.get("eventSource")?.as_str()?, event.get("eventName")?.as_str()?);
+    let at = time(event, "/eventTime")?;
+    let used = match name {
+        "Encrypt"
+        | "GenerateDataKey"
+        | "GenerateDataKeyWithoutPlaintext"
+        | "GenerateDataKeyPair"
+        | "GenerateDataKeyPairWithoutPlaintext" => Use::Wrap,
+        "Decrypt" => Use::Unwrap,
+        "ReEncrypt" => Use::Rewrap,
+        _ => return other(at),
+    };
+    if source != "kms.amazonaws.com" || !of_key(event, keys) {
+        return other(at);
+    }
+    let purpose = |context: &str| {
+        event
+            .pointer("/requestParameters")
+            .and_then(|parameters| parameters.get(context)?.get("byok:purpose"))
+    };
+    let call = Call {
+        id: text(event, "/requestID").to_owned(),
+        at,
+        used,
+        principal: principal(event).to_owned(),
+        refused: event.get("errorCode").is_some(),
+        probe: used != Use::Rewrap && purpose("encryptionContext").is_some(),
+        given: Vec::new(),
+        made: Vec::new(),
+    };
+    Some(Record { at, call: Some(call) })
+}
+
+/// The ARNs of the keys stand in `resources`; a call that was refused may have what it asked for alone.
+fn of_key(event: &Value, keys: &[Arc<str>]) -> bool {
+    let named = |name: &str| names_key(name, "key", keys) || keys.iter().any(|key| **key == *name);
+    let resources = event.get("resources").and_then(Value::as_array).into_iter().flatten();
+    let asked = ["keyId", "sourceKeyId", "destinationKeyId"].map(|name| format!("/requestParameters/{name}"));
+    resources
+        .map(|resource| text(resource, "/ARN"))
+        .chain(asked.iter().map(|name| text(event, name)))
+        .any(named)
+}
+
+/// The role of a session, whatever the session is called; else the caller, or the service that called.
+fn principal(event: &Value) -> &str {
+    let places = [
+        "/userIdentity/sessionContext/sessionIssuer/arn",
+        "/userIdentity/arn",
+        "/userIdentity/invokedBy",
+        "/userIdentity/accountId",
+    ];
+    places.iter().map(|place| text(event, place)).find(|name| !name.is_empty()).unwrap_or("nobody known")
+}

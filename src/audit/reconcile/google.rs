@@ -1,0 +1,40 @@
+//! Google Cloud's audit logs (<https://cloud.google.com/kms/docs/audit-logging>), as `gcloud logging read --format=json` or a sink
+//! writes them. Cloud KMS answers a call with no id of it, and neither the additional authenticated data nor the ciphertext is
+//! logged: a record cannot be joined to an entry. Who used the key it does say.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::record::{Call, Record, Use, names_key, other, text, time};
+
+pub(super) fn read(record: &Value, keys: &[Arc<str>]) -> Option<Record> {
+    let payload = record.get("protoPayload")?;
+    let service = payload.get("serviceName")?.as_str()?;
+    let at = time(record, "/timestamp")?;
+    // Older records have the method alone, newer ones the service before it.
+    let used = match text(payload, "/methodName").rsplit('.').next().unwrap_or_default() {
+        "Encrypt" | "RawEncrypt" => Use::Wrap,
+        "Decrypt" | "RawDecrypt" => Use::Unwrap,
+        _ => return other(at),
+    };
+    if service != "cloudkms.googleapis.com" || !names_key(text(payload, "/resourceName"), "cryptoKeys", keys)
+    {
+        return other(at);
+    }
+    let principal = match text(payload, "/authenticationInfo/principalEmail") {
+        "" => "nobody known",
+        principal => principal,
+    };
+    let call = Call {
+        id: text(record, "/insertId").to_owned(),
+        at,
+        used,
+        principal: principal.to_owned(),
+        refused: payload.pointer("/status/code").and_then(Value::as_i64).is_some_and(|code| code != 0),
+        probe: false,
+        given: Vec::new(),
+        made: Vec::new(),
+    };
+    Some(Record { at, call: Some(call) })
+}

@@ -1,0 +1,53 @@
+//! The diagnostic log of Azure Key Vault and managed HSMs (<https://learn.microsoft.com/azure/key-vault/general/logging>), category
+//! `AuditEvent`, as a storage account or an event hub gets it.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::record::{Call, Record, Use, names_key, other, text, time};
+
+pub(super) fn read(record: &Value, keys: &[Arc<str>]) -> Option<Record> {
+    let (operation, _) = (record.get("operationName")?.as_str()?, record.get("resourceId")?.as_str()?);
+    let at = time(record, "/time")?;
+    let used = match operation {
+        "KeyWrap" | "KeyEncrypt" => Use::Wrap,
+        "KeyUnwrap" | "KeyDecrypt" => Use::Unwrap,
+        _ => return other(at),
+    };
+    let named = ["/properties/requestUri", "/properties/id"];
+    if !named.iter().any(|place| names_key(text(record, place), "keys", keys)) {
+        return other(at);
+    }
+    let call = Call {
+        id: text(record, "/correlationId").to_owned(),
+        at,
+        used,
+        principal: principal(record).to_owned(),
+        refused: refused(record),
+        probe: false,
+        given: Vec::new(),
+        made: Vec::new(),
+    };
+    Some(Record { at, call: Some(call) })
+}
+
+fn refused(record: &Value) -> bool {
+    match record.pointer("/properties/httpStatusCode").and_then(Value::as_i64) {
+        Some(status) => status >= 400,
+        None => text(record, "/resultType") != "Success",
+    }
+}
+
+/// The application, or else the user, of the token.
+fn principal(record: &Value) -> &str {
+    let Some(claims) = record.pointer("/identity/claim") else { return "nobody known" };
+    let named = [
+        "appid",
+        "http://schemas.xmlsoap.org/ws/2005/05/identity/claims/upn",
+        "http://schemas.microsoft.com/identity/claims/objectidentifier",
+        "oid",
+    ];
+    let mut named = named.iter().filter_map(|name| claims.get(name)?.as_str());
+    named.next().unwrap_or("nobody known")
+}

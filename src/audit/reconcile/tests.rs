@@ -1,0 +1,299 @@
+//! Each format from records written after its provider's documentation, and what the two logs say together.
+
+use std::time::Duration;
+
+use crate::audit::pack;
+use crate::model::{
+    DekId, Entry, EntryId, ErrorCode, Item, KeyVersion, Means, Operation, Outcome, Source, TenantUid,
+    Timestamp,
+};
+use crate::store::PlacedEntry;
+
+use super::*;
+
+const CLOUDTRAIL: &str = include_str!("../../../tests/vectors/reconcile/cloudtrail.json");
+const VAULT: &str = include_str!("../../../tests/vectors/reconcile/vault.jsonl");
+const GOOGLE: &str = include_str!("../../../tests/vectors/reconcile/google.json");
+const KEY_VAULT: &str = include_str!("../../../tests/vectors/reconcile/key_vault.json");
+const AWS_KEY: &str = "mrk-1234abcd12ab34cd56ef1234567890ab";
+
+fn export(text: &str, key: &str) -> Export {
+    Export::read(text.as_bytes(), vec![key.into()], Between::default()).unwrap()
+}
+
+/// Ids of the calls, each with its use and whether it was refused, in order of the ids.
+fn calls(export: &Export) -> Vec<(&str, Use, bool)> {
+    let mut calls: Vec<_> = export.calls.iter().map(|(id, call)| (&**id, call.used, call.refused)).collect();
+    calls.sort();
+    calls
+}
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::parse("2026-11-23T10:00:00Z").unwrap().plus(Duration::from_secs(second.unsigned_abs()))
+}
+
+fn item(key: &str, source: Source, id: Option<&str>) -> Item {
+    Item {
+        record_id: None,
+        dek_id: Some(DekId::new()),
+        key_version: Some(KeyVersion::new(key, "1")),
+        source: Some(source),
+        kms_request_id: id.map(Into::into),
+        refused: None,
+    }
+}
+
+fn entry(seq: u64, second: i64, items: Vec<Item>) -> PlacedEntry {
+    let entry = Entry {
+        id: EntryId::new(),
+        // Between what the records of two seconds say.
+        at: at(second).plus(Duration::from_millis(500)),
+        operation: Operation::Decrypt,
+        outcome: Outcome::Ok,
+        role: "user".into(),
+        user: None,
+        means: Means::Jwt,
+        request_id: None,
+        detail: None,
+        items,
+    };
+    PlacedEntry { seq, row: pack(TenantUid([7; 16]), &entry) }
+}
+
+fn terms() -> Terms {
+    Terms { from: None, until: None, margin: Duration::ZERO, own: Vec::new() }
+}
+
+fn reconciled(export: Export, terms: Terms, entries: &[PlacedEntry]) -> Report {
+    let mut reconciliation = Reconciliation::new(export, terms);
+    entries.iter().for_each(|entry| reconciliation.take(entry));
+    reconciliation.report()
+}
+
+fn named(report: &Report) -> Vec<(&str, Why)> {
+    report.named.iter().map(|named| (&*named.kms_request_id, named.why)).collect()
+}
+
+#[test]
+fn cloudtrail_is_read() {
+    let export = export(CLOUDTRAIL, AWS_KEY);
+    assert_eq!((export.format, export.records, export.unreadable), (Format::CloudTrail, 6, 0));
+    assert_eq!(export.covers(), (at(1), at(6)));
+    let expected = [
+        ("aws-made", Use::Wrap, false),
+        ("aws-mallory", Use::Unwrap, true),
+        ("aws-probe", Use::Unwrap, false),
+        ("aws-rewrap", Use::Rewrap, false),
+    ];
+    assert_eq!(calls(&export), expected);
+    let of = |id: &str| &export.calls[id];
+    assert_eq!(&*of("aws-made").principal, "arn:aws:iam::111122223333:role/byok");
+    assert!(of("aws-probe").probe && !of("aws-made").probe && !of("aws-rewrap").probe);
+}
+
+#[test]
+fn cloudtrail_is_read_as_its_look_up_prints_it() {
+    let records: serde_json::Value = serde_json::from_str(CLOUDTRAIL).unwrap();
+    let record = records["Records"][0].to_string();
+    let events = serde_json::json!({ "Events": [{ "EventId": "e", "CloudTrailEvent": record }] });
+    assert_eq!(calls(&export(&format!("{events:#}"), AWS_KEY)), [("aws-made", Use::Wrap, false)]);
+}
+
+#[test]
+fn vaults_audit_device_is_read() {
+    let export = export(VAULT, "fields");
+    assert_eq!((export.format, export.records, export.unreadable), (Format::Vault, 22, 0));
+    let expected = [
+        ("vault-canary", Use::Wrap, false),
+        ("vault-datakey", Use::Wrap, false),
+        ("vault-denied", Use::Unwrap, true),
+        ("vault-export", Use::Export, false),
+        ("vault-made", Use::Wrap, false),
+        ("vault-many", Use::Unwrap, false),
+        ("vault-probe", Use::Unwrap, false),
+        ("vault-rewrap", Use::Rewrap, false),
+        ("vault-root", Use::Unwrap, false),
+    ];
+    assert_eq!(calls(&export), expected);
+    let of = |id: &str| &export.calls[id];
+    assert_eq!(of("vault-made").made, of("vault-many").given);
+    assert_eq!(&*of("vault-many").principal, "approle (entity 11111111-0000-0000-0000-000000000000)");
+    assert_eq!(&*of("vault-denied").principal, "nobody known");
+}
+
+#[test]
+fn googles_log_is_read() {
+    let export = export(GOOGLE, "fields");
+    assert_eq!((export.format, export.records), (Format::Google, 4));
+    let expected = [
+        ("google-mallory", Use::Unwrap, true),
+        ("google-ours", Use::Unwrap, false),
+        ("google-wrap", Use::Wrap, false),
+    ];
+    assert_eq!(calls(&export), expected);
+}
+
+#[test]
+fn azures_log_is_read() {
+    let read = export(KEY_VAULT, "fields");
+    assert_eq!((read.format, read.records), (Format::KeyVault, 5));
+    let expected = [
+        ("azure-made", Use::Wrap, false),
+        ("azure-mallory", Use::Unwrap, true),
+        ("azure-probe", Use::Unwrap, false),
+    ];
+    assert_eq!(calls(&read), expected);
+    assert_eq!(&*read.calls["azure-mallory"].principal, "mallory@contoso.com");
+    let wrapped = format!("{{\"records\":[{}]}}", KEY_VAULT.trim_end().replace('\n', ",\n"));
+    assert_eq!(calls(&export(&wrapped, "fields")), expected);
+}
+
+#[test]
+fn what_is_no_export_is_refused_and_what_cannot_be_read_is_counted_with_its_line() {
+    let read = |text: &str| Export::read(text.as_bytes(), vec!["fields".into()], Between::default());
+    for text in ["", "\n", "{}", "[]", "{\"type\":\"request\"}", "\u{0}\u{1}", "{\"Records\":[]}"] {
+        assert!(matches!(read(text), Err(UnusableExport::NoRecords)), "{text:?}");
+    }
+    let torn = format!("no log\n{VAULT}{{\"type\":\n{{}}\n{{\"eventSource\":\"kms.amazonaws.com\"}}");
+    let export = read(&torn).unwrap();
+    assert_eq!((export.records, export.unreadable), (22, 4));
+    assert_eq!(export.unreadable_lines, [1, 24, 25, 26]);
+}
+
+#[test]
+fn no_field_that_is_missing_or_of_another_type_makes_it_panic() {
+    for text in [CLOUDTRAIL, VAULT, GOOGLE, KEY_VAULT] {
+        for (old, new) in
+            [("\":\"", "\":[\""), ("\": \"", "\": -1, \"x\": \""), ("Z\"", "\""), ("{", "{\"a\":{},")]
+        {
+            let _ =
+                Export::read(text.replace(old, new).as_bytes(), vec!["fields".into()], Between::default());
+        }
+        for end in (0..text.len()).step_by(7) {
+            let _ = Export::read(&text.as_bytes()[..end], vec!["fields".into()], Between::default());
+        }
+    }
+}
+
+#[test]
+fn what_others_wrote_is_shortened_and_moves_no_cursor() {
+    let text = VAULT.replace("vault-root", &"i".repeat(1_000)).replace("\"root\"", "\"\\u001b[2Jroot\"");
+    let report = reconciled(export(&text, "fields"), terms(), &[]);
+    let named = report.named.iter().find(|named| named.kms_request_id.starts_with("iii")).unwrap();
+    assert_eq!(named.kms_request_id.len(), 128);
+    assert!(named.principal.starts_with("\u{fffd}[2Jroot"), "{}", named.principal);
+}
+
+#[test]
+fn a_probe_of_aws_is_told_by_its_context_and_all_else_needs_an_entry() {
+    let made = entry(0, 1, vec![item(AWS_KEY, Source::Kms, Some("aws-made"))]);
+    let report = reconciled(export(CLOUDTRAIL, AWS_KEY), terms(), &[made]);
+    assert_eq!((report.calls, report.matched, report.probes), (4, 1, 1));
+    assert_eq!(named(&report), [("aws-mallory", Why::Stranger), ("aws-rewrap", Why::NoEntry)]);
+    assert!(!report.explained());
+}
+
+#[test]
+fn a_call_of_vault_is_a_probe_where_what_it_opens_is_a_canary() {
+    let ours = |id: &str| item("fields", Source::Kms, Some(id));
+    let mut entries = vec![
+        entry(0, 1, vec![ours("vault-made"), ours("vault-made")]),
+        entry(1, 4, vec![ours("vault-many"), item("fields", Source::Cache, Some("vault-made"))]),
+        entry(2, 5, vec![ours("vault-rewrap")]),
+    ];
+    let report = reconciled(export(VAULT, "fields"), terms(), &entries);
+    assert_eq!((report.matched, report.cache_hits, report.from_kms, report.missing), (3, 1, 4, 0));
+    assert_eq!(report.without_entry.get(&Use::Unwrap), Some(&1));
+    assert_eq!(report.without_entry.get(&Use::Wrap), Some(&1));
+    let strangers = ["vault-root", "vault-export", "vault-denied", "vault-datakey"];
+    assert_eq!(named(&report), strangers.map(|id| (id, Why::Stranger)));
+
+    // An entry that is gone leaves an unwrap of what other entries made.
+    entries.remove(1);
+    let report = reconciled(export(VAULT, "fields"), terms(), &entries);
+    assert_eq!(named(&report)[0], ("vault-many", Why::RecordWithoutEntry));
+
+    // What nobody has made and what is not probed on and on is no canary; what is, may be.
+    let probe = VAULT.lines().find(|line| line.contains("vault-probe")).unwrap();
+    for (times, expected) in [(1, vec![("vault-probe", Why::NoCanary)]), (2, vec![]), (3, vec![])] {
+        let more = (0..times).map(|n| probe.replace("vault-probe", &format!("vault-probe-{n}")) + "\n");
+        let made = VAULT.lines().find(|line| line.contains("vault-many")).unwrap();
+        let text = [made, "\n", probe, "\n", &more.collect::<String>()].concat();
+        let export = export(&text, "fields");
+        let report = reconciled(export, terms(), &[entry(0, 4, vec![ours("vault-many")])]);
+        assert_eq!(named(&report).len(), if expected.is_empty() { 0 } else { times + 1 }, "{times}");
+    }
+}
+
+#[test]
+fn a_key_that_is_given_out_is_named_whoever_asks() {
+    let own = Terms { own: vec!["root (token accessor cccccccccccccccccccccccc)".to_owned()], ..terms() };
+    let report = reconciled(export(VAULT, "fields"), own, &[]);
+    assert!(named(&report).contains(&("vault-export", Why::Exported)));
+}
+
+#[test]
+fn google_is_told_by_who_called_alone() {
+    let entries = [entry(0, 1, vec![item("fields", Source::Kms, None)])];
+    let report = reconciled(export(GOOGLE, "fields"), terms(), &entries);
+    assert_eq!((report.unexplained, report.without_id, report.missing), (3, 1, 0));
+    let own = Terms { own: vec!["byok@project.iam.gserviceaccount.com".to_owned()], ..terms() };
+    let report = reconciled(export(GOOGLE, "fields"), own, &entries);
+    assert_eq!(named(&report), [("google-mallory", Why::Stranger)]);
+    assert_eq!(report.json()["joined_by_request_id"], false);
+}
+
+#[test]
+fn azure_is_joined_and_its_probes_are_told_by_who_called() {
+    let made = entry(0, 1, vec![item("fields", Source::Kms, Some("azure-made"))]);
+    let report = reconciled(export(KEY_VAULT, "fields"), terms(), &[made]);
+    assert_eq!((report.matched, report.without_entry.get(&Use::Unwrap)), (1, Some(&1)));
+    assert_eq!(named(&report), [("azure-mallory", Why::Stranger)]);
+}
+
+#[test]
+fn a_call_of_an_entry_that_they_do_not_have_is_named_once_and_not_at_the_edge() {
+    let twice = vec![item("fields", Source::Kms, Some("gone")), item("fields", Source::Kms, Some("gone"))];
+    let refused = Item {
+        source: None,
+        key_version: None,
+        refused: Some(ErrorCode::KmsAccessDenied),
+        ..item("fields", Source::Kms, Some("refused"))
+    };
+    let entries = [
+        entry(7, 5, twice),
+        entry(8, 6, vec![refused, item("another", Source::Kms, Some("of another key"))]),
+        entry(9, 2, vec![item("fields", Source::Kms, Some("early"))]),
+        entry(10, 9, vec![item("fields", Source::Kms, Some("late"))]),
+        entry(11, 5, vec![item("fields", Source::Cache, Some("filled before"))]),
+        entry(12, 60, vec![item("fields", Source::Kms, Some("outside"))]),
+    ];
+    let margin = Duration::from_secs(2);
+    let report = reconciled(export(VAULT, "fields"), Terms { margin, ..terms() }, &entries);
+    let missing: Vec<_> = report.named_missing.iter().map(|one| (one.place, &*one.kms_request_id)).collect();
+    assert_eq!(missing, [(7, "gone"), (8, "refused")]);
+    assert_eq!((report.at_the_edge, report.other_keys, report.cache_hits), (2, 1, 1));
+}
+
+#[test]
+fn the_window_that_is_said_goes_before_the_records() {
+    let (from, until) = (Some(at(3)), Some(at(7)));
+    let between = Between(from, until);
+    let read = Export::read(VAULT.as_bytes(), vec!["fields".into()], between).unwrap();
+    let report = reconciled(read, Terms { from, until, ..terms() }, &[]);
+    assert_eq!((report.calls, report.unexplained), (4, 4));
+    // An export that ends before the time that it is said to have shows.
+    let until = Some(at(60));
+    let late = entry(3, 30, vec![item("fields", Source::Kms, Some("after its end"))]);
+    let report = reconciled(export(VAULT, "fields"), Terms { from, until, ..terms() }, &[late]);
+    assert_eq!(report.missing, 1);
+}
+
+#[test]
+fn an_entry_that_cannot_be_read_leaves_it_unexplained() {
+    let mut broken = entry(0, 3, vec![item("fields", Source::Kms, Some("vault-made"))]);
+    broken.row.items.pop();
+    let report = reconciled(export(VAULT, "fields"), terms(), &[broken]);
+    assert_eq!(report.unreadable_entries, 1);
+    assert!(!report.explained());
+}

@@ -1,0 +1,64 @@
+//! Streams of the log. Time is the database's.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use uuid::Uuid;
+
+use crate::model::TenantUid;
+
+use super::super::row::{self, signed};
+use super::super::{ReadError, StreamName, StreamReads, StreamRow, StreamStep};
+use super::commit::PgQuery;
+use super::{Postgres, statements};
+
+statements! {
+    LEASE = "
+        WITH leased AS (
+            INSERT INTO np_byok_streams AS s (tenant, name, holder, leased_until)
+            VALUES ($1, $2, $3, clock_timestamp() + $4 * interval '1 microsecond')
+            ON CONFLICT (tenant, name) DO UPDATE SET holder = EXCLUDED.holder, leased_until = EXCLUDED.leased_until
+                WHERE s.holder = $3 OR s.leased_until <= clock_timestamp()
+            RETURNING 1)
+        SELECT count(*) FROM leased";
+
+    /// A stream that already stands where it should counts as touched, so that a retry says what the first try did.
+    ADVANCE = "
+        WITH advanced AS (
+            UPDATE np_byok_streams SET next = $6, failing_since = NULL,
+                leased_until = clock_timestamp() + $4 * interval '1 microsecond'
+            WHERE tenant = $1 AND name = $2 AND holder = $3 AND next IN ($5, $6)
+            RETURNING 1)
+        SELECT count(*) FROM advanced";
+
+    /// The holder stays, so that a retry finds it.
+    FAIL = "
+        WITH failed AS (
+            UPDATE np_byok_streams SET leased_until = clock_timestamp(),
+                failing_since = COALESCE(failing_since, clock_timestamp())
+            WHERE tenant = $1 AND name = $2 AND holder = $3
+            RETURNING 1)
+        SELECT count(*) FROM failed";
+
+    STREAMS = "SELECT name, next, failing_since FROM np_byok_streams WHERE tenant = $1 ORDER BY name";
+}
+
+/// Returns how many rows it touched.
+pub(super) fn step(tenant: TenantUid, name: StreamName, holder: Uuid, step: StreamStep) -> PgQuery {
+    let bound = |sql| sqlx::query(sql).bind(tenant.0).bind(name.as_str()).bind(holder);
+    let micros = |time: Duration| i64::try_from(time.as_micros()).unwrap_or(i64::MAX);
+    match step {
+        StreamStep::Lease { lease } => bound(LEASE).bind(micros(lease)),
+        StreamStep::Advance { from, to, lease } => {
+            bound(ADVANCE).bind(micros(lease)).bind(signed(from)).bind(signed(to))
+        }
+        StreamStep::Fail => bound(FAIL),
+    }
+}
+
+#[async_trait]
+impl StreamReads for Postgres {
+    async fn streams(&self, tenant: TenantUid) -> Result<Vec<StreamRow>, ReadError> {
+        self.all(sqlx::query(STREAMS).bind(tenant.0), row::stream).await
+    }
+}

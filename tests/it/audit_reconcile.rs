@@ -1,0 +1,195 @@
+//! The log is held against the audit file of the real Vault: what an entry explains, what probing does, and what nobody
+//! explains.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use reqwest::Method;
+use serde_json::{Value, json};
+use tokio::process::Command;
+
+use crate::support::needed;
+use crate::support::server::{TestServer, create_database};
+use crate::support::shared_vault::VaultKey;
+
+/// An audit device of the shared Vault, to a file of the test's own.
+struct AuditDevice {
+    folder: tempfile::TempDir,
+    path: String,
+}
+
+impl AuditDevice {
+    async fn enable(key: &VaultKey) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = format!("sys/audit/reconcile-{}", uuid::Uuid::now_v7().simple());
+        let options = json!({ "file_path": folder.path().join("audit.log").to_str().expect("a path") });
+        key.admin(Method::POST, &path, json!({ "type": "file", "options": options })).await;
+        Self { folder, path }
+    }
+
+    fn file(&self) -> PathBuf {
+        self.folder.path().join("audit.log")
+    }
+
+    async fn disable(self, key: &VaultKey) {
+        key.admin(Method::DELETE, &self.path, json!({})).await;
+    }
+}
+
+async fn byok(server: &TestServer, arguments: &[&str]) -> (Option<i32>, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_byok"));
+    command.args(arguments).env_clear().envs(server.environment.iter().map(|(name, value)| (name, value)));
+    let output = command.output().await.expect("byok runs");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    if output.status.code() != Some(0) {
+        println!("{said}{}", String::from_utf8_lossy(&output.stderr));
+    }
+    (output.status.code(), said)
+}
+
+/// Both clocks are this machine's: no margin.
+async fn reconcile(server: &TestServer, file: &Path) -> (Option<i32>, Value) {
+    let file = file.to_str().expect("a path");
+    let (code, said) = byok(server, &["audit", "reconcile", file, "--margin", "0", "--json"]).await;
+    (code, serde_json::from_str(&said).unwrap_or(Value::Null))
+}
+
+async fn many(server: &TestServer, records: &[&str]) -> Vec<Value> {
+    let item = |record: &&str| json!({ "plaintext": "p", "context": { "record_id": record } });
+    let items: Vec<Value> = records.iter().map(item).collect();
+    let answer = server.post("/byok/encrypt/many", json!({ "items": items })).await;
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let sealed = answer.body["items"].as_array().expect("items").iter().zip(records);
+    sealed
+        .map(|(item, record)| json!({ "ciphertext": item["ciphertext"], "context": { "record_id": record } }))
+        .collect()
+}
+
+async fn decrypt_many(server: &TestServer, items: &[Value]) {
+    let answer = server.post("/byok/decrypt/many", json!({ "items": items })).await;
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    assert!(answer.body["items"].as_array().expect("items").iter().all(|item| item["plaintext"] == "p"));
+}
+
+/// A server that has done all that makes calls to the KMS, and calls that make none; and the device that saw it.
+async fn worked() -> (TestServer, AuditDevice) {
+    let key = VaultKey::create().await;
+    let device = AuditDevice::enable(&key).await;
+    let database = create_database(&needed("DATABASE_URL")).await;
+    let mut server = TestServer::on(key, database, &[]).await;
+    let token = server.encrypt("p", "record-1").await;
+    assert_eq!(server.decrypt(&token, "record-1").await.status, 200);
+    let items = many(&server, &["record-2", "record-3", "record-1"]).await;
+    decrypt_many(&server, &items).await;
+    assert_eq!(server.get("/byok/health").await.status, 200);
+
+    server.kill().await;
+    server.start_again().await;
+    decrypt_many(&server, &items).await;
+    server.key.rotate().await;
+    assert_eq!(byok(&server, &["rotate"]).await.0, Some(0));
+    assert_eq!(server.decrypt(&token, "record-1").await.status, 200);
+    // Long enough for some probes of each version.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(server.decrypt(&token, "record-1").await.status, 200);
+    // The file ends after the last entry.
+    server.key.admin(Method::GET, "sys/health", json!({})).await;
+    (server, device)
+}
+
+/// A wrapped DEK, as the database has it.
+async fn wrapped_dek(server: &TestServer) -> String {
+    let database = server.database().await;
+    let row = sqlx::query_scalar("SELECT convert_from(wrapped, 'UTF8') FROM np_byok_wrapped_deks LIMIT 1");
+    row.fetch_one(&database).await.expect("a row")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_that_we_did_is_explained_and_what_we_did_not_is_named() {
+    let (server, device) = worked().await;
+
+    let (code, report) = reconcile(&server, &device.file()).await;
+    assert_eq!((code, &report["explained"]), (Some(0), &json!(true)), "{report:#}");
+    assert_eq!(report["format"], "Vault audit device");
+    assert_eq!(report["keys"], json!([server.key.name]));
+    let (provider, log) = (&report["provider"], &report["log"]);
+    // Two calls that made DEKs, one that unwrapped three after the restart, one that re-wrapped three, one unwrap after it.
+    assert!(provider["matched"].as_u64() >= Some(5), "{report:#}");
+    assert!(log["items_from_kms"].as_u64() >= Some(10), "{report:#}");
+    assert!(log["cache_hits"].as_u64() >= Some(4), "{report:#}");
+    assert!(provider["without_entry"]["unwrap"].as_u64() >= Some(2), "there were probes: {report:#}");
+    assert!(provider["without_entry"]["wrap"].as_u64() >= Some(1), "there was a canary: {report:#}");
+    assert_eq!((&log["missing"], &provider["unexplained"]), (&json!(0), &json!(0)));
+    let principals = provider["principals"].as_array().unwrap();
+    assert!(principals.iter().all(|principal| principal["own"] == true), "{report:#}");
+    let shown =
+        byok(&server, &["audit", "reconcile", device.file().to_str().unwrap(), "--margin", "0"]).await;
+    assert_eq!(shown.0, Some(0));
+    assert!(shown.1.contains("not in our log      0\n"), "{}", shown.1);
+
+    // Who reads the log stands in it.
+    let database = server.database().await;
+    let readers: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM np_byok_audit WHERE operation = 'audit' AND means = 'operator'",
+    )
+    .fetch_one(&database)
+    .await
+    .unwrap();
+    assert_eq!(readers, 2);
+
+    // Someone else opens a DEK, and somebody who has our token.
+    let dek = json!({ "ciphertext": wrapped_dek(&server).await });
+    let path = format!("transit/decrypt/{}", server.key.name);
+    server.key.admin(Method::POST, &path, dek.clone()).await;
+    let url = format!("{}/v1/{path}", server.key.address);
+    let stolen = server.client.post(url).header("X-Vault-Token", &server.key.token).json(&dek);
+    let stolen: Value = stolen.send().await.unwrap().json().await.unwrap();
+    let stolen = stolen["request_id"].as_str().expect("Vault answers").to_owned();
+    let (code, report) = reconcile(&server, &device.file()).await;
+    assert_eq!((code, &report["explained"]), (Some(1), &json!(false)), "{report:#}");
+    let named = report["provider"]["not_in_our_log"].as_array().unwrap();
+    assert_eq!(named.len(), 2, "{report:#}");
+    assert_eq!((&named[0]["why"], &named[0]["use"]), (&json!("stranger"), &json!("unwrap")));
+    assert!(named[0]["principal"].as_str().unwrap().starts_with("token (token accessor "), "{report:#}");
+    assert_eq!(
+        (&named[1]["why"], &named[1]["kms_request_id"]),
+        (&json!("record_without_entry"), &json!(stolen))
+    );
+    let shown =
+        byok(&server, &["audit", "reconcile", device.file().to_str().unwrap(), "--margin", "0"]).await;
+    assert!(shown.1.contains("not in our log      2\n"), "{}", shown.1);
+    assert!(shown.1.contains(": someone else used the key\n"), "{}", shown.1);
+    device.disable(&server.key).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_is_not_in_their_log_is_named_with_its_entry() {
+    let (server, device) = worked().await;
+    let log = server.get("/byok/audit").await.body;
+    let entry = log["entries"].as_array().unwrap().iter().rfind(|entry| entry["operation"] == "encrypt");
+    let entry = entry.expect("the first encrypt");
+    let id = entry["items"][0]["kms_request_id"].as_str().expect("a request id").to_owned();
+    let text = std::fs::read_to_string(device.file()).unwrap();
+    let (without, gone): (Vec<&str>, Vec<&str>) = text.lines().partition(|line| !line.contains(&id));
+    assert_eq!(gone.len(), 2, "a request and its answer");
+    let shorter = device.folder.path().join("shorter.log");
+    std::fs::write(&shorter, without.join("\n")).unwrap();
+    let (code, report) = reconcile(&server, &shorter).await;
+    assert_eq!(code, Some(1));
+    let missing = report["log"]["not_in_theirs"].as_array().unwrap();
+    assert_eq!(missing.len(), 1, "{report:#}");
+    assert_eq!((&missing[0]["kms_request_id"], &missing[0]["place"]), (&json!(id), &json!(0)));
+    assert_eq!((&missing[0]["entry"], &missing[0]["operation"]), (&entry["id"], &json!("encrypt")));
+
+    // What cannot be read is said with its line, and the rest is read.
+    let torn = format!("{}\n{{\"type\":\n{}\n", without[0], text);
+    std::fs::write(&shorter, torn).unwrap();
+    let (code, report) = reconcile(&server, &shorter).await;
+    assert_eq!(code, Some(1));
+    assert_eq!(report["provider"]["unreadable_lines"], json!([2]), "{report:#}");
+    assert_eq!((&report["log"]["missing"], &report["provider"]["unexplained"]), (&json!(0), &json!(0)));
+
+    std::fs::write(&shorter, "no log at all\n").unwrap();
+    assert_eq!(reconcile(&server, &shorter).await, (Some(1), Value::Null));
+    device.disable(&server.key).await;
+}

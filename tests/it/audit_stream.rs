@@ -1,0 +1,187 @@
+//! The log is streamed to a file and to a webhook: at least once, in its order, whatever is killed or down.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::http::{HeaderMap, StatusCode};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use crate::support::server::TestServer;
+
+const SECRET: &str = "whsec_dGhlIHNlY3JldCBvZiB0aGUgdGVzdHMnIHdlYmhvb2s=";
+
+async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(60) {
+        if holds().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("{what} did not come about");
+}
+
+/// The ids of all entries, in the order of the log.
+async fn logged(server: &TestServer) -> Vec<String> {
+    let database = server.database().await;
+    sqlx::query_scalar("SELECT id::text FROM np_byok_audit ORDER BY seq").fetch_all(&database).await.unwrap()
+}
+
+/// The events of a text of lines; a line that a crash has torn is no JSON.
+fn events(text: &str) -> Vec<Value> {
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+fn ids(events: &[Value]) -> Vec<String> {
+    events.iter().map(|event| event["metadata"]["uid"].as_str().expect("an id").to_owned()).collect()
+}
+
+/// The first time that each came.
+fn firsts(ids: Vec<String>) -> Vec<String> {
+    let mut seen = HashSet::new();
+    ids.into_iter().filter(|id| seen.insert(id.clone())).collect()
+}
+
+async fn metric(server: &TestServer, name: &str) -> Option<u64> {
+    let text =
+        server.client.get(format!("{}/metrics", server.base)).send().await.unwrap().text().await.unwrap();
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+}
+
+#[tokio::test]
+async fn every_entry_is_a_line_of_the_file_in_the_order_of_the_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("audit.jsonl");
+    let server = TestServer::with(&[("BYOK_AUDIT_STREAM_FILE", path.to_str().unwrap())]).await;
+    let token = server.encrypt("a plaintext", "record-1").await;
+    assert_eq!(server.decrypt(&token, "record-1").await.status, 200);
+    assert_eq!(server.decrypt(&token, "record-2").await.status, 422);
+    let read = || std::fs::read_to_string(&path).unwrap_or_default();
+    eventually("a line of each", async || read().lines().count() == 3).await;
+    let events = events(&read());
+    assert_eq!(ids(&events), logged(&server).await);
+    assert_eq!(events[0]["api"]["operation"], "encrypt");
+    assert_eq!(events[1]["resources"][0]["uid"], "record-1");
+    assert_eq!(events[1]["actor"]["user"]["uid"], "the-admin");
+    assert_eq!((&events[2]["status_id"], &events[2]["status_code"]), (&json!(2), &json!("DECRYPT_FAILED")));
+    assert!(!read().contains("a plaintext"));
+
+    let rotated = folder.path().join("audit.jsonl.1");
+    std::fs::rename(&path, &rotated).unwrap();
+    server.encrypt("p", "record-3").await;
+    eventually("a new file", async || read().lines().count() == 1).await;
+    assert_eq!(std::fs::read_to_string(&rotated).unwrap().lines().count(), 3);
+    assert_eq!(metric(&server, r#"byok_audit_stream_behind{stream="file"}"#).await, Some(0));
+    let said = server.doctor().await;
+    assert!(said.contains("ok    audit stream file: 0 entries behind the log"), "{said}");
+}
+
+#[tokio::test]
+async fn replicas_that_are_killed_lose_no_line_and_repeats_have_their_entrys_id() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("audit.jsonl");
+    let mut one = TestServer::with(&[("BYOK_AUDIT_STREAM_FILE", path.to_str().unwrap())]).await;
+    let mut other = one.replica().await;
+    for round in 0..8_u64 {
+        for n in 0..20 {
+            let server = if n % 2 == 0 { &one } else { &other };
+            server.encrypt("p", &format!("record-{round}-{n}")).await;
+        }
+        let server = if round % 2 == 0 { &mut one } else { &mut other };
+        // At some moment of the second in which the stream is looked after.
+        tokio::time::sleep(Duration::from_millis(130 * round)).await;
+        server.kill().await;
+        // Nobody waits half a minute for the lease of the dead.
+        let sql = "UPDATE np_byok_streams SET leased_until = now()";
+        sqlx::query(sql).execute(&server.database().await).await.unwrap();
+        server.start_again().await;
+    }
+    let logged = logged(&one).await;
+    let all = async || {
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        firsts(ids(&events(&text))).len() == logged.len()
+    };
+    eventually("every entry in the file", all).await;
+    assert_eq!(firsts(ids(&events(&std::fs::read_to_string(&path).unwrap()))), logged);
+}
+
+/// What a receiver took, and whether it takes anything.
+#[derive(Default)]
+struct Inbox {
+    open: bool,
+    refused: usize,
+    ids: Vec<String>,
+    events: Vec<Value>,
+}
+
+async fn receiver(inbox: Arc<Mutex<Inbox>>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/siem", listener.local_addr().unwrap());
+    let router = Router::new().fallback(move |headers: HeaderMap, body: Bytes| {
+        let mut inbox = inbox.lock().unwrap();
+        std::future::ready(match inbox.open {
+            true => {
+                inbox.ids.push(verified(&headers, &body));
+                inbox.events.extend(events(std::str::from_utf8(&body).unwrap()));
+                StatusCode::NO_CONTENT
+            }
+            false => {
+                inbox.refused += 1;
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+        })
+    });
+    tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+    url
+}
+
+/// As Standard Webhooks has a receiver do it, without the crate's own code; gives the id.
+fn verified(headers: &HeaderMap, body: &Bytes) -> String {
+    let header = |name: &str| headers[name].to_str().unwrap().to_owned();
+    let (id, at) = (header("webhook-id"), header("webhook-timestamp"));
+    let key = STANDARD.decode(SECRET.strip_prefix("whsec_").unwrap()).unwrap();
+    let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &key);
+    let signature = STANDARD.decode(header("webhook-signature").strip_prefix("v1,").unwrap()).unwrap();
+    let signed = [id.as_bytes(), b".", at.as_bytes(), b".", body].concat();
+    ring::hmac::verify(&key, &signed, &signature).expect("the signature is right");
+    assert_eq!(header("content-type"), "application/x-ndjson");
+    id
+}
+
+#[tokio::test]
+async fn a_webhook_that_is_down_holds_up_no_call_is_seen_and_then_gets_all() {
+    let inbox = Arc::new(Mutex::new(Inbox::default()));
+    let url = receiver(inbox.clone()).await;
+    let server = TestServer::with(&[
+        ("BYOK_AUDIT_STREAM_WEBHOOK_URL", &url),
+        ("BYOK_AUDIT_STREAM_WEBHOOK_SECRET", SECRET),
+    ])
+    .await;
+    for n in 0..40 {
+        server.encrypt("p", &format!("record-{n}")).await;
+    }
+    eventually("a refusal", async || inbox.lock().unwrap().refused > 1).await;
+    assert!(metric(&server, r#"byok_audit_stream_behind{stream="webhook"}"#).await >= Some(1));
+    assert!(metric(&server, r#"byok_audit_stream_failures_total{stream="webhook"}"#).await >= Some(1));
+    let said = server.doctor().await;
+    assert!(said.contains("FAIL  audit stream webhook: nothing is taken since"), "{said}");
+    let (again, began) = (inbox.lock().unwrap().refused, Instant::now());
+    server.encrypt("p", "meanwhile").await;
+    assert!(began.elapsed() < Duration::from_secs(5));
+    assert!(inbox.lock().unwrap().refused <= again + 3, "it backs off");
+
+    inbox.lock().unwrap().open = true;
+    let logged = logged(&server).await;
+    eventually("all of it", async || inbox.lock().unwrap().events.len() >= logged.len()).await;
+    let Inbox { ids: deliveries, events, .. } = std::mem::take(&mut *inbox.lock().unwrap());
+    assert_eq!(firsts(ids(&events)), logged);
+    assert_eq!(firsts(deliveries.clone()).len(), deliveries.len(), "each delivery has an id of its own");
+    assert!(server.doctor().await.contains("ok    audit stream webhook: 0 entries behind the log"));
+    assert!(!server.logged().contains(&url), "the address is in no log");
+}
