@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::entries::Entries;
 use crate::rates::store;
-use crate::support::postgres::{TestDatabase, migrated};
+use crate::support::postgres::{TestDatabase, execute, migrated};
 use crate::support::rows;
 
 /// The short one's length.
@@ -64,19 +64,11 @@ impl Long {
         let appended_per_s = entries as f64 / begin.elapsed().as_secs_f64();
         append(&store, short, SHORT, from, now).await;
         let begin = Instant::now();
-        let stop = CancellationToken::new();
-        loop {
-            match derive(&*store, &stop).await {
-                Derived::All => break,
-                Derived::More => {}
-                Derived::NotHere | Derived::Wrong => panic!("nobody else derives here"),
-            }
-            eprintln!("long log: derived for {:.0} s", begin.elapsed().as_secs_f64());
-        }
+        all_derived(&store).await;
         let derived_per_s = entries as f64 / begin.elapsed().as_secs_f64();
         // As a server's own autovacuum leaves it in time; what is measured is not that it runs meanwhile.
         for statement in ["VACUUM (ANALYZE)", "CHECKPOINT"] {
-            crate::support::postgres::execute(&database.url, statement).await;
+            execute(&database.url, statement).await;
         }
         let filled = Filled { entries, appended_per_s, derived_per_s };
         Self { database, store, tenant, short, from, filled }
@@ -104,6 +96,19 @@ impl Long {
             parts.push((name, bytes / (self.filled.entries + SHORT) as f64));
         }
         Disk { parts }
+    }
+}
+
+/// What a server's worker does while entries are appended: it is seconds behind at most.
+pub(crate) async fn all_derived(store: &Postgres) {
+    let (begin, stop) = (Instant::now(), CancellationToken::new());
+    loop {
+        match derive(store, &stop).await {
+            Derived::All => return,
+            Derived::More => {}
+            Derived::NotHere | Derived::Wrong => panic!("nobody else derives here"),
+        }
+        eprintln!("long log: derived for {:.0} s", begin.elapsed().as_secs_f64());
     }
 }
 

@@ -9,7 +9,7 @@ use byok::store::{AuditReads, EntryFilter};
 
 use crate::Plan;
 use crate::entries::{RECORDS, USERS, record_name, user_name};
-use crate::long::Long;
+use crate::long::{Long, all_derived};
 use crate::random::Random;
 use crate::rates::percentile_ms;
 use crate::support::rows;
@@ -39,6 +39,7 @@ pub(crate) struct Reads {
 }
 
 pub(crate) async fn measure(plan: &Plan, long: &Long) -> Reads {
+    all_derived(&long.store).await;
     Reads { proofs: proofs(plan, long).await, pages: pages(plan, long).await }
 }
 
