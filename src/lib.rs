@@ -10,10 +10,11 @@
 //! | 4 | [`app`] | the use cases: encrypt, decrypt, rotate, audit queries, health |
 //! | 3 | [`keyring`] | which DEKs are in memory |
 //! | 2 | [`audit`] | what an entry is, and the committer that makes it durable |
-//! | 1 | [`store`], [`kms`], [`auth`], [`webhook`] | SQL; the customer's KMS; who calls and what they may do; whom incidents are announced to |
+//! | 1 | [`store`], [`kms`], [`auth`], [`webhook`], [`archive`] | SQL; the customer's KMS; who calls and what they may do; whom incidents are announced to; where checkpoints are kept |
 //! | 0 | [`crypto`], [`model`], [`merkle`], [`config`], [`telemetry`] | pure code, plain types, Merkle trees, the environment, logs and metrics |
 
 pub mod app;
+pub mod archive;
 pub mod audit;
 pub mod auth;
 pub mod cli;

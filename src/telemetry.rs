@@ -133,6 +133,11 @@ struct OutcomeLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PlaceLabels {
+    place: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StreamLabels {
     stream: &'static str,
 }
@@ -185,6 +190,10 @@ pub struct Metrics {
     incidents: Family<ToLabels, Counter>,
     probes: Family<OutcomeLabels, Counter>,
     pool: PoolMetrics,
+    audit_log_behind: Gauge,
+    checkpoints_made: Counter,
+    checkpoint_place_failures: Family<PlaceLabels, Gauge>,
+    checkpoint_place_unpublished: Family<PlaceLabels, Gauge>,
     streams_behind: Family<StreamLabels, Gauge>,
     stream_failures: Family<StreamLabels, Counter>,
 }
@@ -239,6 +248,25 @@ impl Default for Metrics {
             "DEKs made ahead of need and thrown away unused",
             pool.discarded.clone(),
         );
+        let (audit_log_behind, checkpoints_made) = (Gauge::default(), Counter::default());
+        let checkpoint_place_failures = Family::default();
+        registry.register(
+            "audit_log_behind",
+            "1 when the audit log is behind what was published of it",
+            audit_log_behind.clone(),
+        );
+        registry.register("checkpoints_made", "Checkpoints made by this server", checkpoints_made.clone());
+        registry.register(
+            "checkpoint_place_failures",
+            "Attempts of this server to publish a checkpoint that failed since the last that did not",
+            Clone::clone(&checkpoint_place_failures),
+        );
+        let checkpoint_place_unpublished = Family::default();
+        registry.register(
+            "checkpoint_place_unpublished",
+            "Entries of the audit log that no checkpoint at this place covers yet",
+            Clone::clone(&checkpoint_place_unpublished),
+        );
         let (streams_behind, stream_failures) = (Family::default(), Family::default());
         registry.register(
             "audit_stream_behind",
@@ -266,6 +294,10 @@ impl Default for Metrics {
             incidents,
             probes,
             pool,
+            audit_log_behind,
+            checkpoints_made,
+            checkpoint_place_failures,
+            checkpoint_place_unpublished,
             streams_behind,
             stream_failures,
         }
@@ -302,6 +334,23 @@ impl Metrics {
     pub fn set_held(&self, places: usize, bytes: usize) {
         self.places_taken.set(i64::try_from(places).unwrap_or(i64::MAX));
         self.body_bytes_held.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    /// Whether the audit log is behind what was published, how many checkpoints were made, and of each kind of
+    /// place how often publishing failed there and how many entries wait for it.
+    pub fn set_checkpoints(
+        &self,
+        behind: bool,
+        made: u64,
+        places: impl Iterator<Item = (&'static str, u32, u64)>,
+    ) {
+        self.audit_log_behind.set(i64::from(behind));
+        self.checkpoints_made.inner().store(made, Ordering::Relaxed);
+        for (place, failures, unpublished) in places {
+            self.checkpoint_place_failures.get_or_create(&PlaceLabels { place }).set(i64::from(failures));
+            let unpublished = i64::try_from(unpublished).unwrap_or(i64::MAX);
+            self.checkpoint_place_unpublished.get_or_create(&PlaceLabels { place }).set(unpublished);
+        }
     }
 
     /// How many DEKs are in memory.

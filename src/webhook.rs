@@ -1,4 +1,4 @@
-//! Tells the operator of an incident, or posts a stream's entries: signs it as Standard Webhooks has it
+//! Tells the operator of an incident, posts checkpoints, or a stream's entries: signs it as Standard Webhooks has it
 //! (<https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md>) and posts it once. When
 //! it is told again is `app`'s.
 //!
@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use crate::config;
 use crate::config::WebhookKey;
-use crate::crypto::hmac_sha256;
+use crate::crypto::{hmac_sha256, sha256_of};
 use crate::model::{Incident, Timestamp};
 
 /// How long an attempt may take, from looking up the name to the status.
@@ -67,6 +67,28 @@ struct Data<'a> {
     at: String,
 }
 
+/// A signed head, as it is posted.
+#[derive(Clone, Copy, Serialize)]
+pub struct PublishedCheckpoint<'a> {
+    /// The tenant's name.
+    pub tenant: &'a str,
+    /// Of which log.
+    pub origin: &'a str,
+    /// How many leaves it has.
+    pub size: u64,
+    /// Its root, in base64.
+    pub root: &'a str,
+    /// The signed note.
+    pub note: &'a str,
+}
+
+#[derive(Serialize)]
+struct CheckpointDocument<'a> {
+    r#type: &'static str,
+    timestamp: String,
+    data: &'a PublishedCheckpoint<'a>,
+}
+
 impl Webhook {
     /// Sends nothing. `None` if TLS cannot be set up with the system's certificates.
     pub fn new(settings: config::Webhook) -> Option<Self> {
@@ -87,6 +109,22 @@ impl Webhook {
     /// refuse what is minutes off. Each attempt has the same id and the same body.
     pub async fn announce(&self, tenant: &str, incident: &Incident, now: Timestamp) -> Delivery {
         self.post(&incident.id.to_string(), "application/json", document(tenant, incident), now).await
+    }
+
+    /// Posts a checkpoint once, as [`Self::announce`] does an incident. The same checkpoint has the same id each time.
+    pub async fn publish(&self, checkpoint: &PublishedCheckpoint<'_>, now: Timestamp) -> Delivery {
+        let digest = sha256_of(&[checkpoint.note.as_bytes()]);
+        let id: String = digest[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+        let document =
+            CheckpointDocument { r#type: "checkpoint", timestamp: now.to_string(), data: checkpoint };
+        let body = serde_json::to_string(&document).expect("texts and numbers can be written as JSON");
+        self.post(&format!("checkpoint-{id}"), "application/json", body, now).await
+    }
+
+    /// Its kind, and a digest of its address, which may hold a secret.
+    pub fn name(&self) -> String {
+        let digest = sha256_of(&[self.url.as_str().as_bytes()]);
+        format!("webhook:{}", digest[..4].iter().map(|byte| format!("{byte:02x}")).collect::<String>())
     }
 
     /// Posts a body once, signed under this id, of this content type.

@@ -1,5 +1,5 @@
-//! What runs beside the calls: the watch over the keys, the rotation job, the announcement of incidents, what is derived from
-//! the logs, their streams. Decides nothing itself.
+//! What runs beside the calls: the watch over the keys, the rotation job, the announcement of incidents, checkpoints, what is
+//! derived from the logs, their streams. Decides nothing itself.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::app::{App, Derived};
 
-/// How often a replica looks for a rotation to work on, an incident to announce, entries to stream.
+/// How often a replica looks for a rotation to work on, an incident to announce, entries to stream, a log that has moved.
 const LOOK: Duration = Duration::from_secs(1);
 /// How often a replica looks for what is to be derived: pages read the rest of the log as it is. One that finds another at it
 /// leaves it to that one for a while.
@@ -28,6 +28,18 @@ pub fn start(app: Arc<App>, stop: CancellationToken) -> JoinHandle<()> {
     let announcing = tokio::spawn(async move {
         while tokio::time::timeout(LOOK, told.cancelled()).await.is_err() {
             announcing.announce_incidents(holder, &told).await;
+        }
+    });
+    let (sealing, ended) = (app.clone(), stop.clone());
+    let sealing = tokio::spawn(async move {
+        while tokio::time::timeout(LOOK, ended.cancelled()).await.is_err() {
+            sealing.keep_checkpoint().await;
+        }
+    });
+    let (publishing, ended) = (app.clone(), stop.clone());
+    let publishing = tokio::spawn(async move {
+        while tokio::time::timeout(LOOK, ended.cancelled()).await.is_err() {
+            publishing.publish_checkpoints(holder, &ended).await;
         }
     });
     let (deriving, ended) = (app.clone(), stop.clone());
@@ -56,7 +68,7 @@ pub fn start(app: Arc<App>, stop: CancellationToken) -> JoinHandle<()> {
         while tokio::time::timeout(LOOK, stop.cancelled()).await.is_err() {
             app.work_on_rotations(holder, &stop).await;
         }
-        let _ = tokio::join!(watching, announcing, deriving);
+        let _ = tokio::join!(watching, announcing, deriving, sealing, publishing);
         for stream in streaming {
             let _ = stream.await;
         }

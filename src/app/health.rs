@@ -22,7 +22,7 @@ const FRESH: Duration = Duration::from_secs(5);
 pub enum HealthStatus {
     /// A DEK was wrapped and unwrapped.
     Ok,
-    /// The KMS, or the database, is out of reach.
+    /// The KMS, or the database, is out of reach; or the audit log is behind what was published of it.
     Degraded,
     /// The KMS says no.
     Revoked,
@@ -46,9 +46,11 @@ pub struct Health {
     pub status: HealthStatus,
     /// Whether the database answers.
     pub database: bool,
+    /// Whether the audit log holds all that was published of it; without that nothing is answered.
+    pub audit_log: bool,
     /// The version that the key wraps under, as far as is known.
     pub key_version: Option<KeyVersion>,
-    /// Why the key cannot be used, where it cannot.
+    /// Why nothing can be answered, where nothing can.
     pub error: Option<ErrorCode>,
     /// How long the wrap and the unwrap took together, where the check passed.
     pub kms_latency: Option<Duration>,
@@ -94,15 +96,18 @@ impl App {
             standing.iter().find(|one| one.key_version == *version).map(|one| one.posture)
         });
         let class = key.as_ref().err().map(|error| error.class);
-        let status = status_of(class, posture, database);
+        let audit_log = !self.checkpoints.is_behind();
+        let status = status_of(class, posture, database && audit_log);
         let error = class.map(KmsErrorClass::code).or_else(|| {
             posture.filter(|posture| *posture != Posture::Active).map(|dark| dark_refusal(dark).code)
         });
+        let error = error.or_else(|| (!audit_log).then_some(ErrorCode::AuditLogBehind));
         let checked = worked.map(|(_, began)| self.clock.boot().since(began));
         let age = standing.iter().filter_map(|one| one.proof_age).chain(checked).min();
         Health {
             status,
             database,
+            audit_log,
             key_version,
             error,
             kms_latency: key.ok().map(|(_, latency)| latency),
@@ -163,7 +168,7 @@ fn last_shown(standing: &[Standing]) -> Option<KeyVersion> {
     latest.map(|one| one.key_version.clone())
 }
 
-/// The worst of what the check met, what the watch over the key says, and the database.
+/// The worst of what the check met, what the watch over the key says, and the database and its log.
 fn status_of(met: Option<KmsErrorClass>, posture: Option<Posture>, database: bool) -> HealthStatus {
     match (met.map(KmsErrorClass::verdict), posture) {
         (Some(Verdict::Revoked), _) | (_, Some(Posture::Revoked)) => HealthStatus::Revoked,

@@ -5,14 +5,17 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::audit::{CommitFailed, Committer, Unit, pack};
 use crate::merkle::Hash;
 use crate::model::{Clock, Entry, EntryId, Means, Operation, Outcome, RequestId, Tenant, TenantUid};
-use crate::store::{Change, Database, Personal, Prunable, PruneError, ReadError, Retention, TileId, WIDTH};
+use crate::store::{
+    Change, Database, LogHead, Personal, Prunable, PruneError, ReadError, Retention, TileId, WIDTH,
+};
 
-/// How many entries one erasure's statement looks at.
-const STEP: u64 = 10_000;
+/// How many entries one erasure's statement looks at: each may have ten thousand items, and a statement has seconds.
+const STEP: u64 = 256;
 /// How many tiles are held against their leaves at once.
 const TILES: u64 = 64;
 /// How often a part of the log is listed anew that changed while it was to be dropped.
@@ -99,16 +102,16 @@ impl Keeper {
             Personal::User(_) => "user",
             Personal::Record(_) => "record",
         };
+        // By itself, but for what shows the rights: an entry holds the log's head until its commit.
+        let rights = vec![Change::Erase { personal: personal.clone(), places: 0..0 }];
+        let entry = self.unit(tenant, Operation::Erase, &format!("erase {what} 0 {end}"), rights);
+        self.committer.commit(entry).await?;
         let mut erased = 0;
-        let mut entry = Some(format!("erase {what} 0 {end}"));
         let mut start = 0;
-        while start < end || entry.is_some() {
+        while start < end {
             let places = start..end.min(start + STEP);
             let changes = vec![Change::Erase { personal: personal.clone(), places: places.clone() }];
-            let unit = match entry.take() {
-                Some(detail) => self.unit(tenant, Operation::Erase, &detail, changes),
-                None => Unit { tenant, entry: None, changes, fence: Vec::new() },
-            };
+            let unit = Unit { tenant, entry: None, changes, fence: Vec::new() };
             erased += self.committer.commit(unit).await?.applied.iter().sum::<u64>();
             start = places.end;
         }
@@ -116,6 +119,16 @@ impl Keeper {
             return Err(KeepingFailed::OnHold);
         }
         Ok(erased)
+    }
+
+    /// What is older than that, by whichever clock says less: one that runs ahead drops nothing before its time.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn older_than(&self, age: Duration, exported_only: bool) -> Result<Retention, KeepingFailed> {
+        // Nobody's proofs: asked for the database's time.
+        let theirs = self.database.proofs(TenantUid([0; 16])).await?.now;
+        Ok(Retention { before: self.clock.now().min(theirs).minus(age), exported_only })
     }
 
     /// What may be dropped, oldest first.
@@ -160,20 +173,37 @@ impl Keeper {
 
     /// Whether the tiles that stay hold what these entries' leaves are: they are all that is left of them.
     async fn hold_tiles_against(&self, tenant: TenantUid, places: &Range<u64>) -> Result<(), KeepingFailed> {
-        let head = self.database.log_head(tenant).await?.ok_or(KeepingFailed::Wrong)?;
-        let first = places.start.checked_sub(head.first).ok_or(KeepingFailed::Wrong)?;
-        let mut tile = first / WIDTH;
-        while head.first + tile * WIDTH < places.end {
+        let mut logs = self.database.ended_logs(tenant).await?;
+        logs.extend(self.database.log_head(tenant).await?);
+        let mut held = 0;
+        for log in logs {
+            let of_log = places.start.max(log.first)..places.end.min(log.end());
+            if !of_log.is_empty() {
+                held += length(&of_log);
+                self.hold_tiles_of(tenant, &log, of_log).await?;
+            }
+        }
+        if held == length(places) { Ok(()) } else { Err(KeepingFailed::Wrong) }
+    }
+
+    async fn hold_tiles_of(
+        &self,
+        tenant: TenantUid,
+        log: &LogHead,
+        places: Range<u64>,
+    ) -> Result<(), KeepingFailed> {
+        let mut tile = (places.start - log.first) / WIDTH;
+        while log.first + tile * WIDTH < places.end {
             let ids: Vec<TileId> = (tile..tile + TILES).map(|index| TileId { level: 0, index }).collect();
-            let tiles = self.database.tiles(tenant, head.log, &ids).await?;
+            let tiles = self.database.tiles(tenant, log.log, &ids).await?;
             let hashes: HashMap<u64, Vec<Hash>> =
                 tiles.into_iter().map(|tile| (tile.id.index, tile.hashes)).collect();
-            let start = places.start.max(head.first + tile * WIDTH);
+            let start = places.start.max(log.first + tile * WIDTH);
             tile += TILES;
-            let end = places.end.min(head.first + tile * WIDTH);
+            let end = places.end.min(log.first + tile * WIDTH);
             let leaves = self.database.leaves(tenant, start..end).await?;
             let covered = |(seq, leaf): &(u64, Hash)| {
-                let index = seq - head.first;
+                let index = seq - log.first;
                 hashes.get(&(index / WIDTH)).and_then(|tile| tile.get((index % WIDTH) as usize)) == Some(leaf)
             };
             if leaves.len() as u64 != end - start || !leaves.iter().all(covered) {

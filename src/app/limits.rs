@@ -127,6 +127,7 @@ impl App {
     /// refused here have a bucket of their own, so that who may do nothing can neither use up the tenant's budget nor flood
     /// its log: past that, a refusal leaves no entry.
     pub(super) async fn enter(&self, caller: &Caller, operation: Operation) -> Result<(), Refusal> {
+        self.may_append()?;
         if !self.policy.may_ever(&caller.identity, operation) {
             return Err(self.refuse(caller, operation, ErrorCode::PermissionDenied.into()).await);
         }

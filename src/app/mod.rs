@@ -4,6 +4,7 @@
 
 mod announce;
 mod audit;
+mod checkpoints;
 mod context;
 mod decrypt;
 mod encrypt;
@@ -11,7 +12,9 @@ mod health;
 mod keeping;
 mod limits;
 mod places;
+mod publication;
 mod record;
+mod restored;
 mod rotate;
 mod rotation_work;
 mod stream;
@@ -32,11 +35,14 @@ use crate::telemetry::PoolCounts;
 use crate::webhook::Webhook;
 
 pub use audit::{AuditPage, AuditQuery};
+pub use checkpoints::{Checked, CheckpointParts, CheckpointShown, Checkpoints};
 pub use context::context_of;
 pub use decrypt::{DecryptItem, Decrypted};
 pub use encrypt::{EncryptItem, Encrypted};
 pub use health::{Health, HealthStatus};
 pub use keeping::{Keeper, KeepingFailed};
+pub use publication::{Place, Receiver};
+pub use restored::{RestoreFailed, Restored};
 pub use rotate::Rotation;
 pub use stream::{Stream, StreamShown};
 
@@ -61,6 +67,7 @@ pub struct App {
     limits: Limits,
     clock: Arc<dyn Clock>,
     webhook: Option<Webhook>,
+    checkpoints: Checkpoints,
     streams: Vec<Stream>,
     meters: limits::Meters,
     kms_places: places::KmsPlaces,
@@ -91,6 +98,8 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     /// Whom incidents are announced to, if anyone.
     pub webhook: Option<Webhook>,
+    /// The checkpoints of the tenant's log.
+    pub checkpoints: Checkpoints,
     /// Where entries are streamed to, if anywhere.
     pub streams: Vec<Stream>,
 }
@@ -99,7 +108,7 @@ impl App {
     /// Of these parts.
     pub fn new(parts: Parts) -> Self {
         let Parts { tenant, store, kms, keyring, committer, authenticator, policy, .. } = parts;
-        let Parts { limits, in_flight, clock, webhook, streams, .. } = parts;
+        let Parts { limits, in_flight, clock, webhook, checkpoints, streams, .. } = parts;
         Self {
             meters: limits::Meters::new(&limits),
             kms_places: places::KmsPlaces::new(in_flight),
@@ -114,6 +123,7 @@ impl App {
             limits,
             clock,
             webhook,
+            checkpoints,
             streams,
         }
     }

@@ -113,7 +113,7 @@ impl App {
     /// Makes a call's entry and changes durable.
     ///
     /// # Errors
-    /// `STORE_UNAVAILABLE`, or `INTERNAL` when the database refuses the entry: then the call must not be answered.
+    /// `AUDIT_LOG_BEHIND`, `STORE_UNAVAILABLE`, or `INTERNAL` when the database refuses the entry: then the call must not be answered.
     pub(super) async fn record(
         &self,
         caller: &Caller,
@@ -122,6 +122,7 @@ impl App {
         items: Vec<Item>,
         changes: Vec<Change>,
     ) -> Result<Vec<u64>, Refusal> {
+        self.may_append()?;
         let (_, entry) = self.packed(caller, operation, outcome, items);
         let committed = self.commit(caller, entry, changes, Vec::new()).await;
         committed.map(|durable| durable.applied).map_err(commit_refusal)
@@ -140,6 +141,7 @@ impl App {
         changes: Vec<Change>,
         footing: &Footing,
     ) -> Result<Standing, Refusal> {
+        self.may_append()?;
         let fence = match self.keyring.fence(&caller.tenant, footing).await {
             Ok(fence) => fence,
             Err(Fallen::Anew) => return Ok(Standing::Anew),

@@ -45,6 +45,9 @@ struct Done {
 impl App {
     /// Works on every running job that no other replica holds, as far as each gets, or until `stop` is cancelled.
     pub async fn work_on_rotations(&self, holder: Uuid, stop: &CancellationToken) {
+        if self.may_append().is_err() {
+            return;
+        }
         let jobs = match self.store.running_jobs().await {
             Ok(jobs) => jobs,
             Err(_) => return,

@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::audit::ocsf_event;
-use crate::store::{Batch, Change, PlacedEntry, StreamName, StreamRow, StreamStep};
+use crate::store::{Batch, Change, PlacedEntry, ReadError, StreamName, StreamRow, StreamStep};
 use crate::webhook::{Delivery, Webhook};
 
 use super::App;
@@ -170,7 +170,16 @@ impl App {
         stop: &CancellationToken,
     ) -> Result<u64, Over> {
         let page = stream.with(|progress| progress.page);
-        let page = self.store.entries_from(self.tenant.uid, next, page).await.map_err(|_| Over)?;
+        let page = match self.store.entries_from(self.tenant.uid, next, page).await {
+            Ok(page) => page,
+            // It is out of reach, and says so itself.
+            Err(ReadError::Unavailable) => return Err(Over),
+            // Not of a form that this release reads: another replica may be of a later one.
+            Err(ReadError::Rejected) => {
+                self.stream_failed(stream, holder, next, "an entry cannot be read").await;
+                return Err(Over);
+            }
+        };
         let (lines, sent) = self.lines(&page);
         let (Some(first), Some(last)) = (sent.first(), sent.last()) else {
             stream.with(|progress| progress.behind = 0);
@@ -184,10 +193,7 @@ impl App {
             () = stop.cancelled() => return Err(Over),
         };
         if let Err(problem) = delivered {
-            let after = stream.failed();
-            let (name, retry_in) = (stream.name.as_str(), after.as_secs());
-            warn!(stream = name, place = next, problem, retry_in, "entries could not be streamed");
-            let _ = self.stream_step(stream, holder, StreamStep::Fail).await;
+            self.stream_failed(stream, holder, next, &problem).await;
             return Err(Over);
         }
         let to = last.seq + 1;
@@ -199,6 +205,14 @@ impl App {
         let behind = stream.with(|progress| progress.behind).saturating_sub(to - next);
         stream.took(behind, entries, bytes);
         Ok(to)
+    }
+
+    /// Leaves the stream to whoever is next, and rests.
+    async fn stream_failed(&self, stream: &Stream, holder: Uuid, next: u64, problem: &str) {
+        let after = stream.failed();
+        let (name, retry_in) = (stream.name.as_str(), after.as_secs());
+        warn!(stream = name, place = next, problem, retry_in, "entries could not be streamed");
+        let _ = self.stream_step(stream, holder, StreamStep::Fail).await;
     }
 
     /// As many of the entries as go into one delivery, one line each.

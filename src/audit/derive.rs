@@ -110,7 +110,7 @@ impl Pass<'_> {
 
     async fn tiles(&self) -> Result<Derived, Derived> {
         let log = &self.log;
-        let all = (log.end - log.first) / WIDTH;
+        let all = log.end.saturating_sub(log.first) / WIDTH;
         let end = all.min(log.tile + A_PASS);
         let mut at = log.tile;
         while at < end && !self.stop.is_cancelled() {

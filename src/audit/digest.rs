@@ -21,27 +21,85 @@ use super::pack::{PackedItem, PackedItems};
 
 const VERSION: &[u8] = b"byok-audit-entry/1";
 
+/// An entry as its digest covers it; an absent text is empty, an absent hash has no bytes.
+pub(super) struct EntryFields<'e> {
+    pub(super) id: &'e [u8; 16],
+    pub(super) operation: &'e str,
+    pub(super) outcome: &'e str,
+    pub(super) means: &'e str,
+    pub(super) role: &'e str,
+    pub(super) user_hmac: &'e [u8],
+    pub(super) request_hmac: &'e [u8; 32],
+    pub(super) detail: &'e str,
+}
+
+/// An item as its leaf covers it.
+pub(super) struct ItemFields<'e> {
+    pub(super) dek_id: &'e [u8],
+    pub(super) key: &'e str,
+    pub(super) version: &'e str,
+    pub(super) source: &'e str,
+    pub(super) kms_request_id: &'e str,
+    pub(super) refused: &'e str,
+    pub(super) record_hmac: &'e [u8],
+}
+
+impl EntryFields<'_> {
+    /// The digest of a tenant's entry with these leaves of its items.
+    pub(super) fn digest(&self, tenant: TenantUid, items: impl IntoIterator<Item = Hash>) -> [u8; 32] {
+        let mut fields = Vec::with_capacity(320);
+        for field in [
+            VERSION,
+            &tenant.0,
+            self.id,
+            self.operation.as_bytes(),
+            self.outcome.as_bytes(),
+            self.means.as_bytes(),
+            self.role.as_bytes(),
+            self.user_hmac,
+            self.request_hmac,
+            self.detail.as_bytes(),
+            &root_of(items).0,
+        ] {
+            put(&mut fields, field);
+        }
+        sha256(&fields)
+    }
+}
+
+impl ItemFields<'_> {
+    /// Its leaf in the tree over the entry's items.
+    pub(super) fn leaf(&self) -> Hash {
+        let mut fields = Vec::with_capacity(192);
+        for field in [
+            self.dek_id,
+            self.key.as_bytes(),
+            self.version.as_bytes(),
+            self.source.as_bytes(),
+            self.kms_request_id.as_bytes(),
+            self.refused.as_bytes(),
+            self.record_hmac,
+        ] {
+            put(&mut fields, field);
+        }
+        Hash::of_leaf(&fields)
+    }
+}
+
 /// The digest that a row should have; `None` when its items are not of a form that we write.
 pub fn digest_of(tenant: TenantUid, row: &EntryRow) -> Option<[u8; 32]> {
     let items = PackedItems::read(&row.items, row.item_count)?;
-    let root = root_of(items.items.iter().map(|item| leaf_of(&items, item)));
-    let mut fields = Vec::with_capacity(320);
-    for field in [
-        VERSION,
-        &tenant.0,
-        row.id.0.as_bytes(),
-        row.operation.as_str().as_bytes(),
-        row.outcome.as_str().as_bytes(),
-        row.means.as_str().as_bytes(),
-        row.role.as_bytes(),
-        row.user.as_ref().map_or(&[][..], |user| &user.hmac),
-        &row.request.hmac,
-        row.detail.as_deref().unwrap_or_default().as_bytes(),
-        &root.0,
-    ] {
-        put(&mut fields, field);
-    }
-    Some(sha256(&fields))
+    let fields = EntryFields {
+        id: row.id.as_bytes(),
+        operation: row.operation.as_str(),
+        outcome: row.outcome.as_str(),
+        means: row.means.as_str(),
+        role: &row.role,
+        user_hmac: row.user.as_ref().map_or(&[], |user| &user.hmac),
+        request_hmac: &row.request.hmac,
+        detail: row.detail.as_deref().unwrap_or_default(),
+    };
+    Some(fields.digest(tenant, items.items.iter().map(|item| leaf_of(&items, item))))
 }
 
 /// The leaf of each item in the tree over a row's items; `None` when they are not of a form that we write.
@@ -52,24 +110,23 @@ pub fn item_leaves(row: &EntryRow) -> Option<Vec<Hash>> {
 
 fn leaf_of(items: &PackedItems, item: &PackedItem) -> Hash {
     let version = items.key_version(item);
-    let source = match item.source {
-        None => "",
-        Some(Source::Cache) => "cache",
-        Some(Source::Kms) => "kms",
+    let fields = ItemFields {
+        dek_id: item.dek_id.as_ref().map_or(&[], |id| id.as_bytes()),
+        key: version.map_or("", |version| &version.key),
+        version: version.map_or("", |version| &version.version),
+        source: item.source.map_or("", source_name),
+        kms_request_id: items.kms_request_id(item).map_or("", |id| id),
+        refused: items.refusal(item).map_or("", |code| code.as_str()),
+        record_hmac: item.record_hmac.as_ref().map_or(&[], |hmac| hmac),
     };
-    let mut fields = Vec::with_capacity(192);
-    for field in [
-        item.dek_id.as_ref().map_or(&[][..], |id| id.0.as_bytes()),
-        version.map_or("", |version| &version.key).as_bytes(),
-        version.map_or("", |version| &version.version).as_bytes(),
-        source.as_bytes(),
-        items.kms_request_id(item).map_or("", |id| id).as_bytes(),
-        items.refusal(item).map_or("", |code| code.as_str()).as_bytes(),
-        item.record_hmac.as_ref().map_or(&[][..], |hmac| hmac),
-    ] {
-        put(&mut fields, field);
+    fields.leaf()
+}
+
+pub(super) fn source_name(source: Source) -> &'static str {
+    match source {
+        Source::Cache => "cache",
+        Source::Kms => "kms",
     }
-    Hash::of_leaf(&fields)
 }
 
 fn put(out: &mut Vec<u8>, field: &[u8]) {

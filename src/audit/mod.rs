@@ -1,6 +1,7 @@
 //! The audit log: how an entry is packed for the store, and the committer that makes it durable. An entry holds who,
 //! what and when; never a plaintext, a key, another context value or a provider's message.
 
+mod bundle;
 mod checkpoint;
 mod committer;
 #[cfg(test)]
@@ -11,7 +12,9 @@ mod ocsf;
 mod pack;
 pub mod reconcile;
 mod tree;
+mod verify;
 
+pub use bundle::{BUNDLE_FORMAT, Export, ExportError, Exported, Wanted, verify_bundle};
 pub use checkpoint::{Checkpoint, CheckpointKey, NoCheckpoint, NoCheckpointKey, SignedCheckpoint, origin_of};
 pub use committer::{CommitFailed, Committer, Durable, Passage, Unit};
 pub use derive::{Derived, derive};
@@ -19,3 +22,4 @@ pub use digest::{digest_of, item_leaves};
 pub use ocsf::ocsf_event;
 pub use pack::{pack, unpack};
 pub use tree::{Tree, TreeError};
+pub use verify::{Against, Claim, Finding, PersonalValue, Report, State, Trust, verify_log};

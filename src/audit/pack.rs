@@ -173,9 +173,9 @@ fn put_count(out: &mut Vec<u8>, count: usize) {
 }
 
 fn put_text(out: &mut Vec<u8>, text: &str) {
-    let bytes = &text.as_bytes()[..text.len().min(usize::from(u16::MAX))];
-    put_count(out, bytes.len());
-    out.extend(bytes);
+    let text = &text[..text.floor_char_boundary(usize::from(u16::MAX))];
+    put_count(out, text.len());
+    out.extend(text.as_bytes());
 }
 
 fn unpack_items(packed: &[u8], records: &str, count: u32) -> Option<Vec<Item>> {

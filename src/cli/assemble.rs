@@ -8,7 +8,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::Failure;
-use crate::app::{App, Keeper, Parts, Stream};
+use crate::app::{App, CheckpointParts, Checkpoints, Keeper, Parts, Place, Receiver, Stream};
+use crate::archive::Archive;
 use crate::audit::Committer;
 use crate::auth::{Authenticator, Policy};
 use crate::config;
@@ -18,7 +19,7 @@ use crate::keyring::{self, Keyring};
 use crate::kms::{AwsKms, AzureKeyVault, GcpKms, Kms, LocalKey, VaultTransit};
 use crate::model::{Clock, SystemClock, Tenant, TenantUid};
 use crate::rest::DatabaseState;
-use crate::store::{self, Batch, Change, CommitError, Database, MigrateError, MigrationReport, Retention};
+use crate::store::{self, Batch, Change, CommitError, Database, MigrateError, MigrationReport};
 use crate::webhook::Webhook;
 
 /// The tenant of the single-tenant form.
@@ -55,7 +56,7 @@ pub(super) async fn assemble(config: Config, stop: CancellationToken) -> Result<
     // Without the owner's rights, `byok audit prune` does it.
     let owns = has_owner || database.exposure().await.is_ok_and(|exposure| exposure.owns_audit);
     let keeper = owns.then(|| Keeper::new(database.clone(), committer.clone(), clock.clone(), None));
-    let upkeep = Upkeep { database, keeper, retention: config.audit_retention, clock: clock.clone() };
+    let upkeep = Upkeep { database, keeper, retention: config.audit_retention };
     let refresh = tokio::spawn(refresh(authenticator.clone(), upkeep, stop));
     let keyring = Keyring::new(keyring::Parts {
         store: store.clone(),
@@ -66,6 +67,9 @@ pub(super) async fn assemble(config: Config, stop: CancellationToken) -> Result<
         pool: config.dek_pool,
         guard: config.key_guard,
     });
+    let root_log = kms.logs_context().then(|| kms.clone());
+    let checkpoints = checkpoints(config.audit, store.clone(), tenant.clone(), root_log)?;
+    checked(&checkpoints).await;
     let app = App::new(Parts {
         tenant,
         keyring,
@@ -78,6 +82,7 @@ pub(super) async fn assemble(config: Config, stop: CancellationToken) -> Result<
         in_flight: config.server.in_flight,
         clock,
         webhook,
+        checkpoints,
         streams,
     });
     let state = DatabaseState { applied: report.applied, expected: report.expected, audit_protected };
@@ -94,24 +99,32 @@ pub(super) async fn database_only(env: &Env) -> Result<Arc<dyn Database>, Failur
     }
 }
 
-/// The database as its owner, and the tenant of the single-tenant form, which must be there.
+/// The database that the environment names, and the tenant of the single-tenant form, which must be there.
+pub(super) async fn log(env: &Env) -> Result<(Arc<dyn Database>, Tenant), Failure> {
+    with_tenant(database_only(env).await?).await
+}
+
+/// The same as the tables' owner.
 pub(super) async fn as_owner(env: &Env) -> Result<(Arc<dyn Database>, Tenant), Failure> {
     let mut reader = Reader::new(env);
-    let Some(settings) = config::Store::read(&mut reader, None) else {
-        return Err(Failure::Configuration(reader.into_mistakes()));
-    };
-    let database = open(&settings.as_owner()).await?;
-    let found = database.tenant(PRIMARY).await.map_err(|error| {
-        Failure::Running(match error {
-            store::ReadError::Unavailable => "the database is out of reach".to_owned(),
-            store::ReadError::Rejected => {
-                "the database refuses to be read: run `byok migrate` first".to_owned()
-            }
-        })
-    })?;
-    let tenant =
-        found.ok_or_else(|| Failure::Running("there is no log yet: nothing was ever served".to_owned()))?;
-    Ok((database, tenant))
+    match config::Store::read(&mut reader, None) {
+        Some(settings) => with_tenant(open(&settings.as_owner()).await?).await,
+        None => Err(Failure::Configuration(reader.into_mistakes())),
+    }
+}
+
+async fn with_tenant(database: Arc<dyn Database>) -> Result<(Arc<dyn Database>, Tenant), Failure> {
+    let tenant = database.tenant(PRIMARY).await.map_err(unread)?;
+    let none = || Failure::Running("there is no log yet: nothing was ever served".to_owned());
+    Ok((database, tenant.ok_or_else(none)?))
+}
+
+/// What to say of a database that cannot be read.
+pub(super) fn unread(error: store::ReadError) -> Failure {
+    Failure::Running(match error {
+        store::ReadError::Unavailable => "the database is out of reach".to_owned(),
+        store::ReadError::Rejected => "the database refuses to be read: run `byok migrate` first".to_owned(),
+    })
 }
 
 /// Who calls, and what they may do; reports the mistakes of both.
@@ -141,6 +154,41 @@ pub(super) fn provider(settings: config::Kms) -> Result<Arc<dyn Kms>, Failure> {
         config::Kms::Vault(settings) => Arc::new(VaultTransit::new(*settings).map_err(mistakes)?),
         config::Kms::Local(path) => Arc::new(LocalKey::open(path).map_err(mistakes)?),
     })
+}
+
+/// The checkpoints of a tenant's log; they go into the KMS's own log where that one is given. Reads and sends nothing.
+pub(super) fn checkpoints(
+    settings: config::Audit,
+    store: Arc<dyn store::Store>,
+    tenant: Tenant,
+    kms: Option<Arc<dyn Kms>>,
+) -> Result<Checkpoints, Failure> {
+    let config::Audit { origin, keys, places } = settings;
+    let config::CheckpointPlaces { directory, bucket, webhook: hook, every } = places;
+    let unbuilt = || Failure::Running("the HTTP client of the bucket cannot be built".to_owned());
+    let bucket = bucket.map(|bucket| Archive::bucket(bucket).ok_or_else(unbuilt)).transpose()?;
+    let archives = [directory.map(Archive::directory), bucket].into_iter().flatten().map(Receiver::Archive);
+    let hook = hook.map(webhook).transpose()?.map(Receiver::Webhook);
+    Ok(Checkpoints::new(CheckpointParts {
+        store,
+        tenant,
+        deployment: origin,
+        keys,
+        places: archives.chain(hook).chain(kms.map(Receiver::Kms)).map(Place::new).collect(),
+        publish_every: every,
+        clock: Arc::new(SystemClock),
+    }))
+}
+
+/// Before anything is served: holds the log against what was published.
+async fn checked(checkpoints: &Checkpoints) {
+    if !checkpoints.signs() {
+        warn!("no key signs checkpoints of the audit log: whoever owns the database can rewrite it unseen");
+    }
+    while checkpoints.check().await.is_err() {
+        warn!("the audit log cannot be read: trying again");
+        tokio::time::sleep(PAUSE).await;
+    }
 }
 
 /// Where something is posted to. Sends nothing.
@@ -203,7 +251,6 @@ struct Upkeep {
     database: Arc<dyn Database>,
     keeper: Option<Keeper>,
     retention: config::AuditRetention,
-    clock: Arc<dyn Clock>,
 }
 
 impl Upkeep {
@@ -213,9 +260,9 @@ impl Upkeep {
                 warn!("the database's upkeep failed: trying again in an hour");
             }
             if let (Some(keeper), Some(age)) = (&self.keeper, self.retention.age) {
-                let before = self.clock.now().minus(age);
-                let retention = Retention { before, exported_only: self.retention.exported_only };
-                match keeper.prune(retention).await {
+                let prune =
+                    async || keeper.prune(keeper.older_than(age, self.retention.exported_only).await?).await;
+                match prune().await {
                     Ok(0) => {}
                     Ok(dropped) => info!(dropped, "old entries were dropped; their hashes are kept"),
                     Err(failed) => warn!(?failed, "old entries were not dropped: trying again in an hour"),

@@ -4,7 +4,7 @@
 //! | code | meaning |
 //! |---|---|
 //! | 0 | done |
-//! | 1 | it failed while running; the message says at what |
+//! | 1 | it failed while running; the message says at what. `audit verify`: the log does not hold |
 //! | 2 | the command line is not understood |
 //! | 3 | the configuration has mistakes; each is named with its variable or file |
 //! | 4 | `doctor` found something that does not work, or a `drill` a plaintext that came too late |
@@ -50,7 +50,8 @@ enum Command {
     Migrate,
     /// Re-wrap all DEKs under the current key version
     Rotate(rotate::Arguments),
-    /// The audit log itself: legal hold, erasure, retention, and holding it against the log of the KMS
+    /// The audit log itself: verify it, export it, hold it against the KMS's; its keys; legal hold, erasure, retention; the
+    /// way back after a restore
     Audit(Box<audit::Arguments>),
     /// Print the GraphQL schema, or the OpenAPI document
     Schema(schema::Arguments),

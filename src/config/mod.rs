@@ -1,6 +1,8 @@
 //! Everything that is read from the environment, one file a section. No other room reads it. Every section is read
 //! whole before anything is reported, so that all mistakes come at once.
 
+mod audit;
+mod audit_places;
 mod audit_retention;
 mod audit_stream;
 mod auth;
@@ -17,6 +19,8 @@ mod webhook;
 
 use std::path::PathBuf;
 
+pub use audit::{Audit, SigningKeys};
+pub use audit_places::{CheckpointBucket, CheckpointPlaces};
 pub use audit_retention::AuditRetention;
 pub use audit_stream::AuditStreams;
 pub use auth::{Auth, File, Jwt};
@@ -69,6 +73,8 @@ pub struct Config {
     pub dek_pool: DekPool,
     /// How closely the key is watched.
     pub key_guard: KeyGuard,
+    /// Checkpoints of the audit log.
+    pub audit: Audit,
     /// Who calls, and what they may do.
     pub auth: Auth,
     /// The database.
@@ -97,6 +103,7 @@ impl Config {
         let dek_cache = DekCache::read(&mut reader);
         let dek_pool = DekPool::read(&mut reader, &dek_cache);
         let key_guard = KeyGuard::read(&mut reader);
+        let audit = Audit::read(&mut reader);
         let auth = Auth::read(&mut reader);
         let store = Store::read(&mut reader, defaults.sqlite.as_deref());
         let kms = Kms::read(&mut reader, defaults.local_key);
@@ -114,6 +121,7 @@ impl Config {
                     dek_cache,
                     dek_pool,
                     key_guard,
+                    audit,
                     auth,
                     store,
                     kms,

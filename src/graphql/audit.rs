@@ -2,10 +2,10 @@
 
 use async_graphql::{ID, InputObject, Object, SimpleObject};
 
-use crate::app::{AuditPage, AuditQuery};
+use crate::app::{AuditPage, AuditQuery, CheckpointShown};
 use crate::model::{Entry, ErrorCode, Item, Means, Operation, Outcome, Source};
 
-use super::scalars::Timestamptz;
+use super::scalars::{Bigint, Timestamptz};
 use super::words::Word;
 
 /// Which entries of the audit log; all conditions must hold.
@@ -85,6 +85,29 @@ impl From<AuditPage> for AuditConnection {
     }
 }
 
+/// The size and root of the audit log, signed.
+#[derive(SimpleObject)]
+#[graphql(name = "ByokAuditCheckpoint")]
+pub(super) struct AuditCheckpoint {
+    /// The signed note (c2sp.org/tlog-checkpoint): what to keep.
+    note: String,
+    /// Of which log.
+    origin: String,
+    /// How many leaves it has.
+    size: Bigint,
+    /// Its root, in base64.
+    root: String,
+    /// The public keys that verify it (c2sp.org/signed-note), the current one first.
+    keys: Vec<String>,
+}
+
+impl From<CheckpointShown> for AuditCheckpoint {
+    fn from(shown: CheckpointShown) -> Self {
+        let CheckpointShown { note, origin, size, root, keys } = shown;
+        Self { note, origin, size: Bigint(size), root, keys }
+    }
+}
+
 struct AuditEntry(Entry);
 
 /// One call, as the audit log holds it.
@@ -128,6 +151,11 @@ impl AuditEntry {
     /// The id of the request; null after an erasure.
     async fn request_id(&self) -> Option<&str> {
         self.0.request_id.as_deref()
+    }
+
+    /// What an operation on the log itself did; null for any other.
+    async fn detail(&self) -> Option<&str> {
+        self.0.detail.as_deref()
     }
 
     /// How many items the call had.

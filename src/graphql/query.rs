@@ -4,7 +4,7 @@ use async_graphql::{Context, ID, Object, SimpleObject};
 
 use crate::model::{ErrorCode, Operation, Posture, Refusal};
 
-use super::audit::{AuditConnection, AuditFilter};
+use super::audit::{AuditCheckpoint, AuditConnection, AuditFilter};
 use super::call::Call;
 use super::item::{DecryptArguments, Revealed};
 use super::rotation::RotationStatus;
@@ -68,6 +68,12 @@ impl Query {
         Ok(Some(app.audit(caller, &query).await?.into()))
     }
 
+    /// The audit log's size and root as they are now, signed.
+    async fn byok_audit_checkpoint(&self, context: &Context<'_>) -> Result<Option<AuditCheckpoint>, Refusal> {
+        let (app, caller) = Call::of(context)?.known()?;
+        Ok(Some(app.checkpoint(caller).await?.into()))
+    }
+
     /// How far a rotation is.
     async fn byok_rotation(
         &self,
@@ -95,7 +101,7 @@ struct KeyHealth {
     database: bool,
     /// The version that the key wraps under, as far as is known.
     key_version: Option<String>,
-    /// Why the key cannot be used, where it cannot.
+    /// Why nothing can be answered, where nothing can.
     error: Option<Word<ErrorCode>>,
     /// How long the KMS took for a wrap and an unwrap, in milliseconds.
     kms_latency_ms: Option<f64>,

@@ -139,7 +139,7 @@ pub struct KmsError {
     pub class: KmsErrorClass,
     /// The provider's HTTP status, where there was an answer.
     pub http_status: Option<u16>,
-    /// The provider's request id, where it gave one.
+    /// The request id by which the provider's log has the call, where it answered.
     pub request_id: Option<Arc<str>>,
     /// Where.
     pub stage: Stage,

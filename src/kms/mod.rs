@@ -90,7 +90,7 @@ pub enum Purpose {
 pub struct Answer<T> {
     /// The answer.
     pub value: T,
-    /// The provider's request id, for a cross-check with the customer's own log.
+    /// The request id by which the provider's log has the call, for a cross-check with it.
     pub request_id: Option<Arc<str>>,
 }
 

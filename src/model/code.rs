@@ -78,6 +78,7 @@ codes! {
     KmsMisconfigured "KMS_MISCONFIGURED" 503 false "The KMS does not accept our configuration." "Run `byok doctor` on the server.";
     // The server.
     StoreUnavailable "STORE_UNAVAILABLE" 503 true "The database is out of reach; nothing was done." "Retry; if it stays, look at the database.";
+    AuditLogBehind "AUDIT_LOG_BEHIND" 503 false "The audit log is behind what was published of it: the database was restored or rewritten." "Find out which; after a restore run `byok audit restored`.";
     Unavailable "UNAVAILABLE" 503 true "The server is stopping or overloaded." "Retry.";
     Internal "INTERNAL" 500 true "The server failed." "Give the request id to the operator.";
 }

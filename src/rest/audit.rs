@@ -93,6 +93,7 @@ fn shown(entry: &Entry) -> Value {
         "user": entry.user,
         "authenticated_by": entry.means.as_str(),
         "request_id": entry.request_id,
+        "detail": entry.detail,
         "items": entry.items.iter().map(shown_item).collect::<Vec<_>>(),
     })
 }

@@ -33,6 +33,7 @@ pub(super) async fn health(State(front): State<Front>) -> Response {
         &json!({
             "status": health.status.as_str(),
             "database": if health.database { "OK" } else { "UNAVAILABLE" },
+            "audit_log": if health.audit_log { "OK" } else { "BEHIND" },
             "key_version": health.key_version.map(|version| version.to_string()),
             "error": health.error.map(ErrorCode::as_str),
             "kms_latency_ms": health.kms_latency.map(|latency| latency.as_secs_f64() * 1_000.0),

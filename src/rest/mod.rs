@@ -5,6 +5,7 @@
 mod audit;
 mod body;
 mod caller;
+mod checkpoint;
 mod crypt;
 mod health;
 mod openapi;
@@ -41,6 +42,8 @@ pub fn router(app: Arc<App>, database: DatabaseState, stop: CancellationToken) -
         .route("/byok/rotate", post(rotate::start))
         .route("/byok/rotate/{id}", get(rotate::show))
         .route("/byok/audit", get(audit::page))
+        .route("/byok/audit/checkpoint", get(checkpoint::note))
+        .route("/byok/audit/keys", get(checkpoint::keys))
         .route("/byok/health", get(health::health))
         .route("/health", get(health::health))
         .route("/healthz", get(health::health))

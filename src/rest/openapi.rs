@@ -70,7 +70,7 @@ pub fn document() -> Value {
             "next": { "type": ["string", "null"], "description": "Pass it as `after` to read on. A page may hold fewer entries than asked for, or none, and have more to follow; null means that the end was reached." } } },
         "Entry": { "type": "object", "properties": {
             "id": text, "at": text, "operation": { "enum": Operation::ALL.map(Operation::as_str) }, "outcome": text, "role": text,
-            "user": nullable, "authenticated_by": text, "request_id": nullable,
+            "user": nullable, "authenticated_by": text, "request_id": nullable, "detail": nullable,
             "items": { "type": "array", "items": { "type": "object", "properties": {
                 "record_id": nullable, "dek_id": nullable, "key_version": nullable, "source": { "enum": ["cache", "kms", null] },
                 "kms_request_id": nullable, "outcome": text } } } } },
@@ -107,6 +107,12 @@ pub fn document() -> Value {
                 query("user", text.clone()), query("record_id", text.clone()),
                 query("first", json!({ "type": "integer", "minimum": 1, "maximum": 500, "default": 50 })), query("after", text.clone())],
             "responses": { "200": content("A page", "AuditPage"), "default": refused() } } },
+        "/byok/audit/checkpoint": { "get": {
+            "summary": "The audit log's size and root as they are now, signed (c2sp.org/tlog-checkpoint)", "security": [{ "bearer": [] }],
+            "responses": { "200": plain("The note"), "default": refused() } } },
+        "/byok/audit/keys": { "get": {
+            "summary": "The public keys that verify checkpoints, one a line (c2sp.org/signed-note), the current one first", "security": [{ "bearer": [] }],
+            "responses": { "200": plain("The keys"), "default": refused() } } },
         "/byok/health": { "get": {
             "summary": "Whether the key works: a real wrap and unwrap, at most once in five seconds",
             "responses": { "200": content("It works", "Health"), "503": content("It does not", "Health") } } },
@@ -134,6 +140,10 @@ fn body(schema: &str, required: bool) -> Value {
 
 fn content(description: &str, schema: &str) -> Value {
     json!({ "description": description, "content": { "application/json": { "schema": reference(schema) } } })
+}
+
+fn plain(description: &str) -> Value {
+    json!({ "description": description, "content": { "text/plain": { "schema": { "type": "string" } } } })
 }
 
 fn refused() -> Value {

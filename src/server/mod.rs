@@ -101,6 +101,10 @@ pub fn router(
         metrics.set_keys(keys_shown(app));
         metrics.set_watch(app.probes(), app.incidents());
         metrics.set_dek_pool(app.dek_pool());
+        let checkpoints = app.checkpoints();
+        let places = checkpoints.places().iter();
+        let places = places.map(|place| (place.kind(), place.failures(), place.unpublished()));
+        metrics.set_checkpoints(checkpoints.is_behind(), checkpoints.made(), places);
         app.streams_shown().iter().for_each(|one| metrics.set_stream(one.name, one.behind, one.failures));
         metrics.set_held(bounds.places.held(), bounds.bytes.held());
         let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");

@@ -11,6 +11,7 @@ mod keeping;
 mod migration;
 mod open;
 pub mod postgres;
+mod publication;
 mod row;
 mod search;
 mod shown;
@@ -38,6 +39,7 @@ pub use keeping::{Keeping, Personal, Prunable, PruneError, Retention};
 pub use migration::{MigrateError, MigrationReport};
 pub use open::{OpenError, open};
 pub use postgres::Postgres;
+pub use publication::{Publication, PublicationReads, Publishing};
 pub use sqlite::Sqlite;
 pub use stream::{StreamName, StreamReads, StreamRow, StreamStep};
 
@@ -96,7 +98,8 @@ impl EntryRow {
     }
 }
 
-fn leaf_of(at: Timestamp, digest: &[u8; 32]) -> Hash {
+/// The leaf of an entry of that time and digest.
+pub fn leaf_of(at: Timestamp, digest: &[u8; 32]) -> Hash {
     let mut data = [0; 40];
     data[..8].copy_from_slice(&at.0.to_be_bytes());
     data[8..].copy_from_slice(digest);
@@ -199,6 +202,24 @@ pub enum Change {
         size: u64,
         /// The signed note.
         note: Arc<str>,
+    },
+    /// Takes the next attempt to publish a checkpoint at a place, or says how it went; touches nothing when none is due, or
+    /// it is another's.
+    Publish {
+        /// The place's name.
+        place: Arc<str>,
+        /// Who makes it.
+        holder: Uuid,
+        /// That it begins, or how it went.
+        step: Publishing,
+    },
+    /// Ends the tenant's log and opens another one, before the batch's entries are appended: they are its first. Touches
+    /// nothing, and fails a batch with entries as one that comes too late, when the head is not this one any more.
+    OpenLog {
+        /// The head of the log that ends.
+        from: LogHead,
+        /// The number of the one that is opened.
+        log: u32,
     },
     /// Keeps all of the tenant's entries whatever their age, or no longer; touches nothing where it is so. The owner's.
     Hold {
@@ -355,6 +376,9 @@ pub trait TenantReads {
     /// The tenant of that name.
     async fn tenant(&self, name: &str) -> Result<Option<Tenant>, ReadError>;
 
+    /// All tenants, by name.
+    async fn tenants(&self) -> Result<Vec<Tenant>, ReadError>;
+
     /// Where the tenant's log ends; `None` for a tenant that has none.
     async fn log_head(&self, tenant: TenantUid) -> Result<Option<LogHead>, ReadError>;
 
@@ -421,6 +445,15 @@ pub trait AuditReads {
         limit: u32,
     ) -> Result<Vec<PlacedEntry>, ReadError>;
 
+    /// The places of the entries from this time on and before that, each where it is given: from the lowest to the highest.
+    /// `None` when there is no entry of that time.
+    async fn places(
+        &self,
+        tenant: TenantUid,
+        from: Option<Timestamp>,
+        until: Option<Timestamp>,
+    ) -> Result<Option<Range<u64>>, ReadError>;
+
     /// The leaves at these places of the log, oldest first, each with its place. What is missing is left out.
     async fn leaves(&self, tenant: TenantUid, places: Range<u64>) -> Result<Vec<(u64, Hash)>, ReadError>;
 }
@@ -464,6 +497,7 @@ pub trait Store:
     + JobReads
     + AuditReads
     + CheckpointReads
+    + PublicationReads
     + DerivedReads
     + ProofReads
     + AnnouncementReads

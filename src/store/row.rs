@@ -1,5 +1,6 @@
 //! Rows as both databases give them, made into our types. A word that we do not write is an error, never a guess.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,8 +16,8 @@ use crate::model::{
 use super::derived::{Behind, Chunk, Named, Outline, Tile, TileId, each_record, value_of};
 use super::search::Bounds;
 use super::{
-    CheckpointRow, DekRow, EntryRow, LogHead, PlacedEntry, StreamName, StreamRow, Unannounced, Watched,
-    leaf_of,
+    CheckpointRow, DekRow, EntryRow, LogHead, PlacedEntry, Publication, StreamName, StreamRow, Unannounced,
+    Watched, leaf_of,
 };
 
 /// A row's columns by position.
@@ -167,6 +168,14 @@ pub(super) fn entry(row: &impl Columns) -> Result<PlacedEntry, Error> {
     })
 }
 
+/// The lowest and the highest place; null where there is none.
+pub(super) fn places(row: &impl Columns) -> Result<Option<Range<u64>>, Error> {
+    match row.number(0)? {
+        None => Ok(None),
+        Some(_) => Ok(Some(number(row, 0)?..number::<u64>(row, 1)? + 1)),
+    }
+}
+
 /// `seq, at, digest`.
 pub(super) fn leaf(row: &impl Columns) -> Result<(u64, Hash), Error> {
     Ok((number(row, 0)?, leaf_of(there(row.moment(1)?)?, &array(there(row.bytes(2)?)?)?)))
@@ -230,6 +239,21 @@ pub(super) fn checkpoint(row: &impl Columns) -> Result<CheckpointRow, Error> {
         size: number(row, 0)?,
         note: there(row.text(1)?)?.into(),
         made_at: there(row.moment(2)?)?,
+    })
+}
+
+/// `place, log, size, published_at, failures, due`.
+pub(super) fn publication(row: &impl Columns) -> Result<Publication, Error> {
+    let published = match row.number(1)? {
+        None => None,
+        Some(_) => Some((number(row, 1)?, number(row, 2)?)),
+    };
+    Ok(Publication {
+        place: there(row.text(0)?)?,
+        published,
+        published_at: row.moment(3)?,
+        failures: number(row, 4)?,
+        due: number::<i64>(row, 5)? != 0,
     })
 }
 

@@ -12,6 +12,9 @@ use super::{EntryFilter, Page, PlacedEntry, ReadError};
 
 /// How many chunks one call reads the entries of.
 const CHUNKS: usize = 32;
+/// The same where a record is looked for, and how many at once: an entry may have thousands, and all of them are read.
+const RECORD_CHUNKS: usize = 16;
+const RECORD_STEP: usize = 4;
 /// How many chunks are looked up in the index for each that is wanted, where more than one condition must hold.
 const LOOKED_UP: usize = 64;
 
@@ -83,8 +86,12 @@ pub(super) async fn page(
 ) -> Result<Page, ReadError> {
     let Some(bounds) = store.bounds(tenant, filter).await? else { return Ok(Page::default()) };
     let mut values = values_asked(tenant, filter);
-    let mut search =
-        Search { store, tenant, filter, limit: limit as usize, found: Vec::new(), left: CHUNKS, step: 1 };
+    let (left, most) = match filter.record_id {
+        None => (CHUNKS, CHUNKS),
+        Some(_) => (RECORD_CHUNKS, RECORD_STEP),
+    };
+    let (found, limit) = (Vec::new(), limit as usize);
+    let mut search = Search { store, tenant, filter, limit, found, left, step: 1, most };
     let mut below = before.unwrap_or(u64::MAX).min(bounds.end);
 
     let indexed = bounds.indexed * WIDTH;
@@ -125,6 +132,7 @@ struct Search<'s, S> {
     /// How many chunks may still be read.
     left: usize,
     step: usize,
+    most: usize,
 }
 
 impl<S: SearchReads> Search<'_, S> {
@@ -132,7 +140,7 @@ impl<S: SearchReads> Search<'_, S> {
     fn step(&mut self) -> Option<usize> {
         let step = self.step.min(self.left);
         self.left -= step;
-        self.step *= 4;
+        self.step = self.most.min(self.step * 4);
         (step > 0).then_some(step)
     }
 

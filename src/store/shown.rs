@@ -49,8 +49,11 @@ pub(super) async fn shown(
                 let there = store.checkpoints_from(tenant, *log, *size, 1).await.map_err(open)?;
                 there.iter().any(|row| row.size == *size && row.note == *note)
             }
-            // To say it again does no harm.
-            Change::Need { .. } => true,
+            Change::OpenLog { log, .. } => {
+                store.log_head(tenant).await.map_err(open)?.is_some_and(|head| head.log >= *log)
+            }
+            // To say it again does no harm. No publication is committed beside an entry.
+            Change::Need { .. } | Change::Publish { .. } => true,
             // What is not there after all is derived again.
             Change::AddTiles { .. } | Change::AddChunkValues(_) | Change::AddChunks(_) => true,
             Change::Prove { to, .. } => {

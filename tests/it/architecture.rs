@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const ROWS: [&[&str]; 11] = [
     &["crypto", "model"],
     &["config", "merkle"],
-    &["telemetry", "store", "kms", "auth", "webhook"],
+    &["telemetry", "store", "kms", "auth", "webhook", "archive"],
     &["audit"],
     &["keyring"],
     &["app"],

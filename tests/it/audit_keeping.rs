@@ -13,6 +13,7 @@ use byok::store::{
     Batch, Change, Database, EntryFilter, EntryRow, Personal, PlacedEntry, PruneError, Retention, Tile,
     TileId,
 };
+use sqlx::{Connection, PgConnection};
 
 use crate::store_postgres::with_two_roles;
 use crate::support::postgres::{connect, execute, migrated};
@@ -50,13 +51,17 @@ on_both_databases! {
     an_erased_record_is_gone_from_every_item
     nothing_is_erased_of_a_tenant_on_hold
     an_erased_value_is_found_by_nobody
+    what_comes_after_an_erased_part_is_still_found
     entries_stay_whose_tiles_are_not_theirs
     nobody_elses_values_are_erased
     old_entries_go_and_an_entry_says_so
+    what_was_dropped_is_not_paged_through
     what_no_tile_covers_stays
+    entries_of_an_ended_log_go_by_its_own_tiles
     nothing_goes_of_a_tenant_on_hold
     only_what_was_exported_goes_where_that_is_asked_for
     what_changed_meanwhile_is_not_dropped
+    a_clock_that_runs_ahead_drops_nothing_before_its_time
 }
 
 /// A month of the past, as the server made it at its time.
@@ -225,6 +230,25 @@ async fn an_erased_value_is_found_by_nobody(database: Db) {
     verifies(&database, tenant).await;
 }
 
+async fn what_comes_after_an_erased_part_is_still_found(database: Db) {
+    let tenant = tenant(&*database).await;
+    let now = SystemClock.now();
+    append(&database, tenant, (0..600).map(|_| row(tenant, now, "ann", &["a"])).collect()).await;
+    derive(&database).await;
+    let user = EntryFilter { user: Some("ann".to_owned()), ..EntryFilter::default() };
+    let record = EntryFilter { record_id: Some("a".to_owned()), ..EntryFilter::default() };
+    for (end, left) in [(100, 500), (256, 344), (512, 88), (600, 0)] {
+        for personal in [Personal::User("ann".to_owned()), Personal::Record("a".to_owned())] {
+            let erase = Change::Erase { personal, places: 0..end };
+            database.commit(&changes(tenant, vec![erase])).await.unwrap();
+        }
+        for filter in [&user, &record] {
+            let found = database.entries(tenant, filter, None, 1_000).await.unwrap().entries;
+            assert_eq!(found.len(), left, "{filter:?} after {end}");
+        }
+    }
+}
+
 async fn entries_stay_whose_tiles_are_not_theirs(database: Db) {
     let tenant = tenant(&*database).await;
     append_old(&database, tenant, 256).await;
@@ -266,6 +290,17 @@ async fn old_entries_go_and_an_entry_says_so(database: Db) {
     assert_eq!(database.log_size(tenant).await, Ok(514), "nothing to do leaves no entry");
 }
 
+async fn what_was_dropped_is_not_paged_through(database: Db) {
+    let tenant = tenant(&*database).await;
+    append_old(&database, tenant, 64 * 256).await;
+    append(&database, tenant, (0..300).map(|_| row(tenant, SystemClock.now(), "ann", &["a"])).collect())
+        .await;
+    derive(&database).await;
+    assert_eq!(keeper(&database).prune(retention()).await, Ok(64 * 256));
+    let page = database.entries(tenant, &EntryFilter::default(), None, 1_000).await.unwrap();
+    assert_eq!((page.entries.len(), page.next), (301, None));
+}
+
 async fn what_no_tile_covers_stays(database: Db) {
     let tenant = tenant(&*database).await;
     append_old(&database, tenant, 300).await;
@@ -282,6 +317,25 @@ async fn what_no_tile_covers_stays(database: Db) {
         details(&database, tenant, Operation::Prune).await,
         ["prune 301 512", "prune 256 300", "prune 0 256"]
     );
+}
+
+async fn entries_of_an_ended_log_go_by_its_own_tiles(database: Db) {
+    let tenant = tenant(&*database).await;
+    append_old(&database, tenant, 300).await;
+    derive(&database).await;
+    let ended = database.log_head(tenant).await.unwrap().unwrap();
+    let open = Change::OpenLog { from: ended.clone(), log: 2 };
+    let first = vec![row(tenant, long_ago(), "u", &["a"])];
+    let batch = Batch { base: ended.end(), entries: first, ..changes(tenant, vec![open]) };
+    database.commit(&batch).await.unwrap();
+    append_old(&database, tenant, 255).await;
+    assert_eq!(keeper(&database).prune(retention()).await, Ok(256), "the new log has no tile yet");
+    derive(&database).await;
+    // What was left of the ended log's last tile stays: nothing else holds its hashes.
+    assert_eq!(keeper(&database).prune(retention()).await, Ok(256));
+    let places: Vec<u64> = all(&database, tenant).await.iter().map(|placed| placed.seq).collect();
+    assert_eq!(places[..44], (256..300).collect::<Vec<_>>());
+    assert_eq!(details(&database, tenant, Operation::Prune).await, ["prune 300 556", "prune 0 256"]);
 }
 
 async fn nothing_goes_of_a_tenant_on_hold(database: Db) {
@@ -323,6 +377,19 @@ async fn what_changed_meanwhile_is_not_dropped(database: Db) {
     assert_eq!(all(&database, tenant).await.len(), 257);
 }
 
+async fn a_clock_that_runs_ahead_drops_nothing_before_its_time(database: Db) {
+    struct Ahead;
+    impl Clock for Ahead {
+        fn now(&self) -> Timestamp {
+            SystemClock.now().plus(3_650 * DAY)
+        }
+    }
+    let committer = Arc::new(Committer::start(database.clone(), Arc::new(SystemClock), 1));
+    let keeper = Keeper::new(database.clone(), committer, Arc::new(Ahead), None);
+    let retention = keeper.older_than(365 * DAY, false).await.unwrap();
+    assert!(retention.before <= SystemClock.now().minus(364 * DAY));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_serving_role_neither_holds_nor_erases_nor_prunes() {
     let (_database, owner, owner_url, serving) = with_two_roles().await;
@@ -361,4 +428,30 @@ async fn entries_are_written_while_a_month_is_dropped() {
     assert_eq!(keeper(&store).prune(retention()).await, Ok(512));
     writing.await.unwrap();
     assert_eq!(all(&store, tenant).await.len(), 201);
+}
+
+/// Whoever reads the log has the lock of the whole table before those of its months.
+#[tokio::test(flavor = "multi_thread")]
+async fn entries_are_read_while_a_month_is_dropped() {
+    let (database, store) = migrated().await;
+    old_month(&database.url).await;
+    let store: Db = store;
+    let tenant = tenant(&*store).await;
+    append_old(&store, tenant, 512).await;
+    derive(&store).await;
+    let mut reader = PgConnection::connect(&database.url).await.unwrap();
+    let mut reading = reader.begin().await.unwrap();
+    sqlx::query("LOCK TABLE ONLY np_byok_audit IN ACCESS SHARE MODE").execute(&mut *reading).await.unwrap();
+    let pruning = tokio::spawn(async move { keeper(&store).prune(retention()).await });
+    let waits =
+        "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = 'np_byok_audit'::regclass)";
+    while !pruning.is_finished()
+        && !sqlx::query_scalar::<_, bool>(waits).fetch_one(&mut *reading).await.unwrap()
+    {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let of_month = sqlx::query("SELECT count(*) FROM np_byok_audit_202401").execute(&mut *reading).await;
+    assert!(of_month.is_ok(), "{of_month:?}");
+    reading.commit().await.unwrap();
+    assert_eq!(pruning.await.unwrap(), Ok(512));
 }

@@ -1,6 +1,7 @@
-//! The log is held against the audit file of the real Vault: what an entry explains, what probing does, and what nobody
-//! explains.
+//! The log is held against the audit file of the real Vault, and against the log that the stand-in for Azure keeps: what an
+//! entry explains, what probing does, and what nobody explains.
 
+use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
+use crate::support::azure::{Azure, SECRET};
 use crate::support::needed;
 use crate::support::server::{TestServer, create_database};
 use crate::support::shared_vault::VaultKey;
@@ -71,27 +73,32 @@ async fn decrypt_many(server: &TestServer, items: &[Value]) {
     assert!(answer.body["items"].as_array().expect("items").iter().all(|item| item["plaintext"] == "p"));
 }
 
-/// A server that has done all that makes calls to the KMS, and calls that make none; and the device that saw it.
-async fn worked() -> (TestServer, AuditDevice) {
-    let key = VaultKey::create().await;
-    let device = AuditDevice::enable(&key).await;
-    let database = create_database(&needed("DATABASE_URL")).await;
-    let mut server = TestServer::on(key, database, &[]).await;
+/// Has the server do all that makes calls to the KMS, and calls that make none.
+async fn work(server: &mut TestServer, rotated: impl Future<Output = ()>) {
     let token = server.encrypt("p", "record-1").await;
     assert_eq!(server.decrypt(&token, "record-1").await.status, 200);
-    let items = many(&server, &["record-2", "record-3", "record-1"]).await;
-    decrypt_many(&server, &items).await;
+    let items = many(server, &["record-2", "record-3", "record-1"]).await;
+    decrypt_many(server, &items).await;
     assert_eq!(server.get("/byok/health").await.status, 200);
 
     server.kill().await;
     server.start_again().await;
-    decrypt_many(&server, &items).await;
-    server.key.rotate().await;
-    assert_eq!(byok(&server, &["rotate"]).await.0, Some(0));
+    decrypt_many(server, &items).await;
+    rotated.await;
+    assert_eq!(byok(server, &["rotate"]).await.0, Some(0));
     assert_eq!(server.decrypt(&token, "record-1").await.status, 200);
     // Long enough for some probes of each version.
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(server.decrypt(&token, "record-1").await.status, 200);
+}
+
+/// A server that has worked, and the device that saw it.
+async fn worked() -> (TestServer, AuditDevice) {
+    let key = VaultKey::create().await;
+    let device = AuditDevice::enable(&key).await;
+    let database = create_database(&needed("DATABASE_URL")).await;
+    let mut server = TestServer::on(key.clone(), database, &[]).await;
+    work(&mut server, key.rotate()).await;
     // The file ends after the last entry.
     server.key.admin(Method::GET, "sys/health", json!({})).await;
     (server, device)
@@ -192,4 +199,85 @@ async fn a_call_that_is_not_in_their_log_is_named_with_its_entry() {
     std::fs::write(&shorter, "no log at all\n").unwrap();
     assert_eq!(reconcile(&server, &shorter).await, (Some(1), Value::Null));
     device.disable(&server.key).await;
+}
+
+/// What the vault's log has so far without the calls by some ids, held against ours. It ends after the last entry.
+async fn reconcile_azure(server: &TestServer, azure: &Azure, without: &[&str]) -> (Option<i32>, Value) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("PT1H.json");
+    azure.unauthenticated_read().await;
+    let mut lines = azure.audit_log().await;
+    lines.retain(|line| !without.iter().any(|id| line.contains(id)));
+    std::fs::write(&file, lines.join("\n")).expect("the file is written");
+    reconcile(server, &file).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn azures_log_is_joined_by_the_ids_that_we_sent() {
+    let azure = Azure::start().await;
+    let variables = azure.variables();
+    let variables: Vec<(&str, &str)> = variables.iter().map(|(name, value)| (&**name, &**value)).collect();
+    let mut server = TestServer::with(&variables).await;
+    let rotated = async { drop(azure.control(Method::POST, "keys/byok", json!({})).await) };
+    work(&mut server, rotated).await;
+    let log = server.get("/byok/audit").await.body;
+    server.kill().await;
+
+    let (code, report) = reconcile_azure(&server, &azure, &[]).await;
+    assert_eq!((code, &report["explained"]), (Some(0), &json!(true)), "{report:#}");
+    assert_eq!(report["format"], "Azure Key Vault diagnostic log");
+    assert_eq!(report["keys"], json!(["byok"]));
+    let (provider, ours) = (&report["provider"], &report["log"]);
+    // An item is a call: three that made DEKs (one record has one already), three unwraps after the restart, three wraps of
+    // the rotation, one unwrap after it.
+    assert!(provider["matched"].as_u64() >= Some(9), "{report:#}");
+    assert!(ours["items_from_kms"].as_u64() >= Some(9), "{report:#}");
+    assert!(ours["cache_hits"].as_u64() >= Some(4), "{report:#}");
+    // The rotation's unwraps have none, as probes have none.
+    let unwraps = provider["without_entry"]["unwrap"].as_u64().expect("a number");
+    assert!(unwraps >= 5, "{report:#}");
+    assert!(provider["without_entry"]["wrap"].as_u64() >= Some(1), "there was a canary: {report:#}");
+    assert!(provider["probes"].as_u64() >= Some(2), "each start asks for the challenge: {report:#}");
+    assert_eq!((&ours["missing"], &provider["unexplained"]), (&json!(0), &json!(0)));
+    let principals = provider["principals"].as_array().unwrap();
+    let own: Vec<&Value> = principals.iter().filter(|principal| principal["own"] == true).collect();
+    assert_eq!((own.len(), &own[0]["name"]), (1, &json!(azure.client_id)), "{report:#}");
+
+    // A line that is gone is named with its entry.
+    let entries = log["entries"].as_array().unwrap();
+    let entry = entries.iter().rfind(|entry| entry["operation"] == "encrypt").expect("the first encrypt");
+    let id = entry["items"][0]["kms_request_id"].as_str().expect("a request id").to_owned();
+    let (code, report) = reconcile_azure(&server, &azure, &[&id]).await;
+    assert_eq!(code, Some(1));
+    let missing = report["log"]["not_in_theirs"].as_array().unwrap();
+    assert_eq!(missing.len(), 1, "{report:#}");
+    assert_eq!((&missing[0]["kms_request_id"], &missing[0]["entry"]), (&json!(id), &entry["id"]));
+
+    // Whoever has our secret is not told from our probing: Azure's log has nothing that would. They are counted.
+    let database = server.database().await;
+    let row = sqlx::query_as("SELECT wrapped, key_version FROM np_byok_wrapped_deks LIMIT 1");
+    let (wrapped, version): (Vec<u8>, String) = row.fetch_one(&database).await.expect("a row");
+    azure.unwrap_as(&azure.client_id, Some("11111111-1111-4111-8111-111111111111"), &version, &wrapped).await;
+    let (code, report) = reconcile_azure(&server, &azure, &[]).await;
+    assert_eq!(code, Some(0));
+    assert_eq!(report["provider"]["without_entry"]["unwrap"], json!(unwraps + 1), "{report:#}");
+
+    // Someone else is named, under whatever id: none, or one of ours.
+    let stranger =
+        azure.control(Method::POST, "principals", json!({ "secrets": [{ "value": SECRET }] })).await;
+    azure.allow(stranger["oid"].as_str().unwrap(), "/keys/byok").await;
+    let stranger = stranger["clientId"].as_str().unwrap();
+    azure.unwrap_as(stranger, None, &version, &wrapped).await;
+    azure.unwrap_as(stranger, Some(&id), &version, &wrapped).await;
+    let (code, report) = reconcile_azure(&server, &azure, &[]).await;
+    assert_eq!(code, Some(1));
+    let named = report["provider"]["not_in_our_log"].as_array().unwrap();
+    assert_eq!(named.len(), 2, "{report:#}");
+    for (call, id) in named.iter().zip(["(record ", &id]) {
+        assert_eq!(
+            (&call["why"], &call["use"], &call["principal"]),
+            (&json!("stranger"), &json!("unwrap"), &json!(stranger))
+        );
+        assert!(call["kms_request_id"].as_str().unwrap().starts_with(id), "{report:#}");
+    }
 }

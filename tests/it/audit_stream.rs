@@ -111,6 +111,28 @@ async fn replicas_that_are_killed_lose_no_line_and_repeats_have_their_entrys_id(
     assert_eq!(firsts(ids(&events(&std::fs::read_to_string(&path).unwrap()))), logged);
 }
 
+#[tokio::test]
+async fn an_entry_that_cannot_be_read_is_said_and_the_stream_left_to_who_can() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("audit.jsonl");
+    let server = TestServer::with(&[("BYOK_AUDIT_STREAM_FILE", path.to_str().unwrap())]).await;
+    server.encrypt("p", "record-1").await;
+    let lines = || std::fs::read_to_string(&path).unwrap_or_default().lines().count();
+    eventually("a line", async || lines() == 1).await;
+    // As a later release, or a superuser, may have written it.
+    let changed =
+        "BEGIN; SET LOCAL session_replication_role = replica; UPDATE np_byok_audit SET operation = 'mend';
+        UPDATE np_byok_streams SET next = 0; COMMIT";
+    sqlx::raw_sql(changed).execute(&server.database().await).await.unwrap();
+    let failures = r#"byok_audit_stream_failures_total{stream="file"}"#;
+    eventually("a failure", async || metric(&server, failures).await >= Some(1)).await;
+    let said = server.doctor().await;
+    assert!(said.contains("FAIL  audit stream file: nothing is taken since"), "{said}");
+    let leased = "SELECT leased_until > now() FROM np_byok_streams";
+    let leased: bool = sqlx::query_scalar(leased).fetch_one(&server.database().await).await.unwrap();
+    assert!(!leased);
+}
+
 /// What a receiver took, and whether it takes anything.
 #[derive(Default)]
 struct Inbox {

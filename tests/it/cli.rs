@@ -105,7 +105,7 @@ async fn dev_prints_lines_that_work_when_they_are_pasted() {
         child.kill().await.unwrap();
     }
     use std::os::unix::fs::PermissionsExt as _;
-    for secret in ["local-key.json", "jwt-secret.json", "byok.db"] {
+    for secret in ["local-key.json", "jwt-secret.json", "audit-signing-key.pem", "byok.db"] {
         let mode = std::fs::metadata(folder.path().join(".byok").join(secret)).unwrap().permissions().mode();
         assert_eq!(mode & 0o077, 0, "{secret} is open to others");
     }

@@ -16,8 +16,8 @@ use byok::model::{
 use byok::store::{
     AnnouncementReads, AuditReads, Batch, Behind, Change, CheckpointReads, CheckpointRow, CommitError,
     Committed, Database as _, DekReads, DekRow, DerivedReads, EntryFilter, Fence, JobReads, LogHead, Must,
-    Outline, Page, PlacedEntry, ProofReads, ReadError, Seen, Sqlite, Store, StreamReads, StreamRow,
-    TenantReads, Tile, TileId, Unannounced, Watched,
+    Outline, Page, PlacedEntry, ProofReads, Publication, PublicationReads, ReadError, Seen, Sqlite, Store,
+    StreamReads, StreamRow, TenantReads, Tile, TileId, Unannounced, Watched,
 };
 
 use crate::support::rows::{fence, prove, watch};
@@ -81,6 +81,10 @@ impl Store for Unlucky {
 impl TenantReads for Unlucky {
     async fn tenant(&self, name: &str) -> Result<Option<Tenant>, ReadError> {
         self.database.tenant(name).await
+    }
+
+    async fn tenants(&self) -> Result<Vec<Tenant>, ReadError> {
+        self.database.tenants().await
     }
 
     async fn log_head(&self, tenant: TenantUid) -> Result<Option<LogHead>, ReadError> {
@@ -156,6 +160,15 @@ impl AuditReads for Unlucky {
         self.database.entries_from(tenant, from, limit).await
     }
 
+    async fn places(
+        &self,
+        tenant: TenantUid,
+        from: Option<Timestamp>,
+        until: Option<Timestamp>,
+    ) -> Result<Option<Range<u64>>, ReadError> {
+        self.database.places(tenant, from, until).await
+    }
+
     async fn leaves(&self, tenant: TenantUid, places: Range<u64>) -> Result<Vec<(u64, Hash)>, ReadError> {
         self.database.leaves(tenant, places).await
     }
@@ -213,6 +226,17 @@ impl CheckpointReads for Unlucky {
         limit: u32,
     ) -> Result<Vec<CheckpointRow>, ReadError> {
         self.database.checkpoints_from(tenant, log, size, limit).await
+    }
+}
+
+#[async_trait]
+impl PublicationReads for Unlucky {
+    async fn publications(&self, tenant: TenantUid) -> Result<Vec<Publication>, ReadError> {
+        self.database.publications(tenant).await
+    }
+
+    async fn ended_logs(&self, tenant: TenantUid) -> Result<Vec<LogHead>, ReadError> {
+        self.database.ended_logs(tenant).await
     }
 }
 

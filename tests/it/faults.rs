@@ -279,12 +279,14 @@ async fn a_database_that_went_back_in_time_is_noticed_before_a_token_is_given_ou
     let server = TestServer::start().await;
     server.encrypt("before", "kept").await;
     let database = server.database().await;
+    sqlx::raw_sql("CREATE TABLE backup AS SELECT * FROM np_byok_heads").execute(&database).await.unwrap();
     for n in 0..5 {
         server.encrypt("lost", &format!("lost-{n}")).await;
     }
     // What a restore of an older backup under a running server leaves; the triggers are the owner's to turn off.
     let restore = "ALTER TABLE np_byok_audit DISABLE TRIGGER USER; DELETE FROM np_byok_audit WHERE seq >= 1; \
-                   ALTER TABLE np_byok_audit ENABLE TRIGGER USER; UPDATE np_byok_heads SET size = 1; \
+                   ALTER TABLE np_byok_audit ENABLE TRIGGER USER; \
+                   UPDATE np_byok_heads h SET size = b.size, frontier = b.frontier FROM backup b; \
                    DELETE FROM np_byok_wrapped_deks WHERE record_id LIKE 'lost-%'";
     sqlx::raw_sql(restore).execute(&database).await.unwrap();
     let again = json!({ "plaintext": "again", "record_id": "lost-0" });

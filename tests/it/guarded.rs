@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use byok::app::{App, DecryptItem, EncryptItem};
+use byok::app::{App, CheckpointParts, Checkpoints, DecryptItem, EncryptItem};
 use byok::audit::Committer;
 use byok::auth::{Authenticator, Policy};
 use byok::config::{Auth, DekCache, Env, KeyGuard, Limits, Reader};
@@ -23,8 +23,8 @@ use byok::model::{
 use byok::store::{
     AnnouncementReads, AuditReads, Batch, Behind, Change, CheckpointReads, CheckpointRow, CommitError,
     Committed, Database as _, DekReads, DekRow, DerivedReads, EntryFilter, Fence, JobReads, LogHead, Must,
-    Outline, Page, Passed, PlacedEntry, ProofReads, ReadError, Seen, Sqlite, Store, StreamReads, StreamRow,
-    TenantReads, Tile, TileId, Unannounced, Watched,
+    Outline, Page, Passed, PlacedEntry, ProofReads, Publication, PublicationReads, ReadError, Seen, Sqlite,
+    Store, StreamReads, StreamRow, TenantReads, Tile, TileId, Unannounced, Watched,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -244,6 +244,10 @@ impl TenantReads for Wired {
         self.read().await?.tenant(name).await
     }
 
+    async fn tenants(&self) -> Result<Vec<Tenant>, ReadError> {
+        self.read().await?.tenants().await
+    }
+
     async fn log_head(&self, tenant: TenantUid) -> Result<Option<LogHead>, ReadError> {
         self.read().await?.log_head(tenant).await
     }
@@ -317,6 +321,15 @@ impl AuditReads for Wired {
         self.read().await?.entries_from(tenant, from, limit).await
     }
 
+    async fn places(
+        &self,
+        tenant: TenantUid,
+        from: Option<Timestamp>,
+        until: Option<Timestamp>,
+    ) -> Result<Option<Range<u64>>, ReadError> {
+        self.read().await?.places(tenant, from, until).await
+    }
+
     async fn leaves(&self, tenant: TenantUid, places: Range<u64>) -> Result<Vec<(u64, Hash)>, ReadError> {
         self.read().await?.leaves(tenant, places).await
     }
@@ -374,6 +387,17 @@ impl CheckpointReads for Wired {
         limit: u32,
     ) -> Result<Vec<CheckpointRow>, ReadError> {
         self.read().await?.checkpoints_from(tenant, log, size, limit).await
+    }
+}
+
+#[async_trait]
+impl PublicationReads for Wired {
+    async fn publications(&self, tenant: TenantUid) -> Result<Vec<Publication>, ReadError> {
+        self.read().await?.publications(tenant).await
+    }
+
+    async fn ended_logs(&self, tenant: TenantUid) -> Result<Vec<LogHead>, ReadError> {
+        self.read().await?.ended_logs(tenant).await
     }
 }
 
@@ -562,6 +586,15 @@ impl House {
         let env = Env::from_pairs(variables);
         let auth = Auth::read(&mut Reader::new(&env));
         let authenticator = Authenticator::new(&auth, crate::support::http(), clock.clone());
+        let checkpoints = Checkpoints::new(CheckpointParts {
+            store: store.clone(),
+            tenant: self.tenant.clone(),
+            deployment: "byok".to_owned(),
+            keys: None,
+            places: Vec::new(),
+            publish_every: Duration::from_secs(60),
+            clock: clock.clone(),
+        });
         let app = App::new(byok::app::Parts {
             tenant: self.tenant.clone(),
             store: store.clone(),
@@ -574,6 +607,7 @@ impl House {
             in_flight: 2_048,
             clock: clock.clone(),
             webhook: None,
+            checkpoints,
             streams: Vec::new(),
         });
         let prober = CancellationToken::new();

@@ -16,13 +16,13 @@ use crate::support::calls::binding;
 use crate::support::needed;
 
 /// A server of this test's own; ends with its value.
-struct Moto {
+pub(crate) struct Moto {
     cloud: Cloud,
     process: Child,
 }
 
 impl Moto {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let port =
             std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("one").port();
         let process = Command::new(needed("BYOK_TEST_PYTHON"))
@@ -44,6 +44,11 @@ impl Moto {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         panic!("moto did not answer within 30 s");
+    }
+
+    /// Where it answers.
+    pub(crate) fn address(&self) -> &str {
+        &self.cloud.address
     }
 
     async fn key(&self) -> String {

@@ -10,7 +10,7 @@ use crate::support::aws::{Cloud, Key, re_encrypt_of_fakecloud};
 use crate::support::printed_policy;
 
 /// The JSON documents that are printed, in their order.
-fn printed(variables: &[(&str, &str)]) -> Vec<Value> {
+pub(crate) fn printed(variables: &[(&str, &str)]) -> Vec<Value> {
     let text = printed_policy("aws-kms", variables);
     let json: String = text.lines().filter(|line| !line.starts_with('#')).collect();
     serde_json::Deserializer::from_str(&json).into_iter().map(|document| document.expect("JSON")).collect()

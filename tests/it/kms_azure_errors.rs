@@ -189,10 +189,21 @@ async fn what_fails_inside_the_vault_or_before_it_is_an_outage() {
 }
 
 #[tokio::test]
-async fn an_error_carries_the_status_and_the_vaults_own_id_of_the_request() {
+async fn an_error_carries_the_status_and_the_id_by_which_the_vaults_log_has_the_request() {
     let azure = Azure::start().await;
     azure.forbid().await;
     let error = azure.kms().wrap(&[(binding(), &Dek::generate())]).await.remove(0).expect_err("denied");
     assert_eq!(error.http_status, Some(403));
-    assert!(error.request_id.is_some_and(|id| uuid::Uuid::parse_str(&id).is_ok()));
+    let log = azure.control(Method::GET, "audit", json!({})).await;
+    let record = log.as_array().expect("records").last().expect("one").clone();
+    assert_eq!(record["correlationId"].as_str(), error.request_id.as_deref());
+    assert_eq!(
+        (&record["operationName"], &record["properties"]["httpStatusCode"]),
+        (&json!("KeyWrap"), &json!(403))
+    );
+
+    // What stands before the vault is not in its log, and a token is no call of the key.
+    azure.fault(json!({ "target": "authority", "times": 100, "aadsts": 7000215 })).await;
+    let error = azure.kms().wrap(&[(binding(), &Dek::generate())]).await.remove(0).expect_err("no token");
+    assert_eq!(error.request_id, None);
 }

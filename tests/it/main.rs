@@ -4,13 +4,19 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a failure here is a failed test")]
 
 mod architecture;
+mod audit_bundle;
 mod audit_crash;
+mod audit_damage;
 mod audit_keeping;
 mod audit_reconcile;
 mod audit_stream;
 mod audit_tiles;
 mod canary;
 mod canary_kms;
+mod checkpoints;
+mod checkpoints_behind;
+mod checkpoints_places;
+mod checkpoints_store;
 mod cli;
 mod committer;
 mod drill;

@@ -51,7 +51,9 @@ on_every_database! {
     a_tenant_is_found_by_its_name
     a_tenants_name_and_uid_are_given_once
     a_tenant_its_entries_and_its_deks_can_come_in_one_batch
+    tenants_are_listed_by_name
     entries_read_back_as_they_were_written
+    entries_of_a_time_are_found_by_their_places
     a_batch_on_a_stale_base_does_nothing
     an_identical_batch_is_applied_once
     an_identical_batch_is_known_after_others_have_appended
@@ -183,6 +185,33 @@ async fn a_tenant_its_entries_and_its_deks_can_come_in_one_batch(store: Db) {
     assert_eq!(store.commit(&batch).await.unwrap().applied, [1, 1, 1]);
     assert_eq!(store.log_size(uid).await.unwrap(), 2);
     assert_eq!(store.deks(uid, &[row.id]).await.unwrap(), [row]);
+}
+
+async fn tenants_are_listed_by_name(store: Db) {
+    let tenants = ["a", "b", "c"]
+        .map(|name| Tenant { uid: TenantUid(*Uuid::new_v4().as_bytes()), name: name.to_owned() });
+    assert_eq!(store.tenants().await.unwrap(), []);
+    for tenant in [&tenants[1], &tenants[0], &tenants[2]] {
+        store.commit(&changes(tenant.uid, vec![Change::CreateTenant(tenant.clone())])).await.unwrap();
+    }
+    assert_eq!(store.tenants().await.unwrap(), tenants);
+}
+
+async fn entries_of_a_time_are_found_by_their_places(store: Db) {
+    let (tenant, other) = (tenant(&*store).await, tenant(&*store).await);
+    let start = now();
+    let at = |seconds: u64| start.plus(Duration::from_secs(seconds));
+    let rows = (0..5).map(|n| EntryRow { at: at(n), ..entry() }).collect();
+    store.commit(&entries(tenant, 0, rows)).await.unwrap();
+    store.commit(&entries(other, 0, vec![EntryRow { at: at(1), ..entry() }])).await.unwrap();
+    for (from, until, places) in
+        [(1, 3, Some(1..3)), (0, 9, Some(0..5)), (4, 5, Some(4..5)), (2, 2, None), (5, 9, None)]
+    {
+        assert_eq!(store.places(tenant, Some(at(from)), Some(at(until))).await.unwrap(), places);
+    }
+    assert_eq!(store.places(tenant, Some(at(3)), None).await.unwrap(), Some(3..5));
+    assert_eq!(store.places(tenant, None, Some(at(3))).await.unwrap(), Some(0..3));
+    assert_eq!(store.places(tenant, None, None).await.unwrap(), Some(0..5));
 }
 
 async fn entries_read_back_as_they_were_written(store: Db) {

@@ -217,6 +217,7 @@ async fn a_database_of_the_release_before_keeps_its_log_and_gets_proofs() {
     let tenant = tenant(&store).await;
     store.commit(&Batch { fence: Vec::new(), ..proven(tenant, 0, HOUR) }).await.unwrap();
     for sql in [
+        "DROP TABLE np_byok_logs, np_byok_publications",
         "DROP TABLE np_byok_tiles, np_byok_chunks, np_byok_chunk_values, np_byok_holds, np_byok_exports, np_byok_streams",
         "DROP FUNCTION np_byok_tiles_guard",
         "DROP TABLE np_byok_announcements, np_byok_proofs, np_byok_incidents, np_byok_checkpoints",

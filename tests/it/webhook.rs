@@ -25,13 +25,13 @@ use crate::support::rows::{now, turn, watched, write};
 use crate::support::server::TestServer;
 use crate::support::{http, needed};
 
-const SECRET: &str = "whsec_dGhlIHNlY3JldCBvZiB0aGUgdGVzdHMnIHdlYmhvb2s=";
+pub(crate) const SECRET: &str = "whsec_dGhlIHNlY3JldCBvZiB0aGUgdGVzdHMnIHdlYmhvb2s=";
 const URL: &str = "BYOK_INCIDENT_WEBHOOK_URL";
 const SECRET_VARIABLE: &str = "BYOK_INCIDENT_WEBHOOK_SECRET";
 
 /// How a receiver answers.
 #[derive(Clone)]
-enum Answer {
+pub(crate) enum Answer {
     Status(u16),
     RedirectTo(String),
     Nothing,
@@ -39,10 +39,10 @@ enum Answer {
 
 /// A delivery whose signature was right.
 #[derive(Clone, Debug)]
-struct Delivered {
-    id: String,
+pub(crate) struct Delivered {
+    pub(crate) id: String,
     at: i64,
-    body: Bytes,
+    pub(crate) body: Bytes,
 }
 
 #[derive(Default)]
@@ -52,14 +52,14 @@ struct Inbox {
 }
 
 /// Answers as it is told, then 204. Ends with its value.
-struct Receiver {
-    url: String,
+pub(crate) struct Receiver {
+    pub(crate) url: String,
     inbox: Arc<Inbox>,
     server: JoinHandle<()>,
 }
 
 impl Receiver {
-    async fn start(answers: &[Answer]) -> Self {
+    pub(crate) async fn start(answers: &[Answer]) -> Self {
         Self::on(TcpListener::bind("127.0.0.1:0").await.unwrap(), answers)
     }
 
@@ -100,7 +100,7 @@ impl Receiver {
         self.came().into_iter().map(|delivered| delivered.id).collect()
     }
 
-    async fn came_at_least(&self, count: usize) -> Vec<Delivered> {
+    pub(crate) async fn came_at_least(&self, count: usize) -> Vec<Delivered> {
         eventually(async || self.came().len() >= count).await;
         self.came()
     }

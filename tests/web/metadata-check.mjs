@@ -162,6 +162,10 @@ function checkType(where, node, whole, types) {
       break;
     case Kind.ENUM_TYPE_DEFINITION:
       subset(node.values, whole.values, "value");
+      // Whoever may have one of them may have any: what an entry says is not the role's choice.
+      for (const { name } of whole.values) {
+        if (!node.values?.some((value) => value.name.value === name.value)) problem(where, `lacks the value ${name.value}`);
+      }
       break;
     case Kind.UNION_TYPE_DEFINITION:
       subset(node.types, whole.types, "member");

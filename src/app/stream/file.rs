@@ -1,7 +1,7 @@
 //! Lines at the end of a file, flushed to the disk.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, TryLockError};
@@ -55,7 +55,12 @@ fn append(path: &PathBuf, open: &mut Option<File>, lines: &[u8]) -> std::io::Res
     };
     let file = open.insert(file);
     file.write_all(lines)?;
-    file.sync_data()
+    file.sync_data()?;
+    // Removed while it was written: the lines are nowhere, and are to come again.
+    match file.metadata()?.nlink() {
+        0 => Err(ErrorKind::NotFound.into()),
+        _ => Ok(()),
+    }
 }
 
 fn is_at(file: &File, path: &PathBuf) -> bool {

@@ -75,7 +75,9 @@ impl Reconciliation {
 
     fn take_item(&mut self, placed: &PlacedEntry, item: &Item, inside: bool) {
         let cached = item.source == Some(Source::Cache);
-        let call = item.kms_request_id.as_ref().and_then(|id| self.export.calls.get_mut(id));
+        // From an id that anybody may have chosen nothing follows long after its call.
+        let id = item.kms_request_id.as_ref().filter(|_| !(cached && self.export.format.caller_chooses_id()));
+        let call = id.and_then(|id| self.export.calls.get_mut(id));
         let found = call.map(|call| call.entered = true).is_some();
         if !inside {
             return;

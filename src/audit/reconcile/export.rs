@@ -111,19 +111,26 @@ impl Export {
             if export.calls.len() >= MOST_CALLS || export.values >= MOST_VALUES {
                 return Err(UnusableExport::TooManyCalls);
             }
-            export.note(call, object.line, &mut principals);
+            export.note(call, format, &mut principals);
         }
         export.format = known.ok_or(UnusableExport::NoRecords)?;
         Ok(export)
     }
 
     /// A request may have several records: Vault's has one more when it is answered.
-    fn note(&mut self, call: Call, line: u64, principals: &mut HashMap<String, Arc<str>>) {
-        let id: Arc<str> = match call.id.is_empty() {
-            true => format!("(line {line})").into(),
-            false => plain(&call.id, ID_CHARACTERS).into(),
-        };
+    fn note(&mut self, call: Call, format: Format, principals: &mut HashMap<String, Arc<str>>) {
         let name = plain(&call.principal, PRINCIPAL_CHARACTERS);
+        let id = plain(&call.id, ID_CHARACTERS);
+        // One that the caller chose names only the first call under it; the same record may have been delivered twice.
+        let taken = format.caller_chooses_id()
+            && self.calls.get(&*id).is_some_and(|first| {
+                (first.at, first.used, &*first.principal) != (call.at, call.used, name.as_str())
+            });
+        let id: Arc<str> = match (id.is_empty(), taken) {
+            (true, _) => format!("(record {})", self.records).into(),
+            (false, true) => format!("{id} (again, record {})", self.records).into(),
+            (false, false) => id.into(),
+        };
         let own = Arc::<str>::from(name.as_str());
         let principal = principals.entry(name).or_insert(own).clone();
         let fresh = || Noted {

@@ -1,5 +1,5 @@
 //! The diagnostic log of Azure Key Vault and managed HSMs (<https://learn.microsoft.com/azure/key-vault/general/logging>), category
-//! `AuditEvent`, as a storage account or an event hub gets it.
+//! `AuditEvent`, as a storage account or an event hub gets it. The id of a call there is one that its caller chose.
 
 use std::sync::Arc;
 
@@ -19,24 +19,20 @@ pub(super) fn read(record: &Value, keys: &[Arc<str>]) -> Option<Record> {
     if !named.iter().any(|place| names_key(text(record, place), "keys", keys)) {
         return other(at);
     }
+    let status = record.pointer("/properties/httpStatusCode").and_then(Value::as_i64);
+    // Clients learn from such an answer where to get a token, so they begin with a call of nobody's.
+    let without_token = status == Some(401);
     let call = Call {
         id: text(record, "/correlationId").to_owned(),
         at,
         used,
-        principal: principal(record).to_owned(),
-        refused: refused(record),
-        probe: false,
+        principal: if without_token { "nobody with a token" } else { principal(record) }.to_owned(),
+        refused: status.map_or(text(record, "/resultType") != "Success", |status| status >= 400),
+        probe: without_token,
         given: Vec::new(),
         made: Vec::new(),
     };
     Some(Record { at, call: Some(call) })
-}
-
-fn refused(record: &Value) -> bool {
-    match record.pointer("/properties/httpStatusCode").and_then(Value::as_i64) {
-        Some(status) => status >= 400,
-        None => text(record, "/resultType") != "Success",
-    }
 }
 
 /// The application, or else the user, of the token.

@@ -11,6 +11,9 @@ const MAX_BYTES: usize = 8 << 20;
 const WRAPPERS: [&str; 5] =
     [r#"{"Records":"#, r#"{"records":"#, r#"{"Events":"#, r#"{"events":"#, r#"{"value":"#];
 
+/// The most that one of them has, white space and all: each array of an object is looked at for it.
+const LONGEST_WRAPPER: usize = 256;
+
 /// A text's objects, in order.
 pub(super) struct Objects<R> {
     input: R,
@@ -86,7 +89,9 @@ impl<R: BufRead> Objects<R> {
                 b'\\' if in_string => escaped = true,
                 b'"' => in_string = !in_string,
                 _ if in_string => {}
-                b'[' if depth == 1 && wraps(text) => return Ok(End::Wrapper),
+                b'[' if depth == 1 && text.len() <= LONGEST_WRAPPER && wraps(text) => {
+                    return Ok(End::Wrapper);
+                }
                 b'{' | b'[' => depth += 1,
                 b'}' | b']' => depth -= 1,
                 _ => {}
@@ -171,6 +176,12 @@ mod tests {
     fn one_that_is_too_long_is_passed_over() {
         let long = format!("{{\"a\":\"{}\"}}\n{{}}", "x".repeat(MAX_BYTES));
         assert_eq!(read(&long), [(1, None), whole(2, "{}")]);
+    }
+
+    #[test]
+    fn many_arrays_after_much_white_space_cost_no_more_than_their_length() {
+        let text = format!("{{{}{}}}", " ".repeat(4 << 20), "[],".repeat(1 << 20));
+        assert_eq!(read(&text), [whole(1, &text)]);
     }
 
     #[test]

@@ -42,6 +42,14 @@ impl Format {
         }
     }
 
+    /// Whether who calls chooses that id, and may choose one of ours.
+    pub(super) fn caller_chooses_id(self) -> bool {
+        match self {
+            Self::KeyVault => true,
+            Self::CloudTrail | Self::Vault | Self::Google => false,
+        }
+    }
+
     /// What one record says; `None` where it is none of this format.
     pub(super) fn read(self, record: &Value, keys: &[Arc<str>]) -> Option<Record> {
         match self {

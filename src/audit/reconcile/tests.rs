@@ -252,6 +252,33 @@ fn azure_is_joined_and_its_probes_are_told_by_who_called() {
 }
 
 #[test]
+fn an_id_of_azure_is_its_callers_choice_and_hides_nobody() {
+    let made = || entry(0, 1, vec![item("fields", Source::Kms, Some("azure-made"))]);
+    let copied = KEY_VAULT.replace("azure-mallory", "azure-made");
+    let report = reconciled(export(&copied, "fields"), terms(), &[made()]);
+    assert_eq!(named(&report), [("azure-made (again, record 2)", Why::Stranger)]);
+    // Nor does the same record, delivered twice, or one without an id on the line of another.
+    let twice = KEY_VAULT.lines().chain(KEY_VAULT.lines()).collect::<Vec<_>>().join("\n");
+    let report = reconciled(export(&twice, "fields"), terms(), &[made()]);
+    assert_eq!((report.calls, report.matched, named(&report).len()), (3, 1, 1));
+    let none = KEY_VAULT.replace("azure-mallory", "").replace("azure-probe", "").replace('\n', " ");
+    let report = reconciled(export(&none, "fields"), terms(), &[made()]);
+    assert_eq!((report.calls, named(&report)), (3, vec![("(record 2)", Why::Stranger)]));
+    // What came from memory names a call of long ago.
+    let hit = entry(0, 3, vec![item("fields", Source::Cache, Some("azure-mallory"))]);
+    let report = reconciled(export(KEY_VAULT, "fields"), terms(), &[made(), hit]);
+    assert_eq!(named(&report), [("azure-mallory", Why::Stranger)]);
+}
+
+#[test]
+fn a_call_of_azure_without_a_token_is_nobodys() {
+    let asked = KEY_VAULT.replace("403", "401");
+    let made = entry(0, 1, vec![item("fields", Source::Kms, Some("azure-made"))]);
+    let report = reconciled(export(&asked, "fields"), terms(), &[made]);
+    assert_eq!((report.calls, report.probes, named(&report)), (3, 1, vec![]));
+}
+
+#[test]
 fn a_call_of_an_entry_that_they_do_not_have_is_named_once_and_not_at_the_edge() {
     let twice = vec![item("fields", Source::Kms, Some("gone")), item("fields", Source::Kms, Some("gone"))];
     let refused = Item {

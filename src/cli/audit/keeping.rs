@@ -9,7 +9,7 @@ use crate::audit::Committer;
 use crate::cli::{Failure, assemble};
 use crate::config::{AuditRetention, Env, Reader};
 use crate::model::{Clock, SystemClock, Tenant};
-use crate::store::{Database, Personal, Retention};
+use crate::store::{Database, Personal};
 
 /// On whose word.
 #[derive(Args)]
@@ -100,8 +100,7 @@ pub(super) async fn prune(arguments: Prune) -> Result<(), Failure> {
         println!("BYOK_AUDIT_RETENTION_DAYS=0: entries are kept for ever");
         return Ok(());
     };
-    let before = SystemClock.now().minus(age);
-    let retention = Retention { before, exported_only: retention.exported_only };
+    let retention = keeper.older_than(age, retention.exported_only).await.map_err(failed)?;
     if arguments.dry_run {
         for part in keeper.prunable(retention).await.map_err(failed)? {
             for (tenant, ranges) in &part.entries {

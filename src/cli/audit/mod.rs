@@ -1,7 +1,12 @@
 //! `byok audit`: the log itself.
 
+mod checkpoints;
+mod export;
 mod keeping;
 mod reconcile;
+mod shown;
+mod verify;
+mod verify_bundle;
 
 use clap::{Args, Subcommand};
 
@@ -16,6 +21,16 @@ pub(super) struct Arguments {
 
 #[derive(Subcommand)]
 enum What {
+    /// Verify the log in the database: every entry, the tree, the checkpoints, and the rows of DEKs
+    Verify(verify::Arguments),
+    /// Write a part of the log, with its proofs, as a bundle that verifies without us
+    Export(export::Arguments),
+    /// Verify a bundle: needs no server, no database and no configuration
+    VerifyBundle(verify_bundle::Arguments),
+    /// Print the public keys that verify checkpoints, for whoever pins them; or make a key that signs them
+    Key(checkpoints::Key),
+    /// After a restore of the database: end the log that is behind what was published, and open another that names it
+    Restored(checkpoints::Restored),
     /// Keep all entries whatever their age, and erase nothing: legal hold
     Hold(keeping::Hold),
     /// Set a personal value to null wherever the log has it; the log still verifies
@@ -28,6 +43,11 @@ enum What {
 
 pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.what {
+        What::Verify(arguments) => verify::run(arguments).await,
+        What::Export(arguments) => export::run(arguments).await,
+        What::VerifyBundle(arguments) => verify_bundle::run(&arguments),
+        What::Key(arguments) => checkpoints::key(&arguments),
+        What::Restored(arguments) => checkpoints::restored(arguments).await,
         What::Hold(arguments) => keeping::hold(arguments).await,
         What::Erase(arguments) => keeping::erase(arguments).await,
         What::Prune(arguments) => keeping::prune(arguments).await,

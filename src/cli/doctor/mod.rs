@@ -1,6 +1,7 @@
 //! `byok doctor`: checks configuration, database, roles and key, and says of each what is wrong, what it leaves
 //! unprotected and what to do. Changes nothing in the database; wraps and unwraps one DEK that is kept nowhere.
 
+mod audit;
 mod key;
 
 use std::sync::Arc;
@@ -54,6 +55,7 @@ pub(super) async fn run() -> Result<(), Failure> {
     listener(&mut findings, &config.server);
     identity(&mut findings, &config.auth);
     database(&mut findings, &config.store, &config.audit_streams).await;
+    audit::check(&mut findings, config.audit, &config.store).await;
     key::check(&mut findings, config.kms).await;
     probing(&mut findings, &config.key_guard);
     match findings.faults {

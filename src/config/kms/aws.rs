@@ -221,7 +221,7 @@ fn role(reader: &mut Reader<'_>, key: Option<&AwsKeyArn>) -> Option<AwsRole> {
     Some(AwsRole { arn, external_id })
 }
 
-fn credentials(reader: &mut Reader<'_>) -> Option<AwsCredentials> {
+pub(in crate::config) fn credentials(reader: &mut Reader<'_>) -> Option<AwsCredentials> {
     const ID: &str = "AWS_ACCESS_KEY_ID";
     const SECRET: &str = "AWS_SECRET_ACCESS_KEY";
     const TOKEN_FILE: &str = "AWS_WEB_IDENTITY_TOKEN_FILE";

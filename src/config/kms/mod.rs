@@ -160,6 +160,9 @@ fn endpoint(reader: &mut Reader<'_>, name: &str, http_flag: Option<&str>) -> Opt
     }
 }
 
+/// Who we are at AWS, for what is not its KMS too.
+pub(super) use aws::credentials as aws_credentials;
+
 /// Whether the address is of this machine.
 pub(super) fn is_loopback(address: &Url) -> bool {
     address.host_str().is_some_and(|host| {

@@ -5,6 +5,8 @@
 //! - **The challenge.** A vault's 401 names the authority and the resource that a token is to be for. Ours are configured;
 //!   a challenge that names others is refused, so that no vault can ask for a token of another service or send us to
 //!   another authority. (The client itself compares the resource only.)
+//! - A request to the vault bears an id of ours, each its own, by which the vault's log has it; an answer's ids are its
+//!   say-so.
 //! - What is no success becomes a class here (see `errors`). The client gets to see that the request failed, which it does
 //!   not try again.
 //! - A vault's answer, which may hold a DEK, is kept back for the caller and wiped; the client gets an empty one. An
@@ -16,6 +18,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
+use azure_core::Uuid;
 use azure_core::error::ErrorKind;
 use azure_core::http::headers::{Headers, WWW_AUTHENTICATE};
 use azure_core::http::policies::{Policy, PolicyResult};
@@ -32,7 +35,7 @@ use crate::kms::call::Failed;
 use crate::kms::http::{Http, HttpSettings, Reply};
 use crate::kms::{KmsError, KmsErrorClass};
 
-use super::errors::{self, Asked};
+use super::errors::{self, Asked, CLIENT_REQUEST_ID};
 
 /// What one attempt takes through Microsoft's client and brings back.
 pub(super) struct Exchange {
@@ -149,14 +152,23 @@ impl Transport {
 
     async fn answer(&self, request: &Request, exchange: &Exchange) -> Result<AsyncRawResponse, Failed> {
         let (service, url) = self.place(request.url())?;
-        let headers = headers(request)?;
+        let mut headers = headers(request)?;
+        // The client would give the challenge and the call after it one and the same.
+        let id = HeaderValue::from_str(&Uuid::new_v4().to_string())
+            .map_err(|_| KmsError::local(KmsErrorClass::Internal))?;
+        headers.insert(CLIENT_REQUEST_ID, id.clone());
         let bears_token = headers.contains_key(AUTHORIZATION);
         let Body::Bytes(body) = request.body() else {
             return Err(KmsError::local(KmsErrorClass::Internal).into());
         };
         let method = Method::from_bytes(request.method().as_str().as_bytes())
             .map_err(|_| KmsError::local(KmsErrorClass::Internal))?;
-        let reply = self.http.send(method, url, headers, body.clone(), exchange.deadline).await?;
+        let mut reply = self.http.send(method, url, headers, body.clone(), exchange.deadline).await?;
+        match service {
+            Service::Vault => reply.headers.insert(CLIENT_REQUEST_ID, id),
+            // These are no calls of the key, and in another log.
+            Service::Authority | Service::Identity => reply.headers.remove(CLIENT_REQUEST_ID),
+        };
         match (service, reply.status) {
             (Service::Vault, 200) if bears_token => {
                 exchange.outcome().reply = Some(reply);

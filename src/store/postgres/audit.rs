@@ -6,9 +6,9 @@ use async_trait::async_trait;
 use sqlx::postgres::PgBindIterExt;
 
 use crate::merkle::Hash;
-use crate::model::TenantUid;
+use crate::model::{TenantUid, Timestamp};
 
-use super::super::row::{bounds, chunk, entry, leaf, number, signed};
+use super::super::row::{bounds, chunk, entry, leaf, number, places, signed};
 use super::super::search::{self, Bounds, SearchReads, Span};
 use super::super::{AuditReads, Chunk, EntryFilter, Page, PlacedEntry, ReadError};
 use super::{Postgres, moment, statements};
@@ -34,11 +34,12 @@ statements! {
         ORDER BY e.seq DESC";
 
     /// Where the log and its index end, and which chunks of the index are the first and the last with entries of that time:
-    /// first looked for among chunks of level 1.
+    /// first looked for among chunks of level 1. What was pruned is not gone through.
     BOUNDS = "
         SELECT size,
             (SELECT COALESCE(max(chunk) + 1, 0) FROM np_byok_chunks WHERE tenant = $1 AND level = 0),
-            (SELECT chunk FROM np_byok_chunks
+            (SELECT GREATEST(chunk, (SELECT seq / 256 FROM np_byok_audit WHERE tenant = $1 ORDER BY seq LIMIT 1))
+                FROM np_byok_chunks
                 WHERE tenant = $1 AND level = 0 AND latest >= COALESCE($2::timestamptz, '-infinity')
                     AND chunk >= 256 * COALESCE(
                         (SELECT chunk FROM np_byok_chunks WHERE tenant = $1 AND level = 1
@@ -78,6 +79,10 @@ statements! {
             request_hmac, item_count::int8, records::text, items, detail, digest
         FROM np_byok_audit WHERE tenant = $1 AND seq >= $2 ORDER BY seq LIMIT $3";
 
+    PLACES = "
+        SELECT min(seq), max(seq) FROM np_byok_audit WHERE tenant = $1
+            AND at >= COALESCE($2, '-infinity'::timestamptz) AND at < COALESCE($3, 'infinity'::timestamptz)";
+
     LEAVES = "
         SELECT seq, at, digest FROM np_byok_audit WHERE tenant = $1 AND seq >= $2 AND seq < $3 ORDER BY seq";
 }
@@ -106,6 +111,16 @@ impl AuditReads for Postgres {
     ) -> Result<Vec<PlacedEntry>, ReadError> {
         let query = sqlx::query(ENTRIES_FROM).bind(tenant.0).bind(signed(from)).bind(i64::from(limit));
         self.all(query, entry).await
+    }
+
+    async fn places(
+        &self,
+        tenant: TenantUid,
+        from: Option<Timestamp>,
+        until: Option<Timestamp>,
+    ) -> Result<Option<Range<u64>>, ReadError> {
+        let query = sqlx::query(PLACES).bind(tenant.0).bind(from.map(moment)).bind(until.map(moment));
+        Ok(self.first(query, places).await?.flatten())
     }
 
     async fn leaves(&self, tenant: TenantUid, places: Range<u64>) -> Result<Vec<(u64, Hash)>, ReadError> {

@@ -11,6 +11,7 @@ use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 use uuid::Uuid;
 
+use crate::merkle::Frontier;
 use crate::model::{DekId, Salted, TenantUid, Timestamp};
 
 use super::super::failure::Failure;
@@ -20,7 +21,7 @@ use super::super::{Batch, Change, CommitError, Committed, DekRow, EntryRow, LogH
 use super::writers::Writer;
 use super::{
     BEGIN, EXCHANGE, Postgres, announcements, checkpoints, derived, jobs, keeping, moment, proofs,
-    statements, streams, tenants,
+    publications, statements, streams, tenants,
 };
 
 statements! {
@@ -319,10 +320,26 @@ async fn in_order(
     let (mut passed, mut head) = (None, None);
     let mut applied = Vec::with_capacity(batch.changes.len());
     let mut rest = batch.changes.as_slice();
-    while let [Change::CreateTenant(tenant), after @ ..] = rest {
-        applied.push(touched(connection, tenants::create(tenant), named).await?);
-        rest = after;
+    let mut opened = None;
+    loop {
+        match rest {
+            [Change::CreateTenant(tenant), after @ ..] => {
+                applied.push(touched(connection, tenants::create(tenant), named).await?);
+                rest = after;
+            }
+            [Change::OpenLog { from, log }, after @ ..] if !batch.entries.is_empty() => {
+                let query = publications::open_log(batch.tenant, from, *log);
+                if touched(connection, query, named).await? == 0 {
+                    return Err(Ended::Missed);
+                }
+                applied.push(1);
+                opened = Some(LogHead { log: *log, first: from.end(), frontier: Frontier::default() });
+                rest = after;
+            }
+            _ => break,
+        }
     }
+    let known = opened.as_ref().or(known);
     if !batch.entries.is_empty() {
         let (first, after) = rest.split_at(run_of(rest, |change| matches!(change, Change::InsertDek(_))));
         let before = head_of(connection, batch, known, named).await?;
@@ -382,11 +399,22 @@ async fn in_order(
                 applied.push(touched(connection, query, named).await?);
                 1
             }
+            Change::Publish { place, holder, step } => {
+                let query = publications::publish(batch.tenant, place, *holder, *step);
+                applied.push(touched(connection, query, named).await?);
+                1
+            }
+            Change::OpenLog { from, log } => {
+                let query = publications::open_log(batch.tenant, from, *log);
+                applied.push(touched(connection, query, named).await?);
+                1
+            }
             Change::Hold { on } => {
                 applied.push(touched(connection, keeping::hold(batch.tenant, *on), named).await?);
                 1
             }
             Change::Erase { personal, places } => {
+                sqlx::query(keeping::NO_NEW_HOLD).persistent(false).execute(&mut *connection).await?;
                 let query = keeping::erase(batch.tenant, personal, places);
                 applied.push(touched(connection, query, named).await?);
                 1

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use async_trait::async_trait;
-use sqlx::postgres::PgConnection;
+use sqlx::postgres::{PgBindIterExt, PgConnection};
 use sqlx::{AssertSqlSafe, Connection, Error, Row};
 use tokio::time::timeout;
 
@@ -28,9 +28,12 @@ statements! {
         WITH noted AS (INSERT INTO np_byok_exports (tenant, first, past) VALUES ($1, $2, $3)
             ON CONFLICT DO NOTHING RETURNING 1)
         SELECT count(*) FROM noted";
+    /// No later entry is found the less: one may come in while the value goes.
     ERASE_USER = "
         WITH unnamed AS (
-            DELETE FROM np_byok_chunk_values WHERE tenant = $1 AND value = $5
+            DELETE FROM np_byok_chunk_values v WHERE tenant = $1 AND value = $5 AND chunk <= ($3 - 1) / 256
+                AND NOT EXISTS (SELECT FROM np_byok_audit a
+                    WHERE a.tenant = $1 AND a.seq >= $3 AND a.seq < (v.chunk + 1) * 256 AND a.user_id = $4)
                 AND NOT EXISTS (SELECT FROM np_byok_holds WHERE tenant = $1)),
         erased AS (
             UPDATE np_byok_audit SET user_id = NULL, user_salt = NULL, request_id = NULL, request_salt = NULL
@@ -39,7 +42,11 @@ statements! {
         SELECT count(*) FROM erased";
     ERASE_RECORD = "
         WITH unnamed AS (
-            DELETE FROM np_byok_chunk_values WHERE tenant = $1 AND value = $5
+            DELETE FROM np_byok_chunk_values v WHERE tenant = $1 AND value = $5 AND chunk <= ($3 - 1) / 256
+                AND NOT EXISTS (SELECT FROM np_byok_audit a
+                    WHERE a.tenant = $1 AND a.seq >= $3 AND a.seq < (v.chunk + 1) * 256
+                        AND jsonb_path_exists(a.records, 'strict $[*] ? (@[0] == $record)',
+                            jsonb_build_object('record', $4::text)))
                 AND NOT EXISTS (SELECT FROM np_byok_holds WHERE tenant = $1)),
         erased AS (
             UPDATE np_byok_audit SET records = (
@@ -49,12 +56,15 @@ statements! {
                 AND jsonb_path_exists(records, 'strict $[*] ? (@[0] == $record)', jsonb_build_object('record', $4::text))
                 AND NOT EXISTS (SELECT FROM np_byok_holds WHERE tenant = $1) RETURNING 1)
         SELECT count(*) FROM erased";
-    /// In which chunks values came of which no entry is left.
+    /// In which chunks values come of which no entry is left once these go: what is whole within a range, or has none beside.
     FORGET = "
+        WITH goes AS (SELECT * FROM unnest($2::int8[], $3::int8[]) AS r(first, past))
         DELETE FROM np_byok_chunk_values WHERE tenant = $1 AND chunk IN (
-            SELECT chunk FROM generate_series($2 / 256, ($3 - 1) / 256) AS chunk
-            WHERE NOT EXISTS (SELECT FROM np_byok_audit a
-                WHERE a.tenant = $1 AND a.seq >= chunk * 256 AND a.seq < chunk * 256 + 256))";
+            SELECT c.chunk FROM goes r CROSS JOIN LATERAL generate_series(r.first / 256, (r.past - 1) / 256) AS c(chunk)
+            WHERE (c.chunk * 256 >= r.first AND c.chunk * 256 + 256 <= r.past)
+                OR NOT EXISTS (SELECT FROM np_byok_audit a
+                    WHERE a.tenant = $1 AND a.seq >= c.chunk * 256 AND a.seq < c.chunk * 256 + 256
+                        AND NOT EXISTS (SELECT FROM goes g WHERE a.seq >= g.first AND a.seq < g.past)))";
     /// The months that are over by then, by the names that `np_byok_make_partitions` gives; and last what no month has.
     PARTS = "
         SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
@@ -62,6 +72,9 @@ statements! {
             AND (to_date(right(c.relname, 6), 'YYYYMM') + interval '1 month') AT TIME ZONE 'UTC' <= $1
         UNION ALL SELECT 'np_byok_audit_default' ORDER BY 1";
 }
+
+/// Nobody is put on hold while what a hold would keep goes: what is looked up of holds after it stands.
+pub(super) const NO_NEW_HOLD: &str = "LOCK TABLE np_byok_holds IN SHARE MODE";
 
 /// How long the migrations' lock, and the table's own, may be waited for.
 const PATIENCE: &str =
@@ -84,18 +97,21 @@ pub(super) fn erase(tenant: TenantUid, personal: &Personal, places: &Range<u64>)
     query.bind(personal.value().to_owned()).bind(value_of(tenant, named))
 }
 
-/// What takes entries that no month has; and what a month leaves.
+/// What takes entries that no month has.
 const REST: &str = "np_byok_audit_default";
 
-/// What may go of one part. A name of ours, from the catalogue: nothing that anybody else writes.
+/// What may go of one part; how far tiles go is counted once, not for each entry. A name of ours, from the catalogue: nothing
+/// that anybody else writes.
 fn may_go(part: &str) -> String {
     format!(
-        "SELECT a.tenant, a.seq FROM {part} a JOIN np_byok_heads h USING (tenant)
-        CROSS JOIN LATERAL (
-            SELECT 256 * count(*) AS leaves FROM np_byok_tiles t
-            WHERE t.tenant = h.tenant AND t.log = h.log AND t.level = 0
-            HAVING count(*) = max(t.tile) + 1) AS tiled
-        WHERE a.at < $2 AND a.seq >= h.first AND a.seq < h.first + tiled.leaves
+        "WITH tiled AS MATERIALIZED (
+            SELECT l.tenant, l.first, LEAST(l.size, l.first + 256 * count(*)) AS past FROM (
+                SELECT tenant, log, first, size FROM np_byok_heads UNION ALL
+                SELECT tenant, log, first, size FROM np_byok_logs) AS l
+            JOIN np_byok_tiles t ON t.tenant = l.tenant AND t.log = l.log AND t.level = 0
+            GROUP BY l.tenant, l.log, l.first, l.size HAVING count(*) = max(t.tile) + 1)
+        SELECT a.tenant, a.seq FROM {part} a JOIN tiled USING (tenant)
+        WHERE a.at < $2 AND a.seq >= tiled.first AND a.seq < tiled.past
             AND NOT EXISTS (SELECT FROM np_byok_holds k WHERE k.tenant = a.tenant)
             AND (NOT $1 OR EXISTS (SELECT FROM np_byok_exports x
                 WHERE x.tenant = a.tenant AND a.seq >= x.first AND a.seq < x.past))"
@@ -139,37 +155,40 @@ impl Postgres {
         let owner = self.owner.as_ref().unwrap_or(&self.serving);
         let mut connection = sqlx::ConnectOptions::connect(owner).await?;
         let mut transaction = connection.begin().await?;
-        // Nobody is put on hold while what a hold would keep goes.
-        for sql in [PATIENCE, LOCK, "LOCK TABLE np_byok_holds IN SHARE MODE"] {
+        // As with [`NO_NEW_HOLD`]; nor is anything erased meanwhile: who erases would wait for the part with the whole table's lock in hand.
+        let alone = "LOCK TABLE np_byok_holds IN SHARE ROW EXCLUSIVE MODE";
+        for sql in [PATIENCE, LOCK, alone] {
             sqlx::query(sql).persistent(false).execute(&mut *transaction).await?;
         }
         let parts = sqlx::query(PARTS).bind(moment(retention.before)).persistent(false);
         let parts: Result<Vec<String>, _> =
             parts.fetch_all(&mut *transaction).await?.iter().map(|row| row.try_get(0)).collect();
         let Some(part) = parts?.into_iter().find(|part| *part == prunable.part) else { return Ok(false) };
-        // Nothing may come in, or be erased, from here on: the serving role waits, and gives up before us.
-        run(&mut transaction, &format!("LOCK TABLE {part} IN ACCESS EXCLUSIVE MODE")).await?;
+        // Nothing may come in, or be erased, from here on; it is read on. Readers have the whole table's lock before a part's:
+        // if they waited for us here, we would wait for them below.
+        run(&mut transaction, &format!("LOCK TABLE {part} IN SHARE ROW EXCLUSIVE MODE")).await?;
         if of_part(&mut transaction, &part, retention).await? != prunable.entries {
             return Ok(false);
         }
-        let goes =
-            format!("SELECT FROM ({}) AS g WHERE g.tenant = m.tenant AND g.seq = m.seq", may_go(&part));
-        if part == REST {
+        let mut going = 0;
+        for (tenant, ranges) in &prunable.entries {
+            let query = sqlx::query(FORGET).bind(tenant.uid.0).persistent(false);
+            let query = query.bind(ranges.iter().map(|range| signed(range.start)).bind_iter());
+            let query = query.bind(ranges.iter().map(|range| signed(range.end)).bind_iter());
+            query.execute(&mut *transaction).await?;
+            going += ranges.iter().map(|range| range.end - range.start).sum::<u64>();
+        }
+        let all = sqlx::query(AssertSqlSafe(format!("SELECT count(*) FROM {part}"))).persistent(false);
+        if part != REST && number::<u64>(&all.fetch_one(&mut *transaction).await?, 0)? == going {
+            // Nobody reads or writes the log meanwhile: it is the last that is done, and quick.
+            run(&mut transaction, &format!("ALTER TABLE np_byok_audit DETACH PARTITION {part}")).await?;
+            run(&mut transaction, &format!("DROP TABLE {part}")).await?;
+        } else {
+            let goes =
+                format!("SELECT FROM ({}) AS g WHERE g.tenant = m.tenant AND g.seq = m.seq", may_go(&part));
             run(&mut transaction, &format!("ALTER TABLE {part} DISABLE TRIGGER USER")).await?;
             with(&mut transaction, &format!("DELETE FROM {part} m WHERE EXISTS ({goes})"), retention).await?;
             run(&mut transaction, &format!("ALTER TABLE {part} ENABLE TRIGGER USER")).await?;
-        } else {
-            run(&mut transaction, &format!("ALTER TABLE np_byok_audit DETACH PARTITION {part}")).await?;
-            let keep = format!("INSERT INTO {REST} SELECT m.* FROM {part} m WHERE NOT EXISTS ({goes})");
-            with(&mut transaction, &keep, retention).await?;
-            run(&mut transaction, &format!("DROP TABLE {part}")).await?;
-        }
-        for (tenant, ranges) in &prunable.entries {
-            for range in ranges {
-                let query = sqlx::query(FORGET).bind(tenant.uid.0).persistent(false);
-                let query = query.bind(signed(range.start)).bind(signed(range.end));
-                query.execute(&mut *transaction).await?;
-            }
         }
         transaction.commit().await?;
         Ok(true)

@@ -54,6 +54,12 @@ pub(super) const MIGRATIONS: &[Migration] = &[
         oldest_reader: 4,
         sql: include_str!("../../../migrations/postgres/0007_streams.sql"),
     },
+    Migration {
+        version: 8,
+        name: "publications",
+        oldest_reader: 4,
+        sql: include_str!("../../../migrations/postgres/0008_publications.sql"),
+    },
 ];
 
 const TABLE: &str = include_str!("../../../migrations/postgres/migrations.sql");

@@ -16,6 +16,7 @@ mod keep;
 mod keeping;
 mod migrate;
 mod proofs;
+mod publications;
 mod streams;
 mod tenants;
 mod writers;
@@ -75,6 +76,7 @@ pub fn statements() -> impl Iterator<Item = &'static str> {
         keeping::ALL,
         migrate::ALL,
         proofs::ALL,
+        publications::ALL,
         streams::ALL,
         tenants::ALL,
     ]

@@ -17,6 +17,7 @@ statements! {
         SELECT count(*) FROM (SELECT uid FROM t
             UNION ALL SELECT uid FROM np_byok_tenants WHERE uid = $1 AND name = $2) AS there";
     BY_NAME = "SELECT uid, name FROM np_byok_tenants WHERE name = $1";
+    EVERY = "SELECT uid, name FROM np_byok_tenants ORDER BY name";
     LOG_HEAD = "SELECT size, log::int8, first, frontier FROM np_byok_heads WHERE tenant = $1";
     LOG_SIZE = "SELECT size FROM np_byok_heads WHERE tenant = $1";
 }
@@ -33,6 +34,10 @@ impl TenantReads for Postgres {
             return Ok(None);
         }
         self.first(sqlx::query(BY_NAME).bind(name), tenant).await
+    }
+
+    async fn tenants(&self) -> Result<Vec<Tenant>, ReadError> {
+        self.all(sqlx::query(EVERY), tenant).await
     }
 
     async fn log_head(&self, tenant: TenantUid) -> Result<Option<LogHead>, ReadError> {

@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::merkle::Hash;
 use crate::model::{TenantUid, Timestamp};
 
-use super::super::row::{bounds, chunk, entry, leaf, number, signed};
+use super::super::row::{bounds, chunk, entry, leaf, number, places, signed};
 use super::super::search::{self, Bounds, SearchReads, Span};
 use super::super::{AuditReads, Chunk, EntryFilter, Page, PlacedEntry, ReadError};
 use super::{Sqlite, statements};
@@ -26,11 +26,12 @@ statements! {
         ORDER BY a.seq DESC LIMIT ?7";
 
     /// Where the log and its index end, and which chunks of the index are the first and the last with entries of that time:
-    /// first looked for among chunks of level 1.
+    /// first looked for among chunks of level 1. What was pruned is not gone through.
     BOUNDS = "
         SELECT size,
             (SELECT COALESCE(max(chunk) + 1, 0) FROM np_byok_chunks WHERE tenant = ?1 AND level = 0),
-            (SELECT chunk FROM np_byok_chunks
+            (SELECT max(chunk, (SELECT seq / 256 FROM np_byok_audit WHERE tenant = ?1 ORDER BY seq LIMIT 1))
+                FROM np_byok_chunks
                 WHERE tenant = ?1 AND level = 0 AND latest >= COALESCE(?2, latest)
                     AND chunk >= 256 * COALESCE(
                         (SELECT chunk FROM np_byok_chunks WHERE tenant = ?1 AND level = 1
@@ -71,6 +72,10 @@ statements! {
             request_hmac, item_count, records, items, detail, digest
         FROM np_byok_audit WHERE tenant = ?1 AND seq >= ?2 ORDER BY seq LIMIT ?3";
 
+    PLACES = "
+        SELECT min(seq), max(seq) FROM np_byok_audit WHERE tenant = ?1
+            AND at >= COALESCE(?2, -9223372036854775808) AND (?3 IS NULL OR at < ?3)";
+
     LEAVES = "
         SELECT seq, at, digest FROM np_byok_audit WHERE tenant = ?1 AND seq >= ?2 AND seq < ?3 ORDER BY seq";
 }
@@ -95,6 +100,19 @@ impl AuditReads for Sqlite {
     ) -> Result<Vec<PlacedEntry>, ReadError> {
         let query = sqlx::query(ENTRIES_FROM).bind(tenant.0.as_slice()).bind(signed(from)).bind(limit);
         self.all(query, entry).await
+    }
+
+    async fn places(
+        &self,
+        tenant: TenantUid,
+        from: Option<Timestamp>,
+        until: Option<Timestamp>,
+    ) -> Result<Option<Range<u64>>, ReadError> {
+        let query = sqlx::query(PLACES)
+            .bind(tenant.0.as_slice())
+            .bind(from.map(|from| from.0))
+            .bind(until.map(|until| until.0));
+        Ok(self.first(query, places).await?.flatten())
     }
 
     async fn leaves(&self, tenant: TenantUid, places: Range<u64>) -> Result<Vec<(u64, Hash)>, ReadError> {

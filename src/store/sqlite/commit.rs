@@ -9,8 +9,8 @@ use super::super::row::{Columns, head, signed, there};
 use super::super::shown::shown;
 use super::super::{Batch, Change, CommitError, Committed, DekRow, EntryRow, Passed, Personal};
 use super::{
-    Sqlite, SqliteQuery, announcements, checkpoints, derived, jobs, keeping, proofs, statements, streams,
-    tenants,
+    Sqlite, SqliteQuery, announcements, checkpoints, derived, jobs, keeping, proofs, publications,
+    statements, streams, tenants,
 };
 
 const BEGIN: &str = "BEGIN IMMEDIATE";
@@ -124,9 +124,21 @@ impl Sqlite {
 async fn in_order(connection: &mut SqliteConnection, batch: &Batch) -> Result<Committed, Ended> {
     let mut applied = Vec::with_capacity(batch.changes.len());
     let mut rest = batch.changes.as_slice();
-    while let [Change::CreateTenant(tenant), after @ ..] = rest {
-        applied.push(create_tenant(connection, tenant).await?);
-        rest = after;
+    loop {
+        match rest {
+            [Change::CreateTenant(tenant), after @ ..] => {
+                applied.push(create_tenant(connection, tenant).await?);
+                rest = after;
+            }
+            [Change::OpenLog { from, log }, after @ ..] if !batch.entries.is_empty() => {
+                if publications::open_log(connection, &batch.tenant, from, *log).await? == 0 {
+                    return Err(Ended::Missed);
+                }
+                applied.push(1);
+                rest = after;
+            }
+            _ => break,
+        }
     }
     let passed = append(connection, batch).await?;
     for change in rest {
@@ -192,9 +204,13 @@ async fn one(connection: &mut SqliteConnection, tenant: TenantUid, change: &Chan
             return Ok(touched);
         }
         Change::AddCheckpoint { log, size, note } => checkpoints::add(&tenant, *log, *size, note),
+        Change::Publish { place, holder, step } => publications::publish(&tenant, place, *holder, *step),
+        Change::OpenLog { from, log } => {
+            return Ok(publications::open_log(connection, &tenant, from, *log).await?);
+        }
         Change::Hold { on } => keeping::hold(&tenant, *on),
         Change::Erase { personal, places } => {
-            keeping::unname(&tenant, personal).execute(&mut *connection).await?;
+            keeping::unname(&tenant, personal, places).execute(&mut *connection).await?;
             keeping::erase(&tenant, personal, places)
         }
         Change::NoteExport { places } => keeping::note_export(&tenant, places),
@@ -275,6 +291,8 @@ fn holds_nul(batch: &Batch) -> bool {
         | Change::Need { .. }
         | Change::Prove { .. }
         | Change::AddCheckpoint { .. }
+        | Change::Publish { .. }
+        | Change::OpenLog { .. }
         | Change::Hold { .. }
         | Change::NoteExport { .. }
         | Change::AddTiles { .. }

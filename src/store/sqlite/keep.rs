@@ -52,6 +52,12 @@ const MIGRATIONS: &[Migration] = &[
         oldest_reader: 4,
         sql: include_str!("../../../migrations/sqlite/0007_streams.sql"),
     },
+    Migration {
+        version: 8,
+        name: "publications",
+        oldest_reader: 4,
+        sql: include_str!("../../../migrations/sqlite/0008_publications.sql"),
+    },
 ];
 
 const TABLE: &str = include_str!("../../../migrations/sqlite/migrations.sql");

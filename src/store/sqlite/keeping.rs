@@ -34,11 +34,15 @@ statements! {
             AND EXISTS (SELECT 1 FROM json_each(records) AS r WHERE r.type = 'array' AND r.value ->> '$[0]' = ?4)
             AND NOT EXISTS (SELECT 1 FROM np_byok_holds WHERE tenant = ?1)";
     RANGES = "
-        WITH may_go AS (
-            SELECT a.tenant, a.seq FROM np_byok_audit a JOIN np_byok_heads h ON h.tenant = a.tenant
-            WHERE a.at < ?2 AND a.seq >= h.first AND a.seq < h.first + (
-                SELECT CASE count(*) WHEN max(t.tile) + 1 THEN 256 * count(*) ELSE 0 END FROM np_byok_tiles t
-                WHERE t.tenant = h.tenant AND t.log = h.log AND t.level = 0)
+        WITH tiled AS MATERIALIZED (
+            SELECT l.tenant, l.first, min(l.size, l.first + 256 * count(*)) AS past FROM (
+                SELECT tenant, log, first, size FROM np_byok_heads UNION ALL
+                SELECT tenant, log, first, size FROM np_byok_logs) AS l
+            JOIN np_byok_tiles t ON t.tenant = l.tenant AND t.log = l.log AND t.level = 0
+            GROUP BY l.tenant, l.log, l.first, l.size HAVING count(*) = max(t.tile) + 1),
+        may_go AS (
+            SELECT a.tenant, a.seq FROM tiled CROSS JOIN np_byok_audit a ON a.tenant = tiled.tenant
+            WHERE a.at < ?2 AND a.seq >= tiled.first AND a.seq < tiled.past
                 AND NOT EXISTS (SELECT 1 FROM np_byok_holds k WHERE k.tenant = a.tenant)
                 AND (NOT ?1 OR EXISTS (SELECT 1 FROM np_byok_exports x
                     WHERE x.tenant = a.tenant AND a.seq >= x.first AND a.seq < x.past)))
@@ -47,9 +51,17 @@ statements! {
         JOIN np_byok_tenants t ON t.uid = i.tenant
         GROUP BY t.uid, t.name, i.island ORDER BY t.uid, min(i.seq)";
     DELETE = "DELETE FROM np_byok_audit WHERE tenant = ?1 AND seq >= ?2 AND seq < ?3";
-    /// In which chunks a value comes that was erased; a tenant on hold keeps them.
-    UNNAME = "
-        DELETE FROM np_byok_chunk_values WHERE tenant = ?1 AND value = ?2
+    /// In which chunks a value comes that is erased; not where a later entry has it, and a tenant on hold keeps them.
+    UNNAME_USER = "
+        DELETE FROM np_byok_chunk_values WHERE tenant = ?1 AND value = ?2 AND chunk <= (?3 - 1) / 256
+            AND NOT EXISTS (SELECT 1 FROM np_byok_audit a WHERE a.tenant = ?1 AND a.seq >= ?3
+                AND a.seq < (np_byok_chunk_values.chunk + 1) * 256 AND a.user_id = ?4)
+            AND NOT EXISTS (SELECT 1 FROM np_byok_holds WHERE tenant = ?1)";
+    UNNAME_RECORD = "
+        DELETE FROM np_byok_chunk_values WHERE tenant = ?1 AND value = ?2 AND chunk <= (?3 - 1) / 256
+            AND NOT EXISTS (SELECT 1 FROM np_byok_audit a, json_each(a.records) AS r WHERE a.tenant = ?1
+                AND a.seq >= ?3 AND a.seq < (np_byok_chunk_values.chunk + 1) * 256
+                AND r.type = 'array' AND r.value ->> '$[0]' = ?4)
             AND NOT EXISTS (SELECT 1 FROM np_byok_holds WHERE tenant = ?1)";
     /// In which chunks values came of which no entry is left.
     FORGET = "
@@ -84,12 +96,17 @@ pub(super) fn erase<'q>(
 }
 
 /// Takes it from what is derived.
-pub(super) fn unname<'q>(tenant: &'q TenantUid, personal: &Personal) -> SqliteQuery<'q> {
-    let named = match personal {
-        Personal::User(user) => Named::User(user),
-        Personal::Record(record) => Named::Record(record),
+pub(super) fn unname<'q>(
+    tenant: &'q TenantUid,
+    personal: &'q Personal,
+    places: &Range<u64>,
+) -> SqliteQuery<'q> {
+    let (statement, named) = match personal {
+        Personal::User(user) => (UNNAME_USER, Named::User(user)),
+        Personal::Record(record) => (UNNAME_RECORD, Named::Record(record)),
     };
-    sqlx::query(UNNAME).bind(tenant.0.as_slice()).bind(value_of(*tenant, named))
+    let query = sqlx::query(statement).bind(tenant.0.as_slice()).bind(value_of(*tenant, named));
+    query.bind(signed(places.end)).bind(personal.value())
 }
 
 async fn ranges(

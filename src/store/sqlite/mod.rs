@@ -12,6 +12,7 @@ mod jobs;
 mod keep;
 mod keeping;
 mod proofs;
+mod publications;
 mod streams;
 mod tenants;
 
@@ -56,6 +57,7 @@ pub fn statements() -> impl Iterator<Item = &'static str> {
         keep::ALL,
         keeping::ALL,
         proofs::ALL,
+        publications::ALL,
         streams::ALL,
         tenants::ALL,
     ]

@@ -17,6 +17,7 @@ statements! {
         ON CONFLICT DO NOTHING";
     STANDS = "SELECT EXISTS (SELECT 1 FROM np_byok_tenants WHERE uid = ?1 AND name = ?2)";
     BY_NAME = "SELECT uid, name FROM np_byok_tenants WHERE name = ?1";
+    EVERY = "SELECT uid, name FROM np_byok_tenants ORDER BY name";
     LOG_HEAD = "SELECT size, log, first, frontier FROM np_byok_heads WHERE tenant = ?1";
     LOG_SIZE = "SELECT size FROM np_byok_heads WHERE tenant = ?1";
 }
@@ -42,6 +43,10 @@ fn bind<'q>(sql: &'static str, tenant: &'q Tenant) -> SqliteQuery<'q> {
 impl TenantReads for Sqlite {
     async fn tenant(&self, name: &str) -> Result<Option<Tenant>, ReadError> {
         self.first(sqlx::query(BY_NAME).bind(name), tenant).await
+    }
+
+    async fn tenants(&self) -> Result<Vec<Tenant>, ReadError> {
+        self.all(sqlx::query(EVERY), tenant).await
     }
 
     async fn log_head(&self, tenant: TenantUid) -> Result<Option<LogHead>, ReadError> {

@@ -6,6 +6,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use byok::config::{
     AzureAlgorithm, AzureCredential, AzureIdentitySource, AzureKey, AzureService, AzureSettings, SecretSource,
 };
@@ -241,6 +243,50 @@ impl Azure {
         self.control(Method::DELETE, "counters", json!({})).await;
     }
 
+    /// The vault's log so far, a record a line.
+    pub(crate) async fn audit_log(&self) -> Vec<String> {
+        let records = self.control(Method::GET, "audit", json!({})).await;
+        records.as_array().expect("records").iter().map(Value::to_string).collect()
+    }
+
+    /// Has the vault unwrap, as the application that shows this id and our secret, under this id of the request.
+    pub(crate) async fn unwrap_as(&self, client_id: &str, id: Option<&str>, version: &str, wrapped: &[u8]) {
+        let form = format!(
+            "grant_type=client_credentials&client_id={client_id}&client_secret={SECRET}&scope=https://vault.azure.net/.default"
+        );
+        let url = format!("{}/{}/oauth2/v2.0/token", self.authority, self.tenant);
+        let answer = self.http.post(url).body(form).send().await.expect("the authority answers");
+        let token: Value = answer.json().await.expect("JSON");
+        let url = format!("{}/keys/byok/{version}/unwrapkey?api-version=7.6", self.vault);
+        let body = json!({ "alg": "RSA-OAEP-256", "value": URL_SAFE_NO_PAD.encode(wrapped) });
+        let mut request = self.http.post(url).bearer_auth(text(&token, "access_token")).json(&body);
+        if let Some(id) = id {
+            request = request.header("x-ms-client-request-id", id);
+        }
+        assert_eq!(request.send().await.expect("the vault answers").status(), 200);
+    }
+
+    /// Asks for the key without a token, which the vault refuses and logs.
+    pub(crate) async fn unauthenticated_read(&self) {
+        let url = format!("{}/keys/byok?api-version=7.6", self.vault);
+        assert_eq!(self.http.get(url).send().await.expect("the vault answers").status(), 401);
+    }
+
+    /// What the real binary needs in its environment to use the key `byok` in the vault by our application's secret.
+    pub(crate) fn variables(&self) -> Vec<(String, String)> {
+        let key = format!("{}/keys/byok", self.vault);
+        let variables = [
+            ("BYOK_PROVIDER", "azure-key-vault"),
+            ("BYOK_AZURE_KEY_ID", &key),
+            ("BYOK_AZURE_TENANT_ID", &self.tenant),
+            ("BYOK_AZURE_CLIENT_ID", &self.client_id),
+            ("BYOK_AZURE_CLIENT_SECRET", SECRET),
+            ("BYOK_AZURE_AUTHORITY_HOST", &self.authority),
+            ("BYOK_AZURE_CA_FILE", &self.ca_file()),
+        ];
+        variables.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec()
+    }
+
     /// The authority whose certificates its services show.
     pub(crate) fn ca_file(&self) -> String {
         self.server.authority.file().display().to_string()
@@ -310,22 +356,11 @@ impl Provided {
     /// The key `byok` in a vault of the stand-in, by our application's secret.
     pub(crate) async fn azure() -> Self {
         let azure = Arc::new(Azure::start().await);
-        let key = format!("{}/keys/byok", azure.vault);
         let authority = azure.server.authority.file();
-        let ca_file = azure.ca_file();
-        let variables = [
-            ("BYOK_PROVIDER", "azure-key-vault"),
-            ("BYOK_AZURE_KEY_ID", &key),
-            ("BYOK_AZURE_TENANT_ID", &azure.tenant),
-            ("BYOK_AZURE_CLIENT_ID", &azure.client_id),
-            ("BYOK_AZURE_CLIENT_SECRET", SECRET),
-            ("BYOK_AZURE_AUTHORITY_HOST", &azure.authority),
-            ("BYOK_AZURE_CA_FILE", &ca_file),
-        ];
         let files = &azure.server.files;
         let files = Files { certificate: files.certificate.clone(), key: files.key.clone() };
         Self {
-            variables: variables.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec(),
+            variables: azure.variables(),
             kms: azure.vault.clone(),
             credential: Some(azure.authority.clone()),
             tls: Some((authority, files)),

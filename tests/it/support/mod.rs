@@ -15,6 +15,7 @@ pub(crate) mod provider;
 pub(crate) mod proxy;
 pub(crate) mod relay;
 pub(crate) mod rows;
+pub(crate) mod sealed;
 pub(crate) mod server;
 pub(crate) mod shared_vault;
 pub(crate) mod stub;

@@ -55,6 +55,10 @@ export async function control(world, target, { method, url, body }) {
       return {};
     }
 
+    // Its log so far, in records of a diagnostic setting's.
+    case "GET audit":
+      return vault.audit;
+
     // Tokens: how long new ones live, and the end of all that were given.
     case "POST tokens":
       entra.tokenSeconds = given.seconds;

@@ -4,6 +4,7 @@
 import { randomUUID } from "node:crypto";
 import http from "node:http";
 import https from "node:https";
+import { auditEvent } from "./audit.mjs";
 import { control } from "./control.mjs";
 import { Entra } from "./entra.mjs";
 import { Keys, Refusal } from "./keys.mjs";
@@ -30,7 +31,7 @@ const FORBIDDEN_BY = {
 class Vault {
   constructor(kind, entra, authority) {
     this.audience = kind === "hsm" ? "https://managedhsm.azure.net" : "https://vault.azure.net";
-    Object.assign(this, { kind, entra, authority, keys: new Keys(kind), roles: [], policies: new Map(), mode: "rbac", closedBy: undefined });
+    Object.assign(this, { kind, entra, authority, keys: new Keys(kind), roles: [], policies: new Map(), mode: "rbac", closedBy: undefined, audit: [] });
   }
 
   challenge(error) {
@@ -82,11 +83,17 @@ class Vault {
     throw new Refusal(404, "NotFound", "There is no such resource.");
   }
 
-  async serve({ method, url, headers, body }) {
+  /** Writes a request and its answer into the vault's log; `id` is the key's with its version, where one answered. */
+  note(seen, status, id) {
+    if (seen.route) this.audit.push(auditEvent(this.kind, seen, status, id));
+  }
+
+  async serve(seen) {
+    const { method, url, headers, body } = seen;
     if (!url.searchParams.get("api-version")) throw new Refusal(400, "BadParameter", "The query parameter api-version is missing.");
-    const { operation, name, id } = this.route(method, url.pathname);
-    const claims = this.authenticate(headers);
-    this.authorize(claims, { list: "read", versions: "read", readDeleted: "read" }[operation] ?? operation, name ?? "");
+    const { operation, name, id } = (seen.route = this.route(method, url.pathname));
+    seen.claims = this.authenticate(headers);
+    this.authorize(seen.claims, { list: "read", versions: "read", readDeleted: "read" }[operation] ?? operation, name ?? "");
     const keys = this.keys;
     // A key's id names the vault as the caller does: by its public name.
     keys.base = `https://${headers.host}`;
@@ -165,7 +172,7 @@ export class World {
     for await (const chunk of request) chunks.push(chunk);
     const body = Buffer.concat(chunks).toString("utf8");
     const url = new URL(request.url, this.addresses[target]);
-    const seen = { method: request.method, url, headers: request.headers, body };
+    const seen = { method: request.method, url, headers: request.headers, body, address: request.socket.remoteAddress, began: Date.now() };
     const requestId = randomUUID();
     let answer;
     try {
@@ -188,7 +195,7 @@ export class World {
     const text = answer.text ?? (answer.body === undefined ? "" : JSON.stringify(answer.body));
     const status = answer.status === 200 && text === "" && answer.text === undefined ? 204 : answer.status;
     response.writeHead(status, {
-      "Content-Type": "application/json; charset=utf-8", "Content-Length": Buffer.byteLength(text), "x-ms-request-id": requestId,
+      "Content-Type": "application/json; charset=utf-8", "Content-Length": Buffer.byteLength(text), ...(answer.foreign ? {} : { "x-ms-request-id": requestId }),
       "x-ms-keyvault-region": "westeurope", "x-ms-keyvault-service-version": "1.9.0.0", ...answer.headers,
     });
     response.end(text);
@@ -215,14 +222,16 @@ export class World {
       if (fault.times <= 0) this.faults.splice(this.faults.indexOf(fault), 1);
       if (fault.delay) await new Promise((done) => setTimeout(done, fault.delay));
       if (fault.reset) return void socket.destroy();
-      if (fault.status) return { status: fault.status, headers: fault.headers ?? {}, text: typeof fault.body === "string" ? fault.body : fault.body && JSON.stringify(fault.body) };
+      // Not the service's own: it has no id of a request's, and stands in no log.
+      if (fault.status) return { foreign: true, status: fault.status, headers: fault.headers ?? {}, text: typeof fault.body === "string" ? fault.body : fault.body && JSON.stringify(fault.body) };
     }
     const answer = await this.real(target, operation, seen);
     if (fault?.cut || fault?.corrupt || fault?.replace) return damage(fault, answer, response, socket);
     return answer;
   }
 
-  async real(target, operation, { method, url, headers, body, ...rest }) {
+  async real(target, operation, seen) {
+    const { method, url, headers, body } = seen;
     if (target === "imds") {
       if (method === "GET" && url.pathname === "/metadata/identity/oauth2/token") return this.entra.imds(headers, url.searchParams);
       if (method === "GET" && url.pathname === "/msi/token") return this.entra.endpoint(headers, url.searchParams);
@@ -234,7 +243,15 @@ export class World {
       if (path.join("/") === "oauth2/v2.0/token" && method === "POST") return this.entra.token(tenant, new URLSearchParams(body));
       return { status: 404, body: { error: "not_found" } };
     }
-    return { status: 200, body: await this[target].serve({ method, url, headers, body, ...rest }) };
+    const vault = this[target];
+    try {
+      const body = await vault.serve(seen);
+      vault.note(seen, 200, body?.kid ?? body?.key?.kid);
+      return { status: 200, body };
+    } catch (error) {
+      vault.note(seen, error.status);
+      throw error;
+    }
   }
 }
 

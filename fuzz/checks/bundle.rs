@@ -1,0 +1,16 @@
+//! What must hold for a bundle of the audit log, of any bytes. The including file brings `audit` and `crypto` into scope.
+
+use super::audit::{CheckpointKey, Trust, verify_bundle};
+use super::crypto::Ed25519VerifyingKey;
+
+/// Panics when something does not hold.
+pub(super) fn check(data: &[u8]) {
+    let somebody = Ed25519VerifyingKey::from_bytes([7; 32]);
+    let keys = vec![CheckpointKey { name: "byok.example/acme/1".to_owned(), key: somebody }];
+    let trust = Trust { keys, pinned: None };
+    let report = verify_bundle(&mut &data[..], &trust, &mut |_| ()).expect("memory can be read");
+    assert!(!report.is_clean(), "nobody has that key");
+    for finding in &report.findings {
+        assert!(!finding.to_string().is_empty() && !finding.name().is_empty(), "it is said");
+    }
+}

@@ -1,0 +1,377 @@
+//! Checkpoints of the tenant's log: made, kept, served; and the check that the log still holds all that was published. A log
+//! that does not is of a database that was rewritten, or went back in time: no call is recorded in it, and so none is
+//! answered, until `byok audit restored` opens another one that names it.
+//!
+//! Whatever is signed has been shown to go on from the last checkpoint that was kept, by a proof from the entries' own
+//! leaves. Several replicas may sign the same head: the signature is deterministic, and so is the row.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Mutex;
+use tracing::{error, info, warn};
+
+use crate::audit::{Checkpoint, CheckpointKey, SignedCheckpoint, Tree, TreeError, origin_of};
+use crate::config::SigningKeys;
+use crate::merkle::{Hash, verify_consistency};
+use crate::model::{Caller, Clock, ErrorCode, Operation, Refusal, Tenant};
+use crate::store::{Batch, Change, LogHead, ReadError, Store};
+
+use super::App;
+use super::publication::Place;
+use super::record::read_refusal;
+
+/// A head that was signed, of one of the tenant's logs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct SignedHead {
+    pub(super) log: u32,
+    pub(super) size: u64,
+    pub(super) root: Hash,
+}
+
+impl SignedHead {
+    pub(super) fn of(head: &LogHead) -> Self {
+        Self { log: head.log, size: head.frontier.size(), root: head.frontier.root() }
+    }
+}
+
+/// A checkpoint as callers see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckpointShown {
+    /// The signed note (c2sp.org/tlog-checkpoint).
+    pub note: String,
+    /// Of which log.
+    pub origin: String,
+    /// How many leaves it has.
+    pub size: u64,
+    /// Its root, in base64.
+    pub root: String,
+    /// The public keys that verify the note, the current one first, as c2sp.org/signed-note writes them.
+    pub keys: Vec<String>,
+}
+
+/// Why there is no checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NoneMade {
+    /// The log is behind what was published.
+    Behind,
+    /// No key is configured.
+    Unsigned,
+    /// The database.
+    Store(ReadError),
+}
+
+impl From<ReadError> for NoneMade {
+    fn from(error: ReadError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<NoneMade> for Refusal {
+    fn from(none: NoneMade) -> Self {
+        match none {
+            NoneMade::Behind => ErrorCode::AuditLogBehind.into(),
+            NoneMade::Unsigned => Self::because(
+                ErrorCode::NotFound,
+                "This server signs no checkpoints: it has no BYOK_AUDIT_SIGNING_KEY.",
+            ),
+            NoneMade::Store(error) => read_refusal(error),
+        }
+    }
+}
+
+/// Between two checkpoints that nobody asked for and that are published nowhere.
+const KEEP: Duration = Duration::from_secs(10);
+
+/// What is known of published heads.
+#[derive(Default)]
+struct Known {
+    /// The last one that this process signed: all that it had known of before is a beginning of it.
+    signed: Option<SignedHead>,
+    /// What the log was not shown to hold yet, or does not hold.
+    unproven: Vec<SignedHead>,
+    /// When this process last kept one.
+    kept_at: Option<Instant>,
+}
+
+/// What a check found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checked {
+    /// Whether the log holds all that is known to have been published.
+    pub holds: bool,
+    /// The kinds of the places that could not be read.
+    pub unread: Vec<&'static str>,
+}
+
+/// What [`Checkpoints`] are made of.
+pub struct CheckpointParts {
+    /// The database.
+    pub store: Arc<dyn Store>,
+    /// Whose log.
+    pub tenant: Tenant,
+    /// The deployment's name, which origins begin with.
+    pub deployment: String,
+    /// What to sign with, if anything.
+    pub keys: Option<SigningKeys>,
+    /// Where to publish.
+    pub places: Vec<Place>,
+    /// How often, at most.
+    pub publish_every: Duration,
+    /// What time it is.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// The checkpoints of a tenant's log.
+pub struct Checkpoints {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) tenant: Tenant,
+    pub(super) deployment: String,
+    keys: Option<SigningKeys>,
+    pub(super) places: Vec<Place>,
+    pub(super) publish_every: Duration,
+    pub(super) clock: Arc<dyn Clock>,
+    known: Mutex<Known>,
+    behind: AtomicBool,
+    made: AtomicU64,
+}
+
+impl Checkpoints {
+    /// Of these parts. Reads and sends nothing.
+    pub fn new(parts: CheckpointParts) -> Self {
+        let CheckpointParts { store, tenant, deployment, keys, places, publish_every, clock } = parts;
+        Self {
+            store,
+            tenant,
+            deployment,
+            keys,
+            places,
+            publish_every,
+            clock,
+            known: Mutex::default(),
+            behind: AtomicBool::new(false),
+            made: AtomicU64::new(0),
+        }
+    }
+
+    /// Holds the log against the last checkpoint that was kept, and the last one of each place that can be read. A place
+    /// that cannot is asked again by [`App::publish_checkpoints`].
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn check(&self) -> Result<Checked, ReadError> {
+        let log = self.store.log_head(self.tenant.uid).await?.ok_or(ReadError::Rejected)?.log;
+        let mut unread = Vec::new();
+        for place in &self.places {
+            if self.look_into(place, log).await.is_err() {
+                unread.push(place.kind());
+            }
+        }
+        self.hold(&mut *self.known.lock().await).await?;
+        Ok(Checked { holds: !self.is_behind(), unread })
+    }
+
+    /// Whether there is a key to sign with.
+    pub fn signs(&self) -> bool {
+        self.keys.is_some()
+    }
+
+    /// Whether the log was found behind what was published: then nothing may be appended.
+    pub fn is_behind(&self) -> bool {
+        self.behind.load(Ordering::SeqCst)
+    }
+
+    /// How many checkpoints this process has made.
+    pub fn made(&self) -> u64 {
+        self.made.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn origin(&self, log: u32) -> String {
+        origin_of(&self.deployment, &self.tenant.name, log)
+    }
+
+    /// What verifies the notes of that log, the current key's first.
+    pub(super) fn keys_of(&self, log: u32) -> Vec<CheckpointKey> {
+        let name = self.origin(log);
+        let keys = self.keys.as_ref().map(SigningKeys::parsed).unwrap_or_default();
+        keys.iter().map(|key| CheckpointKey { name: name.clone(), key: key.verifying_key() }).collect()
+    }
+
+    /// What a note says, if it is of that log and one of our keys has signed it.
+    pub(super) fn read(&self, note: &str, log: u32) -> Option<SignedHead> {
+        let note = SignedCheckpoint::parse(note).ok()?;
+        let signed = self.keys_of(log).iter().any(|key| note.is_signed_by(key));
+        let Checkpoint { size, root, .. } = note.checkpoint;
+        signed.then_some(SignedHead { log, size, root })
+    }
+
+    /// The checkpoint of this head, signed.
+    pub(super) fn sign(&self, head: &SignedHead) -> Option<String> {
+        let checkpoint = Checkpoint { origin: self.origin(head.log), size: head.size, root: head.root };
+        self.keys.as_ref().map(|keys| checkpoint.sign(&keys.parsed()))
+    }
+
+    /// Another head that was published, for the next check.
+    pub(super) async fn learn(&self, head: SignedHead) {
+        let mut known = self.known.lock().await;
+        if !known.unproven.contains(&head) {
+            known.unproven.push(head);
+        }
+    }
+
+    /// Every head that the log does not hold, of those that are known.
+    pub(super) async fn unheld(&self) -> Vec<SignedHead> {
+        self.known.lock().await.unproven.clone()
+    }
+
+    /// A checkpoint of the log as it is now, kept where the log has moved since the last one.
+    ///
+    /// # Errors
+    /// See [`NoneMade`].
+    pub(super) async fn renew(&self) -> Result<SignedHead, NoneMade> {
+        let mut known = self.known.lock().await;
+        let now = self.store.log_head(self.tenant.uid).await?.ok_or(ReadError::Rejected)?;
+        let now = SignedHead::of(&now);
+        if known.unproven.is_empty() && known.signed.as_ref() == Some(&now) {
+            return Ok(now);
+        }
+        let (head, kept) = self.hold(&mut known).await?;
+        if self.is_behind() {
+            return Err(NoneMade::Behind);
+        }
+        let note = self.sign(&head).ok_or(NoneMade::Unsigned)?;
+        // Nothing was appended: there is nothing to keep.
+        if kept.is_none_or(|kept| kept != head) && head.size > 0 {
+            let change = Change::AddCheckpoint { log: head.log, size: head.size, note: note.into() };
+            let batch = Batch {
+                tenant: self.tenant.uid,
+                base: 0,
+                entries: Vec::new(),
+                changes: vec![change],
+                fence: Vec::new(),
+            };
+            self.store.commit(&batch).await.map_err(|_| ReadError::Unavailable)?;
+            self.made.fetch_add(1, Ordering::Relaxed);
+            known.kept_at = Some(Instant::now());
+        }
+        known.signed = Some(head.clone());
+        Ok(head)
+    }
+
+    /// The same, but nothing is kept so soon after the last one was: a log that never rests would fill its table with them.
+    ///
+    /// # Errors
+    /// See [`NoneMade`].
+    async fn renew_in_time(&self) -> Result<(), NoneMade> {
+        let mut known = self.known.lock().await;
+        if known.kept_at.is_none_or(|kept_at| kept_at.elapsed() >= KEEP) {
+            drop(known);
+            return self.renew().await.map(drop);
+        }
+        self.hold(&mut known).await?;
+        if self.is_behind() { Err(NoneMade::Behind) } else { Ok(()) }
+    }
+
+    /// Holds the log against all that is known to have been published, and says what it is now and what was kept last.
+    async fn hold(&self, known: &mut Known) -> Result<(SignedHead, Option<SignedHead>), ReadError> {
+        let log = self.store.log_head(self.tenant.uid).await?.ok_or(ReadError::Rejected)?.log;
+        // Before the tree: another replica may keep the next checkpoint meanwhile, and the tree must hold that one.
+        let kept = self.store.latest_checkpoint(self.tenant.uid, log).await?.map(|row| {
+            // Whoever signed it: a note that was put there by another hand stops us too.
+            let note = SignedCheckpoint::parse(&row.note).ok().map(|note| note.checkpoint);
+            let root = note.filter(|note| note.size == row.size).map_or(Hash([0; 32]), |note| note.root);
+            SignedHead { log, size: row.size, root }
+        });
+        let tree = Tree::open(&*self.store, self.tenant.uid).await?.ok_or(ReadError::Rejected)?;
+        let mut unheld: Vec<SignedHead> = Vec::new();
+        for head in known.unproven.iter().chain(&known.signed).chain(&kept) {
+            if !unheld.contains(head) && !holds(&tree, head).await? {
+                unheld.push(head.clone());
+            }
+        }
+        let (now, behind) = (SignedHead::of(&tree.head), !unheld.is_empty());
+        if behind != self.behind.swap(behind, Ordering::SeqCst) {
+            match unheld.first() {
+                None => info!(log = now.log, size = now.size, "the audit log holds all that was published"),
+                Some(head) => error!(
+                    published_log = head.log,
+                    published_size = head.size,
+                    log = now.log,
+                    size = now.size,
+                    "the audit log is behind what was published, or not the same: nothing is served until `byok audit restored`"
+                ),
+            }
+        }
+        known.unproven = unheld;
+        Ok((now, kept))
+    }
+}
+
+/// Whether the log holds what a signed head says. One of an earlier log has ended, and the entry that ended it names it.
+async fn holds(tree: &Tree<'_>, said: &SignedHead) -> Result<bool, ReadError> {
+    let now = SignedHead::of(&tree.head);
+    if said.log != now.log || said.size > now.size {
+        return Ok(said.log < now.log);
+    }
+    match tree.consistency(said.size, now.size).await {
+        Ok(proof) => Ok(verify_consistency((said.size, said.root), (now.size, now.root), &proof)),
+        Err(TreeError::Store(error)) => Err(error),
+        Err(TreeError::Missing { seq }) => {
+            error!(seq, "an entry of the audit log is missing");
+            Ok(false)
+        }
+    }
+}
+
+impl App {
+    /// The checkpoint of the caller's tenant's log as it is now. Leaves no entry: each would move the log past the
+    /// checkpoint that it speaks of, and whoever polls it would fill the log; what it says is neither personal nor secret.
+    ///
+    /// # Errors
+    /// Not permitted, no key to sign with, a log that is behind what was published, or the database out of reach.
+    pub async fn checkpoint(&self, caller: &Caller) -> Result<CheckpointShown, Refusal> {
+        self.enter(caller, Operation::Audit).await?;
+        let head = self.checkpoints.renew().await?;
+        let note = self.checkpoints.sign(&head).ok_or(NoneMade::Unsigned)?;
+        Ok(CheckpointShown {
+            note,
+            origin: self.checkpoints.origin(head.log),
+            size: head.size,
+            root: head.root.to_string(),
+            keys: self.checkpoints.keys_of(head.log).iter().map(ToString::to_string).collect(),
+        })
+    }
+
+    /// Holds the log against what was published, and makes a checkpoint where it has moved since the last one, of which one
+    /// is kept in a while. To be called every second.
+    pub async fn keep_checkpoint(&self) {
+        // Without a key there is only the way back to look for.
+        if !self.checkpoints.signs() && !self.checkpoints.is_behind() {
+            return;
+        }
+        match self.checkpoints.renew_in_time().await {
+            Ok(()) | Err(NoneMade::Unsigned | NoneMade::Store(ReadError::Unavailable)) => {}
+            // The rows of DEKs that are in memory may be gone.
+            Err(NoneMade::Behind) => self.keyring.clear(),
+            Err(NoneMade::Store(ReadError::Rejected)) => {
+                warn!("the database refused what a checkpoint is made of, or to keep it");
+            }
+        }
+    }
+
+    /// The checkpoints of the tenant's log.
+    pub fn checkpoints(&self) -> &Checkpoints {
+        &self.checkpoints
+    }
+
+    /// Whether anything may be appended, and so anything be done.
+    ///
+    /// # Errors
+    /// `AUDIT_LOG_BEHIND`.
+    pub(super) fn may_append(&self) -> Result<(), Refusal> {
+        match self.checkpoints.is_behind() {
+            true => Err(ErrorCode::AuditLogBehind.into()),
+            false => Ok(()),
+        }
+    }
+}

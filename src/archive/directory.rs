@@ -1,0 +1,116 @@
+//! A directory: each note is a file that is there whole or not at all, and durable once it is there.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+
+use tokio::task::spawn_blocking;
+
+use super::{ArchiveError, LATEST, MAX_NOTE_BYTES, note_of};
+
+/// A directory of notes.
+pub struct Directory {
+    path: PathBuf,
+}
+
+impl Directory {
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    pub(super) fn address(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    pub(super) async fn put(&self, folder: &str, name: &str, note: &str) -> Result<(), ArchiveError> {
+        let (folder, name, note) = (self.path.join(folder), name.to_owned(), note.to_owned());
+        blocking(move || {
+            fs::create_dir_all(&folder)?;
+            // What was published stays as it was: the first of that size.
+            write(&folder, &name, &note, |from, to| match fs::hard_link(from, to) {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+                linked => linked,
+            })?;
+            write(&folder, LATEST, &note, |from, to| fs::rename(from, to))?;
+            if let Some(above) = folder.parent() {
+                File::open(above)?.sync_all()?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    pub(super) async fn latest(&self, folder: &str) -> Result<Option<String>, ArchiveError> {
+        let path = self.path.join(folder).join(LATEST);
+        let read = blocking(move || match File::open(path) {
+            Ok(file) => {
+                let mut bytes = Vec::new();
+                file.take(MAX_NOTE_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+                Ok(Some(bytes))
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        });
+        read.await?.map(note_of).transpose()
+    }
+}
+
+/// Under another name first: a reader sees the whole file or none.
+fn write(
+    folder: &Path,
+    name: &str,
+    note: &str,
+    place: impl Fn(&Path, &Path) -> io::Result<()>,
+) -> io::Result<()> {
+    let before = folder.join(format!(".{}", uuid::Uuid::now_v7().simple()));
+    let written = File::create_new(&before).and_then(|mut file| {
+        file.write_all(note.as_bytes())?;
+        file.sync_all()?;
+        place(&before, &folder.join(name))
+    });
+    let _ = fs::remove_file(&before);
+    written?;
+    File::open(folder)?.sync_all()
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T, ArchiveError> {
+    match spawn_blocking(work).await {
+        Ok(done) => done.map_err(|error| ArchiveError::File(error.kind())),
+        Err(_) => Err(ArchiveError::File(ErrorKind::Other)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_last_note_reads_back_and_nothing_else_is_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = Directory::new(folder.path().join("checkpoints"));
+        assert_eq!(directory.latest("a%2Fb%2F1").await, Ok(None));
+        for (name, note) in [("03.note", "3\n"), ("07.note", "7\n"), ("07.note", "another\n")] {
+            directory.put("a%2Fb%2F1", name, note).await.unwrap();
+        }
+        assert_eq!(directory.latest("a%2Fb%2F1").await, Ok(Some("another\n".to_owned())));
+        let kept = folder.path().join("checkpoints/a%2Fb%2F1/07.note");
+        assert_eq!(fs::read_to_string(kept).unwrap(), "7\n", "what was published is never replaced");
+        let files = fs::read_dir(folder.path().join("checkpoints/a%2Fb%2F1")).unwrap();
+        let mut names: Vec<_> = files.map(|file| file.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["03.note", "07.note", "latest"]);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_note_or_no_directory_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = Directory::new(folder.path().to_owned());
+        directory.put("o", "1.note", &"x".repeat(MAX_NOTE_BYTES + 1)).await.unwrap();
+        assert_eq!(directory.latest("o").await, Err(ArchiveError::NoNote));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let directory = Directory::new(file.path().to_owned());
+        assert!(matches!(directory.put("o", "1.note", "x").await, Err(ArchiveError::File(_))));
+    }
+}

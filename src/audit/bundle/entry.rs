@@ -1,0 +1,189 @@
+//! An entry as a bundle shows it: all that its leaf covers, and the personal values with their salts.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::line::{Bytes, Id, tenant_of};
+use crate::audit::digest::{EntryFields, ItemFields, source_name};
+use crate::audit::pack::PackedItems;
+use crate::crypto::hmac_sha256;
+use crate::merkle::Hash;
+use crate::model::{TenantUid, Timestamp};
+use crate::store::{EntryRow, leaf_of};
+
+/// A personal value: with its salt, or erased and without both.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::audit) struct Personal {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(in crate::audit) value: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(in crate::audit) salt: Option<Bytes<16>>,
+    pub(in crate::audit) hmac: Bytes<32>,
+}
+
+impl Personal {
+    /// Whether the value is the one that was hashed; `None` where it was erased.
+    pub(in crate::audit) fn matches(&self) -> Option<bool> {
+        match (&self.value, &self.salt) {
+            (None, _) => None,
+            (Some(value), Some(salt)) => Some(hmac_sha256(&salt.0, value.as_bytes()) == self.hmac.0),
+            // Nobody can check it.
+            (Some(_), None) => Some(false),
+        }
+    }
+}
+
+/// An entry with all that its leaf covers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::audit) struct BundleEntry {
+    pub(in crate::audit) place: u64,
+    /// Whose it is, where that is another tenant than the log's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(in crate::audit) tenant: Option<String>,
+    /// Microseconds since 1970.
+    pub(in crate::audit) at: i64,
+    pub(in crate::audit) id: Id,
+    pub(in crate::audit) operation: String,
+    pub(in crate::audit) outcome: String,
+    pub(in crate::audit) means: String,
+    pub(in crate::audit) role: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(in crate::audit) user: Option<Personal>,
+    pub(in crate::audit) request: Personal,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(in crate::audit) detail: Option<String>,
+    pub(in crate::audit) items: Vec<BundleItem>,
+    /// As the row has it.
+    pub(in crate::audit) digest: Bytes<32>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::audit) struct BundleItem {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(in crate::audit) dek_id: Option<Id>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(in crate::audit) key: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(in crate::audit) version: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(in crate::audit) source: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(in crate::audit) kms_request_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(in crate::audit) refused: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(in crate::audit) record: Option<Personal>,
+}
+
+impl BundleEntry {
+    /// `None` when the row's items or records are not of a form that we write.
+    pub(in crate::audit) fn of(place: u64, row: &EntryRow) -> Option<Self> {
+        let packed = PackedItems::read(&row.items, row.item_count)?;
+        let records: Vec<Value> = serde_json::from_str(&row.records).ok()?;
+        if records.len() != packed.items.len() {
+            return None;
+        }
+        let mut items = Vec::with_capacity(records.len());
+        for (item, record) in packed.items.iter().zip(records) {
+            let (value, salt) = match record {
+                Value::Null => (None, None),
+                record => {
+                    let (value, salt): (String, String) = serde_json::from_value(record).ok()?;
+                    (Some(value), Some(salt_of(&salt)?))
+                }
+            };
+            // A value where none was hashed.
+            if value.is_some() && item.record_hmac.is_none() {
+                return None;
+            }
+            let version = packed.key_version(item);
+            items.push(BundleItem {
+                dek_id: item.dek_id.map(|id| Id(id.0)),
+                key: version.map(|version| version.key.to_string()),
+                version: version.map(|version| version.version.to_string()),
+                source: item.source.map(|source| source_name(source).to_owned()),
+                kms_request_id: packed.kms_request_id(item).map(|id| id.to_string()),
+                refused: packed.refusal(item).map(|code| code.as_str().to_owned()),
+                record: item.record_hmac.map(|hmac| Personal { value, salt, hmac: Bytes(hmac) }),
+            });
+        }
+        let personal = |salted: &crate::model::Salted| Personal {
+            value: salted.value.clone(),
+            salt: salted.salt.map(Bytes),
+            hmac: Bytes(salted.hmac),
+        };
+        Some(Self {
+            place,
+            tenant: None,
+            at: row.at.0,
+            id: Id(row.id.0),
+            operation: row.operation.as_str().to_owned(),
+            outcome: row.outcome.as_str().to_owned(),
+            means: row.means.as_str().to_owned(),
+            role: row.role.to_string(),
+            user: row.user.as_ref().map(personal),
+            request: personal(&row.request),
+            detail: row.detail.as_deref().map(str::to_owned),
+            items,
+            digest: Bytes(row.digest),
+        })
+    }
+
+    /// The digest of what it says.
+    pub(in crate::audit) fn computed(&self, tenant: TenantUid) -> [u8; 32] {
+        let fields = EntryFields {
+            id: self.id.0.as_bytes(),
+            operation: &self.operation,
+            outcome: &self.outcome,
+            means: &self.means,
+            role: &self.role,
+            user_hmac: self.user.as_ref().map_or(&[], |user| &user.hmac.0),
+            request_hmac: &self.request.hmac.0,
+            detail: self.detail.as_deref().unwrap_or_default(),
+        };
+        fields.digest(tenant, self.items.iter().map(BundleItem::leaf))
+    }
+
+    /// The other tenant whose entry it is: its digest holds there.
+    pub(in crate::audit) fn others(&self) -> Option<TenantUid> {
+        let tenant = self.tenant.as_deref().and_then(tenant_of)?;
+        (self.computed(tenant) == self.digest.0).then_some(tenant)
+    }
+
+    /// Its leaf, by the digest that the row has.
+    pub(in crate::audit) fn leaf(&self) -> Hash {
+        self.leaf_with(&self.digest.0)
+    }
+
+    /// The leaf that it would have with this digest.
+    pub(in crate::audit) fn leaf_with(&self, digest: &[u8; 32]) -> Hash {
+        leaf_of(Timestamp(self.at), digest)
+    }
+}
+
+impl BundleItem {
+    fn leaf(&self) -> Hash {
+        let fields = ItemFields {
+            dek_id: self.dek_id.as_ref().map_or(&[], |id| id.0.as_bytes()),
+            key: self.key.as_deref().unwrap_or_default(),
+            version: self.version.as_deref().unwrap_or_default(),
+            source: self.source.as_deref().unwrap_or_default(),
+            kms_request_id: self.kms_request_id.as_deref().unwrap_or_default(),
+            refused: self.refused.as_deref().unwrap_or_default(),
+            record_hmac: self.record.as_ref().map_or(&[], |record| &record.hmac.0),
+        };
+        fields.leaf()
+    }
+}
+
+/// A salt as `records` holds it: base64, with or without padding.
+fn salt_of(text: &str) -> Option<Bytes<16>> {
+    let text = text.trim_end_matches('=');
+    let salt = STANDARD_NO_PAD.decode(text).ok()?;
+    salt.try_into().ok().map(Bytes)
+}

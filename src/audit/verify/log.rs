@@ -1,0 +1,240 @@
+//! A tenant's log in its database, verified: every entry of the current log, its head, every checkpoint that is kept, and
+//! the rows of DEKs. The server may go on meanwhile. Only reads.
+
+use std::ops::Range;
+
+use super::super::checkpoint::{SignedCheckpoint, origin_of};
+use super::super::tree::{Tree, TreeError};
+use super::deks::Deks;
+use super::finding::{Against, Finding};
+use super::pages::{Pages, Row};
+use super::report::{Claim, Report};
+use super::settle::settle;
+use super::{Subject, Trust, Walk};
+use crate::merkle::Frontier;
+use crate::model::Tenant;
+use crate::store::{CheckpointRow, LogHead, ReadError, Store};
+
+/// How many checkpoints are read at once.
+const CHECKPOINTS: u32 = 256;
+
+/// Verifies a tenant's log. `progress` is told how many entries of how many were looked at, from time to time.
+///
+/// # Errors
+/// The database's.
+pub async fn verify_log(
+    store: &dyn Store,
+    tenant: &Tenant,
+    trust: Trust,
+    progress: &mut (dyn FnMut(u64, u64) + Send),
+) -> Result<Report, ReadError> {
+    let head = match store.log_head(tenant.uid).await {
+        Ok(Some(head)) => head,
+        Ok(None) | Err(ReadError::Rejected) => return Ok(no_head(tenant)),
+        Err(error) => return Err(error),
+    };
+    let origin = origin(store, tenant, &head, &trust).await?;
+    let subject = Subject { tenant: tenant.uid, origin: origin.clone(), first: head.first };
+    let pinned = trust.pinned.clone();
+    let mut log = Log {
+        store,
+        tenant,
+        walk: Walk::start(subject, trust, Frontier::default()),
+        checkpoints: Checkpoints::new(),
+        deks: Deks::read(store, tenant.uid, None, head.first == 0).await?,
+        head,
+    };
+    log.entries(progress).await?;
+    log.after().await?;
+    if let Some(pinned) = &pinned {
+        log.pinned_is_kept(pinned).await?;
+    }
+    let Log { walk, deks, head, .. } = log;
+    let mut report = walk.finish(|size, has| Finding::Shorter { has, against: Against::Pinned(size) });
+    let partial = settle(store, tenant, &head, deks, &mut report).await?;
+    report.tell(
+        Claim::Deks,
+        "every DEK's row has the key version that the log gave it last".to_owned(),
+        partial,
+    );
+    report.subject = format!(
+        "log {origin}: {} entries at places {} to before {}, root {}",
+        head.frontier.size(),
+        head.first,
+        head.end(),
+        head.frontier.root()
+    );
+    Ok(report)
+}
+
+fn no_head(tenant: &Tenant) -> Report {
+    let mut report = Report::of(format!("log of {}: no head", tenant.name));
+    report.find(Finding::Head);
+    report.tell(Claim::Tree, String::new(), None);
+    report
+}
+
+/// What the log's checkpoints have to be called: what the auditor knows, else what the last one says, where it fits.
+async fn origin(
+    store: &dyn Store,
+    tenant: &Tenant,
+    head: &LogHead,
+    trust: &Trust,
+) -> Result<String, ReadError> {
+    let own = origin_of("", &tenant.name, head.log);
+    let known = trust.keys.iter().map(|key| key.name.clone());
+    let mut known = trust.pinned.iter().map(|pinned| pinned.checkpoint.origin.clone()).chain(known);
+    if let Some(origin) = known.find(|origin| origin.ends_with(&own)) {
+        return Ok(origin);
+    }
+    let latest = store.latest_checkpoint(tenant.uid, head.log).await?;
+    let latest = latest.and_then(|row| SignedCheckpoint::parse(&row.note).ok());
+    let origin = latest.map(|latest| latest.checkpoint.origin).filter(|origin| origin.ends_with(&own));
+    Ok(origin.unwrap_or(own))
+}
+
+struct Log<'s> {
+    store: &'s dyn Store,
+    tenant: &'s Tenant,
+    head: LogHead,
+    walk: Walk,
+    checkpoints: Checkpoints,
+    deks: Deks,
+}
+
+/// The log's checkpoints by size, a page at a time.
+struct Checkpoints {
+    page: std::vec::IntoIter<CheckpointRow>,
+    next: Option<CheckpointRow>,
+    from: u64,
+    ended: bool,
+}
+
+impl Checkpoints {
+    fn new() -> Self {
+        Self { page: Vec::new().into_iter(), next: None, from: 0, ended: false }
+    }
+
+    /// The next one, left in its place.
+    async fn peek(&mut self, store: &dyn Store, tenant: &Tenant, log: u32) -> Result<Option<u64>, ReadError> {
+        if self.next.is_none() {
+            self.next = self.page.next();
+        }
+        if self.next.is_none() && !self.ended {
+            let rows = store.checkpoints_from(tenant.uid, log, self.from, CHECKPOINTS).await?;
+            self.ended = rows.len() < CHECKPOINTS as usize;
+            self.from = rows.last().map_or(self.from, |row| row.size + 1);
+            self.page = rows.into_iter();
+            self.next = self.page.next();
+        }
+        Ok(self.next.as_ref().map(|row| row.size))
+    }
+}
+
+impl Log<'_> {
+    async fn entries(&mut self, progress: &mut (dyn FnMut(u64, u64) + Send)) -> Result<(), ReadError> {
+        let (first, end) = (self.head.first, self.head.end());
+        let mut pages = Pages::new(self.store, self.tenant.uid, first..end);
+        while let Some(row) = pages.next().await? {
+            let place = row.place();
+            if place > self.walk.place() {
+                self.gap(place).await?;
+            }
+            self.checkpoints().await?;
+            match row {
+                Row::Entry(entry) if self.walk.entry(&entry) => self.deks.observe(&entry),
+                Row::Entry(_) => self.deks.gap(),
+                Row::Unreadable { place, leaf } => {
+                    self.deks.gap();
+                    self.walk.unreadable(place, leaf);
+                }
+            }
+            if place.is_multiple_of(256) {
+                progress(place - first, end - first);
+            }
+        }
+        if self.walk.place() < end {
+            let places = self.walk.place()..end;
+            self.walk.report.find(Finding::CutOff { places });
+            self.deks.gap();
+        }
+        Ok(())
+    }
+
+    /// Entries are not there up to this place: pruned, or gone. What is kept of their hashes goes in their stead.
+    async fn gap(&mut self, place: u64) -> Result<(), ReadError> {
+        self.deks.gap();
+        let Some(tree) = Tree::open(self.store, self.tenant.uid).await? else { return Ok(()) };
+        let end = place - self.head.first;
+        while self.walk.size() < end {
+            self.checkpoints().await?;
+            let part: Range<u64> =
+                self.walk.size()..self.walk.pinned_ahead().map_or(end, |pinned| pinned.min(end));
+            match tree.cover(part.clone()).await {
+                Ok(roots) if self.walk.roots(part.end - part.start, &roots, true).is_ok() => {}
+                Ok(_) | Err(TreeError::Missing { .. } | TreeError::Store(ReadError::Rejected)) => {
+                    self.walk.gone(place);
+                }
+                Err(TreeError::Store(error)) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Those of the size that the walk has reached. Those within what was pruned are passed over.
+    async fn checkpoints(&mut self) -> Result<(), ReadError> {
+        while let Some(size) = self.checkpoints.peek(self.store, self.tenant, self.head.log).await?
+            && size <= self.walk.size()
+        {
+            if let Some(row) = self.checkpoints.next.take()
+                && size == self.walk.size()
+            {
+                self.walk.checkpoint(&row.note);
+            }
+        }
+        Ok(())
+    }
+
+    /// What comes after the last entry: the head, and what should not be there.
+    async fn after(&mut self) -> Result<(), ReadError> {
+        let size = self.head.frontier.size();
+        if self.walk.size() == size {
+            self.checkpoints().await?;
+            self.walk.head(&self.head.frontier);
+        }
+        // Entries first and then the head: those that are appended meanwhile are before it.
+        let beyond = self.store.entries_from(self.tenant.uid, self.head.end(), 64).await;
+        let end = self.head.end();
+        let beyond: Vec<u64> = match beyond {
+            Ok(rows) => rows.iter().map(|row| row.seq).collect(),
+            Err(ReadError::Rejected) => {
+                let leaves = self.store.leaves(self.tenant.uid, end..end.saturating_add(64)).await?;
+                leaves.iter().map(|(seq, _)| *seq).collect()
+            }
+            Err(error) => return Err(error),
+        };
+        let mut longest = size;
+        while let Some(size) = self.checkpoints.peek(self.store, self.tenant, self.head.log).await? {
+            longest = longest.max(size);
+            self.checkpoints.next = None;
+        }
+        let Some(now) = self.store.log_head(self.tenant.uid).await? else { return Ok(()) };
+        for place in beyond.into_iter().filter(|place| *place >= now.end()) {
+            self.walk.report.find(Finding::BeyondHead { place });
+        }
+        let has = now.frontier.size();
+        if longest > has {
+            self.walk.report.find(Finding::Shorter { has, against: Against::Checkpoint(longest) });
+        }
+        Ok(())
+    }
+
+    async fn pinned_is_kept(&mut self, pinned: &SignedCheckpoint) -> Result<(), ReadError> {
+        let size = pinned.checkpoint.size;
+        let kept = self.store.checkpoints_from(self.tenant.uid, self.head.log, size, 1).await?;
+        if !kept.iter().any(|row| row.size == size) {
+            self.walk.report.find(Finding::MissingCheckpoint { size: Some(size) });
+        }
+        Ok(())
+    }
+}

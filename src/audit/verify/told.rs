@@ -1,0 +1,66 @@
+//! What a walk that has ended claims of the log: what each claim says where it holds, and what it would take where nothing
+//! can be said.
+
+use super::report::Claim;
+use super::walk::Walk;
+
+impl Walk {
+    pub(super) fn tell(&mut self) {
+        let (entries, erased, checkpoints, sealed) =
+            (self.entries, self.erased, self.checkpoints, self.sealed);
+        let (after, headed) = (self.size() - sealed, self.headed);
+        let report = &mut self.report;
+        report.tell(
+            Claim::Content,
+            format!("what each of {entries} entries says is what its leaf covers"),
+            None,
+        );
+        report.tell(
+            Claim::Personal,
+            format!("names and ids are those that were hashed ({erased} of them erased)"),
+            None,
+        );
+        let pruned = match self.pruned.is_empty() {
+            true => String::new(),
+            false => ", but those that entries say were pruned".to_owned(),
+        };
+        report.tell(Claim::Order, format!("none is missing, doubled or in another's place{pruned}"), None);
+        let unproven = match (self.unknown_from, checkpoints) {
+            (Some(place), _) => Some(format!(
+                "from place {place} on, no root can be compared: nothing is left of entries that are gone"
+            )),
+            (None, 0) => Some("no checkpoint speaks of them".to_owned()),
+            (None, _) => None,
+        };
+        let after = match (after, headed) {
+            (0, _) => String::new(),
+            (_, true) => format!("; the {after} after it fit the log's head alone"),
+            (_, false) => format!("; the {after} after it were compared with nothing"),
+        };
+        let seen = format!(
+            "they are those that {checkpoints} checkpoint(s) speak of, the last of {sealed} leaves{after}"
+        );
+        report.tell(Claim::Tree, seen, unproven);
+        let unsigned = match (self.trust.keys.is_empty(), checkpoints) {
+            (true, 0) => Some("no checkpoint is kept: nothing that was signed speaks of this log".to_owned()),
+            (true, _) => Some("no key was given: nobody looked at the signatures (--key)".to_owned()),
+            (false, 0) => Some("no checkpoint could be compared".to_owned()),
+            (false, _) => None,
+        };
+        report.tell(
+            Claim::Signed,
+            "every checkpoint was signed with a key that was given".to_owned(),
+            unsigned,
+        );
+        let unpinned = match &self.trust.pinned {
+            None => Some(
+                "no checkpoint was pinned: that whoever holds the signing key has not cut off or rewritten the log, and \
+                 signed it anew, shows only against one that was kept elsewhere (--checkpoint)"
+                    .to_owned(),
+            ),
+            Some(_) if self.pinned_met => None,
+            Some(_) => Some("the pinned checkpoint could not be compared".to_owned()),
+        };
+        report.tell(Claim::Pinned, "the log goes on from the pinned checkpoint".to_owned(), unpinned);
+    }
+}

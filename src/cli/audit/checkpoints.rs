@@ -1,0 +1,124 @@
+//! `byok audit key|restored`: the keys that checkpoints are signed with, and the way back after a restore.
+
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use crate::app::RestoreFailed;
+use crate::audit::{CheckpointKey, origin_of};
+use crate::cli::{Failure, assemble};
+use crate::config::{Audit, Env, Mistake, Reader, SigningKeys};
+use crate::crypto::Ed25519SigningKey;
+
+/// Which keys.
+#[derive(Args)]
+pub(super) struct Key {
+    /// Whose log
+    #[arg(long, default_value = "primary", value_name = "NAME")]
+    tenant: String,
+    /// Which of the tenant's logs: each restore opens another one
+    #[arg(long, default_value_t = 1, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    log: u32,
+    /// Make a key, write it to this file, which must not be there yet, and print its public key
+    #[arg(long, value_name = "FILE")]
+    generate: Option<PathBuf>,
+}
+
+/// What was restored.
+#[derive(Args)]
+pub(super) struct Restored {
+    /// Whose log
+    #[arg(long, default_value = "primary", value_name = "NAME")]
+    tenant: String,
+    /// Who does this: stands in the entries as their user
+    #[arg(long, value_name = "NAME")]
+    by: Option<String>,
+    /// Also where nothing is known to be lost, or a place of checkpoints cannot be read
+    #[arg(long)]
+    anyway: bool,
+}
+
+/// One key a line, the current one first.
+pub(super) fn key(arguments: &Key) -> Result<(), Failure> {
+    let env = Env::of_process();
+    let mut reader = Reader::new(&env);
+    let audit = Audit::read(&mut reader);
+    let mut mistakes = reader.into_mistakes();
+    mistakes.retain(|mistake| !mistake.variable.starts_with("BYOK_AUDIT_CHECKPOINT"));
+    if !mistakes.is_empty() {
+        return Err(Failure::Configuration(mistakes));
+    }
+    let keys = match &arguments.generate {
+        Some(path) => vec![generated(path)?],
+        None => audit.keys.as_ref().map(SigningKeys::parsed).unwrap_or_default(),
+    };
+    if keys.is_empty() {
+        let problem = "is not set; `byok audit key --generate FILE` makes one".to_owned();
+        let variable = "BYOK_AUDIT_SIGNING_KEY".to_owned();
+        return Err(Failure::Configuration(vec![Mistake { variable, problem }]));
+    }
+    let name = origin_of(&audit.origin, &arguments.tenant, arguments.log);
+    for key in keys {
+        println!("{}", CheckpointKey { name: name.clone(), key: key.verifying_key() });
+    }
+    Ok(())
+}
+
+fn generated(path: &Path) -> Result<Ed25519SigningKey, Failure> {
+    let pem = Ed25519SigningKey::generate_pem();
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    let written = file.and_then(|mut file| {
+        file.write_all(pem.expose().as_bytes())?;
+        file.sync_all()
+    });
+    written.map_err(|error| Failure::Running(format!("{} cannot be written: {error}", path.display())))?;
+    Ed25519SigningKey::from_pem(&pem).map_err(|error| Failure::Running(error.to_string()))
+}
+
+pub(super) async fn restored(arguments: Restored) -> Result<(), Failure> {
+    let env = Env::of_process();
+    let mut reader = Reader::new(&env);
+    let audit = Audit::read(&mut reader);
+    let mistakes = reader.into_mistakes();
+    if !mistakes.is_empty() {
+        return Err(Failure::Configuration(mistakes));
+    }
+    let (database, tenant) = assemble::as_owner(&env).await?;
+    let tenant = match arguments.tenant == tenant.name {
+        true => tenant,
+        false => {
+            let found = database.tenant(&arguments.tenant).await.map_err(|error| failed(error.into()))?;
+            found.ok_or_else(|| Failure::Running(format!("there is no tenant {:?}", arguments.tenant)))?
+        }
+    };
+    let checkpoints = assemble::checkpoints(audit, database, tenant, None)?;
+    let done = checkpoints.restored(arguments.by.as_deref(), arguments.anyway).await.map_err(failed)?;
+    println!("ended   {}", done.ended);
+    for lost in &done.lost {
+        println!("lost    {lost}");
+    }
+    println!("opened  {}", done.opened);
+    Ok(())
+}
+
+fn failed(failed: RestoreFailed) -> Failure {
+    Failure::Running(match failed {
+        RestoreFailed::NothingLost => {
+            "the log holds all that was published; nothing was changed (`--anyway` opens another log nevertheless)"
+                .to_owned()
+        }
+        RestoreFailed::Unread(place) => {
+            format!("the {place} of checkpoints cannot be read; nothing was changed (`--anyway` goes on without it)")
+        }
+        RestoreFailed::Moving => "the log is appended to all the while; try again".to_owned(),
+        RestoreFailed::Unavailable => {
+            "the database is out of reach; run the command again: it does nothing that is done".to_owned()
+        }
+        RestoreFailed::Refused => {
+            "the database refuses it: only the tables' owner may; set BYOK_MIGRATION_DATABASE_URL".to_owned()
+        }
+    })
+}

@@ -1,0 +1,39 @@
+//! `byok audit verify-bundle`: with the file and what the auditor knows, and nothing else.
+
+use std::fs::File;
+use std::io::BufReader;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::shown::{bar, checkpoint, keys, show};
+use crate::audit::{Trust, verify_bundle};
+use crate::cli::Failure;
+
+/// What to verify, against what.
+#[derive(Args)]
+pub(super) struct Arguments {
+    /// The bundle
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// A public key that checkpoints count with, as `NAME+ID+KEY` or a file of that; may be given again
+    #[arg(long = "key", value_name = "KEY", required = true)]
+    keys: Vec<String>,
+    /// A checkpoint that was kept elsewhere
+    #[arg(long, value_name = "FILE")]
+    checkpoint: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let trust = Trust { keys: keys(&arguments.keys)?, pinned: checkpoint(arguments.checkpoint.as_deref())? };
+    let failed = |error: std::io::Error| Failure::Running(format!("{}: {error}", arguments.file.display()));
+    let file = File::open(&arguments.file).map_err(failed)?;
+    let bar = bar("{bar:40} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left");
+    bar.set_length(file.metadata().map_or(0, |file| file.len()));
+    let report = verify_bundle(&mut BufReader::new(file), &trust, &mut |read| bar.set_position(read));
+    bar.finish_and_clear();
+    show(&report.map_err(failed)?, arguments.json)
+}

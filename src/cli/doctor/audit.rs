@@ -1,0 +1,49 @@
+//! Of the audit log: whether checkpoints of it are signed and published, whether the places can be read, and whether the log
+//! holds what was published there.
+
+use std::time::Duration;
+
+use super::Findings;
+use crate::cli::assemble;
+use crate::config;
+
+/// How long the places may take to answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub(super) async fn check(findings: &mut Findings, audit: config::Audit, store: &config::Store) {
+    let places = &audit.places;
+    let published = places.directory.is_some() || places.bucket.is_some() || places.webhook.is_some();
+    match (&audit.keys, published) {
+        (None, _) => findings.open(
+            "audit log: no checkpoint is signed, so who owns the database can rewrite the log and nobody can show it",
+            "make a key with `byok audit key --generate FILE`, and set BYOK_AUDIT_SIGNING_KEY_FILE to it",
+        ),
+        (Some(_), false) => findings.open(
+            "audit log: checkpoints are signed, but kept in this database only, which whoever rewrites the log rewrites too",
+            "set BYOK_AUDIT_CHECKPOINT_DIR, …_S3_BUCKET or …_WEBHOOK_URL to a place that this server's operator does not own",
+        ),
+        (Some(_), true) => findings.good("audit log: checkpoints are signed and published"),
+    }
+    // What is wrong with the database is said elsewhere.
+    let Ok(database) = assemble::open(store).await else { return };
+    let Ok(Some(tenant)) = database.tenant(assemble::PRIMARY).await else { return };
+    let Ok(checkpoints) = assemble::checkpoints(audit, database, tenant, None) else { return };
+    match tokio::time::timeout(PATIENCE, checkpoints.check()).await {
+        Ok(Ok(checked)) => {
+            for place in checked.unread {
+                findings.open(
+                    &format!("audit log: the {place} of checkpoints cannot be read, so a rewritten log does not show from it"),
+                    "let this server read it too; for a bucket, s3:GetObject and s3:ListBucket",
+                );
+            }
+            match checked.holds {
+                true => findings.good("audit log: it holds what is known to be published"),
+                false => findings.fault(
+                    "audit log: it is behind what was published of it, or not the same; nothing is served (AUDIT_LOG_BEHIND)",
+                    "find out whether the database was restored or rewritten; after a restore, run `byok audit restored`",
+                ),
+            }
+        }
+        Ok(Err(_)) | Err(_) => findings.fault("audit log: it cannot be read", "run `byok migrate` first"),
+    }
+}

@@ -1,0 +1,124 @@
+//! The audit log's checkpoints: under which name, and with which key they are signed, and where they go.
+
+use crate::crypto::{Ed25519SigningKey, NoEd25519Key, SecretText};
+
+use super::{CheckpointPlaces, Reader};
+
+const ORIGIN: &str = "BYOK_AUDIT_ORIGIN";
+const KEY: &str = "BYOK_AUDIT_SIGNING_KEY";
+const PREVIOUS_KEY: &str = "BYOK_AUDIT_PREVIOUS_SIGNING_KEY";
+
+/// Of the log that others verify.
+pub struct Audit {
+    /// `BYOK_AUDIT_ORIGIN`: the deployment's name, which every checkpoint's origin begins with. Without white space, control
+    /// characters and `+`, so that it can be a key's name (c2sp.org/signed-note).
+    pub origin: String,
+    /// What checkpoints are signed with; without it none are made.
+    pub keys: Option<SigningKeys>,
+    /// Where they are published.
+    pub places: CheckpointPlaces,
+}
+
+/// Ed25519 keys as PKCS#8 in PEM, of which it is known that they can be read.
+pub struct SigningKeys {
+    current: SecretText,
+    previous: Option<SecretText>,
+}
+
+impl SigningKeys {
+    /// The keys to sign with, `BYOK_AUDIT_SIGNING_KEY` first and then `BYOK_AUDIT_PREVIOUS_SIGNING_KEY` where that is set.
+    /// For one use: what they are parsed into is not wiped.
+    pub fn parsed(&self) -> Vec<Ed25519SigningKey> {
+        let texts = [Some(&self.current), self.previous.as_ref()];
+        texts.into_iter().flatten().filter_map(|text| Ed25519SigningKey::from_pem(text).ok()).collect()
+    }
+
+    /// From texts.
+    ///
+    /// # Errors
+    /// [`NoEd25519Key`].
+    pub fn new(current: SecretText, previous: Option<SecretText>) -> Result<Self, NoEd25519Key> {
+        for text in [Some(&current), previous.as_ref()].into_iter().flatten() {
+            Ed25519SigningKey::from_pem(text)?;
+        }
+        Ok(Self { current, previous })
+    }
+}
+
+impl Audit {
+    /// Reads the section.
+    pub fn read(reader: &mut Reader<'_>) -> Self {
+        let origin = reader.text(ORIGIN).unwrap_or_else(|| "byok".to_owned());
+        if origin.chars().any(|char| char.is_whitespace() || char.is_control() || char == '+') {
+            reader.mistake(ORIGIN, "is not a name: it holds white space, a control character or `+`");
+        }
+        let current = key(reader, KEY);
+        let previous = key(reader, PREVIOUS_KEY);
+        if reader.is_set(PREVIOUS_KEY) && !reader.is_set(KEY) {
+            reader.mistake(PREVIOUS_KEY, format!("is set without {KEY}, which it is to stand beside"));
+        }
+        if let Some(place) = CheckpointPlaces::is_set(reader).filter(|_| !reader.is_set(KEY)) {
+            reader.mistake(place, format!("is set without {KEY}: there are no checkpoints to publish"));
+        }
+        let places = CheckpointPlaces::read(reader);
+        let keys = current.map(|current| SigningKeys { current, previous });
+        Self { origin, keys, places }
+    }
+}
+
+fn key(reader: &mut Reader<'_>, name: &str) -> Option<SecretText> {
+    let text = reader.secret(name)?;
+    if Ed25519SigningKey::from_pem(&text).is_err() {
+        reader.mistake(
+            name,
+            "is no Ed25519 key as PKCS#8 in PEM: `openssl genpkey -algorithm ed25519` makes one",
+        );
+        return None;
+    }
+    Some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Env;
+
+    fn read(pairs: &[(&str, &str)]) -> (Audit, Vec<String>) {
+        let env = Env::from_pairs(pairs.iter().copied());
+        let mut reader = Reader::new(&env);
+        let audit = Audit::read(&mut reader);
+        let mistakes = reader.into_mistakes();
+        assert!(mistakes.iter().all(|mistake| !mistake.to_string().contains("MC4CAQ")));
+        (audit, mistakes.into_iter().map(|mistake| mistake.variable).collect())
+    }
+
+    #[test]
+    fn without_a_key_nothing_is_signed() {
+        let (audit, mistakes) = read(&[]);
+        assert!(audit.keys.is_none() && mistakes.is_empty());
+        assert_eq!(audit.origin, "byok");
+    }
+
+    #[test]
+    fn both_keys_are_kept_while_one_takes_the_others_place() {
+        let (one, other) = (Ed25519SigningKey::generate_pem(), Ed25519SigningKey::generate_pem());
+        let (audit, mistakes) = read(&[(KEY, one.expose()), (PREVIOUS_KEY, other.expose())]);
+        assert!(mistakes.is_empty());
+        let parsed = audit.keys.unwrap().parsed();
+        let of = |text| Ed25519SigningKey::from_pem(text).ok().unwrap().verifying_key();
+        let keys: Vec<_> = parsed.iter().map(Ed25519SigningKey::verifying_key).collect();
+        assert_eq!(keys, [of(&one), of(&other)]);
+    }
+
+    #[test]
+    fn what_is_no_key_or_no_name_is_a_mistake() {
+        let key = Ed25519SigningKey::generate_pem();
+        assert_eq!(read(&[(KEY, "MC4CAQ")]).1, [KEY]);
+        assert_eq!(read(&[(KEY, key.expose()), (PREVIOUS_KEY, "x")]).1, [PREVIOUS_KEY]);
+        assert_eq!(read(&[(PREVIOUS_KEY, key.expose())]).1, [PREVIOUS_KEY]);
+        for bad in ["a b", "a+b", "a\nb", "a\u{a0}b", "a\u{7}"] {
+            assert_eq!(read(&[(ORIGIN, bad)]).1, [ORIGIN], "{bad:?}");
+        }
+        assert!(read(&[(ORIGIN, "byok.example/eu")]).1.is_empty());
+    }
+}

@@ -1,0 +1,137 @@
+//! Where the customer keeps checkpoints of the audit log.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use reqwest::Url;
+
+use super::kms::{AwsCredentials, aws_credentials, is_loopback};
+use super::{Reader, Webhook};
+
+const DIRECTORY: &str = "BYOK_AUDIT_CHECKPOINT_DIR";
+const WEBHOOK_URL: &str = "BYOK_AUDIT_CHECKPOINT_WEBHOOK_URL";
+const WEBHOOK_SECRET: &str = "BYOK_AUDIT_CHECKPOINT_WEBHOOK_SECRET";
+const BUCKET: &str = "BYOK_AUDIT_CHECKPOINT_S3_BUCKET";
+const PREFIX: &str = "BYOK_AUDIT_CHECKPOINT_S3_PREFIX";
+const REGION: &str = "BYOK_AUDIT_CHECKPOINT_S3_REGION";
+const ENDPOINT: &str = "BYOK_AUDIT_CHECKPOINT_S3_ENDPOINT";
+const RETAIN_DAYS: &str = "BYOK_AUDIT_CHECKPOINT_S3_RETAIN_DAYS";
+
+/// Where checkpoints are published, and how often.
+pub struct CheckpointPlaces {
+    /// `BYOK_AUDIT_CHECKPOINT_DIR`.
+    pub directory: Option<PathBuf>,
+    /// `BYOK_AUDIT_CHECKPOINT_S3_BUCKET` and what belongs to it.
+    pub bucket: Option<CheckpointBucket>,
+    /// `BYOK_AUDIT_CHECKPOINT_WEBHOOK_URL` and `…_SECRET`.
+    pub webhook: Option<Webhook>,
+    /// `BYOK_AUDIT_CHECKPOINT_SECONDS`: at each place at most once in so long.
+    pub every: Duration,
+}
+
+/// An S3-compatible bucket with object lock.
+pub struct CheckpointBucket {
+    /// Its name.
+    pub name: String,
+    /// What the names of its objects begin with: empty, or with a slash at its end.
+    pub prefix: String,
+    /// Its region.
+    pub region: String,
+    /// Where it is, for another than AWS's own.
+    pub endpoint: Option<Url>,
+    /// How long each checkpoint is locked.
+    pub retain_days: u32,
+    /// Who we are there.
+    pub credentials: AwsCredentials,
+}
+
+impl CheckpointPlaces {
+    /// Reads the section.
+    pub(super) fn read(reader: &mut Reader<'_>) -> Self {
+        Self {
+            directory: reader.text(DIRECTORY).map(PathBuf::from),
+            bucket: bucket(reader),
+            webhook: Webhook::read_from(reader, WEBHOOK_URL, WEBHOOK_SECRET),
+            every: Duration::from_secs(reader.number("BYOK_AUDIT_CHECKPOINT_SECONDS", 60, 1..=86_400)),
+        }
+    }
+
+    /// The variable of a place that is set, if any is.
+    pub(super) fn is_set(reader: &Reader<'_>) -> Option<&'static str> {
+        [DIRECTORY, WEBHOOK_URL, BUCKET].into_iter().find(|name| reader.is_set(name))
+    }
+}
+
+fn bucket(reader: &mut Reader<'_>) -> Option<CheckpointBucket> {
+    let Some(name) = reader.text(BUCKET) else {
+        for lonely in [PREFIX, REGION, ENDPOINT, RETAIN_DAYS] {
+            if reader.is_set(lonely) {
+                reader.mistake(lonely, format!("is set without {BUCKET}"));
+            }
+        }
+        return None;
+    };
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".-".contains(&byte);
+    if !(3..=63).contains(&name.len()) || !name.bytes().all(plain) {
+        reader
+            .mistake(BUCKET, "is not the name of a bucket: 3 to 63 lower-case letters, digits, `.` and `-`");
+    }
+    let region = reader.required(REGION, "the bucket's region");
+    if !region.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-') {
+        reader.mistake(REGION, "is not a region such as `eu-west-1`");
+    }
+    let endpoint = reader.text(ENDPOINT).and_then(|text| match Url::parse(&text) {
+        Ok(url) if url.scheme() == "https" || (url.scheme() == "http" && is_loopback(&url)) => Some(url),
+        Ok(_) | Err(_) => {
+            reader.mistake(ENDPOINT, "is no https address, nor http on this machine");
+            None
+        }
+    });
+    let mut prefix = reader.text(PREFIX).unwrap_or_default();
+    if !prefix.is_empty() && !prefix.ends_with('/') {
+        prefix.push('/');
+    }
+    let retain_days = reader.number(RETAIN_DAYS, 3_650, 1..=36_500);
+    let credentials = aws_credentials(reader)?;
+    Some(CheckpointBucket { name, prefix, region, endpoint, retain_days, credentials })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Env;
+
+    fn read(pairs: &[(&str, &str)]) -> (CheckpointPlaces, Vec<String>) {
+        let env = Env::from_pairs(pairs.iter().copied());
+        let mut reader = Reader::new(&env);
+        let places = CheckpointPlaces::read(&mut reader);
+        (places, reader.into_mistakes().into_iter().map(|mistake| mistake.variable).collect())
+    }
+
+    #[test]
+    fn a_bucket_has_a_region_and_a_retention() {
+        let (places, mistakes) =
+            read(&[(BUCKET, "our-checkpoints"), (REGION, "eu-west-1"), (PREFIX, "byok")]);
+        assert_eq!(mistakes, [""; 0]);
+        let bucket = places.bucket.unwrap();
+        assert_eq!((&*bucket.prefix, bucket.retain_days), ("byok/", 3_650));
+        assert_eq!(read(&[(BUCKET, "our-checkpoints")]).1, [REGION]);
+    }
+
+    #[test]
+    fn what_cannot_be_a_place_is_a_mistake() {
+        let good = [(BUCKET, "our-checkpoints"), (REGION, "eu-west-1")];
+        for (name, bad) in [
+            (BUCKET, "Not A Bucket"),
+            (REGION, "evil.example/"),
+            (ENDPOINT, "http://s3.example.com"),
+            (RETAIN_DAYS, "0"),
+        ] {
+            let mut pairs: Vec<_> = good.into_iter().filter(|(known, _)| *known != name).collect();
+            pairs.push((name, bad));
+            assert_eq!(read(&pairs).1, [name], "{bad}");
+        }
+        assert_eq!(read(&[(PREFIX, "x")]).1, [PREFIX]);
+        assert_eq!(read(&[(WEBHOOK_URL, "https://example.com/")]).1, [WEBHOOK_SECRET]);
+    }
+}

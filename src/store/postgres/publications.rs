@@ -1,0 +1,84 @@
+//! What of a log was published where, and the logs that have ended.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use uuid::Uuid;
+
+use crate::model::TenantUid;
+
+use super::super::row::{head, publication, signed};
+use super::super::{LogHead, Publication, PublicationReads, Publishing, ReadError};
+use super::commit::PgQuery;
+use super::{Postgres, statements};
+
+statements! {
+    BEGIN_PUBLISHING = "
+        WITH taken AS (
+            INSERT INTO np_byok_publications AS p (tenant, place, holder, next_attempt_at)
+            VALUES ($1, $2, $3, now() + $4 * interval '1 microsecond')
+            ON CONFLICT (tenant, place) DO UPDATE SET holder = EXCLUDED.holder,
+                next_attempt_at = EXCLUDED.next_attempt_at WHERE p.next_attempt_at <= now()
+            RETURNING 1)
+        SELECT count(*) FROM taken";
+    AGAIN = "
+        WITH failed AS (
+            UPDATE np_byok_publications SET failures = failures + 1,
+                next_attempt_at = now() + $4 * interval '1 microsecond'
+            WHERE tenant = $1 AND place = $2 AND holder = $3 RETURNING 1)
+        SELECT count(*) FROM failed";
+    DONE = "
+        WITH done AS (
+            UPDATE np_byok_publications SET failures = 0, log = $5::int8, size = $6, published_at = now(),
+                next_attempt_at = now() + $4 * interval '1 microsecond'
+            WHERE tenant = $1 AND place = $2 AND holder = $3 RETURNING 1)
+        SELECT count(*) FROM done";
+    PUBLICATIONS = "
+        SELECT place, log::int8, size, published_at, failures::int8, (next_attempt_at <= now())::int::int8
+        FROM np_byok_publications WHERE tenant = $1 ORDER BY place";
+    /// Opens another log after this head and keeps where the one before ended; touches nothing when the head is another.
+    OPEN_LOG = "
+        WITH opened AS (
+            UPDATE np_byok_heads SET log = $6::int8, first = size, frontier = ''
+            WHERE tenant = $1 AND log = $2::int8 AND first = $3 AND size = $4 AND frontier = $5 RETURNING 1
+        ), ended AS (
+            INSERT INTO np_byok_logs (tenant, log, first, size, frontier)
+            SELECT $1, $2::int8, $3, $4, $5 FROM opened
+        )
+        SELECT count(*) FROM opened";
+    ENDED = "SELECT size, log::int8, first, frontier FROM np_byok_logs WHERE tenant = $1 ORDER BY log";
+}
+
+pub(super) fn publish(tenant: TenantUid, place: &Arc<str>, holder: Uuid, step: Publishing) -> PgQuery {
+    let bound = |sql, pause: Duration| {
+        let pause = i64::try_from(pause.as_micros()).unwrap_or(i64::MAX);
+        sqlx::query(sql).bind(tenant.0).bind(place.clone()).bind(holder).bind(pause)
+    };
+    match step {
+        Publishing::Begin { lease } => bound(BEGIN_PUBLISHING, lease),
+        Publishing::Again { after } => bound(AGAIN, after),
+        Publishing::Done { log, size, after } => bound(DONE, after).bind(i64::from(log)).bind(signed(size)),
+    }
+}
+
+pub(super) fn open_log(tenant: TenantUid, from: &LogHead, log: u32) -> PgQuery {
+    sqlx::query(OPEN_LOG)
+        .bind(tenant.0)
+        .bind(i64::from(from.log))
+        .bind(signed(from.first))
+        .bind(signed(from.end()))
+        .bind(from.frontier.to_bytes())
+        .bind(i64::from(log))
+}
+
+#[async_trait]
+impl PublicationReads for Postgres {
+    async fn publications(&self, tenant: TenantUid) -> Result<Vec<Publication>, ReadError> {
+        self.all(sqlx::query(PUBLICATIONS).bind(tenant.0), publication).await
+    }
+
+    async fn ended_logs(&self, tenant: TenantUid) -> Result<Vec<LogHead>, ReadError> {
+        self.all(sqlx::query(ENDED).bind(tenant.0), head).await
+    }
+}

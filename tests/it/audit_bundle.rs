@@ -1,0 +1,320 @@
+//! Bundles of the audit log: what an auditor is given, verified by `byok` in an empty environment and by the Python in
+//! `docs/`, whole and damaged.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use byok::app::Keeper;
+use byok::audit::{
+    Checkpoint, CheckpointKey, Claim, Committer, Export, Finding, Report, SignedCheckpoint, State, Tree,
+    Trust, Wanted, origin_of, pack, verify_bundle, verify_log,
+};
+use byok::crypto::Ed25519SigningKey;
+use byok::model::{Clock, Entry, EntryId, Means, Operation, Outcome, SystemClock, Tenant, Timestamp};
+use byok::store::{Change, Database, Retention, Store as _};
+use serde_json::{Value, json};
+
+use crate::support::sealed::Sealed;
+use crate::support::tiles::derive;
+use crate::support::{needed, rows};
+
+fn lines(bundle: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(bundle).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn written(sealed: &Sealed, lines: &[Value]) -> PathBuf {
+    let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    sealed.file(&format!("{}.jsonl", uuid::Uuid::now_v7().simple()), &text)
+}
+
+/// The line with the entry of this place.
+fn entry_of(lines: &[Value], place: u64) -> usize {
+    lines.iter().position(|line| line["entry"]["place"] == place).unwrap()
+}
+
+fn line_of(lines: &[Value], kind: &str) -> usize {
+    lines.iter().position(|line| line.get(kind).is_some()).unwrap()
+}
+
+#[tokio::test]
+async fn a_bundle_verifies_with_the_public_key_alone() {
+    let sealed = Sealed::sealed().await;
+    let bundle = sealed.export(&["--by", "an-operator"]).await.ok().unwrap();
+    for said in sealed.both(&bundle, None).await {
+        said.holds();
+    }
+    let [ours, _] = sealed.both(&bundle, None).await;
+    for (state, claim) in [("holds", "content"), ("holds", "tree"), ("holds", "signed"), ("open ", "pinned")]
+    {
+        assert!(ours.text.contains(&format!("{state}  {claim} ")), "{}", ours.text);
+    }
+    let last = sealed.server.get("/byok/audit?first=2").await.body;
+    assert_eq!(last["entries"][0]["operation"], "audit", "{last}");
+    let key = sealed.public();
+    let asked = ["verify-bundle", bundle.to_str().unwrap(), "--key", &key, "--json"];
+    let report: Value = serde_json::from_str(&sealed.byok(&asked, &[]).await.text).unwrap();
+    assert_eq!((&report["holds"], &report["findings"]), (&json!(true), &json!([])));
+}
+
+#[tokio::test]
+async fn what_no_checkpoint_speaks_of_is_said_and_not_exported() {
+    let sealed = Sealed::start().await;
+    sealed.checkpoint_of(7).await;
+    let key = sealed.public();
+    let said =
+        sealed.byok(&["export", "--key", &key], &[("DATABASE_URL", &sealed.server.database_url)]).await;
+    said.holds();
+    assert!(said.text.contains("no checkpoint speaks yet of places 7 to before 12"), "{}", said.text);
+    // Only what was exported may go where a retention asks for that.
+    let noted: Vec<(i64, i64)> = sqlx::query_as("SELECT first, past FROM np_byok_exports")
+        .fetch_all(&sealed.server.database().await)
+        .await
+        .unwrap();
+    assert_eq!(noted, [(0, 7)]);
+}
+
+#[tokio::test]
+async fn every_part_of_a_log_is_proven_and_joined_to_every_pinned_checkpoint() {
+    let sealed = Sealed::start().await;
+    let pinned = [sealed.checkpoint_of(1).await, sealed.checkpoint_of(6).await, sealed.checkpoint().await];
+    let times: Vec<String> = lines(&sealed.export(&[]).await.ok().unwrap())
+        .iter()
+        .filter_map(|line| Some(Timestamp(line["entry"]["at"].as_i64()?).to_string()))
+        .collect();
+    for (from, to) in [(0, 3), (4, 9), (9, 11), (5, 6)] {
+        for pinned in &pinned {
+            let range =
+                ["--from", &times[from], "--to", &times[to], "--checkpoint", pinned.to_str().unwrap()];
+            let bundle = sealed.export(&range).await.unwrap_or_else(|said| panic!("{}", said.text));
+            let entries = lines(&bundle).iter().filter(|line| line.get("entry").is_some()).count();
+            assert_eq!(entries, to - from);
+            for said in sealed.both(&bundle, Some(pinned)).await {
+                said.holds();
+            }
+        }
+    }
+    for (range, count) in
+        [(["--from", &times[8]], 4), (["--to", &times[8]], 8), (["--from", "2020-01-01"], 12)]
+    {
+        let bundle = sealed.export(&range).await.unwrap_or_else(|said| panic!("{}", said.text));
+        let entries = lines(&bundle).iter().filter(|line| line.get("entry").is_some()).count();
+        assert_eq!(entries, count, "{range:?}");
+    }
+    let never = sealed.export(&["--to", "2020-01-01"]).await.unwrap_err();
+    assert!(never.text.contains("there is no entry of that time"), "{}", never.text);
+}
+
+#[tokio::test]
+async fn whatever_is_done_to_a_bundle_is_found() {
+    let sealed = Sealed::start().await;
+    sealed.checkpoint_of(5).await;
+    sealed.checkpoint().await;
+    let whole = lines(&sealed.export(&[]).await.ok().unwrap());
+    let find = async |name: &str, place: &str, change: &dyn Fn(&mut Vec<Value>)| {
+        let mut lines = whole.clone();
+        change(&mut lines);
+        for said in sealed.both(&written(&sealed, &lines), None).await {
+            said.finds(name, place);
+        }
+    };
+    let at = |place: u64| entry_of(&whole, place);
+    let tree = Tree::open(&sealed.store, sealed.tenant.uid).await.unwrap().unwrap();
+    let leaf = tree.cover(4..5).await.unwrap()[0].to_string();
+    find("changed-field", "place 3", &|lines| lines[at(3)]["entry"]["role"] = json!("admin2")).await;
+    find("changed-field", "place 10", &|lines| {
+        lines[at(10)]["entry"]["items"][1]["version"] = json!("99");
+    })
+    .await;
+    find("changed-field", "place 10", &|lines| {
+        lines[at(10)]["entry"]["items"].as_array_mut().unwrap().swap(0, 1);
+    })
+    .await;
+    find("removed-entry", "place 3", &|lines| {
+        lines.remove(at(3));
+    })
+    .await;
+    find("missing-checkpoint", "nothing that was signed", &|lines| {
+        lines.remove(lines.len() - 2);
+    })
+    .await;
+    find("malformed-bundle", "", &|lines| {
+        lines.pop();
+    })
+    .await;
+    find("removed-entry", "place 4", &|lines| {
+        // Skipped, as if it were outside of the range.
+        lines[at(4)] = json!({ "skip": { "count": 1, "roots": [leaf.clone()] } });
+    })
+    .await;
+    find("rewritten-history", "checkpoint of ", &|lines| {
+        lines[at(2)]["entry"]["at"] = json!(lines[at(2)]["entry"]["at"].as_i64().unwrap() + 1);
+    })
+    .await;
+    find("changed-field", "place 0", &|lines| lines[0]["header"]["tenant"] = json!("0".repeat(32))).await;
+    find("forged-checkpoint", "", &|lines| {
+        let place = lines.len() - 2;
+        let note = lines[place]["checkpoint"].as_str().unwrap().replace("\n12\n", "\n13\n");
+        lines[place] = json!({ "checkpoint": note });
+    })
+    .await;
+}
+
+#[test]
+fn the_python_verifies_the_bundle_of_the_vectors() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let vectors = root.join("tests/vectors/audit");
+    let key = std::fs::read_to_string(vectors.join("key")).unwrap();
+    let mut python = std::process::Command::new(needed("BYOK_TEST_PYTHON"));
+    python.arg(root.join("docs/verify_bundle.py")).arg(vectors.join("bundle.jsonl")).arg(key.trim());
+    let output = python.arg(vectors.join("checkpoint-5")).output().unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "holds\n",
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[tokio::test]
+async fn a_bundle_needs_a_key_that_signed_it() {
+    let sealed = Sealed::sealed().await;
+    let bundle = sealed.export(&[]).await.ok().unwrap();
+    let without = sealed.byok(&["verify-bundle", bundle.to_str().unwrap()], &[]).await;
+    assert_eq!(without.code, Some(2), "{}", without.text);
+    let other = Sealed::start().await.public();
+    let said = sealed.byok(&["verify-bundle", bundle.to_str().unwrap(), "--key", &other], &[]).await;
+    said.finds("forged-checkpoint", "size 12");
+}
+
+#[tokio::test]
+async fn a_pruned_range_holds_where_a_later_entry_names_it_and_its_hashes_are_there() {
+    let sealed = Sealed::start().await;
+    let prune = entry(Operation::Prune, Some("prune 0 5"));
+    let prune = pack(sealed.tenant.uid, &prune);
+    sealed.store.commit(&rows::entries(sealed.tenant.uid, 12, vec![prune])).await.unwrap();
+    sealed.checkpoint().await;
+    let tree = Tree::open(&sealed.store, sealed.tenant.uid).await.unwrap().unwrap();
+    let whole = lines(&sealed.export(&[]).await.ok().unwrap());
+    for (end, named) in [(5, true), (6, false)] {
+        let roots: Vec<String> = tree.cover(0..end).await.unwrap().iter().map(ToString::to_string).collect();
+        let mut lines = whole.clone();
+        let from = entry_of(&lines, 0);
+        lines.splice(from..from + end as usize, [json!({ "pruned": { "count": end, "roots": roots } })]);
+        let place = line_of(&lines, "end");
+        lines[place]["end"]["entries"] = json!(13 - end);
+        for said in sealed.both(&written(&sealed, &lines), None).await {
+            match named {
+                true => said.holds(),
+                false => said.finds("unmarked-prune", "place"),
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_said() {
+    let byok = async |arguments: &[&str]| {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_byok"));
+        let output = command.arg("audit").args(arguments).env_clear().output().await.unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let key = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors/audit/key");
+    let bundle = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors/audit/bundle.jsonl");
+    assert_eq!(byok(&["verify-bundle", bundle, "--key", key]).await.0, Some(0));
+    for (arguments, said) in [
+        (vec!["verify-bundle", "not-there", "--key", key], "not-there: "),
+        (vec!["verify-bundle", bundle, "--key", "no key"], "--key no key: "),
+        (vec!["verify-bundle", bundle, "--key", key, "--checkpoint", bundle], "not a checkpoint"),
+    ] {
+        let (code, error) = byok(&arguments).await;
+        assert_eq!(code, Some(1), "{error}");
+        assert!(error.contains(said), "{error}");
+    }
+    for what in ["verify", "export"] {
+        let (code, error) = byok(&[what]).await;
+        assert_eq!(code, Some(3), "{error}");
+    }
+}
+
+/// 512 entries of long ago and one of now, with the tiles over them; and a key.
+async fn old_log() -> (tempfile::TempDir, Arc<dyn Database>, Tenant, Ed25519SigningKey) {
+    let (folder, store) = crate::store_sqlite::migrated().await;
+    let store: Arc<dyn Database> = store;
+    let uid = rows::tenant(&*store).await;
+    let tenant = store.tenants().await.unwrap().into_iter().find(|tenant| tenant.uid == uid).unwrap();
+    let long_ago = |n: i64| Timestamp(1_705_276_800_000_000 + n);
+    let entry = |at: Timestamp| Entry { at, ..entry(Operation::Decrypt, None) };
+    let entries = (0..512).map(long_ago).chain([rows::now()]).map(|at| pack(uid, &entry(at))).collect();
+    store.commit(&rows::entries(uid, 0, entries)).await.unwrap();
+    derive(&store).await;
+    let key = Ed25519SigningKey::from_pem(&Ed25519SigningKey::generate_pem()).unwrap();
+    (folder, store, tenant, key)
+}
+
+/// What is found in the database, and in a bundle of all of it, once the log is signed.
+async fn found(store: &Arc<dyn Database>, tenant: &Tenant, key: &Ed25519SigningKey) -> [Report; 2] {
+    let head = store.log_head(tenant.uid).await.unwrap().unwrap();
+    let (size, root) = (head.frontier.size(), head.frontier.root());
+    let origin = origin_of("byok", &tenant.name, 1);
+    let note = Checkpoint { origin: origin.clone(), size, root }.sign([key]);
+    let trust = Trust {
+        keys: vec![CheckpointKey { name: origin, key: key.verifying_key() }],
+        pinned: Some(SignedCheckpoint::parse(&note).unwrap()),
+    };
+    let add = Change::AddCheckpoint { log: 1, size, note: note.into() };
+    store.commit(&rows::changes(tenant.uid, vec![add])).await.unwrap();
+    let in_database = verify_log(&**store, tenant, trust.clone(), &mut |_, _| ()).await.unwrap();
+    let wanted = Wanted { places: 0..u64::MAX, keys: Vec::new(), pinned: None };
+    let mut bundle = Vec::new();
+    let export = Export::prepare(&**store, tenant, wanted).await.unwrap();
+    export.write(&mut bundle, &mut |_, _| ()).await.unwrap();
+    [in_database, verify_bundle(&mut &bundle[..], &trust, &mut |_| ()).unwrap()]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_was_pruned_still_verifies_and_a_bundle_of_it_does() {
+    let (_folder, store, tenant, key) = old_log().await;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let committer = Arc::new(Committer::start(store.clone(), clock.clone(), 1));
+    let keeper = Keeper::new(store.clone(), committer, clock, None);
+    assert_eq!(keeper.prune(retention()).await, Ok(512));
+    for report in found(&store, &tenant, &key).await {
+        assert_eq!(report.findings, []);
+        let mut claims = report.claims.iter().filter(|(claim, ..)| *claim != Claim::Deks);
+        assert!(claims.all(|(_, state, _)| *state == State::Holds), "{:?}", report.claims);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_was_pruned_without_a_word_does_not_verify() {
+    let (_folder, store, tenant, key) = old_log().await;
+    for part in store.prunable(retention()).await.unwrap() {
+        store.prune(retention(), &part).await.unwrap();
+    }
+    for report in found(&store, &tenant, &key).await {
+        let missing = Finding::Missing { places: 0..512, oldest: true, kept: true };
+        assert_eq!(report.findings, [missing]);
+        assert_eq!(report.findings[0].name(), "unmarked-prune");
+    }
+}
+
+fn retention() -> Retention {
+    Retention { before: SystemClock.now().minus(Duration::from_secs(365 * 86_400)), exported_only: false }
+}
+
+fn entry(operation: Operation, detail: Option<&str>) -> Entry {
+    Entry {
+        id: EntryId::new(),
+        at: rows::now(),
+        operation,
+        outcome: Outcome::Ok,
+        means: Means::Operator,
+        role: "operator".into(),
+        user: None,
+        request_id: Some("r".to_owned()),
+        detail: detail.map(Into::into),
+        items: Vec::new(),
+    }
+}

@@ -1,0 +1,288 @@
+//! What a database superuser, whom no trigger stops, does to the audit log and to the rows of DEKs: every damage is found,
+//! named and placed by `byok audit verify`, and in a bundle that was exported afterwards by `verify-bundle` and by the
+//! Python verifier. Some only a checkpoint shows that was kept elsewhere.
+
+use std::path::Path;
+
+use byok::audit::{Checkpoint, digest_of, pack};
+use byok::crypto::Ed25519SigningKey;
+use byok::merkle::{Frontier, Hash};
+use byok::model::{Entry, EntryId, Item, Means, Operation, Outcome, Tenant, TenantUid};
+use byok::store::{AuditReads as _, Change, Store as _};
+
+use crate::support::rows;
+use crate::support::sealed::Sealed;
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+impl Sealed {
+    /// Makes the head again from the first entries as they are now, as somebody would who knows the code.
+    async fn recompute_head(&self, size: u64) {
+        let mut frontier = Frontier::default();
+        let leaves = self.store.leaves(self.tenant.uid, 0..size).await.unwrap();
+        leaves.into_iter().for_each(|(_, leaf)| frontier.append(leaf));
+        let roots = hexadecimal(&frontier.to_bytes());
+        self.damage(&format!("UPDATE np_byok_heads SET size = {size}, frontier = '\\x{roots}'")).await;
+    }
+
+    /// Changes an entry and every hash that depends on it.
+    async fn rewrite(&self, place: u64) {
+        self.damage(&format!("UPDATE np_byok_audit SET role = 'somebody-else' WHERE seq = {place}")).await;
+        let row = self.store.entries_from(self.tenant.uid, place, 1).await.unwrap().remove(0).row;
+        let digest = hexadecimal(&digest_of(self.tenant.uid, &row).unwrap());
+        self.damage(&format!("UPDATE np_byok_audit SET digest = '\\x{digest}' WHERE seq = {place}")).await;
+        self.recompute_head(12).await;
+    }
+
+    /// Exports everything that is covered; both verifiers find it in the bundle too.
+    async fn both_find(&self, name: &str, place: &str) {
+        let bundle = self.export(&[]).await.unwrap_or_else(|said| panic!("{}", said.text));
+        for said in self.both(&bundle, None).await {
+            said.finds(name, place);
+        }
+    }
+
+    async fn verify_against(&self, pinned: &Path) -> crate::support::sealed::Said {
+        self.verify(&["--checkpoint", pinned.to_str().unwrap()]).await
+    }
+}
+
+#[tokio::test]
+async fn a_log_that_nobody_touched_holds() {
+    let sealed = Sealed::start().await;
+    let early = sealed.checkpoint_of(5).await;
+    let late = sealed.checkpoint().await;
+    for pinned in [&early, &late] {
+        let said = sealed.verify_against(pinned).await;
+        said.holds();
+        for claim in ["content", "personal", "order", "tree", "signed", "pinned", "deks"] {
+            assert!(said.text.contains(&format!("holds  {claim} ")), "{}", said.text);
+        }
+    }
+    let unpinned = sealed.verify(&[]).await;
+    unpinned.holds();
+    assert!(unpinned.text.contains("open   pinned "), "{}", unpinned.text);
+}
+
+#[tokio::test]
+async fn a_changed_field_is_found() {
+    let sealed = Sealed::sealed().await;
+    for (column, value) in [("role", "'admin2'"), ("operation", "'decrypt'"), ("outcome", "'REFUSED'")] {
+        let sealed = Sealed::sealed().await;
+        sealed.damage(&format!("UPDATE np_byok_audit SET {column} = {value} WHERE seq = 3")).await;
+        sealed.verify(&[]).await.finds("changed-field", "place 3");
+        sealed.both_find("changed-field", "place 3").await;
+    }
+    sealed.damage("UPDATE np_byok_audit SET operation = 'nothing of ours' WHERE seq = 3").await;
+    sealed.verify(&[]).await.finds("changed-field", "place 3");
+    sealed.both_find("changed-field", "place 3").await;
+    sealed.damage("UPDATE np_byok_audit SET at = at + interval '1 hour' WHERE seq = 4").await;
+    sealed.verify(&[]).await.finds("changed-time", "place 4");
+}
+
+#[tokio::test]
+async fn a_changed_name_is_found_and_an_erased_one_is_none() {
+    let sealed = Sealed::sealed().await;
+    sealed.damage("UPDATE np_byok_audit SET user_id = NULL, user_salt = NULL WHERE seq = 2").await;
+    sealed.verify(&[]).await.holds();
+    sealed.damage("UPDATE np_byok_audit SET user_id = 'somebody-else' WHERE seq = 3").await;
+    sealed.verify(&[]).await.finds("changed-field", "place 3: the user");
+    sealed.both_find("changed-field", "place 3").await;
+}
+
+#[tokio::test]
+async fn a_removed_entry_is_found() {
+    let sealed = Sealed::sealed().await;
+    sealed.damage("DELETE FROM np_byok_audit WHERE seq = 4").await;
+    sealed.verify(&[]).await.finds("removed-entry", "place 4");
+    let said = sealed.export(&[]).await.unwrap_err();
+    assert!(said.text.contains("the entry at place 4 is gone"), "{}", said.text);
+}
+
+#[tokio::test]
+async fn a_swapped_pair_is_found() {
+    let sealed = Sealed::sealed().await;
+    sealed.damage("UPDATE np_byok_audit SET seq = 8 - seq WHERE seq IN (2, 6)").await;
+    sealed.verify(&[]).await.finds("swapped-pair", "places 2 and 6");
+    let bundle = sealed.export(&[]).await.ok().unwrap();
+    let [ours, python] = sealed.both(&bundle, None).await;
+    ours.finds("swapped-pair", "places 2 and 6");
+    python.finds("rewritten-history", "checkpoint of size 12");
+}
+
+#[tokio::test]
+async fn a_truncated_tail_is_found_and_with_every_trace_gone_only_by_a_pinned_checkpoint() {
+    let sealed = Sealed::start().await;
+    sealed.checkpoint_of(5).await;
+    let pinned = sealed.checkpoint().await;
+    sealed.damage("DELETE FROM np_byok_audit WHERE seq >= 9").await;
+    sealed.verify(&[]).await.finds("truncated-tail", "places 9 to 11");
+    sealed.recompute_head(9).await;
+    sealed.verify(&[]).await.finds("truncated-tail", "the checkpoint of size 12 speaks of more");
+    assert!(sealed.export(&[]).await.is_err());
+
+    sealed.damage("DELETE FROM np_byok_checkpoints WHERE size = 12").await;
+    // The DEKs of what was cut off are all that is left; they go as well.
+    sealed
+        .damage("DELETE FROM np_byok_wrapped_deks WHERE record_id LIKE 'batch-%' OR record_id = 'record-9'")
+        .await;
+    sealed.verify(&[]).await.holds();
+    sealed.verify_against(&pinned).await.finds("truncated-tail", "the pinned checkpoint of size 12");
+    let bundle = sealed.export(&[]).await.ok().unwrap();
+    for said in sealed.both(&bundle, None).await {
+        said.holds();
+    }
+    for said in sealed.both(&bundle, Some(&pinned)).await {
+        said.finds("pinned-not-shown", "pinned size");
+    }
+}
+
+#[tokio::test]
+async fn a_rewritten_history_is_found_and_with_a_stolen_key_only_by_a_pinned_checkpoint() {
+    let sealed = Sealed::start().await;
+    let pinned = sealed.checkpoint().await;
+    sealed.rewrite(3).await;
+    sealed.verify(&[]).await.finds("rewritten-history", "the checkpoint of size 12");
+    sealed.both_find("rewritten-history", "checkpoint of ").await;
+
+    sealed.damage("DELETE FROM np_byok_checkpoints").await;
+    sealed.checkpoint_of(12).await;
+    sealed.verify(&[]).await.holds();
+    sealed.verify_against(&pinned).await.finds("rewritten-history", "the pinned checkpoint of size 12");
+    let bundle = sealed.export(&[]).await.ok().unwrap();
+    for said in sealed.both(&bundle, None).await {
+        said.holds();
+    }
+    for said in sealed.both(&bundle, Some(&pinned)).await {
+        said.finds("rewritten-history", "pinned checkpoint");
+    }
+}
+
+#[tokio::test]
+async fn a_forged_or_missing_checkpoint_is_found() {
+    let sealed = Sealed::start().await;
+    let pinned = sealed.checkpoint().await;
+    sealed.rewrite(3).await;
+    let head = sealed.head().await;
+    let (origin, size, root) = (sealed.origin(), head.frontier.size(), head.frontier.root());
+    let forged = sealed.sign(&Ed25519SigningKey::generate_pem(), Checkpoint { origin, size, root });
+    sealed.damage(&format!("UPDATE np_byok_checkpoints SET note = '{forged}'")).await;
+    sealed.verify(&[]).await.finds("forged-checkpoint", "size 12");
+    sealed.both_find("forged-checkpoint", "signed").await;
+
+    sealed.damage("DELETE FROM np_byok_checkpoints").await;
+    sealed.verify(&[]).await.finds("missing-checkpoint", "nothing that was signed");
+    sealed.verify_against(&pinned).await.finds("missing-checkpoint", "size 12 is not kept any more");
+    let said = sealed.export(&[]).await.unwrap_err();
+    assert!(said.text.contains("no checkpoint of this log is kept"), "{}", said.text);
+}
+
+#[tokio::test]
+async fn another_tenants_entry_is_found() {
+    let sealed = Sealed::sealed().await;
+    let other = Tenant { uid: TenantUid([9; 16]), name: "other".to_owned() };
+    let create = rows::changes(other.uid, vec![Change::CreateTenant(other.clone())]);
+    sealed.store.commit(&create).await.unwrap();
+    let entry = entry(Operation::Decrypt, None);
+    sealed.store.commit(&rows::entries(other.uid, 0, vec![pack(other.uid, &entry)])).await.unwrap();
+    let (ours, theirs) = (hexadecimal(&sealed.tenant.uid.0), hexadecimal(&other.uid.0));
+    sealed.damage(&format!("DELETE FROM np_byok_audit WHERE seq = 3 AND tenant = '\\x{ours}'")).await;
+    let moved = format!("SET tenant = '\\x{ours}', seq = 3 WHERE tenant = '\\x{theirs}'");
+    sealed.damage(&format!("UPDATE np_byok_audit {moved}")).await;
+    sealed.verify(&[]).await.finds("wrong-tenant", "place 3");
+    sealed.both_find("wrong-tenant", "place 3").await;
+}
+
+#[tokio::test]
+async fn a_pruned_range_that_is_not_marked_is_found() {
+    let sealed = Sealed::sealed().await;
+    sealed.damage("DELETE FROM np_byok_audit WHERE seq < 4").await;
+    sealed.verify(&[]).await.finds("unmarked-prune", "places 0 to 3");
+    // An entry alone does not do: the hashes have to be there as well.
+    let prune = pack(sealed.tenant.uid, &entry(Operation::Prune, Some("prune 0 4")));
+    sealed.store.commit(&rows::entries(sealed.tenant.uid, 12, vec![prune])).await.unwrap();
+    sealed.verify(&[]).await.finds("unmarked-prune", "places 0 to 3");
+}
+
+#[tokio::test]
+async fn an_item_changed_inside_a_batch_is_found() {
+    let sealed = Sealed::sealed().await;
+    sealed
+        .damage(
+            "UPDATE np_byok_audit SET records = jsonb_set(records, '{1,0}', '\"another\"') WHERE seq = 10",
+        )
+        .await;
+    sealed.verify(&[]).await.finds("changed-field", "place 10: the record id of item 1");
+    sealed.both_find("changed-field", "place 10").await;
+    let last = "octet_length(items) - 1";
+    let flip = format!("items = set_byte(items, {last}, get_byte(items, {last}) # 1)");
+    sealed.damage(&format!("UPDATE np_byok_audit SET {flip} WHERE seq = 10")).await;
+    let said = sealed.verify(&[]).await;
+    said.finds("changed-field", "place 10: the entry, or one of its items");
+    said.finds("changed-field", "place 10: the record id of item 2");
+    sealed.both_find("changed-field", "place 10").await;
+}
+
+#[tokio::test]
+async fn an_entry_beside_the_log_is_found() {
+    let sealed = Sealed::sealed().await;
+    let copy = |place: u64| {
+        format!(
+            "CREATE TEMP TABLE one AS SELECT * FROM np_byok_audit WHERE seq = 5;
+             UPDATE one SET seq = {place}, at = at + interval '1 second'; INSERT INTO np_byok_audit SELECT * FROM one"
+        )
+    };
+    sealed.damage(&copy(12)).await;
+    sealed.verify(&[]).await.finds("beyond-head", "place 12");
+    sealed.damage(&copy(5)).await;
+    sealed.verify(&[]).await.finds("doubled-entry", "place 5");
+}
+
+#[tokio::test]
+async fn a_key_version_edited_by_hand_is_found_and_a_rotation_is_none() {
+    let sealed = Sealed::start().await;
+    let old: String = sqlx::query_scalar("SELECT key_version FROM np_byok_wrapped_deks LIMIT 1")
+        .fetch_one(&sealed.server.database().await)
+        .await
+        .unwrap();
+    sealed.server.key.rotate().await;
+    let job = sealed.server.post("/byok/rotate", serde_json::json!({})).await.body;
+    let id = job["id"].as_str().unwrap_or_else(|| panic!("{job}"));
+    while sealed.server.get(&format!("/byok/rotate/{id}")).await.body["state"] != "DONE" {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    sealed.checkpoint().await;
+    sealed.verify(&[]).await.holds();
+    let one = "record_id = 'record-3'";
+    sealed.damage(&format!("UPDATE np_byok_wrapped_deks SET key_version = '{old}' WHERE {one}")).await;
+    sealed.verify(&[]).await.finds("dek-key-version", "expected");
+    sealed.damage(&format!("DELETE FROM np_byok_wrapped_deks WHERE {one}")).await;
+    sealed.verify(&[]).await.finds("dek-removed", "DEK ");
+}
+
+#[tokio::test]
+async fn a_head_that_no_server_writes_is_found() {
+    let sealed = Sealed::sealed().await;
+    sealed.damage("UPDATE np_byok_heads SET frontier = ''").await;
+    sealed.verify(&[]).await.finds("changed-head", "head");
+    let root = hexadecimal(&Hash::of_leaf(b"x").0);
+    sealed.damage(&format!("UPDATE np_byok_heads SET frontier = '\\x{root}{root}'")).await;
+    sealed.verify(&[]).await.finds("rewritten-history", "the log's head of size 12");
+}
+
+fn entry(operation: Operation, detail: Option<&str>) -> Entry {
+    Entry {
+        id: EntryId::new(),
+        at: rows::now(),
+        operation,
+        outcome: Outcome::Ok,
+        means: Means::Operator,
+        role: "operator".into(),
+        user: None,
+        request_id: Some("r".to_owned()),
+        detail: detail.map(Into::into),
+        items: Vec::<Item>::new(),
+    }
+}

@@ -1,0 +1,382 @@
+//! A log that does not hold what was published of it: the database was restored, or rewritten. Nothing is served until
+//! `byok audit restored` opens another log that names the old one; then all of it still verifies.
+
+use std::path::Path;
+
+use byok::merkle::Frontier;
+use byok::model::{Operation, Tenant, TenantUid};
+use byok::store::{
+    AuditReads as _, Change, EntryFilter, Postgres, PublicationReads as _, Store as _, TenantReads as _,
+};
+use reqwest::StatusCode;
+use serde_json::json;
+use sqlx::AssertSqlSafe;
+
+use crate::checkpoints::{KEY_FILE, byok, eventually, made_key, note, printed, verified, vkeys};
+use crate::checkpoints_places::{DIRECTORY, EVERY, caught_up};
+use crate::support::postgres::{connect, execute};
+use crate::support::rows::changes;
+use crate::support::server::TestServer;
+use crate::support::{needed, shared_vault::VaultKey};
+
+/// A server that publishes to a directory.
+struct Bench {
+    server: TestServer,
+    folder: tempfile::TempDir,
+    directory: std::path::PathBuf,
+}
+
+impl Bench {
+    async fn start() -> Self {
+        Self::with(&[]).await
+    }
+
+    async fn with(more: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let key = made_key(folder.path(), "key.pem").await;
+        let directory = folder.path().join("checkpoints");
+        let at = directory.display().to_string();
+        let settings = [&[(KEY_FILE, &*key), (DIRECTORY, &*at), EVERY], more].concat();
+        Self { server: TestServer::with(&settings).await, folder, directory }
+    }
+
+    async fn encrypt(&self, records: std::ops::Range<u32>) -> Vec<String> {
+        let mut tokens = Vec::new();
+        for n in records {
+            tokens.push(self.server.encrypt("p", &format!("r-{n}")).await);
+        }
+        tokens
+    }
+
+    async fn published(&self) -> String {
+        caught_up(&self.server, &self.directory).await
+    }
+
+    fn database(&self) -> &str {
+        self.server.database_url.rsplit_once('/').unwrap().1
+    }
+
+    async fn store(&self) -> (Postgres, TenantUid) {
+        let store = connect(&self.server.database_url);
+        let tenant = store.tenant("primary").await.unwrap().unwrap().uid;
+        (store, tenant)
+    }
+
+    /// A copy of the database as it is now; nobody may be connected.
+    async fn back_up(&mut self) -> String {
+        self.server.stop().await;
+        let copy = format!("byok_{}", uuid::Uuid::now_v7().simple());
+        execute(&needed("DATABASE_URL"), &format!("CREATE DATABASE {copy} TEMPLATE {}", self.database()))
+            .await;
+        self.server.start_again().await;
+        copy
+    }
+
+    /// The copy takes the database's place; the server starts again.
+    async fn restore(&mut self, copy: &str) {
+        self.server.stop().await;
+        self.replace_with(copy).await;
+        self.server.start_again().await;
+    }
+
+    async fn replace_with(&self, copy: &str) {
+        let server = needed("DATABASE_URL");
+        execute(&server, &format!("DROP DATABASE {} WITH (FORCE)", self.database())).await;
+        execute(&server, &format!("ALTER DATABASE {copy} RENAME TO {}", self.database())).await;
+    }
+
+    async fn refused(&self) -> bool {
+        let body = json!({ "plaintext": "p", "context": { "record_id": "r-1" } });
+        let answer = self.server.post("/byok/encrypt", body).await;
+        match answer.status {
+            StatusCode::SERVICE_UNAVAILABLE => answer.body["code"] == "AUDIT_LOG_BEHIND",
+            status => {
+                assert_eq!(status, 200, "{}", answer.body);
+                false
+            }
+        }
+    }
+
+    async fn restored(&self, more: &[&str]) -> Vec<String> {
+        let printed = printed(&self.server.environment, &[&["audit", "restored"], more].concat()).await;
+        printed.lines().map(str::to_owned).collect()
+    }
+
+    /// As a superuser would, with no trigger in the way.
+    async fn damage(&self, sql: &str) {
+        let sql = format!("SET session_replication_role = replica; {sql}");
+        execute(&self.server.database_url, &sql).await;
+    }
+}
+
+fn size_of(note: &str) -> u64 {
+    note.lines().nth(1).unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_restored_database_stops_the_tenant_until_another_log_names_the_old_head() {
+    let mut bench = Bench::start().await;
+    let kept = bench.encrypt(0..3).await;
+    let copy = bench.back_up().await;
+    let lost = bench.encrypt(3..8).await;
+    let last = bench.published().await;
+    let [vkey] = &vkeys(&bench.server).await[..] else { panic!("one key") };
+    bench.restore(&copy).await;
+
+    assert!(bench.refused().await);
+    for (path, body) in [
+        ("/byok/decrypt", json!({ "ciphertext": kept[0], "context": { "record_id": "r-0" } })),
+        ("/byok/rotate", json!({})),
+    ] {
+        let answer = bench.server.post(path, body).await;
+        assert_eq!(
+            (answer.status.as_u16(), &answer.body["code"]),
+            (503, &json!("AUDIT_LOG_BEHIND")),
+            "{path}"
+        );
+    }
+    for path in ["/byok/audit", "/byok/audit/checkpoint"] {
+        assert_eq!(bench.server.get(path).await.body["code"], "AUDIT_LOG_BEHIND", "{path}");
+    }
+    let health = bench.server.get("/byok/health").await;
+    assert_eq!((health.status.as_u16(), &health.body["audit_log"]), (503, &json!("BEHIND")));
+    assert_eq!(health.body["error"], "AUDIT_LOG_BEHIND");
+    assert_eq!(bench.server.get("/ready").await.status, 200);
+    assert!(bench.server.doctor().await.contains("FAIL  audit log: it is behind what was published of it"));
+    let metrics = bench.server.get("/metrics").await.body;
+    assert!(metrics.as_str().unwrap().contains("audit_log_behind 1"));
+    let (store, tenant) = bench.store().await;
+    let ended = store.log_head(tenant).await.unwrap().unwrap();
+
+    let said = bench.restored(&["--by", "the-operator"]).await;
+    let [_, size, root] = last.lines().take(3).collect::<Vec<_>>()[..] else { panic!("three lines") };
+    let (ended_size, ended_root) = (ended.frontier.size(), ended.frontier.root());
+    let ended_said = format!("byok/primary/1 {ended_size} {ended_root}");
+    let lost_said = format!("byok/primary/1 {size} {root}");
+    let expected = [
+        format!("ended   {ended_said}"),
+        format!("lost    {lost_said}"),
+        "opened  byok/primary/2".to_owned(),
+    ];
+    assert_eq!(said, expected);
+    assert!(ended_size < size_of(&last));
+
+    // The running server goes on by itself.
+    eventually(async || !bench.refused().await).await;
+    let of_it = EntryFilter { operation: Some(Operation::Restore), ..EntryFilter::default() };
+    let entries = store.entries(tenant, &of_it, None, 10).await.unwrap().entries;
+    let details: Vec<_> = entries.iter().rev().map(|placed| placed.row.detail.as_deref().unwrap()).collect();
+    assert_eq!(details, [&*format!("restore {ended_said}"), &*format!("lost {lost_said}")]);
+    let first = entries.last().unwrap();
+    assert_eq!(
+        (first.seq, first.row.user.as_ref().and_then(|user| user.value.as_deref())),
+        (ended.end(), Some("the-operator"))
+    );
+    assert_eq!(store.ended_logs(tenant).await.unwrap(), [ended]);
+
+    assert_eq!(bench.server.decrypt(&kept[0], "r-0").await.body["plaintext"], "p");
+    assert_eq!(bench.server.decrypt(&lost[0], "r-3").await.body["code"], "DECRYPT_FAILED");
+    let now = bench.published_in_log(2).await;
+    let vkey_2 = printed(&bench.server.environment, &["audit", "key", "--log", "2"]).await;
+    assert_eq!(verified(&now, vkey_2.trim()).unwrap().origin, "byok/primary/2");
+    assert!(verified(&last, vkey).is_some(), "what was published before verifies as ever");
+
+    let again = byok(&bench.server.environment, &["audit", "restored"]).await;
+    assert_eq!(again.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&again.stderr).contains("nothing was changed"));
+    bench.server.stop().await;
+    bench.server.start_again().await;
+    assert!(!bench.refused().await, "and it holds after another start");
+}
+
+impl Bench {
+    async fn published_in_log(&self, log: u32) -> String {
+        let latest = self.directory.join(format!("byok%2Fprimary%2F{log}/latest"));
+        let now = note(&self.server).await;
+        eventually(async || std::fs::read_to_string(&latest).is_ok_and(|latest| latest == now)).await;
+        now
+    }
+}
+
+#[tokio::test]
+async fn a_backup_from_before_the_last_restore_opens_a_log_that_was_never_published() {
+    let mut bench = Bench::start().await;
+    bench.encrypt(0..2).await;
+    let (one, other) = (bench.back_up().await, bench.back_up().await);
+    bench.encrypt(2..4).await;
+    bench.published().await;
+    bench.restore(&one).await;
+    bench.restored(&[]).await;
+    eventually(async || !bench.refused().await).await;
+    bench.published_in_log(2).await;
+    bench.restore(&other).await;
+    assert!(bench.refused().await);
+    assert_eq!(bench.restored(&[]).await.last().unwrap(), "opened  byok/primary/3");
+    eventually(async || !bench.refused().await).await;
+}
+
+#[tokio::test]
+async fn a_running_server_finds_its_database_restored_under_it() {
+    let mut bench = Bench::start().await;
+    bench.encrypt(0..2).await;
+    let copy = bench.back_up().await;
+    bench.encrypt(2..9).await;
+    bench.published().await;
+    bench.replace_with(&copy).await;
+    // Calls fail until the connections are made anew; one or another may be answered in the second before it is seen.
+    eventually(async || {
+        let body = json!({ "ciphertext": "byok:v1:x", "context": {} });
+        bench.server.post("/byok/decrypt", body).await.body["code"] == "AUDIT_LOG_BEHIND"
+    })
+    .await;
+    bench.restored(&[]).await;
+    eventually(async || bench.server.get("/byok/audit").await.status == 200).await;
+    assert!(!bench.refused().await);
+}
+
+#[tokio::test]
+async fn a_tail_that_was_cut_off_shows_without_any_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = made_key(folder.path(), "key.pem").await;
+    let mut bench = Bench::with(&[]).await;
+    bench.server.stop().await;
+    bench.server.environment.retain(|(name, _)| name != DIRECTORY && name != KEY_FILE);
+    bench.server.environment.push((KEY_FILE.to_owned(), key));
+    bench.server.start_again().await;
+    bench.encrypt(0..4).await;
+    note(&bench.server).await;
+    bench.server.stop().await;
+    let (store, tenant) = bench.store().await;
+    let head = store.log_head(tenant).await.unwrap().unwrap();
+    let shorter = frontier(&store, tenant, head.first..head.end() - 1).await;
+    bench.damage(&format!("DELETE FROM np_byok_audit WHERE seq = {}", head.end() - 1)).await;
+    set_head(&bench, head.end() - 1, &shorter).await;
+    bench.server.start_again().await;
+    assert!(bench.refused().await);
+}
+
+#[tokio::test]
+async fn a_history_that_was_rewritten_at_the_same_size_shows() {
+    let mut bench = Bench::start().await;
+    bench.encrypt(0..4).await;
+    bench.published().await;
+    bench.server.stop().await;
+    rewrite(&bench).await;
+    // Whoever rewrites the log can rewrite what is kept beside it.
+    bench.damage("DELETE FROM np_byok_checkpoints; DELETE FROM np_byok_publications").await;
+    bench.server.start_again().await;
+    assert!(bench.refused().await);
+    let said = bench.restored(&[]).await;
+    let (ended, lost) = (said[0].split(' ').rev().nth(1), said[1].split(' ').rev().nth(1));
+    assert_eq!(ended, lost, "of one size, with two roots");
+}
+
+#[tokio::test]
+async fn a_running_server_finds_a_history_that_is_rewritten_under_it() {
+    let bench = Bench::start().await;
+    bench.encrypt(0..4).await;
+    bench.published().await;
+    rewrite(&bench).await;
+    bench.damage("DELETE FROM np_byok_checkpoints").await;
+    eventually(async || bench.refused().await).await;
+}
+
+/// Another hash in the second entry's place, and a head that goes with it.
+async fn rewrite(bench: &Bench) {
+    let (store, tenant) = bench.store().await;
+    let head = store.log_head(tenant).await.unwrap().unwrap();
+    let digest = "decode(repeat('ab', 32), 'hex')";
+    bench.damage(&format!("UPDATE np_byok_audit SET digest = {digest} WHERE seq = {}", head.first + 1)).await;
+    let other = frontier(&store, tenant, head.first..head.end()).await;
+    assert_ne!(other.root(), head.frontier.root());
+    set_head(bench, head.end(), &other).await;
+}
+
+async fn frontier(store: &Postgres, tenant: TenantUid, places: std::ops::Range<u64>) -> Frontier {
+    let mut frontier = Frontier::default();
+    for (_, leaf) in store.leaves(tenant, places).await.unwrap() {
+        frontier.append(leaf);
+    }
+    frontier
+}
+
+async fn set_head(bench: &Bench, size: u64, frontier: &Frontier) {
+    let sql = "UPDATE np_byok_heads SET size = $1, frontier = $2";
+    let query = sqlx::query(AssertSqlSafe(sql)).bind(i64::try_from(size).unwrap()).bind(frontier.to_bytes());
+    query.execute(&bench.server.database().await).await.unwrap();
+}
+
+#[tokio::test]
+async fn nothing_is_opened_where_a_place_cannot_be_read_or_nothing_is_lost_but_anyway() {
+    let bench = Bench::start().await;
+    bench.encrypt(0..2).await;
+    bench.published().await;
+    let refused = byok(&bench.server.environment, &["audit", "restored"]).await;
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("holds all that was published"));
+    let latest = bench.directory.join("byok%2Fprimary%2F1/latest");
+    std::fs::remove_file(&latest).unwrap();
+    std::fs::create_dir(&latest).unwrap();
+    let refused = byok(&bench.server.environment, &["audit", "restored"]).await;
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("the directory of checkpoints cannot be read"));
+    let said = bench.restored(&["--anyway"]).await;
+    assert_eq!((said.len(), &*said[1]), (2, "opened  byok/primary/2"));
+    eventually(async || !bench.refused().await).await;
+    eventually(async || note(&bench.server).await.starts_with("byok/primary/2\n")).await;
+    let unknown = byok(&bench.server.environment, &["audit", "restored", "--tenant", "nobody"]).await;
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(bench.folder.path().exists());
+}
+
+#[tokio::test]
+async fn the_serving_role_cannot_open_a_log() {
+    let (_database, store, owner, serving) = crate::store_postgres::with_two_roles().await;
+    let tenant = Tenant { uid: TenantUid(*uuid::Uuid::new_v4().as_bytes()), name: "primary".to_owned() };
+    store.commit(&changes(tenant.uid, vec![Change::CreateTenant(tenant)])).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let key = made_key(folder.path(), "key.pem").await;
+    let environment = |more: &[(&str, &str)]| -> Vec<(String, String)> {
+        let all = [&[("DATABASE_URL", &*serving), (KEY_FILE, &*key)], more].concat();
+        all.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    };
+    let arguments = ["audit", "restored", "--anyway"];
+    let refused = byok(&environment(&[]), &arguments).await;
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("only the tables' owner may"));
+    let said = printed(&environment(&[("BYOK_MIGRATION_DATABASE_URL", &owner)]), &arguments).await;
+    assert!(said.ends_with("opened  byok/primary/2\n"), "{said}");
+}
+
+#[tokio::test]
+async fn a_file_that_was_copied_back_is_found_as_well() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = made_key(folder.path(), "key.pem").await;
+    let file = folder.path().join("byok.db");
+    let (url, at) = (format!("sqlite://{}", file.display()), folder.path().join("c").display().to_string());
+    let more = [("DATABASE_URL", &*url), (KEY_FILE, &*key), (DIRECTORY, &*at), EVERY];
+    let mut server = TestServer::on(VaultKey::create().await, url.clone(), &more).await;
+    server.encrypt("p", "r-1").await;
+    server.stop().await;
+    let copy = copied(folder.path(), &folder.path().join("copy"));
+    server.start_again().await;
+    server.encrypt("p", "r-2").await;
+    caught_up(&server, &folder.path().join("c")).await;
+    server.stop().await;
+    copied(&copy, folder.path());
+    server.start_again().await;
+    let body = json!({ "plaintext": "p", "context": { "record_id": "r-1" } });
+    let refused = server.post("/byok/encrypt", body.clone()).await;
+    assert_eq!(refused.body["code"], "AUDIT_LOG_BEHIND");
+    assert!(printed(&server.environment, &["audit", "restored"]).await.ends_with("opened  byok/primary/2\n"));
+    eventually(async || server.post("/byok/encrypt", body.clone()).await.status == 200).await;
+}
+
+/// The database's files, and no other of that name.
+fn copied(from: &Path, to: &Path) -> std::path::PathBuf {
+    std::fs::create_dir_all(to).unwrap();
+    for name in ["byok.db", "byok.db-wal", "byok.db-shm"] {
+        let _ = std::fs::remove_file(to.join(name));
+        let _ = std::fs::copy(from.join(name), to.join(name));
+    }
+    to.to_owned()
+}

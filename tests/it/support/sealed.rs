@@ -1,0 +1,164 @@
+//! A log that the real server has written, and the commands that verify it.
+
+use std::path::PathBuf;
+use std::process::Output;
+
+use byok::audit::{Checkpoint, CheckpointKey, Tree, origin_of};
+use byok::crypto::{Ed25519SigningKey, SecretText};
+use byok::model::Tenant;
+use byok::store::{Change, LogHead, Postgres, Store as _, TenantReads as _};
+use serde_json::{Value, json};
+use tokio::process::Command;
+
+use super::server::TestServer;
+use super::{needed, postgres, rows};
+
+/// A server, what it wrote, and a key of the test's that signs checkpoints.
+pub(crate) struct Sealed {
+    pub(crate) server: TestServer,
+    pub(crate) store: Postgres,
+    pub(crate) tenant: Tenant,
+    key: SecretText,
+    folder: tempfile::TempDir,
+}
+
+/// What a verifier said: its exit code, and what it wrote.
+pub(crate) struct Said {
+    pub(crate) code: Option<i32>,
+    pub(crate) text: String,
+}
+
+impl Said {
+    fn of(output: &Output) -> Self {
+        let text = [&output.stdout[..], &output.stderr[..]].concat();
+        Self { code: output.status.code(), text: String::from_utf8(text).expect("UTF-8") }
+    }
+
+    /// It holds.
+    #[track_caller]
+    pub(crate) fn holds(&self) {
+        assert_eq!(self.code, Some(0), "{}", self.text);
+    }
+
+    /// It does not, and a line says so: it begins with the name, and holds the place.
+    #[track_caller]
+    pub(crate) fn finds(&self, name: &str, place: &str) {
+        assert_eq!(self.code, Some(1), "{}", self.text);
+        let named =
+            self.text.lines().any(|line| line.starts_with(&format!("{name}: ")) && line.contains(place));
+        assert!(named, "no {name} at {place} in:\n{}", self.text);
+    }
+}
+
+impl Sealed {
+    /// A log of 12 entries: ten of one record each, one of a batch of three, and one that read the log. No checkpoint.
+    pub(crate) async fn start() -> Self {
+        let server = TestServer::start().await;
+        for record in 0..10 {
+            server.encrypt("a secret", &format!("record-{record}")).await;
+        }
+        let items: Vec<Value> =
+            (0..3).map(|n| json!({ "plaintext": "a secret", "record_id": format!("batch-{n}") })).collect();
+        let answer = server.post("/byok/encrypt/many", json!({ "items": items })).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        server.get("/byok/audit").await;
+        let store = postgres::connect(&server.database_url);
+        let tenant = store.tenant("primary").await.expect("it is read").expect("it is there");
+        let folder = tempfile::tempdir().expect("a folder");
+        Self { server, store, tenant, key: Ed25519SigningKey::generate_pem(), folder }
+    }
+
+    /// The same, with a checkpoint of all of it.
+    pub(crate) async fn sealed() -> Self {
+        let sealed = Self::start().await;
+        sealed.checkpoint().await;
+        sealed
+    }
+
+    /// The log's head.
+    pub(crate) async fn head(&self) -> LogHead {
+        self.store.log_head(self.tenant.uid).await.expect("it is read").expect("it is there")
+    }
+
+    /// Signs the log as it is, keeps the checkpoint in the database, and gives a file with it.
+    pub(crate) async fn checkpoint(&self) -> PathBuf {
+        self.checkpoint_of(self.head().await.frontier.size()).await
+    }
+
+    /// The same of its first entries.
+    pub(crate) async fn checkpoint_of(&self, size: u64) -> PathBuf {
+        let tree = Tree::open(&self.store, self.tenant.uid).await.expect("it is read").expect("it is there");
+        let root = tree.frontier_at(size).await.expect("it is whole").root();
+        let note = self.sign(&self.key, Checkpoint { origin: self.origin(), size, root });
+        let add = Change::AddCheckpoint { log: tree.head.log, size, note: note.as_str().into() };
+        self.store.commit(&rows::changes(self.tenant.uid, vec![add])).await.expect("it is kept");
+        self.file(&format!("{}.checkpoint", uuid::Uuid::now_v7().simple()), &note)
+    }
+
+    /// A checkpoint that somebody signs.
+    pub(crate) fn sign(&self, key: &SecretText, checkpoint: Checkpoint) -> String {
+        checkpoint.sign([&Ed25519SigningKey::from_pem(key).expect("a key")])
+    }
+
+    /// What the log's checkpoints begin with.
+    pub(crate) fn origin(&self) -> String {
+        origin_of("byok", "primary", 1)
+    }
+
+    /// The public key.
+    pub(crate) fn public(&self) -> String {
+        let key = Ed25519SigningKey::from_pem(&self.key).expect("a key").verifying_key();
+        CheckpointKey { name: self.origin(), key }.to_string()
+    }
+
+    /// A file of this name and content.
+    pub(crate) fn file(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.folder.path().join(name);
+        std::fs::write(&path, content).expect("it is written");
+        path
+    }
+
+    /// What a database superuser does, whom no trigger stops.
+    pub(crate) async fn damage(&self, sql: &str) {
+        let sql = format!("SET session_replication_role = replica; {sql}");
+        postgres::execute(&self.server.database_url, &sql).await;
+    }
+
+    /// Runs `byok audit …` in an empty environment with these variables.
+    pub(crate) async fn byok(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Said {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_byok"));
+        command.arg("audit").args(arguments).env_clear().envs(variables.iter().copied());
+        Said::of(&command.output().await.expect("byok runs"))
+    }
+
+    /// `byok audit verify` with the key, and more.
+    pub(crate) async fn verify(&self, more: &[&str]) -> Said {
+        let key = self.public();
+        let arguments = [&["verify", "--key", key.as_str()], more].concat();
+        self.byok(&arguments, &[("DATABASE_URL", &self.server.database_url)]).await
+    }
+
+    /// Exports a bundle, and gives its file; what was said when there is none.
+    pub(crate) async fn export(&self, more: &[&str]) -> Result<PathBuf, Said> {
+        let path = self.folder.path().join(format!("{}.jsonl", uuid::Uuid::now_v7().simple()));
+        let key = self.public();
+        let to = ["export", "--key", key.as_str(), "--out", path.to_str().expect("UTF-8")];
+        let said = self.byok(&[&to[..], more].concat(), &[("DATABASE_URL", &self.server.database_url)]).await;
+        if said.code == Some(0) { Ok(path) } else { Err(said) }
+    }
+
+    /// What both verifiers say of a bundle, ours and the one in `docs/`, with the key and more.
+    pub(crate) async fn both(&self, bundle: &std::path::Path, pinned: Option<&std::path::Path>) -> [Said; 2] {
+        let text = |path: &std::path::Path| path.to_str().expect("UTF-8").to_owned();
+        let (bundle, key, pinned) = (text(bundle), self.public(), pinned.map(text));
+        let mut arguments = vec!["verify-bundle", bundle.as_str(), "--key", &key];
+        if let Some(pinned) = &pinned {
+            arguments.extend(["--checkpoint", pinned]);
+        }
+        let ours = self.byok(&arguments, &[]).await;
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/verify_bundle.py");
+        let mut python = Command::new(needed("BYOK_TEST_PYTHON"));
+        python.arg(script).args([&bundle, &key]).args(&pinned);
+        [ours, Said::of(&python.output().await.expect("Python runs"))]
+    }
+}
