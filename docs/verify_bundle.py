@@ -1,79 +1,136 @@
 #!/usr/bin/env python3
 """Verifies a bundle of the audit log (docs/audit-log.md) without any code of byok, up to the first thing that does not
-hold: verify_bundle.py BUNDLE KEY [CHECKPOINT]. Needs the package `cryptography`, for Ed25519."""
-import base64, functools, hashlib, hmac, json, sys
+hold: verify_bundle.py BUNDLE KEY [CHECKPOINT]. KEY is a public key, or several. Needs the package `cryptography`."""
+import base64, functools, hashlib, hmac, json, sys, uuid
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-b64, sha = base64.b64decode, lambda *parts: hashlib.sha256(b"".join(parts)).digest()
+NEXT = {"": ["header"], "header": ["key", "start"], "key": ["key", "start"], "end": []}  # else: whatever is below, or the end
+WALK = {"skip": "count roots", "pruned": "count roots", "unreadable": "place leaf", "checkpoint": None, "end": "entries",
+        "entry": "place tenant at id operation outcome means role user request detail items digest"}
+KINDS = WALK | {"header": "format origin tenant log first from to size", "key": None, "start": "size roots"}
+ITEM, PERSONAL = "dek_id key version source kms_request_id refused record", "hmac value salt"
+FORM = "malformed-bundle: "
+sha = lambda *parts: hashlib.sha256(b"".join(parts)).digest()
 fields = lambda *values: b"".join(len(value).to_bytes(4, "big") + value for value in values)
-uuid = lambda text: bytes.fromhex((text or "").replace("-", ""))
-text = lambda value: b64(value["hmac"]) if isinstance(value, dict) else (value or "").encode()
+text = lambda value: value.encode() if value else b""
+code = lambda value: b64(only(value, PERSONAL)["hmac"], 32) if value else b""
 root = lambda tree: functools.reduce(lambda right, left: sha(b"\1", left, right), [n for _, n in tree[::-1]] or [sha()])
 check = lambda holds, finding: holds or sys.exit(finding)
+array = lambda value: value if check(type(value) is list, FORM + "not a list") else []
+
+def once(pairs):
+    check(len(dict(pairs)) == len(pairs), FORM + "a member is there twice")
+    return dict(pairs)
+
+def only(value, names):  # an object with no other members than these
+    check(names is None or set(value) <= set(names.split(" ")), FORM + "a member that is not known")
+    return value
+
+def number(value):
+    check(type(value) is int and 0 <= value < 1 << 62, FORM + "not a number")
+    return value
+
+def b64(value, length):
+    data = base64.b64decode(value, validate=True)
+    check(len(data) == length and base64.b64encode(data).decode() == value, FORM + f"not {length} bytes in base64")
+    return data
+
+def identity(value):
+    check(value is None or str(uuid.UUID(value)) == value, FORM + "not a UUID in its canonical form")
+    return uuid.UUID(value).bytes if value else b""
 
 def grow(tree, size, count, roots):  # `roots`: of the largest complete subtrees over the next `count` leaves
     for node in roots:
+        check(count > 0, FORM + "more roots than these leaves have")
         level = min((size & -size or 1 << 62).bit_length(), count.bit_length()) - 1
         size, count = size + (1 << level), count - (1 << level)
         while tree and tree[-1][0] == level:  # two of one height become one
             level, node = level + 1, sha(b"\1", tree.pop()[1], node)
         tree.append((level, node))
+    check(count == 0, FORM + "fewer roots than these leaves have")
     return size
 
 def digest(tenant, entry):
-    items, names = [], ("key", "version", "source", "kms_request_id", "refused", "record")
-    for index, item in enumerate(entry["items"]):
-        grow(items, index, 1, [sha(b"\0", fields(uuid(item.get("dek_id")), *(text(item.get(name)) for name in names)))])
-    names = "operation", "outcome", "means", "role", "user", "request", "detail"
-    said = [text(entry.get(name)) for name in names]
-    return sha(fields(b"byok-audit-entry/1", tenant, uuid(entry["id"]), *said, root(items)))
+    items, names = [], ("key", "version", "source", "kms_request_id", "refused")
+    for index, item in enumerate(array(entry["items"])):
+        said = [text(only(item, ITEM).get(name)) for name in names]
+        grow(items, index, 1, [sha(b"\0", fields(identity(item.get("dek_id")), *said, code(item.get("record"))))])
+    said = [text(entry[name]) for name in ("operation", "outcome", "means", "role")]
+    said += code(entry.get("user")), code(entry["request"]), text(entry.get("detail"))
+    return sha(fields(b"byok-audit-entry/1", tenant, identity(entry["id"]), *said, root(items)))
 
-def signed(note, key):  # the size and the root of a checkpoint, if it is of the key's log and the key has signed it
-    (name, _, public), (body, signatures) = key.split("+", 2), note.rsplit("\n\n", 1)
-    for signer, signature in (line.split(" ")[1:] for line in signatures.splitlines()):
-        if signer == name == body.split("\n")[0] and b64(signature)[:4] == sha(f"{name}\n".encode(), b64(public))[:4]:
-            Ed25519PublicKey.from_public_bytes(b64(public)[1:]).verify(b64(signature)[4:], f"{body}\n".encode())
-            return int(body.split("\n")[1]), b64(body.split("\n")[2])
-    sys.exit("forged-checkpoint: this key has not signed it")
+def signed(note, keys, log):  # the size and the root of a checkpoint, if it is of this log and one of the keys has signed it
+    body, signatures = note.rsplit("\n\n", 1)
+    for name, _, public in keys:
+        named = sha(f"{name}\n".encode(), b64(public, 33))[:4]
+        for line in signatures.split("\n"):
+            if name == log == body.split("\n")[0] and line.startswith(f"\u2014 {name} "):
+                signature = base64.b64decode(line.split(" ")[2], validate=True)
+                try:
+                    Ed25519PublicKey.from_public_bytes(b64(public, 33)[1:]).verify(signature[4:], f"{body}\n".encode())
+                except InvalidSignature:
+                    continue
+                if signature[:4] == named:
+                    return int(body.split("\n")[1]), b64(body.split("\n")[2], 32)
+    sys.exit("forged-checkpoint: no key given has signed it, or it is of another log")
 
-def verify(path, key, pinned=None):
-    tree, size, gaps, prunes, closed, met = [], 0, set(), set(), False, not pinned
-    pinned = pinned and signed(open(pinned, encoding="utf-8").read(), key)
-    for (kind, value), in (json.loads(line).items() for line in open(path, encoding="utf-8")):
+def verify(path, keys, pinned=None):
+    tree, size, gaps, prunes, entries, kind, closed, met = [], 0, [], [], 0, "", False, not pinned
+    keys = [key.split("+", 2) for key in keys.split()]
+    for line in open(path, encoding="utf-8", newline="\n"):
+        before, ((kind, value),) = kind, json.loads(line, object_pairs_hook=once).items()
+        check(kind in NEXT.get(before, WALK) and line.endswith("\n"), FORM + f"{kind!r} after {before!r}")
+        only(value, KINDS[kind])
         if kind == "header":
-            head, place = value, value["first"]
+            head, tenant, place = value, bytes.fromhex(value["tenant"]), number(value["first"])
+            check(value["format"] == "byok-audit-bundle/1" and tenant.hex() == value["tenant"] and len(tenant) == 16, FORM + kind)
+            check(value["origin"].endswith(f"/{number(value['log'])}") and (value["log"] > 1 or place == 0), FORM + "of another log")
+            check(place <= number(value["from"]) < number(value["to"]) <= place + number(value["size"]), FORM + "no such range")
+            pinned = pinned and signed(open(pinned, encoding="utf-8", newline="").read(), keys, value["origin"])
+        elif kind == "key":  # proves nothing: what counts is what was given
+            check(value.split("+")[0] == head["origin"], FORM + "the key of another log")
         elif kind in ("start", "skip", "pruned"):
-            place, count = head["first"] + size, value["size" if kind == "start" else "count"]
-            inside = place < head["to"] and place + count > head["from"]
-            gaps.update(range(place, place + count) if kind == "pruned" or kind == "skip" and inside else ())
-            size = grow(tree, size, count, map(b64, value["roots"]))
+            place, count = head["first"] + size, number(value["size" if kind == "start" else "count"])
+            check(kind != "start" or count <= head["from"] - place, FORM + "begins behind the range")
+            if kind == "pruned" or kind == "skip" and place < head["to"] and place + count > head["from"]:
+                gaps.append((place, place + count))
+            size = grow(tree, size, count, [b64(node, 32) for node in array(value["roots"])])
         elif kind in ("entry", "unreadable"):
-            place = value["place"]
+            place, entries = number(value["place"]), entries + 1
             check(place == head["first"] + size, f"removed-entry: place {head['first'] + size} is not there")
             check(kind == "entry", f"changed-field: the row of place {place} is no entry")
-            holds = digest(bytes.fromhex(head["tenant"]), value) == b64(value["digest"])
+            holds = digest(tenant, value) == b64(value["digest"], 32)
             check(holds, f"{'wrong-tenant' if 'tenant' in value else 'changed-field'}: place {place}")
             for one in [value.get("user"), value["request"], *(item.get("record") for item in value["items"])]:
-                holds = not one or "value" not in one or text(one) == hmac.digest(b64(one["salt"]), one["value"].encode(), "sha256")
-                check(holds, f"changed-field: a personal value of place {place}")
-            if (value["operation"], value["outcome"]) == ("prune", "OK"):
-                prunes.update(range(*map(int, value["detail"].split(" ")[1:])))
-            size = grow(tree, size, 1, [sha(b"\0", value["at"].to_bytes(8, "big", signed=True), b64(value["digest"]))])
+                if one and one.get("value") is not None:  # else there is none, or it was erased
+                    salt = b64(one.get("salt", ""), 16 if "salt" in one else 0)
+                    holds = code(one) == hmac.digest(salt, one["value"].encode(), "sha256")
+                    check(holds, f"changed-field: a personal value of place {place}")
+            words = (value.get("detail") or "").split(" ")
+            if (value["operation"], value["outcome"], words[0], len(words)) == ("prune", "OK", "prune", 3):
+                prunes += [(int(words[1]), int(words[2]))] if int(words[2]) <= place else []
+            size = grow(tree, size, 1, [sha(b"\0", value["at"].to_bytes(8, "big", signed=True), b64(value["digest"], 32))])
         elif kind == "checkpoint":
-            check(signed(value, key) == (size, root(tree)), f"rewritten-history: not the checkpoint of size {size}")
+            holds = signed(value, keys, head["origin"]) == (size, root(tree))
+            check(holds, f"rewritten-history: not the checkpoint of size {size}")
         closed = kind == "checkpoint" and size == head["size"] or closed and kind == "end"
         if pinned and kind not in ("header", "key") and size == pinned[0]:
             met = check(root(tree) == pinned[1], "rewritten-history: not the log of the pinned checkpoint")
-    check(kind == "end", "malformed-bundle: cut off")
+    check(kind == "end", FORM + "cut off")
     check(closed, "missing-checkpoint: nothing that was signed speaks of all of it")
-    left = min(gaps - prunes, default=None)  # the oldest go by a prune that nothing says, others were removed
-    kind = "unmarked-prune" if left == head["first"] or left and left - 1 in prunes else "removed-entry"
-    check(left is None, f"{kind}: from place {left} on, and no later entry says so")
+    for left, end in gaps:
+        for first, past in sorted(prunes):
+            left = past if first <= left < past else left
+        oldest = left == head["first"] or left in [past for _, past in prunes]  # by a prune that nothing says, or were removed
+        kind = "unmarked-prune" if oldest else "removed-entry"
+        check(left >= end, f"{kind}: from place {left} on, and no later entry says so")
+    check(number(value["entries"]) == entries, FORM + "not as many entries as were said")
     check(met, "pinned-not-shown: the bundle says nothing about the log at the pinned size")
+    return f"places {head['from']} to before {head['to']} of {head['origin']}, tenant {tenant.hex()}, {entries} entries"
 
 if __name__ == "__main__":
     try:
-        verify(*sys.argv[1:])
+        print(f"holds: {verify(*sys.argv[1:])}")
     except Exception as error:
-        sys.exit(f"{'forged-checkpoint' if 'Signature' in repr(error) else 'malformed-bundle'}: {error!r}")
-    print("holds")
+        sys.exit(f"malformed-bundle: {error!r}")

@@ -12,15 +12,18 @@ use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 use tracing::{error, info, warn};
 
-use crate::audit::{Checkpoint, CheckpointKey, SignedCheckpoint, Tree, TreeError, origin_of};
+use crate::audit::{Checkpoint, CheckpointKey, SignedCheckpoint, Tree, TreeError, digest_of, origin_of};
 use crate::config::SigningKeys;
 use crate::merkle::{Hash, verify_consistency};
 use crate::model::{Caller, Clock, ErrorCode, Operation, Refusal, Tenant};
-use crate::store::{Batch, Change, LogHead, ReadError, Store};
+use crate::store::{Batch, Change, EntryFilter, LogHead, PlacedEntry, ReadError, Store};
 
 use super::App;
 use super::publication::Place;
 use super::record::read_refusal;
+
+/// How many entries of restores are looked at: the latest.
+const RESTORES: u32 = 256;
 
 /// A head that was signed, of one of the tenant's logs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,6 +94,8 @@ struct Known {
     signed: Option<SignedHead>,
     /// What the log was not shown to hold yet, or does not hold.
     unproven: Vec<SignedHead>,
+    /// The same of logs before it: neither held by the one that has ended, nor named as lost.
+    ended: Vec<SignedHead>,
     /// When this process last kept one.
     kept_at: Option<Instant>,
 }
@@ -163,7 +168,7 @@ impl Checkpoints {
         let log = self.store.log_head(self.tenant.uid).await?.ok_or(ReadError::Rejected)?.log;
         let mut unread = Vec::new();
         for place in &self.places {
-            if self.look_into(place, log).await.is_err() {
+            if self.look_into(place, log).await.is_err() || self.look_back(place, log).await.is_err() {
                 unread.push(place.kind());
             }
         }
@@ -219,9 +224,18 @@ impl Checkpoints {
         }
     }
 
+    /// The same of a log before the current one.
+    pub(super) async fn learn_ended(&self, head: SignedHead) {
+        let mut known = self.known.lock().await;
+        if !known.ended.contains(&head) {
+            known.ended.push(head);
+        }
+    }
+
     /// Every head that the log does not hold, of those that are known.
     pub(super) async fn unheld(&self) -> Vec<SignedHead> {
-        self.known.lock().await.unproven.clone()
+        let known = self.known.lock().await;
+        known.unproven.iter().chain(&known.ended).cloned().collect()
     }
 
     /// A checkpoint of the log as it is now, kept where the log has moved since the last one.
@@ -232,7 +246,7 @@ impl Checkpoints {
         let mut known = self.known.lock().await;
         let now = self.store.log_head(self.tenant.uid).await?.ok_or(ReadError::Rejected)?;
         let now = SignedHead::of(&now);
-        if known.unproven.is_empty() && known.signed.as_ref() == Some(&now) {
+        if known.unproven.is_empty() && known.ended.is_empty() && known.signed.as_ref() == Some(&now) {
             return Ok(now);
         }
         let (head, kept) = self.hold(&mut known).await?;
@@ -289,9 +303,19 @@ impl Checkpoints {
                 unheld.push(head.clone());
             }
         }
-        let (now, behind) = (SignedHead::of(&tree.head), !unheld.is_empty());
+        known.ended = self.unnamed(&known.ended, &tree).await?;
+        let (now, behind) = (SignedHead::of(&tree.head), !unheld.is_empty() || !known.ended.is_empty());
+        if let Some(before) = known.signed.as_ref().filter(|signed| signed.log < now.log) {
+            warn!(
+                before = before.log,
+                size = before.size,
+                root = %before.root,
+                log = now.log,
+                "another audit log was opened: where no `byok audit restored` was run, somebody rewrote the database"
+            );
+        }
         if behind != self.behind.swap(behind, Ordering::SeqCst) {
-            match unheld.first() {
+            match unheld.first().or(known.ended.first()) {
                 None => info!(log = now.log, size = now.size, "the audit log holds all that was published"),
                 Some(head) => error!(
                     published_log = head.log,
@@ -305,9 +329,52 @@ impl Checkpoints {
         known.unproven = unheld;
         Ok((now, kept))
     }
+
+    /// Which of these published heads neither the log that has ended holds, nor an entry of a restore names. Without this,
+    /// whoever rewrites the database would only have to say that another log was opened.
+    async fn unnamed(&self, heads: &[SignedHead], tree: &Tree<'_>) -> Result<Vec<SignedHead>, ReadError> {
+        let mut unnamed = Vec::new();
+        if heads.is_empty() {
+            return Ok(unnamed);
+        }
+        let tenant = self.tenant.uid;
+        let ended = self.store.ended_logs(tenant).await?;
+        let restores = EntryFilter { operation: Some(Operation::Restore), ..EntryFilter::default() };
+        let restores = self.store.entries(tenant, &restores, None, RESTORES).await?.entries;
+        for head in heads {
+            let said = format!("/{} {} {}", head.log, head.size, head.root);
+            let names = |placed: &PlacedEntry| {
+                placed.row.detail.as_deref().is_some_and(|detail| detail.ends_with(&said))
+                    && digest_of(tenant, &placed.row) == Some(placed.row.digest)
+            };
+            let held = match ended.iter().find(|ended| ended.log == head.log) {
+                Some(ended) => holds(&Tree::ended(&*self.store, tenant, ended.clone()), head).await?,
+                None => head.log >= tree.head.log && holds(tree, head).await?,
+            };
+            if !held && !restores.iter().any(names) && !self.is_opening_pruned(head.log, &ended, tree).await?
+            {
+                unnamed.push(head.clone());
+            }
+        }
+        Ok(unnamed)
+    }
+
+    /// Whether the entries are gone that the log after this one began with: a retention takes those that name heads as well.
+    async fn is_opening_pruned(
+        &self,
+        log: u32,
+        ended: &[LogHead],
+        tree: &Tree<'_>,
+    ) -> Result<bool, ReadError> {
+        let after = ended.iter().find(|ended| ended.log > log).unwrap_or(&tree.head);
+        let opening = after.first..after.end().min(after.first + 1);
+        // One without entries has lost none.
+        Ok(!opening.is_empty() && self.store.leaves(self.tenant.uid, opening).await?.is_empty())
+    }
 }
 
-/// Whether the log holds what a signed head says. One of an earlier log has ended, and the entry that ended it names it.
+/// Whether the log holds what a signed head says. One of an earlier log has ended: what the places have of those is looked at
+/// when a server starts.
 async fn holds(tree: &Tree<'_>, said: &SignedHead) -> Result<bool, ReadError> {
     let now = SignedHead::of(&tree.head);
     if said.log != now.log || said.size > now.size {

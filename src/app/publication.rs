@@ -27,6 +27,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 /// How many logs after the current one are looked for at a place: a database that was restored may be several behind.
 const LOGS_AHEAD: u32 = 16;
 
+/// How many of the logs that have ended are looked for at a place; nobody restores that often.
+const LOGS_BACK: u32 = 32;
+
 /// Why a place was given nothing.
 enum NotGiven {
     /// There is none: the log is behind, or the database out of reach.
@@ -118,6 +121,21 @@ impl Checkpoints {
                     warn!(place = place.kind(), %error, "a place of checkpoints cannot be read");
                     return Err(error);
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// Learns what a place was given last of each log before this one: it is there whoever says that those have ended.
+    ///
+    /// # Errors
+    /// It could not be read.
+    pub(super) async fn look_back(&self, place: &Place, before: u32) -> Result<(), ArchiveError> {
+        let Receiver::Archive(archive) = &place.receiver else { return Ok(()) };
+        for log in (1..before).take(LOGS_BACK as usize) {
+            let note = archive.latest(&self.origin(log), self.clock.now()).await?;
+            if let Some(published) = note.and_then(|note| self.read(&note, log)) {
+                self.learn_ended(published).await;
             }
         }
         Ok(())

@@ -42,7 +42,7 @@ impl Directory {
 
     pub(super) async fn latest(&self, folder: &str) -> Result<Option<String>, ArchiveError> {
         let path = self.path.join(folder).join(LATEST);
-        let read = blocking(move || match File::open(path) {
+        let read = blocking(move || match regular(&path) {
             Ok(file) => {
                 let mut bytes = Vec::new();
                 file.take(MAX_NOTE_BYTES as u64 + 1).read_to_end(&mut bytes)?;
@@ -52,6 +52,14 @@ impl Directory {
             Err(error) => Err(error),
         });
         read.await?.map(note_of).transpose()
+    }
+}
+
+/// To be read. A pipe that nobody writes to would hold its reader, and with it the end of the process, for ever.
+fn regular(path: &Path) -> io::Result<File> {
+    match fs::metadata(path)?.is_file() {
+        true => File::open(path),
+        false => Err(ErrorKind::InvalidInput.into()),
     }
 }
 
@@ -109,6 +117,10 @@ mod tests {
         let directory = Directory::new(folder.path().to_owned());
         directory.put("o", "1.note", &"x".repeat(MAX_NOTE_BYTES + 1)).await.unwrap();
         assert_eq!(directory.latest("o").await, Err(ArchiveError::NoNote));
+        std::fs::create_dir(folder.path().join("p")).unwrap();
+        let made = std::process::Command::new("mkfifo").arg(folder.path().join("p/latest")).status();
+        assert!(made.unwrap().success());
+        assert_eq!(directory.latest("p").await, Err(ArchiveError::File(ErrorKind::InvalidInput)));
         let file = tempfile::NamedTempFile::new().unwrap();
         let directory = Directory::new(file.path().to_owned());
         assert!(matches!(directory.put("o", "1.note", "x").await, Err(ArchiveError::File(_))));

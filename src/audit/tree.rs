@@ -48,6 +48,11 @@ impl<'s> Tree<'s> {
         Ok(store.log_head(tenant).await?.map(|head| Self { store, tenant, head }))
     }
 
+    /// The tree of one of the tenant's logs that has ended, as its head stood then.
+    pub fn ended(store: &'s dyn Store, tenant: TenantUid, head: LogHead) -> Self {
+        Self { store, tenant, head }
+    }
+
     /// The roots of the [`cover`] of these leaves.
     ///
     /// # Errors

@@ -56,8 +56,6 @@ pub(super) async fn assemble(config: Config, stop: CancellationToken) -> Result<
     // Without the owner's rights, `byok audit prune` does it.
     let owns = has_owner || database.exposure().await.is_ok_and(|exposure| exposure.owns_audit);
     let keeper = owns.then(|| Keeper::new(database.clone(), committer.clone(), clock.clone(), None));
-    let upkeep = Upkeep { database, keeper, retention: config.audit_retention };
-    let refresh = tokio::spawn(refresh(authenticator.clone(), upkeep, stop));
     let keyring = Keyring::new(keyring::Parts {
         store: store.clone(),
         kms: kms.clone(),
@@ -76,17 +74,20 @@ pub(super) async fn assemble(config: Config, stop: CancellationToken) -> Result<
         committer,
         store,
         kms,
-        authenticator,
+        authenticator: authenticator.clone(),
         policy,
         limits: config.limits,
         in_flight: config.server.in_flight,
-        clock,
+        clock: clock.clone(),
         webhook,
         checkpoints,
         streams,
     });
+    let app = Arc::new(app);
+    let upkeep = Upkeep { database, keeper, app: app.clone(), retention: config.audit_retention };
+    let refresh = tokio::spawn(refresh(authenticator, upkeep, stop));
     let state = DatabaseState { applied: report.applied, expected: report.expected, audit_protected };
-    Ok(Assembled { app: Arc::new(app), database: state, server: config.server, refresh })
+    Ok(Assembled { app, database: state, server: config.server, refresh })
 }
 
 /// The database that the environment names, and nothing else.
@@ -250,6 +251,7 @@ async fn primary(database: &dyn Database) -> Result<Tenant, Failure> {
 struct Upkeep {
     database: Arc<dyn Database>,
     keeper: Option<Keeper>,
+    app: Arc<App>,
     retention: config::AuditRetention,
 }
 
@@ -259,7 +261,10 @@ impl Upkeep {
             if self.database.upkeep().await.is_err() {
                 warn!("the database's upkeep failed: trying again in an hour");
             }
-            if let (Some(keeper), Some(age)) = (&self.keeper, self.retention.age) {
+            // A log that is behind is evidence: nothing is appended to it, and nothing of it goes.
+            if let (Some(keeper), Some(age)) = (&self.keeper, self.retention.age)
+                && !self.app.checkpoints().is_behind()
+            {
                 let prune =
                     async || keeper.prune(keeper.older_than(age, self.retention.exported_only).await?).await;
                 match prune().await {

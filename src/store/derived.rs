@@ -59,7 +59,7 @@ pub struct Chunk {
 /// That a value comes in a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ChunkValue {
-    /// As [`value_of`] makes it.
+    /// 64 bits of a hash of it, its kind and the tenant.
     pub value: i64,
     /// Which chunk.
     pub chunk: u64,

@@ -5,12 +5,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use byok::app::Keeper;
 use byok::audit::{
     Checkpoint, CheckpointKey, Claim, Committer, Export, Finding, Report, SignedCheckpoint, State, Tree,
     Trust, Wanted, origin_of, pack, verify_bundle, verify_log,
 };
 use byok::crypto::Ed25519SigningKey;
+use byok::merkle::Hash;
 use byok::model::{Clock, Entry, EntryId, Means, Operation, Outcome, SystemClock, Tenant, Timestamp};
 use byok::store::{Change, Database, Retention, Store as _};
 use serde_json::{Value, json};
@@ -163,18 +166,88 @@ async fn whatever_is_done_to_a_bundle_is_found() {
 
 #[test]
 fn the_python_verifies_the_bundle_of_the_vectors() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let vectors = root.join("tests/vectors/audit");
-    let key = std::fs::read_to_string(vectors.join("key")).unwrap();
+    let bundle = vectors().join("bundle.jsonl");
+    let (output, said) = python(&bundle, Some(&vectors().join("checkpoint-5")));
+    let range = "places 0 to before 7 of byok.example/acme/1";
+    let expected = format!("holds: {range}, tenant 000102030405060708090a0b0c0d0e0f, 4 entries\n");
+    assert_eq!((output, said), (Some(0), expected));
+}
+
+fn vectors() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/audit")
+}
+
+/// What the Python says of a bundle under the key of the vectors, which stands second among several.
+fn python(bundle: &Path, pinned: Option<&Path>) -> (Option<i32>, String) {
+    let key = std::fs::read_to_string(vectors().join("key")).unwrap();
+    let other = "byok.example/acme/1+00000000+AQOhB7/zzhC+HXDdGOdLwJln5NYwm6UNXx3chmQSVTG5";
     let mut python = std::process::Command::new(needed("BYOK_TEST_PYTHON"));
-    python.arg(root.join("docs/verify_bundle.py")).arg(vectors.join("bundle.jsonl")).arg(key.trim());
-    let output = python.arg(vectors.join("checkpoint-5")).output().unwrap();
-    assert_eq!(
-        String::from_utf8_lossy(&output.stdout),
-        "holds\n",
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    python.arg(vectors().join("../../../docs/verify_bundle.py")).arg(bundle).arg(format!("{other}\n{key}"));
+    let output = python.args(pinned).output().unwrap();
+    (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+}
+
+type Edit<'a> = &'a dyn Fn(&mut Vec<String>);
+
+#[test]
+fn neither_verifier_takes_a_walk_that_leaves_entries_of_the_range_out() {
+    let text = std::fs::read_to_string(vectors().join("bundle.jsonl")).unwrap();
+    let whole: Vec<&str> = text.lines().collect();
+    let leaf = {
+        let entry: Value = serde_json::from_str(whole[5]).unwrap();
+        let digest = STANDARD.decode(entry["entry"]["digest"].as_str().unwrap()).unwrap();
+        let at = entry["entry"]["at"].as_i64().unwrap();
+        Hash::of_leaf(&[&at.to_be_bytes()[..], &digest].concat())
+    };
+    let narrow = whole[0].replace("\"from\":0", "\"from\":5");
+    let skip = |count: &str| format!("{{\"skip\":{{\"count\":{count},\"roots\":[\"{leaf}\"]}}}}");
+    let start = format!("{{\"start\":{{\"size\":1,\"roots\":[\"{leaf}\"]}}}}");
+    let service = "\"role\":\"service\"";
+    let edits: [(&str, Edit<'_>); 12] = [
+        ("as it is", &|_| ()),
+        ("a second start", &|lines| lines[5] = start.clone()),
+        ("a skip of fewer than none", &|lines| lines[5] = skip("-1")),
+        ("a start behind the range", &|lines| {
+            lines[2] = whole[3].replace("pruned", "start").replace("count", "size");
+            lines.remove(3);
+        }),
+        ("another header before what is left out", &|lines| {
+            lines.splice(5..6, [narrow.clone(), skip("1"), whole[0].to_owned()]);
+        }),
+        ("an empty range", &|lines| lines[0] = lines[0].replace("\"to\":7", "\"to\":0")),
+        ("more than there is", &|lines| lines[0] = lines[0].replace("\"to\":7", "\"to\":70")),
+        ("a first log that begins later", &|lines| {
+            lines[0] = whole[0].replace("\"first\":0,\"from\":0,\"to\":7", "\"first\":1,\"from\":1,\"to\":8");
+            for place in (3..7).rev() {
+                let (was, is) = (format!("\"place\":{place},"), format!("\"place\":{},", place + 1));
+                lines.iter_mut().for_each(|line| *line = line.replace(&was, &is));
+            }
+        }),
+        ("another count of entries", &|lines| {
+            *lines.last_mut().unwrap() = "{\"end\":{\"entries\":3}}".to_owned()
+        }),
+        ("a member that comes twice", &|lines| {
+            lines[4] = lines[4].replace(service, &format!("\"role\":\"admin\",{service}"));
+        }),
+        ("a member that nobody knows", &|lines| {
+            lines[4] = lines[4].replace(service, &format!("\"note\":\"approved\",{service}"));
+        }),
+        ("another log's name", &|lines| lines[0] = lines[0].replace("acme/1", "acne/1")),
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("bundle.jsonl");
+    let key = std::fs::read_to_string(vectors().join("key")).unwrap();
+    let trust = Trust { keys: vec![CheckpointKey::parse(key.trim()).unwrap()], pinned: None };
+    for (what, edit) in edits {
+        let mut lines: Vec<String> = whole.iter().map(|line| (*line).to_owned()).collect();
+        edit(&mut lines);
+        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        std::fs::write(&file, &text).unwrap();
+        let report = verify_bundle(&mut text.as_bytes(), &trust, &mut |_| ()).unwrap();
+        assert_eq!(report.is_clean(), what == "as it is", "{what}: {:?}", report.findings);
+        let (code, said) = python(&file, None);
+        assert_eq!(code, Some(i32::from(what != "as it is")), "{what}: {said}");
+    }
 }
 
 #[tokio::test]
@@ -232,6 +305,21 @@ async fn what_cannot_be_read_is_said() {
         assert_eq!(code, Some(1), "{error}");
         assert!(error.contains(said), "{error}");
     }
+    // Both keys of an overlap, as `byok audit key` prints them.
+    let folder = tempfile::tempdir().unwrap();
+    let (keys, hostile) = (folder.path().join("keys"), folder.path().join("hostile"));
+    let key_text = std::fs::read_to_string(key).unwrap();
+    std::fs::write(&keys, key_text.repeat(2)).unwrap();
+    assert_eq!(byok(&["verify-bundle", bundle, "--key", keys.to_str().unwrap()]).await.0, Some(0));
+    // What a bundle says reaches no terminal as it is.
+    let text = std::fs::read_to_string(bundle).unwrap();
+    std::fs::write(&hostile, text.replacen("byok.example", "\\n  holds  form\\u001b[8m\\u202e", 1)).unwrap();
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_byok"));
+    let arguments = ["audit", "verify-bundle", hostile.to_str().unwrap(), "--key", key];
+    let output = command.args(arguments).env_clear().output().await.unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(!said.contains(['\u{1b}', '\u{202e}']) && !said.contains("\n  holds  form\u{fffd}"), "{said:?}");
     for what in ["verify", "export"] {
         let (code, error) = byok(&[what]).await;
         assert_eq!(code, Some(3), "{error}");

@@ -181,6 +181,10 @@ async fn a_restored_database_stops_the_tenant_until_another_log_names_the_old_he
     assert_eq!(verified(&now, vkey_2.trim()).unwrap().origin, "byok/primary/2");
     assert!(verified(&last, vkey).is_some(), "what was published before verifies as ever");
 
+    let seen = printed(&bench.server.environment, &["audit", "verify", "--key", vkey_2.trim()]).await;
+    let unseen =
+        format!("those at the {ended_size} places before are of earlier logs, and were not looked at\n");
+    assert!(seen.starts_with("log byok/primary/2: ") && seen.contains(&unseen), "{seen}");
     let again = byok(&bench.server.environment, &["audit", "restored"]).await;
     assert_eq!(again.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&again.stderr).contains("nothing was changed"));
@@ -269,6 +273,29 @@ async fn a_history_that_was_rewritten_at_the_same_size_shows() {
     let said = bench.restored(&[]).await;
     let (ended, lost) = (said[0].split(' ').rev().nth(1), said[1].split(' ').rev().nth(1));
     assert_eq!(ended, lost, "of one size, with two roots");
+}
+
+#[tokio::test]
+async fn a_history_that_was_rewritten_shows_also_where_another_log_goes_on() {
+    let mut bench = Bench::start().await;
+    bench.encrypt(0..4).await;
+    let published = bench.published().await;
+    bench.server.stop().await;
+    rewrite(&bench).await;
+    // As if it had been restored, without a word.
+    bench.damage("DELETE FROM np_byok_checkpoints; DELETE FROM np_byok_publications").await;
+    bench.damage("UPDATE np_byok_heads SET log = 2, first = size, frontier = ''").await;
+    bench.server.start_again().await;
+    assert!(bench.refused().await);
+    let said = bench.restored(&[]).await;
+    let [_, size, root] = published.lines().take(3).collect::<Vec<_>>()[..] else { panic!("three lines") };
+    let lost = format!("lost    byok/primary/1 {size} {root}");
+    assert_eq!(said[1..], [lost, "opened  byok/primary/3".to_owned()]);
+    eventually(async || !bench.refused().await).await;
+    bench.published_in_log(3).await;
+    bench.server.stop().await;
+    bench.server.start_again().await;
+    assert!(!bench.refused().await, "it was named");
 }
 
 #[tokio::test]

@@ -152,6 +152,10 @@ fn checked(header: Header) -> Result<Header, Why> {
     if !header.origin.ends_with(&format!("/{}", header.log)) {
         return Err("the origin is that of another log".to_owned());
     }
+    // Places are counted from the tenant's first log: were this one's moved, a prune would name other leaves.
+    if header.log == 1 && header.first != 0 {
+        return Err("the first log begins at place 0".to_owned());
+    }
     let end = header.first + header.size;
     match header.first <= header.from && header.from < header.to && header.to <= end {
         true => Ok(header),

@@ -57,8 +57,12 @@ pub async fn verify_log(
         "every DEK's row has the key version that the log gave it last".to_owned(),
         partial,
     );
+    let earlier = match head.first {
+        0 => String::new(),
+        first => format!("; those at the {first} places before are of earlier logs, and were not looked at"),
+    };
     report.subject = format!(
-        "log {origin}: {} entries at places {} to before {}, root {}",
+        "log {origin}: {} entries at places {} to before {}, root {}{earlier}",
         head.frontier.size(),
         head.first,
         head.end(),

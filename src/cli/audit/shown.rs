@@ -9,17 +9,26 @@ use serde_json::json;
 use crate::audit::{CheckpointKey, Report, SignedCheckpoint, State};
 use crate::cli::Failure;
 
-/// Public keys: each as it is, or the file that it stands in.
+/// How many characters of a line are shown; a bundle may hold much longer ones.
+const SHOWN: usize = 2_000;
+
+/// Public keys: each as it is, or the file that it stands in, one a line as `byok audit key` prints them.
 pub(super) fn keys(texts: &[String]) -> Result<Vec<CheckpointKey>, Failure> {
-    let key = |text: &String| match CheckpointKey::parse(text.trim()) {
-        Ok(key) => Ok(key),
-        Err(error) => {
-            let read = std::fs::read_to_string(text).map_err(|_| error);
-            let key = read.and_then(|read| CheckpointKey::parse(read.trim()));
-            key.map_err(|error| Failure::Running(format!("--key {text}: {error}, nor a file with one")))
-        }
-    };
-    texts.iter().map(key).collect()
+    let mut keys = Vec::new();
+    for text in texts {
+        let read = match CheckpointKey::parse(text.trim()) {
+            Ok(key) => Ok(vec![key]),
+            Err(error) => std::fs::read_to_string(text).map_err(|_| error).and_then(|read| {
+                let lines = read.lines().map(str::trim).filter(|line| !line.is_empty());
+                let read: Vec<_> = lines.map(CheckpointKey::parse).collect::<Result<_, _>>()?;
+                if read.is_empty() { Err(error) } else { Ok(read) }
+            }),
+        };
+        keys.extend(
+            read.map_err(|error| Failure::Running(format!("--key {text}: {error}, nor a file with one")))?,
+        );
+    }
+    Ok(keys)
 }
 
 /// A checkpoint that the auditor has kept.
@@ -55,7 +64,7 @@ pub(super) fn show(report: &Report, as_json: bool) -> Result<(), Failure> {
 }
 
 fn text_of(report: &Report) -> String {
-    let mut text = format!("{}\n", report.subject);
+    let mut text = format!("{}\n", plain(&report.subject));
     for (claim, state, said) in &report.claims {
         let state = match state {
             State::Holds => "holds",
@@ -65,12 +74,19 @@ fn text_of(report: &Report) -> String {
         text.push_str(&format!("  {state}  {:<8}  {said}\n", claim.as_str()));
     }
     for finding in &report.findings {
-        text.push_str(&format!("{}: {finding}\n", finding.name()));
+        text.push_str(&format!("{}: {}\n", finding.name(), plain(&finding.to_string())));
     }
     if report.more > 0 {
         text.push_str(&format!("and {} more\n", report.more));
     }
     text
+}
+
+/// On one line, and nothing that a terminal acts on: a bundle is written by others.
+fn plain(text: &str) -> String {
+    let acts =
+        |char: char| char.is_control() || matches!(char, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    text.chars().take(SHOWN).map(|char| if acts(char) { char::REPLACEMENT_CHARACTER } else { char }).collect()
 }
 
 fn json_of(report: &Report) -> serde_json::Value {
