@@ -22,8 +22,8 @@ pub(crate) const CALLERS: [usize; 4] = [1, 8, 64, 512];
 const CONNECTIONS: [usize; 3] = [1, 8, 64];
 /// Who appends to one log at once.
 const REPLICAS: usize = 3;
-/// Callers of all replicas together.
-const SHARED: usize = 64;
+/// Callers of all replicas together: as many as one has, and as many for each.
+const SHARED: [usize; 2] = [64, 64 * REPLICAS];
 /// As `serve` has them.
 const LANES: usize = 4;
 const CONNECTIONS_OF_SERVE: u32 = 16;
@@ -47,8 +47,8 @@ pub(crate) struct Rates {
     pub(crate) appended: Vec<Rate>,
     /// By the number of connections.
     pub(crate) single: Vec<Rate>,
-    /// Of one log.
-    pub(crate) replicas: Rate,
+    /// Of one log, by [`SHARED`].
+    pub(crate) replicas: Vec<Rate>,
 }
 
 pub(crate) async fn measure(plan: &Plan) -> Rates {
@@ -59,7 +59,10 @@ pub(crate) async fn measure(plan: &Plan) -> Rates {
         .into_iter()
         .map(|connections| rate("rows, one commit each".to_owned(), connections))
         .collect();
-    let mut replicas = rate(format!("entries, {REPLICAS} replicas, one log"), SHARED);
+    let mut replicas: Vec<Rate> = SHARED
+        .into_iter()
+        .map(|callers| rate(format!("entries, {REPLICAS} replicas, one log"), callers))
+        .collect();
     let (database, _) = migrated().await;
     execute(&database.url, SINGLE).await;
     // Round by round, so that what is compared runs within the same minute.
@@ -71,7 +74,9 @@ pub(crate) async fn measure(plan: &Plan) -> Rates {
         for rate in &mut single {
             rate.rounds.push(commit_rows(&database, rate.callers, plan.window).await);
         }
-        replicas.rounds.push(append(&database, REPLICAS, SHARED, plan.window).await);
+        for rate in &mut replicas {
+            rate.rounds.push(append(&database, REPLICAS, rate.callers, plan.window).await);
+        }
     }
     Rates { appended, single, replicas }
 }

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use byok::audit::Tree;
+use byok::audit::{Tree, Trust, verify_log};
 use byok::merkle::{verify_consistency, verify_inclusion};
 use byok::model::{ErrorCode, Operation, Outcome, Timestamp};
-use byok::store::{AuditReads, EntryFilter};
+use byok::store::{AuditReads, EntryFilter, TenantReads};
 
 use crate::Plan;
 use crate::entries::{RECORDS, USERS, record_name, user_name};
@@ -36,11 +36,29 @@ impl Read {
 pub(crate) struct Reads {
     pub(crate) proofs: Vec<Read>,
     pub(crate) pages: Vec<Read>,
+    /// Of the long log, by `byok audit verify`.
+    pub(crate) verified_per_s: f64,
 }
 
 pub(crate) async fn measure(plan: &Plan, long: &Long) -> Reads {
     all_derived(&long.store).await;
-    Reads { proofs: proofs(plan, long).await, pages: pages(plan, long).await }
+    let (proofs, pages) = (proofs(plan, long).await, pages(plan, long).await);
+    Reads { proofs, pages, verified_per_s: verified(long).await }
+}
+
+/// Every entry, the tree, and the rows of DEKs, of which there are none here.
+async fn verified(long: &Long) -> f64 {
+    eprintln!("verify");
+    let mut tenants = long.store.tenants().await.expect("they are read").into_iter();
+    let tenant = tenants.find(|tenant| tenant.uid == long.tenant).expect("it is there");
+    let begin = Instant::now();
+    let mut entries = 0;
+    let mut progress = |_, of| entries = of;
+    let report =
+        verify_log(&*long.store, &tenant, Trust::default(), &mut progress).await.expect("it is read");
+    let unexpected = report.findings.iter().find(|finding| finding.name() != "dek-removed");
+    assert!(unexpected.is_none(), "{}", unexpected.expect("one"));
+    entries as f64 / begin.elapsed().as_secs_f64()
 }
 
 /// Each is made from the database, and verified.

@@ -25,7 +25,7 @@ impl Report {
         );
         println!("| what | at once | a second | p50 ms | p99 ms |");
         println!("|---|---|---|---|---|");
-        for rate in self.rates.appended.iter().chain(&self.rates.single).chain([&self.rates.replicas]) {
+        for rate in self.rates.appended.iter().chain(&self.rates.single).chain(&self.rates.replicas) {
             println!(
                 "| {} | {} | {:.0} | {:.2} | {:.2} |",
                 rate.name,
@@ -36,7 +36,13 @@ impl Report {
             );
         }
         println!("\nentries over single rows, {AT} at once: {:.2}", self.over_single());
-        println!("3 replicas over one, {AT} at once: {:.2}", self.replicas_over_one());
+        for rate in &self.rates.replicas {
+            println!(
+                "3 replicas with {} over one with {AT}: {:.2}",
+                rate.callers,
+                of(rate, |sample| sample.per_s) / of(self.appended(AT), |sample| sample.per_s)
+            );
+        }
         let Filled { entries, appended_per_s, derived_per_s } = self.long;
         println!(
             "\na log of {entries} entries: {appended_per_s:.0} appended a second, {derived_per_s:.0} derived a second\n"
@@ -52,6 +58,7 @@ impl Report {
         for Read { name, p50_ms, p99_ms, worst_ms } in self.reads.proofs.iter().chain(&self.reads.pages) {
             println!("| {name} | {p50_ms:.3} | {p99_ms:.3} | {worst_ms:.3} |");
         }
+        println!("\nthe whole of it verified: {:.0} entries a second", self.reads.verified_per_s);
         println!("\n| on disk | bytes an entry |\n|---|---|");
         for (name, bytes) in &self.disk.parts {
             println!("| {name} | {bytes:.0} |");
@@ -79,7 +86,8 @@ impl Report {
             "page_ms_at_10m": worst(&self.reads.pages),
             "bytes_per_entry": self.disk.bytes_per_entry().round(),
             "entries": self.long.entries,
-            "replicas_over_one": self.replicas_over_one(),
+            "verified_per_s": self.reads.verified_per_s.round(),
+            "replicas": rates(&self.rates.replicas),
             "appended": rates(&self.rates.appended),
             "single": rates(&self.rates.single),
         })
@@ -94,10 +102,6 @@ impl Report {
         let mut rates = self.rates.single.iter();
         let single = rates.find(|rate| rate.callers == AT).expect("it is measured");
         of(self.appended(AT), |sample| sample.per_s) / of(single, |sample| sample.per_s)
-    }
-
-    fn replicas_over_one(&self) -> f64 {
-        of(&self.rates.replicas, |sample| sample.per_s) / of(self.appended(AT), |sample| sample.per_s)
     }
 }
 
