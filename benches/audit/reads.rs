@@ -55,7 +55,7 @@ async fn verified(long: &Long) -> f64 {
     let mut entries = 0;
     let mut progress = |_, of| entries = of;
     let report =
-        verify_log(&*long.store, &tenant, Trust::default(), &mut progress).await.expect("it is read");
+        verify_log(&*long.store, &tenant, None, Trust::default(), &mut progress).await.expect("it is read");
     let unexpected = report.findings.iter().find(|finding| finding.name() != "dek-removed");
     assert!(unexpected.is_none(), "{}", unexpected.expect("one"));
     entries as f64 / begin.elapsed().as_secs_f64()
