@@ -92,7 +92,7 @@ impl App {
     /// when the lease ends.
     async fn commit_step(&self, tenant: TenantUid, change: Change) -> Result<bool, Stalled> {
         let changes = vec![change];
-        let batch = Batch { tenant, base: 0, entries: Vec::new(), changes, fence: Vec::new() };
+        let batch = Batch::of_changes(tenant, changes);
         let committed = self.store.commit(&batch).await.map_err(|_| Stalled)?;
         Ok(committed.applied == [1])
     }

@@ -24,6 +24,8 @@ use super::record::read_refusal;
 
 /// How many entries of restores are looked at: the latest.
 const RESTORES: u32 = 256;
+/// Between two checkpoints that nobody asked for and that are published nowhere.
+const KEEP: Duration = Duration::from_secs(10);
 
 /// A head that was signed, of one of the tenant's logs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,9 +85,6 @@ impl From<NoneMade> for Refusal {
         }
     }
 }
-
-/// Between two checkpoints that nobody asked for and that are published nowhere.
-const KEEP: Duration = Duration::from_secs(10);
 
 /// What is known of published heads.
 #[derive(Default)]
@@ -257,13 +256,7 @@ impl Checkpoints {
         // Nothing was appended: there is nothing to keep.
         if kept.is_none_or(|kept| kept != head) && head.size > 0 {
             let change = Change::AddCheckpoint { log: head.log, size: head.size, note: note.into() };
-            let batch = Batch {
-                tenant: self.tenant.uid,
-                base: 0,
-                entries: Vec::new(),
-                changes: vec![change],
-                fence: Vec::new(),
-            };
+            let batch = Batch::of_changes(self.tenant.uid, vec![change]);
             self.store.commit(&batch).await.map_err(|_| ReadError::Unavailable)?;
             self.made.fetch_add(1, Ordering::Relaxed);
             known.kept_at = Some(Instant::now());

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::audit::{CommitFailed, Committer, Unit, pack};
 use crate::merkle::Hash;
-use crate::model::{Clock, Entry, EntryId, Means, Operation, Outcome, RequestId, Tenant, TenantUid};
+use crate::model::{Clock, Entry, Operation, Tenant, TenantUid};
 use crate::store::{
     Change, Database, LogHead, Personal, Prunable, PruneError, ReadError, Retention, TileId, WIDTH,
 };
@@ -230,18 +230,8 @@ impl Keeper {
     }
 
     fn unit(&self, tenant: TenantUid, operation: Operation, detail: &str, changes: Vec<Change>) -> Unit {
-        let entry = Entry {
-            id: EntryId::new(),
-            at: self.clock.now(),
-            operation,
-            outcome: Outcome::Ok,
-            role: "operator".into(),
-            user: self.operator.clone(),
-            means: Means::Operator,
-            request_id: Some(RequestId::fresh().as_str().to_owned()),
-            detail: Some(detail.into()),
-            items: Vec::new(),
-        };
+        let (at, user) = (self.clock.now(), self.operator.clone());
+        let entry = Entry::of_operator(at, operation, user, Some(detail.into()));
         Unit { tenant, entry: Some(pack(tenant, &entry)), changes, fence: Vec::new() }
     }
 }

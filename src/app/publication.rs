@@ -213,8 +213,7 @@ impl Checkpoints {
     /// Whether the step applied; also not when the database is out of reach: the attempt is due again when its lease ends.
     async fn step(&self, place: &Place, holder: Uuid, step: Publishing) -> bool {
         let changes = vec![Change::Publish { place: place.name.clone(), holder, step }];
-        let (tenant, entries, fence) = (self.tenant.uid, Vec::new(), Vec::new());
-        let batch = Batch { tenant, base: 0, entries, changes, fence };
+        let batch = Batch::of_changes(self.tenant.uid, changes);
         self.store.commit(&batch).await.is_ok_and(|committed| committed.applied == [1])
     }
 

@@ -2,7 +2,7 @@
 //! next ones name each published head that is lost. One commit, and only the tables' owner may make it.
 
 use crate::audit::pack;
-use crate::model::{Entry, EntryId, Means, Operation, Outcome, RequestId};
+use crate::model::{Entry, Operation};
 use crate::store::{Batch, Change, CommitError, EntryRow, LogHead, ReadError};
 
 use super::checkpoints::{Checkpoints, SignedHead};
@@ -96,18 +96,8 @@ impl Checkpoints {
     }
 
     fn entry(&self, detail: String, operator: Option<&str>) -> EntryRow {
-        let entry = Entry {
-            id: EntryId::new(),
-            at: self.clock.now(),
-            operation: Operation::Restore,
-            outcome: Outcome::Ok,
-            role: "operator".into(),
-            user: operator.map(str::to_owned),
-            means: Means::Operator,
-            request_id: Some(RequestId::fresh().as_str().to_owned()),
-            detail: Some(detail.into()),
-            items: Vec::new(),
-        };
+        let (at, user) = (self.clock.now(), operator.map(str::to_owned));
+        let entry = Entry::of_operator(at, Operation::Restore, user, Some(detail.into()));
         pack(self.tenant.uid, &entry)
     }
 }

@@ -246,9 +246,7 @@ impl App {
     /// An error where the step did not apply, or is not known to have.
     async fn stream_step(&self, stream: &Stream, holder: Uuid, step: StreamStep) -> Result<(), Over> {
         let changes = vec![Change::Stream { name: stream.name, holder, step }];
-        let batch =
-            Batch { tenant: self.tenant.uid, base: 0, entries: Vec::new(), changes, fence: Vec::new() };
-        match self.store.commit(&batch).await {
+        match self.store.commit(&Batch::of_changes(self.tenant.uid, changes)).await {
             Ok(committed) if committed.applied == [1] => Ok(()),
             Ok(_) | Err(_) => Err(Over),
         }

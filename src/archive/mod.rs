@@ -113,18 +113,9 @@ impl Archive {
     /// # Errors
     /// See [`ArchiveError`].
     pub async fn latest(&self, origin: &str, now: Timestamp) -> Result<Option<String>, ArchiveError> {
-        let folder = folder_of(origin);
-        let read = async {
-            match self {
-                Self::Directory(directory) => directory.note(&folder, LATEST).await,
-                Self::Bucket(bucket) => bucket.note(&folder, LATEST, now).await,
-            }
-        };
-        timeout(DEADLINE, read).await.unwrap_or(Err(ArchiveError::Timeout))
+        self.note(&folder_of(origin), LATEST, now).await
     }
-}
 
-impl Archive {
     /// The note of the largest size above this one; `None` where there is none. Whoever may write there may put an older
     /// copy back as `latest`; what is locked says more.
     ///
@@ -158,11 +149,17 @@ impl Archive {
                 break;
             }
         }
-        let Some(name) = largest else { return Ok(None) };
+        match largest {
+            Some(name) => self.note(&folder, &name, now).await,
+            None => Ok(None),
+        }
+    }
+
+    async fn note(&self, folder: &str, name: &str, now: Timestamp) -> Result<Option<String>, ArchiveError> {
         let read = async {
             match self {
-                Self::Directory(directory) => directory.note(&folder, &name).await,
-                Self::Bucket(bucket) => bucket.note(&folder, &name, now).await,
+                Self::Directory(directory) => directory.note(folder, name).await,
+                Self::Bucket(bucket) => bucket.note(folder, name, now).await,
             }
         };
         timeout(DEADLINE, read).await.unwrap_or(Err(ArchiveError::Timeout))

@@ -202,7 +202,7 @@ impl Pass<'_> {
     /// How many rows the last of the changes added. What is not known to be committed is derived again.
     async fn commit(&self, changes: Vec<Change>) -> Result<u64, Derived> {
         let tenant: TenantUid = self.log.tenant;
-        let batch = Batch { tenant, base: 0, entries: Vec::new(), changes, fence: Vec::new() };
+        let batch = Batch::of_changes(tenant, changes);
         let committed = self.store.commit(&batch).await.map_err(|error| {
             if error == CommitError::Rejected {
                 error!("the database refuses what is derived from the audit log");

@@ -228,9 +228,7 @@ async fn primary(database: &dyn Database) -> Result<Tenant, Failure> {
             Ok(None) => {
                 let tenant = Tenant { uid: TenantUid(crypto::random()), name: PRIMARY.to_owned() };
                 let changes = vec![Change::CreateTenant(tenant.clone())];
-                let batch =
-                    Batch { tenant: tenant.uid, base: 0, entries: Vec::new(), changes, fence: Vec::new() };
-                match database.commit(&batch).await {
+                match database.commit(&Batch::of_changes(tenant.uid, changes)).await {
                     Ok(_) => continue,
                     Err(CommitError::Rejected | CommitError::Fenced | CommitError::Rewound) => {
                         return Err(Failure::Running("the database refuses to be written".to_owned()));

@@ -275,7 +275,7 @@ impl Keyring {
 
     /// Changes of proof rows, apart from the log. `None` when it is not known that they were made.
     pub(super) async fn commit(&self, tenant: TenantUid, changes: Vec<Change>) -> Option<Vec<u64>> {
-        let batch = Batch { tenant, base: 0, entries: Vec::new(), changes, fence: Vec::new() };
+        let batch = Batch::of_changes(tenant, changes);
         self.store.commit(&batch).await.ok().map(|committed| committed.applied)
     }
 

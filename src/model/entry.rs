@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{DekId, EntryId, ErrorCode, KeyVersion, Means, Operation, Timestamp};
+use super::{DekId, EntryId, ErrorCode, KeyVersion, Means, Operation, RequestId, Timestamp};
 
 /// How a call, or one of its items, ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,4 +85,27 @@ pub struct Entry {
     pub detail: Option<Arc<str>>,
     /// The records, in the order of the call.
     pub items: Vec<Item>,
+}
+
+impl Entry {
+    /// What an operator did with the log itself, by the command line or by the server's own upkeep; `user` where it is said who.
+    pub fn of_operator(
+        at: Timestamp,
+        operation: Operation,
+        user: Option<String>,
+        detail: Option<Arc<str>>,
+    ) -> Self {
+        Self {
+            id: EntryId::new(),
+            at,
+            operation,
+            outcome: Outcome::Ok,
+            role: "operator".into(),
+            user,
+            means: Means::Operator,
+            request_id: Some(RequestId::fresh().as_str().to_owned()),
+            detail,
+            items: Vec::new(),
+        }
+    }
 }

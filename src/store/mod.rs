@@ -291,6 +291,13 @@ pub struct Batch {
     pub fence: Vec<Fence>,
 }
 
+impl Batch {
+    /// Changes that no entry goes with.
+    pub fn of_changes(tenant: TenantUid, changes: Vec<Change>) -> Self {
+        Self { tenant, base: 0, entries: Vec::new(), changes, fence: Vec::new() }
+    }
+}
+
 /// What a commit did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Committed {

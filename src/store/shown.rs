@@ -32,13 +32,7 @@ pub(super) async fn shown(
             | Change::Erase { .. }
             | Change::NoteExport { .. }
             | Change::Stream { .. } => {
-                let again = Batch {
-                    tenant,
-                    base: 0,
-                    entries: Vec::new(),
-                    changes: vec![change.clone()],
-                    fence: Vec::new(),
-                };
+                let again = Batch::of_changes(tenant, vec![change.clone()]);
                 store.commit(&again).await?.applied.iter().any(|touched| *touched > 0)
             }
             Change::Watch { proof, .. } => {

@@ -14,11 +14,11 @@ use byok::audit::{
 };
 use byok::crypto::Ed25519SigningKey;
 use byok::merkle::{Frontier, Hash};
-use byok::model::{Clock, Entry, EntryId, Means, Operation, Outcome, SystemClock, Tenant, Timestamp};
+use byok::model::{Clock, Entry, Operation, SystemClock, Tenant, Timestamp};
 use byok::store::{Batch, Change, Database, LogHead, Retention, Store as _};
 use serde_json::{Value, json};
 
-use crate::support::sealed::Sealed;
+use crate::support::sealed::{Sealed, entry};
 use crate::support::tiles::derive;
 use crate::support::{needed, rows};
 
@@ -407,19 +407,4 @@ async fn a_log_that_was_pruned_without_a_word_does_not_verify() {
 
 fn retention() -> Retention {
     Retention { before: SystemClock.now().minus(Duration::from_secs(365 * 86_400)), exported_only: false }
-}
-
-fn entry(operation: Operation, detail: Option<&str>) -> Entry {
-    Entry {
-        id: EntryId::new(),
-        at: rows::now(),
-        operation,
-        outcome: Outcome::Ok,
-        means: Means::Operator,
-        role: "operator".into(),
-        user: None,
-        request_id: Some("r".to_owned()),
-        detail: detail.map(Into::into),
-        items: Vec::new(),
-    }
 }

@@ -7,11 +7,11 @@ use std::path::Path;
 use byok::audit::{Checkpoint, digest_of, pack};
 use byok::crypto::Ed25519SigningKey;
 use byok::merkle::{Frontier, Hash};
-use byok::model::{Entry, EntryId, Item, Means, Operation, Outcome, Tenant, TenantUid};
+use byok::model::{Operation, Tenant, TenantUid};
 use byok::store::{AuditReads as _, Change, Store as _};
 
 use crate::support::rows;
-use crate::support::sealed::Sealed;
+use crate::support::sealed::{Sealed, entry};
 
 fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -307,19 +307,4 @@ async fn a_head_that_no_server_writes_is_found() {
     let root = hexadecimal(&Hash::of_leaf(b"x").0);
     sealed.damage(&format!("UPDATE np_byok_heads SET frontier = '\\x{root}{root}'")).await;
     sealed.verify(&[]).await.finds("rewritten-history", "the log's head of size 12");
-}
-
-fn entry(operation: Operation, detail: Option<&str>) -> Entry {
-    Entry {
-        id: EntryId::new(),
-        at: rows::now(),
-        operation,
-        outcome: Outcome::Ok,
-        means: Means::Operator,
-        role: "operator".into(),
-        user: None,
-        request_id: Some("r".to_owned()),
-        detail: detail.map(Into::into),
-        items: Vec::<Item>::new(),
-    }
 }

@@ -13,9 +13,7 @@ use super::shown::{bar, checkpoint, ended, keys};
 use crate::audit::{Committer, Export, ExportError, Unit, Wanted, pack};
 use crate::cli::{Failure, assemble};
 use crate::config::Env;
-use crate::model::{
-    Clock, Entry, EntryId, Means, Operation, Outcome, RequestId, SystemClock, Tenant, Timestamp,
-};
+use crate::model::{Clock, Entry, Operation, SystemClock, Tenant, Timestamp};
 use crate::store::{Change, EntryRow};
 
 /// What to export.
@@ -108,18 +106,8 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
 
 /// Who reads the log is part of it.
 fn entry(clock: &dyn Clock, by: Option<String>, places: &Range<u64>) -> Entry {
-    Entry {
-        id: EntryId::new(),
-        at: clock.now(),
-        operation: Operation::Audit,
-        outcome: Outcome::Ok,
-        role: "operator".into(),
-        user: by,
-        means: Means::Operator,
-        request_id: Some(RequestId::fresh().as_str().to_owned()),
-        detail: Some(format!("export {} {}", places.start, places.end).into()),
-        items: Vec::new(),
-    }
+    let detail = format!("export {} {}", places.start, places.end);
+    Entry::of_operator(clock.now(), Operation::Audit, by, Some(detail.into()))
 }
 
 fn unit(tenant: &Tenant, entry: Option<EntryRow>, changes: Vec<Change>) -> Unit {

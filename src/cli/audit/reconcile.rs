@@ -14,9 +14,7 @@ use crate::audit::reconcile::{
 use crate::audit::{Committer, Unit, pack};
 use crate::cli::{Failure, assemble};
 use crate::config::Env;
-use crate::model::{
-    Clock, Entry, EntryId, Means, Operation, Outcome, RequestId, SystemClock, Tenant, Timestamp,
-};
+use crate::model::{Clock, Entry, Operation, SystemClock, Tenant, Timestamp};
 use crate::store::{Database, EntryFilter, ReadError};
 
 /// How many entries are read from the database at once.
@@ -124,18 +122,8 @@ async fn take_entries(
 
 async fn record(database: Arc<dyn Database>, tenant: &Tenant, by: Option<String>) -> Result<(), Failure> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let entry = Entry {
-        id: EntryId::new(),
-        at: clock.now(),
-        operation: Operation::Audit,
-        outcome: Outcome::Ok,
-        role: Arc::from("admin"),
-        user: by,
-        means: Means::Operator,
-        request_id: Some(RequestId::fresh().as_str().to_owned()),
-        detail: None,
-        items: Vec::new(),
-    };
+    let entry = Entry::of_operator(clock.now(), Operation::Audit, by, None);
+    let entry = Entry { role: Arc::from("admin"), ..entry };
     let entry = Some(pack(tenant.uid, &entry));
     let committer = Committer::start(database, clock, 1);
     let unit = Unit { tenant: tenant.uid, entry, changes: Vec::new(), fence: Vec::new() };

@@ -5,13 +5,18 @@ use std::process::Output;
 
 use byok::audit::{Checkpoint, CheckpointKey, Tree, origin_of};
 use byok::crypto::{Ed25519SigningKey, SecretText};
-use byok::model::Tenant;
+use byok::model::{Entry, Operation, Tenant};
 use byok::store::{Change, LogHead, Postgres, Store as _, TenantReads as _};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
 use super::server::TestServer;
 use super::{needed, postgres, rows};
+
+/// What an operator did with a log, as the test says it.
+pub(crate) fn entry(operation: Operation, detail: Option<&str>) -> Entry {
+    Entry::of_operator(rows::now(), operation, None, detail.map(Into::into))
+}
 
 /// A server, what it wrote, and a key of the test's that signs checkpoints.
 pub(crate) struct Sealed {
