@@ -21,7 +21,7 @@ mod stream;
 
 use std::sync::Arc;
 
-use http::HeaderMap;
+use http::{Extensions, HeaderMap};
 use tokio_util::sync::CancellationToken;
 
 use crate::audit::Committer;
@@ -29,7 +29,7 @@ use crate::auth::{Authenticator, Policy};
 use crate::config::Limits;
 use crate::keyring::Keyring;
 use crate::kms::Kms;
-use crate::model::{Caller, Clock, ErrorCode, Identity, Posture, Refusal, RequestId, Tenant};
+use crate::model::{Caller, Clock, ErrorCode, Identity, Peer, Posture, Refusal, RequestId, Tenant};
 use crate::store::Store;
 use crate::telemetry::PoolCounts;
 use crate::webhook::Webhook;
@@ -128,15 +128,24 @@ impl App {
         }
     }
 
-    /// Who calls, by the headers of the request. A refusal here leaves no entry: nobody is known who could be named.
+    /// Who calls, by the headers of the request. A refusal here leaves no entry: nobody is known who could be named. The
+    /// [`Peer`] in the request's extensions, where the listener put one, is known from then on.
     ///
     /// # Errors
     /// One of Hasura's own codes.
-    pub fn authenticate(&self, headers: &HeaderMap, request_id: RequestId) -> Result<Caller, Refusal> {
+    pub fn authenticate(
+        &self,
+        headers: &HeaderMap,
+        extensions: &Extensions,
+        request_id: RequestId,
+    ) -> Result<Caller, Refusal> {
         let identity = self.authenticator.authenticate(headers)?;
         // PostgreSQL's text cannot hold a NUL: refused here, it cannot spoil a batch of entries.
         if identity.role.contains('\0') || identity.user.as_ref().is_some_and(|user| user.contains('\0')) {
             return Err(ErrorCode::JwtInvalidClaims.into());
+        }
+        if let Some(peer) = extensions.get::<Peer>() {
+            peer.set_authenticated();
         }
         Ok(self.caller(identity, request_id))
     }

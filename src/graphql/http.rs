@@ -59,7 +59,7 @@ pub fn refused(refusal: &Refusal, request_id: &RequestId) -> Response {
 async fn take(State(front): State<Arc<Front>>, request: Request) -> Response {
     let (head, body) = request.into_parts();
     let request_id = request_id(&head.extensions);
-    let caller = front.app.authenticate(&head.headers, request_id.clone());
+    let caller = front.app.authenticate(&head.headers, &head.extensions, request_id.clone());
     let limits = front.app.limits();
     if !is_json(&head.headers) {
         let refusal =

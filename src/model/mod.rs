@@ -9,6 +9,7 @@ mod id;
 mod job;
 mod key;
 mod operation;
+mod peer;
 mod posture;
 mod salted;
 
@@ -20,5 +21,6 @@ pub use id::{DekId, EntryId, IncidentId, InvalidId, JobId, RequestId, Tenant, Te
 pub use job::{Job, JobState, Progress};
 pub use key::{KeyVersion, Wrapped};
 pub use operation::Operation;
+pub use peer::Peer;
 pub use posture::{Canary, Incident, Posture, Proof};
 pub use salted::Salted;

@@ -22,7 +22,8 @@ impl FromRequestParts<Front> for Authenticated {
             return Err(problem(&Refusal::because(ErrorCode::RequestMalformed, why)));
         }
         let request_id = parts.extensions.get().cloned().unwrap_or_else(RequestId::fresh);
-        front.app.authenticate(&parts.headers, request_id).map(Self).map_err(|refusal| problem(&refusal))
+        let caller = front.app.authenticate(&parts.headers, &parts.extensions, request_id);
+        caller.map(Self).map_err(|refusal| problem(&refusal))
     }
 }
 

@@ -21,6 +21,7 @@ use tower::ServiceExt as _;
 use tracing::{debug, info, warn};
 
 use crate::config;
+use crate::model::Peer;
 
 use super::SLOW_CLIENT;
 use super::leaving::Untaken;
@@ -134,11 +135,12 @@ async fn converse<S>(
     let spoken = Arc::new(Notify::new());
     let first = spoken.clone();
     let untaken = Untaken::default();
-    let answers = untaken.clone();
+    let (answers, peer) = (untaken.clone(), Peer::default());
     let service = TowerToHyperService::new(router.map_request(move |request: http::Request<Incoming>| {
         first.notify_one();
         let mut request: Request = request.map(axum::body::Body::new);
         request.extensions_mut().insert(answers.clone());
+        request.extensions_mut().insert(peer.clone());
         request
     }));
     let connection = watcher.watch(builder.serve_connection(TokioIo::new(stream), service).into_owned());
