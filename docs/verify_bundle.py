@@ -7,14 +7,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 NEXT = {"": ["header"], "header": ["key", "start"], "key": ["key", "start"], "end": []}  # else: whatever is below, or the end
 WALK = {"skip": "count roots", "pruned": "count roots", "unreadable": "place leaf", "checkpoint": None, "end": "entries",
-        "entry": "place tenant at id operation outcome means role user request detail items digest"}
+        "entry": "place tenant at id operation outcome means role user request detail items digest form reason ledger_hash "
+                 "issuer extensions"}
 KINDS = WALK | {"header": "format origin tenant log first from to size", "key": None, "start": "size roots"}
 ITEM, PERSONAL = "dek_id key version source kms_request_id refused record", "hmac value salt"
+LATER = "key_id wrapped_hash form wrapping_key_id"  # of an item, in form 2
 FORM = "malformed-bundle: "
 sha = lambda *parts: hashlib.sha256(b"".join(parts)).digest()
 fields = lambda *values: b"".join(len(value).to_bytes(4, "big") + value for value in values)
 text = lambda value: value.encode() if value else b""
 code = lambda value: b64(only(value, PERSONAL)["hmac"], 32) if value else b""
+hash32 = lambda value: b64(value, 32) if value is not None else b""
 root = lambda tree: functools.reduce(lambda right, left: sha(b"\1", left, right), [n for _, n in tree[::-1]] or [sha()])
 check = lambda holds, finding: holds or sys.exit(finding)
 array = lambda value: value if check(type(value) is list, FORM + "not a list") else []
@@ -52,13 +55,26 @@ def grow(tree, size, count, roots):  # `roots`: of the largest complete subtrees
     return size
 
 def digest(tenant, entry):
-    items, names = [], ("key", "version", "source", "kms_request_id", "refused")
+    items, names, second = [], ("key", "version", "source", "kms_request_id", "refused"), "form" in entry
+    check(not second or type(entry["form"]) is int and entry["form"] == 2, FORM + "a form of entries that is not known")
     for index, item in enumerate(array(entry["items"])):
-        said = [text(only(item, ITEM).get(name)) for name in names]
-        grow(items, index, 1, [sha(b"\0", fields(identity(item.get("dek_id")), *said, code(item.get("record"))))])
+        said = [text(only(item, ITEM + " " + LATER if second else ITEM).get(name)) for name in names] + [code(item.get("record"))]
+        if second:
+            said = [identity(item.get("key_id")), *said, hash32(item.get("wrapped_hash")), text(item.get("form"))]
+            said += [identity(item.get("wrapping_key_id"))]
+        grow(items, index, 1, [sha(b"\0", fields(identity(item.get("dek_id")), *said))])
     said = [text(entry[name]) for name in ("operation", "outcome", "means", "role")]
-    said += code(entry.get("user")), code(entry["request"]), text(entry.get("detail"))
-    return sha(fields(b"byok-audit-entry/1", tenant, identity(entry["id"]), *said, root(items)))
+    said += code(entry.get("user")), code(entry["request"]), text(entry.get("detail")), root(items)
+    more = array(entry.get("extensions", []))
+    if second:
+        names = [name.encode() for name, _ in more]
+        check(all(one < other for one, other in zip(names, names[1:])), FORM + "extensions are not in their order")
+        said += text(entry.get("reason")), hash32(entry.get("ledger_hash")), text(entry.get("issuer"))
+        said += [part.encode() for pair in more for part in pair]
+    else:
+        absent = all(entry.get(name) is None for name in ("reason", "ledger_hash", "issuer")) and not more
+        check(absent, FORM + "an entry with what its form has not")
+    return sha(fields(b"byok-audit-entry/2" if second else b"byok-audit-entry/1", tenant, identity(entry["id"]), *said))
 
 def signed(note, keys, log):  # the size and the root of a checkpoint, if it is of this log and one of the keys has signed it
     body, signatures = note.rsplit("\n\n", 1)
@@ -84,7 +100,7 @@ def verify(path, keys, pinned=None):
         only(value, KINDS[kind])
         if kind == "header":
             head, tenant, place = value, bytes.fromhex(value["tenant"]), number(value["first"])
-            check(value["format"] == "byok-audit-bundle/1" and tenant.hex() == value["tenant"] and len(tenant) == 16, FORM + kind)
+            check(value["format"] in ("byok-audit-bundle/1", "byok-audit-bundle/2") and tenant.hex() == value["tenant"] and len(tenant) == 16, FORM + kind)
             check(value["origin"].endswith(f"/{number(value['log'])}"), FORM + "of another log")
             check(place <= number(value["from"]) < number(value["to"]) <= place + number(value["size"]), FORM + "no such range")
             pinned = pinned and signed(open(pinned, encoding="utf-8", newline="").read(), keys, value["origin"])
@@ -100,6 +116,7 @@ def verify(path, keys, pinned=None):
             place, entries = number(value["place"]), entries + 1
             check(place == head["first"] + size, f"removed-entry: place {head['first'] + size} is not there")
             check(kind == "entry", f"changed-field: the row of place {place} is no entry")
+            check(head["format"].endswith("2") or "form" not in value, FORM + "an entry of a later form than the bundle")
             holds = digest(tenant, value) == b64(value["digest"], 32)
             check(holds, f"{'wrong-tenant' if 'tenant' in value else 'changed-field'}: place {place}")
             for one in [value.get("user"), value["request"], *(item.get("record") for item in value["items"])]:

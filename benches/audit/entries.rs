@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use byok::audit::pack;
 use byok::model::{
-    DekId, Entry, EntryId, ErrorCode, Item, KeyVersion, Means, Operation, Outcome, RequestId, Source,
-    TenantUid, Timestamp,
+    DekId, Entry, EntryId, ErrorCode, Extensions, Item, KeyVersion, Means, Operation, Outcome, RequestId,
+    Source, TenantUid, Timestamp,
 };
 use byok::store::EntryRow;
 
@@ -51,6 +51,7 @@ impl Entries {
             source: Some(if cached { Source::Cache } else { Source::Kms }),
             kms_request_id: Some(self.kms_request_id.clone()),
             refused,
+            ..Item::default()
         };
         let entry = Entry {
             id: EntryId::new(),
@@ -62,6 +63,10 @@ impl Entries {
             means: Means::Jwt,
             request_id: Some(RequestId::fresh().as_str().to_owned()),
             detail: None,
+            reason: None,
+            ledger_hash: None,
+            issuer: None,
+            extensions: Extensions::default(),
             items: vec![item],
         };
         pack(self.tenant, &entry)

@@ -384,8 +384,8 @@ async fn holds(tree: &Tree<'_>, said: &SignedHead) -> Result<bool, ReadError> {
 }
 
 impl App {
-    /// The checkpoint of the caller's tenant's log as it is now. Leaves no entry: each would move the log past the
-    /// checkpoint that it speaks of, and whoever polls it would fill the log; what it says is neither personal nor secret.
+    /// The checkpoint of the caller's tenant's log as it is now. A read of a state: it leaves an entry an hour, which the
+    /// checkpoint does not speak of yet.
     ///
     /// # Errors
     /// Not permitted, no key to sign with, a log that is behind what was published, or the database out of reach.
@@ -393,6 +393,7 @@ impl App {
         self.enter(caller, Operation::Audit).await?;
         let head = self.checkpoints.renew().await?;
         let note = self.checkpoints.sign(&head).ok_or(NoneMade::Unsigned)?;
+        self.record_state_read(caller, Operation::Audit).await?;
         Ok(CheckpointShown {
             note,
             origin: self.checkpoints.origin(head.log),

@@ -11,12 +11,14 @@ mod encrypt;
 mod health;
 mod keeping;
 mod limits;
+mod listing;
 mod places;
 mod publication;
 mod record;
 mod restored;
 mod rotate;
 mod rotation_work;
+mod state_reads;
 mod stream;
 
 use std::sync::Arc;
@@ -72,6 +74,7 @@ pub struct App {
     meters: limits::Meters,
     kms_places: places::KmsPlaces,
     health: health::Memory,
+    state_reads: state_reads::StateReads,
 }
 
 /// What an [`App`] is made of.
@@ -113,6 +116,7 @@ impl App {
             meters: limits::Meters::new(&limits),
             kms_places: places::KmsPlaces::new(in_flight),
             health: health::Memory::default(),
+            state_reads: state_reads::StateReads::default(),
             tenant: Arc::new(tenant),
             store,
             kms,

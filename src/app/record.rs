@@ -12,11 +12,12 @@ use crate::model::{
 use crate::store::{Change, EntryRow, Fence, ReadError};
 
 use super::App;
+use super::listing::Listing;
 
 /// One item of a call as it comes to its end: what will be recorded of it.
 pub(super) fn item_of(context: Option<&Context>) -> Item {
     let record_id = context.and_then(|context| context.get("record_id")).map(Arc::from);
-    Item { record_id, dek_id: None, key_version: None, source: None, kms_request_id: None, refused: None }
+    Item { record_id, ..Item::default() }
 }
 
 /// Notes the DEK that an item used.
@@ -123,7 +124,7 @@ impl App {
         changes: Vec<Change>,
     ) -> Result<Vec<u64>, Refusal> {
         self.may_append()?;
-        let (_, entry) = self.packed(caller, operation, outcome, items);
+        let (_, entry) = self.packed(caller, operation, outcome, None, items);
         let committed = self.commit(caller, entry, changes, Vec::new()).await;
         committed.map(|durable| durable.applied).map_err(commit_refusal)
     }
@@ -147,7 +148,7 @@ impl App {
             Err(Fallen::Anew) => return Ok(Standing::Anew),
             Err(Fallen::Dark(posture)) => return self.withhold(caller, operation, items, posture).await,
         };
-        let (packed, entry) = self.packed(caller, operation, outcome_of(items), std::mem::take(items));
+        let (packed, entry) = self.packed(caller, operation, outcome_of(items), None, std::mem::take(items));
         *items = packed;
         match self.commit(caller, entry, changes, fence).await {
             Ok(durable) if self.keyring.may_answer(&caller.tenant, footing, &durable) => Ok(Standing::Given),
@@ -181,14 +182,35 @@ impl App {
         Ok(Standing::Withheld(refusal))
     }
 
+    /// Records that the caller read a state, without items.
+    ///
+    /// # Errors
+    /// As of [`Self::record`].
+    pub(super) async fn record_read(
+        &self,
+        caller: &Caller,
+        operation: Operation,
+        detail: &'static str,
+    ) -> Result<(), Refusal> {
+        self.may_append()?;
+        let (_, entry) = self.packed(caller, operation, Outcome::Ok, Some(detail), Vec::new());
+        self.commit(caller, entry, Vec::new(), Vec::new()).await.map(|_| ()).map_err(commit_refusal)
+    }
+
     /// A call's entry, packed; and its items again.
     fn packed(
         &self,
         caller: &Caller,
         operation: Operation,
         outcome: Outcome,
+        detail: Option<&'static str>,
         items: Vec<Item>,
     ) -> (Vec<Item>, EntryRow) {
+        let Listing { listed, extensions } = Listing::of(&items);
+        let (listed, rest) = match listed {
+            None => (items, None),
+            Some(listed) => (listed, Some(items)),
+        };
         let entry = Entry {
             id: EntryId::new(),
             at: self.clock.now(),
@@ -198,11 +220,15 @@ impl App {
             user: caller.identity.user.clone(),
             means: caller.identity.means,
             request_id: Some(caller.request_id.as_str().to_owned()),
-            detail: None,
-            items,
+            detail: detail.map(Arc::from),
+            reason: None,
+            ledger_hash: None,
+            issuer: None,
+            extensions,
+            items: listed,
         };
         let row = pack(caller.tenant.uid, &entry);
-        (entry.items, row)
+        (rest.unwrap_or(entry.items), row)
     }
 
     async fn commit(

@@ -67,7 +67,7 @@ impl App {
         }
     }
 
-    /// A rotation of the caller's tenant, or the newest one when `id` is `None`.
+    /// A rotation of the caller's tenant, or the newest one when `id` is `None`. A read of a state: it leaves an entry an hour.
     ///
     /// # Errors
     /// Not permitted, no such rotation, or the database out of reach.
@@ -78,7 +78,9 @@ impl App {
             Some(id) => self.store.job(caller.tenant.uid, id).await.map(|found| found.map(|(job, _)| job)),
             None => self.store.latest_job(caller.tenant.uid).await,
         };
-        found.map_err(read_refusal)?.ok_or_else(|| ErrorCode::RotationNotFound.into())
+        let found = found.map_err(read_refusal)?.ok_or(ErrorCode::RotationNotFound)?;
+        self.record_state_read(caller, operation).await?;
+        Ok(found)
     }
 }
 

@@ -13,8 +13,8 @@ use crate::audit::{Unit, pack};
 use crate::keyring::{Footing, KeyringError};
 use crate::kms::{DekBinding, ItemResult, KmsError, KmsErrorClass, Purpose, Verdict};
 use crate::model::{
-    DekId, Entry, EntryId, ErrorCode, Item, Job, JobId, JobState, KeyVersion, Means, Operation, Posture,
-    Source, Tenant, Wrapped,
+    DekId, Entry, EntryId, ErrorCode, Extensions, Item, Job, JobId, JobState, KeyVersion, Means, Operation,
+    Posture, Source, Tenant, Wrapped,
 };
 use crate::store::{Change, DekRow, Fence};
 
@@ -288,6 +288,10 @@ impl App {
             means: Means::Operator,
             request_id: Some(job.to_string()),
             detail: None,
+            reason: None,
+            ledger_hash: None,
+            issuer: None,
+            extensions: Extensions::default(),
             items,
         }
     }

@@ -1,28 +1,38 @@
-//! What a leaf of the log covers, version 1. Everything of an entry that never changes: personal values only as their
-//! salted HMACs, so that an erasure changes no leaf.
+//! What a leaf of the log covers: everything of an entry that never changes. Personal values only as their salted HMACs,
+//! so that an erasure changes no leaf.
 //!
 //! ```text
 //! fields(a, b, …) = for each: its length as u32, big-endian, and its bytes; an absent value has no bytes
-//! item            = fields(DEK id [16], key, key version, source, KMS request id, refusal code, HMAC of the record id [32])
 //! items root      = the RFC 6962 root over the items, each of them a leaf's data
+//! leaf            = the RFC 6962 hash of the leaf: at in microseconds since 1970 as i64, big-endian ‖ digest
+//!
+//! form 2, which is written:
+//! item            = fields(DEK id [16], key id [16], key, key version, source, KMS request id, refusal code,
+//!                   HMAC of the record id [32], SHA-256 of the wrapped DEK [32], form, wrapping key id [16])
+//! digest          = SHA-256(fields("byok-audit-entry/2", tenant uid [16], entry id [16], operation, outcome, means, role,
+//!                   HMAC of the user [32], HMAC of our request id [32], detail, items root [32], reason code,
+//!                   SHA-256 of the ledger's row [32], issuer, and of each extension: name, value))
+//!
+//! form 1, which earlier releases wrote:
+//! item            = fields(DEK id [16], key, key version, source, KMS request id, refusal code, HMAC of the record id [32])
 //! digest          = SHA-256(fields("byok-audit-entry/1", tenant uid [16], entry id [16], operation, outcome, means, role,
 //!                   HMAC of the user [32], HMAC of our request id [32], detail, items root [32]))
-//! leaf            = the RFC 6962 hash of the leaf: at in microseconds since 1970 as i64, big-endian ‖ digest
 //! ```
 //!
-//! `source` is `cache` or `kms`. `docs/audit-log.md` shows the same with vectors.
+//! `source` is `cache` or `kms`; extensions are in the order of their names. `docs/audit-log.md` shows the same with vectors.
 
 use crate::crypto::sha256;
 use crate::merkle::{Hash, root_of};
 use crate::model::{Source, TenantUid};
 use crate::store::EntryRow;
 
-use super::pack::{PackedItem, PackedItems};
+use super::form::EntryForm;
+use super::packed::{Packed, PackedItem};
 
-const VERSION: &[u8] = b"byok-audit-entry/1";
-
-/// An entry as its digest covers it; an absent text is empty, an absent hash has no bytes.
+/// An entry as its digest covers it; an absent text is empty, an absent hash has no bytes. The last four fields are of
+/// form 2 alone.
 pub(super) struct EntryFields<'e> {
+    pub(super) form: EntryForm,
     pub(super) id: &'e [u8; 16],
     pub(super) operation: &'e str,
     pub(super) outcome: &'e str,
@@ -31,9 +41,13 @@ pub(super) struct EntryFields<'e> {
     pub(super) user_hmac: &'e [u8],
     pub(super) request_hmac: &'e [u8; 32],
     pub(super) detail: &'e str,
+    pub(super) reason: &'e str,
+    pub(super) ledger_hash: &'e [u8],
+    pub(super) issuer: &'e str,
+    pub(super) extensions: &'e [(&'e str, &'e str)],
 }
 
-/// An item as its leaf covers it.
+/// An item as its leaf covers it. The last four fields are of form 2 alone.
 pub(super) struct ItemFields<'e> {
     pub(super) dek_id: &'e [u8],
     pub(super) key: &'e str,
@@ -42,14 +56,22 @@ pub(super) struct ItemFields<'e> {
     pub(super) kms_request_id: &'e str,
     pub(super) refused: &'e str,
     pub(super) record_hmac: &'e [u8],
+    pub(super) key_id: &'e [u8],
+    pub(super) wrapped_hash: &'e [u8],
+    pub(super) form: &'e str,
+    pub(super) wrapping_key_id: &'e [u8],
 }
 
 impl EntryFields<'_> {
     /// The digest of a tenant's entry with these leaves of its items.
     pub(super) fn digest(&self, tenant: TenantUid, items: impl IntoIterator<Item = Hash>) -> [u8; 32] {
-        let mut fields = Vec::with_capacity(320);
+        let mut fields = Vec::with_capacity(384);
+        let version: &[u8] = match self.form {
+            EntryForm::One => b"byok-audit-entry/1",
+            EntryForm::Two => b"byok-audit-entry/2",
+        };
         for field in [
-            VERSION,
+            version,
             &tenant.0,
             self.id,
             self.operation.as_bytes(),
@@ -63,33 +85,44 @@ impl EntryFields<'_> {
         ] {
             put(&mut fields, field);
         }
+        if self.form == EntryForm::Two {
+            put(&mut fields, self.reason.as_bytes());
+            put(&mut fields, self.ledger_hash);
+            put(&mut fields, self.issuer.as_bytes());
+            for (name, value) in self.extensions {
+                put(&mut fields, name.as_bytes());
+                put(&mut fields, value.as_bytes());
+            }
+        }
         sha256(&fields)
     }
 }
 
 impl ItemFields<'_> {
-    /// Its leaf in the tree over the entry's items.
-    pub(super) fn leaf(&self) -> Hash {
-        let mut fields = Vec::with_capacity(192);
-        for field in [
-            self.dek_id,
-            self.key.as_bytes(),
-            self.version.as_bytes(),
-            self.source.as_bytes(),
-            self.kms_request_id.as_bytes(),
-            self.refused.as_bytes(),
-            self.record_hmac,
-        ] {
-            put(&mut fields, field);
+    /// Its leaf in the tree over the items of an entry of that form.
+    pub(super) fn leaf(&self, form: EntryForm) -> Hash {
+        let mut fields = Vec::with_capacity(256);
+        let put = |fields: &mut Vec<u8>, all: &[&[u8]]| all.iter().for_each(|field| put(fields, field));
+        put(&mut fields, &[self.dek_id]);
+        if form == EntryForm::Two {
+            put(&mut fields, &[self.key_id]);
+        }
+        let [key, version, source] = [self.key, self.version, self.source].map(str::as_bytes);
+        let [request, refused] = [self.kms_request_id, self.refused].map(str::as_bytes);
+        put(&mut fields, &[key, version, source, request, refused, self.record_hmac]);
+        if form == EntryForm::Two {
+            put(&mut fields, &[self.wrapped_hash, self.form.as_bytes(), self.wrapping_key_id]);
         }
         Hash::of_leaf(&fields)
     }
 }
 
-/// The digest that a row should have; `None` when its items are not of a form that we write.
+/// The digest that a row should have; `None` when its items are not of a form that we write or wrote.
 pub fn digest_of(tenant: TenantUid, row: &EntryRow) -> Option<[u8; 32]> {
-    let items = PackedItems::read(&row.items, row.item_count)?;
+    let packed = Packed::read(&row.items, row.item_count)?;
+    let extensions: Vec<_> = packed.extensions.iter().collect();
     let fields = EntryFields {
+        form: packed.form,
         id: row.id.as_bytes(),
         operation: row.operation.as_str(),
         outcome: row.outcome.as_str(),
@@ -98,28 +131,41 @@ pub fn digest_of(tenant: TenantUid, row: &EntryRow) -> Option<[u8; 32]> {
         user_hmac: row.user.as_ref().map_or(&[], |user| &user.hmac),
         request_hmac: &row.request.hmac,
         detail: row.detail.as_deref().unwrap_or_default(),
+        reason: packed.reason.as_deref().unwrap_or_default(),
+        ledger_hash: bytes(packed.ledger_hash.as_ref()),
+        issuer: packed.issuer.as_deref().unwrap_or_default(),
+        extensions: &extensions,
     };
-    Some(fields.digest(tenant, items.items.iter().map(|item| leaf_of(&items, item))))
+    Some(fields.digest(tenant, packed.items.iter().map(|item| leaf_of(&packed, item))))
 }
 
-/// The leaf of each item in the tree over a row's items; `None` when they are not of a form that we write.
+/// The leaf of each item in the tree over a row's items; `None` when they are not of a form that we write or wrote.
 pub fn item_leaves(row: &EntryRow) -> Option<Vec<Hash>> {
-    let items = PackedItems::read(&row.items, row.item_count)?;
-    Some(items.items.iter().map(|item| leaf_of(&items, item)).collect())
+    let packed = Packed::read(&row.items, row.item_count)?;
+    Some(packed.items.iter().map(|item| leaf_of(&packed, item)).collect())
 }
 
-fn leaf_of(items: &PackedItems, item: &PackedItem) -> Hash {
-    let version = items.key_version(item);
+fn leaf_of(packed: &Packed, item: &PackedItem) -> Hash {
+    let version = packed.key_version(item);
     let fields = ItemFields {
         dek_id: item.dek_id.as_ref().map_or(&[], |id| id.as_bytes()),
         key: version.map_or("", |version| &version.key),
         version: version.map_or("", |version| &version.version),
         source: item.source.map_or("", source_name),
-        kms_request_id: items.kms_request_id(item).map_or("", |id| id),
-        refused: items.refusal(item).map_or("", |code| code.as_str()),
-        record_hmac: item.record_hmac.as_ref().map_or(&[], |hmac| hmac),
+        kms_request_id: packed.kms_request_id(item).map_or("", |id| id),
+        refused: packed.refusal(item).map_or("", |code| code.as_str()),
+        record_hmac: bytes(item.record_hmac.as_ref()),
+        key_id: bytes(packed.key_id(item)),
+        wrapped_hash: bytes(item.wrapped_hash.as_ref()),
+        form: packed.form(item).map_or("", |form| form),
+        wrapping_key_id: bytes(packed.wrapping_key_id(item)),
     };
-    fields.leaf()
+    fields.leaf(packed.form)
+}
+
+/// No bytes where there is none.
+pub(super) fn bytes<const N: usize>(value: Option<&[u8; N]>) -> &[u8] {
+    value.map_or(&[], |value| value)
 }
 
 pub(super) fn source_name(source: Source) -> &'static str {
@@ -140,9 +186,9 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::audit::pack;
+    use crate::audit::{pack, unpack};
     use crate::model::{
-        DekId, Entry, EntryId, ErrorCode, Item, KeyVersion, Means, Operation, Outcome, Timestamp,
+        DekId, Entry, EntryId, ErrorCode, Extensions, Item, KeyVersion, Means, Operation, Outcome, Timestamp,
     };
 
     const TENANT: TenantUid = TenantUid([7; 16]);
@@ -155,7 +201,13 @@ mod tests {
             source: Some(Source::Cache),
             kms_request_id: Some("req-1".into()),
             refused,
+            wrapped_hash: Some([3; 32]),
+            key_id: Some([4; 16]),
+            form: Some("mask".into()),
+            wrapping_key_id: None,
         };
+        let mut extensions = Extensions::default();
+        extensions.set_voids(EntryId(uuid::Uuid::from_bytes([8; 16])));
         let entry = Entry {
             id: EntryId(uuid::Uuid::from_bytes([1; 16])),
             at: Timestamp(1_700_000_000_000_000),
@@ -166,6 +218,10 @@ mod tests {
             means: Means::Jwt,
             request_id: Some("r-1".to_owned()),
             detail: None,
+            reason: Some("support-case".into()),
+            ledger_hash: Some([5; 32]),
+            issuer: None,
+            extensions,
             items: vec![
                 item(Some("a"), None),
                 item(None, Some(ErrorCode::DecryptFailed)),
@@ -215,6 +271,36 @@ mod tests {
             row.items[place] ^= 1;
             assert_ne!(digest_of(TENANT, &row), Some(whole.digest), "byte {place}");
         }
+    }
+
+    /// A row as the first release wrote it: one item done, one refused. Made by a script from the form's description.
+    #[test]
+    fn a_row_of_the_first_form_is_read_and_has_the_digest_that_it_was_written_with() {
+        let items = "010001000462796f6b000133000100057265712d310001000e444543525950545f4641494c454407000100010000\
+            010101010101010101010101010101012c5536df8353826d3ebfde20927b48911482176800765e9418ecef98e7b0fc7e\
+            00000000000001";
+        let request = "765e2710136abf62533106f6373ac62b5e7f85e13259ab1db9f7cb7e98ee1e2b";
+        let mut row = row();
+        row.id = EntryId(uuid::Uuid::from_bytes([1; 16]));
+        row.items = hex(items);
+        row.item_count = 2;
+        row.records = "[[\"record-1\",\"CQkJCQkJCQkJCQkJCQkJCQ\"],null]".to_owned();
+        row.user.as_mut().unwrap().hmac =
+            hex("3a8a8a4cfab47524288ee9e27e5f0b1a484019d0468e82cea05d549e2e437ffa").try_into().unwrap();
+        row.request.hmac = hex(request).try_into().unwrap();
+        let digest = hex("b75c000127f5e2b4bb849196d18ad259ebfddd5b44294dd3e62e282b44b4c00d");
+        assert_eq!(digest_of(TENANT, &row).unwrap().to_vec(), digest);
+        let entry = unpack(&row).unwrap();
+        assert_eq!(entry.items[0].record_id.as_deref(), Some("record-1"));
+        assert_eq!(entry.items[0].key_version, Some(KeyVersion::new("byok", "3")));
+        assert_eq!(entry.items[1].refused, Some(ErrorCode::DecryptFailed));
+        // The same items said to be of the second form are another entry, or none.
+        row.items[0] = 2;
+        assert_ne!(digest_of(TENANT, &row).map(Vec::from), Some(digest));
+    }
+
+    fn hex(text: &str) -> Vec<u8> {
+        (0..text.len() / 2).map(|at| u8::from_str_radix(&text[2 * at..2 * at + 2], 16).unwrap()).collect()
     }
 
     #[test]

@@ -69,7 +69,13 @@ pub fn ocsf_event(tenant: &Tenant, placed: &PlacedEntry) -> Value {
         event["status_detail"] = (&**detail).into();
     }
     match entry {
-        Some(entry) => event["resources"] = resources(&entry),
+        Some(entry) => {
+            event["resources"] = resources(&entry);
+            event["unmapped"]["items"] = entry.item_count().into();
+            for (name, value) in entry.extensions.iter() {
+                event["unmapped"]["extensions"][name] = value.into();
+            }
+        }
         None => event["unmapped"]["unreadable"] = true.into(),
     }
     event
@@ -138,7 +144,7 @@ fn hex(bytes: &[u8]) -> String {
 mod tests {
     use super::super::pack::pack;
     use super::*;
-    use crate::model::{DekId, EntryId, ErrorCode, KeyVersion, Means, TenantUid, Timestamp};
+    use crate::model::{DekId, EntryId, ErrorCode, Extensions, KeyVersion, Means, TenantUid, Timestamp};
 
     fn placed(outcome: Outcome, user: Option<&str>) -> (Tenant, PlacedEntry) {
         let tenant = Tenant { uid: TenantUid([7; 16]), name: "primary".to_owned() };
@@ -148,10 +154,12 @@ mod tests {
             key_version: Some(KeyVersion::new("byok", "3")),
             source: Some(Source::Kms),
             kms_request_id: Some("kms-1".into()),
-            refused: None,
+            ..Item::default()
         };
         let other =
             Item { record_id: None, refused: Some(ErrorCode::DecryptFailed), source: None, ..item.clone() };
+        let mut extensions = Extensions::default();
+        extensions.set_unlisted_refusals(&std::collections::BTreeMap::from([("DECRYPT_FAILED", 7)]));
         let entry = Entry {
             id: EntryId(uuid::Uuid::from_bytes([1; 16])),
             at: Timestamp::parse("2026-11-23T10:00:00.5Z").unwrap(),
@@ -162,6 +170,10 @@ mod tests {
             means: Means::Jwt,
             request_id: Some("r-1".to_owned()),
             detail: None,
+            reason: None,
+            ledger_hash: None,
+            issuer: None,
+            extensions,
             items: vec![item, other],
         };
         let row = pack(tenant.uid, &entry);
@@ -185,6 +197,8 @@ mod tests {
         assert_eq!(event["resources"][0]["data"]["kms_request_id"], "kms-1");
         assert_eq!(event["resources"][1]["name"], "unknown");
         assert_eq!(event["resources"][1]["data"]["outcome"], "DECRYPT_FAILED");
+        assert_eq!(event["unmapped"]["items"], 9, "seven of them are not listed");
+        assert_eq!(event["unmapped"]["extensions"]["unlisted-refusals"], "DECRYPT_FAILED=7");
         assert_eq!(event["unmapped"]["leaf"], hex(&placed.row.leaf().0));
     }
 

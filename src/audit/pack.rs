@@ -1,20 +1,30 @@
-//! An entry as the store holds it. Personal values (user, record ids, request id) stand beside random salts in columns
-//! that an erasure can set to null; everything that stays for ever covers only their HMACs.
+//! Packs an entry into a row for the store. Personal values (user, record ids, request id) stand beside random salts in
+//! columns that an erasure can set to null; everything that stays for ever covers only their HMACs.
 //!
-//! The packed items, version 1, all numbers big-endian:
+//! The packed items, version 2, all numbers big-endian; version 1 and the reading of both are in `packed`:
 //!
 //! ```text
-//! u8                 version = 1
-//! u16 × (str, str)   key versions: key, version          str = u16 length, UTF-8
+//! u8                 version = 2
+//! u8                 1 a reason follows, 2 a ledger hash, 4 an issuer, 8 extensions
+//! str                reason code, if flagged             str = u16 length, UTF-8
+//! [32]               SHA-256 of the ledger's row, if flagged
+//! str                issuer, if flagged
+//! u16 × (str, str)   extensions, if flagged: name, value; names in strictly ascending order of their bytes
+//! u16 × (str, str)   key versions: key, version
 //! u16 × str          KMS request ids
 //! u16 × str          refusal codes
+//! u16 × str          forms
+//! u16 × [16]         our own ids of keys
 //! then for each item:
-//!   u8               flags: 1 a DEK id follows, 2 a record's HMAC follows, 4 from the cache, 8 from the KMS
+//!   u8               1 a DEK id follows, 2 a record's HMAC, 4 from the cache, 8 from the KMS, 16 the hash of the
+//!                    wrapped DEK, 32 a form and ids of keys
 //!   u16              key version: index + 1, 0 for none
 //!   u16              KMS request id: index + 1, 0 for none
 //!   u16              refusal: index + 1, 0 for done
+//!   u16 × 3          form, key id, wrapping key id, if flagged: index + 1, 0 for none
 //!   [16]             DEK id, if flagged
 //!   [32]             HMAC-SHA256(salt, record id), if flagged
+//!   [32]             SHA-256 of the wrapped DEK, if flagged
 //! ```
 
 use std::collections::HashMap;
@@ -26,16 +36,13 @@ use base64::engine::general_purpose::STANDARD_NO_PAD;
 use serde_json::Value;
 
 use crate::crypto::{fill_random, hmac_sha256};
-use crate::model::{DekId, Entry, ErrorCode, Item, KeyVersion, Salted, Source, TenantUid};
+use crate::model::{Entry, Item, Salted, Source, TenantUid};
 use crate::store::EntryRow;
 
 use super::digest::digest_of;
+use super::packed::{Packed, PackedItem, entry_flag, item_flag};
 
-const VERSION: u8 = 1;
-const HAS_DEK: u8 = 1;
-const HAS_RECORD: u8 = 2;
-const FROM_CACHE: u8 = 4;
-const FROM_KMS: u8 = 8;
+const VERSION: u8 = 2;
 
 /// Packs a tenant's entry, with a fresh salt for each personal value.
 pub fn pack(tenant: TenantUid, entry: &Entry) -> EntryRow {
@@ -43,7 +50,7 @@ pub fn pack(tenant: TenantUid, entry: &Entry) -> EntryRow {
     fill_random(&mut salts);
     let (own, of_items) = salts.split_at(32);
     let (user_salt, request_salt) = own.split_at(16);
-    let (records, items) = pack_items(&entry.items, of_items);
+    let (records, items) = pack_items(entry, of_items);
     let mut row = EntryRow {
         id: entry.id,
         at: entry.at,
@@ -63,8 +70,26 @@ pub fn pack(tenant: TenantUid, entry: &Entry) -> EntryRow {
     row
 }
 
-/// Reads a packed entry; `None` when it is not of a form that [`pack`] writes.
+/// Reads a packed entry; `None` when it is not of a form that this or an earlier version of byok writes.
 pub fn unpack(row: &EntryRow) -> Option<Entry> {
+    let packed = Packed::read(&row.items, row.item_count)?;
+    let records: Vec<Option<(Arc<str>, String)>> = serde_json::from_str(&row.records).ok()?;
+    if records.len() != packed.items.len() {
+        return None;
+    }
+    let item = |(item, record): (&PackedItem, Option<(Arc<str>, String)>)| Item {
+        record_id: record.map(|(record_id, _salt)| record_id),
+        dek_id: item.dek_id,
+        key_version: packed.key_version(item).cloned(),
+        source: item.source,
+        kms_request_id: packed.kms_request_id(item).cloned(),
+        refused: packed.refusal(item).copied(),
+        wrapped_hash: item.wrapped_hash,
+        key_id: packed.key_id(item).copied(),
+        wrapping_key_id: packed.wrapping_key_id(item).copied(),
+        form: packed.form(item).cloned(),
+    };
+    let items = packed.items.iter().zip(records).map(item).collect();
     Some(Entry {
         id: row.id,
         at: row.at,
@@ -75,7 +100,11 @@ pub fn unpack(row: &EntryRow) -> Option<Entry> {
         means: row.means,
         request_id: row.request.value.clone(),
         detail: row.detail.clone(),
-        items: unpack_items(&row.items, &row.records, row.item_count)?,
+        items,
+        reason: packed.reason,
+        ledger_hash: packed.ledger_hash,
+        issuer: packed.issuer,
+        extensions: packed.extensions,
     })
 }
 
@@ -89,17 +118,17 @@ fn salted(value: &str, salt: &[u8]) -> Salted {
 /// request ids as items, so a scan would not do.
 struct Column<'a, T> {
     values: Vec<&'a T>,
-    places: HashMap<&'a T, u16>,
+    indexes: HashMap<&'a T, u16>,
 }
 
 impl<'a, T: Eq + Hash> Column<'a, T> {
     fn of(values: impl Iterator<Item = &'a T>) -> Self {
-        let mut column = Self { values: Vec::new(), places: HashMap::new() };
+        let mut column = Self { values: Vec::new(), indexes: HashMap::new() };
         for value in values {
-            if column.values.last() != Some(&value) && !column.places.contains_key(value) {
+            if column.values.last() != Some(&value) && !column.indexes.contains_key(value) {
                 column.values.push(value);
                 // A call has at most 65,000 items (`BYOK_MAX_ITEMS_PER_REQUEST`).
-                column.places.insert(value, u16::try_from(column.values.len()).unwrap_or(0));
+                column.indexes.insert(value, u16::try_from(column.values.len()).unwrap_or(0));
             }
         }
         column
@@ -107,21 +136,25 @@ impl<'a, T: Eq + Hash> Column<'a, T> {
 
     /// Index + 1, or 0 for none.
     fn index(&self, value: Option<&T>) -> [u8; 2] {
-        let place = match value {
+        let index = match value {
             None => 0,
             Some(value) if self.values.first() == Some(&value) => 1,
-            Some(value) => self.places.get(value).copied().unwrap_or(0),
+            Some(value) => self.indexes.get(value).copied().unwrap_or(0),
         };
-        place.to_be_bytes()
+        index.to_be_bytes()
     }
 }
 
-fn pack_items(items: &[Item], salts: &[u8]) -> (String, Vec<u8>) {
+fn pack_items(entry: &Entry, salts: &[u8]) -> (String, Vec<u8>) {
+    let items = &entry.items;
     let versions = Column::of(items.iter().filter_map(|item| item.key_version.as_ref()));
     let requests = Column::of(items.iter().filter_map(|item| item.kms_request_id.as_ref()));
     let refusals = Column::of(items.iter().filter_map(|item| item.refused.as_ref()));
-    let mut packed = Vec::with_capacity(64 + 56 * items.len());
+    let forms = Column::of(items.iter().filter_map(|item| item.form.as_ref()));
+    let keys = Column::of(items.iter().flat_map(|item| item.key_id.iter().chain(&item.wrapping_key_id)));
+    let mut packed = Vec::with_capacity(64 + 88 * items.len());
     packed.push(VERSION);
+    put_own(&mut packed, entry);
     put_count(&mut packed, versions.values.len());
     for version in &versions.values {
         put_text(&mut packed, &version.key);
@@ -131,25 +164,36 @@ fn pack_items(items: &[Item], salts: &[u8]) -> (String, Vec<u8>) {
     requests.values.iter().for_each(|request| put_text(&mut packed, request));
     put_count(&mut packed, refusals.values.len());
     refusals.values.iter().for_each(|code| put_text(&mut packed, code.as_str()));
+    put_count(&mut packed, forms.values.len());
+    forms.values.iter().for_each(|form| put_text(&mut packed, form));
+    put_count(&mut packed, keys.values.len());
+    keys.values.iter().for_each(|key| packed.extend(*key));
 
     let mut records = String::with_capacity(2 + 64 * items.len());
     records.push('[');
-    for (place, (item, salt)) in items.iter().zip(salts.chunks_exact(16)).enumerate() {
-        let flags = match item.source {
-            None => 0,
-            Some(Source::Cache) => FROM_CACHE,
-            Some(Source::Kms) => FROM_KMS,
-        };
-        let has_dek = if item.dek_id.is_some() { HAS_DEK } else { 0 };
-        let has_record = if item.record_id.is_some() { HAS_RECORD } else { 0 };
-        packed.push(flags | has_dek | has_record);
+    for (index, (item, salt)) in items.iter().zip(salts.chunks_exact(16)).enumerate() {
+        let formed = item.form.is_some() || item.key_id.is_some() || item.wrapping_key_id.is_some();
+        let flag = |present: bool, flag: u8| if present { flag } else { 0 };
+        packed.push(
+            flag(item.dek_id.is_some(), item_flag::DEK)
+                | flag(item.record_id.is_some(), item_flag::RECORD)
+                | flag(item.source == Some(Source::Cache), item_flag::CACHE)
+                | flag(item.source == Some(Source::Kms), item_flag::KMS)
+                | flag(item.wrapped_hash.is_some(), item_flag::WRAPPED)
+                | flag(formed, item_flag::FORMED),
+        );
         packed.extend(versions.index(item.key_version.as_ref()));
         packed.extend(requests.index(item.kms_request_id.as_ref()));
         packed.extend(refusals.index(item.refused.as_ref()));
+        if formed {
+            packed.extend(forms.index(item.form.as_ref()));
+            packed.extend(keys.index(item.key_id.as_ref()));
+            packed.extend(keys.index(item.wrapping_key_id.as_ref()));
+        }
         if let Some(dek_id) = item.dek_id {
             packed.extend(dek_id.as_bytes());
         }
-        if place > 0 {
+        if index > 0 {
             records.push(',');
         }
         match &item.record_id {
@@ -163,9 +207,36 @@ fn pack_items(items: &[Item], salts: &[u8]) -> (String, Vec<u8>) {
                 records.push_str("\"]");
             }
         }
+        packed.extend(item.wrapped_hash.iter().flatten());
     }
     records.push(']');
     (records, packed)
+}
+
+/// What the entry itself says beyond the columns of its row.
+fn put_own(out: &mut Vec<u8>, entry: &Entry) {
+    let flags = out.len();
+    out.push(0);
+    if let Some(reason) = &entry.reason {
+        out[flags] |= entry_flag::REASON;
+        put_text(out, reason);
+    }
+    if let Some(hash) = &entry.ledger_hash {
+        out[flags] |= entry_flag::LEDGER;
+        out.extend(hash);
+    }
+    if let Some(issuer) = &entry.issuer {
+        out[flags] |= entry_flag::ISSUER;
+        put_text(out, issuer);
+    }
+    if !entry.extensions.is_empty() {
+        out[flags] |= entry_flag::EXTENSIONS;
+        put_count(out, entry.extensions.len());
+        for (name, value) in entry.extensions.iter() {
+            put_text(out, name);
+            put_text(out, value);
+        }
+    }
 }
 
 fn put_count(out: &mut Vec<u8>, count: usize) {
@@ -178,131 +249,12 @@ fn put_text(out: &mut Vec<u8>, text: &str) {
     out.extend(text.as_bytes());
 }
 
-fn unpack_items(packed: &[u8], records: &str, count: u32) -> Option<Vec<Item>> {
-    let packed = PackedItems::read(packed, count)?;
-    let records: Vec<Option<(Arc<str>, String)>> = serde_json::from_str(records).ok()?;
-    if records.len() != packed.items.len() {
-        return None;
-    }
-    let item = |(item, record): (&PackedItem, Option<(Arc<str>, String)>)| Item {
-        record_id: record.map(|(record_id, _salt)| record_id),
-        dek_id: item.dek_id,
-        key_version: packed.key_version(item).cloned(),
-        source: item.source,
-        kms_request_id: packed.kms_request_id(item).cloned(),
-        refused: packed.refusal(item).copied(),
-    };
-    Some(packed.items.iter().zip(records).map(item).collect())
-}
-
-/// Packed items, read: what stays of them after an erasure.
-pub(super) struct PackedItems {
-    versions: Vec<KeyVersion>,
-    requests: Vec<Arc<str>>,
-    refusals: Vec<ErrorCode>,
-    pub(super) items: Vec<PackedItem>,
-}
-
-/// One of them; key version, KMS request id and refusal are places in the columns, from 1, or 0 for none.
-pub(super) struct PackedItem {
-    pub(super) dek_id: Option<DekId>,
-    pub(super) source: Option<Source>,
-    pub(super) record_hmac: Option<[u8; 32]>,
-    version: usize,
-    request: usize,
-    refusal: usize,
-}
-
-impl PackedItems {
-    /// `None` when that is not of a form that [`pack`] writes.
-    pub(super) fn read(packed: &[u8], count: u32) -> Option<Self> {
-        let mut input = Input(packed);
-        if input.byte()? != VERSION {
-            return None;
-        }
-        let versions = input.list(|input| Some(KeyVersion::new(input.text()?, input.text()?)))?;
-        let requests = input.list(|input| Some(Arc::<str>::from(input.text()?)))?;
-        let refusals = input.list(|input| ErrorCode::parse(input.text()?))?;
-        // An item has 7 bytes at least: a count that was altered makes nobody allocate for it.
-        let count = usize::try_from(count).ok().filter(|count| *count <= input.0.len() / 7)?;
-        let mut items = Vec::with_capacity(count);
-        for _ in 0..count {
-            let flags = input.byte()?;
-            if flags & !(HAS_DEK | HAS_RECORD | FROM_CACHE | FROM_KMS) != 0 {
-                return None;
-            }
-            items.push(PackedItem {
-                version: input.place(versions.len())?,
-                request: input.place(requests.len())?,
-                refusal: input.place(refusals.len())?,
-                source: match flags & (FROM_CACHE | FROM_KMS) {
-                    0 => None,
-                    FROM_CACHE => Some(Source::Cache),
-                    FROM_KMS => Some(Source::Kms),
-                    _ => return None,
-                },
-                dek_id: match flags & HAS_DEK {
-                    0 => None,
-                    _ => Some(DekId(uuid::Uuid::from_slice(input.take(16)?).ok()?)),
-                },
-                record_hmac: match flags & HAS_RECORD {
-                    0 => None,
-                    _ => Some(input.take(32)?.try_into().ok()?),
-                },
-            });
-        }
-        input.0.is_empty().then_some(Self { versions, requests, refusals, items })
-    }
-
-    pub(super) fn key_version(&self, item: &PackedItem) -> Option<&KeyVersion> {
-        item.version.checked_sub(1).map(|place| &self.versions[place])
-    }
-
-    pub(super) fn kms_request_id(&self, item: &PackedItem) -> Option<&Arc<str>> {
-        item.request.checked_sub(1).map(|place| &self.requests[place])
-    }
-
-    pub(super) fn refusal(&self, item: &PackedItem) -> Option<&ErrorCode> {
-        item.refusal.checked_sub(1).map(|place| &self.refusals[place])
-    }
-}
-
-struct Input<'a>(&'a [u8]);
-
-impl<'a> Input<'a> {
-    fn take(&mut self, count: usize) -> Option<&'a [u8]> {
-        let (head, tail) = self.0.split_at_checked(count)?;
-        self.0 = tail;
-        Some(head)
-    }
-
-    fn byte(&mut self) -> Option<u8> {
-        self.take(1).map(|bytes| bytes[0])
-    }
-
-    fn number(&mut self) -> Option<usize> {
-        self.take(2).map(|bytes| usize::from(u16::from_be_bytes([bytes[0], bytes[1]])))
-    }
-
-    fn text(&mut self) -> Option<&'a str> {
-        let length = self.number()?;
-        std::str::from_utf8(self.take(length)?).ok()
-    }
-
-    fn list<T>(&mut self, element: impl Fn(&mut Self) -> Option<T>) -> Option<Vec<T>> {
-        (0..self.number()?).map(|_| element(self)).collect()
-    }
-
-    /// A place in a column of that length, from 1; 0 for none.
-    fn place(&mut self, length: usize) -> Option<usize> {
-        self.number().filter(|place| *place <= length)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{EntryId, Means, Operation, Outcome, Timestamp};
+    use crate::model::{
+        DekId, EntryId, ErrorCode, Extensions, KeyVersion, Means, Operation, Outcome, Timestamp,
+    };
 
     const TENANT: TenantUid = TenantUid([7; 16]);
 
@@ -314,16 +266,10 @@ mod tests {
             key_version: Some(version.clone()),
             source: Some(Source::Cache),
             kms_request_id: Some("req-1".into()),
-            refused: None,
+            wrapped_hash: (record == "ü").then_some([5; 32]),
+            ..Item::default()
         };
-        let refused = Item {
-            record_id: None,
-            dek_id: None,
-            key_version: None,
-            source: None,
-            kms_request_id: None,
-            refused: Some(ErrorCode::DecryptFailed),
-        };
+        let refused = Item { refused: Some(ErrorCode::DecryptFailed), ..Item::default() };
         Entry {
             id: EntryId::new(),
             at: Timestamp(1),
@@ -334,14 +280,51 @@ mod tests {
             means: Means::Jwt,
             request_id: Some("r-1".to_owned()),
             detail: Some("so".into()),
+            reason: None,
+            ledger_hash: None,
+            issuer: None,
+            extensions: Extensions::default(),
             items: vec![done("user-\"1\""), refused, done("ü")],
         }
+    }
+
+    /// An entry with every field that there is.
+    fn full() -> Entry {
+        let mut entry = entry();
+        entry.reason = Some("support-case".into());
+        entry.ledger_hash = Some([6; 32]);
+        entry.issuer = Some("https://id.example".into());
+        entry.extensions.set_voids(EntryId::new());
+        entry.items[0].key_id = Some([1; 16]);
+        entry.items[0].wrapping_key_id = Some([2; 16]);
+        entry.items[0].form = Some("mask".into());
+        entry
     }
 
     #[test]
     fn an_entry_reads_back_as_it_was_packed() {
         let entry = entry();
         assert_eq!(unpack(&pack(TENANT, &entry)), Some(entry));
+    }
+
+    #[test]
+    fn everything_that_an_entry_can_say_reads_back() {
+        let mut entry = full();
+        assert_eq!(unpack(&pack(TENANT, &entry)), Some(entry.clone()));
+        // Each on its own, beside nothing else.
+        let clear: [fn(&mut Entry); 7] = [
+            |entry| entry.reason = None,
+            |entry| entry.ledger_hash = None,
+            |entry| entry.issuer = None,
+            |entry| entry.extensions = Extensions::default(),
+            |entry| entry.items[0].key_id = None,
+            |entry| entry.items[0].form = None,
+            |entry| entry.items[0].wrapping_key_id = None,
+        ];
+        for clear in clear {
+            clear(&mut entry);
+            assert_eq!(unpack(&pack(TENANT, &entry)), Some(entry.clone()));
+        }
     }
 
     #[test]
@@ -373,12 +356,14 @@ mod tests {
 
     #[test]
     fn damaged_items_are_refused_and_never_panic() {
-        let row = pack(TENANT, &entry());
-        for length in 0..row.items.len() {
-            let cut = EntryRow { items: row.items[..length].to_vec(), ..row.clone() };
-            assert_eq!(unpack(&cut), None, "cut at {length}");
+        for entry in [entry(), full()] {
+            let row = pack(TENANT, &entry);
+            for length in 0..row.items.len() {
+                let cut = EntryRow { items: row.items[..length].to_vec(), ..row.clone() };
+                assert_eq!(unpack(&cut), None, "cut at {length}");
+            }
+            let longer = EntryRow { items: [row.items.clone(), vec![0]].concat(), ..row };
+            assert_eq!(unpack(&longer), None);
         }
-        let longer = EntryRow { items: [row.items.clone(), vec![0]].concat(), ..row };
-        assert_eq!(unpack(&longer), None);
     }
 }

@@ -158,15 +158,36 @@ impl AuditEntry {
         self.0.detail.as_deref()
     }
 
-    /// How many items the call had.
-    async fn item_count(&self) -> usize {
-        self.0.items.len()
+    /// The earlier entry whose answer was withheld after it had been written: this refusal stands in its stead.
+    async fn voids(&self) -> Option<ID> {
+        self.0.extensions.voids().map(ID::from)
     }
 
-    /// The items, in the order of the call.
+    /// How many items the call had.
+    async fn item_count(&self) -> u64 {
+        self.0.item_count()
+    }
+
+    /// How many items were refused that `items` leaves out, by code.
+    async fn unlisted_refusals(&self) -> Vec<RefusalCount> {
+        let counts = self.0.extensions.unlisted_refusals().into_iter();
+        counts.map(|(code, count)| RefusalCount { code: Word(code), count }).collect()
+    }
+
+    /// The items, in the order of the call. Of many that were refused, the first.
     async fn items(&self) -> Vec<AuditItem<'_>> {
         self.0.items.iter().map(AuditItem).collect()
     }
+}
+
+/// How many items were refused for one reason.
+#[derive(SimpleObject)]
+#[graphql(name = "ByokRefusalCount")]
+struct RefusalCount {
+    /// Why.
+    code: Word<ErrorCode>,
+    /// How many.
+    count: u64,
 }
 
 struct AuditItem<'a>(&'a Item);

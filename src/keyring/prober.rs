@@ -16,8 +16,8 @@ use tracing::{error, info, warn};
 use crate::audit::{Unit, pack};
 use crate::kms::{KmsError, KmsErrorClass, Verdict};
 use crate::model::{
-    Entry, EntryId, ErrorCode, Incident, IncidentId, Item, KeyVersion, Means, Operation, Outcome, Posture,
-    Proof, Source, Tenant, TenantUid, Timestamp,
+    Entry, EntryId, ErrorCode, Extensions, Incident, IncidentId, Item, KeyVersion, Means, Operation, Outcome,
+    Posture, Proof, Source, Tenant, TenantUid, Timestamp,
 };
 use crate::store::{Change, Fence, Must, Seen, Watched};
 
@@ -433,12 +433,11 @@ impl Keyring {
             Posture::Revoked => Some(ErrorCode::KmsAccessDenied),
         };
         let item = Item {
-            record_id: None,
-            dek_id: None,
             key_version: Some(incident.key_version.clone()),
             source: Some(Source::Kms),
             kms_request_id: incident.kms_request_id.clone(),
             refused,
+            ..Item::default()
         };
         Entry {
             id: EntryId::new(),
@@ -450,6 +449,10 @@ impl Keyring {
             means: Means::Operator,
             request_id: Some(incident.id.to_string()),
             detail: None,
+            reason: None,
+            ledger_hash: None,
+            issuer: None,
+            extensions: Extensions::default(),
             items: vec![item],
         }
     }

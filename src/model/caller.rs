@@ -25,7 +25,7 @@ impl Session {
 }
 
 /// How a caller was recognised.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Means {
     /// A JSON Web Token that we verified ourselves.
     Jwt,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{DekId, EntryId, ErrorCode, KeyVersion, Means, Operation, RequestId, Timestamp};
+use super::{DekId, EntryId, ErrorCode, Extensions, KeyVersion, Means, Operation, RequestId, Timestamp};
 
 /// How a call, or one of its items, ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +45,7 @@ pub enum Source {
 }
 
 /// What was done with one record.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Item {
     /// The caller's name for what is protected; `None` where the deployment does not require one, or after an erasure.
     pub record_id: Option<Arc<str>>,
@@ -60,6 +60,14 @@ pub struct Item {
     pub kms_request_id: Option<Arc<str>>,
     /// Why it was refused; `None` when it was done.
     pub refused: Option<ErrorCode>,
+    /// SHA-256 of the wrapped DEK, where this item made it or re-wrapped it.
+    pub wrapped_hash: Option<[u8; 32]>,
+    /// Our own id of the key that `key_version` is of; `None` as long as a tenant has one key.
+    pub key_id: Option<[u8; 16]>,
+    /// Our own id of the key that wraps `key_id`; `None` where it is the customer's own.
+    pub wrapping_key_id: Option<[u8; 16]>,
+    /// The form in which a plaintext was answered; `None` where it was answered as it is.
+    pub form: Option<Arc<str>>,
 }
 
 /// What one call leaves in the audit log. Holds no plaintext, no key, no other context value, no provider's message.
@@ -83,7 +91,16 @@ pub struct Entry {
     pub request_id: Option<String>,
     /// What an operation on the log itself did, or why: in our words, of which nothing is personal.
     pub detail: Option<Arc<str>>,
-    /// The records, in the order of the call.
+    /// The code of the reason that the caller gave, where one was asked for.
+    pub reason: Option<Arc<str>>,
+    /// SHA-256 of the row of the ledger that was written with the entry.
+    pub ledger_hash: Option<[u8; 32]>,
+    /// Who vouches for the caller's name: the issuer of their JWT.
+    pub issuer: Option<Arc<str>>,
+    /// What else it says.
+    pub extensions: Extensions,
+    /// The records, in the order of the call. Of those that were refused, the first; the others are counted
+    /// ([`Extensions::unlisted_refusals`]).
     pub items: Vec<Item>,
 }
 
@@ -105,7 +122,17 @@ impl Entry {
             means: Means::Operator,
             request_id: Some(RequestId::fresh().as_str().to_owned()),
             detail,
+            reason: None,
+            ledger_hash: None,
+            issuer: None,
+            extensions: Extensions::default(),
             items: Vec::new(),
         }
+    }
+
+    /// How many items the call had, those included that are only counted.
+    pub fn item_count(&self) -> u64 {
+        let unlisted = self.extensions.unlisted_refusals();
+        self.items.len() as u64 + unlisted.iter().map(|(_, count)| count).sum::<u64>()
     }
 }

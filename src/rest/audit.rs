@@ -94,8 +94,17 @@ fn shown(entry: &Entry) -> Value {
         "authenticated_by": entry.means.as_str(),
         "request_id": entry.request_id,
         "detail": entry.detail,
+        "voids": entry.extensions.voids().map(|id| id.to_string()),
+        "item_count": entry.item_count(),
+        "unlisted_refusals": unlisted_refusals(entry),
         "items": entry.items.iter().map(shown_item).collect::<Vec<_>>(),
     })
+}
+
+/// How many items were refused that `items` leaves out, by code.
+fn unlisted_refusals(entry: &Entry) -> Value {
+    let counts = entry.extensions.unlisted_refusals().into_iter();
+    counts.map(|(code, count)| (code.as_str().to_owned(), Value::from(count))).collect()
 }
 
 fn shown_item(item: &Item) -> Value {

@@ -43,6 +43,15 @@ pub fn document() -> Value {
         json!({ "type": "object", "required": ["items"], "properties": { "items": { "type": "array",
         "items": { "oneOf": [{ "$ref": of }, { "type": "object", "required": ["error"], "properties": { "error": error } }] } } } })
     };
+    let entry = json!({ "type": "object", "properties": {
+            "id": text, "at": text, "operation": { "enum": Operation::ALL.map(Operation::as_str) }, "outcome": text, "role": text,
+            "user": nullable, "authenticated_by": text, "request_id": nullable, "detail": nullable,
+            "voids": { "type": ["string", "null"], "description": "The earlier entry whose answer was withheld after it had been written: this refusal stands in its stead." },
+            "item_count": count,
+            "unlisted_refusals": { "type": "object", "additionalProperties": count, "description": "How many items were refused that `items` leaves out, by code." },
+            "items": { "type": "array", "items": { "type": "object", "properties": {
+                "record_id": nullable, "dek_id": nullable, "key_version": nullable, "source": { "enum": ["cache", "kms", null] },
+                "kms_request_id": nullable, "outcome": text } } } } });
     let schemas = json!({
         "ErrorCode": { "enum": ErrorCode::ALL.iter().map(|code| code.as_str()).collect::<Vec<_>>(), "description": code_table() },
         "Problem": { "type": "object", "required": ["type", "title", "status", "code", "retryable"], "properties": {
@@ -68,12 +77,7 @@ pub fn document() -> Value {
         "AuditPage": { "type": "object", "required": ["entries", "next"], "properties": {
             "entries": { "type": "array", "items": { "$ref": "#/components/schemas/Entry" } },
             "next": { "type": ["string", "null"], "description": "Pass it as `after` to read on. A page may hold fewer entries than asked for, or none, and have more to follow; null means that the end was reached." } } },
-        "Entry": { "type": "object", "properties": {
-            "id": text, "at": text, "operation": { "enum": Operation::ALL.map(Operation::as_str) }, "outcome": text, "role": text,
-            "user": nullable, "authenticated_by": text, "request_id": nullable, "detail": nullable,
-            "items": { "type": "array", "items": { "type": "object", "properties": {
-                "record_id": nullable, "dek_id": nullable, "key_version": nullable, "source": { "enum": ["cache", "kms", null] },
-                "kms_request_id": nullable, "outcome": text } } } } },
+        "Entry": entry,
         "Health": { "type": "object", "properties": {
             "status": { "enum": ["OK", "DEGRADED", "REVOKED"] }, "database": { "enum": ["OK", "UNAVAILABLE"] },
             "key_version": nullable, "error": nullable, "kms_latency_ms": { "type": ["number", "null"] },

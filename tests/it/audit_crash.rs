@@ -8,7 +8,7 @@ use std::time::Duration;
 use byok::audit::{Committer, Unit, digest_of, pack, unpack};
 use byok::config::Env;
 use byok::merkle::Frontier;
-use byok::model::{Entry, EntryId, Means, Operation, Outcome, SystemClock, TenantUid, Timestamp};
+use byok::model::{Entry, EntryId, Extensions, Means, Operation, Outcome, SystemClock, TenantUid, Timestamp};
 use byok::store::{Store, TenantReads};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -310,6 +310,10 @@ fn entry(request: String) -> Entry {
         means: Means::Jwt,
         request_id: Some(request),
         detail: None,
+        reason: None,
+        ledger_hash: None,
+        issuer: None,
+        extensions: Extensions::default(),
         items: Vec::new(),
     }
 }

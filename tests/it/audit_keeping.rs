@@ -7,7 +7,7 @@ use byok::app::{Keeper, KeepingFailed};
 use byok::audit::{Committer, Unit, digest_of, pack};
 use byok::merkle::root_of;
 use byok::model::{
-    Clock, Entry, EntryId, Item, Means, Operation, Outcome, SystemClock, TenantUid, Timestamp,
+    Clock, Entry, EntryId, Extensions, Item, Means, Operation, Outcome, SystemClock, TenantUid, Timestamp,
 };
 use byok::store::{
     Batch, Change, Database, EntryFilter, EntryRow, Personal, PlacedEntry, PruneError, Retention, Tile,
@@ -93,14 +93,7 @@ fn keeper(database: &Db) -> Keeper {
 }
 
 fn row(tenant: TenantUid, at: Timestamp, user: &str, records: &[&str]) -> EntryRow {
-    let item = |record: &&str| Item {
-        record_id: Some((*record).into()),
-        dek_id: None,
-        key_version: None,
-        source: None,
-        kms_request_id: None,
-        refused: None,
-    };
+    let item = |record: &&str| Item { record_id: Some((*record).into()), ..Item::default() };
     let entry = Entry {
         id: EntryId::new(),
         at,
@@ -111,6 +104,10 @@ fn row(tenant: TenantUid, at: Timestamp, user: &str, records: &[&str]) -> EntryR
         means: Means::Jwt,
         request_id: Some("r-1".to_owned()),
         detail: None,
+        reason: None,
+        ledger_hash: None,
+        issuer: None,
+        extensions: Extensions::default(),
         items: records.iter().map(item).collect(),
     };
     pack(tenant, &entry)

@@ -10,8 +10,8 @@ use async_trait::async_trait;
 use byok::audit::{CommitFailed, Committer, Durable, Unit, pack};
 use byok::merkle::Hash;
 use byok::model::{
-    DekId, Entry, EntryId, Incident, Job, JobId, KeyVersion, Means, Operation, Outcome, Posture, Proof,
-    SystemClock, Tenant, TenantUid, Timestamp, Wrapped,
+    DekId, Entry, EntryId, Extensions, Incident, Job, JobId, KeyVersion, Means, Operation, Outcome, Posture,
+    Proof, SystemClock, Tenant, TenantUid, Timestamp, Wrapped,
 };
 use byok::store::{
     AnnouncementReads, AuditReads, Batch, Behind, Change, CheckpointReads, CheckpointRow, CommitError,
@@ -311,6 +311,10 @@ impl Bench {
             means: Means::Jwt,
             request_id: Some("r".to_owned()),
             detail: None,
+            reason: None,
+            ledger_hash: None,
+            issuer: None,
+            extensions: Extensions::default(),
             items: Vec::new(),
         };
         Unit { tenant: self.tenant, entry: Some(pack(self.tenant, &entry)), changes, fence: Vec::new() }

@@ -4,10 +4,12 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use uuid::Uuid;
 
 use super::line::{Bytes, Id, tenant_of};
-use crate::audit::digest::{EntryFields, ItemFields, source_name};
-use crate::audit::pack::PackedItems;
+use crate::audit::digest::{EntryFields, ItemFields, bytes, source_name};
+use crate::audit::form::EntryForm;
+use crate::audit::packed::Packed;
 use crate::crypto::hmac_sha256;
 use crate::merkle::Hash;
 use crate::model::{TenantUid, Timestamp};
@@ -56,6 +58,18 @@ pub(in crate::audit) struct BundleEntry {
     pub(in crate::audit) request: Personal,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(in crate::audit) detail: Option<String>,
+    /// Which fields the digest covers: 2, or 1 where nothing is said. The next four are of form 2 alone.
+    #[serde(default, skip_serializing_if = "EntryForm::is_one")]
+    pub(in crate::audit) form: EntryForm,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(in crate::audit) reason: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(in crate::audit) ledger_hash: Option<Bytes<32>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(in crate::audit) issuer: Option<String>,
+    /// Names and values, in the order of the names' bytes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(in crate::audit) extensions: Vec<(String, String)>,
     pub(in crate::audit) items: Vec<BundleItem>,
     /// As the row has it.
     pub(in crate::audit) digest: Bytes<32>,
@@ -78,12 +92,21 @@ pub(in crate::audit) struct BundleItem {
     pub(in crate::audit) refused: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(in crate::audit) record: Option<Personal>,
+    /// This and those that follow are of form 2 alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(in crate::audit) key_id: Option<Id>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(in crate::audit) wrapped_hash: Option<Bytes<32>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(in crate::audit) form: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(in crate::audit) wrapping_key_id: Option<Id>,
 }
 
 impl BundleEntry {
     /// `None` when the row's items or records are not of a form that we write.
     pub(in crate::audit) fn of(place: u64, row: &EntryRow) -> Option<Self> {
-        let packed = PackedItems::read(&row.items, row.item_count)?;
+        let packed = Packed::read(&row.items, row.item_count)?;
         let records: Vec<Value> = serde_json::from_str(&row.records).ok()?;
         if records.len() != packed.items.len() {
             return None;
@@ -110,6 +133,10 @@ impl BundleEntry {
                 kms_request_id: packed.kms_request_id(item).map(|id| id.to_string()),
                 refused: packed.refusal(item).map(|code| code.as_str().to_owned()),
                 record: item.record_hmac.map(|hmac| Personal { value, salt, hmac: Bytes(hmac) }),
+                key_id: packed.key_id(item).map(id_of),
+                wrapped_hash: item.wrapped_hash.map(Bytes),
+                form: packed.form(item).map(|form| form.to_string()),
+                wrapping_key_id: packed.wrapping_key_id(item).map(id_of),
             });
         }
         let personal = |salted: &crate::model::Salted| Personal {
@@ -129,6 +156,11 @@ impl BundleEntry {
             user: row.user.as_ref().map(personal),
             request: personal(&row.request),
             detail: row.detail.as_deref().map(str::to_owned),
+            form: packed.form,
+            reason: packed.reason.as_deref().map(str::to_owned),
+            ledger_hash: packed.ledger_hash.map(Bytes),
+            issuer: packed.issuer.as_deref().map(str::to_owned),
+            extensions: packed.extensions.iter().map(|(name, value)| (name.into(), value.into())).collect(),
             items,
             digest: Bytes(row.digest),
         })
@@ -136,7 +168,9 @@ impl BundleEntry {
 
     /// The digest of what it says.
     pub(in crate::audit) fn computed(&self, tenant: TenantUid) -> [u8; 32] {
+        let extensions: Vec<_> = self.extensions.iter().map(|(name, value)| (&**name, &**value)).collect();
         let fields = EntryFields {
+            form: self.form,
             id: self.id.0.as_bytes(),
             operation: &self.operation,
             outcome: &self.outcome,
@@ -145,8 +179,26 @@ impl BundleEntry {
             user_hmac: self.user.as_ref().map_or(&[], |user| &user.hmac.0),
             request_hmac: &self.request.hmac.0,
             detail: self.detail.as_deref().unwrap_or_default(),
+            reason: self.reason.as_deref().unwrap_or_default(),
+            ledger_hash: bytes(self.ledger_hash.as_ref().map(|hash| &hash.0)),
+            issuer: self.issuer.as_deref().unwrap_or_default(),
+            extensions: &extensions,
         };
-        fields.digest(tenant, self.items.iter().map(BundleItem::leaf))
+        fields.digest(tenant, self.items.iter().map(|item| item.leaf(self.form)))
+    }
+
+    /// Whether its digest covers all that it says: an entry of the first form has none of the later fields.
+    pub(super) fn is_of_its_form(&self) -> bool {
+        let sorted = self.extensions.is_sorted_by(|(one, _), (next, _)| one < next);
+        let beyond = self.reason.is_some()
+            || self.ledger_hash.is_some()
+            || self.issuer.is_some()
+            || !self.extensions.is_empty()
+            || self.items.iter().any(BundleItem::has_later_fields);
+        match self.form {
+            EntryForm::One => !beyond,
+            EntryForm::Two => sorted,
+        }
     }
 
     /// The other tenant whose entry it is: its digest holds there.
@@ -167,7 +219,14 @@ impl BundleEntry {
 }
 
 impl BundleItem {
-    fn leaf(&self) -> Hash {
+    fn has_later_fields(&self) -> bool {
+        self.key_id.is_some()
+            || self.wrapped_hash.is_some()
+            || self.form.is_some()
+            || self.wrapping_key_id.is_some()
+    }
+
+    fn leaf(&self, form: EntryForm) -> Hash {
         let fields = ItemFields {
             dek_id: self.dek_id.as_ref().map_or(&[], |id| id.0.as_bytes()),
             key: self.key.as_deref().unwrap_or_default(),
@@ -176,9 +235,17 @@ impl BundleItem {
             kms_request_id: self.kms_request_id.as_deref().unwrap_or_default(),
             refused: self.refused.as_deref().unwrap_or_default(),
             record_hmac: self.record.as_ref().map_or(&[], |record| &record.hmac.0),
+            key_id: bytes(self.key_id.as_ref().map(|id| id.0.as_bytes())),
+            wrapped_hash: bytes(self.wrapped_hash.as_ref().map(|hash| &hash.0)),
+            form: self.form.as_deref().unwrap_or_default(),
+            wrapping_key_id: bytes(self.wrapping_key_id.as_ref().map(|id| id.0.as_bytes())),
         };
-        fields.leaf()
+        fields.leaf(form)
     }
+}
+
+fn id_of(bytes: &[u8; 16]) -> Id {
+    Id(Uuid::from_bytes(*bytes))
 }
 
 /// A salt as `records` holds it: base64, with or without padding.

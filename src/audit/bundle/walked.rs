@@ -4,8 +4,8 @@ use std::io::{self, BufRead, Read as _};
 
 use super::super::checkpoint::CheckpointKey;
 use super::super::verify::{Claim, Finding, Report, Subject, Trust, Walk};
-use super::BUNDLE_FORMAT;
 use super::line::{Header, Line, Start, Subtrees, hashes_of, tenant_of};
+use super::{BUNDLE_FORMAT, FIRST_FORMAT};
 use crate::merkle::{Frontier, Hash};
 
 /// The longest line: an entry with as many items as a call may have.
@@ -144,8 +144,8 @@ impl Reading {
 }
 
 fn checked(header: Header) -> Result<Header, Why> {
-    if header.format != BUNDLE_FORMAT {
-        return Err(format!("the format is not {BUNDLE_FORMAT}"));
+    if ![BUNDLE_FORMAT, FIRST_FORMAT].contains(&&*header.format) {
+        return Err(format!("the format is neither {BUNDLE_FORMAT} nor {FIRST_FORMAT}"));
     }
     for number in [header.first, header.size, header.from, header.to] {
         small(number)?;
@@ -193,6 +193,12 @@ impl Walking {
             Line::Pruned(subtrees) => self.subtrees(&subtrees, true),
             Line::Entry(entry) => {
                 self.within(entry.place)?;
+                if !entry.is_of_its_form() {
+                    return Err("an entry with what its form has not".to_owned());
+                }
+                if self.header.format == FIRST_FORMAT && !entry.form.is_one() {
+                    return Err("an entry of a later form than the bundle".to_owned());
+                }
                 self.entries += 1;
                 self.walk.entry(&entry);
                 Ok(())

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::audit::pack;
 use crate::model::{
-    DekId, Entry, EntryId, ErrorCode, Item, KeyVersion, Means, Operation, Outcome, Source, TenantUid,
-    Timestamp,
+    DekId, Entry, EntryId, ErrorCode, Extensions, Item, KeyVersion, Means, Operation, Outcome, Source,
+    TenantUid, Timestamp,
 };
 use crate::store::PlacedEntry;
 
@@ -34,12 +34,11 @@ fn at(second: i64) -> Timestamp {
 
 fn item(key: &str, source: Source, id: Option<&str>) -> Item {
     Item {
-        record_id: None,
         dek_id: Some(DekId::new()),
         key_version: Some(KeyVersion::new(key, "1")),
         source: Some(source),
         kms_request_id: id.map(Into::into),
-        refused: None,
+        ..Item::default()
     }
 }
 
@@ -55,6 +54,10 @@ fn entry(seq: u64, second: i64, items: Vec<Item>) -> PlacedEntry {
         means: Means::Jwt,
         request_id: None,
         detail: None,
+        reason: None,
+        ledger_hash: None,
+        issuer: None,
+        extensions: Extensions::default(),
         items,
     };
     PlacedEntry { seq, row: pack(TenantUid([7; 16]), &entry) }

@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""Makes the vectors of the audit log: leaves.json and bundle.jsonl with its key and a pinned checkpoint. Written from
+"""Makes the vectors of the audit log: leaves.json, and bundle.jsonl with its key and a pinned checkpoint. Written from
 docs/audit-log.md alone, it shares no code with byok nor with docs/verify_bundle.py. Needs the package `cryptography`.
 
-The log has 9 entries: three that were pruned (places 0 to 2), one with every field, a batch of three items, one that was
-erased, the one that says what was pruned, and two more. The bundle has places 0 to 6 of it."""
+The log has 10 entries: three that were pruned (places 0 to 2), one with every field of the first form, a batch of three
+items, one that was erased, the one that says what was pruned, one with every field of the second form, and two more. The
+bundle has places 0 to 7 of it. bundle-1.jsonl and checkpoint-5 are what this script made before entries had a second form:
+they are not made any more, and verify for ever."""
 import base64, hashlib, hmac, json, pathlib
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -53,18 +55,28 @@ def entry(place, operation, items=(), user=None, detail=None, outcome="OK", mean
     result["items"] = list(items)
     return result
 
-def item_bytes(one):
+def item_bytes(one, form):
     hash_of = base64.b64decode(one["record"]["hmac"]) if "record" in one else b""
-    identity = bytes.fromhex(one["dek_id"].replace("-", "")) if "dek_id" in one else b""
+    identity = lambda name: bytes.fromhex(one[name].replace("-", "")) if name in one else b""
     texts = [one.get(name, "").encode() for name in ("key", "version", "source", "kms_request_id", "refused")]
-    return fields(identity, *texts, hash_of)
+    if form == 1:
+        return fields(identity("dek_id"), *texts, hash_of)
+    wrapped = base64.b64decode(one["wrapped_hash"]) if "wrapped_hash" in one else b""
+    return fields(identity("dek_id"), identity("key_id"), *texts, hash_of, wrapped, one.get("form", "").encode(),
+                  identity("wrapping_key_id"))
 
 def covered(one):
-    items = mth([hashlib.sha256(b"\0" + item_bytes(each)).digest() for each in one["items"]])
+    form = one.get("form", 1)
+    items = mth([hashlib.sha256(b"\0" + item_bytes(each, form)).digest() for each in one["items"]])
     user = base64.b64decode(one["user"]["hmac"]) if "user" in one else b""
-    return fields(b"byok-audit-entry/1", TENANT, bytes.fromhex(one["id"].replace("-", "")), one["operation"].encode(),
+    more = []
+    if form == 2:
+        ledger = base64.b64decode(one["ledger_hash"]) if "ledger_hash" in one else b""
+        more = [one.get("reason", "").encode(), ledger, one.get("issuer", "").encode()]
+        more += [part.encode() for pair in one.get("extensions", []) for part in pair]
+    return fields(b"byok-audit-entry/%d" % form, TENANT, bytes.fromhex(one["id"].replace("-", "")), one["operation"].encode(),
                   one["outcome"].encode(), one["means"].encode(), one["role"].encode(), user,
-                  base64.b64decode(one["request"]["hmac"]), one.get("detail", "").encode(), items)
+                  base64.b64decode(one["request"]["hmac"]), one.get("detail", "").encode(), items, *more)
 
 def leaf(one):
     digest = hashlib.sha256(covered(one)).digest()
@@ -91,23 +103,30 @@ def main():
     entries.append(entry(4, "decrypt", batch, user="", outcome="PARTIAL", means="hasura_secret"))
     entries.append(entry(5, "reveal", [item(5, record=personal("record-5", 7, erased=True))], user="user-8", erased=True))
     entries.append(entry(6, "prune", detail="prune 1 0 3", means="operator", role="operator"))
-    entries += [entry(7, "audit", user="auditor"), entry(8, "encrypt", [item(8)])]
+    made = item(7, source="kms", kms_request_id="kms-7", record=personal("record-7", 8), key_id=uuid(0x77),
+                wrapped_hash=b64(hashlib.sha256(b"wrapped").digest()), form="mask", wrapping_key_id=uuid(0x78))
+    second = entry(7, "encrypt", [made, {"refused": "DECRYPT_FAILED"}], user="user-9", outcome="PARTIAL")
+    second |= {"form": 2, "reason": "support-case", "ledger_hash": b64(hashlib.sha256(b"ledger").digest()),
+               "issuer": "https://id.example", "extensions": [["unknown", "\u00fc"], ["unlisted-refusals", "DECRYPT_FAILED=3"],
+                                                              ["voids", uuid(0x018b_cfe5_6800_7000_8000_0000_0000_0003)]]}
+    entries.append(second)
+    entries += [entry(8, "audit", user="auditor") | {"form": 2}, entry(9, "encrypt", [item(8)])]
     leaves = [leaf(one) for one in entries]
-    vectors = [{"tenant": TENANT.hex(), "entry": one, "items": [item_bytes(each).hex() for each in one["items"]],
-                "covered": covered(one).hex(), "leaf": leaf(one).hex()} for one in entries[3:7]]
+    vectors = [{"tenant": TENANT.hex(), "entry": one, "items": [item_bytes(each, one.get("form", 1)).hex() for each in one["items"]],
+                "covered": covered(one).hex(), "leaf": leaf(one).hex()} for one in entries[3:9]]
     (HERE / "leaves.json").write_text(json.dumps(vectors, indent=1) + "\n")
-    lines = [{"header": {"format": "byok-audit-bundle/1", "origin": ORIGIN, "tenant": TENANT.hex(), "log": 1, "first": 0,
-                         "from": 0, "to": 7, "size": 9}},
+    lines = [{"header": {"format": "byok-audit-bundle/2", "origin": ORIGIN, "tenant": TENANT.hex(), "log": 1, "first": 0,
+                         "from": 0, "to": 8, "size": 10}},
              {"key": f"{ORIGIN}+{key_id(key).hex()}+{b64(public(key))}"},
              {"start": {"size": 0, "roots": []}},
              {"pruned": {"count": 3, "roots": [b64(mth(leaves[:2])), b64(leaves[2])]}}]
     lines += [{"entry": one} for one in entries[3:5]]
     lines += [{"checkpoint": checkpoint(key, 5, mth(leaves[:5]))}]
-    lines += [{"entry": one} for one in entries[5:7]]
-    lines += [{"skip": {"count": 2, "roots": [b64(leaves[7]), b64(leaves[8])]}},
-              {"checkpoint": checkpoint(key, 9, mth(leaves))}, {"end": {"entries": 4}}]
+    lines += [{"entry": one} for one in entries[5:8]]
+    lines += [{"skip": {"count": 2, "roots": [b64(mth(leaves[8:]))]}},
+              {"checkpoint": checkpoint(key, 10, mth(leaves))}, {"end": {"entries": 5}}]
     (HERE / "bundle.jsonl").write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
     (HERE / "key").write_text(lines[1]["key"] + "\n")
-    (HERE / "checkpoint-5").write_text(lines[6]["checkpoint"])
+    assert (HERE / "checkpoint-5").read_text() == lines[6]["checkpoint"]
 
 main()
