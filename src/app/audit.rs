@@ -51,7 +51,7 @@ impl App {
         self.enter(caller, operation).await?;
         let (before, first) = match bounds(query) {
             Ok(bounds) => bounds,
-            Err(refusal) => return Err(self.refuse(caller, operation, refusal).await),
+            Err(refusal) => return Err(self.refuse_entered(caller, operation, refusal).await),
         };
         let (placed, next) = self.placed(caller, query, before, first).await?;
         let entries: Option<Vec<_>> =

@@ -40,6 +40,17 @@ impl App {
     ) -> Result<Vec<Result<Decrypted, Refusal>>, Refusal> {
         self.enter(caller, operation).await?;
         self.bound(caller, operation, items.len()).await?;
+        let answers = self.decrypt_bounded(caller, operation, items).await?;
+        self.settle(caller, operation, &answers);
+        Ok(answers)
+    }
+
+    async fn decrypt_bounded(
+        &self,
+        caller: &Caller,
+        operation: Operation,
+        items: Vec<Result<DecryptItem, Refusal>>,
+    ) -> Result<Vec<Result<Decrypted, Refusal>>, Refusal> {
         let mut entry_items: Vec<Item> =
             items.iter().map(|item| item_of(item.as_ref().ok().map(|item| &item.context))).collect();
         let tokens: Vec<Result<(Token, Context), Refusal>> = items

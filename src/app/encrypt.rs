@@ -47,10 +47,20 @@ impl App {
         caller: &Caller,
         items: Vec<Result<EncryptItem, Refusal>>,
     ) -> Result<Vec<Result<Encrypted, Refusal>>, Refusal> {
+        self.enter(caller, Operation::Encrypt).await?;
+        self.bound(caller, Operation::Encrypt, items.len()).await?;
+        let answers = self.encrypt_bounded(caller, items).await?;
+        self.settle(caller, Operation::Encrypt, &answers);
+        Ok(answers)
+    }
+
+    async fn encrypt_bounded(
+        &self,
+        caller: &Caller,
+        items: Vec<Result<EncryptItem, Refusal>>,
+    ) -> Result<Vec<Result<Encrypted, Refusal>>, Refusal> {
         let operation = Operation::Encrypt;
         let rewinds = self.committer.rewinds();
-        self.enter(caller, operation).await?;
-        self.bound(caller, operation, items.len()).await?;
         let mut entry_items: Vec<Item> =
             items.iter().map(|item| item_of(item.as_ref().ok().map(|item| &item.context))).collect();
         let checked: Vec<Result<EncryptItem, Refusal>> = items

@@ -1,78 +1,70 @@
-//! How often and how much: the meters of calls and items, by tenant. They live in this process's memory, so each replica has
-//! its own; `docs/limits.md` has the maths. What goes to the KMS is metered where it goes out (`kms`).
+//! How often and how much: the meters of calls and items, by tenant, and what a user may take of them. They live in this
+//! process's memory, so each replica has its own; `docs/limits.md` has the maths. What goes to the KMS is metered where it
+//! goes out (`kms`).
 
+use std::hash::{BuildHasher as _, RandomState};
 use std::num::NonZeroU32;
-use std::time::Duration;
-
-use governor::clock::{Clock, DefaultClock};
-use governor::middleware::NoOpMiddleware;
-use governor::state::keyed::DefaultKeyedStateStore;
-use governor::{Quota, RateLimiter};
+use std::time::{Duration, Instant};
 
 use crate::config::Limits;
-use crate::model::{Caller, ErrorCode, Operation, Refusal, TenantUid};
+use crate::model::{Caller, ErrorCode, Operation, Refusal};
 
 use super::App;
+use super::meter::{Counted, Meter, Over, User};
 
-/// So many a minute, by tenant: a whole minute's worth may come at once, then it fills up evenly (GCRA). In any minute no
-/// more than twice as many pass, in a row of `k` minutes no more than `k + 1` times.
-struct Meter<C: Clock = DefaultClock> {
-    limiter: RateLimiter<TenantUid, DefaultKeyedStateStore<TenantUid>, C, NoOpMiddleware<C::Instant>>,
-    clock: C,
-}
-
-/// Why so many are not let through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Over {
-    /// There is room for them after this long, if nobody else comes.
-    Now(Duration),
-    /// They are more than a whole minute's worth: there never is.
-    Ever,
-}
-
-impl<C: Clock + Clone> Meter<C> {
-    fn new(per_minute: NonZeroU32, clock: C) -> Self {
-        let quota = Quota::per_minute(per_minute);
-        let limiter = RateLimiter::new(quota, DefaultKeyedStateStore::default(), clock.clone());
-        Self { limiter, clock }
-    }
-
-    /// All of them or none.
-    fn take(&self, tenant: TenantUid, count: NonZeroU32) -> Result<(), Over> {
-        match self.limiter.check_key_n(&tenant, count) {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(until)) => Err(Over::Now(until.wait_time_from(self.clock.now()))),
-            Err(_) => Err(Over::Ever),
-        }
-    }
-}
-
-/// All meters of an [`App`].
+/// All meters of an [`App`]. What is refused is charged apart, so that nobody's junk uses up what others need.
 pub(super) struct Meters {
     encrypt: Meter,
     decrypt: Meter,
     other: Meter,
-    refusal: Meter,
-    encrypt_items: Option<Meter>,
-    decrypt_items: Option<Meter>,
+    refused: Meter,
+    encrypt_items: Option<ItemMeters>,
+    decrypt_items: Option<ItemMeters>,
+    /// Keyed anew in each process, so that nobody can choose a name that counts as another's.
+    users: RandomState,
+    began: Instant,
+}
+
+/// The items of a minute, and as many that are refused.
+struct ItemMeters {
+    served: Meter,
+    refused: Meter,
 }
 
 impl Meters {
     pub(super) fn new(limits: &Limits) -> Self {
-        let budget = |per_minute| Meter::new(per_minute, DefaultClock::default());
-        let rate = |per_minute| budget(NonZeroU32::new(per_minute).unwrap_or(NonZeroU32::MIN));
+        let rate =
+            |per_minute, counted| Meter::new(NonZeroU32::new(per_minute).unwrap_or(NonZeroU32::MIN), counted);
+        let items = |per_minute| ItemMeters {
+            served: Meter::new(per_minute, Counted::FromTheSecondUser),
+            refused: Meter::new(per_minute, Counted::All),
+        };
         Self {
-            encrypt: rate(limits.encrypt_per_minute),
-            decrypt: rate(limits.decrypt_per_minute),
-            other: rate(limits.decrypt_per_minute),
-            refusal: rate(limits.decrypt_per_minute),
-            encrypt_items: limits.encrypt_items_per_minute.map(budget),
-            decrypt_items: limits.decrypt_items_per_minute.map(budget),
+            encrypt: rate(limits.encrypt_per_minute, Counted::FromTheSecondUser),
+            decrypt: rate(limits.decrypt_per_minute, Counted::FromTheSecondUser),
+            other: rate(limits.decrypt_per_minute, Counted::FromTheSecondUser),
+            refused: rate(limits.decrypt_per_minute, Counted::All),
+            encrypt_items: limits.encrypt_items_per_minute.map(items),
+            decrypt_items: limits.decrypt_items_per_minute.map(items),
+            users: RandomState::new(),
+            began: Instant::now(),
         }
     }
 
-    fn call(&self, operation: Operation, tenant: TenantUid) -> Result<(), Refusal> {
-        let meter = match operation {
+    fn now(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// Who calls; without a user, whoever has that role is one.
+    fn user(&self, caller: &Caller) -> User {
+        User(match &caller.identity.user {
+            Some(user) => self.users.hash_one((true, user.as_str())),
+            None => self.users.hash_one((false, &*caller.identity.role)),
+        })
+    }
+
+    fn calls(&self, operation: Operation) -> &Meter {
+        match operation {
             Operation::Encrypt => &self.encrypt,
             Operation::Decrypt | Operation::Reveal => &self.decrypt,
             Operation::Rotate
@@ -83,19 +75,13 @@ impl Meters {
             | Operation::Erase
             | Operation::Hold
             | Operation::Restore => &self.other,
-        };
-        meter.take(tenant, NonZeroU32::MIN).map_err(of_calls)
+        }
     }
 
-    /// Of calls that are refused before they do anything.
-    pub(super) fn refusal(&self, tenant: TenantUid) -> Result<(), Refusal> {
-        self.refusal.take(tenant, NonZeroU32::MIN).map_err(of_calls)
-    }
-
-    fn items(&self, operation: Operation, tenant: TenantUid, items: usize) -> Result<(), Over> {
-        let meter = match operation {
-            Operation::Encrypt => &self.encrypt_items,
-            Operation::Decrypt | Operation::Reveal => &self.decrypt_items,
+    fn items(&self, operation: Operation) -> Option<&ItemMeters> {
+        match operation {
+            Operation::Encrypt => self.encrypt_items.as_ref(),
+            Operation::Decrypt | Operation::Reveal => self.decrypt_items.as_ref(),
             Operation::Rotate
             | Operation::Audit
             | Operation::Health
@@ -103,14 +89,57 @@ impl Meters {
             | Operation::Prune
             | Operation::Erase
             | Operation::Hold
-            | Operation::Restore => &None,
-        };
-        match (meter, u32::try_from(items).ok().and_then(NonZeroU32::new)) {
-            (Some(meter), Some(items)) => meter.take(tenant, items),
-            (Some(_), None) if items > 0 => Err(Over::Ever),
-            (Some(_) | None, _) => Ok(()),
+            | Operation::Restore => None,
         }
     }
+
+    /// Takes a call. Who has used up what may be refused of theirs in a minute has no more of anything: what they send could
+    /// only be charged to all.
+    fn take_call(&self, caller: &Caller, operation: Operation) -> Result<(), Over> {
+        let (tenant, user, now) = (caller.tenant.uid, self.user(caller), self.now());
+        self.refused.has_room(tenant, user, now)?;
+        self.calls(operation).take(tenant, user, 1, now)
+    }
+
+    fn take_items(&self, caller: &Caller, operation: Operation, items: usize) -> Result<(), Over> {
+        let Some(meters) = self.items(operation) else { return Ok(()) };
+        let (tenant, user, now) = (caller.tenant.uid, self.user(caller), self.now());
+        meters.refused.has_room(tenant, user, now)?;
+        meters.served.take(tenant, user, u32::try_from(items).unwrap_or(u32::MAX), now)
+    }
+
+    /// Takes one of the calls that are refused before they do anything.
+    pub(super) fn take_refusal(&self, caller: &Caller) -> Result<(), Refusal> {
+        self.refused.take(caller.tenant.uid, self.user(caller), 1, self.now()).map_err(of_calls)
+    }
+
+    fn give_back_call(&self, caller: &Caller, operation: Operation) {
+        self.calls(operation).give_back(caller.tenant.uid, self.user(caller), 1, self.now());
+    }
+
+    /// Charges a call apart that was taken as one to serve.
+    fn charge_call_apart(&self, caller: &Caller, operation: Operation) {
+        self.refused.charge(caller.tenant.uid, self.user(caller), 1, self.now());
+        self.give_back_call(caller, operation);
+    }
+
+    /// Charges items apart that were taken as ones to serve.
+    fn charge_items_apart(&self, caller: &Caller, operation: Operation, refused: u32) {
+        let Some(meters) = self.items(operation) else { return };
+        let (tenant, user, now) = (caller.tenant.uid, self.user(caller), self.now());
+        if refused > 0 {
+            meters.refused.charge(tenant, user, refused, now);
+            meters.served.give_back(tenant, user, refused, now);
+        }
+    }
+}
+
+/// Whether an item was refused for what its caller sent. That the key, the database or the budget of the KMS could not serve
+/// it is nobody's fault who asks.
+fn is_fault_of_caller(refusal: &Refusal) -> bool {
+    let code = refusal.code;
+    matches!(code.http_status(), 400..500)
+        && !matches!(code, ErrorCode::KmsAccessDenied | ErrorCode::RateLimited)
 }
 
 fn of_calls(over: Over) -> Refusal {
@@ -124,14 +153,14 @@ fn of_calls(over: Over) -> Refusal {
 
 impl App {
     /// Meters a call and asks whether its role may ever do this. A call is one, however many items it has. Calls that are
-    /// refused here have a bucket of their own, so that who may do nothing can neither use up the tenant's budget nor flood
-    /// its log: past that, a refusal leaves no entry.
+    /// refused have a meter of their own, so that who may do nothing, or sends junk, can neither use up the tenant's budget nor
+    /// flood its log: past that, a refusal leaves no entry.
     pub(super) async fn enter(&self, caller: &Caller, operation: Operation) -> Result<(), Refusal> {
         self.may_append()?;
         if !self.policy.may_ever(&caller.identity, operation) {
             return Err(self.refuse(caller, operation, ErrorCode::PermissionDenied.into()).await);
         }
-        self.meters.call(operation, caller.tenant.uid)
+        self.meters.take_call(caller, operation).map_err(of_calls)
     }
 
     /// Refuses a call that holds nothing, too much, or more than the tenant's items of this minute. Like a call over the
@@ -145,7 +174,7 @@ impl App {
         let refusal = match items {
             0 => Refusal::because(ErrorCode::RequestMalformed, "The request has no items."),
             items if items > self.limits.items => ErrorCode::TooManyItems.into(),
-            items => match self.meters.items(operation, caller.tenant.uid, items) {
+            items => match self.meters.take_items(caller, operation, items) {
                 Ok(()) => return Ok(()),
                 Err(Over::Now(wait)) => {
                     let spent = "The items of this minute are used up for this tenant.";
@@ -157,109 +186,87 @@ impl App {
                 ),
             },
         };
-        Err(self.refuse(caller, operation, refusal).await)
+        Err(self.refuse_entered(caller, operation, refusal).await)
+    }
+
+    /// Refuses a call that has entered, before it has done anything: it is charged apart.
+    pub(super) async fn refuse_entered(
+        &self,
+        caller: &Caller,
+        operation: Operation,
+        refusal: Refusal,
+    ) -> Refusal {
+        self.meters.give_back_call(caller, operation);
+        self.refuse(caller, operation, refusal).await
+    }
+
+    /// Charges apart what was refused of a call's items for its caller's fault, and the call itself where that is all of it.
+    pub(super) fn settle<T>(&self, caller: &Caller, operation: Operation, answers: &[Result<T, Refusal>]) {
+        let refused = answers.iter().filter(|answer| answer.as_ref().is_err_and(is_fault_of_caller)).count();
+        if refused == answers.len() {
+            self.meters.charge_call_apart(caller, operation);
+        }
+        self.meters.charge_items_apart(caller, operation, u32::try_from(refused).unwrap_or(u32::MAX));
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use governor::clock::FakeRelativeClock;
+    use std::sync::Arc;
+
+    use crate::model::{Identity, Means, RequestId, Session, Tenant, TenantUid};
 
     use super::*;
 
-    const ONE: TenantUid = TenantUid([1; 16]);
-    const OTHER: TenantUid = TenantUid([2; 16]);
-
-    fn meter(per_minute: u32) -> (Meter<FakeRelativeClock>, FakeRelativeClock) {
-        let clock = FakeRelativeClock::default();
-        (Meter::new(NonZeroU32::new(per_minute).unwrap(), clock.clone()), clock)
+    fn meters() -> Meters {
+        let env = crate::config::Env::from_pairs([("BYOK_DECRYPT_ITEMS_PER_MINUTE", "1000")]);
+        Meters::new(&Limits::read(&mut crate::config::Reader::new(&env)))
     }
 
-    fn count(count: u32) -> NonZeroU32 {
-        NonZeroU32::new(count).unwrap()
-    }
-
-    /// When calls passed, in milliseconds, of somebody who tries without end for `minutes`, after `quiet` of nothing.
-    fn passed(per_minute: u32, quiet: u64, minutes: u64) -> Vec<u64> {
-        let (meter, clock) = meter(per_minute);
-        let mut passed = Vec::new();
-        clock.advance(Duration::from_millis(quiet));
-        for at in 0..=minutes * 60_000 {
-            while meter.take(ONE, NonZeroU32::MIN).is_ok() {
-                passed.push(at);
-            }
-            clock.advance(Duration::from_millis(1));
-        }
-        passed
+    fn caller(role: &str, user: Option<&str>) -> Caller {
+        let (session, means) = (Session::default(), Means::Jwt);
+        let identity = Identity { role: role.into(), user: user.map(str::to_owned), session, means };
+        let tenant = Arc::new(Tenant { uid: TenantUid([7; 16]), name: "primary".to_owned() });
+        Caller { tenant, identity, request_id: RequestId::fresh() }
     }
 
     #[test]
-    fn in_any_minute_twice_the_rate_passes_at_most_and_in_k_minutes_k_and_one_times() {
-        for (per_minute, quiet) in [(1, 0), (2, 0), (7, 90_000), (60, 0), (300, 3_600_000), (601, 17)] {
-            let passed = passed(per_minute, quiet, 4);
-            let within = |window: u64| {
-                let from =
-                    |start: &u64| passed.iter().filter(|at| (*start..start + window).contains(at)).count();
-                passed.iter().map(from).max().unwrap()
-            };
-            for minutes in 1..=3 {
-                let most = within(minutes * 60_000);
-                let bound = (minutes as usize + 1) * per_minute as usize;
-                assert!(most <= bound, "{most} of {per_minute} in {minutes} minutes");
-                // And no less, but for the one at the window's very end: the bound is not a loose one.
-                assert!(most >= bound - 1, "{most} of {per_minute} in {minutes} minutes");
-            }
+    fn callers_without_a_user_are_one_user_by_role() {
+        let meters = meters();
+        let user = |role, name| meters.user(&caller(role, name));
+        assert_eq!(user("user", Some("anna")), user("admin", Some("anna")));
+        assert_ne!(user("user", Some("anna")), user("user", Some("bert")));
+        assert_eq!(user("anonymous", None), user("anonymous", None));
+        assert_ne!(user("anonymous", None), user("service", None));
+        assert_ne!(user("anonymous", None), user("user", Some("anonymous")));
+    }
+
+    #[test]
+    fn only_what_its_caller_sent_is_charged_apart() {
+        for code in [ErrorCode::PermissionDenied, ErrorCode::TokenMalformed, ErrorCode::DecryptFailed] {
+            assert!(is_fault_of_caller(&code.into()), "{}", code.as_str());
+        }
+        for code in [
+            ErrorCode::KmsAccessDenied,
+            ErrorCode::KmsUnavailable,
+            ErrorCode::KmsMisconfigured,
+            ErrorCode::StoreUnavailable,
+            ErrorCode::AuditLogBehind,
+            ErrorCode::RateLimited,
+            ErrorCode::Internal,
+        ] {
+            assert!(!is_fault_of_caller(&code.into()), "{}", code.as_str());
         }
     }
 
     #[test]
-    fn a_minutes_worth_comes_at_once_and_then_one_by_one() {
-        let (meter, clock) = meter(60);
-        assert!((0..60).all(|_| meter.take(ONE, NonZeroU32::MIN).is_ok()));
-        assert_eq!(meter.take(ONE, NonZeroU32::MIN), Err(Over::Now(Duration::from_secs(1))));
-        clock.advance(Duration::from_millis(999));
-        assert_eq!(meter.take(ONE, NonZeroU32::MIN), Err(Over::Now(Duration::from_millis(1))));
-        clock.advance(Duration::from_millis(1));
-        assert_eq!(meter.take(ONE, NonZeroU32::MIN), Ok(()));
-    }
-
-    #[test]
-    fn items_pass_together_or_not_at_all() {
-        let (meter, clock) = meter(100);
-        assert_eq!(meter.take(ONE, count(70)), Ok(()));
-        let Err(Over::Now(wait)) = meter.take(ONE, count(40)) else { panic!("30 are left") };
-        assert_eq!(meter.take(ONE, count(30)), Ok(()), "what was refused took nothing");
-        assert!(wait <= Duration::from_secs(6));
-        clock.advance(Duration::from_secs(24));
-        assert_eq!(meter.take(ONE, count(40)), Ok(()));
-    }
-
-    #[test]
-    fn who_waits_as_long_as_was_said_gets_through() {
-        let (meter, clock) = meter(7);
-        for items in [7, 1, 3, 7, 2, 5] {
-            if let Err(over) = meter.take(ONE, count(items)) {
-                let Over::Now(wait) = over else { panic!("{items} can pass") };
-                clock.advance(wait);
-                assert_eq!(meter.take(ONE, count(items)), Ok(()));
-            }
-        }
-    }
-
-    #[test]
-    fn more_than_a_minutes_worth_can_never_pass() {
-        let (meter, clock) = meter(100);
-        assert_eq!(meter.take(ONE, count(101)), Err(Over::Ever));
-        clock.advance(Duration::from_secs(3_600));
-        assert_eq!(meter.take(ONE, count(101)), Err(Over::Ever));
-        assert_eq!(meter.take(ONE, count(100)), Ok(()));
-    }
-
-    #[test]
-    fn another_tenant_is_not_touched() {
-        let (meter, _) = meter(10);
-        assert_eq!(meter.take(ONE, count(10)), Ok(()));
-        assert!(meter.take(ONE, NonZeroU32::MIN).is_err());
-        assert_eq!(meter.take(OTHER, count(10)), Ok(()));
+    fn refused_items_are_given_back_until_their_user_has_had_a_minutes_worth_of_them() {
+        let (meters, anna, bert) = (meters(), caller("user", Some("anna")), caller("user", Some("bert")));
+        let operation = Operation::Decrypt;
+        assert_eq!(meters.take_items(&anna, operation, 1_000), Ok(()));
+        meters.charge_items_apart(&anna, operation, 1_000);
+        // A minute's worth was refused: no more of them come in, and the others are not touched.
+        assert!(matches!(meters.take_items(&anna, operation, 1), Err(Over::Now(_))));
+        assert_eq!(meters.take_items(&bert, operation, 500), Ok(()));
     }
 }

@@ -12,6 +12,7 @@ mod health;
 mod keeping;
 mod limits;
 mod listing;
+mod meter;
 mod places;
 mod publication;
 mod record;

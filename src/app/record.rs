@@ -250,7 +250,7 @@ impl App {
     /// Records that a whole call was refused, and refuses it. Where even that cannot be recorded, the caller learns that
     /// instead: a refusal that left no entry must not look like one that did.
     pub async fn refuse(&self, caller: &Caller, operation: Operation, refusal: Refusal) -> Refusal {
-        if let Err(limited) = self.meters.refusal(caller.tenant.uid) {
+        if let Err(limited) = self.meters.take_refusal(caller) {
             return limited;
         }
         match self.record(caller, operation, Outcome::Refused(refusal.code), Vec::new(), Vec::new()).await {

@@ -367,3 +367,71 @@ async fn a_rotation_slows_down_leaves_half_of_the_budget_and_loses_nothing() {
         assert!(opened || item["error"]["code"] == "RATE_LIMITED", "{item}");
     }
 }
+
+/// One mutation with so many root fields, each a call of its own.
+fn roots(count: usize, ciphertext: &str, record_id: &str) -> String {
+    let root = |n| {
+        format!("f{n}: byokDecrypt(ciphertext: \"{ciphertext}\", recordId: \"{record_id}\") {{ plaintext }} ")
+    };
+    format!("mutation {{ {} }}", (0..count).map(root).collect::<String>())
+}
+
+/// How many of so many root fields were answered, and how many were refused with this code.
+fn counted(answer: &Value, code: &str) -> (usize, usize) {
+    let answered =
+        answer["data"].as_object().map_or(0, |data| data.values().filter(|root| !root.is_null()).count());
+    let errors = answer["errors"].as_array().map(Vec::as_slice).unwrap_or_default();
+    (answered, errors.iter().filter(|error| error["extensions"]["code"] == code).count())
+}
+
+#[tokio::test]
+async fn the_junk_of_one_user_uses_up_no_minute_but_their_own() {
+    let server = TestServer::with(&[("BYOK_DECRYPT_RATE_RPM", "100")]).await;
+    let token = server.encrypt("p", "r").await;
+    let (greedy, other) = (server.jwt("service", "greedy"), server.jwt("service", "other"));
+    for ciphertext in ["junk", token.as_str()] {
+        // No token at all; and one that does not open in this context.
+        let answer = server.graphql(&greedy, &roots(300, ciphertext, "not-r"), Value::Null).await;
+        assert_eq!(counted(&answer, "RATE_LIMITED").0, 0, "{ciphertext}");
+        assert!(counted(&answer, "RATE_LIMITED").1 >= 190, "theirs is used up: {answer}");
+    }
+    let answer = server.graphql(&other, &roots(90, &token, "r"), Value::Null).await;
+    assert_eq!(counted(&answer, "RATE_LIMITED"), (90, 0), "nothing of it was used up: {answer}");
+    let empty =
+        (0..300).map(|n| format!("f{n}: byokDecryptMany(items: []) {{ plaintext }} ")).collect::<String>();
+    server.graphql(&server.jwt("service", "third"), &format!("mutation {{ {empty} }}"), Value::Null).await;
+    let entries: i64 = sqlx::query_scalar("SELECT count(*) FROM np_byok_audit WHERE user_id <> 'the-admin'")
+        .fetch_one(&server.database().await)
+        .await
+        .unwrap();
+    assert!((190..=330).contains(&entries), "twice a minute's worth, and what came meanwhile: {entries}");
+}
+
+#[tokio::test]
+async fn a_user_alone_has_the_whole_minute_and_of_two_neither_has_less_than_nearly_half() {
+    let server = TestServer::with(&[("BYOK_DECRYPT_RATE_RPM", "600")]).await;
+    let token = server.encrypt("p", "r").await;
+    let ask = async |user: &str, roots_at_once: usize| {
+        let query = roots(roots_at_once, &token, "r");
+        let answer = server.graphql(&server.jwt("service", user), &query, Value::Null).await;
+        counted(&answer, "RATE_LIMITED").0
+    };
+    assert_eq!(ask("alone", 150).await + ask("alone", 150).await, 300);
+    // From here on there are two.
+    let (mut first, mut second) = (0, 0);
+    for _ in 0..6 {
+        let (of_first, of_second) = tokio::join!(ask("alone", 100), ask("second", 100));
+        first += of_first;
+        second += of_second;
+    }
+    assert!(first >= 140 && second >= 140, "{first} and {second} of some 300");
+    let whole = TestServer::with(&[("BYOK_DECRYPT_RATE_RPM", "600")]).await;
+    let token = whole.encrypt("p", "r").await;
+    let mut alone = 0;
+    for _ in 0..4 {
+        let query = roots(150, &token, "r");
+        let answer = whole.graphql(&whole.jwt("service", "alone"), &query, Value::Null).await;
+        alone += counted(&answer, "RATE_LIMITED").0;
+    }
+    assert_eq!(alone, 600);
+}

@@ -1,0 +1,482 @@
+//! How much of something a tenant may have in a minute, and how much of that one of its users may take. Pure: the time comes
+//! with each call. `docs/limits.md` has the maths.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use dashmap::DashMap;
+
+use crate::model::TenantUid;
+
+const MINUTE: Duration = Duration::from_secs(60);
+/// What one of the things counts. A rate of so many a minute then fills up by just as many units each nanosecond.
+const ONE: i64 = 60_000_000_000;
+/// How many users' takings are kept of a minute, whatever names come. More of them take from each other's (Misra and Gries,
+/// 1982), so that no user's is understated by more than a 65th of all that was taken, and none is ever overstated.
+const KEPT_USERS: usize = 64;
+
+/// A user of a tenant, by the hash of the name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct User(pub(super) u64);
+
+/// Why so many are not let through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Over {
+    /// There is room for them after this long, if nobody else comes.
+    Now(Duration),
+    /// They are more than a whole minute's worth: there never is.
+    Ever,
+}
+
+/// Which of a user's takings count once there is another user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Counted {
+    /// Those from then on: the share is of what is left.
+    FromTheSecondUser,
+    /// All of the minute: who has used it up alone has had their share.
+    All,
+}
+
+/// So many a minute, by tenant: a whole minute's worth may come at once, then it fills up evenly. In any minute no more than
+/// twice as many pass, in a row of `k` minutes no more than `k + 1` times. While one user asks alone, all of it is theirs;
+/// while others have asked in the last minute, none gets more than half.
+pub(super) struct Meter {
+    per_minute: NonZeroU32,
+    counted: Counted,
+    tenants: DashMap<TenantUid, Bucket>,
+}
+
+impl Meter {
+    pub(super) fn new(per_minute: NonZeroU32, counted: Counted) -> Self {
+        Self { per_minute, counted, tenants: DashMap::new() }
+    }
+
+    /// Takes all of them or none.
+    pub(super) fn take(&self, tenant: TenantUid, user: User, count: u32, now: Duration) -> Result<(), Over> {
+        let need = self.units(count)?;
+        let mut bucket = self.tenants.entry(tenant).or_insert_with(|| Bucket::full(self.per_minute, now));
+        bucket.pass_time(self.per_minute, now);
+        let other = bucket.ask(user, now);
+        if other.is_none() && self.counted == Counted::FromTheSecondUser {
+            bucket.share = Share::default();
+        }
+        bucket.room(user, need, other, self.per_minute, now)?;
+        bucket.level -= need;
+        if other.is_some() || self.counted == Counted::All {
+            bucket.share.note(user, need, now);
+        }
+        Ok(())
+    }
+
+    /// Takes what has happened already, whether there was room for it or not; at most a minute's worth is owed.
+    pub(super) fn charge(&self, tenant: TenantUid, user: User, count: u32, now: Duration) {
+        let most = full(self.per_minute);
+        let units = i64::from(count).saturating_mul(ONE).min(most);
+        let mut bucket = self.tenants.entry(tenant).or_insert_with(|| Bucket::full(self.per_minute, now));
+        bucket.pass_time(self.per_minute, now);
+        bucket.ask(user, now);
+        bucket.level = bucket.level.saturating_sub(units).max(-most);
+        bucket.share.note(user, units, now);
+    }
+
+    /// Gives back what was taken and not used.
+    pub(super) fn give_back(&self, tenant: TenantUid, user: User, count: u32, now: Duration) {
+        if let (Ok(units), Some(mut bucket)) = (self.units(count), self.tenants.get_mut(&tenant)) {
+            bucket.pass_time(self.per_minute, now);
+            bucket.level = bucket.level.saturating_add(units).min(full(self.per_minute));
+            bucket.share.strike(user, units);
+        }
+    }
+
+    /// Whether this user may take one more, or has taken nothing in this minute: what others have used up is no fault of
+    /// theirs. Takes nothing, and is no asking either.
+    pub(super) fn has_room(&self, tenant: TenantUid, user: User, now: Duration) -> Result<(), Over> {
+        let Some(mut bucket) = self.tenants.get_mut(&tenant) else { return Ok(()) };
+        bucket.pass_time(self.per_minute, now);
+        match (bucket.share.used(user), bucket.other(user, now)) {
+            (0, _) => Ok(()),
+            (_, Some(other)) => bucket.share_room(user, ONE, other, self.per_minute, now, now),
+            (_, None) => bucket.room(user, ONE, None, self.per_minute, now),
+        }
+    }
+
+    fn units(&self, count: u32) -> Result<i64, Over> {
+        if count > self.per_minute.get() {
+            return Err(Over::Ever);
+        }
+        Ok(i64::from(count) * ONE)
+    }
+}
+
+/// A minute's worth.
+fn full(per_minute: NonZeroU32) -> i64 {
+    i64::from(per_minute.get()).saturating_mul(ONE)
+}
+
+/// How long it takes to fill up by so many units; no time where none are missing.
+fn filling(missing: i128, per_minute: NonZeroU32) -> Duration {
+    let missing = u64::try_from(missing.max(0)).unwrap_or(u64::MAX);
+    Duration::from_nanos(missing.div_ceil(u64::from(per_minute.get())))
+}
+
+/// What a tenant has left, and who took of it.
+struct Bucket {
+    /// Below zero where more was charged than there was.
+    level: i64,
+    filled_at: Duration,
+    /// The two users who asked last, the later one first, and when.
+    asked: [Option<(User, Duration)>; 2],
+    share: Share,
+}
+
+impl Bucket {
+    fn full(per_minute: NonZeroU32, now: Duration) -> Self {
+        Self { level: full(per_minute), filled_at: now, asked: [None; 2], share: Share::default() }
+    }
+
+    /// Fills up by what has come since, and forgets what was taken in a minute that is over.
+    fn pass_time(&mut self, per_minute: NonZeroU32, now: Duration) {
+        let since = now.saturating_sub(self.filled_at).min(MINUTE);
+        let came = i64::try_from(since.as_nanos()).unwrap_or(0) * i64::from(per_minute.get());
+        self.level = self.level.saturating_add(came).min(full(per_minute));
+        self.filled_at = self.filled_at.max(now);
+        if self.share.ends() <= now {
+            self.share = Share::default();
+        }
+    }
+
+    /// When another user than this one asked last, if within a minute.
+    fn other(&self, user: User, now: Duration) -> Option<Duration> {
+        let other = self.asked.iter().flatten().find(|(asked, _)| *asked != user);
+        other.map(|(_, at)| *at).filter(|at| *at + MINUTE > now)
+    }
+
+    /// The same, and notes that this one asks now.
+    fn ask(&mut self, user: User, now: Duration) -> Option<Duration> {
+        let other = self.other(user, now);
+        if self.asked[0].is_some_and(|(latest, _)| latest != user) {
+            self.asked[1] = self.asked[0];
+        }
+        self.asked[0] = Some((user, now));
+        other
+    }
+
+    /// Whether there is so much, in the bucket and in the user's share of it.
+    fn room(
+        &self,
+        user: User,
+        need: i64,
+        other: Option<Duration>,
+        per_minute: NonZeroU32,
+        now: Duration,
+    ) -> Result<(), Over> {
+        let filled = now + filling(i128::from(need) - i128::from(self.level), per_minute);
+        match other {
+            Some(other) => self.share_room(user, need, other, per_minute, now, filled),
+            None if filled == now => Ok(()),
+            None => Err(Over::Now(filled - now)),
+        }
+    }
+
+    /// Whether so much is within half of what is left and what was taken, in whole ones, rounded up: else who may have one a
+    /// minute had none. There is room for it in the bucket from `not_before` on.
+    fn share_room(
+        &self,
+        user: User,
+        need: i64,
+        other: Duration,
+        per_minute: NonZeroU32,
+        now: Duration,
+        not_before: Duration,
+    ) -> Result<(), Over> {
+        // Above this, half of it rounds up to what is needed.
+        let enough = |used: i64| 2 * (i128::from(used) + i128::from(need - ONE));
+        let used = self.share.used(user);
+        let here = i128::from(self.level) + self.share.taken;
+        if here > enough(used) && not_before == now {
+            return Ok(());
+        }
+        // By filling up, before the minute is over; in the next minute, in which nothing was taken yet; or alone again.
+        let most = i128::from(full(per_minute));
+        let ends = self.share.ends();
+        let filled = not_before.max(now + filling(enough(used) + 1 - here, per_minute));
+        let can_fill = filled < ends && enough(used) < most + self.share.taken;
+        let next = ends.max(now + filling(enough(0) + 1 - i128::from(self.level), per_minute));
+        let can_next = enough(0) < most;
+        let times = [(filled, can_fill), (next, can_next), (other + MINUTE, true)];
+        let soonest = times.iter().filter(|(_, possible)| *possible).map(|(at, _)| *at).min();
+        Err(Over::Now(soonest.unwrap_or(now).max(not_before).saturating_sub(now)))
+    }
+}
+
+/// What was taken within a minute, and by whom.
+#[derive(Default)]
+struct Share {
+    /// When the first of it was taken.
+    began: Option<Duration>,
+    taken: i128,
+    by: Vec<(User, i64)>,
+}
+
+impl Share {
+    /// When its minute is over; at once where nothing was taken.
+    fn ends(&self) -> Duration {
+        self.began.map_or(Duration::ZERO, |began| began + MINUTE)
+    }
+
+    fn used(&self, user: User) -> i64 {
+        self.by.iter().find(|(taker, _)| *taker == user).map_or(0, |(_, used)| *used)
+    }
+
+    fn note(&mut self, user: User, units: i64, now: Duration) {
+        self.began.get_or_insert(now);
+        self.taken += i128::from(units);
+        if let Some((_, used)) = self.by.iter_mut().find(|(taker, _)| *taker == user) {
+            *used = used.saturating_add(units);
+            return;
+        }
+        let mut rest = units;
+        if self.by.len() == KEPT_USERS {
+            let least = self.by.iter().map(|(_, used)| *used).min().unwrap_or(0).min(rest);
+            self.by.iter_mut().for_each(|(_, used)| *used -= least);
+            self.by.retain(|(_, used)| *used > 0);
+            rest -= least;
+        }
+        if rest > 0 {
+            self.by.push((user, rest));
+        }
+    }
+
+    fn strike(&mut self, user: User, units: i64) {
+        if let Some((_, used)) = self.by.iter_mut().find(|(taker, _)| *taker == user) {
+            let struck = units.min(*used);
+            *used -= struck;
+            self.taken -= i128::from(struck);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TENANT: TenantUid = TenantUid([1; 16]);
+    const OTHER_TENANT: TenantUid = TenantUid([2; 16]);
+    const ANNA: User = User(1);
+    const BERT: User = User(2);
+    const START: Duration = Duration::from_secs(1_000);
+
+    fn seconds(seconds: u64) -> Duration {
+        START + Duration::from_secs(seconds)
+    }
+
+    fn meter_of(per_minute: u32, counted: Counted) -> Meter {
+        Meter::new(NonZeroU32::new(per_minute).unwrap(), counted)
+    }
+
+    fn meter(per_minute: u32) -> Meter {
+        meter_of(per_minute, Counted::FromTheSecondUser)
+    }
+
+    /// How many of so many calls of a user pass at this time.
+    fn passed(meter: &Meter, user: User, calls: u32, now: Duration) -> u32 {
+        (0..calls).map(|_| u32::from(meter.take(TENANT, user, 1, now).is_ok())).sum()
+    }
+
+    /// When calls passed, in milliseconds, of somebody who tries without end for `minutes`, after `quiet` of nothing.
+    fn passed_at(per_minute: u32, quiet: u64, minutes: u64) -> Vec<u64> {
+        let meter = meter(per_minute);
+        let mut passed = Vec::new();
+        for at in 0..=minutes * 60_000 {
+            while meter.take(TENANT, ANNA, 1, START + Duration::from_millis(quiet + at)).is_ok() {
+                passed.push(at);
+            }
+        }
+        passed
+    }
+
+    #[test]
+    fn in_any_minute_twice_the_rate_passes_at_most_and_in_k_minutes_k_and_one_times() {
+        for (per_minute, quiet) in [(1, 0), (2, 0), (7, 90_000), (60, 0), (300, 3_600_000), (601, 17)] {
+            let passed = passed_at(per_minute, quiet, 4);
+            let within = |window: u64| {
+                let from =
+                    |start: &u64| passed.iter().filter(|at| (*start..start + window).contains(at)).count();
+                passed.iter().map(from).max().unwrap()
+            };
+            for minutes in 1..=3 {
+                let most = within(minutes * 60_000);
+                let bound = (minutes as usize + 1) * per_minute as usize;
+                assert!(most <= bound, "{most} of {per_minute} in {minutes} minutes");
+                // And no less, but for the one at the window's very end: the bound is not a loose one.
+                assert!(most >= bound - 1, "{most} of {per_minute} in {minutes} minutes");
+            }
+        }
+    }
+
+    #[test]
+    fn a_minutes_worth_comes_at_once_and_then_one_by_one() {
+        let meter = meter(60);
+        assert_eq!(passed(&meter, ANNA, 61, START), 60);
+        assert_eq!(meter.take(TENANT, ANNA, 1, START), Err(Over::Now(Duration::from_secs(1))));
+        let almost = START + Duration::from_millis(999);
+        assert_eq!(meter.take(TENANT, ANNA, 1, almost), Err(Over::Now(Duration::from_millis(1))));
+        assert_eq!(meter.take(TENANT, ANNA, 1, seconds(1)), Ok(()));
+    }
+
+    #[test]
+    fn items_pass_together_or_not_at_all() {
+        let meter = meter(100);
+        assert_eq!(meter.take(TENANT, ANNA, 70, START), Ok(()));
+        assert_eq!(meter.take(TENANT, ANNA, 40, START), Err(Over::Now(Duration::from_secs(6))));
+        assert_eq!(meter.take(TENANT, ANNA, 30, START), Ok(()), "what was refused took nothing");
+        assert_eq!(meter.take(TENANT, ANNA, 40, seconds(24)), Ok(()));
+    }
+
+    #[test]
+    fn more_than_a_minutes_worth_can_never_pass() {
+        let meter = meter(100);
+        assert_eq!(meter.take(TENANT, ANNA, 101, START), Err(Over::Ever));
+        assert_eq!(meter.take(TENANT, ANNA, u32::MAX, seconds(3_600)), Err(Over::Ever));
+        assert_eq!(meter.take(TENANT, ANNA, 100, seconds(3_600)), Ok(()));
+    }
+
+    #[test]
+    fn another_tenant_is_not_touched() {
+        let meter = meter(10);
+        assert_eq!(passed(&meter, ANNA, 11, START), 10);
+        assert_eq!(meter.take(OTHER_TENANT, ANNA, 10, START), Ok(()));
+        assert_eq!(meter.take(OTHER_TENANT, ANNA, 1, START), Err(Over::Now(Duration::from_secs(6))));
+    }
+
+    #[test]
+    fn the_largest_rate_does_not_overflow() {
+        let meter = meter(100_000_000);
+        assert_eq!(meter.take(TENANT, ANNA, 1, START), Ok(()));
+        assert_eq!(meter.take(TENANT, BERT, 50_000_000, START), Ok(()));
+        assert_eq!(meter.take(TENANT, ANNA, 49_999_999, START), Ok(()));
+        assert_eq!(meter.take(TENANT, ANNA, 100_000_000, seconds(100_000_000)), Ok(()));
+    }
+
+    #[test]
+    fn one_user_alone_has_all_of_it() {
+        assert_eq!(passed(&meter(600), ANNA, 620, START), 600);
+    }
+
+    #[test]
+    fn of_two_who_ask_for_all_neither_gets_less_than_nearly_half() {
+        for turn in [1, 7, 100, 600] {
+            let meter = meter(600);
+            let (mut anna, mut bert) = (passed(&meter, ANNA, 1, START), 0);
+            bert += passed(&meter, BERT, 1, START);
+            for _ in 0..600 / turn {
+                anna += passed(&meter, ANNA, turn, START);
+                bert += passed(&meter, BERT, turn, START);
+            }
+            assert!(anna >= 299 && bert >= 299, "{anna} and {bert} in turns of {turn}");
+        }
+    }
+
+    #[test]
+    fn from_the_second_user_on_none_gets_more_than_half_of_what_is_left() {
+        let meter = meter(600);
+        assert_eq!(passed(&meter, ANNA, 200, START), 200);
+        assert_eq!(passed(&meter, BERT, 600, START), 200);
+        assert_eq!(passed(&meter, ANNA, 600, START), 200);
+        // Of what comes, neither gets more than half.
+        assert_eq!(passed(&meter, ANNA, 600, seconds(10)), 50);
+        assert_eq!(passed(&meter, BERT, 600, seconds(10)), 50);
+    }
+
+    #[test]
+    fn a_greedy_user_leaves_half_to_whoever_comes_and_takes_what_nobody_wants() {
+        let meter = meter(600);
+        let (mut anna, mut bert) = (0, 0);
+        for second in 0..600 {
+            anna += passed(&meter, ANNA, 100, seconds(second));
+            if second % 6 == 5 {
+                bert += passed(&meter, BERT, 1, seconds(second));
+            }
+        }
+        assert_eq!(bert, 100, "each passed");
+        assert!(anna > 5_000, "{anna} of some 6,600 that came");
+        assert!(passed(&meter, BERT, 600, seconds(600)) >= 250);
+    }
+
+    #[test]
+    fn whoever_asks_alone_for_a_minute_has_all_of_it_again() {
+        let meter = meter(60);
+        assert_eq!(passed(&meter, BERT, 1, START), 1);
+        assert_eq!(passed(&meter, ANNA, 60, seconds(30)), 30);
+        assert_eq!(passed(&meter, ANNA, 60, seconds(59)), 15, "half of what came");
+        assert_eq!(passed(&meter, ANNA, 60, seconds(60)), 45);
+    }
+
+    #[test]
+    fn who_waits_as_long_as_was_said_gets_through() {
+        for counted in [Counted::FromTheSecondUser, Counted::All] {
+            for per_minute in [1, 2, 7, 60] {
+                let meter = meter_of(per_minute, counted);
+                let mut now = START;
+                for round in 0..200_u32 {
+                    let _ = meter.take(TENANT, BERT, round % per_minute + 1, now);
+                    let count = (round * 5) % per_minute + 1;
+                    if let Err(over) = meter.take(TENANT, ANNA, count, now) {
+                        let Over::Now(wait) = over else { panic!("{count} of {per_minute} can pass") };
+                        assert!(!wait.is_zero());
+                        now += wait;
+                        assert_eq!(
+                            meter.take(TENANT, ANNA, count, now),
+                            Ok(()),
+                            "{count} of {per_minute} after {wait:?}"
+                        );
+                    }
+                    now += Duration::from_millis(u64::from(round) * 97 % 9_000);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_given_back_can_be_taken_again_and_does_not_count_against_its_user() {
+        let meter = meter(600);
+        assert_eq!(passed(&meter, BERT, 1, START), 1);
+        for _ in 0..2_000 {
+            assert_eq!(meter.take(TENANT, ANNA, 1, START), Ok(()));
+            meter.give_back(TENANT, ANNA, 1, START);
+        }
+        assert_eq!(passed(&meter, ANNA, 600, START), 300);
+        assert_eq!(passed(&meter, BERT, 600, START), 299);
+        meter.give_back(TENANT, BERT, 299, START);
+        assert_eq!(passed(&meter, User(3), 600, START), 299, "theirs is half of all, as anybody's");
+    }
+
+    #[test]
+    fn who_has_used_up_refusals_alone_has_no_more_room_and_the_others_have() {
+        let meter = meter_of(600, Counted::All);
+        assert_eq!(passed(&meter, ANNA, 620, START), 600);
+        assert!(matches!(meter.has_room(TENANT, ANNA, START), Err(Over::Now(_))));
+        assert_eq!(meter.has_room(TENANT, BERT, START), Ok(()));
+        let _ = meter.take(TENANT, BERT, 1, START);
+        assert!(matches!(meter.has_room(TENANT, ANNA, seconds(5)), Err(Over::Now(_))));
+        assert_eq!(passed(&meter, BERT, 1, seconds(5)), 1);
+        assert_eq!(meter.has_room(TENANT, ANNA, seconds(60)), Ok(()), "that minute is over");
+        // What was not asked for is owed, and by its user alone.
+        meter.charge(TENANT, ANNA, 6_000, seconds(60));
+        assert!(matches!(meter.has_room(TENANT, ANNA, seconds(60)), Err(Over::Now(_))));
+        assert_eq!(meter.has_room(TENANT, BERT, seconds(60)), Ok(()));
+        assert_eq!(meter.has_room(OTHER_TENANT, ANNA, START), Ok(()));
+    }
+
+    #[test]
+    fn whatever_names_come_a_bounded_number_is_kept_and_a_greedy_user_hides_behind_none() {
+        let meter = meter(600_000);
+        let mut anna = 0;
+        for name in 0..250_000 {
+            assert_eq!(meter.take(TENANT, User(1_000 + name), 1, START), Ok(()));
+            anna += passed(&meter, ANNA, 2, START);
+        }
+        assert!(meter.tenants.get(&TENANT).unwrap().share.by.len() <= KEPT_USERS);
+        assert!((290_000..300_000 + 600_000 / 65).contains(&anna), "{anna}");
+    }
+}
