@@ -14,5 +14,6 @@ COPY --from=build /byok /usr/local/bin/byok
 ENV BYOK_LISTEN=0.0.0.0:3741 BYOK_LOG_FORMAT=json
 EXPOSE 3741
 USER nonroot
+HEALTHCHECK --interval=10s --timeout=12s --start-period=30s CMD ["/usr/local/bin/byok", "health"]
 ENTRYPOINT ["/usr/local/bin/byok"]
 CMD ["serve"]

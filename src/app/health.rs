@@ -1,7 +1,8 @@
 //! Can the key be used now: a real wrap and unwrap, at most once in a few seconds, so that nobody can run up a bill; and
-//! what the watch over the key knows, which goes before an answer that is only remembered.
+//! what the watch over the key knows, which goes before an answer that is only remembered. Who has not said who they are
+//! hears what is known already, and causes nothing.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as PlainMutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Mutex;
@@ -14,8 +15,10 @@ use crate::model::{BootTime, DekId, ErrorCode, KeyVersion, Posture, Timestamp};
 use super::App;
 use super::record::{dark_refusal, log_kms};
 
-/// How long an answer of the KMS stands.
+/// How long an answer of the KMS stands, and to a stranger one of the database.
 const FRESH: Duration = Duration::from_secs(5);
+/// How long a check is of any interest to who causes none: a failure must not outlast all who could find out its end.
+const OF_INTEREST: Duration = Duration::from_secs(60);
 
 /// How the key is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,9 +70,13 @@ pub struct Health {
 /// The version that the key wraps under and how long that took, or why it does not.
 type KeyHealth = Result<(KeyVersion, Duration), KmsError>;
 
-/// The last answer of the KMS, and the last that was good.
+/// The last answer of the KMS, and the last that was good; and what the database said to the last stranger.
 #[derive(Default)]
-pub(super) struct Memory(Mutex<Remembered>);
+pub(super) struct Memory {
+    key: Mutex<()>,
+    remembered: PlainMutex<Remembered>,
+    database: Mutex<Option<(Instant, bool)>>,
+}
 
 #[derive(Clone, Default)]
 struct Remembered {
@@ -78,39 +85,68 @@ struct Remembered {
     worked: Option<(KeyVersion, BootTime)>,
 }
 
+impl Memory {
+    fn remembered(&self) -> MutexGuard<'_, Remembered> {
+        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl App {
-    /// Checks key and database. Needs no caller: it says nothing that a caller could not see by calling.
+    /// Checks key and database, for a caller.
     pub async fn health(self: &Arc<Self>) -> Health {
-        let (database, (key, worked)) = tokio::join!(self.store.ping(), self.key_health());
+        let (database, key) = tokio::join!(self.store.ping(), self.key_health());
         let database = database.is_ok();
         // After the check, so that a posture that turned meanwhile counts.
         let standing = match database {
             true => self.keyring.standing_of_all(&self.tenant).await,
             false => self.keyring.standing(self.tenant.uid),
         };
+        self.health_of(database, Some(key), &standing)
+    }
+
+    /// What is known of key and database, for anybody: no call to the KMS, and of the database at most the question whether
+    /// it is there, once in five seconds.
+    pub async fn known_health(&self) -> Health {
+        let database = self.remembered_database().await;
+        let standing = self.keyring.standing(self.tenant.uid);
+        let remembered = self.health.remembered().answer.clone();
+        let of_interest = |(when, answer): (Instant, KeyHealth)| {
+            let age = when.elapsed();
+            // What has worked since then says more.
+            let has_worked = standing.iter().any(|one| one.proof_age.is_some_and(|proof| proof < age));
+            (age < OF_INTEREST && !(answer.is_err() && has_worked)).then_some(answer)
+        };
+        let health = self.health_of(database, remembered.and_then(of_interest), &standing);
+        Health { kms_latency: None, ..health }
+    }
+
+    /// Health by what the check has met, where one was made, and what the watch over the key knows.
+    fn health_of(&self, database: bool, key: Option<KeyHealth>, standing: &[Standing]) -> Health {
+        let worked = self.health.remembered().worked.clone();
         let made = self.keyring.current_version(self.tenant.uid);
-        let known = key.as_ref().ok().map(|(version, _)| version.clone());
+        let checked = key.as_ref().and_then(|key| key.as_ref().ok());
+        let known = checked.map(|(version, _)| version.clone());
         let known = known.or(made).or_else(|| worked.as_ref().map(|(version, _)| version.clone()));
-        let key_version = known.or_else(|| last_shown(&standing));
+        let key_version = known.or_else(|| last_shown(standing));
         let posture = key_version.as_ref().and_then(|version| {
             standing.iter().find(|one| one.key_version == *version).map(|one| one.posture)
         });
-        let class = key.as_ref().err().map(|error| error.class);
+        let class = key.as_ref().and_then(|key| key.as_ref().err()).map(|error| error.class);
         let audit_log = !self.checkpoints.is_behind();
         let status = status_of(class, posture, database && audit_log);
         let error = class.map(KmsErrorClass::code).or_else(|| {
             posture.filter(|posture| *posture != Posture::Active).map(|dark| dark_refusal(dark).code)
         });
         let error = error.or_else(|| (!audit_log).then_some(ErrorCode::AuditLogBehind));
-        let checked = worked.map(|(_, began)| self.clock.boot().since(began));
-        let age = standing.iter().filter_map(|one| one.proof_age).chain(checked).min();
+        let since_check = worked.map(|(_, began)| self.clock.boot().since(began));
+        let age = standing.iter().filter_map(|one| one.proof_age).chain(since_check).min();
         Health {
             status,
             database,
             audit_log,
             key_version,
             error,
-            kms_latency: key.ok().map(|(_, latency)| latency),
+            kms_latency: checked.map(|(_, latency)| *latency),
             posture,
             worst_posture: standing.iter().map(|one| one.posture).max(),
             last_success: age.map(|age| (self.clock.now().minus(age), age)),
@@ -125,28 +161,41 @@ impl App {
 
     /// Runs to its end whatever becomes of the client: else one who hangs up early could have the KMS asked again and
     /// again.
-    async fn key_health(self: &Arc<Self>) -> (KeyHealth, Option<(KeyVersion, BootTime)>) {
+    async fn key_health(self: &Arc<Self>) -> KeyHealth {
         let app = self.clone();
         let checked = tokio::spawn(async move { app.remembered_key_health().await });
-        checked.await.unwrap_or_else(|_| (Err(KmsError::local(KmsErrorClass::Internal)), None))
+        checked.await.unwrap_or_else(|_| Err(KmsError::local(KmsErrorClass::Internal)))
     }
 
-    async fn remembered_key_health(&self) -> (KeyHealth, Option<(KeyVersion, BootTime)>) {
+    async fn remembered_key_health(&self) -> KeyHealth {
         // Whoever waits here while another checks gets that answer.
-        let mut last = self.health.0.lock().await;
-        if let Some((when, answer)) = &last.answer
+        let _turn = self.health.key.lock().await;
+        if let Some((when, answer)) = &self.health.remembered().answer
             && when.elapsed() < FRESH
         {
-            return (answer.clone(), last.worked.clone());
+            return answer.clone();
         }
         let (began, sent) = (Instant::now(), self.clock.boot());
         let answer = self.try_key().await.map(|version| (version, began.elapsed()));
+        let mut remembered = self.health.remembered();
         match &answer {
-            Ok((version, _)) => last.worked = Some((version.clone(), sent)),
+            Ok((version, _)) => remembered.worked = Some((version.clone(), sent)),
             Err(error) => log_kms(error, None),
         }
-        last.answer = Some((Instant::now(), answer.clone()));
-        (answer, last.worked.clone())
+        remembered.answer = Some((Instant::now(), answer.clone()));
+        answer
+    }
+
+    async fn remembered_database(&self) -> bool {
+        let mut last = self.health.database.lock().await;
+        match *last {
+            Some((when, answers)) if when.elapsed() < FRESH => answers,
+            _ => {
+                let answers = self.ready().await;
+                *last = Some((Instant::now(), answers));
+                answers
+            }
+        }
     }
 
     async fn try_key(&self) -> Result<KeyVersion, KmsError> {

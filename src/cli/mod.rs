@@ -15,6 +15,7 @@ mod dev;
 mod dev_key;
 mod doctor;
 mod drill;
+mod health;
 mod migrate;
 mod policy;
 mod rotate;
@@ -61,6 +62,8 @@ enum Command {
     Token(token::Arguments),
     /// Check configuration, database, roles and key: what is wrong, what it leaves unprotected, what to do
     Doctor,
+    /// Ask a running server how it is, as a container's health check does; exit code 1 when it is not well
+    Health(health::Arguments),
     /// Try the kill switch of a running server with the real key, and leave a signed report
     Drill(Box<drill::Arguments>),
 }
@@ -100,6 +103,7 @@ pub fn run() -> ExitCode {
             Command::Policy(arguments) => policy::run(&arguments),
             Command::Token(arguments) => token::run(&arguments),
             Command::Doctor => doctor::run().await,
+            Command::Health(arguments) => health::run(arguments).await,
             Command::Drill(arguments) => drill::run(*arguments).await,
         }
     });

@@ -39,17 +39,22 @@ impl Server {
     /// The port that the seed names, on this machine only.
     pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 3741);
 
-    /// Reads the section; `console` says whether GraphiQL is served when nothing else is said, `body_bytes` how long a body
-    /// may be.
-    pub fn read(reader: &mut Reader<'_>, console: bool, body_bytes: usize) -> Self {
-        let listen = match reader.text("BYOK_LISTEN").map(|text| text.parse()) {
+    /// Reads where it listens, alone.
+    pub fn read_listen(reader: &mut Reader<'_>) -> SocketAddr {
+        match reader.text("BYOK_LISTEN").map(|text| text.parse()) {
             None => Self::DEFAULT_LISTEN,
             Some(Ok(listen)) => listen,
             Some(Err(_)) => {
                 reader.mistake("BYOK_LISTEN", "is not an address and a port, such as `0.0.0.0:3741`");
                 Self::DEFAULT_LISTEN
             }
-        };
+        }
+    }
+
+    /// Reads the section; `console` says whether GraphiQL is served when nothing else is said, `body_bytes` how long a body
+    /// may be.
+    pub fn read(reader: &mut Reader<'_>, console: bool, body_bytes: usize) -> Self {
+        let listen = Self::read_listen(reader);
         let tls = match (reader.file("BYOK_TLS_CERT_FILE"), reader.file("BYOK_TLS_KEY_FILE")) {
             (Some(certificates), Some(key)) => Some(Tls { certificates, key }),
             (None, None) => None,

@@ -52,8 +52,12 @@ impl Call {
         Ok(self.reveals.ask(item, call).await.unwrap_or_else(|| Err(ErrorCode::Internal.into())))
     }
 
-    /// The key's health, found out once however often the request asks.
+    /// The key's health, found out once however often the request asks; for a stranger, what is known of it.
     pub(super) async fn health(&self) -> &Health {
-        self.health.get_or_init(|| self.app.health()).await
+        let health = async || match self.caller {
+            Ok(_) => self.app.health().await,
+            Err(_) => self.app.known_health().await,
+        };
+        self.health.get_or_init(health).await
     }
 }

@@ -85,7 +85,7 @@ impl Query {
         Ok(Some(app.rotation(caller, Some(id)).await?.into()))
     }
 
-    /// Whether the customer's key can be used now. Needs no identity.
+    /// Whether the customer's key can be used now: a wrap and an unwrap, at most once in five seconds. Without identity, what is known already.
     async fn byok_health(&self, context: &Context<'_>) -> Result<Option<KeyHealth>, Refusal> {
         Ok(Some(Call::of(context)?.health().await.into()))
     }
@@ -103,7 +103,7 @@ struct KeyHealth {
     key_version: Option<String>,
     /// Why nothing can be answered, where nothing can.
     error: Option<Word<ErrorCode>>,
-    /// How long the KMS took for a wrap and an unwrap, in milliseconds.
+    /// How long the KMS took for a wrap and an unwrap, in milliseconds; null where it was not asked.
     kms_latency_ms: Option<f64>,
     /// What the watch over this key version says; null while none of its keys was used.
     posture: Option<Word<Posture>>,

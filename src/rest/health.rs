@@ -1,11 +1,12 @@
-//! Health, under all the names that its askers use. None of it needs a caller, and none says more than calling would.
+//! Health, under all the names that its askers use. None of it needs a caller, and none says more than calling would. The
+//! key is asked for a caller alone: to anybody else `/byok/health` says what is known.
 
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::response::Response;
 use serde_json::json;
 
 use crate::app::HealthStatus;
-use crate::model::{ErrorCode, Posture};
+use crate::model::{ErrorCode, Posture, RequestId};
 
 use super::Front;
 use super::body::answer;
@@ -21,9 +22,24 @@ pub struct DatabaseState {
     pub audit_protected: bool,
 }
 
-/// A real wrap and unwrap: 200 when the key works, 503 when not.
-pub(super) async fn health(State(front): State<Front>) -> Response {
-    let health = front.app.health().await;
+/// Whether the server serves: what has nothing to do with anybody's key, so that no customer's switch looks like a server
+/// that has to be replaced. nSelf's tools look at nothing but the status and the migrations.
+pub(super) async fn serves(State(front): State<Front>) -> Response {
+    answer(200, &json!({ "status": "OK", "migrations": migrations(front.database) }))
+}
+
+fn migrations(database: DatabaseState) -> serde_json::Value {
+    json!({ "applied": database.applied, "expected": database.expected })
+}
+
+/// Whether the key works: 200 when it does, 503 when not. A real wrap and unwrap for a caller, what is known for a stranger.
+pub(super) async fn health(State(front): State<Front>, request: Request) -> Response {
+    let (headers, extensions) = (request.headers(), request.extensions());
+    let request_id = extensions.get().cloned().unwrap_or_else(RequestId::fresh);
+    let health = match front.app.authenticate(headers, extensions, request_id) {
+        Ok(_) => front.app.health().await,
+        Err(_) => front.app.known_health().await,
+    };
     let status = match health.status {
         HealthStatus::Ok => 200,
         HealthStatus::Degraded | HealthStatus::Revoked => 503,
@@ -43,7 +59,7 @@ pub(super) async fn health(State(front): State<Front>) -> Response {
             "last_success_seconds_ago": health.last_success.map(|(_, age)| age.as_secs_f64()),
             "bound_seconds": health.bound.as_secs_f64(),
             "audit_protected": front.database.audit_protected,
-            "migrations": { "applied": front.database.applied, "expected": front.database.expected },
+            "migrations": migrations(front.database),
         }),
     )
 }

@@ -52,6 +52,7 @@ pub fn document() -> Value {
             "items": { "type": "array", "items": { "type": "object", "properties": {
                 "record_id": nullable, "dek_id": nullable, "key_version": nullable, "source": { "enum": ["cache", "kms", null] },
                 "kms_request_id": nullable, "outcome": text } } } } });
+    let migrations = json!({ "type": "object", "properties": { "applied": count, "expected": count } });
     let schemas = json!({
         "ErrorCode": { "enum": ErrorCode::ALL.iter().map(|code| code.as_str()).collect::<Vec<_>>(), "description": code_table() },
         "Problem": { "type": "object", "required": ["type", "title", "status", "code", "retryable"], "properties": {
@@ -78,16 +79,17 @@ pub fn document() -> Value {
             "entries": { "type": "array", "items": { "$ref": "#/components/schemas/Entry" } },
             "next": { "type": ["string", "null"], "description": "Pass it as `after` to read on. A page may hold fewer entries than asked for, or none, and have more to follow; null means that the end was reached." } } },
         "Entry": entry,
+        "Serving": { "type": "object", "properties": { "status": { "enum": ["OK"] }, "migrations": migrations } },
         "Health": { "type": "object", "properties": {
             "status": { "enum": ["OK", "DEGRADED", "REVOKED"] }, "database": { "enum": ["OK", "UNAVAILABLE"] },
-            "key_version": nullable, "error": nullable, "kms_latency_ms": { "type": ["number", "null"] },
+            "key_version": nullable, "error": nullable, "kms_latency_ms": { "type": ["number", "null"], "description": "How long the wrap and the unwrap took; null where the KMS was not asked." },
             "posture": posture("Of this key version, as the watch over it knows; null while none of its keys was used."),
             "worst_posture": posture("The worst of all key versions that are watched."),
             "last_success": { "type": ["string", "null"], "format": "date-time", "description": "When the key was last shown to work." },
             "last_success_seconds_ago": { "type": ["number", "null"] },
             "bound_seconds": { "type": "number", "description": "How old the last proof that the key works may be when something is answered." },
             "audit_protected": { "type": "boolean", "description": "Whether the serving role can neither change nor drop entries." },
-            "migrations": { "type": "object", "properties": { "applied": count, "expected": count } } } },
+            "migrations": migrations } },
     });
     let query = |name: &str, schema: Value| json!({ "name": name, "in": "query", "required": false, "schema": schema });
     let paths = json!({
@@ -118,8 +120,12 @@ pub fn document() -> Value {
             "summary": "The public keys that verify checkpoints, one a line (c2sp.org/signed-note), the current one first", "security": [{ "bearer": [] }],
             "responses": { "200": plain("The keys"), "default": refused() } } },
         "/byok/health": { "get": {
-            "summary": "Whether the key works: a real wrap and unwrap, at most once in five seconds",
+            "summary": "Whether the key works: a real wrap and unwrap, at most once in five seconds; without a credential, what is known already",
+            "security": [{}, { "bearer": [] }],
             "responses": { "200": content("It works", "Health"), "503": content("It does not", "Health") } } },
+        "/health": { "get": {
+            "summary": "Whether the server serves, whatever the key does",
+            "responses": { "200": content("It serves", "Serving") } } },
     });
     json!({
         "openapi": "3.1.0",

@@ -105,9 +105,10 @@ async fn many_who_ask_at_once_on_both_fronts_cost_one_pair_of_calls() {
     let asked = (0..400).map(|n| {
         let client = &server.client;
         let request = match n % 2 {
-            0 => client.get(format!("{}/byok/health", server.base)),
+            0 => client.get(format!("{}/byok/health", server.base)).bearer_auth(server.jwt("user", "u")),
             _ => client
                 .post(format!("{}/graphql", server.base))
+                .bearer_auth(server.jwt("user", "u"))
                 .json(&json!({ "query": "{ a: byokHealth { status } b: byokHealth { status } }" })),
         };
         answer(request)
@@ -145,7 +146,9 @@ async fn a_server_that_stops_says_that_it_is_not_ready_while_it_finishes_what_is
     }
     assert_eq!(ask("/live").await, 200);
     assert!(!slow.is_finished());
-    assert_eq!(slow.await.unwrap().body["code"], "KMS_UNAVAILABLE", "what was in flight is answered");
+    let slow = slow.await.unwrap();
+    assert_eq!(slow.body["code"], "KMS_UNAVAILABLE", "what was in flight is answered");
+    assert_eq!(slow.headers["connection"], "close", "and no other request may follow it");
     assert_eq!(server.stop().await, Some(0));
 }
 
@@ -175,4 +178,102 @@ async fn the_metrics_show_postures_probes_and_incidents() {
     assert_eq!((&health["status"], &health["error"]), (&json!("REVOKED"), &json!("KMS_ACCESS_DENIED")));
     assert_eq!((&health["posture"], &health["worst_posture"]), (&json!("revoked"), &json!("revoked")));
     assert_eq!(server.get("/ready").await.status, 200, "a revoked tenant does not make the server unready");
+}
+
+/// A server whose KMS is counted, and how it answers to a stranger.
+async fn of_stranger(server: &TestServer, path: &str) -> (u16, Value) {
+    let answered = answer(server.client.get(format!("{}{path}", server.base))).await;
+    (answered.status.as_u16(), answered.body)
+}
+
+#[tokio::test]
+async fn a_stranger_hears_what_is_known_and_causes_no_call_to_the_kms() {
+    let kms = Stub::start(|_, _| stub::answer(403, r#"{"errors":["permission denied"]}"#)).await;
+    let server = TestServer::with(&[("BYOK_VAULT_ADDR", &kms.address)]).await;
+    let query = json!({ "query": "{ byokHealth { status kmsLatencyMs } }" });
+    let by_graphql = async || {
+        let request = server.client.post(format!("{}/graphql", server.base)).json(&query);
+        answer(request).await.body["data"]["byokHealth"].clone()
+    };
+    for _ in 0..20 {
+        let (status, health) = of_stranger(&server, "/byok/health").await;
+        assert_eq!((status, &health["status"], &health["database"]), (200, &json!("OK"), &json!("OK")));
+        assert_eq!((&health["kms_latency_ms"], &health["last_success"]), (&json!(null), &json!(null)));
+        assert_eq!(by_graphql().await, json!({ "status": "OK", "kmsLatencyMs": null }));
+    }
+    assert_eq!(kms.seen().len(), 0, "nothing is known, and nobody is asked");
+    assert_eq!(server.get("/byok/health").await.status, 503);
+    let (seen, since) = (kms.seen().len(), std::time::Instant::now());
+    assert!(seen > 0, "a caller has it tried");
+    while since.elapsed() < Duration::from_secs(6) {
+        let (status, health) = of_stranger(&server, "/byok/health").await;
+        assert_eq!(
+            (status, &health["error"]),
+            (503, &json!("KMS_ACCESS_DENIED")),
+            "it is known now: {health}"
+        );
+        assert_eq!(by_graphql().await["status"], "REVOKED");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert_eq!(kms.seen().len(), seen, "not even when that is too old for a caller");
+}
+
+#[tokio::test]
+async fn while_the_key_is_off_the_server_serves_and_only_the_keys_own_health_says_it() {
+    let server = TestServer::start().await;
+    server.encrypt("p", "r").await;
+    server.key.revoke_token().await;
+    let refused = |status: StatusCode, _: &Value| status == 503;
+    assert_eq!(until(&server, "/byok/health", refused).await["status"], "REVOKED");
+    for path in ["/health", "/healthz"] {
+        let (status, health) = of_stranger(&server, path).await;
+        let migrations = &health["migrations"];
+        assert_eq!((status, &health["status"]), (200, &json!("OK")), "{path}: {health}");
+        assert!(migrations["applied"].as_u64().is_some_and(|applied| applied > 0), "{health}");
+        assert_eq!(migrations["applied"], migrations["expected"]);
+    }
+    assert_eq!(of_stranger(&server, "/byok/health").await.0, 503);
+    assert_eq!((of_stranger(&server, "/ready").await.0, of_stranger(&server, "/live").await.0), (200, 200));
+}
+
+/// `byok health` with these arguments, under the environment of a server on this port.
+async fn byok_health(arguments: &[&str], listen: &str) -> (Option<i32>, String, String) {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_byok"));
+    command.arg("health").args(arguments).env_clear().env("BYOK_LISTEN", listen);
+    let output = command.output().await.unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_owned();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+#[tokio::test]
+async fn the_command_line_asks_a_running_server() {
+    let mut server = TestServer::start().await;
+    let port = server.base.rsplit_once(':').unwrap().1.to_owned();
+    // As in a container: it listens everywhere.
+    let everywhere = format!("0.0.0.0:{port}");
+    let (code, said, _) = byok_health(&[], &everywhere).await;
+    assert!(code == Some(0) && said.starts_with("OK, ") && said.ends_with(" migrations applied"), "{said}");
+    let (code, said, _) = byok_health(&["--json", "--url", &server.base], "not an address").await;
+    let answer: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((code, &answer["status"]), (Some(0), &json!("OK")), "the URL goes before BYOK_LISTEN");
+    assert_eq!(byok_health(&[], "not an address").await.0, Some(3));
+
+    let folder = tempfile::tempdir().unwrap();
+    let token_file = folder.path().join("token");
+    std::fs::write(&token_file, server.jwt("admin", "a")).unwrap();
+    let asking = ["--key", "--token-file", token_file.to_str().unwrap()];
+    let (code, said, _) = byok_health(&asking, &everywhere).await;
+    assert!(code == Some(0) && said.contains(&format!("key version {}/1", server.key.name)), "{said}");
+    server.encrypt("p", "r").await;
+    server.key.revoke_token().await;
+    until(&server, "/byok/health", |status, _| status == 503).await;
+    let (code, said, complained) = byok_health(&["--key"], &everywhere).await;
+    assert!((code, said.as_str()) == (Some(1), "") && complained.contains("REVOKED"), "{complained}");
+    let (code, said, _) = byok_health(&["--key", "--json"], &everywhere).await;
+    assert!(code == Some(1) && said.contains("KMS_ACCESS_DENIED"), "{said}");
+    assert_eq!(byok_health(&[], &everywhere).await.0, Some(0), "the server itself is well");
+
+    assert_eq!(server.stop().await, Some(0));
+    let (code, _, complained) = byok_health(&[], &everywhere).await;
+    assert!(code == Some(1) && complained.contains("does not answer"), "{complained}");
 }

@@ -143,7 +143,8 @@ async fn whoever_watches_a_full_server_is_answered() {
         let response = server.client.get(format!("{}{path}", server.base)).send().await.unwrap();
         assert_eq!(response.status(), 200, "{path}");
     }
-    let health = tokio::spawn(server.client.get(format!("{}/byok/health", server.base)).send());
+    let health = server.client.get(format!("{}/byok/health", server.base));
+    let health = tokio::spawn(health.bearer_auth(server.jwt("admin", "a")).send());
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert!(!health.is_finished(), "it was not refused, but asks the KMS");
     taken.abort();

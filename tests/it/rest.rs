@@ -253,14 +253,14 @@ async fn every_route_stands_in_the_openapi_document() {
             let method = Method::from_bytes(method.to_uppercase().as_bytes()).unwrap();
             let stranger = server.client.request(method.clone(), format!("{}{path}", server.base));
             let status = answer(stranger).await.status;
-            let expected = if path == "/byok/health" { 200 } else { 401 };
+            let expected = if path.ends_with("/health") { 200 } else { 401 };
             assert_eq!(status, expected, "{method} {path} for a stranger");
         }
     }
 }
 
 #[tokio::test]
-async fn health_answers_under_every_alias_and_says_when_the_key_is_gone() {
+async fn health_answers_under_every_alias() {
     let server = TestServer::start().await;
     for path in [
         "/byok/health",
@@ -275,7 +275,7 @@ async fn health_answers_under_every_alias_and_says_when_the_key_is_gone() {
     ] {
         assert_eq!(server.get(path).await.status, 200, "{path}");
     }
-    let health = server.get("/health").await.body;
+    let health = server.get("/byok/health").await.body;
     assert_eq!(health["migrations"]["applied"], health["migrations"]["expected"]);
     assert_eq!(health["audit_protected"], false, "the tests serve as a superuser");
     assert_eq!(health["key_version"], format!("{}/1", server.key.name));
