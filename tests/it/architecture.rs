@@ -123,3 +123,27 @@ fn every_room_says_what_it_does() {
         assert!(text.starts_with("//!"), "{} does not open with `//!`", path.display());
     }
 }
+
+/// `docs/threats.md` names a test for each thing that it says is stopped.
+#[test]
+fn the_tests_that_the_threats_name_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = fs::read_to_string(root.join("docs/threats.md")).unwrap();
+    let named: Vec<(&str, &str)> = text
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter_map(|code| code.split_once("::"))
+        .filter(|(file, _)| *file != "file")
+        .collect();
+    assert!(named.len() > 10, "{named:?}");
+    for (file, test) in named {
+        let tests = fs::read_to_string(root.join(format!("tests/it/{file}.rs")));
+        let tests =
+            tests.unwrap_or_else(|_| panic!("docs/threats.md names {file}::{test}: there is no such file"));
+        assert!(
+            tests.contains(&format!("fn {test}(")),
+            "docs/threats.md names {file}::{test}, which is not there"
+        );
+    }
+}

@@ -7,6 +7,7 @@ mod architecture;
 mod audit_bundle;
 mod audit_crash;
 mod audit_damage;
+mod audit_entries;
 mod audit_keeping;
 mod audit_reconcile;
 mod audit_stream;
