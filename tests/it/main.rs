@@ -5,6 +5,7 @@
 
 mod architecture;
 mod audit_bundle;
+mod audit_bundle_mutations;
 mod audit_crash;
 mod audit_damage;
 mod audit_keeping;
