@@ -555,6 +555,11 @@ impl Exposure {
     }
 }
 
+    /// A role that owns neither the tables nor their schema may make objects in it: what it makes there may be found in the
+    /// place of PostgreSQL's own by statements of other roles.
+    pub schema_is_open: bool,
+    /// A function of ours looks for what it calls elsewhere than in `pg_catalog`.
+    pub open_search_path: bool,
 /// A database as its keeper sees it: what `serve`, `migrate`, `doctor` and health need beside [`Store`].
 #[async_trait]
 pub trait Database: Store + Keeping {

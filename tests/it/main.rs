@@ -71,6 +71,7 @@ mod store_outage;
 mod store_pgbouncer;
 mod store_postgres;
 mod store_sqlite;
+mod store_privileges;
 mod store_streams;
 mod support;
 mod web;

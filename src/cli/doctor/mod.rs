@@ -181,7 +181,15 @@ async fn exposure(findings: &mut Findings, database: &dyn Database) {
         return findings
             .fault("database: the serving role's rights cannot be read", "run `byok migrate` first");
     };
-    let Exposure { owns_audit, superuser, may_change_entries, unguarded, volatile } = exposure;
+    let Exposure {
+        owns_audit,
+        superuser,
+        may_change_entries,
+        unguarded,
+        volatile,
+        schema_is_open,
+        open_search_path,
+    } = exposure;
     let own = "serve with a role of its own that owns nothing, and set BYOK_MIGRATION_DATABASE_URL";
     for (open, what, remedy) in [
         (
@@ -204,6 +212,18 @@ async fn exposure(findings: &mut Findings, database: &dyn Database) {
             volatile,
             "database: fsync or full_page_writes is off, so a power cut loses acknowledged entries",
             "turn both on",
+        ),
+        (
+            schema_is_open,
+            "database: roles that own neither the tables nor their schema may make objects in it, and so functions that other \
+             roles call instead of PostgreSQL's own",
+            "as the schema's owner, REVOKE CREATE ON SCHEMA … FROM PUBLIC and from each such role, or give byok a schema of \
+             its own",
+        ),
+        (
+            open_search_path,
+            "database: a function of ours calls what others may put in its way: its search_path is not pg_catalog, pg_temp",
+            "run `byok migrate`, and find out who changed it",
         ),
     ] {
         if open {

@@ -58,6 +58,12 @@ const MIGRATIONS: &[Migration] = &[
         oldest_reader: 4,
         sql: include_str!("../../../migrations/sqlite/0008_publications.sql"),
     },
+    Migration {
+        version: 9,
+        name: "hardening",
+        oldest_reader: 4,
+        sql: include_str!("../../../migrations/sqlite/0009_hardening.sql"),
+    },
 ];
 
 const TABLE: &str = include_str!("../../../migrations/sqlite/migrations.sql");
