@@ -53,6 +53,7 @@ impl From<CommitFailed> for KeepingFailed {
         }
     }
 }
+            ReadError::Malformed => Self::Malformed,
 
 /// Keeps the log, for an operator.
 pub struct Keeper {

@@ -91,7 +91,7 @@ pub(super) fn log_kms(error: &KmsError, request_id: Option<&RequestId>) {
 pub(super) fn read_refusal(error: ReadError) -> Refusal {
     match error {
         ReadError::Unavailable => ErrorCode::StoreUnavailable.into(),
-        ReadError::Rejected => ErrorCode::Internal.into(),
+        ReadError::Rejected | ReadError::Malformed => ErrorCode::Internal.into(),
     }
 }
 

@@ -338,7 +338,7 @@ pub enum CommitError {
 pub enum ReadError {
     /// The database is out of reach.
     Unavailable,
-    /// The database refused the query, or a row is not of the form that we write.
+    /// The database refused the query: a table, a column or a right is missing. Says nothing about what it holds.
     Rejected,
 }
 
@@ -347,6 +347,8 @@ pub enum ReadError {
 pub struct EntryFilter {
     /// At or after.
     pub from: Option<Timestamp>,
+    /// A row is damaged, or not of the form that we write.
+    Malformed,
     /// Before.
     pub until: Option<Timestamp>,
     /// Only this operation.
@@ -553,13 +555,13 @@ impl Exposure {
     pub fn any(&self) -> bool {
         *self != Self::default()
     }
-}
-
     /// A role that owns neither the tables nor their schema may make objects in it: what it makes there may be found in the
     /// place of PostgreSQL's own by statements of other roles.
     pub schema_is_open: bool,
     /// A function of ours looks for what it calls elsewhere than in `pg_catalog`.
     pub open_search_path: bool,
+}
+
 /// A database as its keeper sees it: what `serve`, `migrate`, `doctor` and health need beside [`Store`].
 #[async_trait]
 pub trait Database: Store + Keeping {

@@ -141,3 +141,6 @@ fn failed(failed: KeepingFailed) -> Failure {
     };
     Failure::Running(problem.to_owned())
 }
+        KeepingFailed::Malformed => {
+            "a row is damaged, or not of a form that the server writes; see `byok audit verify`"
+        }

@@ -202,7 +202,7 @@ impl Postgres {
         };
         drop(writer);
         match failure {
-            Failure::Refused => Err(CommitError::Rejected),
+            Failure::Refused | Failure::Malformed => Err(CommitError::Rejected),
             Failure::NotNow => Err(CommitError::Unavailable),
             Failure::Lost => {
                 self.writers.close_idle();

@@ -65,7 +65,7 @@ impl Database for Postgres {
                 open_search_path: row.try_get(6)?,
             })
         });
-        exposure.await?.ok_or(ReadError::Rejected)
+        exposure.await?.ok_or(ReadError::Malformed)
     }
 
     async fn upkeep(&self) -> Result<(), ReadError> {

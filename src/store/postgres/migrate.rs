@@ -187,6 +187,6 @@ fn failed(version: u32, error: &Error) -> MigrateError {
     match Failure::of(error) {
         _ if denied => MigrateError::Denied,
         Failure::NotNow | Failure::Lost => MigrateError::Unavailable,
-        Failure::Refused => MigrateError::Failed { version, code: cause(error) },
+        Failure::Refused | Failure::Malformed => MigrateError::Failed { version, code: cause(error) },
     }
 }

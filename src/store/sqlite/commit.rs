@@ -71,7 +71,7 @@ impl Sqlite {
         }
         // Before COMMIT, whatever fails is rolled back.
         let nothing_done = |error: Error| match Failure::of(&error) {
-            Failure::Refused => CommitError::Rejected,
+            Failure::Refused | Failure::Malformed => CommitError::Rejected,
             Failure::NotNow | Failure::Lost => CommitError::Unavailable,
         };
         let mut transaction = self.writer.begin_with(BEGIN).await.map_err(nothing_done)?;
