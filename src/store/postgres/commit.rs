@@ -419,6 +419,12 @@ async fn in_order(
                 applied.push(touched(connection, query, named).await?);
                 1
             }
+            Change::EraseFromDeks { record_id, hmac } => {
+                sqlx::query(keeping::NO_NEW_HOLD).persistent(false).execute(&mut *connection).await?;
+                let query = keeping::erase_from_deks(batch.tenant, record_id, hmac);
+                applied.push(touched(connection, query, named).await?);
+                1
+            }
             Change::NoteExport { places } => {
                 applied.push(touched(connection, keeping::note_export(batch.tenant, places), named).await?);
                 1

@@ -55,7 +55,13 @@ statements! {
                 SELECT pg_catalog.jsonb_agg(CASE WHEN element ->> 0 = $4 THEN 'null'::jsonb ELSE element END ORDER BY place)
                 FROM pg_catalog.jsonb_array_elements(records) WITH ORDINALITY AS e(element, place))
             WHERE tenant = $1 AND seq >= $2 AND seq < $3
-                AND jsonb_path_exists(records, 'strict $[*] ? (@[0] == $record)', jsonb_build_object('record', $4::text))
+                AND pg_catalog.jsonb_path_exists(records, 'strict $[*] ? (@[0] == $record)', pg_catalog.jsonb_build_object('record', $4::text))
+                AND NOT EXISTS (SELECT FROM np_byok_holds WHERE tenant = $1) RETURNING 1)
+        SELECT count(*) FROM erased";
+    ERASE_FROM_DEKS = "
+        WITH erased AS (
+            UPDATE np_byok_wrapped_deks SET record_id = NULL, record_hmac = $3
+            WHERE tenant = $1 AND hashtextextended(record_id, 0::int8) = hashtextextended($2, 0::int8) AND record_id = $2
                 AND NOT EXISTS (SELECT FROM np_byok_holds WHERE tenant = $1) RETURNING 1)
         SELECT count(*) FROM erased";
     /// In which chunks values come of which no entry is left once these go: what is whole within a range, or has none beside.
@@ -97,6 +103,10 @@ pub(super) fn erase(tenant: TenantUid, personal: &Personal, places: &Range<u64>)
     };
     let query = sqlx::query(statement).bind(tenant.0).bind(signed(places.start)).bind(signed(places.end));
     query.bind(personal.value().to_owned()).bind(value_of(tenant, named))
+}
+
+pub(super) fn erase_from_deks(tenant: TenantUid, record_id: &str, hmac: &[u8; 32]) -> PgQuery {
+    sqlx::query(ERASE_FROM_DEKS).bind(tenant.0).bind(record_id.to_owned()).bind(*hmac)
 }
 
 /// What takes entries that no month has.
