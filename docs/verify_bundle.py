@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Verifies a bundle of the audit log (docs/audit-log.md) without any code of byok, up to the first thing that does not
 hold: verify_bundle.py BUNDLE KEY [CHECKPOINT]. KEY is a public key, or several. Needs the package `cryptography`."""
-import base64, functools, hashlib, hmac, json, sys, uuid
+import base64, functools, hashlib, hmac, json, re, sys, unicodedata, uuid
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -15,9 +15,10 @@ LATER = "key_id wrapped_hash form wrapping_key_id"  # of an item, in form 2
 FORM = "malformed-bundle: "
 sha = lambda *parts: hashlib.sha256(b"".join(parts)).digest()
 fields = lambda *values: b"".join(len(value).to_bytes(4, "big") + value for value in values)
-text = lambda value: value.encode() if value else b""
-code = lambda value: b64(only(value, PERSONAL)["hmac"], 32) if value else b""
+text = lambda value: b"" if value is None else str.encode(value)  # of nothing else
+code = lambda value: b"" if value is None else b64(only(value, PERSONAL)["hmac"], 32)
 hash32 = lambda value: b64(value, 32) if value is not None else b""
+is_name = lambda value: re.fullmatch(r"[^\s+]+", value) is not None
 root = lambda tree: functools.reduce(lambda right, left: sha(b"\1", left, right), [n for _, n in tree[::-1]] or [sha()])
 check = lambda holds, finding: holds or sys.exit(finding)
 array = lambda value: value if check(type(value) is list, FORM + "not a list") else []
@@ -29,6 +30,10 @@ def once(pairs):
 def only(value, names):  # an object with no other members than these
     check(names is None or set(value) <= set(names.split(" ")), FORM + "a member that is not known")
     return value
+
+def integer(digits):
+    check(digits != "-0", FORM + "not a number")
+    return int(digits)
 
 def number(value):
     check(type(value) is int and 0 <= value < 1 << 62, FORM + "not a number")
@@ -58,57 +63,78 @@ def digest(tenant, entry):
     items, names, second = [], ("key", "version", "source", "kms_request_id", "refused"), "form" in entry
     check(not second or type(entry["form"]) is int and entry["form"] == 2, FORM + "a form of entries that is not known")
     for index, item in enumerate(array(entry["items"])):
-        said = [text(only(item, ITEM + " " + LATER if second else ITEM).get(name)) for name in names] + [code(item.get("record"))]
+        only(item, ITEM + " " + LATER)
+        check(second or all(item.get(name) is None for name in LATER.split(" ")), FORM + "an item with what its form has not")
+        said = [text(item.get(name)) for name in names] + [code(item.get("record"))]
         if second:
             said = [identity(item.get("key_id")), *said, hash32(item.get("wrapped_hash")), text(item.get("form"))]
             said += [identity(item.get("wrapping_key_id"))]
         grow(items, index, 1, [sha(b"\0", fields(identity(item.get("dek_id")), *said))])
-    said = [text(entry[name]) for name in ("operation", "outcome", "means", "role")]
+    said = [str.encode(entry[name]) for name in ("operation", "outcome", "means", "role")]
     said += code(entry.get("user")), code(entry["request"]), text(entry.get("detail")), root(items)
-    more = array(entry.get("extensions", []))
+    more = [array(pair) for pair in array(entry.get("extensions", []))]
     if second:
-        names = [name.encode() for name, _ in more]
+        names = [str.encode(name) for name, _ in more]
         check(all(one < other for one, other in zip(names, names[1:])), FORM + "extensions are not in their order")
         said += text(entry.get("reason")), hash32(entry.get("ledger_hash")), text(entry.get("issuer"))
-        said += [part.encode() for pair in more for part in pair]
+        said += [str.encode(part) for pair in more for part in pair]
     else:
         absent = all(entry.get(name) is None for name in ("reason", "ledger_hash", "issuer")) and not more
         check(absent, FORM + "an entry with what its form has not")
     return sha(fields(b"byok-audit-entry/2" if second else b"byok-audit-entry/1", tenant, identity(entry["id"]), *said))
 
+def key_of(value):  # a public key: its name, its id, and its 32 bytes
+    name, said, data = value.split("+", 2)
+    data = b64(data, 33)
+    named = sha(f"{name}\n".encode(), data)[:4]
+    check(is_name(name) and data[0] == 1 and named.hex() == said, FORM + "not a public key of a note's signer")
+    return name, named, data[1:]
+
+def note_of(note):  # what is signed, and the name, the id and the bytes of each signature
+    small = len(note.encode()) <= 16 << 10 and not any(unicodedata.category(char) == "Cc" and char != "\n" for char in note)
+    body, apart, lines = note.rpartition("\n\n")
+    check(small and apart and lines.endswith("\n"), FORM + "not a checkpoint")
+    signatures = []
+    for line in lines[:-1].split("\n"):
+        dash, name, data = line.split(" ", 2)
+        decoded = base64.b64decode(data, validate=True)
+        sound = dash == "\u2014" and is_name(name) and len(decoded) > 4 and base64.b64encode(decoded).decode() == data
+        check(sound, FORM + "a signature that is none")
+        signatures.append((name, decoded[:4], decoded[4:]))
+    return body, signatures
+
 def signed(note, keys, log):  # the size and the root of a checkpoint, if it is of this log and one of the keys has signed it
-    body, signatures = note.rsplit("\n\n", 1)
-    for name, _, public in keys:
-        named = sha(f"{name}\n".encode(), b64(public, 33))[:4]
-        for line in signatures.split("\n"):
-            if name == log == body.split("\n")[0] and line.startswith(f"\u2014 {name} "):
-                signature = base64.b64decode(line.split(" ")[2], validate=True)
-                try:
-                    Ed25519PublicKey.from_public_bytes(b64(public, 33)[1:]).verify(signature[4:], f"{body}\n".encode())
-                except InvalidSignature:
-                    continue
-                if signature[:4] == named:
-                    return int(body.split("\n")[1]), b64(body.split("\n")[2], 32)
+    body, signatures = note_of(note)
+    origin, size, node = body.split("\n")[:3]
+    check(origin and re.fullmatch("0|[1-9][0-9]*", size) and int(size) < 1 << 64, FORM + "not a checkpoint")
+    for name, named, public in keys:
+        for _, _, signature in [one for one in signatures if one[:2] == (name, named) and name == log == origin]:
+            try:
+                Ed25519PublicKey.from_public_bytes(public).verify(signature, f"{body}\n".encode())
+            except InvalidSignature:
+                continue
+            return int(size), b64(node, 32)
     sys.exit("forged-checkpoint: no key given has signed it, or it is of another log")
 
 def verify(path, keys, pinned=None):
     tree, size, gaps, prunes, entries, kind, closed, met = [], 0, [], [], 0, "", False, not pinned
-    keys = [key.split("+", 2) for key in keys.split()]
+    keys = [key_of(key) for key in keys.split()]
     for line in open(path, encoding="utf-8", newline="\n"):
-        before, ((kind, value),) = kind, json.loads(line, object_pairs_hook=once).items()
+        before, ((kind, value),) = kind, json.loads(line, object_pairs_hook=once, parse_int=integer).items()
         check(kind in NEXT.get(before, WALK) and line.endswith("\n"), FORM + f"{kind!r} after {before!r}")
         only(value, KINDS[kind])
         if kind == "header":
             head, tenant, place = value, bytes.fromhex(value["tenant"]), number(value["first"])
             check(value["format"] in ("byok-audit-bundle/1", "byok-audit-bundle/2") and tenant.hex() == value["tenant"] and len(tenant) == 16, FORM + kind)
-            check(value["origin"].endswith(f"/{number(value['log'])}"), FORM + "of another log")
+            check(value["origin"].endswith(f"/{number(value['log'])}") and value["log"] < 1 << 32, FORM + "of another log")
             check(place <= number(value["from"]) < number(value["to"]) <= place + number(value["size"]), FORM + "no such range")
             pinned = pinned and signed(open(pinned, encoding="utf-8", newline="").read(), keys, value["origin"])
         elif kind == "key":  # proves nothing: what counts is what was given
-            check(value.split("+")[0] == head["origin"], FORM + "the key of another log")
+            check(key_of(value)[0] == head["origin"], FORM + "the key of another log")
         elif kind in ("start", "skip", "pruned"):
             place, count = head["first"] + size, number(value["size" if kind == "start" else "count"])
             check(kind != "start" or count <= head["from"] - place, FORM + "begins behind the range")
+            check(kind == "start" or 0 < count <= head["size"] - size, FORM + "leaves that the last checkpoint does not speak of")
             if kind == "pruned" or kind == "skip" and place < head["to"] and place + count > head["from"]:
                 gaps.append((place, place + count))
             size = grow(tree, size, count, [b64(node, 32) for node in array(value["roots"])])
@@ -117,16 +143,16 @@ def verify(path, keys, pinned=None):
             check(place == head["first"] + size, f"removed-entry: place {head['first'] + size} is not there")
             check(kind == "entry", f"changed-field: the row of place {place} is no entry")
             check(head["format"].endswith("2") or "form" not in value, FORM + "an entry of a later form than the bundle")
-            holds = digest(tenant, value) == b64(value["digest"], 32)
+            holds = digest(tenant, value) == b64(value["digest"], 32) and text(value.get("tenant")) is not None
             check(holds, f"{'wrong-tenant' if 'tenant' in value else 'changed-field'}: place {place}")
             for one in [value.get("user"), value["request"], *(item.get("record") for item in value["items"])]:
+                salt = b64(one["salt"], 16) if one and one.get("salt") is not None else None
                 if one and one.get("value") is not None:  # else there is none, or it was erased
-                    salt = b64(one.get("salt", ""), 16 if "salt" in one else 0)
-                    holds = code(one) == hmac.digest(salt, one["value"].encode(), "sha256")
+                    holds = salt and code(one) == hmac.digest(salt, str.encode(one["value"]), "sha256")
                     check(holds, f"changed-field: a personal value of place {place}")
-            words = (value.get("detail") or "").split(" ")
-            if (value["operation"], value["outcome"], words[:2]) == ("prune", "OK", ["prune", str(head["log"])]):
-                first, past = map(int, words[2:])  # leaves: where the log begins is signed by nobody
+            words = re.fullmatch("prune ([0-9]+) ([0-9]+) ([0-9]+)", value.get("detail") or "")
+            if words and (value["operation"], value["outcome"], int(words[1])) == ("prune", "OK", head["log"]):
+                first, past = int(words[2]), int(words[3])  # leaves: where the log begins is signed by nobody
                 prunes += [(head["first"] + first, head["first"] + past)] if past <= size else []
             size = grow(tree, size, 1, [sha(b"\0", value["at"].to_bytes(8, "big", signed=True), b64(value["digest"], 32))])
         elif kind == "checkpoint":

@@ -164,7 +164,7 @@ impl Checkpoints {
     /// # Errors
     /// The database's.
     pub async fn check(&self) -> Result<Checked, ReadError> {
-        let log = self.store.log_head(self.tenant.uid).await?.ok_or(ReadError::Rejected)?.log;
+        let log = self.store.log_head(self.tenant.uid).await?.ok_or(ReadError::Malformed)?.log;
         let mut unread = Vec::new();
         for place in &self.places {
             if self.look_into(place, log).await.is_err() || self.look_back(place, log).await.is_err() {
@@ -243,7 +243,7 @@ impl Checkpoints {
     /// See [`NoneMade`].
     pub(super) async fn renew(&self) -> Result<SignedHead, NoneMade> {
         let mut known = self.known.lock().await;
-        let now = self.store.log_head(self.tenant.uid).await?.ok_or(ReadError::Rejected)?;
+        let now = self.store.log_head(self.tenant.uid).await?.ok_or(ReadError::Malformed)?;
         let now = SignedHead::of(&now);
         if known.unproven.is_empty() && known.ended.is_empty() && known.signed.as_ref() == Some(&now) {
             return Ok(now);
@@ -281,7 +281,7 @@ impl Checkpoints {
 
     /// Holds the log against all that is known to have been published, and says what it is now and what was kept last.
     async fn hold(&self, known: &mut Known) -> Result<(SignedHead, Option<SignedHead>), ReadError> {
-        let log = self.store.log_head(self.tenant.uid).await?.ok_or(ReadError::Rejected)?.log;
+        let log = self.store.log_head(self.tenant.uid).await?.ok_or(ReadError::Malformed)?.log;
         // Before the tree: another replica may keep the next checkpoint meanwhile, and the tree must hold that one.
         let kept = self.store.latest_checkpoint(self.tenant.uid, log).await?.map(|row| {
             // Whoever signed it: a note that was put there by another hand stops us too.
@@ -289,7 +289,7 @@ impl Checkpoints {
             let root = note.filter(|note| note.size == row.size).map_or(Hash([0; 32]), |note| note.root);
             SignedHead { log, size: row.size, root }
         });
-        let tree = Tree::open(&*self.store, self.tenant.uid).await?.ok_or(ReadError::Rejected)?;
+        let tree = Tree::open(&*self.store, self.tenant.uid).await?.ok_or(ReadError::Malformed)?;
         let mut unheld: Vec<SignedHead> = Vec::new();
         for head in known.unproven.iter().chain(&known.signed).chain(&kept) {
             if !unheld.contains(head) && !holds(&tree, head).await? {
@@ -414,7 +414,7 @@ impl App {
             Ok(()) | Err(NoneMade::Unsigned | NoneMade::Store(ReadError::Unavailable)) => {}
             // The rows of DEKs that are in memory may be gone.
             Err(NoneMade::Behind) => self.keyring.clear(),
-            Err(NoneMade::Store(ReadError::Rejected)) => {
+            Err(NoneMade::Store(ReadError::Rejected | ReadError::Malformed)) => {
                 warn!("the database refused what a checkpoint is made of, or to keep it");
             }
         }

@@ -12,8 +12,9 @@ use super::{App, TRIES};
 
 /// A value to encrypt, and what its ciphertext is bound to.
 pub struct EncryptItem {
-    /// The value.
-    pub plaintext: Plaintext,
+    /// The value, or why it could not be read from the encoding that the caller named. The context is known even then, so
+    /// the refusal is recorded with its record.
+    pub plaintext: Result<Plaintext, Refusal>,
     /// The same will be needed to decrypt.
     pub context: Context,
 }
@@ -63,11 +64,13 @@ impl App {
         let rewinds = self.committer.rewinds();
         let mut entry_items: Vec<Item> =
             items.iter().map(|item| item_of(item.as_ref().ok().map(|item| &item.context))).collect();
-        let checked: Vec<Result<EncryptItem, Refusal>> = items
+        let checked: Vec<Result<(Plaintext, Context), Refusal>> = items
             .into_iter()
-            .map(|item| item.and_then(|item| self.check_plaintext(item)))
             .map(|item| {
-                item.and_then(|item| self.check_context(caller, operation, &item.context).map(|()| item))
+                let EncryptItem { plaintext, context } = item?;
+                let plaintext = self.check_plaintext(plaintext?)?;
+                self.check_context(caller, operation, &context)?;
+                Ok((plaintext, context))
             })
             .collect();
         let records: Vec<Option<Arc<str>>> = checked
@@ -105,7 +108,7 @@ impl App {
     async fn seal_all(
         &self,
         caller: &Caller,
-        checked: &[Result<EncryptItem, Refusal>],
+        checked: &[Result<(Plaintext, Context), Refusal>],
         records: &[Option<Arc<str>>],
         entry_items: &mut [Item],
     ) -> Result<Sealed, Refusal> {
@@ -122,16 +125,15 @@ impl App {
         for (item, entry_item) in checked.iter().zip(entry_items) {
             let answer = match item {
                 Err(refusal) => Err(refusal.clone()),
-                Ok(item) => match deks.next() {
+                Ok((plaintext, context)) => match deks.next() {
                     None => Err(ErrorCode::Internal.into()),
                     Some(Err(error)) => Err(note_failure(entry_item, &error, &caller.request_id)),
                     Some(Ok(RecordDek { id, held, fresh: row })) => {
                         note_dek(entry_item, id, &held);
                         sealed.footing.add(&held);
                         sealed.fresh.extend(row.map(|row| (row, held.clone())));
-                        let binding =
-                            Binding::new(&caller.tenant.uid.0, id.as_bytes(), &item.context.digest());
-                        let token = seal(&held.dek, &binding, id.as_bytes(), item.plaintext.expose());
+                        let binding = Binding::new(&caller.tenant.uid.0, id.as_bytes(), &context.digest());
+                        let token = seal(&held.dek, &binding, id.as_bytes(), plaintext.expose());
                         Ok(Encrypted { ciphertext: token.encode(), key_version: held.key_version.clone() })
                     }
                 },
@@ -158,9 +160,9 @@ impl App {
         }
     }
 
-    fn check_plaintext(&self, item: EncryptItem) -> Result<EncryptItem, Refusal> {
-        match item.plaintext.expose().len() <= self.limits.plaintext_bytes {
-            true => Ok(item),
+    fn check_plaintext(&self, plaintext: Plaintext) -> Result<Plaintext, Refusal> {
+        match plaintext.expose().len() <= self.limits.plaintext_bytes {
+            true => Ok(plaintext),
             false => Err(ErrorCode::PlaintextTooLarge.into()),
         }
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::audit::{CommitFailed, Committer, Unit, pack};
+use crate::crypto::{hmac_sha256, random};
 use crate::merkle::Hash;
 use crate::model::{Clock, Entry, Operation, Tenant, TenantUid};
 use crate::store::{
@@ -34,6 +35,17 @@ pub enum KeepingFailed {
     Unavailable,
     /// The database refuses it: the role has not the rights.
     Refused,
+    /// A row is damaged, or not of the form that the server writes.
+    Malformed,
+}
+
+/// What an erasure set to null.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Erased {
+    /// In how many entries of the log.
+    pub entries: u64,
+    /// In how many rows of DEKs; 0 for a user.
+    pub deks: u64,
 }
 
 impl From<ReadError> for KeepingFailed {
@@ -41,6 +53,7 @@ impl From<ReadError> for KeepingFailed {
         match error {
             ReadError::Unavailable => Self::Unavailable,
             ReadError::Rejected => Self::Refused,
+            ReadError::Malformed => Self::Malformed,
         }
     }
 }
@@ -88,37 +101,43 @@ impl Keeper {
         Ok(true)
     }
 
-    /// Sets a personal value to null wherever the tenant's log has it; in how many entries. The log still verifies: its
-    /// leaves cover only HMACs. An erasure that was cut off is done again from the start.
+    /// Sets a personal value to null wherever the tenant's log has it, and a record's id in the rows of its DEKs as well. The
+    /// log still verifies: its leaves cover only HMACs. What was encrypted for the record still decrypts, as its ciphertexts
+    /// name their DEK; a later encrypt for that id finds none and makes another. An erasure that was cut off is done again
+    /// from the start.
     ///
     /// # Errors
     /// See [`KeepingFailed`].
-    pub async fn erase(&self, tenant: TenantUid, personal: &Personal) -> Result<u64, KeepingFailed> {
+    pub async fn erase(&self, tenant: TenantUid, personal: &Personal) -> Result<Erased, KeepingFailed> {
         if self.database.on_hold(tenant).await? {
             return Err(KeepingFailed::OnHold);
         }
         let end = self.database.log_size(tenant).await?;
+        // With the entry only what shows the rights, and what is quick: an entry holds the log's head until its commit.
+        let mut changes = vec![Change::Erase { personal: personal.clone(), places: 0..0 }];
         let what = match personal {
             Personal::User(_) => "user",
-            Personal::Record(_) => "record",
+            Personal::Record(record) => {
+                let hmac = hmac_sha256(&random::<16>(), record.as_bytes());
+                changes.push(Change::EraseFromDeks { record_id: record.as_str().into(), hmac });
+                "record"
+            }
         };
-        // By itself, but for what shows the rights: an entry holds the log's head until its commit.
-        let rights = vec![Change::Erase { personal: personal.clone(), places: 0..0 }];
-        let entry = self.unit(tenant, Operation::Erase, &format!("erase {what} 0 {end}"), rights);
-        self.committer.commit(entry).await?;
-        let mut erased = 0;
+        let entry = self.unit(tenant, Operation::Erase, &format!("erase {what} 0 {end}"), changes);
+        let deks = self.committer.commit(entry).await?.applied.iter().sum();
+        let mut entries = 0;
         let mut start = 0;
         while start < end {
             let places = start..end.min(start + STEP);
             let changes = vec![Change::Erase { personal: personal.clone(), places: places.clone() }];
             let unit = Unit { tenant, entry: None, changes, fence: Vec::new() };
-            erased += self.committer.commit(unit).await?.applied.iter().sum::<u64>();
+            entries += self.committer.commit(unit).await?.applied.iter().sum::<u64>();
             start = places.end;
         }
         if self.database.on_hold(tenant).await? {
             return Err(KeepingFailed::OnHold);
         }
-        Ok(erased)
+        Ok(Erased { entries, deks })
     }
 
     /// What is older than that, by whichever clock says less: one that runs ahead drops nothing before its time.

@@ -43,7 +43,7 @@ pub use context::context_of;
 pub use decrypt::{DecryptItem, Decrypted};
 pub use encrypt::{EncryptItem, Encrypted};
 pub use health::{Health, HealthStatus};
-pub use keeping::{Keeper, KeepingFailed};
+pub use keeping::{Erased, Keeper, KeepingFailed};
 pub use publication::{Place, Receiver};
 pub use restored::{RestoreFailed, Restored};
 pub use rotate::Rotation;

@@ -91,21 +91,15 @@ pub(super) fn log_kms(error: &KmsError, request_id: Option<&RequestId>) {
 pub(super) fn read_refusal(error: ReadError) -> Refusal {
     match error {
         ReadError::Unavailable => ErrorCode::StoreUnavailable.into(),
-        ReadError::Rejected => ErrorCode::Internal.into(),
+        ReadError::Rejected | ReadError::Malformed => ErrorCode::Internal.into(),
     }
 }
 
-/// How a call ended whose items ended so.
+/// The outcome of a call with these items. Where all of them were refused, that of the first.
 pub(super) fn outcome_of(items: &[Item]) -> Outcome {
-    let mut refused = items.iter().filter_map(|item| item.refused);
-    match refused.next() {
+    match items.iter().find_map(|item| item.refused) {
         None => Outcome::Ok,
-        Some(first)
-            if refused.clone().all(|code| code == first)
-                && items.iter().all(|item| item.refused.is_some()) =>
-        {
-            Outcome::Refused(first)
-        }
+        Some(first) if items.iter().all(|item| item.refused.is_some()) => Outcome::Refused(first),
         Some(_) => Outcome::Partial,
     }
 }
@@ -277,11 +271,15 @@ mod tests {
     }
 
     #[test]
-    fn a_call_is_refused_only_when_all_its_items_are_and_for_one_reason() {
+    fn a_call_is_refused_only_when_all_its_items_are_and_for_the_first_ones_reason() {
         let code = Some(ErrorCode::DecryptFailed);
         assert_eq!(outcome_of(&items(&[None, None])), Outcome::Ok);
         assert_eq!(outcome_of(&items(&[code, code])), Outcome::Refused(ErrorCode::DecryptFailed));
         assert_eq!(outcome_of(&items(&[code, None])), Outcome::Partial);
-        assert_eq!(outcome_of(&items(&[code, Some(ErrorCode::TokenMalformed)])), Outcome::Partial);
+        assert_eq!(
+            outcome_of(&items(&[Some(ErrorCode::TokenMalformed), code])),
+            Outcome::Refused(ErrorCode::TokenMalformed)
+        );
+        assert_eq!(outcome_of(&items(&[None, code, Some(ErrorCode::TokenMalformed)])), Outcome::Partial);
     }
 }

@@ -23,6 +23,8 @@ pub enum RestoreFailed {
     Unavailable,
     /// The database refuses it: the role has not the rights.
     Refused,
+    /// The log's head, or a row that is needed, is not of the form that the server writes.
+    Malformed,
 }
 
 impl From<ReadError> for RestoreFailed {
@@ -30,6 +32,7 @@ impl From<ReadError> for RestoreFailed {
         match error {
             ReadError::Unavailable => Self::Unavailable,
             ReadError::Rejected => Self::Refused,
+            ReadError::Malformed => Self::Malformed,
         }
     }
 }

@@ -175,7 +175,7 @@ impl App {
             // It is out of reach, and says so itself.
             Err(ReadError::Unavailable) => return Err(Over),
             // Not of a form that this release reads: another replica may be of a later one.
-            Err(ReadError::Rejected) => {
+            Err(ReadError::Rejected | ReadError::Malformed) => {
                 self.stream_failed(stream, holder, next, "an entry cannot be read").await;
                 return Err(Over);
             }

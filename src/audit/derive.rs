@@ -216,7 +216,12 @@ impl Pass<'_> {
 fn left(error: ReadError) -> Derived {
     match error {
         ReadError::Unavailable => Derived::NotHere,
+        // The schema, or a right: nothing is known to be wrong with the log.
         ReadError::Rejected => {
+            error!("the database refuses to be read: nothing more is derived from the audit log");
+            Derived::NotHere
+        }
+        ReadError::Malformed => {
             error!(
                 "an entry of the audit log, or a tile of its tree, cannot be read: nothing more is derived from it"
             );

@@ -67,7 +67,7 @@ impl<'s> Tree<'s> {
     /// See [`TreeError`].
     pub async fn frontier_at(&self, size: u64) -> Result<Frontier, TreeError> {
         let roots = self.cover(0..size).await?;
-        Frontier::new(size, roots).map_err(|_| TreeError::Store(ReadError::Rejected))
+        Frontier::new(size, roots).map_err(|_| TreeError::Store(ReadError::Malformed))
     }
 
     /// The proof that leaf `index` is in the tree of this size.
@@ -127,7 +127,7 @@ impl<'s> Tree<'s> {
             let of_node = hashes.get((positions.start - first) as usize..(positions.end - first) as usize)?;
             Some(root_of(of_node.iter().copied()))
         };
-        nodes.iter().map(|node| hash_of(node).ok_or(TreeError::Store(ReadError::Rejected))).collect()
+        nodes.iter().map(|node| hash_of(node).ok_or(TreeError::Store(ReadError::Malformed))).collect()
     }
 
     /// The hashes at these positions of a level of tiles, without that level's own: leaves, or roots of the tiles below; where

@@ -90,7 +90,7 @@ pub(super) async fn assemble(config: Config, stop: CancellationToken) -> Result<
     Ok(Assembled { app, database: state, server: config.server, refresh })
 }
 
-/// The database that the environment names, and nothing else.
+/// The database that the environment names, whatever its schema.
 pub(super) async fn database_only(env: &Env) -> Result<Arc<dyn Database>, Failure> {
     let mut reader = Reader::new(env);
     let settings = config::Store::read(&mut reader, None);
@@ -100,16 +100,26 @@ pub(super) async fn database_only(env: &Env) -> Result<Arc<dyn Database>, Failur
     }
 }
 
+/// The same where its schema is one that this binary reads. What is read of another one says nothing about the log.
+pub(super) async fn database(env: &Env) -> Result<Arc<dyn Database>, Failure> {
+    readable(database_only(env).await?).await
+}
+
+async fn readable(database: Arc<dyn Database>) -> Result<Arc<dyn Database>, Failure> {
+    database.schema().await.map_err(unread)?.usable().map_err(Failure::Schema)?;
+    Ok(database)
+}
+
 /// The database that the environment names, and the tenant of the single-tenant form, which must be there.
 pub(super) async fn log(env: &Env) -> Result<(Arc<dyn Database>, Tenant), Failure> {
-    with_tenant(database_only(env).await?).await
+    with_tenant(database(env).await?).await
 }
 
 /// The same as the tables' owner.
 pub(super) async fn as_owner(env: &Env) -> Result<(Arc<dyn Database>, Tenant), Failure> {
     let mut reader = Reader::new(env);
     match config::Store::read(&mut reader, None) {
-        Some(settings) => with_tenant(open(&settings.as_owner()).await?).await,
+        Some(settings) => with_tenant(readable(open(&settings.as_owner()).await?).await?).await,
         None => Err(Failure::Configuration(reader.into_mistakes())),
     }
 }
@@ -124,7 +134,12 @@ async fn with_tenant(database: Arc<dyn Database>) -> Result<(Arc<dyn Database>, 
 pub(super) fn unread(error: store::ReadError) -> Failure {
     Failure::Running(match error {
         store::ReadError::Unavailable => "the database is out of reach".to_owned(),
-        store::ReadError::Rejected => "the database refuses to be read: run `byok migrate` first".to_owned(),
+        store::ReadError::Rejected => {
+            "the database refuses to be read: check the rights of the role (`byok doctor`)".to_owned()
+        }
+        store::ReadError::Malformed => {
+            "a row of the database is damaged, or not of a form that the server writes".to_owned()
+        }
     })
 }
 
@@ -236,7 +251,7 @@ async fn primary(database: &dyn Database) -> Result<Tenant, Failure> {
                     Err(CommitError::Moved { .. } | CommitError::Unavailable | CommitError::Unknown) => {}
                 }
             }
-            Err(store::ReadError::Rejected) => {
+            Err(store::ReadError::Rejected | store::ReadError::Malformed) => {
                 return Err(Failure::Running("the database refuses to be read".to_owned()));
             }
             Err(store::ReadError::Unavailable) => warn!("the database is out of reach: trying again"),

@@ -8,6 +8,7 @@
 //! | 2 | the command line is not understood |
 //! | 3 | the configuration has mistakes; each is named with its variable or file |
 //! | 4 | `doctor` found something that does not work, or a `drill` a plaintext that came too late |
+//! | 5 | the database's schema is not one that this binary reads: nothing was looked at |
 
 mod assemble;
 mod audit;
@@ -28,12 +29,13 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::config::Mistake;
+use crate::store::MigrateError;
 
 /// Field-level encryption for Hasura under a key that the customer holds in their own KMS.
 #[derive(Parser)]
 #[command(name = "byok", version, arg_required_else_help = true, propagate_version = true)]
 #[command(after_help = "Configuration comes from the environment; `byok doctor` checks it. \
-Exit codes: 0 done, 1 failed, 2 usage, 3 configuration, 4 doctor or drill found a fault.")]
+Exit codes: 0 done, 1 failed, 2 usage, 3 configuration, 4 doctor or drill found a fault, 5 another schema.")]
 struct CommandLine {
     #[command(subcommand)]
     command: Command,
@@ -74,6 +76,8 @@ enum Failure {
     Configuration(Vec<Mistake>),
     /// Something failed; the sentence says at what.
     Running(String),
+    /// The database's schema is older or newer than what this binary reads.
+    Schema(MigrateError),
     /// `doctor` or a drill found a fault, and has said so.
     Unwell,
 }
@@ -113,6 +117,10 @@ pub fn run() -> ExitCode {
         Err(Failure::Running(problem)) => {
             eprintln!("byok: {problem}");
             ExitCode::from(1)
+        }
+        Err(Failure::Schema(problem)) => {
+            eprintln!("byok: the database was not looked at: {problem}");
+            ExitCode::from(5)
         }
         Err(Failure::Configuration(mistakes)) => {
             eprintln!("byok: the configuration has {} mistake(s):", mistakes.len());

@@ -58,10 +58,13 @@ impl EncryptArguments {
         )?;
         let Secret(mut text) = self.plaintext;
         let plaintext = match self.encoding.unwrap_or_default() {
-            Encoding::Utf8 => std::mem::take(&mut *text).into_bytes(),
-            Encoding::Base64 => STANDARD.decode(text.as_bytes()).map_err(|_| ErrorCode::EncodingInvalid)?,
+            Encoding::Utf8 => Ok(Plaintext::new(std::mem::take(&mut *text).into_bytes())),
+            Encoding::Base64 => match STANDARD.decode(text.as_bytes()) {
+                Ok(bytes) => Ok(Plaintext::new(bytes)),
+                Err(_) => Err(ErrorCode::EncodingInvalid.into()),
+            },
         };
-        Ok(EncryptItem { plaintext: Plaintext::new(plaintext), context })
+        Ok(EncryptItem { plaintext, context })
     }
 }
 
@@ -217,28 +220,29 @@ mod tests {
 
     use super::*;
 
-    fn encrypt(text: &str, encoding: Option<Encoding>) -> Result<EncryptItem, Refusal> {
+    fn plaintext(text: &str, encoding: Option<Encoding>) -> Result<Plaintext, Refusal> {
         let plaintext = Secret(Zeroizing::new(text.to_owned()));
-        EncryptArguments { plaintext, record_id: None, field: None, context: None, encoding }.into_item()
+        let arguments = EncryptArguments { plaintext, record_id: None, field: None, context: None, encoding };
+        arguments.into_item()?.plaintext
     }
 
     #[test]
     fn base64_is_the_padded_standard_form_only() {
-        let bytes = encrypt("/+8=", Some(Encoding::Base64)).ok().unwrap();
-        assert_eq!(bytes.plaintext.expose(), [0xff, 0xef]);
+        let bytes = plaintext("/+8=", Some(Encoding::Base64)).ok().unwrap();
+        assert_eq!(bytes.expose(), [0xff, 0xef]);
         for bad in ["/+8", "_-8=", "/+8= ", "/+9=", "ż"] {
             assert_eq!(
-                encrypt(bad, Some(Encoding::Base64)).err().unwrap().code,
+                plaintext(bad, Some(Encoding::Base64)).err().unwrap().code,
                 ErrorCode::EncodingInvalid,
                 "{bad}"
             );
         }
-        assert_eq!(written(bytes.plaintext, Some(Encoding::Base64)).unwrap(), "/+8=");
+        assert_eq!(written(bytes, Some(Encoding::Base64)).unwrap(), "/+8=");
     }
 
     #[test]
     fn bytes_that_are_no_text_are_not_answered_as_text() {
-        assert_eq!(encrypt("żółć", None).ok().unwrap().plaintext.expose(), "żółć".as_bytes());
+        assert_eq!(plaintext("żółć", None).ok().unwrap().expose(), "żółć".as_bytes());
         assert_eq!(written(Plaintext::new(vec![0xff]), None).unwrap_err().code, ErrorCode::NotText);
     }
 }

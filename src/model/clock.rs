@@ -7,6 +7,11 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+/// 0000-01-01T00:00:00Z.
+const FIRST_OF_YEAR_0: i64 = -62_167_219_200_000_000;
+/// 9999-12-31T23:59:59.999999Z.
+const LAST_OF_YEAR_9999: i64 = 253_402_300_799_999_999;
+
 /// A moment in UTC, in microseconds since 1970 (what PostgreSQL's `timestamptz` holds).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Timestamp(pub i64);
@@ -37,9 +42,11 @@ impl Timestamp {
         Duration::from_micros(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
 
-    /// As the `time` crate's type.
+    /// As the `time` crate's type: a moment outside the years 0 to 9999, which RFC 3339 has no text for, is the nearest of
+    /// these years.
     pub fn to_datetime(self) -> OffsetDateTime {
-        OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1_000)
+        let nearest = self.0.clamp(FIRST_OF_YEAR_0, LAST_OF_YEAR_9999);
+        OffsetDateTime::from_unix_timestamp_nanos(i128::from(nearest) * 1_000)
             .unwrap_or(OffsetDateTime::UNIX_EPOCH)
     }
 }
@@ -50,7 +57,7 @@ impl From<OffsetDateTime> for Timestamp {
     }
 }
 
-/// RFC 3339 in UTC.
+/// RFC 3339 in UTC, as far as that goes: see [`Timestamp::to_datetime`].
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.to_datetime().format(&Rfc3339).map_err(|_| fmt::Error)?)
@@ -128,5 +135,21 @@ mod tests {
         assert_eq!(moment.to_string(), "2026-11-23T10:00:00.123456Z");
         assert_eq!(Timestamp::parse("2026-11-23T11:00:00.123456+01:00"), Some(moment));
         assert_eq!(Timestamp::parse("yesterday"), None);
+    }
+
+    #[test]
+    fn a_moment_that_has_no_rfc_3339_text_in_utc_keeps_its_order_and_shows_as_the_nearest_that_has() {
+        let last = Timestamp::parse("9999-12-31T23:59:59.999999Z").unwrap();
+        let beyond = Timestamp::parse("9999-12-31T23:59:59-01:00").unwrap();
+        assert!(beyond > last);
+        for late in [last, beyond, Timestamp(i64::MAX)] {
+            assert_eq!(late.to_string(), "9999-12-31T23:59:59.999999Z");
+        }
+        let first = Timestamp::parse("0000-01-01T00:00:00Z").unwrap();
+        let before = Timestamp::parse("0000-01-01T00:00:00+01:00").unwrap();
+        assert!(before < first);
+        for early in [first, before, Timestamp(i64::MIN)] {
+            assert_eq!(early.to_string(), "0000-01-01T00:00:00Z");
+        }
     }
 }

@@ -158,12 +158,11 @@ impl EncryptBody {
         let context =
             context_of(self.record_id.as_deref(), self.field.as_deref(), Some(self.context.value()?))?;
         let plaintext = match self.encoding.unwrap_or_default() {
-            Encoding::Utf8 => text,
-            Encoding::Base64 => {
-                let bytes =
-                    STANDARD.decode(text.expose()).map_err(|_| Refusal::from(ErrorCode::EncodingInvalid))?;
-                Plaintext::new(bytes)
-            }
+            Encoding::Utf8 => Ok(text),
+            Encoding::Base64 => match STANDARD.decode(text.expose()) {
+                Ok(bytes) => Ok(Plaintext::new(bytes)),
+                Err(_) => Err(ErrorCode::EncodingInvalid.into()),
+            },
         };
         Ok(EncryptItem { plaintext, context })
     }

@@ -10,6 +10,8 @@ use super::ReadError;
 pub(super) enum Failure {
     /// The database answered: refused for good, nothing done.
     Refused,
+    /// The database answered, and what it holds is damaged, or is not of the form that we write.
+    Malformed,
     /// The database answered: not now, nothing done (a lock, a time limit, no room).
     NotNow,
     /// There was no answer: it may have been done.
@@ -22,6 +24,9 @@ impl Failure {
         let failure = Self::classify(error);
         match failure {
             Self::Refused => tracing::error!(cause = cause(error), "the database refused a statement"),
+            Self::Malformed => {
+                tracing::error!(cause = cause(error), "a row is damaged, or not of the form that we write")
+            }
             Self::NotNow | Self::Lost => {
                 tracing::warn!(cause = cause(error), "the database did not answer as it should")
             }
@@ -38,6 +43,7 @@ impl Failure {
             },
             Error::Io(_) | Error::Tls(_) | Error::Protocol(_) | Error::WorkerCrashed => Self::Lost,
             Error::PoolTimedOut | Error::PoolClosed | Error::BeginFailed => Self::NotNow,
+            Error::Decode(_) | Error::ColumnDecode { .. } => Self::Malformed,
             _ => Self::Refused,
         }
     }
@@ -51,6 +57,8 @@ impl Failure {
             _ if code.starts_with("57P") || code.starts_with("08") => Self::Lost,
             // insufficient_resources, system_error
             _ if code.starts_with("53") || code.starts_with("58") => Self::NotNow,
+            // data_corrupted, index_corrupted
+            "XX001" | "XX002" => Self::Malformed,
             _ => Self::Refused,
         }
     }
@@ -60,6 +68,8 @@ impl Failure {
         match code & 0xff {
             // BUSY, LOCKED, NOMEM, IOERR, FULL, CANTOPEN
             5 | 6 | 7 | 10 | 13 | 14 => Self::NotNow,
+            // CORRUPT
+            11 => Self::Malformed,
             _ => Self::Refused,
         }
     }
@@ -86,6 +96,7 @@ impl From<Failure> for ReadError {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Refused => Self::Rejected,
+            Failure::Malformed => Self::Malformed,
             Failure::NotNow | Failure::Lost => Self::Unavailable,
         }
     }
@@ -100,6 +111,19 @@ mod tests {
         assert_eq!(Failure::of_sqlstate("57P01"), Failure::Lost);
         assert_eq!(Failure::of_sqlstate("57014"), Failure::NotNow);
         assert_eq!(Failure::of_sqlstate("23505"), Failure::Refused);
+    }
+
+    #[test]
+    fn a_statement_that_is_refused_is_told_from_a_row_that_is_damaged() {
+        // undefined_table, undefined_column, insufficient_privilege
+        for code in ["42P01", "42703", "42501"] {
+            assert_eq!(ReadError::from(Failure::of_sqlstate(code)), ReadError::Rejected, "{code}");
+        }
+        assert_eq!(ReadError::from(Failure::of_sqlstate("XX001")), ReadError::Malformed);
+        assert_eq!(ReadError::from(Failure::of_sqlite(1)), ReadError::Rejected);
+        assert_eq!(ReadError::from(Failure::of_sqlite(11 | (1 << 8))), ReadError::Malformed);
+        let decoded = Error::Decode("not of the form that we write".into());
+        assert_eq!(ReadError::from(Failure::classify(&decoded)), ReadError::Malformed);
     }
 
     #[test]

@@ -48,7 +48,7 @@ pub use stream::{StreamName, StreamReads, StreamRow, StreamStep};
 pub struct DekRow {
     /// Which DEK.
     pub id: DekId,
-    /// The record that it protects; `None` where the deployment does not require one.
+    /// The record that it protects; `None` where the deployment does not require one, and after the record's erasure.
     pub record_id: Option<Arc<str>>,
     /// As the KMS returned it.
     pub wrapped: Wrapped,
@@ -233,6 +233,13 @@ pub enum Change {
         /// Where.
         places: Range<u64>,
     },
+    /// Takes a record's id out of the rows of its DEKs, and puts its HMAC there; out of none of a tenant on hold. The owner's.
+    EraseFromDeks {
+        /// The record's id.
+        record_id: Arc<str>,
+        /// What stays of it: its HMAC under a salt that is kept nowhere.
+        hmac: [u8; 32],
+    },
     /// Notes that entries were exported. The owner's.
     NoteExport {
         /// Which.
@@ -338,8 +345,10 @@ pub enum CommitError {
 pub enum ReadError {
     /// The database is out of reach.
     Unavailable,
-    /// The database refused the query, or a row is not of the form that we write.
+    /// The database refused the query: a table, a column or a right is missing. Says nothing about what it holds.
     Rejected,
+    /// A row is damaged, or not of the form that we write.
+    Malformed,
 }
 
 /// Where a page of the audit log ends and what it holds.
@@ -546,6 +555,11 @@ pub struct Exposure {
     pub unguarded: bool,
     /// The server does not flush what it commits (`fsync` or `full_page_writes` is off).
     pub volatile: bool,
+    /// A role that owns neither the tables nor their schema may make objects in it: what it makes there may be found in the
+    /// place of PostgreSQL's own by statements of other roles.
+    pub schema_is_open: bool,
+    /// A function of ours looks for what it calls elsewhere than in `pg_catalog`.
+    pub open_search_path: bool,
 }
 
 impl Exposure {

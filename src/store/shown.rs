@@ -30,6 +30,7 @@ pub(super) async fn shown(
             | Change::Announce { .. }
             | Change::Hold { .. }
             | Change::Erase { .. }
+            | Change::EraseFromDeks { .. }
             | Change::NoteExport { .. }
             | Change::Stream { .. } => {
                 let again = Batch::of_changes(tenant, vec![change.clone()]);

@@ -109,7 +109,9 @@ async fn a_value_that_was_stripped_is_found_and_one_that_was_erased_is_none() {
     }
 
     let url = [("DATABASE_URL", &*sealed.server.database_url)];
-    sealed.byok(&["erase", "--record", "record-3"], &url).await.holds();
+    let erased = sealed.byok(&["erase", "--record", "record-3"], &url).await;
+    erased.holds();
+    assert!(erased.text.starts_with("erased from 1 entries and 1 rows of DEKs"), "{}", erased.text);
     let said = sealed.verify(&[]).await;
     said.holds();
     assert!(said.text.contains("(1 of them erased)"), "{}", said.text);

@@ -3,21 +3,23 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use byok::app::{Keeper, KeepingFailed};
+use byok::app::{Erased, Keeper, KeepingFailed};
 use byok::audit::{Committer, Unit, digest_of, pack};
 use byok::merkle::root_of;
 use byok::model::{
     Clock, Entry, EntryId, Extensions, Item, Means, Operation, Outcome, SystemClock, TenantUid, Timestamp,
 };
 use byok::store::{
-    Batch, Change, Database, EntryFilter, EntryRow, Personal, PlacedEntry, PruneError, Retention, Tile,
-    TileId,
+    Batch, Change, Database, DekRow, EntryFilter, EntryRow, Personal, PlacedEntry, PruneError, Retention,
+    Tile, TileId,
 };
 use sqlx::{Connection, PgConnection};
 
+use crate::checkpoints::printed;
 use crate::store_postgres::with_two_roles;
-use crate::support::postgres::{connect, execute, migrated};
-use crate::support::rows::{changes, tenant};
+use crate::support::postgres::{connect, execute, migrated, number};
+use crate::support::rows::{changes, dek, tenant};
+use crate::support::server::TestServer;
 use crate::support::tiles::derive;
 
 type Db = Arc<dyn Database>;
@@ -49,6 +51,7 @@ on_both_databases! {
     a_hold_is_an_entry_and_said_once
     an_erased_user_is_gone_and_the_log_still_verifies
     an_erased_record_is_gone_from_every_item
+    an_erased_record_is_gone_from_the_rows_of_its_deks_and_they_stay
     nothing_is_erased_of_a_tenant_on_hold
     an_erased_value_is_found_by_nobody
     what_comes_after_an_erased_part_is_still_found
@@ -160,7 +163,10 @@ async fn an_erased_user_is_gone_and_the_log_still_verifies(database: Db) {
     let tenant = tenant(&*database).await;
     let now = SystemClock.now();
     append(&database, tenant, vec![row(tenant, now, "ann", &["a"]), row(tenant, now, "bob", &["a"])]).await;
-    assert_eq!(keeper(&database).erase(tenant, &Personal::User("ann".to_owned())).await, Ok(1));
+    assert_eq!(
+        keeper(&database).erase(tenant, &Personal::User("ann".to_owned())).await.map(|erased| erased.entries),
+        Ok(1)
+    );
     let rows = all(&database, tenant).await;
     let user = |place: usize| rows[place].row.user.clone().unwrap();
     assert_eq!((user(0).value, user(0).salt), (None, None));
@@ -169,7 +175,10 @@ async fn an_erased_user_is_gone_and_the_log_still_verifies(database: Db) {
     assert_eq!(rows[1].row.request.value.as_deref(), Some("r-1"));
     assert_eq!(details(&database, tenant, Operation::Erase).await, ["erase user 0 2"]);
     verifies(&database, tenant).await;
-    assert_eq!(keeper(&database).erase(tenant, &Personal::User("ann".to_owned())).await, Ok(0));
+    assert_eq!(
+        keeper(&database).erase(tenant, &Personal::User("ann".to_owned())).await.map(|erased| erased.entries),
+        Ok(0)
+    );
 }
 
 async fn an_erased_record_is_gone_from_every_item(database: Db) {
@@ -178,8 +187,17 @@ async fn an_erased_record_is_gone_from_every_item(database: Db) {
     let many = ["a", "b\"'", "a", "c"];
     append(&database, tenant, vec![row(tenant, now, "ann", &many), row(tenant, now, "ann", &["c"])]).await;
     let before = all(&database, tenant).await;
-    assert_eq!(keeper(&database).erase(tenant, &Personal::Record("a".to_owned())).await, Ok(1));
-    assert_eq!(keeper(&database).erase(tenant, &Personal::Record("b\"'".to_owned())).await, Ok(1));
+    assert_eq!(
+        keeper(&database).erase(tenant, &Personal::Record("a".to_owned())).await.map(|erased| erased.entries),
+        Ok(1)
+    );
+    assert_eq!(
+        keeper(&database)
+            .erase(tenant, &Personal::Record("b\"'".to_owned()))
+            .await
+            .map(|erased| erased.entries),
+        Ok(1)
+    );
     let after = all(&database, tenant).await;
     let records = |rows: &[PlacedEntry], place: usize| -> Vec<serde_json::Value> {
         serde_json::from_str(&rows[place].row.records).unwrap()
@@ -189,6 +207,56 @@ async fn an_erased_record_is_gone_from_every_item(database: Db) {
     assert_eq!(records(&after, 0)[3], records(&before, 0)[3]);
     assert_eq!(records(&after, 1), records(&before, 1));
     verifies(&database, tenant).await;
+}
+
+async fn an_erased_record_is_gone_from_the_rows_of_its_deks_and_they_stay(database: Db) {
+    let tenant = tenant(&*database).await;
+    let (one, other, another, none) = (dek(Some("a")), dek(Some("a")), dek(Some("b")), dek(None));
+    let insert = [&one, &other, &another, &none].map(|row| Change::InsertDek(row.clone()));
+    database.commit(&changes(tenant, insert.to_vec())).await.unwrap();
+    let of_record = async |record: &str| database.deks_of_records(tenant, &[record.into()]).await.unwrap();
+    let erase = async || keeper(&database).erase(tenant, &Personal::Record("a".to_owned())).await;
+    keeper(&database).hold(tenant, true).await.unwrap();
+    let around = Change::EraseFromDeks { record_id: "a".into(), hmac: [1; 32] };
+    assert_eq!(database.commit(&changes(tenant, vec![around])).await.unwrap().applied, [0]);
+    keeper(&database).hold(tenant, false).await.unwrap();
+
+    assert_eq!(erase().await, Ok(Erased { entries: 0, deks: 2 }));
+    assert_eq!(of_record("a").await, []);
+    assert_eq!(of_record("b").await, [another]);
+    let mut rows = database.deks(tenant, &[one.id, other.id]).await.unwrap();
+    rows.sort_by_key(|row| row.id);
+    let mut erased = [one, other].map(|row| DekRow { record_id: None, ..row });
+    erased.sort_by_key(|row| row.id);
+    assert_eq!(rows, erased, "all else of them stays");
+
+    // The next DEK of that record is another one, and goes the same way; those before are not touched again.
+    let next = dek(Some("a"));
+    database.commit(&changes(tenant, vec![Change::InsertDek(next.clone())])).await.unwrap();
+    assert_eq!(of_record("a").await, [next]);
+    assert_eq!(erase().await, Ok(Erased { entries: 0, deks: 1 }));
+    assert_eq!(erase().await, Ok(Erased { entries: 0, deks: 0 }));
+}
+
+#[tokio::test]
+async fn what_was_encrypted_for_an_erased_record_still_decrypts_and_what_comes_has_another_dek() {
+    let mut server = TestServer::start().await;
+    let before = server.encrypt("before", "r").await;
+    printed(&server.environment, &["audit", "erase", "--record", "r"]).await;
+    // Nothing is left in memory.
+    server.kill().await;
+    server.start_again().await;
+    let after = server.encrypt("after", "r").await;
+    assert_eq!(server.decrypt(&before, "r").await.body["plaintext"], "before");
+    assert_eq!(server.decrypt(&after, "r").await.body["plaintext"], "after");
+    let count = async |condition: &str| {
+        number(&server.database_url, &format!("SELECT count(*) FROM np_byok_wrapped_deks WHERE {condition}"))
+            .await
+    };
+    assert_eq!(count("record_id = 'r'").await, 1);
+    assert_eq!(count("record_id IS NULL AND octet_length(record_hmac) = 32").await, 1);
+    let verified = printed(&server.environment, &["audit", "verify"]).await;
+    assert!(verified.contains("holds  deks"), "{verified}");
 }
 
 async fn nothing_is_erased_of_a_tenant_on_hold(database: Db) {
@@ -220,9 +288,15 @@ async fn an_erased_value_is_found_by_nobody(database: Db) {
     };
     assert_eq!((found(of(Some("ann"), None)).await, found(of(None, Some("a"))).await), (256, 256));
     let keeper = keeper(&database);
-    assert_eq!(keeper.erase(tenant, &Personal::User("ann".to_owned())).await, Ok(256));
+    assert_eq!(
+        keeper.erase(tenant, &Personal::User("ann".to_owned())).await.map(|erased| erased.entries),
+        Ok(256)
+    );
     assert_eq!((found(of(Some("ann"), None)).await, found(of(None, Some("a"))).await), (0, 256));
-    assert_eq!(keeper.erase(tenant, &Personal::Record("a".to_owned())).await, Ok(256));
+    assert_eq!(
+        keeper.erase(tenant, &Personal::Record("a".to_owned())).await.map(|erased| erased.entries),
+        Ok(256)
+    );
     assert_eq!(found(of(None, Some("a"))).await, 0);
     verifies(&database, tenant).await;
 }
@@ -263,8 +337,14 @@ async fn nobody_elses_values_are_erased(database: Db) {
         append(&database, tenant, vec![row(tenant, SystemClock.now(), "ann", &["a"])]).await;
     }
     let keeper = keeper(&database);
-    assert_eq!(keeper.erase(one, &Personal::User("ann".to_owned())).await, Ok(1));
-    assert_eq!(keeper.erase(one, &Personal::Record("a".to_owned())).await, Ok(1));
+    assert_eq!(
+        keeper.erase(one, &Personal::User("ann".to_owned())).await.map(|erased| erased.entries),
+        Ok(1)
+    );
+    assert_eq!(
+        keeper.erase(one, &Personal::Record("a".to_owned())).await.map(|erased| erased.entries),
+        Ok(1)
+    );
     let row = all(&database, other).await.remove(0).row;
     assert_eq!(row.user.unwrap().value.as_deref(), Some("ann"));
     assert!(row.records.contains("\"a\""));

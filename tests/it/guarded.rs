@@ -452,7 +452,7 @@ impl Replica {
 
     pub(crate) async fn encrypt(&self, record: &str) -> Result<String, ErrorCode> {
         let item = EncryptItem {
-            plaintext: Plaintext::new(b"secret".to_vec()),
+            plaintext: Ok(Plaintext::new(b"secret".to_vec())),
             context: Context::from_pairs([("record_id", record)]).unwrap(),
         };
         let answers = self.app.encrypt(&self.caller(), vec![Ok(item)]).await;

@@ -5,11 +5,13 @@
 
 mod architecture;
 mod audit_bundle;
+mod audit_bundle_mutations;
 mod audit_crash;
 mod audit_damage;
 mod audit_entries;
 mod audit_keeping;
 mod audit_reconcile;
+mod audit_schema;
 mod audit_stream;
 mod audit_tiles;
 mod canary;
@@ -70,6 +72,7 @@ mod store_fence_postgres;
 mod store_outage;
 mod store_pgbouncer;
 mod store_postgres;
+mod store_privileges;
 mod store_sqlite;
 mod store_streams;
 mod support;

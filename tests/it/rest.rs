@@ -91,6 +91,31 @@ async fn many_values_are_one_entry_and_fail_one_by_one() {
 }
 
 #[tokio::test]
+async fn a_call_whose_items_were_all_refused_is_refused_and_an_item_refused_for_its_encoding_names_its_record()
+ {
+    let server = TestServer::start().await;
+    let items = json!({ "items": [
+        { "plaintext": "AP8", "record_id": "r-1", "encoding": "BASE64" },
+        { "plaintext": "b", "record_id": "r-1", "context": { "record_id": "r-2" } },
+    ]});
+    let encrypted = server.post("/byok/encrypt/many", items).await;
+    assert_eq!(encrypted.status, 200, "{}", encrypted.body);
+    assert_eq!(encrypted.body["items"][0]["error"]["code"], "ENCODING_INVALID");
+    assert_eq!(encrypted.body["items"][1]["error"]["code"], "CONTEXT_CONFLICT");
+    let service = server.jwt("service", "u-1");
+    let query =
+        "mutation { byokEncrypt(plaintext: \"AP8\", recordId: \"r-3\", encoding: BASE64) { ciphertext } }";
+    let answer = server.graphql(&service, query, json!(null)).await;
+    assert_eq!(answer["errors"][0]["extensions"]["code"], "ENCODING_INVALID", "{answer}");
+    let audit = server.get("/byok/audit?operation=encrypt").await;
+    let entries = &audit.body["entries"];
+    assert_eq!(entries[1]["outcome"], "ENCODING_INVALID", "that of the first item: {entries}");
+    assert_eq!(entries[1]["items"][0]["record_id"], "r-1");
+    assert_eq!(entries[1]["items"][1]["record_id"], Value::Null, "which of the two was meant, nobody knows");
+    assert_eq!(entries[0]["items"][0]["record_id"], "r-3");
+}
+
+#[tokio::test]
 async fn bad_input_gets_a_clear_error_and_loses_nothing() {
     let server =
         TestServer::with(&[("BYOK_MAX_PLAINTEXT_BYTES", "1048576"), ("BYOK_MAX_BODY_BYTES", "2000000")])

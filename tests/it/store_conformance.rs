@@ -54,6 +54,7 @@ on_every_database! {
     tenants_are_listed_by_name
     entries_read_back_as_they_were_written
     entries_of_a_time_are_found_by_their_places
+    a_time_past_the_year_9999_asks_for_what_it_says
     a_batch_on_a_stale_base_does_nothing
     an_identical_batch_is_applied_once
     an_identical_batch_is_known_after_others_have_appended
@@ -195,6 +196,34 @@ async fn tenants_are_listed_by_name(store: Db) {
         store.commit(&changes(tenant.uid, vec![Change::CreateTenant(tenant.clone())])).await.unwrap();
     }
     assert_eq!(store.tenants().await.unwrap(), tenants);
+}
+
+async fn a_time_past_the_year_9999_asks_for_what_it_says(store: Db) {
+    let tenant = tenant(&*store).await;
+    store.commit(&entries(tenant, 0, vec![entry(), entry()])).await.unwrap();
+    // In UTC it is the year 10000.
+    for late in [Timestamp::parse("9999-12-31T23:59:59-01:00").unwrap(), Timestamp(i64::MAX)] {
+        let (from, until) = (Some(late), Some(late));
+        assert_eq!(matching(&store, tenant, EntryFilter { until, ..EntryFilter::default() }).await, [1, 0]);
+        assert!(matching(&store, tenant, EntryFilter { from, ..EntryFilter::default() }).await.is_empty());
+        assert_eq!(store.places(tenant, None, until).await.unwrap(), Some(0..2));
+        assert_eq!(store.places(tenant, from, None).await.unwrap(), None);
+    }
+    // And before the year 1.
+    for early in [Timestamp::parse("0000-01-01T00:00:00+01:00").unwrap(), Timestamp(i64::MIN)] {
+        let (from, until) = (Some(early), Some(early));
+        assert_eq!(matching(&store, tenant, EntryFilter { from, ..EntryFilter::default() }).await, [1, 0]);
+        assert!(matching(&store, tenant, EntryFilter { until, ..EntryFilter::default() }).await.is_empty());
+        assert_eq!(store.places(tenant, from, None).await.unwrap(), Some(0..2));
+        assert_eq!(store.places(tenant, None, until).await.unwrap(), None);
+    }
+    // An entry of such a time reads back with it.
+    let mut row = entry();
+    row.at = Timestamp::parse("9999-12-31T23:59:59-01:00").unwrap();
+    store.commit(&entries(tenant, 2, vec![row.clone()])).await.unwrap();
+    let read = store.entries(tenant, &EntryFilter::default(), None, 1).await.unwrap().entries.remove(0).row;
+    assert_eq!(read.at, row.at);
+    assert_eq!(store.leaves(tenant, 2..3).await.unwrap(), [(2, row.leaf())]);
 }
 
 async fn entries_of_a_time_are_found_by_their_places(store: Db) {

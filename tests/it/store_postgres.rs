@@ -128,6 +128,7 @@ async fn the_serving_role_serves_and_can_do_no_more() {
         "SELECT 1 FROM np_byok_audit_default",
         "DELETE FROM np_byok_wrapped_deks",
         "UPDATE np_byok_wrapped_deks SET record_id = 'x'",
+        "UPDATE np_byok_wrapped_deks SET record_hmac = NULL",
         "UPDATE np_byok_heads SET tenant = tenant",
         "UPDATE np_byok_heads SET first = 0, log = 2",
         "DELETE FROM np_byok_heads",

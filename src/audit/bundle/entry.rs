@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::line::{Bytes, Id, tenant_of};
+use super::line::{Bytes, Id, read_from_objects, tenant_of};
 use crate::audit::digest::{EntryFields, ItemFields, bytes, source_name};
 use crate::audit::form::EntryForm;
 use crate::audit::packed::Packed;
@@ -15,9 +15,11 @@ use crate::merkle::Hash;
 use crate::model::{TenantUid, Timestamp};
 use crate::store::{EntryRow, leaf_of};
 
+read_from_objects!(Personal, BundleEntry, BundleItem);
+
 /// A personal value: with its salt, or erased and without both.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub(in crate::audit) struct Personal {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(in crate::audit) value: Option<String>,
@@ -40,7 +42,7 @@ impl Personal {
 
 /// An entry with all that its leaf covers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub(in crate::audit) struct BundleEntry {
     pub(in crate::audit) place: u64,
     /// Whose it is, where that is another tenant than the log's.
@@ -76,7 +78,7 @@ pub(in crate::audit) struct BundleEntry {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub(in crate::audit) struct BundleItem {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(in crate::audit) dek_id: Option<Id>,

@@ -15,7 +15,7 @@ impl Log<'_> {
         let end = self.head.end();
         match self.store.entries_from(self.tenant.uid, end, 64).await {
             Ok(rows) => Ok(rows.iter().map(|row| row.seq).collect()),
-            Err(ReadError::Rejected) => {
+            Err(ReadError::Malformed) => {
                 let leaves = self.store.leaves(self.tenant.uid, end..end.saturating_add(64)).await?;
                 Ok(leaves.iter().map(|(seq, _)| *seq).collect())
             }

@@ -22,7 +22,8 @@ const CHECKPOINTS: u32 = 256;
 /// how many were looked at, from time to time.
 ///
 /// # Errors
-/// The database's.
+/// The database's: it is out of reach, or refuses to be read. What it holds and is not as it should be is a finding; so the
+/// schema has to be one that this binary reads ([`crate::store::MigrationReport::usable`]).
 pub async fn verify_log(
     store: &dyn Store,
     tenant: &Tenant,
@@ -34,7 +35,7 @@ pub async fn verify_log(
     let head = match (ended, store.log_head(tenant.uid).await) {
         (Some(ended), _) => ended,
         (None, Ok(Some(head))) => head,
-        (None, Ok(None) | Err(ReadError::Rejected)) => return Ok(no_head(tenant)),
+        (None, Ok(None) | Err(ReadError::Malformed)) => return Ok(no_head(tenant)),
         (None, Err(error)) => return Err(error),
     };
     let origin = origin(store, tenant, &head, &trust).await?;
@@ -87,7 +88,7 @@ async fn earlier(store: &dyn Store, tenant: &Tenant, head: &LogHead) -> Result<S
     }
     let ended = match store.ended_logs(tenant.uid).await {
         Ok(ended) => ended,
-        Err(ReadError::Rejected) => Vec::new(),
+        Err(ReadError::Malformed) => Vec::new(),
         Err(error) => return Err(error),
     };
     let before: Vec<String> = ended
@@ -212,7 +213,7 @@ impl Log<'_> {
                 self.walk.size()..self.walk.pinned_ahead().map_or(end, |pinned| pinned.min(end));
             match tree.cover(part.clone()).await {
                 Ok(roots) if self.walk.roots(part.end - part.start, &roots, true).is_ok() => {}
-                Ok(_) | Err(TreeError::Missing { .. } | TreeError::Store(ReadError::Rejected)) => {
+                Ok(_) | Err(TreeError::Missing { .. } | TreeError::Store(ReadError::Malformed)) => {
                     self.walk.gone(place);
                 }
                 Err(TreeError::Store(error)) => return Err(error),

@@ -17,7 +17,7 @@ const MOST: u32 = 512;
 const PAGE_BYTES: usize = 4 << 20;
 /// How many leaves are looked at to find the next row behind one that cannot be read.
 const AHEAD: u64 = 1_024;
-/// So many rows without even a leaf: it is the database that refuses, not the rows that are damaged.
+/// So many rows without even a leaf: it is the table that is damaged, not the rows.
 const REFUSED: u32 = 64;
 
 pub(in crate::audit) enum Row {
@@ -63,8 +63,8 @@ impl<'s> Pages<'s> {
         while self.ready.is_empty() && self.places.start < self.places.end {
             match self.store.entries_from(self.tenant, self.places.start, self.limit).await {
                 Ok(rows) => self.take(rows).await?,
-                Err(ReadError::Rejected) => self.one_by_one().await?,
-                Err(ReadError::Unavailable) => return Err(ReadError::Unavailable),
+                Err(ReadError::Malformed) => self.one_by_one().await?,
+                Err(error) => return Err(error),
             }
         }
         Ok(self.ready.pop_front())
@@ -120,7 +120,7 @@ impl<'s> Pages<'s> {
         let ahead = place..place.saturating_add(AHEAD).min(self.places.end);
         let next = match self.store.leaves(self.tenant, ahead.clone()).await {
             Ok(leaves) => leaves.first().map_or(ahead.end, |(seq, _)| *seq),
-            Err(ReadError::Rejected) => place,
+            Err(ReadError::Malformed) => place,
             Err(error) => return Err(error),
         };
         self.places.start = next;
@@ -136,14 +136,14 @@ impl<'s> Pages<'s> {
                     self.ready.push_back(row);
                 }
             }
-            Err(ReadError::Rejected) => match self.store.leaves(self.tenant, next..next + 1).await {
+            Err(ReadError::Malformed) => match self.store.leaves(self.tenant, next..next + 1).await {
                 Ok(leaves) => {
                     self.refused = 0;
                     let row = |(place, leaf)| Row::Unreadable { place, leaf };
                     self.ready.extend(leaves.into_iter().map(row));
                 }
                 // Not even a leaf: it is as good as gone.
-                Err(ReadError::Rejected) if self.refused < REFUSED => self.refused += 1,
+                Err(ReadError::Malformed) if self.refused < REFUSED => self.refused += 1,
                 Err(error) => return Err(error),
             },
             Err(error) => return Err(error),

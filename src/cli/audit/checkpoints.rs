@@ -120,5 +120,8 @@ fn failed(failed: RestoreFailed) -> Failure {
         RestoreFailed::Refused => {
             "the database refuses it: only the tables' owner may; set BYOK_MIGRATION_DATABASE_URL".to_owned()
         }
+        RestoreFailed::Malformed => {
+            "the log's head, or a row of the log, is not of a form that the server writes: run `byok audit verify`".to_owned()
+        }
     })
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 
-use crate::app::{Keeper, KeepingFailed};
+use crate::app::{Erased, Keeper, KeepingFailed};
 use crate::audit::Committer;
 use crate::cli::{Failure, assemble};
 use crate::config::{AuditRetention, Env, Reader};
@@ -41,7 +41,7 @@ pub(super) struct Erase {
     /// The user's id: it goes from all entries of that user, and with it their request ids
     #[arg(long, value_name = "USER", required_unless_present = "record", conflicts_with = "record")]
     user: Option<String>,
-    /// The record's id: it goes from all items of that record
+    /// The record's id: it goes from all items of that record, and from the rows of its DEKs
     #[arg(long, value_name = "RECORD")]
     record: Option<String>,
     #[command(flatten)]
@@ -82,8 +82,12 @@ pub(super) async fn erase(arguments: Erase) -> Result<(), Failure> {
         (None, Some(record)) => Personal::Record(record),
         (None, None) => return Err(Failure::Running("say --user or --record".to_owned())),
     };
-    let erased = keeper.erase(tenant.uid, &personal).await.map_err(failed)?;
-    println!("erased from {erased} entries; the log verifies as before");
+    let Erased { entries, deks } = keeper.erase(tenant.uid, &personal).await.map_err(failed)?;
+    let rows = match personal {
+        Personal::User(_) => String::new(),
+        Personal::Record(_) => format!(" and {deks} rows of DEKs"),
+    };
+    println!("erased from {entries} entries{rows}; the log verifies as before");
     Ok(())
 }
 
@@ -137,6 +141,9 @@ fn failed(failed: KeepingFailed) -> Failure {
         }
         KeepingFailed::Refused => {
             "the database refuses it: only the tables' owner may; set BYOK_MIGRATION_DATABASE_URL"
+        }
+        KeepingFailed::Malformed => {
+            "a row is damaged, or not of a form that the server writes; see `byok audit verify`"
         }
     };
     Failure::Running(problem.to_owned())

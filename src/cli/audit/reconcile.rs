@@ -15,7 +15,7 @@ use crate::audit::{Committer, Unit, pack};
 use crate::cli::{Failure, assemble};
 use crate::config::Env;
 use crate::model::{Clock, Entry, Operation, SystemClock, Tenant, Timestamp};
-use crate::store::{Database, EntryFilter, ReadError};
+use crate::store::{Database, EntryFilter};
 
 /// How many entries are read from the database at once.
 const AT_ONCE: u32 = 256;
@@ -54,8 +54,8 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
-    let database = assemble::database_only(&Env::of_process()).await?;
-    let tenant = database.tenant(&arguments.tenant).await.map_err(unread)?;
+    let database = assemble::database(&Env::of_process()).await?;
+    let tenant = database.tenant(&arguments.tenant).await.map_err(assemble::unread)?;
     let tenant = tenant.ok_or_else(|| running(format!("there is no tenant {}", arguments.tenant)))?;
     let keys = keys(&*database, &tenant, &arguments.key).await?;
     let margin = Duration::from_secs(arguments.margin);
@@ -91,7 +91,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
 async fn keys(database: &dyn Database, tenant: &Tenant, named: &[String]) -> Result<Vec<Arc<str>>, Failure> {
     let mut keys: Vec<Arc<str>> = named.iter().map(|key| key.as_str().into()).collect();
     if keys.is_empty() {
-        let seen = database.proofs(tenant.uid).await.map_err(unread)?;
+        let seen = database.proofs(tenant.uid).await.map_err(assemble::unread)?;
         keys.extend(seen.rows.into_iter().map(|proof| proof.key_version.key));
         keys.sort();
         keys.dedup();
@@ -111,7 +111,7 @@ async fn take_entries(
     let filter = EntryFilter { from: Some(from), until: Some(until), ..EntryFilter::default() };
     let mut before = None;
     loop {
-        let page = database.entries(tenant.uid, &filter, before, AT_ONCE).await.map_err(unread)?;
+        let page = database.entries(tenant.uid, &filter, before, AT_ONCE).await.map_err(assemble::unread)?;
         page.entries.iter().for_each(|placed| reconciliation.take(placed));
         if page.next.is_none() {
             return Ok(());
@@ -244,13 +244,6 @@ fn unusable(unusable: UnusableExport) -> Failure {
                 "the export has more than {MOST_CALLS} calls of the key: take less of it with --from and --to"
             )
         }
-    })
-}
-
-fn unread(error: ReadError) -> Failure {
-    running(match error {
-        ReadError::Unavailable => "the database is out of reach".to_owned(),
-        ReadError::Rejected => "the database refuses to be read: run `byok migrate` first".to_owned(),
     })
 }
 

@@ -43,7 +43,7 @@ pub(super) async fn check(findings: &mut Findings, settings: config::Kms) {
             return mistakes.iter().for_each(|mistake| findings.fault(&mistake.to_string(), "correct it"));
         }
         Err(Failure::Running(problem)) => return findings.fault(&problem, "correct it"),
-        Err(Failure::Unwell) => return,
+        Err(Failure::Schema(_) | Failure::Unwell) => return,
     };
     if tokio::time::timeout(PATIENCE, each(findings, provider, &*kms)).await.is_err() {
         findings.fault("key: no answer", remedy(provider, Asked::Wrap, KmsErrorClass::Timeout, Stage::Key));

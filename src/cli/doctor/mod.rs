@@ -101,7 +101,7 @@ fn identity(findings: &mut Findings, auth: &config::Auth) {
             });
         }
         Err(Failure::Running(problem)) => findings.fault(&problem, "correct it; `serve` refuses it too"),
-        Err(Failure::Unwell) => {}
+        Err(Failure::Schema(_) | Failure::Unwell) => {}
     }
     if auth.hasura_secrets.is_empty() {
         findings.open(
@@ -118,13 +118,13 @@ async fn database(findings: &mut Findings, settings: &config::Store, streams: &c
     let database = match assemble::open(settings).await {
         Ok(database) => database,
         Err(Failure::Running(problem)) => return findings.fault(&problem, "correct DATABASE_URL"),
-        Err(Failure::Configuration(_) | Failure::Unwell) => return,
+        Err(Failure::Configuration(_) | Failure::Schema(_) | Failure::Unwell) => return,
     };
     match tokio::time::timeout(PATIENCE, database.schema()).await {
         Err(_) | Ok(Err(ReadError::Unavailable)) => {
             return findings.fault("database: out of reach", "check DATABASE_URL and that the database runs");
         }
-        Ok(Err(ReadError::Rejected)) => {
+        Ok(Err(ReadError::Rejected | ReadError::Malformed)) => {
             return findings
                 .fault("database: it refuses to be read", "check the rights of DATABASE_URL's role");
         }
@@ -162,7 +162,7 @@ async fn stream(findings: &mut Findings, database: &dyn Database, name: StreamNa
         Ok(row.map(|row| (end.saturating_sub(row.next), row.failing_since)))
     };
     match read.await {
-        Err(ReadError::Unavailable | ReadError::Rejected) => {
+        Err(ReadError::Unavailable | ReadError::Rejected | ReadError::Malformed) => {
             findings.fault(&format!("audit stream {shown}: its place cannot be read"), "run `byok migrate`");
         }
         Ok(None) => findings.good(&format!("audit stream {shown}: not begun; a server begins it")),
@@ -181,7 +181,15 @@ async fn exposure(findings: &mut Findings, database: &dyn Database) {
         return findings
             .fault("database: the serving role's rights cannot be read", "run `byok migrate` first");
     };
-    let Exposure { owns_audit, superuser, may_change_entries, unguarded, volatile } = exposure;
+    let Exposure {
+        owns_audit,
+        superuser,
+        may_change_entries,
+        unguarded,
+        volatile,
+        schema_is_open,
+        open_search_path,
+    } = exposure;
     let own = "serve with a role of its own that owns nothing, and set BYOK_MIGRATION_DATABASE_URL";
     for (open, what, remedy) in [
         (
@@ -204,6 +212,18 @@ async fn exposure(findings: &mut Findings, database: &dyn Database) {
             volatile,
             "database: fsync or full_page_writes is off, so a power cut loses acknowledged entries",
             "turn both on",
+        ),
+        (
+            schema_is_open,
+            "database: roles that own neither the tables nor their schema may make objects in it, and so functions that other \
+             roles call instead of PostgreSQL's own",
+            "as the schema's owner, REVOKE CREATE ON SCHEMA … FROM PUBLIC and from each such role, or give byok a schema of \
+             its own",
+        ),
+        (
+            open_search_path,
+            "database: a function of ours calls what others may put in its way: its search_path is not pg_catalog, pg_temp",
+            "run `byok migrate`, and find out who changed it",
         ),
     ] {
         if open {

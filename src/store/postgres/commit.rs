@@ -6,7 +6,6 @@ use std::sync::{MutexGuard, PoisonError};
 use sqlx::postgres::{PgArguments, PgBindIterExt, PgConnection};
 use sqlx::query::Query;
 use sqlx::{Connection, Error, Row, Transaction};
-use time::OffsetDateTime;
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 use uuid::Uuid;
@@ -18,6 +17,7 @@ use super::super::failure::Failure;
 use super::super::row::{Columns, head, signed, there};
 use super::super::shown::shown;
 use super::super::{Batch, Change, CommitError, Committed, DekRow, EntryRow, LogHead, Passed};
+use super::moment::Moment;
 use super::writers::Writer;
 use super::{
     BEGIN, EXCHANGE, Postgres, announcements, checkpoints, derived, jobs, keeping, moment, proofs,
@@ -202,7 +202,7 @@ impl Postgres {
         };
         drop(writer);
         match failure {
-            Failure::Refused => Err(CommitError::Rejected),
+            Failure::Refused | Failure::Malformed => Err(CommitError::Rejected),
             Failure::NotNow => Err(CommitError::Unavailable),
             Failure::Lost => {
                 self.writers.close_idle();
@@ -419,6 +419,12 @@ async fn in_order(
                 applied.push(touched(connection, query, named).await?);
                 1
             }
+            Change::EraseFromDeks { record_id, hmac } => {
+                sqlx::query(keeping::NO_NEW_HOLD).persistent(false).execute(&mut *connection).await?;
+                let query = keeping::erase_from_deks(batch.tenant, record_id, hmac);
+                applied.push(touched(connection, query, named).await?);
+                1
+            }
             Change::NoteExport { places } => {
                 applied.push(touched(connection, keeping::note_export(batch.tenant, places), named).await?);
                 1
@@ -492,7 +498,7 @@ async fn append(
     if batch.fence.is_empty() {
         return Ok((None, extended));
     }
-    let proven_at: Vec<OffsetDateTime> = row.try_get(1)?;
+    let proven_at: Vec<Moment> = row.try_get(1)?;
     let proven_at = proven_at.into_iter().map(Timestamp::from).collect();
     Ok((Some(Passed { now: there(row.moment(0)?)?, proven_at }), extended))
 }

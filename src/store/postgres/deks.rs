@@ -22,7 +22,7 @@ statements! {
         FROM (SELECT DISTINCT record_id FROM unnest($2::text[]) AS w(record_id)) AS wanted
         CROSS JOIN LATERAL (
             SELECT * FROM np_byok_wrapped_deks
-            WHERE tenant = $1 AND hashtextextended(record_id, 0) = hashtextextended(wanted.record_id, 0)
+            WHERE tenant = $1 AND hashtextextended(record_id, 0::int8) = hashtextextended(wanted.record_id, 0::int8)
                 AND record_id = wanted.record_id
             ORDER BY id DESC LIMIT 1) AS d";
 

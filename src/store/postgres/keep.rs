@@ -27,7 +27,15 @@ statements! {
             COALESCE((SELECT bool_or(has_table_privilege(oid, 'UPDATE, DELETE, TRUNCATE')) FROM audit), false),
             EXISTS (SELECT FROM audit WHERE 2 <> (SELECT count(*) FROM pg_trigger t WHERE t.tgrelid = audit.oid
                 AND t.tgname IN ('np_byok_audit_row', 'np_byok_audit_whole') AND t.tgenabled IN ('O', 'A'))),
-            current_setting('fsync') = 'off' OR current_setting('full_page_writes') = 'off'";
+            current_setting('fsync') = 'off' OR current_setting('full_page_writes') = 'off',
+            EXISTS (SELECT FROM pg_namespace n
+                CROSS JOIN LATERAL aclexplode(COALESCE(n.nspacl, acldefault('n', n.nspowner))) AS granted
+                WHERE n.oid IN (SELECT relnamespace FROM audit) AND granted.privilege_type = 'CREATE'
+                    AND granted.grantee <> n.nspowner AND granted.grantee NOT IN (SELECT relowner FROM audit)
+                    AND NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = granted.grantee AND r.rolsuper)),
+            EXISTS (SELECT FROM pg_proc f WHERE f.pronamespace IN (SELECT relnamespace FROM audit)
+                AND f.proname ~ '^np_byok_'
+                AND NOT COALESCE('search_path=pg_catalog, pg_temp' = ANY (f.proconfig), false))";
 }
 
 #[async_trait]
@@ -53,9 +61,11 @@ impl Database for Postgres {
                 may_change_entries: row.try_get(2)?,
                 unguarded: row.try_get(3)?,
                 volatile: row.try_get(4)?,
+                schema_is_open: row.try_get(5)?,
+                open_search_path: row.try_get(6)?,
             })
         });
-        exposure.await?.ok_or(ReadError::Rejected)
+        exposure.await?.ok_or(ReadError::Malformed)
     }
 
     async fn upkeep(&self) -> Result<(), ReadError> {

@@ -17,6 +17,8 @@ use super::commit::PgQuery;
 use super::migrate::LOCK;
 use super::{Postgres, moment, statements};
 
+// They run as the tables' owner: functions whose arguments PostgreSQL has to convert are named with their schema, so that none
+// of another role's fits better.
 statements! {
     HOLD = "
         WITH held AS (INSERT INTO np_byok_holds (tenant) VALUES ($1) ON CONFLICT DO NOTHING RETURNING 1)
@@ -45,15 +47,21 @@ statements! {
             DELETE FROM np_byok_chunk_values v WHERE tenant = $1 AND value = $5 AND chunk <= ($3 - 1) / 256
                 AND NOT EXISTS (SELECT FROM np_byok_audit a
                     WHERE a.tenant = $1 AND a.seq >= $3 AND a.seq < (v.chunk + 1) * 256
-                        AND jsonb_path_exists(a.records, 'strict $[*] ? (@[0] == $record)',
-                            jsonb_build_object('record', $4::text)))
+                        AND pg_catalog.jsonb_path_exists(a.records, 'strict $[*] ? (@[0] == $record)',
+                            pg_catalog.jsonb_build_object('record', $4::text)))
                 AND NOT EXISTS (SELECT FROM np_byok_holds WHERE tenant = $1)),
         erased AS (
             UPDATE np_byok_audit SET records = (
-                SELECT jsonb_agg(CASE WHEN element ->> 0 = $4 THEN 'null'::jsonb ELSE element END ORDER BY place)
-                FROM jsonb_array_elements(records) WITH ORDINALITY AS e(element, place))
+                SELECT pg_catalog.jsonb_agg(CASE WHEN element ->> 0 = $4 THEN 'null'::jsonb ELSE element END ORDER BY place)
+                FROM pg_catalog.jsonb_array_elements(records) WITH ORDINALITY AS e(element, place))
             WHERE tenant = $1 AND seq >= $2 AND seq < $3
-                AND jsonb_path_exists(records, 'strict $[*] ? (@[0] == $record)', jsonb_build_object('record', $4::text))
+                AND pg_catalog.jsonb_path_exists(records, 'strict $[*] ? (@[0] == $record)', pg_catalog.jsonb_build_object('record', $4::text))
+                AND NOT EXISTS (SELECT FROM np_byok_holds WHERE tenant = $1) RETURNING 1)
+        SELECT count(*) FROM erased";
+    ERASE_FROM_DEKS = "
+        WITH erased AS (
+            UPDATE np_byok_wrapped_deks SET record_id = NULL, record_hmac = $3
+            WHERE tenant = $1 AND hashtextextended(record_id, 0::int8) = hashtextextended($2, 0::int8) AND record_id = $2
                 AND NOT EXISTS (SELECT FROM np_byok_holds WHERE tenant = $1) RETURNING 1)
         SELECT count(*) FROM erased";
     /// In which chunks values come of which no entry is left once these go: what is whole within a range, or has none beside.
@@ -69,7 +77,7 @@ statements! {
     PARTS = "
         SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
         WHERE i.inhparent = 'np_byok_audit'::regclass AND c.relname ~ '^np_byok_audit_[0-9]{6}$'
-            AND (to_date(right(c.relname, 6), 'YYYYMM') + interval '1 month') AT TIME ZONE 'UTC' <= $1
+            AND (to_date(pg_catalog.right(c.relname, 6), 'YYYYMM') + interval '1 month') AT TIME ZONE 'UTC' <= $1
         UNION ALL SELECT 'np_byok_audit_default' ORDER BY 1";
 }
 
@@ -95,6 +103,10 @@ pub(super) fn erase(tenant: TenantUid, personal: &Personal, places: &Range<u64>)
     };
     let query = sqlx::query(statement).bind(tenant.0).bind(signed(places.start)).bind(signed(places.end));
     query.bind(personal.value().to_owned()).bind(value_of(tenant, named))
+}
+
+pub(super) fn erase_from_deks(tenant: TenantUid, record_id: &str, hmac: &[u8; 32]) -> PgQuery {
+    sqlx::query(ERASE_FROM_DEKS).bind(tenant.0).bind(record_id.to_owned()).bind(*hmac)
 }
 
 /// What takes entries that no month has.

@@ -60,20 +60,37 @@ pub(super) const MIGRATIONS: &[Migration] = &[
         oldest_reader: 4,
         sql: include_str!("../../../migrations/postgres/0008_publications.sql"),
     },
+    Migration {
+        version: 9,
+        name: "hardening",
+        oldest_reader: 4,
+        sql: include_str!("../../../migrations/postgres/0009_hardening.sql"),
+    },
 ];
 
+const CLOSE: &str = include_str!("../../../migrations/postgres/close.sql");
 const TABLE: &str = include_str!("../../../migrations/postgres/migrations.sql");
 const GRANTS: &str = include_str!("../../../migrations/postgres/grants.sql");
 
 statements! {
-    LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('np_byok_migrations', 0))";
+    LOCK = "SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('np_byok_migrations', 0))";
     /// Whoever waits longer for another replica's migration tries again.
-    PATIENCE = "SELECT set_config('lock_timeout', '60s', true)";
-    /// Functions keep the path that they were made under; temporary tables come last in it, so that no other role's
-    /// temporary table can stand in for ours.
-    PATH = "SELECT set_config('search_path', quote_ident(current_schema()) || ', pg_temp', true)";
-    SERVING_ROLE = "SELECT set_config('byok.serving_role', $1, true)";
-    HAS_TABLE = "SELECT to_regclass('np_byok_migrations') IS NOT NULL";
+    PATIENCE = "SELECT pg_catalog.set_config('lock_timeout', '60s', true)";
+    /// The schema of our tables: where they are, or else where they are to be made.
+    SCHEMA = "
+        SELECT pg_catalog.set_config('byok.schema', COALESCE(
+            (SELECT n.nspname FROM pg_catalog.pg_class c
+                JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+                WHERE c.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass('np_byok_migrations')::pg_catalog.oid),
+            pg_catalog.current_schema())::text, true)";
+    /// For whatever calls functions: until the schema is closed, others may have made some in it.
+    PINNED = "SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true)";
+    /// For what makes tables. Temporary tables come last, so that no other role's can stand in for ours.
+    PATH = "
+        SELECT pg_catalog.set_config('search_path', pg_catalog.quote_ident(pg_catalog.current_setting('byok.schema'))
+            OPERATOR(pg_catalog.||) ', pg_temp', true)";
+    SERVING_ROLE = "SELECT pg_catalog.set_config('byok.serving_role', $1, true)";
+    HAS_TABLE = "SELECT pg_catalog.to_regclass('np_byok_migrations') IS NOT NULL";
     RECORD = "INSERT INTO np_byok_migrations (version, name, checksum, oldest_reader) VALUES ($1, $2, $3, $4)";
     PARTITIONS = "SELECT np_byok_make_partitions()";
     /// Once the table is there.
@@ -103,9 +120,11 @@ pub(super) async fn migrate(
 
 async fn in_transaction(connection: &mut PgConnection, serving: Option<&str>) -> Result<u32, MigrateError> {
     let around = |error: Error| failed(0, &error);
-    for sql in [PATIENCE, LOCK, PATH] {
-        sqlx::query(sql).persistent(false).execute(&mut *connection).await.map_err(around)?;
+    for sql in [PATIENCE, LOCK, SCHEMA, PINNED] {
+        run(connection, sql).await.map_err(around)?;
     }
+    sqlx::raw_sql(CLOSE).execute(&mut *connection).await.map_err(around)?;
+    run(connection, PATH).await.map_err(around)?;
     if !has_table(connection).await.map_err(around)? {
         sqlx::raw_sql(TABLE).execute(&mut *connection).await.map_err(around)?;
     }
@@ -114,12 +133,14 @@ async fn in_transaction(connection: &mut PgConnection, serving: Option<&str>) ->
     let mut ran = 0;
     for migration in missing(MIGRATIONS, &already)? {
         let refused = |error: Error| failed(migration.version, &error);
+        run(connection, PATH).await.map_err(refused)?;
         sqlx::raw_sql(migration.sql).execute(&mut *connection).await.map_err(refused)?;
         let record = sqlx::query(RECORD)
             .bind(i32::try_from(migration.version).unwrap_or(i32::MAX))
             .bind(migration.name)
             .bind(migration.checksum())
             .bind(i32::try_from(migration.oldest_reader).unwrap_or(i32::MAX));
+        run(connection, PATH).await.map_err(refused)?;
         record.persistent(false).execute(&mut *connection).await.map_err(refused)?;
         ran += 1;
     }
@@ -130,10 +151,18 @@ async fn in_transaction(connection: &mut PgConnection, serving: Option<&str>) ->
             .execute(&mut *connection)
             .await
             .map_err(around)?;
+        run(connection, PINNED).await.map_err(around)?;
         sqlx::raw_sql(GRANTS).execute(&mut *connection).await.map_err(around)?;
     }
-    sqlx::query(PARTITIONS).persistent(false).execute(&mut *connection).await.map_err(around)?;
+    for sql in [PATH, PARTITIONS] {
+        run(connection, sql).await.map_err(around)?;
+    }
     Ok(ran)
+}
+
+/// Runs a statement without parameters whose rows say nothing.
+async fn run(connection: &mut PgConnection, sql: &'static str) -> Result<(), Error> {
+    sqlx::query(sql).persistent(false).execute(connection).await.map(drop)
 }
 
 async fn read_applied(connection: &mut PgConnection) -> Result<Vec<Applied>, Error> {
@@ -158,6 +187,6 @@ fn failed(version: u32, error: &Error) -> MigrateError {
     match Failure::of(error) {
         _ if denied => MigrateError::Denied,
         Failure::NotNow | Failure::Lost => MigrateError::Unavailable,
-        Failure::Refused => MigrateError::Failed { version, code: cause(error) },
+        Failure::Refused | Failure::Malformed => MigrateError::Failed { version, code: cause(error) },
     }
 }

@@ -15,6 +15,7 @@ mod jobs;
 mod keep;
 mod keeping;
 mod migrate;
+mod moment;
 mod proofs;
 mod publications;
 mod streams;
@@ -30,7 +31,6 @@ use async_trait::async_trait;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgPool, PgPoolOptions, PgRow};
 use sqlx::query::Query;
 use sqlx::{ConnectOptions, Connection, Error, Row};
-use time::OffsetDateTime;
 use tokio::time::timeout;
 use uuid::Uuid;
 
@@ -41,6 +41,7 @@ use super::failure::Failure;
 use super::row::Columns;
 use super::statements::statements;
 use super::{Batch, CommitError, Committed, LogHead, OpenError, ReadError, Store};
+use moment::Moment;
 use writers::Writers;
 
 /// For a connection to be there.
@@ -211,8 +212,8 @@ fn without_session(options: PgConnectOptions) -> PgConnectOptions {
 }
 
 /// PostgreSQL's own moment.
-fn moment(at: Timestamp) -> OffsetDateTime {
-    at.to_datetime()
+fn moment(at: Timestamp) -> Moment {
+    at.into()
 }
 
 impl Columns for PgRow {
@@ -233,6 +234,6 @@ impl Columns for PgRow {
     }
 
     fn moment(&self, at: usize) -> Result<Option<Timestamp>, Error> {
-        Ok(self.try_get::<Option<OffsetDateTime>, _>(at)?.map(Timestamp::from))
+        Ok(self.try_get::<Option<Moment>, _>(at)?.map(Timestamp::from))
     }
 }

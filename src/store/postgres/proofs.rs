@@ -166,9 +166,10 @@ impl Postgres {
         let rows = self.all(query, |row| Ok((decode(row)?, there(row.moment(at)?)?))).await?;
         let now = match rows.first() {
             Some((_, now)) => *now,
-            None => {
-                self.first(sqlx::query(NOW), |row| there(row.moment(0)?)).await?.ok_or(ReadError::Rejected)?
-            }
+            None => self
+                .first(sqlx::query(NOW), |row| there(row.moment(0)?))
+                .await?
+                .ok_or(ReadError::Malformed)?,
         };
         Ok(Seen { now, rows: rows.into_iter().map(|(row, _)| row).collect() })
     }

@@ -71,7 +71,7 @@ impl Sqlite {
         }
         // Before COMMIT, whatever fails is rolled back.
         let nothing_done = |error: Error| match Failure::of(&error) {
-            Failure::Refused => CommitError::Rejected,
+            Failure::Refused | Failure::Malformed => CommitError::Rejected,
             Failure::NotNow | Failure::Lost => CommitError::Unavailable,
         };
         let mut transaction = self.writer.begin_with(BEGIN).await.map_err(nothing_done)?;
@@ -213,6 +213,7 @@ async fn one(connection: &mut SqliteConnection, tenant: TenantUid, change: &Chan
             keeping::unname(&tenant, personal, places).execute(&mut *connection).await?;
             keeping::erase(&tenant, personal, places)
         }
+        Change::EraseFromDeks { record_id, hmac } => keeping::erase_from_deks(&tenant, record_id, hmac),
         Change::NoteExport { places } => keeping::note_export(&tenant, places),
         Change::AddTiles { log, tiles } => {
             return Ok(derived::add_tiles(connection, tenant, *log, tiles).await?);
@@ -282,6 +283,7 @@ fn holds_nul(batch: &Batch) -> bool {
         Change::CreateTenant(tenant) => in_text(&tenant.name),
         Change::InsertDek(row) => row.record_id.as_deref().is_some_and(in_text),
         Change::Erase { personal: Personal::User(text) | Personal::Record(text), .. } => in_text(text),
+        Change::EraseFromDeks { record_id, .. } => in_text(record_id),
         // Names of the KMS's and of ours.
         Change::Rewrap { .. }
         | Change::StartJob(_)

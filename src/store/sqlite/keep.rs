@@ -58,6 +58,12 @@ const MIGRATIONS: &[Migration] = &[
         oldest_reader: 4,
         sql: include_str!("../../../migrations/sqlite/0008_publications.sql"),
     },
+    Migration {
+        version: 9,
+        name: "hardening",
+        oldest_reader: 4,
+        sql: include_str!("../../../migrations/sqlite/0009_hardening.sql"),
+    },
 ];
 
 const TABLE: &str = include_str!("../../../migrations/sqlite/migrations.sql");
@@ -132,6 +138,6 @@ async fn read_applied(connection: &mut SqliteConnection) -> Result<Vec<Applied>,
 fn failed(version: u32, error: &Error) -> MigrateError {
     match Failure::of(error) {
         Failure::NotNow | Failure::Lost => MigrateError::Unavailable,
-        Failure::Refused => MigrateError::Failed { version, code: cause(error) },
+        Failure::Refused | Failure::Malformed => MigrateError::Failed { version, code: cause(error) },
     }
 }

@@ -33,6 +33,9 @@ statements! {
         WHERE tenant = ?1 AND seq >= ?2 AND seq < ?3
             AND EXISTS (SELECT 1 FROM json_each(records) AS r WHERE r.type = 'array' AND r.value ->> '$[0]' = ?4)
             AND NOT EXISTS (SELECT 1 FROM np_byok_holds WHERE tenant = ?1)";
+    ERASE_FROM_DEKS = "
+        UPDATE np_byok_wrapped_deks SET record_id = NULL, record_hmac = ?3 WHERE tenant = ?1 AND record_id = ?2
+            AND NOT EXISTS (SELECT 1 FROM np_byok_holds WHERE tenant = ?1)";
     RANGES = "
         WITH tiled AS MATERIALIZED (
             SELECT l.tenant, l.first, min(l.size, l.first + 256 * count(*)) AS past FROM (
@@ -93,6 +96,14 @@ pub(super) fn erase<'q>(
     };
     let query = sqlx::query(statement).bind(tenant.0.as_slice());
     query.bind(signed(places.start)).bind(signed(places.end)).bind(personal.value())
+}
+
+pub(super) fn erase_from_deks<'q>(
+    tenant: &'q TenantUid,
+    record_id: &'q str,
+    hmac: &'q [u8; 32],
+) -> SqliteQuery<'q> {
+    sqlx::query(ERASE_FROM_DEKS).bind(tenant.0.as_slice()).bind(record_id).bind(hmac.as_slice())
 }
 
 /// Takes it from what is derived.

@@ -139,6 +139,6 @@ impl ProofReads for Sqlite {
 
 impl Sqlite {
     async fn clock(&self) -> Result<Timestamp, ReadError> {
-        self.first(sqlx::query(NOW), |row| there(row.moment(0)?)).await?.ok_or(ReadError::Rejected)
+        self.first(sqlx::query(NOW), |row| there(row.moment(0)?)).await?.ok_or(ReadError::Malformed)
     }
 }

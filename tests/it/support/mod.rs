@@ -7,6 +7,7 @@ pub(crate) mod gcp;
 pub(crate) mod log;
 pub(crate) mod memory;
 pub(crate) mod offered;
+pub(crate) mod older_schema;
 pub(crate) mod pgbouncer;
 pub(crate) mod pki;
 pub(crate) mod postgres;
