@@ -86,6 +86,7 @@ enum Failure {
 pub fn run() -> ExitCode {
     let command = CommandLine::parse().command;
     no_core_dumps();
+    as_many_files_as_permitted();
     // The process's one TLS provider. It fails only when one is there already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -136,4 +137,11 @@ fn no_core_dumps() {
     let _ = rustix::process::setrlimit(rustix::process::Resource::Core, none);
     #[cfg(target_os = "linux")]
     let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+}
+
+/// Each connection is a file, and the usual limit is 1,024 of the many that are permitted.
+fn as_many_files_as_permitted() {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let raised = rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, raised);
 }

@@ -29,6 +29,9 @@ pub struct Server {
     pub in_flight: usize,
     /// `BYOK_MAX_BYTES_IN_FLIGHT`: bytes of bodies, of requests and answers, that are held at once.
     pub bytes_in_flight: usize,
+    /// `BYOK_IDLE_SECONDS`: how long a connection may be without a request. Longer than what stands between keeps its own
+    /// for (60 s, mostly): else that sends a request on one that was just closed.
+    pub idle: Duration,
     /// `BYOK_DRAIN_SECONDS`: how long a stop waits for what is in flight.
     pub drain: Duration,
     /// `BYOK_CONSOLE`: whether GraphiQL is served.
@@ -78,6 +81,7 @@ impl Server {
             request_timeout: Duration::from_secs(reader.number("BYOK_REQUEST_TIMEOUT_SECONDS", 30, 1..=600)),
             in_flight: reader.number("BYOK_MAX_IN_FLIGHT", 2_048, 1..=1_000_000),
             bytes_in_flight,
+            idle: Duration::from_secs(reader.number("BYOK_IDLE_SECONDS", 75, 1..=3_600)),
             drain: Duration::from_secs(reader.number("BYOK_DRAIN_SECONDS", 15, 0..=600)),
             console: reader.flag("BYOK_CONSOLE", console),
         }

@@ -1,22 +1,25 @@
 //! The listener and its connections: accepted, spoken with in whichever HTTP they speak, dropped where their client is
 //! too slow, ended gracefully.
 
+use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::Request;
+use axum::http::{HeaderValue, Version, header};
 use hyper::body::Incoming;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
-use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, Semaphore};
 use tokio_rustls::TlsAcceptor;
+use tokio_util::io::InspectReader;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 use tracing::{debug, info, warn};
 
@@ -24,14 +27,17 @@ use crate::config;
 use crate::model::Peer;
 
 use super::SLOW_CLIENT;
+use super::activity::{Activity, Held, Wait};
+use super::crowd::{Crowd, Place, Places};
 use super::leaving::Untaken;
 use super::patient::Patient;
 
-/// How many connections are open at once; one more is closed at once.
-const CONNECTIONS: usize = 16_384;
 /// What a connection may buffer by HTTP/1.1 of what is read and written, heads included; each of them has this, and
 /// nothing else bounds their sum. By HTTP/2 a stream's windows bound it, and this what is written.
 const BUFFER: usize = 64 << 10;
+/// How long a connection that is being closed may be without a request: by HTTP/2 the time in which a client hears that it
+/// should send no more.
+const CLOSING: Duration = Duration::from_secs(1);
 
 /// Serves until `stop` is cancelled, then finishes what is in flight, for at most the drain time. While it does, it takes
 /// new connections too: who watches must see that the server is not ready, and a load balancer takes a while to hear it.
@@ -46,7 +52,8 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> io::Result<()> {
     let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(SLOW_CLIENT).max_buf_size(BUFFER);
+    // Its timeout for heads would count from the end of the request before: it would close what is idle.
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(BUFFER);
     let keep_alive = Some(Duration::from_secs(30));
     builder.http2().timer(TokioTimer::new()).keep_alive_interval(keep_alive).max_send_buf_size(BUFFER);
     let door = Door {
@@ -54,27 +61,45 @@ pub async fn serve(
         tls,
         router,
         builder: Arc::new(builder),
-        places: Arc::new(Semaphore::new(CONNECTIONS)),
+        places: Places::within_file_limit(),
+        idle: settings.idle,
         patience: settings.request_timeout,
     };
-    let (graceful, late) = (GracefulShutdown::new(), GracefulShutdown::new());
+    info!(connections = door.places.most(), "taking connections");
+    let (usual, late) = (Connections::default(), Connections::default());
     tokio::select! {
         () = stop.cancelled() => {}
-        () = door.keep_open(&graceful) => {}
+        () = door.keep_open(&usual) => {}
     }
     info!("stopping: finishing what is in flight");
     let finished = async {
         tokio::select! {
-            () = graceful.shutdown() => {}
+            () = usual.end() => {}
             () = door.keep_open(&late) => {}
         }
         drop(door);
-        late.shutdown().await;
+        late.end().await;
     };
     if tokio::time::timeout(settings.drain, finished).await.is_err() {
         warn!("the drain time is over: what is still in flight is dropped");
     }
     Ok(())
+}
+
+/// Connections that are ended together.
+#[derive(Default)]
+struct Connections {
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Connections {
+    /// Ends them gracefully, and waits until they have.
+    async fn end(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
 }
 
 /// What a connection comes in by.
@@ -83,13 +108,14 @@ struct Door {
     tls: Option<TlsAcceptor>,
     router: Router,
     builder: Arc<Builder<TokioExecutor>>,
-    places: Arc<Semaphore>,
+    places: Arc<Places>,
+    idle: Duration,
     patience: Duration,
 }
 
 impl Door {
     /// Accepts connections for as long as it is polled; each is ended gracefully with the others of its kind.
-    async fn keep_open(&self, graceful: &GracefulShutdown) {
+    async fn keep_open(&self, connections: &Connections) {
         loop {
             let stream = match self.listener.accept().await {
                 Ok((stream, _)) => stream,
@@ -100,18 +126,24 @@ impl Door {
                     continue;
                 }
             };
-            let Ok(place) = self.places.clone().try_acquire_owned() else { continue };
-            let (tls, router, builder) = (self.tls.clone(), self.router.clone(), self.builder.clone());
-            let (watcher, patience) = (graceful.watcher(), self.patience);
-            tokio::spawn(async move {
-                let _place = place;
+            let Some(place) = self.places.take() else { continue };
+            let (tls, builder) = (self.tls.clone(), self.builder.clone());
+            let connection = Connection {
+                router: self.router.clone(),
+                place,
+                stop: connections.stop.clone(),
+                idle: self.idle,
+                patience: self.patience,
+            };
+            connections.tasks.spawn(async move {
                 let _ = stream.set_nodelay(true);
                 let stream = Patient::new(stream);
                 match tls {
-                    None => converse(stream, router, &builder, watcher, patience).await,
+                    None => connection.converse(stream, &builder).await,
                     Some(tls) => {
-                        if let Ok(Ok(stream)) = tokio::time::timeout(SLOW_CLIENT, tls.accept(stream)).await {
-                            converse(stream, router, &builder, watcher, patience).await;
+                        let patience = connection.place.places().crowd().patience(SLOW_CLIENT, false);
+                        if let Ok(Ok(stream)) = tokio::time::timeout(patience, tls.accept(stream)).await {
+                            connection.converse(stream, &builder).await;
                         }
                     }
                 }
@@ -120,44 +152,85 @@ impl Door {
     }
 }
 
-/// Speaks with one client, until it hangs up or has not taken an answer within `patience`.
-async fn converse<S>(
-    stream: S,
+/// One connection.
+struct Connection {
     router: Router,
-    builder: &Builder<TokioExecutor>,
-    watcher: Watcher,
+    place: Place,
+    stop: CancellationToken,
+    idle: Duration,
     patience: Duration,
-) where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    // The builder's own timer starts only once it knows which HTTP is spoken: until a first request has come, a client
-    // has no more time than this, whatever it sends.
-    let spoken = Arc::new(Notify::new());
-    let first = spoken.clone();
-    let untaken = Untaken::default();
-    let (answers, peer) = (untaken.clone(), Peer::default());
-    let service = TowerToHyperService::new(router.map_request(move |request: http::Request<Incoming>| {
-        first.notify_one();
-        let mut request: Request = request.map(axum::body::Body::new);
-        request.extensions_mut().insert(answers.clone());
-        request.extensions_mut().insert(peer.clone());
-        request
-    }));
-    let connection = watcher.watch(builder.serve_connection(TokioIo::new(stream), service).into_owned());
-    let mut connection = std::pin::pin!(connection);
-    tokio::select! {
-        // A client that breaks off is its own affair.
-        _ = &mut connection => return,
-        () = spoken.notified() => {}
-        () = tokio::time::sleep(SLOW_CLIENT) => return,
-    }
-    let too_long = async {
-        while untaken.oldest().is_none_or(|since| since.elapsed() < patience) {
-            tokio::time::sleep(patience / 4).await;
+}
+
+impl Connection {
+    /// Speaks with the client until it hangs up, is idle or slow for too long, has not taken an answer within `patience`, or
+    /// the server stops.
+    async fn converse<S>(self, stream: S, builder: &Builder<TokioExecutor>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let Self { router, place, stop, idle, patience } = self;
+        let (activity, untaken, peer) = (Activity::new(), Untaken::default(), Peer::default());
+        let places = place.places();
+        let mut crowd = places.crowds();
+        let read = activity.clone();
+        let stream = InspectReader::new(stream, move |bytes: &[u8]| {
+            if !bytes.is_empty() {
+                read.read();
+            }
+        });
+        let service = service_fn(|request: Request<Incoming>| {
+            let (version, on_connection) = (request.version(), activity.begin(request.version()));
+            let body = |body| Body::new(Held { body, _request: on_connection.clone() });
+            let mut request = request.map(body);
+            request.extensions_mut().insert(untaken.clone());
+            request.extensions_mut().insert(peer.clone());
+            let (router, peer, places) = (router.clone(), peer.clone(), places.clone());
+            async move {
+                let Ok(mut response) = router.oneshot(request).await;
+                if version < Version::HTTP_2 && !peer.has_authenticated() && places.crowd() != Crowd::Few {
+                    // It would be closed soon: better that its client knows.
+                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(response.map(|body| Held { body, _request: on_connection }))
+            }
+        });
+        let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
+        let too_long = async {
+            while untaken.oldest().is_none_or(|since| since.elapsed() < patience) {
+                tokio::time::sleep(patience / 4).await;
+            }
+            debug!("a client did not take its answer in time: its connection is dropped");
+        };
+        let mut too_long = std::pin::pin!(too_long);
+        let overdue = loop {
+            let is_full = *crowd.borrow_and_update();
+            let allowed = |wait| {
+                let usually = match wait {
+                    Wait::FirstRequest | Wait::RestOfHead => SLOW_CLIENT,
+                    Wait::NextRequest => idle,
+                };
+                is_full.patience(usually, peer.has_authenticated())
+            };
+            tokio::select! {
+                biased;
+                // A client that breaks off is its own affair.
+                _ = connection.as_mut() => return,
+                () = too_long.as_mut() => return,
+                () = stop.cancelled() => break None,
+                wait = activity.overdue(allowed) => break Some(wait),
+                _ = crowd.changed() => {}
+            }
+        };
+        if matches!(overdue, Some(Wait::FirstRequest | Wait::RestOfHead)) {
+            return;
         }
-    };
-    tokio::select! {
-        _ = connection => {}
-        () = too_long => debug!("a client did not take its answer in time: its connection is dropped"),
+        connection.as_mut().graceful_shutdown();
+        activity.wait_anew();
+        tokio::select! {
+            biased;
+            _ = connection => {}
+            () = too_long => {}
+            _ = activity.overdue(|_| CLOSING) => {}
+        }
     }
 }

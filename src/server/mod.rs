@@ -1,8 +1,10 @@
 //! Assembles the router, its layers and the listener, and stops them gracefully: what is in flight is finished, within
 //! the drain time. Refuses what is more than the server can do; `docs/load.md` says by which rules.
 
+mod activity;
 mod arriving;
 mod bounds;
+mod crowd;
 mod leaving;
 mod listen;
 mod patient;

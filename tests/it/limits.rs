@@ -101,7 +101,7 @@ async fn items_past_the_budget_wait_and_a_call_that_can_never_pass_is_told_so() 
     let server =
         TestServer::with(&[("BYOK_ENCRYPT_ITEMS_PER_MINUTE", "10"), ("BYOK_DECRYPT_ITEMS_PER_MINUTE", "10")])
             .await;
-    let admin = server.jwt("admin", "a");
+    let admin = server.jwt("admin", "the-admin");
     let items = tokens(&server, 8).await;
     // Eight of ten are taken: five have to wait for three, six seconds each.
     let many = json!({ "items": plain(5) });

@@ -22,6 +22,7 @@ mod checkpoints_places;
 mod checkpoints_store;
 mod cli;
 mod committer;
+mod connections;
 mod drill;
 mod faults;
 mod graphql;

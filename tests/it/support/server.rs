@@ -29,6 +29,8 @@ pub(crate) struct TestServer {
     pub(crate) database_url: String,
     /// A client.
     pub(crate) client: reqwest::Client,
+    /// How many files it may open at most, where that is not the tests' own limit.
+    files: Option<u32>,
 }
 
 /// An answer: status, headers and JSON body.
@@ -47,6 +49,15 @@ impl TestServer {
     /// With more environment variables, which go before those of the tests.
     pub(crate) async fn with(more: &[(&str, &str)]) -> Self {
         Self::on(VaultKey::create().await, create_database(&needed("DATABASE_URL")).await, more).await
+    }
+
+    /// That may open so many files at most.
+    pub(crate) async fn with_files(files: u32) -> Self {
+        let mut server = Self::start().await;
+        server.stop().await;
+        server.files = Some(files);
+        server.start_again().await;
+        server
     }
 
     /// On this key and database.
@@ -77,9 +88,9 @@ impl TestServer {
 
     async fn spawn(environment: Vec<(String, String)>, key: VaultKey, database_url: String) -> Self {
         let logs = Arc::new(Mutex::new(String::new()));
-        let (child, base) = serve(&environment, &logs).await;
+        let (child, base) = serve(&environment, &logs, None).await;
         let client = super::http();
-        Self { child, environment, base, logs, key, database_url, client }
+        Self { child, environment, base, logs, key, database_url, client, files: None }
     }
 
     /// Another process on the same database and key.
@@ -99,7 +110,7 @@ impl TestServer {
 
     /// Starts it again, on another port.
     pub(crate) async fn start_again(&mut self) {
-        let (child, base) = serve(&self.environment, &self.logs).await;
+        let (child, base) = serve(&self.environment, &self.logs, self.files).await;
         self.child = child;
         self.base = base;
     }
@@ -192,9 +203,18 @@ pub(crate) async fn answer(request: reqwest::RequestBuilder) -> Answer {
     Answer { status, headers, body }
 }
 
-async fn serve(environment: &[(String, String)], logs: &Arc<Mutex<String>>) -> (Child, String) {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_byok"))
-        .arg("serve")
+async fn serve(
+    environment: &[(String, String)],
+    logs: &Arc<Mutex<String>>,
+    files: Option<u32>,
+) -> (Child, String) {
+    let byok = env!("CARGO_BIN_EXE_byok");
+    let mut command = Command::new(if files.is_some() { "/bin/sh" } else { byok });
+    match files {
+        None => command.arg("serve"),
+        Some(files) => command.args(["-c", &format!("ulimit -n {files} && exec \"$0\" serve"), byok]),
+    };
+    let mut child = command
         .env_clear()
         .envs(environment.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null())
