@@ -87,9 +87,8 @@ pub(super) fn after(
             next.failures = proof.failures.saturating_add(1);
             next.steady_since = None;
             let confirmed = proof.doubted_by.is_some_and(|doubting| doubting != replica);
-            let ended = at.plus(took);
             // A proof from the future is none.
-            let expired = proof.proven_at > ended || ended.since(proof.proven_at) >= guard.bound();
+            let expired = proof.proven_at > at || at.plus(took).since(proof.proven_at) >= guard.bound();
             next.posture = match proof.posture {
                 Posture::Active if confirmed || expired => {
                     next.falls = falls_until(proof, at);

@@ -317,7 +317,8 @@ impl Keyring {
             let Ok(seen) = self.store.proofs(tenant.uid).await else { return };
             let row = seen.rows.into_iter().find(|row| row.key_version == from.key_version);
             let Some(row) = row.filter(|row| row.epoch == from.epoch) else { return };
-            if found.met == Met::Works && row.proven_at > at && row.proven_at <= seen.now {
+            // The key was shown to work after this probe was begun.
+            if found.met != Met::Refused && row.proven_at > at && row.proven_at <= seen.now {
                 return;
             }
             from = row;
