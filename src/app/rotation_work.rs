@@ -91,16 +91,16 @@ impl App {
         job.updated_at = self.clock.now();
         let Some(last) = rows.last().map(|row| row.id) else {
             // Ids sort by time, so a DEK made on a replica whose clock is behind may stand before the cursor.
-            match self.store.deks_not_under(tenant.uid, &job.target).await {
+            match self.left_under_others(tenant, &job.target).await {
                 // Or it went nowhere, as the KMS's rotation is not true everywhere yet: not again at once.
-                Ok(left) if left > job.progress.failed => {
+                Some(left) if left > job.progress.failed => {
                     return match self.start_over(tenant, job, holder).await {
                         Step::Lost => Step::Lost,
                         Step::Advanced | Step::Finished | Step::Stalled => Step::Stalled,
                     };
                 }
-                Ok(_) => {}
-                Err(_) => return Step::Stalled,
+                Some(_) => {}
+                None => return Step::Stalled,
             }
             job.state = JobState::Done;
             job.stalled = None;
@@ -198,6 +198,20 @@ impl App {
             Step::Advanced if left.is_some() => Step::Stalled,
             step => step,
         }
+    }
+
+    /// How many DEKs are under other versions than the target. Where there are none, the other versions are not watched any
+    /// more, before the rotation says that it is done: the customer may turn them off then. Counted again after that, for a
+    /// DEK that was made under one of them meanwhile. `None` when the database does not say.
+    async fn left_under_others(&self, tenant: &Tenant, target: &KeyVersion) -> Option<u64> {
+        let left = self.store.deks_not_under(tenant.uid, target).await.ok()?;
+        if left > 0 {
+            return Some(left);
+        }
+        let retire = Change::Retire { all_but: target.clone() };
+        let unit = Unit { tenant: tenant.uid, entry: None, changes: vec![retire], fence: Vec::new() };
+        self.committer.commit(unit).await.ok()?;
+        self.store.deks_not_under(tenant.uid, target).await.ok()
     }
 
     /// Re-wraps what may be used; each row has its answer, and those whose key version may not be used have the reason. `None`

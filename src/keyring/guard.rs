@@ -11,7 +11,8 @@ use crate::kms::{DekBinding, KmsError, KmsErrorClass, Purpose, Verdict};
 use crate::model::{BootTime, Canary, DekId, KeyVersion, Posture, Proof, Tenant, TenantUid};
 use crate::store::{Batch, Change, DekRow, Fence, Must, ReadError};
 
-use super::view::{Learned, Reading, View};
+use super::database_clock::Reading;
+use super::view::{Learned, View};
 use super::{Held, Keyring, KeyringError};
 
 /// What a replica allows for its own clock's reading and a thread's turn.
@@ -67,7 +68,7 @@ impl Keyring {
             let version = &used.key_version;
             let mut view = self.views.get(tenant.uid, version).ok_or(Fallen::Anew)?;
             if view.posture == Posture::Active && self.age(&view, used.opened) > self.guard.bound() {
-                view = self.probe_now(tenant, version).await.ok_or(Fallen::Dark(Posture::Active))?;
+                view = self.probed(tenant, version).await?;
             }
             if view.posture != Posture::Active {
                 return Err(Fallen::Dark(view.posture));
@@ -143,16 +144,27 @@ impl Keyring {
             let stale =
                 |view: &View| self.age(view, None) > self.guard.bound() || view.posture != Posture::Active;
             let view = match known {
-                Some(view) if !stale(&view) => Some(view),
-                _ => self.probe_now(tenant, &used.key_version).await,
+                Some(view) if stale(&view) => self.probed(tenant, &used.key_version).await,
+                known => known.ok_or(Fallen::Anew),
             };
             match view {
-                Some(view) if view.posture == Posture::Active => {}
-                Some(view) => fallen = Fallen::Dark(view.posture),
-                None => fallen = Fallen::Dark(Posture::Active),
+                Ok(view) if view.posture == Posture::Active => {}
+                Ok(view) => fallen = Fallen::Dark(view.posture),
+                Err(Fallen::Anew) => {}
+                Err(dark) => fallen = dark,
             }
         }
         fallen
+    }
+
+    /// What is known of a version once it was probed. One that is not watched any more, as all DEKs are under another, is no
+    /// reason to refuse.
+    async fn probed(self: &Arc<Self>, tenant: &Tenant, version: &KeyVersion) -> Result<View, Fallen> {
+        match self.probe_now(tenant, version).await {
+            Some(view) => Ok(view),
+            None if self.views.get(tenant.uid, version).is_none() => Err(Fallen::Anew),
+            None => Err(Fallen::Dark(Posture::Active)),
+        }
     }
 
     /// The epoch under which a version may be used now. A version that nobody has met is tried and watched from here on; one
@@ -191,12 +203,17 @@ impl Keyring {
         }
     }
 
-    /// Reads all proofs of a tenant. `None` when the database does not say.
+    /// Reads all proofs of a tenant. What is in memory of a version that is not watched any more is not used from then on: it
+    /// was re-wrapped, and the sealing key stays, as the flights under other versions need it. `None` when the database does
+    /// not say.
     pub(super) async fn read(&self, tenant: TenantUid) -> Option<()> {
         let sent = self.boot();
         let seen = self.store.proofs(tenant).await.ok()?;
         let reading = Reading { sent, heard: self.boot(), now: seen.now };
         seen.rows.iter().for_each(|proof| self.learn(tenant, proof, reading));
+        if self.views.forget_absent(tenant, &seen.rows, reading) {
+            self.pool.empty(tenant);
+        }
         Some(())
     }
 

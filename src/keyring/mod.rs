@@ -3,17 +3,21 @@
 //! no KMS call and no read. Decides nothing about who may use a DEK.
 
 mod cache;
+mod database_clock;
 mod guard;
 mod hot;
 mod pool;
 mod posture;
 mod prober;
+#[cfg(test)]
+mod simulation;
 mod tally;
 mod view;
 
 use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use dashmap::DashMap;
 use tokio::sync::{Notify, watch};
@@ -35,6 +39,9 @@ use view::Views;
 
 pub use guard::{Fallen, Footing};
 pub use tally::Standing;
+
+/// How long the statement that writes a proof may take in the database, until that or we give it up.
+const WRITING: Duration = Duration::from_secs(6);
 
 /// A DEK that may be used for the call at hand.
 pub struct Held {
@@ -144,7 +151,7 @@ impl Keyring {
             pool: Pool::new(pool, cache.time_to_live),
             cache: Cache::new(cache),
             flights: Mutex::default(),
-            views: Views::default(),
+            views: Views::new(guard.bound() + WRITING),
             current: DashMap::new(),
             replica: Uuid::now_v7(),
             turns: Mutex::default(),
@@ -479,11 +486,29 @@ impl Keyring {
         }
     }
 
+    /// Reads and unwraps DEKs; once more those that a rotation has re-wrapped since they were read, where the KMS refused the
+    /// version of before: it may be turned off as soon as the rotation is done.
     async fn fetch(self: &Arc<Self>, tenant: &Tenant, ids: &[DekId]) -> HashMap<DekId, Flight> {
         let rows = match self.store.deks(tenant.uid, ids).await {
             Ok(rows) => rows,
             Err(error) => return ids.iter().map(|id| (*id, Err(KeyringError::Store(error)))).collect(),
         };
+        let versions: HashMap<DekId, KeyVersion> =
+            rows.iter().map(|row| (row.id, row.wrapped.key_version.clone())).collect();
+        let mut fetched = self.unwrap_rows(tenant, rows).await;
+        let is_refused = |flight: &Flight| matches!(flight, Err(KeyringError::Kms(error)) if error.class.verdict() == Verdict::Revoked);
+        let refused = fetched.iter().filter(|(_, flight)| is_refused(flight)).map(|(id, _)| *id);
+        let refused: Vec<DekId> = refused.collect();
+        if !refused.is_empty()
+            && let Ok(mut rows) = self.store.deks(tenant.uid, &refused).await
+        {
+            rows.retain(|row| versions.get(&row.id) != Some(&row.wrapped.key_version));
+            fetched.extend(self.unwrap_rows(tenant, rows).await);
+        }
+        fetched
+    }
+
+    async fn unwrap_rows(self: &Arc<Self>, tenant: &Tenant, rows: Vec<DekRow>) -> HashMap<DekId, Flight> {
         let mut fetched: HashMap<DekId, Flight> = HashMap::with_capacity(rows.len());
         // The epoch of each key version before anything is unwrapped under it.
         let mut epochs: HashMap<KeyVersion, Result<u64, KeyringError>> = HashMap::new();

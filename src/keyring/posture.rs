@@ -1,8 +1,8 @@
 //! What a probe makes of a key version's posture: pure. docs/kill-switch.md draws it.
 //!
 //! - A key that the KMS refuses is `revoked` at once. It is `active` again once probes have succeeded, without a failure
-//!   between them, for as long as the deployment says; twice as long for each time that it fell within [`CALM`] of having
-//!   come back (up to [`MOST_FALLS`] times), so that a key that flaps stays dark.
+//!   between them, for as long as the deployment says; twice as long for each time that it was revoked within [`CALM`] of
+//!   having come back (up to [`MOST_FALLS`] times), so that a key that flaps stays dark. An outage is none of these times.
 //! - A KMS that is out of reach of one replica is in doubt. It is `degraded` when another replica meets the same, or when
 //!   the proof has expired; and `active` again after one success.
 //! - A posture that is not active is probed less and less often, down to once in [`LONGEST_PAUSE`].
@@ -38,9 +38,9 @@ pub(super) fn is_due(proof: &Proof, now: Timestamp, replica: Uuid, guard: &KeyGu
         Some(doubting) if doubting == replica => guard.probe_every / 2,
         Some(_) | None => Duration::ZERO,
     };
-    // A time that lies further ahead than any pause was written before the clock was set back.
+    // A time that lies further ahead than the pause that it ends was written before the clock was set back.
     now >= proof.next_probe_at.plus(patience)
-        || proof.next_probe_at.since(now) > LONGEST_PAUSE + guard.bound()
+        || proof.next_probe_at.since(now) > pause_after(proof.failures, guard).max(guard.probe_every)
 }
 
 /// The form that says that somebody is probing: whoever writes it first is the one.
@@ -78,9 +78,8 @@ pub(super) fn after(
             next.doubted_by = None;
             next.steady_since = None;
             next.posture = Posture::Revoked;
-            if proof.posture == Posture::Active {
-                let relapse = proof.epoch > 0 && at.since(proof.since) < CALM;
-                next.falls = if relapse { (proof.falls + 1).min(MOST_FALLS) } else { 0 };
+            if proof.posture != Posture::Revoked {
+                next.falls = (falls_until(proof, at) + 1).min(MOST_FALLS + 1);
             }
             pause_after(next.failures, guard)
         }
@@ -88,9 +87,13 @@ pub(super) fn after(
             next.failures = proof.failures.saturating_add(1);
             next.steady_since = None;
             let confirmed = proof.doubted_by.is_some_and(|doubting| doubting != replica);
-            let expired = at.plus(took).since(proof.proven_at) >= guard.bound();
+            // A proof from the future is none.
+            let expired = proof.proven_at > at || at.plus(took).since(proof.proven_at) >= guard.bound();
             next.posture = match proof.posture {
-                Posture::Active if confirmed || expired => Posture::Degraded,
+                Posture::Active if confirmed || expired => {
+                    next.falls = falls_until(proof, at);
+                    Posture::Degraded
+                }
                 unchanged => unchanged,
             };
             next.doubted_by = Some(replica);
@@ -110,7 +113,15 @@ pub(super) fn after(
 
 /// How long probes must have succeeded before a revoked key is used again.
 pub(super) fn resumes_after(proof: &Proof, guard: &KeyGuard) -> Duration {
-    guard.resume_after * 2_u32.pow(proof.falls.min(MOST_FALLS))
+    guard.resume_after * 2_u32.pow(proof.falls.saturating_sub(1).min(MOST_FALLS))
+}
+
+/// The revocations that still count when a posture turns: none once it has stood for [`CALM`].
+fn falls_until(proof: &Proof, at: Timestamp) -> u32 {
+    match at.since(proof.since) < CALM {
+        true => proof.falls,
+        false => 0,
+    }
 }
 
 fn pause_after(failures: u32, guard: &KeyGuard) -> Duration {
@@ -120,7 +131,7 @@ fn pause_after(failures: u32, guard: &KeyGuard) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use super::{Duration, KeyGuard, Met, Posture, Proof, Timestamp, Uuid, claimed, is_due};
+    use super::{Duration, KeyGuard, Met, Posture, Proof, Timestamp, Uuid, claimed, is_due, resumes_after};
     use crate::model::KeyVersion;
 
     /// After an answer that took no time.
@@ -209,7 +220,22 @@ mod tests {
         }
         assert_eq!(waits, [3, 6, 12, 24, 48, 48, 48]);
         let calm = after(&proof, Met::Refused, ME, at(now + 601), &guard());
-        assert_eq!(calm.falls, 0);
+        assert_eq!(resumes_after(&calm, &guard()), guard().resume_after);
+    }
+
+    #[test]
+    fn an_outage_is_no_revocation_that_would_double_the_wait() {
+        let outage = after_all(active(), &[(9, Met::OutOfReach, ME), (10, Met::Works, ME)]);
+        assert_eq!((outage.posture, outage.epoch), (Posture::Active, 2));
+        let once = after(&outage, Met::Refused, ME, at(12), &guard());
+        assert_eq!(resumes_after(&once, &guard()), guard().resume_after);
+        // Nor does one that ends in a revocation, nor one between two of them.
+        let from_outage = after_all(active(), &[(9, Met::OutOfReach, ME), (10, Met::Refused, ME)]);
+        assert_eq!(resumes_after(&from_outage, &guard()), guard().resume_after);
+        let back = after_all(once, &[(20, Met::Works, ME), (23, Met::Works, ME)]);
+        let twice =
+            after_all(back, &[(33, Met::OutOfReach, ME), (34, Met::Works, ME), (35, Met::Refused, ME)]);
+        assert_eq!(resumes_after(&twice, &guard()), guard().resume_after * 2);
     }
 
     #[test]
@@ -270,6 +296,25 @@ mod tests {
         assert!(is_due(&steady, at(0), ME, &guard()));
         let back = after_all(steady, &[(0, Met::Works, ME), (3, Met::Works, ME)]);
         assert_eq!(back.posture, Posture::Active);
+    }
+
+    #[test]
+    fn a_row_of_before_the_clock_was_set_back_is_probed_at_once_and_none_is_too_soon() {
+        let proof = after(&active(), Met::Works, ME, at(20), &guard());
+        assert!(is_due(&proof, at(17), OTHER, &guard()));
+        assert!(!is_due(&proof, at(20), OTHER, &guard()));
+        assert!(!is_due(&claimed(&proof, at(17), &guard()), at(17), OTHER, &guard()));
+        let mut revoked = active();
+        for seconds in 0..8 {
+            revoked = after(&revoked, Met::Refused, ME, at(seconds), &guard());
+            assert!(!is_due(&revoked, at(seconds), ME, &guard()), "{seconds}");
+        }
+    }
+
+    #[test]
+    fn a_proof_from_the_future_does_not_keep_a_key_active_that_is_out_of_reach() {
+        let future = Proof { proven_at: at(3_600), ..active() };
+        assert_eq!(after(&future, Met::OutOfReach, ME, at(5), &guard()).posture, Posture::Degraded);
     }
 
     #[test]

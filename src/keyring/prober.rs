@@ -16,14 +16,15 @@ use tracing::{error, info, warn};
 use crate::audit::{Unit, pack};
 use crate::kms::{KmsError, KmsErrorClass, Verdict};
 use crate::model::{
-    Entry, EntryId, ErrorCode, Extensions, Incident, IncidentId, Item, KeyVersion, Means, Operation, Outcome,
-    Posture, Proof, Source, Tenant, TenantUid, Timestamp,
+    BootTime, Entry, EntryId, ErrorCode, Extensions, Incident, IncidentId, Item, KeyVersion, Means,
+    Operation, Outcome, Posture, Proof, Source, Tenant, TenantUid, Timestamp,
 };
 use crate::store::{Change, Fence, Must, Seen, Watched};
 
+use super::database_clock::Reading;
 use super::guard::binding_of;
 use super::posture::{Met, after, claimed, is_due};
-use super::view::{Reading, View};
+use super::view::View;
 use super::{Keyring, Turn};
 
 /// How often rows are looked at when nobody needs any.
@@ -84,35 +85,38 @@ impl Keyring {
             self.say_needed(tenant, &versions).await;
         }
         let watched = self.watched().await;
-        if let Some(seen) = &watched {
-            self.probe_due(seen);
-            self.read_what_came_back(seen).await;
+        if let Some((seen, asked)) = &watched {
+            self.probe_due(seen, *asked);
+            self.read_what_left(seen).await;
         }
         self.drop_unproven();
-        watched.is_none_or(|seen| !seen.rows.is_empty())
+        watched.is_none_or(|(seen, _)| !seen.rows.is_empty())
     }
 
-    /// Reads what this replica believes to be dark and is not watched as such any more: another has seen it come back.
-    async fn read_what_came_back(&self, seen: &Seen<Watched>) {
+    /// Reads what this replica believes to be dark or has in memory, and is not watched as such any more: another has seen it
+    /// come back, or has re-wrapped the last DEK of it.
+    async fn read_what_left(&self, seen: &Seen<Watched>) {
+        let now = self.boot();
         let is_watched = |tenant: TenantUid, version: &KeyVersion| {
             seen.rows.iter().any(|row| row.tenant.uid == tenant && row.proof.key_version == *version)
         };
-        let came_back: BTreeSet<TenantUid> = self
+        let left: BTreeSet<TenantUid> = self
             .views
             .all()
             .into_iter()
             .filter(|(tenant, version, view)| {
-                view.posture != Posture::Active && !is_watched(*tenant, version)
+                (view.posture != Posture::Active || view.in_memory_until > now)
+                    && !is_watched(*tenant, version)
             })
             .map(|(tenant, ..)| tenant)
             .collect();
-        for tenant in came_back {
+        for tenant in left {
             self.read(tenant).await;
         }
     }
 
     /// Starts the probes that are due, one batch for each tenant; but none where this replica still waits for one.
-    fn probe_due(self: &Arc<Self>, seen: &Seen<Watched>) {
+    fn probe_due(self: &Arc<Self>, seen: &Seen<Watched>, asked: BootTime) {
         let mut due: BTreeMap<TenantUid, (Vec<Watched>, Vec<OwnedMutexGuard<Turn>>)> = BTreeMap::new();
         for row in &seen.rows {
             if is_due(&row.proof, seen.now, self.replica, &self.guard)
@@ -126,7 +130,7 @@ impl Keyring {
         for (rows, turns) in due.into_values() {
             let (keyring, now) = (self.clone(), seen.now);
             tokio::spawn(async move {
-                keyring.probe(Seen { now, rows }).await;
+                keyring.probe(Seen { now, rows }, asked).await;
                 drop(turns);
             });
         }
@@ -148,12 +152,13 @@ impl Keyring {
         }
     }
 
-    async fn watched(&self) -> Option<Seen<Watched>> {
+    /// What is to be probed, and when it was asked for.
+    async fn watched(&self) -> Option<(Seen<Watched>, BootTime)> {
         let sent = self.boot();
         let seen = self.store.watched().await.ok()?;
         let reading = Reading { sent, heard: self.boot(), now: seen.now };
         seen.rows.iter().for_each(|row| self.learn(row.tenant.uid, &row.proof, reading));
-        Some(seen)
+        Some((seen, sent))
     }
 
     /// Probes one version out of turn, but not sooner after a probe than they follow each other; whoever comes meanwhile
@@ -195,9 +200,9 @@ impl Keyring {
 
     async fn probe_in_turn(&self, tenant: &Tenant, version: &KeyVersion) {
         self.say_needed(tenant.uid, std::slice::from_ref(version)).await;
-        if let Some(mut seen) = self.watched().await {
+        if let Some((mut seen, asked)) = self.watched().await {
             seen.rows.retain(|row| row.tenant.uid == tenant.uid && row.proof.key_version == *version);
-            if !self.probe(seen).await {
+            if !self.probe(seen, asked).await {
                 self.wait_for_another(tenant, version).await;
             }
             // Another replica may have been first, and know more by now.
@@ -235,11 +240,10 @@ impl Keyring {
         turns.entry((tenant, version.clone())).or_default().clone()
     }
 
-    /// Probes rows of one tenant, as they were read. Those that another replica moves first are left to it; whether there
-    /// were others.
-    async fn probe(&self, seen: Seen<Watched>) -> bool {
+    /// Probes rows of one tenant, as they stood when they were asked for. Those that another replica moves first are left to
+    /// it; whether there were others.
+    async fn probe(&self, seen: Seen<Watched>, asked: BootTime) -> bool {
         let Some(tenant) = seen.rows.first().map(|row| row.tenant.clone()) else { return false };
-        let began = self.boot();
         let mut claims: Vec<(Watched, Proof)> = seen
             .rows
             .into_iter()
@@ -271,16 +275,27 @@ impl Keyring {
             if found.met == Met::Works {
                 self.note_unwrapped(tenant.uid, version, sent);
             }
-            self.conclude(&tenant, claim, &found, (seen.now, ended.since(began))).await;
+            self.conclude(&tenant, claim, &found, (seen.now, asked, ended)).await;
         }
         true
     }
 
-    /// Writes down what a probe brought that was sent after `when.0`, and took so long. Where another replica has moved the row meanwhile, it
-    /// counts all the same, unless that one has turned the posture or knows better.
-    async fn conclude(&self, tenant: &Tenant, mut from: Proof, found: &Found, when: (Timestamp, Duration)) {
+    /// Writes down what a probe brought that was sent after the database's clock showed `at`, for which it was `asked`, and
+    /// that `ended` then. Where another replica has moved the row meanwhile, it counts all the same, unless that one has
+    /// turned the posture or knows better.
+    async fn conclude(
+        &self,
+        tenant: &Tenant,
+        mut from: Proof,
+        found: &Found,
+        (at, asked, ended): (Timestamp, BootTime, BootTime),
+    ) {
         for _ in 0..TRIES {
-            let next = after(&from, found.met, self.replica, when, &self.guard);
+            // A success that is too old to be a proof is not written: the others rely on it that none comes so late.
+            if found.met == Met::Works && self.boot().since(asked) > self.guard.bound() {
+                return;
+            }
+            let next = after(&from, found.met, self.replica, (at, ended.since(asked)), &self.guard);
             let done = match next.posture == from.posture {
                 true => {
                     let prove = Change::Prove { from: from.revision, to: next, incident: None };
@@ -302,7 +317,8 @@ impl Keyring {
             let Ok(seen) = self.store.proofs(tenant.uid).await else { return };
             let row = seen.rows.into_iter().find(|row| row.key_version == from.key_version);
             let Some(row) = row.filter(|row| row.epoch == from.epoch) else { return };
-            if found.met == Met::Works && row.proven_at > when.0 && row.proven_at <= seen.now {
+            // The key was shown to work after this probe was begun.
+            if found.met != Met::Refused && row.proven_at > at && row.proven_at <= seen.now {
                 return;
             }
             from = row;

@@ -1,23 +1,33 @@
 //! What this replica knows of each key version: its posture, and how old its proof is, counted on this machine's own clock
 //! from the moment that the proof was first seen. So neither a database whose clock is set back nor a machine that was
-//! suspended makes a proof younger than it is.
+//! suspended makes a proof younger than it is:
+//!
+//! - A proof that was seen before only ages.
+//! - A proof from the future is none, and stays none when the database's clock has come to it: only another one counts.
+//! - To the age of one that was not seen before, by the database's clock, is added by how much that clock has fallen since
+//!   the row was last read, and for as long before that as a proof may take to be written.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dashmap::DashMap;
 
 use crate::model::{BootTime, KeyVersion, Posture, Proof, TenantUid, Timestamp};
 
+use super::database_clock::{DatabaseClock, Reading};
+
 /// A key version as this replica knows it.
 #[derive(Clone, Debug)]
 pub(super) struct View {
     pub(super) posture: Posture,
     pub(super) epoch: u64,
+    revision: u64,
     proven_at: Timestamp,
     /// How old the proof was at `seen`, at least.
     age: Duration,
     seen: BootTime,
+    /// The last reading that found this proof in the row: when it was sent, and heard.
+    read: (BootTime, BootTime),
     /// When the last unwrap of this replica's own that succeeded was sent: a proof that needs no row.
     pub(super) unwrapped: Option<BootTime>,
     /// Until when DEKs of it may lie in this replica's memory.
@@ -41,14 +51,6 @@ impl View {
     }
 }
 
-/// When a reading of the database's clock was asked for and heard, on this machine, and what it was.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Reading {
-    pub(super) sent: BootTime,
-    pub(super) heard: BootTime,
-    pub(super) now: Timestamp,
-}
-
 /// What became of a posture when a row was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Learned {
@@ -61,13 +63,18 @@ pub(super) enum Learned {
 }
 
 /// All key versions that this replica has met.
-#[derive(Default)]
 pub(super) struct Views {
     views: DashMap<(TenantUid, KeyVersion), View>,
-    last: Mutex<Option<Reading>>,
+    clock: Mutex<DatabaseClock>,
+    late: Duration,
 }
 
 impl Views {
+    /// Of rows in which a proof may stand so long after the database's clock was read for it, and not longer.
+    pub(super) fn new(late: Duration) -> Self {
+        Self { views: DashMap::new(), clock: Mutex::default(), late }
+    }
+
     pub(super) fn get(&self, tenant: TenantUid, version: &KeyVersion) -> Option<View> {
         self.views.get(&(tenant, version.clone())).map(|view| view.clone())
     }
@@ -90,35 +97,57 @@ impl Views {
 
     /// Takes over what a row says.
     pub(super) fn learn(&self, tenant: TenantUid, proof: &Proof, reading: Reading) -> Learned {
-        let age = self.age(proof.proven_at, reading);
+        self.clock().note(reading);
         let mut learned = Learned::Met;
         self.views
             .entry((tenant, proof.key_version.clone()))
             .and_modify(|view| {
                 learned = Learned::Same;
+                let (known, told) = ((view.epoch, view.revision), (proof.epoch, proof.revision));
+                let is_newer = told > known || reading.sent >= view.read.1;
                 // A row that was read earlier than the one that is known here may come later.
-                if proof.epoch < view.epoch {
+                if told < known && !is_newer {
                     return;
                 }
                 if proof.epoch != view.epoch {
                     learned = Learned::Moved;
                     view.unwrapped = None;
                 }
-                (view.posture, view.epoch) = (proof.posture, proof.epoch);
-                view.prove(proof.proven_at, age, reading.sent);
+                (view.posture, view.epoch, view.revision) = (proof.posture, proof.epoch, proof.revision);
+                view.prove(
+                    proof.proven_at,
+                    self.age(proof.proven_at, reading, Some(view)),
+                    reading,
+                    is_newer,
+                );
             })
             .or_insert_with(|| View {
                 posture: proof.posture,
                 epoch: proof.epoch,
+                revision: proof.revision,
                 proven_at: proof.proven_at,
-                age,
+                age: self.age(proof.proven_at, reading, None),
                 seen: reading.sent,
+                read: (reading.sent, reading.heard),
                 unwrapped: None,
                 in_memory_until: BootTime::default(),
                 told: None,
                 probed: None,
             });
         learned
+    }
+
+    /// Forgets the versions that a reading of all of the tenant's rows did not have; whether there were any.
+    pub(super) fn forget_absent(&self, tenant: TenantUid, rows: &[Proof], reading: Reading) -> bool {
+        let mut forgotten = false;
+        self.views.retain(|(whose, version), view| {
+            let is_there = rows.iter().any(|proof| proof.key_version == *version);
+            // One that was read later may have come later.
+            let stays = *whose != tenant || is_there || view.read.1 > reading.sent;
+            forgotten |= !stays;
+            stays
+        });
+        forgotten
     }
 
     /// How old the proof of a version is that a commit found, when that commit was sent; counted by both clocks, and the
@@ -130,59 +159,55 @@ impl Views {
         proven_at: Timestamp,
         reading: Reading,
     ) -> Duration {
-        let age = self.age(proven_at, reading);
+        self.clock().note(reading);
         match self.views.get_mut(&(tenant, version.clone())) {
-            None => age,
+            None => self.age(proven_at, reading, None),
             Some(mut view) => {
-                view.prove(proven_at, age, reading.sent);
+                let age = self.age(proven_at, reading, Some(&view));
+                let is_newer = reading.sent >= view.read.1;
+                view.prove(proven_at, age, reading, is_newer);
                 match view.proven_at == proven_at {
-                    true => age.max(view.age.saturating_add(reading.sent.since(view.seen))),
+                    true => age.max(view.row_age(reading.sent)),
                     false => age,
                 }
             }
         }
     }
 
-    /// How old a proof is by the database's clock, and by how much that clock has fallen behind this machine's since it was
-    /// last read.
-    fn age(&self, proven_at: Timestamp, reading: Reading) -> Duration {
-        let fallen = self.fallen(reading);
-        match proven_at <= reading.now {
-            true => reading.now.since(proven_at).saturating_add(fallen),
-            // A proof from the future is none.
-            false => Duration::MAX,
+    /// How old a proof is by the database's clock, where that may have been set back since the proof was made.
+    fn age(&self, proven_at: Timestamp, reading: Reading, known: Option<&View>) -> Duration {
+        // A proof from the future is none.
+        if proven_at > reading.now {
+            return Duration::MAX;
+        }
+        let last_read = known.map_or(reading.sent, |view| view.read.0);
+        let age = reading.now.since(proven_at);
+        match known.is_some_and(|view| view.proven_at == proven_at) {
+            // Since it was first seen it has aged on this machine's clock.
+            true => age,
+            false => age.saturating_add(self.clock().fallen_since(last_read.minus(self.late))),
         }
     }
 
-    fn fallen(&self, reading: Reading) -> Duration {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let fallen = last.map_or(Duration::ZERO, |last| {
-            // The last reading was made before it was heard, this one after it was sent.
-            let at_least = match reading.sent >= last.heard {
-                true => last.now.plus(reading.sent.since(last.heard)),
-                false => last.now.minus(last.heard.since(reading.sent)),
-            };
-            at_least.since(reading.now)
-        });
-        if last.is_none_or(|last| reading.heard >= last.heard) {
-            *last = Some(reading);
-        }
-        fallen
+    fn clock(&self) -> MutexGuard<'_, DatabaseClock> {
+        self.clock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl View {
-    fn prove(&mut self, proven_at: Timestamp, age: Duration, seen: BootTime) {
-        let known = self.row_age(seen);
+    /// Takes over the proof that a reading found in the row; another one than is known only from a newer reading.
+    fn prove(&mut self, proven_at: Timestamp, age: Duration, reading: Reading, is_newer: bool) {
         let counts = match proven_at == self.proven_at {
             // The same proof does not get younger. It gets older where the database's clock was set, for a commit asks that.
-            true => age > known,
-            // An older one than is known says nothing new, unless the clock was set back: then what is known lies in its
-            // future.
-            false => age <= known || known == Duration::MAX,
+            true => age > self.row_age(reading.sent),
+            // That a proof lies in the future is to be remembered, whoever has seen it.
+            false => is_newer || age == Duration::MAX,
         };
         if counts {
-            (self.proven_at, self.age, self.seen) = (proven_at, age, seen);
+            (self.proven_at, self.age, self.seen) = (proven_at, age, reading.sent);
+        }
+        if proven_at == self.proven_at {
+            self.read = (self.read.0.max(reading.sent), self.read.1.max(reading.heard));
         }
     }
 }
@@ -191,6 +216,7 @@ impl View {
 mod tests {
     use super::*;
 
+    const LATE: Duration = Duration::from_secs(9);
     const TENANT: TenantUid = TenantUid([1; 16]);
 
     fn boot(ms: u64) -> BootTime {
@@ -227,7 +253,7 @@ mod tests {
 
     #[test]
     fn a_proof_ages_on_this_machines_clock() {
-        let views = Views::default();
+        let views = Views::new(LATE);
         views.learn(TENANT, &proof(0, 900), reading(0, 1_000));
         assert_eq!(age(&views, 0), 100);
         assert_eq!(age(&views, 5_000), 5_100);
@@ -235,7 +261,7 @@ mod tests {
 
     #[test]
     fn a_proof_that_was_seen_before_is_not_made_younger_by_a_clock_that_is_set_back() {
-        let views = Views::default();
+        let views = Views::new(LATE);
         views.learn(TENANT, &proof(0, 900), reading(0, 1_000));
         // Three seconds later the database's clock shows what it showed then.
         views.learn(TENANT, &proof(0, 900), reading(3_000, 1_000));
@@ -246,7 +272,7 @@ mod tests {
 
     #[test]
     fn a_proof_first_seen_after_the_clock_was_set_back_is_as_old_as_it_may_be() {
-        let views = Views::default();
+        let views = Views::new(LATE);
         views.learn(TENANT, &proof(0, 900), reading(0, 1_000));
         // Set back by two seconds: a proof of before looks half a second old.
         let found = views.age_found(TENANT, &KeyVersion::new("byok", "1"), db(1_500), reading(3_000, 2_000));
@@ -256,36 +282,66 @@ mod tests {
     #[test]
     fn a_proof_that_was_seen_before_is_as_old_as_the_database_says_once_its_clock_was_set() {
         for (now, at_least) in [(11_000, 10_100), (500, 1_000_000_000)] {
-            let views = Views::default();
+            let views = Views::new(LATE);
             views.learn(TENANT, &proof(0, 900), reading(0, 1_000));
             views.learn(TENANT, &proof(0, 900), reading(100, now));
             assert!(age(&views, 100) >= at_least, "{now}");
-            views.learn(TENANT, &proof(0, now), reading(200, now + 100));
-            assert_eq!(age(&views, 200), 100, "{now}");
         }
     }
 
     #[test]
     fn a_proof_from_the_future_is_none() {
-        let views = Views::default();
+        let views = Views::new(LATE);
         views.learn(TENANT, &proof(0, 5_000), reading(0, 1_000));
         assert!(age(&views, 0) > 1_000_000_000);
     }
 
     #[test]
-    fn after_a_jump_either_way_the_next_proof_counts() {
-        for jump in [-3_600_000, 3_600_000] {
-            let views = Views::default();
+    fn a_proof_that_was_once_seen_in_the_future_stays_none_when_the_clock_has_come_to_it() {
+        let views = Views::new(LATE);
+        views.learn(TENANT, &proof(0, 900), reading(0, 1_000));
+        // Made by another replica while the clock was ahead by 1.4 s, and found by a commit.
+        let found = views.age_found(TENANT, &KeyVersion::new("byok", "1"), db(2_500), reading(100, 1_100));
+        assert_eq!(found, Duration::MAX);
+        for (boot, db) in [(200, 1_200), (1_600, 2_600), (3_000, 4_000)] {
+            views.learn(TENANT, &Proof { revision: 2, ..proof(0, 2_500) }, reading(boot, db));
+            assert!(age(&views, boot) > 1_000_000_000);
+        }
+        views.learn(TENANT, &Proof { revision: 4, ..proof(0, 3_900) }, reading(3_000, 4_000));
+        assert_eq!(age(&views, 3_000), 100);
+    }
+
+    #[test]
+    fn a_proof_that_is_first_seen_some_readings_after_the_clock_was_set_back_is_as_old_as_it_may_be() {
+        let views = Views::new(LATE);
+        views.learn(TENANT, &proof(0, 900), reading(0, 1_000));
+        // Set back by two seconds; what was read then is the same proof.
+        views.learn(TENANT, &proof(0, 900), reading(3_000, 2_000));
+        // A probe of before that was written late.
+        views.learn(TENANT, &Proof { revision: 2, ..proof(0, 2_100) }, reading(3_200, 2_200));
+        assert_eq!(age(&views, 3_200), 2_100);
+    }
+
+    #[test]
+    fn after_a_jump_forward_the_next_proof_counts_and_after_one_back_once_none_of_before_can_come() {
+        for (jump, later) in [(3_600_000, 500), (-3_600_000, 9_700)] {
+            let views = Views::new(LATE);
             views.learn(TENANT, &proof(0, 900), reading(0, 1_000));
-            views.learn(TENANT, &proof(0, 900), reading(1_000, 2_000 + jump));
-            views.learn(TENANT, &proof(0, 2_400 + jump), reading(1_500, 2_500 + jump));
-            assert_eq!(age(&views, 1_500), 100, "{jump}");
+            views.learn(TENANT, &proof(0, 900), reading(500, 1_500 + jump));
+            let proven = |after: u64| {
+                let now = 1_500 + i64::try_from(after).unwrap() + jump;
+                let next = Proof { revision: 2 + after, ..proof(0, now - 100) };
+                views.learn(TENANT, &next, reading(500 + after, now));
+                age(&views, 500 + after)
+            };
+            proven(later - 200);
+            assert_eq!(proven(later), 100, "{jump}");
         }
     }
 
     #[test]
     fn an_own_unwrap_is_a_proof_until_the_posture_moves() {
-        let views = Views::default();
+        let views = Views::new(LATE);
         let version = KeyVersion::new("byok", "1");
         views.learn(TENANT, &proof(0, 0), reading(9_000, 9_000));
         views.change(TENANT, &version, |view| view.unwrapped = Some(boot(9_000)));
@@ -298,7 +354,7 @@ mod tests {
 
     #[test]
     fn a_row_that_was_read_earlier_changes_nothing_when_it_comes_later() {
-        let views = Views::default();
+        let views = Views::new(LATE);
         let revoked = Proof { posture: Posture::Revoked, ..proof(1, 0) };
         views.learn(TENANT, &revoked, reading(100, 100));
         assert_eq!(views.learn(TENANT, &proof(0, 90), reading(90, 90)), Learned::Same);

@@ -84,6 +84,11 @@ impl BootTime {
     pub fn plus(self, by: Duration) -> Self {
         Self(self.0.saturating_add(by))
     }
+
+    /// This moment less `by`; the start at the earliest.
+    pub fn minus(self, by: Duration) -> Self {
+        Self(self.0.saturating_sub(by))
+    }
 }
 
 /// What time it is.

@@ -57,7 +57,7 @@ pub struct Proof {
     pub steady_since: Option<Timestamp>,
     /// How many probes in a row have failed.
     pub failures: u32,
-    /// How many revocations in a row came soon after the key had come back.
+    /// How many revocations in a row came soon after the key had come back, the first among them.
     pub falls: u32,
     /// The replica whose probe met an outage that no other has confirmed.
     pub doubted_by: Option<Uuid>,

@@ -101,10 +101,11 @@ pub struct Watched {
 /// Reads of proofs and incidents.
 #[async_trait]
 pub trait ProofReads {
-    /// All proofs of one tenant.
+    /// The proofs of one tenant's key versions, but for those that are retired.
     async fn proofs(&self, tenant: TenantUid) -> Result<Seen<Proof>, ReadError>;
 
-    /// Every tenant's key versions that are to be probed: those that some replica needs, and those that are not active.
+    /// Every tenant's key versions that are to be probed: those that some replica needs, and those that are not active, but
+    /// for those that are retired.
     async fn watched(&self) -> Result<Seen<Watched>, ReadError>;
 
     /// Up to `limit` incidents of one tenant, newest first.

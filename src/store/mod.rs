@@ -170,19 +170,26 @@ pub enum Change {
         /// The last DEK that was dealt with.
         after: Option<DekId>,
     },
-    /// Adds a key version to those that are watched; changes nothing when it is there.
+    /// Adds a key version to those that are watched; changes nothing when it is there and is not retired.
     Watch {
         /// What is known of it.
         proof: Proof,
         /// What probes are to unwrap.
         canary: Canary,
     },
-    /// Says that a key version's DEKs are in memory, for so long from now by the database's clock.
+    /// Says that a key version's DEKs are in memory, for so long from now by the database's clock; touches nothing when it
+    /// is retired.
     Need {
         /// Which.
         key_version: KeyVersion,
         /// For how long.
         lasting: Duration,
+    },
+    /// Takes all key versions but this one out of those that are watched, as nothing is wrapped under them any more. Their
+    /// epochs are raised, so that nothing is answered that began under them; until one is watched anew, no read has it.
+    Retire {
+        /// The one that stays.
+        all_but: KeyVersion,
     },
     /// Puts a proof's next form in the place of that of revision `from`, with the incident that it makes; touches nothing
     /// when another was first.

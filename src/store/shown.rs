@@ -48,7 +48,7 @@ pub(super) async fn shown(
                 store.log_head(tenant).await.map_err(open)?.is_some_and(|head| head.log >= *log)
             }
             // To say it again does no harm. No publication is committed beside an entry.
-            Change::Need { .. } | Change::Publish { .. } => true,
+            Change::Need { .. } | Change::Retire { .. } | Change::Publish { .. } => true,
             // What is not there after all is derived again.
             Change::AddTiles { .. } | Change::AddChunkValues(_) | Change::AddChunks(_) => true,
             Change::Prove { to, .. } => {

@@ -17,6 +17,7 @@ on_every_database! {
     a_version_that_several_watch_at_once_is_watched_for_each
     a_need_ends_by_the_databases_clock
     a_version_that_is_not_active_is_probed_whoever_needs_it
+    a_version_that_was_retired_is_gone_until_it_is_watched_anew
     a_proof_replaces_every_field_and_leaves_the_canary
     a_proof_of_another_revision_touches_nothing
     incidents_read_back_as_they_were_recorded
@@ -184,6 +185,51 @@ async fn a_version_that_is_not_active_is_probed_whoever_needs_it(store: Db) {
     assert_eq!(probed(&store, tenant).await, ["1", "2"]);
     prove(&*store, tenant, &revoked, |to| to.posture = Posture::Active).await;
     assert_eq!(probed(&store, tenant).await, ["1"]);
+}
+
+async fn a_version_that_was_retired_is_gone_until_it_is_watched_anew(store: Db) {
+    let (tenant, other) = (tenant(&*store).await, tenant(&*store).await);
+    for version in ["1", "2", "3"] {
+        watch(&*store, tenant, version).await;
+    }
+    watch(&*store, other, "1").await;
+    let need =
+        |version: &str| Change::Need { key_version: KeyVersion::new("byok", version), lasting: MINUTE };
+    assert_eq!(one(&store, tenant, need("1")).await, 1);
+    let first = proof_of(&store, tenant, "1").await;
+    let revoked = prove(&*store, tenant, &proof_of(&store, tenant, "3").await, |to| {
+        to.posture = Posture::Revoked;
+    })
+    .await;
+    let retire = || Change::Retire { all_but: KeyVersion::new("byok", "2") };
+    assert_eq!(one(&store, tenant, retire()).await, 2);
+    assert_eq!(one(&store, tenant, retire()).await, 0);
+    let known = async || {
+        let rows = store.proofs(tenant).await.unwrap().rows;
+        let mut known: Vec<String> = rows.iter().map(|row| row.key_version.version.to_string()).collect();
+        known.sort();
+        known
+    };
+    assert_eq!(known().await, ["2"]);
+    assert_eq!(probed(&store, tenant).await, [""; 0]);
+    assert_eq!(store.proofs(other).await.unwrap().rows.len(), 1, "another tenant's stay");
+
+    // Who has not heard of it yet.
+    assert_eq!(one(&store, tenant, need("1")).await, 0);
+    let late = Change::Prove { from: first.revision, to: first.clone(), incident: None };
+    assert_eq!(one(&store, tenant, late).await, 0);
+    let under_it = vec![fence("1", Must::BeActive { epoch: first.epoch })];
+    assert_eq!(store.commit(&under(tenant, 0, under_it)).await, Err(CommitError::Fenced));
+
+    for (version, epoch) in [("1", first.epoch + 1), ("3", revoked.epoch + 1)] {
+        let again = Change::Watch { proof: proof(version, Timestamp(5)), canary: canary(version) };
+        assert_eq!(one(&store, tenant, again).await, 1);
+        assert_eq!(proof_of(&store, tenant, version).await.epoch, epoch);
+    }
+    assert_eq!(known().await, ["1", "2", "3"]);
+    assert_eq!(probed(&store, tenant).await, ["3"], "what was refused is probed again");
+    assert_eq!(one(&store, tenant, need("1")).await, 1);
+    assert_eq!(probed(&store, tenant).await, ["1", "3"]);
 }
 
 async fn a_proof_replaces_every_field_and_leaves_the_canary(store: Db) {

@@ -10,7 +10,8 @@ use crate::config;
 /// How long the places may take to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-pub(super) async fn check(findings: &mut Findings, audit: config::Audit, store: &config::Store) {
+/// Whether an entry may be added: not while the log is behind what was published of it.
+pub(super) async fn check(findings: &mut Findings, audit: config::Audit, store: &config::Store) -> bool {
     let places = &audit.places;
     let published = places.directory.is_some() || places.bucket.is_some() || places.webhook.is_some();
     match (&audit.keys, published) {
@@ -25,9 +26,9 @@ pub(super) async fn check(findings: &mut Findings, audit: config::Audit, store: 
         (Some(_), true) => findings.good("audit log: checkpoints are signed and published"),
     }
     // What is wrong with the database is said elsewhere.
-    let Ok(database) = assemble::open(store).await else { return };
-    let Ok(Some(tenant)) = database.tenant(assemble::PRIMARY).await else { return };
-    let Ok(checkpoints) = assemble::checkpoints(audit, database, tenant, None) else { return };
+    let Ok(database) = assemble::open(store).await else { return false };
+    let Ok(Some(tenant)) = database.tenant(assemble::PRIMARY).await else { return false };
+    let Ok(checkpoints) = assemble::checkpoints(audit, database, tenant, None) else { return false };
     match tokio::time::timeout(PATIENCE, checkpoints.check()).await {
         Ok(Ok(checked)) => {
             for place in checked.unread {
@@ -36,14 +37,19 @@ pub(super) async fn check(findings: &mut Findings, audit: config::Audit, store: 
                     "let this server read it too; for a bucket, s3:GetObject and s3:ListBucket",
                 );
             }
-            match checked.holds {
+            let holds = checked.holds;
+            match holds {
                 true => findings.good("audit log: it holds what is known to be published"),
                 false => findings.fault(
                     "audit log: it is behind what was published of it, or not the same; nothing is served (AUDIT_LOG_BEHIND)",
                     "find out whether the database was restored or rewritten; after a restore, run `byok audit restored`",
                 ),
             }
+            holds
         }
-        Ok(Err(_)) | Err(_) => findings.fault("audit log: it cannot be read", "run `byok migrate` first"),
+        Ok(Err(_)) | Err(_) => {
+            findings.fault("audit log: it cannot be read", "run `byok migrate` first");
+            false
+        }
     }
 }

@@ -2,6 +2,7 @@
 //! is kept nowhere.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use super::{Findings, PATIENCE};
 use crate::cli::{Failure, assemble};
@@ -21,7 +22,7 @@ enum Asked {
 
 /// Whose words the remedies use.
 #[derive(Clone, Copy)]
-enum Provider {
+pub(super) enum Provider {
     Aws,
     Gcp,
     Vault,
@@ -29,7 +30,11 @@ enum Provider {
     Local,
 }
 
-pub(super) async fn check(findings: &mut Findings, settings: config::Kms) {
+/// Answers with the key where it unwraps what it wraps.
+pub(super) async fn check(
+    findings: &mut Findings,
+    settings: config::Kms,
+) -> Option<(Arc<dyn Kms>, Provider)> {
     let provider = match &settings {
         config::Kms::Aws(_) => Provider::Aws,
         config::Kms::Gcp(_) => Provider::Gcp,
@@ -40,20 +45,31 @@ pub(super) async fn check(findings: &mut Findings, settings: config::Kms) {
     let kms = match assemble::provider(settings) {
         Ok(kms) => kms,
         Err(Failure::Configuration(mistakes)) => {
-            return mistakes.iter().for_each(|mistake| findings.fault(&mistake.to_string(), "correct it"));
+            mistakes.iter().for_each(|mistake| findings.fault(&mistake.to_string(), "correct it"));
+            return None;
         }
-        Err(Failure::Running(problem)) => return findings.fault(&problem, "correct it"),
-        Err(Failure::Schema(_) | Failure::Unwell) => return,
+        Err(Failure::Running(problem)) => {
+            findings.fault(&problem, "correct it");
+            return None;
+        }
+        Err(Failure::Schema(_) | Failure::Unwell) => return None,
     };
-    if tokio::time::timeout(PATIENCE, each(findings, provider, &*kms)).await.is_err() {
-        findings.fault("key: no answer", remedy(provider, Asked::Wrap, KmsErrorClass::Timeout, Stage::Key));
-    }
+    let unwraps = match tokio::time::timeout(PATIENCE, each(findings, provider, &*kms)).await {
+        Ok(unwraps) => unwraps,
+        Err(_) => {
+            findings
+                .fault("key: no answer", remedy(provider, Asked::Wrap, KmsErrorClass::Timeout, Stage::Key));
+            false
+        }
+    };
     for warning in kms.exposure().await {
         findings.open(warning.what, warning.remedy);
     }
+    unwraps.then_some((kms, provider))
 }
 
-async fn each(findings: &mut Findings, provider: Provider, kms: &dyn Kms) {
+/// Whether a DEK that was made just now was unwrapped.
+async fn each(findings: &mut Findings, provider: Provider, kms: &dyn Kms) -> bool {
     let (tenant, dek_id) = (TenantUid(crypto::random()), DekId::new());
     let binding = DekBinding { tenant, dek_id, purpose: Purpose::Probe };
     let fault = |findings: &mut Findings, asked: Asked, error: &KmsError| {
@@ -66,15 +82,17 @@ async fn each(findings: &mut Findings, provider: Provider, kms: &dyn Kms) {
             fault(findings, Asked::Generate, &error);
             // Anything but a right that is missing would say the same of all.
             if error.class != KmsErrorClass::AccessDenied || error.stage == Stage::Credential {
-                return;
+                return false;
             }
             one(kms.wrap(&[(binding, &Dek::generate())]).await)
                 .inspect_err(|error| fault(findings, Asked::Wrap, error))
         }
     };
-    let Ok(wrapped) = wrapped else { return };
+    let Ok(wrapped) = wrapped else { return false };
     let version = wrapped.key_version.clone();
-    match one(kms.unwrap(&[(binding, wrapped.clone())]).await) {
+    let unwrapped = one(kms.unwrap(&[(binding, wrapped.clone())]).await);
+    let unwraps = unwrapped.is_ok();
+    match unwrapped {
         Ok(_) => findings.good(&format!("key: a DEK was wrapped and unwrapped under {version}")),
         Err(error) => fault(findings, Asked::Unwrap, &error),
     }
@@ -86,6 +104,7 @@ async fn each(findings: &mut Findings, provider: Provider, kms: &dyn Kms) {
         ),
         Err(error) => fault(findings, Asked::Rewrap, &error),
     }
+    unwraps
 }
 
 fn one<T>(mut answers: Vec<ItemResult<T>>) -> Result<T, KmsError> {

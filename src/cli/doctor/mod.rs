@@ -1,8 +1,10 @@
 //! `byok doctor`: checks configuration, database, roles and key, and says of each what is wrong, what it leaves
-//! unprotected and what to do. Changes nothing in the database; wraps and unwraps one DEK that is kept nowhere.
+//! unprotected and what to do. Changes nothing in the database, but for an entry that says which stored DEKs it has tried to
+//! unwrap; wraps and unwraps one DEK that is kept nowhere.
 
 mod audit;
 mod key;
+mod stored;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,8 +57,9 @@ pub(super) async fn run() -> Result<(), Failure> {
     listener(&mut findings, &config.server);
     identity(&mut findings, &config.auth);
     database(&mut findings, &config.store, &config.audit_streams).await;
-    audit::check(&mut findings, config.audit, &config.store).await;
-    key::check(&mut findings, config.kms).await;
+    let may_append = audit::check(&mut findings, config.audit, &config.store).await;
+    let key = key::check(&mut findings, config.kms).await;
+    stored::check(&mut findings, &config.store, key.filter(|_| may_append)).await;
     probing(&mut findings, &config.key_guard);
     match findings.faults {
         0 => Ok(()),

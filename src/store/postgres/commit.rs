@@ -389,6 +389,10 @@ async fn in_order(
                 applied.push(touched(connection, query, named).await?);
                 1
             }
+            Change::Retire { all_but } => {
+                applied.push(touched(connection, proofs::retire(batch.tenant, all_but), named).await?);
+                1
+            }
             Change::Prove { from, to, incident } => {
                 let query = proofs::prove(batch.tenant, *from, to, incident.as_ref());
                 applied.push(touched(connection, query, named).await?);

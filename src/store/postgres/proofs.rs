@@ -14,15 +14,16 @@ use super::commit::PgQuery;
 use super::{Postgres, moment, statements};
 
 statements! {
-    /// 1 when the key version is watched, now or already.
+    /// 1 when the key version is watched, now, already or again.
     WATCH = "
         WITH watched AS (
             INSERT INTO np_byok_proofs AS o (tenant, key_name, key_version, posture, epoch, revision, proven_at, since,
                 steady_since, failures, falls, doubted_by, next_probe_at, needed_until, canary_dek, canary,
                 canary_scheme, canary_probe)
             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, clock_timestamp(), $14, $15, $16, $17)
-            -- Not `DO NOTHING`: that does not return a row that another has just added.
-            ON CONFLICT (tenant, key_name, key_version) DO UPDATE SET canary = o.canary
+            -- What is needed until the epoch is retired.
+            ON CONFLICT (tenant, key_name, key_version)
+                DO UPDATE SET needed_until = greatest(o.needed_until, EXCLUDED.needed_until)
             RETURNING 1)
         SELECT count(*) FROM watched";
 
@@ -30,9 +31,16 @@ statements! {
     NEED = "
         WITH needed AS (
             UPDATE np_byok_proofs SET needed_until = clock_timestamp() + $4 * interval '1 microsecond'
-            WHERE tenant = $1 AND key_name = $2 AND key_version = $3
+            WHERE tenant = $1 AND key_name = $2 AND key_version = $3 AND needed_until > 'epoch'
             RETURNING 1)
         SELECT count(*) FROM needed";
+
+    RETIRE = "
+        WITH retired AS (
+            UPDATE np_byok_proofs SET epoch = epoch + 1, revision = revision + 1, needed_until = 'epoch'
+            WHERE tenant = $1 AND (key_name, key_version) <> ($2, $3) AND needed_until > 'epoch'
+            RETURNING 1)
+        SELECT count(*) FROM retired";
 
     /// The row's next form, where it still is at the revision that it was read at; and with it the incident, if there is
     /// one. A row that already holds what it should counts as touched, so that a retry says what the first try did.
@@ -55,14 +63,14 @@ statements! {
     BY_TENANT = "
         SELECT key_name, key_version, posture, epoch, revision, proven_at, since, steady_since, failures::int8,
             falls::int8, doubted_by, next_probe_at, clock_timestamp()
-        FROM np_byok_proofs WHERE tenant = $1";
+        FROM np_byok_proofs WHERE tenant = $1 AND needed_until > 'epoch'";
 
     WATCHED = "
         SELECT p.key_name, p.key_version, p.posture, p.epoch, p.revision, p.proven_at, p.since, p.steady_since,
             p.failures::int8, p.falls::int8, p.doubted_by, p.next_probe_at, t.uid, t.name, p.canary_dek, p.canary,
             p.canary_scheme::int8, p.canary_probe::int::int8, p.needed_until, clock_timestamp()
         FROM np_byok_proofs p JOIN np_byok_tenants t ON t.uid = p.tenant
-        WHERE p.posture <> 'active' OR p.needed_until > clock_timestamp()";
+        WHERE p.needed_until > 'epoch' AND (p.posture <> 'active' OR p.needed_until > clock_timestamp())";
 
     NOW = "SELECT clock_timestamp()";
 
@@ -87,6 +95,10 @@ pub(super) fn need(tenant: TenantUid, version: &KeyVersion, lasting: Duration) -
         .bind(version.key.to_string())
         .bind(version.version.to_string())
         .bind(micros)
+}
+
+pub(super) fn retire(tenant: TenantUid, all_but: &KeyVersion) -> PgQuery {
+    sqlx::query(RETIRE).bind(tenant.0).bind(all_but.key.to_string()).bind(all_but.version.to_string())
 }
 
 pub(super) fn prove(tenant: TenantUid, from: u64, to: &Proof, incident: Option<&Incident>) -> PgQuery {

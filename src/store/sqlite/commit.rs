@@ -196,6 +196,7 @@ async fn one(connection: &mut SqliteConnection, tenant: TenantUid, change: &Chan
         Change::AdvanceJob { job, holder, after } => jobs::advance(&tenant, job, *holder, *after),
         Change::Watch { proof, canary } => proofs::watch(&tenant, proof, canary),
         Change::Need { key_version, lasting } => proofs::need(&tenant, key_version, *lasting),
+        Change::Retire { all_but } => proofs::retire(&tenant, all_but),
         Change::Prove { from, to, incident } => {
             let touched = proofs::prove(&tenant, *from, to).execute(&mut *connection).await?.rows_affected();
             if let (Some(incident), 1) = (incident, touched) {
@@ -291,6 +292,7 @@ fn holds_nul(batch: &Batch) -> bool {
         | Change::AdvanceJob { .. }
         | Change::Watch { .. }
         | Change::Need { .. }
+        | Change::Retire { .. }
         | Change::Prove { .. }
         | Change::AddCheckpoint { .. }
         | Change::Publish { .. }

@@ -18,11 +18,17 @@ statements! {
             canary_probe)
         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13,
             CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000, ?14, ?15, ?16, ?17)
-        ON CONFLICT (tenant, key_name, key_version) DO UPDATE SET canary = canary";
+        ON CONFLICT (tenant, key_name, key_version)
+            DO UPDATE SET needed_until = max(needed_until, excluded.needed_until)";
 
     NEED = "
         UPDATE np_byok_proofs SET needed_until = CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000 + ?4
-        WHERE tenant = ?1 AND key_name = ?2 AND key_version = ?3";
+        WHERE tenant = ?1 AND key_name = ?2 AND key_version = ?3 AND needed_until > 0";
+
+    /// What is needed until 1970 is retired.
+    RETIRE = "
+        UPDATE np_byok_proofs SET epoch = epoch + 1, revision = revision + 1, needed_until = 0
+        WHERE tenant = ?1 AND (key_name, key_version) <> (?2, ?3) AND needed_until > 0";
 
     /// The row's next form, where it still is at the revision that it was read at. A row that already holds what it should
     /// counts as touched, so that a retry says what the first try did.
@@ -42,14 +48,15 @@ statements! {
     BY_TENANT = "
         SELECT key_name, key_version, posture, epoch, revision, proven_at, since, steady_since, failures, falls,
             doubted_by, next_probe_at
-        FROM np_byok_proofs WHERE tenant = ?1";
+        FROM np_byok_proofs WHERE tenant = ?1 AND needed_until > 0";
 
     WATCHED = "
         SELECT p.key_name, p.key_version, p.posture, p.epoch, p.revision, p.proven_at, p.since, p.steady_since,
             p.failures, p.falls, p.doubted_by, p.next_probe_at, t.uid, t.name, p.canary_dek, p.canary,
             p.canary_scheme, p.canary_probe, p.needed_until
         FROM np_byok_proofs p JOIN np_byok_tenants t ON t.uid = p.tenant
-        WHERE p.posture <> 'active' OR p.needed_until > CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000";
+        WHERE p.needed_until > 0
+            AND (p.posture <> 'active' OR p.needed_until > CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000)";
 
     NOW = "SELECT CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000";
 
@@ -69,6 +76,10 @@ pub(super) fn watch<'q>(tenant: &'q TenantUid, proof: &'q Proof, canary: &'q Can
 pub(super) fn need<'q>(tenant: &'q TenantUid, version: &'q KeyVersion, lasting: Duration) -> SqliteQuery<'q> {
     let micros = i64::try_from(lasting.as_micros()).unwrap_or(i64::MAX);
     sqlx::query(NEED).bind(tenant.0.as_slice()).bind(&*version.key).bind(&*version.version).bind(micros)
+}
+
+pub(super) fn retire<'q>(tenant: &'q TenantUid, all_but: &'q KeyVersion) -> SqliteQuery<'q> {
+    sqlx::query(RETIRE).bind(tenant.0.as_slice()).bind(&*all_but.key).bind(&*all_but.version)
 }
 
 pub(super) fn prove<'q>(tenant: &'q TenantUid, from: u64, to: &'q Proof) -> SqliteQuery<'q> {

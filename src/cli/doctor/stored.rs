@@ -1,0 +1,253 @@
+//! What is stored: how the key's versions stood when they were last probed, and whether DEKs that lie in the database can be
+//! unwrapped. A key that was deleted and made anew under its name wraps and unwraps well, and opens nothing of before. The
+//! DEKs that are tried are used for nothing; that they were unwrapped is recorded in the audit log.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::key::Provider;
+use super::{Findings, PATIENCE};
+use crate::audit::{Committer, Unit, pack};
+use crate::cli::assemble;
+use crate::config;
+use crate::crypto::Dek;
+use crate::kms::{DekBinding, ItemResult, Kms, KmsError, KmsErrorClass, Purpose};
+use crate::model::{
+    Clock, DekId, Entry, Item, KeyVersion, Operation, Outcome, Posture, Source, SystemClock, Tenant,
+    Timestamp,
+};
+use crate::store::{Database, DekRow, ReadError};
+
+/// How many DEKs of one key version are tried.
+const OF_EACH: usize = 3;
+
+pub(super) async fn check(
+    findings: &mut Findings,
+    settings: &config::Store,
+    key: Option<(Arc<dyn Kms>, Provider)>,
+) {
+    // What is wrong with the database is said elsewhere.
+    let Ok(database) = assemble::open(settings).await else { return };
+    let Ok(Some(tenant)) = database.tenant(assemble::PRIMARY).await else { return };
+    if postures(findings, &*database, &tenant).await.is_err() {
+        return findings.fault("posture: it cannot be read", "run `byok migrate` first");
+    }
+    // Without a key that works there is nothing to be learned from a DEK.
+    let Some((kms, provider)) = key else { return };
+    let Ok(samples) = samples(&*database, &tenant).await else {
+        return findings.fault("stored DEKs: they cannot be read", "run `byok migrate` first");
+    };
+    if samples.is_empty() {
+        return findings.good("stored DEKs: there are none yet");
+    }
+    let binding = |row: &DekRow| DekBinding { tenant: tenant.uid, dek_id: row.id, purpose: Purpose::Record };
+    let asked: Vec<_> = samples.iter().map(|row| (binding(row), row.wrapped.clone())).collect();
+    let Ok(answers) = tokio::time::timeout(PATIENCE, kms.unwrap(&asked)).await else {
+        return findings
+            .fault("stored DEKs: no answer", "check the path to the KMS, or raise BYOK_KMS_TIMEOUT_MS");
+    };
+    let mut tried: BTreeMap<(Arc<str>, Arc<str>), Tried> = BTreeMap::new();
+    for (row, answer) in samples.iter().zip(&answers) {
+        let KeyVersion { key, version } = &row.wrapped.key_version;
+        tried.entry((key.clone(), version.clone())).or_default().count(answer);
+    }
+    if !record(database, &tenant, &samples, &answers).await {
+        findings.open(
+            "stored DEKs: that some were unwrapped could not be recorded in the audit log",
+            "mend the database; a reconciliation with the KMS's log will name these calls",
+        );
+    }
+    for ((key, version), tried) in tried {
+        tried.tell(findings, &KeyVersion { key, version }, provider);
+    }
+}
+
+/// Says of each key version that may not be used since when, and why.
+async fn postures(
+    findings: &mut Findings,
+    database: &dyn Database,
+    tenant: &Tenant,
+) -> Result<(), ReadError> {
+    let proofs = database.proofs(tenant.uid).await?.rows;
+    let incidents = database.incidents(tenant.uid, 100).await?;
+    for proof in &proofs {
+        let (version, since, proven_at) = (&proof.key_version, proof.since, proof.proven_at);
+        let incident = incidents.iter().find(|incident| incident.key_version == *version);
+        let class = incident.and_then(|incident| incident.class.as_deref()).unwrap_or("not known");
+        match proof.posture {
+            Posture::Active => {}
+            Posture::Revoked => findings.fault(
+                &format!(
+                    "posture: {version} is revoked since {since} (the KMS's answer: {class}), last shown to work at \
+                     {proven_at}: calls that need it are refused, 403 KMS_ACCESS_DENIED"
+                ),
+                "see what is said below of the key and of the stored DEKs; once probes succeed again, running servers \
+                 resume by themselves",
+            ),
+            Posture::Degraded => findings.fault(
+                &format!(
+                    "posture: {version} is out of reach since {since} ({class}), last shown to work at {proven_at}: calls \
+                     that need it are refused, 503 KMS_UNAVAILABLE"
+                ),
+                "check the path from the servers to the KMS, its quota and its status; running servers resume by themselves",
+            ),
+        }
+    }
+    if !proofs.is_empty() && proofs.iter().all(|proof| proof.posture == Posture::Active) {
+        findings.good("posture: no key version was refused or out of reach when it was last probed");
+    }
+    Ok(())
+}
+
+/// Some DEKs of each key version, the oldest and others over all the time in which DEKs were made, more of the latest. Ids
+/// sort by time, so each look reads a few rows.
+async fn samples(database: &dyn Database, tenant: &Tenant) -> Result<Vec<DekRow>, ReadError> {
+    let now = SystemClock.now();
+    // From a second ago to 34 years.
+    let ago = (0..=30).map(|power| Some(first_id(now.minus(Duration::from_secs(1 << power)))));
+    let mut seen = HashSet::new();
+    let mut taken: BTreeMap<(Arc<str>, Arc<str>), usize> = BTreeMap::new();
+    let mut samples = Vec::new();
+    for after in std::iter::once(None).chain(ago) {
+        for row in database.deks_after(tenant.uid, after, 10).await? {
+            let KeyVersion { key, version } = &row.wrapped.key_version;
+            let taken = taken.entry((key.clone(), version.clone())).or_default();
+            if *taken < OF_EACH && seen.insert(row.id) {
+                *taken += 1;
+                samples.push(row);
+            }
+        }
+    }
+    Ok(samples)
+}
+
+/// Before every id that was made then or later (RFC 9562, section 5.7).
+fn first_id(at: Timestamp) -> DekId {
+    let milliseconds = u64::try_from(at.0 / 1_000).unwrap_or(0);
+    DekId(Uuid::from_u128(u128::from(milliseconds) << 80))
+}
+
+/// What became of the DEKs of one version.
+#[derive(Default)]
+struct Tried {
+    opened: usize,
+    /// This wrapped DEK is not one that the key made.
+    foreign: usize,
+    /// The first other failure.
+    failed: Option<KmsError>,
+}
+
+impl Tried {
+    fn count(&mut self, answer: &ItemResult<Dek>) {
+        match answer {
+            Ok(_) => self.opened += 1,
+            Err(error) if error.class == KmsErrorClass::InvalidWrappedDek => self.foreign += 1,
+            Err(error) => self.failed = self.failed.take().or_else(|| Some(error.clone())),
+        }
+    }
+
+    fn tell(self, findings: &mut Findings, version: &KeyVersion, provider: Provider) {
+        let of = |what: &str| format!("stored DEKs: {what} under {version}");
+        match self {
+            Self { failed: Some(error), .. } => match error.class {
+                KmsErrorClass::KeyNotFound
+                | KmsErrorClass::KeyVersionUnavailable
+                | KmsErrorClass::KeyDisabled => {
+                    findings.fault(
+                        &of(&format!("the key works, but does not unwrap ({:?}) what is", error.class)),
+                        &format!(
+                            "enable this version, or lower the key's minimum version; {}",
+                            replaced(provider)
+                        ),
+                    );
+                }
+                class => findings.fault(
+                    &of(&format!("it is not known whether they open ({class:?}), those")),
+                    "run `byok doctor` again; see the KMS's own log",
+                ),
+            },
+            Self { opened: 0, .. } => findings.fault(
+                &of("the key is not the one that wrapped what is"),
+                &format!(
+                    "the key was deleted and made anew, or another one has its name: {}",
+                    replaced(provider)
+                ),
+            ),
+            Self { foreign: 0, opened, .. } => {
+                findings.good(&of(&format!("{opened} were tried and unwrapped")))
+            }
+            Self { foreign, opened, .. } => findings.fault(
+                &of(&format!("{foreign} of {} do not open, which were altered,", foreign + opened)),
+                "restore these rows of np_byok_wrapped_deks from a backup, and find out who changed them",
+            ),
+        }
+    }
+}
+
+/// How the key of before comes back, and what is lost where it does not.
+fn replaced(provider: Provider) -> &'static str {
+    match provider {
+        Provider::Vault => {
+            "restore the old key from its backup (delete the new one, then `vault write transit/restore/NAME backup=…`), or \
+             set the variables to where the old key is. Without it, what these DEKs protect is lost for good; for new \
+             records make a key under another name and set BYOK_VAULT_TRANSIT_KEY to it"
+        }
+        Provider::Aws => {
+            "set BYOK_AWS_KEY_ARN, or its alias, back to the old key; while it waits for its deletion, `aws kms \
+             cancel-key-deletion`. Once it is deleted, what these DEKs protect is lost for good"
+        }
+        Provider::Gcp => {
+            "set BYOK_GCP_KEY_NAME back to the old key; a version whose destruction is scheduled comes back with `gcloud kms \
+             keys versions restore`. Once it is destroyed, what these DEKs protect is lost for good"
+        }
+        Provider::Azure => {
+            "a key that is soft-deleted comes back with `az keyvault key recover`, one that was purged only from a backup, \
+             with `az keyvault key restore`, after the new one was purged. Without it, what these DEKs protect is lost for \
+             good; for new records make a key under another name and set BYOK_AZURE_KEY_ID to it"
+        }
+        Provider::Local => {
+            "put the old key file back in the place of BYOK_LOCAL_KEY_FILE. Without a copy of it, what these DEKs protect is \
+             lost for good"
+        }
+    }
+}
+
+/// Writes down which DEKs were unwrapped; whether that is durable.
+async fn record(
+    database: Arc<dyn Database>,
+    tenant: &Tenant,
+    samples: &[DekRow],
+    answers: &[ItemResult<Dek>],
+) -> bool {
+    let item = |(row, answer): (&DekRow, &ItemResult<Dek>)| Item {
+        dek_id: Some(row.id),
+        key_version: Some(row.wrapped.key_version.clone()),
+        source: Some(Source::Kms),
+        kms_request_id: match answer {
+            Ok(answer) => answer.request_id.clone(),
+            Err(error) => error.request_id.clone(),
+        },
+        refused: answer.as_ref().err().map(|error| error.class.code()),
+        ..Item::default()
+    };
+    let items: Vec<Item> = samples.iter().zip(answers).map(item).collect();
+    let first_refused = items.iter().find_map(|item| item.refused);
+    let outcome = match first_refused {
+        None => Outcome::Ok,
+        Some(code) if items.iter().all(|item| item.refused.is_some()) => Outcome::Refused(code),
+        Some(_) => Outcome::Partial,
+    };
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let entry = Entry::of_operator(clock.now(), Operation::Health, None, None);
+    let entry = Entry { role: Arc::from("doctor"), outcome, items, ..entry };
+    let unit = Unit {
+        tenant: tenant.uid,
+        entry: Some(pack(tenant.uid, &entry)),
+        changes: Vec::new(),
+        fence: Vec::new(),
+    };
+    Committer::start(database, clock, 1).commit(unit).await.is_ok()
+}

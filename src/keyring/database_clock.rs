@@ -1,0 +1,112 @@
+//! The database's clock as this machine sees it: by how much it was set back, and when that was noticed. Decides nothing
+//! about proofs.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::model::{BootTime, Timestamp};
+
+/// How many falls are told apart; older ones are added up.
+const MOST_FALLS: usize = 16;
+
+/// A reading of the database's clock: when it was asked for and heard on this machine, and what it was.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reading {
+    pub(super) sent: BootTime,
+    pub(super) heard: BootTime,
+    pub(super) now: Timestamp,
+}
+
+/// What the readings so far have shown of the clock.
+#[derive(Debug, Default)]
+pub(super) struct DatabaseClock {
+    /// What the clock showed when this machine started, at least, as if it had not been set since. The reading with the
+    /// shortest way back says it best, so a slow one does not loosen it.
+    origin: Option<Timestamp>,
+    /// When the newest reading was heard.
+    heard: BootTime,
+    /// When each fall was noticed, and its size at most; the oldest first.
+    falls: VecDeque<(BootTime, Duration)>,
+}
+
+impl DatabaseClock {
+    /// Takes a reading into account.
+    pub(super) fn note(&mut self, reading: Reading) {
+        let running = |at: BootTime| at.since(BootTime::default());
+        // It was made after it was sent and before it was heard.
+        let at_most = reading.now.minus(running(reading.sent));
+        let at_least = reading.now.minus(running(reading.heard));
+        match self.origin {
+            Some(origin) if at_most < origin => {
+                self.falls.push_back((reading.heard, origin.since(at_least)));
+                self.origin = Some(at_least);
+            }
+            // One that was heard before another may have been made before a fall.
+            Some(origin) if reading.heard >= self.heard => self.origin = Some(origin.max(at_least)),
+            Some(_) => {}
+            None => self.origin = Some(at_least),
+        }
+        self.heard = self.heard.max(reading.heard);
+        if self.falls.len() > MOST_FALLS
+            && let Some((_, oldest)) = self.falls.pop_front()
+            && let Some((_, next)) = self.falls.front_mut()
+        {
+            *next = next.saturating_add(oldest);
+        }
+    }
+
+    /// By how much the clock has fallen at most, in what was noticed since then.
+    pub(super) fn fallen_since(&self, since: BootTime) -> Duration {
+        let recent = self.falls.iter().filter(|(noticed, _)| *noticed >= since);
+        recent.fold(Duration::ZERO, |sum, (_, by)| sum.saturating_add(*by))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn boot(ms: u64) -> BootTime {
+        BootTime::at(Duration::from_millis(ms))
+    }
+
+    fn reading(sent: u64, heard: u64, now: i64) -> Reading {
+        let now = Timestamp(1_000_000_000_000_000 + now * 1_000);
+        Reading { sent: boot(sent), heard: boot(heard), now }
+    }
+
+    fn fallen(readings: &[Reading]) -> u128 {
+        let mut clock = DatabaseClock::default();
+        readings.iter().for_each(|reading| clock.note(*reading));
+        clock.fallen_since(BootTime::default()).as_millis()
+    }
+
+    #[test]
+    fn a_clock_that_runs_does_not_fall_however_slow_a_reading_is() {
+        let readings = [reading(0, 10, 5), reading(100, 2_100, 110), reading(150, 2_150, 2_145)];
+        assert_eq!(fallen(&readings), 0);
+    }
+
+    #[test]
+    fn a_fall_during_a_slow_reading_is_noticed_with_the_next_quick_one() {
+        let readings = [reading(0, 10, 10), reading(100, 2_100, 1_000), reading(2_200, 2_210, 1_205)];
+        assert_eq!(fallen(&readings), 1_005);
+    }
+
+    #[test]
+    fn a_reading_that_was_made_before_a_fall_and_comes_after_it_is_no_second_fall() {
+        let readings =
+            [reading(0, 0, 0), reading(990, 1_010, 0), reading(980, 990, 985), reading(1_100, 1_100, 100)];
+        assert_eq!(fallen(&readings), 1_010);
+    }
+
+    #[test]
+    fn falls_are_counted_from_when_they_were_noticed() {
+        let mut clock = DatabaseClock::default();
+        for n in 0..40_u64 {
+            clock.note(reading(n * 1_000, n * 1_000, 0));
+        }
+        assert_eq!(clock.fallen_since(boot(38_000)).as_secs(), 2);
+        assert_eq!(clock.fallen_since(BootTime::default()).as_secs(), 39);
+    }
+}

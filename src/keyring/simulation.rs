@@ -1,0 +1,225 @@
+//! The age that [`Views`] says of a proof, while the database's clock is set at random, reads are slow or late, and probes are
+//! written late: it must never be below the truth, or an answer would go out after the bound.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use crate::model::{BootTime, KeyVersion, Posture, Proof, TenantUid, Timestamp};
+
+use super::database_clock::Reading;
+use super::view::Views;
+
+const TENANT: TenantUid = TenantUid([1; 16]);
+/// As with the default settings, in milliseconds.
+const BOUND: u64 = 3_000;
+const WRITING: u64 = 6_000;
+/// The quickest reading's way back is not told from a fall.
+const UNCERTAIN: u64 = 50;
+/// How long one run is.
+const RUN: u64 = 40_000;
+
+/// What happens at one moment, in milliseconds of this machine's own clock.
+#[derive(Clone, Debug)]
+enum Event {
+    /// The database's clock is set by so much.
+    Set(i64),
+    /// A replica reads the database's clock for a probe, which is sent, and written after those times.
+    Probe {
+        sent: u64,
+        written: u64,
+    },
+    /// The row gets this probe's time.
+    Write(Timestamp),
+    /// This replica asks for the row, in the prober's way or in a commit's; it is read and heard after those times.
+    Ask {
+        made: u64,
+        heard: u64,
+        commit: bool,
+    },
+    Read {
+        sent: u64,
+        heard: u64,
+        commit: bool,
+    },
+    Hear {
+        reading: Reading,
+        row: Proof,
+        commit: bool,
+    },
+    /// The KMS refuses from here on.
+    Off,
+}
+
+struct World {
+    views: Views,
+    events: BTreeMap<(u64, usize), Event>,
+    next: usize,
+    /// How far the database's clock is ahead.
+    ahead: i64,
+    row: Proof,
+    is_on: bool,
+    /// When the last probe was sent that succeeded.
+    worked: u64,
+}
+
+fn boot(ms: u64) -> BootTime {
+    BootTime::at(Duration::from_millis(ms))
+}
+
+fn version() -> KeyVersion {
+    KeyVersion::new("byok", "1")
+}
+
+impl World {
+    fn new() -> Self {
+        let row = Proof {
+            key_version: version(),
+            posture: Posture::Active,
+            epoch: 0,
+            revision: 0,
+            proven_at: Timestamp(0),
+            since: Timestamp(0),
+            steady_since: None,
+            failures: 0,
+            falls: 0,
+            doubted_by: None,
+            next_probe_at: Timestamp(0),
+        };
+        let late = Duration::from_millis(BOUND + WRITING);
+        let mut world = Self {
+            views: Views::new(late),
+            events: BTreeMap::new(),
+            next: 0,
+            ahead: 1_000_000_000_000,
+            row,
+            is_on: true,
+            worked: 20_000,
+        };
+        world.row.proven_at = world.clock(20_000);
+        world.at(20_000, Event::Ask { made: 1, heard: 2, commit: false });
+        world
+    }
+
+    fn clock(&self, now: u64) -> Timestamp {
+        Timestamp((self.ahead + i64::try_from(now).expect("small")) * 1_000)
+    }
+
+    fn at(&mut self, when: u64, event: Event) {
+        self.events.insert((when, self.next), event);
+        self.next += 1;
+    }
+
+    fn is_true(&self, now: u64, age: Duration) -> Result<(), TestCaseError> {
+        let truth = Duration::from_millis((now - self.worked).saturating_sub(UNCERTAIN));
+        prop_assert!(age >= truth, "at {now} ms the proof is {truth:?} old and said to be {age:?}");
+        Ok(())
+    }
+
+    fn run(&mut self) -> Result<(), TestCaseError> {
+        while let Some(((now, _), event)) = self.events.pop_first() {
+            self.happen(now, event)?;
+            if let Some(view) = self.views.get(TENANT, &version()) {
+                self.is_true(now, view.proof_age(boot(now)))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn happen(&mut self, now: u64, event: Event) -> Result<(), TestCaseError> {
+        match event {
+            Event::Set(by) => self.ahead += by,
+            Event::Off => self.is_on = false,
+            Event::Probe { sent, written } => {
+                let at = self.clock(now);
+                if self.is_on {
+                    self.worked = self.worked.max(now);
+                    self.at(now + sent + written, Event::Write(at));
+                }
+            }
+            Event::Write(at) => {
+                // As the prober does: not where there is a later one.
+                if self.row.proven_at <= at || self.row.proven_at > self.clock(now) {
+                    self.row.proven_at = at;
+                }
+                self.row.revision += 2;
+            }
+            Event::Ask { made, heard, commit } => {
+                self.at(now + made, Event::Read { sent: now, heard: now + made + heard, commit });
+            }
+            Event::Read { sent, heard, commit } => {
+                let reading = Reading { sent: boot(sent), heard: boot(heard), now: self.clock(now) };
+                self.at(heard, Event::Hear { reading, row: self.row.clone(), commit });
+            }
+            Event::Hear { reading, row, commit: false } => {
+                self.views.learn(TENANT, &row, reading);
+            }
+            Event::Hear { reading, row, commit: true } => {
+                let age = self.views.age_found(TENANT, &version(), row.proven_at, reading);
+                self.is_true(now, age.saturating_add(boot(now).since(reading.sent)))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Times between events of one kind, with what each is.
+fn every<T: Clone + std::fmt::Debug>(
+    pause: std::ops::Range<u64>,
+    event: impl Strategy<Value = T>,
+) -> impl Strategy<Value = Vec<(u64, T)>> {
+    prop::collection::vec((pause, event), 200).prop_map(|pauses| {
+        let mut now = 20_000;
+        let events = pauses.into_iter().map(|(pause, event)| {
+            now += pause;
+            (now, event)
+        });
+        events.take_while(|(now, _)| *now < 20_000 + RUN).collect()
+    })
+}
+
+/// Mostly quick.
+fn ways() -> impl Strategy<Value = (u64, u64)> {
+    prop_oneof![8 => (1..20_u64, 1..20_u64), 1 => (1..1_000_u64, 1..1_000_u64)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+    /// Between two settings of the clock the row is read, so that each is noticed; what nobody has seen, nobody can know.
+    #[test]
+    fn a_proof_is_never_said_to_be_younger_than_it_is(
+        sets in every(2_500..9_000, prop_oneof![-3_000..3_000_i64, -20_000..20_000_i64]),
+        probes in every(800..1_300, (1..100_u64, prop_oneof![5 => 1..200_u64, 1 => 1..BOUND + WRITING - 100])),
+        watch in every(200..400, ways()),
+        commits in every(100..2_000, ways()),
+        off in 20_000 + BOUND..20_000 + RUN,
+    ) {
+        let mut world = World::new();
+        sets.into_iter().for_each(|(at, by)| world.at(at, Event::Set(by)));
+        probes.into_iter().for_each(|(at, (sent, written))| world.at(at, Event::Probe { sent, written }));
+        for (reads, commit) in [(watch, false), (commits, true)] {
+            reads.into_iter().for_each(|(at, (made, heard))| world.at(at, Event::Ask { made, heard, commit }));
+        }
+        world.at(off, Event::Off);
+        world.run()?;
+    }
+
+    /// And one that comes in time is young, once no fall is near.
+    #[test]
+    fn a_proof_of_a_clock_that_is_left_alone_is_young(
+        by in -20_000..20_000_i64,
+        probes in every(800..1_300, (1..100_u64, 1..200_u64)),
+        watch in every(200..400, (1..20_u64, 1..20_u64)),
+    ) {
+        let mut world = World::new();
+        world.at(25_000, Event::Set(by));
+        probes.into_iter().for_each(|(at, (sent, written))| world.at(at, Event::Probe { sent, written }));
+        let last = watch.last().map_or(0, |(at, _)| *at);
+        watch.into_iter().for_each(|(at, (made, heard))| world.at(at, Event::Ask { made, heard, commit: false }));
+        world.run()?;
+        let age = world.views.get(TENANT, &version()).expect("it was met").proof_age(boot(last));
+        prop_assert!(age < Duration::from_millis(2_500), "{age:?}");
+    }
+}

@@ -1,0 +1,103 @@
+//! What `byok doctor` says of the DEKs that are stored, when the key is not the one that wrapped them.
+
+use reqwest::Method;
+use serde_json::json;
+
+use crate::support::azure::Azure;
+use crate::support::provider::Switch;
+use crate::support::server::TestServer;
+use crate::support::switch::{eventually, postures, serves_again};
+
+fn says(said: &str, words: &[&str]) {
+    for word in words {
+        assert!(said.contains(word), "`{word}` is not in: {said}");
+    }
+}
+
+async fn is_revoked(server: &TestServer, token: &str) {
+    let database = server.database().await;
+    let revoked = async || {
+        let _ = server.decrypt(token, "r").await;
+        postures(&database).await.iter().any(|(_, posture, _)| posture == "revoked")
+    };
+    eventually("it is revoked", revoked).await;
+}
+
+#[tokio::test]
+async fn a_transit_key_that_was_deleted_and_made_anew_is_named_and_what_to_do() {
+    let server = TestServer::start().await;
+    let token = server.encrypt("r", "r").await;
+    let said = server.doctor().await;
+    says(
+        &said,
+        &["ok    posture: no key version was refused", "ok    stored DEKs: 1 were tried and unwrapped under"],
+    );
+    let switches = server.key.switches();
+    let (_, deletion) = switches.iter().find(|(switch, _)| *switch == Switch::Deletion).expect("one");
+    (deletion.off)().await;
+    server.key.admin(Method::POST, &format!("transit/keys/{}", server.key.name), json!({})).await;
+    is_revoked(&server, &token).await;
+    let answer = server.decrypt(&token, "r").await;
+    assert_eq!((answer.status.as_u16(), &answer.body["code"]), (403, &json!("KMS_ACCESS_DENIED")));
+    let said = server.doctor().await;
+    let version = format!("{}/1", server.key.name);
+    says(
+        &said,
+        &[
+            "ok    key: a DEK was wrapped and unwrapped",
+            &format!("FAIL  posture: {version} is revoked since"),
+            &format!("FAIL  stored DEKs: the key is not the one that wrapped what is under {version}"),
+            "the key was deleted and made anew",
+            "vault write transit/restore",
+            "lost for good",
+        ],
+    );
+    let entries = server.get("/byok/audit?operation=health").await.body["entries"].clone();
+    let tried: Vec<_> =
+        entries.as_array().expect("a list").iter().filter(|entry| entry["role"] == "doctor").collect();
+    assert_eq!(tried.len(), 2, "each time that stored DEKs were tried: {entries}");
+    // The old key, from its backup.
+    server.key.delete().await;
+    (deletion.on)().await;
+    serves_again(&server, "r", &token).await;
+    says(&server.doctor().await, &["ok    posture: ", "ok    stored DEKs: 1 were tried"]);
+}
+
+#[tokio::test]
+async fn a_key_of_azures_that_was_purged_and_made_anew_is_named_and_what_to_do() {
+    let azure = Azure::start().await;
+    let variables = azure.variables();
+    let variables: Vec<(&str, &str)> =
+        variables.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let server = TestServer::with(&variables).await;
+    let token = server.encrypt("plaintext", "r").await;
+    azure.control(Method::DELETE, "keys/byok", json!({})).await;
+    azure.control(Method::POST, "keys/byok/purge", json!({})).await;
+    azure.control(Method::POST, "keys/byok", json!({})).await;
+    is_revoked(&server, &token).await;
+    says(
+        &server.doctor().await,
+        &[
+            "ok    key: a DEK was wrapped and unwrapped",
+            "is revoked since",
+            "(the KMS's answer: KeyNotFound)",
+            "FAIL  stored DEKs: the key works, but does not unwrap (KeyNotFound) what is under",
+            "az keyvault key restore",
+        ],
+    );
+}
+
+#[tokio::test]
+async fn a_dek_that_was_altered_is_told_from_a_key_that_was_replaced() {
+    let server = TestServer::start().await;
+    for n in 0..3 {
+        server.encrypt("plaintext", &format!("r-{n}")).await;
+    }
+    let damage = "UPDATE np_byok_wrapped_deks SET wrapped = overlay(wrapped placing 'AAAA'::bytea from 20) \
+        WHERE record_id = 'r-1'";
+    sqlx::query(damage).execute(&server.database().await).await.unwrap();
+    says(
+        &server.doctor().await,
+        &["FAIL  stored DEKs: 1 of 3 do not open, which were altered, under", "restore these rows"],
+    );
+}
