@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::audit::MAX_RECORD_ID_BYTES;
 use crate::crypto::{Binding, Context, Plaintext, seal};
 use crate::keyring::{Footing, Held, RecordDek};
 use crate::model::{Caller, ErrorCode, Item, KeyVersion, Operation, Posture, Refusal};
@@ -65,7 +66,7 @@ impl App {
             items.iter().map(|item| item_of(item.as_ref().ok().map(|item| &item.context))).collect();
         let checked: Vec<Result<EncryptItem, Refusal>> = items
             .into_iter()
-            .map(|item| item.and_then(|item| self.check_plaintext(item)))
+            .map(|item| item.and_then(|item| self.check_sizes(item)))
             .map(|item| {
                 item.and_then(|item| self.check_context(caller, operation, &item.context).map(|()| item))
             })
@@ -158,10 +159,15 @@ impl App {
         }
     }
 
-    fn check_plaintext(&self, item: EncryptItem) -> Result<EncryptItem, Refusal> {
-        match item.plaintext.expose().len() <= self.limits.plaintext_bytes {
-            true => Ok(item),
-            false => Err(ErrorCode::PlaintextTooLarge.into()),
+    fn check_sizes(&self, item: EncryptItem) -> Result<EncryptItem, Refusal> {
+        if item.plaintext.expose().len() > self.limits.plaintext_bytes {
+            return Err(ErrorCode::PlaintextTooLarge.into());
+        }
+        match item.context.get("record_id") {
+            Some(record_id) if record_id.len() > MAX_RECORD_ID_BYTES => {
+                Err(Refusal::because(ErrorCode::ContextTooLarge, "A record id has 512 bytes at most."))
+            }
+            _ => Ok(item),
         }
     }
 }
