@@ -1,10 +1,12 @@
 //! Reading the audit log, page by page. Who reads it is recorded too.
 
+use std::borrow::Cow;
+
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use tokio_util::sync::CancellationToken;
 
-use crate::audit::{self, Derived, unpack};
+use crate::audit::{self, Derived, recorded_id, unpack};
 use crate::model::{Caller, Entry, ErrorCode, Operation, Outcome, Refusal};
 use crate::store::{EntryFilter, PlacedEntry};
 
@@ -13,8 +15,10 @@ use super::record::read_refusal;
 
 const PAGE: u32 = 50;
 const MAX_PAGE: u32 = 500;
-/// A page ends once it holds more items than this: an entry may have tens of thousands.
+/// A page ends once it holds more items than this, or more bytes of their record ids and of what is packed: an entry may have
+/// tens of thousands of items.
 const MAX_ITEMS: u32 = 20_000;
+const MAX_BYTES: usize = 8 << 20;
 /// How many entries are read from the database at once.
 const AT_ONCE: u32 = 32;
 /// A page ends, however few entries it holds, once the database has so often found fewer than asked for in what it reads at
@@ -53,7 +57,8 @@ impl App {
             Ok(bounds) => bounds,
             Err(refusal) => return Err(self.refuse_entered(caller, operation, refusal).await),
         };
-        let (placed, next) = self.placed(caller, query, before, first).await?;
+        let filter = with_recorded_id(query.filter.clone());
+        let (placed, next) = self.placed(caller, &filter, before, first).await?;
         let entries: Option<Vec<_>> =
             placed.iter().map(|placed| Some((cursor_of(placed.seq), unpack(&placed.row)?))).collect();
         let entries = entries.ok_or_else(|| {
@@ -69,29 +74,30 @@ impl App {
         audit::derive(&*self.store, stop).await
     }
 
-    /// Up to `first` entries, fewer where they hold very many items or are far between, and the place that the next page goes
+    /// Up to `first` entries, fewer where they hold very many items, are large, or are far between, and the place that the next page goes
     /// on below.
     async fn placed(
         &self,
         caller: &Caller,
-        query: &AuditQuery,
+        filter: &EntryFilter,
         mut before: Option<u64>,
         first: usize,
     ) -> Result<(Vec<PlacedEntry>, Option<u64>), Refusal> {
         let mut page: Vec<PlacedEntry> = Vec::new();
-        let (mut items, mut short_reads) = (0, 0);
+        let (mut items, mut bytes, mut short_reads) = (0, 0, 0);
         loop {
-            let read = self.store.entries(caller.tenant.uid, &query.filter, before, AT_ONCE).await;
+            let read = self.store.entries(caller.tenant.uid, filter, before, AT_ONCE).await;
             let read = read.map_err(read_refusal)?;
             if read.entries.len() < AT_ONCE as usize {
                 short_reads += 1;
             }
             for placed in read.entries {
-                if page.len() == first || items > MAX_ITEMS {
+                if page.len() == first || items > MAX_ITEMS || bytes > MAX_BYTES {
                     let last = page.last().map(|last| last.seq);
                     return Ok((page, last));
                 }
                 items += placed.row.item_count;
+                bytes += placed.row.records.len() + placed.row.items.len();
                 page.push(placed);
             }
             if read.next.is_none() || short_reads == SHORT_READS {
@@ -100,6 +106,16 @@ impl App {
             before = read.next;
         }
     }
+}
+
+/// Finds a record whose id is too long to be kept by what the log calls it, and by the id itself in entries of releases that
+/// kept any.
+fn with_recorded_id(mut filter: EntryFilter) -> EntryFilter {
+    filter.record_hash = filter.record_id.as_deref().and_then(|record_id| match recorded_id(record_id) {
+        Cow::Borrowed(_) => None,
+        Cow::Owned(hash) => Some(hash),
+    });
+    filter
 }
 
 /// Below which place to read, and how many.

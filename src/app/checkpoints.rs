@@ -332,8 +332,7 @@ impl Checkpoints {
         }
         let tenant = self.tenant.uid;
         let ended = self.store.ended_logs(tenant).await?;
-        let restores = EntryFilter { operation: Some(Operation::Restore), ..EntryFilter::default() };
-        let restores = self.store.entries(tenant, &restores, None, RESTORES).await?.entries;
+        let restores = self.restores().await?;
         for head in heads {
             let said = format!("/{} {} {}", head.log, head.size, head.root);
             let names = |placed: &PlacedEntry| {
@@ -350,6 +349,20 @@ impl Checkpoints {
             }
         }
         Ok(unnamed)
+    }
+
+    /// The latest entries of restores, newest first.
+    async fn restores(&self) -> Result<Vec<PlacedEntry>, ReadError> {
+        let filter = EntryFilter { operation: Some(Operation::Restore), ..EntryFilter::default() };
+        let (mut found, mut before) = (Vec::new(), None);
+        loop {
+            let page = self.store.entries(self.tenant.uid, &filter, before, RESTORES).await?;
+            found.extend(page.entries);
+            before = page.next;
+            if before.is_none() || found.len() >= RESTORES as usize {
+                return Ok(found);
+            }
+        }
     }
 
     /// Whether the entries are gone that the log after this one began with: a retention takes those that name heads as well.

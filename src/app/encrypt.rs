@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::audit::MAX_RECORD_ID_BYTES;
 use crate::crypto::{Binding, Context, Plaintext, seal};
 use crate::keyring::{Footing, Held, RecordDek};
 use crate::model::{Caller, ErrorCode, Item, KeyVersion, Operation, Posture, Refusal};
@@ -69,6 +70,7 @@ impl App {
             .map(|item| {
                 let EncryptItem { plaintext, context } = item?;
                 let plaintext = self.check_plaintext(plaintext?)?;
+                Self::check_record_id(&context)?;
                 self.check_context(caller, operation, &context)?;
                 Ok((plaintext, context))
             })
@@ -164,6 +166,16 @@ impl App {
         match plaintext.expose().len() <= self.limits.plaintext_bytes {
             true => Ok(plaintext),
             false => Err(ErrorCode::PlaintextTooLarge.into()),
+        }
+    }
+
+    /// Longer record ids are opened for ever, and no new value is bound to one.
+    fn check_record_id(context: &Context) -> Result<(), Refusal> {
+        match context.get("record_id") {
+            Some(record_id) if record_id.len() > MAX_RECORD_ID_BYTES => {
+                Err(Refusal::because(ErrorCode::ContextTooLarge, "A record id has 512 bytes at most."))
+            }
+            Some(_) | None => Ok(()),
         }
     }
 }

@@ -2,12 +2,13 @@
 //! the log, written before or with what it does. Needs no key, and no caller: whoever has the database's owner is the
 //! operator.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::audit::{CommitFailed, Committer, Unit, pack};
+use crate::audit::{CommitFailed, Committer, Unit, pack, recorded_id};
 use crate::crypto::{hmac_sha256, random};
 use crate::merkle::Hash;
 use crate::model::{Clock, Entry, Operation, Tenant, TenantUid};
@@ -15,8 +16,10 @@ use crate::store::{
     Change, Database, LogHead, Personal, Prunable, PruneError, ReadError, Retention, TileId, WIDTH,
 };
 
-/// How many entries one erasure's statement looks at: each may have ten thousand items, and a statement has seconds.
-const STEP: u64 = 256;
+/// How many entries one erasure's statement looks at, and how many bytes of them, as they are stored, but for the last of
+/// them: an entry may have ten thousand items, and a statement has seconds.
+const STEP: u64 = WIDTH;
+const STEP_BYTES: u64 = 256 << 10;
 /// How many tiles are held against their leaves at once.
 const TILES: u64 = 64;
 /// How often a part of the log is listed anew that changed while it was to be dropped.
@@ -114,7 +117,7 @@ impl Keeper {
         }
         let end = self.database.log_size(tenant).await?;
         // With the entry only what shows the rights, and what is quick: an entry holds the log's head until its commit.
-        let mut changes = vec![Change::Erase { personal: personal.clone(), places: 0..0 }];
+        let mut changes = vec![Change::Erase { personal: personal.clone(), places: 0..0, in_index: false }];
         let what = match personal {
             Personal::User(_) => "user",
             Personal::Record(record) => {
@@ -125,19 +128,58 @@ impl Keeper {
         };
         let entry = self.unit(tenant, Operation::Erase, &format!("erase {what} 0 {end}"), changes);
         let deks = self.committer.commit(entry).await?.applied.iter().sum();
-        let mut entries = 0;
-        let mut start = 0;
-        while start < end {
-            let places = start..end.min(start + STEP);
-            let changes = vec![Change::Erase { personal: personal.clone(), places: places.clone() }];
-            let unit = Unit { tenant, entry: None, changes, fence: Vec::new() };
-            entries += self.committer.commit(unit).await?.applied.iter().sum::<u64>();
-            start = places.end;
+        let mut entries = self.erase_before(tenant, personal, end).await?;
+        if let Personal::Record(record) = personal
+            && let Cow::Owned(hash) = recorded_id(record)
+        {
+            entries += self.erase_before(tenant, &Personal::Record(hash), end).await?;
         }
         if self.database.on_hold(tenant).await? {
             return Err(KeepingFailed::OnHold);
         }
         Ok(Erased { entries, deks })
+    }
+
+    /// Erases this very value from the entries before a place.
+    async fn erase_before(
+        &self,
+        tenant: TenantUid,
+        personal: &Personal,
+        end: u64,
+    ) -> Result<u64, KeepingFailed> {
+        let mut erased = 0;
+        let mut start = 0;
+        while start < end {
+            let step = start..end.min(start + STEP);
+            let sizes = self.database.sizes(tenant, step.clone()).await?;
+            for places in pieces(step.clone(), &sizes) {
+                let in_index = places.end == step.end;
+                erased += self.erase_at(tenant, personal, places, in_index).await?;
+            }
+            start = step.end;
+        }
+        Ok(erased)
+    }
+
+    /// Erases at these places; by halves where that takes too long at once.
+    async fn erase_at(
+        &self,
+        tenant: TenantUid,
+        personal: &Personal,
+        places: Range<u64>,
+        in_index: bool,
+    ) -> Result<u64, KeepingFailed> {
+        let change = Change::Erase { personal: personal.clone(), places: places.clone(), in_index };
+        let unit = Unit { tenant, entry: None, changes: vec![change], fence: Vec::new() };
+        match self.committer.commit(unit).await {
+            Err(CommitFailed::Unavailable) if length(&places) > 1 => {
+                let middle = places.start + length(&places) / 2;
+                let first = Box::pin(self.erase_at(tenant, personal, places.start..middle, false)).await?;
+                let second = Box::pin(self.erase_at(tenant, personal, middle..places.end, in_index)).await?;
+                Ok(first + second)
+            }
+            committed => Ok(committed?.applied.iter().sum()),
+        }
     }
 
     /// What is older than that, by whichever clock says less: one that runs ahead drops nothing before its time.
@@ -255,6 +297,34 @@ impl Keeper {
     }
 }
 
+/// The places in pieces of no more than [`STEP_BYTES`], or of one entry.
+fn pieces(places: Range<u64>, sizes: &[(u64, u64)]) -> Vec<Range<u64>> {
+    let mut pieces = Vec::new();
+    let (mut start, mut bytes) = (places.start, 0);
+    for (place, size) in sizes {
+        if bytes > 0 && bytes + size > STEP_BYTES && *place > start {
+            pieces.push(start..*place);
+            (start, bytes) = (*place, 0);
+        }
+        bytes += size;
+    }
+    pieces.push(start..places.end);
+    pieces
+}
+
 fn length(range: &Range<u64>) -> u64 {
     range.end - range.start
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_parted_where_their_entries_are_large() {
+        let large = STEP_BYTES / 2 + 1;
+        let sizes = [(3, 10), (4, large), (5, large), (6, 3 * large), (9, 10), (10, 10)];
+        assert_eq!(pieces(2..12, &sizes), [2..5, 5..6, 6..9, 9..12]);
+        assert_eq!(pieces(2..12, &[]).len(), 1);
+    }
 }

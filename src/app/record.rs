@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::audit::{CommitFailed, Durable, Unit, pack};
+use crate::audit::{CommitFailed, Durable, Unit, pack, recorded_id};
 use crate::crypto::Context;
 use crate::keyring::{Fallen, Footing, Held, KeyringError};
 use crate::kms::{KmsError, KmsErrorClass};
@@ -16,7 +16,8 @@ use super::listing::Listing;
 
 /// One item of a call as it comes to its end: what will be recorded of it.
 pub(super) fn item_of(context: Option<&Context>) -> Item {
-    let record_id = context.and_then(|context| context.get("record_id")).map(Arc::from);
+    let record_id = context.and_then(|context| context.get("record_id"));
+    let record_id = record_id.map(|record_id| Arc::from(recorded_id(record_id)));
     Item { record_id, ..Item::default() }
 }
 
@@ -268,6 +269,16 @@ mod tests {
 
     fn items(refused: &[Option<ErrorCode>]) -> Vec<Item> {
         refused.iter().map(|refused| Item { refused: *refused, ..item_of(None) }).collect()
+    }
+
+    #[test]
+    fn a_record_id_that_is_too_long_to_be_kept_is_recorded_as_its_hash() {
+        let recorded = |id: String| {
+            let context = Context::from_pairs([("record_id".to_owned(), id)]).unwrap();
+            item_of(Some(&context)).record_id.unwrap()
+        };
+        assert_eq!(*recorded("x".repeat(512)), "x".repeat(512));
+        assert_eq!(*recorded("x".repeat(513)), *recorded_id(&"x".repeat(513)));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use crate::audit::{Unit, pack};
+use crate::audit::{Unit, pack, recorded_id};
 use crate::keyring::{Footing, KeyringError};
 use crate::kms::{DekBinding, ItemResult, KmsError, KmsErrorClass, Purpose, Verdict};
 use crate::model::{
@@ -158,7 +158,8 @@ impl App {
             if answer.is_err() && left.is_some_and(|left| row.id >= left) {
                 continue;
             }
-            let mut item = Item { record_id: row.record_id, dek_id: Some(row.id), ..item_of(None) };
+            let record_id = row.record_id.map(|record_id| Arc::from(recorded_id(&record_id)));
+            let mut item = Item { record_id, dek_id: Some(row.id), ..item_of(None) };
             match answer {
                 Ok(answer) => {
                     item.key_version = Some(answer.value.key_version.clone());

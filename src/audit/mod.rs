@@ -13,6 +13,7 @@ mod ocsf;
 mod pack;
 mod packed;
 pub mod reconcile;
+mod record_id;
 mod tree;
 mod verify;
 
@@ -23,5 +24,6 @@ pub use derive::{Derived, derive};
 pub use digest::{digest_of, item_leaves};
 pub use ocsf::ocsf_event;
 pub use pack::{pack, unpack};
+pub use record_id::{MAX_RECORD_ID_BYTES, recorded_id};
 pub use tree::{Tree, TreeError};
 pub use verify::{Against, Claim, Finding, PersonalValue, Report, State, Trust, verify_log};

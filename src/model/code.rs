@@ -62,7 +62,7 @@ codes! {
     RotationNotFound "ROTATION_NOT_FOUND" 404 false "There is no rotation with that id." "Check the id.";
     // Context and plaintext.
     ContextInvalid "CONTEXT_INVALID" 400 false "The context must be an object whose values are strings." "Send a flat object of strings with non-empty keys.";
-    ContextTooLarge "CONTEXT_TOO_LARGE" 400 false "The context has too many pairs or is too long." "Keep it to 64 pairs and 16 KiB.";
+    ContextTooLarge "CONTEXT_TOO_LARGE" 400 false "The context has too many pairs or is too long." "Keep it to 64 pairs and 16 KiB; to encrypt, its record_id to 512 bytes.";
     ContextConflict "CONTEXT_CONFLICT" 400 false "A flat argument contradicts the context." "Give `recordId` and `field` in one place only.";
     RecordIdRequired "RECORD_ID_REQUIRED" 400 false "The context has no record_id." "Name the record, or set `BYOK_REQUIRE_RECORD_ID=false`.";
     PlaintextTooLarge "PLAINTEXT_TOO_LARGE" 413 false "The plaintext is larger than the server takes." "Encrypt less, or raise `BYOK_MAX_PLAINTEXT_BYTES`.";

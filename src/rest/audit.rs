@@ -74,6 +74,7 @@ impl Parameters {
             outcome,
             user,
             record_id,
+            record_hash: None,
         };
         Ok(AuditQuery { filter, first: self.first, after: self.after })
     }

@@ -15,7 +15,7 @@ pub(super) async fn serve() -> Response {
 pub fn document() -> Value {
     let context = json!({
         "type": ["object", "null"], "additionalProperties": { "type": "string" }, "maxProperties": 64,
-        "description": "What the ciphertext is bound to; the same is needed to decrypt. Must hold `record_id`.",
+        "description": "What the ciphertext is bound to; the same is needed to decrypt. Must hold `record_id`, of 512 bytes at most to encrypt.",
         "examples": [{ "record_id": "user-123" }],
     });
     let encoding = json!({ "enum": ["UTF8", "BASE64", null], "description": "How the plaintext stands in JSON; UTF8 when absent." });

@@ -116,10 +116,9 @@ pub(super) fn value_of(tenant: TenantUid, named: Named<'_>) -> i64 {
     i64::from_be_bytes(*first)
 }
 
-/// The values that an entry must have for this filter.
+/// The values that an entry must have for this filter, its record aside.
 pub(super) fn values_asked(tenant: TenantUid, filter: &EntryFilter) -> Vec<i64> {
     let named = [
-        filter.record_id.as_deref().map(Named::Record),
         filter.user.as_deref().map(Named::User),
         filter.outcome.map(|outcome| Named::Outcome(outcome.as_str())),
         filter.operation.map(|operation| Named::Operation(operation.as_str())),
@@ -143,8 +142,8 @@ pub trait DerivedReads {
     /// The logs that have a chunk or a tile of level 0 more than was derived; some of them, where there are very many.
     async fn behind(&self) -> Result<Vec<Behind>, ReadError>;
 
-    /// What the entries at these places are found by, oldest first. Ends early once they have more than `items` items; what is
-    /// missing is left out.
+    /// What the entries at these places are found by, oldest first. Ends early once they have more than `items` items, or are
+    /// large, and holds none only where none are left; what is missing is left out.
     async fn outlines(
         &self,
         tenant: TenantUid,

@@ -12,8 +12,10 @@ pub(super) enum Failure {
     Refused,
     /// The database answered, and what it holds is damaged, or is not of the form that we write.
     Malformed,
-    /// The database answered: not now, nothing done (a lock, a time limit, no room).
+    /// The database answered: not now, nothing done (a lock, no room).
     NotNow,
+    /// The database answered: the statement took longer than its time limit, nothing done.
+    TooLong,
     /// There was no answer: it may have been done.
     Lost,
 }
@@ -27,7 +29,7 @@ impl Failure {
             Self::Malformed => {
                 tracing::error!(cause = cause(error), "a row is damaged, or not of the form that we write")
             }
-            Self::NotNow | Self::Lost => {
+            Self::NotNow | Self::TooLong | Self::Lost => {
                 tracing::warn!(cause = cause(error), "the database did not answer as it should")
             }
         }
@@ -51,9 +53,11 @@ impl Failure {
     /// PostgreSQL, appendix A. A server that is going down (57P, 08) may have committed before it said so.
     fn of_sqlstate(code: &str) -> Self {
         match code {
-            // serialization_failure, deadlock_detected, lock_not_available, query_canceled (a time limit),
-            // idle_in_transaction_session_timeout, read_only_sql_transaction (a standby, during a failover)
-            "40001" | "40P01" | "55P03" | "57014" | "25P03" | "25006" => Self::NotNow,
+            // query_canceled
+            "57014" => Self::TooLong,
+            // serialization_failure, deadlock_detected, lock_not_available, idle_in_transaction_session_timeout,
+            // read_only_sql_transaction (a standby, during a failover)
+            "40001" | "40P01" | "55P03" | "25P03" | "25006" => Self::NotNow,
             _ if code.starts_with("57P") || code.starts_with("08") => Self::Lost,
             // insufficient_resources, system_error
             _ if code.starts_with("53") || code.starts_with("58") => Self::NotNow,
@@ -97,7 +101,7 @@ impl From<Failure> for ReadError {
         match failure {
             Failure::Refused => Self::Rejected,
             Failure::Malformed => Self::Malformed,
-            Failure::NotNow | Failure::Lost => Self::Unavailable,
+            Failure::NotNow | Failure::TooLong | Failure::Lost => Self::Unavailable,
         }
     }
 }
@@ -109,7 +113,7 @@ mod tests {
     #[test]
     fn a_server_that_goes_down_leaves_the_outcome_open() {
         assert_eq!(Failure::of_sqlstate("57P01"), Failure::Lost);
-        assert_eq!(Failure::of_sqlstate("57014"), Failure::NotNow);
+        assert_eq!(Failure::of_sqlstate("57014"), Failure::TooLong);
         assert_eq!(Failure::of_sqlstate("23505"), Failure::Refused);
     }
 

@@ -10,6 +10,7 @@ mod fence;
 mod keeping;
 mod migration;
 mod open;
+mod portion;
 pub mod postgres;
 mod publication;
 mod row;
@@ -239,6 +240,8 @@ pub enum Change {
         personal: Personal,
         /// Where.
         places: Range<u64>,
+        /// Whether the index of chunks forgets the value too: with the last places of a chunk.
+        in_index: bool,
     },
     /// Takes a record's id out of the rows of its DEKs, and puts its HMAC there; out of none of a tenant on hold. The owner's.
     EraseFromDeks {
@@ -373,6 +376,8 @@ pub struct EntryFilter {
     pub user: Option<String>,
     /// Only calls with an item of this record.
     pub record_id: Option<String>,
+    /// What else the log may call that record: an id that is too long to be kept is recorded as its hash.
+    pub record_hash: Option<String>,
 }
 
 /// An entry with its place in the tenant's log, counted from 0.
@@ -460,13 +465,18 @@ pub trait AuditReads {
         limit: u32,
     ) -> Result<Page, ReadError>;
 
-    /// Up to `limit` entries from this place on, oldest first. A place that is missing is left out.
+    /// Up to `limit` entries from this place on, oldest first; fewer where they are large, and none only where none are left.
+    /// All entries of a place come together, where `limit` does not part them. A place that is missing is left out.
     async fn entries_from(
         &self,
         tenant: TenantUid,
         from: u64,
         limit: u32,
     ) -> Result<Vec<PlacedEntry>, ReadError>;
+
+    /// How many bytes the entries at these places take up in the database, oldest first, each with its place. What is missing
+    /// is left out.
+    async fn sizes(&self, tenant: TenantUid, places: Range<u64>) -> Result<Vec<(u64, u64)>, ReadError>;
 
     /// The places of the entries from this time on and before that, each where it is given: from the lowest to the highest.
     /// `None` when there is no entry of that time.

@@ -14,7 +14,7 @@ use crate::model::{
 };
 
 use super::derived::{Behind, Chunk, Named, Outline, Tile, TileId, each_record, value_of};
-use super::search::Bounds;
+use super::search::{Bounds, Seen};
 use super::{
     CheckpointRow, DekRow, EntryRow, LogHead, PlacedEntry, Publication, StreamName, StreamRow, Unannounced,
     Watched, leaf_of,
@@ -166,6 +166,14 @@ pub(super) fn entry(row: &impl Columns) -> Result<PlacedEntry, Error> {
             digest: array(there(row.bytes(17)?)?)?,
         },
     })
+}
+
+/// As an entry; one that was not looked into has neither records nor items.
+pub(super) fn seen(row: &impl Columns) -> Result<Seen, Error> {
+    match row.text(14)? {
+        Some(_) => Ok(Seen::Matching(Box::new(entry(row)?))),
+        None => Ok(Seen::NotLookedInto { seq: number(row, 0)? }),
+    }
 }
 
 /// The lowest and the highest place; null where there is none.

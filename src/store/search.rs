@@ -1,5 +1,5 @@
 //! A page of a log, newest entries first. Only chunks that can match are read: the index names them, and what the worker has
-//! not reached yet is read as it is. How much one call reads is bounded, whatever the filter.
+//! not reached yet is read as it is. How much one call reads is bounded in entries and in bytes, whatever the filter.
 
 use std::ops::Range;
 
@@ -7,7 +7,7 @@ use async_trait::async_trait;
 
 use crate::model::{TenantUid, Timestamp};
 
-use super::derived::{Chunk, WIDTH, values_asked};
+use super::derived::{Chunk, Named, WIDTH, value_of, values_asked};
 use super::{EntryFilter, Page, PlacedEntry, ReadError};
 
 /// How many chunks one call reads the entries of.
@@ -15,6 +15,8 @@ const CHUNKS: usize = 32;
 /// The same where a record is looked for, and how many at once: an entry may have thousands, and all of them are read.
 const RECORD_CHUNKS: usize = 16;
 const RECORD_STEP: usize = 4;
+/// A call ends after so many statements that ended early because the entries are large. Each has read about one portion.
+const PORTIONS: usize = 8;
 /// How many chunks are looked up in the index for each that is wanted, where more than one condition must hold.
 const LOOKED_UP: usize = 64;
 
@@ -35,6 +37,26 @@ pub(super) struct Span {
     pub(super) latest: Option<Timestamp>,
 }
 
+/// An entry of a span that matches the filter, as far as it was looked into.
+pub(super) enum Seen {
+    /// It matches.
+    Matching(Box<PlacedEntry>),
+    /// It matches but for its record, which was not looked for: the entries before have filled the portion. What follows was
+    /// not all looked into.
+    NotLookedInto {
+        /// Its place.
+        seq: u64,
+    },
+}
+
+/// What chunks are looked up by.
+#[derive(Clone, Copy)]
+pub(super) enum Value {
+    One(i64),
+    /// Of two values, at least one.
+    Either(i64, i64),
+}
+
 /// What a search asks of a database.
 #[async_trait]
 pub(super) trait SearchReads: Sync {
@@ -53,7 +75,7 @@ pub(super) trait SearchReads: Sync {
     async fn chunks_with(
         &self,
         tenant: TenantUid,
-        value: i64,
+        value: Value,
         within: Range<u64>,
         limit: usize,
     ) -> Result<Vec<u64>, ReadError>;
@@ -66,14 +88,15 @@ pub(super) trait SearchReads: Sync {
         chunks: &[u64],
     ) -> Result<Vec<Chunk>, ReadError>;
 
-    /// Up to `limit` entries of the spans that match the filter, its times aside, newest first.
+    /// Up to `limit` entries of the spans that match the filter, its times aside, or were not looked into; newest first. The
+    /// newest one that matches but for its record is looked into whatever its size.
     async fn entries_of(
         &self,
         tenant: TenantUid,
         filter: &EntryFilter,
         spans: &[Span],
         limit: usize,
-    ) -> Result<Vec<PlacedEntry>, ReadError>;
+    ) -> Result<Vec<Seen>, ReadError>;
 }
 
 /// Up to `limit` entries below `before`, newest first.
@@ -85,13 +108,12 @@ pub(super) async fn page(
     limit: u32,
 ) -> Result<Page, ReadError> {
     let Some(bounds) = store.bounds(tenant, filter).await? else { return Ok(Page::default()) };
-    let mut values = values_asked(tenant, filter);
     let (left, most) = match filter.record_id {
         None => (CHUNKS, CHUNKS),
         Some(_) => (RECORD_CHUNKS, RECORD_STEP),
     };
     let (found, limit) = (Vec::new(), limit as usize);
-    let mut search = Search { store, tenant, filter, limit, found, left, step: 1, most };
+    let mut search = Search { store, tenant, filter, limit, found, left, portions: PORTIONS, step: 1, most };
     let mut below = before.unwrap_or(u64::MAX).min(bounds.end);
 
     let indexed = bounds.indexed * WIDTH;
@@ -99,28 +121,43 @@ pub(super) async fn page(
         let Some(step) = search.step() else { return Ok(search.ended(below)) };
         let first = below.div_ceil(WIDTH).saturating_sub(step as u64) * WIDTH;
         let first = first.max(indexed);
-        if search.read(vec![search.span(first..below, None)]).await? {
-            return Ok(search.full());
+        match search.read(vec![search.span(first..below, None)]).await? {
+            Reached::Limit => return Ok(search.full()),
+            Reached::End => below = first,
+            Reached::Above(seq) => below = seq + 1,
         }
-        below = first;
     }
 
     let mut within = bounds.chunks.start..bounds.chunks.end.min(below.div_ceil(WIDTH));
-    search.rarest_first(&mut values, within.clone()).await?;
+    let (lead, others) = search.values(within.clone()).await?;
     while !within.is_empty() {
         let Some(step) = search.step() else { return Ok(search.ended(below.min(within.end * WIDTH))) };
-        let (chunks, rest) = search.candidates(&values, within, step).await?;
+        let (chunks, rest) = search.candidates(lead, &others, within.clone(), step).await?;
         let span = |chunk: &Chunk| {
             let first = chunk.index * WIDTH;
             search.span(first..below.min(first + WIDTH), Some(*chunk))
         };
         let spans: Vec<Span> = chunks.iter().map(span).collect();
-        if search.read(spans).await? {
-            return Ok(search.full());
+        match search.read(spans).await? {
+            Reached::Limit => return Ok(search.full()),
+            Reached::End => within = rest,
+            Reached::Above(seq) => {
+                below = seq + 1;
+                within.end = seq / WIDTH + 1;
+            }
         }
-        within = rest;
     }
     Ok(Page { entries: search.found, next: None })
+}
+
+/// How far a read came.
+enum Reached {
+    /// The page is full.
+    Limit,
+    /// All of the spans was looked into.
+    End,
+    /// All above this place was looked into, and of what is there nothing more.
+    Above(u64),
 }
 
 struct Search<'s, S> {
@@ -131,6 +168,8 @@ struct Search<'s, S> {
     found: Vec<PlacedEntry>,
     /// How many chunks may still be read.
     left: usize,
+    /// How many statements may still end early.
+    portions: usize,
     step: usize,
     most: usize,
 }
@@ -138,6 +177,9 @@ struct Search<'s, S> {
 impl<S: SearchReads> Search<'_, S> {
     /// How many chunks to read next: few at first, as one is often enough.
     fn step(&mut self) -> Option<usize> {
+        if self.portions == 0 {
+            return None;
+        }
         let step = self.step.min(self.left);
         self.left -= step;
         self.step = self.most.min(self.step * 4);
@@ -152,13 +194,21 @@ impl<S: SearchReads> Search<'_, S> {
         Span { places, earliest, latest }
     }
 
-    /// Whether the page is full then.
-    async fn read(&mut self, spans: Vec<Span>) -> Result<bool, ReadError> {
-        if !spans.is_empty() {
-            let wanted = self.limit - self.found.len();
-            self.found.extend(self.store.entries_of(self.tenant, self.filter, &spans, wanted).await?);
+    async fn read(&mut self, spans: Vec<Span>) -> Result<Reached, ReadError> {
+        if spans.is_empty() {
+            return Ok(Reached::End);
         }
-        Ok(self.found.len() >= self.limit)
+        let wanted = self.limit - self.found.len();
+        for seen in self.store.entries_of(self.tenant, self.filter, &spans, wanted).await? {
+            match seen {
+                Seen::Matching(entry) => self.found.push(*entry),
+                Seen::NotLookedInto { seq } => {
+                    self.portions -= 1;
+                    return Ok(Reached::Above(seq));
+                }
+            }
+        }
+        Ok(if self.found.len() >= self.limit { Reached::Limit } else { Reached::End })
     }
 
     fn full(self) -> Page {
@@ -170,14 +220,30 @@ impl<S: SearchReads> Search<'_, S> {
         Page { entries: self.found, next: (below > 0).then_some(below) }
     }
 
-    /// Brings the value to the front that comes in the fewest chunks, as far as a few of each show it.
+    /// The value that comes in the fewest chunks, as far as a few of each show it, and the others. A record that has two values
+    /// comes first, however many chunks have one of them.
+    async fn values(&self, within: Range<u64>) -> Result<(Option<Value>, Vec<i64>), ReadError> {
+        let mut values = values_asked(self.tenant, self.filter);
+        let of = |record: &String| value_of(self.tenant, Named::Record(record));
+        match (self.filter.record_id.as_ref().map(of), self.filter.record_hash.as_ref().map(of)) {
+            (Some(id), Some(hash)) => return Ok((Some(Value::Either(id, hash)), values)),
+            (id, _) => values.extend(id),
+        }
+        self.rarest_first(&mut values, within).await?;
+        Ok(match values.split_first() {
+            None => (None, Vec::new()),
+            Some((rarest, others)) => (Some(Value::One(*rarest)), others.to_vec()),
+        })
+    }
+
     async fn rarest_first(&self, values: &mut [i64], within: Range<u64>) -> Result<(), ReadError> {
         if values.len() < 2 || within.is_empty() {
             return Ok(());
         }
         let mut rarest = (true, u64::MAX, 0);
         for (place, value) in values.iter().enumerate() {
-            let chunks = self.store.chunks_with(self.tenant, *value, within.clone(), LOOKED_UP).await?;
+            let value = Value::One(*value);
+            let chunks = self.store.chunks_with(self.tenant, value, within.clone(), LOOKED_UP).await?;
             let more = chunks.len() == LOOKED_UP;
             let common = if more { chunks.last().copied().unwrap_or(0) } else { chunks.len() as u64 };
             rarest = rarest.min((more, common, place));
@@ -189,22 +255,23 @@ impl<S: SearchReads> Search<'_, S> {
     /// Up to `wanted` chunks that can match, newest first, and what is left to be looked at.
     async fn candidates(
         &self,
-        values: &[i64],
+        lead: Option<Value>,
+        others: &[i64],
         within: Range<u64>,
         wanted: usize,
     ) -> Result<(Vec<Chunk>, Range<u64>), ReadError> {
         let (from, until) = (self.filter.from, self.filter.until);
-        let looked_up = match values.len() {
-            0 | 1 if from.is_none() && until.is_none() => wanted,
-            _ => wanted * LOOKED_UP,
+        let looked_up = match others.is_empty() && from.is_none() && until.is_none() {
+            true => wanted,
+            false => wanted * LOOKED_UP,
         };
-        let (seen, last, mut chunks) = match values {
-            [] => {
+        let (seen, last, mut chunks) = match lead {
+            None => {
                 let chunks = self.store.chunks(self.tenant, within.clone(), looked_up).await?;
                 (chunks.len(), chunks.last().map(|chunk| chunk.index), chunks)
             }
-            [rarest, others @ ..] => {
-                let seen = self.store.chunks_with(self.tenant, *rarest, within.clone(), looked_up).await?;
+            Some(lead) => {
+                let seen = self.store.chunks_with(self.tenant, lead, within.clone(), looked_up).await?;
                 let chunks = match seen.is_empty() {
                     true => Vec::new(),
                     false => self.store.chunks_with_all(self.tenant, others, &seen).await?,

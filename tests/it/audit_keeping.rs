@@ -267,7 +267,7 @@ async fn nothing_is_erased_of_a_tenant_on_hold(database: Db) {
     assert_eq!(keeper.erase(tenant, &Personal::User("ann".to_owned())).await, Err(KeepingFailed::OnHold));
     // Nor by what would go around the keeper.
     for personal in [Personal::User("ann".to_owned()), Personal::Record("a".to_owned())] {
-        let erase = Change::Erase { personal, places: 0..9 };
+        let erase = Change::Erase { personal, places: 0..9, in_index: true };
         assert_eq!(database.commit(&changes(tenant, vec![erase])).await.unwrap().applied, [0]);
     }
     assert_eq!(all(&database, tenant).await[0].row.user.clone().unwrap().value.as_deref(), Some("ann"));
@@ -310,7 +310,7 @@ async fn what_comes_after_an_erased_part_is_still_found(database: Db) {
     let record = EntryFilter { record_id: Some("a".to_owned()), ..EntryFilter::default() };
     for (end, left) in [(100, 500), (256, 344), (512, 88), (600, 0)] {
         for personal in [Personal::User("ann".to_owned()), Personal::Record("a".to_owned())] {
-            let erase = Change::Erase { personal, places: 0..end };
+            let erase = Change::Erase { personal, places: 0..end, in_index: true };
             database.commit(&changes(tenant, vec![erase])).await.unwrap();
         }
         for filter in [&user, &record] {

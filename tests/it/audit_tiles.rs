@@ -320,6 +320,7 @@ fn filter(dice: &mut Dice, start: Timestamp) -> EntryFilter {
             .then(|| [Outcome::Ok, Outcome::Refused(ErrorCode::KmsUnavailable)][dice.below(2) as usize]),
         user: dice.one_in(3).then(|| ["rare", "", "user-1", "nobody"][dice.below(4) as usize].to_owned()),
         record_id: dice.one_in(3).then(|| record(dice)),
+        record_hash: None,
     }
 }
 

@@ -21,7 +21,7 @@ fn byok(arguments: &[&str], environment: &[(&str, &str)]) -> Command {
 }
 
 /// `byok dev` in this folder, and what it said until it was ready.
-async fn dev(folder: &std::path::Path) -> (tokio::process::Child, Vec<String>) {
+pub(crate) async fn dev(folder: &std::path::Path) -> (tokio::process::Child, Vec<String>) {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let mut child = byok(&["dev", "--listen", &format!("127.0.0.1:{port}")], &[])
         .current_dir(folder)
@@ -39,7 +39,7 @@ async fn dev(folder: &std::path::Path) -> (tokio::process::Child, Vec<String>) {
     (child, said)
 }
 
-async fn pasted(line: &str) -> Value {
+pub(crate) async fn pasted(line: &str) -> Value {
     let line = line.replacen("curl ", "curl -s ", 1);
     let output = Command::new("sh").args(["-c", &line]).output().await.unwrap();
     serde_json::from_slice(&output.stdout).unwrap()

@@ -160,6 +160,10 @@ impl AuditReads for Unlucky {
         self.database.entries_from(tenant, from, limit).await
     }
 
+    async fn sizes(&self, tenant: TenantUid, places: Range<u64>) -> Result<Vec<(u64, u64)>, ReadError> {
+        self.database.sizes(tenant, places).await
+    }
+
     async fn places(
         &self,
         tenant: TenantUid,

@@ -321,6 +321,10 @@ impl AuditReads for Wired {
         self.read().await?.entries_from(tenant, from, limit).await
     }
 
+    async fn sizes(&self, tenant: TenantUid, places: Range<u64>) -> Result<Vec<(u64, u64)>, ReadError> {
+        self.read().await?.sizes(tenant, places).await
+    }
+
     async fn places(
         &self,
         tenant: TenantUid,

@@ -8,8 +8,8 @@ use super::line::{Header, Line, Start, Subtrees, hashes_of, tenant_of};
 use super::{BUNDLE_FORMAT, FIRST_FORMAT};
 use crate::merkle::{Frontier, Hash};
 
-/// The longest line: an entry with as many items as a call may have.
-const LINE: u64 = 64 << 20;
+/// The longest line. Entries of releases that kept record ids of any length hold up to what PostgreSQL takes as one value.
+const LINE: u64 = 512 << 20;
 /// Larger than any place or size: PostgreSQL's bigint is signed. Two of them can be added.
 const NUMBERS: u64 = 1 << 62;
 

@@ -10,8 +10,7 @@ use crate::merkle::Hash;
 use crate::model::TenantUid;
 use crate::store::{PlacedEntry, ReadError, Store};
 
-/// How many rows are read at once: between these, by how large they are.
-const LEAST: u32 = 8;
+/// How many rows are read at once at most.
 const MOST: u32 = 512;
 /// What a page may come to before the next is smaller.
 const PAGE_BYTES: usize = 4 << 20;
@@ -73,14 +72,16 @@ impl<'s> Pages<'s> {
     async fn take(&mut self, mut rows: Vec<PlacedEntry>) -> Result<(), ReadError> {
         let full = rows.len() as u64 >= u64::from(self.limit);
         let bytes: usize = rows.iter().map(|row| row.row.items.len() + row.row.records.len() + 512).sum();
-        self.limit = match bytes > PAGE_BYTES {
-            true => (self.limit / 2).max(LEAST),
-            false => (self.limit * 2).min(MOST),
+        self.limit = match (full, bytes > PAGE_BYTES) {
+            // As many as the database gave of large ones, in the time that it has.
+            (false, _) => u32::try_from(rows.len()).map_or(MOST, |rows| rows.clamp(1, MOST)),
+            (true, true) => (self.limit / 2).max(1),
+            (true, false) => (self.limit * 2).min(MOST),
         };
-        let end = match (full, rows.first(), rows.last()) {
+        let end = match (rows.first(), rows.last()) {
             // Another row of the last place may follow: it is read again, with those.
-            (true, Some(first), Some(last)) if first.seq != last.seq => last.seq,
-            (true, Some(first), _) => first.seq + 1,
+            (Some(first), Some(last)) if full && first.seq != last.seq => last.seq,
+            (_, Some(last)) => last.seq.saturating_add(1),
             _ => self.places.end,
         };
         rows.retain(|row| row.seq < end && self.places.contains(&row.seq));

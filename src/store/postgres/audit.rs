@@ -8,29 +8,41 @@ use sqlx::postgres::PgBindIterExt;
 use crate::merkle::Hash;
 use crate::model::{TenantUid, Timestamp};
 
-use super::super::row::{bounds, chunk, entry, leaf, number, places, signed};
-use super::super::search::{self, Bounds, SearchReads, Span};
+use super::super::row::{bounds, chunk, entry, leaf, number, places, seen, signed};
+use super::super::search::{self, Bounds, SearchReads, Seen, Span, Value};
 use super::super::{AuditReads, Chunk, EntryFilter, Page, PlacedEntry, ReadError};
 use super::{Postgres, moment, statements};
 
 statements! {
-    /// Each span's times are written so that partitions outside are not even looked at.
+    /// Each span's times are written so that partitions outside are not even looked at. In each span, records are looked into only
+    /// as long as the entries before hold fewer bytes than the span's part of $12; of entries past that, which may match, the
+    /// place is given and no more. Their sizes are summed up without reading what lies outside of their rows.
     ENTRIES = "
         SELECT e.seq, e.at, e.id, e.operation, e.outcome, e.means, e.role, e.user_id, e.user_salt, e.user_hmac,
-            e.request_id, e.request_salt, e.request_hmac, e.item_count::int8, e.records::text, e.items, e.detail, e.digest
+            e.request_id, e.request_salt, e.request_hmac, e.item_count::int8, CASE WHEN NOT e.past THEN e.records::text END,
+            CASE WHEN NOT e.past THEN e.items END, e.detail, e.digest
         FROM (
             SELECT e.* FROM unnest($2::int8[], $3::int8[], $4::timestamptz[], $5::timestamptz[])
-                AS s(first, past, earliest, latest)
+                WITH ORDINALITY AS s(first, past, earliest, latest, nth)
             CROSS JOIN LATERAL (
-                SELECT * FROM np_byok_audit
-                WHERE tenant = $1 AND seq >= s.first AND seq < s.past
-                    AND at >= COALESCE(s.earliest, '-infinity') AND at <= COALESCE(s.latest, 'infinity')
-                    AND ($6::text IS NULL OR operation = $6) AND ($7::text IS NULL OR outcome = $7)
-                    AND ($8::text IS NULL OR user_id = $8)
-                    AND ($9::text IS NULL OR jsonb_path_exists(records, 'strict $[*] ? (@[0] == $record)',
-                        jsonb_build_object('record', $9::text)))
-                ORDER BY seq DESC LIMIT $10) e
-            ORDER BY e.seq DESC LIMIT $10) e
+                SELECT * FROM (
+                    SELECT a.*, COALESCE(sum(pg_column_size(a.records) + pg_column_size(a.items)) OVER (
+                        ORDER BY a.seq DESC GROUPS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0)
+                        * cardinality($2::int8[]) + s.nth > $12::int8 AS past
+                    FROM (
+                        SELECT * FROM np_byok_audit
+                        WHERE tenant = $1 AND seq >= s.first AND seq < s.past
+                            AND at >= COALESCE(s.earliest, '-infinity') AND at <= COALESCE(s.latest, 'infinity')
+                            AND ($6::text IS NULL OR operation = $6) AND ($7::text IS NULL OR outcome = $7)
+                            AND ($8::text IS NULL OR user_id = $8)
+                        ORDER BY seq DESC LIMIT CASE WHEN $9::text IS NULL THEN $11::int8 END) a) a
+                WHERE past OR $9::text IS NULL
+                    OR jsonb_path_exists(records, 'strict $[*] ? (@[0] == $record)',
+                        jsonb_build_object('record', $9::text))
+                    OR ($10::text IS NOT NULL AND jsonb_path_exists(records, 'strict $[*] ? (@[0] == $record)',
+                        jsonb_build_object('record', $10::text)))
+                ORDER BY seq DESC LIMIT $11) e
+            ORDER BY e.seq DESC LIMIT $11) e
         ORDER BY e.seq DESC";
 
     /// Where the log and its index end, and which chunks of the index are the first and the last with entries of that time:
@@ -67,6 +79,15 @@ statements! {
         SELECT chunk FROM np_byok_chunk_values
         WHERE tenant = $1 AND value = $2 AND chunk >= $3 AND chunk < $4 ORDER BY chunk DESC LIMIT $5";
 
+    CHUNKS_WITH_EITHER = "
+        SELECT chunk FROM (
+            (SELECT chunk FROM np_byok_chunk_values
+                WHERE tenant = $1 AND value = $2 AND chunk >= $4 AND chunk < $5 ORDER BY chunk DESC LIMIT $6)
+            UNION
+            (SELECT chunk FROM np_byok_chunk_values
+                WHERE tenant = $1 AND value = $3 AND chunk >= $4 AND chunk < $5 ORDER BY chunk DESC LIMIT $6)) AS c
+        ORDER BY chunk DESC LIMIT $6";
+
     CHUNKS_WITH_ALL = "
         SELECT c.chunk, c.earliest, c.latest FROM np_byok_chunks c
         WHERE c.tenant = $1 AND c.level = 0 AND c.chunk = ANY ($2::int8[]) AND cardinality($3::int8[]) = (
@@ -74,10 +95,19 @@ statements! {
             WHERE v.tenant = $1 AND v.value = ANY ($3::int8[]) AND v.chunk = c.chunk)
         ORDER BY c.chunk DESC";
 
+    /// As long as the entries of the places before hold fewer bytes than $4.
     ENTRIES_FROM = "
         SELECT seq, at, id, operation, outcome, means, role, user_id, user_salt, user_hmac, request_id, request_salt,
             request_hmac, item_count::int8, records::text, items, detail, digest
-        FROM np_byok_audit WHERE tenant = $1 AND seq >= $2 ORDER BY seq LIMIT $3";
+        FROM (
+            SELECT e.*, COALESCE(sum(pg_column_size(e.records) + pg_column_size(e.items)) OVER (
+                ORDER BY e.seq GROUPS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS before
+            FROM (SELECT * FROM np_byok_audit WHERE tenant = $1 AND seq >= $2 ORDER BY seq LIMIT $3) AS e) AS e
+        WHERE before < $4::int8 ORDER BY seq";
+
+    SIZES = "
+        SELECT seq, (pg_column_size(records) + pg_column_size(items))::int8
+        FROM np_byok_audit WHERE tenant = $1 AND seq >= $2 AND seq < $3 ORDER BY seq";
 
     PLACES = "
         SELECT min(seq), max(seq) FROM np_byok_audit WHERE tenant = $1
@@ -97,7 +127,11 @@ impl AuditReads for Postgres {
         limit: u32,
     ) -> Result<Page, ReadError> {
         // A NUL is in no text of PostgreSQL's.
-        if [&filter.user, &filter.record_id].into_iter().flatten().any(|text| text.contains('\0')) {
+        if [&filter.user, &filter.record_id, &filter.record_hash]
+            .into_iter()
+            .flatten()
+            .any(|text| text.contains('\0'))
+        {
             return Ok(Page::default());
         }
         search::page(self, tenant, filter, before, limit).await
@@ -109,8 +143,16 @@ impl AuditReads for Postgres {
         from: u64,
         limit: u32,
     ) -> Result<Vec<PlacedEntry>, ReadError> {
-        let query = sqlx::query(ENTRIES_FROM).bind(tenant.0).bind(signed(from)).bind(i64::from(limit));
-        self.all(query, entry).await
+        let query = |bytes| {
+            let query = sqlx::query(ENTRIES_FROM).bind(tenant.0).bind(signed(from));
+            query.bind(i64::from(limit)).bind(bytes)
+        };
+        self.portion(query, entry).await
+    }
+
+    async fn sizes(&self, tenant: TenantUid, places: Range<u64>) -> Result<Vec<(u64, u64)>, ReadError> {
+        let query = sqlx::query(SIZES).bind(tenant.0).bind(signed(places.start)).bind(signed(places.end));
+        self.all(query, |row| Ok((number(row, 0)?, number(row, 1)?))).await
     }
 
     async fn places(
@@ -149,16 +191,15 @@ impl SearchReads for Postgres {
     async fn chunks_with(
         &self,
         tenant: TenantUid,
-        value: i64,
+        value: Value,
         within: Range<u64>,
         limit: usize,
     ) -> Result<Vec<u64>, ReadError> {
-        let query = sqlx::query(CHUNKS_WITH)
-            .bind(tenant.0)
-            .bind(value)
-            .bind(signed(within.start))
-            .bind(signed(within.end))
-            .bind(signed(limit as u64));
+        let query = match value {
+            Value::One(value) => sqlx::query(CHUNKS_WITH).bind(tenant.0).bind(value),
+            Value::Either(one, other) => sqlx::query(CHUNKS_WITH_EITHER).bind(tenant.0).bind(one).bind(other),
+        };
+        let query = query.bind(signed(within.start)).bind(signed(within.end)).bind(signed(limit as u64));
         self.all(query, |row| number(row, 0)).await
     }
 
@@ -181,18 +222,22 @@ impl SearchReads for Postgres {
         filter: &EntryFilter,
         spans: &[Span],
         limit: usize,
-    ) -> Result<Vec<PlacedEntry>, ReadError> {
-        let query = sqlx::query(ENTRIES)
-            .bind(tenant.0)
-            .bind(spans.iter().map(|span| signed(span.places.start)).bind_iter())
-            .bind(spans.iter().map(|span| signed(span.places.end)).bind_iter())
-            .bind(spans.iter().map(|span| span.earliest.map(moment)).bind_iter())
-            .bind(spans.iter().map(|span| span.latest.map(moment)).bind_iter())
-            .bind(filter.operation.map(|operation| operation.as_str()))
-            .bind(filter.outcome.map(|outcome| outcome.as_str()))
-            .bind(filter.user.as_deref())
-            .bind(filter.record_id.as_deref())
-            .bind(signed(limit as u64));
-        self.all(query, entry).await
+    ) -> Result<Vec<Seen>, ReadError> {
+        let query = |bytes| {
+            sqlx::query(ENTRIES)
+                .bind(tenant.0)
+                .bind(spans.iter().map(|span| signed(span.places.start)).bind_iter())
+                .bind(spans.iter().map(|span| signed(span.places.end)).bind_iter())
+                .bind(spans.iter().map(|span| span.earliest.map(moment)).bind_iter())
+                .bind(spans.iter().map(|span| span.latest.map(moment)).bind_iter())
+                .bind(filter.operation.map(|operation| operation.as_str()))
+                .bind(filter.outcome.map(|outcome| outcome.as_str()))
+                .bind(filter.user.as_deref())
+                .bind(filter.record_id.as_deref())
+                .bind(filter.record_hash.as_deref())
+                .bind(signed(limit as u64))
+                .bind(bytes)
+        };
+        self.portion(query, seen).await
     }
 }

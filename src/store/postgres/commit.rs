@@ -203,7 +203,7 @@ impl Postgres {
         drop(writer);
         match failure {
             Failure::Refused | Failure::Malformed => Err(CommitError::Rejected),
-            Failure::NotNow => Err(CommitError::Unavailable),
+            Failure::NotNow | Failure::TooLong => Err(CommitError::Unavailable),
             Failure::Lost => {
                 self.writers.close_idle();
                 Err(if decided { CommitError::Unknown } else { CommitError::Unavailable })
@@ -417,9 +417,9 @@ async fn in_order(
                 applied.push(touched(connection, keeping::hold(batch.tenant, *on), named).await?);
                 1
             }
-            Change::Erase { personal, places } => {
+            Change::Erase { personal, places, in_index } => {
                 sqlx::query(keeping::NO_NEW_HOLD).persistent(false).execute(&mut *connection).await?;
-                let query = keeping::erase(batch.tenant, personal, places);
+                let query = keeping::erase(batch.tenant, personal, places, *in_index);
                 applied.push(touched(connection, query, named).await?);
                 1
             }

@@ -53,13 +53,18 @@ statements! {
             FROM np_byok_tiles WHERE tenant = h.tenant AND log = h.log AND level = 0) t
         WHERE h.size >= (c.next + 1) * 256 OR h.size - h.first >= (t.next + 1) * 256 ORDER BY random() LIMIT 256";
 
-    /// The records are taken out of their row only where their items are still to be read.
+    /// The records are read only as long as the entries of the places before have no more items than $4 and fewer bytes than
+    /// $5; so many entries' sizes are looked at for it.
     OUTLINES = "
         SELECT seq, at, operation, outcome, user_id, records::text FROM (
-            SELECT seq, at, operation, outcome, user_id, records, item_count,
-                sum(item_count) OVER (ORDER BY seq) - item_count AS before
-            FROM np_byok_audit WHERE tenant = $1 AND seq >= $2 AND seq < $3) e
-        WHERE before <= $4 ORDER BY seq";
+            SELECT seq, at, operation, outcome, user_id, records,
+                COALESCE(sum(item_count) OVER before, 0) AS items,
+                COALESCE(sum(pg_column_size(records)) OVER before, 0) AS bytes
+            FROM (
+                SELECT seq, at, operation, outcome, user_id, records, item_count FROM np_byok_audit
+                WHERE tenant = $1 AND seq >= $2 AND seq < $3 ORDER BY seq LIMIT 4096) AS e
+            WINDOW before AS (ORDER BY seq GROUPS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)) AS e
+        WHERE items <= $4 AND bytes < $5::int8 ORDER BY seq";
 
     TILES_END = "
         SELECT COALESCE(max(tile) + 1, 0) FROM np_byok_tiles WHERE tenant = $1 AND log = $2::int8 AND level = $3::int8";
@@ -117,8 +122,11 @@ impl DerivedReads for Postgres {
         places: Range<u64>,
         items: u32,
     ) -> Result<Vec<Outline>, ReadError> {
-        let query = sqlx::query(OUTLINES).bind(tenant.0).bind(signed(places.start)).bind(signed(places.end));
-        self.all(query.bind(i64::from(items)), |row| outline(row, tenant)).await
+        let query = |bytes| {
+            let query = sqlx::query(OUTLINES).bind(tenant.0).bind(signed(places.start));
+            query.bind(signed(places.end)).bind(i64::from(items)).bind(bytes)
+        };
+        self.portion(query, |row| outline(row, tenant)).await
     }
 
     async fn tiles_end(&self, tenant: TenantUid, log: u32, level: u32) -> Result<u64, ReadError> {

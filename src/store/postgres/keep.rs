@@ -69,6 +69,6 @@ impl Database for Postgres {
     }
 
     async fn upkeep(&self) -> Result<(), ReadError> {
-        self.rows(sqlx::query(PARTITIONS)).await.map(drop)
+        Ok(self.rows(sqlx::query(PARTITIONS)).await.map(drop)?)
     }
 }

@@ -33,7 +33,8 @@ statements! {
     /// No later entry is found the less: one may come in while the value goes.
     ERASE_USER = "
         WITH unnamed AS (
-            DELETE FROM np_byok_chunk_values v WHERE tenant = $1 AND value = $5 AND chunk <= ($3 - 1) / 256
+            DELETE FROM np_byok_chunk_values v
+            WHERE $6 AND tenant = $1 AND value = $5 AND chunk <= ($3 - 1) / 256
                 AND NOT EXISTS (SELECT FROM np_byok_audit a
                     WHERE a.tenant = $1 AND a.seq >= $3 AND a.seq < (v.chunk + 1) * 256 AND a.user_id = $4)
                 AND NOT EXISTS (SELECT FROM np_byok_holds WHERE tenant = $1)),
@@ -44,7 +45,8 @@ statements! {
         SELECT count(*) FROM erased";
     ERASE_RECORD = "
         WITH unnamed AS (
-            DELETE FROM np_byok_chunk_values v WHERE tenant = $1 AND value = $5 AND chunk <= ($3 - 1) / 256
+            DELETE FROM np_byok_chunk_values v
+            WHERE $6 AND tenant = $1 AND value = $5 AND chunk <= ($3 - 1) / 256
                 AND NOT EXISTS (SELECT FROM np_byok_audit a
                     WHERE a.tenant = $1 AND a.seq >= $3 AND a.seq < (v.chunk + 1) * 256
                         AND pg_catalog.jsonb_path_exists(a.records, 'strict $[*] ? (@[0] == $record)',
@@ -96,13 +98,13 @@ pub(super) fn note_export(tenant: TenantUid, places: &Range<u64>) -> PgQuery {
     sqlx::query(NOTE_EXPORT).bind(tenant.0).bind(signed(places.start)).bind(signed(places.end))
 }
 
-pub(super) fn erase(tenant: TenantUid, personal: &Personal, places: &Range<u64>) -> PgQuery {
+pub(super) fn erase(tenant: TenantUid, personal: &Personal, places: &Range<u64>, in_index: bool) -> PgQuery {
     let (statement, named) = match personal {
         Personal::User(user) => (ERASE_USER, Named::User(user)),
         Personal::Record(record) => (ERASE_RECORD, Named::Record(record)),
     };
     let query = sqlx::query(statement).bind(tenant.0).bind(signed(places.start)).bind(signed(places.end));
-    query.bind(personal.value().to_owned()).bind(value_of(tenant, named))
+    query.bind(personal.value().to_owned()).bind(value_of(tenant, named)).bind(in_index)
 }
 
 pub(super) fn erase_from_deks(tenant: TenantUid, record_id: &str, hmac: &[u8; 32]) -> PgQuery {

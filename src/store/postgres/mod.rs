@@ -38,6 +38,7 @@ use crate::config;
 use crate::model::{TenantUid, Timestamp};
 
 use super::failure::Failure;
+use super::portion::Portions;
 use super::row::Columns;
 use super::statements::statements;
 use super::{Batch, CommitError, Committed, LogHead, OpenError, ReadError, Store};
@@ -95,6 +96,7 @@ pub struct Postgres {
     owner: Option<PgConnectOptions>,
     serving: PgConnectOptions,
     pgbouncer: bool,
+    portions: Portions,
     /// Where this process left each log.
     heads: Mutex<HashMap<TenantUid, LogHead>>,
 }
@@ -109,7 +111,7 @@ impl Postgres {
         let owner = settings.migration_url.as_ref().map(|url| options(url.expose())).transpose()?;
         let mut serving = options(settings.url.expose())?;
         let migrating = owner.clone().unwrap_or_else(|| serving.clone());
-        serving = if pgbouncer { without_session(serving) } else { serving.options(LIMITS) };
+        serving = if pgbouncer { without_session(serving) } else { limited(serving) };
 
         let commit_on = (settings.max_connections / 4).max(1);
         let readers = PgPoolOptions::new()
@@ -133,16 +135,17 @@ impl Postgres {
             owner,
             serving,
             pgbouncer,
+            portions: Portions::default(),
             heads: Mutex::default(),
         })
     }
 
     /// The rows that a statement returns, within the deadline.
-    async fn rows(&self, query: Query<'_, sqlx::Postgres, PgArguments>) -> Result<Vec<PgRow>, ReadError> {
-        let failed = |error: Error| ReadError::from(Failure::of(&error));
+    async fn rows(&self, query: Query<'_, sqlx::Postgres, PgArguments>) -> Result<Vec<PgRow>, Failure> {
+        let failed = |error: Error| Failure::of(&error);
         let mut connection = self.readers.acquire().await.map_err(|error| {
             Failure::of(&error);
-            ReadError::Unavailable
+            Failure::NotNow
         })?;
         let answer = async {
             if self.pgbouncer {
@@ -169,8 +172,28 @@ impl Postgres {
         query: Query<'_, sqlx::Postgres, PgArguments>,
         decode: impl Fn(&PgRow) -> Result<T, Error>,
     ) -> Result<Vec<T>, ReadError> {
-        let rows = self.rows(query).await?;
-        rows.iter().map(decode).collect::<Result<_, _>>().map_err(|error| Failure::of(&error).into())
+        decoded(&self.rows(query).await?, decode)
+    }
+
+    /// The rows of a statement that reads entries and takes as its bound how many bytes of them it may read. One that takes
+    /// longer than the server's time limit is tried again with fewer bytes, in the end with one entry.
+    async fn portion<'q, T>(
+        &self,
+        query: impl Fn(i64) -> Query<'q, sqlx::Postgres, PgArguments>,
+        decode: impl Fn(&PgRow) -> Result<T, Error>,
+    ) -> Result<Vec<T>, ReadError> {
+        let mut portion = self.portions.next();
+        let rows = loop {
+            match self.rows(query(portion.bytes())).await {
+                Err(Failure::TooLong) => match self.portions.took_too_long(portion) {
+                    Some(smaller) => portion = smaller,
+                    None => break Err(Failure::TooLong),
+                },
+                rows => break rows,
+            }
+        }?;
+        self.portions.was_read(portion);
+        decoded(&rows, decode)
     }
 
     /// The first row, made into a value.
@@ -194,8 +217,12 @@ impl Store for Postgres {
     }
 
     async fn ping(&self) -> Result<(), ReadError> {
-        self.rows(sqlx::query(PING)).await.map(drop)
+        Ok(self.rows(sqlx::query(PING)).await.map(drop)?)
     }
+}
+
+fn decoded<T>(rows: &[PgRow], decode: impl Fn(&PgRow) -> Result<T, Error>) -> Result<Vec<T>, ReadError> {
+    rows.iter().map(decode).collect::<Result<_, _>>().map_err(|error| Failure::of(&error).into())
 }
 
 fn options(url: &str) -> Result<PgConnectOptions, OpenError> {
@@ -204,6 +231,12 @@ fn options(url: &str) -> Result<PgConnectOptions, OpenError> {
         problem: "it is not `postgres://user:password@host:port/database`".to_owned(),
     })?;
     Ok(options.application_name("byok").disable_statement_logging())
+}
+
+/// With the server's limits, where the URL does not set its own.
+fn limited(options: PgConnectOptions) -> PgConnectOptions {
+    let own = options.get_options().unwrap_or_default().to_owned();
+    options.options(LIMITS.into_iter().filter(|(name, _)| !own.contains(name)))
 }
 
 /// Nothing that a pooler in transaction mode would lose or refuse.

@@ -8,22 +8,34 @@ use serde_json::json;
 use crate::merkle::Hash;
 use crate::model::{TenantUid, Timestamp};
 
-use super::super::row::{bounds, chunk, entry, leaf, number, places, signed};
-use super::super::search::{self, Bounds, SearchReads, Span};
+use super::super::portion::Portion;
+use super::super::row::{bounds, chunk, entry, leaf, number, places, seen, signed};
+use super::super::search::{self, Bounds, SearchReads, Seen, Span, Value};
 use super::super::{AuditReads, Chunk, EntryFilter, Page, PlacedEntry, ReadError};
 use super::{Sqlite, statements};
 
 statements! {
+    /// Records are looked into only as long as the entries before hold fewer bytes than ?9; of entries past that, which may
+    /// match, the place is given and no more. Their sizes are summed up without reading them.
     ENTRIES = "
+        WITH sized AS (
+            SELECT a.seq, octet_length(a.records) + octet_length(a.items) AS size
+            FROM json_each(?2) AS s CROSS JOIN np_byok_audit a
+            WHERE a.tenant = ?1 AND a.seq >= s.value ->> 0 AND a.seq < s.value ->> 1
+                AND a.at >= COALESCE(s.value ->> 2, a.at) AND a.at <= COALESCE(s.value ->> 3, a.at)
+                AND (?3 IS NULL OR operation = ?3) AND (?4 IS NULL OR outcome = ?4) AND (?5 IS NULL OR user_id = ?5)
+            ORDER BY a.seq DESC LIMIT CASE WHEN ?6 IS NULL THEN ?8 ELSE -1 END),
+        bounded AS (
+            SELECT seq, COALESCE(sum(size) OVER (ORDER BY seq DESC ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0)
+                >= ?9 AS past
+            FROM sized)
         SELECT a.seq, a.at, a.id, a.operation, a.outcome, a.means, a.role, a.user_id, a.user_salt, a.user_hmac,
-            a.request_id, a.request_salt, a.request_hmac, a.item_count, a.records, a.items, a.detail, a.digest
-        FROM json_each(?2) AS s CROSS JOIN np_byok_audit a
-        WHERE a.tenant = ?1 AND a.seq >= s.value ->> 0 AND a.seq < s.value ->> 1
-            AND a.at >= COALESCE(s.value ->> 2, a.at) AND a.at <= COALESCE(s.value ->> 3, a.at)
-            AND (?3 IS NULL OR operation = ?3) AND (?4 IS NULL OR outcome = ?4) AND (?5 IS NULL OR user_id = ?5)
-            AND (?6 IS NULL OR EXISTS (
-                SELECT 1 FROM json_each(a.records) AS r WHERE r.type = 'array' AND r.value ->> '$[0]' = ?6))
-        ORDER BY a.seq DESC LIMIT ?7";
+            a.request_id, a.request_salt, a.request_hmac, a.item_count, CASE WHEN NOT b.past THEN a.records END,
+            CASE WHEN NOT b.past THEN a.items END, a.detail, a.digest
+        FROM bounded b CROSS JOIN np_byok_audit a ON a.tenant = ?1 AND a.seq = b.seq
+        WHERE b.past OR ?6 IS NULL OR EXISTS (
+            SELECT 1 FROM json_each(a.records) AS r WHERE r.type = 'array' AND r.value ->> '$[0]' IN (?6, ?7))
+        ORDER BY b.seq DESC LIMIT ?8";
 
     /// Where the log and its index end, and which chunks of the index are the first and the last with entries of that time:
     /// first looked for among chunks of level 1. What was pruned is not gone through.
@@ -59,6 +71,10 @@ statements! {
         SELECT chunk FROM np_byok_chunk_values
         WHERE tenant = ?1 AND value = ?2 AND chunk >= ?3 AND chunk < ?4 ORDER BY chunk DESC LIMIT ?5";
 
+    CHUNKS_WITH_EITHER = "
+        SELECT DISTINCT chunk FROM np_byok_chunk_values
+        WHERE tenant = ?1 AND value IN (?2, ?3) AND chunk >= ?4 AND chunk < ?5 ORDER BY chunk DESC LIMIT ?6";
+
     CHUNKS_WITH_ALL = "
         SELECT c.chunk, c.earliest, c.latest FROM json_each(?2) AS w
         CROSS JOIN np_byok_chunks c ON c.tenant = ?1 AND c.level = 0 AND c.chunk = w.value
@@ -67,10 +83,22 @@ statements! {
             CROSS JOIN np_byok_chunk_values v ON v.tenant = ?1 AND v.value = o.value AND v.chunk = c.chunk)
         ORDER BY c.chunk DESC";
 
+    /// As long as the entries before hold fewer bytes than ?4.
     ENTRIES_FROM = "
-        SELECT seq, at, id, operation, outcome, means, role, user_id, user_salt, user_hmac, request_id, request_salt,
-            request_hmac, item_count, records, items, detail, digest
-        FROM np_byok_audit WHERE tenant = ?1 AND seq >= ?2 ORDER BY seq LIMIT ?3";
+        WITH sized AS (
+            SELECT seq, octet_length(records) + octet_length(items) AS size
+            FROM np_byok_audit WHERE tenant = ?1 AND seq >= ?2 ORDER BY seq LIMIT ?3),
+        bounded AS (
+            SELECT seq, COALESCE(sum(size) OVER (ORDER BY seq ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS before
+            FROM sized)
+        SELECT a.seq, a.at, a.id, a.operation, a.outcome, a.means, a.role, a.user_id, a.user_salt, a.user_hmac,
+            a.request_id, a.request_salt, a.request_hmac, a.item_count, a.records, a.items, a.detail, a.digest
+        FROM bounded b CROSS JOIN np_byok_audit a ON a.tenant = ?1 AND a.seq = b.seq
+        WHERE b.before < ?4 ORDER BY b.seq";
+
+    SIZES = "
+        SELECT seq, octet_length(records) + octet_length(items)
+        FROM np_byok_audit WHERE tenant = ?1 AND seq >= ?2 AND seq < ?3 ORDER BY seq";
 
     PLACES = "
         SELECT min(seq), max(seq) FROM np_byok_audit WHERE tenant = ?1
@@ -99,7 +127,13 @@ impl AuditReads for Sqlite {
         limit: u32,
     ) -> Result<Vec<PlacedEntry>, ReadError> {
         let query = sqlx::query(ENTRIES_FROM).bind(tenant.0.as_slice()).bind(signed(from)).bind(limit);
-        self.all(query, entry).await
+        self.all(query.bind(Portion::WHOLE.bytes()), entry).await
+    }
+
+    async fn sizes(&self, tenant: TenantUid, places: Range<u64>) -> Result<Vec<(u64, u64)>, ReadError> {
+        let query =
+            sqlx::query(SIZES).bind(tenant.0.as_slice()).bind(signed(places.start)).bind(signed(places.end));
+        self.all(query, |row| Ok((number(row, 0)?, number(row, 1)?))).await
     }
 
     async fn places(
@@ -143,11 +177,16 @@ impl SearchReads for Sqlite {
     async fn chunks_with(
         &self,
         tenant: TenantUid,
-        value: i64,
+        value: Value,
         within: Range<u64>,
         limit: usize,
     ) -> Result<Vec<u64>, ReadError> {
-        let query = sqlx::query(CHUNKS_WITH).bind(tenant.0.as_slice()).bind(value);
+        let query = match value {
+            Value::One(value) => sqlx::query(CHUNKS_WITH).bind(tenant.0.as_slice()).bind(value),
+            Value::Either(one, other) => {
+                sqlx::query(CHUNKS_WITH_EITHER).bind(tenant.0.as_slice()).bind(one).bind(other)
+            }
+        };
         let query = query.bind(signed(within.start)).bind(signed(within.end)).bind(signed(limit as u64));
         self.all(query, |row| number(row, 0)).await
     }
@@ -169,7 +208,7 @@ impl SearchReads for Sqlite {
         filter: &EntryFilter,
         spans: &[Span],
         limit: usize,
-    ) -> Result<Vec<PlacedEntry>, ReadError> {
+    ) -> Result<Vec<Seen>, ReadError> {
         let at = |at: Option<Timestamp>| at.map(|at| at.0);
         let spans: Vec<_> = spans
             .iter()
@@ -182,7 +221,9 @@ impl SearchReads for Sqlite {
             .bind(filter.outcome.map(|outcome| outcome.as_str()))
             .bind(filter.user.as_deref())
             .bind(filter.record_id.as_deref())
-            .bind(signed(limit as u64));
-        self.all(query, entry).await
+            .bind(filter.record_hash.as_deref())
+            .bind(signed(limit as u64))
+            .bind(Portion::WHOLE.bytes());
+        self.all(query, seen).await
     }
 }

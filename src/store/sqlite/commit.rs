@@ -72,7 +72,7 @@ impl Sqlite {
         // Before COMMIT, whatever fails is rolled back.
         let nothing_done = |error: Error| match Failure::of(&error) {
             Failure::Refused | Failure::Malformed => CommitError::Rejected,
-            Failure::NotNow | Failure::Lost => CommitError::Unavailable,
+            Failure::NotNow | Failure::TooLong | Failure::Lost => CommitError::Unavailable,
         };
         let mut transaction = self.writer.begin_with(BEGIN).await.map_err(nothing_done)?;
         match in_order(&mut transaction, batch).await {
@@ -210,8 +210,10 @@ async fn one(connection: &mut SqliteConnection, tenant: TenantUid, change: &Chan
             return Ok(publications::open_log(connection, &tenant, from, *log).await?);
         }
         Change::Hold { on } => keeping::hold(&tenant, *on),
-        Change::Erase { personal, places } => {
-            keeping::unname(&tenant, personal, places).execute(&mut *connection).await?;
+        Change::Erase { personal, places, in_index } => {
+            if *in_index {
+                keeping::unname(&tenant, personal, places).execute(&mut *connection).await?;
+            }
             keeping::erase(&tenant, personal, places)
         }
         Change::EraseFromDeks { record_id, hmac } => keeping::erase_from_deks(&tenant, record_id, hmac),

@@ -11,6 +11,7 @@ use crate::model::TenantUid;
 
 use super::super::ReadError;
 use super::super::derived::{Behind, Chunk, ChunkValue, DerivedReads, Outline, Tile, TileId};
+use super::super::portion::Portion;
 use super::super::row::{behind, number, outline, signed, tile, tile_root};
 use super::{Sqlite, statements};
 
@@ -43,12 +44,17 @@ statements! {
             FROM np_byok_heads h)
         WHERE size >= (chunk + 1) * 256 OR size - first >= (tile + 1) * 256 ORDER BY random() LIMIT 256";
 
+    /// As long as the entries before have no more items than ?4 and fewer bytes than ?5.
     OUTLINES = "
-        SELECT seq, at, operation, outcome, user_id, records FROM (
-            SELECT seq, at, operation, outcome, user_id, records,
-                sum(item_count) OVER (ORDER BY seq) - item_count AS before
-            FROM np_byok_audit WHERE tenant = ?1 AND seq >= ?2 AND seq < ?3)
-        WHERE before <= ?4 ORDER BY seq";
+        WITH sized AS (
+            SELECT seq, item_count, octet_length(records) AS size FROM np_byok_audit
+            WHERE tenant = ?1 AND seq >= ?2 AND seq < ?3 ORDER BY seq LIMIT 4096),
+        bounded AS (
+            SELECT seq, COALESCE(sum(item_count) OVER before, 0) AS items, COALESCE(sum(size) OVER before, 0) AS bytes
+            FROM sized WINDOW before AS (ORDER BY seq ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING))
+        SELECT a.seq, a.at, a.operation, a.outcome, a.user_id, a.records
+        FROM bounded b CROSS JOIN np_byok_audit a ON a.tenant = ?1 AND a.seq = b.seq
+        WHERE b.items <= ?4 AND b.bytes < ?5 ORDER BY b.seq";
 
     TILES_END = "SELECT COALESCE(max(tile) + 1, 0) FROM np_byok_tiles WHERE tenant = ?1 AND log = ?2 AND level = ?3";
 
@@ -121,7 +127,7 @@ impl DerivedReads for Sqlite {
     ) -> Result<Vec<Outline>, ReadError> {
         let query = sqlx::query(OUTLINES).bind(tenant.0.as_slice());
         let query = query.bind(signed(places.start)).bind(signed(places.end)).bind(items);
-        self.all(query, |row| outline(row, tenant)).await
+        self.all(query.bind(Portion::WHOLE.bytes()), |row| outline(row, tenant)).await
     }
 
     async fn tiles_end(&self, tenant: TenantUid, log: u32, level: u32) -> Result<u64, ReadError> {

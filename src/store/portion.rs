@@ -1,0 +1,95 @@
+//! How much of the log one statement reads. Entries differ in size by a factor of a million, and a caller decides how large
+//! some are: a bound on their number alone lets one caller make every read of the log too long for the time limit.
+//!
+//! Sizes are those that the database stores, which it knows without reading the values. PostgreSQL compresses record ids;
+//! the densest text that it makes is some 250 times as long once it is read.
+
+use std::sync::atomic::{AtomicI64, Ordering};
+
+/// How many bytes of entries a statement reads at most, as they are stored. The first entry is read whatever its size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Portion(i64);
+
+/// 1 MiB, which is 1,700 usual entries.
+const WHOLE: i64 = 1 << 20;
+/// By how much a portion shrinks that was too much for the time limit. Each try costs that time limit: four of them reach one
+/// entry.
+const SHRINK: i64 = 8;
+/// So few bytes cannot take long for their number: what does is a single entry. And by how much a portion grows again.
+const LEAST: i64 = 16 << 10;
+
+impl Portion {
+    /// As much as is ever read at once.
+    pub(super) const WHOLE: Self = Self(WHOLE);
+
+    /// Entries are read as long as those before them are smaller than this together.
+    pub(super) fn bytes(self) -> i64 {
+        self.0
+    }
+
+    /// What to try after a portion that took too long; `None` after a single entry.
+    fn smaller(self) -> Option<Self> {
+        match self.0 {
+            ..=1 => None,
+            2..=LEAST => Some(Self(1)),
+            bytes => Some(Self(bytes / SHRINK)),
+        }
+    }
+
+    fn larger(self) -> Self {
+        Self(WHOLE.min(self.0 + LEAST))
+    }
+}
+
+/// The portion that a database gives within its time limit, as far as is known: less as soon as one takes too long, and slowly
+/// more again, so that a reader of many large entries does not spend the time limit on each.
+pub(super) struct Portions(AtomicI64);
+
+impl Default for Portions {
+    fn default() -> Self {
+        Self(AtomicI64::new(WHOLE))
+    }
+}
+
+impl Portions {
+    /// What to read next.
+    pub(super) fn next(&self) -> Portion {
+        Portion(self.0.load(Ordering::Relaxed))
+    }
+
+    /// A portion was read in time.
+    pub(super) fn was_read(&self, portion: Portion) {
+        self.0.store(portion.larger().0, Ordering::Relaxed);
+    }
+
+    /// A portion took too long. What to try instead; `None` after a single entry.
+    pub(super) fn took_too_long(&self, portion: Portion) -> Option<Portion> {
+        let smaller = portion.smaller()?;
+        self.0.store(smaller.0, Ordering::Relaxed);
+        Some(smaller)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_portion_that_takes_too_long_ends_with_one_entry_in_four_tries() {
+        let portions = Portions::default();
+        let tries = std::iter::successors(Some(portions.next()), |portion| portions.took_too_long(*portion));
+        let bytes: Vec<i64> = tries.map(Portion::bytes).collect();
+        assert_eq!(bytes, [1 << 20, 128 << 10, 16 << 10, 1]);
+    }
+
+    #[test]
+    fn the_next_portion_is_small_after_one_that_took_too_long_and_grows_again() {
+        let portions = Portions::default();
+        portions.took_too_long(portions.next());
+        assert_eq!(portions.next().bytes(), 128 << 10);
+        for _ in 0..100 {
+            portions.was_read(portions.next());
+        }
+        assert_eq!(portions.next(), Portion::WHOLE);
+    }
+}
