@@ -33,7 +33,7 @@ use pool::Pool;
 use tally::Tally;
 use view::Views;
 
-pub use guard::{Fallen, Footing};
+pub use guard::{Fallen, Footing, Permit};
 pub use tally::Standing;
 
 /// A DEK that may be used for the call at hand.

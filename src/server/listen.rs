@@ -1,17 +1,20 @@
 //! The listener and its connections: accepted, spoken with in whichever HTTP they speak, dropped where their client is
 //! too slow, ended gracefully.
 
+use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::Request;
+use axum::body::Body;
+use axum::http::Request;
 use hyper::body::Incoming;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
-use hyper_util::service::TowerToHyperService;
+use rustix::net::sockopt::set_socket_send_buffer_size;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore};
@@ -24,7 +27,7 @@ use crate::config;
 use crate::model::Peer;
 
 use super::SLOW_CLIENT;
-use super::leaving::Untaken;
+use super::leaving::{Leaving, Outlet};
 use super::patient::Patient;
 
 /// How many connections are open at once; one more is closed at once.
@@ -32,6 +35,9 @@ const CONNECTIONS: usize = 16_384;
 /// What a connection may buffer by HTTP/1.1 of what is read and written, heads included; each of them has this, and
 /// nothing else bounds their sum. By HTTP/2 a stream's windows bound it, and this what is written.
 const BUFFER: usize = 64 << 10;
+/// The send buffer that is set for each connection (`SO_SNDBUF`); the kernel allows itself twice as much (socket(7)). When a
+/// key is turned off, what the kernel holds is all that can still arrive: docs/kill-switch.md states the bound.
+const SEND_BUFFER: usize = 64 << 10;
 
 /// Serves until `stop` is cancelled, then finishes what is in flight, for at most the drain time. While it does, it takes
 /// new connections too: who watches must see that the server is not ready, and a load balancer takes a while to hear it.
@@ -106,12 +112,17 @@ impl Door {
             tokio::spawn(async move {
                 let _place = place;
                 let _ = stream.set_nodelay(true);
-                let stream = Patient::new(stream);
+                if let Err(error) = set_socket_send_buffer_size(&stream, SEND_BUFFER) {
+                    warn!(kind = ?error.kind(), "the send buffer of a connection cannot be bounded: it is closed");
+                    return;
+                }
+                let outlet = Outlet::default();
+                let stream = Patient::new(stream, outlet.unsent.clone());
                 match tls {
-                    None => converse(stream, router, &builder, watcher, patience).await,
+                    None => converse(stream, outlet, router, &builder, watcher, patience).await,
                     Some(tls) => {
                         if let Ok(Ok(stream)) = tokio::time::timeout(SLOW_CLIENT, tls.accept(stream)).await {
-                            converse(stream, router, &builder, watcher, patience).await;
+                            converse(stream, outlet, router, &builder, watcher, patience).await;
                         }
                     }
                 }
@@ -123,6 +134,7 @@ impl Door {
 /// Speaks with one client, until it hangs up or has not taken an answer within `patience`.
 async fn converse<S>(
     stream: S,
+    outlet: Outlet,
     router: Router,
     builder: &Builder<TokioExecutor>,
     watcher: Watcher,
@@ -134,15 +146,18 @@ async fn converse<S>(
     // has no more time than this, whatever it sends.
     let spoken = Arc::new(Notify::new());
     let first = spoken.clone();
-    let untaken = Untaken::default();
-    let (answers, peer) = (untaken.clone(), Peer::default());
-    let service = TowerToHyperService::new(router.map_request(move |request: http::Request<Incoming>| {
+    let (untaken, peer) = (outlet.untaken.clone(), Peer::default());
+    let service = service_fn(move |request: Request<Incoming>| {
         first.notify_one();
-        let mut request: Request = request.map(axum::body::Body::new);
-        request.extensions_mut().insert(answers.clone());
+        let (outlet, version) = (outlet.clone(), request.version());
+        let mut request = request.map(Body::new);
         request.extensions_mut().insert(peer.clone());
-        request
-    }));
+        let answering = router.clone().oneshot(request);
+        async move {
+            let Ok(answer) = answering.await;
+            Ok::<_, Infallible>(Leaving::by(&outlet, version, answer))
+        }
+    });
     let connection = watcher.watch(builder.serve_connection(TokioIo::new(stream), service).into_owned());
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
