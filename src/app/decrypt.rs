@@ -5,7 +5,7 @@ use crate::keyring::Footing;
 use crate::model::{Caller, DekId, ErrorCode, Item, KeyVersion, Operation, Posture, Refusal};
 
 use super::record::{Standing, item_of, moving, note_dek, note_failure, withheld};
-use super::{App, TRIES};
+use super::{Answered, App, TRIES};
 
 /// How many items are opened before other calls get a turn on this core.
 const TURN: usize = 256;
@@ -37,12 +37,12 @@ impl App {
         caller: &Caller,
         operation: Operation,
         items: Vec<Result<DecryptItem, Refusal>>,
-    ) -> Result<Vec<Result<Decrypted, Refusal>>, Refusal> {
+    ) -> Result<Answered<Decrypted>, Refusal> {
         self.enter(caller, operation).await?;
         self.bound(caller, operation, items.len()).await?;
-        let answers = self.decrypt_bounded(caller, operation, items).await?;
-        self.settle(caller, operation, &answers);
-        Ok(answers)
+        let answered = self.decrypt_bounded(caller, operation, items).await?;
+        self.settle(caller, operation, &answered.answers);
+        Ok(answered)
     }
 
     async fn decrypt_bounded(
@@ -50,7 +50,7 @@ impl App {
         caller: &Caller,
         operation: Operation,
         items: Vec<Result<DecryptItem, Refusal>>,
-    ) -> Result<Vec<Result<Decrypted, Refusal>>, Refusal> {
+    ) -> Result<Answered<Decrypted>, Refusal> {
         let mut entry_items: Vec<Item> =
             items.iter().map(|item| item_of(item.as_ref().ok().map(|item| &item.context))).collect();
         let tokens: Vec<Result<(Token, Context), Refusal>> = items
@@ -65,15 +65,16 @@ impl App {
         for _ in 0..TRIES {
             let (answers, footing) = self.open_all(caller, &tokens, &mut entry_items).await?;
             let recorded =
-                self.record_standing(caller, operation, &mut entry_items, Vec::new(), &footing).await?;
+                self.record_standing(caller, operation, &mut entry_items, Vec::new(), footing).await?;
             match recorded {
-                Standing::Given => return Ok(answers),
-                Standing::Withheld(refusal) => return Ok(withheld(answers, &refusal)),
+                Standing::Given(committed) => return Ok(Answered { answers, committed }),
+                Standing::Withheld(refusal) => return Ok(Answered::refused(withheld(answers, &refusal))),
                 Standing::Anew => {}
             }
         }
         self.withhold(caller, operation, &entry_items, Posture::Degraded).await?;
-        Ok(tokens.iter().map(|token| Err(token.as_ref().err().cloned().unwrap_or_else(moving))).collect())
+        let refused = |token: &Result<_, Refusal>| Err(token.as_ref().err().cloned().unwrap_or_else(moving));
+        Ok(Answered::refused(tokens.iter().map(refused).collect()))
     }
 
     /// Opens every token whose DEK is to be had; and the keys that what was opened stands on.

@@ -9,7 +9,7 @@ use crate::model::{Caller, ErrorCode, Item, KeyVersion, Operation, Posture, Refu
 use crate::store::{Change, DekRow};
 
 use super::record::{Standing, item_of, moving, note_dek, note_failure, withheld};
-use super::{App, TRIES};
+use super::{Answered, App, TRIES};
 
 /// A value to encrypt, and what its ciphertext is bound to.
 pub struct EncryptItem {
@@ -48,19 +48,19 @@ impl App {
         &self,
         caller: &Caller,
         items: Vec<Result<EncryptItem, Refusal>>,
-    ) -> Result<Vec<Result<Encrypted, Refusal>>, Refusal> {
+    ) -> Result<Answered<Encrypted>, Refusal> {
         self.enter(caller, Operation::Encrypt).await?;
         self.bound(caller, Operation::Encrypt, items.len()).await?;
-        let answers = self.encrypt_bounded(caller, items).await?;
-        self.settle(caller, Operation::Encrypt, &answers);
-        Ok(answers)
+        let answered = self.encrypt_bounded(caller, items).await?;
+        self.settle(caller, Operation::Encrypt, &answered.answers);
+        Ok(answered)
     }
 
     async fn encrypt_bounded(
         &self,
         caller: &Caller,
         items: Vec<Result<EncryptItem, Refusal>>,
-    ) -> Result<Vec<Result<Encrypted, Refusal>>, Refusal> {
+    ) -> Result<Answered<Encrypted>, Refusal> {
         let operation = Operation::Encrypt;
         let rewinds = self.committer.rewinds();
         let mut entry_items: Vec<Item> =
@@ -86,24 +86,25 @@ impl App {
                 self.seal_all(caller, &checked, &records, &mut entry_items).await?;
             let changes = fresh.iter().map(|(row, _)| Change::InsertDek(row.clone())).collect();
             let recorded =
-                self.record_standing(caller, operation, &mut entry_items, changes, &footing).await?;
+                self.record_standing(caller, operation, &mut entry_items, changes, footing).await?;
             if self.committer.rewinds() != rewinds {
                 // The database went back in time while this ran: the DEK's row may be gone with it.
                 return Err(ErrorCode::StoreUnavailable.into());
             }
             match recorded {
-                Standing::Given => {
+                Standing::Given(committed) => {
                     for (row, held) in &fresh {
                         self.keyring.admit(&caller.tenant, row, held);
                     }
-                    return Ok(answers);
+                    return Ok(Answered { answers, committed });
                 }
-                Standing::Withheld(refusal) => return Ok(withheld(answers, &refusal)),
+                Standing::Withheld(refusal) => return Ok(Answered::refused(withheld(answers, &refusal))),
                 Standing::Anew => {}
             }
         }
         self.withhold(caller, operation, &entry_items, Posture::Degraded).await?;
-        Ok(checked.iter().map(|item| Err(item.as_ref().err().cloned().unwrap_or_else(moving))).collect())
+        let refused = |item: &Result<_, Refusal>| Err(item.as_ref().err().cloned().unwrap_or_else(moving));
+        Ok(Answered::refused(checked.iter().map(refused).collect()))
     }
 
     /// Seals every item whose DEK is to be had.

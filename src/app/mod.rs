@@ -1,6 +1,7 @@
 //! The use cases. The caller is a parameter of every one of them, and the order is always the same: *meter → authorize →
 //! unwrap or take from the cache → act → commit → answer*. Nothing is answered before its entry is durable; if the entry
-//! cannot be written, the operation fails.
+//! cannot be written, the operation fails. An answer that stands on keys goes out with a [`Release`], which says how long
+//! it may.
 
 mod announce;
 mod audit;
@@ -16,6 +17,7 @@ mod meter;
 mod places;
 mod publication;
 mod record;
+mod release;
 mod restored;
 mod rotate;
 mod rotation_work;
@@ -45,6 +47,7 @@ pub use encrypt::{EncryptItem, Encrypted};
 pub use health::{Health, HealthStatus};
 pub use keeping::{Erased, Keeper, KeepingFailed};
 pub use publication::{Place, Receiver};
+pub use release::{Answered, Committed, Release};
 pub use restored::{RestoreFailed, Restored};
 pub use rotate::Rotation;
 pub use stream::{Stream, StreamShown};

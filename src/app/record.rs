@@ -13,6 +13,7 @@ use crate::store::{Change, EntryRow, Fence, ReadError};
 
 use super::App;
 use super::listing::Listing;
+use super::release::{Committed, CommittedEntry};
 
 /// One item of a call as it comes to its end: what will be recorded of it.
 pub(super) fn item_of(context: Option<&Context>) -> Item {
@@ -55,8 +56,8 @@ pub(super) fn dark_refusal(posture: Posture) -> Refusal {
 
 /// What became of an answer that stands on keys.
 pub(super) enum Standing {
-    /// It may be given; its entry is durable.
-    Given,
+    /// It may be given; its entry is durable. With what it stands on, where that is a key.
+    Given(Option<Committed>),
     /// It may not; what was withheld is recorded as refused for this reason.
     Withheld(Refusal),
     /// Nothing was recorded: the posture moved meanwhile, and the key may be used again. Begin anew.
@@ -71,6 +72,12 @@ pub(super) fn moving() -> Refusal {
 /// Turns what would have been answered into refusals. What was refused before stays refused for its own reason.
 pub(super) fn withheld<T>(answers: Vec<Result<T, Refusal>>, refusal: &Refusal) -> Vec<Result<T, Refusal>> {
     answers.into_iter().map(|answer| answer.and(Err(refusal.clone()))).collect()
+}
+
+/// The same of what is recorded of them.
+fn refused_items(items: &[Item], refusal: &Refusal) -> Vec<Item> {
+    let refused = |item: &Item| Item { refused: item.refused.or(Some(refusal.code)), ..item.clone() };
+    items.iter().map(refused).collect()
 }
 
 /// What our log may hold of a KMS's refusal; and whose request met it, where it was one.
@@ -119,13 +126,13 @@ impl App {
         changes: Vec<Change>,
     ) -> Result<Vec<u64>, Refusal> {
         self.may_append()?;
-        let (_, entry) = self.packed(caller, operation, outcome, None, items);
+        let (_, entry) = self.packed(caller, operation, outcome, None, items, None);
         let committed = self.commit(caller, entry, changes, Vec::new()).await;
         committed.map(|durable| durable.applied).map_err(commit_refusal)
     }
 
     /// The same for an answer that stands on keys: the commit holds the fence, and the answer may be given only while the
-    /// proofs that it found are young enough. What may not be given is recorded as refused.
+    /// proofs that it found are young enough. What may not be given is recorded as refused. `items` is empty where it may.
     ///
     /// # Errors
     /// As of [`Self::record`].
@@ -135,31 +142,62 @@ impl App {
         operation: Operation,
         items: &mut Vec<Item>,
         changes: Vec<Change>,
-        footing: &Footing,
+        footing: Footing,
     ) -> Result<Standing, Refusal> {
         self.may_append()?;
-        let fence = match self.keyring.fence(&caller.tenant, footing).await {
+        let fence = match self.keyring.fence(&caller.tenant, &footing).await {
             Ok(fence) => fence,
             Err(Fallen::Anew) => return Ok(Standing::Anew),
             Err(Fallen::Dark(posture)) => return self.withhold(caller, operation, items, posture).await,
         };
-        let (packed, entry) = self.packed(caller, operation, outcome_of(items), None, std::mem::take(items));
+        let (packed, entry) =
+            self.packed(caller, operation, outcome_of(items), None, std::mem::take(items), None);
         *items = packed;
-        match self.commit(caller, entry, changes, fence).await {
-            Ok(durable) if self.keyring.may_answer(&caller.tenant, footing, &durable) => Ok(Standing::Given),
-            Ok(_) => {
+        let id = entry.id;
+        let durable = match self.commit(caller, entry, changes, fence).await {
+            Ok(durable) => durable,
+            Err(CommitFailed::Fenced) => {
+                return match self.keyring.after_fenced(&caller.tenant, &footing).await {
+                    Fallen::Anew => Ok(Standing::Anew),
+                    Fallen::Dark(posture) => self.withhold(caller, operation, items, posture).await,
+                };
+            }
+            Err(failed) => return Err(commit_refusal(failed)),
+        };
+        if footing.is_empty() {
+            return Ok(Standing::Given(None));
+        }
+        let permit = self.keyring.permit(&caller.tenant, footing, &durable);
+        let entry = CommittedEntry { id, operation, items: std::mem::take(items) };
+        match permit {
+            Some(permit) => Ok(Standing::Given(Some(Committed { entry, permit }))),
+            None => {
                 tracing::warn!(
                     request_id = caller.request_id.as_str(),
                     "an answer came too late after the key was last shown to work, and is withheld"
                 );
-                self.withhold(caller, operation, items, Posture::Active).await
+                self.record_withheld(caller, &entry, Posture::Active).await.map(Standing::Withheld)
             }
-            Err(CommitFailed::Fenced) => match self.keyring.after_fenced(&caller.tenant, footing).await {
-                Fallen::Anew => Ok(Standing::Anew),
-                Fallen::Dark(posture) => self.withhold(caller, operation, items, posture).await,
-            },
-            Err(failed) => Err(commit_refusal(failed)),
         }
+    }
+
+    /// Records that an answer was withheld whose entry says that it was given: the refusal names that entry.
+    ///
+    /// # Errors
+    /// As of [`Self::record`].
+    pub(super) async fn record_withheld(
+        &self,
+        caller: &Caller,
+        entry: &CommittedEntry,
+        posture: Posture,
+    ) -> Result<Refusal, Refusal> {
+        let refusal = dark_refusal(posture);
+        let items = refused_items(&entry.items, &refusal);
+        self.may_append()?;
+        let (operation, outcome) = (entry.operation, outcome_of(&items));
+        let (_, row) = self.packed(caller, operation, outcome, None, items, Some(entry.id));
+        self.commit(caller, row, Vec::new(), Vec::new()).await.map_err(commit_refusal)?;
+        Ok(refusal)
     }
 
     /// Records that items were refused because their keys may not be used.
@@ -171,8 +209,7 @@ impl App {
         posture: Posture,
     ) -> Result<Standing, Refusal> {
         let refusal = dark_refusal(posture);
-        let refused = |item: &Item| Item { refused: item.refused.or(Some(refusal.code)), ..item.clone() };
-        let items: Vec<Item> = items.iter().map(refused).collect();
+        let items = refused_items(items, &refusal);
         self.record(caller, operation, outcome_of(&items), items, Vec::new()).await?;
         Ok(Standing::Withheld(refusal))
     }
@@ -188,11 +225,11 @@ impl App {
         detail: &'static str,
     ) -> Result<(), Refusal> {
         self.may_append()?;
-        let (_, entry) = self.packed(caller, operation, Outcome::Ok, Some(detail), Vec::new());
+        let (_, entry) = self.packed(caller, operation, Outcome::Ok, Some(detail), Vec::new(), None);
         self.commit(caller, entry, Vec::new(), Vec::new()).await.map(|_| ()).map_err(commit_refusal)
     }
 
-    /// A call's entry, packed; and its items again.
+    /// A call's entry, packed; and its items again. `voids` is the earlier entry whose answer this one refuses.
     fn packed(
         &self,
         caller: &Caller,
@@ -200,8 +237,12 @@ impl App {
         outcome: Outcome,
         detail: Option<&'static str>,
         items: Vec<Item>,
+        voids: Option<EntryId>,
     ) -> (Vec<Item>, EntryRow) {
-        let Listing { listed, extensions } = Listing::of(&items);
+        let Listing { listed, mut extensions } = Listing::of(&items);
+        if let Some(entry) = voids {
+            extensions.set_voids(entry);
+        }
         let (listed, rest) = match listed {
             None => (items, None),
             Some(listed) => (listed, Some(items)),

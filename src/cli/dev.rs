@@ -160,5 +160,5 @@ async fn sample(app: &App) -> Option<String> {
     let caller = app.caller(identity, RequestId::fresh());
     let context = context_of(Some(USER), None, None).ok()?;
     let item = EncryptItem { plaintext: Ok(Plaintext::new(b"sensitive-data".to_vec())), context };
-    app.encrypt(&caller, vec![Ok(item)]).await.ok()?.pop()?.ok().map(|encrypted| encrypted.ciphertext)
+    app.encrypt(&caller, vec![Ok(item)]).await.ok()?.answers.pop()?.ok().map(|encrypted| encrypted.ciphertext)
 }

@@ -73,17 +73,20 @@ async fn take(State(front): State<Arc<Front>>, request: Request) -> Response {
         }
         (Err(refusal), _) => return refuse(&refusal, &request_id),
     };
-    match run(&front.runner, &bytes, limits.items, caller, &request_id, |caller| {
-        Call::new(front.app.clone(), caller)
-    })
-    .await
-    {
-        Ok(written) => answer(StatusCode::OK, written),
+    let call = |caller| Call::new(front.app.clone(), caller);
+    match run(&front.runner, &bytes, limits.items, caller, &request_id, call).await {
+        Ok((written, call)) => {
+            let mut response = answer(StatusCode::OK, written);
+            if let Some(release) = call.and_then(Call::release) {
+                response.extensions_mut().insert(release);
+            }
+            response
+        }
         Err(refusal) => refuse(&refusal, &request_id),
     }
 }
 
-/// Runs what the bytes of a request ask for. `call` makes what its fields share.
+/// Runs what the bytes of a request ask for. `call` makes what its fields share; it comes back if any of them ran.
 ///
 /// # Errors
 /// The bytes are no request.
@@ -94,9 +97,9 @@ async fn run<C: Send + Sync + 'static>(
     caller: Result<Caller, Refusal>,
     request_id: &RequestId,
     call: impl FnOnce(Result<Caller, Refusal>) -> C,
-) -> Result<Written, Refusal> {
+) -> Result<(Written, Option<Arc<C>>), Refusal> {
     let body = body::read(bytes)?;
-    let refused = |refusal: Refusal| Ok(error::refused(&refusal, &[], request_id));
+    let refused = |refusal: Refusal| Ok((error::refused(&refusal, &[], request_id), None));
     let plain = runner.plain.get(&body.query, &body.variables);
     let parsed = match &plain {
         Some(plain) => Ok(plain.document.clone()),
@@ -109,7 +112,7 @@ async fn run<C: Send + Sync + 'static>(
                 ErrorCode::QueryInvalid,
                 "The query is not a GraphQL document, or nests too deep.",
             );
-            return Ok(error::refused(&refusal, &[place], request_id));
+            return Ok((error::refused(&refusal, &[place], request_id), None));
         }
     };
     let surveyed = match &plain {
@@ -125,7 +128,8 @@ async fn run<C: Send + Sync + 'static>(
     let to_keep = keep.then(|| Plain { document: document.clone(), survey });
     let schema = if plain.is_some() { &runner.schema_for_valid } else { &runner.schema };
     // The text stays behind: nothing that runs can show it.
-    let mut request = async_graphql::Request::new("").variables(body.variables).data(call(caller));
+    let call = Arc::new(call(caller));
+    let mut request = async_graphql::Request::new("").variables(body.variables).data(call.clone());
     request.operation_name = body.operation_name;
     request.set_parsed_query(document);
     let response = schema.execute(request).await;
@@ -134,7 +138,7 @@ async fn run<C: Send + Sync + 'static>(
     {
         runner.plain.keep(body.query, plain);
     }
-    Ok(error::answer(&response, request_id))
+    Ok((error::answer(&response, request_id), Some(call)))
 }
 
 async fn refuse_method(method: Method, request: Request) -> Response {
@@ -209,7 +213,8 @@ mod tests {
     async fn run_bytes(bytes: &[u8], caller: Result<Caller, Refusal>) -> String {
         let request_id = RequestId::fresh();
         let answer = run(&Runner::new(), bytes, 100, caller, &request_id, |_| ()).await;
-        let written = answer.unwrap_or_else(|refusal| error::refused(&refusal, &[], &request_id));
+        let written =
+            answer.map_or_else(|refusal| error::refused(&refusal, &[], &request_id), |(written, _)| written);
         String::from_utf8(written.body).unwrap()
     }
 

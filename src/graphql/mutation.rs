@@ -34,9 +34,9 @@ impl Mutation {
         pairs: Option<Jsonb>,
         #[graphql(desc = "How the plaintext is written; UTF8 when absent.")] encoding: Option<Encoding>,
     ) -> Result<Option<EncryptedValue>, Refusal> {
-        let (app, caller) = Call::of(context)?.known()?;
+        let call = Call::of(context)?;
         let item = EncryptArguments { plaintext, record_id, field, context: pairs, encoding }.into_item();
-        let encrypted = app.encrypt(caller, vec![item]).await?.pop().ok_or(ErrorCode::Internal)??;
+        let encrypted = call.encrypt(vec![item]).await?.pop().ok_or(ErrorCode::Internal)??;
         Ok(Some(encrypted.into()))
     }
 
@@ -46,9 +46,9 @@ impl Mutation {
         context: &Context<'_>,
         #[graphql(desc = "The values; each is answered, in order.", secret)] items: Vec<EncryptArguments>,
     ) -> Result<Option<Vec<EncryptResult>>, Refusal> {
-        let (app, caller) = Call::of(context)?.known()?;
+        let call = Call::of(context)?;
         let items = items.into_iter().map(EncryptArguments::into_item).collect();
-        Ok(Some(app.encrypt(caller, items).await?.into_iter().map(EncryptResult::from).collect()))
+        Ok(Some(call.encrypt(items).await?.into_iter().map(EncryptResult::from).collect()))
     }
 
     /// Decrypts a ciphertext.
@@ -65,9 +65,9 @@ impl Mutation {
         pairs: Option<Jsonb>,
         #[graphql(desc = "How to write the plaintext; UTF8 when absent.")] encoding: Option<Encoding>,
     ) -> Result<Option<DecryptedValue>, Refusal> {
-        let (app, caller) = Call::of(context)?.known()?;
+        let call = Call::of(context)?;
         let item = DecryptArguments { ciphertext, record_id, field, context: pairs, encoding }.into_item();
-        let answers = app.decrypt(caller, Operation::Decrypt, vec![item]).await;
+        let answers = call.decrypt(Operation::Decrypt, vec![item]).await;
         let decrypted = answers?.pop().ok_or(ErrorCode::Internal)??;
         DecryptedValue::new(decrypted, encoding).map(Some)
     }
@@ -78,10 +78,10 @@ impl Mutation {
         context: &Context<'_>,
         #[graphql(desc = "The ciphertexts; each is answered, in order.")] items: Vec<DecryptArguments>,
     ) -> Result<Option<Vec<DecryptResult>>, Refusal> {
-        let (app, caller) = Call::of(context)?.known()?;
+        let call = Call::of(context)?;
         let (encodings, items): (Vec<_>, Vec<_>) =
             items.into_iter().map(|item| (item.encoding, item.into_item())).unzip();
-        let answers = app.decrypt(caller, Operation::Decrypt, items).await?;
+        let answers = call.decrypt(Operation::Decrypt, items).await?;
         Ok(Some(
             answers
                 .into_iter()

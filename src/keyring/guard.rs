@@ -35,6 +35,11 @@ struct Use {
 }
 
 impl Footing {
+    /// Whether the answer stands on no key.
+    pub fn is_empty(&self) -> bool {
+        self.uses.is_empty()
+    }
+
     /// Adds what a DEK stands on.
     pub fn add(&mut self, held: &Held) {
         match self.uses.iter_mut().find(|used| used.key_version == held.key_version) {
@@ -43,6 +48,31 @@ impl Footing {
             // That a DEK could be made does not show that it can be unwrapped.
             None => {
                 self.uses.push(Use { key_version: held.key_version.clone(), epoch: held.epoch, opened: None })
+            }
+        }
+    }
+}
+
+/// The permission to give an answer whose entry is durable: the key versions that it stands on, and until when their proofs
+/// are young enough.
+pub struct Permit {
+    uses: Vec<Use>,
+    until: BootTime,
+}
+
+impl Permit {
+    /// The moment after which the answer may not be given: the first of its proofs is then too old.
+    pub fn until(&self) -> BootTime {
+        self.until
+    }
+
+    /// Makes this the permit of an answer that holds both: the stricter terms of the two apply.
+    pub fn merge(&mut self, other: Self) {
+        self.until = self.until.min(other.until);
+        for used in other.uses {
+            match self.uses.iter_mut().find(|own| own.key_version == used.key_version) {
+                Some(own) => own.epoch = own.epoch.min(used.epoch),
+                None => self.uses.push(used),
             }
         }
     }
@@ -91,22 +121,82 @@ impl Keyring {
         Ok(fence)
     }
 
-    /// Whether an answer may be given now whose entry is durable: no proof that it stands on may have become too old
-    /// meanwhile, by this machine's own clock.
-    pub fn may_answer(&self, tenant: &Tenant, footing: &Footing, durable: &Durable) -> bool {
-        let Some(passage) = &durable.passage else { return footing.uses.is_empty() };
+    /// The permit of an answer that stands on keys and whose entry is durable: it ends when the first of its proofs is too old
+    /// by this machine's own clock. `None` when that is so already, or when it is not known what the commit found.
+    pub fn permit(&self, tenant: &Tenant, footing: Footing, durable: &Durable) -> Option<Permit> {
+        let passage = durable.passage.as_ref()?;
         let reading = Reading { sent: passage.sent, heard: passage.heard, now: passage.passed.now };
-        footing.uses.iter().all(|used| {
-            let found = passage
-                .proven_at(&used.key_version)
-                .map(|proven_at| self.views.age_found(tenant.uid, &used.key_version, proven_at, reading));
-            let Some(found) = found else { return false };
-            let own = self.views.get(tenant.uid, &used.key_version).and_then(|view| view.unwrapped);
-            let now = self.boot();
+        let now = self.boot();
+        let mut until = None;
+        for used in &footing.uses {
+            let version = &used.key_version;
+            let proven_at = passage.proven_at(version)?;
+            let found = self.views.age_found(tenant.uid, version, proven_at, reading);
+            let own = self.views.get(tenant.uid, version).and_then(|view| view.unwrapped);
             let by_row = found.saturating_add(now.since(passage.sent));
             let age = own.max(used.opened).map_or(by_row, |own| by_row.min(now.since(own)));
-            age <= self.guard.bound() + SLACK
-        })
+            until = earliest(until, self.expiry(now, age)?);
+        }
+        Some(Permit { uses: footing.uses, until: until? })
+    }
+
+    /// The new end of a permit that has ended, by what this replica has learned of its key versions since. They stay watched
+    /// for a while, so that the permit can be renewed again.
+    ///
+    /// # Errors
+    /// The posture because of which it cannot be renewed; `Active` if a version was not shown to work in time.
+    pub fn renewed(&self, tenant: &Tenant, permit: &Permit) -> Result<BootTime, Posture> {
+        let now = self.boot();
+        let mut until = None;
+        for used in &permit.uses {
+            let version = &used.key_version;
+            let view = self.views.get(tenant.uid, version).ok_or(Posture::Active)?;
+            let expiry = self.renewal(used, &view, now)?;
+            until = earliest(until, expiry);
+            self.note_in_memory_for(tenant.uid, version, NEEDED);
+        }
+        until.ok_or(Posture::Active)
+    }
+
+    /// The same after a probe of each version that was not shown to work in time.
+    ///
+    /// # Errors
+    /// As of [`Self::renewed`].
+    pub async fn prove_again(
+        self: &Arc<Self>,
+        tenant: &Tenant,
+        permit: &Permit,
+    ) -> Result<BootTime, Posture> {
+        for used in &permit.uses {
+            let version = &used.key_version;
+            let view = self.views.get(tenant.uid, version).ok_or(Posture::Active)?;
+            if view.posture == Posture::Active && view.proof_age(self.boot()) > self.guard.bound() {
+                self.probe_now(tenant, version).await.ok_or(Posture::Active)?;
+            }
+        }
+        self.renewed(tenant, permit)
+    }
+
+    /// Keeps the key versions of a permit watched for a while. Without a cache nothing else does, and the permit of an answer
+    /// that takes long to leave could not be renewed.
+    pub fn watch_on(&self, tenant: &Tenant, permit: &Permit) {
+        permit.uses.iter().for_each(|used| self.note_in_memory_for(tenant.uid, &used.key_version, NEEDED));
+    }
+
+    fn renewal(&self, used: &Use, view: &View, now: BootTime) -> Result<BootTime, Posture> {
+        match view.posture {
+            Posture::Active if view.epoch == used.epoch => {
+                self.expiry(now, view.proof_age(now)).ok_or(Posture::Active)
+            }
+            // It was turned off and on in between.
+            Posture::Active => Err(Posture::Degraded),
+            dark => Err(dark),
+        }
+    }
+
+    /// When a proof of this age becomes too old; `None` where it is.
+    fn expiry(&self, now: BootTime, age: Duration) -> Option<BootTime> {
+        (self.guard.bound() + SLACK).checked_sub(age).map(|left| now.plus(left))
     }
 
     /// The key versions that work on these rows stands on, and for each row whether its version may be used. What the KMS
@@ -243,11 +333,15 @@ impl Keyring {
 
     /// Notes that DEKs of a version are in memory from now on; the prober is woken for a version that had none.
     pub(super) fn note_in_memory(&self, tenant: TenantUid, version: &KeyVersion) {
+        self.note_in_memory_for(tenant, version, self.cache.time_to_live());
+    }
+
+    fn note_in_memory_for(&self, tenant: TenantUid, version: &KeyVersion, lasting: Duration) {
         let now = self.boot();
         let mut wake = false;
         self.views.change(tenant, version, |view| {
             wake = view.in_memory_until <= now;
-            view.in_memory_until = now.plus(self.cache.time_to_live());
+            view.in_memory_until = view.in_memory_until.max(now.plus(lasting));
         });
         if wake {
             self.wake.notify_one();
@@ -352,6 +446,10 @@ impl Keyring {
         self.read(tenant.uid).await.ok_or(unavailable)?;
         Ok(self.views.get(tenant.uid, version))
     }
+}
+
+fn earliest(so_far: Option<BootTime>, next: BootTime) -> Option<BootTime> {
+    Some(so_far.map_or(next, |so_far| so_far.min(next)))
 }
 
 /// What a canary is bound to.

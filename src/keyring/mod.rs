@@ -37,7 +37,7 @@ use pool::Pool;
 use tally::Tally;
 use view::Views;
 
-pub use guard::{Fallen, Footing};
+pub use guard::{Fallen, Footing, Permit};
 pub use tally::Standing;
 
 /// How long the statement that writes a proof may take in the database, until that or we give it up.

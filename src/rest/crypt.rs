@@ -7,7 +7,10 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::app::{DecryptItem, Decrypted, EncryptItem, Encrypted, Plaintext, SecretText, context_of};
+use crate::app::{
+    Answered, Committed, DecryptItem, Decrypted, EncryptItem, Encrypted, Plaintext, Release, SecretText,
+    context_of,
+};
 use crate::model::{Caller, ErrorCode, Operation, Refusal};
 
 use super::Front;
@@ -101,7 +104,12 @@ pub(super) async fn encrypt(
     body: Body,
 ) -> Response {
     let item = read::<EncryptBody>(&front, body).await.and_then(EncryptBody::into_item);
-    one(front.app.encrypt(&caller, vec![item]).await.map(|answers| answers.into_iter().map(encrypted)))
+    match front.app.encrypt(&caller, vec![item]).await {
+        Ok(Answered { answers, committed }) => {
+            released(front, caller, committed, one(answers.into_iter().map(encrypted)))
+        }
+        Err(refusal) => problem(&refusal),
+    }
 }
 
 pub(super) async fn encrypt_many(
@@ -113,7 +121,12 @@ pub(super) async fn encrypt_many(
         Ok(many) => many.items.into_iter().map(EncryptBody::into_item).collect(),
         Err(refusal) => return problem(&front.app.refuse(&caller, Operation::Encrypt, refusal).await),
     };
-    many(front.app.encrypt(&caller, items).await.map(|answers| answers.into_iter().map(encrypted)))
+    match front.app.encrypt(&caller, items).await {
+        Ok(Answered { answers, committed }) => {
+            released(front, caller, committed, many(answers.into_iter().map(encrypted)))
+        }
+        Err(refusal) => problem(&refusal),
+    }
 }
 
 pub(super) async fn decrypt(
@@ -122,7 +135,13 @@ pub(super) async fn decrypt(
     body: Body,
 ) -> Response {
     let (item, encoding) = split(read::<DecryptBody>(&front, body).await);
-    one(decrypt_items(&front, &caller, vec![item], vec![encoding]).await)
+    match front.app.decrypt(&caller, Operation::Decrypt, vec![item]).await {
+        Ok(Answered { answers, committed }) => {
+            let response = one(answers.into_iter().map(|answer| decrypted(answer, encoding)));
+            released(front, caller, committed, response)
+        }
+        Err(refusal) => problem(&refusal),
+    }
 }
 
 pub(super) async fn decrypt_many(
@@ -134,21 +153,23 @@ pub(super) async fn decrypt_many(
         Ok(many) => many.items,
         Err(refusal) => return problem(&front.app.refuse(&caller, Operation::Decrypt, refusal).await),
     };
-    let (items, encodings) = bodies.into_iter().map(|body| split(Ok(body))).unzip();
-    many(decrypt_items(&front, &caller, items, encodings).await)
+    let (items, encodings): (Vec<_>, Vec<_>) = bodies.into_iter().map(|body| split(Ok(body))).unzip();
+    match front.app.decrypt(&caller, Operation::Decrypt, items).await {
+        Ok(Answered { answers, committed }) => {
+            let answers = answers.into_iter().zip(encodings);
+            let response = many(answers.map(|(answer, encoding)| decrypted(answer, encoding)));
+            released(front, caller, committed, response)
+        }
+        Err(refusal) => problem(&refusal),
+    }
 }
 
-async fn decrypt_items(
-    front: &Front,
-    caller: &Caller,
-    items: Vec<Result<DecryptItem, Refusal>>,
-    encodings: Vec<Encoding>,
-) -> Result<impl Iterator<Item = Result<DecryptAnswer, Refusal>>, Refusal> {
-    let answers = front.app.decrypt(caller, Operation::Decrypt, items).await?;
-    Ok(answers
-        .into_iter()
-        .zip(encodings)
-        .map(|(answer, encoding)| answer.and_then(|answer| decrypted(answer, encoding))))
+/// The response with what says how long it may leave; the server asks that.
+fn released(front: Front, caller: Caller, committed: Option<Committed>, mut response: Response) -> Response {
+    if let Some(release) = Release::of(front.app, caller, committed) {
+        response.extensions_mut().insert(release);
+    }
+    response
 }
 
 impl EncryptBody {
@@ -188,7 +209,8 @@ fn encrypted(answer: Result<Encrypted, Refusal>) -> Result<EncryptAnswer, Refusa
     })
 }
 
-fn decrypted(answer: Decrypted, encoding: Encoding) -> Result<DecryptAnswer, Refusal> {
+fn decrypted(answer: Result<Decrypted, Refusal>, encoding: Encoding) -> Result<DecryptAnswer, Refusal> {
+    let answer = answer?;
     let plaintext = match encoding {
         Encoding::Base64 => SecretText::new(STANDARD.encode(answer.plaintext.expose())),
         Encoding::Utf8 => answer.plaintext.into_text().map_err(|_| Refusal::from(ErrorCode::NotText))?,
@@ -196,19 +218,14 @@ fn decrypted(answer: Decrypted, encoding: Encoding) -> Result<DecryptAnswer, Ref
     Ok(DecryptAnswer { plaintext })
 }
 
-fn one<T: Serialize>(answers: Result<impl Iterator<Item = Result<T, Refusal>>, Refusal>) -> Response {
-    let only = answers.and_then(|mut answers| answers.next().unwrap_or(Err(ErrorCode::Internal.into())));
-    match only {
+fn one<T: Serialize>(mut answers: impl Iterator<Item = Result<T, Refusal>>) -> Response {
+    match answers.next().unwrap_or(Err(ErrorCode::Internal.into())) {
         Ok(value) => answer(200, &value),
         Err(refusal) => problem(&refusal),
     }
 }
 
-fn many<T: Serialize>(answers: Result<impl Iterator<Item = Result<T, Refusal>>, Refusal>) -> Response {
-    let answers = match answers {
-        Ok(answers) => answers,
-        Err(refusal) => return problem(&refusal),
-    };
+fn many<T: Serialize>(answers: impl Iterator<Item = Result<T, Refusal>>) -> Response {
     let items = answers
         .map(|answer| match answer {
             Ok(value) => ItemAnswer::Done(value),

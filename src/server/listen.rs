@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
+use rustix::net::sockopt::set_socket_send_buffer_size;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
@@ -29,7 +30,7 @@ use crate::model::Peer;
 use super::SLOW_CLIENT;
 use super::activity::{Activity, Held, Wait};
 use super::crowd::{Crowd, Place, Places};
-use super::leaving::Untaken;
+use super::leaving::{Leaving, Outlet};
 use super::patient::Patient;
 
 /// What a connection may buffer by HTTP/1.1 of what is read and written, heads included; each of them has this, and
@@ -38,6 +39,9 @@ const BUFFER: usize = 64 << 10;
 /// How long a connection that is being closed may be without a request: by HTTP/2 the time in which a client hears that it
 /// should send no more.
 const CLOSING: Duration = Duration::from_secs(1);
+/// The send buffer that is set for each connection (`SO_SNDBUF`); the kernel allows itself twice as much (socket(7)). When a
+/// key is turned off, what the kernel holds is all that can still arrive: docs/kill-switch.md states the bound.
+const SEND_BUFFER: usize = 64 << 10;
 
 /// Serves until `stop` is cancelled, then finishes what is in flight, for at most the drain time. While it does, it takes
 /// new connections too: who watches must see that the server is not ready, and a load balancer takes a while to hear it.
@@ -137,13 +141,18 @@ impl Door {
             };
             connections.tasks.spawn(async move {
                 let _ = stream.set_nodelay(true);
-                let stream = Patient::new(stream);
+                if let Err(error) = set_socket_send_buffer_size(&stream, SEND_BUFFER) {
+                    warn!(kind = ?error.kind(), "the send buffer of a connection cannot be bounded: it is closed");
+                    return;
+                }
+                let outlet = Outlet::default();
+                let stream = Patient::new(stream, outlet.unsent.clone());
                 match tls {
-                    None => connection.converse(stream, &builder).await,
+                    None => connection.converse(stream, outlet, &builder).await,
                     Some(tls) => {
                         let patience = connection.place.places().crowd().patience(SLOW_CLIENT, false);
                         if let Ok(Ok(stream)) = tokio::time::timeout(patience, tls.accept(stream)).await {
-                            connection.converse(stream, &builder).await;
+                            connection.converse(stream, outlet, &builder).await;
                         }
                     }
                 }
@@ -164,12 +173,12 @@ struct Connection {
 impl Connection {
     /// Speaks with the client until it hangs up, is idle or slow for too long, has not taken an answer within `patience`, or
     /// the server stops.
-    async fn converse<S>(self, stream: S, builder: &Builder<TokioExecutor>)
+    async fn converse<S>(self, stream: S, outlet: Outlet, builder: &Builder<TokioExecutor>)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let Self { router, place, stop, idle, patience } = self;
-        let (activity, untaken, peer) = (Activity::new(), Untaken::default(), Peer::default());
+        let (activity, untaken, peer) = (Activity::new(), outlet.untaken.clone(), Peer::default());
         let places = place.places();
         let mut crowd = places.crowds();
         let read = activity.clone();
@@ -182,11 +191,12 @@ impl Connection {
             let (version, on_connection) = (request.version(), activity.begin(request.version()));
             let body = |body| Body::new(Held { body, _request: on_connection.clone() });
             let mut request = request.map(body);
-            request.extensions_mut().insert(untaken.clone());
             request.extensions_mut().insert(peer.clone());
             let (router, peer, places) = (router.clone(), peer.clone(), places.clone());
+            let outlet = outlet.clone();
             async move {
-                let Ok(mut response) = router.oneshot(request).await;
+                let Ok(answer) = router.oneshot(request).await;
+                let mut response = Leaving::by(&outlet, version, answer);
                 if version < Version::HTTP_2 && !peer.has_authenticated() && places.crowd() != Crowd::Few {
                     // It would be closed soon: better that its client knows.
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));

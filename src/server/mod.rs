@@ -8,6 +8,8 @@ mod crowd;
 mod leaving;
 mod listen;
 mod patient;
+mod piece;
+mod unsent;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
@@ -16,7 +18,7 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request};
-use axum::http::{HeaderValue, Method, StatusCode, Version, header};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::get;
@@ -28,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, debug, debug_span, error, warn};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
-use crate::app::{App, Standing};
+use crate::app::{App, Release, Standing};
 use crate::model::{ErrorCode, Posture, Refusal, RequestId};
 use crate::rest::{DatabaseState, problem};
 use crate::telemetry::{KeyShown, Metrics};
@@ -36,7 +38,7 @@ use crate::{config, console, graphql, rest};
 
 use arriving::{Arriving, discard};
 use bounds::{Bounds, Claim, Full, Stop};
-use leaving::{Leaving, PIECE, Untaken};
+use leaving::is_watched;
 
 pub use listen::serve;
 
@@ -159,7 +161,6 @@ async fn around(outside: Arc<Outside>, mut request: Request, next: Next) -> Resp
         let _ = span.set_parent(TraceContextPropagator::new().extract(&Headers(request.headers())));
     }
     request.extensions_mut().insert(request_id.clone());
-    let untaken = request.extensions_mut().remove::<Untaken>();
     let version = request.version();
 
     metrics.began();
@@ -169,7 +170,7 @@ async fn around(outside: Arc<Outside>, mut request: Request, next: Next) -> Resp
             let answered = within(outside.timeout, &span, next.run(request)).await;
             (answered.map_or_else(|end| end, End::Answered), None)
         }
-        false => bounded(&outside, &span, request, next).await,
+        false => bounded(&outside, &span, (route, &request_id), request, next).await,
     };
     drop(in_flight);
 
@@ -206,16 +207,20 @@ async fn around(outside: Arc<Outside>, mut request: Request, next: Next) -> Resp
     if let Ok(value) = HeaderValue::from_str(request_id.as_str()) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
-    match untaken {
-        Some(untaken) => watched(response, version, untaken, claim),
-        None => response,
+    // An answer that is watched holds its bytes until it was taken.
+    if let Some(claim) = claim
+        && is_watched(version, response.body())
+    {
+        response.extensions_mut().insert(claim);
     }
+    response
 }
 
-/// Runs a request within the server's bounds. What is returned beside its end holds the bytes of its answer.
+/// Runs a request, of which route and id are given, within the server's bounds. What is returned beside its end holds the bytes of its answer.
 async fn bounded(
     outside: &Outside,
     span: &tracing::Span,
+    asked: (&str, &RequestId),
     request: Request,
     next: Next,
 ) -> (End, Option<Arc<Claim>>) {
@@ -237,7 +242,7 @@ async fn bounded(
         Ok(body) => Body::new(body),
         Err(full) => return (End::Shed(full), None),
     };
-    let mut answering = std::pin::pin!(next.run(Request::from_parts(head, body)));
+    let mut answering = std::pin::pin!(released(asked, Request::from_parts(head, body), next));
     let kept = claim.clone();
     // A body that is given up is waited for in vain by whoever reads it, in this very task.
     let answered = std::future::poll_fn(|context| match answering.as_mut().poll(context) {
@@ -260,6 +265,16 @@ async fn bounded(
     (end, Some(claim))
 }
 
+/// Runs a request; an answer that came too late after a key was last shown to work is withheld, and refused instead.
+async fn released((route, request_id): (&str, &RequestId), request: Request, next: Next) -> Response {
+    let response = next.run(request).await;
+    let Some(release) = response.extensions().get::<Arc<Release>>().cloned() else { return response };
+    match release.confirm().await {
+        Ok(()) => response,
+        Err(refusal) => refuse(route, &refusal, request_id),
+    }
+}
+
 /// Runs something for at most this long; a panic in it ends here.
 async fn within<T>(timeout: Duration, span: &tracing::Span, work: impl Future<Output = T>) -> Result<T, End> {
     let work = std::panic::AssertUnwindSafe(tokio::time::timeout(timeout, work));
@@ -267,16 +282,6 @@ async fn within<T>(timeout: Duration, span: &tracing::Span, work: impl Future<Ou
         Ok(Ok(done)) => Ok(done),
         Ok(Err(_)) => Err(End::TimedOut),
         Err(_) => Err(End::Panicked),
-    }
-}
-
-/// The same answer; that its client takes it in time is watched. By HTTP/1.1 a short one is in the connection's buffers
-/// at once, which are watched anyway.
-fn watched(response: Response, version: Version, untaken: Untaken, claim: Option<Arc<Claim>>) -> Response {
-    let short = response.body().size_hint().upper().is_some_and(|bytes| bytes <= PIECE as u64);
-    match version < Version::HTTP_2 && short {
-        true => response,
-        false => response.map(|body| Body::new(Leaving::new(body, untaken, claim))),
     }
 }
 

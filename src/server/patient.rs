@@ -1,5 +1,6 @@
 //! A connection that waits for its client, but not for ever: one that takes nothing of what is written to it for too
-//! long breaks. HTTP/1.1 has no other word for that, and neither hyper nor the kernel ends it.
+//! long breaks. HTTP/1.1 has no other word for that, and neither hyper nor the kernel ends it. It is also the last
+//! code before the kernel: what may not leave any more is not written here.
 
 use std::io;
 use std::pin::Pin;
@@ -9,16 +10,27 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
 use super::SLOW_CLIENT;
+use super::unsent::Unsent;
 
-/// A stream whose writes fail with [`io::ErrorKind::TimedOut`] when they move nothing for [`SLOW_CLIENT`].
+/// A stream whose writes fail with [`io::ErrorKind::TimedOut`] when they move nothing for [`SLOW_CLIENT`], and with
+/// [`io::ErrorKind::PermissionDenied`] when an answer that may be buffered above it may not leave any more.
 pub(super) struct Patient<S> {
     stream: S,
+    unsent: Unsent,
     blocked: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Patient<S> {
-    pub(super) fn new(stream: S) -> Self {
-        Self { stream, blocked: None }
+    /// `unsent` knows the answers that may be buffered above `stream`.
+    pub(super) fn new(stream: S, unsent: Unsent) -> Self {
+        Self { stream, unsent, blocked: None }
+    }
+
+    fn may_write(&self) -> io::Result<()> {
+        match self.unsent.may_be_written() {
+            true => Ok(()),
+            false => Err(io::ErrorKind::PermissionDenied.into()),
+        }
     }
 
     fn within_patience<T>(
@@ -51,6 +63,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.may_write()?;
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
         self.within_patience(context, written)
     }
@@ -60,6 +73,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.may_write()?;
         let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
         self.within_patience(context, written)
     }
@@ -69,7 +83,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        // Hyper, h2 and rustls write all that they have buffered before they flush what is below them.
+        let flushed = Pin::new(&mut self.stream).poll_flush(context);
+        if let Poll::Ready(Ok(())) = flushed {
+            self.unsent.clear();
+        }
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -86,7 +105,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_client_that_takes_something_now_and_then_is_waited_for() {
         let (mut client, server) = tokio::io::duplex(16);
-        let mut server = Patient::new(server);
+        let mut server = Patient::new(server, Unsent::default());
         let writing = tokio::spawn(async move { server.write_all(&[7; 64]).await });
         for _ in 0..4 {
             tokio::time::sleep(SLOW_CLIENT * 9 / 10).await;
@@ -98,7 +117,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_client_that_takes_nothing_is_given_up() {
         let (_client, server) = tokio::io::duplex(16);
-        let mut server = Patient::new(server);
+        let mut server = Patient::new(server, Unsent::default());
         let written = tokio::time::timeout(SLOW_CLIENT * 2, server.write_all(&[7; 64])).await.unwrap();
         assert_eq!(written.unwrap_err().kind(), io::ErrorKind::TimedOut);
     }

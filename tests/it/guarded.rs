@@ -2,16 +2,17 @@
 //! clock can be set and whose calls are counted.
 
 use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use byok::app::{App, CheckpointParts, Checkpoints, DecryptItem, EncryptItem};
+use byok::app::{App, CheckpointParts, Checkpoints, Committed as Unreleased, DecryptItem, EncryptItem};
 use byok::audit::Committer;
 use byok::auth::{Authenticator, Policy};
-use byok::config::{Auth, DekCache, Env, KeyGuard, Limits, Reader};
+use byok::config::{self, Auth, DekCache, Env, KeyGuard, Limits, Reader};
 use byok::crypto::{Context, Dek, Plaintext};
 use byok::keyring::Keyring;
 use byok::kms::{DekBinding, Exposure, Generated, ItemResult, Kms, KmsError, KmsErrorClass, LocalKey};
@@ -20,15 +21,21 @@ use byok::model::{
     BootTime, Caller, Clock, DekId, ErrorCode, Identity, Incident, Job, JobId, KeyVersion, Means, Operation,
     Posture, Proof, RequestId, Session, SystemClock, Tenant, TenantUid, Timestamp, Wrapped,
 };
+use byok::rest::DatabaseState;
 use byok::store::{
     AnnouncementReads, AuditReads, Batch, Behind, Change, CheckpointReads, CheckpointRow, CommitError,
     Committed, Database as _, DekReads, DekRow, DerivedReads, EntryFilter, Fence, JobReads, LogHead, Must,
     Outline, Page, Passed, PlacedEntry, ProofReads, Publication, PublicationReads, ReadError, Seen, Sqlite,
     Store, StreamReads, StreamRow, TenantReads, Tile, TileId, Unannounced, Watched,
 };
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::rows::changes;
+
+/// What Hasura shows as `X-Byok-Secret`.
+pub(crate) const SECRET: &str = "a-secret-of-some-length";
 
 /// The machine's clock, and how much longer the machine has been on than it has.
 #[derive(Default)]
@@ -459,17 +466,41 @@ impl Replica {
             plaintext: Ok(Plaintext::new(b"secret".to_vec())),
             context: Context::from_pairs([("record_id", record)]).unwrap(),
         };
-        let answers = self.app.encrypt(&self.caller(), vec![Ok(item)]).await;
-        let answer = answers.map_err(|refusal| refusal.code)?.remove(0);
+        let answered = self.app.encrypt(&self.caller(), vec![Ok(item)]).await;
+        let answer = answered.map_err(|refusal| refusal.code)?.answers.remove(0);
         answer.map(|encrypted| encrypted.ciphertext).map_err(|refusal| refusal.code)
     }
 
     pub(crate) async fn decrypt(&self, ciphertext: &str, record: &str) -> Result<(), ErrorCode> {
+        self.decrypt_for(&self.caller(), ciphertext, record).await.map(drop)
+    }
+
+    /// Decrypts, and gives what the answer stands on until it has left.
+    pub(crate) async fn decrypt_for(
+        &self,
+        caller: &Caller,
+        ciphertext: &str,
+        record: &str,
+    ) -> Result<Unreleased, ErrorCode> {
         let context = Context::from_pairs([("record_id", record)]).unwrap();
         let item = DecryptItem { ciphertext: ciphertext.to_owned(), context };
-        let answers = self.app.decrypt(&self.caller(), Operation::Decrypt, vec![Ok(item)]).await;
-        let answer = answers.map_err(|refusal| refusal.code)?.remove(0);
-        answer.map(|opened| assert_eq!(opened.plaintext.expose(), b"secret")).map_err(|refusal| refusal.code)
+        let answered = self.app.decrypt(caller, Operation::Decrypt, vec![Ok(item)]).await;
+        let mut answered = answered.map_err(|refusal| refusal.code)?;
+        let opened = answered.answers.remove(0).map_err(|refusal| refusal.code)?;
+        assert_eq!(opened.plaintext.expose(), b"secret");
+        Ok(answered.committed.expect("a plaintext stands on a key"))
+    }
+
+    /// Serves it on loopback, over TLS where there is an acceptor. Callers show [`SECRET`].
+    pub(crate) async fn serve(&self, tls: Option<TlsAcceptor>) -> SocketAddr {
+        let env = Env::from_pairs([("BYOK_REQUEST_TIMEOUT_SECONDS", "120")]);
+        let settings = config::Server::read(&mut Reader::new(&env), false, self.app.limits().body_bytes);
+        let database = DatabaseState { applied: 0, expected: 0, audit_protected: false };
+        let router = byok::server::router(self.app.clone(), database, &settings, self.prober.clone());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(byok::server::serve(listener, tls, router, settings, self.prober.clone()));
+        address
     }
 
     /// Starts the prober.
@@ -583,7 +614,7 @@ impl House {
             guard,
         });
         let variables = [
-            ("BYOK_HASURA_SECRET", "a-secret-of-some-length"),
+            ("BYOK_HASURA_SECRET", SECRET),
             ("BYOK_ENCRYPT_RATE_RPM", "1000000"),
             ("BYOK_DECRYPT_RATE_RPM", "1000000"),
         ];

@@ -186,6 +186,11 @@ pub enum Finding {
         /// Which.
         size: u64,
     },
+    /// An entry says that the answer of an earlier one was withheld, and names none of its request.
+    VoidsNothing {
+        /// Where it says so.
+        place: u64,
+    },
     /// A DEK's row has another key version than the log gave it last.
     DekVersion {
         /// Which DEK.

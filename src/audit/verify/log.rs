@@ -10,6 +10,7 @@ use super::finding::{Against, Finding};
 use super::pages::{Pages, Row};
 use super::report::{Claim, Report};
 use super::settle::settle;
+use super::withheld::Withheld;
 use super::{Subject, Trust, Walk};
 use crate::merkle::Frontier;
 use crate::model::Tenant;
@@ -50,6 +51,7 @@ pub async fn verify_log(
             true => Deks::none(),
             false => Deks::read(store, tenant.uid, None, head.first == 0).await?,
         },
+        withheld: Withheld::new(),
         has_ended,
         head,
     };
@@ -58,7 +60,8 @@ pub async fn verify_log(
     if let Some(pinned) = &pinned {
         log.pinned_is_kept(pinned).await?;
     }
-    let Log { walk, deks, head, .. } = log;
+    let Log { mut walk, deks, head, withheld, .. } = log;
+    walk.withheld = withheld.count;
     let mut report = walk.finish(|size, has| Finding::Shorter { has, against: Against::Pinned(size) });
     let partial = match has_ended {
         true => Some("the rows are held against the current log: verify that one".to_owned()),
@@ -136,6 +139,7 @@ pub(super) struct Log<'s> {
     pub(super) walk: Walk,
     checkpoints: Checkpoints,
     deks: Deks,
+    withheld: Withheld,
     has_ended: bool,
 }
 
@@ -179,10 +183,14 @@ impl Log<'_> {
             }
             self.checkpoints().await?;
             match row {
-                Row::Entry(entry) if self.walk.entry(&entry) => self.deks.observe(&entry),
-                Row::Entry(_) => self.deks.gap(),
+                Row::Entry(entry) if self.walk.entry(&entry) => {
+                    self.deks.observe(&entry);
+                    let found = self.withheld.entry(&entry);
+                    found.into_iter().for_each(|found| self.walk.report.find(found));
+                }
+                Row::Entry(_) => self.unknown(),
                 Row::Unreadable { place, leaf } => {
-                    self.deks.gap();
+                    self.unknown();
                     self.walk.unreadable(place, leaf);
                 }
             }
@@ -202,9 +210,15 @@ impl Log<'_> {
         Ok(())
     }
 
+    /// Notes that what some entry says is not known.
+    fn unknown(&mut self) {
+        self.deks.gap();
+        self.withheld.gap();
+    }
+
     /// Entries are not there up to this place: pruned, or gone. What is kept of their hashes goes in their stead.
     async fn gap(&mut self, place: u64) -> Result<(), ReadError> {
-        self.deks.gap();
+        self.unknown();
         let tree = Tree::ended(self.store, self.tenant.uid, self.head.clone());
         let end = place - self.head.first;
         while self.walk.size() < end {

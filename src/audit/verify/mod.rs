@@ -15,6 +15,7 @@ mod settle;
 mod told;
 mod walk;
 mod window;
+mod withheld;
 
 use std::ops::Range;
 

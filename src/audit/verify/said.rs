@@ -26,6 +26,7 @@ impl Finding {
             Self::Forged { .. } | Self::NoCheckpoint { .. } | Self::OtherLog { .. } => "forged-checkpoint",
             Self::MissingCheckpoint { .. } => "missing-checkpoint",
             Self::PinnedElsewhere { .. } => "pinned-not-shown",
+            Self::VoidsNothing { .. } => "voids-nothing",
             Self::DekVersion { .. } => "dek-key-version",
             Self::DekUnnamed { .. } => "dek-not-logged",
             Self::DekGone { .. } => "dek-removed",
@@ -42,7 +43,8 @@ impl Finding {
             | Self::CutOff { .. }
             | Self::Doubled { .. }
             | Self::BeyondHead { .. }
-            | Self::Swapped { .. } => Claim::Order,
+            | Self::Swapped { .. }
+            | Self::VoidsNothing { .. } => Claim::Order,
             Self::Rewritten { against: Against::Pinned(_), .. }
             | Self::Shorter { against: Against::Pinned(_), .. }
             | Self::Forged { checkpoint: Against::Pinned(_) }
@@ -138,6 +140,10 @@ impl fmt::Display for Finding {
             Self::PinnedElsewhere { size } => write!(
                 f,
                 "the bundle says nothing about the log at the pinned size {size}: export it with --checkpoint"
+            ),
+            Self::VoidsNothing { place } => write!(
+                f,
+                "place {place}: it says that the answer of an earlier entry was withheld, and names none of its request"
             ),
             Self::DekVersion { dek, row, log } => {
                 write!(f, "DEK {dek}: its row says {row}; expected {log}, which the log gave it last")

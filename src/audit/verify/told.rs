@@ -31,7 +31,15 @@ impl Walk {
             true => String::new(),
             false => ", but those that entries say were pruned".to_owned(),
         };
-        report.tell(Claim::Order, format!("none is missing, doubled or in another's place{pruned}"), None);
+        let withheld = match self.withheld {
+            0 => String::new(),
+            answers => format!("; {answers} say(s) that the answer of an earlier one was withheld"),
+        };
+        report.tell(
+            Claim::Order,
+            format!("none is missing, doubled or in another's place{pruned}{withheld}"),
+            None,
+        );
         let unproven = match (self.unknown_from, checkpoints) {
             (Some(place), _) => Some(format!(
                 "from place {place} on, no root can be compared: nothing is left of entries that are gone"

@@ -33,6 +33,8 @@ pub(in crate::audit) struct Walk {
     pub(super) pruned: Vec<Range<u64>>,
     pub(super) entries: u64,
     pub(super) erasures: Erasures,
+    /// How many answers were withheld after their entry was written, where that was looked at.
+    pub(super) withheld: u64,
     /// How many checkpoints held, and the size of the last.
     pub(super) checkpoints: u64,
     pub(super) sealed: u64,
@@ -57,6 +59,7 @@ impl Walk {
             pruned: Vec::new(),
             entries: 0,
             erasures: Erasures::default(),
+            withheld: 0,
             checkpoints: 0,
             sealed: 0,
             headed: false,

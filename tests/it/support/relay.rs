@@ -218,7 +218,8 @@ impl Listener for Tls {
     }
 }
 
-fn acceptor(files: &Files) -> TlsAcceptor {
+/// Shows these files, and speaks either HTTP.
+pub(crate) fn acceptor(files: &Files) -> TlsAcceptor {
     let certificates = CertificateDer::pem_file_iter(&files.certificate).expect("a file");
     let certificates = certificates.map(|certificate| certificate.expect("a certificate")).collect();
     let key = PrivateKeyDer::from_pem_file(&files.key).expect("a key");

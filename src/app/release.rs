@@ -1,0 +1,180 @@
+//! The time between the commit of an answer and its arrival. The entry says that the answer was given, but other fields of
+//! the same request or a client that reads slowly can delay it past the proofs of the keys that it stands on. So the server
+//! asks before the first byte and before each piece whether the answer may still leave. An answer that is late before its
+//! first byte is withheld whole, and each of its entries gets a refusal beside it; a later one is broken off.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tracing::warn;
+
+use crate::keyring::Permit;
+use crate::model::{BootTime, Caller, EntryId, ErrorCode, Item, Operation, Posture, Refusal};
+
+use super::App;
+use super::record::dark_refusal;
+
+/// What one use case answers.
+pub struct Answered<T> {
+    /// One result for each item, in order.
+    pub answers: Vec<Result<T, Refusal>>,
+    /// What decides how long the answer may be given; `None` if it stands on no key.
+    pub committed: Option<Committed>,
+}
+
+impl<T> Answered<T> {
+    /// An answer that holds refusals only.
+    pub(super) fn refused(answers: Vec<Result<T, Refusal>>) -> Self {
+        Self { answers, committed: None }
+    }
+}
+
+/// An answer that stands on keys: its durable entry, and the permit to give it.
+pub struct Committed {
+    pub(super) entry: CommittedEntry,
+    pub(super) permit: Permit,
+}
+
+/// The entry of such an answer.
+pub(super) struct CommittedEntry {
+    pub(super) id: EntryId,
+    pub(super) operation: Operation,
+    pub(super) items: Vec<Item>,
+}
+
+/// The permission for the whole answer to one request to leave. The answer may hold those of several use cases.
+pub struct Release {
+    app: Arc<App>,
+    caller: Caller,
+    permit: Permit,
+    /// The end of the permit, in nanoseconds since this machine started. Renewed while the keys are shown to work.
+    until: AtomicU64,
+    /// The entries that are void if the answer is withheld. Empty once its first byte has left, or it was withheld.
+    entries: Mutex<Vec<CommittedEntry>>,
+    broken_off: AtomicBool,
+    handed_over: AtomicBool,
+}
+
+impl Release {
+    /// The release of an answer that holds all of `committed`; `None` if there are none.
+    pub fn of(
+        app: Arc<App>,
+        caller: Caller,
+        committed: impl IntoIterator<Item = Committed>,
+    ) -> Option<Arc<Self>> {
+        let mut committed = committed.into_iter();
+        let Committed { entry, mut permit } = committed.next()?;
+        let mut entries = vec![entry];
+        for Committed { entry, permit: another } in committed {
+            entries.push(entry);
+            permit.merge(another);
+        }
+        let until = AtomicU64::new(nanoseconds(permit.until()));
+        let (entries, broken_off, handed_over) =
+            (Mutex::new(entries), AtomicBool::new(false), AtomicBool::new(false));
+        Some(Arc::new(Self { app, caller, permit, until, entries, broken_off, handed_over }))
+    }
+
+    /// Whether the answer, or more of it, may leave now; never again once it was withheld or broken off.
+    pub fn may_leave(&self) -> bool {
+        if self.broken_off.load(Ordering::Relaxed) {
+            return false;
+        }
+        nanoseconds(self.app.clock.boot()) <= self.until.load(Ordering::Relaxed) || self.renew().is_ok()
+    }
+
+    /// Decides whether an answer that is ready, and of which nothing has left, may leave. If its permit has ended, the keys
+    /// are probed.
+    ///
+    /// # Errors
+    /// The refusal to give in its place: it may not, and for each of its entries one is recorded that says so; or that could
+    /// not be recorded.
+    pub async fn confirm(self: &Arc<Self>) -> Result<(), Refusal> {
+        if self.may_leave() {
+            return Ok(());
+        }
+        let posture = match self.app.keyring.prove_again(&self.caller.tenant, &self.permit).await {
+            Ok(until) => {
+                self.put_off(until);
+                return Ok(());
+            }
+            Err(posture) => posture,
+        };
+        self.broken_off.store(true, Ordering::Relaxed);
+        // A task of its own, so that it is recorded even if the client hangs up.
+        let (release, entries) = (self.clone(), self.take_entries());
+        let recorded = tokio::spawn(async move { release.withhold(entries, posture).await }).await;
+        Err(recorded.unwrap_or_else(|_| ErrorCode::Internal.into()))
+    }
+
+    /// Notes that the first byte leaves: from here on the answer counts as given.
+    pub fn begin(&self) {
+        drop(self.take_entries());
+    }
+
+    /// Keeps the keys watched for a while, so that the permit of an answer that takes long to leave can be renewed.
+    pub fn watch_on(&self) {
+        self.app.keyring.watch_on(&self.caller.tenant, &self.permit);
+    }
+
+    /// Notes that the protocol implementation has all of the answer, its end included.
+    pub fn hand_over(&self) {
+        self.handed_over.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the protocol implementation has all of the answer, so that its stream cannot be reset any more.
+    pub fn is_handed_over(&self) -> bool {
+        self.handed_over.load(Ordering::Relaxed)
+    }
+
+    /// Ends an answer that may not leave any more after its head was handed out. Logged once; recorded as withheld if nothing
+    /// of its body has left.
+    pub fn break_off(self: &Arc<Self>) {
+        if self.broken_off.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let entries = self.take_entries();
+        if entries.is_empty() {
+            warn!(
+                request_id = self.caller.request_id.as_str(),
+                "an answer was broken off: the key was not shown to work any more while it left"
+            );
+            return;
+        }
+        let posture = self.app.keyring.renewed(&self.caller.tenant, &self.permit).err();
+        let release = self.clone();
+        tokio::spawn(async move { release.withhold(entries, posture.unwrap_or(Posture::Active)).await });
+    }
+
+    fn renew(&self) -> Result<(), Posture> {
+        let until = self.app.keyring.renewed(&self.caller.tenant, &self.permit)?;
+        self.put_off(until);
+        Ok(())
+    }
+
+    fn put_off(&self, until: BootTime) {
+        self.until.fetch_max(nanoseconds(until), Ordering::Relaxed);
+    }
+
+    /// Records a refusal for each of these entries, and gives the one to answer.
+    async fn withhold(&self, entries: Vec<CommittedEntry>, posture: Posture) -> Refusal {
+        warn!(
+            request_id = self.caller.request_id.as_str(),
+            "an answer came too late after the key was last shown to work, and is withheld"
+        );
+        let record = |entry| self.app.record_withheld(&self.caller, entry, posture);
+        let recorded = join_all(entries.iter().map(record)).await;
+        recorded.into_iter().find_map(Result::err).unwrap_or_else(|| dark_refusal(posture))
+    }
+
+    fn take_entries(&self) -> Vec<CommittedEntry> {
+        std::mem::take(&mut *self.entries.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+fn nanoseconds(moment: BootTime) -> u64 {
+    let since_start: Duration = moment.since(BootTime::default());
+    u64::try_from(since_start.as_nanos()).unwrap_or(u64::MAX)
+}

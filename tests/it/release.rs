@@ -1,0 +1,109 @@
+//! An answer between its commit and its client, in one process: it is given while its keys are shown to work, withheld
+//! whole and recorded so where it comes too late, and broken off where it has begun.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use byok::app::Release;
+use byok::model::ErrorCode;
+
+use crate::guarded::{House, Replica, Will, until};
+
+/// Past A, and what a replica allows for its own clock.
+const PAST_THE_BOUND: u64 = 3_200;
+
+/// A whole answer that holds the values of these records, each with an entry of its own.
+async fn answer(one: &Replica, records: &[&str]) -> Arc<Release> {
+    let caller = one.caller();
+    let mut committed = Vec::new();
+    for record in records {
+        let token = one.encrypt(record).await.unwrap();
+        committed.push(one.decrypt_for(&caller, &token, record).await.map_err(ErrorCode::as_str).unwrap());
+    }
+    Release::of(one.app.clone(), caller, committed).unwrap()
+}
+
+async fn confirmed(release: &Arc<Release>) -> Result<(), ErrorCode> {
+    release.confirm().await.map_err(|refusal| refusal.code)
+}
+
+#[tokio::test]
+async fn an_answer_is_given_at_once_without_another_call() {
+    let one = House::new().await.replica().await;
+    let release = answer(&one, &["r"]).await;
+    let (commits, calls) = (one.store.commits.load(Ordering::SeqCst), one.kms.calls());
+    assert_eq!(confirmed(&release).await, Ok(()));
+    assert!(release.may_leave());
+    assert_eq!((one.store.commits.load(Ordering::SeqCst), one.kms.calls()), (commits, calls));
+}
+
+#[tokio::test]
+async fn an_answer_that_comes_too_late_is_withheld_whole_and_each_of_its_entries_has_a_refusal() {
+    for (will, code) in [(Will::Refuse, ErrorCode::KmsAccessDenied), (Will::Fail, ErrorCode::KmsUnavailable)]
+    {
+        let one = House::new().await.replica().await;
+        let release = answer(&one, &["first", "second"]).await;
+        one.kms.will(will);
+        one.clock.sleep(PAST_THE_BOUND);
+        assert_eq!(confirmed(&release).await, Err(code));
+        let outcomes = one.outcomes(20).await;
+        let decrypts: Vec<_> = outcomes.iter().filter(|outcome| outcome.starts_with("Decrypt")).collect();
+        let refused = format!("Decrypt Refused({code:?})");
+        assert_eq!(decrypts, [&refused, &refused, "Decrypt Ok", "Decrypt Ok"]);
+        assert!(!release.may_leave());
+        one.kms.will(Will::Work);
+        assert!(!release.may_leave(), "what was withheld stays so");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_waited_is_given_where_the_key_still_works() {
+    for cache_seconds in [300, 0] {
+        let one = House::new().await.replica_with(cache_seconds).await;
+        let release = answer(&one, &["r"]).await;
+        one.clock.sleep(PAST_THE_BOUND);
+        let unwraps = one.kms.unwraps.load(Ordering::SeqCst);
+        assert_eq!(confirmed(&release).await, Ok(()));
+        assert_eq!(one.kms.unwraps.load(Ordering::SeqCst), unwraps + 1, "it was asked");
+        assert_eq!(one.outcomes(1).await, ["Decrypt Ok"]);
+        assert!(release.may_leave(), "for as long again");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_of_before_the_key_was_turned_off_is_not_given_after_it_was_turned_on_again() {
+    let one = House::new().await.replica().await;
+    let token = one.encrypt("r").await.unwrap();
+    let release = answer(&one, &["r"]).await;
+    one.kms.will(Will::Refuse);
+    one.clock.sleep(PAST_THE_BOUND);
+    assert_eq!(one.decrypt(&token, "r").await, Err(ErrorCode::KmsAccessDenied));
+    one.kms.will(Will::Work);
+    until("the key is used again", async || one.decrypt(&token, "r").await.is_ok()).await;
+    assert_eq!(confirmed(&release).await, Err(ErrorCode::KmsUnavailable));
+}
+
+#[tokio::test]
+async fn a_refusal_in_place_of_an_answer_that_cannot_be_recorded_says_so() {
+    let one = House::new().await.replica().await;
+    let release = answer(&one, &["r"]).await;
+    one.store.cut.store(true, Ordering::SeqCst);
+    one.clock.sleep(PAST_THE_BOUND);
+    assert_eq!(confirmed(&release).await, Err(ErrorCode::StoreUnavailable));
+}
+
+#[tokio::test]
+async fn an_answer_that_is_broken_off_is_recorded_as_refused_only_where_nothing_of_it_has_left() {
+    let one = House::new().await.replica().await;
+    let (begun, waiting) = (answer(&one, &["begun"]).await, answer(&one, &["waiting"]).await);
+    begun.begin();
+    one.kms.will(Will::Fail);
+    one.clock.sleep(PAST_THE_BOUND);
+    assert!(!begun.may_leave());
+    begun.break_off();
+    waiting.break_off();
+    let refused = "Decrypt Refused(KmsUnavailable)";
+    until("the one that waited is refused", async || one.outcomes(1).await == [refused]).await;
+    let outcomes = one.outcomes(20).await;
+    assert_eq!(outcomes.iter().filter(|outcome| *outcome == refused).count(), 1);
+}

@@ -1,0 +1,306 @@
+//! The server, over real sockets, with answers that are taken more slowly than a key works: past the bound no more of them
+//! leaves, by either HTTP, over TLS too; and they come whole while the key works.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::RootCertStore;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
+use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio_rustls::TlsConnector;
+
+use crate::guarded::{House, Replica, SECRET, Will, until};
+use crate::support::pki::Authority;
+use crate::support::relay::acceptor;
+
+/// Past A, and what a replica allows for its own clock.
+const PAST_THE_BOUND: u64 = 3_200;
+/// What docs/kill-switch.md states of the kernel's buffer, and what the client's own kernel holds in these tests.
+const IN_FLIGHT: usize = (192 + 64) << 10;
+const MIB: usize = 1 << 20;
+const PATH: &str = "/byok/decrypt/many";
+
+/// One value of a large answer.
+fn text() -> String {
+    "x".repeat(1_000_000)
+}
+
+/// A replica that serves, with a body that asks for 15 MB.
+async fn served(cache_seconds: u64, authority: Option<&Authority>) -> (Replica, SocketAddr, Vec<u8>) {
+    let one = House::new().await.replica_with(cache_seconds).await;
+    let tls = authority.map(|authority| acceptor(&authority.server()));
+    let address = one.serve(tls).await;
+    let token = encrypt(&one, address, authority, &text()).await;
+    let item = json!({ "ciphertext": token, "record_id": "r" });
+    let body = json!({ "items": vec![item; 15] }).to_string().into_bytes();
+    (one, address, body)
+}
+
+async fn encrypt(one: &Replica, address: SocketAddr, authority: Option<&Authority>, text: &str) -> String {
+    let scheme = if authority.is_some() { "https" } else { "http" };
+    let client = match authority {
+        Some(authority) => crate::support::pki::client(&authority.file(), None),
+        None => crate::support::http(),
+    };
+    let request = client
+        .post(format!("{scheme}://127.0.0.1:{}/byok/encrypt", address.port()))
+        .header("x-byok-secret", SECRET)
+        .header("x-hasura-role", "admin")
+        .json(&json!({ "plaintext": text, "record_id": "r" }));
+    let answer: Value = request.send().await.unwrap().json().await.unwrap();
+    assert!(one.app.cached_deks() <= 1);
+    answer["ciphertext"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned()
+}
+
+/// A connection of a client whose kernel takes little on its own.
+async fn connect(address: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(16 << 10).unwrap();
+    socket.connect(address).await.unwrap()
+}
+
+async fn connect_tls(address: SocketAddr, authority: &Authority) -> impl AsyncRead + AsyncWrite + Unpin {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(authority.file()).unwrap()).unwrap();
+    let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    let name = ServerName::try_from("localhost").unwrap();
+    TlsConnector::from(Arc::new(config)).connect(name, connect(address).await).await.unwrap()
+}
+
+/// Sends the request over HTTP/1.1 and reads the first of the answer.
+async fn begin(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), body: &[u8], first: usize) {
+    let head = format!(
+        "POST {PATH} HTTP/1.1\r\nhost: byok\r\nx-byok-secret: {SECRET}\r\nx-hasura-role: admin\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(body).await.unwrap();
+    let mut read = vec![0; first];
+    stream.read_exact(&mut read).await.unwrap();
+    assert!(read.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&read[..200.min(first)]));
+}
+
+/// What still comes, until the connection ends.
+async fn rest(stream: &mut (impl AsyncRead + Unpin)) -> usize {
+    let mut rest = Vec::new();
+    // That the connection was reset is one of its ends.
+    let _ = tokio::time::timeout(Duration::from_secs(60), stream.read_to_end(&mut rest)).await.unwrap();
+    rest.len()
+}
+
+async fn is_broken_off(one: &Replica, mut stream: impl AsyncRead + AsyncWrite + Unpin, body: &[u8]) {
+    begin(&mut stream, body, MIB).await;
+    one.kms.will(Will::Refuse);
+    one.clock.sleep(PAST_THE_BOUND);
+    let rest = rest(&mut stream).await;
+    assert!(rest <= IN_FLIGHT, "{rest} bytes came past the bound");
+    assert_eq!(one.outcomes(1).await, ["Decrypt Ok"], "some of it was given");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_is_read_slowly_over_http1_ends_with_its_connection() {
+    let (one, address, body) = served(300, None).await;
+    is_broken_off(&one, connect(address).await, &body).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_is_read_slowly_over_tls_ends_with_its_connection() {
+    let authority = Authority::new();
+    let (one, address, body) = served(300, Some(&authority)).await;
+    is_broken_off(&one, connect_tls(address, &authority).await, &body).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_reader_gets_the_whole_answer_while_the_key_works() {
+    for cache_seconds in [300, 0] {
+        let (one, address, body) = served(cache_seconds, None).await;
+        one.watch();
+        let mut stream = connect(address).await;
+        begin(&mut stream, &body, MIB).await;
+        for _ in 0..5 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            stream.read_exact(&mut vec![0; MIB]).await.unwrap();
+        }
+        let mut rest = vec![0; 15_000_000 - 6 * MIB];
+        stream.read_exact(&mut rest).await.unwrap_or_else(|error| panic!("{cache_seconds}: {error}"));
+        one.watch_no_more();
+    }
+}
+
+/// A client that speaks HTTP/2, with windows of these sizes for each stream and for the connection.
+async fn http2(address: SocketAddr, stream_window: u32, window: u32) -> SendRequest<Full<Bytes>> {
+    let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+        .initial_stream_window_size(stream_window)
+        .initial_connection_window_size(window)
+        .handshake(TokioIo::new(TcpStream::connect(address).await.unwrap()))
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
+async fn ask(sender: &mut SendRequest<Full<Bytes>>, path: &str, body: &[u8]) -> Response<Incoming> {
+    let request = Request::post(format!("http://byok{path}"))
+        .header("x-byok-secret", SECRET)
+        .header("x-hasura-role", "admin")
+        .body(Full::new(Bytes::copy_from_slice(body)))
+        .unwrap();
+    sender.send_request(request).await.unwrap()
+}
+
+/// Until then bytes may lie in the connection's buffers, and the whole connection would end.
+async fn until_the_window_is_used_up() {
+    tokio::time::sleep(Duration::from_secs(1)).await;
+}
+
+/// Reads on until the stream ends: how many bytes of plaintext came, and whether it ended well.
+async fn drain(body: &mut Incoming) -> (usize, bool) {
+    let mut plaintext = 0;
+    loop {
+        match tokio::time::timeout(Duration::from_secs(60), body.frame()).await.unwrap() {
+            Some(Ok(frame)) => {
+                let data = frame.into_data().unwrap_or_default();
+                plaintext += data.iter().filter(|byte| **byte == b'x').count();
+            }
+            Some(Err(error)) => {
+                let reset = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+                assert!(reset.contains("stream error"), "{error:?}");
+                return (plaintext, false);
+            }
+            None => return (plaintext, true),
+        }
+    }
+}
+
+async fn is_live(sender: &mut SendRequest<Full<Bytes>>) {
+    let request = Request::get("http://byok/live").body(Full::default()).unwrap();
+    let answer = sender.send_request(request).await.expect("the connection goes on");
+    assert_eq!(answer.status(), 200);
+    answer.into_body().collect().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_is_read_slowly_over_http2_ends_alone() {
+    let (one, address, body) = served(300, None).await;
+    let mut sender = http2(address, 65_535, 1 << 20).await;
+    let mut answer = ask(&mut sender, PATH, &body).await;
+    assert_eq!(answer.status(), 200);
+    let mut taken = 0;
+    while taken < MIB {
+        taken += answer.body_mut().frame().await.unwrap().unwrap().into_data().unwrap().len();
+    }
+    until_the_window_is_used_up().await;
+    one.kms.will(Will::Refuse);
+    one.clock.sleep(PAST_THE_BOUND);
+    let (plaintext, whole) = drain(answer.body_mut()).await;
+    assert!(!whole && plaintext <= IN_FLIGHT, "{plaintext} bytes came past the bound");
+    is_live(&mut sender).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_waits_behind_another_stream_does_not_leave_and_is_recorded_as_refused() {
+    let (one, address, large) = served(300, None).await;
+    let token = encrypt(&one, address, None, "xxxxxxxx").await;
+    let small = json!({ "ciphertext": token, "record_id": "r" }).to_string();
+    // The first answer uses up the window of the connection, so that of the second nothing leaves.
+    let mut sender = http2(address, 1 << 20, 65_535).await;
+    let mut first = ask(&mut sender, PATH, &large).await;
+    let mut second = ask(&mut sender, "/byok/decrypt", small.as_bytes()).await;
+    assert_eq!((first.status().as_u16(), second.status().as_u16()), (200, 200));
+    assert_eq!(one.outcomes(2).await, ["Decrypt Ok", "Decrypt Ok"]);
+    until_the_window_is_used_up().await;
+    one.kms.will(Will::Refuse);
+    one.clock.sleep(PAST_THE_BOUND);
+    let (first, second) = tokio::join!(drain(first.body_mut()), drain(second.body_mut()));
+    assert!(!first.1 && first.0 <= IN_FLIGHT, "{first:?}");
+    assert_eq!(second, (0, false));
+    until("it is recorded as refused", async || one.outcomes(1).await[0].starts_with("Decrypt Refused"))
+        .await;
+    is_live(&mut sender).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_of_which_a_byte_has_left_shows_no_more_when_its_window_opens_too_late() {
+    let one = House::new().await.replica().await;
+    let address = one.serve(None).await;
+    let token = encrypt(&one, address, None, "xxxxxxxx").await;
+    let small = json!({ "ciphertext": token, "record_id": "r" }).to_string();
+    let mut sender = http2(address, 1, 65_535).await;
+    let mut answer = ask(&mut sender, "/byok/decrypt", small.as_bytes()).await;
+    until_the_window_is_used_up().await;
+    one.kms.will(Will::Fail);
+    one.clock.sleep(PAST_THE_BOUND);
+    assert_eq!(drain(answer.body_mut()).await, (0, false));
+    is_live(&mut sender).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_graphql_answer_whose_last_field_ends_too_late_is_one_error() {
+    let house = House::new().await;
+    let (one, writer) = (house.replica().await, house.replica().await);
+    let address = one.serve(None).await;
+    let (hot, cold) = (one.encrypt("hot").await.unwrap(), writer.encrypt("cold").await.unwrap());
+    let query = format!(
+        "mutation {{ a: byokDecrypt(ciphertext: \"{hot}\", recordId: \"hot\") {{ plaintext }}
+                     b: byokDecrypt(ciphertext: \"{cold}\", recordId: \"cold\") {{ plaintext }} }}"
+    );
+    // The KMS takes longer for the second field than the first may wait, and fails.
+    *one.kms.asleep.lock().unwrap() = Some((one.clock.clone(), PAST_THE_BOUND));
+    *one.kms.unwraps_will.lock().unwrap() = Will::Fail;
+    let request = crate::support::http()
+        .post(format!("http://{address}/graphql"))
+        .header("x-byok-secret", SECRET)
+        .header("x-hasura-role", "admin")
+        .json(&json!({ "query": query }));
+    let answer: Value = request.send().await.unwrap().json().await.unwrap();
+    assert_eq!(answer["errors"].as_array().map(Vec::len), Some(1), "{answer}");
+    assert_eq!(answer["errors"][0]["extensions"]["code"], "KMS_UNAVAILABLE", "{answer}");
+    assert_eq!(answer.get("data"), None, "{answer}");
+    let page = crate::support::http()
+        .get(format!("http://{address}/byok/audit?operation=decrypt"))
+        .header("x-byok-secret", SECRET)
+        .header("x-hasura-role", "admin");
+    let page: Value = page.send().await.unwrap().json().await.unwrap();
+    let entries = page["entries"].as_array().unwrap();
+    let outcomes: Vec<_> = entries.iter().map(|entry| entry["outcome"].as_str().unwrap()).collect();
+    assert_eq!(outcomes, ["KMS_UNAVAILABLE", "KMS_UNAVAILABLE", "OK"]);
+    assert_eq!(entries[0]["voids"], entries[2]["id"], "the refusal names the entry of the first field");
+    assert_eq!(entries[1]["voids"], Value::Null);
+    assert_eq!(entries[0]["request_id"], entries[2]["request_id"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plaintext_beside_a_health_check_that_takes_longer_than_the_bound_is_withheld() {
+    let one = House::new().await.replica().await;
+    let address = one.serve(None).await;
+    let token = one.encrypt("hot").await.unwrap();
+    assert_eq!(one.decrypt(&token, "hot").await, Ok(()));
+    // The health check has a DEK made, and unwraps it.
+    *one.kms.generates_will.lock().unwrap() = Will::Dawdle(4_000);
+    *one.kms.unwraps_will.lock().unwrap() = Will::Refuse;
+    let query = format!(
+        "{{ byokReveal(ciphertext: \"{token}\", recordId: \"hot\") {{ value }} byokHealth {{ status }} }}"
+    );
+    let request = crate::support::http()
+        .post(format!("http://{address}/graphql"))
+        .header("x-byok-secret", SECRET)
+        .header("x-hasura-role", "admin")
+        .json(&json!({ "query": query }));
+    let answer: Value = request.send().await.unwrap().json().await.unwrap();
+    assert_eq!(answer["errors"].as_array().map(Vec::len), Some(1), "{answer}");
+    assert_eq!(answer["errors"][0]["extensions"]["code"], "KMS_ACCESS_DENIED", "{answer}");
+    assert_eq!(answer.get("data"), None, "{answer}");
+    let outcomes = one.outcomes(10).await;
+    let reveals: Vec<_> = outcomes.iter().filter(|outcome| outcome.starts_with("Reveal")).collect();
+    assert_eq!(reveals, ["Reveal Refused(KmsAccessDenied)", "Reveal Ok"]);
+}
