@@ -8,7 +8,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use crate::keyring::Standing;
-use crate::kms::{DekBinding, KmsError, KmsErrorClass, Purpose, Verdict};
+use crate::kms::{DekBinding, KmsError, KmsErrorClass, Purpose, Stage, Verdict};
 use crate::model::{BootTime, DekId, ErrorCode, KeyVersion, Posture, Timestamp};
 
 use super::App;
@@ -62,10 +62,15 @@ pub struct Health {
     pub last_success: Option<(Timestamp, Duration)>,
     /// A: how old the last proof may be when something is answered.
     pub bound: Duration,
+    /// When our credential is shown to the KMS again, where it was refused.
+    pub next_login: Option<Timestamp>,
 }
 
 /// The version that the key wraps under and how long that took, or why it does not.
 type KeyHealth = Result<(KeyVersion, Duration), KmsError>;
+
+/// What a check found: the key, the version that worked last, and when our credential is shown again.
+type Found = (KeyHealth, Option<(KeyVersion, BootTime)>, Option<Timestamp>);
 
 /// The last answer of the KMS, and the last that was good.
 #[derive(Default)]
@@ -76,12 +81,13 @@ struct Remembered {
     answer: Option<(Instant, KeyHealth)>,
     /// The version, and when its check was begun.
     worked: Option<(KeyVersion, BootTime)>,
+    next_login: Option<Timestamp>,
 }
 
 impl App {
     /// Checks key and database. Needs no caller: it says nothing that a caller could not see by calling.
     pub async fn health(self: &Arc<Self>) -> Health {
-        let (database, (key, worked)) = tokio::join!(self.store.ping(), self.key_health());
+        let (database, (key, worked, next_login)) = tokio::join!(self.store.ping(), self.key_health());
         let database = database.is_ok();
         // After the check, so that a posture that turned meanwhile counts.
         let standing = match database {
@@ -115,6 +121,7 @@ impl App {
             worst_posture: standing.iter().map(|one| one.posture).max(),
             last_success: age.map(|age| (self.clock.now().minus(age), age)),
             bound: self.keyring.guard().bound(),
+            next_login,
         }
     }
 
@@ -125,19 +132,19 @@ impl App {
 
     /// Runs to its end whatever becomes of the client: else one who hangs up early could have the KMS asked again and
     /// again.
-    async fn key_health(self: &Arc<Self>) -> (KeyHealth, Option<(KeyVersion, BootTime)>) {
+    async fn key_health(self: &Arc<Self>) -> Found {
         let app = self.clone();
         let checked = tokio::spawn(async move { app.remembered_key_health().await });
-        checked.await.unwrap_or_else(|_| (Err(KmsError::local(KmsErrorClass::Internal)), None))
+        checked.await.unwrap_or_else(|_| (Err(KmsError::local(KmsErrorClass::Internal)), None, None))
     }
 
-    async fn remembered_key_health(&self) -> (KeyHealth, Option<(KeyVersion, BootTime)>) {
+    async fn remembered_key_health(&self) -> Found {
         // Whoever waits here while another checks gets that answer.
         let mut last = self.health.0.lock().await;
         if let Some((when, answer)) = &last.answer
             && when.elapsed() < FRESH
         {
-            return (answer.clone(), last.worked.clone());
+            return (answer.clone(), last.worked.clone(), last.next_login);
         }
         let (began, sent) = (Instant::now(), self.clock.boot());
         let answer = self.try_key().await.map(|version| (version, began.elapsed()));
@@ -145,8 +152,10 @@ impl App {
             Ok((version, _)) => last.worked = Some((version.clone(), sent)),
             Err(error) => log_kms(error, None),
         }
+        let refused = answer.as_ref().err().filter(|error| error.stage == Stage::Credential);
+        last.next_login = refused.and_then(|error| error.retry_after).map(|wait| self.clock.now().plus(wait));
         last.answer = Some((Instant::now(), answer.clone()));
-        (answer, last.worked.clone())
+        (answer, last.worked.clone(), last.next_login)
     }
 
     async fn try_key(&self) -> Result<KeyVersion, KmsError> {
