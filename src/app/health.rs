@@ -9,7 +9,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use crate::keyring::Standing;
-use crate::kms::{DekBinding, KmsError, KmsErrorClass, Purpose, Verdict};
+use crate::kms::{DekBinding, KmsError, KmsErrorClass, Purpose, Stage, Verdict};
 use crate::model::{BootTime, DekId, ErrorCode, KeyVersion, Posture, Timestamp};
 
 use super::App;
@@ -65,6 +65,8 @@ pub struct Health {
     pub last_success: Option<(Timestamp, Duration)>,
     /// A: how old the last proof may be when something is answered.
     pub bound: Duration,
+    /// When our credential is shown to the KMS again, where it was refused.
+    pub next_login: Option<Timestamp>,
 }
 
 /// The version that the key wraps under and how long that took, or why it does not.
@@ -83,6 +85,7 @@ struct Remembered {
     answer: Option<(Instant, KeyHealth)>,
     /// The version, and when its check was begun.
     worked: Option<(KeyVersion, BootTime)>,
+    next_login: Option<Timestamp>,
 }
 
 impl Memory {
@@ -117,12 +120,12 @@ impl App {
             (age < OF_INTEREST && !(answer.is_err() && has_worked)).then_some(answer)
         };
         let health = self.health_of(database, remembered.and_then(of_interest), &standing);
-        Health { kms_latency: None, ..health }
+        Health { kms_latency: None, next_login: None, ..health }
     }
 
     /// Health by what the check has met, where one was made, and what the watch over the key knows.
     fn health_of(&self, database: bool, key: Option<KeyHealth>, standing: &[Standing]) -> Health {
-        let worked = self.health.remembered().worked.clone();
+        let Remembered { worked, next_login, .. } = self.health.remembered().clone();
         let made = self.keyring.current_version(self.tenant.uid);
         let checked = key.as_ref().and_then(|key| key.as_ref().ok());
         let known = checked.map(|(version, _)| version.clone());
@@ -151,6 +154,7 @@ impl App {
             worst_posture: standing.iter().map(|one| one.posture).max(),
             last_success: age.map(|age| (self.clock.now().minus(age), age)),
             bound: self.keyring.guard().bound(),
+            next_login,
         }
     }
 
@@ -182,6 +186,8 @@ impl App {
             Ok((version, _)) => remembered.worked = Some((version.clone(), sent)),
             Err(error) => log_kms(error, None),
         }
+        let refused = answer.as_ref().err().filter(|error| error.stage == Stage::Credential);
+        remembered.next_login = refused.and_then(|error| error.retry_after).map(|wait| self.clock.now().plus(wait));
         remembered.answer = Some((Instant::now(), answer.clone()));
         answer
     }

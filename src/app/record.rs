@@ -91,6 +91,7 @@ pub(super) fn log_kms(error: &KmsError, request_id: Option<&RequestId>) {
         status = error.http_status,
         kms_request_id = error.request_id.as_deref(),
         request_id = request_id.map(RequestId::as_str),
+        retry_in_seconds = error.retry_after.map(|wait| wait.as_secs()),
         "the KMS refused or failed"
     );
 }

@@ -115,6 +115,8 @@ struct KeyHealth {
     last_success_seconds_ago: Option<f64>,
     /// How old the last proof that the key works may be when something is answered, in seconds.
     bound_seconds: f64,
+    /// When our credential, which the KMS refused, is shown to it again (RFC 3339); null otherwise.
+    next_login: Option<String>,
 }
 
 impl From<&Health> for KeyHealth {
@@ -130,6 +132,7 @@ impl From<&Health> for KeyHealth {
             last_success: health.last_success.map(|(at, _)| at.to_string()),
             last_success_seconds_ago: health.last_success.map(|(_, age)| age.as_secs_f64()),
             bound_seconds: health.bound.as_secs_f64(),
+            next_login: health.next_login.map(|at| at.to_string()),
         }
     }
 }

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::config::DekPool;
-use crate::kms::Purpose;
+use crate::kms::{KmsErrorClass, Purpose};
 use crate::model::{BootTime, DekId, KeyVersion, Posture, Source, Tenant, TenantUid, Wrapped};
 use crate::telemetry::PoolCounts;
 
@@ -334,7 +334,10 @@ impl Keyring {
             Some(error) => {
                 warn!(tenant = tenant.name, ?error, "DEKs could not be made ahead of need");
                 Err(match error {
-                    KeyringError::Kms(error) => error.retry_after,
+                    // A login that pauses goes on at once with another credential.
+                    KeyringError::Kms(error) => {
+                        error.retry_after.filter(|_| error.class == KmsErrorClass::BudgetSpent)
+                    }
                     KeyringError::Missing | KeyringError::Dark(_) | KeyringError::Store(_) => None,
                 })
             }

@@ -27,6 +27,8 @@ pub enum KmsErrorClass {
     KeyPendingDeletion,
     /// The version that is needed is disabled, destroyed or below the key's minimum.
     KeyVersionUnavailable,
+    /// The KMS has refused our credential, and it is not shown again yet: nothing was sent.
+    LoginPaused,
     /// The provider does not accept what we are configured to send.
     Misconfigured,
     /// Vault is sealed.
@@ -67,6 +69,7 @@ impl KmsErrorClass {
             Self::KeyNotFound => "KeyNotFound",
             Self::KeyPendingDeletion => "KeyPendingDeletion",
             Self::KeyVersionUnavailable => "KeyVersionUnavailable",
+            Self::LoginPaused => "LoginPaused",
             Self::Misconfigured => "Misconfigured",
             Self::Sealed => "Sealed",
             Self::Throttled => "Throttled",
@@ -84,9 +87,12 @@ impl KmsErrorClass {
             | Self::KeyNotFound
             | Self::KeyPendingDeletion
             | Self::KeyVersionUnavailable => Verdict::Revoked,
-            Self::Internal | Self::Sealed | Self::Throttled | Self::Timeout | Self::Unreachable => {
-                Verdict::Outage
-            }
+            Self::Internal
+            | Self::LoginPaused
+            | Self::Sealed
+            | Self::Throttled
+            | Self::Timeout
+            | Self::Unreachable => Verdict::Outage,
             Self::InvalidWrappedDek => Verdict::Item,
             Self::Misconfigured => Verdict::Misconfigured,
             Self::BudgetSpent => Verdict::Unasked,
@@ -105,6 +111,7 @@ impl KmsErrorClass {
             | Self::KeyNotFound
             | Self::KeyPendingDeletion
             | Self::KeyVersionUnavailable
+            | Self::LoginPaused
             | Self::Misconfigured
             | Self::Sealed
             | Self::Timeout => false,
@@ -143,7 +150,7 @@ pub struct KmsError {
     pub request_id: Option<Arc<str>>,
     /// Where.
     pub stage: Stage,
-    /// When our budget has room for a call again, where it is spent.
+    /// When our budget has room for a call again, where it is spent; when a credential that was refused is shown again.
     pub retry_after: Option<Duration>,
 }
 
@@ -156,6 +163,11 @@ impl KmsError {
     /// [`KmsErrorClass::BudgetSpent`]; there is room for a call again after `wait`.
     pub fn budget_spent(wait: Duration) -> Self {
         Self { retry_after: Some(wait), ..Self::local(KmsErrorClass::BudgetSpent) }
+    }
+
+    /// [`KmsErrorClass::LoginPaused`]; the credential is shown again after `wait`.
+    pub fn login_paused(wait: Duration) -> Self {
+        Self { retry_after: Some(wait), ..Self::local(KmsErrorClass::LoginPaused).of_credential() }
     }
 
     /// One that came with an answer.
@@ -176,7 +188,8 @@ impl KmsError {
                 let spent = "The KMS calls of this minute are used up for this tenant.";
                 Refusal { retry_after: wait, ..Refusal::because(code, spent) }
             }
-            (Verdict::Revoked | Verdict::Outage | Verdict::Item | Verdict::Misconfigured, _) => code.into(),
+            (Verdict::Outage, wait) => Refusal { retry_after: wait, ..code.into() },
+            (Verdict::Revoked | Verdict::Item | Verdict::Misconfigured, _) => code.into(),
         }
     }
 }

@@ -18,6 +18,7 @@ mod error;
 mod gcp;
 mod http;
 mod local;
+mod pacing;
 mod vault;
 
 use std::fmt;
@@ -140,6 +141,12 @@ pub trait Kms: Send + Sync {
 
     /// How many KMS calls [`Self::rewrap`] makes for `items` DEKs; what a rotation's forecast says.
     fn rewrap_calls(&self, items: u64) -> u64;
+
+    /// Whether the KMS knows our credential, where its refusal of a call does not tell a credential that has ended from a right
+    /// that is missing; `None` where it does not say. For `doctor`.
+    async fn knows_credential(&self) -> Option<bool> {
+        None
+    }
 
     /// What works, but leaves something unprotected at the KMS, as far as our identity may look. For `doctor`.
     async fn exposure(&self) -> Vec<Exposure>;

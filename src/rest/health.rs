@@ -58,6 +58,7 @@ pub(super) async fn health(State(front): State<Front>, request: Request) -> Resp
             "last_success": health.last_success.map(|(at, _)| at.to_string()),
             "last_success_seconds_ago": health.last_success.map(|(_, age)| age.as_secs_f64()),
             "bound_seconds": health.bound.as_secs_f64(),
+            "next_login": health.next_login.map(|at| at.to_string()),
             "audit_protected": front.database.audit_protected,
             "migrations": migrations(front.database),
         }),

@@ -88,6 +88,7 @@ pub fn document() -> Value {
             "last_success": { "type": ["string", "null"], "format": "date-time", "description": "When the key was last shown to work." },
             "last_success_seconds_ago": { "type": ["number", "null"] },
             "bound_seconds": { "type": "number", "description": "How old the last proof that the key works may be when something is answered." },
+            "next_login": { "type": ["string", "null"], "format": "date-time", "description": "The KMS refused our credential, which is shown again at this time, or at once when another takes its place; null otherwise." },
             "audit_protected": { "type": "boolean", "description": "Whether the serving role can neither change nor drop entries." },
             "migrations": migrations } },
     });

@@ -11,6 +11,7 @@ use tokio::process::Command;
 
 use crate::support::azure::{Azure, SECRET};
 use crate::support::needed;
+use crate::support::provider::Switch;
 use crate::support::server::{TestServer, create_database};
 use crate::support::shared_vault::VaultKey;
 
@@ -166,6 +167,72 @@ async fn all_that_we_did_is_explained_and_what_we_did_not_is_named() {
         byok(&server, &["audit", "reconcile", device.file().to_str().unwrap(), "--margin", "0"]).await;
     assert!(shown.1.contains("not in our log      2\n"), "{}", shown.1);
     assert!(shown.1.contains(": someone else used the key\n"), "{}", shown.1);
+    device.disable(&server.key).await;
+}
+
+/// Waits until the posture of the server's key is this.
+async fn posture(server: &TestServer, posture: &str) {
+    for _ in 0..600 {
+        if server.get("/byok/health").await.body["worst_posture"] == posture {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("the key never was {posture}: {}", server.get("/byok/health").await.body);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_incident_and_a_recovery_leave_nothing_unexplained() {
+    let key = VaultKey::create().await;
+    let device = AuditDevice::enable(&key).await;
+    let database = create_database(&needed("DATABASE_URL")).await;
+    let server = TestServer::on(key.clone(), database, &[("BYOK_KEY_RESUME_SECONDS", "0")]).await;
+    let token = server.encrypt("p", "record-1").await;
+    let works = async || {
+        posture(&server, "active").await;
+        assert_eq!(server.decrypt(&token, "record-1").await.status, 200);
+    };
+    let refuses = async || {
+        posture(&server, "revoked").await;
+        assert_eq!(server.decrypt(&token, "record-1").await.status, 403);
+    };
+    works().await;
+    for (switch, turns) in key.switches() {
+        // To bring a deleted key back its customer takes a copy of it, which is a use of the key that is not ours.
+        if switch == Switch::Deletion {
+            continue;
+        }
+        (turns.off)().await;
+        refuses().await;
+        (turns.on)().await;
+        works().await;
+    }
+    server.key.admin(Method::GET, "sys/health", json!({})).await;
+
+    let (code, report) = reconcile(&server, &device.file()).await;
+    assert_eq!(report["provider"]["unexplained"], 0, "{report:#}");
+    assert_eq!((code, &report["explained"]), (Some(0), &json!(true)), "{report:#}");
+    let provider = &report["provider"];
+    assert!(provider["without_entry_refused"].as_u64() >= Some(3), "probes were refused: {report:#}");
+    let principals = provider["principals"].as_array().unwrap();
+    assert!(principals.iter().all(|principal| principal["own"] == true), "{report:#}");
+
+    // Someone else's attempts are named as ever: with a token that works, and with one that never did.
+    let dek = json!({ "ciphertext": wrapped_dek(&server).await });
+    let path = format!("transit/decrypt/{}", server.key.name);
+    server.key.admin(Method::POST, &path, dek.clone()).await;
+    let url = format!("{}/v1/{path}", server.key.address);
+    let refused =
+        server.client.post(url).header("X-Vault-Token", "hvs.never").json(&dek).send().await.unwrap();
+    assert_eq!(refused.status(), 403);
+    let (code, report) = reconcile(&server, &device.file()).await;
+    let named = report["provider"]["not_in_our_log"].as_array().unwrap();
+    assert_eq!((code, named.len()), (Some(1), 2), "{report:#}");
+    for (call, principal) in named.iter().zip(["token (token accessor ", "nobody known (token "]) {
+        assert_eq!(call["why"], "stranger");
+        assert!(call["principal"].as_str().unwrap().starts_with(principal), "{report:#}");
+    }
+    assert_eq!((&named[0]["refused"], &named[1]["refused"]), (&json!(false), &json!(true)));
     device.disable(&server.key).await;
 }
 

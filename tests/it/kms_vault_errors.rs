@@ -310,3 +310,101 @@ async fn an_item_error_carries_vaults_own_id_of_the_request() {
     let id = answers[1].as_ref().ok().and_then(|answer| answer.request_id.clone()).expect("an id");
     assert_eq!((failed.http_status, failed.request_id.clone()), (Some(400), Some(id)));
 }
+
+/// Answers of OpenBao that Vault does not give, as its source has them: no OpenBao runs in the tests.
+mod openbao {
+    use super::*;
+    use crate::support::doctor;
+    use crate::support::stub::{Seen, Stub, answer};
+    use byok::config::VaultLogin;
+    use byok::crypto::SecretText;
+
+    /// `ErrSoftDeleted` (sdk/helper/keysutil/policy.go, v2.0.3 and v2.5.5), in a batch: builtin/logical/transit/path_encrypt.go,
+    /// path_decrypt.go and path_rewrap.go.
+    fn soft_deleted(seen: &Seen) -> axum::response::Response {
+        let item = |item: &str| {
+            format!(
+                r#"{{"request_id":"0a59fa4f-4d82-d1f5-2b7b-9a2c9d7b9a2c","lease_id":"","renewable":false,"lease_duration":0,"data":{{"batch_results":[{item}]}},"wrap_info":null,"warnings":null,"auth":null}}"#
+            )
+        };
+        match seen.path.as_str() {
+            "/v1/transit/encrypt/byok" => {
+                answer(400, item(r#"{"error":"refusing to use soft-deleted key","reference":""}"#))
+            }
+            "/v1/transit/decrypt/byok" => answer(
+                400,
+                item(r#"{"plaintext":"","error":"refusing to use soft-deleted key","reference":""}"#),
+            ),
+            "/v1/transit/rewrap/byok" => {
+                answer(200, item(r#"{"error":"refusing to use soft-deleted key","reference":""}"#))
+            }
+            path => answer(
+                404,
+                format!(r#"{{"errors":["no handler for route \"{path}\". route entry not found."]}}"#),
+            ),
+        }
+    }
+
+    fn kms(stub: &Stub) -> VaultTransit {
+        let login = VaultLogin::Token(SecretText::new("s.token".to_owned()));
+        VaultTransit::new(crate::support::vault::settings(&stub.address, login))
+            .expect("the settings are good")
+    }
+
+    #[tokio::test]
+    async fn a_key_that_is_soft_deleted_is_turned_off() {
+        let stub = Stub::start(|seen, _| soft_deleted(seen)).await;
+        let (kms, old) = (kms(&stub), named("vault:v1:AAAA"));
+        assert_eq!(wraps(&kms).await, Some(KmsErrorClass::KeyDisabled));
+        assert_eq!(unwraps(&kms, &old).await, Some(KmsErrorClass::KeyDisabled));
+        assert_eq!(rewraps(&kms, &old, "1").await, Some(KmsErrorClass::KeyDisabled));
+        assert_eq!(KmsErrorClass::KeyDisabled.verdict(), byok::kms::Verdict::Revoked);
+    }
+
+    /// `ErrLockedNamespace` and `ErrNamespaceSealed`: vault/request_handling.go and sdk/logical/response_util.go, v2.3.2 to
+    /// v2.6.2; a namespace of its own can be sealed from v2.6.0 on.
+    #[tokio::test]
+    async fn a_namespace_that_is_locked_is_turned_off_and_one_that_is_sealed_is_out_of_reach() {
+        let locked = r#"{"errors":["API access to this namespace has been locked by an administrator - \"ns1/\" must be unlocked to gain access."]}"#;
+        let sealed = r#"{"errors":["namespace is sealed"]}"#;
+        for (body, class) in [(locked, KmsErrorClass::AccessDenied), (sealed, KmsErrorClass::Sealed)] {
+            let stub = Stub::start(move |_, _| answer(503, body)).await;
+            assert_eq!(wraps(&kms(&stub)).await, Some(class));
+        }
+    }
+
+    /// A token that was revoked or has expired: `fetchACLTokenEntryAndEntity` and `handleRequest` (vault/request_handling.go,
+    /// v2.0.3 to v2.6.2) say of it what they say of a policy. `lookup-self` of a token that lives: vault/token_store.go.
+    async fn doctor_of(lookup_self: (u16, &'static str)) -> String {
+        let stub = Stub::start_with_tokens(move |seen, _| match seen.path.as_str() {
+            "/v1/auth/token/lookup-self" => answer(lookup_self.0, lookup_self.1),
+            _ => answer(403, DENIED),
+        })
+        .await;
+        let variables = [
+            ("BYOK_PROVIDER", "vault-transit"),
+            ("BYOK_VAULT_ADDR", stub.address.as_str()),
+            ("BYOK_VAULT_TOKEN", "s.token"),
+            ("BYOK_VAULT_TRANSIT_KEY", "byok"),
+        ];
+        doctor(&variables).await
+    }
+
+    const DENIED: &str = r#"{"errors":["1 error occurred:\n\t* permission denied\n\n"]}"#;
+
+    #[tokio::test]
+    async fn doctor_says_both_of_a_refusal_that_may_be_the_tokens_or_the_policys() {
+        let said = doctor_of((403, DENIED)).await;
+        assert!(said.contains("FAIL  key: making a DEK: AccessDenied"), "{said}");
+        assert!(said.contains("either the token is expired or revoked, or it lacks the right"), "{said}");
+        assert!(said.contains("grant `update` on <mount>/encrypt/<key>"), "{said}");
+    }
+
+    #[tokio::test]
+    async fn doctor_asks_for_the_grant_where_the_token_is_known_to_live() {
+        let lives = r#"{"request_id":"1b6d1bd4","lease_id":"","renewable":false,"lease_duration":0,"data":{"accessor":"a","ttl":3600},"wrap_info":null,"warnings":null,"auth":null}"#;
+        let said = doctor_of((200, lives)).await;
+        assert!(said.contains("grant `update` on <mount>/encrypt/<key>"), "{said}");
+        assert!(said.contains("the token itself is good") && !said.contains("either the token"), "{said}");
+    }
+}

@@ -6,11 +6,13 @@ use std::time::{Duration, SystemTime};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use byok::config::{SecretSource, VaultLogin};
-use byok::crypto::SecretText;
-use byok::kms::{KmsErrorClass, VaultTransit};
+use byok::crypto::{Dek, SecretText};
+use byok::kms::{Kms as _, KmsErrorClass, VaultTransit};
+use byok::model::ErrorCode;
 use serde_json::json;
 
-use crate::support::calls::wraps;
+use crate::support::calls::{binding, wraps};
+use crate::support::server::TestServer;
 use crate::support::stub::{Stub, answer};
 use crate::support::vault::{Transit, Vault, settings};
 
@@ -44,6 +46,23 @@ impl AppRole {
         self.transit.vault.write(&self.path(""), to).await;
     }
 
+    /// The lockout of Vault's defaults, at this many failures.
+    async fn lock_out_after(&self, failures: u32) {
+        let lockout = json!({
+            "lockout_threshold": failures.to_string(),
+            "lockout_counter_reset_duration": "15m",
+            "lockout_duration": "15m",
+            "lockout_disable": false,
+        });
+        let tune = format!("sys/auth/{}/tune", self.mount);
+        self.transit.vault.write(&tune, json!({ "user_lockout_config": lockout })).await;
+    }
+
+    async fn role_id(&self) -> String {
+        let role_id = self.transit.vault.read(&self.path("/role-id")).await;
+        role_id["data"]["role_id"].as_str().expect("a role id").to_owned()
+    }
+
     async fn secret_id(&self) -> String {
         let made = self.transit.vault.write(&self.path("/secret-id"), json!({})).await;
         made["data"]["secret_id"].as_str().expect("a secret id").to_owned()
@@ -59,8 +78,7 @@ impl AppRole {
     }
 
     async fn kms(&self, secret_id: SecretSource) -> VaultTransit {
-        let role_id = self.transit.vault.read(&self.path("/role-id")).await;
-        let role_id = role_id["data"]["role_id"].as_str().expect("a role id").to_owned();
+        let role_id = self.role_id().await;
         let login = VaultLogin::AppRole {
             mount: self.mount.clone(),
             role_id: SecretText::new(role_id),
@@ -136,9 +154,113 @@ async fn a_secret_id_that_was_destroyed_is_an_invalid_credential_until_its_file_
     role.destroy(&secret_id).await;
     role.revoke_tokens().await;
     assert_eq!(wraps(&kms).await, Some(KmsErrorClass::CredentialInvalid));
-    assert_eq!(wraps(&kms).await, Some(KmsErrorClass::CredentialInvalid));
+    assert_eq!(wraps(&kms).await, Some(KmsErrorClass::LoginPaused));
     write(file.path(), &role.secret_id().await);
     assert_eq!(wraps(&kms).await, None);
+}
+
+#[tokio::test]
+async fn wrong_secrets_never_lock_a_role_out_and_a_good_one_is_taken_at_once() {
+    let role = AppRole::create(json!({})).await;
+    role.lock_out_after(5).await;
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let kms = role.kms(SecretSource::File(file.path().to_owned())).await;
+    for wrong in ["wrong-1", "wrong-2"] {
+        write(file.path(), wrong);
+        // Callers who hang up before the login is answered leave its refusal to the others.
+        let hang_up = || tokio::time::timeout(Duration::from_millis(1), wraps(&kms));
+        futures_util::future::join_all((0..20).map(|_| hang_up())).await;
+        // A client that tried again after 1, 2, 4 and 8 s would be refused six times in all.
+        for _ in 0..32 {
+            assert_ne!(wraps(&kms).await, None);
+            tokio::time::sleep(Duration::from_millis(125)).await;
+        }
+        assert_eq!(wraps(&kms).await, Some(KmsErrorClass::LoginPaused));
+    }
+    write(file.path(), &role.secret_id().await);
+    assert_eq!(wraps(&kms).await, None);
+}
+
+#[tokio::test]
+async fn the_fourth_wrong_secret_in_a_row_is_not_shown() {
+    let role = AppRole::create(json!({})).await;
+    role.lock_out_after(4).await;
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let kms = role.kms(SecretSource::File(file.path().to_owned())).await;
+    for wrong in ["wrong-1", "wrong-2", "wrong-3"] {
+        write(file.path(), wrong);
+        assert_eq!(wraps(&kms).await, Some(KmsErrorClass::CredentialInvalid));
+    }
+    write(file.path(), "wrong-4");
+    let answers = kms.wrap(&[(binding(), &Dek::generate())]).await;
+    let paused = answers[0].as_ref().err().expect("it is refused");
+    assert_eq!((paused.class, paused.class.code()), (KmsErrorClass::LoginPaused, ErrorCode::KmsUnavailable));
+    let wait = paused.retry_after.expect("a time").as_secs();
+    assert!((1_100..=1_200).contains(&wait), "{wait}");
+    // The role is not locked out.
+    let another = role.kms(text(&role.secret_id().await)).await;
+    assert_eq!(wraps(&another).await, None);
+}
+
+#[tokio::test]
+async fn a_role_that_others_locked_out_is_tried_again_and_again() {
+    let role = AppRole::create(json!({})).await;
+    role.lock_out_after(1).await;
+    assert_eq!(wraps(&role.kms(text("wrong")).await).await, Some(KmsErrorClass::CredentialInvalid));
+    let kms = role.kms(text(&role.secret_id().await)).await;
+    assert_eq!(wraps(&kms).await, Some(KmsErrorClass::CredentialInvalid));
+    // A refusal that is not counted is at most a minute old, and so is repeated.
+    assert_eq!(wraps(&kms).await, Some(KmsErrorClass::CredentialInvalid));
+    role.transit
+        .vault
+        .write(
+            &format!("sys/auth/{}/tune", role.mount),
+            json!({
+                "user_lockout_config": { "lockout_disable": true },
+            }),
+        )
+        .await;
+    seconds(1).await;
+    assert_eq!(wraps(&kms).await, None);
+}
+
+#[tokio::test]
+async fn a_renewal_in_the_background_never_locks_a_role_out() {
+    let role = AppRole::create(json!({ "token_ttl": "2s", "token_max_ttl": "3s" })).await;
+    role.lock_out_after(3).await;
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let secret_id = role.secret_id().await;
+    write(file.path(), &secret_id);
+    let kms = role.kms(SecretSource::File(file.path().to_owned())).await;
+    assert_eq!(wraps(&kms).await, None);
+    role.destroy(&secret_id).await;
+    seconds(6).await;
+    assert_ne!(wraps(&kms).await, None);
+    write(file.path(), &role.secret_id().await);
+    assert_eq!(wraps(&kms).await, None);
+}
+
+#[tokio::test]
+async fn health_says_that_the_credential_is_refused_and_when_it_is_shown_again() {
+    let role = AppRole::create(json!({})).await;
+    let role_id = role.role_id().await;
+    let server = TestServer::with(&[
+        ("BYOK_VAULT_TOKEN", ""),
+        ("BYOK_VAULT_APPROLE_MOUNT", &role.mount),
+        ("BYOK_VAULT_APPROLE_ROLE_ID", &role_id),
+        ("BYOK_VAULT_APPROLE_SECRET_ID", "wrong"),
+    ])
+    .await;
+    let health = server.get("/byok/health").await.body;
+    assert!(health["error"].is_string(), "{health}");
+    assert!(health["next_login"].as_str().is_some_and(|at| at.ends_with('Z')), "{health}");
+    let call =
+        server.post("/byok/encrypt", json!({ "plaintext": "p", "context": { "record_id": "r" } })).await;
+    assert_eq!((call.status.as_u16(), &call.body["code"]), (503, &json!("KMS_UNAVAILABLE")));
+    let wait = call.headers["retry-after"].to_str().ok().and_then(|wait| wait.parse::<u64>().ok());
+    assert!(wait.is_some_and(|wait| (1_000..=1_200).contains(&wait)), "{wait:?}");
+    let logs = server.logs.lock().expect("a lock").clone();
+    assert!(logs.contains("Vault refuses our credential") && logs.contains("next_login"), "{logs}");
 }
 
 #[tokio::test]
@@ -180,6 +302,17 @@ fn logins(stub: &Stub) -> usize {
 #[tokio::test]
 async fn a_login_that_was_refused_is_not_tried_again_at_once() {
     let stub = Stub::start(|_, _| answer(400, r#"{"errors":["invalid role or secret ID"]}"#)).await;
+    let kms = at_stub(&stub);
+    assert_eq!(wraps(&kms).await, Some(KmsErrorClass::CredentialInvalid));
+    for _ in 0..10 {
+        assert_eq!(wraps(&kms).await, Some(KmsErrorClass::LoginPaused));
+    }
+    assert_eq!(logins(&stub), 1);
+}
+
+#[tokio::test]
+async fn a_refusal_that_is_not_counted_is_tried_again_after_a_second() {
+    let stub = Stub::start(|_, _| answer(403, r#"{"errors":["permission denied"]}"#)).await;
     let kms = at_stub(&stub);
     for _ in 0..10 {
         assert_eq!(wraps(&kms).await, Some(KmsErrorClass::CredentialInvalid));

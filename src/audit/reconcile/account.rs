@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::audit::unpack;
-use crate::model::{Item, Source, Timestamp};
+use crate::model::{Item, Operation, Source, Timestamp};
 use crate::store::PlacedEntry;
 
 use super::export::{Export, MOST_CALLS, Noted};
@@ -78,7 +78,11 @@ impl Reconciliation {
         // From an id that anybody may have chosen nothing follows long after its call.
         let id = item.kms_request_id.as_ref().filter(|_| !(cached && self.export.format.caller_chooses_id()));
         let call = id.and_then(|id| self.export.calls.get_mut(id));
-        let found = call.map(|call| call.entered = true).is_some();
+        let found = call.is_some();
+        if let Some(call) = call {
+            call.entered = true;
+            call.of_incident |= placed.row.operation == Operation::Incident;
+        }
         if !inside {
             return;
         }
@@ -183,6 +187,8 @@ fn named(id: Arc<str>, call: Noted, why: Why) -> Named {
 struct Values {
     /// Those of calls that have an entry: records' DEKs.
     records: HashSet<u64>,
+    /// Those of the probes that incidents name. Where the KMS wraps under another version by now, one is a record's DEK too.
+    canaries: HashSet<u64>,
     /// Those that our own calls without an entry have made: canaries, and what health tries the key with.
     made: HashSet<u64>,
     /// How often such calls unwrapped each.
@@ -191,9 +197,16 @@ struct Values {
 
 impl Values {
     fn of(export: &Export, principals: &BTreeMap<Arc<str>, Principal>) -> Self {
-        let mut values = Self { records: HashSet::new(), made: HashSet::new(), unwrapped: HashMap::new() };
+        let mut values = Self {
+            records: HashSet::new(),
+            canaries: HashSet::new(),
+            made: HashSet::new(),
+            unwrapped: HashMap::new(),
+        };
         for call in export.calls.values() {
-            if call.entered {
+            if call.of_incident {
+                values.canaries.extend(&call.given);
+            } else if call.entered {
                 values.records.extend(call.given.iter().chain(&call.made));
             } else if principals.get(&call.principal).is_some_and(|principal| principal.own) {
                 match call.used {
@@ -208,6 +221,10 @@ impl Values {
         values
     }
 
+    fn are_canaries(&self, values: &[u64]) -> bool {
+        !values.is_empty() && values.iter().all(|value| self.canaries.contains(value))
+    }
+
     /// Why our own call has to be looked at that no entry names; `None` where it is as our probing is.
     fn why_not(&self, format: Format, call: &Noted) -> Option<Why> {
         match (call.used, format) {
@@ -215,14 +232,15 @@ impl Values {
             _ if call.refused => None,
             // What is made opens nothing: a DEK ahead of need that nobody came for.
             (Use::Wrap, _) => None,
-            // Its probes say so, and are told by that.
+            // Its probes say so, and are told by that; but for those of a record's DEK, which an incident may name.
+            (Use::Unwrap, Format::CloudTrail) if self.are_canaries(&call.given) => None,
             (Use::Unwrap | Use::Rewrap, Format::CloudTrail) => Some(Why::NoEntry),
             (Use::Unwrap, Format::Vault) => {
-                let is = |known: &dyn Fn(&u64) -> bool| call.given.iter().any(known);
                 let often = |value: &u64| self.unwrapped.get(value).is_some_and(|times| *times >= OFTEN);
-                if is(&|value| self.records.contains(value)) {
+                let mut others = call.given.iter().filter(|value| !self.canaries.contains(*value));
+                if others.clone().any(|value| self.records.contains(value)) {
                     Some(Why::RecordWithoutEntry)
-                } else if is(&|value| !self.made.contains(value) && !often(value)) {
+                } else if others.any(|value| !self.made.contains(value) && !often(value)) {
                     Some(Why::NoCanary)
                 } else {
                     None

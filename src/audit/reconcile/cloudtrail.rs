@@ -1,12 +1,12 @@
 //! AWS CloudTrail (<https://docs.aws.amazon.com/kms/latest/developerguide/logging-using-cloudtrail.html>): `requestID` is what
 //! KMS answered with. The encryption context is logged, and KMS opens nothing under another one: a record whose context has
-//! `byok:purpose` can be of a probe only, whoever calls.
+//! `byok:purpose` can be of a probe only, whoever calls. `byok:dek` tells one DEK from another.
 
 use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::record::{Call, Record, Use, names_key, other, text, time};
+use super::record::{Call, NOBODY, Record, Use, fingerprint, names_key, other, text, time};
 
 pub(super) fn read(record: &Value, keys: &[Arc<str>]) -> Option<Record> {
     // `aws cloudtrail lookup-events` gives each record as a text inside another one.
@@ -32,19 +32,20 @@ fn of_event(event: &Value, keys: &[Arc<str>]) -> Option<Record> {
     if source != "kms.amazonaws.com" || !of_key(event, keys) {
         return other(at);
     }
-    let purpose = |context: &str| {
-        event
-            .pointer("/requestParameters")
-            .and_then(|parameters| parameters.get(context)?.get("byok:purpose"))
+    let bound = |name: &str| {
+        event.pointer("/requestParameters/encryptionContext").and_then(|context| context.get(name))
     };
+    // Not what was unwrapped, but which DEK that is.
+    let dek = bound("byok:dek").and_then(Value::as_str).filter(|_| used == Use::Unwrap);
     let call = Call {
         id: text(event, "/requestID").to_owned(),
         at,
         used,
         principal: principal(event).to_owned(),
+        credential: None,
         refused: event.get("errorCode").is_some(),
-        probe: used != Use::Rewrap && purpose("encryptionContext").is_some(),
-        given: Vec::new(),
+        probe: used != Use::Rewrap && bound("byok:purpose").is_some(),
+        given: dek.map(fingerprint).into_iter().collect(),
         made: Vec::new(),
     };
     Some(Record { at, call: Some(call) })
@@ -69,5 +70,5 @@ fn principal(event: &Value) -> &str {
         "/userIdentity/invokedBy",
         "/userIdentity/accountId",
     ];
-    places.iter().map(|place| text(event, place)).find(|name| !name.is_empty()).unwrap_or("nobody known")
+    places.iter().map(|place| text(event, place)).find(|name| !name.is_empty()).unwrap_or(NOBODY)
 }

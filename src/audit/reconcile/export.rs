@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::model::Timestamp;
 
 use super::objects::Objects;
-use super::record::{Call, Format, Use};
+use super::record::{Call, Format, NOBODY, Use};
 
 /// The most calls of our keys that are held: some 300 bytes each.
 pub const MOST_CALLS: usize = 2_000_000;
@@ -44,8 +44,11 @@ pub(super) struct Noted {
     pub(super) principal: Arc<str>,
     pub(super) refused: bool,
     pub(super) probe: bool,
+    pub(super) credential: Option<u64>,
     /// Whether an entry has its id.
     pub(super) entered: bool,
+    /// Whether that is the entry of an incident, whose call is a probe.
+    pub(super) of_incident: bool,
     pub(super) given: Box<[u64]>,
     pub(super) made: Box<[u64]>,
 }
@@ -79,6 +82,7 @@ impl Export {
     pub fn read(input: impl BufRead, keys: Vec<Arc<str>>, between: Between) -> Result<Self, UnusableExport> {
         let (mut objects, mut known) = (Objects::new(input), None);
         let mut principals: HashMap<String, Arc<str>> = HashMap::new();
+        let mut holders: HashMap<u64, Arc<str>> = HashMap::new();
         let mut export = Self {
             format: Format::Vault,
             keys,
@@ -107,39 +111,58 @@ impl Export {
             export.records += 1;
             export.first = export.first.min(record.at);
             export.last = export.last.max(record.at);
-            let Some(call) = record.call.filter(|call| between.has(call.at)) else { continue };
+            let Some(call) = record.call else { continue };
+            if let Some(credential) = call.credential.filter(|_| !call.principal.starts_with(NOBODY))
+                && holders.len() < MOST_CALLS
+            {
+                let holder = principal_of(&call, &mut principals);
+                holders.entry(credential).or_insert(holder);
+            }
+            if !between.has(call.at) {
+                continue;
+            }
             if export.calls.len() >= MOST_CALLS || export.values >= MOST_VALUES {
                 return Err(UnusableExport::TooManyCalls);
             }
             export.note(call, format, &mut principals);
         }
         export.format = known.ok_or(UnusableExport::NoRecords)?;
+        export.name_callers(&holders);
         Ok(export)
+    }
+
+    /// Names who made calls with a credential that had ended: whoever called with it before, or after.
+    fn name_callers(&mut self, holders: &HashMap<u64, Arc<str>>) {
+        for call in self.calls.values_mut().filter(|call| call.principal.starts_with(NOBODY)) {
+            if let Some(holder) = call.credential.and_then(|credential| holders.get(&credential)) {
+                call.principal = Arc::clone(holder);
+            }
+        }
     }
 
     /// A request may have several records: Vault's has one more when it is answered.
     fn note(&mut self, call: Call, format: Format, principals: &mut HashMap<String, Arc<str>>) {
-        let name = plain(&call.principal, PRINCIPAL_CHARACTERS);
+        let principal = principal_of(&call, principals);
         let id = plain(&call.id, ID_CHARACTERS);
         // One that the caller chose names only the first call under it; the same record may have been delivered twice.
         let taken = format.caller_chooses_id()
             && self.calls.get(&*id).is_some_and(|first| {
-                (first.at, first.used, &*first.principal) != (call.at, call.used, name.as_str())
+                (first.at, first.used, &first.principal) != (call.at, call.used, &principal)
             });
         let id: Arc<str> = match (id.is_empty(), taken) {
             (true, _) => format!("(record {})", self.records).into(),
             (false, true) => format!("{id} (again, record {})", self.records).into(),
             (false, false) => id.into(),
         };
-        let own = Arc::<str>::from(name.as_str());
-        let principal = principals.entry(name).or_insert(own).clone();
         let fresh = || Noted {
             at: call.at,
             used: call.used,
             principal,
             refused: false,
             probe: call.probe,
+            credential: call.credential,
             entered: false,
+            of_incident: false,
             given: Box::default(),
             made: Box::default(),
         };
@@ -158,6 +181,13 @@ impl Export {
     pub fn covers(&self) -> (Timestamp, Timestamp) {
         (self.first, self.last)
     }
+}
+
+/// Who called, once in the list of those who did.
+fn principal_of(call: &Call, principals: &mut HashMap<String, Arc<str>>) -> Arc<str> {
+    let name = plain(&call.principal, PRINCIPAL_CHARACTERS);
+    let own = Arc::<str>::from(name.as_str());
+    principals.entry(name).or_insert(own).clone()
 }
 
 /// What may be shown on a terminal, and is not too long: others wrote it.

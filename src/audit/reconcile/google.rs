@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::record::{Call, Record, Use, names_key, other, text, time};
+use super::record::{Call, NOBODY, Record, Use, names_key, other, text, time};
 
 pub(super) fn read(record: &Value, keys: &[Arc<str>]) -> Option<Record> {
     let payload = record.get("protoPayload")?;
@@ -23,7 +23,7 @@ pub(super) fn read(record: &Value, keys: &[Arc<str>]) -> Option<Record> {
         return other(at);
     }
     let principal = match text(payload, "/authenticationInfo/principalEmail") {
-        "" => "nobody known",
+        "" => NOBODY,
         principal => principal,
     };
     let call = Call {
@@ -31,6 +31,7 @@ pub(super) fn read(record: &Value, keys: &[Arc<str>]) -> Option<Record> {
         at,
         used,
         principal: principal.to_owned(),
+        credential: None,
         refused: payload.pointer("/status/code").and_then(Value::as_i64).is_some_and(|code| code != 0),
         probe: false,
         given: Vec::new(),

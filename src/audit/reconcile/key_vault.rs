@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::record::{Call, Record, Use, names_key, other, text, time};
+use super::record::{Call, NOBODY, Record, Use, names_key, other, text, time};
 
 pub(super) fn read(record: &Value, keys: &[Arc<str>]) -> Option<Record> {
     let (operation, _) = (record.get("operationName")?.as_str()?, record.get("resourceId")?.as_str()?);
@@ -27,6 +27,7 @@ pub(super) fn read(record: &Value, keys: &[Arc<str>]) -> Option<Record> {
         at,
         used,
         principal: if without_token { "nobody with a token" } else { principal(record) }.to_owned(),
+        credential: None,
         refused: status.map_or(text(record, "/resultType") != "Success", |status| status >= 400),
         probe: without_token,
         given: Vec::new(),
@@ -37,7 +38,7 @@ pub(super) fn read(record: &Value, keys: &[Arc<str>]) -> Option<Record> {
 
 /// The application, or else the user, of the token.
 fn principal(record: &Value) -> &str {
-    let Some(claims) = record.pointer("/identity/claim") else { return "nobody known" };
+    let Some(claims) = record.pointer("/identity/claim") else { return NOBODY };
     let named = [
         "appid",
         "http://schemas.xmlsoap.org/ws/2005/05/identity/claims/upn",
@@ -45,5 +46,5 @@ fn principal(record: &Value) -> &str {
         "oid",
     ];
     let mut named = named.iter().filter_map(|name| claims.get(name)?.as_str());
-    named.next().unwrap_or("nobody known")
+    named.next().unwrap_or(NOBODY)
 }

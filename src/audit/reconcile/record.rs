@@ -1,5 +1,6 @@
 //! What the provider's records say, whatever their format.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -61,6 +62,9 @@ impl Format {
     }
 }
 
+/// Who called, where the record does not say.
+pub(super) const NOBODY: &str = "nobody known";
+
 /// What was done with a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Use {
@@ -105,6 +109,9 @@ pub(super) struct Call {
     pub(super) used: Use,
     /// Who called, as the provider names them.
     pub(super) principal: String,
+    /// Fingerprint of the credential that the call came with, where the record has it. It tells who called where `principal`
+    /// does not: of a credential that has ended the provider knows no more.
+    pub(super) credential: Option<u64>,
     pub(super) refused: bool,
     /// Whether the provider's record shows that nothing that protects a record can have come of it.
     pub(super) probe: bool,
@@ -117,6 +124,13 @@ pub(super) struct Call {
 /// A record of the provider that is about no use of our keys.
 pub(super) fn other(at: Timestamp) -> Option<Record> {
     Some(Record { at, call: None })
+}
+
+/// What tells one text from another.
+pub(super) fn fingerprint(text: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// The text at a JSON pointer; empty where there is none.

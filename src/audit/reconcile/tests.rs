@@ -197,6 +197,18 @@ fn a_probe_of_aws_is_told_by_its_context_and_all_else_needs_an_entry() {
 }
 
 #[test]
+fn a_probe_of_a_records_dek_at_aws_is_one_where_an_incident_names_another_of_it() {
+    let call = |id: &str, second: u8, dek: &str| {
+        format!(
+            r#"{{"eventSource":"kms.amazonaws.com","eventName":"Decrypt","eventTime":"2026-11-23T10:00:0{second}Z","requestID":"{id}","userIdentity":{{"arn":"ours"}},"requestParameters":{{"keyId":"{AWS_KEY}","encryptionContext":{{"byok:tenant":"t","byok:dek":"{dek}"}}}}}}"#
+        ) + "\n"
+    };
+    let text = call("probe-1", 1, "d") + &call("probe-2", 2, "d") + &call("stolen", 3, "e");
+    let report = reconciled(export(&text, AWS_KEY), terms(), &[incident(0, 2, AWS_KEY, "probe-2")]);
+    assert_eq!((named(&report), report.matched), (vec![("stolen", Why::NoEntry)], 1));
+}
+
+#[test]
 fn a_call_of_vault_is_a_probe_where_what_it_opens_is_a_canary() {
     let ours = |id: &str| item("fields", Source::Kms, Some(id));
     let mut entries = vec![
@@ -226,6 +238,89 @@ fn a_call_of_vault_is_a_probe_where_what_it_opens_is_a_canary() {
         let report = reconciled(export, terms(), &[entry(0, 4, vec![ours("vault-many")])]);
         assert_eq!(named(&report).len(), if expected.is_empty() { 0 } else { times + 1 }, "{times}");
     }
+}
+
+/// A record of a decrypt by `auth` with `token`, of `values`, and its answer where there was one.
+fn decrypted(
+    id: &str,
+    second: u8,
+    auth: &str,
+    token: &str,
+    values: &[&str],
+    results: Option<&str>,
+) -> String {
+    let input: Vec<String> =
+        values.iter().map(|value| format!(r#"{{"ciphertext":"hmac-sha256:{value}"}}"#)).collect();
+    let line = |kind: &str, rest: &str| {
+        format!(
+            r#"{{"time":"2026-11-23T10:00:0{second}Z","type":"{kind}","auth":{{{auth}}},"request":{{"id":"{id}","client_token":"hmac-sha256:{token}","mount_point":"transit/","path":"transit/decrypt/fields","data":{{"batch_input":[{}]}}}}{rest}}}"#,
+            input.join(",")
+        ) + "\n"
+    };
+    match results {
+        Some(results) => {
+            let answered = format!(r#","response":{{"data":{{"batch_results":[{results}]}}}}"#);
+            line("request", "") + &line("response", &answered)
+        }
+        None => line("request", r#","error":"permission denied""#),
+    }
+}
+
+const OURS: &str = r#""accessor":"hmac-sha256:aaaa","display_name":"token","token_type":"service""#;
+const OPENED: &str = r#"{"plaintext":"hmac-sha256:99"}"#;
+const FAILED: &str = r#"{"plaintext":"","error":"hmac-sha256:77"}"#;
+
+fn incident(seq: u64, second: i64, key: &str, id: &str) -> PlacedEntry {
+    let item = Item { refused: Some(ErrorCode::KmsAccessDenied), ..item(key, Source::Kms, Some(id)) };
+    let mut placed = entry(seq, second, vec![item]);
+    placed.row.operation = Operation::Incident;
+    placed
+}
+
+#[test]
+fn the_probe_that_an_incident_names_leaves_the_other_probes_of_its_canary_explained() {
+    let probes: String =
+        (0..3).map(|n| decrypted(&format!("probe-{n}"), n, OURS, "1", &["c"], Some(OPENED))).collect();
+    let refused: String =
+        (3..5).map(|n| decrypted(&format!("probe-{n}"), n, OURS, "1", &["c"], Some(FAILED))).collect();
+    let text = probes + &refused + &decrypted("probe-5", 5, OURS, "1", &["c"], Some(OPENED));
+    let entries = [incident(0, 3, "fields", "probe-3"), incident(1, 5, "fields", "probe-5")];
+    let report = reconciled(export(&text, "fields"), terms(), &entries);
+    assert_eq!((named(&report), report.matched, report.refused), (vec![], 2, 1));
+    assert_eq!(report.without_entry.get(&Use::Unwrap), Some(&3));
+
+    // A record's DEK is named as ever, together with a canary too.
+    let text = text
+        + &decrypted("made", 6, OURS, "1", &["record"], Some(OPENED))
+        + &decrypted("stolen", 7, OURS, "1", &["c", "record"], Some(OPENED));
+    let ours = item("fields", Source::Kms, Some("made"));
+    let entries =
+        [incident(0, 3, "fields", "probe-3"), incident(1, 5, "fields", "probe-5"), entry(2, 6, vec![ours])];
+    let report = reconciled(export(&text, "fields"), terms(), &entries);
+    assert_eq!(named(&report), [("stolen", Why::RecordWithoutEntry)]);
+}
+
+#[test]
+fn calls_with_a_token_that_has_ended_are_whose_it_was() {
+    let text = decrypted("ours", 1, OURS, "1", &["record"], Some(OPENED))
+        + &decrypted("revoked", 2, "", "1", &["c"], None)
+        + &decrypted("guessed", 3, "", "2", &["c"], None);
+    let ours = entry(0, 1, vec![item("fields", Source::Kms, Some("ours"))]);
+    let report = reconciled(export(&text, "fields"), terms(), &[ours]);
+    assert_eq!((named(&report), report.refused), (vec![("guessed", Why::Stranger)], 1));
+    assert_eq!(&*report.named[0].principal, "nobody known (token 2)");
+    // Who knows whose it is can say so.
+    let own = vec!["token (token accessor aaaa)".to_owned(), "nobody known (token 2)".to_owned()];
+    let report = reconciled(export(&text, "fields"), Terms { own, ..terms() }, &[]);
+    assert_eq!((report.refused, named(&report)), (2, vec![("ours", Why::NoCanary)]));
+    // The token is learned from before the window, too.
+    let between = Between(Some(at(2)), None);
+    let read = Export::read(text.as_bytes(), vec!["fields".into()], between).unwrap();
+    assert_eq!(&*read.calls["revoked"].principal, "token (token accessor aaaa)");
+    // With `log_raw` the token itself stands there: it is shown nowhere.
+    let raw = text.replace("hmac-sha256:2", "hvs.secret");
+    let report = reconciled(export(&raw, "fields"), terms(), &[]);
+    assert!(report.named.iter().all(|named| !named.principal.contains("secret")));
 }
 
 #[test]

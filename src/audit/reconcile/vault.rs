@@ -2,12 +2,14 @@
 //! one as it is answered, both with the `request_id` that the caller gets. Ciphertexts stand there as HMACs under the
 //! device's salt: not what they are, but which are the same.
 
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::record::{Call, Record, Use, other, text, time};
+use super::record::{Call, NOBODY, Record, Use, fingerprint, other, text, time};
+
+/// What the device's HMACs begin with.
+const HMAC: &str = "hmac-sha256:";
 
 pub(super) fn read(record: &Value, keys: &[Arc<str>]) -> Option<Record> {
     let kind = record.get("type")?.as_str().filter(|kind| ["request", "response"].contains(kind))?;
@@ -21,7 +23,8 @@ pub(super) fn read(record: &Value, keys: &[Arc<str>]) -> Option<Record> {
         at,
         used,
         principal: principal(record),
-        refused: record.get("error").is_some(),
+        credential: Some(token(record)).filter(|token| !token.is_empty()).map(fingerprint),
+        refused: record.get("error").is_some() || results.is_some_and(all_failed),
         probe: false,
         given: record
             .pointer("/request/data")
@@ -52,6 +55,22 @@ fn used(path: &str, mount: &str, keys: &[Arc<str>]) -> Option<Use> {
     keys.iter().any(|key| **key == *name).then_some(used)
 }
 
+/// Whether no item of a batch came to anything: such an answer is an error to who asked, and none to the device.
+fn all_failed(data: &Value) -> bool {
+    let results = data.get("batch_results").and_then(Value::as_array);
+    results.is_some_and(|results| {
+        !results.is_empty() && results.iter().all(|result| !text(result, "/error").is_empty())
+    })
+}
+
+/// The token as the device writes it. Of a request that was refused for its token there is no other trace of who made it.
+fn token(record: &Value) -> &str {
+    match text(record, "/request/client_token") {
+        "" => text(record, "/auth/client_token"),
+        token => token,
+    }
+}
+
 /// The fingerprints of the ciphertexts of a batch, or of the one that there is.
 fn ciphertexts(data: &Value, batch: &str) -> Vec<u64> {
     let items = data.get(batch).and_then(Value::as_array);
@@ -59,25 +78,19 @@ fn ciphertexts(data: &Value, batch: &str) -> Vec<u64> {
     texts.filter(|text| !text.is_empty()).map(fingerprint).collect()
 }
 
-fn fingerprint(text: &str) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    text.hash(&mut hasher);
-    hasher.finish()
-}
-
 /// The entity, which outlasts a login; else the token, which does not.
 fn principal(record: &Value) -> String {
     let name = match text(record, "/auth/display_name") {
-        "" => "nobody known",
+        "" => NOBODY,
         name => name,
     };
+    // As long as tells one from another: an HMAC has 64 digits.
+    let short = |hmac: &str| hmac.trim_start_matches(HMAC).chars().take(24).collect::<String>();
     match (text(record, "/auth/entity_id"), text(record, "/auth/accessor")) {
+        // With `log_raw` it is the token itself.
+        ("", "") if token(record).starts_with(HMAC) => format!("{name} (token {})", short(token(record))),
         ("", "") => name.to_owned(),
-        ("", accessor) => {
-            // As long as tells one from another: an HMAC has 64 digits.
-            let short: String = accessor.trim_start_matches("hmac-sha256:").chars().take(24).collect();
-            format!("{name} (token accessor {short})")
-        }
+        ("", accessor) => format!("{name} (token accessor {})", short(accessor)),
         (entity, _) => format!("{name} (entity {entity})"),
     }
 }

@@ -702,6 +702,7 @@ fn a_header_that_is_not_one_we_know_is_refused() {
         r#"{"alg": "none", "alg": "HS256"}"#,
         r#"{"alg": "HS256", "crit": ["b64"], "b64": false}"#,
         r#"{"alg": "HS256", "crit": []}"#,
+        r#"{"alg": "HS256", "crit": null}"#,
         r#"{"alg": "HS256", "kid": 5}"#,
     ] {
         let token = signer.token_of(header, &claims().to_string());

@@ -5,8 +5,8 @@ use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::configuration::Configuration;
@@ -78,7 +78,13 @@ struct Header<'a> {
     alg: Cow<'a, str>,
     #[serde(borrow)]
     kid: Option<Cow<'a, str>>,
-    crit: Option<IgnoredAny>,
+    #[serde(default, deserialize_with = "is_there")]
+    crit: bool,
+}
+
+/// Whatever its value: `null`, too, demands something (RFC 7515, 4.1.11).
+fn is_there<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    IgnoredAny::deserialize(deserializer).map(|_| true)
 }
 
 /// The claims of a token whose signature one of `keys` verifies. Its times, issuer and audience are not looked at.
@@ -86,7 +92,7 @@ pub(super) fn verify_signature(token: &str, keys: &KeySet) -> Result<Value, Toke
     let (message, header, claims, signature) = parts(token)?;
     let header = URL_SAFE_NO_PAD.decode(header).map_err(|_| TokenError::Header)?;
     let header: Header<'_> = serde_json::from_slice(&header).map_err(|_| TokenError::Header)?;
-    if header.crit.is_some() {
+    if header.crit {
         return Err(TokenError::Header);
     }
     let algorithm = Algorithm::parse(&header.alg).ok_or(TokenError::Signature)?;

@@ -72,29 +72,40 @@ pub(super) async fn check(
 async fn each(findings: &mut Findings, provider: Provider, kms: &dyn Kms) -> bool {
     let (tenant, dek_id) = (TenantUid(crypto::random()), DekId::new());
     let binding = DekBinding { tenant, dek_id, purpose: Purpose::Probe };
-    let fault = |findings: &mut Findings, asked: Asked, error: &KmsError| {
-        findings.fault(&told(asked, error), remedy(provider, asked, error.class, error.stage));
+    let fault = async |findings: &mut Findings, asked: Asked, error: &KmsError| {
+        let remedy = remedy(provider, asked, error.class, error.stage);
+        match (error.class, error.stage, provider) {
+            (KmsErrorClass::AccessDenied, Stage::Key, Provider::Vault) => {
+                findings.fault(&told(asked, error), &denied_by_vault(kms.knows_credential().await, remedy));
+            }
+            _ => findings.fault(&told(asked, error), remedy),
+        }
     };
     let made = one(kms.generate(&[binding]).await);
     let wrapped: Result<Wrapped, KmsError> = match made {
         Ok(made) => Ok(made.wrapped),
         Err(error) => {
-            fault(findings, Asked::Generate, &error);
+            fault(findings, Asked::Generate, &error).await;
             // Anything but a right that is missing would say the same of all.
             if error.class != KmsErrorClass::AccessDenied || error.stage == Stage::Credential {
                 return false;
             }
             one(kms.wrap(&[(binding, &Dek::generate())]).await)
-                .inspect_err(|error| fault(findings, Asked::Wrap, error))
         }
     };
-    let Ok(wrapped) = wrapped else { return false };
+    let wrapped = match wrapped {
+        Ok(wrapped) => wrapped,
+        Err(error) => {
+            fault(findings, Asked::Wrap, &error).await;
+            return false;
+        }
+    };
     let version = wrapped.key_version.clone();
     let unwrapped = one(kms.unwrap(&[(binding, wrapped.clone())]).await);
     let unwraps = unwrapped.is_ok();
     match unwrapped {
         Ok(_) => findings.good(&format!("key: a DEK was wrapped and unwrapped under {version}")),
-        Err(error) => fault(findings, Asked::Unwrap, &error),
+        Err(error) => fault(findings, Asked::Unwrap, &error).await,
     }
     match one(kms.rewrap(&[(binding, wrapped)], &version).await) {
         Ok(_) => findings.good("key: a DEK was re-wrapped, as rotation does"),
@@ -102,9 +113,20 @@ async fn each(findings: &mut Findings, provider: Provider, kms: &dyn Kms) -> boo
             &format!("{}; all but rotation works", told(Asked::Rewrap, &error)),
             right(provider, Asked::Rewrap),
         ),
-        Err(error) => fault(findings, Asked::Rewrap, &error),
+        Err(error) => fault(findings, Asked::Rewrap, &error).await,
     }
     unwraps
+}
+
+/// What to do about `permission denied`, of which OpenBao does not say whether it is of the token or of its policy.
+fn denied_by_vault(knows_token: Option<bool>, right: &str) -> String {
+    match knows_token {
+        Some(true) => format!("{right}; the token itself is good"),
+        Some(false) => "renew the credential: it is expired, revoked or wrong".to_owned(),
+        None => format!(
+            "either the token is expired or revoked, or it lacks the right (OpenBao says the same of both): issue a new token, or {right}"
+        ),
+    }
 }
 
 fn one<T>(mut answers: Vec<ItemResult<T>>) -> Result<T, KmsError> {
@@ -206,7 +228,12 @@ fn remedy(provider: Provider, asked: Asked, class: KmsErrorClass, stage: Stage) 
         (KmsErrorClass::InvalidWrappedDek, _) => {
             "the KMS does not open what it has just made: check that one key answers by this name"
         }
-        (KmsErrorClass::KeyDisabled, _) => "enable the key in the KMS",
+        (KmsErrorClass::KeyDisabled, _) => match provider {
+            Provider::Vault => {
+                "the key is soft-deleted: `bao write -f <mount>/keys/<key>/soft-delete-restore` brings it back"
+            }
+            Provider::Aws | Provider::Gcp | Provider::Azure | Provider::Local => "enable the key in the KMS",
+        },
         (KmsErrorClass::KeyNotFound, _) => match provider {
             Provider::Aws => "check the key or alias in BYOK_AWS_KEY_ARN, its account and its region",
             Provider::Gcp => "check project, location, key ring and key in BYOK_GCP_KEY_NAME",
@@ -221,6 +248,9 @@ fn remedy(provider: Provider, asked: Asked, class: KmsErrorClass, stage: Stage) 
         }
         (KmsErrorClass::KeyVersionUnavailable, _) => {
             "enable the key version, or lower the key's minimum version"
+        }
+        (KmsErrorClass::LoginPaused, _) => {
+            "our credential was refused: replace it; it is not shown again for a while, so that the role is not locked out"
         }
         (KmsErrorClass::Misconfigured, Stage::Credential) => {
             "no credential is found, or its kind is not taken: check the variables that say who we are"

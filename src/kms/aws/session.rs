@@ -18,10 +18,9 @@ use aws_credential_types::provider::{ProvideCredentials, future};
 use aws_sdk_kms::config::Credentials;
 use tokio::time::{Instant, timeout_at};
 
+use crate::kms::pacing::{PAUSES, longer};
 use crate::kms::{KmsError, KmsErrorClass, Verdict};
 
-/// The first pause after a refusal, and the longest; likewise after a renewal that failed in an outage.
-const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// What has less than this left is not begun with.
 const MARGIN: Duration = Duration::from_secs(5);
 
@@ -130,7 +129,7 @@ impl Session {
         let pause = match &*last {
             // Others waited for the same.
             Some(last) if last.by == by => return,
-            Some(last) if last.at.elapsed() < last.pause * 2 => (last.pause * 2).min(PAUSES.1),
+            Some(last) if last.at.elapsed() < last.pause * 2 => longer(last.pause),
             Some(_) | None => PAUSES.0,
         };
         *last = Some(Replaced { by, at: Instant::now(), pause });
@@ -183,13 +182,13 @@ impl Session {
         }
         let mut pause = PAUSES.0;
         if let Some(failure) = &*gate {
-            let waits = failure.pause.is_some_and(|pause| failure.at.elapsed() < pause);
             // Of one whose time was up, not ours, nothing is learned.
             let shared = failure.at >= began && failure.error.class != KmsErrorClass::Timeout;
-            if waits || shared {
-                return Err(failure.error.clone());
+            let left = failure.pause.and_then(|pause| pause.checked_sub(failure.at.elapsed()));
+            if shared || left.is_some() {
+                return Err(KmsError { retry_after: left, ..failure.error.clone() });
             }
-            pause = failure.pause.map_or(pause, |before| (before * 2).min(PAUSES.1));
+            pause = failure.pause.map_or(pause, longer);
         }
         let outcome = timeout_at(deadline, fetch).await.unwrap_or_else(|_| Err(timeout()));
         match outcome.map_err(KmsError::of_credential) {

@@ -36,6 +36,7 @@ use zeroize::Zeroizing;
 use crate::config::{AzureCredential, AzureSettings, SecretSource};
 use crate::crypto::{SecretText, sha256};
 use crate::kms::call::Failed;
+use crate::kms::pacing::{Fingerprint, PAUSES};
 use crate::kms::{KmsError, KmsErrorClass};
 
 use super::transport::{Exchange, Transport, stopped};
@@ -46,8 +47,6 @@ const LONGEST_USE: Duration = Duration::from_secs(900);
 const MARGIN: Duration = Duration::from_secs(10);
 /// A token that is younger is not replaced because the vault refuses it: a new one would be refused the same.
 const BRAND_NEW: Duration = Duration::from_secs(10);
-/// The first pause after a refusal, and the longest.
-const REFUSAL_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// After so many refusals in a row the token in use is dropped.
 const REFUSALS: u32 = 3;
 /// How long after a failed renewal in the background the next one is tried, at least and at most.
@@ -85,16 +84,13 @@ struct Held {
 
 struct Refusal {
     error: KmsError,
-    credential: Shown,
+    credential: Fingerprint,
     until: Instant,
     pause: Duration,
     count: u32,
 }
 
 type Flight = Shared<BoxFuture<'static, Result<Arc<SecretText>, KmsError>>>;
-
-/// Which credential it was, by a hash.
-type Shown = [u8; 32];
 
 impl Tokens {
     pub(super) fn new(settings: AzureSettings, transport: Arc<Transport>) -> Self {
@@ -213,9 +209,9 @@ impl Inner {
         let shown = self.shown()?;
         if let Some(refusal) = &state.refusal
             && refusal.credential == shown
-            && Instant::now() < refusal.until
+            && let Some(left) = refusal.until.checked_duration_since(Instant::now())
         {
-            return Err(refusal.error.clone().into());
+            return Err(KmsError { retry_after: Some(left), ..refusal.error.clone() }.into());
         }
         let this = Arc::clone(self);
         let fetch = tokio::spawn(async move {
@@ -257,7 +253,7 @@ impl Inner {
     fn settle(
         &self,
         outcome: Result<(SecretText, Duration), Failed>,
-        shown: Shown,
+        shown: Fingerprint,
     ) -> Result<Arc<SecretText>, KmsError> {
         let now = Instant::now();
         let mut state = self.state();
@@ -283,9 +279,9 @@ impl Inner {
         let (count, last) = before.as_ref().map_or((0, None), |before| (before.count, Some(before.pause)));
         let refused = match error.class {
             KmsErrorClass::AccessDenied | KmsErrorClass::CredentialInvalid | KmsErrorClass::Misconfigured => {
-                Some((last.map_or(REFUSAL_PAUSES.0, |last| last * 2), count + 1))
+                Some((last.map_or(PAUSES.0, |last| last * 2), count + 1))
             }
-            KmsErrorClass::Throttled => Some((wait.or(last).unwrap_or(REFUSAL_PAUSES.0), count)),
+            KmsErrorClass::Throttled => Some((wait.or(last).unwrap_or(PAUSES.0), count)),
             KmsErrorClass::Internal
             | KmsErrorClass::InvalidWrappedDek
             | KmsErrorClass::KeyDisabled
@@ -295,10 +291,11 @@ impl Inner {
             | KmsErrorClass::Sealed
             | KmsErrorClass::Timeout
             | KmsErrorClass::Unreachable
-            | KmsErrorClass::BudgetSpent => None,
+            | KmsErrorClass::BudgetSpent
+            | KmsErrorClass::LoginPaused => None,
         };
         // One answer must not keep us away for a day.
-        let refused = refused.map(|(pause, count)| (pause.min(REFUSAL_PAUSES.1), count));
+        let refused = refused.map(|(pause, count)| (pause.min(PAUSES.1), count));
         // What an outage leaves as it was.
         state.refusal = before;
         if let Some((pause, count)) = refused {
@@ -357,7 +354,7 @@ impl Inner {
     }
 
     /// Which credential is shown now.
-    fn shown(&self) -> Result<Shown, KmsError> {
+    fn shown(&self) -> Result<Fingerprint, KmsError> {
         let of_file = |path: &Path| {
             std::fs::read(path)
                 .map(|bytes| sha256(&Zeroizing::new(bytes)))
@@ -367,7 +364,7 @@ impl Inner {
             AzureCredential::ClientSecret { secret: SecretSource::File(path), .. } => of_file(path),
             AzureCredential::WorkloadIdentity { token_file, .. } => of_file(token_file),
             AzureCredential::ClientSecret { secret: SecretSource::Text(_), .. }
-            | AzureCredential::ManagedIdentity { .. } => Ok(Shown::default()),
+            | AzureCredential::ManagedIdentity { .. } => Ok(Fingerprint::default()),
         }
     }
 
@@ -430,7 +427,7 @@ mod tests {
     async fn a_long_token_is_renewed_after_a_quarter_of_an_hour_and_a_short_one_after_two_thirds() {
         let tokens = tokens();
         for (life, used) in [(86_400, 900), (3_600, 900), (600, 400)] {
-            assert!(tokens.0.settle(got(life), Shown::default()).is_ok());
+            assert!(tokens.0.settle(got(life), Fingerprint::default()).is_ok());
             let renewal = tokens.0.state().held.as_ref().unwrap().renew_at;
             assert_eq!(renewal - Instant::now(), Duration::from_secs(used));
         }
@@ -439,13 +436,15 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_live_token_outlasts_outages_and_one_refusal_but_not_three() {
         let tokens = tokens();
-        assert!(tokens.0.settle(got(3_600), Shown::default()).is_ok());
+        assert!(tokens.0.settle(got(3_600), Fingerprint::default()).is_ok());
         for _ in 0..5 {
-            assert!(tokens.0.settle(failed(KmsErrorClass::Unreachable), Shown::default()).is_err());
+            assert!(tokens.0.settle(failed(KmsErrorClass::Unreachable), Fingerprint::default()).is_err());
             assert!(tokens.token(Instant::now()).await.is_ok());
         }
         for count in 1..=REFUSALS {
-            assert!(tokens.0.settle(failed(KmsErrorClass::CredentialInvalid), Shown::default()).is_err());
+            assert!(
+                tokens.0.settle(failed(KmsErrorClass::CredentialInvalid), Fingerprint::default()).is_err()
+            );
             assert_eq!(tokens.token(Instant::now()).await.is_ok(), count < REFUSALS);
         }
     }
@@ -454,19 +453,21 @@ mod tests {
     async fn a_refused_credential_waits_twice_as_long_each_time_and_another_one_does_not() {
         let tokens = tokens();
         for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
-            assert!(tokens.0.settle(failed(KmsErrorClass::CredentialInvalid), Shown::default()).is_err());
+            assert!(
+                tokens.0.settle(failed(KmsErrorClass::CredentialInvalid), Fingerprint::default()).is_err()
+            );
             let refusal = tokens.0.state().refusal.as_ref().map(|refusal| refusal.until - Instant::now());
             assert_eq!(refusal, Some(Duration::from_secs(seconds)));
         }
         assert!(tokens.0.settle(failed(KmsErrorClass::CredentialInvalid), [1; 32]).is_err());
         let pause = tokens.0.state().refusal.as_ref().map(|refusal| refusal.pause);
-        assert_eq!(pause, Some(REFUSAL_PAUSES.0));
+        assert_eq!(pause, Some(PAUSES.0));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_brand_new_token_is_not_replaced_because_the_vault_refuses_it() {
         let tokens = tokens();
-        let token = tokens.0.settle(got(3_600), Shown::default()).unwrap();
+        let token = tokens.0.settle(got(3_600), Fingerprint::default()).unwrap();
         assert!(!tokens.refused(&token));
         tokio::time::advance(BRAND_NEW).await;
         assert!(tokens.refused(&token));
@@ -476,14 +477,16 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn outages_between_refusals_do_not_make_them_forgotten() {
         let tokens = tokens();
-        assert!(tokens.0.settle(got(3_600), Shown::default()).is_ok());
+        assert!(tokens.0.settle(got(3_600), Fingerprint::default()).is_ok());
         for (count, outage) in [KmsErrorClass::Unreachable, KmsErrorClass::Throttled, KmsErrorClass::Timeout]
             .into_iter()
             .enumerate()
         {
-            assert!(tokens.0.settle(failed(KmsErrorClass::CredentialInvalid), Shown::default()).is_err());
+            assert!(
+                tokens.0.settle(failed(KmsErrorClass::CredentialInvalid), Fingerprint::default()).is_err()
+            );
             assert_eq!(tokens.0.state().held.is_some(), count < 2);
-            assert!(tokens.0.settle(failed(outage), Shown::default()).is_err());
+            assert!(tokens.0.settle(failed(outage), Fingerprint::default()).is_err());
         }
     }
 
@@ -492,9 +495,11 @@ mod tests {
         for asked in [Duration::from_secs(86_400), Duration::MAX] {
             let tokens = tokens();
             let error = KmsError::answered(KmsErrorClass::Throttled, 429, None);
-            assert!(tokens.0.settle(Err(Failed { error, wait: Some(asked) }), Shown::default()).is_err());
+            assert!(
+                tokens.0.settle(Err(Failed { error, wait: Some(asked) }), Fingerprint::default()).is_err()
+            );
             let until = tokens.0.state().refusal.as_ref().map(|refusal| refusal.until - Instant::now());
-            assert_eq!(until, Some(REFUSAL_PAUSES.1));
+            assert_eq!(until, Some(PAUSES.1));
         }
     }
 }

@@ -105,6 +105,7 @@ pub(super) fn of_impersonation(reply: &Reply) -> KmsError {
             | InvalidWrappedDek => CredentialInvalid,
             class @ (Class::Internal
             | BudgetSpent
+            | LoginPaused
             | Misconfigured
             | Sealed
             | Throttled

@@ -28,6 +28,7 @@ use zeroize::Zeroizing;
 use crate::config::{GcpCredentials, GcpIdentity, SecretSource};
 use crate::crypto::{RsaSigningKey, SecretText, sha256};
 use crate::kms::http::{Http, Reply};
+use crate::kms::pacing::Fingerprint;
 use crate::kms::{KmsError, KmsErrorClass};
 use crate::model::{Clock, SystemClock};
 
@@ -62,7 +63,7 @@ pub(super) struct Credential {
     /// `None`: whatever the metadata server gives.
     credentials: Option<GcpCredentials>,
     /// Which it is.
-    pub(super) fingerprint: [u8; 32],
+    pub(super) fingerprint: Fingerprint,
 }
 
 impl Granted {

@@ -19,12 +19,11 @@ use tokio::sync::OwnedMutexGuard;
 use tokio::time::{Instant, timeout_at};
 
 use crate::kms::http::Http;
+use crate::kms::pacing::{Fingerprint, PAUSES, longer};
 use crate::kms::{KmsError, KmsErrorClass};
 
 use super::login::{Credential, Granted, Login};
 
-/// The pause after a refusal: the first, and the longest.
-const REFUSAL_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// How long after a failed renewal the next one is tried, at least and at most.
 const RENEWAL_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// How long a token is used before another one is asked for: a key that was deleted shows by then.
@@ -54,7 +53,7 @@ struct Held {
     end: Instant,
     renew_at: Instant,
     /// Which credential gave it.
-    fingerprint: [u8; 32],
+    fingerprint: Fingerprint,
     /// The pause before it, when that credential had just been refused.
     after: Option<Duration>,
     /// How often its renewal was refused in a row.
@@ -68,7 +67,7 @@ impl Held {
             KmsErrorClass::CredentialInvalid => {
                 self.refusals += 1;
                 // Twice the pause within which the credential is not shown again.
-                REFUSAL_PAUSES.0 * 2_u32.saturating_pow(self.refusals)
+                PAUSES.0 * 2_u32.saturating_pow(self.refusals)
             }
             _ => self.end.saturating_duration_since(now) / 3,
         };
@@ -81,7 +80,7 @@ struct Failure {
     at: Instant,
     error: KmsError,
     /// Of a refusal: which credential, and how long not to show it again.
-    refused: Option<([u8; 32], Duration)>,
+    refused: Option<(Fingerprint, Duration)>,
 }
 
 impl Tokens {
@@ -111,7 +110,7 @@ impl Tokens {
         // While another asks there is nothing to keep from being asked.
         let Ok(mut gate) = timeout_at(deadline, self.gate.lock()).await else { return };
         let Some(held) = self.held().take_if(|held| Arc::ptr_eq(&held.granted, new)) else { return };
-        let pause = held.after.map_or(REFUSAL_PAUSES.0, longer);
+        let pause = held.after.map_or(PAUSES.0, longer);
         let refused = Some((held.fingerprint, pause));
         *gate = Some(Failure { at: Instant::now(), error: error.clone(), refused });
     }
@@ -151,8 +150,9 @@ impl Tokens {
         if let Some(failure) = &*gate {
             let same = failure.refused.filter(|(before, _)| *before == credential.fingerprint);
             let shared = failure.at >= began && failure.error.class != KmsErrorClass::Timeout;
-            if shared || same.is_some_and(|(_, pause)| failure.at.elapsed() < pause) {
-                return Err(failure.error.clone());
+            let left = same.and_then(|(_, pause)| pause.checked_sub(failure.at.elapsed()));
+            if shared || left.is_some() {
+                return Err(KmsError { retry_after: left, ..failure.error.clone() });
             }
             after = same.map(|(_, pause)| pause);
         }
@@ -191,7 +191,7 @@ impl Tokens {
             Err(error) => {
                 tracing::warn!(class = ?error.class, http_status = error.http_status, "no Google access token was to be had");
                 let refused = (error.class == KmsErrorClass::CredentialInvalid)
-                    .then(|| (credential.fingerprint, after.map_or(REFUSAL_PAUSES.0, longer)));
+                    .then(|| (credential.fingerprint, after.map_or(PAUSES.0, longer)));
                 *gate = Some(Failure { at: Instant::now(), error: error.clone(), refused });
                 Err(error)
             }
@@ -201,7 +201,7 @@ impl Tokens {
     /// The pause before the token that is held, where that one, too, is replaced soon after it came.
     fn just_refused(&self, credential: &Credential) -> Option<Duration> {
         let held = self.held();
-        let young = held.as_ref().filter(|held| held.since.elapsed() < REFUSAL_PAUSES.1)?;
+        let young = held.as_ref().filter(|held| held.since.elapsed() < PAUSES.1)?;
         young.after.filter(|_| young.fingerprint == credential.fingerprint)
     }
 
@@ -212,10 +212,6 @@ impl Tokens {
     fn held(&self) -> MutexGuard<'_, Option<Held>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn longer(pause: Duration) -> Duration {
-    (pause * 2).min(REFUSAL_PAUSES.1)
 }
 
 #[cfg(test)]

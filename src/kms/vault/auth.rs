@@ -6,11 +6,11 @@
 //! | token file | read again; another token is tried once | `renew-self`, and whoever writes the file |
 //! | AppRole, Kubernetes | a new login, then tried once | `renew-self`, a new login when that fails or nears the maximum |
 //!
-//! A lease is renewed when two thirds of it are over. A login that Vault refuses is not tried again at once: Vault locks a
-//! role out after five wrong logins (15 minutes by default), so there is a pause that doubles from one second to sixty,
-//! unless the credential changes meanwhile.
+//! A lease is renewed when two thirds of it are over. A login that Vault refuses is not tried again at once: `kms::pacing`
+//! says when. What may count towards the lockout of an AppRole is a 400; a role that is locked out, a mount that is missing
+//! and a service account that is refused (403) are not counted.
 //!
-//! Tokens are never shown; what is logged is that a renewal or login failed, and its class.
+//! Tokens are never shown; what is logged is that a renewal or login failed, its class, and when the next login is tried.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,13 +19,16 @@ use std::time::{Duration, SystemTime};
 use http::Method;
 use hyper::body::Bytes;
 use serde::{Deserialize, Serialize};
+use tokio::sync::OwnedMutexGuard;
 use tokio::time::{Instant, timeout_at};
 use zeroize::Zeroizing;
 
 use crate::config::{SecretSource, VaultLogin};
 use crate::crypto::{SecretText, sha256};
 use crate::kms::http::Reply;
+use crate::kms::pacing::{Fingerprint, Pacing};
 use crate::kms::{KmsError, KmsErrorClass};
+use crate::model::{Clock as _, SystemClock};
 
 use super::errors;
 use super::transport::Transport;
@@ -35,17 +38,25 @@ use super::transport::Transport;
 const POLICY_PATIENCE: Duration = Duration::from_secs(10);
 /// No lease is counted for longer: Vault's own limit is 32 days unless it is raised.
 const LONGEST_LEASE: Duration = Duration::from_secs(366 * 24 * 3600);
-/// The first pause after a login that was refused, and the longest.
-const LOGIN_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// How long after a failed renewal the next one is tried, at least and at most.
 const RENEWAL_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// The token in use and the way to another one.
 pub(super) struct Auth {
     way: VaultLogin,
-    held: Mutex<Option<Held>>,
-    /// One login at a time; what the last one that failed leaves to those who waited.
-    gate: tokio::sync::Mutex<Option<Failure>>,
+    transport: Arc<Transport>,
+    timeout: Duration,
+    held: Arc<Mutex<Option<Held>>>,
+    /// One login at a time.
+    gate: Arc<tokio::sync::Mutex<Gate>>,
+}
+
+/// What logins leave to the next one.
+#[derive(Default)]
+struct Gate {
+    /// The last one that failed, for those who waited for it.
+    failed: Option<(Instant, KmsError)>,
+    pacing: Pacing,
 }
 
 #[derive(Clone)]
@@ -67,27 +78,13 @@ enum Lease {
     Until { end: Instant, renew_at: Instant, renewable: bool, granted: Duration },
 }
 
-struct Failure {
-    at: Instant,
-    error: KmsError,
-    /// Of a refusal: which credential, and how long not to show it again.
-    refused: Option<(Credential, Duration)>,
-}
-
-/// Which credential it was, by a hash.
-type Credential = [u8; 32];
-
 impl Auth {
-    pub(super) fn new(way: VaultLogin) -> Self {
-        Self { way, held: Mutex::new(None), gate: tokio::sync::Mutex::new(None) }
+    pub(super) fn new(way: VaultLogin, transport: Arc<Transport>, timeout: Duration) -> Self {
+        Self { way, transport, timeout, held: Arc::default(), gate: Arc::default() }
     }
 
     /// The token to send.
-    pub(super) async fn token(
-        &self,
-        transport: &Transport,
-        deadline: Instant,
-    ) -> Result<Arc<SecretText>, KmsError> {
+    pub(super) async fn token(&self, deadline: Instant) -> Result<Arc<SecretText>, KmsError> {
         let held = self.held().clone();
         match &self.way {
             VaultLogin::Token(token) => {
@@ -99,7 +96,7 @@ impl Auth {
             },
             VaultLogin::AppRole { .. } | VaultLogin::Kubernetes { .. } => match held {
                 Some(held) if held.lease.lives() => Ok(held.token),
-                _ => self.login(transport, None, deadline).await,
+                _ => self.login(None, deadline).await,
             },
         }
     }
@@ -128,8 +125,8 @@ impl Auth {
 
     /// Renews what is due, and says when something is due next, if that is known. Called again and again in the background,
     /// so that a server without traffic keeps its token.
-    pub(super) async fn keep(&self, transport: &Transport, deadline: Instant) -> Option<Duration> {
-        self.keep_now(transport, deadline).await;
+    pub(super) async fn keep(&self, deadline: Instant) -> Option<Duration> {
+        self.keep_now(deadline).await;
         let held = self.held().clone()?;
         match held.lease {
             Lease::Unknown => Some(Duration::ZERO),
@@ -138,21 +135,19 @@ impl Auth {
         }
     }
 
-    async fn keep_now(&self, transport: &Transport, deadline: Instant) {
+    async fn keep_now(&self, deadline: Instant) {
         let Some(held) = self.held().clone() else {
             // A token that was given to us may have to be renewed before it is first used.
             if matches!(self.way, VaultLogin::Token(_) | VaultLogin::TokenFile(_)) {
-                let _ = self.token(transport, Instant::now()).await;
+                let _ = self.token(Instant::now()).await;
             }
             return;
         };
         let outcome = match held.lease {
             Lease::Settled => return,
             Lease::Until { renew_at, .. } if Instant::now() < renew_at => return,
-            Lease::Until { renewable: false, .. } => {
-                self.login(transport, Some(&held.token), deadline).await.map(drop)
-            }
-            Lease::Unknown | Lease::Until { .. } => self.renew(transport, &held, deadline).await,
+            Lease::Until { renewable: false, .. } => self.login(Some(&held.token), deadline).await.map(drop),
+            Lease::Unknown | Lease::Until { .. } => self.renew(&held, deadline).await,
         };
         let Err(error) = outcome else { return };
         tracing::warn!(class = ?error.class, http_status = error.http_status, "the Vault token could not be renewed");
@@ -179,10 +174,11 @@ impl Auth {
         );
     }
 
-    async fn renew(&self, transport: &Transport, held: &Held, deadline: Instant) -> Result<(), KmsError> {
+    async fn renew(&self, held: &Held, deadline: Instant) -> Result<(), KmsError> {
         let by_login = matches!(self.way, VaultLogin::AppRole { .. } | VaultLogin::Kubernetes { .. });
         let body = Bytes::from_static(b"{}");
-        let outcome = transport
+        let outcome = self
+            .transport
             .send(Method::POST, "auth/token/renew-self", Some(&held.token), body, deadline)
             .await
             .and_then(|reply| match reply.status {
@@ -199,8 +195,8 @@ impl Auth {
                 self.set_lease(&held.token, lease);
             }
             // Near its maximum, not renewable after all, or refused.
-            Ok(_) => drop(self.login(transport, Some(&held.token), deadline).await?),
-            Err(_) if by_login => drop(self.login(transport, Some(&held.token), deadline).await?),
+            Ok(_) => drop(self.login(Some(&held.token), deadline).await?),
+            Err(_) if by_login => drop(self.login(Some(&held.token), deadline).await?),
             Err(error) => return Err(error),
         }
         Ok(())
@@ -209,12 +205,11 @@ impl Auth {
     /// A token that is not `instead_of`: that of a login that ended just now, or that of a new one.
     async fn login(
         &self,
-        transport: &Transport,
         instead_of: Option<&Arc<SecretText>>,
         deadline: Instant,
     ) -> Result<Arc<SecretText>, KmsError> {
         let began = Instant::now();
-        let Ok(mut gate) = timeout_at(deadline, self.gate.lock()).await else {
+        let Ok(gate) = timeout_at(deadline, Arc::clone(&self.gate).lock_owned()).await else {
             return Err(KmsError::local(KmsErrorClass::Timeout));
         };
         let live = self.held().clone().filter(|held| held.lease.lives());
@@ -223,39 +218,30 @@ impl Auth {
         {
             return Ok(held.token);
         }
-        let (path, body, credential) = self.request()?;
-        let mut pause = LOGIN_PAUSES.0;
-        if let Some(failure) = &*gate {
-            let same = failure.refused.filter(|(before, _)| *before == credential);
-            let waits = same.is_some_and(|(_, pause)| failure.at.elapsed() < pause);
-            // Of one whose time was up, not ours, nothing is learned.
-            let shared = failure.at >= began && failure.error.class != KmsErrorClass::Timeout;
-            if waits || shared {
-                return Err(failure.error.clone());
-            }
-            pause = same.map_or(pause, |(_, before)| (before * 2).min(LOGIN_PAUSES.1));
+        // Of one whose time was up, not ours, nothing is learned.
+        if let Some((at, error)) = &gate.failed
+            && *at >= began
+            && error.class != KmsErrorClass::Timeout
+        {
+            return Err(error.clone());
         }
-        let outcome = transport
-            .send(Method::POST, &path, None, Bytes::from_owner(body), deadline)
-            .await
-            .and_then(|reply| granted(&reply, errors::of_login));
-        match outcome {
-            Ok((lease, token)) => {
-                *gate = None;
-                Ok(self.hold(token.expose(), lease, None))
-            }
-            Err(error) => {
-                tracing::warn!(class = ?error.class, http_status = error.http_status, "the login at Vault failed");
-                let refused =
-                    (error.class == KmsErrorClass::CredentialInvalid).then_some((credential, pause));
-                *gate = Some(Failure { at: Instant::now(), error: error.clone(), refused });
-                Err(error)
-            }
+        let request = self.request()?;
+        gate.pacing.may_show(&request.credential)?;
+        // In a task and a time of its own: a caller that hangs up, or whose time is up, must not leave a refusal unnoticed.
+        let login = tokio::spawn(log_in(
+            Arc::clone(&self.transport),
+            request,
+            Arc::clone(&self.held),
+            gate,
+            Instant::now() + self.timeout,
+        ));
+        match timeout_at(deadline, login).await {
+            Ok(outcome) => outcome.unwrap_or_else(|_| Err(KmsError::local(KmsErrorClass::Internal))),
+            Err(_) => Err(KmsError::local(KmsErrorClass::Timeout)),
         }
     }
 
-    /// Path and body of a login, and which credential it shows.
-    fn request(&self) -> Result<(String, Zeroizing<Vec<u8>>, Credential), KmsError> {
+    fn request(&self) -> Result<Request, KmsError> {
         #[derive(Serialize)]
         struct AppRole<'a> {
             role_id: &'a str,
@@ -292,8 +278,9 @@ impl Auth {
             }
         };
         written.map_err(|_| KmsError::local(KmsErrorClass::Misconfigured))?;
-        let credential = sha256(&body);
-        Ok((format!("auth/{mount}/login"), body, credential))
+        let (path, credential) = (format!("auth/{mount}/login"), sha256(&body));
+        let may_lock_out = matches!(self.way, VaultLogin::AppRole { .. });
+        Ok(Request { path, body, credential, may_lock_out })
     }
 
     fn read_token(&self, path: &Path) -> Result<Arc<SecretText>, KmsError> {
@@ -313,9 +300,7 @@ impl Auth {
     }
 
     fn hold(&self, token: &str, lease: Lease, stamp: Option<(SystemTime, u64)>) -> Arc<SecretText> {
-        let token = Arc::new(SecretText::new(token.to_owned()));
-        *self.held() = Some(Held { token: Arc::clone(&token), since: Instant::now(), lease, stamp });
-        token
+        hold(&self.held, token, lease, stamp)
     }
 
     fn set_lease(&self, of: &Arc<SecretText>, lease: Lease) {
@@ -327,6 +312,75 @@ impl Auth {
     fn held(&self) -> MutexGuard<'_, Option<Held>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A login, and which credential it shows.
+struct Request {
+    path: String,
+    body: Zeroizing<Vec<u8>>,
+    credential: Fingerprint,
+    /// Whether Vault counts refusals of it towards a lockout.
+    may_lock_out: bool,
+}
+
+/// Logs in, and leaves what came of it in `held` and `gate`.
+async fn log_in(
+    transport: Arc<Transport>,
+    request: Request,
+    held: Arc<Mutex<Option<Held>>>,
+    mut gate: OwnedMutexGuard<Gate>,
+    deadline: Instant,
+) -> Result<Arc<SecretText>, KmsError> {
+    let Request { path, body, credential, may_lock_out } = request;
+    let outcome = transport
+        .send(Method::POST, &path, None, Bytes::from_owner(body), deadline)
+        .await
+        .and_then(|reply| granted(&reply, errors::of_login));
+    let error = match outcome {
+        Ok((lease, token)) => {
+            gate.failed = None;
+            gate.pacing.succeeded();
+            return Ok(hold(&held, token.expose(), lease, None));
+        }
+        Err(error) => error,
+    };
+    let retry_after = match (error.class, error.http_status) {
+        (KmsErrorClass::CredentialInvalid, Some(400)) if may_lock_out => {
+            Some(gate.pacing.refused_and_counted(credential, &error))
+        }
+        (KmsErrorClass::CredentialInvalid, _) => Some(gate.pacing.refused(credential, &error)),
+        (_, None) if may_lock_out => {
+            gate.pacing.unanswered(credential);
+            None
+        }
+        _ => None,
+    };
+    match retry_after {
+        Some(pause) => tracing::warn!(
+            class = ?error.class,
+            http_status = error.http_status,
+            next_login = %SystemClock.now().plus(pause),
+            "Vault refuses our credential: no login before then, unless another credential takes its place"
+        ),
+        None => {
+            tracing::warn!(class = ?error.class, http_status = error.http_status, "the login at Vault failed");
+        }
+    }
+    let error = KmsError { retry_after, ..error };
+    gate.failed = Some((Instant::now(), error.clone()));
+    Err(error)
+}
+
+fn hold(
+    held: &Mutex<Option<Held>>,
+    token: &str,
+    lease: Lease,
+    stamp: Option<(SystemTime, u64)>,
+) -> Arc<SecretText> {
+    let token = Arc::new(SecretText::new(token.to_owned()));
+    let now = Held { token: Arc::clone(&token), since: Instant::now(), lease, stamp };
+    *held.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
+    token
 }
 
 impl Lease {
@@ -406,6 +460,7 @@ fn read_secret(path: &Path) -> Result<SecretText, KmsError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{KeyVersionStrategy, VaultSettings};
 
     #[test]
     fn a_lease_is_renewed_when_two_thirds_are_over() {
@@ -433,7 +488,22 @@ mod tests {
     fn a_token_file_that_changed_is_read_again() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "one\n").unwrap();
-        let auth = Auth::new(VaultLogin::TokenFile(file.path().to_owned()));
+        let login = VaultLogin::TokenFile(file.path().to_owned());
+        let settings = VaultSettings {
+            address: "http://127.0.0.1:9".parse().unwrap(),
+            namespace: None,
+            mount: "transit".to_owned(),
+            key: "byok".to_owned(),
+            version: KeyVersionStrategy::Latest,
+            login: VaultLogin::TokenFile(file.path().to_owned()),
+            ca_file: None,
+            client: None,
+            timeout: Duration::from_secs(1),
+            calls_per_minute: None,
+        };
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let transport = Arc::new(Transport::new(&settings).unwrap());
+        let auth = Auth::new(login, transport, settings.timeout);
         let one = auth.read_token(file.path()).unwrap();
         assert!(!auth.refused(&one, KmsErrorClass::CredentialInvalid));
         std::fs::write(file.path(), "two\n").unwrap();

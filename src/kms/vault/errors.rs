@@ -1,6 +1,7 @@
-//! What Vault's errors mean. Vault has no error codes: the HTTP status tells some causes apart, for the others there is
-//! only the text, so the texts stand here, in one table. Each was given by a real Vault 1.21.0, and a test provokes it
-//! again (`tests/it/kms_vault_errors.rs`). The texts are compared and go no further.
+//! What Vault's and OpenBao's errors mean. They have no error codes: the HTTP status tells some causes apart, for the others
+//! there is only the text, so the texts stand here, in one table. Each of Vault's was given by a real Vault 1.21.0, and a
+//! test provokes it again (`tests/it/kms_vault_errors.rs`); those of OpenBao alone are replayed there as its source has them. The
+//! texts are compared and go no further.
 
 use serde::Deserialize;
 
@@ -27,8 +28,15 @@ const TEXTS: &[(Text, KmsErrorClass)] = &[
         KmsErrorClass::CredentialInvalid,
     ),
     (Text::Is("invalid role or secret ID"), KmsErrorClass::CredentialInvalid),
+    // OpenBao from 2.3 on, and Vault Enterprise: an administrator's lock on a namespace. The path follows.
+    (
+        Text::Begins("API access to this namespace has been locked by an administrator"),
+        KmsErrorClass::AccessDenied,
+    ),
     // The key.
     (Text::Is("encryption key not found"), KmsErrorClass::KeyNotFound),
+    // OpenBao: `soft-delete`, until `soft-delete-restore`.
+    (Text::Is("refusing to use soft-deleted key"), KmsErrorClass::KeyDisabled),
     (Text::Is("key type ecdsa-p256 not supported for this operation"), KmsErrorClass::KeyNotFound),
     (Text::Begins("message encryption not supported for key type "), KmsErrorClass::Misconfigured),
     (Text::Begins("message decryption not supported for key type "), KmsErrorClass::Misconfigured),
@@ -58,6 +66,8 @@ const TEXTS: &[(Text, KmsErrorClass)] = &[
     (Text::Is("invalid ciphertext: version is too new"), KmsErrorClass::InvalidWrappedDek),
     // The server.
     (Text::Is("Vault is sealed"), KmsErrorClass::Sealed),
+    // OpenBao from 2.6 on.
+    (Text::Is("namespace is sealed"), KmsErrorClass::Sealed),
     (Text::Begins("no handler for route "), KmsErrorClass::Misconfigured),
     (Text::Is("1 error occurred:\n\t* unsupported path\n\n"), KmsErrorClass::Misconfigured),
 ];
@@ -103,7 +113,7 @@ pub(super) fn of_reply(reply: &Reply) -> KmsError {
 pub(super) fn of_login(reply: &Reply) -> KmsError {
     let error = of_reply(reply);
     match (reply.status, error.class) {
-        (400 | 401, _) | (_, KmsErrorClass::AccessDenied) => {
+        (400 | 401, _) | (403, KmsErrorClass::AccessDenied) => {
             KmsError { class: KmsErrorClass::CredentialInvalid, ..error }
         }
         _ => error,
@@ -143,5 +153,20 @@ mod tests {
         );
         assert_eq!(class(400, r#"{"errors":["what is this"]}"#), KmsErrorClass::Internal);
         assert_eq!(class(500, r#"{"errors":["storage is full"]}"#), KmsErrorClass::Internal);
+    }
+
+    #[test]
+    fn a_login_in_a_namespace_that_is_locked_or_sealed_says_nothing_of_the_credential() {
+        let of_login = |body: &str| {
+            let reply = Reply {
+                status: 503,
+                headers: HeaderMap::new(),
+                body: Zeroizing::new(body.as_bytes().to_vec()),
+            };
+            super::of_login(&reply).class
+        };
+        let locked = r#"{"errors":["API access to this namespace has been locked by an administrator - \"ns1/\" must be unlocked to gain access."]}"#;
+        assert_eq!(of_login(locked), KmsErrorClass::AccessDenied);
+        assert_eq!(of_login(r#"{"errors":["namespace is sealed"]}"#), KmsErrorClass::Sealed);
     }
 }
