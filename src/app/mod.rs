@@ -3,6 +3,7 @@
 //! cannot be written, the operation fails.
 
 mod announce;
+mod arrival;
 mod audit;
 mod checkpoints;
 mod context;
@@ -13,6 +14,7 @@ mod keeping;
 mod limits;
 mod listing;
 mod meter;
+mod permit;
 mod places;
 mod publication;
 mod record;
@@ -37,6 +39,7 @@ use crate::store::Store;
 use crate::telemetry::PoolCounts;
 use crate::webhook::Webhook;
 
+pub use arrival::{Arrival, Room};
 pub use audit::{AuditPage, AuditQuery};
 pub use checkpoints::{Checked, CheckpointParts, CheckpointShown, Checkpoints};
 pub use context::context_of;

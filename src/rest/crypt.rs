@@ -100,6 +100,9 @@ pub(super) async fn encrypt(
     Authenticated(caller): Authenticated,
     body: Body,
 ) -> Response {
+    if let Err(refusal) = front.app.permit(&caller, Operation::Encrypt).await {
+        return problem(&refusal);
+    }
     let item = read::<EncryptBody>(&front, body).await.and_then(EncryptBody::into_item);
     one(front.app.encrypt(&caller, vec![item]).await.map(|answers| answers.into_iter().map(encrypted)))
 }
@@ -109,6 +112,9 @@ pub(super) async fn encrypt_many(
     Authenticated(caller): Authenticated,
     body: Body,
 ) -> Response {
+    if let Err(refusal) = front.app.permit(&caller, Operation::Encrypt).await {
+        return problem(&refusal);
+    }
     let items = match read::<Many<EncryptBody>>(&front, body).await {
         Ok(many) => many.items.into_iter().map(EncryptBody::into_item).collect(),
         Err(refusal) => return problem(&front.app.refuse(&caller, Operation::Encrypt, refusal).await),
@@ -121,6 +127,9 @@ pub(super) async fn decrypt(
     Authenticated(caller): Authenticated,
     body: Body,
 ) -> Response {
+    if let Err(refusal) = front.app.permit(&caller, Operation::Decrypt).await {
+        return problem(&refusal);
+    }
     let (item, encoding) = split(read::<DecryptBody>(&front, body).await);
     one(decrypt_items(&front, &caller, vec![item], vec![encoding]).await)
 }
@@ -130,6 +139,9 @@ pub(super) async fn decrypt_many(
     Authenticated(caller): Authenticated,
     body: Body,
 ) -> Response {
+    if let Err(refusal) = front.app.permit(&caller, Operation::Decrypt).await {
+        return problem(&refusal);
+    }
     let bodies = match read::<Many<DecryptBody>>(&front, body).await {
         Ok(many) => many.items,
         Err(refusal) => return problem(&front.app.refuse(&caller, Operation::Decrypt, refusal).await),

@@ -23,9 +23,10 @@ use tracing::{debug, info, warn};
 use crate::config;
 use crate::model::Peer;
 
-use super::SLOW_CLIENT;
 use super::leaving::Untaken;
 use super::patient::Patient;
+use super::strangers::{Guest, Strangers};
+use super::{SLOW_CLIENT, Served};
 
 /// How many connections are open at once; one more is closed at once.
 const CONNECTIONS: usize = 16_384;
@@ -41,7 +42,7 @@ const BUFFER: usize = 64 << 10;
 pub async fn serve(
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
-    router: Router,
+    served: Served,
     settings: config::Server,
     stop: CancellationToken,
 ) -> io::Result<()> {
@@ -52,7 +53,8 @@ pub async fn serve(
     let door = Door {
         listener,
         tls,
-        router,
+        router: served.router,
+        strangers: served.strangers,
         builder: Arc::new(builder),
         places: Arc::new(Semaphore::new(CONNECTIONS)),
         patience: settings.request_timeout,
@@ -82,6 +84,7 @@ struct Door {
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
     router: Router,
+    strangers: Arc<Strangers>,
     builder: Arc<Builder<TokioExecutor>>,
     places: Arc<Semaphore>,
     patience: Duration,
@@ -91,8 +94,8 @@ impl Door {
     /// Accepts connections for as long as it is polled; each is ended gracefully with the others of its kind.
     async fn keep_open(&self, graceful: &GracefulShutdown) {
         loop {
-            let stream = match self.listener.accept().await {
-                Ok((stream, _)) => stream,
+            let (stream, peer) = match self.listener.accept().await {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     // Out of file handles, most likely: give others time to end.
                     warn!(kind = ?error.kind(), "a connection could not be accepted");
@@ -101,6 +104,7 @@ impl Door {
                 }
             };
             let Ok(place) = self.places.clone().try_acquire_owned() else { continue };
+            let Some(guest) = self.strangers.connect(peer.ip()).map(Arc::new) else { continue };
             let (tls, router, builder) = (self.tls.clone(), self.router.clone(), self.builder.clone());
             let (watcher, patience) = (graceful.watcher(), self.patience);
             tokio::spawn(async move {
@@ -108,10 +112,10 @@ impl Door {
                 let _ = stream.set_nodelay(true);
                 let stream = Patient::new(stream);
                 match tls {
-                    None => converse(stream, router, &builder, watcher, patience).await,
+                    None => converse(stream, guest, router, &builder, watcher, patience).await,
                     Some(tls) => {
                         if let Ok(Ok(stream)) = tokio::time::timeout(SLOW_CLIENT, tls.accept(stream)).await {
-                            converse(stream, router, &builder, watcher, patience).await;
+                            converse(stream, guest, router, &builder, watcher, patience).await;
                         }
                     }
                 }
@@ -123,6 +127,7 @@ impl Door {
 /// Speaks with one client, until it hangs up or has not taken an answer within `patience`.
 async fn converse<S>(
     stream: S,
+    guest: Arc<Guest>,
     router: Router,
     builder: &Builder<TokioExecutor>,
     watcher: Watcher,
@@ -141,6 +146,7 @@ async fn converse<S>(
         let mut request: Request = request.map(axum::body::Body::new);
         request.extensions_mut().insert(answers.clone());
         request.extensions_mut().insert(peer.clone());
+        request.extensions_mut().insert(guest.clone());
         request
     }));
     let connection = watcher.watch(builder.serve_connection(TokioIo::new(stream), service).into_owned());

@@ -71,6 +71,7 @@ mod store_pgbouncer;
 mod store_postgres;
 mod store_sqlite;
 mod store_streams;
+mod strangers;
 mod support;
 mod web;
 mod webhook;
