@@ -127,13 +127,17 @@ pub fn routers(
     });
     let page = Arc::new(MetricsPage::new(app.clone(), outside.clone()));
     let metrics = Router::new().route("/metrics", get(move || std::future::ready(page.show())));
-    let mut router =
-        Router::new().merge(rest::router(app.clone(), database, stop)).merge(graphql::router(app));
+    let mut router = Router::new()
+        .merge(rest::router(app.clone(), database, stop.clone()))
+        .merge(graphql::router(app.clone()));
     if settings.console {
         router = router.merge(console::router());
     }
     match settings.metrics_listen {
-        Some(_) => (outside.clone().around_all(router), Some(outside.around_all(metrics))),
+        Some(_) => {
+            let watched = metrics.merge(rest::watch_router(app, database, stop));
+            (outside.clone().around_all(router), Some(outside.around_all(watched)))
+        }
         None => (outside.around_all(router.merge(metrics)), None),
     }
 }

@@ -187,12 +187,19 @@ async fn metrics_can_have_a_listener_of_their_own() {
     let logged = server.logged();
     let line = logged.lines().find(|line| line.contains("metrics are listening")).expect("it says where");
     let address = serde_json::from_str::<Value>(line).unwrap()["address"].as_str().unwrap().to_owned();
-    let get = |base: String| {
-        let asked = server.client.get(format!("{base}/metrics"));
+    let get = |base: &str, path: &str| {
+        let asked = server.client.get(format!("{base}{path}"));
         async move { asked.send().await.unwrap() }
     };
-    assert_eq!(get(server.base.clone()).await.status(), 404);
-    let metrics = get(format!("http://{address}")).await;
+    let watched = format!("http://{address}");
+    assert_eq!(get(&server.base, "/metrics").await.status(), 404);
+    server.encrypt("x", "r").await;
+    let health = async |base: &str| get(base, "/byok/health").await.json::<Value>().await.unwrap();
+    assert_eq!(health(&server.base).await["key_version"], Value::Null);
+    assert!(health(&watched).await["key_version"].is_string());
+    assert!(server.get("/byok/health").await.body["key_version"].is_string(), "a caller sees it");
+    assert_eq!(get(&watched, "/live").await.status(), 200);
+    let metrics = get(&watched, "/metrics").await;
     assert_eq!(metrics.status(), 200);
     assert!(metrics.text().await.unwrap().contains("byok_requests_total"));
     let graphql = ask(&server, &server.client, "{ __typename }").build().unwrap().url().path().to_owned();
