@@ -17,6 +17,8 @@ use super::record::{dark_refusal, log_kms};
 
 /// How long an answer of the KMS stands, and to a stranger one of the database.
 const FRESH: Duration = Duration::from_secs(5);
+/// How long an answer of the database stands to who asks whether the server is ready.
+const FRESH_FOR_WATCHERS: Duration = Duration::from_millis(100);
 /// How long a check is of any interest to who causes none: a failure must not outlast all who could find out its end.
 const OF_INTEREST: Duration = Duration::from_secs(60);
 
@@ -108,9 +110,18 @@ impl App {
     }
 
     /// What is known of key and database, for anybody: no call to the KMS, and of the database at most the question whether
-    /// it is there, once in five seconds.
+    /// it is there, once in five seconds. Without the key version where that is for the metrics' listener alone.
     pub async fn known_health(&self) -> Health {
-        let database = self.remembered_database().await;
+        let health = self.watched_health().await;
+        match self.limits.hides_key_versions {
+            true => Health { key_version: None, ..health },
+            false => health,
+        }
+    }
+
+    /// The same with the key version, for whoever watches the server.
+    pub async fn watched_health(&self) -> Health {
+        let database = self.remembered_database(FRESH).await;
         let standing = self.keyring.standing(self.tenant.uid);
         let remembered = self.health.remembered().answer.clone();
         let of_interest = |(when, answer): (Instant, KeyHealth)| {
@@ -158,9 +169,10 @@ impl App {
         }
     }
 
-    /// Whether the database answers: what a load balancer asks.
+    /// Whether the database answers: what a load balancer asks. The database is asked ten times a second at most, and by one
+    /// at a time, however many ask here.
     pub async fn ready(&self) -> bool {
-        self.store.ping().await.is_ok()
+        self.remembered_database(FRESH_FOR_WATCHERS).await
     }
 
     /// Runs to its end whatever becomes of the client: else one who hangs up early could have the KMS asked again and
@@ -192,12 +204,12 @@ impl App {
         answer
     }
 
-    async fn remembered_database(&self) -> bool {
+    async fn remembered_database(&self, fresh: Duration) -> bool {
         let mut last = self.health.database.lock().await;
         match *last {
-            Some((when, answers)) if when.elapsed() < FRESH => answers,
+            Some((when, answers)) if when.elapsed() < fresh => answers,
             _ => {
-                let answers = self.ready().await;
+                let answers = self.store.ping().await.is_ok();
                 *last = Some((Instant::now(), answers));
                 answers
             }

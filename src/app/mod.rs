@@ -4,6 +4,7 @@
 //! it may.
 
 mod announce;
+mod arrival;
 mod audit;
 mod checkpoints;
 mod context;
@@ -14,6 +15,7 @@ mod keeping;
 mod limits;
 mod listing;
 mod meter;
+mod permit;
 mod places;
 mod publication;
 mod record;
@@ -39,6 +41,7 @@ use crate::store::Store;
 use crate::telemetry::PoolCounts;
 use crate::webhook::Webhook;
 
+pub use arrival::{Arrival, Room};
 pub use audit::{AuditPage, AuditQuery};
 pub use checkpoints::{Checked, CheckpointParts, CheckpointShown, Checkpoints};
 pub use context::context_of;

@@ -1,5 +1,7 @@
 //! `byok serve`: the server, until SIGTERM or SIGINT.
 
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use rustls::ServerConfig;
@@ -14,6 +16,7 @@ use tracing::info;
 use super::Failure;
 use super::assemble::{Assembled, assemble};
 use crate::config::{Config, Defaults, Env, Mistake, Tls};
+use crate::server::RequestRuntime;
 use crate::{server, telemetry, worker};
 
 pub(super) async fn run() -> Result<(), Failure> {
@@ -30,19 +33,32 @@ where
     let _telemetry = telemetry::start(&config.telemetry).map_err(Failure::Running)?;
     let stop = stop_on_signals()?;
     let tls = config.server.tls.as_ref().map(acceptor).transpose()?;
-    let listener = TcpListener::bind(config.server.listen).await.map_err(|error| {
-        Failure::Running(format!("BYOK_LISTEN: {} cannot be bound: {error}", config.server.listen))
-    })?;
-    let address = listener.local_addr().map_err(|error| Failure::Running(error.to_string()))?;
+    let (listener, address) = bind("BYOK_LISTEN", config.server.listen).await?;
+    let metrics_listener = match config.server.metrics_listen {
+        Some(address) => Some(bind("BYOK_METRICS_LISTEN", address).await?),
+        None => None,
+    };
+    let requests = RequestRuntime::start()
+        .map_err(|error| Failure::Running(format!("the runtime of requests did not start: {error}")))?;
 
     let Assembled { app, database, server: settings, refresh } = tokio::select! {
         assembled = assemble(config, stop.clone()) => assembled?,
         () = stop.cancelled() => return Ok(()),
     };
-    let router = server::router(app.clone(), database, &settings, stop.clone());
+    let (served, metrics) = server::routers(app.clone(), database, &settings, stop.clone());
+    if let (Some(served), Some((listener, address))) = (metrics, metrics_listener) {
+        info!(%address, "metrics are listening");
+        let (tls, settings, stop) = (tls.clone(), settings.clone(), stop.clone());
+        tokio::spawn(async move {
+            server::serve(TcpListener::from_std(listener)?, tls, served, settings, stop).await
+        });
+    }
     info!(%address, version = env!("CARGO_PKG_VERSION"), "listening");
     let worker = worker::start(app.clone(), stop.clone());
-    let serving = tokio::spawn(server::serve(listener, tls, router, settings, stop.clone()));
+    let stopping = stop.clone();
+    let serving = requests.spawn(async move {
+        server::serve(TcpListener::from_std(listener)?, tls, served, settings, stopping).await
+    });
     ready(app).await?;
     let served = serving.await;
     stop.cancel();
@@ -53,6 +69,18 @@ where
         Ok(Err(error)) => Err(Failure::Running(format!("the listener broke: {error}"))),
         Err(_) => Err(Failure::Running("the server panicked".to_owned())),
     }
+}
+
+/// Binds an address, for whichever runtime will accept there.
+async fn bind(variable: &str, address: SocketAddr) -> Result<(std::net::TcpListener, SocketAddr), Failure> {
+    let bound = async {
+        let listener = TcpListener::bind(address).await?;
+        let address = listener.local_addr()?;
+        Ok((listener.into_std()?, address))
+    };
+    bound.await.map_err(|error: io::Error| {
+        Failure::Running(format!("{variable}: {address} cannot be bound: {error}"))
+    })
 }
 
 fn stop_on_signals() -> Result<CancellationToken, Failure> {

@@ -33,6 +33,8 @@ pub struct Limits {
     pub body_bytes: usize,
     /// `BYOK_REQUIRE_RECORD_ID`: whether a context must name its record.
     pub require_record_id: bool,
+    /// Whether callers without identity are not shown key versions: where `BYOK_METRICS_LISTEN` is set, they are shown there.
+    pub hides_key_versions: bool,
 }
 
 impl Limits {
@@ -62,6 +64,7 @@ impl Limits {
             plaintext_bytes: reader.number("BYOK_MAX_PLAINTEXT_BYTES", 1 << 20, 1..=16 << 20),
             body_bytes: reader.number("BYOK_MAX_BODY_BYTES", 32 << 20, 1_024..=1 << 30),
             require_record_id: reader.flag("BYOK_REQUIRE_RECORD_ID", true),
+            hides_key_versions: reader.is_set("BYOK_METRICS_LISTEN"),
         }
     }
 }

@@ -12,6 +12,7 @@ mod env;
 mod key_guard;
 mod kms;
 mod limits;
+mod network;
 mod server;
 mod store;
 mod telemetry;
@@ -36,6 +37,7 @@ pub use kms::{
 };
 pub(crate) use kms::{is_azure_version, is_same_azure_authority};
 pub use limits::Limits;
+pub use network::Network;
 pub use server::{Server, Tls};
 pub use store::{Engine, Postgres, Store};
 pub use telemetry::{LogFormat, Telemetry};

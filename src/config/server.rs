@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::Reader;
+use super::{Network, Reader};
 
 /// The files of inbound TLS.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +36,10 @@ pub struct Server {
     pub drain: Duration,
     /// `BYOK_CONSOLE`: whether GraphiQL is served.
     pub console: bool,
+    /// `BYOK_TRUSTED_PROXIES`: whose `X-Forwarded-For` says where a request comes from.
+    pub trusted_proxies: Vec<Network>,
+    /// `BYOK_METRICS_LISTEN`: where metrics are served, and nowhere else then.
+    pub metrics_listen: Option<SocketAddr>,
 }
 
 impl Server {
@@ -44,20 +48,14 @@ impl Server {
 
     /// Reads where it listens, alone.
     pub fn read_listen(reader: &mut Reader<'_>) -> SocketAddr {
-        match reader.text("BYOK_LISTEN").map(|text| text.parse()) {
-            None => Self::DEFAULT_LISTEN,
-            Some(Ok(listen)) => listen,
-            Some(Err(_)) => {
-                reader.mistake("BYOK_LISTEN", "is not an address and a port, such as `0.0.0.0:3741`");
-                Self::DEFAULT_LISTEN
-            }
-        }
+        address(reader, "BYOK_LISTEN").unwrap_or(Self::DEFAULT_LISTEN)
     }
 
     /// Reads the section; `console` says whether GraphiQL is served when nothing else is said, `body_bytes` how long a body
     /// may be.
     pub fn read(reader: &mut Reader<'_>, console: bool, body_bytes: usize) -> Self {
         let listen = Self::read_listen(reader);
+        let metrics_listen = address(reader, "BYOK_METRICS_LISTEN");
         let tls = match (reader.file("BYOK_TLS_CERT_FILE"), reader.file("BYOK_TLS_KEY_FILE")) {
             (Some(certificates), Some(key)) => Some(Tls { certificates, key }),
             (None, None) => None,
@@ -84,8 +82,28 @@ impl Server {
             idle: Duration::from_secs(reader.number("BYOK_IDLE_SECONDS", 75, 1..=3_600)),
             drain: Duration::from_secs(reader.number("BYOK_DRAIN_SECONDS", 15, 0..=600)),
             console: reader.flag("BYOK_CONSOLE", console),
+            trusted_proxies: networks(reader, "BYOK_TRUSTED_PROXIES"),
+            metrics_listen,
         }
     }
+}
+
+fn address(reader: &mut Reader<'_>, name: &str) -> Option<SocketAddr> {
+    let address = reader.text(name)?.parse();
+    if address.is_err() {
+        reader.mistake(name, "is not an address and a port, such as `0.0.0.0:3741`");
+    }
+    address.ok()
+}
+
+fn networks(reader: &mut Reader<'_>, name: &str) -> Vec<Network> {
+    let text = reader.text(name).unwrap_or_default();
+    let networks =
+        text.split(',').map(str::trim).filter(|network| !network.is_empty()).map(str::parse::<Network>);
+    networks.collect::<Result<_, _>>().unwrap_or_else(|_| {
+        reader.mistake(name, "is not a list of addresses and networks, such as `10.0.0.0/8,192.0.2.7`");
+        Vec::new()
+    })
 }
 
 #[cfg(test)]
@@ -112,5 +130,17 @@ mod tests {
         let bytes = [("BYOK_MAX_BYTES_IN_FLIGHT", "1048575")];
         assert_eq!(read(&bytes, 1 << 20).1, 1);
         assert_eq!(read(&bytes, (1 << 20) - 1).1, 0);
+    }
+
+    #[test]
+    fn proxies_are_a_list_of_addresses_and_networks() {
+        let proxies = |list: &str| {
+            let (server, mistakes) = read(&[("BYOK_TRUSTED_PROXIES", list)], 1 << 20);
+            (server.trusted_proxies.len(), mistakes)
+        };
+        assert_eq!(proxies(""), (0, 0));
+        assert_eq!(proxies("10.0.0.0/8, 192.0.2.7,fd00::/8"), (3, 0));
+        assert_eq!(proxies("10.0.0.0/8, proxy"), (0, 1));
+        assert_eq!(read(&[("BYOK_METRICS_LISTEN", "9090")], 1 << 20).1, 1);
     }
 }

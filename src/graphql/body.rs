@@ -1,10 +1,11 @@
 //! Reads the JSON of a request (GraphQL over HTTP, section 5.1). Keys that the protocol does not know are passed over.
 
+use std::cell::Cell;
 use std::fmt;
 
 use async_graphql::indexmap::IndexMap;
 use async_graphql::{Name, Value, Variables};
-use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use crate::model::{ErrorCode, Refusal};
 
@@ -18,139 +19,157 @@ pub(super) struct Body {
     pub(super) variables: Variables,
 }
 
-/// The request that `json` is.
+/// The request that `json` is, if its variables hold no more than so many values: each takes many times the memory that
+/// it takes in a body.
 ///
 /// # Errors
-/// `REQUEST_MALFORMED`. A key that stands twice in an object is refused: two readers of it would see two values.
-pub(super) fn read(json: &[u8]) -> Result<Body, Refusal> {
+/// `REQUEST_MALFORMED`, or `TOO_MANY_ITEMS` for more values. A key that stands twice in an object is refused: two readers of
+/// it would see two values.
+pub(super) fn read(json: &[u8], values: usize) -> Result<Body, Refusal> {
     let malformed = |what| Refusal::because(ErrorCode::RequestMalformed, what);
     if json.trim_ascii_start().first() == Some(&b'[') {
         return Err(malformed("Batches of operations are not taken: send one request for each."));
     }
-    serde_json::from_slice(json)
-        .map_err(|_| malformed("The body is not a JSON object with a GraphQL `query`."))
+    let left = Left { values: Cell::new(values), exceeded: Cell::new(false) };
+    let mut deserializer = serde_json::Deserializer::from_slice(json);
+    let body = deserializer.deserialize_map(Keys(&left)).and_then(|body| deserializer.end().map(|()| body));
+    body.map_err(|_| match left.exceeded.get() {
+        true => ErrorCode::TooManyItems.into(),
+        false => malformed("The body is not a JSON object with a GraphQL `query`."),
+    })
 }
 
-impl<'de> Deserialize<'de> for Body {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Keys;
-
-        impl<'de> Visitor<'de> for Keys {
-            type Value = Body;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Body, A::Error> {
-                let (mut query, mut operation_name, mut variables) = (None, None, None);
-                while let Some(key) = map.next_key::<String>()? {
-                    let again = match key.as_str() {
-                        "query" => query.replace(map.next_value()?).is_some(),
-                        "operationName" => operation_name.replace(map.next_value()?).is_some(),
-                        "variables" => variables.replace(map.next_value::<Option<Pairs>>()?).is_some(),
-                        _ => map.next_value::<IgnoredAny>().map(|_| false)?,
-                    };
-                    if again {
-                        return Err(A::Error::duplicate_field("a key of the request"));
-                    }
-                }
-                Ok(Body {
-                    query: query.ok_or_else(|| A::Error::missing_field("query"))?,
-                    operation_name: operation_name.flatten(),
-                    variables: match variables.flatten() {
-                        Some(Pairs(pairs)) => Variables::from_value(Value::Object(pairs)),
-                        None => Variables::default(),
-                    },
-                })
-            }
-        }
-
-        deserializer.deserialize_map(Keys)
-    }
+/// How many more values may come.
+struct Left {
+    values: Cell<usize>,
+    exceeded: Cell<bool>,
 }
 
-/// An object in which no key stands twice.
-struct Pairs(IndexMap<Name, Value>);
-
-impl<'de> Deserialize<'de> for Pairs {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match Json::deserialize(deserializer)?.0 {
-            Value::Object(pairs) => Ok(Self(pairs)),
-            _ => Err(D::Error::custom("not an object")),
+impl Left {
+    fn take<E: Error>(&self) -> Result<(), E> {
+        match self.values.get().checked_sub(1) {
+            Some(left) => {
+                self.values.set(left);
+                Ok(())
+            }
+            None => {
+                self.exceeded.set(true);
+                Err(E::custom("too many values"))
+            }
         }
     }
 }
 
-/// A value without such an object anywhere.
-struct Json(Value);
+/// Reads the request itself.
+struct Keys<'a>(&'a Left);
 
-impl<'de> Deserialize<'de> for Json {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct AnyValue;
+impl<'de> Visitor<'de> for Keys<'_> {
+    type Value = Body;
 
-        impl<'de> Visitor<'de> for AnyValue {
-            type Value = Json;
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a JSON value")
-            }
-
-            fn visit_unit<E: Error>(self) -> Result<Json, E> {
-                Ok(Json(Value::Null))
-            }
-
-            fn visit_bool<E: Error>(self, value: bool) -> Result<Json, E> {
-                Ok(Json(Value::Boolean(value)))
-            }
-
-            fn visit_i64<E: Error>(self, value: i64) -> Result<Json, E> {
-                Ok(Json(Value::Number(value.into())))
-            }
-
-            fn visit_u64<E: Error>(self, value: u64) -> Result<Json, E> {
-                Ok(Json(Value::Number(value.into())))
-            }
-
-            fn visit_f64<E: Error>(self, value: f64) -> Result<Json, E> {
-                Ok(Json(value.into()))
-            }
-
-            fn visit_str<E: Error>(self, value: &str) -> Result<Json, E> {
-                Ok(Json(Value::String(value.to_owned())))
-            }
-
-            fn visit_string<E: Error>(self, value: String) -> Result<Json, E> {
-                Ok(Json(Value::String(value)))
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Json, A::Error> {
-                let mut items = Vec::new();
-                while let Some(Json(item)) = seq.next_element()? {
-                    items.push(item);
-                }
-                Ok(Json(Value::List(items)))
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Json, A::Error> {
-                let mut pairs = IndexMap::new();
-                while let Some(key) = map.next_key::<String>()? {
-                    let Json(value) = map.next_value()?;
-                    if pairs.insert(Name::new(key), value).is_some() {
-                        return Err(A::Error::custom("a key stands twice"));
-                    }
-                }
-                Ok(Json(Value::Object(pairs)))
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Body, A::Error> {
+        let (mut query, mut operation_name, mut variables) = (None, None, None);
+        while let Some(key) = map.next_key::<String>()? {
+            let again = match key.as_str() {
+                "query" => query.replace(map.next_value()?).is_some(),
+                "operationName" => operation_name.replace(map.next_value()?).is_some(),
+                "variables" => variables.replace(map.next_value_seed(Json(self.0))?).is_some(),
+                _ => map.next_value::<IgnoredAny>().map(|_| false)?,
+            };
+            if again {
+                return Err(A::Error::duplicate_field("a key of the request"));
             }
         }
+        Ok(Body {
+            query: query.ok_or_else(|| A::Error::missing_field("query"))?,
+            operation_name: operation_name.flatten(),
+            variables: match variables {
+                Some(pairs @ Value::Object(_)) => Variables::from_value(pairs),
+                None | Some(Value::Null) => Variables::default(),
+                Some(_) => return Err(A::Error::custom("not an object")),
+            },
+        })
+    }
+}
 
-        deserializer.deserialize_any(AnyValue)
+/// Reads a value in which no key stands twice in an object.
+#[derive(Clone, Copy)]
+struct Json<'a>(&'a Left);
+
+impl<'de> DeserializeSeed<'de> for Json<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        self.0.take()?;
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Json<'_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E: Error>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Boolean(value))
+    }
+
+    fn visit_i64<E: Error>(self, value: i64) -> Result<Value, E> {
+        Ok(Value::Number(value.into()))
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<Value, E> {
+        Ok(Value::Number(value.into()))
+    }
+
+    fn visit_f64<E: Error>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E: Error>(self, value: &str) -> Result<Value, E> {
+        Ok(Value::String(value.to_owned()))
+    }
+
+    fn visit_string<E: Error>(self, value: String) -> Result<Value, E> {
+        Ok(Value::String(value))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = seq.next_element_seed(self)? {
+            items.push(item);
+        }
+        Ok(Value::List(items))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut pairs = IndexMap::new();
+        while let Some(key) = map.next_key::<String>()? {
+            let value = map.next_value_seed(self)?;
+            if pairs.insert(Name::new(key), value).is_some() {
+                return Err(A::Error::custom("a key stands twice"));
+            }
+        }
+        Ok(Value::Object(pairs))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn read(json: &[u8]) -> Result<Body, Refusal> {
+        super::read(json, 100_000)
+    }
 
     #[test]
     fn what_the_protocol_does_not_know_is_passed_over() {
@@ -199,5 +218,15 @@ mod tests {
     #[test]
     fn a_batch_is_told_why_it_is_refused() {
         assert!(read(br#" [{"query":"{a}"}]"#).err().unwrap().message.contains("Batches"));
+    }
+
+    #[test]
+    fn values_are_not_built_past_the_bound() {
+        let list =
+            |count: usize| format!(r#"{{"query":"","variables":{{"a":[{}1]}}}}"#, "1,".repeat(count - 1));
+        // The variables and the list are two.
+        assert!(super::read(list(98).as_bytes(), 100).is_ok());
+        let refused = super::read(list(99).as_bytes(), 100).err().map(|refusal| refusal.code);
+        assert_eq!(refused, Some(ErrorCode::TooManyItems));
     }
 }

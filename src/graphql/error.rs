@@ -89,8 +89,8 @@ pub(super) fn was_valid(response: &Response) -> bool {
     response.errors.iter().all(|error| error.source::<Refusal>().is_some())
 }
 
-/// Answers a request that ran.
-pub(super) fn answer(response: &Response, request_id: &RequestId) -> Written {
+/// Answers a request that ran, with at most so many bytes where that is bounded.
+pub(super) fn answer(response: &Response, request_id: &RequestId, most: Option<usize>) -> Written {
     let (ours, others): (Vec<_>, Vec<_>) =
         response.errors.iter().partition(|error| error.source::<Refusal>().is_some());
     let places: Vec<Pos> =
@@ -108,7 +108,35 @@ pub(super) fn answer(response: &Response, request_id: &RequestId) -> Written {
         code = code.or(Some(refusal.code));
         errors.push(shown(refusal, &places, &[], request_id));
     }
-    Written { body: json(&Answer { data: Some(&response.data), errors }), code }
+    let answer = Answer { data: Some(&response.data), errors };
+    let mut body = Capped { bytes: Vec::new(), most: most.unwrap_or(usize::MAX) };
+    match serde_json::to_writer(&mut body, &answer) {
+        Ok(()) => Written { body: body.bytes, code },
+        Err(_) => {
+            let why = "The answer would be larger than it may be.";
+            refused(&Refusal::because(ErrorCode::QueryInvalid, why), &[], request_id)
+        }
+    }
+}
+
+/// Bytes, up to a bound.
+struct Capped {
+    bytes: Vec<u8>,
+    most: usize,
+}
+
+impl std::io::Write for Capped {
+    fn write(&mut self, more: &[u8]) -> std::io::Result<usize> {
+        if self.bytes.len() + more.len() > self.most {
+            return Err(std::io::ErrorKind::FileTooLarge.into());
+        }
+        self.bytes.extend_from_slice(more);
+        Ok(more.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Refuses a request that did not run.
@@ -184,7 +212,7 @@ mod tests {
             ServerError::new("canary", Some(Pos { line: 1, column: n }))
                 .with_path(vec![PathSegment::Field("canary".into())])
         };
-        let written = answer(&Response::from_errors((1..100).map(canary).collect()), &request_id());
+        let written = answer(&Response::from_errors((1..100).map(canary).collect()), &request_id(), None);
         let body = read(&written);
         assert!(!body.to_string().contains("canary"));
         assert_eq!(written.code, Some(ErrorCode::QueryInvalid));
@@ -199,9 +227,17 @@ mod tests {
         let error = error
             .into_server_error(Pos { line: 2, column: 3 })
             .with_path(vec![PathSegment::Field("x".into())]);
-        let body = read(&answer(&Response::from_errors(vec![error]), &request_id()));
+        let body = read(&answer(&Response::from_errors(vec![error]), &request_id(), None));
         assert_eq!(body["errors"][0]["path"], json!(["x"]));
         assert_eq!(body["errors"][0]["locations"], json!([{"line": 2, "column": 3}]));
         assert_eq!(body["errors"][0]["extensions"]["code"], "DECRYPT_FAILED");
+    }
+
+    #[test]
+    fn an_answer_that_would_be_too_large_is_refused() {
+        let response = Response::new(async_graphql::Value::from("x".repeat(1_000)));
+        assert_eq!(answer(&response, &request_id(), Some(2_000)).code, None);
+        let written = answer(&response, &request_id(), Some(900));
+        assert_eq!((written.code, written.body.len() < 900), (Some(ErrorCode::QueryInvalid), true));
     }
 }

@@ -4,7 +4,9 @@
 //! 200, as Hasura does, which looks at nothing but the body. Every answer, refusals too, has the shape of GraphQL.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use async_graphql::Pos;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -13,19 +15,23 @@ use axum::routing::post;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 
-use crate::app::App;
-use crate::model::{Caller, ErrorCode, Refusal, RequestId};
+use crate::app::{App, Arrival};
+use crate::model::{Caller, ErrorCode, Operation, Refusal, RequestId};
 
 use super::body;
+use super::budget::Budget;
 use super::call::Call;
+use super::denied::{is_denied, without_arguments};
 use super::error::{self, Written};
-use super::parser::{SyntaxError, parse};
+use super::parser::{ParseError, SyntaxError, parse};
 use super::plain::{Plain, PlainDocuments, is_plain};
 use super::schema::{ByokSchema, schema, schema_for_valid};
-use super::survey::survey;
+use super::survey::{self, TooMuch};
 
 /// How much is read for a caller without identity: many times Hasura's introspection.
 const MAX_UNKNOWN_BYTES: usize = 64 << 10;
+/// When a request should come back that there is no memory for.
+const COME_BACK: Duration = Duration::from_secs(1);
 
 struct Front {
     app: Arc<App>,
@@ -57,9 +63,9 @@ pub fn refused(refusal: &Refusal, request_id: &RequestId) -> Response {
 }
 
 async fn take(State(front): State<Arc<Front>>, request: Request) -> Response {
-    let (head, body) = request.into_parts();
+    let (mut head, body) = request.into_parts();
     let request_id = request_id(&head.extensions);
-    let caller = front.app.authenticate(&head.headers, &head.extensions, request_id.clone());
+    let Arrival { caller, room } = Arrival::take(&mut head.extensions);
     let limits = front.app.limits();
     if !is_json(&head.headers) {
         let refusal =
@@ -73,72 +79,139 @@ async fn take(State(front): State<Arc<Front>>, request: Request) -> Response {
         }
         (Err(refusal), _) => return refuse(&refusal, &request_id),
     };
-    let call = |caller| Call::new(front.app.clone(), caller);
-    match run(&front.runner, &bytes, limits.items, caller, &request_id, call).await {
-        Ok((written, call)) => {
+    let budget = match &caller {
+        Ok(_) => Budget::of_known(limits.items, limits.body_bytes),
+        Err(_) => Budget::OF_UNKNOWN,
+    };
+    let may_ever = |caller: &Caller, operation| front.app.may_ever(caller, operation);
+    let refused = |refusal: &Refusal, places: &[Pos]| {
+        answer(StatusCode::OK, error::refused(refusal, places, &request_id))
+    };
+    match front.runner.prepare(&bytes, &budget, &caller, may_ever) {
+        Ok(ready) if !room.hold(ready.bytes.max(bytes.len())) => {
+            refused(&Refusal::from(ErrorCode::Unavailable).after(COME_BACK), &[])
+        }
+        Ok(ready) => {
+            if ready.bytes > MAX_UNKNOWN_BYTES {
+                // What was small until now may be none that other requests should wait behind.
+                tokio::task::yield_now().await;
+            }
+            drop(bytes);
+            let call = Call::new(front.app.clone(), caller);
+            let (written, call) = front.runner.run(ready, &budget, &request_id, call).await;
             let mut response = answer(StatusCode::OK, written);
-            if let Some(release) = call.and_then(Call::release) {
+            if let Some(release) = call.release() {
                 response.extensions_mut().insert(release);
             }
             response
         }
-        Err(refusal) => refuse(&refusal, &request_id),
+        Err(NotRun::Malformed(refusal)) => refuse(&refusal, &request_id),
+        Err(NotRun::Refused(refusal, place)) => refused(&refusal, place.as_slice()),
+        Err(NotRun::TooMuch(TooMuch { refusal, does })) => match (&caller, does) {
+            (Ok(caller), Some(operation)) => {
+                refused(&front.app.refuse(caller, operation, refusal).await, &[])
+            }
+            _ => refused(&refusal, &[]),
+        },
     }
 }
 
-/// Runs what the bytes of a request ask for. `call` makes what its fields share; it comes back if any of them ran.
-///
-/// # Errors
-/// The bytes are no request.
-async fn run<C: Send + Sync + 'static>(
-    runner: &Runner,
-    bytes: &[u8],
-    items: usize,
-    caller: Result<Caller, Refusal>,
-    request_id: &RequestId,
-    call: impl FnOnce(Result<Caller, Refusal>) -> C,
-) -> Result<(Written, Option<Arc<C>>), Refusal> {
-    let body = body::read(bytes)?;
-    let refused = |refusal: Refusal| Ok((error::refused(&refusal, &[], request_id), None));
-    let plain = runner.plain.get(&body.query, &body.variables);
-    let parsed = match &plain {
-        Some(plain) => Ok(plain.document.clone()),
-        None => parse(&body.query),
-    };
-    let document = match parsed {
-        Ok(document) => document,
-        Err(SyntaxError(place)) => {
-            let refusal = Refusal::because(
-                ErrorCode::QueryInvalid,
-                "The query is not a GraphQL document, or nests too deep.",
-            );
-            return Ok((error::refused(&refusal, &[place], request_id), None));
+/// Why a request does not run.
+enum NotRun {
+    /// Its bytes are no request.
+    Malformed(Refusal),
+    /// It is refused, because of what stands at this place.
+    Refused(Refusal, Option<Pos>),
+    /// It asks for too much.
+    TooMuch(TooMuch),
+}
+
+/// A request that may run.
+struct Ready {
+    request: async_graphql::Request,
+    /// Whether it is known to be valid.
+    is_valid: bool,
+    /// What is kept of it if it turns out to be.
+    keep: Option<(String, Plain)>,
+    /// How many bytes its arguments take, with all copies, about.
+    bytes: usize,
+}
+
+impl Runner {
+    /// Reads what the bytes of a request ask for, and whether that is within its caller's budget. `may_ever` says what the
+    /// caller may do at all.
+    fn prepare(
+        &self,
+        bytes: &[u8],
+        budget: &Budget,
+        caller: &Result<Caller, Refusal>,
+        may_ever: impl Fn(&Caller, Operation) -> bool,
+    ) -> Result<Ready, NotRun> {
+        let body = body::read(bytes, budget.values).map_err(NotRun::Malformed)?;
+        // Those that are kept have the budget of a known caller.
+        let plain = caller.as_ref().ok().and_then(|_| self.plain.get(&body.query, &body.variables));
+        let is_valid = plain.is_some();
+        let (document, survey) = match plain {
+            Some(plain) => (plain.document.clone(), plain.survey.clone()),
+            None => {
+                let document = parse(&body.query, budget).map_err(not_parsed)?;
+                let survey = survey::survey(&document, budget).map_err(NotRun::TooMuch)?;
+                (document, Arc::new(survey))
+            }
+        };
+        if let (Err(unknown), true) = (caller, survey.needs_identity) {
+            return Err(NotRun::Refused(unknown.clone(), None));
         }
-    };
-    let surveyed = match &plain {
-        Some(plain) => Ok(plain.survey),
-        None => survey(&document, items),
-    };
-    let survey = match (surveyed, &caller) {
-        (Err(refusal), _) => return refused(refusal),
-        (Ok(survey), Err(unknown)) if survey.needs_identity => return refused(unknown.clone()),
-        (Ok(survey), _) => survey,
-    };
-    let keep = plain.is_none() && caller.is_ok() && is_plain(&body.query, &document, &body.variables);
-    let to_keep = keep.then(|| Plain { document: document.clone(), survey });
-    let schema = if plain.is_some() { &runner.schema_for_valid } else { &runner.schema };
-    // The text stays behind: nothing that runs can show it.
-    let call = Arc::new(call(caller));
-    let mut request = async_graphql::Request::new("").variables(body.variables).data(call.clone());
-    request.operation_name = body.operation_name;
-    request.set_parsed_query(document);
-    let response = schema.execute(request).await;
-    if let Some(plain) = to_keep
-        && error::was_valid(&response)
-    {
-        runner.plain.keep(body.query, plain);
+        let mut ready = Ready { request: async_graphql::Request::new(""), is_valid, keep: None, bytes: 0 };
+        let denied = caller.as_ref().is_ok_and(|caller| is_denied(&survey, |does| may_ever(caller, does)));
+        let (document, survey) = match denied {
+            true => {
+                let document = without_arguments(document);
+                ready.is_valid = true;
+                let survey = survey::survey(&document, budget).map_err(NotRun::TooMuch)?;
+                (document, Arc::new(survey))
+            }
+            false => (document, survey),
+        };
+        ready.bytes = survey.with(&body.variables, budget).map_err(NotRun::TooMuch)?;
+        if !ready.is_valid && caller.is_ok() && is_plain(&body.query, &document, &body.variables) {
+            ready.keep = Some((body.query, Plain { document: document.clone(), survey }));
+        }
+        // The text stays behind: nothing that runs can show it.
+        ready.request = ready.request.variables(body.variables);
+        ready.request.operation_name = body.operation_name;
+        ready.request.set_parsed_query(document);
+        Ok(ready)
     }
-    Ok((error::answer(&response, request_id), Some(call)))
+
+    /// Runs a request. `call` is what its fields share; it comes back when all of them have run.
+    async fn run<C: Send + Sync + 'static>(
+        &self,
+        ready: Ready,
+        budget: &Budget,
+        request_id: &RequestId,
+        call: C,
+    ) -> (Written, Arc<C>) {
+        let schema = if ready.is_valid { &self.schema_for_valid } else { &self.schema };
+        let call = Arc::new(call);
+        let response = schema.execute(ready.request.data(call.clone())).await;
+        if let Some((text, plain)) = ready.keep
+            && error::was_valid(&response)
+        {
+            self.plain.keep(text, plain);
+        }
+        (error::answer(&response, request_id, budget.answer), call)
+    }
+}
+
+fn not_parsed(error: ParseError) -> NotRun {
+    match error {
+        ParseError::Syntax(SyntaxError(place)) => {
+            let why = "The query is not a GraphQL document, or nests too deep.";
+            NotRun::Refused(Refusal::because(ErrorCode::QueryInvalid, why), Some(place))
+        }
+        ParseError::TooMuch(code) => NotRun::TooMuch(TooMuch { refusal: code.into(), does: None }),
+    }
 }
 
 async fn refuse_method(method: Method, request: Request) -> Response {
@@ -211,10 +284,20 @@ mod tests {
 
     /// Runs without use cases: a field that came so far as to need them would answer INTERNAL.
     async fn run_bytes(bytes: &[u8], caller: Result<Caller, Refusal>) -> String {
-        let request_id = RequestId::fresh();
-        let answer = run(&Runner::new(), bytes, 100, caller, &request_id, |_| ()).await;
-        let written =
-            answer.map_or_else(|refusal| error::refused(&refusal, &[], &request_id), |(written, _)| written);
+        run_for(bytes, caller, &[Operation::Encrypt, Operation::Reveal, Operation::Audit]).await
+    }
+
+    /// The same for a caller who may do no more than this.
+    async fn run_for(bytes: &[u8], caller: Result<Caller, Refusal>, may: &[Operation]) -> String {
+        let (request_id, runner) = (RequestId::fresh(), Runner::new());
+        let budget = caller.as_ref().map_or(Budget::OF_UNKNOWN, |_| Budget::of_known(100, 1 << 20));
+        let written = match runner.prepare(bytes, &budget, &caller, |_, does| may.contains(&does)) {
+            Ok(ready) => runner.run(ready, &budget, &request_id, ()).await.0,
+            Err(NotRun::Malformed(refusal) | NotRun::TooMuch(TooMuch { refusal, .. })) => {
+                error::refused(&refusal, &[], &request_id)
+            }
+            Err(NotRun::Refused(refusal, place)) => error::refused(&refusal, place.as_slice(), &request_id),
+        };
         String::from_utf8(written.body).unwrap()
     }
 
@@ -333,6 +416,44 @@ mod tests {
             code(&format!("{{byokHealth {} {{status}}}}", "@skip(if:false)".repeat(9)), known()).await,
             "QUERY_INVALID"
         );
+    }
+
+    #[tokio::test]
+    async fn nothing_is_copied_for_who_may_do_nothing() {
+        let roots: String =
+            (0..90).map(|n| format!("f{n}:byokReveal(ciphertext:$t,context:$c){{value}}")).collect();
+        let query = format!("query($t:String!,$c:jsonb){{{roots}}}");
+        let variables = json!({ "t": "x".repeat(500_000), "c": vec!["y"; 5_000] });
+        let bytes = json!({ "query": query, "variables": variables }).to_string();
+        let of = |may: &[Operation]| {
+            Runner::new().prepare(bytes.as_bytes(), &Budget::of_known(100, 1 << 20), &known(), |_, does| {
+                may.contains(&does)
+            })
+        };
+        assert!(matches!(of(&[Operation::Reveal]), Err(NotRun::TooMuch(_))));
+        let Ok(ready) = of(&[Operation::Audit]) else { panic!("it is for the use case to refuse") };
+        assert!(ready.bytes < 10_000, "{}", ready.bytes);
+        // It comes as far as the use case.
+        let answer = run_for(bytes.as_bytes(), known(), &[]).await;
+        assert!(answer.contains("\"f89\"") && answer.contains("INTERNAL"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn what_a_known_caller_sent_before_is_not_kept_for_a_stranger() {
+        let runner = Runner::new();
+        let aliases: String = (0..20).map(|n| format!("a{n}:byokHealth{{status}}")).collect();
+        let bytes = json!({ "query": format!("{{{aliases}}}") }).to_string();
+        let known_budget = Budget::of_known(100, 1 << 20);
+        let ready = runner.prepare(bytes.as_bytes(), &known_budget, &known(), |_, _| true).ok().unwrap();
+        assert!(ready.keep.is_some());
+        let (text, plain) = ready.keep.unwrap();
+        runner.plain.keep(text, plain);
+        assert!(
+            runner.prepare(bytes.as_bytes(), &known_budget, &known(), |_, _| true).ok().unwrap().is_valid
+        );
+        let unknown = Err(ErrorCode::InvalidHeaders.into());
+        let refused = runner.prepare(bytes.as_bytes(), &Budget::OF_UNKNOWN, &unknown, |_, _| true);
+        assert!(matches!(refused, Err(NotRun::TooMuch(_))));
     }
 
     #[test]

@@ -10,19 +10,24 @@
 //! | `body` | the JSON of a request |
 //! | `lexer`, `parser` | the document, into async-graphql's types |
 //! | `plain` | documents that were valid before and hold no value: they are kept |
-//! | `survey` | how much a document asks for, and whether it needs an identity |
+//! | `survey`, with `budget`, `ask`, `introspected` | how much a document may ask for, and does; whether it needs an identity |
+//! | `denied` | documents of which the caller may do nothing |
 //! | `schema` | the schema and its limits |
 //! | `query`, `mutation` | the root fields |
 //! | `call`, `collector` | what the fields of one request share; one call of many aliases |
 //! | `item`, `rotation`, `audit`, `words`, `scalars` | the types |
 //! | `error` | what a refusal looks like |
 
+mod ask;
 mod audit;
 mod body;
+mod budget;
 mod call;
 mod collector;
+mod denied;
 mod error;
 mod http;
+mod introspected;
 mod item;
 mod lexer;
 mod mutation;

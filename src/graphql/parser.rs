@@ -20,6 +20,9 @@ use async_graphql::parser::types::{
 use async_graphql::{Name, Pos, Positioned};
 use async_graphql_value::Value;
 
+use crate::model::ErrorCode;
+
+use super::budget::Budget;
 use super::lexer::{Lexer, Token};
 
 /// How deep selections, values and types may nest, all told. Hasura's introspection needs 13.
@@ -33,16 +36,34 @@ const MAX_FRAGMENTS: usize = 256;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SyntaxError(pub(super) Pos);
 
+/// Why a text is not taken as a document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ParseError {
+    /// It is none, or nests too deep.
+    Syntax(SyntaxError),
+    /// It holds more than the budget: `TOO_MANY_ITEMS` for values, `QUERY_INVALID` for selections.
+    TooMuch(ErrorCode),
+}
+
 type Parsed<T> = Result<T, SyntaxError>;
 
-/// The document that `text` is.
+/// The document that `text` is. Stops as soon as it goes past the budget: in memory a document takes a hundred times as
+/// much as its text.
 ///
 /// # Errors
-/// The place of the first mistake, or of what goes past a bound.
-pub(super) fn parse(text: &str) -> Parsed<ExecutableDocument> {
-    let mut parser = Parser { lexer: Lexer::new(text), token: Token::End, pos: Pos::default(), depth: 0 };
-    parser.advance()?;
-    parser.document()
+/// The place of the first mistake, or what is too much.
+pub(super) fn parse(text: &str, budget: &Budget) -> Result<ExecutableDocument, ParseError> {
+    let mut parser = Parser {
+        lexer: Lexer::new(text),
+        token: Token::End,
+        pos: Pos::default(),
+        depth: 0,
+        selections: budget.selections,
+        values: budget.values,
+        too_much: None,
+    };
+    let document = parser.advance().and_then(|()| parser.document());
+    document.map_err(|error| parser.too_much.map_or(ParseError::Syntax(error), ParseError::TooMuch))
 }
 
 struct Parser<'a> {
@@ -51,6 +72,11 @@ struct Parser<'a> {
     token: Token<'a>,
     pos: Pos,
     depth: usize,
+    /// How many more selections, directives and variables there may be, and how many more values.
+    selections: usize,
+    values: usize,
+    /// What there was too much of.
+    too_much: Option<ErrorCode>,
 }
 
 impl<'a> Parser<'a> {
@@ -132,6 +158,7 @@ impl<'a> Parser<'a> {
     fn variable_definitions(&mut self) -> Parsed<Vec<Positioned<VariableDefinition>>> {
         let mut definitions = Vec::new();
         loop {
+            self.count_selection()?;
             let pos = self.pos;
             self.expect(b'$')?;
             let name = self.name()?;
@@ -178,6 +205,7 @@ impl<'a> Parser<'a> {
     }
 
     fn selection(&mut self) -> Parsed<Positioned<Selection>> {
+        self.count_selection()?;
         let pos = self.pos;
         let selection = if self.token == Token::Spread {
             self.advance()?;
@@ -251,6 +279,7 @@ impl<'a> Parser<'a> {
             if directives.len() == MAX_BESIDE {
                 return self.refuse();
             }
+            self.count_selection()?;
             self.advance()?;
             let name = self.name()?;
             directives.push(Positioned::new(Directive { name, arguments: self.arguments()? }, pos));
@@ -259,6 +288,13 @@ impl<'a> Parser<'a> {
     }
 
     fn value(&mut self) -> Parsed<Value> {
+        match self.values.checked_sub(1) {
+            Some(left) => self.values = left,
+            None => {
+                self.too_much = Some(ErrorCode::TooManyItems);
+                return self.refuse();
+            }
+        }
         let value = match self.token {
             Token::Mark(b'$') => {
                 self.advance()?;
@@ -320,6 +356,19 @@ impl<'a> Parser<'a> {
         Ok(value)
     }
 
+    fn count_selection(&mut self) -> Parsed<()> {
+        match self.selections.checked_sub(1) {
+            Some(left) => {
+                self.selections = left;
+                Ok(())
+            }
+            None => {
+                self.too_much = Some(ErrorCode::QueryInvalid);
+                self.refuse()
+            }
+        }
+    }
+
     fn take(&mut self, mark: u8) -> Parsed<bool> {
         let there = self.token == Token::Mark(mark);
         if there {
@@ -347,6 +396,14 @@ mod tests {
     use async_graphql::parser::parse_query;
 
     use super::*;
+
+    fn budget() -> Budget {
+        Budget::of_known(100, 1 << 20)
+    }
+
+    fn parse(text: &str) -> Result<ExecutableDocument, ParseError> {
+        super::parse(text, &budget())
+    }
 
     /// Documents that both parsers must read alike.
     const GOOD: &[&str] = &[
@@ -413,7 +470,11 @@ mod tests {
             ("type T{a:Int}", 1, 1),
             ("{a .. b}", 1, 4),
         ] {
-            assert_eq!(parse(text).err(), Some(SyntaxError(Pos { line, column })), "{text:?}");
+            assert_eq!(
+                parse(text).err(),
+                Some(ParseError::Syntax(SyntaxError(Pos { line, column }))),
+                "{text:?}"
+            );
         }
     }
 
@@ -456,6 +517,17 @@ mod tests {
             |count| (0..count).map(|n| format!("fragment F{n} on T{{a}} ")).collect::<String>() + "{a}";
         assert!(parse(&fragments(MAX_FRAGMENTS)).is_ok());
         assert!(parse(&fragments(MAX_FRAGMENTS + 1)).is_err());
+    }
+
+    #[test]
+    fn a_document_is_not_built_past_the_budget() {
+        let Budget { selections, values, .. } = budget();
+        let fields = |count| format!("{{{}}}", "a ".repeat(count));
+        assert!(parse(&fields(selections)).is_ok());
+        assert_eq!(parse(&fields(selections + 1)).err(), Some(ParseError::TooMuch(ErrorCode::QueryInvalid)));
+        let list = |count| format!("{{a(b:[{}])}}", "1 ".repeat(count));
+        assert!(parse(&list(values - 1)).is_ok());
+        assert_eq!(parse(&list(values)).err(), Some(ParseError::TooMuch(ErrorCode::TooManyItems)));
     }
 
     proptest::proptest! {

@@ -25,7 +25,7 @@ const MAX_BYTES: usize = 4_096;
 /// A document and what was found out about it.
 pub(super) struct Plain {
     pub(super) document: ExecutableDocument,
-    pub(super) survey: Survey,
+    pub(super) survey: Arc<Survey>,
 }
 
 /// Plain documents that were valid, by their text.
@@ -106,13 +106,17 @@ fn suit(operation: &OperationDefinition, variables: &Variables) -> bool {
 mod tests {
     use serde_json::json;
 
+    use super::super::budget::Budget;
     use super::super::parser::parse;
+    use super::super::survey::survey;
     use super::*;
+
+    const BUDGET: Budget = Budget::OF_UNKNOWN;
 
     const DECRYPT: &str = "mutation D($c: String!, $r: ID) { byokDecrypt(ciphertext: $c, recordId: $r, encoding: UTF8) { plaintext } }";
 
     fn plain(text: &str, variables: serde_json::Value) -> bool {
-        is_plain(text, &parse(text).unwrap(), &Variables::from_json(variables))
+        is_plain(text, &parse(text, &BUDGET).unwrap(), &Variables::from_json(variables))
     }
 
     #[test]
@@ -149,8 +153,9 @@ mod tests {
         {
             assert!(!plain(DECRYPT, bad.clone()), "{bad}");
             let documents = PlainDocuments::new();
-            let document = parse(DECRYPT).unwrap();
-            documents.keep(DECRYPT.to_owned(), Plain { document, survey: Survey { needs_identity: true } });
+            let document = parse(DECRYPT, &BUDGET).unwrap();
+            let survey = Arc::new(survey(&document, &BUDGET).unwrap());
+            documents.keep(DECRYPT.to_owned(), Plain { document, survey });
             assert!(documents.get(DECRYPT, &Variables::from_json(bad)).is_none());
             assert!(documents.get(DECRYPT, &Variables::from_json(json!({"c": "x"}))).is_some());
         }

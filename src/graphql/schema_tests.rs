@@ -2,6 +2,8 @@
 
 use serde_json::Value;
 
+use super::budget::Budget;
+use super::introspected::{Introspected, bytes_of};
 use super::parser::parse;
 use super::schema::{schema, sdl};
 use super::survey::survey;
@@ -30,8 +32,8 @@ fn introspection_query() -> String {
 
 async fn introspected() -> Value {
     let query = introspection_query();
-    let document = parse(&query).unwrap();
-    assert!(!survey(&document, 1).unwrap().needs_identity);
+    let document = parse(&query, &Budget::OF_UNKNOWN).unwrap();
+    assert!(!survey(&document, &Budget::OF_UNKNOWN).unwrap().needs_identity);
     let mut request = async_graphql::Request::new("").operation_name("IntrospectionQuery");
     request.set_parsed_query(document);
     let answer = serde_json::to_value(schema().execute(request).await).unwrap();
@@ -133,5 +135,44 @@ async fn no_type_can_clash_with_one_of_hasuras() {
         let name = it["name"].as_str().unwrap();
         let is_merged = merged.contains(&name) && it["kind"] == "SCALAR";
         assert!(known.contains(&name) || is_merged || name.starts_with("Byok"), "{name}");
+    }
+}
+
+/// Hasura has to introspect without identity.
+#[tokio::test]
+async fn hasuras_introspection_is_well_within_the_budget_of_a_stranger() {
+    let bytes = serde_json::to_vec(&introspected().await).unwrap().len();
+    assert!(bytes < Budget::OF_UNKNOWN.answer.unwrap() / 4, "{bytes} bytes");
+    let budget = Budget { introspected: Budget::OF_UNKNOWN.introspected * 3 / 4, ..Budget::OF_UNKNOWN };
+    assert!(
+        survey(&parse(&introspection_query(), &budget).unwrap(), &budget).is_ok(),
+        "there is no room to grow"
+    );
+}
+
+/// What the estimate of an introspection's answer stands on.
+#[tokio::test]
+async fn no_estimate_of_introspection_is_below_what_the_schema_has() {
+    let schema = introspected().await;
+    let all: Vec<&Value> = list(&schema, "types").collect();
+    let types = Introspected::ROOT.below("types");
+    assert!(types.objects >= all.len(), "{} types", all.len());
+    assert!(Introspected::ROOT.below("directives").objects >= list(&schema, "directives").count());
+    let fields: Vec<&Value> = all.iter().flat_map(|one| list(one, "fields")).collect();
+    for (of, at, name) in [
+        (&all, types, "fields"),
+        (&all, types, "inputFields"),
+        (&all, types, "enumValues"),
+        (&fields, types.below("fields"), "args"),
+    ] {
+        let sum: usize = of.iter().map(|one| list(one, name).count()).sum();
+        assert!(at.below(name).objects >= sum, "{sum} {name} in all");
+        let most = of.iter().map(|one| list(one, name).count()).max().unwrap();
+        assert!(Introspected::ROOT.below(name).objects >= most, "{most} {name} in one place");
+    }
+    for key in ["description", "name"] {
+        let texts = || all.iter().chain(&fields).filter_map(|one| one[key].as_str());
+        let average = texts().map(str::len).sum::<usize>() / texts().count();
+        assert!(bytes_of(key) >= average, "{average} bytes of {key}");
     }
 }

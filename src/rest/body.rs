@@ -4,7 +4,7 @@ use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use serde::de::{DeserializeOwned, MapAccess, Visitor};
+use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
@@ -60,16 +60,19 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
 /// A JSON answer that no cache may keep.
 pub(super) fn answer(status: u16, value: &impl Serialize) -> Response {
     match serde_json::to_vec(value) {
-        Ok(bytes) => {
-            let status = axum::http::StatusCode::from_u16(status).unwrap_or_default();
-            let mut response = (status, bytes).into_response();
-            let headers = response.headers_mut();
-            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-            response
-        }
+        Ok(bytes) => text_answer(status, bytes.into()),
         Err(_) => problem(&ErrorCode::Internal.into()),
     }
+}
+
+/// The same of a JSON text.
+pub(super) fn text_answer(status: u16, text: Bytes) -> Response {
+    let status = axum::http::StatusCode::from_u16(status).unwrap_or_default();
+    let mut response = (status, text).into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
 }
 
 /// The `context` of a body. A key that stands twice is seen here, where `serde_json`'s own map would drop one.
@@ -102,8 +105,8 @@ impl<'de> Deserialize<'de> for ContextField {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ContextField, A::Error> {
                 let mut pairs = serde_json::Map::new();
                 let mut twice = false;
-                while let Some((key, value)) = map.next_entry::<String, Value>()? {
-                    twice |= pairs.insert(key, value).is_some();
+                while let Some((key, TextOrNone(text))) = map.next_entry()? {
+                    twice |= pairs.insert(key, text.map_or(Value::Null, Value::String)).is_some();
                 }
                 Ok(ContextField { value: Value::Object(pairs), twice })
             }
@@ -132,12 +135,63 @@ impl<'de> Deserialize<'de> for ContextField {
                 Ok(not_an_object())
             }
 
-            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut list: A) -> Result<ContextField, A::Error> {
-                while list.next_element::<serde::de::IgnoredAny>()?.is_some() {}
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<ContextField, A::Error> {
+                while list.next_element::<IgnoredAny>()?.is_some() {}
                 Ok(not_an_object())
             }
         }
         deserializer.deserialize_any(Pairs)
+    }
+}
+
+/// A text; nothing is built of any other value, which no context may hold.
+struct TextOrNone(Option<String>);
+
+impl<'de> Deserialize<'de> for TextOrNone {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl<'de> Visitor<'de> for Text {
+            type Value = TextOrNone;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a text")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<TextOrNone, E> {
+                Ok(TextOrNone(Some(text.to_owned())))
+            }
+
+            fn visit_unit<E>(self) -> Result<TextOrNone, E> {
+                Ok(TextOrNone(None))
+            }
+
+            fn visit_bool<E>(self, _: bool) -> Result<TextOrNone, E> {
+                Ok(TextOrNone(None))
+            }
+
+            fn visit_i64<E>(self, _: i64) -> Result<TextOrNone, E> {
+                Ok(TextOrNone(None))
+            }
+
+            fn visit_u64<E>(self, _: u64) -> Result<TextOrNone, E> {
+                Ok(TextOrNone(None))
+            }
+
+            fn visit_f64<E>(self, _: f64) -> Result<TextOrNone, E> {
+                Ok(TextOrNone(None))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<TextOrNone, A::Error> {
+                while list.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(TextOrNone(None))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<TextOrNone, A::Error> {
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(TextOrNone(None))
+            }
+        }
+        deserializer.deserialize_any(Text)
     }
 }
 

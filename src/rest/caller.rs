@@ -5,7 +5,8 @@ use axum::http::request::Parts;
 use axum::http::{Method, header};
 use axum::response::Response;
 
-use crate::model::{Caller, ErrorCode, Refusal, RequestId};
+use crate::app::Arrival;
+use crate::model::{Caller, ErrorCode, Refusal};
 
 use super::Front;
 use super::problem::problem;
@@ -16,14 +17,12 @@ pub(super) struct Authenticated(pub(super) Caller);
 impl FromRequestParts<Front> for Authenticated {
     type Rejection = Response;
 
-    async fn from_request_parts(parts: &mut Parts, front: &Front) -> Result<Self, Response> {
+    async fn from_request_parts(parts: &mut Parts, _: &Front) -> Result<Self, Response> {
         if rides_on_a_cookie(parts) {
             let why = "A request that authenticates by cookie must be sent as application/json.";
             return Err(problem(&Refusal::because(ErrorCode::RequestMalformed, why)));
         }
-        let request_id = parts.extensions.get().cloned().unwrap_or_else(RequestId::fresh);
-        let caller = front.app.authenticate(&parts.headers, &parts.extensions, request_id);
-        caller.map(Self).map_err(|refusal| problem(&refusal))
+        Arrival::take(&mut parts.extensions).caller.map(Self).map_err(|refusal| problem(&refusal))
     }
 }
 

@@ -103,6 +103,9 @@ pub(super) async fn encrypt(
     Authenticated(caller): Authenticated,
     body: Body,
 ) -> Response {
+    if let Err(refusal) = front.app.permit(&caller, Operation::Encrypt).await {
+        return problem(&refusal);
+    }
     let item = read::<EncryptBody>(&front, body).await.and_then(EncryptBody::into_item);
     match front.app.encrypt(&caller, vec![item]).await {
         Ok(Answered { answers, committed }) => {
@@ -117,6 +120,9 @@ pub(super) async fn encrypt_many(
     Authenticated(caller): Authenticated,
     body: Body,
 ) -> Response {
+    if let Err(refusal) = front.app.permit(&caller, Operation::Encrypt).await {
+        return problem(&refusal);
+    }
     let items = match read::<Many<EncryptBody>>(&front, body).await {
         Ok(many) => many.items.into_iter().map(EncryptBody::into_item).collect(),
         Err(refusal) => return problem(&front.app.refuse(&caller, Operation::Encrypt, refusal).await),
@@ -134,6 +140,9 @@ pub(super) async fn decrypt(
     Authenticated(caller): Authenticated,
     body: Body,
 ) -> Response {
+    if let Err(refusal) = front.app.permit(&caller, Operation::Decrypt).await {
+        return problem(&refusal);
+    }
     let (item, encoding) = split(read::<DecryptBody>(&front, body).await);
     match front.app.decrypt(&caller, Operation::Decrypt, vec![item]).await {
         Ok(Answered { answers, committed }) => {
@@ -149,6 +158,9 @@ pub(super) async fn decrypt_many(
     Authenticated(caller): Authenticated,
     body: Body,
 ) -> Response {
+    if let Err(refusal) = front.app.permit(&caller, Operation::Decrypt).await {
+        return problem(&refusal);
+    }
     let bodies = match read::<Many<DecryptBody>>(&front, body).await {
         Ok(many) => many.items,
         Err(refusal) => return problem(&front.app.refuse(&caller, Operation::Decrypt, refusal).await),

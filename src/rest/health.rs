@@ -5,7 +5,7 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use serde_json::json;
 
-use crate::app::HealthStatus;
+use crate::app::{Health, HealthStatus};
 use crate::model::{ErrorCode, Posture, RequestId};
 
 use super::Front;
@@ -40,6 +40,16 @@ pub(super) async fn health(State(front): State<Front>, request: Request) -> Resp
         Ok(_) => front.app.health().await,
         Err(_) => front.app.known_health().await,
     };
+    shown(&front, health)
+}
+
+/// The same for whoever watches the server, at the metrics' listener: what is known, with the key version.
+pub(super) async fn watched(State(front): State<Front>) -> Response {
+    let health = front.app.watched_health().await;
+    shown(&front, health)
+}
+
+fn shown(front: &Front, health: Health) -> Response {
     let status = match health.status {
         HealthStatus::Ok => 200,
         HealthStatus::Degraded | HealthStatus::Revoked => 503,

@@ -57,3 +57,12 @@ pub fn router(app: Arc<App>, database: DatabaseState, stop: CancellationToken) -
         .method_not_allowed_fallback(problem::method_not_allowed)
         .with_state(Front { app, database, stop })
 }
+
+/// The routes of the metrics' listener beside the metrics: what watches over the server asks there.
+pub fn watch_router(app: Arc<App>, database: DatabaseState, stop: CancellationToken) -> Router {
+    Router::new()
+        .route("/byok/health", get(health::watched))
+        .route("/ready", get(health::ready))
+        .route("/live", get(health::live))
+        .with_state(Front { app, database, stop })
+}

@@ -1,14 +1,19 @@
 //! The OpenAPI 3.1 description of the REST front, made from the routes' own shapes and the one table of error codes.
 
+use std::sync::LazyLock;
+
+use axum::body::Bytes;
 use axum::response::Response;
 use serde_json::{Map, Value, json};
 
 use crate::model::{ErrorCode, Operation, Posture};
 
-use super::body::answer;
+use super::body::text_answer;
 
 pub(super) async fn serve() -> Response {
-    answer(200, &document())
+    // Made once: it is the same for everybody, and nobody is asked for an identity here.
+    static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| document().to_string().into());
+    text_answer(200, DOCUMENT.clone())
 }
 
 /// The description.

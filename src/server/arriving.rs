@@ -9,6 +9,7 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use tokio::runtime::Handle;
 use tokio::time::{Sleep, sleep};
 
 use super::SLOW_CLIENT;
@@ -126,7 +127,8 @@ impl HttpBody for Arriving {
 
 impl Drop for Arriving {
     fn drop(&mut self) {
-        if let Some(Stop::Full(_)) = self.claim.stopped() {
+        // A front that refuses a request by its head reads nothing of the body either.
+        if self.claim.stopped() != Some(Stop::Slow) {
             discard(std::mem::take(&mut self.body), self.claim.bounds.body_bytes);
         }
     }
@@ -140,7 +142,10 @@ pub(super) fn discard(body: Body, most: usize) {
     }
     let mut body = Limited::new(body, most);
     let read = async move { while let Some(Ok(_)) = body.frame().await {} };
-    tokio::spawn(tokio::time::timeout(LINGER, read));
+    // There is none while the server ends.
+    if let Ok(runtime) = Handle::try_current() {
+        runtime.spawn(async move { tokio::time::timeout(LINGER, read).await });
+    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use crate::app::Room;
 use crate::config;
 
 /// An amount that is never exceeded, but by what was promised before.
@@ -13,7 +14,7 @@ pub(super) struct Bound {
 }
 
 impl Bound {
-    fn new(most: usize) -> Self {
+    pub(super) fn new(most: usize) -> Self {
         Self { most, held: AtomicUsize::new(0) }
     }
 
@@ -27,7 +28,8 @@ impl Bound {
         self.held().checked_add(amount).is_some_and(|sum| sum <= self.most)
     }
 
-    fn take(&self, amount: usize) -> bool {
+    /// Takes so much, or nothing where that would be too much.
+    pub(super) fn take(&self, amount: usize) -> bool {
         let more = |held: usize| held.checked_add(amount).filter(|sum| *sum <= self.most);
         self.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
     }
@@ -36,7 +38,8 @@ impl Bound {
         self.held.fetch_add(amount, Ordering::Relaxed);
     }
 
-    fn give(&self, amount: usize) {
+    /// Gives so much back.
+    pub(super) fn give(&self, amount: usize) {
         self.held.fetch_sub(amount, Ordering::Relaxed);
     }
 }
@@ -48,6 +51,8 @@ pub(super) enum Full {
     Places,
     /// As many bytes of bodies are held as may be.
     Bytes,
+    /// What is left to callers who are not recognised, or to one address of theirs.
+    Strangers,
 }
 
 impl Full {
@@ -56,6 +61,7 @@ impl Full {
         match self {
             Self::Places => "places",
             Self::Bytes => "bytes",
+            Self::Strangers => "strangers",
         }
     }
 }
@@ -69,7 +75,7 @@ pub(super) enum Stop {
     Slow,
 }
 
-/// The bounds of one server.
+/// The bounds of one server, or of a part of it.
 pub(super) struct Bounds {
     /// Requests that are worked on: whole, and not answered.
     pub(super) places: Bound,
@@ -77,22 +83,80 @@ pub(super) struct Bounds {
     pub(super) bytes: Bound,
     /// The most that is read of one body.
     pub(super) body_bytes: usize,
+    /// What they are a part of.
+    whole: Option<Arc<Bounds>>,
 }
 
 impl Bounds {
     /// As configured; `body_bytes` is the most that is read of one body.
     pub(super) fn new(settings: &config::Server, body_bytes: usize) -> Self {
-        let (places, bytes) = (Bound::new(settings.in_flight), Bound::new(settings.bytes_in_flight));
-        Self { places, bytes, body_bytes }
+        Self::of(settings.in_flight, settings.bytes_in_flight, body_bytes)
+    }
+
+    /// Of so many places and bytes.
+    pub(super) fn of(places: usize, bytes: usize, body_bytes: usize) -> Self {
+        Self { places: Bound::new(places), bytes: Bound::new(bytes), body_bytes, whole: None }
+    }
+
+    /// The same as a part of others: what is taken here is taken there as well.
+    pub(super) fn within(self, whole: Arc<Bounds>) -> Self {
+        Self { whole: Some(whole), ..self }
     }
 
     /// Whether a request that announces so many bytes could be taken on now: what is hopeless is refused by its head.
     pub(super) fn look(&self, announced: usize) -> Result<(), Full> {
-        match (self.places.has_room_for(1), self.bytes.has_room_for(announced.min(self.body_bytes))) {
-            (false, _) => Err(Full::Places),
-            (true, false) => Err(Full::Bytes),
-            (true, true) => Ok(()),
+        let announced = announced.min(self.body_bytes);
+        match (self.places.has_room_for(1), self.bytes.has_room_for(announced), &self.whole) {
+            (false, ..) => Err(self.full(Full::Places)),
+            (true, false, _) => Err(self.full(Full::Bytes)),
+            (true, true, Some(whole)) => whole.look(announced).map_err(|_| Full::Strangers),
+            (true, true, None) => Ok(()),
         }
+    }
+
+    fn full(&self, what: Full) -> Full {
+        if self.whole.is_some() { Full::Strangers } else { what }
+    }
+
+    fn take_place(&self) -> Result<(), Full> {
+        if !self.places.take(1) {
+            return Err(self.full(Full::Places));
+        }
+        if let Some(whole) = &self.whole
+            && whole.take_place().is_err()
+        {
+            self.places.give(1);
+            return Err(Full::Strangers);
+        }
+        Ok(())
+    }
+
+    fn give_place(&self) {
+        self.places.give(1);
+        self.whole.iter().for_each(|whole| whole.give_place());
+    }
+
+    fn take_bytes(&self, bytes: usize) -> Result<(), Full> {
+        if !self.bytes.take(bytes) {
+            return Err(self.full(Full::Bytes));
+        }
+        if let Some(whole) = &self.whole
+            && whole.take_bytes(bytes).is_err()
+        {
+            self.bytes.give(bytes);
+            return Err(Full::Strangers);
+        }
+        Ok(())
+    }
+
+    fn take_bytes_anyway(&self, bytes: usize) {
+        self.bytes.take_anyway(bytes);
+        self.whole.iter().for_each(|whole| whole.take_bytes_anyway(bytes));
+    }
+
+    fn give_bytes(&self, bytes: usize) {
+        self.bytes.give(bytes);
+        self.whole.iter().for_each(|whole| whole.give_bytes(bytes));
     }
 }
 
@@ -115,9 +179,7 @@ impl Claim {
         if self.has_place() {
             return Ok(());
         }
-        if !self.bounds.places.take(1) {
-            return Err(Full::Places);
-        }
+        self.bounds.take_place()?;
         self.place.store(true, Ordering::Relaxed);
         Ok(())
     }
@@ -130,7 +192,7 @@ impl Claim {
     /// Gives the place back.
     pub(super) fn leave(&self) {
         if self.place.swap(false, Ordering::Relaxed) {
-            self.bounds.places.give(1);
+            self.bounds.give_place();
         }
     }
 
@@ -143,9 +205,8 @@ impl Claim {
     pub(super) fn hold(&self, bytes: usize) -> Result<(), Full> {
         let held = self.bytes();
         match bytes.checked_sub(held) {
-            Some(more) if !self.bounds.bytes.take(more) => return Err(Full::Bytes),
-            Some(_) => {}
-            None => self.bounds.bytes.give(held - bytes),
+            Some(more) => self.bounds.take_bytes(more)?,
+            None => self.bounds.give_bytes(held - bytes),
         }
         self.bytes.store(bytes, Ordering::Relaxed);
         Ok(())
@@ -154,8 +215,8 @@ impl Claim {
     /// Holds the answer's bytes in place of the request's. That is never refused: the work is done. New bodies are, until
     /// there is room again.
     pub(super) fn hold_answer(&self, bytes: usize) {
-        self.bounds.bytes.take_anyway(bytes);
-        self.bounds.bytes.give(self.bytes.swap(bytes, Ordering::Relaxed));
+        self.bounds.take_bytes_anyway(bytes);
+        self.bounds.give_bytes(self.bytes.swap(bytes, Ordering::Relaxed));
     }
 
     /// Gives the request up; the first reason stands.
@@ -169,10 +230,16 @@ impl Claim {
     }
 }
 
+impl Room for Claim {
+    fn hold(&self, bytes: usize) -> bool {
+        Self::hold(self, bytes).is_ok()
+    }
+}
+
 impl Drop for Claim {
     fn drop(&mut self) {
         self.leave();
-        self.bounds.bytes.give(self.bytes());
+        self.bounds.give_bytes(self.bytes());
     }
 }
 
@@ -181,8 +248,7 @@ pub(super) mod tests {
     use super::*;
 
     pub(in super::super) fn bounds(places: usize, bytes: usize) -> Arc<Bounds> {
-        let body_bytes = bytes;
-        Arc::new(Bounds { places: Bound::new(places), bytes: Bound::new(bytes), body_bytes })
+        Arc::new(Bounds::of(places, bytes, bytes))
     }
 
     #[test]

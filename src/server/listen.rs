@@ -27,11 +27,12 @@ use tracing::{debug, info, warn};
 use crate::config;
 use crate::model::Peer;
 
-use super::SLOW_CLIENT;
 use super::activity::{Activity, Held, Wait};
 use super::crowd::{Crowd, Place, Places};
 use super::leaving::{Leaving, Outlet};
 use super::patient::Patient;
+use super::strangers::{Guest, Strangers};
+use super::{SLOW_CLIENT, Served};
 
 /// What a connection may buffer by HTTP/1.1 of what is read and written, heads included; each of them has this, and
 /// nothing else bounds their sum. By HTTP/2 a stream's windows bound it, and this what is written.
@@ -51,7 +52,7 @@ const SEND_BUFFER: usize = 64 << 10;
 pub async fn serve(
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
-    router: Router,
+    served: Served,
     settings: config::Server,
     stop: CancellationToken,
 ) -> io::Result<()> {
@@ -63,7 +64,8 @@ pub async fn serve(
     let door = Door {
         listener,
         tls,
-        router,
+        router: served.router,
+        strangers: served.strangers,
         builder: Arc::new(builder),
         places: Places::within_file_limit(),
         idle: settings.idle,
@@ -111,6 +113,7 @@ struct Door {
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
     router: Router,
+    strangers: Arc<Strangers>,
     builder: Arc<Builder<TokioExecutor>>,
     places: Arc<Places>,
     idle: Duration,
@@ -121,8 +124,8 @@ impl Door {
     /// Accepts connections for as long as it is polled; each is ended gracefully with the others of its kind.
     async fn keep_open(&self, connections: &Connections) {
         loop {
-            let stream = match self.listener.accept().await {
-                Ok((stream, _)) => stream,
+            let (stream, peer) = match self.listener.accept().await {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     // Out of file handles, most likely: give others time to end.
                     warn!(kind = ?error.kind(), "a connection could not be accepted");
@@ -131,10 +134,12 @@ impl Door {
                 }
             };
             let Some(place) = self.places.take() else { continue };
+            let Some(guest) = self.strangers.connect(peer.ip()).map(Arc::new) else { continue };
             let (tls, builder) = (self.tls.clone(), self.builder.clone());
             let connection = Connection {
                 router: self.router.clone(),
                 place,
+                guest,
                 stop: connections.stop.clone(),
                 idle: self.idle,
                 patience: self.patience,
@@ -163,6 +168,7 @@ impl Door {
 
 /// One connection.
 struct Connection {
+    guest: Arc<Guest>,
     router: Router,
     place: Place,
     stop: CancellationToken,
@@ -177,7 +183,7 @@ impl Connection {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let Self { router, place, stop, idle, patience } = self;
+        let Self { guest, router, place, stop, idle, patience } = self;
         let (activity, untaken, peer) = (Activity::new(), outlet.untaken.clone(), Peer::default());
         let places = place.places();
         let mut crowd = places.crowds();
@@ -192,6 +198,7 @@ impl Connection {
             let body = |body| Body::new(Held { body, _request: on_connection.clone() });
             let mut request = request.map(body);
             request.extensions_mut().insert(peer.clone());
+            request.extensions_mut().insert(guest.clone());
             let (router, peer, places) = (router.clone(), peer.clone(), places.clone());
             let outlet = outlet.clone();
             async move {

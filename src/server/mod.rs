@@ -7,8 +7,11 @@ mod bounds;
 mod crowd;
 mod leaving;
 mod listen;
+mod metrics_page;
 mod patient;
 mod piece;
+mod running;
+mod strangers;
 mod unsent;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,21 +29,26 @@ use futures_util::FutureExt as _;
 use hyper::body::Body as _;
 use opentelemetry::propagation::TextMapPropagator as _;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, debug, debug_span, error, warn};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
-use crate::app::{App, Release, Standing};
-use crate::model::{ErrorCode, Posture, Refusal, RequestId};
+use crate::app::{App, Arrival, Release};
+use crate::model::{Caller, ErrorCode, Refusal, RequestId};
 use crate::rest::{DatabaseState, problem};
-use crate::telemetry::{KeyShown, Metrics};
+use crate::telemetry::Metrics;
 use crate::{config, console, graphql, rest};
 
 use arriving::{Arriving, discard};
 use bounds::{Bounds, Claim, Full, Stop};
 use leaving::is_watched;
+use metrics_page::MetricsPage;
+use running::Running;
+use strangers::{Guest, Strangers};
 
 pub use listen::serve;
+pub use running::RequestRuntime;
 
 const REQUEST_ID: &str = "x-request-id";
 /// How long a client may take for the head of a request or for the TLS handshake, may send nothing of a body, or take
@@ -65,10 +73,18 @@ const NEVER_SHED: [&str; 10] = [
     "/capabilities",
 ];
 
+/// What is the same for everybody, and is in memory once. Nobody is asked for an identity here.
+const SHARED: [&str; 5] = ["/openapi.json", "/", "/graphiql", "/graphiql/", "/graphiql/{file}"];
+/// What one poll of takes long: a request that holds more bytes.
+const LONG: usize = 64 << 10;
+
 /// What stands around every request.
 struct Outside {
+    app: Arc<App>,
     metrics: Metrics,
     bounds: Arc<Bounds>,
+    strangers: Arc<Strangers>,
+    running: Running,
     timeout: Duration,
     /// When the log last said that the server is full.
     said: Mutex<Option<Instant>>,
@@ -80,59 +96,64 @@ impl Outside {
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         if said.is_none_or(|said| said.elapsed() >= SAID_EVERY) {
             *said = Some(Instant::now());
-            warn!(full = full.as_str(), "the server is full: requests are refused");
+            match full {
+                Full::Places | Full::Bytes => {
+                    warn!(full = full.as_str(), "the server is full: requests are refused");
+                }
+                Full::Strangers => warn!("callers without identity are refused: their part is used up"),
+            }
         }
     }
 }
 
-/// The whole router, with its layers. `stop` is what ends [`serve`].
-pub fn router(
+/// What is served by one listener.
+pub struct Served {
+    router: Router,
+    strangers: Arc<Strangers>,
+}
+
+/// The whole router with its layers, and that of the metrics where they have a listener of their own. `stop` is what ends
+/// [`serve`]. To be called on the runtime that everything but connections and requests is on.
+pub fn routers(
     app: Arc<App>,
     database: DatabaseState,
     settings: &config::Server,
     stop: CancellationToken,
-) -> Router {
+) -> (Served, Option<Served>) {
     let outside = Arc::new(Outside {
+        app: app.clone(),
         metrics: Metrics::default(),
         bounds: Arc::new(Bounds::new(settings, app.limits().body_bytes)),
+        strangers: Arc::new(Strangers::new(settings.trusted_proxies.clone())),
+        running: Running::beside(Handle::current()),
         timeout: settings.request_timeout,
         said: Mutex::default(),
     });
-    let shown = (outside.clone(), app.clone());
-    let show_metrics = move || {
-        let (Outside { metrics, bounds, .. }, app) = (&*shown.0, &shown.1);
-        metrics.set_cached_deks(app.cached_deks());
-        metrics.set_keys(keys_shown(app));
-        metrics.set_watch(app.probes(), app.incidents());
-        metrics.set_dek_pool(app.dek_pool());
-        let checkpoints = app.checkpoints();
-        let places = checkpoints.places().iter();
-        let places = places.map(|place| (place.kind(), place.failures(), place.unpublished()));
-        metrics.set_checkpoints(checkpoints.is_behind(), checkpoints.made(), places);
-        app.streams_shown().iter().for_each(|one| metrics.set_stream(one.name, one.behind, one.failures));
-        metrics.set_held(bounds.places.held(), bounds.bytes.held());
-        let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
-        std::future::ready(([(header::CONTENT_TYPE, kind)], metrics.text()))
-    };
+    let page = Arc::new(MetricsPage::new(app.clone(), outside.clone()));
+    let metrics = Router::new().route("/metrics", get(move || std::future::ready(page.show())));
     let mut router = Router::new()
-        .merge(rest::router(app.clone(), database, stop))
-        .merge(graphql::router(app))
-        .route("/metrics", get(show_metrics));
+        .merge(rest::router(app.clone(), database, stop.clone()))
+        .merge(graphql::router(app.clone()));
     if settings.console {
         router = router.merge(console::router());
     }
-    router
-        .fallback(|| std::future::ready(problem(&ErrorCode::NotFound.into())))
-        .layer(middleware::from_fn(move |request, next| around(outside.clone(), request, next)))
+    match settings.metrics_listen {
+        Some(_) => {
+            let watched = metrics.merge(rest::watch_router(app, database, stop));
+            (outside.clone().around_all(router), Some(outside.around_all(watched)))
+        }
+        None => (outside.around_all(router.merge(metrics)), None),
+    }
 }
 
-fn keys_shown(app: &App) -> Vec<KeyShown> {
-    let shown = |key: Standing| KeyShown {
-        key_version: key.key_version,
-        posture: key.posture,
-        proof_age: key.proof_age.filter(|_| key.in_memory || key.posture != Posture::Active),
-    };
-    app.key_standing().into_iter().map(shown).collect()
+impl Outside {
+    fn around_all(self: Arc<Self>, router: Router) -> Served {
+        let strangers = self.strangers.clone();
+        let layer = middleware::from_fn(move |request, next| around(self.clone(), request, next));
+        let router =
+            router.fallback(|| std::future::ready(problem(&ErrorCode::NotFound.into()))).layer(layer);
+        Served { router, strangers }
+    }
 }
 
 /// How a request came to its end, before it is answered.
@@ -167,7 +188,12 @@ async fn around(outside: Arc<Outside>, mut request: Request, next: Next) -> Resp
     let in_flight = InFlight(metrics);
     let (end, claim) = match NEVER_SHED.contains(&route) {
         true => {
-            let answered = within(outside.timeout, &span, next.run(request)).await;
+            let mut answering = std::pin::pin!(next.run(request));
+            let mut running = outside.running.request();
+            let answered = std::future::poll_fn(|context| {
+                running.poll(context, false, |context| answering.as_mut().poll(context))
+            });
+            let answered = within(outside.timeout, &span, answered).await;
             (answered.map_or_else(|end| end, End::Answered), None)
         }
         false => bounded(&outside, &span, (route, &request_id), request, next).await,
@@ -216,25 +242,33 @@ async fn around(outside: Arc<Outside>, mut request: Request, next: Next) -> Resp
     response
 }
 
-/// Runs a request, of which route and id are given, within the server's bounds. What is returned beside its end holds the bytes of its answer.
+/// Runs a request, of which route and id are given, within the server's bounds, or those of a caller who is not recognised.
+/// What is returned beside its end holds the bytes of its answer.
 async fn bounded(
     outside: &Outside,
     span: &tracing::Span,
     asked: (&str, &RequestId),
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> (End, Option<Arc<Claim>>) {
-    let bounds = &outside.bounds;
+    let (route, _) = asked;
     let announced =
         request.body().size_hint().exact().map_or(0, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
-    if let Err(full) = bounds.look(announced) {
-        // Who waits for a word before sending a body (RFC 9110, section 10.1.1) must not be told to go on.
-        if !request.headers().contains_key(header::EXPECT) {
-            discard(request.into_body(), bounds.body_bytes);
+    // What is hopeless is refused before anything is verified.
+    let admitted =
+        outside.bounds.look(announced).and_then(|()| outside.admit(route, announced, &mut request));
+    let Admitted { caller, bounds } = match admitted {
+        Ok(admitted) => admitted,
+        Err(full) => {
+            // Who waits for a word before sending a body (RFC 9110, section 10.1.1) must not be told to go on.
+            if !request.headers().contains_key(header::EXPECT) {
+                discard(request.into_body(), outside.bounds.body_bytes);
+            }
+            return (End::Shed(full), None);
         }
-        return (End::Shed(full), None);
-    }
-    let claim = Arc::new(Claim::new(bounds.clone()));
+    };
+    let claim = Arc::new(Claim::new(bounds));
+    request.extensions_mut().insert(Arrival { caller, room: claim.clone() });
     let (head, body) = request.into_parts();
     // Nobody but a POST's front reads a body to its end, where the place would be taken.
     let entered = if head.method == Method::POST { Ok(()) } else { claim.enter() };
@@ -243,11 +277,14 @@ async fn bounded(
         Err(full) => return (End::Shed(full), None),
     };
     let mut answering = std::pin::pin!(released(asked, Request::from_parts(head, body), next));
-    let kept = claim.clone();
+    let (kept, mut running) = (claim.clone(), outside.running.request());
     // A body that is given up is waited for in vain by whoever reads it, in this very task.
-    let answered = std::future::poll_fn(|context| match answering.as_mut().poll(context) {
-        Poll::Ready(response) => Poll::Ready(Ok(response)),
-        Poll::Pending => kept.stopped().map_or(Poll::Pending, |stop| Poll::Ready(Err(stop))),
+    let answered = std::future::poll_fn(|context| {
+        let polled = running.poll(context, kept.bytes() > LONG, |context| answering.as_mut().poll(context));
+        match polled {
+            Poll::Ready(response) => Poll::Ready(Ok(response)),
+            Poll::Pending => kept.stopped().map_or(Poll::Pending, |stop| Poll::Ready(Err(stop))),
+        }
     });
     let end = match within(outside.timeout, span, answered).await {
         Ok(Ok(response)) => End::Answered(response),
@@ -258,7 +295,9 @@ async fn bounded(
         Err(end) => end,
     };
     claim.leave();
-    if let End::Answered(response) = &end {
+    if let End::Answered(response) = &end
+        && !SHARED.contains(&route)
+    {
         let bytes = response.body().size_hint().lower();
         claim.hold_answer(usize::try_from(bytes).unwrap_or(usize::MAX));
     }
@@ -272,6 +311,42 @@ async fn released((route, request_id): (&str, &RequestId), request: Request, nex
     match release.confirm().await {
         Ok(()) => response,
         Err(refusal) => refuse(route, &refusal, request_id),
+    }
+}
+
+/// A request that may be worked on.
+struct Admitted {
+    /// Who calls, or why nobody was recognised.
+    caller: Result<Caller, Refusal>,
+    /// What it is worked on within.
+    bounds: Arc<Bounds>,
+}
+
+impl Outside {
+    /// Recognises the caller, and finds the bounds that the request counts for.
+    fn admit(&self, route: &str, announced: usize, request: &mut Request) -> Result<Admitted, Full> {
+        let guest = request.extensions_mut().remove::<Arc<Guest>>();
+        let request_id = request.extensions().get().cloned().unwrap_or_else(RequestId::fresh);
+        let caller = match SHARED.contains(&route) {
+            true => Err(ErrorCode::InvalidHeaders.into()),
+            false => self.app.authenticate(request.headers(), request.extensions(), request_id),
+        };
+        let bounds = match &caller {
+            Ok(_) => {
+                guest.iter().for_each(|guest| guest.leave());
+                self.bounds.clone()
+            }
+            Err(_) => {
+                let address = self.strangers.address(guest.as_deref(), request.headers());
+                // Everything else that a stranger asks for is refused without work.
+                if route == "/graphql" && !self.strangers.may_run(&address) {
+                    return Err(Full::Strangers);
+                }
+                address.bounds.look(announced)?;
+                address.bounds.clone()
+            }
+        };
+        Ok(Admitted { caller, bounds })
     }
 }
 

@@ -83,6 +83,7 @@ mod store_postgres;
 mod store_privileges;
 mod store_sqlite;
 mod store_streams;
+mod strangers;
 mod support;
 mod web;
 mod webhook;
