@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use byok::app::Keeper;
+use byok::app::{Erased, Keeper};
 use byok::audit::{
     Checkpoint, CheckpointKey, Committer, Derived, Export, SignedCheckpoint, Trust, Wanted, derive,
     origin_of, pack, verify_bundle, verify_log,
@@ -196,8 +196,10 @@ async fn a_record_is_erased_from_the_largest_entries_one_after_the_other() {
     assert_eq!(derive(&*store, &CancellationToken::new()).await, Derived::All);
     let record = format!("7-11-{}", "x".repeat(16_000));
     assert_eq!(walk(&*store, uid, &of_record(&record)).await, [107]);
-    assert_eq!(keeper.erase(uid, &Personal::Record(record.clone())).await, Ok(1));
-    assert_eq!(keeper.erase(uid, &Personal::Record("record-1".to_owned())).await, Ok(259));
+    for (record, entries) in [(record.as_str(), 1), ("record-1", 259)] {
+        let erased = keeper.erase(uid, &Personal::Record(record.to_owned())).await;
+        assert_eq!(erased, Ok(Erased { entries, deks: 0 }));
+    }
     for gone in [record.as_str(), "record-1"] {
         assert_eq!(walk(&*store, uid, &of_record(gone)).await, [0; 0]);
     }

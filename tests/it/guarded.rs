@@ -496,10 +496,10 @@ impl Replica {
         let env = Env::from_pairs([("BYOK_REQUEST_TIMEOUT_SECONDS", "120")]);
         let settings = config::Server::read(&mut Reader::new(&env), false, self.app.limits().body_bytes);
         let database = DatabaseState { applied: 0, expected: 0, audit_protected: false };
-        let router = byok::server::router(self.app.clone(), database, &settings, self.prober.clone());
+        let (served, _) = byok::server::routers(self.app.clone(), database, &settings, self.prober.clone());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        tokio::spawn(byok::server::serve(listener, tls, router, settings, self.prober.clone()));
+        tokio::spawn(byok::server::serve(listener, tls, served, settings, self.prober.clone()));
         address
     }
 

@@ -10,7 +10,8 @@ use crate::merkle::Hash;
 use crate::model::TenantUid;
 use crate::store::{PlacedEntry, ReadError, Store};
 
-/// How many rows are read at once at most.
+/// How many rows are read at once, between these. Two at least: a place may be taken twice.
+const LEAST: u32 = 2;
 const MOST: u32 = 512;
 /// What a page may come to before the next is smaller.
 const PAGE_BYTES: usize = 4 << 20;
@@ -74,8 +75,8 @@ impl<'s> Pages<'s> {
         let bytes: usize = rows.iter().map(|row| row.row.items.len() + row.row.records.len() + 512).sum();
         self.limit = match (full, bytes > PAGE_BYTES) {
             // As many as the database gave of large ones, in the time that it has.
-            (false, _) => u32::try_from(rows.len()).map_or(MOST, |rows| rows.clamp(1, MOST)),
-            (true, true) => (self.limit / 2).max(1),
+            (false, _) => u32::try_from(rows.len()).map_or(MOST, |rows| rows.clamp(LEAST, MOST)),
+            (true, true) => (self.limit / 2).max(LEAST),
             (true, false) => (self.limit * 2).min(MOST),
         };
         let end = match (rows.first(), rows.last()) {
