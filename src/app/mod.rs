@@ -16,6 +16,7 @@ mod meter;
 mod places;
 mod publication;
 mod record;
+mod resealed;
 mod restored;
 mod rotate;
 mod rotation_work;
@@ -45,6 +46,7 @@ pub use encrypt::{EncryptItem, Encrypted};
 pub use health::{Health, HealthStatus};
 pub use keeping::{Erased, Keeper, KeepingFailed};
 pub use publication::{Place, Receiver};
+pub use resealed::Resealed;
 pub use restored::{RestoreFailed, Restored};
 pub use rotate::Rotation;
 pub use stream::{Stream, StreamShown};
@@ -166,9 +168,13 @@ impl App {
     }
 
     /// Watches over the keys whose DEKs are in memory until `stop` is cancelled: without it, nothing is answered from there.
-    /// Makes DEKs ahead of need beside it, where that is configured.
+    /// Makes DEKs ahead of need beside it, and seals the rows of DEKs, where that is configured.
     pub async fn watch_keys(&self, stop: CancellationToken) {
-        tokio::join!(self.keyring.clone().keep_watch(stop.clone()), self.keyring.clone().keep_pool(stop));
+        tokio::join!(
+            self.keyring.clone().keep_watch(stop.clone()),
+            self.keyring.clone().keep_pool(stop.clone()),
+            self.keyring.clone().keep_sealing(stop)
+        );
     }
 
     /// What became of the DEKs that were made ahead of need.

@@ -12,6 +12,7 @@ mod env;
 mod key_guard;
 mod kms;
 mod limits;
+mod row_mac;
 mod server;
 mod store;
 mod telemetry;
@@ -36,6 +37,7 @@ pub use kms::{
 };
 pub(crate) use kms::{is_azure_version, is_same_azure_authority};
 pub use limits::Limits;
+pub use row_mac::{RowMac, RowMacKeys};
 pub use server::{Server, Tls};
 pub use store::{Engine, Postgres, Store};
 pub use telemetry::{LogFormat, Telemetry};
@@ -73,6 +75,8 @@ pub struct Config {
     pub dek_pool: DekPool,
     /// How closely the key is watched.
     pub key_guard: KeyGuard,
+    /// What binds the rows of DEKs.
+    pub row_mac: RowMac,
     /// Checkpoints of the audit log.
     pub audit: Audit,
     /// Who calls, and what they may do.
@@ -103,6 +107,7 @@ impl Config {
         let dek_cache = DekCache::read(&mut reader);
         let dek_pool = DekPool::read(&mut reader, &dek_cache);
         let key_guard = KeyGuard::read(&mut reader);
+        let row_mac = RowMac::read(&mut reader);
         let audit = Audit::read(&mut reader);
         let auth = Auth::read(&mut reader);
         let store = Store::read(&mut reader, defaults.sqlite.as_deref());
@@ -121,6 +126,7 @@ impl Config {
                     dek_cache,
                     dek_pool,
                     key_guard,
+                    row_mac,
                     audit,
                     auth,
                     store,

@@ -239,7 +239,8 @@ impl Keyring {
         while !self.pool.is_off() {
             let now = self.boot();
             for tenant in self.pool.look(now) {
-                if self.works_now(tenant.uid)
+                if self.rows.can_make()
+                    && self.works_now(tenant.uid)
                     && let Some(order) = self.pool.begin(tenant.uid, self.kms.batch_limit(), now)
                 {
                     tokio::spawn(self.clone().fill(tenant, order));
@@ -335,7 +336,12 @@ impl Keyring {
                 warn!(tenant = tenant.name, ?error, "DEKs could not be made ahead of need");
                 Err(match error {
                     KeyringError::Kms(error) => error.retry_after,
-                    KeyringError::Missing | KeyringError::Dark(_) | KeyringError::Store(_) => None,
+                    KeyringError::Missing
+                    | KeyringError::Altered
+                    | KeyringError::Unsealed
+                    | KeyringError::Unbound
+                    | KeyringError::Dark(_)
+                    | KeyringError::Store(_) => None,
                 })
             }
         };

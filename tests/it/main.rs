@@ -64,6 +64,7 @@ mod real_clouds;
 mod rest;
 mod roles;
 mod rotation;
+mod row_macs;
 mod store_announcements;
 mod store_conformance;
 mod store_fence;

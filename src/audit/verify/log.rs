@@ -12,7 +12,7 @@ use super::report::{Claim, Report};
 use super::settle::settle;
 use super::{Subject, Trust, Walk};
 use crate::merkle::Frontier;
-use crate::model::Tenant;
+use crate::model::{Operation, Tenant};
 use crate::store::{CheckpointRow, LogHead, ReadError, Store};
 
 /// How many checkpoints are read at once.
@@ -66,7 +66,7 @@ pub async fn verify_log(
     };
     report.tell(
         Claim::Deks,
-        "every DEK's row has the key version that the log gave it last".to_owned(),
+        "every DEK's row has the key version and the wrapped bytes that the log gave it last".to_owned(),
         partial,
     );
     let earlier = earlier(store, tenant, &head).await?;
@@ -179,7 +179,11 @@ impl Log<'_> {
             }
             self.checkpoints().await?;
             match row {
-                Row::Entry(entry) if self.walk.entry(&entry) => self.deks.observe(&entry),
+                Row::Entry(entry) if self.walk.entry(&entry) => {
+                    let seals = entry.operation == Operation::Seal.as_str();
+                    self.walk.report.all_were_sealed |= seals;
+                    self.deks.observe(&entry);
+                }
                 Row::Entry(_) => self.deks.gap(),
                 Row::Unreadable { place, leaf } => {
                     self.deks.gap();

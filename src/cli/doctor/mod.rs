@@ -3,6 +3,7 @@
 
 mod audit;
 mod key;
+mod rows;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,6 +57,7 @@ pub(super) async fn run() -> Result<(), Failure> {
     identity(&mut findings, &config.auth);
     database(&mut findings, &config.store, &config.audit_streams).await;
     audit::check(&mut findings, config.audit, &config.store).await;
+    rows::check(&mut findings, config.row_mac, &config.kms, &config.store).await;
     key::check(&mut findings, config.kms).await;
     probing(&mut findings, &config.key_guard);
     match findings.faults {
