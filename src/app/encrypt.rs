@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::audit::MAX_RECORD_ID_BYTES;
-use crate::crypto::{Binding, Context, Plaintext, seal};
+use crate::crypto::{Binding, Context, Plaintext, seal, sha256};
 use crate::keyring::{Footing, Held, RecordDek};
 use crate::model::{Caller, ErrorCode, Item, KeyVersion, Operation, Posture, Refusal};
 use crate::store::{Change, DekRow};
@@ -133,6 +133,7 @@ impl App {
                     Some(Err(error)) => Err(note_failure(entry_item, &error, &caller.request_id)),
                     Some(Ok(RecordDek { id, held, fresh: row })) => {
                         note_dek(entry_item, id, &held);
+                        entry_item.wrapped_hash = row.as_ref().map(|row| sha256(&row.wrapped.bytes));
                         sealed.footing.add(&held);
                         sealed.fresh.extend(row.map(|row| (row, held.clone())));
                         let binding = Binding::new(&caller.tenant.uid.0, id.as_bytes(), &context.digest());

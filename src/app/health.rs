@@ -199,7 +199,8 @@ impl App {
             Err(error) => log_kms(error, None),
         }
         let refused = answer.as_ref().err().filter(|error| error.stage == Stage::Credential);
-        remembered.next_login = refused.and_then(|error| error.retry_after).map(|wait| self.clock.now().plus(wait));
+        remembered.next_login =
+            refused.and_then(|error| error.retry_after).map(|wait| self.clock.now().plus(wait));
         remembered.answer = Some((Instant::now(), answer.clone()));
         answer
     }

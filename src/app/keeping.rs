@@ -72,8 +72,8 @@ impl From<CommitFailed> for KeepingFailed {
 
 /// Keeps the log, for an operator.
 pub struct Keeper {
-    database: Arc<dyn Database>,
-    committer: Arc<Committer>,
+    pub(super) database: Arc<dyn Database>,
+    pub(super) committer: Arc<Committer>,
     clock: Arc<dyn Clock>,
     /// Who, if it is said.
     operator: Option<String>,
@@ -290,7 +290,13 @@ impl Keeper {
         Ok(())
     }
 
-    fn unit(&self, tenant: TenantUid, operation: Operation, detail: &str, changes: Vec<Change>) -> Unit {
+    pub(super) fn unit(
+        &self,
+        tenant: TenantUid,
+        operation: Operation,
+        detail: &str,
+        changes: Vec<Change>,
+    ) -> Unit {
         let (at, user) = (self.clock.now(), self.operator.clone());
         let entry = Entry::of_operator(at, operation, user, Some(detail.into()));
         Unit { tenant, entry: Some(pack(tenant, &entry)), changes, fence: Vec::new() }

@@ -74,7 +74,8 @@ impl Meters {
             | Operation::Prune
             | Operation::Erase
             | Operation::Hold
-            | Operation::Restore => &self.other,
+            | Operation::Restore
+            | Operation::Seal => &self.other,
         }
     }
 
@@ -89,7 +90,8 @@ impl Meters {
             | Operation::Prune
             | Operation::Erase
             | Operation::Hold
-            | Operation::Restore => None,
+            | Operation::Restore
+            | Operation::Seal => None,
         }
     }
 

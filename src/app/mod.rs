@@ -20,6 +20,7 @@ mod places;
 mod publication;
 mod record;
 mod release;
+mod resealed;
 mod restored;
 mod rotate;
 mod rotation_work;
@@ -51,6 +52,7 @@ pub use health::{Health, HealthStatus};
 pub use keeping::{Erased, Keeper, KeepingFailed};
 pub use publication::{Place, Receiver};
 pub use release::{Answered, Committed, Release};
+pub use resealed::Resealed;
 pub use restored::{RestoreFailed, Restored};
 pub use rotate::Rotation;
 pub use stream::{Stream, StreamShown};
@@ -172,9 +174,13 @@ impl App {
     }
 
     /// Watches over the keys whose DEKs are in memory until `stop` is cancelled: without it, nothing is answered from there.
-    /// Makes DEKs ahead of need beside it, where that is configured.
+    /// Makes DEKs ahead of need beside it, and seals the rows of DEKs, where that is configured.
     pub async fn watch_keys(&self, stop: CancellationToken) {
-        tokio::join!(self.keyring.clone().keep_watch(stop.clone()), self.keyring.clone().keep_pool(stop));
+        tokio::join!(
+            self.keyring.clone().keep_watch(stop.clone()),
+            self.keyring.clone().keep_pool(stop.clone()),
+            self.keyring.clone().keep_sealing(stop)
+        );
     }
 
     /// What became of the DEKs that were made ahead of need.

@@ -1,6 +1,7 @@
 //! What a call leaves behind: its entry, committed together with what it changed, before anything is answered.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::audit::{CommitFailed, Durable, Unit, pack, recorded_id};
 use crate::crypto::Context;
@@ -15,6 +16,9 @@ use super::App;
 use super::listing::Listing;
 use super::release::{Committed, CommittedEntry};
 
+/// When to come again for a DEK whose row is not sealed yet.
+const UNSEALED: Duration = Duration::from_secs(2);
+
 /// One item of a call as it comes to its end: what will be recorded of it.
 pub(super) fn item_of(context: Option<&Context>) -> Item {
     let record_id = context.and_then(|context| context.get("record_id"));
@@ -22,7 +26,7 @@ pub(super) fn item_of(context: Option<&Context>) -> Item {
     Item { record_id, ..Item::default() }
 }
 
-/// Notes the DEK that an item used.
+/// Notes the DEK that an item used. What was wrapped is noted by who made it.
 pub(super) fn note_dek(item: &mut Item, id: DekId, held: &Held) {
     item.dek_id = Some(id);
     item.key_version = Some(held.key_version.clone());
@@ -33,7 +37,13 @@ pub(super) fn note_dek(item: &mut Item, id: DekId, held: &Held) {
 /// Notes why a DEK could not be had, and says it to the caller.
 pub(super) fn note_failure(item: &mut Item, error: &KeyringError, request_id: &RequestId) -> Refusal {
     let refusal: Refusal = match error {
-        KeyringError::Missing => ErrorCode::DecryptFailed.into(),
+        KeyringError::Missing | KeyringError::Altered => ErrorCode::DecryptFailed.into(),
+        KeyringError::Unsealed => Refusal::because(
+            ErrorCode::Unavailable,
+            "The record's DEK is not bound yet: a job of the server's is at it.",
+        )
+        .after(UNSEALED),
+        KeyringError::Unbound => ErrorCode::RowMacKeyRequired.into(),
         KeyringError::Kms(error) => {
             item.kms_request_id.clone_from(&error.request_id);
             log_kms(error, Some(request_id));

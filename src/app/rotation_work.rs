@@ -10,6 +10,7 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::audit::{Unit, pack, recorded_id};
+use crate::crypto::sha256;
 use crate::keyring::{Footing, KeyringError};
 use crate::kms::{DekBinding, ItemResult, KmsError, KmsErrorClass, Purpose, Verdict};
 use crate::model::{
@@ -111,6 +112,13 @@ impl App {
 
         let (old, current): (Vec<DekRow>, Vec<DekRow>) =
             rows.into_iter().partition(|row| row.wrapped.key_version != job.target);
+        if !self.keyring.can_reseal(&old) {
+            job.stalled = Some(ErrorCode::RowMacKeyRequired);
+            return match self.advance(tenant, job, holder, after, Done::default()).await {
+                Step::Lost => Step::Lost,
+                Step::Advanced | Step::Finished | Step::Stalled => Step::Stalled,
+            };
+        }
         let Some((footing, answers)) = self.rewrap(tenant, &old, &job.target).await else {
             return Step::Stalled;
         };
@@ -158,11 +166,12 @@ impl App {
             if answer.is_err() && left.is_some_and(|left| row.id >= left) {
                 continue;
             }
-            let record_id = row.record_id.map(|record_id| Arc::from(recorded_id(&record_id)));
+            let record_id = row.record_id.as_ref().map(|record_id| Arc::from(recorded_id(record_id)));
             let mut item = Item { record_id, dek_id: Some(row.id), ..item_of(None) };
             match answer {
                 Ok(answer) => {
                     item.key_version = Some(answer.value.key_version.clone());
+                    item.wrapped_hash = Some(sha256(&answer.value.bytes));
                     item.source = Some(Source::Kms);
                     item.kms_request_id = answer.request_id;
                     let (from, to) = (&row.wrapped.key_version, &answer.value.key_version);
@@ -172,7 +181,9 @@ impl App {
                     if *to != job.target {
                         elsewhere = Some(to.clone());
                     }
-                    changes.push(Change::Rewrap { dek_id: row.id, from: row.wrapped, to: answer.value });
+                    let mac = self.keyring.reseal(tenant.uid, &row, &answer.value);
+                    let (from, to) = (row.wrapped, answer.value);
+                    changes.push(Change::Rewrap { dek_id: row.id, from, to, mac });
                 }
                 Err(error) => {
                     warn!(dek_id = %row.id, class = ?error.class, "a DEK could not be re-wrapped");
@@ -240,7 +251,13 @@ impl App {
                 Err(KeyringError::Dark(Posture::Active | Posture::Degraded)) => {
                     Some(KmsError::local(KmsErrorClass::Unreachable))
                 }
-                Err(KeyringError::Store(_) | KeyringError::Missing) => return None,
+                Err(KeyringError::Altered) => Some(KmsError::local(KmsErrorClass::InvalidWrappedDek)),
+                Err(
+                    KeyringError::Store(_)
+                    | KeyringError::Missing
+                    | KeyringError::Unsealed
+                    | KeyringError::Unbound,
+                ) => return None,
             });
         }
         let mut answers = Vec::new();

@@ -14,6 +14,7 @@ mod pack;
 mod packed;
 pub mod reconcile;
 mod record_id;
+mod row_macs;
 mod tree;
 mod verify;
 
@@ -25,5 +26,9 @@ pub use digest::{digest_of, item_leaves};
 pub use ocsf::ocsf_event;
 pub use pack::{pack, unpack};
 pub use record_id::{MAX_RECORD_ID_BYTES, recorded_id};
+pub use row_macs::{RowMacs, RowSeal};
 pub use tree::{Tree, TreeError};
-pub use verify::{Against, Claim, Finding, PersonalValue, Report, State, Trust, verify_log};
+pub use verify::{
+    Against, Claim, Finding, HeldRows, PersonalValue, Report, RowCounts, State, Trust, check_row_macs,
+    count_row_seals, hold_rows, verify_log,
+};

@@ -111,7 +111,7 @@ fn activity(operation: Operation) -> (u32, &'static str) {
     match operation {
         Operation::Encrypt | Operation::Restore => (1, "Create"),
         Operation::Decrypt | Operation::Reveal | Operation::Audit | Operation::Health => (2, "Read"),
-        Operation::Rotate | Operation::Hold => (3, "Update"),
+        Operation::Rotate | Operation::Hold | Operation::Seal => (3, "Update"),
         Operation::Prune | Operation::Erase => (4, "Delete"),
         Operation::Incident => (99, "Other"),
     }
@@ -129,9 +129,10 @@ fn severity(operation: Operation, outcome: Outcome) -> (u32, &'static str) {
     match (operation, outcome) {
         (Operation::Incident, Outcome::Refused(_) | Outcome::Partial) => (4, "High"),
         (_, Outcome::Refused(_) | Outcome::Partial) => (2, "Low"),
-        (Operation::Prune | Operation::Erase | Operation::Hold | Operation::Restore, Outcome::Ok) => {
-            (3, "Medium")
-        }
+        (
+            Operation::Prune | Operation::Erase | Operation::Hold | Operation::Restore | Operation::Seal,
+            Outcome::Ok,
+        ) => (3, "Medium"),
         (_, Outcome::Ok) => (1, "Informational"),
     }
 }

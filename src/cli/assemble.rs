@@ -56,6 +56,9 @@ pub(super) async fn assemble(config: Config, stop: CancellationToken) -> Result<
     // Without the owner's rights, `byok audit prune` does it.
     let owns = has_owner || database.exposure().await.is_ok_and(|exposure| exposure.owns_audit);
     let keeper = owns.then(|| Keeper::new(database.clone(), committer.clone(), clock.clone(), None));
+    if config.row_mac.keys.is_none() {
+        warn!("BYOK_ROW_MAC_KEY is not set: whoever writes the database can change the rows of DEKs unseen");
+    }
     let keyring = Keyring::new(keyring::Parts {
         store: store.clone(),
         kms: kms.clone(),
@@ -64,6 +67,7 @@ pub(super) async fn assemble(config: Config, stop: CancellationToken) -> Result<
         cache: config.dek_cache,
         pool: config.dek_pool,
         guard: config.key_guard,
+        row_mac: config.row_mac,
     });
     let root_log = kms.logs_context().then(|| kms.clone());
     let checkpoints = checkpoints(config.audit, store.clone(), tenant.clone(), root_log)?;

@@ -1,5 +1,5 @@
 //! `byok dev`: everything on this machine, with nothing to configure. An SQLite file, a local key, a JWT secret, a key
-//! that signs checkpoints and a permissions file are made under `./.byok/` where they are not there; what the environment says goes before.
+//! that signs checkpoints, one that binds the rows of DEKs, and a permissions file are made under `./.byok/` where they are not there; what the environment says goes before.
 
 use std::fs;
 use std::io::Write as _;
@@ -18,7 +18,7 @@ use super::{Failure, serve};
 use crate::app::{App, EncryptItem, context_of};
 use crate::auth::{MintClaims, mint};
 use crate::config::{Auth, Config, Defaults, Env, Jwt, LogFormat, Reader, Server};
-use crate::crypto::{self, Ed25519SigningKey, Plaintext};
+use crate::crypto::{self, Ed25519SigningKey, Plaintext, RowMacKey};
 use crate::kms::LocalKey;
 use crate::model::{Clock as _, Identity, Means, RequestId, Session, SystemClock};
 
@@ -77,6 +77,11 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
         let path = folder.join("audit-signing-key.pem");
         keep(&path, || Ed25519SigningKey::generate_pem().expose().to_owned()).map_err(failed)?;
         env = env.with("BYOK_AUDIT_SIGNING_KEY_FILE", &path.display().to_string());
+    }
+    if !env.is_set("BYOK_ROW_MAC_KEY") {
+        let path = folder.join("row-mac-key");
+        keep(&path, || RowMacKey::generate().expose().to_owned()).map_err(failed)?;
+        env = env.with("BYOK_ROW_MAC_KEY_FILE", &path.display().to_string());
     }
     let defaults = Defaults {
         sqlite: Some(folder.join("byok.db")),

@@ -13,6 +13,7 @@ mod key_guard;
 mod kms;
 mod limits;
 mod network;
+mod row_mac;
 mod server;
 mod store;
 mod telemetry;
@@ -38,6 +39,7 @@ pub use kms::{
 pub(crate) use kms::{is_azure_version, is_same_azure_authority};
 pub use limits::Limits;
 pub use network::Network;
+pub use row_mac::{RowMac, RowMacKeys};
 pub use server::{Server, Tls};
 pub use store::{Engine, Postgres, Store};
 pub use telemetry::{LogFormat, Telemetry};
@@ -75,6 +77,8 @@ pub struct Config {
     pub dek_pool: DekPool,
     /// How closely the key is watched.
     pub key_guard: KeyGuard,
+    /// What binds the rows of DEKs.
+    pub row_mac: RowMac,
     /// Checkpoints of the audit log.
     pub audit: Audit,
     /// Who calls, and what they may do.
@@ -105,6 +109,7 @@ impl Config {
         let dek_cache = DekCache::read(&mut reader);
         let dek_pool = DekPool::read(&mut reader, &dek_cache);
         let key_guard = KeyGuard::read(&mut reader);
+        let row_mac = RowMac::read(&mut reader);
         let audit = Audit::read(&mut reader);
         let auth = Auth::read(&mut reader);
         let store = Store::read(&mut reader, defaults.sqlite.as_deref());
@@ -123,6 +128,7 @@ impl Config {
                     dek_cache,
                     dek_pool,
                     key_guard,
+                    row_mac,
                     audit,
                     auth,
                     store,

@@ -13,6 +13,7 @@
 //! | `seal` | [`seal()`] and [`open()`]: key derivation, commitment, AEAD |
 //! | `ed25519` | [`Ed25519SigningKey`], [`Ed25519VerifyingKey`]: for reports that others keep |
 //! | `rsa` | [`RsaSigningKey`]: RS256, for a provider's credential |
+//! | `row_mac` | [`RowMacKey`]: what binds stored rows to a secret that the database does not hold |
 //! | `sealing_key` | [`SealingKey`]: what cached DEKs are sealed under in memory |
 //!
 //! Test vectors stand in `tests/vectors/`, fuzz targets in `fuzz/`; the ordinary tests replay both.
@@ -20,6 +21,7 @@
 mod context;
 mod ed25519;
 mod provider;
+mod row_mac;
 mod rsa;
 mod seal;
 mod sealing_key;
@@ -38,6 +40,7 @@ mod wycheproof_tests;
 pub use context::{Context, ContextError, MAX_CONTEXT_BYTES, MAX_CONTEXT_PAIRS};
 pub use ed25519::{Ed25519SigningKey, Ed25519VerifyingKey, NoEd25519Key};
 pub use provider::{ct_eq, fill_random, hmac_sha256, random, sha256, sha256_of};
+pub use row_mac::{NoRowMacKey, RowMacKey};
 pub use rsa::{NoRsaKey, RsaSigningKey};
 pub use seal::{Binding, DecryptFailed, open, seal};
 pub use sealing_key::{SealedDek, SealingKey};

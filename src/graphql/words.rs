@@ -162,6 +162,7 @@ impl Vocabulary for Operation {
             Self::Erase => ("ERASE", "Personal values of entries were erased."),
             Self::Hold => ("HOLD", "The log was put on legal hold, or the hold was lifted."),
             Self::Restore => ("RESTORE", "A new log was begun after the database was restored."),
+            Self::Seal => ("SEAL", "The rows of data encryption keys were all bound to a secret."),
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::model::{BootTime, Canary, DekId, KeyVersion, Posture, Proof, Tenant, 
 use crate::store::{Batch, Change, DekRow, Fence, Must, ReadError};
 
 use super::database_clock::Reading;
+use super::rows::Wanted;
 use super::view::{Learned, View};
 use super::{Held, Keyring, KeyringError};
 
@@ -208,7 +209,12 @@ impl Keyring {
     ) -> (Footing, Vec<Result<(), KeyringError>>) {
         let mut opened: HashMap<KeyVersion, Result<u64, KeyringError>> = HashMap::new();
         let mut may = Vec::with_capacity(rows.len());
-        for row in rows {
+        let admitted = self.admit_rows(tenant, rows, Wanted::Open).await;
+        for (row, admitted) in rows.iter().zip(admitted) {
+            if admitted.is_err() {
+                may.push(admitted);
+                continue;
+            }
             let version = &row.wrapped.key_version;
             if !opened.contains_key(version) {
                 let epoch = self.open(tenant, row).await;

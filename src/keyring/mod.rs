@@ -9,6 +9,8 @@ mod hot;
 mod pool;
 mod posture;
 mod prober;
+mod rows;
+mod sealing;
 #[cfg(test)]
 mod simulation;
 mod tally;
@@ -24,7 +26,7 @@ use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
 use crate::audit::Committer;
-use crate::config::{DekCache, DekPool, KeyGuard};
+use crate::config::{DekCache, DekPool, KeyGuard, RowMac};
 use crate::crypto::Dek;
 use crate::kms::{DekBinding, Generated, Kms, KmsError, KmsErrorClass, Purpose, Verdict};
 use crate::model::{
@@ -34,6 +36,7 @@ use crate::store::{DekRow, ReadError, Store};
 
 use cache::{Cache, Sealed};
 use pool::Pool;
+use rows::{Rows, Wanted};
 use tally::Tally;
 use view::Views;
 
@@ -72,6 +75,12 @@ pub struct RecordDek {
 pub enum KeyringError {
     /// There is no such DEK for this tenant.
     Missing,
+    /// Its row was changed by somebody who does not hold the secret that binds it.
+    Altered,
+    /// Its row is not sealed yet, and under this key anybody could have made it.
+    Unsealed,
+    /// There is no secret that could bind it, and there has to be one.
+    Unbound,
     /// The KMS refused or failed.
     Kms(KmsError),
     /// The key version is not active, and the KMS was not asked.
@@ -103,6 +112,7 @@ pub struct Keyring {
     committer: Arc<Committer>,
     clock: Arc<dyn Clock>,
     guard: KeyGuard,
+    rows: Rows,
     cache: Cache,
     pool: Pool,
     flights: Mutex<HashMap<(TenantUid, DekId), Arrival>>,
@@ -136,13 +146,16 @@ pub struct Parts {
     pub pool: DekPool,
     /// How closely the key is watched.
     pub guard: KeyGuard,
+    /// What binds the rows. Where that is anything, [`Keyring::keep_sealing`] has to run.
+    pub row_mac: RowMac,
 }
 
 impl Keyring {
     /// Of these parts. [`Self::keep_watch`] has to run beside it.
     pub fn new(parts: Parts) -> Arc<Self> {
-        let Parts { store, kms, committer, clock, cache, pool, guard } = parts;
+        let Parts { store, kms, committer, clock, cache, pool, guard, row_mac } = parts;
         Arc::new(Self {
+            rows: Rows::new(row_mac, &*kms),
             store,
             kms,
             committer,
@@ -236,15 +249,18 @@ impl Keyring {
                 place
             })
             .collect();
-        let ids: Vec<Option<DekId>> =
-            wanted.iter().map(|record| record.and_then(|record| known.get(record).copied())).collect();
-        let existing: Vec<DekId> = ids.iter().flatten().copied().collect();
+        let ids: Vec<Option<Result<DekId, KeyringError>>> =
+            wanted.iter().map(|record| record.and_then(|record| known.get(record).cloned())).collect();
+        let existing: Vec<DekId> = ids.iter().flatten().filter_map(|id| id.as_ref().ok().copied()).collect();
         let mut opened = self.by_id(tenant, &existing).await.into_iter();
         let found: Vec<Option<Result<RecordDek, KeyringError>>> = wanted
             .iter()
             .zip(&ids)
             .map(|(record, id)| {
-                let id = (*id)?;
+                let id = match id.as_ref()? {
+                    Ok(id) => *id,
+                    Err(error) => return Some(Err(error.clone())),
+                };
                 match opened.next()? {
                     Ok(held) => Some(Ok(RecordDek { id, held: Arc::new(held), fresh: None })),
                     Err(KeyringError::Missing) => {
@@ -268,7 +284,10 @@ impl Keyring {
                     let internal = || KeyringError::Kms(KmsError::local(KmsErrorClass::Internal));
                     let (id, made) = made.next().ok_or_else(internal)?;
                     let (held, wrapped) = made?;
-                    let row = DekRow { id, record_id: record.cloned(), wrapped, created_at: now };
+                    let record_id = record.cloned();
+                    let mut row =
+                        DekRow { id, record_id, wrapped, created_at: now, mac: None, record_mac: None };
+                    self.rows.seal(tenant.uid, &mut row);
                     Ok(RecordDek { id, held: Arc::new(held), fresh: Some(row) })
                 })
             })
@@ -287,6 +306,9 @@ impl Keyring {
             ids.map(|dek_id| DekBinding { tenant: tenant.uid, dek_id, purpose }).collect();
         let refused =
             |error: KeyringError| bindings.iter().map(|asked| (asked.dek_id, Err(error.clone()))).collect();
+        if let Err(error) = self.may_make(tenant.uid).await {
+            return refused(error);
+        }
         let current = self.current.get(&tenant.uid).map(|current| current.0.clone());
         if let Some(current) = &current
             && let Some(view) = self.views.get(tenant.uid, current)
@@ -313,6 +335,8 @@ impl Keyring {
                             record_id: None,
                             wrapped: wrapped.clone(),
                             created_at: Timestamp(0),
+                            mac: None,
+                            record_mac: None,
                         };
                         epochs.insert(version.clone(), self.open(tenant, &row).await);
                         let tried = self.current.get(&tenant.uid).and_then(|current| current.1);
@@ -408,6 +432,7 @@ impl Keyring {
         self.pool.empty_all();
         self.views.clear();
         self.current.clear();
+        self.rows.forget();
     }
 
     /// How many DEKs the cache holds, about.
@@ -415,27 +440,31 @@ impl Keyring {
         self.cache.len()
     }
 
+    /// The newest DEK of each record that has one, or why it may not be used.
     async fn known_deks(
-        &self,
+        self: &Arc<Self>,
         tenant: &Tenant,
         records: &[Option<Arc<str>>],
-    ) -> Result<HashMap<Arc<str>, DekId>, ReadError> {
+    ) -> Result<HashMap<Arc<str>, Result<DekId, KeyringError>>, ReadError> {
         let mut known = HashMap::new();
         let mut unknown: Vec<Arc<str>> = Vec::new();
         for record in records.iter().flatten() {
             match self.cache.get_record(tenant.uid, record) {
-                Some(id) => drop(known.insert(record.clone(), id)),
+                Some(id) => drop(known.insert(record.clone(), Ok(id))),
                 None => unknown.push(record.clone()),
             }
         }
         unknown.sort_unstable();
         unknown.dedup();
         if !unknown.is_empty() {
-            for row in self.store.deks_of_records(tenant.uid, &unknown).await? {
-                if let Some(record) = row.record_id {
+            let rows = self.store.deks_of_records(tenant.uid, &unknown).await?;
+            let admitted = self.admit_rows(tenant, &rows, Wanted::Encrypt).await;
+            for (row, admitted) in rows.into_iter().zip(admitted) {
+                let Some(record) = row.record_id else { continue };
+                if admitted.is_ok() {
                     self.cache.put_record(tenant.uid, record.clone(), row.id);
-                    known.insert(record, row.id);
                 }
+                known.insert(record, admitted.map(|()| row.id));
             }
         }
         Ok(known)
@@ -513,7 +542,12 @@ impl Keyring {
         // The epoch of each key version before anything is unwrapped under it.
         let mut epochs: HashMap<KeyVersion, Result<u64, KeyringError>> = HashMap::new();
         let mut asked = Vec::with_capacity(rows.len());
-        for row in rows {
+        let admitted = self.admit_rows(tenant, &rows, Wanted::Open).await;
+        for (row, admitted) in rows.into_iter().zip(admitted) {
+            if let Err(error) = admitted {
+                fetched.insert(row.id, Err(error));
+                continue;
+            }
             let version = &row.wrapped.key_version;
             if !epochs.contains_key(version) {
                 let epoch = self.open(tenant, &row).await;

@@ -239,7 +239,8 @@ impl Keyring {
         while !self.pool.is_off() {
             let now = self.boot();
             for tenant in self.pool.look(now) {
-                if self.works_now(tenant.uid)
+                if self.rows.can_make()
+                    && self.works_now(tenant.uid)
                     && let Some(order) = self.pool.begin(tenant.uid, self.kms.batch_limit(), now)
                 {
                     tokio::spawn(self.clone().fill(tenant, order));
@@ -338,7 +339,12 @@ impl Keyring {
                     KeyringError::Kms(error) => {
                         error.retry_after.filter(|_| error.class == KmsErrorClass::BudgetSpent)
                     }
-                    KeyringError::Missing | KeyringError::Dark(_) | KeyringError::Store(_) => None,
+                    KeyringError::Missing
+                    | KeyringError::Altered
+                    | KeyringError::Unsealed
+                    | KeyringError::Unbound
+                    | KeyringError::Dark(_)
+                    | KeyringError::Store(_) => None,
                 })
             }
         };

@@ -136,6 +136,11 @@ pub trait Kms: Send + Sync {
         false
     }
 
+    /// Whether wrapping takes no secret, as with a public key: then a wrapped DEK in our database may be of anybody's making.
+    fn anybody_wraps(&self) -> bool {
+        false
+    }
+
     /// How many items one call takes at most; what rotation sizes its batches and its forecast by.
     fn batch_limit(&self) -> usize;
 

@@ -76,6 +76,7 @@ codes! {
     KmsAccessDenied "KMS_ACCESS_DENIED" 403 false "The KMS refuses the use of the key." "Restore the key, its policy or our credential in your KMS; nothing needs to be re-encrypted.";
     KmsUnavailable "KMS_UNAVAILABLE" 503 true "The KMS is out of reach." "Wait, or mend the path to the KMS; there is no fallback.";
     KmsMisconfigured "KMS_MISCONFIGURED" 503 false "The KMS does not accept our configuration." "Run `byok doctor` on the server.";
+    RowMacKeyRequired "ROW_MAC_KEY_REQUIRED" 503 false "The server lacks the secret that binds the rows of DEKs, without which it makes none here." "Set `BYOK_ROW_MAC_KEY` on every replica: under an RSA key of Azure anybody can wrap a DEK; elsewhere once all rows are sealed.";
     // The server.
     StoreUnavailable "STORE_UNAVAILABLE" 503 true "The database is out of reach; nothing was done." "Retry; if it stays, look at the database.";
     AuditLogBehind "AUDIT_LOG_BEHIND" 503 false "The audit log is behind what was published of it: the database was restored or rewritten." "Find out which; after a restore run `byok audit restored`.";

@@ -25,11 +25,13 @@ pub enum Operation {
     Hold,
     /// Go on in a new log after the database was restored: the operator's.
     Restore,
+    /// Say that the rows of DEKs are all sealed: the server's; or seal them anew: the operator's.
+    Seal,
 }
 
 impl Operation {
     /// Every operation.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Encrypt,
         Self::Decrypt,
         Self::Reveal,
@@ -41,6 +43,7 @@ impl Operation {
         Self::Erase,
         Self::Hold,
         Self::Restore,
+        Self::Seal,
     ];
 
     /// The name in permissions, entries, metrics and filters.
@@ -57,6 +60,7 @@ impl Operation {
             Self::Erase => "erase",
             Self::Hold => "hold",
             Self::Restore => "restore",
+            Self::Seal => "seal",
         }
     }
 

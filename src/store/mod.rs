@@ -55,6 +55,10 @@ pub struct DekRow {
     pub wrapped: Wrapped,
     /// When it was made.
     pub created_at: Timestamp,
+    /// What binds the wrapped bytes to the DEK; `None` where the row is not sealed. `audit::RowMacs` makes both.
+    pub mac: Option<[u8; 32]>,
+    /// What binds the record to the DEK, where there is one. It goes with the record's id when that is erased.
+    pub record_mac: Option<[u8; 32]>,
 }
 
 /// A row of `np_byok_audit`, before it has a place in the log. What `items` holds is packed by `audit`; the store does
@@ -149,7 +153,14 @@ pub enum Change {
         from: Wrapped,
         /// What to hold instead.
         to: Wrapped,
+        /// The MAC of what it holds then, where the row was sealed.
+        mac: Option<[u8; 32]>,
     },
+    /// Gives rows the MACs that they have here; leaves out each that is not the same in all else any more. Says how many were
+    /// sealed.
+    SealDeks(Vec<DekRow>),
+    /// Writes down an incident that is no change of a posture; does nothing more when it is there.
+    NoteIncident(Incident),
     /// Adds a rotation job; touches nothing while the tenant has one that is running.
     StartJob(Job),
     /// Takes, or keeps, the lease of a running job for so long from now by the database's clock; touches nothing while
@@ -429,6 +440,14 @@ pub trait DekReads {
 
     /// Up to `limit` rows with ids above `after`, in order of id.
     async fn deks_after(
+        &self,
+        tenant: TenantUid,
+        after: Option<DekId>,
+        limit: u32,
+    ) -> Result<Vec<DekRow>, ReadError>;
+
+    /// Up to `limit` rows without a MAC with ids above `after`, in order of id.
+    async fn unsealed_deks(
         &self,
         tenant: TenantUid,
         after: Option<DekId>,

@@ -29,7 +29,7 @@ pub(super) trait Columns {
     fn moment(&self, at: usize) -> Result<Option<Timestamp>, Error>;
 }
 
-/// `id, record_id, wrapped, key_name, key_version, wrap_scheme, created_at`.
+/// `id, record_id, wrapped, key_name, key_version, wrap_scheme, created_at, mac, record_mac`.
 pub(super) fn dek(row: &impl Columns) -> Result<DekRow, Error> {
     Ok(DekRow {
         id: DekId(there(row.uuid(0)?)?),
@@ -40,6 +40,8 @@ pub(super) fn dek(row: &impl Columns) -> Result<DekRow, Error> {
             scheme: number(row, 5)?,
         },
         created_at: there(row.moment(6)?)?,
+        mac: row.bytes(7)?.map(array).transpose()?,
+        record_mac: row.bytes(8)?.map(array).transpose()?,
     })
 }
 

@@ -17,21 +17,23 @@ pub(super) async fn shown(
                 store.tenant(&wanted.name).await.map_err(open)?.is_some_and(|tenant| tenant.uid == wanted.uid)
             }
             Change::InsertDek(row) => !store.deks(tenant, &[row.id]).await.map_err(open)?.is_empty(),
-            Change::Rewrap { dek_id, from: _, to } => {
+            Change::Rewrap { dek_id, to, .. } => {
                 store.deks(tenant, &[*dek_id]).await.map_err(open)?.iter().any(|row| row.wrapped == *to)
             }
             Change::StartJob(job) => store.job(tenant, job.id).await.map_err(open)?.is_some(),
             Change::AdvanceJob { job, holder: _, after } => {
                 store.job(tenant, job.id).await.map_err(open)? == Some((job.clone(), *after))
             }
-            // Keeping a lease that one has is no change, nor is saying twice how something went, holding what is held, or
-            // erasing what is gone: asking again is the way to see it.
+            // Keeping a lease that one has is no change, nor is saying twice how something went, holding what is held, sealing what is
+            // sealed, or erasing what is gone: asking again is the way to see it.
             Change::LeaseJob { .. }
             | Change::Announce { .. }
             | Change::Hold { .. }
             | Change::Erase { .. }
             | Change::EraseFromDeks { .. }
             | Change::NoteExport { .. }
+            | Change::NoteIncident(_)
+            | Change::SealDeks(_)
             | Change::Stream { .. } => {
                 let again = Batch::of_changes(tenant, vec![change.clone()]);
                 store.commit(&again).await?.applied.iter().any(|touched| *touched > 0)

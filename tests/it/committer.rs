@@ -119,6 +119,15 @@ impl DekReads for Unlucky {
         self.database.deks_after(tenant, after, limit).await
     }
 
+    async fn unsealed_deks(
+        &self,
+        tenant: TenantUid,
+        after: Option<DekId>,
+        limit: u32,
+    ) -> Result<Vec<DekRow>, ReadError> {
+        self.database.unsealed_deks(tenant, after, limit).await
+    }
+
     async fn deks_not_under(&self, tenant: TenantUid, version: &KeyVersion) -> Result<u64, ReadError> {
         self.database.deks_not_under(tenant, version).await
     }
@@ -359,7 +368,14 @@ impl Bench {
 
 fn dek(id: DekId) -> Change {
     let wrapped = Wrapped { bytes: vec![1], key_version: KeyVersion::new("k", "1"), scheme: 1 };
-    Change::InsertDek(DekRow { id, record_id: Some("r".into()), wrapped, created_at: Timestamp(1) })
+    Change::InsertDek(DekRow {
+        id,
+        record_id: Some("r".into()),
+        wrapped,
+        created_at: Timestamp(1),
+        mac: None,
+        record_mac: None,
+    })
 }
 
 #[tokio::test]

@@ -287,6 +287,15 @@ impl DekReads for Wired {
         self.read().await?.deks_after(tenant, after, limit).await
     }
 
+    async fn unsealed_deks(
+        &self,
+        tenant: TenantUid,
+        after: Option<DekId>,
+        limit: u32,
+    ) -> Result<Vec<DekRow>, ReadError> {
+        self.read().await?.unsealed_deks(tenant, after, limit).await
+    }
+
     async fn deks_not_under(&self, tenant: TenantUid, version: &KeyVersion) -> Result<u64, ReadError> {
         self.read().await?.deks_not_under(tenant, version).await
     }
@@ -612,6 +621,7 @@ impl House {
             clock: clock.clone(),
             cache: DekCache { time_to_live: seconds(cache_seconds), entries: 1_000 },
             guard,
+            row_mac: byok::config::RowMac::default(),
         });
         let variables = [
             ("BYOK_HASURA_SECRET", SECRET),

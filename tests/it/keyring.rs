@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use byok::audit::Committer;
-use byok::config::{DekCache, DekPool, KeyGuard};
-use byok::crypto::Dek;
+use byok::config::{DekCache, DekPool, KeyGuard, RowMac, RowMacKeys};
+use byok::crypto::{Dek, RowMacKey};
 use byok::keyring::{Keyring, KeyringError, Parts};
 use byok::kms::{DekBinding, Exposure, Generated, ItemResult, Kms, KmsError, LocalKey};
 use byok::model::{DekId, KeyVersion, Source, SystemClock, Tenant, TenantUid, Timestamp, Wrapped};
-use byok::store::{Batch, Change, Database as _, Sqlite, Store as _};
+use byok::store::{Batch, Change, Database as _, DekReads as _, DekRow, Sqlite, Store as _};
 
 /// The local key, slow enough to be waited for, and counted.
 struct Counted {
@@ -68,6 +68,7 @@ impl Kms for Counted {
 struct Bench {
     keyring: Arc<Keyring>,
     kms: Arc<Counted>,
+    store: Arc<Sqlite>,
     tenant: Tenant,
     ids: Vec<DekId>,
     _folder: tempfile::TempDir,
@@ -76,6 +77,11 @@ struct Bench {
 impl Bench {
     /// With DEKs that are stored and not in memory, of a key version that is watched. What that cost is not counted.
     async fn with(deks: usize, seconds: u64) -> Self {
+        Self::bound(deks, seconds, RowMac::default()).await
+    }
+
+    /// The same, with rows that are bound so.
+    async fn bound(deks: usize, seconds: u64, row_mac: RowMac) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store = Arc::new(Sqlite::open(&folder.path().join("byok.db")).await.unwrap());
         store.migrate().await.unwrap();
@@ -90,7 +96,8 @@ impl Bench {
         let clock = Arc::new(SystemClock);
         let committer = Arc::new(Committer::start(store.clone(), clock.clone(), 1));
         let pool = DekPool { size: 0 };
-        let parts = Parts { store: store.clone(), kms: kms.clone(), committer, clock, cache, pool, guard };
+        let parts =
+            Parts { store: store.clone(), kms: kms.clone(), committer, clock, cache, pool, guard, row_mac };
         let keyring = Keyring::new(parts);
         let records: Vec<Option<Arc<str>>> = (0..deks).map(|n| Some(format!("r-{n}").into())).collect();
         let batch =
@@ -107,7 +114,7 @@ impl Bench {
         // A key version is tried, and watched from then on, at its first use; here that has been.
         assert!(keyring.by_record(&tenant, &[None], Timestamp(1)).await[0].is_ok());
         [&kms.unwraps, &kms.items, &kms.generated].iter().for_each(|count| count.store(0, Ordering::Relaxed));
-        Self { keyring, kms, tenant, ids, _folder: folder }
+        Self { keyring, kms, store, tenant, ids, _folder: folder }
     }
 
     fn calls(&self) -> (usize, usize) {
@@ -234,4 +241,51 @@ async fn a_cleared_cache_opens_nothing_that_was_in_it() {
     bench.keyring.clear();
     let source = bench.keyring.by_id(&bench.tenant, &bench.ids).await.remove(0).ok().unwrap().source;
     assert_eq!(source, Source::Kms);
+}
+
+fn secret() -> RowMacKey {
+    RowMacKey::from_base64(&RowMacKey::generate()).unwrap()
+}
+
+fn row_mac() -> RowMac {
+    RowMac {
+        keys: Some(RowMacKeys { current: secret(), previous: None }),
+        settle: Duration::from_secs(3_600),
+    }
+}
+
+#[tokio::test]
+async fn a_row_that_was_edited_is_refused_before_the_kms_is_asked_and_no_other_dek_is_made() {
+    let bench = Bench::bound(3, 300, row_mac()).await;
+    let rows = bench.store.deks(bench.tenant.uid, &bench.ids).await.unwrap();
+    assert!(rows.iter().all(|row| row.mac.is_some() && row.record_mac.is_some()));
+    let edited = |number: usize, edit: fn(&mut DekRow)| {
+        let mut row = rows.iter().find(|row| row.id == bench.ids[number]).unwrap().clone();
+        edit(&mut row);
+        Change::SealDeks(vec![row])
+    };
+    let edits = vec![edited(0, |row| row.mac = Some([0; 32])), edited(1, |row| row.record_mac = None)];
+    let batch = Batch::of_changes(bench.tenant.uid, edits);
+    assert_eq!(bench.store.commit(&batch).await.unwrap().applied, [1, 1]);
+
+    let opened = bench.keyring.by_id(&bench.tenant, &bench.ids[..2]).await;
+    assert!(opened.iter().all(|dek| matches!(dek, Err(KeyringError::Altered))));
+    let records: Vec<_> = ["r-0", "r-1"].map(|record| Some(record.into())).into();
+    let found = bench.keyring.by_record(&bench.tenant, &records, Timestamp(2)).await;
+    assert!(found.iter().all(|dek| matches!(dek, Err(KeyringError::Altered))));
+    assert_eq!(bench.calls(), (0, 0));
+    assert_eq!(bench.kms.generated.load(Ordering::Relaxed), 0);
+    assert!(bench.keyring.by_id(&bench.tenant, &bench.ids[2..]).await[0].is_ok());
+}
+
+#[tokio::test]
+async fn a_dek_in_memory_is_used_without_a_look_at_its_row() {
+    let bench = Bench::bound(1, 300, row_mac()).await;
+    assert!(bench.keyring.by_id(&bench.tenant, &bench.ids).await[0].is_ok());
+    let mut row = bench.store.deks(bench.tenant.uid, &bench.ids).await.unwrap().remove(0);
+    row.mac = Some([0; 32]);
+    let batch = Batch::of_changes(bench.tenant.uid, vec![Change::SealDeks(vec![row])]);
+    bench.store.commit(&batch).await.unwrap();
+    assert!(bench.keyring.by_id(&bench.tenant, &bench.ids).await[0].is_ok());
+    assert_eq!(bench.calls(), (1, 1));
 }

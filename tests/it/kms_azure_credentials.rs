@@ -14,7 +14,7 @@ use byok::model::{DekId, TenantUid};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::azure::{Azure, SECRET};
+use crate::support::azure::{Azure, ROW_MAC_KEY, SECRET};
 use crate::support::calls::wraps;
 use crate::support::server::TestServer;
 
@@ -225,6 +225,7 @@ async fn an_app_takes_its_identity_from_where_its_environment_says() {
         ("BYOK_PROVIDER", "azure-key-vault"),
         ("BYOK_AZURE_KEY_ID", &key),
         ("BYOK_AZURE_CA_FILE", &ca_file),
+        ("BYOK_ROW_MAC_KEY", ROW_MAC_KEY),
         // Whom the vault's challenge names.
         ("BYOK_AZURE_AUTHORITY_HOST", &azure.authority),
         ("IDENTITY_ENDPOINT", &endpoint),

@@ -73,6 +73,7 @@ mod rest;
 mod retired_versions;
 mod roles;
 mod rotation;
+mod row_macs;
 mod store_announcements;
 mod store_conformance;
 mod store_fence;

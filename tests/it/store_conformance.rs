@@ -8,8 +8,8 @@ use std::time::Duration;
 use byok::crypto;
 use byok::merkle::{Hash, root_of};
 use byok::model::{
-    DekId, EntryId, ErrorCode, JobId, JobState, KeyVersion, Means, Operation, Outcome, Salted, Tenant,
-    TenantUid, Timestamp,
+    DekId, EntryId, ErrorCode, Incident, IncidentId, JobId, JobState, KeyVersion, Means, Operation, Outcome,
+    Posture, Salted, Tenant, TenantUid, Timestamp,
 };
 use byok::store::{Batch, Change, CommitError, DekRow, EntryFilter, EntryRow, PlacedEntry, Store};
 use uuid::Uuid;
@@ -69,6 +69,9 @@ on_every_database! {
     the_newest_dek_of_a_record_is_found
     deks_are_paged_in_order_of_id
     deks_under_other_versions_are_counted
+    rows_are_sealed_only_as_they_were_read
+    a_mac_does_not_outlive_the_bytes_that_it_is_of
+    an_incident_that_is_no_change_of_posture_is_written_once
     a_rewrap_applies_only_to_what_was_read
     rewraps_of_one_dek_apply_in_order
     a_tenant_has_one_running_job
@@ -294,8 +297,13 @@ async fn an_identical_batch_is_applied_once(store: Db) {
         entries: vec![entry(), entry()],
         changes: vec![
             Change::InsertDek(dek(None)),
-            Change::Rewrap { dek_id: old.id, from: old.wrapped.clone(), to: wrapped(8, "2") },
-            Change::Rewrap { dek_id: DekId::new(), from: old.wrapped.clone(), to: wrapped(8, "2") },
+            Change::Rewrap { dek_id: old.id, from: old.wrapped.clone(), to: wrapped(8, "2"), mac: None },
+            Change::Rewrap {
+                dek_id: DekId::new(),
+                from: old.wrapped.clone(),
+                to: wrapped(8, "2"),
+                mac: None,
+            },
             Change::StartJob(started.clone()),
             Change::LeaseJob { job: started.id, holder, lease: Duration::from_secs(60) },
             Change::AdvanceJob { job: advanced, holder, after: Some(old.id) },
@@ -322,7 +330,7 @@ async fn an_identical_batch_without_entries_does_nothing_more(store: Db) {
     let tenant = tenant(&*store).await;
     let row = dek(Some("r"));
     let insert = changes(tenant, inserts(std::slice::from_ref(&row)));
-    let rewrap = Change::Rewrap { dek_id: row.id, from: row.wrapped.clone(), to: wrapped(8, "2") };
+    let rewrap = Change::Rewrap { dek_id: row.id, from: row.wrapped.clone(), to: wrapped(8, "2"), mac: None };
     for batch in [insert, changes(tenant, vec![rewrap]), changes(tenant, vec![Change::StartJob(job())])] {
         assert_eq!(store.commit(&batch).await.unwrap().applied, [1]);
         assert_eq!(store.commit(&batch).await.unwrap().applied, [1]);
@@ -446,12 +454,74 @@ async fn deks_under_other_versions_are_counted(store: Db) {
     assert_eq!(store.deks_not_under(tenant, &KeyVersion::new("byok", "9")).await.unwrap(), 3);
 }
 
+async fn rows_are_sealed_only_as_they_were_read(store: Db) {
+    let tenant = tenant(&*store).await;
+    let mut rows = [dek(Some("a")), dek(Some("b")), dek(Some("c")), dek(None)];
+    (rows[0].mac, rows[0].record_mac) = (Some([1; 32]), Some([2; 32]));
+    let batch =
+        Batch { tenant, base: 0, entries: vec![entry()], changes: inserts(&rows[..2]), fence: Vec::new() };
+    store.commit(&batch).await.unwrap();
+    store.commit(&changes(tenant, inserts(&rows[2..]))).await.unwrap();
+    assert_eq!(store.deks(tenant, &[rows[0].id]).await.unwrap(), rows[..1]);
+    assert_eq!(store.unsealed_deks(tenant, None, 10).await.unwrap(), rows[1..]);
+    assert_eq!(store.unsealed_deks(tenant, Some(rows[1].id), 1).await.unwrap(), rows[2..3]);
+
+    let sealed = |row: &DekRow| DekRow { mac: Some([3; 32]), record_mac: Some([4; 32]), ..row.clone() };
+    let mut other = sealed(&rows[2]);
+    other.wrapped = wrapped(9, "1");
+    let mut moved = sealed(&rows[3]);
+    moved.record_id = Some("d".into());
+    let seals = changes(tenant, vec![Change::SealDeks(vec![sealed(&rows[1]), other, moved])]);
+    for _ in 0..2 {
+        assert_eq!(store.commit(&seals).await.unwrap().applied, [1]);
+    }
+    assert_eq!(store.deks(tenant, &[rows[1].id]).await.unwrap(), [sealed(&rows[1])]);
+    assert_eq!(store.unsealed_deks(tenant, None, 10).await.unwrap(), rows[2..]);
+}
+
+async fn a_mac_does_not_outlive_the_bytes_that_it_is_of(store: Db) {
+    let tenant = tenant(&*store).await;
+    let row = DekRow { mac: Some([1; 32]), ..dek(None) };
+    store.commit(&changes(tenant, inserts(std::slice::from_ref(&row)))).await.unwrap();
+    let mac = async || store.deks(tenant, &[row.id]).await.unwrap()[0].mac;
+    let rewrap = |from, to, mac| {
+        let rewrap = Change::Rewrap { dek_id: row.id, from, to, mac };
+        changes(tenant, vec![rewrap])
+    };
+    let of_new = rewrap(row.wrapped.clone(), wrapped(8, "2"), Some([2; 32]));
+    for _ in 0..2 {
+        assert_eq!(store.commit(&of_new).await.unwrap().applied, [1]);
+        assert_eq!(mac().await, Some([2; 32]));
+    }
+    // As a release does that knows no MACs.
+    store.commit(&rewrap(wrapped(8, "2"), wrapped(9, "3"), Some([2; 32]))).await.unwrap();
+    assert_eq!(mac().await, None);
+}
+
+async fn an_incident_that_is_no_change_of_posture_is_written_once(store: Db) {
+    let tenant = tenant(&*store).await;
+    let incident = Incident {
+        id: IncidentId::new(),
+        at: now(),
+        key_version: KeyVersion::new("byok", "1"),
+        was: Posture::Active,
+        posture: Posture::Active,
+        class: Some("RowAltered".into()),
+        http_status: None,
+        kms_request_id: None,
+    };
+    let note = changes(tenant, vec![Change::NoteIncident(incident.clone())]);
+    store.commit(&note).await.unwrap();
+    store.commit(&note).await.unwrap();
+    assert_eq!(store.incidents(tenant, 10).await.unwrap(), [incident]);
+}
+
 async fn a_rewrap_applies_only_to_what_was_read(store: Db) {
     let tenant = tenant(&*store).await;
     let rows = [dek(Some("a")), dek(Some("b")), dek(None)];
     store.commit(&changes(tenant, inserts(&rows))).await.unwrap();
     let to = wrapped(8, "2");
-    let rewrap = |id, from| Change::Rewrap { dek_id: id, from, to: to.clone() };
+    let rewrap = |id, from| Change::Rewrap { dek_id: id, from, to: to.clone(), mac: None };
     let batch = Batch {
         tenant,
         base: 0,
@@ -476,7 +546,7 @@ async fn rewraps_of_one_dek_apply_in_order(store: Db) {
     let tenant = tenant(&*store).await;
     let row = dek(None);
     store.commit(&changes(tenant, inserts(std::slice::from_ref(&row)))).await.unwrap();
-    let rewrap = |from, to| Change::Rewrap { dek_id: row.id, from, to };
+    let rewrap = |from, to| Change::Rewrap { dek_id: row.id, from, to, mac: None };
     let steps = vec![
         rewrap(row.wrapped.clone(), wrapped(8, "2")),
         rewrap(wrapped(8, "2"), wrapped(9, "3")),
@@ -652,7 +722,7 @@ async fn no_tenant_sees_anothers_rows(store: Db) {
     assert_eq!(store.job(other, started.id).await.unwrap(), None);
     assert_eq!(store.latest_job(other).await.unwrap(), None);
     assert!(!lease(&store, other, started.id, Uuid::new_v4(), 1_000).await);
-    let rewrap = Change::Rewrap { dek_id: row.id, from: row.wrapped.clone(), to: wrapped(1, "9") };
+    let rewrap = Change::Rewrap { dek_id: row.id, from: row.wrapped.clone(), to: wrapped(1, "9"), mac: None };
     assert_eq!(store.commit(&changes(other, vec![rewrap])).await.unwrap().applied, [0]);
     assert_eq!(
         store.commit(&changes(other, inserts(&[row]))).await.unwrap().applied,

@@ -631,7 +631,7 @@ async fn many_statements_stand_under_one_fence(store: Db) {
     let mut batch = Batch {
         changes: vec![
             Change::InsertDek(new.clone()),
-            Change::Rewrap { dek_id: old.id, from: old.wrapped.clone(), to: wrapped(8, "2") },
+            Change::Rewrap { dek_id: old.id, from: old.wrapped.clone(), to: wrapped(8, "2"), mac: None },
             Change::StartJob(started.clone()),
             Change::LeaseJob { job: started.id, holder, lease: MINUTE },
             Change::AdvanceJob { job: advanced.clone(), holder, after: Some(old.id) },

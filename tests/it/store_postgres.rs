@@ -105,7 +105,7 @@ async fn the_serving_role_serves_and_can_do_no_more() {
         entries: vec![entry()],
         changes: vec![
             Change::InsertDek(row.clone()),
-            Change::Rewrap { dek_id: row.id, from: row.wrapped.clone(), to: wrapped(8, "2") },
+            Change::Rewrap { dek_id: row.id, from: row.wrapped.clone(), to: wrapped(8, "2"), mac: None },
             Change::StartJob(started.clone()),
             Change::LeaseJob { job: started.id, holder, lease: std::time::Duration::from_secs(9) },
             Change::AdvanceJob { job: started, holder, after: Some(row.id) },

@@ -1,12 +1,14 @@
 //! The rows of DEKs against the log. An entry of `encrypt` that was not refused makes the row of a DEK that it names first; one
-//! of `rotate` gives it another key version. Nothing else does. Looks at a range of DEK ids at a time, since there may be
-//! more of them than memory has room for: about 50 MB for a million.
+//! of `rotate` gives it another key version, and other wrapped bytes. Nothing else does. Entries of form 2 hold the SHA-256 of the
+//! wrapped bytes. Looks at a range of DEK ids at a time, since there may be more of them than memory has room for: about 150 MB
+//! for a million.
 
 use std::collections::{BTreeMap, HashMap};
 
 use super::super::bundle::{BundleEntry, BundleItem};
 use super::finding::Finding;
 use super::report::Report;
+use crate::crypto::sha256;
 use crate::model::{DekId, KeyVersion, Operation, TenantUid};
 use crate::store::{DekRow, ReadError, Store};
 
@@ -38,6 +40,10 @@ impl Versions {
 #[derive(Clone, Copy, Default)]
 struct Dek {
     row: Option<u32>,
+    /// SHA-256 of the wrapped bytes in the row.
+    holds: [u8; 32],
+    /// What the entry that made or re-wrapped it last says of these, where it is of form 2.
+    given: Option<[u8; 32]>,
     /// By the last rotation.
     rotated: Option<u32>,
     /// By the entry that made it.
@@ -85,13 +91,25 @@ impl Deks {
             let rows = store.deks_after(tenant, last, PAGE).await?;
             let more = rows.len() == PAGE as usize;
             last = rows.last().map(|row| row.id).or(last);
-            rows.into_iter().for_each(|row| deks.row(row));
+            rows.iter().for_each(|row| deks.row(row));
             if !more {
                 return Ok(deks);
             }
         }
         deks.until = last;
         Ok(deks)
+    }
+
+    /// These rows and no others, of which nothing is known yet. `whole` where the log begins with the tenant's first entry.
+    pub(super) fn of(rows: &[DekRow], whole: bool) -> Self {
+        let mut deks = Self { whole, ..Self::none() };
+        rows.iter().for_each(|row| deks.row(row));
+        deks
+    }
+
+    /// What the log has against a row.
+    pub(super) fn finding_of(&self, id: DekId) -> Option<Finding> {
+        self.finding(id, *self.known.get(&id)?)
     }
 
     /// Where the next range begins; `None` when this is the last.
@@ -104,9 +122,10 @@ impl Deks {
         self.whole
     }
 
-    fn row(&mut self, row: DekRow) {
-        let version = self.versions.number(row.wrapped.key_version);
-        self.known.entry(row.id).or_default().row = Some(version);
+    fn row(&mut self, row: &DekRow) {
+        let version = self.versions.number(row.wrapped.key_version.clone());
+        let dek = self.known.entry(row.id).or_default();
+        (dek.row, dek.holds) = (Some(version), sha256(&row.wrapped.bytes));
     }
 
     /// What an entry says; those that were altered say nothing.
@@ -138,9 +157,14 @@ impl Deks {
         }
         let number = self.versions.number(KeyVersion::new(key.as_str(), version.as_str()));
         let dek = self.known.entry(id).or_default();
+        let given = item.wrapped_hash.as_ref().map(|hash| hash.0);
         match rotates {
-            true => dek.rotated = Some(number),
-            // A later encrypt may have taken it from a cache, under the version that it had before.
+            true => (dek.rotated, dek.given) = (Some(number), given),
+            // A later encrypt may have taken it from a cache, under the version that it had before. Only the one that made it
+            // says what was wrapped.
+            false if dek.rotated.is_none() => {
+                (dek.made, dek.given) = (dek.made.or(Some(number)), dek.given.or(given));
+            }
             false => dek.made = dek.made.or(Some(number)),
         }
     }
@@ -149,7 +173,7 @@ impl Deks {
     pub(super) fn gap(&mut self) {
         self.whole = false;
         for dek in self.known.values_mut() {
-            (dek.rotated, dek.made) = (None, None);
+            (dek.rotated, dek.made, dek.given) = (None, None, None);
         }
     }
 
@@ -166,6 +190,9 @@ impl Deks {
             (Some(_), _) if self.whole && dek.made.is_none() => Some(Finding::DekUnnamed { dek: id }),
             (Some(row), Some(log)) if row != log => {
                 Some(Finding::DekVersion { dek: id, row: version(row)?, log: version(log)? })
+            }
+            (Some(_), _) if dek.given.is_some_and(|given| given != dek.holds) => {
+                Some(Finding::DekWrapped { dek: id })
             }
             (Some(_), _) => None,
         }
@@ -197,7 +224,7 @@ impl Deks {
             dek.row = None;
         }
         for ids in ids.chunks(PAGE as usize) {
-            store.deks(tenant, ids).await?.into_iter().for_each(|row| self.row(row));
+            store.deks(tenant, ids).await?.iter().for_each(|row| self.row(row));
         }
         Ok(())
     }

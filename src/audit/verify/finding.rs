@@ -200,6 +200,21 @@ pub enum Finding {
         /// What the log says.
         log: KeyVersion,
     },
+    /// A DEK's row holds other wrapped bytes than the log says that it was given last.
+    DekWrapped {
+        /// Which DEK.
+        dek: DekId,
+    },
+    /// A DEK's row has MACs that are not its own.
+    DekMac {
+        /// Which DEK.
+        dek: DekId,
+    },
+    /// A DEK's row has no MAC, and the log says that all were sealed.
+    DekUnsealed {
+        /// Which DEK.
+        dek: DekId,
+    },
     /// A DEK's row that no entry has made.
     DekUnnamed {
         /// Which DEK.

@@ -13,7 +13,7 @@ use super::settle::settle;
 use super::withheld::Withheld;
 use super::{Subject, Trust, Walk};
 use crate::merkle::Frontier;
-use crate::model::Tenant;
+use crate::model::{Operation, Tenant};
 use crate::store::{CheckpointRow, LogHead, ReadError, Store};
 
 /// How many checkpoints are read at once.
@@ -69,7 +69,7 @@ pub async fn verify_log(
     };
     report.tell(
         Claim::Deks,
-        "every DEK's row has the key version that the log gave it last".to_owned(),
+        "every DEK's row has the key version and the wrapped bytes that the log gave it last".to_owned(),
         partial,
     );
     let earlier = earlier(store, tenant, &head).await?;
@@ -184,6 +184,8 @@ impl Log<'_> {
             self.checkpoints().await?;
             match row {
                 Row::Entry(entry) if self.walk.entry(&entry) => {
+                    let seals = entry.operation == Operation::Seal.as_str();
+                    self.walk.report.all_were_sealed |= seals;
                     self.deks.observe(&entry);
                     let found = self.withheld.entry(&entry);
                     found.into_iter().for_each(|found| self.walk.report.find(found));

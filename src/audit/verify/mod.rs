@@ -10,6 +10,7 @@ mod finding;
 mod log;
 mod pages;
 mod report;
+mod rows;
 mod said;
 mod settle;
 mod told;
@@ -28,6 +29,7 @@ pub use finding::{Against, Finding, PersonalValue};
 pub use log::verify_log;
 pub(super) use pages::{Pages, Row};
 pub use report::{Claim, Report, State};
+pub use rows::{HeldRows, RowCounts, check_row_macs, count_row_seals, hold_rows};
 pub(super) use walk::Walk;
 
 /// What the auditor knows from elsewhere.

@@ -26,6 +26,8 @@ pub enum Claim {
     Pinned,
     /// The rows of DEKs are as the log says.
     Deks,
+    /// The rows of DEKs have the MACs of a secret that the database does not hold.
+    Macs,
 }
 
 impl Claim {
@@ -40,6 +42,7 @@ impl Claim {
             Self::Signed => "signed",
             Self::Pinned => "pinned",
             Self::Deks => "deks",
+            Self::Macs => "macs",
         }
     }
 }
@@ -77,6 +80,8 @@ pub struct Report {
     pub findings: Vec<Finding>,
     /// How many more there are.
     pub more: u64,
+    /// Whether an entry says that all rows of DEKs are sealed.
+    pub(in crate::audit) all_were_sealed: bool,
     broken: BTreeMap<Claim, u64>,
 }
 

@@ -28,6 +28,9 @@ impl Finding {
             Self::PinnedElsewhere { .. } => "pinned-not-shown",
             Self::VoidsNothing { .. } => "voids-nothing",
             Self::DekVersion { .. } => "dek-key-version",
+            Self::DekWrapped { .. } => "dek-wrapped",
+            Self::DekMac { .. } => "dek-mac",
+            Self::DekUnsealed { .. } => "dek-unsealed",
             Self::DekUnnamed { .. } => "dek-not-logged",
             Self::DekGone { .. } => "dek-removed",
         }
@@ -56,7 +59,11 @@ impl Finding {
             | Self::NoCheckpoint { .. }
             | Self::OtherLog { .. }
             | Self::MissingCheckpoint { .. } => Claim::Signed,
-            Self::DekVersion { .. } | Self::DekUnnamed { .. } | Self::DekGone { .. } => Claim::Deks,
+            Self::DekVersion { .. }
+            | Self::DekWrapped { .. }
+            | Self::DekUnnamed { .. }
+            | Self::DekGone { .. } => Claim::Deks,
+            Self::DekMac { .. } | Self::DekUnsealed { .. } => Claim::Macs,
         }
     }
 }
@@ -147,6 +154,13 @@ impl fmt::Display for Finding {
             ),
             Self::DekVersion { dek, row, log } => {
                 write!(f, "DEK {dek}: its row says {row}; expected {log}, which the log gave it last")
+            }
+            Self::DekWrapped { dek } => {
+                write!(f, "DEK {dek}: its row holds other wrapped bytes than the log gave it last")
+            }
+            Self::DekMac { dek } => write!(f, "DEK {dek}: its row has MACs that are not its own"),
+            Self::DekUnsealed { dek } => {
+                write!(f, "DEK {dek}: its row has no MAC, and the log says that all were sealed")
             }
             Self::DekUnnamed { dek } => write!(f, "DEK {dek}: its row was never logged"),
             Self::DekGone { dek } => write!(f, "DEK {dek}: the log names it, and its row is gone"),

@@ -98,7 +98,8 @@ impl Reading {
             | Operation::Prune
             | Operation::Erase
             | Operation::Hold
-            | Operation::Restore => {
+            | Operation::Restore
+            | Operation::Seal => {
                 return self.problem(place, "has no context that a `when` could look at");
             }
         }

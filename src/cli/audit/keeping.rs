@@ -127,7 +127,7 @@ async fn keeper(by: By) -> Result<(Keeper, Arc<dyn Database>, Tenant), Failure> 
     Ok((Keeper::new(database.clone(), committer, clock, by.by), database, tenant))
 }
 
-fn failed(failed: KeepingFailed) -> Failure {
+pub(super) fn failed(failed: KeepingFailed) -> Failure {
     let problem = match failed {
         KeepingFailed::OnHold => {
             "the tenant is on legal hold; nothing of its log goes (`byok audit hold off` lifts it)"

@@ -4,6 +4,7 @@ mod checkpoints;
 mod export;
 mod keeping;
 mod reconcile;
+mod reseal;
 mod shown;
 mod verify;
 mod verify_bundle;
@@ -37,6 +38,8 @@ enum What {
     Erase(keeping::Erase),
     /// Drop the entries that are older than BYOK_AUDIT_RETENTION_DAYS, and keep their hashes
     Prune(keeping::Prune),
+    /// Give all rows of DEKs new MACs after BYOK_ROW_MAC_KEY was lost: the log has to hold, and so has each row
+    Reseal(reseal::Arguments),
     /// Hold the log against the KMS's own, exported to a file: what is in one and not in the other
     Reconcile(reconcile::Arguments),
 }
@@ -51,6 +54,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
         What::Hold(arguments) => keeping::hold(arguments).await,
         What::Erase(arguments) => keeping::erase(arguments).await,
         What::Prune(arguments) => keeping::prune(arguments).await,
+        What::Reseal(arguments) => reseal::run(arguments).await,
         What::Reconcile(arguments) => reconcile::run(arguments).await,
     }
 }

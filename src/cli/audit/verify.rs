@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::shown::{bar, checkpoint, ended, keys, show};
-use crate::audit::{Trust, verify_log};
+use crate::audit::{RowMacs, Trust, check_row_macs, verify_log};
 use crate::cli::{Failure, assemble};
-use crate::config::Env;
+use crate::config::{Env, Reader, RowMac};
 
 /// Against what to verify.
 #[derive(Args)]
@@ -28,7 +28,9 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let trust = Trust { keys: keys(&arguments.keys)?, pinned: checkpoint(arguments.checkpoint.as_deref())? };
-    let (database, tenant) = assemble::log(&Env::of_process()).await?;
+    let env = Env::of_process();
+    let macs = row_macs(&env)?;
+    let (database, tenant) = assemble::log(&env).await?;
     let bar = bar("{bar:40} {pos}/{len} entries  {per_sec}  {eta} left");
     let ended = ended(&*database, &tenant, arguments.log).await?;
     let report = verify_log(&*database, &tenant, ended, trust, &mut |done, of| {
@@ -36,6 +38,23 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
         bar.set_position(done);
     })
     .await;
+    let mut report = report.map_err(assemble::unread)?;
+    if arguments.log.is_none() {
+        let checked = check_row_macs(&*database, &tenant, macs.as_ref(), &mut report).await;
+        checked.map_err(assemble::unread)?;
+    }
     bar.finish_and_clear();
-    show(&report.map_err(assemble::unread)?, arguments.json)
+    show(&report, arguments.json)
+}
+
+/// What checks the MACs of rows, where the environment has the secret.
+pub(super) fn row_macs(env: &Env) -> Result<Option<RowMacs>, Failure> {
+    let mut reader = Reader::new(env);
+    let settings = RowMac::read(&mut reader);
+    let mistakes = reader.into_mistakes();
+    if mistakes.is_empty() {
+        Ok(settings.keys.map(RowMacs::new))
+    } else {
+        Err(Failure::Configuration(mistakes))
+    }
 }

@@ -4,6 +4,7 @@
 
 mod audit;
 mod key;
+mod rows;
 mod stored;
 
 use std::sync::Arc;
@@ -58,6 +59,7 @@ pub(super) async fn run() -> Result<(), Failure> {
     identity(&mut findings, &config.auth);
     database(&mut findings, &config.store, &config.audit_streams).await;
     let may_append = audit::check(&mut findings, config.audit, &config.store).await;
+    rows::check(&mut findings, config.row_mac, &config.kms, &config.store).await;
     let key = key::check(&mut findings, config.kms).await;
     stored::check(&mut findings, &config.store, key.filter(|_| may_append)).await;
     probing(&mut findings, &config.key_guard);

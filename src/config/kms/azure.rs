@@ -69,6 +69,14 @@ pub enum AzureAlgorithm {
 }
 
 impl AzureAlgorithm {
+    /// Whether wrapping takes the public half of the key alone.
+    pub fn anybody_wraps(self) -> bool {
+        match self {
+            Self::RsaOaep256 => true,
+            Self::A256Kw => false,
+        }
+    }
+
     /// Azure's name of it.
     pub fn name(self) -> &'static str {
         match self {

@@ -96,6 +96,11 @@ impl Kms {
         kms.filter(|_| reader.mistakes() == before)
     }
 
+    /// Whether wrapping takes no secret, as with a public key: then a wrapped DEK may be of anybody's making.
+    pub fn anybody_wraps(&self) -> bool {
+        matches!(self, Self::Azure(settings) if settings.key.algorithm.anybody_wraps())
+    }
+
     /// Bounds the requests a minute (`BYOK_KMS_CALLS_PER_MINUTE`); a key in a file has no bill.
     pub fn limit_calls(&mut self, per_minute: Option<NonZeroU32>) {
         match self {

@@ -256,6 +256,10 @@ impl Kms for AzureKeyVault {
         self.transport.hang_up();
     }
 
+    fn anybody_wraps(&self) -> bool {
+        self.key.algorithm.anybody_wraps()
+    }
+
     fn batch_limit(&self) -> usize {
         BATCH
     }

@@ -60,10 +60,10 @@ statements! {
                 request_hmac, item_count, records, items, detail, digest, place)
         ), deks AS (
             INSERT INTO np_byok_wrapped_deks
-                (tenant, id, record_id, wrapped, key_name, key_version, wrap_scheme, created_at)
+                (tenant, id, record_id, wrapped, key_name, key_version, wrap_scheme, created_at, mac, record_mac)
             SELECT $1, d.* FROM head, unnest($19::uuid[], $20::text[], $21::bytea[], $22::text[], $23::text[],
-                $24::int2[], $25::timestamptz[]) AS d(id, record_id, wrapped, key_name, key_version, wrap_scheme,
-                created_at)
+                $24::int2[], $25::timestamptz[], $35::bytea[], $36::bytea[]) AS d(id, record_id, wrapped, key_name,
+                key_version, wrap_scheme, created_at, mac, record_mac)
         )
         SELECT clock_timestamp(), ARRAY(
             SELECT p.proven_at FROM unnest($26::text[], $27::text[]) WITH ORDINALITY AS f(key_name, key_version, place)
@@ -83,9 +83,10 @@ statements! {
     /// Returns the ids that are there now as they were to be; an id that holds something else is left out.
     INSERT_DEKS = "
         INSERT INTO np_byok_wrapped_deks AS o
-            (tenant, id, record_id, wrapped, key_name, key_version, wrap_scheme, created_at)
+            (tenant, id, record_id, wrapped, key_name, key_version, wrap_scheme, created_at, mac, record_mac)
         SELECT $1, d.* FROM unnest($2::uuid[], $3::text[], $4::bytea[], $5::text[], $6::text[], $7::int2[],
-            $8::timestamptz[]) AS d(id, record_id, wrapped, key_name, key_version, wrap_scheme, created_at)
+            $8::timestamptz[], $9::bytea[], $10::bytea[]) AS d(id, record_id, wrapped, key_name, key_version,
+            wrap_scheme, created_at, mac, record_mac)
         ON CONFLICT (tenant, id) DO UPDATE SET wrapped = o.wrapped
             WHERE o.wrapped = EXCLUDED.wrapped AND o.record_id IS NOT DISTINCT FROM EXCLUDED.record_id
         RETURNING o.id";
@@ -93,16 +94,28 @@ statements! {
     /// A row that already holds what it should counts as touched, so that a retry says what the first try did.
     REWRAP = "
         UPDATE np_byok_wrapped_deks d SET wrapped = r.wrapped, key_name = r.key_name, key_version = r.key_version,
-            wrap_scheme = r.wrap_scheme, rewrapped_at = now()
+            wrap_scheme = r.wrap_scheme, mac = r.mac, rewrapped_at = now()
         FROM unnest($2::uuid[], $3::bytea[], $4::text[], $5::text[], $6::int2[], $7::bytea[], $8::text[], $9::text[],
-            $10::int2[]) AS r(id, from_wrapped, from_name, from_version, from_scheme, wrapped, key_name, key_version,
-            wrap_scheme)
+            $10::int2[], $11::bytea[]) AS r(id, from_wrapped, from_name, from_version, from_scheme, wrapped, key_name,
+            key_version, wrap_scheme, mac)
         WHERE d.tenant = $1 AND d.id = r.id AND (
             (d.wrapped, d.key_name, d.key_version, d.wrap_scheme)
                 = (r.from_wrapped, r.from_name, r.from_version, r.from_scheme)
             OR (d.wrapped, d.key_name, d.key_version, d.wrap_scheme)
                 = (r.wrapped, r.key_name, r.key_version, r.wrap_scheme))
         RETURNING d.id";
+
+    /// A row that has the MACs counts as touched.
+    SEAL = "
+        WITH sealed AS (
+            UPDATE np_byok_wrapped_deks d SET mac = r.mac, record_mac = r.record_mac
+            FROM unnest($2::uuid[], $3::text[], $4::bytea[], $5::text[], $6::text[], $7::int2[], $8::bytea[],
+                $9::bytea[]) AS r(id, record_id, wrapped, key_name, key_version, wrap_scheme, mac, record_mac)
+            WHERE d.tenant = $1 AND d.id = r.id AND d.record_id IS NOT DISTINCT FROM r.record_id
+                AND (d.wrapped, d.key_name, d.key_version, d.wrap_scheme)
+                    = (r.wrapped, r.key_name, r.key_version, r.wrap_scheme)
+            RETURNING d.id)
+        SELECT count(*) FROM sealed";
 }
 
 /// What a try did, and where it left the log.
@@ -361,6 +374,14 @@ async fn in_order(
                 applied.extend(rewrap(connection, batch.tenant, &rest[..run], named).await?);
                 run
             }
+            Change::SealDeks(rows) => {
+                applied.push(touched(connection, seal(batch.tenant, rows), named).await?);
+                1
+            }
+            Change::NoteIncident(incident) => {
+                applied.push(touched(connection, proofs::incident(batch.tenant, incident), named).await?);
+                1
+            }
             Change::CreateTenant(tenant) => {
                 applied.push(touched(connection, tenants::create(tenant), named).await?);
                 1
@@ -513,11 +534,12 @@ fn append_query(batch: &Batch, deks: &[Change], heads: [&LogHead; 2]) -> PgQuery
         .bind(signed(batch.base))
         .bind(i64::try_from(batch.entries.len()).unwrap_or(i64::MAX));
     let query = proofs::bind_fence(bind_deks(bind_entries(query, &batch.entries), deks), &batch.fence);
-    heads
+    let query = heads
         .into_iter()
         .fold(query, |query, head| query.bind(head.frontier.to_bytes()))
         .bind(batch.entries.iter().map(|entry| entry.detail.as_deref()).bind_iter())
-        .bind(batch.entries.iter().map(|entry| entry.digest).bind_iter())
+        .bind(batch.entries.iter().map(|entry| entry.digest).bind_iter());
+    bind_macs(query, deks)
 }
 
 fn bind_entries(query: PgQuery, entries: &[EntryRow]) -> PgQuery {
@@ -548,7 +570,7 @@ async fn insert_deks(
     run: &[Change],
     named: bool,
 ) -> Result<(), Ended> {
-    let query = bind_deks(sqlx::query(INSERT_DEKS).bind(tenant.0), run).persistent(named);
+    let query = bind_macs(bind_deks(sqlx::query(INSERT_DEKS).bind(tenant.0), run), run).persistent(named);
     let there = query.fetch_all(connection).await?;
     if there.len() == run.len() { Ok(()) } else { Err(Ended::Taken) }
 }
@@ -564,6 +586,25 @@ fn bind_deks(query: PgQuery, changes: &[Change]) -> PgQuery {
         .bind(deks(changes).map(|dek| moment(dek.created_at)).bind_iter())
 }
 
+fn bind_macs(query: PgQuery, changes: &[Change]) -> PgQuery {
+    query
+        .bind(deks(changes).map(|dek| dek.mac).bind_iter())
+        .bind(deks(changes).map(|dek| dek.record_mac).bind_iter())
+}
+
+fn seal(tenant: TenantUid, rows: &[DekRow]) -> PgQuery {
+    sqlx::query(SEAL)
+        .bind(tenant.0)
+        .bind(rows.iter().map(|row| row.id.0).bind_iter())
+        .bind(rows.iter().map(|row| row.record_id.as_deref()).bind_iter())
+        .bind(rows.iter().map(|row| row.wrapped.bytes.as_slice()).bind_iter())
+        .bind(rows.iter().map(|row| &*row.wrapped.key_version.key).bind_iter())
+        .bind(rows.iter().map(|row| &*row.wrapped.key_version.version).bind_iter())
+        .bind(rows.iter().map(|row| row.wrapped.scheme).bind_iter())
+        .bind(rows.iter().map(|row| row.mac).bind_iter())
+        .bind(rows.iter().map(|row| row.record_mac).bind_iter())
+}
+
 fn deks(changes: &[Change]) -> impl Iterator<Item = &DekRow> {
     changes.iter().filter_map(|change| if let Change::InsertDek(row) = change { Some(row) } else { None })
 }
@@ -576,21 +617,22 @@ async fn rewrap(
 ) -> Result<Vec<u64>, Error> {
     let wraps = || {
         run.iter().filter_map(|change| match change {
-            Change::Rewrap { dek_id, from, to } => Some((dek_id, from, to)),
+            Change::Rewrap { dek_id, from, to, mac } => Some((dek_id, from, to, mac)),
             _ => None,
         })
     };
     let query = sqlx::query(REWRAP)
         .bind(tenant.0)
         .bind(wraps().map(|(id, ..)| id.0).bind_iter())
-        .bind(wraps().map(|(_, from, _)| from.bytes.as_slice()).bind_iter())
-        .bind(wraps().map(|(_, from, _)| &*from.key_version.key).bind_iter())
-        .bind(wraps().map(|(_, from, _)| &*from.key_version.version).bind_iter())
-        .bind(wraps().map(|(_, from, _)| from.scheme).bind_iter())
-        .bind(wraps().map(|(.., to)| to.bytes.as_slice()).bind_iter())
-        .bind(wraps().map(|(.., to)| &*to.key_version.key).bind_iter())
-        .bind(wraps().map(|(.., to)| &*to.key_version.version).bind_iter())
-        .bind(wraps().map(|(.., to)| to.scheme).bind_iter())
+        .bind(wraps().map(|(_, from, ..)| from.bytes.as_slice()).bind_iter())
+        .bind(wraps().map(|(_, from, ..)| &*from.key_version.key).bind_iter())
+        .bind(wraps().map(|(_, from, ..)| &*from.key_version.version).bind_iter())
+        .bind(wraps().map(|(_, from, ..)| from.scheme).bind_iter())
+        .bind(wraps().map(|(.., to, _)| to.bytes.as_slice()).bind_iter())
+        .bind(wraps().map(|(.., to, _)| &*to.key_version.key).bind_iter())
+        .bind(wraps().map(|(.., to, _)| &*to.key_version.version).bind_iter())
+        .bind(wraps().map(|(.., to, _)| to.scheme).bind_iter())
+        .bind(wraps().map(|(.., mac)| *mac).bind_iter())
         .persistent(named);
     let rows = query.fetch_all(connection).await?;
     let touched: HashSet<Uuid> = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use sqlx::postgres::PgBindIterExt;
+use uuid::Uuid;
 
 use crate::model::{DekId, KeyVersion, TenantUid};
 
@@ -13,12 +14,13 @@ use super::{Postgres, statements};
 
 statements! {
     BY_ID = "
-        SELECT id, record_id, wrapped, key_name, key_version, wrap_scheme::int8, created_at
+        SELECT id, record_id, wrapped, key_name, key_version, wrap_scheme::int8, created_at, mac, record_mac
         FROM np_byok_wrapped_deks WHERE tenant = $1 AND id = ANY($2)";
 
     /// By the index on the hash; the comparison of the id itself keeps apart what hashes alike.
     BY_RECORD = "
-        SELECT d.id, d.record_id, d.wrapped, d.key_name, d.key_version, d.wrap_scheme::int8, d.created_at
+        SELECT d.id, d.record_id, d.wrapped, d.key_name, d.key_version, d.wrap_scheme::int8, d.created_at,
+            d.mac, d.record_mac
         FROM (SELECT DISTINCT record_id FROM unnest($2::text[]) AS w(record_id)) AS wanted
         CROSS JOIN LATERAL (
             SELECT * FROM np_byok_wrapped_deks
@@ -27,12 +29,17 @@ statements! {
             ORDER BY id DESC LIMIT 1) AS d";
 
     PAGE = "
-        SELECT id, record_id, wrapped, key_name, key_version, wrap_scheme::int8, created_at
+        SELECT id, record_id, wrapped, key_name, key_version, wrap_scheme::int8, created_at, mac, record_mac
         FROM np_byok_wrapped_deks WHERE tenant = $1 AND id > $2 ORDER BY id LIMIT $3";
 
     FIRST_PAGE = "
-        SELECT id, record_id, wrapped, key_name, key_version, wrap_scheme::int8, created_at
+        SELECT id, record_id, wrapped, key_name, key_version, wrap_scheme::int8, created_at, mac, record_mac
         FROM np_byok_wrapped_deks WHERE tenant = $1 ORDER BY id LIMIT $2";
+
+    UNSEALED = "
+        SELECT id, record_id, wrapped, key_name, key_version, wrap_scheme::int8, created_at, mac, record_mac
+        FROM np_byok_wrapped_deks
+        WHERE tenant = $1 AND id > $2 AND mac IS NULL ORDER BY id LIMIT $3";
 
     NOT_UNDER = "
         SELECT count(*) FROM np_byok_wrapped_deks WHERE tenant = $1 AND (key_name <> $2 OR key_version <> $3)";
@@ -67,6 +74,17 @@ impl DekReads for Postgres {
             None => sqlx::query(FIRST_PAGE).bind(tenant.0),
         };
         self.all(query.bind(i64::from(limit)), dek).await
+    }
+
+    async fn unsealed_deks(
+        &self,
+        tenant: TenantUid,
+        after: Option<DekId>,
+        limit: u32,
+    ) -> Result<Vec<DekRow>, ReadError> {
+        let after = after.map_or(Uuid::nil(), |after| after.0);
+        let query = sqlx::query(UNSEALED).bind(tenant.0).bind(after).bind(i64::from(limit));
+        self.all(query, dek).await
     }
 
     async fn deks_not_under(&self, tenant: TenantUid, version: &KeyVersion) -> Result<u64, ReadError> {

@@ -62,7 +62,7 @@ statements! {
         SELECT count(*) FROM erased";
     ERASE_FROM_DEKS = "
         WITH erased AS (
-            UPDATE np_byok_wrapped_deks SET record_id = NULL, record_hmac = $3
+            UPDATE np_byok_wrapped_deks SET record_id = NULL, record_mac = NULL, record_hmac = $3
             WHERE tenant = $1 AND hashtextextended(record_id, 0::int8) = hashtextextended($2, 0::int8) AND record_id = $2
                 AND NOT EXISTS (SELECT FROM np_byok_holds WHERE tenant = $1) RETURNING 1)
         SELECT count(*) FROM erased";

@@ -66,6 +66,12 @@ pub(super) const MIGRATIONS: &[Migration] = &[
         oldest_reader: 4,
         sql: include_str!("../../../migrations/postgres/0009_hardening.sql"),
     },
+    Migration {
+        version: 10,
+        name: "row_macs",
+        oldest_reader: 4,
+        sql: include_str!("../../../migrations/postgres/0010_row_macs.sql"),
+    },
 ];
 
 const CLOSE: &str = include_str!("../../../migrations/postgres/close.sql");

@@ -60,6 +60,16 @@ statements! {
         )
         SELECT count(*) FROM proven";
 
+    /// An incident that goes with no proof.
+    INCIDENT = "
+        WITH incident AS (
+            INSERT INTO np_byok_incidents (tenant, id, at, key_name, key_version, was, posture, class, http_status,
+                kms_request_id)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+            ON CONFLICT (tenant, id) DO NOTHING
+            RETURNING 1)
+        SELECT count(*) FROM incident";
+
     BY_TENANT = "
         SELECT key_name, key_version, posture, epoch, revision, proven_at, since, steady_since, failures::int8,
             falls::int8, doubted_by, next_probe_at, clock_timestamp()
@@ -111,6 +121,20 @@ pub(super) fn prove(tenant: TenantUid, from: u64, to: &Proof, incident: Option<&
         .bind(incident.and_then(|incident| incident.http_status).map(i32::from))
         .bind(incident.and_then(|incident| incident.kms_request_id.as_deref().map(str::to_owned)))
         .bind(incident.map(|incident| incident.posture.as_str()))
+}
+
+pub(super) fn incident(tenant: TenantUid, incident: &Incident) -> PgQuery {
+    sqlx::query(INCIDENT)
+        .bind(tenant.0)
+        .bind(incident.id.0)
+        .bind(moment(incident.at))
+        .bind(incident.key_version.key.to_string())
+        .bind(incident.key_version.version.to_string())
+        .bind(incident.was.as_str())
+        .bind(incident.posture.as_str())
+        .bind(incident.class.as_deref().map(str::to_owned))
+        .bind(incident.http_status.map(i32::from))
+        .bind(incident.kms_request_id.as_deref().map(str::to_owned))
 }
 
 fn bind_proof(query: PgQuery, tenant: TenantUid, proof: &Proof) -> PgQuery {

@@ -32,18 +32,24 @@ statements! {
     /// Touches one row when the DEK is there now as it was to be; none when its id holds another.
     INSERT_DEK = "
         INSERT INTO np_byok_wrapped_deks
-            (tenant, id, record_id, wrapped, key_name, key_version, wrap_scheme, created_at)
-        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+            (tenant, id, record_id, wrapped, key_name, key_version, wrap_scheme, created_at, mac, record_mac)
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
         ON CONFLICT (tenant, id) DO UPDATE SET wrapped = wrapped
             WHERE wrapped = excluded.wrapped AND record_id IS excluded.record_id";
 
     /// A row that already holds what it should counts as touched, so that a retry says what the first try did.
     REWRAP = "
         UPDATE np_byok_wrapped_deks SET wrapped = ?7, key_name = ?8, key_version = ?9, wrap_scheme = ?10,
-            rewrapped_at = CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000
+            mac = ?11, rewrapped_at = CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000
         WHERE tenant = ?1 AND id = ?2 AND (
             (wrapped, key_name, key_version, wrap_scheme) = (?3, ?4, ?5, ?6)
             OR (wrapped, key_name, key_version, wrap_scheme) = (?7, ?8, ?9, ?10))";
+
+    /// A row that has the MACs counts as touched.
+    SEAL = "
+        UPDATE np_byok_wrapped_deks SET mac = ?8, record_mac = ?9
+        WHERE tenant = ?1 AND id = ?2 AND record_id IS ?3
+            AND (wrapped, key_name, key_version, wrap_scheme) = (?4, ?5, ?6, ?7)";
 }
 
 /// Why a try ended.
@@ -177,16 +183,25 @@ async fn one(connection: &mut SqliteConnection, tenant: TenantUid, change: &Chan
             let touched = insert_dek(&tenant, row).execute(connection).await?.rows_affected();
             return if touched == 1 { Ok(touched) } else { Err(Ended::Taken) };
         }
-        Change::Rewrap { dek_id, from, to } => {
+        Change::Rewrap { dek_id, from, to, mac } => {
             let query = sqlx::query(REWRAP).bind(tenant.0.as_slice()).bind(dek_id.0);
-            [from, to].into_iter().fold(query, |query, wrapped| {
+            let query = [from, to].into_iter().fold(query, |query, wrapped| {
                 query
                     .bind(wrapped.bytes.as_slice())
                     .bind(&*wrapped.key_version.key)
                     .bind(&*wrapped.key_version.version)
                     .bind(wrapped.scheme)
-            })
+            });
+            query.bind(mac.as_ref().map(<[u8; 32]>::as_slice))
         }
+        Change::SealDeks(rows) => {
+            let mut sealed = 0;
+            for row in rows {
+                sealed += seal(&tenant, row).execute(&mut *connection).await?.rows_affected();
+            }
+            return Ok(sealed);
+        }
+        Change::NoteIncident(incident) => proofs::incident(&tenant, incident),
         Change::StartJob(job) => {
             jobs::start(&tenant, job).execute(&mut *connection).await?;
             let stands = jobs::stands(&tenant, job.id).fetch_one(connection).await?;
@@ -272,6 +287,21 @@ fn insert_dek<'q>(tenant: &'q TenantUid, row: &'q DekRow) -> SqliteQuery<'q> {
         .bind(&*row.wrapped.key_version.version)
         .bind(row.wrapped.scheme)
         .bind(row.created_at.0)
+        .bind(row.mac.as_ref().map(<[u8; 32]>::as_slice))
+        .bind(row.record_mac.as_ref().map(<[u8; 32]>::as_slice))
+}
+
+fn seal<'q>(tenant: &'q TenantUid, row: &'q DekRow) -> SqliteQuery<'q> {
+    sqlx::query(SEAL)
+        .bind(tenant.0.as_slice())
+        .bind(row.id.0)
+        .bind(row.record_id.as_deref())
+        .bind(row.wrapped.bytes.as_slice())
+        .bind(&*row.wrapped.key_version.key)
+        .bind(&*row.wrapped.key_version.version)
+        .bind(row.wrapped.scheme)
+        .bind(row.mac.as_ref().map(<[u8; 32]>::as_slice))
+        .bind(row.record_mac.as_ref().map(<[u8; 32]>::as_slice))
 }
 
 fn holds_nul(batch: &Batch) -> bool {
@@ -289,6 +319,8 @@ fn holds_nul(batch: &Batch) -> bool {
         Change::EraseFromDeks { record_id, .. } => in_text(record_id),
         // Names of the KMS's and of ours.
         Change::Rewrap { .. }
+        | Change::SealDeks(_)
+        | Change::NoteIncident(_)
         | Change::StartJob(_)
         | Change::LeaseJob { .. }
         | Change::AdvanceJob { .. }

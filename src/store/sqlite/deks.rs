@@ -13,20 +13,26 @@ use super::{Sqlite, statements};
 statements! {
     /// `?2` is a JSON array of ids in hexadecimal.
     BY_ID = "
-        SELECT id, record_id, wrapped, key_name, key_version, wrap_scheme, created_at
+        SELECT id, record_id, wrapped, key_name, key_version, wrap_scheme, created_at, mac, record_mac
         FROM np_byok_wrapped_deks WHERE tenant = ?1 AND id IN (SELECT unhex(value) FROM json_each(?2))";
 
     /// `?2` is a JSON array of record ids.
     BY_RECORD = "
-        SELECT d.id, d.record_id, d.wrapped, d.key_name, d.key_version, d.wrap_scheme, d.created_at
+        SELECT d.id, d.record_id, d.wrapped, d.key_name, d.key_version, d.wrap_scheme, d.created_at, d.mac,
+            d.record_mac
         FROM (SELECT DISTINCT value AS record_id FROM json_each(?2)) AS wanted
         JOIN np_byok_wrapped_deks AS d ON d.tenant = ?1 AND d.id = (
             SELECT id FROM np_byok_wrapped_deks
             WHERE tenant = ?1 AND record_id = wanted.record_id ORDER BY id DESC LIMIT 1)";
 
     PAGE = "
-        SELECT id, record_id, wrapped, key_name, key_version, wrap_scheme, created_at
+        SELECT id, record_id, wrapped, key_name, key_version, wrap_scheme, created_at, mac, record_mac
         FROM np_byok_wrapped_deks WHERE tenant = ?1 AND id > ?2 ORDER BY id LIMIT ?3";
+
+    UNSEALED = "
+        SELECT id, record_id, wrapped, key_name, key_version, wrap_scheme, created_at, mac, record_mac
+        FROM np_byok_wrapped_deks
+        WHERE tenant = ?1 AND id > ?2 AND mac IS NULL ORDER BY id LIMIT ?3";
 
     NOT_UNDER = "
         SELECT count(*) FROM np_byok_wrapped_deks WHERE tenant = ?1 AND (key_name <> ?2 OR key_version <> ?3)";
@@ -62,6 +68,17 @@ impl DekReads for Sqlite {
         // The empty BLOB sorts before every id.
         let after = after.map_or_else(Vec::new, |after| after.as_bytes().to_vec());
         let query = sqlx::query(PAGE).bind(tenant.0.as_slice()).bind(after).bind(limit);
+        self.all(query, dek).await
+    }
+
+    async fn unsealed_deks(
+        &self,
+        tenant: TenantUid,
+        after: Option<DekId>,
+        limit: u32,
+    ) -> Result<Vec<DekRow>, ReadError> {
+        let after = after.map_or_else(Vec::new, |after| after.as_bytes().to_vec());
+        let query = sqlx::query(UNSEALED).bind(tenant.0.as_slice()).bind(after).bind(limit);
         self.all(query, dek).await
     }
 

@@ -64,6 +64,12 @@ const MIGRATIONS: &[Migration] = &[
         oldest_reader: 4,
         sql: include_str!("../../../migrations/sqlite/0009_hardening.sql"),
     },
+    Migration {
+        version: 10,
+        name: "row_macs",
+        oldest_reader: 4,
+        sql: include_str!("../../../migrations/sqlite/0010_row_macs.sql"),
+    },
 ];
 
 const TABLE: &str = include_str!("../../../migrations/sqlite/migrations.sql");

@@ -34,7 +34,7 @@ statements! {
             AND EXISTS (SELECT 1 FROM json_each(records) AS r WHERE r.type = 'array' AND r.value ->> '$[0]' = ?4)
             AND NOT EXISTS (SELECT 1 FROM np_byok_holds WHERE tenant = ?1)";
     ERASE_FROM_DEKS = "
-        UPDATE np_byok_wrapped_deks SET record_id = NULL, record_hmac = ?3 WHERE tenant = ?1 AND record_id = ?2
+        UPDATE np_byok_wrapped_deks SET record_id = NULL, record_mac = NULL, record_hmac = ?3 WHERE tenant = ?1 AND record_id = ?2
             AND NOT EXISTS (SELECT 1 FROM np_byok_holds WHERE tenant = ?1)";
     RANGES = "
         WITH tiled AS MATERIALIZED (

@@ -26,6 +26,9 @@ pub(crate) const WRAP_AND_UNWRAP: [&str; 2] =
 pub(crate) const HSM_WRAP_AND_UNWRAP: [&str; 2] =
     ["Microsoft.KeyVault/managedHsm/keys/wrap/action", "Microsoft.KeyVault/managedHsm/keys/unwrap/action"];
 
+/// What binds the rows of DEKs: 32 bytes.
+pub(crate) const ROW_MAC_KEY: &str = "cm93IG1hYyBrZXkgb2YgdGhlIGF6dXJlIHRlc3RzLi4=";
+
 /// The secret of our application.
 pub(crate) const SECRET: &str = "canary-client-secret";
 
@@ -283,6 +286,8 @@ impl Azure {
             ("BYOK_AZURE_CLIENT_SECRET", SECRET),
             ("BYOK_AZURE_AUTHORITY_HOST", &self.authority),
             ("BYOK_AZURE_CA_FILE", &self.ca_file()),
+            // Under an RSA key nothing is encrypted without it.
+            ("BYOK_ROW_MAC_KEY", ROW_MAC_KEY),
         ];
         variables.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec()
     }

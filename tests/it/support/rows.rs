@@ -61,7 +61,9 @@ pub(crate) fn wrapped(byte: u8, version: &str) -> Wrapped {
 }
 
 pub(crate) fn dek(record: Option<&str>) -> DekRow {
-    DekRow { id: DekId::new(), record_id: record.map(Arc::from), wrapped: wrapped(7, "1"), created_at: now() }
+    let record_id = record.map(Arc::from);
+    let (wrapped, created_at) = (wrapped(7, "1"), now());
+    DekRow { id: DekId::new(), record_id, wrapped, created_at, mac: None, record_mac: None }
 }
 
 /// A key version that is watched, active as of now.

@@ -34,7 +34,7 @@ pub(crate) struct Said {
 }
 
 impl Said {
-    fn of(output: &Output) -> Self {
+    pub(crate) fn of(output: &Output) -> Self {
         let text = [&output.stdout[..], &output.stderr[..]].concat();
         Self { code: output.status.code(), text: String::from_utf8(text).expect("UTF-8") }
     }

@@ -1,0 +1,179 @@
+//! What binds the rows of DEKs to a secret that the database does not hold. Two MACs stand in a row: one of the DEK's wrapped
+//! bytes, one of its record. Both name the DEK, so no two rows can exchange either; and the record's can go with the record's
+//! id when that is erased, while the DEK goes on being bound. A MAC and never encryption: whoever has the KMS and the table
+//! can decrypt without the secret.
+
+use crate::config::RowMacKeys;
+use crate::crypto::RowMacKey;
+use crate::model::{DekId, KeyVersion, TenantUid, Wrapped};
+use crate::store::DekRow;
+
+/// Makes and checks the MACs of DEKs' rows.
+pub struct RowMacs(RowMacKeys);
+
+/// How a DEK's row is bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowSeal {
+    /// Under the secret.
+    Current,
+    /// Under the previous one.
+    Previous,
+    /// Not at all: a release without MACs wrote it, or somebody took its MACs away.
+    None,
+    /// Its MACs are those of another row, or of no secret that is known: it was edited.
+    Wrong,
+}
+
+impl RowMacs {
+    /// With these keys.
+    pub fn new(keys: RowMacKeys) -> Self {
+        Self(keys)
+    }
+
+    /// Whether there is a previous secret, from which rows are moved to the current one.
+    pub fn has_previous(&self) -> bool {
+        self.0.previous.is_some()
+    }
+
+    /// Gives a row its MACs, under the current secret.
+    pub fn seal(&self, tenant: TenantUid, row: &mut DekRow) {
+        row.mac = Some(self.of_wrapped(tenant, row.id, &row.wrapped));
+        let record = row.record_id.as_deref();
+        row.record_mac = record.map(|record| of_record(&self.0.current, tenant, row.id, record));
+    }
+
+    /// The MAC of a DEK's wrapped bytes, under the current secret.
+    pub fn of_wrapped(&self, tenant: TenantUid, id: DekId, wrapped: &Wrapped) -> [u8; 32] {
+        of_wrapped(&self.0.current, tenant, id, wrapped)
+    }
+
+    /// How a row is bound. Both MACs have to be under the same secret.
+    pub fn check(&self, tenant: TenantUid, row: &DekRow) -> RowSeal {
+        if row.mac.is_none() {
+            return RowSeal::None;
+        }
+        if is_bound(&self.0.current, tenant, row) {
+            return RowSeal::Current;
+        }
+        match &self.0.previous {
+            Some(previous) if is_bound(previous, tenant, row) => RowSeal::Previous,
+            Some(_) | None => RowSeal::Wrong,
+        }
+    }
+}
+
+fn of_wrapped(key: &RowMacKey, tenant: TenantUid, id: DekId, wrapped: &Wrapped) -> [u8; 32] {
+    key.mac(&wrapped_fields(&tenant, &id, wrapped, &wrapped.scheme.to_be_bytes()))
+}
+
+fn of_record(key: &RowMacKey, tenant: TenantUid, id: DekId, record: &str) -> [u8; 32] {
+    key.mac(&record_fields(&tenant, &id, record))
+}
+
+fn is_bound(key: &RowMacKey, tenant: TenantUid, row: &DekRow) -> bool {
+    let scheme = row.wrapped.scheme.to_be_bytes();
+    let fields = wrapped_fields(&tenant, &row.id, &row.wrapped, &scheme);
+    row.mac.is_some_and(|mac| key.verifies(&fields, &mac))
+        && row.record_id.as_deref().is_none_or(|record| {
+            row.record_mac.is_some_and(|mac| key.verifies(&record_fields(&tenant, &row.id, record), &mac))
+        })
+}
+
+fn wrapped_fields<'a>(
+    tenant: &'a TenantUid,
+    id: &'a DekId,
+    wrapped: &'a Wrapped,
+    scheme: &'a [u8; 2],
+) -> [&'a [u8]; 7] {
+    let KeyVersion { key, version } = &wrapped.key_version;
+    [b"wrapped", &tenant.0, id.as_bytes(), &wrapped.bytes, key.as_bytes(), version.as_bytes(), scheme]
+}
+
+fn record_fields<'a>(tenant: &'a TenantUid, id: &'a DekId, record: &'a str) -> [&'a [u8]; 4] {
+    [b"record", &tenant.0, id.as_bytes(), record.as_bytes()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Timestamp;
+
+    const TENANT: TenantUid = TenantUid([7; 16]);
+
+    fn key() -> RowMacKey {
+        RowMacKey::from_base64(&RowMacKey::generate()).unwrap()
+    }
+
+    fn row() -> DekRow {
+        let wrapped = Wrapped { bytes: vec![1; 61], key_version: KeyVersion::new("byok", "1"), scheme: 1 };
+        DekRow {
+            id: DekId::new(),
+            record_id: Some("record-1".into()),
+            wrapped,
+            created_at: Timestamp(0),
+            mac: None,
+            record_mac: None,
+        }
+    }
+
+    #[test]
+    fn a_row_is_bound_by_what_seals_it() {
+        let macs = RowMacs::new(RowMacKeys { current: key(), previous: None });
+        let mut row = row();
+        assert_eq!(macs.check(TENANT, &row), RowSeal::None);
+        macs.seal(TENANT, &mut row);
+        assert_eq!(macs.check(TENANT, &row), RowSeal::Current);
+    }
+
+    #[test]
+    fn each_edit_of_a_row_shows() {
+        let macs = RowMacs::new(RowMacKeys { current: key(), previous: None });
+        let mut sealed = row();
+        macs.seal(TENANT, &mut sealed);
+        let mut other = row();
+        macs.seal(TENANT, &mut other);
+        let edits: [&dyn Fn(&mut DekRow); 9] = [
+            &|row| row.wrapped.bytes[60] ^= 1,
+            &|row| row.wrapped.key_version = KeyVersion::new("byok", "2"),
+            &|row| row.wrapped.key_version = KeyVersion::new("byo", "k1"),
+            &|row| row.wrapped.scheme = 2,
+            &|row| row.record_id = Some("record-2".into()),
+            &|row| row.record_mac = None,
+            &|row| row.id = other.id,
+            &|row| row.mac = other.mac,
+            &|row| row.record_mac = other.record_mac,
+        ];
+        for (number, edit) in edits.into_iter().enumerate() {
+            let mut edited = sealed.clone();
+            edit(&mut edited);
+            assert_eq!(macs.check(TENANT, &edited), RowSeal::Wrong, "edit {number}");
+        }
+        assert_eq!(macs.check(TenantUid([8; 16]), &sealed), RowSeal::Wrong);
+        sealed.mac = None;
+        assert_eq!(macs.check(TENANT, &sealed), RowSeal::None);
+    }
+
+    #[test]
+    fn an_erased_record_leaves_the_dek_bound() {
+        let macs = RowMacs::new(RowMacKeys { current: key(), previous: None });
+        let mut row = row();
+        macs.seal(TENANT, &mut row);
+        (row.record_id, row.record_mac) = (None, None);
+        assert_eq!(macs.check(TENANT, &row), RowSeal::Current);
+    }
+
+    #[test]
+    fn what_the_previous_secret_bound_counts_while_that_is_known() {
+        let (secret, next) = (RowMacKey::generate(), RowMacKey::generate());
+        let key = |text| RowMacKey::from_base64(text).unwrap();
+        let before = RowMacs::new(RowMacKeys { current: key(&secret), previous: None });
+        let between = RowMacs::new(RowMacKeys { current: key(&next), previous: Some(key(&secret)) });
+        let after = RowMacs::new(RowMacKeys { current: key(&next), previous: None });
+        let mut row = row();
+        before.seal(TENANT, &mut row);
+        assert_eq!(between.check(TENANT, &row), RowSeal::Previous);
+        assert_eq!(after.check(TENANT, &row), RowSeal::Wrong);
+        between.seal(TENANT, &mut row);
+        assert_eq!(after.check(TENANT, &row), RowSeal::Current);
+    }
+}

@@ -1,0 +1,59 @@
+//! `byok audit reseal`: new MACs for all rows of DEKs, after the secret was lost. As the tables' owner.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+
+use super::keeping::failed;
+use super::shown::{bar, checkpoint, keys, show};
+use super::verify::row_macs;
+use crate::app::{Keeper, Resealed};
+use crate::audit::{Committer, Trust, verify_log};
+use crate::cli::{Failure, assemble};
+use crate::config::Env;
+use crate::model::{Clock, SystemClock};
+
+/// On whose word, and against what the log is verified before.
+#[derive(Args)]
+pub(super) struct Arguments {
+    /// A public key that checkpoints count with, as `NAME+ID+KEY` or a file of that; may be given again
+    #[arg(long = "key", value_name = "KEY")]
+    keys: Vec<String>,
+    /// A checkpoint that was kept elsewhere
+    #[arg(long, value_name = "FILE")]
+    checkpoint: Option<PathBuf>,
+    /// Who does this: stands in the entry as its user
+    #[arg(long, value_name = "NAME")]
+    by: Option<String>,
+}
+
+pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
+    let trust = Trust { keys: keys(&arguments.keys)?, pinned: checkpoint(arguments.checkpoint.as_deref())? };
+    let env = Env::of_process();
+    let unset = || Failure::Running("set BYOK_ROW_MAC_KEY to the secret to seal with".to_owned());
+    let macs = row_macs(&env)?.ok_or_else(unset)?;
+    let (database, tenant) = assemble::as_owner(&env).await?;
+    let bar = bar("{bar:40} {pos}/{len} entries  {per_sec}  {eta} left");
+    let report = verify_log(&*database, &tenant, None, trust, &mut |done, of| {
+        bar.set_length(of);
+        bar.set_position(done);
+    })
+    .await;
+    bar.finish_and_clear();
+    let report = report.map_err(assemble::unread)?;
+    if !report.is_clean() {
+        println!("nothing was sealed: the log, or a row, is not what it should be");
+        return show(&report, false);
+    }
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let committer = Arc::new(Committer::start(database.clone(), clock.clone(), 1));
+    let keeper = Keeper::new(database, committer, clock, arguments.by);
+    let Resealed { sealed, kept, contradicted } = keeper.reseal(&tenant, &macs).await.map_err(failed)?;
+    println!("{sealed} rows sealed; {kept} had the MACs of this secret");
+    if contradicted.is_empty() {
+        return Ok(());
+    }
+    contradicted.iter().for_each(|finding| println!("{}: {finding}", finding.name()));
+    Err(Failure::Running("these rows are not as the log says, and were not sealed".to_owned()))
+}

@@ -1,0 +1,69 @@
+//! The rows of DEKs: whether they are bound to a secret that the database does not hold, and how many are not.
+
+use std::time::Duration;
+
+use super::Findings;
+use crate::audit::{RowCounts, RowMacs, count_row_seals};
+use crate::cli::assemble;
+use crate::config;
+use crate::store::DekRow;
+
+/// How long all rows may take to be looked at.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(super) async fn check(
+    findings: &mut Findings,
+    settings: config::RowMac,
+    kms: &config::Kms,
+    store: &config::Store,
+) {
+    let remedy = "set BYOK_ROW_MAC_KEY_FILE on every replica to a file that holds what `openssl rand -base64 32` prints";
+    let Some(keys) = settings.keys else {
+        return match kms.anybody_wraps() {
+            true => findings.fault(
+                "rows: under an RSA key anybody can wrap a DEK, so whoever writes the database could have records encrypted \
+                 under one of their own: without a secret that binds the rows, nothing is encrypted (ROW_MAC_KEY_REQUIRED)",
+                remedy,
+            ),
+            false => findings.open(
+                "rows: no secret binds the rows of DEKs, so an edit by whoever writes the database shows in `audit verify` alone",
+                remedy,
+            ),
+        };
+    };
+    let macs = RowMacs::new(keys);
+    // What is wrong with the database is said elsewhere.
+    let Ok(database) = assemble::open(store).await else { return };
+    let Ok(Some(tenant)) = database.tenant(assemble::PRIMARY).await else {
+        return findings.good("rows: bound to BYOK_ROW_MAC_KEY; there are none yet");
+    };
+    let mut ignored = |_: &DekRow, _| ();
+    let counted = count_row_seals(&*database, tenant.uid, &macs, &mut ignored);
+    let Ok(Ok(RowCounts { current, previous, unsealed, wrong })) =
+        tokio::time::timeout(PATIENCE, counted).await
+    else {
+        let remedy = "run `byok audit verify` with BYOK_ROW_MAC_KEY set";
+        return findings.open("rows: they could not all be looked at", remedy);
+    };
+    findings.good(&format!("rows: {current} are bound to BYOK_ROW_MAC_KEY"));
+    if previous > 0 {
+        findings.open(
+            &format!("rows: {previous} are bound to BYOK_ROW_MAC_KEY_PREVIOUS"),
+            "leave it set until a server has moved them; one does so when it starts",
+        );
+    }
+    if unsealed > 0 {
+        findings.open(
+            &format!("rows: {unsealed} have no MAC"),
+            "a server with the secret seals those that the log confirms, until it has logged that all are sealed; after that they \
+             are refused: run `byok audit verify`, and `byok audit reseal` where it is clean",
+        );
+    }
+    if wrong > 0 {
+        findings.fault(
+            &format!("rows: {wrong} have MACs that are not their own, and are refused (DECRYPT_FAILED)"),
+            "they were edited, or another secret has sealed them: run `byok audit verify`. If that secret is lost and the log \
+             holds, run `byok audit reseal`",
+        );
+    }
+}

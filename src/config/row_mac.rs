@@ -1,0 +1,88 @@
+//! The secret that binds the rows of DEKs.
+
+use std::time::Duration;
+
+use crate::crypto::RowMacKey;
+
+use super::Reader;
+
+const KEY: &str = "BYOK_ROW_MAC_KEY";
+const PREVIOUS_KEY: &str = "BYOK_ROW_MAC_KEY_PREVIOUS";
+
+/// What binds the rows of DEKs, so that whoever writes the database cannot change one unseen.
+#[derive(Default)]
+pub struct RowMac {
+    /// The keys; without them rows are not bound.
+    pub keys: Option<RowMacKeys>,
+    /// `BYOK_ROW_MAC_SETTLE_SECONDS`: for how long no row without a MAC may have come before those that come are refused.
+    /// Longer than a release before this one runs beside it.
+    pub settle: Duration,
+}
+
+/// Keys that rows are bound with.
+pub struct RowMacKeys {
+    /// `BYOK_ROW_MAC_KEY`.
+    pub current: RowMacKey,
+    /// `BYOK_ROW_MAC_KEY_PREVIOUS`: what it is bound with counts as well, and is bound anew.
+    pub previous: Option<RowMacKey>,
+}
+
+impl RowMac {
+    /// Reads the section.
+    pub fn read(reader: &mut Reader<'_>) -> Self {
+        let (current, previous) = (key(reader, KEY), key(reader, PREVIOUS_KEY));
+        if reader.is_set(PREVIOUS_KEY) && !reader.is_set(KEY) {
+            reader.mistake(PREVIOUS_KEY, format!("is set without {KEY}, which it is to stand beside"));
+        }
+        let settle: u64 = reader.number("BYOK_ROW_MAC_SETTLE_SECONDS", 3_600, 0..=2_592_000);
+        Self {
+            keys: current.map(|current| RowMacKeys { current, previous }),
+            settle: Duration::from_secs(settle),
+        }
+    }
+}
+
+fn key(reader: &mut Reader<'_>, name: &str) -> Option<RowMacKey> {
+    let key = RowMacKey::from_base64(&reader.secret(name)?).ok();
+    if key.is_none() {
+        reader.mistake(name, "is not 32 bytes in base64: `openssl rand -base64 32` makes a key");
+    }
+    key
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Env;
+
+    fn read(pairs: &[(&str, &str)]) -> (RowMac, Vec<String>) {
+        let env = Env::from_pairs(pairs.iter().copied());
+        let mut reader = Reader::new(&env);
+        let section = RowMac::read(&mut reader);
+        let mistakes = reader.into_mistakes();
+        assert!(mistakes.iter().all(|mistake| !mistake.to_string().contains("hunter2")));
+        (section, mistakes.into_iter().map(|mistake| mistake.variable).collect())
+    }
+
+    #[test]
+    fn without_a_key_nothing_is_bound() {
+        let (section, mistakes) = read(&[]);
+        assert!(section.keys.is_none() && mistakes.is_empty());
+        assert_eq!(section.settle, Duration::from_secs(3_600));
+    }
+
+    #[test]
+    fn both_keys_count_while_one_takes_the_others_place() {
+        let (one, other) = (RowMacKey::generate(), RowMacKey::generate());
+        let (section, mistakes) = read(&[(KEY, one.expose()), (PREVIOUS_KEY, other.expose())]);
+        assert!(mistakes.is_empty() && section.keys.unwrap().previous.is_some());
+    }
+
+    #[test]
+    fn what_is_no_key_is_a_mistake_that_shows_no_value() {
+        let key = RowMacKey::generate();
+        assert_eq!(read(&[(KEY, "hunter2")]).1, [KEY]);
+        assert_eq!(read(&[(KEY, key.expose()), (PREVIOUS_KEY, "hunter2")]).1, [PREVIOUS_KEY]);
+        assert_eq!(read(&[(PREVIOUS_KEY, key.expose())]).1, [PREVIOUS_KEY]);
+    }
+}

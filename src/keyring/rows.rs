@@ -1,0 +1,271 @@
+//! Whether a DEK's row may be used: asked before the KMS is, of every row that is read to unwrap it, to encrypt under it or to
+//! re-wrap it. A row whose MACs are wrong is never used. One without MACs is used until the tenant's rows have all been
+//! sealed, which an entry of the log says; from then on it is refused, so that nothing is won by taking MACs away.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tracing::error;
+
+use crate::audit::{RowMacs, RowSeal, Unit, pack};
+use crate::config::RowMac;
+use crate::kms::Kms;
+use crate::model::{
+    BootTime, DekId, Entry, ErrorCode, Incident, IncidentId, Item, KeyVersion, Operation, Outcome, Posture,
+    Tenant, TenantUid, Timestamp, Wrapped,
+};
+use crate::store::{Change, DekRow, EntryFilter, PlacedEntry, ReadError};
+
+use super::{Keyring, KeyringError};
+
+/// How long it is believed that a tenant's rows are not all sealed.
+const BELIEVED: Duration = Duration::from_secs(5);
+/// Between two incidents of rows that are refused, for each tenant and replica.
+const BETWEEN_INCIDENTS: Duration = Duration::from_secs(60);
+
+/// What a row is wanted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// To open what was encrypted under it: a DEK of somebody else's opens nothing, as each token commits to its own.
+    Open,
+    /// To encrypt under it.
+    Encrypt,
+}
+
+/// How the rows of DEKs are bound.
+pub(super) struct Rows {
+    macs: Option<RowMacs>,
+    /// For how long no unsealed row may have come before those that come are refused.
+    pub(super) settle: Duration,
+    /// Whether wrapping takes no secret: then a wrapped DEK may be of anybody's making.
+    anybody_wraps: bool,
+    /// Held while that is looked up, so that those who come meanwhile wait for the one answer.
+    looking: tokio::sync::Mutex<()>,
+    /// The tenants whose rows are all sealed; and when it was last seen that one's are not.
+    sealed: Mutex<HashMap<TenantUid, Result<(), BootTime>>>,
+    /// Unsealed rows that the log contradicts, as they were then.
+    contradicted: Mutex<HashMap<(TenantUid, DekId), Wrapped>>,
+    /// When the last incident of a tenant's rows was written down.
+    told: Mutex<HashMap<TenantUid, BootTime>>,
+}
+
+impl Rows {
+    pub(super) fn new(settings: RowMac, kms: &dyn Kms) -> Self {
+        Self {
+            macs: settings.keys.map(RowMacs::new),
+            settle: settings.settle,
+            anybody_wraps: kms.anybody_wraps(),
+            looking: tokio::sync::Mutex::default(),
+            sealed: Mutex::default(),
+            contradicted: Mutex::default(),
+            told: Mutex::default(),
+        }
+    }
+
+    pub(super) fn macs(&self) -> Option<&RowMacs> {
+        self.macs.as_ref()
+    }
+
+    /// Whether what is made now can be bound where it must be.
+    pub(super) fn can_make(&self) -> bool {
+        self.macs.is_some() || !self.anybody_wraps
+    }
+
+    /// Gives a new row its MACs, where there is a secret.
+    pub(super) fn seal(&self, tenant: TenantUid, row: &mut DekRow) {
+        if let Some(macs) = &self.macs {
+            macs.seal(tenant, row);
+        }
+    }
+
+    /// What was known of a database that went back in time.
+    pub(super) fn forget(&self) {
+        self.sealed.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Whether all of a tenant's rows are sealed, where that was looked up just now.
+    fn known_of(&self, tenant: TenantUid, now: BootTime) -> Option<bool> {
+        let known = self.sealed.lock().unwrap_or_else(PoisonError::into_inner).get(&tenant).copied();
+        match known? {
+            Ok(()) => Some(true),
+            Err(looked) if now.since(looked) < BELIEVED => Some(false),
+            Err(_) => None,
+        }
+    }
+
+    pub(super) fn note_contradicted(&self, tenant: TenantUid, row: &DekRow) {
+        let mut contradicted = self.contradicted.lock().unwrap_or_else(PoisonError::into_inner);
+        contradicted.insert((tenant, row.id), row.wrapped.clone());
+    }
+
+    /// Whether the log was found to contradict a row as it is.
+    pub(super) fn is_contradicted(&self, tenant: TenantUid, row: &DekRow) -> bool {
+        let contradicted = self.contradicted.lock().unwrap_or_else(PoisonError::into_inner);
+        contradicted.get(&(tenant, row.id)) == Some(&row.wrapped)
+    }
+
+    pub(super) fn note_all_sealed(&self, tenant: TenantUid) {
+        self.sealed.lock().unwrap_or_else(PoisonError::into_inner).insert(tenant, Ok(()));
+    }
+}
+
+impl Keyring {
+    /// Whether re-wrapped rows can be sealed as these are.
+    pub fn can_reseal(&self, rows: &[DekRow]) -> bool {
+        self.rows.macs.is_some() || rows.iter().all(|row| row.mac.is_none())
+    }
+
+    /// The MAC of a sealed row that holds these wrapped bytes from now on. A row that was not sealed is sealed once it was held
+    /// against the log, and not sooner.
+    pub fn reseal(&self, tenant: TenantUid, row: &DekRow, to: &Wrapped) -> Option<[u8; 32]> {
+        let macs = self.rows.macs.as_ref().filter(|_| row.mac.is_some())?;
+        Some(macs.of_wrapped(tenant, row.id, to))
+    }
+
+    /// Whether DEKs may be made for records of this tenant.
+    pub(super) async fn may_make(&self, tenant: TenantUid) -> Result<(), KeyringError> {
+        match &self.rows.macs {
+            Some(_) => Ok(()),
+            None if self.rows.anybody_wraps => Err(KeyringError::Unbound),
+            // Without the secret a row would be made that no replica with the secret takes.
+            None if self.all_sealed(tenant).await.map_err(KeyringError::Store)? => Err(KeyringError::Unbound),
+            None => Ok(()),
+        }
+    }
+
+    /// For each row whether it may be used.
+    pub(super) async fn admit_rows(
+        self: &Arc<Self>,
+        tenant: &Tenant,
+        rows: &[DekRow],
+        wanted: Wanted,
+    ) -> Vec<Result<(), KeyringError>> {
+        let mut admitted = Vec::with_capacity(rows.len());
+        for row in rows {
+            admitted.push(self.admit_row(tenant, row, wanted).await);
+        }
+        admitted
+    }
+
+    async fn admit_row(
+        self: &Arc<Self>,
+        tenant: &Tenant,
+        row: &DekRow,
+        wanted: Wanted,
+    ) -> Result<(), KeyringError> {
+        let encrypts_openly = wanted == Wanted::Encrypt && self.rows.anybody_wraps;
+        let Some(macs) = &self.rows.macs else {
+            return if encrypts_openly { Err(KeyringError::Unbound) } else { Ok(()) };
+        };
+        let seal = macs.check(tenant.uid, row);
+        match seal {
+            RowSeal::Current | RowSeal::Previous => return Ok(()),
+            RowSeal::None
+                if !self.rows.is_contradicted(tenant.uid, row)
+                    && !self.all_sealed(tenant.uid).await.map_err(KeyringError::Store)? =>
+            {
+                return if encrypts_openly { Err(KeyringError::Unsealed) } else { Ok(()) };
+            }
+            RowSeal::None | RowSeal::Wrong => {}
+        }
+        self.tell_of_row(tenant, row, seal);
+        Err(KeyringError::Altered)
+    }
+
+    /// Whether an entry of the log says that all of a tenant's rows are sealed. What this process has seen once, the database
+    /// does not take back.
+    pub(super) async fn all_sealed(&self, tenant: TenantUid) -> Result<bool, ReadError> {
+        if let Some(known) = self.rows.known_of(tenant, self.boot()) {
+            return Ok(known);
+        }
+        let _turn = self.rows.looking.lock().await;
+        let now = self.boot();
+        if let Some(known) = self.rows.known_of(tenant, now) {
+            return Ok(known);
+        }
+        let is_sealed = self.last_sealed(tenant).await?.is_some();
+        let known = if is_sealed { Ok(()) } else { Err(now) };
+        let mut sealed = self.rows.sealed.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = sealed.entry(tenant).and_modify(|before| *before = before.or(known)).or_insert(known);
+        Ok(known.is_ok())
+    }
+
+    /// When the log was last told that a tenant's rows are all sealed.
+    pub(super) async fn last_sealed(&self, tenant: TenantUid) -> Result<Option<Timestamp>, ReadError> {
+        let filter = EntryFilter {
+            operation: Some(Operation::Seal),
+            outcome: Some(Outcome::Ok),
+            ..EntryFilter::default()
+        };
+        let mut before = None;
+        loop {
+            let page = self.store.entries(tenant, &filter, before, 1).await?;
+            if let Some(PlacedEntry { row, .. }) = page.entries.first() {
+                return Ok(Some(row.at));
+            }
+            match page.next {
+                Some(next) => before = Some(next),
+                None => return Ok(None),
+            }
+        }
+    }
+
+    /// Writes an incident of a row that was refused, unless there was one just now: whoever edits one row may edit them all.
+    pub(super) fn tell_of_row(self: &Arc<Self>, tenant: &Tenant, row: &DekRow, seal: RowSeal) {
+        let now = self.boot();
+        let mut told = self.rows.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.get(&tenant.uid).is_some_and(|last| now.since(*last) < BETWEEN_INCIDENTS) {
+            return;
+        }
+        told.insert(tenant.uid, now);
+        drop(told);
+        let class = if seal == RowSeal::None { "RowUnsealed" } else { "RowAltered" };
+        let (id, version) = (row.id, row.wrapped.key_version.clone());
+        error!(
+            tenant = tenant.name,
+            dek_id = %id,
+            class,
+            "a DEK's row was changed by somebody who does not hold BYOK_ROW_MAC_KEY, and is refused: run `byok audit verify`"
+        );
+        let (keyring, tenant) = (self.clone(), tenant.clone());
+        tokio::spawn(async move { keyring.write_row_incident(&tenant, id, version, class).await });
+    }
+
+    async fn write_row_incident(&self, tenant: &Tenant, dek_id: DekId, key_version: KeyVersion, class: &str) {
+        let posture = self.views.get(tenant.uid, &key_version).map_or(Posture::Active, |view| view.posture);
+        let incident = Incident {
+            id: IncidentId::new(),
+            at: self.clock.now(),
+            key_version: key_version.clone(),
+            was: posture,
+            posture,
+            class: Some(class.into()),
+            http_status: None,
+            kms_request_id: None,
+        };
+        let refused = ErrorCode::DecryptFailed;
+        let item = Item {
+            dek_id: Some(dek_id),
+            key_version: Some(key_version),
+            refused: Some(refused),
+            ..Item::default()
+        };
+        let entry = Entry {
+            outcome: Outcome::Refused(refused),
+            role: "keyring".into(),
+            request_id: Some(incident.id.to_string()),
+            items: vec![item],
+            ..Entry::of_operator(self.clock.now(), Operation::Incident, None, Some(class.into()))
+        };
+        let unit = Unit {
+            tenant: tenant.uid,
+            entry: Some(pack(tenant.uid, &entry)),
+            changes: vec![Change::NoteIncident(incident)],
+            fence: Vec::new(),
+        };
+        if self.committer.commit(unit).await.is_err() {
+            error!(tenant = tenant.name, %dek_id, class, "the incident could not be written down");
+        }
+    }
+}

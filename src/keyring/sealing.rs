@@ -1,0 +1,193 @@
+//! The job that seals rows: those that a release without MACs has written, and those that are sealed under the previous
+//! secret. A row is sealed only once it was held against the log. What is sealed stays so, so a job that was killed goes on
+//! with the rest; several replicas may work at once, since a row is sealed only as it was read. When none has come for a
+//! while, an entry says that all are sealed; from then on an unsealed row is refused, and `byok audit reseal` alone seals it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::audit::{RowMacs, RowSeal, Unit, hold_rows, pack};
+use crate::model::{BootTime, Entry, Operation, Tenant, TenantUid};
+use crate::store::{Batch, Change, DekRow, ReadError};
+
+use super::Keyring;
+
+/// How often unsealed rows are looked for while some may come, and when none should.
+const BUSY: Duration = Duration::from_secs(1);
+const QUIET: Duration = Duration::from_secs(30);
+/// How many rows one walk along the log is made for.
+const RANGE: usize = 100_000;
+/// How many rows are read, or sealed, by one statement.
+const PAGE: u32 = 1_000;
+/// Between two pages of rows that are gone through.
+const PAUSE: Duration = Duration::from_millis(10);
+/// How often the log is told again: a retention drops what is old.
+const TOLD_AGAIN: Duration = Duration::from_secs(24 * 3_600);
+
+/// How far one tenant's rows are.
+#[derive(Default)]
+struct Course {
+    /// Since when none came that had to be sealed.
+    quiet_since: Option<BootTime>,
+    /// Whether none is left that is sealed under the previous secret.
+    renewed: bool,
+    /// When the log's last word was looked at.
+    looked: Option<BootTime>,
+}
+
+impl Keyring {
+    /// Keeps the rows of all tenants sealed until `stop` is cancelled; returns at once where there is no secret.
+    pub async fn keep_sealing(self: Arc<Self>, stop: CancellationToken) {
+        let Some(macs) = self.rows.macs() else { return };
+        let mut courses: HashMap<TenantUid, Course> = HashMap::new();
+        let mut pause = Duration::ZERO;
+        while timeout(pause, stop.cancelled()).await.is_err() {
+            pause = QUIET;
+            for tenant in self.store.tenants().await.unwrap_or_default() {
+                let course = courses.entry(tenant.uid).or_default();
+                let work = self.seal_rows(&tenant, macs, course);
+                let done = tokio::select! {
+                    () = stop.cancelled() => return,
+                    done = work => done,
+                };
+                if !matches!(done, Ok(true)) {
+                    pause = BUSY;
+                }
+            }
+        }
+    }
+
+    /// Whether all is sealed, and stays so.
+    async fn seal_rows(
+        self: &Arc<Self>,
+        tenant: &Tenant,
+        macs: &RowMacs,
+        course: &mut Course,
+    ) -> Result<bool, ReadError> {
+        if macs.has_previous() && !course.renewed {
+            course.renewed = self.renew(tenant, macs).await?;
+        }
+        if self.all_sealed(tenant.uid).await? {
+            if let Some(row) = self.store.unsealed_deks(tenant.uid, None, 1).await?.first() {
+                self.tell_of_row(tenant, row, RowSeal::None);
+            }
+            self.tell_again(tenant, course).await?;
+            return Ok(true);
+        }
+        let unsealed = self.unsealed(tenant.uid).await?;
+        let now = self.boot();
+        if unsealed.is_empty() {
+            let since = *course.quiet_since.get_or_insert(now);
+            if now.since(since) >= self.rows.settle {
+                self.tell_all_sealed(tenant).await;
+            }
+            return Ok(false);
+        }
+        course.quiet_since = None;
+        let held = hold_rows(&*self.store, tenant, unsealed).await?;
+        if held.all_were_sealed {
+            // Nobody found the entry that says so, and it is there: whoever hid it took the MACs away.
+            self.rows.note_all_sealed(tenant.uid);
+            return Ok(false);
+        }
+        for (row, finding) in &held.contradicted {
+            error!(tenant = tenant.name, %finding, "a DEK's row is not as the log says: it is refused and not sealed");
+            self.rows.note_contradicted(tenant.uid, row);
+            self.tell_of_row(tenant, row, RowSeal::None);
+        }
+        let sealed = self.seal_all(tenant.uid, macs, held.agreed).await?;
+        info!(tenant = tenant.name, sealed, "rows of DEKs were held against the log and sealed");
+        Ok(false)
+    }
+
+    /// The rows without MACs, but those that are known to be contradicted by the log.
+    async fn unsealed(&self, tenant: TenantUid) -> Result<Vec<DekRow>, ReadError> {
+        let (mut unsealed, mut after) = (Vec::new(), None);
+        while unsealed.len() < RANGE {
+            let rows = self.store.unsealed_deks(tenant, after, PAGE).await?;
+            after = rows.last().map(|row| row.id);
+            let more = rows.len() == PAGE as usize;
+            unsealed.extend(rows.into_iter().filter(|row| !self.rows.is_contradicted(tenant, row)));
+            if !more {
+                break;
+            }
+        }
+        Ok(unsealed)
+    }
+
+    /// Seals rows as they were read; how many were still the same.
+    async fn seal_all(
+        &self,
+        tenant: TenantUid,
+        macs: &RowMacs,
+        mut rows: Vec<DekRow>,
+    ) -> Result<u64, ReadError> {
+        let mut sealed = 0;
+        for page in rows.chunks_mut(PAGE as usize) {
+            page.iter_mut().for_each(|row| macs.seal(tenant, row));
+            let batch = Batch::of_changes(tenant, vec![Change::SealDeks(page.to_vec())]);
+            let committed = self.store.commit(&batch).await.map_err(|_| ReadError::Unavailable)?;
+            sealed += committed.applied.iter().sum::<u64>();
+        }
+        Ok(sealed)
+    }
+
+    /// Goes through all rows and moves those to the current secret that the previous one has sealed. Whether none is left.
+    async fn renew(&self, tenant: &Tenant, macs: &RowMacs) -> Result<bool, ReadError> {
+        let (mut after, mut renewed, mut left) = (None, 0, 0);
+        loop {
+            let rows = self.store.deks_after(tenant.uid, after, PAGE).await?;
+            let more = rows.len() == PAGE as usize;
+            after = rows.last().map(|row| row.id);
+            let old: Vec<DekRow> =
+                rows.into_iter().filter(|row| macs.check(tenant.uid, row) == RowSeal::Previous).collect();
+            left += old.len() as u64;
+            renewed += self.seal_all(tenant.uid, macs, old).await?;
+            if !more {
+                break;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        if renewed > 0 {
+            info!(tenant = tenant.name, renewed, "rows of DEKs were moved to BYOK_ROW_MAC_KEY");
+        }
+        Ok(renewed == left)
+    }
+
+    async fn tell_all_sealed(&self, tenant: &Tenant) {
+        let detail = Some("rows sealed".into());
+        let entry = Entry::of_operator(self.clock.now(), Operation::Seal, None, detail);
+        let entry = Some(pack(tenant.uid, &entry));
+        let unit = Unit { tenant: tenant.uid, entry, changes: Vec::new(), fence: Vec::new() };
+        match self.committer.commit(unit).await {
+            Ok(_) => {
+                self.rows.note_all_sealed(tenant.uid);
+                info!(
+                    tenant = tenant.name,
+                    "all rows of DEKs are sealed: one without a MAC is refused from now on"
+                );
+            }
+            Err(failed) => {
+                warn!(tenant = tenant.name, ?failed, "it could not be logged that all rows are sealed")
+            }
+        }
+    }
+
+    async fn tell_again(&self, tenant: &Tenant, course: &mut Course) -> Result<(), ReadError> {
+        let now = self.boot();
+        if course.looked.is_some_and(|looked| now.since(looked) < TOLD_AGAIN / 24) {
+            return Ok(());
+        }
+        course.looked = Some(now);
+        let last = self.last_sealed(tenant.uid).await?;
+        if last.is_none_or(|last| self.clock.now().since(last) >= TOLD_AGAIN) {
+            self.tell_all_sealed(tenant).await;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,395 @@
+//! What somebody does who can write the database and does not hold `BYOK_ROW_MAC_KEY`: no row of a DEK that they edited is
+//! used, and `byok audit verify` names it. And how rows come by their MACs: when they are made, by a job, and by `reseal`.
+
+use std::time::{Duration, Instant};
+
+use byok::crypto::{Binding, Context, Dek, RowMacKey, Token, open};
+use byok::kms::{DekBinding, Kms as _, Purpose};
+use byok::model::{DekId, TenantUid};
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, PgPool};
+
+use crate::support::azure::Azure;
+use crate::support::postgres::execute;
+use crate::support::sealed::Said;
+use crate::support::server::{Answer, TestServer};
+
+const SETTLE: &str = "BYOK_ROW_MAC_SETTLE_SECONDS";
+const KEY: &str = "BYOK_ROW_MAC_KEY";
+const PREVIOUS: &str = "BYOK_ROW_MAC_KEY_PREVIOUS";
+/// Nothing is used from memory.
+const COLD: (&str, &str) = ("BYOK_DEK_CACHE_SECONDS", "0");
+
+fn secret() -> String {
+    RowMacKey::generate().expose().to_owned()
+}
+
+/// A server whose rows are bound, which never believes that all are sealed.
+async fn bound() -> TestServer {
+    TestServer::with(&[(KEY, &secret()), COLD]).await
+}
+
+async fn number(database: &PgPool, sql: &str) -> i64 {
+    sqlx::query_scalar(AssertSqlSafe(format!("SELECT count(*) FROM {sql}")))
+        .fetch_one(database)
+        .await
+        .unwrap()
+}
+
+async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let began = Instant::now();
+    while !is_so().await {
+        assert!(began.elapsed() < Duration::from_secs(60), "{what}: not within a minute");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn all_are_sealed(database: &PgPool) {
+    until("all rows are sealed", async || {
+        number(database, "np_byok_wrapped_deks WHERE mac IS NULL").await == 0
+    })
+    .await;
+}
+
+/// Until a server has logged that a row without a MAC is refused from now on.
+async fn sealing_has_ended(database: &PgPool) {
+    until("the log says so", async || number(database, "np_byok_audit WHERE operation = 'seal'").await > 0)
+        .await;
+}
+
+async fn encrypt(server: &TestServer, record: &str) -> Answer {
+    server.post("/byok/encrypt", json!({ "plaintext": "later", "record_id": record })).await
+}
+
+fn refused(answer: &Answer, code: &str) {
+    assert_eq!(answer.body["code"], code, "{}", answer.body);
+}
+
+/// Changes rows as a superuser whom no trigger stops.
+async fn edit(server: &TestServer, sql: &str) {
+    execute(&server.database_url, &format!("SET session_replication_role = replica; {sql}")).await;
+}
+
+/// Runs `byok …` with the server's environment, and more.
+async fn byok(server: &TestServer, arguments: &[&str], more: &[(&str, &str)]) -> Said {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_byok"));
+    command.args(arguments).env_clear();
+    command.envs(server.environment.iter().map(|(name, value)| (name, value))).envs(more.iter().copied());
+    Said::of(&command.output().await.expect("byok runs"))
+}
+
+async fn verify(server: &TestServer) -> Said {
+    byok(server, &["audit", "verify"], &[]).await
+}
+
+fn set(server: &mut TestServer, name: &str, value: Option<&str>) {
+    server.environment.retain(|(known, _)| known != name);
+    server.environment.extend(value.map(|value| (name.to_owned(), value.to_owned())));
+}
+
+#[tokio::test]
+async fn a_dek_that_an_attacker_wrapped_under_azures_public_key_encrypts_nothing() {
+    let azure = Azure::start().await;
+    let variables = azure.variables();
+    let mut environment: Vec<(&str, &str)> =
+        variables.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    environment.push(COLD);
+    let server = TestServer::with(&environment).await;
+    for plant in [
+        // The MAC of what was there stays.
+        "SET session_replication_role = replica; UPDATE np_byok_wrapped_deks SET wrapped = $1",
+        // It goes.
+        "SET session_replication_role = replica; UPDATE np_byok_wrapped_deks SET mac = NULL, wrapped = $1",
+    ] {
+        let record = format!("record-{}", uuid::Uuid::now_v7());
+        let token = server.encrypt("before", &record).await;
+        let database = server.database().await;
+        let row = "SELECT id, tenant FROM np_byok_wrapped_deks WHERE record_id = $1";
+        let (id, tenant): (uuid::Uuid, Vec<u8>) =
+            sqlx::query_as(row).bind(&record).fetch_one(&database).await.unwrap();
+        let own = Dek::generate();
+        let (tenant, dek_id) = (TenantUid(tenant.try_into().unwrap()), DekId(id));
+        // All that the service adds to the public key here is a request.
+        let binding = DekBinding { tenant, dek_id, purpose: Purpose::Record };
+        let wrapped = azure.kms().wrap(&[(binding, &own)]).await.pop().unwrap().unwrap().value.bytes;
+        let hex: String = wrapped.iter().map(|byte| format!("{byte:02x}")).collect();
+        let plant = format!("{} WHERE record_id = '{record}'", plant.replace("$1", &format!("'\\x{hex}'")));
+        execute(&server.database_url, &plant).await;
+
+        let answer = encrypt(&server, &record).await;
+        assert_ne!(answer.status, 200, "{}", opened_by(&own, tenant, dek_id, &record, &answer.body));
+        until("the row is refused", async || {
+            encrypt(&server, &record).await.body["code"] == "DECRYPT_FAILED"
+        })
+        .await;
+        refused(&server.decrypt(&token, &record).await, "DECRYPT_FAILED");
+        let said = verify(&server).await;
+        said.finds("dek-wrapped", &id.to_string());
+        assert_eq!(
+            number(&database, &format!("np_byok_wrapped_deks WHERE record_id = '{record}'")).await,
+            1,
+            "there is no other DEK in its place"
+        );
+    }
+    let incidents = "np_byok_incidents WHERE class IN ('RowAltered', 'RowUnsealed')";
+    let database = server.database().await;
+    until("an incident is written", async || number(&database, incidents).await >= 1).await;
+    until("and its entry", async || {
+        number(&database, "np_byok_audit WHERE operation = 'incident'").await >= 1
+    })
+    .await;
+}
+
+/// What an attacker reads of a token that was made under their DEK.
+fn opened_by(own: &Dek, tenant: TenantUid, id: DekId, record: &str, body: &Value) -> String {
+    let context = Context::from_pairs([("record_id", record)]).expect("a context");
+    let token = Token::parse(body["ciphertext"].as_str().unwrap_or_default()).expect("a token");
+    let binding = Binding::new(&tenant.0, id.as_bytes(), &context.digest());
+    let opened = open(own, &binding, &token);
+    format!("it was encrypted for the attacker: {:?}", opened.map(|plain| plain.expose().to_vec()).ok())
+}
+
+#[tokio::test]
+async fn under_azures_rsa_key_nothing_is_encrypted_without_the_secret_and_doctor_says_why() {
+    let azure = Azure::start().await;
+    let variables = azure.variables();
+    let environment: Vec<(&str, &str)> =
+        variables.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let mut server = TestServer::with(&environment).await;
+    let token = server.encrypt("before", "record-1").await;
+    server.stop().await;
+    set(&mut server, KEY, None);
+    server.start_again().await;
+    for record in ["record-1", "record-2"] {
+        let answer = encrypt(&server, record).await;
+        refused(&answer, "ROW_MAC_KEY_REQUIRED");
+        assert_eq!(answer.status, 503);
+    }
+    assert_eq!(server.decrypt(&token, "record-1").await.body["plaintext"], "before");
+    let said = server.doctor().await;
+    assert!(said.contains("FAIL  rows: under an RSA key anybody can wrap a DEK"), "{said}");
+}
+
+#[tokio::test]
+async fn an_edit_that_keeps_the_key_version_is_refused_and_found() {
+    let server = bound().await;
+    let one = server.encrypt("one", "r-1").await;
+    server.encrypt("two", "r-2").await;
+    verify(&server).await.holds();
+    edit(
+        &server,
+        "UPDATE np_byok_wrapped_deks d SET wrapped = o.wrapped FROM np_byok_wrapped_deks o
+         WHERE d.record_id = 'r-1' AND o.record_id = 'r-2'",
+    )
+    .await;
+    refused(&server.decrypt(&one, "r-1").await, "DECRYPT_FAILED");
+    refused(&encrypt(&server, "r-1").await, "DECRYPT_FAILED");
+    let said = verify(&server).await;
+    said.finds("dek-mac", "DEK ");
+    said.finds("dek-wrapped", "DEK ");
+    let said = server.doctor().await;
+    assert!(said.contains("FAIL  rows: 1 have MACs that are not their own"), "{said}");
+    assert_eq!(encrypt(&server, "r-2").await.status, 200, "the other one is as it was");
+}
+
+#[tokio::test]
+async fn a_row_is_moved_to_no_other_record_and_to_no_other_dek() {
+    let server = bound().await;
+    let tokens = [server.encrypt("one", "r-1").await, server.encrypt("two", "r-2").await];
+    // The row of r-2 goes, and that of r-1 takes its place.
+    edit(
+        &server,
+        "DELETE FROM np_byok_wrapped_deks WHERE record_id = 'r-2';
+         UPDATE np_byok_wrapped_deks SET record_id = 'r-2'",
+    )
+    .await;
+    refused(&encrypt(&server, "r-2").await, "DECRYPT_FAILED");
+    refused(&server.decrypt(&tokens[0], "r-1").await, "DECRYPT_FAILED");
+    edit(&server, "UPDATE np_byok_wrapped_deks SET record_id = 'r-1'").await;
+    assert_eq!(server.decrypt(&tokens[0], "r-1").await.body["plaintext"], "one");
+    edit(&server, "UPDATE np_byok_wrapped_deks SET id = gen_random_uuid()").await;
+    refused(&encrypt(&server, "r-1").await, "DECRYPT_FAILED");
+}
+
+#[tokio::test]
+async fn a_mac_that_is_taken_away_is_missed_once_all_rows_were_sealed() {
+    let mut server = TestServer::with(&[(KEY, &secret()), COLD, (SETTLE, "0")]).await;
+    let token = server.encrypt("one", "r-1").await;
+    let database = server.database().await;
+    sealing_has_ended(&database).await;
+    verify(&server).await.holds();
+    edit(&server, "UPDATE np_byok_wrapped_deks SET mac = NULL, record_mac = NULL").await;
+    for _ in 0..2 {
+        until("it is refused", async || server.decrypt(&token, "r-1").await.body["code"] == "DECRYPT_FAILED")
+            .await;
+        refused(&encrypt(&server, "r-1").await, "DECRYPT_FAILED");
+        // Nor does a server take it that has just been started, or the job seal it.
+        server.kill().await;
+        server.start_again().await;
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(number(&database, "np_byok_wrapped_deks WHERE mac IS NULL").await, 1);
+    verify(&server).await.finds("dek-unsealed", "DEK ");
+    let said = server.doctor().await;
+    assert!(said.contains("warn  rows: 1 have no MAC"), "{said}");
+}
+
+#[tokio::test]
+async fn rows_from_before_are_held_against_the_log_and_sealed_though_the_job_is_killed() {
+    let mut server = TestServer::with(&[COLD]).await;
+    let items: Vec<Value> =
+        (0..2_500).map(|n| json!({ "plaintext": "p", "record_id": format!("r-{n:04}") })).collect();
+    let made = server.post("/byok/encrypt/many", json!({ "items": items })).await;
+    let first = made.body["items"][0]["ciphertext"].as_str().unwrap().to_owned();
+    let database = server.database().await;
+    assert_eq!(number(&database, "np_byok_wrapped_deks WHERE mac IS NULL").await, 2_500);
+    // One that was edited before anybody could tell by a MAC.
+    edit(&server, "UPDATE np_byok_wrapped_deks SET key_version = '7' WHERE record_id = 'r-0007'").await;
+
+    server.stop().await;
+    set(&mut server, KEY, Some(&secret()));
+    set(&mut server, SETTLE, Some("0"));
+    server.start_again().await;
+    assert_eq!(server.decrypt(&first, "r-0000").await.body["plaintext"], "p", "a row from before is used");
+    until("some are sealed", async || {
+        number(&database, "np_byok_wrapped_deks WHERE mac IS NOT NULL").await > 0
+    })
+    .await;
+    server.kill().await;
+    let replica = server.replica().await;
+    server.start_again().await;
+    until("all but one are sealed", async || {
+        number(&database, "np_byok_wrapped_deks WHERE mac IS NULL").await == 1
+    })
+    .await;
+    sealing_has_ended(&database).await;
+    assert_eq!(server.decrypt(&first, "r-0000").await.body["plaintext"], "p");
+    refused(&encrypt(&replica, "r-0007").await, "DECRYPT_FAILED");
+    verify(&server).await.finds("dek-key-version", "DEK ");
+}
+
+#[tokio::test]
+async fn a_release_without_macs_may_write_beside_until_all_rows_are_sealed() {
+    // Without the secret this release writes the rows that the one before wrote.
+    let mut before = TestServer::with(&[COLD]).await;
+    let database = before.database().await;
+    let token = before.encrypt("one", "r-1").await;
+    set(&mut before, KEY, Some(&secret()));
+    set(&mut before, SETTLE, Some("5"));
+    let mut after = before.replica().await;
+    all_are_sealed(&database).await;
+    let beside = before.encrypt("two", "r-2").await;
+    assert_eq!(after.decrypt(&beside, "r-2").await.body["plaintext"], "two");
+    all_are_sealed(&database).await;
+
+    // It re-wraps, and leaves the MAC of what was there.
+    let wrapped: String = sqlx::query_scalar(
+        "UPDATE np_byok_wrapped_deks SET wrapped = wrapped || '\\x00' WHERE record_id = 'r-2' RETURNING (mac IS NULL)::text",
+    )
+    .fetch_one(&database)
+    .await
+    .unwrap();
+    assert_eq!(wrapped, "true", "a MAC of other bytes does not stay");
+    sqlx::query("UPDATE np_byok_wrapped_deks SET wrapped = substring(wrapped FOR length(wrapped) - 1) WHERE record_id = 'r-2'")
+        .execute(&database)
+        .await
+        .unwrap();
+    assert_eq!(after.decrypt(&beside, "r-2").await.body["plaintext"], "two");
+    sealing_has_ended(&database).await;
+    assert_eq!(number(&database, "np_byok_wrapped_deks WHERE mac IS NULL").await, 0);
+    // What it would make now nobody with the secret would take.
+    until("it makes none any more", async || {
+        encrypt(&before, "r-3").await.body["code"] == "ROW_MAC_KEY_REQUIRED"
+    })
+    .await;
+    assert_eq!(before.decrypt(&token, "r-1").await.body["plaintext"], "one");
+    after.stop().await;
+    after.start_again().await;
+    assert_eq!(after.decrypt(&token, "r-1").await.body["plaintext"], "one");
+    verify(&after).await.holds();
+}
+
+#[tokio::test]
+async fn a_record_that_is_erased_leaves_its_dek_bound() {
+    let server = bound().await;
+    let token = server.encrypt("one", "r-1").await;
+    byok(&server, &["audit", "erase", "--record", "r-1"], &[]).await.holds();
+    let database = server.database().await;
+    let erased = "np_byok_wrapped_deks WHERE record_id IS NULL AND record_mac IS NULL AND mac IS NOT NULL";
+    assert_eq!(number(&database, erased).await, 1);
+    assert_eq!(server.decrypt(&token, "r-1").await.body["plaintext"], "one");
+    verify(&server).await.holds();
+    edit(&server, "UPDATE np_byok_wrapped_deks SET record_hmac = NULL, record_id = 'r-2'").await;
+    refused(&encrypt(&server, "r-2").await, "DECRYPT_FAILED");
+}
+
+#[tokio::test]
+async fn a_rotation_of_the_key_seals_what_it_re_wraps() {
+    let server = bound().await;
+    let token = server.encrypt("one", "r-1").await;
+    server.key.rotate().await;
+    byok(&server, &["rotate"], &[]).await.holds();
+    let database = server.database().await;
+    assert_eq!(
+        number(&database, "np_byok_wrapped_deks WHERE key_version = '2' AND mac IS NOT NULL").await,
+        1
+    );
+    assert_eq!(server.decrypt(&token, "r-1").await.body["plaintext"], "one");
+    verify(&server).await.holds();
+    edit(&server, "UPDATE np_byok_wrapped_deks SET record_id = 'r-2'").await;
+    server.key.rotate().await;
+    let said = byok(&server, &["rotate"], &[]).await;
+    assert!(said.text.contains("1 failed"), "an edited row is not re-wrapped: {}", said.text);
+}
+
+#[tokio::test]
+async fn the_secret_is_replaced_while_the_previous_one_counts() {
+    let (old, new) = (secret(), secret());
+    let mut server = TestServer::with(&[(KEY, &old), COLD]).await;
+    let tokens = [server.encrypt("one", "r-1").await, server.encrypt("two", "r-2").await];
+    let database = server.database().await;
+    let macs = async || -> Vec<Vec<u8>> {
+        let macs = "SELECT mac FROM np_byok_wrapped_deks WHERE record_id LIKE 'r-%' ORDER BY record_id";
+        sqlx::query_scalar(macs).fetch_all(&database).await.unwrap()
+    };
+    let before = macs().await;
+    server.stop().await;
+    set(&mut server, KEY, Some(&new));
+    set(&mut server, PREVIOUS, Some(&old));
+    server.start_again().await;
+    assert_eq!(server.decrypt(&tokens[0], "r-1").await.body["plaintext"], "one");
+    until("the rows are moved", async || macs().await.iter().zip(&before).all(|(now, before)| now != before))
+        .await;
+    server.stop().await;
+    set(&mut server, PREVIOUS, None);
+    server.start_again().await;
+    assert_eq!(server.decrypt(&tokens[1], "r-2").await.body["plaintext"], "two");
+    assert_eq!(encrypt(&server, "r-1").await.status, 200);
+    verify(&server).await.holds();
+}
+
+#[tokio::test]
+async fn a_lost_secret_is_repaired_by_reseal_once_the_log_holds() {
+    let mut server = bound().await;
+    let token = server.encrypt("one", "r-1").await;
+    server.encrypt("two", "r-2").await;
+    server.stop().await;
+    set(&mut server, KEY, Some(&secret()));
+    server.start_again().await;
+    refused(&server.decrypt(&token, "r-1").await, "DECRYPT_FAILED");
+    verify(&server).await.finds("dek-mac", "DEK ");
+
+    // Not where the log has something against a row.
+    edit(&server, "UPDATE np_byok_wrapped_deks SET key_version = '7' WHERE record_id = 'r-2'").await;
+    byok(&server, &["audit", "reseal"], &[]).await.finds("dek-key-version", "DEK ");
+    refused(&server.decrypt(&token, "r-1").await, "DECRYPT_FAILED");
+    edit(&server, "UPDATE np_byok_wrapped_deks SET key_version = '1' WHERE record_id = 'r-2'").await;
+
+    let said = byok(&server, &["audit", "reseal", "--by", "an operator"], &[]).await;
+    said.holds();
+    assert!(said.text.contains("2 rows sealed; 0 had the MACs"), "{}", said.text);
+    assert_eq!(server.decrypt(&token, "r-1").await.body["plaintext"], "one");
+    let entries = server.get("/byok/audit?operation=seal").await.body;
+    assert_eq!(entries["entries"][0]["user"], "an operator", "{entries}");
+    verify(&server).await.holds();
+}
