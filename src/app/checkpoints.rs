@@ -397,16 +397,19 @@ async fn holds(tree: &Tree<'_>, said: &SignedHead) -> Result<bool, ReadError> {
 }
 
 impl App {
-    /// The checkpoint of the caller's tenant's log as it is now. A read of a state: it leaves an entry an hour, which the
-    /// checkpoint does not speak of yet.
+    /// The checkpoint of the caller's tenant's log as it is now. A read of a state: it leaves an entry an hour, before the
+    /// checkpoint is made, so that the log does not move past it.
     ///
     /// # Errors
     /// Not permitted, no key to sign with, a log that is behind what was published, or the database out of reach.
     pub async fn checkpoint(&self, caller: &Caller) -> Result<CheckpointShown, Refusal> {
         self.enter(caller, Operation::Audit).await?;
+        if !self.checkpoints.signs() {
+            return Err(NoneMade::Unsigned.into());
+        }
+        self.record_state_read(caller, Operation::Audit).await?;
         let head = self.checkpoints.renew().await?;
         let note = self.checkpoints.sign(&head).ok_or(NoneMade::Unsigned)?;
-        self.record_state_read(caller, Operation::Audit).await?;
         Ok(CheckpointShown {
             note,
             origin: self.checkpoints.origin(head.log),

@@ -37,7 +37,7 @@ impl RowMacKey {
     pub fn generate() -> SecretText {
         let mut secret = Zeroizing::new([0; KEY_BYTES]);
         fill_random(&mut *secret);
-        SecretText::new(STANDARD.encode(&*secret))
+        SecretText::new(STANDARD.encode(secret.as_slice()))
     }
 
     /// The MAC of these fields in this order; no two lists of fields have the same message.

@@ -165,12 +165,14 @@ async fn whatever_is_done_to_a_bundle_is_found() {
 }
 
 #[test]
-fn the_python_verifies_the_bundle_of_the_vectors() {
-    let bundle = vectors().join("bundle.jsonl");
-    let (output, said) = python(&bundle, Some(&vectors().join("checkpoint-5")));
-    let range = "places 0 to before 7 of byok.example/acme/1";
-    let expected = format!("holds: {range}, tenant 000102030405060708090a0b0c0d0e0f, 4 entries\n");
-    assert_eq!((output, said), (Some(0), expected));
+fn the_python_verifies_the_bundles_of_the_vectors() {
+    for (name, end, entries) in [("bundle.jsonl", 8, 5), ("bundle-1.jsonl", 7, 4)] {
+        let (output, said) = python(&vectors().join(name), Some(&vectors().join("checkpoint-5")));
+        let range = format!("places 0 to before {end} of byok.example/acme/1");
+        let expected =
+            format!("holds: {range}, tenant 000102030405060708090a0b0c0d0e0f, {entries} entries\n");
+        assert_eq!((output, said), (Some(0), expected));
+    }
 }
 
 fn vectors() -> PathBuf {
@@ -214,8 +216,8 @@ fn neither_verifier_takes_a_walk_that_leaves_entries_of_the_range_out() {
         ("another header before what is left out", &|lines| {
             lines.splice(5..6, [narrow.clone(), skip("1"), whole[0].to_owned()]);
         }),
-        ("an empty range", &|lines| lines[0] = lines[0].replace("\"to\":7", "\"to\":0")),
-        ("more than there is", &|lines| lines[0] = lines[0].replace("\"to\":7", "\"to\":70")),
+        ("an empty range", &|lines| lines[0] = lines[0].replace("\"to\":8", "\"to\":0")),
+        ("more than there is", &|lines| lines[0] = lines[0].replace("\"to\":8", "\"to\":80")),
         ("another count of entries", &|lines| {
             *lines.last_mut().unwrap() = "{\"end\":{\"entries\":3}}".to_owned()
         }),

@@ -10,7 +10,7 @@ use byok::audit::{
     unpack, verify_bundle, verify_log,
 };
 use byok::crypto::Ed25519SigningKey;
-use byok::model::{Entry, EntryId, Extensions, Item, Operation, Outcome, Salted};
+use byok::model::{Entry, EntryId, ErrorCode, Extensions, Item, Operation, Outcome, Salted};
 use byok::store::{AuditReads as _, Change, EntryFilter, EntryRow, Store as _, TenantReads as _};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -100,10 +100,10 @@ fn of_the_first_form() -> EntryRow {
     }
 }
 
-/// The same entry of the second form, with everything that it has room for.
+/// A refusal of the second form that voids that entry, with everything that the form has room for.
 fn of_the_second_form() -> Entry {
     let mut extensions = Extensions::default();
-    extensions.set_voids(EntryId::new());
+    extensions.set_voids(of_the_first_form().id);
     extensions.set_unlisted_refusals(&BTreeMap::from([("DECRYPT_FAILED", 3)]));
     let item = Item {
         record_id: Some("record-2".into()),
@@ -115,6 +115,8 @@ fn of_the_second_form() -> Entry {
     };
     Entry {
         at: rows::now(),
+        outcome: Outcome::Refused(ErrorCode::KmsUnavailable),
+        request_id: Some("r-1".to_owned()),
         reason: Some("support-case".into()),
         ledger_hash: Some([7; 32]),
         issuer: Some("https://id.example".into()),
