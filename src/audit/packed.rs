@@ -1,4 +1,4 @@
-//! Reads packed items: of version 2, which [`super::pack`] draws, and of version 1, which earlier releases wrote and
+//! Reads packed items: of version 2, which [`super::pack()`] draws, and of version 1, which earlier releases wrote and
 //! which stays readable for ever:
 //!
 //! ```text

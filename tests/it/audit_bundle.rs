@@ -182,7 +182,7 @@ fn vectors() -> PathBuf {
 /// What the Python says of a bundle under the key of the vectors, which stands second among several.
 fn python(bundle: &Path, pinned: Option<&Path>) -> (Option<i32>, String) {
     let key = std::fs::read_to_string(vectors().join("key")).unwrap();
-    let other = "byok.example/acme/1+00000000+AQOhB7/zzhC+HXDdGOdLwJln5NYwm6UNXx3chmQSVTG5";
+    let other = "byok.example/acme/1+523477bf+AQOhB7/zzhC+HXDdGOdLwJln5NYwm6UNXx3chmQSVTG5";
     let mut python = std::process::Command::new(needed("BYOK_TEST_PYTHON"));
     python.arg(vectors().join("../../../docs/verify_bundle.py")).arg(bundle).arg(format!("{other}\n{key}"));
     let output = python.args(pinned).output().unwrap();

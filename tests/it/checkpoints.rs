@@ -114,10 +114,10 @@ async fn a_checkpoint_verifies_with_the_printed_key_and_is_of_the_tree() {
     let server = TestServer::with(&[(KEY_FILE, &key), ("BYOK_AUDIT_ORIGIN", "byok.example/eu")]).await;
     let [vkey] = &vkeys(&server).await[..] else { panic!("one key") };
     assert!(vkey.starts_with("byok.example/eu/primary/1+"), "{vkey}");
-    let empty = verified(&note(&server).await, vkey).unwrap();
-    // The root of no leaves is the hash of nothing.
-    assert_eq!((empty.size, &*empty.root), (0, "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="));
-    let mut before = 0;
+    let first = verified(&note(&server).await, vkey).unwrap();
+    assert_eq!((first.size, first.root), tree(&server).await);
+    assert_eq!(first.size, 1, "the entry of this very read, the first of an hour");
+    let mut before = first.size;
     for n in 0..5 {
         server.encrypt("p", &format!("r-{n}")).await;
         let said = verified(&note(&server).await, vkey).unwrap();

@@ -193,7 +193,7 @@ async fn the_fourth_wrong_secret_in_a_row_is_not_shown() {
     }
     write(file.path(), "wrong-4");
     let answers = kms.wrap(&[(binding(), &Dek::generate())]).await;
-    let paused = answers[0].as_ref().err().expect("it is refused");
+    let Err(paused) = &answers[0] else { panic!("it is refused") };
     assert_eq!((paused.class, paused.class.code()), (KmsErrorClass::LoginPaused, ErrorCode::KmsUnavailable));
     let wait = paused.retry_after.expect("a time").as_secs();
     assert!((1_100..=1_200).contains(&wait), "{wait}");

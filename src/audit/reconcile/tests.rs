@@ -267,7 +267,8 @@ fn decrypted(
 }
 
 const OURS: &str = r#""accessor":"hmac-sha256:aaaa","display_name":"token","token_type":"service""#;
-const OPENED: &str = r#"{"batch_results":[{"plaintext":"hmac-sha256:99"}]}"#;
+/// As Vault 1.21.0 writes it: an error and a reference that are absent stand there as the HMAC of the empty text.
+const OPENED: &str = r#"{"batch_results":[{"plaintext":"hmac-sha256:99","error":"hmac-sha256:00","reference":"hmac-sha256:00"}]}"#;
 /// As Vault 1.21.0 writes it.
 const FAILED: &str =
     r#"{"http_content_type":"hmac-sha256:0a","http_raw_body":"hmac-sha256:5e","http_status_code":400}"#;

@@ -24,7 +24,7 @@ pub(super) fn read(record: &Value, keys: &[Arc<str>]) -> Option<Record> {
         used,
         principal: principal(record),
         credential: Some(token(record)).filter(|token| !token.is_empty()).map(fingerprint),
-        refused: record.get("error").is_some() || results.is_some_and(|data| all_failed(record, data)),
+        refused: record.get("error").is_some() || results.is_some_and(|data| all_failed(record, data, used)),
         probe: false,
         given: record
             .pointer("/request/data")
@@ -55,18 +55,28 @@ fn used(path: &str, mount: &str, keys: &[Arc<str>]) -> Option<Use> {
     keys.iter().any(|key| **key == *name).then_some(used)
 }
 
-/// Whether no item of a batch came to anything: such an answer is an error to who asked, and none to the device. Of `encrypt` and
-/// `decrypt` it has the status alone, which one item that failed sets for all.
-fn all_failed(record: &Value, data: &Value) -> bool {
+/// Whether no item of a batch came to anything: such an answer is an error to who asked, and none to the device. Of `encrypt`
+/// and `decrypt` it has the status alone, which one item that failed sets for all. Of `rewrap` it has a result for each item, and
+/// writes an absent error as the HMAC of the empty text: the same as that of an absent reference. We send no reference; of who
+/// sends one nothing is taken for a failure.
+fn all_failed(record: &Value, data: &Value, used: Use) -> bool {
     let items = record.pointer("/request/data/batch_input").and_then(Value::as_array);
-    let status = data.get("http_status_code").and_then(Value::as_u64);
-    if status.is_some_and(|status| status >= 400) {
-        return items.is_some_and(|items| items.len() == 1);
+    let Some(items) = items else { return false };
+    match used {
+        Use::Rewrap => {
+            let results = data.get("batch_results").and_then(Value::as_array);
+            let failed = |result: &Value| {
+                let error = text(result, "/error");
+                !error.is_empty() && error != text(result, "/reference")
+            };
+            items.iter().all(|item| item.get("reference").is_none())
+                && results.is_some_and(|results| !results.is_empty() && results.iter().all(failed))
+        }
+        Use::Wrap | Use::Unwrap | Use::Export => {
+            let status = data.get("http_status_code").and_then(Value::as_u64);
+            items.len() == 1 && status.is_some_and(|status| status >= 400)
+        }
     }
-    let results = data.get("batch_results").and_then(Value::as_array);
-    results.is_some_and(|results| {
-        !results.is_empty() && results.iter().all(|result| !text(result, "/error").is_empty())
-    })
 }
 
 /// The token as the device writes it. Of a request that was refused for its token there is no other trace of who made it.
