@@ -119,6 +119,11 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_root_of_no_leaves_is_the_hash_of_nothing() {
+        assert_eq!(root_of([]).to_string(), "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=");
+    }
+
     proptest! {
         #[test]
         fn a_cover_holds_exactly_its_leaves(start in 0_u64..5_000, length in 0_u64..5_000) {
