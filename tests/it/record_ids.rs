@@ -1,6 +1,7 @@
 //! Record ids that are longer than the audit log keeps: nothing is encrypted for them any more; what earlier releases encrypted
 //! is decrypted and found in the log.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -77,7 +78,10 @@ async fn what_was_encrypted_for_a_longer_one_is_decrypted_for_ever() {
     let data = folder.path().join(".byok");
     std::fs::create_dir(&data).unwrap();
     let vectors = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/long-record-ids");
-    std::fs::copy(vectors.join("local-key.json"), data.join("local-key.json")).unwrap();
+    let key = data.join("local-key.json");
+    std::fs::copy(vectors.join("local-key.json"), &key).unwrap();
+    // A checkout lets others read it, which byok refuses.
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
     let dump = std::fs::read_to_string(vectors.join("byok.sql")).unwrap();
     let options =
         sqlx::sqlite::SqliteConnectOptions::new().filename(data.join("byok.db")).create_if_missing(true);

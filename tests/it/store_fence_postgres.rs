@@ -217,6 +217,9 @@ async fn a_database_of_the_release_before_keeps_its_log_and_gets_proofs() {
     let tenant = tenant(&store).await;
     store.commit(&Batch { fence: Vec::new(), ..proven(tenant, 0, HOUR) }).await.unwrap();
     for sql in [
+        "DROP TRIGGER np_byok_wrapped_deks_rewrapped ON np_byok_wrapped_deks",
+        "DROP FUNCTION np_byok_wrapped_deks_unseal",
+        "ALTER TABLE np_byok_wrapped_deks DROP COLUMN record_hmac, DROP COLUMN mac, DROP COLUMN record_mac",
         "DROP TABLE np_byok_logs, np_byok_publications",
         "DROP TABLE np_byok_tiles, np_byok_chunks, np_byok_chunk_values, np_byok_holds, np_byok_exports, np_byok_streams",
         "DROP FUNCTION np_byok_tiles_guard",
