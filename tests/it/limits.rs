@@ -405,7 +405,8 @@ async fn the_junk_of_one_user_uses_up_no_minute_but_their_own() {
         .fetch_one(&server.database().await)
         .await
         .unwrap();
-    assert!((190..=330).contains(&entries), "twice a minute's worth, and what came meanwhile: {entries}");
+    // A minute's worth of refusals, what was done, and what came meanwhile; the rest of what is refused leaves no entry.
+    assert!((145..=330).contains(&entries), "{entries}");
 }
 
 #[tokio::test]
