@@ -119,18 +119,19 @@ impl Meters {
         self.calls(operation).give_back(caller.tenant.uid, self.user(caller), 1, self.now());
     }
 
-    /// Charges a call apart that was taken as one to serve.
+    /// Charges a call apart that was taken as one to serve. Where many users together are refused so much that nothing bounds
+    /// it any more, it stays charged as one that was served.
     fn charge_call_apart(&self, caller: &Caller, operation: Operation) {
-        self.refused.charge(caller.tenant.uid, self.user(caller), 1, self.now());
-        self.give_back_call(caller, operation);
+        if self.refused.charge(caller.tenant.uid, self.user(caller), 1, self.now()) {
+            self.give_back_call(caller, operation);
+        }
     }
 
-    /// Charges items apart that were taken as ones to serve.
+    /// Charges items apart that were taken as ones to serve, as calls are.
     fn charge_items_apart(&self, caller: &Caller, operation: Operation, refused: u32) {
         let Some(meters) = self.items(operation) else { return };
         let (tenant, user, now) = (caller.tenant.uid, self.user(caller), self.now());
-        if refused > 0 {
-            meters.refused.charge(tenant, user, refused, now);
+        if refused > 0 && meters.refused.charge(tenant, user, refused, now) {
             meters.served.give_back(tenant, user, refused, now);
         }
     }

@@ -68,15 +68,18 @@ impl Meter {
         Ok(())
     }
 
-    /// Takes what has happened already, whether there was room for it or not; at most a minute's worth is owed.
-    pub(super) fn charge(&self, tenant: TenantUid, user: User, count: u32, now: Duration) {
+    /// Takes what has happened already, whether there was room for it or not; at most a minute's worth is owed. `false` if
+    /// that much was owed before: then nothing bounds it here, however many users there are, and it has to be paid elsewhere.
+    pub(super) fn charge(&self, tenant: TenantUid, user: User, count: u32, now: Duration) -> bool {
         let most = full(self.per_minute);
         let units = i64::from(count).saturating_mul(ONE).min(most);
         let mut bucket = self.tenants.entry(tenant).or_insert_with(|| Bucket::full(self.per_minute, now));
         bucket.pass_time(self.per_minute, now);
         bucket.ask(user, now);
+        let is_bounded = bucket.level > -most;
         bucket.level = bucket.level.saturating_sub(units).max(-most);
         bucket.share.note(user, units, now);
+        is_bounded
     }
 
     /// Gives back what was taken and not used.
@@ -466,6 +469,15 @@ mod tests {
         assert!(matches!(meter.has_room(TENANT, ANNA, seconds(60)), Err(Over::Now(_))));
         assert_eq!(meter.has_room(TENANT, BERT, seconds(60)), Ok(()));
         assert_eq!(meter.has_room(OTHER_TENANT, ANNA, START), Ok(()));
+    }
+
+    #[test]
+    fn however_many_users_are_refused_no_more_than_two_minutes_worth_is_charged_apart() {
+        for users in [1, 6, 70] {
+            let meter = meter(600);
+            let charged = (0..10_000).filter(|n| meter.charge(TENANT, User(n % users), 1, START)).count();
+            assert_eq!(charged, 1_200, "{users}");
+        }
     }
 
     #[test]
