@@ -21,6 +21,8 @@ pub(super) struct Sealed {
     /// The epoch of its key version under which it was unwrapped or made.
     pub(super) epoch: u64,
     kms_request_id: Option<Arc<str>>,
+    /// Whether a MAC bound the row that it was unwrapped from; so it does that of a DEK that was made here.
+    pub(super) is_bound: bool,
     /// What it is sealed under, while that lives.
     key: Weak<SealingKey>,
 }
@@ -112,10 +114,11 @@ impl Cache {
         dek: &Dek,
         (key_version, epoch): (KeyVersion, u64),
         kms_request_id: Option<Arc<str>>,
+        is_bound: bool,
     ) -> Sealed {
         let key = self.sealing_key(tenant);
         let dek = key.seal(dek, &bound_to(tenant, id));
-        Sealed { dek, key_version, epoch, kms_request_id, key: Arc::downgrade(&key) }
+        Sealed { dek, key_version, epoch, kms_request_id, is_bound, key: Arc::downgrade(&key) }
     }
 
     /// `None` when the tenant's sealing key is another than the one that sealed it.
@@ -123,7 +126,14 @@ impl Cache {
         let dek = self.sealing_key(tenant).open(&sealed.dek, &bound_to(tenant, id))?;
         let key_version = sealed.key_version.clone();
         let kms_request_id = sealed.kms_request_id.clone();
-        Some(Held { dek, key_version, epoch: sealed.epoch, source, kms_request_id })
+        Some(Held {
+            dek,
+            key_version,
+            epoch: sealed.epoch,
+            source,
+            kms_request_id,
+            is_bound: sealed.is_bound,
+        })
     }
 
     fn sealing_key(&self, tenant: TenantUid) -> Arc<SealingKey> {

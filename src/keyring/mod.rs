@@ -58,6 +58,8 @@ pub struct Held {
     pub source: Source,
     /// The KMS's id of the request that unwrapped it.
     pub kms_request_id: Option<Arc<str>>,
+    /// Whether a MAC bound the row that it was unwrapped from, or it was made here.
+    is_bound: bool,
 }
 
 /// A record's DEK.
@@ -262,6 +264,10 @@ impl Keyring {
                     Err(error) => return Some(Err(error.clone())),
                 };
                 match opened.next()? {
+                    // It may have been unwrapped for a decrypt, from a row that was as it is no more.
+                    Ok(held) if !held.is_bound && self.rows.must_be_bound() => {
+                        Some(Err(KeyringError::Unsealed))
+                    }
                     Ok(held) => Some(Ok(RecordDek { id, held: Arc::new(held), fresh: None })),
                     Err(KeyringError::Missing) => {
                         // Its row is gone: the record is as good as new.
@@ -349,6 +355,7 @@ impl Keyring {
                             epoch,
                             source: Source::Kms,
                             kms_request_id: made.request_id,
+                            is_bound: true,
                         };
                         (held, wrapped)
                     })
@@ -380,7 +387,8 @@ impl Keyring {
     /// Takes a DEK into the cache whose row is durable now.
     pub fn admit(&self, tenant: &Tenant, row: &DekRow, held: &Held) {
         let under = (held.key_version.clone(), held.epoch);
-        let sealed = self.cache.seal(tenant.uid, row.id, &held.dek, under, held.kms_request_id.clone());
+        let request_id = held.kms_request_id.clone();
+        let sealed = self.cache.seal(tenant.uid, row.id, &held.dek, under, request_id, held.is_bound);
         self.keep(tenant.uid, row.id, Arc::new(sealed));
         if let Some(record) = &row.record_id {
             self.cache.put_record(tenant.uid, record.clone(), row.id);
@@ -504,7 +512,10 @@ impl Keyring {
         let take_down = TakeDown(&self, tenant.uid, ids.clone());
         let mut fetched = self.fetch(&tenant, &ids).await;
         for (id, _) in &lead {
-            if let Some(Ok(sealed)) = fetched.get(id) {
+            // One that may not encrypt is read anew each time, so that it may as soon as its row is bound.
+            if let Some(Ok(sealed)) = fetched.get(id)
+                && (sealed.is_bound || !self.rows.must_be_bound())
+            {
                 self.keep(tenant.uid, *id, sealed.clone());
             }
         }
@@ -542,6 +553,7 @@ impl Keyring {
         // The epoch of each key version before anything is unwrapped under it.
         let mut epochs: HashMap<KeyVersion, Result<u64, KeyringError>> = HashMap::new();
         let mut asked = Vec::with_capacity(rows.len());
+        let mut bound = Vec::with_capacity(rows.len());
         let admitted = self.admit_rows(tenant, &rows, Wanted::Open).await;
         for (row, admitted) in rows.into_iter().zip(admitted) {
             if let Err(error) = admitted {
@@ -556,6 +568,7 @@ impl Keyring {
             match &epochs[version] {
                 Ok(_) => {
                     let (tenant, dek_id, purpose) = (tenant.uid, row.id, Purpose::Record);
+                    bound.push(row.mac.is_some());
                     asked.push((DekBinding { tenant, dek_id, purpose }, row.wrapped));
                 }
                 Err(error) => drop(fetched.insert(row.id, Err(error.clone()))),
@@ -567,15 +580,15 @@ impl Keyring {
         let sent = self.boot();
         let answers = self.kms.unwrap(&asked).await;
         let mut refused: HashMap<KeyVersion, KmsError> = HashMap::new();
-        for ((binding, wrapped), answer) in asked.into_iter().zip(answers) {
+        for (((binding, wrapped), is_bound), answer) in asked.into_iter().zip(bound).zip(answers) {
             let version = wrapped.key_version;
             let outcome = match answer {
                 Ok(answer) => {
                     self.note_unwrapped(tenant.uid, &version, sent);
                     let epoch = epochs[&version].clone().unwrap_or_default();
                     let under = (version, epoch);
-                    let sealed =
-                        self.cache.seal(tenant.uid, binding.dek_id, &answer.value, under, answer.request_id);
+                    let (id, dek, request_id) = (binding.dek_id, &answer.value, answer.request_id);
+                    let sealed = self.cache.seal(tenant.uid, id, dek, under, request_id, is_bound);
                     Ok(Arc::new(sealed))
                 }
                 Err(error) => {

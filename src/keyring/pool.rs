@@ -320,7 +320,7 @@ impl Keyring {
                         versions.push(held.key_version.clone());
                     }
                     let sealed =
-                        self.cache.seal(tenant.uid, id, &held.dek, under, held.kms_request_id.clone());
+                        self.cache.seal(tenant.uid, id, &held.dek, under, held.kms_request_id.clone(), true);
                     brought.push(Ready { id, sealed, wrapped, asked });
                 }
                 Err(error) => failed = Some(error),
@@ -380,7 +380,7 @@ mod tests {
         let ready = |_| {
             let id = DekId::new();
             let under = (version.clone(), 0);
-            let sealed = cache.seal(tenant().uid, id, &Dek::generate(), under, None);
+            let sealed = cache.seal(tenant().uid, id, &Dek::generate(), under, None, true);
             let wrapped = Wrapped { key_version: version.clone(), scheme: 1, bytes: vec![1] };
             Ready { id, sealed, wrapped, asked }
         };

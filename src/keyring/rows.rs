@@ -67,6 +67,11 @@ impl Rows {
         self.macs.as_ref()
     }
 
+    /// Whether only a DEK whose row is bound may encrypt: where anybody can wrap, another may be anybody's.
+    pub(super) fn must_be_bound(&self) -> bool {
+        self.macs.is_some() && self.anybody_wraps
+    }
+
     /// Whether what is made now can be bound where it must be.
     pub(super) fn can_make(&self) -> bool {
         self.macs.is_some() || !self.anybody_wraps

@@ -88,7 +88,6 @@ impl Keyring {
             }
             return Ok(false);
         }
-        course.quiet_since = None;
         let held = hold_rows(&*self.store, tenant, unsealed).await?;
         if held.all_were_sealed {
             // Nobody found the entry that says so, and it is there: whoever hid it took the MACs away.
@@ -100,6 +99,11 @@ impl Keyring {
             self.rows.note_contradicted(tenant.uid, row);
             self.tell_of_row(tenant, row, RowSeal::None);
         }
+        if held.agreed.is_empty() {
+            // Rows that are refused hold nothing up: else whoever writes some now and then would keep the end away.
+            return Ok(false);
+        }
+        course.quiet_since = None;
         let sealed = self.seal_all(tenant.uid, macs, held.agreed).await?;
         info!(tenant = tenant.name, sealed, "rows of DEKs were held against the log and sealed");
         Ok(false)
