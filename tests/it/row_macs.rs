@@ -140,6 +140,43 @@ async fn a_dek_that_an_attacker_wrapped_under_azures_public_key_encrypts_nothing
     .await;
 }
 
+#[tokio::test]
+async fn a_dek_that_a_decrypt_brought_in_from_a_planted_row_encrypts_nothing_once_the_row_is_put_back() {
+    let azure = Azure::start().await;
+    let variables = azure.variables();
+    let environment: Vec<(&str, &str)> =
+        variables.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let server = TestServer::with(&environment).await;
+    let replica = server.replica().await;
+    let token = server.encrypt("before", "record-1").await;
+    let database = server.database().await;
+    let row = "SELECT id, tenant, wrapped, mac FROM np_byok_wrapped_deks WHERE record_id = 'record-1'";
+    let (id, tenant, wrapped, mac): (uuid::Uuid, Vec<u8>, Vec<u8>, Vec<u8>) =
+        sqlx::query_as(row).fetch_one(&database).await.unwrap();
+    let binding = DekBinding {
+        tenant: TenantUid(tenant.try_into().unwrap()),
+        dek_id: DekId(id),
+        purpose: Purpose::Record,
+    };
+    let planted = azure.kms().wrap(&[(binding, &Dek::generate())]).await.pop().unwrap().unwrap().value.bytes;
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let put = |wrapped: &[u8], mac: &str| {
+        let row = format!("wrapped = '\\x{}', mac = {mac}", hex(wrapped));
+        format!(
+            "SET session_replication_role = replica; UPDATE np_byok_wrapped_deks SET {row} WHERE id = '{id}'"
+        )
+    };
+    execute(&server.database_url, &put(&planted, "NULL")).await;
+    refused(&replica.decrypt(&token, "record-1").await, "DECRYPT_FAILED");
+    execute(&server.database_url, &put(&wrapped, &format!("'\\x{}'", hex(&mac)))).await;
+
+    let answer = encrypt(&replica, "record-1").await;
+    assert_eq!(answer.status, 200, "the row is as it was: {}", answer.body);
+    let made = answer.body["ciphertext"].as_str().unwrap();
+    let opened = server.decrypt(made, "record-1").await;
+    assert_eq!(opened.status, 200, "it was encrypted under the planted DEK: {}", opened.body);
+}
+
 /// What an attacker reads of a token that was made under their DEK.
 fn opened_by(own: &Dek, tenant: TenantUid, id: DekId, record: &str, body: &Value) -> String {
     let context = Context::from_pairs([("record_id", record)]).expect("a context");
