@@ -75,6 +75,8 @@ impl Hanging {
             &[
                 ("BYOK_VAULT_ADDR", address.as_str()),
                 ("BYOK_KMS_TIMEOUT_MS", "60000"),
+                // Half a minute in which what is hot is served under the last proof from before the KMS hung.
+                ("BYOK_KEY_PROBE_TIMEOUT_MS", "30000"),
                 ("BYOK_REQUEST_TIMEOUT_SECONDS", "90"),
             ],
             settings,
