@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::audit::{CommitFailed, Committer, Unit, pack, recorded_id};
+use crate::audit::{CommitFailed, Committer, Unit, pack, prune_detail, pruned_leaves, recorded_id};
 use crate::crypto::{hmac_sha256, random};
 use crate::merkle::Hash;
 use crate::model::{Clock, Entry, Operation, Tenant, TenantUid};
@@ -22,6 +22,8 @@ const STEP: u64 = WIDTH;
 const STEP_BYTES: u64 = 256 << 10;
 /// How many tiles are held against their leaves at once.
 const TILES: u64 = 64;
+/// How many entries are read at once.
+const PAGE: u32 = 1_000;
 /// How often a part of the log is listed anew that changed while it was to be dropped.
 const TRIES: usize = 3;
 
@@ -216,7 +218,8 @@ impl Keeper {
                     for (log, places) in &pieces {
                         self.hold_tiles_against(tenant.uid, log, places.clone()).await?;
                     }
-                    self.announce(tenant, &pieces).await?;
+                    let before = self.pruned_by_entries_at(tenant.uid, ranges).await?;
+                    self.announce(tenant, &pieces, before).await?;
                 }
                 match self.database.prune(retention, part).await {
                     Ok(()) => {
@@ -280,10 +283,48 @@ impl Keeper {
         Ok(())
     }
 
-    /// Writes down that these entries go: of which log, and which of its leaves.
-    async fn announce(&self, tenant: &Tenant, pieces: &[(LogHead, Range<u64>)]) -> Result<(), KeepingFailed> {
-        for (LogHead { log, first, .. }, places) in pieces {
-            let detail = format!("prune {log} {} {}", places.start - first, places.end - first);
+    /// What entries at these places say was pruned, each of its log: once they go, nothing else says so. Nothing that no server
+    /// has said: an entry speaks of leaves before it.
+    async fn pruned_by_entries_at(
+        &self,
+        tenant: TenantUid,
+        places: &[Range<u64>],
+    ) -> Result<Vec<(u32, Range<u64>)>, KeepingFailed> {
+        let mut logs = self.database.ended_logs(tenant).await?;
+        logs.extend(self.database.log_head(tenant).await?);
+        let was_there = |(of, leaves): &(u32, Range<u64>), seq: u64| {
+            logs.iter()
+                .any(|log| log.log == *of && log.first.saturating_add(leaves.end) <= seq.min(log.end()))
+        };
+        let mut pruned = Vec::new();
+        for range in places {
+            let mut next = range.start;
+            while next < range.end {
+                let rows = self.database.entries_from(tenant, next, PAGE).await?;
+                let Some(last) = rows.last() else { break };
+                next = last.seq + 1;
+                for placed in rows.iter().filter(|placed| range.contains(&placed.seq)) {
+                    let said = pruned_leaves(tenant, &placed.row);
+                    pruned.extend(said.filter(|said| was_there(said, placed.seq)));
+                }
+            }
+        }
+        Ok(pruned)
+    }
+
+    /// Writes down that these entries go, and again what entries among them say went before: of which log, and which of its
+    /// leaves.
+    async fn announce(
+        &self,
+        tenant: &Tenant,
+        pieces: &[(LogHead, Range<u64>)],
+        before: Vec<(u32, Range<u64>)>,
+    ) -> Result<(), KeepingFailed> {
+        let leaves = |(head, places): &(LogHead, Range<u64>)| {
+            (head.log, places.start - head.first..places.end - head.first)
+        };
+        for (log, leaves) in joined(pieces.iter().map(leaves).chain(before).collect()) {
+            let detail = prune_detail(log, &leaves);
             let unit = self.unit(tenant.uid, Operation::Prune, &detail, Vec::new());
             self.committer.commit(unit).await?;
         }
@@ -316,6 +357,21 @@ fn pieces(places: Range<u64>, sizes: &[(u64, u64)]) -> Vec<Range<u64>> {
     }
     pieces.push(start..places.end);
     pieces
+}
+
+/// The same leaves in as few ranges as that takes, in order.
+fn joined(mut ranges: Vec<(u32, Range<u64>)>) -> Vec<(u32, Range<u64>)> {
+    ranges.sort_by_key(|(log, leaves)| (*log, leaves.start));
+    let mut joined: Vec<(u32, Range<u64>)> = Vec::new();
+    for (log, leaves) in ranges {
+        match joined.last_mut() {
+            Some((last, before)) if *last == log && leaves.start <= before.end => {
+                before.end = before.end.max(leaves.end);
+            }
+            _ => joined.push((log, leaves)),
+        }
+    }
+    joined
 }
 
 fn length(range: &Range<u64>) -> u64 {

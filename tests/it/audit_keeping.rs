@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use byok::app::{Erased, Keeper, KeepingFailed};
-use byok::audit::{Committer, Unit, digest_of, pack};
+use byok::audit::{Committer, Trust, Unit, digest_of, pack, verify_log};
 use byok::merkle::root_of;
 use byok::model::{
     Clock, Entry, EntryId, Extensions, Item, Means, Operation, Outcome, SystemClock, TenantUid, Timestamp,
@@ -58,6 +58,7 @@ on_both_databases! {
     entries_stay_whose_tiles_are_not_theirs
     nobody_elses_values_are_erased
     old_entries_go_and_an_entry_says_so
+    what_an_entry_that_goes_said_went_before_is_said_again
     what_was_dropped_is_not_paged_through
     what_no_tile_covers_stays
     entries_of_an_ended_log_go_by_its_own_tiles
@@ -365,6 +366,32 @@ async fn old_entries_go_and_an_entry_says_so(database: Db) {
     assert_eq!(after, head.extended(&[rows[1].row.clone()]));
     assert_eq!(keeper(&database).prune(retention()).await, Ok(0));
     assert_eq!(database.log_size(tenant).await, Ok(514), "nothing to do leaves no entry");
+}
+
+async fn what_an_entry_that_goes_said_went_before_is_said_again(database: Db) {
+    struct LongAgo;
+    impl Clock for LongAgo {
+        fn now(&self) -> Timestamp {
+            long_ago().plus(DAY)
+        }
+    }
+    let tenant = tenant(&*database).await;
+    append_old(&database, tenant, 256).await;
+    derive(&database).await;
+    let committer = Arc::new(Committer::start(database.clone(), Arc::new(LongAgo), 1));
+    let then = Keeper::new(database.clone(), committer, Arc::new(LongAgo), None);
+    assert_eq!(then.prune(retention()).await, Ok(256));
+    // The entry that says so is as old as those that go next; and one that somebody made up is not said again.
+    let mut made_up = all(&database, tenant).await.remove(0).row;
+    (made_up.id, made_up.detail) = (EntryId::new(), Some("prune 1 256 500".into()));
+    append(&database, tenant, vec![made_up]).await;
+    append_old(&database, tenant, 254).await;
+    derive(&database).await;
+    assert_eq!(keeper(&database).prune(retention()).await, Ok(256));
+    assert_eq!(details(&database, tenant, Operation::Prune).await, ["prune 1 0 512"]);
+    let named = database.tenants().await.unwrap().into_iter().find(|known| known.uid == tenant).unwrap();
+    let report = verify_log(&*database, &named, None, Trust::default(), &mut |_, _| ()).await.unwrap();
+    assert_eq!(report.findings, []);
 }
 
 async fn what_was_dropped_is_not_paged_through(database: Db) {
