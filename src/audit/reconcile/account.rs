@@ -12,8 +12,10 @@ use super::export::{Export, MOST_CALLS, Noted};
 use super::record::{Format, Use};
 use super::report::{Missing, Named, Principal, Report, Why};
 
-/// How often a value is unwrapped that nothing else is known of before it passes for a canary: probes go on and on.
+/// How often a value is unwrapped that nothing else is known of before it passes for a canary, and over how long at least: probes
+/// go on and on.
 const OFTEN: u32 = 3;
+const LONG: Duration = Duration::from_secs(10);
 /// The most that a report names of one kind; it counts all.
 const MOST_NAMED: usize = 10_000;
 
@@ -134,7 +136,7 @@ impl Reconciliation {
             let of = || Principal { name: call.principal.to_string(), calls: 0, own: false };
             let principal = principals.entry(call.principal.clone()).or_insert_with(of);
             principal.calls += u64::from(call.at >= from && call.at < until);
-            principal.own |= call.entered || report.own.contains(&principal.name);
+            principal.own |= (call.entered && !call.shared) || report.own.contains(&principal.name);
         }
         let values = Values::of(&self.export, &principals);
         let mut opened: HashSet<u64> = HashSet::new();
@@ -143,7 +145,9 @@ impl Reconciliation {
                 continue;
             }
             report.calls += 1;
-            if call.entered {
+            let own = principals.get(&call.principal).is_some_and(|principal| principal.own);
+            // Where several have called under its id, it is the one of ours.
+            if call.entered && (own || !call.shared) {
                 report.matched += 1;
                 continue;
             }
@@ -151,7 +155,6 @@ impl Reconciliation {
                 report.probes += 1;
                 continue;
             }
-            let own = principals.get(&call.principal).is_some_and(|principal| principal.own);
             match own.then(|| values.why_not(self.export.format, &call)) {
                 Some(None) if call.refused => report.refused += 1,
                 Some(None) => {
@@ -191,8 +194,8 @@ struct Values {
     canaries: HashSet<u64>,
     /// Those that our own calls without an entry have made: canaries, and what health tries the key with.
     made: HashSet<u64>,
-    /// How often such calls unwrapped each.
-    unwrapped: HashMap<u64, u32>,
+    /// How often such calls unwrapped each, and from when to when.
+    unwrapped: HashMap<u64, (u32, Timestamp, Timestamp)>,
 }
 
 impl Values {
@@ -212,7 +215,11 @@ impl Values {
                 match call.used {
                     Use::Wrap => values.made.extend(&call.made),
                     Use::Unwrap if !call.refused => {
-                        call.given.iter().for_each(|value| *values.unwrapped.entry(*value).or_default() += 1);
+                        for value in &call.given {
+                            let (times, first, last) =
+                                values.unwrapped.entry(*value).or_insert((0, call.at, call.at));
+                            (*times, *first, *last) = (*times + 1, call.at.min(*first), call.at.max(*last));
+                        }
                     }
                     Use::Unwrap | Use::Rewrap | Use::Export => {}
                 }
@@ -236,7 +243,11 @@ impl Values {
             (Use::Unwrap, Format::CloudTrail) if self.are_canaries(&call.given) => None,
             (Use::Unwrap | Use::Rewrap, Format::CloudTrail) => Some(Why::NoEntry),
             (Use::Unwrap, Format::Vault) => {
-                let often = |value: &u64| self.unwrapped.get(value).is_some_and(|times| *times >= OFTEN);
+                let often = |value: &u64| {
+                    let unwrapped = self.unwrapped.get(value);
+                    unwrapped
+                        .is_some_and(|(times, first, last)| *times >= OFTEN && last.since(*first) >= LONG)
+                };
                 let mut others = call.given.iter().filter(|value| !self.canaries.contains(*value));
                 if others.clone().any(|value| self.records.contains(value)) {
                     Some(Why::RecordWithoutEntry)

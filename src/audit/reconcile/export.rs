@@ -45,6 +45,8 @@ pub(super) struct Noted {
     pub(super) refused: bool,
     pub(super) probe: bool,
     pub(super) credential: Option<u64>,
+    /// Whether others called under its id as well: an entry that has the id does not say who we are.
+    pub(super) shared: bool,
     /// Whether an entry has its id.
     pub(super) entered: bool,
     /// Whether that is the entry of an incident, whose call is a probe.
@@ -146,7 +148,8 @@ impl Export {
         let id = plain(&call.id, ID_CHARACTERS);
         // One that the caller chose names only the first call under it; the same record may have been delivered twice.
         let taken = format.caller_chooses_id()
-            && self.calls.get(&*id).is_some_and(|first| {
+            && self.calls.get_mut(&*id).is_some_and(|first| {
+                first.shared |= first.principal != principal;
                 (first.at, first.used, &first.principal) != (call.at, call.used, &principal)
             });
         let id: Arc<str> = match (id.is_empty(), taken) {
@@ -161,6 +164,7 @@ impl Export {
             refused: false,
             probe: call.probe,
             credential: call.credential,
+            shared: false,
             entered: false,
             of_incident: false,
             given: Box::default(),
