@@ -1,7 +1,10 @@
 -- What binds a DEK's row to a secret that this database does not hold: `mac` its wrapped bytes with their key version,
 -- `record_mac` its record. Rows from before have neither: a server that has the secret holds them against the log and adds
--- them. The schema's name is in the setting `byok.schema` of this transaction.
+-- them. The index over those that are to be sealed is built apart from this, where nobody waits for it. The schema's name is
+-- in the setting `byok.schema` of this transaction.
 SET LOCAL search_path = pg_catalog, pg_temp;
+-- Whoever calls the server waits behind us for the table: rather try again than keep them waiting.
+SET LOCAL lock_timeout = '2s';
 
 DO $row_macs$
 DECLARE
@@ -12,10 +15,6 @@ BEGIN
     EXECUTE format('ALTER TABLE %I.np_byok_wrapped_deks'
         ' ADD CONSTRAINT np_byok_wrapped_deks_mac_check CHECK (octet_length(mac) = 32) NOT VALID,'
         ' ADD CONSTRAINT np_byok_wrapped_deks_record_mac_check CHECK (octet_length(record_mac) = 32) NOT VALID', home);
-
-    -- Those that are to be sealed: none, in the long run.
-    EXECUTE format('CREATE INDEX np_byok_wrapped_deks_unsealed ON %I.np_byok_wrapped_deks (tenant, id)'
-        ' WHERE mac IS NULL', home);
 
     -- A release before this one re-wraps and knows no MAC: what is left of it then would be that of other bytes.
     EXECUTE format($function$

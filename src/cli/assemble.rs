@@ -273,6 +273,19 @@ struct Upkeep {
 }
 
 impl Upkeep {
+    /// Indexes that no migration makes; until they are there, what needs them is slower.
+    async fn keep_indexed(&self) {
+        loop {
+            match self.database.build_indexes().await {
+                // Another role's to do: `byok migrate`.
+                Ok(0) | Err(store::ReadError::Rejected) => {}
+                Ok(built) => info!(built, "indexes were built"),
+                Err(error) => warn!(?error, "an index could not be built: trying again in an hour"),
+            }
+            tokio::time::sleep(Duration::from_secs(3_600)).await;
+        }
+    }
+
     async fn keep(&self) {
         loop {
             if self.database.upkeep().await.is_err() {
@@ -298,6 +311,6 @@ impl Upkeep {
 async fn refresh(authenticator: Arc<Authenticator>, upkeep: Upkeep, stop: CancellationToken) {
     tokio::select! {
         () = stop.cancelled() => {}
-        ((), ()) = async { tokio::join!(authenticator.keep_keys_fresh(&stop), upkeep.keep()) } => {}
+        ((), (), ()) = async { tokio::join!(authenticator.keep_keys_fresh(&stop), upkeep.keep(), upkeep.keep_indexed()) } => {}
     }
 }

@@ -6,6 +6,7 @@ use crate::config::Env;
 pub(super) async fn run() -> Result<(), Failure> {
     let database = assemble::database_only(&Env::of_process()).await?;
     let report = database.migrate().await.map_err(|error| Failure::Running(format!("migrate: {error}")))?;
+    database.build_indexes().await.map_err(|error| Failure::Running(format!("indexes: {error:?}")))?;
     println!("{} of {} migrations applied, {} of them now", report.applied, report.expected, report.ran);
     Ok(())
 }

@@ -615,6 +615,14 @@ pub trait Database: Store + Keeping {
     /// See [`MigrateError`]; a retry helps after [`MigrateError::Unavailable`] alone.
     async fn migrate(&self) -> Result<MigrationReport, MigrateError>;
 
+    /// Builds the indexes that no migration makes and that are not there yet; how many. It may take long, and others read and
+    /// write meanwhile. Goes through the migration URL where one is set.
+    ///
+    /// # Errors
+    /// See [`ReadError`]; `Rejected` for a role that does not own the tables. What is missing makes the server slower: where
+    /// that takes too long, rows are sealed later.
+    async fn build_indexes(&self) -> Result<u32, ReadError>;
+
     /// What stands of the schema, with nothing changed; [`MigrationReport::usable`] says whether it can be served.
     ///
     /// # Errors

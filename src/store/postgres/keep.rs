@@ -46,6 +46,10 @@ impl Database for Postgres {
         migrate(owner, (owner.get_username() != serving).then_some(serving)).await
     }
 
+    async fn build_indexes(&self) -> Result<u32, ReadError> {
+        self.build_missing_indexes().await
+    }
+
     async fn schema(&self) -> Result<MigrationReport, ReadError> {
         let there = self.first(sqlx::query(HAS_TABLE), |row| row.try_get(0)).await?;
         let rows =

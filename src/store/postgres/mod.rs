@@ -11,6 +11,7 @@ mod checkpoints;
 mod commit;
 mod deks;
 mod derived;
+mod indexes;
 mod jobs;
 mod keep;
 mod keeping;
@@ -73,6 +74,7 @@ pub fn statements() -> impl Iterator<Item = &'static str> {
         commit::ALL,
         deks::ALL,
         derived::ALL,
+        indexes::ALL,
         jobs::ALL,
         keep::ALL,
         keeping::ALL,

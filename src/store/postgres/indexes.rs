@@ -1,0 +1,72 @@
+//! Indexes that a release adds to tables that may be large. They are built beside the work of others and outside of any
+//! transaction, so no migration makes them: what needs one works without it, slower.
+
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, ConnectOptions, Error, Row};
+use tokio::time::timeout;
+
+use super::super::ReadError;
+use super::super::failure::Failure;
+use super::{ACQUIRE, Postgres, statements};
+
+/// Each index with what it is on.
+const INDEXES: &[(&str, &str)] =
+    &[("np_byok_wrapped_deks_unsealed", "np_byok_wrapped_deks (tenant, id) WHERE mac IS NULL")];
+
+statements! {
+    /// One process at a time, as two would wait for each other. Until its connection is closed.
+    ALONE = "SELECT pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended('np_byok_indexes', 0))";
+    /// The schema of the tables, quoted; and whether the index is there, is sound, and is being built by somebody.
+    STATE = "
+        SELECT pg_catalog.quote_ident(n.nspname)::text, i.indexrelid IS NOT NULL, COALESCE(i.indisvalid, false),
+            EXISTS (SELECT FROM pg_catalog.pg_stat_progress_create_index p WHERE p.index_relid = i.indexrelid)
+        FROM pg_catalog.pg_class t JOIN pg_catalog.pg_namespace n ON n.oid = t.relnamespace
+        LEFT JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = $1
+        LEFT JOIN pg_catalog.pg_index i ON i.indexrelid = c.oid
+        WHERE t.oid = pg_catalog.to_regclass('np_byok_migrations')::pg_catalog.oid";
+}
+
+impl Postgres {
+    /// Builds what is not there yet, and anew what is left of a building that was cut off; how many.
+    pub(super) async fn build_missing_indexes(&self) -> Result<u32, ReadError> {
+        let owner = self.owner.as_ref().unwrap_or(&self.serving);
+        let connected = timeout(ACQUIRE, owner.connect()).await.map_err(|_| ReadError::Unavailable)?;
+        let mut connection = connected.map_err(|error| Failure::of(&error))?;
+        // Behind PgBouncer a lock and a setting would stay on somebody else's connection: the role's own limit counts there.
+        if !self.pgbouncer {
+            let alone = sqlx::query(ALONE).persistent(false).fetch_one(&mut connection).await;
+            let alone: bool = alone.and_then(|row| row.try_get(0)).map_err(|error| Failure::of(&error))?;
+            if !alone {
+                return Ok(0);
+            }
+            let unlimited = run(&mut connection, "SET statement_timeout = 0".to_owned()).await;
+            unlimited.map_err(|error| Failure::of(&error))?;
+        }
+        let mut built = 0;
+        for (index, on) in INDEXES {
+            let made = build(&mut connection, index, on).await.map_err(|error| Failure::of(&error))?;
+            built += u32::from(made);
+        }
+        Ok(built)
+    }
+}
+
+async fn build(connection: &mut PgConnection, index: &str, on: &str) -> Result<bool, Error> {
+    let query = sqlx::query(STATE).persistent(false).bind(index.to_owned());
+    let Some(row) = query.fetch_optional(&mut *connection).await? else { return Ok(false) };
+    let (schema, is_there, is_valid, is_building): (String, bool, bool, bool) =
+        (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
+    if is_valid || is_building {
+        return Ok(false);
+    }
+    if is_there {
+        run(connection, format!("DROP INDEX CONCURRENTLY IF EXISTS {schema}.{index}")).await?;
+    }
+    run(connection, format!("CREATE INDEX CONCURRENTLY IF NOT EXISTS {index} ON {schema}.{on}")).await?;
+    Ok(true)
+}
+
+/// Names of ours, from the catalogue: nothing that anybody else writes.
+async fn run(connection: &mut PgConnection, sql: String) -> Result<(), Error> {
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await.map(drop)
+}
