@@ -143,8 +143,9 @@ def verify(path, keys, pinned=None):
             check(place == head["first"] + size, f"removed-entry: place {head['first'] + size} is not there")
             check(kind == "entry", f"changed-field: the row of place {place} is no entry")
             check(head["format"].endswith("2") or "form" not in value, FORM + "an entry of a later form than the bundle")
-            holds = digest(tenant, value) == b64(value["digest"], 32) and text(value.get("tenant")) is not None
+            holds, named = digest(tenant, value) == b64(value["digest"], 32), value.get("tenant") is not None
             check(holds, f"{'wrong-tenant' if 'tenant' in value else 'changed-field'}: place {place}")
+            check(not named, FORM + "an entry of this log that names a tenant")
             for one in [value.get("user"), value["request"], *(item.get("record") for item in value["items"])]:
                 salt = b64(one["salt"], 16) if one and one.get("salt") is not None else None
                 if one and one.get("value") is not None:  # else there is none, or it was erased
@@ -154,6 +155,7 @@ def verify(path, keys, pinned=None):
             if words and (value["operation"], value["outcome"], int(words[1])) == ("prune", "OK", head["log"]):
                 first, past = int(words[2]), int(words[3])  # leaves: where the log begins is signed by nobody
                 prunes += [(head["first"] + first, head["first"] + past)] if past <= size else []
+            check(type(value["at"]) is int, FORM + "not a number")
             size = grow(tree, size, 1, [sha(b"\0", value["at"].to_bytes(8, "big", signed=True), b64(value["digest"], 32))])
         elif kind == "checkpoint":
             holds = signed(value, keys, head["origin"]) == (size, root(tree))

@@ -196,6 +196,10 @@ impl Walking {
                 if !entry.is_of_its_form() {
                     return Err("an entry with what its form has not".to_owned());
                 }
+                // Its digest does not cover that, so nobody but whoever made the bundle says it.
+                if entry.tenant.is_some() && entry.computed(self.walk.tenant()) == entry.digest.0 {
+                    return Err("an entry of this log that names a tenant".to_owned());
+                }
                 if self.header.format == FIRST_FORMAT && !entry.form.is_one() {
                     return Err("an entry of a later form than the bundle".to_owned());
                 }

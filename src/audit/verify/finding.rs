@@ -186,7 +186,7 @@ pub enum Finding {
         /// Which.
         size: u64,
     },
-    /// An entry says that the answer of an earlier one was withheld, and names none of its request.
+    /// An entry says that the answer of an earlier one was withheld, and names none of its request that stood until then.
     VoidsNothing {
         /// Where it says so.
         place: u64,
@@ -202,6 +202,11 @@ pub enum Finding {
     },
     /// A DEK's row holds other wrapped bytes than the log says that it was given last.
     DekWrapped {
+        /// Which DEK.
+        dek: DekId,
+    },
+    /// A DEK's row is of another record than the log says that the DEK was used for.
+    DekRecord {
         /// Which DEK.
         dek: DekId,
     },

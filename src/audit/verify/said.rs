@@ -29,6 +29,7 @@ impl Finding {
             Self::VoidsNothing { .. } => "voids-nothing",
             Self::DekVersion { .. } => "dek-key-version",
             Self::DekWrapped { .. } => "dek-wrapped",
+            Self::DekRecord { .. } => "dek-record",
             Self::DekMac { .. } => "dek-mac",
             Self::DekUnsealed { .. } => "dek-unsealed",
             Self::DekUnnamed { .. } => "dek-not-logged",
@@ -61,6 +62,7 @@ impl Finding {
             | Self::MissingCheckpoint { .. } => Claim::Signed,
             Self::DekVersion { .. }
             | Self::DekWrapped { .. }
+            | Self::DekRecord { .. }
             | Self::DekUnnamed { .. }
             | Self::DekGone { .. } => Claim::Deks,
             Self::DekMac { .. } | Self::DekUnsealed { .. } => Claim::Macs,
@@ -150,13 +152,17 @@ impl fmt::Display for Finding {
             ),
             Self::VoidsNothing { place } => write!(
                 f,
-                "place {place}: it says that the answer of an earlier entry was withheld, and names none of its request"
+                "place {place}: it says that the answer of an earlier entry was withheld, and names none of its request that \
+                 stood until then"
             ),
             Self::DekVersion { dek, row, log } => {
                 write!(f, "DEK {dek}: its row says {row}; expected {log}, which the log gave it last")
             }
             Self::DekWrapped { dek } => {
                 write!(f, "DEK {dek}: its row holds other wrapped bytes than the log gave it last")
+            }
+            Self::DekRecord { dek } => {
+                write!(f, "DEK {dek}: its row is of another record than the log says that it was used for")
             }
             Self::DekMac { dek } => write!(f, "DEK {dek}: its row has MACs that are not its own"),
             Self::DekUnsealed { dek } => {

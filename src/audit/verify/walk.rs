@@ -10,6 +10,7 @@ use super::window::Window;
 use super::{Subject, Trust, pruned_by};
 use crate::audit::bundle::{BundleEntry, Personal};
 use crate::merkle::{Frontier, Hash, NoFrontier};
+use crate::model::TenantUid;
 
 /// How far an entry's time may be from the one in its id, in milliseconds, before it is odd.
 const ODD: u64 = 10_000;
@@ -67,6 +68,11 @@ impl Walk {
         };
         walk.trust_pinned();
         walk
+    }
+
+    /// The tenant whose log it is.
+    pub(in crate::audit) fn tenant(&self) -> TenantUid {
+        self.subject.tenant
     }
 
     /// How many leaves were walked past.

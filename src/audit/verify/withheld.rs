@@ -1,22 +1,31 @@
 //! Answers that were withheld after their entry was written: each refusal that says so (extension `voids`) must name an
-//! earlier entry of the same request.
+//! earlier entry of the same request whose answer was to be given, and that no other refusal names.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
 
 use uuid::Uuid;
 
 use super::finding::Finding;
 use crate::audit::bundle::BundleEntry;
+use crate::model::Outcome;
 
-/// How many of the latest entries are remembered, at 32 bytes each. A refusal follows the entry that it names within the time
+/// How many of the latest entries are remembered, at about 80 bytes each. A refusal follows the entry that it names within the time
 /// that a request and its answer may take: a million entries are more than a tenant writes in that.
 const REMEMBERED: usize = 1 << 20;
 
+/// An entry that was seen.
+struct Seen {
+    /// Request ids are remembered by their hashes.
+    request: Option<u64>,
+    /// Whether its answer was to be given, and no refusal has named it.
+    stands: bool,
+}
+
 /// The latest entries of a log, as far as they were seen.
 pub(super) struct Withheld {
-    recent: VecDeque<(Uuid, Option<u64>)>,
-    /// Request ids are remembered by their hashes.
+    recent: HashMap<Uuid, Seen>,
+    in_order: VecDeque<Uuid>,
     hasher: RandomState,
     /// Whether every entry before the next one is remembered.
     complete: bool,
@@ -27,29 +36,43 @@ pub(super) struct Withheld {
 impl Withheld {
     /// At the first entry of a log.
     pub(super) fn new() -> Self {
-        Self { recent: VecDeque::new(), hasher: RandomState::new(), complete: true, count: 0 }
+        Self {
+            recent: HashMap::new(),
+            in_order: VecDeque::new(),
+            hasher: RandomState::new(),
+            complete: true,
+            count: 0,
+        }
     }
 
     /// The next entry, whose digest holds.
     pub(super) fn entry(&mut self, entry: &BundleEntry) -> Option<Finding> {
         let request = entry.request.value.as_ref().map(|request| self.hasher.hash_one(request));
+        let is_given =
+            |outcome: &str| [Outcome::Ok, Outcome::Partial].iter().any(|it| it.as_str() == outcome);
+        let given = is_given(&entry.outcome);
         let voids = entry.extensions.iter().find(|(name, _)| name == "voids");
         let finding = voids.and_then(|(_, voided)| {
             self.count += 1;
             let voided = Uuid::parse_str(voided).ok();
-            let named = self.recent.iter().rev().find(|(id, _)| Some(*id) == voided);
-            let holds = match named {
+            let holds = match voided.and_then(|voided| self.recent.get_mut(&voided)) {
                 // An erasure may have taken either request id.
-                Some((_, of)) => of.is_none() || request.is_none() || *of == request,
+                Some(named) => {
+                    let of_request = named.request.is_none() || request.is_none() || named.request == request;
+                    std::mem::replace(&mut named.stands, false) && of_request
+                }
                 None => voided.is_some() && !self.complete,
             };
-            (!holds).then_some(Finding::VoidsNothing { place: entry.place })
+            (given || !holds).then_some(Finding::VoidsNothing { place: entry.place })
         });
-        if self.recent.len() == REMEMBERED {
-            self.recent.pop_front();
+        if self.in_order.len() == REMEMBERED
+            && let Some(oldest) = self.in_order.pop_front()
+        {
+            self.recent.remove(&oldest);
             self.complete = false;
         }
-        self.recent.push_back((entry.id.0, request));
+        self.in_order.push_back(entry.id.0);
+        self.recent.insert(entry.id.0, Seen { request, stands: given });
         finding
     }
 
@@ -63,12 +86,13 @@ impl Withheld {
 mod tests {
     use super::*;
     use crate::audit::pack;
-    use crate::model::{Entry, EntryId, Operation, TenantUid, Timestamp};
+    use crate::model::{Entry, EntryId, ErrorCode, Operation, TenantUid, Timestamp};
 
     fn entry(place: u64, request: &str, voids: Option<EntryId>) -> (EntryId, BundleEntry) {
         let mut entry = Entry::of_operator(Timestamp(0), Operation::Decrypt, None, None);
         entry.request_id = Some(request.to_owned());
         if let Some(voids) = voids {
+            entry.outcome = Outcome::Refused(ErrorCode::KmsAccessDenied);
             entry.extensions.set_voids(voids);
         }
         let row = pack(TenantUid([7; 16]), &entry);
@@ -87,7 +111,15 @@ mod tests {
             let found = withheld.entry(&entry(place, "request", Some(named)).1);
             assert_eq!(found, Some(Finding::VoidsNothing { place }));
         }
-        let (id, mut itself) = entry(5, "request", None);
+        // It is withheld once; and what was refused was never to be given.
+        let (refusal, again) = entry(5, "request", Some(first));
+        assert!(withheld.entry(&again).is_some());
+        assert!(withheld.entry(&entry(6, "request", Some(refusal)).1).is_some());
+        let (next, given) = entry(7, "request", None);
+        let (_, mut ok) = entry(8, "request", Some(next));
+        ok.outcome = "OK".to_owned();
+        assert!(withheld.entry(&given).is_none() && withheld.entry(&ok).is_some(), "only a refusal says so");
+        let (id, mut itself) = entry(9, "request", None);
         itself.extensions.push(("voids".to_owned(), id.to_string()));
         assert!(withheld.entry(&itself).is_some(), "a later entry, or itself, is no earlier one");
     }
