@@ -21,6 +21,8 @@ pub struct Resealed {
     pub kept: u64,
     /// What the log has against those that were not.
     pub contradicted: Vec<Finding>,
+    /// What of the log itself does not hold: from there on none was sealed.
+    pub damaged: Option<Finding>,
 }
 
 impl Keeper {
@@ -46,6 +48,10 @@ impl Keeper {
                 foreign.extend(others);
             }
             let held = hold_rows(&*self.database, tenant, foreign).await?;
+            resealed.damaged = held.damaged;
+            if resealed.damaged.is_some() {
+                break;
+            }
             resealed.contradicted.extend(held.contradicted.into_iter().map(|(_, finding)| finding));
             let mut agreed = held.agreed;
             for page in agreed.chunks_mut(PAGE as usize) {

@@ -113,14 +113,11 @@ impl App {
         let (old, current): (Vec<DekRow>, Vec<DekRow>) =
             rows.into_iter().partition(|row| row.wrapped.key_version != job.target);
         if !self.keyring.can_reseal(&old) {
-            job.stalled = Some(ErrorCode::RowMacKeyRequired);
-            return match self.advance(tenant, job, holder, after, Done::default()).await {
-                Step::Lost => Step::Lost,
-                Step::Advanced | Step::Finished | Step::Stalled => Step::Stalled,
-            };
+            return self.stall(tenant, job, holder, after, ErrorCode::RowMacKeyRequired).await;
         }
-        let Some((footing, answers)) = self.rewrap(tenant, &old, &job.target).await else {
-            return Step::Stalled;
+        let (footing, answers) = match self.rewrap(tenant, &old, &job.target).await {
+            Ok(rewrapped) => rewrapped,
+            Err(code) => return self.stall(tenant, job, holder, after, code).await,
         };
         let unasked = |error: &KmsError| error.class.verdict() == Verdict::Unasked;
         let asked = answers.iter().filter(|answer| !answer.as_ref().is_err_and(unasked)).count();
@@ -147,11 +144,8 @@ impl App {
         });
         if let Some(error) = stuck {
             log_kms(error, None);
-            job.stalled = Some(error.class.code());
-            return match self.advance(tenant, job, holder, after, Done::default()).await {
-                Step::Lost => Step::Lost,
-                Step::Advanced | Step::Finished | Step::Stalled => Step::Stalled,
-            };
+            let code = error.class.code();
+            return self.stall(tenant, job, holder, after, code).await;
         }
         // A key that was turned off meanwhile: what it gave is not kept.
         let Ok(fence) = self.keyring.fence(tenant, &footing).await else { return Step::Stalled };
@@ -226,14 +220,16 @@ impl App {
         self.store.deks_not_under(tenant.uid, target).await.ok()
     }
 
-    /// Re-wraps what may be used; each row has its answer, and those whose key version may not be used have the reason. `None`
-    /// when the database is out of reach.
+    /// Re-wraps what may be used; each row has its answer, and those whose key version may not be used have the reason.
+    ///
+    /// # Errors
+    /// Why none can be, for now: the database is out of reach, or a row has to be sealed first.
     async fn rewrap(
         &self,
         tenant: &Tenant,
         rows: &[DekRow],
         target: &KeyVersion,
-    ) -> Option<(Footing, Vec<ItemResult<Wrapped>>)> {
+    ) -> Result<(Footing, Vec<ItemResult<Wrapped>>), ErrorCode> {
         let (footing, may) = self.keyring.footing(tenant, rows).await;
         let mut asked: Vec<(DekBinding, Wrapped)> = Vec::with_capacity(rows.len());
         let mut refused = Vec::with_capacity(rows.len());
@@ -252,12 +248,10 @@ impl App {
                     Some(KmsError::local(KmsErrorClass::Unreachable))
                 }
                 Err(KeyringError::Altered) => Some(KmsError::local(KmsErrorClass::InvalidWrappedDek)),
-                Err(
-                    KeyringError::Store(_)
-                    | KeyringError::Missing
-                    | KeyringError::Unsealed
-                    | KeyringError::Unbound,
-                ) => return None,
+                Err(KeyringError::Unbound) => return Err(ErrorCode::RowMacKeyRequired),
+                Err(KeyringError::Store(_) | KeyringError::Missing | KeyringError::Unsealed) => {
+                    return Err(ErrorCode::Unavailable);
+                }
             });
         }
         let mut answers = Vec::new();
@@ -270,7 +264,7 @@ impl App {
             Some(error) => Err(error),
             None => answers.next().unwrap_or_else(|| Err(missing())),
         };
-        Some((footing, refused.into_iter().map(answer).collect()))
+        Ok((footing, refused.into_iter().map(answer).collect()))
     }
 
     /// Goes through all DEKs again; those that have the target version are passed over.
@@ -280,6 +274,22 @@ impl App {
         job.progress.failed = 0;
         job.stalled = None;
         self.advance(tenant, job, holder, None, Done::default()).await
+    }
+
+    /// Keeps the place, and says why nothing moves.
+    async fn stall(
+        &self,
+        tenant: &Tenant,
+        mut job: Job,
+        holder: Uuid,
+        after: Option<DekId>,
+        code: ErrorCode,
+    ) -> Step {
+        job.stalled = Some(code);
+        match self.advance(tenant, job, holder, after, Done::default()).await {
+            Step::Lost => Step::Lost,
+            Step::Advanced | Step::Finished | Step::Stalled => Step::Stalled,
+        }
     }
 
     async fn advance(

@@ -47,18 +47,31 @@ impl RowMacs {
         of_wrapped(&self.0.current, tenant, id, wrapped)
     }
 
-    /// How a row is bound. Both MACs have to be under the same secret.
+    /// How a row is bound. While there are two secrets each of its MACs may be under either: a rotation of the key renews the
+    /// one and leaves the other.
     pub fn check(&self, tenant: TenantUid, row: &DekRow) -> RowSeal {
-        if row.mac.is_none() {
-            return RowSeal::None;
+        let Some(mac) = &row.mac else { return RowSeal::None };
+        let scheme = row.wrapped.scheme.to_be_bytes();
+        let wrapped = self.secret_of(&wrapped_fields(&tenant, &row.id, &row.wrapped, &scheme), mac);
+        let record = match (row.record_id.as_deref(), &row.record_mac) {
+            (None, _) => Some(RowSeal::Current),
+            (Some(record), Some(mac)) => self.secret_of(&record_fields(&tenant, &row.id, record), mac),
+            (Some(_), None) => None,
+        };
+        match (wrapped, record) {
+            (Some(RowSeal::Current), Some(RowSeal::Current)) => RowSeal::Current,
+            (Some(_), Some(_)) => RowSeal::Previous,
+            _ => RowSeal::Wrong,
         }
-        if is_bound(&self.0.current, tenant, row) {
-            return RowSeal::Current;
+    }
+
+    /// Under which secret this is the MAC of these fields.
+    fn secret_of(&self, fields: &[&[u8]], mac: &[u8; 32]) -> Option<RowSeal> {
+        if self.0.current.verifies(fields, mac) {
+            return Some(RowSeal::Current);
         }
-        match &self.0.previous {
-            Some(previous) if is_bound(previous, tenant, row) => RowSeal::Previous,
-            Some(_) | None => RowSeal::Wrong,
-        }
+        let previous = self.0.previous.as_ref()?;
+        previous.verifies(fields, mac).then_some(RowSeal::Previous)
     }
 }
 
@@ -68,15 +81,6 @@ fn of_wrapped(key: &RowMacKey, tenant: TenantUid, id: DekId, wrapped: &Wrapped) 
 
 fn of_record(key: &RowMacKey, tenant: TenantUid, id: DekId, record: &str) -> [u8; 32] {
     key.mac(&record_fields(&tenant, &id, record))
-}
-
-fn is_bound(key: &RowMacKey, tenant: TenantUid, row: &DekRow) -> bool {
-    let scheme = row.wrapped.scheme.to_be_bytes();
-    let fields = wrapped_fields(&tenant, &row.id, &row.wrapped, &scheme);
-    row.mac.is_some_and(|mac| key.verifies(&fields, &mac))
-        && row.record_id.as_deref().is_none_or(|record| {
-            row.record_mac.is_some_and(|mac| key.verifies(&record_fields(&tenant, &row.id, record), &mac))
-        })
 }
 
 fn wrapped_fields<'a>(
@@ -173,6 +177,14 @@ mod tests {
         before.seal(TENANT, &mut row);
         assert_eq!(between.check(TENANT, &row), RowSeal::Previous);
         assert_eq!(after.check(TENANT, &row), RowSeal::Wrong);
+        // A rotation of the key, under either secret, beside the other's MAC of the record.
+        let mut rewrapped = row.clone();
+        rewrapped.mac = Some(between.of_wrapped(TENANT, row.id, &row.wrapped));
+        assert_eq!(between.check(TENANT, &rewrapped), RowSeal::Previous);
+        assert_eq!(before.check(TENANT, &rewrapped), RowSeal::Wrong);
+        between.seal(TENANT, &mut rewrapped);
+        rewrapped.mac = Some(before.of_wrapped(TENANT, row.id, &row.wrapped));
+        assert_eq!(between.check(TENANT, &rewrapped), RowSeal::Previous);
         between.seal(TENANT, &mut row);
         assert_eq!(after.check(TENANT, &row), RowSeal::Current);
     }

@@ -200,8 +200,8 @@ impl Keyring {
         (self.guard.bound() + SLACK).checked_sub(age).map(|left| now.plus(left))
     }
 
-    /// The key versions that work on these rows stands on, and for each row whether its version may be used. What the KMS
-    /// does from here on shows that they work.
+    /// The key versions that re-wrapping these rows stands on, and for each row whether it may be used. What the KMS does from
+    /// here on shows that they work.
     pub async fn footing(
         self: &Arc<Self>,
         tenant: &Tenant,
@@ -209,7 +209,7 @@ impl Keyring {
     ) -> (Footing, Vec<Result<(), KeyringError>>) {
         let mut opened: HashMap<KeyVersion, Result<u64, KeyringError>> = HashMap::new();
         let mut may = Vec::with_capacity(rows.len());
-        let admitted = self.admit_rows(tenant, rows, Wanted::Open).await;
+        let admitted = self.admit_rows(tenant, rows, Wanted::Rewrap).await;
         for (row, admitted) in rows.iter().zip(admitted) {
             if admitted.is_err() {
                 may.push(admitted);

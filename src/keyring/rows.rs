@@ -21,6 +21,8 @@ use super::{Keyring, KeyringError};
 
 /// How long it is believed that a tenant's rows are not all sealed.
 const BELIEVED: Duration = Duration::from_secs(5);
+/// How many contradicted rows of a tenant are remembered.
+const CONTRADICTED: usize = 10_000;
 /// Between two incidents of rows that are refused, for each tenant and replica.
 const BETWEEN_INCIDENTS: Duration = Duration::from_secs(60);
 
@@ -31,7 +33,12 @@ pub(super) enum Wanted {
     Open,
     /// To encrypt under it.
     Encrypt,
+    /// To wrap it under another version of the key: the log's entry of that speaks for it from then on.
+    Rewrap,
 }
+
+/// The MACs that a row would have: it is still the same while they are.
+type Would = (Option<[u8; 32]>, Option<[u8; 32]>);
 
 /// How the rows of DEKs are bound.
 pub(super) struct Rows {
@@ -40,12 +47,12 @@ pub(super) struct Rows {
     pub(super) settle: Duration,
     /// Whether wrapping takes no secret: then a wrapped DEK may be of anybody's making.
     anybody_wraps: bool,
-    /// Held while that is looked up, so that those who come meanwhile wait for the one answer.
-    looking: tokio::sync::Mutex<()>,
+    /// Each held while that is looked up of a tenant, so that those who come meanwhile wait for the one answer.
+    looking: Mutex<HashMap<TenantUid, Arc<tokio::sync::Mutex<()>>>>,
     /// The tenants whose rows are all sealed; and when it was last seen that one's are not.
     sealed: Mutex<HashMap<TenantUid, Result<(), BootTime>>>,
     /// Unsealed rows that the log contradicts, as they were then.
-    contradicted: Mutex<HashMap<(TenantUid, DekId), Wrapped>>,
+    contradicted: Mutex<HashMap<TenantUid, HashMap<DekId, Would>>>,
     /// When the last incident of a tenant's rows was written down.
     told: Mutex<HashMap<TenantUid, BootTime>>,
 }
@@ -56,7 +63,7 @@ impl Rows {
             macs: settings.keys.map(RowMacs::new),
             settle: settings.settle,
             anybody_wraps: kms.anybody_wraps(),
-            looking: tokio::sync::Mutex::default(),
+            looking: Mutex::default(),
             sealed: Mutex::default(),
             contradicted: Mutex::default(),
             told: Mutex::default(),
@@ -87,6 +94,7 @@ impl Rows {
     /// What was known of a database that went back in time.
     pub(super) fn forget(&self) {
         self.sealed.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.contradicted.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// Whether all of a tenant's rows are sealed, where that was looked up just now.
@@ -99,15 +107,41 @@ impl Rows {
         }
     }
 
-    pub(super) fn note_contradicted(&self, tenant: TenantUid, row: &DekRow) {
+    /// Notes that the log contradicts a row as it is; whether there was room for that.
+    pub(super) fn note_contradicted(&self, tenant: TenantUid, row: &DekRow) -> bool {
         let mut contradicted = self.contradicted.lock().unwrap_or_else(PoisonError::into_inner);
-        contradicted.insert((tenant, row.id), row.wrapped.clone());
+        let of_tenant = contradicted.entry(tenant).or_default();
+        let is_room = of_tenant.len() < CONTRADICTED || of_tenant.contains_key(&row.id);
+        if is_room {
+            of_tenant.insert(row.id, self.would(tenant, row));
+        }
+        is_room
     }
 
     /// Whether the log was found to contradict a row as it is.
     pub(super) fn is_contradicted(&self, tenant: TenantUid, row: &DekRow) -> bool {
         let contradicted = self.contradicted.lock().unwrap_or_else(PoisonError::into_inner);
-        contradicted.get(&(tenant, row.id)) == Some(&row.wrapped)
+        let noted = contradicted.get(&tenant).and_then(|of_tenant| of_tenant.get(&row.id));
+        noted.is_some_and(|noted| *noted == self.would(tenant, row))
+    }
+
+    /// Whether a row without a MAC may be one that the log contradicts: it is, or there are more of them than are remembered.
+    fn may_be_contradicted(&self, tenant: TenantUid, row: &DekRow) -> bool {
+        let contradicted = self.contradicted.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_full = contradicted.get(&tenant).is_some_and(|of_tenant| of_tenant.len() >= CONTRADICTED);
+        drop(contradicted);
+        is_full || self.is_contradicted(tenant, row)
+    }
+
+    fn would(&self, tenant: TenantUid, row: &DekRow) -> Would {
+        let mut would = DekRow { mac: None, record_mac: None, ..row.clone() };
+        self.seal(tenant, &mut would);
+        (would.mac, would.record_mac)
+    }
+
+    /// The turn to look up whether a tenant's rows are all sealed.
+    fn looking(&self, tenant: TenantUid) -> Arc<tokio::sync::Mutex<()>> {
+        self.looking.lock().unwrap_or_else(PoisonError::into_inner).entry(tenant).or_default().clone()
     }
 
     pub(super) fn note_all_sealed(&self, tenant: TenantUid) {
@@ -116,9 +150,10 @@ impl Rows {
 }
 
 impl Keyring {
-    /// Whether re-wrapped rows can be sealed as these are.
+    /// Whether rows can be re-wrapped and are as bound then as these are: not without the secret where they have MACs, or have
+    /// to have them.
     pub fn can_reseal(&self, rows: &[DekRow]) -> bool {
-        self.rows.macs.is_some() || rows.iter().all(|row| row.mac.is_none())
+        self.rows.macs.is_some() || (!self.rows.anybody_wraps && rows.iter().all(|row| row.mac.is_none()))
     }
 
     /// The MAC of a sealed row that holds these wrapped bytes from now on. A row that was not sealed is sealed once it was held
@@ -159,18 +194,18 @@ impl Keyring {
         row: &DekRow,
         wanted: Wanted,
     ) -> Result<(), KeyringError> {
-        let encrypts_openly = wanted == Wanted::Encrypt && self.rows.anybody_wraps;
+        let must_be_bound = wanted != Wanted::Open && self.rows.anybody_wraps;
         let Some(macs) = &self.rows.macs else {
-            return if encrypts_openly { Err(KeyringError::Unbound) } else { Ok(()) };
+            return if must_be_bound { Err(KeyringError::Unbound) } else { Ok(()) };
         };
         let seal = macs.check(tenant.uid, row);
         match seal {
             RowSeal::Current | RowSeal::Previous => return Ok(()),
             RowSeal::None
-                if !self.rows.is_contradicted(tenant.uid, row)
+                if !self.rows.may_be_contradicted(tenant.uid, row)
                     && !self.all_sealed(tenant.uid).await.map_err(KeyringError::Store)? =>
             {
-                return if encrypts_openly { Err(KeyringError::Unsealed) } else { Ok(()) };
+                return if must_be_bound { Err(KeyringError::Unsealed) } else { Ok(()) };
             }
             RowSeal::None | RowSeal::Wrong => {}
         }
@@ -184,7 +219,8 @@ impl Keyring {
         if let Some(known) = self.rows.known_of(tenant, self.boot()) {
             return Ok(known);
         }
-        let _turn = self.rows.looking.lock().await;
+        let turn = self.rows.looking(tenant);
+        let _turn = turn.lock().await;
         let now = self.boot();
         if let Some(known) = self.rows.known_of(tenant, now) {
             return Ok(known);

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::audit::{RowMacs, RowSeal, Unit, hold_rows, pack};
-use crate::model::{BootTime, Entry, Operation, Tenant, TenantUid};
+use crate::model::{BootTime, DekId, Entry, Operation, Tenant, TenantUid};
 use crate::store::{Batch, Change, DekRow, ReadError};
 
 use super::Keyring;
@@ -26,6 +26,11 @@ const RANGE: usize = 100_000;
 const PAGE: u32 = 1_000;
 /// Between two pages of rows that are gone through.
 const PAUSE: Duration = Duration::from_millis(10);
+/// How much longer than a walk along the log it takes until the next, where that one brought nothing: rows that somebody puts
+/// there to be looked at cost a tenth of a reader at most.
+const REST: u32 = 9;
+/// Between two lines of the server's log that say the same.
+const SAID_AGAIN: Duration = Duration::from_secs(3_600);
 /// How often the log is told again: a retention drops what is old.
 const TOLD_AGAIN: Duration = Duration::from_secs(24 * 3_600);
 
@@ -38,6 +43,23 @@ struct Course {
     renewed: bool,
     /// When the log's last word was looked at.
     looked: Option<BootTime>,
+    /// Behind which row the next range begins; `None` for the first.
+    after: Option<DekId>,
+    /// Not before this is the log walked again.
+    rests_until: BootTime,
+    /// When the server's log said last that nothing can be sealed.
+    complained: Option<BootTime>,
+}
+
+impl Course {
+    /// Whether to say now that nothing can be sealed.
+    fn complains(&mut self, now: BootTime) -> bool {
+        let due = self.complained.is_none_or(|last| now.since(last) >= SAID_AGAIN);
+        if due {
+            self.complained = Some(now);
+        }
+        due
+    }
 }
 
 impl Keyring {
@@ -57,6 +79,12 @@ impl Keyring {
                 };
                 if !matches!(done, Ok(true)) {
                     pause = BUSY;
+                }
+                let course = courses.entry(tenant.uid).or_default();
+                if let Err(error) = done
+                    && course.complains(self.boot())
+                {
+                    warn!(tenant = tenant.name, ?error, "rows of DEKs cannot be sealed, for now");
                 }
             }
         }
@@ -79,49 +107,76 @@ impl Keyring {
             self.tell_again(tenant, course).await?;
             return Ok(true);
         }
-        let unsealed = self.unsealed(tenant.uid).await?;
-        let now = self.boot();
-        if unsealed.is_empty() {
-            let since = *course.quiet_since.get_or_insert(now);
-            if now.since(since) >= self.rows.settle {
-                self.tell_all_sealed(tenant).await;
-            }
+        let began = self.boot();
+        if began < course.rests_until {
             return Ok(false);
         }
-        let held = hold_rows(&*self.store, tenant, unsealed).await?;
+        let (unsealed, next) = self.unsealed(tenant.uid, course.after).await?;
+        if unsealed.is_empty() && course.after.is_none() {
+            self.end(tenant, course).await;
+            return Ok(false);
+        }
+        let held = hold_rows(&*self.store, tenant, unsealed).await;
+        let now = self.boot();
+        course.rests_until = now.plus(now.since(began).saturating_mul(REST));
+        let held = held?;
         if held.all_were_sealed {
             // Nobody found the entry that says so, and it is there: whoever hid it took the MACs away.
             self.rows.note_all_sealed(tenant.uid);
             return Ok(false);
         }
-        for (row, finding) in &held.contradicted {
-            error!(tenant = tenant.name, %finding, "a DEK's row is not as the log says: it is refused and not sealed");
-            self.rows.note_contradicted(tenant.uid, row);
-            self.tell_of_row(tenant, row, RowSeal::None);
-        }
-        if held.agreed.is_empty() {
-            // Rows that are refused hold nothing up: else whoever writes some now and then would keep the end away.
+        if let Some(finding) = held.damaged {
+            if course.complains(now) {
+                error!(
+                    tenant = tenant.name, %finding, "the log does not hold: no row is sealed by it; run `byok audit verify`"
+                );
+            }
             return Ok(false);
         }
-        course.quiet_since = None;
-        let sealed = self.seal_all(tenant.uid, macs, held.agreed).await?;
-        info!(tenant = tenant.name, sealed, "rows of DEKs were held against the log and sealed");
+        for (row, finding) in &held.contradicted {
+            if self.rows.note_contradicted(tenant.uid, row) {
+                error!(tenant = tenant.name, %finding, "a DEK's row is not as the log says: it is refused and not sealed");
+            }
+            self.tell_of_row(tenant, row, RowSeal::None);
+        }
+        course.after = next;
+        if !held.agreed.is_empty() {
+            (course.quiet_since, course.rests_until) = (None, now);
+            let sealed = self.seal_all(tenant.uid, macs, held.agreed).await?;
+            info!(tenant = tenant.name, sealed, "rows of DEKs were held against the log and sealed");
+        } else if course.after.is_none() {
+            // Rows that are refused hold nothing up: else whoever writes some now and then would keep the end away.
+            self.end(tenant, course).await;
+        }
         Ok(false)
     }
 
-    /// The rows without MACs, but those that are known to be contradicted by the log.
-    async fn unsealed(&self, tenant: TenantUid) -> Result<Vec<DekRow>, ReadError> {
-        let (mut unsealed, mut after) = (Vec::new(), None);
+    /// Says in the log that all rows are sealed, once none has come for as long as that takes.
+    async fn end(&self, tenant: &Tenant, course: &mut Course) {
+        let now = self.boot();
+        let since = *course.quiet_since.get_or_insert(now);
+        if now.since(since) >= self.rows.settle {
+            self.tell_all_sealed(tenant).await;
+        }
+    }
+
+    /// Rows without MACs from behind this one on, but those that are known to be contradicted by the log; and where to go on.
+    async fn unsealed(
+        &self,
+        tenant: TenantUid,
+        mut after: Option<DekId>,
+    ) -> Result<(Vec<DekRow>, Option<DekId>), ReadError> {
+        let mut unsealed = Vec::new();
         while unsealed.len() < RANGE {
             let rows = self.store.unsealed_deks(tenant, after, PAGE).await?;
             after = rows.last().map(|row| row.id);
             let more = rows.len() == PAGE as usize;
             unsealed.extend(rows.into_iter().filter(|row| !self.rows.is_contradicted(tenant, row)));
             if !more {
-                break;
+                return Ok((unsealed, None));
             }
         }
-        Ok(unsealed)
+        Ok((unsealed, after))
     }
 
     /// Seals rows as they were read; how many were still the same.

@@ -153,7 +153,7 @@ pub enum Change {
         from: Wrapped,
         /// What to hold instead.
         to: Wrapped,
-        /// The MAC of what it holds then, where the row was sealed.
+        /// The MAC of what it holds then, where the row was sealed as it was read.
         mac: Option<[u8; 32]>,
     },
     /// Gives rows the MACs that they have here; leaves out each that is not the same in all else any more. Says how many were
@@ -446,7 +446,8 @@ pub trait DekReads {
         limit: u32,
     ) -> Result<Vec<DekRow>, ReadError>;
 
-    /// Up to `limit` rows without a MAC with ids above `after`, in order of id.
+    /// Up to `limit` rows without a MAC with ids above `after`, in order of id. Those whose wrapped bytes are longer than any
+    /// provider makes them, 64 KiB, are left out.
     async fn unsealed_deks(
         &self,
         tenant: TenantUid,

@@ -31,6 +31,7 @@ mod graphql;
 mod guarded;
 mod hands;
 mod health;
+mod held_rows;
 mod keyring;
 mod keyring_guard;
 mod kill_switch;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use byok::crypto::{Binding, Context, Dek, RowMacKey, Token, open};
 use byok::kms::{DekBinding, Kms as _, Purpose};
 use byok::model::{DekId, TenantUid};
+use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, PgPool};
 
@@ -205,6 +206,15 @@ async fn under_azures_rsa_key_nothing_is_encrypted_without_the_secret_and_doctor
     assert_eq!(server.decrypt(&token, "record-1").await.body["plaintext"], "before");
     let said = server.doctor().await;
     assert!(said.contains("FAIL  rows: under an RSA key anybody can wrap a DEK"), "{said}");
+
+    // Nor is it re-wrapped: the log would speak for it from then on.
+    edit(&server, "UPDATE np_byok_wrapped_deks SET mac = NULL, record_mac = NULL").await;
+    azure.control(Method::POST, "keys/byok", json!({})).await;
+    let started = server.post("/byok/rotate", json!({})).await;
+    let job = format!("/byok/rotate/{}", started.body["id"].as_str().unwrap());
+    until("it says why", async || server.get(&job).await.body["stalled"] == "ROW_MAC_KEY_REQUIRED").await;
+    let database = server.database().await;
+    assert_eq!(number(&database, "np_byok_wrapped_deks WHERE rewrapped_at IS NOT NULL").await, 0);
 }
 
 #[tokio::test]
@@ -344,6 +354,33 @@ async fn a_release_without_macs_may_write_beside_until_all_rows_are_sealed() {
     after.start_again().await;
     assert_eq!(after.decrypt(&token, "r-1").await.body["plaintext"], "one");
     verify(&after).await.holds();
+}
+
+#[tokio::test]
+async fn a_log_that_is_damaged_seals_no_row() {
+    let mut server = TestServer::with(&[COLD]).await;
+    let token = server.encrypt("one", "r-1").await;
+    server.encrypt("two", "r-2").await;
+    server.stop().await;
+    // The entry that made the first, which speaks against the edit.
+    edit(
+        &server,
+        "UPDATE np_byok_wrapped_deks SET record_id = 'r-3' WHERE record_id = 'r-1';
+         DELETE FROM np_byok_audit WHERE seq = 0",
+    )
+    .await;
+    set(&mut server, KEY, Some(&secret()));
+    set(&mut server, SETTLE, Some("0"));
+    server.start_again().await;
+    until("the server's log says why", async || server.logged().contains("no row is sealed by it")).await;
+    let database = server.database().await;
+    assert_eq!(number(&database, "np_byok_wrapped_deks WHERE mac IS NOT NULL").await, 0);
+    assert_eq!(
+        server.decrypt(&token, "r-1").await.body["plaintext"],
+        "one",
+        "what is there is read as before"
+    );
+    assert_eq!(number(&database, "np_byok_audit WHERE operation = 'seal'").await, 0);
 }
 
 #[tokio::test]

@@ -71,6 +71,7 @@ on_every_database! {
     deks_under_other_versions_are_counted
     rows_are_sealed_only_as_they_were_read
     a_mac_does_not_outlive_the_bytes_that_it_is_of
+    a_retry_of_a_rewrap_leaves_the_mac_that_was_given_since
     an_incident_that_is_no_change_of_posture_is_written_once
     a_rewrap_applies_only_to_what_was_read
     rewraps_of_one_dek_apply_in_order
@@ -496,6 +497,20 @@ async fn a_mac_does_not_outlive_the_bytes_that_it_is_of(store: Db) {
     // As a release does that knows no MACs.
     store.commit(&rewrap(wrapped(8, "2"), wrapped(9, "3"), Some([2; 32]))).await.unwrap();
     assert_eq!(mac().await, None);
+}
+
+async fn a_retry_of_a_rewrap_leaves_the_mac_that_was_given_since(store: Db) {
+    let tenant = tenant(&*store).await;
+    let row = dek(None);
+    store.commit(&changes(tenant, inserts(std::slice::from_ref(&row)))).await.unwrap();
+    let (from, to) = (row.wrapped.clone(), wrapped(8, "2"));
+    let rewrap = Change::Rewrap { dek_id: row.id, from, to: to.clone(), mac: None };
+    let rewrap = changes(tenant, vec![rewrap]);
+    store.commit(&rewrap).await.unwrap();
+    let sealed = DekRow { wrapped: to, mac: Some([1; 32]), ..row.clone() };
+    store.commit(&changes(tenant, vec![Change::SealDeks(vec![sealed])])).await.unwrap();
+    assert_eq!(store.commit(&rewrap).await.unwrap().applied, [1]);
+    assert_eq!(store.deks(tenant, &[row.id]).await.unwrap()[0].mac, Some([1; 32]));
 }
 
 async fn an_incident_that_is_no_change_of_posture_is_written_once(store: Db) {

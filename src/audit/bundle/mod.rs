@@ -13,6 +13,8 @@ mod writer;
 
 pub(super) use entry::{BundleEntry, BundleItem, Personal};
 pub use export::{Export, ExportError, Exported, Wanted};
+#[cfg(test)]
+pub(super) use line::{Bytes, Id};
 pub use walked::verify_bundle;
 
 /// What the first line says the file is.

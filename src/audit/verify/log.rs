@@ -2,6 +2,7 @@
 //! checkpoint that is kept, and of the current one the rows of DEKs. The server may go on meanwhile. Only reads.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use super::super::checkpoint::{SignedCheckpoint, origin_of};
 use super::super::tree::{Tree, TreeError};
@@ -51,7 +52,8 @@ pub async fn verify_log(
             true => Deks::none(),
             false => Deks::read(store, tenant.uid, None, head.first == 0).await?,
         },
-        withheld: Withheld::new(),
+        withheld: Some(Withheld::new()),
+        pace: None,
         has_ended,
         head,
     };
@@ -61,7 +63,7 @@ pub async fn verify_log(
         log.pinned_is_kept(pinned).await?;
     }
     let Log { mut walk, deks, head, withheld, .. } = log;
-    walk.withheld = withheld.count;
+    walk.withheld = withheld.map_or(0, |withheld| withheld.count);
     let mut report = walk.finish(|size, has| Finding::Shorter { has, against: Against::Pinned(size) });
     let partial = match has_ended {
         true => Some("the rows are held against the current log: verify that one".to_owned()),
@@ -114,7 +116,7 @@ fn no_head(tenant: &Tenant) -> Report {
 }
 
 /// What the log's checkpoints have to be called: what the auditor knows, else what the last one says, where it fits.
-async fn origin(
+pub(super) async fn origin(
     store: &dyn Store,
     tenant: &Tenant,
     head: &LogHead,
@@ -137,14 +139,17 @@ pub(super) struct Log<'s> {
     pub(super) tenant: &'s Tenant,
     pub(super) head: LogHead,
     pub(super) walk: Walk,
-    checkpoints: Checkpoints,
-    deks: Deks,
-    withheld: Withheld,
-    has_ended: bool,
+    pub(super) checkpoints: Checkpoints,
+    pub(super) deks: Deks,
+    /// Where it is looked at which answers were withheld.
+    pub(super) withheld: Option<Withheld>,
+    /// After how many entries the walk pauses, and for how long.
+    pub(super) pace: Option<(u64, Duration)>,
+    pub(super) has_ended: bool,
 }
 
 /// The log's checkpoints by size, a page at a time.
-struct Checkpoints {
+pub(super) struct Checkpoints {
     page: std::vec::IntoIter<CheckpointRow>,
     next: Option<CheckpointRow>,
     from: u64,
@@ -152,7 +157,7 @@ struct Checkpoints {
 }
 
 impl Checkpoints {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { page: Vec::new().into_iter(), next: None, from: 0, ended: false }
     }
 
@@ -173,7 +178,10 @@ impl Checkpoints {
 }
 
 impl Log<'_> {
-    async fn entries(&mut self, progress: &mut (dyn FnMut(u64, u64) + Send)) -> Result<(), ReadError> {
+    pub(super) async fn entries(
+        &mut self,
+        progress: &mut (dyn FnMut(u64, u64) + Send),
+    ) -> Result<(), ReadError> {
         let (first, end) = (self.head.first, self.head.end());
         let mut pages = Pages::new(self.store, self.tenant.uid, first..end);
         while let Some(row) = pages.next().await? {
@@ -187,7 +195,7 @@ impl Log<'_> {
                     let seals = entry.operation == Operation::Seal.as_str();
                     self.walk.report.all_were_sealed |= seals;
                     self.deks.observe(&entry);
-                    let found = self.withheld.entry(&entry);
+                    let found = self.withheld.as_mut().and_then(|withheld| withheld.entry(&entry));
                     found.into_iter().for_each(|found| self.walk.report.find(found));
                 }
                 Row::Entry(_) => self.unknown(),
@@ -198,6 +206,11 @@ impl Log<'_> {
             }
             if place.is_multiple_of(256) {
                 progress(place - first, end - first);
+            }
+            if let Some((stride, pause)) = self.pace
+                && place.is_multiple_of(stride)
+            {
+                tokio::time::sleep(pause).await;
             }
         }
         if self.walk.place() < end && self.has_ended {
@@ -215,7 +228,7 @@ impl Log<'_> {
     /// Notes that what some entry says is not known.
     fn unknown(&mut self) {
         self.deks.gap();
-        self.withheld.gap();
+        self.withheld.iter_mut().for_each(Withheld::gap);
     }
 
     /// Entries are not there up to this place: pruned, or gone. What is kept of their hashes goes in their stead.
@@ -253,7 +266,7 @@ impl Log<'_> {
     }
 
     /// What comes after the last entry: the head, and what should not be there.
-    async fn after(&mut self) -> Result<(), ReadError> {
+    pub(super) async fn after(&mut self) -> Result<(), ReadError> {
         let size = self.head.frontier.size();
         if self.walk.size() == size {
             self.checkpoints().await?;

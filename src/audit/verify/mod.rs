@@ -7,6 +7,7 @@ mod compare;
 mod deks;
 mod erasures;
 mod finding;
+mod held;
 mod log;
 mod pages;
 mod report;
@@ -24,12 +25,14 @@ use crate::model::{Operation, Outcome, TenantUid};
 
 use super::bundle::BundleEntry;
 use super::checkpoint::{CheckpointKey, SignedCheckpoint};
+use super::pruned::leaves_in;
 
 pub use finding::{Against, Finding, PersonalValue};
+pub use held::{HeldRows, hold_rows};
 pub use log::verify_log;
 pub(super) use pages::{Pages, Row};
 pub use report::{Claim, Report, State};
-pub use rows::{HeldRows, RowCounts, check_row_macs, count_row_seals, hold_rows};
+pub use rows::{RowCounts, check_row_macs, count_row_seals};
 pub(super) use walk::Walk;
 
 /// What the auditor knows from elsewhere.
@@ -51,21 +54,11 @@ pub(super) struct Subject {
     pub(super) first: u64,
 }
 
-/// The leaves of this log that a prune's entry names: `prune <log> <first> <end>`. In leaves, since their places stand on where
-/// the log begins, which nobody signs.
+/// The leaves of this log that a prune's entry names.
 pub(super) fn pruned_by(entry: &BundleEntry, log: u32) -> Option<Range<u64>> {
     if entry.operation != Operation::Prune.as_str() || entry.outcome != Outcome::Ok.as_str() {
         return None;
     }
-    let mut words = entry.detail.as_deref()?.split(' ');
-    let (Some("prune"), Some(of), Some(first), Some(end), None) =
-        (words.next(), words.next(), words.next(), words.next(), words.next())
-    else {
-        return None;
-    };
-    if of.parse() != Ok(log) {
-        return None;
-    }
-    let range = first.parse().ok()?..end.parse().ok()?;
-    (range.start < range.end).then_some(range)
+    let (of, leaves) = leaves_in(entry.detail.as_deref()?)?;
+    (of == log).then_some(leaves)
 }

@@ -1,71 +1,13 @@
-//! Rows of DEKs: held against the log before they are sealed, and against the MACs that they have.
-
-use std::time::Duration;
+//! The rows of DEKs against the MACs that they have.
 
 use super::super::row_macs::{RowMacs, RowSeal};
-use super::deks::Deks;
 use super::finding::Finding;
-use super::pages::{Pages, Row};
 use super::report::{Claim, Report};
-use crate::model::{Operation, Tenant, TenantUid};
+use crate::model::{Tenant, TenantUid};
 use crate::store::{DekRow, ReadError, Store};
 
-/// After how many entries the walk pauses, and for how long: calls go before it.
-const STRIDE: u64 = 512;
-const PAUSE: Duration = Duration::from_millis(5);
 /// How many rows are read at once.
 const PAGE: u32 = 1_000;
-
-/// Rows that were held against the log.
-#[derive(Debug, Default)]
-pub struct HeldRows {
-    /// Those that nothing in the log contradicts.
-    pub agreed: Vec<DekRow>,
-    /// The others, each with what the log says.
-    pub contradicted: Vec<(DekRow, Finding)>,
-    /// Whether an entry says that all rows were sealed before.
-    pub all_were_sealed: bool,
-}
-
-/// Walks along a tenant's current log and holds rows against it that were read before: each against the entry that made it or
-/// re-wrapped it last. Where entries are pruned, or in an earlier log, nothing speaks against a row.
-///
-/// # Errors
-/// The database's.
-pub async fn hold_rows(store: &dyn Store, tenant: &Tenant, rows: Vec<DekRow>) -> Result<HeldRows, ReadError> {
-    let mut held = HeldRows::default();
-    let Some(head) = store.log_head(tenant.uid).await? else { return Ok(held) };
-    let mut deks = Deks::of(&rows, head.first == 0);
-    let mut next = head.first;
-    let mut pages = Pages::new(store, tenant.uid, head.first..head.end());
-    while let Some(row) = pages.next().await? {
-        let place = row.place();
-        if place > next {
-            deks.gap();
-        }
-        next = place + 1;
-        match row {
-            Row::Entry(entry) if entry.computed(tenant.uid) == entry.digest.0 => {
-                held.all_were_sealed |= entry.operation == Operation::Seal.as_str();
-                deks.observe(&entry);
-            }
-            Row::Entry(_) | Row::Unreadable { .. } => deks.gap(),
-        }
-        if place.is_multiple_of(STRIDE) {
-            tokio::time::sleep(PAUSE).await;
-        }
-    }
-    if next < head.end() {
-        deks.gap();
-    }
-    for row in rows {
-        match deks.finding_of(row.id) {
-            None => held.agreed.push(row),
-            Some(finding) => held.contradicted.push((row, finding)),
-        }
-    }
-    Ok(held)
-}
 
 /// How many rows are bound how.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

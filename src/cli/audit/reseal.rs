@@ -49,8 +49,13 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let committer = Arc::new(Committer::start(database.clone(), clock.clone(), 1));
     let keeper = Keeper::new(database, committer, clock, arguments.by);
-    let Resealed { sealed, kept, contradicted } = keeper.reseal(&tenant, &macs).await.map_err(failed)?;
+    let Resealed { sealed, kept, contradicted, damaged } =
+        keeper.reseal(&tenant, &macs).await.map_err(failed)?;
     println!("{sealed} rows sealed; {kept} had the MACs of this secret");
+    if let Some(finding) = damaged {
+        println!("{}: {finding}", finding.name());
+        return Err(Failure::Running("the log does not hold: the other rows were not sealed".to_owned()));
+    }
     if contradicted.is_empty() {
         return Ok(());
     }

@@ -91,10 +91,14 @@ statements! {
             WHERE o.wrapped = EXCLUDED.wrapped AND o.record_id IS NOT DISTINCT FROM EXCLUDED.record_id
         RETURNING o.id";
 
-    /// A row that already holds what it should counts as touched, so that a retry says what the first try did.
+    /// A row that already holds what it should counts as touched, so that a retry says what the first try did; whoever has sealed
+    /// it since is left alone. What was sealed between read and write is not any more, unless it was when it was read.
     REWRAP = "
         UPDATE np_byok_wrapped_deks d SET wrapped = r.wrapped, key_name = r.key_name, key_version = r.key_version,
-            wrap_scheme = r.wrap_scheme, mac = r.mac, rewrapped_at = now()
+            wrap_scheme = r.wrap_scheme, rewrapped_at = now(), mac = CASE
+                WHEN (d.wrapped, d.key_name, d.key_version, d.wrap_scheme)
+                    = (r.wrapped, r.key_name, r.key_version, r.wrap_scheme) THEN d.mac
+                ELSE r.mac END
         FROM unnest($2::uuid[], $3::bytea[], $4::text[], $5::text[], $6::int2[], $7::bytea[], $8::text[], $9::text[],
             $10::int2[], $11::bytea[]) AS r(id, from_wrapped, from_name, from_version, from_scheme, wrapped, key_name,
             key_version, wrap_scheme, mac)

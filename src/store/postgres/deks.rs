@@ -39,7 +39,7 @@ statements! {
     UNSEALED = "
         SELECT id, record_id, wrapped, key_name, key_version, wrap_scheme::int8, created_at, mac, record_mac
         FROM np_byok_wrapped_deks
-        WHERE tenant = $1 AND id > $2 AND mac IS NULL ORDER BY id LIMIT $3";
+        WHERE tenant = $1 AND id > $2 AND mac IS NULL AND octet_length(wrapped) <= 65536 ORDER BY id LIMIT $3";
 
     NOT_UNDER = "
         SELECT count(*) FROM np_byok_wrapped_deks WHERE tenant = $1 AND (key_name <> $2 OR key_version <> $3)";

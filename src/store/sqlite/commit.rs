@@ -37,10 +37,12 @@ statements! {
         ON CONFLICT (tenant, id) DO UPDATE SET wrapped = wrapped
             WHERE wrapped = excluded.wrapped AND record_id IS excluded.record_id";
 
-    /// A row that already holds what it should counts as touched, so that a retry says what the first try did.
+    /// A row that already holds what it should counts as touched, so that a retry says what the first try did; whoever has sealed
+    /// it since is left alone. What was sealed between read and write is not any more, unless it was when it was read.
     REWRAP = "
         UPDATE np_byok_wrapped_deks SET wrapped = ?7, key_name = ?8, key_version = ?9, wrap_scheme = ?10,
-            mac = ?11, rewrapped_at = CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000
+            mac = CASE WHEN (wrapped, key_name, key_version, wrap_scheme) = (?7, ?8, ?9, ?10) THEN mac ELSE ?11 END,
+            rewrapped_at = CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000
         WHERE tenant = ?1 AND id = ?2 AND (
             (wrapped, key_name, key_version, wrap_scheme) = (?3, ?4, ?5, ?6)
             OR (wrapped, key_name, key_version, wrap_scheme) = (?7, ?8, ?9, ?10))";
