@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 
 use super::Reader;
+use super::env::unreadable_file;
 use crate::crypto::SecretText;
 
 /// The section.
@@ -107,8 +108,7 @@ fn file(reader: &mut Reader<'_>, variable: &'static str) -> Option<File> {
     match std::fs::read_to_string(&path) {
         Ok(text) => Some(File { variable, path, text }),
         Err(error) => {
-            let (path, kind) = (path.display(), error.kind());
-            reader.mistake(variable, format!("names the file {path}, which cannot be read: {kind}"));
+            reader.mistake(variable, unreadable_file(&error));
             None
         }
     }

@@ -1,6 +1,7 @@
 //! The environment as a value, and a reader that collects mistakes instead of stopping at the first.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -12,24 +13,47 @@ use crate::crypto::SecretText;
 
 /// Environment variables: the process's own, or a test's. A variable that is set to the empty string is not set.
 #[derive(Clone, Default)]
-pub struct Env(BTreeMap<String, String>);
+pub struct Env {
+    values: BTreeMap<String, String>,
+    /// The names of those whose values are not UTF-8.
+    unreadable: Vec<String>,
+}
 
 impl Env {
     /// The process's environment.
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
     pub fn of_process() -> Self {
-        Self::from_pairs(std::env::vars())
+        Self::of_os(std::env::vars_os())
+    }
+
+    fn of_os(pairs: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
+        let mut env = Self::default();
+        for (name, value) in pairs {
+            match (name.into_string(), value.into_string()) {
+                (Ok(name), Ok(value)) => drop(env.values.insert(name, value)),
+                (Ok(name), Err(_)) => env.unreadable.push(name),
+                // None of ours.
+                (Err(_), _) => {}
+            }
+        }
+        env
     }
 
     /// From names and values.
     pub fn from_pairs<K: Into<String>, V: Into<String>>(pairs: impl IntoIterator<Item = (K, V)>) -> Self {
-        Self(pairs.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
+        let values = pairs.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+        Self { values, unreadable: Vec::new() }
     }
 
     /// The same with one variable set.
     pub fn with(mut self, name: &str, value: &str) -> Self {
-        self.0.insert(name.to_owned(), value.to_owned());
+        self.values.insert(name.to_owned(), value.to_owned());
         self
+    }
+
+    /// The names of all that are set and not empty.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.values.iter().filter(|(_, value)| !value.is_empty()).map(|(name, _)| name.as_str())
     }
 
     /// Whether the variable is set, or its `_FILE` variant is.
@@ -39,7 +63,7 @@ impl Env {
 
     /// The value of a variable that is set and not empty.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
+        self.values.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 }
 
@@ -67,7 +91,13 @@ pub struct Reader<'a> {
 impl<'a> Reader<'a> {
     /// Of this environment.
     pub fn new(env: &'a Env) -> Self {
-        Self { env, mistakes: Vec::new() }
+        let mut reader = Self { env, mistakes: Vec::new() };
+        for name in &env.unreadable {
+            if name.starts_with("BYOK_") || name.starts_with("DATABASE_URL") || name.contains("_JWT_SECRET") {
+                reader.mistake(name, "is not UTF-8");
+            }
+        }
+        reader
     }
 
     /// What was wrong, in the order of reading.
@@ -118,16 +148,13 @@ impl<'a> Reader<'a> {
                     let trimmed = text.strip_suffix('\n').unwrap_or(&text);
                     let trimmed = trimmed.strip_suffix('\r').unwrap_or(trimmed);
                     if trimmed.is_empty() {
-                        self.mistake(&file_variable, format!("names the file {path}, which is empty"));
+                        self.mistake(&file_variable, "names a file that is empty");
                         return None;
                     }
                     Some(SecretText::new(trimmed.to_owned()))
                 }
                 Err(error) => {
-                    self.mistake(
-                        &file_variable,
-                        format!("names the file {path}, which cannot be read: {}", error.kind()),
-                    );
+                    self.mistake(&file_variable, unreadable_file(&error));
                     None
                 }
             },
@@ -139,10 +166,7 @@ impl<'a> Reader<'a> {
     pub fn file(&mut self, name: &str) -> Option<PathBuf> {
         let path = PathBuf::from(self.env.get(name)?);
         if let Err(error) = std::fs::File::open(&path) {
-            self.mistake(
-                name,
-                format!("names the file {}, which cannot be read: {}", path.display(), error.kind()),
-            );
+            self.mistake(name, unreadable_file(&error));
         }
         Some(path)
     }
@@ -191,9 +215,35 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// Why a file that a variable names is of no use. Not its path: whoever mistakes one variable for the other has a secret there.
+pub(super) fn unreadable_file(error: &std::io::Error) -> String {
+    format!("names a file that cannot be read: {}", error.kind())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_value_that_is_not_utf_8_is_a_mistake_that_does_not_show_it() {
+        use std::os::unix::ffi::OsStringExt;
+        let value = || OsString::from_vec(b"postgres://u:s3cret\xff@h/d".to_vec());
+        let names = ["DATABASE_URL", "BYOK_LOG", "OF_SOMEBODY_ELSE"];
+        let env = Env::of_os(names.map(|name| (OsString::from(name), value())));
+        let mistakes: Vec<String> =
+            Reader::new(&env).into_mistakes().iter().map(Mistake::to_string).collect();
+        assert_eq!(mistakes, ["DATABASE_URL: is not UTF-8", "BYOK_LOG: is not UTF-8"]);
+    }
+
+    #[test]
+    fn a_secret_in_the_place_of_its_file_is_not_shown() {
+        let env = Env::from_pairs([("TOKEN_FILE", "s3cret"), ("CA", "s3cret")]);
+        let mut reader = Reader::new(&env);
+        assert!(reader.secret("TOKEN").is_none() && reader.file("CA").is_some());
+        let mistakes = reader.into_mistakes();
+        assert_eq!(mistakes.len(), 2);
+        assert!(mistakes.iter().all(|mistake| !mistake.to_string().contains("s3cret")), "{mistakes:?}");
+    }
 
     #[test]
     fn all_mistakes_are_collected_and_none_shows_a_value() {

@@ -17,6 +17,7 @@ mod row_mac;
 mod server;
 mod store;
 mod telemetry;
+mod variables;
 mod webhook;
 
 use std::path::PathBuf;
@@ -118,7 +119,8 @@ impl Config {
         let audit_retention = AuditRetention::read(&mut reader);
         let webhook = Webhook::read(&mut reader);
         let audit_streams = AuditStreams::read(&mut reader);
-        let mistakes = reader.into_mistakes();
+        let mut mistakes = reader.into_mistakes();
+        mistakes.extend(variables::unknown(env));
         match (store, kms) {
             (Some(store), Some(mut kms)) if mistakes.is_empty() => {
                 kms.limit_calls(limits.kms_calls_per_minute);

@@ -42,7 +42,7 @@ const MIGRATION_URL: &str = "BYOK_MIGRATION_DATABASE_URL";
 const TAKES: &str = "takes `postgres://user:password@host:port/database` or `sqlite://path`";
 
 /// What a URL may carry after its `?`; anything else would be ignored in silence by the driver.
-const PARAMETERS: [&str; 13] = [
+const PARAMETERS: [&str; 14] = [
     "sslmode",
     "ssl-mode",
     "sslrootcert",
@@ -55,6 +55,7 @@ const PARAMETERS: [&str; 13] = [
     "host",
     "port",
     "application_name",
+    "options",
     "pgbouncer",
 ];
 
@@ -135,11 +136,14 @@ fn is_postgres(reader: &mut Reader<'_>, variable: &str, url: &str) -> bool {
     }
     let names = parameters(url).map(|pair| pair.split_once('=').map_or(pair, |(name, _)| name));
     let unknown: Vec<&str> = names.filter(|name| !PARAMETERS.contains(name)).collect();
-    for name in &unknown {
-        reader.mistake(
-            variable,
-            format!("has the parameter `{name}`, which is none of {}", PARAMETERS.join(", ")),
-        );
+    if url.split_once('?').is_some_and(|(_, query)| query.contains('@')) {
+        reader.mistake(variable, "has an `@` behind a `?`: a `?` of the password's is written `%3F`");
+        return false;
+    }
+    // What stands there may be a part of the password's.
+    if !unknown.is_empty() {
+        let known = PARAMETERS.join(", ");
+        reader.mistake(variable, format!("has a parameter after its `?` that is none of {known}"));
     }
     unknown.is_empty()
 }
@@ -192,6 +196,12 @@ mod tests {
     }
 
     #[test]
+    fn a_statement_timeout_may_stand_in_the_url() {
+        let url = "postgres://a/b?options=-c%20statement_timeout%3D2s";
+        assert_eq!(postgres(&[("DATABASE_URL", url)]).url.expose(), url);
+    }
+
+    #[test]
     fn an_sqlite_url_names_a_file() {
         for (url, expected) in [("sqlite://./a/b.db", "./a/b.db"), ("sqlite:///a/b.db", "/a/b.db")] {
             match read(&[("DATABASE_URL", url)], None).0.map(|store| store.engine) {
@@ -211,9 +221,14 @@ mod tests {
 
     #[test]
     fn a_wrong_url_is_a_mistake_that_does_not_show_it() {
-        for url in
-            ["mysql://u:s3cret@h/d", "postgres://u:s3cret@h/d?sslpassword=s3cret", "sqlite://x?mode=s3cret"]
-        {
+        for url in [
+            "mysql://u:s3cret@h/d",
+            "postgres://u:s3cret@h/d?sslpassword=s3cret",
+            "postgres://u:a?s3cret@h/d",
+            "postgres://u:a?b&s3cret",
+            "postgres://u:a?b&s3cret@h/d?sslmode=require",
+            "sqlite://x?mode=s3cret",
+        ] {
             let (store, mistakes) = read(&[("DATABASE_URL", url)], None);
             assert!(store.is_none(), "{url}");
             assert_eq!(mistakes.len(), 1, "{url}");

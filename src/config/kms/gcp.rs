@@ -10,6 +10,7 @@ use reqwest::Url;
 use super::gcp_credentials::{GcpCredentials, is_account};
 use super::{KeyVersionStrategy, SecretSource, endpoint, is_loopback, timeout};
 use crate::config::Reader;
+use crate::config::env::unreadable_file;
 use crate::crypto::SecretText;
 
 const KEY_NAME: &str = "BYOK_GCP_KEY_NAME";
@@ -200,7 +201,7 @@ fn file(reader: &mut Reader<'_>, name: &str, path: PathBuf) -> Option<GcpIdentit
                 CREDENTIALS => {
                     format!("is neither JSON nor the path of a file that can be read: {}", error.kind())
                 }
-                _ => format!("names the file {}, which cannot be read: {}", path.display(), error.kind()),
+                _ => unreadable_file(&error),
             };
             reader.mistake(name, problem);
             None
