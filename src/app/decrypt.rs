@@ -1,5 +1,7 @@
 //! Decrypt, and reveal: the same for a remote join.
 
+use std::sync::Arc;
+
 use crate::crypto::{Binding, Context, Plaintext, Token, TokenError, open};
 use crate::keyring::Footing;
 use crate::model::{Caller, DekId, ErrorCode, Item, KeyVersion, Operation, Posture, Refusal};
@@ -33,7 +35,7 @@ impl App {
     /// # Errors
     /// A refusal of the whole call: over the limits, not permitted, or not recorded.
     pub async fn decrypt(
-        &self,
+        self: &Arc<Self>,
         caller: &Caller,
         operation: Operation,
         items: Vec<Result<DecryptItem, Refusal>>,
@@ -46,7 +48,7 @@ impl App {
     }
 
     async fn decrypt_bounded(
-        &self,
+        self: &Arc<Self>,
         caller: &Caller,
         operation: Operation,
         items: Vec<Result<DecryptItem, Refusal>>,

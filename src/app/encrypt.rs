@@ -45,7 +45,7 @@ impl App {
     /// # Errors
     /// A refusal of the whole call: over the limits, not permitted, or not recorded.
     pub async fn encrypt(
-        &self,
+        self: &Arc<Self>,
         caller: &Caller,
         items: Vec<Result<EncryptItem, Refusal>>,
     ) -> Result<Answered<Encrypted>, Refusal> {
@@ -57,7 +57,7 @@ impl App {
     }
 
     async fn encrypt_bounded(
-        &self,
+        self: &Arc<Self>,
         caller: &Caller,
         items: Vec<Result<EncryptItem, Refusal>>,
     ) -> Result<Answered<Encrypted>, Refusal> {

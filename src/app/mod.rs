@@ -26,6 +26,7 @@ mod rotate;
 mod rotation_work;
 mod state_reads;
 mod stream;
+mod ungiven;
 
 use std::sync::Arc;
 
@@ -84,6 +85,7 @@ pub struct App {
     kms_places: places::KmsPlaces,
     health: health::Memory,
     state_reads: state_reads::StateReads,
+    settling: ungiven::Settling,
 }
 
 /// What an [`App`] is made of.
@@ -117,7 +119,7 @@ pub struct Parts {
 }
 
 impl App {
-    /// Of these parts.
+    /// Of these parts. To be called on the runtime of the committer.
     pub fn new(parts: Parts) -> Self {
         let Parts { tenant, store, kms, keyring, committer, authenticator, policy, .. } = parts;
         let Parts { limits, in_flight, clock, webhook, checkpoints, streams, .. } = parts;
@@ -126,6 +128,7 @@ impl App {
             kms_places: places::KmsPlaces::new(in_flight),
             health: health::Memory::default(),
             state_reads: state_reads::StateReads::default(),
+            settling: ungiven::Settling::here(),
             tenant: Arc::new(tenant),
             store,
             kms,

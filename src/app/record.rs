@@ -14,7 +14,8 @@ use crate::store::{Change, EntryRow, Fence, ReadError};
 
 use super::App;
 use super::listing::Listing;
-use super::release::{Committed, CommittedEntry};
+use super::release::Committed;
+use super::ungiven::CommittedEntry;
 
 /// When to come again for a DEK whose row is not sealed yet.
 const UNSEALED: Duration = Duration::from_secs(2);
@@ -148,7 +149,7 @@ impl App {
     /// # Errors
     /// As of [`Self::record`].
     pub(super) async fn record_standing(
-        &self,
+        self: &Arc<Self>,
         caller: &Caller,
         operation: Operation,
         items: &mut Vec<Item>,
@@ -161,35 +162,34 @@ impl App {
             Err(Fallen::Anew) => return Ok(Standing::Anew),
             Err(Fallen::Dark(posture)) => return self.withhold(caller, operation, items, posture).await,
         };
-        let (packed, entry) =
+        let (packed, row) =
             self.packed(caller, operation, outcome_of(items), None, std::mem::take(items), None);
-        *items = packed;
-        let id = entry.id;
-        let durable = match self.commit(caller, entry, changes, fence).await {
-            Ok(durable) => durable,
-            Err(CommitFailed::Fenced) => {
+        if footing.is_empty() {
+            let committed = self.commit(caller, row, changes, fence).await;
+            return committed.map(|_| Standing::Given(None)).map_err(commit_refusal);
+        }
+        let entry = CommittedEntry { id: row.id, operation, items: packed };
+        let (durable, entry) = match self.commit_ungiven(caller, (row, entry), changes, fence).await {
+            Ok(committed) => committed,
+            Err((CommitFailed::Fenced, kept)) => {
+                *items = kept;
                 return match self.keyring.after_fenced(&caller.tenant, &footing).await {
                     Fallen::Anew => Ok(Standing::Anew),
                     Fallen::Dark(posture) => self.withhold(caller, operation, items, posture).await,
                 };
             }
-            Err(failed) => return Err(commit_refusal(failed)),
+            Err((failed, _)) => return Err(commit_refusal(failed)),
         };
-        if footing.is_empty() {
-            return Ok(Standing::Given(None));
+        if let Some(permit) = self.keyring.permit(&caller.tenant, footing, &durable) {
+            return Ok(Standing::Given(Some(Committed { entry, permit })));
         }
-        let permit = self.keyring.permit(&caller.tenant, footing, &durable);
-        let entry = CommittedEntry { id, operation, items: std::mem::take(items) };
-        match permit {
-            Some(permit) => Ok(Standing::Given(Some(Committed { entry, permit }))),
-            None => {
-                tracing::warn!(
-                    request_id = caller.request_id.as_str(),
-                    "an answer came too late after the key was last shown to work, and is withheld"
-                );
-                self.record_withheld(caller, &entry, Posture::Active).await.map(Standing::Withheld)
-            }
-        }
+        tracing::warn!(
+            request_id = caller.request_id.as_str(),
+            "an answer came too late after the key was last shown to work, and is withheld"
+        );
+        let refusal = dark_refusal(Posture::Active);
+        let recorded = entry.void(&refusal).await;
+        recorded.unwrap_or_else(|_| Err(ErrorCode::Internal.into())).map(|()| Standing::Withheld(refusal))
     }
 
     /// Records that an answer was withheld whose entry says that it was given: the refusal names that entry.
@@ -200,15 +200,13 @@ impl App {
         &self,
         caller: &Caller,
         entry: &CommittedEntry,
-        posture: Posture,
-    ) -> Result<Refusal, Refusal> {
-        let refusal = dark_refusal(posture);
-        let items = refused_items(&entry.items, &refusal);
+        refusal: &Refusal,
+    ) -> Result<(), Refusal> {
+        let items = refused_items(&entry.items, refusal);
         self.may_append()?;
         let (operation, outcome) = (entry.operation, outcome_of(&items));
         let (_, row) = self.packed(caller, operation, outcome, None, items, Some(entry.id));
-        self.commit(caller, row, Vec::new(), Vec::new()).await.map_err(commit_refusal)?;
-        Ok(refusal)
+        self.commit(caller, row, Vec::new(), Vec::new()).await.map(drop).map_err(commit_refusal)
     }
 
     /// Records that items were refused because their keys may not be used.
@@ -278,7 +276,7 @@ impl App {
         (rest.unwrap_or(entry.items), row)
     }
 
-    async fn commit(
+    pub(super) async fn commit(
         &self,
         caller: &Caller,
         entry: EntryRow,

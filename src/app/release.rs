@@ -1,20 +1,23 @@
 //! The time between the commit of an answer and its arrival. The entry says that the answer was given, but other fields of
 //! the same request or a client that reads slowly can delay it past the proofs of the keys that it stands on. So the server
 //! asks before the first byte and before each piece whether the answer may still leave. An answer that is late before its
-//! first byte is withheld whole, and each of its entries gets a refusal beside it; a later one is broken off.
+//! first byte is withheld whole, and each of its entries gets a refusal beside it; a later one is broken off. So does an answer
+//! that is lost before its first byte.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use tokio::task::JoinHandle;
 use tracing::warn;
 
 use crate::keyring::Permit;
-use crate::model::{BootTime, Caller, EntryId, ErrorCode, Item, Operation, Posture, Refusal};
+use crate::model::{BootTime, Caller, ErrorCode, Posture, Refusal};
 
 use super::App;
 use super::record::dark_refusal;
+use super::ungiven::Ungiven;
 
 /// What one use case answers.
 pub struct Answered<T> {
@@ -33,15 +36,15 @@ impl<T> Answered<T> {
 
 /// An answer that stands on keys: its durable entry, and the permit to give it.
 pub struct Committed {
-    pub(super) entry: CommittedEntry,
+    pub(super) entry: Ungiven,
     pub(super) permit: Permit,
 }
 
-/// The entry of such an answer.
-pub(super) struct CommittedEntry {
-    pub(super) id: EntryId,
-    pub(super) operation: Operation,
-    pub(super) items: Vec<Item>,
+impl Committed {
+    /// Notes that the answer is given, without a [`Release`]: it leaves this process by no wire.
+    pub fn given(self) {
+        self.entry.given();
+    }
 }
 
 /// The permission for the whole answer to one request to leave. The answer may hold those of several use cases.
@@ -51,8 +54,8 @@ pub struct Release {
     permit: Permit,
     /// The end of the permit, in nanoseconds since this machine started. Renewed while the keys are shown to work.
     until: AtomicU64,
-    /// The entries that are void if the answer is withheld. Empty once its first byte has left, or it was withheld.
-    entries: Mutex<Vec<CommittedEntry>>,
+    /// The entries that are void if the answer is withheld, or lost. Empty once its first byte has left, or it was withheld.
+    entries: Mutex<Vec<Ungiven>>,
     broken_off: AtomicBool,
     handed_over: AtomicBool,
 }
@@ -91,7 +94,7 @@ impl Release {
     /// # Errors
     /// The refusal to give in its place: it may not, and for each of its entries one is recorded that says so; or that could
     /// not be recorded.
-    pub async fn confirm(self: &Arc<Self>) -> Result<(), Refusal> {
+    pub async fn confirm(&self) -> Result<(), Refusal> {
         if self.may_leave() {
             return Ok(());
         }
@@ -103,15 +106,17 @@ impl Release {
             Err(posture) => posture,
         };
         self.broken_off.store(true, Ordering::Relaxed);
-        // A task of its own, so that it is recorded even if the client hangs up.
-        let (release, entries) = (self.clone(), self.take_entries());
-        let recorded = tokio::spawn(async move { release.withhold(entries, posture).await }).await;
-        Err(recorded.unwrap_or_else(|_| ErrorCode::Internal.into()))
+        let refusal = dark_refusal(posture);
+        // Recorded even if the client hangs up.
+        let recorded = join_all(self.withhold(self.take_entries(), &refusal)).await;
+        let mut recorded =
+            recorded.into_iter().map(|one| one.unwrap_or_else(|_| Err(ErrorCode::Internal.into())));
+        Err(recorded.find_map(Result::err).unwrap_or(refusal))
     }
 
     /// Notes that the first byte leaves: from here on the answer counts as given.
     pub fn begin(&self) {
-        drop(self.take_entries());
+        self.take_entries().into_iter().for_each(Ungiven::given);
     }
 
     /// Keeps the keys watched for a while, so that the permit of an answer that takes long to leave can be renewed.
@@ -131,7 +136,7 @@ impl Release {
 
     /// Ends an answer that may not leave any more after its head was handed out. Logged once; recorded as withheld if nothing
     /// of its body has left.
-    pub fn break_off(self: &Arc<Self>) {
+    pub fn break_off(&self) {
         if self.broken_off.swap(true, Ordering::Relaxed) {
             return;
         }
@@ -144,8 +149,7 @@ impl Release {
             return;
         }
         let posture = self.app.keyring.renewed(&self.caller.tenant, &self.permit).err();
-        let release = self.clone();
-        tokio::spawn(async move { release.withhold(entries, posture.unwrap_or(Posture::Active)).await });
+        drop(self.withhold(entries, &dark_refusal(posture.unwrap_or(Posture::Active))));
     }
 
     fn renew(&self) -> Result<(), Posture> {
@@ -158,18 +162,16 @@ impl Release {
         self.until.fetch_max(nanoseconds(until), Ordering::Relaxed);
     }
 
-    /// Records a refusal for each of these entries, and gives the one to answer.
-    async fn withhold(&self, entries: Vec<CommittedEntry>, posture: Posture) -> Refusal {
+    /// Records this refusal for each of these entries, whether it is waited for or not.
+    fn withhold(&self, entries: Vec<Ungiven>, refusal: &Refusal) -> Vec<JoinHandle<Result<(), Refusal>>> {
         warn!(
             request_id = self.caller.request_id.as_str(),
             "an answer came too late after the key was last shown to work, and is withheld"
         );
-        let record = |entry| self.app.record_withheld(&self.caller, entry, posture);
-        let recorded = join_all(entries.iter().map(record)).await;
-        recorded.into_iter().find_map(Result::err).unwrap_or_else(|| dark_refusal(posture))
+        entries.into_iter().map(|entry| entry.void(refusal)).collect()
     }
 
-    fn take_entries(&self) -> Vec<CommittedEntry> {
+    fn take_entries(&self) -> Vec<Ungiven> {
         std::mem::take(&mut *self.entries.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

@@ -15,7 +15,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::{Failure, serve};
-use crate::app::{App, EncryptItem, context_of};
+use crate::app::{App, Committed, EncryptItem, context_of};
 use crate::auth::{MintClaims, mint};
 use crate::config::{Auth, Config, Defaults, Env, Jwt, LogFormat, Reader, Server};
 use crate::crypto::{self, Ed25519SigningKey, Plaintext, RowMacKey};
@@ -155,7 +155,7 @@ async fn welcome(app: &Arc<App>, base: &str, jwt: Option<&Jwt>) -> Result<(), Fa
 }
 
 /// A ciphertext of the sample user's, so that the line for decrypt works when it is pasted.
-async fn sample(app: &App) -> Option<String> {
+async fn sample(app: &Arc<App>) -> Option<String> {
     let identity = Identity {
         role: Arc::from("admin"),
         user: None,
@@ -165,5 +165,7 @@ async fn sample(app: &App) -> Option<String> {
     let caller = app.caller(identity, RequestId::fresh());
     let context = context_of(Some(USER), None, None).ok()?;
     let item = EncryptItem { plaintext: Ok(Plaintext::new(b"sensitive-data".to_vec())), context };
-    app.encrypt(&caller, vec![Ok(item)]).await.ok()?.answers.pop()?.ok().map(|encrypted| encrypted.ciphertext)
+    let mut answered = app.encrypt(&caller, vec![Ok(item)]).await.ok()?;
+    answered.committed.into_iter().for_each(Committed::given);
+    answered.answers.pop()?.ok().map(|encrypted| encrypted.ciphertext)
 }

@@ -34,7 +34,7 @@ impl Call {
     }
 
     /// The use cases, and who asks for one.
-    pub(super) fn known(&self) -> Result<(&App, &Caller), Refusal> {
+    pub(super) fn known(&self) -> Result<(&Arc<App>, &Caller), Refusal> {
         let caller = self.caller.as_ref().map_err(Clone::clone)?;
         Ok((&self.app, caller))
     }

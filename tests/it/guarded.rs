@@ -476,12 +476,14 @@ impl Replica {
             context: Context::from_pairs([("record_id", record)]).unwrap(),
         };
         let answered = self.app.encrypt(&self.caller(), vec![Ok(item)]).await;
-        let answer = answered.map_err(|refusal| refusal.code)?.answers.remove(0);
+        let mut answered = answered.map_err(|refusal| refusal.code)?;
+        answered.committed.into_iter().for_each(Unreleased::given);
+        let answer = answered.answers.remove(0);
         answer.map(|encrypted| encrypted.ciphertext).map_err(|refusal| refusal.code)
     }
 
     pub(crate) async fn decrypt(&self, ciphertext: &str, record: &str) -> Result<(), ErrorCode> {
-        self.decrypt_for(&self.caller(), ciphertext, record).await.map(drop)
+        self.decrypt_for(&self.caller(), ciphertext, record).await.map(Unreleased::given)
     }
 
     /// Decrypts, and gives what the answer stands on until it has left.
@@ -502,7 +504,12 @@ impl Replica {
 
     /// Serves it on loopback, over TLS where there is an acceptor. Callers show [`SECRET`].
     pub(crate) async fn serve(&self, tls: Option<TlsAcceptor>) -> SocketAddr {
-        let env = Env::from_pairs([("BYOK_REQUEST_TIMEOUT_SECONDS", "120")]);
+        self.serve_with(tls, &[("BYOK_REQUEST_TIMEOUT_SECONDS", "120")]).await
+    }
+
+    /// The same with these settings.
+    pub(crate) async fn serve_with(&self, tls: Option<TlsAcceptor>, settings: &[(&str, &str)]) -> SocketAddr {
+        let env = Env::from_pairs(settings.iter().copied());
         let settings = config::Server::read(&mut Reader::new(&env), false, self.app.limits().body_bytes);
         let database = DatabaseState { applied: 0, expected: 0, audit_protected: false };
         let (served, _) = byok::server::routers(self.app.clone(), database, &settings, self.prober.clone());

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use byok::app::Release;
 use byok::model::ErrorCode;
+use tokio::sync::Notify;
 
 use crate::guarded::{House, Replica, Will, until};
 
@@ -106,4 +107,38 @@ async fn an_answer_that_is_broken_off_is_recorded_as_refused_only_where_nothing_
     until("the one that waited is refused", async || one.outcomes(1).await == [refused]).await;
     let outcomes = one.outcomes(20).await;
     assert_eq!(outcomes.iter().filter(|outcome| *outcome == refused).count(), 1);
+}
+
+#[tokio::test]
+async fn of_an_answer_that_is_lost_before_its_first_byte_each_entry_has_a_refusal() {
+    let one = House::new().await.replica().await;
+    let lost = answer(&one, &["first", "second"]).await;
+    let given = answer(&one, &["given"]).await;
+    assert_eq!(confirmed(&lost).await, Ok(()));
+    given.begin();
+    drop((lost, given));
+    let refused = "Decrypt Refused(Unavailable)";
+    until("both are refused", async || one.outcomes(2).await == [refused, refused]).await;
+    one.app.settled().await;
+    let outcomes = one.outcomes(20).await;
+    assert_eq!(outcomes.iter().filter(|outcome| *outcome == refused).count(), 2);
+    assert_eq!(outcomes.iter().filter(|outcome| *outcome == "Decrypt Ok").count(), 3);
+}
+
+#[tokio::test]
+async fn a_call_that_is_given_up_while_its_entry_is_committed_leaves_a_refusal_beside_it() {
+    let one = House::new().await.replica().await;
+    let token = one.encrypt("r").await.unwrap();
+    let (durable, heard) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let is_durable = durable.clone();
+    *one.store.then.lock().unwrap() = Some(Box::new(move || is_durable.notify_one()));
+    let caller = one.caller();
+    tokio::select! {
+        biased;
+        () = durable.notified() => heard.notify_one(),
+        _ = one.decrypt_for(&caller, &token, "r") => panic!("it was answered"),
+    }
+    heard.notified().await;
+    let both = ["Decrypt Refused(Unavailable)", "Decrypt Ok"];
+    until("it is refused", async || one.outcomes(2).await == both).await;
 }

@@ -304,3 +304,46 @@ async fn a_plaintext_beside_a_health_check_that_takes_longer_than_the_bound_is_w
     let reveals: Vec<_> = outcomes.iter().filter(|outcome| outcome.starts_with("Reveal")).collect();
     assert_eq!(reveals, ["Reveal Refused(KmsAccessDenied)", "Reveal Ok"]);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_an_answer_whose_request_timed_out_each_entry_has_a_refusal() {
+    let house = House::new().await;
+    let (one, writer) = (house.replica().await, house.replica().await);
+    let address = one.serve_with(None, &[("BYOK_REQUEST_TIMEOUT_SECONDS", "1")]).await;
+    let (hot, cold) = (one.encrypt("hot").await.unwrap(), writer.encrypt("cold").await.unwrap());
+    let query = format!(
+        "mutation {{ a: byokDecrypt(ciphertext: \"{hot}\", recordId: \"hot\") {{ plaintext }}
+                     b: byokDecrypt(ciphertext: \"{cold}\", recordId: \"cold\") {{ plaintext }} }}"
+    );
+    *one.kms.unwraps_will.lock().unwrap() = Will::Hang;
+    let request = crate::support::http()
+        .post(format!("http://{address}/graphql"))
+        .header("x-byok-secret", SECRET)
+        .header("x-hasura-role", "admin")
+        .json(&json!({ "query": query }));
+    let answer = request.send().await.unwrap();
+    assert_eq!(answer.status(), 503);
+    let answer: Value = answer.json().await.unwrap();
+    assert_eq!(answer["errors"][0]["extensions"]["code"], "UNAVAILABLE", "{answer}");
+    let both = ["Decrypt Refused(Unavailable)", "Decrypt Ok"];
+    until("the first field is refused", async || one.outcomes(2).await == both).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_whose_first_byte_came_is_given_though_its_client_hangs_up_then() {
+    let one = House::new().await.replica().await;
+    let address = one.serve(None).await;
+    let token = encrypt(&one, address, None, "xxxxxxxx").await;
+    let body = json!({ "ciphertext": token, "record_id": "r" }).to_string();
+    let mut stream = connect(address).await;
+    let head = format!(
+        "POST /byok/decrypt HTTP/1.1\r\nhost: byok\r\nx-byok-secret: {SECRET}\r\nx-hasura-role: admin\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+    let mut read = vec![0; 1];
+    stream.read_exact(&mut read).await.unwrap();
+    drop(stream);
+    one.app.settled().await;
+    assert_eq!(one.outcomes(1).await, ["Decrypt Ok"]);
+}

@@ -1,0 +1,112 @@
+//! Entries that say that an answer was given, before any of it was. An answer can be lost after its entry is durable: its
+//! request times out or panics, its client hangs up, the server ends. Then the entry is voided: a refusal beside it names it.
+
+use std::sync::Arc;
+
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use crate::audit::{CommitFailed, Durable};
+use crate::model::{Caller, EntryId, ErrorCode, Item, Operation, Refusal};
+use crate::store::{Change, EntryRow, Fence};
+
+use super::App;
+
+/// The entry of an answer that stands on keys.
+pub(super) struct CommittedEntry {
+    pub(super) id: EntryId,
+    pub(super) operation: Operation,
+    pub(super) items: Vec<Item>,
+}
+
+/// Such an entry, durable, until some of its answer has left. Dropped before, it is voided.
+pub(super) struct Ungiven {
+    app: Arc<App>,
+    caller: Caller,
+    entry: Option<CommittedEntry>,
+    /// How often the log had been found shorter than it was: after that the entry may be gone.
+    rewinds: u64,
+    _settling: TaskTrackerToken,
+}
+
+/// What is under way of commits and voids whose request may be gone. All of it runs where the committer does: the runtime
+/// of the requests may be busy, or ending.
+pub(super) struct Settling {
+    tasks: TaskTracker,
+    runtime: Handle,
+}
+
+impl Settling {
+    /// On the runtime that this is called on.
+    pub(super) fn here() -> Self {
+        Self { tasks: TaskTracker::new(), runtime: Handle::current() }
+    }
+
+    fn spawn<F>(&self, work: F) -> JoinHandle<F::Output>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        self.tasks.spawn_on(work, &self.runtime)
+    }
+}
+
+impl Ungiven {
+    /// Notes that some of the answer leaves: the entry stands.
+    pub(super) fn given(mut self) {
+        self.entry = None;
+    }
+
+    /// Records that the answer is refused in place of being given. Goes on if nobody waits for it.
+    pub(super) fn void(mut self, refusal: &Refusal) -> JoinHandle<Result<(), Refusal>> {
+        self.record(refusal.clone())
+    }
+
+    fn record(&mut self, refusal: Refusal) -> JoinHandle<Result<(), Refusal>> {
+        let (app, caller, entry) = (self.app.clone(), self.caller.clone(), self.entry.take());
+        self.app.settling.spawn(async move {
+            match &entry {
+                Some(entry) => app.record_withheld(&caller, entry, &refusal).await,
+                None => Ok(()),
+            }
+        })
+    }
+}
+
+impl Drop for Ungiven {
+    fn drop(&mut self) {
+        if self.entry.is_some() && self.app.committer.rewinds() == self.rewinds {
+            drop(self.record(ErrorCode::Unavailable.into()));
+        }
+    }
+}
+
+impl App {
+    /// Makes the entry of an answer durable, whatever becomes of the request: a commit that nobody waits for any more could
+    /// not be voided by anybody else. The items come back where it failed.
+    pub(super) async fn commit_ungiven(
+        self: &Arc<Self>,
+        caller: &Caller,
+        (row, entry): (EntryRow, CommittedEntry),
+        changes: Vec<Change>,
+        fence: Vec<Fence>,
+    ) -> Result<(Durable, Ungiven), (CommitFailed, Vec<Item>)> {
+        let (app, caller) = (self.clone(), caller.clone());
+        let committing = self.settling.spawn(async move {
+            let durable = match app.commit(&caller, row, changes, fence).await {
+                Ok(durable) => durable,
+                Err(failed) => return Err((failed, entry.items)),
+            };
+            let (rewinds, _settling) = (app.committer.rewinds(), app.settling.tasks.token());
+            Ok((durable, Ungiven { app, caller, entry: Some(entry), rewinds, _settling }))
+        });
+        committing.await.unwrap_or_else(|_| Err((CommitFailed::Unavailable, Vec::new())))
+    }
+
+    /// Waits until of each answer it is recorded whether it was given: to be called when no request is left.
+    pub async fn settled(&self) {
+        self.settling.tasks.close();
+        self.settling.tasks.wait().await;
+    }
+}
