@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject as _;
@@ -11,13 +12,16 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::Failure;
 use super::assemble::{Assembled, assemble};
 use crate::config::{Config, Defaults, Env, Mistake, Tls};
 use crate::server::RequestRuntime;
 use crate::{server, telemetry, worker};
+
+/// How long the end waits for the last entries, after the drain time.
+const LAST_ENTRIES: Duration = Duration::from_secs(5);
 
 pub(super) async fn run() -> Result<(), Failure> {
     let config = Config::read(&Env::of_process(), &Defaults::serve()).map_err(Failure::Configuration)?;
@@ -59,9 +63,13 @@ where
     let serving = requests.spawn(async move {
         server::serve(TcpListener::from_std(listener)?, tls, served, settings, stopping).await
     });
-    ready(app).await?;
+    ready(app.clone()).await?;
     let served = serving.await;
     stop.cancel();
+    requests.end().await;
+    if tokio::time::timeout(LAST_ENTRIES, app.settled()).await.is_err() {
+        warn!("of some answers that were not given the log says that they were: the database took too long");
+    }
     let _ = worker.await;
     refresh.abort();
     match served {

@@ -5,11 +5,15 @@
 use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle, Runtime, RuntimeFlavor};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, block_in_place};
 use tokio_util::sync::PollSemaphore;
+
+/// How long the end of the requests' runtime waits for what holds one of its threads.
+const ENDING: Duration = Duration::from_secs(1);
 
 /// The runtime of connections and requests. Ends with its value.
 pub struct RequestRuntime(Option<Runtime>);
@@ -31,6 +35,13 @@ impl RequestRuntime {
         match &self.0 {
             Some(runtime) => runtime.spawn(work),
             None => tokio::spawn(work),
+        }
+    }
+
+    /// Ends it, and waits until what was on it is gone.
+    pub async fn end(mut self) {
+        if let Some(runtime) = self.0.take() {
+            let _ = tokio::task::spawn_blocking(move || runtime.shutdown_timeout(ENDING)).await;
         }
     }
 }

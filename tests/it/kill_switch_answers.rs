@@ -100,6 +100,36 @@ async fn a_plaintext_beside_a_health_check_that_hangs_is_withheld() {
     assert_eq!(entries[1]["voids"], entries[0]["id"]);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_the_servers_stop_takes_away_is_recorded_as_refused() {
+    let key = VaultKey::create().await;
+    let (way, address) = Way::to_url(&key.address).await;
+    let settings = [("BYOK_VAULT_ADDR", address.as_str()), ("BYOK_DRAIN_SECONDS", "0")];
+    let mut server = TestServer::on(key, create_database(&needed("DATABASE_URL")).await, &settings).await;
+    let (token, database) = (server.encrypt("hot-plaintext", "hot").await, server.database().await);
+    assert_eq!(server.decrypt(&token, "hot").await.status, 200);
+    let reveals = async || -> Vec<String> {
+        sqlx::query_scalar("SELECT outcome FROM np_byok_audit WHERE operation = 'reveal' ORDER BY seq")
+            .fetch_all(&database)
+            .await
+            .unwrap()
+    };
+    way.spoil(Fault::Hung).await;
+    let query = format!(
+        "{{ byokReveal(ciphertext: \"{token}\", recordId: \"hot\") {{ value }} byokHealth {{ status }} }}"
+    );
+    let request = server
+        .client
+        .post(format!("{}/graphql", server.base))
+        .bearer_auth(server.jwt("admin", "a"))
+        .json(&json!({ "query": query }));
+    let asked = tokio::spawn(request.send());
+    eventually("the value's entry is durable", async || reveals().await == ["OK"]).await;
+    assert_eq!(server.stop().await, Some(0));
+    assert!(asked.await.unwrap().is_err(), "nothing was answered");
+    assert_eq!(reveals().await, ["OK", "UNAVAILABLE"]);
+}
+
 /// What came of a large answer, and when.
 struct Taken {
     /// When each piece came, and how long it was.

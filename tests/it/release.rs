@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use byok::app::Release;
 use byok::model::ErrorCode;
+use byok::server::RequestRuntime;
 use tokio::sync::Notify;
 
 use crate::guarded::{House, Replica, Will, until};
@@ -141,4 +142,23 @@ async fn a_call_that_is_given_up_while_its_entry_is_committed_leaves_a_refusal_b
     heard.notified().await;
     let both = ["Decrypt Refused(Unavailable)", "Decrypt Ok"];
     until("it is refused", async || one.outcomes(2).await == both).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_not_given_is_recorded_though_the_runtime_of_its_request_has_ended() {
+    let one = House::new().await.replica().await;
+    let (late, lost) = (answer(&one, &["late"]).await, answer(&one, &["lost"]).await);
+    one.kms.will(Will::Fail);
+    one.clock.sleep(PAST_THE_BOUND);
+    let requests = RequestRuntime::start().unwrap();
+    requests.spawn(async move { late.break_off() }).await.unwrap();
+    requests.spawn(async move {
+        std::future::pending::<()>().await;
+        drop(lost);
+    });
+    requests.end().await;
+    one.app.settled().await;
+    let mut last = one.outcomes(2).await;
+    last.sort();
+    assert_eq!(last, ["Decrypt Refused(KmsUnavailable)", "Decrypt Refused(Unavailable)"]);
 }
