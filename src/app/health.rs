@@ -2,10 +2,9 @@
 //! what the watch over the key knows, which goes before an answer that is only remembered. Who has not said who they are
 //! hears what is known already, and causes nothing.
 
-use std::sync::{Arc, Mutex as PlainMutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use crate::keyring::Standing;
@@ -13,10 +12,15 @@ use crate::kms::{DekBinding, KmsError, KmsErrorClass, Purpose, Stage, Verdict};
 use crate::model::{BootTime, DekId, ErrorCode, KeyVersion, Posture, Timestamp};
 
 use super::App;
+use super::inquiry::Inquiry;
 use super::record::{dark_refusal, log_kms};
 
 /// How long an answer of the KMS stands, and to a stranger one of the database.
 const FRESH: Duration = Duration::from_secs(5);
+/// How long one of the database stands to a caller.
+const FRESH_FOR_CALLERS: Duration = Duration::from_secs(1);
+/// How long what other replicas wrote down of the keys stands; where DEKs are in memory it is read as often anyway.
+const FRESH_PROOFS: Duration = Duration::from_millis(250);
 /// How long an answer of the database stands to who asks whether the server is ready.
 const FRESH_FOR_WATCHERS: Duration = Duration::from_millis(100);
 /// How long a check is of any interest to who causes none: a failure must not outlast all who could find out its end.
@@ -74,18 +78,19 @@ pub struct Health {
 /// The version that the key wraps under and how long that took, or why it does not.
 type KeyHealth = Result<(KeyVersion, Duration), KmsError>;
 
-/// The last answer of the KMS, and the last that was good; and what the database said to the last stranger.
+/// The last answers of KMS and database, and what is kept of those of the KMS for longer.
 #[derive(Default)]
 pub(super) struct Memory {
-    key: Mutex<()>,
-    remembered: PlainMutex<Remembered>,
-    database: Mutex<Option<(Instant, bool)>>,
+    key: Inquiry<KeyHealth>,
+    database: Inquiry<bool>,
+    /// Whether what other replicas wrote down of the keys was read; it goes into the keyring's own memory.
+    proofs: Inquiry<()>,
+    remembered: Mutex<Remembered>,
 }
 
 #[derive(Clone, Default)]
 struct Remembered {
-    answer: Option<(Instant, KeyHealth)>,
-    /// The version, and when its check was begun.
+    /// The version that worked last, and when its check was begun.
     worked: Option<(KeyVersion, BootTime)>,
     next_login: Option<Timestamp>,
 }
@@ -97,16 +102,17 @@ impl Memory {
 }
 
 impl App {
-    /// Checks key and database, for a caller.
+    /// Checks key and database, for a caller. However many ask, the KMS is asked once in five seconds, the database once in
+    /// one, and for the proofs of the keys four times.
     pub async fn health(self: &Arc<Self>) -> Health {
-        let (database, key) = tokio::join!(self.store.ping(), self.key_health());
-        let database = database.is_ok();
-        // After the check, so that a posture that turned meanwhile counts.
-        let standing = match database {
-            true => self.keyring.standing_of_all(&self.tenant).await,
-            false => self.keyring.standing(self.tenant.uid),
-        };
-        self.health_of(database, Some(key), &standing)
+        let (database, key) = tokio::join!(self.remembered_database(FRESH_FOR_CALLERS), self.key_health());
+        // After the check, so that a posture that turned at another replica meanwhile counts.
+        if database {
+            let (keyring, tenant) = (self.keyring.clone(), self.tenant.clone());
+            let read = || async move { drop(keyring.standing_of_all(&tenant).await) };
+            self.health.proofs.answer(FRESH_PROOFS, read).await;
+        }
+        self.health_of(database, key, &self.keyring.standing(self.tenant.uid))
     }
 
     /// What is known of key and database, for anybody: no call to the KMS, and of the database at most the question whether
@@ -123,7 +129,7 @@ impl App {
     pub async fn watched_health(&self) -> Health {
         let database = self.remembered_database(FRESH).await;
         let standing = self.keyring.standing(self.tenant.uid);
-        let remembered = self.health.remembered().answer.clone();
+        let remembered = self.health.key.last();
         let of_interest = |(when, answer): (Instant, KeyHealth)| {
             let age = when.elapsed();
             // What has worked since then says more.
@@ -169,28 +175,18 @@ impl App {
         }
     }
 
-    /// Whether the database answers: what a load balancer asks. The database is asked ten times a second at most, and by one
-    /// at a time, however many ask here.
+    /// Whether the database answers: what a load balancer asks. The database is asked ten times a second at most, however many
+    /// ask here.
     pub async fn ready(&self) -> bool {
         self.remembered_database(FRESH_FOR_WATCHERS).await
     }
 
-    /// Runs to its end whatever becomes of the client: else one who hangs up early could have the KMS asked again and
-    /// again.
-    async fn key_health(self: &Arc<Self>) -> KeyHealth {
+    async fn key_health(self: &Arc<Self>) -> Option<KeyHealth> {
         let app = self.clone();
-        let checked = tokio::spawn(async move { app.remembered_key_health().await });
-        checked.await.unwrap_or_else(|_| Err(KmsError::local(KmsErrorClass::Internal)))
+        self.health.key.answer(FRESH, || async move { app.check_key().await }).await
     }
 
-    async fn remembered_key_health(&self) -> KeyHealth {
-        // Whoever waits here while another checks gets that answer.
-        let _turn = self.health.key.lock().await;
-        if let Some((when, answer)) = &self.health.remembered().answer
-            && when.elapsed() < FRESH
-        {
-            return answer.clone();
-        }
+    async fn check_key(&self) -> KeyHealth {
         let (began, sent) = (Instant::now(), self.clock.boot());
         let answer = self.try_key().await.map(|version| (version, began.elapsed()));
         let mut remembered = self.health.remembered();
@@ -201,20 +197,16 @@ impl App {
         let refused = answer.as_ref().err().filter(|error| error.stage == Stage::Credential);
         remembered.next_login =
             refused.and_then(|error| error.retry_after).map(|wait| self.clock.now().plus(wait));
-        remembered.answer = Some((Instant::now(), answer.clone()));
         answer
     }
 
     async fn remembered_database(&self, fresh: Duration) -> bool {
-        let mut last = self.health.database.lock().await;
-        match *last {
-            Some((when, answers)) if when.elapsed() < fresh => answers,
-            _ => {
-                let answers = self.store.ping().await.is_ok();
-                *last = Some((Instant::now(), answers));
-                answers
-            }
-        }
+        let store = self.store.clone();
+        self.health
+            .database
+            .answer(fresh, || async move { store.ping().await.is_ok() })
+            .await
+            .unwrap_or(false)
     }
 
     async fn try_key(&self) -> Result<KeyVersion, KmsError> {

@@ -11,6 +11,7 @@ mod context;
 mod decrypt;
 mod encrypt;
 mod health;
+mod inquiry;
 mod keeping;
 mod limits;
 mod listing;

@@ -1,7 +1,8 @@
 //! Health, under all the names that its askers use. None of it needs a caller, and none says more than calling would. The
 //! key is asked for a caller alone: to anybody else `/byok/health` says what is known.
 
-use axum::extract::{Request, State};
+use axum::extract::State;
+use axum::http::request::Parts;
 use axum::response::Response;
 use serde_json::json;
 
@@ -33,12 +34,14 @@ fn migrations(database: DatabaseState) -> serde_json::Value {
 }
 
 /// Whether the key works: 200 when it does, 503 when not. A real wrap and unwrap for a caller, what is known for a stranger.
-pub(super) async fn health(State(front): State<Front>, request: Request) -> Response {
-    let (headers, extensions) = (request.headers(), request.extensions());
-    let request_id = extensions.get().cloned().unwrap_or_else(RequestId::fresh);
-    let health = match front.app.authenticate(headers, extensions, request_id) {
-        Ok(_) => front.app.health().await,
-        Err(_) => front.app.known_health().await,
+/// Takes the head alone: a body would be held while the key is asked, and counts against no bound here.
+pub(super) async fn health(State(front): State<Front>, head: Parts) -> Response {
+    let request_id = head.extensions.get().cloned().unwrap_or_else(RequestId::fresh);
+    let is_known = front.app.authenticate(&head.headers, &head.extensions, request_id).is_ok();
+    drop(head);
+    let health = match is_known {
+        true => front.app.health().await,
+        false => front.app.known_health().await,
     };
     shown(&front, health)
 }

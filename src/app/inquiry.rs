@@ -1,0 +1,147 @@
+//! Something that is found out by one task at a time, for all who ask meanwhile, and that stands for a moment. So neither
+//! many who ask at once nor many who hang up early cause more than one that asks on end.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
+
+/// How many wait for one answer. Who comes after them hears the one before, or none: nothing else bounds who may ask.
+const WAITING: usize = 1_024;
+
+/// A question, and its last answer.
+pub(super) struct Inquiry<T>(Arc<Inner<T>>);
+
+struct Inner<T> {
+    state: Mutex<State<T>>,
+    waiting: Semaphore,
+}
+
+struct State<T> {
+    last: Option<(Instant, T)>,
+    /// Where the answer will be that is being found out; closed without one where that panicked.
+    under_way: Option<watch::Receiver<Option<T>>>,
+}
+
+impl<T> Default for Inquiry<T> {
+    fn default() -> Self {
+        let state = Mutex::new(State { last: None, under_way: None });
+        Self(Arc::new(Inner { state, waiting: Semaphore::new(WAITING) }))
+    }
+}
+
+impl<T: Clone + Send + Sync + 'static> Inquiry<T> {
+    /// An answer that is at most so old, or else found out now, to its end, whatever becomes of who asks. `None` where that
+    /// fails, or where too many wait and there was none before.
+    pub(super) async fn answer<F>(&self, fresh: Duration, find_out: impl FnOnce() -> F) -> Option<T>
+    where
+        F: Future<Output = T> + Send + 'static,
+    {
+        let mut under_way = {
+            let mut state = self.0.state();
+            if let Some((_, answer)) = state.last.as_ref().filter(|(when, _)| when.elapsed() < fresh) {
+                return Some(answer.clone());
+            }
+            let under_way = state.under_way.take().filter(|under_way| under_way.has_changed().is_ok());
+            state.under_way.insert(under_way.unwrap_or_else(|| self.start(find_out()))).clone()
+        };
+        match self.0.waiting.try_acquire() {
+            Ok(_place) => under_way.wait_for(Option::is_some).await.ok().and_then(|answer| answer.clone()),
+            Err(_) => self.last().map(|(_, answer)| answer),
+        }
+    }
+
+    /// The last answer, and when it was found, however long ago.
+    pub(super) fn last(&self) -> Option<(Instant, T)> {
+        self.0.state().last.clone()
+    }
+
+    fn start<F>(&self, finding_out: F) -> watch::Receiver<Option<T>>
+    where
+        F: Future<Output = T> + Send + 'static,
+    {
+        let (found, under_way) = watch::channel(None);
+        let inner = self.0.clone();
+        tokio::spawn(async move {
+            let answer = finding_out.await;
+            *inner.state() = State { last: Some((Instant::now(), answer.clone())), under_way: None };
+            let _ = found.send(Some(answer));
+        });
+        under_way
+    }
+}
+
+impl<T> Inner<T> {
+    fn state(&self) -> MutexGuard<'_, State<T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use futures_util::FutureExt as _;
+    use futures_util::future::{BoxFuture, join_all};
+
+    use super::*;
+
+    const MOMENT: Duration = Duration::from_secs(1);
+    const LONG: Duration = Duration::from_secs(30);
+
+    /// Answers how often it was asked, after a long time.
+    #[derive(Clone, Default)]
+    struct Slow(Arc<AtomicU32>);
+
+    impl Slow {
+        async fn count(self) -> u32 {
+            let count = self.0.fetch_add(1, Ordering::SeqCst) + 1;
+            tokio::time::sleep(LONG).await;
+            count
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_who_ask_meanwhile_share_one_answer_which_stands_for_a_moment() {
+        let (inquiry, slow) = (Inquiry::default(), Slow::default());
+        let ask = || inquiry.answer(MOMENT, || slow.clone().count());
+        assert_eq!(join_all((0..100).map(|_| ask())).await, vec![Some(1); 100]);
+        assert_eq!(ask().now_or_never(), Some(Some(1)));
+        tokio::time::advance(MOMENT).await;
+        assert_eq!(ask().await, Some(2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_hangs_up_early_ends_nothing_that_the_next_would_begin_again() {
+        let (inquiry, slow) = (Inquiry::default(), Slow::default());
+        for _ in 0..50 {
+            let asked = inquiry.answer(MOMENT, || slow.clone().count());
+            assert!(tokio::time::timeout(LONG / 100, asked).await.is_err());
+        }
+        assert_eq!(inquiry.answer(MOMENT, || slow.clone().count()).await, Some(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_many_a_bounded_number_waits_and_the_others_hear_what_was_found_before() {
+        let (inquiry, slow) = (Inquiry::default(), Slow::default());
+        let ask = || inquiry.answer(MOMENT, || slow.clone().count()).boxed();
+        let answered = |waiting: &mut Vec<BoxFuture<'_, Option<u32>>>| -> Vec<Option<u32>> {
+            waiting.iter_mut().filter_map(|one| std::pin::Pin::new(one).now_or_never()).collect()
+        };
+        let mut waiting: Vec<_> = (0..WAITING + 10).map(|_| ask()).collect();
+        assert_eq!(answered(&mut waiting), vec![None; 10]);
+        waiting.truncate(WAITING);
+        assert_eq!(join_all(waiting).await, vec![Some(1); WAITING]);
+        tokio::time::advance(MOMENT).await;
+        let mut waiting: Vec<_> = (0..WAITING + 10).map(|_| ask()).collect();
+        assert_eq!(answered(&mut waiting), vec![Some(1); 10]);
+    }
+
+    #[tokio::test]
+    async fn what_could_not_be_found_out_is_asked_again() {
+        let inquiry = Inquiry::default();
+        assert_eq!(inquiry.answer(MOMENT, || async { panic!("it fails") }).await, None::<u32>);
+        assert_eq!(inquiry.answer(MOMENT, || async { 7 }).await, Some(7));
+    }
+}
