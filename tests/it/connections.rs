@@ -7,14 +7,17 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use crate::guarded::House;
 use crate::support::server::TestServer;
 
 /// What an HTTP/2 client begins with (RFC 9113, section 3.4), and an empty SETTINGS frame.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 /// `GET /live` on stream 1: HEADERS that end both headers and stream, of indexed fields and a literal `:path` (RFC 7541).
 const GET_LIVE: &[u8] = b"\0\0\x09\x01\x05\0\0\0\x01\x82\x86\x04\x05/live";
+const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
 
 async fn connect(server: &TestServer) -> TcpStream {
     TcpStream::connect(server.base.strip_prefix("http://").unwrap()).await.unwrap()
@@ -39,6 +42,27 @@ async fn get(stream: &mut TcpStream, path: &str) -> String {
     let mut answer = vec![0; 4_096];
     let length = stream.read(&mut answer).await.unwrap();
     String::from_utf8(answer[..length].to_vec()).unwrap()
+}
+
+#[tokio::test]
+async fn an_http_2_client_is_told_how_much_it_may_send() {
+    let one = House::new().await.replica().await;
+    let mut stream = TcpStream::connect(one.serve(None).await).await.unwrap();
+    stream.write_all(PREFACE).await.unwrap();
+    let (kind, settings) = frame(&mut stream).await.unwrap();
+    assert_eq!(kind, SETTINGS);
+    let number = |bytes: &[u8]| bytes.iter().fold(0_u32, |number, byte| number << 8 | u32::from(*byte));
+    let settings: Vec<_> = settings.chunks(6).map(|one| (number(&one[..2]), number(&one[2..]))).collect();
+    // MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_HEADER_LIST_SIZE (RFC 9113, section 6.5.2).
+    for told in [(3, 128), (4, 256 << 10), (6, 16 << 10)] {
+        assert!(settings.contains(&told), "{told:?} of {settings:?}");
+    }
+    let window = loop {
+        if let (WINDOW_UPDATE, more) = frame(&mut stream).await.unwrap() {
+            break 65_535 + number(&more);
+        }
+    };
+    assert_eq!(window, 512 << 10);
 }
 
 #[tokio::test]
