@@ -27,13 +27,21 @@ const BURST: (u32, u32) = (200, 100);
 const CONNECTIONS: usize = 2_048;
 /// How many addresses are told apart; the ones that come then share what one may have.
 const ADDRESSES: usize = 65_536;
+/// How often those that are at rest are looked for then: the search costs milliseconds.
+const SWEPT_EVERY: Duration = Duration::from_secs(1);
 
 /// The callers of one server who are not recognised.
 pub(super) struct Strangers {
     all: Arc<Bounds>,
     rate: Bucket,
-    addresses: Mutex<HashMap<IpAddr, Arc<Address>>>,
+    addresses: Mutex<Addresses>,
     trusted: Vec<Network>,
+}
+
+#[derive(Default)]
+struct Addresses {
+    known: HashMap<IpAddr, Arc<Address>>,
+    swept: Option<Instant>,
 }
 
 /// What one address takes.
@@ -111,10 +119,9 @@ impl Strangers {
     fn of(&self, address: IpAddr) -> Arc<Address> {
         let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
         let mut key = network_of(address);
-        if addresses.len() >= ADDRESSES && !addresses.contains_key(&key) {
-            let now = Instant::now();
-            addresses.retain(|_, address| Arc::strong_count(address) > 1 || !address.rate.is_full(now));
-            if addresses.len() >= ADDRESSES {
+        if addresses.known.len() >= ADDRESSES && !addresses.known.contains_key(&key) {
+            addresses.sweep(Instant::now());
+            if addresses.known.len() >= ADDRESSES {
                 key = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
             }
         }
@@ -125,7 +132,25 @@ impl Strangers {
                 connections: Bound::new(CONNECTIONS),
             })
         };
-        addresses.entry(key).or_insert_with(new).clone()
+        addresses.known.entry(key).or_insert_with(new).clone()
+    }
+}
+
+impl Addresses {
+    /// Forgets those that are at rest, which is no gain to them: who comes back has what they had.
+    fn sweep(&mut self, now: Instant) {
+        if self.swept.is_none_or(|swept| swept + SWEPT_EVERY <= now) {
+            self.swept = Some(now);
+            self.known.retain(|_, address| !address.is_at_rest(now));
+        }
+    }
+}
+
+impl Address {
+    /// Whether nothing of it is taken: no connection, no request, and nothing of its rate.
+    fn is_at_rest(self: &Arc<Self>, now: Instant) -> bool {
+        // A connection holds the address, a request its bounds alone.
+        Arc::strong_count(self) == 1 && Arc::strong_count(&self.bounds) == 1 && self.rate.is_full(now)
     }
 }
 
@@ -268,6 +293,22 @@ mod tests {
         assert_eq!((claim.hold(BYTES.1), claim.hold(BYTES.1 + 1)), (Ok(()), Err(Full::Strangers)));
         let neighbour = Claim::new(strangers.of(ip("2001:db8::2")).bounds.clone());
         assert_eq!(neighbour.hold(1), Err(Full::Strangers), "one host may have both addresses");
+    }
+
+    #[test]
+    fn an_address_whose_request_runs_is_not_forgotten_however_many_others_come() {
+        let strangers = strangers(&["10.0.0.0/8"]);
+        // It came through a proxy, whose connections count for nobody.
+        let running = Claim::new(strangers.of(ip("192.0.2.1")).bounds.clone());
+        running.enter().unwrap();
+        for n in 0..=ADDRESSES as u32 {
+            strangers.of(Ipv4Addr::from_bits(0xC633_0000 + n).into());
+        }
+        let has_forgotten = strangers.addresses.lock().unwrap().known.len() < ADDRESSES;
+        assert!(has_forgotten, "those at rest make room");
+        let more: Vec<_> =
+            (0..PLACES.1).map(|_| Claim::new(strangers.of(ip("192.0.2.1")).bounds.clone())).collect();
+        assert_eq!(more.iter().filter(|claim| claim.enter().is_ok()).count(), PLACES.1 - 1);
     }
 
     #[test]
