@@ -12,6 +12,8 @@ const MOST: usize = 16_384;
 /// How many files are kept for what is no connection of a client's: the database, the KMS, logs. At least so many, and a
 /// quarter of all.
 const OTHER_FILES: u64 = 64;
+/// How many of the connections are for whoever watches the server, at most, where those have a listener of their own.
+const WATCHERS: usize = 64;
 /// How long a stranger's connection may be idle where there are many: time for a handshake and a first request.
 const STRANGER_IDLE: Duration = Duration::from_secs(2);
 /// How long any may be where there are hardly places left.
@@ -62,8 +64,14 @@ pub(super) struct Places {
 impl Places {
     /// As many as the process's limit of open files allows.
     pub(super) fn within_file_limit() -> Arc<Self> {
-        let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-        Self::new(most_within(files))
+        Self::new(most_within(file_limit()))
+    }
+
+    /// The same in two parts, for two listeners: for callers, and for whoever watches the server. Neither takes from the
+    /// other.
+    pub(super) fn parted_within_file_limit() -> (Arc<Self>, Arc<Self>) {
+        let (callers, watchers) = parted(most_within(file_limit()));
+        (Self::new(callers), Self::new(watchers))
     }
 
     fn new(most: usize) -> Arc<Self> {
@@ -119,6 +127,16 @@ impl Drop for Place {
     }
 }
 
+fn file_limit() -> Option<u64> {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current
+}
+
+/// How many connections are for callers, and how many for whoever watches.
+fn parted(most: usize) -> (usize, usize) {
+    let watchers = (most / 8).clamp(1, WATCHERS);
+    (most.saturating_sub(watchers).max(1), watchers)
+}
+
 fn most_within(files: Option<u64>) -> usize {
     let connections = |files: u64| files.saturating_sub(OTHER_FILES.max(files / 4)).max(1);
     files.map_or(MOST, |files| usize::try_from(connections(files)).unwrap_or(MOST).min(MOST))
@@ -134,6 +152,16 @@ mod tests {
             assert_eq!(most_within(Some(files)), connections, "{files}");
         }
         assert_eq!(most_within(None), MOST);
+    }
+
+    #[test]
+    fn two_listeners_together_take_no_more_files_than_one() {
+        for most in [2, 64, 384, 768, MOST] {
+            let (callers, watchers) = parted(most);
+            assert_eq!(callers + watchers, most);
+            assert!(watchers >= 1 && callers >= watchers, "{most}");
+        }
+        assert_eq!((parted(768), parted(MOST)), ((704, 64), (MOST - 64, 64)));
     }
 
     #[test]

@@ -76,7 +76,7 @@ pub async fn serve(
         router: served.router,
         strangers: served.strangers,
         builder: Arc::new(protocols()),
-        places: Places::within_file_limit(),
+        places: served.places,
         idle: settings.idle,
         patience: settings.request_timeout,
     };

@@ -42,6 +42,7 @@ use crate::{config, console, graphql, rest};
 
 use arriving::{Arriving, discard};
 use bounds::{Bounds, Claim, Full, Stop};
+use crowd::Places;
 use leaving::is_watched;
 use metrics_page::MetricsPage;
 use running::Running;
@@ -110,6 +111,7 @@ impl Outside {
 pub struct Served {
     router: Router,
     strangers: Arc<Strangers>,
+    places: Arc<Places>,
 }
 
 /// The whole router with its layers, and that of the metrics where they have a listener of their own. `stop` is what ends
@@ -140,19 +142,20 @@ pub fn routers(
     match settings.metrics_listen {
         Some(_) => {
             let watched = metrics.merge(rest::watch_router(app, database, stop));
-            (outside.clone().around_all(router), Some(outside.around_all(watched)))
+            let (callers, watchers) = Places::parted_within_file_limit();
+            (outside.clone().around_all(router, callers), Some(outside.around_all(watched, watchers)))
         }
-        None => (outside.around_all(router.merge(metrics)), None),
+        None => (outside.around_all(router.merge(metrics), Places::within_file_limit()), None),
     }
 }
 
 impl Outside {
-    fn around_all(self: Arc<Self>, router: Router) -> Served {
+    fn around_all(self: Arc<Self>, router: Router, places: Arc<Places>) -> Served {
         let strangers = self.strangers.clone();
         let layer = middleware::from_fn(move |request, next| around(self.clone(), request, next));
         let router =
             router.fallback(|| std::future::ready(problem(&ErrorCode::NotFound.into()))).layer(layer);
-        Served { router, strangers }
+        Served { router, strangers, places }
     }
 }
 
