@@ -110,9 +110,10 @@ impl Meters {
         meters.served.take(tenant, user, u32::try_from(items).unwrap_or(u32::MAX), now)
     }
 
-    /// Takes one of the calls that are refused before they do anything.
+    /// Takes one of the calls that are refused before they do anything, and recorded. The first of each user's in a minute is
+    /// recorded whatever others are refused.
     pub(super) fn take_refusal(&self, caller: &Caller) -> Result<(), Refusal> {
-        self.refused.take(caller.tenant.uid, self.user(caller), 1, self.now()).map_err(of_calls)
+        self.refused.take_or_first(caller.tenant.uid, self.user(caller), self.now()).map_err(of_calls)
     }
 
     fn give_back_call(&self, caller: &Caller, operation: Operation) {

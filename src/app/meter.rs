@@ -14,6 +14,8 @@ const ONE: i64 = 60_000_000_000;
 /// How many users' takings are kept of a minute, whatever names come. More of them take from each other's (Misra and Gries,
 /// 1982), so that no user's is understated by more than a 65th of all that was taken, and none is ever overstated.
 const KEPT_USERS: usize = 64;
+/// How many users get their first of a minute where others have used up all of it; no more than pass in a minute.
+const FIRSTS: usize = 256;
 
 /// A user of a tenant, by the hash of the name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +70,25 @@ impl Meter {
         Ok(())
     }
 
+    /// Takes one; the first that a user takes in a minute even where others have used up all of it, so that nobody can be
+    /// hidden by them. What is taken so is owed: in the long run no more pass than otherwise.
+    pub(super) fn take_or_first(&self, tenant: TenantUid, user: User, now: Duration) -> Result<(), Over> {
+        let over = match self.take(tenant, user, 1, now) {
+            Ok(()) => return Ok(()),
+            Err(over) => over,
+        };
+        let most = usize::try_from(self.per_minute.get()).map_or(FIRSTS, |per_minute| per_minute.min(FIRSTS));
+        let first = self.tenants.get_mut(&tenant).filter(|bucket| {
+            let Share { firsts, .. } = &bucket.share;
+            bucket.share.used(user) == 0 && firsts.len() < most && !firsts.contains(&user)
+        });
+        let mut bucket = first.ok_or(over)?;
+        bucket.level -= ONE;
+        bucket.share.firsts.push(user);
+        bucket.share.note(user, ONE, now);
+        Ok(())
+    }
+
     /// Takes what has happened already, whether there was room for it or not; at most a minute's worth is owed. `false` if
     /// that much was owed before: then nothing bounds it here, however many users there are, and it has to be paid elsewhere.
     pub(super) fn charge(&self, tenant: TenantUid, user: User, count: u32, now: Duration) -> bool {
@@ -77,7 +98,7 @@ impl Meter {
         bucket.pass_time(self.per_minute, now);
         bucket.ask(user, now);
         let is_bounded = bucket.level > -most;
-        bucket.level = bucket.level.saturating_sub(units).max(-most);
+        bucket.level = bucket.level.saturating_sub(units).max(bucket.level.min(-most));
         bucket.share.note(user, units, now);
         is_bounded
     }
@@ -219,6 +240,8 @@ struct Share {
     began: Option<Duration>,
     taken: i128,
     by: Vec<(User, i64)>,
+    /// Who got their first though nothing was left.
+    firsts: Vec<User>,
 }
 
 impl Share {
@@ -469,6 +492,41 @@ mod tests {
         assert!(matches!(meter.has_room(TENANT, ANNA, seconds(60)), Err(Over::Now(_))));
         assert_eq!(meter.has_room(TENANT, BERT, seconds(60)), Ok(()));
         assert_eq!(meter.has_room(OTHER_TENANT, ANNA, START), Ok(()));
+    }
+
+    #[test]
+    fn whoever_is_refused_for_the_first_time_in_a_minute_is_hidden_by_no_accomplices() {
+        let meter = meter_of(600, Counted::All);
+        let refused = |user, now| meter.take_or_first(TENANT, user, now).is_ok();
+        for second in 0..600 {
+            for _ in 0..20 {
+                let _ = (refused(ANNA, seconds(second)), refused(BERT, seconds(second)));
+            }
+            if second % 60 == 59 {
+                let third = User(3);
+                assert!(refused(third, seconds(second)), "{second}");
+            }
+        }
+    }
+
+    #[test]
+    fn however_many_users_are_refused_for_the_first_time_what_passes_is_bounded() {
+        for per_minute in [10, 600] {
+            let meter = meter_of(per_minute, Counted::All);
+            let mut passed = [0; 5];
+            for (minute, passed) in (0..).zip(&mut passed) {
+                for tenth in 0..600 {
+                    let now = seconds(minute * 60) + Duration::from_millis(tenth * 100);
+                    let users = (tenth * 20..tenth * 20 + 20).map(User);
+                    *passed += users.filter(|user| meter.take_or_first(TENANT, *user, now).is_ok()).count();
+                }
+            }
+            let (rate, firsts) = (per_minute as usize, FIRSTS.min(per_minute as usize));
+            assert!(passed[0] <= 2 * rate + firsts, "{passed:?}");
+            let all: usize = passed.iter().sum();
+            assert!(all <= 6 * rate + 2 * firsts, "{passed:?}: what was owed is paid");
+            assert!(meter.tenants.get(&TENANT).unwrap().share.firsts.len() <= firsts);
+        }
     }
 
     #[test]
