@@ -18,8 +18,9 @@ const REMEMBERED: u64 = 10_000;
 /// What such an entry says: without it, a look at a rotation would read as the start of one.
 const DETAIL: &str = "read state";
 
-/// Who read which state: a person is a role and a user, as they were recognised.
-type Read = (TenantUid, Means, Arc<str>, Option<String>, Operation);
+/// Who read which state: a person is a role and a user, as they were recognised. And how often the log had been found shorter
+/// than it was: an entry of before may be gone with what the database lost.
+type Read = (TenantUid, Means, Arc<str>, Option<String>, Operation, u64);
 
 /// The reads that an entry stands for already. Each replica has its own.
 pub(super) struct StateReads(Cache<Read, ()>);
@@ -40,9 +41,9 @@ impl App {
         caller: &Caller,
         operation: Operation,
     ) -> Result<(), Refusal> {
-        let identity = &caller.identity;
-        let read =
-            (caller.tenant.uid, identity.means, identity.role.clone(), identity.user.clone(), operation);
+        let (identity, rewinds) = (&caller.identity, self.committer.rewinds());
+        let (role, user) = (identity.role.clone(), identity.user.clone());
+        let read = (caller.tenant.uid, identity.means, role, user, operation, rewinds);
         if self.state_reads.0.contains_key(&read) {
             return Ok(());
         }

@@ -2,6 +2,7 @@
 //! polled leaves one entry an hour, and entries of both forms stand in one log.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -11,10 +12,11 @@ use byok::audit::{
 };
 use byok::crypto::Ed25519SigningKey;
 use byok::model::{Entry, EntryId, ErrorCode, Extensions, Item, Operation, Outcome, Salted};
-use byok::store::{AuditReads as _, Change, EntryFilter, EntryRow, Store as _, TenantReads as _};
+use byok::store::{AuditReads as _, Change, EntryFilter, EntryRow, Sqlite, Store as _, TenantReads as _};
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use crate::guarded::{House, until};
 use crate::support::rows;
 use crate::support::sealed::entry;
 use crate::support::server::TestServer;
@@ -70,6 +72,26 @@ async fn a_state_that_is_polled_leaves_one_entry_for_each_person() {
         assert_eq!(entries.len(), 1, "{page}");
         assert_eq!((&entries[0]["detail"], &entries[0]["outcome"]), (&json!("read state"), &json!("OK")));
     }
+}
+
+#[tokio::test]
+async fn a_state_that_is_read_after_the_database_was_restored_leaves_an_entry_again() {
+    let house = House::new().await;
+    let one = house.replica().await;
+    let caller = one.caller();
+    assert!(one.app.rotate(&caller, false).await.is_ok());
+    let backup = house.folder.path().join("backup.db");
+    let original = format!("sqlite://{}/byok.db", house.folder.path().display());
+    let original = sqlx::SqlitePool::connect(&original).await.unwrap();
+    let into = sqlx::AssertSqlSafe(format!("VACUUM INTO '{}'", backup.display()));
+    sqlx::raw_sql(into).execute(&original).await.unwrap();
+    let read = async || one.app.rotation(&caller, None).await.is_ok();
+    assert!(read().await && read().await);
+    assert_eq!(one.outcomes(9).await, ["Rotate Ok", "Rotate Ok"], "the start, and one for both reads");
+    *house.database.lock().unwrap() = Arc::new(Sqlite::open(&backup).await.unwrap());
+    assert!(one.encrypt("r").await.is_err(), "it is found out");
+    until("it is read", read).await;
+    assert_eq!(one.outcomes(9).await, ["Rotate Ok", "Rotate Ok"], "the start, and one for the reads since");
 }
 
 /// An entry as the first release wrote it: one item done, one refused.
