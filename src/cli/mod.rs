@@ -17,6 +17,7 @@ mod dev_key;
 mod doctor;
 mod drill;
 mod health;
+mod memory;
 mod migrate;
 mod policy;
 mod rotate;

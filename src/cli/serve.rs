@@ -14,8 +14,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::Failure;
 use super::assemble::{Assembled, assemble};
+use super::{Failure, memory};
 use crate::config::{Config, Defaults, Env, Mistake, Tls};
 use crate::server::RequestRuntime;
 use crate::{server, telemetry, worker};
@@ -35,6 +35,7 @@ where
     R: Future<Output = Result<(), Failure>>,
 {
     let _telemetry = telemetry::start(&config.telemetry).map_err(Failure::Running)?;
+    memory::lock();
     let stop = stop_on_signals()?;
     let tls = config.server.tls.as_ref().map(acceptor).transpose()?;
     let (listener, address) = bind("BYOK_LISTEN", config.server.listen).await?;

@@ -71,6 +71,25 @@ async fn the_process_leaves_no_core_dump() {
 }
 
 #[tokio::test]
+async fn what_the_process_has_in_memory_is_locked_there_where_that_is_permitted() {
+    let server = TestServer::start().await;
+    let read = |file: &str| std::fs::read_to_string(format!("/proc/{}/{file}", server.pid())).unwrap();
+    let (status, limits) = (read("status"), read("limits"));
+    let field = |name: &str| {
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_whitespace().nth(1).unwrap().to_owned()
+    };
+    const IPC_LOCK: u64 = 1 << 14;
+    let is_capable = u64::from_str_radix(&field("CapEff:"), 16).unwrap() & IPC_LOCK != 0;
+    let limit = limits.lines().find(|line| line.starts_with("Max locked memory")).unwrap();
+    let is_permitted = is_capable || limit.split_whitespace().nth(3) == Some("unlimited");
+    let (locked, resident): (u64, u64) = (field("VmLck:").parse().unwrap(), field("VmRSS:").parse().unwrap());
+    assert_eq!(locked > 0, is_permitted, "{status}");
+    // Pages are locked once they are used: the rest is address space alone.
+    assert!(resident < 256 << 10, "{resident} KiB");
+}
+
+#[tokio::test]
 async fn a_stranger_cannot_make_the_server_read_a_large_body() {
     let server = TestServer::start().await;
     let large = vec![b'x'; 8 << 20];

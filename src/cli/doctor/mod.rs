@@ -10,7 +10,7 @@ mod stored;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Failure, assemble};
+use super::{Failure, assemble, memory};
 use crate::config;
 use crate::config::{Config, Defaults, Engine, Env};
 use crate::model::SystemClock;
@@ -57,6 +57,7 @@ pub(super) async fn run() -> Result<(), Failure> {
     findings.good("configuration: every variable is understood");
     listener(&mut findings, &config.server);
     identity(&mut findings, &config.auth);
+    swap(&mut findings);
     database(&mut findings, &config.store, &config.audit_streams).await;
     let may_append = audit::check(&mut findings, config.audit, &config.store).await;
     rows::check(&mut findings, config.row_mac, &config.kms, &config.store).await;
@@ -78,6 +79,18 @@ fn probing(findings: &mut Findings, guard: &config::KeyGuard) {
          the number of servers; a key that is turned off stops them within {} s",
         guard.bound().as_secs_f64()
     ));
+}
+
+fn swap(findings: &mut Findings) {
+    match (memory::may_lock(), memory::swap_is_on()) {
+        (true, _) => findings.good("memory: `serve` locks it, so that nothing of it reaches swap"),
+        (false, false) => findings.good("memory: there is no swap that it could reach"),
+        (false, true) => findings.open(
+            "memory: this process may not lock it, and swap is on: DEKs and plaintexts in use can reach a disk",
+            "allow it (LimitMEMLOCK=infinity in a systemd unit, `docker run --ulimit memlock=-1`, or the capability IPC_LOCK), \
+             or serve on a node without swap",
+        ),
+    }
 }
 
 fn listener(findings: &mut Findings, server: &config::Server) {
