@@ -1,7 +1,9 @@
 //! Entries that say that an answer was given, before any of it was. An answer can be lost after its entry is durable: its
 //! request times out or panics, its client hangs up, the server ends. Then the entry is voided: a refusal beside it names it.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
@@ -52,6 +54,31 @@ impl Settling {
     }
 }
 
+/// A commit that goes on where nobody waits for it any more. As long as somebody does it costs no task of its own.
+struct Committing<T: Send + 'static> {
+    app: Arc<App>,
+    committing: Option<Pin<Box<dyn Future<Output = T> + Send>>>,
+}
+
+impl<T: Send + 'static> Future for Committing<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
+        let Some(committing) = &mut self.committing else { return Poll::Pending };
+        let committed = ready!(committing.as_mut().poll(context));
+        self.committing = None;
+        Poll::Ready(committed)
+    }
+}
+
+impl<T: Send + 'static> Drop for Committing<T> {
+    fn drop(&mut self) {
+        if let Some(committing) = self.committing.take() {
+            drop(self.app.settling.spawn(committing));
+        }
+    }
+}
+
 impl Ungiven {
     /// Notes that some of the answer leaves: the entry stands.
     pub(super) fn given(mut self) {
@@ -92,16 +119,16 @@ impl App {
         changes: Vec<Change>,
         fence: Vec<Fence>,
     ) -> Result<(Durable, Ungiven), (CommitFailed, Vec<Item>)> {
-        let (app, caller) = (self.clone(), caller.clone());
-        let committing = self.settling.spawn(async move {
+        let (app, caller, settling) = (self.clone(), caller.clone(), self.settling.tasks.token());
+        let committing = async move {
             let durable = match app.commit(&caller, row, changes, fence).await {
                 Ok(durable) => durable,
                 Err(failed) => return Err((failed, entry.items)),
             };
-            let (rewinds, _settling) = (app.committer.rewinds(), app.settling.tasks.token());
-            Ok((durable, Ungiven { app, caller, entry: Some(entry), rewinds, _settling }))
-        });
-        committing.await.unwrap_or_else(|_| Err((CommitFailed::Unavailable, Vec::new())))
+            let rewinds = app.committer.rewinds();
+            Ok((durable, Ungiven { app, caller, entry: Some(entry), rewinds, _settling: settling }))
+        };
+        Committing { app: self.clone(), committing: Some(Box::pin(committing)) }.await
     }
 
     /// Waits until of each answer it is recorded whether it was given: to be called when no request is left.
