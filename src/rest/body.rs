@@ -1,9 +1,12 @@
 //! How a body is read: whole, bounded, as JSON. What is wrong with it is said without a piece of it.
 
+use std::marker::PhantomData;
+
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
@@ -47,14 +50,37 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
     if std::str::from_utf8(bytes).is_err() {
         return Err(malformed("The body is not UTF-8."));
     }
-    serde_json::from_slice(bytes).map_err(|error| match error.classify() {
+    let read = serde_json::from_slice(bytes).map(|Object(value)| value);
+    read.map_err(|error| match error.classify() {
         serde_json::error::Category::Data => {
-            malformed("The body's fields are not the ones that this operation takes.")
+            malformed("The body is not an object of the fields that this operation takes.")
         }
         serde_json::error::Category::Eof
         | serde_json::error::Category::Io
         | serde_json::error::Category::Syntax => malformed("The body is not JSON."),
     })
+}
+
+/// What a JSON object says, and nothing else: Serde's own reading of a struct takes a list of its values as well, so that `[]`
+/// would be a body of which every field is absent.
+pub(super) struct Object<T>(pub(super) T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Members<T> {
+            type Value = Object<T>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object<T>, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map)).map(Object)
+            }
+        }
+        deserializer.deserialize_map(Members(PhantomData))
+    }
 }
 
 /// A JSON answer that no cache may keep.
@@ -198,4 +224,39 @@ impl<'de> Deserialize<'de> for TextOrNone {
 /// Any value that is no object: the context is refused with its own code, not as an unknown field.
 fn not_an_object() -> ContextField {
     ContextField { value: Value::Bool(false), twice: false }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Deserialize, PartialEq)]
+    #[serde(deny_unknown_fields)]
+    struct Optional {
+        one: Option<bool>,
+    }
+
+    #[derive(Deserialize)]
+    struct Items {
+        items: Vec<Object<Optional>>,
+    }
+
+    #[test]
+    fn what_is_no_object_is_no_body() {
+        assert_eq!(parse::<Optional>(b" {} ").unwrap(), Optional { one: None });
+        assert_eq!(parse::<Optional>(br#"{"one":true}"#).unwrap(), Optional { one: Some(true) });
+        for bad in ["[]", "[true]", "null", "true", "7", "\"one\"", r#"{"two":1}"#] {
+            let refusal = parse::<Optional>(bad.as_bytes()).unwrap_err();
+            assert_eq!(refusal.code, ErrorCode::RequestMalformed, "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_object_is_no_item() {
+        let read = |items: &str| parse::<Items>(format!(r#"{{"items":{items}}}"#).as_bytes());
+        assert_eq!(read("[{},{}]").unwrap().items.len(), 2);
+        for bad in ["{}", "[[]]", "[[true]]", "[null]"] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+    }
 }

@@ -14,20 +14,31 @@ use crate::app::{
 use crate::model::{Caller, ErrorCode, Operation, Refusal};
 
 use super::Front;
-use super::body::{ContextField, answer, read};
+use super::body::{ContextField, Object, answer, read};
 use super::caller::Authenticated;
 use super::problem::problem;
 
-/// How bytes stand in JSON.
+/// How bytes stand in JSON. Read from a string: Serde's own reading takes `{"UTF8": null}` as well.
 #[derive(Clone, Copy, Default, Deserialize)]
+#[serde(try_from = "String")]
 enum Encoding {
     /// As text.
     #[default]
-    #[serde(rename = "UTF8", alias = "utf8")]
     Utf8,
     /// Standard base64, padded (RFC 4648, section 4).
-    #[serde(rename = "BASE64", alias = "base64")]
     Base64,
+}
+
+impl TryFrom<String> for Encoding {
+    type Error = &'static str;
+
+    fn try_from(name: String) -> Result<Self, &'static str> {
+        match name.as_str() {
+            "UTF8" | "utf8" => Ok(Self::Utf8),
+            "BASE64" | "base64" => Ok(Self::Base64),
+            _ => Err("no such encoding"),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -57,7 +68,7 @@ struct DecryptBody {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Many<T> {
-    items: Vec<T>,
+    items: Vec<Object<T>>,
 }
 
 /// The seed's answer to encrypt.
@@ -124,7 +135,7 @@ pub(super) async fn encrypt_many(
         return problem(&refusal);
     }
     let items = match read::<Many<EncryptBody>>(&front, body).await {
-        Ok(many) => many.items.into_iter().map(EncryptBody::into_item).collect(),
+        Ok(many) => many.items.into_iter().map(|Object(body)| body.into_item()).collect(),
         Err(refusal) => return problem(&front.app.refuse(&caller, Operation::Encrypt, refusal).await),
     };
     match front.app.encrypt(&caller, items).await {
@@ -165,7 +176,7 @@ pub(super) async fn decrypt_many(
         Ok(many) => many.items,
         Err(refusal) => return problem(&front.app.refuse(&caller, Operation::Decrypt, refusal).await),
     };
-    let (items, encodings): (Vec<_>, Vec<_>) = bodies.into_iter().map(|body| split(Ok(body))).unzip();
+    let (items, encodings): (Vec<_>, Vec<_>) = bodies.into_iter().map(|Object(body)| split(Ok(body))).unzip();
     match front.app.decrypt(&caller, Operation::Decrypt, items).await {
         Ok(Answered { answers, committed }) => {
             let answers = answers.into_iter().zip(encodings);

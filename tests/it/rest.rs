@@ -129,6 +129,19 @@ async fn bad_input_gets_a_clear_error_and_loses_nothing() {
     let cases = [
         (encrypt(json!({})), "REQUEST_MALFORMED"),
         (encrypt(json!([])), "REQUEST_MALFORMED"),
+        (encrypt(json!(["p", { "record_id": "r" }, null, null, null])), "REQUEST_MALFORMED"),
+        (decrypt(json!([token, { "record_id": "r" }, null, null, null])), "REQUEST_MALFORMED"),
+        ((json!([[]]), "/byok/encrypt/many"), "REQUEST_MALFORMED"),
+        (
+            (json!({ "items": [["p", { "record_id": "r" }, null, null, null]] }), "/byok/encrypt/many"),
+            "REQUEST_MALFORMED",
+        ),
+        (
+            (json!({ "items": [[token, { "record_id": "r" }, null, null, null]] }), "/byok/decrypt/many"),
+            "REQUEST_MALFORMED",
+        ),
+        ((json!([]), "/byok/rotate"), "REQUEST_MALFORMED"),
+        ((json!([true]), "/byok/rotate"), "REQUEST_MALFORMED"),
         (encrypt(json!({ "plaintext": 1, "context": { "record_id": "r" } })), "REQUEST_MALFORMED"),
         (
             encrypt(json!({ "plaintext": "p", "context": { "record_id": "r" }, "tenant": "t" })),
