@@ -68,9 +68,8 @@ async fn take(State(front): State<Arc<Front>>, request: Request) -> Response {
     let Arrival { caller, room } = Arrival::take(&mut head.extensions);
     let limits = front.app.limits();
     if !is_json(&head.headers) {
-        let refusal =
-            Refusal::because(ErrorCode::RequestMalformed, "The body must be sent as application/json.");
-        return answer(StatusCode::UNSUPPORTED_MEDIA_TYPE, error::refused(&refusal, &[], &request_id));
+        let why = "The body must be sent as application/json.";
+        return refuse(&Refusal::because(ErrorCode::MediaTypeUnsupported, why), &request_id);
     }
     let bytes = match (read(body, limits.body_bytes, &caller).await, &caller) {
         (Ok(bytes), _) => bytes,

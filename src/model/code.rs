@@ -56,6 +56,7 @@ codes! {
     MethodNotAllowed "METHOD_NOT_ALLOWED" 405 false "This address does not take that method." "Use the method in the API's description.";
     NotFound "NOT_FOUND" 404 false "There is nothing at this address." "Check the path.";
     BodyTooLarge "BODY_TOO_LARGE" 413 false "The body is larger than the server takes." "Send less at once, or raise `BYOK_MAX_BODY_BYTES`.";
+    MediaTypeUnsupported "MEDIA_TYPE_UNSUPPORTED" 415 false "The body is not in a form that the server takes." "Send JSON without `Content-Encoding`; to GraphQL as `application/json`.";
     TooManyItems "TOO_MANY_ITEMS" 413 false "The request holds more items than the server takes." "Split the request, or raise `BYOK_MAX_ITEMS_PER_REQUEST` or the items of a minute ([which](limits.md)).";
     QueryInvalid "QUERY_INVALID" 400 false "The GraphQL document is not valid against the schema." "Compare the document with `schema.graphql`.";
     CursorInvalid "CURSOR_INVALID" 400 false "The cursor is not one that this server gave." "Pass back `endCursor` as it came.";

@@ -54,7 +54,6 @@ pub fn router(app: Arc<App>, database: DatabaseState, stop: CancellationToken) -
         .route("/version", get(health::version))
         .route("/capabilities", get(health::capabilities))
         .route("/openapi.json", get(openapi::serve))
-        .method_not_allowed_fallback(problem::method_not_allowed)
         .with_state(Front { app, database, stop })
 }
 

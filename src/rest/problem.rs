@@ -4,9 +4,9 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
-use crate::model::{ErrorCode, Refusal};
+use crate::model::Refusal;
 
-/// The response for a refusal. It carries the [`ErrorCode`] as an extension, for the metrics.
+/// The response for a refusal. It carries the [`ErrorCode`](crate::model::ErrorCode) as an extension, for the metrics.
 pub fn problem(refusal: &Refusal) -> Response {
     let code = refusal.code;
     let status = StatusCode::from_u16(code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -30,8 +30,4 @@ pub fn problem(refusal: &Refusal) -> Response {
     }
     response.extensions_mut().insert(code);
     response
-}
-
-pub(super) async fn method_not_allowed() -> Response {
-    problem(&ErrorCode::MethodNotAllowed.into())
 }

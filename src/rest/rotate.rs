@@ -1,6 +1,7 @@
 //! Starting and watching a rotation.
 
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
@@ -8,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::app::Rotation;
-use crate::model::{ErrorCode, Job, Operation};
+use crate::model::{ErrorCode, Job, Operation, Refusal};
 
 use super::Front;
 use super::body::{answer, read_or_default};
@@ -50,8 +51,12 @@ pub(super) async fn start(
 pub(super) async fn show(
     State(front): State<Front>,
     Authenticated(caller): Authenticated,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Response {
+    let Ok(Path(id)) = id else {
+        let why = "The path is not UTF-8 behind its percent-encoding.";
+        return problem(&Refusal::because(ErrorCode::RequestMalformed, why));
+    };
     let Ok(id) = id.parse() else { return problem(&ErrorCode::RotationNotFound.into()) };
     match front.app.rotation(&caller, Some(id)).await {
         Ok(job) => answer(200, &shown(&job)),

@@ -5,6 +5,7 @@ mod activity;
 mod arriving;
 mod bounds;
 mod crowd;
+mod head;
 mod leaving;
 mod listen;
 mod metrics_page;
@@ -153,8 +154,11 @@ impl Outside {
     fn around_all(self: Arc<Self>, router: Router, places: Arc<Places>) -> Served {
         let strangers = self.strangers.clone();
         let layer = middleware::from_fn(move |request, next| around(self.clone(), request, next));
-        let router =
-            router.fallback(|| std::future::ready(problem(&ErrorCode::NotFound.into()))).layer(layer);
+        let refusal = |code: ErrorCode| move || std::future::ready(problem(&code.into()));
+        let router = router
+            .fallback(refusal(ErrorCode::NotFound))
+            .method_not_allowed_fallback(refusal(ErrorCode::MethodNotAllowed))
+            .layer(layer);
         Served { router, strangers, places }
     }
 }
@@ -162,6 +166,7 @@ impl Outside {
 /// How a request came to its end, before it is answered.
 enum End {
     Answered(Response),
+    Malformed(Refusal),
     Shed(Full),
     SlowBody,
     TimedOut,
@@ -189,8 +194,13 @@ async fn around(outside: Arc<Outside>, mut request: Request, next: Next) -> Resp
 
     metrics.began();
     let in_flight = InFlight(metrics);
-    let (end, claim) = match NEVER_SHED.contains(&route) {
-        true => {
+    let fault = head::fault_in(version, request.headers());
+    let (end, claim) = match (fault, NEVER_SHED.contains(&route)) {
+        (Some(refusal), _) => {
+            turn_away(request, outside.bounds.body_bytes);
+            (End::Malformed(refusal), None)
+        }
+        (None, true) => {
             let mut answering = std::pin::pin!(next.run(request));
             let mut running = outside.running.request();
             let answered = std::future::poll_fn(|context| {
@@ -199,13 +209,14 @@ async fn around(outside: Arc<Outside>, mut request: Request, next: Next) -> Resp
             let answered = within(outside.timeout, &span, answered).await;
             (answered.map_or_else(|end| end, End::Answered), None)
         }
-        false => bounded(&outside, &span, (route, &request_id), request, next).await,
+        (None, false) => bounded(&outside, &span, (route, &request_id), request, next).await,
     };
     drop(in_flight);
 
     let shed = matches!(end, End::Shed(_));
     let mut response = match end {
         End::Answered(response) => response,
+        End::Malformed(refusal) => malformed(route, &refusal, &request_id),
         End::Shed(full) => {
             metrics.shed(full.as_str());
             outside.say_full(full);
@@ -263,10 +274,7 @@ async fn bounded(
     let Admitted { caller, bounds } = match admitted {
         Ok(admitted) => admitted,
         Err(full) => {
-            // Who waits for a word before sending a body (RFC 9110, section 10.1.1) must not be told to go on.
-            if !request.headers().contains_key(header::EXPECT) {
-                discard(request.into_body(), outside.bounds.body_bytes);
-            }
+            turn_away(request, outside.bounds.body_bytes);
             return (End::Shed(full), None);
         }
     };
@@ -305,6 +313,14 @@ async fn bounded(
         claim.hold_answer(usize::try_from(bytes).unwrap_or(usize::MAX));
     }
     (end, Some(claim))
+}
+
+/// Takes what is still to come of a request that is refused by its head.
+fn turn_away(request: Request, most: usize) {
+    // Who waits for a word before sending a body (RFC 9110, section 10.1.1) must not be told to go on.
+    if !request.headers().contains_key(header::EXPECT) {
+        discard(request.into_body(), most);
+    }
 }
 
 /// Runs a request; an answer that came too late after a key was last shown to work is withheld, and refused instead.
@@ -376,6 +392,18 @@ fn refuse(route: &str, refusal: &Refusal, request_id: &RequestId) -> Response {
         "/graphql" => graphql::refused(refusal, request_id),
         _ => problem(refusal),
     }
+}
+
+/// What is answered to a head that no front takes: it is no request of theirs, so that its status is HTTP's.
+fn malformed(route: &str, refusal: &Refusal, request_id: &RequestId) -> Response {
+    let mut response = refuse(route, refusal, request_id);
+    *response.status_mut() =
+        StatusCode::from_u16(refusal.code.http_status()).unwrap_or(StatusCode::BAD_REQUEST);
+    if refusal.code == ErrorCode::MediaTypeUnsupported {
+        // What would have been taken (RFC 9110, section 15.5.16).
+        response.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    }
+    response
 }
 
 /// What is answered to who should come back later. It says so by HTTP too, whichever front was called: Hasura reads the

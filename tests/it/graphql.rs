@@ -225,8 +225,10 @@ async fn only_post_and_json_are_taken() {
         "application/graphql",
     ] {
         let other = answer(request(Method::POST).header("content-type", kind).body(query)).await;
-        assert_eq!((other.status.as_u16(), code(&other.body)), (415, "REQUEST_MALFORMED"), "{kind}");
+        assert_eq!((other.status.as_u16(), code(&other.body)), (415, "MEDIA_TYPE_UNSUPPORTED"), "{kind}");
     }
+    let encoded = answer(json(query).header("content-encoding", "gzip")).await;
+    assert_eq!((encoded.status.as_u16(), code(&encoded.body)), (415, "MEDIA_TYPE_UNSUPPORTED"));
     for body in
         ["", "{", "[]", "{}", r#"[{"query":"{byokHealth{status}}"}]"#, r#"{"query":"{a}","variables":[1]}"#]
     {

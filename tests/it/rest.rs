@@ -2,6 +2,7 @@
 
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::support::server::{TestServer, answer};
 
@@ -207,10 +208,49 @@ async fn what_is_no_json_is_refused_without_an_echo() {
 }
 
 #[tokio::test]
-async fn a_wrong_method_or_address_is_a_problem_document_too() {
+async fn a_request_that_no_operation_takes_is_refused_by_a_problem_document_too() {
     let server = TestServer::start().await;
-    assert_eq!(server.get("/byok/encrypt").await.body["code"], "METHOD_NOT_ALLOWED");
-    assert_eq!(server.get("/byok/nothing").await.body["code"], "NOT_FOUND");
+    let request = |method: Method, path: &str| {
+        let request = server.client.request(method, format!("{}{path}", server.base));
+        request.bearer_auth(server.jwt("admin", "a"))
+    };
+    let encoded =
+        request(Method::POST, "/byok/encrypt").header("content-encoding", "gzip").body(vec![0x1f, 0x8b]);
+    for (request, status, code) in [
+        (request(Method::GET, "/byok/nothing"), 404, "NOT_FOUND"),
+        (request(Method::GET, "/byok/encrypt/%ff"), 404, "NOT_FOUND"),
+        (request(Method::GET, "/byok/encrypt"), 405, "METHOD_NOT_ALLOWED"),
+        (request(Method::POST, "/metrics"), 405, "METHOD_NOT_ALLOWED"),
+        (request(Method::POST, "/graphiql"), 405, "METHOD_NOT_ALLOWED"),
+        (request(Method::GET, "/byok/rotate/%ff"), 400, "REQUEST_MALFORMED"),
+        (request(Method::GET, "/byok/audit?%ff"), 400, "REQUEST_MALFORMED"),
+        (encoded, 415, "MEDIA_TYPE_UNSUPPORTED"),
+    ] {
+        let refused = answer(request).await;
+        assert_eq!((refused.status.as_u16(), &refused.body["code"]), (status, &json!(code)));
+        assert_eq!(refused.headers["content-type"], "application/problem+json");
+        assert_eq!(refused.headers.contains_key("allow"), status == 405, "{:?}", refused.headers);
+        assert_eq!(refused.headers.contains_key("accept-encoding"), status == 415);
+        let members: Vec<&String> = refused.body.as_object().unwrap().keys().collect();
+        assert_eq!(members, ["code", "detail", "retryable", "status", "title", "type"]);
+    }
+}
+
+#[tokio::test]
+async fn a_request_names_one_host() {
+    let server = TestServer::start().await;
+    for (hosts, status) in
+        [("", "HTTP/1.1 400"), ("host: a\r\nhost: a\r\n", "HTTP/1.1 400"), ("host: a\r\n", "HTTP/1.1 200")]
+    {
+        let mut stream =
+            tokio::net::TcpStream::connect(server.base.strip_prefix("http://").unwrap()).await.unwrap();
+        let head = format!("GET /live HTTP/1.1\r\n{hosts}connection: close\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with(status), "{answer}");
+        assert_eq!(answer.contains("REQUEST_MALFORMED"), status.ends_with("400"), "{answer}");
+    }
 }
 
 #[tokio::test]
