@@ -1,7 +1,8 @@
 //! What a refusal looks like in GraphQL, and what becomes of the errors that async-graphql makes itself: those quote
 //! names and values of the request, so only their places are passed on.
 
-use async_graphql::{ErrorExtensionValues, PathSegment, Pos, Response, SimpleObject};
+use async_graphql::indexmap::IndexMap;
+use async_graphql::{ErrorExtensionValues, Name, PathSegment, Pos, Response, SimpleObject, Value};
 use serde::Serialize;
 
 use crate::model::{ErrorCode, Refusal, RequestId};
@@ -48,7 +49,7 @@ impl From<Refusal> for async_graphql::Error {
 #[derive(Serialize)]
 struct Answer<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
-    data: Option<&'a async_graphql::Value>,
+    data: Option<&'a Value>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<Shown<'a>>,
 }
@@ -67,6 +68,8 @@ struct Shown<'a> {
 #[serde(rename_all = "camelCase")]
 struct Extensions<'a> {
     code: &'static str,
+    /// Whether the same call may succeed later with nothing changed by the caller.
+    retryable: bool,
     /// As Hasura writes it beside its own codes.
     #[serde(skip_serializing_if = "Option::is_none")]
     path: Option<&'static str>,
@@ -89,8 +92,9 @@ pub(super) fn was_valid(response: &Response) -> bool {
     response.errors.iter().all(|error| error.source::<Refusal>().is_some())
 }
 
-/// Answers a request that ran, with at most so many bytes where that is bounded.
-pub(super) fn answer(response: &Response, request_id: &RequestId, most: Option<usize>) -> Written {
+/// Answers a request that ran, or that turned out not to be valid, with at most so many bytes where that is bounded.
+pub(super) fn answer(mut response: Response, request_id: &RequestId, most: Option<usize>) -> Written {
+    let data = data_of(&mut response);
     let (ours, others): (Vec<_>, Vec<_>) =
         response.errors.iter().partition(|error| error.source::<Refusal>().is_some());
     let places: Vec<Pos> =
@@ -108,7 +112,7 @@ pub(super) fn answer(response: &Response, request_id: &RequestId, most: Option<u
         code = code.or(Some(refusal.code));
         errors.push(shown(refusal, &places, &[], request_id));
     }
-    let answer = Answer { data: Some(&response.data), errors };
+    let answer = Answer { data: data.as_ref(), errors };
     let mut body = Capped { bytes: Vec::new(), most: most.unwrap_or(usize::MAX) };
     match serde_json::to_writer(&mut body, &answer) {
         Ok(()) => Written { body: body.bytes, code },
@@ -117,6 +121,24 @@ pub(super) fn answer(response: &Response, request_id: &RequestId, most: Option<u
             refused(&Refusal::because(ErrorCode::QueryInvalid, why), &[], request_id)
         }
     }
+}
+
+/// What a request that ran answers; `None` for one that did not. async-graphql leaves out a root that was refused, where GraphQL
+/// has `null` (October 2021, section 6.4.4: all roots are nullable), and writes `null` for an object without any field.
+fn data_of(response: &mut Response) -> Option<Value> {
+    let has_run = !matches!(response.data, Value::Null) || was_valid(response);
+    let mut data = match std::mem::take(&mut response.data) {
+        Value::Null => Value::Object(IndexMap::new()),
+        data => data,
+    };
+    if let Value::Object(roots) = &mut data {
+        for error in &response.errors {
+            if let [PathSegment::Field(root)] = error.path.as_slice() {
+                roots.entry(Name::new(root)).or_insert(Value::Null);
+            }
+        }
+    }
+    has_run.then_some(data)
 }
 
 /// Bytes, up to a bound.
@@ -153,6 +175,7 @@ fn shown<'a>(
 ) -> Shown<'a> {
     let extensions = Extensions {
         code: refusal.code.as_str(),
+        retryable: refusal.code.retryable(),
         path: is_hasuras_own(refusal.code).then_some("$"),
         retry_after_seconds: refusal.retry_after_seconds(),
         request_id: request_id.as_str(),
@@ -194,7 +217,7 @@ mod tests {
             body,
             json!({"errors": [{
                 "message": ErrorCode::RateLimited.message(),
-                "extensions": {"code": "RATE_LIMITED", "retryAfterSeconds": 2, "requestId": "r-1"},
+                "extensions": {"code": "RATE_LIMITED", "retryable": true, "retryAfterSeconds": 2, "requestId": "r-1"},
             }]})
         );
     }
@@ -212,9 +235,10 @@ mod tests {
             ServerError::new("canary", Some(Pos { line: 1, column: n }))
                 .with_path(vec![PathSegment::Field("canary".into())])
         };
-        let written = answer(&Response::from_errors((1..100).map(canary).collect()), &request_id(), None);
+        let written = answer(Response::from_errors((1..100).map(canary).collect()), &request_id(), None);
         let body = read(&written);
         assert!(!body.to_string().contains("canary"));
+        assert_eq!(body.get("data"), None, "it did not run");
         assert_eq!(written.code, Some(ErrorCode::QueryInvalid));
         assert_eq!(body["errors"].as_array().unwrap().len(), 1);
         assert_eq!(body["errors"][0]["extensions"]["code"], "QUERY_INVALID");
@@ -227,17 +251,33 @@ mod tests {
         let error = error
             .into_server_error(Pos { line: 2, column: 3 })
             .with_path(vec![PathSegment::Field("x".into())]);
-        let body = read(&answer(&Response::from_errors(vec![error]), &request_id(), None));
+        let body = read(&answer(Response::from_errors(vec![error]), &request_id(), None));
         assert_eq!(body["errors"][0]["path"], json!(["x"]));
         assert_eq!(body["errors"][0]["locations"], json!([{"line": 2, "column": 3}]));
         assert_eq!(body["errors"][0]["extensions"]["code"], "DECRYPT_FAILED");
     }
 
     #[test]
+    fn a_root_that_was_refused_is_null_beside_those_that_were_answered() {
+        let refused = |root: &str| {
+            let error: async_graphql::Error = Refusal::from(ErrorCode::DecryptFailed).into();
+            error.into_server_error(Pos::default()).with_path(vec![PathSegment::Field(root.into())])
+        };
+        let mut response = Response::new(Value::from_json(json!({"a": {"plaintext": "x"}})).unwrap());
+        response.errors = vec![refused("b")];
+        let body = read(&answer(response, &request_id(), None));
+        assert_eq!(body["data"], json!({"a": {"plaintext": "x"}, "b": null}));
+        let body = read(&answer(Response::from_errors(vec![refused("b")]), &request_id(), None));
+        assert_eq!(body["data"], json!({"b": null}));
+        let body = read(&answer(Response::new(Value::Null), &request_id(), None));
+        assert_eq!(body, json!({"data": {}}), "all roots were skipped");
+    }
+
+    #[test]
     fn an_answer_that_would_be_too_large_is_refused() {
-        let response = Response::new(async_graphql::Value::from("x".repeat(1_000)));
-        assert_eq!(answer(&response, &request_id(), Some(2_000)).code, None);
-        let written = answer(&response, &request_id(), Some(900));
+        let response = || Response::new(Value::from("x".repeat(1_000)));
+        assert_eq!(answer(response(), &request_id(), Some(2_000)).code, None);
+        let written = answer(response(), &request_id(), Some(900));
         assert_eq!((written.code, written.body.len() < 900), (Some(ErrorCode::QueryInvalid), true));
     }
 }

@@ -199,7 +199,7 @@ impl Runner {
         {
             self.plain.keep(text, plain);
         }
-        (error::answer(&response, request_id, budget.answer), call)
+        (error::answer(response, request_id, budget.answer), call)
     }
 }
 

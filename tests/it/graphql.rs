@@ -172,7 +172,12 @@ async fn what_refuses_a_whole_call_is_data_of_a_reveal_and_an_error_elsewhere() 
     let query = "mutation($c: String!) { x: byokDecrypt(ciphertext: $c, recordId: \"r\") { plaintext } }";
     let answer = server.graphql(&nobody, query, json!({ "c": token })).await;
     assert_eq!((code(&answer), &answer["errors"][0]["path"]), ("PERMISSION_DENIED", &json!(["x"])));
-    assert_eq!(answer["data"]["x"], Value::Null);
+    assert_eq!(answer["data"], json!({ "x": null }));
+    let refused = &answer["errors"][0]["extensions"];
+    assert_eq!(refused["retryable"], false);
+    let query = "mutation { byokNothing { id } }";
+    let answer = server.graphql(&server.jwt("admin", "a"), query, json!(null)).await;
+    assert_eq!((code(&answer), answer.get("data")), ("QUERY_INVALID", None), "it did not run");
 }
 
 #[tokio::test]
@@ -195,6 +200,7 @@ async fn without_identity_there_is_introspection_and_health() {
     ] {
         let refused = post(query.to_owned()).await;
         assert_eq!((refused.status, code(&refused.body)), (StatusCode::OK, "invalid-headers"), "{query}");
+        assert_eq!(refused.body.get("data"), None, "it did not run");
         assert_eq!(refused.body["errors"][0]["extensions"]["path"], "$");
         assert_eq!(refused.body["errors"][0]["extensions"]["requestId"], "r-17");
     }
