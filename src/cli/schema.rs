@@ -31,7 +31,9 @@ fn errors() -> String {
     let mut text = String::from(
         "# Error codes\n\nMade by `byok schema --errors` from the table that both fronts use; a test keeps them the same.\n\n\
          REST answers a problem document (RFC 9457) with the status below; GraphQL puts the code into `extensions.code`, or\n\
-         into `error.code` of an item. The lower-case ones are Hasura's own.\n\n\
+         into `error.code` of an item, beside `retryable`. GraphQL's own status is 200 for all that could be read as a request;\n\
+         who accepts `application/graphql-response+json` gets it in that media type, with the status below where nothing ran.\n\
+         The lower-case ones are Hasura's own.\n\n\
          | code | HTTP | a retry helps | what it means | what to do |\n|---|---|---|---|---|\n",
     );
     for code in ErrorCode::ALL {

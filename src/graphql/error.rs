@@ -85,6 +85,8 @@ pub(super) struct Written {
     pub(super) body: Vec<u8>,
     /// The first refusal in it that is not data.
     pub(super) code: Option<ErrorCode>,
+    /// Whether the request ran, so that there is data.
+    pub(super) has_run: bool,
 }
 
 /// Whether a document was valid: what went wrong, if anything, was refused by us, in a field.
@@ -115,7 +117,7 @@ pub(super) fn answer(mut response: Response, request_id: &RequestId, most: Optio
     let answer = Answer { data: data.as_ref(), errors };
     let mut body = Capped { bytes: Vec::new(), most: most.unwrap_or(usize::MAX) };
     match serde_json::to_writer(&mut body, &answer) {
-        Ok(()) => Written { body: body.bytes, code },
+        Ok(()) => Written { body: body.bytes, code, has_run: data.is_some() },
         Err(_) => {
             let why = "The answer would be larger than it may be.";
             refused(&Refusal::because(ErrorCode::QueryInvalid, why), &[], request_id)
@@ -164,7 +166,7 @@ impl std::io::Write for Capped {
 /// Refuses a request that did not run.
 pub(super) fn refused(refusal: &Refusal, places: &[Pos], request_id: &RequestId) -> Written {
     let errors = vec![shown(refusal, places, &[], request_id)];
-    Written { body: json(&Answer { data: None, errors }), code: Some(refusal.code) }
+    Written { body: json(&Answer { data: None, errors }), code: Some(refusal.code), has_run: false }
 }
 
 fn shown<'a>(

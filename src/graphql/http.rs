@@ -1,7 +1,8 @@
 //! GraphQL over HTTP, POST and JSON only: anything else could be sent by a page of another site, or be kept by a cache.
 //!
 //! What is no request at all (method, content type, size, JSON) is answered with its HTTP status; everything else with
-//! 200, as Hasura does, which looks at nothing but the body. Every answer, refusals too, has the shape of GraphQL.
+//! 200, as Hasura does, which looks at nothing but the body. To who accepts `application/graphql-response+json` the status
+//! says besides whether the request ran. Every answer, refusals too, has the shape of GraphQL.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +24,7 @@ use super::budget::Budget;
 use super::call::Call;
 use super::denied::{is_denied, without_arguments};
 use super::error::{self, Written};
+use super::media::{Media, status_of};
 use super::parser::{ParseError, SyntaxError, parse};
 use super::plain::{Plain, PlainDocuments, is_plain};
 use super::schema::{ByokSchema, schema, schema_for_valid};
@@ -58,8 +60,8 @@ pub fn router(app: Arc<App>) -> Router {
 }
 
 /// What the server itself refuses on this route: Hasura reads nothing but GraphQL's shape.
-pub fn refused(refusal: &Refusal, request_id: &RequestId) -> Response {
-    answer(StatusCode::OK, error::refused(refusal, &[], request_id))
+pub fn refused(media: Media, refusal: &Refusal, request_id: &RequestId) -> Response {
+    answer(media, error::refused(refusal, &[], request_id))
 }
 
 async fn take(State(front): State<Arc<Front>>, request: Request) -> Response {
@@ -67,25 +69,25 @@ async fn take(State(front): State<Arc<Front>>, request: Request) -> Response {
     let request_id = request_id(&head.extensions);
     let Arrival { caller, room } = Arrival::take(&mut head.extensions);
     let limits = front.app.limits();
+    let media = Media::asked_for(&head.headers);
     if !is_json(&head.headers) {
         let why = "The body must be sent as application/json.";
-        return refuse(&Refusal::because(ErrorCode::MediaTypeUnsupported, why), &request_id);
+        return refuse(media, &Refusal::because(ErrorCode::MediaTypeUnsupported, why), &request_id);
     }
     let bytes = match (read(body, limits.body_bytes, &caller).await, &caller) {
         (Ok(bytes), _) => bytes,
         (Err(refusal), Err(unknown)) if refusal.code == ErrorCode::BodyTooLarge => {
-            return answer(StatusCode::OK, error::refused(unknown, &[], &request_id));
+            return answer(media, error::refused(unknown, &[], &request_id));
         }
-        (Err(refusal), _) => return refuse(&refusal, &request_id),
+        (Err(refusal), _) => return refuse(media, &refusal, &request_id),
     };
     let budget = match &caller {
         Ok(_) => Budget::of_known(limits.items, limits.body_bytes),
         Err(_) => Budget::OF_UNKNOWN,
     };
     let may_ever = |caller: &Caller, operation| front.app.may_ever(caller, operation);
-    let refused = |refusal: &Refusal, places: &[Pos]| {
-        answer(StatusCode::OK, error::refused(refusal, places, &request_id))
-    };
+    let refused =
+        |refusal: &Refusal, places: &[Pos]| answer(media, error::refused(refusal, places, &request_id));
     match front.runner.prepare(&bytes, &budget, &caller, may_ever) {
         Ok(ready) if !room.hold(ready.bytes.max(bytes.len())) => {
             refused(&Refusal::from(ErrorCode::Unavailable).after(COME_BACK), &[])
@@ -98,13 +100,13 @@ async fn take(State(front): State<Arc<Front>>, request: Request) -> Response {
             drop(bytes);
             let call = Call::new(front.app.clone(), caller);
             let (written, call) = front.runner.run(ready, &budget, &request_id, call).await;
-            let mut response = answer(StatusCode::OK, written);
+            let mut response = answer(media, written);
             if let Some(release) = call.release() {
                 response.extensions_mut().insert(release);
             }
             response
         }
-        Err(NotRun::Malformed(refusal)) => refuse(&refusal, &request_id),
+        Err(NotRun::Malformed(refusal)) => refuse(media, &refusal, &request_id),
         Err(NotRun::Refused(refusal, place)) => refused(&refusal, place.as_slice()),
         Err(NotRun::TooMuch(TooMuch { refusal, does })) => match (&caller, does) {
             (Ok(caller), Some(operation)) => {
@@ -215,7 +217,8 @@ fn not_parsed(error: ParseError) -> NotRun {
 
 async fn refuse_method(method: Method, request: Request) -> Response {
     let request_id = request_id(request.extensions());
-    let mut response = refuse(&ErrorCode::MethodNotAllowed.into(), &request_id);
+    let media = Media::asked_for(request.headers());
+    let mut response = refuse(media, &ErrorCode::MethodNotAllowed.into(), &request_id);
     response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
     if method == Method::HEAD {
         *response.body_mut() = Body::empty();
@@ -246,21 +249,27 @@ fn is_json(headers: &HeaderMap) -> bool {
     value.split(';').next().is_some_and(|essence| essence.trim().eq_ignore_ascii_case("application/json"))
 }
 
-fn refuse(refusal: &Refusal, request_id: &RequestId) -> Response {
-    let status = StatusCode::from_u16(refusal.code.http_status()).unwrap_or(StatusCode::BAD_REQUEST);
-    answer(status, error::refused(refusal, &[], request_id))
+/// Refuses what could not be read as a request.
+fn refuse(media: Media, refusal: &Refusal, request_id: &RequestId) -> Response {
+    let mut response = answer(media, error::refused(refusal, &[], request_id));
+    *response.status_mut() = status_of(refusal.code);
+    response
 }
 
 /// The code goes along for the server's metrics.
-fn answer(status: StatusCode, Written { body, code }: Written) -> Response {
+fn answer(media: Media, Written { body, code, has_run }: Written) -> Response {
     let mut response = Response::new(Body::from(body));
+    *response.status_mut() = media.status(code.filter(|_| !has_run));
     if let Some(code) = code {
         response.extensions_mut().insert(code);
     }
-    *response.status_mut() = status;
+    let is_unauthorized = response.status() == StatusCode::UNAUTHORIZED;
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CONTENT_TYPE, media.content_type());
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if is_unauthorized {
+        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
     response
 }
 

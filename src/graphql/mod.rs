@@ -7,6 +7,7 @@
 //! | file | what it does |
 //! |---|---|
 //! | `http` | method, content type, size, identity; the steps above |
+//! | `media` | the media type of an answer, and what its status says |
 //! | `body` | the JSON of a request |
 //! | `lexer`, `parser` | the document, into async-graphql's types |
 //! | `plain` | documents that were valid before and hold no value: they are kept |
@@ -30,6 +31,7 @@ mod http;
 mod introspected;
 mod item;
 mod lexer;
+mod media;
 mod mutation;
 mod parser;
 mod plain;
@@ -44,4 +46,5 @@ mod words;
 mod schema_tests;
 
 pub use self::http::{refused, router};
+pub use media::Media;
 pub use schema::sdl;

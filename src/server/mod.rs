@@ -191,6 +191,7 @@ async fn around(outside: Arc<Outside>, mut request: Request, next: Next) -> Resp
     }
     request.extensions_mut().insert(request_id.clone());
     let version = request.version();
+    let asked = Asked { route, request_id: &request_id, media: graphql::Media::asked_for(request.headers()) };
 
     metrics.began();
     let in_flight = InFlight(metrics);
@@ -209,27 +210,27 @@ async fn around(outside: Arc<Outside>, mut request: Request, next: Next) -> Resp
             let answered = within(outside.timeout, &span, answered).await;
             (answered.map_or_else(|end| end, End::Answered), None)
         }
-        (None, false) => bounded(&outside, &span, (route, &request_id), request, next).await,
+        (None, false) => bounded(&outside, &span, asked, request, next).await,
     };
     drop(in_flight);
 
     let shed = matches!(end, End::Shed(_));
     let mut response = match end {
         End::Answered(response) => response,
-        End::Malformed(refusal) => malformed(route, &refusal, &request_id),
+        End::Malformed(refusal) => asked.malformed(&refusal),
         End::Shed(full) => {
             metrics.shed(full.as_str());
             outside.say_full(full);
-            unavailable(route, &request_id)
+            asked.unavailable()
         }
-        End::TimedOut => unavailable(route, &request_id),
+        End::TimedOut => asked.unavailable(),
         End::SlowBody => {
             let why = "The body did not arrive in time.";
-            refuse(route, &Refusal::because(ErrorCode::RequestMalformed, why), &request_id)
+            asked.refuse(&Refusal::because(ErrorCode::RequestMalformed, why))
         }
         End::Panicked => {
             error!(request_id = request_id.as_str(), route, "a request panicked");
-            refuse(route, &ErrorCode::Internal.into(), &request_id)
+            asked.refuse(&ErrorCode::Internal.into())
         }
     };
 
@@ -256,16 +257,16 @@ async fn around(outside: Arc<Outside>, mut request: Request, next: Next) -> Resp
     response
 }
 
-/// Runs a request, of which route and id are given, within the server's bounds, or those of a caller who is not recognised.
+/// Runs a request within the server's bounds, or those of a caller who is not recognised.
 /// What is returned beside its end holds the bytes of its answer.
 async fn bounded(
     outside: &Outside,
     span: &tracing::Span,
-    asked: (&str, &RequestId),
+    asked: Asked<'_>,
     mut request: Request,
     next: Next,
 ) -> (End, Option<Arc<Claim>>) {
-    let (route, _) = asked;
+    let route = asked.route;
     let announced =
         request.body().size_hint().exact().map_or(0, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
     // What is hopeless is refused before anything is verified.
@@ -324,12 +325,12 @@ fn turn_away(request: Request, most: usize) {
 }
 
 /// Runs a request; an answer that came too late after a key was last shown to work is withheld, and refused instead.
-async fn released((route, request_id): (&str, &RequestId), request: Request, next: Next) -> Response {
+async fn released(asked: Asked<'_>, request: Request, next: Next) -> Response {
     let response = next.run(request).await;
     let Some(release) = response.extensions().get::<Arc<Release>>().cloned() else { return response };
     match release.confirm().await {
         Ok(()) => response,
-        Err(refusal) => refuse(route, &refusal, request_id),
+        Err(refusal) => asked.refuse(&refusal),
     }
 }
 
@@ -386,34 +387,45 @@ fn method_of(request: &Request) -> &'static str {
     KNOWN.into_iter().find(|known| *known == method).unwrap_or("other")
 }
 
-/// A refusal of the server's own, in the form of the front that was called.
-fn refuse(route: &str, refusal: &Refusal, request_id: &RequestId) -> Response {
-    match route {
-        "/graphql" => graphql::refused(refusal, request_id),
-        _ => problem(refusal),
-    }
+/// What a refusal of the server's own is made for.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    /// The front that was called, by its route's template.
+    route: &'a str,
+    request_id: &'a RequestId,
+    /// What the caller takes from GraphQL.
+    media: graphql::Media,
 }
 
-/// What is answered to a head that no front takes: it is no request of theirs, so that its status is HTTP's.
-fn malformed(route: &str, refusal: &Refusal, request_id: &RequestId) -> Response {
-    let mut response = refuse(route, refusal, request_id);
-    *response.status_mut() =
-        StatusCode::from_u16(refusal.code.http_status()).unwrap_or(StatusCode::BAD_REQUEST);
-    if refusal.code == ErrorCode::MediaTypeUnsupported {
-        // What would have been taken (RFC 9110, section 15.5.16).
-        response.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+impl Asked<'_> {
+    /// A refusal in the form of the front that was called.
+    fn refuse(&self, refusal: &Refusal) -> Response {
+        match self.route {
+            "/graphql" => graphql::refused(self.media, refusal, self.request_id),
+            _ => problem(refusal),
+        }
     }
-    response
-}
 
-/// What is answered to who should come back later. It says so by HTTP too, whichever front was called: Hasura reads the
-/// body alone, what stands between reads only this.
-fn unavailable(route: &str, request_id: &RequestId) -> Response {
-    let refusal = Refusal::from(ErrorCode::Unavailable).after(COME_BACK);
-    let mut response = refuse(route, &refusal, request_id);
-    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(COME_BACK.as_secs()));
-    response
+    /// What is answered to a head that no front takes: it is no request of theirs, so that its status is HTTP's.
+    fn malformed(&self, refusal: &Refusal) -> Response {
+        let mut response = self.refuse(refusal);
+        let status = StatusCode::from_u16(refusal.code.http_status());
+        *response.status_mut() = status.unwrap_or(StatusCode::BAD_REQUEST);
+        if refusal.code == ErrorCode::MediaTypeUnsupported {
+            // What would have been taken (RFC 9110, section 15.5.16).
+            response.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        }
+        response
+    }
+
+    /// What is answered to who should come back later. It says so by HTTP too, whichever front was called: Hasura reads the
+    /// body alone, what stands between reads only this.
+    fn unavailable(&self) -> Response {
+        let mut response = self.refuse(&Refusal::from(ErrorCode::Unavailable).after(COME_BACK));
+        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(COME_BACK.as_secs()));
+        response
+    }
 }
 
 /// Counts down whatever becomes of the request, a client that hangs up included.

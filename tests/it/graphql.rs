@@ -251,6 +251,35 @@ async fn only_post_and_json_are_taken() {
 }
 
 #[tokio::test]
+async fn by_the_newer_media_type_the_status_says_whether_a_request_ran() {
+    const NEWER: &str = "application/graphql-response+json";
+    let server = TestServer::start().await;
+    let (admin, nobody) = (server.jwt("admin", "a"), server.jwt("nobody", "u"));
+    let ask = |token: &str, accept: &str, query: &str| {
+        let request = server.client.post(format!("{}/graphql", server.base)).bearer_auth(token);
+        answer(request.header("accept", accept).json(&json!({ "query": query })))
+    };
+    for (token, query, status) in [
+        (&admin, "{ byokHealth { status } }", 200),
+        (&nobody, "mutation { byokRotate { id } }", 200),
+        (&admin, "{ byokHealth { status } a: byokRotation(id: \"x\") { id } }", 200),
+        (&admin, "{ byokHealth { status }", 400),
+        (&admin, "{ byokHealth { nothing } }", 400),
+        (&"no token".to_owned(), "{ byokAudit { edges { cursor } } }", 401),
+    ] {
+        let answered = ask(token, NEWER, query).await;
+        assert_eq!(answered.status, status, "{query}: {}", answered.body);
+        assert_eq!(answered.headers["content-type"], NEWER);
+        assert_eq!(answered.body.get("data").is_some(), status == 200, "{query}: {}", answered.body);
+        for older in ["application/json", "*/*"] {
+            let answered = ask(token, older, query).await;
+            assert_eq!(answered.status, 200, "{query}: {}", answered.body);
+            assert_eq!(answered.headers["content-type"], "application/json");
+        }
+    }
+}
+
+#[tokio::test]
 async fn bad_input_gets_a_clear_code() {
     let server = TestServer::with(&[("BYOK_MAX_PLAINTEXT_BYTES", "1000")]).await;
     let admin = server.jwt("admin", "a");
