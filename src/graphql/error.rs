@@ -1,5 +1,5 @@
 //! What a refusal looks like in GraphQL, and what becomes of the errors that async-graphql makes itself: those quote
-//! names and values of the request, so only their places are passed on.
+//! names and values of the request, so only their places and the names are passed on.
 
 use async_graphql::indexmap::IndexMap;
 use async_graphql::{ErrorExtensionValues, Name, PathSegment, Pos, Response, SimpleObject, Value};
@@ -7,10 +7,12 @@ use serde::Serialize;
 
 use crate::model::{ErrorCode, Refusal, RequestId};
 
+use super::explained::explained;
 use super::words::Word;
 
-/// How many places an answer shows of a document that is not valid.
-const MAX_PLACES: usize = 16;
+/// How many faults an answer shows of a document that is not valid, and of each how many places.
+const MAX_FAULTS: usize = 16;
+const MAX_PLACES: usize = 4;
 
 /// Why one item was refused.
 #[derive(SimpleObject)]
@@ -99,9 +101,7 @@ pub(super) fn answer(mut response: Response, request_id: &RequestId, most: Optio
     let data = data_of(&mut response);
     let (ours, others): (Vec<_>, Vec<_>) =
         response.errors.iter().partition(|error| error.source::<Refusal>().is_some());
-    let places: Vec<Pos> =
-        others.iter().flat_map(|error| error.locations.iter().copied()).take(MAX_PLACES).collect();
-    let invalid = (!others.is_empty()).then(|| Refusal::from(ErrorCode::QueryInvalid));
+    let invalid: Vec<Refusal> = others.iter().take(MAX_FAULTS).map(|error| fault(&error.message)).collect();
     let mut code = None;
     let mut errors = Vec::new();
     for error in ours {
@@ -110,9 +110,10 @@ pub(super) fn answer(mut response: Response, request_id: &RequestId, most: Optio
             errors.push(shown(refusal, &error.locations, &error.path, request_id));
         }
     }
-    if let Some(refusal) = &invalid {
+    for (refusal, error) in invalid.iter().zip(others) {
         code = code.or(Some(refusal.code));
-        errors.push(shown(refusal, &places, &[], request_id));
+        let places = error.locations.get(..MAX_PLACES).unwrap_or(&error.locations);
+        errors.push(shown(refusal, places, &[], request_id));
     }
     let answer = Answer { data: data.as_ref(), errors };
     let mut body = Capped { bytes: Vec::new(), most: most.unwrap_or(usize::MAX) };
@@ -122,6 +123,17 @@ pub(super) fn answer(mut response: Response, request_id: &RequestId, most: Optio
             let why = "The answer would be larger than it may be.";
             refused(&Refusal::because(ErrorCode::QueryInvalid, why), &[], request_id)
         }
+    }
+}
+
+/// What is said of something that async-graphql found.
+fn fault(message: &str) -> Refusal {
+    match explained(message) {
+        Some(said) => {
+            let code = ErrorCode::QueryInvalid;
+            Refusal::because(code, format!("{} {said}.", code.message()))
+        }
+        None => ErrorCode::QueryInvalid.into(),
     }
 }
 
@@ -232,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn of_an_error_that_is_not_ours_only_the_place_is_shown() {
+    fn of_an_error_that_is_neither_ours_nor_known_only_the_place_is_shown() {
         let canary = |n| {
             ServerError::new("canary", Some(Pos { line: 1, column: n }))
                 .with_path(vec![PathSegment::Field("canary".into())])
@@ -242,9 +254,9 @@ mod tests {
         assert!(!body.to_string().contains("canary"));
         assert_eq!(body.get("data"), None, "it did not run");
         assert_eq!(written.code, Some(ErrorCode::QueryInvalid));
-        assert_eq!(body["errors"].as_array().unwrap().len(), 1);
+        assert_eq!(body["errors"].as_array().unwrap().len(), MAX_FAULTS);
         assert_eq!(body["errors"][0]["extensions"]["code"], "QUERY_INVALID");
-        assert_eq!(body["errors"][0]["locations"].as_array().unwrap().len(), MAX_PLACES);
+        assert_eq!(body["errors"][1]["locations"], json!([{"line": 1, "column": 2}]));
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! *Read the body → parse → survey → validate and run → write.* Nothing here logs or traces: a query's text and its
 //! variables hold plaintexts, and a join holds ciphertexts in the text itself. For the same reason no error says more of
-//! a request than where in it something is wrong, and no document that holds a value is kept after its request.
+//! a request than where in it something is wrong, and by which names, and no document that holds a value is kept after its
+//! request.
 //!
 //! | file | what it does |
 //! |---|---|
@@ -17,7 +18,7 @@
 //! | `query`, `mutation` | the root fields |
 //! | `call`, `collector` | what the fields of one request share; one call of many aliases |
 //! | `item`, `rotation`, `audit`, `words`, `scalars` | the types |
-//! | `error` | what a refusal looks like |
+//! | `error`, `explained` | what a refusal looks like, and what it says of a document that is not valid |
 
 mod ask;
 mod audit;
@@ -27,6 +28,7 @@ mod call;
 mod collector;
 mod denied;
 mod error;
+mod explained;
 mod http;
 mod introspected;
 mod item;
