@@ -131,8 +131,9 @@ impl<'de> Visitor<'de> for Json<'_> {
         Ok(Value::Number(value.into()))
     }
 
+    /// `-0` comes as a fraction, and is an integer to GraphQL.
     fn visit_f64<E: Error>(self, value: f64) -> Result<Value, E> {
-        Ok(value.into())
+        Ok(if value == 0.0 { Value::Number(0.into()) } else { value.into() })
     }
 
     fn visit_str<E: Error>(self, value: &str) -> Result<Value, E> {
@@ -183,10 +184,10 @@ mod tests {
     #[test]
     fn variables_are_taken_as_they_are() {
         let body =
-            read(r#"{"query":"","variables":{"a":{"not a name":["ż",1,-2,0.5,true,null]}}}"#.as_bytes())
+            read(r#"{"query":"","variables":{"a":{"not a name":["ż",1,-2,0.5,-0,true,null]}}}"#.as_bytes())
                 .unwrap();
         let value = serde_json::to_value(&body.variables).unwrap();
-        assert_eq!(value, serde_json::json!({"a": {"not a name": ["ż", 1, -2, 0.5, true, null]}}));
+        assert_eq!(value, serde_json::json!({"a": {"not a name": ["ż", 1, -2, 0.5, 0, true, null]}}));
         assert!(read(br#"{"query":"","variables":null}"#).unwrap().variables.is_empty());
     }
 

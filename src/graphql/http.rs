@@ -27,6 +27,7 @@ use super::error::{self, Written};
 use super::media::{Media, status_of};
 use super::parser::{ParseError, SyntaxError, parse};
 use super::plain::{Plain, PlainDocuments, is_plain};
+use super::rules::{self, Broken};
 use super::schema::{ByokSchema, schema, schema_for_valid};
 use super::survey::{self, TooMuch};
 
@@ -175,6 +176,10 @@ impl Runner {
             false => (document, survey),
         };
         ready.bytes = survey.with(&body.variables, budget).map_err(NotRun::TooMuch)?;
+        if !ready.is_valid {
+            rules::check(&document, body.operation_name.as_deref(), &body.variables)
+                .map_err(|Broken { refusal, place }| NotRun::Refused(refusal, Some(place)))?;
+        }
         if !ready.is_valid && caller.is_ok() && is_plain(&body.query, &document, &body.variables) {
             ready.keep = Some((body.query, Plain { document: document.clone(), survey }));
         }
@@ -387,6 +392,12 @@ mod tests {
             (
                 "{ byokRevealMany(items: [{ciphertext: \"\", encoding: C4N4RY}]) { value } }",
                 "argument \"items.0.encoding\", enumeration type \"ByokEncoding\" does not contain the value",
+            ),
+            ("{ __typename { x } }", "Field \"__typename\" has neither arguments nor a selection"),
+            ("query($a: String!) { byokReveal(ciphertext: $a) { value } }", "Variable \"$a\" is required"),
+            (
+                "{ byokAudit(filter: {from: \"C4N4RY\"}) { edges { cursor } } }",
+                "argument \"filter.from\", expected type \"timestamptz\"",
             ),
             (&long, &cut),
         ] {

@@ -1,4 +1,4 @@
-//! Cuts GraphQL text into tokens (spec of October 2021, section 2.1).
+//! Cuts GraphQL text into tokens (spec of October 2021, section 2.1, and `\u{…}` of September 2025).
 
 use async_graphql::Pos;
 
@@ -217,6 +217,11 @@ fn unescaped(text: &str) -> Option<String> {
             'n' => '\n',
             'r' => '\r',
             't' => '\t',
+            'u' if rest.starts_with('{') => {
+                let (digits, after) = rest[1..].split_once('}')?;
+                rest = after;
+                char::from_u32(hexadecimal(digits)?)?
+            }
             'u' => {
                 let first = code_unit(&mut rest)?;
                 match first {
@@ -237,11 +242,14 @@ fn unescaped(text: &str) -> Option<String> {
 
 fn code_unit(rest: &mut &str) -> Option<u16> {
     let (digits, after) = rest.split_at_checked(4)?;
-    if !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return None;
-    }
     *rest = after;
-    u16::from_str_radix(digits, 16).ok()
+    hexadecimal(digits)?.try_into().ok()
+}
+
+/// Digits and nothing else: Rust's own reading takes a sign.
+fn hexadecimal(digits: &str) -> Option<u32> {
+    let are_digits = digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if are_digits { u32::from_str_radix(digits, 16).ok() } else { None }
 }
 
 /// The spec's `BlockStringValue`: without the indentation that all lines but the first share, and without blank lines

@@ -14,6 +14,7 @@
 //! | `plain` | documents that were valid before and hold no value: they are kept |
 //! | `survey`, with `budget`, `ask`, `introspected` | how much a document may ask for, and does; whether it needs an identity |
 //! | `denied` | documents of which the caller may do nothing |
+//! | `rules` | what async-graphql's validation passes over |
 //! | `schema` | the schema and its limits |
 //! | `query`, `mutation` | the root fields |
 //! | `call`, `collector` | what the fields of one request share; one call of many aliases |
@@ -39,6 +40,7 @@ mod parser;
 mod plain;
 mod query;
 mod rotation;
+mod rules;
 mod scalars;
 mod schema;
 mod survey;

@@ -171,7 +171,7 @@ impl<'a> Parser<'a> {
                 let value = self.value()?.into_const().ok_or(SyntaxError(pos))?;
                 default_value = Some(Positioned::new(value, pos));
             }
-            let directives = self.directives()?;
+            let directives = self.constant_directives()?;
             definitions
                 .push(Positioned::new(VariableDefinition { name, var_type, directives, default_value }, pos));
             if self.take(b')')? {
@@ -287,6 +287,16 @@ impl<'a> Parser<'a> {
         Ok(directives)
     }
 
+    /// Directives where there are no variables yet.
+    fn constant_directives(&mut self) -> Parsed<Vec<Positioned<Directive>>> {
+        let directives = self.directives()?;
+        let mut values = directives.iter().flat_map(|directive| &directive.node.arguments);
+        match values.find(|(_, value)| value.node.clone().into_const().is_none()) {
+            Some((_, value)) => Err(SyntaxError(value.pos)),
+            None => Ok(directives),
+        }
+    }
+
     fn value(&mut self) -> Parsed<Value> {
         match self.values.checked_sub(1) {
             Some(left) => self.values = left,
@@ -318,6 +328,8 @@ impl<'a> Parser<'a> {
             Token::Name("true") => Value::Boolean(true),
             Token::Name("false") => Value::Boolean(false),
             Token::Name(name) => Value::Enum(Name::new(name)),
+            // An integer; as a JSON number it would have a fraction.
+            Token::Number("-0") => Value::Number(0.into()),
             Token::Number(text) => Value::Number(text.parse().map_err(|_| SyntaxError(self.pos))?),
             Token::Text(text) => Value::String(text.value().ok_or(SyntaxError(self.pos))?),
             Token::Mark(_) | Token::Spread | Token::End => return self.refuse(),
@@ -409,7 +421,7 @@ mod tests {
     const GOOD: &[&str] = &[
         "{a}",
         "query Q($a: String! = \"x\", $b: [Int!]) @d(e: 1) { a(b: $a) { c } }",
-        "mutation{byokDecrypt(ciphertext:\"byok:v1:AA\",recordId:7,context:{org:\"o\",n:null,l:[1,2.5e3,-0,ENUM,true,$v]}){plaintext}}",
+        "mutation{byokDecrypt(ciphertext:\"byok:v1:AA\",recordId:7,context:{org:\"o\",n:null,l:[1,2.5e3,-1,ENUM,true,$v]}){plaintext}}",
         "{ a: b(c: \"\"\"\n    block\n      \"quoted\" end\n\n  \"\"\") ...F ... on T @include(if: $x) { d } ... @skip(if: false) { e } }\nfragment F on T @d { f }",
         "\u{feff}# a comment, with ünïcode\r\nquery A { a }\rquery B { b }\n",
         "{ a(b: \"tab\\t quote\\\" slash\\/ back\\\\ nl\\n \\u00e9 żółć\") }",
@@ -465,6 +477,12 @@ mod tests {
             ("fragment on on T{a}", 1, 10),
             ("{a} fragment F on T{a} fragment F on T{b}", 1, 24),
             ("query($a:Int=$b){a}", 1, 14),
+            ("query($a:Int@d(e:[$b])){a}", 1, 18),
+            ("{a(b:\"\\u{110000}\")}", 1, 6),
+            ("{a(b:\"\\u{d83d}\")}", 1, 6),
+            ("{a(b:\"\\u{}\")}", 1, 6),
+            ("{a(b:\"\\u{+41}\")}", 1, 6),
+            ("{a(b:\"\\u{41\")}", 1, 6),
             ("{\n  ż}", 2, 3),
             ("# żółć\n{a(b: \"żółć\" ?)}", 2, 14),
             ("type T{a:Int}", 1, 1),
@@ -485,10 +503,18 @@ mod tests {
     }
 
     #[test]
-    fn a_surrogate_pair_is_one_character() {
-        let document = parse(r#"{a(b:"\ud83d\ude00")}"#).unwrap();
-        let text = serde_json::to_string(&document).unwrap();
-        assert!(text.contains('😀'), "{text}");
+    fn a_character_beyond_the_first_plane_is_escaped_as_a_pair_or_by_its_number() {
+        for escaped in [r"\ud83d\ude00", r"\u{1F600}", r"\u{000001f600}"] {
+            let document = parse(&format!("{{a(b:\"{escaped}\")}}")).unwrap();
+            let text = serde_json::to_string(&document).unwrap();
+            assert!(text.contains('😀'), "{text}");
+        }
+    }
+
+    #[test]
+    fn minus_nothing_is_an_integer() {
+        let text = serde_json::to_string(&parse("{a(b:-0)}").unwrap()).unwrap();
+        assert!(text.contains("0") && !text.contains("0.0"), "{text}");
     }
 
     #[test]

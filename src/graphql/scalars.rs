@@ -19,6 +19,10 @@ impl ScalarType for Jsonb {
         }
     }
 
+    fn is_valid(value: &Value) -> bool {
+        is_json(value)
+    }
+
     fn to_value(&self) -> Value {
         Value::from_json(self.0.clone()).unwrap_or_default()
     }
@@ -42,15 +46,22 @@ pub(super) struct Timestamptz(pub(super) Timestamp);
 #[Scalar(name = "timestamptz")]
 impl ScalarType for Timestamptz {
     fn parse(value: Value) -> InputValueResult<Self> {
-        match &value {
-            Value::String(text) => Timestamp::parse(text).map(Self),
-            _ => None,
-        }
-        .ok_or_else(|| InputValueError::custom("not RFC 3339"))
+        moment(&value).map(Self).ok_or_else(|| InputValueError::custom("not RFC 3339"))
+    }
+
+    fn is_valid(value: &Value) -> bool {
+        moment(value).is_some()
     }
 
     fn to_value(&self) -> Value {
         Value::String(self.0.to_string())
+    }
+}
+
+fn moment(value: &Value) -> Option<Timestamp> {
+    match value {
+        Value::String(text) => Timestamp::parse(text),
+        _ => None,
     }
 }
 
