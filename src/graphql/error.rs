@@ -190,16 +190,11 @@ fn shown<'a>(
     let extensions = Extensions {
         code: refusal.code.as_str(),
         retryable: refusal.code.retryable(),
-        path: is_hasuras_own(refusal.code).then_some("$"),
+        path: refusal.code.is_hasuras_own().then_some("$"),
         retry_after_seconds: refusal.retry_after_seconds(),
         request_id: request_id.as_str(),
     };
     Shown { message: &refusal.message, locations, path, extensions }
-}
-
-/// Whether the code is spelled as Hasura spells its own: it is about identity, and never stands in data.
-pub(super) fn is_hasuras_own(code: ErrorCode) -> bool {
-    code.as_str().bytes().any(|byte| byte.is_ascii_lowercase())
 }
 
 fn json(answer: &Answer<'_>) -> Vec<u8> {

@@ -13,8 +13,6 @@ use async_graphql::{
 use crate::app::HealthStatus;
 use crate::model::{ErrorCode, JobState, Means, Operation, Outcome, Posture, Source};
 
-use super::error::is_hasuras_own;
-
 /// A closed list of the model that is an enum of the schema.
 pub(super) trait Vocabulary: Copy + PartialEq + Send + Sync + 'static {
     /// The enum's name.
@@ -113,7 +111,7 @@ impl Vocabulary for ErrorCode {
         "Why a call, or one item of it, was refused. A code is never given a second meaning.";
 
     fn all() -> Vec<Self> {
-        Self::ALL.iter().copied().filter(|code| !is_hasuras_own(*code)).collect()
+        Self::ALL.iter().copied().filter(|code| !code.is_hasuras_own()).collect()
     }
 
     fn word(self) -> (&'static str, &'static str) {
@@ -126,7 +124,7 @@ impl Vocabulary for Outcome {
     const ABOUT: &'static str = "How a call ended: done, done in part, or the code that it was refused with.";
 
     fn all() -> Vec<Self> {
-        [Self::Ok, Self::Partial].into_iter().chain(ErrorCode::all().into_iter().map(Self::Refused)).collect()
+        Self::every()
     }
 
     fn word(self) -> (&'static str, &'static str) {

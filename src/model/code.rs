@@ -90,6 +90,11 @@ impl ErrorCode {
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|code| code.as_str() == name)
     }
+
+    /// Whether it is spelled as Hasura spells its own: it is about identity, and no entry is made of it.
+    pub fn is_hasuras_own(self) -> bool {
+        self.as_str().bytes().any(|byte| byte.is_ascii_lowercase())
+    }
 }
 
 /// A refusal as a caller may see it. It has no `Display`: a front turns it into its own form, and what caused it stays

@@ -16,6 +16,12 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// Every outcome that an entry can have.
+    pub fn every() -> Vec<Self> {
+        let codes = ErrorCode::ALL.iter().copied().filter(|code| !code.is_hasuras_own());
+        [Self::Ok, Self::Partial].into_iter().chain(codes.map(Self::Refused)).collect()
+    }
+
     /// `OK`, `PARTIAL`, or the code of the refusal.
     pub fn as_str(self) -> &'static str {
         match self {

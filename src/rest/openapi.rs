@@ -6,7 +6,7 @@ use axum::body::Bytes;
 use axum::response::Response;
 use serde_json::{Map, Value, json};
 
-use crate::model::{ErrorCode, Operation, Posture};
+use crate::model::{ErrorCode, Operation, Outcome, Posture};
 
 use super::body::text_answer;
 
@@ -33,6 +33,8 @@ pub fn document() -> Value {
         names.push(Value::Null);
         json!({ "enum": names, "description": says })
     };
+    let outcome = json!({ "enum": Outcome::every().into_iter().map(Outcome::as_str).collect::<Vec<_>>() });
+    let item_outcome = json!({ "oneOf": [{ "const": "OK" }, { "$ref": "#/components/schemas/ErrorCode" }] });
     let error = json!({ "type": "object", "required": ["code", "message", "retryable"], "properties": {
         "code": { "$ref": "#/components/schemas/ErrorCode" }, "message": text, "retryable": { "type": "boolean" } } });
     let input = |value: &str| {
@@ -49,14 +51,14 @@ pub fn document() -> Value {
         "items": { "oneOf": [{ "$ref": of }, { "type": "object", "required": ["error"], "properties": { "error": error } }] } } } })
     };
     let entry = json!({ "type": "object", "properties": {
-            "id": text, "at": text, "operation": { "enum": Operation::ALL.map(Operation::as_str) }, "outcome": text, "role": text,
+            "id": text, "at": text, "operation": { "enum": Operation::ALL.map(Operation::as_str) }, "outcome": outcome, "role": text,
             "user": nullable, "authenticated_by": text, "request_id": nullable, "detail": nullable,
             "voids": { "type": ["string", "null"], "description": "The earlier entry whose answer was withheld after it had been written: this refusal stands in its stead." },
             "item_count": count,
             "unlisted_refusals": { "type": "object", "additionalProperties": count, "description": "How many items were refused that `items` leaves out, by code." },
             "items": { "type": "array", "items": { "type": "object", "properties": {
                 "record_id": nullable, "dek_id": nullable, "key_version": nullable, "source": { "enum": ["cache", "kms", null] },
-                "kms_request_id": nullable, "outcome": text } } } } });
+                "kms_request_id": nullable, "outcome": item_outcome } } } } });
     let migrations = json!({ "type": "object", "properties": { "applied": count, "expected": count } });
     let schemas = json!({
         "ErrorCode": { "enum": ErrorCode::ALL.iter().map(|code| code.as_str()).collect::<Vec<_>>(), "description": code_table() },
@@ -87,6 +89,7 @@ pub fn document() -> Value {
         "Serving": { "type": "object", "properties": { "status": { "enum": ["OK"] }, "migrations": migrations } },
         "Health": { "type": "object", "properties": {
             "status": { "enum": ["OK", "DEGRADED", "REVOKED"] }, "database": { "enum": ["OK", "UNAVAILABLE"] },
+            "audit_log": { "enum": ["OK", "BEHIND"], "description": "Behind what was published of it, and nothing is answered, where the database was restored or rewritten." },
             "key_version": nullable, "error": nullable, "kms_latency_ms": { "type": ["number", "null"], "description": "How long the wrap and the unwrap took; null where the KMS was not asked." },
             "posture": posture("Of this key version, as the watch over it knows; null while none of its keys was used."),
             "worst_posture": posture("The worst of all key versions that are watched."),
@@ -99,55 +102,56 @@ pub fn document() -> Value {
     });
     let query = |name: &str, schema: Value| json!({ "name": name, "in": "query", "required": false, "schema": schema });
     let paths = json!({
-        "/byok/encrypt": { "post": post("Encrypt one value", "EncryptRequest", 200, "EncryptAnswer", true) },
-        "/byok/encrypt/many": { "post": post("Encrypt many values", "EncryptManyRequest", 200, "EncryptManyAnswer", true) },
-        "/byok/decrypt": { "post": post("Decrypt one value", "DecryptRequest", 200, "DecryptAnswer", true) },
-        "/byok/decrypt/many": { "post": post("Decrypt many values", "DecryptManyRequest", 200, "DecryptManyAnswer", true) },
+        "/byok/encrypt": { "post": post("encrypt", "Encrypt one value", "EncryptRequest", 200, "EncryptAnswer", true) },
+        "/byok/encrypt/many": { "post": post("encryptMany", "Encrypt many values", "EncryptManyRequest", 200, "EncryptManyAnswer", true) },
+        "/byok/decrypt": { "post": post("decrypt", "Decrypt one value", "DecryptRequest", 200, "DecryptAnswer", true) },
+        "/byok/decrypt/many": { "post": post("decryptMany", "Decrypt many values", "DecryptManyRequest", 200, "DecryptManyAnswer", true) },
         "/byok/rotate": { "post": {
-            "summary": "Re-wrap all DEKs under the current key version", "security": [{ "bearer": [] }],
+            "operationId": "rotate", "summary": "Re-wrap all DEKs under the current key version", "security": [{ "bearer": [] }],
             "requestBody": body("RotateRequest", false),
             "responses": { "200": content("A forecast (`dry_run`)", "Forecast"), "202": content("The job", "Rotation"), "default": refused() } } },
         "/byok/rotate/{id}": { "get": {
-            "summary": "How far a rotation is", "security": [{ "bearer": [] }],
+            "operationId": "rotation", "summary": "How far a rotation is", "security": [{ "bearer": [] }],
             "parameters": [{ "name": "id", "in": "path", "required": true, "schema": text }],
             "responses": { "200": content("The job", "Rotation"), "default": refused() } } },
         "/byok/audit": { "get": {
-            "summary": "Read the audit log, newest entries first", "security": [{ "bearer": [] }],
+            "operationId": "audit", "summary": "Read the audit log, newest entries first", "security": [{ "bearer": [] }],
             "parameters": [
                 query("from", json!({ "type": "string", "format": "date-time" })), query("until", json!({ "type": "string", "format": "date-time" })),
-                query("operation", json!({ "enum": Operation::ALL.map(Operation::as_str) })), query("outcome", text.clone()),
+                query("operation", json!({ "enum": Operation::ALL.map(Operation::as_str) })), query("outcome", outcome),
                 query("user", text.clone()), query("record_id", text.clone()),
                 query("first", json!({ "type": "integer", "minimum": 1, "maximum": 500, "default": 50 })), query("after", text.clone())],
             "responses": { "200": content("A page", "AuditPage"), "default": refused() } } },
         "/byok/audit/checkpoint": { "get": {
-            "summary": "The audit log's size and root as they are now, signed (c2sp.org/tlog-checkpoint)", "security": [{ "bearer": [] }],
+            "operationId": "auditCheckpoint", "summary": "The audit log's size and root as they are now, signed (c2sp.org/tlog-checkpoint)", "security": [{ "bearer": [] }],
             "responses": { "200": plain("The note"), "default": refused() } } },
         "/byok/audit/keys": { "get": {
-            "summary": "The public keys that verify checkpoints, one a line (c2sp.org/signed-note), the current one first", "security": [{ "bearer": [] }],
+            "operationId": "auditKeys", "summary": "The public keys that verify checkpoints, one a line (c2sp.org/signed-note), the current one first", "security": [{ "bearer": [] }],
             "responses": { "200": plain("The keys"), "default": refused() } } },
         "/byok/health": { "get": {
-            "summary": "Whether the key works: a real wrap and unwrap, at most once in five seconds; without a credential, what is known already",
+            "operationId": "keyHealth", "summary": "Whether the key works: a real wrap and unwrap, at most once in five seconds; without a credential, what is known already",
             "security": [{}, { "bearer": [] }],
             "responses": { "200": content("It works", "Health"), "503": content("It does not", "Health") } } },
         "/health": { "get": {
-            "summary": "Whether the server serves, whatever the key does",
+            "operationId": "health", "summary": "Whether the server serves, whatever the key does",
             "responses": { "200": content("It serves", "Serving") } } },
     });
     json!({
         "openapi": "3.1.0",
         "info": { "title": "byok", "version": env!("CARGO_PKG_VERSION"), "license": { "name": "MIT OR Apache-2.0", "identifier": "MIT OR Apache-2.0" },
             "description": "Field-level encryption under a key that the customer holds in their own KMS." },
+        "servers": [{ "url": "/" }],
         "paths": paths,
         "components": { "schemas": schemas, "securitySchemes": { "bearer": { "type": "http", "scheme": "bearer",
             "description": "A JWT with Hasura's claims, or an admin token." } } },
     })
 }
 
-fn post(summary: &str, takes: &str, status: u16, gives: &str, required: bool) -> Value {
+fn post(id: &str, summary: &str, takes: &str, status: u16, gives: &str, required: bool) -> Value {
     let mut responses = Map::new();
     responses.insert(status.to_string(), content("Done", gives));
     responses.insert("default".to_owned(), refused());
-    json!({ "summary": summary, "security": [{ "bearer": [] }], "requestBody": body(takes, required), "responses": responses })
+    json!({ "operationId": id, "summary": summary, "security": [{ "bearer": [] }], "requestBody": body(takes, required), "responses": responses })
 }
 
 fn body(schema: &str, required: bool) -> Value {
@@ -196,5 +200,29 @@ mod tests {
             let name = reference.split('"').next().unwrap();
             assert!(document["components"]["schemas"].get(name).is_some(), "{name}");
         }
+    }
+
+    #[test]
+    fn every_operation_has_a_name_of_its_own() {
+        let document = document();
+        let operations = document["paths"].as_object().unwrap().values();
+        let operations = operations.flat_map(|methods| methods.as_object().unwrap().values());
+        let mut names: Vec<&str> = operations.map(|it| it["operationId"].as_str().unwrap()).collect();
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!((names.len(), count), (11, 11));
+        assert_eq!(document["servers"][0]["url"], "/");
+    }
+
+    #[test]
+    fn an_outcome_is_one_of_those_that_entries_have() {
+        let document = document();
+        let outcomes = &document["components"]["schemas"]["Entry"]["properties"]["outcome"]["enum"];
+        let has = |name: &str| outcomes.as_array().unwrap().iter().any(|outcome| outcome == name);
+        assert!(has("OK") && has("PARTIAL") && has("DECRYPT_FAILED") && !has("invalid-jwt"));
+        let parameters = document["paths"]["/byok/audit"]["get"]["parameters"].as_array().unwrap();
+        let asked = parameters.iter().find(|parameter| parameter["name"] == "outcome").unwrap();
+        assert_eq!(&asked["schema"]["enum"], outcomes);
     }
 }

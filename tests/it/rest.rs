@@ -357,6 +357,11 @@ async fn health_answers_under_every_alias() {
     assert_eq!(health["migrations"]["applied"], health["migrations"]["expected"]);
     assert_eq!(health["audit_protected"], false, "the tests serve as a superuser");
     assert_eq!(health["key_version"], format!("{}/1", server.key.name));
+    let document = server.get("/openapi.json").await.body;
+    let described = document["components"]["schemas"]["Health"]["properties"].as_object().unwrap();
+    for member in health.as_object().unwrap().keys() {
+        assert!(described.contains_key(member), "{member} stands in the description");
+    }
     let metrics = server.get("/metrics").await.body;
     assert!(metrics.as_str().unwrap().contains("byok_requests_total"));
 }
