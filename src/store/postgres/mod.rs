@@ -32,6 +32,7 @@ use async_trait::async_trait;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgPool, PgPoolOptions, PgRow};
 use sqlx::query::Query;
 use sqlx::{ConnectOptions, Connection, Error, Row};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use uuid::Uuid;
 
@@ -48,6 +49,8 @@ use writers::Writers;
 
 /// For a connection to be there.
 const ACQUIRE: Duration = Duration::from_secs(2);
+/// For a turn to read, where all connections are in use: that many want to read is no outage.
+const TURN: Duration = Duration::from_secs(8);
 /// For the server to answer a statement; its own limit ends a second earlier, so that the outcome is known.
 const EXCHANGE: Duration = Duration::from_secs(6);
 /// A connection that was idle for longer is tested before it is used.
@@ -93,6 +96,8 @@ pub fn statements() -> impl Iterator<Item = &'static str> {
 /// A PostgreSQL database.
 pub struct Postgres {
     readers: PgPool,
+    /// One for each connection of the readers: whoever has one waits for no other reader any more.
+    turns: Semaphore,
     writers: Writers,
     /// The owner of the tables, where that is another role than the serving one.
     owner: Option<PgConnectOptions>,
@@ -116,8 +121,9 @@ impl Postgres {
         serving = if pgbouncer { without_session(serving) } else { limited(serving) };
 
         let commit_on = (settings.max_connections / 4).max(1);
+        let most_read = settings.max_connections.saturating_sub(commit_on).max(1);
         let readers = PgPoolOptions::new()
-            .max_connections(settings.max_connections.saturating_sub(commit_on).max(1))
+            .max_connections(most_read)
             .acquire_timeout(ACQUIRE)
             .test_before_acquire(false)
             .before_acquire(|connection, meta| {
@@ -133,6 +139,7 @@ impl Postgres {
             owner.map(|_| if pgbouncer { without_session(migrating.clone()) } else { migrating.clone() });
         Ok(Self {
             readers,
+            turns: Semaphore::new(usize::try_from(most_read).unwrap_or(1)),
             writers: Writers::new(serving.clone(), commit_on),
             owner,
             serving,
@@ -145,6 +152,11 @@ impl Postgres {
     /// The rows that a statement returns, within the deadline.
     async fn rows(&self, query: Query<'_, sqlx::Postgres, PgArguments>) -> Result<Vec<PgRow>, Failure> {
         let failed = |error: Error| Failure::of(&error);
+        let turn = timeout(TURN, self.turns.acquire()).await;
+        let _turn = turn.ok().and_then(Result::ok).ok_or_else(|| {
+            failed(Error::PoolTimedOut);
+            Failure::NotNow
+        })?;
         let mut connection = self.readers.acquire().await.map_err(|error| {
             Failure::of(&error);
             Failure::NotNow
