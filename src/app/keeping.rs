@@ -214,11 +214,13 @@ impl Keeper {
             let mut changed = false;
             for part in &prunable {
                 for (tenant, ranges) in &part.entries {
-                    let pieces = self.by_log(tenant.uid, ranges).await?;
+                    let mut logs = self.database.ended_logs(tenant.uid).await?;
+                    logs.extend(self.database.log_head(tenant.uid).await?);
+                    let pieces = by_log(&logs, ranges)?;
                     for (log, places) in &pieces {
                         self.hold_tiles_against(tenant.uid, log, places.clone()).await?;
                     }
-                    let before = self.pruned_by_entries_at(tenant.uid, ranges).await?;
+                    let before = self.pruned_by_entries_at(tenant.uid, &logs, ranges).await?;
                     self.announce(tenant, &pieces, before).await?;
                 }
                 match self.database.prune(retention, part).await {
@@ -234,25 +236,6 @@ impl Keeper {
             }
         }
         Err(KeepingFailed::Changing)
-    }
-
-    /// The same places, each piece with the log that it is of.
-    async fn by_log(
-        &self,
-        tenant: TenantUid,
-        ranges: &[Range<u64>],
-    ) -> Result<Vec<(LogHead, Range<u64>)>, KeepingFailed> {
-        let mut logs = self.database.ended_logs(tenant).await?;
-        logs.extend(self.database.log_head(tenant).await?);
-        let of = |log: &LogHead, range: &Range<u64>| range.start.max(log.first)..range.end.min(log.end());
-        let pieces: Vec<_> = ranges
-            .iter()
-            .flat_map(|range| logs.iter().map(move |log| (log.clone(), of(log, range))))
-            .filter(|(_, places)| !places.is_empty())
-            .collect();
-        let held: u64 = pieces.iter().map(|(_, places)| length(places)).sum();
-        let asked: u64 = ranges.iter().map(length).sum();
-        if held == asked { Ok(pieces) } else { Err(KeepingFailed::Wrong) }
     }
 
     /// Whether the tiles that stay hold what these entries' leaves are: they are all that is left of them.
@@ -288,10 +271,9 @@ impl Keeper {
     async fn pruned_by_entries_at(
         &self,
         tenant: TenantUid,
+        logs: &[LogHead],
         places: &[Range<u64>],
     ) -> Result<Vec<(u32, Range<u64>)>, KeepingFailed> {
-        let mut logs = self.database.ended_logs(tenant).await?;
-        logs.extend(self.database.log_head(tenant).await?);
         let was_there = |(of, leaves): &(u32, Range<u64>), seq: u64| {
             logs.iter()
                 .any(|log| log.log == *of && log.first.saturating_add(leaves.end) <= seq.min(log.end()))
@@ -357,6 +339,19 @@ fn pieces(places: Range<u64>, sizes: &[(u64, u64)]) -> Vec<Range<u64>> {
     }
     pieces.push(start..places.end);
     pieces
+}
+
+/// The same places, each piece with the log that it is of.
+fn by_log(logs: &[LogHead], ranges: &[Range<u64>]) -> Result<Vec<(LogHead, Range<u64>)>, KeepingFailed> {
+    let of = |log: &LogHead, range: &Range<u64>| range.start.max(log.first)..range.end.min(log.end());
+    let pieces: Vec<_> = ranges
+        .iter()
+        .flat_map(|range| logs.iter().map(move |log| (log.clone(), of(log, range))))
+        .filter(|(_, places)| !places.is_empty())
+        .collect();
+    let held: u64 = pieces.iter().map(|(_, places)| length(places)).sum();
+    let asked: u64 = ranges.iter().map(length).sum();
+    if held == asked { Ok(pieces) } else { Err(KeepingFailed::Wrong) }
 }
 
 /// The same leaves in as few ranges as that takes, in order.
