@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -38,8 +39,13 @@ pub(super) struct Assembled {
     pub(super) refresh: JoinHandle<()>,
 }
 
-/// Builds everything. Waits for a database that is out of reach; the KMS may be down.
-pub(super) async fn assemble(config: Config, stop: CancellationToken) -> Result<Assembled, Failure> {
+/// Builds everything, for requests that run on the runtime `requests`. Waits for a database that is out of reach; the KMS may
+/// be down.
+pub(super) async fn assemble(
+    config: Config,
+    requests: Handle,
+    stop: CancellationToken,
+) -> Result<Assembled, Failure> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let (authenticator, policy) = identity(&config.auth, clock.clone())?;
     let authenticator = Arc::new(authenticator);
@@ -52,7 +58,7 @@ pub(super) async fn assemble(config: Config, stop: CancellationToken) -> Result<
     let tenant = primary(&*database).await?;
     let audit_protected = database.exposure().await.is_ok_and(|exposure| !exposure.any());
     let store: Arc<dyn store::Store> = database.clone();
-    let committer = Arc::new(Committer::start(store.clone(), clock.clone(), LANES));
+    let committer = Arc::new(Committer::start_for(requests, store.clone(), clock.clone(), LANES));
     // Without the owner's rights, `byok audit prune` does it.
     let owns = has_owner || database.exposure().await.is_ok_and(|exposure| exposure.owns_audit);
     let keeper = owns.then(|| Keeper::new(database.clone(), committer.clone(), clock.clone(), None));

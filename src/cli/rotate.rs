@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::Failure;
@@ -30,7 +31,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let config = Config::read(&Env::of_process(), &Defaults::serve()).map_err(Failure::Configuration)?;
     let _telemetry = telemetry::start(&config.telemetry).map_err(Failure::Running)?;
     let stop = CancellationToken::new();
-    let Assembled { app, .. } = assemble(config, stop.clone()).await?;
+    let Assembled { app, .. } = assemble(config, Handle::current(), stop.clone()).await?;
     let identity = Identity {
         role: Arc::from("admin"),
         user: None,

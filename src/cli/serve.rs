@@ -47,7 +47,7 @@ where
         .map_err(|error| Failure::Running(format!("the runtime of requests did not start: {error}")))?;
 
     let Assembled { app, database, server: settings, refresh } = tokio::select! {
-        assembled = assemble(config, stop.clone()) => assembled?,
+        assembled = assemble(config, requests.handle(), stop.clone()) => assembled?,
         () = stop.cancelled() => return Ok(()),
     };
     let (served, metrics) = server::routers(app.clone(), database, &settings, stop.clone());
