@@ -191,7 +191,8 @@ def verify(path, keys, pinned=None):
     reaches = head["to"] == head["first"] + size and not head.get("erasures_behind", False)
     unsaid = sorted({*awaiting["user"], *awaiting["record"]})
     found = [place for place in unsaid if reaches and place >= hidden]  # of the others, an entry that is not shown may say so
-    check(not found, f"unmarked-erasure: place {[*found, 0][0]}: a value is not there, and no later entry says that it was erased")
+    check(not found, f"unmarked-erasure: place {[*found, 0][0]}: a value is not there, and no later entry says that it was "
+                     f"erased; so at {len(found)} place(s)")
     said = f"places {head['from']} to before {head['to']} of {head['origin']}, tenant {tenant.hex()}, {entries} entries"
     said += f", {erased} values erased" if erased else ""
     return said + (f" (open: of {len(unsaid)} place(s) no entry that is shown says so)" if unsaid else "")

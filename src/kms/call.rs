@@ -603,6 +603,27 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn each_request_is_counted_and_each_that_was_not_made() {
+        let policy = bounded(5);
+        storm(&policy, 20, |_| Ok(())).await;
+        storm(&policy, 1, |_| Ok(())).await;
+        let requests = policy.requests();
+        let [made] = requests.made[..] else { panic!("{requests:?}") };
+        assert_eq!((made.asked, made.result, made.durations.iter().sum::<u64>()), (Asked::Unwrap, "ok", 5));
+        assert_eq!(made.total, Duration::from_millis(50));
+        let withheld: Vec<_> = requests.withheld.iter().map(|one| (one.reason, one.count)).collect();
+        assert_eq!(withheld, [("budget", 16)]);
+
+        // Of a batch what went wrong with an item counts, though the answer is one.
+        let policy = CallPolicy::new("p", Duration::from_secs(5), None);
+        let class = |_: &()| Some(KmsErrorClass::KeyVersionUnavailable);
+        let once = || async { Ok(()) };
+        let call = call(policy.deadline(), Share::Caller);
+        assert_eq!(policy.run_batch(call, class, once).await, Ok(()));
+        assert_eq!(policy.requests().made[0].result, "refused");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn retries_are_taken_from_the_budget_and_what_the_provider_said_is_told() {
         let policy = bounded(2);
         let (seen, _, outcomes) = storm(&policy, 1, |_| Err(failed(KmsErrorClass::Internal))).await;

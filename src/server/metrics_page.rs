@@ -73,7 +73,7 @@ impl MetricsPage {
         let made = requests.made.iter().map(|made| MadeShown {
             operation: made.asked.as_str(),
             class: made.result,
-            buckets: BUCKETS.into_iter().chain([f64::MAX]).zip(made.durations).collect(),
+            buckets: BUCKETS.into_iter().chain([f64::INFINITY]).zip(made.durations).collect(),
             total: made.total,
         });
         let withheld = requests.withheld.iter().map(|withheld| WithheldShown {

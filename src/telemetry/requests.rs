@@ -30,7 +30,7 @@ pub struct MadeShown {
     pub operation: &'static str,
     /// What came of it.
     pub class: &'static str,
-    /// The upper bound of each bucket of durations, in seconds, and how many are in it; the last bound is [`f64::MAX`].
+    /// The upper bound of each bucket of durations, in seconds, and how many are in it; the last bound is infinite.
     pub buckets: Vec<(f64, u64)>,
     /// How long they took together.
     pub total: Duration,
