@@ -38,7 +38,7 @@ use crate::audit::Committer;
 use crate::auth::{Authenticator, Policy};
 use crate::config::Limits;
 use crate::keyring::Keyring;
-use crate::kms::Kms;
+use crate::kms::{Kms, Requests};
 use crate::model::{Caller, Clock, ErrorCode, Identity, Peer, Posture, Refusal, RequestId, Tenant};
 use crate::store::Store;
 use crate::telemetry::PoolCounts;
@@ -190,6 +190,11 @@ impl App {
     /// What became of the DEKs that were made ahead of need.
     pub fn dek_pool(&self) -> PoolCounts {
         self.keyring.pool()
+    }
+
+    /// The requests to the KMS since the start.
+    pub fn kms_requests(&self) -> Requests {
+        self.kms.requests()
     }
 
     /// How many DEKs are in memory, about.

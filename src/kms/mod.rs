@@ -19,6 +19,7 @@ mod gcp;
 mod http;
 mod local;
 mod pacing;
+mod tally;
 mod vault;
 
 use std::fmt;
@@ -35,6 +36,7 @@ pub use azure::AzureKeyVault;
 pub use error::{KmsError, KmsErrorClass, Stage, Verdict};
 pub use gcp::GcpKms;
 pub use local::LocalKey;
+pub use tally::{Asked, BUCKETS, Requests, RequestsMade, RequestsWithheld};
 pub use vault::VaultTransit;
 
 /// What a DEK is bound to. A provider that takes associated data binds it there too, so that it shows in the customer's
@@ -151,6 +153,11 @@ pub trait Kms: Send + Sync {
     /// that is missing; `None` where it does not say. For `doctor`.
     async fn knows_credential(&self) -> Option<bool> {
         None
+    }
+
+    /// The requests that were made since the start, and what came of them. None where none leaves this process.
+    fn requests(&self) -> Requests {
+        Requests::default()
     }
 
     /// What works, but leaves something unprotected at the KMS, as far as our identity may look. For `doctor`.

@@ -8,6 +8,7 @@ mod crowd;
 mod head;
 mod leaving;
 mod listen;
+mod metrics_format;
 mod metrics_page;
 mod patient;
 mod piece;
@@ -22,7 +23,7 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request};
-use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::get;
@@ -133,7 +134,8 @@ pub fn routers(
         said: Mutex::default(),
     });
     let page = Arc::new(MetricsPage::new(app.clone(), outside.clone()));
-    let metrics = Router::new().route("/metrics", get(move || std::future::ready(page.show())));
+    let metrics = Router::new()
+        .route("/metrics", get(move |headers: HeaderMap| std::future::ready(page.show(&headers))));
     let mut router = Router::new()
         .merge(rest::router(app.clone(), database, stop.clone()))
         .merge(graphql::router(app.clone()));
@@ -437,7 +439,7 @@ impl Drop for InFlight<'_> {
     }
 }
 
-struct Headers<'a>(&'a axum::http::HeaderMap);
+struct Headers<'a>(&'a HeaderMap);
 
 impl opentelemetry::propagation::Extractor for Headers<'_> {
     fn get(&self, key: &str) -> Option<&str> {

@@ -64,6 +64,7 @@ mod kms_vault_policy;
 mod kms_vault_tls;
 mod limits;
 mod load;
+mod metrics;
 mod operations;
 mod pool;
 mod real_clouds;

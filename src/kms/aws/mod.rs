@@ -39,7 +39,7 @@ use tokio::task::JoinHandle;
 use crate::config::{AwsSettings, Mistake};
 use crate::crypto::Dek;
 use crate::kms::budget::Share;
-use crate::kms::{DekBinding, Exposure, Generated, ItemResult, Kms, KmsError};
+use crate::kms::{DekBinding, Exposure, Generated, ItemResult, Kms, KmsError, Requests};
 use crate::model::{KeyVersion, Wrapped};
 
 use key::{BATCH, Key};
@@ -136,6 +136,10 @@ impl Kms for AwsKms {
     /// CloudTrail shows the encryption context (docs.aws.amazon.com/kms/latest/developerguide/encrypt_context.html).
     fn logs_context(&self) -> bool {
         true
+    }
+
+    fn requests(&self) -> Requests {
+        self.key.policy.requests()
     }
 
     fn batch_limit(&self) -> usize {

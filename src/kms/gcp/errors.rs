@@ -23,6 +23,17 @@ pub(super) enum Asked {
     Look,
 }
 
+impl Asked {
+    /// What it is at any provider.
+    pub(super) fn of_any(self) -> crate::kms::Asked {
+        match self {
+            Self::Encrypt | Self::EncryptUnder => crate::kms::Asked::Wrap,
+            Self::Decrypt => crate::kms::Asked::Unwrap,
+            Self::Look => crate::kms::Asked::Describe,
+        }
+    }
+}
+
 /// The detail that a row asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Detail {

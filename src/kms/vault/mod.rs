@@ -33,9 +33,11 @@ use tokio::time::Instant;
 use crate::config::{KeyVersionStrategy, Mistake, VaultSettings};
 use crate::crypto::{Dek, SecretText};
 use crate::kms::budget::Share;
-use crate::kms::call::{CallPolicy, Failed, each};
+use crate::kms::call::{Call, CallPolicy, Failed, each};
 use crate::kms::http::Reply;
-use crate::kms::{Answer, DekBinding, Exposure, Generated, ItemResult, Kms, KmsError, KmsErrorClass};
+use crate::kms::{
+    Answer, Asked, DekBinding, Exposure, Generated, ItemResult, Kms, KmsError, KmsErrorClass, Requests,
+};
 use crate::model::{KeyVersion, Wrapped};
 
 use auth::Auth;
@@ -82,7 +84,7 @@ impl VaultTransit {
             mount: settings.mount,
             key: settings.key.into(),
             version: settings.version,
-            calls: CallPolicy::new(settings.timeout, settings.calls_per_minute),
+            calls: CallPolicy::new("vault-transit", settings.timeout, settings.calls_per_minute),
         });
         let kept = Arc::clone(&vault);
         let keeper = tokio::spawn(async move {
@@ -156,8 +158,8 @@ impl Kms for VaultTransit {
     async fn unwrap(&self, wrapped: &[(DekBinding, Wrapped)]) -> Vec<ItemResult<Dek>> {
         let deadline = self.vault.calls.deadline();
         let share = Share::of(wrapped.iter().map(|(binding, _)| binding.purpose));
-        let decrypted =
-            |batch| self.vault.of_ciphertexts("decrypt", batch, None, share, deadline, transit::dek);
+        let call = Call { asked: Asked::Unwrap, share, deadline };
+        let decrypted = |batch| self.vault.of_ciphertexts("decrypt", batch, None, call, transit::dek);
         each(wrapped.chunks(BATCH), decrypted).await.into_iter().flatten().collect()
     }
 
@@ -168,10 +170,10 @@ impl Kms for VaultTransit {
         };
         let (key, version) = (&self.vault.key, Some(version));
         let share = Share::of_rewrap(wrapped.iter().map(|(binding, _)| binding.purpose));
-        let deadline = self.vault.calls.deadline();
+        let call = Call { asked: Asked::Rewrap, share, deadline: self.vault.calls.deadline() };
         let rewrapped = |batch| {
             let read = move |item: &transit::Item<'_>| transit::wrapped(item, key, version);
-            self.vault.of_ciphertexts("rewrap", batch, version, share, deadline, read)
+            self.vault.of_ciphertexts("rewrap", batch, version, call, read)
         };
         each(wrapped.chunks(BATCH), rewrapped).await.into_iter().flatten().collect()
     }
@@ -184,6 +186,10 @@ impl Kms for VaultTransit {
 
     fn hang_up(&self) {
         self.vault.transport.hang_up();
+    }
+
+    fn requests(&self) -> Requests {
+        self.vault.calls.requests()
     }
 
     fn batch_limit(&self) -> usize {
@@ -218,12 +224,12 @@ impl Kms for VaultTransit {
 
 impl Vault {
     async fn wrap(&self, deks: &[&Dek], share: Share) -> Vec<ItemResult<Wrapped>> {
-        let deadline = self.calls.deadline();
-        let batches = each(deks.chunks(BATCH), |batch| self.wrap_batch(batch, share, deadline)).await;
+        let call = Call { asked: Asked::Wrap, share, deadline: self.calls.deadline() };
+        let batches = each(deks.chunks(BATCH), |batch| self.wrap_batch(batch, call)).await;
         batches.into_iter().flatten().collect()
     }
 
-    async fn wrap_batch(&self, deks: &[&Dek], share: Share, deadline: Instant) -> Vec<ItemResult<Wrapped>> {
+    async fn wrap_batch(&self, deks: &[&Dek], call: Call) -> Vec<ItemResult<Wrapped>> {
         let version = match self.version {
             KeyVersionStrategy::Latest => None,
             KeyVersionStrategy::Pinned(version) => Some(version),
@@ -231,7 +237,7 @@ impl Vault {
         let body = transit::encrypt_body(deks.iter().copied(), version);
         let read = |item: &transit::Item<'_>| transit::wrapped(item, &self.key, version);
         let path = format!("{}/encrypt/{}", self.mount, self.key);
-        self.batch(&path, Bytes::from_owner(body), deks.len(), share, deadline, read).await
+        self.batch(&path, Bytes::from_owner(body), deks.len(), call, read).await
     }
 
     /// Decrypt or rewrap. What cannot be sent fails alone; what can goes in one request.
@@ -240,8 +246,7 @@ impl Vault {
         operation: &str,
         batch: &[(DekBinding, Wrapped)],
         version: Option<NonZeroU64>,
-        share: Share,
-        deadline: Instant,
+        call: Call,
         read: impl Fn(&transit::Item<'_>) -> Option<T>,
     ) -> Vec<ItemResult<T>> {
         let checked: Vec<_> = batch.iter().map(|(_, wrapped)| self.ciphertext(wrapped)).collect();
@@ -251,7 +256,7 @@ impl Vault {
         } else {
             let body = transit::ciphertexts_body(checked.iter().filter_map(|item| item.ok()), version);
             let path = format!("{}/{operation}/{}", self.mount, self.key);
-            self.batch(&path, Bytes::from(body), sent, share, deadline, read).await
+            self.batch(&path, Bytes::from(body), sent, call, read).await
         };
         let mut answers = answers.into_iter();
         checked
@@ -276,12 +281,13 @@ impl Vault {
         path: &str,
         body: Bytes,
         count: usize,
-        share: Share,
-        deadline: Instant,
+        call: Call,
         read: impl Fn(&transit::Item<'_>) -> Option<T>,
     ) -> Vec<ItemResult<T>> {
         let read = |reply: Reply| transit::read_items(&reply, count, &read);
-        let answer = self.attempts(Method::POST, path, body, share, deadline, read);
+        let class =
+            |items: &Vec<ItemResult<T>>| items.iter().find_map(|item| Some(item.as_ref().err()?.class));
+        let answer = self.attempts(Method::POST, path, body, call, class, read);
         answer.await.unwrap_or_else(|error| (0..count).map(|_| Err(error.clone())).collect())
     }
 
@@ -294,7 +300,8 @@ impl Vault {
         deadline: Instant,
     ) -> Result<Reply, KmsError> {
         let read = |reply: Reply| if reply.status == 200 { Ok(reply) } else { Err(errors::of_reply(&reply)) };
-        self.attempts(method, path, body, Share::Probe, deadline, read).await
+        let call = Call { asked: Asked::Describe, share: Share::Probe, deadline };
+        self.attempts(method, path, body, call, |_| None, read).await
     }
 
     /// Makes a request until it succeeds, fails for good, or time is up.
@@ -303,10 +310,11 @@ impl Vault {
         method: Method,
         path: &str,
         body: Bytes,
-        share: Share,
-        deadline: Instant,
+        call: Call,
+        class: impl Fn(&T) -> Option<KmsErrorClass>,
         read: impl Fn(Reply) -> Result<T, KmsError>,
     ) -> Result<T, KmsError> {
+        let Call { share, deadline, .. } = call;
         let once = || async {
             let (token, reply) = self.attempt(&method, path, &body, deadline).await?;
             let (status, wait) = (reply.status, reply.retry_after());
@@ -322,7 +330,7 @@ impl Vault {
             let wait = reply.retry_after();
             read(reply).map_err(|error| Failed { error, wait })
         };
-        self.calls.run(deadline, share, once).await
+        self.calls.run_batch(call, class, once).await
     }
 
     async fn attempt(
