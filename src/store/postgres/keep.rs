@@ -6,9 +6,9 @@ use sqlx::Row;
 use super::super::migration::applied;
 use super::super::{Database, Exposure, MigrateError, MigrationReport, ReadError};
 use super::migrate::{APPLIED, HAS_TABLE, MIGRATIONS, PARTITIONS, migrate};
-use super::{Postgres, statements};
+use super::{Postgres, reads};
 
-statements! {
+reads! {
     /// Owners of the schema and of the database can drop what lies in them.
     EXPOSURE = "
         WITH audit AS (
