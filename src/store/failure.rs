@@ -88,8 +88,8 @@ impl Failure {
     /// SQLite's result codes; the low byte is the primary one.
     fn of_sqlite(code: i32) -> Self {
         match code & 0xff {
-            // BUSY, LOCKED, NOMEM, IOERR, FULL, CANTOPEN
-            5 | 6 | 7 | 10 | 13 | 14 => Self::NotNow,
+            // BUSY, LOCKED, NOMEM, READONLY (what a file system becomes that met an error), INTERRUPT, IOERR, FULL, CANTOPEN
+            5..=10 | 13 | 14 => Self::NotNow,
             // CORRUPT
             11 => Self::Malformed,
             _ => Self::Refused,

@@ -13,7 +13,7 @@ use super::{
     statements, streams, tenants,
 };
 
-const BEGIN: &str = "BEGIN IMMEDIATE";
+pub(super) const BEGIN: &str = "BEGIN IMMEDIATE";
 
 statements! {
     HEAD = "SELECT size, log, first, frontier FROM np_byok_heads WHERE tenant = ?1";
@@ -88,7 +88,7 @@ impl Sqlite {
                 Ok(()) => Ok(committed),
                 Err(error) => {
                     Failure::of(&error);
-                    Err(CommitError::Unknown)
+                    self.after_failed_commit(batch).await
                 }
             },
             Err(ended) => {
@@ -103,6 +103,18 @@ impl Sqlite {
                     Ended::Failed(error) => Err(nothing_done(error)),
                 }
             }
+        }
+    }
+
+    /// `COMMIT` failed: it was rolled back, or will be, unless the log shows that it was done.
+    async fn after_failed_commit(&self, batch: &Batch) -> Result<Committed, CommitError> {
+        if batch.entries.is_empty() {
+            return Err(CommitError::Unknown);
+        }
+        match self.settle(batch).await {
+            Ok(committed) => Ok(committed),
+            Err(CommitError::Moved { .. } | CommitError::Fenced) => Err(CommitError::Unavailable),
+            Err(_) => Err(CommitError::Unknown),
         }
     }
 
