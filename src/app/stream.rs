@@ -14,6 +14,7 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::audit::ocsf_event;
+use crate::model::Tenant;
 use crate::store::{Batch, Change, PlacedEntry, ReadError, StreamName, StreamRow, StreamStep};
 use crate::webhook::{Delivery, Webhook};
 
@@ -153,8 +154,9 @@ impl App {
 
     /// How far the stream is, and how many entries it has still to take.
     async fn look(&self, stream: &Stream) -> Result<(Option<StreamRow>, u64), Over> {
-        let rows = self.store.streams(self.tenant.uid).await.map_err(|_| Over)?;
-        let end = self.store.log_size(self.tenant.uid).await.map_err(|_| Over)?;
+        let tenant = self.tenant.uid().map_err(|_| Over)?;
+        let rows = self.store.streams(tenant).await.map_err(|_| Over)?;
+        let end = self.store.log_size(tenant).await.map_err(|_| Over)?;
         let row = rows.into_iter().find(|row| row.name == stream.name);
         let behind = end.saturating_sub(row.map_or(0, |row| row.next));
         stream.with(|progress| progress.behind = behind);
@@ -170,7 +172,8 @@ impl App {
         stop: &CancellationToken,
     ) -> Result<u64, Over> {
         let page = stream.with(|progress| progress.page);
-        let page = match self.store.entries_from(self.tenant.uid, next, page).await {
+        let tenant = self.tenant.get().map_err(|_| Over)?;
+        let page = match self.store.entries_from(tenant.uid, next, page).await {
             Ok(page) => page,
             // It is out of reach, and says so itself.
             Err(ReadError::Unavailable) => return Err(Over),
@@ -180,7 +183,7 @@ impl App {
                 return Err(Over);
             }
         };
-        let (lines, sent) = self.lines(&page);
+        let (lines, sent) = self.lines(tenant, &page);
         let (Some(first), Some(last)) = (sent.first(), sent.last()) else {
             stream.with(|progress| progress.behind = 0);
             return Err(Over);
@@ -216,13 +219,13 @@ impl App {
     }
 
     /// As many of the entries as go into one delivery, one line each.
-    fn lines<'p>(&self, page: &'p [PlacedEntry]) -> (String, &'p [PlacedEntry]) {
+    fn lines<'p>(&self, tenant: &Tenant, page: &'p [PlacedEntry]) -> (String, &'p [PlacedEntry]) {
         let mut lines = String::new();
         for (count, placed) in page.iter().enumerate() {
             if lines.len() > DELIVERY_BYTES {
                 return (lines, &page[..count]);
             }
-            lines.push_str(&ocsf_event(&self.tenant, placed).to_string());
+            lines.push_str(&ocsf_event(tenant, placed).to_string());
             lines.push('\n');
         }
         (lines, page)
@@ -246,7 +249,8 @@ impl App {
     /// An error where the step did not apply, or is not known to have.
     async fn stream_step(&self, stream: &Stream, holder: Uuid, step: StreamStep) -> Result<(), Over> {
         let changes = vec![Change::Stream { name: stream.name, holder, step }];
-        match self.store.commit(&Batch::of_changes(self.tenant.uid, changes)).await {
+        let tenant = self.tenant.uid().map_err(|_| Over)?;
+        match self.store.commit(&Batch::of_changes(tenant, changes)).await {
             Ok(committed) if committed.applied == [1] => Ok(()),
             Ok(_) | Err(_) => Err(Over),
         }

@@ -135,7 +135,7 @@ pub fn routers(
     let page = Arc::new(MetricsPage::new(app.clone(), outside.clone()));
     let metrics = Router::new().route("/metrics", get(move || std::future::ready(page.show())));
     let mut router = Router::new()
-        .merge(rest::router(app.clone(), database, stop.clone()))
+        .merge(rest::router(app.clone(), database.clone(), stop.clone()))
         .merge(graphql::router(app.clone()));
     if settings.console {
         router = router.merge(console::router());

@@ -110,7 +110,8 @@ pub(super) fn missing<'m>(
     Ok(missing)
 }
 
-fn level(known: &[Migration]) -> u32 {
+/// The number of the last one.
+pub(super) fn level(known: &[Migration]) -> u32 {
     known.last().map_or(0, |migration| migration.version)
 }
 

@@ -624,6 +624,9 @@ pub trait Database: Store + Keeping {
     /// that takes too long, rows are sealed later.
     async fn build_indexes(&self) -> Result<u32, ReadError>;
 
+    /// How many migrations this binary has for it.
+    fn level(&self) -> u32;
+
     /// What stands of the schema, with nothing changed; [`MigrationReport::usable`] says whether it can be served.
     ///
     /// # Errors

@@ -467,7 +467,7 @@ pub(crate) struct Replica {
 impl Replica {
     pub(crate) fn caller(&self) -> Caller {
         let (role, session, means) = (Arc::from("admin"), Session::default(), Means::Jwt);
-        self.app.caller(Identity { role, user: None, session, means }, RequestId::fresh())
+        self.app.caller(Identity { role, user: None, session, means }, RequestId::fresh()).unwrap()
     }
 
     pub(crate) async fn encrypt(&self, record: &str) -> Result<String, ErrorCode> {
@@ -640,7 +640,7 @@ impl House {
         let authenticator = Authenticator::new(&auth, crate::support::http(), clock.clone());
         let checkpoints = Checkpoints::new(CheckpointParts {
             store: store.clone(),
-            tenant: self.tenant.clone(),
+            tenant: self.tenant.clone().into(),
             deployment: "byok".to_owned(),
             keys: None,
             places: Vec::new(),
@@ -648,7 +648,7 @@ impl House {
             clock: clock.clone(),
         });
         let app = App::new(byok::app::Parts {
-            tenant: self.tenant.clone(),
+            tenant: self.tenant.clone().into(),
             store: store.clone(),
             kms: kms.clone(),
             keyring: keyring.clone(),

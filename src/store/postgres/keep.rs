@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use sqlx::Row;
 
-use super::super::migration::applied;
+use super::super::migration::{applied, level};
 use super::super::{Database, Exposure, MigrateError, MigrationReport, ReadError};
 use super::migrate::{APPLIED, HAS_TABLE, MIGRATIONS, PARTITIONS, migrate};
 use super::{Postgres, reads};
@@ -48,6 +48,10 @@ impl Database for Postgres {
 
     async fn build_indexes(&self) -> Result<u32, ReadError> {
         self.build_missing_indexes().await
+    }
+
+    fn level(&self) -> u32 {
+        level(MIGRATIONS)
     }
 
     async fn schema(&self) -> Result<MigrationReport, ReadError> {

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use sqlx::{Error, Row, SqliteConnection};
 
 use super::super::failure::{Failure, cause};
-use super::super::migration::{Applied, Migration, applied, missing};
+use super::super::migration::{Applied, Migration, applied, level, missing};
 use super::super::{Database, Exposure, MigrateError, MigrationReport, ReadError};
 use super::{Sqlite, statements};
 
@@ -99,6 +99,10 @@ impl Database for Sqlite {
     /// Its indexes are made by migrations: there is one writer, and the database is small.
     async fn build_indexes(&self) -> Result<u32, ReadError> {
         Ok(0)
+    }
+
+    fn level(&self) -> u32 {
+        level(MIGRATIONS)
     }
 
     async fn schema(&self) -> Result<MigrationReport, ReadError> {
