@@ -41,6 +41,10 @@ impl Failure {
     pub(super) fn of(error: &Error) -> Self {
         let failure = Self::classify(error);
         match failure {
+            Self::Refused if is_of_pooler(error) => tracing::error!(
+                cause = cause(error),
+                "a prepared statement is gone, or another's: if a pooler stands before the database, set BYOK_DATABASE_PGBOUNCER=true"
+            ),
             Self::Refused => tracing::error!(cause = cause(error), "the database refused a statement"),
             Self::Malformed => {
                 tracing::error!(cause = cause(error), "a row is damaged, or not of the form that we write")
@@ -95,6 +99,12 @@ impl Failure {
             _ => Self::Refused,
         }
     }
+}
+
+/// invalid_sql_statement_name, duplicate_prepared_statement: what a server is asked whose connection was another's before.
+fn is_of_pooler(error: &Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    matches!(code.as_deref(), Some("26000" | "42P05"))
 }
 
 /// A name for an error that holds no value: its code and constraint, or its kind.

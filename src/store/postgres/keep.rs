@@ -41,6 +41,7 @@ reads! {
 #[async_trait]
 impl Database for Postgres {
     async fn migrate(&self) -> Result<MigrationReport, MigrateError> {
+        self.check_suitable().await?;
         let owner = self.owner.as_ref().unwrap_or(&self.serving);
         let serving = self.serving.get_username();
         migrate(owner, (owner.get_username() != serving).then_some(serving)).await

@@ -82,7 +82,10 @@ const GRANTS: &str = include_str!("../../../migrations/postgres/grants.sql");
 statements! {
     LOCK = "SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('np_byok_migrations', 0))";
     /// Whoever waits longer for another replica's migration tries again.
-    PATIENCE = "SELECT pg_catalog.set_config('lock_timeout', '60s', true)";
+    /// In migrations a backslash is a backslash, whatever the role or the database have set.
+    PATIENCE = "
+        SELECT pg_catalog.set_config('lock_timeout', '60s', true),
+            pg_catalog.set_config('standard_conforming_strings', 'on', true)";
     /// The schema of our tables: where they are, or else where they are to be made.
     SCHEMA = "
         SELECT pg_catalog.set_config('byok.schema', COALESCE(
@@ -193,7 +196,8 @@ async fn has_table(connection: &mut PgConnection) -> Result<bool, Error> {
     of_primary(rows)?.first().map_or(Ok(false), |row| row.try_get(0))
 }
 
-fn failed(version: u32, error: &Error) -> MigrateError {
+/// What an error of the database means for its schema; `version` is 0 outside of a migration.
+pub(super) fn failed(version: u32, error: &Error) -> MigrateError {
     let denied = matches!(error, Error::Database(error) if error.code().as_deref() == Some("42501"));
     match Failure::of(error) {
         _ if denied => MigrateError::Denied,

@@ -24,6 +24,7 @@ mod primary;
 mod proofs;
 mod publications;
 mod streams;
+mod suitable;
 mod tenants;
 mod writers;
 
