@@ -433,7 +433,7 @@ impl App {
             return;
         }
         match self.checkpoints.renew_in_time().await {
-            Ok(()) | Err(NoneMade::Unsigned | NoneMade::Store(ReadError::Unavailable)) => {}
+            Ok(()) | Err(NoneMade::Unsigned | NoneMade::Store(ReadError::Unavailable | ReadError::Busy)) => {}
             // The rows of DEKs that are in memory may be gone.
             Err(NoneMade::Behind) => self.keyring.clear(),
             Err(NoneMade::Store(ReadError::Rejected | ReadError::Malformed)) => {

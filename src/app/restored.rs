@@ -30,7 +30,7 @@ pub enum RestoreFailed {
 impl From<ReadError> for RestoreFailed {
     fn from(error: ReadError) -> Self {
         match error {
-            ReadError::Unavailable => Self::Unavailable,
+            ReadError::Unavailable | ReadError::Busy => Self::Unavailable,
             ReadError::Rejected => Self::Refused,
             ReadError::Malformed => Self::Malformed,
         }

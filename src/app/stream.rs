@@ -176,7 +176,7 @@ impl App {
         let page = match self.store.entries_from(tenant.uid, next, page).await {
             Ok(page) => page,
             // It is out of reach, and says so itself.
-            Err(ReadError::Unavailable) => return Err(Over),
+            Err(ReadError::Unavailable | ReadError::Busy) => return Err(Over),
             // Not of a form that this release reads: another replica may be of a later one.
             Err(ReadError::Rejected | ReadError::Malformed) => {
                 self.stream_failed(stream, holder, next, "an entry cannot be read").await;

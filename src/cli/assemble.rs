@@ -178,7 +178,7 @@ async fn with_tenant(database: Arc<dyn Database>) -> Result<(Arc<dyn Database>, 
 /// What to say of a database that cannot be read.
 pub(super) fn unread(error: store::ReadError) -> Failure {
     Failure::Running(match error {
-        store::ReadError::Unavailable => "the database is out of reach".to_owned(),
+        store::ReadError::Unavailable | store::ReadError::Busy => "the database is out of reach".to_owned(),
         store::ReadError::Rejected => {
             "the database refuses to be read: check the rights of the role (`byok doctor`)".to_owned()
         }
@@ -299,7 +299,9 @@ async fn primary(database: &dyn Database) -> Result<Tenant, Failure> {
             Err(store::ReadError::Rejected | store::ReadError::Malformed) => {
                 return Err(Failure::Running("the database refuses to be read".to_owned()));
             }
-            Err(store::ReadError::Unavailable) => warn!("the database is out of reach: trying again"),
+            Err(store::ReadError::Unavailable | store::ReadError::Busy) => {
+                warn!("the database is out of reach: trying again")
+            }
         }
         tokio::time::sleep(PAUSE).await;
     }

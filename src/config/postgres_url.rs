@@ -115,9 +115,10 @@ struct Parts<'u> {
 
 impl<'u> Parts<'u> {
     fn of(url: &'u str) -> Self {
-        let scheme = SCHEMES.into_iter().find(|scheme| url.starts_with(scheme)).map_or("", |found| {
-            &url[..found.len()]
-        });
+        let scheme = SCHEMES
+            .into_iter()
+            .find(|scheme| url.starts_with(scheme))
+            .map_or("", |found| &url[..found.len()]);
         let rest = url[scheme.len()..].split('?').next().unwrap_or_default();
         let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         let (login, address) = authority.rsplit_once('@').unwrap_or(("", authority));
@@ -125,7 +126,14 @@ impl<'u> Parts<'u> {
         // An IPv6 address has colons of its own, within brackets.
         let end = address.rfind(']').map_or(0, |end| end + 1);
         let at = address[end..].find(':').map_or(address.len(), |at| end + at);
-        Self { scheme, user, password, host: &address[..at], port: address[at..].trim_start_matches(':'), path }
+        Self {
+            scheme,
+            user,
+            password,
+            host: &address[..at],
+            port: address[at..].trim_start_matches(':'),
+            path,
+        }
     }
 }
 

@@ -32,6 +32,8 @@ pub(super) enum Failure {
     TooLong,
     /// The database answered: it takes no writes, as a standby does; nothing done.
     Standby,
+    /// The database was not asked: all our connections are in use, for longer than a call can wait.
+    Busy,
     /// There was no answer: it may have been done.
     Lost,
 }
@@ -49,7 +51,7 @@ impl Failure {
             Self::Malformed => {
                 tracing::error!(cause = cause(error), "a row is damaged, or not of the form that we write")
             }
-            Self::NotNow | Self::TooLong | Self::Standby | Self::Lost => {
+            Self::NotNow | Self::TooLong | Self::Standby | Self::Busy | Self::Lost => {
                 tracing::warn!(cause = cause(error), "the database did not answer as it should")
             }
         }
@@ -130,6 +132,7 @@ impl From<Failure> for ReadError {
         match failure {
             Failure::Refused => Self::Rejected,
             Failure::Malformed => Self::Malformed,
+            Failure::Busy => Self::Busy,
             Failure::NotNow | Failure::TooLong | Failure::Standby | Failure::Lost => Self::Unavailable,
         }
     }

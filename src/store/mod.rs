@@ -366,6 +366,8 @@ pub enum CommitError {
 pub enum ReadError {
     /// The database is out of reach.
     Unavailable,
+    /// The database was not asked: so many calls wait for it that this one could not be answered in time.
+    Busy,
     /// The database refused the query: a table, a column or a right is missing. Says nothing about what it holds.
     Rejected,
     /// A row is damaged, or not of the form that we write.

@@ -511,7 +511,7 @@ impl Replica {
     pub(crate) async fn serve_with(&self, tls: Option<TlsAcceptor>, settings: &[(&str, &str)]) -> SocketAddr {
         let env = Env::from_pairs(settings.iter().copied());
         let settings = config::Server::read(&mut Reader::new(&env), false, self.app.limits().body_bytes);
-        let database = DatabaseState { applied: 0, expected: 0, audit_protected: false };
+        let database = DatabaseState::unknown(0);
         let (served, _) = byok::server::routers(self.app.clone(), database, &settings, self.prober.clone());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

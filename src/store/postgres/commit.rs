@@ -224,7 +224,7 @@ impl Postgres {
         drop(writer);
         match failure {
             Failure::Refused | Failure::Malformed => Err(CommitError::Rejected),
-            Failure::NotNow | Failure::TooLong => Err(CommitError::Unavailable),
+            Failure::NotNow | Failure::TooLong | Failure::Busy => Err(CommitError::Unavailable),
             Failure::Standby => {
                 self.leave_standby();
                 Err(CommitError::Unavailable)

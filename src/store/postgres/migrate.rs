@@ -201,7 +201,9 @@ pub(super) fn failed(version: u32, error: &Error) -> MigrateError {
     let denied = matches!(error, Error::Database(error) if error.code().as_deref() == Some("42501"));
     match Failure::of(error) {
         _ if denied => MigrateError::Denied,
-        Failure::NotNow | Failure::TooLong | Failure::Standby | Failure::Lost => MigrateError::Unavailable,
+        Failure::NotNow | Failure::TooLong | Failure::Standby | Failure::Busy | Failure::Lost => {
+            MigrateError::Unavailable
+        }
         Failure::Refused | Failure::Malformed => MigrateError::Failed { version, code: cause(error) },
     }
 }

@@ -26,6 +26,7 @@ mod publications;
 mod streams;
 mod suitable;
 mod tenants;
+mod turns;
 mod writers;
 
 use std::collections::HashMap;
@@ -37,7 +38,6 @@ use async_trait::async_trait;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgPool, PgPoolOptions, PgRow};
 use sqlx::query::Query;
 use sqlx::{ConnectOptions, Connection, Error, Row};
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use uuid::Uuid;
 
@@ -51,12 +51,11 @@ use super::statements::{reads, statements};
 use super::{Batch, CommitError, Committed, LogHead, OpenError, ReadError, Store};
 use moment::Moment;
 use primary::{Trust, of_primary};
+use turns::Turns;
 use writers::Writers;
 
 /// For a connection to be there.
 const ACQUIRE: Duration = Duration::from_secs(2);
-/// For a turn to read, where all connections are in use: that many want to read is no outage.
-const TURN: Duration = Duration::from_secs(8);
 /// For the server to answer a statement; its own limit ends a second earlier, so that the outcome is known.
 const EXCHANGE: Duration = Duration::from_secs(6);
 /// A connection that was idle for longer is tested before it is used.
@@ -117,8 +116,7 @@ pub fn statements() -> impl Iterator<Item = &'static str> {
 /// A PostgreSQL database.
 pub struct Postgres {
     readers: PgPool,
-    /// One for each connection of the readers: whoever has one waits for no other reader any more.
-    turns: Semaphore,
+    turns: Turns,
     writers: Writers,
     /// Whether connections lead to the primary.
     trust: Arc<Trust>,
@@ -168,7 +166,7 @@ impl Postgres {
             owner.map(|_| if pgbouncer { without_session(migrating.clone()) } else { migrating.clone() });
         Ok(Self {
             readers,
-            turns: Semaphore::new(usize::try_from(most_read).unwrap_or(1)),
+            turns: Turns::new(most_read),
             writers: Writers::new(serving.clone(), commit_on),
             trust,
             owner,
@@ -188,11 +186,7 @@ impl Postgres {
     /// The rows that a read returns, within the deadline.
     async fn rows(&self, query: Query<'_, sqlx::Postgres, PgArguments>) -> Result<Vec<PgRow>, Failure> {
         let failed = |error: Error| Failure::of(&error);
-        let turn = timeout(TURN, self.turns.acquire()).await;
-        let _turn = turn.ok().and_then(Result::ok).ok_or_else(|| {
-            failed(Error::PoolTimedOut);
-            Failure::NotNow
-        })?;
+        let _turn = self.turns.take().await.ok_or(Failure::Busy)?;
         let mut connection = self.readers.acquire().await.map_err(|error| {
             Failure::of(&error);
             Failure::NotNow

@@ -80,7 +80,9 @@ impl Sqlite {
         // Before COMMIT, whatever fails is rolled back.
         let nothing_done = |error: Error| match Failure::of(&error) {
             Failure::Refused | Failure::Malformed => CommitError::Rejected,
-            Failure::NotNow | Failure::TooLong | Failure::Standby | Failure::Lost => CommitError::Unavailable,
+            Failure::NotNow | Failure::TooLong | Failure::Standby | Failure::Busy | Failure::Lost => {
+                CommitError::Unavailable
+            }
         };
         let mut transaction = self.writer.begin_with(BEGIN).await.map_err(nothing_done)?;
         match in_order(&mut transaction, batch).await {

@@ -21,7 +21,9 @@ pub(super) fn make(path: &Path) -> Result<(), String> {
         .map_err(|error| format!("its folder cannot be made: {}", problem(error)))?;
     access(folder, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| {
         let problem = problem(error.into());
-        format!("its folder is not writable, where SQLite keeps files of its own beside the database: {problem}")
+        format!(
+            "its folder is not writable, where SQLite keeps files of its own beside the database: {problem}"
+        )
     })?;
     OpenOptions::new().create(true).append(true).mode(0o600).open(path).map(drop).map_err(problem)
 }

@@ -152,7 +152,9 @@ async fn read_applied(connection: &mut SqliteConnection) -> Result<Vec<Applied>,
 
 fn failed(version: u32, error: &Error) -> MigrateError {
     match Failure::of(error) {
-        Failure::NotNow | Failure::TooLong | Failure::Standby | Failure::Lost => MigrateError::Unavailable,
+        Failure::NotNow | Failure::TooLong | Failure::Standby | Failure::Busy | Failure::Lost => {
+            MigrateError::Unavailable
+        }
         Failure::Refused | Failure::Malformed => MigrateError::Failed { version, code: cause(error) },
     }
 }

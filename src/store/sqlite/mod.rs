@@ -107,9 +107,7 @@ impl Sqlite {
                 .idle_timeout(None)
                 .max_lifetime(None)
                 .test_before_acquire(false)
-                .after_release(|connection, _| {
-                    Box::pin(async move { Ok(!connection.is_in_transaction()) })
-                })
+                .after_release(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
                 .connect_with(options)
         };
         let failed =
