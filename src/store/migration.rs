@@ -188,7 +188,7 @@ impl fmt::Display for MigrateError {
                     "3D000" => ": there is no database of that name",
                     _ => "",
                 };
-                write!(f, "it refused us ({code}{meaning})")
+                write!(f, "the database refuses us ({code}{meaning})")
             }
             Self::Failed { version, code } => write!(f, "migration {version} was refused by the database ({code})"),
         }

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
-use rustix::fs::{Access, access};
+use rustix::fs::{Access, access, statvfs};
 
 /// Makes the file and the folders above it where they are not there; leaves what is there as it is.
 ///
@@ -26,6 +26,11 @@ pub(super) fn make(path: &Path) -> Result<(), String> {
         )
     })?;
     OpenOptions::new().create(true).append(true).mode(0o600).open(path).map(drop).map_err(problem)
+}
+
+/// How much of its disk is free, in bytes; all where that cannot be found out.
+pub(super) fn room(path: &Path) -> u64 {
+    statvfs(path).map_or(u64::MAX, |disk| disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
 #[cfg(test)]

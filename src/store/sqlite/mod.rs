@@ -20,7 +20,7 @@ mod publications;
 mod streams;
 mod tenants;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -44,6 +44,8 @@ use commit::BEGIN;
 /// For another process, or another commit, to end.
 const PATIENCE: Duration = Duration::from_secs(5);
 const READERS: u32 = 4;
+/// How much of the disk has to be free, in bytes, before it is believed to be written to again: as much as a large commit.
+const ROOM: u64 = 1 << 20;
 
 statements! {
     PING = "SELECT 1";
@@ -80,6 +82,7 @@ type SqliteQuery<'q> = Query<'q, sqlx::Sqlite, SqliteArguments>;
 pub struct Sqlite {
     writer: SqlitePool,
     readers: SqlitePool,
+    file: PathBuf,
     /// Whether the last commit failed for something that may pass, such as a full disk.
     cannot_write: AtomicBool,
 }
@@ -114,7 +117,7 @@ impl Sqlite {
             |error: Error| problem(format!("is not a database that can be opened ({})", cause(&error)));
         let writer = pool(1, options.clone()).await.map_err(failed)?;
         let readers = pool(READERS, options.pragma("query_only", "ON")).await.map_err(failed)?;
-        Ok(Self { writer, readers, cannot_write: AtomicBool::new(false) })
+        Ok(Self { writer, readers, file: path.to_owned(), cannot_write: AtomicBool::new(false) })
     }
 
     async fn try_to_write(&self) -> Result<(), Error> {
@@ -148,7 +151,9 @@ impl Store for Sqlite {
     async fn commit(&self, batch: &Batch) -> Result<Committed, CommitError> {
         let committed = self.commit_batch(batch).await;
         match committed {
-            Ok(_) => self.cannot_write.store(false, Ordering::Relaxed),
+            // What is smaller may find room in the files as they are.
+            Ok(_) if !batch.entries.is_empty() => self.cannot_write.store(false, Ordering::Relaxed),
+            Ok(_) => {}
             Err(CommitError::Unavailable | CommitError::Unknown) => {
                 self.cannot_write.store(true, Ordering::Relaxed);
             }
@@ -161,6 +166,9 @@ impl Store for Sqlite {
     async fn ping(&self) -> Result<(), ReadError> {
         self.all(sqlx::query(PING), |_| Ok(())).await?;
         if self.cannot_write.load(Ordering::Relaxed) {
+            if file::room(&self.file) < ROOM {
+                return Err(ReadError::Unavailable);
+            }
             self.try_to_write().await.map_err(|error| ReadError::from(Failure::of(&error)))?;
             self.cannot_write.store(false, Ordering::Relaxed);
         }
