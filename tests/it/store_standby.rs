@@ -181,6 +181,6 @@ async fn a_failover_under_load_loses_nothing_and_refuses_nothing_for_good() {
         let answer = server.decrypt(token, record).await;
         assert_eq!(answer.body["plaintext"], **record, "{record}: {}", answer.body);
     }
-    assert_eq!(server.get("/ready").await.status, 200);
+    wait_for("it is ready", async || server.get("/ready").await.status == 200).await;
     assert!(!server.logged().contains("behind what was published"), "a standby is no rewritten log");
 }
