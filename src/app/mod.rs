@@ -18,6 +18,7 @@ mod listing;
 mod meter;
 mod permit;
 mod places;
+mod primary;
 mod publication;
 mod record;
 mod release;
@@ -50,8 +51,9 @@ pub use checkpoints::{Checked, CheckpointParts, CheckpointShown, Checkpoints};
 pub use context::context_of;
 pub use decrypt::{DecryptItem, Decrypted};
 pub use encrypt::{EncryptItem, Encrypted};
-pub use health::{Health, HealthStatus};
+pub use health::{Health, HealthStatus, Unready};
 pub use keeping::{Erased, Keeper, KeepingFailed};
+pub use primary::Primary;
 pub use publication::{Place, Receiver};
 pub use release::{Answered, Committed, Release};
 pub use resealed::Resealed;
@@ -70,7 +72,7 @@ const TRIES: usize = 3;
 
 /// What the use cases stand on.
 pub struct App {
-    tenant: Arc<Tenant>,
+    tenant: Primary,
     store: Arc<dyn Store>,
     kms: Arc<dyn Kms>,
     keyring: Arc<Keyring>,
@@ -92,7 +94,7 @@ pub struct App {
 /// What an [`App`] is made of.
 pub struct Parts {
     /// The tenant of the single-tenant form.
-    pub tenant: Tenant,
+    pub tenant: Primary,
     /// The database.
     pub store: Arc<dyn Store>,
     /// The tenant's KMS.
@@ -130,7 +132,7 @@ impl App {
             health: health::Memory::default(),
             state_reads: state_reads::StateReads::default(),
             settling: ungiven::Settling::here(),
-            tenant: Arc::new(tenant),
+            tenant,
             store,
             kms,
             keyring,
@@ -145,11 +147,16 @@ impl App {
         }
     }
 
+    /// Begins to serve, once the database was found to be as it has to be. Before this nobody who calls is answered.
+    pub fn open(&self, tenant: Tenant) {
+        self.tenant.is(tenant);
+    }
+
     /// Who calls, by the headers of the request. A refusal here leaves no entry: nobody is known who could be named. The
     /// [`Peer`] in the request's extensions, where the listener put one, is known from then on.
     ///
     /// # Errors
-    /// One of Hasura's own codes.
+    /// One of Hasura's own codes; `STORE_UNAVAILABLE` where the database was not reached since the start.
     pub fn authenticate(
         &self,
         headers: &HeaderMap,
@@ -164,12 +171,16 @@ impl App {
         if let Some(peer) = extensions.get::<Peer>() {
             peer.set_authenticated();
         }
-        Ok(self.caller(identity, request_id))
+        self.caller(identity, request_id)
     }
 
     /// The caller of one request. In the single-tenant form everybody belongs to the one tenant.
-    pub fn caller(&self, identity: Identity, request_id: RequestId) -> Caller {
-        Caller { tenant: self.tenant.clone(), identity, request_id }
+    ///
+    /// # Errors
+    /// `STORE_UNAVAILABLE` before [`Self::open`].
+    pub fn caller(&self, identity: Identity, request_id: RequestId) -> Result<Caller, Refusal> {
+        let tenant = self.tenant.get().map_err(record::read_refusal)?.clone();
+        Ok(Caller { tenant, identity, request_id })
     }
 
     /// What a call may ask for; the fronts bound what they read by it.
@@ -204,7 +215,7 @@ impl App {
 
     /// How each key version is that this server has met, for who watches it.
     pub fn key_standing(&self) -> Vec<Standing> {
-        self.keyring.standing(self.tenant.uid)
+        self.tenant.uid().map(|tenant| self.keyring.standing(tenant)).unwrap_or_default()
     }
 
     /// How many probes of keys this server has made since its start, by what they met.

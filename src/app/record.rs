@@ -20,6 +20,9 @@ use super::ungiven::CommittedEntry;
 /// When to come again for a DEK whose row is not sealed yet.
 const UNSEALED: Duration = Duration::from_secs(2);
 
+/// When to come again where too many calls wait for the database.
+const BUSY: Duration = Duration::from_secs(1);
+
 /// One item of a call as it comes to its end: what will be recorded of it.
 pub(super) fn item_of(context: Option<&Context>) -> Item {
     let record_id = context.and_then(|context| context.get("record_id"));
@@ -111,6 +114,7 @@ pub(super) fn log_kms(error: &KmsError, request_id: Option<&RequestId>) {
 pub(super) fn read_refusal(error: ReadError) -> Refusal {
     match error {
         ReadError::Unavailable => ErrorCode::StoreUnavailable.into(),
+        ReadError::Busy => Refusal::from(ErrorCode::Unavailable).after(BUSY),
         ReadError::Rejected | ReadError::Malformed => ErrorCode::Internal.into(),
     }
 }

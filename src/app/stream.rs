@@ -14,6 +14,7 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::audit::ocsf_event;
+use crate::model::{Tenant, TenantUid};
 use crate::store::{Batch, Change, LogHead, PlacedEntry, ReadError, StreamName, StreamRow, StreamStep};
 use crate::webhook::{Delivery, StreamedEntries, Webhook};
 
@@ -153,8 +154,9 @@ impl App {
 
     /// How far the stream is, and how many entries it has still to take.
     async fn look(&self, stream: &Stream) -> Result<(Option<StreamRow>, u64), Over> {
-        let rows = self.store.streams(self.tenant.uid).await.map_err(|_| Over)?;
-        let end = self.store.log_size(self.tenant.uid).await.map_err(|_| Over)?;
+        let tenant = self.tenant.uid().map_err(|_| Over)?;
+        let rows = self.store.streams(tenant).await.map_err(|_| Over)?;
+        let end = self.store.log_size(tenant).await.map_err(|_| Over)?;
         let row = rows.into_iter().find(|row| row.name == stream.name);
         let behind = end.saturating_sub(row.map_or(0, |row| row.next));
         stream.with(|progress| progress.behind = behind);
@@ -170,10 +172,11 @@ impl App {
         stop: &CancellationToken,
     ) -> Result<u64, Over> {
         let page = stream.with(|progress| progress.page);
-        let page = match self.store.entries_from(self.tenant.uid, next, page).await {
+        let tenant = self.tenant.get().map_err(|_| Over)?;
+        let page = match self.store.entries_from(tenant.uid, next, page).await {
             Ok(page) => page,
             // It is out of reach, and says so itself.
-            Err(ReadError::Unavailable) => return Err(Over),
+            Err(ReadError::Unavailable | ReadError::Busy) => return Err(Over),
             // Not of a form that this release reads: another replica may be of a later one.
             Err(ReadError::Rejected | ReadError::Malformed) => {
                 self.stream_failed(stream, holder, next, "an entry cannot be read").await;
@@ -181,16 +184,15 @@ impl App {
             }
         };
         // Read after the entries: the log that the last of them is in was opened before.
-        let logs = self.logs().await?;
-        let (events, sent) = self.events(&page, &logs);
+        let logs = self.logs(tenant.uid).await?;
+        let (events, sent) = self.events(tenant, &page, &logs);
         let (Some(first), Some(last)) = (sent.first(), sent.last()) else {
             stream.with(|progress| progress.behind = 0);
             return Err(Over);
         };
         let (entries, bytes) = (sent.len(), events.iter().map(String::len).sum());
         let id = format!("{}-{entries}", first.row.id);
-        let delivery =
-            StreamedEntries { id: &id, tenant: &self.tenant.name, at: last.row.at, events: &events };
+        let delivery = StreamedEntries { id: &id, tenant: &tenant.name, at: last.row.at, events: &events };
         let delivered = tokio::select! {
             delivered = self.deliver(&stream.sink, delivery) => delivered,
             // Whoever is next does it again: it may have arrived.
@@ -220,23 +222,28 @@ impl App {
     }
 
     /// The tenant's logs, each with its number and its first place, the current one last.
-    async fn logs(&self) -> Result<Vec<LogHead>, Over> {
+    async fn logs(&self, tenant: TenantUid) -> Result<Vec<LogHead>, Over> {
         // The current one first: one that ends meanwhile is then in both.
-        let current = self.store.log_head(self.tenant.uid).await.map_err(|_| Over)?;
-        let mut logs = self.store.ended_logs(self.tenant.uid).await.map_err(|_| Over)?;
+        let current = self.store.log_head(tenant).await.map_err(|_| Over)?;
+        let mut logs = self.store.ended_logs(tenant).await.map_err(|_| Over)?;
         logs.extend(current);
         logs.sort_by_key(|head| head.log);
         Ok(logs)
     }
 
     /// The events of as many of the entries as go into one delivery.
-    fn events<'p>(&self, page: &'p [PlacedEntry], logs: &[LogHead]) -> (Vec<String>, &'p [PlacedEntry]) {
+    fn events<'p>(
+        &self,
+        tenant: &Tenant,
+        page: &'p [PlacedEntry],
+        logs: &[LogHead],
+    ) -> (Vec<String>, &'p [PlacedEntry]) {
         let (mut events, mut bytes) = (Vec::new(), 0);
         for (count, placed) in page.iter().enumerate() {
             if bytes > DELIVERY_BYTES {
                 return (events, &page[..count]);
             }
-            let event = ocsf_event(&self.tenant, log_of(placed.seq, logs), placed).to_string();
+            let event = ocsf_event(tenant, log_of(placed.seq, logs), placed).to_string();
             bytes += event.len();
             events.push(event);
         }
@@ -264,7 +271,8 @@ impl App {
     /// An error where the step did not apply, or is not known to have.
     async fn stream_step(&self, stream: &Stream, holder: Uuid, step: StreamStep) -> Result<(), Over> {
         let changes = vec![Change::Stream { name: stream.name, holder, step }];
-        match self.store.commit(&Batch::of_changes(self.tenant.uid, changes)).await {
+        let tenant = self.tenant.uid().map_err(|_| Over)?;
+        match self.store.commit(&Batch::of_changes(tenant, changes)).await {
             Ok(committed) if committed.applied == [1] => Ok(()),
             Ok(_) | Err(_) => Err(Over),
         }

@@ -162,7 +162,7 @@ async fn sample(app: &Arc<App>) -> Option<String> {
         session: Session::default(),
         means: Means::Operator,
     };
-    let caller = app.caller(identity, RequestId::fresh());
+    let caller = app.caller(identity, RequestId::fresh()).ok()?;
     let context = context_of(Some(USER), None, None).ok()?;
     let item = EncryptItem { plaintext: Ok(Plaintext::new(b"sensitive-data".to_vec())), context };
     let mut answered = app.encrypt(&caller, vec![Ok(item)]).await.ok()?;

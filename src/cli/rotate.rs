@@ -31,14 +31,15 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let config = Config::read(&Env::of_process(), &Defaults::serve()).map_err(Failure::Configuration)?;
     let _telemetry = telemetry::start(&config.telemetry).map_err(Failure::Running)?;
     let stop = CancellationToken::new();
-    let Assembled { app, .. } = assemble(config, Handle::current(), stop.clone()).await?;
+    let Assembled { app, opening, .. } = assemble(config, Handle::current(), stop.clone()).await?;
+    opening.open(stop.clone()).await?;
     let identity = Identity {
         role: Arc::from("admin"),
         user: None,
         session: Session::default(),
         means: Means::Operator,
     };
-    let caller: Caller = app.caller(identity, RequestId::fresh());
+    let caller: Caller = app.caller(identity, RequestId::fresh()).map_err(said)?;
     let job = match app.rotate(&caller, arguments.dry_run).await.map_err(said)? {
         Rotation::Forecast { target, deks, kms_calls } => {
             println!(

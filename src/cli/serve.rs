@@ -10,6 +10,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -28,7 +29,8 @@ pub(super) async fn run() -> Result<(), Failure> {
     serve(config, |_| std::future::ready(Ok(()))).await
 }
 
-/// Serves until a signal comes. `ready` is called once everything stands and the address is bound.
+/// Serves until a signal comes. The address is answered at once, and calls as soon as the database was reached; then `ready` is
+/// called.
 pub(super) async fn serve<F, R>(config: Config, ready: F) -> Result<(), Failure>
 where
     F: FnOnce(Arc<crate::app::App>) -> R,
@@ -46,10 +48,8 @@ where
     let requests = RequestRuntime::start()
         .map_err(|error| Failure::Running(format!("the runtime of requests did not start: {error}")))?;
 
-    let Assembled { app, database, server: settings, refresh } = tokio::select! {
-        assembled = assemble(config, requests.handle(), stop.clone()) => assembled?,
-        () = stop.cancelled() => return Ok(()),
-    };
+    let Assembled { app, database, server: settings, opening, refresh } =
+        assemble(config, requests.handle(), stop.clone()).await?;
     let (served, metrics) = server::routers(app.clone(), database, &settings, stop.clone());
     if let (Some(served), Some((listener, address))) = (metrics, metrics_listener) {
         info!(%address, "metrics are listening");
@@ -59,20 +59,39 @@ where
         });
     }
     info!(%address, version = env!("CARGO_PKG_VERSION"), "listening");
-    let worker = worker::start(app.clone(), stop.clone());
     let stopping = stop.clone();
     let serving = requests.spawn(async move {
         server::serve(TcpListener::from_std(listener)?, tls, served, settings, stopping).await
     });
-    ready(app.clone()).await?;
+    let opened = tokio::select! {
+        opened = opening.open(stop.clone()) => Some(opened),
+        () = stop.cancelled() => None,
+    };
+    let (mut upkeep, mut worker) = (None, None);
+    let begun = match opened {
+        Some(Ok(keeping)) => {
+            info!("ready");
+            upkeep = Some(keeping);
+            worker = Some(worker::start(app.clone(), stop.clone()));
+            ready(app.clone()).await
+        }
+        Some(Err(failure)) => Err(failure),
+        None => Ok(()),
+    };
+    if begun.is_err() {
+        stop.cancel();
+    }
     let served = serving.await;
     stop.cancel();
     requests.end().await;
     if tokio::time::timeout(LAST_ENTRIES, app.settled()).await.is_err() {
         warn!("of some answers that were not given the log says that they were: the database took too long");
     }
-    let _ = worker.await;
-    refresh.abort();
+    if let Some(worker) = worker {
+        let _ = worker.await;
+    }
+    upkeep.iter().chain([&refresh]).for_each(JoinHandle::abort);
+    begun?;
     match served {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(Failure::Running(format!("the listener broke: {error}"))),

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
 
-pub use health::DatabaseState;
+pub use health::{DatabaseFound, DatabaseState};
 pub use openapi::document;
 pub use problem::problem;
 

@@ -137,7 +137,7 @@ pub fn routers(
     let metrics = Router::new()
         .route("/metrics", get(move |headers: HeaderMap| std::future::ready(page.show(&headers))));
     let mut router = Router::new()
-        .merge(rest::router(app.clone(), database, stop.clone()))
+        .merge(rest::router(app.clone(), database.clone(), stop.clone()))
         .merge(graphql::router(app.clone()));
     if settings.console {
         router = router.merge(console::router());

@@ -366,6 +366,8 @@ pub enum CommitError {
 pub enum ReadError {
     /// The database is out of reach.
     Unavailable,
+    /// The database was not asked: so many calls wait for it that this one could not be answered in time.
+    Busy,
     /// The database refused the query: a table, a column or a right is missing. Says nothing about what it holds.
     Rejected,
     /// A row is damaged, or not of the form that we write.
@@ -623,6 +625,9 @@ pub trait Database: Store + Keeping {
     /// See [`ReadError`]; `Rejected` for a role that does not own the tables. What is missing makes the server slower: where
     /// that takes too long, rows are sealed later.
     async fn build_indexes(&self) -> Result<u32, ReadError>;
+
+    /// How many migrations this binary has for it.
+    fn level(&self) -> u32;
 
     /// What stands of the schema, with nothing changed; [`MigrationReport::usable`] says whether it can be served.
     ///

@@ -137,7 +137,7 @@ pub(super) async fn restored(arguments: Restored) -> Result<(), Failure> {
             found.ok_or_else(|| Failure::Running(format!("there is no tenant {:?}", arguments.tenant)))?
         }
     };
-    let checkpoints = assemble::checkpoints(audit, database, tenant, None)?;
+    let checkpoints = assemble::checkpoints(audit, database, tenant.into(), None)?;
     let done = checkpoints.restored(arguments.by.as_deref(), arguments.anyway).await.map_err(failed)?;
     println!("ended   {}", done.ended);
     for lost in &done.lost {

@@ -28,7 +28,7 @@ pub(super) async fn check(findings: &mut Findings, audit: config::Audit, store: 
     // What is wrong with the database is said elsewhere.
     let Ok(database) = assemble::open(store).await else { return false };
     let Ok(Some(tenant)) = database.tenant(assemble::PRIMARY).await else { return false };
-    let Ok(checkpoints) = assemble::checkpoints(audit, database, tenant, None) else { return false };
+    let Ok(checkpoints) = assemble::checkpoints(audit, database, tenant.into(), None) else { return false };
     match tokio::time::timeout(PATIENCE, checkpoints.check()).await {
         Ok(Ok(checked)) => {
             for place in checked.unread {

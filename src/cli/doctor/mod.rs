@@ -139,7 +139,7 @@ async fn database(findings: &mut Findings, settings: &config::Store, streams: &c
         Err(Failure::Configuration(_) | Failure::Schema(_) | Failure::Unwell) => return,
     };
     match tokio::time::timeout(PATIENCE, database.schema()).await {
-        Err(_) | Ok(Err(ReadError::Unavailable)) => {
+        Err(_) | Ok(Err(ReadError::Unavailable | ReadError::Busy)) => {
             return findings.fault("database: out of reach", "check DATABASE_URL and that the database runs");
         }
         Ok(Err(ReadError::Rejected | ReadError::Malformed)) => {
@@ -180,7 +180,7 @@ async fn stream(findings: &mut Findings, database: &dyn Database, name: StreamNa
         Ok(row.map(|row| (end.saturating_sub(row.next), row.failing_since)))
     };
     match read.await {
-        Err(ReadError::Unavailable | ReadError::Rejected | ReadError::Malformed) => {
+        Err(ReadError::Unavailable | ReadError::Busy | ReadError::Rejected | ReadError::Malformed) => {
             findings.fault(&format!("audit stream {shown}: its place cannot be read"), "run `byok migrate`");
         }
         Ok(None) => findings.good(&format!("audit stream {shown}: not begun; a server begins it")),

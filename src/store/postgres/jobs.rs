@@ -10,7 +10,7 @@ use crate::model::{DekId, Job, JobId, Tenant, TenantUid};
 use super::super::row::{self, Columns, signed, there};
 use super::super::{JobReads, ReadError};
 use super::commit::PgQuery;
-use super::{Postgres, moment, statements};
+use super::{Postgres, moment, reads, statements};
 
 statements! {
     /// 1 when the job stands, now or already; 0 when another is running.
@@ -40,7 +40,9 @@ statements! {
             WHERE tenant = $1 AND id = $2 AND holder = $16
             RETURNING id)
         SELECT count(*) FROM advanced";
+}
 
+reads! {
     BY_ID = "
         SELECT id, state, target_key, target_version, total, rewrapped, skipped, failed, kms_calls, stalled, started_at,
             updated_at, finished_at, cursor

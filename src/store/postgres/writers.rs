@@ -9,6 +9,7 @@ use sqlx::{ConnectOptions, Connection, Error};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
+use super::turns::PATIENCE;
 use super::{ACQUIRE, FRESH};
 
 pub(super) struct Writers {
@@ -30,10 +31,11 @@ impl Writers {
         Self { options, permits: Semaphore::new(permits), idle: Mutex::default() }
     }
 
-    /// A connection that was alive a moment ago; within [`ACQUIRE`].
+    /// A connection that was alive a moment ago; within [`ACQUIRE`] once it is its turn.
     pub(super) async fn take(&self) -> Result<Writer<'_>, Error> {
+        let permit = timeout(PATIENCE, self.permits.acquire()).await.map_err(|_| Error::PoolTimedOut)?;
+        let permit = permit.map_err(|_| Error::PoolClosed)?;
         let taken = async {
-            let permit = self.permits.acquire().await.map_err(|_| Error::PoolClosed)?;
             while let Some((mut connection, since)) = self.pop() {
                 let alive =
                     since.elapsed() < FRESH || matches!(timeout(FRESH, connection.ping()).await, Ok(Ok(())));

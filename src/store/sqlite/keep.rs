@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use sqlx::{Error, Row, SqliteConnection};
 
 use super::super::failure::{Failure, cause};
-use super::super::migration::{Applied, Migration, applied, missing};
+use super::super::migration::{Applied, Migration, applied, level, missing};
 use super::super::{Database, Exposure, MigrateError, MigrationReport, ReadError};
 use super::{Sqlite, statements};
 
@@ -101,6 +101,10 @@ impl Database for Sqlite {
         Ok(0)
     }
 
+    fn level(&self) -> u32 {
+        level(MIGRATIONS)
+    }
+
     async fn schema(&self) -> Result<MigrationReport, ReadError> {
         let there = self.first(sqlx::query(HAS_TABLE), |row| row.try_get(0)).await?;
         let rows =
@@ -148,7 +152,9 @@ async fn read_applied(connection: &mut SqliteConnection) -> Result<Vec<Applied>,
 
 fn failed(version: u32, error: &Error) -> MigrateError {
     match Failure::of(error) {
-        Failure::NotNow | Failure::TooLong | Failure::Lost => MigrateError::Unavailable,
+        Failure::NotNow | Failure::TooLong | Failure::Standby | Failure::Busy | Failure::Lost => {
+            MigrateError::Unavailable
+        }
         Failure::Refused | Failure::Malformed => MigrateError::Failed { version, code: cause(error) },
     }
 }
