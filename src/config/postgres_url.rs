@@ -73,7 +73,8 @@ pub(super) fn problem(url: &str) -> Option<String> {
         return Some(format!("has a parameter after its `?` that is none of {known}"));
     }
     let hosts = parameters(url).filter(|pair| ["host", "hostaddr", "port"].contains(&name_of(pair)));
-    if hosts.chain([Parts::of(url).host]).any(|host| host.contains(',')) {
+    let Parts { host, port, .. } = Parts::of(url);
+    if hosts.chain([host, port]).any(|host| host.contains(',')) {
         let one = "names several hosts; it takes one, such as that of a proxy that leads to the primary";
         return Some(one.to_owned());
     }

@@ -49,8 +49,9 @@ const ROOM: u64 = 1 << 20;
 
 statements! {
     PING = "SELECT 1";
-    /// Writes a page, and changes nothing.
-    TRY_TO_WRITE = "UPDATE np_byok_migrations SET name = name";
+    /// Changes a page, and back: a page that no statement changed is not written.
+    CHANGE = "UPDATE np_byok_migrations SET name = name || '.'";
+    CHANGE_BACK = "UPDATE np_byok_migrations SET name = substr(name, 1, length(name) - 1)";
 }
 
 /// Every statement that is prepared, for the test that prepares them.
@@ -122,7 +123,9 @@ impl Sqlite {
 
     async fn try_to_write(&self) -> Result<(), Error> {
         let mut transaction = self.writer.begin_with(BEGIN).await?;
-        sqlx::query(TRY_TO_WRITE).execute(&mut *transaction).await?;
+        for sql in [CHANGE, CHANGE_BACK] {
+            sqlx::query(sql).execute(&mut *transaction).await?;
+        }
         transaction.commit().await
     }
 
