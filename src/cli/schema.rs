@@ -29,7 +29,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 /// `docs/errors.md`, made from the one table.
 fn errors() -> String {
     let mut text = String::from(
-        "# Error codes\n\nMade by `byok schema --errors` from the table that both fronts use; a test keeps them the same.\n\n\
+        "# Error codes\n\nWhat each error code means, and what to do about it; for whoever calls byok, and whoever runs it.\n\
+         Made by `byok schema --errors` from the table that both fronts use; a test keeps them the same.\n\n\
          REST answers a problem document (RFC 9457) with the status below; GraphQL puts the code into `extensions.code`, or\n\
          into `error.code` of an item, beside `retryable`. GraphQL's own status is 200 for all that could be read as a request;\n\
          who accepts `application/graphql-response+json` gets it in that media type, with the status below where nothing ran.\n\

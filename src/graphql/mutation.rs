@@ -40,7 +40,8 @@ impl Mutation {
         Ok(Some(encrypted.into()))
     }
 
-    /// Encrypts many values at once: one entry in the audit log, one call of the KMS at most.
+    /// Encrypts many values at once: one entry in the audit log. The KMS is asked for DEKs that are not
+    /// in memory alone: Vault for 256 in one call, AWS, Google and Azure for each by itself.
     async fn byok_encrypt_many(
         &self,
         context: &Context<'_>,
@@ -72,7 +73,8 @@ impl Mutation {
         DecryptedValue::new(decrypted, encoding).map(Some)
     }
 
-    /// Decrypts many ciphertexts at once: one entry in the audit log, one call of the KMS at most.
+    /// Decrypts many ciphertexts at once: one entry in the audit log. The KMS is asked for DEKs that are not
+    /// in memory alone: Vault for 256 in one call, AWS, Google and Azure for each by itself.
     async fn byok_decrypt_many(
         &self,
         context: &Context<'_>,

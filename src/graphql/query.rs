@@ -36,7 +36,8 @@ impl Query {
         Ok(Some(Revealed::new(Call::of(context)?.reveal(item).await?, None)))
     }
 
-    /// Decrypts many ciphertexts at once: one entry in the audit log, one call of the KMS at most.
+    /// Decrypts many ciphertexts at once: one entry in the audit log. The KMS is asked for DEKs that are not
+    /// in memory alone: Vault for 256 in one call, AWS, Google and Azure for each by itself.
     async fn byok_reveal_many(
         &self,
         context: &Context<'_>,

@@ -244,7 +244,10 @@ async fn a_log_that_moves_is_sealed_unasked_once_a_second_at_most_and_alike_by_e
 #[tokio::test]
 async fn a_key_is_made_for_its_owner_only_and_never_over_another() {
     let folder = tempfile::tempdir().unwrap();
-    let path = made_key(folder.path(), "key.pem").await;
+    // Under the configuration of a server that already names the file that is to be made.
+    let path = folder.path().join("key.pem").display().to_string();
+    let configured = [(KEY_FILE.to_owned(), path.clone())];
+    printed(&configured, &["audit", "key", "--generate", &path]).await;
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     let pem = std::fs::read_to_string(&path).unwrap();
     let again = byok(&[], &["audit", "key", "--generate", &path]).await;

@@ -154,8 +154,11 @@ async fn database(findings: &mut Findings, settings: &config::Store, streams: &c
             }
         },
     }
+    // Before there are tables, whoever migrates with the one URL becomes their owner.
+    let owns = database.exposure().await.map_or(true, |exposure| exposure.owns_audit || exposure.superuser);
     if let Engine::Postgres(postgres) = &settings.engine
         && postgres.migration_url.is_none()
+        && owns
     {
         findings.open(
             "database: one URL serves and migrates, so a stolen serving role owns the audit log",
