@@ -31,6 +31,8 @@ const MAX_DEPTH: usize = 32;
 const MAX_BESIDE: usize = 64;
 /// How many fragments a document may define.
 const MAX_FRAGMENTS: usize = 256;
+/// How many operations a document may have: what all fragments hold is looked at for each.
+const MAX_OPERATIONS: usize = 64;
 
 /// Where the text stops being a document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +125,9 @@ impl<'a> Parser<'a> {
                 selection_set: self.selection_set()?,
             };
             let definition = Positioned::new(definition, pos);
+            if named.len() == MAX_OPERATIONS {
+                return Err(SyntaxError(pos));
+            }
             match name {
                 None if anonymous.is_none() => anonymous = Some(definition),
                 None => return Err(SyntaxError(pos)),
