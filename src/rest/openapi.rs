@@ -35,8 +35,10 @@ pub fn document() -> Value {
     };
     let outcome = json!({ "enum": Outcome::every().into_iter().map(Outcome::as_str).collect::<Vec<_>>() });
     let item_outcome = json!({ "oneOf": [{ "const": "OK" }, { "$ref": "#/components/schemas/ErrorCode" }] });
+    let field = json!({ "type": "string", "description": "What in the request is wrong, where it can be named: a path of the names in this description and of places in lists.",
+        "examples": ["items[3].context"] });
     let error = json!({ "type": "object", "required": ["code", "message", "retryable"], "properties": {
-        "code": { "$ref": "#/components/schemas/ErrorCode" }, "message": text, "retryable": { "type": "boolean" } } });
+        "code": { "$ref": "#/components/schemas/ErrorCode" }, "message": text, "retryable": { "type": "boolean" }, "field": field } });
     let input = |value: &str| {
         json!({ "type": "object", "additionalProperties": false, "required": [value], "properties": {
         value: text, "context": context, "encoding": encoding,
@@ -63,7 +65,7 @@ pub fn document() -> Value {
     let schemas = json!({
         "ErrorCode": { "enum": ErrorCode::ALL.iter().map(|code| code.as_str()).collect::<Vec<_>>(), "description": code_table() },
         "Problem": { "type": "object", "required": ["type", "title", "status", "code", "retryable"], "properties": {
-            "type": text, "title": text, "status": count, "detail": text, "retryable": { "type": "boolean" },
+            "type": text, "title": text, "status": count, "detail": text, "retryable": { "type": "boolean" }, "field": field,
             "code": { "$ref": "#/components/schemas/ErrorCode" } } },
         "EncryptRequest": input("plaintext"),
         "EncryptManyRequest": many("#/components/schemas/EncryptRequest"),
