@@ -418,6 +418,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_place_of_what_is_wrong_is_told() {
+        let many = "query($i: [ByokDecryptItem!]!) { byokRevealMany(items: $i) { value } }";
+        for (request, field) in [
+            (
+                json!({"query": "{ byokAudit(filter: {from: \"C4N4RY\"}) { edges { cursor } } }"}),
+                "byokAudit.filter.from",
+            ),
+            (json!({"query": "{ byokReveal { value } }"}), "byokReveal.ciphertext"),
+            (
+                json!({"query": many, "variables": {"i": [{"ciphertext": ""}, {"ciphertext": 7}]}}),
+                "$i[1].ciphertext",
+            ),
+        ] {
+            let answer = run_bytes(request.to_string().as_bytes(), known()).await;
+            let answer: Value = serde_json::from_str(&answer).unwrap();
+            assert_eq!(answer["errors"][0]["extensions"]["field"], field, "{answer}");
+            assert!(answer["errors"][0]["locations"][0]["line"].is_u64(), "{answer}");
+        }
+    }
+
+    #[tokio::test]
     async fn no_answer_to_bad_variables_holds_a_piece_of_them() {
         let encrypt = "mutation M($p: String!, $c: jsonb, $e: ByokEncoding, $r: ID) {
             byokEncrypt(plaintext: $p, context: $c, encoding: $e, recordId: $r) { ciphertext } }";
