@@ -533,12 +533,12 @@ mod tests {
             "\"\"\"Two\nlines.\"\"\" mutation M(\"A variable.\" $a: Int) { b(a: $a) }",
             "{ ...F } \"A fragment.\" fragment F on T { a }",
         ] {
-            assert!(parse(good, &Budget::OF_UNKNOWN).is_ok(), "{good}");
+            assert!(parse(good).is_ok(), "{good}");
         }
         for bad in
             ["\"short\" { a }", "{ a } \"of nothing\"", "\"two\" \"texts\" query { a }", "{ \"a field\" a }"]
         {
-            assert!(parse(bad, &Budget::OF_UNKNOWN).is_err(), "{bad}");
+            assert!(parse(bad).is_err(), "{bad}");
         }
     }
 
