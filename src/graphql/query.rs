@@ -65,7 +65,8 @@ impl Query {
         #[graphql(desc = "Which entries; all when absent.")] filter: Option<AuditFilter>,
     ) -> Result<Option<AuditConnection>, Refusal> {
         let (app, caller) = Call::of(context)?.known()?;
-        let query = filter.unwrap_or_default().into_query(first, after);
+        let asks_for_newer = context.look_ahead().field("pageInfo").field("hasPreviousPage").exists();
+        let query = filter.unwrap_or_default().into_query(first, after, asks_for_newer);
         Ok(Some(app.audit(caller, &query).await?.into()))
     }
 

@@ -91,6 +91,21 @@ impl ErrorCode {
         Self::ALL.iter().copied().find(|code| code.as_str() == name)
     }
 
+    /// The field or argument that it is about, of those that every operation with this code has.
+    fn field(self) -> Option<&'static str> {
+        match self {
+            Self::CursorInvalid => Some("after"),
+            Self::RotationNotFound => Some("id"),
+            Self::ContextInvalid | Self::ContextTooLarge | Self::ContextConflict | Self::RecordIdRequired => {
+                Some("context")
+            }
+            Self::PlaintextTooLarge | Self::EncodingInvalid => Some("plaintext"),
+            Self::NotText => Some("encoding"),
+            Self::TokenMalformed | Self::TokenVersionUnsupported => Some("ciphertext"),
+            _ => None,
+        }
+    }
+
     /// Whether it is spelled as Hasura spells its own: it is about identity, and no entry is made of it.
     pub fn is_hasuras_own(self) -> bool {
         self.as_str().bytes().any(|byte| byte.is_ascii_lowercase())
@@ -107,17 +122,31 @@ pub struct Refusal {
     pub message: Cow<'static, str>,
     /// When a retry makes sense.
     pub retry_after: Option<Duration>,
+    /// What in the request is wrong, where that is more than the code says: a path of the interface's own names and of places in lists (`items[3].context`), and of
+    /// nothing else that a caller chose but the names of GraphQL's variables.
+    pub field: Option<String>,
 }
 
 impl Refusal {
     /// With a sentence that says more than the code's own, and names no value of the request.
     pub fn because(code: ErrorCode, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, message: message.into(), retry_after: None }
+        Self { code, message: message.into(), retry_after: None, field: None }
     }
 
     /// The same, to be retried after that long.
     pub fn after(mut self, delay: Duration) -> Self {
         self.retry_after = Some(delay);
+        self
+    }
+
+    /// What in the request is wrong, as far as it can be named: see the field `field`.
+    pub fn field(&self) -> Option<&str> {
+        self.field.as_deref().or(self.code.field())
+    }
+
+    /// The same, because of what is at this place of the request.
+    pub fn at(mut self, field: impl Into<String>) -> Self {
+        self.field = Some(field.into());
         self
     }
 
@@ -130,7 +159,7 @@ impl Refusal {
 
 impl From<ErrorCode> for Refusal {
     fn from(code: ErrorCode) -> Self {
-        Self { code, message: Cow::Borrowed(code.message()), retry_after: None }
+        Self { code, message: Cow::Borrowed(code.message()), retry_after: None, field: None }
     }
 }
 

@@ -4,6 +4,7 @@
 mod activity;
 mod arriving;
 mod bounds;
+mod cors;
 mod crowd;
 mod head;
 mod leaving;
@@ -44,6 +45,7 @@ use crate::{config, console, graphql, rest};
 
 use arriving::{Arriving, discard};
 use bounds::{Bounds, Claim, Full, Stop};
+use cors::{Cors, Visit};
 use crowd::Places;
 use leaving::is_watched;
 use metrics_page::MetricsPage;
@@ -88,6 +90,7 @@ struct Outside {
     bounds: Arc<Bounds>,
     strangers: Arc<Strangers>,
     running: Running,
+    cors: Cors,
     timeout: Duration,
     /// When the log last said that the server is full.
     said: Mutex<Option<Instant>>,
@@ -130,6 +133,7 @@ pub fn routers(
         bounds: Arc::new(Bounds::new(settings, app.limits().body_bytes)),
         strangers: Arc::new(Strangers::new(settings.trusted_proxies.clone())),
         running: Running::beside(Handle::current()),
+        cors: Cors::new(&settings.cors_origins),
         timeout: settings.request_timeout,
         said: Mutex::default(),
     });
@@ -140,7 +144,7 @@ pub fn routers(
         .merge(rest::router(app.clone(), database.clone(), stop.clone()))
         .merge(graphql::router(app.clone()));
     if settings.console {
-        router = router.merge(console::router());
+        router = router.merge(console::router(problem));
     }
     match settings.metrics_listen {
         Some(_) => {
@@ -193,6 +197,7 @@ async fn around(outside: Arc<Outside>, mut request: Request, next: Next) -> Resp
     }
     request.extensions_mut().insert(request_id.clone());
     let version = request.version();
+    let visit = outside.cors.visit(request.method(), request.uri(), request.headers());
     let asked = Asked { route, request_id: &request_id, media: graphql::Media::asked_for(request.headers()) };
 
     metrics.began();
@@ -212,7 +217,7 @@ async fn around(outside: Arc<Outside>, mut request: Request, next: Next) -> Resp
             let answered = within(outside.timeout, &span, answered).await;
             (answered.map_or_else(|end| end, End::Answered), None)
         }
-        (None, false) => bounded(&outside, &span, asked, request, next).await,
+        (None, false) => bounded(&outside, &span, asked, &visit, request, next).await,
     };
     drop(in_flight);
 
@@ -250,6 +255,7 @@ async fn around(outside: Arc<Outside>, mut request: Request, next: Next) -> Resp
     if let Ok(value) = HeaderValue::from_str(request_id.as_str()) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
+    visit.mark(response.headers_mut());
     // An answer that is watched holds its bytes until it was taken.
     if let Some(claim) = claim
         && is_watched(version, response.body())
@@ -265,6 +271,7 @@ async fn bounded(
     outside: &Outside,
     span: &tracing::Span,
     asked: Asked<'_>,
+    visit: &Visit,
     mut request: Request,
     next: Next,
 ) -> (End, Option<Arc<Claim>>) {
@@ -273,7 +280,7 @@ async fn bounded(
         request.body().size_hint().exact().map_or(0, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
     // What is hopeless is refused before anything is verified.
     let admitted =
-        outside.bounds.look(announced).and_then(|()| outside.admit(route, announced, &mut request));
+        outside.bounds.look(announced).and_then(|()| outside.admit(route, visit, announced, &mut request));
     let Admitted { caller, bounds } = match admitted {
         Ok(admitted) => admitted,
         Err(full) => {
@@ -290,7 +297,7 @@ async fn bounded(
         Ok(body) => Body::new(body),
         Err(full) => return (End::Shed(full), None),
     };
-    let mut answering = std::pin::pin!(released(asked, Request::from_parts(head, body), next));
+    let mut answering = std::pin::pin!(released(asked, visit, Request::from_parts(head, body), next));
     let (kept, mut running) = (claim.clone(), outside.running.request());
     // A body that is given up is waited for in vain by whoever reads it, in this very task.
     let answered = std::future::poll_fn(|context| {
@@ -327,7 +334,10 @@ fn turn_away(request: Request, most: usize) {
 }
 
 /// Runs a request; an answer that came too late after a key was last shown to work is withheld, and refused instead.
-async fn released(asked: Asked<'_>, request: Request, next: Next) -> Response {
+async fn released(asked: Asked<'_>, visit: &Visit, request: Request, next: Next) -> Response {
+    if visit.is_preflight {
+        return Visit::preflight();
+    }
     let response = next.run(request).await;
     let Some(release) = response.extensions().get::<Arc<Release>>().cloned() else { return response };
     match release.confirm().await {
@@ -346,10 +356,16 @@ struct Admitted {
 
 impl Outside {
     /// Recognises the caller, and finds the bounds that the request counts for.
-    fn admit(&self, route: &str, announced: usize, request: &mut Request) -> Result<Admitted, Full> {
+    fn admit(
+        &self,
+        route: &str,
+        visit: &Visit,
+        announced: usize,
+        request: &mut Request,
+    ) -> Result<Admitted, Full> {
         let guest = request.extensions_mut().remove::<Arc<Guest>>();
         let request_id = request.extensions().get().cloned().unwrap_or_else(RequestId::fresh);
-        let caller = match SHARED.contains(&route) {
+        let caller = match visit.is_preflight || SHARED.contains(&route) {
             true => Err(ErrorCode::InvalidHeaders.into()),
             false => self.app.authenticate(request.headers(), request.extensions(), request_id),
         };
@@ -361,7 +377,7 @@ impl Outside {
             Err(_) => {
                 let address = self.strangers.address(guest.as_deref(), request.headers());
                 // Everything else that a stranger asks for is refused without work.
-                if route == "/graphql" && !self.strangers.may_run(&address) {
+                if route == "/graphql" && !visit.is_preflight && !self.strangers.may_run(&address) {
                     return Err(Full::Strangers);
                 }
                 address.bounds.look(announced)?;

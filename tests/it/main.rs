@@ -27,6 +27,7 @@ mod connections;
 mod doctor_stored;
 mod drill;
 mod faults;
+mod frontend;
 mod graphql;
 mod guarded;
 mod hands;
