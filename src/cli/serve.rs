@@ -25,13 +25,13 @@ const LAST_ENTRIES: Duration = Duration::from_secs(5);
 
 pub(super) async fn run() -> Result<(), Failure> {
     let config = Config::read(&Env::of_process(), &Defaults::serve()).map_err(Failure::Configuration)?;
-    serve(config, |_| std::future::ready(Ok(()))).await
+    serve(config, |_, _| std::future::ready(Ok(()))).await
 }
 
-/// Serves until a signal comes. `ready` is called once everything stands and the address is bound.
+/// Serves until a signal comes. `ready` is called with the address that is bound, once everything stands.
 pub(super) async fn serve<F, R>(config: Config, ready: F) -> Result<(), Failure>
 where
-    F: FnOnce(Arc<crate::app::App>) -> R,
+    F: FnOnce(Arc<crate::app::App>, SocketAddr) -> R,
     R: Future<Output = Result<(), Failure>>,
 {
     let _telemetry = telemetry::start(&config.telemetry).map_err(Failure::Running)?;
@@ -64,7 +64,7 @@ where
     let serving = requests.spawn(async move {
         server::serve(TcpListener::from_std(listener)?, tls, served, settings, stopping).await
     });
-    ready(app.clone()).await?;
+    ready(app.clone(), address).await?;
     let served = serving.await;
     stop.cancel();
     requests.end().await;
