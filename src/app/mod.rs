@@ -25,6 +25,7 @@ mod release;
 mod resealed;
 mod restored;
 mod rotate;
+mod rotation_command;
 mod rotation_work;
 mod state_reads;
 mod stream;

@@ -40,7 +40,7 @@ roles:
 /// How to serve.
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// Where to listen; name 0.0.0.0:3741 for a Hasura in a container
+    /// Where to listen; name 0.0.0.0:3741 for a Hasura in a container, port 0 for any that is free
     #[arg(long, value_name = "ADDRESS:PORT", default_value_t = Server::DEFAULT_LISTEN)]
     listen: SocketAddr,
 }
@@ -91,9 +91,10 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     let config = Config::read(&env, &defaults).map_err(Failure::Configuration)?;
     let scheme = if config.server.tls.is_some() { "https" } else { "http" };
-    let base = format!("{scheme}://{}", reachable(arguments.listen));
     let jwt = Auth::read(&mut Reader::new(&env)).jwt;
-    serve::serve(config, async |app| welcome(&app, &base, jwt.as_ref()).await).await
+    let ready =
+        async |app, bound| welcome(&app, &format!("{scheme}://{}", reachable(bound)), jwt.as_ref()).await;
+    serve::serve(config, ready).await
 }
 
 /// The text of a file that is ours alone to read, made where it is not there.
@@ -111,7 +112,7 @@ fn keep(path: &Path, make: impl FnOnce() -> String) -> std::io::Result<String> {
     }
 }
 
-/// The address that a browser on this machine can open.
+/// What a browser on this machine can open of the address that was bound.
 fn reachable(listen: SocketAddr) -> SocketAddr {
     match listen.ip().is_unspecified() {
         true => SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), listen.port()),

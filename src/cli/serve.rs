@@ -26,14 +26,14 @@ const LAST_ENTRIES: Duration = Duration::from_secs(5);
 
 pub(super) async fn run() -> Result<(), Failure> {
     let config = Config::read(&Env::of_process(), &Defaults::serve()).map_err(Failure::Configuration)?;
-    serve(config, |_| std::future::ready(Ok(()))).await
+    serve(config, |_, _| std::future::ready(Ok(()))).await
 }
 
 /// Serves until a signal comes. The address is answered at once, and calls as soon as the database was reached; then `ready` is
-/// called.
+/// called with the address that is bound.
 pub(super) async fn serve<F, R>(config: Config, ready: F) -> Result<(), Failure>
 where
-    F: FnOnce(Arc<crate::app::App>) -> R,
+    F: FnOnce(Arc<crate::app::App>, SocketAddr) -> R,
     R: Future<Output = Result<(), Failure>>,
 {
     let _telemetry = telemetry::start(&config.telemetry).map_err(Failure::Running)?;
@@ -73,7 +73,7 @@ where
             info!("ready");
             upkeep = Some(keeping);
             worker = Some(worker::start(app.clone(), stop.clone()));
-            ready(app.clone()).await
+            ready(app.clone(), address).await
         }
         Some(Err(failure)) => Err(failure),
         None => Ok(()),

@@ -14,6 +14,7 @@ mod aws;
 mod azure;
 mod budget;
 mod call;
+mod distrust;
 mod error;
 mod gcp;
 mod http;
@@ -33,6 +34,7 @@ use crate::model::{DekId, KeyVersion, TenantUid, Wrapped};
 
 pub use aws::AwsKms;
 pub use azure::AzureKeyVault;
+pub use distrust::Distrust;
 pub use error::{KmsError, KmsErrorClass, Stage, Verdict};
 pub use gcp::GcpKms;
 pub use local::LocalKey;
@@ -128,6 +130,12 @@ pub trait Kms: Send + Sync {
 
     /// The version that [`Self::wrap`] uses now: the pinned one, or the KMS's latest.
     async fn current_version(&self) -> Result<KeyVersion, KmsError>;
+
+    /// Whether another version of the key would have another name than this one. Where it would not, a rotation of the key does
+    /// not show.
+    fn tells_versions(&self, _version: &KeyVersion) -> bool {
+        true
+    }
 
     /// Ends the connections that wait for their next call: their buffers hold what was answered last, plain DEKs among it.
     fn hang_up(&self);

@@ -6,7 +6,7 @@ use axum::body::Bytes;
 use axum::response::Response;
 use serde_json::{Map, Value, json};
 
-use crate::model::{ErrorCode, Operation, Outcome, Posture};
+use crate::model::{ErrorCode, JobCommand, JobState, Operation, Outcome, Posture};
 
 use super::body::text_answer;
 
@@ -80,8 +80,9 @@ pub fn document() -> Value {
             "dry_run": { "type": ["boolean", "null"], "description": "Say what a rotation would do, and change nothing." } } },
         "Forecast": { "type": "object", "required": ["dry_run", "target", "deks", "kms_calls"], "properties": {
             "dry_run": { "const": true }, "target": text, "deks": count, "kms_calls": count } },
+        "NoMembers": { "type": "object", "additionalProperties": false },
         "Rotation": { "type": "object", "properties": {
-            "id": text, "state": { "enum": ["RUNNING", "DONE"] }, "target": text, "total": count, "rewrapped": count,
+            "id": text, "state": { "enum": JobState::ALL.map(JobState::as_str) }, "target": text, "total": count, "rewrapped": count,
             "skipped": count, "failed": count, "kms_calls": count, "stalled": nullable, "started_at": text,
             "updated_at": text, "finished_at": nullable } },
         "AuditPage": { "type": "object", "required": ["entries", "next"], "properties": {
@@ -116,6 +117,9 @@ pub fn document() -> Value {
             "operationId": "rotation", "summary": "How far a rotation is", "security": [{ "bearer": [] }],
             "parameters": [{ "name": "id", "in": "path", "required": true, "schema": text }],
             "responses": { "200": content("The job", "Rotation") } } },
+        "/byok/rotate/{id}/pause": { "post": command(JobCommand::Pause, "Have nobody work on a rotation until it is resumed") },
+        "/byok/rotate/{id}/resume": { "post": command(JobCommand::Resume, "Have a rotation that is paused go on") },
+        "/byok/rotate/{id}/cancel": { "post": command(JobCommand::Cancel, "End a rotation where it is; what it re-wrapped stays so") },
         "/byok/audit": { "get": {
             "operationId": "audit", "summary": "Read the audit log, newest entries first", "security": [{ "bearer": [] }],
             "parameters": [
@@ -164,6 +168,14 @@ fn post(id: &str, summary: &str, takes: &str, status: u16, gives: &str, required
     let mut responses = Map::new();
     responses.insert(status.to_string(), content("Done", gives));
     json!({ "operationId": id, "summary": summary, "security": [{ "bearer": [] }], "requestBody": body(takes, required), "responses": responses })
+}
+
+fn command(command: JobCommand, summary: &str) -> Value {
+    json!({
+        "operationId": format!("{}Rotation", command.as_str()), "summary": summary, "security": [{ "bearer": [] }],
+        "parameters": [{ "name": "id", "in": "path", "required": true, "schema": { "type": "string" } }],
+        "requestBody": body("NoMembers", false),
+        "responses": { "200": content("The job as it is then", "Rotation") } })
 }
 
 fn body(schema: &str, required: bool) -> Value {

@@ -29,8 +29,8 @@ use uuid::Uuid;
 
 use crate::merkle::{Frontier, Hash};
 use crate::model::{
-    Canary, DekId, EntryId, Incident, IncidentId, Job, JobId, KeyVersion, Means, Operation, Outcome, Proof,
-    Salted, Tenant, TenantUid, Timestamp, Wrapped,
+    Canary, DekId, EntryId, Incident, IncidentId, Job, JobCommand, JobId, KeyVersion, Means, Operation,
+    Outcome, Proof, Salted, Tenant, TenantUid, Timestamp, Wrapped,
 };
 
 pub use announcement::{AnnouncementOutcome, AnnouncementReads, Attempt, Unannounced};
@@ -161,7 +161,7 @@ pub enum Change {
     SealDeks(Vec<DekRow>),
     /// Writes down an incident that is no change of a posture; does nothing more when it is there.
     NoteIncident(Incident),
-    /// Adds a rotation job; touches nothing while the tenant has one that is running.
+    /// Adds a rotation job; touches nothing while the tenant has one that is live.
     StartJob(Job),
     /// Takes, or keeps, the lease of a running job for so long from now by the database's clock; touches nothing while
     /// another holder has it.
@@ -173,7 +173,8 @@ pub enum Change {
         /// For how long.
         lease: Duration,
     },
-    /// Commits a job's place, progress and state; touches nothing when `holder` has lost the lease.
+    /// Commits a job's place, progress and state; touches nothing when `holder` has lost the lease, or the job was paused or
+    /// ended meanwhile.
     AdvanceJob {
         /// The job as it stands now.
         job: Job,
@@ -181,6 +182,16 @@ pub enum Change {
         holder: Uuid,
         /// The last DEK that was dealt with.
         after: Option<DekId>,
+    },
+    /// Puts a job that is live into the state that the command leads to, and takes it from whoever works on it, whose next
+    /// place is not kept then. Touches nothing where the job has ended, unless it is in that state; changes nothing where it is.
+    CommandJob {
+        /// Which job.
+        job: JobId,
+        /// What is to become of it.
+        command: JobCommand,
+        /// When.
+        at: Timestamp,
     },
     /// Adds a key version to those that are watched; changes nothing when it is there and is not retired.
     Watch {
@@ -467,7 +478,7 @@ pub trait JobReads {
     /// One job, with the last DEK that was dealt with.
     async fn job(&self, tenant: TenantUid, id: JobId) -> Result<Option<(Job, Option<DekId>)>, ReadError>;
 
-    /// The job that is running, or else the newest one.
+    /// The job that is live, or else the newest one.
     async fn latest_job(&self, tenant: TenantUid) -> Result<Option<Job>, ReadError>;
 
     /// Every tenant's running jobs.

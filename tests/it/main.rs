@@ -78,6 +78,8 @@ mod rest;
 mod retired_versions;
 mod roles;
 mod rotation;
+mod rotation_command_line;
+mod rotation_states;
 mod row_macs;
 mod starting;
 mod store_announcements;

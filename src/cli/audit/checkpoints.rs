@@ -91,7 +91,7 @@ async fn logs(env: &Env, tenant: &str) -> Vec<u32> {
         Ok(logs) => logs,
         Err(failure) => {
             let why = match failure {
-                Failure::Running(why) => why,
+                Failure::Running(why) | Failure::Refused(why) => why,
                 Failure::Schema(why) => why.to_string(),
                 Failure::Configuration(_) | Failure::Unwell => "its configuration has mistakes".to_owned(),
             };

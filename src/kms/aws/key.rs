@@ -375,7 +375,7 @@ fn context(binding: &DekBinding) -> Context {
 /// What is sent to be unwrapped. The name in the row must be that of our key: it comes from the database.
 fn ciphertext(pinned: &Pinned, wrapped: &Wrapped) -> Result<Blob, KmsError> {
     if wrapped.key_version.key != pinned.id {
-        return Err(KmsError::local(KmsErrorClass::Misconfigured));
+        return Err(KmsError::local(KmsErrorClass::WrappedByAnotherKey));
     }
     let good = wrapped.scheme == SCHEME && (1..=MAX_WRAPPED_BYTES).contains(&wrapped.bytes.len());
     good.then(|| Blob::new(wrapped.bytes.as_slice())).ok_or(KmsError::local(KmsErrorClass::InvalidWrappedDek))

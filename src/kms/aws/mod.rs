@@ -43,6 +43,7 @@ use crate::kms::{DekBinding, Exposure, Generated, ItemResult, Kms, KmsError, Req
 use crate::model::{KeyVersion, Wrapped};
 
 use key::{BATCH, Key};
+use versions::UNNAMED;
 
 /// How often we look whether a session is due.
 const SESSION_WATCH: Duration = Duration::from_secs(1);
@@ -127,6 +128,10 @@ impl Kms for AwsKms {
 
     async fn current_version(&self) -> Result<KeyVersion, KmsError> {
         self.key.current_version(Share::Caller, self.key.policy.deadline()).await
+    }
+
+    fn tells_versions(&self, version: &KeyVersion) -> bool {
+        *version.version != *UNNAMED
     }
 
     fn hang_up(&self) {

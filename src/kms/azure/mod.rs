@@ -288,6 +288,13 @@ impl Kms for AzureKeyVault {
         #[derive(Deserialize)]
         struct Key {
             attributes: Attributes,
+            key: Material,
+        }
+        #[derive(Deserialize)]
+        struct Material {
+            /// The modulus of an RSA key, in base64url (RFC 7518, section 6.3.1.1).
+            #[serde(default)]
+            n: String,
         }
         #[derive(Deserialize)]
         struct Attributes {
@@ -310,6 +317,13 @@ impl Kms for AzureKeyVault {
             exposures.push(Exposure {
                 what: "key: whoever may purge a deleted key can destroy it, and all data with it, before its retention ends",
                 remedy: "turn on the vault's purge protection",
+            });
+        }
+        // 2048 bits are 342 digits of base64url; 3072 are 512.
+        if (1..512).contains(&key.key.n.len()) {
+            exposures.push(Exposure {
+                what: "key: it is an RSA key of less than 3072 bits, weaker than what it wraps",
+                remedy: "make a new version of it with `--size 3072` or more (`az keyvault key create` once more), and run `byok rotate`",
             });
         }
         if key.attributes.exp.is_some() {

@@ -291,6 +291,7 @@ impl Inner {
             | KmsErrorClass::Sealed
             | KmsErrorClass::Timeout
             | KmsErrorClass::Unreachable
+            | KmsErrorClass::WrappedByAnotherKey
             | KmsErrorClass::BudgetSpent
             | KmsErrorClass::LoginPaused => None,
         };

@@ -121,7 +121,8 @@ pub(super) fn of_impersonation(reply: &Reply) -> KmsError {
             | Sealed
             | Throttled
             | Timeout
-            | Unreachable) => class,
+            | Unreachable
+            | WrappedByAnotherKey) => class,
         },
         None => of_status(reply.status),
     };

@@ -7,8 +7,8 @@
 //! | `auth` | the token, its renewal, logins |
 //! | `transport` | one request |
 //!
-//! What the token needs is `update` on `<mount>/encrypt/<key>`, `decrypt/<key>` and `rewrap/<key>`, nothing else. The
-//! current key version is learned by wrapping a random value, so no metadata is read.
+//! What the token needs is `update` on `<mount>/encrypt/<key>`, `decrypt/<key>` and `rewrap/<key>`, and on `auth/token/renew-self`
+//! where it has an end. The current key version is learned by wrapping a random value, so no metadata is read but for `doctor`.
 //!
 //! One refusal of the token is answered by one more try with another token, where there is one. OpenBao refuses a token that has
 //! ended with the words for a right that is missing: `auth/token/lookup-self` tells the two apart where the token has the
@@ -212,17 +212,60 @@ impl Kms for VaultTransit {
     }
 
     async fn exposure(&self) -> Vec<Exposure> {
-        match self.upsert_possible().await {
-            Some(true) => vec![Exposure {
+        let mut found = self.vault.made_how().await;
+        if self.upsert_possible().await == Some(true) {
+            found.push(Exposure {
                 what: "key: Vault would create a key that is missing, if anybody with this token asked it to",
                 remedy: "grant `update` and not `create`, and set `disable_upsert=true` in the mount's config/keys",
-            }],
-            Some(false) | None => Vec::new(),
+            });
         }
+        found
     }
 }
 
 impl Vault {
+    /// What the key's own description says against it, where we may read that
+    /// (<https://developer.hashicorp.com/vault/api-docs/secret/transit#read-key>).
+    async fn made_how(&self) -> Vec<Exposure> {
+        #[derive(Deserialize)]
+        struct Described {
+            data: Key,
+        }
+        #[derive(Deserialize)]
+        struct Key {
+            #[serde(rename = "type")]
+            kind: String,
+            #[serde(default)]
+            derived: bool,
+            #[serde(default)]
+            exportable: bool,
+            #[serde(default)]
+            allow_plaintext_backup: bool,
+        }
+
+        let path = format!("{}/keys/{}", self.mount, self.key);
+        let reply = self.request(Method::GET, &path, Bytes::new(), self.calls.deadline()).await.ok();
+        let described = reply.and_then(|reply| serde_json::from_slice::<Described>(&reply.body).ok());
+        let Some(Described { data: key }) = described else { return Vec::new() };
+        let weak = matches!(&*key.kind, "aes128-gcm96" | "rsa-2048" | "rsa-3072" | "rsa-4096");
+        let another = "before anything is encrypted, make one of type aes256-gcm96 under another name; Vault changes the type of no key";
+        let found = [
+            (weak, "key: its type is weaker than the DEKs that it wraps, which have 256 bits", another),
+            (
+                key.derived,
+                "key: it was made with `derived=true`: it wants a context with each call, which byok does not send",
+                "make one without `derived` under another name; Vault changes it of no key",
+            ),
+            (
+                key.exportable || key.allow_plaintext_backup,
+                "key: who may export or back it up can take it out of Vault (`exportable`, `allow_plaintext_backup`)",
+                "grant nobody `read` on the mount's export and backup paths; Vault takes these back from no key",
+            ),
+        ];
+        let found = found.into_iter().filter(|(is_so, ..)| *is_so);
+        found.map(|(_, what, remedy)| Exposure { what, remedy }).collect()
+    }
+
     async fn wrap(&self, deks: &[&Dek], share: Share) -> Vec<ItemResult<Wrapped>> {
         let call = Call { asked: Asked::Wrap, share, deadline: self.calls.deadline() };
         let batches = each(deks.chunks(BATCH), |batch| self.wrap_batch(batch, call)).await;
@@ -271,7 +314,7 @@ impl Vault {
     /// The name in the row must be that of our key: it comes from the database, and must not choose a path in Vault.
     fn ciphertext<'a>(&self, wrapped: &'a Wrapped) -> Result<&'a str, KmsErrorClass> {
         if wrapped.key_version.key != self.key {
-            return Err(KmsErrorClass::Misconfigured);
+            return Err(KmsErrorClass::WrappedByAnotherKey);
         }
         transit::ciphertext(wrapped)
     }

@@ -412,6 +412,11 @@ async fn in_order(
                 applied.push(touched(connection, query, named).await?);
                 1
             }
+            Change::CommandJob { job, command, at } => {
+                let query = jobs::command(batch.tenant, *job, *command, *at);
+                applied.push(touched(connection, query, named).await?);
+                1
+            }
             Change::Watch { proof, canary } => {
                 let query = proofs::watch(batch.tenant, proof, canary);
                 applied.push(touched(connection, query, named).await?);

@@ -73,6 +73,12 @@ pub(super) const MIGRATIONS: &[Migration] = &[
         oldest_reader: 4,
         sql: include_str!("../../../migrations/postgres/0010_row_macs.sql"),
     },
+    Migration {
+        version: 11,
+        name: "rotation_states",
+        oldest_reader: 4,
+        sql: include_str!("../../../migrations/postgres/0011_rotation_states.sql"),
+    },
 ];
 
 const CLOSE: &str = include_str!("../../../migrations/postgres/close.sql");

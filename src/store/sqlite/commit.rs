@@ -225,6 +225,7 @@ async fn one(connection: &mut SqliteConnection, tenant: TenantUid, change: &Chan
         }
         Change::LeaseJob { job, holder, lease } => jobs::lease(&tenant, *job, *holder, *lease),
         Change::AdvanceJob { job, holder, after } => jobs::advance(&tenant, job, *holder, *after),
+        Change::CommandJob { job, command, at } => jobs::command(&tenant, *job, *command, *at),
         Change::Watch { proof, canary } => proofs::watch(&tenant, proof, canary),
         Change::Need { key_version, lasting } => proofs::need(&tenant, key_version, *lasting),
         Change::Retire { all_but } => proofs::retire(&tenant, all_but),
@@ -340,6 +341,7 @@ fn holds_nul(batch: &Batch) -> bool {
         | Change::StartJob(_)
         | Change::LeaseJob { .. }
         | Change::AdvanceJob { .. }
+        | Change::CommandJob { .. }
         | Change::Watch { .. }
         | Change::Need { .. }
         | Change::Retire { .. }

@@ -70,6 +70,12 @@ const MIGRATIONS: &[Migration] = &[
         oldest_reader: 4,
         sql: include_str!("../../../migrations/sqlite/0010_row_macs.sql"),
     },
+    Migration {
+        version: 11,
+        name: "rotation_states",
+        oldest_reader: 4,
+        sql: include_str!("../../../migrations/sqlite/0011_rotation_states.sql"),
+    },
 ];
 
 const TABLE: &str = include_str!("../../../migrations/sqlite/migrations.sql");
