@@ -5,7 +5,6 @@
 //! says besides whether the request ran. Every answer, refusals too, has the shape of GraphQL.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_graphql::Pos;
 use axum::Router;
@@ -16,7 +15,7 @@ use axum::routing::post;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 
-use crate::app::{App, Arrival};
+use crate::app::{App, Arrival, Room, no_room};
 use crate::model::{Caller, ErrorCode, Operation, Refusal, RequestId};
 
 use super::body;
@@ -31,10 +30,11 @@ use super::rules::{self, Broken};
 use super::schema::{ByokSchema, schema, schema_for_valid};
 use super::survey::{self, TooMuch};
 
-/// How much is read for a caller without identity: many times Hasura's introspection.
+/// How much is read for a caller without identity, or whose role may do nothing: many times Hasura's introspection.
 const MAX_UNKNOWN_BYTES: usize = 64 << 10;
-/// When a request should come back that there is no memory for.
-const COME_BACK: Duration = Duration::from_secs(1);
+/// All that a role may be permitted here.
+const OPERATIONS: [Operation; 5] =
+    [Operation::Encrypt, Operation::Decrypt, Operation::Reveal, Operation::Rotate, Operation::Audit];
 
 struct Front {
     app: Arc<App>,
@@ -75,8 +75,18 @@ async fn take(State(front): State<Arc<Front>>, request: Request) -> Response {
         let why = "The body must be sent as application/json.";
         return refuse(media, &Refusal::because(ErrorCode::MediaTypeUnsupported, why), &request_id);
     }
-    let bytes = match (read(body, limits.body_bytes, &caller).await, &caller) {
+    let may_do_something = caller
+        .as_ref()
+        .is_ok_and(|caller| OPERATIONS.into_iter().any(|operation| front.app.may_ever(caller, operation)));
+    let most = if may_do_something { limits.body_bytes } else { limits.body_bytes.min(MAX_UNKNOWN_BYTES) };
+    let bytes = match (read(body, most).await, &caller) {
         (Ok(bytes), _) => bytes,
+        // What it asks for stands in what was not read. So long is a join.
+        (Err(refusal), Ok(caller)) if refusal.code == ErrorCode::BodyTooLarge && !may_do_something => {
+            let denied = ErrorCode::PermissionDenied.into();
+            let denied = front.app.refuse(caller, Operation::Reveal, denied).await;
+            return answer(media, error::refused(&denied, &[], &request_id));
+        }
         (Err(refusal), Err(unknown)) if refusal.code == ErrorCode::BodyTooLarge => {
             return answer(media, error::refused(unknown, &[], &request_id));
         }
@@ -90,17 +100,20 @@ async fn take(State(front): State<Arc<Front>>, request: Request) -> Response {
     let refused =
         |refusal: &Refusal, places: &[Pos]| answer(media, error::refused(refusal, places, &request_id));
     match front.runner.prepare(&bytes, &budget, &caller, may_ever) {
-        Ok(ready) if !room.hold(ready.bytes.max(bytes.len())) => {
-            refused(&Refusal::from(ErrorCode::Unavailable).after(COME_BACK), &[])
-        }
+        Ok(ready) if !room.hold(ready.bytes.max(bytes.len())) => refused(&no_room(), &[]),
         Ok(ready) => {
             if ready.bytes > MAX_UNKNOWN_BYTES {
                 // What was small until now may be none that other requests should wait behind.
                 tokio::task::yield_now().await;
             }
             drop(bytes);
-            let call = Call::new(front.app.clone(), caller);
-            let (written, call) = front.runner.run(ready, &budget, &request_id, call).await;
+            let does = ready.does;
+            let call = Call::new(front.app.clone(), caller, room.clone());
+            let (written, call) = front.runner.run(ready, &request_id, &*room, call).await;
+            let written = match written {
+                Ok(written) => written,
+                Err(refusal) => return refused(&call.refuse(does, refusal).await, &[]),
+            };
             let mut response = answer(media, written);
             if let Some(release) = call.release() {
                 response.extensions_mut().insert(release);
@@ -137,6 +150,8 @@ struct Ready {
     keep: Option<(String, Plain)>,
     /// How many bytes its arguments take, with all copies, about.
     bytes: usize,
+    /// What its first root does.
+    does: Option<Operation>,
 }
 
 impl Runner {
@@ -164,7 +179,9 @@ impl Runner {
         if let (Err(unknown), true) = (caller, survey.needs_identity) {
             return Err(NotRun::Refused(unknown.clone(), None));
         }
-        let mut ready = Ready { request: async_graphql::Request::new(""), is_valid, keep: None, bytes: 0 };
+        let does = survey.does.first().copied().flatten();
+        let request = async_graphql::Request::new("");
+        let mut ready = Ready { request, is_valid, keep: None, bytes: 0, does };
         let denied = caller.as_ref().is_ok_and(|caller| is_denied(&survey, |does| may_ever(caller, does)));
         let (document, survey) = match denied {
             true => {
@@ -194,10 +211,10 @@ impl Runner {
     async fn run<C: Send + Sync + 'static>(
         &self,
         ready: Ready,
-        budget: &Budget,
         request_id: &RequestId,
+        room: &dyn Room,
         call: C,
-    ) -> (Written, Arc<C>) {
+    ) -> (Result<Written, Refusal>, Arc<C>) {
         let schema = if ready.is_valid { &self.schema_for_valid } else { &self.schema };
         let call = Arc::new(call);
         let response = schema.execute(ready.request.data(call.clone())).await;
@@ -206,7 +223,7 @@ impl Runner {
         {
             self.plain.keep(text, plain);
         }
-        (error::answer(response, request_id, budget.answer), call)
+        (error::answer(response, request_id, room), call)
     }
 }
 
@@ -231,12 +248,7 @@ async fn refuse_method(method: Method, request: Request) -> Response {
     response
 }
 
-async fn read(
-    body: Body,
-    limit: usize,
-    caller: &Result<Caller, Refusal>,
-) -> Result<axum::body::Bytes, Refusal> {
-    let limit = if caller.is_ok() { limit } else { limit.min(MAX_UNKNOWN_BYTES) };
+async fn read(body: Body, limit: usize) -> Result<axum::body::Bytes, Refusal> {
     match Limited::new(body, limit).collect().await {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(ErrorCode::BodyTooLarge.into()),
@@ -288,6 +300,22 @@ mod tests {
 
     const CANARY: &str = "C4N4RY";
 
+    struct Boundless;
+
+    impl Room for Boundless {
+        fn hold(&self, _: usize) -> bool {
+            true
+        }
+
+        fn hold_at_least(&self, _: usize) -> bool {
+            true
+        }
+
+        fn largest_answer(&self) -> usize {
+            usize::MAX
+        }
+    }
+
     fn known() -> Result<Caller, Refusal> {
         let identity =
             Identity { role: "admin".into(), user: None, session: Session::default(), means: Means::Jwt };
@@ -305,7 +333,7 @@ mod tests {
         let (request_id, runner) = (RequestId::fresh(), Runner::new());
         let budget = caller.as_ref().map_or(Budget::OF_UNKNOWN, |_| Budget::of_known(100, 1 << 20));
         let written = match runner.prepare(bytes, &budget, &caller, |_, does| may.contains(&does)) {
-            Ok(ready) => runner.run(ready, &budget, &request_id, ()).await.0,
+            Ok(ready) => runner.run(ready, &request_id, &Boundless, ()).await.0.unwrap(),
             Err(NotRun::Malformed(refusal) | NotRun::TooMuch(TooMuch { refusal, .. })) => {
                 error::refused(&refusal, &[], &request_id)
             }

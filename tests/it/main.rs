@@ -75,6 +75,7 @@ mod retired_versions;
 mod roles;
 mod rotation;
 mod row_macs;
+mod shares;
 mod store_announcements;
 mod store_conformance;
 mod store_fence;
