@@ -396,7 +396,10 @@ mod tests {
         assert_eq!((code(&one(32)), code(&one(33))), (None, Some(ErrorCode::QueryInvalid)));
         let spread = "{byokReveal(ciphertext:\"x\"){...F ...F ...F ...F ...F}} fragment F on ByokRevealed{a:value b:value c:value d:value e:value f:value}";
         assert_eq!(code(spread), Some(ErrorCode::QueryInvalid));
-        let many = format!("query($i:[ByokDecryptItem!]!){{byokRevealMany(items:$i){{{}}}}}", aliases(20));
+        let many = format!(
+            "query($i:[ByokDecryptItem!]!){{byokRevealMany(items:$i){{{}}}}}",
+            aliases(20).replace(":value", ":form")
+        );
         let items = |length: usize| json!({ "i": vec![json!({ "ciphertext": "" }); length] });
         assert!(with(&many, items(8_000)).is_ok());
         assert_eq!(with(&many, items(9_000)), Err(ErrorCode::QueryInvalid));

@@ -282,7 +282,7 @@ mod tests {
         assert_eq!(comes(100, 1, 60).await, None);
         assert_eq!(comes(FIRST + 1, 1, 60).await, Some(Stop::Slow));
         assert_eq!(comes(5_000_000, 1, 60).await, Some(Stop::Slow), "what came before is no credit");
-        assert_eq!(comes(FIRST + 1, 66 << 10, 60).await, None);
+        assert_eq!(comes(FIRST + 1, 80 << 10, 60).await, None);
     }
 
     #[tokio::test]
