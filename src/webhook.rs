@@ -6,6 +6,7 @@
 //! the status is all that is looked at; its body is not read. What an error of the HTTP client says names the address,
 //! and so never leaves this room.
 
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -27,6 +28,10 @@ pub const DEADLINE: Duration = Duration::from_secs(10);
 /// The operator's webhook.
 pub struct Webhook {
     client: Client,
+    target: RwLock<Arc<Target>>,
+}
+
+struct Target {
     url: Url,
     key: WebhookKey,
 }
@@ -102,7 +107,21 @@ impl Webhook {
             .pool_max_idle_per_host(0)
             .build()
             .ok()?;
-        Some(Self { client, url: settings.url, key: settings.key })
+        Some(Self { client, target: RwLock::new(Arc::new(Target::of(settings))) })
+    }
+
+    /// Whether this is the address that it posts to.
+    pub fn posts_to(&self, settings: &config::Webhook) -> bool {
+        self.target().url == settings.url
+    }
+
+    /// Posts there from now on, signed with that key.
+    pub fn replace(&self, settings: config::Webhook) {
+        *self.target.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Target::of(settings));
+    }
+
+    fn target(&self) -> Arc<Target> {
+        self.target.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Posts the incident once. `tenant` is the name; `now` is when this attempt is made, by the wall clock: receivers
@@ -123,17 +142,18 @@ impl Webhook {
 
     /// Its kind, and a digest of its address, which may hold a secret.
     pub fn name(&self) -> String {
-        let digest = sha256_of(&[self.url.as_str().as_bytes()]);
+        let digest = sha256_of(&[self.target().url.as_str().as_bytes()]);
         format!("webhook:{}", digest[..4].iter().map(|byte| format!("{byte:02x}")).collect::<String>())
     }
 
     /// Posts a body once, signed under this id, of this content type.
     pub async fn post(&self, id: &str, content: &'static str, body: String, now: Timestamp) -> Delivery {
         let at = now.unix_seconds();
-        let signature = signature(self.key.expose(), id, at, &body);
+        let target = self.target();
+        let signature = signature(target.key.expose(), id, at, &body);
         let request = self
             .client
-            .post(self.url.clone())
+            .post(target.url.clone())
             .header(CONTENT_TYPE, content)
             .header("webhook-id", id)
             .header("webhook-timestamp", at)
@@ -148,6 +168,12 @@ impl Webhook {
             Ok(Err(_)) => Delivery::Unreachable,
             Err(_) => Delivery::Timeout,
         }
+    }
+}
+
+impl Target {
+    fn of(settings: config::Webhook) -> Self {
+        Self { url: settings.url, key: settings.key }
     }
 }
 
@@ -179,8 +205,6 @@ fn signature(key: &[u8], id: &str, at: i64, body: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::model::{IncidentId, KeyVersion, Posture};
 

@@ -48,6 +48,25 @@ impl HealthStatus {
     }
 }
 
+/// Why calls cannot be answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unready {
+    /// The database is out of reach.
+    Database,
+    /// JWTs are verified with keys of identity providers, none of which has given any since the start.
+    IdentityProvider,
+}
+
+impl Unready {
+    /// The name in the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Database => "DATABASE",
+            Self::IdentityProvider => "IDENTITY_PROVIDER",
+        }
+    }
+}
+
 /// What the health check found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Health {
@@ -175,10 +194,19 @@ impl App {
         }
     }
 
-    /// Whether the database answers: what a load balancer asks. The database is asked ten times a second at most, however many
-    /// ask here.
-    pub async fn ready(&self) -> bool {
-        self.remembered_database(FRESH_FOR_WATCHERS).await
+    /// Whether calls can be answered: what a load balancer asks. The database is asked ten times a second at most, however
+    /// many ask here, the identity provider never.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn ready(&self) -> Result<(), Unready> {
+        if !self.authenticator().knows_keys() {
+            return Err(Unready::IdentityProvider);
+        }
+        match self.remembered_database(FRESH_FOR_WATCHERS).await {
+            true => Ok(()),
+            false => Err(Unready::Database),
+        }
     }
 
     async fn key_health(self: &Arc<Self>) -> Option<KeyHealth> {

@@ -32,7 +32,9 @@ const LANES: usize = 4;
 /// What a server, or a command that works like one, stands on.
 pub(super) struct Assembled {
     pub(super) app: Arc<App>,
-    pub(super) database: DatabaseState,
+    pub(super) state: DatabaseState,
+    pub(super) database: Arc<dyn Database>,
+    pub(super) tenant: Tenant,
     pub(super) server: config::Server,
     /// Fetches JWKs for as long as it runs, and does the database's daily upkeep.
     pub(super) refresh: JoinHandle<()>,
@@ -42,7 +44,6 @@ pub(super) struct Assembled {
 pub(super) async fn assemble(config: Config, stop: CancellationToken) -> Result<Assembled, Failure> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let (authenticator, policy) = identity(&config.auth, clock.clone())?;
-    let authenticator = Arc::new(authenticator);
     let kms = provider(config.kms)?;
     let webhook = config.webhook.map(webhook).transpose()?;
     let has_owner = config.store.has_owner();
@@ -73,12 +74,12 @@ pub(super) async fn assemble(config: Config, stop: CancellationToken) -> Result<
     let checkpoints = checkpoints(config.audit, store.clone(), tenant.clone(), root_log)?;
     checked(&checkpoints).await;
     let app = App::new(Parts {
-        tenant,
+        tenant: tenant.clone(),
         keyring,
         committer,
         store,
         kms,
-        authenticator: authenticator.clone(),
+        authenticator: Arc::new(authenticator),
         policy,
         limits: config.limits,
         in_flight: config.server.in_flight,
@@ -88,10 +89,11 @@ pub(super) async fn assemble(config: Config, stop: CancellationToken) -> Result<
         streams,
     });
     let app = Arc::new(app);
-    let upkeep = Upkeep { database, keeper, app: app.clone(), retention: config.audit_retention };
-    let refresh = tokio::spawn(refresh(authenticator, upkeep, stop));
+    let upkeep =
+        Upkeep { database: database.clone(), keeper, app: app.clone(), retention: config.audit_retention };
+    let refresh = tokio::spawn(refresh(app.clone(), upkeep, stop));
     let state = DatabaseState { applied: report.applied, expected: report.expected, audit_protected };
-    Ok(Assembled { app, database: state, server: config.server, refresh })
+    Ok(Assembled { app, state, database, tenant, server: config.server, refresh })
 }
 
 /// The database that the environment names, whatever its schema.
@@ -147,15 +149,26 @@ pub(super) fn unread(error: store::ReadError) -> Failure {
     })
 }
 
+/// Either, or its mistakes.
+type Read<T> = Result<T, Vec<Mistake>>;
+
+/// Who calls, and what they may do, each with its own mistakes.
+pub(super) fn parts_of_identity(
+    settings: &config::Auth,
+    clock: Arc<dyn Clock>,
+) -> Result<(Read<Authenticator>, Read<Policy>), Failure> {
+    // Fetches JWKs: an identity provider that redirects is not the one that was configured.
+    let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy().build();
+    let client = client.map_err(|_| Failure::Running("the HTTP client cannot be built".to_owned()))?;
+    Ok((Authenticator::new(settings, client, clock), Policy::of(settings)))
+}
+
 /// Who calls, and what they may do; reports the mistakes of both.
 pub(super) fn identity(
     settings: &config::Auth,
     clock: Arc<dyn Clock>,
 ) -> Result<(Authenticator, Policy), Failure> {
-    // Fetches JWKs: an identity provider that redirects is not the one that was configured.
-    let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy().build();
-    let client = client.map_err(|_| Failure::Running("the HTTP client cannot be built".to_owned()))?;
-    match (Authenticator::new(settings, client, clock), Policy::of(settings)) {
+    match parts_of_identity(settings, clock)? {
         (Ok(authenticator), Ok(policy)) => Ok((authenticator, policy)),
         (authenticator, policy) => {
             let mistakes = [authenticator.err(), policy.err()];
@@ -308,9 +321,9 @@ impl Upkeep {
     }
 }
 
-async fn refresh(authenticator: Arc<Authenticator>, upkeep: Upkeep, stop: CancellationToken) {
+async fn refresh(app: Arc<App>, upkeep: Upkeep, stop: CancellationToken) {
     tokio::select! {
         () = stop.cancelled() => {}
-        ((), (), ()) = async { tokio::join!(authenticator.keep_keys_fresh(&stop), upkeep.keep(), upkeep.keep_indexed()) } => {}
+        ((), (), ()) = async { tokio::join!(app.keep_identity_keys_fresh(&stop), upkeep.keep(), upkeep.keep_indexed()) } => {}
     }
 }

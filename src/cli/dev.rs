@@ -14,7 +14,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use clap::Args;
 use serde_json::json;
 
-use super::{Failure, serve};
+use super::Failure;
+use super::serve::{self, OnHangup};
 use crate::app::{App, Committed, EncryptItem, context_of};
 use crate::auth::{MintClaims, mint};
 use crate::config::{Auth, Config, Defaults, Env, Jwt, LogFormat, Reader, Server};
@@ -28,7 +29,7 @@ pub(super) const LOCAL_KEY: &str = ".byok/local-key.json";
 const USER: &str = "user-123";
 /// What the role `user` may do in development: its own records.
 const PERMISSIONS: &str = "\
-# Who may do what under `byok dev`; edit it and start again.
+# Who may do what under `byok dev`; what is edited here counts within seconds.
 roles:
   admin: { all: true }
   service: { encrypt: true, decrypt: true }
@@ -93,7 +94,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let scheme = if config.server.tls.is_some() { "https" } else { "http" };
     let base = format!("{scheme}://{}", reachable(arguments.listen));
     let jwt = Auth::read(&mut Reader::new(&env)).jwt;
-    serve::serve(config, async |app| welcome(&app, &base, jwt.as_ref()).await).await
+    serve::serve(config, env, OnHangup::Stop, async |app| welcome(&app, &base, jwt.as_ref()).await).await
 }
 
 /// The text of a file that is ours alone to read, made where it is not there.

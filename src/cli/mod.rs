@@ -20,6 +20,7 @@ mod health;
 mod memory;
 mod migrate;
 mod policy;
+mod reload;
 mod rotate;
 mod schema;
 mod serve;

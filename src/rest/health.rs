@@ -78,12 +78,17 @@ fn shown(front: &Front, health: Health) -> Response {
     )
 }
 
-/// Whether calls may be sent here: the server is not stopping, and the database answers. A key that is turned off does not
+/// Whether calls may be sent here: the server is not stopping, the database answers, and the keys of an identity provider are
+/// known, where there is one. A key that is turned off does not
 /// make the server unready: other tenants' calls, and refusals that are recorded, are its work too.
 pub(super) async fn ready(State(front): State<Front>) -> Response {
-    match !front.stop.is_cancelled() && front.app.ready().await {
-        true => answer(200, &json!({ "status": "READY" })),
-        false => answer(503, &json!({ "status": "UNREADY" })),
+    let unready = |reason| answer(503, &json!({ "status": "UNREADY", "reason": reason }));
+    if front.stop.is_cancelled() {
+        return unready("STOPPING");
+    }
+    match front.app.ready().await {
+        Ok(()) => answer(200, &json!({ "status": "READY" })),
+        Err(why) => unready(why.as_str()),
     }
 }
 
