@@ -9,6 +9,10 @@
 //! | 3 | the configuration has mistakes; each is named with its variable or file |
 //! | 4 | `doctor` found something that does not work, or a `drill` a plaintext that came too late |
 //! | 5 | the database's schema is not one that this binary reads: nothing was looked at |
+//! | 141 | whoever read standard output has left before the end |
+
+#[macro_use]
+mod output;
 
 mod assemble;
 mod audit;
