@@ -6,6 +6,7 @@
 //! the status is all that is looked at; its body is not read. What an error of the HTTP client says names the address,
 //! and so never leaves this room.
 
+use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -14,8 +15,13 @@ use base64::engine::general_purpose::STANDARD;
 use reqwest::header::CONTENT_TYPE;
 use reqwest::redirect::Policy;
 use reqwest::{Client, StatusCode, Url};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use rustls_platform_verifier::ConfigVerifierExt as _;
 use serde::Serialize;
+use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
 
 use crate::config;
 use crate::config::WebhookKey;
@@ -169,6 +175,54 @@ impl Webhook {
             Err(_) => Delivery::Timeout,
         }
     }
+}
+
+/// Why a host cannot be reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unreached {
+    /// Its name is not known.
+    Name,
+    /// It takes no connection.
+    Connection,
+    /// It does not show a certificate that is trusted here and is for its name.
+    Tls,
+    /// It takes longer than [`DEADLINE`].
+    Timeout,
+}
+
+impl fmt::Display for Unreached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name => f.write_str("the name of its host cannot be resolved"),
+            Self::Connection => f.write_str("its host takes no connection"),
+            Self::Tls => {
+                f.write_str("no TLS with its host: its certificate is not trusted here, or not for its name")
+            }
+            Self::Timeout => write!(f, "its host does not answer within {} s", DEADLINE.as_secs()),
+        }
+    }
+}
+
+/// Connects to where an address leads, with TLS where it is https, and hangs up: no request is sent.
+///
+/// # Errors
+/// See [`Unreached`].
+pub async fn reach(url: &Url) -> Result<(), Unreached> {
+    timeout(DEADLINE, connect(url)).await.unwrap_or(Err(Unreached::Timeout))
+}
+
+async fn connect(url: &Url) -> Result<(), Unreached> {
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    let port = url.port_or_known_default().unwrap_or(443);
+    let addresses: Vec<_> = lookup_host((host, port)).await.map_err(|_| Unreached::Name)?.collect();
+    let stream = TcpStream::connect(&addresses[..]).await.map_err(|_| Unreached::Connection)?;
+    if url.scheme() == "https" {
+        // The roots that the client that posts trusts.
+        let trust = ClientConfig::with_platform_verifier().map_err(|_| Unreached::Tls)?;
+        let name = ServerName::try_from(host.to_owned()).map_err(|_| Unreached::Tls)?;
+        TlsConnector::from(Arc::new(trust)).connect(name, stream).await.map_err(|_| Unreached::Tls)?;
+    }
+    Ok(())
 }
 
 impl Target {
