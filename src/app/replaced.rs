@@ -9,7 +9,7 @@ use crate::auth::{Authenticator, Policy};
 use crate::config::{SigningKeys, Webhook};
 use crate::telemetry::Rereads;
 
-use super::App;
+use super::{App, Place, Stream};
 
 /// The webhooks as they are to be; none where nothing is posted, or nothing has changed.
 #[derive(Default)]
@@ -51,23 +51,17 @@ impl App {
     /// one stays where it is.
     pub fn take_webhooks(&self, webhooks: Webhooks) -> bool {
         let Webhooks { incidents, checkpoints, stream } = webhooks;
-        if let (Some(ours), Some(new)) = (&self.webhook, incidents) {
-            ours.replace(new);
+        let place = self.checkpoints.places().iter().find_map(Place::webhook);
+        if place.zip(checkpoints.as_ref()).is_some_and(|(ours, new)| !ours.posts_to(new)) {
+            return false;
         }
-        if let (Some(ours), Some(new)) = (self.streams.iter().find_map(|stream| stream.webhook()), stream) {
-            ours.replace(new);
-        }
-        let place = self.checkpoints.places().iter().find_map(|place| place.webhook());
-        match (place, checkpoints) {
-            (Some(ours), Some(new)) => {
-                let stays = ours.posts_to(&new);
-                if stays {
-                    ours.replace(new);
-                }
-                stays
+        let of_stream = self.streams.iter().find_map(Stream::webhook);
+        for (ours, new) in [(self.webhook.as_ref(), incidents), (place, checkpoints), (of_stream, stream)] {
+            if let (Some(ours), Some(new)) = (ours, new) {
+                ours.replace(new);
             }
-            _ => true,
         }
+        true
     }
 
     /// What became of files that were read again.

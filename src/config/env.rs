@@ -257,15 +257,15 @@ mod tests {
     fn a_value_that_is_not_utf_8_is_a_mistake_that_does_not_show_it() {
         use std::os::unix::ffi::OsStringExt;
         let value = || OsString::from_vec(b"postgres://u:s3cret\xff@h/d".to_vec());
-        let names = ["DATABASE_URL", "AWS_REGION", "BYOK_LOG_FILE", "BYOK_FLAG", "OF_SOMEBODY_ELSE"];
+        let names = ["DATABASE_URL", "AWS_REGION", "BYOK_LOG_FILE", "BYOK_CONSOLE", "OF_SOMEBODY_ELSE"];
         let env = Env::of_os(names.map(|name| (OsString::from(name), value())));
         let mut reader = Reader::new(&env);
         assert!(reader.secret("DATABASE_URL").is_none() && reader.is_set("DATABASE_URL"));
         assert!(reader.required("AWS_REGION", "a region").is_empty());
         assert!(reader.secret("BYOK_LOG").is_none());
-        assert!(reader.flag("BYOK_FLAG", true) && reader.flag("BYOK_FLAG", true));
+        assert!(reader.flag("BYOK_CONSOLE", true) && reader.flag("BYOK_CONSOLE", true));
         let mistakes: Vec<String> = reader.into_mistakes().iter().map(Mistake::to_string).collect();
-        let said = ["DATABASE_URL", "AWS_REGION", "BYOK_LOG_FILE", "BYOK_FLAG"];
+        let said = ["DATABASE_URL", "AWS_REGION", "BYOK_LOG_FILE", "BYOK_CONSOLE"];
         assert_eq!(mistakes, said.map(|name| format!("{name}: is not UTF-8")), "what is asked for, once");
     }
 

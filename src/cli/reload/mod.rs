@@ -208,7 +208,7 @@ impl Running {
             Ok(Ok(Some(tenant))) if tenant.uid == self.tenant.uid => {}
             Ok(Ok(_)) => return Err(mistake("names another database than the one that is served from")),
             Ok(Err(store::ReadError::Rejected | store::ReadError::Malformed)) => {
-                return Err(mistake("names a role that may not read the tables"));
+                return Err(mistake("names a database or a role by which the tables cannot be read"));
             }
             Ok(Err(store::ReadError::Unavailable)) | Err(_) => return Err(NotTaken::NotYet(settings)),
         }
