@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Verifies a bundle of the audit log (docs/audit-log.md) without any code of byok, up to the first thing that does not
 hold: verify_bundle.py BUNDLE KEY [CHECKPOINT]. KEY is a public key, or several. Needs the package `cryptography`."""
-import base64, functools, hashlib, hmac, json, re, sys, unicodedata, uuid
+import base64, collections, functools, hashlib, hmac, json, re, sys, unicodedata, uuid
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -9,7 +9,7 @@ NEXT = {"": ["header"], "header": ["key", "start"], "key": ["key", "start"], "en
 WALK = {"skip": "count roots", "pruned": "count roots", "unreadable": "place leaf", "checkpoint": None, "end": "entries",
         "entry": "place tenant at id operation outcome means role user request detail items digest form reason ledger_hash "
                  "issuer extensions"}
-KINDS = WALK | {"header": "format origin tenant log first from to size", "key": None, "start": "size roots"}
+KINDS = WALK | {"header": "format origin tenant log first from to size erasures_behind", "key": None, "start": "size roots"}
 ITEM, PERSONAL = "dek_id key version source kms_request_id refused record", "hmac value salt"
 LATER = "key_id wrapped_hash form wrapping_key_id"  # of an item, in form 2
 FORM = "malformed-bundle: "
@@ -107,17 +107,21 @@ def signed(note, keys, log):  # the size and the root of a checkpoint, if it is 
     body, signatures = note_of(note)
     origin, size, node = body.split("\n")[:3]
     check(origin and re.fullmatch("0|[1-9][0-9]*", size) and int(size) < 1 << 64, FORM + "not a checkpoint")
-    for name, named, public in keys:
-        for _, _, signature in [one for one in signatures if one[:2] == (name, named) and name == log == origin]:
-            try:
-                Ed25519PublicKey.from_public_bytes(public).verify(signature, f"{body}\n".encode())
-            except InvalidSignature:
-                continue
-            return int(size), b64(node, 32)
-    sys.exit("forged-checkpoint: no key given has signed it, or it is of another log")
+    check(origin == log, f"forged-checkpoint: the checkpoint of size {size} is of another log: {origin}")
+    signers = ", ".join(f"{name}+{named.hex()}" for name, named, _ in signatures)
+    named = [(key[2], one[2]) for key in keys for one in signatures if key[:2] == one[:2] and key[0] == log]
+    check(named, f"wrong-key: no key that was given fits the checkpoint of size {size}: it says that it is signed with {signers}")
+    for public, signature in named:
+        try:
+            Ed25519PublicKey.from_public_bytes(public).verify(signature, f"{body}\n".encode())
+        except InvalidSignature:
+            continue
+        return int(size), b64(node, 32)
+    sys.exit(f"forged-checkpoint: the checkpoint of size {size} names a key that was given, and that key has not signed it")
 
 def verify(path, keys, pinned=None):
     tree, size, gaps, prunes, entries, kind, closed, met = [], 0, [], [], 0, "", False, not pinned
+    erased, hidden, awaiting = 0, 0, {kind: collections.deque(maxlen=1000) for kind in ("user", "record")}
     keys = [key_of(key) for key in keys.split()]
     for line in open(path, encoding="utf-8", newline="\n"):
         before, ((kind, value),) = kind, json.loads(line, object_pairs_hook=once, parse_int=integer).items()
@@ -125,8 +129,10 @@ def verify(path, keys, pinned=None):
         only(value, KINDS[kind])
         if kind == "header":
             head, tenant, place = value, bytes.fromhex(value["tenant"]), number(value["first"])
-            check(value["format"] in ("byok-audit-bundle/1", "byok-audit-bundle/2") and tenant.hex() == value["tenant"] and len(tenant) == 16, FORM + kind)
+            check(value["format"] in ("byok-audit-bundle/1", "byok-audit-bundle/2"), FORM + kind)
+            check(tenant.hex() == value["tenant"] and len(tenant) == 16, FORM + kind)
             check(value["origin"].endswith(f"/{number(value['log'])}") and value["log"] < 1 << 32, FORM + "of another log")
+            check(type(value.get("erasures_behind", False)) is bool, FORM + "neither true nor false")
             check(place <= number(value["from"]) < number(value["to"]) <= place + number(value["size"]), FORM + "no such range")
             pinned = pinned and signed(open(pinned, encoding="utf-8", newline="").read(), keys, value["origin"])
         elif kind == "key":  # proves nothing: what counts is what was given
@@ -137,6 +143,7 @@ def verify(path, keys, pinned=None):
             check(kind == "start" or 0 < count <= head["size"] - size, FORM + "leaves that the last checkpoint does not speak of")
             if kind == "pruned" or kind == "skip" and place < head["to"] and place + count > head["from"]:
                 gaps.append((place, place + count))
+                hidden = place  # an erasure's entry may be among them
             size = grow(tree, size, count, [b64(node, 32) for node in array(value["roots"])])
         elif kind in ("entry", "unreadable"):
             place, entries = number(value["place"]), entries + 1
@@ -146,9 +153,17 @@ def verify(path, keys, pinned=None):
             holds, named = digest(tenant, value) == b64(value["digest"], 32), value.get("tenant") is not None
             check(holds, f"{'wrong-tenant' if 'tenant' in value else 'changed-field'}: place {place}")
             check(not named, FORM + "an entry of this log that names a tenant")
-            for one in [value.get("user"), value["request"], *(item.get("record") for item in value["items"])]:
+            words = re.fullmatch("erase (user|record) 0 ([0-9]+)", value.get("detail") or "")
+            if words and (value["operation"], value["outcome"]) == ("erase", "OK") and int(words[2]) <= place:
+                while awaiting[words[1]] and awaiting[words[1]][0] < int(words[2]):
+                    awaiting[words[1]].popleft()
+            values = [("user", value.get("user")), ("user", value["request"])]
+            for what, one in values + [("record", item.get("record")) for item in value["items"]]:
                 salt = b64(one["salt"], 16) if one and one.get("salt") is not None else None
-                if one and one.get("value") is not None:  # else there is none, or it was erased
+                if one and one.get("value") is None:
+                    erased += 1
+                    awaiting[what] += [] if awaiting[what] and awaiting[what][-1] == place else [place]
+                elif one:
                     holds = salt and code(one) == hmac.digest(salt, str.encode(one["value"]), "sha256")
                     check(holds, f"changed-field: a personal value of place {place}")
             words = re.fullmatch("prune ([0-9]+) ([0-9]+) ([0-9]+)", value.get("detail") or "")
@@ -173,9 +188,21 @@ def verify(path, keys, pinned=None):
         check(left >= end, f"{kind}: from place {left} on, and no later entry says so")
     check(number(value["entries"]) == entries, FORM + "not as many entries as were said")
     check(met, "pinned-not-shown: the bundle says nothing about the log at the pinned size")
-    return f"places {head['from']} to before {head['to']} of {head['origin']}, tenant {tenant.hex()}, {entries} entries"
+    reaches = head["to"] == head["first"] + size and not head.get("erasures_behind", False)
+    unsaid = sorted({*awaiting["user"], *awaiting["record"]})
+    found = [place for place in unsaid if reaches and place >= hidden]  # of the others, an entry that is not shown may say so
+    check(not found, f"unmarked-erasure: place {[*found, 0][0]}: a value is not there, and no later entry says that it was "
+                     f"erased; so at {len(found)} place(s)")
+    said = f"places {head['from']} to before {head['to']} of {head['origin']}, tenant {tenant.hex()}, {entries} entries"
+    said += f", {erased} values erased" if erased else ""
+    return said + (f" (open: of {len(unsaid)} place(s) no entry that is shown says so)" if unsaid else "")
 
 if __name__ == "__main__":
+    if len(sys.argv) not in (3, 4):
+        print("usage: verify_bundle.py BUNDLE KEY [CHECKPOINT]\n\n  BUNDLE      a file that `byok audit export` wrote\n"
+              "  KEY         the public key of the log, NAME+ID+KEY, or several, as `byok audit key` prints them\n"
+              "  CHECKPOINT  a file with a checkpoint of the log that was kept elsewhere", file=sys.stderr)
+        sys.exit(2)
     try:
         print(f"holds: {verify(*sys.argv[1:])}")
     except Exception as error:

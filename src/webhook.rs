@@ -100,6 +100,31 @@ struct CheckpointDocument<'a> {
     data: &'a PublishedCheckpoint<'a>,
 }
 
+/// A delivery of a stream: entries of a tenant's log, in its order.
+#[derive(Clone, Copy)]
+pub struct StreamedEntries<'a> {
+    /// What a receiver tells deliveries apart by.
+    pub id: &'a str,
+    /// The tenant's name.
+    pub tenant: &'a str,
+    /// When the last of the entries was made.
+    pub at: Timestamp,
+    /// An event for each entry, a JSON object as text.
+    pub events: &'a [String],
+}
+
+impl StreamedEntries<'_> {
+    /// One JSON object: what a receiver's library parses is the whole body. The events go into it as they are.
+    fn document(&self) -> String {
+        let tenant = serde_json::Value::from(self.tenant);
+        let events = self.events.join(",");
+        format!(
+            r#"{{"type":"entries","timestamp":"{}","data":{{"tenant":{tenant},"events":[{events}]}}}}"#,
+            self.at
+        )
+    }
+}
+
 impl Webhook {
     /// Sends nothing. `None` if TLS cannot be set up with the system's certificates.
     pub fn new(settings: config::Webhook) -> Option<Self> {
@@ -133,7 +158,7 @@ impl Webhook {
     /// Posts the incident once. `tenant` is the name; `now` is when this attempt is made, by the wall clock: receivers
     /// refuse what is minutes off. Each attempt has the same id and the same body.
     pub async fn announce(&self, tenant: &str, incident: &Incident, now: Timestamp) -> Delivery {
-        self.post(&incident.id.to_string(), "application/json", document(tenant, incident), now).await
+        self.post(&incident.id.to_string(), document(tenant, incident), now).await
     }
 
     /// Posts a checkpoint once, as [`Self::announce`] does an incident. The same checkpoint has the same id each time.
@@ -143,7 +168,12 @@ impl Webhook {
         let document =
             CheckpointDocument { r#type: "checkpoint", timestamp: now.to_string(), data: checkpoint };
         let body = serde_json::to_string(&document).expect("texts and numbers can be written as JSON");
-        self.post(&format!("checkpoint-{id}"), "application/json", body, now).await
+        self.post(&format!("checkpoint-{id}"), body, now).await
+    }
+
+    /// Posts entries once, as [`Self::announce`] does an incident. The same entries have the same id and the same body each time.
+    pub async fn stream(&self, entries: &StreamedEntries<'_>, now: Timestamp) -> Delivery {
+        self.post(entries.id, entries.document(), now).await
     }
 
     /// Its kind, and a digest of its address, which may hold a secret.
@@ -152,15 +182,15 @@ impl Webhook {
         format!("webhook:{}", digest[..4].iter().map(|byte| format!("{byte:02x}")).collect::<String>())
     }
 
-    /// Posts a body once, signed under this id, of this content type.
-    pub async fn post(&self, id: &str, content: &'static str, body: String, now: Timestamp) -> Delivery {
+    /// Posts a JSON document once, signed under this id.
+    async fn post(&self, id: &str, body: String, now: Timestamp) -> Delivery {
         let at = now.unix_seconds();
         let target = self.target();
         let signature = signature(target.key.expose(), id, at, &body);
         let request = self
             .client
             .post(target.url.clone())
-            .header(CONTENT_TYPE, content)
+            .header(CONTENT_TYPE, "application/json")
             .header("webhook-id", id)
             .header("webhook-timestamp", at)
             .header("webhook-signature", signature)
@@ -269,6 +299,21 @@ mod tests {
         let signature =
             signature(&key, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330, r#"{"test": 2432232314}"#);
         assert_eq!(signature, "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
+    }
+
+    #[test]
+    fn a_delivery_of_entries_is_one_json_object() {
+        let events = [r#"{"n":1}"#.to_owned(), r#"{"n":2}"#.to_owned()];
+        let at = Timestamp::parse("2026-11-23T10:00:00.5Z").unwrap();
+        let entries = StreamedEntries { id: "1-2", tenant: "a \"tenant\"", at, events: &events };
+        assert_eq!(
+            serde_json::from_str::<serde_json::Value>(&entries.document()).unwrap(),
+            serde_json::json!({
+                "type": "entries",
+                "timestamp": "2026-11-23T10:00:00.5Z",
+                "data": { "tenant": "a \"tenant\"", "events": [{ "n": 1 }, { "n": 2 }] }
+            })
+        );
     }
 
     #[test]

@@ -144,11 +144,13 @@ impl Server {
             (None, None) => return Err("a server without output".to_owned()),
         };
         let mut lines = BufReader::new(output).lines().map_while(Result::ok);
-        let mut said = String::new();
+        let (mut said, mut listening) = (String::new(), None);
         for line in lines.by_ref() {
             let event: Value = serde_json::from_str(&line).unwrap_or_default();
-            let text =
-                if event["message"] == "listening" { event["address"].as_str() } else { Some(line.as_str()) };
+            if event["message"] == "listening" {
+                listening = event["address"].as_str().map(str::to_owned);
+            }
+            let text = if event["message"] == "ready" { listening.as_deref() } else { Some(line.as_str()) };
             if let Some(address) = text.and_then(|text| text.parse().ok()) {
                 // Whatever it says later is a warning.
                 std::thread::spawn(move || lines.for_each(|line| eprintln!("{line}")));

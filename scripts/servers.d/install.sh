@@ -9,6 +9,7 @@ installed() {
     toxiproxy) locate TOXIPROXY ;;
     python) locate PYTHON ;;
     npm) locate NODE_MODULES ;;
+    promtool) locate PROMTOOL ;;
     postgres) locate POSTGRES_BIN ;;
     pgbouncer) locate PGBOUNCER ;;
     browser) locate CHROMIUM && locate CHROMEDRIVER ;;
@@ -96,6 +97,26 @@ install_npm() {
   mv "$new" "$dir"
 }
 
+# Out of Debian's package of Prometheus, which is not installed: it would start a server of its own.
+install_promtool() {
+  local dir new
+  dir=$(promtool_dir)
+  new=$dir.new
+  command -v apt-get >/dev/null || { echo "this system has no apt-get: put promtool into $dir"; return 1; }
+  rm -rf "$new" "$dir"
+  mkdir -p "$new"
+  (
+    cd "$new"
+    # A new machine knows no packages yet.
+    apt-get -q download prometheus || { as_root apt-get -q -o DPkg::Lock::Timeout=300 update; apt-get -q download prometheus; }
+    dpkg-deb --fsys-tarfile prometheus_*.deb | tar -xf - --strip-components=3 ./usr/bin/promtool
+    rm prometheus_*.deb
+  ) || return 1
+  mv "$new" "$dir"
+}
+
+as_root() { if [[ $(id -u) -eq 0 ]]; then "$@"; else sudo -n "$@"; fi; }
+
 install_debian() {
   local as_root=() apt
   [[ $(id -u) -eq 0 ]] || as_root=(sudo -n)
@@ -130,7 +151,7 @@ install_tools() {
   for tool in "${tools[@]}"; do
     if installed "$tool"; then continue; fi
     case $tool in
-      vault | fakecloud | toxiproxy | python | npm)
+      vault | fakecloud | toxiproxy | python | npm | promtool)
         note "installing $tool in the background, log: $logs/$tool.log"
         "install_$tool" >"$logs/$tool.log" 2>&1 </dev/null &
         jobs[$tool]=$!

@@ -117,6 +117,26 @@ CONF
   echo "export DATABASE_URL=postgres://postgres@127.0.0.1:$port/postgres" >"$home/env"
 }
 
+# A copy of the primary's data that goes on from its WAL (streaming replication).
+start_standby() { # start_standby DIR PRIMARY
+  local dir=$1 primary=$2 bin user as=() data=$1/postgres/data
+  bin=$(locate POSTGRES_BIN) || die "PostgreSQL is not installed; run scripts/servers install postgres"
+  mkdir -p "$dir/postgres"
+  [[ -e $dir/pids || $(ls -A "$dir") == postgres ]] || die "$dir is not empty and not ours"
+  touch "$dir/pids"
+  user=$(server_user)
+  if [[ -n $user ]]; then
+    as=(setpriv "--reuid=$user" "--regid=$(id -g "$user")" --init-groups --)
+    chmod go+x "$dir"
+    chown "$user" "$dir/postgres"
+  fi
+  (cd "$dir/postgres" && "${as[@]}" "$bin/pg_basebackup" --pgdata "$data" --write-recovery-conf --checkpoint fast \
+    --no-sync --host 127.0.0.1 --port "$(cat "$primary/postgres/port")" --username postgres) \
+    >"$dir/postgres/basebackup.log" 2>&1 || fail_with_log "$dir/postgres/basebackup.log" "pg_basebackup failed"
+  echo "unix_socket_directories = '$dir/postgres'" >>"$data/postgresql.conf"
+  start_servers postgres "$dir"
+}
+
 start_vault() { # start_vault DIR
   local dir=$1 home=$1/vault bin port token pid attempt audit=$1/vault-audit.log
   bin=$(locate VAULT) || die "Vault is not installed; run scripts/servers install vault"

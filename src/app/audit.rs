@@ -34,6 +34,8 @@ pub struct AuditQuery {
     pub first: Option<u32>,
     /// The cursor that the page before ended with.
     pub after: Option<String>,
+    /// Whether to find out if newer entries stand before the page.
+    pub newer: bool,
 }
 
 /// A page, newest entries first.
@@ -43,6 +45,8 @@ pub struct AuditPage {
     pub entries: Vec<(String, Entry)>,
     /// Where the next page begins, where more may follow; that page may hold nothing.
     pub next: Option<String>,
+    /// Whether newer entries that match stand before the page, where that was asked and was found out within a read's bounds.
+    pub has_newer: bool,
 }
 
 impl App {
@@ -58,6 +62,10 @@ impl App {
             Err(refusal) => return Err(self.refuse_entered(caller, operation, refusal).await),
         };
         let filter = with_recorded_id(query.filter.clone());
+        let has_newer = match before.filter(|_| query.newer) {
+            Some(place) => self.has_from(caller, &filter, place).await?,
+            None => false,
+        };
         let (placed, next) = self.placed(caller, &filter, before, first).await?;
         let entries: Option<Vec<_>> =
             placed.iter().map(|placed| Some((cursor_of(placed.seq), unpack(&placed.row)?))).collect();
@@ -66,12 +74,18 @@ impl App {
             Refusal::from(ErrorCode::Internal)
         })?;
         self.record(caller, operation, Outcome::Ok, Vec::new(), Vec::new()).await?;
-        Ok(AuditPage { entries, next: next.map(cursor_of) })
+        Ok(AuditPage { entries, next: next.map(cursor_of), has_newer })
     }
 
     /// Derives what proofs and pages read instead of all entries; see [`audit::derive`].
     pub async fn derive(&self, stop: &CancellationToken) -> Derived {
         audit::derive(&*self.store, stop).await
+    }
+
+    /// Whether an entry that matches is at this place or above, as far as one bounded read from the newest on shows it.
+    async fn has_from(&self, caller: &Caller, filter: &EntryFilter, place: u64) -> Result<bool, Refusal> {
+        let read = self.store.entries(caller.tenant.uid, filter, None, 1).await.map_err(read_refusal)?;
+        Ok(read.entries.first().is_some_and(|newest| newest.seq >= place))
     }
 
     /// Up to `first` entries, fewer where they hold very many items, are large, or are far between, and the place that the next page goes
@@ -123,7 +137,7 @@ fn bounds(query: &AuditQuery) -> Result<(Option<u64>, usize), Refusal> {
     let before = query.after.as_deref().map(place_of).transpose()?;
     match query.first.unwrap_or(PAGE) {
         first @ 1..=MAX_PAGE => Ok((before, first as usize)),
-        _ => Err(Refusal::because(ErrorCode::RequestMalformed, "A page holds 1 to 500 entries.")),
+        _ => Err(Refusal::because(ErrorCode::RequestMalformed, "A page holds 1 to 500 entries.").at("first")),
     }
 }
 

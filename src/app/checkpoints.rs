@@ -20,6 +20,7 @@ use crate::model::{Caller, Clock, ErrorCode, Operation, Refusal, Tenant};
 use crate::store::{Batch, Change, EntryFilter, LogHead, PlacedEntry, ReadError, Store};
 
 use super::App;
+use super::primary::Primary;
 use super::publication::Place;
 use super::record::read_refusal;
 
@@ -113,8 +114,8 @@ pub struct Checked {
 pub struct CheckpointParts {
     /// The database.
     pub store: Arc<dyn Store>,
-    /// Whose log.
-    pub tenant: Tenant,
+    /// The tenant whose log it is.
+    pub tenant: Primary,
     /// The deployment's name, which origins begin with.
     pub deployment: String,
     /// What to sign with, if anything.
@@ -130,7 +131,7 @@ pub struct CheckpointParts {
 /// The checkpoints of a tenant's log.
 pub struct Checkpoints {
     pub(super) store: Arc<dyn Store>,
-    pub(super) tenant: Tenant,
+    pub(super) tenant: Primary,
     pub(super) deployment: String,
     keys: RwLock<Option<Arc<SigningKeys>>>,
     pub(super) places: Vec<Place>,
@@ -159,13 +160,18 @@ impl Checkpoints {
         }
     }
 
+    /// Says whose log it is, where that was not known from the start.
+    pub fn are_of(&self, tenant: Tenant) {
+        self.tenant.is(tenant);
+    }
+
     /// Holds the log against the last checkpoint that was kept, and the last one of each place that can be read. A place
     /// that cannot is asked again by [`App::publish_checkpoints`].
     ///
     /// # Errors
     /// The database's.
     pub async fn check(&self) -> Result<Checked, ReadError> {
-        let log = self.store.log_head(self.tenant.uid).await?.ok_or(ReadError::Malformed)?.log;
+        let log = self.store.log_head(self.tenant.uid()?).await?.ok_or(ReadError::Malformed)?.log;
         let mut unread = Vec::new();
         for place in &self.places {
             if self.look_into(place, log).await.is_err() || self.look_back(place, log).await.is_err() {
@@ -208,7 +214,7 @@ impl Checkpoints {
     }
 
     pub(super) fn origin(&self, log: u32) -> String {
-        origin_of(&self.deployment, &self.tenant.name, log)
+        origin_of(&self.deployment, self.tenant.name(), log)
     }
 
     /// What verifies the notes of that log, the current key's first.
@@ -260,7 +266,7 @@ impl Checkpoints {
     /// See [`NoneMade`].
     pub(super) async fn renew(&self) -> Result<SignedHead, NoneMade> {
         let mut known = self.known.lock().await;
-        let now = self.store.log_head(self.tenant.uid).await?.ok_or(ReadError::Malformed)?;
+        let now = self.store.log_head(self.tenant.uid()?).await?.ok_or(ReadError::Malformed)?;
         let now = SignedHead::of(&now);
         if known.unproven.is_empty() && known.ended.is_empty() && known.signed.as_ref() == Some(&now) {
             return Ok(now);
@@ -273,7 +279,7 @@ impl Checkpoints {
         // Nothing was appended: there is nothing to keep.
         if kept.is_none_or(|kept| kept != head) && head.size > 0 {
             let change = Change::AddCheckpoint { log: head.log, size: head.size, note: note.into() };
-            let batch = Batch::of_changes(self.tenant.uid, vec![change]);
+            let batch = Batch::of_changes(self.tenant.uid()?, vec![change]);
             self.store.commit(&batch).await.map_err(|_| ReadError::Unavailable)?;
             self.made.fetch_add(1, Ordering::Relaxed);
             known.kept_at = Some(Instant::now());
@@ -298,15 +304,15 @@ impl Checkpoints {
 
     /// Holds the log against all that is known to have been published, and says what it is now and what was kept last.
     async fn hold(&self, known: &mut Known) -> Result<(SignedHead, Option<SignedHead>), ReadError> {
-        let log = self.store.log_head(self.tenant.uid).await?.ok_or(ReadError::Malformed)?.log;
+        let log = self.store.log_head(self.tenant.uid()?).await?.ok_or(ReadError::Malformed)?.log;
         // Before the tree: another replica may keep the next checkpoint meanwhile, and the tree must hold that one.
-        let kept = self.store.latest_checkpoint(self.tenant.uid, log).await?.map(|row| {
+        let kept = self.store.latest_checkpoint(self.tenant.uid()?, log).await?.map(|row| {
             // Whoever signed it: a note that was put there by another hand stops us too.
             let note = SignedCheckpoint::parse(&row.note).ok().map(|note| note.checkpoint);
             let root = note.filter(|note| note.size == row.size).map_or(Hash([0; 32]), |note| note.root);
             SignedHead { log, size: row.size, root }
         });
-        let tree = Tree::open(&*self.store, self.tenant.uid).await?.ok_or(ReadError::Malformed)?;
+        let tree = Tree::open(&*self.store, self.tenant.uid()?).await?.ok_or(ReadError::Malformed)?;
         let mut unheld: Vec<SignedHead> = Vec::new();
         for head in known.unproven.iter().chain(&known.signed).chain(&kept) {
             if !unheld.contains(head) && !holds(&tree, head).await? {
@@ -347,7 +353,7 @@ impl Checkpoints {
         if heads.is_empty() {
             return Ok(unnamed);
         }
-        let tenant = self.tenant.uid;
+        let tenant = self.tenant.uid()?;
         let ended = self.store.ended_logs(tenant).await?;
         let restores = self.restores().await?;
         for head in heads {
@@ -373,7 +379,7 @@ impl Checkpoints {
         let filter = EntryFilter { operation: Some(Operation::Restore), ..EntryFilter::default() };
         let (mut found, mut before) = (Vec::new(), None);
         loop {
-            let page = self.store.entries(self.tenant.uid, &filter, before, RESTORES).await?;
+            let page = self.store.entries(self.tenant.uid()?, &filter, before, RESTORES).await?;
             found.extend(page.entries);
             before = page.next;
             if before.is_none() || found.len() >= RESTORES as usize {
@@ -392,7 +398,7 @@ impl Checkpoints {
         let after = ended.iter().find(|ended| ended.log > log).unwrap_or(&tree.head);
         let opening = after.first..after.end().min(after.first + 1);
         // One without entries has lost none.
-        Ok(!opening.is_empty() && self.store.leaves(self.tenant.uid, opening).await?.is_empty())
+        Ok(!opening.is_empty() && self.store.leaves(self.tenant.uid()?, opening).await?.is_empty())
     }
 }
 
@@ -444,7 +450,7 @@ impl App {
             return;
         }
         match self.checkpoints.renew_in_time().await {
-            Ok(()) | Err(NoneMade::Unsigned | NoneMade::Store(ReadError::Unavailable)) => {}
+            Ok(()) | Err(NoneMade::Unsigned | NoneMade::Store(ReadError::Unavailable | ReadError::Busy)) => {}
             // The rows of DEKs that are in memory may be gone.
             Err(NoneMade::Behind) => self.keyring.clear(),
             Err(NoneMade::Store(ReadError::Rejected | ReadError::Malformed)) => {

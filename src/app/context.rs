@@ -8,7 +8,7 @@ use crate::model::{ErrorCode, Refusal};
 ///
 /// # Errors
 /// `CONTEXT_INVALID` for what is no flat object of strings, `CONTEXT_TOO_LARGE`, and `CONTEXT_CONFLICT` where a flat
-/// argument says something else than the map.
+/// argument says something else than the map. A refusal for what a flat argument holds names its key.
 pub fn context_of(
     record_id: Option<&str>,
     field: Option<&str>,
@@ -32,9 +32,11 @@ pub fn context_of(
         let Some(flat) = flat else { continue };
         match context.get(key) {
             Some(same) if same == flat => {}
-            Some(_) => return Err(ErrorCode::ContextConflict.into()),
-            None if has_nul(flat) => return Err(ErrorCode::ContextInvalid.into()),
-            None => context.insert(key.to_owned(), flat.to_owned()).map_err(refusal)?,
+            Some(_) => return Err(Refusal::from(ErrorCode::ContextConflict).at(key)),
+            None if has_nul(flat) => return Err(Refusal::from(ErrorCode::ContextInvalid).at(key)),
+            None => {
+                context.insert(key.to_owned(), flat.to_owned()).map_err(|error| refusal(error).at(key))?
+            }
         }
     }
     Ok(context)
@@ -70,7 +72,7 @@ mod tests {
     fn a_flat_argument_that_says_the_same_is_no_conflict() {
         assert!(context_of(Some("r"), None, Some(&json!({"record_id": "r"}))).is_ok());
         let refused = context_of(Some("r"), None, Some(&json!({"record_id": "s"}))).err().unwrap();
-        assert_eq!(refused.code, ErrorCode::ContextConflict);
+        assert_eq!((refused.code, refused.field()), (ErrorCode::ContextConflict, Some("record_id")));
     }
 
     #[test]

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use crate::audit::MAX_RECORD_ID_BYTES;
 use crate::crypto::{Binding, Context, Plaintext, seal, sha256};
-use crate::keyring::{Footing, Held, RecordDek};
+use crate::keyring::{Footing, Held, KeyringError, RecordDek};
+use crate::kms::KmsErrorClass;
 use crate::model::{Caller, ErrorCode, Item, KeyVersion, Operation, Posture, Refusal};
 use crate::store::{Change, DekRow};
 
@@ -130,7 +131,9 @@ impl App {
                 Err(refusal) => Err(refusal.clone()),
                 Ok((plaintext, context)) => match deks.next() {
                     None => Err(ErrorCode::Internal.into()),
-                    Some(Err(error)) => Err(note_failure(entry_item, &error, &caller.request_id)),
+                    Some(Err(error)) => {
+                        Err(of_record(note_failure(entry_item, &error, &caller.request_id), &error))
+                    }
                     Some(Ok(RecordDek { id, held, fresh: row })) => {
                         note_dek(entry_item, id, &held);
                         entry_item.wrapped_hash = row.as_ref().map(|row| sha256(&row.wrapped.bytes));
@@ -179,5 +182,16 @@ impl App {
             }
             Some(_) | None => Ok(()),
         }
+    }
+}
+
+/// What a caller sees who encrypts for a record whose DEK the key does not open: it is not their ciphertext that fails.
+fn of_record(refusal: Refusal, error: &KeyringError) -> Refusal {
+    match error {
+        KeyringError::Kms(error) if error.class == KmsErrorClass::InvalidWrappedDek => Refusal::because(
+            ErrorCode::KmsMisconfigured,
+            "The record's DEK does not open under the configured key: another key wraps it, or its row was altered.",
+        ),
+        _ => refusal,
     }
 }

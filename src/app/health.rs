@@ -48,10 +48,12 @@ impl HealthStatus {
     }
 }
 
-/// Why calls cannot be answered.
+/// Why no call can be answered now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unready {
-    /// The database is out of reach.
+    /// Since the start the database was not reached, or not brought to what this binary needs.
+    Starting,
+    /// The database is out of reach, or takes no writes.
     Database,
     /// JWTs are verified with keys of identity providers, none of which has given any since the start.
     IdentityProvider,
@@ -61,7 +63,8 @@ impl Unready {
     /// The name in the API.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Database => "DATABASE",
+            Self::Starting => "STARTING",
+            Self::Database => "STORE_UNAVAILABLE",
             Self::IdentityProvider => "IDENTITY_PROVIDER",
         }
     }
@@ -126,12 +129,12 @@ impl App {
     pub async fn health(self: &Arc<Self>) -> Health {
         let (database, key) = tokio::join!(self.remembered_database(FRESH_FOR_CALLERS), self.key_health());
         // After the check, so that a posture that turned at another replica meanwhile counts.
-        if database {
-            let (keyring, tenant) = (self.keyring.clone(), self.tenant.clone());
+        if let (true, Ok(tenant)) = (database, self.tenant.get()) {
+            let (keyring, tenant) = (self.keyring.clone(), tenant.clone());
             let read = || async move { drop(keyring.standing_of_all(&tenant).await) };
             self.health.proofs.answer(FRESH_PROOFS, read).await;
         }
-        self.health_of(database, key, &self.keyring.standing(self.tenant.uid))
+        self.health_of(database, key, &self.key_standing())
     }
 
     /// What is known of key and database, for anybody: no call to the KMS, and of the database at most the question whether
@@ -147,7 +150,7 @@ impl App {
     /// The same with the key version, for whoever watches the server.
     pub async fn watched_health(&self) -> Health {
         let database = self.remembered_database(FRESH).await;
-        let standing = self.keyring.standing(self.tenant.uid);
+        let standing = self.key_standing();
         let remembered = self.health.key.last();
         let of_interest = |(when, answer): (Instant, KeyHealth)| {
             let age = when.elapsed();
@@ -162,7 +165,7 @@ impl App {
     /// Health by what the check has met, where one was made, and what the watch over the key knows.
     fn health_of(&self, database: bool, key: Option<KeyHealth>, standing: &[Standing]) -> Health {
         let Remembered { worked, next_login, .. } = self.health.remembered().clone();
-        let made = self.keyring.current_version(self.tenant.uid);
+        let made = self.tenant.uid().ok().and_then(|tenant| self.keyring.current_version(tenant));
         let checked = key.as_ref().and_then(|key| key.as_ref().ok());
         let known = checked.map(|(version, _)| version.clone());
         let known = known.or(made).or_else(|| worked.as_ref().map(|(version, _)| version.clone()));
@@ -200,6 +203,9 @@ impl App {
     /// # Errors
     /// Why not.
     pub async fn ready(&self) -> Result<(), Unready> {
+        if self.tenant.get().is_err() {
+            return Err(Unready::Starting);
+        }
         if !self.authenticator().knows_keys() {
             return Err(Unready::IdentityProvider);
         }
@@ -239,7 +245,8 @@ impl App {
 
     async fn try_key(&self) -> Result<KeyVersion, KmsError> {
         let internal = || KmsError::local(KmsErrorClass::Internal);
-        let binding = DekBinding { tenant: self.tenant.uid, dek_id: DekId::new(), purpose: Purpose::Probe };
+        let tenant = self.tenant.uid().map_err(|_| internal())?;
+        let binding = DekBinding { tenant, dek_id: DekId::new(), purpose: Purpose::Probe };
         let made = self.kms.generate(&[binding]).await.pop().ok_or_else(internal)??.value;
         let version = made.wrapped.key_version.clone();
         let opened = self.kms.unwrap(&[(binding, made.wrapped)]).await.pop().ok_or_else(internal)??.value;

@@ -56,7 +56,7 @@ pub struct Erased {
 impl From<ReadError> for KeepingFailed {
     fn from(error: ReadError) -> Self {
         match error {
-            ReadError::Unavailable => Self::Unavailable,
+            ReadError::Unavailable | ReadError::Busy => Self::Unavailable,
             ReadError::Rejected => Self::Refused,
             ReadError::Malformed => Self::Malformed,
         }

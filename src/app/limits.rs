@@ -176,7 +176,7 @@ impl App {
         items: usize,
     ) -> Result<(), Refusal> {
         let refusal = match items {
-            0 => Refusal::because(ErrorCode::RequestMalformed, "The request has no items."),
+            0 => Refusal::because(ErrorCode::RequestMalformed, "The request has no items.").at("items"),
             items if items > self.limits.items => ErrorCode::TooManyItems.into(),
             items => match self.meters.take_items(caller, operation, items) {
                 Ok(()) => return Ok(()),

@@ -18,6 +18,7 @@ mod listing;
 mod meter;
 mod permit;
 mod places;
+mod primary;
 mod publication;
 mod record;
 mod release;
@@ -25,6 +26,7 @@ mod replaced;
 mod resealed;
 mod restored;
 mod rotate;
+mod rotation_command;
 mod rotation_work;
 mod state_reads;
 mod stream;
@@ -40,7 +42,7 @@ use crate::audit::Committer;
 use crate::auth::{Authenticator, Policy};
 use crate::config::Limits;
 use crate::keyring::Keyring;
-use crate::kms::Kms;
+use crate::kms::{Kms, Requests};
 use crate::model::{Caller, Clock, ErrorCode, Identity, Peer, Posture, Refusal, RequestId, Tenant};
 use crate::store::Store;
 use crate::telemetry::{PoolCounts, Rereads};
@@ -54,6 +56,7 @@ pub use decrypt::{DecryptItem, Decrypted};
 pub use encrypt::{EncryptItem, Encrypted};
 pub use health::{Health, HealthStatus, Unready};
 pub use keeping::{Erased, Keeper, KeepingFailed};
+pub use primary::Primary;
 pub use publication::{Place, Receiver};
 pub use release::{Answered, Committed, Release};
 pub use replaced::Webhooks;
@@ -73,7 +76,7 @@ const TRIES: usize = 3;
 
 /// What the use cases stand on.
 pub struct App {
-    tenant: Arc<Tenant>,
+    tenant: Primary,
     store: Arc<dyn Store>,
     kms: Arc<dyn Kms>,
     keyring: Arc<Keyring>,
@@ -96,7 +99,7 @@ pub struct App {
 /// What an [`App`] is made of.
 pub struct Parts {
     /// The tenant of the single-tenant form.
-    pub tenant: Tenant,
+    pub tenant: Primary,
     /// The database.
     pub store: Arc<dyn Store>,
     /// The tenant's KMS.
@@ -134,7 +137,7 @@ impl App {
             health: health::Memory::default(),
             state_reads: state_reads::StateReads::default(),
             settling: ungiven::Settling::here(),
-            tenant: Arc::new(tenant),
+            tenant,
             store,
             kms,
             keyring,
@@ -150,11 +153,17 @@ impl App {
         }
     }
 
+    /// Begins to serve, once the database was found to be as it has to be. Before this nobody who calls is answered.
+    pub fn open(&self, tenant: Tenant) {
+        self.tenant.is(tenant);
+    }
+
     /// Who calls, by the headers of the request. A refusal here leaves no entry: nobody is known who could be named. The
     /// [`Peer`] in the request's extensions, where the listener put one, is known from then on.
     ///
     /// # Errors
-    /// One of Hasura's own codes, or `Unavailable` where the identity provider's keys cannot be had.
+    /// One of Hasura's own codes, or `Unavailable` where the identity provider's keys cannot be had; `STORE_UNAVAILABLE`
+    /// where the database was not reached since the start.
     pub fn authenticate(
         &self,
         headers: &HeaderMap,
@@ -192,12 +201,16 @@ impl App {
         if let Some(peer) = extensions.get::<Peer>() {
             peer.set_authenticated();
         }
-        Ok(self.caller(identity, request_id))
+        self.caller(identity, request_id)
     }
 
     /// The caller of one request. In the single-tenant form everybody belongs to the one tenant.
-    pub fn caller(&self, identity: Identity, request_id: RequestId) -> Caller {
-        Caller { tenant: self.tenant.clone(), identity, request_id }
+    ///
+    /// # Errors
+    /// `STORE_UNAVAILABLE` before [`Self::open`].
+    pub fn caller(&self, identity: Identity, request_id: RequestId) -> Result<Caller, Refusal> {
+        let tenant = self.tenant.get().map_err(record::read_refusal)?.clone();
+        Ok(Caller { tenant, identity, request_id })
     }
 
     /// What a call may ask for; the fronts bound what they read by it.
@@ -220,6 +233,11 @@ impl App {
         self.keyring.pool()
     }
 
+    /// The requests to the KMS since the start.
+    pub fn kms_requests(&self) -> Requests {
+        self.kms.requests()
+    }
+
     /// How many DEKs are in memory, about.
     pub fn cached_deks(&self) -> u64 {
         self.keyring.cached()
@@ -227,7 +245,7 @@ impl App {
 
     /// How each key version is that this server has met, for who watches it.
     pub fn key_standing(&self) -> Vec<Standing> {
-        self.keyring.standing(self.tenant.uid)
+        self.tenant.uid().map(|tenant| self.keyring.standing(tenant)).unwrap_or_default()
     }
 
     /// How many probes of keys this server has made since its start, by what they met.

@@ -195,7 +195,7 @@ impl Checkpoints {
             }
             Receiver::Webhook(webhook) => {
                 let root = head.root.to_string();
-                let (tenant, size) = (self.tenant.name.as_str(), head.size);
+                let (tenant, size) = (self.tenant.name(), head.size);
                 let checkpoint = PublishedCheckpoint { tenant, origin: &origin, size, root: &root, note };
                 match webhook.publish(&checkpoint, now).await {
                     Delivery::Taken => Ok(()),
@@ -208,7 +208,8 @@ impl Checkpoints {
             Receiver::Kms(kms) => {
                 // What it answers is thrown away: that it was asked is what stays.
                 let purpose = Purpose::Checkpoint(Mark { log: head.log, size: head.size, root: head.root });
-                let binding = DekBinding { tenant: self.tenant.uid, dek_id: DekId::new(), purpose };
+                let tenant = self.tenant.uid().map_err(|_| "no database".to_owned())?;
+                let binding = DekBinding { tenant, dek_id: DekId::new(), purpose };
                 match kms.generate(&[binding]).await.pop() {
                     Some(Ok(_)) => Ok(()),
                     Some(Err(error)) => Err(error.class.as_str().to_owned()),
@@ -221,7 +222,8 @@ impl Checkpoints {
     /// Whether the step applied; also not when the database is out of reach: the attempt is due again when its lease ends.
     async fn step(&self, place: &Place, holder: Uuid, step: Publishing) -> bool {
         let changes = vec![Change::Publish { place: place.name.clone(), holder, step }];
-        let batch = Batch::of_changes(self.tenant.uid, changes);
+        let Ok(tenant) = self.tenant.uid() else { return false };
+        let batch = Batch::of_changes(tenant, changes);
         self.store.commit(&batch).await.is_ok_and(|committed| committed.applied == [1])
     }
 
@@ -263,9 +265,10 @@ impl App {
         if checkpoints.places.is_empty() || checkpoints.is_behind() {
             return;
         }
-        let Ok(Some(head)) = checkpoints.store.log_head(checkpoints.tenant.uid).await else { return };
+        let Ok(tenant) = checkpoints.tenant.uid() else { return };
+        let Ok(Some(head)) = checkpoints.store.log_head(tenant).await else { return };
         let head = SignedHead::of(&head);
-        let Ok(known) = checkpoints.store.publications(checkpoints.tenant.uid).await else { return };
+        let Ok(known) = checkpoints.store.publications(tenant).await else { return };
         let publishing = checkpoints.places.iter().map(async |place| {
             let known = known.iter().find(|known| *known.place == *place.name);
             let published = known.and_then(|known| known.published);

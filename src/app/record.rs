@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::audit::{CommitFailed, Durable, Unit, pack, recorded_id};
 use crate::crypto::Context;
 use crate::keyring::{Fallen, Footing, Held, KeyringError};
-use crate::kms::{KmsError, KmsErrorClass};
+use crate::kms::{Distrust, KmsError, KmsErrorClass};
 use crate::model::{
     Caller, DekId, Entry, EntryId, ErrorCode, Item, Operation, Outcome, Posture, Refusal, RequestId,
 };
@@ -19,6 +19,9 @@ use super::ungiven::CommittedEntry;
 
 /// When to come again for a DEK whose row is not sealed yet.
 const UNSEALED: Duration = Duration::from_secs(2);
+
+/// When to come again where too many calls wait for the database.
+const BUSY: Duration = Duration::from_secs(1);
 
 /// One item of a call as it comes to its end: what will be recorded of it.
 pub(super) fn item_of(context: Option<&Context>) -> Item {
@@ -102,6 +105,7 @@ pub(super) fn log_kms(error: &KmsError, request_id: Option<&RequestId>) {
         status = error.http_status,
         kms_request_id = error.request_id.as_deref(),
         request_id = request_id.map(RequestId::as_str),
+        tls = error.distrust.map(Distrust::sentence),
         retry_in_seconds = error.retry_after.map(|wait| wait.as_secs()),
         "the KMS refused or failed"
     );
@@ -111,6 +115,7 @@ pub(super) fn log_kms(error: &KmsError, request_id: Option<&RequestId>) {
 pub(super) fn read_refusal(error: ReadError) -> Refusal {
     match error {
         ReadError::Unavailable => ErrorCode::StoreUnavailable.into(),
+        ReadError::Busy => Refusal::from(ErrorCode::Unavailable).after(BUSY),
         ReadError::Rejected | ReadError::Malformed => ErrorCode::Internal.into(),
     }
 }
@@ -234,17 +239,17 @@ impl App {
         detail: &'static str,
     ) -> Result<(), Refusal> {
         self.may_append()?;
-        let (_, entry) = self.packed(caller, operation, Outcome::Ok, Some(detail), Vec::new(), None);
+        let (_, entry) = self.packed(caller, operation, Outcome::Ok, Some(detail.into()), Vec::new(), None);
         self.commit(caller, entry, Vec::new(), Vec::new()).await.map(|_| ()).map_err(commit_refusal)
     }
 
     /// A call's entry, packed; and its items again. `voids` is the earlier entry whose answer this one refuses.
-    fn packed(
+    pub(super) fn packed(
         &self,
         caller: &Caller,
         operation: Operation,
         outcome: Outcome,
-        detail: Option<&'static str>,
+        detail: Option<Arc<str>>,
         items: Vec<Item>,
         voids: Option<EntryId>,
     ) -> (Vec<Item>, EntryRow) {
@@ -265,7 +270,7 @@ impl App {
             user: caller.identity.user.clone(),
             means: caller.identity.means,
             request_id: Some(caller.request_id.as_str().to_owned()),
-            detail: detail.map(Arc::from),
+            detail,
             reason: None,
             ledger_hash: None,
             issuer: None,
@@ -305,7 +310,7 @@ impl App {
     }
 }
 
-fn commit_refusal(failed: CommitFailed) -> Refusal {
+pub(super) fn commit_refusal(failed: CommitFailed) -> Refusal {
     match failed {
         CommitFailed::Unavailable => ErrorCode::StoreUnavailable.into(),
         // Only what stands on keys has a fence.

@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::auth::{Authenticator, Policy};
 use crate::config::{SigningKeys, Webhook};
+use crate::model::TenantUid;
 use crate::telemetry::Rereads;
 
 use super::{App, Place, Stream};
@@ -62,6 +63,11 @@ impl App {
             }
         }
         true
+    }
+
+    /// The tenant that is served; `None` until the database was reached.
+    pub fn serves(&self) -> Option<TenantUid> {
+        self.tenant.uid().ok()
     }
 
     /// What became of files that were read again.

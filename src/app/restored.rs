@@ -2,7 +2,7 @@
 //! next ones name each published head that is lost. One commit, and only the tables' owner may make it.
 
 use crate::audit::pack;
-use crate::model::{Entry, Operation};
+use crate::model::{Entry, Operation, TenantUid};
 use crate::store::{Batch, Change, CommitError, EntryRow, LogHead, ReadError};
 
 use super::checkpoints::{Checkpoints, SignedHead};
@@ -30,7 +30,7 @@ pub enum RestoreFailed {
 impl From<ReadError> for RestoreFailed {
     fn from(error: ReadError) -> Self {
         match error {
-            ReadError::Unavailable => Self::Unavailable,
+            ReadError::Unavailable | ReadError::Busy => Self::Unavailable,
             ReadError::Rejected => Self::Refused,
             ReadError::Malformed => Self::Malformed,
         }
@@ -63,13 +63,14 @@ impl Checkpoints {
             return Err(RestoreFailed::NothingLost);
         }
         let lost = self.unheld().await;
+        let tenant = self.tenant.uid()?;
         let mut unknown: Option<(Batch, Restored)> = None;
         for _ in 0..TRIES {
             let (batch, restored) = match unknown.take() {
                 Some(again) => again,
                 None => {
-                    let head = self.store.log_head(self.tenant.uid).await?.ok_or(RestoreFailed::Refused)?;
-                    self.opening(&head, &lost, operator)
+                    let head = self.store.log_head(tenant).await?.ok_or(RestoreFailed::Refused)?;
+                    self.opening(tenant, &head, &lost, operator)
                 }
             };
             match self.store.commit(&batch).await {
@@ -83,24 +84,30 @@ impl Checkpoints {
         Err(if unknown.is_some() { RestoreFailed::Unavailable } else { RestoreFailed::Moving })
     }
 
-    fn opening(&self, head: &LogHead, lost: &[SignedHead], operator: Option<&str>) -> (Batch, Restored) {
+    fn opening(
+        &self,
+        tenant: TenantUid,
+        head: &LogHead,
+        lost: &[SignedHead],
+        operator: Option<&str>,
+    ) -> (Batch, Restored) {
         let said = |head: &SignedHead| format!("{} {} {}", self.origin(head.log), head.size, head.root);
         let ended = said(&SignedHead::of(head));
         let lost_said: Vec<_> = lost.iter().map(said).collect();
         let details = lost_said.iter().map(|lost| format!("lost {lost}"));
         let entries = std::iter::once(format!("restore {ended}")).chain(details);
-        let entries: Vec<_> = entries.map(|detail| self.entry(detail, operator)).collect();
+        let entries: Vec<_> = entries.map(|detail| self.entry(tenant, detail, operator)).collect();
         // After every log that anybody was shown a head of.
         let last = lost.iter().map(|lost| lost.log).fold(head.log, u32::max);
         let log = last.saturating_add(1);
         let changes = vec![Change::OpenLog { from: head.clone(), log }];
-        let batch = Batch { tenant: self.tenant.uid, base: head.end(), entries, changes, fence: Vec::new() };
+        let batch = Batch { tenant, base: head.end(), entries, changes, fence: Vec::new() };
         (batch, Restored { ended, lost: lost_said, opened: self.origin(log) })
     }
 
-    fn entry(&self, detail: String, operator: Option<&str>) -> EntryRow {
+    fn entry(&self, tenant: TenantUid, detail: String, operator: Option<&str>) -> EntryRow {
         let (at, user) = (self.clock.now(), operator.map(str::to_owned));
         let entry = Entry::of_operator(at, Operation::Restore, user, Some(detail.into()));
-        pack(self.tenant.uid, &entry)
+        pack(tenant, &entry)
     }
 }

@@ -30,16 +30,24 @@ impl App {
     /// Starts the rotation job, or rejoins the one that is running; `dry_run` only says what it would do.
     ///
     /// # Errors
-    /// Not permitted, or the KMS or the database out of reach.
+    /// Not permitted, one that is paused (`ROTATION_STATE_CONFLICT`), a KMS that does not tell versions apart
+    /// (`KEY_VERSION_UNKNOWN`), or the KMS or the database out of reach.
     pub async fn rotate(&self, caller: &Caller, dry_run: bool) -> Result<Rotation, Refusal> {
         let operation = Operation::Rotate;
         self.enter(caller, operation).await?;
+        if !dry_run && let Some(paused) = self.paused_rotation(caller).await? {
+            return Err(self.refuse(caller, operation, is_paused(&paused)).await);
+        }
         let target = match self.kms.current_version().await {
             Ok(target) => target,
             Err(error) => return Err(self.refuse(caller, operation, kms_refusal(&error)).await),
         };
         self.keyring.expect_version(caller.tenant.uid, &target);
         let total = self.store.deks_not_under(caller.tenant.uid, &target).await.map_err(read_refusal)?;
+        // Whatever it would count or re-wrap is under the same name before and after.
+        if total == 0 && !self.kms.tells_versions(&target) {
+            return Err(self.refuse(caller, operation, ErrorCode::KeyVersionUnknown.into()).await);
+        }
         if dry_run {
             self.record(caller, operation, Outcome::Ok, Vec::new(), Vec::new()).await?;
             return Ok(Rotation::Forecast { target, deks: total, kms_calls: self.kms.rewrap_calls(total) });
@@ -60,11 +68,16 @@ impl App {
         if applied.first() == Some(&1) {
             return Ok(Rotation::Job(job));
         }
-        // Another one is running: that is the rotation.
+        // Another one is running, or was until now: that is the rotation.
         match self.store.latest_job(caller.tenant.uid).await.map_err(read_refusal)? {
             Some(running) => Ok(Rotation::Job(running)),
             None => Err(ErrorCode::Internal.into()),
         }
+    }
+
+    async fn paused_rotation(&self, caller: &Caller) -> Result<Option<Job>, Refusal> {
+        let latest = self.store.latest_job(caller.tenant.uid).await.map_err(read_refusal)?;
+        Ok(latest.filter(|job| job.state == JobState::Paused))
     }
 
     /// A rotation of the caller's tenant, or the newest one when `id` is `None`. A read of a state: it leaves an entry an hour.
@@ -82,6 +95,12 @@ impl App {
         self.record_state_read(caller, operation).await?;
         Ok(found)
     }
+}
+
+/// What a caller sees who would start a rotation beside one that is paused.
+fn is_paused(job: &Job) -> Refusal {
+    let said = format!("The rotation {} is paused: resume it, or cancel it and start another one.", job.id);
+    Refusal::because(ErrorCode::RotationStateConflict, said)
 }
 
 fn kms_refusal(error: &KmsError) -> Refusal {

@@ -31,7 +31,7 @@ enum Step {
     Finished,
     /// The KMS or the database is out of reach, or the budget of KMS calls is spent; the place is kept.
     Stalled,
-    /// Another replica works on it.
+    /// Another replica works on it, or it was paused or cancelled.
     Lost,
 }
 
@@ -76,8 +76,11 @@ impl App {
             Err(_) => return Step::Stalled,
         }
         let Ok(Some((mut job, after))) = self.store.job(tenant.uid, id).await else { return Step::Stalled };
-        if job.state == JobState::Done {
-            return Step::Finished;
+        match job.state {
+            JobState::Running => {}
+            // Since the lease was taken.
+            JobState::Paused => return Step::Lost,
+            JobState::Done | JobState::Cancelled => return Step::Finished,
         }
         // A stalled job may wait for a version that the customer has since left behind.
         if job.stalled.is_some_and(|code| code != ErrorCode::RateLimited)

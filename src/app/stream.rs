@@ -14,8 +14,9 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::audit::ocsf_event;
-use crate::store::{Batch, Change, PlacedEntry, ReadError, StreamName, StreamRow, StreamStep};
-use crate::webhook::{Delivery, Webhook};
+use crate::model::{Tenant, TenantUid};
+use crate::store::{Batch, Change, LogHead, PlacedEntry, ReadError, StreamName, StreamRow, StreamStep};
+use crate::webhook::{Delivery, StreamedEntries, Webhook};
 
 use super::App;
 use file::Lines;
@@ -161,8 +162,9 @@ impl App {
 
     /// How far the stream is, and how many entries it has still to take.
     async fn look(&self, stream: &Stream) -> Result<(Option<StreamRow>, u64), Over> {
-        let rows = self.store.streams(self.tenant.uid).await.map_err(|_| Over)?;
-        let end = self.store.log_size(self.tenant.uid).await.map_err(|_| Over)?;
+        let tenant = self.tenant.uid().map_err(|_| Over)?;
+        let rows = self.store.streams(tenant).await.map_err(|_| Over)?;
+        let end = self.store.log_size(tenant).await.map_err(|_| Over)?;
         let row = rows.into_iter().find(|row| row.name == stream.name);
         let behind = end.saturating_sub(row.map_or(0, |row| row.next));
         stream.with(|progress| progress.behind = behind);
@@ -178,25 +180,29 @@ impl App {
         stop: &CancellationToken,
     ) -> Result<u64, Over> {
         let page = stream.with(|progress| progress.page);
-        let page = match self.store.entries_from(self.tenant.uid, next, page).await {
+        let tenant = self.tenant.get().map_err(|_| Over)?;
+        let page = match self.store.entries_from(tenant.uid, next, page).await {
             Ok(page) => page,
             // It is out of reach, and says so itself.
-            Err(ReadError::Unavailable) => return Err(Over),
+            Err(ReadError::Unavailable | ReadError::Busy) => return Err(Over),
             // Not of a form that this release reads: another replica may be of a later one.
             Err(ReadError::Rejected | ReadError::Malformed) => {
                 self.stream_failed(stream, holder, next, "an entry cannot be read").await;
                 return Err(Over);
             }
         };
-        let (lines, sent) = self.lines(&page);
+        // Read after the entries: the log that the last of them is in was opened before.
+        let logs = self.logs(tenant.uid).await?;
+        let (events, sent) = self.events(tenant, &page, &logs);
         let (Some(first), Some(last)) = (sent.first(), sent.last()) else {
             stream.with(|progress| progress.behind = 0);
             return Err(Over);
         };
-        let (entries, bytes) = (sent.len(), lines.len());
+        let (entries, bytes) = (sent.len(), events.iter().map(String::len).sum());
         let id = format!("{}-{entries}", first.row.id);
+        let delivery = StreamedEntries { id: &id, tenant: &tenant.name, at: last.row.at, events: &events };
         let delivered = tokio::select! {
-            delivered = self.deliver(&stream.sink, &id, lines) => delivered,
+            delivered = self.deliver(&stream.sink, delivery) => delivered,
             // Whoever is next does it again: it may have arrived.
             () = stop.cancelled() => return Err(Over),
         };
@@ -223,25 +229,44 @@ impl App {
         let _ = self.stream_step(stream, holder, StreamStep::Fail).await;
     }
 
-    /// As many of the entries as go into one delivery, one line each.
-    fn lines<'p>(&self, page: &'p [PlacedEntry]) -> (String, &'p [PlacedEntry]) {
-        let mut lines = String::new();
-        for (count, placed) in page.iter().enumerate() {
-            if lines.len() > DELIVERY_BYTES {
-                return (lines, &page[..count]);
-            }
-            lines.push_str(&ocsf_event(&self.tenant, placed).to_string());
-            lines.push('\n');
-        }
-        (lines, page)
+    /// The tenant's logs, each with its number and its first place, the current one last.
+    async fn logs(&self, tenant: TenantUid) -> Result<Vec<LogHead>, Over> {
+        // The current one first: one that ends meanwhile is then in both.
+        let current = self.store.log_head(tenant).await.map_err(|_| Over)?;
+        let mut logs = self.store.ended_logs(tenant).await.map_err(|_| Over)?;
+        logs.extend(current);
+        logs.sort_by_key(|head| head.log);
+        Ok(logs)
     }
 
-    async fn deliver(&self, sink: &Sink, id: &str, lines: String) -> Result<(), String> {
+    /// The events of as many of the entries as go into one delivery.
+    fn events<'p>(
+        &self,
+        tenant: &Tenant,
+        page: &'p [PlacedEntry],
+        logs: &[LogHead],
+    ) -> (Vec<String>, &'p [PlacedEntry]) {
+        let (mut events, mut bytes) = (Vec::new(), 0);
+        for (count, placed) in page.iter().enumerate() {
+            if bytes > DELIVERY_BYTES {
+                return (events, &page[..count]);
+            }
+            let event = ocsf_event(tenant, log_of(placed.seq, logs), placed).to_string();
+            bytes += event.len();
+            events.push(event);
+        }
+        (events, page)
+    }
+
+    async fn deliver(&self, sink: &Sink, delivery: StreamedEntries<'_>) -> Result<(), String> {
         let webhook = match sink {
-            Sink::File(file) => return file.append(lines).await,
+            Sink::File(file) => {
+                let lines = delivery.events.iter().flat_map(|event| [event.as_str(), "\n"]).collect();
+                return file.append(lines).await;
+            }
             Sink::Webhook(webhook) => webhook,
         };
-        match webhook.post(id, "application/x-ndjson", lines, self.clock.now()).await {
+        match webhook.stream(&delivery, self.clock.now()).await {
             Delivery::Taken => Ok(()),
             // It does not say that the log may have a gap.
             Delivery::Gone => Err("410".to_owned()),
@@ -254,11 +279,17 @@ impl App {
     /// An error where the step did not apply, or is not known to have.
     async fn stream_step(&self, stream: &Stream, holder: Uuid, step: StreamStep) -> Result<(), Over> {
         let changes = vec![Change::Stream { name: stream.name, holder, step }];
-        match self.store.commit(&Batch::of_changes(self.tenant.uid, changes)).await {
+        let tenant = self.tenant.uid().map_err(|_| Over)?;
+        match self.store.commit(&Batch::of_changes(tenant, changes)).await {
             Ok(committed) if committed.applied == [1] => Ok(()),
             Ok(_) | Err(_) => Err(Over),
         }
     }
+}
+
+/// The number of the log that the entry at a place is in: the last of those that had begun there.
+fn log_of(place: u64, logs: &[LogHead]) -> u32 {
+    logs.iter().rfind(|head| head.first <= place).map_or(1, |head| head.log)
 }
 
 /// After so many failures in a row, counted from 1.
@@ -270,11 +301,20 @@ fn pause(failures: u32) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::merkle::Frontier;
 
     #[test]
     fn a_pause_doubles_up_to_a_minute() {
         let seconds = |failures| pause(failures).as_secs();
         assert_eq!([1, 2, 6, 7, 1_000].map(seconds), [1, 2, 32, 60, 60]);
+    }
+
+    #[test]
+    fn an_entry_is_in_the_last_log_that_had_begun_at_its_place() {
+        let head = |log, first| LogHead { log, first, frontier: Frontier::default() };
+        // The second was opened and ended without an entry; the fourth was lost with the database that had it.
+        let logs = [head(1, 0), head(2, 5), head(3, 5), head(5, 8)];
+        assert_eq!([0, 4, 5, 7, 8, 99].map(|place| log_of(place, &logs)), [1, 1, 3, 3, 5, 5]);
     }
 
     #[test]

@@ -123,6 +123,19 @@ impl SignedCheckpoint {
     }
 }
 
+impl SignedCheckpoint {
+    /// Whether one of the signatures is said to be this key's; [`Self::is_signed_by`] says whether it is.
+    pub fn names(&self, key: &CheckpointKey) -> bool {
+        let named = |(name, id, _): &(String, [u8; 4], Vec<u8>)| *name == key.name && *id == key.id();
+        key.name == self.checkpoint.origin && self.signatures.iter().any(named)
+    }
+
+    /// Whose the signatures are said to be: `<name>+<id>` of each key.
+    pub fn signers(&self) -> Vec<String> {
+        self.signatures.iter().map(|(name, id, _)| format!("{name}+{}", hexadecimal(*id))).collect()
+    }
+}
+
 fn signature(line: &str) -> Option<(String, [u8; 4], Vec<u8>)> {
     let (name, signature) = line.strip_prefix("— ")?.split_once(' ')?;
     let bytes = STANDARD.decode(signature).ok()?;
@@ -216,6 +229,9 @@ mod tests {
         assert_eq!(read.checkpoint, checkpoint());
         assert!(read.is_signed_by(&named(&old)) && read.is_signed_by(&named(&new)));
         assert!(!read.is_signed_by(&named(&other)));
+        assert!(read.names(&named(&old)) && !read.names(&named(&other)));
+        assert_eq!(read.signers().len(), 2);
+        assert!(named(&new).to_string().starts_with(&read.signers()[1]));
         let elsewhere = CheckpointKey { name: "byok.example/other/1".to_owned(), ..named(&old) };
         assert!(!read.is_signed_by(&elsewhere));
     }

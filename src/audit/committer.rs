@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::{error, warn};
@@ -21,6 +22,8 @@ const MAX_BYTES: usize = 8 << 20;
 const QUEUE: usize = 4_096;
 /// How often a group is tried before what the fence keeps out is refused.
 const ROUNDS: usize = 3;
+/// How long a group waits at most for the callers that can run already.
+const GATHERING: Duration = Duration::from_millis(1);
 /// How long a commit whose outcome is unknown, or whose place was taken, is tried again.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -90,13 +93,19 @@ pub struct Committer {
 }
 
 impl Committer {
-    /// Starts `lanes` lanes; they end when the committer and what it holds are gone.
+    /// Starts `lanes` lanes, for callers on the runtime that this is called on; they end when the committer and what it
+    /// holds are gone.
     pub fn start(store: Arc<dyn Store>, clock: Arc<dyn Clock>, lanes: usize) -> Self {
+        Self::start_for(Handle::current(), store, clock, lanes)
+    }
+
+    /// As [`Committer::start`], for callers that mostly run on another runtime.
+    pub fn start_for(callers: Handle, store: Arc<dyn Store>, clock: Arc<dyn Clock>, lanes: usize) -> Self {
         let rewinds = Arc::new(AtomicU64::new(0));
         let start = |_| {
             let (sender, receiver) = mpsc::channel(QUEUE);
             let (store, clock, rewinds) = (store.clone(), clock.clone(), rewinds.clone());
-            let lane = Lane { store, clock, heads: BTreeMap::new(), rewinds };
+            let lane = Lane { store, clock, callers: callers.clone(), heads: BTreeMap::new(), rewinds };
             tokio::spawn(lane.run(receiver));
             sender
         };
@@ -141,6 +150,8 @@ struct Head {
 struct Lane {
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
+    /// The runtime that callers run on.
+    callers: Handle,
     /// The logs' heads as this lane last saw them; another replica may have moved them.
     heads: BTreeMap<TenantUid, Head>,
     rewinds: Arc<AtomicU64>,
@@ -150,6 +161,14 @@ impl Lane {
     async fn run(mut self, mut ready: mpsc::Receiver<Pending>) {
         let mut waiting = Vec::new();
         while !waiting.is_empty() || ready.recv_many(&mut waiting, MAX_UNITS).await > 0 {
+            if (2..MAX_UNITS).contains(&waiting.len()) {
+                self.let_callers_run().await;
+                while waiting.len() < MAX_UNITS
+                    && let Ok(pending) = ready.try_recv()
+                {
+                    waiting.push(pending);
+                }
+            }
             let rest = waiting.split_off(within_bytes(&waiting));
             let mut by_tenant: BTreeMap<TenantUid, Vec<Pending>> = BTreeMap::new();
             for pending in std::mem::replace(&mut waiting, rest) {
@@ -159,6 +178,16 @@ impl Lane {
                 self.commit_group(tenant, group).await;
             }
         }
+    }
+
+    /// Waits until the callers that can run already have run, within bounds, so that what they commit joins the group.
+    /// On a runtime and threads of its own a lane wakes as soon as the last group is durable, on a busy machine before
+    /// most of those who were answered have sent their next: then groups are a fifth as large (measured: 14 units
+    /// instead of 55), and each has a statement's cost.
+    async fn let_callers_run(&self) {
+        // A task that yields is polled again once its runtime has polled what was ready.
+        let turn = self.callers.spawn(tokio::task::yield_now());
+        let _ = tokio::time::timeout(GATHERING, turn).await;
     }
 
     /// Commits what passes the fence, and leaves out what does not.

@@ -215,7 +215,7 @@ impl Pass<'_> {
 
 fn left(error: ReadError) -> Derived {
     match error {
-        ReadError::Unavailable => Derived::NotHere,
+        ReadError::Unavailable | ReadError::Busy => Derived::NotHere,
         // The schema, or a right: nothing is known to be wrong with the log.
         ReadError::Rejected => {
             error!("the database refuses to be read: nothing more is derived from the audit log");

@@ -13,9 +13,9 @@ const VERSION: &str = "1.1.0";
 const CATEGORY: u32 = 6;
 const CLASS: u32 = 6003;
 
-/// The event of one entry. One whose items are not of a form that we write, as after a change by hand, says so and goes
+/// The event of one entry of the log of this number. One whose items are not of a form that we write, as after a change by hand, says so and goes
 /// without them: a stream stops at nothing.
-pub fn ocsf_event(tenant: &Tenant, placed: &PlacedEntry) -> Value {
+pub fn ocsf_event(tenant: &Tenant, log: u32, placed: &PlacedEntry) -> Value {
     let row = &placed.row;
     let entry = unpack(row);
     let (activity, activity_name) = activity(row.operation);
@@ -54,7 +54,12 @@ pub fn ocsf_event(tenant: &Tenant, placed: &PlacedEntry) -> Value {
         "api": { "operation": row.operation.as_str(), "service": { "name": "byok" } },
         // The log holds no network address.
         "src_endpoint": { "name": "unknown" },
-        "unmapped": { "tenant": tenant.name, "items": row.item_count, "leaf": hex(&row.leaf().0) },
+        "unmapped": {
+            "tenant": tenant.name,
+            "log": log,
+            "items": row.item_count,
+            "leaf": hex(&row.leaf().0),
+        },
     });
     // A user of the name `unknown` has it as `uid`.
     match row.user.as_ref().and_then(|user| user.value.as_deref()) {
@@ -184,7 +189,7 @@ mod tests {
     #[test]
     fn an_event_has_what_its_class_requires_and_what_the_entry_says() {
         let (tenant, placed) = placed(Outcome::Partial, Some("u-1"));
-        let event = ocsf_event(&tenant, &placed);
+        let event = ocsf_event(&tenant, 2, &placed);
         for required in
             ["activity_id", "actor", "api", "category_uid", "class_uid", "metadata", "severity_id"]
         {
@@ -192,7 +197,7 @@ mod tests {
         }
         assert_eq!((&event["type_uid"], &event["status_id"]), (&json!(600_302), &json!(99)));
         assert_eq!(event["time"], 1_795_428_000_500_i64);
-        assert_eq!(event["metadata"]["sequence"], 41);
+        assert_eq!((&event["unmapped"]["log"], &event["metadata"]["sequence"]), (&json!(2), &json!(41)));
         assert_eq!(event["actor"]["user"]["uid"], "u-1");
         assert_eq!(event["resources"][0]["uid"], "patient-1");
         assert_eq!(event["resources"][0]["data"]["kms_request_id"], "kms-1");
@@ -207,7 +212,7 @@ mod tests {
     fn an_entry_that_cannot_be_read_is_an_event_that_says_so() {
         let (tenant, mut placed) = placed(Outcome::Ok, None);
         placed.row.items.truncate(3);
-        let event = ocsf_event(&tenant, &placed);
+        let event = ocsf_event(&tenant, 2, &placed);
         assert_eq!(event["unmapped"]["unreadable"], true);
         assert!(event["resources"].is_null());
         assert_eq!(event["actor"]["user"]["name"], "unknown");
@@ -216,7 +221,7 @@ mod tests {
     #[test]
     fn a_refusal_is_a_failure_with_its_code() {
         let (tenant, placed) = placed(Outcome::Refused(ErrorCode::PermissionDenied), Some("u"));
-        let event = ocsf_event(&tenant, &placed);
+        let event = ocsf_event(&tenant, 2, &placed);
         assert_eq!((&event["status_id"], &event["severity_id"]), (&json!(2), &json!(2)));
         assert_eq!(event["status_code"], "PERMISSION_DENIED");
     }

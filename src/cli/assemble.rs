@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::Failure;
-use crate::app::{App, CheckpointParts, Checkpoints, Keeper, Parts, Place, Receiver, Stream};
+use crate::app::{App, CheckpointParts, Checkpoints, Keeper, Parts, Place, Primary, Receiver, Stream};
 use crate::archive::Archive;
 use crate::audit::Committer;
 use crate::auth::{Authenticator, Policy};
@@ -18,7 +19,7 @@ use crate::crypto;
 use crate::keyring::{self, Keyring};
 use crate::kms::{AwsKms, AzureKeyVault, GcpKms, Kms, LocalKey, VaultTransit};
 use crate::model::{Clock, SystemClock, Tenant, TenantUid};
-use crate::rest::DatabaseState;
+use crate::rest::{DatabaseFound, DatabaseState};
 use crate::store::{self, Batch, Change, CommitError, Database, MigrateError, MigrationReport};
 use crate::webhook::Webhook;
 
@@ -34,14 +35,20 @@ pub(super) struct Assembled {
     pub(super) app: Arc<App>,
     pub(super) state: DatabaseState,
     pub(super) database: Arc<dyn Database>,
-    pub(super) tenant: Tenant,
     pub(super) server: config::Server,
-    /// Fetches JWKs for as long as it runs, and does the database's daily upkeep.
+    /// What is still to be done before a call can be answered.
+    pub(super) opening: Opening,
+    /// Fetches JWKs for as long as it runs.
     pub(super) refresh: JoinHandle<()>,
 }
 
-/// Builds everything. Waits for a database that is out of reach; the KMS may be down.
-pub(super) async fn assemble(config: Config, stop: CancellationToken) -> Result<Assembled, Failure> {
+/// Builds everything, for requests that run on the runtime `requests`. Database and KMS may be
+/// down: nothing is asked of either.
+pub(super) async fn assemble(
+    config: Config,
+    requests: Handle,
+    stop: CancellationToken,
+) -> Result<Assembled, Failure> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let (authenticator, policy) = identity(&config.auth, clock.clone())?;
     let kms = provider(config.kms)?;
@@ -49,14 +56,9 @@ pub(super) async fn assemble(config: Config, stop: CancellationToken) -> Result<
     let has_owner = config.store.has_owner();
     let streams = streams(config.audit_streams)?;
     let database = open(&config.store).await?;
-    let report = migrated(&*database).await?;
-    let tenant = primary(&*database).await?;
-    let audit_protected = database.exposure().await.is_ok_and(|exposure| !exposure.any());
     let store: Arc<dyn store::Store> = database.clone();
-    let committer = Arc::new(Committer::start(store.clone(), clock.clone(), LANES));
-    // Without the owner's rights, `byok audit prune` does it.
-    let owns = has_owner || database.exposure().await.is_ok_and(|exposure| exposure.owns_audit);
-    let keeper = owns.then(|| Keeper::new(database.clone(), committer.clone(), clock.clone(), None));
+    let committer = Arc::new(Committer::start_for(requests, store.clone(), clock.clone(), LANES));
+    let keeper = Keeper::new(database.clone(), committer.clone(), clock.clone(), None);
     if config.row_mac.keys.is_none() {
         warn!("BYOK_ROW_MAC_KEY is not set: whoever writes the database can change the rows of DEKs unseen");
     }
@@ -71,10 +73,9 @@ pub(super) async fn assemble(config: Config, stop: CancellationToken) -> Result<
         row_mac: config.row_mac,
     });
     let root_log = kms.logs_context().then(|| kms.clone());
-    let checkpoints = checkpoints(config.audit, store.clone(), tenant.clone(), root_log)?;
-    checked(&checkpoints).await;
+    let checkpoints = checkpoints(config.audit, store.clone(), Primary::named(PRIMARY), root_log)?;
     let app = App::new(Parts {
-        tenant: tenant.clone(),
+        tenant: Primary::named(PRIMARY),
         keyring,
         committer,
         store,
@@ -89,11 +90,56 @@ pub(super) async fn assemble(config: Config, stop: CancellationToken) -> Result<
         streams,
     });
     let app = Arc::new(app);
-    let upkeep =
-        Upkeep { database: database.clone(), keeper, app: app.clone(), retention: config.audit_retention };
-    let refresh = tokio::spawn(refresh(app.clone(), upkeep, stop));
-    let state = DatabaseState { applied: report.applied, expected: report.expected, audit_protected };
-    Ok(Assembled { app, state, database, tenant, server: config.server, refresh })
+    let state = DatabaseState::unknown(database.level());
+    let opening = Opening {
+        database: database.clone(),
+        state: state.clone(),
+        keeper,
+        app: app.clone(),
+        retention: config.audit_retention,
+        has_owner,
+    };
+    let identity = app.clone();
+    let refresh = tokio::spawn(async move { identity.keep_identity_keys_fresh(&stop).await });
+    Ok(Assembled { app, state, database, server: config.server, opening, refresh })
+}
+
+/// What stands between a server that listens and one that serves.
+pub(super) struct Opening {
+    database: Arc<dyn Database>,
+    state: DatabaseState,
+    keeper: Keeper,
+    app: Arc<App>,
+    retention: config::AuditRetention,
+    has_owner: bool,
+}
+
+impl Opening {
+    /// Waits for a database that is out of reach, brings it to what this binary needs, holds the log against what was
+    /// published, and lets calls in. What is returned does the database's daily upkeep.
+    ///
+    /// # Errors
+    /// The database was reached, and cannot be used.
+    pub(super) async fn open(self, stop: CancellationToken) -> Result<JoinHandle<()>, Failure> {
+        let Self { database, state, keeper, app, retention, has_owner } = self;
+        let MigrationReport { applied, .. } = migrated(&*database).await?;
+        let tenant = primary(&*database).await?;
+        let exposure = database.exposure().await;
+        let audit_protected = exposure.as_ref().is_ok_and(|exposure| !exposure.any());
+        state.is(DatabaseFound { applied, audit_protected });
+        app.checkpoints().are_of(tenant.clone());
+        checked(app.checkpoints()).await;
+        app.open(tenant);
+        // Without the owner's rights, `byok audit prune` does it.
+        let owns = has_owner || exposure.is_ok_and(|exposure| exposure.owns_audit);
+        let upkeep = Upkeep { database, keeper: owns.then_some(keeper), app, retention };
+        Ok(tokio::spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                ((), ()) = async { tokio::join!(upkeep.keep(), upkeep.keep_indexed()) } => {}
+            }
+        }))
+    }
 }
 
 /// The database that the environment names, whatever its schema.
@@ -139,7 +185,7 @@ async fn with_tenant(database: Arc<dyn Database>) -> Result<(Arc<dyn Database>, 
 /// What to say of a database that cannot be read.
 pub(super) fn unread(error: store::ReadError) -> Failure {
     Failure::Running(match error {
-        store::ReadError::Unavailable => "the database is out of reach".to_owned(),
+        store::ReadError::Unavailable | store::ReadError::Busy => "the database is out of reach".to_owned(),
         store::ReadError::Rejected => {
             "the database refuses to be read: check the rights of the role (`byok doctor`)".to_owned()
         }
@@ -193,7 +239,7 @@ pub(super) fn provider(settings: config::Kms) -> Result<Arc<dyn Kms>, Failure> {
 pub(super) fn checkpoints(
     settings: config::Audit,
     store: Arc<dyn store::Store>,
-    tenant: Tenant,
+    tenant: Primary,
     kms: Option<Arc<dyn Kms>>,
 ) -> Result<Checkpoints, Failure> {
     let config::Audit { origin, keys, places } = settings;
@@ -271,7 +317,9 @@ async fn primary(database: &dyn Database) -> Result<Tenant, Failure> {
             Err(store::ReadError::Rejected | store::ReadError::Malformed) => {
                 return Err(Failure::Running("the database refuses to be read".to_owned()));
             }
-            Err(store::ReadError::Unavailable) => warn!("the database is out of reach: trying again"),
+            Err(store::ReadError::Unavailable | store::ReadError::Busy) => {
+                warn!("the database is out of reach: trying again")
+            }
         }
         tokio::time::sleep(PAUSE).await;
     }
@@ -318,12 +366,5 @@ impl Upkeep {
             }
             tokio::time::sleep(Duration::from_secs(3_600)).await;
         }
-    }
-}
-
-async fn refresh(app: Arc<App>, upkeep: Upkeep, stop: CancellationToken) {
-    tokio::select! {
-        () = stop.cancelled() => {}
-        ((), (), ()) = async { tokio::join!(app.keep_identity_keys_fresh(&stop), upkeep.keep(), upkeep.keep_indexed()) } => {}
     }
 }

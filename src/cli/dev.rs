@@ -41,7 +41,7 @@ roles:
 /// How to serve.
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// Where to listen; name 0.0.0.0:3741 for a Hasura in a container
+    /// Where to listen; name 0.0.0.0:3741 for a Hasura in a container, port 0 for any that is free
     #[arg(long, value_name = "ADDRESS:PORT", default_value_t = Server::DEFAULT_LISTEN)]
     listen: SocketAddr,
 }
@@ -92,9 +92,10 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     let config = Config::read(&env, &defaults).map_err(Failure::Configuration)?;
     let scheme = if config.server.tls.is_some() { "https" } else { "http" };
-    let base = format!("{scheme}://{}", reachable(arguments.listen));
     let jwt = Auth::read(&mut Reader::new(&env)).jwt;
-    serve::serve(config, env, OnHangup::Stop, async |app| welcome(&app, &base, jwt.as_ref()).await).await
+    let ready =
+        async |app, bound| welcome(&app, &format!("{scheme}://{}", reachable(bound)), jwt.as_ref()).await;
+    serve::serve(config, env, OnHangup::Stop, ready).await
 }
 
 /// The text of a file that is ours alone to read, made where it is not there.
@@ -112,7 +113,7 @@ fn keep(path: &Path, make: impl FnOnce() -> String) -> std::io::Result<String> {
     }
 }
 
-/// The address that a browser on this machine can open.
+/// What a browser on this machine can open of the address that was bound.
 fn reachable(listen: SocketAddr) -> SocketAddr {
     match listen.ip().is_unspecified() {
         true => SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), listen.port()),
@@ -163,7 +164,7 @@ async fn sample(app: &Arc<App>) -> Option<String> {
         session: Session::default(),
         means: Means::Operator,
     };
-    let caller = app.caller(identity, RequestId::fresh());
+    let caller = app.caller(identity, RequestId::fresh()).ok()?;
     let context = context_of(Some(USER), None, None).ok()?;
     let item = EncryptItem { plaintext: Ok(Plaintext::new(b"sensitive-data".to_vec())), context };
     let mut answered = app.encrypt(&caller, vec![Ok(item)]).await.ok()?;

@@ -4,11 +4,12 @@
 //! | code | meaning |
 //! |---|---|
 //! | 0 | done |
-//! | 1 | it failed while running; the message says at what. `audit verify`: the log does not hold |
+//! | 1 | it failed while running; the message says at what. `audit verify`: the log does not hold. `rotate`: not done |
 //! | 2 | the command line is not understood |
 //! | 3 | the configuration has mistakes; each is named with its variable or file |
 //! | 4 | `doctor` found something that does not work, or a `drill` a plaintext that came too late |
-//! | 5 | the database's schema is not one that this binary reads: nothing was looked at |
+//! | 5 | the KMS refuses the use of the key; what was begun stays, and goes on when the key is back |
+//! | 6 | the database's schema is not one that this binary reads: nothing was looked at |
 //! | 141 | whoever read standard output has left before the end |
 
 #[macro_use]
@@ -26,6 +27,7 @@ mod migrate;
 mod policy;
 mod reload;
 mod rotate;
+mod rotation_shown;
 mod schema;
 mod serve;
 mod token;
@@ -41,7 +43,8 @@ use crate::store::MigrateError;
 #[derive(Parser)]
 #[command(name = "byok", version, arg_required_else_help = true, propagate_version = true)]
 #[command(after_help = "Configuration comes from the environment; `byok doctor` checks it. \
-Exit codes: 0 done, 1 failed, 2 usage, 3 configuration, 4 doctor or drill found a fault, 5 another schema.")]
+Exit codes: 0 done, 1 failed, 2 usage, 3 configuration, 4 doctor or drill found a fault, \
+5 refused by the KMS, 6 another schema.")]
 struct CommandLine {
     #[command(subcommand)]
     command: Command,
@@ -82,6 +85,8 @@ enum Failure {
     Configuration(Vec<Mistake>),
     /// Something failed; the sentence says at what.
     Running(String),
+    /// The KMS refuses the use of the key; the sentence says what becomes of what was begun.
+    Refused(String),
     /// The database's schema is older or newer than what this binary reads.
     Schema(MigrateError),
     /// `doctor` or a drill found a fault, and has said so.
@@ -125,9 +130,13 @@ pub fn run() -> ExitCode {
             eprintln!("byok: {problem}");
             ExitCode::from(1)
         }
+        Err(Failure::Refused(problem)) => {
+            eprintln!("byok: {problem}");
+            ExitCode::from(5)
+        }
         Err(Failure::Schema(problem)) => {
             eprintln!("byok: the database was not looked at: {problem}");
-            ExitCode::from(5)
+            ExitCode::from(6)
         }
         Err(Failure::Configuration(mistakes)) => {
             eprintln!("byok: the configuration has {} mistake(s):", mistakes.len());

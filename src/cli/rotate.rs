@@ -1,97 +1,230 @@
 //! `byok rotate`: starts the job, or rejoins it, works on it here and shows how far it is. Servers that run work on it
-//! too; whoever holds the lease.
+//! too; whoever holds the lease. Pauses, resumes and cancels it.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
+use tokio::runtime::Handle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Failure;
 use super::assemble::{Assembled, assemble};
-use crate::app::Rotation;
+use super::rotation_shown::Shown;
+use crate::app::{App, Rotation};
 use crate::config::{Config, Defaults, Env};
-use crate::model::{Caller, Identity, Job, JobState, Means, Refusal, RequestId, Session};
+use crate::model::{
+    Caller, ErrorCode, Identity, Job, JobCommand, JobId, JobState, Means, Progress, Refusal, RequestId,
+    Session,
+};
 use crate::{telemetry, worker};
+
+/// How often the job is looked at.
+const LOOK: Duration = Duration::from_millis(200);
+/// How long a job may be stalled for a reason that does not go by itself. A key that was just turned on is used again within
+/// some seconds.
+const REFUSED_FOR: Duration = Duration::from_secs(15);
+/// How long a job may make no progress for any other reason: a KMS that is out of reach, a budget of calls that is spent.
+const STUCK_FOR: Duration = Duration::from_secs(300);
 
 /// How to rotate.
 #[derive(Args)]
 pub(super) struct Arguments {
     /// Say what a rotation would do, and change nothing
-    #[arg(long)]
+    #[arg(long, group = "what")]
     dry_run: bool,
-    /// Start the job and leave it to the servers that run
-    #[arg(long)]
+    /// Have nobody work on this rotation until it is resumed
+    #[arg(long, value_name = "ID", value_parser = job_id, group = "what")]
+    pause: Option<JobId>,
+    /// Have this rotation go on, and work on it here
+    #[arg(long, value_name = "ID", value_parser = job_id, group = "what")]
+    resume: Option<JobId>,
+    /// End this rotation where it is; what it re-wrapped stays so
+    #[arg(long, value_name = "ID", value_parser = job_id, group = "what")]
+    cancel: Option<JobId>,
+    /// Start or resume the job and leave it to the servers that run
+    #[arg(long, conflicts_with_all = ["dry_run", "pause", "cancel"])]
     detach: bool,
+}
+
+fn job_id(text: &str) -> Result<JobId, &'static str> {
+    text.parse().map_err(|_| "not a rotation's id, which is a UUID")
 }
 
 pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let config = Config::read(&Env::of_process(), &Defaults::serve()).map_err(Failure::Configuration)?;
     let _telemetry = telemetry::start(&config.telemetry).map_err(Failure::Running)?;
     let stop = CancellationToken::new();
-    let Assembled { app, .. } = assemble(config, stop.clone()).await?;
+    let Assembled { app, opening, .. } = assemble(config, Handle::current(), stop.clone()).await?;
+    opening.open(stop.clone()).await?;
     let identity = Identity {
         role: Arc::from("admin"),
         user: None,
         session: Session::default(),
         means: Means::Operator,
     };
-    let caller: Caller = app.caller(identity, RequestId::fresh());
-    let job = match app.rotate(&caller, arguments.dry_run).await.map_err(said)? {
-        Rotation::Forecast { target, deks, kms_calls } => {
-            println!(
-                "would re-wrap {deks} DEKs under {target}, with {kms_calls} KMS calls; nothing was changed"
-            );
-            return Ok(());
-        }
-        Rotation::Job(job) => job,
+    let caller: Caller = app.caller(identity, RequestId::fresh()).map_err(said)?;
+    let ended = arguments.pause.map(|id| (id, JobCommand::Pause));
+    if let Some((id, command)) = ended.or(arguments.cancel.map(|id| (id, JobCommand::Cancel))) {
+        let job = app.command_rotation(&caller, id, command).await.map_err(said)?;
+        println!("{}", Shown::state(&job));
+        return Ok(());
+    }
+    let job = match arguments.resume {
+        Some(id) => app.command_rotation(&caller, id, JobCommand::Resume).await.map_err(said)?,
+        None => match app.rotate(&caller, arguments.dry_run).await.map_err(not_started)? {
+            Rotation::Forecast { target, deks, kms_calls } => {
+                println!(
+                    "would re-wrap {deks} DEKs under {target}, with {kms_calls} KMS calls; nothing was changed"
+                );
+                return Ok(());
+            }
+            Rotation::Job(job) => job,
+        },
     };
     if arguments.detach {
         println!("rotation {} to {}: {} DEKs", job.id, job.target, job.progress.total);
         return Ok(());
     }
     let working = worker::start(app.clone(), stop.clone());
-    let bar = ProgressBar::new(job.progress.total);
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} DEKs  {per_sec}  {eta} left  {msg}")
-    {
-        bar.set_style(style);
-    }
-    let job = watch(&app, &caller, job, &bar).await?;
+    let watched = watch(&app, &caller, job).await;
     stop.cancel();
     let _ = working.await;
-    bar.finish_and_clear();
+    let job = watched?;
     let progress = job.progress;
     println!(
         "rotation {} to {}: {} re-wrapped, {} already there, {} failed, {} KMS calls",
         job.id, job.target, progress.rewrapped, progress.skipped, progress.failed, progress.kms_calls
     );
-    match progress.failed {
-        0 => Ok(()),
-        failed => Err(Failure::Running(format!("{failed} DEKs could not be re-wrapped; the log names them"))),
+    match (job.state, progress.failed) {
+        (JobState::Running | JobState::Done, 0) => Ok(()),
+        (JobState::Running | JobState::Done, failed) => {
+            Err(Failure::Running(format!("{failed} DEKs could not be re-wrapped; the log names them")))
+        }
+        (JobState::Paused, _) => Err(Failure::Running(format!(
+            "the rotation was paused; `byok rotate --resume {}` has it go on",
+            job.id
+        ))),
+        (JobState::Cancelled, _) => {
+            Err(Failure::Running("the rotation was cancelled; what it re-wrapped stays so".to_owned()))
+        }
     }
 }
 
-async fn watch(
-    app: &crate::app::App,
-    caller: &Caller,
-    mut job: Job,
-    bar: &ProgressBar,
-) -> Result<Job, Failure> {
+/// Shows the job until nobody works on it any more, or it makes no progress for too long.
+async fn watch(app: &App, caller: &Caller, mut job: Job) -> Result<Job, Failure> {
+    let mut shown = Shown::start(&job);
+    let mut patience = Patience::begin(Instant::now());
+    // What was said of it before says nothing of now: whoever said so may be gone, and its lease not yet over.
+    let joined = job.updated_at;
     while job.state == JobState::Running {
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        match app.rotation(caller, Some(job.id)).await {
-            Ok(now) => job = now,
+        tokio::time::sleep(LOOK).await;
+        let why = match app.rotation(caller, Some(job.id)).await {
+            Ok(now) => {
+                if moved(&now) != moved(&job) {
+                    patience = Patience::begin(Instant::now());
+                }
+                job = now;
+                job.stalled.filter(|_| job.updated_at != joined)
+            }
             // The database is out of reach; the job waits for it, and so do we.
-            Err(refusal) if refusal.code.retryable() => bar.set_message(refusal.code.as_str()),
+            Err(refusal) if refusal.code.retryable() => Some(refusal.code),
             Err(refusal) => return Err(said(refusal)),
+        };
+        shown.look(&job, why);
+        if job.state == JobState::Running
+            && let Some(why) = patience.over(Instant::now(), why)
+        {
+            shown.end();
+            return Err(stays(&job, why));
         }
-        bar.set_position(job.progress.rewrapped + job.progress.failed);
-        bar.set_message(job.stalled.map_or("", |code| code.as_str()));
     }
+    shown.end();
     Ok(job)
+}
+
+/// What shows that a job goes on; the calls that it makes in vain are counted too.
+fn moved(job: &Job) -> [u64; 3] {
+    let Progress { rewrapped, skipped, failed, .. } = job.progress;
+    [rewrapped, skipped, failed]
+}
+
+/// How long is waited for a job that makes no progress.
+struct Patience {
+    progress_at: Instant,
+    /// Since when it is stalled for this reason.
+    stalled: Option<(ErrorCode, Instant)>,
+}
+
+impl Patience {
+    fn begin(now: Instant) -> Self {
+        Self { progress_at: now, stalled: None }
+    }
+
+    /// Why it is over, if it is; `None` within is a job that nobody has said anything of.
+    fn over(&mut self, now: Instant, why: Option<ErrorCode>) -> Option<Option<ErrorCode>> {
+        self.stalled = why.map(|why| match self.stalled {
+            Some((before, since)) if before == why => (why, since),
+            _ => (why, now),
+        });
+        let refused = self.stalled.is_some_and(|(why, since)| !why.retryable() && now - since >= REFUSED_FOR);
+        (refused || now - self.progress_at >= STUCK_FOR).then_some(why)
+    }
+}
+
+/// What is said of a job that is left as it is.
+fn stays(job: &Job, why: Option<ErrorCode>) -> Failure {
+    let (id, done) = (job.id, job.progress.rewrapped);
+    let of = format!("{done} of {} DEKs are re-wrapped", job.progress.total);
+    match why {
+        Some(code @ ErrorCode::KmsAccessDenied) => Failure::Refused(format!(
+            "{}: {} Rotation {id} stays, {of}; servers that run, or `byok rotate`, go on with it when the key is back",
+            code.as_str(),
+            code.message()
+        )),
+        Some(code) => Failure::Running(format!(
+            "{}: {} Rotation {id} stays, {of}; servers that run, or `byok rotate`, go on with it once that is mended",
+            code.as_str(),
+            code.message()
+        )),
+        None => Failure::Running(format!(
+            "rotation {id} makes no progress; it stays, {of}. See the log of whoever works on it"
+        )),
+    }
+}
+
+fn not_started(refusal: Refusal) -> Failure {
+    match refusal.code {
+        ErrorCode::KmsAccessDenied => Failure::Refused(format!(
+            "{}: {} No rotation was started; one that is under way stays, and goes on when the key is back",
+            refusal.code.as_str(),
+            refusal.message
+        )),
+        _ => said(refusal),
+    }
 }
 
 fn said(refusal: Refusal) -> Failure {
     Failure::Running(format!("{}: {}", refusal.code.as_str(), refusal.message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_waited_for_shortly_and_an_outage_longer() {
+        let began = Instant::now();
+        let (denied, away) = (Some(ErrorCode::KmsAccessDenied), Some(ErrorCode::KmsUnavailable));
+        let mut patience = Patience::begin(began);
+        assert_eq!(patience.over(began, denied), None);
+        assert_eq!(patience.over(began + REFUSED_FOR / 2, away), None);
+        assert_eq!(patience.over(began + REFUSED_FOR, denied), None, "it counts anew");
+        assert_eq!(patience.over(began + REFUSED_FOR * 2, denied), Some(denied));
+        let mut patience = Patience::begin(began);
+        assert_eq!(patience.over(began + REFUSED_FOR * 2, away), None);
+        assert_eq!(patience.over(began + STUCK_FOR, away), Some(away));
+        assert_eq!(Patience::begin(began).over(began + STUCK_FOR, None), Some(None));
+    }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -24,7 +25,7 @@ const LAST_ENTRIES: Duration = Duration::from_secs(5);
 pub(super) async fn run() -> Result<(), Failure> {
     let env = Env::of_process();
     let config = Config::read(&env, &Defaults::serve()).map_err(Failure::Configuration)?;
-    serve(config, env, OnHangup::ReadAgain, |_| std::future::ready(Ok(()))).await
+    serve(config, env, OnHangup::ReadAgain, |_, _| std::future::ready(Ok(()))).await
 }
 
 /// What SIGHUP asks for.
@@ -36,7 +37,8 @@ pub(super) enum OnHangup {
     Stop,
 }
 
-/// Serves until a signal comes. `env` is what `config` was read from. `ready` is called once everything stands and the address is bound.
+/// Serves until a signal comes. `env` is what `config` was read from. The address is answered at once, and calls as soon as the
+/// database was reached; then `ready` is called with the address that is bound.
 pub(super) async fn serve<F, R>(
     mut config: Config,
     env: Env,
@@ -44,7 +46,7 @@ pub(super) async fn serve<F, R>(
     ready: F,
 ) -> Result<(), Failure>
 where
-    F: FnOnce(Arc<crate::app::App>) -> R,
+    F: FnOnce(Arc<crate::app::App>, SocketAddr) -> R,
     R: Future<Output = Result<(), Failure>>,
 {
     let _telemetry = telemetry::start(&config.telemetry).map_err(Failure::Running)?;
@@ -61,10 +63,8 @@ where
     let requests = RequestRuntime::start()
         .map_err(|error| Failure::Running(format!("the runtime of requests did not start: {error}")))?;
 
-    let Assembled { app, state, database, tenant, server: settings, refresh } = tokio::select! {
-        assembled = assemble(config, stop.clone()) => assembled?,
-        () = stop.cancelled() => return Ok(()),
-    };
+    let Assembled { app, state, database, server: settings, opening, refresh } =
+        assemble(config, requests.handle(), stop.clone()).await?;
     let (served, metrics) = server::routers(app.clone(), state, &settings, stop.clone());
     if let (Some(served), Some((listener, address))) = (metrics, metrics_listener) {
         info!(%address, "metrics are listening");
@@ -74,22 +74,41 @@ where
         });
     }
     info!(%address, version = env!("CARGO_PKG_VERSION"), "listening");
-    let worker = worker::start(app.clone(), stop.clone());
-    let running = reload::Running { app: app.clone(), database, tenant, tls };
+    let running = reload::Running { app: app.clone(), database, tls };
     tokio::spawn(reload::keep(running, env, files, hangups, stop.clone()));
     let stopping = stop.clone();
     let serving = requests.spawn(async move {
         server::serve(TcpListener::from_std(listener)?, tls_now, served, settings, stopping).await
     });
-    ready(app.clone()).await?;
+    let opened = tokio::select! {
+        opened = opening.open(stop.clone()) => Some(opened),
+        () = stop.cancelled() => None,
+    };
+    let (mut upkeep, mut worker) = (None, None);
+    let begun = match opened {
+        Some(Ok(keeping)) => {
+            info!("ready");
+            upkeep = Some(keeping);
+            worker = Some(worker::start(app.clone(), stop.clone()));
+            ready(app.clone(), address).await
+        }
+        Some(Err(failure)) => Err(failure),
+        None => Ok(()),
+    };
+    if begun.is_err() {
+        stop.cancel();
+    }
     let served = serving.await;
     stop.cancel();
     requests.end().await;
     if tokio::time::timeout(LAST_ENTRIES, app.settled()).await.is_err() {
         warn!("of some answers that were not given the log says that they were: the database took too long");
     }
-    let _ = worker.await;
-    refresh.abort();
+    if let Some(worker) = worker {
+        let _ = worker.await;
+    }
+    upkeep.iter().chain([&refresh]).for_each(JoinHandle::abort);
+    begun?;
     match served {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(Failure::Running(format!("the listener broke: {error}"))),

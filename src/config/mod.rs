@@ -14,6 +14,7 @@ mod key_guard;
 mod kms;
 mod limits;
 mod network;
+mod postgres_url;
 mod row_mac;
 mod server;
 mod store;

@@ -4,6 +4,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use reqwest::Url;
+
 use super::{Network, Reader};
 
 /// The files of inbound TLS.
@@ -38,6 +40,8 @@ pub struct Server {
     pub console: bool,
     /// `BYOK_TRUSTED_PROXIES`: whose `X-Forwarded-For` says where a request comes from.
     pub trusted_proxies: Vec<Network>,
+    /// `BYOK_CORS_ORIGINS`: the origins whose pages may read answers, each as a browser writes it.
+    pub cors_origins: Vec<String>,
     /// `BYOK_METRICS_LISTEN`: where metrics are served, and nowhere else then.
     pub metrics_listen: Option<SocketAddr>,
 }
@@ -88,6 +92,7 @@ impl Server {
             drain: Duration::from_secs(reader.number("BYOK_DRAIN_SECONDS", 15, 0..=600)),
             console: reader.flag("BYOK_CONSOLE", console),
             trusted_proxies: networks(reader, "BYOK_TRUSTED_PROXIES"),
+            cors_origins: origins(reader, "BYOK_CORS_ORIGINS"),
             metrics_listen,
         }
     }
@@ -109,6 +114,31 @@ fn networks(reader: &mut Reader<'_>, name: &str) -> Vec<Network> {
         reader.mistake(name, "is not a list of addresses and networks, such as `10.0.0.0/8,192.0.2.7`");
         Vec::new()
     })
+}
+
+/// Exact origins. Not `*`: any site's page could then use a token that it got hold of in its reader's own network. Not http, but
+/// to this machine: who is on the way could change the page, which holds the token.
+fn origins(reader: &mut Reader<'_>, name: &str) -> Vec<String> {
+    let text = reader.text(name).unwrap_or_default();
+    let origins: Vec<&str> = text.split(',').map(str::trim).filter(|origin| !origin.is_empty()).collect();
+    if text.contains('*') {
+        reader.mistake(
+            name,
+            "has `*`: name each origin whose pages may call, such as `https://app.example.com`",
+        );
+    } else if !origins.iter().all(|origin| is_origin(origin)) {
+        let problem = "is not a list of origins as browsers write them, such as `https://app.example.com,http://localhost:3000`: \
+                       https, or http to this machine, without a path, a `/` at the end or the scheme's own port";
+        reader.mistake(name, problem);
+    }
+    origins.into_iter().map(str::to_owned).collect()
+}
+
+fn is_origin(text: &str) -> bool {
+    let Ok(url) = Url::parse(text) else { return false };
+    let is_here = matches!(url.host_str(), Some("localhost" | "127.0.0.1" | "[::1]"));
+    (url.scheme() == "https" || (url.scheme() == "http" && is_here))
+        && url.origin().ascii_serialization() == text
 }
 
 #[cfg(test)]
@@ -135,6 +165,33 @@ mod tests {
         let bytes = [("BYOK_MAX_BYTES_IN_FLIGHT", "1048575")];
         assert_eq!(read(&bytes, 1 << 20).1, 1);
         assert_eq!(read(&bytes, (1 << 20) - 1).1, 0);
+    }
+
+    #[test]
+    fn origins_are_named_one_by_one_as_browsers_write_them() {
+        let origins = |list: &str| {
+            let (server, mistakes) = read(&[("BYOK_CORS_ORIGINS", list)], 1 << 20);
+            (server.cors_origins, mistakes)
+        };
+        let two = ["https://app.example.com", "http://localhost:3000"].map(str::to_owned).to_vec();
+        assert_eq!(origins("https://app.example.com, http://localhost:3000,"), (two, 0));
+        assert_eq!(origins(""), (Vec::new(), 0));
+        for bad in [
+            "*",
+            "https://app.example.com,*",
+            "https://*.example.com",
+            "app.example.com",
+            "https://app.example.com/",
+            "https://app.example.com/page",
+            "https://app.example.com:443",
+            "https://App.example.com",
+            "https://user@app.example.com",
+            "http://app.example.com",
+            "null",
+            "file://",
+        ] {
+            assert_eq!(origins(bad).1, 1, "{bad}");
+        }
     }
 
     #[test]

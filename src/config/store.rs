@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::crypto::SecretText;
 
-use super::Reader;
+use super::{Reader, postgres_url};
 
 /// Which database, and how to reach it.
 pub struct Store {
@@ -40,24 +40,6 @@ const URL: &str = "DATABASE_URL";
 const OUR_URL: &str = "BYOK_DATABASE_URL";
 const MIGRATION_URL: &str = "BYOK_MIGRATION_DATABASE_URL";
 const TAKES: &str = "takes `postgres://user:password@host:port/database` or `sqlite://path`";
-
-/// What a URL may carry after its `?`; anything else would be ignored in silence by the driver.
-const PARAMETERS: [&str; 14] = [
-    "sslmode",
-    "ssl-mode",
-    "sslrootcert",
-    "ssl-root-cert",
-    "ssl-ca",
-    "sslcert",
-    "ssl-cert",
-    "sslkey",
-    "ssl-key",
-    "host",
-    "port",
-    "application_name",
-    "options",
-    "pgbouncer",
-];
 
 impl Store {
     /// To work as the tables' owner, where that is another role than the serving one.
@@ -116,8 +98,8 @@ impl Store {
         if let Some(migration_url) = &migration_url {
             sound &= is_postgres(reader, MIGRATION_URL, migration_url.expose());
         }
-        let (url, asks_for_pgbouncer) = without_pgbouncer(&url);
-        let migration_url = migration_url.map(|url| without_pgbouncer(&url).0);
+        let (url, asks_for_pgbouncer) = postgres_url::for_driver(&url);
+        let migration_url = migration_url.map(|url| postgres_url::for_driver(&url).0);
         let pgbouncer = pgbouncer || asks_for_pgbouncer;
         let postgres = Postgres { url, migration_url, max_connections, pgbouncer };
         (sound && migration_url_is_set == postgres.migration_url.is_some())
@@ -130,36 +112,17 @@ fn sqlite_path(url: &str) -> Option<&str> {
 }
 
 fn is_postgres(reader: &mut Reader<'_>, variable: &str, url: &str) -> bool {
-    if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+    if !postgres_url::has_scheme(url) {
         reader.mistake(variable, TAKES);
         return false;
     }
-    let names = parameters(url).map(|pair| pair.split_once('=').map_or(pair, |(name, _)| name));
-    let unknown: Vec<&str> = names.filter(|name| !PARAMETERS.contains(name)).collect();
-    if url.split_once('?').is_some_and(|(_, query)| query.contains('@')) {
-        reader.mistake(variable, "has an `@` behind a `?`: a `?` of the password's is written `%3F`");
-        return false;
+    match postgres_url::problem(url) {
+        Some(problem) => {
+            reader.mistake(variable, problem);
+            false
+        }
+        None => true,
     }
-    // What stands there may be a part of the password's.
-    if !unknown.is_empty() {
-        let known = PARAMETERS.join(", ");
-        reader.mistake(variable, format!("has a parameter after its `?` that is none of {known}"));
-    }
-    unknown.is_empty()
-}
-
-fn parameters(url: &str) -> impl Iterator<Item = &str> {
-    url.split_once('?').map_or("", |(_, query)| query).split('&').filter(|pair| !pair.is_empty())
-}
-
-/// The URL without our own parameter, and whether that was true.
-fn without_pgbouncer(url: &SecretText) -> (SecretText, bool) {
-    let text = url.expose();
-    let base = text.split_once('?').map_or(text, |(base, _)| base);
-    let kept: Vec<&str> = parameters(text).filter(|pair| !pair.starts_with("pgbouncer")).collect();
-    let separator = if kept.is_empty() { "" } else { "?" };
-    let asked = parameters(text).any(|pair| pair == "pgbouncer=true");
-    (SecretText::new(format!("{base}{separator}{}", kept.join("&"))), asked)
 }
 
 #[cfg(test)]

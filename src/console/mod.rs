@@ -6,6 +6,7 @@
 
 use axum::Router;
 use axum::extract::Path;
+use axum::extract::rejection::PathRejection;
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
 use http::header::{
@@ -13,6 +14,8 @@ use http::header::{
     X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
 use http::{HeaderMap, HeaderName, StatusCode};
+
+use crate::model::{ErrorCode, Refusal};
 
 include!(concat!(env!("OUT_DIR"), "/console_files.rs"));
 
@@ -42,22 +45,25 @@ pub const fn has_graphiql() -> bool {
 /// `GET /graphiql` (the page), `GET /graphiql/{file}` (what it loads) and `GET /` (a redirect to the page).
 ///
 /// Each answer carries a validator and `no-cache`, so that a browser asks again after an upgrade and gets a 304
-/// otherwise (RFC 9110, section 13.1.2).
-pub fn router<S: Clone + Send + Sync + 'static>() -> Router<S> {
-    let page = get(|headers: HeaderMap| async move { serve("index.html", &headers) });
+/// otherwise (RFC 9110, section 13.1.2). `refuse` writes what is answered where there is no such file.
+pub fn router<S: Clone + Send + Sync + 'static>(refuse: fn(&Refusal) -> Response) -> Router<S> {
+    let page = get(move |headers: HeaderMap| async move { serve("index.html", &headers, refuse) });
     Router::new()
         .route("/", get(|| async { Redirect::temporary("/graphiql") }))
         .route("/graphiql", page.clone())
         .route("/graphiql/", page)
         .route(
             "/graphiql/{file}",
-            get(|Path(file): Path<String>, headers: HeaderMap| async move { serve(&file, &headers) }),
+            get(move |file: Result<Path<String>, PathRejection>, headers: HeaderMap| async move {
+                // A name that is no text is none of ours.
+                serve(file.as_ref().map_or("", |Path(name)| name), &headers, refuse)
+            }),
         )
 }
 
-fn serve(name: &str, request: &HeaderMap) -> Response {
+fn serve(name: &str, request: &HeaderMap, refuse: fn(&Refusal) -> Response) -> Response {
     let Some(file) = FILES.iter().find(|file| file.name == name) else {
-        return (StatusCode::NOT_FOUND, protections(), "There is no such file.\n").into_response();
+        return (protections(), refuse(&ErrorCode::NotFound.into())).into_response();
     };
     let validator = [(ETAG, file.etag), (CACHE_CONTROL, "no-cache")];
     if already_has(request, file.etag) {
@@ -93,7 +99,11 @@ mod tests {
     use tower::ServiceExt as _;
 
     async fn ask(request: Request<Body>) -> Response {
-        router::<()>().oneshot(request).await.unwrap()
+        let refuse = |refusal: &Refusal| {
+            let status = StatusCode::from_u16(refusal.code.http_status()).unwrap();
+            (status, refusal.code.as_str()).into_response()
+        };
+        router::<()>(refuse).oneshot(request).await.unwrap()
     }
 
     async fn get_path(path: &str) -> Response {
@@ -146,7 +156,11 @@ mod tests {
 
     #[tokio::test]
     async fn an_unknown_file_is_not_found() {
-        assert_eq!(get_path("/graphiql/other.js").await.status(), StatusCode::NOT_FOUND);
+        for path in ["/graphiql/other.js", "/graphiql/%ff"] {
+            let response = get_path(path).await;
+            assert_eq!(response.status(), StatusCode::NOT_FOUND, "{path}");
+            assert_eq!(text(response).await, "NOT_FOUND", "{path}");
+        }
     }
 
     #[tokio::test]

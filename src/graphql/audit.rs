@@ -27,9 +27,9 @@ pub(super) struct AuditFilter {
 }
 
 impl AuditFilter {
-    /// The query for a page of them.
-    pub(super) fn into_query(self, first: Option<i32>, after: Option<String>) -> AuditQuery {
-        let mut query = AuditQuery { after, ..AuditQuery::default() };
+    /// The query for a page of them, and for whether newer ones stand before it.
+    pub(super) fn into_query(self, first: Option<i32>, after: Option<String>, newer: bool) -> AuditQuery {
+        let mut query = AuditQuery { after, newer, ..AuditQuery::default() };
         // A negative count is as little a count as 0, which the use case refuses.
         query.first = first.map(|first| u32::try_from(first).unwrap_or(0));
         query.filter.from = self.from.map(|Timestamptz(moment)| moment);
@@ -49,7 +49,7 @@ impl AuditFilter {
 pub(super) struct AuditConnection {
     /// The entries with their cursors, newest first.
     edges: Vec<AuditEdge>,
-    /// Where the page ends.
+    /// Where the page begins and ends.
     page_info: PageInfo,
 }
 
@@ -63,12 +63,16 @@ struct AuditEdge {
     node: AuditEntry,
 }
 
-/// Where a page ends.
+/// Where a page begins and ends, as Relay has it.
 #[derive(SimpleObject)]
 #[graphql(name = "ByokPageInfo")]
 struct PageInfo {
     /// Whether more may follow; false means that the end was reached.
     has_next_page: bool,
+    /// Whether entries of this filter stand before the page, newer ones; false also where finding out would take too long.
+    has_previous_page: bool,
+    /// The first entry's cursor; null on an empty page.
+    start_cursor: Option<String>,
     /// What to pass as `after` for the next page; null on an empty last page.
     end_cursor: Option<String>,
 }
@@ -76,11 +80,17 @@ struct PageInfo {
 impl From<AuditPage> for AuditConnection {
     fn from(page: AuditPage) -> Self {
         let has_next_page = page.next.is_some();
+        let start_cursor = page.entries.first().map(|(cursor, _)| cursor.clone());
         let end_cursor = page.next.or_else(|| page.entries.last().map(|(cursor, _)| cursor.clone()));
         let edge = |(cursor, entry)| AuditEdge { cursor, node: AuditEntry(entry) };
         Self {
             edges: page.entries.into_iter().map(edge).collect(),
-            page_info: PageInfo { has_next_page, end_cursor },
+            page_info: PageInfo {
+                has_next_page,
+                has_previous_page: page.has_newer,
+                start_cursor,
+                end_cursor,
+            },
         }
     }
 }

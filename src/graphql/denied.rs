@@ -48,7 +48,9 @@ fn least_arguments(field: &mut Field) {
         "byokReveal" | "byokDecrypt" => Some(("ciphertext", text(""))),
         "byokEncrypt" => Some(("plaintext", text(""))),
         "byokRevealMany" | "byokDecryptMany" | "byokEncryptMany" => Some(("items", Value::List(Vec::new()))),
-        "byokRotation" => Some(("id", text("00000000-0000-0000-0000-000000000000"))),
+        "byokRotation" | "byokPauseRotation" | "byokResumeRotation" | "byokCancelRotation" => {
+            Some(("id", text("00000000-0000-0000-0000-000000000000")))
+        }
         _ => None,
     };
     let placed = |(name, value)| {

@@ -1,5 +1,5 @@
 //! What a refusal looks like in GraphQL, and what becomes of the errors that async-graphql makes itself: those quote
-//! names and values of the request, so only their places and the names are passed on.
+//! values of the request, so only their places are passed on.
 
 use async_graphql::indexmap::IndexMap;
 use async_graphql::{ErrorExtensionValues, Name, PathSegment, Pos, Response, SimpleObject, Value};
@@ -7,11 +7,11 @@ use serde::Serialize;
 
 use crate::model::{ErrorCode, Refusal, RequestId};
 
-use super::explained::explained;
+use super::validity::Fault;
 use super::words::Word;
 
-/// How many faults an answer shows of a document that is not valid, and of each how many places.
-const MAX_FAULTS: usize = 16;
+/// How many errors of async-graphql's own an answer shows, and of each how many places.
+const MAX_ERRORS: usize = 16;
 const MAX_PLACES: usize = 4;
 
 /// Why one item was refused.
@@ -24,11 +24,14 @@ pub(super) struct ItemError {
     message: String,
     /// Whether the same call may succeed later with nothing changed by the caller.
     retryable: bool,
+    /// Which field of the item is wrong, where it can be named.
+    field: Option<String>,
 }
 
 impl From<Refusal> for ItemError {
     fn from(refusal: Refusal) -> Self {
         Self {
+            field: field_of(&refusal).map(str::to_owned),
             code: Word(refusal.code),
             message: refusal.message.into_owned(),
             retryable: refusal.code.retryable(),
@@ -72,6 +75,9 @@ struct Extensions<'a> {
     code: &'static str,
     /// Whether the same call may succeed later with nothing changed by the caller.
     retryable: bool,
+    /// Which argument, variable or place in one is wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    field: Option<&'a str>,
     /// As Hasura writes it beside its own codes.
     #[serde(skip_serializing_if = "Option::is_none")]
     path: Option<&'static str>,
@@ -91,17 +97,16 @@ pub(super) struct Written {
     pub(super) has_run: bool,
 }
 
-/// Whether a document was valid: what went wrong, if anything, was refused by us, in a field.
-pub(super) fn was_valid(response: &Response) -> bool {
+/// Whether what went wrong, if anything, was refused by us, in a field.
+fn has_run(response: &Response) -> bool {
     response.errors.iter().all(|error| error.source::<Refusal>().is_some())
 }
 
-/// Answers a request that ran, or that turned out not to be valid, with at most so many bytes where that is bounded.
+/// Answers a request that ran, or that async-graphql refuses though it is valid, with at most so many bytes where that is bounded.
 pub(super) fn answer(mut response: Response, request_id: &RequestId, most: Option<usize>) -> Written {
     let data = data_of(&mut response);
     let (ours, others): (Vec<_>, Vec<_>) =
         response.errors.iter().partition(|error| error.source::<Refusal>().is_some());
-    let invalid: Vec<Refusal> = others.iter().take(MAX_FAULTS).map(|error| fault(&error.message)).collect();
     let mut code = None;
     let mut errors = Vec::new();
     for error in ours {
@@ -110,10 +115,11 @@ pub(super) fn answer(mut response: Response, request_id: &RequestId, most: Optio
             errors.push(shown(refusal, &error.locations, &error.path, request_id));
         }
     }
-    for (refusal, error) in invalid.iter().zip(others) {
-        code = code.or(Some(refusal.code));
+    let invalid = Refusal::from(ErrorCode::QueryInvalid);
+    for error in others.into_iter().take(MAX_ERRORS) {
+        code = code.or(Some(invalid.code));
         let places = error.locations.get(..MAX_PLACES).unwrap_or(&error.locations);
-        errors.push(shown(refusal, places, &[], request_id));
+        errors.push(shown(&invalid, places, &[], request_id));
     }
     let answer = Answer { data: data.as_ref(), errors };
     let mut body = Capped { bytes: Vec::new(), most: most.unwrap_or(usize::MAX) };
@@ -126,21 +132,10 @@ pub(super) fn answer(mut response: Response, request_id: &RequestId, most: Optio
     }
 }
 
-/// What is said of something that async-graphql found.
-fn fault(message: &str) -> Refusal {
-    match explained(message) {
-        Some(said) => {
-            let code = ErrorCode::QueryInvalid;
-            Refusal::because(code, format!("{} {said}.", code.message()))
-        }
-        None => ErrorCode::QueryInvalid.into(),
-    }
-}
-
 /// What a request that ran answers; `None` for one that did not. async-graphql leaves out a root that was refused, where GraphQL
 /// has `null` (October 2021, section 6.4.4: all roots are nullable), and writes `null` for an object without any field.
 fn data_of(response: &mut Response) -> Option<Value> {
-    let has_run = !matches!(response.data, Value::Null) || was_valid(response);
+    let has_run = !matches!(response.data, Value::Null) || has_run(response);
     let mut data = match std::mem::take(&mut response.data) {
         Value::Null => Value::Object(IndexMap::new()),
         data => data,
@@ -181,6 +176,21 @@ pub(super) fn refused(refusal: &Refusal, places: &[Pos], request_id: &RequestId)
     Written { body: json(&Answer { data: None, errors }), code: Some(refusal.code), has_run: false }
 }
 
+/// Refuses a request for what is not valid in it.
+pub(super) fn invalid(faults: &[Fault], request_id: &RequestId) -> Written {
+    let code = ErrorCode::QueryInvalid;
+    let refusal = |fault: &Fault| {
+        let said = Refusal::because(code, format!("{} {}.", code.message(), fault.what));
+        Refusal { field: fault.field.clone(), ..said }
+    };
+    let refusals: Vec<Refusal> = faults.iter().map(refusal).collect();
+    let errors = refusals.iter().zip(faults).map(|(refusal, fault)| {
+        let places = if fault.at.line == 0 { &[][..] } else { std::slice::from_ref(&fault.at) };
+        shown(refusal, places, &[], request_id)
+    });
+    Written { body: json(&Answer { data: None, errors: errors.collect() }), code: Some(code), has_run: false }
+}
+
 fn shown<'a>(
     refusal: &'a Refusal,
     locations: &'a [Pos],
@@ -190,11 +200,17 @@ fn shown<'a>(
     let extensions = Extensions {
         code: refusal.code.as_str(),
         retryable: refusal.code.retryable(),
+        field: field_of(refusal),
         path: refusal.code.is_hasuras_own().then_some("$"),
         retry_after_seconds: refusal.retry_after_seconds(),
         request_id: request_id.as_str(),
     };
     Shown { message: &refusal.message, locations, path, extensions }
+}
+
+/// What is wrong, by the name that it has here.
+fn field_of(refusal: &Refusal) -> Option<&str> {
+    refusal.field().map(|field| if field == "record_id" { "recordId" } else { field })
 }
 
 fn json(answer: &Answer<'_>) -> Vec<u8> {
@@ -239,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn of_an_error_that_is_neither_ours_nor_known_only_the_place_is_shown() {
+    fn of_an_error_that_is_not_ours_only_the_place_is_shown() {
         let canary = |n| {
             ServerError::new("canary", Some(Pos { line: 1, column: n }))
                 .with_path(vec![PathSegment::Field("canary".into())])
@@ -249,7 +265,7 @@ mod tests {
         assert!(!body.to_string().contains("canary"));
         assert_eq!(body.get("data"), None, "it did not run");
         assert_eq!(written.code, Some(ErrorCode::QueryInvalid));
-        assert_eq!(body["errors"].as_array().unwrap().len(), MAX_FAULTS);
+        assert_eq!(body["errors"].as_array().unwrap().len(), MAX_ERRORS);
         assert_eq!(body["errors"][0]["extensions"]["code"], "QUERY_INVALID");
         assert_eq!(body["errors"][1]["locations"], json!([{"line": 1, "column": 2}]));
     }

@@ -27,9 +27,9 @@ use super::error::{self, Written};
 use super::media::{Media, status_of};
 use super::parser::{ParseError, SyntaxError, parse};
 use super::plain::{Plain, PlainDocuments, is_plain};
-use super::rules::{self, Broken};
-use super::schema::{ByokSchema, schema, schema_for_valid};
+use super::schema::{ByokSchema, schema};
 use super::survey::{self, TooMuch};
+use super::validity::{Fault, Validity};
 
 /// How much is read for a caller without identity: many times Hasura's introspection.
 const MAX_UNKNOWN_BYTES: usize = 64 << 10;
@@ -44,13 +44,14 @@ struct Front {
 /// What runs documents.
 struct Runner {
     schema: ByokSchema,
-    schema_for_valid: ByokSchema,
+    validity: Validity,
     plain: PlainDocuments,
 }
 
 impl Runner {
     fn new() -> Self {
-        Self { schema: schema(), schema_for_valid: schema_for_valid(), plain: PlainDocuments::new() }
+        let schema = schema();
+        Self { validity: Validity::of(&schema), schema, plain: PlainDocuments::new() }
     }
 }
 
@@ -63,6 +64,17 @@ pub fn router(app: Arc<App>) -> Router {
 /// What the server itself refuses on this route: Hasura reads nothing but GraphQL's shape.
 pub fn refused(media: Media, refusal: &Refusal, request_id: &RequestId) -> Response {
     answer(media, error::refused(refusal, &[], request_id))
+}
+
+/// Which of these texts are documents that are valid against the schema: what a known caller's request is asked before it runs.
+pub fn are_valid<'t>(texts: impl IntoIterator<Item = &'t str>, items: usize, body_bytes: usize) -> Vec<bool> {
+    let (runner, budget) = (Runner::new(), Budget::of_known(items, body_bytes));
+    let is_valid = |text| {
+        let document = parse(text, &budget).map_err(not_parsed)?;
+        survey::survey(&document, &budget).map_err(NotRun::TooMuch)?;
+        runner.validity.of_document(&document).map_err(NotRun::Invalid)
+    };
+    texts.into_iter().map(|text| is_valid(text).is_ok()).collect()
 }
 
 async fn take(State(front): State<Arc<Front>>, request: Request) -> Response {
@@ -109,6 +121,7 @@ async fn take(State(front): State<Arc<Front>>, request: Request) -> Response {
         }
         Err(NotRun::Malformed(refusal)) => refuse(media, &refusal, &request_id),
         Err(NotRun::Refused(refusal, place)) => refused(&refusal, place.as_slice()),
+        Err(NotRun::Invalid(faults)) => answer(media, error::invalid(&faults, &request_id)),
         Err(NotRun::TooMuch(TooMuch { refusal, does })) => match (&caller, does) {
             (Ok(caller), Some(operation)) => {
                 refused(&front.app.refuse(caller, operation, refusal).await, &[])
@@ -124,6 +137,8 @@ enum NotRun {
     Malformed(Refusal),
     /// It is refused, because of what stands at this place.
     Refused(Refusal, Option<Pos>),
+    /// It is not valid.
+    Invalid(Vec<Fault>),
     /// It asks for too much.
     TooMuch(TooMuch),
 }
@@ -131,10 +146,6 @@ enum NotRun {
 /// A request that may run.
 struct Ready {
     request: async_graphql::Request,
-    /// Whether it is known to be valid.
-    is_valid: bool,
-    /// What is kept of it if it turns out to be.
-    keep: Option<(String, Plain)>,
     /// How many bytes its arguments take, with all copies, about.
     bytes: usize,
 }
@@ -151,8 +162,8 @@ impl Runner {
     ) -> Result<Ready, NotRun> {
         let body = body::read(bytes, budget.values).map_err(NotRun::Malformed)?;
         // Those that are kept have the budget of a known caller.
-        let plain = caller.as_ref().ok().and_then(|_| self.plain.get(&body.query, &body.variables));
-        let is_valid = plain.is_some();
+        let plain = caller.as_ref().ok().and_then(|_| self.plain.get(&body.query));
+        let is_kept = plain.is_some();
         let (document, survey) = match plain {
             Some(plain) => (plain.document.clone(), plain.survey.clone()),
             None => {
@@ -164,30 +175,31 @@ impl Runner {
         if let (Err(unknown), true) = (caller, survey.needs_identity) {
             return Err(NotRun::Refused(unknown.clone(), None));
         }
-        let mut ready = Ready { request: async_graphql::Request::new(""), is_valid, keep: None, bytes: 0 };
+        let operation = body.operation_name.as_deref();
         let denied = caller.as_ref().is_ok_and(|caller| is_denied(&survey, |does| may_ever(caller, does)));
         let (document, survey) = match denied {
             true => {
                 let document = without_arguments(document);
-                ready.is_valid = true;
                 let survey = survey::survey(&document, budget).map_err(NotRun::TooMuch)?;
                 (document, Arc::new(survey))
             }
             false => (document, survey),
         };
-        ready.bytes = survey.with(&body.variables, budget).map_err(NotRun::TooMuch)?;
-        if !ready.is_valid {
-            rules::check(&document, body.operation_name.as_deref(), &body.variables)
-                .map_err(|Broken { refusal, place }| NotRun::Refused(refusal, Some(place)))?;
+        let bytes = survey.with(&body.variables, budget).map_err(NotRun::TooMuch)?;
+        if !is_kept && !denied {
+            self.validity.of_document(&document).map_err(NotRun::Invalid)?;
+            if caller.is_ok() && is_plain(&body.query, &document) {
+                self.plain.keep(body.query, Plain { document: document.clone(), survey });
+            }
         }
-        if !ready.is_valid && caller.is_ok() && is_plain(&body.query, &document, &body.variables) {
-            ready.keep = Some((body.query, Plain { document: document.clone(), survey }));
+        if !denied {
+            self.validity.of_variables(&document, operation, &body.variables).map_err(NotRun::Invalid)?;
         }
         // The text stays behind: nothing that runs can show it.
-        ready.request = ready.request.variables(body.variables);
-        ready.request.operation_name = body.operation_name;
-        ready.request.set_parsed_query(document);
-        Ok(ready)
+        let mut request = async_graphql::Request::new("").variables(body.variables);
+        request.operation_name = body.operation_name;
+        request.set_parsed_query(document);
+        Ok(Ready { request, bytes })
     }
 
     /// Runs a request. `call` is what its fields share; it comes back when all of them have run.
@@ -198,14 +210,8 @@ impl Runner {
         request_id: &RequestId,
         call: C,
     ) -> (Written, Arc<C>) {
-        let schema = if ready.is_valid { &self.schema_for_valid } else { &self.schema };
         let call = Arc::new(call);
-        let response = schema.execute(ready.request.data(call.clone())).await;
-        if let Some((text, plain)) = ready.keep
-            && error::was_valid(&response)
-        {
-            self.plain.keep(text, plain);
-        }
+        let response = self.schema.execute(ready.request.data(call.clone())).await;
         (error::answer(response, request_id, budget.answer), call)
     }
 }
@@ -310,6 +316,7 @@ mod tests {
                 error::refused(&refusal, &[], &request_id)
             }
             Err(NotRun::Refused(refusal, place)) => error::refused(&refusal, place.as_slice(), &request_id),
+            Err(NotRun::Invalid(faults)) => error::invalid(&faults, &request_id),
         };
         String::from_utf8(written.body).unwrap()
     }
@@ -391,7 +398,7 @@ mod tests {
             ),
             (
                 "{ byokRevealMany(items: [{ciphertext: \"\", encoding: C4N4RY}]) { value } }",
-                "argument \"items.0.encoding\", enumeration type \"ByokEncoding\" does not contain the value",
+                "argument \"items[0].encoding\", expected type \"ByokEncoding\"",
             ),
             ("{ __typename { x } }", "Field \"__typename\" has neither arguments nor a selection"),
             ("query($a: String!) { byokReveal(ciphertext: $a) { value } }", "Variable \"$a\" is required"),
@@ -407,6 +414,27 @@ mod tests {
             let named = errors.iter().any(|error| error["message"].as_str().unwrap().contains(said));
             assert!(named && !answer.to_string().contains(CANARY), "{said}: {answer}");
             assert!(answer.to_string().len() < 4_096, "{said}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_place_of_what_is_wrong_is_told() {
+        let many = "query($i: [ByokDecryptItem!]!) { byokRevealMany(items: $i) { value } }";
+        for (request, field) in [
+            (
+                json!({"query": "{ byokAudit(filter: {from: \"C4N4RY\"}) { edges { cursor } } }"}),
+                "byokAudit.filter.from",
+            ),
+            (json!({"query": "{ byokReveal { value } }"}), "byokReveal.ciphertext"),
+            (
+                json!({"query": many, "variables": {"i": [{"ciphertext": ""}, {"ciphertext": 7}]}}),
+                "$i[1].ciphertext",
+            ),
+        ] {
+            let answer = run_bytes(request.to_string().as_bytes(), known()).await;
+            let answer: Value = serde_json::from_str(&answer).unwrap();
+            assert_eq!(answer["errors"][0]["extensions"]["field"], field, "{answer}");
+            assert!(answer["errors"][0]["locations"][0]["line"].is_u64(), "{answer}");
         }
     }
 
@@ -493,15 +521,11 @@ mod tests {
     async fn what_a_known_caller_sent_before_is_not_kept_for_a_stranger() {
         let runner = Runner::new();
         let aliases: String = (0..20).map(|n| format!("a{n}:byokHealth{{status}}")).collect();
-        let bytes = json!({ "query": format!("{{{aliases}}}") }).to_string();
+        let query = format!("{{{aliases}}}");
+        let bytes = json!({ "query": query }).to_string();
         let known_budget = Budget::of_known(100, 1 << 20);
-        let ready = runner.prepare(bytes.as_bytes(), &known_budget, &known(), |_, _| true).ok().unwrap();
-        assert!(ready.keep.is_some());
-        let (text, plain) = ready.keep.unwrap();
-        runner.plain.keep(text, plain);
-        assert!(
-            runner.prepare(bytes.as_bytes(), &known_budget, &known(), |_, _| true).ok().unwrap().is_valid
-        );
+        assert!(runner.prepare(bytes.as_bytes(), &known_budget, &known(), |_, _| true).is_ok());
+        assert!(runner.plain.get(&query).is_some());
         let unknown = Err(ErrorCode::InvalidHeaders.into());
         let refused = runner.prepare(bytes.as_bytes(), &Budget::OF_UNKNOWN, &unknown, |_, _| true);
         assert!(matches!(refused, Err(NotRun::TooMuch(_))));

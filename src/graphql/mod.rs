@@ -1,6 +1,6 @@
 //! The GraphQL front, a remote schema for Hasura: translates between GraphQL and the use cases, nothing else.
 //!
-//! *Read the body → parse → survey → validate and run → write.* Nothing here logs or traces: a query's text and its
+//! *Read the body → parse → survey → validate → run → write.* Nothing here logs or traces: a query's text and its
 //! variables hold plaintexts, and a join holds ciphertexts in the text itself. For the same reason no error says more of
 //! a request than where in it something is wrong, and by which names, and no document that holds a value is kept after its
 //! request.
@@ -14,12 +14,12 @@
 //! | `plain` | documents that were valid before and hold no value: they are kept |
 //! | `survey`, with `budget`, `ask`, `introspected` | how much a document may ask for, and does; whether it needs an identity |
 //! | `denied` | documents of which the caller may do nothing |
-//! | `rules` | what async-graphql's validation passes over |
+//! | `validity` | whether a document is valid, with its variables |
 //! | `schema` | the schema and its limits |
 //! | `query`, `mutation` | the root fields |
 //! | `call`, `collector` | what the fields of one request share; one call of many aliases |
 //! | `item`, `rotation`, `audit`, `words`, `scalars` | the types |
-//! | `error`, `explained` | what a refusal looks like, and what it says of a document that is not valid |
+//! | `error` | what a refusal looks like |
 
 mod ask;
 mod audit;
@@ -29,7 +29,6 @@ mod call;
 mod collector;
 mod denied;
 mod error;
-mod explained;
 mod http;
 mod introspected;
 mod item;
@@ -40,15 +39,15 @@ mod parser;
 mod plain;
 mod query;
 mod rotation;
-mod rules;
 mod scalars;
 mod schema;
 mod survey;
+mod validity;
 mod words;
 
 #[cfg(test)]
 mod schema_tests;
 
-pub use self::http::{refused, router};
+pub use self::http::{are_valid, refused, router};
 pub use media::Media;
 pub use schema::sdl;

@@ -2,7 +2,7 @@
 
 use async_graphql::{Context, ID, Object};
 
-use crate::model::{ErrorCode, Operation, Refusal};
+use crate::model::{ErrorCode, JobCommand, Operation, Refusal};
 
 use super::call::Call;
 use super::item::{
@@ -40,7 +40,8 @@ impl Mutation {
         Ok(Some(encrypted.into()))
     }
 
-    /// Encrypts many values at once: one entry in the audit log, one call of the KMS at most.
+    /// Encrypts many values at once: one entry in the audit log. The KMS is asked for DEKs that are not
+    /// in memory alone: Vault for 256 in one call, AWS, Google and Azure for each by itself.
     async fn byok_encrypt_many(
         &self,
         context: &Context<'_>,
@@ -72,7 +73,8 @@ impl Mutation {
         DecryptedValue::new(decrypted, encoding).map(Some)
     }
 
-    /// Decrypts many ciphertexts at once: one entry in the audit log, one call of the KMS at most.
+    /// Decrypts many ciphertexts at once: one entry in the audit log. The KMS is asked for DEKs that are not
+    /// in memory alone: Vault for 256 in one call, AWS, Google and Azure for each by itself.
     async fn byok_decrypt_many(
         &self,
         context: &Context<'_>,
@@ -92,7 +94,7 @@ impl Mutation {
     }
 
     /// Starts the rotation that re-wraps every data key under the current version of the customer's key, or joins the one
-    /// that is running. Ciphertexts stay as they are.
+    /// that is running; refused while one is paused. Ciphertexts stay as they are.
     async fn byok_rotate(
         &self,
         context: &Context<'_>,
@@ -101,4 +103,41 @@ impl Mutation {
         let (app, caller) = Call::of(context)?.known()?;
         Ok(Some(app.rotate(caller, dry_run.unwrap_or(false)).await?.into()))
     }
+
+    /// Has nobody work on a rotation until it is resumed.
+    async fn byok_pause_rotation(
+        &self,
+        context: &Context<'_>,
+        #[graphql(desc = "The rotation's id, as `byokRotate` gave it.")] id: ID,
+    ) -> Result<Option<RotationStatus>, Refusal> {
+        command(context, &id, JobCommand::Pause).await
+    }
+
+    /// Has a rotation that is paused go on.
+    async fn byok_resume_rotation(
+        &self,
+        context: &Context<'_>,
+        #[graphql(desc = "The rotation's id, as `byokRotate` gave it.")] id: ID,
+    ) -> Result<Option<RotationStatus>, Refusal> {
+        command(context, &id, JobCommand::Resume).await
+    }
+
+    /// Ends a rotation where it is. What it re-wrapped stays so; another one does the rest.
+    async fn byok_cancel_rotation(
+        &self,
+        context: &Context<'_>,
+        #[graphql(desc = "The rotation's id, as `byokRotate` gave it.")] id: ID,
+    ) -> Result<Option<RotationStatus>, Refusal> {
+        command(context, &id, JobCommand::Cancel).await
+    }
+}
+
+async fn command(
+    context: &Context<'_>,
+    id: &ID,
+    command: JobCommand,
+) -> Result<Option<RotationStatus>, Refusal> {
+    let (app, caller) = Call::of(context)?.known()?;
+    let id = id.parse().map_err(|_| ErrorCode::RotationNotFound)?;
+    Ok(Some(app.command_rotation(caller, id, command).await?.into()))
 }

@@ -31,6 +31,8 @@ const MAX_DEPTH: usize = 32;
 const MAX_BESIDE: usize = 64;
 /// How many fragments a document may define.
 const MAX_FRAGMENTS: usize = 256;
+/// How many operations a document may have: what all fragments hold is looked at for each.
+const MAX_OPERATIONS: usize = 64;
 
 /// Where the text stops being a document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,9 +88,10 @@ impl<'a> Parser<'a> {
         let mut fragments = HashMap::new();
         loop {
             let pos = self.pos;
+            let is_described = self.description()?;
             let operation = match self.token {
-                Token::End => break,
-                Token::Mark(b'{') => None,
+                Token::End if !is_described => break,
+                Token::Mark(b'{') if !is_described => None,
                 Token::Name("fragment") => {
                     self.advance()?;
                     let (name, fragment) = self.fragment()?;
@@ -123,6 +126,9 @@ impl<'a> Parser<'a> {
                 selection_set: self.selection_set()?,
             };
             let definition = Positioned::new(definition, pos);
+            if named.len() == MAX_OPERATIONS {
+                return Err(SyntaxError(pos));
+            }
             match name {
                 None if anonymous.is_none() => anonymous = Some(definition),
                 None => return Err(SyntaxError(pos)),
@@ -160,6 +166,7 @@ impl<'a> Parser<'a> {
         loop {
             self.count_selection()?;
             let pos = self.pos;
+            self.description()?;
             self.expect(b'$')?;
             let name = self.name()?;
             self.expect(b':')?;
@@ -178,6 +185,14 @@ impl<'a> Parser<'a> {
                 return Ok(definitions);
             }
         }
+    }
+
+    /// Passes over the description of a definition (spec of September 2025, section 2.2); whether there is one.
+    fn description(&mut self) -> Parsed<bool> {
+        let Token::Text(text) = self.token else { return Ok(false) };
+        text.value().ok_or(SyntaxError(self.pos))?;
+        self.advance()?;
+        Ok(true)
     }
 
     fn type_of(&mut self) -> Parsed<Type> {
@@ -508,6 +523,22 @@ mod tests {
             let document = parse(&format!("{{a(b:\"{escaped}\")}}")).unwrap();
             let text = serde_json::to_string(&document).unwrap();
             assert!(text.contains('😀'), "{text}");
+        }
+    }
+
+    #[test]
+    fn definitions_may_be_described() {
+        for good in [
+            "\"An operation.\" query { a }",
+            "\"\"\"Two\nlines.\"\"\" mutation M(\"A variable.\" $a: Int) { b(a: $a) }",
+            "{ ...F } \"A fragment.\" fragment F on T { a }",
+        ] {
+            assert!(parse(good).is_ok(), "{good}");
+        }
+        for bad in
+            ["\"short\" { a }", "{ a } \"of nothing\"", "\"two\" \"texts\" query { a }", "{ \"a field\" a }"]
+        {
+            assert!(parse(bad).is_err(), "{bad}");
         }
     }
 

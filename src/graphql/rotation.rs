@@ -38,7 +38,7 @@ pub(super) struct RotationStatus {
     started_at: Option<Timestamptz>,
     /// When it last committed its place.
     updated_at: Option<Timestamptz>,
-    /// When it was done.
+    /// When it was done, or cancelled.
     finished_at: Option<Timestamptz>,
 }
 
@@ -91,8 +91,8 @@ impl From<Job> for RotationStatus {
 fn percent(job: &Job) -> f64 {
     match job.state {
         JobState::Done => 100.0,
-        JobState::Running if job.progress.total == 0 => 0.0,
-        JobState::Running => {
+        _ if job.progress.total == 0 => 0.0,
+        JobState::Running | JobState::Paused | JobState::Cancelled => {
             let done = (job.progress.rewrapped + job.progress.failed) as f64 / job.progress.total as f64;
             (done * 1_000.0).floor().min(999.0) / 10.0
         }
@@ -124,5 +124,7 @@ mod tests {
         assert_eq!(percent(&job(JobState::Running, 3, 1)), 33.3);
         assert_eq!(percent(&job(JobState::Running, 3, 4)), 99.9);
         assert_eq!(percent(&job(JobState::Done, 3, 2)), 100.0);
+        assert_eq!(percent(&job(JobState::Paused, 3, 3)), 99.9);
+        assert_eq!(percent(&job(JobState::Cancelled, 3, 1)), 33.3);
     }
 }

@@ -13,14 +13,14 @@ pub(super) struct Jsonb(pub(super) serde_json::Value);
 #[Scalar(name = "jsonb")]
 impl ScalarType for Jsonb {
     fn parse(value: Value) -> InputValueResult<Self> {
-        match is_json(&value) {
+        match is_any_json(&value) {
             true => value.into_json().map(Self).map_err(|_| InputValueError::custom("not JSON")),
             false => Err(InputValueError::custom("not JSON")),
         }
     }
 
     fn is_valid(value: &Value) -> bool {
-        is_json(value)
+        is_any_json(value)
     }
 
     fn to_value(&self) -> Value {
@@ -28,13 +28,13 @@ impl ScalarType for Jsonb {
     }
 }
 
-/// A bare name in a document is an enum's value, which JSON does not have.
-fn is_json(value: &Value) -> bool {
+/// Whether a value is JSON. A bare name in a document is an enum's value, which JSON does not have.
+pub(super) fn is_any_json(value: &Value) -> bool {
     match value {
         Value::Null | Value::Number(_) | Value::String(_) | Value::Boolean(_) => true,
         Value::Enum(_) | Value::Binary(_) => false,
-        Value::List(items) => items.iter().all(is_json),
-        Value::Object(pairs) => pairs.values().all(is_json),
+        Value::List(items) => items.iter().all(is_any_json),
+        Value::Object(pairs) => pairs.values().all(is_any_json),
     }
 }
 
@@ -56,6 +56,11 @@ impl ScalarType for Timestamptz {
     fn to_value(&self) -> Value {
         Value::String(self.0.to_string())
     }
+}
+
+/// Whether a text is a moment.
+pub(super) fn is_moment(text: &str) -> bool {
+    Timestamp::parse(text).is_some()
 }
 
 fn moment(value: &Value) -> Option<Timestamp> {

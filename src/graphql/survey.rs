@@ -198,7 +198,9 @@ pub(super) fn operation_of(root: &str) -> Option<Operation> {
         "byokEncrypt" | "byokEncryptMany" => Some(Operation::Encrypt),
         "byokDecrypt" | "byokDecryptMany" => Some(Operation::Decrypt),
         "byokReveal" | "byokRevealMany" => Some(Operation::Reveal),
-        "byokRotate" | "byokRotation" => Some(Operation::Rotate),
+        "byokRotate" | "byokRotation" | "byokPauseRotation" | "byokResumeRotation" | "byokCancelRotation" => {
+            Some(Operation::Rotate)
+        }
         "byokAudit" | "byokAuditCheckpoint" => Some(Operation::Audit),
         _ => None,
     }

@@ -150,7 +150,9 @@ impl Vocabulary for Operation {
             Self::Encrypt => ("ENCRYPT", "Values were encrypted."),
             Self::Decrypt => ("DECRYPT", "Ciphertexts were decrypted."),
             Self::Reveal => ("REVEAL", "Ciphertexts were decrypted by a query, as for a remote join."),
-            Self::Rotate => ("ROTATE", "A rotation was planned, started or joined."),
+            Self::Rotate => {
+                ("ROTATE", "A rotation was planned, started, joined, paused, resumed or cancelled.")
+            }
             Self::Audit => ("AUDIT", "The audit log was read."),
             Self::Health => ("HEALTH", "The key was checked."),
             Self::Incident => {
@@ -208,13 +210,15 @@ impl Vocabulary for JobState {
     const ABOUT: &'static str = "Where a rotation stands.";
 
     fn all() -> Vec<Self> {
-        vec![Self::Running, Self::Done]
+        Self::ALL.to_vec()
     }
 
     fn word(self) -> (&'static str, &'static str) {
         let about = match self {
             Self::Running => "It has work left.",
+            Self::Paused => "It has work left, and waits until it is resumed.",
             Self::Done => "It went through all keys.",
+            Self::Cancelled => "It was ended before it went through all keys; what it re-wrapped stays so.",
         };
         (self.as_str(), about)
     }

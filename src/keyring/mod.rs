@@ -6,6 +6,7 @@ mod cache;
 mod database_clock;
 mod guard;
 mod hot;
+mod lookups;
 mod pool;
 mod posture;
 mod prober;
@@ -35,6 +36,7 @@ use crate::model::{
 use crate::store::{DekRow, ReadError, Store};
 
 use cache::{Cache, Sealed};
+use lookups::Lookups;
 use pool::Pool;
 use rows::{Rows, Wanted};
 use tally::Tally;
@@ -118,6 +120,7 @@ pub struct Keyring {
     cache: Cache,
     pool: Pool,
     flights: Mutex<HashMap<(TenantUid, DekId), Arrival>>,
+    lookups: Lookups,
     views: Views,
     /// The version that the last DEK was made under; and when one was last made all the same while that was dark.
     current: DashMap<TenantUid, (KeyVersion, Option<BootTime>)>,
@@ -166,6 +169,7 @@ impl Keyring {
             pool: Pool::new(pool, cache.time_to_live),
             cache: Cache::new(cache),
             flights: Mutex::default(),
+            lookups: Lookups::default(),
             views: Views::new(guard.bound() + WRITING),
             current: DashMap::new(),
             replica: Uuid::now_v7(),
@@ -465,7 +469,12 @@ impl Keyring {
         unknown.sort_unstable();
         unknown.dedup();
         if !unknown.is_empty() {
-            let rows = self.store.deks_of_records(tenant.uid, &unknown).await?;
+            let store = self.store.clone();
+            let read = move |tenant, records: Vec<Arc<str>>| {
+                let store = store.clone();
+                async move { store.deks_of_records(tenant, &records).await }
+            };
+            let rows = self.lookups.newest(tenant.uid, unknown, read).await?;
             let admitted = self.admit_rows(tenant, &rows, Wanted::Encrypt).await;
             for (row, admitted) in rows.into_iter().zip(admitted) {
                 let Some(record) = row.record_id else { continue };

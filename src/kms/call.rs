@@ -22,11 +22,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::crypto::random;
 use crate::kms::budget::{Budget, Share};
+use crate::kms::tally::{Asked, Requests, Tally};
 use crate::kms::{KmsError, KmsErrorClass, Purpose, Verdict};
 
 /// Requests under way to one key.
@@ -71,8 +72,18 @@ impl From<KmsError> for Failed {
     }
 }
 
+/// What a call asks for, who for, and until when.
+#[derive(Clone, Copy)]
+pub(super) struct Call {
+    pub(super) asked: Asked,
+    pub(super) share: Share,
+    pub(super) deadline: Instant,
+}
+
 /// The policy of one key's calls, shared by all of them.
 pub(super) struct CallPolicy {
+    provider: &'static str,
+    tally: Tally,
     timeout: Duration,
     places: Semaphore,
     probe_places: Semaphore,
@@ -82,10 +93,12 @@ pub(super) struct CallPolicy {
 }
 
 impl CallPolicy {
-    /// `timeout` is that of a call as a whole (`BYOK_KMS_TIMEOUT_MS`), `per_minute` the most requests
-    /// (`BYOK_KMS_CALLS_PER_MINUTE`).
-    pub(super) fn new(timeout: Duration, per_minute: Option<NonZeroU32>) -> Self {
+    /// `provider` is its name in metrics, `timeout` that of a call as a whole (`BYOK_KMS_TIMEOUT_MS`), `per_minute` the most
+    /// requests (`BYOK_KMS_CALLS_PER_MINUTE`).
+    pub(super) fn new(provider: &'static str, timeout: Duration, per_minute: Option<NonZeroU32>) -> Self {
         Self {
+            provider,
+            tally: Tally::default(),
             timeout,
             places: Semaphore::new(AT_ONCE),
             probe_places: Semaphore::new(PROBES_AT_ONCE),
@@ -100,12 +113,23 @@ impl CallPolicy {
         Instant::now() + self.timeout
     }
 
+    /// The requests that were made, and those that were not.
+    pub(super) fn requests(&self) -> Requests {
+        self.tally.requests(self.provider)
+    }
+
     /// For the requests of one re-wrap, which belong together: takes them all from the budget, or none, and gives the share
     /// that each then goes by.
     pub(super) fn prepay_rewrap(&self, purpose: Purpose, count: NonZeroU32) -> Result<Share, KmsError> {
         match Share::of_rewrap([purpose]) {
             Share::Probe => Ok(Share::Probe),
-            rotation => self.budget.take_all(rotation, count).map(|()| Share::Prepaid),
+            rotation => match self.budget.take_all(rotation, count) {
+                Ok(()) => Ok(Share::Prepaid),
+                Err(error) => {
+                    self.tally.withheld(Asked::Unwrap, error.class);
+                    Err(error)
+                }
+            },
         }
     }
 
@@ -117,14 +141,25 @@ impl CallPolicy {
     /// Attempts until one succeeds, fails for good, or time is up. An attempt makes one request.
     pub(super) async fn run<T, Attempt: Future<Output = Result<T, Failed>>>(
         &self,
-        deadline: Instant,
-        share: Share,
+        call: Call,
+        attempt: impl Fn() -> Attempt,
+    ) -> Result<T, KmsError> {
+        self.run_batch(call, |_| None, attempt).await
+    }
+
+    /// As [`Self::run`]; `class` says what went wrong with an item of an answer that came, which counts as what came of the
+    /// request.
+    pub(super) async fn run_batch<T, Attempt: Future<Output = Result<T, Failed>>>(
+        &self,
+        call: Call,
+        class: impl Fn(&T) -> Option<KmsErrorClass>,
         attempt: impl Fn() -> Attempt,
     ) -> Result<T, KmsError> {
         let mut before = None;
+        let Call { share, deadline, .. } = call;
         for retry in 0.. {
             let share = if retry > 0 && share == Share::Prepaid { Share::Rotation } else { share };
-            let failed = match self.attempt(deadline, share, &attempt).await {
+            let failed = match self.attempt(Call { share, ..call }, &class, &attempt).await {
                 Ok(value) => return Ok(value),
                 Err(failed) => failed,
             };
@@ -160,32 +195,26 @@ impl CallPolicy {
 
     async fn attempt<T, Attempt: Future<Output = Result<T, Failed>>>(
         &self,
-        deadline: Instant,
-        share: Share,
+        call: Call,
+        class: &impl Fn(&T) -> Option<KmsErrorClass>,
         attempt: &impl Fn() -> Attempt,
     ) -> Result<T, Failed> {
-        let timeout = || Failed::from(KmsError::local(KmsErrorClass::Timeout));
-        // A future is polled once before its time is looked at: that would be a request.
-        if Instant::now() >= deadline {
-            return Err(timeout());
-        }
-        let (turn, place) = match share {
-            Share::Probe => {
-                (None, timeout_at(deadline, self.probe_places.acquire()).await.map_err(|_| timeout())?)
+        let deadline = call.deadline;
+        let (turn, place) = match self.admitted(call).await {
+            Ok(admitted) => admitted,
+            Err(error) => {
+                self.tally.withheld(call.asked, error.class);
+                return Err(error.into());
             }
-            Share::Caller | Share::Rotation | Share::Prepaid => loop {
-                let turn = self.brake.pass(deadline).await?;
-                let place = timeout_at(deadline, self.places.acquire()).await.map_err(|_| timeout())?;
-                // The throttling may have begun while this call waited for its place.
-                if turn.is_some() || !self.brake.is_pressed() {
-                    break (turn, place);
-                }
-            },
         };
-        if share != Share::Prepaid {
-            self.budget.take(share)?;
-        }
-        let outcome = timeout_at(deadline, attempt()).await.unwrap_or_else(|_| Err(timeout()));
+        let began = Instant::now();
+        let timeout = || Err(KmsError::local(KmsErrorClass::Timeout).into());
+        let outcome = timeout_at(deadline, attempt()).await.unwrap_or_else(|_| timeout());
+        let class = match &outcome {
+            Ok(answered) => class(answered),
+            Err(Failed { error, .. }) => Some(error.class),
+        };
+        self.tally.made(call.asked, class, began.elapsed());
         drop(place);
         match &outcome {
             Ok(_) => {
@@ -207,6 +236,33 @@ impl CallPolicy {
             Err(_) => {}
         }
         outcome
+    }
+
+    /// Waits until a request may be made: for its turn where the provider throttles, for a place, and for nothing where the
+    /// budget is spent.
+    async fn admitted(
+        &self,
+        Call { share, deadline, .. }: Call,
+    ) -> Result<(Option<tokio::sync::MutexGuard<'_, ()>>, SemaphorePermit<'_>), KmsError> {
+        // A future is polled once before its time is looked at: that would be a request.
+        if Instant::now() >= deadline {
+            return Err(KmsError::local(KmsErrorClass::Timeout));
+        }
+        let admitted = match share {
+            Share::Probe => (None, place(&self.probe_places, deadline).await?),
+            Share::Caller | Share::Rotation | Share::Prepaid => loop {
+                let turn = self.brake.pass(deadline).await?;
+                let place = place(&self.places, deadline).await?;
+                // The throttling may have begun while this call waited for its place.
+                if turn.is_some() || !self.brake.is_pressed() {
+                    break (turn, place);
+                }
+            },
+        };
+        if share != Share::Prepaid {
+            self.budget.take(share)?;
+        }
+        Ok(admitted)
     }
 
     fn pay(&self) -> bool {
@@ -279,6 +335,13 @@ impl Brake {
     }
 }
 
+async fn place(places: &Semaphore, deadline: Instant) -> Result<SemaphorePermit<'_>, KmsError> {
+    match timeout_at(deadline, places.acquire()).await {
+        Ok(Ok(place)) => Ok(place),
+        Ok(Err(_)) | Err(_) => Err(KmsError::local(KmsErrorClass::Timeout)),
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -300,6 +363,10 @@ mod tests {
 
     use super::*;
 
+    fn call(deadline: Instant, share: Share) -> Call {
+        Call { asked: Asked::Unwrap, share, deadline }
+    }
+
     fn failed(class: KmsErrorClass) -> Failed {
         KmsError::answered(class, 500, None).into()
     }
@@ -320,15 +387,16 @@ mod tests {
             now.fetch_sub(1, Ordering::Relaxed);
             answer(number)
         };
-        let outcomes =
-            futures_util::future::join_all((0..calls).map(|_| policy.run(deadline, Share::Caller, attempt)))
-                .await;
+        let outcomes = futures_util::future::join_all(
+            (0..calls).map(|_| policy.run(call(deadline, Share::Caller), attempt)),
+        )
+        .await;
         (seen.into_inner(), most.into_inner(), outcomes)
     }
 
     #[tokio::test(start_paused = true)]
     async fn so_many_and_no_more_are_under_way() {
-        let policy = CallPolicy::new(Duration::from_secs(5), None);
+        let policy = CallPolicy::new("p", Duration::from_secs(5), None);
         let (seen, most, outcomes) = storm(&policy, 500, |_| Ok(())).await;
         assert_eq!((seen, most), (500, AT_ONCE));
         assert!(outcomes.iter().all(Result::is_ok));
@@ -353,7 +421,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_passes_is_tried_again_and_what_does_not_is_tried_three_times() {
-        let policy = CallPolicy::new(Duration::from_secs(5), None);
+        let policy = CallPolicy::new("p", Duration::from_secs(5), None);
         let once = |number| if number == 0 { Err(failed(KmsErrorClass::Internal)) } else { Ok(()) };
         let (seen, _, outcomes) = storm(&policy, 1, once).await;
         assert_eq!((seen, outcomes[0].is_ok()), (2, true));
@@ -365,14 +433,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_provider_that_fails_gets_no_storm_of_retries() {
-        let policy = CallPolicy::new(Duration::from_secs(5), None);
+        let policy = CallPolicy::new("p", Duration::from_secs(5), None);
         let (seen, ..) = storm(&policy, 500, |_| Err(failed(KmsErrorClass::Internal))).await;
         assert_eq!(seen, 500 + (FULL_ALLOWANCE / RETRY_COST) as usize);
     }
 
     #[tokio::test(start_paused = true)]
     async fn throttling_slows_down_and_multiplies_nothing() {
-        let policy = CallPolicy::new(Duration::from_secs(5), None);
+        let policy = CallPolicy::new("p", Duration::from_secs(5), None);
         let (seen, _, outcomes) = storm(&policy, 500, |_| Err(failed(KmsErrorClass::Throttled))).await;
         // Those that were under way together, and some turns; the others fail without a request.
         assert!(seen < AT_ONCE + 20, "{seen}");
@@ -385,7 +453,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn when_the_throttling_ends_all_go_again() {
-        let policy = CallPolicy::new(Duration::from_secs(5), None);
+        let policy = CallPolicy::new("p", Duration::from_secs(5), None);
         let twice = |number| if number < 2 { Err(failed(KmsErrorClass::Throttled)) } else { Ok(()) };
         let (_, most, outcomes) = storm(&policy, 200, twice).await;
         assert!(outcomes.iter().all(Result::is_ok));
@@ -394,7 +462,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_pause_that_ends_after_the_deadline_is_not_waited_for() {
-        let policy = CallPolicy::new(Duration::from_secs(5), None);
+        let policy = CallPolicy::new("p", Duration::from_secs(5), None);
         let asked = || Failed { wait: Some(Duration::from_secs(60)), ..failed(KmsErrorClass::Throttled) };
         let began = Instant::now();
         let (seen, _, outcomes) = storm(&policy, 1, |_| Err(asked())).await;
@@ -406,10 +474,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_provider_that_hangs_ends_with_the_deadline() {
-        let policy = CallPolicy::new(Duration::from_secs(5), None);
+        let policy = CallPolicy::new("p", Duration::from_secs(5), None);
         let began = Instant::now();
-        let hung =
-            policy.run(policy.deadline(), Share::Caller, std::future::pending::<Result<(), Failed>>).await;
+        let hung = policy
+            .run(call(policy.deadline(), Share::Caller), std::future::pending::<Result<(), Failed>>)
+            .await;
         assert_eq!(hung.err().map(|error| error.class), Some(KmsErrorClass::Timeout));
         assert_eq!(began.elapsed(), Duration::from_secs(5));
     }
@@ -417,7 +486,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn no_pause_that_a_provider_asks_for_can_be_too_long_to_add_up() {
         for class in [KmsErrorClass::Throttled, KmsErrorClass::Internal] {
-            let policy = CallPolicy::new(Duration::from_secs(5), None);
+            let policy = CallPolicy::new("p", Duration::from_secs(5), None);
             let asked = || Failed { wait: Some(Duration::MAX), ..failed(class) };
             let (seen, _, outcomes) = storm(&policy, 1, |_| Err(asked())).await;
             assert_eq!((seen, outcomes[0].as_ref().err().map(|error| error.class)), (1, Some(class)));
@@ -426,7 +495,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn one_answer_does_not_shut_us_out_for_longer_than_a_quota_lasts() {
-        let policy = CallPolicy::new(Duration::from_secs(5), None);
+        let policy = CallPolicy::new("p", Duration::from_secs(5), None);
         let day = || Failed { wait: Some(Duration::from_secs(86_400)), ..failed(KmsErrorClass::Throttled) };
         storm(&policy, 1, |_| Err(day())).await;
         sleep(LONGEST_ASKED).await;
@@ -435,8 +504,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_success_that_was_under_way_before_the_throttling_does_not_end_it() {
-        let policy = CallPolicy::new(Duration::from_secs(5), None);
-        let slow = policy.run(policy.deadline(), Share::Caller, || async {
+        let policy = CallPolicy::new("p", Duration::from_secs(5), None);
+        let slow = policy.run(call(policy.deadline(), Share::Caller), || async {
             sleep(Duration::from_millis(100)).await;
             Ok(())
         });
@@ -448,10 +517,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn nothing_is_begun_after_the_deadline() {
-        let policy = CallPolicy::new(Duration::from_secs(5), None);
+        let policy = CallPolicy::new("p", Duration::from_secs(5), None);
         let (deadline, seen) = (policy.deadline(), AtomicUsize::new(0));
         each(0..100, |_| {
-            policy.run(deadline, Share::Caller, || {
+            policy.run(call(deadline, Share::Caller), || {
                 seen.fetch_add(1, Ordering::Relaxed);
                 std::future::pending::<Result<(), Failed>>()
             })
@@ -462,7 +531,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_hangs_up_gives_back_the_turn_and_the_place() {
-        let policy = std::sync::Arc::new(CallPolicy::new(Duration::from_secs(5), None));
+        let policy = std::sync::Arc::new(CallPolicy::new("p", Duration::from_secs(5), None));
         storm(&policy, 1, |_| Err(failed(KmsErrorClass::Throttled))).await;
         assert!(policy.brake.is_pressed());
         // One sleeps with the turn, then hangs in its request; the others wait for the turn.
@@ -471,7 +540,10 @@ mod tests {
                 let policy = std::sync::Arc::clone(&policy);
                 tokio::spawn(async move {
                     policy
-                        .run(policy.deadline(), Share::Caller, std::future::pending::<Result<(), Failed>>)
+                        .run(
+                            call(policy.deadline(), Share::Caller),
+                            std::future::pending::<Result<(), Failed>>,
+                        )
                         .await
                 })
             })
@@ -489,7 +561,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_refusal_ends_the_throttling_too() {
-        let policy = CallPolicy::new(Duration::from_secs(5), None);
+        let policy = CallPolicy::new("p", Duration::from_secs(5), None);
         storm(&policy, 1, |_| Err(failed(KmsErrorClass::Throttled))).await;
         let (_, _, outcomes) = storm(&policy, 1_000, |_| Err(failed(KmsErrorClass::KeyDisabled))).await;
         let told = |outcome: &&Result<(), KmsError>| {
@@ -499,7 +571,7 @@ mod tests {
     }
 
     fn bounded(per_minute: u32) -> CallPolicy {
-        CallPolicy::new(Duration::from_secs(5), NonZeroU32::new(per_minute))
+        CallPolicy::new("p", Duration::from_secs(5), NonZeroU32::new(per_minute))
     }
 
     /// Probes at once against a provider that answers each with `answer`; how many requests it saw, and what came of it.
@@ -514,7 +586,7 @@ mod tests {
             answer()
         };
         let deadline = policy.deadline();
-        let probes = (0..probes).map(|_| policy.run(deadline, Share::Probe, attempt));
+        let probes = (0..probes).map(|_| policy.run(call(deadline, Share::Probe), attempt));
         let outcomes = futures_util::future::join_all(probes).await;
         (seen.into_inner(), outcomes)
     }
@@ -528,6 +600,27 @@ mod tests {
         assert_eq!(spent.len(), 15);
         assert!(spent.iter().all(|error| error.class == KmsErrorClass::BudgetSpent));
         assert!(spent.iter().all(|error| error.retry_after.is_some_and(|wait| wait.as_secs() <= 12)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_request_is_counted_and_each_that_was_not_made() {
+        let policy = bounded(5);
+        storm(&policy, 20, |_| Ok(())).await;
+        storm(&policy, 1, |_| Ok(())).await;
+        let requests = policy.requests();
+        let [made] = requests.made[..] else { panic!("{requests:?}") };
+        assert_eq!((made.asked, made.result, made.durations.iter().sum::<u64>()), (Asked::Unwrap, "ok", 5));
+        assert_eq!(made.total, Duration::from_millis(50));
+        let withheld: Vec<_> = requests.withheld.iter().map(|one| (one.reason, one.count)).collect();
+        assert_eq!(withheld, [("budget", 16)]);
+
+        // Of a batch what went wrong with an item counts, though the answer is one.
+        let policy = CallPolicy::new("p", Duration::from_secs(5), None);
+        let class = |_: &()| Some(KmsErrorClass::KeyVersionUnavailable);
+        let once = || async { Ok(()) };
+        let call = call(policy.deadline(), Share::Caller);
+        assert_eq!(policy.run_batch(call, class, once).await, Ok(()));
+        assert_eq!(policy.requests().made[0].result, "refused");
     }
 
     #[tokio::test(start_paused = true)]
@@ -547,14 +640,14 @@ mod tests {
         assert_eq!(share, Share::Prepaid);
         let once = || async { Ok(()) };
         for _ in 0..2 {
-            assert_eq!(policy.run(policy.deadline(), Share::Prepaid, once).await, Ok(()));
+            assert_eq!(policy.run(call(policy.deadline(), Share::Prepaid), once).await, Ok(()));
         }
         let seen = AtomicUsize::new(0);
         let fails = || async {
             seen.fetch_add(1, Ordering::Relaxed);
             Err::<(), _>(failed(KmsErrorClass::Internal))
         };
-        let failed = policy.run(policy.deadline(), Share::Prepaid, fails).await.unwrap_err();
+        let failed = policy.run(call(policy.deadline(), Share::Prepaid), fails).await.unwrap_err();
         assert_eq!(
             (failed.class, seen.into_inner()),
             (KmsErrorClass::Internal, 2),
@@ -570,8 +663,8 @@ mod tests {
             Ok(())
         };
         let deadline = policy.deadline();
-        assert_eq!(policy.run(deadline, Share::Caller, attempt).await, Ok(()));
-        let spent = policy.run(deadline, Share::Caller, attempt).await.unwrap_err();
+        assert_eq!(policy.run(call(deadline, Share::Caller), attempt).await, Ok(()));
+        let spent = policy.run(call(deadline, Share::Caller), attempt).await.unwrap_err();
         assert_eq!((spent.class, spent.http_status), (KmsErrorClass::BudgetSpent, None));
     }
 
@@ -593,9 +686,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_probe_does_not_wait_behind_calls_that_hang() {
-        let policy = CallPolicy::new(Duration::from_secs(5), None);
+        let policy = CallPolicy::new("p", Duration::from_secs(5), None);
         let hang =
-            || policy.run(policy.deadline(), Share::Caller, std::future::pending::<Result<(), Failed>>);
+            || policy.run(call(policy.deadline(), Share::Caller), std::future::pending::<Result<(), Failed>>);
         let hanging = futures_util::future::join_all((0..AT_ONCE + 100).map(|_| hang()));
         let probing = async {
             sleep(Duration::from_millis(10)).await;
@@ -609,7 +702,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_probe_is_tried_again_when_nothing_else_is() {
-        let policy = CallPolicy::new(Duration::from_secs(5), None);
+        let policy = CallPolicy::new("p", Duration::from_secs(5), None);
         storm(&policy, 500, |_| Err(failed(KmsErrorClass::Internal))).await;
         assert!(!policy.pay());
         assert_eq!(probe(&policy, 1, || Err(failed(KmsErrorClass::Internal))).await.0, 3);
@@ -617,7 +710,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_probe_passes_by_the_brake_and_does_not_release_it() {
-        let policy = CallPolicy::new(Duration::from_secs(5), None);
+        let policy = CallPolicy::new("p", Duration::from_secs(5), None);
         let asked = || Failed { wait: Some(Duration::from_secs(60)), ..failed(KmsErrorClass::Throttled) };
         storm(&policy, 1, |_| Err(asked())).await;
         assert_eq!(probe(&policy, 1, || Ok(())).await.1, [Ok(())]);

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use crate::model::{ErrorCode, Refusal};
 
+use super::Distrust;
+
 /// What went wrong, in our words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum KmsErrorClass {
@@ -39,6 +41,8 @@ pub enum KmsErrorClass {
     Timeout,
     /// No connection.
     Unreachable,
+    /// Another key than the one that we are configured with wrapped this DEK: nothing was sent.
+    WrappedByAnotherKey,
 }
 
 /// What an error says about the key.
@@ -75,6 +79,7 @@ impl KmsErrorClass {
             Self::Throttled => "Throttled",
             Self::Timeout => "Timeout",
             Self::Unreachable => "Unreachable",
+            Self::WrappedByAnotherKey => "WrappedByAnotherKey",
         }
     }
 
@@ -94,7 +99,7 @@ impl KmsErrorClass {
             | Self::Timeout
             | Self::Unreachable => Verdict::Outage,
             Self::InvalidWrappedDek => Verdict::Item,
-            Self::Misconfigured => Verdict::Misconfigured,
+            Self::Misconfigured | Self::WrappedByAnotherKey => Verdict::Misconfigured,
             Self::BudgetSpent => Verdict::Unasked,
         }
     }
@@ -114,7 +119,8 @@ impl KmsErrorClass {
             | Self::LoginPaused
             | Self::Misconfigured
             | Self::Sealed
-            | Self::Timeout => false,
+            | Self::Timeout
+            | Self::WrappedByAnotherKey => false,
         }
     }
 
@@ -150,6 +156,8 @@ pub struct KmsError {
     pub request_id: Option<Arc<str>>,
     /// Where.
     pub stage: Stage,
+    /// Why no TLS connection was made, where that is what failed.
+    pub distrust: Option<Distrust>,
     /// When our budget has room for a call again, where it is spent; when a credential that was refused is shown again.
     pub retry_after: Option<Duration>,
 }
@@ -157,7 +165,14 @@ pub struct KmsError {
 impl KmsError {
     /// One that came with no answer from the provider.
     pub fn local(class: KmsErrorClass) -> Self {
-        Self { class, http_status: None, request_id: None, stage: Stage::Key, retry_after: None }
+        Self {
+            class,
+            http_status: None,
+            request_id: None,
+            stage: Stage::Key,
+            distrust: None,
+            retry_after: None,
+        }
     }
 
     /// [`KmsErrorClass::BudgetSpent`]; there is room for a call again after `wait`.
@@ -183,6 +198,10 @@ impl KmsError {
     /// What the caller sees of it.
     pub fn refusal(&self) -> Refusal {
         let code = self.class.code();
+        if self.class == KmsErrorClass::WrappedByAnotherKey {
+            let another = "Another key than the one that is configured wraps the record's DEK.";
+            return Refusal::because(code, another);
+        }
         match (self.class.verdict(), self.retry_after) {
             (Verdict::Unasked, wait) => {
                 let spent = "The KMS calls of this minute are used up for this tenant.";

@@ -18,11 +18,13 @@ use http::{HeaderMap, Method};
 use hyper::body::Bytes;
 use reqwest::redirect::Policy;
 use reqwest::{Certificate, Client, Identity, Url};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use tokio::time::{Instant, timeout_at};
 use zeroize::Zeroizing;
 
 use crate::config::{Mistake, read_file};
-use crate::kms::{KmsError, KmsErrorClass};
+use crate::kms::{Distrust, KmsError, KmsErrorClass};
 
 /// No answer to what we ask is longer: a batch of wrapped DEKs is some 100 KiB.
 const MAX_ANSWER_BYTES: usize = 4 << 20;
@@ -85,10 +87,10 @@ impl Http {
     pub(super) fn new(settings: HttpSettings<'_>) -> Result<Self, Mistake> {
         let mut making = Making { certificates: None, identity: None, timeout: settings.timeout };
         if let Some((variable, path)) = settings.ca_file {
-            let certificates = Certificate::from_pem_bundle(&read(variable, path)?)
-                .ok()
-                .filter(|certificates| !certificates.is_empty())
-                .ok_or_else(|| mistake(variable, "names a file without a certificate in PEM"))?;
+            let bundle = read(variable, path)?;
+            authorities(&bundle).map_err(|problem| mistake(variable, &problem))?;
+            let certificates = Certificate::from_pem_bundle(&bundle);
+            let certificates = certificates.map_err(|_| mistake(variable, DAMAGED))?;
             making.certificates = Some(certificates);
         }
         if let Some([(variable, certificate), (key_variable, key)]) = settings.client {
@@ -177,7 +179,10 @@ impl Making {
 
 async fn receive(request: reqwest::RequestBuilder) -> Result<Reply, KmsError> {
     // What reqwest says of an error names the address; the class is all that leaves this function.
-    let unreachable = |_| KmsError::local(KmsErrorClass::Unreachable);
+    let unreachable = |error: reqwest::Error| {
+        let distrust = Distrust::of(&error);
+        KmsError { distrust, ..KmsError::local(KmsErrorClass::Unreachable) }
+    };
     let mut response = request.send().await.map_err(unreachable)?;
     let status = response.status().as_u16();
     let announced = response.content_length().and_then(|length| usize::try_from(length).ok()).unwrap_or(0);
@@ -218,6 +223,38 @@ fn pause(text: &str) -> Option<Duration> {
     }
 }
 
+const DAMAGED: &str = "names a file in which a certificate's PEM is damaged";
+
+/// Whether a file holds certificates in PEM, each of which can be trusted as an authority's.
+fn authorities(bundle: &[u8]) -> Result<(), String> {
+    let has = |text: &str| bundle.windows(text.len()).any(|window| window == text.as_bytes());
+    let without = |what: &str| format!("names a file without a certificate in PEM: {what}");
+    let mut roots = rustls::RootCertStore::empty();
+    let mut count = 0;
+    for certificate in CertificateDer::pem_slice_iter(bundle) {
+        let certificate = certificate.map_err(|_| DAMAGED.to_owned())?;
+        count += 1;
+        let unusable = |_| {
+            format!("names a file whose certificate no. {count} is no X.509 certificate that can be trusted")
+        };
+        roots.add(certificate).map_err(unusable)?;
+    }
+    match count {
+        0 if bundle.is_empty() => Err(without("it is empty")),
+        // A DER sequence, as RFC 5280 has a certificate.
+        0 if bundle.starts_with(&[0x30, 0x82]) => {
+            Err(without("it is in DER; `openssl x509 -inform der -in FILE -out FILE.pem` makes PEM of it"))
+        }
+        0 if has("BEGIN TRUSTED CERTIFICATE") => {
+            Err(without("it is in OpenSSL's own form; `openssl x509 -in FILE -out FILE.pem` makes PEM of it"))
+        }
+        0 if has("PRIVATE KEY-----") => Err(without("it holds a private key")),
+        0 if has("BEGIN CERTIFICATE") => Err(DAMAGED.to_owned()),
+        0 => Err(without("it holds something else")),
+        _ => Ok(()),
+    }
+}
+
 fn read(variable: &str, path: &Path) -> Result<Zeroizing<Vec<u8>>, Mistake> {
     read_file(path).map_err(|problem| mistake(variable, &problem.to_string()))
 }
@@ -235,6 +272,26 @@ mod tests {
         assert_eq!(pause("3"), Some(Duration::from_secs(3)));
         assert_eq!(pause("Wed, 21 Oct 2015 07:28:00 GMT"), Some(Duration::ZERO));
         assert_eq!(pause("soon"), None);
+    }
+
+    #[test]
+    fn a_file_that_holds_no_authority_says_what_it_holds_instead() {
+        let said = |bundle: &[u8]| authorities(bundle).err().unwrap_or_default();
+        for (bundle, why) in [
+            (&b""[..], "it is empty"),
+            (&[0x30, 0x82, 1, 2][..], "it is in DER"),
+            (b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", "a private key"),
+            (
+                b"-----BEGIN TRUSTED CERTIFICATE-----\nAAAA\n-----END TRUSTED CERTIFICATE-----\n",
+                "OpenSSL's own",
+            ),
+            (b"-----BEGIN CERTIFICATE-----\n!!!\n-----END CERTIFICATE-----\n", "damaged"),
+            (b"-----BEGIN CERTIFICATE-----\nAAAA\n", "damaged"),
+            (b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "certificate no. 1"),
+            (b"hello", "something else"),
+        ] {
+            assert!(said(bundle).contains(why), "{why}: {}", said(bundle));
+        }
     }
 
     #[test]

@@ -213,7 +213,7 @@ fn latest(versions: &[(u64, Dek)]) -> Result<&(u64, Dek), KmsErrorClass> {
 
 fn find<'a>(versions: &'a [(u64, Dek)], named: &KeyVersion) -> Result<&'a (u64, Dek), KmsErrorClass> {
     if &*named.key != NAME {
-        return Err(KmsErrorClass::Misconfigured);
+        return Err(KmsErrorClass::WrappedByAnotherKey);
     }
     let found = versions.iter().find(|(number, _)| *named.version == *number.to_string());
     found.ok_or(KmsErrorClass::KeyVersionUnavailable)

@@ -14,11 +14,13 @@ mod aws;
 mod azure;
 mod budget;
 mod call;
+mod distrust;
 mod error;
 mod gcp;
 mod http;
 mod local;
 mod pacing;
+mod tally;
 mod vault;
 
 use std::fmt;
@@ -32,9 +34,11 @@ use crate::model::{DekId, KeyVersion, TenantUid, Wrapped};
 
 pub use aws::AwsKms;
 pub use azure::AzureKeyVault;
+pub use distrust::Distrust;
 pub use error::{KmsError, KmsErrorClass, Stage, Verdict};
 pub use gcp::GcpKms;
 pub use local::LocalKey;
+pub use tally::{Asked, BUCKETS, Requests, RequestsMade, RequestsWithheld};
 pub use vault::VaultTransit;
 
 /// What a DEK is bound to. A provider that takes associated data binds it there too, so that it shows in the customer's
@@ -127,6 +131,12 @@ pub trait Kms: Send + Sync {
     /// The version that [`Self::wrap`] uses now: the pinned one, or the KMS's latest.
     async fn current_version(&self) -> Result<KeyVersion, KmsError>;
 
+    /// Whether another version of the key would have another name than this one. Where it would not, a rotation of the key does
+    /// not show.
+    fn tells_versions(&self, _version: &KeyVersion) -> bool {
+        true
+    }
+
     /// Ends the connections that wait for their next call: their buffers hold what was answered last, plain DEKs among it.
     fn hang_up(&self);
 
@@ -151,6 +161,11 @@ pub trait Kms: Send + Sync {
     /// that is missing; `None` where it does not say. For `doctor`.
     async fn knows_credential(&self) -> Option<bool> {
         None
+    }
+
+    /// The requests that were made since the start, and what came of them. None where none leaves this process.
+    fn requests(&self) -> Requests {
+        Requests::default()
     }
 
     /// What works, but leaves something unprotected at the KMS, as far as our identity may look. For `doctor`.

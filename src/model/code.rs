@@ -61,6 +61,7 @@ codes! {
     QueryInvalid "QUERY_INVALID" 400 false "The GraphQL document is not valid against the schema." "Compare the document with `schema.graphql`.";
     CursorInvalid "CURSOR_INVALID" 400 false "The cursor is not one that this server gave." "Pass back `endCursor` as it came.";
     RotationNotFound "ROTATION_NOT_FOUND" 404 false "There is no rotation with that id." "Check the id.";
+    RotationStateConflict "ROTATION_STATE_CONFLICT" 409 false "The rotation is in a state in which that is not possible." "See what may follow on each state ([rotation](rotation.md)); a paused rotation is resumed or cancelled before another is started.";
     // Context and plaintext.
     ContextInvalid "CONTEXT_INVALID" 400 false "The context must be an object whose values are strings." "Send a flat object of strings with non-empty keys.";
     ContextTooLarge "CONTEXT_TOO_LARGE" 400 false "The context has too many pairs or is too long." "Keep it to 64 pairs and 16 KiB; to encrypt, its record_id to 512 bytes.";
@@ -76,7 +77,8 @@ codes! {
     // The key.
     KmsAccessDenied "KMS_ACCESS_DENIED" 403 false "The KMS refuses the use of the key." "Restore the key, its policy or our credential in your KMS; nothing needs to be re-encrypted.";
     KmsUnavailable "KMS_UNAVAILABLE" 503 true "The KMS is out of reach." "Wait, or mend the path to the KMS; there is no fallback.";
-    KmsMisconfigured "KMS_MISCONFIGURED" 503 false "The KMS does not accept our configuration." "Run `byok doctor` on the server.";
+    KmsMisconfigured "KMS_MISCONFIGURED" 503 false "The KMS does not accept our configuration." "Run `byok doctor` on the server. Where the sentence says that another key wraps the record's DEK, set the variables back to that key.";
+    KeyVersionUnknown "KEY_VERSION_UNKNOWN" 503 false "The KMS does not say which version of the key wraps, so a rotation cannot tell what to re-wrap: nothing was re-wrapped." "Use an endpoint of the KMS that tells them ([which](rotation.md#a-kms-that-tells-no-versions)); encrypt and decrypt work without.";
     RowMacKeyRequired "ROW_MAC_KEY_REQUIRED" 503 false "The server lacks the secret that binds the rows of DEKs, without which it makes none here." "Set `BYOK_ROW_MAC_KEY` on every replica: under an RSA key of Azure anybody can wrap a DEK; elsewhere once all rows are sealed.";
     // The server.
     StoreUnavailable "STORE_UNAVAILABLE" 503 true "The database is out of reach; nothing was done." "Retry; if it stays, look at the database.";
@@ -89,6 +91,21 @@ impl ErrorCode {
     /// The code of that name.
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|code| code.as_str() == name)
+    }
+
+    /// The field or argument that it is about, of those that every operation with this code has.
+    fn field(self) -> Option<&'static str> {
+        match self {
+            Self::CursorInvalid => Some("after"),
+            Self::RotationNotFound => Some("id"),
+            Self::ContextInvalid | Self::ContextTooLarge | Self::ContextConflict | Self::RecordIdRequired => {
+                Some("context")
+            }
+            Self::PlaintextTooLarge | Self::EncodingInvalid => Some("plaintext"),
+            Self::NotText => Some("encoding"),
+            Self::TokenMalformed | Self::TokenVersionUnsupported => Some("ciphertext"),
+            _ => None,
+        }
     }
 
     /// Whether it is spelled as Hasura spells its own: it is about identity, and no entry is made of it.
@@ -107,17 +124,31 @@ pub struct Refusal {
     pub message: Cow<'static, str>,
     /// When a retry makes sense.
     pub retry_after: Option<Duration>,
+    /// What in the request is wrong, where that is more than the code says: a path of the interface's own names and of places in lists (`items[3].context`), and of
+    /// nothing else that a caller chose but the names of GraphQL's variables.
+    pub field: Option<String>,
 }
 
 impl Refusal {
     /// With a sentence that says more than the code's own, and names no value of the request.
     pub fn because(code: ErrorCode, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, message: message.into(), retry_after: None }
+        Self { code, message: message.into(), retry_after: None, field: None }
     }
 
     /// The same, to be retried after that long.
     pub fn after(mut self, delay: Duration) -> Self {
         self.retry_after = Some(delay);
+        self
+    }
+
+    /// What in the request is wrong, as far as it can be named: see the field `field`.
+    pub fn field(&self) -> Option<&str> {
+        self.field.as_deref().or(self.code.field())
+    }
+
+    /// The same, because of what is at this place of the request.
+    pub fn at(mut self, field: impl Into<String>) -> Self {
+        self.field = Some(field.into());
         self
     }
 
@@ -130,7 +161,7 @@ impl Refusal {
 
 impl From<ErrorCode> for Refusal {
     fn from(code: ErrorCode) -> Self {
-        Self { code, message: Cow::Borrowed(code.message()), retry_after: None }
+        Self { code, message: Cow::Borrowed(code.message()), retry_after: None, field: None }
     }
 }
 

@@ -7,22 +7,75 @@ use super::{ErrorCode, JobId, KeyVersion, Timestamp};
 pub enum JobState {
     /// It has work left; some replica holds its lease, or will.
     Running,
+    /// It has work left, and nobody works on it until it is resumed.
+    Paused,
     /// It went through all DEKs.
     Done,
+    /// It was ended before that; what it re-wrapped stays so.
+    Cancelled,
 }
 
 impl JobState {
+    /// Every state.
+    pub const ALL: [Self; 4] = [Self::Running, Self::Paused, Self::Done, Self::Cancelled];
+
     /// The name in the database and the API.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Running => "RUNNING",
+            Self::Paused => "PAUSED",
             Self::Done => "DONE",
+            Self::Cancelled => "CANCELLED",
         }
     }
 
     /// The state of that name.
     pub fn parse(name: &str) -> Option<Self> {
-        [Self::Running, Self::Done].into_iter().find(|state| state.as_str() == name)
+        Self::ALL.into_iter().find(|state| state.as_str() == name)
+    }
+
+    /// Whether the job has work left. A tenant has one such job at most.
+    pub fn is_live(self) -> bool {
+        match self {
+            Self::Running | Self::Paused => true,
+            Self::Done | Self::Cancelled => false,
+        }
+    }
+}
+
+/// What an operator may have done with a job that is live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JobCommand {
+    /// Nobody works on it until it is resumed.
+    Pause,
+    /// It is worked on again.
+    Resume,
+    /// It ends where it is.
+    Cancel,
+}
+
+impl JobCommand {
+    /// The word for it in the API, and in the detail of its entry.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Cancel => "cancel",
+        }
+    }
+
+    /// The state that it leads to.
+    pub fn leads_to(self) -> JobState {
+        match self {
+            Self::Pause => JobState::Paused,
+            Self::Resume => JobState::Running,
+            Self::Cancel => JobState::Cancelled,
+        }
+    }
+
+    /// Whether a job in this state takes it: one that is live, or that is where it leads to already.
+    pub fn is_taken_by(self, state: JobState) -> bool {
+        state.is_live() || state == self.leads_to()
     }
 }
 
@@ -58,6 +111,6 @@ pub struct Job {
     pub started_at: Timestamp,
     /// When it last committed its place.
     pub updated_at: Timestamp,
-    /// When it was done.
+    /// When it was done, or cancelled.
     pub finished_at: Option<Timestamp>,
 }

@@ -20,7 +20,7 @@ pub use code::{ErrorCode, Refusal};
 pub use entry::{Entry, Item, Outcome, Source};
 pub use extensions::Extensions;
 pub use id::{DekId, EntryId, IncidentId, InvalidId, JobId, RequestId, Tenant, TenantUid};
-pub use job::{Job, JobState, Progress};
+pub use job::{Job, JobCommand, JobState, Progress};
 pub use key::{KeyVersion, Wrapped};
 pub use operation::Operation;
 pub use peer::Peer;

@@ -34,7 +34,7 @@ pub(super) async fn page(
 ) -> Response {
     let query = match parameters {
         Ok(Query(parameters)) => parameters.into_query(),
-        Err(_) => Err(malformed("The query string's parameters are not the ones that this operation takes.")),
+        Err(rejection) => Err(unfit(&rejection)),
     };
     let query = match query {
         Ok(query) => query,
@@ -51,32 +51,44 @@ pub(super) async fn page(
 
 impl Parameters {
     fn into_query(self) -> Result<AuditQuery, Refusal> {
-        let time = |text: Option<String>| match text {
+        let time = |name: &str, text: Option<String>| match text {
             None => Ok(None),
             Some(text) => match Timestamp::parse(&text) {
                 Some(at) => Ok(Some(at)),
-                None => Err(malformed("A time must be RFC 3339, such as 2026-11-23T10:00:00Z.")),
+                None => Err(malformed("A time must be RFC 3339, such as 2026-11-23T10:00:00Z.").at(name)),
             },
         };
         let operation = match self.operation.as_deref().map(Operation::parse) {
-            Some(None) => return Err(malformed("There is no such operation.")),
+            Some(None) => return Err(malformed("There is no such operation.").at("operation")),
             known => known.flatten(),
         };
         let outcome = match self.outcome.as_deref().map(Outcome::parse) {
-            Some(None) => return Err(malformed("There is no such outcome.")),
+            Some(None) => return Err(malformed("There is no such outcome.").at("outcome")),
             known => known.flatten(),
         };
         let (user, record_id) = (self.user, self.record_id);
         let filter = EntryFilter {
-            from: time(self.from)?,
-            until: time(self.until)?,
+            from: time("from", self.from)?,
+            until: time("until", self.until)?,
             operation,
             outcome,
             user,
             record_id,
             record_hash: None,
         };
-        Ok(AuditQuery { filter, first: self.first, after: self.after })
+        Ok(AuditQuery { filter, first: self.first, after: self.after, newer: false })
+    }
+}
+
+/// What is wrong with a query string. axum names the parameter whose value it is: of that, only names of ours are passed on.
+fn unfit(rejection: &QueryRejection) -> Refusal {
+    const NAMES: [&str; 8] = ["from", "until", "operation", "outcome", "user", "record_id", "first", "after"];
+    let said = rejection.body_text();
+    match NAMES.into_iter().find(|name| said.contains(&format!(": {name}: "))) {
+        Some(name) => {
+            malformed("A parameter of the query string is not as this operation takes it.").at(name)
+        }
+        None => malformed("The query string's parameters are not the ones that this operation takes."),
     }
 }
 

@@ -10,6 +10,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
+use serde_path_to_error::Segment;
 
 use crate::model::{ErrorCode, Refusal};
 
@@ -52,13 +53,67 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
     }
     let read = serde_json::from_slice(bytes).map(|Object(value)| value);
     read.map_err(|error| match error.classify() {
-        serde_json::error::Category::Data => {
-            malformed("The body is not an object of the fields that this operation takes.")
-        }
+        serde_json::error::Category::Data => unfit::<T>(bytes),
         serde_json::error::Category::Eof
         | serde_json::error::Category::Io
         | serde_json::error::Category::Syntax => malformed("The body is not JSON."),
     })
+}
+
+/// The names of all that bodies hold. No other piece of a path is shown: callers choose what keys they send.
+const NAMES: [&str; 8] =
+    ["items", "plaintext", "ciphertext", "context", "record_id", "field", "encoding", "dry_run"];
+
+/// What is wrong with JSON that is no body of this shape, and where. It is read once more for that, which only those pay for
+/// who sent it.
+fn unfit<T: DeserializeOwned>(bytes: &[u8]) -> Refusal {
+    let plain = malformed("The body is not an object of the fields that this operation takes.");
+    let deserializer = &mut serde_json::Deserializer::from_slice(bytes);
+    let Err(error) = serde_path_to_error::deserialize::<_, Object<T>>(deserializer) else { return plain };
+    let (mut place, mut is_known) = (String::new(), true);
+    for segment in error.path() {
+        match segment {
+            Segment::Seq { index } => place.push_str(&format!("[{index}]")),
+            Segment::Map { key } if NAMES.contains(&key.as_str()) => join(&mut place, key),
+            Segment::Map { .. } | Segment::Enum { .. } | Segment::Unknown => {
+                is_known = false;
+                break;
+            }
+        }
+    }
+    // Serde's own sentences, of which nothing is passed on but a name of ours.
+    let said = error.inner().to_string();
+    let named = |sentence: &str| {
+        let name = said.strip_prefix(sentence)?.split('`').next()?;
+        NAMES.into_iter().find(|known| is_known && *known == name)
+    };
+    let why = match (named("missing field `"), named("duplicate field `")) {
+        (Some(name), _) => {
+            join(&mut place, name);
+            format!("The field `{place}` is missing.")
+        }
+        (None, Some(name)) => {
+            join(&mut place, name);
+            format!("The field `{place}` stands twice.")
+        }
+        (None, None) if is_known && place.is_empty() => return plain,
+        (None, None) if is_known => {
+            format!("The field `{place}` is not of the type that this operation takes.")
+        }
+        (None, None) if place.is_empty() => {
+            "The body has a field that this operation does not take.".to_owned()
+        }
+        (None, None) => format!("`{place}` has a field that this operation does not take."),
+    };
+    let refusal = Refusal::because(ErrorCode::RequestMalformed, why);
+    if place.is_empty() { refusal } else { refusal.at(place) }
+}
+
+fn join(place: &mut String, name: &str) {
+    if !place.is_empty() {
+        place.push('.');
+    }
+    place.push_str(name);
 }
 
 /// What a JSON object says, and nothing else: Serde's own reading of a struct takes a list of its values as well, so that `[]`
@@ -248,6 +303,44 @@ mod tests {
         for bad in ["[]", "[true]", "null", "true", "7", "\"one\"", r#"{"two":1}"#] {
             let refusal = parse::<Optional>(bad.as_bytes()).unwrap_err();
             assert_eq!(refusal.code, ErrorCode::RequestMalformed, "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_body_is_named_and_nothing_else_of_it() {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        #[expect(dead_code, reason = "only what is wrong with it is looked at")]
+        struct Item {
+            plaintext: String,
+            #[serde(default)]
+            context: ContextField,
+            encoding: Option<bool>,
+        }
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        #[expect(dead_code, reason = "only what is wrong with it is looked at")]
+        struct Many {
+            items: Vec<Object<Item>>,
+        }
+        for (bad, field, said) in [
+            (
+                r#"{"items":[{"plaintext":"","encoding":"C4N4RY"}]}"#,
+                Some("items[0].encoding"),
+                "not of the type",
+            ),
+            (r#"{"items":[{"plaintext":""},{"encoding":true}]}"#, Some("items[1].plaintext"), "is missing"),
+            (r#"{"items":[{"plaintext":"","C4N4RY":1}]}"#, Some("items[0]"), "does not take"),
+            (r#"{"items":[{"plaintext":"","plaintext":""}]}"#, Some("items[0].plaintext"), "stands twice"),
+            (r#"{"items":[[]]}"#, Some("items[0]"), "not of the type"),
+            (r#"{"items":"C4N4RY"}"#, Some("items"), "not of the type"),
+            (r#"{"items":[],"missing field `items`":"C4N4RY"}"#, None, "does not take"),
+            ("{}", Some("items"), "is missing"),
+            ("[]", None, "not an object"),
+        ] {
+            let refusal = parse::<Many>(bad.as_bytes()).err().unwrap();
+            assert_eq!(refusal.field(), field, "{bad}");
+            assert!(refusal.message.contains(said) && !refusal.message.contains("C4N4RY"), "{refusal:?}");
         }
     }
 

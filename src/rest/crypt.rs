@@ -102,6 +102,9 @@ struct ItemError {
     code: &'static str,
     message: String,
     retryable: bool,
+    /// What in the item is wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    field: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -254,6 +257,7 @@ fn many<T: Serialize>(answers: impl Iterator<Item = Result<T, Refusal>>) -> Resp
             Ok(value) => ItemAnswer::Done(value),
             Err(refusal) => ItemAnswer::Refused {
                 error: ItemError {
+                    field: refusal.field().map(str::to_owned),
                     code: refusal.code.as_str(),
                     message: refusal.message.into_owned(),
                     retryable: refusal.code.retryable(),

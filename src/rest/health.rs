@@ -1,6 +1,8 @@
 //! Health, under all the names that its askers use. None of it needs a caller, and none says more than calling would. The
 //! key is asked for a caller alone: to anybody else `/byok/health` says what is known.
 
+use std::sync::{Arc, OnceLock};
+
 use axum::extract::State;
 use axum::http::request::Parts;
 use axum::response::Response;
@@ -12,13 +14,35 @@ use crate::model::{ErrorCode, Posture, RequestId};
 use super::Front;
 use super::body::answer;
 
-/// What stood of the database at the start. nSelf's tools wait for the migrations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What was found of the database at the start; nothing while it was not reached. nSelf's tools wait for the migrations.
+#[derive(Clone, Debug)]
 pub struct DatabaseState {
+    /// Migrations known to this binary.
+    expected: u32,
+    found: Arc<OnceLock<DatabaseFound>>,
+}
+
+impl DatabaseState {
+    /// Of a database that was not reached yet.
+    pub fn unknown(expected: u32) -> Self {
+        Self { expected, found: Arc::default() }
+    }
+
+    /// What was found.
+    pub fn is(&self, found: DatabaseFound) {
+        let _ = self.found.set(found);
+    }
+
+    fn get(&self) -> DatabaseFound {
+        self.found.get().copied().unwrap_or_default()
+    }
+}
+
+/// A database, as it was found at the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DatabaseFound {
     /// Migrations applied.
     pub applied: u32,
-    /// Migrations known to this binary.
-    pub expected: u32,
     /// Whether the serving role can neither change nor drop entries; `doctor` says what is open.
     pub audit_protected: bool,
 }
@@ -26,11 +50,11 @@ pub struct DatabaseState {
 /// Whether the server serves: what has nothing to do with anybody's key, so that no customer's switch looks like a server
 /// that has to be replaced. nSelf's tools look at nothing but the status and the migrations.
 pub(super) async fn serves(State(front): State<Front>) -> Response {
-    answer(200, &json!({ "status": "OK", "migrations": migrations(front.database) }))
+    answer(200, &json!({ "status": "OK", "migrations": migrations(&front.database) }))
 }
 
-fn migrations(database: DatabaseState) -> serde_json::Value {
-    json!({ "applied": database.applied, "expected": database.expected })
+fn migrations(database: &DatabaseState) -> serde_json::Value {
+    json!({ "applied": database.get().applied, "expected": database.expected })
 }
 
 /// Whether the key works: 200 when it does, 503 when not. A real wrap and unwrap for a caller, what is known for a stranger.
@@ -72,17 +96,17 @@ fn shown(front: &Front, health: Health) -> Response {
             "last_success_seconds_ago": health.last_success.map(|(_, age)| age.as_secs_f64()),
             "bound_seconds": health.bound.as_secs_f64(),
             "next_login": health.next_login.map(|at| at.to_string()),
-            "audit_protected": front.database.audit_protected,
-            "migrations": migrations(front.database),
+            "audit_protected": front.database.get().audit_protected,
+            "migrations": migrations(&front.database),
         }),
     )
 }
 
-/// Whether calls may be sent here: the server is not stopping, the database answers, and the keys of an identity provider are
-/// known, where there is one. A key that is turned off does not
+/// Whether calls may be sent here: the server is not stopping, the database answers and takes writes, and the keys of an
+/// identity provider are known, where there is one. A key that is turned off does not
 /// make the server unready: other tenants' calls, and refusals that are recorded, are its work too.
 pub(super) async fn ready(State(front): State<Front>) -> Response {
-    let unready = |reason| answer(503, &json!({ "status": "UNREADY", "reason": reason }));
+    let unready = |reason: &str| answer(503, &json!({ "status": "UNREADY", "reason": reason }));
     if front.stop.is_cancelled() {
         return unready("STOPPING");
     }

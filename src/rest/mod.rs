@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
 
-pub use health::DatabaseState;
+pub use health::{DatabaseFound, DatabaseState};
 pub use openapi::document;
 pub use problem::problem;
 
@@ -41,6 +41,9 @@ pub fn router(app: Arc<App>, database: DatabaseState, stop: CancellationToken) -
         .route("/byok/decrypt/many", post(crypt::decrypt_many))
         .route("/byok/rotate", post(rotate::start))
         .route("/byok/rotate/{id}", get(rotate::show))
+        .route("/byok/rotate/{id}/pause", post(rotate::pause))
+        .route("/byok/rotate/{id}/resume", post(rotate::resume))
+        .route("/byok/rotate/{id}/cancel", post(rotate::cancel))
         .route("/byok/audit", get(audit::page))
         .route("/byok/audit/checkpoint", get(checkpoint::note))
         .route("/byok/audit/keys", get(checkpoint::keys))

@@ -6,7 +6,7 @@ use axum::body::Bytes;
 use axum::response::Response;
 use serde_json::{Map, Value, json};
 
-use crate::model::{ErrorCode, Operation, Outcome, Posture};
+use crate::model::{ErrorCode, JobCommand, JobState, Operation, Outcome, Posture};
 
 use super::body::text_answer;
 
@@ -35,8 +35,10 @@ pub fn document() -> Value {
     };
     let outcome = json!({ "enum": Outcome::every().into_iter().map(Outcome::as_str).collect::<Vec<_>>() });
     let item_outcome = json!({ "oneOf": [{ "const": "OK" }, { "$ref": "#/components/schemas/ErrorCode" }] });
+    let field = json!({ "type": "string", "description": "What in the request is wrong, where it can be named: a path of the names in this description and of places in lists.",
+        "examples": ["items[3].context"] });
     let error = json!({ "type": "object", "required": ["code", "message", "retryable"], "properties": {
-        "code": { "$ref": "#/components/schemas/ErrorCode" }, "message": text, "retryable": { "type": "boolean" } } });
+        "code": { "$ref": "#/components/schemas/ErrorCode" }, "message": text, "retryable": { "type": "boolean" }, "field": field } });
     let input = |value: &str| {
         json!({ "type": "object", "additionalProperties": false, "required": [value], "properties": {
         value: text, "context": context, "encoding": encoding,
@@ -63,7 +65,7 @@ pub fn document() -> Value {
     let schemas = json!({
         "ErrorCode": { "enum": ErrorCode::ALL.iter().map(|code| code.as_str()).collect::<Vec<_>>(), "description": code_table() },
         "Problem": { "type": "object", "required": ["type", "title", "status", "code", "retryable"], "properties": {
-            "type": text, "title": text, "status": count, "detail": text, "retryable": { "type": "boolean" },
+            "type": text, "title": text, "status": count, "detail": text, "retryable": { "type": "boolean" }, "field": field,
             "code": { "$ref": "#/components/schemas/ErrorCode" } } },
         "EncryptRequest": input("plaintext"),
         "EncryptManyRequest": many("#/components/schemas/EncryptRequest"),
@@ -78,8 +80,9 @@ pub fn document() -> Value {
             "dry_run": { "type": ["boolean", "null"], "description": "Say what a rotation would do, and change nothing." } } },
         "Forecast": { "type": "object", "required": ["dry_run", "target", "deks", "kms_calls"], "properties": {
             "dry_run": { "const": true }, "target": text, "deks": count, "kms_calls": count } },
+        "NoMembers": { "type": "object", "additionalProperties": false },
         "Rotation": { "type": "object", "properties": {
-            "id": text, "state": { "enum": ["RUNNING", "DONE"] }, "target": text, "total": count, "rewrapped": count,
+            "id": text, "state": { "enum": JobState::ALL.map(JobState::as_str) }, "target": text, "total": count, "rewrapped": count,
             "skipped": count, "failed": count, "kms_calls": count, "stalled": nullable, "started_at": text,
             "updated_at": text, "finished_at": nullable } },
         "AuditPage": { "type": "object", "required": ["entries", "next"], "properties": {
@@ -109,11 +112,14 @@ pub fn document() -> Value {
         "/byok/rotate": { "post": {
             "operationId": "rotate", "summary": "Re-wrap all DEKs under the current key version", "security": [{ "bearer": [] }],
             "requestBody": body("RotateRequest", false),
-            "responses": { "200": content("A forecast (`dry_run`)", "Forecast"), "202": content("The job", "Rotation"), "default": refused() } } },
+            "responses": { "200": content("A forecast (`dry_run`)", "Forecast"), "202": content("The job", "Rotation") } } },
         "/byok/rotate/{id}": { "get": {
             "operationId": "rotation", "summary": "How far a rotation is", "security": [{ "bearer": [] }],
             "parameters": [{ "name": "id", "in": "path", "required": true, "schema": text }],
-            "responses": { "200": content("The job", "Rotation"), "default": refused() } } },
+            "responses": { "200": content("The job", "Rotation") } } },
+        "/byok/rotate/{id}/pause": { "post": command(JobCommand::Pause, "Have nobody work on a rotation until it is resumed") },
+        "/byok/rotate/{id}/resume": { "post": command(JobCommand::Resume, "Have a rotation that is paused go on") },
+        "/byok/rotate/{id}/cancel": { "post": command(JobCommand::Cancel, "End a rotation where it is; what it re-wrapped stays so") },
         "/byok/audit": { "get": {
             "operationId": "audit", "summary": "Read the audit log, newest entries first", "security": [{ "bearer": [] }],
             "parameters": [
@@ -121,19 +127,19 @@ pub fn document() -> Value {
                 query("operation", json!({ "enum": Operation::ALL.map(Operation::as_str) })), query("outcome", outcome),
                 query("user", text.clone()), query("record_id", text.clone()),
                 query("first", json!({ "type": "integer", "minimum": 1, "maximum": 500, "default": 50 })), query("after", text.clone())],
-            "responses": { "200": content("A page", "AuditPage"), "default": refused() } } },
+            "responses": { "200": content("A page", "AuditPage") } } },
         "/byok/audit/checkpoint": { "get": {
             "operationId": "auditCheckpoint", "summary": "The audit log's size and root as they are now, signed (c2sp.org/tlog-checkpoint)", "security": [{ "bearer": [] }],
-            "responses": { "200": plain("The note"), "default": refused() } } },
+            "responses": { "200": plain("The note") } } },
         "/byok/audit/keys": { "get": {
             "operationId": "auditKeys", "summary": "The public keys that verify checkpoints, one a line (c2sp.org/signed-note), the current one first", "security": [{ "bearer": [] }],
-            "responses": { "200": plain("The keys"), "default": refused() } } },
+            "responses": { "200": plain("The keys") } } },
         "/byok/health": { "get": {
             "operationId": "keyHealth", "summary": "Whether the key works: a real wrap and unwrap, at most once in five seconds; without a credential, what is known already",
             "security": [{}, { "bearer": [] }],
             "responses": { "200": content("It works", "Health"), "503": content("It does not", "Health") } } },
         "/health": { "get": {
-            "operationId": "health", "summary": "Whether the server serves, whatever the key does",
+            "operationId": "health", "summary": "Whether the server serves, whatever the key does", "security": [],
             "responses": { "200": content("It serves", "Serving") } } },
     });
     json!({
@@ -141,17 +147,35 @@ pub fn document() -> Value {
         "info": { "title": "byok", "version": env!("CARGO_PKG_VERSION"), "license": { "name": "MIT OR Apache-2.0", "identifier": "MIT OR Apache-2.0" },
             "description": "Field-level encryption under a key that the customer holds in their own KMS." },
         "servers": [{ "url": "/" }],
-        "paths": paths,
+        "paths": with_refusals(paths),
         "components": { "schemas": schemas, "securitySchemes": { "bearer": { "type": "http", "scheme": "bearer",
             "description": "A JWT with Hasura's claims, or an admin token." } } },
     })
 }
 
+/// Every operation may be refused: for what the caller did, and because of the server or of what it stands on.
+fn with_refusals(mut paths: Value) -> Value {
+    for path in paths.as_object_mut().into_iter().flat_map(|paths| paths.values_mut()) {
+        for operation in path.as_object_mut().into_iter().flat_map(|methods| methods.values_mut()) {
+            operation["responses"]["4XX"] = refused();
+            operation["responses"]["5XX"] = refused();
+        }
+    }
+    paths
+}
+
 fn post(id: &str, summary: &str, takes: &str, status: u16, gives: &str, required: bool) -> Value {
     let mut responses = Map::new();
     responses.insert(status.to_string(), content("Done", gives));
-    responses.insert("default".to_owned(), refused());
     json!({ "operationId": id, "summary": summary, "security": [{ "bearer": [] }], "requestBody": body(takes, required), "responses": responses })
+}
+
+fn command(command: JobCommand, summary: &str) -> Value {
+    json!({
+        "operationId": format!("{}Rotation", command.as_str()), "summary": summary, "security": [{ "bearer": [] }],
+        "parameters": [{ "name": "id", "in": "path", "required": true, "schema": { "type": "string" } }],
+        "requestBody": body("NoMembers", false),
+        "responses": { "200": content("The job as it is then", "Rotation") } })
 }
 
 fn body(schema: &str, required: bool) -> Value {

@@ -10,7 +10,7 @@ use crate::model::Refusal;
 pub fn problem(refusal: &Refusal) -> Response {
     let code = refusal.code;
     let status = StatusCode::from_u16(code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let document = json!({
+    let mut document = json!({
         "type": format!("urn:byok:error:{}", code.as_str()),
         "title": code.message(),
         "status": code.http_status(),
@@ -18,6 +18,9 @@ pub fn problem(refusal: &Refusal) -> Response {
         "detail": refusal.message,
         "retryable": code.retryable(),
     });
+    if let Some(field) = refusal.field() {
+        document["field"] = field.into();
+    }
     let mut response = (status, document.to_string()).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));

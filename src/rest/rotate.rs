@@ -1,4 +1,4 @@
-//! Starting and watching a rotation.
+//! Starting and watching a rotation; pausing, resuming and cancelling it.
 
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::app::Rotation;
-use crate::model::{ErrorCode, Job, Operation, Refusal};
+use crate::model::{ErrorCode, Job, JobCommand, JobId, Operation, Refusal};
 
 use super::Front;
 use super::body::{answer, read_or_default};
@@ -22,6 +22,11 @@ struct RotateBody {
     #[serde(default)]
     dry_run: Option<bool>,
 }
+
+/// An object that has nothing to say.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NoMembers {}
 
 pub(super) async fn start(
     State(front): State<Front>,
@@ -53,15 +58,70 @@ pub(super) async fn show(
     Authenticated(caller): Authenticated,
     id: Result<Path<String>, PathRejection>,
 ) -> Response {
-    let Ok(Path(id)) = id else {
-        let why = "The path is not UTF-8 behind its percent-encoding.";
-        return problem(&Refusal::because(ErrorCode::RequestMalformed, why));
+    let answered = match id_of(id) {
+        Ok(id) => front.app.rotation(&caller, Some(id)).await,
+        Err(refusal) => Err(refusal),
     };
-    let Ok(id) = id.parse() else { return problem(&ErrorCode::RotationNotFound.into()) };
-    match front.app.rotation(&caller, Some(id)).await {
+    match answered {
         Ok(job) => answer(200, &shown(&job)),
         Err(refusal) => problem(&refusal),
     }
+}
+
+pub(super) async fn pause(
+    state: State<Front>,
+    caller: Authenticated,
+    id: Result<Path<String>, PathRejection>,
+    body: Body,
+) -> Response {
+    command(state, caller, id, body, JobCommand::Pause).await
+}
+
+pub(super) async fn resume(
+    state: State<Front>,
+    caller: Authenticated,
+    id: Result<Path<String>, PathRejection>,
+    body: Body,
+) -> Response {
+    command(state, caller, id, body, JobCommand::Resume).await
+}
+
+pub(super) async fn cancel(
+    state: State<Front>,
+    caller: Authenticated,
+    id: Result<Path<String>, PathRejection>,
+    body: Body,
+) -> Response {
+    command(state, caller, id, body, JobCommand::Cancel).await
+}
+
+async fn command(
+    State(front): State<Front>,
+    Authenticated(caller): Authenticated,
+    id: Result<Path<String>, PathRejection>,
+    body: Body,
+    command: JobCommand,
+) -> Response {
+    let id = match id_of(id) {
+        Ok(id) => id,
+        Err(refusal) => return problem(&refusal),
+    };
+    let commanded = match read_or_default::<NoMembers>(&front, body).await {
+        Ok(NoMembers {}) => front.app.command_rotation(&caller, id, command).await,
+        Err(refusal) => Err(front.app.refuse(&caller, Operation::Rotate, refusal).await),
+    };
+    match commanded {
+        Ok(job) => answer(200, &shown(&job)),
+        Err(refusal) => problem(&refusal),
+    }
+}
+
+fn id_of(id: Result<Path<String>, PathRejection>) -> Result<JobId, Refusal> {
+    let Path(id) = id.map_err(|_| {
+        let why = "The path is not UTF-8 behind its percent-encoding.";
+        Refusal::because(ErrorCode::RequestMalformed, why)
+    })?;
+    id.parse().map_err(|_| ErrorCode::RotationNotFound.into())
 }
 
 fn shown(job: &Job) -> Value {

@@ -4,10 +4,12 @@
 mod activity;
 mod arriving;
 mod bounds;
+mod cors;
 mod crowd;
 mod head;
 mod leaving;
 mod listen;
+mod metrics_format;
 mod metrics_page;
 mod patient;
 mod piece;
@@ -22,7 +24,7 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request};
-use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::get;
@@ -43,6 +45,7 @@ use crate::{config, console, graphql, rest};
 
 use arriving::{Arriving, discard};
 use bounds::{Bounds, Claim, Full, Stop};
+use cors::{Cors, Visit};
 use crowd::Places;
 use leaving::is_watched;
 use metrics_page::MetricsPage;
@@ -87,6 +90,7 @@ struct Outside {
     bounds: Arc<Bounds>,
     strangers: Arc<Strangers>,
     running: Running,
+    cors: Cors,
     timeout: Duration,
     /// When the log last said that the server is full.
     said: Mutex<Option<Instant>>,
@@ -129,16 +133,18 @@ pub fn routers(
         bounds: Arc::new(Bounds::new(settings, app.limits().body_bytes)),
         strangers: Arc::new(Strangers::new(settings.trusted_proxies.clone())),
         running: Running::beside(Handle::current()),
+        cors: Cors::new(&settings.cors_origins),
         timeout: settings.request_timeout,
         said: Mutex::default(),
     });
     let page = Arc::new(MetricsPage::new(app.clone(), outside.clone()));
-    let metrics = Router::new().route("/metrics", get(move || std::future::ready(page.show())));
+    let metrics = Router::new()
+        .route("/metrics", get(move |headers: HeaderMap| std::future::ready(page.show(&headers))));
     let mut router = Router::new()
-        .merge(rest::router(app.clone(), database, stop.clone()))
+        .merge(rest::router(app.clone(), database.clone(), stop.clone()))
         .merge(graphql::router(app.clone()));
     if settings.console {
-        router = router.merge(console::router());
+        router = router.merge(console::router(problem));
     }
     match settings.metrics_listen {
         Some(_) => {
@@ -191,6 +197,7 @@ async fn around(outside: Arc<Outside>, mut request: Request, next: Next) -> Resp
     }
     request.extensions_mut().insert(request_id.clone());
     let version = request.version();
+    let visit = outside.cors.visit(request.method(), request.uri(), request.headers());
     let asked = Asked { route, request_id: &request_id, media: graphql::Media::asked_for(request.headers()) };
 
     metrics.began();
@@ -210,7 +217,7 @@ async fn around(outside: Arc<Outside>, mut request: Request, next: Next) -> Resp
             let answered = within(outside.timeout, &span, answered).await;
             (answered.map_or_else(|end| end, End::Answered), None)
         }
-        (None, false) => bounded(&outside, &span, asked, request, next).await,
+        (None, false) => bounded(&outside, &span, asked, &visit, request, next).await,
     };
     drop(in_flight);
 
@@ -248,6 +255,7 @@ async fn around(outside: Arc<Outside>, mut request: Request, next: Next) -> Resp
     if let Ok(value) = HeaderValue::from_str(request_id.as_str()) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
+    visit.mark(response.headers_mut());
     // An answer that is watched holds its bytes until it was taken.
     if let Some(claim) = claim
         && is_watched(version, response.body())
@@ -263,6 +271,7 @@ async fn bounded(
     outside: &Outside,
     span: &tracing::Span,
     asked: Asked<'_>,
+    visit: &Visit,
     mut request: Request,
     next: Next,
 ) -> (End, Option<Arc<Claim>>) {
@@ -271,7 +280,7 @@ async fn bounded(
         request.body().size_hint().exact().map_or(0, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
     // What is hopeless is refused before anything is verified.
     let admitted = match outside.bounds.look(announced) {
-        Ok(()) => outside.admit(route, announced, &mut request).await,
+        Ok(()) => outside.admit(route, visit, announced, &mut request).await,
         Err(full) => Err(full),
     };
     let Admitted { caller, bounds } = match admitted {
@@ -290,7 +299,7 @@ async fn bounded(
         Ok(body) => Body::new(body),
         Err(full) => return (End::Shed(full), None),
     };
-    let mut answering = std::pin::pin!(released(asked, Request::from_parts(head, body), next));
+    let mut answering = std::pin::pin!(released(asked, visit, Request::from_parts(head, body), next));
     let (kept, mut running) = (claim.clone(), outside.running.request());
     // A body that is given up is waited for in vain by whoever reads it, in this very task.
     let answered = std::future::poll_fn(|context| {
@@ -327,7 +336,10 @@ fn turn_away(request: Request, most: usize) {
 }
 
 /// Runs a request; an answer that came too late after a key was last shown to work is withheld, and refused instead.
-async fn released(asked: Asked<'_>, request: Request, next: Next) -> Response {
+async fn released(asked: Asked<'_>, visit: &Visit, request: Request, next: Next) -> Response {
+    if visit.is_preflight {
+        return Visit::preflight();
+    }
     let response = next.run(request).await;
     let Some(release) = response.extensions().get::<Arc<Release>>().cloned() else { return response };
     match release.confirm().await {
@@ -346,10 +358,16 @@ struct Admitted {
 
 impl Outside {
     /// Recognises the caller, and finds the bounds that the request counts for.
-    async fn admit(&self, route: &str, announced: usize, request: &mut Request) -> Result<Admitted, Full> {
+    async fn admit(
+        &self,
+        route: &str,
+        visit: &Visit,
+        announced: usize,
+        request: &mut Request,
+    ) -> Result<Admitted, Full> {
         let guest = request.extensions_mut().remove::<Arc<Guest>>();
         let request_id = request.extensions().get().cloned().unwrap_or_else(RequestId::fresh);
-        let caller = match SHARED.contains(&route) {
+        let caller = match visit.is_preflight || SHARED.contains(&route) {
             true => Err(ErrorCode::InvalidHeaders.into()),
             false => {
                 // Apart from the body, which threads cannot share.
@@ -369,7 +387,7 @@ impl Outside {
             Err(_) => {
                 let address = self.strangers.address(guest.as_deref(), request.headers());
                 // Everything else that a stranger asks for is refused without work.
-                if route == "/graphql" && !self.strangers.may_run(&address) {
+                if route == "/graphql" && !visit.is_preflight && !self.strangers.may_run(&address) {
                     return Err(Full::Strangers);
                 }
                 address.bounds.look(announced)?;
@@ -447,7 +465,7 @@ impl Drop for InFlight<'_> {
     }
 }
 
-struct Headers<'a>(&'a axum::http::HeaderMap);
+struct Headers<'a>(&'a HeaderMap);
 
 impl opentelemetry::propagation::Extractor for Headers<'_> {
     fn get(&self, key: &str) -> Option<&str> {

@@ -27,6 +27,11 @@ impl RequestRuntime {
         Builder::new_multi_thread().thread_name("byok-requests").enable_all().build().map(Some).map(Self)
     }
 
+    /// What spawns on it, also from elsewhere.
+    pub fn handle(&self) -> Handle {
+        self.0.as_ref().map_or_else(Handle::current, |runtime| runtime.handle().clone())
+    }
+
     /// Runs something on it.
     pub fn spawn<F>(&self, work: F) -> JoinHandle<F::Output>
     where

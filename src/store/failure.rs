@@ -1,9 +1,23 @@
 //! What a database's error means: was anything done, and can it be tried again. The error itself goes no further than
 //! a log line with its code; its message may quote a value.
 
+use std::fmt;
+
 use sqlx::Error;
 
 use super::ReadError;
+
+/// A read was answered by a server that takes no writes: what it holds may be old.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Standby;
+
+impl fmt::Display for Standby {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("it takes no writes, as a standby does")
+    }
+}
+
+impl std::error::Error for Standby {}
 
 /// What an error says about the statement that it answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +30,10 @@ pub(super) enum Failure {
     NotNow,
     /// The database answered: the statement took longer than its time limit, nothing done.
     TooLong,
+    /// The database answered: it takes no writes, as a standby does; nothing done.
+    Standby,
+    /// The database was not asked: all our connections are in use, for longer than a call can wait.
+    Busy,
     /// There was no answer: it may have been done.
     Lost,
 }
@@ -25,11 +43,15 @@ impl Failure {
     pub(super) fn of(error: &Error) -> Self {
         let failure = Self::classify(error);
         match failure {
+            Self::Refused if is_of_pooler(error) => tracing::error!(
+                cause = cause(error),
+                "a prepared statement is gone, or another's: if a pooler stands before the database, set BYOK_DATABASE_PGBOUNCER=true"
+            ),
             Self::Refused => tracing::error!(cause = cause(error), "the database refused a statement"),
             Self::Malformed => {
                 tracing::error!(cause = cause(error), "a row is damaged, or not of the form that we write")
             }
-            Self::NotNow | Self::TooLong | Self::Lost => {
+            Self::NotNow | Self::TooLong | Self::Standby | Self::Busy | Self::Lost => {
                 tracing::warn!(cause = cause(error), "the database did not answer as it should")
             }
         }
@@ -46,6 +68,7 @@ impl Failure {
             Error::Io(_) | Error::Tls(_) | Error::Protocol(_) | Error::WorkerCrashed => Self::Lost,
             Error::PoolTimedOut | Error::PoolClosed | Error::BeginFailed => Self::NotNow,
             Error::Decode(_) | Error::ColumnDecode { .. } => Self::Malformed,
+            Error::AnyDriverError(error) if error.is::<Standby>() => Self::Standby,
             _ => Self::Refused,
         }
     }
@@ -55,9 +78,10 @@ impl Failure {
         match code {
             // query_canceled
             "57014" => Self::TooLong,
-            // serialization_failure, deadlock_detected, lock_not_available, idle_in_transaction_session_timeout,
-            // read_only_sql_transaction (a standby, during a failover)
-            "40001" | "40P01" | "55P03" | "25P03" | "25006" => Self::NotNow,
+            // serialization_failure, deadlock_detected, lock_not_available, idle_in_transaction_session_timeout
+            "40001" | "40P01" | "55P03" | "25P03" => Self::NotNow,
+            // read_only_sql_transaction
+            "25006" => Self::Standby,
             _ if code.starts_with("57P") || code.starts_with("08") => Self::Lost,
             // insufficient_resources, system_error
             _ if code.starts_with("53") || code.starts_with("58") => Self::NotNow,
@@ -70,13 +94,19 @@ impl Failure {
     /// SQLite's result codes; the low byte is the primary one.
     fn of_sqlite(code: i32) -> Self {
         match code & 0xff {
-            // BUSY, LOCKED, NOMEM, IOERR, FULL, CANTOPEN
-            5 | 6 | 7 | 10 | 13 | 14 => Self::NotNow,
+            // BUSY, LOCKED, NOMEM, READONLY (what a file system becomes that met an error), INTERRUPT, IOERR, FULL, CANTOPEN
+            5..=10 | 13 | 14 => Self::NotNow,
             // CORRUPT
             11 => Self::Malformed,
             _ => Self::Refused,
         }
     }
+}
+
+/// invalid_sql_statement_name, duplicate_prepared_statement: what a server is asked whose connection was another's before.
+fn is_of_pooler(error: &Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    matches!(code.as_deref(), Some("26000" | "42P05"))
 }
 
 /// A name for an error that holds no value: its code and constraint, or its kind.
@@ -92,6 +122,7 @@ pub(super) fn cause(error: &Error) -> String {
         Error::PoolTimedOut => "no connection in time".to_owned(),
         Error::ColumnDecode { index, .. } => format!("column {index} has another form"),
         Error::Configuration(_) => "configuration".to_owned(),
+        Error::AnyDriverError(error) if error.is::<Standby>() => Standby.to_string(),
         _ => "driver".to_owned(),
     }
 }
@@ -101,7 +132,8 @@ impl From<Failure> for ReadError {
         match failure {
             Failure::Refused => Self::Rejected,
             Failure::Malformed => Self::Malformed,
-            Failure::NotNow | Failure::TooLong | Failure::Lost => Self::Unavailable,
+            Failure::Busy => Self::Busy,
+            Failure::NotNow | Failure::TooLong | Failure::Standby | Failure::Lost => Self::Unavailable,
         }
     }
 }

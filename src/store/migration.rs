@@ -110,7 +110,8 @@ pub(super) fn missing<'m>(
     Ok(missing)
 }
 
-fn level(known: &[Migration]) -> u32 {
+/// The number of the last one.
+pub(super) fn level(known: &[Migration]) -> u32 {
     known.last().map_or(0, |migration| migration.version)
 }
 
@@ -140,6 +141,13 @@ pub enum MigrateError {
         /// Its number.
         version: u32,
     },
+    /// The database holds text in another encoding than UTF-8.
+    Encoding {
+        /// PostgreSQL's name for it.
+        found: String,
+    },
+    /// A pooler stands before the database, and we were not told.
+    Pooler,
     /// The database refused a migration; the code is the database's own.
     Failed {
         /// Its number; 0 for what surrounds the migrations.
@@ -167,6 +175,21 @@ impl fmt::Display for MigrateError {
                 f,
                 "migration {version} was applied in another form than this binary has; it is of another build"
             ),
+            Self::Encoding { found } => write!(
+                f,
+                "the database's encoding is {found}; it has to be UTF8 (CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0)"
+            ),
+            Self::Pooler => f.write_str(
+                "a pooler such as PgBouncer stands before the database; set BYOK_DATABASE_PGBOUNCER=true, or connect to the database itself",
+            ),
+            Self::Failed { version: 0, code } => {
+                let meaning = match &**code {
+                    "28P01" | "28000" => ": no role of that name and password may log in",
+                    "3D000" => ": there is no database of that name",
+                    _ => "",
+                };
+                write!(f, "the database refuses us ({code}{meaning})")
+            }
             Self::Failed { version, code } => write!(f, "migration {version} was refused by the database ({code})"),
         }
     }

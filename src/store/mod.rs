@@ -30,8 +30,8 @@ use uuid::Uuid;
 use crate::config;
 use crate::merkle::{Frontier, Hash};
 use crate::model::{
-    Canary, DekId, EntryId, Incident, IncidentId, Job, JobId, KeyVersion, Means, Operation, Outcome, Proof,
-    Salted, Tenant, TenantUid, Timestamp, Wrapped,
+    Canary, DekId, EntryId, Incident, IncidentId, Job, JobCommand, JobId, KeyVersion, Means, Operation,
+    Outcome, Proof, Salted, Tenant, TenantUid, Timestamp, Wrapped,
 };
 
 pub use announcement::{AnnouncementOutcome, AnnouncementReads, Attempt, Unannounced};
@@ -162,7 +162,7 @@ pub enum Change {
     SealDeks(Vec<DekRow>),
     /// Writes down an incident that is no change of a posture; does nothing more when it is there.
     NoteIncident(Incident),
-    /// Adds a rotation job; touches nothing while the tenant has one that is running.
+    /// Adds a rotation job; touches nothing while the tenant has one that is live.
     StartJob(Job),
     /// Takes, or keeps, the lease of a running job for so long from now by the database's clock; touches nothing while
     /// another holder has it.
@@ -174,7 +174,8 @@ pub enum Change {
         /// For how long.
         lease: Duration,
     },
-    /// Commits a job's place, progress and state; touches nothing when `holder` has lost the lease.
+    /// Commits a job's place, progress and state; touches nothing when `holder` has lost the lease, or the job was paused or
+    /// ended meanwhile.
     AdvanceJob {
         /// The job as it stands now.
         job: Job,
@@ -182,6 +183,16 @@ pub enum Change {
         holder: Uuid,
         /// The last DEK that was dealt with.
         after: Option<DekId>,
+    },
+    /// Puts a job that is live into the state that the command leads to, and takes it from whoever works on it, whose next
+    /// place is not kept then. Touches nothing where the job has ended, unless it is in that state; changes nothing where it is.
+    CommandJob {
+        /// Which job.
+        job: JobId,
+        /// What is to become of it.
+        command: JobCommand,
+        /// When.
+        at: Timestamp,
     },
     /// Adds a key version to those that are watched; changes nothing when it is there and is not retired.
     Watch {
@@ -367,6 +378,8 @@ pub enum CommitError {
 pub enum ReadError {
     /// The database is out of reach.
     Unavailable,
+    /// The database was not asked: so many calls wait for it that this one could not be answered in time.
+    Busy,
     /// The database refused the query: a table, a column or a right is missing. Says nothing about what it holds.
     Rejected,
     /// A row is damaged, or not of the form that we write.
@@ -466,7 +479,7 @@ pub trait JobReads {
     /// One job, with the last DEK that was dealt with.
     async fn job(&self, tenant: TenantUid, id: JobId) -> Result<Option<(Job, Option<DekId>)>, ReadError>;
 
-    /// The job that is running, or else the newest one.
+    /// The job that is live, or else the newest one.
     async fn latest_job(&self, tenant: TenantUid) -> Result<Option<Job>, ReadError>;
 
     /// Every tenant's running jobs.
@@ -624,6 +637,9 @@ pub trait Database: Store + Keeping {
     /// See [`ReadError`]; `Rejected` for a role that does not own the tables. What is missing makes the server slower: where
     /// that takes too long, rows are sealed later.
     async fn build_indexes(&self) -> Result<u32, ReadError>;
+
+    /// How many migrations this binary has for it.
+    fn level(&self) -> u32;
 
     /// What stands of the schema, with nothing changed; [`MigrationReport::usable`] says whether it can be served.
     ///

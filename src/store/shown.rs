@@ -24,6 +24,11 @@ pub(super) async fn shown(
             Change::AdvanceJob { job, holder: _, after } => {
                 store.job(tenant, job.id).await.map_err(open)? == Some((job.clone(), *after))
             }
+            // It took the command, unless it had ended by then; it may have been given others since.
+            Change::CommandJob { job, command, .. } => {
+                let job = store.job(tenant, *job).await.map_err(open)?;
+                job.is_some_and(|(job, _)| command.is_taken_by(job.state))
+            }
             // Keeping a lease that one has is no change, nor is saying twice how something went, holding what is held, sealing what is
             // sealed, or erasing what is gone: asking again is the way to see it.
             Change::LeaseJob { .. }

@@ -10,4 +10,19 @@ macro_rules! statements {
     };
 }
 
-pub(crate) use statements;
+/// Declares reads of PostgreSQL as constants, and `READS` with every one of them. What each returns is followed by two
+/// columns: whether there is a row at all, as one comes even where there is none; and whether the transaction that read it
+/// could write. One that began on a standby cannot, though that is promoted meanwhile: what it read may be of the past.
+macro_rules! reads {
+    ($($(#[$doc:meta])* $name:ident = $sql:literal;)+) => {
+        $($(#[$doc])* pub(super) const $name: &str = concat!(
+            "SELECT q.*, s.byok_read_only FROM (SELECT pg_catalog.current_setting('transaction_read_only')
+                OPERATOR(pg_catalog.=) 'on' AS byok_read_only) AS s
+            LEFT JOIN (SELECT r.*, true AS byok_there FROM (", $sql, ") AS r) AS q ON true");)+
+
+        /// Every read of this file.
+        pub(super) const READS: &[&str] = &[$($name,)+];
+    };
+}
+
+pub(crate) use {reads, statements};

@@ -18,7 +18,7 @@ use byok::model::{Clock, Entry, Operation, SystemClock, Tenant, Timestamp};
 use byok::store::{Batch, Change, Database, LogHead, Retention, Store as _};
 use serde_json::{Value, json};
 
-use crate::support::sealed::{Sealed, entry};
+use crate::support::sealed::{Said, Sealed, entry};
 use crate::support::tiles::derive;
 use crate::support::{needed, rows};
 
@@ -166,11 +166,15 @@ async fn whatever_is_done_to_a_bundle_is_found() {
 
 #[test]
 fn the_python_verifies_the_bundles_of_the_vectors() {
-    for (name, end, entries) in [("bundle.jsonl", 8, 5), ("bundle-1.jsonl", 7, 4)] {
+    let open = " (open: of 1 place(s) no entry that is shown says so)";
+    let bundles =
+        [("bundle.jsonl", 8, 5, open), ("bundle-1.jsonl", 7, 4, open), ("bundle-erased.jsonl", 13, 10, "")];
+    for (name, end, entries, open) in bundles {
         let (output, said) = python(&vectors().join(name), Some(&vectors().join("checkpoint-5")));
         let range = format!("places 0 to before {end} of byok.example/acme/1");
-        let expected =
-            format!("holds: {range}, tenant 000102030405060708090a0b0c0d0e0f, {entries} entries\n");
+        let expected = format!(
+            "holds: {range}, tenant 000102030405060708090a0b0c0d0e0f, {entries} entries, 3 values erased{open}\n"
+        );
         assert_eq!((output, said), (Some(0), expected));
     }
 }
@@ -253,7 +257,28 @@ async fn a_bundle_needs_a_key_that_signed_it() {
     assert_eq!(without.code, Some(2), "{}", without.text);
     let other = Sealed::start().await.public();
     let said = sealed.byok(&["verify-bundle", bundle.to_str().unwrap(), "--key", &other], &[]).await;
-    said.finds("forged-checkpoint", "size 12");
+    said.finds("wrong-key", "size 12");
+    // The Python, which is given the same.
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/verify_bundle.py");
+    let mut python = tokio::process::Command::new(needed("BYOK_TEST_PYTHON"));
+    let said = Said::of(&python.arg(script).arg(&bundle).arg(&other).output().await.unwrap());
+    said.finds("wrong-key", "size 12");
+    assert!(
+        said.text.contains(&sealed.public()["byok/primary/1+".len()..][..8]),
+        "it says whose it is: {}",
+        said.text
+    );
+}
+
+#[test]
+fn the_python_says_how_it_is_used() {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/verify_bundle.py");
+    for arguments in [&[][..], &["bundle"], &["bundle", "key", "checkpoint", "more"]] {
+        let mut python = std::process::Command::new(needed("BYOK_TEST_PYTHON"));
+        let output = python.arg(script).args(arguments).output().unwrap();
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0));
+        assert!(output.stderr.starts_with(b"usage: verify_bundle.py BUNDLE KEY [CHECKPOINT]\n"));
+    }
 }
 
 #[tokio::test]

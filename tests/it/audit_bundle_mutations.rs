@@ -57,6 +57,8 @@ const VALUES: &[&str] = &[
     "{}",
     r#"{"x":1}"#,
 ];
+/// The personal values of an entry.
+const PERSONAL: [&str; 3] = ["/entry/user", "/entry/request", "/entry/items/0/record"];
 /// What is replaced by one of those.
 const MARK: &str = "\u{2}mark\u{2}";
 
@@ -82,6 +84,7 @@ async fn both_verifiers_refuse_the_same() {
             mutations.push(Mutation { what: format!("{name}: {what}"), bundle, pinned: pinned.clone() });
         };
         add("as it is".to_owned(), bundle.clone().into_bytes());
+        of_erasures(&bundle, &mut add);
         of_bytes(&bundle, &mut add);
         of_lines(&bundle, &mut add);
         of_values(&bundle, &mut add);
@@ -147,6 +150,26 @@ fn of_bytes(bundle: &str, add: &mut dyn FnMut(String, Vec<u8>)) {
             _ => bytes.insert(place, bytes[place]),
         }
         add(format!("byte {place}, in turn {}", turn % 4), bytes);
+    }
+}
+
+/// An entry without its personal values, in a range that reaches the end, or ends one before it.
+fn of_erasures(bundle: &str, add: &mut dyn FnMut(String, Vec<u8>)) {
+    let lines: Vec<Value> = bundle.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let size = lines[0]["header"]["size"].as_u64().unwrap();
+    for (behind, to) in [(None, size), (Some(false), size), (Some(true), size), (None, size - 1)] {
+        for (place, value) in (0..lines.len()).flat_map(|place| PERSONAL.map(|value| (place, value))) {
+            let mut lines = lines.clone();
+            lines[0]["header"]["to"] = to.into();
+            if let Some(behind) = behind {
+                lines[0]["header"]["erasures_behind"] = behind.into();
+            }
+            if let Some(Value::Object(personal)) = lines[place].pointer_mut(value) {
+                personal.retain(|name, _| name == "hmac");
+                let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+                add(format!("line {place} without {value}, to {to}, behind {behind:?}"), text.into_bytes());
+            }
+        }
     }
 }
 

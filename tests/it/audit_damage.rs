@@ -101,11 +101,18 @@ async fn a_value_that_was_stripped_is_found_and_one_that_was_erased_is_none() {
         let sealed = Sealed::sealed().await;
         sealed.damage(&format!("UPDATE np_byok_audit SET {set} WHERE {which}")).await;
         sealed.verify(&[]).await.finds("unmarked-erasure", what);
-        let bundle = sealed.export(&[]).await.ok().unwrap();
-        let [ours, python] = sealed.both(&bundle, None).await;
-        ours.holds();
-        assert!(ours.text.contains("at 1 place(s) no entry that is shown says so"), "{}", ours.text);
-        python.holds();
+        // To the end of the log: nothing stands behind it that could say so.
+        let (place, _) = what.split_once(':').unwrap();
+        sealed.both_find("unmarked-erasure", place).await;
+        // Of a range that ends before, an entry behind it may say so.
+        let time = "SELECT to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') FROM np_byok_audit WHERE seq = 11";
+        let last: String = sqlx::query_scalar(time).fetch_one(&sealed.server.database().await).await.unwrap();
+        open(
+            &sealed,
+            &sealed.export(&["--to", &last]).await.ok().unwrap(),
+            "1 of them erased; of 1 place(s)",
+        )
+        .await;
     }
 
     let url = [("DATABASE_URL", &*sealed.server.database_url)];
@@ -115,6 +122,17 @@ async fn a_value_that_was_stripped_is_found_and_one_that_was_erased_is_none() {
     let said = sealed.verify(&[]).await;
     said.holds();
     assert!(said.text.contains("(1 of them erased)"), "{}", said.text);
+    // The entry that says so stands behind what the last checkpoint speaks of.
+    open(&sealed, &sealed.export(&[]).await.ok().unwrap(), "1 of them erased; of 1 place(s)").await;
+    sealed.checkpoint().await;
+    for said in sealed.both(&sealed.export(&[]).await.ok().unwrap(), None).await {
+        said.holds();
+        assert!(
+            said.text.contains("(1 of them erased)") || said.text.contains(", 1 values erased\n"),
+            "{}",
+            said.text
+        );
+    }
     // An erasure of records says nothing of users, and none of what came after it.
     let strip = "UPDATE np_byok_audit SET user_id = NULL, user_salt = NULL";
     sealed.damage(&format!("{strip} WHERE seq = 5")).await;
@@ -127,8 +145,20 @@ async fn a_value_that_was_stripped_is_found_and_one_that_was_erased_is_none() {
     sealed.verify(&[]).await.finds("unmarked-erasure", &format!("place {last}: the user"));
     sealed.checkpoint().await;
     let bundle = sealed.export(&[]).await.ok().unwrap();
-    let [ours, _] = sealed.both(&bundle, None).await;
-    assert!(ours.text.contains("erased; at 1 place(s)"), "only the last: {}", ours.text);
+    for said in sealed.both(&bundle, None).await {
+        said.finds("unmarked-erasure", &format!("place {last}: "));
+        assert_eq!(said.text.matches("unmarked-erasure: ").count(), 1, "only the last: {}", said.text);
+    }
+}
+
+/// Both verifiers say of a bundle that nothing can be said of the values that are not there, and of how many.
+async fn open(sealed: &Sealed, bundle: &Path, count: &str) {
+    let [ours, python] = sealed.both(bundle, None).await;
+    ours.holds();
+    assert!(ours.text.contains("open   personal") && ours.text.contains(count), "{}", ours.text);
+    python.holds();
+    let said = ", 1 values erased (open: of 1 place(s) no entry that is shown says so)";
+    assert!(python.text.contains(said), "{}", python.text);
 }
 
 #[tokio::test]
@@ -206,10 +236,16 @@ async fn a_forged_or_missing_checkpoint_is_found() {
     sealed.rewrite(3).await;
     let head = sealed.head().await;
     let (origin, size, root) = (sealed.origin(), head.frontier.size(), head.frontier.root());
-    let forged = sealed.sign(&Ed25519SigningKey::generate_pem(), Checkpoint { origin, size, root });
+    let kept = std::fs::read_to_string(&pinned).unwrap();
+    let forged = kept.replace(kept.lines().nth(2).unwrap(), &root.to_string());
     sealed.damage(&format!("UPDATE np_byok_checkpoints SET note = '{forged}'")).await;
     sealed.verify(&[]).await.finds("forged-checkpoint", "size 12");
-    sealed.both_find("forged-checkpoint", "signed").await;
+    sealed.both_find("forged-checkpoint", "size 12").await;
+    // Signed with another key, it is the key that does not fit: whose of both is the wrong one, nobody can tell.
+    let other = sealed.sign(&Ed25519SigningKey::generate_pem(), Checkpoint { origin, size, root });
+    sealed.damage(&format!("UPDATE np_byok_checkpoints SET note = '{other}'")).await;
+    sealed.verify(&[]).await.finds("wrong-key", "size 12");
+    sealed.both_find("wrong-key", "size 12").await;
 
     sealed.damage("DELETE FROM np_byok_checkpoints").await;
     sealed.verify(&[]).await.finds("missing-checkpoint", "nothing that was signed");

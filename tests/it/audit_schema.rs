@@ -42,7 +42,7 @@ async fn is_not_looked_at(url: &str, why: &str) {
     ] {
         let output = audit(arguments, url).await;
         let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(5), "{arguments:?}: {said}");
+        assert_eq!(output.status.code(), Some(6), "{arguments:?}: {said}");
         assert!(output.stdout.is_empty(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stdout));
         assert!(
             said.contains("the database was not looked at") && said.contains(why),

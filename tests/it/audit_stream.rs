@@ -1,6 +1,8 @@
 //! The log is streamed to a file and to a webhook: at least once, in its order, whatever is killed or down.
 
 use std::collections::HashSet;
+use std::path::Path;
+use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -10,9 +12,10 @@ use axum::http::{HeaderMap, StatusCode};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
 
-use crate::support::server::TestServer;
+use crate::support::{needed, server::TestServer};
 
 const SECRET: &str = "whsec_dGhlIHNlY3JldCBvZiB0aGUgdGVzdHMnIHdlYmhvb2s=";
 
@@ -142,6 +145,8 @@ struct Inbox {
     refused: usize,
     ids: Vec<String>,
     events: Vec<Value>,
+    /// Headers and body of each delivery.
+    deliveries: Vec<Value>,
 }
 
 async fn receiver(inbox: Arc<Mutex<Inbox>>) -> String {
@@ -152,7 +157,13 @@ async fn receiver(inbox: Arc<Mutex<Inbox>>) -> String {
         std::future::ready(match inbox.open {
             true => {
                 inbox.ids.push(verified(&headers, &body));
-                inbox.events.extend(events(std::str::from_utf8(&body).unwrap()));
+                let mut document: Value = serde_json::from_slice(&body).expect("one JSON value");
+                inbox.events.append(document["data"]["events"].as_array_mut().expect("events"));
+                let headers = headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap()));
+                let headers: serde_json::Map<_, _> =
+                    headers.map(|(name, value)| (name.to_owned(), value.into())).collect();
+                let body = std::str::from_utf8(&body).unwrap();
+                inbox.deliveries.push(json!({ "headers": headers, "body": body }));
                 StatusCode::NO_CONTENT
             }
             false => {
@@ -174,7 +185,7 @@ fn verified(headers: &HeaderMap, body: &Bytes) -> String {
     let signature = STANDARD.decode(header("webhook-signature").strip_prefix("v1,").unwrap()).unwrap();
     let signed = [id.as_bytes(), b".", at.as_bytes(), b".", body].concat();
     ring::hmac::verify(&key, &signed, &signature).expect("the signature is right");
-    assert_eq!(header("content-type"), "application/x-ndjson");
+    assert_eq!(header("content-type"), "application/json");
     id
 }
 
@@ -208,4 +219,53 @@ async fn a_webhook_that_is_down_holds_up_no_call_is_seen_and_then_gets_all() {
     assert_eq!(firsts(deliveries.clone()).len(), deliveries.len(), "each delivery has an id of its own");
     assert!(server.doctor().await.contains("ok    audit stream webhook: 0 entries behind the log"));
     assert!(!server.logged().contains(&url), "the address is in no log");
+}
+
+/// What a program makes of deliveries that it is given on standard input.
+async fn received(program: &str, script: &str, deliveries: &[Value]) -> Vec<Value> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/web").join(script);
+    let mut receiver = tokio::process::Command::new(program);
+    receiver.arg(script).arg(SECRET).env("BYOK_TEST_NODE_MODULES", needed("BYOK_TEST_NODE_MODULES"));
+    receiver.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+    let mut receiver = receiver.spawn().expect("the receiver runs");
+    let mut stdin = receiver.stdin.take().unwrap();
+    stdin.write_all(Value::from(deliveries).to_string().as_bytes()).await.unwrap();
+    drop(stdin);
+    let output = receiver.wait_with_output().await.unwrap();
+    assert!(output.status.success(), "it takes them");
+    serde_json::from_slice(&output.stdout).expect("what it parsed")
+}
+
+#[tokio::test]
+async fn the_libraries_of_standard_webhooks_verify_and_parse_a_delivery() {
+    let inbox = Arc::new(Mutex::new(Inbox { open: true, ..Inbox::default() }));
+    let url = receiver(inbox.clone()).await;
+    let server = TestServer::with(&[
+        ("BYOK_AUDIT_STREAM_WEBHOOK_URL", &url),
+        ("BYOK_AUDIT_STREAM_WEBHOOK_SECRET", SECRET),
+    ])
+    .await;
+    for record in ["record-1", "a \"record\" of ünicode\u{2028}", "record-3"] {
+        server.encrypt("p", record).await;
+    }
+    eventually("all of it", async || inbox.lock().unwrap().events.len() >= 3).await;
+    let Inbox { deliveries, ids, .. } = std::mem::take(&mut *inbox.lock().unwrap());
+    let logged = logged(&server).await;
+    for (program, script) in
+        [(needed("BYOK_TEST_PYTHON").as_str(), "deliveries.py"), ("node", "deliveries.mjs")]
+    {
+        let parsed = received(program, script, &deliveries).await;
+        let events = parsed.iter().flat_map(|one| one["data"]["events"].as_array().unwrap().clone());
+        assert_eq!(firsts(self::ids(&events.collect::<Vec<_>>())), logged, "{script}");
+        for (delivery, id) in parsed.iter().zip(&ids) {
+            assert_eq!(
+                (&delivery["type"], &delivery["data"]["tenant"]),
+                (&json!("entries"), &json!("primary"))
+            );
+            let events = delivery["data"]["events"].as_array().unwrap();
+            let (first, last) = (events.first().unwrap(), events.last().unwrap());
+            assert_eq!(*id, format!("{}-{}", first["metadata"]["uid"].as_str().unwrap(), events.len()));
+            assert_eq!(delivery["timestamp"], last["metadata"]["original_time"]);
+        }
+    }
 }

@@ -244,7 +244,10 @@ async fn a_log_that_moves_is_sealed_unasked_once_a_second_at_most_and_alike_by_e
 #[tokio::test]
 async fn a_key_is_made_for_its_owner_only_and_never_over_another() {
     let folder = tempfile::tempdir().unwrap();
-    let path = made_key(folder.path(), "key.pem").await;
+    // Under the configuration of a server that already names the file that is to be made.
+    let path = folder.path().join("key.pem").display().to_string();
+    let configured = [(KEY_FILE.to_owned(), path.clone())];
+    printed(&configured, &["audit", "key", "--generate", &path]).await;
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     let pem = std::fs::read_to_string(&path).unwrap();
     let again = byok(&[], &["audit", "key", "--generate", &path]).await;
@@ -256,4 +259,19 @@ async fn a_key_is_made_for_its_owner_only_and_never_over_another() {
     let vkey = printed(&environment, &arguments).await;
     assert!(vkey.starts_with("byok.example/a%20b%2F..%2Fc/3+"), "{vkey}");
     assert!(!vkey.contains(pem.lines().nth(1).unwrap()), "no private key is printed");
+}
+
+#[tokio::test]
+async fn keys_are_printed_before_there_is_a_database_and_while_it_is_out_of_reach() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = (KEY_FILE.to_owned(), made_key(folder.path(), "key.pem").await);
+    let without = byok(std::slice::from_ref(&key), &["audit", "key"]).await;
+    let printed = String::from_utf8(without.stdout).unwrap();
+    assert!(printed.starts_with("byok/primary/1+") && printed.lines().count() == 1, "{printed}");
+    assert!(without.status.success() && without.stderr.is_empty());
+    let nowhere = ("DATABASE_URL".to_owned(), "postgres://nobody@127.0.0.1:9/nothing".to_owned());
+    let unreachable = byok(&[key, nowhere], &["audit", "key"]).await;
+    assert_eq!((unreachable.status.code(), &*unreachable.stdout), (Some(0), printed.as_bytes()));
+    let said = String::from_utf8(unreachable.stderr).unwrap();
+    assert!(said.starts_with("only the key of log 1 is told"), "{said}");
 }

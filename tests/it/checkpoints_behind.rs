@@ -178,6 +178,11 @@ async fn a_restored_database_stops_the_tenant_until_another_log_names_the_old_he
     assert_eq!(bench.server.decrypt(&lost[0], "r-3").await.body["code"], "DECRYPT_FAILED");
     let now = bench.published_in_log(2).await;
     let vkey_2 = printed(&bench.server.environment, &["audit", "key", "--log", "2"]).await;
+    assert_eq!(vkeys(&bench.server).await, [vkey.as_str(), vkey_2.trim()], "of every log");
+    let (_, unfit) = told(&bench.server.environment, &["audit", "verify", "--key", vkey]).await;
+    assert!(unfit.contains("\nwrong-key: no key that was given fits the checkpoint of size "), "{unfit}");
+    assert!(unfit.contains(": it says that it is signed with byok/primary/2+"), "{unfit}");
+    assert!(!unfit.contains("forged-checkpoint"), "{unfit}");
     assert_eq!(verified(&now, vkey_2.trim()).unwrap().origin, "byok/primary/2");
     assert!(verified(&last, vkey).is_some(), "what was published before verifies as ever");
 
@@ -193,6 +198,12 @@ async fn a_restored_database_stops_the_tenant_until_another_log_names_the_old_he
     assert!(!bench.refused().await, "and it holds after another start");
 }
 
+async fn told(environment: &[(String, String)], arguments: &[&str]) -> (Option<i32>, String) {
+    let output = byok(environment, arguments).await;
+    let text = [&output.stdout[..], &output.stderr[..]].concat();
+    (output.status.code(), String::from_utf8(text).unwrap())
+}
+
 impl Bench {
     async fn published_in_log(&self, log: u32) -> String {
         let latest = self.directory.join(format!("byok%2Fprimary%2F{log}/latest"));
@@ -200,6 +211,47 @@ impl Bench {
         eventually(async || std::fs::read_to_string(&latest).is_ok_and(|latest| latest == now)).await;
         now
     }
+}
+
+#[tokio::test]
+async fn what_is_streamed_after_a_restore_has_a_log_of_its_own() {
+    let streamed = tempfile::tempdir().unwrap();
+    let file = streamed.path().join("audit.jsonl");
+    let mut bench = Bench::with(&[("BYOK_AUDIT_STREAM_FILE", file.to_str().unwrap())]).await;
+    let events = || -> Vec<serde_json::Value> {
+        let text = std::fs::read_to_string(&file).unwrap_or_default();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let operations = |log: u32| {
+        let of_log = events().into_iter().filter(move |event| event["unmapped"]["log"] == log);
+        of_log.map(|event| event["api"]["operation"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    bench.encrypt(0..2).await;
+    let (one, other) = (bench.back_up().await, bench.back_up().await);
+    // Each time the same backup is restored: what came after it is lost from the database, and was streamed.
+    for (log, copy) in [(1, &one), (2, &other)] {
+        bench.encrypt(2..4).await;
+        match log {
+            1 => bench.published().await,
+            _ => bench.published_in_log(log).await,
+        };
+        eventually(async || operations(log).iter().filter(|one| *one == "encrypt").count() >= 2).await;
+        bench.restore(copy).await;
+        assert!(bench.refused().await);
+        bench.restored(&[]).await;
+        eventually(async || !bench.refused().await).await;
+    }
+    eventually(async || operations(3).iter().any(|operation| operation == "encrypt")).await;
+    let (mut entries, mut places) = (std::collections::BTreeMap::new(), std::collections::BTreeMap::new());
+    for event in events() {
+        let place =
+            (event["unmapped"]["log"].as_u64().unwrap(), event["metadata"]["sequence"].as_u64().unwrap());
+        let entry = event["metadata"]["uid"].as_str().unwrap().to_owned();
+        assert_eq!(*entries.entry(place).or_insert_with(|| entry.clone()), entry, "{place:?}: two entries");
+        assert_eq!(*places.entry(entry).or_insert(place), place, "one entry at two places");
+    }
+    let sequences: std::collections::BTreeSet<u64> = entries.keys().map(|(_, sequence)| *sequence).collect();
+    assert!(sequences.len() < entries.len(), "places alone come again");
 }
 
 #[tokio::test]
@@ -238,9 +290,8 @@ async fn a_log_that_has_ended_still_verifies_and_is_exported() {
     };
     let (early, last) = (file("early", &early), file("last", &last));
     let said = async |arguments: &[&str]| {
-        let output = byok(&bench.server.environment, &[&["audit"], arguments].concat()).await;
-        let text = [&output.stdout[..], &output.stderr[..]].concat();
-        (output.status.code().unwrap(), String::from_utf8(text).unwrap())
+        let (code, text) = told(&bench.server.environment, &[&["audit"], arguments].concat()).await;
+        (code.unwrap(), text)
     };
     let of_it = ["verify", "--log", "1", "--key", key];
 
@@ -258,7 +309,8 @@ async fn a_log_that_has_ended_still_verifies_and_is_exported() {
     let bundle = bench.folder.path().join("bundle").display().to_string();
     let (code, text) = said(&["export", "--log", "1", "--key", key, "--out", &bundle]).await;
     assert_eq!(code, 0, "{text}");
-    let (code, text) = said(&["verify-bundle", &bundle, "--key", key, "--checkpoint", &early]).await;
+    let of_bundle = ["verify-bundle", &*bundle, "--key", key, "--checkpoint", &early];
+    let (code, text) = said(&of_bundle).await;
     assert!(code == 0 && text.starts_with("log byok/primary/1: "), "{text}");
 
     // What later entries say of it counts: those of an erasure stand in the current log.
@@ -266,6 +318,12 @@ async fn a_log_that_has_ended_still_verifies_and_is_exported() {
     assert!(erased.starts_with("erased from 1 entries"), "{erased}");
     let (code, text) = said(&of_it).await;
     assert!(code == 0 && text.contains("(1 of them erased)"), "{text}");
+    // A bundle of the log that has ended cannot hold them, and does not accuse anybody of it.
+    let bundle = bench.folder.path().join("later").display().to_string();
+    let (code, text) = said(&["export", "--log", "1", "--key", key, "--out", &bundle]).await;
+    assert_eq!(code, 0, "{text}");
+    let (code, text) = said(&["verify-bundle", &bundle, "--key", key]).await;
+    assert!(code == 0 && text.contains("open   personal"), "{text}");
     bench.damage("UPDATE np_byok_audit SET user_id = NULL, user_salt = NULL WHERE seq = 1").await;
     let (code, text) = said(&of_it).await;
     assert!(code == 1 && text.contains("\nunmarked-erasure: place 1: the user "), "{text}");

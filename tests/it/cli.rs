@@ -3,11 +3,14 @@
 use std::process::Output;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
 
-use crate::support::server::TestServer;
+use crate::support::pki::{Authority, Files, client};
+use crate::support::server::{TestServer, create_database};
+use crate::support::shared_vault::VaultKey;
+use crate::support::vault::OwnServer;
 
 fn byok(arguments: &[&str], environment: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_byok"));
@@ -22,8 +25,7 @@ fn byok(arguments: &[&str], environment: &[(&str, &str)]) -> Command {
 
 /// `byok dev` in this folder, and what it said until it was ready.
 pub(crate) async fn dev(folder: &std::path::Path) -> (tokio::process::Child, Vec<String>) {
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let mut child = byok(&["dev", "--listen", &format!("127.0.0.1:{port}")], &[])
+    let mut child = byok(&["dev", "--listen", "127.0.0.1:0"], &[])
         .current_dir(folder)
         .stdout(std::process::Stdio::piped())
         .stderr(std::process::Stdio::null())
@@ -210,7 +212,8 @@ async fn doctor_names_the_right_that_is_missing() {
     let server = TestServer::start().await;
     let said = doctor_with(&server, &["encrypt", "rewrap"]).await;
     assert!(said.contains("FAIL  key: unwrapping a DEK: AccessDenied, HTTP 403"), "{said}");
-    assert!(said.contains("grant `update` on <mount>/decrypt/<key>"), "{said}");
+    let right = format!("grant `update` on transit/decrypt/{}", server.key.name);
+    assert!(said.contains(&right), "{said}");
     let said = doctor_with(&server, &["encrypt", "decrypt"]).await;
     assert!(
         said.contains("warn  key: re-wrapping a DEK: AccessDenied, HTTP 403; all but rotation works"),
@@ -328,4 +331,62 @@ async fn doctor_tries_the_streams_folder_and_connects_to_webhooks_without_postin
         assert!(said.contains("FAIL  audit stream file: it cannot be written"), "{said}");
         assert!(!said.contains("s3cret"), "{said}");
     }
+}
+#[tokio::test]
+async fn doctor_before_the_first_start_says_what_will_be_made_and_finds_no_fault() {
+    let (key, database_url) =
+        (VaultKey::create().await, create_database(&crate::support::needed("DATABASE_URL")).await);
+    let folder = tempfile::tempdir().unwrap();
+    let sqlite = format!("sqlite://{}", folder.path().join("byok.db").display());
+    let secret = json!({ "type": "HS256", "key": "k".repeat(64) }).to_string();
+    for url in [&database_url, &sqlite] {
+        let environment = [
+            ("DATABASE_URL", url.as_str()),
+            ("BYOK_PROVIDER", "vault-transit"),
+            ("BYOK_VAULT_ADDR", &key.address),
+            ("BYOK_VAULT_TOKEN", &key.token),
+            ("BYOK_VAULT_TRANSIT_KEY", &key.name),
+            ("BYOK_AUDIT_STREAM_FILE", "/tmp/byok-stream-of-a-test"),
+            ("HASURA_GRAPHQL_JWT_SECRET", &secret),
+        ];
+        let output = run(&["doctor"], &environment).await;
+        let said = text(&output.stdout);
+        assert_eq!(output.status.code(), Some(0), "{said}");
+        assert!(said.contains("ok    database: it is empty; tables and log will be made at start"), "{said}");
+        assert!(!said.contains("FAIL"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn doctor_says_why_a_vault_is_not_trusted_and_why_a_ca_file_is_not_taken() {
+    let (ours, other) = (Authority::new(), Authority::new());
+    let lines = |files: &Files| {
+        format!(
+            "tls_cert_file = \"{}\"\n tls_key_file = \"{}\"",
+            files.certificate.display(),
+            files.key.display()
+        )
+    };
+    let server = OwnServer::with_listener("https", &lines(&ours.server()), client(&ours.file(), None)).await;
+    let transit = server.vault.transit().await;
+    let token = transit.token().await;
+    let said = async |ca_file: &std::path::Path| {
+        crate::support::doctor(&[
+            ("BYOK_PROVIDER", "vault-transit"),
+            ("BYOK_VAULT_ADDR", &server.vault.address),
+            ("BYOK_VAULT_TOKEN", &token),
+            ("BYOK_VAULT_MOUNT", &transit.mount),
+            ("BYOK_VAULT_TRANSIT_KEY", "byok"),
+            ("BYOK_VAULT_CACERT", ca_file.to_str().unwrap()),
+        ])
+        .await
+    };
+    let good = said(&ours.file()).await;
+    assert!(good.contains("ok    key: a DEK was wrapped and unwrapped"), "{good}");
+    let strange = said(&other.file()).await;
+    assert!(strange.contains("FAIL  key: making a DEK: Unreachable: its certificate is "), "{strange}");
+    let der = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(der.path(), [0x30, 0x82, 0x01, 0x00]).unwrap();
+    let der = said(der.path()).await;
+    assert!(der.contains("FAIL  BYOK_VAULT_CACERT") && der.contains("it is in DER; `openssl x509"), "{der}");
 }

@@ -421,6 +421,20 @@ async fn what_is_ready_while_a_commit_runs_is_committed_together() {
 }
 
 #[tokio::test]
+async fn a_group_does_not_wait_for_callers_whose_runtime_is_stuck() {
+    let bench = Bench::with(&[]).await;
+    // Nobody ever runs what is spawned here.
+    let stuck = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let clock = Arc::new(SystemClock);
+    let committer = Committer::start_for(stuck.handle().clone(), bench.store.clone(), clock, 1);
+    let units = (0..8).map(|n| committer.commit(bench.unit(&n.to_string(), Vec::new())));
+    let durable = tokio::time::timeout(MINUTE, futures_util::future::join_all(units)).await.unwrap();
+    assert!(durable.iter().all(Result::is_ok));
+    assert_eq!(bench.users().await.len(), 8);
+    stuck.shutdown_background();
+}
+
+#[tokio::test]
 async fn one_bad_unit_does_not_take_its_neighbours_with_it() {
     let bench = Bench::with(&[Fate::Slow]).await;
     let id = DekId::new();

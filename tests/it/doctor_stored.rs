@@ -6,6 +6,7 @@ use serde_json::json;
 use crate::support::azure::Azure;
 use crate::support::provider::Switch;
 use crate::support::server::TestServer;
+use crate::support::shared_vault::VaultKey;
 use crate::support::switch::{eventually, postures, serves_again};
 
 fn says(said: &str, words: &[&str]) {
@@ -100,4 +101,49 @@ async fn a_dek_that_was_altered_is_told_from_a_key_that_was_replaced() {
         &server.doctor().await,
         &["FAIL  stored DEKs: 1 of 3 do not open, which were altered, under", "restore these rows"],
     );
+}
+
+#[tokio::test]
+async fn encrypting_for_a_record_whose_dek_another_key_wraps_says_that() {
+    let mut server = TestServer::start().await;
+    let token = server.encrypt("plaintext", "r").await;
+    server.stop().await;
+    let other = VaultKey::create().await;
+    server
+        .environment
+        .retain(|(name, _)| !["BYOK_VAULT_TRANSIT_KEY", "BYOK_VAULT_TOKEN"].contains(&name.as_str()));
+    server.environment.push(("BYOK_VAULT_TRANSIT_KEY".to_owned(), other.name.clone()));
+    server.environment.push(("BYOK_VAULT_TOKEN".to_owned(), other.token.clone()));
+    server.start_again().await;
+    let body = json!({ "plaintext": "p", "record_id": "r" });
+    let refused = server.post("/byok/encrypt", body).await;
+    assert_eq!((refused.status.as_u16(), &refused.body["code"]), (503, &json!("KMS_MISCONFIGURED")));
+    let said = "Another key than the one that is configured wraps the record's DEK.";
+    assert_eq!(refused.body["detail"], said, "{}", refused.body);
+    let refused = server.decrypt(&token, "r").await;
+    assert_eq!((refused.status.as_u16(), &refused.body["code"]), (503, &json!("KMS_MISCONFIGURED")));
+    // A record without a DEK gets one under the new key.
+    server.encrypt("plaintext", "another").await;
+    let doctor = server.doctor().await;
+    says(
+        &doctor,
+        &[
+            "FAIL  stored DEKs: another key than the configured one wraps what is under",
+            "BYOK_VAULT_TRANSIT_KEY",
+        ],
+    );
+}
+
+#[tokio::test]
+async fn encrypting_for_a_record_whose_dek_the_key_of_that_name_does_not_open_says_that() {
+    let server = TestServer::start().await;
+    let token = server.encrypt("plaintext", "r").await;
+    let damage = "UPDATE np_byok_wrapped_deks SET wrapped = overlay(wrapped placing 'AAAA'::bytea from 20)";
+    sqlx::query(damage).execute(&server.database().await).await.unwrap();
+    let cold = server.replica().await;
+    let refused = cold.post("/byok/encrypt", json!({ "plaintext": "p", "record_id": "r" })).await;
+    assert_eq!((refused.status.as_u16(), &refused.body["code"]), (503, &json!("KMS_MISCONFIGURED")));
+    assert!(refused.body["detail"].as_str().unwrap().contains("another key wraps it"), "{}", refused.body);
+    // To who decrypts it stays a ciphertext that does not open.
+    assert_eq!(cold.decrypt(&token, "r").await.body["code"], "DECRYPT_FAILED");
 }

@@ -343,7 +343,7 @@ async fn the_audit_log_is_read_by_pages_and_filters() {
     let admin = server.jwt("admin", "reader");
     let query = "query($first: Int, $after: String, $filter: ByokAuditFilter) { byokAudit(first: $first, after: $after, filter: $filter) {
         edges { cursor node { id at operation outcome role user means requestId itemCount items { recordId dekId keyVersion source error } } }
-        pageInfo { hasNextPage endCursor } } }";
+        pageInfo { hasNextPage hasPreviousPage startCursor endCursor } } }";
     let page =
         async |variables: Value| server.graphql(&admin, query, variables).await["data"]["byokAudit"].clone();
     let filter = json!({ "operation": "ENCRYPT", "outcome": "OK" });
@@ -351,19 +351,30 @@ async fn the_audit_log_is_read_by_pages_and_filters() {
     assert_eq!(first["pageInfo"]["hasNextPage"], true);
     assert_eq!(first["edges"][0]["node"]["items"][0]["recordId"], "r-4");
     assert_eq!(first["edges"][0]["node"]["items"][0]["source"], "KMS");
+    assert_eq!(first["edges"][0]["cursor"], first["pageInfo"]["startCursor"]);
     assert_eq!(first["edges"][2]["cursor"], first["pageInfo"]["endCursor"]);
+    assert_eq!(first["pageInfo"]["hasPreviousPage"], false);
     let second = page(json!({ "first": 3, "after": first["pageInfo"]["endCursor"], "filter": filter })).await;
     assert_eq!(second["edges"].as_array().unwrap().len(), 2);
+    assert_eq!(second["edges"][0]["cursor"], second["pageInfo"]["startCursor"]);
     assert_eq!(second["pageInfo"]["hasNextPage"], false);
+    assert_eq!(second["pageInfo"]["hasPreviousPage"], true);
+    let of_the_last = json!({ "operation": "ENCRYPT", "recordId": "r-0" });
+    let after_others = json!({ "after": first["pageInfo"]["endCursor"], "filter": of_the_last });
+    let last = page(after_others).await;
+    assert_eq!(last["edges"].as_array().unwrap().len(), 1);
+    assert_eq!(last["pageInfo"]["hasPreviousPage"], false, "none of this filter stands before it");
     let of_record = page(json!({ "filter": { "recordId": "r-2" } })).await;
     assert_eq!(of_record["edges"].as_array().unwrap().len(), 1);
     let by_reader =
         page(json!({ "filter": { "user": "reader", "from": first["edges"][0]["node"]["at"] } })).await;
     let operations: Vec<&Value> =
         by_reader["edges"].as_array().unwrap().iter().map(|edge| &edge["node"]["operation"]).collect();
-    assert_eq!(operations, ["AUDIT"; 3]);
+    assert_eq!(operations, ["AUDIT"; 4]);
     let empty = page(json!({ "filter": { "until": "2020-01-01T00:00:00Z" } })).await;
-    assert_eq!(empty, json!({ "edges": [], "pageInfo": { "hasNextPage": false, "endCursor": null } }));
+    let nowhere =
+        json!({ "hasNextPage": false, "hasPreviousPage": false, "startCursor": null, "endCursor": null });
+    assert_eq!(empty, json!({ "edges": [], "pageInfo": nowhere }));
 }
 
 #[tokio::test]

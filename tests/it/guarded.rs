@@ -467,7 +467,7 @@ pub(crate) struct Replica {
 impl Replica {
     pub(crate) fn caller(&self) -> Caller {
         let (role, session, means) = (Arc::from("admin"), Session::default(), Means::Jwt);
-        self.app.caller(Identity { role, user: None, session, means }, RequestId::fresh())
+        self.app.caller(Identity { role, user: None, session, means }, RequestId::fresh()).unwrap()
     }
 
     pub(crate) async fn encrypt(&self, record: &str) -> Result<String, ErrorCode> {
@@ -511,7 +511,7 @@ impl Replica {
     pub(crate) async fn serve_with(&self, tls: Option<TlsAcceptor>, settings: &[(&str, &str)]) -> SocketAddr {
         let env = Env::from_pairs(settings.iter().copied());
         let settings = config::Server::read(&mut Reader::new(&env), false, self.app.limits().body_bytes);
-        let database = DatabaseState { applied: 0, expected: 0, audit_protected: false };
+        let database = DatabaseState::unknown(0);
         let (served, _) = byok::server::routers(self.app.clone(), database, &settings, self.prober.clone());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -641,7 +641,7 @@ impl House {
         let authenticator = Authenticator::new(&auth, crate::support::http(), clock.clone());
         let checkpoints = Checkpoints::new(CheckpointParts {
             store: store.clone(),
-            tenant: self.tenant.clone(),
+            tenant: self.tenant.clone().into(),
             deployment: "byok".to_owned(),
             keys: None,
             places: Vec::new(),
@@ -649,7 +649,7 @@ impl House {
             clock: clock.clone(),
         });
         let app = App::new(byok::app::Parts {
-            tenant: self.tenant.clone(),
+            tenant: self.tenant.clone().into(),
             store: store.clone(),
             kms: kms.clone(),
             keyring: keyring.clone(),

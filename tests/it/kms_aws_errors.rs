@@ -184,7 +184,7 @@ async fn an_alias_is_resolved_once_and_its_key_pinned() {
     assert_eq!(under_alias, 1);
     // A process that starts now has another key, and says so of what the first one wrapped.
     let later = key.kms_with(|settings| settings.key = AwsKeyArn::parse(&alias).expect("an ARN"));
-    assert_eq!(unwraps(&later, &old).await, Some(KmsErrorClass::Misconfigured));
+    assert_eq!(unwraps(&later, &old).await, Some(KmsErrorClass::WrappedByAnotherKey));
 }
 
 #[tokio::test]

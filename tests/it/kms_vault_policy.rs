@@ -64,3 +64,50 @@ async fn it_lets_nobody_make_a_key() {
     let body = json!({ "plaintext": "AAAA" });
     assert_eq!(transit.vault.answer_to(&token, reqwest::Method::POST, &path, body).await.0, 403);
 }
+
+#[tokio::test]
+async fn it_keeps_a_token_alive_that_lacks_the_policy_default() {
+    let transit = Vault::shared().transit().await;
+    let policy = printed_policy(
+        "vault-transit",
+        &[("BYOK_VAULT_TRANSIT_KEY", "byok"), ("BYOK_VAULT_MOUNT", &transit.mount)],
+    );
+    let name = format!("{}-printed", transit.policy);
+    transit.vault.write(&format!("sys/policies/acl/{name}"), json!({ "policy": policy })).await;
+    let token = transit.vault.token(&[&name], json!({ "period": "4s", "no_default_policy": true })).await;
+    let kms = transit.kms_as(&token);
+    assert_eq!(kms.knows_credential().await, Some(true));
+    // Longer than it lives without a renewal.
+    tokio::time::sleep(std::time::Duration::from_secs(9)).await;
+    assert_eq!(crate::support::calls::wraps(&kms).await, None);
+}
+
+#[tokio::test]
+async fn with_what_is_optional_doctor_says_of_a_key_how_it_was_made() {
+    let transit = Vault::shared().transit().await;
+    for (key, made, said) in [
+        ("weak", json!({ "type": "aes128-gcm96" }), "weaker than the DEKs"),
+        ("bound", json!({ "derived": true }), "`derived=true`"),
+        ("lent", json!({ "exportable": true }), "take it out of Vault"),
+        ("good", json!({}), ""),
+    ] {
+        transit.write(&format!("keys/{key}"), made).await;
+        let policy = printed_policy(
+            "vault-transit",
+            &[("BYOK_VAULT_TRANSIT_KEY", key), ("BYOK_VAULT_MOUNT", &transit.mount)],
+        );
+        let optional = policy.replace("# path", "path");
+        let name = format!("{}-{key}", transit.policy);
+        transit.vault.write(&format!("sys/policies/acl/{name}"), json!({ "policy": optional })).await;
+        let token = transit.vault.token(&[&name], json!({ "no_default_policy": true })).await;
+        let kms = transit.kms_with(&token, |settings| settings.key = key.to_owned());
+        let found: Vec<_> = kms.exposure().await.iter().map(|exposure| exposure.what).collect();
+        match said {
+            "" => assert!(found.is_empty(), "{found:?}"),
+            said => assert!(matches!(found[..], [what] if what.contains(said)), "{found:?}"),
+        }
+        let without = transit.vault.token(&[&transit.policy], json!({})).await;
+        let kms = transit.kms_with(&without, |settings| settings.key = key.to_owned());
+        assert!(kms.exposure().await.is_empty(), "it says nothing of what it may not look at");
+    }
+}

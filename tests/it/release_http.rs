@@ -77,14 +77,18 @@ async fn connect_tls(address: SocketAddr, authority: &Authority) -> impl AsyncRe
     TlsConnector::from(Arc::new(config)).connect(name, connect(address).await).await.unwrap()
 }
 
-/// Sends the request over HTTP/1.1 and reads the first of the answer.
-async fn begin(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), body: &[u8], first: usize) {
+/// Sends a request over HTTP/1.1.
+async fn send(stream: &mut (impl AsyncWrite + Unpin), path: &str, body: &[u8]) {
     let head = format!(
-        "POST {PATH} HTTP/1.1\r\nhost: byok\r\nx-byok-secret: {SECRET}\r\nx-hasura-role: admin\r\ncontent-length: {}\r\n\r\n",
+        "POST {path} HTTP/1.1\r\nhost: byok\r\nx-byok-secret: {SECRET}\r\nx-hasura-role: admin\r\ncontent-length: {}\r\n\r\n",
         body.len()
     );
-    stream.write_all(head.as_bytes()).await.unwrap();
-    stream.write_all(body).await.unwrap();
+    stream.write_all(&[head.as_bytes(), body].concat()).await.unwrap();
+}
+
+/// Sends the request over HTTP/1.1 and reads the first of the answer.
+async fn begin(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), body: &[u8], first: usize) {
+    send(stream, PATH, body).await;
     let mut read = vec![0; first];
     stream.read_exact(&mut read).await.unwrap();
     assert!(read.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&read[..200.min(first)]));
@@ -244,25 +248,34 @@ async fn an_answer_of_which_a_byte_has_left_shows_no_more_when_its_window_opens_
     is_live(&mut sender).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_graphql_answer_whose_last_field_ends_too_late_is_one_error() {
-    let house = House::new().await;
-    let (one, writer) = (house.replica().await, house.replica().await);
-    let address = one.serve(None).await;
+/// Two fields: the DEK of the first is in the memory of `one`, that of the second has to be unwrapped.
+async fn hot_then_cold(one: &Replica, writer: &Replica) -> String {
     let (hot, cold) = (one.encrypt("hot").await.unwrap(), writer.encrypt("cold").await.unwrap());
-    let query = format!(
+    format!(
         "mutation {{ a: byokDecrypt(ciphertext: \"{hot}\", recordId: \"hot\") {{ plaintext }}
                      b: byokDecrypt(ciphertext: \"{cold}\", recordId: \"cold\") {{ plaintext }} }}"
-    );
-    // The KMS takes longer for the second field than the first may wait, and fails.
-    *one.kms.asleep.lock().unwrap() = Some((one.clock.clone(), PAST_THE_BOUND));
-    *one.kms.unwraps_will.lock().unwrap() = Will::Fail;
+    )
+}
+
+async fn ask_graphql(address: SocketAddr, query: &str) -> reqwest::Response {
     let request = crate::support::http()
         .post(format!("http://{address}/graphql"))
         .header("x-byok-secret", SECRET)
         .header("x-hasura-role", "admin")
         .json(&json!({ "query": query }));
-    let answer: Value = request.send().await.unwrap().json().await.unwrap();
+    request.send().await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_graphql_answer_whose_last_field_ends_too_late_is_one_error() {
+    let house = House::new().await;
+    let (one, writer) = (house.replica().await, house.replica().await);
+    let address = one.serve(None).await;
+    let query = hot_then_cold(&one, &writer).await;
+    // The KMS takes longer for the second field than the first may wait, and fails.
+    *one.kms.asleep.lock().unwrap() = Some((one.clock.clone(), PAST_THE_BOUND));
+    *one.kms.unwraps_will.lock().unwrap() = Will::Fail;
+    let answer: Value = ask_graphql(address, &query).await.json().await.unwrap();
     assert_eq!(answer["errors"].as_array().map(Vec::len), Some(1), "{answer}");
     assert_eq!(answer["errors"][0]["extensions"]["code"], "KMS_UNAVAILABLE", "{answer}");
     assert_eq!(answer.get("data"), None, "{answer}");
@@ -291,12 +304,7 @@ async fn a_plaintext_beside_a_health_check_that_takes_longer_than_the_bound_is_w
     let query = format!(
         "{{ byokReveal(ciphertext: \"{token}\", recordId: \"hot\") {{ value }} byokHealth {{ status }} }}"
     );
-    let request = crate::support::http()
-        .post(format!("http://{address}/graphql"))
-        .header("x-byok-secret", SECRET)
-        .header("x-hasura-role", "admin")
-        .json(&json!({ "query": query }));
-    let answer: Value = request.send().await.unwrap().json().await.unwrap();
+    let answer: Value = ask_graphql(address, &query).await.json().await.unwrap();
     assert_eq!(answer["errors"].as_array().map(Vec::len), Some(1), "{answer}");
     assert_eq!(answer["errors"][0]["extensions"]["code"], "KMS_ACCESS_DENIED", "{answer}");
     assert_eq!(answer.get("data"), None, "{answer}");
@@ -310,18 +318,9 @@ async fn of_an_answer_whose_request_timed_out_each_entry_has_a_refusal() {
     let house = House::new().await;
     let (one, writer) = (house.replica().await, house.replica().await);
     let address = one.serve_with(None, &[("BYOK_REQUEST_TIMEOUT_SECONDS", "1")]).await;
-    let (hot, cold) = (one.encrypt("hot").await.unwrap(), writer.encrypt("cold").await.unwrap());
-    let query = format!(
-        "mutation {{ a: byokDecrypt(ciphertext: \"{hot}\", recordId: \"hot\") {{ plaintext }}
-                     b: byokDecrypt(ciphertext: \"{cold}\", recordId: \"cold\") {{ plaintext }} }}"
-    );
+    let query = hot_then_cold(&one, &writer).await;
     *one.kms.unwraps_will.lock().unwrap() = Will::Hang;
-    let request = crate::support::http()
-        .post(format!("http://{address}/graphql"))
-        .header("x-byok-secret", SECRET)
-        .header("x-hasura-role", "admin")
-        .json(&json!({ "query": query }));
-    let answer = request.send().await.unwrap();
+    let answer = ask_graphql(address, &query).await;
     assert_eq!(answer.status(), 503);
     let answer: Value = answer.json().await.unwrap();
     assert_eq!(answer["errors"][0]["extensions"]["code"], "UNAVAILABLE", "{answer}");
@@ -336,11 +335,7 @@ async fn an_answer_whose_first_byte_came_is_given_though_its_client_hangs_up_the
     let token = encrypt(&one, address, None, "xxxxxxxx").await;
     let body = json!({ "ciphertext": token, "record_id": "r" }).to_string();
     let mut stream = connect(address).await;
-    let head = format!(
-        "POST /byok/decrypt HTTP/1.1\r\nhost: byok\r\nx-byok-secret: {SECRET}\r\nx-hasura-role: admin\r\ncontent-length: {}\r\n\r\n",
-        body.len()
-    );
-    stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+    send(&mut stream, "/byok/decrypt", body.as_bytes()).await;
     let mut read = vec![0; 1];
     stream.read_exact(&mut read).await.unwrap();
     drop(stream);

@@ -12,7 +12,7 @@ use crate::guarded::until;
 use crate::support::pki::{Authority, Files, client};
 use crate::support::server::{JWT_SECRET, TestServer, answer};
 
-fn hang_up(server: &TestServer) {
+pub(crate) fn hang_up(server: &TestServer) {
     let pid = rustix::process::Pid::from_raw(i32::try_from(server.pid()).unwrap()).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
 }

@@ -222,6 +222,8 @@ async fn a_request_that_no_operation_takes_is_refused_by_a_problem_document_too(
         (request(Method::GET, "/byok/encrypt"), 405, "METHOD_NOT_ALLOWED"),
         (request(Method::POST, "/metrics"), 405, "METHOD_NOT_ALLOWED"),
         (request(Method::POST, "/graphiql"), 405, "METHOD_NOT_ALLOWED"),
+        (request(Method::GET, "/graphiql/%ff"), 404, "NOT_FOUND"),
+        (request(Method::GET, "/graphiql/nothing.js"), 404, "NOT_FOUND"),
         (request(Method::GET, "/byok/rotate/%ff"), 400, "REQUEST_MALFORMED"),
         (request(Method::GET, "/byok/audit?%ff"), 400, "REQUEST_MALFORMED"),
         (encoded, 415, "MEDIA_TYPE_UNSUPPORTED"),
@@ -233,6 +235,77 @@ async fn a_request_that_no_operation_takes_is_refused_by_a_problem_document_too(
         assert_eq!(refused.headers.contains_key("accept-encoding"), status == 415);
         let members: Vec<&String> = refused.body.as_object().unwrap().keys().collect();
         assert_eq!(members, ["code", "detail", "retryable", "status", "title", "type"]);
+    }
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_request_is_named() {
+    let server = TestServer::start().await;
+    let token = server.encrypt("p", "r").await;
+    for (path, body, code, field) in [
+        ("/byok/encrypt", json!({ "record_id": "r" }), "REQUEST_MALFORMED", json!("plaintext")),
+        ("/byok/encrypt", json!({ "plaintext": 7 }), "REQUEST_MALFORMED", json!("plaintext")),
+        (
+            "/byok/encrypt",
+            json!({ "plaintext": "", "encoding": "HEX" }),
+            "REQUEST_MALFORMED",
+            json!("encoding"),
+        ),
+        ("/byok/encrypt", json!({ "plaintext": "", "C4N4RY": 1 }), "REQUEST_MALFORMED", Value::Null),
+        (
+            "/byok/encrypt",
+            json!({ "plaintext": "!", "record_id": "r", "encoding": "BASE64" }),
+            "ENCODING_INVALID",
+            json!("plaintext"),
+        ),
+        (
+            "/byok/encrypt",
+            json!({ "plaintext": "", "context": { "record_id": 7 } }),
+            "CONTEXT_INVALID",
+            json!("context"),
+        ),
+        (
+            "/byok/encrypt",
+            json!({ "plaintext": "", "record_id": "r", "context": { "record_id": "s" } }),
+            "CONTEXT_CONFLICT",
+            json!("record_id"),
+        ),
+        (
+            "/byok/encrypt/many",
+            json!({ "items": [{ "plaintext": "" }, { "plaintext": "", "field": [] }] }),
+            "REQUEST_MALFORMED",
+            json!("items[1].field"),
+        ),
+        (
+            "/byok/decrypt",
+            json!({ "ciphertext": "C4N4RY", "record_id": "r" }),
+            "TOKEN_MALFORMED",
+            json!("ciphertext"),
+        ),
+        ("/byok/decrypt", json!({ "ciphertext": token, "record_id": "s" }), "DECRYPT_FAILED", Value::Null),
+        ("/byok/rotate", json!({ "dry_run": "yes" }), "REQUEST_MALFORMED", json!("dry_run")),
+    ] {
+        let refused = server.post(path, body.clone()).await;
+        assert_eq!((&refused.body["code"], &refused.body["field"]), (&json!(code), &field), "{body}");
+        assert!(!refused.body.to_string().contains("C4N4RY"), "{}", refused.body);
+    }
+    let many =
+        server.post("/byok/decrypt/many", json!({ "items": [{ "ciphertext": "", "record_id": "r" }] })).await;
+    let error = many.body.get("items").map_or(&many.body, |items| &items[0]["error"]);
+    assert_eq!(error["field"], "ciphertext", "{}", many.body);
+    let admin = server.jwt("admin", "a");
+    for (query, field) in [
+        ("first=x", json!("first")),
+        ("first=0", json!("first")),
+        ("from=C4N4RY", json!("from")),
+        ("operation=C4N4RY", json!("operation")),
+        ("after=C4N4RY", json!("after")),
+        ("C4N4RY=1", Value::Null),
+    ] {
+        let asked = server.client.get(format!("{}/byok/audit?{query}", server.base)).bearer_auth(&admin);
+        let refused = answer(asked).await;
+        assert_eq!(refused.body["field"], field, "{query}: {}", refused.body);
+        assert!(!refused.body.to_string().contains("C4N4RY"), "{}", refused.body);
     }
 }
 

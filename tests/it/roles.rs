@@ -23,6 +23,9 @@ fn operations(token: &str) -> Vec<(Method, &'static str, Option<Value>)> {
         ),
         (Method::POST, "/byok/rotate", Some(json!({}))),
         (Method::GET, "/byok/rotate/00000000-0000-7000-8000-000000000000", None),
+        (Method::POST, "/byok/rotate/00000000-0000-7000-8000-000000000000/pause", None),
+        (Method::POST, "/byok/rotate/00000000-0000-7000-8000-000000000000/resume", None),
+        (Method::POST, "/byok/rotate/00000000-0000-7000-8000-000000000000/cancel", None),
         (Method::GET, "/byok/audit", None),
         (
             Method::POST,
@@ -49,6 +52,21 @@ fn operations(token: &str) -> Vec<(Method, &'static str, Option<Value>)> {
             ),
         ),
         (Method::POST, "/graphql", graphql("mutation { byokRotate { id } }")),
+        (
+            Method::POST,
+            "/graphql",
+            graphql(r#"mutation { byokPauseRotation(id: "00000000-0000-7000-8000-000000000000") { id } }"#),
+        ),
+        (
+            Method::POST,
+            "/graphql",
+            graphql(r#"mutation { byokResumeRotation(id: "00000000-0000-7000-8000-000000000000") { id } }"#),
+        ),
+        (
+            Method::POST,
+            "/graphql",
+            graphql(r#"mutation { byokCancelRotation(id: "00000000-0000-7000-8000-000000000000") { id } }"#),
+        ),
         (
             Method::POST,
             "/graphql",

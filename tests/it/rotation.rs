@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::support::server::TestServer;
 
-async fn encrypt_records(server: &TestServer, count: usize) -> Vec<(String, String)> {
+pub(crate) async fn encrypt_records(server: &TestServer, count: usize) -> Vec<(String, String)> {
     let records: Vec<String> = (0..count).map(|n| format!("r-{n:05}")).collect();
     let items: Vec<Value> =
         records.iter().map(|record| json!({ "plaintext": record, "record_id": record })).collect();
@@ -19,7 +19,7 @@ async fn encrypt_records(server: &TestServer, count: usize) -> Vec<(String, Stri
         .collect()
 }
 
-async fn all_open(server: &TestServer, tokens: &[(String, String)]) {
+pub(crate) async fn all_open(server: &TestServer, tokens: &[(String, String)]) {
     let items: Vec<Value> =
         tokens.iter().map(|(record, token)| json!({ "ciphertext": token, "record_id": record })).collect();
     let answer = server.post("/byok/decrypt/many", json!({ "items": items })).await;
@@ -28,7 +28,7 @@ async fn all_open(server: &TestServer, tokens: &[(String, String)]) {
     }
 }
 
-async fn done(server: &TestServer, id: &str) -> Value {
+pub(crate) async fn done(server: &TestServer, id: &str) -> Value {
     let began = Instant::now();
     loop {
         let job = server.get(&format!("/byok/rotate/{id}")).await.body;
@@ -40,7 +40,7 @@ async fn done(server: &TestServer, id: &str) -> Value {
     }
 }
 
-async fn versions(server: &TestServer) -> Vec<(String, i64)> {
+pub(crate) async fn versions(server: &TestServer) -> Vec<(String, i64)> {
     sqlx::query_as("SELECT key_version, count(*) FROM np_byok_wrapped_deks GROUP BY 1 ORDER BY 1")
         .fetch_all(&server.database().await)
         .await

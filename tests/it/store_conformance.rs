@@ -8,8 +8,8 @@ use std::time::Duration;
 use byok::crypto;
 use byok::merkle::{Hash, root_of};
 use byok::model::{
-    DekId, EntryId, ErrorCode, Incident, IncidentId, JobId, JobState, KeyVersion, Means, Operation, Outcome,
-    Posture, Salted, Tenant, TenantUid, Timestamp,
+    DekId, EntryId, ErrorCode, Incident, IncidentId, JobCommand, JobId, JobState, KeyVersion, Means,
+    Operation, Outcome, Posture, Salted, Tenant, TenantUid, Timestamp,
 };
 use byok::store::{Batch, Change, CommitError, DekRow, EntryFilter, EntryRow, PlacedEntry, Store};
 use uuid::Uuid;
@@ -80,6 +80,8 @@ on_every_database! {
     only_the_holder_advances_a_job
     jobs_read_back_as_they_were_advanced
     the_running_job_goes_before_a_newer_one
+    a_job_that_is_paused_is_nobodys_until_it_is_resumed
+    a_job_that_has_ended_takes_no_other_command
     entries_are_paged_newest_first
     entries_are_filtered
     no_tenant_sees_anothers_rows
@@ -647,6 +649,81 @@ async fn jobs_read_back_as_they_were_advanced(store: Db) {
     assert_eq!(store.running_jobs().await.unwrap(), []);
     assert_eq!(store.job(tenant, JobId::new()).await.unwrap(), None);
     assert!(!lease(&store, tenant, job.id, Uuid::new_v4(), 1).await, "a job that is done has no lease");
+}
+
+async fn commanded(store: &Db, tenant: TenantUid, job: JobId, command: JobCommand) -> u64 {
+    let command = Change::CommandJob { job, command, at: now() };
+    store.commit(&changes(tenant, vec![command])).await.unwrap().applied[0]
+}
+
+async fn a_job_that_is_paused_is_nobodys_until_it_is_resumed(store: Db) {
+    let tenant = tenant(&*store).await;
+    let mut started = job();
+    started.stalled = Some(ErrorCode::KmsUnavailable);
+    let id = started.id;
+    store.commit(&changes(tenant, vec![Change::StartJob(started.clone())])).await.unwrap();
+    let (one, other) = (Uuid::new_v4(), Uuid::new_v4());
+    assert!(lease(&store, tenant, id, one, 60_000).await);
+    for _ in 0..2 {
+        assert_eq!(commanded(&store, tenant, id, JobCommand::Pause).await, 1);
+    }
+    let paused = store.job(tenant, id).await.unwrap().unwrap().0;
+    assert_eq!((paused.state, paused.stalled, paused.finished_at), (JobState::Paused, None, None));
+    // What was under way can neither go on nor wake it, in this release or in one that knows no paused job.
+    let advance = Change::AdvanceJob { job: started.clone(), holder: one, after: None };
+    assert_eq!(store.commit(&changes(tenant, vec![advance.clone()])).await.unwrap().applied, [0]);
+    assert!(!lease(&store, tenant, id, one, 60_000).await && !lease(&store, tenant, id, other, 60_000).await);
+    assert_eq!(store.running_jobs().await.unwrap(), []);
+    assert_eq!(store.latest_job(tenant).await.unwrap().unwrap(), paused);
+    let second = changes(tenant, vec![Change::StartJob(job())]);
+    assert_eq!(store.commit(&second).await.unwrap().applied, [0], "it is the tenant's one rotation");
+    assert_eq!(commanded(&store, tenant, id, JobCommand::Resume).await, 1);
+    assert_eq!(
+        store.commit(&changes(tenant, vec![advance])).await.unwrap().applied,
+        [0],
+        "its lease is gone"
+    );
+    assert!(lease(&store, tenant, id, other, 60_000).await);
+    // To resume what runs takes it from nobody.
+    assert_eq!(commanded(&store, tenant, id, JobCommand::Resume).await, 1);
+    let advance = Change::AdvanceJob { job: started, holder: other, after: None };
+    assert_eq!(store.commit(&changes(tenant, vec![advance])).await.unwrap().applied, [1]);
+}
+
+async fn a_job_that_has_ended_takes_no_other_command(store: Db) {
+    let tenant = tenant(&*store).await;
+    let id = start(&store, tenant).await;
+    for _ in 0..2 {
+        assert_eq!(commanded(&store, tenant, id, JobCommand::Cancel).await, 1);
+    }
+    let cancelled = store.job(tenant, id).await.unwrap().unwrap().0;
+    assert_eq!((cancelled.state, cancelled.finished_at.is_some()), (JobState::Cancelled, true));
+    for command in [JobCommand::Pause, JobCommand::Resume] {
+        assert_eq!(commanded(&store, tenant, id, command).await, 0);
+    }
+    assert_eq!(store.job(tenant, id).await.unwrap().unwrap().0, cancelled);
+    // Another one, which is done.
+    let mut done = job();
+    let holder = Uuid::new_v4();
+    store.commit(&changes(tenant, vec![Change::StartJob(done.clone())])).await.unwrap();
+    lease(&store, tenant, done.id, holder, 60_000).await;
+    (done.state, done.finished_at) = (JobState::Done, Some(now()));
+    let last = changes(tenant, vec![Change::AdvanceJob { job: done.clone(), holder, after: None }]);
+    assert_eq!(store.commit(&last).await.unwrap().applied, [1]);
+    for command in [JobCommand::Pause, JobCommand::Resume, JobCommand::Cancel] {
+        assert_eq!(commanded(&store, tenant, done.id, command).await, 0);
+    }
+    assert_eq!(store.commit(&last).await.unwrap().applied, [1], "the last step again finds what it left");
+    assert_eq!(store.job(tenant, done.id).await.unwrap().unwrap().0.state, JobState::Done);
+    // A command of a batch whose outcome was not known is not said to have failed.
+    let id = start(&store, tenant).await;
+    let pause = Change::CommandJob { job: id, command: JobCommand::Pause, at: now() };
+    let batch = Batch { tenant, base: 0, entries: vec![entry()], changes: vec![pause], fence: Vec::new() };
+    let first = store.commit(&batch).await.unwrap();
+    assert_eq!(first.applied, [1]);
+    commanded(&store, tenant, id, JobCommand::Resume).await;
+    assert_eq!(store.commit(&batch).await.unwrap(), first);
+    assert_eq!(store.job(tenant, id).await.unwrap().unwrap().0.state, JobState::Running, "nor given again");
 }
 
 async fn the_running_job_goes_before_a_newer_one(store: Db) {

@@ -1,6 +1,7 @@
 // Drives the GraphiQL page in a real headless Chromium, as a person would: log in with a JWT, run the Encrypt example, give
-// its ciphertext to the Decrypt example, see the plaintext; log out, and see nothing. Watches that the page breaks no
-// content security policy, asks no other host for anything, and leaves nothing in the browser's storage.
+// its ciphertext to the Decrypt example, see the plaintext; reload, and find the edits again; log out, and see nothing. Watches
+// that the page breaks no content security policy, asks no other host for anything, and leaves nothing in the browser's storage but
+// edits, without plaintexts, in that of the tab.
 //
 //   BYOK_URL=http://127.0.0.1:3741 BYOK_JWT=… [SCREENSHOT=page.png] node browser.mjs
 //
@@ -16,6 +17,7 @@ const { chromium } = load("playwright-core");
 
 const PLAINTEXT = "the quick brown fox, ünïcode ☂";
 const RECORD = `browser-${process.pid}-${Date.now()}`;
+const VARIABLES = ".graphiql-editor-tool .graphiql-editor:not(.hidden)";
 const ARGS = [
   "--headless",
   "--no-sandbox",
@@ -57,7 +59,8 @@ const setEditor = (page, selector, text) =>
 
 /** Runs the operation of the tab `name`, with these variables, and returns the JSON that GraphiQL shows. */
 async function execute(page, name, variables) {
-  await page.locator(".graphiql-tab-button", { hasText: name }).click();
+  const isOpen = await page.locator(".graphiql-tab-active", { hasText: name }).count();
+  if (!isOpen) await page.locator(".graphiql-tab-button", { hasText: name }).click();
   // GraphiQL reads the operation's name a moment after it has loaded the tab's text.
   await page.waitForFunction(
     (expected) => document.querySelector(".graphiql-query-editor .CodeMirror").CodeMirror.operationName === expected,
@@ -65,7 +68,7 @@ async function execute(page, name, variables) {
   );
   const shown = () => page.evaluate(() => document.querySelector(".result-window .CodeMirror")?.CodeMirror.getValue() ?? "");
   if (variables) {
-    await setEditor(page, ".graphiql-editor-tool .graphiql-editor:not(.hidden)", JSON.stringify(variables, null, 2));
+    await setEditor(page, VARIABLES, JSON.stringify(variables, null, 2));
   }
   const answered = page.waitForResponse((response) => new URL(response.url()).pathname === "/graphql");
   await page.locator("button.graphiql-execute-button").click();
@@ -108,6 +111,15 @@ async function visit(context, url, jwt) {
   const ciphertext = encrypted.data?.byokEncrypt?.ciphertext;
   check(ciphertext?.startsWith("byok:v1:"), "the Encrypt example fails with other variables", encrypted);
   const given = { ciphertext, recordId: RECORD, field: "note" };
+  await page.locator(".graphiql-tab-button", { hasText: "Decrypt" }).click();
+  await page.waitForFunction(
+    ([at, expected]) => document.querySelector(`${at} .CodeMirror`).CodeMirror.getValue().includes(expected),
+    [VARIABLES, ciphertext],
+  );
+  const started = await execute(page, "Decrypt");
+  check(started.data?.byokDecrypt?.plaintext === PLAINTEXT, "the Decrypt tab does not start from the token that was made", started);
+  const unfinished = await execute(page, "Decrypt", { recordId: RECORD });
+  check(unfinished.errors?.[0]?.message.includes('"$ciphertext" is required'), "a missing variable is not named", unfinished);
   const decrypted = await execute(page, "Decrypt", given);
   check(decrypted.data?.byokDecrypt?.plaintext === PLAINTEXT, "the Decrypt example answers something else", decrypted);
   if (process.env.SCREENSHOT) await page.screenshot({ path: process.env.SCREENSHOT });
@@ -119,15 +131,29 @@ async function visit(context, url, jwt) {
     cookies: document.cookie,
   }));
   check(
-    !stored.local.length && !stored.session.length && !stored.databases.length && !stored.cookies,
+    !stored.local.length && stored.session.length === 1 && !stored.databases.length && !stored.cookies,
     "the page left something in the browser's storage",
     stored,
   );
+  check(stored.session[0][1].includes(ciphertext), "the page does not keep what was edited", stored);
+  for (const secret of [PLAINTEXT, "sensitive-data", jwt]) {
+    check(!JSON.stringify(stored).includes(secret), "the page keeps a plaintext or a token", stored);
+  }
   check((await context.cookies()).length === 0, "the server set a cookie");
   const held = await page.evaluate(() => document.documentElement.outerHTML + document.querySelector("#token").value);
   check(!held.includes(jwt), "the page shows the token after login");
 
+  await page.reload({ waitUntil: "load" });
+  await page.locator(".graphiql-tab-button", { hasText: "Decrypt" }).click();
+  await page.waitForFunction(
+    ([at, expected]) => document.querySelector(`${at} .CodeMirror`)?.CodeMirror.getValue().includes(expected),
+    [VARIABLES, ciphertext],
+  );
+  await page.locator("#token").fill(jwt);
+  await page.locator("#login").click();
+
   await page.locator("#logout").click();
+  check((await page.evaluate(() => sessionStorage.length)) === 0, "the page keeps edits after logout");
   check((await page.locator("#whoami").textContent()) === "", "the page still shows a user after logout");
   check(faults.length === 0, "the page did what it must not", faults); // before a refusal, which the browser may log
   const refused = await execute(page, "Decrypt", given);

@@ -1,5 +1,7 @@
 // The byok page: a bar that holds a JWT for as long as the page is open, and GraphiQL below it. The token lives in the
-// closure of this file and nowhere else: not in the browser's storage, not in a cookie, not in GraphiQL's own state.
+// closure of this file and nowhere else: not in the browser's storage, not in a cookie, not in GraphiQL's own state. What is
+// edited outlives a reload, in this tab's own storage, which ends with the tab: documents and variables, in which every text is
+// emptied that could be a plaintext. No answer is kept.
 "use strict";
 
 (() => {
@@ -51,6 +53,82 @@ mutation Decrypt(
     },
     { query: "# Can the key be used now?\nquery Health {\n  byokHealth {\n    status\n  }\n}\n", variables: null },
   ];
+
+  const KEPT_AS = "byok-edits";
+  /** The arguments and variables whose texts are kept: none of them is a plaintext. */
+  const KEPT = new Set([
+    "after", "ciphertext", "encoding", "field", "from", "id", "name", "operation", "outcome", "record_id", "recordId", "until", "user",
+  ]);
+  const NO_TOKEN = "byok:v1:";
+
+  /** A document without the texts that could be plaintexts. */
+  const scrubDocument = (text) =>
+    text.replace(/(?:(\w+)\s*:\s*)?("""[^]*?"""|"(?:\\.|[^"\\\n])*")/g, (all, name, literal) =>
+      KEPT.has(name) ? all : `${all.slice(0, -literal.length)}""`,
+    );
+
+  /** Variables without the texts that could be plaintexts; null while they are no JSON. */
+  function scrubVariables(text) {
+    try {
+      const value = JSON.parse(text, (key, inner) => (typeof inner === "string" && !KEPT.has(key) ? "" : inner));
+      return JSON.stringify(value, null, 2);
+    } catch {
+      return null;
+    }
+  }
+
+  /** Keeps what is edited over a reload. A browser may refuse to: then it does not. */
+  function keepEdits(tabs) {
+    const kept = tabs.map(({ query, variables }) => ({
+      query: scrubDocument(query ?? ""),
+      variables: variables ? scrubVariables(variables) : null,
+    }));
+    try {
+      sessionStorage.setItem(KEPT_AS, JSON.stringify(kept));
+    } catch {
+      // Full, or turned off.
+    }
+  }
+
+  function keptEdits() {
+    try {
+      const kept = JSON.parse(sessionStorage.getItem(KEPT_AS));
+      return Array.isArray(kept) && kept.length ? kept : null;
+    } catch {
+      return null;
+    }
+  }
+
+  function forgetEdits() {
+    try {
+      sessionStorage.removeItem(KEPT_AS);
+    } catch {
+      // Turned off: there are none.
+    }
+  }
+
+  /** What the last encrypt answered, with what is needed to decrypt it; what of that the Decrypt tab was given already. */
+  let made = null;
+  let given = null;
+
+  function noticeMade({ variables }, answer) {
+    const ciphertext = answer?.data?.byokEncrypt?.ciphertext;
+    if (typeof ciphertext === "string") made = { ciphertext, recordId: variables?.recordId, field: variables?.field };
+  }
+
+  /** The Decrypt tab's variables with the token that was made, unless somebody has put in another one. */
+  function withMade(tab) {
+    if (!made || !/\bbyokDecrypt\b/.test(tab?.query ?? "")) return null;
+    let variables;
+    try {
+      variables = JSON.parse(tab.variables || "{}");
+    } catch {
+      return null;
+    }
+    if (![undefined, "", NO_TOKEN, given].includes(variables.ciphertext) || variables.ciphertext === made.ciphertext) return null;
+    given = made.ciphertext;
+    return JSON.stringify({ ...variables, ...made }, null, 2);
+  }
 
   /** The JSON object in one part of a JWT. Throws where there is none. */
   function jwtPart(part) {
@@ -140,6 +218,8 @@ mutation Decrypt(
 
   function logOut() {
     session = null;
+    made = null;
+    forgetEdits();
     byId("whoami").replaceChildren();
     byId("role").replaceChildren();
     byId("expiry").textContent = "";
@@ -170,7 +250,9 @@ mutation Decrypt(
       return { errors: [{ message: `The server does not answer at ${ENDPOINT}.` }] };
     }
     try {
-      return await response.json();
+      const answer = await response.json();
+      noticeMade(parameters, answer);
+      return answer;
     } catch {
       return { errors: [{ message: `The server answered HTTP ${response.status} without JSON.` }] };
     }
@@ -183,24 +265,38 @@ mutation Decrypt(
   });
 
   const { GraphiQL, React, ReactDOM } = window;
-  const tabs = EXAMPLES.map(({ query, variables }) => ({
-    query,
-    variables: variables ? JSON.stringify(variables, null, 2) : null,
-    headers: null,
-  }));
-  const page = React.createElement(
-    GraphiQL,
-    {
-      fetcher,
-      storage: null, // GraphiQL's word for: keep nothing, its tabs and history included
-      shouldPersistHeaders: false,
-      showPersistHeadersSettings: false,
-      forcedTheme: "system",
-      defaultEditorToolsVisibility: "variables",
-      defaultTabs: tabs,
-      variables: tabs[0].variables, // the first tab shows these, not its own
-    },
-    React.createElement(GraphiQL.Logo, null, "GraphiQL"),
-  );
-  ReactDOM.createRoot(byId("graphiql")).render(page);
+  const examples = EXAMPLES.map(({ query, variables }) => ({ query, variables: variables ? JSON.stringify(variables, null, 2) : null }));
+  const tabs = (keptEdits() ?? examples).map(({ query, variables }) => ({ query, variables, headers: null }));
+  const root = ReactDOM.createRoot(byId("graphiql"));
+
+  /** Shows the page; `variables` are those of the tab that is open. */
+  function show(variables) {
+    const page = React.createElement(
+      GraphiQL,
+      {
+        fetcher,
+        storage: null, // GraphiQL's word for: keep nothing, its tabs and history included
+        shouldPersistHeaders: false,
+        showPersistHeadersSettings: false,
+        forcedTheme: "system",
+        defaultEditorToolsVisibility: "variables",
+        defaultTabs: tabs,
+        variables,
+        onTabChange,
+      },
+      React.createElement(GraphiQL.Logo, null, "GraphiQL"),
+    );
+    root.render(page);
+  }
+
+  let openTab = 0;
+  function onTabChange({ tabs: open, activeTabIndex }) {
+    keepEdits(open);
+    const variables = activeTabIndex === openTab ? null : withMade(open[activeTabIndex]);
+    openTab = activeTabIndex;
+    // GraphiQL fills its editors once this is over.
+    if (variables) setTimeout(() => show(variables));
+  }
+
+  show(tabs[0].variables); // the first tab shows these, not its own
 })();

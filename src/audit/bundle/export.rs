@@ -8,8 +8,8 @@ use super::super::tree::{Tree, TreeError};
 use super::BUNDLE_FORMAT;
 use super::line::{End, Header, Line, Start, roots_of};
 use super::writer::Writer;
-use crate::model::Tenant;
-use crate::store::{CheckpointRow, LogHead, ReadError, Store};
+use crate::model::{Operation, Tenant};
+use crate::store::{CheckpointRow, EntryFilter, LogHead, ReadError, Store};
 
 /// What to put into a bundle.
 #[derive(Clone, Debug)]
@@ -54,6 +54,8 @@ pub enum ExportError {
         /// What the checkpoint says.
         size: u64,
     },
+    /// Values were erased while it was written: the entry that says so is not in it.
+    Erased,
     /// The entry at this place is gone, and with it all that could stand for it: verify the log.
     Missing {
         /// The place.
@@ -88,6 +90,7 @@ pub struct Export<'s> {
     closing: CheckpointRow,
     places: Range<u64>,
     uncovered: Option<Range<u64>>,
+    erasures_behind: bool,
 }
 
 impl<'s> Export<'s> {
@@ -119,7 +122,9 @@ impl<'s> Export<'s> {
         let uncovered = until..wanted.places.end.min(tree.head.end());
         let uncovered = Some(uncovered).filter(|uncovered| !uncovered.is_empty());
         let origin = note.checkpoint.origin;
-        Ok(Self { store, tenant, tree, keys: wanted.keys, pinned, origin, closing, places, uncovered })
+        let erasures_behind = places.end == until && erased_behind(store, tenant, until).await?;
+        let keys = wanted.keys;
+        Ok(Self { store, tenant, tree, keys, pinned, origin, closing, places, uncovered, erasures_behind })
     }
 
     /// The range: what was wanted, as far as the last checkpoint speaks of it.
@@ -141,7 +146,7 @@ impl<'s> Export<'s> {
         out: &mut (dyn Write + Send),
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Exported, ExportError> {
-        let Self { store, tenant, tree, keys, pinned, origin, closing, places, .. } = self;
+        let Self { store, tenant, tree, keys, pinned, origin, closing, places, erasures_behind, .. } = self;
         let (first, log, size) = (tree.head.first, tree.head.log, closing.size);
         let (from, to) = (places.start - first, places.end - first);
         let begin = pinned.map_or(from, |pinned| pinned.min(from));
@@ -156,6 +161,7 @@ impl<'s> Export<'s> {
             from: places.start,
             to: places.end,
             size,
+            erasures_behind,
         }))?;
         for key in &keys {
             writer.line(&Line::Key(key.to_string()))?;
@@ -164,11 +170,31 @@ impl<'s> Export<'s> {
         writer.line(&Line::Start(Start { size: begin, roots: roots_of(&roots) }))?;
         writer.skip_to(from).await?;
         writer.range(to, log, size, progress).await?;
+        // The entry of an erasure is there before any value goes.
+        if to == size && !erasures_behind && erased_behind(store, tenant, first + size).await? {
+            return Err(ExportError::Erased);
+        }
         writer.rest(size).await?;
         writer.line(&Line::Checkpoint(closing.note.to_string()))?;
         let entries = writer.entries;
         writer.line(&Line::End(End { entries }))?;
         writer.out.flush().map_err(ExportError::Write)?;
         Ok(Exported { places, entries, size })
+    }
+}
+
+/// Whether an entry at this place or behind it says that values were erased, in whichever of the tenant's logs.
+async fn erased_behind(store: &dyn Store, tenant: &Tenant, place: u64) -> Result<bool, ReadError> {
+    let filter = EntryFilter { operation: Some(Operation::Erase), ..EntryFilter::default() };
+    let mut before = None;
+    loop {
+        let page = store.entries(tenant.uid, &filter, before, 1).await?;
+        if let Some(latest) = page.entries.first() {
+            return Ok(latest.seq >= place);
+        }
+        match page.next.filter(|next| *next > place) {
+            Some(next) => before = Some(next),
+            None => return Ok(false),
+        }
     }
 }

@@ -130,6 +130,9 @@ pub(super) struct Header {
     pub(super) to: u64,
     /// How many leaves the closing checkpoint speaks of.
     pub(super) size: u64,
+    /// Whether the range reaches the end of what that checkpoint speaks of, and behind it entries say that values were erased.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) erasures_behind: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

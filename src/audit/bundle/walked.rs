@@ -132,8 +132,9 @@ impl Reading {
             let places = walk.place().min(end)..end;
             walk.report.find(Finding::CutOff { places });
         }
-        // An erasure's entry need not be in the range.
-        walk.goes_on_unseen();
+        if header.to < end || header.erasures_behind {
+            walk.goes_on_unseen();
+        }
         let mut report = walk.finish(|size, _| Finding::PinnedElsewhere { size });
         report.subject = format!(
             "log {}: {entries} entries, the range is places {} to before {} of {}",

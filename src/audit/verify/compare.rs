@@ -21,8 +21,8 @@ impl Walk {
         if said.size != size {
             return self.report.find(Finding::NoCheckpoint { size });
         }
-        if !self.trust.keys.is_empty() && !self.is_known(&signed) {
-            return self.report.find(Finding::Forged { checkpoint });
+        if let Some(unsigned) = self.unsigned(&signed, checkpoint) {
+            return self.report.find(unsigned);
         }
         if let Some(pinned) = &self.trust.pinned
             && pinned.checkpoint.size == size
@@ -41,8 +41,16 @@ impl Walk {
         self.headed = self.compare(frontier.root(), Against::Head(frontier.size()));
     }
 
-    fn is_known(&self, checkpoint: &SignedCheckpoint) -> bool {
-        self.trust.keys.iter().any(|key| checkpoint.is_signed_by(key))
+    /// What to say of a checkpoint that none of the keys given has signed, where any was given.
+    fn unsigned(&self, signed: &SignedCheckpoint, checkpoint: Against) -> Option<Finding> {
+        let keys = &self.trust.keys;
+        if keys.is_empty() || keys.iter().any(|key| signed.is_signed_by(key)) {
+            return None;
+        }
+        Some(match keys.iter().any(|key| signed.names(key)) {
+            true => Finding::Forged { checkpoint },
+            false => Finding::WrongKey { checkpoint, signers: signed.signers() },
+        })
     }
 
     /// Whether the tree so far has this root. Where it has not, says why as well as the leaves show it.
@@ -85,8 +93,8 @@ impl Walk {
         if pinned.checkpoint.origin != self.subject.origin {
             let origin = pinned.checkpoint.origin.clone();
             self.report.find(Finding::OtherLog { checkpoint, origin });
-        } else if !self.trust.keys.is_empty() && !self.is_known(pinned) {
-            self.report.find(Finding::Forged { checkpoint });
+        } else if let Some(unsigned) = self.unsigned(pinned, checkpoint) {
+            self.report.find(unsigned);
         }
     }
 

@@ -152,7 +152,14 @@ pub enum Finding {
         /// What says so.
         against: Against,
     },
-    /// None of the keys that are known has signed it.
+    /// It is signed with other keys than were given.
+    WrongKey {
+        /// Which.
+        checkpoint: Against,
+        /// The keys that it says it is signed with: name and id.
+        signers: Vec<String>,
+    },
+    /// It bears the name and the id of a key that was given, and that key has not signed it.
     Forged {
         /// Which.
         checkpoint: Against,

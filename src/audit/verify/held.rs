@@ -4,11 +4,10 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use super::Trust;
 use super::deks::Deks;
 use super::finding::{Against, Finding};
-use super::log::{Checkpoints, Log, origin};
-use super::{Subject, Trust, Walk};
-use crate::merkle::Frontier;
+use super::log::Log;
 use crate::model::{DekId, Tenant};
 use crate::store::{DekRow, ReadError, Store};
 
@@ -40,20 +39,9 @@ pub async fn hold_rows(store: &dyn Store, tenant: &Tenant, rows: Vec<DekRow>) ->
     let Some(head) = store.log_head(tenant.uid).await? else {
         return Ok(HeldRows { damaged: Some(Finding::Head), ..HeldRows::default() });
     };
-    let trust = Trust::default();
-    let origin = origin(store, tenant, &head, &trust).await?;
-    let subject = Subject { tenant: tenant.uid, origin, log: head.log, first: head.first };
-    let mut log = Log {
-        store,
-        tenant,
-        walk: Walk::start(subject, trust, Frontier::default()),
-        checkpoints: Checkpoints::new(),
-        deks: Deks::of(&rows, head.first == 0),
-        withheld: None,
-        pace: Some(PACE),
-        has_ended: false,
-        head,
-    };
+    let mut log = Log::of(store, tenant, head, Trust::default()).await?;
+    log.deks = Deks::of(&rows, log.head.first == 0);
+    log.pace = Some(PACE);
     log.entries(&mut |_, _| ()).await?;
     log.after().await?;
     let Log { walk, deks, .. } = log;

@@ -40,23 +40,13 @@ pub async fn verify_log(
         (None, Ok(None) | Err(ReadError::Malformed)) => return Ok(no_head(tenant)),
         (None, Err(error)) => return Err(error),
     };
-    let origin = origin(store, tenant, &head, &trust).await?;
-    let subject = Subject { tenant: tenant.uid, origin: origin.clone(), log: head.log, first: head.first };
     let pinned = trust.pinned.clone();
-    let mut log = Log {
-        store,
-        tenant,
-        walk: Walk::start(subject, trust, Frontier::default()),
-        checkpoints: Checkpoints::new(),
-        deks: match has_ended {
-            true => Deks::none(),
-            false => Deks::read(store, tenant.uid, None, head.first == 0).await?,
-        },
-        withheld: Some(Withheld::new()),
-        pace: None,
-        has_ended,
-        head,
-    };
+    let mut log = Log { has_ended, ..Log::of(store, tenant, head, trust).await? };
+    if !has_ended {
+        log.deks = Deks::read(store, tenant.uid, None, log.head.first == 0).await?;
+    }
+    log.withheld = Some(Withheld::new());
+    let origin = log.walk.origin().to_owned();
     log.entries(progress).await?;
     log.after().await?;
     if let Some(pinned) = &pinned {
@@ -116,7 +106,7 @@ fn no_head(tenant: &Tenant) -> Report {
 }
 
 /// What the log's checkpoints have to be called: what the auditor knows, else what the last one says, where it fits.
-pub(super) async fn origin(
+async fn origin(
     store: &dyn Store,
     tenant: &Tenant,
     head: &LogHead,
@@ -139,7 +129,7 @@ pub(super) struct Log<'s> {
     pub(super) tenant: &'s Tenant,
     pub(super) head: LogHead,
     pub(super) walk: Walk,
-    pub(super) checkpoints: Checkpoints,
+    checkpoints: Checkpoints,
     pub(super) deks: Deks,
     /// Where it is looked at which answers were withheld.
     pub(super) withheld: Option<Withheld>,
@@ -149,7 +139,7 @@ pub(super) struct Log<'s> {
 }
 
 /// The log's checkpoints by size, a page at a time.
-pub(super) struct Checkpoints {
+struct Checkpoints {
     page: std::vec::IntoIter<CheckpointRow>,
     next: Option<CheckpointRow>,
     from: u64,
@@ -157,7 +147,7 @@ pub(super) struct Checkpoints {
 }
 
 impl Checkpoints {
-    pub(super) fn new() -> Self {
+    fn new() -> Self {
         Self { page: Vec::new().into_iter(), next: None, from: 0, ended: false }
     }
 
@@ -174,6 +164,30 @@ impl Checkpoints {
             self.next = self.page.next();
         }
         Ok(self.next.as_ref().map(|row| row.size))
+    }
+}
+
+impl<'s> Log<'s> {
+    /// A tenant's log before its first entry was looked at: as the current one, against no rows of DEKs, and without a pause.
+    pub(super) async fn of(
+        store: &'s dyn Store,
+        tenant: &'s Tenant,
+        head: LogHead,
+        trust: Trust,
+    ) -> Result<Self, ReadError> {
+        let origin = origin(store, tenant, &head, &trust).await?;
+        let subject = Subject { tenant: tenant.uid, origin, log: head.log, first: head.first };
+        Ok(Self {
+            store,
+            tenant,
+            walk: Walk::start(subject, trust, Frontier::default()),
+            checkpoints: Checkpoints::new(),
+            deks: Deks::none(),
+            withheld: None,
+            pace: None,
+            has_ended: false,
+            head,
+        })
     }
 }
 

@@ -23,6 +23,7 @@ impl Finding {
             Self::Time { .. } => "changed-time",
             Self::Rewritten { .. } | Self::Forked { .. } => "rewritten-history",
             Self::Head => "changed-head",
+            Self::WrongKey { .. } => "wrong-key",
             Self::Forged { .. } | Self::NoCheckpoint { .. } | Self::OtherLog { .. } => "forged-checkpoint",
             Self::MissingCheckpoint { .. } => "missing-checkpoint",
             Self::PinnedElsewhere { .. } => "pinned-not-shown",
@@ -51,12 +52,14 @@ impl Finding {
             | Self::VoidsNothing { .. } => Claim::Order,
             Self::Rewritten { against: Against::Pinned(_), .. }
             | Self::Shorter { against: Against::Pinned(_), .. }
+            | Self::WrongKey { checkpoint: Against::Pinned(_), .. }
             | Self::Forged { checkpoint: Against::Pinned(_) }
             | Self::OtherLog { checkpoint: Against::Pinned(_), .. }
             | Self::Forked { .. }
             | Self::PinnedElsewhere { .. } => Claim::Pinned,
             Self::Time { .. } | Self::Rewritten { .. } | Self::Head | Self::Shorter { .. } => Claim::Tree,
-            Self::Forged { .. }
+            Self::WrongKey { .. }
+            | Self::Forged { .. }
             | Self::NoCheckpoint { .. }
             | Self::OtherLog { .. }
             | Self::MissingCheckpoint { .. } => Claim::Signed,
@@ -125,8 +128,13 @@ impl fmt::Display for Finding {
             Self::Shorter { has, against } => {
                 write!(f, "the log has {has} entries, and {against} speaks of more")
             }
+            Self::WrongKey { checkpoint, signers } => write!(
+                f,
+                "no key that was given fits {checkpoint}: it says that it is signed with {}",
+                signers.join(", ")
+            ),
             Self::Forged { checkpoint } => {
-                write!(f, "none of the keys given has signed {checkpoint}")
+                write!(f, "{checkpoint} names a key that was given, and that key has not signed it")
             }
             Self::NoCheckpoint { size } => {
                 write!(f, "what is kept as of size {size} is not a checkpoint of that size")

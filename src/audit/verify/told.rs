@@ -5,20 +5,20 @@ use super::report::Claim;
 use super::walk::Walk;
 
 impl Walk {
-    /// What was erased, once it is found what no entry says was.
-    fn erased(&mut self) -> String {
+    /// Tells what was erased, once it is found what no entry says was.
+    fn tell_personal(&mut self) {
         let (found, unseen) = self.erasures.settle();
         found.into_iter().for_each(|finding| self.report.find(finding));
-        let unseen = match unseen {
-            0 => String::new(),
-            places => format!("; at {places} place(s) no entry that is shown says so"),
-        };
-        format!("{} of them erased{unseen}", self.erasures.count)
+        let erased =
+            format!("names and ids are those that were hashed ({} of them erased", self.erasures.count);
+        let open = (unseen > 0).then(|| {
+            format!("{erased}; of {unseen} place(s) no entry that is shown says so: a later one may)")
+        });
+        self.report.tell(Claim::Personal, format!("{erased})"), open);
     }
 
     pub(super) fn tell(&mut self) {
         let (entries, checkpoints, sealed) = (self.entries, self.checkpoints, self.sealed);
-        let erased = self.erased();
         let (after, headed) = (self.size() - sealed, self.headed);
         let report = &mut self.report;
         report.tell(
@@ -26,7 +26,8 @@ impl Walk {
             format!("what each of {entries} entries says is what its leaf covers"),
             None,
         );
-        report.tell(Claim::Personal, format!("names and ids are those that were hashed ({erased})"), None);
+        self.tell_personal();
+        let report = &mut self.report;
         let pruned = match self.pruned.is_empty() {
             true => String::new(),
             false => ", but those that entries say were pruned".to_owned(),

@@ -75,6 +75,11 @@ impl Walk {
         self.subject.tenant
     }
 
+    /// What the log's checkpoints are called.
+    pub(super) fn origin(&self) -> &str {
+        &self.subject.origin
+    }
+
     /// How many leaves were walked past.
     pub(in crate::audit) fn size(&self) -> u64 {
         self.size

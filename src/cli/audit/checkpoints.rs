@@ -1,5 +1,6 @@
 //! `byok audit key|restored`: the keys that checkpoints are signed with, and the way back after a restore.
 
+use std::collections::BTreeSet;
 use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -10,7 +11,7 @@ use clap::Args;
 use crate::app::RestoreFailed;
 use crate::audit::{CheckpointKey, origin_of};
 use crate::cli::{Failure, assemble};
-use crate::config::{Audit, Env, Mistake, Reader, SigningKeys};
+use crate::config::{self, Audit, Env, Mistake, Reader, SigningKeys};
 use crate::crypto::Ed25519SigningKey;
 
 /// Which keys.
@@ -19,9 +20,10 @@ pub(super) struct Key {
     /// Whose log
     #[arg(long, default_value = "primary", value_name = "NAME")]
     tenant: String,
-    /// Which of the tenant's logs: each restore opens another one
-    #[arg(long, default_value_t = 1, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
-    log: u32,
+    /// Which of the tenant's logs: each restore opens another one. When absent, all that the database has; the first, where no
+    /// database is configured
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    log: Option<u32>,
     /// Make a key, write it to this file, which must not be there yet, and print its public key
     #[arg(long, value_name = "FILE")]
     generate: Option<PathBuf>,
@@ -41,13 +43,17 @@ pub(super) struct Restored {
     anyway: bool,
 }
 
-/// One key a line, the current one first.
-pub(super) fn key(arguments: &Key) -> Result<(), Failure> {
+/// One key a line: log by log in the order of their numbers, of each the current key first.
+pub(super) async fn key(arguments: &Key) -> Result<(), Failure> {
     let env = Env::of_process();
     let mut reader = Reader::new(&env);
     let audit = Audit::read(&mut reader);
     let mut mistakes = reader.into_mistakes();
     mistakes.retain(|mistake| !mistake.variable.starts_with("BYOK_AUDIT_CHECKPOINT"));
+    if arguments.generate.is_some() {
+        // The file that the variable names is most often the one that is to be made.
+        mistakes.retain(|mistake| !mistake.variable.contains("SIGNING_KEY"));
+    }
     if !mistakes.is_empty() {
         return Err(Failure::Configuration(mistakes));
     }
@@ -60,11 +66,52 @@ pub(super) fn key(arguments: &Key) -> Result<(), Failure> {
         let variable = "BYOK_AUDIT_SIGNING_KEY".to_owned();
         return Err(Failure::Configuration(vec![Mistake { variable, problem }]));
     }
-    let name = origin_of(&audit.origin, &arguments.tenant, arguments.log);
-    for key in keys {
-        println!("{}", CheckpointKey { name: name.clone(), key: key.verifying_key() });
+    let logs = match (arguments.log, &arguments.generate) {
+        (Some(log), _) => vec![log],
+        (None, Some(_)) => vec![1],
+        (None, None) => logs(&env, &arguments.tenant).await,
+    };
+    for log in logs {
+        let name = origin_of(&audit.origin, &arguments.tenant, log);
+        for key in &keys {
+            println!("{}", CheckpointKey { name: name.clone(), key: key.verifying_key() });
+        }
     }
     Ok(())
+}
+
+/// The numbers of the tenant's logs. Keys are asked for before there is a database, and where it cannot be reached: then it is said
+/// that only the first log's are told.
+async fn logs(env: &Env, tenant: &str) -> Vec<u32> {
+    let mut reader = Reader::new(env);
+    if config::Store::read(&mut reader, None).is_none() {
+        return vec![1];
+    }
+    match logs_of(env, tenant).await {
+        Ok(logs) => logs,
+        Err(failure) => {
+            let why = match failure {
+                Failure::Running(why) | Failure::Refused(why) => why,
+                Failure::Schema(why) => why.to_string(),
+                Failure::Configuration(_) | Failure::Unwell => "its configuration has mistakes".to_owned(),
+            };
+            eprintln!(
+                "only the key of log 1 is told, as the database does not say which logs there are: {why}"
+            );
+            vec![1]
+        }
+    }
+}
+
+async fn logs_of(env: &Env, tenant: &str) -> Result<Vec<u32>, Failure> {
+    let database = assemble::database(env).await?;
+    let Some(tenant) = database.tenant(tenant).await.map_err(assemble::unread)? else {
+        return Ok(vec![1]);
+    };
+    let current = database.log_head(tenant.uid).await.map_err(assemble::unread)?;
+    let ended = database.ended_logs(tenant.uid).await.map_err(assemble::unread)?;
+    let logs: BTreeSet<u32> = ended.iter().chain(&current).map(|head| head.log).collect();
+    Ok(if logs.is_empty() { vec![1] } else { logs.into_iter().collect() })
 }
 
 fn generated(path: &Path) -> Result<Ed25519SigningKey, Failure> {
@@ -94,7 +141,7 @@ pub(super) async fn restored(arguments: Restored) -> Result<(), Failure> {
             found.ok_or_else(|| Failure::Running(format!("there is no tenant {:?}", arguments.tenant)))?
         }
     };
-    let checkpoints = assemble::checkpoints(audit, database, tenant, None)?;
+    let checkpoints = assemble::checkpoints(audit, database, tenant.into(), None)?;
     let done = checkpoints.restored(arguments.by.as_deref(), arguments.anyway).await.map_err(failed)?;
     println!("ended   {}", done.ended);
     for lost in &done.lost {

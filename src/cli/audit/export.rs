@@ -127,6 +127,10 @@ fn said(error: ExportError) -> Failure {
         ExportError::Shorter { size } => {
             format!("the log is shorter than a checkpoint of size {size} says: run `byok audit verify`")
         }
+        ExportError::Erased => {
+            "values were erased while the bundle was written, and it does not say so: export it again"
+                .to_owned()
+        }
         ExportError::Missing { place } => format!(
             "the entry at place {place} is gone, and with it all that could stand for it: run `byok audit verify`"
         ),

@@ -49,7 +49,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
         What::Verify(arguments) => verify::run(arguments).await,
         What::Export(arguments) => export::run(arguments).await,
         What::VerifyBundle(arguments) => verify_bundle::run(&arguments),
-        What::Key(arguments) => checkpoints::key(&arguments),
+        What::Key(arguments) => checkpoints::key(&arguments).await,
         What::Restored(arguments) => checkpoints::restored(arguments).await,
         What::Hold(arguments) => keeping::hold(arguments).await,
         What::Erase(arguments) => keeping::erase(arguments).await,

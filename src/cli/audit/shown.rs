@@ -49,7 +49,7 @@ pub(super) async fn ended(
 ) -> Result<Option<LogHead>, Failure> {
     let Some(log) = log else { return Ok(None) };
     let unread = |error| match error {
-        ReadError::Unavailable | ReadError::Rejected => assemble::unread(error),
+        ReadError::Unavailable | ReadError::Busy | ReadError::Rejected => assemble::unread(error),
         ReadError::Malformed => {
             Failure::Running("what is kept of logs that have ended was altered".to_owned())
         }

@@ -1,12 +1,14 @@
 //! The key: every operation that we need of it is tried apart, so that the right that is missing has a name. Uses a DEK that
 //! is kept nowhere.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
 use super::{Findings, PATIENCE};
 use crate::cli::{Failure, assemble};
 use crate::config;
+use crate::config::VaultKey;
 use crate::crypto::{self, Dek};
 use crate::kms::{DekBinding, ItemResult, Kms, KmsError, KmsErrorClass, Purpose, Stage, Verdict};
 use crate::model::{DekId, TenantUid, Wrapped};
@@ -21,11 +23,10 @@ enum Asked {
 }
 
 /// Whose words the remedies use.
-#[derive(Clone, Copy)]
 pub(super) enum Provider {
     Aws,
     Gcp,
-    Vault,
+    Vault(VaultKey),
     Azure,
     Local,
 }
@@ -38,7 +39,9 @@ pub(super) async fn check(
     let provider = match &settings {
         config::Kms::Aws(_) => Provider::Aws,
         config::Kms::Gcp(_) => Provider::Gcp,
-        config::Kms::Vault(_) => Provider::Vault,
+        config::Kms::Vault(settings) => {
+            Provider::Vault(VaultKey { mount: settings.mount.clone(), key: settings.key.clone() })
+        }
         config::Kms::Azure(_) => Provider::Azure,
         config::Kms::Local(_) => Provider::Local,
     };
@@ -52,13 +55,13 @@ pub(super) async fn check(
             findings.fault(&problem, "correct it");
             return None;
         }
-        Err(Failure::Schema(_) | Failure::Unwell) => return None,
+        Err(Failure::Refused(_) | Failure::Schema(_) | Failure::Unwell) => return None,
     };
-    let unwraps = match tokio::time::timeout(PATIENCE, each(findings, provider, &*kms)).await {
+    let unwraps = match tokio::time::timeout(PATIENCE, each(findings, &provider, &*kms)).await {
         Ok(unwraps) => unwraps,
         Err(_) => {
-            findings
-                .fault("key: no answer", remedy(provider, Asked::Wrap, KmsErrorClass::Timeout, Stage::Key));
+            let remedy = remedy(&provider, Asked::Wrap, KmsErrorClass::Timeout, Stage::Key);
+            findings.fault("key: no answer", &remedy);
             false
         }
     };
@@ -69,16 +72,16 @@ pub(super) async fn check(
 }
 
 /// Whether a DEK that was made just now was unwrapped.
-async fn each(findings: &mut Findings, provider: Provider, kms: &dyn Kms) -> bool {
+async fn each(findings: &mut Findings, provider: &Provider, kms: &dyn Kms) -> bool {
     let (tenant, dek_id) = (TenantUid(crypto::random()), DekId::new());
     let binding = DekBinding { tenant, dek_id, purpose: Purpose::Probe };
     let fault = async |findings: &mut Findings, asked: Asked, error: &KmsError| {
         let remedy = remedy(provider, asked, error.class, error.stage);
         match (error.class, error.stage, provider) {
-            (KmsErrorClass::AccessDenied, Stage::Key, Provider::Vault) => {
-                findings.fault(&told(asked, error), &denied_by_vault(kms.knows_credential().await, remedy));
+            (KmsErrorClass::AccessDenied, Stage::Key, Provider::Vault(_)) => {
+                findings.fault(&told(asked, error), &denied_by_vault(kms.knows_credential().await, &remedy));
             }
-            _ => findings.fault(&told(asked, error), remedy),
+            _ => findings.fault(&told(asked, error), &remedy),
         }
     };
     let made = one(kms.generate(&[binding]).await);
@@ -111,7 +114,7 @@ async fn each(findings: &mut Findings, provider: Provider, kms: &dyn Kms) -> boo
         Ok(_) => findings.good("key: a DEK was re-wrapped, as rotation does"),
         Err(error) if error.class.verdict() == Verdict::Revoked => findings.open(
             &format!("{}; all but rotation works", told(Asked::Rewrap, &error)),
-            right(provider, Asked::Rewrap),
+            &right(provider, Asked::Rewrap),
         ),
         Err(error) => fault(findings, Asked::Rewrap, &error).await,
     }
@@ -149,12 +152,24 @@ fn told(asked: Asked, error: &KmsError) -> String {
     if let Some(id) = &error.request_id {
         let _ = write!(told, ", request id {id}");
     }
+    if let Some(distrust) = error.distrust {
+        let _ = write!(told, ": {}", distrust.sentence());
+    }
     told
 }
 
 /// The right that an operation needs.
-fn right(provider: Provider, asked: Asked) -> &'static str {
-    match (provider, asked) {
+fn right(provider: &Provider, asked: Asked) -> Cow<'static, str> {
+    let right = match (provider, asked) {
+        (Provider::Vault(VaultKey { mount, key }), _) => {
+            let (purpose, path) = match asked {
+                Asked::Generate | Asked::Wrap => ("", "encrypt"),
+                Asked::Unwrap => ("", "decrypt"),
+                Asked::Rewrap => ("for rotation ", "rewrap"),
+            };
+            return format!("{purpose}grant `update` on {mount}/{path}/{key}: `byok policy vault-transit`")
+                .into();
+        }
         (Provider::Aws, Asked::Generate) => {
             "grant kms:GenerateDataKey on this key, in its key policy or ours: `byok policy aws-kms`"
         }
@@ -176,15 +191,6 @@ fn right(provider: Provider, asked: Asked) -> &'static str {
         (Provider::Gcp, Asked::Rewrap) => {
             "for rotation grant useToEncrypt and useToDecrypt on this key: `byok policy gcp-kms`"
         }
-        (Provider::Vault, Asked::Generate | Asked::Wrap) => {
-            "grant `update` on <mount>/encrypt/<key>: `byok policy vault-transit`"
-        }
-        (Provider::Vault, Asked::Unwrap) => {
-            "grant `update` on <mount>/decrypt/<key>: `byok policy vault-transit`"
-        }
-        (Provider::Vault, Asked::Rewrap) => {
-            "for rotation grant `update` on <mount>/rewrap/<key>: `byok policy vault-transit`"
-        }
         (Provider::Azure, Asked::Generate | Asked::Wrap) => {
             "grant the data action keys/wrap on this key: `byok policy azure-key-vault`"
         }
@@ -195,13 +201,14 @@ fn right(provider: Provider, asked: Asked) -> &'static str {
             "for rotation grant the data actions keys/wrap and keys/unwrap on this key: `byok policy azure-key-vault`"
         }
         (Provider::Local, _) => "give the key file back to the user that byok runs as",
-    }
+    };
+    right.into()
 }
 
 /// What an operator does about it.
-fn remedy(provider: Provider, asked: Asked, class: KmsErrorClass, stage: Stage) -> &'static str {
-    match (class, stage) {
-        (KmsErrorClass::AccessDenied, Stage::Key) => right(provider, asked),
+fn remedy(provider: &Provider, asked: Asked, class: KmsErrorClass, stage: Stage) -> Cow<'static, str> {
+    let remedy = match (class, stage) {
+        (KmsErrorClass::AccessDenied, Stage::Key) => return right(provider, asked),
         (KmsErrorClass::AccessDenied | KmsErrorClass::CredentialInvalid, Stage::Credential) => match provider
         {
             Provider::Aws => {
@@ -210,7 +217,7 @@ fn remedy(provider: Provider, asked: Asked, class: KmsErrorClass, stage: Stage) 
             Provider::Gcp => {
                 "no token is given: check that the service account and its key are enabled, and the right to impersonate"
             }
-            Provider::Vault => {
+            Provider::Vault(_) => {
                 "the login is refused: issue a new secret id or service account token, and check the role"
             }
             Provider::Azure => {
@@ -229,15 +236,22 @@ fn remedy(provider: Provider, asked: Asked, class: KmsErrorClass, stage: Stage) 
             "the KMS does not open what it has just made: check that one key answers by this name"
         }
         (KmsErrorClass::KeyDisabled, _) => match provider {
-            Provider::Vault => {
-                "the key is soft-deleted: `bao write -f <mount>/keys/<key>/soft-delete-restore` brings it back"
+            Provider::Vault(VaultKey { mount, key }) => {
+                let restore = format!("bao write -f {mount}/keys/{key}/soft-delete-restore");
+                return format!("the key is soft-deleted: `{restore}` brings it back").into();
             }
             Provider::Aws | Provider::Gcp | Provider::Azure | Provider::Local => "enable the key in the KMS",
         },
         (KmsErrorClass::KeyNotFound, _) => match provider {
             Provider::Aws => "check the key or alias in BYOK_AWS_KEY_ARN, its account and its region",
             Provider::Gcp => "check project, location, key ring and key in BYOK_GCP_KEY_NAME",
-            Provider::Vault => "check BYOK_VAULT_TRANSIT_KEY, BYOK_VAULT_MOUNT and BYOK_VAULT_NAMESPACE",
+            Provider::Vault(VaultKey { mount, key }) => {
+                return format!(
+                    "there is no key `{key}` at `{mount}`: check BYOK_VAULT_TRANSIT_KEY, BYOK_VAULT_MOUNT and \
+                     BYOK_VAULT_NAMESPACE, or make it: `vault write -f {mount}/keys/{key}`"
+                )
+                .into();
+            }
             Provider::Azure => {
                 "check vault and name in BYOK_AZURE_KEY_ID; a soft-deleted key can be recovered"
             }
@@ -260,7 +274,13 @@ fn remedy(provider: Provider, asked: Asked, class: KmsErrorClass, stage: Stage) 
                 "check region and endpoint, that the key is symmetric for encryption, and this machine's clock"
             }
             Provider::Gcp => "check endpoint and location, and that the key's purpose is ENCRYPT_DECRYPT",
-            Provider::Vault => "check address, mount, namespace and key type",
+            Provider::Vault(VaultKey { mount, key }) => {
+                return format!(
+                    "check address and namespace, that a Transit engine is mounted at `{mount}`, and that the key `{key}` is one \
+                     that encrypts (aes256-gcm96) and was made without `derived=true`: `vault read {mount}/keys/{key}`"
+                )
+                .into();
+            }
             Provider::Azure => {
                 "check the vault's address, the key's type and operations, and the credential's tenant"
             }
@@ -273,5 +293,7 @@ fn remedy(provider: Provider, asked: Asked, class: KmsErrorClass, stage: Stage) 
             "where our credential comes from is out of reach: check its address, DNS, firewall and certificates"
         }
         (KmsErrorClass::Unreachable, Stage::Key) => "check the KMS's address, DNS, firewall and certificates",
-    }
+        (KmsErrorClass::WrappedByAnotherKey, _) => "set the variables back to the key that wrapped it",
+    };
+    remedy.into()
 }

@@ -16,7 +16,7 @@ use crate::auth::KeysFound;
 use crate::config;
 use crate::config::{Config, Defaults, Engine, Env};
 use crate::model::SystemClock;
-use crate::store::{Database, Exposure, ReadError, StreamName};
+use crate::store::{Database, Exposure, MigrateError, ReadError, StreamName};
 
 /// How long the database and the key may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -60,7 +60,7 @@ pub(super) async fn run() -> Result<(), Failure> {
     listener(&mut findings, &config.server);
     identity(&mut findings, &config.auth).await;
     swap(&mut findings);
-    database(&mut findings, &config.store, &config.audit_streams).await;
+    let is_made = database(&mut findings, &config.store, &config.audit_streams).await;
     places::stream_file(&mut findings, &config.audit_streams);
     for (of, webhook) in [
         ("incidents", &config.webhook),
@@ -69,10 +69,11 @@ pub(super) async fn run() -> Result<(), Failure> {
     ] {
         places::webhook(&mut findings, of, webhook.as_ref()).await;
     }
-    let may_append = audit::check(&mut findings, config.audit, &config.store).await;
-    rows::check(&mut findings, config.row_mac, &config.kms, &config.store).await;
+    let store = is_made.then_some(&config.store);
+    let may_append = audit::check(&mut findings, config.audit, store).await;
+    rows::check(&mut findings, config.row_mac, &config.kms, store).await;
     let key = key::check(&mut findings, config.kms).await;
-    stored::check(&mut findings, &config.store, key.filter(|_| may_append)).await;
+    stored::check(&mut findings, store, key.filter(|_| may_append)).await;
     probing(&mut findings, &config.key_guard);
     match findings.faults {
         0 => Ok(()),
@@ -132,7 +133,7 @@ async fn identity(findings: &mut Findings, auth: &config::Auth) {
             });
         }
         Err(Failure::Running(problem)) => findings.fault(&problem, "correct it; `serve` refuses it too"),
-        Err(Failure::Schema(_) | Failure::Unwell) => {}
+        Err(Failure::Refused(_) | Failure::Schema(_) | Failure::Unwell) => {}
     }
     if auth.hasura_secrets.is_empty() {
         findings.open(
@@ -171,41 +172,79 @@ fn jwk_url(findings: &mut Findings, found: KeysFound) {
     }
 }
 
-async fn database(findings: &mut Findings, settings: &config::Store, streams: &config::AuditStreams) {
+/// Whether there is one to look into.
+async fn database(findings: &mut Findings, settings: &config::Store, streams: &config::AuditStreams) -> bool {
     let database = match assemble::open(settings).await {
         Ok(database) => database,
-        Err(Failure::Running(problem)) => return findings.fault(&problem, "correct DATABASE_URL"),
-        Err(Failure::Configuration(_) | Failure::Schema(_) | Failure::Unwell) => return,
+        Err(Failure::Running(problem)) => {
+            findings.fault(&problem, "correct DATABASE_URL");
+            return false;
+        }
+        Err(Failure::Configuration(_) | Failure::Refused(_) | Failure::Schema(_) | Failure::Unwell) => {
+            return false;
+        }
     };
     match tokio::time::timeout(PATIENCE, database.schema()).await {
-        Err(_) | Ok(Err(ReadError::Unavailable)) => {
-            return findings.fault("database: out of reach", "check DATABASE_URL and that the database runs");
+        Err(_) | Ok(Err(ReadError::Unavailable | ReadError::Busy)) => {
+            findings.fault("database: out of reach", "check DATABASE_URL and that the database runs");
+            return false;
         }
         Ok(Err(ReadError::Rejected | ReadError::Malformed)) => {
-            return findings
-                .fault("database: it refuses to be read", "check the rights of DATABASE_URL's role");
+            findings.fault("database: it refuses to be read", "check the rights of DATABASE_URL's role");
+            return false;
         }
         Ok(Ok(report)) => match report.usable() {
             Ok(()) => findings
                 .good(&format!("database: {} of {} migrations applied", report.applied, report.expected)),
+            // As `serve` does.
+            Err(MigrateError::Behind { applied, expected }) => {
+                unmade(findings, settings, applied, expected);
+                one_url(findings, settings, true);
+                return false;
+            }
             Err(error) => {
                 findings.fault(&format!("database: {error}"), "run `byok migrate`, or upgrade this binary")
             }
         },
     }
-    if let Engine::Postgres(postgres) = &settings.engine
-        && postgres.migration_url.is_none()
-    {
-        findings.open(
-            "database: one URL serves and migrates, so a stolen serving role owns the audit log",
-            "set BYOK_MIGRATION_DATABASE_URL to the owner's URL, and DATABASE_URL to a role that owns nothing",
-        );
-    }
+    let owns = database.exposure().await.map_or(true, |exposure| exposure.owns_audit || exposure.superuser);
+    one_url(findings, settings, owns);
     exposure(findings, &*database).await;
     let configured =
         [(StreamName::File, streams.file.is_some()), (StreamName::Webhook, streams.webhook.is_some())];
     for (name, _) in configured.into_iter().filter(|(_, is_on)| *is_on) {
         stream(findings, &*database, name).await;
+    }
+    true
+}
+
+/// Of a database that lacks tables: `serve` makes them.
+fn unmade(findings: &mut Findings, settings: &config::Store, applied: u32, expected: u32) {
+    let by = match &settings.engine {
+        Engine::Postgres(postgres) if postgres.migration_url.is_some() => {
+            ", by the role of BYOK_MIGRATION_DATABASE_URL"
+        }
+        Engine::Postgres(_) => ", by the role of DATABASE_URL, which needs the right to create tables",
+        Engine::Sqlite { .. } => "",
+    };
+    findings.good(&match applied {
+        0 => format!("database: it is empty; tables and log will be made at start{by}"),
+        _ => format!(
+            "database: {applied} of {expected} migrations applied; the others will be made at start{by}"
+        ),
+    });
+}
+
+/// Before there are tables, whoever migrates with the one URL becomes their owner.
+fn one_url(findings: &mut Findings, settings: &config::Store, owns: bool) {
+    if let Engine::Postgres(postgres) = &settings.engine
+        && postgres.migration_url.is_none()
+        && owns
+    {
+        findings.open(
+            "database: one URL serves and migrates, so a stolen serving role owns the audit log",
+            "set BYOK_MIGRATION_DATABASE_URL to the owner's URL, and DATABASE_URL to a role that owns nothing",
+        );
     }
 }
 
@@ -219,7 +258,7 @@ async fn stream(findings: &mut Findings, database: &dyn Database, name: StreamNa
         Ok(row.map(|row| (end.saturating_sub(row.next), row.failing_since)))
     };
     match read.await {
-        Err(ReadError::Unavailable | ReadError::Rejected | ReadError::Malformed) => {
+        Err(ReadError::Unavailable | ReadError::Busy | ReadError::Rejected | ReadError::Malformed) => {
             findings.fault(&format!("audit stream {shown}: its place cannot be read"), "run `byok migrate`");
         }
         Ok(None) => findings.good(&format!("audit stream {shown}: not begun; a server begins it")),

@@ -26,9 +26,10 @@ const OF_EACH: usize = 3;
 
 pub(super) async fn check(
     findings: &mut Findings,
-    settings: &config::Store,
+    settings: Option<&config::Store>,
     key: Option<(Arc<dyn Kms>, Provider)>,
 ) {
+    let Some(settings) = settings else { return };
     // What is wrong with the database is said elsewhere.
     let Ok(database) = assemble::open(settings).await else { return };
     let Ok(Some(tenant)) = database.tenant(assemble::PRIMARY).await else { return };
@@ -61,7 +62,7 @@ pub(super) async fn check(
         );
     }
     for ((key, version), tried) in tried {
-        tried.tell(findings, &KeyVersion { key, version }, provider);
+        tried.tell(findings, &KeyVersion { key, version }, &provider);
     }
 }
 
@@ -149,7 +150,7 @@ impl Tried {
         }
     }
 
-    fn tell(self, findings: &mut Findings, version: &KeyVersion, provider: Provider) {
+    fn tell(self, findings: &mut Findings, version: &KeyVersion, provider: &Provider) {
         let of = |what: &str| format!("stored DEKs: {what} under {version}");
         match self {
             Self { failed: Some(error), .. } => match error.class {
@@ -164,6 +165,10 @@ impl Tried {
                         ),
                     );
                 }
+                KmsErrorClass::WrappedByAnotherKey => findings.fault(
+                    &of("another key than the configured one wraps what is"),
+                    &format!("the variables name another key than before: {}", replaced(provider)),
+                ),
                 class => findings.fault(
                     &of(&format!("it is not known whether they open ({class:?}), those")),
                     "run `byok doctor` again; see the KMS's own log",
@@ -188,9 +193,9 @@ impl Tried {
 }
 
 /// How the key of before comes back, and what is lost where it does not.
-fn replaced(provider: Provider) -> &'static str {
+fn replaced(provider: &Provider) -> &'static str {
     match provider {
-        Provider::Vault => {
+        Provider::Vault(_) => {
             "restore the old key from its backup (delete the new one, then `vault write transit/restore/NAME backup=…`), or \
              set the variables to where the old key is. Without it, what these DEKs protect is lost for good; for new \
              records make a key under another name and set BYOK_VAULT_TRANSIT_KEY to it"

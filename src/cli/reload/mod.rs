@@ -20,7 +20,7 @@ use tracing::{info, warn};
 use super::{Failure, assemble};
 use crate::app::App;
 use crate::config::{self, Engine, Env, Files, Mistake};
-use crate::model::{SystemClock, Tenant};
+use crate::model::SystemClock;
 use crate::store::{self, Database};
 use crate::telemetry::Reread;
 
@@ -41,7 +41,6 @@ const LATE: Duration = Duration::from_secs(30);
 pub(super) struct Running {
     pub(super) app: Arc<App>,
     pub(super) database: Arc<dyn Database>,
-    pub(super) tenant: Tenant,
     pub(super) tls: Option<watch::Sender<TlsAcceptor>>,
 }
 
@@ -193,29 +192,36 @@ impl Running {
         Ok(())
     }
 
-    /// Takes other URLs once the same database answers by them.
+    /// Takes other URLs once the same database answers by them; before any was reached, those of any one.
     async fn take_database(&self, settings: config::Store) -> Result<(), NotTaken> {
-        let mistake = |problem: &str| {
-            let variable = "DATABASE_URL".to_owned();
-            NotTaken::Mistakes(vec![Mistake { variable, problem: problem.to_owned() }])
-        };
         // Another engine. An SQLite file would be made by opening it.
         if !matches!(settings.engine, Engine::Postgres(_)) {
             return Err(NotTaken::NeedsRestart);
         }
-        let by_new = store::open(&settings).await.map_err(|error| mistake(&error.to_string()))?;
-        match timeout(PATIENCE, by_new.tenant(assemble::PRIMARY)).await {
-            Ok(Ok(Some(tenant))) if tenant.uid == self.tenant.uid => {}
-            Ok(Ok(_)) => return Err(mistake("names another database than the one that is served from")),
-            Ok(Err(store::ReadError::Rejected | store::ReadError::Malformed)) => {
-                return Err(mistake("names a database or a role by which the tables cannot be read"));
-            }
-            Ok(Err(store::ReadError::Unavailable)) | Err(_) => return Err(NotTaken::NotYet(settings)),
+        let by_new = store::open(&settings).await.map_err(|error| mistake_in_url(&error.to_string()))?;
+        if self.app.serves().is_none() {
+            return self.take_urls(&settings);
         }
-        match self.database.take_urls(&settings) {
+        match timeout(PATIENCE, by_new.tenant(assemble::PRIMARY)).await {
+            Ok(Ok(Some(tenant))) if self.app.serves().is_some_and(|serves| tenant.uid == serves) => {}
+            Ok(Ok(_)) => {
+                return Err(mistake_in_url("names another database than the one that is served from"));
+            }
+            Ok(Err(store::ReadError::Rejected | store::ReadError::Malformed)) => {
+                return Err(mistake_in_url("names a database or a role by which the tables cannot be read"));
+            }
+            Ok(Err(store::ReadError::Unavailable | store::ReadError::Busy)) | Err(_) => {
+                return Err(NotTaken::NotYet(settings));
+            }
+        }
+        self.take_urls(&settings)
+    }
+
+    fn take_urls(&self, settings: &config::Store) -> Result<(), NotTaken> {
+        match self.database.take_urls(settings) {
             Ok(true) => Ok(()),
             Ok(false) => Err(NotTaken::NeedsRestart),
-            Err(error) => Err(mistake(&error.to_string())),
+            Err(error) => Err(mistake_in_url(&error.to_string())),
         }
     }
 
@@ -257,10 +263,15 @@ impl Running {
     }
 }
 
+fn mistake_in_url(problem: &str) -> NotTaken {
+    let variable = "DATABASE_URL".to_owned();
+    NotTaken::Mistakes(vec![Mistake { variable, problem: problem.to_owned() }])
+}
+
 fn mistakes_of(failure: Failure) -> Vec<Mistake> {
     match failure {
         Failure::Configuration(mistakes) => mistakes,
         Failure::Running(problem) => vec![Mistake { variable: "BYOK_LISTEN".to_owned(), problem }],
-        Failure::Schema(_) | Failure::Unwell => Vec::new(),
+        Failure::Refused(_) | Failure::Schema(_) | Failure::Unwell => Vec::new(),
     }
 }

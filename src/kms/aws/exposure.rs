@@ -3,8 +3,9 @@
 use aws_sdk_kms::types::KeyState;
 
 use crate::config::{AwsCredentials, AwsSettings};
-use crate::kms::Exposure;
 use crate::kms::budget::Share;
+use crate::kms::call::Call;
+use crate::kms::{Asked, Exposure};
 
 use super::key::Key;
 
@@ -46,11 +47,8 @@ impl Key {
         }
         // Where we may look. It tells apart what one error code of KMS stands for.
         let send = || self.client().describe_key().key_id(&pinned.arn).send();
-        let described = self
-            .call(Share::Probe, deadline, send)
-            .await
-            .ok()
-            .and_then(|(described, _)| described.key_metadata);
+        let call = Call { asked: Asked::Describe, share: Share::Probe, deadline };
+        let described = self.call(call, send).await.ok().and_then(|(described, _)| described.key_metadata);
         if let Some(what) = described.and_then(|key| state(key.key_state?)) {
             found.push(what);
         }

@@ -20,8 +20,10 @@ use zeroize::{Zeroize as _, Zeroizing};
 use crate::config::{AwsKeyArn, AwsKeyName, AwsSettings};
 use crate::crypto::Dek;
 use crate::kms::budget::Share;
-use crate::kms::call::{CallPolicy, Failed, each};
-use crate::kms::{Answer, DekBinding, Exposure, Generated, ItemResult, KmsError, KmsErrorClass, Purpose};
+use crate::kms::call::{Call, CallPolicy, Failed, each};
+use crate::kms::{
+    Answer, Asked, DekBinding, Exposure, Generated, ItemResult, KmsError, KmsErrorClass, Purpose,
+};
 use crate::model::{KeyVersion, Wrapped};
 
 use super::client::Clients;
@@ -84,7 +86,7 @@ impl Key {
     pub(super) fn new(settings: AwsSettings) -> Self {
         let identity = Identity::new(&settings, Clients::new());
         let slot = identity.slot();
-        let policy = CallPolicy::new(settings.timeout, settings.calls_per_minute);
+        let policy = CallPolicy::new("aws-kms", settings.timeout, settings.calls_per_minute);
         let configured = settings.key.clone();
         let warnings = exposure::of_settings(&settings);
         let pinned = match &settings.key.name {
@@ -174,7 +176,8 @@ impl Key {
             let call = self.client().encrypt().key_id(&pinned.arn).plaintext(Blob::new(dek.expose()));
             call.set_encryption_context(Some(context(binding))).send()
         };
-        let (made, request_id) = self.call(binding.purpose.into(), deadline, send).await?;
+        let call = Call { asked: Asked::Wrap, share: binding.purpose.into(), deadline };
+        let (made, request_id) = self.call(call, send).await?;
         ours(pinned, made.key_id(), &request_id)?;
         let name = self.versions.current().unwrap_or_else(|| UNNAMED.into());
         let version = KeyVersion::new(pinned.id.clone(), name);
@@ -193,7 +196,8 @@ impl Key {
             let call = self.client().decrypt().key_id(&pinned.arn).ciphertext_blob(blob.clone());
             call.set_encryption_context(Some(context(binding))).send()
         };
-        let (mut opened, request_id) = self.call(binding.purpose.into(), deadline, send).await?;
+        let call = Call { asked: Asked::Unwrap, share: binding.purpose.into(), deadline };
+        let (mut opened, request_id) = self.call(call, send).await?;
         let dek = dek(opened.plaintext.take(), &request_id);
         ours(pinned, opened.key_id(), &request_id)?;
         Ok(Answer { value: dek?, request_id })
@@ -219,7 +223,8 @@ impl Key {
                 .set_destination_encryption_context(Some(context(binding)))
                 .send()
         };
-        let (made, request_id) = self.call(Share::of_rewrap([binding.purpose]), deadline, send).await?;
+        let call = Call { asked: Asked::Rewrap, share: Share::of_rewrap([binding.purpose]), deadline };
+        let (made, request_id) = self.call(call, send).await?;
         ours(pinned, made.source_key_id(), &request_id)?;
         ours(pinned, made.key_id(), &request_id)?;
         let material = made.destination_key_material_id();
@@ -275,7 +280,7 @@ impl Key {
             let call = self.client().generate_data_key().key_id(key).key_spec(DataKeySpec::Aes256);
             call.set_encryption_context(Some(context.clone())).send()
         };
-        self.call(share, deadline, send).await
+        self.call(Call { asked: Asked::Generate, share, deadline }, send).await
     }
 
     /// Boxed, as it stands within every other call.
@@ -300,7 +305,8 @@ impl Key {
                     call.set_marker(marker.clone()).send()
                 };
                 // Counted and not refused: a name once given stays, and this comes once in a rotation.
-                let page = self.call(Share::Probe, soon, send).await?.0;
+                let call = Call { asked: Asked::Describe, share: Share::Probe, deadline: soon };
+                let page = self.call(call, send).await?.0;
                 entries.extend(page.rotations.unwrap_or_default());
                 marker = page.next_marker;
                 if !page.truncated || marker.is_none() {
@@ -315,8 +321,7 @@ impl Key {
     /// One call by the policy. A credential that KMS refuses is replaced once, where there can be another.
     pub(super) async fn call<Output, Error, Sent>(
         &self,
-        share: Share,
-        deadline: Instant,
+        call: Call,
         send: impl Fn() -> Sent,
     ) -> Result<(Output, Option<Arc<str>>), KmsError>
     where
@@ -324,6 +329,7 @@ impl Key {
         Error: ProvideErrorMetadata + StdError + 'static,
         Sent: Future<Output = Result<Output, SdkError<Error, HttpResponse>>> + Send,
     {
+        let Call { share, deadline, .. } = call;
         let attempt = || async {
             let held = self.identity.ready(None, deadline).await?;
             // Boxed: the SDK's futures are large, and one inside another too deep for the compiler.
@@ -346,7 +352,7 @@ impl Key {
                 Err(error) => Err(Failed { error: errors::of(&error), wait: errors::retry_after(&error) }),
             }
         };
-        self.policy.run(deadline, share, attempt).await
+        self.policy.run(call, attempt).await
     }
 }
 
@@ -369,7 +375,7 @@ fn context(binding: &DekBinding) -> Context {
 /// What is sent to be unwrapped. The name in the row must be that of our key: it comes from the database.
 fn ciphertext(pinned: &Pinned, wrapped: &Wrapped) -> Result<Blob, KmsError> {
     if wrapped.key_version.key != pinned.id {
-        return Err(KmsError::local(KmsErrorClass::Misconfigured));
+        return Err(KmsError::local(KmsErrorClass::WrappedByAnotherKey));
     }
     let good = wrapped.scheme == SCHEME && (1..=MAX_WRAPPED_BYTES).contains(&wrapped.bytes.len());
     good.then(|| Blob::new(wrapped.bytes.as_slice())).ok_or(KmsError::local(KmsErrorClass::InvalidWrappedDek))

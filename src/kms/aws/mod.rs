@@ -39,10 +39,11 @@ use tokio::task::JoinHandle;
 use crate::config::{AwsSettings, Mistake};
 use crate::crypto::Dek;
 use crate::kms::budget::Share;
-use crate::kms::{DekBinding, Exposure, Generated, ItemResult, Kms, KmsError};
+use crate::kms::{DekBinding, Exposure, Generated, ItemResult, Kms, KmsError, Requests};
 use crate::model::{KeyVersion, Wrapped};
 
 use key::{BATCH, Key};
+use versions::UNNAMED;
 
 /// How often we look whether a session is due.
 const SESSION_WATCH: Duration = Duration::from_secs(1);
@@ -129,6 +130,10 @@ impl Kms for AwsKms {
         self.key.current_version(Share::Caller, self.key.policy.deadline()).await
     }
 
+    fn tells_versions(&self, version: &KeyVersion) -> bool {
+        *version.version != *UNNAMED
+    }
+
     fn hang_up(&self) {
         self.key.hang_up();
     }
@@ -136,6 +141,10 @@ impl Kms for AwsKms {
     /// CloudTrail shows the encryption context (docs.aws.amazon.com/kms/latest/developerguide/encrypt_context.html).
     fn logs_context(&self) -> bool {
         true
+    }
+
+    fn requests(&self) -> Requests {
+        self.key.policy.requests()
     }
 
     fn batch_limit(&self) -> usize {

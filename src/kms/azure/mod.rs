@@ -34,9 +34,11 @@ use tokio::time::Instant;
 use crate::config::{AzureKey, AzureSettings, Mistake, is_azure_version};
 use crate::crypto::Dek;
 use crate::kms::budget::Share;
-use crate::kms::call::{CallPolicy, Failed, each};
+use crate::kms::call::{Call, CallPolicy, Failed, each};
 use crate::kms::http::Reply;
-use crate::kms::{Answer, DekBinding, Exposure, Generated, ItemResult, Kms, KmsError, KmsErrorClass};
+use crate::kms::{
+    Answer, Asked, DekBinding, Exposure, Generated, ItemResult, Kms, KmsError, KmsErrorClass, Requests,
+};
 use crate::model::{KeyVersion, Wrapped};
 
 use token::Tokens;
@@ -69,6 +71,16 @@ enum Operation<'a> {
     Read,
 }
 
+impl Operation<'_> {
+    fn asked(self) -> Asked {
+        match self {
+            Self::Wrap(_) => Asked::Wrap,
+            Self::Unwrap(_) => Asked::Unwrap,
+            Self::Read => Asked::Describe,
+        }
+    }
+}
+
 impl AzureKeyVault {
     /// Reads the certificate file that `settings` names. Nothing is sent before the first call.
     ///
@@ -82,7 +94,7 @@ impl AzureKeyVault {
     pub fn new(settings: AzureSettings) -> Result<Self, Mistake> {
         let transport = Arc::new(Transport::new(&settings)?);
         let key = settings.key.clone();
-        let calls = CallPolicy::new(settings.timeout, settings.calls_per_minute);
+        let calls = CallPolicy::new("azure-key-vault", settings.timeout, settings.calls_per_minute);
         let tokens = Tokens::new(settings, Arc::clone(&transport));
         // The client compares the host of a challenge with the vault's as well, where there is a name to compare.
         let named = key.resource.strip_prefix("https://").zip(key.vault.host_str());
@@ -143,7 +155,7 @@ impl AzureKeyVault {
         read: impl Fn(&wire::Answer<'_>) -> Option<T>,
     ) -> ItemResult<T> {
         self.calls
-            .run(deadline, share, || async {
+            .run(Call { asked: operation.asked(), share, deadline }, || async {
                 let reply = self.attempt(operation, &body, share, deadline).await?;
                 let value = wire::Answer::read(&reply.body).and_then(|answer| read(&answer));
                 match value {
@@ -260,6 +272,10 @@ impl Kms for AzureKeyVault {
         self.key.algorithm.anybody_wraps()
     }
 
+    fn requests(&self) -> Requests {
+        self.calls.requests()
+    }
+
     fn batch_limit(&self) -> usize {
         BATCH
     }
@@ -272,6 +288,13 @@ impl Kms for AzureKeyVault {
         #[derive(Deserialize)]
         struct Key {
             attributes: Attributes,
+            key: Material,
+        }
+        #[derive(Deserialize)]
+        struct Material {
+            /// The modulus of an RSA key, in base64url (RFC 7518, section 6.3.1.1).
+            #[serde(default)]
+            n: String,
         }
         #[derive(Deserialize)]
         struct Attributes {
@@ -282,7 +305,8 @@ impl Kms for AzureKeyVault {
 
         let (deadline, nothing) = (self.calls.deadline(), Bytes::new());
         let once = || self.attempt(Operation::Read, &nothing, Share::Probe, deadline);
-        let read = self.calls.run(deadline, Share::Probe, once).await;
+        let call = Call { asked: Operation::Read.asked(), share: Share::Probe, deadline };
+        let read = self.calls.run(call, once).await;
         // Without the right to read it there is nothing to tell, and nothing wrong.
         let Some(key) = read.ok().and_then(|reply| serde_json::from_slice::<Key>(&reply.body).ok()) else {
             return Vec::new();
@@ -293,6 +317,13 @@ impl Kms for AzureKeyVault {
             exposures.push(Exposure {
                 what: "key: whoever may purge a deleted key can destroy it, and all data with it, before its retention ends",
                 remedy: "turn on the vault's purge protection",
+            });
+        }
+        // 2048 bits are 342 digits of base64url; 3072 are 512.
+        if (1..512).contains(&key.key.n.len()) {
+            exposures.push(Exposure {
+                what: "key: it is an RSA key of less than 3072 bits, weaker than what it wraps",
+                remedy: "make a new version of it with `--size 3072` or more (`az keyvault key create` once more), and run `byok rotate`",
             });
         }
         if key.attributes.exp.is_some() {

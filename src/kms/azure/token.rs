@@ -290,6 +290,7 @@ impl Inner {
             | KmsErrorClass::Sealed
             | KmsErrorClass::Timeout
             | KmsErrorClass::Unreachable
+            | KmsErrorClass::WrappedByAnotherKey
             | KmsErrorClass::BudgetSpent
             | KmsErrorClass::LoginPaused => None,
         };

@@ -49,7 +49,7 @@ pub(super) fn checked<'a>(
     wrapped: &'a Wrapped,
 ) -> Result<(&'a str, &'a [u8]), KmsErrorClass> {
     if *wrapped.key_version.key != *key.name {
-        return Err(KmsErrorClass::Misconfigured);
+        return Err(KmsErrorClass::WrappedByAnotherKey);
     }
     let length_fits = match key.algorithm {
         // As long as the key: 2048, 3072 or 4096 bit.

@@ -23,6 +23,17 @@ pub(super) enum Asked {
     Look,
 }
 
+impl Asked {
+    /// What it is at any provider.
+    pub(super) fn of_any(self) -> crate::kms::Asked {
+        match self {
+            Self::Encrypt | Self::EncryptUnder => crate::kms::Asked::Wrap,
+            Self::Decrypt => crate::kms::Asked::Unwrap,
+            Self::Look => crate::kms::Asked::Describe,
+        }
+    }
+}
+
 /// The detail that a row asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Detail {
@@ -110,7 +121,8 @@ pub(super) fn of_impersonation(reply: &Reply) -> KmsError {
             | Sealed
             | Throttled
             | Timeout
-            | Unreachable) => class,
+            | Unreachable
+            | WrappedByAnotherKey) => class,
         },
         None => of_status(reply.status),
     };

@@ -39,10 +39,10 @@ use crate::config::{
 };
 use crate::crypto::Dek;
 use crate::kms::budget::Share;
-use crate::kms::call::{CallPolicy, Failed, each};
+use crate::kms::call::{Call, CallPolicy, Failed, each};
 use crate::kms::http::{Http, HttpSettings, Reply};
 use crate::kms::{
-    Answer, DekBinding, Exposure, Generated, ItemResult, Kms, KmsError, KmsErrorClass, Purpose,
+    Answer, DekBinding, Exposure, Generated, ItemResult, Kms, KmsError, KmsErrorClass, Purpose, Requests,
 };
 use crate::model::{KeyVersion, Wrapped};
 
@@ -107,7 +107,7 @@ impl GcpKms {
         let google = Arc::new(Google {
             tokens: Arc::new(Tokens::new(login, Arc::clone(&http))),
             http,
-            calls: CallPolicy::new(settings.timeout, settings.calls_per_minute),
+            calls: CallPolicy::new("gcp-kms", settings.timeout, settings.calls_per_minute),
             endpoint: settings.endpoint,
             key: settings.key,
             version: match settings.version {
@@ -223,6 +223,10 @@ impl Kms for GcpKms {
         self.google.http.hang_up();
     }
 
+    fn requests(&self) -> Requests {
+        self.google.calls.requests()
+    }
+
     fn batch_limit(&self) -> usize {
         BATCH
     }
@@ -316,7 +320,7 @@ impl Google {
                 _ => Err(Failed { error: errors::of_reply(asked, &reply), wait: reply.retry_after() }),
             }
         };
-        self.calls.run(deadline, share, once).await
+        self.calls.run(Call { asked: asked.of_any(), share, deadline }, once).await
     }
 
     /// Sends a request; once more where the first answer is of the kind that one more try may mend.

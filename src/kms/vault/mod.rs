@@ -7,8 +7,8 @@
 //! | `auth` | the token, its renewal, logins |
 //! | `transport` | one request |
 //!
-//! What the token needs is `update` on `<mount>/encrypt/<key>`, `decrypt/<key>` and `rewrap/<key>`, nothing else. The
-//! current key version is learned by wrapping a random value, so no metadata is read.
+//! What the token needs is `update` on `<mount>/encrypt/<key>`, `decrypt/<key>` and `rewrap/<key>`, and on `auth/token/renew-self`
+//! where it has an end. The current key version is learned by wrapping a random value, so no metadata is read but for `doctor`.
 //!
 //! One refusal of the token is answered by one more try with another token, where there is one. OpenBao refuses a token that has
 //! ended with the words for a right that is missing: `auth/token/lookup-self` tells the two apart where the token has the
@@ -33,9 +33,11 @@ use tokio::time::Instant;
 use crate::config::{KeyVersionStrategy, Mistake, VaultSettings};
 use crate::crypto::{Dek, SecretText};
 use crate::kms::budget::Share;
-use crate::kms::call::{CallPolicy, Failed, each};
+use crate::kms::call::{Call, CallPolicy, Failed, each};
 use crate::kms::http::Reply;
-use crate::kms::{Answer, DekBinding, Exposure, Generated, ItemResult, Kms, KmsError, KmsErrorClass};
+use crate::kms::{
+    Answer, Asked, DekBinding, Exposure, Generated, ItemResult, Kms, KmsError, KmsErrorClass, Requests,
+};
 use crate::model::{KeyVersion, Wrapped};
 
 use auth::Auth;
@@ -82,7 +84,7 @@ impl VaultTransit {
             mount: settings.mount,
             key: settings.key.into(),
             version: settings.version,
-            calls: CallPolicy::new(settings.timeout, settings.calls_per_minute),
+            calls: CallPolicy::new("vault-transit", settings.timeout, settings.calls_per_minute),
         });
         let kept = Arc::clone(&vault);
         let keeper = tokio::spawn(async move {
@@ -156,8 +158,8 @@ impl Kms for VaultTransit {
     async fn unwrap(&self, wrapped: &[(DekBinding, Wrapped)]) -> Vec<ItemResult<Dek>> {
         let deadline = self.vault.calls.deadline();
         let share = Share::of(wrapped.iter().map(|(binding, _)| binding.purpose));
-        let decrypted =
-            |batch| self.vault.of_ciphertexts("decrypt", batch, None, share, deadline, transit::dek);
+        let call = Call { asked: Asked::Unwrap, share, deadline };
+        let decrypted = |batch| self.vault.of_ciphertexts("decrypt", batch, None, call, transit::dek);
         each(wrapped.chunks(BATCH), decrypted).await.into_iter().flatten().collect()
     }
 
@@ -168,10 +170,10 @@ impl Kms for VaultTransit {
         };
         let (key, version) = (&self.vault.key, Some(version));
         let share = Share::of_rewrap(wrapped.iter().map(|(binding, _)| binding.purpose));
-        let deadline = self.vault.calls.deadline();
+        let call = Call { asked: Asked::Rewrap, share, deadline: self.vault.calls.deadline() };
         let rewrapped = |batch| {
             let read = move |item: &transit::Item<'_>| transit::wrapped(item, key, version);
-            self.vault.of_ciphertexts("rewrap", batch, version, share, deadline, read)
+            self.vault.of_ciphertexts("rewrap", batch, version, call, read)
         };
         each(wrapped.chunks(BATCH), rewrapped).await.into_iter().flatten().collect()
     }
@@ -184,6 +186,10 @@ impl Kms for VaultTransit {
 
     fn hang_up(&self) {
         self.vault.transport.hang_up();
+    }
+
+    fn requests(&self) -> Requests {
+        self.vault.calls.requests()
     }
 
     fn batch_limit(&self) -> usize {
@@ -206,24 +212,67 @@ impl Kms for VaultTransit {
     }
 
     async fn exposure(&self) -> Vec<Exposure> {
-        match self.upsert_possible().await {
-            Some(true) => vec![Exposure {
+        let mut found = self.vault.made_how().await;
+        if self.upsert_possible().await == Some(true) {
+            found.push(Exposure {
                 what: "key: Vault would create a key that is missing, if anybody with this token asked it to",
                 remedy: "grant `update` and not `create`, and set `disable_upsert=true` in the mount's config/keys",
-            }],
-            Some(false) | None => Vec::new(),
+            });
         }
+        found
     }
 }
 
 impl Vault {
+    /// What the key's own description says against it, where we may read that
+    /// (<https://developer.hashicorp.com/vault/api-docs/secret/transit#read-key>).
+    async fn made_how(&self) -> Vec<Exposure> {
+        #[derive(Deserialize)]
+        struct Described {
+            data: Key,
+        }
+        #[derive(Deserialize)]
+        struct Key {
+            #[serde(rename = "type")]
+            kind: String,
+            #[serde(default)]
+            derived: bool,
+            #[serde(default)]
+            exportable: bool,
+            #[serde(default)]
+            allow_plaintext_backup: bool,
+        }
+
+        let path = format!("{}/keys/{}", self.mount, self.key);
+        let reply = self.request(Method::GET, &path, Bytes::new(), self.calls.deadline()).await.ok();
+        let described = reply.and_then(|reply| serde_json::from_slice::<Described>(&reply.body).ok());
+        let Some(Described { data: key }) = described else { return Vec::new() };
+        let weak = matches!(&*key.kind, "aes128-gcm96" | "rsa-2048" | "rsa-3072" | "rsa-4096");
+        let another = "before anything is encrypted, make one of type aes256-gcm96 under another name; Vault changes the type of no key";
+        let found = [
+            (weak, "key: its type is weaker than the DEKs that it wraps, which have 256 bits", another),
+            (
+                key.derived,
+                "key: it was made with `derived=true`: it wants a context with each call, which byok does not send",
+                "make one without `derived` under another name; Vault changes it of no key",
+            ),
+            (
+                key.exportable || key.allow_plaintext_backup,
+                "key: who may export or back it up can take it out of Vault (`exportable`, `allow_plaintext_backup`)",
+                "grant nobody `read` on the mount's export and backup paths; Vault takes these back from no key",
+            ),
+        ];
+        let found = found.into_iter().filter(|(is_so, ..)| *is_so);
+        found.map(|(_, what, remedy)| Exposure { what, remedy }).collect()
+    }
+
     async fn wrap(&self, deks: &[&Dek], share: Share) -> Vec<ItemResult<Wrapped>> {
-        let deadline = self.calls.deadline();
-        let batches = each(deks.chunks(BATCH), |batch| self.wrap_batch(batch, share, deadline)).await;
+        let call = Call { asked: Asked::Wrap, share, deadline: self.calls.deadline() };
+        let batches = each(deks.chunks(BATCH), |batch| self.wrap_batch(batch, call)).await;
         batches.into_iter().flatten().collect()
     }
 
-    async fn wrap_batch(&self, deks: &[&Dek], share: Share, deadline: Instant) -> Vec<ItemResult<Wrapped>> {
+    async fn wrap_batch(&self, deks: &[&Dek], call: Call) -> Vec<ItemResult<Wrapped>> {
         let version = match self.version {
             KeyVersionStrategy::Latest => None,
             KeyVersionStrategy::Pinned(version) => Some(version),
@@ -231,7 +280,7 @@ impl Vault {
         let body = transit::encrypt_body(deks.iter().copied(), version);
         let read = |item: &transit::Item<'_>| transit::wrapped(item, &self.key, version);
         let path = format!("{}/encrypt/{}", self.mount, self.key);
-        self.batch(&path, Bytes::from_owner(body), deks.len(), share, deadline, read).await
+        self.batch(&path, Bytes::from_owner(body), deks.len(), call, read).await
     }
 
     /// Decrypt or rewrap. What cannot be sent fails alone; what can goes in one request.
@@ -240,8 +289,7 @@ impl Vault {
         operation: &str,
         batch: &[(DekBinding, Wrapped)],
         version: Option<NonZeroU64>,
-        share: Share,
-        deadline: Instant,
+        call: Call,
         read: impl Fn(&transit::Item<'_>) -> Option<T>,
     ) -> Vec<ItemResult<T>> {
         let checked: Vec<_> = batch.iter().map(|(_, wrapped)| self.ciphertext(wrapped)).collect();
@@ -251,7 +299,7 @@ impl Vault {
         } else {
             let body = transit::ciphertexts_body(checked.iter().filter_map(|item| item.ok()), version);
             let path = format!("{}/{operation}/{}", self.mount, self.key);
-            self.batch(&path, Bytes::from(body), sent, share, deadline, read).await
+            self.batch(&path, Bytes::from(body), sent, call, read).await
         };
         let mut answers = answers.into_iter();
         checked
@@ -266,7 +314,7 @@ impl Vault {
     /// The name in the row must be that of our key: it comes from the database, and must not choose a path in Vault.
     fn ciphertext<'a>(&self, wrapped: &'a Wrapped) -> Result<&'a str, KmsErrorClass> {
         if wrapped.key_version.key != self.key {
-            return Err(KmsErrorClass::Misconfigured);
+            return Err(KmsErrorClass::WrappedByAnotherKey);
         }
         transit::ciphertext(wrapped)
     }
@@ -276,12 +324,13 @@ impl Vault {
         path: &str,
         body: Bytes,
         count: usize,
-        share: Share,
-        deadline: Instant,
+        call: Call,
         read: impl Fn(&transit::Item<'_>) -> Option<T>,
     ) -> Vec<ItemResult<T>> {
         let read = |reply: Reply| transit::read_items(&reply, count, &read);
-        let answer = self.attempts(Method::POST, path, body, share, deadline, read);
+        let class =
+            |items: &Vec<ItemResult<T>>| items.iter().find_map(|item| Some(item.as_ref().err()?.class));
+        let answer = self.attempts(Method::POST, path, body, call, class, read);
         answer.await.unwrap_or_else(|error| (0..count).map(|_| Err(error.clone())).collect())
     }
 
@@ -294,7 +343,8 @@ impl Vault {
         deadline: Instant,
     ) -> Result<Reply, KmsError> {
         let read = |reply: Reply| if reply.status == 200 { Ok(reply) } else { Err(errors::of_reply(&reply)) };
-        self.attempts(method, path, body, Share::Probe, deadline, read).await
+        let call = Call { asked: Asked::Describe, share: Share::Probe, deadline };
+        self.attempts(method, path, body, call, |_| None, read).await
     }
 
     /// Makes a request until it succeeds, fails for good, or time is up.
@@ -303,10 +353,11 @@ impl Vault {
         method: Method,
         path: &str,
         body: Bytes,
-        share: Share,
-        deadline: Instant,
+        call: Call,
+        class: impl Fn(&T) -> Option<KmsErrorClass>,
         read: impl Fn(Reply) -> Result<T, KmsError>,
     ) -> Result<T, KmsError> {
+        let Call { share, deadline, .. } = call;
         let once = || async {
             let (token, reply) = self.attempt(&method, path, &body, deadline).await?;
             let (status, wait) = (reply.status, reply.retry_after());
@@ -322,7 +373,7 @@ impl Vault {
             let wait = reply.retry_after();
             read(reply).map_err(|error| Failed { error, wait })
         };
-        self.calls.run(deadline, share, once).await
+        self.calls.run_batch(call, class, once).await
     }
 
     async fn attempt(

@@ -2,6 +2,7 @@
 //! server runs.
 
 use std::str::FromStr;
+use std::sync::Arc;
 
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{ConnectOptions as _, Connection as _};
@@ -9,6 +10,7 @@ use sqlx::{ConnectOptions as _, Connection as _};
 use crate::config;
 
 use super::super::OpenError;
+use super::primary::Trust;
 use super::{ACQUIRE, FRESH, LIMITS};
 
 pub(super) struct Access {
@@ -19,8 +21,12 @@ pub(super) struct Access {
 }
 
 impl Access {
-    /// Without connecting. `most_read` is how many connections read.
-    pub(super) fn new(settings: &config::Postgres, most_read: u32) -> Result<Self, OpenError> {
+    /// Without connecting. `most_read` is how many connections read, as long as `trust` is in them.
+    pub(super) fn new(
+        settings: &config::Postgres,
+        most_read: u32,
+        trust: Arc<Trust>,
+    ) -> Result<Self, OpenError> {
         let pgbouncer = settings.pgbouncer;
         let owner = settings.migration_url.as_ref().map(|url| options(url.expose())).transpose()?;
         let serving = options(settings.url.expose())?;
@@ -30,8 +36,12 @@ impl Access {
             .max_connections(most_read)
             .acquire_timeout(ACQUIRE)
             .test_before_acquire(false)
-            .before_acquire(|connection, meta| {
+            .before_acquire(move |connection, meta| {
+                let is_trusted = trust.is_in_one_opened_ago(meta.age);
                 Box::pin(async move {
+                    if !is_trusted {
+                        return Ok(false);
+                    }
                     if meta.idle_for > FRESH {
                         connection.ping().await?;
                     }

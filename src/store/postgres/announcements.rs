@@ -10,7 +10,7 @@ use crate::model::{IncidentId, TenantUid};
 use super::super::row;
 use super::super::{AnnouncementReads, Attempt, ReadError, Unannounced};
 use super::commit::PgQuery;
-use super::{Postgres, statements};
+use super::{Postgres, reads, statements};
 
 statements! {
     /// An attempt that is this holder's already counts, so that a retry says what the first try did.
@@ -37,7 +37,9 @@ statements! {
             WHERE tenant = $1 AND incident = $2 AND attempts = $3 AND holder = $4 AND COALESCE(outcome, $5) = $5
             RETURNING 1)
         SELECT count(*) FROM ended";
+}
 
+reads! {
     DUE = "
         SELECT i.id, i.at, i.key_name, i.key_version, i.was, i.posture, i.class, i.http_status::int8,
             i.kms_request_id, t.uid, t.name, a.attempts::int8,

@@ -11,9 +11,9 @@ use crate::model::{TenantUid, Timestamp};
 use super::super::row::{bounds, chunk, entry, leaf, number, places, seen, signed};
 use super::super::search::{self, Bounds, SearchReads, Seen, Span, Value};
 use super::super::{AuditReads, Chunk, EntryFilter, Page, PlacedEntry, ReadError};
-use super::{Postgres, moment, statements};
+use super::{Postgres, moment, reads};
 
-statements! {
+reads! {
     /// Each span's times are written so that partitions outside are not even looked at. In each span, records are looked into only
     /// as long as the entries before hold fewer bytes than the span's part of $12; of entries past that, which may match, the
     /// place is given and no more. Their sizes are summed up without reading what lies outside of their rows.

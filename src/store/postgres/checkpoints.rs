@@ -9,7 +9,7 @@ use crate::model::TenantUid;
 use super::super::row::{checkpoint, signed};
 use super::super::{CheckpointReads, CheckpointRow, ReadError};
 use super::commit::PgQuery;
-use super::{Postgres, statements};
+use super::{Postgres, reads, statements};
 
 statements! {
     /// 1 when it is there now, 0 when another of that size was.
@@ -18,6 +18,9 @@ statements! {
             ON CONFLICT DO NOTHING RETURNING 1)
         SELECT count(*) FROM (SELECT FROM added UNION ALL
             SELECT FROM np_byok_checkpoints WHERE tenant = $1 AND log = $2 AND size = $3 AND note = $4) AS there";
+}
+
+reads! {
     LATEST = "
         SELECT size, note, made_at FROM np_byok_checkpoints WHERE tenant = $1 AND log = $2::int8
         ORDER BY size DESC LIMIT 1";

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{MutexGuard, PoisonError};
 
-use sqlx::postgres::{PgArguments, PgBindIterExt, PgConnection};
+use sqlx::postgres::{PgArguments, PgBindIterExt, PgConnection, PgRow};
 use sqlx::query::Query;
 use sqlx::{Connection, Error, Row, Transaction};
 use tokio::time::error::Elapsed;
@@ -18,10 +18,11 @@ use super::super::row::{Columns, head, signed, there};
 use super::super::shown::shown;
 use super::super::{Batch, Change, CommitError, Committed, DekRow, EntryRow, LogHead, Passed};
 use super::moment::Moment;
+use super::primary::of_primary;
 use super::writers::Writer;
 use super::{
     BEGIN, EXCHANGE, Postgres, announcements, checkpoints, derived, jobs, keeping, moment, proofs,
-    publications, statements, streams, tenants,
+    publications, reads, statements, streams, tenants,
 };
 
 statements! {
@@ -70,16 +71,6 @@ statements! {
             JOIN np_byok_proofs p USING (key_name, key_version) WHERE p.tenant = $1 ORDER BY f.place)
         FROM head";
 
-    HEAD = "SELECT size, log::int8, first, frontier FROM np_byok_heads WHERE tenant = $1";
-
-    /// The head's row lock, for which writers queue, and what it then holds.
-    TURN = "SELECT size, log::int8, first, frontier FROM np_byok_heads WHERE tenant = $1 FOR UPDATE";
-
-    /// What the log shows of a batch that did not find it at its base: its size, its frontier, and who sits there.
-    PLACE = "
-        SELECT h.size, h.frontier, (SELECT a.id FROM np_byok_audit a WHERE a.tenant = $1 AND a.seq = $2 AND a.at = $3)
-        FROM np_byok_heads h WHERE h.tenant = $1";
-
     /// Returns the ids that are there now as they were to be; an id that holds something else is left out.
     INSERT_DEKS = "
         INSERT INTO np_byok_wrapped_deks AS o
@@ -122,6 +113,18 @@ statements! {
         SELECT count(*) FROM sealed";
 }
 
+reads! {
+    HEAD = "SELECT size, log::int8, first, frontier FROM np_byok_heads WHERE tenant = $1";
+
+    /// The head's row lock, for which writers queue, and what it then holds.
+    TURN = "SELECT size, log::int8, first, frontier FROM np_byok_heads WHERE tenant = $1 FOR UPDATE";
+
+    /// What the log shows of a batch that did not find it at its base: its size, its frontier, and who sits there.
+    PLACE = "
+        SELECT h.size, h.frontier, (SELECT a.id FROM np_byok_audit a WHERE a.tenant = $1 AND a.seq = $2 AND a.at = $3)
+        FROM np_byok_heads h WHERE h.tenant = $1";
+}
+
 /// What a try did, and where it left the log.
 struct Done {
     committed: Committed,
@@ -138,6 +141,7 @@ enum Ended {
     Headless,
     /// A DEK id holds another DEK.
     Taken,
+
     /// The driver's error.
     Failed(Error),
 }
@@ -220,7 +224,11 @@ impl Postgres {
         drop(writer);
         match failure {
             Failure::Refused | Failure::Malformed => Err(CommitError::Rejected),
-            Failure::NotNow | Failure::TooLong => Err(CommitError::Unavailable),
+            Failure::NotNow | Failure::TooLong | Failure::Busy => Err(CommitError::Unavailable),
+            Failure::Standby => {
+                self.leave_standby();
+                Err(CommitError::Unavailable)
+            }
             Failure::Lost => {
                 self.writers.close_idle();
                 Err(if decided { CommitError::Unknown } else { CommitError::Unavailable })
@@ -294,7 +302,7 @@ async fn attempt_in_turn(
 ) -> Result<Done, Ended> {
     let mut transaction = connection.begin_with(BEGIN).await?;
     let turn = sqlx::query(TURN).persistent(!pgbouncer).bind(batch.tenant.0);
-    let Some(row) = turn.fetch_optional(&mut *transaction).await? else {
+    let Some(row) = first(turn.fetch_all(&mut *transaction).await?)? else {
         transaction.rollback().await?;
         return Err(Ended::Headless);
     };
@@ -404,6 +412,11 @@ async fn in_order(
                 applied.push(touched(connection, query, named).await?);
                 1
             }
+            Change::CommandJob { job, command, at } => {
+                let query = jobs::command(batch.tenant, *job, *command, *at);
+                applied.push(touched(connection, query, named).await?);
+                1
+            }
             Change::Watch { proof, canary } => {
                 let query = proofs::watch(batch.tenant, proof, canary);
                 applied.push(touched(connection, query, named).await?);
@@ -503,9 +516,14 @@ async fn head_of(
         return Ok(known.clone());
     }
     let query = sqlx::query(HEAD).persistent(named).bind(batch.tenant.0);
-    let row = query.fetch_optional(connection).await?.ok_or(Ended::Missed)?;
+    let row = first(query.fetch_all(connection).await?)?.ok_or(Ended::Missed)?;
     let head = head(&row)?;
     if head.end() == batch.base { Ok(head) } else { Err(Ended::Missed) }
+}
+
+/// The row that a read returns, if any.
+fn first(rows: Vec<PgRow>) -> Result<Option<PgRow>, Error> {
+    Ok(of_primary(rows)?.into_iter().next())
 }
 
 /// The count that a statement returns.

@@ -10,9 +10,9 @@ use crate::model::{DekId, KeyVersion, TenantUid};
 
 use super::super::row::{dek, number};
 use super::super::{DekReads, DekRow, ReadError};
-use super::{Postgres, statements};
+use super::{Postgres, reads};
 
-statements! {
+reads! {
     BY_ID = "
         SELECT id, record_id, wrapped, key_name, key_version, wrap_scheme::int8, created_at, mac, record_mac
         FROM np_byok_wrapped_deks WHERE tenant = $1 AND id = ANY($2)";

@@ -12,7 +12,7 @@ use super::super::derived::{Behind, Chunk, ChunkValue, DerivedReads, Outline, Ti
 use super::super::row::{behind, number, outline, signed, tile, tile_root};
 use super::super::{ReadError, WIDTH};
 use super::commit::PgQuery;
-use super::{Postgres, moment, statements};
+use super::{Postgres, moment, reads, statements};
 
 statements! {
     ADD_TILES = "
@@ -44,7 +44,9 @@ statements! {
             GROUP BY tenant, chunk / 256 HAVING count(*) = 256
             ON CONFLICT DO NOTHING RETURNING 1)
         SELECT count(*) FROM added";
+}
 
+reads! {
     BEHIND = "
         SELECT h.tenant, h.log::int8, h.first, h.size, c.next, t.next FROM np_byok_heads h
         CROSS JOIN LATERAL (SELECT COALESCE(max(chunk) + 1, 0) AS next

@@ -5,15 +5,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use crate::model::{DekId, Job, JobId, Tenant, TenantUid};
+use crate::model::{DekId, Job, JobCommand, JobId, JobState, Tenant, TenantUid, Timestamp};
 
 use super::super::row::{self, Columns, signed, there};
 use super::super::{JobReads, ReadError};
 use super::commit::PgQuery;
-use super::{Postgres, moment, statements};
+use super::{Postgres, moment, reads, statements};
 
 statements! {
-    /// 1 when the job stands, now or already; 0 when another is running.
+    /// 1 when the job stands, now or already; 0 when another is live.
     START = "
         WITH started AS (
             INSERT INTO np_byok_jobs (tenant, id, state, target_key, target_version, total, rewrapped, skipped, failed,
@@ -37,10 +37,24 @@ statements! {
             UPDATE np_byok_jobs SET state = $3, target_key = $4, target_version = $5, total = $6, rewrapped = $7,
                 skipped = $8, failed = $9, kms_calls = $10, stalled = $11, started_at = $12, updated_at = $13,
                 finished_at = $14, cursor = $15
-            WHERE tenant = $1 AND id = $2 AND holder = $16
+            WHERE tenant = $1 AND id = $2 AND holder = $16 AND state IN ('RUNNING', $3)
             RETURNING id)
         SELECT count(*) FROM advanced";
 
+    /// Whoever works on it is not its holder any more: a release that knows no other state than RUNNING would go on.
+    COMMAND = "
+        WITH commanded AS (
+            UPDATE np_byok_jobs SET state = $3, holder = CASE WHEN state = $3 THEN holder END,
+                lease_until = CASE WHEN state = $3 THEN lease_until END,
+                stalled = CASE WHEN state = $3 THEN stalled END,
+                updated_at = CASE WHEN state = $3 THEN updated_at ELSE $4 END,
+                finished_at = CASE WHEN state = $3 OR NOT $5 THEN finished_at ELSE $4 END
+            WHERE tenant = $1 AND id = $2 AND state IN ('RUNNING', 'PAUSED', $3)
+            RETURNING id)
+        SELECT count(*) FROM commanded";
+}
+
+reads! {
     BY_ID = "
         SELECT id, state, target_key, target_version, total, rewrapped, skipped, failed, kms_calls, stalled, started_at,
             updated_at, finished_at, cursor
@@ -49,7 +63,7 @@ statements! {
     LATEST = "
         SELECT id, state, target_key, target_version, total, rewrapped, skipped, failed, kms_calls, stalled, started_at,
             updated_at, finished_at, cursor
-        FROM np_byok_jobs WHERE tenant = $1 ORDER BY state = 'RUNNING' DESC, started_at DESC, id DESC LIMIT 1";
+        FROM np_byok_jobs WHERE tenant = $1 ORDER BY state IN ('RUNNING', 'PAUSED') DESC, started_at DESC, id DESC LIMIT 1";
 
     RUNNING = "
         SELECT t.uid, t.name, j.id FROM np_byok_jobs j JOIN np_byok_tenants t ON t.uid = j.tenant
@@ -68,6 +82,12 @@ pub(super) fn lease(tenant: TenantUid, job: JobId, holder: Uuid, lease: Duration
 
 pub(super) fn advance(tenant: TenantUid, job: &Job, holder: Uuid, after: Option<DekId>) -> PgQuery {
     bind_job(sqlx::query(ADVANCE).bind(tenant.0), job).bind(after.map(|after| after.0)).bind(holder)
+}
+
+pub(super) fn command(tenant: TenantUid, job: JobId, command: JobCommand, at: Timestamp) -> PgQuery {
+    let state = command.leads_to();
+    let query = sqlx::query(COMMAND).bind(tenant.0).bind(job.0).bind(state.as_str());
+    query.bind(moment(at)).bind(state == JobState::Cancelled)
 }
 
 fn bind_job(query: PgQuery, job: &Job) -> PgQuery {

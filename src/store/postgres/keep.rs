@@ -5,12 +5,12 @@ use sqlx::Row;
 
 use crate::config;
 
-use super::super::migration::applied;
+use super::super::migration::{applied, level};
 use super::super::{Database, Exposure, MigrateError, MigrationReport, OpenError, ReadError};
 use super::migrate::{APPLIED, HAS_TABLE, MIGRATIONS, PARTITIONS, migrate};
-use super::{Postgres, statements};
+use super::{Postgres, reads};
 
-statements! {
+reads! {
     /// Owners of the schema and of the database can drop what lies in them.
     EXPOSURE = "
         WITH audit AS (
@@ -43,6 +43,7 @@ statements! {
 #[async_trait]
 impl Database for Postgres {
     async fn migrate(&self) -> Result<MigrationReport, MigrateError> {
+        self.check_suitable().await?;
         let access = self.access();
         let (owner, serving) = (access.as_owner(), access.serving.get_username());
         migrate(owner, (owner.get_username() != serving).then_some(serving)).await
@@ -50,6 +51,10 @@ impl Database for Postgres {
 
     async fn build_indexes(&self) -> Result<u32, ReadError> {
         self.build_missing_indexes().await
+    }
+
+    fn level(&self) -> u32 {
+        level(MIGRATIONS)
     }
 
     async fn schema(&self) -> Result<MigrationReport, ReadError> {

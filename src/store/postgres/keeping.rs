@@ -15,7 +15,8 @@ use super::super::row::{number, signed, tenant};
 use super::super::{Keeping, Personal, Prunable, PruneError, ReadError, Retention};
 use super::commit::PgQuery;
 use super::migrate::LOCK;
-use super::{Postgres, moment, statements};
+use super::primary::of_primary;
+use super::{Postgres, moment, reads, statements};
 
 // They run as the tables' owner: functions whose arguments PostgreSQL has to convert are named with their schema, so that none
 // of another role's fits better.
@@ -25,7 +26,6 @@ statements! {
         SELECT count(*) FROM held";
     RELEASE = "
         WITH released AS (DELETE FROM np_byok_holds WHERE tenant = $1 RETURNING 1) SELECT count(*) FROM released";
-    ON_HOLD = "SELECT EXISTS (SELECT FROM np_byok_holds WHERE tenant = $1)";
     NOTE_EXPORT = "
         WITH noted AS (INSERT INTO np_byok_exports (tenant, first, past) VALUES ($1, $2, $3)
             ON CONFLICT DO NOTHING RETURNING 1)
@@ -75,6 +75,10 @@ statements! {
                 OR NOT EXISTS (SELECT FROM np_byok_audit a
                     WHERE a.tenant = $1 AND a.seq >= c.chunk * 256 AND a.seq < c.chunk * 256 + 256
                         AND NOT EXISTS (SELECT FROM goes g WHERE a.seq >= g.first AND a.seq < g.past)))";
+}
+
+reads! {
+    ON_HOLD = "SELECT EXISTS (SELECT FROM np_byok_holds WHERE tenant = $1)";
     /// The months that are over by then, by the names that `np_byok_make_partitions` gives; and last what no month has.
     PARTS = "
         SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
@@ -177,8 +181,8 @@ impl Postgres {
             sqlx::query(sql).persistent(false).execute(&mut *transaction).await?;
         }
         let parts = sqlx::query(PARTS).bind(moment(retention.before)).persistent(false);
-        let parts: Result<Vec<String>, _> =
-            parts.fetch_all(&mut *transaction).await?.iter().map(|row| row.try_get(0)).collect();
+        let parts = of_primary(parts.fetch_all(&mut *transaction).await?)?;
+        let parts: Result<Vec<String>, _> = parts.iter().map(|row| row.try_get(0)).collect();
         let Some(part) = parts?.into_iter().find(|part| *part == prunable.part) else { return Ok(false) };
         // Nothing may come in, or be erased, from here on; it is read on. Readers have the whole table's lock before a part's:
         // if they waited for us here, we would wait for them below.

@@ -8,7 +8,8 @@ use tokio::time::timeout;
 use super::super::failure::{Failure, cause};
 use super::super::migration::{Applied, Migration, applied, missing};
 use super::super::{MigrateError, MigrationReport};
-use super::{ACQUIRE, statements};
+use super::primary::of_primary;
+use super::{ACQUIRE, reads, statements};
 
 /// In order. A step that the release before cannot serve raises `oldest_reader`.
 pub(super) const MIGRATIONS: &[Migration] = &[
@@ -72,6 +73,12 @@ pub(super) const MIGRATIONS: &[Migration] = &[
         oldest_reader: 4,
         sql: include_str!("../../../migrations/postgres/0010_row_macs.sql"),
     },
+    Migration {
+        version: 11,
+        name: "rotation_states",
+        oldest_reader: 4,
+        sql: include_str!("../../../migrations/postgres/0011_rotation_states.sql"),
+    },
 ];
 
 const CLOSE: &str = include_str!("../../../migrations/postgres/close.sql");
@@ -81,7 +88,10 @@ const GRANTS: &str = include_str!("../../../migrations/postgres/grants.sql");
 statements! {
     LOCK = "SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('np_byok_migrations', 0))";
     /// Whoever waits longer for another replica's migration tries again.
-    PATIENCE = "SELECT pg_catalog.set_config('lock_timeout', '60s', true)";
+    /// In migrations a backslash is a backslash, whatever the role or the database have set.
+    PATIENCE = "
+        SELECT pg_catalog.set_config('lock_timeout', '60s', true),
+            pg_catalog.set_config('standard_conforming_strings', 'on', true)";
     /// The schema of our tables: where they are, or else where they are to be made.
     SCHEMA = "
         SELECT pg_catalog.set_config('byok.schema', COALESCE(
@@ -96,8 +106,11 @@ statements! {
         SELECT pg_catalog.set_config('search_path', pg_catalog.quote_ident(pg_catalog.current_setting('byok.schema'))
             OPERATOR(pg_catalog.||) ', pg_temp', true)";
     SERVING_ROLE = "SELECT pg_catalog.set_config('byok.serving_role', $1, true)";
-    HAS_TABLE = "SELECT pg_catalog.to_regclass('np_byok_migrations') IS NOT NULL";
     RECORD = "INSERT INTO np_byok_migrations (version, name, checksum, oldest_reader) VALUES ($1, $2, $3, $4)";
+}
+
+reads! {
+    HAS_TABLE = "SELECT pg_catalog.to_regclass('np_byok_migrations') IS NOT NULL";
     PARTITIONS = "SELECT np_byok_make_partitions()";
     /// Once the table is there.
     APPLIED = "SELECT version::int8, checksum, oldest_reader::int8 FROM np_byok_migrations";
@@ -181,18 +194,22 @@ async fn read_applied(connection: &mut PgConnection) -> Result<Vec<Applied>, Err
 
 async fn read_applied_here(connection: &mut PgConnection) -> Result<Vec<Applied>, Error> {
     let rows = sqlx::query(APPLIED).persistent(false).fetch_all(connection).await?;
-    rows.iter().map(applied).collect()
+    of_primary(rows)?.iter().map(applied).collect()
 }
 
 async fn has_table(connection: &mut PgConnection) -> Result<bool, Error> {
-    sqlx::query(HAS_TABLE).persistent(false).fetch_one(connection).await?.try_get(0)
+    let rows = sqlx::query(HAS_TABLE).persistent(false).fetch_all(connection).await?;
+    of_primary(rows)?.first().map_or(Ok(false), |row| row.try_get(0))
 }
 
-fn failed(version: u32, error: &Error) -> MigrateError {
+/// What an error of the database means for its schema; `version` is 0 outside of a migration.
+pub(super) fn failed(version: u32, error: &Error) -> MigrateError {
     let denied = matches!(error, Error::Database(error) if error.code().as_deref() == Some("42501"));
     match Failure::of(error) {
         _ if denied => MigrateError::Denied,
-        Failure::NotNow | Failure::TooLong | Failure::Lost => MigrateError::Unavailable,
+        Failure::NotNow | Failure::TooLong | Failure::Standby | Failure::Busy | Failure::Lost => {
+            MigrateError::Unavailable
+        }
         Failure::Refused | Failure::Malformed => MigrateError::Failed { version, code: cause(error) },
     }
 }

@@ -2,6 +2,9 @@
 //! explicit transaction. Nothing waits without an end: a stopped database is `Unavailable` (or, mid-commit, `Unknown`)
 //! within seconds, and once it is back the next call finds it.
 //!
+//! Nothing is read from a standby, which may be any time behind: each read says whether its transaction could write
+//! ([`reads`]), and a connection to where none can is closed with all that were opened before (`primary`).
+//!
 //! Behind PgBouncer in transaction mode no session state is relied on: each call is an explicit transaction with unnamed
 //! statements, because the driver prepares and executes in two steps, which may otherwise reach two servers.
 
@@ -18,10 +21,13 @@ mod keep;
 mod keeping;
 mod migrate;
 mod moment;
+mod primary;
 mod proofs;
 mod publications;
 mod streams;
+mod suitable;
 mod tenants;
+mod turns;
 mod writers;
 
 use std::collections::HashMap;
@@ -33,7 +39,6 @@ use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
 use sqlx::{Connection, Error, Row};
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use uuid::Uuid;
 
@@ -43,16 +48,16 @@ use crate::model::{TenantUid, Timestamp};
 use super::failure::Failure;
 use super::portion::Portions;
 use super::row::Columns;
-use super::statements::statements;
+use super::statements::{reads, statements};
 use super::{Batch, CommitError, Committed, LogHead, OpenError, ReadError, Store};
 use access::Access;
 use moment::Moment;
+use primary::{Trust, of_primary};
+use turns::Turns;
 use writers::Writers;
 
 /// For a connection to be there.
 const ACQUIRE: Duration = Duration::from_secs(2);
-/// For a turn to read, where all connections are in use: that many want to read is no outage.
-const TURN: Duration = Duration::from_secs(8);
 /// For the server to answer a statement; its own limit ends a second earlier, so that the outcome is known.
 const EXCHANGE: Duration = Duration::from_secs(6);
 /// A connection that was idle for longer is tested before it is used.
@@ -66,6 +71,9 @@ statements! {
     BEGIN = "BEGIN; SELECT set_config('statement_timeout', '5s', true),
         set_config('idle_in_transaction_session_timeout', '5s', true), set_config('synchronous_commit',
         CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true)";
+}
+
+reads! {
     PING = "SELECT 1";
 }
 
@@ -73,21 +81,33 @@ statements! {
 pub fn statements() -> impl Iterator<Item = &'static str> {
     [
         ALL,
+        READS,
         announcements::ALL,
-        audit::ALL,
+        announcements::READS,
+        audit::READS,
         checkpoints::ALL,
+        checkpoints::READS,
         commit::ALL,
-        deks::ALL,
+        commit::READS,
+        deks::READS,
         derived::ALL,
+        derived::READS,
         indexes::ALL,
         jobs::ALL,
-        keep::ALL,
+        jobs::READS,
+        keep::READS,
         keeping::ALL,
+        keeping::READS,
         migrate::ALL,
+        migrate::READS,
         proofs::ALL,
+        proofs::READS,
         publications::ALL,
+        publications::READS,
         streams::ALL,
+        streams::READS,
         tenants::ALL,
+        tenants::READS,
     ]
     .into_iter()
     .flatten()
@@ -99,9 +119,10 @@ pub fn statements() -> impl Iterator<Item = &'static str> {
 pub struct Postgres {
     access: RwLock<Arc<Access>>,
     most_read: u32,
-    /// One for each connection of the readers: whoever has one waits for no other reader any more.
-    turns: Semaphore,
+    turns: Turns,
     writers: Writers,
+    /// Whether connections lead to the primary.
+    trust: Arc<Trust>,
     pgbouncer: bool,
     portions: Portions,
     /// Where this process left each log.
@@ -116,12 +137,14 @@ impl Postgres {
     pub fn connect_lazy(settings: &config::Postgres) -> Result<Self, OpenError> {
         let commit_on = (settings.max_connections / 4).max(1);
         let most_read = settings.max_connections.saturating_sub(commit_on).max(1);
-        let access = Access::new(settings, most_read)?;
+        let trust = Arc::new(Trust::default());
+        let access = Access::new(settings, most_read, trust.clone())?;
         Ok(Self {
             writers: Writers::new(access.serving.clone(), commit_on),
             access: RwLock::new(Arc::new(access)),
             most_read,
-            turns: Semaphore::new(usize::try_from(most_read).unwrap_or(1)),
+            turns: Turns::new(most_read),
+            trust,
             pgbouncer: settings.pgbouncer,
             portions: Portions::default(),
             heads: Mutex::default(),
@@ -137,7 +160,7 @@ impl Postgres {
         if settings.pgbouncer != self.pgbouncer {
             return Ok(false);
         }
-        let access = Arc::new(Access::new(settings, self.most_read)?);
+        let access = Arc::new(Access::new(settings, self.most_read, self.trust.clone())?);
         self.writers.take_options(access.serving.clone());
         let before = {
             let mut place = self.access.write().unwrap_or_else(PoisonError::into_inner);
@@ -158,14 +181,16 @@ impl Postgres {
         }
     }
 
-    /// The rows that a statement returns, within the deadline.
+    /// Closes the connections that were opened so far: the address may lead to another server by now.
+    fn leave_standby(&self) {
+        self.trust.end();
+        self.writers.close_idle();
+    }
+
+    /// The rows that a read returns, within the deadline.
     async fn rows(&self, query: Query<'_, sqlx::Postgres, PgArguments>) -> Result<Vec<PgRow>, Failure> {
         let failed = |error: Error| Failure::of(&error);
-        let turn = timeout(TURN, self.turns.acquire()).await;
-        let _turn = turn.ok().and_then(Result::ok).ok_or_else(|| {
-            failed(Error::PoolTimedOut);
-            Failure::NotNow
-        })?;
+        let _turn = self.turns.take().await.ok_or(Failure::Busy)?;
         let mut connection = self.reader().await.map_err(|error| {
             Failure::of(&error);
             Failure::NotNow
@@ -181,7 +206,11 @@ impl Postgres {
             }
         };
         match timeout(EXCHANGE, answer).await {
-            Ok(rows) => rows.map_err(failed),
+            Ok(rows) => rows.and_then(of_primary).map_err(failed).inspect_err(|failure| {
+                if *failure == Failure::Standby {
+                    self.leave_standby();
+                }
+            }),
             Err(_) => {
                 connection.close_on_drop();
                 Err(failed(Error::PoolTimedOut))

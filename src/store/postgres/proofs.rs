@@ -11,7 +11,7 @@ use crate::model::{Canary, Incident, KeyVersion, Proof, TenantUid};
 use super::super::row::{self, Columns, signed, there};
 use super::super::{Fence, Must, ProofReads, ReadError, Seen, Watched};
 use super::commit::PgQuery;
-use super::{Postgres, moment, statements};
+use super::{Postgres, moment, reads, statements};
 
 statements! {
     /// 1 when the key version is watched, now, already or again.
@@ -69,7 +69,9 @@ statements! {
             ON CONFLICT (tenant, id) DO NOTHING
             RETURNING 1)
         SELECT count(*) FROM incident";
+}
 
+reads! {
     BY_TENANT = "
         SELECT key_name, key_version, posture, epoch, revision, proven_at, since, steady_since, failures::int8,
             falls::int8, doubted_by, next_probe_at, clock_timestamp()

@@ -11,7 +11,7 @@ use crate::model::TenantUid;
 use super::super::row::{head, publication, signed};
 use super::super::{LogHead, Publication, PublicationReads, Publishing, ReadError};
 use super::commit::PgQuery;
-use super::{Postgres, statements};
+use super::{Postgres, reads, statements};
 
 statements! {
     BEGIN_PUBLISHING = "
@@ -34,9 +34,6 @@ statements! {
                 next_attempt_at = now() + $4 * interval '1 microsecond'
             WHERE tenant = $1 AND place = $2 AND holder = $3 RETURNING 1)
         SELECT count(*) FROM done";
-    PUBLICATIONS = "
-        SELECT place, log::int8, size, published_at, failures::int8, (next_attempt_at <= now())::int::int8
-        FROM np_byok_publications WHERE tenant = $1 ORDER BY place";
     /// Opens another log after this head and keeps where the one before ended; touches nothing when the head is another.
     OPEN_LOG = "
         WITH opened AS (
@@ -47,6 +44,12 @@ statements! {
             SELECT $1, $2::int8, $3, $4, $5 FROM opened
         )
         SELECT count(*) FROM opened";
+}
+
+reads! {
+    PUBLICATIONS = "
+        SELECT place, log::int8, size, published_at, failures::int8, (next_attempt_at <= now())::int::int8
+        FROM np_byok_publications WHERE tenant = $1 ORDER BY place";
     ENDED = "SELECT size, log::int8, first, frontier FROM np_byok_logs WHERE tenant = $1 ORDER BY log";
 }
 

@@ -10,7 +10,7 @@ use crate::model::TenantUid;
 use super::super::row::{self, signed};
 use super::super::{ReadError, StreamName, StreamReads, StreamRow, StreamStep};
 use super::commit::PgQuery;
-use super::{Postgres, statements};
+use super::{Postgres, reads, statements};
 
 statements! {
     LEASE = "
@@ -39,7 +39,9 @@ statements! {
             WHERE tenant = $1 AND name = $2 AND holder = $3
             RETURNING 1)
         SELECT count(*) FROM failed";
+}
 
+reads! {
     STREAMS = "SELECT name, next, failing_since FROM np_byok_streams WHERE tenant = $1 ORDER BY name";
 }
 

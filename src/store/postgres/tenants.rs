@@ -7,7 +7,7 @@ use crate::model::{Tenant, TenantUid};
 use super::super::row::{head, number, tenant};
 use super::super::{LogHead, ReadError, TenantReads};
 use super::commit::PgQuery;
-use super::{Postgres, statements};
+use super::{Postgres, reads, statements};
 
 statements! {
     /// 1 when the tenant stands as wanted, now or already; 0 when its name, or its uid, is another's.
@@ -16,6 +16,9 @@ statements! {
             h AS (INSERT INTO np_byok_heads (tenant) SELECT uid FROM t)
         SELECT count(*) FROM (SELECT uid FROM t
             UNION ALL SELECT uid FROM np_byok_tenants WHERE uid = $1 AND name = $2) AS there";
+}
+
+reads! {
     BY_NAME = "SELECT uid, name FROM np_byok_tenants WHERE name = $1";
     EVERY = "SELECT uid, name FROM np_byok_tenants ORDER BY name";
     LOG_HEAD = "SELECT size, log::int8, first, frontier FROM np_byok_heads WHERE tenant = $1";

@@ -9,6 +9,7 @@ use sqlx::{ConnectOptions, Connection, Error};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
+use super::turns::PATIENCE;
 use super::{ACQUIRE, FRESH};
 
 pub(super) struct Writers {
@@ -60,10 +61,11 @@ impl Writers {
         self.options.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A connection that was alive a moment ago; within [`ACQUIRE`].
+    /// A connection that was alive a moment ago; within [`ACQUIRE`] once it is its turn.
     pub(super) async fn take(&self) -> Result<Writer<'_>, Error> {
+        let permit = timeout(PATIENCE, self.permits.acquire()).await.map_err(|_| Error::PoolTimedOut)?;
+        let permit = permit.map_err(|_| Error::PoolClosed)?;
         let taken = async {
-            let permit = self.permits.acquire().await.map_err(|_| Error::PoolClosed)?;
             let Current { options, edition } = self.current().clone();
             while let Some(Idle { mut connection, since, edition: of }) = self.pop() {
                 let alive = of == edition

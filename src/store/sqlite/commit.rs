@@ -13,7 +13,7 @@ use super::{
     statements, streams, tenants,
 };
 
-const BEGIN: &str = "BEGIN IMMEDIATE";
+pub(super) const BEGIN: &str = "BEGIN IMMEDIATE";
 
 statements! {
     HEAD = "SELECT size, log, first, frontier FROM np_byok_heads WHERE tenant = ?1";
@@ -80,7 +80,9 @@ impl Sqlite {
         // Before COMMIT, whatever fails is rolled back.
         let nothing_done = |error: Error| match Failure::of(&error) {
             Failure::Refused | Failure::Malformed => CommitError::Rejected,
-            Failure::NotNow | Failure::TooLong | Failure::Lost => CommitError::Unavailable,
+            Failure::NotNow | Failure::TooLong | Failure::Standby | Failure::Busy | Failure::Lost => {
+                CommitError::Unavailable
+            }
         };
         let mut transaction = self.writer.begin_with(BEGIN).await.map_err(nothing_done)?;
         match in_order(&mut transaction, batch).await {
@@ -88,7 +90,7 @@ impl Sqlite {
                 Ok(()) => Ok(committed),
                 Err(error) => {
                     Failure::of(&error);
-                    Err(CommitError::Unknown)
+                    self.after_failed_commit(batch).await
                 }
             },
             Err(ended) => {
@@ -103,6 +105,18 @@ impl Sqlite {
                     Ended::Failed(error) => Err(nothing_done(error)),
                 }
             }
+        }
+    }
+
+    /// `COMMIT` failed: it was rolled back, or will be, unless the log shows that it was done.
+    async fn after_failed_commit(&self, batch: &Batch) -> Result<Committed, CommitError> {
+        if batch.entries.is_empty() {
+            return Err(CommitError::Unknown);
+        }
+        match self.settle(batch).await {
+            Ok(committed) => Ok(committed),
+            Err(CommitError::Moved { .. } | CommitError::Fenced) => Err(CommitError::Unavailable),
+            Err(_) => Err(CommitError::Unknown),
         }
     }
 
@@ -211,6 +225,7 @@ async fn one(connection: &mut SqliteConnection, tenant: TenantUid, change: &Chan
         }
         Change::LeaseJob { job, holder, lease } => jobs::lease(&tenant, *job, *holder, *lease),
         Change::AdvanceJob { job, holder, after } => jobs::advance(&tenant, job, *holder, *after),
+        Change::CommandJob { job, command, at } => jobs::command(&tenant, *job, *command, *at),
         Change::Watch { proof, canary } => proofs::watch(&tenant, proof, canary),
         Change::Need { key_version, lasting } => proofs::need(&tenant, key_version, *lasting),
         Change::Retire { all_but } => proofs::retire(&tenant, all_but),
@@ -326,6 +341,7 @@ fn holds_nul(batch: &Batch) -> bool {
         | Change::StartJob(_)
         | Change::LeaseJob { .. }
         | Change::AdvanceJob { .. }
+        | Change::CommandJob { .. }
         | Change::Watch { .. }
         | Change::Need { .. }
         | Change::Retire { .. }

@@ -5,12 +5,32 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
+use rustix::fs::{Access, access, statvfs};
+
 /// Makes the file and the folders above it where they are not there; leaves what is there as it is.
-pub(super) fn make(path: &Path) -> io::Result<()> {
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    }
-    OpenOptions::new().create(true).append(true).mode(0o600).open(path).map(drop)
+///
+/// # Errors
+/// What is wrong, and with which of the two.
+pub(super) fn make(path: &Path) -> Result<(), String> {
+    let problem = |error: io::Error| error.kind().to_string();
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .map_err(|error| format!("its folder cannot be made: {}", problem(error)))?;
+    access(folder, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| {
+        let problem = problem(error.into());
+        format!(
+            "its folder is not writable, where SQLite keeps files of its own beside the database: {problem}"
+        )
+    })?;
+    OpenOptions::new().create(true).append(true).mode(0o600).open(path).map(drop).map_err(problem)
+}
+
+/// How much of its disk is free, in bytes; all where that cannot be found out.
+pub(super) fn room(path: &Path) -> u64 {
+    statvfs(path).map_or(u64::MAX, |disk| disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
 #[cfg(test)]

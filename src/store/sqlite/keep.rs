@@ -6,7 +6,7 @@ use sqlx::{Error, Row, SqliteConnection};
 use crate::config;
 
 use super::super::failure::{Failure, cause};
-use super::super::migration::{Applied, Migration, applied, missing};
+use super::super::migration::{Applied, Migration, applied, level, missing};
 use super::super::{Database, Exposure, MigrateError, MigrationReport, OpenError, ReadError};
 use super::{Sqlite, statements};
 
@@ -72,6 +72,12 @@ const MIGRATIONS: &[Migration] = &[
         oldest_reader: 4,
         sql: include_str!("../../../migrations/sqlite/0010_row_macs.sql"),
     },
+    Migration {
+        version: 11,
+        name: "rotation_states",
+        oldest_reader: 4,
+        sql: include_str!("../../../migrations/sqlite/0011_rotation_states.sql"),
+    },
 ];
 
 const TABLE: &str = include_str!("../../../migrations/sqlite/migrations.sql");
@@ -106,6 +112,10 @@ impl Database for Sqlite {
     /// Its indexes are made by migrations: there is one writer, and the database is small.
     async fn build_indexes(&self) -> Result<u32, ReadError> {
         Ok(0)
+    }
+
+    fn level(&self) -> u32 {
+        level(MIGRATIONS)
     }
 
     async fn schema(&self) -> Result<MigrationReport, ReadError> {
@@ -155,7 +165,9 @@ async fn read_applied(connection: &mut SqliteConnection) -> Result<Vec<Applied>,
 
 fn failed(version: u32, error: &Error) -> MigrateError {
     match Failure::of(error) {
-        Failure::NotNow | Failure::TooLong | Failure::Lost => MigrateError::Unavailable,
+        Failure::NotNow | Failure::TooLong | Failure::Standby | Failure::Busy | Failure::Lost => {
+            MigrateError::Unavailable
+        }
         Failure::Refused | Failure::Malformed => MigrateError::Failed { version, code: cause(error) },
     }
 }

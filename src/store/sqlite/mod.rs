@@ -1,5 +1,9 @@
 //! SQLite: the embedded database of one machine. WAL with `synchronous=FULL`, so that what is committed survives a power
 //! cut; one connection writes, a few read. Other processes on the same file are waited for, within a limit.
+//!
+//! On some errors (a full disk, a failed write) SQLite has rolled the transaction back before the driver does, which takes it
+//! to be open from then on. So a connection that is given back with a transaction is closed, and the next commit opens another
+//! (sqlite.org/lang_transaction.html, "Response To Errors Within A Transaction").
 
 mod announcements;
 mod audit;
@@ -16,7 +20,8 @@ mod publications;
 mod streams;
 mod tenants;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -25,7 +30,7 @@ use sqlx::sqlite::{
     SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow,
     SqliteSynchronous,
 };
-use sqlx::{ConnectOptions, Error, Row};
+use sqlx::{ConnectOptions, Connection, Error, Row};
 use uuid::Uuid;
 
 use crate::model::Timestamp;
@@ -34,13 +39,19 @@ use super::failure::{Failure, cause};
 use super::row::Columns;
 use super::statements::statements;
 use super::{Batch, CommitError, Committed, OpenError, ReadError, Store};
+use commit::BEGIN;
 
 /// For another process, or another commit, to end.
 const PATIENCE: Duration = Duration::from_secs(5);
 const READERS: u32 = 4;
+/// How much of the disk has to be free, in bytes, before it is believed to be written to again: as much as a large commit.
+const ROOM: u64 = 1 << 20;
 
 statements! {
     PING = "SELECT 1";
+    /// Changes a page, and back: a page that no statement changed is not written.
+    CHANGE = "UPDATE np_byok_migrations SET name = name || '.'";
+    CHANGE_BACK = "UPDATE np_byok_migrations SET name = substr(name, 1, length(name) - 1)";
 }
 
 /// Every statement that is prepared, for the test that prepares them.
@@ -72,6 +83,9 @@ type SqliteQuery<'q> = Query<'q, sqlx::Sqlite, SqliteArguments>;
 pub struct Sqlite {
     writer: SqlitePool,
     readers: SqlitePool,
+    file: PathBuf,
+    /// Whether the last commit failed for something that may pass, such as a full disk.
+    cannot_write: AtomicBool,
 }
 
 impl Sqlite {
@@ -81,7 +95,7 @@ impl Sqlite {
     /// [`OpenError::File`].
     pub async fn open(path: &Path) -> Result<Self, OpenError> {
         let problem = |problem: String| OpenError::File { path: path.display().to_string(), problem };
-        file::make(path).map_err(|error| problem(error.kind().to_string()))?;
+        file::make(path).map_err(problem)?;
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(false)
@@ -93,13 +107,26 @@ impl Sqlite {
             .disable_statement_logging();
         let pool = |connections, options| {
             let limits = SqlitePoolOptions::new().max_connections(connections).acquire_timeout(PATIENCE);
-            limits.idle_timeout(None).max_lifetime(None).test_before_acquire(false).connect_with(options)
+            limits
+                .idle_timeout(None)
+                .max_lifetime(None)
+                .test_before_acquire(false)
+                .after_release(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
+                .connect_with(options)
         };
         let failed =
             |error: Error| problem(format!("is not a database that can be opened ({})", cause(&error)));
         let writer = pool(1, options.clone()).await.map_err(failed)?;
         let readers = pool(READERS, options.pragma("query_only", "ON")).await.map_err(failed)?;
-        Ok(Self { writer, readers })
+        Ok(Self { writer, readers, file: path.to_owned(), cannot_write: AtomicBool::new(false) })
+    }
+
+    async fn try_to_write(&self) -> Result<(), Error> {
+        let mut transaction = self.writer.begin_with(BEGIN).await?;
+        for sql in [CHANGE, CHANGE_BACK] {
+            sqlx::query(sql).execute(&mut *transaction).await?;
+        }
+        transaction.commit().await
     }
 
     /// The rows that a statement returns, each made into a value.
@@ -125,11 +152,30 @@ impl Sqlite {
 #[async_trait]
 impl Store for Sqlite {
     async fn commit(&self, batch: &Batch) -> Result<Committed, CommitError> {
-        self.commit_batch(batch).await
+        let committed = self.commit_batch(batch).await;
+        match committed {
+            // What is smaller may find room in the files as they are.
+            Ok(_) if !batch.entries.is_empty() => self.cannot_write.store(false, Ordering::Relaxed),
+            Ok(_) => {}
+            Err(CommitError::Unavailable | CommitError::Unknown) => {
+                self.cannot_write.store(true, Ordering::Relaxed);
+            }
+            Err(_) => {}
+        }
+        committed
     }
 
+    /// A file that nothing can be written to answers nobody: while that is so, it is tried each time.
     async fn ping(&self) -> Result<(), ReadError> {
-        self.all(sqlx::query(PING), |_| Ok(())).await.map(drop)
+        self.all(sqlx::query(PING), |_| Ok(())).await?;
+        if self.cannot_write.load(Ordering::Relaxed) {
+            if file::room(&self.file) < ROOM {
+                return Err(ReadError::Unavailable);
+            }
+            self.try_to_write().await.map_err(|error| ReadError::from(Failure::of(&error)))?;
+            self.cannot_write.store(false, Ordering::Relaxed);
+        }
+        Ok(())
     }
 }
 

@@ -8,6 +8,7 @@ pub(crate) mod log;
 pub(crate) mod memory;
 pub(crate) mod offered;
 pub(crate) mod older_schema;
+pub(crate) mod page;
 pub(crate) mod pgbouncer;
 pub(crate) mod pki;
 pub(crate) mod postgres;

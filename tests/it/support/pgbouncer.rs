@@ -20,6 +20,15 @@ pub(crate) struct PgBouncer {
 impl PgBouncer {
     /// Before the database of this URL.
     pub(crate) async fn before(database_url: &str) -> Self {
+        Self::with("", database_url).await
+    }
+
+    /// One that takes a connection's settings and says nothing, as many are set up.
+    pub(crate) async fn ignoring_settings(database_url: &str) -> Self {
+        Self::with("ignore_startup_parameters = extra_float_digits, options\n", database_url).await
+    }
+
+    async fn with(more: &str, database_url: &str) -> Self {
         let binary = needed("BYOK_TEST_PGBOUNCER");
         let folder = tempfile::tempdir().expect("a folder");
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o777)).expect("its mode");
@@ -32,7 +41,7 @@ impl PgBouncer {
             .port();
         let configuration = format!(
             "[databases]\n{name} = host={host} port={server_port} dbname={name}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
-             listen_port = {port}\nauth_type = any\npool_mode = transaction\ndefault_pool_size = 3\nunix_socket_dir =\n"
+             listen_port = {port}\nauth_type = any\npool_mode = transaction\ndefault_pool_size = 3\nunix_socket_dir =\n{more}"
         );
         // With `auth_type = any` the server's user has to be named.
         let configuration =

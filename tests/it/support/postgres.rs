@@ -40,7 +40,7 @@ pub(crate) async fn empty() -> TestDatabase {
 }
 
 /// How many migrations there are.
-pub(crate) const LEVEL: u32 = 10;
+pub(crate) const LEVEL: u32 = 11;
 
 /// A database with our tables, and the store on it.
 pub(crate) async fn migrated() -> (TestDatabase, Arc<Postgres>) {
@@ -148,12 +148,35 @@ impl Server {
         let folder = std::env::temp_dir().join(format!("byok-postgres-{}", Uuid::new_v4().simple()));
         let mut server = Self { folder, url: String::new() };
         server.start_again();
+        server.url = server.read_url();
+        server
+    }
+
+    /// A hot standby of it, that follows its WAL.
+    pub(crate) fn standby(&self) -> Self {
+        let folder = std::env::temp_dir().join(format!("byok-postgres-{}", Uuid::new_v4().simple()));
+        let mut standby = Self { folder, url: String::new() };
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/servers");
+        let done = Command::new(script).arg("start-standby").args([&standby.folder, &self.folder]).output();
+        let done = done.expect("scripts/servers runs");
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        standby.url = standby.read_url();
+        standby
+    }
+
+    /// The folder of its Unix socket, and its port.
+    pub(crate) fn socket(&self) -> (PathBuf, String) {
+        let home = self.folder.join("postgres");
+        let port = std::fs::read_to_string(home.join("port")).expect("scripts/servers wrote it");
+        (home, port.trim().to_owned())
+    }
+
+    fn read_url(&self) -> String {
         let env =
-            std::fs::read_to_string(server.folder.join("postgres/env")).expect("scripts/servers wrote it");
+            std::fs::read_to_string(self.folder.join("postgres/env")).expect("scripts/servers wrote it");
         let url =
             env.trim().strip_prefix("export DATABASE_URL=").expect("the line that scripts/servers writes");
-        url.clone_into(&mut server.url);
-        server
+        url.to_owned()
     }
 
     /// Its data folder.

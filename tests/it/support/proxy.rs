@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
 
 /// What happens to a chunk from the client that holds the bytes.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -18,26 +19,31 @@ pub(crate) enum Cut {
 
 type Plan = Arc<Mutex<Option<(Vec<u8>, Cut)>>>;
 
+/// Where new connections lead, and what ends those before.
+type Target = Arc<Mutex<(String, CancellationToken)>>;
+
 /// A proxy in front of a server; ends with its runtime.
 pub(crate) struct Proxy {
     port: u16,
     plan: Plan,
+    target: Target,
 }
 
 impl Proxy {
     /// In front of the server of that URL.
     pub(crate) async fn before(url: &str) -> (Self, String) {
-        let host = url.rsplit_once('@').map_or(url, |(_, rest)| rest);
-        let target = host.split('/').next().expect("a host").to_owned();
+        let target = address_of(url);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let port = listener.local_addr().expect("an address").port();
         let plan = Plan::default();
-        let proxy = Self { port, plan: plan.clone() };
+        let leads_to = Arc::new(Mutex::new((target.clone(), CancellationToken::new())));
+        let proxy = Self { port, plan: plan.clone(), target: leads_to.clone() };
         let proxied = url.replace(&target, &format!("127.0.0.1:{}", proxy.port));
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
+                let (target, ended) = leads_to.lock().expect("a lock").clone();
                 let Ok(server) = TcpStream::connect(&target).await else { continue };
-                tokio::spawn(forward(client, server, plan.clone()));
+                tokio::spawn(ended.run_until_cancelled_owned(forward(client, server, plan.clone())));
             }
         });
         (proxy, proxied)
@@ -48,10 +54,25 @@ impl Proxy {
         *self.plan.lock().expect("a lock") = Some((bytes.to_vec(), how));
     }
 
+    /// Leads new connections to the server of this URL; those before go on.
+    pub(crate) fn lead_to(&self, url: &str) {
+        self.target.lock().expect("a lock").0 = address_of(url);
+    }
+
+    /// Ends every connection.
+    pub(crate) fn end_all(&self) {
+        std::mem::take(&mut self.target.lock().expect("a lock").1).cancel();
+    }
+
     /// Whether the cut was made.
     pub(crate) fn is_done(&self) -> bool {
         self.plan.lock().expect("a lock").is_none()
     }
+}
+
+fn address_of(url: &str) -> String {
+    let host = url.rsplit_once('@').map_or(url, |(_, rest)| rest);
+    host.split('/').next().expect("a host").to_owned()
 }
 
 async fn forward(mut client: TcpStream, mut server: TcpStream, plan: Plan) -> std::io::Result<()> {

@@ -29,8 +29,8 @@ pub(crate) struct TestServer {
     pub(crate) database_url: String,
     /// A client.
     pub(crate) client: reqwest::Client,
-    /// How many files it may open at most, where that is not the tests' own limit.
-    files: Option<u32>,
+    /// What starts it as `$0`, where that is not the test itself.
+    shell: Option<String>,
 }
 
 /// An answer: status, headers and JSON body.
@@ -55,47 +55,51 @@ impl TestServer {
     pub(crate) async fn with_files(files: u32) -> Self {
         let mut server = Self::start().await;
         server.stop().await;
-        server.files = Some(files);
+        server.shell = Some(format!("ulimit -n {files} && exec \"$0\" serve"));
         server.start_again().await;
         server
     }
 
-    /// On this key and database.
-    pub(crate) async fn on(key: VaultKey, database_url: String, more: &[(&str, &str)]) -> Self {
-        let mut environment: Vec<(String, String)> = [
-            ("DATABASE_URL", database_url.as_str()),
-            ("BYOK_PROVIDER", "vault-transit"),
-            ("BYOK_VAULT_ADDR", &key.address),
-            ("BYOK_VAULT_TOKEN", &key.token),
-            ("BYOK_VAULT_TRANSIT_KEY", &key.name),
-            ("BYOK_LISTEN", "127.0.0.1:0"),
-            ("BYOK_LOG_FORMAT", "json"),
-            ("BYOK_LOG", "debug"),
-            ("BYOK_ENCRYPT_RATE_RPM", "100000000"),
-            ("BYOK_DECRYPT_RATE_RPM", "100000000"),
-            ("BYOK_CONSOLE", "true"),
-            ("HASURA_GRAPHQL_JWT_SECRET", &json!({ "type": "HS256", "key": JWT_SECRET }).to_string()),
-        ]
-        .iter()
-        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-        .collect();
-        for (name, value) in more {
-            environment.retain(|(known, _)| known != name);
-            environment.push(((*name).to_owned(), (*value).to_owned()));
-        }
-        Self::spawn(environment, key, database_url).await
+    /// Started by a shell, which has its path as `$0` and is to become it.
+    pub(crate) async fn by_shell(
+        shell: &str,
+        key: VaultKey,
+        database_url: String,
+        more: &[(&str, &str)],
+    ) -> Self {
+        let environment = environment(&key, &database_url, more);
+        Self::spawn(environment, key, database_url, Some(shell.to_owned()), "ready").await
     }
 
-    async fn spawn(environment: Vec<(String, String)>, key: VaultKey, database_url: String) -> Self {
+    /// One that listens, and has not reached its database yet.
+    pub(crate) async fn starting(key: VaultKey, database_url: String) -> Self {
+        let environment = environment(&key, &database_url, &[]);
+        Self::spawn(environment, key, database_url, None, "listening").await
+    }
+
+    /// On this key and database.
+    pub(crate) async fn on(key: VaultKey, database_url: String, more: &[(&str, &str)]) -> Self {
+        let environment = environment(&key, &database_url, more);
+        Self::spawn(environment, key, database_url, None, "ready").await
+    }
+
+    async fn spawn(
+        environment: Vec<(String, String)>,
+        key: VaultKey,
+        database_url: String,
+        shell: Option<String>,
+        until: &'static str,
+    ) -> Self {
         let logs = Arc::new(Mutex::new(String::new()));
-        let (child, base) = serve(&environment, &logs, None).await;
+        let (child, base) = serve(&environment, &logs, shell.as_deref(), until).await;
         let client = super::http();
-        Self { child, environment, base, logs, key, database_url, client, files: None }
+        Self { child, environment, base, logs, key, database_url, client, shell }
     }
 
     /// Another process on the same database and key.
     pub(crate) async fn replica(&self) -> Self {
-        Self::spawn(self.environment.clone(), self.key.clone(), self.database_url.clone()).await
+        let (environment, key, url) = (self.environment.clone(), self.key.clone(), self.database_url.clone());
+        Self::spawn(environment, key, url, None, "ready").await
     }
 
     /// Ends the process as a power cut would, and waits until it is gone.
@@ -110,7 +114,7 @@ impl TestServer {
 
     /// Starts it again, on another port.
     pub(crate) async fn start_again(&mut self) {
-        let (child, base) = serve(&self.environment, &self.logs, self.files).await;
+        let (child, base) = serve(&self.environment, &self.logs, self.shell.as_deref(), "ready").await;
         self.child = child;
         self.base = base;
     }
@@ -203,16 +207,44 @@ pub(crate) async fn answer(request: reqwest::RequestBuilder) -> Answer {
     Answer { status, headers, body }
 }
 
+/// What a server of the tests runs with; what is given goes before it.
+fn environment(key: &VaultKey, database_url: &str, more: &[(&str, &str)]) -> Vec<(String, String)> {
+    let mut environment: Vec<(String, String)> = [
+        ("DATABASE_URL", database_url),
+        ("BYOK_PROVIDER", "vault-transit"),
+        ("BYOK_VAULT_ADDR", &key.address),
+        ("BYOK_VAULT_TOKEN", &key.token),
+        ("BYOK_VAULT_TRANSIT_KEY", &key.name),
+        ("BYOK_LISTEN", "127.0.0.1:0"),
+        ("BYOK_LOG_FORMAT", "json"),
+        ("BYOK_LOG", "debug"),
+        ("BYOK_ENCRYPT_RATE_RPM", "100000000"),
+        ("BYOK_DECRYPT_RATE_RPM", "100000000"),
+        ("BYOK_CONSOLE", "true"),
+        ("HASURA_GRAPHQL_JWT_SECRET", &json!({ "type": "HS256", "key": JWT_SECRET }).to_string()),
+    ]
+    .iter()
+    .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+    .collect();
+    for (name, value) in more {
+        environment.retain(|(known, _)| known != name);
+        environment.push(((*name).to_owned(), (*value).to_owned()));
+    }
+    environment
+}
+
+/// Its process and its base URL, once it has logged this.
 async fn serve(
     environment: &[(String, String)],
     logs: &Arc<Mutex<String>>,
-    files: Option<u32>,
+    shell: Option<&str>,
+    until: &'static str,
 ) -> (Child, String) {
     let byok = env!("CARGO_BIN_EXE_byok");
-    let mut command = Command::new(if files.is_some() { "/bin/sh" } else { byok });
-    match files {
+    let mut command = Command::new(if shell.is_some() { "/bin/sh" } else { byok });
+    match shell {
         None => command.arg("serve"),
-        Some(files) => command.args(["-c", &format!("ulimit -n {files} && exec \"$0\" serve"), byok]),
+        Some(script) => command.args(["-c", script, byok]),
     };
     let mut child = command
         .env_clear()
@@ -227,13 +259,17 @@ async fn serve(
     let (found, address) = tokio::sync::oneshot::channel();
     let logs = logs.clone();
     tokio::spawn(async move {
-        let mut found = Some(found);
+        let (mut found, mut address) = (Some(found), String::new());
         while let Ok(Some(line)) = lines.next_line().await {
             if let Ok(event) = serde_json::from_str::<Value>(&line)
-                && event["message"] == "listening"
-                && let Some(found) = found.take()
+                && found.is_some()
             {
-                let _ = found.send(event["address"].as_str().unwrap_or_default().to_owned());
+                if event["message"] == "listening" {
+                    event["address"].as_str().unwrap_or_default().clone_into(&mut address);
+                }
+                if event["message"] == until {
+                    drop(found.take().map(|found| found.send(address.clone())));
+                }
             }
             let mut logs = logs.lock().expect("no test panics with the lock");
             logs.push_str(&line);

@@ -166,7 +166,7 @@ pub(crate) struct OwnServer {
 impl OwnServer {
     /// Over plain HTTP.
     pub(crate) async fn start() -> Self {
-        Self::with_listener("http", "tls_disable = true", reqwest::Client::new()).await
+        Self::with_listener("http", "tls_disable = true", super::http()).await
     }
 
     /// With the lines of a listener's configuration, reached by `scheme` with `http`.

@@ -4,7 +4,8 @@ docs/audit-log.md alone, it shares no code with byok nor with docs/verify_bundle
 
 The log has 10 entries: three that were pruned (places 0 to 2), one with every field of the first form, a batch of three
 items, one that was erased, the one that says what was pruned, one with every field of the second form, and two more. The
-bundle has places 0 to 7 of it. bundle-1.jsonl and checkpoint-5 are what this script made before entries had a second form:
+bundle has places 0 to 7 of it. bundle-erased.jsonl has all of the same log when it had three entries more: two that say what
+was erased, of users before place 10 and of records before place 6, and another. bundle-1.jsonl and checkpoint-5 are what this script made before entries had a second form:
 they are not made any more, and verify for ever."""
 import base64, hashlib, hmac, json, pathlib
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -126,6 +127,14 @@ def main():
     lines += [{"skip": {"count": 2, "roots": [b64(mth(leaves[8:]))]}},
               {"checkpoint": checkpoint(key, 10, mth(leaves))}, {"end": {"entries": 5}}]
     (HERE / "bundle.jsonl").write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
+    entries += [entry(10, "erase", detail="erase user 0 10", means="operator", role="operator") | {"form": 2},
+                entry(11, "erase", detail="erase record 0 6", means="operator", role="operator") | {"form": 2},
+                entry(12, "encrypt", [item(12, record=personal("record-12", 9))], user="user-12") | {"form": 2}]
+    leaves = [leaf(one) for one in entries]
+    header = lines[0]["header"] | {"to": 13, "size": 13}
+    later = [{"header": header}, *lines[1:7], *({"entry": one} for one in entries[5:]),
+             {"checkpoint": checkpoint(key, 13, mth(leaves))}, {"end": {"entries": 10}}]
+    (HERE / "bundle-erased.jsonl").write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in later))
     (HERE / "key").write_text(lines[1]["key"] + "\n")
     assert (HERE / "checkpoint-5").read_text() == lines[6]["checkpoint"]
 

@@ -1,16 +1,9 @@
-//! Logs, traces and metrics. Never holds a plaintext, a key, a token or a provider's message: what is logged of a request
-//! is its id, route, status, code and duration.
-
-mod rereads;
+//! The metrics that `/metrics` shows, in both of Prometheus' text formats. `docs/metrics.md` lists them.
 
 use std::cmp::Reverse;
-use std::io::IsTerminal as _;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
-use opentelemetry::trace::TracerProvider as _;
-use opentelemetry_otlp::WithExportConfig as _;
-use opentelemetry_sdk::trace::SdkTracerProvider;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -18,84 +11,22 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
-use tracing_subscriber::filter::{FilterExt as _, LevelFilter, Targets};
-use tracing_subscriber::layer::SubscriberExt as _;
-use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{Layer as _, fmt};
 
-use crate::config::{LogFormat, Telemetry};
+use super::classic::classic;
+use super::requests::{MadeShown, RequestMetrics, WithheldShown};
+use super::rereads::Rereads;
 use crate::model::{KeyVersion, Posture};
 
-pub use rereads::{Reread, Rereads};
-
-/// Where the spans of requests are made.
-const REQUESTS: &str = "byok::server";
 /// The most key versions that the metrics show, the worst first: who holds a key can make versions without end.
 const MOST_KEY_VERSIONS: usize = 32;
 
-/// Keeps the trace exporter; its drop sends what is left.
-pub struct Guard(Option<SdkTracerProvider>);
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        if let Some(provider) = &self.0 {
-            let _ = provider.shutdown();
-        }
-    }
-}
-
-/// Starts logs, and traces where an endpoint is configured. To be called once, inside the runtime.
-///
-/// # Errors
-/// A sentence for the operator: the filter or the endpoint is unusable, or logging was started before.
-pub fn start(settings: &Telemetry) -> Result<Guard, String> {
-    let filter: Targets = settings.filter.parse().map_err(|_| "BYOK_LOG: is not a log filter".to_owned())?;
-    // What others log may hold anything: the providers' clients print requests, answers and credentials' errors.
-    let ours = Targets::new().with_target("byok", LevelFilter::TRACE);
-    let provider = settings.otlp_endpoint.as_deref().map(exporter).transpose()?;
-    let traces = provider.as_ref().map(|provider| {
-        // The requests' spans, whatever the logs are to say.
-        let filter = filter.clone().with_target(REQUESTS, LevelFilter::DEBUG);
-        let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("byok"));
-        layer.with_filter(filter.and(ours.clone()))
-    });
-    // Standard error: standard output belongs to what a command answers. That it cannot be written to would be said there,
-    // with a panic.
-    let lines = match settings.format {
-        LogFormat::Json => {
-            let layer = fmt::layer().json().flatten_event(true).with_writer(std::io::stderr);
-            layer.log_internal_errors(false).boxed()
-        }
-        LogFormat::Text => {
-            let colours = std::io::stderr().is_terminal();
-            let layer = fmt::layer().with_target(false).with_ansi(colours).with_writer(std::io::stderr);
-            layer.log_internal_errors(false).boxed()
-        }
-    };
-    tracing_subscriber::registry()
-        .with(traces)
-        .with(lines.with_filter(filter.and(ours)))
-        .try_init()
-        .map_err(|_| "logging was started before".to_owned())?;
-    Ok(Guard(provider))
-}
-
-fn exporter(endpoint: &str) -> Result<SdkTracerProvider, String> {
-    let exporter = opentelemetry_otlp::SpanExporter::builder()
-        .with_http()
-        .with_endpoint(format!("{}/v1/traces", endpoint.trim_end_matches('/')))
-        .with_protocol(opentelemetry_otlp::Protocol::HttpJson)
-        .build()
-        .map_err(|_| {
-            "OTEL_EXPORTER_OTLP_ENDPOINT: is not an address that traces can be sent to".to_owned()
-        })?;
-    opentelemetry::global::set_text_map_propagator(
-        opentelemetry_sdk::propagation::TraceContextPropagator::new(),
-    );
-    Ok(SdkTracerProvider::builder()
-        .with_batch_exporter(exporter)
-        .with_resource(opentelemetry_sdk::Resource::builder().with_service_name("byok").build())
-        .build())
+/// All metrics, in two formats.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MetricsText {
+    /// OpenMetrics 1.0 (<https://prometheus.io/docs/specs/om/open_metrics_spec/>).
+    pub open_metrics: String,
+    /// What every Prometheus reads, version 0.0.4 (<https://prometheus.io/docs/instrumenting/exposition_formats/>).
+    pub classic: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -210,6 +141,7 @@ pub struct Metrics {
     incidents: Family<ToLabels, Counter>,
     probes: Family<OutcomeLabels, Counter>,
     pool: PoolMetrics,
+    kms: RequestMetrics,
     audit_log_behind: Gauge,
     checkpoints_made: Counter,
     checkpoint_place_failures: Family<PlaceLabels, Gauge>,
@@ -270,6 +202,7 @@ impl Default for Metrics {
             "DEKs made ahead of need and thrown away unused",
             pool.discarded.clone(),
         );
+        let kms = RequestMetrics::registered(&mut registry);
         let (audit_log_behind, checkpoints_made) = (Gauge::default(), Counter::default());
         let checkpoint_place_failures = Family::default();
         registry.register(
@@ -327,6 +260,7 @@ impl Default for Metrics {
             incidents,
             probes,
             pool,
+            kms,
             audit_log_behind,
             checkpoints_made,
             checkpoint_place_failures,
@@ -430,6 +364,16 @@ impl Metrics {
         self.pool.discarded.inner().store(counts.discarded, Ordering::Relaxed);
     }
 
+    /// The requests to the KMS of `provider`, made and not made, since the start.
+    pub fn set_kms_requests(
+        &self,
+        provider: &'static str,
+        made: impl Iterator<Item = MadeShown>,
+        withheld: impl Iterator<Item = WithheldShown>,
+    ) {
+        self.kms.set(provider, made, withheld);
+    }
+
     /// How far a stream of the log is behind, and how many of its deliveries failed.
     pub fn set_stream(&self, stream: &'static str, behind: u64, failures: u64) {
         let labels = StreamLabels { stream };
@@ -449,12 +393,12 @@ impl Metrics {
         }
     }
 
-    /// The text that Prometheus reads (OpenMetrics 1.0).
-    pub fn text(&self) -> String {
-        let mut text = String::new();
+    /// All of them as text.
+    pub fn text(&self) -> MetricsText {
+        let mut open_metrics = String::new();
         // Writing into a string does not fail.
-        let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);
-        text
+        let _ = prometheus_client::encoding::text::encode(&mut open_metrics, &self.registry);
+        MetricsText { classic: classic(&open_metrics), open_metrics }
     }
 }
 
@@ -467,7 +411,7 @@ mod tests {
         let metrics = Metrics::default();
         metrics.shed("places");
         metrics.set_held(3, 4_096);
-        let text = metrics.text();
+        let text = metrics.text().classic;
         for line in [
             r#"byok_requests_shed_total{full="places"} 1"#,
             "byok_places_taken 3",
@@ -492,7 +436,7 @@ mod tests {
             [("works", 7), ("refused", 1), ("out_of_reach", 0)],
             Posture::ALL.map(|posture| (posture, 2)),
         );
-        let text = metrics.text();
+        let text = metrics.text().classic;
         for line in [
             r#"byok_key_posture{key_version="byok/100",posture="revoked"} 1"#,
             r#"byok_key_posture{key_version="byok/100",posture="active"} 0"#,
@@ -504,14 +448,14 @@ mod tests {
         }
         assert_eq!(text.matches("byok_key_posture{").count(), 3 * MOST_KEY_VERSIONS);
         metrics.set_keys(Vec::new());
-        assert!(!metrics.text().contains("byok_key_posture{"));
+        assert!(!metrics.text().classic.contains("byok_key_posture{"));
     }
 
     #[test]
     fn what_became_of_the_pool_shows_in_the_metrics() {
         let metrics = Metrics::default();
         metrics.set_dek_pool(PoolCounts { held: 4, made: 9, taken: 3, discarded: 2 });
-        let text = metrics.text();
+        let text = metrics.text().classic;
         for line in [
             "byok_dek_pool 4",
             "byok_dek_pool_made_total 9",
@@ -526,7 +470,7 @@ mod tests {
     fn an_answer_shows_in_the_metrics() {
         let metrics = Metrics::default();
         metrics.answered("/byok/encrypt", "POST", 403, Some("PERMISSION_DENIED"), 0.002);
-        let text = metrics.text();
+        let text = metrics.text().classic;
         assert!(
             text.contains(r#"byok_requests_total{route="/byok/encrypt",method="POST",status="403"} 1"#),
             "{text}"

@@ -1,0 +1,171 @@
+//! Reads of DEKs by record. What many calls look for while reads are under way is looked for in one statement: a thousand
+//! first calls at once are a few reads, and not a thousand that wait for each other's connections.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::oneshot;
+
+use crate::model::TenantUid;
+use crate::store::{DekRow, ReadError};
+
+/// How many statements are under way at once.
+const AT_ONCE: usize = 4;
+/// How many records are looked for in one statement, where not one call alone asks for more.
+const MOST: usize = 1_000;
+
+type Rows = Result<Vec<DekRow>, ReadError>;
+
+/// One call's records.
+struct Lookup {
+    tenant: TenantUid,
+    records: Vec<Arc<str>>,
+    found: oneshot::Sender<Rows>,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: VecDeque<Lookup>,
+    under_way: usize,
+}
+
+/// The lookups of all calls.
+#[derive(Clone, Default)]
+pub(super) struct Lookups(Arc<Mutex<State>>);
+
+impl Lookups {
+    /// The newest row of each record that has one. What is read is read after this was asked, whoever reads it.
+    pub(super) async fn newest<F>(
+        &self,
+        tenant: TenantUid,
+        records: Vec<Arc<str>>,
+        read: impl Fn(TenantUid, Vec<Arc<str>>) -> F + Send + 'static,
+    ) -> Rows
+    where
+        F: Future<Output = Rows> + Send,
+    {
+        let (found, rows) = oneshot::channel();
+        let turn = {
+            let mut state = self.state();
+            state.waiting.push_back(Lookup { tenant, records, found });
+            let is_free = state.under_way < AT_ONCE;
+            state.under_way += usize::from(is_free);
+            is_free.then(|| Turn(self.clone()))
+        };
+        if let Some(turn) = turn {
+            // A task of its own: whoever began it may hang up, and others wait for it.
+            tokio::spawn(async move {
+                while let Some((tenant, group)) = turn.0.take() {
+                    let mut records: Vec<_> =
+                        group.iter().flat_map(|lookup| &lookup.records).cloned().collect();
+                    records.sort_unstable();
+                    records.dedup();
+                    divide(read(tenant, records).await, group);
+                }
+            });
+        }
+        rows.await.unwrap_or(Err(ReadError::Unavailable))
+    }
+
+    /// The next lookups of one tenant, in their order.
+    fn take(&self) -> Option<(TenantUid, Vec<Lookup>)> {
+        let mut state = self.state();
+        let first = state.waiting.pop_front()?;
+        let (tenant, mut count) = (first.tenant, first.records.len());
+        let mut group = vec![first];
+        while let Some(next) = state.waiting.pop_front_if(|next| {
+            count += next.records.len();
+            next.tenant == tenant && count <= MOST
+        }) {
+            group.push(next);
+        }
+        Some((tenant, group))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Someone who reads; gives its turn up on every way out, a panic included.
+struct Turn(Lookups);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.state().under_way -= 1;
+    }
+}
+
+/// Gives each lookup the rows of its records.
+fn divide(rows: Rows, group: Vec<Lookup>) {
+    let rows = rows.map(|rows| {
+        let named = rows.into_iter().filter_map(|row| Some((row.record_id.clone()?, row)));
+        named.collect::<HashMap<Arc<str>, DekRow>>()
+    });
+    for Lookup { records, found, .. } in group {
+        let own = rows.as_ref().map(|rows| records.iter().filter_map(|record| rows.get(record).cloned()));
+        let _ = found.send(own.map(Iterator::collect).map_err(|error| *error));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::future::join_all;
+    use tokio::sync::Semaphore;
+
+    use super::*;
+    use crate::model::{DekId, KeyVersion, Timestamp, Wrapped};
+
+    fn row(record: &Arc<str>) -> DekRow {
+        let wrapped = Wrapped { bytes: Vec::new(), key_version: KeyVersion::new("k", "1"), scheme: 1 };
+        let (record_id, created_at) = (Some(record.clone()), Timestamp(0));
+        DekRow { id: DekId::new(), record_id, wrapped, created_at, mac: None, record_mac: None }
+    }
+
+    #[tokio::test]
+    async fn what_many_look_for_meanwhile_is_read_at_once_and_each_gets_its_own() {
+        let (lookups, reads) = (Lookups::default(), Arc::new(Mutex::new(Vec::new())));
+        let gate = Arc::new(Semaphore::new(0));
+        let look = |record: Arc<str>| {
+            let (reads, gate) = (reads.clone(), gate.clone());
+            lookups.newest(TenantUid([1; 16]), vec![record], move |_, records| {
+                let (reads, gate) = (reads.clone(), gate.clone());
+                async move {
+                    reads.lock().unwrap().push(records.len());
+                    let _open = gate.acquire().await.unwrap();
+                    Ok(records.iter().filter(|record| !record.starts_with("no")).map(row).collect())
+                }
+            })
+        };
+        let name = |n: usize| Arc::from(if n.is_multiple_of(2) { format!("{n}") } else { format!("no {n}") });
+        let opened = async {
+            // Until the first has begun to read, and all others wait or were taken along.
+            while reads.lock().unwrap().is_empty() {
+                tokio::task::yield_now().await;
+            }
+            gate.add_permits(1_000);
+        };
+        let (found, ()) = tokio::join!(join_all((0..100).map(|n| look(name(n)))), opened);
+        for (n, rows) in found.into_iter().enumerate() {
+            let records: Vec<_> = rows.unwrap().into_iter().filter_map(|row| row.record_id).collect();
+            assert_eq!(records, Vec::from_iter(n.is_multiple_of(2).then(|| name(n))), "{n}");
+        }
+        let reads = reads.lock().unwrap();
+        assert_eq!(reads.iter().sum::<usize>(), 100);
+        assert!(reads.len() <= AT_ONCE + 1, "{reads:?}");
+    }
+
+    #[tokio::test]
+    async fn a_read_that_fails_fails_for_all_who_waited_and_one_that_panics_leaves_its_turn() {
+        let lookups = Lookups::default();
+        let record = || vec![Arc::from("r")];
+        let failing = lookups.newest(TenantUid([1; 16]), record(), async |_, _| Err(ReadError::Rejected));
+        assert_eq!(failing.await, Err(ReadError::Rejected));
+        for _ in 0..=AT_ONCE {
+            let panics = lookups.newest(TenantUid([1; 16]), record(), async |_, _| panic!("it fails"));
+            assert_eq!(panics.await, Err(ReadError::Unavailable));
+        }
+        let works = lookups.newest(TenantUid([1; 16]), record(), async |_, _| Ok(Vec::new()));
+        assert_eq!(works.await, Ok(Vec::new()));
+    }
+}

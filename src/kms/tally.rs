@@ -1,0 +1,196 @@
+//! What the requests to one key came to: how many, by what was asked and what came of it, and how long they took. Counts, and
+//! decides nothing.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::{KmsErrorClass, Verdict};
+
+/// What a request asks of the KMS. Where the KMS makes no data keys (all but AWS KMS), a DEK is made here, and to have it wrapped
+/// is [`Self::Wrap`]; where it has no operation to re-wrap, that is an [`Self::Unwrap`] and a [`Self::Wrap`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// A new data key, plain and wrapped.
+    Generate,
+    /// To wrap.
+    Wrap,
+    /// To unwrap.
+    Unwrap,
+    /// To wrap anew what is wrapped.
+    Rewrap,
+    /// Something about the key, or about our right to it.
+    Describe,
+}
+
+impl Asked {
+    const ALL: [Self; 5] = [Self::Generate, Self::Wrap, Self::Unwrap, Self::Rewrap, Self::Describe];
+
+    /// The name in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Generate => "generate",
+            Self::Wrap => "wrap",
+            Self::Unwrap => "unwrap",
+            Self::Rewrap => "rewrap",
+            Self::Describe => "describe",
+        }
+    }
+}
+
+/// The upper bounds of the buckets of durations, in seconds; what took longer is in one more.
+pub const BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
+
+/// What came of a request, the names in metrics: a request counts as the first of these that holds.
+const RESULTS: [&str; 7] =
+    ["ok", "refused", "invalid", "misconfigured", "throttled", "timeout", "unavailable"];
+/// Why a request was not made, the names in metrics.
+const REASONS: [&str; 4] = ["budget", "throttled", "deadline", "login"];
+
+/// The requests of one kind that came to one result.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RequestsMade {
+    /// What was asked.
+    pub asked: Asked,
+    /// `ok`, `refused` (the key, or our access to it, is off), `invalid` (this wrapped DEK does not open), `misconfigured`,
+    /// `throttled`, `timeout` or `unavailable`.
+    pub result: &'static str,
+    /// How many took how long: up to each of [`BUCKETS`] and more than the one before it, then longer.
+    pub durations: [u64; BUCKETS.len() + 1],
+    /// How long they took together.
+    pub total: Duration,
+}
+
+/// What was not asked, though somebody wanted it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestsWithheld {
+    /// What was to be asked.
+    pub asked: Asked,
+    /// `budget` (our own bound on requests a minute), `throttled` (the KMS asked for a pause longer than the call had time),
+    /// `deadline` (no place became free in time) or `login` (the KMS refused our credential, and it is not shown again yet).
+    pub reason: &'static str,
+    /// How many.
+    pub count: u64,
+}
+
+/// The requests to one key since the start.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Requests {
+    /// The provider, as `BYOK_PROVIDER` names it.
+    pub provider: &'static str,
+    /// Those that were made; kinds and results that never came are left out.
+    pub made: Vec<RequestsMade>,
+    /// Those that were not.
+    pub withheld: Vec<RequestsWithheld>,
+}
+
+#[derive(Default)]
+struct Series {
+    durations: [AtomicU64; BUCKETS.len() + 1],
+    micros: AtomicU64,
+}
+
+/// Counts requests; shared by all calls of one key.
+#[derive(Default)]
+pub(super) struct Tally {
+    made: [[Series; RESULTS.len()]; Asked::ALL.len()],
+    withheld: [[AtomicU64; REASONS.len()]; Asked::ALL.len()],
+}
+
+impl Tally {
+    /// A request was made, unless `class` says that none was.
+    pub(super) fn made(&self, asked: Asked, class: Option<KmsErrorClass>, took: Duration) {
+        let result = match class.map(|class| (class, class.verdict())) {
+            None => 0,
+            Some((class @ (KmsErrorClass::BudgetSpent | KmsErrorClass::LoginPaused), _)) => {
+                return self.withheld(asked, class);
+            }
+            Some((_, Verdict::Revoked)) => 1,
+            Some((_, Verdict::Item)) => 2,
+            Some((_, Verdict::Misconfigured)) => 3,
+            Some((KmsErrorClass::Throttled, _)) => 4,
+            Some((KmsErrorClass::Timeout, _)) => 5,
+            Some((_, Verdict::Outage | Verdict::Unasked)) => 6,
+        };
+        let series = &self.made[asked as usize][result];
+        let seconds = took.as_secs_f64();
+        let bucket = BUCKETS.iter().position(|bound| seconds <= *bound).unwrap_or(BUCKETS.len());
+        series.durations[bucket].fetch_add(1, Ordering::Relaxed);
+        series.micros.fetch_add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// A request was not made.
+    pub(super) fn withheld(&self, asked: Asked, class: KmsErrorClass) {
+        let reason = match class {
+            KmsErrorClass::BudgetSpent => 0,
+            KmsErrorClass::Throttled => 1,
+            KmsErrorClass::LoginPaused => 3,
+            _ => 2,
+        };
+        self.withheld[asked as usize][reason].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// All that was counted.
+    pub(super) fn requests(&self, provider: &'static str) -> Requests {
+        let mut requests = Requests { provider, ..Requests::default() };
+        for asked in Asked::ALL {
+            for (result, series) in RESULTS.into_iter().zip(&self.made[asked as usize]) {
+                let durations = series.durations.each_ref().map(|count| count.load(Ordering::Relaxed));
+                if durations.iter().any(|count| *count > 0) {
+                    let total = Duration::from_micros(series.micros.load(Ordering::Relaxed));
+                    requests.made.push(RequestsMade { asked, result, durations, total });
+                }
+            }
+            for (reason, count) in REASONS.into_iter().zip(&self.withheld[asked as usize]) {
+                let count = count.load(Ordering::Relaxed);
+                if count > 0 {
+                    requests.withheld.push(RequestsWithheld { asked, reason, count });
+                }
+            }
+        }
+        requests
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_counted_by_what_was_asked_what_came_of_it_and_how_long_it_took() {
+        let tally = Tally::default();
+        assert_eq!(tally.requests("none"), Requests { provider: "none", ..Requests::default() });
+        for millis in [1, 2, 6_000] {
+            tally.made(Asked::Unwrap, None, Duration::from_millis(millis));
+        }
+        let [requests] = tally.requests("p").made[..] else { panic!("one kind") };
+        assert_eq!((requests.asked, requests.result), (Asked::Unwrap, "ok"));
+        assert_eq!(requests.durations, [1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+        assert_eq!(requests.total, Duration::from_millis(6_003));
+    }
+
+    #[test]
+    fn what_came_of_a_request_is_told_by_its_class() {
+        for (class, result) in [
+            (KmsErrorClass::KeyDisabled, "refused"),
+            (KmsErrorClass::CredentialInvalid, "refused"),
+            (KmsErrorClass::InvalidWrappedDek, "invalid"),
+            (KmsErrorClass::Misconfigured, "misconfigured"),
+            (KmsErrorClass::Throttled, "throttled"),
+            (KmsErrorClass::Timeout, "timeout"),
+            (KmsErrorClass::Sealed, "unavailable"),
+            (KmsErrorClass::Unreachable, "unavailable"),
+        ] {
+            let tally = Tally::default();
+            tally.made(Asked::Wrap, Some(class), Duration::ZERO);
+            let requests = tally.requests("p");
+            assert_eq!((requests.made[0].result, requests.withheld.len()), (result, 0), "{class:?}");
+        }
+        for (class, reason) in [(KmsErrorClass::BudgetSpent, "budget"), (KmsErrorClass::LoginPaused, "login")]
+        {
+            let tally = Tally::default();
+            tally.made(Asked::Wrap, Some(class), Duration::ZERO);
+            let requests = tally.requests("p");
+            assert_eq!((requests.made.len(), requests.withheld[0].reason), (0, reason), "{class:?}");
+        }
+    }
+}

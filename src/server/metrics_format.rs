@@ -1,0 +1,103 @@
+//! Which of Prometheus' text formats a scrape asks for (RFC 9110, section 12.5.1).
+
+use axum::http::{HeaderMap, header};
+
+/// A text format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Format {
+    /// Prometheus' own, which everything reads that reads metrics.
+    Classic,
+    /// OpenMetrics 1.0.
+    OpenMetrics,
+}
+
+impl Format {
+    /// The one that a request with these headers asks for: OpenMetrics for who names it and likes it no less than text, else the
+    /// classic one. Whoever takes neither gets that as well: there is no third.
+    pub(super) fn asked_for(headers: &HeaderMap) -> Self {
+        // Of the ranges that hold the classic one, the nearest to it counts.
+        let (mut open_metrics, mut classic) = (None::<f32>, [None::<f32>; 3]);
+        let lines = headers.get_all(header::ACCEPT).iter().filter_map(|line| line.to_str().ok());
+        for range in lines.flat_map(|line| line.split(',')) {
+            let mut parts = range.split(';').map(str::trim);
+            let name = parts.next().unwrap_or_default().to_ascii_lowercase();
+            let parameters: Vec<(String, &str)> = parts
+                .filter_map(|parameter| parameter.split_once('='))
+                .map(|(name, value)| (name.trim().to_ascii_lowercase(), value.trim().trim_matches('"')))
+                .collect();
+            let parameter =
+                |wanted: &str| parameters.iter().find(|(name, _)| name == wanted).map(|(_, value)| *value);
+            // What is no weight is none.
+            let weight = parameter("q").map_or(1.0, |weight| weight.parse().unwrap_or_default());
+            let best = |known: Option<f32>| Some(known.map_or(weight, |known| known.max(weight)));
+            match (name.as_str(), parameter("version")) {
+                ("application/openmetrics-text", None | Some("1.0.0" | "0.0.1")) => {
+                    open_metrics = best(open_metrics);
+                }
+                ("text/plain", None | Some("0.0.4")) => classic[0] = best(classic[0]),
+                ("text/*", _) => classic[1] = best(classic[1]),
+                ("*/*", _) => classic[2] = best(classic[2]),
+                _ => {}
+            }
+        }
+        let classic = classic.into_iter().flatten().next().unwrap_or_default();
+        match open_metrics {
+            Some(weight) if weight > 0.0 && weight >= classic => Self::OpenMetrics,
+            Some(_) | None => Self::Classic,
+        }
+    }
+
+    /// The value of `Content-Type`.
+    pub(super) fn content_type(self) -> &'static str {
+        match self {
+            Self::Classic => "text/plain; version=0.0.4; charset=utf-8",
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    fn asked_for(accept: &'static str) -> Format {
+        Format::asked_for(&HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(accept))]))
+    }
+
+    #[test]
+    fn open_metrics_is_for_who_names_it_and_likes_it_no_less() {
+        assert_eq!(Format::asked_for(&HeaderMap::new()), Format::Classic);
+        for classic in [
+            "",
+            "*/*",
+            "text/html, */*;q=0.8",
+            "application/*",
+            "text/plain",
+            "application/json",
+            "text/plain; version=0.0.4, application/openmetrics-text; version=1.0.0; q=0.5",
+            "application/openmetrics-text; q=0",
+            "application/openmetrics-text; q=0.0, */*; q=0",
+            "application/openmetrics-text; version=2.0.0",
+            "application/openmetrics-text; q=much, text/plain; q=0.1",
+            // The nearest range counts, wherever it stands.
+            "application/openmetrics-text;q=0.4, text/plain;q=0.5, */*;q=0.1",
+        ] {
+            assert_eq!(asked_for(classic), Format::Classic, "{classic}");
+        }
+        for open_metrics in [
+            "application/openmetrics-text",
+            "Application/OpenMetrics-Text; Version=1.0.0",
+            "application/openmetrics-text, */*",
+            "application/openmetrics-text, text/plain",
+            "application/openmetrics-text;q=0.4, text/plain;q=0.3, */*;q=0.9",
+            // Of Prometheus 2 and 3.
+            "application/openmetrics-text; version=0.0.1,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+            "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,application/openmetrics-text;\
+             version=0.0.1;q=0.4,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,text/plain;version=0.0.4;q=0.2,/;q=0.1",
+        ] {
+            assert_eq!(asked_for(open_metrics), Format::OpenMetrics, "{open_metrics}");
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! Whether what is behind the URL can be worked with at all: a database in UTF-8, and no pooler that takes a connection's
+//! settings and prepared statements away without that we know of it.
+
+use sqlx::postgres::PgConnection;
+use sqlx::{ConnectOptions, Error, Row};
+use tokio::time::timeout;
+
+use super::super::MigrateError;
+use super::migrate::failed;
+use super::{ACQUIRE, LIMITS, Postgres};
+
+/// In one step, so that a pooler gives one server for it.
+const SHOWN: &str = "SELECT pg_catalog.current_setting('server_encoding'), \
+    pg_catalog.current_setting('statement_timeout'), \
+    pg_catalog.current_setting('idle_in_transaction_session_timeout')";
+
+impl Postgres {
+    /// # Errors
+    /// [`MigrateError::Encoding`], [`MigrateError::Pooler`]; others where that cannot be found out.
+    pub(super) async fn check_suitable(&self) -> Result<(), MigrateError> {
+        let connected = timeout(ACQUIRE, self.access().serving.connect()).await;
+        let mut connection = connected.map_err(|_| MigrateError::Unavailable)?.map_err(|error| {
+            if refuses_settings(&error) { MigrateError::Pooler } else { failed(0, &error) }
+        })?;
+        let shown = timeout(ACQUIRE, self.shown(&mut connection)).await;
+        let (encoding, arrived) =
+            shown.map_err(|_| MigrateError::Unavailable)?.map_err(|error| failed(0, &error))?;
+        if encoding != "UTF8" {
+            return Err(MigrateError::Encoding { found: encoding });
+        }
+        if arrived { Ok(()) } else { Err(MigrateError::Pooler) }
+    }
+
+    /// The database's encoding, and whether the limits that a connection is opened with have reached the server.
+    async fn shown(&self, connection: &mut PgConnection) -> Result<(String, bool), Error> {
+        let row = sqlx::raw_sql(SHOWN).fetch_one(connection).await?;
+        let access = self.access();
+        let own = access.serving.get_options().unwrap_or_default();
+        let mut arrived = true;
+        for (place, (name, limit)) in LIMITS.iter().enumerate() {
+            let sent = own.contains(&format!("{name}={limit}"));
+            arrived &= self.pgbouncer || !sent || row.try_get::<String, _>(place + 1)? == *limit;
+        }
+        Ok((row.try_get(0)?, arrived))
+    }
+}
+
+/// PgBouncer refuses start-up parameters that it cannot keep track of, in words that no PostgreSQL has.
+fn refuses_settings(error: &Error) -> bool {
+    error.as_database_error().is_some_and(|error| error.message().contains("unsupported startup parameter"))
+}

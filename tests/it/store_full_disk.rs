@@ -1,0 +1,129 @@
+//! SQLite on a disk that is full, and one that fails: SQLite then rolls back by itself. All that needs a commit is refused for
+//! now, and goes on once there is room, without a restart.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::support::server::TestServer;
+use crate::support::shared_vault::VaultKey;
+
+/// `unshare` with a mount namespace of its own, where a file system can be mounted.
+pub(crate) fn unshare() -> &'static str {
+    if rustix::process::geteuid().is_root() { "unshare -m" } else { "unshare -Urm" }
+}
+
+async fn encrypt(server: &TestServer, record: &str) -> Value {
+    let body = json!({ "plaintext": "p".repeat(100), "context": { "record_id": record } });
+    let answer = server.post("/byok/encrypt", body).await;
+    if answer.status != 200 {
+        assert_eq!((answer.status.as_u16(), &answer.body["code"]), (503, &json!("STORE_UNAVAILABLE")));
+    }
+    answer.body
+}
+
+/// Fails when it is told to, and works again when it is told to.
+async fn survives(server: &TestServer, fail: impl AsyncFn(), mend: impl AsyncFn()) {
+    let mut tokens = Vec::new();
+    for turn in 0..5 {
+        let record = format!("before-{turn}");
+        tokens.push((encrypt(server, &record).await["ciphertext"].as_str().unwrap().to_owned(), record));
+    }
+    assert_eq!(server.get("/readyz").await.status, 200);
+    fail().await;
+    // What there is in the files already may still be written.
+    let mut refused = 0;
+    for turn in 0..10_000 {
+        let record = format!("meanwhile-{turn}");
+        match encrypt(server, &record).await["ciphertext"].as_str() {
+            Some(token) => tokens.push((token.to_owned(), record)),
+            None => refused += 1,
+        }
+        if refused == 10 {
+            break;
+        }
+    }
+    assert_eq!(refused, 10, "it never failed");
+    let decrypt = server.decrypt(&tokens[0].0, &tokens[0].1).await;
+    assert_eq!((decrypt.status.as_u16(), &decrypt.body["code"]), (503, &json!("STORE_UNAVAILABLE")));
+    let ready = server.get("/readyz").await;
+    assert_eq!((ready.status.as_u16(), &ready.body["reason"]), (503, &json!("STORE_UNAVAILABLE")));
+
+    mend().await;
+    for turn in 0.. {
+        let record = format!("after-{turn}");
+        if let Some(token) = encrypt(server, &record).await["ciphertext"].as_str() {
+            tokens.push((token.to_owned(), record));
+            break;
+        }
+        assert!(turn < 600, "it never works again");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // What was found just before stands for a moment.
+    for turn in 0.. {
+        if server.get("/readyz").await.status == 200 {
+            break;
+        }
+        assert!(turn < 600, "it is never ready again");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    for (token, record) in &tokens {
+        let answer = server.decrypt(token, record).await;
+        assert_eq!(answer.status, 200, "{record}: {}", answer.body);
+    }
+}
+
+async fn until_there(path: &Path) {
+    for _ in 0..2_400 {
+        if path.exists() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    panic!("{} never came", path.display());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_refuses_for_now_and_is_written_again_once_there_is_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let (disk, control) = (folder.path().join("disk"), folder.path().join("control"));
+    std::fs::create_dir(&disk).unwrap();
+    std::fs::create_dir(&control).unwrap();
+    // What is mounted is seen by this shell and the server alone: the shell fills it and frees it.
+    let script = format!(
+        "exec {unshare} sh -c 'mount -t tmpfs -o size=16m tmpfs {disk} || exit 1
+        (while kill -0 $$ 2>/dev/null; do
+            if [ -e {control}/fill ]; then rm {control}/fill; cat /dev/zero >{disk}/filling 2>/dev/null; touch {control}/filled; fi
+            if [ -e {control}/free ]; then rm {control}/free {disk}/filling; touch {control}/freed; fi
+            sleep 0.05
+        done) &
+        exec \"$0\" serve' \"$0\"",
+        unshare = unshare(),
+        disk = disk.display(),
+        control = control.display(),
+    );
+    let url = format!("sqlite://{}", disk.join("byok.db").display());
+    let server = TestServer::by_shell(&script, VaultKey::create().await, url, &[]).await;
+    let tell = async |word: &str, done: &str| {
+        std::fs::write(control.join(word), "").unwrap();
+        until_there(&control.join(done)).await;
+    };
+    survives(&server, async || tell("fill", "filled").await, async || tell("free", "freed").await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_fails_refuses_for_now_and_is_made_once_writes_work() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}", folder.path().join("byok.db").display());
+    let script = "trap '' XFSZ; exec \"$0\" serve";
+    let server = TestServer::by_shell(script, VaultKey::create().await, url, &[]).await;
+    // A write past the limit fails with EFBIG, which is an I/O error to SQLite.
+    let limit = async |bytes: &str| {
+        let pid = server.pid().to_string();
+        let limited = Command::new("prlimit").args(["--pid", &pid, &format!("--fsize={bytes}:")]).status();
+        assert!(limited.unwrap().success());
+    };
+    survives(&server, async || limit("4096").await, async || limit("unlimited").await).await;
+}

@@ -1,0 +1,206 @@
+//! The blocks of a documentation page, run as a reader would: one bash for the whole page, each block pasted into it, and what
+//! the page says that a command prints held against what it printed.
+//!
+//! `sh` blocks must succeed. Of `console` blocks each line after `$ ` is run, and the lines below it are compared: `…` stands for
+//! anything, a line of it alone for any lines, and a number for any number. A block marked `not-run` is not run.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process_group};
+
+/// What bash says when a block is done; no command of a page prints it.
+const DONE: &str = "@@ done ";
+
+/// A page, and the bash that its blocks are pasted into. Ends with what was started there.
+pub(crate) struct Page {
+    name: String,
+    blocks: Vec<Block>,
+    bash: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+struct Block {
+    heading: String,
+    /// `sh` or `console`.
+    kind: String,
+    lines: Vec<String>,
+}
+
+impl Page {
+    /// A page of `docs/`. Its first block exports the words that are the reader's own; they get these values. `tools` are folders
+    /// for the front of `PATH`, where `byok` already is.
+    pub(crate) fn open(name: &str, own: &[(&str, &str)], tools: &[&Path]) -> Self {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(name);
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let mut blocks = blocks(&text);
+        let first = blocks.first_mut().unwrap_or_else(|| panic!("{name} has no block"));
+        for (variable, value) in own {
+            let export = format!("export {variable}=");
+            let line = first.lines.iter_mut().find(|line| line.starts_with(&export));
+            let line = line.unwrap_or_else(|| panic!("the first block of {name} has no {export}"));
+            *line = format!("{export}'{value}'");
+        }
+        let byok = Path::new(env!("CARGO_BIN_EXE_byok")).parent().expect("a folder");
+        let folders = tools.iter().copied().chain([byok]).map(|folder| folder.display().to_string());
+        let search: Vec<String> = folders.chain(["/usr/bin".to_owned(), "/bin".to_owned()]).collect();
+        // A block that does not end, such as one with an open quote, fails.
+        let mut bash = Command::new("timeout")
+            .args(["--kill-after=1", "300", "bash"])
+            .env_clear()
+            .env("PATH", search.join(":"))
+            .env("HOME", "/nonexistent")
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("bash starts");
+        let (input, output) = (bash.stdin.take().expect("piped"), bash.stdout.take().expect("piped"));
+        let mut page = Self { name: name.to_owned(), blocks, bash, input, output: BufReader::new(output) };
+        page.paste("exec 2>&1; set -o pipefail");
+        page
+    }
+
+    /// Runs all blocks.
+    pub(crate) fn run(&mut self) {
+        for block in std::mem::take(&mut self.blocks) {
+            self.run_block(&block);
+        }
+    }
+
+    /// Runs the blocks up to the first whose command begins like this, and that one.
+    pub(crate) fn run_to(&mut self, command: &str) {
+        let is_last = |block: &Block| block.lines.iter().any(|line| line.starts_with(command));
+        let last = self.blocks.iter().position(is_last);
+        let last = last.unwrap_or_else(|| panic!("{} has no block with {command:?}", self.name));
+        let rest = self.blocks.split_off(last + 1);
+        for block in std::mem::replace(&mut self.blocks, rest) {
+            self.run_block(&block);
+        }
+    }
+
+    fn run_block(&mut self, block: &Block) {
+        let place = format!("{}, {}", self.name, block.heading);
+        if block.kind == "sh" {
+            let (printed, code) = self.paste(&block.lines.join("\n"));
+            assert_eq!(
+                code,
+                Some(0),
+                "{place}: a command failed, the last of which these are what it printed:\n{printed}"
+            );
+            return;
+        }
+        let mut lines = block.lines.iter().map(String::as_str).peekable();
+        while let Some(line) = lines.next() {
+            let first = line.strip_prefix("$ ");
+            let mut command = first.unwrap_or_else(|| panic!("{place}: no command: {line}")).to_owned();
+            while command.ends_with('\\') {
+                command = format!("{command}\n{}", lines.next().unwrap_or_default());
+            }
+            let mut shown = Vec::new();
+            while let Some(line) = lines.next_if(|line| !line.starts_with("$ ")) {
+                shown.push(line);
+            }
+            let (printed, code) = self.paste(&command);
+            assert!(code.is_some(), "{place}:\n$ {command}\nended bash, or did not end:\n{printed}");
+            let lines: Vec<&str> = printed.lines().collect();
+            assert!(
+                fits(&shown, &lines),
+                "{place}:\n$ {command}\nis said to print\n{}\nand prints\n{printed}",
+                shown.join("\n")
+            );
+        }
+    }
+
+    /// What the commands print, and their exit code; no code where one of an `sh` block failed, which ends bash.
+    pub(crate) fn paste(&mut self, commands: &str) -> (String, Option<i32>) {
+        // In braces, so that no command takes what is pasted after it for its standard input.
+        let pasted = format!("{{\n{commands}\n}} < /dev/null\necho; echo \"{DONE}$?\"\n");
+        self.input.write_all(pasted.as_bytes()).expect("bash reads");
+        let mut printed = String::new();
+        loop {
+            let from = printed.len();
+            if self.output.read_line(&mut printed).expect("bash writes") == 0 {
+                return (printed, None);
+            }
+            if let Some(code) = printed[from..].strip_prefix(DONE) {
+                let code = code.trim().parse().ok();
+                printed.truncate(from - 1);
+                return (printed, code);
+            }
+        }
+    }
+}
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        let group = Pid::from_raw(self.bash.id() as i32).expect("a pid");
+        let _ = kill_process_group(group, Signal::KILL);
+        let _ = self.bash.wait();
+    }
+}
+
+fn blocks(text: &str) -> Vec<Block> {
+    let (mut blocks, mut heading) = (Vec::new(), String::new());
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        if line.starts_with('#') {
+            heading = line.to_owned();
+        }
+        let Some(fence) = line.strip_prefix("```") else { continue };
+        let lines: Vec<String> =
+            lines.by_ref().take_while(|line| !line.starts_with("```")).map(str::to_owned).collect();
+        if fence == "sh" || fence == "console" {
+            blocks.push(Block { heading: heading.clone(), kind: fence.to_owned(), lines });
+        }
+    }
+    blocks
+}
+
+/// Whether these lines were printed, as a page shows them.
+fn fits(shown: &[&str], printed: &[&str]) -> bool {
+    match (shown, printed) {
+        ([], printed) => printed.iter().all(|line| line.is_empty()),
+        (["…", rest @ ..], _) => (0..=printed.len()).any(|skipped| fits(rest, &printed[skipped..])),
+        ([line, shown @ ..], [real, printed @ ..]) => line_fits(line, real) && fits(shown, printed),
+        (_, []) => false,
+    }
+}
+
+fn line_fits(shown: &str, printed: &str) -> bool {
+    let (shown, printed) = (without_numbers(shown), without_numbers(printed));
+    let mut pieces = shown.split('…');
+    let Some(mut rest) = printed.strip_prefix(pieces.next().unwrap_or_default()) else { return false };
+    let pieces: Vec<&str> = pieces.collect();
+    let Some((last, between)) = pieces.split_last() else { return rest.is_empty() };
+    for piece in between {
+        let Some(at) = rest.find(piece) else { return false };
+        rest = &rest[at + piece.len()..];
+    }
+    rest.ends_with(last)
+}
+
+/// The text with `0` for each number.
+fn without_numbers(text: &str) -> String {
+    let mut kept = String::new();
+    for char in text.trim_end().chars() {
+        match (char.is_ascii_digit(), kept.ends_with('0')) {
+            (true, true) => {}
+            (true, false) => kept.push('0'),
+            (false, _) => kept.push(char),
+        }
+    }
+    kept
+}
+
+#[test]
+fn what_a_page_shows_is_held_against_what_was_printed() {
+    assert!(fits(&["took 12 ms", "…", "done"], &["took 7 ms", "a", "b", "done"]));
+    assert!(fits(&["{\"key\":\"byok:v1:…\",\"on\":true}"], &["{\"key\":\"byok:v1:A9\",\"on\":true}", ""]));
+    assert!(!fits(&["took 12 ms"], &["took 12 s"]));
+    assert!(!fits(&["done"], &["done", "and more"]));
+    assert!(!fits(&["done", "again"], &["done"]));
+}

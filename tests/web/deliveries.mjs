@@ -1,0 +1,11 @@
+// A receiver of webhooks with the npm library of Standard Webhooks: verifies each delivery of standard input, an array of
+// {headers, body}, with the secret that is the argument, and prints what the library parsed of each.
+import { createRequire } from "node:module";
+import { readFileSync } from "node:fs";
+
+const require = createRequire(process.env.BYOK_TEST_NODE_MODULES + "/");
+const { Webhook } = require("standardwebhooks");
+
+const webhook = new Webhook(process.argv[2]);
+const deliveries = JSON.parse(readFileSync(0, "utf8"));
+console.log(JSON.stringify(deliveries.map(({ headers, body }) => webhook.verify(body, headers))));
