@@ -11,6 +11,10 @@ use crate::model::{Caller, ErrorCode, Refusal};
 pub trait Room: Send + Sync {
     /// Takes so many bytes in all from now on; false where the server cannot spare them.
     fn hold(&self, bytes: usize) -> bool;
+    /// The same, where it holds less than that: for an answer that grows beside what it is made of.
+    fn hold_at_least(&self, bytes: usize) -> bool;
+    /// How many bytes an answer may have.
+    fn largest_answer(&self) -> usize;
 }
 
 /// A request whose head has come.
@@ -37,5 +41,13 @@ struct Unbounded;
 impl Room for Unbounded {
     fn hold(&self, _: usize) -> bool {
         true
+    }
+
+    fn hold_at_least(&self, _: usize) -> bool {
+        true
+    }
+
+    fn largest_answer(&self) -> usize {
+        usize::MAX
     }
 }

@@ -15,10 +15,15 @@ use super::record::read_refusal;
 
 const PAGE: u32 = 50;
 const MAX_PAGE: u32 = 500;
-/// A page ends once it holds more items than this, or more bytes of their record ids and of what is packed: an entry may have
-/// tens of thousands of items.
+/// A page holds no more items than this, and no more bytes of their record ids and of what is packed, but for its first entry:
+/// an entry may have tens of thousands of items.
 const MAX_ITEMS: u32 = 20_000;
 const MAX_BYTES: usize = 8 << 20;
+/// What an entry takes in an answer, about: itself, each item, and each byte of what is packed, a control character of which
+/// has six in JSON.
+const ENTRY_BYTES: usize = 1 << 10;
+const ITEM_BYTES: usize = 320;
+const ESCAPED: usize = 6;
 /// How many entries are read from the database at once.
 const AT_ONCE: u32 = 32;
 /// A page ends, however few entries it holds, once the database has so often found fewer than asked for in what it reads at
@@ -47,14 +52,22 @@ pub struct AuditPage {
     pub next: Option<String>,
     /// Whether newer entries that match stand before the page, where that was asked and was found out within a read's bounds.
     pub has_newer: bool,
+    /// How many bytes it may take in an answer.
+    pub bytes: usize,
 }
 
 impl App {
-    /// Reads a page of the caller's tenant's log.
+    /// Reads a page of the caller's tenant's log, of no more entries than an answer of so many bytes can hold, but for its
+    /// first.
     ///
     /// # Errors
     /// Not permitted, a cursor that is not ours, a page size out of bounds, or the database out of reach.
-    pub async fn audit(&self, caller: &Caller, query: &AuditQuery) -> Result<AuditPage, Refusal> {
+    pub async fn audit(
+        &self,
+        caller: &Caller,
+        query: &AuditQuery,
+        largest_answer: usize,
+    ) -> Result<AuditPage, Refusal> {
         let operation = Operation::Audit;
         self.enter(caller, operation).await?;
         let (before, first) = match bounds(query) {
@@ -66,7 +79,8 @@ impl App {
             Some(place) => self.has_from(caller, &filter, place).await?,
             None => false,
         };
-        let (placed, next) = self.placed(caller, &filter, before, first).await?;
+        let (placed, next) = self.placed(caller, &filter, before, first, largest_answer).await?;
+        let bytes = placed.iter().map(|placed| Size::of(placed).shown).sum();
         let entries: Option<Vec<_>> =
             placed.iter().map(|placed| Some((cursor_of(placed.seq), unpack(&placed.row)?))).collect();
         let entries = entries.ok_or_else(|| {
@@ -74,7 +88,7 @@ impl App {
             Refusal::from(ErrorCode::Internal)
         })?;
         self.record(caller, operation, Outcome::Ok, Vec::new(), Vec::new()).await?;
-        Ok(AuditPage { entries, next: next.map(cursor_of), has_newer })
+        Ok(AuditPage { entries, next: next.map(cursor_of), has_newer, bytes })
     }
 
     /// Derives what proofs and pages read instead of all entries; see [`audit::derive`].
@@ -96,9 +110,10 @@ impl App {
         filter: &EntryFilter,
         mut before: Option<u64>,
         first: usize,
+        largest_answer: usize,
     ) -> Result<(Vec<PlacedEntry>, Option<u64>), Refusal> {
         let mut page: Vec<PlacedEntry> = Vec::new();
-        let (mut items, mut bytes, mut short_reads) = (0, 0, 0);
+        let (mut sum, mut short_reads) = (Size::default(), 0);
         loop {
             let read = self.store.entries(caller.tenant.uid, filter, before, AT_ONCE).await;
             let read = read.map_err(read_refusal)?;
@@ -106,12 +121,12 @@ impl App {
                 short_reads += 1;
             }
             for placed in read.entries {
-                if page.len() == first || items > MAX_ITEMS || bytes > MAX_BYTES {
+                let more = sum.and(Size::of(&placed));
+                if page.len() == first || !page.is_empty() && more.is_too_large(largest_answer) {
                     let last = page.last().map(|last| last.seq);
                     return Ok((page, last));
                 }
-                items += placed.row.item_count;
-                bytes += placed.row.records.len() + placed.row.items.len();
+                sum = more;
                 page.push(placed);
             }
             if read.next.is_none() || short_reads == SHORT_READS {
@@ -119,6 +134,36 @@ impl App {
             }
             before = read.next;
         }
+    }
+}
+
+/// How large entries are.
+#[derive(Clone, Copy, Default)]
+struct Size {
+    items: u32,
+    /// Bytes of record ids and of what is packed.
+    packed: usize,
+    /// Bytes of an answer that shows them, at most about.
+    shown: usize,
+}
+
+impl Size {
+    fn of(placed: &PlacedEntry) -> Self {
+        let (items, packed) = (placed.row.item_count, placed.row.records.len() + placed.row.items.len());
+        let shown = ENTRY_BYTES + ITEM_BYTES * items as usize + ESCAPED * packed;
+        Self { items, packed, shown }
+    }
+
+    fn and(self, other: Self) -> Self {
+        Self {
+            items: self.items.saturating_add(other.items),
+            packed: self.packed + other.packed,
+            shown: self.shown + other.shown,
+        }
+    }
+
+    fn is_too_large(self, largest_answer: usize) -> bool {
+        self.items > MAX_ITEMS || self.packed > MAX_BYTES || self.shown > largest_answer
     }
 }
 

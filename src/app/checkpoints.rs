@@ -5,6 +5,7 @@
 //! Whatever is signed has been shown to go on from the last checkpoint that was kept, by a proof from the entries' own
 //! leaves. Several replicas may sign the same head: the signature is deterministic, and so is the row.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -12,7 +13,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 use tracing::{error, info, warn};
 
-use crate::audit::{Checkpoint, CheckpointKey, SignedCheckpoint, Tree, TreeError, digest_of, origin_of};
+use crate::audit::{
+    Checkpoint, CheckpointKey, SignedCheckpoint, Tree, TreeError, digest_of, origin_of, pruned_leaves,
+};
 use crate::config::SigningKeys;
 use crate::crypto::Ed25519SigningKey;
 use crate::merkle::{Hash, verify_consistency};
@@ -26,8 +29,12 @@ use super::record::read_refusal;
 
 /// How many entries of restores are looked at: the latest.
 const RESTORES: u32 = 256;
+/// How many entries that speak of pruned ones are looked at: the latest, which say again what those before them said.
+const PRUNES: u32 = 256;
 /// Between two checkpoints that nobody asked for and that are published nowhere.
 const KEEP: Duration = Duration::from_secs(10);
+/// Between two lines of the server's log that say the same.
+const SAID_AGAIN: Duration = Duration::from_secs(3_600);
 
 /// A head that was signed, of one of the tenant's logs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,8 +104,39 @@ struct Known {
     unproven: Vec<SignedHead>,
     /// The same of logs before it: neither held by the one that has ended, nor named as lost.
     ended: Vec<SignedHead>,
+    /// The logs of which a head that one of our keys has signed was there before this process signed one of them.
+    signed_before: BTreeSet<u32>,
     /// When this process last kept one.
     kept_at: Option<Instant>,
+}
+
+impl Known {
+    /// Notes that a head with a signature of ours was found, unless the signature may be this process's own.
+    fn note_signed(&mut self, head: &SignedHead) {
+        if self.signed.as_ref().is_none_or(|signed| signed.log < head.log) {
+            self.signed_before.insert(head.log);
+        }
+    }
+}
+
+/// A complaint that is looked into every second, and is said once an hour.
+#[derive(Default)]
+struct Complaint(std::sync::Mutex<Option<Instant>>);
+
+impl Complaint {
+    fn is_due(&self) -> bool {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = last.is_none_or(|last| last.elapsed() >= SAID_AGAIN);
+        if is_due {
+            *last = Some(Instant::now());
+        }
+        is_due
+    }
+
+    /// What was complained of is over: it is said again when it comes back.
+    fn is_over(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
 }
 
 /// What a check found.
@@ -140,6 +178,8 @@ pub struct Checkpoints {
     known: Mutex<Known>,
     behind: AtomicBool,
     made: AtomicU64,
+    missing: Complaint,
+    refused: Complaint,
 }
 
 impl Checkpoints {
@@ -157,6 +197,8 @@ impl Checkpoints {
             known: Mutex::default(),
             behind: AtomicBool::new(false),
             made: AtomicU64::new(0),
+            missing: Complaint::default(),
+            refused: Complaint::default(),
         }
     }
 
@@ -241,6 +283,7 @@ impl Checkpoints {
     /// Another head that was published, for the next check.
     pub(super) async fn learn(&self, head: SignedHead) {
         let mut known = self.known.lock().await;
+        known.note_signed(&head);
         if !known.unproven.contains(&head) {
             known.unproven.push(head);
         }
@@ -249,6 +292,7 @@ impl Checkpoints {
     /// The same of a log before the current one.
     pub(super) async fn learn_ended(&self, head: SignedHead) {
         let mut known = self.known.lock().await;
+        known.note_signed(&head);
         if !known.ended.contains(&head) {
             known.ended.push(head);
         }
@@ -284,6 +328,15 @@ impl Checkpoints {
             self.made.fetch_add(1, Ordering::Relaxed);
             known.kept_at = Some(Instant::now());
         }
+        if let Some(before) = known.signed.as_ref().filter(|signed| signed.log < head.log) {
+            warn!(
+                before = before.log,
+                size = before.size,
+                root = %before.root,
+                log = head.log,
+                "another audit log was opened, as the entry of a restore says"
+            );
+        }
         known.signed = Some(head.clone());
         Ok(head)
     }
@@ -307,6 +360,9 @@ impl Checkpoints {
         let log = self.store.log_head(self.tenant.uid()?).await?.ok_or(ReadError::Malformed)?.log;
         // Before the tree: another replica may keep the next checkpoint meanwhile, and the tree must hold that one.
         let kept = self.store.latest_checkpoint(self.tenant.uid()?, log).await?.map(|row| {
+            if let Some(signed) = self.read(&row.note, log) {
+                known.note_signed(&signed);
+            }
             // Whoever signed it: a note that was put there by another hand stops us too.
             let note = SignedCheckpoint::parse(&row.note).ok().map(|note| note.checkpoint);
             let root = note.filter(|note| note.size == row.size).map_or(Hash([0; 32]), |note| note.root);
@@ -315,24 +371,22 @@ impl Checkpoints {
         let tree = Tree::open(&*self.store, self.tenant.uid()?).await?.ok_or(ReadError::Malformed)?;
         let mut unheld: Vec<SignedHead> = Vec::new();
         for head in known.unproven.iter().chain(&known.signed).chain(&kept) {
-            if !unheld.contains(head) && !holds(&tree, head).await? {
+            let held = match head.log < tree.head.log {
+                true => self.begins_with_a_restore(&tree.head).await?,
+                false => self.holds(&tree, head).await?,
+            };
+            if !held && !unheld.contains(head) {
                 unheld.push(head.clone());
             }
         }
-        known.ended = self.unnamed(&known.ended, &tree).await?;
+        known.ended = self.unnamed(known, &tree).await?;
         let (now, behind) = (SignedHead::of(&tree.head), !unheld.is_empty() || !known.ended.is_empty());
-        if let Some(before) = known.signed.as_ref().filter(|signed| signed.log < now.log) {
-            warn!(
-                before = before.log,
-                size = before.size,
-                root = %before.root,
-                log = now.log,
-                "another audit log was opened: where no `byok audit restored` was run, somebody rewrote the database"
-            );
-        }
         if behind != self.behind.swap(behind, Ordering::SeqCst) {
             match unheld.first().or(known.ended.first()) {
-                None => info!(log = now.log, size = now.size, "the audit log holds all that was published"),
+                None => {
+                    self.missing.is_over();
+                    info!(log = now.log, size = now.size, "the audit log holds all that was published");
+                }
                 Some(head) => error!(
                     published_log = head.log,
                     published_size = head.size,
@@ -346,76 +400,97 @@ impl Checkpoints {
         Ok((now, kept))
     }
 
-    /// Which of these published heads neither the log that has ended holds, nor an entry of a restore names. Without this,
-    /// whoever rewrites the database would only have to say that another log was opened.
-    async fn unnamed(&self, heads: &[SignedHead], tree: &Tree<'_>) -> Result<Vec<SignedHead>, ReadError> {
+    /// Whether the log holds what a signed head of it says.
+    async fn holds(&self, tree: &Tree<'_>, said: &SignedHead) -> Result<bool, ReadError> {
+        let now = SignedHead::of(&tree.head);
+        if said.log != now.log || said.size > now.size {
+            return Ok(false);
+        }
+        match tree.consistency(said.size, now.size).await {
+            Ok(proof) => Ok(verify_consistency((said.size, said.root), (now.size, now.root), &proof)),
+            Err(TreeError::Store(error)) => Err(error),
+            Err(TreeError::Missing { seq }) => {
+                if self.missing.is_due() {
+                    error!(seq, "an entry of the audit log is missing");
+                }
+                Ok(false)
+            }
+        }
+    }
+
+    /// Whether the log begins with the entry of a restore: then those before it have ended. What of them was lost is asked where it
+    /// is published: the operator's command does not know what this process alone has signed.
+    async fn begins_with_a_restore(&self, log: &LogHead) -> Result<bool, ReadError> {
+        let tenant = self.tenant.uid()?;
+        let first = match self.store.entries_from(tenant, log.first, 1).await {
+            Err(ReadError::Malformed) => Vec::new(),
+            first => first?,
+        };
+        Ok(first.iter().any(|placed| {
+            placed.seq == log.first
+                && placed.row.operation == Operation::Restore
+                && digest_of(tenant, &placed.row) == Some(placed.row.digest)
+        }))
+    }
+
+    /// Which of the published heads of logs that have ended neither that log holds, nor an entry of a restore names. Without
+    /// this, whoever rewrites the database would only have to say that another log was opened.
+    async fn unnamed(&self, known: &Known, tree: &Tree<'_>) -> Result<Vec<SignedHead>, ReadError> {
         let mut unnamed = Vec::new();
-        if heads.is_empty() {
+        if known.ended.is_empty() {
             return Ok(unnamed);
         }
         let tenant = self.tenant.uid()?;
         let ended = self.store.ended_logs(tenant).await?;
-        let restores = self.restores().await?;
-        for head in heads {
+        let restores = self.latest(Operation::Restore, RESTORES).await?;
+        for head in &known.ended {
             let said = format!("/{} {} {}", head.log, head.size, head.root);
             let names = |placed: &PlacedEntry| {
                 placed.row.detail.as_deref().is_some_and(|detail| detail.ends_with(&said))
                     && digest_of(tenant, &placed.row) == Some(placed.row.digest)
             };
             let held = match ended.iter().find(|ended| ended.log == head.log) {
-                Some(ended) => holds(&Tree::ended(&*self.store, tenant, ended.clone()), head).await?,
-                None => head.log >= tree.head.log && holds(tree, head).await?,
+                Some(ended) => self.holds(&Tree::ended(&*self.store, tenant, ended.clone()), head).await?,
+                None => head.log >= tree.head.log && self.holds(tree, head).await?,
             };
-            if !held && !restores.iter().any(names) && !self.is_opening_pruned(head.log, &ended, tree).await?
-            {
+            let after = ended.iter().find(|ended| ended.log > head.log).unwrap_or(&tree.head);
+            if !held && !restores.iter().any(names) && !self.is_opening_pruned(known, after).await? {
                 unnamed.push(head.clone());
             }
         }
         Ok(unnamed)
     }
 
-    /// The latest entries of restores, newest first.
-    async fn restores(&self) -> Result<Vec<PlacedEntry>, ReadError> {
-        let filter = EntryFilter { operation: Some(Operation::Restore), ..EntryFilter::default() };
+    /// The latest entries of this operation, newest first.
+    async fn latest(&self, operation: Operation, limit: u32) -> Result<Vec<PlacedEntry>, ReadError> {
+        let filter = EntryFilter { operation: Some(operation), ..EntryFilter::default() };
         let (mut found, mut before) = (Vec::new(), None);
         loop {
-            let page = self.store.entries(self.tenant.uid()?, &filter, before, RESTORES).await?;
+            let page = self.store.entries(self.tenant.uid()?, &filter, before, limit).await?;
             found.extend(page.entries);
             before = page.next;
-            if before.is_none() || found.len() >= RESTORES as usize {
+            if before.is_none() || found.len() >= limit as usize {
                 return Ok(found);
             }
         }
     }
 
-    /// Whether the entries are gone that the log after this one began with: a retention takes those that name heads as well.
-    async fn is_opening_pruned(
-        &self,
-        log: u32,
-        ended: &[LogHead],
-        tree: &Tree<'_>,
-    ) -> Result<bool, ReadError> {
-        let after = ended.iter().find(|ended| ended.log > log).unwrap_or(&tree.head);
-        let opening = after.first..after.end().min(after.first + 1);
-        // One without entries has lost none.
-        Ok(!opening.is_empty() && self.store.leaves(self.tenant.uid()?, opening).await?.is_empty())
-    }
-}
-
-/// Whether the log holds what a signed head says. One of an earlier log has ended: what the places have of those is looked at
-/// when a server starts.
-async fn holds(tree: &Tree<'_>, said: &SignedHead) -> Result<bool, ReadError> {
-    let now = SignedHead::of(&tree.head);
-    if said.log != now.log || said.size > now.size {
-        return Ok(said.log < now.log);
-    }
-    match tree.consistency(said.size, now.size).await {
-        Ok(proof) => Ok(verify_consistency((said.size, said.root), (now.size, now.root), &proof)),
-        Err(TreeError::Store(error)) => Err(error),
-        Err(TreeError::Missing { seq }) => {
-            error!(seq, "an entry of the audit log is missing");
-            Ok(false)
+    /// Whether a retention took the entries that this log began with, and so those that named heads of the log before: an entry
+    /// says so, and the log was signed before, when they were there still. The entry alone is worth nothing, since it takes no
+    /// secret; nor is a signature that this process has made.
+    async fn is_opening_pruned(&self, known: &Known, log: &LogHead) -> Result<bool, ReadError> {
+        let tenant = self.tenant.uid()?;
+        let mut is_signed = known.signed_before.contains(&log.log);
+        if !is_signed && known.signed.is_none() {
+            let kept = self.store.latest_checkpoint(tenant, log.log).await?;
+            is_signed = kept.is_some_and(|kept| self.read(&kept.note, log.log).is_some());
         }
+        if !is_signed || !self.store.leaves(tenant, log.first..log.first + 1).await?.is_empty() {
+            return Ok(false);
+        }
+        let prunes = self.latest(Operation::Prune, PRUNES).await?;
+        let said = prunes.iter().filter_map(|placed| pruned_leaves(tenant, &placed.row));
+        Ok(said.into_iter().any(|(pruned, leaves)| pruned == log.log && leaves.contains(&0)))
     }
 }
 
@@ -450,11 +525,14 @@ impl App {
             return;
         }
         match self.checkpoints.renew_in_time().await {
-            Ok(()) | Err(NoneMade::Unsigned | NoneMade::Store(ReadError::Unavailable | ReadError::Busy)) => {}
+            Ok(()) => self.checkpoints.refused.is_over(),
+            Err(NoneMade::Unsigned | NoneMade::Store(ReadError::Unavailable | ReadError::Busy)) => {}
             // The rows of DEKs that are in memory may be gone.
             Err(NoneMade::Behind) => self.keyring.clear(),
             Err(NoneMade::Store(ReadError::Rejected | ReadError::Malformed)) => {
-                warn!("the database refused what a checkpoint is made of, or to keep it");
+                if self.checkpoints.refused.is_due() {
+                    warn!("the database refused what a checkpoint is made of, or to keep it");
+                }
             }
         }
     }

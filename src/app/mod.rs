@@ -4,6 +4,7 @@
 //! it may.
 
 mod announce;
+mod answer;
 mod arrival;
 mod audit;
 mod checkpoints;
@@ -48,6 +49,7 @@ use crate::store::Store;
 use crate::telemetry::{PoolCounts, Rereads};
 use crate::webhook::Webhook;
 
+pub use answer::{answer_too_large, no_room, write_json};
 pub use arrival::{Arrival, Room};
 pub use audit::{AuditPage, AuditQuery};
 pub use checkpoints::{Checked, CheckpointParts, CheckpointShown, Checkpoints};

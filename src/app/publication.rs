@@ -27,7 +27,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 /// How many logs after the current one are looked for at a place: a database that was restored may be several behind.
 const LOGS_AHEAD: u32 = 16;
 
-/// How many of the logs that have ended are looked for at a place; nobody restores that often.
+/// How many of the logs that have ended are looked for at a place: the last ones.
 const LOGS_BACK: u32 = 32;
 
 /// Why a place was given nothing.
@@ -54,6 +54,8 @@ pub struct Place {
     name: Arc<str>,
     failures: AtomicU32,
     unpublished: AtomicU64,
+    /// All logs before this one were looked for there; 0 when none was.
+    looked_back: AtomicU32,
 }
 
 impl Place {
@@ -64,7 +66,8 @@ impl Place {
             Receiver::Webhook(webhook) => webhook.name(),
             Receiver::Kms(_) => "kms".to_owned(),
         };
-        Self { receiver, name: name.into(), failures: AtomicU32::new(0), unpublished: AtomicU64::new(0) }
+        let (failures, unpublished, looked_back) = (AtomicU32::new(0), AtomicU64::new(0), AtomicU32::new(0));
+        Self { receiver, name: name.into(), failures, unpublished, looked_back }
     }
 
     /// `directory`, `bucket`, `webhook` or `kms`.
@@ -146,11 +149,12 @@ impl Checkpoints {
     /// It could not be read.
     pub(super) async fn look_back(&self, place: &Place, before: u32) -> Result<(), ArchiveError> {
         let Receiver::Archive(archive) = &place.receiver else { return Ok(()) };
-        for log in (1..before).take(LOGS_BACK as usize) {
+        for log in before.saturating_sub(LOGS_BACK).max(1)..before {
             for published in self.newest_at(archive, log, self.clock.now()).await?.into_iter().flatten() {
                 self.learn_ended(published).await;
             }
         }
+        place.looked_back.store(before, Ordering::Relaxed);
         Ok(())
     }
 
@@ -176,7 +180,12 @@ impl Checkpoints {
     /// Publishes the head as it is now, after all that is at the place already.
     async fn hand_over(&self, place: &Place) -> Result<SignedHead, NotGiven> {
         let seen = self.renew().await.map_err(|_| NotGiven::NoneMade)?;
-        match self.look_into(place, seen.log).await {
+        let mut looked = self.look_into(place, seen.log).await;
+        // One that could not be read when the server started, or a log that was opened since.
+        if looked.is_ok() && place.looked_back.load(Ordering::Relaxed) < seen.log {
+            looked = self.look_back(place, seen.log).await;
+        }
+        match looked {
             // What cannot be read now might say that the log was rewritten: it is not written over.
             Err(error) if !error.is_denial() => return Err(NotGiven::Failed(error.to_string())),
             Ok(()) | Err(_) => {}

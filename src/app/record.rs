@@ -44,7 +44,7 @@ pub(super) fn note_failure(item: &mut Item, error: &KeyringError, request_id: &R
         KeyringError::Missing | KeyringError::Altered => ErrorCode::DecryptFailed.into(),
         KeyringError::Unsealed => Refusal::because(
             ErrorCode::Unavailable,
-            "The record's DEK is not bound yet: a job of the server's is at it.",
+            "The record's DEK is not bound yet: a job of the server's does that, and the server's log says where it cannot.",
         )
         .after(UNSEALED),
         KeyringError::Unbound => ErrorCode::RowMacKeyRequired.into(),

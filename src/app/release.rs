@@ -108,10 +108,16 @@ impl Release {
         self.broken_off.store(true, Ordering::Relaxed);
         let refusal = dark_refusal(posture);
         // Recorded even if the client hangs up.
-        let recorded = join_all(self.withhold(self.take_entries(), &refusal)).await;
-        let mut recorded =
-            recorded.into_iter().map(|one| one.unwrap_or_else(|_| Err(ErrorCode::Internal.into())));
-        Err(recorded.find_map(Result::err).unwrap_or(refusal))
+        let recording = self.withhold(self.take_entries(), &refusal);
+        Err(recorded(recording, refusal).await)
+    }
+
+    /// Refuses the whole answer, of which nothing has left, for a reason that its keys have no part in: it is too large, or
+    /// there is no room for it. Gives the refusal to answer in its place.
+    pub async fn refuse(&self, refusal: Refusal) -> Refusal {
+        self.broken_off.store(true, Ordering::Relaxed);
+        let recording = self.take_entries().into_iter().map(|entry| entry.void(&refusal)).collect();
+        recorded(recording, refusal).await
     }
 
     /// Notes that the first byte leaves: from here on the answer counts as given.
@@ -174,6 +180,14 @@ impl Release {
     fn take_entries(&self) -> Vec<Ungiven> {
         std::mem::take(&mut *self.entries.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+/// The refusal once it is recorded, or why it could not be.
+async fn recorded(recording: Vec<JoinHandle<Result<(), Refusal>>>, refusal: Refusal) -> Refusal {
+    let recorded = join_all(recording).await;
+    let mut recorded =
+        recorded.into_iter().map(|one| one.unwrap_or_else(|_| Err(ErrorCode::Internal.into())));
+    recorded.find_map(Result::err).unwrap_or(refusal)
 }
 
 fn nanoseconds(moment: BootTime) -> u64 {

@@ -1,5 +1,7 @@
 //! `byok dev`: everything on this machine, with nothing to configure. An SQLite file, a local key, a JWT secret, a key
-//! that signs checkpoints, one that binds the rows of DEKs, and a permissions file are made under `./.byok/` where they are not there; what the environment says goes before.
+//! that signs checkpoints, one that binds the rows of DEKs, and a permissions file are made under `./.byok/` where they are not
+//! there. It mints and prints tokens, and so it refuses an environment that names a database, a provider or a JWT secret of
+//! somebody's; what else the environment says goes before.
 
 use std::fs;
 use std::io::Write as _;
@@ -18,7 +20,7 @@ use super::Failure;
 use super::serve::{self, OnHangup};
 use crate::app::{App, Committed, EncryptItem, context_of};
 use crate::auth::{MintClaims, mint};
-use crate::config::{Auth, Config, Defaults, Env, Jwt, LogFormat, Reader, Server};
+use crate::config::{Auth, Config, Defaults, Env, Jwt, LogFormat, Mistake, Reader, Server};
 use crate::crypto::{self, Ed25519SigningKey, Plaintext, RowMacKey};
 use crate::kms::LocalKey;
 use crate::model::{Clock as _, Identity, Means, RequestId, Session, SystemClock};
@@ -27,6 +29,14 @@ const FOLDER: &str = ".byok";
 /// The key that is made where the environment names none.
 pub(super) const LOCAL_KEY: &str = ".byok/local-key.json";
 const USER: &str = "user-123";
+/// What an environment of a server has, in which no token is to be made and printed.
+const OF_A_SERVER: [&str; 5] = [
+    "DATABASE_URL",
+    "BYOK_MIGRATION_DATABASE_URL",
+    "BYOK_PROVIDER",
+    "HASURA_GRAPHQL_JWT_SECRET",
+    "HASURA_GRAPHQL_JWT_SECRETS",
+];
 /// What the role `user` may do in development: its own records.
 const PERMISSIONS: &str = "\
 # Who may do what under `byok dev`; what is edited here counts within seconds.
@@ -47,16 +57,15 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
+    let mut env = Env::of_process().with("BYOK_LISTEN", &arguments.listen.to_string());
+    refuse_a_servers(&env)?;
     let folder = Path::new(FOLDER);
     let failed = |error: std::io::Error| Failure::Running(format!("./{FOLDER}: {error}"));
     if !folder.exists() {
         fs::DirBuilder::new().mode(0o700).create(folder).map_err(failed)?;
     }
-    let mut env = Env::of_process().with("BYOK_LISTEN", &arguments.listen.to_string());
-    if env.get("BYOK_PROVIDER").is_none() {
-        env = env.with("BYOK_PROVIDER", "local");
-    }
-    if env.get("BYOK_PROVIDER") == Some("local") && env.get("BYOK_LOCAL_KEY_FILE").is_none() {
+    env = env.with("BYOK_PROVIDER", "local");
+    if env.get("BYOK_LOCAL_KEY_FILE").is_none() {
         let path = PathBuf::from(LOCAL_KEY);
         if !path.exists() {
             LocalKey::create(&path).map_err(|mistake| Failure::Configuration(vec![mistake]))?;
@@ -68,12 +77,10 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
         keep(&path, || PERMISSIONS.to_owned()).map_err(failed)?;
         env = env.with("BYOK_PERMISSIONS_FILE", &path.display().to_string());
     }
-    if !env.is_set("HASURA_GRAPHQL_JWT_SECRET") && !env.is_set("HASURA_GRAPHQL_JWT_SECRETS") {
-        let made =
-            || json!({ "type": "HS256", "key": URL_SAFE_NO_PAD.encode(crypto::random::<32>()) }).to_string();
-        let text = keep(&folder.join("jwt-secret.json"), made).map_err(failed)?;
-        env = env.with("HASURA_GRAPHQL_JWT_SECRET", &text);
-    }
+    let made =
+        || json!({ "type": "HS256", "key": URL_SAFE_NO_PAD.encode(crypto::random::<32>()) }).to_string();
+    let text = keep(&folder.join("jwt-secret.json"), made).map_err(failed)?;
+    env = env.with("HASURA_GRAPHQL_JWT_SECRET", &text);
     if !env.is_set("BYOK_AUDIT_SIGNING_KEY") {
         let path = folder.join("audit-signing-key.pem");
         keep(&path, || Ed25519SigningKey::generate_pem().expose().to_owned()).map_err(failed)?;
@@ -96,6 +103,18 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let ready =
         async |app, bound| welcome(&app, &format!("{scheme}://{}", reachable(bound)), jwt.as_ref()).await;
     serve::serve(config, env, OnHangup::Stop, ready).await
+}
+
+/// Nothing of a server's is used here: a token that is printed would count there.
+fn refuse_a_servers(env: &Env) -> Result<(), Failure> {
+    let is_a_servers =
+        |name: &&&str| env.is_set(name) && !(**name == "BYOK_PROVIDER" && env.get(name) == Some("local"));
+    let problem = "is set: `byok dev` makes and prints tokens, with a database, a key and a JWT secret of its own; unset it, or \
+                   run `byok serve`";
+    let mistakes = OF_A_SERVER.iter().filter(is_a_servers);
+    let mistakes: Vec<Mistake> =
+        mistakes.map(|name| Mistake { variable: (*name).to_owned(), problem: problem.to_owned() }).collect();
+    if mistakes.is_empty() { Ok(()) } else { Err(Failure::Configuration(mistakes)) }
 }
 
 /// The text of a file that is ours alone to read, made where it is not there.

@@ -8,6 +8,7 @@ use super::Reader;
 
 const KEY: &str = "BYOK_ROW_MAC_KEY";
 const PREVIOUS_KEY: &str = "BYOK_ROW_MAC_KEY_PREVIOUS";
+const REQUIRED: &str = "BYOK_ROW_MACS_REQUIRED";
 
 /// What binds the rows of DEKs, so that whoever writes the database cannot change one unseen.
 #[derive(Default)]
@@ -17,6 +18,8 @@ pub struct RowMac {
     /// `BYOK_ROW_MAC_SETTLE_SECONDS`: for how long no row without a MAC may have come before those that come are refused.
     /// Longer than a release before this one runs beside it.
     pub settle: Duration,
+    /// `BYOK_ROW_MACS_REQUIRED`: whether a row without a MAC is refused whatever the log says.
+    pub required: bool,
 }
 
 /// Keys that rows are bound with.
@@ -35,9 +38,14 @@ impl RowMac {
             reader.mistake(PREVIOUS_KEY, format!("is set without {KEY}, which it is to stand beside"));
         }
         let settle: u64 = reader.number("BYOK_ROW_MAC_SETTLE_SECONDS", 3_600, 0..=2_592_000);
+        let required = reader.flag(REQUIRED, false);
+        if required && !reader.is_set(KEY) {
+            reader.mistake(REQUIRED, format!("is set without {KEY}, which makes and checks the MACs"));
+        }
         Self {
             keys: current.map(|current| RowMacKeys { current, previous }),
             settle: Duration::from_secs(settle),
+            required,
         }
     }
 }
@@ -84,5 +92,7 @@ mod tests {
         assert_eq!(read(&[(KEY, "hunter2")]).1, [KEY]);
         assert_eq!(read(&[(KEY, key.expose()), (PREVIOUS_KEY, "hunter2")]).1, [PREVIOUS_KEY]);
         assert_eq!(read(&[(PREVIOUS_KEY, key.expose())]).1, [PREVIOUS_KEY]);
+        assert_eq!(read(&[(REQUIRED, "true")]).1, [REQUIRED]);
+        assert!(read(&[(KEY, key.expose()), (REQUIRED, "true")]).0.required);
     }
 }

@@ -77,10 +77,10 @@ impl Server {
         let listen = Self::read_listen(reader);
         let metrics_listen = address(reader, "BYOK_METRICS_LISTEN");
         let tls = Self::read_tls(reader);
-        // Less than one body would refuse the largest for ever.
+        // One caller has half of them at most: with less, the largest body would be refused for ever.
         let bytes_in_flight = reader.number("BYOK_MAX_BYTES_IN_FLIGHT", 4 * body_bytes, 1_024..=1 << 40);
-        if bytes_in_flight < body_bytes {
-            reader.mistake("BYOK_MAX_BYTES_IN_FLIGHT", "is less than BYOK_MAX_BODY_BYTES");
+        if bytes_in_flight / 2 < body_bytes {
+            reader.mistake("BYOK_MAX_BYTES_IN_FLIGHT", "is less than twice BYOK_MAX_BODY_BYTES");
         }
         Self {
             listen,
@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn a_bound_that_the_largest_body_would_not_pass_is_a_mistake() {
-        let bytes = [("BYOK_MAX_BYTES_IN_FLIGHT", "1048575")];
+        let bytes = [("BYOK_MAX_BYTES_IN_FLIGHT", "2097151")];
         assert_eq!(read(&bytes, 1 << 20).1, 1);
         assert_eq!(read(&bytes, (1 << 20) - 1).1, 0);
     }

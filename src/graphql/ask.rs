@@ -80,6 +80,11 @@ impl Ask {
         }
     }
 
+    /// Counts arguments that are answered so many times more.
+    pub(super) fn given_again(&mut self, arguments: &[(Positioned<Name>, Positioned<Value>)], times: usize) {
+        arguments.iter().for_each(|(_, value)| self.value(&value.node, times));
+    }
+
     /// How many fields were counted so far.
     pub(super) fn fields(&self) -> usize {
         self.amount.fields

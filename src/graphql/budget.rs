@@ -22,8 +22,6 @@ pub(super) struct Budget {
     pub(super) text: usize,
     /// Bytes of an introspection's answer, estimated; Hasura's is estimated at less than three quarters of this, and is 60 KiB.
     pub(super) introspected: usize,
-    /// Bytes of an answer, where they are bounded.
-    pub(super) answer: Option<usize>,
 }
 
 impl Budget {
@@ -36,17 +34,10 @@ impl Budget {
             values: items.saturating_mul(VALUES_BY_ITEM).saturating_add(VALUES_BESIDE),
             text: body_bytes,
             introspected: Self::OF_UNKNOWN.introspected,
-            answer: None,
         }
     }
 
     /// Of one without identity: Hasura's introspection, of some 200 selections, and a handful of roots.
-    pub(super) const OF_UNKNOWN: Self = Self {
-        items: 8,
-        selections: 512,
-        values: 512,
-        text: 16 << 10,
-        introspected: 3 << 19,
-        answer: Some(1 << 20),
-    };
+    pub(super) const OF_UNKNOWN: Self =
+        Self { items: 8, selections: 512, values: 512, text: 16 << 10, introspected: 3 << 19 };
 }

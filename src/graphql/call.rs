@@ -1,11 +1,15 @@
 //! What the fields of one request share.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_graphql::Context;
 use tokio::sync::OnceCell;
 
-use crate::app::{Answered, App, Committed, DecryptItem, Decrypted, EncryptItem, Encrypted, Health, Release};
+use crate::app::{
+    Answered, App, AuditPage, AuditQuery, Committed, DecryptItem, Decrypted, EncryptItem, Encrypted, Health,
+    Release, Room, answer_too_large, no_room,
+};
 use crate::model::{Caller, ErrorCode, Operation, Refusal};
 
 use super::collector::Collector;
@@ -16,15 +20,18 @@ pub(super) struct Call {
     caller: Result<Caller, Refusal>,
     reveals: Collector<Result<DecryptItem, Refusal>, Result<Decrypted, Refusal>>,
     health: OnceCell<Health>,
+    room: Arc<dyn Room>,
+    /// How many bytes the pages of the audit log may take that were read.
+    pages: AtomicUsize,
     /// What the answers of all fields so far stand on.
     committed: Mutex<Vec<Committed>>,
 }
 
 impl Call {
     /// Of this caller, or of one who could not be recognised.
-    pub(super) fn new(app: Arc<App>, caller: Result<Caller, Refusal>) -> Self {
+    pub(super) fn new(app: Arc<App>, caller: Result<Caller, Refusal>, room: Arc<dyn Room>) -> Self {
         let (reveals, health, committed) = (Collector::new(), OnceCell::new(), Mutex::default());
-        Self { app, caller, reveals, health, committed }
+        Self { app, caller, reveals, health, room, pages: AtomicUsize::new(0), committed }
     }
 
     /// The call that the field is part of.
@@ -75,6 +82,21 @@ impl Call {
         Ok(self.reveals.ask(item, call).await.unwrap_or_else(|| Err(ErrorCode::Internal.into())))
     }
 
+    /// Reads a page of the audit log. All pages of a request are of one answer.
+    pub(super) async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, Refusal> {
+        let (app, caller) = self.known()?;
+        let largest = self.room.largest_answer();
+        let page = app.audit(caller, query, largest).await?;
+        let pages = self.pages.fetch_add(page.bytes, Ordering::Relaxed) + page.bytes;
+        let refusal = match pages {
+            // What a page takes is estimated: one alone may be less.
+            _ if pages > largest && pages > page.bytes => answer_too_large(),
+            _ if !self.room.hold_at_least(pages.min(largest)) => no_room(),
+            _ => return Ok(page),
+        };
+        Err(app.refuse(caller, Operation::Audit, refusal).await)
+    }
+
     /// The key's health, found out once however often the request asks; for a stranger, what is known of it.
     pub(super) async fn health(&self) -> &Health {
         let health = async || match self.caller {
@@ -82,6 +104,17 @@ impl Call {
             Err(_) => self.app.known_health().await,
         };
         self.health.get_or_init(health).await
+    }
+
+    /// Refuses the answer to the whole request, which could not be written: what it stands on is recorded as not given, and a
+    /// request that stands on nothing as refused, by what it does.
+    pub(super) async fn refuse(self: Arc<Self>, does: Option<Operation>, refusal: Refusal) -> Refusal {
+        let known = self.known().ok().map(|(app, caller)| (app.clone(), caller.clone()));
+        match (self.release(), known, does) {
+            (Some(release), ..) => release.refuse(refusal).await,
+            (None, Some((app, caller)), Some(operation)) => app.refuse(&caller, operation, refusal).await,
+            (None, ..) => refusal,
+        }
     }
 
     /// What says how long the answer to the whole request may leave; `None` where nothing of it stands on a key.

@@ -5,6 +5,7 @@ use async_graphql::indexmap::IndexMap;
 use async_graphql::{ErrorExtensionValues, Name, PathSegment, Pos, Response, SimpleObject, Value};
 use serde::Serialize;
 
+use crate::app::{Room, write_json};
 use crate::model::{ErrorCode, Refusal, RequestId};
 
 use super::validity::Fault;
@@ -102,8 +103,15 @@ fn has_run(response: &Response) -> bool {
     response.errors.iter().all(|error| error.source::<Refusal>().is_some())
 }
 
-/// Answers a request that ran, or that async-graphql refuses though it is valid, with at most so many bytes where that is bounded.
-pub(super) fn answer(mut response: Response, request_id: &RequestId, most: Option<usize>) -> Written {
+/// Answers a request that ran, or that async-graphql refuses though it is valid.
+///
+/// # Errors
+/// As [`write_json`].
+pub(super) fn answer(
+    mut response: Response,
+    request_id: &RequestId,
+    room: &dyn Room,
+) -> Result<Written, Refusal> {
     let data = data_of(&mut response);
     let (ours, others): (Vec<_>, Vec<_>) =
         response.errors.iter().partition(|error| error.source::<Refusal>().is_some());
@@ -122,14 +130,8 @@ pub(super) fn answer(mut response: Response, request_id: &RequestId, most: Optio
         errors.push(shown(&invalid, places, &[], request_id));
     }
     let answer = Answer { data: data.as_ref(), errors };
-    let mut body = Capped { bytes: Vec::new(), most: most.unwrap_or(usize::MAX) };
-    match serde_json::to_writer(&mut body, &answer) {
-        Ok(()) => Written { body: body.bytes, code, has_run: data.is_some() },
-        Err(_) => {
-            let why = "The answer would be larger than it may be.";
-            refused(&Refusal::because(ErrorCode::QueryInvalid, why), &[], request_id)
-        }
-    }
+    let body = write_json(&answer, room)?;
+    Ok(Written { body, code, has_run: data.is_some() })
 }
 
 /// What a request that ran answers; `None` for one that did not. async-graphql leaves out a root that was refused, where GraphQL
@@ -148,26 +150,6 @@ fn data_of(response: &mut Response) -> Option<Value> {
         }
     }
     has_run.then_some(data)
-}
-
-/// Bytes, up to a bound.
-struct Capped {
-    bytes: Vec<u8>,
-    most: usize,
-}
-
-impl std::io::Write for Capped {
-    fn write(&mut self, more: &[u8]) -> std::io::Result<usize> {
-        if self.bytes.len() + more.len() > self.most {
-            return Err(std::io::ErrorKind::FileTooLarge.into());
-        }
-        self.bytes.extend_from_slice(more);
-        Ok(more.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
 }
 
 /// Refuses a request that did not run.
@@ -230,6 +212,26 @@ mod tests {
         serde_json::from_slice(&written.body).unwrap()
     }
 
+    struct Boundless;
+
+    impl Room for Boundless {
+        fn hold(&self, _: usize) -> bool {
+            true
+        }
+
+        fn hold_at_least(&self, _: usize) -> bool {
+            true
+        }
+
+        fn largest_answer(&self) -> usize {
+            usize::MAX
+        }
+    }
+
+    fn answered(response: Response) -> Written {
+        answer(response, &request_id(), &Boundless).unwrap()
+    }
+
     fn request_id() -> RequestId {
         RequestId::accept("r-1").unwrap()
     }
@@ -260,7 +262,7 @@ mod tests {
             ServerError::new("canary", Some(Pos { line: 1, column: n }))
                 .with_path(vec![PathSegment::Field("canary".into())])
         };
-        let written = answer(Response::from_errors((1..100).map(canary).collect()), &request_id(), None);
+        let written = answered(Response::from_errors((1..100).map(canary).collect()));
         let body = read(&written);
         assert!(!body.to_string().contains("canary"));
         assert_eq!(body.get("data"), None, "it did not run");
@@ -276,7 +278,7 @@ mod tests {
         let error = error
             .into_server_error(Pos { line: 2, column: 3 })
             .with_path(vec![PathSegment::Field("x".into())]);
-        let body = read(&answer(Response::from_errors(vec![error]), &request_id(), None));
+        let body = read(&answered(Response::from_errors(vec![error])));
         assert_eq!(body["errors"][0]["path"], json!(["x"]));
         assert_eq!(body["errors"][0]["locations"], json!([{"line": 2, "column": 3}]));
         assert_eq!(body["errors"][0]["extensions"]["code"], "DECRYPT_FAILED");
@@ -290,19 +292,11 @@ mod tests {
         };
         let mut response = Response::new(Value::from_json(json!({"a": {"plaintext": "x"}})).unwrap());
         response.errors = vec![refused("b")];
-        let body = read(&answer(response, &request_id(), None));
+        let body = read(&answered(response));
         assert_eq!(body["data"], json!({"a": {"plaintext": "x"}, "b": null}));
-        let body = read(&answer(Response::from_errors(vec![refused("b")]), &request_id(), None));
+        let body = read(&answered(Response::from_errors(vec![refused("b")])));
         assert_eq!(body["data"], json!({"b": null}));
-        let body = read(&answer(Response::new(Value::Null), &request_id(), None));
+        let body = read(&answered(Response::new(Value::Null)));
         assert_eq!(body, json!({"data": {}}), "all roots were skipped");
-    }
-
-    #[test]
-    fn an_answer_that_would_be_too_large_is_refused() {
-        let response = || Response::new(Value::from("x".repeat(1_000)));
-        assert_eq!(answer(response(), &request_id(), Some(2_000)).code, None);
-        let written = answer(response(), &request_id(), Some(900));
-        assert_eq!((written.code, written.body.len() < 900), (Some(ErrorCode::QueryInvalid), true));
     }
 }

@@ -5,7 +5,6 @@
 //! says besides whether the request ran. Every answer, refusals too, has the shape of GraphQL.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_graphql::Pos;
 use axum::Router;
@@ -16,7 +15,7 @@ use axum::routing::post;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 
-use crate::app::{App, Arrival};
+use crate::app::{App, Arrival, Room, no_room};
 use crate::model::{Caller, ErrorCode, Operation, Refusal, RequestId};
 
 use super::body;
@@ -31,10 +30,11 @@ use super::schema::{ByokSchema, schema};
 use super::survey::{self, TooMuch};
 use super::validity::{Fault, Validity};
 
-/// How much is read for a caller without identity: many times Hasura's introspection.
+/// How much is read for a caller without identity, or whose role may do nothing: many times Hasura's introspection.
 const MAX_UNKNOWN_BYTES: usize = 64 << 10;
-/// When a request should come back that there is no memory for.
-const COME_BACK: Duration = Duration::from_secs(1);
+/// All that a role may be permitted here.
+const OPERATIONS: [Operation; 5] =
+    [Operation::Encrypt, Operation::Decrypt, Operation::Reveal, Operation::Rotate, Operation::Audit];
 
 struct Front {
     app: Arc<App>,
@@ -87,8 +87,18 @@ async fn take(State(front): State<Arc<Front>>, request: Request) -> Response {
         let why = "The body must be sent as application/json.";
         return refuse(media, &Refusal::because(ErrorCode::MediaTypeUnsupported, why), &request_id);
     }
-    let bytes = match (read(body, limits.body_bytes, &caller).await, &caller) {
+    let may_do_something = caller
+        .as_ref()
+        .is_ok_and(|caller| OPERATIONS.into_iter().any(|operation| front.app.may_ever(caller, operation)));
+    let most = if may_do_something { limits.body_bytes } else { limits.body_bytes.min(MAX_UNKNOWN_BYTES) };
+    let bytes = match (read(body, most).await, &caller) {
         (Ok(bytes), _) => bytes,
+        // What it asks for stands in what was not read. So long is a join.
+        (Err(refusal), Ok(caller)) if refusal.code == ErrorCode::BodyTooLarge && !may_do_something => {
+            let denied = ErrorCode::PermissionDenied.into();
+            let denied = front.app.refuse(caller, Operation::Reveal, denied).await;
+            return answer(media, error::refused(&denied, &[], &request_id));
+        }
         (Err(refusal), Err(unknown)) if refusal.code == ErrorCode::BodyTooLarge => {
             return answer(media, error::refused(unknown, &[], &request_id));
         }
@@ -102,17 +112,20 @@ async fn take(State(front): State<Arc<Front>>, request: Request) -> Response {
     let refused =
         |refusal: &Refusal, places: &[Pos]| answer(media, error::refused(refusal, places, &request_id));
     match front.runner.prepare(&bytes, &budget, &caller, may_ever) {
-        Ok(ready) if !room.hold(ready.bytes.max(bytes.len())) => {
-            refused(&Refusal::from(ErrorCode::Unavailable).after(COME_BACK), &[])
-        }
+        Ok(ready) if !room.hold(ready.bytes.max(bytes.len())) => refused(&no_room(), &[]),
         Ok(ready) => {
             if ready.bytes > MAX_UNKNOWN_BYTES {
                 // What was small until now may be none that other requests should wait behind.
                 tokio::task::yield_now().await;
             }
             drop(bytes);
-            let call = Call::new(front.app.clone(), caller);
-            let (written, call) = front.runner.run(ready, &budget, &request_id, call).await;
+            let does = ready.does;
+            let call = Call::new(front.app.clone(), caller, room.clone());
+            let (written, call) = front.runner.run(ready, &request_id, &*room, call).await;
+            let written = match written {
+                Ok(written) => written,
+                Err(refusal) => return refused(&call.refuse(does, refusal).await, &[]),
+            };
             let mut response = answer(media, written);
             if let Some(release) = call.release() {
                 response.extensions_mut().insert(release);
@@ -148,6 +161,8 @@ struct Ready {
     request: async_graphql::Request,
     /// How many bytes its arguments take, with all copies, about.
     bytes: usize,
+    /// What its first root does.
+    does: Option<Operation>,
 }
 
 impl Runner {
@@ -176,6 +191,7 @@ impl Runner {
             return Err(NotRun::Refused(unknown.clone(), None));
         }
         let operation = body.operation_name.as_deref();
+        let does = survey.does.first().copied().flatten();
         let denied = caller.as_ref().is_ok_and(|caller| is_denied(&survey, |does| may_ever(caller, does)));
         let (document, survey) = match denied {
             true => {
@@ -199,20 +215,20 @@ impl Runner {
         let mut request = async_graphql::Request::new("").variables(body.variables);
         request.operation_name = body.operation_name;
         request.set_parsed_query(document);
-        Ok(Ready { request, bytes })
+        Ok(Ready { request, bytes, does })
     }
 
     /// Runs a request. `call` is what its fields share; it comes back when all of them have run.
     async fn run<C: Send + Sync + 'static>(
         &self,
         ready: Ready,
-        budget: &Budget,
         request_id: &RequestId,
+        room: &dyn Room,
         call: C,
-    ) -> (Written, Arc<C>) {
+    ) -> (Result<Written, Refusal>, Arc<C>) {
         let call = Arc::new(call);
         let response = self.schema.execute(ready.request.data(call.clone())).await;
-        (error::answer(response, request_id, budget.answer), call)
+        (error::answer(response, request_id, room), call)
     }
 }
 
@@ -237,12 +253,7 @@ async fn refuse_method(method: Method, request: Request) -> Response {
     response
 }
 
-async fn read(
-    body: Body,
-    limit: usize,
-    caller: &Result<Caller, Refusal>,
-) -> Result<axum::body::Bytes, Refusal> {
-    let limit = if caller.is_ok() { limit } else { limit.min(MAX_UNKNOWN_BYTES) };
+async fn read(body: Body, limit: usize) -> Result<axum::body::Bytes, Refusal> {
     match Limited::new(body, limit).collect().await {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(ErrorCode::BodyTooLarge.into()),
@@ -294,6 +305,22 @@ mod tests {
 
     const CANARY: &str = "C4N4RY";
 
+    struct Boundless;
+
+    impl Room for Boundless {
+        fn hold(&self, _: usize) -> bool {
+            true
+        }
+
+        fn hold_at_least(&self, _: usize) -> bool {
+            true
+        }
+
+        fn largest_answer(&self) -> usize {
+            usize::MAX
+        }
+    }
+
     fn known() -> Result<Caller, Refusal> {
         let identity =
             Identity { role: "admin".into(), user: None, session: Session::default(), means: Means::Jwt };
@@ -311,7 +338,7 @@ mod tests {
         let (request_id, runner) = (RequestId::fresh(), Runner::new());
         let budget = caller.as_ref().map_or(Budget::OF_UNKNOWN, |_| Budget::of_known(100, 1 << 20));
         let written = match runner.prepare(bytes, &budget, &caller, |_, does| may.contains(&does)) {
-            Ok(ready) => runner.run(ready, &budget, &request_id, ()).await.0,
+            Ok(ready) => runner.run(ready, &request_id, &Boundless, ()).await.0.unwrap(),
             Err(NotRun::Malformed(refusal) | NotRun::TooMuch(TooMuch { refusal, .. })) => {
                 error::refused(&refusal, &[], &request_id)
             }

@@ -64,10 +64,9 @@ impl Query {
         #[graphql(desc = "The `endCursor` of the page before.")] after: Option<String>,
         #[graphql(desc = "Which entries; all when absent.")] filter: Option<AuditFilter>,
     ) -> Result<Option<AuditConnection>, Refusal> {
-        let (app, caller) = Call::of(context)?.known()?;
         let asks_for_newer = context.look_ahead().field("pageInfo").field("hasPreviousPage").exists();
         let query = filter.unwrap_or_default().into_query(first, after, asks_for_newer);
-        Ok(Some(app.audit(caller, &query).await?.into()))
+        Ok(Some(Call::of(context)?.audit(&query).await?.into()))
     }
 
     /// The audit log's size and root as they are now, signed.

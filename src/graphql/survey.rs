@@ -2,10 +2,10 @@
 //! without an identity. It walks as the executor will, into fragments, so that a small text that unfolds to a large
 //! request is found out here; a cycle of fragments runs into the same bounds.
 
-use async_graphql::Variables;
 use async_graphql::parser::types::{ExecutableDocument, Field, OperationDefinition, Selection, SelectionSet};
+use async_graphql::{Name, Variables};
 
-use crate::model::{Operation, Refusal};
+use crate::model::{ErrorCode, Operation, Refusal};
 
 use super::ask::{Ask, too_large};
 use super::budget::Budget;
@@ -15,9 +15,12 @@ use super::introspected::{Introspected, bytes_of};
 const OPEN: [&str; 4] = ["__schema", "__type", "__typename", "byokHealth"];
 /// How many levels of selections, fragments included.
 const MAX_DEPTH: usize = 32;
-/// How many selections one place below a root may have, fragments included: no type has more than half as many fields,
-/// and each of them may be a copy of the same long value.
+/// How many selections one place below a root may have, fragments included: no type has more than half as many fields.
 const MAX_BESIDE: usize = 32;
+/// Fields that are about as long as what their root is given. Each one beyond the first counts as if that was given again.
+const LONG: [&str; 3] = ["plaintext", "ciphertext", "value"];
+/// How many pages of the audit log one document may ask for.
+const MAX_PAGES: usize = 4;
 
 /// What a document asks for.
 #[derive(Debug)]
@@ -43,8 +46,16 @@ pub(super) struct TooMuch {
 /// # Errors
 /// `TOO_MANY_ITEMS` for too many root fields or items, `QUERY_INVALID` for what is too large otherwise.
 pub(super) fn survey(document: &ExecutableDocument, budget: &Budget) -> Result<Survey, TooMuch> {
-    let mut walk =
-        Walk { document, budget, needs_identity: false, does: Vec::new(), visited: 0, introspected: 0 };
+    let mut walk = Walk {
+        document,
+        budget,
+        needs_identity: false,
+        does: Vec::new(),
+        visited: 0,
+        introspected: 0,
+        long: 0,
+        pages: 0,
+    };
     match walk.document() {
         Ok(asks) => Ok(Survey { needs_identity: walk.needs_identity, does: walk.does, asks }),
         Err(refusal) => Err(TooMuch { refusal, does: walk.does.first().copied().flatten() }),
@@ -69,6 +80,8 @@ impl Survey {
 enum Place {
     Root,
     Below,
+    /// Below a root of the audit log: what it answers is as long as the log has it, and each field stands in a place once.
+    InLog,
     /// In a fragment, whoever uses it.
     Fragment,
     Introspection(Introspected),
@@ -83,6 +96,18 @@ struct Walk<'a> {
     visited: usize,
     /// Bytes that introspection answers, about.
     introspected: usize,
+    /// Fields of [`LONG`].
+    long: usize,
+    /// Pages of the audit log.
+    pages: usize,
+}
+
+/// What stands in one place, fragments included.
+#[derive(Default)]
+struct Beside {
+    count: usize,
+    /// The fields that may stand there once.
+    once: Vec<Name>,
 }
 
 impl Walk<'_> {
@@ -94,7 +119,8 @@ impl Walk<'_> {
         // Those that no operation uses are validated too.
         let mut unused = Ask::default();
         for fragment in self.document.fragments.values() {
-            self.selection_set(&fragment.node.selection_set.node, 1, Place::Fragment, &mut unused, &mut 0)?;
+            let (set, beside) = (&fragment.node.selection_set.node, &mut Beside::default());
+            self.selection_set(set, 1, Place::Fragment, &mut unused, beside)?;
         }
         Ok(asks)
     }
@@ -102,7 +128,7 @@ impl Walk<'_> {
     fn operation(&mut self, operation: &OperationDefinition) -> Result<Ask, Refusal> {
         let mut ask = Ask::default();
         ask.directives(&operation.directives, 1);
-        self.selection_set(&operation.selection_set.node, 0, Place::Root, &mut ask, &mut 0)?;
+        self.selection_set(&operation.selection_set.node, 0, Place::Root, &mut ask, &mut Beside::default())?;
         for definition in &operation.variable_definitions {
             ask.default_of(&definition.node);
         }
@@ -117,21 +143,30 @@ impl Walk<'_> {
         depth: usize,
         place: Place,
         ask: &mut Ask,
-        beside: &mut usize,
+        beside: &mut Beside,
     ) -> Result<(), Refusal> {
         if depth > MAX_DEPTH {
             return Err(too_large());
         }
         for selection in &set.items {
             self.visited += 1;
-            *beside += 1;
+            beside.count += 1;
             if self.visited > self.budget.selections
-                || (matches!(place, Place::Below) && *beside > MAX_BESIDE)
+                || (matches!(place, Place::Below | Place::InLog) && beside.count > MAX_BESIDE)
             {
                 return Err(too_large());
             }
             match &selection.node {
-                Selection::Field(field) => self.field(&field.node, depth, place, ask)?,
+                Selection::Field(field) => {
+                    if matches!(place, Place::InLog) {
+                        let name = &field.node.name.node;
+                        if beside.once.contains(name) {
+                            return Err(twice());
+                        }
+                        beside.once.push(name.clone());
+                    }
+                    self.field(&field.node, depth, place, ask)?;
+                }
                 Selection::InlineFragment(fragment) => {
                     ask.directives(&fragment.node.directives, 1);
                     self.selection_set(&fragment.node.selection_set.node, depth + 1, place, ask, beside)?;
@@ -161,12 +196,23 @@ impl Walk<'_> {
                         self.does.push(does);
                     }
                 }
-                match name.starts_with("__") {
-                    true => (Place::Introspection(Introspected::ROOT), 1),
-                    false => (Place::Below, 1),
+                match name {
+                    "byokAudit" => {
+                        self.pages += 1;
+                        if self.pages > MAX_PAGES {
+                            return Err(too_large());
+                        }
+                        (Place::InLog, 1)
+                    }
+                    _ if name.starts_with("__") => (Place::Introspection(Introspected::ROOT), 1),
+                    _ => (Place::Below, 1),
                 }
             }
-            Place::Below => (Place::Below, 1),
+            Place::Below => {
+                self.long += usize::from(LONG.contains(&name));
+                (Place::Below, 1)
+            }
+            Place::InLog => (Place::InLog, 1),
             Place::Fragment => (Place::Fragment, 1),
             Place::Introspection(at) => {
                 let key = field.response_key().node.len();
@@ -181,8 +227,12 @@ impl Walk<'_> {
         ask.field(&field.arguments, &field.directives, times);
         // Refused here and not only at the end: fragments can repeat a long text very often.
         ask.within(self.budget)?;
-        let before = ask.fields();
-        self.selection_set(set, depth + 1, below, ask, &mut 0)?;
+        let (before, long) = (ask.fields(), self.long);
+        self.selection_set(set, depth + 1, below, ask, &mut Beside::default())?;
+        if matches!(place, Place::Root) && self.long > long + 1 {
+            ask.given_again(&field.arguments, self.long - long - 1);
+            ask.within(self.budget)?;
+        }
         if let (Place::Root, Some((_, items))) =
             (place, field.arguments.iter().find(|(argument, _)| argument.node.as_str() == "items"))
         {
@@ -190,6 +240,11 @@ impl Walk<'_> {
         }
         Ok(())
     }
+}
+
+fn twice() -> Refusal {
+    let why = "A field of the audit log can be selected once in each place.";
+    Refusal::because(ErrorCode::QueryInvalid, why)
 }
 
 /// What a root asks the use cases for; `None` for one that there is not.
@@ -211,8 +266,6 @@ mod tests {
     use std::fmt::Write as _;
 
     use serde_json::json;
-
-    use crate::model::ErrorCode;
 
     use super::super::parser::{ParseError, parse};
     use super::*;
@@ -345,10 +398,51 @@ mod tests {
         assert_eq!((code(&one(32)), code(&one(33))), (None, Some(ErrorCode::QueryInvalid)));
         let spread = "{byokReveal(ciphertext:\"x\"){...F ...F ...F ...F ...F}} fragment F on ByokRevealed{a:value b:value c:value d:value e:value f:value}";
         assert_eq!(code(spread), Some(ErrorCode::QueryInvalid));
-        let many = format!("query($i:[ByokDecryptItem!]!){{byokRevealMany(items:$i){{{}}}}}", aliases(20));
+        let many = format!(
+            "query($i:[ByokDecryptItem!]!){{byokRevealMany(items:$i){{{}}}}}",
+            aliases(20).replace(":value", ":form")
+        );
         let items = |length: usize| json!({ "i": vec![json!({ "ciphertext": "" }); length] });
         assert!(with(&many, items(8_000)).is_ok());
         assert_eq!(with(&many, items(9_000)), Err(ErrorCode::QueryInvalid));
+    }
+
+    #[test]
+    fn each_copy_of_a_long_value_counts_as_what_it_is_made_of() {
+        let aliases = |count: usize| (0..count).map(|n| format!("v{n}:plaintext ")).collect::<String>();
+        let many = |count| {
+            format!(
+                "mutation($i:[ByokDecryptItem!]!){{byokDecryptMany(items:$i){{keyVersion {}}}}}",
+                aliases(count)
+            )
+        };
+        let items = json!({ "i": [{ "ciphertext": "x".repeat(200_000) }] });
+        assert!(with(&many(1), items.clone()).unwrap() < 210_000);
+        assert!(with(&many(5), items.clone()).unwrap() > 1_000_000);
+        assert_eq!(with(&many(6), items.clone()), Err(ErrorCode::BodyTooLarge));
+        let spread = format!(
+            "mutation($i:[ByokDecryptItem!]!){{byokDecryptMany(items:$i){{...F ...F}}}} fragment F on ByokDecryptResult{{{}}}",
+            aliases(3)
+        );
+        assert_eq!(with(&spread, items), Err(ErrorCode::BodyTooLarge));
+    }
+
+    #[test]
+    fn what_the_log_holds_is_not_answered_over_and_over() {
+        let of = |items: &str| format!("{{byokAudit{{edges{{node{{id recordId:id items{{{items}}}}}}}}}}}");
+        assert_eq!(code(&of("recordId dekId")), Some(ErrorCode::QueryInvalid), "id stands there twice");
+        let of = |items: &str| format!("{{byokAudit{{edges{{node{{id items{{{items}}}}}}}}}}}");
+        assert_eq!(code(&of("recordId dekId outcome")), None);
+        assert_eq!(code(&of("a:recordId b:recordId")), Some(ErrorCode::QueryInvalid));
+        let spread = of("recordId ...F") + "fragment F on ByokAuditItem{r:recordId}";
+        assert_eq!(code(&spread), Some(ErrorCode::QueryInvalid));
+        let pages = |count: usize| {
+            format!(
+                "{{{}}}",
+                (0..count).map(|n| format!("p{n}:byokAudit{{edges{{cursor}}}}")).collect::<String>()
+            )
+        };
+        assert_eq!((code(&pages(4)), code(&pages(5))), (None, Some(ErrorCode::QueryInvalid)));
     }
 
     #[test]

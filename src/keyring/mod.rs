@@ -269,7 +269,7 @@ impl Keyring {
                 };
                 match opened.next()? {
                     // It may have been unwrapped for a decrypt, from a row that was as it is no more.
-                    Ok(held) if !held.is_bound && self.rows.must_be_bound() => {
+                    Ok(held) if !held.is_bound && self.rows.must_be_bound(tenant.uid) => {
                         Some(Err(KeyringError::Unsealed))
                     }
                     Ok(held) => Some(Ok(RecordDek { id, held: Arc::new(held), fresh: None })),
@@ -438,13 +438,13 @@ impl Keyring {
     }
 
     /// Empties the cache and the pool: the sealing keys go, and are zeroized. What was known of key versions is read anew: a
-    /// database that went back in time may hold earlier epochs, or nothing of them.
+    /// database that went back in time may hold earlier epochs, or nothing of them. What was seen of the rows stays: else whoever
+    /// writes the database would only have to turn its log back for a moment.
     pub fn clear(&self) {
         self.cache.clear();
         self.pool.empty_all();
         self.views.clear();
         self.current.clear();
-        self.rows.forget();
     }
 
     /// How many DEKs the cache holds, about.
@@ -523,7 +523,7 @@ impl Keyring {
         for (id, _) in &lead {
             // One that may not encrypt is read anew each time, so that it may as soon as its row is bound.
             if let Some(Ok(sealed)) = fetched.get(id)
-                && (sealed.is_bound || !self.rows.must_be_bound())
+                && (sealed.is_bound || !self.rows.must_be_bound(tenant.uid))
             {
                 self.keep(tenant.uid, *id, sealed.clone());
             }

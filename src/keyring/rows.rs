@@ -1,8 +1,9 @@
 //! Whether a DEK's row may be used: asked before the KMS is, of every row that is read to unwrap it, to encrypt under it or to
 //! re-wrap it. A row whose MACs are wrong is never used. One without MACs is used until the tenant's rows have all been
-//! sealed, which an entry of the log says; from then on it is refused, so that nothing is won by taking MACs away.
+//! sealed, which an entry of the log says, or the configuration; from then on it is refused, so that nothing is won by taking
+//! MACs away. What this process has seen once of that, a database that is another now does not take back.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -47,10 +48,14 @@ pub(super) struct Rows {
     pub(super) settle: Duration,
     /// Whether wrapping takes no secret: then a wrapped DEK may be of anybody's making.
     anybody_wraps: bool,
+    /// Whether every row must have its MACs, whatever the log says.
+    required: bool,
     /// Each held while that is looked up of a tenant, so that those who come meanwhile wait for the one answer.
     looking: Mutex<HashMap<TenantUid, Arc<tokio::sync::Mutex<()>>>>,
     /// The tenants whose rows are all sealed; and when it was last seen that one's are not.
     sealed: Mutex<HashMap<TenantUid, Result<(), BootTime>>>,
+    /// The tenants whose log did not hold when rows were last held against it.
+    damaged: Mutex<HashSet<TenantUid>>,
     /// Unsealed rows that the log contradicts, as they were then.
     contradicted: Mutex<HashMap<TenantUid, HashMap<DekId, Would>>>,
     /// When the last incident of a tenant's rows was written down.
@@ -63,8 +68,10 @@ impl Rows {
             macs: settings.keys.map(RowMacs::new),
             settle: settings.settle,
             anybody_wraps: kms.anybody_wraps(),
+            required: settings.required,
             looking: Mutex::default(),
             sealed: Mutex::default(),
+            damaged: Mutex::default(),
             contradicted: Mutex::default(),
             told: Mutex::default(),
         }
@@ -74,9 +81,20 @@ impl Rows {
         self.macs.as_ref()
     }
 
-    /// Whether only a DEK whose row is bound may encrypt: where anybody can wrap, another may be anybody's.
-    pub(super) fn must_be_bound(&self) -> bool {
-        self.macs.is_some() && self.anybody_wraps
+    /// Whether only a DEK whose row is bound may encrypt: where anybody can wrap, another may be anybody's; and where the log
+    /// does not hold, what was planted cannot be told from what it would have spoken for.
+    pub(super) fn must_be_bound(&self, tenant: TenantUid) -> bool {
+        let is_damaged = || self.damaged.lock().unwrap_or_else(PoisonError::into_inner).contains(&tenant);
+        self.macs.is_some() && (self.anybody_wraps || is_damaged())
+    }
+
+    /// Notes whether the log held when rows were held against it.
+    pub(super) fn note_damaged(&self, tenant: TenantUid, is_damaged: bool) {
+        let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
+        match is_damaged {
+            true => damaged.insert(tenant),
+            false => damaged.remove(&tenant),
+        };
     }
 
     /// Whether what is made now can be bound where it must be.
@@ -89,12 +107,6 @@ impl Rows {
         if let Some(macs) = &self.macs {
             macs.seal(tenant, row);
         }
-    }
-
-    /// What was known of a database that went back in time.
-    pub(super) fn forget(&self) {
-        self.sealed.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        self.contradicted.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// Whether all of a tenant's rows are sealed, where that was looked up just now.
@@ -194,10 +206,11 @@ impl Keyring {
         row: &DekRow,
         wanted: Wanted,
     ) -> Result<(), KeyringError> {
-        let must_be_bound = wanted != Wanted::Open && self.rows.anybody_wraps;
         let Some(macs) = &self.rows.macs else {
-            return if must_be_bound { Err(KeyringError::Unbound) } else { Ok(()) };
+            let is_open = wanted == Wanted::Open || !self.rows.anybody_wraps;
+            return if is_open { Ok(()) } else { Err(KeyringError::Unbound) };
         };
+        let must_be_bound = wanted != Wanted::Open && self.rows.must_be_bound(tenant.uid);
         let seal = macs.check(tenant.uid, row);
         match seal {
             RowSeal::Current | RowSeal::Previous => return Ok(()),
@@ -213,9 +226,12 @@ impl Keyring {
         Err(KeyringError::Altered)
     }
 
-    /// Whether an entry of the log says that all of a tenant's rows are sealed. What this process has seen once, the database
-    /// does not take back.
+    /// Whether the configuration or an entry of the log says that all of a tenant's rows are sealed. What this process has seen
+    /// once, the database does not take back.
     pub(super) async fn all_sealed(&self, tenant: TenantUid) -> Result<bool, ReadError> {
+        if self.rows.required {
+            return Ok(true);
+        }
         if let Some(known) = self.rows.known_of(tenant, self.boot()) {
             return Ok(known);
         }

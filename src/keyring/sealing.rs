@@ -101,10 +101,11 @@ impl Keyring {
             course.renewed = self.renew(tenant, macs).await?;
         }
         if self.all_sealed(tenant.uid).await? {
-            if let Some(row) = self.store.unsealed_deks(tenant.uid, None, 1).await?.first() {
+            let unsealed = self.store.unsealed_deks(tenant.uid, None, 1).await?;
+            if let Some(row) = unsealed.first() {
                 self.tell_of_row(tenant, row, RowSeal::None);
             }
-            self.tell_again(tenant, course).await?;
+            self.tell_again(tenant, course, unsealed.is_empty()).await?;
             return Ok(true);
         }
         let began = self.boot();
@@ -125,10 +126,11 @@ impl Keyring {
             self.rows.note_all_sealed(tenant.uid);
             return Ok(false);
         }
+        self.rows.note_damaged(tenant.uid, held.damaged.is_some());
         if let Some(finding) = held.damaged {
             if course.complains(now) {
                 error!(
-                    tenant = tenant.name, %finding, "the log does not hold: no row is sealed by it; run `byok audit verify`"
+                    tenant = tenant.name, %finding, "the log does not hold: no row is sealed by it, and nothing is encrypted under one without a MAC; run `byok audit verify`"
                 );
             }
             return Ok(false);
@@ -237,14 +239,16 @@ impl Keyring {
         }
     }
 
-    async fn tell_again(&self, tenant: &Tenant, course: &mut Course) -> Result<(), ReadError> {
+    async fn tell_again(&self, tenant: &Tenant, course: &mut Course, is_so: bool) -> Result<(), ReadError> {
         let now = self.boot();
         if course.looked.is_some_and(|looked| now.since(looked) < TOLD_AGAIN / 24) {
             return Ok(());
         }
         course.looked = Some(now);
         let last = self.last_sealed(tenant.uid).await?;
-        if last.is_none_or(|last| self.clock.now().since(last) >= TOLD_AGAIN) {
+        // Where only the configuration says it, the log is not told what is not so.
+        let is_due = last.map_or(is_so, |last| self.clock.now().since(last) >= TOLD_AGAIN);
+        if is_due {
             self.tell_all_sealed(tenant).await;
         }
         Ok(())

@@ -6,11 +6,11 @@ use axum::response::Response;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::app::{AuditQuery, EntryFilter};
+use crate::app::{AuditQuery, EntryFilter, no_room};
 use crate::model::{Entry, ErrorCode, Item, Operation, Outcome, Refusal, Source, Timestamp};
 
 use super::Front;
-use super::body::answer;
+use super::body::answer_within;
 use super::caller::Authenticated;
 use super::problem::problem;
 
@@ -29,7 +29,7 @@ pub(super) struct Parameters {
 
 pub(super) async fn page(
     State(front): State<Front>,
-    Authenticated(caller): Authenticated,
+    Authenticated(caller, room): Authenticated,
     parameters: Result<Query<Parameters>, QueryRejection>,
 ) -> Response {
     let query = match parameters {
@@ -40,12 +40,17 @@ pub(super) async fn page(
         Ok(query) => query,
         Err(refusal) => return problem(&front.app.refuse(&caller, Operation::Audit, refusal).await),
     };
-    match front.app.audit(&caller, &query).await {
-        Err(refusal) => problem(&refusal),
+    let answered = match front.app.audit(&caller, &query, room.largest_answer()).await {
+        Err(refusal) => return problem(&refusal),
+        Ok(page) if !room.hold_at_least(page.bytes.min(room.largest_answer())) => Err(no_room()),
         Ok(page) => {
             let entries: Vec<Value> = page.entries.iter().map(|(_, entry)| shown(entry)).collect();
-            answer(200, &json!({ "entries": entries, "next": page.next }))
+            answer_within(&*room, &json!({ "entries": entries, "next": page.next }))
         }
+    };
+    match answered {
+        Ok(response) => response,
+        Err(refusal) => problem(&front.app.refuse(&caller, Operation::Audit, refusal).await),
     }
 }
 

@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use serde_path_to_error::Segment;
 
+use crate::app::{Room, write_json};
 use crate::model::{ErrorCode, Refusal};
 
 use super::Front;
@@ -146,7 +147,15 @@ pub(super) fn answer(status: u16, value: &impl Serialize) -> Response {
     }
 }
 
-/// The same of a JSON text.
+/// A JSON answer that may be long, within the room that there is for it.
+///
+/// # Errors
+/// As [`write_json`].
+pub(super) fn answer_within(room: &dyn Room, value: &impl Serialize) -> Result<Response, Refusal> {
+    write_json(value, room).map(|bytes| text_answer(200, bytes.into()))
+}
+
+/// A JSON text as an answer that no cache may keep.
 pub(super) fn text_answer(status: u16, text: Bytes) -> Response {
     let status = axum::http::StatusCode::from_u16(status).unwrap_or_default();
     let mut response = (status, text).into_response();

@@ -1,18 +1,20 @@
 //! Who calls: the first thing that a handler asks, before it reads a body.
 
+use std::sync::Arc;
+
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{Method, header};
 use axum::response::Response;
 
-use crate::app::Arrival;
+use crate::app::{Arrival, Room};
 use crate::model::{Caller, ErrorCode, Refusal};
 
 use super::Front;
 use super::problem::problem;
 
-/// The caller of a request; the request is refused where nobody is known.
-pub(super) struct Authenticated(pub(super) Caller);
+/// The caller of a request, and what its answer is held in; the request is refused where nobody is known.
+pub(super) struct Authenticated(pub(super) Caller, pub(super) Arc<dyn Room>);
 
 impl FromRequestParts<Front> for Authenticated {
     type Rejection = Response;
@@ -22,7 +24,8 @@ impl FromRequestParts<Front> for Authenticated {
             let why = "A request that authenticates by cookie must be sent as application/json.";
             return Err(problem(&Refusal::because(ErrorCode::RequestMalformed, why)));
         }
-        Arrival::take(&mut parts.extensions).caller.map(Self).map_err(|refusal| problem(&refusal))
+        let Arrival { caller, room } = Arrival::take(&mut parts.extensions);
+        caller.map(|caller| Self(caller, room)).map_err(|refusal| problem(&refusal))
     }
 }
 

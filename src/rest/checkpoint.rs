@@ -9,7 +9,7 @@ use super::caller::Authenticated;
 use super::problem::problem;
 
 /// The signed note (c2sp.org/tlog-checkpoint) of the log as it is now.
-pub(super) async fn note(State(front): State<Front>, Authenticated(caller): Authenticated) -> Response {
+pub(super) async fn note(State(front): State<Front>, Authenticated(caller, _): Authenticated) -> Response {
     match front.app.checkpoint(&caller).await {
         Ok(checkpoint) => text(checkpoint.note),
         Err(refusal) => problem(&refusal),
@@ -18,7 +18,7 @@ pub(super) async fn note(State(front): State<Front>, Authenticated(caller): Auth
 
 /// The public keys that verify it, one a line as c2sp.org/signed-note writes them, the current one first. For a look: an
 /// auditor pins what `byok audit key` printed.
-pub(super) async fn keys(State(front): State<Front>, Authenticated(caller): Authenticated) -> Response {
+pub(super) async fn keys(State(front): State<Front>, Authenticated(caller, _): Authenticated) -> Response {
     match front.app.checkpoint(&caller).await {
         Ok(checkpoint) => text(checkpoint.keys.iter().map(|key| format!("{key}\n")).collect()),
         Err(refusal) => problem(&refusal),

@@ -8,13 +8,13 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::app::{
-    Answered, Committed, DecryptItem, Decrypted, EncryptItem, Encrypted, Plaintext, Release, SecretText,
-    context_of,
+    Answered, Committed, DecryptItem, Decrypted, EncryptItem, Encrypted, Plaintext, Release, Room,
+    SecretText, context_of,
 };
 use crate::model::{Caller, ErrorCode, Operation, Refusal};
 
 use super::Front;
-use super::body::{ContextField, Object, answer, read};
+use super::body::{ContextField, Object, answer_within, read};
 use super::caller::Authenticated;
 use super::problem::problem;
 
@@ -114,7 +114,7 @@ struct ManyAnswer<T> {
 
 pub(super) async fn encrypt(
     State(front): State<Front>,
-    Authenticated(caller): Authenticated,
+    Authenticated(caller, room): Authenticated,
     body: Body,
 ) -> Response {
     if let Err(refusal) = front.app.permit(&caller, Operation::Encrypt).await {
@@ -123,7 +123,7 @@ pub(super) async fn encrypt(
     let item = read::<EncryptBody>(&front, body).await.and_then(EncryptBody::into_item);
     match front.app.encrypt(&caller, vec![item]).await {
         Ok(Answered { answers, committed }) => {
-            released(front, caller, committed, one(answers.into_iter().map(encrypted)))
+            released(front, caller, committed, one(&*room, answers.into_iter().map(encrypted))).await
         }
         Err(refusal) => problem(&refusal),
     }
@@ -131,7 +131,7 @@ pub(super) async fn encrypt(
 
 pub(super) async fn encrypt_many(
     State(front): State<Front>,
-    Authenticated(caller): Authenticated,
+    Authenticated(caller, room): Authenticated,
     body: Body,
 ) -> Response {
     if let Err(refusal) = front.app.permit(&caller, Operation::Encrypt).await {
@@ -143,7 +143,7 @@ pub(super) async fn encrypt_many(
     };
     match front.app.encrypt(&caller, items).await {
         Ok(Answered { answers, committed }) => {
-            released(front, caller, committed, many(answers.into_iter().map(encrypted)))
+            released(front, caller, committed, many(&*room, answers.into_iter().map(encrypted))).await
         }
         Err(refusal) => problem(&refusal),
     }
@@ -151,7 +151,7 @@ pub(super) async fn encrypt_many(
 
 pub(super) async fn decrypt(
     State(front): State<Front>,
-    Authenticated(caller): Authenticated,
+    Authenticated(caller, room): Authenticated,
     body: Body,
 ) -> Response {
     if let Err(refusal) = front.app.permit(&caller, Operation::Decrypt).await {
@@ -160,8 +160,8 @@ pub(super) async fn decrypt(
     let (item, encoding) = split(read::<DecryptBody>(&front, body).await);
     match front.app.decrypt(&caller, Operation::Decrypt, vec![item]).await {
         Ok(Answered { answers, committed }) => {
-            let response = one(answers.into_iter().map(|answer| decrypted(answer, encoding)));
-            released(front, caller, committed, response)
+            let answer = one(&*room, answers.into_iter().map(|answer| decrypted(answer, encoding)));
+            released(front, caller, committed, answer).await
         }
         Err(refusal) => problem(&refusal),
     }
@@ -169,7 +169,7 @@ pub(super) async fn decrypt(
 
 pub(super) async fn decrypt_many(
     State(front): State<Front>,
-    Authenticated(caller): Authenticated,
+    Authenticated(caller, room): Authenticated,
     body: Body,
 ) -> Response {
     if let Err(refusal) = front.app.permit(&caller, Operation::Decrypt).await {
@@ -183,19 +183,30 @@ pub(super) async fn decrypt_many(
     match front.app.decrypt(&caller, Operation::Decrypt, items).await {
         Ok(Answered { answers, committed }) => {
             let answers = answers.into_iter().zip(encodings);
-            let response = many(answers.map(|(answer, encoding)| decrypted(answer, encoding)));
-            released(front, caller, committed, response)
+            let answer = many(&*room, answers.map(|(answer, encoding)| decrypted(answer, encoding)));
+            released(front, caller, committed, answer).await
         }
         Err(refusal) => problem(&refusal),
     }
 }
 
-/// The response with what says how long it may leave; the server asks that.
-fn released(front: Front, caller: Caller, committed: Option<Committed>, mut response: Response) -> Response {
-    if let Some(release) = Release::of(front.app, caller, committed) {
-        response.extensions_mut().insert(release);
+/// The response with what says how long it may leave; the server asks that. Where it could not be written, what it stands on
+/// is recorded as not given.
+async fn released(
+    front: Front,
+    caller: Caller,
+    committed: Option<Committed>,
+    answer: Result<Response, Refusal>,
+) -> Response {
+    match (answer, Release::of(front.app, caller, committed)) {
+        (Ok(mut response), Some(release)) => {
+            response.extensions_mut().insert(release);
+            response
+        }
+        (Ok(response), None) => response,
+        (Err(refusal), Some(release)) => problem(&release.refuse(refusal).await),
+        (Err(refusal), None) => problem(&refusal),
     }
-    response
 }
 
 impl EncryptBody {
@@ -244,14 +255,20 @@ fn decrypted(answer: Result<Decrypted, Refusal>, encoding: Encoding) -> Result<D
     Ok(DecryptAnswer { plaintext })
 }
 
-fn one<T: Serialize>(mut answers: impl Iterator<Item = Result<T, Refusal>>) -> Response {
+fn one<T: Serialize>(
+    room: &dyn Room,
+    mut answers: impl Iterator<Item = Result<T, Refusal>>,
+) -> Result<Response, Refusal> {
     match answers.next().unwrap_or(Err(ErrorCode::Internal.into())) {
-        Ok(value) => answer(200, &value),
-        Err(refusal) => problem(&refusal),
+        Ok(value) => answer_within(room, &value),
+        Err(refusal) => Ok(problem(&refusal)),
     }
 }
 
-fn many<T: Serialize>(answers: impl Iterator<Item = Result<T, Refusal>>) -> Response {
+fn many<T: Serialize>(
+    room: &dyn Room,
+    answers: impl Iterator<Item = Result<T, Refusal>>,
+) -> Result<Response, Refusal> {
     let items = answers
         .map(|answer| match answer {
             Ok(value) => ItemAnswer::Done(value),
@@ -265,5 +282,5 @@ fn many<T: Serialize>(answers: impl Iterator<Item = Result<T, Refusal>>) -> Resp
             },
         })
         .collect();
-    answer(200, &ManyAnswer { items })
+    answer_within(room, &ManyAnswer { items })
 }

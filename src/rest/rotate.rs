@@ -30,7 +30,7 @@ struct NoMembers {}
 
 pub(super) async fn start(
     State(front): State<Front>,
-    Authenticated(caller): Authenticated,
+    Authenticated(caller, _): Authenticated,
     body: Body,
 ) -> Response {
     let dry_run = match read_or_default::<RotateBody>(&front, body).await {
@@ -55,7 +55,7 @@ pub(super) async fn start(
 
 pub(super) async fn show(
     State(front): State<Front>,
-    Authenticated(caller): Authenticated,
+    Authenticated(caller, _): Authenticated,
     id: Result<Path<String>, PathRejection>,
 ) -> Response {
     let answered = match id_of(id) {

@@ -19,7 +19,12 @@ pub(super) enum Wait {
     NextRequest,
     /// The rest of a request's head, by HTTP/1.1. HTTP/2 has frames between requests that begin none.
     RestOfHead,
+    /// The end of a request: the rest of its body, the work on it, and that its answer is taken.
+    RestOfRequest,
 }
+
+/// How often a connection is looked at for which nothing is bounded.
+const AT_REST: Duration = Duration::from_secs(75);
 
 /// The activity of one connection.
 pub(super) struct Activity(Mutex<State>);
@@ -46,6 +51,10 @@ impl Activity {
     /// A request whose head has come.
     pub(super) fn begin(self: &Arc<Self>, version: Version) -> OnConnection {
         let mut state = self.state();
+        if state.requests == 0 {
+            state.waits_for = Wait::RestOfRequest;
+            state.since = Instant::now();
+        }
         state.requests += 1;
         state.is_http1 = version < Version::HTTP_2;
         OnConnection(self.clone())
@@ -65,18 +74,21 @@ impl Activity {
         self.state().since = Instant::now();
     }
 
-    fn waiting(&self) -> Option<(Wait, Instant)> {
+    fn waiting(&self) -> (Wait, Instant) {
         let state = self.state();
-        (state.requests == 0).then_some((state.waits_for, state.since))
+        (state.waits_for, state.since)
     }
 
-    /// What it has waited for too long, once it has; `allowed` says how long it may. Has to be polled after whatever polls
-    /// the connection.
-    pub(super) async fn overdue(&self, allowed: impl Fn(Wait) -> Duration) -> Wait {
-        let mut timer = std::pin::pin!(sleep(allowed(Wait::NextRequest)));
+    /// What it has waited for too long, once it has; `allowed` says how long it may, where that is bounded. Has to be polled
+    /// after whatever polls the connection.
+    pub(super) async fn overdue(&self, allowed: impl Fn(Wait) -> Option<Duration>) -> Wait {
+        // What ends meanwhile waits at least as long again.
+        let at_rest = || allowed(Wait::NextRequest).unwrap_or(AT_REST);
+        let mut timer = std::pin::pin!(sleep(at_rest()));
         std::future::poll_fn(|context| {
             loop {
-                let due = self.waiting().map(|(waits_for, since)| (waits_for, since + allowed(waits_for)));
+                let (waits_for, since) = self.waiting();
+                let due = allowed(waits_for).map(|allowed| (waits_for, since + allowed));
                 if let Some((_, due)) = due
                     && due < timer.deadline()
                 {
@@ -87,8 +99,7 @@ impl Activity {
                 match due {
                     Some((waits_for, due)) if due <= now => return Poll::Ready(waits_for),
                     Some((_, due)) => timer.as_mut().reset(due),
-                    // What ends meanwhile waits at least as long again.
-                    None => timer.as_mut().reset(now + allowed(Wait::NextRequest)),
+                    None => timer.as_mut().reset(now + at_rest()),
                 }
             }
         })
@@ -150,10 +161,11 @@ mod tests {
     const IDLE: Duration = Duration::from_secs(75);
     const HEAD: Duration = Duration::from_secs(10);
 
-    fn allowed(waits_for: Wait) -> Duration {
+    fn allowed(waits_for: Wait) -> Option<Duration> {
         match waits_for {
-            Wait::FirstRequest | Wait::RestOfHead => HEAD,
-            Wait::NextRequest => IDLE,
+            Wait::FirstRequest | Wait::RestOfHead => Some(HEAD),
+            Wait::NextRequest => Some(IDLE),
+            Wait::RestOfRequest => None,
         }
     }
 
@@ -196,6 +208,20 @@ mod tests {
             }
         });
         about(watching.await.unwrap(), Wait::RestOfHead, HEAD);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_has_to_end_where_that_is_bounded() {
+        let activity = Activity::new();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let _request = activity.begin(Version::HTTP_2);
+        let began = Instant::now();
+        let allowed = |waits_for| match waits_for {
+            Wait::RestOfRequest => Some(Duration::from_secs(2)),
+            other => allowed(other),
+        };
+        let waits_for = activity.overdue(allowed).await;
+        about((waits_for, began.elapsed()), Wait::RestOfRequest, Duration::from_secs(2));
     }
 
     #[tokio::test(start_paused = true)]

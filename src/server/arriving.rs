@@ -10,14 +10,16 @@ use axum::body::{Body, Bytes};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::runtime::Handle;
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::SLOW_CLIENT;
 use super::bounds::{Claim, Full, Stop};
 
-/// What is reserved before anything has come. A front reads no more than this for a stranger, who could otherwise
-/// have all the room reserved by announcing bodies that never come.
+/// What is reserved before anything has come. A front reads no more than this for a stranger. Who sends no more may be as
+/// slow as the request's time allows.
 const FIRST: usize = 64 << 10;
+/// How much of a longer body must come in each [`SLOW_CLIENT`] from then on: 64 KiB a second.
+const LEAST_IN_TIME: usize = 640 << 10;
 /// What a piece of a body counts at least, but for the first: a body can come byte by byte.
 const LEAST: usize = 256;
 /// Pieces below this, but for the first, are copied: each would keep the whole buffer that it was read into.
@@ -35,30 +37,50 @@ pub(super) struct Arriving {
     arrived: usize,
     counted: usize,
     silence: Option<Pin<Box<Sleep>>>,
+    /// When as much as must come by then has to have come, and how much that is.
+    pace: Option<(Pin<Box<Sleep>>, usize)>,
+    /// Whether the client is listened to once it is refused.
+    listens: bool,
 }
 
 impl Arriving {
-    /// The body of a request that holds `claim`. One that is empty has its place at once.
+    /// The body of a request that holds `claim`. One that is empty has its place at once. Where the request is refused, what
+    /// still comes is listened to for a while only where `listens` says so.
     ///
     /// # Errors
     /// There is no place for it.
-    pub(super) fn new(body: Body, claim: Arc<Claim>) -> Result<Self, Full> {
+    pub(super) fn new(body: Body, claim: Arc<Claim>, listens: bool) -> Result<Self, Full> {
         if body.is_end_stream() {
             claim.enter()?;
         }
         let announced = body.size_hint().exact().map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
-        Ok(Self { body, claim, announced, arrived: 0, counted: 0, silence: None })
+        Ok(Self { body, claim, announced, arrived: 0, counted: 0, silence: None, pace: None, listens })
     }
 
-    /// What must be reserved for so many bytes: at first little, then all that was announced, or twice what has come.
+    /// What must be reserved for what has come: at first little, then twice as much each time. What was announced may never
+    /// come.
     fn reserve(&self) -> usize {
-        let enough = match self.announced {
-            Some(announced) if self.arrived <= FIRST => announced.min(FIRST),
-            Some(announced) => announced,
-            None if self.arrived <= FIRST => FIRST,
-            None => self.arrived.next_power_of_two(),
-        };
+        let enough = self.arrived.next_power_of_two().max(FIRST).min(self.announced.unwrap_or(usize::MAX));
         enough.min(self.claim.bounds.body_bytes).max(self.counted)
+    }
+
+    /// Ready once a long body comes too slowly. Asked only where nothing is there to be read: what waits for us is not slow.
+    fn poll_too_slow(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        if self.arrived <= FIRST {
+            return Poll::Pending;
+        }
+        let arrived = self.arrived;
+        let (end, least) = self
+            .pace
+            .get_or_insert_with(|| (Box::pin(sleep(SLOW_CLIENT)), arrived.saturating_add(LEAST_IN_TIME)));
+        while end.as_mut().poll(context).is_ready() {
+            if arrived < *least {
+                return Poll::Ready(());
+            }
+            end.as_mut().reset(Instant::now() + SLOW_CLIENT);
+            *least = arrived.saturating_add(LEAST_IN_TIME);
+        }
+        Poll::Pending
     }
 
     fn poll_within_bounds(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Arrived>, Stop>> {
@@ -67,7 +89,9 @@ impl Arriving {
         }
         let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) else {
             let silence = self.silence.get_or_insert_with(|| Box::pin(sleep(SLOW_CLIENT)));
-            ready!(silence.as_mut().poll(context));
+            if silence.as_mut().poll(context).is_pending() {
+                ready!(self.poll_too_slow(context));
+            }
             return Poll::Ready(Err(Stop::Slow));
         };
         self.silence = None;
@@ -128,7 +152,7 @@ impl HttpBody for Arriving {
 impl Drop for Arriving {
     fn drop(&mut self) {
         // A front that refuses a request by its head reads nothing of the body either.
-        if self.claim.stopped() != Some(Stop::Slow) {
+        if self.listens && self.claim.stopped() != Some(Stop::Slow) {
             discard(std::mem::take(&mut self.body), self.claim.bounds.body_bytes);
         }
     }
@@ -160,7 +184,7 @@ mod tests {
 
     fn arriving(body: Body, bounds: &Arc<Bounds>) -> (Arriving, Arc<Claim>) {
         let claim = Arc::new(Claim::new(bounds.clone()));
-        (Arriving::new(body, claim.clone()).unwrap(), claim)
+        (Arriving::new(body, claim.clone(), true).unwrap(), claim)
     }
 
     /// A body of unknown length, and who sends it.
@@ -235,7 +259,44 @@ mod tests {
         assert!(body.collect().now_or_never().is_none());
         assert_eq!(claim.stopped(), Some(Stop::Full(Full::Places)));
         let claim = Arc::new(Claim::new(bounds.clone()));
-        assert_eq!(Arriving::new(Body::empty(), claim).err(), Some(Full::Places), "nothing is to come");
+        assert_eq!(Arriving::new(Body::empty(), claim, true).err(), Some(Full::Places), "nothing is to come");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_long_body_has_to_come_at_a_least_rate_and_a_short_one_has_not() {
+        let bounds = bounds(1, 10_000_000);
+        let comes = async |first: usize, piece: usize, seconds: usize| {
+            let (sender, body) = chunked();
+            let (mut body, claim) = arriving(body, &bounds);
+            sender.send(vec![1; first]).unwrap();
+            assert!(body.frame().await.unwrap().is_ok());
+            for _ in 0..seconds {
+                assert!(tokio::time::timeout(Duration::from_secs(1), body.frame()).await.is_err());
+                sender.send(vec![1; piece]).unwrap();
+                if tokio::time::timeout(Duration::from_millis(1), body.frame()).await.is_err() {
+                    break;
+                }
+            }
+            claim.stopped()
+        };
+        assert_eq!(comes(100, 1, 60).await, None);
+        assert_eq!(comes(FIRST + 1, 1, 60).await, Some(Stop::Slow));
+        assert_eq!(comes(5_000_000, 1, 60).await, Some(Stop::Slow), "what came before is no credit");
+        assert_eq!(comes(FIRST + 1, 80 << 10, 60).await, None);
+    }
+
+    #[tokio::test]
+    async fn what_is_announced_is_not_reserved_before_it_comes() {
+        let bounds = bounds(1, 100_000_000);
+        let (sender, body) = chunked();
+        let (mut body, claim) = arriving(body, &bounds);
+        body.announced = Some(32 << 20);
+        sender.send(vec![1; 66_000]).unwrap();
+        assert!(body.frame().await.unwrap().is_ok());
+        assert_eq!(claim.bytes(), 128 << 10);
+        sender.send(vec![1; 2_000_000]).unwrap();
+        assert!(body.frame().await.unwrap().is_ok());
+        assert_eq!(claim.bytes(), 2 << 20);
     }
 
     #[tokio::test(start_paused = true)]

@@ -7,6 +7,11 @@ use std::sync::{Arc, OnceLock};
 use crate::app::Room;
 use crate::config;
 
+use super::shares::{Share, Shares};
+
+/// What is held of an answer in any case: so much of it is in the connection's buffers, or nearly.
+const SMALL: usize = 64 << 10;
+
 /// An amount that is never exceeded, but by what was promised before.
 pub(super) struct Bound {
     most: usize,
@@ -51,6 +56,8 @@ pub(super) enum Full {
     Places,
     /// As many bytes of bodies are held as may be.
     Bytes,
+    /// What one user, or one connection, may hold of the bytes.
+    Share,
     /// What is left to callers who are not recognised, or to one address of theirs.
     Strangers,
 }
@@ -61,6 +68,7 @@ impl Full {
         match self {
             Self::Places => "places",
             Self::Bytes => "bytes",
+            Self::Share => "share",
             Self::Strangers => "strangers",
         }
     }
@@ -83,6 +91,8 @@ pub(super) struct Bounds {
     pub(super) bytes: Bound,
     /// The most that is read of one body.
     pub(super) body_bytes: usize,
+    /// Who holds how much of the bytes; of a part of the bounds nobody has a share.
+    pub(super) shares: Shares,
     /// What they are a part of.
     whole: Option<Arc<Bounds>>,
 }
@@ -90,12 +100,19 @@ pub(super) struct Bounds {
 impl Bounds {
     /// As configured; `body_bytes` is the most that is read of one body.
     pub(super) fn new(settings: &config::Server, body_bytes: usize) -> Self {
-        Self::of(settings.in_flight, settings.bytes_in_flight, body_bytes)
+        let bytes = settings.bytes_in_flight;
+        Self { shares: Shares::of(bytes), ..Self::of(settings.in_flight, bytes, body_bytes) }
     }
 
     /// Of so many places and bytes.
     pub(super) fn of(places: usize, bytes: usize, body_bytes: usize) -> Self {
-        Self { places: Bound::new(places), bytes: Bound::new(bytes), body_bytes, whole: None }
+        Self {
+            places: Bound::new(places),
+            bytes: Bound::new(bytes),
+            body_bytes,
+            shares: Shares::none(),
+            whole: None,
+        }
     }
 
     /// The same as a part of others: what is taken here is taken there as well.
@@ -165,13 +182,22 @@ pub(super) struct Claim {
     pub(super) bounds: Arc<Bounds>,
     place: AtomicBool,
     bytes: AtomicUsize,
+    /// Whose shares the bytes count for.
+    held_by: Vec<Share>,
     stop: OnceLock<Stop>,
 }
 
 impl Claim {
-    /// That holds nothing yet.
+    /// That holds nothing yet, and counts for nobody's share.
+    #[cfg(test)]
     pub(super) fn new(bounds: Arc<Bounds>) -> Self {
-        Self { bounds, place: AtomicBool::new(false), bytes: AtomicUsize::new(0), stop: OnceLock::new() }
+        Self::of(bounds, Vec::new())
+    }
+
+    /// That holds nothing yet. Its bytes will count for these shares.
+    pub(super) fn of(bounds: Arc<Bounds>, held_by: Vec<Share>) -> Self {
+        let (place, bytes) = (AtomicBool::new(false), AtomicUsize::new(0));
+        Self { bounds, place, bytes, held_by, stop: OnceLock::new() }
     }
 
     /// Takes the request's place.
@@ -205,18 +231,36 @@ impl Claim {
     pub(super) fn hold(&self, bytes: usize) -> Result<(), Full> {
         let held = self.bytes();
         match bytes.checked_sub(held) {
-            Some(more) => self.bounds.take_bytes(more)?,
-            None => self.bounds.give_bytes(held - bytes),
+            Some(more) => {
+                self.bounds.take_bytes(more)?;
+                let all_held = self.bounds.bytes.held();
+                if !self.bounds.shares.take(&self.held_by, more, all_held) {
+                    self.bounds.give_bytes(more);
+                    return Err(Full::Share);
+                }
+            }
+            None => self.give_bytes(held - bytes),
         }
         self.bytes.store(bytes, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Holds the answer's bytes in place of the request's. That is never refused: the work is done. New bodies are, until
-    /// there is room again.
+    fn give_bytes(&self, bytes: usize) {
+        self.bounds.give_bytes(bytes);
+        self.bounds.shares.give(&self.held_by, bytes);
+    }
+
+    /// Holds the whole answer's bytes in place of the request's. What was written within [`Room`] is held already; a small
+    /// answer is held in any case, since the work is done.
     pub(super) fn hold_answer(&self, bytes: usize) {
-        self.bounds.take_bytes_anyway(bytes);
-        self.bounds.give_bytes(self.bytes.swap(bytes, Ordering::Relaxed));
+        let held = self.bytes.swap(bytes, Ordering::Relaxed);
+        match bytes.checked_sub(held) {
+            Some(more) => {
+                self.bounds.take_bytes_anyway(more);
+                self.bounds.shares.take_anyway(&self.held_by, more);
+            }
+            None => self.give_bytes(held - bytes),
+        }
     }
 
     /// Gives the request up; the first reason stands.
@@ -234,12 +278,20 @@ impl Room for Claim {
     fn hold(&self, bytes: usize) -> bool {
         Self::hold(self, bytes).is_ok()
     }
+
+    fn hold_at_least(&self, bytes: usize) -> bool {
+        bytes <= SMALL.max(self.bytes()) || Self::hold(self, bytes).is_ok()
+    }
+
+    fn largest_answer(&self) -> usize {
+        self.bounds.bytes.most / 2
+    }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
         self.leave();
-        self.bounds.give_bytes(self.bytes());
+        self.give_bytes(self.bytes());
     }
 }
 

@@ -14,7 +14,8 @@ const MOST: usize = 16_384;
 const OTHER_FILES: u64 = 64;
 /// How many of the connections are for whoever watches the server, at most, where those have a listener of their own.
 const WATCHERS: usize = 64;
-/// How long a stranger's connection may be idle where there are many: time for a handshake and a first request.
+/// How long a stranger's connection may be idle where there are many, and how long a request may be on it: time for a handshake
+/// and a first request.
 const STRANGER_IDLE: Duration = Duration::from_secs(2);
 /// How long any may be where there are hardly places left.
 const SHORT_IDLE: Duration = Duration::from_secs(10);
@@ -38,6 +39,11 @@ impl Crowd {
             (Self::Full, true) => usually.min(SHORT_IDLE),
             (Self::Many | Self::Full, false) => usually.min(STRANGER_IDLE),
         }
+    }
+
+    /// How long a request may be on a connection, where that is bounded: a stranger's, body and answer, where there are many.
+    pub(super) fn patience_with_request(self, is_known: bool) -> Option<Duration> {
+        (self != Self::Few && !is_known).then_some(STRANGER_IDLE)
     }
 
     /// How full it is with so many open. It takes more to become fuller than to stay so: each change wakes every

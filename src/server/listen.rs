@@ -230,6 +230,7 @@ impl Connection {
             let mut request = request.map(body);
             request.extensions_mut().insert(peer.clone());
             request.extensions_mut().insert(guest.clone());
+            request.extensions_mut().insert(places.clone());
             let (router, peer, places) = (router.clone(), peer.clone(), places.clone());
             let outlet = outlet.clone();
             async move {
@@ -256,8 +257,9 @@ impl Connection {
                 let usually = match wait {
                     Wait::FirstRequest | Wait::RestOfHead => SLOW_CLIENT,
                     Wait::NextRequest => idle,
+                    Wait::RestOfRequest => return is_full.patience_with_request(peer.has_authenticated()),
                 };
-                is_full.patience(usually, peer.has_authenticated())
+                Some(is_full.patience(usually, peer.has_authenticated()))
             };
             tokio::select! {
                 biased;
@@ -269,7 +271,7 @@ impl Connection {
                 _ = crowd.changed() => {}
             }
         };
-        if matches!(overdue, Some(Wait::FirstRequest | Wait::RestOfHead)) {
+        if matches!(overdue, Some(Wait::FirstRequest | Wait::RestOfHead | Wait::RestOfRequest)) {
             return;
         }
         connection.as_mut().graceful_shutdown();
@@ -278,7 +280,7 @@ impl Connection {
             biased;
             _ = connection => {}
             () = too_long => {}
-            _ = activity.overdue(|_| CLOSING) => {}
+            _ = activity.overdue(|wait| (wait != Wait::RestOfRequest).then_some(CLOSING)) => {}
         }
     }
 }

@@ -14,6 +14,7 @@ mod metrics_page;
 mod patient;
 mod piece;
 mod running;
+mod shares;
 mod strangers;
 mod unsent;
 
@@ -38,7 +39,7 @@ use tracing::{Instrument as _, debug, debug_span, error, warn};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use crate::app::{App, Arrival, Release};
-use crate::model::{Caller, ErrorCode, Refusal, RequestId};
+use crate::model::{Caller, ErrorCode, Peer, Refusal, RequestId, TenantUid};
 use crate::rest::{DatabaseState, problem};
 use crate::telemetry::Metrics;
 use crate::{config, console, graphql, rest};
@@ -46,10 +47,11 @@ use crate::{config, console, graphql, rest};
 use arriving::{Arriving, discard};
 use bounds::{Bounds, Claim, Full, Stop};
 use cors::{Cors, Visit};
-use crowd::Places;
+use crowd::{Crowd, Places};
 use leaving::is_watched;
 use metrics_page::MetricsPage;
 use running::Running;
+use shares::Share;
 use strangers::{Guest, Strangers};
 
 pub use listen::serve;
@@ -105,6 +107,9 @@ impl Outside {
             match full {
                 Full::Places | Full::Bytes => {
                     warn!(full = full.as_str(), "the server is full: requests are refused");
+                }
+                Full::Share => {
+                    warn!("a caller is refused: one user, or one connection, holds its share of bytes")
                 }
                 Full::Strangers => warn!("callers without identity are refused: their part is used up"),
             }
@@ -283,19 +288,19 @@ async fn bounded(
         Ok(()) => outside.admit(route, visit, announced, &mut request).await,
         Err(full) => Err(full),
     };
-    let Admitted { caller, bounds } = match admitted {
+    let Admitted { caller, bounds, held_by } = match admitted {
         Ok(admitted) => admitted,
         Err(full) => {
             turn_away(request, outside.bounds.body_bytes);
             return (End::Shed(full), None);
         }
     };
-    let claim = Arc::new(Claim::new(bounds));
+    let (claim, listens) = (Arc::new(Claim::of(bounds, held_by)), listens(&request));
     request.extensions_mut().insert(Arrival { caller, room: claim.clone() });
     let (head, body) = request.into_parts();
     // Nobody but a POST's front reads a body to its end, where the place would be taken.
     let entered = if head.method == Method::POST { Ok(()) } else { claim.enter() };
-    let body = match entered.and_then(|()| Arriving::new(body, claim.clone())) {
+    let body = match entered.and_then(|()| Arriving::new(body, claim.clone(), listens)) {
         Ok(body) => Body::new(body),
         Err(full) => return (End::Shed(full), None),
     };
@@ -330,9 +335,15 @@ async fn bounded(
 /// Takes what is still to come of a request that is refused by its head.
 fn turn_away(request: Request, most: usize) {
     // Who waits for a word before sending a body (RFC 9110, section 10.1.1) must not be told to go on.
-    if !request.headers().contains_key(header::EXPECT) {
+    if !request.headers().contains_key(header::EXPECT) && listens(&request) {
         discard(request.into_body(), most);
     }
+}
+
+/// Whether a client that is refused is listened to for a while: where there are many connections, a stranger's is closed.
+fn listens(request: &Request) -> bool {
+    let is_known = request.extensions().get::<Peer>().is_none_or(Peer::has_authenticated);
+    is_known || request.extensions().get::<Arc<Places>>().is_none_or(|places| places.crowd() == Crowd::Few)
 }
 
 /// Runs a request; an answer that came too late after a key was last shown to work is withheld, and refused instead.
@@ -354,6 +365,8 @@ struct Admitted {
     caller: Result<Caller, Refusal>,
     /// What it is worked on within.
     bounds: Arc<Bounds>,
+    /// Whose shares of the bytes it counts for.
+    held_by: Vec<Share>,
 }
 
 impl Outside {
@@ -379,10 +392,12 @@ impl Outside {
                 caller
             }
         };
-        let bounds = match &caller {
-            Ok(_) => {
+        let (bounds, held_by) = match &caller {
+            Ok(caller) => {
                 guest.iter().for_each(|guest| guest.leave());
-                self.bounds.clone()
+                let connection = guest.as_ref().map(|guest| self.bounds.shares.share(Arc::as_ptr(guest)));
+                let user = self.bounds.shares.share(user_of(caller));
+                (self.bounds.clone(), connection.into_iter().chain([user]).collect())
             }
             Err(_) => {
                 let address = self.strangers.address(guest.as_deref(), request.headers());
@@ -391,10 +406,19 @@ impl Outside {
                     return Err(Full::Strangers);
                 }
                 address.bounds.look(announced)?;
-                address.bounds.clone()
+                (address.bounds.clone(), Vec::new())
             }
         };
-        Ok(Admitted { caller, bounds })
+        Ok(Admitted { caller, bounds, held_by })
+    }
+}
+
+/// Who calls; without a user, whoever has that role is one.
+fn user_of(caller: &Caller) -> (TenantUid, bool, &str) {
+    let identity = &caller.identity;
+    match &identity.user {
+        Some(user) => (caller.tenant.uid, true, user),
+        None => (caller.tenant.uid, false, &identity.role),
     }
 }
 

@@ -3,10 +3,12 @@
 
 use std::path::Path;
 
+use byok::audit::pack;
 use byok::merkle::Frontier;
-use byok::model::{Operation, Tenant, TenantUid};
+use byok::model::{Entry, Operation, Tenant, TenantUid};
 use byok::store::{
-    AuditReads as _, Change, EntryFilter, Postgres, PublicationReads as _, Store as _, TenantReads as _,
+    AuditReads as _, Batch, Change, EntryFilter, Postgres, PublicationReads as _, Store as _,
+    TenantReads as _,
 };
 use reqwest::StatusCode;
 use serde_json::json;
@@ -15,7 +17,7 @@ use sqlx::AssertSqlSafe;
 use crate::checkpoints::{KEY_FILE, byok, eventually, made_key, note, printed, verified, vkeys};
 use crate::checkpoints_places::{DIRECTORY, EVERY, caught_up};
 use crate::support::postgres::{connect, execute};
-use crate::support::rows::changes;
+use crate::support::rows::{changes, now};
 use crate::support::server::TestServer;
 use crate::support::{needed, shared_vault::VaultKey};
 
@@ -570,4 +572,126 @@ fn copied(from: &Path, to: &Path) -> std::path::PathBuf {
         let _ = std::fs::copy(from.join(name), to.join(name));
     }
     to.to_owned()
+}
+
+impl Bench {
+    /// Entries that nobody's call made; whoever writes the database can append them.
+    async fn append(&self, number: usize, operation: Operation, detail: &str) {
+        let (store, tenant) = self.store().await;
+        let base = store.log_head(tenant).await.unwrap().unwrap().end();
+        let entry = || pack(tenant, &Entry::of_operator(now(), operation, None, Some(detail.into())));
+        let entries = (0..number).map(|_| entry()).collect();
+        store.commit(&Batch { tenant, base, entries, changes: Vec::new(), fence: Vec::new() }).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_log_that_went_back_and_opened_another_without_a_first_entry_is_behind_until_an_operator_says_so() {
+    let mut bench = Bench::start().await;
+    bench.encrypt(0..8).await;
+    let published = bench.published().await;
+    bench.server.stop().await;
+    bench
+        .damage(
+            "DELETE FROM np_byok_audit WHERE seq >= 5; DELETE FROM np_byok_tiles; DELETE FROM np_byok_chunks;
+             DELETE FROM np_byok_checkpoints WHERE size > 5; DELETE FROM np_byok_publications;
+             UPDATE np_byok_heads SET log = 2, first = 5, size = 6, frontier = decode(repeat('ab', 32), 'hex')",
+        )
+        .await;
+    bench.server.start_again().await;
+    assert!(bench.refused().await);
+    assert!(bench.server.doctor().await.contains("FAIL  audit log: it is behind what was published of it"));
+    // An entry that speaks of a retention takes no secret.
+    bench.server.stop().await;
+    bench.append(1, Operation::Prune, "prune 2 0 1").await;
+    bench.server.start_again().await;
+    assert!(bench.refused().await);
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    assert!(bench.refused().await, "and it stays so");
+    assert!(!bench.directory.join("byok%2Fprimary%2F2").exists(), "nothing was signed of it");
+
+    let said = bench.restored(&[]).await;
+    let [_, size, root] = published.lines().take(3).collect::<Vec<_>>()[..] else { panic!("three lines") };
+    assert_eq!(said[1..], [format!("lost    byok/primary/1 {size} {root}"), "opened  byok/primary/3".into()]);
+    eventually(async || !bench.refused().await).await;
+}
+
+#[tokio::test]
+async fn a_log_whose_first_entries_a_retention_took_goes_on_where_it_was_signed_before() {
+    let mut bench = Bench::start().await;
+    bench.encrypt(0..2).await;
+    let copy = bench.back_up().await;
+    bench.encrypt(2..6).await;
+    bench.published().await;
+    bench.restore(&copy).await;
+    bench.restored(&[]).await;
+    eventually(async || !bench.refused().await).await;
+    let (store, tenant) = bench.store().await;
+    bench.server.stop().await;
+    bench.append(260, Operation::Hold, "hold on").await;
+    bench.server.start_again().await;
+    bench.published_in_log(2).await;
+    let database = bench.server.database().await;
+    let tiles = "SELECT count(*) FROM np_byok_tiles WHERE log = 2";
+    eventually(async || sqlx::query_scalar::<_, i64>(tiles).fetch_one(&database).await.unwrap() > 0).await;
+    bench.server.stop().await;
+    let first = store.log_head(tenant).await.unwrap().unwrap().first;
+    let pruned = first..first + 256;
+    bench
+        .damage(&format!("DELETE FROM np_byok_audit WHERE seq >= {} AND seq < {}", pruned.start, pruned.end))
+        .await;
+    bench.server.start_again().await;
+    assert!(bench.refused().await, "no entry says where they are");
+    bench.server.stop().await;
+    bench.append(1, Operation::Prune, "prune 2 0 256").await;
+    bench.server.start_again().await;
+    assert!(!bench.refused().await);
+}
+
+#[tokio::test]
+async fn a_running_server_is_behind_where_another_log_is_opened_without_the_entry_of_a_restore() {
+    let bench = Bench::start().await;
+    bench.encrypt(0..3).await;
+    bench.published().await;
+    bench.damage("UPDATE np_byok_heads SET log = 2, first = size, frontier = ''").await;
+    eventually(async || bench.refused().await).await;
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    assert!(bench.refused().await, "and it stays so");
+    let logged = bench.server.logged();
+    assert_eq!(logged.matches("the audit log is behind what was published").count(), 1, "{logged}");
+    assert!(!logged.contains("another audit log was opened"), "{logged}");
+    bench.restored(&[]).await;
+    eventually(async || !bench.refused().await).await;
+}
+
+#[tokio::test]
+async fn what_is_missing_is_complained_of_once() {
+    let bench = Bench::start().await;
+    bench.encrypt(0..3).await;
+    bench.published().await;
+    bench.damage("DELETE FROM np_byok_audit WHERE seq = 1").await;
+    eventually(async || bench.refused().await).await;
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    let logged = bench.server.logged();
+    assert_eq!(logged.matches("an entry of the audit log is missing").count(), 1, "{logged}");
+}
+
+#[tokio::test]
+async fn the_logs_that_ended_last_are_looked_at_however_many_there_were() {
+    let mut bench = Bench::start().await;
+    bench.encrypt(0..2).await;
+    bench.published().await;
+    bench.server.stop().await;
+    for _ in 0..33 {
+        bench.restored(&["--anyway"]).await;
+    }
+    bench.server.start_again().await;
+    bench.encrypt(2..4).await;
+    bench.published_in_log(34).await;
+    bench.server.stop().await;
+    // The last one goes without a word, and what is kept with it.
+    bench.damage("DELETE FROM np_byok_checkpoints; DELETE FROM np_byok_publications").await;
+    bench.damage("UPDATE np_byok_heads SET log = 35, first = size, frontier = ''").await;
+    bench.server.start_again().await;
+    assert!(bench.refused().await);
 }

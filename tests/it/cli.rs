@@ -114,6 +114,28 @@ async fn dev_prints_lines_that_work_when_they_are_pasted() {
 }
 
 #[tokio::test]
+async fn dev_makes_and_prints_no_token_in_the_environment_of_a_server() {
+    let secret = r#"{"type":"HS256","key":"0123456789abcdef0123456789abcdef-production"}"#;
+    for (name, value) in [
+        ("DATABASE_URL", "postgres://u:s3cret@127.0.0.1:1/d"),
+        ("BYOK_MIGRATION_DATABASE_URL", "postgres://u:s3cret@127.0.0.1:1/d"),
+        ("BYOK_PROVIDER", "vault-transit"),
+        ("HASURA_GRAPHQL_JWT_SECRET", secret),
+        ("HASURA_GRAPHQL_JWT_SECRETS", secret),
+        ("HASURA_GRAPHQL_JWT_SECRET_FILE", "/nowhere"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = byok(&["dev", "--listen", "127.0.0.1:0"], &[(name, value)]);
+        let ended = command.current_dir(folder.path()).output();
+        let output = tokio::time::timeout(Duration::from_secs(30), ended).await.expect("it ends").unwrap();
+        assert_eq!(output.status.code(), Some(3), "{name}");
+        assert!(text(&output.stderr).contains(name.trim_end_matches("_FILE")), "{}", text(&output.stderr));
+        assert!(!text(&output.stderr).contains("s3cret") && output.stdout.is_empty(), "{name}");
+        assert!(!folder.path().join(".byok").exists(), "{name}");
+    }
+}
+
+#[tokio::test]
 async fn a_newcomer_watches_the_kill_switch_work_with_the_lines_of_the_readme() {
     let folder = tempfile::tempdir().unwrap();
     let (mut child, said) = dev(folder.path()).await;

@@ -167,3 +167,49 @@ async fn eleven_hundred_idle_connections_end_no_service_where_few_files_may_be_o
     assert!(open < 512 - 64, "{open} files are open");
     drop(idle);
 }
+
+#[tokio::test]
+async fn a_strangers_body_that_drips_ends_soon_where_there_are_many_connections() {
+    let server = TestServer::with_files(512).await;
+    let request = format!(
+        "POST /byok/decrypt HTTP/1.1\r\nhost: byok\r\nauthorization: Bearer {}\r\ncontent-length: 2\r\n\r\n{{}}",
+        server.jwt("admin", "a")
+    );
+    // More than three quarters of the places, by callers who are known.
+    let mut known = Vec::new();
+    for _ in 0..310 {
+        let mut stream = connect(&server).await;
+        stream.write_all(request.as_bytes()).await.unwrap();
+        assert_ne!(stream.read(&mut [0; 4_096]).await.unwrap(), 0);
+        known.push(stream);
+    }
+    // One whose body would be waited for, and one that is refused by its head and would be listened to.
+    for path in ["/graphql", "/byok/encrypt"] {
+        let mut stream = connect(&server).await;
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: byok\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{{"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let began = Instant::now();
+        let (mut reading, mut writing) = stream.split();
+        let drip = async {
+            while writing.write_all(b" ").await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        let ended = async {
+            let mut answer = [0; 4_096];
+            while reading.read(&mut answer).await.is_ok_and(|length| length > 0) {}
+        };
+        tokio::select! {
+            () = drip => {}
+            () = ended => {}
+        }
+        // The request's time is 30 s.
+        assert!(began.elapsed() < Duration::from_secs(15), "{path}: {:?}", began.elapsed());
+    }
+    let mut first = known.swap_remove(0);
+    first.write_all(request.as_bytes()).await.unwrap();
+    assert_ne!(first.read(&mut [0; 4_096]).await.unwrap(), 0, "a caller's stays");
+}

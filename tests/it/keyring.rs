@@ -251,6 +251,7 @@ fn row_mac() -> RowMac {
     RowMac {
         keys: Some(RowMacKeys { current: secret(), previous: None }),
         settle: Duration::from_secs(3_600),
+        required: false,
     }
 }
 

@@ -84,6 +84,7 @@ mod rotation;
 mod rotation_command_line;
 mod rotation_states;
 mod row_macs;
+mod shares;
 mod starting;
 mod store_announcements;
 mod store_conformance;

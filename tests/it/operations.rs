@@ -223,7 +223,7 @@ async fn a_role_that_may_do_nothing_can_neither_use_up_the_budget_nor_flood_the_
     let server = TestServer::with(&[("BYOK_DECRYPT_RATE_RPM", "5")]).await;
     let token = server.encrypt("p", "r").await;
     let nosy = server.jwt("user", "nosy");
-    let aliases: String = (0..50).map(|n| format!("a{n}: byokAudit {{ edges {{ cursor }} }} ")).collect();
+    let aliases: String = (0..50).map(|n| format!("a{n}: byokAuditCheckpoint {{ size }} ")).collect();
     server.graphql(&nosy, &format!("{{ {aliases} }}"), json!({})).await;
     let entries: i64 = sqlx::query_scalar("SELECT count(*) FROM np_byok_audit WHERE user_id = 'nosy'")
         .fetch_one(&server.database().await)

@@ -381,6 +381,70 @@ async fn a_log_that_is_damaged_seals_no_row() {
         "what is there is read as before"
     );
     assert_eq!(number(&database, "np_byok_audit WHERE operation = 'seal'").await, 0);
+
+    // But what would speak against a row is gone: nothing is encrypted under it, and it is not re-wrapped.
+    refused(&encrypt(&server, "r-2").await, "UNAVAILABLE");
+    refused(&encrypt(&server, "r-3").await, "UNAVAILABLE");
+    assert_eq!(encrypt(&server, "r-4").await.status, 200, "a new DEK's row is bound");
+    server.key.rotate().await;
+    server.post("/byok/rotate", json!({})).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let rewrapped = "np_byok_wrapped_deks WHERE rewrapped_at IS NOT NULL AND mac IS NULL";
+    assert_eq!(number(&database, rewrapped).await, 0);
+}
+
+/// Takes the entries that say that all rows are sealed, and puts the DEK of r-2 into the row of r-1, without a MAC.
+async fn plant_without_a_mac(server: &TestServer) {
+    edit(
+        server,
+        "DELETE FROM np_byok_audit WHERE operation = 'seal'; DELETE FROM np_byok_chunk_values; DELETE FROM np_byok_chunks;
+         UPDATE np_byok_wrapped_deks d SET wrapped = o.wrapped, mac = NULL, record_mac = NULL FROM np_byok_wrapped_deks o
+         WHERE d.record_id = 'r-1' AND o.record_id = 'r-2'",
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn what_a_server_has_seen_of_its_rows_no_database_takes_back() {
+    let server = TestServer::with(&[(KEY, &secret()), COLD, (SETTLE, "0")]).await;
+    server.encrypt("one", "r-1").await;
+    server.encrypt("two", "r-2").await;
+    sealing_has_ended(&server.database().await).await;
+    plant_without_a_mac(&server).await;
+    until("it is refused", async || encrypt(&server, "r-1").await.body["code"] == "DECRYPT_FAILED").await;
+    // The log goes back for a moment: what is in memory of the database is emptied.
+    let flip = "UPDATE np_byok_heads SET frontier = set_byte(frontier, 0, get_byte(frontier, 0) # 1)";
+    edit(&server, flip).await;
+    until("it is seen", async || encrypt(&server, "r-2").await.status != 200).await;
+    edit(&server, flip).await;
+    until("it serves again", async || encrypt(&server, "r-2").await.status == 200).await;
+    for _ in 0..3 {
+        refused(&encrypt(&server, "r-1").await, "DECRYPT_FAILED");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+#[tokio::test]
+async fn where_macs_are_required_a_row_without_one_is_refused_whatever_the_log_says() {
+    let mut server = TestServer::with(&[(KEY, &secret()), COLD, (SETTLE, "0")]).await;
+    let token = server.encrypt("one", "r-1").await;
+    server.encrypt("two", "r-2").await;
+    sealing_has_ended(&server.database().await).await;
+    let said = server.doctor().await;
+    assert!(said.contains("warn  rows: all are sealed") && said.contains("BYOK_ROW_MACS_REQUIRED"), "{said}");
+    server.stop().await;
+    plant_without_a_mac(&server).await;
+    set(&mut server, "BYOK_ROW_MACS_REQUIRED", Some("true"));
+    server.start_again().await;
+    refused(&encrypt(&server, "r-1").await, "DECRYPT_FAILED");
+    refused(&server.decrypt(&token, "r-1").await, "DECRYPT_FAILED");
+    assert_eq!(encrypt(&server, "r-2").await.status, 200);
+    verify(&server).await.finds("dek-unsealed", "DEK ");
+    let said = server.doctor().await;
+    assert!(said.contains("FAIL  rows: 1 have no MAC, and are refused"), "{said}");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let sealed = "np_byok_audit WHERE operation = 'seal'";
+    assert_eq!(number(&server.database().await, sealed).await, 0, "what is not so is not logged");
 }
 
 #[tokio::test]

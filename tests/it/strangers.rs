@@ -218,10 +218,13 @@ async fn a_megabyte_that_is_used_nine_thousand_times_is_not_copied() {
     let reveal = format!("query($t:String!){{{roots}}}");
     let refused = server.graphql(&server.jwt("service", "u"), &reveal, text.clone()).await;
     assert_eq!(refused["errors"][0]["extensions"]["code"], "BODY_TOO_LARGE");
-    // Who may do nothing is told so: what was sent is of no account.
+    // Who may do nothing is told so: what was sent is of no account, and so much of it is not read.
     let denied = server.graphql(&server.jwt("nobody", "u"), &reveal, text).await;
+    assert_eq!(denied["errors"][0]["extensions"]["code"], "PERMISSION_DENIED", "{denied}");
+    let short = format!("{}}}", &reveal[..reveal.find("f500:").unwrap()]);
+    let denied = server.graphql(&server.jwt("nobody", "u"), &short, json!({ "t": "x" })).await;
     assert!(denied.get("errors").is_none(), "{}", denied["errors"]);
-    assert_eq!(denied["data"]["f8999"]["error"]["code"], "PERMISSION_DENIED");
+    assert_eq!(denied["data"]["f499"]["error"]["code"], "PERMISSION_DENIED");
     let list = json!({ "c": vec![1; 500_000] });
     let lists: String =
         (0..90).map(|n| format!("f{n}:byokReveal(ciphertext:\"x\",context:$c){{error{{code}}}}")).collect();

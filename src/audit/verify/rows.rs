@@ -54,7 +54,8 @@ pub async fn count_row_seals(
     }
 }
 
-/// Tells in a report of a tenant's current log whether its rows have the MACs of the secret, where that is given.
+/// Tells in a report of a tenant's current log whether its rows have the MACs of the secret, where that is given. `required`: a
+/// row without one counts as unsealed whatever the log says.
 ///
 /// # Errors
 /// The database's.
@@ -62,6 +63,7 @@ pub async fn check_row_macs(
     store: &dyn Store,
     tenant: &Tenant,
     macs: Option<&RowMacs>,
+    required: bool,
     report: &mut Report,
 ) -> Result<(), ReadError> {
     let Some(macs) = macs else {
@@ -69,7 +71,7 @@ pub async fn check_row_macs(
         report.tell(Claim::Macs, String::new(), Some(open));
         return Ok(());
     };
-    let all_were_sealed = report.all_were_sealed;
+    let all_were_sealed = required || report.all_were_sealed;
     let mut each = |row: &DekRow, seal| match seal {
         RowSeal::Wrong => report.find(Finding::DekMac { dek: row.id }),
         RowSeal::None if all_were_sealed => report.find(Finding::DekUnsealed { dek: row.id }),

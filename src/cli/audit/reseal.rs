@@ -7,9 +7,9 @@ use clap::Args;
 
 use super::keeping::failed;
 use super::shown::{bar, checkpoint, keys, show};
-use super::verify::row_macs;
+use super::verify::row_mac;
 use crate::app::{Keeper, Resealed};
-use crate::audit::{Committer, Trust, verify_log};
+use crate::audit::{Committer, RowMacs, Trust, verify_log};
 use crate::cli::{Failure, assemble};
 use crate::config::Env;
 use crate::model::{Clock, SystemClock};
@@ -32,7 +32,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let trust = Trust { keys: keys(&arguments.keys)?, pinned: checkpoint(arguments.checkpoint.as_deref())? };
     let env = Env::of_process();
     let unset = || Failure::Running("set BYOK_ROW_MAC_KEY to the secret to seal with".to_owned());
-    let macs = row_macs(&env)?.ok_or_else(unset)?;
+    let macs = row_mac(&env)?.keys.map(RowMacs::new).ok_or_else(unset)?;
     let (database, tenant) = assemble::as_owner(&env).await?;
     let bar = bar("{bar:40} {pos}/{len} entries  {per_sec}  {eta} left");
     let report = verify_log(&*database, &tenant, None, trust, &mut |done, of| {

@@ -29,7 +29,8 @@ pub(super) struct Arguments {
 pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let trust = Trust { keys: keys(&arguments.keys)?, pinned: checkpoint(arguments.checkpoint.as_deref())? };
     let env = Env::of_process();
-    let macs = row_macs(&env)?;
+    let RowMac { keys, required, .. } = row_mac(&env)?;
+    let macs = keys.map(RowMacs::new);
     let (database, tenant) = assemble::log(&env).await?;
     let bar = bar("{bar:40} {pos}/{len} entries  {per_sec}  {eta} left");
     let ended = ended(&*database, &tenant, arguments.log).await?;
@@ -40,21 +41,17 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     .await;
     let mut report = report.map_err(assemble::unread)?;
     if arguments.log.is_none() {
-        let checked = check_row_macs(&*database, &tenant, macs.as_ref(), &mut report).await;
+        let checked = check_row_macs(&*database, &tenant, macs.as_ref(), required, &mut report).await;
         checked.map_err(assemble::unread)?;
     }
     bar.finish_and_clear();
     show(&report, arguments.json)
 }
 
-/// What checks the MACs of rows, where the environment has the secret.
-pub(super) fn row_macs(env: &Env) -> Result<Option<RowMacs>, Failure> {
+/// What binds the rows, as the environment says.
+pub(super) fn row_mac(env: &Env) -> Result<RowMac, Failure> {
     let mut reader = Reader::new(env);
     let settings = RowMac::read(&mut reader);
     let mistakes = reader.into_mistakes();
-    if mistakes.is_empty() {
-        Ok(settings.keys.map(RowMacs::new))
-    } else {
-        Err(Failure::Configuration(mistakes))
-    }
+    if mistakes.is_empty() { Ok(settings) } else { Err(Failure::Configuration(mistakes)) }
 }

@@ -6,7 +6,8 @@ use super::Findings;
 use crate::audit::{RowCounts, RowMacs, count_row_seals};
 use crate::cli::assemble;
 use crate::config;
-use crate::store::DekRow;
+use crate::model::{Operation, Outcome, TenantUid};
+use crate::store::{Database, DekRow, EntryFilter};
 
 /// How long all rows may take to be looked at.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -54,11 +55,23 @@ pub(super) async fn check(
             "leave it set until a server has moved them; one does so when it starts",
         );
     }
-    if unsealed > 0 {
+    if settings.required && unsealed > 0 {
+        findings.fault(
+            &format!("rows: {unsealed} have no MAC, and are refused (DECRYPT_FAILED), as BYOK_ROW_MACS_REQUIRED says"),
+            "run `byok audit verify`, and `byok audit reseal` where it is clean",
+        );
+    } else if unsealed > 0 {
         findings.open(
             &format!("rows: {unsealed} have no MAC"),
             "a server with the secret seals those that the log confirms, until it has logged that all are sealed; after that they \
              are refused: run `byok audit verify`, and `byok audit reseal` where it is clean",
+        );
+    }
+    if !settings.required && previous + unsealed + wrong == 0 && is_said_sealed(&*database, tenant.uid).await
+    {
+        findings.open(
+            "rows: all are sealed, but that a row without a MAC is refused lies in the database alone",
+            "set BYOK_ROW_MACS_REQUIRED=true on every replica, once no server of a release without MACs runs beside",
         );
     }
     if wrong > 0 {
@@ -67,5 +80,23 @@ pub(super) async fn check(
             "they were edited, or another secret has sealed them: run `byok audit verify`. If that secret is lost and the log \
              holds, run `byok audit reseal`",
         );
+    }
+}
+
+/// Whether an entry of the log says that all rows are sealed.
+async fn is_said_sealed(database: &dyn Database, tenant: TenantUid) -> bool {
+    let filter = EntryFilter {
+        operation: Some(Operation::Seal),
+        outcome: Some(Outcome::Ok),
+        ..EntryFilter::default()
+    };
+    let mut before = None;
+    loop {
+        let Ok(page) = database.entries(tenant, &filter, before, 1).await else { return false };
+        match (page.entries.is_empty(), page.next) {
+            (false, _) => return true,
+            (true, Some(next)) => before = Some(next),
+            (true, None) => return false,
+        }
     }
 }
