@@ -97,7 +97,7 @@ pub(super) async fn cancel(
 
 async fn command(
     State(front): State<Front>,
-    Authenticated(caller): Authenticated,
+    Authenticated(caller, _): Authenticated,
     id: Result<Path<String>, PathRejection>,
     body: Body,
     command: JobCommand,
