@@ -46,7 +46,7 @@ async fn provider(
     let counter = requests.clone();
     let stub = Stub::start(move |_, _| {
         let (status, body) = answer(counter.fetch_add(1, Ordering::SeqCst));
-        stub::answer(status, &body.to_string())
+        stub::answer(status, body.to_string())
     })
     .await;
     (stub, requests)
