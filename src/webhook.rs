@@ -6,6 +6,8 @@
 //! the status is all that is looked at; its body is not read. What an error of the HTTP client says names the address,
 //! and so never leaves this room.
 
+use std::fmt;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -13,8 +15,13 @@ use base64::engine::general_purpose::STANDARD;
 use reqwest::header::CONTENT_TYPE;
 use reqwest::redirect::Policy;
 use reqwest::{Client, StatusCode, Url};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use rustls_platform_verifier::ConfigVerifierExt as _;
 use serde::Serialize;
+use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
 
 use crate::config;
 use crate::config::WebhookKey;
@@ -27,6 +34,10 @@ pub const DEADLINE: Duration = Duration::from_secs(10);
 /// The operator's webhook.
 pub struct Webhook {
     client: Client,
+    target: RwLock<Arc<Target>>,
+}
+
+struct Target {
     url: Url,
     key: WebhookKey,
 }
@@ -127,7 +138,21 @@ impl Webhook {
             .pool_max_idle_per_host(0)
             .build()
             .ok()?;
-        Some(Self { client, url: settings.url, key: settings.key })
+        Some(Self { client, target: RwLock::new(Arc::new(Target::of(settings))) })
+    }
+
+    /// Whether this is the address that it posts to.
+    pub fn posts_to(&self, settings: &config::Webhook) -> bool {
+        self.target().url == settings.url
+    }
+
+    /// Posts there from now on, signed with that key.
+    pub fn replace(&self, settings: config::Webhook) {
+        *self.target.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Target::of(settings));
+    }
+
+    fn target(&self) -> Arc<Target> {
+        self.target.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Posts the incident once. `tenant` is the name; `now` is when this attempt is made, by the wall clock: receivers
@@ -153,17 +178,18 @@ impl Webhook {
 
     /// Its kind, and a digest of its address, which may hold a secret.
     pub fn name(&self) -> String {
-        let digest = sha256_of(&[self.url.as_str().as_bytes()]);
+        let digest = sha256_of(&[self.target().url.as_str().as_bytes()]);
         format!("webhook:{}", digest[..4].iter().map(|byte| format!("{byte:02x}")).collect::<String>())
     }
 
     /// Posts a JSON document once, signed under this id.
     async fn post(&self, id: &str, body: String, now: Timestamp) -> Delivery {
         let at = now.unix_seconds();
-        let signature = signature(self.key.expose(), id, at, &body);
+        let target = self.target();
+        let signature = signature(target.key.expose(), id, at, &body);
         let request = self
             .client
-            .post(self.url.clone())
+            .post(target.url.clone())
             .header(CONTENT_TYPE, "application/json")
             .header("webhook-id", id)
             .header("webhook-timestamp", at)
@@ -178,6 +204,60 @@ impl Webhook {
             Ok(Err(_)) => Delivery::Unreachable,
             Err(_) => Delivery::Timeout,
         }
+    }
+}
+
+/// Why a host cannot be reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unreached {
+    /// Its name is not known.
+    Name,
+    /// It takes no connection.
+    Connection,
+    /// It does not show a certificate that is trusted here and is for its name.
+    Tls,
+    /// It takes longer than [`DEADLINE`].
+    Timeout,
+}
+
+impl fmt::Display for Unreached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name => f.write_str("the name of its host cannot be resolved"),
+            Self::Connection => f.write_str("its host takes no connection"),
+            Self::Tls => {
+                f.write_str("no TLS with its host: its certificate is not trusted here, or not for its name")
+            }
+            Self::Timeout => write!(f, "its host does not answer within {} s", DEADLINE.as_secs()),
+        }
+    }
+}
+
+/// Connects to where an address leads, with TLS where it is https, and hangs up: no request is sent.
+///
+/// # Errors
+/// See [`Unreached`].
+pub async fn reach(url: &Url) -> Result<(), Unreached> {
+    timeout(DEADLINE, connect(url)).await.unwrap_or(Err(Unreached::Timeout))
+}
+
+async fn connect(url: &Url) -> Result<(), Unreached> {
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    let port = url.port_or_known_default().unwrap_or(443);
+    let addresses: Vec<_> = lookup_host((host, port)).await.map_err(|_| Unreached::Name)?.collect();
+    let stream = TcpStream::connect(&addresses[..]).await.map_err(|_| Unreached::Connection)?;
+    if url.scheme() == "https" {
+        // The roots that the client that posts trusts.
+        let trust = ClientConfig::with_platform_verifier().map_err(|_| Unreached::Tls)?;
+        let name = ServerName::try_from(host.to_owned()).map_err(|_| Unreached::Tls)?;
+        TlsConnector::from(Arc::new(trust)).connect(name, stream).await.map_err(|_| Unreached::Tls)?;
+    }
+    Ok(())
+}
+
+impl Target {
+    fn of(settings: config::Webhook) -> Self {
+        Self { url: settings.url, key: settings.key }
     }
 }
 
@@ -209,8 +289,6 @@ fn signature(key: &[u8], id: &str, at: i64, body: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::model::{IncidentId, KeyVersion, Posture};
 

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
@@ -17,6 +17,7 @@ use crate::audit::{
     Checkpoint, CheckpointKey, SignedCheckpoint, Tree, TreeError, digest_of, origin_of, pruned_leaves,
 };
 use crate::config::SigningKeys;
+use crate::crypto::Ed25519SigningKey;
 use crate::merkle::{Hash, verify_consistency};
 use crate::model::{Caller, Clock, ErrorCode, Operation, Refusal, Tenant};
 use crate::store::{Batch, Change, EntryFilter, LogHead, PlacedEntry, ReadError, Store};
@@ -170,7 +171,7 @@ pub struct Checkpoints {
     pub(super) store: Arc<dyn Store>,
     pub(super) tenant: Primary,
     pub(super) deployment: String,
-    keys: Option<SigningKeys>,
+    keys: RwLock<Option<Arc<SigningKeys>>>,
     pub(super) places: Vec<Place>,
     pub(super) publish_every: Duration,
     pub(super) clock: Arc<dyn Clock>,
@@ -189,7 +190,7 @@ impl Checkpoints {
             store,
             tenant,
             deployment,
-            keys,
+            keys: RwLock::new(keys.map(Arc::new)),
             places,
             publish_every,
             clock,
@@ -225,7 +226,23 @@ impl Checkpoints {
 
     /// Whether there is a key to sign with.
     pub fn signs(&self) -> bool {
-        self.keys.is_some()
+        self.keys().is_some()
+    }
+
+    /// Signs with these from now on, if the key that signed until now is one of them: else it is no rotation, and what was
+    /// signed before would be trusted no more. Whether they were taken.
+    pub fn take_keys(&self, keys: SigningKeys) -> bool {
+        let current = |keys: &SigningKeys| keys.parsed().first().map(Ed25519SigningKey::verifying_key);
+        let of_now = self.keys().and_then(|keys| current(&keys));
+        let goes_on = keys.parsed().iter().any(|key| Some(key.verifying_key()) == of_now);
+        if goes_on {
+            *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(keys));
+        }
+        goes_on
+    }
+
+    fn keys(&self) -> Option<Arc<SigningKeys>> {
+        self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether the log was found behind what was published: then nothing may be appended.
@@ -245,7 +262,7 @@ impl Checkpoints {
     /// What verifies the notes of that log, the current key's first.
     pub(super) fn keys_of(&self, log: u32) -> Vec<CheckpointKey> {
         let name = self.origin(log);
-        let keys = self.keys.as_ref().map(SigningKeys::parsed).unwrap_or_default();
+        let keys = self.keys().map(|keys| keys.parsed()).unwrap_or_default();
         keys.iter().map(|key| CheckpointKey { name: name.clone(), key: key.verifying_key() }).collect()
     }
 
@@ -260,7 +277,7 @@ impl Checkpoints {
     /// The checkpoint of this head, signed.
     pub(super) fn sign(&self, head: &SignedHead) -> Option<String> {
         let checkpoint = Checkpoint { origin: self.origin(head.log), size: head.size, root: head.root };
-        self.keys.as_ref().map(|keys| checkpoint.sign(&keys.parsed()))
+        self.keys().map(|keys| checkpoint.sign(&keys.parsed()))
     }
 
     /// Another head that was published, for the next check.

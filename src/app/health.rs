@@ -55,6 +55,8 @@ pub enum Unready {
     Starting,
     /// The database is out of reach, or takes no writes.
     Database,
+    /// JWTs are verified with keys of identity providers, none of which has given any since the start.
+    IdentityProvider,
 }
 
 impl Unready {
@@ -63,6 +65,7 @@ impl Unready {
         match self {
             Self::Starting => "STARTING",
             Self::Database => "STORE_UNAVAILABLE",
+            Self::IdentityProvider => "IDENTITY_PROVIDER",
         }
     }
 }
@@ -194,14 +197,17 @@ impl App {
         }
     }
 
-    /// Whether calls can be answered: what a load balancer asks. The database is asked ten times a second at most, however many
-    /// ask here.
+    /// Whether calls can be answered: what a load balancer asks. The database is asked ten times a second at most, however
+    /// many ask here, the identity provider never.
     ///
     /// # Errors
     /// Why not.
     pub async fn ready(&self) -> Result<(), Unready> {
         if self.tenant.get().is_err() {
             return Err(Unready::Starting);
+        }
+        if !self.authenticator().knows_keys() {
+            return Err(Unready::IdentityProvider);
         }
         match self.remembered_database(FRESH_FOR_WATCHERS).await {
             true => Ok(()),

@@ -161,7 +161,7 @@ impl App {
     /// flood its log: past that, a refusal leaves no entry.
     pub(super) async fn enter(&self, caller: &Caller, operation: Operation) -> Result<(), Refusal> {
         self.may_append()?;
-        if !self.policy.may_ever(&caller.identity, operation) {
+        if !self.policy().may_ever(&caller.identity, operation) {
             return Err(self.refuse(caller, operation, ErrorCode::PermissionDenied.into()).await);
         }
         self.meters.take_call(caller, operation).map_err(of_calls)

@@ -23,6 +23,7 @@ mod primary;
 mod publication;
 mod record;
 mod release;
+mod replaced;
 mod resealed;
 mod restored;
 mod rotate;
@@ -32,9 +33,10 @@ mod state_reads;
 mod stream;
 mod ungiven;
 
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 
 use http::{Extensions, HeaderMap};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::audit::Committer;
@@ -44,7 +46,7 @@ use crate::keyring::Keyring;
 use crate::kms::{Kms, Requests};
 use crate::model::{Caller, Clock, ErrorCode, Identity, Peer, Posture, Refusal, RequestId, Tenant};
 use crate::store::Store;
-use crate::telemetry::PoolCounts;
+use crate::telemetry::{PoolCounts, Rereads};
 use crate::webhook::Webhook;
 
 pub use answer::{answer_too_large, no_room, write_json};
@@ -59,6 +61,7 @@ pub use keeping::{Erased, Keeper, KeepingFailed};
 pub use primary::Primary;
 pub use publication::{Place, Receiver};
 pub use release::{Answered, Committed, Release};
+pub use replaced::Webhooks;
 pub use resealed::Resealed;
 pub use restored::{RestoreFailed, Restored};
 pub use rotate::Rotation;
@@ -80,8 +83,8 @@ pub struct App {
     kms: Arc<dyn Kms>,
     keyring: Arc<Keyring>,
     committer: Arc<Committer>,
-    authenticator: Arc<Authenticator>,
-    policy: Policy,
+    authenticator: watch::Sender<Arc<Authenticator>>,
+    policy: RwLock<Arc<Policy>>,
     limits: Limits,
     clock: Arc<dyn Clock>,
     webhook: Option<Webhook>,
@@ -92,6 +95,7 @@ pub struct App {
     health: health::Memory,
     state_reads: state_reads::StateReads,
     settling: ungiven::Settling,
+    rereads: Rereads,
 }
 
 /// What an [`App`] is made of.
@@ -140,8 +144,9 @@ impl App {
             kms,
             keyring,
             committer,
-            authenticator,
-            policy,
+            authenticator: watch::Sender::new(authenticator),
+            policy: RwLock::new(Arc::new(policy)),
+            rereads: Rereads::default(),
             limits,
             clock,
             webhook,
@@ -159,14 +164,38 @@ impl App {
     /// [`Peer`] in the request's extensions, where the listener put one, is known from then on.
     ///
     /// # Errors
-    /// One of Hasura's own codes; `STORE_UNAVAILABLE` where the database was not reached since the start.
+    /// One of Hasura's own codes, or `Unavailable` where the identity provider's keys cannot be had; `STORE_UNAVAILABLE`
+    /// where the database was not reached since the start.
     pub fn authenticate(
         &self,
         headers: &HeaderMap,
         extensions: &Extensions,
         request_id: RequestId,
     ) -> Result<Caller, Refusal> {
-        let identity = self.authenticator.authenticate(headers)?;
+        let identity = self.authenticator().authenticate(headers)?;
+        self.recognised(identity, extensions, request_id)
+    }
+
+    /// The same; waits some seconds for a key of the identity provider's that is not known yet.
+    ///
+    /// # Errors
+    /// As of [`Self::authenticate`].
+    pub async fn recognise(
+        &self,
+        headers: &HeaderMap,
+        extensions: &Extensions,
+        request_id: RequestId,
+    ) -> Result<Caller, Refusal> {
+        let identity = self.authenticator().recognise(headers).await?;
+        self.recognised(identity, extensions, request_id)
+    }
+
+    fn recognised(
+        &self,
+        identity: Identity,
+        extensions: &Extensions,
+        request_id: RequestId,
+    ) -> Result<Caller, Refusal> {
         // PostgreSQL's text cannot hold a NUL: refused here, it cannot spoil a batch of entries.
         if identity.role.contains('\0') || identity.user.as_ref().is_some_and(|user| user.contains('\0')) {
             return Err(ErrorCode::JwtInvalidClaims.into());

@@ -7,7 +7,7 @@ use super::App;
 impl App {
     /// Whether the caller's role may do this with any context.
     pub fn may_ever(&self, caller: &Caller, operation: Operation) -> bool {
-        self.policy.may_ever(&caller.identity, operation)
+        self.policy().may_ever(&caller.identity, operation)
     }
 
     /// Lets in who may ever do this; a refusal is recorded.

@@ -80,6 +80,14 @@ impl Place {
         }
     }
 
+    /// Its webhook, if it is one.
+    pub(super) fn webhook(&self) -> Option<&Webhook> {
+        match &self.receiver {
+            Receiver::Webhook(webhook) => Some(webhook),
+            Receiver::Archive(_) | Receiver::Kms(_) => None,
+        }
+    }
+
     /// Its name in the database: its kind, and a digest of its address.
     pub fn name(&self) -> &str {
         &self.name

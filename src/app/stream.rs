@@ -78,6 +78,14 @@ impl Stream {
         Self::of(StreamName::Webhook, Sink::Webhook(webhook))
     }
 
+    /// Its webhook, if it is one.
+    pub(super) fn webhook(&self) -> Option<&Webhook> {
+        match &self.sink {
+            Sink::File(_) => None,
+            Sink::Webhook(webhook) => Some(webhook),
+        }
+    }
+
     fn of(name: StreamName, sink: Sink) -> Self {
         let progress = Progress { behind: 0, failures: 0, in_a_row: 0, not_before: None, page: FIRST_PAGE };
         Self { name, sink, progress: Mutex::new(progress) }

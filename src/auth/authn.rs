@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::admin_tokens::AdminTokens;
 use super::headers::{text, the_one};
-use super::jwt::{HasuraClaims, Jwt, bearer, has_jwt_shape};
+use super::jwt::{HasuraClaims, Jwt, KeysFound, bearer, has_jwt_shape};
 use crate::config::{self, Mistake};
 use crate::crypto::{SecretText, ct_eq};
 use crate::model::{Clock, ErrorCode, Identity, Means, Refusal, Session};
@@ -111,6 +111,44 @@ impl Authenticator {
         match the_one(headers, &SECRET_HEADER)? {
             Some(secret) => self.beside_secret(secret, headers),
             None => self.without_secret(headers),
+        }
+    }
+
+    /// The same; where a JWT names a key that is not known, the keys are fetched before that is said of it. That takes some
+    /// seconds at most, and happens six times a minute for each `jwk_url`, whoever asks.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Self::authenticate`].
+    pub async fn recognise(&self, headers: &HeaderMap) -> Result<Identity, Refusal> {
+        match (self.authenticate(headers), &self.jwt) {
+            (Err(refusal), Some(jwt)) if refusal.code == ErrorCode::InvalidJwt => {
+                match jwt.look_for_key(headers).await? {
+                    true => self.authenticate(headers),
+                    false => Err(refusal),
+                }
+            }
+            (answer, _) => answer,
+        }
+    }
+
+    /// Whether the keys of any JWT configuration are known; true where there is none.
+    pub fn knows_keys(&self) -> bool {
+        self.jwt.as_ref().is_none_or(Jwt::knows_keys)
+    }
+
+    /// Takes over the keys that another one has fetched from where this one fetches.
+    pub fn inherit(&self, before: &Self) {
+        if let (Some(ours), Some(theirs)) = (&self.jwt, &before.jwt) {
+            ours.inherit(theirs);
+        }
+    }
+
+    /// Fetches the keys of every `jwk_url` once, and says what came of it; for `doctor`.
+    pub async fn try_keys(&self) -> Vec<KeysFound> {
+        match &self.jwt {
+            Some(jwt) => jwt.try_keys(&self.client).await,
+            None => Vec::new(),
         }
     }
 

@@ -21,7 +21,7 @@ mod authn_tests;
 mod corpus_tests;
 
 pub use authn::{Authenticator, SECRET_HEADER};
-pub use jwt::{MintClaims, MintError, hs256_configuration, mint};
+pub use jwt::{KeysFound, MintClaims, MintError, hs256_configuration, mint};
 pub use policy::Policy;
 
 /// Where in a file a YAML error stands, for a message that quotes nothing of the file.

@@ -33,7 +33,8 @@ const LANES: usize = 4;
 /// What a server, or a command that works like one, stands on.
 pub(super) struct Assembled {
     pub(super) app: Arc<App>,
-    pub(super) database: DatabaseState,
+    pub(super) state: DatabaseState,
+    pub(super) database: Arc<dyn Database>,
     pub(super) server: config::Server,
     /// What is still to be done before a call can be answered.
     pub(super) opening: Opening,
@@ -50,7 +51,6 @@ pub(super) async fn assemble(
 ) -> Result<Assembled, Failure> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let (authenticator, policy) = identity(&config.auth, clock.clone())?;
-    let authenticator = Arc::new(authenticator);
     let kms = provider(config.kms)?;
     let webhook = config.webhook.map(webhook).transpose()?;
     let has_owner = config.store.has_owner();
@@ -80,7 +80,7 @@ pub(super) async fn assemble(
         committer,
         store,
         kms,
-        authenticator: authenticator.clone(),
+        authenticator: Arc::new(authenticator),
         policy,
         limits: config.limits,
         in_flight: config.server.in_flight,
@@ -92,15 +92,16 @@ pub(super) async fn assemble(
     let app = Arc::new(app);
     let state = DatabaseState::unknown(database.level());
     let opening = Opening {
-        database,
+        database: database.clone(),
         state: state.clone(),
         keeper,
         app: app.clone(),
         retention: config.audit_retention,
         has_owner,
     };
-    let refresh = tokio::spawn(async move { authenticator.keep_keys_fresh(&stop).await });
-    Ok(Assembled { app, database: state, server: config.server, opening, refresh })
+    let identity = app.clone();
+    let refresh = tokio::spawn(async move { identity.keep_identity_keys_fresh(&stop).await });
+    Ok(Assembled { app, state, database, server: config.server, opening, refresh })
 }
 
 /// What stands between a server that listens and one that serves.
@@ -194,15 +195,26 @@ pub(super) fn unread(error: store::ReadError) -> Failure {
     })
 }
 
+/// Either, or its mistakes.
+type Read<T> = Result<T, Vec<Mistake>>;
+
+/// Who calls, and what they may do, each with its own mistakes.
+pub(super) fn parts_of_identity(
+    settings: &config::Auth,
+    clock: Arc<dyn Clock>,
+) -> Result<(Read<Authenticator>, Read<Policy>), Failure> {
+    // Fetches JWKs: an identity provider that redirects is not the one that was configured.
+    let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy().build();
+    let client = client.map_err(|_| Failure::Running("the HTTP client cannot be built".to_owned()))?;
+    Ok((Authenticator::new(settings, client, clock), Policy::of(settings)))
+}
+
 /// Who calls, and what they may do; reports the mistakes of both.
 pub(super) fn identity(
     settings: &config::Auth,
     clock: Arc<dyn Clock>,
 ) -> Result<(Authenticator, Policy), Failure> {
-    // Fetches JWKs: an identity provider that redirects is not the one that was configured.
-    let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy().build();
-    let client = client.map_err(|_| Failure::Running("the HTTP client cannot be built".to_owned()))?;
-    match (Authenticator::new(settings, client, clock), Policy::of(settings)) {
+    match parts_of_identity(settings, clock)? {
         (Ok(authenticator), Ok(policy)) => Ok((authenticator, policy)),
         (authenticator, policy) => {
             let mistakes = [authenticator.err(), policy.err()];

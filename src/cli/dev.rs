@@ -16,7 +16,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use clap::Args;
 use serde_json::json;
 
-use super::{Failure, serve};
+use super::Failure;
+use super::serve::{self, OnHangup};
 use crate::app::{App, Committed, EncryptItem, context_of};
 use crate::auth::{MintClaims, mint};
 use crate::config::{Auth, Config, Defaults, Env, Jwt, LogFormat, Mistake, Reader, Server};
@@ -38,7 +39,7 @@ const OF_A_SERVER: [&str; 5] = [
 ];
 /// What the role `user` may do in development: its own records.
 const PERMISSIONS: &str = "\
-# Who may do what under `byok dev`; edit it and start again.
+# Who may do what under `byok dev`; what is edited here counts within seconds.
 roles:
   admin: { all: true }
   service: { encrypt: true, decrypt: true }
@@ -101,7 +102,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let jwt = Auth::read(&mut Reader::new(&env)).jwt;
     let ready =
         async |app, bound| welcome(&app, &format!("{scheme}://{}", reachable(bound)), jwt.as_ref()).await;
-    serve::serve(config, ready).await
+    serve::serve(config, env, OnHangup::Stop, ready).await
 }
 
 /// Nothing of a server's is used here: a token that is printed would count there.

@@ -10,6 +10,10 @@
 //! | 4 | `doctor` found something that does not work, or a `drill` a plaintext that came too late |
 //! | 5 | the KMS refuses the use of the key; what was begun stays, and goes on when the key is back |
 //! | 6 | the database's schema is not one that this binary reads: nothing was looked at |
+//! | 141 | whoever read standard output has left before the end |
+
+#[macro_use]
+mod output;
 
 mod assemble;
 mod audit;
@@ -21,6 +25,7 @@ mod health;
 mod memory;
 mod migrate;
 mod policy;
+mod reload;
 mod rotate;
 mod rotation_shown;
 mod schema;

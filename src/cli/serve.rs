@@ -5,19 +5,17 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::ServerConfig;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::assemble::{Assembled, assemble};
-use super::{Failure, memory};
-use crate::config::{Config, Defaults, Env, Mistake, Tls};
+use super::{Failure, memory, reload};
+use crate::config::{Config, Defaults, Env, Tls};
 use crate::server::RequestRuntime;
 use crate::{server, telemetry, worker};
 
@@ -25,21 +23,38 @@ use crate::{server, telemetry, worker};
 const LAST_ENTRIES: Duration = Duration::from_secs(5);
 
 pub(super) async fn run() -> Result<(), Failure> {
-    let config = Config::read(&Env::of_process(), &Defaults::serve()).map_err(Failure::Configuration)?;
-    serve(config, |_, _| std::future::ready(Ok(()))).await
+    let env = Env::of_process();
+    let config = Config::read(&env, &Defaults::serve()).map_err(Failure::Configuration)?;
+    serve(config, env, OnHangup::ReadAgain, |_, _| std::future::ready(Ok(()))).await
 }
 
-/// Serves until a signal comes. The address is answered at once, and calls as soon as the database was reached; then `ready` is
-/// called with the address that is bound.
-pub(super) async fn serve<F, R>(config: Config, ready: F) -> Result<(), Failure>
+/// What SIGHUP asks for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum OnHangup {
+    /// To read files again, as it does of daemons.
+    ReadAgain,
+    /// To stop: its terminal is gone.
+    Stop,
+}
+
+/// Serves until a signal comes. `env` is what `config` was read from. The address is answered at once, and calls as soon as the
+/// database was reached; then `ready` is called with the address that is bound.
+pub(super) async fn serve<F, R>(
+    mut config: Config,
+    env: Env,
+    on_hangup: OnHangup,
+    ready: F,
+) -> Result<(), Failure>
 where
     F: FnOnce(Arc<crate::app::App>, SocketAddr) -> R,
     R: Future<Output = Result<(), Failure>>,
 {
     let _telemetry = telemetry::start(&config.telemetry).map_err(Failure::Running)?;
     memory::lock();
-    let stop = stop_on_signals()?;
-    let tls = config.server.tls.as_ref().map(acceptor).transpose()?;
+    let stop = stop_on_signals(on_hangup)?;
+    let hangups = (on_hangup == OnHangup::ReadAgain).then(|| listen_to(SignalKind::hangup())).transpose()?;
+    let files = std::mem::take(&mut config.files);
+    let (tls, tls_now) = config.server.tls.as_ref().map(acceptor).transpose()?.unzip();
     let (listener, address) = bind("BYOK_LISTEN", config.server.listen).await?;
     let metrics_listener = match config.server.metrics_listen {
         Some(address) => Some(bind("BYOK_METRICS_LISTEN", address).await?),
@@ -48,20 +63,22 @@ where
     let requests = RequestRuntime::start()
         .map_err(|error| Failure::Running(format!("the runtime of requests did not start: {error}")))?;
 
-    let Assembled { app, database, server: settings, opening, refresh } =
+    let Assembled { app, state, database, server: settings, opening, refresh } =
         assemble(config, requests.handle(), stop.clone()).await?;
-    let (served, metrics) = server::routers(app.clone(), database, &settings, stop.clone());
+    let (served, metrics) = server::routers(app.clone(), state, &settings, stop.clone());
     if let (Some(served), Some((listener, address))) = (metrics, metrics_listener) {
         info!(%address, "metrics are listening");
-        let (tls, settings, stop) = (tls.clone(), settings.clone(), stop.clone());
+        let (tls, settings, stop) = (tls_now.clone(), settings.clone(), stop.clone());
         tokio::spawn(async move {
             server::serve(TcpListener::from_std(listener)?, tls, served, settings, stop).await
         });
     }
     info!(%address, version = env!("CARGO_PKG_VERSION"), "listening");
+    let running = reload::Running { app: app.clone(), database, tls };
+    tokio::spawn(reload::keep(running, env, files, hangups, stop.clone()));
     let stopping = stop.clone();
     let serving = requests.spawn(async move {
-        server::serve(TcpListener::from_std(listener)?, tls, served, settings, stopping).await
+        server::serve(TcpListener::from_std(listener)?, tls_now, served, settings, stopping).await
     });
     let opened = tokio::select! {
         opened = opening.open(stop.clone()) => Some(opened),
@@ -111,11 +128,11 @@ async fn bind(variable: &str, address: SocketAddr) -> Result<(std::net::TcpListe
     })
 }
 
-fn stop_on_signals() -> Result<CancellationToken, Failure> {
+fn stop_on_signals(on_hangup: OnHangup) -> Result<CancellationToken, Failure> {
     let stop = CancellationToken::new();
-    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
-        let mut signals =
-            signal(kind).map_err(|error| Failure::Running(format!("signals cannot be had: {error}")))?;
+    let hangup = (on_hangup == OnHangup::Stop).then(SignalKind::hangup);
+    for kind in [SignalKind::terminate(), SignalKind::interrupt()].into_iter().chain(hangup) {
+        let mut signals = listen_to(kind)?;
         let stop = stop.clone();
         tokio::spawn(async move {
             signals.recv().await;
@@ -125,19 +142,12 @@ fn stop_on_signals() -> Result<CancellationToken, Failure> {
     Ok(stop)
 }
 
-fn acceptor(tls: &Tls) -> Result<TlsAcceptor, Failure> {
-    let mistake = |variable: &str, problem: &str| {
-        Failure::Configuration(vec![Mistake { variable: variable.to_owned(), problem: problem.to_owned() }])
-    };
-    let chain: Result<Vec<_>, _> =
-        CertificateDer::pem_file_iter(&tls.certificates).and_then(Iterator::collect);
-    let chain = chain.map_err(|_| mistake("BYOK_TLS_CERT_FILE", "holds no PEM certificates"))?;
-    let key = PrivateKeyDer::from_pem_file(&tls.key)
-        .map_err(|_| mistake("BYOK_TLS_KEY_FILE", "holds no PEM private key"))?;
-    let mut config = ServerConfig::builder()
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .map_err(|_| mistake("BYOK_TLS_KEY_FILE", "does not belong to the certificate"))?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(TlsAcceptor::from(Arc::new(config)))
+fn listen_to(kind: SignalKind) -> Result<Signal, Failure> {
+    signal(kind).map_err(|error| Failure::Running(format!("signals cannot be had: {error}")))
+}
+
+/// The acceptor, in a place where another one can be put.
+fn acceptor(tls: &Tls) -> Result<(watch::Sender<TlsAcceptor>, watch::Receiver<TlsAcceptor>), Failure> {
+    let config = reload::server_config(tls).map_err(|mistake| Failure::Configuration(vec![mistake]))?;
+    Ok(watch::channel(TlsAcceptor::from(Arc::new(config))))
 }

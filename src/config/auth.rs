@@ -5,7 +5,6 @@
 use std::path::PathBuf;
 
 use super::Reader;
-use super::env::unreadable_file;
 use crate::crypto::SecretText;
 
 /// The section.
@@ -104,14 +103,7 @@ fn secret(reader: &mut Reader<'_>, name: &str) -> Option<SecretText> {
 }
 
 fn file(reader: &mut Reader<'_>, variable: &'static str) -> Option<File> {
-    let path = PathBuf::from(reader.text(variable)?);
-    match std::fs::read_to_string(&path) {
-        Ok(text) => Some(File { variable, path, text }),
-        Err(error) => {
-            reader.mistake(variable, unreadable_file(&error));
-            None
-        }
-    }
+    reader.text_file(variable).map(|(path, text)| File { variable, path, text })
 }
 
 #[cfg(test)]

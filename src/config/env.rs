@@ -1,14 +1,13 @@
 //! The environment as a value, and a reader that collects mistakes instead of stopping at the first.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use zeroize::Zeroizing;
-
+use super::files::{Files, read_file, read_text};
 use crate::crypto::SecretText;
 
 /// Environment variables: the process's own, or a test's. A variable that is set to the empty string is not set.
@@ -16,7 +15,7 @@ use crate::crypto::SecretText;
 pub struct Env {
     values: BTreeMap<String, String>,
     /// The names of those whose values are not UTF-8.
-    unreadable: Vec<String>,
+    unreadable: BTreeSet<String>,
 }
 
 impl Env {
@@ -31,7 +30,7 @@ impl Env {
         for (name, value) in pairs {
             match (name.into_string(), value.into_string()) {
                 (Ok(name), Ok(value)) => drop(env.values.insert(name, value)),
-                (Ok(name), Err(_)) => env.unreadable.push(name),
+                (Ok(name), Err(_)) => drop(env.unreadable.insert(name)),
                 // None of ours.
                 (Err(_), _) => {}
             }
@@ -42,7 +41,7 @@ impl Env {
     /// From names and values.
     pub fn from_pairs<K: Into<String>, V: Into<String>>(pairs: impl IntoIterator<Item = (K, V)>) -> Self {
         let values = pairs.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
-        Self { values, unreadable: Vec::new() }
+        Self { values, unreadable: BTreeSet::new() }
     }
 
     /// The same with one variable set.
@@ -53,12 +52,14 @@ impl Env {
 
     /// The names of all that are set and not empty.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
-        self.values.iter().filter(|(_, value)| !value.is_empty()).map(|(name, _)| name.as_str())
+        let set = self.values.iter().filter(|(_, value)| !value.is_empty()).map(|(name, _)| name);
+        set.chain(&self.unreadable).map(String::as_str)
     }
 
     /// Whether the variable is set, or its `_FILE` variant is.
     pub fn is_set(&self, name: &str) -> bool {
-        self.get(name).is_some() || self.get(&format!("{name}_FILE")).is_some()
+        let is_set = |name: &str| self.get(name).is_some() || self.unreadable.contains(name);
+        is_set(name) || is_set(&format!("{name}_FILE"))
     }
 
     /// The value of a variable that is set and not empty.
@@ -86,18 +87,33 @@ impl fmt::Display for Mistake {
 pub struct Reader<'a> {
     env: &'a Env,
     mistakes: Vec<Mistake>,
+    /// Those that were asked for and are not UTF-8; each is one mistake, however often it is asked for.
+    unreadable: BTreeSet<String>,
+    files: Files,
 }
 
 impl<'a> Reader<'a> {
     /// Of this environment.
     pub fn new(env: &'a Env) -> Self {
-        let mut reader = Self { env, mistakes: Vec::new() };
-        for name in &env.unreadable {
-            if name.starts_with("BYOK_") || name.starts_with("DATABASE_URL") || name.contains("_JWT_SECRET") {
-                reader.mistake(name, "is not UTF-8");
-            }
+        Self { env, mistakes: Vec::new(), unreadable: BTreeSet::new(), files: Files::default() }
+    }
+
+    /// The files that were read so far, to be looked at again later.
+    pub fn take_files(&mut self) -> Files {
+        std::mem::take(&mut self.files)
+    }
+
+    /// Says of a variable's file that it is read again at each use: nobody has to look whether it has changed.
+    pub fn read_at_each_use(&mut self, variable: &str) {
+        self.files.forget(variable);
+    }
+
+    /// The value of a variable that is set and not empty. One that is not UTF-8 is a mistake.
+    fn value(&mut self, name: &str) -> Option<&'a str> {
+        if self.env.unreadable.contains(name) && self.unreadable.insert(name.to_owned()) {
+            self.mistake(name, "is not UTF-8");
         }
-        reader
+        self.env.get(name)
     }
 
     /// What was wrong, in the order of reading.
@@ -122,29 +138,31 @@ impl<'a> Reader<'a> {
 
     /// A text that may be missing.
     pub fn text(&mut self, name: &str) -> Option<String> {
-        self.env.get(name).map(str::to_owned)
+        self.value(name).map(str::to_owned)
     }
 
     /// A text that must be there; the empty string when it is not, with a mistake recorded.
     pub fn required(&mut self, name: &str, what: &str) -> String {
-        self.text(name).unwrap_or_else(|| {
+        let text = self.text(name);
+        if text.is_none() && !self.unreadable.contains(name) {
             self.mistake(name, format!("is not set; it takes {what}"));
-            String::new()
-        })
+        }
+        text.unwrap_or_default()
     }
 
     /// A secret, from `NAME` or from the file that `NAME_FILE` names (one trailing line break is cut). Both is a mistake.
     pub fn secret(&mut self, name: &str) -> Option<SecretText> {
         let file_variable = format!("{name}_FILE");
-        let path = self.env.get(&file_variable);
-        match (self.env.get(name), path) {
+        let path = self.value(&file_variable);
+        match (self.value(name), path) {
             (Some(_), Some(_)) => {
                 self.mistake(name, format!("is set beside {file_variable}; keep one of them"));
                 None
             }
             (Some(value), None) => Some(SecretText::new(value.to_owned())),
-            (None, Some(path)) => match std::fs::read_to_string(path).map(Zeroizing::new) {
+            (None, Some(path)) => match read_text(Path::new(path)) {
                 Ok(text) => {
+                    self.files.note(&file_variable, Path::new(path), text.as_bytes());
                     let trimmed = text.strip_suffix('\n').unwrap_or(&text);
                     let trimmed = trimmed.strip_suffix('\r').unwrap_or(trimmed);
                     if trimmed.is_empty() {
@@ -153,8 +171,8 @@ impl<'a> Reader<'a> {
                     }
                     Some(SecretText::new(trimmed.to_owned()))
                 }
-                Err(error) => {
-                    self.mistake(&file_variable, unreadable_file(&error));
+                Err(problem) => {
+                    self.mistake(&file_variable, problem.to_string());
                     None
                 }
             },
@@ -162,13 +180,29 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A path to a file that must be readable when it is given.
+    /// A path to a file that must be readable when it is given. It is read once, where nobody says otherwise.
     pub fn file(&mut self, name: &str) -> Option<PathBuf> {
-        let path = PathBuf::from(self.env.get(name)?);
-        if let Err(error) = std::fs::File::open(&path) {
-            self.mistake(name, unreadable_file(&error));
+        let path = PathBuf::from(self.value(name)?);
+        match read_file(&path) {
+            Ok(bytes) => self.files.note(name, &path, &bytes),
+            Err(problem) => self.mistake(name, problem.to_string()),
         }
         Some(path)
+    }
+
+    /// A file that must be readable text when it is given, and what it holds.
+    pub fn text_file(&mut self, name: &str) -> Option<(PathBuf, String)> {
+        let path = PathBuf::from(self.value(name)?);
+        match read_text(&path) {
+            Ok(text) => {
+                self.files.note(name, &path, text.as_bytes());
+                Some((path, text.to_string()))
+            }
+            Err(problem) => {
+                self.mistake(name, problem.to_string());
+                None
+            }
+        }
     }
 
     /// A number within bounds.
@@ -178,7 +212,7 @@ impl<'a> Reader<'a> {
         default: T,
         bounds: RangeInclusive<T>,
     ) -> T {
-        let Some(text) = self.env.get(name) else { return default };
+        let Some(text) = self.value(name) else { return default };
         match text.trim().parse() {
             Ok(value) if bounds.contains(&value) => value,
             _ => {
@@ -190,7 +224,7 @@ impl<'a> Reader<'a> {
 
     /// `true` or `false`.
     pub fn flag(&mut self, name: &str, default: bool) -> bool {
-        match self.env.get(name) {
+        match self.value(name) {
             None => default,
             Some("true" | "1") => true,
             Some("false" | "0") => false,
@@ -203,7 +237,7 @@ impl<'a> Reader<'a> {
 
     /// One word of a closed list.
     pub fn choice<T: Copy>(&mut self, name: &str, default: T, words: &[(&str, T)]) -> T {
-        let Some(text) = self.env.get(name) else { return default };
+        let Some(text) = self.value(name) else { return default };
         match words.iter().find(|(word, _)| *word == text) {
             Some((_, value)) => *value,
             None => {
@@ -215,11 +249,6 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Why a file that a variable names is of no use. Not its path: whoever mistakes one variable for the other has a secret there.
-pub(super) fn unreadable_file(error: &std::io::Error) -> String {
-    format!("names a file that cannot be read: {}", error.kind())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -228,11 +257,16 @@ mod tests {
     fn a_value_that_is_not_utf_8_is_a_mistake_that_does_not_show_it() {
         use std::os::unix::ffi::OsStringExt;
         let value = || OsString::from_vec(b"postgres://u:s3cret\xff@h/d".to_vec());
-        let names = ["DATABASE_URL", "BYOK_LOG", "OF_SOMEBODY_ELSE"];
+        let names = ["DATABASE_URL", "AWS_REGION", "BYOK_LOG_FILE", "BYOK_CONSOLE", "OF_SOMEBODY_ELSE"];
         let env = Env::of_os(names.map(|name| (OsString::from(name), value())));
-        let mistakes: Vec<String> =
-            Reader::new(&env).into_mistakes().iter().map(Mistake::to_string).collect();
-        assert_eq!(mistakes, ["DATABASE_URL: is not UTF-8", "BYOK_LOG: is not UTF-8"]);
+        let mut reader = Reader::new(&env);
+        assert!(reader.secret("DATABASE_URL").is_none() && reader.is_set("DATABASE_URL"));
+        assert!(reader.required("AWS_REGION", "a region").is_empty());
+        assert!(reader.secret("BYOK_LOG").is_none());
+        assert!(reader.flag("BYOK_CONSOLE", true) && reader.flag("BYOK_CONSOLE", true));
+        let mistakes: Vec<String> = reader.into_mistakes().iter().map(Mistake::to_string).collect();
+        let said = ["DATABASE_URL", "AWS_REGION", "BYOK_LOG_FILE", "BYOK_CONSOLE"];
+        assert_eq!(mistakes, said.map(|name| format!("{name}: is not UTF-8")), "what is asked for, once");
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod auth;
 mod dek_cache;
 mod dek_pool;
 mod env;
+mod files;
 mod key_guard;
 mod kms;
 mod limits;
@@ -31,6 +32,7 @@ pub use auth::{Auth, File, Jwt};
 pub use dek_cache::DekCache;
 pub use dek_pool::DekPool;
 pub use env::{Env, Mistake, Reader};
+pub use files::{FileProblem, Files, read_file, read_text};
 pub use key_guard::KeyGuard;
 pub use kms::{
     AwsCredentials, AwsKeyArn, AwsKeyName, AwsRole, AwsSettings, AzureAlgorithm, AzureCredential,
@@ -97,6 +99,8 @@ pub struct Config {
     pub webhook: Option<Webhook>,
     /// Where entries are streamed to, if anywhere.
     pub audit_streams: AuditStreams,
+    /// The files that all of it was read from.
+    pub files: Files,
 }
 
 impl Config {
@@ -120,6 +124,7 @@ impl Config {
         let audit_retention = AuditRetention::read(&mut reader);
         let webhook = Webhook::read(&mut reader);
         let audit_streams = AuditStreams::read(&mut reader);
+        let files = reader.take_files();
         let mut mistakes = reader.into_mistakes();
         mistakes.extend(variables::unknown(env));
         match (store, kms) {
@@ -140,6 +145,7 @@ impl Config {
                     audit_retention,
                     webhook,
                     audit_streams,
+                    files,
                 })
             }
             _ => Err(mistakes),

@@ -55,12 +55,9 @@ impl Server {
         address(reader, "BYOK_LISTEN").unwrap_or(Self::DEFAULT_LISTEN)
     }
 
-    /// Reads the section; `console` says whether GraphiQL is served when nothing else is said, `body_bytes` how long a body
-    /// may be.
-    pub fn read(reader: &mut Reader<'_>, console: bool, body_bytes: usize) -> Self {
-        let listen = Self::read_listen(reader);
-        let metrics_listen = address(reader, "BYOK_METRICS_LISTEN");
-        let tls = match (reader.file("BYOK_TLS_CERT_FILE"), reader.file("BYOK_TLS_KEY_FILE")) {
+    /// Reads the files of inbound TLS, alone.
+    pub fn read_tls(reader: &mut Reader<'_>) -> Option<Tls> {
+        match (reader.file("BYOK_TLS_CERT_FILE"), reader.file("BYOK_TLS_KEY_FILE")) {
             (Some(certificates), Some(key)) => Some(Tls { certificates, key }),
             (None, None) => None,
             (Some(_), None) => {
@@ -71,7 +68,15 @@ impl Server {
                 reader.mistake("BYOK_TLS_CERT_FILE", "is not set beside BYOK_TLS_KEY_FILE");
                 None
             }
-        };
+        }
+    }
+
+    /// Reads the section; `console` says whether GraphiQL is served when nothing else is said, `body_bytes` how long a body
+    /// may be.
+    pub fn read(reader: &mut Reader<'_>, console: bool, body_bytes: usize) -> Self {
+        let listen = Self::read_listen(reader);
+        let metrics_listen = address(reader, "BYOK_METRICS_LISTEN");
+        let tls = Self::read_tls(reader);
         // One caller has half of them at most: with less, the largest body would be refused for ever.
         let bytes_in_flight = reader.number("BYOK_MAX_BYTES_IN_FLIGHT", 4 * body_bytes, 1_024..=1 << 40);
         if bytes_in_flight / 2 < body_bytes {

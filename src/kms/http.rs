@@ -23,7 +23,7 @@ use rustls::pki_types::pem::PemObject as _;
 use tokio::time::{Instant, timeout_at};
 use zeroize::Zeroizing;
 
-use crate::config::Mistake;
+use crate::config::{Mistake, read_file};
 use crate::kms::{Distrust, KmsError, KmsErrorClass};
 
 /// No answer to what we ask is longer: a batch of wrapped DEKs is some 100 KiB.
@@ -256,12 +256,7 @@ fn authorities(bundle: &[u8]) -> Result<(), String> {
 }
 
 fn read(variable: &str, path: &Path) -> Result<Zeroizing<Vec<u8>>, Mistake> {
-    std::fs::read(path).map(Zeroizing::new).map_err(|error| {
-        mistake(
-            variable,
-            &format!("names the file {}, which cannot be read: {}", path.display(), error.kind()),
-        )
-    })
+    read_file(path).map_err(|problem| mistake(variable, &problem.to_string()))
 }
 
 fn mistake(variable: &str, problem: &str) -> Mistake {

@@ -102,7 +102,8 @@ fn shown(front: &Front, health: Health) -> Response {
     )
 }
 
-/// Whether calls may be sent here: the server is not stopping, and the database answers and takes writes. A key that is turned off does not
+/// Whether calls may be sent here: the server is not stopping, the database answers and takes writes, and the keys of an
+/// identity provider are known, where there is one. A key that is turned off does not
 /// make the server unready: other tenants' calls, and refusals that are recorded, are its work too.
 pub(super) async fn ready(State(front): State<Front>) -> Response {
     let unready = |reason: &str| answer(503, &json!({ "status": "UNREADY", "reason": reason }));

@@ -235,7 +235,7 @@ mod tests {
         let count = names.len();
         names.sort_unstable();
         names.dedup();
-        assert_eq!((names.len(), count), (11, 11));
+        assert_eq!((names.len(), count), (14, 14));
         assert_eq!(document["servers"][0]["url"], "/");
     }
 

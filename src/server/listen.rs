@@ -17,6 +17,7 @@ use hyper_util::server::conn::auto::Builder;
 use rustix::net::sockopt::set_socket_send_buffer_size;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::io::InspectReader;
 use tokio_util::sync::CancellationToken;
@@ -65,7 +66,7 @@ const SEND_BUFFER: usize = 64 << 10;
 /// The listener broke.
 pub async fn serve(
     listener: TcpListener,
-    tls: Option<TlsAcceptor>,
+    tls: Option<watch::Receiver<TlsAcceptor>>,
     served: Served,
     settings: config::Server,
     stop: CancellationToken,
@@ -139,7 +140,8 @@ impl Connections {
 /// What a connection comes in by.
 struct Door {
     listener: TcpListener,
-    tls: Option<TlsAcceptor>,
+    /// That of the moment: connections keep the one that they began with.
+    tls: Option<watch::Receiver<TlsAcceptor>>,
     router: Router,
     strangers: Arc<Strangers>,
     builder: Arc<Builder<TokioExecutor>>,
@@ -163,7 +165,8 @@ impl Door {
             };
             let Some(place) = self.places.take() else { continue };
             let Some(guest) = self.strangers.connect(peer.ip()).map(Arc::new) else { continue };
-            let (tls, builder) = (self.tls.clone(), self.builder.clone());
+            let tls = self.tls.as_ref().map(|tls| tls.borrow().clone());
+            let builder = self.builder.clone();
             let connection = Connection {
                 router: self.router.clone(),
                 place,

@@ -87,6 +87,7 @@ impl MetricsPage {
         let places = places.map(|place| (place.kind(), place.failures(), place.unpublished()));
         metrics.set_checkpoints(checkpoints.is_behind(), checkpoints.made(), places);
         app.streams_shown().iter().for_each(|one| metrics.set_stream(one.name, one.behind, one.failures));
+        metrics.set_rereads(app.rereads());
         metrics.set_held(bounds.places.held(), bounds.bytes.held());
         metrics.text()
     }

@@ -284,8 +284,10 @@ async fn bounded(
     let announced =
         request.body().size_hint().exact().map_or(0, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
     // What is hopeless is refused before anything is verified.
-    let admitted =
-        outside.bounds.look(announced).and_then(|()| outside.admit(route, visit, announced, &mut request));
+    let admitted = match outside.bounds.look(announced) {
+        Ok(()) => outside.admit(route, visit, announced, &mut request).await,
+        Err(full) => Err(full),
+    };
     let Admitted { caller, bounds, held_by } = match admitted {
         Ok(admitted) => admitted,
         Err(full) => {
@@ -369,7 +371,7 @@ struct Admitted {
 
 impl Outside {
     /// Recognises the caller, and finds the bounds that the request counts for.
-    fn admit(
+    async fn admit(
         &self,
         route: &str,
         visit: &Visit,
@@ -380,7 +382,15 @@ impl Outside {
         let request_id = request.extensions().get().cloned().unwrap_or_else(RequestId::fresh);
         let caller = match visit.is_preflight || SHARED.contains(&route) {
             true => Err(ErrorCode::InvalidHeaders.into()),
-            false => self.app.authenticate(request.headers(), request.extensions(), request_id),
+            false => {
+                // Apart from the body, which threads cannot share.
+                let headers = std::mem::take(request.headers_mut());
+                let extensions = std::mem::take(request.extensions_mut());
+                let caller = self.app.recognise(&headers, &extensions, request_id).await;
+                *request.headers_mut() = headers;
+                *request.extensions_mut() = extensions;
+                caller
+            }
         };
         let (bounds, held_by) = match &caller {
             Ok(caller) => {

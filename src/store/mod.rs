@@ -27,6 +27,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use uuid::Uuid;
 
+use crate::config;
 use crate::merkle::{Frontier, Hash};
 use crate::model::{
     Canary, DekId, EntryId, Incident, IncidentId, Job, JobCommand, JobId, KeyVersion, Means, Operation,
@@ -651,6 +652,14 @@ pub trait Database: Store + Keeping {
     /// # Errors
     /// See [`ReadError`].
     async fn exposure(&self) -> Result<Exposure, ReadError>;
+
+    /// Reaches the same database by other URLs from now on: the serving role's, and the owner's. Connections that were made
+    /// by those before are closed as soon as they are idle, and none of them is used for another statement. False where
+    /// that takes a new start, and then nothing has changed. To be called within the runtime.
+    ///
+    /// # Errors
+    /// [`OpenError::Url`].
+    fn take_urls(&self, settings: &config::Store) -> Result<bool, OpenError>;
 
     /// What the database needs done every day: the partitions of the coming months.
     ///

@@ -14,6 +14,7 @@ use prometheus_client::registry::Registry;
 
 use super::classic::classic;
 use super::requests::{MadeShown, RequestMetrics, WithheldShown};
+use super::rereads::Rereads;
 use crate::model::{KeyVersion, Posture};
 
 /// The most key versions that the metrics show, the worst first: who holds a key can make versions without end.
@@ -77,6 +78,17 @@ struct PlaceLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RereadLabels {
+    part: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PartLabels {
+    part: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StreamLabels {
     stream: &'static str,
 }
@@ -136,6 +148,8 @@ pub struct Metrics {
     checkpoint_place_unpublished: Family<PlaceLabels, Gauge>,
     streams_behind: Family<StreamLabels, Gauge>,
     stream_failures: Family<StreamLabels, Counter>,
+    rereads: Family<RereadLabels, Counter>,
+    files_behind: Family<PartLabels, Gauge>,
 }
 
 impl Default for Metrics {
@@ -219,6 +233,17 @@ impl Default for Metrics {
             "Deliveries of a stream by this server that were not taken",
             Clone::clone(&stream_failures),
         );
+        let (rereads, files_behind) = (Family::default(), Family::default());
+        registry.register(
+            "rereads",
+            "Changes of files that configure this server, by what became of them",
+            Clone::clone(&rereads),
+        );
+        registry.register(
+            "files_behind",
+            "1 when a part of the configuration is not the one that its files hold now",
+            Clone::clone(&files_behind),
+        );
         registry.register("build", "This binary", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         Self {
             registry,
@@ -242,6 +267,8 @@ impl Default for Metrics {
             checkpoint_place_unpublished,
             streams_behind,
             stream_failures,
+            rereads,
+            files_behind,
         }
     }
 }
@@ -353,6 +380,17 @@ impl Metrics {
         let behind = i64::try_from(behind).unwrap_or(i64::MAX);
         self.streams_behind.get_or_create(&labels).set(behind);
         self.stream_failures.get_or_create(&labels).inner().store(failures, Ordering::Relaxed);
+    }
+
+    /// What became of files that were read again.
+    pub fn set_rereads(&self, rereads: &Rereads) {
+        for (part, of_part) in rereads.all() {
+            for (outcome, count) in of_part.counts {
+                let labels = RereadLabels { part, outcome: outcome.as_str() };
+                self.rereads.get_or_create(&labels).inner().store(count, Ordering::Relaxed);
+            }
+            self.files_behind.get_or_create(&PartLabels { part }).set(of_part.is_behind.into());
+        }
     }
 
     /// All of them as text.

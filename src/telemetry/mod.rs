@@ -4,6 +4,7 @@
 mod classic;
 mod metrics;
 mod requests;
+mod rereads;
 
 use std::io::IsTerminal as _;
 
@@ -19,6 +20,7 @@ use crate::config::{LogFormat, Telemetry};
 
 pub use metrics::{KeyShown, Metrics, MetricsText, PoolCounts};
 pub use requests::{MadeShown, WithheldShown};
+pub use rereads::{Reread, Rereads};
 
 /// Where the spans of requests are made.
 const REQUESTS: &str = "byok::server";
@@ -49,12 +51,17 @@ pub fn start(settings: &Telemetry) -> Result<Guard, String> {
         let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("byok"));
         layer.with_filter(filter.and(ours.clone()))
     });
-    // Standard error: standard output belongs to what a command answers.
+    // Standard error: standard output belongs to what a command answers. That it cannot be written to would be said there,
+    // with a panic.
     let lines = match settings.format {
-        LogFormat::Json => fmt::layer().json().flatten_event(true).with_writer(std::io::stderr).boxed(),
+        LogFormat::Json => {
+            let layer = fmt::layer().json().flatten_event(true).with_writer(std::io::stderr);
+            layer.log_internal_errors(false).boxed()
+        }
         LogFormat::Text => {
             let colours = std::io::stderr().is_terminal();
-            fmt::layer().with_target(false).with_ansi(colours).with_writer(std::io::stderr).boxed()
+            let layer = fmt::layer().with_target(false).with_ansi(colours).with_writer(std::io::stderr);
+            layer.log_internal_errors(false).boxed()
         }
     };
     tracing_subscriber::registry()

@@ -265,6 +265,95 @@ async fn help_names_every_command() {
     assert_eq!(run(&["nonsense"], &[]).await.status.code(), Some(2));
 }
 
+/// What a command does when whoever reads it leaves after the first line.
+async fn to_head(arguments: &str, environment: &[(&str, &str)]) -> String {
+    let byok = env!("CARGO_BIN_EXE_byok");
+    let line = format!("'{byok}' {arguments} 2>&1 | head -1");
+    let output = Command::new("sh")
+        .args(["-c", &line])
+        .env_clear()
+        .envs(environment.iter().copied())
+        .env("PATH", "/usr/bin:/bin")
+        .output()
+        .await
+        .unwrap();
+    text(&output.stdout) + &text(&output.stderr)
+}
+
+#[tokio::test]
+async fn a_reader_that_leaves_early_is_no_panic() {
+    let server = TestServer::start().await;
+    let environment: Vec<(&str, &str)> =
+        server.environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    for arguments in ["doctor", "schema", "schema --errors", "policy", "migrate"] {
+        let said = to_head(arguments, &environment).await;
+        assert!(!said.contains("panicked") && !said.is_empty(), "{arguments}: {said}");
+    }
+    for arguments in ["doctor", "serve", "migrate", "rotate"] {
+        let said = to_head(arguments, &[("BYOK_NO_SUCH", "1"), ("BYOK_NOR_THIS", "1")]).await;
+        assert!(!said.contains("panicked"), "{arguments}: {said}");
+    }
+    // A full disk, and nobody at all.
+    for (arguments, to) in [("schema", ">/dev/full"), ("schema", ">&-"), ("doctor", ">/dev/full 2>/dev/full")]
+    {
+        let byok = env!("CARGO_BIN_EXE_byok");
+        let line = format!("'{byok}' {arguments} {to}; echo $? >&3");
+        let output =
+            Command::new("sh").args(["-c", &format!("{{ {line}; }} 3>&1 | cat")]).output().await.unwrap();
+        let said = text(&output.stdout) + &text(&output.stderr);
+        assert!(!said.contains("101") && !said.contains("panicked"), "{arguments} {to}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn doctor_refuses_an_unknown_variable_in_the_words_of_serve() {
+    let server = TestServer::with(&[]).await;
+    let mut environment: Vec<(&str, &str)> =
+        server.environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    environment.push(("BYOK_DATABSE_URL", "s3cret"));
+    let words = "BYOK_DATABSE_URL: is no variable that exists; the nearest is BYOK_DATABASE_URL";
+    let (doctor, serve) = (run(&["doctor"], &environment).await, run(&["serve"], &environment).await);
+    assert!(text(&doctor.stdout).contains(words) && text(&serve.stderr).contains(words));
+    assert_eq!((doctor.status.code(), serve.status.code()), (Some(4), Some(3)));
+}
+
+#[tokio::test]
+async fn doctor_tries_the_streams_folder_and_connects_to_webhooks_without_posting() {
+    use crate::support::stub::{Stub, answer};
+    let receiver = Stub::start(|_, _| answer(200, "{}")).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("audit.jsonl");
+    let secret = "whsec_Y2FuYXJ5LWNhbmFyeS1jYW5hcnktY2FuYXJ5";
+    let mut server = TestServer::with(&[
+        ("BYOK_INCIDENT_WEBHOOK_URL", &receiver.address),
+        ("BYOK_INCIDENT_WEBHOOK_SECRET", secret),
+    ])
+    .await;
+    server.stop().await;
+    server.environment.push(("BYOK_AUDIT_STREAM_FILE".to_owned(), file.display().to_string()));
+    let said = server.doctor().await;
+    assert!(said.contains("ok    audit stream file: it can be written"), "{said}");
+    assert!(said.contains("ok    webhook of incidents: its host can be reached"), "{said}");
+    assert!(receiver.seen().is_empty() && !file.exists());
+
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let plain = receiver.address.replace("http://", "https://");
+    for (url, problem) in [
+        (format!("http://{closed}/s3cret"), "its host takes no connection"),
+        (format!("{plain}/s3cret"), "no TLS with its host"),
+    ] {
+        server
+            .environment
+            .retain(|(name, _)| name != "BYOK_INCIDENT_WEBHOOK_URL" && name != "BYOK_AUDIT_STREAM_FILE");
+        server.environment.push(("BYOK_INCIDENT_WEBHOOK_URL".to_owned(), url));
+        let missing = folder.path().join("none/audit.jsonl").display().to_string();
+        server.environment.push(("BYOK_AUDIT_STREAM_FILE".to_owned(), missing));
+        let said = server.doctor().await;
+        assert!(said.contains(&format!("FAIL  webhook of incidents: {problem}")), "{said}");
+        assert!(said.contains("FAIL  audit stream file: it cannot be written"), "{said}");
+        assert!(!said.contains("s3cret"), "{said}");
+    }
+}
 #[tokio::test]
 async fn doctor_before_the_first_start_says_what_will_be_made_and_finds_no_fault() {
     let (key, database_url) =

@@ -515,6 +515,7 @@ impl Replica {
         let (served, _) = byok::server::routers(self.app.clone(), database, &settings, self.prober.clone());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
+        let tls = tls.map(|tls| tokio::sync::watch::channel(tls).1);
         tokio::spawn(byok::server::serve(listener, tls, served, settings, self.prober.clone()));
         address
     }

@@ -10,6 +10,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use crate::checkpoints::{KEY_FILE, eventually, made_key};
 use crate::checkpoints_places::{DIRECTORY, EVERY};
+use crate::reread::hang_up;
 use crate::support::{needed, server::TestServer};
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -42,6 +43,7 @@ impl Busy {
             let body = json!({ "plaintext": "p", "context": { "record_id": format!("r-{n}") } });
             busy.server.post("/byok/encrypt", body).await;
         }
+        hang_up(&busy.server);
         // More than one address has of what needs no identity.
         let stranger = async || {
             let request = busy.server.client.post(format!("{}/graphql", busy.server.base));
@@ -50,7 +52,7 @@ impl Busy {
         futures_util::future::join_all((0..400).map(|_| stranger())).await;
         let all =
             ["byok_requests_shed_total{", "byok_kms_requests_withheld_total{", "byok_key_proof_age_seconds{"];
-        let more = ["byok_checkpoint_place_unpublished{", "byok_audit_stream_behind{"];
+        let more = ["byok_checkpoint_place_unpublished{", "byok_audit_stream_behind{", "byok_rereads_total{"];
         eventually(async || {
             let text = busy.scrape(None).await.1;
             all.iter().chain(&more).all(|name| text.contains(name))
@@ -189,7 +191,7 @@ async fn the_page_the_rules_and_the_dashboard_name_what_is_served() {
     let path = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/monitoring").join(name);
     let rules = path("alerts.yaml").display().to_string();
     let (code, told) = said(&promtool, &["check", "rules", &rules], "").await;
-    assert!(code == Some(0) && told.contains("SUCCESS: 20 rules found"), "{told}");
+    assert!(code == Some(0) && told.contains("SUCCESS: 21 rules found"), "{told}");
     let mut found = Vec::new();
     expressions(&serde_json::from_str(&dashboard).unwrap(), &mut found);
     let rules: Vec<Value> = found

@@ -1,6 +1,8 @@
-//! Keys from `jwk_url`: fetched at start, and again when the answer before said so, as Hasura does.
+//! Keys from `jwk_url`: fetched at start, again when the answer before said so, as Hasura does, and before that where a
+//! token names a key that is not known.
 //!
-//! A failed fetch leaves the keys as they are and is tried again each second. Nothing of an answer is logged.
+//! A failed fetch leaves the keys as they are and is tried again each second. Of an answer nothing is logged but the ids of
+//! keys that are not used.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,7 +11,7 @@ use http::HeaderMap;
 use http::header::{CACHE_CONTROL, EXPIRES};
 use tokio_util::sync::CancellationToken;
 
-use super::keys::{JwkSetError, KeySet};
+use super::keys::{JwkSetError, KeySet, Unused};
 use super::verifier::Verifier;
 use crate::crypto;
 use crate::model::{Clock, Timestamp};
@@ -20,6 +22,16 @@ const TICK: Duration = Duration::from_secs(1);
 const DEADLINE: Duration = Duration::from_secs(10);
 /// The largest answer that is read.
 const MAX_BODY_BYTES: usize = 1024 * 1024;
+/// How many of the keys that are not used are named.
+const NAMED: usize = 10;
+
+/// What one fetch of the keys of a `jwk_url` brought.
+pub struct KeysFound {
+    /// The host.
+    pub host: String,
+    /// How many keys can be used, and of some that cannot the id and why; or why nothing came.
+    pub keys: Result<(usize, Vec<String>), String>,
+}
 
 /// Why a fetch failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +64,8 @@ impl From<reqwest::Error> for FetchError {
     }
 }
 
-/// Keeps the keys of `verifier` fresh until `stop`, or until an answer says nothing about how long it lasts.
+/// Keeps the keys of `verifier` fresh until `stop`. An answer that says nothing about how long it lasts lasts until a token
+/// names another key.
 pub(super) async fn keep_fresh(
     verifier: &Verifier,
     url: &reqwest::Url,
@@ -63,41 +76,73 @@ pub(super) async fn keep_fresh(
     let host = url.host_str().unwrap_or_default();
     let mut last_body = None;
     let mut failing = false;
+    let refetch = verifier.refetch();
     loop {
+        refetch.begins();
         let fetched = tokio::select! {
             fetched = fetch(client, url) => fetched,
             () = stop.cancelled() => return,
         };
+        let failed = fetched.is_err();
         let wait = match fetched {
             Ok(answer) => {
                 let body = crypto::sha256(&answer.body);
                 // The same keys again keep what they have verified.
                 if last_body != Some(body) {
                     tracing::info!(host, keys = answer.keys.len(), "the keys of jwk_url are in use");
+                    for key in named(answer.keys.unused()) {
+                        tracing::warn!(host, key, "a key of jwk_url is not used");
+                    }
                     verifier.replace_keys(answer.keys);
                     last_body = Some(body);
                 } else if failing {
                     tracing::info!(host, "the keys of jwk_url can be fetched again");
                 }
                 failing = false;
-                match lasts(&answer.headers, clock.now()) {
-                    Some(time) => time.max(TICK),
-                    None => return,
-                }
+                lasts(&answer.headers, clock.now()).map(|time| time.max(TICK))
             }
             Err(error) => {
                 if !failing {
                     tracing::warn!(host, %error, "the keys of jwk_url cannot be fetched; trying each second");
                     failing = true;
                 }
-                TICK
+                Some(TICK)
+            }
+        };
+        refetch.ends(failed);
+        let due = async {
+            match wait {
+                Some(wait) => tokio::time::sleep(wait).await,
+                None => std::future::pending().await,
             }
         };
         tokio::select! {
-            () = tokio::time::sleep(wait) => {}
+            () = due => {}
+            () = refetch.wanted() => {}
             () = stop.cancelled() => return,
         }
     }
+}
+
+/// Fetches them once, and keeps nothing.
+pub(super) async fn try_once(client: &reqwest::Client, url: &reqwest::Url) -> KeysFound {
+    let keys = match fetch(client, url).await {
+        Ok(answer) => Ok((answer.keys.len(), named(answer.keys.unused()).collect())),
+        Err(error) => Err(error.to_string()),
+    };
+    KeysFound { host: url.host_str().unwrap_or_default().to_owned(), keys }
+}
+
+/// Some of the keys that are not used, each with its id and why.
+fn named(unused: &[Unused]) -> impl Iterator<Item = String> {
+    let more = unused.len().saturating_sub(NAMED);
+    let one = |key: &Unused| match &key.id {
+        // What the provider wrote: nothing of it may look like another line.
+        Some(id) => format!("{id:?}: {}", key.why),
+        None => format!("one without `kid`: {}", key.why),
+    };
+    let more = (more > 0).then(|| format!("{more} more"));
+    unused.iter().take(NAMED).map(one).chain(more)
 }
 
 struct Answer {
@@ -243,7 +288,7 @@ mod tests {
         let (verifier, _stop) = refreshed(&"http://127.0.0.1:9/jwks".parse().unwrap());
         let refusal =
             verifier.verify(&Signer::new("p256").token(&claims()), TestClock::default().now()).unwrap_err();
-        assert_eq!(refusal.code, ErrorCode::InvalidJwt);
+        assert_eq!(refusal.code, ErrorCode::Unavailable, "it may be as good as any");
         assert!(refusal.message.starts_with("Could not verify JWT: JWKNotFound"), "{}", refusal.message);
     }
 
@@ -302,5 +347,56 @@ mod tests {
         })
         .await;
         assert_eq!(fetch(&client(), &url).await.err(), Some(FetchError::OtherOrigin));
+    }
+
+    /// A token whose header names this key.
+    fn naming(name: &str, id: &str) -> String {
+        let algorithm = if name == "p256" { "ES256" } else { "EdDSA" };
+        Signer::new(name).token_with(&json!({ "alg": algorithm, "kid": id }), &claims())
+    }
+
+    #[tokio::test]
+    async fn a_key_that_is_not_known_is_fetched_before_its_time_once_for_all() {
+        let (url, requests) = serve(|request| {
+            let mut key = jwk_of(if request == 0 { "p256" } else { "ed25519" });
+            key["kid"] = json!(format!("key-{request}"));
+            ([(CACHE_CONTROL, "max-age=3600")], json!({ "keys": [key] }).to_string()).into_response()
+        })
+        .await;
+        let (verifier, _stop) = refreshed(&url);
+        wait_until(|| verifier.knows_keys()).await;
+        let token = naming("ed25519", "key-1");
+        let looks = (0..20).map(|_| verifier.look_for_key(&token));
+        assert!(futures_util::future::join_all(looks).await.into_iter().all(|found| found == Ok(true)));
+        assert!(verifier.verify(&token, TestClock::default().now()).is_ok());
+        assert_eq!(requests.load(Ordering::SeqCst), 2);
+        assert_eq!(verifier.look_for_key(&naming("p256", "a stranger's")).await, Ok(false));
+        assert_eq!(requests.load(Ordering::SeqCst), 2, "one was made a moment ago");
+    }
+
+    #[tokio::test]
+    async fn an_unknown_key_is_no_bad_token_while_the_provider_is_down() {
+        let (url, _) = serve(|request| match request {
+            0 => keys(&["p256"], "max-age=3600"),
+            _ => StatusCode::BAD_GATEWAY.into_response(),
+        })
+        .await;
+        let (verifier, _stop) = refreshed(&url);
+        wait_until(|| verifier.knows_keys()).await;
+        let refusal = verifier.look_for_key(&naming("ed25519", "new")).await.unwrap_err();
+        assert_eq!(refusal.code, ErrorCode::Unavailable);
+        assert!(accepts(&verifier, "p256"), "what is known stays good");
+    }
+
+    #[test]
+    fn keys_that_are_not_used_are_named_with_why_and_not_without_end() {
+        let mut keys = vec![json!({ "kid": "one\nline", "kty": "oct" }), json!({ "kty": "AKP" })];
+        keys.extend((0..20).map(|number| json!({ "kid": number.to_string(), "kty": "oct" })));
+        let set = KeySet::parse(json!({ "keys": keys }).to_string().as_bytes()).ok().unwrap();
+        let named: Vec<String> = named(set.unused()).collect();
+        assert_eq!(named.len(), NAMED + 1);
+        assert!(named[0].starts_with(r#""one\nline": it is a shared secret"#), "{}", named[0]);
+        assert!(named[1].starts_with("one without `kid`: its `kty`"), "{}", named[1]);
+        assert_eq!(named[NAMED], "12 more");
     }
 }

@@ -3,6 +3,8 @@
 //! A key has a kind, and a kind has its algorithms: an RSA key never verifies an `HS256` token, and `none` is no
 //! algorithm (RFC 8725, sections 2.1 and 3.1). What a token says of itself only ever narrows the choice.
 
+use std::fmt;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::hmac;
@@ -92,6 +94,44 @@ pub(super) struct Key {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RsaKeySize;
 
+/// Why a key of a JWK set is not used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unusable {
+    NoObject,
+    Use,
+    Operations,
+    Secret,
+    Kind,
+    Algorithm,
+    Encoding,
+    Size,
+}
+
+impl fmt::Display for Unusable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoObject => "it is no JSON object",
+            Self::Use => "its `use` is not `sig`",
+            Self::Operations => "its `key_ops` do not hold `verify`",
+            Self::Secret => "it is a shared secret (`oct`), and what a URL serves is no secret",
+            Self::Kind => "its `kty` and `crv` are of no kind that is verified with",
+            Self::Algorithm => "its `alg` is none that is verified, or none of its kind",
+            Self::Encoding => "a number of it is missing, padded or not base64url (RFC 7515, section 2)",
+            Self::Size => "it has not 2048 to 8192 bits, or not the length of its curve",
+        })
+    }
+}
+
+/// A key of a JWK set that is not used.
+pub(crate) struct Unused {
+    /// The beginning of its `kid`.
+    pub(crate) id: Option<String>,
+    pub(crate) why: Unusable,
+}
+
+/// How many characters of a `kid` are shown.
+const SHOWN: usize = 64;
+
 impl Key {
     /// A shared secret for one algorithm.
     pub(super) fn hmac(algorithm: Algorithm, hash: hmac::Algorithm, secret: &[u8]) -> Self {
@@ -152,7 +192,10 @@ impl Key {
 }
 
 /// The keys of one configuration: the one of `key`, or those of a JWK set.
-pub(super) struct KeySet(Vec<Key>);
+pub(super) struct KeySet {
+    keys: Vec<Key>,
+    unused: Vec<Unused>,
+}
 
 /// How many keys a JWK set may have: a token without `kid` is tried against all of them.
 const MAX_KEYS: usize = 100;
@@ -169,23 +212,44 @@ pub(super) enum JwkSetError {
 impl KeySet {
     /// Of one key.
     pub(super) fn of(key: Key) -> Self {
-        Self(vec![key])
+        Self { keys: vec![key], unused: Vec::new() }
     }
 
     /// Reads a JWK set (RFC 7517, section 5). As that section says, keys of a kind or for a use that we do not know are
-    /// passed over; so are keys that are too small, and shared secrets (`oct`): what a URL serves is no secret.
+    /// passed over; so are keys that are too small, and shared secrets (`oct`): what a URL serves is no secret. Each of
+    /// them is among [`Self::unused`].
     pub(super) fn parse(document: &[u8]) -> Result<Self, JwkSetError> {
         let document: Value = serde_json::from_slice(document).map_err(|_| JwkSetError::Malformed)?;
         let keys = document.get("keys").and_then(Value::as_array).ok_or(JwkSetError::Malformed)?;
         if keys.len() > MAX_KEYS {
             return Err(JwkSetError::TooManyKeys);
         }
-        Ok(Self(keys.iter().filter_map(Value::as_object).filter_map(jwk).collect()))
+        let mut set = Self { keys: Vec::new(), unused: Vec::new() };
+        for key in keys {
+            match key.as_object().ok_or(Unusable::NoObject).and_then(jwk) {
+                Ok(key) => set.keys.push(key),
+                Err(why) => {
+                    let id = key.get("kid").and_then(Value::as_str);
+                    set.unused.push(Unused { id: id.map(|id| id.chars().take(SHOWN).collect()), why });
+                }
+            }
+        }
+        Ok(set)
+    }
+
+    /// The keys of the document that are not used.
+    pub(super) fn unused(&self) -> &[Unused] {
+        &self.unused
+    }
+
+    /// Whether a key has this id.
+    pub(super) fn has(&self, id: &str) -> bool {
+        self.keys.iter().any(|key| key.id.as_deref() == Some(id))
     }
 
     /// How many keys it holds.
     pub(super) fn len(&self) -> usize {
-        self.0.len()
+        self.keys.len()
     }
 
     /// Whether one of the keys that may, and that the token's `kid` does not rule out, verifies the signature. A key
@@ -197,7 +261,7 @@ impl KeySet {
         message: &[u8],
         signature: &[u8],
     ) -> bool {
-        self.0
+        self.keys
             .iter()
             .filter(|key| key.fits(algorithm) && key.only.is_none_or(|only| only == algorithm))
             .filter(|key| key.id.is_none() || id.is_none() || key.id.as_deref() == id)
@@ -205,34 +269,45 @@ impl KeySet {
     }
 }
 
-fn jwk(jwk: &Map<String, Value>) -> Option<Key> {
+fn jwk(jwk: &Map<String, Value>) -> Result<Key, Unusable> {
     let text = |name: &str| jwk.get(name).and_then(Value::as_str);
-    let bytes = |name: &str| URL_SAFE_NO_PAD.decode(text(name)?).ok();
-    let coordinate = |name: &str, length| bytes(name).filter(|bytes| bytes.len() == length);
-    let point = |length| Some([vec![4], coordinate("x", length)?, coordinate("y", length)?].concat());
+    let bytes =
+        |name: &str| text(name).and_then(|text| URL_SAFE_NO_PAD.decode(text).ok()).ok_or(Unusable::Encoding);
+    let coordinate = |name: &str, length| match bytes(name)? {
+        bytes if bytes.len() == length => Ok(bytes),
+        _ => Err(Unusable::Size),
+    };
+    let point = |length| Ok([vec![4], coordinate("x", length)?, coordinate("y", length)?].concat());
 
-    let may_sign = jwk.get("use").is_none_or(|purpose| purpose == "sig");
+    if jwk.get("use").is_some_and(|purpose| purpose != "sig") {
+        return Err(Unusable::Use);
+    }
     let may_verify = jwk.get("key_ops").is_none_or(|operations| {
         operations.as_array().is_some_and(|operations| operations.iter().any(|name| name == "verify"))
     });
-    if !may_sign || !may_verify {
-        return None;
+    if !may_verify {
+        return Err(Unusable::Operations);
     }
-    let key = match (text("kty")?, text("crv")) {
-        ("RSA", _) => PublicKey::Rsa {
+    let key = match (text("kty"), text("crv")) {
+        (Some("RSA"), _) => PublicKey::Rsa {
             n: without_leading_zeros(&bytes("n")?).to_vec(),
             e: without_leading_zeros(&bytes("e")?).to_vec(),
         },
-        ("EC", Some("P-256")) => PublicKey::P256(point(32)?),
-        ("EC", Some("P-384")) => PublicKey::P384(point(48)?),
-        ("OKP", Some("Ed25519")) => PublicKey::Ed25519(coordinate("x", 32)?),
-        _ => return None,
+        (Some("EC"), Some("P-256")) => PublicKey::P256(point(32)?),
+        (Some("EC"), Some("P-384")) => PublicKey::P384(point(48)?),
+        (Some("OKP"), Some("Ed25519")) => PublicKey::Ed25519(coordinate("x", 32)?),
+        (Some("oct"), _) => return Err(Unusable::Secret),
+        _ => return Err(Unusable::Kind),
     };
     let only = match jwk.get("alg") {
-        Some(name) => Some(Algorithm::parse(name.as_str()?)?),
+        Some(name) => Some(name.as_str().and_then(Algorithm::parse).ok_or(Unusable::Algorithm)?),
         None => None,
     };
-    Key::public(text("kid").map(str::to_owned), only, key).ok()
+    let key = Key::public(text("kid").map(str::to_owned), only, key).map_err(|RsaKeySize| Unusable::Size)?;
+    match only.is_none_or(|only| key.fits(only)) {
+        true => Ok(key),
+        false => Err(Unusable::Algorithm),
+    }
 }
 
 #[cfg(test)]
@@ -257,21 +332,30 @@ mod tests {
         assert_eq!(set(json!([good])).len(), 1);
         assert_eq!(set(json!([with("use", json!("sig"))])).len(), 1);
         assert_eq!(set(json!([with("key_ops", json!(["verify"]))])).len(), 1);
-        for other in [
-            with("use", json!("enc")),
-            with("key_ops", json!(["deriveKey"])),
-            with("alg", json!("ES512")),
-            with("alg", json!(5)),
-            with("crv", json!("P-521")),
-            with("kty", json!("AKP")),
-            with("x", json!("AAAA")),
-            with("y", json!("not base64!")),
-            json!({"kty": "oct", "k": "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LTMyLWJ5dGVz"}),
-            jwk_of("rsa1024"),
-            json!("a text"),
+        for (other, why) in [
+            (with("use", json!("enc")), Unusable::Use),
+            (with("key_ops", json!(["deriveKey"])), Unusable::Operations),
+            (with("alg", json!("ES512")), Unusable::Algorithm),
+            (with("alg", json!("RS256")), Unusable::Algorithm),
+            (with("alg", json!(5)), Unusable::Algorithm),
+            (with("crv", json!("P-521")), Unusable::Kind),
+            (with("kty", json!("AKP")), Unusable::Kind),
+            (with("x", json!("AAAA")), Unusable::Size),
+            (with("y", json!("not base64!")), Unusable::Encoding),
+            (with("y", json!(format!("{}=", good["y"].as_str().unwrap()))), Unusable::Encoding),
+            (
+                json!({"kty": "oct", "k": "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LTMyLWJ5dGVz"}),
+                Unusable::Secret,
+            ),
+            (jwk_of("rsa1024"), Unusable::Size),
+            (json!("a text"), Unusable::NoObject),
         ] {
-            assert_eq!(set(json!([other])).len(), 0, "{other}");
+            let set = set(json!([other, good]));
+            assert_eq!((set.len(), set.unused().len()), (1, 1), "{other}");
+            assert_eq!(set.unused()[0].why, why, "{other}");
         }
+        let named = set(json!([{ "kid": "k".repeat(1_000), "kty": "oct" }]));
+        assert_eq!(named.unused()[0].id.as_deref(), Some("k".repeat(SHOWN).as_str()));
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod keys;
 mod mint;
 mod path;
 mod pem;
+mod refetch;
 mod token;
 mod verifier;
 
@@ -37,6 +38,7 @@ use super::headers::the_one;
 use crate::model::{Clock, ErrorCode, Refusal, Timestamp};
 
 pub(super) use self::claims::HasuraClaims;
+pub use self::jwk_url::KeysFound;
 pub use self::mint::{MintClaims, MintError, hs256_configuration, mint};
 pub(super) use self::token::has_jwt_shape;
 
@@ -72,6 +74,15 @@ impl Jwt {
         headers: &HeaderMap,
         now: Timestamp,
     ) -> Result<Option<Arc<HasuraClaims>>, Refusal> {
+        Ok(match self.chosen(headers)? {
+            Some((verifier, token)) => Some(verifier.verify(token, now)?),
+            None => None,
+        })
+    }
+
+    /// The request's token, and the configuration that it is for.
+    fn chosen<'h>(&self, headers: &'h HeaderMap) -> Result<Option<(&Verifier, &'h str)>, Refusal> {
+        // Each configuration that finds a token where it looks for one, and whose issuer may be the token's.
         let mut chosen = None;
         for verifier in &self.verifiers {
             let Some(token) = verifier.configuration().location.token(headers)? else { continue };
@@ -85,7 +96,42 @@ impl Jwt {
                 ));
             }
         }
-        chosen.map(|(verifier, token)| verifier.verify(token, now)).transpose()
+        Ok(chosen)
+    }
+
+    /// Fetches keys before their time where the request's token names one that is not known. Whether it is worth while to
+    /// look at the token again.
+    ///
+    /// # Errors
+    ///
+    /// `Unavailable` where they cannot be fetched.
+    pub(super) async fn look_for_key(&self, headers: &HeaderMap) -> Result<bool, Refusal> {
+        let Ok(Some((verifier, token))) = self.chosen(headers) else { return Ok(false) };
+        verifier.look_for_key(token).await
+    }
+
+    /// Whether any configuration has keys.
+    pub(super) fn knows_keys(&self) -> bool {
+        self.verifiers.iter().any(Verifier::knows_keys)
+    }
+
+    /// Takes over the keys that another one has fetched, where they are from the same place.
+    pub(super) fn inherit(&self, before: &Self) {
+        for verifier in &self.verifiers {
+            if let KeySource::Url(url) = &verifier.configuration().key {
+                let is_same = |other: &&Verifier| matches!(&other.configuration().key, KeySource::Url(theirs) if theirs == url);
+                before.verifiers.iter().find(is_same).into_iter().for_each(|other| verifier.inherit(other));
+            }
+        }
+    }
+
+    /// Fetches the keys of every `jwk_url` once, and says what came of it.
+    pub(super) async fn try_keys(&self, client: &reqwest::Client) -> Vec<KeysFound> {
+        join_all(self.verifiers.iter().filter_map(|verifier| match &verifier.configuration().key {
+            KeySource::Url(url) => Some(jwk_url::try_once(client, url)),
+            KeySource::Fixed(_) => None,
+        }))
+        .await
     }
 
     /// Whether the request holds something of a JWT's shape where a JWT belongs.

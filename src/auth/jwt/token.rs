@@ -28,7 +28,10 @@ pub(super) enum TokenError {
     Signature,
     /// The claims are not a JSON object, or `exp`, `nbf` or `iat` is not a number.
     Claims,
+    /// None were ever fetched from `jwk_url`.
     KeysNotFetched,
+    /// The token names a key that is not known, and `jwk_url` is out of reach.
+    ProviderDown,
     Expired,
     ExpMissing,
     NotYetValid,
@@ -50,7 +53,10 @@ impl fmt::Display for TokenError {
             Self::Header => "JWSError (JSONDecodeError the header is not one that we know)",
             Self::Signature => "JWSError JWSInvalidSignature",
             Self::Claims => "JWTClaimsSetDecodeError",
-            Self::KeysNotFetched => "JWKNotFound: the keys have not been fetched from jwk_url yet",
+            Self::KeysNotFetched => "JWKNotFound: the identity provider's keys are not known yet",
+            Self::ProviderDown => {
+                "JWKNotFound: the identity provider is out of reach, and the key may be a new one"
+            }
             Self::Expired => "JWTExpired",
             Self::ExpMissing => "JWTExpired: the token has no exp",
             Self::NotYetValid => "JWTNotYetValid",
@@ -63,7 +69,12 @@ impl fmt::Display for TokenError {
 
 impl From<TokenError> for Refusal {
     fn from(error: TokenError) -> Self {
-        Self::because(ErrorCode::InvalidJwt, format!("Could not verify JWT: {error}"))
+        let code = match error {
+            // The token may be as good as any.
+            TokenError::KeysNotFetched | TokenError::ProviderDown => ErrorCode::Unavailable,
+            _ => ErrorCode::InvalidJwt,
+        };
+        Self::because(code, format!("Could not verify JWT: {error}"))
     }
 }
 
@@ -101,6 +112,14 @@ pub(super) fn verify_signature(token: &str, keys: &KeySet) -> Result<Value, Toke
         return Err(TokenError::Signature);
     }
     claims_of(claims)
+}
+
+/// The `kid` of a token that nobody has verified; none where its header is not one that we know.
+pub(super) fn unverified_key_id(token: &str) -> Option<String> {
+    let (_, header, _, _) = parts(token).ok()?;
+    let header = URL_SAFE_NO_PAD.decode(header).ok()?;
+    let header: Header<'_> = serde_json::from_slice(&header).ok()?;
+    header.kid.map(Cow::into_owned)
 }
 
 /// The `iss` of a token that nobody has verified: it chooses which configuration will.

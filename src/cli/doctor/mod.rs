@@ -1,9 +1,10 @@
-//! `byok doctor`: checks configuration, database, roles and key, and says of each what is wrong, what it leaves
+//! `byok doctor`: checks configuration, identity provider, database, roles, webhooks and key, and says of each what is wrong, what it leaves
 //! unprotected and what to do. Changes nothing in the database, but for an entry that says which stored DEKs it has tried to
 //! unwrap; wraps and unwraps one DEK that is kept nowhere.
 
 mod audit;
 mod key;
+mod places;
 mod rows;
 mod stored;
 
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Failure, assemble, memory};
+use crate::auth::KeysFound;
 use crate::config;
 use crate::config::{Config, Defaults, Engine, Env};
 use crate::model::SystemClock;
@@ -56,9 +58,17 @@ pub(super) async fn run() -> Result<(), Failure> {
     };
     findings.good("configuration: every variable is understood");
     listener(&mut findings, &config.server);
-    identity(&mut findings, &config.auth);
+    identity(&mut findings, &config.auth).await;
     swap(&mut findings);
     let is_made = database(&mut findings, &config.store, &config.audit_streams).await;
+    places::stream_file(&mut findings, &config.audit_streams);
+    for (of, webhook) in [
+        ("incidents", &config.webhook),
+        ("checkpoints", &config.audit.places.webhook),
+        ("the audit stream", &config.audit_streams.webhook),
+    ] {
+        places::webhook(&mut findings, of, webhook.as_ref()).await;
+    }
     let store = is_made.then_some(&config.store);
     let may_append = audit::check(&mut findings, config.audit, store).await;
     rows::check(&mut findings, config.row_mac, &config.kms, store).await;
@@ -111,9 +121,12 @@ fn listener(findings: &mut Findings, server: &config::Server) {
     }
 }
 
-fn identity(findings: &mut Findings, auth: &config::Auth) {
+async fn identity(findings: &mut Findings, auth: &config::Auth) {
     match assemble::identity(auth, Arc::new(SystemClock)) {
-        Ok(_) => findings.good("identity: JWT configuration and permissions are understood"),
+        Ok((authenticator, _)) => {
+            findings.good("identity: JWT configuration and permissions are understood");
+            authenticator.try_keys().await.into_iter().for_each(|found| jwk_url(findings, found));
+        }
         Err(Failure::Configuration(mistakes)) => {
             mistakes.iter().for_each(|mistake| {
                 findings.fault(&mistake.to_string(), "correct it; `serve` refuses it too")
@@ -130,6 +143,32 @@ fn identity(findings: &mut Findings, auth: &config::Auth) {
     }
     if !auth.require_exp {
         findings.open("identity: JWTs without `exp` are good for ever", "leave BYOK_JWT_REQUIRE_EXP unset");
+    }
+}
+
+/// What a `jwk_url` answers.
+fn jwk_url(findings: &mut Findings, found: KeysFound) {
+    let KeysFound { host, keys } = found;
+    match keys {
+        Err(problem) => findings.fault(
+            &format!("identity: the keys of jwk_url cannot be fetched from {host}: {problem}"),
+            "check jwk_url, and that this machine may connect to it; until a server has them, it answers every JWT with 503",
+        ),
+        Ok((usable, unused)) => {
+            match usable {
+                0 => findings.fault(
+                    &format!("identity: {host} has no key that JWTs can be verified with"),
+                    "let the identity provider sign with RS256 to RS512, PS256 to PS512, ES256, ES384 or EdDSA",
+                ),
+                _ => findings.good(&format!("identity: {host} has {usable} keys that JWTs are verified with")),
+            }
+            for key in unused {
+                findings.open(
+                    &format!("identity: a key of {host} is not used: {key}"),
+                    "tokens that are signed with it are refused; no matter if none are",
+                );
+            }
+        }
     }
 }
 

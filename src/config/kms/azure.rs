@@ -351,7 +351,9 @@ fn credential(reader: &mut Reader<'_>) -> Option<AzureCredential> {
         }
         "workload-identity" => {
             let client_id = required(reader);
-            let token_file = reader.file(TOKEN_FILE).or_else(|| reader.file("AZURE_FEDERATED_TOKEN_FILE"));
+            const TOKEN_FILES: [&str; 2] = [TOKEN_FILE, "AZURE_FEDERATED_TOKEN_FILE"];
+            let token_file = TOKEN_FILES.into_iter().find_map(|name| reader.file(name));
+            TOKEN_FILES.into_iter().for_each(|name| reader.read_at_each_use(name));
             if token_file.is_none() {
                 missing(reader, TOKEN_FILE, "a file that holds a token of the trusted issuer");
             }

@@ -10,7 +10,7 @@ use reqwest::Url;
 use super::gcp_credentials::{GcpCredentials, is_account};
 use super::{KeyVersionStrategy, SecretSource, endpoint, is_loopback, timeout};
 use crate::config::Reader;
-use crate::config::env::unreadable_file;
+use crate::config::files::{FileProblem, read_text};
 use crate::crypto::SecretText;
 
 const KEY_NAME: &str = "BYOK_GCP_KEY_NAME";
@@ -190,18 +190,18 @@ fn identity(reader: &mut Reader<'_>) -> Option<GcpIdentity> {
 
 /// Read now, so that a mistake shows at the start, and again for each token.
 fn file(reader: &mut Reader<'_>, name: &str, path: PathBuf) -> Option<GcpIdentity> {
-    match std::fs::read_to_string(&path).map(SecretText::new) {
+    match read_text(&path) {
         Ok(text) => {
-            check(reader, name, text.expose())?;
+            check(reader, name, &text)?;
             Some(GcpIdentity::Credentials(SecretSource::File(path)))
         }
-        Err(error) => {
-            let problem = match name {
+        Err(problem) => {
+            let problem = match (name, problem) {
                 // What is no path may be the credential itself, in base64 or quotes.
-                CREDENTIALS => {
-                    format!("is neither JSON nor the path of a file that can be read: {}", error.kind())
+                (CREDENTIALS, FileProblem::Unreadable(kind)) => {
+                    format!("is neither JSON nor the path of a file that can be read: {kind}")
                 }
-                _ => unreadable_file(&error),
+                _ => problem.to_string(),
             };
             reader.mistake(name, problem);
             None

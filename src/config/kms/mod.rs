@@ -183,7 +183,9 @@ fn secret_source(reader: &mut Reader<'_>, name: &str) -> Option<SecretSource> {
         reader.mistake(name, "holds a character that is not visible ASCII");
         return None;
     }
-    Some(match reader.text(&format!("{name}_FILE")) {
+    let file_variable = format!("{name}_FILE");
+    reader.read_at_each_use(&file_variable);
+    Some(match reader.text(&file_variable) {
         Some(path) => SecretSource::File(path.into()),
         None => SecretSource::Text(now),
     })

@@ -160,10 +160,12 @@ fn login(reader: &mut Reader<'_>) -> Option<VaultLogin> {
         }
     } else {
         const JWT_FILE: &str = "BYOK_VAULT_KUBERNETES_JWT_FILE";
+        let jwt_file = reader.file(JWT_FILE).unwrap_or_else(|| SERVICE_ACCOUNT_TOKEN.into());
+        reader.read_at_each_use(JWT_FILE);
         VaultLogin::Kubernetes {
             mount: mount(reader, "BYOK_VAULT_KUBERNETES_MOUNT", "kubernetes"),
             role: reader.required(way, "the name of a role"),
-            jwt_file: reader.file(JWT_FILE).unwrap_or_else(|| SERVICE_ACCOUNT_TOKEN.into()),
+            jwt_file,
         }
     };
     Some(login)

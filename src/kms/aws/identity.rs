@@ -17,9 +17,8 @@ use aws_sdk_kms::error::SdkError;
 use aws_sdk_sts::operation::assume_role::AssumeRoleError;
 use aws_sdk_sts::operation::assume_role_with_web_identity::AssumeRoleWithWebIdentityError;
 use tokio::time::Instant;
-use zeroize::Zeroizing;
 
-use crate::config::{AwsCredentials, AwsRole, AwsSettings};
+use crate::config::{AwsCredentials, AwsRole, AwsSettings, read_text};
 use crate::crypto::random;
 use crate::kms::{KmsError, KmsErrorClass};
 
@@ -143,7 +142,7 @@ impl Identity {
 
     async fn web_identity(&self, token_file: &Path, role_arn: &str) -> Result<Granted, KmsError> {
         let misconfigured = || KmsError::local(KmsErrorClass::Misconfigured);
-        let token = std::fs::read_to_string(token_file).map(Zeroizing::new).map_err(|_| misconfigured())?;
+        let token = read_text(token_file).map_err(|_| misconfigured())?;
         let began = Instant::now();
         let call = self.sts.assume_role_with_web_identity().role_arn(role_arn).role_session_name(&self.name);
         let call = call.web_identity_token(token.trim()).duration_seconds(seconds(LIFE));

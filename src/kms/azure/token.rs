@@ -31,9 +31,8 @@ use azure_identity::{
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
 use tokio::time::{Instant, timeout_at};
-use zeroize::Zeroizing;
 
-use crate::config::{AzureCredential, AzureSettings, SecretSource};
+use crate::config::{AzureCredential, AzureSettings, SecretSource, read_file, read_text};
 use crate::crypto::{SecretText, sha256};
 use crate::kms::call::Failed;
 use crate::kms::pacing::{Fingerprint, PAUSES};
@@ -325,8 +324,7 @@ impl Inner {
                 let secret = match secret {
                     SecretSource::Text(text) => text.expose().to_owned(),
                     SecretSource::File(path) => {
-                        let text =
-                            std::fs::read_to_string(path).map(Zeroizing::new).map_err(|_| unreadable)?;
+                        let text = read_text(path).map_err(|_| unreadable)?;
                         trimmed(&text).to_owned()
                     }
                 };
@@ -357,8 +355,8 @@ impl Inner {
     /// Which credential is shown now.
     fn shown(&self) -> Result<Fingerprint, KmsError> {
         let of_file = |path: &Path| {
-            std::fs::read(path)
-                .map(|bytes| sha256(&Zeroizing::new(bytes)))
+            read_file(path)
+                .map(|bytes| sha256(&bytes))
                 .map_err(|_| KmsError::local(KmsErrorClass::Misconfigured))
         };
         match &self.credential {

@@ -25,7 +25,7 @@ use time::format_description::well_known::Rfc3339;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
-use crate::config::{GcpCredentials, GcpIdentity, SecretSource};
+use crate::config::{GcpCredentials, GcpIdentity, SecretSource, read_text};
 use crate::crypto::{RsaSigningKey, SecretText, sha256};
 use crate::kms::http::{Http, Reply};
 use crate::kms::pacing::Fingerprint;
@@ -85,8 +85,8 @@ impl Login {
             GcpIdentity::Metadata(_) => return Ok(Credential { credentials: None, fingerprint: [0; 32] }),
             GcpIdentity::Credentials(SecretSource::Text(text)) => text,
             GcpIdentity::Credentials(SecretSource::File(path)) => {
-                from_file =
-                    std::fs::read_to_string(path).map(SecretText::new).map_err(|_| misconfigured())?;
+                let mut text = read_text(path).map_err(|_| misconfigured())?;
+                from_file = SecretText::new(std::mem::take(&mut *text));
                 &from_file
             }
         };

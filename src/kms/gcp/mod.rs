@@ -35,7 +35,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::config::{
-    GcpCredentials, GcpIdentity, GcpKey, GcpSettings, KeyVersionStrategy, Mistake, SecretSource,
+    GcpCredentials, GcpIdentity, GcpKey, GcpSettings, KeyVersionStrategy, Mistake, SecretSource, read_text,
 };
 use crate::crypto::Dek;
 use crate::kms::budget::Share;
@@ -135,8 +135,8 @@ fn identity_of(settings: &GcpSettings) -> Result<(Vec<Url>, bool), Mistake> {
             return Ok((origins, false));
         }
         GcpIdentity::Credentials(SecretSource::Text(json)) => GcpCredentials::parse(json.expose()),
-        GcpIdentity::Credentials(SecretSource::File(path)) => match std::fs::read_to_string(path) {
-            Ok(json) => GcpCredentials::parse(zeroize::Zeroizing::new(json).as_str()),
+        GcpIdentity::Credentials(SecretSource::File(path)) => match read_text(path) {
+            Ok(json) => GcpCredentials::parse(&json),
             Err(_) => Err("cannot be read"),
         },
     };

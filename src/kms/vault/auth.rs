@@ -23,7 +23,7 @@ use tokio::sync::OwnedMutexGuard;
 use tokio::time::{Instant, timeout_at};
 use zeroize::Zeroizing;
 
-use crate::config::{SecretSource, VaultLogin};
+use crate::config::{SecretSource, VaultLogin, read_text};
 use crate::crypto::{SecretText, sha256};
 use crate::kms::http::Reply;
 use crate::kms::pacing::{Fingerprint, Pacing};
@@ -450,7 +450,7 @@ fn stamp(path: &Path) -> Option<(SystemTime, u64)> {
 
 fn read_secret(path: &Path) -> Result<SecretText, KmsError> {
     let misconfigured = KmsError::local(KmsErrorClass::Misconfigured);
-    let text = std::fs::read_to_string(path).map(Zeroizing::new).map_err(|_| misconfigured.clone())?;
+    let text = read_text(path).map_err(|_| misconfigured.clone())?;
     match text.trim() {
         "" => Err(misconfigured),
         text => Ok(SecretText::new(text.to_owned())),

@@ -29,7 +29,8 @@ statements! {
 impl Postgres {
     /// Builds what is not there yet, and anew what is left of a building that was cut off; how many.
     pub(super) async fn build_missing_indexes(&self) -> Result<u32, ReadError> {
-        let owner = self.owner.as_ref().unwrap_or(&self.serving);
+        let access = self.access();
+        let owner = access.as_owner();
         let connected = timeout(ACQUIRE, owner.connect()).await.map_err(|_| ReadError::Unavailable)?;
         let mut connection = connected.map_err(|error| Failure::of(&error))?;
         // Behind PgBouncer a lock and a setting would stay on somebody else's connection: the role's own limit counts there.

@@ -3,8 +3,10 @@
 use async_trait::async_trait;
 use sqlx::Row;
 
+use crate::config;
+
 use super::super::migration::{applied, level};
-use super::super::{Database, Exposure, MigrateError, MigrationReport, ReadError};
+use super::super::{Database, Exposure, MigrateError, MigrationReport, OpenError, ReadError};
 use super::migrate::{APPLIED, HAS_TABLE, MIGRATIONS, PARTITIONS, migrate};
 use super::{Postgres, reads};
 
@@ -42,8 +44,8 @@ reads! {
 impl Database for Postgres {
     async fn migrate(&self) -> Result<MigrationReport, MigrateError> {
         self.check_suitable().await?;
-        let owner = self.owner.as_ref().unwrap_or(&self.serving);
-        let serving = self.serving.get_username();
+        let access = self.access();
+        let (owner, serving) = (access.as_owner(), access.serving.get_username());
         migrate(owner, (owner.get_username() != serving).then_some(serving)).await
     }
 
@@ -75,6 +77,13 @@ impl Database for Postgres {
             })
         });
         exposure.await?.ok_or(ReadError::Malformed)
+    }
+
+    fn take_urls(&self, settings: &config::Store) -> Result<bool, OpenError> {
+        match &settings.engine {
+            config::Engine::Postgres(postgres) => self.take_urls(postgres),
+            config::Engine::Sqlite { .. } => Ok(false),
+        }
     }
 
     async fn upkeep(&self) -> Result<(), ReadError> {

@@ -164,13 +164,15 @@ async fn of_part(
 impl Postgres {
     /// A connection as the tables' owner.
     async fn owner(&self) -> Result<PgConnection, ReadError> {
-        let owner = self.owner.as_ref().unwrap_or(&self.serving);
+        let access = self.access();
+        let owner = access.as_owner();
         let connected = timeout(super::ACQUIRE, sqlx::ConnectOptions::connect(owner)).await;
         connected.unwrap_or(Err(Error::PoolTimedOut)).map_err(|error| Failure::of(&error).into())
     }
 
     async fn drop_entries(&self, retention: Retention, prunable: &Prunable) -> Result<bool, Error> {
-        let owner = self.owner.as_ref().unwrap_or(&self.serving);
+        let access = self.access();
+        let owner = access.as_owner();
         let mut connection = sqlx::ConnectOptions::connect(owner).await?;
         let mut transaction = connection.begin().await?;
         // As with [`NO_NEW_HOLD`]; nor is anything erased meanwhile: who erases would wait for the part with the whole table's lock in hand.

@@ -8,6 +8,7 @@
 //! Behind PgBouncer in transaction mode no session state is relied on: each call is an explicit transaction with unnamed
 //! statements, because the driver prepares and executes in two steps, which may otherwise reach two servers.
 
+mod access;
 mod announcements;
 mod audit;
 mod checkpoints;
@@ -30,14 +31,14 @@ mod turns;
 mod writers;
 
 use std::collections::HashMap;
-use std::str::FromStr;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::postgres::{PgArguments, PgConnectOptions, PgPool, PgPoolOptions, PgRow};
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
-use sqlx::{ConnectOptions, Connection, Error, Row};
+use sqlx::{Connection, Error, Row};
 use tokio::time::timeout;
 use uuid::Uuid;
 
@@ -49,6 +50,7 @@ use super::portion::Portions;
 use super::row::Columns;
 use super::statements::{reads, statements};
 use super::{Batch, CommitError, Committed, LogHead, OpenError, ReadError, Store};
+use access::Access;
 use moment::Moment;
 use primary::{Trust, of_primary};
 use turns::Turns;
@@ -115,14 +117,12 @@ pub fn statements() -> impl Iterator<Item = &'static str> {
 
 /// A PostgreSQL database.
 pub struct Postgres {
-    readers: PgPool,
+    access: RwLock<Arc<Access>>,
+    most_read: u32,
     turns: Turns,
     writers: Writers,
     /// Whether connections lead to the primary.
     trust: Arc<Trust>,
-    /// The owner of the tables, where that is another role than the serving one.
-    owner: Option<PgConnectOptions>,
-    serving: PgConnectOptions,
     pgbouncer: bool,
     portions: Portions,
     /// Where this process left each log.
@@ -135,46 +135,50 @@ impl Postgres {
     /// # Errors
     /// [`OpenError::Url`].
     pub fn connect_lazy(settings: &config::Postgres) -> Result<Self, OpenError> {
-        let pgbouncer = settings.pgbouncer;
-        let owner = settings.migration_url.as_ref().map(|url| options(url.expose())).transpose()?;
-        let mut serving = options(settings.url.expose())?;
-        let migrating = owner.clone().unwrap_or_else(|| serving.clone());
-        serving = if pgbouncer { without_session(serving) } else { limited(serving) };
-
         let commit_on = (settings.max_connections / 4).max(1);
         let most_read = settings.max_connections.saturating_sub(commit_on).max(1);
         let trust = Arc::new(Trust::default());
-        let trusted = trust.clone();
-        let readers = PgPoolOptions::new()
-            .max_connections(most_read)
-            .acquire_timeout(ACQUIRE)
-            .test_before_acquire(false)
-            .before_acquire(move |connection, meta| {
-                let is_trusted = trusted.is_in_one_opened_ago(meta.age);
-                Box::pin(async move {
-                    if !is_trusted {
-                        return Ok(false);
-                    }
-                    if meta.idle_for > FRESH {
-                        connection.ping().await?;
-                    }
-                    Ok(true)
-                })
-            })
-            .connect_lazy_with(serving.clone());
-        let owner =
-            owner.map(|_| if pgbouncer { without_session(migrating.clone()) } else { migrating.clone() });
+        let access = Access::new(settings, most_read, trust.clone())?;
         Ok(Self {
-            readers,
+            writers: Writers::new(access.serving.clone(), commit_on),
+            access: RwLock::new(Arc::new(access)),
+            most_read,
             turns: Turns::new(most_read),
-            writers: Writers::new(serving.clone(), commit_on),
             trust,
-            owner,
-            serving,
-            pgbouncer,
+            pgbouncer: settings.pgbouncer,
             portions: Portions::default(),
             heads: Mutex::default(),
         })
+    }
+
+    fn access(&self) -> Arc<Access> {
+        self.access.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes other URLs: for connections that are made from now on. Those before are closed, each as soon as it is idle.
+    pub(super) fn take_urls(&self, settings: &config::Postgres) -> Result<bool, OpenError> {
+        if settings.pgbouncer != self.pgbouncer {
+            return Ok(false);
+        }
+        let access = Arc::new(Access::new(settings, self.most_read, self.trust.clone())?);
+        self.writers.take_options(access.serving.clone());
+        let before = {
+            let mut place = self.access.write().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *place, access)
+        };
+        tokio::spawn(async move { before.readers.close().await });
+        Ok(true)
+    }
+
+    /// A connection to read on.
+    async fn reader(&self) -> Result<PoolConnection<sqlx::Postgres>, Error> {
+        loop {
+            match self.access().readers.acquire().await {
+                // Another pool has taken its place meanwhile.
+                Err(Error::PoolClosed) => {}
+                acquired => return acquired,
+            }
+        }
     }
 
     /// Closes the connections that were opened so far: the address may lead to another server by now.
@@ -187,7 +191,7 @@ impl Postgres {
     async fn rows(&self, query: Query<'_, sqlx::Postgres, PgArguments>) -> Result<Vec<PgRow>, Failure> {
         let failed = |error: Error| Failure::of(&error);
         let _turn = self.turns.take().await.ok_or(Failure::Busy)?;
-        let mut connection = self.readers.acquire().await.map_err(|error| {
+        let mut connection = self.reader().await.map_err(|error| {
             Failure::of(&error);
             Failure::NotNow
         })?;
@@ -271,25 +275,6 @@ impl Store for Postgres {
 
 fn decoded<T>(rows: &[PgRow], decode: impl Fn(&PgRow) -> Result<T, Error>) -> Result<Vec<T>, ReadError> {
     rows.iter().map(decode).collect::<Result<_, _>>().map_err(|error| Failure::of(&error).into())
-}
-
-fn options(url: &str) -> Result<PgConnectOptions, OpenError> {
-    // The error of the driver says what is wrong with which part and quotes none; still only its kind is kept.
-    let options = PgConnectOptions::from_str(url).map_err(|_| OpenError::Url {
-        problem: "it is not `postgres://user:password@host:port/database`".to_owned(),
-    })?;
-    Ok(options.application_name("byok").disable_statement_logging())
-}
-
-/// With the server's limits, where the URL does not set its own.
-fn limited(options: PgConnectOptions) -> PgConnectOptions {
-    let own = options.get_options().unwrap_or_default().to_owned();
-    options.options(LIMITS.into_iter().filter(|(name, _)| !own.contains(name)))
-}
-
-/// Nothing that a pooler in transaction mode would lose or refuse.
-fn without_session(options: PgConnectOptions) -> PgConnectOptions {
-    options.statement_cache_capacity(0).extra_float_digits(None)
 }
 
 /// PostgreSQL's own moment.

@@ -18,7 +18,7 @@ impl Postgres {
     /// # Errors
     /// [`MigrateError::Encoding`], [`MigrateError::Pooler`]; others where that cannot be found out.
     pub(super) async fn check_suitable(&self) -> Result<(), MigrateError> {
-        let connected = timeout(ACQUIRE, self.serving.connect()).await;
+        let connected = timeout(ACQUIRE, self.access().serving.connect()).await;
         let mut connection = connected.map_err(|_| MigrateError::Unavailable)?.map_err(|error| {
             if refuses_settings(&error) { MigrateError::Pooler } else { failed(0, &error) }
         })?;
@@ -34,7 +34,8 @@ impl Postgres {
     /// The database's encoding, and whether the limits that a connection is opened with have reached the server.
     async fn shown(&self, connection: &mut PgConnection) -> Result<(String, bool), Error> {
         let row = sqlx::raw_sql(SHOWN).fetch_one(connection).await?;
-        let own = self.serving.get_options().unwrap_or_default();
+        let access = self.access();
+        let own = access.serving.get_options().unwrap_or_default();
         let mut arrived = true;
         for (place, (name, limit)) in LIMITS.iter().enumerate() {
             let sent = own.contains(&format!("{name}={limit}"));

@@ -13,14 +13,30 @@ use super::turns::PATIENCE;
 use super::{ACQUIRE, FRESH};
 
 pub(super) struct Writers {
-    options: PgConnectOptions,
+    options: Mutex<Current>,
     permits: Semaphore,
-    idle: Mutex<Vec<(PgConnection, Instant)>>,
+    idle: Mutex<Vec<Idle>>,
+}
+
+/// How connections are made now.
+#[derive(Clone)]
+struct Current {
+    options: PgConnectOptions,
+    /// How often that was changed.
+    edition: u64,
+}
+
+/// A connection that nobody uses.
+struct Idle {
+    connection: PgConnection,
+    since: Instant,
+    edition: u64,
 }
 
 /// A connection for one commit. Dropping it closes it; [`Writer::keep`] gives it back.
 pub(super) struct Writer<'w> {
     pub(super) connection: PgConnection,
+    edition: u64,
     writers: &'w Writers,
     _permit: SemaphorePermit<'w>,
 }
@@ -28,7 +44,21 @@ pub(super) struct Writer<'w> {
 impl Writers {
     pub(super) fn new(options: PgConnectOptions, most: u32) -> Self {
         let permits = usize::try_from(most).unwrap_or(1);
+        let options = Mutex::new(Current { options, edition: 0 });
         Self { options, permits: Semaphore::new(permits), idle: Mutex::default() }
+    }
+
+    /// Makes connections by these from now on, and gives out none that was made before.
+    pub(super) fn take_options(&self, options: PgConnectOptions) {
+        {
+            let mut current = self.current();
+            *current = Current { options, edition: current.edition + 1 };
+        }
+        self.close_idle();
+    }
+
+    fn current(&self) -> MutexGuard<'_, Current> {
+        self.options.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A connection that was alive a moment ago; within [`ACQUIRE`] once it is its turn.
@@ -36,15 +66,17 @@ impl Writers {
         let permit = timeout(PATIENCE, self.permits.acquire()).await.map_err(|_| Error::PoolTimedOut)?;
         let permit = permit.map_err(|_| Error::PoolClosed)?;
         let taken = async {
-            while let Some((mut connection, since)) = self.pop() {
-                let alive =
-                    since.elapsed() < FRESH || matches!(timeout(FRESH, connection.ping()).await, Ok(Ok(())));
+            let Current { options, edition } = self.current().clone();
+            while let Some(Idle { mut connection, since, edition: of }) = self.pop() {
+                let alive = of == edition
+                    && (since.elapsed() < FRESH
+                        || matches!(timeout(FRESH, connection.ping()).await, Ok(Ok(()))));
                 if alive {
-                    return Ok(Writer { connection, writers: self, _permit: permit });
+                    return Ok(Writer { connection, edition, writers: self, _permit: permit });
                 }
             }
-            let connection = self.options.connect().await?;
-            Ok(Writer { connection, writers: self, _permit: permit })
+            let connection = options.connect().await?;
+            Ok(Writer { connection, edition, writers: self, _permit: permit })
         };
         timeout(ACQUIRE, taken).await.unwrap_or(Err(Error::PoolTimedOut))
     }
@@ -55,11 +87,11 @@ impl Writers {
         drop(stale);
     }
 
-    fn pop(&self) -> Option<(PgConnection, Instant)> {
+    fn pop(&self) -> Option<Idle> {
         self.idle().pop()
     }
 
-    fn idle(&self) -> MutexGuard<'_, Vec<(PgConnection, Instant)>> {
+    fn idle(&self) -> MutexGuard<'_, Vec<Idle>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -67,6 +99,10 @@ impl Writers {
 impl Writer<'_> {
     /// Gives the connection back; it must not be in the middle of anything.
     pub(super) fn keep(self) {
-        self.writers.idle().push((self.connection, Instant::now()));
+        // Within the lock: who changes the edition closes what is idle after that.
+        let mut idle = self.writers.idle();
+        if self.edition == self.writers.current().edition {
+            idle.push(Idle { connection: self.connection, since: Instant::now(), edition: self.edition });
+        }
     }
 }

@@ -3,9 +3,11 @@
 use async_trait::async_trait;
 use sqlx::{Error, Row, SqliteConnection};
 
+use crate::config;
+
 use super::super::failure::{Failure, cause};
 use super::super::migration::{Applied, Migration, applied, level, missing};
-use super::super::{Database, Exposure, MigrateError, MigrationReport, ReadError};
+use super::super::{Database, Exposure, MigrateError, MigrationReport, OpenError, ReadError};
 use super::{Sqlite, statements};
 
 /// In order. A step that the release before cannot serve raises `oldest_reader`.
@@ -100,6 +102,11 @@ impl Database for Sqlite {
         let now = read_applied(&mut transaction).await.map_err(around)?;
         transaction.commit().await.map_err(around)?;
         Ok(MigrationReport { ran, ..MigrationReport::of(MIGRATIONS, &now) })
+    }
+
+    /// A file has no URL that another one could stand for.
+    fn take_urls(&self, _: &config::Store) -> Result<bool, OpenError> {
+        Ok(false)
     }
 
     /// Its indexes are made by migrations: there is one writer, and the database is small.

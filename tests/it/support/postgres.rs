@@ -179,6 +179,11 @@ impl Server {
         url.to_owned()
     }
 
+    /// Its data folder.
+    pub(crate) fn data(&self) -> PathBuf {
+        self.folder.join("postgres/data")
+    }
+
     /// Starts it after [`Self::kill`], with the same data on the same port.
     pub(crate) fn start_again(&mut self) {
         self.script("start-postgres");

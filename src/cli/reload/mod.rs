@@ -1,0 +1,277 @@
+//! What is read again while the server runs: on SIGHUP, and when a file that a variable names holds something else. What is
+//! good takes the place of what was there before; what is not changes nothing, and is said in the log and the metrics. No
+//! message holds a piece of a value.
+//!
+//! Files are read on a thread of their own: a file system that hangs holds up nobody else.
+
+mod part;
+
+use std::sync::{Arc, mpsc as std_mpsc};
+use std::time::Duration;
+
+use rustls::ServerConfig;
+use tokio::signal::unix::Signal;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::{Failure, assemble};
+use crate::app::App;
+use crate::config::{self, Engine, Env, Files, Mistake};
+use crate::model::SystemClock;
+use crate::store::{self, Database};
+use crate::telemetry::Reread;
+
+use part::{Part, Value};
+
+pub(super) use part::server_config;
+
+/// How often files are looked at.
+const EVERY: Duration = Duration::from_secs(1);
+/// How often a database is tried again that does not answer by its new URL, and the thread that looks is looked after.
+const AGAIN: Duration = Duration::from_secs(5);
+/// How long it may take to answer by a new URL.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// After how long without a look the log says that there is none.
+const LATE: Duration = Duration::from_secs(30);
+
+/// What takes over what was read again.
+pub(super) struct Running {
+    pub(super) app: Arc<App>,
+    pub(super) database: Arc<dyn Database>,
+    pub(super) tls: Option<watch::Sender<TlsAcceptor>>,
+}
+
+/// A part of the configuration that was read again.
+struct Again {
+    part: Part,
+    variables: Vec<String>,
+    value: Result<Value, Vec<Mistake>>,
+}
+
+/// Why what was read again is not in use.
+enum NotTaken {
+    /// It is of no use.
+    Mistakes(Vec<Mistake>),
+    /// It may be taken later: the database does not answer by it.
+    NotYet(config::Store),
+    /// It is in use after a restart alone.
+    NeedsRestart,
+}
+
+/// Reads again until `stop`.
+pub(super) async fn keep(
+    running: Running,
+    env: Env,
+    files: Files,
+    mut hangups: Option<Signal>,
+    stop: CancellationToken,
+) {
+    if files.is_empty() && hangups.is_none() {
+        return;
+    }
+    let (asked, asks) = std_mpsc::channel();
+    let (sender, mut again) = mpsc::unbounded_channel();
+    let (looked, last_look) = watch::channel(Instant::now());
+    let look = move || look(&env, files, &asks, &sender, &looked);
+    if std::thread::Builder::new().name("files".to_owned()).spawn(look).is_err() {
+        return warn!("no thread can be had that looks at files: they are read at the start alone");
+    }
+    let mut ticks = interval(AGAIN);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut waiting, mut hangs) = (None, false);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = hung_up(&mut hangups) => {
+                info!("SIGHUP: reading all files again");
+                let _ = asked.send(());
+            }
+            Some(Again { part, variables, value }) = again.recv() => {
+                if part == Part::Database {
+                    waiting = None;
+                }
+                let taken = match value {
+                    Ok(value) => running.take(value, part).await,
+                    Err(mistakes) => Err(NotTaken::Mistakes(mistakes)),
+                };
+                waiting = running.said(part, &variables, taken).or(waiting);
+            }
+            _ = ticks.tick() => {
+                let is_late = last_look.borrow().elapsed() > LATE;
+                if is_late && !hangs {
+                    warn!("files could not be looked at for {} s: their file system hangs", LATE.as_secs());
+                }
+                hangs = is_late;
+                if let Some(settings) = waiting.take() {
+                    match running.take_database(settings).await {
+                        Err(NotTaken::NotYet(settings)) => waiting = Some(settings),
+                        taken => waiting = running.said(Part::Database, &[], taken),
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn hung_up(hangups: &mut Option<Signal>) {
+    if let Some(signal) = hangups
+        && signal.recv().await.is_some()
+    {
+        return;
+    }
+    std::future::pending().await
+}
+
+/// Looks at the files until nobody wants to know.
+fn look(
+    env: &Env,
+    mut files: Files,
+    asks: &std_mpsc::Receiver<()>,
+    again: &mpsc::UnboundedSender<Again>,
+    looked: &watch::Sender<Instant>,
+) {
+    loop {
+        let (changed, everything) = match asks.recv_timeout(EVERY) {
+            Ok(()) => (files.changed_at_once(), true),
+            Err(std_mpsc::RecvTimeoutError::Timeout) => (files.changed(), false),
+            Err(std_mpsc::RecvTimeoutError::Disconnected) => return,
+        };
+        let known = files.variables();
+        for part in Part::ALL {
+            let of_part = |names: &[String]| -> Vec<String> {
+                names.iter().filter(|name| Part::of(name) == part).cloned().collect()
+            };
+            let variables = match everything && part.is_read_again() {
+                true => of_part(&known),
+                false => of_part(&changed),
+            };
+            if !variables.is_empty() {
+                let value = part.read(env);
+                if again.send(Again { part, variables, value }).is_err() {
+                    return;
+                }
+            }
+        }
+        looked.send_replace(Instant::now());
+    }
+}
+
+impl Running {
+    async fn take(&self, value: Value, part: Part) -> Result<(), NotTaken> {
+        match value {
+            Value::Tls(config) => match &self.tls {
+                Some(tls) => drop(tls.send_replace(TlsAcceptor::from(Arc::<ServerConfig>::from(config)))),
+                None => return Err(NotTaken::NeedsRestart),
+            },
+            Value::Auth(auth) => {
+                let (authenticator, policy) = assemble::parts_of_identity(&auth, Arc::new(SystemClock))
+                    .map_err(|failure| NotTaken::Mistakes(mistakes_of(failure)))?;
+                match part {
+                    Part::Permissions => {
+                        self.app.take_policy(policy.map_err(NotTaken::Mistakes)?);
+                    }
+                    _ => self.app.take_authenticator(authenticator.map_err(NotTaken::Mistakes)?),
+                }
+            }
+            Value::Database(settings) => return self.take_database(*settings).await,
+            Value::SigningKeys(keys) => {
+                if !self.app.take_signing_keys(keys) {
+                    return Err(NotTaken::NeedsRestart);
+                }
+            }
+            Value::Webhooks(webhooks) => {
+                if !self.app.take_webhooks(webhooks) {
+                    return Err(NotTaken::NeedsRestart);
+                }
+            }
+            Value::AtStartAlone => return Err(NotTaken::NeedsRestart),
+        }
+        Ok(())
+    }
+
+    /// Takes other URLs once the same database answers by them; before any was reached, those of any one.
+    async fn take_database(&self, settings: config::Store) -> Result<(), NotTaken> {
+        // Another engine. An SQLite file would be made by opening it.
+        if !matches!(settings.engine, Engine::Postgres(_)) {
+            return Err(NotTaken::NeedsRestart);
+        }
+        let by_new = store::open(&settings).await.map_err(|error| mistake_in_url(&error.to_string()))?;
+        if self.app.serves().is_none() {
+            return self.take_urls(&settings);
+        }
+        match timeout(PATIENCE, by_new.tenant(assemble::PRIMARY)).await {
+            Ok(Ok(Some(tenant))) if self.app.serves().is_some_and(|serves| tenant.uid == serves) => {}
+            Ok(Ok(_)) => {
+                return Err(mistake_in_url("names another database than the one that is served from"));
+            }
+            Ok(Err(store::ReadError::Rejected | store::ReadError::Malformed)) => {
+                return Err(mistake_in_url("names a database or a role by which the tables cannot be read"));
+            }
+            Ok(Err(store::ReadError::Unavailable | store::ReadError::Busy)) | Err(_) => {
+                return Err(NotTaken::NotYet(settings));
+            }
+        }
+        self.take_urls(&settings)
+    }
+
+    fn take_urls(&self, settings: &config::Store) -> Result<(), NotTaken> {
+        match self.database.take_urls(settings) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(NotTaken::NeedsRestart),
+            Err(error) => Err(mistake_in_url(&error.to_string())),
+        }
+    }
+
+    /// Says what became of it. Gives back what is to be tried again.
+    fn said(&self, part: Part, variables: &[String], taken: Result<(), NotTaken>) -> Option<config::Store> {
+        let name = part.as_str();
+        let (outcome, again) = match taken {
+            Ok(()) => {
+                info!(part = name, "what its files hold now is in use");
+                (Reread::Taken, None)
+            }
+            Err(NotTaken::Mistakes(mistakes)) => {
+                for Mistake { variable, problem } in mistakes {
+                    warn!(
+                        part = name,
+                        variable, problem, "a file that changed is of no use: what was in use stays so"
+                    );
+                }
+                (Reread::Refused, None)
+            }
+            Err(NotTaken::NotYet(settings)) => {
+                warn!(
+                    part = name,
+                    "the database does not answer by its new URL: the one before stays in use, and this one is tried \
+                     again every {} s",
+                    AGAIN.as_secs()
+                );
+                (Reread::Refused, Some(settings))
+            }
+            Err(NotTaken::NeedsRestart) => {
+                for variable in variables {
+                    warn!(part = name, variable, "a file that changed is in use after a restart alone");
+                }
+                (Reread::NeedsRestart, None)
+            }
+        };
+        self.app.rereads().count(name, outcome);
+        again
+    }
+}
+
+fn mistake_in_url(problem: &str) -> NotTaken {
+    let variable = "DATABASE_URL".to_owned();
+    NotTaken::Mistakes(vec![Mistake { variable, problem: problem.to_owned() }])
+}
+
+fn mistakes_of(failure: Failure) -> Vec<Mistake> {
+    match failure {
+        Failure::Configuration(mistakes) => mistakes,
+        Failure::Running(problem) => vec![Mistake { variable: "BYOK_LISTEN".to_owned(), problem }],
+        Failure::Refused(_) | Failure::Schema(_) | Failure::Unwell => Vec::new(),
+    }
+}

@@ -1,0 +1,66 @@
+//! A database whose password changes under a running server: the file that names it is written anew, and what is connected
+//! by the old one is retired.
+
+use std::fs;
+
+use crate::guarded::until;
+use crate::support::postgres::{Server, execute, number};
+use crate::support::server::TestServer;
+use crate::support::shared_vault::VaultKey;
+
+/// A server of PostgreSQL's on which the role `byok_rotated` needs a password, and its URL with this one.
+async fn with_passwords() -> (Server, impl Fn(&str) -> String) {
+    let postgres = Server::start();
+    execute(&postgres.url, "CREATE ROLE byok_rotated LOGIN PASSWORD 'first-s3cret'").await;
+    execute(&postgres.url, "CREATE DATABASE byok_rotated OWNER byok_rotated").await;
+    let rules = "host all byok_rotated 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n";
+    fs::write(postgres.data().join("pg_hba.conf"), rules).unwrap();
+    execute(&postgres.url, "SELECT pg_reload_conf()").await;
+    let host = postgres.url.rsplit_once('@').unwrap().1.rsplit_once('/').unwrap().0.to_owned();
+    (postgres, move |password: &str| format!("postgres://byok_rotated:{password}@{host}/byok_rotated"))
+}
+
+#[tokio::test]
+async fn a_password_that_is_changed_is_taken_from_its_file_and_old_connections_are_retired() {
+    let (postgres, url) = with_passwords().await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("url");
+    fs::write(&path, url("first-s3cret")).unwrap();
+    let more = [("DATABASE_URL", ""), ("DATABASE_URL_FILE", path.to_str().unwrap())];
+    let server = TestServer::on(VaultKey::create().await, url("first-s3cret"), &more).await;
+    let token = server.encrypt("plain", "r").await;
+
+    // Written before the password is changed: it does not work yet.
+    fs::write(&path, url("second-s3cret")).unwrap();
+    until("it is said", async || server.logged().contains("does not answer by its new URL")).await;
+    assert_eq!(server.decrypt(&token, "r").await.status, 200, "the URL before stays in use");
+
+    let moment = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::int8";
+    let before = number(&postgres.url, moment).await;
+    execute(&postgres.url, "ALTER ROLE byok_rotated PASSWORD 'second-s3cret'").await;
+    let taken = r#""part":"database""#;
+    until("it is taken once it works", async || {
+        server.logged().lines().any(|line| line.contains(taken) && line.contains("is in use"))
+    })
+    .await;
+    let old = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE usename = 'byok_rotated' \
+         AND extract(epoch FROM backend_start) * 1000000 < {before}"
+    );
+    until("none is left that was made by the old one", async || number(&postgres.url, &old).await == 0).await;
+
+    let terminate =
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'byok_rotated'";
+    number(&postgres.url, terminate).await;
+    until("it goes on by the new one", async || server.decrypt(&token, "r").await.status == 200).await;
+
+    // A URL that is none, and another database.
+    fs::write(&path, "postgres://byok_rotated:third-s3cret@").unwrap();
+    until("it is said", async || server.logged().contains("is of no use")).await;
+    execute(&postgres.url, "CREATE DATABASE byok_other OWNER byok_rotated").await;
+    let good = url("second-s3cret");
+    fs::write(&path, format!("{}/byok_other", good.strip_suffix("/byok_rotated").unwrap())).unwrap();
+    until("it is said", async || server.logged().contains("by which the tables cannot be read")).await;
+    assert_eq!(server.decrypt(&token, "r").await.status, 200);
+    assert!(!server.logged().contains("s3cret"), "no message holds a piece of a value");
+}
