@@ -79,7 +79,7 @@ async fn while_no_keys_are_known_jwts_are_answered_503_and_the_server_is_not_rea
         (503, &json!("UNAVAILABLE"), &json!(true)),
         "{body}"
     );
-    let asked = server.graphql(&good, "{ byokHealth { status } }", json!({})).await;
+    let asked = server.graphql(&good, "{ byokAuditCheckpoint { note } }", json!({})).await;
     let asked = &asked["errors"][0]["extensions"];
     assert_eq!((&asked["code"], &asked["retryable"]), (&json!("UNAVAILABLE"), &json!(true)), "{asked}");
     let ready = server.get("/readyz").await;

@@ -3,7 +3,7 @@
 //! within seconds, and once it is back the next call finds it.
 //!
 //! Nothing is read from a standby, which may be any time behind: each read says whether its transaction could write
-//! ([`reads`]), and a connection to where none can is closed with all that were opened before (`primary`).
+//! (`reads!`), and a connection to where none can is closed with all that were opened before (`primary`).
 //!
 //! Behind PgBouncer in transaction mode no session state is relied on: each call is an explicit transaction with unnamed
 //! statements, because the driver prepares and executes in two steps, which may otherwise reach two servers.
