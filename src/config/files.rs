@@ -82,7 +82,8 @@ pub fn read_text(path: &Path) -> Result<Zeroizing<String>, FileProblem> {
     }
 }
 
-type Digest = [u8; 32];
+/// The SHA-256 of what a file holds, or why it cannot be read.
+type Content = Result<[u8; 32], FileProblem>;
 
 /// The files that were read once, by the variables that name them.
 #[derive(Default)]
@@ -90,17 +91,17 @@ pub struct Files(BTreeMap<String, Watched>);
 
 struct Watched {
     path: PathBuf,
-    /// Of what was taken over from it; none where it could not be read.
-    taken: Option<Digest>,
-    /// Of what it held at the last look.
-    seen: Option<Digest>,
+    /// What was named last.
+    taken: Content,
+    /// What there was at the last look.
+    seen: Content,
 }
 
 impl Files {
     /// Notes what a variable's file held.
     pub(super) fn note(&mut self, variable: &str, path: &Path, bytes: &[u8]) {
-        let digest = Some(sha256(bytes));
-        self.0.insert(variable.to_owned(), Watched { path: path.to_owned(), taken: digest, seen: digest });
+        let content = Ok(sha256(bytes));
+        self.0.insert(variable.to_owned(), Watched { path: path.to_owned(), taken: content, seen: content });
     }
 
     /// Takes one out that is read again at each use.
@@ -133,7 +134,7 @@ impl Files {
     fn look(&mut self, at_rest: bool) -> Vec<String> {
         let mut changed = Vec::new();
         for (variable, file) in &mut self.0 {
-            let now = read_file(&file.path).ok().map(|bytes| sha256(&bytes));
+            let now = read_file(&file.path).map(|bytes| sha256(&bytes));
             let is_at_rest = std::mem::replace(&mut file.seen, now) == now;
             if now != file.taken && (is_at_rest || !at_rest) {
                 file.taken = now;
@@ -187,6 +188,8 @@ mod tests {
         assert_eq!(files.changed_at_once(), ["A_FILE"]);
         fs::remove_file(&two).unwrap();
         assert_eq!(files.changed_at_once(), ["A_FILE"]);
+        fs::create_dir(&two).unwrap();
+        assert_eq!(files.changed_at_once(), ["A_FILE"], "it cannot be read for another reason");
     }
 
     #[test]

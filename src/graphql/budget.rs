@@ -22,6 +22,8 @@ pub(super) struct Budget {
     pub(super) text: usize,
     /// Bytes of an introspection's answer, estimated; Hasura's is estimated at less than three quarters of this, and is 60 KiB.
     pub(super) introspected: usize,
+    /// Pages of the audit log, of which a field then stands in a place once; `None` for what is judged and never run.
+    pub(super) pages: Option<usize>,
 }
 
 impl Budget {
@@ -34,10 +36,17 @@ impl Budget {
             values: items.saturating_mul(VALUES_BY_ITEM).saturating_add(VALUES_BESIDE),
             text: body_bytes,
             introspected: Self::OF_UNKNOWN.introspected,
+            pages: Self::OF_UNKNOWN.pages,
         }
     }
 
     /// Of one without identity: Hasura's introspection, of some 200 selections, and a handful of roots.
-    pub(super) const OF_UNKNOWN: Self =
-        Self { items: 8, selections: 512, values: 512, text: 16 << 10, introspected: 3 << 19 };
+    pub(super) const OF_UNKNOWN: Self = Self {
+        items: 8,
+        selections: 512,
+        values: 512,
+        text: 16 << 10,
+        introspected: 3 << 19,
+        pages: Some(4),
+    };
 }

@@ -66,9 +66,11 @@ pub fn refused(media: Media, refusal: &Refusal, request_id: &RequestId) -> Respo
     answer(media, error::refused(refusal, &[], request_id))
 }
 
-/// Which of these texts are documents that are valid against the schema: what a known caller's request is asked before it runs.
+/// Which of these texts are documents that are valid against the schema: what a known caller's request is asked before it runs,
+/// but for how much of the audit log it asks for.
 pub fn are_valid<'t>(texts: impl IntoIterator<Item = &'t str>, items: usize, body_bytes: usize) -> Vec<bool> {
-    let (runner, budget) = (Runner::new(), Budget::of_known(items, body_bytes));
+    let budget = Budget { pages: None, ..Budget::of_known(items, body_bytes) };
+    let runner = Runner::new();
     let is_valid = |text| {
         let document = parse(text, &budget).map_err(not_parsed)?;
         survey::survey(&document, &budget).map_err(NotRun::TooMuch)?;

@@ -19,8 +19,6 @@ const MAX_DEPTH: usize = 32;
 const MAX_BESIDE: usize = 32;
 /// Fields that are about as long as what their root is given. Each one beyond the first counts as if that was given again.
 const LONG: [&str; 3] = ["plaintext", "ciphertext", "value"];
-/// How many pages of the audit log one document may ask for.
-const MAX_PAGES: usize = 4;
 
 /// What a document asks for.
 #[derive(Debug)]
@@ -106,8 +104,25 @@ struct Walk<'a> {
 #[derive(Default)]
 struct Beside {
     count: usize,
-    /// The fields that may stand there once.
-    once: Vec<Name>,
+    /// The fields that may stand there once, with their names in the answer.
+    once: Vec<(Name, Name)>,
+}
+
+impl Beside {
+    /// Notes a field of the log: of each there may be one copy. A value that is named again as it was is the same one in the
+    /// answer.
+    fn once(&mut self, field: &Field) -> Result<(), Refusal> {
+        let (name, key) = (&field.name.node, &field.response_key().node);
+        let is_leaf = field.selection_set.node.items.is_empty();
+        match self.once.iter().find(|(other, _)| other == name) {
+            Some((_, other)) if is_leaf && other == key => Ok(()),
+            Some(_) => Err(twice()),
+            None => {
+                self.once.push((name.clone(), key.clone()));
+                Ok(())
+            }
+        }
+    }
 }
 
 impl Walk<'_> {
@@ -158,12 +173,8 @@ impl Walk<'_> {
             }
             match &selection.node {
                 Selection::Field(field) => {
-                    if matches!(place, Place::InLog) {
-                        let name = &field.node.name.node;
-                        if beside.once.contains(name) {
-                            return Err(twice());
-                        }
-                        beside.once.push(name.clone());
+                    if matches!(place, Place::InLog) && self.budget.pages.is_some() {
+                        beside.once(&field.node)?;
                     }
                     self.field(&field.node, depth, place, ask)?;
                 }
@@ -199,7 +210,7 @@ impl Walk<'_> {
                 match name {
                     "byokAudit" => {
                         self.pages += 1;
-                        if self.pages > MAX_PAGES {
+                        if self.budget.pages.is_some_and(|most| self.pages > most) {
                             return Err(too_large());
                         }
                         (Place::InLog, 1)
@@ -434,6 +445,8 @@ mod tests {
         let of = |items: &str| format!("{{byokAudit{{edges{{node{{id items{{{items}}}}}}}}}}}");
         assert_eq!(code(&of("recordId dekId outcome")), None);
         assert_eq!(code(&of("a:recordId b:recordId")), Some(ErrorCode::QueryInvalid));
+        let spread = of("recordId ...F") + "fragment F on ByokAuditItem{recordId}";
+        assert_eq!(code(&spread), None, "it is the same value in the answer");
         let spread = of("recordId ...F") + "fragment F on ByokAuditItem{r:recordId}";
         assert_eq!(code(&spread), Some(ErrorCode::QueryInvalid));
         let pages = |count: usize| {

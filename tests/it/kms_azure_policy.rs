@@ -76,8 +76,9 @@ async fn doctor_sees_what_the_optional_right_lets_it_see() {
     let reader = json!({ "oid": azure.oid, "scope": "/keys/byok", "actions": ["Microsoft.KeyVault/vaults/keys/read"] });
     azure.control(Method::POST, "roles", reader).await;
     let exposed = azure.kms().exposure().await;
-    assert!(exposed[0].remedy.contains("purge protection") && exposed.len() == 1);
+    assert!(exposed[0].remedy.contains("purge protection"));
+    assert!(exposed[1].what.contains("less than 3072 bits") && exposed.len() == 2);
     azure.attributes(None, json!({ "recoveryLevel": "Recoverable", "exp": 4_102_444_800_u64 })).await;
     let exposed = azure.kms().exposure().await;
-    assert!(exposed[0].what.contains("expires") && exposed.len() == 1);
+    assert!(exposed[1].what.contains("expires") && exposed.len() == 2);
 }

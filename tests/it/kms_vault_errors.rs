@@ -397,14 +397,14 @@ mod openbao {
         let said = doctor_of((403, DENIED)).await;
         assert!(said.contains("FAIL  key: making a DEK: AccessDenied"), "{said}");
         assert!(said.contains("either the token is expired or revoked, or it lacks the right"), "{said}");
-        assert!(said.contains("grant `update` on <mount>/encrypt/<key>"), "{said}");
+        assert!(said.contains("grant `update` on transit/encrypt/byok"), "{said}");
     }
 
     #[tokio::test]
     async fn doctor_asks_for_the_grant_where_the_token_is_known_to_live() {
         let lives = r#"{"request_id":"1b6d1bd4","lease_id":"","renewable":false,"lease_duration":0,"data":{"accessor":"a","ttl":3600},"wrap_info":null,"warnings":null,"auth":null}"#;
         let said = doctor_of((200, lives)).await;
-        assert!(said.contains("grant `update` on <mount>/encrypt/<key>"), "{said}");
+        assert!(said.contains("grant `update` on transit/encrypt/byok"), "{said}");
         assert!(said.contains("the token itself is good") && !said.contains("either the token"), "{said}");
     }
 }

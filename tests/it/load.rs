@@ -227,7 +227,7 @@ async fn bodies_are_refused_past_the_bytes_that_a_user_may_hold() {
     assert_eq!(metric(&server, r#"byok_requests_shed_total{full="share"}"#).await, 8);
     drop(one);
     until(&server, "byok_body_bytes_held", |bytes| bytes == 0).await;
-    assert_eq!(encrypt(&server, &server.client, &"x".repeat(900_000)).send().await.unwrap().status(), 200);
+    assert_eq!(encrypt(&server, &server.client, &"x".repeat(500_000)).send().await.unwrap().status(), 200);
 }
 
 #[tokio::test]

@@ -217,6 +217,8 @@ async fn a_database_of_the_release_before_keeps_its_log_and_gets_proofs() {
     let tenant = tenant(&store).await;
     store.commit(&Batch { fence: Vec::new(), ..proven(tenant, 0, HOUR) }).await.unwrap();
     for sql in [
+        "CREATE UNIQUE INDEX np_byok_jobs_running ON np_byok_jobs (tenant) WHERE state = 'RUNNING'",
+        "DROP INDEX np_byok_jobs_live",
         "DROP TRIGGER np_byok_wrapped_deks_rewrapped ON np_byok_wrapped_deks",
         "DROP FUNCTION np_byok_wrapped_deks_unseal",
         "ALTER TABLE np_byok_wrapped_deks DROP COLUMN record_hmac, DROP COLUMN mac, DROP COLUMN record_mac",

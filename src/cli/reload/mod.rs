@@ -55,8 +55,8 @@ struct Again {
 enum NotTaken {
     /// It is of no use.
     Mistakes(Vec<Mistake>),
-    /// It may be taken later: the database does not answer by it.
-    NotYet(config::Store),
+    /// It may be taken later: by it the database does what is said here.
+    NotYet(config::Store, &'static str),
     /// It is in use after a restart alone.
     NeedsRestart,
 }
@@ -107,7 +107,7 @@ pub(super) async fn keep(
                 hangs = is_late;
                 if let Some(settings) = waiting.take() {
                     match running.take_database(settings).await {
-                        Err(NotTaken::NotYet(settings)) => waiting = Some(settings),
+                        Err(NotTaken::NotYet(settings, _)) => waiting = Some(settings),
                         taken => waiting = running.said(Part::Database, &[], taken),
                     }
                 }
@@ -207,11 +207,15 @@ impl Running {
             Ok(Ok(_)) => {
                 return Err(mistake_in_url("names another database than the one that is served from"));
             }
-            Ok(Err(store::ReadError::Rejected | store::ReadError::Malformed)) => {
-                return Err(mistake_in_url("names a database or a role by which the tables cannot be read"));
+            Ok(Err(store::ReadError::Malformed)) => {
+                return Err(mistake_in_url("names a database whose tables are none of this server's"));
+            }
+            // A file is often written before the password is changed that it names.
+            Ok(Err(store::ReadError::Rejected)) => {
+                return Err(NotTaken::NotYet(settings, "refuses to be read"));
             }
             Ok(Err(store::ReadError::Unavailable | store::ReadError::Busy)) | Err(_) => {
-                return Err(NotTaken::NotYet(settings));
+                return Err(NotTaken::NotYet(settings, "does not answer"));
             }
         }
         self.take_urls(&settings)
@@ -242,11 +246,10 @@ impl Running {
                 }
                 (Reread::Refused, None)
             }
-            Err(NotTaken::NotYet(settings)) => {
+            Err(NotTaken::NotYet(settings, does)) => {
                 warn!(
                     part = name,
-                    "the database does not answer by its new URL: the one before stays in use, and this one is tried \
-                     again every {} s",
+                    "by its new URL the database {does}: the one before stays in use, and this one is tried again every {} s",
                     AGAIN.as_secs()
                 );
                 (Reread::Refused, Some(settings))

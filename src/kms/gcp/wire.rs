@@ -97,7 +97,10 @@ fn digits(mut number: u32, into: &mut [u8; CRC_DIGITS]) -> &[u8] {
 /// The ciphertext to send, if this can be one that the key made.
 pub(super) fn ciphertext<'a>(wrapped: &'a Wrapped, key: &GcpKey) -> Result<&'a [u8], KmsErrorClass> {
     // The name in the row comes from the database; the key is the one that is configured, whatever it says.
-    if *wrapped.key_version.key != *key.key || version_number(&wrapped.key_version).is_none() {
+    if *wrapped.key_version.key != *key.key {
+        return Err(KmsErrorClass::WrappedByAnotherKey);
+    }
+    if version_number(&wrapped.key_version).is_none() {
         return Err(KmsErrorClass::Misconfigured);
     }
     let length = wrapped.bytes.len();
@@ -334,13 +337,13 @@ mod tests {
             Some(KmsErrorClass::InvalidWrappedDek)
         );
         assert_eq!(of(Wrapped { scheme: 2, ..good.clone() }), Some(KmsErrorClass::InvalidWrappedDek));
-        for other in
-            [KeyVersion::new("other", "3"), KeyVersion::new("k", "3/../2"), KeyVersion::new("k", "0")]
-        {
-            assert_eq!(
-                of(Wrapped { key_version: other, ..good.clone() }),
-                Some(KmsErrorClass::Misconfigured)
-            );
+        for (key, version, class) in [
+            ("other", "3", KmsErrorClass::WrappedByAnotherKey),
+            ("k", "3/../2", KmsErrorClass::Misconfigured),
+            ("k", "0", KmsErrorClass::Misconfigured),
+        ] {
+            let key_version = KeyVersion::new(key, version);
+            assert_eq!(of(Wrapped { key_version, ..good.clone() }), Some(class));
         }
     }
 }
