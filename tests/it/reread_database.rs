@@ -60,7 +60,7 @@ async fn a_password_that_is_changed_is_taken_from_its_file_and_old_connections_a
     until("it goes on by the new one", async || server.decrypt(&token, "r").await.status == 200).await;
 
     // A URL that is none, and another database.
-    fs::write(&path, "postgres://byok_rotated:third-s3cret@").unwrap();
+    fs::write(&path, "mysql://byok_rotated:third-s3cret@localhost/byok_rotated").unwrap();
     until("it is said", async || server.logged().contains("is of no use")).await;
     execute(&postgres.url, "CREATE DATABASE byok_other OWNER byok_rotated").await;
     let good = url("second-s3cret");
