@@ -50,27 +50,52 @@ impl Lookups {
             state.waiting.push_back(Lookup { tenant, records, found });
             let is_free = state.under_way < AT_ONCE;
             state.under_way += usize::from(is_free);
-            is_free.then(|| Turn(self.clone()))
+            is_free.then(|| Turn { lookups: self.clone(), has_ended: false })
         };
-        if let Some(turn) = turn {
+        if let Some(mut turn) = turn {
             // A task of its own: whoever began it may hang up, and others wait for it.
             tokio::spawn(async move {
-                while let Some((tenant, group)) = turn.0.take() {
+                while let Some((tenant, group)) = turn.next() {
                     let mut records: Vec<_> =
                         group.iter().flat_map(|lookup| &lookup.records).cloned().collect();
                     records.sort_unstable();
                     records.dedup();
-                    divide(read(tenant, records).await, group);
+                    match read(tenant, records).await {
+                        // One row that cannot be read must not take the others' with it.
+                        Err(ReadError::Rejected | ReadError::Malformed) if group.len() > 1 => {
+                            for alone in group {
+                                divide(read(tenant, alone.records.clone()).await, vec![alone]);
+                            }
+                        }
+                        rows => divide(rows, group),
+                    }
                 }
             });
         }
         rows.await.unwrap_or(Err(ReadError::Unavailable))
     }
 
-    /// The next lookups of one tenant, in their order.
-    fn take(&self) -> Option<(TenantUid, Vec<Lookup>)> {
-        let mut state = self.state();
-        let first = state.waiting.pop_front()?;
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Someone who reads.
+struct Turn {
+    lookups: Lookups,
+    has_ended: bool,
+}
+
+impl Turn {
+    /// The next lookups of one tenant, in their order; where there are none the turn has ended. Both under one lock: whoever
+    /// comes right after is not left to a turn that looks no more.
+    fn next(&mut self) -> Option<(TenantUid, Vec<Lookup>)> {
+        let mut state = self.lookups.state();
+        let Some(first) = state.waiting.pop_front() else {
+            state.under_way -= 1;
+            self.has_ended = true;
+            return None;
+        };
         let (tenant, mut count) = (first.tenant, first.records.len());
         let mut group = vec![first];
         while let Some(next) = state.waiting.pop_front_if(|next| {
@@ -81,18 +106,18 @@ impl Lookups {
         }
         Some((tenant, group))
     }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-/// Someone who reads; gives its turn up on every way out, a panic included.
-struct Turn(Lookups);
-
 impl Drop for Turn {
+    /// After a panic: where nobody else reads, those who wait are not left waiting.
     fn drop(&mut self) {
-        self.0.state().under_way -= 1;
+        if !self.has_ended {
+            let mut state = self.lookups.state();
+            state.under_way -= 1;
+            if state.under_way == 0 {
+                state.waiting.clear();
+            }
+        }
     }
 }
 
@@ -110,7 +135,7 @@ fn divide(rows: Rows, group: Vec<Lookup>) {
 
 #[cfg(test)]
 mod tests {
-    use futures_util::future::join_all;
+    use futures_util::future::{FutureExt as _, join_all};
     use tokio::sync::Semaphore;
 
     use super::*;
@@ -167,5 +192,39 @@ mod tests {
         }
         let works = lookups.newest(TenantUid([1; 16]), record(), async |_, _| Ok(Vec::new()));
         assert_eq!(works.await, Ok(Vec::new()));
+    }
+
+    #[tokio::test]
+    async fn who_comes_when_every_turn_has_found_nothing_more_is_read_for() {
+        let lookups = Lookups::default();
+        let turn = || {
+            lookups.state().under_way += 1;
+            Turn { lookups: lookups.clone(), has_ended: false }
+        };
+        let mut turns: Vec<Turn> = (0..AT_ONCE).map(|_| turn()).collect();
+        assert!(turns.iter_mut().all(|turn| turn.next().is_none()));
+        let record = vec![Arc::from("r")];
+        let rows = lookups.newest(TenantUid([1; 16]), record, async |_, _| Ok(Vec::new()));
+        assert_eq!(rows.now_or_never(), None, "it is read in a task of its own");
+        drop(turns);
+        assert_eq!(lookups.state().under_way, 1);
+    }
+
+    #[tokio::test]
+    async fn a_row_that_cannot_be_read_fails_for_those_alone_who_look_for_it() {
+        let lookups = Lookups::default();
+        let look = |record: &str| {
+            lookups.newest(TenantUid([1; 16]), vec![Arc::from(record)], async |_, records: Vec<Arc<str>>| {
+                tokio::task::yield_now().await;
+                match records.iter().any(|record| &**record == "bad") {
+                    true => Err(ReadError::Malformed),
+                    false => Ok(records.iter().map(row).collect()),
+                }
+            })
+        };
+        let names = ["1", "2", "3", "4", "5", "bad", "6", "7"];
+        for (name, found) in names.iter().zip(join_all(names.map(look)).await) {
+            assert_eq!(found.is_ok(), *name != "bad", "{name}");
+        }
     }
 }
