@@ -35,8 +35,8 @@ impl Arrival {
     }
 }
 
-/// For a request that no server stands around.
-struct Unbounded;
+/// The room of a request that no server stands around.
+pub struct Unbounded;
 
 impl Room for Unbounded {
     fn hold(&self, _: usize) -> bool {

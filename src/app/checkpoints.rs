@@ -464,15 +464,7 @@ impl Checkpoints {
     /// The latest entries of this operation, newest first.
     async fn latest(&self, operation: Operation, limit: u32) -> Result<Vec<PlacedEntry>, ReadError> {
         let filter = EntryFilter { operation: Some(operation), ..EntryFilter::default() };
-        let (mut found, mut before) = (Vec::new(), None);
-        loop {
-            let page = self.store.entries(self.tenant.uid()?, &filter, before, limit).await?;
-            found.extend(page.entries);
-            before = page.next;
-            if before.is_none() || found.len() >= limit as usize {
-                return Ok(found);
-            }
-        }
+        self.store.latest_entries(self.tenant.uid()?, &filter, limit).await
     }
 
     /// Whether a retention took the entries that this log began with, and so those that named heads of the log before: an entry

@@ -50,7 +50,7 @@ use crate::telemetry::{PoolCounts, Rereads};
 use crate::webhook::Webhook;
 
 pub use answer::{answer_too_large, no_room, write_json};
-pub use arrival::{Arrival, Room};
+pub use arrival::{Arrival, Room, Unbounded};
 pub use audit::{AuditPage, AuditQuery};
 pub use checkpoints::{Checked, CheckpointParts, CheckpointShown, Checkpoints};
 pub use context::context_of;

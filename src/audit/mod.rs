@@ -28,7 +28,7 @@ pub use ocsf::ocsf_event;
 pub use pack::{pack, unpack};
 pub use pruned::{prune_detail, pruned_leaves};
 pub use record_id::{MAX_RECORD_ID_BYTES, recorded_id};
-pub use row_macs::{RowMacs, RowSeal};
+pub use row_macs::{RowMacs, RowSeal, last_sealed};
 pub use tree::{Tree, TreeError};
 pub use verify::{
     Against, Claim, Finding, HeldRows, PersonalValue, Report, RowCounts, State, Trust, check_row_macs,

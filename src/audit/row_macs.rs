@@ -5,8 +5,8 @@
 
 use crate::config::RowMacKeys;
 use crate::crypto::RowMacKey;
-use crate::model::{DekId, KeyVersion, TenantUid, Wrapped};
-use crate::store::DekRow;
+use crate::model::{DekId, KeyVersion, Operation, Outcome, TenantUid, Timestamp, Wrapped};
+use crate::store::{AuditReads, DekRow, EntryFilter, ReadError};
 
 /// Makes and checks the MACs of DEKs' rows.
 pub struct RowMacs(RowMacKeys);
@@ -95,6 +95,23 @@ fn wrapped_fields<'a>(
 
 fn record_fields<'a>(tenant: &'a TenantUid, id: &'a DekId, record: &'a str) -> [&'a [u8]; 4] {
     [b"record", &tenant.0, id.as_bytes(), record.as_bytes()]
+}
+
+/// When the log last said that a tenant's rows are all sealed.
+///
+/// # Errors
+/// The log cannot be read.
+pub async fn last_sealed(
+    log: &(impl AuditReads + ?Sized),
+    tenant: TenantUid,
+) -> Result<Option<Timestamp>, ReadError> {
+    let filter = EntryFilter {
+        operation: Some(Operation::Seal),
+        outcome: Some(Outcome::Ok),
+        ..EntryFilter::default()
+    };
+    let latest = log.latest_entries(tenant, &filter, 1).await?;
+    Ok(latest.first().map(|placed| placed.row.at))
 }
 
 #[cfg(test)]

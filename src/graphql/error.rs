@@ -206,30 +206,16 @@ mod tests {
     use async_graphql::ServerError;
     use serde_json::json;
 
+    use crate::app::Unbounded;
+
     use super::*;
 
     fn read(written: &Written) -> serde_json::Value {
         serde_json::from_slice(&written.body).unwrap()
     }
 
-    struct Boundless;
-
-    impl Room for Boundless {
-        fn hold(&self, _: usize) -> bool {
-            true
-        }
-
-        fn hold_at_least(&self, _: usize) -> bool {
-            true
-        }
-
-        fn largest_answer(&self) -> usize {
-            usize::MAX
-        }
-    }
-
     fn answered(response: Response) -> Written {
-        answer(response, &request_id(), &Boundless).unwrap()
+        answer(response, &request_id(), &Unbounded).unwrap()
     }
 
     fn request_id() -> RequestId {

@@ -301,27 +301,12 @@ fn answer(media: Media, Written { body, code, has_run }: Written) -> Response {
 mod tests {
     use serde_json::{Value, json};
 
+    use crate::app::Unbounded;
     use crate::model::{Identity, Means, Session, Tenant, TenantUid};
 
     use super::*;
 
     const CANARY: &str = "C4N4RY";
-
-    struct Boundless;
-
-    impl Room for Boundless {
-        fn hold(&self, _: usize) -> bool {
-            true
-        }
-
-        fn hold_at_least(&self, _: usize) -> bool {
-            true
-        }
-
-        fn largest_answer(&self) -> usize {
-            usize::MAX
-        }
-    }
 
     fn known() -> Result<Caller, Refusal> {
         let identity =
@@ -340,7 +325,7 @@ mod tests {
         let (request_id, runner) = (RequestId::fresh(), Runner::new());
         let budget = caller.as_ref().map_or(Budget::OF_UNKNOWN, |_| Budget::of_known(100, 1 << 20));
         let written = match runner.prepare(bytes, &budget, &caller, |_, does| may.contains(&does)) {
-            Ok(ready) => runner.run(ready, &request_id, &Boundless, ()).await.0.unwrap(),
+            Ok(ready) => runner.run(ready, &request_id, &Unbounded, ()).await.0.unwrap(),
             Err(NotRun::Malformed(refusal) | NotRun::TooMuch(TooMuch { refusal, .. })) => {
                 error::refused(&refusal, &[], &request_id)
             }

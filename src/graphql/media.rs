@@ -2,7 +2,7 @@
 
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
-use crate::model::ErrorCode;
+use crate::model::{ErrorCode, MediaRange};
 
 const NEW: &str = "application/graphql-response+json";
 
@@ -23,10 +23,7 @@ impl Media {
         // Of the ranges that hold the older one, the nearest to it counts.
         let (mut newer, mut older) = (0.0, [None; 3]);
         let lines = headers.get_all(header::ACCEPT).iter().filter_map(|line| line.to_str().ok());
-        for range in lines.flat_map(|line| line.split(',')) {
-            let mut parts = range.split(';').map(str::trim);
-            let name = parts.next().unwrap_or_default().to_ascii_lowercase();
-            let weight = weight_of(parts);
+        for MediaRange { name, weight, .. } in lines.flat_map(MediaRange::listed) {
             match name.as_str() {
                 NEW => newer = weight,
                 "application/json" => older[0] = Some(weight),
@@ -59,12 +56,6 @@ impl Media {
 /// The status that REST has for it too.
 pub(super) fn status_of(code: ErrorCode) -> StatusCode {
     StatusCode::from_u16(code.http_status()).unwrap_or(StatusCode::BAD_REQUEST)
-}
-
-/// How much a media range is liked (RFC 9110, section 12.4.2).
-fn weight_of<'a>(mut parameters: impl Iterator<Item = &'a str>) -> f32 {
-    let weight = parameters.find_map(|parameter| parameter.strip_prefix(['q', 'Q'])?.strip_prefix('='));
-    weight.map_or(1.0, |weight| weight.parse().unwrap_or_default())
 }
 
 #[cfg(test)]

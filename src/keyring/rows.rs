@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use tracing::error;
 
-use crate::audit::{RowMacs, RowSeal, Unit, pack};
+use crate::audit::{RowMacs, RowSeal, Unit, last_sealed, pack};
 use crate::config::RowMac;
 use crate::kms::Kms;
 use crate::model::{
     BootTime, DekId, Entry, ErrorCode, Incident, IncidentId, Item, KeyVersion, Operation, Outcome, Posture,
-    Tenant, TenantUid, Timestamp, Wrapped,
+    Tenant, TenantUid, Wrapped,
 };
-use crate::store::{Change, DekRow, EntryFilter, PlacedEntry, ReadError};
+use crate::store::{Change, DekRow, ReadError};
 
 use super::{Keyring, KeyringError};
 
@@ -241,31 +241,11 @@ impl Keyring {
         if let Some(known) = self.rows.known_of(tenant, now) {
             return Ok(known);
         }
-        let is_sealed = self.last_sealed(tenant).await?.is_some();
+        let is_sealed = last_sealed(&*self.store, tenant).await?.is_some();
         let known = if is_sealed { Ok(()) } else { Err(now) };
         let mut sealed = self.rows.sealed.lock().unwrap_or_else(PoisonError::into_inner);
         let known = sealed.entry(tenant).and_modify(|before| *before = before.or(known)).or_insert(known);
         Ok(known.is_ok())
-    }
-
-    /// When the log was last told that a tenant's rows are all sealed.
-    pub(super) async fn last_sealed(&self, tenant: TenantUid) -> Result<Option<Timestamp>, ReadError> {
-        let filter = EntryFilter {
-            operation: Some(Operation::Seal),
-            outcome: Some(Outcome::Ok),
-            ..EntryFilter::default()
-        };
-        let mut before = None;
-        loop {
-            let page = self.store.entries(tenant, &filter, before, 1).await?;
-            if let Some(PlacedEntry { row, .. }) = page.entries.first() {
-                return Ok(Some(row.at));
-            }
-            match page.next {
-                Some(next) => before = Some(next),
-                None => return Ok(None),
-            }
-        }
     }
 
     /// Writes an incident of a row that was refused, unless there was one just now: whoever edits one row may edit them all.

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::audit::{RowMacs, RowSeal, Unit, hold_rows, pack};
+use crate::audit::{RowMacs, RowSeal, Unit, hold_rows, last_sealed, pack};
 use crate::model::{BootTime, DekId, Entry, Operation, Tenant, TenantUid};
 use crate::store::{Batch, Change, DekRow, ReadError};
 
@@ -245,7 +245,7 @@ impl Keyring {
             return Ok(());
         }
         course.looked = Some(now);
-        let last = self.last_sealed(tenant.uid).await?;
+        let last = last_sealed(&*self.store, tenant.uid).await?;
         // Where only the configuration says it, the log is not told what is not so.
         let is_due = last.map_or(is_so, |last| self.clock.now().since(last) >= TOLD_AGAIN);
         if is_due {

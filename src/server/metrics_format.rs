@@ -2,6 +2,8 @@
 
 use axum::http::{HeaderMap, header};
 
+use crate::model::MediaRange;
+
 /// A text format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
@@ -18,19 +20,10 @@ impl Format {
         // Of the ranges that hold the classic one, the nearest to it counts.
         let (mut open_metrics, mut classic) = (None::<f32>, [None::<f32>; 3]);
         let lines = headers.get_all(header::ACCEPT).iter().filter_map(|line| line.to_str().ok());
-        for range in lines.flat_map(|line| line.split(',')) {
-            let mut parts = range.split(';').map(str::trim);
-            let name = parts.next().unwrap_or_default().to_ascii_lowercase();
-            let parameters: Vec<(String, &str)> = parts
-                .filter_map(|parameter| parameter.split_once('='))
-                .map(|(name, value)| (name.trim().to_ascii_lowercase(), value.trim().trim_matches('"')))
-                .collect();
-            let parameter =
-                |wanted: &str| parameters.iter().find(|(name, _)| name == wanted).map(|(_, value)| *value);
-            // What is no weight is none.
-            let weight = parameter("q").map_or(1.0, |weight| weight.parse().unwrap_or_default());
+        for range in lines.flat_map(MediaRange::listed) {
+            let weight = range.weight;
             let best = |known: Option<f32>| Some(known.map_or(weight, |known| known.max(weight)));
-            match (name.as_str(), parameter("version")) {
+            match (range.name.as_str(), range.parameter("version")) {
                 ("application/openmetrics-text", None | Some("1.0.0" | "0.0.1")) => {
                     open_metrics = best(open_metrics);
                 }

@@ -488,7 +488,7 @@ pub trait JobReads {
 
 /// Reads of the audit log.
 #[async_trait]
-pub trait AuditReads {
+pub trait AuditReads: Sync {
     /// Up to `limit` (1 or more) entries below `before` (all when `None`) that match, newest first. How much is read for it is
     /// bounded: a page may have fewer, or none, with more to come.
     async fn entries(
@@ -498,6 +498,25 @@ pub trait AuditReads {
         before: Option<u64>,
         limit: u32,
     ) -> Result<Page, ReadError>;
+
+    /// The latest `limit` (1 or more) entries that match, newest first, however many pages that takes; fewer where there are
+    /// no more.
+    async fn latest_entries(
+        &self,
+        tenant: TenantUid,
+        filter: &EntryFilter,
+        limit: u32,
+    ) -> Result<Vec<PlacedEntry>, ReadError> {
+        let (mut found, mut before) = (Vec::new(), None);
+        loop {
+            let page = self.entries(tenant, filter, before, limit).await?;
+            found.extend(page.entries);
+            before = page.next;
+            if before.is_none() || found.len() >= limit as usize {
+                return Ok(found);
+            }
+        }
+    }
 
     /// Up to `limit` entries from this place on, oldest first; fewer where they are large, and none only where none are left.
     /// All entries of a place come together, where `limit` does not part them. A place that is missing is left out.

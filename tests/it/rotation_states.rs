@@ -151,10 +151,10 @@ async fn beside_one_that_is_paused_none_is_started() {
     assert_eq!(server.get(&format!("/byok/rotate/{id}")).await.body["state"], "CANCELLED");
 }
 
-#[tokio::test]
-async fn what_is_paused_in_the_middle_stays_so_over_a_kill_and_goes_on_where_it_was() {
+/// A server with so many records, whose rotation has re-wrapped some and is held from the rest; their tokens, and its id.
+async fn in_the_middle(records: usize) -> (TestServer, Vec<(String, String)>, String) {
     let mut server = TestServer::start().await;
-    let tokens = encrypt_records(&server, 3_000).await;
+    let tokens = encrypt_records(&server, records).await;
     server.key.rotate().await;
     server.stop().await;
     // So few calls that a rotation comes no further than some batches.
@@ -162,10 +162,15 @@ async fn what_is_paused_in_the_middle_stays_so_over_a_kill_and_goes_on_where_it_
     server.start_again().await;
     let started = server.post("/byok/rotate", json!({})).await;
     let id = started.body["id"].as_str().unwrap().to_owned();
-    let begun = async || server.get(&format!("/byok/rotate/{id}")).await.body["rewrapped"] != 0;
-    while !begun().await {
+    while server.get(&format!("/byok/rotate/{id}")).await.body["rewrapped"] == 0 {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+    (server, tokens, id)
+}
+
+#[tokio::test]
+async fn what_is_paused_in_the_middle_stays_so_over_a_kill_and_goes_on_where_it_was() {
+    let (mut server, tokens, id) = in_the_middle(3_000).await;
     assert_eq!(command(&server, &id, "pause").await.1["state"], "PAUSED");
     server.kill().await;
     server.environment.retain(|(name, _)| name != "BYOK_KMS_CALLS_PER_MINUTE");
@@ -214,17 +219,7 @@ async fn pausing_and_resuming_at_any_moment_neither_loses_a_dek_nor_wakes_one_th
 
 #[tokio::test]
 async fn a_rotation_that_is_cancelled_in_the_middle_leaves_a_valid_state_and_another_does_the_rest() {
-    let mut server = TestServer::start().await;
-    let tokens = encrypt_records(&server, 2_500).await;
-    server.key.rotate().await;
-    server.stop().await;
-    server.environment.push(("BYOK_KMS_CALLS_PER_MINUTE".to_owned(), "10".to_owned()));
-    server.start_again().await;
-    let started = server.post("/byok/rotate", json!({})).await;
-    let id = started.body["id"].as_str().unwrap().to_owned();
-    while server.get(&format!("/byok/rotate/{id}")).await.body["rewrapped"] == 0 {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    let (mut server, tokens, id) = in_the_middle(2_500).await;
     let (status, job) = command(&server, &id, "cancel").await;
     assert_eq!((status, &job["state"], &job["stalled"]), (200, &json!("CANCELLED"), &Value::Null), "{job}");
     server.stop().await;

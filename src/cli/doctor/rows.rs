@@ -3,11 +3,10 @@
 use std::time::Duration;
 
 use super::Findings;
-use crate::audit::{RowCounts, RowMacs, count_row_seals};
+use crate::audit::{RowCounts, RowMacs, count_row_seals, last_sealed};
 use crate::cli::assemble;
 use crate::config;
-use crate::model::{Operation, Outcome, TenantUid};
-use crate::store::{Database, DekRow, EntryFilter};
+use crate::store::DekRow;
 
 /// How long all rows may take to be looked at.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -67,7 +66,9 @@ pub(super) async fn check(
              are refused: run `byok audit verify`, and `byok audit reseal` where it is clean",
         );
     }
-    if !settings.required && previous + unsealed + wrong == 0 && is_said_sealed(&*database, tenant.uid).await
+    if !settings.required
+        && previous + unsealed + wrong == 0
+        && last_sealed(&*database, tenant.uid).await.is_ok_and(|at| at.is_some())
     {
         findings.open(
             "rows: all are sealed, but that a row without a MAC is refused lies in the database alone",
@@ -80,23 +81,5 @@ pub(super) async fn check(
             "they were edited, or another secret has sealed them: run `byok audit verify`. If that secret is lost and the log \
              holds, run `byok audit reseal`",
         );
-    }
-}
-
-/// Whether an entry of the log says that all rows are sealed.
-async fn is_said_sealed(database: &dyn Database, tenant: TenantUid) -> bool {
-    let filter = EntryFilter {
-        operation: Some(Operation::Seal),
-        outcome: Some(Outcome::Ok),
-        ..EntryFilter::default()
-    };
-    let mut before = None;
-    loop {
-        let Ok(page) = database.entries(tenant, &filter, before, 1).await else { return false };
-        match (page.entries.is_empty(), page.next) {
-            (false, _) => return true,
-            (true, Some(next)) => before = Some(next),
-            (true, None) => return false,
-        }
     }
 }
