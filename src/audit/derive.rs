@@ -11,7 +11,7 @@ use tracing::error;
 use crate::merkle::Hash;
 use crate::model::{TenantUid, Timestamp};
 use crate::store::{
-    Batch, Behind, Change, Chunk, ChunkValue, CommitError, ReadError, Store, Tile, TileId, WIDTH,
+    Batch, Behind, Change, Chunk, ChunkValue, CommitError, ReadError, Store, TILE_LEVELS, Tile, TileId, WIDTH,
 };
 
 use super::tree::{Tree, TreeError};
@@ -23,8 +23,6 @@ const A_PASS: u64 = 16 * AT_ONCE;
 /// How many items' records are held at once, about, and how many values one commit names: an entry may have tens of thousands.
 const ITEMS: u32 = 65_536;
 const VALUES: usize = 32_768;
-/// As many levels of tiles as the tables take.
-const LEVELS: u32 = 8;
 
 /// How far a pass came; of several logs, what is worst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -127,7 +125,7 @@ impl Pass<'_> {
             at = last;
         }
         let mut below = at;
-        for level in 1..LEVELS {
+        for level in 1..TILE_LEVELS {
             below /= WIDTH;
             if below == 0 {
                 break;

@@ -16,10 +16,13 @@ use super::{EntryFilter, ReadError};
 /// How many hashes a tile has, and how many places a chunk.
 pub const WIDTH: u64 = 256;
 
+/// How many levels of tiles a tree has at most: as many as the tables take.
+pub const TILE_LEVELS: u32 = 8;
+
 /// Which tile of a log's tree: level 0 is over leaves, level l over the tiles of level l-1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TileId {
-    /// 0 to 7.
+    /// Below [`TILE_LEVELS`].
     pub level: u32,
     /// Its place among those of its level, from 0.
     pub index: u64,

@@ -35,7 +35,7 @@ use crate::model::{
 };
 
 pub use announcement::{AnnouncementOutcome, AnnouncementReads, Attempt, Unannounced};
-pub use derived::{Behind, Chunk, ChunkValue, DerivedReads, Outline, Tile, TileId, WIDTH};
+pub use derived::{Behind, Chunk, ChunkValue, DerivedReads, Outline, TILE_LEVELS, Tile, TileId, WIDTH};
 pub use fence::{Fence, Must, Passed, ProofReads, Seen, Watched};
 pub use keeping::{Keeping, Personal, Prunable, PruneError, Retention};
 pub use migration::{MigrateError, MigrationReport};

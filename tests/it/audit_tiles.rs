@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use byok::audit::{Derived, Tree, TreeError, derive};
+use byok::audit::{Claim, Derived, Finding, Tree, TreeError, Trust, derive, verify_log};
 use byok::merkle::{Frontier, Hash, root_of, verify_consistency, verify_inclusion};
 use byok::model::{ErrorCode, Operation, Outcome, TenantUid, Timestamp};
 use byok::store::{Change, ChunkValue, EntryFilter, EntryRow, Sqlite, Store, Tile, TileId, WIDTH};
@@ -511,6 +511,20 @@ impl Reached {
         self.again().await
     }
 
+    async fn alter_tiles(&self, sql: &str) {
+        let guards: &[&str] = match self {
+            Self::Postgres(_) => &["ALTER TABLE np_byok_tiles DISABLE TRIGGER USER"],
+            Self::Sqlite(_) => &[
+                "DROP TRIGGER IF EXISTS np_byok_tiles_no_update",
+                "DROP TRIGGER IF EXISTS np_byok_tiles_no_delete",
+            ],
+        };
+        for guard in guards {
+            self.execute(guard).await;
+        }
+        self.execute(sql).await;
+    }
+
     async fn delete_entries(&self, places: Range<u64>) {
         let guard = match self {
             Self::Postgres(_) => "ALTER TABLE np_byok_audit DISABLE TRIGGER USER",
@@ -576,6 +590,64 @@ async fn tiles_prove_what_is_left_where_entries_are_gone((reached, store): (Reac
     assert!(walk(&store, tenant, &filter, 100).await.into_iter().eq((512..1_500).rev()));
 }
 
+/// Which tiles of the tenant's current log `byok audit verify` finds to be altered, and the places that it names.
+async fn altered_tiles(store: &Db, uid: TenantUid) -> Vec<(TileId, Range<u64>)> {
+    let tenants = store.tenants().await.unwrap();
+    let tenant = tenants.into_iter().find(|tenant| tenant.uid == uid).unwrap();
+    let report = verify_log(&**store, &tenant, None, Trust::default(), &mut |_, _| ()).await.unwrap();
+    assert!(
+        report
+            .findings
+            .iter()
+            .all(|finding| finding.name() != "changed-tile" || finding.breaks() == Claim::Tree)
+    );
+    report
+        .findings
+        .into_iter()
+        .filter_map(|finding| match finding {
+            Finding::Tile { id, places } => Some((id, places)),
+            _ => None,
+        })
+        .collect()
+}
+
+/// The entries are untouched; proofs of them are made of tiles.
+async fn an_altered_tile_is_found_when_the_log_is_verified((reached, store): (Reached, Db)) {
+    let tenant = tenant(&*store).await;
+    let mut leaves = Vec::new();
+    grow(&store, tenant, &mut leaves, 1_500).await;
+    assert_eq!(pass(&store).await, Derived::All);
+    assert_eq!(altered_tiles(&store, tenant).await, []);
+
+    let id = |level, index| TileId { level, index };
+    let (other_hash, other_root) = match &reached {
+        Reached::Postgres(_) => {
+            ("set_byte(hashes, 40, get_byte(hashes, 40) # 1)", "set_byte(root, 0, get_byte(root, 0) # 1)")
+        }
+        Reached::Sqlite(_) => {
+            ("CAST(substr(hashes, 1, 40) || randomblob(8) || substr(hashes, 49) AS BLOB)", "randomblob(32)")
+        }
+    };
+    reached.alter_tiles(&format!("UPDATE np_byok_tiles SET hashes = {other_hash} WHERE tile = 1")).await;
+    assert_eq!(altered_tiles(&store, tenant).await, [(id(0, 1), 256..512)]);
+    reached.alter_tiles(&format!("UPDATE np_byok_tiles SET root = {other_root} WHERE tile = 3")).await;
+    assert_eq!(altered_tiles(&store, tenant).await, [(id(0, 1), 256..512), (id(0, 3), 768..1_024)]);
+    // What is not there is made from the entries.
+    reached.alter_tiles("DELETE FROM np_byok_tiles WHERE tile = 1").await;
+    assert_eq!(altered_tiles(&store, tenant).await, [(id(0, 3), 768..1_024)]);
+    // Where the entries went, a tile has to make its own root.
+    reached.alter_tiles("DELETE FROM np_byok_tiles WHERE tile = 3").await;
+    reached.delete_entries(0..256).await;
+    assert_eq!(altered_tiles(&store, tenant).await, []);
+    reached.alter_tiles(&format!("UPDATE np_byok_tiles SET hashes = {other_hash} WHERE tile = 0")).await;
+    assert_eq!(altered_tiles(&store, tenant).await, [(id(0, 0), 0..256)]);
+    // One of a level above that does not stand on those below, and one that the log is too short for.
+    let tiles = vec![tile(1, 0, 9), tile(0, 5, 9)];
+    store.commit(&changes(tenant, vec![Change::AddTiles { log: 1, tiles }])).await.unwrap();
+    let found = altered_tiles(&store, tenant).await;
+    assert_eq!(found, [(id(0, 0), 0..256), (id(0, 5), 1_280..1_536), (id(1, 0), 0..65_536)]);
+}
+
 macro_rules! where_rows_are_reached {
     ($($case:ident)+) => {
         mod reached_on_postgres {
@@ -595,6 +667,7 @@ macro_rules! where_rows_are_reached {
 }
 
 where_rows_are_reached! {
+    an_altered_tile_is_found_when_the_log_is_verified
     a_log_of_more_than_a_tile_of_tiles_has_a_second_level
     a_second_log_has_tiles_of_its_own
     a_missing_entry_ends_the_tree_but_no_page

@@ -207,7 +207,7 @@ async fn a_strangers_body_that_drips_ends_soon_where_there_are_many_connections(
             () = ended => {}
         }
         // The request's time is 30 s.
-        assert!(began.elapsed() < Duration::from_secs(15), "{path}: {:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(25), "{path}: {:?}", began.elapsed());
     }
     let mut first = known.swap_remove(0);
     first.write_all(request.as_bytes()).await.unwrap();

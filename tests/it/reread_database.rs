@@ -4,8 +4,9 @@
 use std::fs;
 
 use crate::guarded::until;
+use crate::support::needed;
 use crate::support::postgres::{Server, execute, number};
-use crate::support::server::TestServer;
+use crate::support::server::{TestServer, create_database};
 use crate::support::shared_vault::VaultKey;
 
 /// A server of PostgreSQL's on which the role `byok_rotated` needs a password, and its URL with this one.
@@ -71,4 +72,23 @@ async fn a_password_that_is_changed_is_taken_from_its_file_and_old_connections_a
     .await;
     assert_eq!(server.decrypt(&token, "r").await.status, 200);
     assert!(!server.logged().contains("s3cret"), "no message holds a piece of a value");
+}
+
+#[tokio::test]
+async fn a_url_corrected_before_any_database_was_reached_is_taken_untried() {
+    let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let wrong = format!("postgres://byok@{}/byok", nobody.local_addr().unwrap());
+    drop(nobody);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("url");
+    fs::write(&path, &wrong).unwrap();
+    let more = [("DATABASE_URL", ""), ("DATABASE_URL_FILE", path.to_str().unwrap())];
+    let server = TestServer::starting(VaultKey::create().await, wrong, &more).await;
+    assert_eq!(server.get("/ready").await.body["reason"], "STARTING");
+
+    fs::write(&path, create_database(&needed("DATABASE_URL")).await).unwrap();
+    until("it serves by the new URL", async || server.get("/ready").await.status == 200).await;
+    let token = server.encrypt("plain", "r").await;
+    assert_eq!(server.decrypt(&token, "r").await.body["plaintext"], "plain");
+    assert_eq!(refusals(&server), 0, "nothing was there to try it against");
 }

@@ -14,7 +14,7 @@ use crate::support::shared_vault::VaultKey;
 async fn with_the_database_down_it_says_so_from_the_first_second_and_serves_once_it_is_there() {
     let mut database = Server::start();
     database.kill();
-    let server = TestServer::starting(VaultKey::create().await, database.url.clone()).await;
+    let server = TestServer::starting(VaultKey::create().await, database.url.clone(), &[]).await;
     for path in ["/live", "/livez", "/version", "/capabilities", "/openapi.json", "/metrics"] {
         assert_eq!(server.get(path).await.status, 200, "{path}");
     }
@@ -80,7 +80,7 @@ async fn with_the_database_down_it_says_so_from_the_first_second_and_serves_once
 async fn a_server_that_starts_without_its_database_ends_when_it_is_told_to() {
     let database = Server::start();
     database.kill();
-    let mut server = TestServer::starting(VaultKey::create().await, database.url.clone()).await;
+    let mut server = TestServer::starting(VaultKey::create().await, database.url.clone(), &[]).await;
     assert_eq!(server.stop().await, Some(0));
 }
 
@@ -92,7 +92,7 @@ async fn what_is_wrong_for_certain_ends_the_start_and_is_said() {
         (as_user(&database.url, "nobody_of_that_name"), "no role of that name and password may log in"),
         (database_that_is_not, "there is no database of that name"),
     ] {
-        let server = TestServer::starting(VaultKey::create().await, database.url.clone()).await;
+        let server = TestServer::starting(VaultKey::create().await, database.url.clone(), &[]).await;
         let mut command = Command::new(env!("CARGO_BIN_EXE_byok"));
         command.arg("serve").env_clear().envs(server.environment.clone()).env("DATABASE_URL", &url);
         let output = command.output().await.unwrap();

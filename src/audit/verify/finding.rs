@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use crate::merkle::Hash;
 use crate::model::{DekId, KeyVersion, TenantUid};
+use crate::store::TileId;
 
 /// What a root was compared with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,6 +143,13 @@ pub enum Finding {
         expected: Hash,
         /// The root of the entries that are there.
         found: Hash,
+    },
+    /// A tile of the tree, which proofs are read from, is not what the entries or the tiles below it make.
+    Tile {
+        /// Which.
+        id: TileId,
+        /// The entries that it spans.
+        places: Range<u64>,
     },
     /// The log's head is not of a form that the server writes.
     Head,

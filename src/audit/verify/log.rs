@@ -11,6 +11,7 @@ use super::finding::{Against, Finding};
 use super::pages::{Pages, Row};
 use super::report::{Claim, Report};
 use super::settle::settle;
+use super::tiles::Tiles;
 use super::withheld::Withheld;
 use super::{Subject, Trust, Walk};
 use crate::merkle::Frontier;
@@ -46,13 +47,17 @@ pub async fn verify_log(
         log.deks = Deks::read(store, tenant.uid, None, log.head.first == 0).await?;
     }
     log.withheld = Some(Withheld::new());
+    log.tiles = Some(Tiles::new(store, tenant.uid, log.head.log));
     let origin = log.walk.origin().to_owned();
     log.entries(progress).await?;
     log.after().await?;
     if let Some(pinned) = &pinned {
         log.pinned_is_kept(pinned).await?;
     }
-    let Log { mut walk, deks, head, withheld, .. } = log;
+    let Log { mut walk, deks, head, withheld, tiles, .. } = log;
+    if let Some(tiles) = tiles {
+        tiles.finish(&head, &mut walk.report).await?;
+    }
     walk.withheld = withheld.map_or(0, |withheld| withheld.count);
     let mut report = walk.finish(|size, has| Finding::Shorter { has, against: Against::Pinned(size) });
     let partial = match has_ended {
@@ -133,6 +138,8 @@ pub(super) struct Log<'s> {
     pub(super) deks: Deks,
     /// Where it is looked at which answers were withheld.
     pub(super) withheld: Option<Withheld>,
+    /// Where the tiles of the tree are held against the entries.
+    tiles: Option<Tiles<'s>>,
     /// After how many entries the walk pauses, and for how long.
     pub(super) pace: Option<(u64, Duration)>,
     pub(super) has_ended: bool,
@@ -184,6 +191,7 @@ impl<'s> Log<'s> {
             checkpoints: Checkpoints::new(),
             deks: Deks::none(),
             withheld: None,
+            tiles: None,
             pace: None,
             has_ended: false,
             head,
@@ -204,6 +212,9 @@ impl Log<'_> {
                 self.gap(place).await?;
             }
             self.checkpoints().await?;
+            if let Some(tiles) = &mut self.tiles {
+                tiles.leaf(place - first, row.leaf()).await?;
+            }
             match row {
                 Row::Entry(entry) if self.walk.entry(&entry) => {
                     let seals = entry.operation == Operation::Seal.as_str();

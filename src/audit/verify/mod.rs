@@ -14,6 +14,7 @@ mod report;
 mod rows;
 mod said;
 mod settle;
+mod tiles;
 mod told;
 mod walk;
 mod window;

@@ -40,6 +40,14 @@ impl Row {
             Self::Unreadable { place, .. } => *place,
         }
     }
+
+    /// Its leaf, by the time and the digest that it has.
+    pub(super) fn leaf(&self) -> Hash {
+        match self {
+            Self::Entry(entry) => entry.leaf(),
+            Self::Unreadable { leaf, .. } => *leaf,
+        }
+    }
 }
 
 pub(in crate::audit) struct Pages<'s> {

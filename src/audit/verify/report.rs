@@ -1,6 +1,7 @@
 //! What was claimed of a log, and whether it holds.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use super::finding::Finding;
 
@@ -99,6 +100,15 @@ impl Report {
     /// Whether something was found that breaks this claim.
     pub(in crate::audit) fn breaks(&self, claim: Claim) -> bool {
         self.broken.contains_key(&claim)
+    }
+
+    /// The places whose entries were found to be others than those that a root was made of.
+    pub(in crate::audit) fn rewritten(&self) -> Vec<Range<u64>> {
+        let places = |finding: &Finding| match finding {
+            Finding::Rewritten { places, .. } => Some(places.clone()),
+            _ => None,
+        };
+        self.findings.iter().filter_map(places).collect()
     }
 
     pub(in crate::audit) fn find(&mut self, finding: Finding) {

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use super::finding::{Against, Finding};
 use super::report::Claim;
+use crate::store::TileId;
 
 impl Finding {
     /// Its name, for those who act on it; never changes. `docs/audit-log.md` lists them.
@@ -22,6 +23,7 @@ impl Finding {
             Self::Swapped { .. } => "swapped-pair",
             Self::Time { .. } => "changed-time",
             Self::Rewritten { .. } | Self::Forked { .. } => "rewritten-history",
+            Self::Tile { .. } => "changed-tile",
             Self::Head => "changed-head",
             Self::WrongKey { .. } => "wrong-key",
             Self::Forged { .. } | Self::NoCheckpoint { .. } | Self::OtherLog { .. } => "forged-checkpoint",
@@ -57,7 +59,11 @@ impl Finding {
             | Self::OtherLog { checkpoint: Against::Pinned(_), .. }
             | Self::Forked { .. }
             | Self::PinnedElsewhere { .. } => Claim::Pinned,
-            Self::Time { .. } | Self::Rewritten { .. } | Self::Head | Self::Shorter { .. } => Claim::Tree,
+            Self::Time { .. }
+            | Self::Rewritten { .. }
+            | Self::Tile { .. }
+            | Self::Head
+            | Self::Shorter { .. } => Claim::Tree,
             Self::WrongKey { .. }
             | Self::Forged { .. }
             | Self::NoCheckpoint { .. }
@@ -122,6 +128,11 @@ impl fmt::Display for Finding {
             Self::Rewritten { places, against, expected, found } => write!(
                 f,
                 "{}: not the entries that {against} speaks of: expected root {expected}, what is there gives {found}",
+                shown(places)
+            ),
+            Self::Tile { id: TileId { level, index }, places } => write!(
+                f,
+                "{}: tile {index} of level {level} is not what they make; their proofs are read from it",
                 shown(places)
             ),
             Self::Head => f.write_str("the log's head is not of a form that the server writes"),

@@ -72,8 +72,8 @@ impl TestServer {
     }
 
     /// One that listens, and has not reached its database yet.
-    pub(crate) async fn starting(key: VaultKey, database_url: String) -> Self {
-        let environment = environment(&key, &database_url, &[]);
+    pub(crate) async fn starting(key: VaultKey, database_url: String, more: &[(&str, &str)]) -> Self {
+        let environment = environment(&key, &database_url, more);
         Self::spawn(environment, key, database_url, None, "listening").await
     }
 
