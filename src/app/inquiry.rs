@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn of_many_a_bounded_number_waits_and_the_others_hear_what_was_found_before() {
+    async fn a_bounded_number_waits_and_others_get_the_last_finding() {
         let (inquiry, slow) = (Inquiry::default(), Slow::default());
         let ask = || inquiry.answer(MOMENT, || slow.clone().count()).boxed();
         let answered = |waiting: &mut Vec<BoxFuture<'_, Option<u32>>>| -> Vec<Option<u32>> {

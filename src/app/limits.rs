@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn refused_items_are_given_back_until_their_user_has_had_a_minutes_worth_of_them() {
+    fn refused_items_are_refunded_up_to_a_minutes_worth_for_each_user() {
         let (meters, anna, bert) = (meters(), caller("user", Some("anna")), caller("user", Some("bert")));
         let operation = Operation::Decrypt;
         assert_eq!(meters.take_items(&anna, operation, 1_000), Ok(()));

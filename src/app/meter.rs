@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn in_any_minute_twice_the_rate_passes_at_most_and_in_k_minutes_k_and_one_times() {
+    fn any_minute_passes_twice_the_rate_and_k_minutes_k_plus_one() {
         for (per_minute, quiet) in [(1, 0), (2, 0), (7, 90_000), (60, 0), (300, 3_600_000), (601, 17)] {
             let passed = passed_at(per_minute, quiet, 4);
             let within = |window: u64| {
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn from_the_second_user_on_none_gets_more_than_half_of_what_is_left() {
+    fn from_the_second_user_on_each_gets_at_most_half_the_rest() {
         let meter = meter(600);
         assert_eq!(passed(&meter, ANNA, 200, START), 200);
         assert_eq!(passed(&meter, BERT, 600, START), 200);
@@ -415,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn a_greedy_user_leaves_half_to_whoever_comes_and_takes_what_nobody_wants() {
+    fn a_greedy_user_leaves_half_to_others_and_takes_what_is_unused() {
         let meter = meter(600);
         let (mut anna, mut bert) = (0, 0);
         for second in 0..600 {
@@ -464,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_back_can_be_taken_again_and_does_not_count_against_its_user() {
+    fn what_is_refunded_can_be_taken_again_and_is_not_counted() {
         let meter = meter(600);
         assert_eq!(passed(&meter, BERT, 1, START), 1);
         for _ in 0..2_000 {
@@ -478,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_used_up_refusals_alone_has_no_more_room_and_the_others_have() {
+    fn whoever_used_up_the_refusals_alone_has_no_room_and_others_have() {
         let meter = meter_of(600, Counted::All);
         assert_eq!(passed(&meter, ANNA, 620, START), 600);
         assert!(matches!(meter.has_room(TENANT, ANNA, START), Err(Over::Now(_))));
@@ -495,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_is_refused_for_the_first_time_in_a_minute_is_hidden_by_no_accomplices() {
+    fn accomplices_cannot_hide_a_users_first_refusal_in_a_minute() {
         let meter = meter_of(600, Counted::All);
         let refused = |user, now| meter.take_or_first(TENANT, user, now).is_ok();
         for second in 0..600 {
@@ -510,7 +510,7 @@ mod tests {
     }
 
     #[test]
-    fn however_many_users_are_refused_for_the_first_time_what_passes_is_bounded() {
+    fn any_number_of_users_first_refusals_passes_a_bounded_number() {
         for per_minute in [10, 600] {
             let meter = meter_of(per_minute, Counted::All);
             let mut passed = [0; 5];
@@ -530,7 +530,7 @@ mod tests {
     }
 
     #[test]
-    fn however_many_users_are_refused_no_more_than_two_minutes_worth_is_charged_apart() {
+    fn any_number_of_refused_users_is_charged_two_minutes_worth_at_most() {
         for users in [1, 6, 70] {
             let meter = meter(600);
             let charged = (0..10_000).filter(|n| meter.charge(TENANT, User(n % users), 1, START)).count();
@@ -539,7 +539,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_names_come_a_bounded_number_is_kept_and_a_greedy_user_hides_behind_none() {
+    fn any_names_leave_a_bounded_number_kept_and_hide_no_greedy_user() {
         let meter = meter(600_000);
         let mut anna = 0;
         for name in 0..250_000 {

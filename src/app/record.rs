@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_id_that_is_too_long_to_be_kept_is_recorded_as_its_hash() {
+    fn a_record_id_that_is_too_long_is_recorded_as_its_hash() {
         let recorded = |id: String| {
             let context = Context::from_pairs([("record_id".to_owned(), id)]).unwrap();
             item_of(Some(&context)).record_id.unwrap()
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_is_refused_only_when_all_its_items_are_and_for_the_first_ones_reason() {
+    fn a_call_whose_items_are_all_refused_has_the_first_ones_reason() {
         let code = Some(ErrorCode::DecryptFailed);
         assert_eq!(outcome_of(&items(&[None, None])), Outcome::Ok);
         assert_eq!(outcome_of(&items(&[code, code])), Outcome::Refused(ErrorCode::DecryptFailed));

@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_is_in_the_last_log_that_had_begun_at_its_place() {
+    fn an_entry_is_in_the_last_log_begun_at_its_position() {
         let head = |log, first| LogHead { log, first, frontier: Frontier::default() };
         // The second was opened and ended without an entry; the fourth was lost with the database that had it.
         let logs = [head(1, 0), head(2, 5), head(3, 5), head(5, 8)];

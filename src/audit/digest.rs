@@ -275,7 +275,7 @@ mod tests {
 
     /// A row as the first release wrote it: one item done, one refused. Made by a script from the form's description.
     #[test]
-    fn a_row_of_the_first_form_is_read_and_has_the_digest_that_it_was_written_with() {
+    fn a_row_of_the_first_form_keeps_its_digest() {
         let items = "010001000462796f6b000133000100057265712d310001000e444543525950545f4641494c454407000100010000\
             010101010101010101010101010101012c5536df8353826d3ebfde20927b48911482176800765e9418ecef98e7b0fc7e\
             00000000000001";

@@ -250,7 +250,7 @@ fn nothing_configured_is_a_mistake() {
 }
 
 #[tokio::test]
-async fn keeping_keys_fresh_ends_when_told_and_at_once_without_a_jwk_url() {
+async fn keeping_keys_fresh_ends_when_told_or_without_a_jwk_url() {
     let never = tokio_util::sync::CancellationToken::new();
     made(&[]).0.keep_keys_fresh(&never).await;
 

@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_that_is_swapped_and_a_file_that_is_gone_are_changes() {
+    fn a_swapped_link_and_a_removed_file_are_changes() {
         let folder = tempfile::tempdir().unwrap();
         let [one, two, link, other] = ["one", "two", "link", "other"].map(|name| folder.path().join(name));
         fs::write(&one, "same size 1").unwrap();
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_regular_file_of_a_sensible_size_is_refused_and_keeps_nobody_waiting() {
+    fn an_irregular_or_huge_file_is_refused_and_delays_nobody() {
         let folder = tempfile::tempdir().unwrap();
         let pipe = folder.path().join("pipe");
         rustix::fs::mknodat(

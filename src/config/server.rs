@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn four_of_the_largest_bodies_may_be_held_where_nothing_else_is_said() {
+    fn four_of_the_largest_bodies_may_be_held_by_default() {
         let (server, mistakes) = read(&[], 1 << 20);
         assert_eq!((server.in_flight, server.bytes_in_flight, mistakes), (2_048, 4 << 20, 0));
     }

@@ -187,7 +187,7 @@ fn refused_tokens_parse_and_do_not_open() {
 
 /// The AEAD does open these: without the commitment, whoever swaps the wrapped DEK would choose what is read.
 #[test]
-fn a_ciphertext_that_opens_under_two_keys_is_refused_by_its_commitment_alone() {
+fn a_ciphertext_that_opens_under_two_keys_fails_by_its_commitment() {
     let two_faced: Vec<_> =
         refused().into_iter().filter_map(|vector| Some((vector.asked, vector.aead_alone_opens?))).collect();
     assert_eq!(two_faced.len(), 2);

@@ -57,7 +57,7 @@ fn aes_256_gcm_seals_as_the_vectors_say() {
 }
 
 #[test]
-fn hkdf_sha256_gives_what_the_vectors_say_and_refuses_what_is_too_long() {
+fn hkdf_sha256_follows_the_vectors_and_refuses_what_is_too_long() {
     let set = HkdfSet::load(Hkdf::HkdfSha256).unwrap();
     let mut count = 0;
     for test in set.test_groups.iter().flat_map(|group| &group.tests) {

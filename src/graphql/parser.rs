@@ -518,7 +518,7 @@ mod tests {
     }
 
     #[test]
-    fn a_character_beyond_the_first_plane_is_escaped_as_a_pair_or_by_its_number() {
+    fn a_character_beyond_the_first_plane_is_escaped_as_pair_or_number() {
         for escaped in [r"\ud83d\ude00", r"\u{1F600}", r"\u{000001f600}"] {
             let document = parse(&format!("{{a(b:\"{escaped}\")}}")).unwrap();
             let text = serde_json::to_string(&document).unwrap();

@@ -6,7 +6,7 @@ use super::budget::Budget;
 use super::introspected::{Introspected, bytes_of};
 use super::parser::parse;
 use super::schema::{schema, sdl};
-use super::survey::survey;
+use super::survey::{operation_of, survey};
 
 /// As Hasura v2 sends it: fragments written out, seven levels of `ofType`.
 fn introspection_query() -> String {
@@ -69,6 +69,17 @@ fn members(schema: &Value) -> Vec<(String, &Value)> {
 fn schema_graphql_is_what_the_server_serves() {
     let committed = include_str!("../../schema.graphql");
     assert!(committed == sdl(), "schema.graphql is out of date: run `byok schema > schema.graphql`");
+}
+
+/// What a role may do is asked by this name, so a root without one would be open to everybody's role.
+#[tokio::test]
+async fn every_root_but_health_has_an_operation() {
+    let schema = introspected().await;
+    let roots = own_types(&schema).filter(|it| it["name"] == "Query" || it["name"] == "Mutation");
+    let roots: Vec<&str> =
+        roots.flat_map(|it| list(it, "fields")).map(|field| field["name"].as_str().unwrap()).collect();
+    let open: Vec<&str> = roots.iter().copied().filter(|root| operation_of(root).is_none()).collect();
+    assert_eq!((roots.len(), open), (14, vec!["byokHealth"]));
 }
 
 #[tokio::test]

@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn each_copy_of_a_long_value_counts_as_what_it_is_made_of() {
+    fn each_copy_of_a_long_value_is_counted_by_its_parts() {
         let aliases = |count: usize| (0..count).map(|n| format!("v{n}:plaintext ")).collect::<String>();
         let many = |count| {
             format!(

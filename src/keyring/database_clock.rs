@@ -88,13 +88,13 @@ mod tests {
     }
 
     #[test]
-    fn a_fall_during_a_slow_reading_is_noticed_with_the_next_quick_one() {
+    fn a_clock_set_back_during_a_slow_reading_is_noticed_next_time() {
         let readings = [reading(0, 10, 10), reading(100, 2_100, 1_000), reading(2_200, 2_210, 1_205)];
         assert_eq!(fallen(&readings), 1_005);
     }
 
     #[test]
-    fn a_reading_that_was_made_before_a_fall_and_comes_after_it_is_no_second_fall() {
+    fn a_late_reading_from_before_a_fall_is_no_second_fall() {
         let readings =
             [reading(0, 0, 0), reading(990, 1_010, 0), reading(980, 990, 985), reading(1_100, 1_100, 100)];
         assert_eq!(fallen(&readings), 1_010);

@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_many_look_for_meanwhile_is_read_at_once_and_each_gets_its_own() {
+    async fn concurrent_lookups_are_read_at_once_and_each_gets_its_own() {
         let (lookups, reads) = (Lookups::default(), Arc::new(Mutex::new(Vec::new())));
         let gate = Arc::new(Semaphore::new(0));
         let look = |record: Arc<str>| {
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_read_that_fails_fails_for_all_who_waited_and_one_that_panics_leaves_its_turn() {
+    async fn a_failed_read_fails_all_waiters_and_a_panic_ends_its_turn() {
         let lookups = Lookups::default();
         let record = || vec![Arc::from("r")];
         let failing = lookups.newest(TenantUid([1; 16]), record(), async |_, _| Err(ReadError::Rejected));
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_row_that_cannot_be_read_fails_for_those_alone_who_look_for_it() {
+    async fn an_unreadable_row_fails_only_those_who_look_for_it() {
         let lookups = Lookups::default();
         let look = |record: &str| {
             lookups.newest(TenantUid([1; 16]), vec![Arc::from(record)], async |_, records: Vec<Arc<str>>| {

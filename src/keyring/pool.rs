@@ -403,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_filled_to_its_size_and_again_when_half_of_it_is_gone() {
+    fn it_is_filled_to_its_size_and_refilled_at_half() {
         let pool = pool(10);
         assert!(is_due(&pool, at(0)));
         fill(&pool, at(0), None);
@@ -436,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_one_fill_at_a_time_of_no_more_than_a_batch() {
+    fn there_is_one_fill_at_a_time_of_at_most_a_batch() {
         let pool = pool(10);
         assert_eq!(pool.begin(tenant().uid, 3, at(0)).unwrap().count, 3);
         assert!(!is_due(&pool, at(0)));
@@ -446,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_asked_for_before_the_pool_was_emptied_is_not_put_in() {
+    fn what_was_requested_before_the_pool_was_emptied_is_not_added() {
         let pool = pool(10);
         fill(&pool, at(0), Some(3));
         let order = pool.begin(tenant().uid, 10, at(1)).unwrap();
@@ -457,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_old_is_replaced_before_its_time_and_not_given_out_after_it() {
+    fn what_is_old_is_replaced_early_and_never_given_out_late() {
         let pool = pool(4);
         fill(&pool, at(0), None);
         assert!(!is_due(&pool, at(224)));

@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_flaps_waits_twice_as_long_each_time_up_to_a_bound() {
+    fn a_key_that_flaps_waits_twice_as_long_up_to_a_bound() {
         let (mut proof, mut now) = (active(), 0);
         let mut waits = Vec::new();
         for _ in 0..7 {
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_active_is_probed_less_and_less_often_down_to_a_bound() {
+    fn what_is_not_active_is_probed_ever_less_often_within_a_bound() {
         let mut proof = active();
         let mut pauses = Vec::new();
         for now in 0..8 {
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_of_before_the_clock_was_set_back_is_probed_at_once_and_none_is_too_soon() {
+    fn a_row_from_before_the_clock_fell_is_probed_at_once() {
         let proof = after(&active(), Met::Works, ME, at(20), &guard());
         assert!(is_due(&proof, at(17), OTHER, &guard()));
         assert!(!is_due(&proof, at(20), OTHER, &guard()));
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proof_from_the_future_does_not_keep_a_key_active_that_is_out_of_reach() {
+    fn a_proof_from_the_future_keeps_no_unreachable_key_active() {
         let future = Proof { proven_at: at(3_600), ..active() };
         assert_eq!(after(&future, Met::OutOfReach, ME, at(5), &guard()).posture, Posture::Degraded);
     }

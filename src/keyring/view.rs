@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proof_that_was_seen_before_is_not_made_younger_by_a_clock_that_is_set_back() {
+    fn a_clock_set_back_makes_no_known_proof_younger() {
         let views = Views::new(LATE);
         views.learn(TENANT, &proof(0, 900), reading(0, 1_000));
         // Three seconds later the database's clock shows what it showed then.
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proof_first_seen_after_the_clock_was_set_back_is_as_old_as_it_may_be() {
+    fn a_proof_first_seen_after_the_clock_fell_is_of_greatest_age() {
         let views = Views::new(LATE);
         views.learn(TENANT, &proof(0, 900), reading(0, 1_000));
         // Set back by two seconds: a proof of before looks half a second old.
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proof_that_was_seen_before_is_as_old_as_the_database_says_once_its_clock_was_set() {
+    fn a_known_proof_is_as_old_as_the_database_says_after_setting() {
         for (now, at_least) in [(11_000, 10_100), (500, 1_000_000_000)] {
             let views = Views::new(LATE);
             views.learn(TENANT, &proof(0, 900), reading(0, 1_000));
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proof_that_was_once_seen_in_the_future_stays_none_when_the_clock_has_come_to_it() {
+    fn a_proof_once_seen_in_the_future_stays_invalid_when_reached() {
         let views = Views::new(LATE);
         views.learn(TENANT, &proof(0, 900), reading(0, 1_000));
         // Made by another replica while the clock was ahead by 1.4 s, and found by a commit.
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proof_that_is_first_seen_some_readings_after_the_clock_was_set_back_is_as_old_as_it_may_be() {
+    fn a_proof_first_seen_some_readings_later_is_also_of_greatest_age() {
         let views = Views::new(LATE);
         views.learn(TENANT, &proof(0, 900), reading(0, 1_000));
         // Set back by two seconds; what was read then is the same proof.
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_jump_forward_the_next_proof_counts_and_after_one_back_once_none_of_before_can_come() {
+    fn after_a_clock_jump_only_the_next_proof_counts_in_both_directions() {
         for (jump, later) in [(3_600_000, 500), (-3_600_000, 9_700)] {
             let views = Views::new(LATE);
             views.learn(TENANT, &proof(0, 900), reading(0, 1_000));

@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_minutes_worth_goes_at_once_and_then_it_fills_up_evenly() {
+    fn a_whole_minutes_worth_goes_at_once_and_refills_evenly() {
         let (budget, clock) = budget(60);
         assert_eq!(taken(&budget, Share::Caller, 100), 60);
         let spent = budget.take(Share::Caller).unwrap_err();

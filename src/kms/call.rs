@@ -420,7 +420,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_passes_is_tried_again_and_what_does_not_is_tried_three_times() {
+    async fn transient_failures_are_retried_and_lasting_ones_tried_three_times() {
         let policy = CallPolicy::new("p", Duration::from_secs(5), None);
         let once = |number| if number == 0 { Err(failed(KmsErrorClass::Internal)) } else { Ok(()) };
         let (seen, _, outcomes) = storm(&policy, 1, once).await;
@@ -484,7 +484,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn no_pause_that_a_provider_asks_for_can_be_too_long_to_add_up() {
+    async fn no_pause_that_a_provider_asks_for_overflows() {
         for class in [KmsErrorClass::Throttled, KmsErrorClass::Internal] {
             let policy = CallPolicy::new("p", Duration::from_secs(5), None);
             let asked = || Failed { wait: Some(Duration::MAX), ..failed(class) };
@@ -494,7 +494,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_answer_does_not_shut_us_out_for_longer_than_a_quota_lasts() {
+    async fn one_answer_pauses_us_no_longer_than_a_quota_lasts() {
         let policy = CallPolicy::new("p", Duration::from_secs(5), None);
         let day = || Failed { wait: Some(Duration::from_secs(86_400)), ..failed(KmsErrorClass::Throttled) };
         storm(&policy, 1, |_| Err(day())).await;
@@ -503,7 +503,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_success_that_was_under_way_before_the_throttling_does_not_end_it() {
+    async fn a_success_that_began_before_the_throttling_does_not_end_it() {
         let policy = CallPolicy::new("p", Duration::from_secs(5), None);
         let slow = policy.run(call(policy.deadline(), Share::Caller), || async {
             sleep(Duration::from_millis(100)).await;
@@ -624,7 +624,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn retries_are_taken_from_the_budget_and_what_the_provider_said_is_told() {
+    async fn retries_are_charged_to_the_budget_and_the_providers_reason_kept() {
         let policy = bounded(2);
         let (seen, _, outcomes) = storm(&policy, 1, |_| Err(failed(KmsErrorClass::Internal))).await;
         assert_eq!(seen, 2);
@@ -720,7 +720,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_waits_for_the_pause_to_end_waits_when_it_is_made_longer() {
+    async fn waiters_for_the_pause_to_end_wait_when_it_is_extended() {
         let brake = Brake::default();
         brake.press(Duration::ZERO, false);
         let longer = async {

@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_refused_credential_that_is_asked_for_every_second_for_a_day_never_locks_out() {
+    async fn a_refused_credential_asked_for_each_second_never_locks_out() {
         let (mut pacing, mut lockout, mut shown) = (Pacing::default(), Lockout::default(), 0);
         for _ in 0..24 * 3600 {
             if pacing.may_show(&[1; 32]).is_ok() {
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_credential_that_changed_is_shown_at_once_until_too_many_were_refused() {
+    async fn a_changed_credential_is_shown_at_once_until_too_many_are_refused() {
         let mut pacing = Pacing::default();
         for credential in 1..=3 {
             assert_eq!(pacing.may_show(&[credential; 32]), Ok(()));

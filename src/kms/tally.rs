@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn requests_are_counted_by_what_was_asked_what_came_of_it_and_how_long_it_took() {
+    fn requests_are_counted_by_operation_outcome_and_duration() {
         let tally = Tally::default();
         assert_eq!(tally.requests("none"), Requests { provider: "none", ..Requests::default() });
         for millis in [1, 2, 6_000] {

@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_moment_that_has_no_rfc_3339_text_in_utc_keeps_its_order_and_shows_as_the_nearest_that_has() {
+    fn a_moment_without_rfc_3339_text_keeps_order_and_shows_the_nearest() {
         let last = Timestamp::parse("9999-12-31T23:59:59.999999Z").unwrap();
         let beyond = Timestamp::parse("9999-12-31T23:59:59-01:00").unwrap();
         assert!(beyond > last);

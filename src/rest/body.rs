@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_body_is_named_and_nothing_else_of_it() {
+    fn only_what_is_wrong_with_a_body_is_named() {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         #[expect(dead_code, reason = "only what is wrong with it is looked at")]

@@ -15,7 +15,9 @@ mod rotate;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::routing::{get, post};
+use axum::handler::Handler;
+use axum::http::Method;
+use axum::routing::{MethodRouter, get, post};
 use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
@@ -34,30 +36,9 @@ struct Front {
 
 /// The routes of the REST front. Once `stop` is cancelled the server is not ready any more.
 pub fn router(app: Arc<App>, database: DatabaseState, stop: CancellationToken) -> Router {
-    Router::new()
-        .route("/byok/encrypt", post(crypt::encrypt))
-        .route("/byok/encrypt/many", post(crypt::encrypt_many))
-        .route("/byok/decrypt", post(crypt::decrypt))
-        .route("/byok/decrypt/many", post(crypt::decrypt_many))
-        .route("/byok/rotate", post(rotate::start))
-        .route("/byok/rotate/{id}", get(rotate::show))
-        .route("/byok/rotate/{id}/pause", post(rotate::pause))
-        .route("/byok/rotate/{id}/resume", post(rotate::resume))
-        .route("/byok/rotate/{id}/cancel", post(rotate::cancel))
-        .route("/byok/audit", get(audit::page))
-        .route("/byok/audit/checkpoint", get(checkpoint::note))
-        .route("/byok/audit/keys", get(checkpoint::keys))
-        .route("/byok/health", get(health::health))
-        .route("/health", get(health::serves))
-        .route("/healthz", get(health::serves))
-        .route("/ready", get(health::ready))
-        .route("/readyz", get(health::ready))
-        .route("/live", get(health::live))
-        .route("/livez", get(health::live))
-        .route("/version", get(health::version))
-        .route("/capabilities", get(health::capabilities))
-        .route("/openapi.json", get(openapi::serve))
-        .with_state(Front { app, database, stop })
+    let router = Router::new();
+    let router = routes().into_iter().fold(router, |router, (_, path, handler)| router.route(path, handler));
+    router.with_state(Front { app, database, stop })
 }
 
 /// The routes of the metrics' listener beside the metrics: what watches over the server asks there.
@@ -67,4 +48,43 @@ pub fn watch_router(app: Arc<App>, database: DatabaseState, stop: CancellationTo
         .route("/ready", get(health::ready))
         .route("/live", get(health::live))
         .with_state(Front { app, database, stop })
+}
+
+/// One method of one path, and what answers it.
+type Route = (Method, &'static str, MethodRouter<Front>);
+
+fn on_get<H: Handler<T, Front>, T: 'static>(path: &'static str, handler: H) -> Route {
+    (Method::GET, path, get(handler))
+}
+
+fn on_post<H: Handler<T, Front>, T: 'static>(path: &'static str, handler: H) -> Route {
+    (Method::POST, path, post(handler))
+}
+
+/// Every route, as a list, so that a test can compare it with the description in `openapi`.
+fn routes() -> Vec<Route> {
+    vec![
+        on_post("/byok/encrypt", crypt::encrypt),
+        on_post("/byok/encrypt/many", crypt::encrypt_many),
+        on_post("/byok/decrypt", crypt::decrypt),
+        on_post("/byok/decrypt/many", crypt::decrypt_many),
+        on_post("/byok/rotate", rotate::start),
+        on_get("/byok/rotate/{id}", rotate::show),
+        on_post("/byok/rotate/{id}/pause", rotate::pause),
+        on_post("/byok/rotate/{id}/resume", rotate::resume),
+        on_post("/byok/rotate/{id}/cancel", rotate::cancel),
+        on_get("/byok/audit", audit::page),
+        on_get("/byok/audit/checkpoint", checkpoint::note),
+        on_get("/byok/audit/keys", checkpoint::keys),
+        on_get("/byok/health", health::health),
+        on_get("/health", health::serves),
+        on_get("/healthz", health::serves),
+        on_get("/ready", health::ready),
+        on_get("/readyz", health::ready),
+        on_get("/live", health::live),
+        on_get("/livez", health::live),
+        on_get("/version", health::version),
+        on_get("/capabilities", health::capabilities),
+        on_get("/openapi.json", openapi::serve),
+    ]
 }

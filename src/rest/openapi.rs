@@ -214,7 +214,36 @@ fn code_table() -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+
+    /// What is served and not described: for whoever watches the server, and the description itself.
+    const UNDESCRIBED: [&str; 8] = [
+        "GET /healthz",
+        "GET /ready",
+        "GET /readyz",
+        "GET /live",
+        "GET /livez",
+        "GET /version",
+        "GET /capabilities",
+        "GET /openapi.json",
+    ];
+
+    #[test]
+    fn what_is_served_is_described_and_what_is_described_is_served() {
+        let document = document();
+        let methods_of = |(path, methods): (&String, &Value)| {
+            let methods: Vec<String> = methods.as_object().unwrap().keys().cloned().collect();
+            methods.into_iter().map(|method| format!("{} {path}", method.to_uppercase())).collect::<Vec<_>>()
+        };
+        let described: BTreeSet<String> =
+            document["paths"].as_object().unwrap().iter().flat_map(methods_of).collect();
+        let routes = crate::rest::routes().into_iter().map(|(method, path, _)| format!("{method} {path}"));
+        let undescribed = BTreeSet::from(UNDESCRIBED.map(str::to_owned));
+        assert!(described.is_disjoint(&undescribed), "described after all");
+        assert_eq!(routes.collect::<BTreeSet<_>>(), described.union(&undescribed).cloned().collect());
+    }
 
     #[test]
     fn every_reference_leads_somewhere() {

@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_first_request_has_to_come_soon_and_the_next_may_take_its_time() {
+    async fn a_first_request_must_come_soon_and_the_next_may_wait() {
         let activity = Activity::new();
         about(overdue(&activity).await, Wait::FirstRequest, HEAD);
         let request = activity.begin(Version::HTTP_11);
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_head_that_has_begun_has_to_end_soon_however_slowly_it_comes() {
+    async fn a_head_that_has_begun_must_end_soon_however_slow() {
         let activity = Activity::new();
         drop(activity.begin(Version::HTTP_11));
         let watched = activity.clone();
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_connection_is_idle_from_when_the_last_of_a_request_has_gone() {
+    async fn a_connection_is_idle_once_a_requests_last_byte_has_gone() {
         let activity = Activity::new();
         let request = activity.begin(Version::HTTP_11);
         let answer = Held { body: axum::body::Body::empty(), _request: request.clone() };

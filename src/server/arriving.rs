@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_body_that_comes_byte_by_byte_counts_more_than_it_is_long() {
+    async fn a_body_that_comes_byte_by_byte_counts_more_than_its_length() {
         let bounds = bounds(1, 100_000);
         let (sender, body) = chunked();
         let (mut body, claim) = arriving(body, &bounds);
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_long_body_has_to_come_at_a_least_rate_and_a_short_one_has_not() {
+    async fn a_long_body_must_keep_a_rate_and_a_short_one_not() {
         let bounds = bounds(1, 10_000_000);
         let comes = async |first: usize, piece: usize, seconds: usize| {
             let (sender, body) = chunked();

@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn no_credential_of_the_browsers_own_is_let_in_nor_a_secret_of_hasuras() {
+    fn neither_browser_credentials_nor_hasuras_secret_is_let_in() {
         let mut response = Visit::preflight();
         let cors = Cors::new(&[PAGE.to_owned()]);
         visit(&cors, Method::OPTIONS, "/graphql", &[(header::ORIGIN, PAGE)]).mark(response.headers_mut());

@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_takes_no_more_than_its_part_and_all_no_more_than_the_whole() {
+    fn an_address_is_bound_by_its_part_and_all_by_the_whole() {
         let strangers = strangers(&[]);
         let fill = |address: &str| {
             let of = strangers.of(ip(address));

@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_statement_that_is_refused_is_told_from_a_row_that_is_damaged() {
+    fn a_refused_statement_is_told_from_a_damaged_row() {
         // undefined_table, undefined_column, insufficient_privilege
         for code in ["42P01", "42703", "42501"] {
             assert_eq!(ReadError::from(Failure::of_sqlstate(code)), ReadError::Rejected, "{code}");

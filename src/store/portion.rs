@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_portion_that_takes_too_long_ends_with_one_entry_in_four_tries() {
+    fn a_portion_that_takes_too_long_shrinks_to_one_in_four_tries() {
         let portions = Portions::default();
         let tries = std::iter::successors(Some(portions.next()), |portion| portions.took_too_long(*portion));
         let bytes: Vec<i64> = tries.map(Portion::bytes).collect();
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_portion_is_small_after_one_that_took_too_long_and_grows_again() {
+    fn portions_shrink_after_one_that_took_too_long_and_grow_again() {
         let portions = Portions::default();
         portions.took_too_long(portions.next());
         assert_eq!(portions.next().bytes(), 128 << 10);

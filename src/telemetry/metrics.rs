@@ -422,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn how_the_keys_are_shows_in_the_metrics_and_only_of_so_many() {
+    fn key_states_show_in_the_metrics_for_a_bounded_number() {
         let metrics = Metrics::default();
         let key = |number: usize, posture| KeyShown {
             key_version: KeyVersion::new("byok", number.to_string()),

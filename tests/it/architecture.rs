@@ -1,4 +1,4 @@
-//! Imports run down only. Reads the `crate::` paths of every file and holds them against the rows of `lib.rs`.
+//! How the tree is kept: imports run down only, documents cite what exists, dependencies are used, names are short.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -29,24 +29,30 @@ fn row_of(room: &str) -> usize {
         .unwrap_or_else(|| panic!("the room {room} has no row in this test"))
 }
 
-fn sources() -> Vec<(String, PathBuf, String)> {
-    fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                walk(&path, found)
-            } else if path.extension().is_some_and(|end| end == "rs") {
-                found.push(path)
-            }
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The files below a folder, or the folder's own, with that ending.
+fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path, ending))
+        } else if path.extension().is_some_and(|end| end == ending) {
+            found.push(path)
         }
     }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut paths = Vec::new();
-    walk(&root, &mut paths);
-    paths
+    found
+}
+
+fn sources() -> Vec<(String, PathBuf, String)> {
+    let source = root().join("src");
+    files(&source, "rs")
         .into_iter()
         .map(|path| {
-            let inside = path.strip_prefix(&root).unwrap().to_owned();
+            let inside = path.strip_prefix(&source).unwrap().to_owned();
             let room = inside.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs").to_owned();
             let text = fs::read_to_string(&path).unwrap();
             (room, inside, text)
@@ -124,26 +130,118 @@ fn every_room_says_what_it_does() {
     }
 }
 
+/// What a text has between backticks.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+/// Whether a text has this word where no longer word has it.
+fn has_word(text: &str, word: &str) -> bool {
+    let is_part = |c: char| c.is_alphanumeric() || c == '_';
+    text.match_indices(word).any(|(at, _)| {
+        let (before, after) = (&text[..at], &text[at + word.len()..]);
+        !before.ends_with(is_part) && !after.starts_with(is_part)
+    })
+}
+
 /// `docs/threats.md` names a test for each thing that it says is stopped.
 #[test]
 fn the_tests_that_the_threats_name_exist() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let text = fs::read_to_string(root.join("docs/threats.md")).unwrap();
-    let named: Vec<(&str, &str)> = text
-        .split('`')
-        .skip(1)
-        .step_by(2)
-        .filter_map(|code| code.split_once("::"))
-        .filter(|(file, _)| *file != "file")
-        .collect();
+    let text = fs::read_to_string(root().join("docs/threats.md")).unwrap();
+    let named: Vec<(&str, &str)> =
+        quoted(&text).filter_map(|code| code.split_once("::")).filter(|(file, _)| *file != "file").collect();
     assert!(named.len() > 10, "{named:?}");
     for (file, test) in named {
-        let tests = fs::read_to_string(root.join(format!("tests/it/{file}.rs")));
+        let tests = fs::read_to_string(root().join(format!("tests/it/{file}.rs")));
         let tests =
             tests.unwrap_or_else(|_| panic!("docs/threats.md names {file}::{test}: there is no such file"));
         assert!(
             tests.contains(&format!("fn {test}(")),
             "docs/threats.md names {file}::{test}, which is not there"
         );
+    }
+}
+
+/// `CONTRIBUTING.md` cites paths, and names in them as `path::name`.
+#[test]
+fn what_the_guide_for_contributors_cites_exists() {
+    let text = fs::read_to_string(root().join("CONTRIBUTING.md")).unwrap();
+    let is_path =
+        |code: &str| code.contains('/') && !code.starts_with('/') && !code.contains(char::is_whitespace);
+    let cited: Vec<&str> = quoted(&text).filter(|code| is_path(code)).collect();
+    assert!(cited.len() > 40, "{cited:?}");
+    for cited in cited {
+        let (path, name) = cited.split_once("::").map_or((cited, None), |(path, name)| (path, Some(name)));
+        let path = root().join(path);
+        assert!(path.exists(), "CONTRIBUTING.md cites {cited}: there is no such file");
+        if let Some(name) = name {
+            let text = fs::read_to_string(path).unwrap();
+            assert!(has_word(&text, name), "CONTRIBUTING.md cites {cited}, which is not there");
+        }
+    }
+}
+
+#[test]
+fn links_between_documents_lead_to_files() {
+    let mut pages: Vec<PathBuf> = ["docs", "hasura-metadata", "fuzz"]
+        .iter()
+        .flat_map(|folder| files(&root().join(folder), "md"))
+        .collect();
+    let top = fs::read_dir(root()).unwrap().map(|entry| entry.unwrap().path());
+    pages.extend(top.filter(|path| path.extension().is_some_and(|end| end == "md")));
+    assert!(pages.len() > 20, "{pages:?}");
+    for page in pages {
+        let text = fs::read_to_string(&page).unwrap();
+        let targets = text.split("](").skip(1).filter_map(|rest| rest.split([')', '#', ' ']).next());
+        for target in targets.filter(|target| !target.is_empty() && !target.contains("://")) {
+            assert!(page.with_file_name(target).exists(), "{} links to {target}", page.display());
+        }
+    }
+}
+
+/// What is declared and not used is still built, licensed and reported on.
+#[test]
+fn every_dependency_is_used() {
+    let read = |path: &PathBuf| fs::read_to_string(path).unwrap();
+    let is_test = |path: &PathBuf| path.file_stem().unwrap().to_str().unwrap().ends_with("tests");
+    let (tests, source): (Vec<PathBuf>, Vec<PathBuf>) =
+        files(&root().join("src"), "rs").into_iter().partition(is_test);
+    let shipped: String =
+        source.iter().map(|path| read(path).split("#[cfg(test)]").next().unwrap().to_owned()).collect();
+    let beside = ["tests", "benches"].iter().flat_map(|folder| files(&root().join(folder), "rs"));
+    let all: String = source.into_iter().chain(tests).chain(beside).map(|path| read(&path)).collect();
+
+    // `name::`, `use name;` or `name!`, and not a module of ours of the same name.
+    let is_used = |text: &str, name: &str| {
+        text.match_indices(name).any(|(at, _)| {
+            let (before, after) = (&text[..at], &text[at + name.len()..]);
+            !before.ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':')
+                && ["::", ";", "!"].iter().any(|next| after.starts_with(next))
+        })
+    };
+    let manifest = read(&root().join("Cargo.toml"));
+    for (section, text) in [("dependencies", &shipped), ("dev-dependencies", &all)] {
+        let block = manifest.split(&format!("\n[{section}]\n")).nth(1).unwrap().split("\n[").next().unwrap();
+        let names: Vec<&str> =
+            block.lines().filter_map(|line| line.split_once(" = ")).map(|(name, _)| name).collect();
+        assert!(names.len() > 5, "{names:?}");
+        for name in names {
+            assert!(is_used(text, &name.replace('-', "_")), "{name} of [{section}] is not used");
+        }
+    }
+}
+
+#[test]
+fn names_of_functions_have_twelve_words_at_most() {
+    let folders = ["src", "tests", "benches", "fuzz/checks", "fuzz/fuzz_targets"];
+    for path in folders.iter().flat_map(|folder| files(&root().join(folder), "rs")) {
+        let text = fs::read_to_string(&path).unwrap();
+        let names = text
+            .split("fn ")
+            .skip(1)
+            .map(|rest| rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap());
+        for name in names {
+            assert!(name.split('_').count() <= 12, "{}: {name}", path.display());
+        }
     }
 }

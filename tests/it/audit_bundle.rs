@@ -79,7 +79,7 @@ async fn what_no_checkpoint_speaks_of_is_said_and_not_exported() {
 }
 
 #[tokio::test]
-async fn every_part_of_a_log_is_proven_and_joined_to_every_pinned_checkpoint() {
+async fn every_part_of_a_log_is_proven_and_joined_to_pinned_checkpoints() {
     let sealed = Sealed::start().await;
     let pinned = [sealed.checkpoint_of(1).await, sealed.checkpoint_of(6).await, sealed.checkpoint().await];
     let times: Vec<String> = lines(&sealed.export(&[]).await.ok().unwrap())
@@ -282,7 +282,7 @@ fn the_python_says_how_it_is_used() {
 }
 
 #[tokio::test]
-async fn a_pruned_range_holds_where_a_later_entry_names_it_and_its_hashes_are_there() {
+async fn a_pruned_range_holds_with_a_later_entry_and_its_hashes() {
     let sealed = Sealed::start().await;
     let prune = entry(Operation::Prune, Some("prune 1 0 5"));
     let prune = pack(sealed.tenant.uid, &prune);
@@ -382,7 +382,7 @@ async fn found(store: &Arc<dyn Database>, tenant: &Tenant, key: &Ed25519SigningK
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_that_was_pruned_still_verifies_and_a_bundle_of_it_does() {
+async fn a_pruned_log_still_verifies_and_so_does_its_bundle() {
     let (_folder, store, tenant, key) = old_log().await;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let committer = Arc::new(Committer::start(store.clone(), clock.clone(), 1));
@@ -396,7 +396,7 @@ async fn a_log_that_was_pruned_still_verifies_and_a_bundle_of_it_does() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_that_has_ended_may_be_pruned_to_its_end_and_a_later_one_says_so() {
+async fn an_ended_log_may_be_pruned_whole_and_a_later_says_so() {
     let (_folder, store, tenant, _) = old_log().await;
     let leaves = store.leaves(tenant.uid, 0..512).await.unwrap();
     let mut frontier = Frontier::default();

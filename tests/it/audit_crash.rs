@@ -185,7 +185,7 @@ async fn whole_log(store: &dyn Store, tenant: TenantUid) -> HashMap<String, usiz
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn replicas_that_are_killed_at_any_moment_leave_one_log_with_all_that_was_answered() {
+async fn replicas_killed_at_any_moment_leave_one_log_with_all_answers() {
     let given = Env::of_process().get("BYOK_TEST_SEED").map(|seed| seed.parse().expect("a number"));
     let seed: u64 = given.unwrap_or_else(|| u64::from_be_bytes(byok::crypto::random()));
     println!("BYOK_TEST_SEED={seed}");

@@ -91,7 +91,7 @@ async fn a_changed_name_is_found() {
 }
 
 #[tokio::test]
-async fn a_value_that_was_stripped_is_found_and_one_that_was_erased_is_none() {
+async fn a_stripped_value_is_found_and_an_erased_one_is_none() {
     let sealed = Sealed::sealed().await;
     for (set, which, what) in [
         ("user_id = NULL, user_salt = NULL", "seq = 2", "place 2: the user"),
@@ -182,7 +182,7 @@ async fn a_swapped_pair_is_found() {
 }
 
 #[tokio::test]
-async fn a_truncated_tail_is_found_and_with_every_trace_gone_only_by_a_pinned_checkpoint() {
+async fn a_truncated_tail_is_found_without_traces_only_by_a_pinned_checkpoint() {
     let sealed = Sealed::start().await;
     sealed.checkpoint_of(5).await;
     let pinned = sealed.checkpoint().await;
@@ -209,7 +209,7 @@ async fn a_truncated_tail_is_found_and_with_every_trace_gone_only_by_a_pinned_ch
 }
 
 #[tokio::test]
-async fn a_rewritten_history_is_found_and_with_a_stolen_key_only_by_a_pinned_checkpoint() {
+async fn a_rewritten_history_under_a_stolen_key_needs_a_pinned_checkpoint() {
     let sealed = Sealed::start().await;
     let pinned = sealed.checkpoint().await;
     sealed.rewrite(3).await;
@@ -317,7 +317,7 @@ async fn an_entry_beside_the_log_is_found() {
 }
 
 #[tokio::test]
-async fn a_key_version_edited_by_hand_is_found_and_a_rotation_is_none() {
+async fn a_key_version_edited_by_hand_is_found_a_rotation_not() {
     let sealed = Sealed::start().await;
     let old: String = sqlx::query_scalar("SELECT key_version FROM np_byok_wrapped_deks LIMIT 1")
         .fetch_one(&sealed.server.database().await)

@@ -22,7 +22,7 @@ use crate::support::sealed::entry;
 use crate::support::server::TestServer;
 
 #[tokio::test]
-async fn a_call_whose_items_are_all_refused_leaves_a_small_entry_that_counts_them() {
+async fn a_call_whose_items_are_all_refused_leaves_a_small_entry() {
     let server = TestServer::start().await;
     // A role that is granted nothing; a token that is none, of the longest record id that is taken.
     let nobody = server.jwt("nobody", "n");
@@ -75,7 +75,7 @@ async fn a_state_that_is_polled_leaves_one_entry_for_each_person() {
 }
 
 #[tokio::test]
-async fn a_state_that_is_read_after_the_database_was_restored_leaves_an_entry_again() {
+async fn a_state_read_after_the_database_was_restored_leaves_another_entry() {
     let house = House::new().await;
     let one = house.replica().await;
     let caller = one.caller();
@@ -149,7 +149,7 @@ fn of_the_second_form() -> Entry {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_may_hold_entries_of_both_forms_and_verifies_in_the_database_and_as_a_bundle() {
+async fn a_log_of_both_entry_forms_verifies_in_database_and_bundle() {
     let (_folder, store) = crate::store_sqlite::migrated().await;
     let uid = byok::model::TenantUid([7; 16]);
     let tenant = byok::model::Tenant { uid, name: "both-forms".to_owned() };

@@ -51,7 +51,7 @@ on_both_databases! {
     a_hold_is_an_entry_and_said_once
     an_erased_user_is_gone_and_the_log_still_verifies
     an_erased_record_is_gone_from_every_item
-    an_erased_record_is_gone_from_the_rows_of_its_deks_and_they_stay
+    an_erased_record_leaves_the_rows_of_its_deks_which_stay
     nothing_is_erased_of_a_tenant_on_hold
     an_erased_value_is_found_by_nobody
     what_comes_after_an_erased_part_is_still_found
@@ -210,7 +210,7 @@ async fn an_erased_record_is_gone_from_every_item(database: Db) {
     verifies(&database, tenant).await;
 }
 
-async fn an_erased_record_is_gone_from_the_rows_of_its_deks_and_they_stay(database: Db) {
+async fn an_erased_record_leaves_the_rows_of_its_deks_which_stay(database: Db) {
     let tenant = tenant(&*database).await;
     let (one, other, another, none) = (dek(Some("a")), dek(Some("a")), dek(Some("b")), dek(None));
     let insert = [&one, &other, &another, &none].map(|row| Change::InsertDek(row.clone()));
@@ -240,7 +240,7 @@ async fn an_erased_record_is_gone_from_the_rows_of_its_deks_and_they_stay(databa
 }
 
 #[tokio::test]
-async fn what_was_encrypted_for_an_erased_record_still_decrypts_and_what_comes_has_another_dek() {
+async fn an_erased_records_tokens_still_decrypt_and_new_ones_have_another_dek() {
     let mut server = TestServer::start().await;
     let before = server.encrypt("before", "r").await;
     printed(&server.environment, &["audit", "erase", "--record", "r"]).await;

@@ -154,7 +154,7 @@ async fn poisoned_log() -> (crate::support::postgres::TestDatabase, Arc<dyn Data
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_that_is_full_of_the_largest_entries_is_read_within_the_time_limit() {
+async fn a_log_of_the_largest_entries_is_read_within_the_limit() {
     let (database, store, tenant) = poisoned_log().await;
     let uid = tenant.uid;
     let hidden = of_record("hidden");

@@ -113,7 +113,7 @@ async fn wrapped_dek(server: &TestServer) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn all_that_we_did_is_explained_and_what_we_did_not_is_named() {
+async fn all_our_calls_are_explained_and_all_others_are_named() {
     let (server, device) = worked().await;
 
     let (code, report) = reconcile(&server, &device.file()).await;
@@ -238,7 +238,7 @@ async fn an_incident_and_a_recovery_leave_nothing_unexplained() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_that_is_not_in_their_log_is_named_with_its_entry() {
+async fn a_call_missing_from_their_log_is_named_with_its_entry() {
     let (server, device) = worked().await;
     let log = server.get("/byok/audit").await.body;
     let entry = log["entries"].as_array().unwrap().iter().rfind(|entry| entry["operation"] == "encrypt");

@@ -58,7 +58,7 @@ async fn metric(server: &TestServer, name: &str) -> Option<u64> {
 }
 
 #[tokio::test]
-async fn every_entry_is_a_line_of_the_file_in_the_order_of_the_log() {
+async fn every_entry_is_a_line_of_the_file_in_log_order() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("audit.jsonl");
     let server = TestServer::with(&[("BYOK_AUDIT_STREAM_FILE", path.to_str().unwrap())]).await;
@@ -88,7 +88,7 @@ async fn every_entry_is_a_line_of_the_file_in_the_order_of_the_log() {
 }
 
 #[tokio::test]
-async fn replicas_that_are_killed_lose_no_line_and_repeats_have_their_entrys_id() {
+async fn killed_replicas_lose_no_line_and_repeats_keep_their_entrys_id() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("audit.jsonl");
     let mut one = TestServer::with(&[("BYOK_AUDIT_STREAM_FILE", path.to_str().unwrap())]).await;
@@ -117,7 +117,7 @@ async fn replicas_that_are_killed_lose_no_line_and_repeats_have_their_entrys_id(
 }
 
 #[tokio::test]
-async fn an_entry_that_cannot_be_read_is_said_and_the_stream_left_to_who_can() {
+async fn an_unreadable_entry_is_logged_and_the_stream_left_to_another() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("audit.jsonl");
     let server = TestServer::with(&[("BYOK_AUDIT_STREAM_FILE", path.to_str().unwrap())]).await;
@@ -190,7 +190,7 @@ fn verified(headers: &HeaderMap, body: &Bytes) -> String {
 }
 
 #[tokio::test]
-async fn a_webhook_that_is_down_holds_up_no_call_is_seen_and_then_gets_all() {
+async fn a_webhook_that_is_down_delays_no_call_and_catches_up() {
     let inbox = Arc::new(Mutex::new(Inbox::default()));
     let url = receiver(inbox.clone()).await;
     let server = TestServer::with(&[

@@ -22,10 +22,10 @@ on_every_database! {
     a_worker_that_is_told_to_stop_leaves_the_rest
     a_tile_stays_as_it_was_and_a_wrong_one_is_said
     a_tile_that_stands_on_a_wrong_one_is_said_too
-    walked_pages_hold_what_matches_and_nothing_else_however_far_the_worker_is
-    a_chunk_that_is_named_for_a_value_it_has_not_gives_nothing
-    a_page_that_finds_nothing_in_a_long_log_ends_and_goes_on
-    an_entry_with_more_records_than_a_commit_names_is_found_by_each
+    walked_pages_hold_all_matches_alone_however_far_the_worker_is
+    a_chunk_named_for_a_value_it_lacks_gives_nothing
+    a_page_that_finds_nothing_in_a_long_log_ends
+    an_entry_past_a_commits_named_records_is_found_by_each
     a_tenant_has_its_own_tiles_and_pages
 }
 
@@ -151,7 +151,7 @@ async fn tiles_are_what_the_leaves_make_and_proofs_over_them_verify(store: Db) {
     }
 }
 
-async fn a_log_of_more_than_a_tile_of_tiles_has_a_second_level((reached, store): (Reached, Db)) {
+async fn a_log_past_a_tile_of_tiles_has_a_second_level((reached, store): (Reached, Db)) {
     let tenant = tenant(&*store).await;
     let start = now();
     let row = |place| EntryRow { at: start.plus(Duration::from_secs(place)), ..entry() };
@@ -336,7 +336,7 @@ fn matches(filter: &EntryFilter, row: &EntryRow) -> bool {
         && filter.record_id.as_ref().is_none_or(|wanted| records.iter().flatten().any(|(id, _)| id == wanted))
 }
 
-async fn walked_pages_hold_what_matches_and_nothing_else_however_far_the_worker_is(store: Db) {
+async fn walked_pages_hold_all_matches_alone_however_far_the_worker_is(store: Db) {
     let tenant = tenant(&*store).await;
     let mut dice = Dice(3);
     let start = now();
@@ -364,7 +364,7 @@ async fn walked_pages_hold_what_matches_and_nothing_else_however_far_the_worker_
     }
 }
 
-async fn a_chunk_that_is_named_for_a_value_it_has_not_gives_nothing(store: Db) {
+async fn a_chunk_named_for_a_value_it_lacks_gives_nothing(store: Db) {
     let tenant = tenant(&*store).await;
     let mut rows: Vec<EntryRow> = (0..2_000).map(plain).collect();
     rows[700].user = Some(salted("rare"));
@@ -383,7 +383,7 @@ async fn a_chunk_that_is_named_for_a_value_it_has_not_gives_nothing(store: Db) {
     assert_eq!(walk(&store, tenant, &filter, 10).await, [0; 0]);
 }
 
-async fn a_page_that_finds_nothing_in_a_long_log_ends_and_goes_on(store: Db) {
+async fn a_page_that_finds_nothing_in_a_long_log_ends(store: Db) {
     let tenant = tenant(&*store).await;
     let mut rows: Vec<EntryRow> = (0..10_000).map(plain).collect();
     rows[3].user = Some(salted("rare"));
@@ -399,7 +399,7 @@ async fn a_page_that_finds_nothing_in_a_long_log_ends_and_goes_on(store: Db) {
     assert_eq!(page.entries.iter().map(|entry| entry.seq).collect::<Vec<_>>(), [3]);
 }
 
-async fn an_entry_with_more_records_than_a_commit_names_is_found_by_each(store: Db) {
+async fn an_entry_past_a_commits_named_records_is_found_by_each(store: Db) {
     let tenant = tenant(&*store).await;
     let mut rows: Vec<EntryRow> = (0..512).map(plain).collect();
     let records: Vec<String> =
@@ -668,7 +668,7 @@ macro_rules! where_rows_are_reached {
 
 where_rows_are_reached! {
     an_altered_tile_is_found_when_the_log_is_verified
-    a_log_of_more_than_a_tile_of_tiles_has_a_second_level
+    a_log_past_a_tile_of_tiles_has_a_second_level
     a_second_log_has_tiles_of_its_own
     a_missing_entry_ends_the_tree_but_no_page
     tiles_prove_what_is_left_where_entries_are_gone

@@ -137,7 +137,7 @@ async fn a_checkpoint_verifies_with_the_printed_key_and_is_of_the_tree() {
 }
 
 #[tokio::test]
-async fn keys_overlap_and_an_old_checkpoint_verifies_with_the_old_key_for_ever() {
+async fn keys_overlap_and_an_old_checkpoint_verifies_with_the_old_key() {
     let folder = tempfile::tempdir().unwrap();
     let (old, new) = (made_key(folder.path(), "old.pem").await, made_key(folder.path(), "new.pem").await);
     let mut server = TestServer::with(&[(KEY_FILE, &old)]).await;
@@ -205,7 +205,7 @@ async fn without_a_key_there_is_none_and_the_doctor_says_so() {
 }
 
 #[tokio::test]
-async fn a_log_that_moves_is_sealed_unasked_once_a_second_at_most_and_alike_by_every_replica() {
+async fn a_log_that_moves_is_sealed_once_a_second_by_every_replica() {
     let folder = tempfile::tempdir().unwrap();
     let key = made_key(folder.path(), "key.pem").await;
     let server = TestServer::with(&[(KEY_FILE, &key)]).await;
@@ -262,7 +262,7 @@ async fn a_key_is_made_for_its_owner_only_and_never_over_another() {
 }
 
 #[tokio::test]
-async fn keys_are_printed_before_there_is_a_database_and_while_it_is_out_of_reach() {
+async fn keys_are_printed_without_a_database_and_while_it_is_down() {
     let folder = tempfile::tempdir().unwrap();
     let key = (KEY_FILE.to_owned(), made_key(folder.path(), "key.pem").await);
     let without = byok(std::slice::from_ref(&key), &["audit", "key"]).await;

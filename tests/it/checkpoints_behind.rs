@@ -116,7 +116,7 @@ fn size_of(note: &str) -> u64 {
 }
 
 #[tokio::test]
-async fn a_restored_database_stops_the_tenant_until_another_log_names_the_old_head() {
+async fn a_restored_database_stops_the_tenant_until_another_log_is_opened() {
     let mut bench = Bench::start().await;
     let kept = bench.encrypt(0..3).await;
     let copy = bench.back_up().await;
@@ -257,7 +257,7 @@ async fn what_is_streamed_after_a_restore_has_a_log_of_its_own() {
 }
 
 #[tokio::test]
-async fn a_backup_from_before_the_last_restore_opens_a_log_that_was_never_published() {
+async fn a_backup_from_before_the_last_restore_opens_an_unpublished_log() {
     let mut bench = Bench::start().await;
     bench.encrypt(0..2).await;
     let (one, other) = (bench.back_up().await, bench.back_up().await);
@@ -470,7 +470,7 @@ async fn set_head(bench: &Bench, size: u64, frontier: &Frontier) {
 }
 
 #[tokio::test]
-async fn nothing_is_opened_where_a_place_cannot_be_read_or_nothing_is_lost_but_anyway() {
+async fn nothing_is_opened_with_an_unreadable_place_or_nothing_lost_unless_forced() {
     let bench = Bench::start().await;
     bench.encrypt(0..2).await;
     bench.published().await;
@@ -586,7 +586,7 @@ impl Bench {
 }
 
 #[tokio::test]
-async fn a_log_that_went_back_and_opened_another_without_a_first_entry_is_behind_until_an_operator_says_so() {
+async fn a_log_opened_without_a_first_entry_is_behind_until_confirmed() {
     let mut bench = Bench::start().await;
     bench.encrypt(0..8).await;
     let published = bench.published().await;
@@ -617,7 +617,7 @@ async fn a_log_that_went_back_and_opened_another_without_a_first_entry_is_behind
 }
 
 #[tokio::test]
-async fn a_log_whose_first_entries_a_retention_took_goes_on_where_it_was_signed_before() {
+async fn a_log_without_its_pruned_entries_goes_on_where_it_was_signed() {
     let mut bench = Bench::start().await;
     bench.encrypt(0..2).await;
     let copy = bench.back_up().await;
@@ -649,7 +649,7 @@ async fn a_log_whose_first_entries_a_retention_took_goes_on_where_it_was_signed_
 }
 
 #[tokio::test]
-async fn a_running_server_is_behind_where_another_log_is_opened_without_the_entry_of_a_restore() {
+async fn a_running_server_is_behind_a_log_opened_without_a_restore_entry() {
     let bench = Bench::start().await;
     bench.encrypt(0..3).await;
     bench.published().await;

@@ -56,7 +56,7 @@ async fn metric(server: &TestServer, line: &str) -> bool {
 }
 
 #[tokio::test]
-async fn a_directory_holds_every_published_checkpoint_in_order_and_the_last_by_name() {
+async fn a_directory_holds_every_checkpoint_in_order_and_names_the_last() {
     let folder = tempfile::tempdir().unwrap();
     let key = made_key(folder.path(), "key.pem").await;
     let directory = folder.path().join("not there/yet");
@@ -117,7 +117,7 @@ async fn the_log_of_the_customers_kms_holds_our_root() {
 }
 
 #[tokio::test]
-async fn a_webhook_is_told_signed_as_of_incidents_and_each_checkpoint_under_its_own_id() {
+async fn a_webhook_gets_checkpoints_signed_each_under_its_own_id() {
     let receiver = Receiver::start(&[Answer::Status(500)]).await;
     let folder = tempfile::tempdir().unwrap();
     let key = made_key(folder.path(), "key.pem").await;
@@ -144,7 +144,7 @@ async fn a_webhook_is_told_signed_as_of_incidents_and_each_checkpoint_under_its_
 }
 
 #[tokio::test]
-async fn a_place_that_is_down_holds_up_no_other_and_gets_what_it_missed() {
+async fn a_place_that_is_down_delays_no_other_and_catches_up() {
     let down = Receiver::start(&vec![Answer::Status(503); 2]).await;
     let folder = tempfile::tempdir().unwrap();
     let key = made_key(folder.path(), "key.pem").await;

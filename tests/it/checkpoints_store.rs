@@ -14,7 +14,7 @@ use crate::support::rows::{changes, entries, entry, tenant};
 on_every_database! {
     an_attempt_is_one_holders_until_its_lease_ends
     only_the_holder_says_how_it_went_and_that_is_kept
-    another_log_begins_with_its_first_entry_and_the_old_head_is_kept
+    another_log_begins_with_its_first_entry_and_keeps_the_head
     a_log_that_has_moved_is_not_ended
     a_log_is_ended_once_however_often_that_is_committed
 }
@@ -75,7 +75,7 @@ async fn only_the_holder_says_how_it_went_and_that_is_kept(store: Db) {
     assert!(kept.published_at.is_some());
 }
 
-async fn another_log_begins_with_its_first_entry_and_the_old_head_is_kept(store: Db) {
+async fn another_log_begins_with_its_first_entry_and_keeps_the_head(store: Db) {
     let tenant = tenant(&*store).await;
     store.commit(&entries(tenant, 0, vec![entry(), entry(), entry()])).await.unwrap();
     let ended = head(&store, tenant).await;

@@ -136,7 +136,7 @@ async fn dev_makes_and_prints_no_token_in_the_environment_of_a_server() {
 }
 
 #[tokio::test]
-async fn a_newcomer_watches_the_kill_switch_work_with_the_lines_of_the_readme() {
+async fn a_newcomer_watches_the_kill_switch_with_the_readmes_lines() {
     let folder = tempfile::tempdir().unwrap();
     let (mut child, said) = dev(folder.path()).await;
     let decrypt = said.iter().rfind(|line| line.contains("/byok/decrypt")).unwrap();
@@ -355,7 +355,7 @@ async fn doctor_tries_the_streams_folder_and_connects_to_webhooks_without_postin
     }
 }
 #[tokio::test]
-async fn doctor_before_the_first_start_says_what_will_be_made_and_finds_no_fault() {
+async fn doctor_before_the_first_start_says_what_will_be_made() {
     let (key, database_url) =
         (VaultKey::create().await, create_database(&crate::support::needed("DATABASE_URL")).await);
     let folder = tempfile::tempdir().unwrap();
@@ -380,7 +380,7 @@ async fn doctor_before_the_first_start_says_what_will_be_made_and_finds_no_fault
 }
 
 #[tokio::test]
-async fn doctor_says_why_a_vault_is_not_trusted_and_why_a_ca_file_is_not_taken() {
+async fn doctor_says_why_a_vault_or_a_ca_file_is_refused() {
     let (ours, other) = (Authority::new(), Authority::new());
     let lines = |files: &Files| {
         format!(

@@ -388,7 +388,7 @@ async fn a_commit_whose_answer_was_lost_is_tried_again_and_stands_once() {
 }
 
 #[tokio::test]
-async fn after_a_lost_answer_an_outage_is_waited_out_before_the_caller_is_told() {
+async fn after_a_lost_answer_an_outage_is_waited_out_before_answering() {
     let outage = Fate::Fails(CommitError::Unavailable);
     let bench = Bench::with(&[Fate::Lost, outage, outage]).await;
     assert_eq!(bench.commit(bench.unit("a", Vec::new())).await, Ok(vec![]));
@@ -575,7 +575,7 @@ async fn the_fence_of_a_unit_without_an_entry_keeps_out_nobody() {
 
 /// Nothing of the group was done, and nobody knows whom the fence keeps out: every caller is told to try again.
 #[tokio::test]
-async fn when_nobody_can_say_whom_the_fence_keeps_out_all_are_refused_and_nothing_stands() {
+async fn an_unreadable_fence_refuses_the_whole_batch_and_commits_nothing() {
     let bench = Bench::with(&[]).await;
     watch(&bench.store.database, bench.tenant, "1").await;
     bench.store.unreadable.store(true, Ordering::SeqCst);
@@ -638,7 +638,7 @@ async fn a_fence_that_holds_only_while_nobody_commits_refuses_in_the_end() {
 }
 
 #[tokio::test]
-async fn after_a_lost_answer_what_holds_at_the_second_look_is_the_passage() {
+async fn after_a_lost_answer_the_second_looks_finding_is_the_passage() {
     let bench = Bench::with(&[Fate::Lost]).await;
     let proof = watch(&bench.store.database, bench.tenant, "1").await;
     let durable = bench.durable(bench.fenced("a", vec![dek(DekId::new())], proven())).await.unwrap();
@@ -650,7 +650,7 @@ async fn after_a_lost_answer_what_holds_at_the_second_look_is_the_passage() {
 }
 
 #[tokio::test]
-async fn after_a_lost_answer_a_fence_that_holds_no_more_is_no_passage() {
+async fn after_a_lost_answer_a_fence_that_fails_is_no_passage() {
     let bench = Bench::with(&[Fate::LostAndRevoked]).await;
     watch(&bench.store.database, bench.tenant, "1").await;
     let durable = bench.durable(bench.fenced("a", vec![dek(DekId::new())], proven())).await.unwrap();
@@ -670,7 +670,7 @@ async fn after_a_lost_answer_proofs_that_cannot_be_read_are_no_passage() {
 }
 
 #[tokio::test]
-async fn a_batch_that_got_lost_on_its_way_stands_under_the_fence_when_it_is_tried_again() {
+async fn a_batch_lost_on_its_way_is_under_the_fence_when_retried() {
     let bench = Bench::with(&[]).await;
     watch(&bench.store.database, bench.tenant, "1").await;
     bench.store.revoke(bench.tenant).await;

@@ -25,7 +25,7 @@ async fn is_revoked(server: &TestServer, token: &str) {
 }
 
 #[tokio::test]
-async fn a_transit_key_that_was_deleted_and_made_anew_is_named_and_what_to_do() {
+async fn a_transit_key_that_was_deleted_and_remade_is_named() {
     let server = TestServer::start().await;
     let token = server.encrypt("r", "r").await;
     let said = server.doctor().await;
@@ -65,7 +65,7 @@ async fn a_transit_key_that_was_deleted_and_made_anew_is_named_and_what_to_do() 
 }
 
 #[tokio::test]
-async fn a_key_of_azures_that_was_purged_and_made_anew_is_named_and_what_to_do() {
+async fn an_azure_key_that_was_purged_and_remade_is_named() {
     let azure = Azure::start().await;
     let variables = azure.variables();
     let variables: Vec<(&str, &str)> =
@@ -89,7 +89,7 @@ async fn a_key_of_azures_that_was_purged_and_made_anew_is_named_and_what_to_do()
 }
 
 #[tokio::test]
-async fn a_dek_that_was_altered_is_told_from_a_key_that_was_replaced() {
+async fn an_altered_dek_is_told_from_a_replaced_key() {
     let server = TestServer::start().await;
     for n in 0..3 {
         server.encrypt("plaintext", &format!("r-{n}")).await;
@@ -135,7 +135,7 @@ async fn encrypting_for_a_record_whose_dek_another_key_wraps_says_that() {
 }
 
 #[tokio::test]
-async fn encrypting_for_a_record_whose_dek_the_key_of_that_name_does_not_open_says_that() {
+async fn encrypting_for_a_record_whose_dek_does_not_open_says_so() {
     let server = TestServer::start().await;
     let token = server.encrypt("plaintext", "r").await;
     let damage = "UPDATE np_byok_wrapped_deks SET wrapped = overlay(wrapped placing 'AAAA'::bytea from 20)";

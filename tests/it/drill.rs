@@ -40,7 +40,7 @@ fn is_signed(folder: &Path) -> bool {
 }
 
 #[tokio::test]
-async fn with_the_customers_hand_on_the_key_it_measures_and_leaves_a_signed_report() {
+async fn with_the_customer_at_the_key_it_leaves_a_signed_report() {
     let server = TestServer::start().await;
     let folder = tempfile::tempdir().unwrap();
     let token = server.jwt("admin", "the-auditor");
@@ -141,7 +141,7 @@ async fn drill(folder: &Path, server: &Stub, more: &[&str]) -> Output {
 }
 
 #[tokio::test]
-async fn a_server_that_goes_on_answering_is_told_so_with_another_exit_code_and_signed_all_the_same() {
+async fn a_server_that_still_answers_has_another_exit_code_and_signed_report() {
     let server = staged(|_| None).await;
     let folder = tempfile::tempdir().unwrap();
     let output = drill(folder.path(), &server, &["--off-command", "true", "--on-command", "true"]).await;
@@ -187,7 +187,7 @@ async fn a_limit_is_no_refusal_and_it_asks_less_often_then() {
 }
 
 #[tokio::test]
-async fn a_command_that_fails_leaves_no_report_and_the_key_is_turned_on_again() {
+async fn a_failed_command_leaves_no_report_and_turns_the_key_on() {
     let server = staged(|_| None).await;
     let folder = tempfile::tempdir().unwrap();
     let output =

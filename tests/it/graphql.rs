@@ -140,7 +140,7 @@ async fn ten_thousand_rows_pass_and_one_more_does_not() {
 }
 
 #[tokio::test]
-async fn a_join_beside_other_roots_with_fragments_and_skipped_rows_is_one_call() {
+async fn a_join_with_other_roots_fragments_and_skips_is_one_call() {
     let server = TestServer::start().await;
     let token = server.encrypt("kept", "r").await;
     let query = "query($t: String!, $no: Boolean!) {
@@ -162,7 +162,7 @@ async fn a_join_beside_other_roots_with_fragments_and_skipped_rows_is_one_call()
 }
 
 #[tokio::test]
-async fn what_refuses_a_whole_call_is_data_of_a_reveal_and_an_error_elsewhere() {
+async fn what_refuses_a_whole_call_is_data_only_in_a_reveal() {
     let server = TestServer::start().await;
     let token = server.encrypt("kept", "r").await;
     let nobody = server.jwt("nobody", "u");

@@ -29,7 +29,7 @@ async fn until(server: &TestServer, path: &str, right: impl Fn(StatusCode, &Valu
 }
 
 #[tokio::test]
-async fn both_fronts_say_how_the_key_is_and_within_which_bound_it_is_watched() {
+async fn both_fronts_give_the_keys_state_and_the_watchs_bound() {
     let server = TestServer::with(&[("BYOK_KEY_PROBE_TIMEOUT_MS", "1500")]).await;
     let fresh = server.get("/byok/health").await.body;
     assert_eq!((&fresh["status"], &fresh["posture"]), (&json!("OK"), &json!(null)), "nothing was used yet");
@@ -50,7 +50,7 @@ async fn both_fronts_say_how_the_key_is_and_within_which_bound_it_is_watched() {
 }
 
 #[tokio::test]
-async fn a_check_that_passes_claims_nothing_while_the_posture_is_dark_and_the_server_stays_ready() {
+async fn a_passing_check_claims_nothing_while_dark_and_the_server_stays_ready() {
     let server = TestServer::with(&[("BYOK_KEY_RESUME_SECONDS", "600")]).await;
     let token = server.encrypt("p", "r").await;
     let policy = async |operations: &[&str]| {
@@ -97,7 +97,7 @@ async fn a_version_that_is_not_the_current_one_shows_as_the_worst() {
 }
 
 #[tokio::test]
-async fn many_who_ask_at_once_on_both_fronts_cost_one_pair_of_calls() {
+async fn many_who_ask_at_once_cost_one_pair_of_calls() {
     let kms = Stub::start(|_, _| {
         std::thread::sleep(Duration::from_millis(20));
         stub::answer(403, r#"{"errors":["permission denied"]}"#)
@@ -137,7 +137,7 @@ async fn a_caller_who_asks_for_health_without_end_costs_the_database_little() {
 }
 
 #[tokio::test]
-async fn a_server_that_stops_says_that_it_is_not_ready_while_it_finishes_what_is_in_flight() {
+async fn a_stopping_server_is_not_ready_while_it_finishes_its_calls() {
     // A KMS that takes connections and says nothing.
     let kms = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("http://{}", kms.local_addr().unwrap());
@@ -202,7 +202,7 @@ async fn of_stranger(server: &TestServer, path: &str) -> (u16, Value) {
 }
 
 #[tokio::test]
-async fn a_stranger_hears_what_is_known_and_causes_no_call_to_the_kms() {
+async fn a_stranger_gets_what_is_known_without_a_call_to_kms() {
     let kms = Stub::start(|_, _| stub::answer(403, r#"{"errors":["permission denied"]}"#)).await;
     let server = TestServer::with(&[("BYOK_VAULT_ADDR", &kms.address)]).await;
     let query = json!({ "query": "{ byokHealth { status kmsLatencyMs } }" });
@@ -234,7 +234,7 @@ async fn a_stranger_hears_what_is_known_and_causes_no_call_to_the_kms() {
 }
 
 #[tokio::test]
-async fn while_the_key_is_off_the_server_serves_and_only_the_keys_own_health_says_it() {
+async fn while_the_key_is_off_only_its_own_health_says_so() {
     let server = TestServer::start().await;
     server.encrypt("p", "r").await;
     server.key.revoke_token().await;

@@ -102,7 +102,7 @@ fn long_ago() -> Timestamp {
 }
 
 #[tokio::test]
-async fn a_row_agrees_that_is_as_the_log_made_it_and_re_wrapped_it_last() {
+async fn a_row_agrees_that_is_as_the_log_last_wrapped_it() {
     let mut log = Log::new().await;
     let (kept, rotated, nameless) = (dek(Some("a")), dek(Some("b")), dek(None));
     let now = SystemClock.now();
@@ -143,7 +143,7 @@ async fn a_row_is_contradicted_that_was_edited_or_moved_or_planted() {
 }
 
 #[tokio::test]
-async fn a_row_that_was_changed_since_it_was_read_is_in_neither_list() {
+async fn a_row_that_changed_since_it_was_read_is_in_neither_list() {
     let mut log = Log::new().await;
     let (made, to) = (dek(Some("a")), wrapped(8, "2"));
     log.encrypted(SystemClock.now(), &made).await;
@@ -186,7 +186,7 @@ async fn nothing_agrees_with_a_log_that_was_changed() {
 }
 
 #[tokio::test]
-async fn where_the_oldest_entries_were_pruned_a_row_needs_an_entry_if_it_is_younger_than_what_is_left() {
+async fn after_pruning_a_row_needs_an_entry_if_younger_than_the_rest() {
     let mut log = Log::new().await;
     let old = dek_of(long_ago(), Some("a"));
     let stray = uuid::Uuid::new_v4();

@@ -63,7 +63,7 @@ async fn status(server: &TestServer, token: &str) -> (u16, Value) {
 }
 
 #[tokio::test]
-async fn while_no_keys_are_known_jwts_are_answered_503_and_the_server_is_not_ready() {
+async fn while_no_keys_are_known_jwts_get_503_and_not_ready() {
     let up = Arc::new(AtomicUsize::new(0));
     let is_up = up.clone();
     let (provider, _) = provider(move |_| match is_up.load(Ordering::SeqCst) {
@@ -124,7 +124,7 @@ async fn a_new_key_counts_at_once_and_strangers_cause_few_fetches() {
 }
 
 #[tokio::test]
-async fn a_new_key_while_the_provider_is_down_is_503_and_no_bad_credential() {
+async fn a_new_key_while_the_provider_is_down_gets_503() {
     let (provider, _) = provider(|request| match request {
         0 => (200, json!({ "keys": [jwk(1)] })),
         _ => (502, json!({})),

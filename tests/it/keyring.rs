@@ -123,7 +123,7 @@ impl Bench {
 }
 
 #[tokio::test]
-async fn the_first_use_of_a_key_version_makes_one_canary_and_opens_it_and_the_next_uses_cost_nothing_more() {
+async fn a_key_versions_first_use_makes_one_canary_and_later_none() {
     let bench = Bench::with(0, 300).await;
     bench.kms.key.rotate().unwrap();
     let records = [None, None];
@@ -153,7 +153,7 @@ async fn callers_that_want_the_same_deks_at_once_share_one_kms_call() {
 }
 
 #[tokio::test]
-async fn a_caller_that_hangs_up_does_not_stop_the_flight_for_the_others() {
+async fn a_caller_that_hangs_up_does_not_stop_the_shared_flight() {
     let bench = Bench::with(1, 300).await;
     let (keyring, tenant, ids) = (bench.keyring.clone(), bench.tenant.clone(), bench.ids.clone());
     let first = tokio::spawn(async move { keyring.by_id(&tenant, &ids).await.len() });
@@ -164,7 +164,7 @@ async fn a_caller_that_hangs_up_does_not_stop_the_flight_for_the_others() {
 }
 
 #[tokio::test]
-async fn a_caller_that_hangs_up_does_not_stop_the_making_of_a_dek() {
+async fn a_caller_that_hangs_up_does_not_stop_a_new_dek() {
     let bench = Bench::with(1, 300).await;
     let records = [Some(Arc::from("new"))];
     let making = bench.keyring.by_record(&bench.tenant, &records, Timestamp(1));
@@ -256,7 +256,7 @@ fn row_mac() -> RowMac {
 }
 
 #[tokio::test]
-async fn a_row_that_was_edited_is_refused_before_the_kms_is_asked_and_no_other_dek_is_made() {
+async fn an_edited_row_is_refused_before_the_kms_is_asked() {
     let bench = Bench::bound(3, 300, row_mac()).await;
     let rows = bench.store.deks(bench.tenant.uid, &bench.ids).await.unwrap();
     assert!(rows.iter().all(|row| row.mac.is_some() && row.record_mac.is_some()));

@@ -16,7 +16,7 @@ const DENIED: Result<(), ErrorCode> = Err(ErrorCode::KmsAccessDenied);
 // What must not be answered.
 
 #[tokio::test]
-async fn an_answer_of_a_machine_that_slept_after_the_commit_is_withheld_and_recorded_so() {
+async fn an_answer_after_sleep_past_the_commit_is_withheld_and_recorded() {
     let one = House::new().await.replica().await;
     let token = one.encrypt("r").await.unwrap();
     assert_eq!(one.decrypt(&token, "r").await, Ok(()));
@@ -50,7 +50,7 @@ async fn a_withheld_answer_that_cannot_be_recorded_says_so() {
 }
 
 #[tokio::test]
-async fn a_hot_dek_is_refused_after_the_bound_when_the_kms_says_no_or_nothing() {
+async fn a_hot_dek_is_refused_after_the_bound_by_no_or_silence() {
     for (will, refused) in [(Will::Refuse, DENIED), (Will::Fail, UNAVAILABLE), (Will::Hang, UNAVAILABLE)] {
         let one = House::new().await.replica().await;
         let token = one.encrypt("r").await.unwrap();
@@ -63,7 +63,7 @@ async fn a_hot_dek_is_refused_after_the_bound_when_the_kms_says_no_or_nothing() 
 }
 
 #[tokio::test]
-async fn a_hot_dek_is_dropped_from_memory_when_the_key_was_not_shown_to_work() {
+async fn a_hot_dek_leaves_memory_when_its_key_is_not_proven() {
     let one = House::new().await.replica().await;
     let token = one.encrypt("r").await.unwrap();
     one.kms.will(Will::Fail);
@@ -131,7 +131,7 @@ async fn what_another_replica_finds_revoked_is_refused_here_and_dropped() {
 }
 
 #[tokio::test]
-async fn no_token_stands_on_a_wrap_of_a_key_that_does_not_unwrap() {
+async fn no_token_is_made_under_a_key_that_does_not_unwrap() {
     let one = House::new().await.replica().await;
     one.encrypt("warm").await.unwrap();
     one.make_idle("1").await;
@@ -169,7 +169,7 @@ async fn a_new_version_is_used_though_the_one_before_was_destroyed() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_off_is_not_asked_more_often_however_many_call() {
+async fn a_key_that_is_off_is_probed_alike_however_many_call() {
     let one = House::new().await.replica().await;
     let token = one.encrypt("r").await.unwrap();
     one.kms.will(Will::Refuse);
@@ -186,7 +186,7 @@ async fn a_key_that_is_off_is_not_asked_more_often_however_many_call() {
 }
 
 #[tokio::test]
-async fn after_a_database_was_restored_the_key_is_used_by_what_it_says() {
+async fn after_a_database_was_restored_the_key_follows_its_rows() {
     let house = House::new().await;
     let one = house.replica().await;
     let token = one.encrypt("r").await.unwrap();
@@ -207,7 +207,7 @@ async fn after_a_database_was_restored_the_key_is_used_by_what_it_says() {
 }
 
 #[tokio::test]
-async fn a_kms_that_takes_more_than_half_of_the_bound_is_no_reason_to_refuse() {
+async fn a_kms_slower_than_half_of_the_bound_is_not_refused() {
     let house = House::new().await;
     let one = house.replica_with(0).await;
     let token = one.encrypt("r").await.unwrap();
@@ -217,7 +217,7 @@ async fn a_kms_that_takes_more_than_half_of_the_bound_is_no_reason_to_refuse() {
 }
 
 #[tokio::test]
-async fn a_caller_that_hangs_up_does_not_stop_the_probe_that_others_need() {
+async fn a_caller_that_hangs_up_does_not_stop_a_shared_probe() {
     let one = House::new().await.replica().await;
     let token = one.encrypt("r").await.unwrap();
     one.clock.sleep(3_200);
@@ -278,7 +278,7 @@ async fn a_replica_waits_for_the_probe_that_another_one_makes() {
 }
 
 #[tokio::test]
-async fn callers_of_a_version_that_nobody_has_met_do_not_wait_for_each_others_failures() {
+async fn callers_of_an_unknown_version_do_not_wait_for_each_others_failures() {
     let one = Arc::new(House::new().await.replica().await);
     *one.kms.unwraps_will.lock().unwrap() = Will::Fail;
     *one.kms.generates_will.lock().unwrap() = Will::Dawdle(100);

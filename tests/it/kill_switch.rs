@@ -21,7 +21,7 @@ fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_hot_is_dark_within_the_bound_and_comes_back_by_itself() {
+async fn what_is_hot_is_dark_in_time_and_returns_by_itself() {
     let server = TestServer::start().await;
     let (switch, database) = (Switch::of(&server.key).await, server.database().await);
     let token = server.encrypt("hot-record", "hot-record").await;
@@ -263,7 +263,7 @@ async fn without_a_cache_every_path_is_dark_too() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_version_that_is_turned_off_alone_is_dark_alone_and_nothing_falls_back_to_the_other() {
+async fn a_version_turned_off_alone_is_dark_alone_without_any_fallback() {
     let key = VaultKey::create().await;
     let relay = Relay::before(&key.address, |request| request.uri().path().to_owned()).await;
     let database_url = create_database(&needed("DATABASE_URL")).await;

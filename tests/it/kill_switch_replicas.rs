@@ -175,7 +175,7 @@ async fn a_kms_that_hangs_for_one_replica_is_not_the_tenants() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_outage_that_all_see_is_dark_within_the_bound_and_over_after_one_success() {
+async fn an_outage_for_all_is_dark_in_time_and_ends_by_success() {
     let deployment = Deployment::new().await;
     let (way, url) = Way::to_url(&deployment.key.address).await;
     let one = deployment.replica(&[("BYOK_VAULT_ADDR", &url)]).await;

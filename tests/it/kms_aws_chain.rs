@@ -74,7 +74,7 @@ fn profile_with_role(key: &Key, role: &str, external_id: &str, more: &str) -> te
 }
 
 #[tokio::test]
-async fn a_profiles_role_is_taken_and_its_refusal_is_told_from_an_outage() {
+async fn a_profiles_role_is_taken_and_refusals_are_told_from_outages() {
     let key = Cloud::shared().key().await;
     let role = key.role("byok-7f3a").await;
     let endpoint = format!("endpoint_url = {}\n", key.cloud().address);
@@ -163,7 +163,7 @@ async fn credentials_that_end_while_the_metadata_service_is_away_are_an_outage()
 }
 
 #[tokio::test]
-async fn a_metadata_service_that_hangs_ends_with_the_deadline_and_is_no_refusal() {
+async fn a_metadata_service_that_hangs_ends_with_the_deadline_unrefused() {
     let key = Cloud::shared().key().await;
     let hung = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = format!("http://{}", hung.local_addr().expect("an address"));

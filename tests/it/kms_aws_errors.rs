@@ -127,7 +127,7 @@ async fn a_key_without_its_imported_material() {
 }
 
 #[tokio::test]
-async fn a_secret_that_is_wrong_and_an_access_key_that_is_unknown_or_deleted() {
+async fn a_wrong_secret_and_an_unknown_or_deleted_access_key() {
     let key = Cloud::shared().key().await;
     let with = |id: &str, secret: &str| {
         let credentials = AwsCredentials::Keys {
@@ -201,7 +201,7 @@ async fn an_alias_that_names_a_key_of_another_region_is_not_taken() {
 }
 
 #[tokio::test]
-async fn every_code_of_awss_is_what_the_table_says_and_its_words_go_nowhere() {
+async fn every_aws_code_follows_the_table_and_its_words_go_nowhere() {
     use KmsErrorClass::*;
     let cloud = Cloud::shared();
     let (key, front) = (cloud.key().await, Front::of(&cloud).await);

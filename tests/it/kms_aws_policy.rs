@@ -31,7 +31,7 @@ async fn classes(kms: &AwsKms, key: &Key) -> [Option<KmsErrorClass>; 4] {
 }
 
 #[tokio::test]
-async fn it_grants_wrap_unwrap_and_rewrap_on_this_key_and_nothing_on_another() {
+async fn it_grants_wrap_unwrap_and_rewrap_on_this_key_alone() {
     let cloud = Cloud::shared();
     let (ours, other) = (cloud.key().await, cloud.key().await);
     let mut permissions = printed(&[("BYOK_AWS_KEY_ARN", &ours.arn)]).remove(0);
@@ -63,7 +63,7 @@ async fn each_of_the_actions_that_serving_needs_is_needed() {
 }
 
 #[tokio::test]
-async fn its_trust_policy_lets_us_take_the_role_with_the_external_id_only() {
+async fn its_trust_policy_requires_the_external_id_to_take_the_role() {
     let key = Cloud::shared().key().await;
     let role = key.role("another").await;
     let variables = [

@@ -86,7 +86,7 @@ async fn a_refused_role_is_not_asked_for_with_every_call() {
 }
 
 #[tokio::test]
-async fn a_permission_that_is_taken_from_the_role_counts_for_sessions_that_live() {
+async fn a_permission_taken_from_the_role_counts_for_live_sessions() {
     let (key, role, front) = with_role().await;
     let kms = us(&key, &role, &front);
     assert_eq!(class(&kms).await, None);
@@ -108,7 +108,7 @@ async fn a_session_that_was_issued_outlives_its_trust_policy() {
 }
 
 #[tokio::test]
-async fn an_outage_of_sts_is_no_refusal_and_a_live_session_does_not_feel_it() {
+async fn an_outage_of_sts_is_no_refusal_and_spares_live_sessions() {
     let (key, role, front) = with_role().await;
     let kms = us(&key, &role, &front);
     assert_eq!(class(&kms).await, None);
@@ -169,7 +169,7 @@ async fn a_session_that_kms_calls_expired_is_replaced_once() {
 }
 
 #[tokio::test]
-async fn faults_on_the_way_to_sts_end_within_the_deadline_and_leave_nothing_behind() {
+async fn faults_towards_sts_end_within_the_deadline_and_leave_nothing() {
     let (key, role, front) = with_role().await;
     for fault in [
         Fault::Truncated,
@@ -235,7 +235,7 @@ async fn a_pods_token_is_exchanged_and_read_again() {
 }
 
 #[tokio::test]
-async fn a_credential_that_kms_refuses_again_and_again_brings_no_storm_of_sessions() {
+async fn a_credential_that_kms_keeps_refusing_brings_no_session_storm() {
     let (key, role, front) = with_role().await;
     let kms = us(&key, &role, &front);
     assert_eq!(class(&kms).await, None);

@@ -88,7 +88,7 @@ async fn a_version_is_part_of_its_material_where_we_may_not() {
 }
 
 #[tokio::test]
-async fn names_are_looked_up_once_for_each_material_and_not_with_each_call() {
+async fn names_are_looked_up_once_a_material_and_not_each_call() {
     let (key, front) = key(true).await;
     let kms = us(&key, &front);
     let bindings = [binding(); 50];
@@ -143,7 +143,7 @@ async fn a_rewrap_takes_either_name_of_the_current_version() {
 }
 
 #[tokio::test]
-async fn what_is_wrapped_is_said_to_be_of_the_version_that_wrapped_last() {
+async fn what_is_wrapped_names_the_version_that_wrapped_last() {
     let (key, front) = key(true).await;
     let kms = us(&key, &front);
     let dek = Dek::generate();
@@ -212,7 +212,7 @@ async fn a_key_that_is_rotated_during_a_rotation_takes_the_job_along() {
 
 /// A rotation is not true everywhere at once: an answer that is still under the old material is no version to end with.
 #[tokio::test]
-async fn a_rewrap_that_still_went_to_the_old_version_does_not_end_the_rotation() {
+async fn a_rewrap_under_the_old_version_does_not_end_the_rotation() {
     let (key, front) = key(true).await;
     let server = serving(&key, &front).await;
     server.encrypt("hello", "1").await;

@@ -51,7 +51,7 @@ async fn one_token_serves_many_calls_at_once() {
 }
 
 #[tokio::test]
-async fn a_refused_secret_is_the_credentials_fault_and_is_not_shown_again_at_once() {
+async fn a_refused_secret_is_the_credentials_fault_and_waits() {
     let azure = Azure::start().await;
     let wrong = SecretSource::Text(SecretText::new("wrong".to_owned()));
     let kms = by_secret(&azure, wrong);
@@ -193,7 +193,7 @@ async fn a_live_token_outlasts_an_outage_of_the_authority() {
 }
 
 #[tokio::test]
-async fn a_managed_identity_is_the_machines_own_or_the_one_that_is_named() {
+async fn a_managed_identity_is_the_machines_own_or_the_named_one() {
     let azure = Azure::start().await;
     let own =
         azure.control(Method::POST, "principals", json!({ "managed": true, "systemAssigned": true })).await;
@@ -248,7 +248,7 @@ async fn an_identity_that_the_machine_has_not_is_the_credentials_fault() {
 }
 
 #[tokio::test]
-async fn a_metadata_service_that_is_updated_is_an_outage_and_is_not_asked_for_long() {
+async fn a_metadata_service_under_update_is_an_outage_and_left_alone() {
     let azure = Azure::start().await;
     azure.control(Method::POST, "principals", json!({ "managed": true, "systemAssigned": true })).await;
     azure.fault(json!({ "target": "imds", "times": 1000, "status": 410 })).await;

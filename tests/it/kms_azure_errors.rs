@@ -189,7 +189,7 @@ async fn what_fails_inside_the_vault_or_before_it_is_an_outage() {
 }
 
 #[tokio::test]
-async fn an_error_carries_the_status_and_the_id_by_which_the_vaults_log_has_the_request() {
+async fn an_error_has_the_status_and_the_vaults_own_request_id() {
     let azure = Azure::start().await;
     azure.forbid().await;
     let error = azure.kms().wrap(&[(binding(), &Dek::generate())]).await.remove(0).expect_err("denied");

@@ -21,7 +21,7 @@ const TIMEOUT: Duration = Duration::from_millis(1_000);
 const LATE: Duration = Duration::from_millis(1_500);
 
 #[tokio::test]
-async fn a_challenge_that_points_elsewhere_is_refused_and_no_token_is_asked_for() {
+async fn a_challenge_that_points_elsewhere_is_refused_without_a_token() {
     for elsewhere in [
         json!({ "authority": "https://login.microsoftonline.com" }),
         json!({ "authority": "http://evil.example" }),
@@ -278,7 +278,7 @@ async fn an_answer_that_lies_is_not_used() {
 }
 
 #[tokio::test]
-async fn what_azure_says_and_what_is_secret_stays_out_of_errors_and_of_every_log() {
+async fn azures_words_and_our_secrets_stay_out_of_errors_and_logs() {
     let log = Log::capture();
     let azure = Azure::start().await;
     let dek = Dek::generate();

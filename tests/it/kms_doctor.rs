@@ -18,7 +18,7 @@ fn says(said: &str, words: &[&str]) {
 }
 
 #[tokio::test]
-async fn of_aws_it_names_the_right_the_role_the_secret_and_the_way() {
+async fn at_aws_it_names_the_right_role_secret_and_route() {
     let cloud = Cloud::shared();
     let key = cloud.key().await;
     let role = key.role("customer-1").await;
@@ -62,7 +62,7 @@ async fn of_aws_it_names_the_right_the_role_the_secret_and_the_way() {
 }
 
 #[tokio::test]
-async fn of_azure_it_names_the_right_the_secret_the_tenant_and_the_key() {
+async fn at_azure_it_names_the_right_secret_tenant_and_key() {
     let azure = Azure::start().await;
     let (key, ca_file) = (format!("{}/keys/byok", azure.vault), azure.ca_file());
     let said = async |changed: &[(&str, &str)]| {

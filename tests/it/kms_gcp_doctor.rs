@@ -47,7 +47,7 @@ async fn a_right_that_is_missing_has_its_name() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_disabled_or_waits_for_its_end_or_is_not_there() {
+async fn a_key_that_is_disabled_scheduled_for_deletion_or_missing() {
     let google = Google::start().await;
     google.bind(RING, &[(ROLE, ACCOUNT)]).await;
     google.all_states("DISABLED").await;

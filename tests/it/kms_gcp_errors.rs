@@ -100,7 +100,7 @@ async fn a_role_that_may_only_encrypt_or_only_decrypt_does_that() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_not_there_looks_like_a_right_that_is_missing_unless_we_may_know() {
+async fn a_missing_key_looks_like_a_missing_right_unless_permitted_to_know() {
     let google = Google::start().await;
     let missing = format!("{RING}/cryptoKeys/none");
     let kms = google.kms(&[("BYOK_GCP_KEY_NAME", &missing)]).await;
@@ -248,7 +248,7 @@ async fn a_quota_that_comes_back_within_the_deadline_is_waited_for() {
 }
 
 #[tokio::test]
-async fn the_printed_policy_grants_encrypt_and_decrypt_on_this_key_and_nothing_on_another() {
+async fn the_printed_policy_grants_encrypt_and_decrypt_on_this_key_alone() {
     let google = Google::start().await;
     let printed = printed_policy("gcp-kms", &[("BYOK_GCP_KEY_NAME", KEY)]);
     let command: String = printed.lines().filter(|line| !line.starts_with('#')).collect::<Vec<_>>().join(" ");

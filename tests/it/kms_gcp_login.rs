@@ -74,7 +74,7 @@ async fn one_token_serves_many_calls_at_once() {
 }
 
 #[tokio::test]
-async fn a_file_is_as_good_as_the_json_and_is_read_again_for_each_token() {
+async fn a_file_serves_like_the_json_and_is_reread_each_token() {
     let google = Google::start().await;
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), google.account(ACCOUNT).await.to_string()).unwrap();
@@ -178,7 +178,7 @@ async fn an_account_is_impersonated_by_file_and_by_variable() {
 }
 
 #[tokio::test]
-async fn the_printed_policy_of_an_impersonated_account_says_who_may_act_as_it() {
+async fn the_printed_policy_of_an_impersonated_account_names_who_may_impersonate() {
     let printed = crate::support::printed_policy(
         "gcp-kms",
         &[("BYOK_GCP_KEY_NAME", KEY), ("BYOK_GCP_IMPERSONATE_SERVICE_ACCOUNT", ACCOUNT)],
@@ -188,7 +188,7 @@ async fn the_printed_policy_of_an_impersonated_account_says_who_may_act_as_it() 
 }
 
 #[tokio::test]
-async fn a_token_that_is_revoked_is_replaced_and_the_call_tried_once_more() {
+async fn a_revoked_token_is_replaced_and_the_call_retried_once() {
     let google = Google::start().await;
     let kms = google.kms(&[]).await;
     assert_eq!(wraps(&kms).await, None);
@@ -198,7 +198,7 @@ async fn a_token_that_is_revoked_is_replaced_and_the_call_tried_once_more() {
 }
 
 #[tokio::test]
-async fn a_disabled_account_is_refused_with_the_token_that_it_has_and_comes_back() {
+async fn a_disabled_account_is_refused_with_its_token_and_comes_back() {
     let google = Google::start().await;
     let kms = google.kms(&[]).await;
     assert_eq!(wraps(&kms).await, None);
@@ -223,7 +223,7 @@ async fn a_refused_credential_is_not_hammered() {
 }
 
 #[tokio::test]
-async fn tokens_that_are_new_and_refused_all_the_same_are_not_asked_for_without_end() {
+async fn new_tokens_that_are_refused_are_not_requested_without_end() {
     let google = Google::start().await;
     let kms = google.kms(&[]).await;
     let refusal = json!({ "times": 1000, "refuse": { "status": "UNAUTHENTICATED", "reason": "ACCESS_TOKEN_TYPE_UNSUPPORTED" } });
@@ -267,7 +267,7 @@ async fn a_token_is_renewed_in_the_background_before_it_ends() {
 }
 
 #[tokio::test]
-async fn a_live_token_outlasts_the_token_endpoint_and_the_end_of_it_is_an_outage() {
+async fn a_live_token_outlasts_its_endpoint_and_then_is_an_outage() {
     let google = Google::start().await;
     google.control("settings", json!({ "token_seconds": 8 })).await;
     let kms = google.kms(&[]).await;
@@ -318,7 +318,7 @@ async fn a_token_endpoint_that_hangs_does_not_outlast_the_deadline() {
 }
 
 #[tokio::test]
-async fn who_waits_for_a_token_is_not_told_that_the_time_of_another_is_up() {
+async fn who_waits_for_a_token_does_not_get_anothers_timeout() {
     let google = Google::start().await;
     google.fault("token", json!({ "delay_ms": 8_000 })).await;
     let kms = google.kms(&[("BYOK_KMS_TIMEOUT_MS", "1500")]).await;
@@ -348,7 +348,7 @@ async fn telling(google: &Google, expires_in: u64) -> Stub {
 }
 
 #[tokio::test]
-async fn whatever_a_token_endpoint_says_of_a_tokens_time_it_is_not_asked_for_each_call() {
+async fn no_claimed_lifetime_makes_a_token_be_requested_each_call() {
     let google = Google::start().await;
     for expires_in in [0, 1, u64::MAX] {
         let endpoint = telling(&google, expires_in).await;
@@ -385,7 +385,7 @@ async fn how_long_an_impersonated_token_lasts_is_not_told_by_our_clock() {
 }
 
 #[tokio::test]
-async fn no_redirect_is_followed_by_whoever_gives_a_token_or_by_the_kms() {
+async fn neither_token_endpoint_nor_kms_makes_us_follow_redirects() {
     let elsewhere = Stub::start(|_, _| answer(200, r#"{"access_token":"x","expires_in":3600}"#)).await;
     let google = Google::start().await;
     let to = json!({ "times": 3, "status": 307, "headers": { "Location": format!("{}/token", elsewhere.address) } });
@@ -414,7 +414,7 @@ async fn a_file_that_sends_us_elsewhere_later_is_not_obeyed() {
 }
 
 #[tokio::test]
-async fn what_google_says_and_what_is_secret_stays_out_of_errors_and_logs() {
+async fn googles_words_and_our_secrets_stay_out_of_errors_and_logs() {
     let log = Log::capture();
     let google = Google::start().await;
     let kms = google.kms(&[]).await;

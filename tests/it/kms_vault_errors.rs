@@ -364,7 +364,7 @@ mod openbao {
     /// `ErrLockedNamespace` and `ErrNamespaceSealed`: vault/request_handling.go and sdk/logical/response_util.go, v2.3.2 to
     /// v2.6.2; a namespace of its own can be sealed from v2.6.0 on.
     #[tokio::test]
-    async fn a_namespace_that_is_locked_is_turned_off_and_one_that_is_sealed_is_out_of_reach() {
+    async fn a_locked_namespace_is_turned_off_and_a_sealed_one_unreachable() {
         let locked = r#"{"errors":["API access to this namespace has been locked by an administrator - \"ns1/\" must be unlocked to gain access."]}"#;
         let sealed = r#"{"errors":["namespace is sealed"]}"#;
         for (body, class) in [(locked, KmsErrorClass::AccessDenied), (sealed, KmsErrorClass::Sealed)] {
@@ -393,7 +393,7 @@ mod openbao {
     const DENIED: &str = r#"{"errors":["1 error occurred:\n\t* permission denied\n\n"]}"#;
 
     #[tokio::test]
-    async fn doctor_says_both_of_a_refusal_that_may_be_the_tokens_or_the_policys() {
+    async fn doctor_names_both_causes_where_token_or_policy_may_be_wrong() {
         let said = doctor_of((403, DENIED)).await;
         assert!(said.contains("FAIL  key: making a DEK: AccessDenied"), "{said}");
         assert!(said.contains("either the token is expired or revoked, or it lacks the right"), "{said}");

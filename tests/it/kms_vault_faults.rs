@@ -176,7 +176,7 @@ async fn a_batch_is_as_many_requests_as_the_forecast_says() {
 }
 
 #[tokio::test]
-async fn what_vault_says_and_what_is_secret_stays_out_of_errors_and_logs() {
+async fn vaults_words_and_our_secrets_stay_out_of_errors_and_logs() {
     let log = Log::capture();
     let dek = Dek::generate();
     let plain = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, dek.expose());

@@ -144,7 +144,7 @@ async fn a_token_that_cannot_be_renewed_is_replaced_before_its_end() {
 }
 
 #[tokio::test]
-async fn a_secret_id_that_was_destroyed_is_an_invalid_credential_until_its_file_has_another() {
+async fn a_destroyed_secret_id_is_invalid_until_its_file_has_another() {
     let role = AppRole::create(json!({})).await;
     let file = tempfile::NamedTempFile::new().expect("a file");
     let secret_id = role.secret_id().await;
@@ -160,7 +160,7 @@ async fn a_secret_id_that_was_destroyed_is_an_invalid_credential_until_its_file_
 }
 
 #[tokio::test]
-async fn wrong_secrets_never_lock_a_role_out_and_a_good_one_is_taken_at_once() {
+async fn wrong_secrets_lock_no_role_out_and_good_ones_work_immediately() {
     let role = AppRole::create(json!({})).await;
     role.lock_out_after(5).await;
     let file = tempfile::NamedTempFile::new().expect("a file");
@@ -241,7 +241,7 @@ async fn a_renewal_in_the_background_never_locks_a_role_out() {
 }
 
 #[tokio::test]
-async fn health_says_that_the_credential_is_refused_and_when_it_is_shown_again() {
+async fn health_names_the_refused_credential_and_its_next_attempt() {
     let role = AppRole::create(json!({})).await;
     let role_id = role.role_id().await;
     let server = TestServer::with(&[
@@ -264,7 +264,7 @@ async fn health_says_that_the_credential_is_refused_and_when_it_is_shown_again()
 }
 
 #[tokio::test]
-async fn a_role_that_is_missing_and_a_mount_that_is_missing_are_invalid_credentials() {
+async fn a_missing_role_and_a_missing_mount_are_invalid_credentials() {
     let role = AppRole::create(json!({})).await;
     let kms = role.kms(text("never")).await;
     assert_eq!(wraps(&kms).await, Some(KmsErrorClass::CredentialInvalid));
@@ -363,7 +363,7 @@ async fn a_token_file_is_read_again_when_it_changes() {
 }
 
 #[tokio::test]
-async fn a_token_file_that_was_replaced_within_one_tick_of_the_clock_is_read_when_its_token_is_refused() {
+async fn a_token_file_replaced_within_one_tick_is_read_after_refusal() {
     let transit = Vault::shared().transit().await;
     let file = tempfile::NamedTempFile::new().expect("a file");
     let same_time = |token: &str| {

@@ -27,7 +27,7 @@ async fn until(server: &TestServer, ciphertext: &str, status: u16) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_commands_of_vaults_page_set_up_a_key_and_turn_it_off_and_on() {
+async fn the_commands_of_vaults_page_make_and_switch_a_key() {
     let running = OwnServer::start().await;
     let vault = &running.vault;
     let folder = tempfile::tempdir().unwrap();

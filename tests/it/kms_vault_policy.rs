@@ -25,7 +25,7 @@ async fn classes(transit: &Transit, policy: &str) -> [Option<KmsErrorClass>; 3] 
 }
 
 #[tokio::test]
-async fn it_grants_wrap_unwrap_and_rewrap_on_this_key_and_nothing_on_another() {
+async fn it_grants_wrap_unwrap_and_rewrap_on_this_key_alone() {
     let (ours, other) = (Vault::shared().transit().await, Vault::shared().transit().await);
     let policy = |transit: &Transit| {
         printed_policy(
@@ -83,7 +83,7 @@ async fn it_keeps_a_token_alive_that_lacks_the_policy_default() {
 }
 
 #[tokio::test]
-async fn with_what_is_optional_doctor_says_of_a_key_how_it_was_made() {
+async fn with_optional_rights_doctor_says_how_a_key_was_made() {
     let transit = Vault::shared().transit().await;
     for (key, made, said) in [
         ("weak", json!({ "type": "aes128-gcm96" }), "weaker than the DEKs"),

@@ -59,7 +59,7 @@ async fn a_vault_that_asks_for_a_client_certificate_gets_ours() {
 }
 
 #[tokio::test]
-async fn a_file_that_holds_no_certificate_is_a_mistake_that_names_its_variable() {
+async fn a_file_without_a_certificate_is_a_mistake_naming_its_variable() {
     let ours = Authority::new();
     let files = ours.client();
     let fail = |change: &dyn Fn(&mut VaultSettings)| {

@@ -76,7 +76,7 @@ fn limited_in_graphql(answer: &Value, most: u64) {
 }
 
 #[tokio::test]
-async fn a_batch_is_one_call_and_the_next_is_told_when_to_come_back() {
+async fn a_batch_is_one_call_and_the_next_gets_retry_after() {
     let server = TestServer::with(&[("BYOK_ENCRYPT_RATE_RPM", "1"), ("BYOK_DECRYPT_RATE_RPM", "1")]).await;
     let admin = server.jwt("admin", "a");
     let items = tokens(&server, 5).await;
@@ -97,7 +97,7 @@ async fn a_batch_is_one_call_and_the_next_is_told_when_to_come_back() {
 }
 
 #[tokio::test]
-async fn items_past_the_budget_wait_and_a_call_that_can_never_pass_is_told_so() {
+async fn items_past_the_budget_wait_unless_they_can_never_pass() {
     let server =
         TestServer::with(&[("BYOK_ENCRYPT_ITEMS_PER_MINUTE", "10"), ("BYOK_DECRYPT_ITEMS_PER_MINUTE", "10")])
             .await;
@@ -148,7 +148,7 @@ fn asked(relay: &Relay, names: &[&str]) -> usize {
 }
 
 #[tokio::test]
-async fn past_the_budget_of_kms_calls_cold_decrypts_wait_and_hot_ones_go_on() {
+async fn past_the_kms_budget_cold_decrypts_wait_and_hot_ones_continue() {
     const BUDGET: u64 = 240;
     let mut provider = Provided::vault().await;
     let relays = provider.relayed().await;
@@ -277,7 +277,7 @@ async fn not_one_request_more_than_the_budget_goes_to_azure() {
 }
 
 #[tokio::test]
-async fn a_probes_dek_is_marked_where_the_kms_logs_a_context_and_opens_as_nothing_else() {
+async fn a_probes_dek_is_marked_by_context_and_opens_nothing_else() {
     for provider in [Provided::gcp().await, Provided::aws().await] {
         let kms = provider.kms();
         let record = binding();
@@ -410,7 +410,7 @@ async fn the_junk_of_one_user_uses_up_no_minute_but_their_own() {
 }
 
 #[tokio::test]
-async fn a_user_alone_has_the_whole_minute_and_of_two_neither_has_less_than_nearly_half() {
+async fn one_user_has_the_whole_minute_and_two_nearly_half_each() {
     let server = TestServer::with(&[("BYOK_DECRYPT_RATE_RPM", "600")]).await;
     let token = server.encrypt("p", "r").await;
     let ask = async |user: &str, roots_at_once: usize| {

@@ -117,7 +117,7 @@ async fn full() -> (Hanging, JoinHandle<Response>) {
 }
 
 #[tokio::test]
-async fn a_full_server_refuses_in_the_form_of_each_front_and_the_connection_goes_on() {
+async fn a_full_server_refuses_in_each_fronts_form_and_keeps_connections() {
     let (Hanging { server, way, .. }, taken) = full().await;
     for client in [server.client.clone(), http2()] {
         for size in [10, 100_000, 6_000_000] {
@@ -166,7 +166,7 @@ async fn a_client_that_asks_before_it_sends_is_refused_without_its_body() {
 }
 
 #[tokio::test]
-async fn hot_records_are_served_while_the_kms_hangs_and_cold_calls_past_their_share_are_refused() {
+async fn while_the_kms_hangs_hot_records_are_served_cold_ones_bounded() {
     let hanging = Hanging::with(&[("BYOK_MAX_IN_FLIGHT", "8")], 12).await;
     let waiting: Vec<_> = (0..4).map(|n| hanging.cold(n)).collect();
     until(&hanging.server, "byok_places_taken", |places| places == 4).await;
@@ -270,7 +270,7 @@ async fn who_sends_slowly_holds_no_place_and_is_given_up() {
 }
 
 #[tokio::test]
-async fn who_does_not_read_its_answer_is_dropped_and_what_was_held_for_it_is_free_again() {
+async fn a_client_that_does_not_read_is_dropped_and_its_bytes_freed() {
     let server =
         TestServer::with(&[("BYOK_MAX_PLAINTEXT_BYTES", "16000000"), ("BYOK_REQUEST_TIMEOUT_SECONDS", "6")])
             .await;
@@ -343,7 +343,7 @@ async fn overload(settings: &[(&str, &str)], length: Duration) -> (TestServer, O
 }
 
 #[tokio::test]
-async fn three_times_what_the_server_can_do_for_a_minute_is_shed_within_bounded_memory() {
+async fn three_times_the_possible_load_is_shed_within_bounded_memory() {
     let (server, overload) = overload(
         &[("BYOK_MAX_IN_FLIGHT", "32"), ("BYOK_MAX_BODY_BYTES", "1000000")],
         Duration::from_secs(60),

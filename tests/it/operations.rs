@@ -71,7 +71,7 @@ async fn the_process_leaves_no_core_dump() {
 }
 
 #[tokio::test]
-async fn what_the_process_has_in_memory_is_locked_there_where_that_is_permitted() {
+async fn what_the_process_holds_is_locked_in_memory_where_permitted() {
     let server = TestServer::start().await;
     let read = |file: &str| std::fs::read_to_string(format!("/proc/{}/{file}", server.pid())).unwrap();
     let (status, limits) = (read("status"), read("limits"));
@@ -146,7 +146,7 @@ async fn the_documents_are_the_codes_own() {
 }
 
 #[tokio::test]
-async fn a_serving_role_that_owns_nothing_is_enough_and_health_says_that_the_log_is_protected() {
+async fn a_serving_role_owning_nothing_suffices_and_health_shows_it() {
     let owner = create_database(&needed("DATABASE_URL")).await;
     let role = format!("serving_{}", uuid::Uuid::now_v7().simple());
     let database = sqlx::PgPool::connect(&owner).await.unwrap();
@@ -201,7 +201,7 @@ async fn a_connection_that_never_says_what_it_wants_is_closed() {
 }
 
 #[tokio::test]
-async fn health_checks_that_are_broken_off_do_not_call_the_kms_again_and_again() {
+async fn aborted_health_checks_do_not_call_the_kms_repeatedly() {
     let kms = Stub::start(|_, _| {
         std::thread::sleep(Duration::from_millis(50));
         stub::answer(503, r#"{"errors":["Vault is sealed"]}"#)
@@ -219,7 +219,7 @@ async fn health_checks_that_are_broken_off_do_not_call_the_kms_again_and_again()
 }
 
 #[tokio::test]
-async fn a_role_that_may_do_nothing_can_neither_use_up_the_budget_nor_flood_the_log() {
+async fn a_role_without_rights_neither_uses_budget_nor_floods_the_log() {
     let server = TestServer::with(&[("BYOK_DECRYPT_RATE_RPM", "5")]).await;
     let token = server.encrypt("p", "r").await;
     let nosy = server.jwt("user", "nosy");
@@ -234,7 +234,7 @@ async fn a_role_that_may_do_nothing_can_neither_use_up_the_budget_nor_flood_the_
 }
 
 #[tokio::test]
-async fn a_jwt_in_a_cookie_does_not_ride_on_a_foreign_pages_form() {
+async fn a_jwt_in_a_cookie_serves_no_foreign_pages_form() {
     let secret = json!({ "type": "HS256", "key": crate::support::server::JWT_SECRET, "header": { "type": "Cookie", "name": "jwt" } });
     let server = TestServer::with(&[("HASURA_GRAPHQL_JWT_SECRET", &secret.to_string())]).await;
     let cookie = format!("jwt={}", server.jwt("admin", "a"));

@@ -150,7 +150,7 @@ async fn without_one_not_one_request_more_is_made() {
 }
 
 #[tokio::test]
-async fn each_is_used_once_and_never_are_more_held_than_there_may_be() {
+async fn each_is_used_once_and_the_bound_is_never_exceeded() {
     const RECORDS: u64 = 1_000;
     let bench = Bench::with("100", &[]).await;
     bench.server.encrypt("p", "first").await;
@@ -208,7 +208,7 @@ async fn each_is_used_once_and_never_are_more_held_than_there_may_be() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_turned_off_empties_it_and_one_that_comes_back_fills_it_anew() {
+async fn a_key_turned_off_empties_it_and_turned_on_refills_it() {
     let bench = Bench::with("20", &[]).await;
     bench.server.encrypt("first", "r-first").await;
     bench.until_it_holds(20).await;
@@ -261,7 +261,7 @@ async fn a_key_that_is_turned_off_empties_it_and_one_that_comes_back_fills_it_an
 }
 
 #[tokio::test]
-async fn after_a_rotation_what_was_made_under_the_former_version_is_not_used() {
+async fn after_a_rotation_deks_of_the_former_version_are_not_used() {
     let bench = Bench::with("20", &[]).await;
     bench.server.encrypt("p", "r-1").await;
     bench.until_it_holds(20).await;
@@ -287,7 +287,7 @@ async fn after_a_rotation_what_was_made_under_the_former_version_is_not_used() {
 }
 
 #[tokio::test]
-async fn a_fill_that_finds_a_new_version_makes_all_later_ones_under_it() {
+async fn a_fill_that_finds_a_new_version_uses_it_from_then_on() {
     let bench = Bench::with("10", &[]).await;
     bench.server.encrypt("p", "r-0").await;
     bench.until_it_holds(10).await;
@@ -359,7 +359,7 @@ async fn a_fill_that_is_refused_is_not_tried_without_end() {
 }
 
 #[tokio::test]
-async fn the_key_is_watched_while_anything_lies_ready_and_what_is_old_is_replaced() {
+async fn the_key_is_watched_while_deks_are_ready_and_old_ones_replaced() {
     let bench = Bench::with("10", &[("BYOK_DEK_CACHE_SECONDS", "2")]).await;
     bench.server.encrypt("p", "first").await;
     bench.until_it_holds(10).await;

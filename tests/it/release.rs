@@ -40,7 +40,7 @@ async fn an_answer_is_given_at_once_without_another_call() {
 }
 
 #[tokio::test]
-async fn an_answer_that_comes_too_late_is_withheld_whole_and_each_of_its_entries_has_a_refusal() {
+async fn a_late_answer_is_withheld_whole_and_each_entry_refused() {
     for (will, code) in [(Will::Refuse, ErrorCode::KmsAccessDenied), (Will::Fail, ErrorCode::KmsUnavailable)]
     {
         let one = House::new().await.replica().await;
@@ -73,7 +73,7 @@ async fn an_answer_that_waited_is_given_where_the_key_still_works() {
 }
 
 #[tokio::test]
-async fn an_answer_of_before_the_key_was_turned_off_is_not_given_after_it_was_turned_on_again() {
+async fn an_answer_from_before_a_revocation_is_not_given_after_it() {
     let one = House::new().await.replica().await;
     let token = one.encrypt("r").await.unwrap();
     let release = answer(&one, &["r"]).await;
@@ -86,7 +86,7 @@ async fn an_answer_of_before_the_key_was_turned_off_is_not_given_after_it_was_tu
 }
 
 #[tokio::test]
-async fn a_refusal_in_place_of_an_answer_that_cannot_be_recorded_says_so() {
+async fn a_refusal_replacing_an_answer_that_cannot_be_recorded_says_so() {
     let one = House::new().await.replica().await;
     let release = answer(&one, &["r"]).await;
     one.store.cut.store(true, Ordering::SeqCst);
@@ -95,7 +95,7 @@ async fn a_refusal_in_place_of_an_answer_that_cannot_be_recorded_says_so() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_broken_off_is_recorded_as_refused_only_where_nothing_of_it_has_left() {
+async fn an_answer_broken_off_is_refused_only_where_none_has_left() {
     let one = House::new().await.replica().await;
     let (begun, waiting) = (answer(&one, &["begun"]).await, answer(&one, &["waiting"]).await);
     begun.begin();
@@ -111,7 +111,7 @@ async fn an_answer_that_is_broken_off_is_recorded_as_refused_only_where_nothing_
 }
 
 #[tokio::test]
-async fn of_an_answer_that_is_lost_before_its_first_byte_each_entry_has_a_refusal() {
+async fn an_answer_lost_before_its_first_byte_has_all_entries_refused() {
     let one = House::new().await.replica().await;
     let lost = answer(&one, &["first", "second"]).await;
     let given = answer(&one, &["given"]).await;
@@ -127,7 +127,7 @@ async fn of_an_answer_that_is_lost_before_its_first_byte_each_entry_has_a_refusa
 }
 
 #[tokio::test]
-async fn a_call_that_is_given_up_while_its_entry_is_committed_leaves_a_refusal_beside_it() {
+async fn a_call_given_up_during_its_commit_leaves_a_refusal_too() {
     let one = House::new().await.replica().await;
     let token = one.encrypt("r").await.unwrap();
     let (durable, heard) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
@@ -145,7 +145,7 @@ async fn a_call_that_is_given_up_while_its_entry_is_committed_leaves_a_refusal_b
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_not_given_is_recorded_though_the_runtime_of_its_request_has_ended() {
+async fn an_ungiven_answer_is_recorded_though_its_requests_runtime_has_ended() {
     let one = House::new().await.replica().await;
     let (late, lost) = (answer(&one, &["late"]).await, answer(&one, &["lost"]).await);
     one.kms.will(Will::Fail);

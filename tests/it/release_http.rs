@@ -212,7 +212,7 @@ async fn an_answer_that_is_read_slowly_over_http2_ends_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_that_waits_behind_another_stream_does_not_leave_and_is_recorded_as_refused() {
+async fn an_answer_queued_behind_another_stream_is_withheld_and_recorded() {
     let (one, address, large) = served(300, None).await;
     let token = encrypt(&one, address, None, "xxxxxxxx").await;
     let small = json!({ "ciphertext": token, "record_id": "r" }).to_string();
@@ -234,7 +234,7 @@ async fn an_answer_that_waits_behind_another_stream_does_not_leave_and_is_record
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_of_which_a_byte_has_left_shows_no_more_when_its_window_opens_too_late() {
+async fn an_answer_begun_shows_no_more_when_its_window_opens_late() {
     let one = House::new().await.replica().await;
     let address = one.serve(None).await;
     let token = encrypt(&one, address, None, "xxxxxxxx").await;
@@ -293,7 +293,7 @@ async fn a_graphql_answer_whose_last_field_ends_too_late_is_one_error() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_plaintext_beside_a_health_check_that_takes_longer_than_the_bound_is_withheld() {
+async fn a_plaintext_beside_an_overlong_health_check_is_withheld() {
     let one = House::new().await.replica().await;
     let address = one.serve(None).await;
     let token = one.encrypt("hot").await.unwrap();
@@ -329,7 +329,7 @@ async fn of_an_answer_whose_request_timed_out_each_entry_has_a_refusal() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_whose_first_byte_came_is_given_though_its_client_hangs_up_then() {
+async fn an_answer_whose_first_byte_came_counts_as_given_despite_hangup() {
     let one = House::new().await.replica().await;
     let address = one.serve(None).await;
     let token = encrypt(&one, address, None, "xxxxxxxx").await;

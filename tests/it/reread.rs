@@ -65,7 +65,7 @@ async fn shows(server: &TestServer, authority: &Authority) -> bool {
 }
 
 #[tokio::test]
-async fn a_certificate_that_is_swapped_is_shown_to_new_connections_and_a_bad_one_to_nobody() {
+async fn a_swapped_certificate_serves_new_connections_and_a_bad_one_none() {
     let (one, other) = (Authority::new(), Authority::new());
     let (first, second) = (pair(&one.server()), pair(&other.server()));
     let mut mounted = Mounted::with(&borrowed(&first));
@@ -162,7 +162,7 @@ async fn a_hangup_reads_everything_again_and_ends_nobody() {
 }
 
 #[tokio::test]
-async fn a_secret_that_is_bound_to_a_start_is_named_and_keeps_counting() {
+async fn a_secret_bound_to_a_start_is_named_and_keeps_counting() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("row-mac-key");
     let key = |byte: u8| {
@@ -214,7 +214,7 @@ async fn a_signing_key_is_exchanged_where_the_one_before_stands_beside_it() {
 }
 
 #[tokio::test]
-async fn a_pipe_or_a_huge_file_in_the_place_of_a_secret_holds_up_nobody() {
+async fn a_pipe_or_huge_file_as_a_secret_delays_nobody() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("secret");
     let secret = "a secret of Hasura's, ".replace([' ', ','], "-");

@@ -27,7 +27,7 @@ fn refusals(server: &TestServer) -> usize {
 }
 
 #[tokio::test]
-async fn a_password_that_is_changed_is_taken_from_its_file_and_old_connections_are_retired() {
+async fn a_changed_password_is_reread_and_old_connections_are_retired() {
     let (postgres, url) = with_passwords().await;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("url");

@@ -92,8 +92,7 @@ async fn many_values_are_one_entry_and_fail_one_by_one() {
 }
 
 #[tokio::test]
-async fn a_call_whose_items_were_all_refused_is_refused_and_an_item_refused_for_its_encoding_names_its_record()
- {
+async fn a_call_of_refused_items_is_refused_and_each_names_its_record() {
     let server = TestServer::start().await;
     let items = json!({ "items": [
         { "plaintext": "AP8", "record_id": "r-1", "encoding": "BASE64" },
@@ -208,7 +207,7 @@ async fn what_is_no_json_is_refused_without_an_echo() {
 }
 
 #[tokio::test]
-async fn a_request_that_no_operation_takes_is_refused_by_a_problem_document_too() {
+async fn an_unroutable_request_is_refused_by_a_problem_document_too() {
     let server = TestServer::start().await;
     let request = |method: Method, path: &str| {
         let request = server.client.request(method, format!("{}{path}", server.base));
@@ -395,7 +394,7 @@ async fn the_audit_log_pages_by_cursor_and_filters() {
 }
 
 #[tokio::test]
-async fn every_route_stands_in_the_openapi_document() {
+async fn every_operation_of_the_openapi_document_is_served() {
     let server = TestServer::start().await;
     let document = server.get("/openapi.json").await.body;
     assert_eq!(document["openapi"], "3.1.0");

@@ -66,14 +66,14 @@ async fn is_turned_off_unnoticed(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn at_vault_the_minimum_may_be_raised_as_soon_as_the_rotation_is_done() {
+async fn at_vault_the_minimum_may_rise_once_the_rotation_is_done() {
     let server = TestServer::start().await;
     let key = server.key.clone();
     is_turned_off_unnoticed(server, async || key.rotate().await, async || key.refuse_below(2).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn at_azure_the_old_version_may_be_disabled_as_soon_as_the_rotation_is_done() {
+async fn at_azure_the_old_version_may_go_once_rotation_is_done() {
     let azure = Azure::start().await;
     let variables = azure.variables();
     let variables: Vec<(&str, &str)> =
@@ -107,7 +107,7 @@ async fn dek_of(house: &House, tenant: TenantUid) -> byok::model::DekId {
 }
 
 #[tokio::test]
-async fn what_is_in_memory_of_a_retired_version_is_dropped_by_every_replica_and_never_needed_again() {
+async fn every_replica_drops_a_retired_version_and_needs_it_no_more() {
     let house = House::new().await;
     let (one, two) = (house.replica().await, house.replica().await);
     let token = one.encrypt("r").await.unwrap();
@@ -130,7 +130,7 @@ async fn what_is_in_memory_of_a_retired_version_is_dropped_by_every_replica_and_
 }
 
 #[tokio::test]
-async fn a_dek_that_was_left_under_a_retired_version_brings_it_back_into_the_watch() {
+async fn a_dek_left_under_a_retired_version_is_watched_again() {
     let house = House::new().await;
     let (one, two) = (house.replica().await, house.replica().await);
     let token = one.encrypt("r").await.unwrap();

@@ -1,9 +1,55 @@
 //! Every operation tried as a stranger, as the wrong role, and with headers that anybody can send.
 
+use std::collections::BTreeSet;
+
+use byok::model::Operation;
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::support::server::{TestServer, answer};
+
+/// The operation that a role must be granted to call each route and each field of GraphQL.
+const MATRIX: [(&str, Operation); 25] = [
+    ("POST /byok/encrypt", Operation::Encrypt),
+    ("POST /byok/encrypt/many", Operation::Encrypt),
+    ("POST /byok/decrypt", Operation::Decrypt),
+    ("POST /byok/decrypt/many", Operation::Decrypt),
+    ("POST /byok/rotate", Operation::Rotate),
+    ("GET /byok/rotate/{id}", Operation::Rotate),
+    ("POST /byok/rotate/{id}/pause", Operation::Rotate),
+    ("POST /byok/rotate/{id}/resume", Operation::Rotate),
+    ("POST /byok/rotate/{id}/cancel", Operation::Rotate),
+    ("GET /byok/audit", Operation::Audit),
+    ("GET /byok/audit/checkpoint", Operation::Audit),
+    ("GET /byok/audit/keys", Operation::Audit),
+    ("byokEncrypt", Operation::Encrypt),
+    ("byokEncryptMany", Operation::Encrypt),
+    ("byokDecrypt", Operation::Decrypt),
+    ("byokDecryptMany", Operation::Decrypt),
+    ("byokRotate", Operation::Rotate),
+    ("byokPauseRotation", Operation::Rotate),
+    ("byokResumeRotation", Operation::Rotate),
+    ("byokCancelRotation", Operation::Rotate),
+    ("byokReveal", Operation::Reveal),
+    ("byokRevealMany", Operation::Reveal),
+    ("byokAudit", Operation::Audit),
+    ("byokAuditCheckpoint", Operation::Audit),
+    ("byokRotation", Operation::Rotate),
+];
+
+/// Health needs no caller on either front, and no role is asked whether it was granted it.
+const OPEN: (&str, Operation) = ("byokHealth", Operation::Health);
+
+/// A call's name in the matrix.
+fn name_of(method: &Method, path: &str, body: Option<&Value>) -> String {
+    match body.and_then(|body| body["query"].as_str()) {
+        Some(query) => {
+            let mut words = query.split(|c: char| !c.is_alphanumeric());
+            words.find(|word| word.starts_with("byok")).expect("a field of ours").to_owned()
+        }
+        None => format!("{method} {}", path.replace("00000000-0000-7000-8000-000000000000", "{id}")),
+    }
+}
 
 /// Every operation of both fronts that needs a caller: method, path, body.
 fn operations(token: &str) -> Vec<(Method, &'static str, Option<Value>)> {
@@ -27,6 +73,8 @@ fn operations(token: &str) -> Vec<(Method, &'static str, Option<Value>)> {
         (Method::POST, "/byok/rotate/00000000-0000-7000-8000-000000000000/resume", None),
         (Method::POST, "/byok/rotate/00000000-0000-7000-8000-000000000000/cancel", None),
         (Method::GET, "/byok/audit", None),
+        (Method::GET, "/byok/audit/checkpoint", None),
+        (Method::GET, "/byok/audit/keys", None),
         (
             Method::POST,
             "/graphql",
@@ -82,6 +130,7 @@ fn operations(token: &str) -> Vec<(Method, &'static str, Option<Value>)> {
             ),
         ),
         (Method::POST, "/graphql", graphql("{ byokAudit { edges { node { id } } } }")),
+        (Method::POST, "/graphql", graphql("{ byokAuditCheckpoint { note } }")),
         (
             Method::POST,
             "/graphql",
@@ -103,6 +152,64 @@ fn refused(status: u16, body: &Value) -> bool {
         })
     });
     !gives && !data && (status >= 400 || body.get("errors").is_some() || text.contains("PERMISSION_DENIED"))
+}
+
+#[test]
+fn the_matrix_has_every_operation_of_both_fronts() {
+    let matrix: BTreeSet<String> = MATRIX.iter().map(|(name, _)| (*name).to_owned()).collect();
+    assert_eq!(matrix.len(), MATRIX.len(), "each once");
+    let calls = operations("byok:v1:");
+    let called = calls.iter().map(|(method, path, body)| name_of(method, path, body.as_ref()));
+    assert_eq!(called.collect::<BTreeSet<_>>(), matrix, "the calls");
+
+    let document = byok::rest::document();
+    let mut served = BTreeSet::new();
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for (method, operation) in methods.as_object().unwrap() {
+            if operation["security"] == json!([{ "bearer": [] }]) {
+                served.insert(format!("{} {path}", method.to_uppercase()));
+            }
+        }
+    }
+    let sdl = byok::graphql::sdl();
+    for root in ["Query", "Mutation"] {
+        let fields = sdl.split(&format!("\ntype {root} {{\n")).nth(1).unwrap().split("\n}\n").next().unwrap();
+        for line in fields.lines().filter_map(|line| line.strip_prefix("  byok")) {
+            let end = line.find(|c: char| !c.is_alphanumeric()).unwrap();
+            served.insert(format!("byok{}", &line[..end]));
+        }
+    }
+    assert!(served.remove(OPEN.0), "{} is served", OPEN.0);
+    assert_eq!(served, matrix, "what the fronts serve");
+
+    let guarded = MATRIX.iter().chain([&OPEN]).map(|(_, operation)| *operation);
+    assert_eq!(guarded.collect::<BTreeSet<_>>(), BTreeSet::from(Operation::CALLED), "what can be granted");
+}
+
+#[tokio::test]
+async fn a_role_that_was_granted_one_operation_may_do_that_alone() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut rules = "roles:\n  admin: { all: true }\n".to_owned();
+    for operation in Operation::CALLED.map(Operation::as_str) {
+        rules.push_str(&format!("  only_{operation}: {{ {operation}: true }}\n"));
+    }
+    std::fs::write(file.path(), rules).unwrap();
+    let server = TestServer::with(&[("BYOK_PERMISSIONS_FILE", file.path().to_str().unwrap())]).await;
+    let token = server.encrypt("secret-plaintext", "r").await;
+    for granted in Operation::CALLED {
+        let jwt = server.jwt(&format!("only_{}", granted.as_str()), "u");
+        for (method, path, body) in operations(&token) {
+            let name = name_of(&method, path, body.as_ref());
+            let needed = MATRIX.iter().find(|(of, _)| *of == name).unwrap().1;
+            // A role without a line for reveal has that of decrypt.
+            let may = needed == granted || (needed, granted) == (Operation::Reveal, Operation::Decrypt);
+            let answered = server.call(method, path, &jwt, body).await.body;
+            // The audit log, which one of them reads, holds the code too.
+            let found = if path == "/graphql" { answered.to_string() } else { answered["code"].to_string() };
+            let denied = found.contains("PERMISSION_DENIED");
+            assert_eq!(denied, !may, "{granted:?} {name}: {answered}");
+        }
+    }
 }
 
 #[tokio::test]
@@ -185,7 +292,7 @@ async fn every_refusal_of_a_known_caller_leaves_an_entry() {
 }
 
 #[tokio::test]
-async fn a_permission_that_is_bound_to_a_session_variable_holds_for_that_record_alone() {
+async fn a_permission_bound_to_a_session_variable_holds_for_its_record() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let rules = "roles:\n  admin: { all: true }\n  user:\n    encrypt: { when: { context.record_id: { _eq: X-Hasura-User-Id } } }\n    decrypt: { when: { context.record_id: { _eq: X-Hasura-User-Id } } }\n";
     std::fs::write(file.path(), rules).unwrap();

@@ -87,7 +87,7 @@ async fn every_dek_moves_to_the_current_version_and_every_token_still_opens() {
 }
 
 #[tokio::test]
-async fn encrypt_and_decrypt_go_on_while_a_rotation_is_killed_and_resumed_elsewhere() {
+async fn encrypt_and_decrypt_go_on_while_a_rotation_is_resumed_elsewhere() {
     let mut server = TestServer::start().await;
     let tokens = encrypt_records(&server, 3_000).await;
     server.key.rotate().await;
@@ -117,7 +117,7 @@ async fn encrypt_and_decrypt_go_on_while_a_rotation_is_killed_and_resumed_elsewh
 }
 
 #[tokio::test]
-async fn a_dek_that_was_altered_by_hand_is_counted_and_does_not_stop_the_others() {
+async fn a_hand_altered_dek_is_counted_and_does_not_stop_others() {
     let server = TestServer::start().await;
     let tokens = encrypt_records(&server, 10).await;
     let database = server.database().await;
@@ -156,7 +156,7 @@ async fn the_command_line_rotates_and_says_how_far_it_is() {
 }
 
 #[tokio::test]
-async fn one_row_of_a_version_that_is_gone_does_not_hold_up_the_others() {
+async fn one_row_of_a_missing_version_does_not_delay_the_others() {
     let server = TestServer::start().await;
     encrypt_records(&server, 8).await;
     server.key.rotate().await;

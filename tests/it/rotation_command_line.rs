@@ -134,7 +134,7 @@ async fn a_kms_that_refuses_ends_it_with_5_and_the_job_stays() {
 }
 
 #[tokio::test]
-async fn of_a_kms_that_tells_no_versions_it_says_so_and_does_not_end_well() {
+async fn a_kms_without_versions_is_named_and_the_exit_code_fails() {
     // fakecloud gives no key material ids.
     let cloud = Cloud::shared();
     let key = cloud.key().await;

@@ -47,7 +47,7 @@ async fn entries(server: &TestServer) -> Vec<(String, String)> {
 }
 
 #[tokio::test]
-async fn each_command_leads_to_its_state_says_so_twice_and_leaves_an_entry_each_time() {
+async fn each_command_reaches_its_state_idempotently_and_leaves_an_entry_each_time() {
     let server = TestServer::start().await;
     let id = held(&server).await;
     let commands =
@@ -169,7 +169,7 @@ async fn in_the_middle(records: usize) -> (TestServer, Vec<(String, String)>, St
 }
 
 #[tokio::test]
-async fn what_is_paused_in_the_middle_stays_so_over_a_kill_and_goes_on_where_it_was() {
+async fn what_is_paused_stays_so_over_a_kill_and_resumes_there() {
     let (mut server, tokens, id) = in_the_middle(3_000).await;
     assert_eq!(command(&server, &id, "pause").await.1["state"], "PAUSED");
     server.kill().await;
@@ -192,7 +192,7 @@ async fn what_is_paused_in_the_middle_stays_so_over_a_kill_and_goes_on_where_it_
 }
 
 #[tokio::test]
-async fn pausing_and_resuming_at_any_moment_neither_loses_a_dek_nor_wakes_one_that_is_paused() {
+async fn pausing_and_resuming_at_any_moment_loses_and_wakes_no_dek() {
     let server = TestServer::start().await;
     let other = server.replica().await;
     let tokens = encrypt_records(&server, 2_000).await;
@@ -218,7 +218,7 @@ async fn pausing_and_resuming_at_any_moment_neither_loses_a_dek_nor_wakes_one_th
 }
 
 #[tokio::test]
-async fn a_rotation_that_is_cancelled_in_the_middle_leaves_a_valid_state_and_another_does_the_rest() {
+async fn a_rotation_cancelled_halfway_is_valid_and_another_does_the_rest() {
     let (mut server, tokens, id) = in_the_middle(2_500).await;
     let (status, job) = command(&server, &id, "cancel").await;
     assert_eq!((status, &job["state"], &job["stalled"]), (200, &json!("CANCELLED"), &Value::Null), "{job}");
@@ -237,7 +237,7 @@ async fn a_rotation_that_is_cancelled_in_the_middle_leaves_a_valid_state_and_ano
 }
 
 #[tokio::test]
-async fn a_command_that_comes_as_the_rotation_ends_is_refused_and_its_entry_voided() {
+async fn a_command_arriving_at_the_rotations_end_is_refused_and_voided() {
     let server = TestServer::start().await;
     let id = held(&server).await;
     let database = server.database().await;

@@ -142,7 +142,7 @@ async fn a_dek_that_an_attacker_wrapped_under_azures_public_key_encrypts_nothing
 }
 
 #[tokio::test]
-async fn a_dek_that_a_decrypt_brought_in_from_a_planted_row_encrypts_nothing_once_the_row_is_put_back() {
+async fn a_dek_read_from_a_planted_row_encrypts_nothing_once_restored() {
     let azure = Azure::start().await;
     let variables = azure.variables();
     let environment: Vec<(&str, &str)> =
@@ -188,7 +188,7 @@ fn opened_by(own: &Dek, tenant: TenantUid, id: DekId, record: &str, body: &Value
 }
 
 #[tokio::test]
-async fn under_azures_rsa_key_nothing_is_encrypted_without_the_secret_and_doctor_says_why() {
+async fn under_azures_rsa_key_nothing_is_encrypted_without_the_secret() {
     let azure = Azure::start().await;
     let variables = azure.variables();
     let environment: Vec<(&str, &str)> =
@@ -240,7 +240,7 @@ async fn an_edit_that_keeps_the_key_version_is_refused_and_found() {
 }
 
 #[tokio::test]
-async fn a_row_is_moved_to_no_other_record_and_to_no_other_dek() {
+async fn a_row_moves_to_no_other_record_and_no_other_dek() {
     let server = bound().await;
     let tokens = [server.encrypt("one", "r-1").await, server.encrypt("two", "r-2").await];
     // The row of r-2 goes, and that of r-1 takes its place.
@@ -259,7 +259,7 @@ async fn a_row_is_moved_to_no_other_record_and_to_no_other_dek() {
 }
 
 #[tokio::test]
-async fn a_mac_that_is_taken_away_is_missed_once_all_rows_were_sealed() {
+async fn a_missing_mac_is_noticed_once_all_rows_were_sealed() {
     let mut server = TestServer::with(&[(KEY, &secret()), COLD, (SETTLE, "0")]).await;
     let token = server.encrypt("one", "r-1").await;
     let database = server.database().await;
@@ -282,7 +282,7 @@ async fn a_mac_that_is_taken_away_is_missed_once_all_rows_were_sealed() {
 }
 
 #[tokio::test]
-async fn rows_from_before_are_held_against_the_log_and_sealed_though_the_job_is_killed() {
+async fn rows_from_before_are_checked_against_the_log_and_sealed_despite_kills() {
     let mut server = TestServer::with(&[COLD]).await;
     let items: Vec<Value> =
         (0..2_500).map(|n| json!({ "plaintext": "p", "record_id": format!("r-{n:04}") })).collect();
@@ -425,7 +425,7 @@ async fn what_a_server_has_seen_of_its_rows_no_database_takes_back() {
 }
 
 #[tokio::test]
-async fn where_macs_are_required_a_row_without_one_is_refused_whatever_the_log_says() {
+async fn where_macs_are_required_a_row_without_one_is_refused() {
     let mut server = TestServer::with(&[(KEY, &secret()), COLD, (SETTLE, "0")]).await;
     let token = server.encrypt("one", "r-1").await;
     server.encrypt("two", "r-2").await;

@@ -39,7 +39,7 @@ async fn last_entry(server: &TestServer) -> Value {
 }
 
 #[tokio::test]
-async fn a_value_that_is_selected_over_and_over_is_refused_before_it_is_made() {
+async fn a_value_selected_over_and_over_is_refused_before_it_is_made() {
     let (server, token) = server().await;
     let service = server.jwt("service", "mallory");
     let before = memory(server.pid(), "VmRSS");
@@ -95,7 +95,7 @@ async fn slow_reader(server: &TestServer, user: &str, path: &str, body: &Value) 
 }
 
 #[tokio::test]
-async fn one_user_who_reads_slowly_holds_no_more_than_half_of_what_is_left() {
+async fn a_user_who_reads_slowly_holds_half_of_the_rest_at_most() {
     let (server, token) = server().await;
     let body = json!({ "items": items(&token, 2, "record_id") });
     let _slow = slow_reader(&server, "mallory", "/byok/decrypt/many", &body).await;
@@ -148,7 +148,7 @@ async fn bodies_that_are_announced_and_never_come_keep_nobody_out() {
 }
 
 #[tokio::test]
-async fn a_long_body_of_a_role_that_may_do_nothing_is_not_read_and_the_refusal_is_recorded() {
+async fn a_long_body_of_a_role_without_rights_is_not_read() {
     let server = TestServer::start().await;
     let query = format!("{{byokReveal(ciphertext:\"{}\"){{value}}}}", "x".repeat(100_000));
     let denied = server.graphql(&server.jwt("nobody", "u"), &query, json!(null)).await;

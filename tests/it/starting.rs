@@ -11,7 +11,7 @@ use crate::support::server::{TestServer, answer};
 use crate::support::shared_vault::VaultKey;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_the_database_down_it_says_so_from_the_first_second_and_serves_once_it_is_there() {
+async fn with_the_database_down_it_says_so_and_serves_once_up() {
     let mut database = Server::start();
     database.kill();
     let server = TestServer::starting(VaultKey::create().await, database.url.clone(), &[]).await;
@@ -77,7 +77,7 @@ async fn with_the_database_down_it_says_so_from_the_first_second_and_serves_once
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_starts_without_its_database_ends_when_it_is_told_to() {
+async fn a_server_that_starts_without_its_database_stops_when_told() {
     let database = Server::start();
     database.kill();
     let mut server = TestServer::starting(VaultKey::create().await, database.url.clone(), &[]).await;

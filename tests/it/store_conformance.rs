@@ -60,7 +60,7 @@ on_every_database! {
     an_identical_batch_is_known_after_others_have_appended
     an_identical_batch_without_entries_does_nothing_more
     the_head_is_the_tree_over_the_entries
-    a_head_that_is_moved_in_turn_and_at_once_is_one_tree
+    a_head_moved_in_turn_and_at_once_is_one_tree
     contending_writers_leave_no_gap_and_no_double
     an_unknown_tenant_has_no_log
     a_dek_id_that_is_taken_rejects_the_whole_batch
@@ -137,7 +137,7 @@ async fn the_head_is_the_tree_over_the_entries(store: Db) {
     assert_eq!(store.log_head(TenantUid([9; 16])).await, Ok(None));
 }
 
-async fn a_head_that_is_moved_in_turn_and_at_once_is_one_tree(store: Db) {
+async fn a_head_moved_in_turn_and_at_once_is_one_tree(store: Db) {
     let tenant = tenant(&*store).await;
     for turn in 0..12 {
         let row = EntryRow { digest: [turn; 32], ..entry() };

@@ -139,7 +139,7 @@ async fn a_clock_that_jumps_refuses_whichever_way() {
 
 /// Else `Fenced` would be said of a batch that then comes to stand.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_try_that_is_under_way_is_waited_for_before_the_fence_is_blamed() {
+async fn a_try_under_way_is_waited_for_before_blaming_the_fence() {
     let (database, store) = migrated().await;
     let tenant = tenant(&*store).await;
     watch(&*store, tenant, "1").await;

@@ -59,7 +59,7 @@ async fn a_pooler_that_was_not_named_is_recognised_at_the_start() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_database_that_is_not_in_utf8_is_refused_by_the_name_of_its_encoding() {
+async fn a_database_not_in_utf8_is_refused_naming_its_encoding() {
     let server = Server::start();
     let create = "CREATE DATABASE western ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0";
     execute(&server.url, create).await;

@@ -86,7 +86,7 @@ async fn until_there(path: &Path) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_refuses_for_now_and_is_written_again_once_there_is_room() {
+async fn a_full_disk_refuses_for_now_and_recovers_with_room() {
     let folder = tempfile::tempdir().unwrap();
     let (disk, control) = (folder.path().join("disk"), folder.path().join("control"));
     std::fs::create_dir(&disk).unwrap();
@@ -114,7 +114,7 @@ async fn a_full_disk_refuses_for_now_and_is_written_again_once_there_is_room() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_that_fails_refuses_for_now_and_is_made_once_writes_work() {
+async fn a_failed_write_refuses_for_now_and_succeeds_when_writes_work() {
     let folder = tempfile::tempdir().unwrap();
     let url = format!("sqlite://{}", folder.path().join("byok.db").display());
     let script = "trap '' XFSZ; exec \"$0\" serve";

@@ -60,7 +60,7 @@ async fn committed_once(cuttable: &Cuttable, batch: &Batch) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn when_the_answer_to_a_commit_is_lost_a_retry_finds_it_done() {
+async fn when_the_answer_to_a_commit_is_lost_a_retry_finds_it() {
     let cuttable = cuttable().await;
     let batch = simple(cuttable.tenant);
     cuttable.proxy.cut(b"cut me", Cut::Answer);
@@ -70,7 +70,7 @@ async fn when_the_answer_to_a_commit_is_lost_a_retry_finds_it_done() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn when_the_answer_to_a_transactions_commit_is_lost_a_retry_finds_it_done() {
+async fn when_a_transactions_commit_answer_is_lost_a_retry_finds_it() {
     let cuttable = cuttable().await;
     let batch = mixed(cuttable.tenant);
     cuttable.proxy.cut(b"COMMIT", Cut::Answer);

@@ -199,7 +199,7 @@ async fn a_month_that_the_default_partition_has_taken_stays_there() {
 }
 
 #[tokio::test]
-async fn tiles_are_never_changed_or_deleted_and_the_serving_role_only_adds_what_is_derived() {
+async fn tiles_never_change_and_the_serving_role_only_adds_derived_rows() {
     let (_database, store, owner, serving) = with_two_roles().await;
     let tenant = with_one_entry(&store).await;
     let hashes = vec![Hash([1; 32]); 256];
@@ -268,7 +268,7 @@ async fn a_changed_migration_is_refused() {
 }
 
 #[tokio::test]
-async fn a_role_that_may_not_migrate_is_told_and_served_once_another_has() {
+async fn a_role_that_may_not_migrate_serves_once_another_has() {
     let mut database = empty().await;
     let serving = connect(&database.role().await);
     assert_eq!(serving.migrate().await, Err(MigrateError::Denied));

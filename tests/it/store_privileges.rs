@@ -37,7 +37,7 @@ async fn open_schema(database: &TestDatabase) {
 }
 
 #[tokio::test]
-async fn a_planted_function_ran_as_the_tables_owner_and_does_not_after_the_migration() {
+async fn a_planted_function_runs_as_the_owner_only_before_the_migration() {
     let mut database = empty().await;
     let (owner, serving) = (database.role().await, database.role().await);
     database.give_to(&owner).await;
@@ -62,7 +62,7 @@ async fn a_planted_function_ran_as_the_tables_owner_and_does_not_after_the_migra
 }
 
 #[tokio::test]
-async fn the_serving_role_does_not_run_what_it_makes_as_the_tables_owner() {
+async fn the_serving_roles_objects_do_not_run_as_the_tables_owner() {
     let (database, store, owner, serving) = with_two_roles().await;
     open_schema(&database).await;
     execute(&serving, PLANTED).await;

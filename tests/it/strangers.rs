@@ -159,7 +159,7 @@ async fn callers_with_tokens_from_one_address_are_not_counted_as_one_stranger() 
 }
 
 #[tokio::test]
-async fn an_address_that_used_up_its_share_is_refused_and_no_other_is() {
+async fn an_address_that_used_up_its_share_alone_is_refused() {
     let server = TestServer::with(&[("BYOK_TRUSTED_PROXIES", "127.0.0.0/8")]).await;
     let from = |address: &str| {
         let asked = ask(&server, &server.client, "{ __typename }").header("x-forwarded-for", address);

@@ -217,7 +217,7 @@ async fn an_incident_is_delivered_once_signed_and_as_documented() {
 }
 
 #[tokio::test]
-async fn what_fails_is_sent_again_later_with_the_same_id_and_body_and_a_new_time() {
+async fn what_fails_is_resent_with_the_same_id_and_body() {
     let receiver = Receiver::start(&[Answer::Status(500), Answer::Status(404)]).await;
     let bench = Bench::with(&receiver.url, &[]).await;
     let incident = bench.revoke("1").await;
@@ -232,7 +232,7 @@ async fn what_fails_is_sent_again_later_with_the_same_id_and_body_and_a_new_time
 }
 
 #[tokio::test]
-async fn incidents_of_a_key_version_arrive_in_their_order_and_hold_up_no_other_version() {
+async fn a_key_versions_incidents_arrive_in_order_and_delay_no_other() {
     let receiver = Receiver::start(&[Answer::Status(503)]).await;
     let bench = Bench::with(&receiver.url, &[]).await;
     let mut proof = bench.watched("1").await;
@@ -264,7 +264,7 @@ async fn a_receiver_that_is_down_gets_it_when_it_is_up() {
 }
 
 #[tokio::test]
-async fn a_receiver_that_hangs_is_left_after_the_deadline_and_holds_up_no_rotation() {
+async fn a_receiver_that_hangs_is_left_and_delays_no_rotation() {
     let receiver = Receiver::start(&[Answer::Nothing]).await;
     let bench = Bench::with(&receiver.url, &[]).await;
     bench.server.encrypt("p", "r").await;
@@ -347,7 +347,7 @@ async fn two_replicas_deliver_once_between_them() {
 }
 
 #[tokio::test]
-async fn what_a_killed_replica_was_sending_another_sends_again_under_the_same_id() {
+async fn what_a_killed_replica_was_sending_another_sends_with_its_id() {
     let receiver = Receiver::start(&[Answer::Nothing]).await;
     let mut bench = Bench::with(&receiver.url, &[]).await;
     let incident = bench.revoke("1").await;
@@ -366,7 +366,7 @@ async fn what_a_killed_replica_was_sending_another_sends_again_under_the_same_id
 }
 
 #[tokio::test]
-async fn a_stop_waits_for_no_receiver_and_leaves_what_was_under_way_to_the_next() {
+async fn a_stop_waits_for_no_receiver_and_leaves_work_to_others() {
     let receiver = Receiver::start(&[Answer::Nothing]).await;
     let mut bench = Bench::with(&receiver.url, &[]).await;
     let incident = bench.revoke("1").await;
@@ -418,7 +418,7 @@ async fn a_receivers_certificate_is_verified_by_the_systems_roots() {
 }
 
 #[tokio::test]
-async fn no_secret_no_address_no_uid_and_nothing_that_was_answered_stands_in_a_log() {
+async fn no_secret_address_uid_or_answer_is_in_a_log() {
     let receiver = Receiver::start(&[
         Answer::Status(500),
         Answer::RedirectTo("https://CANARY.example.com/CANARY".to_owned()),

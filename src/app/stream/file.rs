@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn lines_are_appended_and_a_file_that_was_rotated_away_is_made_anew() {
+    async fn lines_are_appended_and_a_rotated_file_is_made_anew() {
         let folder = tempfile::tempdir().unwrap();
         let (path, old) = (folder.path().join("audit"), folder.path().join("audit.1"));
         let lines = Lines::new(path.clone());

@@ -152,7 +152,7 @@ fn azures_log_is_read() {
 }
 
 #[test]
-fn what_is_no_export_is_refused_and_what_cannot_be_read_is_counted_with_its_line() {
+fn what_is_no_export_is_refused_and_unreadable_lines_are_counted() {
     let read = |text: &str| Export::read(text.as_bytes(), vec!["fields".into()], Between::default());
     for text in ["", "\n", "{}", "[]", "{\"type\":\"request\"}", "\u{0}\u{1}", "{\"Records\":[]}"] {
         assert!(matches!(read(text), Err(UnusableExport::NoRecords)), "{text:?}");
@@ -188,7 +188,7 @@ fn what_others_wrote_is_shortened_and_moves_no_cursor() {
 }
 
 #[test]
-fn a_probe_of_aws_is_told_by_its_context_and_all_else_needs_an_entry() {
+fn an_aws_probe_is_known_by_its_context_and_others_need_entries() {
     let made = entry(0, 1, vec![item(AWS_KEY, Source::Kms, Some("aws-made"))]);
     let report = reconciled(export(CLOUDTRAIL, AWS_KEY), terms(), &[made]);
     assert_eq!((report.calls, report.matched, report.probes), (4, 1, 1));
@@ -197,7 +197,7 @@ fn a_probe_of_aws_is_told_by_its_context_and_all_else_needs_an_entry() {
 }
 
 #[test]
-fn a_probe_of_a_records_dek_at_aws_is_one_where_an_incident_names_another_of_it() {
+fn an_aws_probe_of_a_records_dek_is_known_by_an_incident() {
     let call = |id: &str, second: u8, dek: &str| {
         format!(
             r#"{{"eventSource":"kms.amazonaws.com","eventName":"Decrypt","eventTime":"2026-11-23T10:00:0{second}Z","requestID":"{id}","userIdentity":{{"arn":"ours"}},"requestParameters":{{"keyId":"{AWS_KEY}","encryptionContext":{{"byok:tenant":"t","byok:dek":"{dek}"}}}}}}"#
@@ -209,7 +209,7 @@ fn a_probe_of_a_records_dek_at_aws_is_one_where_an_incident_names_another_of_it(
 }
 
 #[test]
-fn a_call_of_vault_is_a_probe_where_what_it_opens_is_a_canary() {
+fn a_vault_call_is_a_probe_where_it_opens_a_canary() {
     let ours = |id: &str| item("fields", Source::Kms, Some(id));
     let mut entries = vec![
         entry(0, 1, vec![ours("vault-made"), ours("vault-made")]),
@@ -286,7 +286,7 @@ fn incident(seq: u64, second: i64, key: &str, id: &str) -> PlacedEntry {
 }
 
 #[test]
-fn the_probe_that_an_incident_names_leaves_the_other_probes_of_its_canary_explained() {
+fn a_probe_that_an_incident_names_leaves_its_canarys_others_explained() {
     let probes: String =
         (0..3).map(|n| decrypted(&format!("probe-{n}"), n, OURS, "1", &["c"], Some(OPENED))).collect();
     let refused: String =
@@ -396,7 +396,7 @@ fn a_call_of_azure_without_a_token_is_nobodys() {
 }
 
 #[test]
-fn a_call_of_an_entry_that_they_do_not_have_is_named_once_and_not_at_the_edge() {
+fn an_entrys_call_missing_from_their_log_is_named_once_within_range() {
     let twice = vec![item("fields", Source::Kms, Some("gone")), item("fields", Source::Kms, Some("gone"))];
     let refused = Item {
         source: None,

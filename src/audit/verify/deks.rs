@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_of_the_first_form_does_not_make_good_what_one_of_the_second_says_of_the_bytes() {
+    fn a_first_form_entry_does_not_excuse_what_a_second_form_says() {
         let made = row("1", 1);
         let edited = DekRow { wrapped: Wrapped { bytes: vec![2], ..made.wrapped.clone() }, ..made.clone() };
         let mut deks = Deks::of(std::slice::from_ref(&edited), true);

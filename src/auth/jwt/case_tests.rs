@@ -320,7 +320,7 @@ fn namespaces_are_found_by_name_and_by_path() {
 }
 
 #[test]
-fn names_of_claims_are_read_in_any_case_and_others_are_passed_over() {
+fn names_of_claims_are_read_in_any_case_and_others_ignored() {
     let identity = accepted(
         &json!({}),
         &namespace(json!({

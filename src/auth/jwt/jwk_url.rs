@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn fetched_keys_verify_and_an_answer_without_caching_headers_is_never_fetched_again() {
+    async fn fetched_keys_verify_and_without_caching_headers_are_never_fetched_again() {
         let (url, requests) = serve(|_| json!({"keys": [jwk_of("p256")]}).to_string().into_response()).await;
         let (verifier, _stop) = refreshed(&url);
         wait_until(|| accepts(&verifier, "p256")).await;
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn when_the_keys_change_tokens_of_the_old_key_are_refused_though_they_were_remembered() {
+    async fn when_keys_change_remembered_tokens_of_the_old_key_are_refused() {
         let (url, _) =
             serve(|request| keys(&[if request == 0 { "p256" } else { "ed25519" }], "no-cache")).await;
         let (verifier, _stop) = refreshed(&url);
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_failed_refresh_keeps_the_old_keys_and_is_tried_again_each_second() {
+    async fn a_failed_refresh_keeps_the_keys_and_is_retried_each_second() {
         let (url, requests) = serve(|request| match request {
             0 => keys(&["p256"], "max-age=1"),
             1 => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_key_that_is_not_known_is_fetched_before_its_time_once_for_all() {
+    async fn an_unknown_key_is_fetched_before_its_time_once_for_all() {
         let (url, requests) = serve(|request| {
             let mut key = jwk_of(if request == 0 { "p256" } else { "ed25519" });
             key["kid"] = json!(format!("key-{request}"));
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_are_not_used_are_named_with_why_and_not_without_end() {
+    fn unused_keys_are_named_with_the_reason_and_in_bounded_number() {
         let mut keys = vec![json!({ "kid": "one\nline", "kty": "oct" }), json!({ "kty": "AKP" })];
         keys.extend((0..20).map(|number| json!({ "kid": number.to_string(), "kty": "oct" })));
         let set = KeySet::parse(json!({ "keys": keys }).to_string().as_bytes()).ok().unwrap();

@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_minted_token_is_accepted_by_the_configuration_that_it_was_made_for() {
+    fn a_minted_token_is_accepted_by_its_own_configuration() {
         let at = |path: &str| json!({ "path": path });
         for more in [
             json!({}),

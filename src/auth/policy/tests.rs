@@ -33,7 +33,7 @@ fn users() -> Policy {
 }
 
 #[test]
-fn by_default_admin_may_all_service_may_encrypt_and_decrypt_and_nobody_else_anything() {
+fn by_default_admin_may_all_service_encrypt_and_decrypt_and_others_nothing() {
     let policy = Policy::default();
     for operation in Operation::ALL {
         let service = matches!(operation, Operation::Encrypt | Operation::Decrypt | Operation::Reveal);

@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_can_be_written_where_it_is_or_its_folder_lets_it_be_made() {
+    fn a_file_is_writable_where_it_or_its_folder_is() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("audit.jsonl");
         assert_eq!(may_append(&path), Ok(()));

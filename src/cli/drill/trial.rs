@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_drill_passes_when_the_last_plaintext_came_in_time_and_service_came_back() {
+    fn a_drill_passes_when_dark_in_time_and_serving_again() {
         let samples = [
             sample(900, Met::Plaintext),
             sample(3_900, Met::Plaintext),

@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn the_permissions_are_for_the_one_key_and_no_more_than_is_needed() {
+    fn the_permissions_are_for_one_key_and_no_more_than_needed() {
         let permissions = &documents(&[("BYOK_AWS_KEY_ARN", KEY)])[0]["Statement"];
         let actions = ["kms:GenerateDataKey", "kms:Encrypt", "kms:Decrypt"];
         assert_eq!(permissions[0]["Action"], json!(actions));

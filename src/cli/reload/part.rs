@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mistake_in_one_part_leaves_the_others_as_they_can_be_read() {
+    fn a_mistake_in_one_part_leaves_the_others_readable() {
         let env = Env::from_pairs([
             ("BYOK_PERMISSIONS_FILE", "/nowhere"),
             ("BYOK_HASURA_SECRET", "a-secret-of-some-length"),

@@ -420,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sdks_own_variables_for_endpoints_are_refused_where_it_would_take_them() {
+    fn the_sdks_own_endpoint_variables_are_refused_where_it_would_take_them() {
         let chain = Env::from_pairs([("BYOK_AWS_KEY_ARN", KEY)]);
         for name in ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_STS"] {
             assert_eq!(mistaken(&chain.clone().with(name, "https://sts.example.com")), [name]);

@@ -525,7 +525,7 @@ mod tests {
     }
 
     #[test]
-    fn a_version_is_pinned_by_url_or_strategy_and_not_by_both_differently() {
+    fn a_version_is_pinned_by_url_or_strategy_not_both_differently() {
         let lower = VERSION.to_ascii_lowercase();
         let pinned = azure().with("BYOK_AZURE_KEY_ID", &format!("{KEY}/{VERSION}"));
         assert_eq!(settings(&pinned).key.version.as_deref(), Some(&*lower));

@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_version_is_pinned_by_the_name_or_by_the_strategy_but_not_by_both_differently() {
+    fn a_version_is_pinned_by_name_or_strategy_not_both_differently() {
         const STRATEGY: &str = "BYOK_KEY_VERSION_STRATEGY";
         let three = KeyVersionStrategy::Pinned(NonZeroU64::new(3).unwrap());
         let named = gcp().with(KEY_NAME, &format!("{NAME}/cryptoKeyVersions/3"));
@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn a_credential_in_another_spelling_is_not_shown_as_the_name_of_a_file() {
+    fn a_credential_in_another_spelling_is_not_shown_as_a_file_name() {
         for bad in ["eyJjYW5hcnkiOiJjYW5hcnkifQ-canary", "'{\"private_key\":\"canary\"}'"] {
             assert_eq!(mistaken(&gcp().with(CREDENTIALS, bad)), [CREDENTIALS]);
         }

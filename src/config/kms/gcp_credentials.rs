@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_lacks_something_is_refused_and_the_reason_shows_nothing_of_it() {
+    fn an_incomplete_file_is_refused_and_its_content_is_not_shown() {
         for bad in [
             with(
                 service_account(),

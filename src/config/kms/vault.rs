@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_would_leave_its_place_in_the_path_is_a_mistake() {
+    fn a_name_that_would_leave_its_path_segment_is_a_mistake() {
         for bad in ["../sys/seal", "a/b", "a?b", "..", "a%2f", "-a"] {
             assert_eq!(
                 mistaken(&vault().with("BYOK_VAULT_TRANSIT_KEY", bad)),

@@ -180,7 +180,7 @@ fn an_operation_is_found_by_its_name() {
 }
 
 #[test]
-fn no_more_than_a_few_faults_are_told_and_long_names_are_cut() {
+fn a_few_faults_are_named_at_most_and_long_names_cut() {
     let many: String = (0..100).map(|n| format!("a{n} ")).collect();
     assert_eq!(faults(&format!("{{ {many} }}")).len(), super::MAX_FAULTS);
     assert!(faults(&format!("{{ {} }}", "x".repeat(1_000)))[0].what.len() < 200);

@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn the_customers_switch_is_a_revocation_and_a_failure_of_aws_is_not() {
+    fn the_customers_switch_is_a_revocation_and_an_aws_failure_is_not() {
         for code in
             ["DisabledException", "KMSInvalidStateException", "NotFoundException", "AccessDeniedException"]
         {

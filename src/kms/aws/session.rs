@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn they_are_due_after_a_third_of_their_life_and_only_in_use() {
+    async fn they_are_due_after_a_third_of_their_life_if_used() {
         let session = Session::new();
         assert_eq!(class(&session, Ok(granted())).await, None);
         assert!(session.is_due().is_none());
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_kms_refuses_whatever_it_is_given_is_not_replaced_with_every_call() {
+    async fn what_kms_refuses_with_any_session_is_not_replaced_each_call() {
         let (session, asked) = (Session::new(), AtomicUsize::new(0));
         let mut held = session.ready(None, deadline(), async { Ok(granted()) }).await.unwrap();
         for _ in 0..6000 {

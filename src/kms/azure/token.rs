@@ -423,7 +423,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_long_token_is_renewed_after_a_quarter_of_an_hour_and_a_short_one_after_two_thirds() {
+    async fn a_token_is_renewed_after_fifteen_minutes_or_two_thirds_if_shorter() {
         let tokens = tokens();
         for (life, used) in [(86_400, 900), (3_600, 900), (600, 400)] {
             assert!(tokens.0.settle(got(life), Fingerprint::default()).is_ok());
@@ -449,7 +449,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_refused_credential_waits_twice_as_long_each_time_and_another_one_does_not() {
+    async fn a_refused_credential_waits_twice_as_long_each_time_another_not() {
         let tokens = tokens();
         for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
             assert!(
@@ -490,7 +490,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_authority_that_asks_for_a_day_is_left_alone_for_a_minute() {
+    async fn an_authority_that_asks_for_a_day_is_left_a_minute() {
         for asked in [Duration::from_secs(86_400), Duration::MAX] {
             let tokens = tokens();
             let error = KmsError::answered(KmsErrorClass::Throttled, 429, None);

@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_login_in_a_namespace_that_is_locked_or_sealed_says_nothing_of_the_credential() {
+    fn a_login_in_a_locked_or_sealed_namespace_blames_no_credential() {
         let of_login = |body: &str| {
             let reply = Reply {
                 status: 503,

@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn an_encrypt_body_is_json_that_names_the_type_that_is_never_created() {
+    fn an_encrypt_body_is_json_with_the_type_never_created() {
         let deks = [Dek::generate(), Dek::generate()];
         let body = encrypt_body(deks.iter(), NonZeroU64::new(3));
         let json: serde_json::Value = serde_json::from_slice(&body).unwrap();

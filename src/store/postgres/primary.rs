@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_connection_is_believed_when_it_was_opened_after_a_standby_was_met() {
+    fn a_connection_is_believed_if_opened_after_a_standby_was_met() {
         let trust = Trust::default();
         assert!(trust.is_in_one_opened_ago(Duration::from_secs(3_600)));
         trust.end();

@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn who_comes_while_all_are_taken_waits_for_the_first_that_is_free() {
+    async fn whoever_comes_while_all_are_taken_waits_for_the_first_free() {
         let turns = Turns::new(1);
         let first = turns.take().await.unwrap();
         let mut second = std::pin::pin!(turns.take());
