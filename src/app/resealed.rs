@@ -1,9 +1,10 @@
 //! New MACs for the rows of DEKs, for an operator who has lost the secret: each row is held against the log first, and sealed
 //! as it was then. What was sealed stays so: a run that was cut off is run again.
 
-use crate::audit::{Finding, RowMacs, RowSeal, hold_rows};
+use crate::audit::{RowMacs, RowSeal};
 use crate::model::{Operation, Tenant};
 use crate::store::{Batch, Change, DekRow, ReadError};
+use crate::verify::{Finding, hold_rows};
 
 use super::keeping::{Keeper, KeepingFailed};
 

@@ -8,14 +8,12 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use byok::app::Keeper;
-use byok::audit::{
-    Checkpoint, CheckpointKey, Claim, Committer, Export, Finding, Report, SignedCheckpoint, State, Tree,
-    Trust, Wanted, origin_of, pack, verify_bundle, verify_log,
-};
+use byok::audit::{Checkpoint, CheckpointKey, Committer, SignedCheckpoint, Tree, origin_of, pack};
 use byok::crypto::Ed25519SigningKey;
 use byok::merkle::{Frontier, Hash};
 use byok::model::{Clock, Entry, Operation, SystemClock, Tenant, Timestamp};
 use byok::store::{Batch, Change, Database, LogHead, Retention, Store as _};
+use byok::verify::{Claim, Export, Finding, Report, State, Trust, Wanted, verify_bundle, verify_log};
 use serde_json::{Value, json};
 
 use crate::support::sealed::{Said, Sealed, entry};

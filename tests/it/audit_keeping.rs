@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use byok::app::{Erased, Keeper, KeepingFailed};
-use byok::audit::{Committer, Trust, Unit, digest_of, pack, verify_log};
+use byok::audit::{Committer, Unit, digest_of, pack};
 use byok::merkle::root_of;
 use byok::model::{
     Clock, Entry, EntryId, Extensions, Item, Means, Operation, Outcome, SystemClock, TenantUid, Timestamp,
@@ -13,6 +13,7 @@ use byok::store::{
     Batch, Change, Database, DekRow, EntryFilter, EntryRow, Personal, PlacedEntry, PruneError, Retention,
     Tile, TileId,
 };
+use byok::verify::{Trust, verify_log};
 use sqlx::{Connection, PgConnection};
 
 use crate::checkpoints::printed;

@@ -4,15 +4,13 @@
 use std::sync::Arc;
 
 use byok::app::{Erased, Keeper};
-use byok::audit::{
-    Checkpoint, CheckpointKey, Committer, Derived, Export, SignedCheckpoint, Trust, Wanted, derive,
-    origin_of, pack, verify_bundle, verify_log,
-};
+use byok::audit::{Checkpoint, CheckpointKey, Committer, Derived, SignedCheckpoint, derive, origin_of, pack};
 use byok::crypto::Ed25519SigningKey;
 use byok::model::{Clock, DekId, Entry, Item, Operation, SystemClock, Tenant, TenantUid};
 use byok::store::{
     AuditReads as _, Change, Database, EntryFilter, EntryRow, Personal, Store, TenantReads as _,
 };
+use byok::verify::{Export, Trust, Wanted, verify_bundle, verify_log};
 use tokio_util::sync::CancellationToken;
 
 use crate::store_conformance::on_every_database;

@@ -9,10 +9,11 @@ use super::keeping::failed;
 use super::shown::{bar, checkpoint, keys, show};
 use super::verify::row_mac;
 use crate::app::{Keeper, Resealed};
-use crate::audit::{Committer, RowMacs, Trust, verify_log};
+use crate::audit::{Committer, RowMacs};
 use crate::cli::{Failure, assemble};
 use crate::config::Env;
 use crate::model::{Clock, SystemClock};
+use crate::verify::{Trust, verify_log};
 
 /// On whose word, and against what the log is verified before.
 #[derive(Args)]

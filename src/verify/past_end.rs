@@ -1,9 +1,9 @@
 //! What stands behind the end of a log: entries that nobody appended, the restore that ended it, and what later entries say.
 
-use super::super::checkpoint::origin_of;
 use super::finding::{Against, Finding};
 use super::log::Log;
 use super::pages::{Pages, Row};
+use crate::audit::origin_of;
 use crate::merkle::Hash;
 use crate::model::Operation;
 use crate::store::ReadError;

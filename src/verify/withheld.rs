@@ -6,8 +6,8 @@ use std::hash::{BuildHasher as _, RandomState};
 
 use uuid::Uuid;
 
+use super::entry::BundleEntry;
 use super::finding::Finding;
-use crate::audit::bundle::BundleEntry;
 use crate::model::Outcome;
 
 /// How many of the latest entries are remembered, at about 80 bytes each. A refusal follows the entry that it names within the time

@@ -4,14 +4,16 @@ use std::collections::VecDeque;
 use std::io::Write;
 use std::ops::Range;
 
-use super::BundleEntry;
 use super::export::ExportError;
-use super::line::{Bytes, Line, Subtrees, Unreadable, roots_of};
-use crate::audit::tree::Tree;
-use crate::audit::verify::{Pages, Row, pruned_by};
+use super::line::{Line, Subtrees, Unreadable, roots_of};
+use crate::audit::Tree;
 use crate::merkle::Hash;
 use crate::model::{Operation, Tenant};
-use crate::store::{EntryFilter, LogHead, Store};
+use crate::store::{EntryFilter, LogHead, LogReads};
+use crate::verify::encoding::Bytes;
+use crate::verify::entry::BundleEntry;
+use crate::verify::pages::{Pages, Row};
+use crate::verify::pruned_by;
 
 /// How many checkpoints, or entries that say what was pruned, are read at once.
 const PAGE: u32 = 256;
@@ -19,7 +21,7 @@ const PAGE: u32 = 256;
 const PRUNES: usize = 10_000;
 
 pub(super) struct Writer<'s, 'o> {
-    pub(super) store: &'s dyn Store,
+    pub(super) store: &'s dyn LogReads,
     pub(super) tenant: &'s Tenant,
     pub(super) tree: Tree<'s>,
     pub(super) out: &'o mut (dyn Write + Send),

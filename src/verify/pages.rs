@@ -4,11 +4,11 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use super::super::bundle::BundleEntry;
-use super::super::digest::digest_of;
+use super::entry::BundleEntry;
+use crate::audit::digest_of;
 use crate::merkle::Hash;
 use crate::model::TenantUid;
-use crate::store::{PlacedEntry, ReadError, Store};
+use crate::store::{LogReads, PlacedEntry, ReadError};
 
 /// How many rows are read at once, between these. Two at least: a place may be taken twice.
 const LEAST: u32 = 2;
@@ -20,7 +20,7 @@ const AHEAD: u64 = 1_024;
 /// So many rows without even a leaf: it is the table that is damaged, not the rows.
 const REFUSED: u32 = 64;
 
-pub(in crate::audit) enum Row {
+pub(super) enum Row {
     /// An entry.
     Entry(Box<BundleEntry>),
     /// A row that is no entry of ours.
@@ -34,7 +34,7 @@ pub(in crate::audit) enum Row {
 
 impl Row {
     /// Where it stands.
-    pub(in crate::audit) fn place(&self) -> u64 {
+    pub(super) fn place(&self) -> u64 {
         match self {
             Self::Entry(entry) => entry.place,
             Self::Unreadable { place, .. } => *place,
@@ -42,8 +42,8 @@ impl Row {
     }
 }
 
-pub(in crate::audit) struct Pages<'s> {
-    store: &'s dyn Store,
+pub(super) struct Pages<'s> {
+    store: &'s dyn LogReads,
     tenant: TenantUid,
     /// Whose entry one may be that is not this tenant's.
     others: Option<Vec<TenantUid>>,
@@ -54,12 +54,12 @@ pub(in crate::audit) struct Pages<'s> {
 }
 
 impl<'s> Pages<'s> {
-    pub(in crate::audit) fn new(store: &'s dyn Store, tenant: TenantUid, places: Range<u64>) -> Self {
+    pub(super) fn new(store: &'s dyn LogReads, tenant: TenantUid, places: Range<u64>) -> Self {
         Self { store, tenant, others: None, places, limit: 32, refused: 0, ready: VecDeque::new() }
     }
 
     /// The next row; `None` behind the last.
-    pub(in crate::audit) async fn next(&mut self) -> Result<Option<Row>, ReadError> {
+    pub(super) async fn next(&mut self) -> Result<Option<Row>, ReadError> {
         while self.ready.is_empty() && self.places.start < self.places.end {
             match self.store.entries_from(self.tenant, self.places.start, self.limit).await {
                 Ok(rows) => self.take(rows).await?,

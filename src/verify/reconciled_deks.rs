@@ -6,14 +6,14 @@ use super::deks::Deks;
 use super::pages::{Pages, Row};
 use super::report::Report;
 use crate::model::Tenant;
-use crate::store::{LogHead, ReadError, Store};
+use crate::store::{LogHead, LogReads, ReadError};
 
 /// How often what the server may have changed meanwhile is looked at again.
 const ROUNDS: usize = 3;
 
 /// Holds the rows of DEKs against the log, range by range. Says why where nothing can be said of some.
-pub(super) async fn settle(
-    store: &dyn Store,
+pub(super) async fn reconcile_deks(
+    store: &dyn LogReads,
     tenant: &Tenant,
     head: &LogHead,
     mut deks: Deks,
@@ -44,7 +44,7 @@ pub(super) async fn settle(
 }
 
 async fn observe(
-    store: &dyn Store,
+    store: &dyn LogReads,
     tenant: &Tenant,
     places: Range<u64>,
     deks: &mut Deks,

@@ -3,8 +3,8 @@
 
 use std::collections::VecDeque;
 
+use super::entry::BundleEntry;
 use super::finding::{Finding, PersonalValue};
-use crate::audit::bundle::BundleEntry;
 use crate::model::{Operation, Outcome};
 
 /// How many entries of a kind wait for the one that says so. The highest places are kept: an erasure begins with the first,

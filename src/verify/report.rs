@@ -81,7 +81,7 @@ pub struct Report {
     /// How many more there are.
     pub more: u64,
     /// Whether an entry says that all rows of DEKs are sealed.
-    pub(in crate::audit) all_were_sealed: bool,
+    pub(super) all_were_sealed: bool,
     broken: BTreeMap<Claim, u64>,
 }
 
@@ -92,16 +92,16 @@ impl Report {
     }
 
     /// Of nothing yet.
-    pub(in crate::audit) fn of(subject: String) -> Self {
+    pub(super) fn of(subject: String) -> Self {
         Self { subject, ..Self::default() }
     }
 
     /// Whether something was found that breaks this claim.
-    pub(in crate::audit) fn breaks(&self, claim: Claim) -> bool {
+    pub(super) fn breaks(&self, claim: Claim) -> bool {
         self.broken.contains_key(&claim)
     }
 
-    pub(in crate::audit) fn find(&mut self, finding: Finding) {
+    pub(super) fn find(&mut self, finding: Finding) {
         *self.broken.entry(finding.breaks()).or_default() += 1;
         match self.findings.len() < KEPT {
             true => self.findings.push(finding),
@@ -110,7 +110,7 @@ impl Report {
     }
 
     /// Tells a claim: it fails where a finding breaks it, and is open where `open` says why.
-    pub(in crate::audit) fn tell(&mut self, claim: Claim, holds: String, open: Option<String>) {
+    pub(super) fn tell(&mut self, claim: Claim, holds: String, open: Option<String>) {
         let told = match (self.broken.get(&claim), open) {
             (None, None) => (claim, State::Holds, holds),
             (None, Some(open)) => (claim, State::Open, open),

@@ -1,5 +1,5 @@
 //! Holds the log against the log of the customer's KMS, by the KMS's request ids: what is in one and not in the other. It
-//! reads what it is given, and asks nobody.
+//! reads what it is given: it asks no provider and no database, and writes nothing.
 //!
 //! | file | what it holds |
 //! |---|---|

@@ -6,10 +6,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::line::{Bytes, Id, read_from_objects, tenant_of};
-use crate::audit::digest::{EntryFields, ItemFields, bytes, source_name};
-use crate::audit::form::EntryForm;
-use crate::audit::packed::Packed;
+use super::encoding::{Bytes, Id, read_from_objects, tenant_of};
+use crate::audit::{EntryFields, EntryForm, ItemFields, Packed, optional_bytes, source_name};
 use crate::crypto::hmac_sha256;
 use crate::merkle::Hash;
 use crate::model::{TenantUid, Timestamp};
@@ -20,17 +18,17 @@ read_from_objects!(Personal, BundleEntry, BundleItem);
 /// A personal value: with its salt, or erased and without both.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(remote = "Self", deny_unknown_fields)]
-pub(in crate::audit) struct Personal {
+pub(super) struct Personal {
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(in crate::audit) value: Option<String>,
+    pub(super) value: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(in crate::audit) salt: Option<Bytes<16>>,
-    pub(in crate::audit) hmac: Bytes<32>,
+    pub(super) salt: Option<Bytes<16>>,
+    pub(super) hmac: Bytes<32>,
 }
 
 impl Personal {
     /// Whether the value is the one that was hashed; `None` where it was erased.
-    pub(in crate::audit) fn matches(&self) -> Option<bool> {
+    pub(super) fn matches(&self) -> Option<bool> {
         match (&self.value, &self.salt) {
             (None, _) => None,
             (Some(value), Some(salt)) => Some(hmac_sha256(&salt.0, value.as_bytes()) == self.hmac.0),
@@ -43,71 +41,71 @@ impl Personal {
 /// An entry with all that its leaf covers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(remote = "Self", deny_unknown_fields)]
-pub(in crate::audit) struct BundleEntry {
-    pub(in crate::audit) place: u64,
+pub(super) struct BundleEntry {
+    pub(super) place: u64,
     /// Whose it is, where that is another tenant than the log's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(in crate::audit) tenant: Option<String>,
+    pub(super) tenant: Option<String>,
     /// Microseconds since 1970.
-    pub(in crate::audit) at: i64,
-    pub(in crate::audit) id: Id,
-    pub(in crate::audit) operation: String,
-    pub(in crate::audit) outcome: String,
-    pub(in crate::audit) means: String,
-    pub(in crate::audit) role: String,
+    pub(super) at: i64,
+    pub(super) id: Id,
+    pub(super) operation: String,
+    pub(super) outcome: String,
+    pub(super) means: String,
+    pub(super) role: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(in crate::audit) user: Option<Personal>,
-    pub(in crate::audit) request: Personal,
+    pub(super) user: Option<Personal>,
+    pub(super) request: Personal,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(in crate::audit) detail: Option<String>,
+    pub(super) detail: Option<String>,
     /// Which fields the digest covers: 2, or 1 where nothing is said. The next four are of form 2 alone.
     #[serde(default, skip_serializing_if = "EntryForm::is_one")]
-    pub(in crate::audit) form: EntryForm,
+    pub(super) form: EntryForm,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(in crate::audit) reason: Option<String>,
+    pub(super) reason: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(in crate::audit) ledger_hash: Option<Bytes<32>>,
+    pub(super) ledger_hash: Option<Bytes<32>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(in crate::audit) issuer: Option<String>,
+    pub(super) issuer: Option<String>,
     /// Names and values, in the order of the names' bytes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(in crate::audit) extensions: Vec<(String, String)>,
-    pub(in crate::audit) items: Vec<BundleItem>,
+    pub(super) extensions: Vec<(String, String)>,
+    pub(super) items: Vec<BundleItem>,
     /// As the row has it.
-    pub(in crate::audit) digest: Bytes<32>,
+    pub(super) digest: Bytes<32>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(remote = "Self", deny_unknown_fields)]
-pub(in crate::audit) struct BundleItem {
+pub(super) struct BundleItem {
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(in crate::audit) dek_id: Option<Id>,
+    pub(super) dek_id: Option<Id>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(in crate::audit) key: Option<String>,
+    pub(super) key: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(in crate::audit) version: Option<String>,
+    pub(super) version: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(in crate::audit) source: Option<String>,
+    pub(super) source: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(in crate::audit) kms_request_id: Option<String>,
+    pub(super) kms_request_id: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(in crate::audit) refused: Option<String>,
+    pub(super) refused: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(in crate::audit) record: Option<Personal>,
+    pub(super) record: Option<Personal>,
     /// This and those that follow are of form 2 alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(in crate::audit) key_id: Option<Id>,
+    pub(super) key_id: Option<Id>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(in crate::audit) wrapped_hash: Option<Bytes<32>>,
+    pub(super) wrapped_hash: Option<Bytes<32>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(in crate::audit) form: Option<String>,
+    pub(super) form: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(in crate::audit) wrapping_key_id: Option<Id>,
+    pub(super) wrapping_key_id: Option<Id>,
 }
 
 impl BundleEntry {
     /// `None` when the row's items or records are not of a form that we write.
-    pub(in crate::audit) fn of(place: u64, row: &EntryRow) -> Option<Self> {
+    pub(super) fn of(place: u64, row: &EntryRow) -> Option<Self> {
         let packed = Packed::read(&row.items, row.item_count)?;
         let records: Vec<Value> = serde_json::from_str(&row.records).ok()?;
         if records.len() != packed.items.len() {
@@ -169,7 +167,7 @@ impl BundleEntry {
     }
 
     /// The digest of what it says.
-    pub(in crate::audit) fn computed(&self, tenant: TenantUid) -> [u8; 32] {
+    pub(super) fn computed(&self, tenant: TenantUid) -> [u8; 32] {
         let extensions: Vec<_> = self.extensions.iter().map(|(name, value)| (&**name, &**value)).collect();
         let fields = EntryFields {
             form: self.form,
@@ -182,7 +180,7 @@ impl BundleEntry {
             request_hmac: &self.request.hmac.0,
             detail: self.detail.as_deref().unwrap_or_default(),
             reason: self.reason.as_deref().unwrap_or_default(),
-            ledger_hash: bytes(self.ledger_hash.as_ref().map(|hash| &hash.0)),
+            ledger_hash: optional_bytes(self.ledger_hash.as_ref().map(|hash| &hash.0)),
             issuer: self.issuer.as_deref().unwrap_or_default(),
             extensions: &extensions,
         };
@@ -204,18 +202,18 @@ impl BundleEntry {
     }
 
     /// The other tenant whose entry it is: its digest holds there.
-    pub(in crate::audit) fn others(&self) -> Option<TenantUid> {
+    pub(super) fn others(&self) -> Option<TenantUid> {
         let tenant = self.tenant.as_deref().and_then(tenant_of)?;
         (self.computed(tenant) == self.digest.0).then_some(tenant)
     }
 
     /// Its leaf, by the digest that the row has.
-    pub(in crate::audit) fn leaf(&self) -> Hash {
+    pub(super) fn leaf(&self) -> Hash {
         self.leaf_with(&self.digest.0)
     }
 
     /// The leaf that it would have with this digest.
-    pub(in crate::audit) fn leaf_with(&self, digest: &[u8; 32]) -> Hash {
+    pub(super) fn leaf_with(&self, digest: &[u8; 32]) -> Hash {
         leaf_of(Timestamp(self.at), digest)
     }
 }
@@ -237,10 +235,10 @@ impl BundleItem {
             kms_request_id: self.kms_request_id.as_deref().unwrap_or_default(),
             refused: self.refused.as_deref().unwrap_or_default(),
             record_hmac: self.record.as_ref().map_or(&[], |record| &record.hmac.0),
-            key_id: bytes(self.key_id.as_ref().map(|id| id.0.as_bytes())),
-            wrapped_hash: bytes(self.wrapped_hash.as_ref().map(|hash| &hash.0)),
+            key_id: optional_bytes(self.key_id.as_ref().map(|id| id.0.as_bytes())),
+            wrapped_hash: optional_bytes(self.wrapped_hash.as_ref().map(|hash| &hash.0)),
             form: self.form.as_deref().unwrap_or_default(),
-            wrapping_key_id: bytes(self.wrapping_key_id.as_ref().map(|id| id.0.as_bytes())),
+            wrapping_key_id: optional_bytes(self.wrapping_key_id.as_ref().map(|id| id.0.as_bytes())),
         };
         fields.leaf(form)
     }

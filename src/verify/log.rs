@@ -4,18 +4,17 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use super::super::checkpoint::{SignedCheckpoint, origin_of};
-use super::super::tree::{Tree, TreeError};
 use super::deks::Deks;
 use super::finding::{Against, Finding};
 use super::pages::{Pages, Row};
+use super::reconciled_deks::reconcile_deks;
 use super::report::{Claim, Report};
-use super::settle::settle;
 use super::withheld::Withheld;
 use super::{Subject, Trust, Walk};
+use crate::audit::{SignedCheckpoint, Tree, TreeError, origin_of};
 use crate::merkle::Frontier;
 use crate::model::{Operation, Tenant};
-use crate::store::{CheckpointRow, LogHead, ReadError, Store};
+use crate::store::{CheckpointRow, LogHead, LogReads, ReadError};
 
 /// How many checkpoints are read at once.
 const CHECKPOINTS: u32 = 256;
@@ -27,7 +26,7 @@ const CHECKPOINTS: u32 = 256;
 /// The database's: it is out of reach, or refuses to be read. What it holds and is not as it should be is a finding; so the
 /// schema has to be one that this binary reads ([`crate::store::MigrationReport::usable`]).
 pub async fn verify_log(
-    store: &dyn Store,
+    store: &dyn LogReads,
     tenant: &Tenant,
     ended: Option<LogHead>,
     trust: Trust,
@@ -57,7 +56,7 @@ pub async fn verify_log(
     let mut report = walk.finish(|size, has| Finding::Shorter { has, against: Against::Pinned(size) });
     let partial = match has_ended {
         true => Some("the rows are held against the current log: verify that one".to_owned()),
-        false => settle(store, tenant, &head, deks, &mut report).await?,
+        false => reconcile_deks(store, tenant, &head, deks, &mut report).await?,
     };
     report.tell(
         Claim::Deks,
@@ -77,7 +76,7 @@ pub async fn verify_log(
 }
 
 /// What stands before a log, and how it is looked at.
-async fn earlier(store: &dyn Store, tenant: &Tenant, head: &LogHead) -> Result<String, ReadError> {
+async fn earlier(store: &dyn LogReads, tenant: &Tenant, head: &LogHead) -> Result<String, ReadError> {
     if head.first == 0 {
         return Ok(String::new());
     }
@@ -107,7 +106,7 @@ fn no_head(tenant: &Tenant) -> Report {
 
 /// What the log's checkpoints have to be called: what the auditor knows, else what the last one says, where it fits.
 async fn origin(
-    store: &dyn Store,
+    store: &dyn LogReads,
     tenant: &Tenant,
     head: &LogHead,
     trust: &Trust,
@@ -125,7 +124,7 @@ async fn origin(
 }
 
 pub(super) struct Log<'s> {
-    pub(super) store: &'s dyn Store,
+    pub(super) store: &'s dyn LogReads,
     pub(super) tenant: &'s Tenant,
     pub(super) head: LogHead,
     pub(super) walk: Walk,
@@ -152,7 +151,12 @@ impl Checkpoints {
     }
 
     /// The next one, left in its place.
-    async fn peek(&mut self, store: &dyn Store, tenant: &Tenant, log: u32) -> Result<Option<u64>, ReadError> {
+    async fn peek(
+        &mut self,
+        store: &dyn LogReads,
+        tenant: &Tenant,
+        log: u32,
+    ) -> Result<Option<u64>, ReadError> {
         if self.next.is_none() {
             self.next = self.page.next();
         }
@@ -170,7 +174,7 @@ impl Checkpoints {
 impl<'s> Log<'s> {
     /// A tenant's log before its first entry was looked at: as the current one, against no rows of DEKs, and without a pause.
     pub(super) async fn of(
-        store: &'s dyn Store,
+        store: &'s dyn LogReads,
         tenant: &'s Tenant,
         head: LogHead,
         trust: Trust,

@@ -3,12 +3,12 @@
 
 use std::ops::Range;
 
+use super::entry::{BundleEntry, Personal};
 use super::erasures::Erasures;
 use super::finding::{Finding, PersonalValue};
 use super::report::{Claim, Report};
 use super::window::Window;
 use super::{Subject, Trust, pruned_by};
-use crate::audit::bundle::{BundleEntry, Personal};
 use crate::merkle::{Frontier, Hash, NoFrontier};
 use crate::model::TenantUid;
 
@@ -17,8 +17,8 @@ const ODD: u64 = 10_000;
 /// How many gaps wait for the entry that names them; more than anybody prunes.
 const GAPS: usize = 10_000;
 
-pub(in crate::audit) struct Walk {
-    pub(in crate::audit) report: Report,
+pub(super) struct Walk {
+    pub(super) report: Report,
     pub(super) subject: Subject,
     pub(super) trust: Trust,
     pub(super) frontier: Frontier,
@@ -46,7 +46,7 @@ pub(in crate::audit) struct Walk {
 
 impl Walk {
     /// From a frontier that is part of what is to be shown.
-    pub(in crate::audit) fn start(subject: Subject, trust: Trust, frontier: Frontier) -> Self {
+    pub(super) fn start(subject: Subject, trust: Trust, frontier: Frontier) -> Self {
         let mut walk = Self {
             report: Report::default(),
             size: frontier.size(),
@@ -71,7 +71,7 @@ impl Walk {
     }
 
     /// The tenant whose log it is.
-    pub(in crate::audit) fn tenant(&self) -> TenantUid {
+    pub(super) fn tenant(&self) -> TenantUid {
         self.subject.tenant
     }
 
@@ -81,23 +81,23 @@ impl Walk {
     }
 
     /// How many leaves were walked past.
-    pub(in crate::audit) fn size(&self) -> u64 {
+    pub(super) fn size(&self) -> u64 {
         self.size
     }
 
     /// The place that comes next.
-    pub(in crate::audit) fn place(&self) -> u64 {
+    pub(super) fn place(&self) -> u64 {
         self.subject.first.saturating_add(self.size)
     }
 
     /// The size that the auditor has pinned, where the walk has not passed it.
-    pub(in crate::audit) fn pinned_ahead(&self) -> Option<u64> {
+    pub(super) fn pinned_ahead(&self) -> Option<u64> {
         let size = self.trust.pinned.as_ref()?.checkpoint.size;
         (size > self.size).then_some(size)
     }
 
     /// An entry; whether what it says can be relied on, as far as its own digest goes.
-    pub(in crate::audit) fn entry(&mut self, entry: &BundleEntry) -> bool {
+    pub(super) fn entry(&mut self, entry: &BundleEntry) -> bool {
         let place = entry.place;
         if !self.reaches(place) {
             return false;
@@ -136,7 +136,7 @@ impl Walk {
     }
 
     /// A row that is there and cannot be read; its leaf can.
-    pub(in crate::audit) fn unreadable(&mut self, place: u64, leaf: Hash) {
+    pub(super) fn unreadable(&mut self, place: u64, leaf: Hash) {
         if self.reaches(place) {
             self.report.find(Finding::Unreadable { place });
             self.entries += 1;
@@ -158,7 +158,7 @@ impl Walk {
     }
 
     /// Nothing is left of the entries up to this place.
-    pub(in crate::audit) fn gone(&mut self, place: u64) {
+    pub(super) fn gone(&mut self, place: u64) {
         self.leave();
         let next = self.place();
         let oldest = next == self.subject.first;
@@ -173,12 +173,7 @@ impl Walk {
     ///
     /// # Errors
     /// [`NoFrontier`]: there are not as many roots as that.
-    pub(in crate::audit) fn roots(
-        &mut self,
-        count: u64,
-        roots: &[Hash],
-        pruned: bool,
-    ) -> Result<(), NoFrontier> {
+    pub(super) fn roots(&mut self, count: u64, roots: &[Hash], pruned: bool) -> Result<(), NoFrontier> {
         self.leave();
         if self.unknown_from.is_none() {
             self.frontier.append_cover(count, roots)?;
@@ -225,12 +220,12 @@ impl Walk {
     }
 
     /// What was erased may be named by entries that come after all that is shown.
-    pub(in crate::audit) fn goes_on_unseen(&mut self) {
+    pub(super) fn goes_on_unseen(&mut self) {
         self.erasures.hide(u64::MAX);
     }
 
     /// The end. `shorter` is what to say of a pinned checkpoint that lies beyond it.
-    pub(in crate::audit) fn finish(mut self, shorter: impl FnOnce(u64, u64) -> Finding) -> Report {
+    pub(super) fn finish(mut self, shorter: impl FnOnce(u64, u64) -> Finding) -> Report {
         self.leave();
         for places in without(std::mem::take(&mut self.gaps), &self.pruned) {
             let oldest = places.start == self.subject.first

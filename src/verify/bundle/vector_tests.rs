@@ -2,11 +2,13 @@
 
 use serde_json::Value;
 
-use super::line::tenant_of;
-use super::{BundleEntry, verify_bundle};
-use crate::audit::{CheckpointKey, Claim, Finding, Report, SignedCheckpoint, State, Trust};
+use super::verify_bundle;
+use crate::audit::{CheckpointKey, SignedCheckpoint};
 use crate::crypto::sha256;
 use crate::merkle::{Hash, root_of};
+use crate::verify::encoding::tenant_of;
+use crate::verify::entry::BundleEntry;
+use crate::verify::{Claim, Finding, Report, State, Trust};
 
 const LEAVES: &str = include_str!("../../../tests/vectors/audit/leaves.json");
 const BUNDLE: &str = include_str!("../../../tests/vectors/audit/bundle.jsonl");

@@ -2,11 +2,13 @@
 
 use std::io::{self, BufRead, Read as _};
 
-use super::super::checkpoint::CheckpointKey;
-use super::super::verify::{Claim, Finding, Report, Subject, Trust, Walk};
-use super::line::{Header, Line, Start, Subtrees, hashes_of, tenant_of};
+use super::line::{Header, Line, Start, Subtrees, hashes_of};
 use super::{BUNDLE_FORMAT, FIRST_FORMAT};
+use crate::audit::CheckpointKey;
 use crate::merkle::{Frontier, Hash};
+use crate::verify::encoding::tenant_of;
+use crate::verify::walk::Walk;
+use crate::verify::{Claim, Finding, Report, Subject, Trust};
 
 /// The longest line. Entries of releases that kept record ids of any length hold up to what PostgreSQL takes as one value.
 const LINE: u64 = 512 << 20;

@@ -11,10 +11,10 @@ use crate::store::PlacedEntry;
 
 use super::*;
 
-const CLOUDTRAIL: &str = include_str!("../../../tests/vectors/reconcile/cloudtrail.json");
-const VAULT: &str = include_str!("../../../tests/vectors/reconcile/vault.jsonl");
-const GOOGLE: &str = include_str!("../../../tests/vectors/reconcile/google.json");
-const KEY_VAULT: &str = include_str!("../../../tests/vectors/reconcile/key_vault.json");
+const CLOUDTRAIL: &str = include_str!("../../tests/vectors/reconcile/cloudtrail.json");
+const VAULT: &str = include_str!("../../tests/vectors/reconcile/vault.jsonl");
+const GOOGLE: &str = include_str!("../../tests/vectors/reconcile/google.json");
+const KEY_VAULT: &str = include_str!("../../tests/vectors/reconcile/key_vault.json");
 const AWS_KEY: &str = "mrk-1234abcd12ab34cd56ef1234567890ab";
 
 fn export(text: &str, key: &str) -> Export {

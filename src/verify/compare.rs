@@ -3,12 +3,12 @@
 use super::finding::{Against, Finding};
 use super::walk::Walk;
 use super::window::Window;
-use crate::audit::checkpoint::SignedCheckpoint;
+use crate::audit::SignedCheckpoint;
 use crate::merkle::{Frontier, Hash};
 
 impl Walk {
     /// A note that is kept as of the size that the walk has reached.
-    pub(in crate::audit) fn checkpoint(&mut self, note: &str) {
+    pub(super) fn checkpoint(&mut self, note: &str) {
         let size = self.size;
         let checkpoint = Against::Checkpoint(size);
         let Ok(signed) = SignedCheckpoint::parse(note) else {
@@ -37,7 +37,7 @@ impl Walk {
     }
 
     /// The root that the log's head has.
-    pub(in crate::audit) fn head(&mut self, frontier: &Frontier) {
+    pub(super) fn head(&mut self, frontier: &Frontier) {
         self.headed = self.compare(frontier.root(), Against::Head(frontier.size()));
     }
 

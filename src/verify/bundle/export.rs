@@ -3,13 +3,12 @@
 use std::io::{self, Write};
 use std::ops::Range;
 
-use super::super::checkpoint::{CheckpointKey, SignedCheckpoint};
-use super::super::tree::{Tree, TreeError};
 use super::BUNDLE_FORMAT;
 use super::line::{End, Header, Line, Start, roots_of};
 use super::writer::Writer;
+use crate::audit::{CheckpointKey, SignedCheckpoint, Tree, TreeError};
 use crate::model::{Operation, Tenant};
-use crate::store::{CheckpointRow, EntryFilter, LogHead, ReadError, Store};
+use crate::store::{CheckpointRow, EntryFilter, LogHead, LogReads, ReadError};
 
 /// What to put into a bundle.
 #[derive(Clone, Debug)]
@@ -80,7 +79,7 @@ impl From<TreeError> for ExportError {
 
 /// A bundle that can be written.
 pub struct Export<'s> {
-    store: &'s dyn Store,
+    store: &'s dyn LogReads,
     tenant: &'s Tenant,
     tree: Tree<'s>,
     keys: Vec<CheckpointKey>,
@@ -99,7 +98,7 @@ impl<'s> Export<'s> {
     /// # Errors
     /// See [`ExportError`].
     pub async fn prepare(
-        store: &'s dyn Store,
+        store: &'s dyn LogReads,
         tenant: &'s Tenant,
         wanted: Wanted,
     ) -> Result<Self, ExportError> {
@@ -184,7 +183,7 @@ impl<'s> Export<'s> {
 }
 
 /// Whether an entry at this place or behind it says that values were erased, in whichever of the tenant's logs.
-async fn erased_behind(store: &dyn Store, tenant: &Tenant, place: u64) -> Result<bool, ReadError> {
+async fn erased_behind(store: &dyn LogReads, tenant: &Tenant, place: u64) -> Result<bool, ReadError> {
     let filter = EntryFilter { operation: Some(Operation::Erase), ..EntryFilter::default() };
     let mut before = None;
     loop {

@@ -9,7 +9,7 @@ use super::deks::Deks;
 use super::finding::{Against, Finding};
 use super::log::Log;
 use crate::model::{DekId, Tenant};
-use crate::store::{DekRow, ReadError, Store};
+use crate::store::{DekRow, LogReads, ReadError};
 
 /// After how many entries the walk pauses, and for how long: calls go before it.
 const PACE: (u64, Duration) = (512, Duration::from_millis(5));
@@ -35,7 +35,11 @@ pub struct HeldRows {
 ///
 /// # Errors
 /// The database's.
-pub async fn hold_rows(store: &dyn Store, tenant: &Tenant, rows: Vec<DekRow>) -> Result<HeldRows, ReadError> {
+pub async fn hold_rows(
+    store: &dyn LogReads,
+    tenant: &Tenant,
+    rows: Vec<DekRow>,
+) -> Result<HeldRows, ReadError> {
     let Some(head) = store.log_head(tenant.uid).await? else {
         return Ok(HeldRows { damaged: Some(Finding::Head), ..HeldRows::default() });
     };
@@ -63,7 +67,7 @@ pub async fn hold_rows(store: &dyn Store, tenant: &Tenant, rows: Vec<DekRow>) ->
 
 /// Leaves out those that the server has changed since they were read: the log may say what they are now.
 async fn keep_unchanged(
-    store: &dyn Store,
+    store: &dyn LogReads,
     tenant: &Tenant,
     contradicted: &mut Vec<(DekRow, Finding)>,
 ) -> Result<(), ReadError> {

@@ -1,10 +1,10 @@
 //! The rows of DEKs against the MACs that they have.
 
-use super::super::row_macs::{RowMacs, RowSeal};
 use super::finding::Finding;
 use super::report::{Claim, Report};
+use crate::audit::{RowMacs, RowSeal};
 use crate::model::{Tenant, TenantUid};
-use crate::store::{DekRow, ReadError, Store};
+use crate::store::{DekRow, LogReads, ReadError};
 
 /// How many rows are read at once.
 const PAGE: u32 = 1_000;
@@ -27,7 +27,7 @@ pub struct RowCounts {
 /// # Errors
 /// The database's.
 pub async fn count_row_seals(
-    store: &dyn Store,
+    store: &dyn LogReads,
     tenant: TenantUid,
     macs: &RowMacs,
     each: &mut (dyn FnMut(&DekRow, RowSeal) + Send),
@@ -60,7 +60,7 @@ pub async fn count_row_seals(
 /// # Errors
 /// The database's.
 pub async fn check_row_macs(
-    store: &dyn Store,
+    store: &dyn LogReads,
     tenant: &Tenant,
     macs: Option<&RowMacs>,
     required: bool,

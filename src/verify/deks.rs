@@ -5,13 +5,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::super::bundle::{BundleEntry, BundleItem, Personal};
-use super::super::record_id::recorded_id;
+use super::entry::{BundleEntry, BundleItem, Personal};
 use super::finding::Finding;
 use super::report::Report;
+use crate::audit::recorded_id;
 use crate::crypto::sha256;
 use crate::model::{DekId, KeyVersion, Operation, TenantUid};
-use crate::store::{DekRow, ReadError, Store};
+use crate::store::{DekRow, LogReads, ReadError};
 
 /// How many rows one pass over the log looks at.
 const RANGE: usize = 1_000_000;
@@ -117,7 +117,7 @@ impl Deks {
 
     /// The rows of the next range, as they are now.
     pub(super) async fn read(
-        store: &dyn Store,
+        store: &dyn LogReads,
         tenant: TenantUid,
         after: Option<DekId>,
         whole: bool,
@@ -273,7 +273,11 @@ impl Deks {
     }
 
     /// Reads the rows again of those that are left: the server may have been at work meanwhile.
-    pub(super) async fn read_again(&mut self, store: &dyn Store, tenant: TenantUid) -> Result<(), ReadError> {
+    pub(super) async fn read_again(
+        &mut self,
+        store: &dyn LogReads,
+        tenant: TenantUid,
+    ) -> Result<(), ReadError> {
         let ids: Vec<DekId> = self.known.keys().copied().collect();
         for dek in self.known.values_mut() {
             dek.row = None;
@@ -315,9 +319,9 @@ fn is_later(id: DekId, moment: i64) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::bundle::{Bytes, Id};
-    use super::super::super::form::EntryForm;
+    use super::super::encoding::{Bytes, Id};
     use super::*;
+    use crate::audit::EntryForm;
     use crate::model::{Timestamp, Wrapped};
 
     fn row(version: &str, bytes: u8) -> DekRow {
