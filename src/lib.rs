@@ -5,14 +5,17 @@
 //! | row | rooms | what they do |
 //! |---|---|---|
 //! | 7 | [`cli`] | one file a subcommand; names concrete providers and databases |
-//! | 6 | [`server`], [`worker`] | router, layers, graceful stop; timers that call `app` |
+//! | 6 | [`server`] | router, layers, graceful stop |
 //! | 5 | [`graphql`], [`rest`], [`console`] | the fronts: translate, nothing else |
 //! | 4 | [`app`] | the use cases: encrypt, decrypt, rotate, audit queries, health |
-//! | 3 | [`keyring`] | which DEKs are in memory |
-//! | 2 | [`audit`] | what an entry is, and the committer that makes it durable |
+//! | 3 | [`jobs`] | what runs beside requests |
+//! | 3 | [`keyring`], [`admin`] | which DEKs are in memory; what only the owner of the tables may do |
+//! | 2 | [`verify`], [`reconcile`] | whether a log holds, and agrees with the KMS's own |
+//! | 2 | [`audit`], [`tenancy`] | what an entry is, and the committer that makes it durable; which tenant is served |
 //! | 1 | [`store`], [`kms`], [`auth`], [`webhook`], [`archive`] | SQL; the customer's KMS; who calls and what they may do; whom incidents are announced to; where checkpoints are kept |
 //! | 0 | [`crypto`], [`model`], [`merkle`], [`config`], [`telemetry`] | pure code, plain types, Merkle trees, the environment, logs and metrics |
 
+pub mod admin;
 pub mod app;
 pub mod archive;
 pub mod audit;
@@ -22,6 +25,7 @@ pub mod config;
 pub mod console;
 pub mod crypto;
 pub mod graphql;
+pub mod jobs;
 pub mod keyring;
 pub mod kms;
 pub mod merkle;
@@ -31,6 +35,6 @@ pub mod rest;
 pub mod server;
 pub mod store;
 pub mod telemetry;
+pub mod tenancy;
 pub mod verify;
 pub mod webhook;
-pub mod worker;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use byok::app::Keeper;
+use byok::admin::LogAdmin;
 use byok::audit::{Checkpoint, CheckpointKey, Committer, SignedCheckpoint, Tree, origin_of, pack};
 use byok::crypto::Ed25519SigningKey;
 use byok::merkle::{Frontier, Hash};
@@ -384,7 +384,7 @@ async fn a_log_that_was_pruned_still_verifies_and_a_bundle_of_it_does() {
     let (_folder, store, tenant, key) = old_log().await;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let committer = Arc::new(Committer::start(store.clone(), clock.clone(), 1));
-    let keeper = Keeper::new(store.clone(), committer, clock, None);
+    let keeper = LogAdmin::new(store.clone(), committer, clock, None);
     assert_eq!(keeper.prune(retention()).await, Ok(512));
     for report in found(&store, &tenant, &key).await {
         assert_eq!(report.findings, []);
@@ -408,7 +408,7 @@ async fn a_log_that_has_ended_may_be_pruned_to_its_end_and_a_later_one_says_so()
     store.commit(&batch).await.unwrap();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let committer = Arc::new(Committer::start(store.clone(), clock.clone(), 1));
-    assert_eq!(Keeper::new(store.clone(), committer, clock, None).prune(retention()).await, Ok(512));
+    assert_eq!(LogAdmin::new(store.clone(), committer, clock, None).prune(retention()).await, Ok(512));
     let verified = async |head| {
         verify_log(&*store, &tenant, Some(head), Trust::default(), &mut |_, _| ()).await.unwrap()
     };

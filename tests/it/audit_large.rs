@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use byok::app::{Erased, Keeper};
+use byok::admin::{Erased, LogAdmin};
 use byok::audit::{Checkpoint, CheckpointKey, Committer, Derived, SignedCheckpoint, derive, origin_of, pack};
 use byok::crypto::Ed25519SigningKey;
 use byok::model::{Clock, DekId, Entry, Item, Operation, SystemClock, Tenant, TenantUid};
@@ -190,7 +190,7 @@ async fn a_record_is_erased_from_the_largest_entries_one_after_the_other() {
     let uid = tenant.uid;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let committer = Arc::new(Committer::start(store.clone(), clock.clone(), 1));
-    let keeper = Keeper::new(store.clone(), committer, clock, None);
+    let keeper = LogAdmin::new(store.clone(), committer, clock, None);
     assert_eq!(derive(&*store, &CancellationToken::new()).await, Derived::All);
     let record = format!("7-11-{}", "x".repeat(16_000));
     assert_eq!(walk(&*store, uid, &of_record(&record)).await, [107]);

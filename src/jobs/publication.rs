@@ -16,7 +16,7 @@ use crate::model::{DekId, Timestamp};
 use crate::store::{Batch, Change, Publishing};
 use crate::webhook::{Delivery, PublishedCheckpoint, Webhook};
 
-use super::App;
+use super::Jobs;
 use super::checkpoints::{Checkpoints, SignedHead};
 
 /// How long a replica that has died keeps a place from the others. Longer than what one attempt takes.
@@ -267,9 +267,9 @@ impl Checkpoints {
     }
 }
 
-impl App {
+impl Jobs {
     /// Publishes the checkpoint of the log as it is now wherever one is due. `holder` names this replica.
-    pub async fn publish_checkpoints(&self, holder: Uuid, stop: &CancellationToken) {
+    pub(super) async fn publish_checkpoints(&self, holder: Uuid, stop: &CancellationToken) {
         let checkpoints = &self.checkpoints;
         if checkpoints.places.is_empty() || checkpoints.is_behind() {
             return;

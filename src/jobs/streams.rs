@@ -18,7 +18,7 @@ use crate::model::{Tenant, TenantUid};
 use crate::store::{Batch, Change, LogHead, PlacedEntry, ReadError, StreamName, StreamRow, StreamStep};
 use crate::webhook::{Delivery, StreamedEntries, Webhook};
 
-use super::App;
+use super::Jobs;
 use file::Lines;
 
 /// How long a replica that has died keeps a stream from the others. Longer than a delivery and its commits.
@@ -100,7 +100,8 @@ impl Stream {
         self.with(|progress| progress.not_before.is_some_and(|at| Instant::now() < at))
     }
 
-    fn shown(&self) -> StreamShown {
+    /// How far it is, as this replica knows it.
+    pub fn shown(&self) -> StreamShown {
         let name = self.name.as_str();
         self.with(|progress| StreamShown { name, behind: progress.behind, failures: progress.failures })
     }
@@ -127,20 +128,10 @@ impl Stream {
     }
 }
 
-impl App {
-    /// The streams that are configured, each for a timer of its own.
-    pub fn streams(&self) -> impl ExactSizeIterator<Item = &Stream> {
-        self.streams.iter()
-    }
-
-    /// What is known of the streams.
-    pub fn streams_shown(&self) -> Vec<StreamShown> {
-        self.streams.iter().map(Stream::shown).collect()
-    }
-
+impl Jobs {
     /// Sends what a stream has not taken yet, until nothing is left, its sink fails, it is another replica's, or `stop` is
     /// cancelled. `holder` names this replica.
-    pub async fn stream_entries(&self, stream: &Stream, holder: Uuid, stop: &CancellationToken) {
+    pub(super) async fn stream_entries(&self, stream: &Stream, holder: Uuid, stop: &CancellationToken) {
         if stream.pauses() {
             return;
         }

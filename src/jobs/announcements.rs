@@ -11,7 +11,7 @@ use crate::model::TenantUid;
 use crate::store::{AnnouncementOutcome, Attempt, Batch, Change, Unannounced};
 use crate::webhook::{Delivery, Webhook};
 
-use super::App;
+use super::Jobs;
 
 /// How long a replica that has died keeps an announcement from the others. Longer than an attempt and its two commits.
 const LEASE: Duration = Duration::from_secs(30);
@@ -26,10 +26,10 @@ const PAGE: u32 = 32;
 /// The database is out of reach: the worker comes back.
 struct Stalled;
 
-impl App {
+impl Jobs {
     /// Announces what is due, one after the other, until nothing is or `stop` is cancelled. Does nothing without a
     /// webhook. `holder` names this replica.
-    pub async fn announce_incidents(&self, holder: Uuid, stop: &CancellationToken) {
+    pub(super) async fn announce_incidents(&self, holder: Uuid, stop: &CancellationToken) {
         let Some(webhook) = &self.webhook else { return };
         loop {
             let due = match self.store.unannounced(PAGE).await {

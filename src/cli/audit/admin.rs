@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 
-use crate::app::{Erased, Keeper, KeepingFailed};
+use crate::admin::{AdminError, Erased, LogAdmin};
 use crate::audit::Committer;
 use crate::cli::{Failure, assemble};
 use crate::config::{AuditRetention, Env, Reader};
@@ -120,29 +120,29 @@ pub(super) async fn prune(arguments: Prune) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn keeper(by: By) -> Result<(Keeper, Arc<dyn Database>, Tenant), Failure> {
+async fn keeper(by: By) -> Result<(LogAdmin, Arc<dyn Database>, Tenant), Failure> {
     let (database, tenant) = assemble::as_owner(&Env::of_process()).await?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let committer = Arc::new(Committer::start(database.clone(), clock.clone(), 1));
-    Ok((Keeper::new(database.clone(), committer, clock, by.by), database, tenant))
+    Ok((LogAdmin::new(database.clone(), committer, clock, by.by), database, tenant))
 }
 
-pub(super) fn failed(failed: KeepingFailed) -> Failure {
+pub(super) fn failed(failed: AdminError) -> Failure {
     let problem = match failed {
-        KeepingFailed::OnHold => {
+        AdminError::OnHold => {
             "the tenant is on legal hold; nothing of its log goes (`byok audit hold off` lifts it)"
         }
-        KeepingFailed::Wrong => {
+        AdminError::Wrong => {
             "the tree that would be left is not that of the entries, and nothing was dropped; see `byok audit verify`"
         }
-        KeepingFailed::Changing => "the log changed all the while; try again",
-        KeepingFailed::Unavailable => {
+        AdminError::Changing => "the log changed all the while; try again",
+        AdminError::Unavailable => {
             "the database is out of reach; run the command again, it goes on where it must"
         }
-        KeepingFailed::Refused => {
+        AdminError::Refused => {
             "the database refuses it: only the tables' owner may; set BYOK_MIGRATION_DATABASE_URL"
         }
-        KeepingFailed::Malformed => {
+        AdminError::Malformed => {
             "a row is damaged, or not of a form that the server writes; see `byok audit verify`"
         }
     };

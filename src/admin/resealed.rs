@@ -6,7 +6,7 @@ use crate::model::{Operation, Tenant};
 use crate::store::{Batch, Change, DekRow, ReadError};
 use crate::verify::{Finding, hold_rows};
 
-use super::keeping::{Keeper, KeepingFailed};
+use super::{AdminError, LogAdmin};
 
 /// How many rows one walk along the log is made for.
 const RANGE: usize = 100_000;
@@ -26,13 +26,13 @@ pub struct Resealed {
     pub damaged: Option<Finding>,
 }
 
-impl Keeper {
+impl LogAdmin {
     /// Seals every row that the current secret has not sealed and that nothing in the log contradicts. An entry says so before
     /// the first; from then on an unsealed row is refused.
     ///
     /// # Errors
-    /// See [`KeepingFailed`].
-    pub async fn reseal(&self, tenant: &Tenant, macs: &RowMacs) -> Result<Resealed, KeepingFailed> {
+    /// See [`AdminError`].
+    pub async fn reseal(&self, tenant: &Tenant, macs: &RowMacs) -> Result<Resealed, AdminError> {
         let entry = self.unit(tenant.uid, Operation::Seal, "rows resealed", Vec::new());
         self.committer.commit(entry).await?;
         let (mut resealed, mut after) = (Resealed::default(), None);

@@ -12,20 +12,19 @@ use uuid::Uuid;
 use crate::audit::{Unit, pack, recorded_id};
 use crate::crypto::sha256;
 use crate::keyring::{Footing, KeyringError};
-use crate::kms::{DekBinding, ItemResult, KmsError, KmsErrorClass, Purpose, Verdict};
+use crate::kms::{DekBinding, ItemResult, KmsError, KmsErrorClass, Purpose, Verdict, log_failure};
 use crate::model::{
     DekId, Entry, EntryId, ErrorCode, Extensions, Item, Job, JobId, JobState, KeyVersion, Means, Operation,
-    Posture, Source, Tenant, Wrapped,
+    Outcome, Posture, Source, Tenant, Wrapped,
 };
 use crate::store::{Change, DekRow, Fence};
 
-use super::App;
-use super::record::{item_of, log_kms, outcome_of};
+use super::Jobs;
 
 /// How long a replica that has died keeps a job from the others.
 const LEASE: Duration = Duration::from_secs(30);
 
-/// What became of one batch.
+/// How one batch ended.
 enum Step {
     Advanced,
     Finished,
@@ -43,10 +42,10 @@ struct Done {
     fence: Vec<Fence>,
 }
 
-impl App {
+impl Jobs {
     /// Works on every running job that no other replica holds, as far as each gets, or until `stop` is cancelled.
-    pub async fn work_on_rotations(&self, holder: Uuid, stop: &CancellationToken) {
-        if self.may_append().is_err() {
+    pub(super) async fn work_on_rotations(&self, holder: Uuid, stop: &CancellationToken) {
+        if self.checkpoints.is_behind() {
             return;
         }
         let jobs = match self.store.running_jobs().await {
@@ -146,7 +145,7 @@ impl App {
             Verdict::Revoked | Verdict::Outage | Verdict::Misconfigured => !whole,
         });
         if let Some(error) = stuck {
-            log_kms(error, None);
+            log_failure(error, None);
             let code = error.class.code();
             return self.stall(tenant, job, holder, after, code).await;
         }
@@ -164,7 +163,7 @@ impl App {
                 continue;
             }
             let record_id = row.record_id.as_ref().map(|record_id| Arc::from(recorded_id(record_id)));
-            let mut item = Item { record_id, dek_id: Some(row.id), ..item_of(None) };
+            let mut item = Item { record_id, dek_id: Some(row.id), ..Item::default() };
             match answer {
                 Ok(answer) => {
                     item.key_version = Some(answer.value.key_version.clone());
@@ -327,7 +326,7 @@ impl App {
             id: EntryId::new(),
             at: self.clock.now(),
             operation: Operation::Rotate,
-            outcome: outcome_of(&items),
+            outcome: Outcome::of_items(&items),
             role: Arc::from("rotation"),
             user: None,
             means: Means::Operator,

@@ -19,13 +19,12 @@ use crate::audit::{
 use crate::config::SigningKeys;
 use crate::crypto::Ed25519SigningKey;
 use crate::merkle::{Hash, verify_consistency};
-use crate::model::{Caller, Clock, ErrorCode, Operation, Refusal, Tenant};
+use crate::model::{Clock, Operation, Tenant};
 use crate::store::{Batch, Change, EntryFilter, LogHead, PlacedEntry, ReadError, Store};
+use crate::tenancy::Primary;
 
-use super::App;
-use super::primary::Primary;
+use super::Jobs;
 use super::publication::Place;
-use super::record::read_refusal;
 
 /// How many entries of restores are looked at: the latest.
 const RESTORES: u32 = 256;
@@ -67,7 +66,7 @@ pub struct CheckpointShown {
 
 /// Why there is no checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum NoneMade {
+pub enum NoneMade {
     /// The log is behind what was published.
     Behind,
     /// No key is configured.
@@ -79,19 +78,6 @@ pub(super) enum NoneMade {
 impl From<ReadError> for NoneMade {
     fn from(error: ReadError) -> Self {
         Self::Store(error)
-    }
-}
-
-impl From<NoneMade> for Refusal {
-    fn from(none: NoneMade) -> Self {
-        match none {
-            NoneMade::Behind => ErrorCode::AuditLogBehind.into(),
-            NoneMade::Unsigned => Self::because(
-                ErrorCode::NotFound,
-                "This server signs no checkpoints: it has no BYOK_AUDIT_SIGNING_KEY.",
-            ),
-            NoneMade::Store(error) => read_refusal(error),
-        }
     }
 }
 
@@ -208,7 +194,7 @@ impl Checkpoints {
     }
 
     /// Holds the log against the last checkpoint that was kept, and the last one of each place that can be read. A place
-    /// that cannot is asked again by [`App::publish_checkpoints`].
+    /// that cannot is asked again by the job that publishes.
     ///
     /// # Errors
     /// The database's.
@@ -302,6 +288,22 @@ impl Checkpoints {
     pub(super) async fn unheld(&self) -> Vec<SignedHead> {
         let known = self.known.lock().await;
         known.unproven.iter().chain(&known.ended).cloned().collect()
+    }
+
+    /// A checkpoint of the log as it is now, with all that verifies it.
+    ///
+    /// # Errors
+    /// See [`NoneMade`].
+    pub async fn shown(&self) -> Result<CheckpointShown, NoneMade> {
+        let head = self.renew().await?;
+        let note = self.sign(&head).ok_or(NoneMade::Unsigned)?;
+        Ok(CheckpointShown {
+            note,
+            origin: self.origin(head.log),
+            size: head.size,
+            root: head.root.to_string(),
+            keys: self.keys_of(head.log).iter().map(ToString::to_string).collect(),
+        })
     }
 
     /// A checkpoint of the log as it is now, kept where the log has moved since the last one.
@@ -486,32 +488,10 @@ impl Checkpoints {
     }
 }
 
-impl App {
-    /// The checkpoint of the caller's tenant's log as it is now. A read of a state: it leaves an entry an hour, before the
-    /// checkpoint is made, so that the log does not move past it.
-    ///
-    /// # Errors
-    /// Not permitted, no key to sign with, a log that is behind what was published, or the database out of reach.
-    pub async fn checkpoint(&self, caller: &Caller) -> Result<CheckpointShown, Refusal> {
-        self.enter(caller, Operation::Audit).await?;
-        if !self.checkpoints.signs() {
-            return Err(NoneMade::Unsigned.into());
-        }
-        self.record_state_read(caller, Operation::Audit).await?;
-        let head = self.checkpoints.renew().await?;
-        let note = self.checkpoints.sign(&head).ok_or(NoneMade::Unsigned)?;
-        Ok(CheckpointShown {
-            note,
-            origin: self.checkpoints.origin(head.log),
-            size: head.size,
-            root: head.root.to_string(),
-            keys: self.checkpoints.keys_of(head.log).iter().map(ToString::to_string).collect(),
-        })
-    }
-
+impl Jobs {
     /// Holds the log against what was published, and makes a checkpoint where it has moved since the last one, of which one
     /// is kept in a while. To be called every second.
-    pub async fn keep_checkpoint(&self) {
+    pub(super) async fn keep_checkpoint(&self) {
         // Without a key there is only the way back to look for.
         if !self.checkpoints.signs() && !self.checkpoints.is_behind() {
             return;
@@ -526,22 +506,6 @@ impl App {
                     warn!("the database refused what a checkpoint is made of, or to keep it");
                 }
             }
-        }
-    }
-
-    /// The checkpoints of the tenant's log.
-    pub fn checkpoints(&self) -> &Checkpoints {
-        &self.checkpoints
-    }
-
-    /// Whether anything may be appended, and so anything be done.
-    ///
-    /// # Errors
-    /// `AUDIT_LOG_BEHIND`.
-    pub(super) fn may_append(&self) -> Result<(), Refusal> {
-        match self.checkpoints.is_behind() {
-            true => Err(ErrorCode::AuditLogBehind.into()),
-            false => Ok(()),
         }
     }
 }

@@ -6,8 +6,11 @@ use std::sync::{Arc, OnceLock};
 use crate::model::{Tenant, TenantUid};
 use crate::store::ReadError;
 
-/// The tenant, as far as it is known.
-pub struct Primary {
+/// The tenant, as far as it is known. Clones know it at the same time.
+#[derive(Clone)]
+pub struct Primary(Arc<Known>);
+
+struct Known {
     name: Arc<str>,
     tenant: OnceLock<Arc<Tenant>>,
 }
@@ -15,32 +18,32 @@ pub struct Primary {
 impl Primary {
     /// Known by its name alone.
     pub fn named(name: &str) -> Self {
-        Self { name: name.into(), tenant: OnceLock::new() }
+        Self(Arc::new(Known { name: name.into(), tenant: OnceLock::new() }))
     }
 
     /// Its name.
-    pub(super) fn name(&self) -> &str {
-        &self.name
+    pub fn name(&self) -> &str {
+        &self.0.name
     }
 
     /// Who it is; the first word stands.
-    pub(super) fn is(&self, tenant: Tenant) {
-        let _ = self.tenant.set(Arc::new(tenant));
+    pub fn is(&self, tenant: Tenant) {
+        let _ = self.0.tenant.set(Arc::new(tenant));
     }
 
     /// The tenant.
     ///
     /// # Errors
     /// The database was not reached yet.
-    pub(super) fn get(&self) -> Result<&Arc<Tenant>, ReadError> {
-        self.tenant.get().ok_or(ReadError::Unavailable)
+    pub fn get(&self) -> Result<&Arc<Tenant>, ReadError> {
+        self.0.tenant.get().ok_or(ReadError::Unavailable)
     }
 
     /// Its uid.
     ///
     /// # Errors
     /// As of [`Self::get`].
-    pub(super) fn uid(&self) -> Result<TenantUid, ReadError> {
+    pub fn uid(&self) -> Result<TenantUid, ReadError> {
         self.get().map(|tenant| tenant.uid)
     }
 }
