@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use byok::audit::{Tree, Trust, verify_log};
+use byok::audit::Tree;
 use byok::merkle::{verify_consistency, verify_inclusion};
 use byok::model::{ErrorCode, Operation, Outcome, Timestamp};
 use byok::store::{AuditReads, EntryFilter, TenantReads};
+use byok::verify::{Trust, verify_log};
 
 use crate::Plan;
 use crate::entries::{RECORDS, USERS, record_name, user_name};

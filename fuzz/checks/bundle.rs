@@ -1,7 +1,8 @@
-//! What must hold for a bundle of the audit log, of any bytes. The including file brings `audit` and `crypto` into scope.
+//! What must hold for a bundle of the audit log, of any bytes. The including file brings `audit`, `crypto` and `verify` into scope.
 
-use super::audit::{CheckpointKey, Trust, verify_bundle};
+use super::audit::CheckpointKey;
 use super::crypto::Ed25519VerifyingKey;
+use super::verify::{Trust, verify_bundle};
 
 /// Panics when something does not hold.
 pub(super) fn check(data: &[u8]) {

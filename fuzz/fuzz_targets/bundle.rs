@@ -1,6 +1,6 @@
 #![no_main]
 
-use byok::{audit, crypto};
+use byok::{audit, crypto, verify};
 
 #[path = "../checks/bundle.rs"]
 mod check;

@@ -4,9 +4,8 @@ use std::borrow::Cow;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use tokio_util::sync::CancellationToken;
 
-use crate::audit::{self, Derived, recorded_id, unpack};
+use crate::audit::{recorded_id, unpack};
 use crate::model::{Caller, Entry, ErrorCode, Operation, Outcome, Refusal};
 use crate::store::{EntryFilter, PlacedEntry};
 
@@ -89,11 +88,6 @@ impl App {
         })?;
         self.record(caller, operation, Outcome::Ok, Vec::new(), Vec::new()).await?;
         Ok(AuditPage { entries, next: next.map(cursor_of), has_newer, bytes })
-    }
-
-    /// Derives what proofs and pages read instead of all entries; see [`audit::derive`].
-    pub async fn derive(&self, stop: &CancellationToken) -> Derived {
-        audit::derive(&*self.store, stop).await
     }
 
     /// Whether an entry that matches is at this place or above, as far as one bounded read from the newest on shows it.

@@ -1,7 +1,10 @@
-//! How both fronts make a context from what a caller sent: flat arguments, and a map that must not contradict them.
+//! How both fronts make a context from what a caller sent: flat arguments, and a map that must not contradict them; and
+//! whether the caller may encrypt or decrypt with it.
 
 use crate::crypto::{Context, ContextError};
-use crate::model::{ErrorCode, Refusal};
+use crate::model::{Caller, ErrorCode, Operation, Refusal};
+
+use super::App;
 
 /// The context of a call: `context` with `recordId` and `field` as its keys `record_id` and `field`. `pairs` is the JSON
 /// value of the argument; absent and null are the empty map.
@@ -40,6 +43,24 @@ pub fn context_of(
         }
     }
     Ok(context)
+}
+
+impl App {
+    /// Whether the caller may do this with this context, and the context names its record where it must.
+    pub(super) fn check_context(
+        &self,
+        caller: &Caller,
+        operation: Operation,
+        context: &Context,
+    ) -> Result<(), Refusal> {
+        if self.limits.require_record_id && context.get("record_id").is_none_or(str::is_empty) {
+            return Err(ErrorCode::RecordIdRequired.into());
+        }
+        match self.policy().allows(&caller.identity, operation, Some(context)) {
+            true => Ok(()),
+            false => Err(ErrorCode::PermissionDenied.into()),
+        }
+    }
 }
 
 /// PostgreSQL's text cannot hold a NUL, and a record id is stored.

@@ -40,19 +40,10 @@ impl App {
         operation: Operation,
         items: Vec<Result<DecryptItem, Refusal>>,
     ) -> Result<Answered<Decrypted>, Refusal> {
+        // May the role ever do this, and is there room in the meters?
         self.enter(caller, operation).await?;
         self.bound(caller, operation, items.len()).await?;
-        let answered = self.decrypt_bounded(caller, operation, items).await?;
-        self.settle(caller, operation, &answered.answers);
-        Ok(answered)
-    }
-
-    async fn decrypt_bounded(
-        self: &Arc<Self>,
-        caller: &Caller,
-        operation: Operation,
-        items: Vec<Result<DecryptItem, Refusal>>,
-    ) -> Result<Answered<Decrypted>, Refusal> {
+        // Which items are tokens, and may be opened by this caller with this context?
         let mut entry_items: Vec<Item> =
             items.iter().map(|item| item_of(item.as_ref().ok().map(|item| &item.context))).collect();
         let tokens: Vec<Result<(Token, Context), Refusal>> = items
@@ -64,19 +55,28 @@ impl App {
                 Ok((token, item.context))
             })
             .collect();
-        for _ in 0..TRIES {
-            let (answers, footing) = self.open_all(caller, &tokens, &mut entry_items).await?;
-            let recorded =
-                self.record_standing(caller, operation, &mut entry_items, Vec::new(), footing).await?;
-            match recorded {
-                Standing::Given(committed) => return Ok(Answered { answers, committed }),
-                Standing::Withheld(refusal) => return Ok(Answered::refused(withheld(answers, &refusal))),
-                Standing::Anew => {}
+        let answered = 'answered: {
+            for _ in 0..TRIES {
+                let (answers, footing) = self.open_all(caller, &tokens, &mut entry_items).await?;
+                // Nothing is answered before its entry is durable.
+                let recorded =
+                    self.record_standing(caller, operation, &mut entry_items, Vec::new(), footing).await?;
+                match recorded {
+                    Standing::Given(committed) => break 'answered Answered { answers, committed },
+                    Standing::Withheld(refusal) => {
+                        break 'answered Answered::refused(withheld(answers, &refusal));
+                    }
+                    // The posture of a key moved meanwhile, and the key may be used again.
+                    Standing::Anew => {}
+                }
             }
-        }
-        self.withhold(caller, operation, &entry_items, Posture::Degraded).await?;
-        let refused = |token: &Result<_, Refusal>| Err(token.as_ref().err().cloned().unwrap_or_else(moving));
-        Ok(Answered::refused(tokens.iter().map(refused).collect()))
+            self.withhold(caller, operation, &entry_items, Posture::Degraded).await?;
+            let refused =
+                |token: &Result<_, Refusal>| Err(token.as_ref().err().cloned().unwrap_or_else(moving));
+            Answered::refused(tokens.iter().map(refused).collect())
+        };
+        self.settle(caller, operation, &answered.answers);
+        Ok(answered)
     }
 
     /// Opens every token whose DEK is to be had; and the keys that what was opened stands on.

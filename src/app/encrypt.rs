@@ -50,20 +50,12 @@ impl App {
         caller: &Caller,
         items: Vec<Result<EncryptItem, Refusal>>,
     ) -> Result<Answered<Encrypted>, Refusal> {
-        self.enter(caller, Operation::Encrypt).await?;
-        self.bound(caller, Operation::Encrypt, items.len()).await?;
-        let answered = self.encrypt_bounded(caller, items).await?;
-        self.settle(caller, Operation::Encrypt, &answered.answers);
-        Ok(answered)
-    }
-
-    async fn encrypt_bounded(
-        self: &Arc<Self>,
-        caller: &Caller,
-        items: Vec<Result<EncryptItem, Refusal>>,
-    ) -> Result<Answered<Encrypted>, Refusal> {
         let operation = Operation::Encrypt;
+        // May the role ever do this, and is there room in the meters?
+        self.enter(caller, operation).await?;
+        self.bound(caller, operation, items.len()).await?;
         let rewinds = self.committer.rewinds();
+        // Which items are within the bounds, and may be encrypted by this caller with this context?
         let mut entry_items: Vec<Item> =
             items.iter().map(|item| item_of(item.as_ref().ok().map(|item| &item.context))).collect();
         let checked: Vec<Result<(Plaintext, Context), Refusal>> = items
@@ -82,30 +74,39 @@ impl App {
             .filter(|(item, _)| item.is_ok())
             .map(|(_, entry_item)| entry_item.record_id.clone())
             .collect();
-        for _ in 0..TRIES {
-            let Sealed { answers, footing, fresh } =
-                self.seal_all(caller, &checked, &records, &mut entry_items).await?;
-            let changes = fresh.iter().map(|(row, _)| Change::InsertDek(row.clone())).collect();
-            let recorded =
-                self.record_standing(caller, operation, &mut entry_items, changes, footing).await?;
-            if self.committer.rewinds() != rewinds {
-                // The database went back in time while this ran: the DEK's row may be gone with it.
-                return Err(ErrorCode::StoreUnavailable.into());
-            }
-            match recorded {
-                Standing::Given(committed) => {
-                    for (row, held) in &fresh {
-                        self.keyring.admit(&caller.tenant, row, held);
-                    }
-                    return Ok(Answered { answers, committed });
+        let answered = 'answered: {
+            for _ in 0..TRIES {
+                let Sealed { answers, footing, fresh } =
+                    self.seal_all(caller, &checked, &records, &mut entry_items).await?;
+                // Nothing is answered before its entry, and the row of each new DEK, is durable.
+                let changes = fresh.iter().map(|(row, _)| Change::InsertDek(row.clone())).collect();
+                let recorded =
+                    self.record_standing(caller, operation, &mut entry_items, changes, footing).await?;
+                if self.committer.rewinds() != rewinds {
+                    // The database went back in time while this ran: the DEK's row may be gone with it.
+                    return Err(ErrorCode::StoreUnavailable.into());
                 }
-                Standing::Withheld(refusal) => return Ok(Answered::refused(withheld(answers, &refusal))),
-                Standing::Anew => {}
+                match recorded {
+                    Standing::Given(committed) => {
+                        for (row, held) in &fresh {
+                            self.keyring.admit(&caller.tenant, row, held);
+                        }
+                        break 'answered Answered { answers, committed };
+                    }
+                    Standing::Withheld(refusal) => {
+                        break 'answered Answered::refused(withheld(answers, &refusal));
+                    }
+                    // The posture of a key moved meanwhile, and the key may be used again.
+                    Standing::Anew => {}
+                }
             }
-        }
-        self.withhold(caller, operation, &entry_items, Posture::Degraded).await?;
-        let refused = |item: &Result<_, Refusal>| Err(item.as_ref().err().cloned().unwrap_or_else(moving));
-        Ok(Answered::refused(checked.iter().map(refused).collect()))
+            self.withhold(caller, operation, &entry_items, Posture::Degraded).await?;
+            let refused =
+                |item: &Result<_, Refusal>| Err(item.as_ref().err().cloned().unwrap_or_else(moving));
+            Answered::refused(checked.iter().map(refused).collect())
+        };
+        self.settle(caller, operation, &answered.answers);
+        Ok(answered)
     }
 
     /// Seals every item whose DEK is to be had.
@@ -149,22 +150,6 @@ impl App {
             sealed.answers.push(answer);
         }
         Ok(sealed)
-    }
-
-    /// Whether the caller may do this with this context, and the context names its record where it must.
-    pub(super) fn check_context(
-        &self,
-        caller: &Caller,
-        operation: Operation,
-        context: &Context,
-    ) -> Result<(), Refusal> {
-        if self.limits.require_record_id && context.get("record_id").is_none_or(str::is_empty) {
-            return Err(ErrorCode::RecordIdRequired.into());
-        }
-        match self.policy().allows(&caller.identity, operation, Some(context)) {
-            true => Ok(()),
-            false => Err(ErrorCode::PermissionDenied.into()),
-        }
     }
 
     fn check_plaintext(&self, plaintext: Plaintext) -> Result<Plaintext, Refusal> {

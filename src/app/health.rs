@@ -8,12 +8,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::keyring::Standing;
-use crate::kms::{DekBinding, KmsError, KmsErrorClass, Purpose, Stage, Verdict};
+use crate::kms::{DekBinding, KmsError, KmsErrorClass, Purpose, Stage, Verdict, log_failure};
 use crate::model::{BootTime, DekId, ErrorCode, KeyVersion, Posture, Timestamp};
 
 use super::App;
 use super::inquiry::Inquiry;
-use super::record::{dark_refusal, log_kms};
+use super::record::dark_refusal;
 
 /// How long an answer of the KMS stands, and to a stranger one of the database.
 const FRESH: Duration = Duration::from_secs(5);
@@ -226,7 +226,7 @@ impl App {
         let mut remembered = self.health.remembered();
         match &answer {
             Ok((version, _)) => remembered.worked = Some((version.clone(), sent)),
-            Err(error) => log_kms(error, None),
+            Err(error) => log_failure(error, None),
         }
         let refused = answer.as_ref().err().filter(|error| error.stage == Stage::Credential);
         remembered.next_login =

@@ -3,73 +3,57 @@
 //! cannot be written, the operation fails. An answer that stands on keys goes out with a [`Release`], which says how long
 //! it may.
 
-mod announce;
 mod answer;
 mod arrival;
 mod audit;
-mod checkpoints;
+mod checkpoint;
 mod context;
 mod decrypt;
 mod encrypt;
 mod health;
 mod inquiry;
-mod keeping;
 mod limits;
 mod listing;
 mod meter;
 mod permit;
 mod places;
-mod primary;
-mod publication;
 mod record;
 mod release;
 mod replaced;
-mod resealed;
-mod restored;
 mod rotate;
 mod rotation_command;
-mod rotation_work;
 mod state_reads;
-mod stream;
 mod ungiven;
 
 use std::sync::{Arc, RwLock};
 
 use http::{Extensions, HeaderMap};
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 use crate::audit::Committer;
 use crate::auth::{Authenticator, Policy};
 use crate::config::Limits;
+use crate::jobs::Stream;
 use crate::keyring::Keyring;
 use crate::kms::{Kms, Requests};
 use crate::model::{Caller, Clock, ErrorCode, Identity, Peer, Posture, Refusal, RequestId, Tenant};
 use crate::store::Store;
 use crate::telemetry::{PoolCounts, Rereads};
-use crate::webhook::Webhook;
+use crate::tenancy::Primary;
 
 pub use answer::{answer_too_large, no_room, write_json};
 pub use arrival::{Arrival, Room, Unbounded};
 pub use audit::{AuditPage, AuditQuery};
-pub use checkpoints::{Checked, CheckpointParts, CheckpointShown, Checkpoints};
 pub use context::context_of;
 pub use decrypt::{DecryptItem, Decrypted};
 pub use encrypt::{EncryptItem, Encrypted};
 pub use health::{Health, HealthStatus, Unready};
-pub use keeping::{Erased, Keeper, KeepingFailed};
-pub use primary::Primary;
-pub use publication::{Place, Receiver};
 pub use release::{Answered, Committed, Release};
-pub use replaced::Webhooks;
-pub use resealed::Resealed;
-pub use restored::{RestoreFailed, Restored};
 pub use rotate::Rotation;
-pub use stream::{Stream, StreamShown};
 
 // What the use cases take and give; the fronts know no other room below.
-pub use crate::audit::Derived;
 pub use crate::crypto::{Context, Plaintext, SecretText};
+pub use crate::jobs::{CheckpointShown, Checkpoints, StreamShown};
 pub use crate::keyring::Standing;
 pub use crate::store::EntryFilter;
 
@@ -87,9 +71,8 @@ pub struct App {
     policy: RwLock<Arc<Policy>>,
     limits: Limits,
     clock: Arc<dyn Clock>,
-    webhook: Option<Webhook>,
-    checkpoints: Checkpoints,
-    streams: Vec<Stream>,
+    checkpoints: Arc<Checkpoints>,
+    streams: Arc<[Stream]>,
     meters: limits::Meters,
     kms_places: places::KmsPlaces,
     health: health::Memory,
@@ -120,19 +103,17 @@ pub struct Parts {
     pub in_flight: usize,
     /// What time it is.
     pub clock: Arc<dyn Clock>,
-    /// Whom incidents are announced to, if anyone.
-    pub webhook: Option<Webhook>,
     /// The checkpoints of the tenant's log.
-    pub checkpoints: Checkpoints,
+    pub checkpoints: Arc<Checkpoints>,
     /// Where entries are streamed to, if anywhere.
-    pub streams: Vec<Stream>,
+    pub streams: Arc<[Stream]>,
 }
 
 impl App {
     /// Of these parts. To be called on the runtime of the committer.
     pub fn new(parts: Parts) -> Self {
         let Parts { tenant, store, kms, keyring, committer, authenticator, policy, .. } = parts;
-        let Parts { limits, in_flight, clock, webhook, checkpoints, streams, .. } = parts;
+        let Parts { limits, in_flight, clock, checkpoints, streams, .. } = parts;
         Self {
             meters: limits::Meters::new(&limits),
             kms_places: places::KmsPlaces::new(in_flight),
@@ -149,7 +130,6 @@ impl App {
             rereads: Rereads::default(),
             limits,
             clock,
-            webhook,
             checkpoints,
             streams,
         }
@@ -220,14 +200,9 @@ impl App {
         &self.limits
     }
 
-    /// Watches over the keys whose DEKs are in memory until `stop` is cancelled: without it, nothing is answered from there.
-    /// Makes DEKs ahead of need beside it, and seals the rows of DEKs, where that is configured.
-    pub async fn watch_keys(&self, stop: CancellationToken) {
-        tokio::join!(
-            self.keyring.clone().keep_watch(stop.clone()),
-            self.keyring.clone().keep_pool(stop.clone()),
-            self.keyring.clone().keep_sealing(stop)
-        );
+    /// How far the streams of the log are.
+    pub fn streams_shown(&self) -> Vec<StreamShown> {
+        self.streams.iter().map(Stream::shown).collect()
     }
 
     /// What became of the DEKs that were made ahead of need.

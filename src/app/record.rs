@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::audit::{CommitFailed, Durable, Unit, pack, recorded_id};
 use crate::crypto::Context;
 use crate::keyring::{Fallen, Footing, Held, KeyringError};
-use crate::kms::{Distrust, KmsError, KmsErrorClass};
+use crate::kms::log_failure;
 use crate::model::{
     Caller, DekId, Entry, EntryId, ErrorCode, Item, Operation, Outcome, Posture, Refusal, RequestId,
 };
@@ -50,7 +50,7 @@ pub(super) fn note_failure(item: &mut Item, error: &KeyringError, request_id: &R
         KeyringError::Unbound => ErrorCode::RowMacKeyRequired.into(),
         KeyringError::Kms(error) => {
             item.kms_request_id.clone_from(&error.request_id);
-            log_kms(error, Some(request_id));
+            log_failure(error, Some(request_id));
             error.refusal()
         }
         KeyringError::Dark(posture) => dark_refusal(*posture),
@@ -94,38 +94,12 @@ fn refused_items(items: &[Item], refusal: &Refusal) -> Vec<Item> {
     items.iter().map(refused).collect()
 }
 
-/// What our log may hold of a KMS's refusal; and whose request met it, where it was one.
-pub(super) fn log_kms(error: &KmsError, request_id: Option<&RequestId>) {
-    // Said once a minute where the budget is kept, and not for each of its items.
-    if error.class == KmsErrorClass::BudgetSpent {
-        return;
-    }
-    tracing::warn!(
-        class = ?error.class,
-        status = error.http_status,
-        kms_request_id = error.request_id.as_deref(),
-        request_id = request_id.map(RequestId::as_str),
-        tls = error.distrust.map(Distrust::sentence),
-        retry_in_seconds = error.retry_after.map(|wait| wait.as_secs()),
-        "the KMS refused or failed"
-    );
-}
-
 /// A failed read, as the caller sees it.
 pub(super) fn read_refusal(error: ReadError) -> Refusal {
     match error {
         ReadError::Unavailable => ErrorCode::StoreUnavailable.into(),
         ReadError::Busy => Refusal::from(ErrorCode::Unavailable).after(BUSY),
         ReadError::Rejected | ReadError::Malformed => ErrorCode::Internal.into(),
-    }
-}
-
-/// The outcome of a call with these items. Where all of them were refused, that of the first.
-pub(super) fn outcome_of(items: &[Item]) -> Outcome {
-    match items.iter().find_map(|item| item.refused) {
-        None => Outcome::Ok,
-        Some(first) if items.iter().all(|item| item.refused.is_some()) => Outcome::Refused(first),
-        Some(_) => Outcome::Partial,
     }
 }
 
@@ -168,7 +142,7 @@ impl App {
             Err(Fallen::Dark(posture)) => return self.withhold(caller, operation, items, posture).await,
         };
         let (packed, row) =
-            self.packed(caller, operation, outcome_of(items), None, std::mem::take(items), None);
+            self.packed(caller, operation, Outcome::of_items(items), None, std::mem::take(items), None);
         if footing.is_empty() {
             let committed = self.commit(caller, row, changes, fence).await;
             return committed.map(|_| Standing::Given(None)).map_err(commit_refusal);
@@ -209,7 +183,7 @@ impl App {
     ) -> Result<(), Refusal> {
         let items = refused_items(&entry.items, refusal);
         self.may_append()?;
-        let (operation, outcome) = (entry.operation, outcome_of(&items));
+        let (operation, outcome) = (entry.operation, Outcome::of_items(&items));
         let (_, row) = self.packed(caller, operation, outcome, None, items, Some(entry.id));
         self.commit(caller, row, Vec::new(), Vec::new()).await.map(drop).map_err(commit_refusal)
     }
@@ -224,7 +198,7 @@ impl App {
     ) -> Result<Standing, Refusal> {
         let refusal = dark_refusal(posture);
         let items = refused_items(items, &refusal);
-        self.record(caller, operation, outcome_of(&items), items, Vec::new()).await?;
+        self.record(caller, operation, Outcome::of_items(&items), items, Vec::new()).await?;
         Ok(Standing::Withheld(refusal))
     }
 
@@ -322,10 +296,6 @@ pub(super) fn commit_refusal(failed: CommitFailed) -> Refusal {
 mod tests {
     use super::*;
 
-    fn items(refused: &[Option<ErrorCode>]) -> Vec<Item> {
-        refused.iter().map(|refused| Item { refused: *refused, ..item_of(None) }).collect()
-    }
-
     #[test]
     fn a_record_id_that_is_too_long_is_recorded_as_its_hash() {
         let recorded = |id: String| {
@@ -334,18 +304,5 @@ mod tests {
         };
         assert_eq!(*recorded("x".repeat(512)), "x".repeat(512));
         assert_eq!(*recorded("x".repeat(513)), *recorded_id(&"x".repeat(513)));
-    }
-
-    #[test]
-    fn a_call_whose_items_are_all_refused_has_the_first_ones_reason() {
-        let code = Some(ErrorCode::DecryptFailed);
-        assert_eq!(outcome_of(&items(&[None, None])), Outcome::Ok);
-        assert_eq!(outcome_of(&items(&[code, code])), Outcome::Refused(ErrorCode::DecryptFailed));
-        assert_eq!(outcome_of(&items(&[code, None])), Outcome::Partial);
-        assert_eq!(
-            outcome_of(&items(&[Some(ErrorCode::TokenMalformed), code])),
-            Outcome::Refused(ErrorCode::TokenMalformed)
-        );
-        assert_eq!(outcome_of(&items(&[None, code, Some(ErrorCode::TokenMalformed)])), Outcome::Partial);
     }
 }

@@ -6,22 +6,11 @@ use std::sync::{Arc, PoisonError};
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::{Authenticator, Policy};
-use crate::config::{SigningKeys, Webhook};
+use crate::config::SigningKeys;
 use crate::model::TenantUid;
 use crate::telemetry::Rereads;
 
-use super::{App, Place, Stream};
-
-/// The webhooks as they are to be; none where nothing is posted, or nothing has changed.
-#[derive(Default)]
-pub struct Webhooks {
-    /// That of incidents.
-    pub incidents: Option<Webhook>,
-    /// That of checkpoints.
-    pub checkpoints: Option<Webhook>,
-    /// That of the stream.
-    pub stream: Option<Webhook>,
-}
+use super::App;
 
 impl App {
     pub(super) fn authenticator(&self) -> Arc<Authenticator> {
@@ -43,26 +32,9 @@ impl App {
         *self.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
     }
 
-    /// Signs checkpoints with these from now on. Whether they were taken: see [`super::Checkpoints::take_keys`].
+    /// Signs checkpoints with these from now on. Whether they were taken: see [`crate::jobs::Checkpoints::take_keys`].
     pub fn take_signing_keys(&self, keys: SigningKeys) -> bool {
         self.checkpoints.take_keys(keys)
-    }
-
-    /// Posts to these from now on. Whether all were taken: the one of checkpoints is a place of theirs by its address, so that
-    /// one stays where it is.
-    pub fn take_webhooks(&self, webhooks: Webhooks) -> bool {
-        let Webhooks { incidents, checkpoints, stream } = webhooks;
-        let place = self.checkpoints.places().iter().find_map(Place::webhook);
-        if place.zip(checkpoints.as_ref()).is_some_and(|(ours, new)| !ours.posts_to(new)) {
-            return false;
-        }
-        let of_stream = self.streams.iter().find_map(Stream::webhook);
-        for (ours, new) in [(self.webhook.as_ref(), incidents), (place, checkpoints), (of_stream, stream)] {
-            if let (Some(ours), Some(new)) = (ours, new) {
-                ours.replace(new);
-            }
-        }
-        true
     }
 
     /// The tenant that is served; `None` until the database was reached.

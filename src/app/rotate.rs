@@ -1,14 +1,14 @@
 //! Rotation as a caller sees it: what it would cost, starting it, looking at it. The work itself is in
 //! `rotation_work`.
 
-use crate::kms::KmsError;
+use crate::kms::{KmsError, log_failure};
 use crate::model::{
     Caller, ErrorCode, Job, JobId, JobState, KeyVersion, Operation, Outcome, Progress, Refusal,
 };
 use crate::store::Change;
 
 use super::App;
-use super::record::{log_kms, read_refusal};
+use super::record::read_refusal;
 
 /// A rotation, planned or under way.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,6 +104,6 @@ fn is_paused(job: &Job) -> Refusal {
 }
 
 fn kms_refusal(error: &KmsError) -> Refusal {
-    log_kms(error, None);
+    log_failure(error, None);
     error.refusal()
 }

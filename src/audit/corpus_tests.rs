@@ -1,41 +1,25 @@
-//! Replays the corpora of `fuzz/` with the checks that the fuzz targets make.
+//! Replays the corpus of checkpoints in `fuzz/` with the checks that the fuzz target makes.
 
 use crate::{audit, crypto};
 
-#[path = "../../fuzz/checks/bundle.rs"]
-mod bundle;
 #[path = "../../fuzz/checks/checkpoint.rs"]
 mod check;
 
 #[test]
 fn the_corpus_of_checkpoints_holds() {
-    replay("checkpoint", check::check);
-}
-
-#[test]
-fn the_corpus_of_bundles_holds() {
-    replay("bundle", bundle::check);
-}
-
-fn replay(target: &str, check: fn(&[u8])) {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/checkpoint");
     let mut count = 0;
     for file in std::fs::read_dir(folder).unwrap() {
         let path = file.unwrap().path();
         // Printed only when the check panics: it names the culprit.
         println!("{}", path.display());
-        check(&std::fs::read(path).unwrap());
+        check::check(&std::fs::read(path).unwrap());
         count += 1;
     }
     assert!(count >= 20, "the corpus is there");
 }
 
 proptest::proptest! {
-    #[test]
-    fn a_bundle_of_any_bytes_is_refused(data: Vec<u8>) {
-        bundle::check(&data);
-    }
-
     #[test]
     fn a_checkpoint_of_any_bytes_is_read_or_refused(data: Vec<u8>) {
         check::check(&data);

@@ -31,40 +31,40 @@ use super::packed::{Packed, PackedItem};
 
 /// An entry as its digest covers it; an absent text is empty, an absent hash has no bytes. The last four fields are of
 /// form 2 alone.
-pub(super) struct EntryFields<'e> {
-    pub(super) form: EntryForm,
-    pub(super) id: &'e [u8; 16],
-    pub(super) operation: &'e str,
-    pub(super) outcome: &'e str,
-    pub(super) means: &'e str,
-    pub(super) role: &'e str,
-    pub(super) user_hmac: &'e [u8],
-    pub(super) request_hmac: &'e [u8; 32],
-    pub(super) detail: &'e str,
-    pub(super) reason: &'e str,
-    pub(super) ledger_hash: &'e [u8],
-    pub(super) issuer: &'e str,
-    pub(super) extensions: &'e [(&'e str, &'e str)],
+pub(crate) struct EntryFields<'e> {
+    pub(crate) form: EntryForm,
+    pub(crate) id: &'e [u8; 16],
+    pub(crate) operation: &'e str,
+    pub(crate) outcome: &'e str,
+    pub(crate) means: &'e str,
+    pub(crate) role: &'e str,
+    pub(crate) user_hmac: &'e [u8],
+    pub(crate) request_hmac: &'e [u8; 32],
+    pub(crate) detail: &'e str,
+    pub(crate) reason: &'e str,
+    pub(crate) ledger_hash: &'e [u8],
+    pub(crate) issuer: &'e str,
+    pub(crate) extensions: &'e [(&'e str, &'e str)],
 }
 
 /// An item as its leaf covers it. The last four fields are of form 2 alone.
-pub(super) struct ItemFields<'e> {
-    pub(super) dek_id: &'e [u8],
-    pub(super) key: &'e str,
-    pub(super) version: &'e str,
-    pub(super) source: &'e str,
-    pub(super) kms_request_id: &'e str,
-    pub(super) refused: &'e str,
-    pub(super) record_hmac: &'e [u8],
-    pub(super) key_id: &'e [u8],
-    pub(super) wrapped_hash: &'e [u8],
-    pub(super) form: &'e str,
-    pub(super) wrapping_key_id: &'e [u8],
+pub(crate) struct ItemFields<'e> {
+    pub(crate) dek_id: &'e [u8],
+    pub(crate) key: &'e str,
+    pub(crate) version: &'e str,
+    pub(crate) source: &'e str,
+    pub(crate) kms_request_id: &'e str,
+    pub(crate) refused: &'e str,
+    pub(crate) record_hmac: &'e [u8],
+    pub(crate) key_id: &'e [u8],
+    pub(crate) wrapped_hash: &'e [u8],
+    pub(crate) form: &'e str,
+    pub(crate) wrapping_key_id: &'e [u8],
 }
 
 impl EntryFields<'_> {
     /// The digest of a tenant's entry with these leaves of its items.
-    pub(super) fn digest(&self, tenant: TenantUid, items: impl IntoIterator<Item = Hash>) -> [u8; 32] {
+    pub(crate) fn digest(&self, tenant: TenantUid, items: impl IntoIterator<Item = Hash>) -> [u8; 32] {
         let mut fields = Vec::with_capacity(384);
         let version: &[u8] = match self.form {
             EntryForm::One => b"byok-audit-entry/1",
@@ -100,7 +100,7 @@ impl EntryFields<'_> {
 
 impl ItemFields<'_> {
     /// Its leaf in the tree over the items of an entry of that form.
-    pub(super) fn leaf(&self, form: EntryForm) -> Hash {
+    pub(crate) fn leaf(&self, form: EntryForm) -> Hash {
         let mut fields = Vec::with_capacity(256);
         let put = |fields: &mut Vec<u8>, all: &[&[u8]]| all.iter().for_each(|field| put(fields, field));
         put(&mut fields, &[self.dek_id]);
@@ -132,7 +132,7 @@ pub fn digest_of(tenant: TenantUid, row: &EntryRow) -> Option<[u8; 32]> {
         request_hmac: &row.request.hmac,
         detail: row.detail.as_deref().unwrap_or_default(),
         reason: packed.reason.as_deref().unwrap_or_default(),
-        ledger_hash: bytes(packed.ledger_hash.as_ref()),
+        ledger_hash: optional_bytes(packed.ledger_hash.as_ref()),
         issuer: packed.issuer.as_deref().unwrap_or_default(),
         extensions: &extensions,
     };
@@ -154,21 +154,21 @@ fn leaf_of(packed: &Packed, item: &PackedItem) -> Hash {
         source: item.source.map_or("", source_name),
         kms_request_id: packed.kms_request_id(item).map_or("", |id| id),
         refused: packed.refusal(item).map_or("", |code| code.as_str()),
-        record_hmac: bytes(item.record_hmac.as_ref()),
-        key_id: bytes(packed.key_id(item)),
-        wrapped_hash: bytes(item.wrapped_hash.as_ref()),
+        record_hmac: optional_bytes(item.record_hmac.as_ref()),
+        key_id: optional_bytes(packed.key_id(item)),
+        wrapped_hash: optional_bytes(item.wrapped_hash.as_ref()),
         form: packed.form(item).map_or("", |form| form),
-        wrapping_key_id: bytes(packed.wrapping_key_id(item)),
+        wrapping_key_id: optional_bytes(packed.wrapping_key_id(item)),
     };
     fields.leaf(packed.form)
 }
 
 /// No bytes where there is none.
-pub(super) fn bytes<const N: usize>(value: Option<&[u8; N]>) -> &[u8] {
+pub(crate) fn optional_bytes<const N: usize>(value: Option<&[u8; N]>) -> &[u8] {
     value.map_or(&[], |value| value)
 }
 
-pub(super) fn source_name(source: Source) -> &'static str {
+pub(crate) fn source_name(source: Source) -> &'static str {
     match source {
         Source::Cache => "cache",
         Source::Kms => "kms",

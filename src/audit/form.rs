@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 /// A form of entries. A log may hold both; the first is read and verified for ever, and written no more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "u8", into = "u8")]
-pub(super) enum EntryForm {
+pub(crate) enum EntryForm {
     /// `byok-audit-entry/1`
     #[default]
     One,
@@ -16,7 +16,7 @@ pub(super) enum EntryForm {
 impl EntryForm {
     /// Whether it is the first, which a bundle does not name.
     #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's skip_serializing_if passes a reference")]
-    pub(super) fn is_one(&self) -> bool {
+    pub(crate) fn is_one(&self) -> bool {
         *self == Self::One
     }
 }

@@ -43,26 +43,26 @@ pub(super) mod item_flag {
 }
 
 /// What an entry's row holds in its packed items: all that stays after an erasure.
-pub(super) struct Packed {
-    pub(super) form: EntryForm,
-    pub(super) reason: Option<Arc<str>>,
-    pub(super) ledger_hash: Option<[u8; 32]>,
-    pub(super) issuer: Option<Arc<str>>,
-    pub(super) extensions: Extensions,
+pub(crate) struct Packed {
+    pub(crate) form: EntryForm,
+    pub(crate) reason: Option<Arc<str>>,
+    pub(crate) ledger_hash: Option<[u8; 32]>,
+    pub(crate) issuer: Option<Arc<str>>,
+    pub(crate) extensions: Extensions,
     versions: Vec<KeyVersion>,
     requests: Vec<Arc<str>>,
     refusals: Vec<ErrorCode>,
     forms: Vec<Arc<str>>,
     keys: Vec<[u8; 16]>,
-    pub(super) items: Vec<PackedItem>,
+    pub(crate) items: Vec<PackedItem>,
 }
 
 /// One item. Key version, KMS request id, refusal, form and ids of keys are indexes into the columns, from 1, or 0 for none.
-pub(super) struct PackedItem {
-    pub(super) dek_id: Option<DekId>,
-    pub(super) source: Option<Source>,
-    pub(super) record_hmac: Option<[u8; 32]>,
-    pub(super) wrapped_hash: Option<[u8; 32]>,
+pub(crate) struct PackedItem {
+    pub(crate) dek_id: Option<DekId>,
+    pub(crate) source: Option<Source>,
+    pub(crate) record_hmac: Option<[u8; 32]>,
+    pub(crate) wrapped_hash: Option<[u8; 32]>,
     version: usize,
     request: usize,
     refusal: usize,
@@ -73,7 +73,7 @@ pub(super) struct PackedItem {
 
 impl Packed {
     /// `None` when that is not of a form that this or an earlier version of byok writes.
-    pub(super) fn read(packed: &[u8], count: u32) -> Option<Self> {
+    pub(crate) fn read(packed: &[u8], count: u32) -> Option<Self> {
         let mut input = Input(packed);
         let form = match input.byte()? {
             1 => EntryForm::One,
@@ -187,27 +187,27 @@ impl Packed {
         })
     }
 
-    pub(super) fn key_version(&self, item: &PackedItem) -> Option<&KeyVersion> {
+    pub(crate) fn key_version(&self, item: &PackedItem) -> Option<&KeyVersion> {
         item.version.checked_sub(1).map(|index| &self.versions[index])
     }
 
-    pub(super) fn kms_request_id(&self, item: &PackedItem) -> Option<&Arc<str>> {
+    pub(crate) fn kms_request_id(&self, item: &PackedItem) -> Option<&Arc<str>> {
         item.request.checked_sub(1).map(|index| &self.requests[index])
     }
 
-    pub(super) fn refusal(&self, item: &PackedItem) -> Option<&ErrorCode> {
+    pub(crate) fn refusal(&self, item: &PackedItem) -> Option<&ErrorCode> {
         item.refusal.checked_sub(1).map(|index| &self.refusals[index])
     }
 
-    pub(super) fn form(&self, item: &PackedItem) -> Option<&Arc<str>> {
+    pub(crate) fn form(&self, item: &PackedItem) -> Option<&Arc<str>> {
         item.form.checked_sub(1).map(|index| &self.forms[index])
     }
 
-    pub(super) fn key_id(&self, item: &PackedItem) -> Option<&[u8; 16]> {
+    pub(crate) fn key_id(&self, item: &PackedItem) -> Option<&[u8; 16]> {
         item.key.checked_sub(1).map(|index| &self.keys[index])
     }
 
-    pub(super) fn wrapping_key_id(&self, item: &PackedItem) -> Option<&[u8; 16]> {
+    pub(crate) fn wrapping_key_id(&self, item: &PackedItem) -> Option<&[u8; 16]> {
         item.wrapping_key.checked_sub(1).map(|index| &self.keys[index])
     }
 }

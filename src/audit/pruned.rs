@@ -23,7 +23,7 @@ pub fn pruned_leaves(tenant: TenantUid, row: &EntryRow) -> Option<(u32, Range<u6
 }
 
 /// The log and its leaves that a detail names.
-pub(super) fn leaves_in(detail: &str) -> Option<(u32, Range<u64>)> {
+pub(crate) fn leaves_in(detail: &str) -> Option<(u32, Range<u64>)> {
     let mut words = detail.split(' ');
     let (Some("prune"), Some(log), Some(first), Some(end), None) =
         (words.next(), words.next(), words.next(), words.next(), words.next())

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use crate::merkle::{Frontier, Hash, Node, consistency_ranges, cover, fold, inclusion_ranges, root_of};
 use crate::model::TenantUid;
-use crate::store::{LogHead, ReadError, Store, TileId, WIDTH};
+use crate::store::{LogHead, LogReads, ReadError, TileId, WIDTH};
 
 /// How many levels of the tree a tile has.
 const HEIGHT: u32 = WIDTH.trailing_zeros();
@@ -33,7 +33,7 @@ impl From<ReadError> for TreeError {
 
 /// One log's tree. Leaves are counted from 0 within the log; the entry of leaf n stands at `head.first + n`.
 pub struct Tree<'s> {
-    store: &'s dyn Store,
+    store: &'s dyn LogReads,
     tenant: TenantUid,
     /// Where the log ended when it was opened.
     pub head: LogHead,
@@ -44,12 +44,12 @@ impl<'s> Tree<'s> {
     ///
     /// # Errors
     /// The database's.
-    pub async fn open(store: &'s dyn Store, tenant: TenantUid) -> Result<Option<Self>, ReadError> {
+    pub async fn open(store: &'s dyn LogReads, tenant: TenantUid) -> Result<Option<Self>, ReadError> {
         Ok(store.log_head(tenant).await?.map(|head| Self { store, tenant, head }))
     }
 
     /// The tree of one of the tenant's logs that has ended, as its head stood then.
-    pub fn ended(store: &'s dyn Store, tenant: TenantUid, head: LogHead) -> Self {
+    pub fn ended(store: &'s dyn LogReads, tenant: TenantUid, head: LogHead) -> Self {
         Self { store, tenant, head }
     }
 

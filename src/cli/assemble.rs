@@ -6,21 +6,24 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::Failure;
-use crate::app::{App, CheckpointParts, Checkpoints, Keeper, Parts, Place, Primary, Receiver, Stream};
+use crate::admin::LogAdmin;
+use crate::app::{App, Parts};
 use crate::archive::Archive;
 use crate::audit::Committer;
 use crate::auth::{Authenticator, Policy};
 use crate::config;
 use crate::config::{Config, Env, Mistake, Reader};
 use crate::crypto;
+use crate::jobs::{CheckpointParts, Checkpoints, Jobs, Place, Receiver, Stream, Upkeep};
 use crate::keyring::{self, Keyring};
 use crate::kms::{AwsKms, AzureKeyVault, GcpKms, Kms, LocalKey, VaultTransit};
 use crate::model::{Clock, SystemClock, Tenant, TenantUid};
 use crate::rest::{DatabaseFound, DatabaseState};
 use crate::store::{self, Batch, Change, CommitError, Database, MigrateError, MigrationReport};
+use crate::tenancy::Primary;
 use crate::webhook::Webhook;
 
 /// The tenant of the single-tenant form.
@@ -33,6 +36,7 @@ const LANES: usize = 4;
 /// What a server, or a command that works like one, stands on.
 pub(super) struct Assembled {
     pub(super) app: Arc<App>,
+    pub(super) jobs: Arc<Jobs>,
     pub(super) state: DatabaseState,
     pub(super) database: Arc<dyn Database>,
     pub(super) server: config::Server,
@@ -58,7 +62,7 @@ pub(super) async fn assemble(
     let database = open(&config.store).await?;
     let store: Arc<dyn store::Store> = database.clone();
     let committer = Arc::new(Committer::start_for(requests, store.clone(), clock.clone(), LANES));
-    let keeper = Keeper::new(database.clone(), committer.clone(), clock.clone(), None);
+    let admin = LogAdmin::new(database.clone(), committer.clone(), clock.clone(), None);
     if config.row_mac.keys.is_none() {
         warn!("BYOK_ROW_MAC_KEY is not set: whoever writes the database can change the rows of DEKs unseen");
     }
@@ -74,8 +78,20 @@ pub(super) async fn assemble(
     });
     let root_log = kms.logs_context().then(|| kms.clone());
     let checkpoints = checkpoints(config.audit, store.clone(), Primary::named(PRIMARY), root_log)?;
+    let (checkpoints, tenant) = (Arc::new(checkpoints), Primary::named(PRIMARY));
+    let jobs = Jobs {
+        tenant: tenant.clone(),
+        store: store.clone(),
+        kms: kms.clone(),
+        keyring: keyring.clone(),
+        committer: committer.clone(),
+        clock: clock.clone(),
+        webhook,
+        checkpoints: checkpoints.clone(),
+        streams: streams.clone(),
+    };
     let app = App::new(Parts {
-        tenant: Primary::named(PRIMARY),
+        tenant,
         keyring,
         committer,
         store,
@@ -85,8 +101,7 @@ pub(super) async fn assemble(
         limits: config.limits,
         in_flight: config.server.in_flight,
         clock,
-        webhook,
-        checkpoints,
+        checkpoints: checkpoints.clone(),
         streams,
     });
     let app = Arc::new(app);
@@ -94,22 +109,24 @@ pub(super) async fn assemble(
     let opening = Opening {
         database: database.clone(),
         state: state.clone(),
-        keeper,
+        admin,
         app: app.clone(),
+        checkpoints,
         retention: config.audit_retention,
         has_owner,
     };
     let identity = app.clone();
     let refresh = tokio::spawn(async move { identity.keep_identity_keys_fresh(&stop).await });
-    Ok(Assembled { app, state, database, server: config.server, opening, refresh })
+    Ok(Assembled { app, jobs: Arc::new(jobs), state, database, server: config.server, opening, refresh })
 }
 
 /// What stands between a server that listens and one that serves.
 pub(super) struct Opening {
     database: Arc<dyn Database>,
     state: DatabaseState,
-    keeper: Keeper,
+    admin: LogAdmin,
     app: Arc<App>,
+    checkpoints: Arc<Checkpoints>,
     retention: config::AuditRetention,
     has_owner: bool,
 }
@@ -121,22 +138,22 @@ impl Opening {
     /// # Errors
     /// The database was reached, and cannot be used.
     pub(super) async fn open(self, stop: CancellationToken) -> Result<JoinHandle<()>, Failure> {
-        let Self { database, state, keeper, app, retention, has_owner } = self;
+        let Self { database, state, admin, app, checkpoints, retention, has_owner } = self;
         let MigrationReport { applied, .. } = migrated(&*database).await?;
         let tenant = primary(&*database).await?;
         let exposure = database.exposure().await;
         let audit_protected = exposure.as_ref().is_ok_and(|exposure| !exposure.any());
         state.is(DatabaseFound { applied, audit_protected });
-        app.checkpoints().are_of(tenant.clone());
-        checked(app.checkpoints()).await;
+        checkpoints.are_of(tenant.clone());
+        checked(&checkpoints).await;
         app.open(tenant);
         // Without the owner's rights, `byok audit prune` does it.
         let owns = has_owner || exposure.is_ok_and(|exposure| exposure.owns_audit);
-        let upkeep = Upkeep { database, keeper: owns.then_some(keeper), app, retention };
+        let upkeep = Upkeep { database, admin: owns.then_some(admin), checkpoints, retention };
         Ok(tokio::spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
-                ((), ()) = async { tokio::join!(upkeep.keep(), upkeep.keep_indexed()) } => {}
+                () = upkeep.run() => {}
             }
         }))
     }
@@ -277,7 +294,7 @@ fn webhook(settings: config::Webhook) -> Result<Webhook, Failure> {
 }
 
 /// Where entries are streamed to. Opens and sends nothing.
-fn streams(settings: config::AuditStreams) -> Result<Vec<Stream>, Failure> {
+fn streams(settings: config::AuditStreams) -> Result<Arc<[Stream]>, Failure> {
     let file = settings.file.map(Stream::to_file);
     let posted = settings.webhook.map(webhook).transpose()?.map(Stream::to_webhook);
     Ok(file.into_iter().chain(posted).collect())
@@ -322,49 +339,5 @@ async fn primary(database: &dyn Database) -> Result<Tenant, Failure> {
             }
         }
         tokio::time::sleep(PAUSE).await;
-    }
-}
-
-/// What the database needs done again and again.
-struct Upkeep {
-    database: Arc<dyn Database>,
-    keeper: Option<Keeper>,
-    app: Arc<App>,
-    retention: config::AuditRetention,
-}
-
-impl Upkeep {
-    /// Indexes that no migration makes; until they are there, what needs them is slower.
-    async fn keep_indexed(&self) {
-        loop {
-            match self.database.build_indexes().await {
-                // Another role's to do: `byok migrate`.
-                Ok(0) | Err(store::ReadError::Rejected) => {}
-                Ok(built) => info!(built, "indexes were built"),
-                Err(error) => warn!(?error, "an index could not be built: trying again in an hour"),
-            }
-            tokio::time::sleep(Duration::from_secs(3_600)).await;
-        }
-    }
-
-    async fn keep(&self) {
-        loop {
-            if self.database.upkeep().await.is_err() {
-                warn!("the database's upkeep failed: trying again in an hour");
-            }
-            // A log that is behind is evidence: nothing is appended to it, and nothing of it goes.
-            if let (Some(keeper), Some(age)) = (&self.keeper, self.retention.age)
-                && !self.app.checkpoints().is_behind()
-            {
-                let prune =
-                    async || keeper.prune(keeper.older_than(age, self.retention.exported_only).await?).await;
-                match prune().await {
-                    Ok(0) => {}
-                    Ok(dropped) => info!(dropped, "old entries were dropped; their hashes are kept"),
-                    Err(failed) => warn!(?failed, "old entries were not dropped: trying again in an hour"),
-                }
-            }
-            tokio::time::sleep(Duration::from_secs(3_600)).await;
-        }
     }
 }

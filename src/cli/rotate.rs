@@ -18,7 +18,7 @@ use crate::model::{
     Caller, ErrorCode, Identity, Job, JobCommand, JobId, JobState, Means, Progress, Refusal, RequestId,
     Session,
 };
-use crate::{telemetry, worker};
+use crate::telemetry;
 
 /// How often the job is looked at.
 const LOOK: Duration = Duration::from_millis(200);
@@ -56,7 +56,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let config = Config::read(&Env::of_process(), &Defaults::serve()).map_err(Failure::Configuration)?;
     let _telemetry = telemetry::start(&config.telemetry).map_err(Failure::Running)?;
     let stop = CancellationToken::new();
-    let Assembled { app, opening, .. } = assemble(config, Handle::current(), stop.clone()).await?;
+    let Assembled { app, jobs, opening, .. } = assemble(config, Handle::current(), stop.clone()).await?;
     opening.open(stop.clone()).await?;
     let identity = Identity {
         role: Arc::from("admin"),
@@ -87,7 +87,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
         println!("rotation {} to {}: {} DEKs", job.id, job.target, job.progress.total);
         return Ok(());
     }
-    let working = worker::start(app.clone(), stop.clone());
+    let working = jobs.start(stop.clone());
     let watched = watch(&app, &caller, job).await;
     stop.cancel();
     let _ = working.await;

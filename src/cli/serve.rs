@@ -17,7 +17,7 @@ use super::assemble::{Assembled, assemble};
 use super::{Failure, memory, reload};
 use crate::config::{Config, Defaults, Env, Tls};
 use crate::server::RequestRuntime;
-use crate::{server, telemetry, worker};
+use crate::{server, telemetry};
 
 /// How long the end waits for the last entries, after the drain time.
 const LAST_ENTRIES: Duration = Duration::from_secs(5);
@@ -63,7 +63,7 @@ where
     let requests = RequestRuntime::start()
         .map_err(|error| Failure::Running(format!("the runtime of requests did not start: {error}")))?;
 
-    let Assembled { app, state, database, server: settings, opening, refresh } =
+    let Assembled { app, jobs, state, database, server: settings, opening, refresh } =
         assemble(config, requests.handle(), stop.clone()).await?;
     let (served, metrics) = server::routers(app.clone(), state, &settings, stop.clone());
     if let (Some(served), Some((listener, address))) = (metrics, metrics_listener) {
@@ -74,7 +74,7 @@ where
         });
     }
     info!(%address, version = env!("CARGO_PKG_VERSION"), "listening");
-    let running = reload::Running { app: app.clone(), database, tls };
+    let running = reload::Running { app: app.clone(), jobs: jobs.clone(), database, tls };
     tokio::spawn(reload::keep(running, env, files, hangups, stop.clone()));
     let stopping = stop.clone();
     let serving = requests.spawn(async move {
@@ -84,12 +84,12 @@ where
         opened = opening.open(stop.clone()) => Some(opened),
         () = stop.cancelled() => None,
     };
-    let (mut upkeep, mut worker) = (None, None);
+    let (mut upkeep, mut working) = (None, None);
     let begun = match opened {
         Some(Ok(keeping)) => {
             info!("ready");
             upkeep = Some(keeping);
-            worker = Some(worker::start(app.clone(), stop.clone()));
+            working = Some(jobs.start(stop.clone()));
             ready(app.clone(), address).await
         }
         Some(Err(failure)) => Err(failure),
@@ -104,8 +104,8 @@ where
     if tokio::time::timeout(LAST_ENTRIES, app.settled()).await.is_err() {
         warn!("of some answers that were not given the log says that they were: the database took too long");
     }
-    if let Some(worker) = worker {
-        let _ = worker.await;
+    if let Some(working) = working {
+        let _ = working.await;
     }
     upkeep.iter().chain([&refresh]).for_each(JoinHandle::abort);
     begun?;

@@ -11,9 +11,10 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::audit::{RowMacs, RowSeal, Unit, hold_rows, last_sealed, pack};
+use crate::audit::{RowMacs, RowSeal, Unit, last_sealed, pack};
 use crate::model::{BootTime, DekId, Entry, Operation, Tenant, TenantUid};
 use crate::store::{Batch, Change, DekRow, ReadError};
+use crate::verify::hold_rows;
 
 use super::Keyring;
 

@@ -22,6 +22,15 @@ impl Outcome {
         [Self::Ok, Self::Partial].into_iter().chain(codes.map(Self::Refused)).collect()
     }
 
+    /// The outcome of a call with these items. Where all of them were refused, that of the first.
+    pub fn of_items(items: &[Item]) -> Self {
+        match items.iter().find_map(|item| item.refused) {
+            None => Self::Ok,
+            Some(first) if items.iter().all(|item| item.refused.is_some()) => Self::Refused(first),
+            Some(_) => Self::Partial,
+        }
+    }
+
     /// `OK`, `PARTIAL`, or the code of the refusal.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -140,5 +149,30 @@ impl Entry {
     pub fn item_count(&self) -> u64 {
         let unlisted = self.extensions.unlisted_refusals();
         self.items.len() as u64 + unlisted.iter().map(|(_, count)| count).sum::<u64>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn items(refused: &[Option<ErrorCode>]) -> Vec<Item> {
+        refused.iter().map(|refused| Item { refused: *refused, ..Item::default() }).collect()
+    }
+
+    #[test]
+    fn a_call_whose_items_are_all_refused_has_the_first_ones_reason() {
+        let code = Some(ErrorCode::DecryptFailed);
+        assert_eq!(Outcome::of_items(&items(&[None, None])), Outcome::Ok);
+        assert_eq!(Outcome::of_items(&items(&[code, code])), Outcome::Refused(ErrorCode::DecryptFailed));
+        assert_eq!(Outcome::of_items(&items(&[code, None])), Outcome::Partial);
+        assert_eq!(
+            Outcome::of_items(&items(&[Some(ErrorCode::TokenMalformed), code])),
+            Outcome::Refused(ErrorCode::TokenMalformed)
+        );
+        assert_eq!(
+            Outcome::of_items(&items(&[None, code, Some(ErrorCode::TokenMalformed)])),
+            Outcome::Partial
+        );
     }
 }

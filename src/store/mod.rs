@@ -575,10 +575,30 @@ pub trait CheckpointReads {
     ) -> Result<Vec<CheckpointRow>, ReadError>;
 }
 
+/// All that is read to verify a log and to prove parts of it. Nothing can be written through it.
+pub trait LogReads:
+    TenantReads + DekReads + AuditReads + CheckpointReads + PublicationReads + DerivedReads + Send + Sync
+{
+}
+
+impl<R> LogReads for R where
+    R: TenantReads
+        + DekReads
+        + AuditReads
+        + CheckpointReads
+        + PublicationReads
+        + DerivedReads
+        + Send
+        + Sync
+        + ?Sized
+{
+}
+
 /// A database.
 #[async_trait]
 pub trait Store:
-    TenantReads
+    LogReads
+    + TenantReads
     + DekReads
     + JobReads
     + AuditReads

@@ -1,32 +1,58 @@
-//! How the tree is kept: imports run down only, documents cite what exists, dependencies are used, names are short.
+//! The map of the rooms. `ARCHITECTURE.md` has it: imports run down its rows only, and `src/lib.rs` lists the same rooms in the
+//! same rows. And how the tree is kept: documents cite what exists,
+//! dependencies are used, names are short.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The rooms of each row; a room may import from rows below its own.
-const ROWS: [&[&str]; 11] = [
-    &["crypto", "model"],
-    &["config", "merkle"],
-    &["telemetry", "store", "kms", "auth", "webhook", "archive"],
-    &["audit"],
-    &["keyring"],
-    &["app"],
-    &["rest", "graphql", "console"],
-    &["server", "worker"],
-    &["cli"],
-    &["main"],
-    &["lib"],
-];
+/// The rooms by name, each with its row: the table of `ARCHITECTURE.md`.
+struct Map(BTreeMap<String, usize>);
+
+impl Map {
+    fn read() -> Self {
+        let text = read("ARCHITECTURE.md");
+        let table = text.split("| row | rooms |").nth(1).expect("ARCHITECTURE.md has the table of rooms");
+        let mut rooms = BTreeMap::new();
+        for line in table.lines().skip(2).take_while(|line| line.starts_with('|')) {
+            let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+            let row = cells[1].parse::<usize>().unwrap_or_else(|_| panic!("no number of a row: {line}"));
+            for room in cells[2].split('`').skip(1).step_by(2) {
+                let before = rooms.insert(room.to_owned(), row);
+                assert_eq!(before, None, "the room {room} stands in the table twice");
+            }
+        }
+        Self(rooms)
+    }
+
+    fn row_of(&self, room: &str) -> usize {
+        *self.0.get(room).unwrap_or_else(|| panic!("the room {room} is not in the table of ARCHITECTURE.md"))
+    }
+
+    /// The rooms that a text names: `crate::room::…` and the members of `use crate::{…}`.
+    fn named_in(&self, text: &str) -> Vec<String> {
+        let word =
+            |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+        let mut rooms = Vec::new();
+        for after in text.split("crate::").skip(1) {
+            match after.strip_prefix('{') {
+                Some(list) => {
+                    rooms.extend(list.split('}').next().unwrap().split(',').map(|member| word(member.trim())))
+                }
+                None => rooms.push(word(after)),
+            }
+        }
+        rooms.retain(|room| self.0.contains_key(room));
+        rooms
+    }
+}
 
 /// What a front never names, whatever the rows allow.
 const HIDDEN_FROM_FRONTS: [&str; 6] =
     ["crate::crypto", "crate::keyring", "crate::kms", "crate::store", "sqlx", "use ring"];
 
-fn row_of(room: &str) -> usize {
-    ROWS.iter()
-        .position(|row| row.contains(&room))
-        .unwrap_or_else(|| panic!("the room {room} has no row in this test"))
+fn read(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
 
 fn root() -> &'static Path {
@@ -60,36 +86,47 @@ fn sources() -> Vec<(String, PathBuf, String)> {
         .collect()
 }
 
-/// The rooms that a text names: `crate::room::…` and the members of `use crate::{…}`.
-fn named_rooms(text: &str) -> Vec<String> {
-    let word = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
-    let mut rooms = Vec::new();
-    for after in text.split("crate::").skip(1) {
-        match after.strip_prefix('{') {
-            Some(list) => {
-                rooms.extend(list.split('}').next().unwrap().split(',').map(|member| word(member.trim())))
-            }
-            None => rooms.push(word(after)),
-        }
-    }
-    rooms.retain(|room| ROWS.iter().any(|row| row.contains(&room.as_str())));
-    rooms
-}
-
 #[test]
 fn imports_run_down_only() {
+    let map = Map::read();
     let mut upward = BTreeMap::new();
     for (room, path, text) in sources() {
         if room == "lib" {
             continue;
         }
-        for named in named_rooms(&text) {
-            if named != room && row_of(&named) >= row_of(&room) {
+        for named in map.named_in(&text) {
+            if named != room && map.row_of(&named) >= map.row_of(&room) {
                 upward.insert(path.display().to_string(), named);
             }
         }
     }
     assert!(upward.is_empty(), "these files import upward or sideways: {upward:#?}");
+}
+
+/// The list of `lib.rs` has a comment above each group of modules: `// Row 3: …`.
+#[test]
+fn the_map_the_list_of_modules_and_the_folders_are_the_same() {
+    let map = Map::read();
+    let mut listed = BTreeMap::new();
+    let mut row = None;
+    for line in read("src/lib.rs").lines() {
+        if let Some(comment) = line.strip_prefix("// Row ") {
+            row = comment.split(':').next().unwrap().parse().ok();
+        }
+        if let Some(room) = line.strip_prefix("pub mod ") {
+            let row: usize = row.unwrap_or_else(|| panic!("no row is named above `{line}`"));
+            listed.insert(room.trim_end_matches(';').to_owned(), row);
+        }
+    }
+    listed.insert("main".to_owned(), map.row_of("main"));
+    assert_eq!(listed, map.0, "src/lib.rs and the table of ARCHITECTURE.md differ");
+    let mut folders: BTreeSet<String> = sources().into_iter().map(|(room, ..)| room).collect();
+    folders.remove("lib");
+    assert_eq!(
+        folders,
+        map.0.into_keys().collect::<BTreeSet<_>>(),
+        "src/ and the table of ARCHITECTURE.md differ"
+    );
 }
 
 #[test]
@@ -147,7 +184,7 @@ fn has_word(text: &str, word: &str) -> bool {
 /// `docs/threats.md` names a test for each thing that it says is stopped.
 #[test]
 fn the_tests_that_the_threats_name_exist() {
-    let text = fs::read_to_string(root().join("docs/threats.md")).unwrap();
+    let text = read("docs/threats.md");
     let named: Vec<(&str, &str)> =
         quoted(&text).filter_map(|code| code.split_once("::")).filter(|(file, _)| *file != "file").collect();
     assert!(named.len() > 10, "{named:?}");

@@ -7,15 +7,13 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use byok::app::Keeper;
-use byok::audit::{
-    Checkpoint, CheckpointKey, Claim, Committer, Export, Finding, Report, SignedCheckpoint, State, Tree,
-    Trust, Wanted, origin_of, pack, verify_bundle, verify_log,
-};
+use byok::admin::LogAdmin;
+use byok::audit::{Checkpoint, CheckpointKey, Committer, SignedCheckpoint, Tree, origin_of, pack};
 use byok::crypto::Ed25519SigningKey;
 use byok::merkle::{Frontier, Hash};
 use byok::model::{Clock, Entry, Operation, SystemClock, Tenant, Timestamp};
 use byok::store::{Batch, Change, Database, LogHead, Retention, Store as _};
+use byok::verify::{Claim, Export, Finding, Report, State, Trust, Wanted, verify_bundle, verify_log};
 use serde_json::{Value, json};
 
 use crate::support::sealed::{Said, Sealed, entry};
@@ -386,7 +384,7 @@ async fn a_pruned_log_still_verifies_and_so_does_its_bundle() {
     let (_folder, store, tenant, key) = old_log().await;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let committer = Arc::new(Committer::start(store.clone(), clock.clone(), 1));
-    let keeper = Keeper::new(store.clone(), committer, clock, None);
+    let keeper = LogAdmin::new(store.clone(), committer, clock, None);
     assert_eq!(keeper.prune(retention()).await, Ok(512));
     for report in found(&store, &tenant, &key).await {
         assert_eq!(report.findings, []);
@@ -410,7 +408,7 @@ async fn an_ended_log_may_be_pruned_whole_and_a_later_says_so() {
     store.commit(&batch).await.unwrap();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let committer = Arc::new(Committer::start(store.clone(), clock.clone(), 1));
-    assert_eq!(Keeper::new(store.clone(), committer, clock, None).prune(retention()).await, Ok(512));
+    assert_eq!(LogAdmin::new(store.clone(), committer, clock, None).prune(retention()).await, Ok(512));
     let verified = async |head| {
         verify_log(&*store, &tenant, Some(head), Trust::default(), &mut |_, _| ()).await.unwrap()
     };

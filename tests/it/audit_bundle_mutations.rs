@@ -4,7 +4,8 @@
 use std::io::Write as _;
 use std::process::Stdio;
 
-use byok::audit::{CheckpointKey, SignedCheckpoint, Trust, verify_bundle};
+use byok::audit::{CheckpointKey, SignedCheckpoint};
+use byok::verify::{Trust, verify_bundle};
 use serde_json::Value;
 use tokio::io::AsyncWriteExt as _;
 

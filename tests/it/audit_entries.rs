@@ -6,13 +6,11 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use byok::audit::{
-    Checkpoint, CheckpointKey, Claim, Export, SignedCheckpoint, State, Trust, Wanted, origin_of, pack,
-    unpack, verify_bundle, verify_log,
-};
+use byok::audit::{Checkpoint, CheckpointKey, SignedCheckpoint, origin_of, pack, unpack};
 use byok::crypto::Ed25519SigningKey;
 use byok::model::{Entry, EntryId, ErrorCode, Extensions, Item, Operation, Outcome, Salted};
 use byok::store::{AuditReads as _, Change, EntryFilter, EntryRow, Sqlite, Store as _, TenantReads as _};
+use byok::verify::{Claim, Export, State, Trust, Wanted, verify_bundle, verify_log};
 use reqwest::Method;
 use serde_json::{Value, json};
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use byok::app::{Erased, Keeper, KeepingFailed};
-use byok::audit::{Committer, Trust, Unit, digest_of, pack, verify_log};
+use byok::admin::{AdminError, Erased, LogAdmin};
+use byok::audit::{Committer, Unit, digest_of, pack};
 use byok::merkle::root_of;
 use byok::model::{
     Clock, Entry, EntryId, Extensions, Item, Means, Operation, Outcome, SystemClock, TenantUid, Timestamp,
@@ -13,6 +13,7 @@ use byok::store::{
     Batch, Change, Database, DekRow, EntryFilter, EntryRow, Personal, PlacedEntry, PruneError, Retention,
     Tile, TileId,
 };
+use byok::verify::{Trust, verify_log};
 use sqlx::{Connection, PgConnection};
 
 use crate::checkpoints::printed;
@@ -90,10 +91,10 @@ fn retention() -> Retention {
     Retention { before: SystemClock.now().minus(365 * DAY), exported_only: false }
 }
 
-fn keeper(database: &Db) -> Keeper {
+fn keeper(database: &Db) -> LogAdmin {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let committer = Arc::new(Committer::start(database.clone(), clock.clone(), 1));
-    Keeper::new(database.clone(), committer, clock, Some("the-operator".to_owned()))
+    LogAdmin::new(database.clone(), committer, clock, Some("the-operator".to_owned()))
 }
 
 fn row(tenant: TenantUid, at: Timestamp, user: &str, records: &[&str]) -> EntryRow {
@@ -265,7 +266,7 @@ async fn nothing_is_erased_of_a_tenant_on_hold(database: Db) {
     append(&database, tenant, vec![row(tenant, SystemClock.now(), "ann", &["a"])]).await;
     let keeper = keeper(&database);
     keeper.hold(tenant, true).await.unwrap();
-    assert_eq!(keeper.erase(tenant, &Personal::User("ann".to_owned())).await, Err(KeepingFailed::OnHold));
+    assert_eq!(keeper.erase(tenant, &Personal::User("ann".to_owned())).await, Err(AdminError::OnHold));
     // Nor by what would go around the keeper.
     for personal in [Personal::User("ann".to_owned()), Personal::Record("a".to_owned())] {
         let erase = Change::Erase { personal, places: 0..9, in_index: true };
@@ -328,7 +329,7 @@ async fn entries_stay_whose_tiles_are_not_theirs(database: Db) {
     let tile = Tile { id, hashes: vec![byok::merkle::Hash([7; 32]); 256] };
     let forged = Change::AddTiles { log: 1, tiles: vec![tile] };
     assert_eq!(database.commit(&changes(tenant, vec![forged])).await.unwrap().applied, [1]);
-    assert_eq!(keeper(&database).prune(retention()).await, Err(KeepingFailed::Wrong));
+    assert_eq!(keeper(&database).prune(retention()).await, Err(AdminError::Wrong));
     assert_eq!(all(&database, tenant).await.len(), 256);
 }
 
@@ -379,7 +380,7 @@ async fn what_an_entry_that_goes_said_went_before_is_said_again(database: Db) {
     append_old(&database, tenant, 256).await;
     derive(&database).await;
     let committer = Arc::new(Committer::start(database.clone(), Arc::new(LongAgo), 1));
-    let then = Keeper::new(database.clone(), committer, Arc::new(LongAgo), None);
+    let then = LogAdmin::new(database.clone(), committer, Arc::new(LongAgo), None);
     assert_eq!(then.prune(retention()).await, Ok(256));
     // The entry that says so is as old as those that go next; and one that somebody made up is not said again.
     let mut made_up = all(&database, tenant).await.remove(0).row;
@@ -489,7 +490,7 @@ async fn a_clock_that_runs_ahead_drops_nothing_before_its_time(database: Db) {
         }
     }
     let committer = Arc::new(Committer::start(database.clone(), Arc::new(SystemClock), 1));
-    let keeper = Keeper::new(database.clone(), committer, Arc::new(Ahead), None);
+    let keeper = LogAdmin::new(database.clone(), committer, Arc::new(Ahead), None);
     let retention = keeper.older_than(365 * DAY, false).await.unwrap();
     assert!(retention.before <= SystemClock.now().minus(364 * DAY));
 }
@@ -504,9 +505,9 @@ async fn the_serving_role_neither_holds_nor_erases_nor_prunes() {
     derive(&owner).await;
     let serving: Db = Arc::new(connect(&serving));
     let keeper = keeper(&serving);
-    assert_eq!(keeper.hold(tenant, true).await, Err(KeepingFailed::Refused));
-    assert_eq!(keeper.erase(tenant, &Personal::User("u".to_owned())).await, Err(KeepingFailed::Refused));
-    assert_eq!(keeper.prune(retention()).await, Err(KeepingFailed::Refused));
+    assert_eq!(keeper.hold(tenant, true).await, Err(AdminError::Refused));
+    assert_eq!(keeper.erase(tenant, &Personal::User("u".to_owned())).await, Err(AdminError::Refused));
+    assert_eq!(keeper.prune(retention()).await, Err(AdminError::Refused));
     assert_eq!(all(&owner, tenant).await.len(), 256);
 }
 

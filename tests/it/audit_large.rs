@@ -3,16 +3,14 @@
 
 use std::sync::Arc;
 
-use byok::app::{Erased, Keeper};
-use byok::audit::{
-    Checkpoint, CheckpointKey, Committer, Derived, Export, SignedCheckpoint, Trust, Wanted, derive,
-    origin_of, pack, verify_bundle, verify_log,
-};
+use byok::admin::{Erased, LogAdmin};
+use byok::audit::{Checkpoint, CheckpointKey, Committer, Derived, SignedCheckpoint, derive, origin_of, pack};
 use byok::crypto::Ed25519SigningKey;
 use byok::model::{Clock, DekId, Entry, Item, Operation, SystemClock, Tenant, TenantUid};
 use byok::store::{
     AuditReads as _, Change, Database, EntryFilter, EntryRow, Personal, Store, TenantReads as _,
 };
+use byok::verify::{Export, Trust, Wanted, verify_bundle, verify_log};
 use tokio_util::sync::CancellationToken;
 
 use crate::store_conformance::on_every_database;
@@ -192,7 +190,7 @@ async fn a_record_is_erased_from_the_largest_entries_one_after_the_other() {
     let uid = tenant.uid;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let committer = Arc::new(Committer::start(store.clone(), clock.clone(), 1));
-    let keeper = Keeper::new(store.clone(), committer, clock, None);
+    let keeper = LogAdmin::new(store.clone(), committer, clock, None);
     assert_eq!(derive(&*store, &CancellationToken::new()).await, Derived::All);
     let record = format!("7-11-{}", "x".repeat(16_000));
     assert_eq!(walk(&*store, uid, &of_record(&record)).await, [107]);

@@ -3,9 +3,9 @@
 
 use std::process::{Output, Stdio};
 
-use byok::audit::{Trust, verify_log};
 use byok::model::{Tenant, TenantUid};
 use byok::store::{Database, ReadError, Store, TenantReads};
+use byok::verify::{Trust, verify_log};
 use tokio::process::Command;
 
 use crate::store_postgres::with_two_roles;

@@ -5,10 +5,11 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use byok::audit::{Claim, Derived, Finding, Tree, TreeError, Trust, derive, verify_log};
+use byok::audit::{Derived, Tree, TreeError, derive};
 use byok::merkle::{Frontier, Hash, root_of, verify_consistency, verify_inclusion};
 use byok::model::{ErrorCode, Operation, Outcome, TenantUid, Timestamp};
 use byok::store::{Change, ChunkValue, EntryFilter, EntryRow, Sqlite, Store, Tile, TileId, WIDTH};
+use byok::verify::{Claim, Finding, Trust, verify_log};
 use tokio_util::sync::CancellationToken;
 
 use crate::store_conformance::on_every_database;

@@ -9,11 +9,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use byok::app::{App, CheckpointParts, Checkpoints, Committed as Unreleased, DecryptItem, EncryptItem};
+use byok::app::{App, Committed as Unreleased, DecryptItem, EncryptItem};
 use byok::audit::Committer;
 use byok::auth::{Authenticator, Policy};
 use byok::config::{self, Auth, DekCache, Env, KeyGuard, Limits, Reader};
 use byok::crypto::{Context, Dek, Plaintext};
+use byok::jobs::{CheckpointParts, Checkpoints};
 use byok::keyring::Keyring;
 use byok::kms::{DekBinding, Exposure, Generated, ItemResult, Kms, KmsError, KmsErrorClass, LocalKey};
 use byok::merkle::Hash;
@@ -659,9 +660,8 @@ impl House {
             limits: Limits::read(&mut Reader::new(&env)),
             in_flight: 2_048,
             clock: clock.clone(),
-            webhook: None,
-            checkpoints,
-            streams: Vec::new(),
+            checkpoints: Arc::new(checkpoints),
+            streams: Arc::new([]),
         });
         let prober = CancellationToken::new();
         let (tenant, _folder) = (self.tenant.clone(), self.folder.clone());

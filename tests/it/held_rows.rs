@@ -4,10 +4,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use byok::audit::{HeldRows, hold_rows, pack, prune_detail};
+use byok::audit::{pack, prune_detail};
 use byok::crypto::sha256;
 use byok::model::{Clock as _, DekId, Entry, Item, Operation, SystemClock, Tenant, Timestamp, Wrapped};
 use byok::store::{Change, Database, DekRow};
+use byok::verify::{HeldRows, hold_rows};
 
 use crate::support::postgres::{execute, migrated};
 use crate::support::rows::{changes, dek, entries, tenant, wrapped};

@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use crate::app::RestoreFailed;
 use crate::audit::{CheckpointKey, origin_of};
 use crate::cli::{Failure, assemble};
 use crate::config::{self, Audit, Env, Mistake, Reader, SigningKeys};
 use crate::crypto::Ed25519SigningKey;
+use crate::jobs::RestoreFailed;
 
 /// Which keys.
 #[derive(Args)]

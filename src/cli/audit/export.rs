@@ -10,11 +10,12 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::shown::{bar, checkpoint, ended, keys};
-use crate::audit::{Committer, Export, ExportError, Unit, Wanted, pack};
+use crate::audit::{Committer, Unit, pack};
 use crate::cli::{Failure, assemble};
 use crate::config::Env;
 use crate::model::{Clock, Entry, Operation, SystemClock, Tenant, Timestamp};
 use crate::store::{Change, EntryRow};
+use crate::verify::{Export, ExportError, Wanted};
 
 /// What to export.
 #[derive(Args)]

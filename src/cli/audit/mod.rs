@@ -1,8 +1,8 @@
 //! `byok audit`: the log itself.
 
+mod admin;
 mod checkpoints;
 mod export;
-mod keeping;
 mod reconcile;
 mod reseal;
 mod shown;
@@ -33,11 +33,11 @@ enum What {
     /// After a restore of the database: end the log that is behind what was published, and open another that names it
     Restored(checkpoints::Restored),
     /// Keep all entries whatever their age, and erase nothing: legal hold
-    Hold(keeping::Hold),
+    Hold(admin::Hold),
     /// Set a personal value to null wherever the log has it; the log still verifies
-    Erase(keeping::Erase),
+    Erase(admin::Erase),
     /// Drop the entries that are older than BYOK_AUDIT_RETENTION_DAYS, and keep their hashes
-    Prune(keeping::Prune),
+    Prune(admin::Prune),
     /// Give all rows of DEKs new MACs after BYOK_ROW_MAC_KEY was lost: the log has to hold, and so has each row
     Reseal(reseal::Arguments),
     /// Hold the log against the KMS's own, exported to a file: what is in one and not in the other
@@ -51,9 +51,9 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
         What::VerifyBundle(arguments) => verify_bundle::run(&arguments),
         What::Key(arguments) => checkpoints::key(&arguments).await,
         What::Restored(arguments) => checkpoints::restored(arguments).await,
-        What::Hold(arguments) => keeping::hold(arguments).await,
-        What::Erase(arguments) => keeping::erase(arguments).await,
-        What::Prune(arguments) => keeping::prune(arguments).await,
+        What::Hold(arguments) => admin::hold(arguments).await,
+        What::Erase(arguments) => admin::erase(arguments).await,
+        What::Prune(arguments) => admin::prune(arguments).await,
         What::Reseal(arguments) => reseal::run(arguments).await,
         What::Reconcile(arguments) => reconcile::run(arguments).await,
     }

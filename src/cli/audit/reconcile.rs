@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::audit::reconcile::{
-    Between, Export, MOST_CALLS, Missing, Named, Reconciliation, Report, Terms, UnusableExport, Use,
-};
 use crate::audit::{Committer, Unit, pack};
 use crate::cli::{Failure, assemble};
 use crate::config::Env;
 use crate::model::{Clock, Entry, Operation, SystemClock, Tenant, Timestamp};
+use crate::reconcile::{
+    Between, Export, MOST_CALLS, Missing, Named, Reconciliation, Report, Terms, UnusableExport, Use,
+};
 use crate::store::{Database, EntryFilter};
 
 /// How many entries are read from the database at once.

@@ -5,14 +5,15 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::keeping::failed;
+use super::admin::failed;
 use super::shown::{bar, checkpoint, keys, show};
 use super::verify::row_mac;
-use crate::app::{Keeper, Resealed};
-use crate::audit::{Committer, RowMacs, Trust, verify_log};
+use crate::admin::{LogAdmin, Resealed};
+use crate::audit::{Committer, RowMacs};
 use crate::cli::{Failure, assemble};
 use crate::config::Env;
 use crate::model::{Clock, SystemClock};
+use crate::verify::{Trust, verify_log};
 
 /// On whose word, and against what the log is verified before.
 #[derive(Args)]
@@ -48,7 +49,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     }
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let committer = Arc::new(Committer::start(database.clone(), clock.clone(), 1));
-    let keeper = Keeper::new(database, committer, clock, arguments.by);
+    let keeper = LogAdmin::new(database, committer, clock, arguments.by);
     let Resealed { sealed, kept, contradicted, damaged } =
         keeper.reseal(&tenant, &macs).await.map_err(failed)?;
     println!("{sealed} rows sealed; {kept} had the MACs of this secret");

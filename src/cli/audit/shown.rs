@@ -6,10 +6,11 @@ use std::path::Path;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use crate::audit::{CheckpointKey, Report, SignedCheckpoint, State};
+use crate::audit::{CheckpointKey, SignedCheckpoint};
 use crate::cli::{Failure, assemble};
 use crate::model::Tenant;
 use crate::store::{Database, LogHead, ReadError};
+use crate::verify::{Report, State};
 
 /// How many characters of a line are shown; a bundle may hold much longer ones.
 const SHOWN: usize = 2_000;
@@ -115,7 +116,7 @@ fn plain(text: &str) -> String {
 }
 
 fn json_of(report: &Report) -> serde_json::Value {
-    let claim = |(claim, state, said): &(crate::audit::Claim, State, String)| json!({ "claim": claim.as_str(), "state": state.as_str(), "text": said });
+    let claim = |(claim, state, said): &(crate::verify::Claim, State, String)| json!({ "claim": claim.as_str(), "state": state.as_str(), "text": said });
     json!({
         "subject": report.subject,
         "holds": report.is_clean(),

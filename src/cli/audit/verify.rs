@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::shown::{bar, checkpoint, ended, keys, show};
-use crate::audit::{RowMacs, Trust, check_row_macs, verify_log};
+use crate::audit::RowMacs;
 use crate::cli::{Failure, assemble};
 use crate::config::{Env, Reader, RowMac};
+use crate::verify::{Trust, check_row_macs, verify_log};
 
 /// Against what to verify.
 #[derive(Args)]

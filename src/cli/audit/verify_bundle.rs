@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::shown::{bar, checkpoint, keys, show};
-use crate::audit::{Trust, verify_bundle};
 use crate::cli::Failure;
+use crate::verify::{Trust, verify_bundle};
 
 /// What to verify, against what.
 #[derive(Args)]

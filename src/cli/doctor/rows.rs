@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use super::Findings;
-use crate::audit::{RowCounts, RowMacs, count_row_seals, last_sealed};
+use crate::audit::{RowMacs, last_sealed};
 use crate::cli::assemble;
 use crate::config;
 use crate::store::DekRow;
+use crate::verify::{RowCounts, count_row_seals};
 
 /// How long all rows may take to be looked at.
 const PATIENCE: Duration = Duration::from_secs(60);

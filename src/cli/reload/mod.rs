@@ -20,6 +20,7 @@ use tracing::{info, warn};
 use super::{Failure, assemble};
 use crate::app::App;
 use crate::config::{self, Engine, Env, Files, Mistake};
+use crate::jobs::Jobs;
 use crate::model::SystemClock;
 use crate::store::{self, Database};
 use crate::telemetry::Reread;
@@ -40,6 +41,7 @@ const LATE: Duration = Duration::from_secs(30);
 /// What takes over what was read again.
 pub(super) struct Running {
     pub(super) app: Arc<App>,
+    pub(super) jobs: Arc<Jobs>,
     pub(super) database: Arc<dyn Database>,
     pub(super) tls: Option<watch::Sender<TlsAcceptor>>,
 }
@@ -183,7 +185,7 @@ impl Running {
                 }
             }
             Value::Webhooks(webhooks) => {
-                if !self.app.take_webhooks(webhooks) {
+                if !self.jobs.take_webhooks(webhooks) {
                     return Err(NotTaken::NeedsRestart);
                 }
             }

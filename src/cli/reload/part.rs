@@ -4,11 +4,11 @@ use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use crate::app::Webhooks;
 use crate::config::{
     self, Audit, Auth, CheckpointPlaces, Env, FileProblem, Mistake, Reader, SigningKeys, Tls, Webhook,
     read_file,
 };
+use crate::jobs::Webhooks;
 
 /// What is read again together: a part is taken over whole, or stays as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

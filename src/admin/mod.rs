@@ -1,0 +1,98 @@
+//! What only the owner of the tables may do with the log: legal holds, erasures, old entries that are dropped, new MACs for
+//! the rows of DEKs. Each is an entry of the log, written before or with what it does. Needs no key and knows no caller:
+//! whoever has the rights of the database's owner is the operator.
+
+mod erasure;
+mod resealed;
+mod retention;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::audit::{CommitFailed, Committer, Unit, pack};
+use crate::model::{Clock, Entry, Operation, TenantUid};
+use crate::store::{Change, Database, ReadError};
+
+pub use erasure::Erased;
+pub use resealed::Resealed;
+
+/// Why something was not done with the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AdminError {
+    /// The tenant is on legal hold.
+    OnHold,
+    /// The log changed all the while.
+    Changing,
+    /// The tree that would be left is not that of the entries.
+    Wrong,
+    /// The database is out of reach.
+    Unavailable,
+    /// The database refuses it: the role has not the rights.
+    Refused,
+    /// A row is damaged, or not of the form that the server writes.
+    Malformed,
+}
+
+impl From<ReadError> for AdminError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Unavailable | ReadError::Busy => Self::Unavailable,
+            ReadError::Rejected => Self::Refused,
+            ReadError::Malformed => Self::Malformed,
+        }
+    }
+}
+
+impl From<CommitFailed> for AdminError {
+    fn from(error: CommitFailed) -> Self {
+        match error {
+            CommitFailed::Unavailable => Self::Unavailable,
+            CommitFailed::Rejected | CommitFailed::Fenced => Self::Refused,
+        }
+    }
+}
+
+/// The log, in the hands of the tables' owner.
+pub struct LogAdmin {
+    database: Arc<dyn Database>,
+    committer: Arc<Committer>,
+    clock: Arc<dyn Clock>,
+    /// Who, if it is said.
+    operator: Option<String>,
+}
+
+impl LogAdmin {
+    /// Of these parts.
+    pub fn new(
+        database: Arc<dyn Database>,
+        committer: Arc<Committer>,
+        clock: Arc<dyn Clock>,
+        operator: Option<String>,
+    ) -> Self {
+        Self { database, committer, clock, operator }
+    }
+
+    /// Puts a tenant on legal hold, or lifts it. Whether that changed anything; only then there is an entry of it.
+    ///
+    /// # Errors
+    /// See [`AdminError`].
+    pub async fn hold(&self, tenant: TenantUid, on: bool) -> Result<bool, AdminError> {
+        if self.database.on_hold(tenant).await? == on {
+            return Ok(false);
+        }
+        let detail = if on { "hold on" } else { "hold off" };
+        let unit = self.unit(tenant, Operation::Hold, detail, vec![Change::Hold { on }]);
+        self.committer.commit(unit).await?;
+        Ok(true)
+    }
+
+    fn unit(&self, tenant: TenantUid, operation: Operation, detail: &str, changes: Vec<Change>) -> Unit {
+        let (at, user) = (self.clock.now(), self.operator.clone());
+        let entry = Entry::of_operator(at, operation, user, Some(detail.into()));
+        Unit { tenant, entry: Some(pack(tenant, &entry)), changes, fence: Vec::new() }
+    }
+}
+
+fn length(range: &Range<u64>) -> u64 {
+    range.end - range.start
+}

@@ -1,0 +1,150 @@
+//! `byok audit hold|erase|prune`: what is kept of the log, and what no longer. They work as the tables' owner.
+
+use std::sync::Arc;
+
+use clap::{Args, ValueEnum};
+
+use crate::admin::{AdminError, Erased, LogAdmin};
+use crate::audit::Committer;
+use crate::cli::{Failure, assemble};
+use crate::config::{AuditRetention, Env, Reader};
+use crate::model::{Clock, SystemClock, Tenant};
+use crate::store::{Database, Personal};
+
+/// On whose word.
+#[derive(Args)]
+struct By {
+    /// Who does this: stands in the entry as its user
+    #[arg(long, value_name = "NAME")]
+    by: Option<String>,
+}
+
+/// Legal hold.
+#[derive(Args)]
+pub(super) struct Hold {
+    /// Whether entries are kept; without it, what stands is said
+    switch: Option<Switch>,
+    #[command(flatten)]
+    by: By,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Switch {
+    On,
+    Off,
+}
+
+/// What to erase.
+#[derive(Args)]
+#[group(skip)]
+pub(super) struct Erase {
+    /// The user's id: it goes from all entries of that user, and with it their request ids
+    #[arg(long, value_name = "USER", required_unless_present = "record", conflicts_with = "record")]
+    user: Option<String>,
+    /// The record's id: it goes from all items of that record, and from the rows of its DEKs
+    #[arg(long, value_name = "RECORD")]
+    record: Option<String>,
+    #[command(flatten)]
+    by: By,
+}
+
+/// What to drop.
+#[derive(Args)]
+pub(super) struct Prune {
+    /// Say what would go, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    by: By,
+}
+
+pub(super) async fn hold(arguments: Hold) -> Result<(), Failure> {
+    let (keeper, database, tenant) = keeper(arguments.by).await?;
+    match arguments.switch {
+        None => {
+            let on = database.on_hold(tenant.uid).await.map_err(|error| failed(error.into()))?;
+            println!("{} is {}on legal hold", tenant.name, if on { "" } else { "not " });
+        }
+        Some(switch) => {
+            let on = matches!(switch, Switch::On);
+            let changed = keeper.hold(tenant.uid, on).await.map_err(failed)?;
+            let already = if changed { "" } else { ", as it was" };
+            println!("{} is {}on legal hold{already}", tenant.name, if on { "" } else { "not " });
+        }
+    }
+    Ok(())
+}
+
+pub(super) async fn erase(arguments: Erase) -> Result<(), Failure> {
+    let (keeper, _, tenant) = keeper(arguments.by).await?;
+    let personal = match (arguments.user, arguments.record) {
+        (Some(user), _) => Personal::User(user),
+        (None, Some(record)) => Personal::Record(record),
+        (None, None) => return Err(Failure::Running("say --user or --record".to_owned())),
+    };
+    let Erased { entries, deks } = keeper.erase(tenant.uid, &personal).await.map_err(failed)?;
+    let rows = match personal {
+        Personal::User(_) => String::new(),
+        Personal::Record(_) => format!(" and {deks} rows of DEKs"),
+    };
+    println!("erased from {entries} entries{rows}; the log verifies as before");
+    Ok(())
+}
+
+pub(super) async fn prune(arguments: Prune) -> Result<(), Failure> {
+    let env = Env::of_process();
+    let mut reader = Reader::new(&env);
+    let retention = AuditRetention::read(&mut reader);
+    let mistakes = reader.into_mistakes();
+    if !mistakes.is_empty() {
+        return Err(Failure::Configuration(mistakes));
+    }
+    let (keeper, ..) = keeper(arguments.by).await?;
+    let Some(age) = retention.age else {
+        println!("BYOK_AUDIT_RETENTION_DAYS=0: entries are kept for ever");
+        return Ok(());
+    };
+    let retention = keeper.older_than(age, retention.exported_only).await.map_err(failed)?;
+    if arguments.dry_run {
+        for part in keeper.prunable(retention).await.map_err(failed)? {
+            for (tenant, ranges) in &part.entries {
+                let entries: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+                println!("{}: {entries} entries of {} would go", part.part, tenant.name);
+            }
+        }
+        println!("nothing was changed");
+        return Ok(());
+    }
+    let dropped = keeper.prune(retention).await.map_err(failed)?;
+    println!("{dropped} entries dropped; their hashes are kept");
+    Ok(())
+}
+
+async fn keeper(by: By) -> Result<(LogAdmin, Arc<dyn Database>, Tenant), Failure> {
+    let (database, tenant) = assemble::as_owner(&Env::of_process()).await?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let committer = Arc::new(Committer::start(database.clone(), clock.clone(), 1));
+    Ok((LogAdmin::new(database.clone(), committer, clock, by.by), database, tenant))
+}
+
+pub(super) fn failed(failed: AdminError) -> Failure {
+    let problem = match failed {
+        AdminError::OnHold => {
+            "the tenant is on legal hold; nothing of its log goes (`byok audit hold off` lifts it)"
+        }
+        AdminError::Wrong => {
+            "the tree that would be left is not that of the entries, and nothing was dropped; see `byok audit verify`"
+        }
+        AdminError::Changing => "the log changed all the while; try again",
+        AdminError::Unavailable => {
+            "the database is out of reach; run the command again, it goes on where it must"
+        }
+        AdminError::Refused => {
+            "the database refuses it: only the tables' owner may; set BYOK_MIGRATION_DATABASE_URL"
+        }
+        AdminError::Malformed => {
+            "a row is damaged, or not of a form that the server writes; see `byok audit verify`"
+        }
+    };
+    Failure::Running(problem.to_owned())
+}

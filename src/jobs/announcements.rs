@@ -1,0 +1,116 @@
+//! Incidents are announced to the operator's webhook: at least once each, by one replica at a time, and those of one key
+//! version in their order. What is due and what became of it stands in the database, so any replica goes on after a kill.
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+use uuid::Uuid;
+
+use crate::model::TenantUid;
+use crate::store::{AnnouncementOutcome, Attempt, Batch, Change, Unannounced};
+use crate::webhook::{Delivery, Webhook};
+
+use super::Jobs;
+
+/// How long a replica that has died keeps an announcement from the others. Longer than an attempt and its two commits.
+const LEASE: Duration = Duration::from_secs(30);
+/// After the first attempt that failed; doubled after each.
+const FIRST_PAUSE: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(3_600);
+/// An incident that is older is not announced any more, or those after it would never be.
+const PATIENCE: Duration = Duration::from_secs(3 * 24 * 3_600);
+/// How many are read at once.
+const PAGE: u32 = 32;
+
+/// The database is out of reach: the worker comes back.
+struct Stalled;
+
+impl Jobs {
+    /// Announces what is due, one after the other, until nothing is or `stop` is cancelled. Does nothing without a
+    /// webhook. `holder` names this replica.
+    pub(super) async fn announce_incidents(&self, holder: Uuid, stop: &CancellationToken) {
+        let Some(webhook) = &self.webhook else { return };
+        loop {
+            let due = match self.store.unannounced(PAGE).await {
+                Ok(due) if !due.is_empty() => due,
+                Ok(_) | Err(_) => return,
+            };
+            for one in &due {
+                if stop.is_cancelled() || self.announce(webhook, one, holder, stop).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn announce(
+        &self,
+        webhook: &Webhook,
+        due: &Unannounced,
+        holder: Uuid,
+        stop: &CancellationToken,
+    ) -> Result<(), Stalled> {
+        let Unannounced { tenant, incident, attempts, age } = due;
+        let attempt = attempts.saturating_add(1);
+        let commit = async |step| {
+            let change = Change::Announce { incident: incident.id, attempt, holder, step };
+            self.commit_step(tenant.uid, change).await
+        };
+        if !commit(Attempt::Begin { lease: LEASE }).await? {
+            // Another replica was first.
+            return Ok(());
+        }
+        if *age > PATIENCE {
+            error!(incident = %incident.id, attempts, "an incident could not be announced in time: given up");
+            return commit(Attempt::End(AnnouncementOutcome::GivenUp)).await.map(drop);
+        }
+        let delivery = tokio::select! {
+            delivery = webhook.announce(&tenant.name, incident, self.clock.now()) => delivery,
+            // Whoever is next does it again: it may have arrived.
+            () = stop.cancelled() => return commit(Attempt::Again { after: Duration::ZERO }).await.map(drop),
+        };
+        let status = match delivery {
+            Delivery::Taken => {
+                info!(incident = %incident.id, attempt, "an incident was announced");
+                return commit(Attempt::End(AnnouncementOutcome::Announced)).await.map(drop);
+            }
+            Delivery::Gone => {
+                warn!(incident = %incident.id, attempt, "the webhook does not want an incident (410): not sent again");
+                return commit(Attempt::End(AnnouncementOutcome::Refused)).await.map(drop);
+            }
+            Delivery::Status(status) => status.to_string(),
+            Delivery::Unreachable => "unreachable".to_owned(),
+            Delivery::Timeout => "timeout".to_owned(),
+        };
+        let after = pause(attempt);
+        warn!(incident = %incident.id, attempt, status, retry_in = after.as_secs(), "an incident could not be announced");
+        commit(Attempt::Again { after }).await.map(drop)
+    }
+
+    /// Whether the change applied. One whose outcome is unknown is not committed again: the announcement is due again
+    /// when the lease ends.
+    async fn commit_step(&self, tenant: TenantUid, change: Change) -> Result<bool, Stalled> {
+        let changes = vec![change];
+        let batch = Batch::of_changes(tenant, changes);
+        let committed = self.store.commit(&batch).await.map_err(|_| Stalled)?;
+        Ok(committed.applied == [1])
+    }
+}
+
+/// After this attempt, counted from 1.
+fn pause(attempt: u32) -> Duration {
+    let doubled = 2_u32.saturating_pow(attempt.saturating_sub(1));
+    FIRST_PAUSE.saturating_mul(doubled).min(LONGEST_PAUSE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_doubles_up_to_an_hour() {
+        let seconds = |attempt| pause(attempt).as_secs();
+        assert_eq!([1, 2, 3, 10, 11, 12, 1_000].map(seconds), [5, 10, 20, 2_560, 3_600, 3_600, 3_600]);
+    }
+}

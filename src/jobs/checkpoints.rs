@@ -1,0 +1,511 @@
+//! Checkpoints of the tenant's log: made, kept, served; and the check that the log still holds all that was published. A log
+//! that does not is of a database that was rewritten, or went back in time: no call is recorded in it, and so none is
+//! answered, until `byok audit restored` opens another one that names it.
+//!
+//! Whatever is signed has been shown to go on from the last checkpoint that was kept, by a proof from the entries' own
+//! leaves. Several replicas may sign the same head: the signature is deterministic, and so is the row.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Mutex;
+use tracing::{error, info, warn};
+
+use crate::audit::{
+    Checkpoint, CheckpointKey, SignedCheckpoint, Tree, TreeError, digest_of, origin_of, pruned_leaves,
+};
+use crate::config::SigningKeys;
+use crate::crypto::Ed25519SigningKey;
+use crate::merkle::{Hash, verify_consistency};
+use crate::model::{Clock, Operation, Tenant};
+use crate::store::{Batch, Change, EntryFilter, LogHead, PlacedEntry, ReadError, Store};
+use crate::tenancy::Primary;
+
+use super::Jobs;
+use super::publication::Place;
+
+/// How many entries of restores are looked at: the latest.
+const RESTORES: u32 = 256;
+/// How many entries that speak of pruned ones are looked at: the latest, which say again what those before them said.
+const PRUNES: u32 = 256;
+/// Between two checkpoints that nobody asked for and that are published nowhere.
+const KEEP: Duration = Duration::from_secs(10);
+/// Between two lines of the server's log that say the same.
+const SAID_AGAIN: Duration = Duration::from_secs(3_600);
+
+/// A head that was signed, of one of the tenant's logs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct SignedHead {
+    pub(super) log: u32,
+    pub(super) size: u64,
+    pub(super) root: Hash,
+}
+
+impl SignedHead {
+    pub(super) fn of(head: &LogHead) -> Self {
+        Self { log: head.log, size: head.frontier.size(), root: head.frontier.root() }
+    }
+}
+
+/// A checkpoint as callers see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckpointShown {
+    /// The signed note (c2sp.org/tlog-checkpoint).
+    pub note: String,
+    /// Of which log.
+    pub origin: String,
+    /// How many leaves it has.
+    pub size: u64,
+    /// Its root, in base64.
+    pub root: String,
+    /// The public keys that verify the note, the current one first, as c2sp.org/signed-note writes them.
+    pub keys: Vec<String>,
+}
+
+/// Why there is no checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoneMade {
+    /// The log is behind what was published.
+    Behind,
+    /// No key is configured.
+    Unsigned,
+    /// The database.
+    Store(ReadError),
+}
+
+impl From<ReadError> for NoneMade {
+    fn from(error: ReadError) -> Self {
+        Self::Store(error)
+    }
+}
+
+/// What is known of published heads.
+#[derive(Default)]
+struct Known {
+    /// The last one that this process signed: all that it had known of before is a beginning of it.
+    signed: Option<SignedHead>,
+    /// What the log was not shown to hold yet, or does not hold.
+    unproven: Vec<SignedHead>,
+    /// The same of logs before it: neither held by the one that has ended, nor named as lost.
+    ended: Vec<SignedHead>,
+    /// The logs of which a head that one of our keys has signed was there before this process signed one of them.
+    signed_before: BTreeSet<u32>,
+    /// When this process last kept one.
+    kept_at: Option<Instant>,
+}
+
+impl Known {
+    /// Notes that a head with a signature of ours was found, unless the signature may be this process's own.
+    fn note_signed(&mut self, head: &SignedHead) {
+        if self.signed.as_ref().is_none_or(|signed| signed.log < head.log) {
+            self.signed_before.insert(head.log);
+        }
+    }
+}
+
+/// A complaint that is looked into every second, and is said once an hour.
+#[derive(Default)]
+struct Complaint(std::sync::Mutex<Option<Instant>>);
+
+impl Complaint {
+    fn is_due(&self) -> bool {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = last.is_none_or(|last| last.elapsed() >= SAID_AGAIN);
+        if is_due {
+            *last = Some(Instant::now());
+        }
+        is_due
+    }
+
+    /// What was complained of is over: it is said again when it comes back.
+    fn is_over(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+/// What a check found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checked {
+    /// Whether the log holds all that is known to have been published.
+    pub holds: bool,
+    /// The kinds of the places that could not be read.
+    pub unread: Vec<&'static str>,
+}
+
+/// What [`Checkpoints`] are made of.
+pub struct CheckpointParts {
+    /// The database.
+    pub store: Arc<dyn Store>,
+    /// The tenant whose log it is.
+    pub tenant: Primary,
+    /// The deployment's name, which origins begin with.
+    pub deployment: String,
+    /// What to sign with, if anything.
+    pub keys: Option<SigningKeys>,
+    /// Where to publish.
+    pub places: Vec<Place>,
+    /// How often, at most.
+    pub publish_every: Duration,
+    /// What time it is.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// The checkpoints of a tenant's log.
+pub struct Checkpoints {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) tenant: Primary,
+    pub(super) deployment: String,
+    keys: RwLock<Option<Arc<SigningKeys>>>,
+    pub(super) places: Vec<Place>,
+    pub(super) publish_every: Duration,
+    pub(super) clock: Arc<dyn Clock>,
+    known: Mutex<Known>,
+    behind: AtomicBool,
+    made: AtomicU64,
+    missing: Complaint,
+    refused: Complaint,
+}
+
+impl Checkpoints {
+    /// Of these parts. Reads and sends nothing.
+    pub fn new(parts: CheckpointParts) -> Self {
+        let CheckpointParts { store, tenant, deployment, keys, places, publish_every, clock } = parts;
+        Self {
+            store,
+            tenant,
+            deployment,
+            keys: RwLock::new(keys.map(Arc::new)),
+            places,
+            publish_every,
+            clock,
+            known: Mutex::default(),
+            behind: AtomicBool::new(false),
+            made: AtomicU64::new(0),
+            missing: Complaint::default(),
+            refused: Complaint::default(),
+        }
+    }
+
+    /// Says whose log it is, where that was not known from the start.
+    pub fn are_of(&self, tenant: Tenant) {
+        self.tenant.is(tenant);
+    }
+
+    /// Holds the log against the last checkpoint that was kept, and the last one of each place that can be read. A place
+    /// that cannot is asked again by the job that publishes.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn check(&self) -> Result<Checked, ReadError> {
+        let log = self.store.log_head(self.tenant.uid()?).await?.ok_or(ReadError::Malformed)?.log;
+        let mut unread = Vec::new();
+        for place in &self.places {
+            if self.look_into(place, log).await.is_err() || self.look_back(place, log).await.is_err() {
+                unread.push(place.kind());
+            }
+        }
+        self.hold(&mut *self.known.lock().await).await?;
+        Ok(Checked { holds: !self.is_behind(), unread })
+    }
+
+    /// Whether there is a key to sign with.
+    pub fn signs(&self) -> bool {
+        self.keys().is_some()
+    }
+
+    /// Signs with these from now on, if the key that signed until now is one of them: else it is no rotation, and what was
+    /// signed before would be trusted no more. Whether they were taken.
+    pub fn take_keys(&self, keys: SigningKeys) -> bool {
+        let current = |keys: &SigningKeys| keys.parsed().first().map(Ed25519SigningKey::verifying_key);
+        let of_now = self.keys().and_then(|keys| current(&keys));
+        let goes_on = keys.parsed().iter().any(|key| Some(key.verifying_key()) == of_now);
+        if goes_on {
+            *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(keys));
+        }
+        goes_on
+    }
+
+    fn keys(&self) -> Option<Arc<SigningKeys>> {
+        self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether the log was found behind what was published: then nothing may be appended.
+    pub fn is_behind(&self) -> bool {
+        self.behind.load(Ordering::SeqCst)
+    }
+
+    /// How many checkpoints this process has made.
+    pub fn made(&self) -> u64 {
+        self.made.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn origin(&self, log: u32) -> String {
+        origin_of(&self.deployment, self.tenant.name(), log)
+    }
+
+    /// What verifies the notes of that log, the current key's first.
+    pub(super) fn keys_of(&self, log: u32) -> Vec<CheckpointKey> {
+        let name = self.origin(log);
+        let keys = self.keys().map(|keys| keys.parsed()).unwrap_or_default();
+        keys.iter().map(|key| CheckpointKey { name: name.clone(), key: key.verifying_key() }).collect()
+    }
+
+    /// What a note says, if it is of that log and one of our keys has signed it.
+    pub(super) fn read(&self, note: &str, log: u32) -> Option<SignedHead> {
+        let note = SignedCheckpoint::parse(note).ok()?;
+        let signed = self.keys_of(log).iter().any(|key| note.is_signed_by(key));
+        let Checkpoint { size, root, .. } = note.checkpoint;
+        signed.then_some(SignedHead { log, size, root })
+    }
+
+    /// The checkpoint of this head, signed.
+    pub(super) fn sign(&self, head: &SignedHead) -> Option<String> {
+        let checkpoint = Checkpoint { origin: self.origin(head.log), size: head.size, root: head.root };
+        self.keys().map(|keys| checkpoint.sign(&keys.parsed()))
+    }
+
+    /// Another head that was published, for the next check.
+    pub(super) async fn learn(&self, head: SignedHead) {
+        let mut known = self.known.lock().await;
+        known.note_signed(&head);
+        if !known.unproven.contains(&head) {
+            known.unproven.push(head);
+        }
+    }
+
+    /// The same of a log before the current one.
+    pub(super) async fn learn_ended(&self, head: SignedHead) {
+        let mut known = self.known.lock().await;
+        known.note_signed(&head);
+        if !known.ended.contains(&head) {
+            known.ended.push(head);
+        }
+    }
+
+    /// Every head that the log does not hold, of those that are known.
+    pub(super) async fn unheld(&self) -> Vec<SignedHead> {
+        let known = self.known.lock().await;
+        known.unproven.iter().chain(&known.ended).cloned().collect()
+    }
+
+    /// A checkpoint of the log as it is now, with all that verifies it.
+    ///
+    /// # Errors
+    /// See [`NoneMade`].
+    pub async fn shown(&self) -> Result<CheckpointShown, NoneMade> {
+        let head = self.renew().await?;
+        let note = self.sign(&head).ok_or(NoneMade::Unsigned)?;
+        Ok(CheckpointShown {
+            note,
+            origin: self.origin(head.log),
+            size: head.size,
+            root: head.root.to_string(),
+            keys: self.keys_of(head.log).iter().map(ToString::to_string).collect(),
+        })
+    }
+
+    /// A checkpoint of the log as it is now, kept where the log has moved since the last one.
+    ///
+    /// # Errors
+    /// See [`NoneMade`].
+    pub(super) async fn renew(&self) -> Result<SignedHead, NoneMade> {
+        let mut known = self.known.lock().await;
+        let now = self.store.log_head(self.tenant.uid()?).await?.ok_or(ReadError::Malformed)?;
+        let now = SignedHead::of(&now);
+        if known.unproven.is_empty() && known.ended.is_empty() && known.signed.as_ref() == Some(&now) {
+            return Ok(now);
+        }
+        let (head, kept) = self.hold(&mut known).await?;
+        if self.is_behind() {
+            return Err(NoneMade::Behind);
+        }
+        let note = self.sign(&head).ok_or(NoneMade::Unsigned)?;
+        // Nothing was appended: there is nothing to keep.
+        if kept.is_none_or(|kept| kept != head) && head.size > 0 {
+            let change = Change::AddCheckpoint { log: head.log, size: head.size, note: note.into() };
+            let batch = Batch::of_changes(self.tenant.uid()?, vec![change]);
+            self.store.commit(&batch).await.map_err(|_| ReadError::Unavailable)?;
+            self.made.fetch_add(1, Ordering::Relaxed);
+            known.kept_at = Some(Instant::now());
+        }
+        if let Some(before) = known.signed.as_ref().filter(|signed| signed.log < head.log) {
+            warn!(
+                before = before.log,
+                size = before.size,
+                root = %before.root,
+                log = head.log,
+                "another audit log was opened, as the entry of a restore says"
+            );
+        }
+        known.signed = Some(head.clone());
+        Ok(head)
+    }
+
+    /// The same, but nothing is kept so soon after the last one was: a log that never rests would fill its table with them.
+    ///
+    /// # Errors
+    /// See [`NoneMade`].
+    async fn renew_in_time(&self) -> Result<(), NoneMade> {
+        let mut known = self.known.lock().await;
+        if known.kept_at.is_none_or(|kept_at| kept_at.elapsed() >= KEEP) {
+            drop(known);
+            return self.renew().await.map(drop);
+        }
+        self.hold(&mut known).await?;
+        if self.is_behind() { Err(NoneMade::Behind) } else { Ok(()) }
+    }
+
+    /// Holds the log against all that is known to have been published, and says what it is now and what was kept last.
+    async fn hold(&self, known: &mut Known) -> Result<(SignedHead, Option<SignedHead>), ReadError> {
+        let log = self.store.log_head(self.tenant.uid()?).await?.ok_or(ReadError::Malformed)?.log;
+        // Before the tree: another replica may keep the next checkpoint meanwhile, and the tree must hold that one.
+        let kept = self.store.latest_checkpoint(self.tenant.uid()?, log).await?.map(|row| {
+            if let Some(signed) = self.read(&row.note, log) {
+                known.note_signed(&signed);
+            }
+            // Whoever signed it: a note that was put there by another hand stops us too.
+            let note = SignedCheckpoint::parse(&row.note).ok().map(|note| note.checkpoint);
+            let root = note.filter(|note| note.size == row.size).map_or(Hash([0; 32]), |note| note.root);
+            SignedHead { log, size: row.size, root }
+        });
+        let tree = Tree::open(&*self.store, self.tenant.uid()?).await?.ok_or(ReadError::Malformed)?;
+        let mut unheld: Vec<SignedHead> = Vec::new();
+        for head in known.unproven.iter().chain(&known.signed).chain(&kept) {
+            let held = match head.log < tree.head.log {
+                true => self.begins_with_a_restore(&tree.head).await?,
+                false => self.holds(&tree, head).await?,
+            };
+            if !held && !unheld.contains(head) {
+                unheld.push(head.clone());
+            }
+        }
+        known.ended = self.unnamed(known, &tree).await?;
+        let (now, behind) = (SignedHead::of(&tree.head), !unheld.is_empty() || !known.ended.is_empty());
+        if behind != self.behind.swap(behind, Ordering::SeqCst) {
+            match unheld.first().or(known.ended.first()) {
+                None => {
+                    self.missing.is_over();
+                    info!(log = now.log, size = now.size, "the audit log holds all that was published");
+                }
+                Some(head) => error!(
+                    published_log = head.log,
+                    published_size = head.size,
+                    log = now.log,
+                    size = now.size,
+                    "the audit log is behind what was published, or not the same: nothing is served until `byok audit restored`"
+                ),
+            }
+        }
+        known.unproven = unheld;
+        Ok((now, kept))
+    }
+
+    /// Whether the log holds what a signed head of it says.
+    async fn holds(&self, tree: &Tree<'_>, said: &SignedHead) -> Result<bool, ReadError> {
+        let now = SignedHead::of(&tree.head);
+        if said.log != now.log || said.size > now.size {
+            return Ok(false);
+        }
+        match tree.consistency(said.size, now.size).await {
+            Ok(proof) => Ok(verify_consistency((said.size, said.root), (now.size, now.root), &proof)),
+            Err(TreeError::Store(error)) => Err(error),
+            Err(TreeError::Missing { seq }) => {
+                if self.missing.is_due() {
+                    error!(seq, "an entry of the audit log is missing");
+                }
+                Ok(false)
+            }
+        }
+    }
+
+    /// Whether the log begins with the entry of a restore: then those before it have ended. What of them was lost is asked where it
+    /// is published: the operator's command does not know what this process alone has signed.
+    async fn begins_with_a_restore(&self, log: &LogHead) -> Result<bool, ReadError> {
+        let tenant = self.tenant.uid()?;
+        let first = match self.store.entries_from(tenant, log.first, 1).await {
+            Err(ReadError::Malformed) => Vec::new(),
+            first => first?,
+        };
+        Ok(first.iter().any(|placed| {
+            placed.seq == log.first
+                && placed.row.operation == Operation::Restore
+                && digest_of(tenant, &placed.row) == Some(placed.row.digest)
+        }))
+    }
+
+    /// Which of the published heads of logs that have ended neither that log holds, nor an entry of a restore names. Without
+    /// this, whoever rewrites the database would only have to say that another log was opened.
+    async fn unnamed(&self, known: &Known, tree: &Tree<'_>) -> Result<Vec<SignedHead>, ReadError> {
+        let mut unnamed = Vec::new();
+        if known.ended.is_empty() {
+            return Ok(unnamed);
+        }
+        let tenant = self.tenant.uid()?;
+        let ended = self.store.ended_logs(tenant).await?;
+        let restores = self.latest(Operation::Restore, RESTORES).await?;
+        for head in &known.ended {
+            let said = format!("/{} {} {}", head.log, head.size, head.root);
+            let names = |placed: &PlacedEntry| {
+                placed.row.detail.as_deref().is_some_and(|detail| detail.ends_with(&said))
+                    && digest_of(tenant, &placed.row) == Some(placed.row.digest)
+            };
+            let held = match ended.iter().find(|ended| ended.log == head.log) {
+                Some(ended) => self.holds(&Tree::ended(&*self.store, tenant, ended.clone()), head).await?,
+                None => head.log >= tree.head.log && self.holds(tree, head).await?,
+            };
+            let after = ended.iter().find(|ended| ended.log > head.log).unwrap_or(&tree.head);
+            if !held && !restores.iter().any(names) && !self.is_opening_pruned(known, after).await? {
+                unnamed.push(head.clone());
+            }
+        }
+        Ok(unnamed)
+    }
+
+    /// The latest entries of this operation, newest first.
+    async fn latest(&self, operation: Operation, limit: u32) -> Result<Vec<PlacedEntry>, ReadError> {
+        let filter = EntryFilter { operation: Some(operation), ..EntryFilter::default() };
+        self.store.latest_entries(self.tenant.uid()?, &filter, limit).await
+    }
+
+    /// Whether a retention took the entries that this log began with, and so those that named heads of the log before: an entry
+    /// says so, and the log was signed before, when they were there still. The entry alone is worth nothing, since it takes no
+    /// secret; nor is a signature that this process has made.
+    async fn is_opening_pruned(&self, known: &Known, log: &LogHead) -> Result<bool, ReadError> {
+        let tenant = self.tenant.uid()?;
+        let mut is_signed = known.signed_before.contains(&log.log);
+        if !is_signed && known.signed.is_none() {
+            let kept = self.store.latest_checkpoint(tenant, log.log).await?;
+            is_signed = kept.is_some_and(|kept| self.read(&kept.note, log.log).is_some());
+        }
+        if !is_signed || !self.store.leaves(tenant, log.first..log.first + 1).await?.is_empty() {
+            return Ok(false);
+        }
+        let prunes = self.latest(Operation::Prune, PRUNES).await?;
+        let said = prunes.iter().filter_map(|placed| pruned_leaves(tenant, &placed.row));
+        Ok(said.into_iter().any(|(pruned, leaves)| pruned == log.log && leaves.contains(&0)))
+    }
+}
+
+impl Jobs {
+    /// Holds the log against what was published, and makes a checkpoint where it has moved since the last one, of which one
+    /// is kept in a while. To be called every second.
+    pub(super) async fn keep_checkpoint(&self) {
+        // Without a key there is only the way back to look for.
+        if !self.checkpoints.signs() && !self.checkpoints.is_behind() {
+            return;
+        }
+        match self.checkpoints.renew_in_time().await {
+            Ok(()) => self.checkpoints.refused.is_over(),
+            Err(NoneMade::Unsigned | NoneMade::Store(ReadError::Unavailable | ReadError::Busy)) => {}
+            // The rows of DEKs that are in memory may be gone.
+            Err(NoneMade::Behind) => self.keyring.clear(),
+            Err(NoneMade::Store(ReadError::Rejected | ReadError::Malformed)) => {
+                if self.checkpoints.refused.is_due() {
+                    warn!("the database refused what a checkpoint is made of, or to keep it");
+                }
+            }
+        }
+    }
+}

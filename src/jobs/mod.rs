@@ -1,0 +1,65 @@
+//! What a replica does beside requests, each job by a timer of its own: re-wraps DEKs, announces incidents, makes and publishes
+//! checkpoints, streams entries, derives what reads need, drops old entries. How far a job has come stands in the database,
+//! so any replica goes on after a kill. Knows no caller and answers no request: `app` asks here only whether the log is
+//! behind what was published, for a checkpoint, and how far the streams are.
+//!
+//! | file | the job |
+//! |---|---|
+//! | `timers` | when each job runs |
+//! | `rotation` | re-wraps a tenant's DEKs |
+//! | `announcements` | posts incidents to the operator's webhook |
+//! | `checkpoints` | signs the log's head, and holds the log against what was published |
+//! | `publication` | puts checkpoints where the customer keeps them |
+//! | `restored` | opens another log after a restore: no job, but an operator's command on checkpoints |
+//! | `streams` | sends entries to a file or a webhook |
+//! | `upkeep` | partitions and indexes of the database; drops entries past their retention |
+//! | `webhooks` | takes over webhooks that were read again |
+
+mod announcements;
+mod checkpoints;
+mod publication;
+mod restored;
+mod rotation;
+mod streams;
+mod timers;
+mod upkeep;
+mod webhooks;
+
+use std::sync::Arc;
+
+use crate::audit::Committer;
+use crate::keyring::Keyring;
+use crate::kms::Kms;
+use crate::model::Clock;
+use crate::store::Store;
+use crate::tenancy::Primary;
+use crate::webhook::Webhook;
+
+pub use checkpoints::{Checked, CheckpointParts, CheckpointShown, Checkpoints, NoneMade};
+pub use publication::{Place, Receiver};
+pub use restored::{RestoreFailed, Restored};
+pub use streams::{Stream, StreamShown};
+pub use upkeep::Upkeep;
+pub use webhooks::Webhooks;
+
+/// The jobs of one replica. Nothing runs before [`Self::start`].
+pub struct Jobs {
+    /// The tenant of the single-tenant form.
+    pub tenant: Primary,
+    /// The database.
+    pub store: Arc<dyn Store>,
+    /// The tenant's KMS.
+    pub kms: Arc<dyn Kms>,
+    /// The DEKs in memory.
+    pub keyring: Arc<Keyring>,
+    /// The committer that makes entries durable.
+    pub committer: Arc<Committer>,
+    /// The clock.
+    pub clock: Arc<dyn Clock>,
+    /// The webhook that incidents are announced to, if any.
+    pub webhook: Option<Webhook>,
+    /// The checkpoints of the tenant's log.
+    pub checkpoints: Arc<Checkpoints>,
+    /// The sinks that entries are streamed to, if any.
+    pub streams: Arc<[Stream]>,
+}

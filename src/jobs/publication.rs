@@ -1,0 +1,309 @@
+//! Publishes checkpoints where the customer can keep them: by one replica at a time, at most every so often at each place,
+//! again after a pause where a place is down. A place that is down holds up nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use crate::archive::{Archive, ArchiveError};
+use crate::kms::{DekBinding, Kms, Mark, Purpose};
+use crate::model::{DekId, Timestamp};
+use crate::store::{Batch, Change, Publishing};
+use crate::webhook::{Delivery, PublishedCheckpoint, Webhook};
+
+use super::Jobs;
+use super::checkpoints::{Checkpoints, SignedHead};
+
+/// How long a replica that has died keeps a place from the others. Longer than what one attempt takes.
+const LEASE: Duration = Duration::from_secs(60);
+/// After the first attempt that failed; doubled after each.
+const FIRST_PAUSE: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(600);
+/// How many logs after the current one are looked for at a place: a database that was restored may be several behind.
+const LOGS_AHEAD: u32 = 16;
+
+/// How many of the logs that have ended are looked for at a place: the last ones.
+const LOGS_BACK: u32 = 32;
+
+/// Why a place was given nothing.
+enum NotGiven {
+    /// There is none: the log is behind, or the database out of reach.
+    NoneMade,
+    /// The place did not take it.
+    Failed(String),
+}
+
+/// What takes checkpoints.
+pub enum Receiver {
+    /// A place that also gives them back.
+    Archive(Archive),
+    /// A place that does not.
+    Webhook(Webhook),
+    /// The customer's KMS, whose own log shows the context of a request ([`Kms::logs_context`]).
+    Kms(Arc<dyn Kms>),
+}
+
+/// Where checkpoints are published.
+pub struct Place {
+    receiver: Receiver,
+    name: Arc<str>,
+    failures: AtomicU32,
+    unpublished: AtomicU64,
+    /// All logs before this one were looked for there; 0 when none was.
+    looked_back: AtomicU32,
+}
+
+impl Place {
+    /// With nothing known of it.
+    pub fn new(receiver: Receiver) -> Self {
+        let name = match &receiver {
+            Receiver::Archive(archive) => archive.name(),
+            Receiver::Webhook(webhook) => webhook.name(),
+            Receiver::Kms(_) => "kms".to_owned(),
+        };
+        let (failures, unpublished, looked_back) = (AtomicU32::new(0), AtomicU64::new(0), AtomicU32::new(0));
+        Self { receiver, name: name.into(), failures, unpublished, looked_back }
+    }
+
+    /// `directory`, `bucket`, `webhook` or `kms`.
+    pub fn kind(&self) -> &'static str {
+        match &self.receiver {
+            Receiver::Archive(Archive::Directory(_)) => "directory",
+            Receiver::Archive(Archive::Bucket(_)) => "bucket",
+            Receiver::Webhook(_) => "webhook",
+            Receiver::Kms(_) => "kms",
+        }
+    }
+
+    /// Its webhook, if it is one.
+    pub(super) fn webhook(&self) -> Option<&Webhook> {
+        match &self.receiver {
+            Receiver::Webhook(webhook) => Some(webhook),
+            Receiver::Archive(_) | Receiver::Kms(_) => None,
+        }
+    }
+
+    /// Its name in the database: its kind, and a digest of its address.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How many entries of the current log no checkpoint there covers, as this process last saw it.
+    pub fn unpublished(&self) -> u64 {
+        self.unpublished.load(Ordering::Relaxed)
+    }
+
+    /// How many attempts of this process have failed there since the last that did not.
+    pub fn failures(&self) -> u32 {
+        self.failures.load(Ordering::Relaxed)
+    }
+}
+
+impl Checkpoints {
+    /// Where they are published.
+    pub fn places(&self) -> &[Place] {
+        &self.places
+    }
+
+    /// Learns what a place was given last.
+    ///
+    /// # Errors
+    /// It could not be read.
+    pub(super) async fn look_into(&self, place: &Place, from: u32) -> Result<(), ArchiveError> {
+        let Receiver::Archive(archive) = &place.receiver else { return Ok(()) };
+        let now = self.clock.now();
+        // The logs are opened one after the other: where one is missing, none follows.
+        for log in from..=from.saturating_add(LOGS_AHEAD) {
+            match self.newest_at(archive, log, now).await {
+                Ok(heads) if heads.is_empty() && log != from => break,
+                Ok(heads) => {
+                    for head in heads {
+                        match head {
+                            Some(published) => self.learn(published).await,
+                            None => {
+                                warn!(
+                                    place = place.kind(),
+                                    log, "a checkpoint there is signed by none of our keys"
+                                )
+                            }
+                        }
+                    }
+                }
+                Err(error) => {
+                    warn!(place = place.kind(), %error, "a place of checkpoints cannot be read");
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Learns what a place was given last of each log before this one: it is there whoever says that those have ended.
+    ///
+    /// # Errors
+    /// It could not be read.
+    pub(super) async fn look_back(&self, place: &Place, before: u32) -> Result<(), ArchiveError> {
+        let Receiver::Archive(archive) = &place.receiver else { return Ok(()) };
+        for log in before.saturating_sub(LOGS_BACK).max(1)..before {
+            for published in self.newest_at(archive, log, self.clock.now()).await?.into_iter().flatten() {
+                self.learn_ended(published).await;
+            }
+        }
+        place.looked_back.store(before, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// What a place has of a log: what its `latest` says, and the note of a larger size, where there is one; `None` for one
+    /// that none of our keys has signed.
+    async fn newest_at(
+        &self,
+        archive: &Archive,
+        log: u32,
+        now: Timestamp,
+    ) -> Result<Vec<Option<SignedHead>>, ArchiveError> {
+        let origin = self.origin(log);
+        let latest = archive.latest(&origin, now).await?.map(|note| self.read(&note, log));
+        let size = latest.iter().flatten().map(|head| head.size).max().unwrap_or(0);
+        let above = match archive.above(&origin, size, now).await {
+            // Who may read notes may be denied to list them: then `latest` has to do.
+            Err(error) if error.is_denial() => None,
+            above => above?.map(|note| self.read(&note, log)),
+        };
+        Ok(latest.into_iter().chain(above).collect())
+    }
+
+    /// Publishes the head as it is now, after all that is at the place already.
+    async fn hand_over(&self, place: &Place) -> Result<SignedHead, NotGiven> {
+        let seen = self.renew().await.map_err(|_| NotGiven::NoneMade)?;
+        let mut looked = self.look_into(place, seen.log).await;
+        // One that could not be read when the server started, or a log that was opened since.
+        if looked.is_ok() && place.looked_back.load(Ordering::Relaxed) < seen.log {
+            looked = self.look_back(place, seen.log).await;
+        }
+        match looked {
+            // What cannot be read now might say that the log was rewritten: it is not written over.
+            Err(error) if !error.is_denial() => return Err(NotGiven::Failed(error.to_string())),
+            Ok(()) | Err(_) => {}
+        }
+        let head = self.renew().await.map_err(|_| NotGiven::NoneMade)?;
+        let note = self.sign(&head).ok_or(NotGiven::NoneMade)?;
+        self.give(place, &head, &note).await.map_err(NotGiven::Failed)?;
+        Ok(head)
+    }
+
+    async fn give(&self, place: &Place, head: &SignedHead, note: &str) -> Result<(), String> {
+        let (origin, now) = (self.origin(head.log), self.clock.now());
+        match &place.receiver {
+            Receiver::Archive(archive) => {
+                archive.put(&origin, head.size, note, now).await.map_err(|error| error.to_string())
+            }
+            Receiver::Webhook(webhook) => {
+                let root = head.root.to_string();
+                let (tenant, size) = (self.tenant.name(), head.size);
+                let checkpoint = PublishedCheckpoint { tenant, origin: &origin, size, root: &root, note };
+                match webhook.publish(&checkpoint, now).await {
+                    Delivery::Taken => Ok(()),
+                    Delivery::Gone => Err("410".to_owned()),
+                    Delivery::Status(status) => Err(status.to_string()),
+                    Delivery::Unreachable => Err("unreachable".to_owned()),
+                    Delivery::Timeout => Err("timeout".to_owned()),
+                }
+            }
+            Receiver::Kms(kms) => {
+                // What it answers is thrown away: that it was asked is what stays.
+                let purpose = Purpose::Checkpoint(Mark { log: head.log, size: head.size, root: head.root });
+                let tenant = self.tenant.uid().map_err(|_| "no database".to_owned())?;
+                let binding = DekBinding { tenant, dek_id: DekId::new(), purpose };
+                match kms.generate(&[binding]).await.pop() {
+                    Some(Ok(_)) => Ok(()),
+                    Some(Err(error)) => Err(error.class.as_str().to_owned()),
+                    None => Err("no answer".to_owned()),
+                }
+            }
+        }
+    }
+
+    /// Whether the step applied; also not when the database is out of reach: the attempt is due again when its lease ends.
+    async fn step(&self, place: &Place, holder: Uuid, step: Publishing) -> bool {
+        let changes = vec![Change::Publish { place: place.name.clone(), holder, step }];
+        let Ok(tenant) = self.tenant.uid() else { return false };
+        let batch = Batch::of_changes(tenant, changes);
+        self.store.commit(&batch).await.is_ok_and(|committed| committed.applied == [1])
+    }
+
+    async fn publish_at(&self, place: &Place, holder: Uuid, failures: u32) {
+        if !self.step(place, holder, Publishing::Begin { lease: LEASE }).await {
+            // Another replica was first.
+            return;
+        }
+        match self.hand_over(place).await {
+            Ok(head) => {
+                if place.failures.swap(0, Ordering::Relaxed) > 0 {
+                    info!(place = place.kind(), "a place of checkpoints takes them again");
+                }
+                let (log, size) = (head.log, head.size);
+                place.unpublished.store(0, Ordering::Relaxed);
+                self.step(place, holder, Publishing::Done { log, size, after: self.publish_every }).await;
+            }
+            // It is due again when the lease ends.
+            Err(NotGiven::NoneMade) => {}
+            Err(NotGiven::Failed(status)) => {
+                let after = pause(failures);
+                place.failures.fetch_add(1, Ordering::Relaxed);
+                let (unpublished, retry_in) = (place.unpublished(), after.as_secs());
+                let place_kind = place.kind();
+                warn!(
+                    place = place_kind,
+                    status, unpublished, retry_in, "a checkpoint could not be published: entries wait for it"
+                );
+                self.step(place, holder, Publishing::Again { after }).await;
+            }
+        }
+    }
+}
+
+impl Jobs {
+    /// Publishes the checkpoint of the log as it is now wherever one is due. `holder` names this replica.
+    pub(super) async fn publish_checkpoints(&self, holder: Uuid, stop: &CancellationToken) {
+        let checkpoints = &self.checkpoints;
+        if checkpoints.places.is_empty() || checkpoints.is_behind() {
+            return;
+        }
+        let Ok(tenant) = checkpoints.tenant.uid() else { return };
+        let Ok(Some(head)) = checkpoints.store.log_head(tenant).await else { return };
+        let head = SignedHead::of(&head);
+        let Ok(known) = checkpoints.store.publications(tenant).await else { return };
+        let publishing = checkpoints.places.iter().map(async |place| {
+            let known = known.iter().find(|known| *known.place == *place.name);
+            let published = known.and_then(|known| known.published);
+            let before = published.filter(|(log, _)| *log == head.log).map_or(0, |(_, size)| size);
+            place.unpublished.store(head.size.saturating_sub(before), Ordering::Relaxed);
+            let is_there = published == Some((head.log, head.size));
+            if !stop.is_cancelled() && head.size > 0 && !is_there && known.is_none_or(|known| known.due) {
+                checkpoints.publish_at(place, holder, known.map_or(0, |known| known.failures)).await;
+            }
+        });
+        // Beside each other: a place that does not answer holds up no other.
+        join_all(publishing).await;
+    }
+}
+
+/// After so many failures before this one.
+fn pause(failures: u32) -> Duration {
+    FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(failures)).min(LONGEST_PAUSE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_doubles_up_to_ten_minutes() {
+        assert_eq!([0, 1, 6, 7, 1_000].map(|failures| pause(failures).as_secs()), [5, 10, 320, 600, 600]);
+    }
+}

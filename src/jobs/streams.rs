@@ -1,0 +1,319 @@
+//! Entries are streamed to what the customer watches them with: at least once each, in the order of the log, by one replica
+//! at a time. How far a stream has come stands in the database, so any replica goes on after a kill. A sink that is down
+//! holds up nothing but its own stream.
+
+mod file;
+
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use crate::audit::ocsf_event;
+use crate::model::{Tenant, TenantUid};
+use crate::store::{Batch, Change, LogHead, PlacedEntry, ReadError, StreamName, StreamRow, StreamStep};
+use crate::webhook::{Delivery, StreamedEntries, Webhook};
+
+use super::Jobs;
+use file::Lines;
+
+/// How long a replica that has died keeps a stream from the others. Longer than a delivery and its commits.
+const LEASE: Duration = Duration::from_secs(30);
+/// After the first delivery that failed; doubled after each.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// What a delivery holds, about: one entry at least.
+const DELIVERY_BYTES: usize = 1 << 20;
+/// How many entries are read at once, at first and at most; in between by how large they are.
+const FIRST_PAGE: u32 = 16;
+const LARGEST_PAGE: u32 = 1_024;
+
+/// One stream of the tenant's log.
+pub struct Stream {
+    name: StreamName,
+    sink: Sink,
+    progress: Mutex<Progress>,
+}
+
+enum Sink {
+    File(Lines),
+    Webhook(Webhook),
+}
+
+/// What this replica knows of a stream.
+struct Progress {
+    behind: u64,
+    failures: u64,
+    in_a_row: u32,
+    not_before: Option<Instant>,
+    page: u32,
+}
+
+/// What a scrape shows of one stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamShown {
+    /// `file` or `webhook`.
+    pub name: &'static str,
+    /// How many entries it had still to take when this replica looked last.
+    pub behind: u64,
+    /// How many deliveries of this replica failed since its start.
+    pub failures: u64,
+}
+
+/// The round ends: the worker comes back.
+struct Over;
+
+impl Stream {
+    /// To this file.
+    pub fn to_file(path: PathBuf) -> Self {
+        Self::of(StreamName::File, Sink::File(Lines::new(path)))
+    }
+
+    /// To this webhook.
+    pub fn to_webhook(webhook: Webhook) -> Self {
+        Self::of(StreamName::Webhook, Sink::Webhook(webhook))
+    }
+
+    /// Its webhook, if it is one.
+    pub(super) fn webhook(&self) -> Option<&Webhook> {
+        match &self.sink {
+            Sink::File(_) => None,
+            Sink::Webhook(webhook) => Some(webhook),
+        }
+    }
+
+    fn of(name: StreamName, sink: Sink) -> Self {
+        let progress = Progress { behind: 0, failures: 0, in_a_row: 0, not_before: None, page: FIRST_PAGE };
+        Self { name, sink, progress: Mutex::new(progress) }
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut Progress) -> T) -> T {
+        act(&mut self.progress.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether its pause after a failure is not over.
+    fn pauses(&self) -> bool {
+        self.with(|progress| progress.not_before.is_some_and(|at| Instant::now() < at))
+    }
+
+    /// How far it is, as this replica knows it.
+    pub fn shown(&self) -> StreamShown {
+        let name = self.name.as_str();
+        self.with(|progress| StreamShown { name, behind: progress.behind, failures: progress.failures })
+    }
+
+    /// Returns when the next delivery is tried.
+    fn failed(&self) -> Duration {
+        self.with(|progress| {
+            progress.failures += 1;
+            progress.in_a_row = progress.in_a_row.saturating_add(1);
+            let after = pause(progress.in_a_row);
+            progress.not_before = Some(Instant::now() + after);
+            after
+        })
+    }
+
+    fn took(&self, behind: u64, entries: usize, bytes: usize) {
+        self.with(|progress| {
+            progress.behind = behind;
+            progress.in_a_row = 0;
+            progress.not_before = None;
+            let fits = entries * DELIVERY_BYTES / bytes.max(1);
+            progress.page = u32::try_from(fits).unwrap_or(u32::MAX).clamp(FIRST_PAGE, LARGEST_PAGE);
+        });
+    }
+}
+
+impl Jobs {
+    /// Sends what a stream has not taken yet, until nothing is left, its sink fails, it is another replica's, or `stop` is
+    /// cancelled. `holder` names this replica.
+    pub(super) async fn stream_entries(&self, stream: &Stream, holder: Uuid, stop: &CancellationToken) {
+        if stream.pauses() {
+            return;
+        }
+        // Nobody writes as long as nothing is to be sent.
+        let Ok((_, 1..)) = self.look(stream).await else { return };
+        if self.stream_step(stream, holder, StreamStep::Lease { lease: LEASE }).await.is_err() {
+            return;
+        }
+        // Under the lease nobody else moves it.
+        let Ok((Some(row), _)) = self.look(stream).await else { return };
+        let mut next = row.next;
+        while !stop.is_cancelled() {
+            match self.stream_page(stream, holder, next, stop).await {
+                Ok(to) => next = to,
+                Err(Over) => return,
+            }
+        }
+    }
+
+    /// How far the stream is, and how many entries it has still to take.
+    async fn look(&self, stream: &Stream) -> Result<(Option<StreamRow>, u64), Over> {
+        let tenant = self.tenant.uid().map_err(|_| Over)?;
+        let rows = self.store.streams(tenant).await.map_err(|_| Over)?;
+        let end = self.store.log_size(tenant).await.map_err(|_| Over)?;
+        let row = rows.into_iter().find(|row| row.name == stream.name);
+        let behind = end.saturating_sub(row.map_or(0, |row| row.next));
+        stream.with(|progress| progress.behind = behind);
+        Ok((row, behind))
+    }
+
+    /// Sends one page, and says where the next begins.
+    async fn stream_page(
+        &self,
+        stream: &Stream,
+        holder: Uuid,
+        next: u64,
+        stop: &CancellationToken,
+    ) -> Result<u64, Over> {
+        let page = stream.with(|progress| progress.page);
+        let tenant = self.tenant.get().map_err(|_| Over)?;
+        let page = match self.store.entries_from(tenant.uid, next, page).await {
+            Ok(page) => page,
+            // It is out of reach, and says so itself.
+            Err(ReadError::Unavailable | ReadError::Busy) => return Err(Over),
+            // Not of a form that this release reads: another replica may be of a later one.
+            Err(ReadError::Rejected | ReadError::Malformed) => {
+                self.stream_failed(stream, holder, next, "an entry cannot be read").await;
+                return Err(Over);
+            }
+        };
+        // Read after the entries: the log that the last of them is in was opened before.
+        let logs = self.logs(tenant.uid).await?;
+        let (events, sent) = self.events(tenant, &page, &logs);
+        let (Some(first), Some(last)) = (sent.first(), sent.last()) else {
+            stream.with(|progress| progress.behind = 0);
+            return Err(Over);
+        };
+        let (entries, bytes) = (sent.len(), events.iter().map(String::len).sum());
+        let id = format!("{}-{entries}", first.row.id);
+        let delivery = StreamedEntries { id: &id, tenant: &tenant.name, at: last.row.at, events: &events };
+        let delivered = tokio::select! {
+            delivered = self.deliver(&stream.sink, delivery) => delivered,
+            // Whoever is next does it again: it may have arrived.
+            () = stop.cancelled() => return Err(Over),
+        };
+        if let Err(problem) = delivered {
+            self.stream_failed(stream, holder, next, &problem).await;
+            return Err(Over);
+        }
+        let to = last.seq + 1;
+        if stream.with(|progress| progress.in_a_row > 0) {
+            info!(stream = stream.name.as_str(), place = to, "entries are streamed again");
+        }
+        let advance = StreamStep::Advance { from: next, to, lease: LEASE };
+        self.stream_step(stream, holder, advance).await?;
+        let behind = stream.with(|progress| progress.behind).saturating_sub(to - next);
+        stream.took(behind, entries, bytes);
+        Ok(to)
+    }
+
+    /// Leaves the stream to whoever is next, and rests.
+    async fn stream_failed(&self, stream: &Stream, holder: Uuid, next: u64, problem: &str) {
+        let after = stream.failed();
+        let (name, retry_in) = (stream.name.as_str(), after.as_secs());
+        warn!(stream = name, place = next, problem, retry_in, "entries could not be streamed");
+        let _ = self.stream_step(stream, holder, StreamStep::Fail).await;
+    }
+
+    /// The tenant's logs, each with its number and its first place, the current one last.
+    async fn logs(&self, tenant: TenantUid) -> Result<Vec<LogHead>, Over> {
+        // The current one first: one that ends meanwhile is then in both.
+        let current = self.store.log_head(tenant).await.map_err(|_| Over)?;
+        let mut logs = self.store.ended_logs(tenant).await.map_err(|_| Over)?;
+        logs.extend(current);
+        logs.sort_by_key(|head| head.log);
+        Ok(logs)
+    }
+
+    /// The events of as many of the entries as go into one delivery.
+    fn events<'p>(
+        &self,
+        tenant: &Tenant,
+        page: &'p [PlacedEntry],
+        logs: &[LogHead],
+    ) -> (Vec<String>, &'p [PlacedEntry]) {
+        let (mut events, mut bytes) = (Vec::new(), 0);
+        for (count, placed) in page.iter().enumerate() {
+            if bytes > DELIVERY_BYTES {
+                return (events, &page[..count]);
+            }
+            let event = ocsf_event(tenant, log_of(placed.seq, logs), placed).to_string();
+            bytes += event.len();
+            events.push(event);
+        }
+        (events, page)
+    }
+
+    async fn deliver(&self, sink: &Sink, delivery: StreamedEntries<'_>) -> Result<(), String> {
+        let webhook = match sink {
+            Sink::File(file) => {
+                let lines = delivery.events.iter().flat_map(|event| [event.as_str(), "\n"]).collect();
+                return file.append(lines).await;
+            }
+            Sink::Webhook(webhook) => webhook,
+        };
+        match webhook.stream(&delivery, self.clock.now()).await {
+            Delivery::Taken => Ok(()),
+            // It does not say that the log may have a gap.
+            Delivery::Gone => Err("410".to_owned()),
+            Delivery::Status(status) => Err(status.to_string()),
+            Delivery::Unreachable => Err("unreachable".to_owned()),
+            Delivery::Timeout => Err("timeout".to_owned()),
+        }
+    }
+
+    /// An error where the step did not apply, or is not known to have.
+    async fn stream_step(&self, stream: &Stream, holder: Uuid, step: StreamStep) -> Result<(), Over> {
+        let changes = vec![Change::Stream { name: stream.name, holder, step }];
+        let tenant = self.tenant.uid().map_err(|_| Over)?;
+        match self.store.commit(&Batch::of_changes(tenant, changes)).await {
+            Ok(committed) if committed.applied == [1] => Ok(()),
+            Ok(_) | Err(_) => Err(Over),
+        }
+    }
+}
+
+/// The number of the log that the entry at a place is in: the last of those that had begun there.
+fn log_of(place: u64, logs: &[LogHead]) -> u32 {
+    logs.iter().rfind(|head| head.first <= place).map_or(1, |head| head.log)
+}
+
+/// After so many failures in a row, counted from 1.
+fn pause(failures: u32) -> Duration {
+    let doubled = 2_u32.saturating_pow(failures.saturating_sub(1));
+    FIRST_PAUSE.saturating_mul(doubled).min(LONGEST_PAUSE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::merkle::Frontier;
+
+    #[test]
+    fn a_pause_doubles_up_to_a_minute() {
+        let seconds = |failures| pause(failures).as_secs();
+        assert_eq!([1, 2, 6, 7, 1_000].map(seconds), [1, 2, 32, 60, 60]);
+    }
+
+    #[test]
+    fn an_entry_is_in_the_last_log_begun_at_its_position() {
+        let head = |log, first| LogHead { log, first, frontier: Frontier::default() };
+        // The second was opened and ended without an entry; the fourth was lost with the database that had it.
+        let logs = [head(1, 0), head(2, 5), head(3, 5), head(5, 8)];
+        assert_eq!([0, 4, 5, 7, 8, 99].map(|place| log_of(place, &logs)), [1, 1, 3, 3, 5, 5]);
+    }
+
+    #[test]
+    fn a_page_is_as_large_as_its_entries_let_it_be() {
+        let stream = Stream::to_file(PathBuf::from("/nowhere"));
+        for (entries, bytes, page) in [(16, 16 * 1_000, 1_024), (16, 16 << 20, 16), (100, 1 << 20, 100)] {
+            stream.took(0, entries, bytes);
+            assert_eq!(stream.with(|progress| progress.page), page);
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! When each job runs. Each has a task and a timer of its own, so that a slow webhook holds up no rotation.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::audit::{Derived, derive};
+
+use super::Jobs;
+
+/// How often a replica looks for a rotation to work on, an incident to announce, entries to stream, a log that has moved.
+const LOOK: Duration = Duration::from_secs(1);
+/// How often a replica looks for what is to be derived: pages read the rest of the log as it is. One that finds another at it
+/// leaves it to that one for a while.
+const DERIVE: Duration = Duration::from_millis(250);
+const LEAVE: Duration = Duration::from_secs(5);
+
+impl Jobs {
+    /// Starts all jobs, and the watch over the keys whose DEKs are in memory: without that, nothing is answered from there. They
+    /// end soon after `stop` is cancelled, with their place committed.
+    pub fn start(self: Arc<Self>, stop: CancellationToken) -> JoinHandle<()> {
+        // Names this replica in leases, for as long as it lives.
+        let holder = Uuid::now_v7();
+        let (keyring, stopped) = (self.keyring.clone(), stop.clone());
+        let watching = tokio::spawn(async move {
+            tokio::join!(
+                keyring.clone().keep_watch(stopped.clone()),
+                // Makes DEKs ahead of need, and seals the rows of DEKs, where that is configured.
+                keyring.clone().keep_pool(stopped.clone()),
+                keyring.keep_sealing(stopped)
+            )
+        });
+        let (jobs, stopped) = (self.clone(), stop.clone());
+        let announcing = tokio::spawn(async move {
+            while tokio::time::timeout(LOOK, stopped.cancelled()).await.is_err() {
+                jobs.announce_incidents(holder, &stopped).await;
+            }
+        });
+        let (jobs, stopped) = (self.clone(), stop.clone());
+        let making_checkpoints = tokio::spawn(async move {
+            while tokio::time::timeout(LOOK, stopped.cancelled()).await.is_err() {
+                jobs.keep_checkpoint().await;
+            }
+        });
+        let (jobs, stopped) = (self.clone(), stop.clone());
+        let publishing = tokio::spawn(async move {
+            while tokio::time::timeout(LOOK, stopped.cancelled()).await.is_err() {
+                jobs.publish_checkpoints(holder, &stopped).await;
+            }
+        });
+        let (jobs, stopped) = (self.clone(), stop.clone());
+        let deriving = tokio::spawn(async move {
+            let mut pause = DERIVE;
+            while tokio::time::timeout(pause, stopped.cancelled()).await.is_err() {
+                pause = match derive(&*jobs.store, &stopped).await {
+                    Derived::All => DERIVE,
+                    Derived::More => Duration::ZERO,
+                    Derived::NotHere | Derived::Wrong => LEAVE,
+                };
+            }
+        });
+        let streaming: Vec<_> = (0..self.streams.len())
+            .map(|index| {
+                let (jobs, stopped) = (self.clone(), stop.clone());
+                tokio::spawn(async move {
+                    let Some(stream) = jobs.streams.get(index) else { return };
+                    while tokio::time::timeout(LOOK, stopped.cancelled()).await.is_err() {
+                        jobs.stream_entries(stream, holder, &stopped).await;
+                    }
+                })
+            })
+            .collect();
+        tokio::spawn(async move {
+            while tokio::time::timeout(LOOK, stop.cancelled()).await.is_err() {
+                self.work_on_rotations(holder, &stop).await;
+            }
+            let _ = tokio::join!(watching, announcing, deriving, making_checkpoints, publishing);
+            for stream in streaming {
+                let _ = stream.await;
+            }
+        })
+    }
+}

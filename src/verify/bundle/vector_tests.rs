@@ -1,0 +1,159 @@
+//! Replays `tests/vectors/audit/`, which another language wrote from `docs/audit-log.md`.
+
+use serde_json::Value;
+
+use super::verify_bundle;
+use crate::audit::{CheckpointKey, SignedCheckpoint};
+use crate::crypto::sha256;
+use crate::merkle::{Hash, root_of};
+use crate::verify::encoding::tenant_of;
+use crate::verify::entry::BundleEntry;
+use crate::verify::{Claim, Finding, Report, State, Trust};
+
+const LEAVES: &str = include_str!("../../../tests/vectors/audit/leaves.json");
+const BUNDLE: &str = include_str!("../../../tests/vectors/audit/bundle.jsonl");
+/// From before entries had a second form.
+const FIRST_BUNDLE: &str = include_str!("../../../tests/vectors/audit/bundle-1.jsonl");
+
+fn bytes(hexadecimal: &Value) -> Vec<u8> {
+    let text = hexadecimal.as_str().unwrap();
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+}
+
+fn trust(pinned: bool) -> Trust {
+    let key = CheckpointKey::parse(include_str!("../../../tests/vectors/audit/key").trim()).unwrap();
+    let checkpoint = include_str!("../../../tests/vectors/audit/checkpoint-5");
+    Trust { keys: vec![key], pinned: pinned.then(|| SignedCheckpoint::parse(checkpoint).unwrap()) }
+}
+
+fn verified(bundle: &[u8]) -> Report {
+    verify_bundle(&mut &bundle[..], &trust(true), &mut |_| ()).unwrap()
+}
+
+#[test]
+fn leaves_are_those_of_the_vectors() {
+    let vectors: Vec<Value> = serde_json::from_str(LEAVES).unwrap();
+    let second = vectors.iter().filter(|vector| vector["entry"]["form"] == 2).count();
+    assert!(second >= 2 && vectors.len() >= second + 4, "vectors of both forms");
+    for vector in vectors {
+        let tenant = tenant_of(vector["tenant"].as_str().unwrap()).unwrap();
+        let entry: BundleEntry = serde_json::from_value(vector["entry"].clone()).unwrap();
+        assert_eq!(entry.computed(tenant).to_vec(), sha256(&bytes(&vector["covered"])));
+        assert_eq!(entry.computed(tenant), entry.digest.0);
+        assert_eq!(entry.leaf().0.to_vec(), bytes(&vector["leaf"]));
+        let items = vector["items"].as_array().unwrap().iter().map(|item| Hash::of_leaf(&bytes(item)));
+        let root = root_of(items).0;
+        assert!(bytes(&vector["covered"]).windows(32).any(|covered| covered == root));
+    }
+}
+
+#[test]
+fn the_bundle_of_the_vectors_holds() {
+    let report = verified(BUNDLE.as_bytes());
+    assert_eq!(report.findings, []);
+    assert_eq!(open(&report), [Claim::Personal]);
+    let unpinned = verify_bundle(&mut BUNDLE.as_bytes(), &trust(false), &mut |_| ()).unwrap();
+    assert_eq!((unpinned.findings.len(), open(&unpinned)), (0, vec![Claim::Personal, Claim::Pinned]));
+}
+
+#[test]
+fn a_bundle_of_the_first_form_holds_for_ever() {
+    let report = verified(FIRST_BUNDLE.as_bytes());
+    assert_eq!(report.findings, []);
+    assert_eq!(open(&report), [Claim::Personal]);
+}
+
+/// The claims of which nothing can be said. The ranges end before their logs do, and hold values that are not there: what was
+/// erased of them no entry says that is shown.
+fn open(report: &Report) -> Vec<Claim> {
+    assert!(report.claims.iter().all(|(_, state, _)| *state != State::Fails), "{:?}", report.claims);
+    let open = report.claims.iter().filter(|(_, state, _)| *state == State::Open);
+    open.map(|(claim, ..)| *claim).collect()
+}
+
+#[test]
+fn nothing_is_shown_of_an_entry_that_its_digest_does_not_cover() {
+    // Each would leave the digest of the entry, which is of the first form, as it is.
+    for more in [
+        r#""reason":"support-case""#,
+        r#""ledger_hash":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=""#,
+        r#""issuer":"https://id.example""#,
+        r#""extensions":[["voids","x"]]"#,
+    ] {
+        let bundle = BUNDLE.replacen("{\"entry\":{", &format!("{{\"entry\":{{{more},"), 1);
+        assert!(!verified(bundle.as_bytes()).is_clean(), "{more}");
+    }
+    for more in [r#""form":"mask""#, r#""wrapped_hash":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=""#] {
+        let bundle = BUNDLE.replacen("{\"dek_id\"", &format!("{{{more},\"dek_id\""), 1);
+        assert!(!verified(bundle.as_bytes()).is_clean(), "{more}");
+    }
+    // Nor can an entry of the second form stand in a bundle that readers of the first take.
+    let older = BUNDLE.replace("byok-audit-bundle/2", "byok-audit-bundle/1");
+    assert!(!verified(older.as_bytes()).is_clean());
+    let unsorted = BUNDLE.replace(r#"[["unknown""#, r#"[["zzz""#);
+    assert!(!verified(unsorted.as_bytes()).is_clean());
+}
+
+#[test]
+fn no_line_can_be_left_out_doubled_or_moved() {
+    let lines: Vec<&str> = BUNDLE.lines().collect();
+    let joined = |lines: &[&str]| lines.iter().map(|line| format!("{line}\n")).collect::<String>();
+    for place in (0..lines.len()).filter(|place| ![1, 6].contains(place)) {
+        let mut fewer = lines.clone();
+        let line = fewer.remove(place);
+        assert!(!verified(joined(&fewer).as_bytes()).is_clean(), "without line {place}");
+        fewer.insert((place + 1) % lines.len(), line);
+        assert!(!verified(joined(&fewer).as_bytes()).is_clean(), "line {place} moved");
+        // A checkpoint that is said twice says nothing more.
+        if place != 11 {
+            let mut more = lines.clone();
+            more.insert(place, line);
+            assert!(!verified(joined(&more).as_bytes()).is_clean(), "line {place} twice");
+        }
+    }
+    // Neither the key, which the auditor has, nor a checkpoint on the way is needed.
+    for place in [1, 6] {
+        let mut fewer = lines.clone();
+        fewer.remove(place);
+        assert_eq!(verified(joined(&fewer).as_bytes()).findings, []);
+    }
+}
+
+#[test]
+fn no_byte_can_be_changed() {
+    for whole in [BUNDLE, FIRST_BUNDLE] {
+        // How much of the log is asked for is not signed: what is shown of it is.
+        let range = whole.find("\"from\"").unwrap()..whole.find("\"size\"").unwrap();
+        for at in (0..whole.len()).filter(|at| !range.contains(at)) {
+            let mut bundle = whole.as_bytes().to_vec();
+            bundle[at] ^= 1;
+            let report = verified(&bundle);
+            let from = at.saturating_sub(20);
+            assert!(!report.is_clean(), "byte {at}: {:?}", whole.get(from..at));
+            assert!(report.findings.iter().all(|finding| !finding.to_string().is_empty()));
+        }
+    }
+}
+
+#[test]
+fn a_pruned_range_has_to_be_named() {
+    let cut = BUNDLE.replace("prune 1 0 3", "prune 1 0 2");
+    assert!(verified(cut.as_bytes()).findings.contains(&Finding::Missing {
+        places: 0..3,
+        oldest: true,
+        kept: true
+    }));
+}
+
+#[test]
+fn where_a_log_is_said_to_begin_moves_no_prune() {
+    let mut bundle =
+        BUNDLE.replace("\"first\":0,\"from\":0,\"to\":8", "\"first\":100,\"from\":100,\"to\":108");
+    for place in (3..8).rev() {
+        bundle = bundle.replace(&format!("\"place\":{place},"), &format!("\"place\":{},", 100 + place));
+    }
+    assert_eq!(verified(bundle.as_bytes()).findings, []);
+    // The prune of another of the tenant's logs is none of this one's.
+    let other = BUNDLE.replace("prune 1 0 3", "prune 2 0 3");
+    assert!(!verified(other.as_bytes()).is_clean());
+}

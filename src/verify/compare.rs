@@ -1,0 +1,115 @@
+//! The walk's tree against the roots that are said of it: of checkpoints, of the pinned one, of the log's head.
+
+use super::finding::{Against, Finding};
+use super::walk::Walk;
+use super::window::Window;
+use crate::audit::SignedCheckpoint;
+use crate::merkle::{Frontier, Hash};
+
+impl Walk {
+    /// A note that is kept as of the size that the walk has reached.
+    pub(super) fn checkpoint(&mut self, note: &str) {
+        let size = self.size;
+        let checkpoint = Against::Checkpoint(size);
+        let Ok(signed) = SignedCheckpoint::parse(note) else {
+            return self.report.find(Finding::NoCheckpoint { size });
+        };
+        let said = &signed.checkpoint;
+        if said.origin != self.subject.origin {
+            return self.report.find(Finding::OtherLog { checkpoint, origin: said.origin.clone() });
+        }
+        if said.size != size {
+            return self.report.find(Finding::NoCheckpoint { size });
+        }
+        if let Some(unsigned) = self.unsigned(&signed, checkpoint) {
+            return self.report.find(unsigned);
+        }
+        if let Some(pinned) = &self.trust.pinned
+            && pinned.checkpoint.size == size
+            && pinned.checkpoint.root != said.root
+        {
+            self.report.find(Finding::Forked { size, root: said.root });
+        }
+        if self.compare(said.root, checkpoint) {
+            self.checkpoints += 1;
+            self.sealed = size;
+        }
+    }
+
+    /// The root that the log's head has.
+    pub(super) fn head(&mut self, frontier: &Frontier) {
+        self.headed = self.compare(frontier.root(), Against::Head(frontier.size()));
+    }
+
+    /// What to say of a checkpoint that none of the keys given has signed, where any was given.
+    fn unsigned(&self, signed: &SignedCheckpoint, checkpoint: Against) -> Option<Finding> {
+        let keys = &self.trust.keys;
+        if keys.is_empty() || keys.iter().any(|key| signed.is_signed_by(key)) {
+            return None;
+        }
+        Some(match keys.iter().any(|key| signed.names(key)) {
+            true => Finding::Forged { checkpoint },
+            false => Finding::WrongKey { checkpoint, signers: signed.signers() },
+        })
+    }
+
+    /// Whether the tree so far has this root. Where it has not, says why as well as the leaves show it.
+    fn compare(&mut self, root: Hash, against: Against) -> bool {
+        if self.unknown_from.is_some() {
+            return false;
+        }
+        if self.frontier.root() != root {
+            if self.diverged {
+                return false;
+            }
+            let Some((low, high, frontier)) = self.since.swapped(root) else {
+                return self.diverge(root, against);
+            };
+            let first = self.subject.first;
+            self.report.find(Finding::Swapped { place: first + low, with: first + high });
+            // As it would be without: what comes after is looked at for itself.
+            self.frontier = frontier;
+        }
+        self.diverged = false;
+        self.since = Window::after(self.frontier.clone());
+        true
+    }
+
+    fn diverge(&mut self, expected: Hash, against: Against) -> bool {
+        self.diverged = true;
+        let first = self.subject.first;
+        for leaf in self.since.odd() {
+            self.report.find(Finding::Time { place: first + leaf });
+        }
+        let places = first + self.since.base.size()..self.place();
+        let found = self.frontier.root();
+        self.report.find(Finding::Rewritten { places, against, expected, found });
+        false
+    }
+
+    pub(super) fn trust_pinned(&mut self) {
+        let Some(pinned) = &self.trust.pinned else { return };
+        let checkpoint = Against::Pinned(pinned.checkpoint.size);
+        if pinned.checkpoint.origin != self.subject.origin {
+            let origin = pinned.checkpoint.origin.clone();
+            self.report.find(Finding::OtherLog { checkpoint, origin });
+        } else if let Some(unsigned) = self.unsigned(pinned, checkpoint) {
+            self.report.find(unsigned);
+        }
+    }
+
+    /// Before the walk goes on from a size: is it the pinned one?
+    pub(super) fn leave(&mut self) {
+        let Some(pinned) = &self.trust.pinned else { return };
+        let (size, root) = (pinned.checkpoint.size, pinned.checkpoint.root);
+        if size != self.size || self.pinned_met || self.unknown_from.is_some() {
+            return;
+        }
+        self.pinned_met = true;
+        let found = self.frontier.root();
+        if found != root {
+            let (places, against) = (self.subject.first..self.place(), Against::Pinned(size));
+            self.report.find(Finding::Rewritten { places, against, expected: root, found });
+        }
+    }
+}

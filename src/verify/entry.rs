@@ -1,0 +1,256 @@
+//! An entry as a bundle shows it: all that its leaf covers, and the personal values with their salts.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::encoding::{Bytes, Id, read_from_objects, tenant_of};
+use crate::audit::{EntryFields, EntryForm, ItemFields, Packed, optional_bytes, source_name};
+use crate::crypto::hmac_sha256;
+use crate::merkle::Hash;
+use crate::model::{TenantUid, Timestamp};
+use crate::store::{EntryRow, leaf_of};
+
+read_from_objects!(Personal, BundleEntry, BundleItem);
+
+/// A personal value: with its salt, or erased and without both.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(remote = "Self", deny_unknown_fields)]
+pub(super) struct Personal {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) value: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) salt: Option<Bytes<16>>,
+    pub(super) hmac: Bytes<32>,
+}
+
+impl Personal {
+    /// Whether the value is the one that was hashed; `None` where it was erased.
+    pub(super) fn matches(&self) -> Option<bool> {
+        match (&self.value, &self.salt) {
+            (None, _) => None,
+            (Some(value), Some(salt)) => Some(hmac_sha256(&salt.0, value.as_bytes()) == self.hmac.0),
+            // Nobody can check it.
+            (Some(_), None) => Some(false),
+        }
+    }
+}
+
+/// An entry with all that its leaf covers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(remote = "Self", deny_unknown_fields)]
+pub(super) struct BundleEntry {
+    pub(super) place: u64,
+    /// Whose it is, where that is another tenant than the log's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) tenant: Option<String>,
+    /// Microseconds since 1970.
+    pub(super) at: i64,
+    pub(super) id: Id,
+    pub(super) operation: String,
+    pub(super) outcome: String,
+    pub(super) means: String,
+    pub(super) role: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) user: Option<Personal>,
+    pub(super) request: Personal,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) detail: Option<String>,
+    /// Which fields the digest covers: 2, or 1 where nothing is said. The next four are of form 2 alone.
+    #[serde(default, skip_serializing_if = "EntryForm::is_one")]
+    pub(super) form: EntryForm,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) reason: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) ledger_hash: Option<Bytes<32>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) issuer: Option<String>,
+    /// Names and values, in the order of the names' bytes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) extensions: Vec<(String, String)>,
+    pub(super) items: Vec<BundleItem>,
+    /// As the row has it.
+    pub(super) digest: Bytes<32>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(remote = "Self", deny_unknown_fields)]
+pub(super) struct BundleItem {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) dek_id: Option<Id>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) key: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) version: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) source: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) kms_request_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) refused: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) record: Option<Personal>,
+    /// This and those that follow are of form 2 alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) key_id: Option<Id>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) wrapped_hash: Option<Bytes<32>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) form: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) wrapping_key_id: Option<Id>,
+}
+
+impl BundleEntry {
+    /// `None` when the row's items or records are not of a form that we write.
+    pub(super) fn of(place: u64, row: &EntryRow) -> Option<Self> {
+        let packed = Packed::read(&row.items, row.item_count)?;
+        let records: Vec<Value> = serde_json::from_str(&row.records).ok()?;
+        if records.len() != packed.items.len() {
+            return None;
+        }
+        let mut items = Vec::with_capacity(records.len());
+        for (item, record) in packed.items.iter().zip(records) {
+            let (value, salt) = match record {
+                Value::Null => (None, None),
+                record => {
+                    let (value, salt): (String, String) = serde_json::from_value(record).ok()?;
+                    (Some(value), Some(salt_of(&salt)?))
+                }
+            };
+            // A value where none was hashed.
+            if value.is_some() && item.record_hmac.is_none() {
+                return None;
+            }
+            let version = packed.key_version(item);
+            items.push(BundleItem {
+                dek_id: item.dek_id.map(|id| Id(id.0)),
+                key: version.map(|version| version.key.to_string()),
+                version: version.map(|version| version.version.to_string()),
+                source: item.source.map(|source| source_name(source).to_owned()),
+                kms_request_id: packed.kms_request_id(item).map(|id| id.to_string()),
+                refused: packed.refusal(item).map(|code| code.as_str().to_owned()),
+                record: item.record_hmac.map(|hmac| Personal { value, salt, hmac: Bytes(hmac) }),
+                key_id: packed.key_id(item).map(id_of),
+                wrapped_hash: item.wrapped_hash.map(Bytes),
+                form: packed.form(item).map(|form| form.to_string()),
+                wrapping_key_id: packed.wrapping_key_id(item).map(id_of),
+            });
+        }
+        let personal = |salted: &crate::model::Salted| Personal {
+            value: salted.value.clone(),
+            salt: salted.salt.map(Bytes),
+            hmac: Bytes(salted.hmac),
+        };
+        Some(Self {
+            place,
+            tenant: None,
+            at: row.at.0,
+            id: Id(row.id.0),
+            operation: row.operation.as_str().to_owned(),
+            outcome: row.outcome.as_str().to_owned(),
+            means: row.means.as_str().to_owned(),
+            role: row.role.to_string(),
+            user: row.user.as_ref().map(personal),
+            request: personal(&row.request),
+            detail: row.detail.as_deref().map(str::to_owned),
+            form: packed.form,
+            reason: packed.reason.as_deref().map(str::to_owned),
+            ledger_hash: packed.ledger_hash.map(Bytes),
+            issuer: packed.issuer.as_deref().map(str::to_owned),
+            extensions: packed.extensions.iter().map(|(name, value)| (name.into(), value.into())).collect(),
+            items,
+            digest: Bytes(row.digest),
+        })
+    }
+
+    /// The digest of what it says.
+    pub(super) fn computed(&self, tenant: TenantUid) -> [u8; 32] {
+        let extensions: Vec<_> = self.extensions.iter().map(|(name, value)| (&**name, &**value)).collect();
+        let fields = EntryFields {
+            form: self.form,
+            id: self.id.0.as_bytes(),
+            operation: &self.operation,
+            outcome: &self.outcome,
+            means: &self.means,
+            role: &self.role,
+            user_hmac: self.user.as_ref().map_or(&[], |user| &user.hmac.0),
+            request_hmac: &self.request.hmac.0,
+            detail: self.detail.as_deref().unwrap_or_default(),
+            reason: self.reason.as_deref().unwrap_or_default(),
+            ledger_hash: optional_bytes(self.ledger_hash.as_ref().map(|hash| &hash.0)),
+            issuer: self.issuer.as_deref().unwrap_or_default(),
+            extensions: &extensions,
+        };
+        fields.digest(tenant, self.items.iter().map(|item| item.leaf(self.form)))
+    }
+
+    /// Whether its digest covers all that it says: an entry of the first form has none of the later fields.
+    pub(super) fn is_of_its_form(&self) -> bool {
+        let sorted = self.extensions.is_sorted_by(|(one, _), (next, _)| one < next);
+        let beyond = self.reason.is_some()
+            || self.ledger_hash.is_some()
+            || self.issuer.is_some()
+            || !self.extensions.is_empty()
+            || self.items.iter().any(BundleItem::has_later_fields);
+        match self.form {
+            EntryForm::One => !beyond,
+            EntryForm::Two => sorted,
+        }
+    }
+
+    /// The other tenant whose entry it is: its digest holds there.
+    pub(super) fn others(&self) -> Option<TenantUid> {
+        let tenant = self.tenant.as_deref().and_then(tenant_of)?;
+        (self.computed(tenant) == self.digest.0).then_some(tenant)
+    }
+
+    /// Its leaf, by the digest that the row has.
+    pub(super) fn leaf(&self) -> Hash {
+        self.leaf_with(&self.digest.0)
+    }
+
+    /// The leaf that it would have with this digest.
+    pub(super) fn leaf_with(&self, digest: &[u8; 32]) -> Hash {
+        leaf_of(Timestamp(self.at), digest)
+    }
+}
+
+impl BundleItem {
+    fn has_later_fields(&self) -> bool {
+        self.key_id.is_some()
+            || self.wrapped_hash.is_some()
+            || self.form.is_some()
+            || self.wrapping_key_id.is_some()
+    }
+
+    fn leaf(&self, form: EntryForm) -> Hash {
+        let fields = ItemFields {
+            dek_id: self.dek_id.as_ref().map_or(&[], |id| id.0.as_bytes()),
+            key: self.key.as_deref().unwrap_or_default(),
+            version: self.version.as_deref().unwrap_or_default(),
+            source: self.source.as_deref().unwrap_or_default(),
+            kms_request_id: self.kms_request_id.as_deref().unwrap_or_default(),
+            refused: self.refused.as_deref().unwrap_or_default(),
+            record_hmac: self.record.as_ref().map_or(&[], |record| &record.hmac.0),
+            key_id: optional_bytes(self.key_id.as_ref().map(|id| id.0.as_bytes())),
+            wrapped_hash: optional_bytes(self.wrapped_hash.as_ref().map(|hash| &hash.0)),
+            form: self.form.as_deref().unwrap_or_default(),
+            wrapping_key_id: optional_bytes(self.wrapping_key_id.as_ref().map(|id| id.0.as_bytes())),
+        };
+        fields.leaf(form)
+    }
+}
+
+fn id_of(bytes: &[u8; 16]) -> Id {
+    Id(Uuid::from_bytes(*bytes))
+}
+
+/// A salt as `records` holds it: base64, with or without padding.
+fn salt_of(text: &str) -> Option<Bytes<16>> {
+    let text = text.trim_end_matches('=');
+    let salt = STANDARD_NO_PAD.decode(text).ok()?;
+    salt.try_into().ok().map(Bytes)
+}

@@ -1,0 +1,81 @@
+//! Rows of DEKs held against the log before they are sealed. What is sealed is believed from then on, so the log itself is verified
+//! on the way, as far as that goes without a key or a checkpoint from elsewhere: where it does not hold nothing agrees.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use super::Trust;
+use super::deks::Deks;
+use super::finding::{Against, Finding};
+use super::log::Log;
+use crate::model::{DekId, Tenant};
+use crate::store::{DekRow, LogReads, ReadError};
+
+/// After how many entries the walk pauses, and for how long: calls go before it.
+const PACE: (u64, Duration) = (512, Duration::from_millis(5));
+/// How many rows are read at once.
+const PAGE: usize = 1_000;
+
+/// Rows that were held against the log.
+#[derive(Debug, Default)]
+pub struct HeldRows {
+    /// Those that nothing in the log contradicts. None where the log does not hold.
+    pub agreed: Vec<DekRow>,
+    /// Those that it contradicts, each with what it says. None where the log does not hold.
+    pub contradicted: Vec<(DekRow, Finding)>,
+    /// Whether an entry says that all rows were sealed before.
+    pub all_were_sealed: bool,
+    /// The first thing of the log itself that does not hold.
+    pub damaged: Option<Finding>,
+}
+
+/// Walks along a tenant's current log and holds rows against it that were read before: each against the entries that made it,
+/// used it and re-wrapped it last. Where the log's oldest entries are pruned, or it goes on from an earlier log, nothing speaks
+/// against a row whose DEK is older than what is there. Rows that were changed during the walk are in neither list.
+///
+/// # Errors
+/// The database's.
+pub async fn hold_rows(
+    store: &dyn LogReads,
+    tenant: &Tenant,
+    rows: Vec<DekRow>,
+) -> Result<HeldRows, ReadError> {
+    let Some(head) = store.log_head(tenant.uid).await? else {
+        return Ok(HeldRows { damaged: Some(Finding::Head), ..HeldRows::default() });
+    };
+    let mut log = Log::of(store, tenant, head, Trust::default()).await?;
+    log.deks = Deks::of(&rows, log.head.first == 0);
+    log.pace = Some(PACE);
+    log.entries(&mut |_, _| ()).await?;
+    log.after().await?;
+    let Log { walk, deks, .. } = log;
+    let report = walk.finish(|size, has| Finding::Shorter { has, against: Against::Pinned(size) });
+    let mut held = HeldRows { all_were_sealed: report.all_were_sealed, ..HeldRows::default() };
+    held.damaged = report.findings.into_iter().next();
+    if held.damaged.is_some() {
+        return Ok(held);
+    }
+    for row in rows {
+        match deks.finding_of(row.id) {
+            None => held.agreed.push(row),
+            Some(finding) => held.contradicted.push((row, finding)),
+        }
+    }
+    keep_unchanged(store, tenant, &mut held.contradicted).await?;
+    Ok(held)
+}
+
+/// Leaves out those that the server has changed since they were read: the log may say what they are now.
+async fn keep_unchanged(
+    store: &dyn LogReads,
+    tenant: &Tenant,
+    contradicted: &mut Vec<(DekRow, Finding)>,
+) -> Result<(), ReadError> {
+    let ids: Vec<DekId> = contradicted.iter().map(|(row, _)| row.id).collect();
+    let mut now: HashMap<DekId, DekRow> = HashMap::new();
+    for ids in ids.chunks(PAGE) {
+        now.extend(store.deks(tenant.uid, ids).await?.into_iter().map(|row| (row.id, row)));
+    }
+    contradicted.retain(|(row, _)| now.get(&row.id) == Some(row));
+    Ok(())
+}

@@ -1,0 +1,336 @@
+//! A tenant's log in its database, verified: every entry of the current log or of one that has ended, its head, every
+//! checkpoint that is kept, and of the current one the rows of DEKs. The server may go on meanwhile. Only reads.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use super::deks::Deks;
+use super::finding::{Against, Finding};
+use super::pages::{Pages, Row};
+use super::reconciled_deks::reconcile_deks;
+use super::report::{Claim, Report};
+use super::tiles::Tiles;
+use super::withheld::Withheld;
+use super::{Subject, Trust, Walk};
+use crate::audit::{SignedCheckpoint, Tree, TreeError, origin_of};
+use crate::merkle::Frontier;
+use crate::model::{Operation, Tenant};
+use crate::store::{CheckpointRow, LogHead, LogReads, ReadError};
+
+/// How many checkpoints are read at once.
+const CHECKPOINTS: u32 = 256;
+
+/// Verifies a tenant's log: the current one, or the one that `ended` with this head. `progress` is told how many entries of
+/// how many were looked at, from time to time.
+///
+/// # Errors
+/// The database's: it is out of reach, or refuses to be read. What it holds and is not as it should be is a finding; so the
+/// schema has to be one that this binary reads ([`crate::store::MigrationReport::usable`]).
+pub async fn verify_log(
+    store: &dyn LogReads,
+    tenant: &Tenant,
+    ended: Option<LogHead>,
+    trust: Trust,
+    progress: &mut (dyn FnMut(u64, u64) + Send),
+) -> Result<Report, ReadError> {
+    let has_ended = ended.is_some();
+    let head = match (ended, store.log_head(tenant.uid).await) {
+        (Some(ended), _) => ended,
+        (None, Ok(Some(head))) => head,
+        (None, Ok(None) | Err(ReadError::Malformed)) => return Ok(no_head(tenant)),
+        (None, Err(error)) => return Err(error),
+    };
+    let pinned = trust.pinned.clone();
+    let mut log = Log { has_ended, ..Log::of(store, tenant, head, trust).await? };
+    if !has_ended {
+        log.deks = Deks::read(store, tenant.uid, None, log.head.first == 0).await?;
+    }
+    log.withheld = Some(Withheld::new());
+    log.tiles = Some(Tiles::new(store, tenant.uid, log.head.log));
+    let origin = log.walk.origin().to_owned();
+    log.entries(progress).await?;
+    log.after().await?;
+    if let Some(pinned) = &pinned {
+        log.pinned_is_kept(pinned).await?;
+    }
+    let Log { mut walk, deks, head, withheld, tiles, .. } = log;
+    if let Some(tiles) = tiles {
+        tiles.finish(&head, &mut walk.report).await?;
+    }
+    walk.withheld = withheld.map_or(0, |withheld| withheld.count);
+    let mut report = walk.finish(|size, has| Finding::Shorter { has, against: Against::Pinned(size) });
+    let partial = match has_ended {
+        true => Some("the rows are held against the current log: verify that one".to_owned()),
+        false => reconcile_deks(store, tenant, &head, deks, &mut report).await?,
+    };
+    report.tell(
+        Claim::Deks,
+        "every DEK's row has the key version and the wrapped bytes that the log gave it last".to_owned(),
+        partial,
+    );
+    let earlier = earlier(store, tenant, &head).await?;
+    let ended = if has_ended { ", which has ended" } else { "" };
+    report.subject = format!(
+        "log {origin}{ended}: {} entries at places {} to before {}, root {}{earlier}",
+        head.frontier.size(),
+        head.first,
+        head.end(),
+        head.frontier.root()
+    );
+    Ok(report)
+}
+
+/// What stands before a log, and how it is looked at.
+async fn earlier(store: &dyn LogReads, tenant: &Tenant, head: &LogHead) -> Result<String, ReadError> {
+    if head.first == 0 {
+        return Ok(String::new());
+    }
+    let ended = match store.ended_logs(tenant.uid).await {
+        Ok(ended) => ended,
+        Err(ReadError::Malformed) => Vec::new(),
+        Err(error) => return Err(error),
+    };
+    let before: Vec<String> = ended
+        .iter()
+        .filter(|ended| ended.log < head.log)
+        .map(|ended| format!("--log {}", ended.log))
+        .collect();
+    let how = match before.is_empty() {
+        true => "no log that has ended is kept for them".to_owned(),
+        false => before.join(", "),
+    };
+    Ok(format!("; those at the {} places before are not in it, and were not looked at: {how}", head.first))
+}
+
+fn no_head(tenant: &Tenant) -> Report {
+    let mut report = Report::of(format!("log of {}: no head", tenant.name));
+    report.find(Finding::Head);
+    report.tell(Claim::Tree, String::new(), None);
+    report
+}
+
+/// What the log's checkpoints have to be called: what the auditor knows, else what the last one says, where it fits.
+async fn origin(
+    store: &dyn LogReads,
+    tenant: &Tenant,
+    head: &LogHead,
+    trust: &Trust,
+) -> Result<String, ReadError> {
+    let own = origin_of("", &tenant.name, head.log);
+    let known = trust.keys.iter().map(|key| key.name.clone());
+    let mut known = trust.pinned.iter().map(|pinned| pinned.checkpoint.origin.clone()).chain(known);
+    if let Some(origin) = known.find(|origin| origin.ends_with(&own)) {
+        return Ok(origin);
+    }
+    let latest = store.latest_checkpoint(tenant.uid, head.log).await?;
+    let latest = latest.and_then(|row| SignedCheckpoint::parse(&row.note).ok());
+    let origin = latest.map(|latest| latest.checkpoint.origin).filter(|origin| origin.ends_with(&own));
+    Ok(origin.unwrap_or(own))
+}
+
+pub(super) struct Log<'s> {
+    pub(super) store: &'s dyn LogReads,
+    pub(super) tenant: &'s Tenant,
+    pub(super) head: LogHead,
+    pub(super) walk: Walk,
+    checkpoints: Checkpoints,
+    pub(super) deks: Deks,
+    /// Where it is looked at which answers were withheld.
+    pub(super) withheld: Option<Withheld>,
+    /// Where the tiles of the tree are held against the entries.
+    tiles: Option<Tiles<'s>>,
+    /// After how many entries the walk pauses, and for how long.
+    pub(super) pace: Option<(u64, Duration)>,
+    pub(super) has_ended: bool,
+}
+
+/// The log's checkpoints by size, a page at a time.
+struct Checkpoints {
+    page: std::vec::IntoIter<CheckpointRow>,
+    next: Option<CheckpointRow>,
+    from: u64,
+    ended: bool,
+}
+
+impl Checkpoints {
+    fn new() -> Self {
+        Self { page: Vec::new().into_iter(), next: None, from: 0, ended: false }
+    }
+
+    /// The next one, left in its place.
+    async fn peek(
+        &mut self,
+        store: &dyn LogReads,
+        tenant: &Tenant,
+        log: u32,
+    ) -> Result<Option<u64>, ReadError> {
+        if self.next.is_none() {
+            self.next = self.page.next();
+        }
+        if self.next.is_none() && !self.ended {
+            let rows = store.checkpoints_from(tenant.uid, log, self.from, CHECKPOINTS).await?;
+            self.ended = rows.len() < CHECKPOINTS as usize;
+            self.from = rows.last().map_or(self.from, |row| row.size + 1);
+            self.page = rows.into_iter();
+            self.next = self.page.next();
+        }
+        Ok(self.next.as_ref().map(|row| row.size))
+    }
+}
+
+impl<'s> Log<'s> {
+    /// A tenant's log before its first entry was looked at: as the current one, against no rows of DEKs, and without a pause.
+    pub(super) async fn of(
+        store: &'s dyn LogReads,
+        tenant: &'s Tenant,
+        head: LogHead,
+        trust: Trust,
+    ) -> Result<Self, ReadError> {
+        let origin = origin(store, tenant, &head, &trust).await?;
+        let subject = Subject { tenant: tenant.uid, origin, log: head.log, first: head.first };
+        Ok(Self {
+            store,
+            tenant,
+            walk: Walk::start(subject, trust, Frontier::default()),
+            checkpoints: Checkpoints::new(),
+            deks: Deks::none(),
+            withheld: None,
+            tiles: None,
+            pace: None,
+            has_ended: false,
+            head,
+        })
+    }
+}
+
+impl Log<'_> {
+    pub(super) async fn entries(
+        &mut self,
+        progress: &mut (dyn FnMut(u64, u64) + Send),
+    ) -> Result<(), ReadError> {
+        let (first, end) = (self.head.first, self.head.end());
+        let mut pages = Pages::new(self.store, self.tenant.uid, first..end);
+        while let Some(row) = pages.next().await? {
+            let place = row.place();
+            if place > self.walk.place() {
+                self.gap(place).await?;
+            }
+            self.checkpoints().await?;
+            if let Some(tiles) = &mut self.tiles {
+                tiles.leaf(place - first, row.leaf()).await?;
+            }
+            match row {
+                Row::Entry(entry) if self.walk.entry(&entry) => {
+                    let seals = entry.operation == Operation::Seal.as_str();
+                    self.walk.report.all_were_sealed |= seals;
+                    self.deks.observe(&entry);
+                    let found = self.withheld.as_mut().and_then(|withheld| withheld.entry(&entry));
+                    found.into_iter().for_each(|found| self.walk.report.find(found));
+                }
+                Row::Entry(_) => self.unknown(),
+                Row::Unreadable { place, leaf } => {
+                    self.unknown();
+                    self.walk.unreadable(place, leaf);
+                }
+            }
+            if place.is_multiple_of(256) {
+                progress(place - first, end - first);
+            }
+            if let Some((stride, pause)) = self.pace
+                && place.is_multiple_of(stride)
+            {
+                tokio::time::sleep(pause).await;
+            }
+        }
+        if self.walk.place() < end && self.has_ended {
+            // All of it may be pruned: what says so stands in a later log.
+            self.gap(end).await?;
+        } else if self.walk.place() < end {
+            let places = self.walk.place()..end;
+            self.walk.report.find(Finding::CutOff { places });
+            self.deks.gap();
+            self.walk.goes_on_unseen();
+        }
+        Ok(())
+    }
+
+    /// Notes that what some entry says is not known.
+    fn unknown(&mut self) {
+        self.deks.gap();
+        self.withheld.iter_mut().for_each(Withheld::gap);
+    }
+
+    /// Entries are not there up to this place: pruned, or gone. What is kept of their hashes goes in their stead.
+    async fn gap(&mut self, place: u64) -> Result<(), ReadError> {
+        self.unknown();
+        let tree = Tree::ended(self.store, self.tenant.uid, self.head.clone());
+        let end = place - self.head.first;
+        while self.walk.size() < end {
+            self.checkpoints().await?;
+            let part: Range<u64> =
+                self.walk.size()..self.walk.pinned_ahead().map_or(end, |pinned| pinned.min(end));
+            match tree.cover(part.clone()).await {
+                Ok(roots) if self.walk.roots(part.end - part.start, &roots, true).is_ok() => {}
+                Ok(_) | Err(TreeError::Missing { .. } | TreeError::Store(ReadError::Malformed)) => {
+                    self.walk.gone(place);
+                }
+                Err(TreeError::Store(error)) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Those of the size that the walk has reached. Those within what was pruned are passed over.
+    async fn checkpoints(&mut self) -> Result<(), ReadError> {
+        while let Some(size) = self.checkpoints.peek(self.store, self.tenant, self.head.log).await?
+            && size <= self.walk.size()
+        {
+            if let Some(row) = self.checkpoints.next.take()
+                && size == self.walk.size()
+            {
+                self.walk.checkpoint(&row.note);
+            }
+        }
+        Ok(())
+    }
+
+    /// What comes after the last entry: the head, and what should not be there.
+    pub(super) async fn after(&mut self) -> Result<(), ReadError> {
+        let size = self.head.frontier.size();
+        if self.walk.size() == size {
+            self.checkpoints().await?;
+            self.walk.head(&self.head.frontier);
+        }
+        let beyond = match self.has_ended {
+            // There the next log begins.
+            true => Vec::new(),
+            false => self.beyond().await?,
+        };
+        let mut longest = size;
+        while let Some(size) = self.checkpoints.peek(self.store, self.tenant, self.head.log).await? {
+            longest = longest.max(size);
+            self.checkpoints.next = None;
+        }
+        let Some(now) = self.store.log_head(self.tenant.uid).await? else { return Ok(()) };
+        for place in beyond.into_iter().filter(|place| *place >= now.end()) {
+            self.walk.report.find(Finding::BeyondHead { place });
+        }
+        let has = if self.has_ended { size } else { now.frontier.size() };
+        if longest > has {
+            self.walk.report.find(Finding::Shorter { has, against: Against::Checkpoint(longest) });
+        }
+        if self.has_ended {
+            self.restore().await?;
+        }
+        self.later(now.end()).await
+    }
+
+    async fn pinned_is_kept(&mut self, pinned: &SignedCheckpoint) -> Result<(), ReadError> {
+        let size = pinned.checkpoint.size;
+        let kept = self.store.checkpoints_from(self.tenant.uid, self.head.log, size, 1).await?;
+        if !kept.iter().any(|row| row.size == size) {
+            self.walk.report.find(Finding::MissingCheckpoint { size: Some(size) });
+        }
+        Ok(())
+    }
+}

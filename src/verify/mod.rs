@@ -1,0 +1,83 @@
+//! Verification of a log: a walk along its tree that is fed entries, roots of what is not shown, and checkpoints, one by
+//! one, and reports what does not hold and where. As large as a few thousand leaves, however long the log. [`verify_log`]
+//! feeds it from a database, [`verify_bundle`] from a file.
+//!
+//! Writes to no database, opens no file and prints nothing: what it reads comes through [`crate::store::LogReads`] or from
+//! a reader, and what it found is a [`Report`].
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `entry`, `encoding` | an entry with all that its leaf covers, as a database and a bundle give it |
+//! | `finding`, `finding_text`, `report` | what does not hold, its name and its sentence; the claims and whether they hold |
+//! | `walk`, `window`, `compare`, `erasures`, `withheld`, `claims` | the walk, and what it claims at its end |
+//! | `pages`, `deks`, `reconciled_deks`, `rows` | entries as the database has them; the rows of DEKs against the log, and against their MACs |
+//! | `log`, `past_end`, `tiles`, `held` | a log in a database, walked |
+//! | `bundle` | a bundle: its lines, written from a database, and walked |
+//!
+//! A file imports from its own row and from those above it.
+
+mod bundle;
+mod claims;
+mod compare;
+#[cfg(test)]
+mod corpus_tests;
+mod deks;
+mod encoding;
+mod entry;
+mod erasures;
+mod finding;
+mod finding_text;
+mod held;
+mod log;
+mod pages;
+mod past_end;
+mod reconciled_deks;
+mod report;
+mod rows;
+mod tiles;
+mod walk;
+mod window;
+mod withheld;
+
+use std::ops::Range;
+
+use crate::audit::{CheckpointKey, SignedCheckpoint, leaves_in};
+use crate::model::{Operation, Outcome, TenantUid};
+
+use entry::BundleEntry;
+use walk::Walk;
+
+pub use bundle::{BUNDLE_FORMAT, Export, ExportError, Exported, Wanted, verify_bundle};
+pub use finding::{Against, Finding, PersonalValue};
+pub use held::{HeldRows, hold_rows};
+pub use log::verify_log;
+pub use report::{Claim, Report, State};
+pub use rows::{RowCounts, check_row_macs, count_row_seals};
+
+/// What the auditor knows from elsewhere.
+#[derive(Clone, Debug, Default)]
+pub struct Trust {
+    /// The public keys that count; one of them has to have signed.
+    pub keys: Vec<CheckpointKey>,
+    /// A checkpoint that was kept where nobody of ours can change it.
+    pub pinned: Option<SignedCheckpoint>,
+}
+
+/// Which log is walked.
+struct Subject {
+    tenant: TenantUid,
+    origin: String,
+    /// Which of the tenant's logs.
+    log: u32,
+    /// The place of its first leaf.
+    first: u64,
+}
+
+/// The leaves of this log that a prune's entry names.
+fn pruned_by(entry: &BundleEntry, log: u32) -> Option<Range<u64>> {
+    if entry.operation != Operation::Prune.as_str() || entry.outcome != Outcome::Ok.as_str() {
+        return None;
+    }
+    let (of, leaves) = leaves_in(entry.detail.as_deref()?)?;
+    (of == log).then_some(leaves)
+}

@@ -1,0 +1,89 @@
+//! The rows of DEKs against the MACs that they have.
+
+use super::finding::Finding;
+use super::report::{Claim, Report};
+use crate::audit::{RowMacs, RowSeal};
+use crate::model::{Tenant, TenantUid};
+use crate::store::{DekRow, LogReads, ReadError};
+
+/// How many rows are read at once.
+const PAGE: u32 = 1_000;
+
+/// How many rows are bound how.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RowCounts {
+    /// Under the secret.
+    pub current: u64,
+    /// Under the previous one.
+    pub previous: u64,
+    /// Not at all.
+    pub unsealed: u64,
+    /// By MACs that are not theirs.
+    pub wrong: u64,
+}
+
+/// Looks at every row of a tenant's; `each` is given those that are not bound as they should be.
+///
+/// # Errors
+/// The database's.
+pub async fn count_row_seals(
+    store: &dyn LogReads,
+    tenant: TenantUid,
+    macs: &RowMacs,
+    each: &mut (dyn FnMut(&DekRow, RowSeal) + Send),
+) -> Result<RowCounts, ReadError> {
+    let (mut counts, mut after) = (RowCounts::default(), None);
+    loop {
+        let rows = store.deks_after(tenant, after, PAGE).await?;
+        for row in &rows {
+            let seal = macs.check(tenant, row);
+            match seal {
+                RowSeal::Current => counts.current += 1,
+                RowSeal::Previous => counts.previous += 1,
+                RowSeal::None => counts.unsealed += 1,
+                RowSeal::Wrong => counts.wrong += 1,
+            }
+            if matches!(seal, RowSeal::None | RowSeal::Wrong) {
+                each(row, seal);
+            }
+        }
+        match rows.last() {
+            Some(last) if rows.len() == PAGE as usize => after = Some(last.id),
+            Some(_) | None => return Ok(counts),
+        }
+    }
+}
+
+/// Tells in a report of a tenant's current log whether its rows have the MACs of the secret, where that is given. `required`: a
+/// row without one counts as unsealed whatever the log says.
+///
+/// # Errors
+/// The database's.
+pub async fn check_row_macs(
+    store: &dyn LogReads,
+    tenant: &Tenant,
+    macs: Option<&RowMacs>,
+    required: bool,
+    report: &mut Report,
+) -> Result<(), ReadError> {
+    let Some(macs) = macs else {
+        let open = "no secret was given: nobody looked at the MACs of rows (BYOK_ROW_MAC_KEY)".to_owned();
+        report.tell(Claim::Macs, String::new(), Some(open));
+        return Ok(());
+    };
+    let all_were_sealed = required || report.all_were_sealed;
+    let mut each = |row: &DekRow, seal| match seal {
+        RowSeal::Wrong => report.find(Finding::DekMac { dek: row.id }),
+        RowSeal::None if all_were_sealed => report.find(Finding::DekUnsealed { dek: row.id }),
+        RowSeal::None | RowSeal::Current | RowSeal::Previous => {}
+    };
+    let counts = count_row_seals(store, tenant.uid, macs, &mut each).await?;
+    let unsealed = (counts.unsealed > 0 && !all_were_sealed).then(|| {
+        format!("{} rows have no MAC yet: a server that has the secret seals them", counts.unsealed)
+    });
+    let bound = counts.current + counts.previous;
+    let holds =
+        format!("{bound} rows of DEKs have the MACs of the secret, {} of the previous one", counts.previous);
+    report.tell(Claim::Macs, holds, unsealed);
+    Ok(())
+}

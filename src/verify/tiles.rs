@@ -1,0 +1,150 @@
+//! The tiles of a log's tree as they are kept, against the leaves that the walk has seen and against each other. Proofs are
+//! read from tiles, so an altered one takes the proof from entries that nobody touched. A tile that is not there is no
+//! finding: what it would hold is made from the level below. Only reads.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+use super::finding::Finding;
+use super::report::Report;
+use crate::merkle::Hash;
+use crate::model::TenantUid;
+use crate::store::{LogHead, LogReads, ReadError, TILE_LEVELS, Tile, TileId, WIDTH};
+
+/// How many tiles are read at once: half a mebibyte of hashes.
+const AT_ONCE: u64 = 64;
+
+pub(super) struct Tiles<'s> {
+    store: &'s dyn LogReads,
+    tenant: TenantUid,
+    log: u32,
+    /// The first tile of level 0 whose leaves are held.
+    first: u64,
+    /// The leaves of [`AT_ONCE`] tiles from there on; `None` where an entry was pruned, is gone, or has yet to come.
+    leaves: Vec<Option<Hash>>,
+    wrong: BTreeSet<TileId>,
+}
+
+impl<'s> Tiles<'s> {
+    pub(super) fn new(store: &'s dyn LogReads, tenant: TenantUid, log: u32) -> Self {
+        let leaves = vec![None; (AT_ONCE * WIDTH) as usize];
+        Self { store, tenant, log, first: 0, leaves, wrong: BTreeSet::new() }
+    }
+
+    /// The leaf at this index of the log. Indexes come in order; of those that come twice, the first counts.
+    pub(super) async fn leaf(&mut self, index: u64, leaf: Hash) -> Result<(), ReadError> {
+        let first = index / (AT_ONCE * WIDTH) * AT_ONCE;
+        while self.first < first {
+            self.compare_leaves().await?;
+        }
+        if let Some(held) = self.leaves.get_mut((index - self.first * WIDTH) as usize) {
+            held.get_or_insert(leaf);
+        }
+        Ok(())
+    }
+
+    /// After the last leaf: reports each tile that is not what it should be, but those over entries that are reported already.
+    pub(super) async fn finish(mut self, head: &LogHead, report: &mut Report) -> Result<(), ReadError> {
+        while self.first < self.store.tiles_end(self.tenant, self.log, 0).await? {
+            self.compare_leaves().await?;
+        }
+        for level in 0..TILE_LEVELS {
+            let end = self.store.tiles_end(self.tenant, self.log, level).await?;
+            for first in (0..end).step_by(AT_ONCE as usize) {
+                self.compare_roots(level, first..end.min(first + AT_ONCE)).await?;
+            }
+            if end > 0 {
+                self.compare_end(level, end, head).await?;
+            }
+        }
+        let rewritten = report.rewritten();
+        for id in self.wrong {
+            let leaves = WIDTH.saturating_pow(id.level + 1);
+            let start = head.first.saturating_add(id.index.saturating_mul(leaves));
+            let places = start..start.saturating_add(leaves);
+            if !rewritten.iter().any(|range| range.start < places.end && places.start < range.end) {
+                report.find(Finding::Tile { id, places });
+            }
+        }
+        Ok(())
+    }
+
+    /// Holds the tiles of level 0 against the leaves that are there, and goes on to the next ones.
+    async fn compare_leaves(&mut self) -> Result<(), ReadError> {
+        for tile in self.read(0, self.first..self.first + AT_ONCE).await? {
+            let at = ((tile.id.index - self.first) * WIDTH) as usize;
+            let leaves = &self.leaves[at..at + WIDTH as usize];
+            if leaves.iter().zip(&tile.hashes).any(|(leaf, hash)| leaf.is_some_and(|leaf| leaf != *hash)) {
+                self.wrong.insert(tile.id);
+            }
+        }
+        self.leaves.fill(None);
+        self.first += AT_ONCE;
+        Ok(())
+    }
+
+    /// That each tile's root is kept as its hashes make it, and that its hashes are the roots of the tiles below.
+    async fn compare_roots(&mut self, level: u32, tiles: Range<u64>) -> Result<(), ReadError> {
+        let roots = self.roots(level, tiles.clone()).await?;
+        for tile in self.read(level, tiles).await? {
+            let root = roots.iter().find(|(index, _)| *index == tile.id.index);
+            let mut holds = root.is_some_and(|(_, root)| *root == tile.root());
+            if let Some(below) = level.checked_sub(1) {
+                let start = tile.id.index * WIDTH;
+                let made_of = self.roots(below, start..start + WIDTH).await?;
+                holds &= made_of.iter().all(|(index, root)| tile.hashes[(index - start) as usize] == *root);
+            }
+            if !holds {
+                self.wrong.insert(tile.id);
+            }
+        }
+        Ok(())
+    }
+
+    /// That no tile is kept that the log is too short for. `end`: 1 more than the last one's index.
+    async fn compare_end(&mut self, level: u32, end: u64, head: &LogHead) -> Result<(), ReadError> {
+        let now = match self.store.log_head(self.tenant).await? {
+            Some(now) if now.log == head.log => now,
+            _ => head.clone(),
+        };
+        if end > now.frontier.size() / WIDTH.saturating_pow(level + 1) {
+            self.wrong.insert(TileId { level, index: end - 1 });
+        }
+        Ok(())
+    }
+
+    /// These tiles; those of no form of ours are wrong, and left out.
+    async fn read(&mut self, level: u32, tiles: Range<u64>) -> Result<Vec<Tile>, ReadError> {
+        let ids: Vec<TileId> = tiles.map(|index| TileId { level, index }).collect();
+        match self.store.tiles(self.tenant, self.log, &ids).await {
+            Err(ReadError::Malformed) => {}
+            read => return read,
+        }
+        let mut tiles = Vec::new();
+        for id in ids {
+            match self.store.tiles(self.tenant, self.log, &[id]).await {
+                Ok(tile) => tiles.extend(tile),
+                Err(ReadError::Malformed) => drop(self.wrong.insert(id)),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(tiles)
+    }
+
+    /// The roots of these tiles as they are kept; those of no form of ours are wrong, and left out.
+    async fn roots(&mut self, level: u32, tiles: Range<u64>) -> Result<Vec<(u64, Hash)>, ReadError> {
+        match self.store.tile_roots(self.tenant, self.log, level, tiles.clone()).await {
+            Err(ReadError::Malformed) => {}
+            read => return read,
+        }
+        let mut roots = Vec::new();
+        for index in tiles {
+            match self.store.tile_roots(self.tenant, self.log, level, index..index + 1).await {
+                Ok(root) => roots.extend(root),
+                Err(ReadError::Malformed) => drop(self.wrong.insert(TileId { level, index })),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(roots)
+    }
+}

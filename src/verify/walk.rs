@@ -1,0 +1,283 @@
+//! The walk along a log's tree: what comes next is appended to a frontier, and the frontier's root is compared with what
+//! is signed wherever that is.
+
+use std::ops::Range;
+
+use super::entry::{BundleEntry, Personal};
+use super::erasures::Erasures;
+use super::finding::{Finding, PersonalValue};
+use super::report::{Claim, Report};
+use super::window::Window;
+use super::{Subject, Trust, pruned_by};
+use crate::merkle::{Frontier, Hash, NoFrontier};
+use crate::model::TenantUid;
+
+/// How far an entry's time may be from the one in its id, in milliseconds, before it is odd.
+const ODD: u64 = 10_000;
+/// How many gaps wait for the entry that names them; more than anybody prunes.
+const GAPS: usize = 10_000;
+
+pub(super) struct Walk {
+    pub(super) report: Report,
+    pub(super) subject: Subject,
+    pub(super) trust: Trust,
+    pub(super) frontier: Frontier,
+    /// How many leaves were walked past.
+    pub(super) size: u64,
+    /// From where on leaves are unknown, and with them every root.
+    pub(super) unknown_from: Option<u64>,
+    pub(super) since: Window,
+    /// Whether the last root did not hold: those after it will not either.
+    pub(super) diverged: bool,
+    /// Entries whose hashes, or nothing, stand in their place; and what entries say was pruned.
+    pub(super) gaps: Vec<Range<u64>>,
+    pub(super) pruned: Vec<Range<u64>>,
+    pub(super) entries: u64,
+    pub(super) erasures: Erasures,
+    /// How many answers were withheld after their entry was written, where that was looked at.
+    pub(super) withheld: u64,
+    /// How many checkpoints held, and the size of the last.
+    pub(super) checkpoints: u64,
+    pub(super) sealed: u64,
+    /// Whether the log's head held.
+    pub(super) headed: bool,
+    pub(super) pinned_met: bool,
+}
+
+impl Walk {
+    /// From a frontier that is part of what is to be shown.
+    pub(super) fn start(subject: Subject, trust: Trust, frontier: Frontier) -> Self {
+        let mut walk = Self {
+            report: Report::default(),
+            size: frontier.size(),
+            since: Window::after(frontier.clone()),
+            frontier,
+            subject,
+            trust,
+            unknown_from: None,
+            diverged: false,
+            gaps: Vec::new(),
+            pruned: Vec::new(),
+            entries: 0,
+            erasures: Erasures::default(),
+            withheld: 0,
+            checkpoints: 0,
+            sealed: 0,
+            headed: false,
+            pinned_met: false,
+        };
+        walk.trust_pinned();
+        walk
+    }
+
+    /// The tenant whose log it is.
+    pub(super) fn tenant(&self) -> TenantUid {
+        self.subject.tenant
+    }
+
+    /// What the log's checkpoints are called.
+    pub(super) fn origin(&self) -> &str {
+        &self.subject.origin
+    }
+
+    /// How many leaves were walked past.
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The place that comes next.
+    pub(super) fn place(&self) -> u64 {
+        self.subject.first.saturating_add(self.size)
+    }
+
+    /// The size that the auditor has pinned, where the walk has not passed it.
+    pub(super) fn pinned_ahead(&self) -> Option<u64> {
+        let size = self.trust.pinned.as_ref()?.checkpoint.size;
+        (size > self.size).then_some(size)
+    }
+
+    /// An entry; whether what it says can be relied on, as far as its own digest goes.
+    pub(super) fn entry(&mut self, entry: &BundleEntry) -> bool {
+        let place = entry.place;
+        if !self.reaches(place) {
+            return false;
+        }
+        let said = entry.computed(self.subject.tenant);
+        let sound = said == entry.digest.0;
+        if !sound {
+            self.report.find(match entry.others() {
+                Some(tenant) => Finding::OtherTenant { place, tenant },
+                None => Finding::Content { place, leaf: entry.leaf(), said: entry.leaf_with(&said) },
+            });
+        } else {
+            self.speaks(entry);
+        }
+        self.personal(entry);
+        self.entries += 1;
+        self.append(entry.leaf(), is_odd(entry));
+        sound
+    }
+
+    /// What an entry that holds says of those before it; it may stand behind the walk's end.
+    pub(super) fn speaks(&mut self, entry: &BundleEntry) {
+        let first = self.subject.first;
+        if let Some(leaves) = pruned_by(entry, self.subject.log)
+            && leaves.end <= entry.place.saturating_sub(first)
+            && self.pruned.len() < GAPS
+        {
+            self.pruned.push(first.saturating_add(leaves.start)..first.saturating_add(leaves.end));
+        }
+        self.erasures.entry(entry);
+    }
+
+    /// Whether something is not there that an entry behind the walk's end may speak of.
+    pub(super) fn is_awaiting(&self) -> bool {
+        !self.gaps.is_empty() || self.erasures.is_awaiting()
+    }
+
+    /// A row that is there and cannot be read; its leaf can.
+    pub(super) fn unreadable(&mut self, place: u64, leaf: Hash) {
+        if self.reaches(place) {
+            self.report.find(Finding::Unreadable { place });
+            self.entries += 1;
+            self.append(leaf, false);
+        }
+    }
+
+    /// Whether this place comes next, once those before it are taken as gone.
+    fn reaches(&mut self, place: u64) -> bool {
+        let next = self.place();
+        if place < next {
+            self.report.find(Finding::Doubled { place });
+            return false;
+        }
+        if place > next {
+            self.gone(place);
+        }
+        true
+    }
+
+    /// Nothing is left of the entries up to this place.
+    pub(super) fn gone(&mut self, place: u64) {
+        self.leave();
+        let next = self.place();
+        let oldest = next == self.subject.first;
+        self.report.find(Finding::Missing { places: next..place, oldest, kept: false });
+        self.size += place - next;
+        self.unknown_from.get_or_insert(next);
+        self.erasures.hide(next);
+        self.since.skip();
+    }
+
+    /// So many leaves of which only roots are shown; `pruned`: since their entries are gone.
+    ///
+    /// # Errors
+    /// [`NoFrontier`]: there are not as many roots as that.
+    pub(super) fn roots(&mut self, count: u64, roots: &[Hash], pruned: bool) -> Result<(), NoFrontier> {
+        self.leave();
+        if self.unknown_from.is_none() {
+            self.frontier.append_cover(count, roots)?;
+        }
+        let next = self.place();
+        if pruned {
+            self.gap(next..next.saturating_add(count));
+        }
+        self.size = self.size.checked_add(count).ok_or(NoFrontier)?;
+        self.since.skip();
+        Ok(())
+    }
+
+    fn gap(&mut self, places: Range<u64>) {
+        self.erasures.hide(places.start);
+        match self.gaps.len() < GAPS {
+            true => self.gaps.push(places),
+            false => self.report.find(Finding::Missing { places, oldest: false, kept: true }),
+        }
+    }
+
+    fn append(&mut self, leaf: Hash, odd: bool) {
+        self.leave();
+        if self.unknown_from.is_none() {
+            self.frontier.append(leaf);
+            self.since.push(leaf, odd);
+        }
+        self.size += 1;
+    }
+
+    fn personal(&mut self, entry: &BundleEntry) {
+        let place = entry.place;
+        let of_entry =
+            [(PersonalValue::User, entry.user.as_ref()), (PersonalValue::Request, Some(&entry.request))];
+        let records = entry.items.iter().enumerate();
+        let records = records.map(|(item, it)| (PersonalValue::Record(item), it.record.as_ref()));
+        for (what, value) in of_entry.into_iter().chain(records) {
+            match value.map(Personal::matches) {
+                None | Some(Some(true)) => {}
+                Some(Some(false)) => self.report.find(Finding::Personal { place, what }),
+                Some(None) => self.erasures.erased(place, what),
+            }
+        }
+    }
+
+    /// What was erased may be named by entries that come after all that is shown.
+    pub(super) fn goes_on_unseen(&mut self) {
+        self.erasures.hide(u64::MAX);
+    }
+
+    /// The end. `shorter` is what to say of a pinned checkpoint that lies beyond it.
+    pub(super) fn finish(mut self, shorter: impl FnOnce(u64, u64) -> Finding) -> Report {
+        self.leave();
+        for places in without(std::mem::take(&mut self.gaps), &self.pruned) {
+            let oldest = places.start == self.subject.first
+                || self.pruned.iter().any(|pruned| pruned.end == places.start);
+            self.report.find(Finding::Missing { places, oldest, kept: true });
+        }
+        if let Some(pinned) = &self.trust.pinned
+            && !self.pinned_met
+            && self.unknown_from.is_none()
+        {
+            let size = pinned.checkpoint.size;
+            self.report.find(match size > self.size {
+                true => shorter(size, self.size),
+                false => Finding::PinnedElsewhere { size },
+            });
+        }
+        if self.checkpoints == 0
+            && !self.trust.keys.is_empty()
+            && self.size > 0
+            && self.unknown_from.is_none()
+            && !self.diverged
+            && !self.report.breaks(Claim::Signed)
+        {
+            self.report.find(Finding::MissingCheckpoint { size: None });
+        }
+        self.tell();
+        self.report
+    }
+}
+
+/// What is left of these gaps without those that are named.
+fn without(gaps: Vec<Range<u64>>, named: &[Range<u64>]) -> Vec<Range<u64>> {
+    let mut named = named.to_vec();
+    named.sort_by_key(|range| range.start);
+    let mut left = Vec::new();
+    for gap in gaps {
+        let mut at = gap.start;
+        for range in named.iter().filter(|range| range.end > gap.start && range.start < gap.end) {
+            if range.start > at {
+                left.push(at..range.start);
+            }
+            at = at.max(range.end);
+        }
+        if at < gap.end {
+            left.push(at..gap.end);
+        }
+    }
+    left
+}
+
+fn is_odd(entry: &BundleEntry) -> bool {
+    let millis = entry.id.0.as_u64_pair().0 >> 16;
+    entry.id.0.get_version_num() == 7
+        && u64::try_from(entry.at / 1_000).is_ok_and(|at| at.abs_diff(millis) > ODD)
+}
