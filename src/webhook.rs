@@ -1,10 +1,11 @@
-//! Tells the operator of an incident, posts checkpoints, or a stream's entries: signs it as Standard Webhooks has it
-//! (<https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md>) and posts it once. When
-//! it is told again is `app`'s.
+//! Posts incidents, checkpoints and the entries of a stream to the operator's webhook, signed
+//! according to Standard Webhooks
+//! (<https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md>).
+//! Each call posts once; `app` decides when to try again.
 //!
-//! It goes to the one configured address: no redirect is followed, no proxy is taken from the environment. Of the answer
-//! the status is all that is looked at; its body is not read. What an error of the HTTP client says names the address,
-//! and so never leaves this room.
+//! Requests go only to the configured address: no redirect is followed, and no proxy is taken from
+//! the environment. Only the status of the answer is read, not its body. Errors of the HTTP client
+//! name the address, so they are not passed on.
 
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -28,7 +29,7 @@ use crate::config::WebhookKey;
 use crate::crypto::{hmac_sha256, sha256_of};
 use crate::model::{Incident, Timestamp};
 
-/// How long an attempt may take, from looking up the name to the status.
+/// The longest time for an attempt, from the lookup of the name to the status.
 pub const DEADLINE: Duration = Duration::from_secs(10);
 
 /// The operator's webhook.
@@ -42,22 +43,22 @@ struct Target {
     key: WebhookKey,
 }
 
-/// What came of one attempt.
+/// The result of one attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
-    /// It was taken: any status of 2xx.
+    /// Accepted, with any status of 2xx.
     Taken,
-    /// It is not wanted: 410 Gone.
+    /// No longer wanted: 410 Gone.
     Gone,
-    /// Another status; a redirect is one of them.
+    /// Another status, redirects included.
     Status(u16),
-    /// No connection, or it broke before the status came.
+    /// No connection, or it broke before the status arrived.
     Unreachable,
     /// No status within [`DEADLINE`].
     Timeout,
 }
 
-/// The document.
+/// The document of an incident.
 #[derive(Serialize)]
 struct Document<'a> {
     r#type: &'static str,
@@ -78,16 +79,16 @@ struct Data<'a> {
     at: String,
 }
 
-/// A signed head, as it is posted.
+/// A checkpoint, as it is posted.
 #[derive(Clone, Copy, Serialize)]
 pub struct PublishedCheckpoint<'a> {
     /// The tenant's name.
     pub tenant: &'a str,
-    /// Of which log.
+    /// The name of the log.
     pub origin: &'a str,
-    /// How many leaves it has.
+    /// The number of leaves.
     pub size: u64,
-    /// Its root, in base64.
+    /// The root hash, in base64.
     pub root: &'a str,
     /// The signed note.
     pub note: &'a str,
@@ -103,7 +104,7 @@ struct CheckpointDocument<'a> {
 /// A delivery of a stream: entries of a tenant's log, in its order.
 #[derive(Clone, Copy)]
 pub struct StreamedEntries<'a> {
-    /// What a receiver tells deliveries apart by.
+    /// The id by which a receiver distinguishes deliveries.
     pub id: &'a str,
     /// The tenant's name.
     pub tenant: &'a str,
@@ -114,7 +115,8 @@ pub struct StreamedEntries<'a> {
 }
 
 impl StreamedEntries<'_> {
-    /// One JSON object: what a receiver's library parses is the whole body. The events go into it as they are.
+    /// The whole body, one JSON object, since receivers' libraries parse the whole body. The events
+    /// are inserted unchanged.
     fn document(&self) -> String {
         let tenant = serde_json::Value::from(self.tenant);
         let events = self.events.join(",");
@@ -126,7 +128,8 @@ impl StreamedEntries<'_> {
 }
 
 impl Webhook {
-    /// Sends nothing. `None` if TLS cannot be set up with the system's certificates.
+    /// Creates the client without sending anything. `None` if TLS cannot be set up with the
+    /// system's certificates.
     pub fn new(settings: config::Webhook) -> Option<Self> {
         let client = Client::builder()
             .redirect(Policy::none())
@@ -134,19 +137,19 @@ impl Webhook {
             .no_proxy()
             .referer(false)
             .user_agent(concat!("byok/", env!("CARGO_PKG_VERSION")))
-            // Incidents are rare: a connection that was kept would be dead by the next one.
+            // Incidents are rare: an idle connection would be dead by the next one.
             .pool_max_idle_per_host(0)
             .build()
             .ok()?;
         Some(Self { client, target: RwLock::new(Arc::new(Target::of(settings))) })
     }
 
-    /// Whether this is the address that it posts to.
+    /// Whether the webhook posts to this address.
     pub fn posts_to(&self, settings: &config::Webhook) -> bool {
         self.target().url == settings.url
     }
 
-    /// Posts there from now on, signed with that key.
+    /// Replaces the address and the key.
     pub fn replace(&self, settings: config::Webhook) {
         *self.target.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Target::of(settings));
     }
@@ -155,13 +158,14 @@ impl Webhook {
         self.target.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Posts the incident once. `tenant` is the name; `now` is when this attempt is made, by the wall clock: receivers
-    /// refuse what is minutes off. Each attempt has the same id and the same body.
+    /// Posts the incident once. `tenant` is the name; `now` is the time of this attempt by the wall
+    /// clock, since receivers refuse requests that are minutes off. All attempts have the same id
+    /// and the same body.
     pub async fn announce(&self, tenant: &str, incident: &Incident, now: Timestamp) -> Delivery {
         self.post(&incident.id.to_string(), document(tenant, incident), now).await
     }
 
-    /// Posts a checkpoint once, as [`Self::announce`] does an incident. The same checkpoint has the same id each time.
+    /// Posts a checkpoint once. All attempts for a checkpoint have the same id.
     pub async fn publish(&self, checkpoint: &PublishedCheckpoint<'_>, now: Timestamp) -> Delivery {
         let digest = sha256_of(&[checkpoint.note.as_bytes()]);
         let id: String = digest[..16].iter().map(|byte| format!("{byte:02x}")).collect();
@@ -171,12 +175,12 @@ impl Webhook {
         self.post(&format!("checkpoint-{id}"), body, now).await
     }
 
-    /// Posts entries once, as [`Self::announce`] does an incident. The same entries have the same id and the same body each time.
+    /// Posts entries once. All attempts for the same entries have the same id and the same body.
     pub async fn stream(&self, entries: &StreamedEntries<'_>, now: Timestamp) -> Delivery {
         self.post(entries.id, entries.document(), now).await
     }
 
-    /// Its kind, and a digest of its address, which may hold a secret.
+    /// The kind, and a digest of the address, which may contain a secret.
     pub fn name(&self) -> String {
         let digest = sha256_of(&[self.target().url.as_str().as_bytes()]);
         format!("webhook:{}", digest[..4].iter().map(|byte| format!("{byte:02x}")).collect::<String>())
@@ -207,16 +211,16 @@ impl Webhook {
     }
 }
 
-/// Why a host cannot be reached.
+/// Why a host is not reachable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unreached {
-    /// Its name is not known.
+    /// Its name cannot be resolved.
     Name,
-    /// It takes no connection.
+    /// It accepts no connection.
     Connection,
-    /// It does not show a certificate that is trusted here and is for its name.
+    /// Its certificate is not trusted here, or not for its name.
     Tls,
-    /// It takes longer than [`DEADLINE`].
+    /// It does not answer within [`DEADLINE`].
     Timeout,
 }
 
@@ -224,16 +228,17 @@ impl fmt::Display for Unreached {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Name => f.write_str("the name of its host cannot be resolved"),
-            Self::Connection => f.write_str("its host takes no connection"),
-            Self::Tls => {
-                f.write_str("no TLS with its host: its certificate is not trusted here, or not for its name")
-            }
+            Self::Connection => f.write_str("its host accepts no connection"),
+            Self::Tls => f.write_str(
+                "no TLS connection with its host: its certificate is not trusted here, or not for its name",
+            ),
             Self::Timeout => write!(f, "its host does not answer within {} s", DEADLINE.as_secs()),
         }
     }
 }
 
-/// Connects to where an address leads, with TLS where it is https, and hangs up: no request is sent.
+/// Connects to the host of an address, with TLS if it is https, and hangs up without sending a
+/// request.
 ///
 /// # Errors
 /// See [`Unreached`].
@@ -247,7 +252,7 @@ async fn connect(url: &Url) -> Result<(), Unreached> {
     let addresses: Vec<_> = lookup_host((host, port)).await.map_err(|_| Unreached::Name)?.collect();
     let stream = TcpStream::connect(&addresses[..]).await.map_err(|_| Unreached::Connection)?;
     if url.scheme() == "https" {
-        // The roots that the client that posts trusts.
+        // The same roots as those of the webhook's client.
         let trust = ClientConfig::with_platform_verifier().map_err(|_| Unreached::Tls)?;
         let name = ServerName::try_from(host.to_owned()).map_err(|_| Unreached::Tls)?;
         TlsConnector::from(Arc::new(trust)).connect(name, stream).await.map_err(|_| Unreached::Tls)?;
@@ -261,7 +266,7 @@ impl Target {
     }
 }
 
-/// `docs/incidents.md` describes it.
+/// The document of an incident; `docs/incidents.md` describes it.
 fn document(tenant: &str, incident: &Incident) -> String {
     let document = Document {
         r#type: "incident",
@@ -281,7 +286,8 @@ fn document(tenant: &str, incident: &Incident) -> String {
     serde_json::to_string(&document).expect("texts and numbers can be written as JSON")
 }
 
-/// The value of `webhook-signature`: `v1,` and the HMAC-SHA256 of `<id>.<timestamp>.<body>` in base64.
+/// The value of `webhook-signature`: `v1,` and the HMAC-SHA256 of `<id>.<timestamp>.<body>` in
+/// base64.
 fn signature(key: &[u8], id: &str, at: i64, body: &str) -> String {
     let signed = format!("{id}.{at}.{body}");
     format!("v1,{}", STANDARD.encode(hmac_sha256(key, signed.as_bytes())))
@@ -293,8 +299,9 @@ mod tests {
     use crate::model::{IncidentId, KeyVersion, Posture};
 
     #[test]
-    fn the_signature_is_what_another_implementation_computes() {
-        // By Python's `hmac`, on the secret and the message that the scheme's libraries are tested with.
+    fn the_signature_equals_that_of_another_implementation() {
+        // Computed by Python's `hmac` with the test secret and message of the Standard Webhooks
+        // libraries.
         let key = STANDARD.decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap();
         let signature =
             signature(&key, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330, r#"{"test": 2432232314}"#);
@@ -317,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn the_document_holds_what_is_documented_and_nothing_else() {
+    fn the_document_has_exactly_the_documented_fields() {
         let incident = Incident {
             id: "0193c4a0-0000-7000-8000-000000000001".parse::<IncidentId>().unwrap(),
             at: Timestamp::parse("2026-11-23T10:00:00.5Z").unwrap(),

@@ -1,10 +1,10 @@
-//! An S3-compatible bucket with object lock: each note is put with a retention in compliance mode, under which nobody, not
-//! even the account's root, deletes or replaces that version before its time
-//! (<https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-lock.html>). The copy of the last note is not locked for
-//! as long: it is put again and again.
+//! An S3-compatible bucket with object lock. Each note is put with a retention in compliance mode,
+//! during which nobody, not even the root user of the account, can delete or replace that version
+//! (<https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-lock.html>). The copy of the
+//! newest note is not locked, since it is replaced each time.
 //!
-//! Requests go to the one configured address: no redirect is followed, no proxy is taken from the environment. Of an error's
-//! body nothing is read.
+//! Requests go only to the configured address: no redirect is followed, and no proxy is taken from
+//! the environment. Bodies of errors are not read.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ use crate::model::Timestamp;
 
 use super::{ArchiveError, LATEST, MAX_NOTE_BYTES, encoded, note_of};
 
-/// A thousand names, each with what S3 says beside it.
+/// The largest list: a thousand names with their metadata.
 const MAX_LIST_BYTES: usize = 4 << 20;
 const DAY: Duration = Duration::from_secs(24 * 3_600);
 
@@ -41,7 +41,7 @@ const DAY: Duration = Duration::from_secs(24 * 3_600);
 pub struct Bucket {
     client: Client,
     settings: CheckpointBucket,
-    /// With the bucket in it, without a slash at its end.
+    /// The URL of the bucket, without a trailing slash.
     base: String,
 }
 
@@ -57,9 +57,9 @@ impl Bucket {
             .ok()?;
         let (name, region) = (&settings.name, &settings.region);
         let base = match &settings.endpoint {
-            // Others than AWS rarely have a host name for each bucket.
+            // Services other than AWS rarely have a host name for each bucket.
             Some(endpoint) => format!("{}/{name}", endpoint.as_str().trim_end_matches('/')),
-            // A dot in a bucket's name would not match AWS's certificate.
+            // A host name with a dot in the bucket's name would not match AWS's certificate.
             None if name.contains('.') => format!("https://s3.{region}.{}/{name}", domain(region)),
             None => format!("https://{name}.s3.{region}.{}", domain(region)),
         };
@@ -78,7 +78,7 @@ impl Bucket {
         now: Timestamp,
     ) -> Result<(), ArchiveError> {
         let until = now.plus(DAY * self.settings.retain_days);
-        // Whole seconds, as S3 takes them.
+        // In whole seconds, as S3 requires.
         let until = Timestamp(until.unix_seconds() * 1_000_000).to_string();
         let locked =
             [("x-amz-object-lock-mode", "COMPLIANCE"), ("x-amz-object-lock-retain-until-date", &until)];
@@ -86,7 +86,7 @@ impl Bucket {
         self.put_one(folder, LATEST, note, &[], now).await
     }
 
-    /// Up to a thousand names there after this one, in order, and whether there are more
+    /// Up to a thousand names in the folder after this one, in order, and whether there are more
     /// (<https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html>).
     pub(super) async fn names(
         &self,
@@ -101,9 +101,9 @@ impl Bucket {
         if response.status() != StatusCode::OK {
             return Err(ArchiveError::Status(response.status().as_u16()));
         }
-        let text =
-            String::from_utf8(whole(response, MAX_LIST_BYTES).await?).map_err(|_| ArchiveError::NoNote)?;
-        // Of a name only what comes after the folder counts, in which nothing is escaped.
+        let text = String::from_utf8(read_body(response, MAX_LIST_BYTES).await?)
+            .map_err(|_| ArchiveError::NoNote)?;
+        // Only the last part of a key is used, in which nothing is escaped.
         let keys = text.split("<Key>").skip(1).filter_map(|rest| rest.split("</Key>").next());
         let names = keys.filter_map(|key| key.rsplit('/').next()).map(str::to_owned).collect();
         Ok((names, text.contains("<IsTruncated>true</IsTruncated>")))
@@ -117,7 +117,7 @@ impl Bucket {
     ) -> Result<Option<String>, ArchiveError> {
         let response = self.send(Method::GET, &self.url(folder, name), &[], "", now).await?;
         match response.status() {
-            StatusCode::OK => note_of(whole(response, MAX_NOTE_BYTES).await?).map(Some),
+            StatusCode::OK => note_of(read_body(response, MAX_NOTE_BYTES).await?).map(Some),
             StatusCode::NOT_FOUND => Ok(None),
             status => Err(ArchiveError::Status(status.as_u16())),
         }
@@ -134,7 +134,7 @@ impl Bucket {
         let checksum = STANDARD.encode(sha256(note.as_bytes()));
         let mut all = vec![
             ("content-type", "text/plain; charset=utf-8"),
-            // What is put with a retention needs a checksum.
+            // S3 requires a checksum for an object with a retention.
             ("x-amz-sdk-checksum-algorithm", "SHA256"),
             ("x-amz-checksum-sha256", &checksum),
         ];
@@ -146,7 +146,8 @@ impl Bucket {
     }
 
     fn url(&self, folder: &str, name: &str) -> String {
-        // The names are encoded already; in the path each is encoded once more.
+        // The names of folder and note are percent-encoded already; as path segments they are
+        // encoded again.
         let prefix: String = self.settings.prefix.split_inclusive('/').map(segment).collect();
         format!("{}/{prefix}{}/{}", self.base, encoded(folder), encoded(name))
     }
@@ -179,7 +180,8 @@ impl Bucket {
             let token = session_token.as_ref().map(|token| token.expose().to_owned());
             return Ok(Credentials::new(access_key_id.as_str(), secret, token, None, "byok"));
         }
-        // Another each time: one that is kept reads a profile once and never again. Notes are put once a minute.
+        // A new chain each time, since a chain reads a profile only once. Notes are put once a
+        // minute.
         let region = Region::new(self.settings.region.clone());
         let http = Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
         let config = ProviderConfig::without_region()
@@ -187,17 +189,17 @@ impl Bucket {
             .with_http_client(http)
             .with_retry_config(RetryConfig::disabled());
         let chain = DefaultCredentialsChain::builder().configure(config).region(region).build().await;
-        // Its error may quote what it met.
+        // The error may quote what it has read.
         chain.provide_credentials().await.map_err(|_| ArchiveError::NoCredentials)
     }
 }
 
-/// A body, if it is no longer than this.
-async fn whole(mut response: Response, most: usize) -> Result<Vec<u8>, ArchiveError> {
+/// The whole body, if it is not longer than `max`.
+async fn read_body(mut response: Response, max: usize) -> Result<Vec<u8>, ArchiveError> {
     let mut bytes = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(|_| ArchiveError::Unreachable)? {
         bytes.extend_from_slice(&chunk);
-        if bytes.len() > most {
+        if bytes.len() > max {
             return Err(ArchiveError::NoNote);
         }
     }

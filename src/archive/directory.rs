@@ -1,4 +1,4 @@
-//! A directory: each note is a file that is there whole or not at all, and durable once it is there.
+//! A directory, in which each note is a file. Files are written atomically and durably.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read as _, Write as _};
@@ -26,7 +26,7 @@ impl Directory {
         let (folder, name, note) = (self.path.join(folder), name.to_owned(), note.to_owned());
         blocking(move || {
             fs::create_dir_all(&folder)?;
-            // What was published stays as it was: the first of that size.
+            // A published note is never replaced: the first one of a size stays.
             write(&folder, &name, &note, |from, to| match fs::hard_link(from, to) {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
                 linked => linked,
@@ -40,7 +40,7 @@ impl Directory {
         .await
     }
 
-    /// The names of all files there.
+    /// The names of all files in the folder.
     pub(super) async fn names(&self, folder: &str) -> Result<Vec<String>, ArchiveError> {
         let folder = self.path.join(folder);
         blocking(move || match fs::read_dir(&folder) {
@@ -53,7 +53,7 @@ impl Directory {
 
     pub(super) async fn note(&self, folder: &str, name: &str) -> Result<Option<String>, ArchiveError> {
         let path = self.path.join(folder).join(name);
-        let read = blocking(move || match regular(&path) {
+        let read = blocking(move || match open_regular(&path) {
             Ok(file) => {
                 let mut bytes = Vec::new();
                 file.take(MAX_NOTE_BYTES as u64 + 1).read_to_end(&mut bytes)?;
@@ -66,28 +66,27 @@ impl Directory {
     }
 }
 
-/// To be read. A pipe that nobody writes to would hold its reader, and with it the end of the process, for ever.
-fn regular(path: &Path) -> io::Result<File> {
-    match fs::metadata(path)?.is_file() {
-        true => File::open(path),
-        false => Err(ErrorKind::InvalidInput.into()),
-    }
+/// Opens a regular file for reading. Reading a pipe without a writer would block for ever, and with
+/// it the end of the process.
+fn open_regular(path: &Path) -> io::Result<File> {
+    if fs::metadata(path)?.is_file() { File::open(path) } else { Err(ErrorKind::InvalidInput.into()) }
 }
 
-/// Under another name first: a reader sees the whole file or none.
+/// Writes a file under a temporary name, then moves it by `publish`, so that a reader sees the
+/// whole file or none.
 fn write(
     folder: &Path,
     name: &str,
     note: &str,
-    place: impl Fn(&Path, &Path) -> io::Result<()>,
+    publish: impl Fn(&Path, &Path) -> io::Result<()>,
 ) -> io::Result<()> {
-    let before = folder.join(format!(".{}", uuid::Uuid::now_v7().simple()));
-    let written = File::create_new(&before).and_then(|mut file| {
+    let temporary = folder.join(format!(".{}", uuid::Uuid::now_v7().simple()));
+    let written = File::create_new(&temporary).and_then(|mut file| {
         file.write_all(note.as_bytes())?;
         file.sync_all()?;
-        place(&before, &folder.join(name))
+        publish(&temporary, &folder.join(name))
     });
-    let _ = fs::remove_file(&before);
+    let _ = fs::remove_file(&temporary);
     written?;
     File::open(folder)?.sync_all()
 }
@@ -123,7 +122,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_no_note_or_no_directory_is_an_error() {
+    async fn anything_but_a_note_in_a_directory_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let directory = Directory::new(folder.path().to_owned());
         directory.put("o", "1.note", &"x".repeat(MAX_NOTE_BYTES + 1)).await.unwrap();

@@ -1,5 +1,5 @@
-//! Where the customer keeps checkpoints: a directory, or a bucket whose objects are locked. Writes notes, and reads the last
-//! one back; knows nothing of what they say, and trusts nothing that it reads.
+//! The customer's archives of checkpoints: a directory, or a bucket with locked objects. Writes
+//! notes and reads them back; does not interpret them, and does not trust what it reads.
 
 mod bucket;
 mod directory;
@@ -16,16 +16,17 @@ use crate::model::Timestamp;
 pub use bucket::Bucket;
 pub use directory::Directory;
 
-/// How long a read or a write may take.
+/// The longest time for a read or a write.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// No note of ours is longer.
+/// The longest note.
 const MAX_NOTE_BYTES: usize = 16 << 10;
-/// File systems take names of 255 bytes; a digest takes the place of what is past this.
+/// The longest prefix of a folder's name; a digest replaces the rest, since file systems allow 255
+/// bytes.
 const MAX_FOLDER_BYTES: usize = 180;
-/// The name of the copy of the last note.
+/// The name of the copy of the newest note.
 const LATEST: &str = "latest";
 
-/// A place that takes notes and gives the last one back.
+/// A destination that stores notes.
 pub enum Archive {
     /// A directory.
     Directory(Directory),
@@ -33,20 +34,20 @@ pub enum Archive {
     Bucket(Box<Bucket>),
 }
 
-/// Why a place did not take or give a note.
+/// Why a note could not be written or read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ArchiveError {
     /// No connection, or it broke.
     Unreachable,
     /// No answer in time.
     Timeout,
-    /// Another status of HTTP than one that says that it was done.
+    /// An HTTP status other than success.
     Status(u16),
-    /// There are no credentials to sign with.
+    /// No credentials were found to sign with.
     NoCredentials,
-    /// The directory.
+    /// An error of the directory.
     File(std::io::ErrorKind),
-    /// What lies there is longer than a note, or no text.
+    /// The content is longer than a note, or not text.
     NoNote,
 }
 
@@ -58,7 +59,7 @@ impl fmt::Display for ArchiveError {
             Self::Status(status) => write!(f, "HTTP {status}"),
             Self::NoCredentials => f.write_str("no credentials"),
             Self::File(kind) => write!(f, "{kind}"),
-            Self::NoNote => f.write_str("what lies there is no note"),
+            Self::NoNote => f.write_str("the content is not a note"),
         }
     }
 }
@@ -66,14 +67,14 @@ impl fmt::Display for ArchiveError {
 impl std::error::Error for ArchiveError {}
 
 impl ArchiveError {
-    /// Whether it is not ours to do: a place may take notes and not give them back.
+    /// Whether access is denied: a destination may allow writing and not reading.
     pub fn is_denial(self) -> bool {
         self == Self::Status(403) || self == Self::File(std::io::ErrorKind::PermissionDenied)
     }
 }
 
 impl Archive {
-    /// A directory; it is made where it is not there.
+    /// A directory, which is created if it does not exist.
     pub fn directory(path: std::path::PathBuf) -> Self {
         Self::Directory(Directory::new(path))
     }
@@ -83,7 +84,7 @@ impl Archive {
         Bucket::new(settings).map(|bucket| Self::Bucket(Box::new(bucket)))
     }
 
-    /// Its kind, and a digest of its address.
+    /// The kind, and a digest of the address.
     pub fn name(&self) -> String {
         let (kind, address) = match self {
             Self::Directory(directory) => ("directory", directory.address()),
@@ -93,10 +94,11 @@ impl Archive {
         format!("{kind}:{}", hexadecimal(&digest[..4]))
     }
 
-    /// Keeps a note as `<origin>/<size, 20 digits>.note`, which is never replaced, and a copy of it as `<origin>/latest`.
+    /// Stores a note as `<origin>/<size, 20 digits>.note`, which is never replaced, and a copy of
+    /// it as `<origin>/latest`.
     ///
     /// # Errors
-    /// See [`ArchiveError`]; it may be there nevertheless, and may be put again.
+    /// See [`ArchiveError`]; the note may be stored nevertheless, and may be put again.
     pub async fn put(&self, origin: &str, size: u64, note: &str, now: Timestamp) -> Result<(), ArchiveError> {
         let (folder, name) = (folder_of(origin), name_of(size));
         let put = async {
@@ -108,7 +110,7 @@ impl Archive {
         timeout(DEADLINE, put).await.unwrap_or(Err(ArchiveError::Timeout))
     }
 
-    /// The note that was put last; `None` where none was.
+    /// The note that was put last; `None` if there is none.
     ///
     /// # Errors
     /// See [`ArchiveError`].
@@ -116,8 +118,9 @@ impl Archive {
         self.note(&folder_of(origin), LATEST, now).await
     }
 
-    /// The note of the largest size above this one; `None` where there is none. Whoever may write there may put an older
-    /// copy back as `latest`; what is locked says more.
+    /// The note of the largest size above this one; `None` if there is none. Better evidence than
+    /// `latest`, which anybody with write access can replace by an older copy; the other notes are
+    /// locked.
     ///
     /// # Errors
     /// See [`ArchiveError`].
@@ -166,7 +169,7 @@ impl Archive {
     }
 }
 
-/// As many digits as the largest number has: names sort as sizes do.
+/// The name of a note, with as many digits as the largest size, so that names sort like sizes.
 fn name_of(size: u64) -> String {
     format!("{size:020}.note")
 }
@@ -176,7 +179,8 @@ fn is_note(name: &str) -> bool {
     digits.is_some_and(|digits| digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
-/// An origin as one name: it holds a slash, so that it is never `.` or `..`, and no two have the same one.
+/// The folder of an origin, as a single name. An origin contains a slash, so the name is never `.`
+/// or `..`; different origins have different names.
 fn folder_of(origin: &str) -> String {
     let name = encoded(origin);
     match name.get(..MAX_FOLDER_BYTES) {
@@ -189,7 +193,8 @@ fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Percent-encoded but for RFC 3986's unreserved characters: one name, in a file system as in a bucket.
+/// Percent-encodes all but the unreserved characters of RFC 3986: a single name in a file system as
+/// in a bucket.
 fn encoded(text: &str) -> String {
     let byte = |byte: u8| match byte {
         b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
@@ -198,12 +203,12 @@ fn encoded(text: &str) -> String {
     text.bytes().map(byte).collect()
 }
 
-/// A note, if that is one by its size and encoding.
+/// The bytes as a note, if their size and encoding allow it.
 fn note_of(bytes: Vec<u8>) -> Result<String, ArchiveError> {
-    match bytes.len() {
-        ..=MAX_NOTE_BYTES => String::from_utf8(bytes).map_err(|_| ArchiveError::NoNote),
-        _ => Err(ArchiveError::NoNote),
+    if bytes.len() > MAX_NOTE_BYTES {
+        return Err(ArchiveError::NoNote);
     }
+    String::from_utf8(bytes).map_err(|_| ArchiveError::NoNote)
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
-//! Admin tokens: opaque, named, expiring, known to us by their hashes. For operators and scripts of the single-tenant
-//! form.
+//! Admin tokens: opaque, named and expiring, stored as hashes. For operators and scripts of the
+//! single-tenant form.
 //!
-//! A token is random and long, so a plain SHA-256 keeps it: there is nothing to guess that a slow hash would protect.
+//! A token is random and long, so a plain SHA-256 suffices: a slow hash would only protect what can
+//! be guessed.
 //!
 //! ```yaml
 //! # BYOK_ADMIN_TOKENS_FILE (YAML; JSON is a part of it)
@@ -19,7 +20,7 @@ use crate::config::{self, Mistake};
 use crate::crypto::{ct_eq, sha256};
 use crate::model::{ErrorCode, Identity, Means, Refusal, Session, Timestamp};
 
-/// The tokens that are known.
+/// The configured tokens.
 #[derive(Default)]
 pub(super) struct AdminTokens(Vec<AdminToken>);
 
@@ -27,7 +28,7 @@ struct AdminToken {
     name: String,
     sha256: [u8; 32],
     role: Arc<str>,
-    /// None for the one of `BYOK_ADMIN_TOKEN`, which lives as long as the variable.
+    /// `None` for the token of `BYOK_ADMIN_TOKEN`, which is valid while the variable is set.
     expires: Option<Timestamp>,
 }
 
@@ -41,7 +42,7 @@ struct Line {
 }
 
 impl AdminTokens {
-    /// From `BYOK_ADMIN_TOKEN` and `BYOK_ADMIN_TOKENS_FILE`. Leaves what is wrong in `mistakes`.
+    /// Reads `BYOK_ADMIN_TOKEN` and `BYOK_ADMIN_TOKENS_FILE`. Adds errors to `mistakes`.
     pub(super) fn read(settings: &config::Auth, mistakes: &mut Vec<Mistake>) -> Self {
         let mut tokens = Vec::new();
         if let Some(token) = &settings.admin_token {
@@ -61,13 +62,13 @@ impl AdminTokens {
                 let problem = format!("names the file {}: {text}", file.path.display());
                 mistakes.push(Mistake { variable: file.variable.to_owned(), problem });
             };
-            // The parser's message could quote the file; only the place goes out.
+            // The parser's message could quote the file, so only the position is passed on.
             match serde_saphyr::from_str::<Vec<Line>>(&file.text) {
                 Ok(lines) => {
                     for line in lines {
                         match AdminToken::read(&line) {
                             Ok(token) if tokens.iter().any(|known: &AdminToken| known.name == token.name) => {
-                                problem(format!("the name {} comes twice", line.name));
+                                problem(format!("the name {} is used twice", line.name));
                             }
                             Ok(token) => tokens.push(token),
                             Err(text) => problem(format!("{}: {text}", line.name)),
@@ -76,19 +77,19 @@ impl AdminTokens {
                 }
                 Err(error) => problem(format!(
                     "it is not a list of tokens, each with `name`, `sha256`, `role` and `expires`{}",
-                    super::place_of(&error)
+                    super::position_of(&error)
                 )),
             }
         }
         Self(tokens)
     }
 
-    /// Whether there are none.
+    /// Whether no token is configured.
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Whose token it is.
+    /// The identity of a token.
     pub(super) fn identify(&self, token: &str, now: Timestamp) -> Result<Identity, Refusal> {
         let hash = sha256(token.as_bytes());
         let known = self.0.iter().find(|known| ct_eq(&known.sha256, &hash)).ok_or_else(|| {

@@ -1,4 +1,4 @@
-//! From a request's headers to who is calling.
+//! Authentication of a request by its headers.
 
 use std::sync::Arc;
 
@@ -12,40 +12,41 @@ use crate::config::{self, Mistake};
 use crate::crypto::{SecretText, ct_eq};
 use crate::model::{Clock, ErrorCode, Identity, Means, Refusal, Session};
 
-/// The header that holds the secret which Hasura and we share. Not `Authorization`: configured in Hasura, that would
-/// shadow the client's own.
+/// The header for the secret shared with Hasura. Not `Authorization`: configured in Hasura, that
+/// would replace the client's own.
 pub const SECRET_HEADER: HeaderName = HeaderName::from_static("x-byok-secret");
 
 const ROLE: HeaderName = HeaderName::from_static("x-hasura-role");
 const USER_ID: &str = "x-hasura-user-id";
-/// Hasura's secrets, which it does not forward: not session variables, should one come all the same.
+/// Hasura's own secrets, which it does not forward. Should one arrive, it is not a session
+/// variable.
 const HASURA_SECRETS: [&str; 2] = ["x-hasura-admin-secret", "x-hasura-access-key"];
 
-/// Recognises callers.
+/// Authenticates callers.
 ///
-/// | `X-Byok-Secret` | JWT | `x-hasura-role` | who calls |
+/// | `X-Byok-Secret` | JWT | `x-hasura-role` | caller |
 /// |---|---|---|---|
 /// | wrong, or none is configured | any | any | nobody: `invalid-headers` |
-/// | right | none | there | that role, with all `x-hasura-*` headers as session variables |
-/// | right | none | there: the unauthorized role | that role, without user and session variables: they are the client's own |
+/// | right | none | present | that role, with all `x-hasura-*` headers as session variables |
+/// | right | none | present: the unauthorized role | that role, without user and session variables: they are the client's own |
 /// | right | none | missing | nobody: `invalid-headers` |
 /// | right | none, but `BYOK_REQUIRE_JWT` is set | any | nobody: `invalid-headers` |
 /// | right | bad | any | nobody: the JWT's error |
-/// | right | good | any | who the JWT says, if no `x-hasura-*` header says otherwise (`access-denied`) |
+/// | right | good | any | that of the JWT, unless an `x-hasura-*` header contradicts it (`access-denied`) |
 /// | none | bad | any | nobody: the JWT's error |
-/// | none | good | there | that role, if the JWT allows it (`access-denied`), with the JWT's session variables |
+/// | none | good | present | that role, if the JWT allows it (`access-denied`), with the JWT's session variables |
 /// | none | good | missing | the JWT's default role |
 /// | none | none, but an admin token | any | the token's name and role, without session variables |
 /// | none | none | any | nobody: `invalid-headers` |
 ///
-/// Anybody can send `x-hasura-*` headers, so without the secret they are not looked at, but for `x-hasura-role` as a
-/// choice among the roles that a JWT allows. Beside the secret a bearer token without the shape of a JWT is passed over:
-/// Hasura forwards what its clients send. In the last row Hasura itself would fall back to its unauthorized role; a
-/// direct caller without a credential gets nothing here, since deny is the default and that role arrives with the secret.
-/// A header that comes twice is refused.
+/// Anybody can send `x-hasura-*` headers, so without the secret they are ignored, except that
+/// `x-hasura-role` chooses among the roles that a JWT allows. With the secret, a bearer token that
+/// is not a JWT is ignored, since Hasura forwards what its clients send. In the last row Hasura
+/// itself would use its unauthorized role; a direct caller without a credential is refused here,
+/// since deny is the default and that role arrives with the secret. A duplicate header is refused.
 ///
-/// Introspection and health checks need no caller; a front does not ask here for them. Hasura introspects without role
-/// or JWT.
+/// Introspection and health checks need no identity, so the fronts do not authenticate for them.
+/// Hasura introspects without role or JWT.
 pub struct Authenticator {
     jwt: Option<Jwt>,
     secrets: Vec<SecretText>,
@@ -57,11 +58,13 @@ pub struct Authenticator {
 }
 
 impl Authenticator {
-    /// From the settings. `client` is used for `jwk_url` alone; it needs no redirects. Nothing is fetched yet.
+    /// Creates an authenticator from the settings. `client` is used for `jwk_url` alone; it needs
+    /// no redirects. Fetches nothing yet.
     ///
     /// # Errors
     ///
-    /// Every mistake in the JWT configuration and the admin tokens, or that there is no way to authenticate at all.
+    /// Every error in the JWT configuration and the admin tokens, or that no way to authenticate is
+    /// configured.
     pub fn new(
         settings: &config::Auth,
         client: reqwest::Client,
@@ -102,49 +105,47 @@ impl Authenticator {
         })
     }
 
-    /// Who sends these headers; see the table above.
+    /// The identity of the sender of these headers; see the table above.
     ///
     /// # Errors
     ///
-    /// With Hasura's codes and, where it has one, its message.
+    /// Refusals with Hasura's codes and, where Hasura has one, its message.
     pub fn authenticate(&self, headers: &HeaderMap) -> Result<Identity, Refusal> {
         match the_one(headers, &SECRET_HEADER)? {
-            Some(secret) => self.beside_secret(secret, headers),
+            Some(secret) => self.with_secret(secret, headers),
             None => self.without_secret(headers),
         }
     }
 
-    /// The same; where a JWT names a key that is not known, the keys are fetched before that is said of it. That takes some
-    /// seconds at most, and happens six times a minute for each `jwk_url`, whoever asks.
+    /// Authenticates, and if a JWT names an unknown key, first fetches the keys again. That takes
+    /// some seconds at most, and happens at most six times a minute for each `jwk_url`, whoever
+    /// calls.
     ///
     /// # Errors
     ///
-    /// As of [`Self::authenticate`].
+    /// As [`Self::authenticate`].
     pub async fn recognise(&self, headers: &HeaderMap) -> Result<Identity, Refusal> {
         match (self.authenticate(headers), &self.jwt) {
             (Err(refusal), Some(jwt)) if refusal.code == ErrorCode::InvalidJwt => {
-                match jwt.look_for_key(headers).await? {
-                    true => self.authenticate(headers),
-                    false => Err(refusal),
-                }
+                if jwt.look_for_key(headers).await? { self.authenticate(headers) } else { Err(refusal) }
             }
             (answer, _) => answer,
         }
     }
 
-    /// Whether the keys of any JWT configuration are known; true where there is none.
+    /// Whether the keys of any JWT configuration are known; true without a JWT configuration.
     pub fn knows_keys(&self) -> bool {
         self.jwt.as_ref().is_none_or(Jwt::knows_keys)
     }
 
-    /// Takes over the keys that another one has fetched from where this one fetches.
+    /// Takes over the keys that `before` has fetched from the same URLs.
     pub fn inherit(&self, before: &Self) {
         if let (Some(ours), Some(theirs)) = (&self.jwt, &before.jwt) {
             ours.inherit(theirs);
         }
     }
 
-    /// Fetches the keys of every `jwk_url` once, and says what came of it; for `doctor`.
+    /// Fetches the keys of every `jwk_url` once, and returns the results; for `doctor`.
     pub async fn try_keys(&self) -> Vec<KeysFound> {
         match &self.jwt {
             Some(jwt) => jwt.try_keys(&self.client).await,
@@ -152,16 +153,16 @@ impl Authenticator {
         }
     }
 
-    /// Fetches the keys of `jwk_url`, again and again as their answers demand, until `stop`. Returns when nothing is left
-    /// to fetch.
+    /// Keeps the keys of every `jwk_url` up to date until `stop`. Returns at once if there is no
+    /// `jwk_url`.
     pub async fn keep_keys_fresh(&self, stop: &CancellationToken) {
         if let Some(jwt) = &self.jwt {
             jwt.keep_keys_fresh(&self.client, &*self.clock, stop).await;
         }
     }
 
-    fn beside_secret(&self, secret: &str, headers: &HeaderMap) -> Result<Identity, Refusal> {
-        // All are compared, so that the time does not tell which one came close.
+    fn with_secret(&self, secret: &str, headers: &HeaderMap) -> Result<Identity, Refusal> {
+        // Compared with all, so that the time does not reveal which secret matched.
         let matching = self.secrets.iter().filter(|ours| ct_eq(ours.expose().as_bytes(), secret.as_bytes()));
         if matching.count() == 0 {
             return Err(invalid_headers("The shared secret header does not hold the shared secret"));
@@ -169,12 +170,13 @@ impl Authenticator {
         let role = requested_role(headers)?;
         let variables = session_variables(headers)?;
         if let Some(jwt) = &self.jwt
-            && jwt.is_there(headers)?
+            && jwt.is_present(headers)?
         {
             let claims = jwt.claims(headers, self.clock.now())?.ok_or_else(|| {
                 Refusal::because(ErrorCode::InvalidJwt, "Could not verify JWT: JWTNotInIssuer")
             })?;
-            // Whoever holds Hasura's admin secret can set session variables; a JWT's subject is theirs to hold to.
+            // A client that has Hasura's admin secret can set session variables, but must not
+            // contradict the JWT.
             if variables.iter().any(|variable| !claims.variables.contains(variable)) {
                 return Err(Refusal::because(
                     ErrorCode::AccessDenied,
@@ -184,10 +186,11 @@ impl Authenticator {
             return identity_of(&claims, role);
         }
         if self.require_jwt {
-            return Err(invalid_headers("A JWT is needed beside the shared secret"));
+            return Err(invalid_headers("A JWT is required in addition to the shared secret"));
         }
-        let role =
-            role.ok_or_else(|| invalid_headers("Missing x-hasura-role header beside the shared secret"))?;
+        let role = role.ok_or_else(|| {
+            invalid_headers("Missing x-hasura-role header in addition to the shared secret")
+        })?;
         if self.unauthorized_role.as_deref() == Some(role) {
             return Ok(identity(role.into(), Vec::new(), Means::HasuraSecret));
         }
@@ -209,12 +212,12 @@ impl Authenticator {
     }
 }
 
-/// The role that the caller asks for; an empty one is none.
+/// The role that the caller requests; an empty header counts as none.
 fn requested_role(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
     Ok(the_one(headers, &ROLE)?.filter(|role| !role.is_empty()))
 }
 
-/// The `x-hasura-*` headers but the role and secrets, names in lower case.
+/// The `x-hasura-*` headers except the role and Hasura's secrets, with their names in lower case.
 fn session_variables(headers: &HeaderMap) -> Result<Vec<(String, String)>, Refusal> {
     let mut variables: Vec<(String, String)> = Vec::new();
     for (name, value) in headers {
@@ -222,9 +225,9 @@ fn session_variables(headers: &HeaderMap) -> Result<Vec<(String, String)>, Refus
         if !is_variable || HASURA_SECRETS.contains(&name.as_str()) {
             continue;
         }
-        // A name's values stand together.
+        // `HeaderMap` yields the values of one name together.
         if variables.last().is_some_and(|(last, _)| last == name.as_str()) {
-            return Err(invalid_headers(format!("The header {name} comes more than once")));
+            return Err(invalid_headers(format!("The header {name} is present more than once")));
         }
         variables.push((name.as_str().to_owned(), text(name, value)?.to_owned()));
     }
@@ -233,7 +236,7 @@ fn session_variables(headers: &HeaderMap) -> Result<Vec<(String, String)>, Refus
 
 fn identity_of(claims: &HasuraClaims, requested: Option<&str>) -> Result<Identity, Refusal> {
     let role = requested.unwrap_or(&claims.default);
-    // The default role is held to the list as well, as Hasura does.
+    // The default role must be in the list as well, as in Hasura.
     let role = claims.allowed.iter().find(|allowed| &***allowed == role).ok_or_else(|| {
         Refusal::because(ErrorCode::AccessDenied, "Your requested role is not in allowed roles")
     })?;
@@ -241,7 +244,7 @@ fn identity_of(claims: &HasuraClaims, requested: Option<&str>) -> Result<Identit
 }
 
 fn with_role(mut variables: Vec<(String, String)>, role: &str) -> Vec<(String, String)> {
-    // Last, so that it beats a claim of that name.
+    // Last, so that it overrides a claim of that name.
     variables.push((ROLE.as_str().to_owned(), role.to_owned()));
     variables
 }

@@ -103,8 +103,10 @@ fn under_the_unauthorized_role_user_and_session_variables_are_dropped() {
 
 #[test]
 fn the_secret_without_a_role_is_nobody() {
-    let expected =
-        (ErrorCode::InvalidHeaders, "Missing x-hasura-role header beside the shared secret".to_owned());
+    let expected = (
+        ErrorCode::InvalidHeaders,
+        "Missing x-hasura-role header in addition to the shared secret".to_owned(),
+    );
     assert_eq!(refused(&[("x-byok-secret", SECRET)]), expected);
     assert_eq!(refused(&[("x-byok-secret", SECRET), ("x-hasura-role", "")]), expected);
     assert_eq!(refused(&[("x-byok-secret", SECRET), ("x-hasura-user-id", "7")]), expected);
@@ -180,7 +182,7 @@ fn where_a_jwt_is_required_the_secret_alone_is_not_enough() {
         authenticator.authenticate(&headers(&pairs)).map_err(|refusal| refusal.message.into_owned())
     };
     assert!(with(&bearer).is_ok());
-    assert_eq!(with("Bearer opaque").unwrap_err(), "A JWT is needed beside the shared secret");
+    assert_eq!(with("Bearer opaque").unwrap_err(), "A JWT is required in addition to the shared secret");
 }
 
 #[test]
@@ -333,7 +335,7 @@ fn a_malformed_tokens_file_says_what_is_wrong() {
         ),
         (json!([line("a", HASH, "", "2027-01-01T00:00:00Z")]), "a: `name` and `role` cannot be empty"),
         (json!([line("a", HASH, "admin", "tomorrow")]), "a: `expires` is not like 2027-03-31T00:00:00Z"),
-        (json!([good, good]), "the name a comes twice"),
+        (json!([good, good]), "the name a is used twice"),
         (json!([{"name": "a"}]), "it is not a list of tokens, each with"),
         (json!({"tokens": []}), "it is not a list of tokens, each with"),
         (json!([{"name": "a", "token": "s3cret"}]), "it is not a list of tokens, each with"),

@@ -1,17 +1,18 @@
-//! Reading a header that may come once.
+//! Access to headers that may be present only once.
 
 use http::{HeaderMap, HeaderName};
 
 use crate::model::{ErrorCode, Refusal};
 
-/// The value of a header, if it came. A second one is refused: two readers could each believe another.
+/// The value of a header, if present. A duplicate is refused, since two readers could use different
+/// values.
 pub(super) fn the_one<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h str>, Refusal> {
     let mut values = headers.get_all(name).iter();
     let value = values.next();
     if values.next().is_some() {
         return Err(Refusal::because(
             ErrorCode::InvalidHeaders,
-            format!("The header {name} comes more than once"),
+            format!("The header {name} is present more than once"),
         ));
     }
     value.map(|value| text(name, value)).transpose()

@@ -1,13 +1,13 @@
-//! Who calls, and what they may do. Knows nothing of keys or of plaintext, and decides nothing about tenants.
+//! Authentication and authorization of callers. Independent of keys, plaintexts and tenants.
 //!
-//! | file | what it holds |
+//! | file | contents |
 //! |---|---|
-//! | `authn` | [`Authenticator`]: from a request's headers to an [`Identity`](crate::model::Identity) |
-//! | `jwt` | tokens, verified from Hasura's own configuration; [`mint`] signs some for development |
-//! | `admin_tokens` | named tokens of operators, known by their hashes |
-//! | `policy` | [`Policy`]: pure; may this caller do this |
+//! | `authn` | [`Authenticator`]: finds the [`Identity`](crate::model::Identity) for a request's headers |
+//! | `jwt` | JSON Web Tokens, verified with Hasura's own configuration; [`mint`] signs them for development |
+//! | `admin_tokens` | named tokens of operators, stored as hashes |
+//! | `policy` | [`Policy`]: whether a caller may do an operation; pure |
 //!
-//! No refusal and no log line of this room shows a credential or a claim's value.
+//! No refusal and no log line of this module shows a credential or a claim's value.
 
 mod admin_tokens;
 mod authn;
@@ -24,10 +24,10 @@ pub use authn::{Authenticator, SECRET_HEADER};
 pub use jwt::{KeysFound, MintClaims, MintError, hs256_configuration, mint};
 pub use policy::Policy;
 
-/// Where in a file a YAML error stands, for a message that quotes nothing of the file.
-fn place_of(error: &serde_saphyr::Error) -> String {
+/// The position of a YAML error, for a message that quotes nothing of the file.
+fn position_of(error: &serde_saphyr::Error) -> String {
     match error.location() {
-        Some(place) => format!(" (line {}, column {})", place.line(), place.column()),
+        Some(location) => format!(" (line {}, column {})", location.line(), location.column()),
         None => String::new(),
     }
 }

@@ -143,7 +143,7 @@ impl Opening {
         let tenant = primary(&*database).await?;
         let exposure = database.exposure().await;
         let audit_protected = exposure.as_ref().is_ok_and(|exposure| !exposure.any());
-        state.is(DatabaseFound { applied, audit_protected });
+        state.set(DatabaseFound { applied, audit_protected });
         checkpoints.are_of(tenant.clone());
         checked(&checkpoints).await;
         app.open(tenant);

@@ -1,8 +1,9 @@
 //! The GraphiQL page, served from files embedded in the binary. Speaks only to the public API.
 //!
-//! `build.rs` makes the table of files from `web/`. The page loads nothing from another host, runs no inline script or
-//! style, and may connect only to this server: the content security policy says so to the browser. This room must not
-//! know what GraphQL answers, nor answer `/graphql`.
+//! `build.rs` makes the table of files from `web/`. The page loads nothing from another host, runs
+//! no inline script or style, and may connect only to this server; the content security policy
+//! makes the browser enforce this. This module does not depend on the GraphQL front and does not
+//! serve `/graphql`.
 
 use axum::Router;
 use axum::extract::Path;
@@ -21,14 +22,14 @@ include!(concat!(env!("OUT_DIR"), "/console_files.rs"));
 
 /// The page's content security policy: this server's own files and its own API, nothing else.
 ///
-/// GraphiQL's dialogs and menus try to add one inline style, which stops the page behind them from scrolling. The
-/// browser refuses it and says so in its log; nothing else is lost, since the page behind does not scroll.
+/// GraphiQL's dialogs and menus try to add one inline style, which stops the page behind them from
+/// scrolling. The browser refuses and logs it; nothing is lost, since that page does not scroll.
 pub const CONTENT_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
      img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// One embedded file.
 struct File {
-    /// The last part of its path, `/graphiql/{name}`.
+    /// The last part of the path, `/graphiql/{name}`.
     name: &'static str,
     content_type: &'static str,
     /// A quoted hash of the content.
@@ -36,16 +37,18 @@ struct File {
     bytes: &'static [u8],
 }
 
-/// Whether this binary was built with GraphiQL. Without it, `/graphiql` tells how to get it.
+/// Whether this binary was built with GraphiQL. Without it, `/graphiql` explains how to get it.
 #[must_use]
 pub const fn has_graphiql() -> bool {
     GRAPHIQL
 }
 
-/// `GET /graphiql` (the page), `GET /graphiql/{file}` (what it loads) and `GET /` (a redirect to the page).
+/// `GET /graphiql` (the page), `GET /graphiql/{file}` (its files) and `GET /` (a redirect to the
+/// page).
 ///
-/// Each answer carries a validator and `no-cache`, so that a browser asks again after an upgrade and gets a 304
-/// otherwise (RFC 9110, section 13.1.2). `refuse` writes what is answered where there is no such file.
+/// Each answer carries a validator and `no-cache`, so that a browser asks again after an upgrade
+/// and gets a 304 otherwise (RFC 9110, section 13.1.2). `refuse` makes the answer for an unknown
+/// file.
 pub fn router<S: Clone + Send + Sync + 'static>(refuse: fn(&Refusal) -> Response) -> Router<S> {
     let page = get(move |headers: HeaderMap| async move { serve("index.html", &headers, refuse) });
     Router::new()
@@ -55,7 +58,7 @@ pub fn router<S: Clone + Send + Sync + 'static>(refuse: fn(&Refusal) -> Response
         .route(
             "/graphiql/{file}",
             get(move |file: Result<Path<String>, PathRejection>, headers: HeaderMap| async move {
-                // A name that is no text is none of ours.
+                // A name that is not UTF-8 matches no file.
                 serve(file.as_ref().map_or("", |Path(name)| name), &headers, refuse)
             }),
         )
@@ -63,17 +66,17 @@ pub fn router<S: Clone + Send + Sync + 'static>(refuse: fn(&Refusal) -> Response
 
 fn serve(name: &str, request: &HeaderMap, refuse: fn(&Refusal) -> Response) -> Response {
     let Some(file) = FILES.iter().find(|file| file.name == name) else {
-        return (protections(), refuse(&ErrorCode::NotFound.into())).into_response();
+        return (security_headers(), refuse(&ErrorCode::NotFound.into())).into_response();
     };
     let validator = [(ETAG, file.etag), (CACHE_CONTROL, "no-cache")];
-    if already_has(request, file.etag) {
-        return (StatusCode::NOT_MODIFIED, protections(), validator).into_response();
+    if is_cached_by_client(request, file.etag) {
+        return (StatusCode::NOT_MODIFIED, security_headers(), validator).into_response();
     }
-    (protections(), validator, [(CONTENT_TYPE, file.content_type)], file.bytes).into_response()
+    (security_headers(), validator, [(CONTENT_TYPE, file.content_type)], file.bytes).into_response()
 }
 
-/// What every answer of this room carries.
-fn protections() -> [(HeaderName, &'static str); 6] {
+/// The security headers of every answer.
+fn security_headers() -> [(HeaderName, &'static str); 6] {
     [
         (CONTENT_SECURITY_POLICY, CONTENT_POLICY),
         (X_CONTENT_TYPE_OPTIONS, "nosniff"),
@@ -84,7 +87,7 @@ fn protections() -> [(HeaderName, &'static str); 6] {
     ]
 }
 
-fn already_has(request: &HeaderMap, etag: &str) -> bool {
+fn is_cached_by_client(request: &HeaderMap, etag: &str) -> bool {
     request.get_all(IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok()).any(|value| {
         value.split(',').map(str::trim).any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
     })

@@ -1,4 +1,4 @@
-//! The context: a map of strings that a ciphertext is bound to, and that is needed again to decrypt.
+//! The context: a map of strings that a ciphertext is bound to, needed again to decrypt.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -6,15 +6,15 @@ use std::fmt;
 
 use super::provider::sha256;
 
-/// How many pairs a context may have.
+/// The most pairs of a context.
 pub const MAX_CONTEXT_PAIRS: usize = 64;
 
-/// How many bytes a context's canonical encoding may have.
+/// The most bytes of a context's canonical encoding.
 pub const MAX_CONTEXT_BYTES: usize = 16 * 1024;
 
 const LENGTH_BYTES: usize = 4;
 
-/// A map of strings, with one encoding.
+/// A map of strings with a canonical encoding.
 ///
 /// ```text
 ///          0               4
@@ -28,11 +28,12 @@ const LENGTH_BYTES: usize = 4;
 ///          └───────────────┴──────────┴────────────────┴──────────┘
 /// ```
 ///
-/// Numbers are unsigned and big-endian; keys and values are UTF-8, taken as they are: no Unicode normalisation, no case
-/// folding, no trimming. A key has at least one byte, a value may have none. The empty context is four zero bytes. Every
-/// length stands before what it measures, so two different maps never share an encoding.
+/// Numbers are unsigned and big-endian; keys and values are UTF-8, unchanged: no Unicode
+/// normalisation, no case folding, no trimming. A key has at least one byte, a value may have none.
+/// The empty context is four zero bytes. Each length precedes its value, so two different
+/// maps never share an encoding.
 ///
-/// Values may be personal data: `Debug` tells only how many pairs there are.
+/// Values may be personal data: `Debug` shows only the number of pairs.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Context {
     pairs: BTreeMap<String, String>,
@@ -40,7 +41,7 @@ pub struct Context {
 }
 
 impl Context {
-    /// The context without pairs; what a caller means by `null`.
+    /// The context without pairs, for a caller's `null`.
     pub fn empty() -> Self {
         Self { pairs: BTreeMap::new(), canonical_bytes: LENGTH_BYTES }
     }
@@ -60,12 +61,12 @@ impl Context {
         Ok(context)
     }
 
-    /// Adds a pair. A refused pair leaves the context as it was.
+    /// Adds a pair. A refused pair leaves the context unchanged.
     ///
     /// # Errors
     ///
-    /// A key that is empty or there already (be its value the same), or a pair beyond [`MAX_CONTEXT_PAIRS`] or
-    /// [`MAX_CONTEXT_BYTES`].
+    /// A key that is empty or already present (even with the same value), or a pair beyond
+    /// [`MAX_CONTEXT_PAIRS`] or [`MAX_CONTEXT_BYTES`].
     pub fn insert(&mut self, key: impl Into<String>, value: impl Into<String>) -> Result<(), ContextError> {
         let (key, value) = (key.into(), value.into());
         if key.is_empty() {
@@ -73,7 +74,7 @@ impl Context {
         }
         let pairs = self.pairs.len();
         let canonical_bytes = self.canonical_bytes + 2 * LENGTH_BYTES + key.len() + value.len();
-        let Entry::Vacant(place) = self.pairs.entry(key) else {
+        let Entry::Vacant(entry) = self.pairs.entry(key) else {
             return Err(ContextError::DuplicateKey);
         };
         if pairs == MAX_CONTEXT_PAIRS {
@@ -82,7 +83,7 @@ impl Context {
         if canonical_bytes > MAX_CONTEXT_BYTES {
             return Err(ContextError::TooLarge);
         }
-        place.insert(value);
+        entry.insert(value);
         self.canonical_bytes = canonical_bytes;
         Ok(())
     }
@@ -92,7 +93,7 @@ impl Context {
         self.pairs.get(key).map(String::as_str)
     }
 
-    /// How many pairs there are.
+    /// The number of pairs.
     pub fn len(&self) -> usize {
         self.pairs.len()
     }
@@ -120,7 +121,7 @@ impl Context {
         encoding
     }
 
-    /// SHA-256 of [`Self::canonical`]: what a token is bound to.
+    /// SHA-256 of [`Self::canonical`], which tokens are bound to.
     pub fn digest(&self) -> [u8; 32] {
         sha256(&self.canonical())
     }
@@ -142,7 +143,7 @@ impl fmt::Debug for Context {
     }
 }
 
-/// Why pairs are no context.
+/// Why pairs do not make a context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ContextError {
     /// Two pairs have the same key.

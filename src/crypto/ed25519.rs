@@ -1,4 +1,5 @@
-//! Ed25519 (RFC 8032): what reports are signed with that a third party keeps. No token and no credential is signed so.
+//! Ed25519 signatures (RFC 8032) for reports and checkpoints that third parties keep. Tokens and
+//! credentials are not signed with it.
 
 use std::fmt;
 
@@ -9,13 +10,14 @@ use zeroize::Zeroizing;
 use super::provider::{Ed25519Pair, ed25519_verifies, random};
 use super::secret::SecretText;
 
-/// A private key in PKCS#8 (RFC 8410, section 7), before its 32 bytes: what `openssl genpkey -algorithm ed25519` writes.
+/// A private key in PKCS#8 (RFC 8410, section 7), before its 32 bytes: what `openssl genpkey
+/// -algorithm ed25519` writes.
 const PKCS8_HEAD: [u8; 16] =
     [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
 /// A public key as SubjectPublicKeyInfo (RFC 8410, section 4), before its 32 bytes.
 const SPKI_HEAD: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 
-/// The text is not an Ed25519 key in PEM: `PRIVATE KEY` (PKCS#8) where it is to sign, `PUBLIC KEY` where it is to verify.
+/// The text is not an Ed25519 key in PEM: `PRIVATE KEY` (PKCS#8) to sign, `PUBLIC KEY` to verify.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoEd25519Key;
 
@@ -41,7 +43,7 @@ impl Ed25519SigningKey {
         SecretText::new(format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", *body))
     }
 
-    /// From PKCS#8 in PEM.
+    /// Parses PKCS#8 in PEM.
     ///
     /// # Errors
     ///
@@ -51,7 +53,7 @@ impl Ed25519SigningKey {
         Ed25519Pair::from_pkcs8(&der).map(Self).ok_or(NoEd25519Key)
     }
 
-    /// What verifies its signatures.
+    /// The public key.
     pub fn verifying_key(&self) -> Ed25519VerifyingKey {
         Ed25519VerifyingKey(self.0.public())
     }
@@ -67,7 +69,7 @@ impl Ed25519SigningKey {
 pub struct Ed25519VerifyingKey([u8; 32]);
 
 impl Ed25519VerifyingKey {
-    /// From SubjectPublicKeyInfo in PEM.
+    /// Parses SubjectPublicKeyInfo in PEM.
     ///
     /// # Errors
     ///
@@ -78,27 +80,27 @@ impl Ed25519VerifyingKey {
         key.map(Self).ok_or(NoEd25519Key)
     }
 
-    /// As SubjectPublicKeyInfo in PEM.
+    /// The key as SubjectPublicKeyInfo in PEM.
     pub fn to_pem(self) -> String {
         format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", self.to_base64())
     }
 
-    /// As SubjectPublicKeyInfo in DER and base64: what stands between the lines of the PEM.
+    /// The key as SubjectPublicKeyInfo in DER and base64: the body of the PEM.
     pub fn to_base64(self) -> String {
         STANDARD.encode([&SPKI_HEAD[..], &self.0].concat())
     }
 
-    /// From its 32 bytes (RFC 8032, 5.1.5).
+    /// The key of these 32 bytes (RFC 8032, 5.1.5).
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 
-    /// Its 32 bytes.
+    /// The 32 bytes of the key.
     pub fn to_bytes(self) -> [u8; 32] {
         self.0
     }
 
-    /// Whether this is the signature of `message` by that key.
+    /// Whether this is the signature of `message` by this key.
     pub fn verifies(self, message: &[u8], signature: &[u8]) -> bool {
         ed25519_verifies(&self.0, message, signature)
     }

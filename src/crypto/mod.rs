@@ -1,10 +1,10 @@
 //! The cryptography: tokens, their keys, what they are bound to, and the types that hold secrets.
 //!
-//! Pure and synchronous: no I/O, no clock, no environment; the one thing taken from outside is the system's random
-//! source. This room knows no tenant, database or KMS, only the bytes that stand for them, and it decides nothing about
-//! permission. Nothing here logs.
+//! Pure and synchronous: no I/O, no clock, no environment, no logs; the only external input is the
+//! system's random source. Independent of tenants, databases, KMSs and permissions: it sees only
+//! bytes.
 //!
-//! | file | what it holds |
+//! | file | contents |
 //! |---|---|
 //! | `provider` | the primitives, through the one `use` of the cryptographic library |
 //! | `secret` | [`Dek`], [`Plaintext`], [`SecretText`]: wiped when dropped, never printed |
@@ -13,10 +13,10 @@
 //! | `seal` | [`seal()`] and [`open()`]: key derivation, commitment, AEAD |
 //! | `ed25519` | [`Ed25519SigningKey`], [`Ed25519VerifyingKey`]: for reports that others keep |
 //! | `rsa` | [`RsaSigningKey`]: RS256, for a provider's credential |
-//! | `row_mac` | [`RowMacKey`]: what binds stored rows to a secret that the database does not hold |
-//! | `sealing_key` | [`SealingKey`]: what cached DEKs are sealed under in memory |
+//! | `row_mac` | [`RowMacKey`]: authenticates stored rows with a secret that is not in the database |
+//! | `sealing_key` | [`SealingKey`]: encrypts cached DEKs in memory |
 //!
-//! Test vectors stand in `tests/vectors/`, fuzz targets in `fuzz/`; the ordinary tests replay both.
+//! Test vectors are in `tests/vectors/`, fuzz targets in `fuzz/`; the unit tests replay both.
 
 mod context;
 mod ed25519;

@@ -70,9 +70,9 @@ proptest! {
     }
 
     #[test]
-    fn a_flipped_bit_is_refused(made in made(), place in any::<prop::sample::Index>()) {
+    fn a_flipped_bit_is_refused(made in made(), position in any::<prop::sample::Index>()) {
         let mut bytes = bytes_of(&made.token());
-        let bit = place.index(bytes.len() * 8);
+        let bit = position.index(bytes.len() * 8);
         bytes[bit / 8] ^= 1 << (bit % 8);
         let token = of_bytes(&bytes);
         prop_assert_eq!(made.opens(&token), Err(DecryptFailed));
@@ -153,12 +153,12 @@ proptest! {
 
     #[test]
     fn a_token_with_any_character_replaced_never_opens(
-        made in made(), place in any::<prop::sample::Index>(), character in any::<char>(),
+        made in made(), position in any::<prop::sample::Index>(), character in any::<char>(),
     ) {
         let text = made.token().encode();
-        let place = place.index(text.len());
-        prop_assume!(!text[place..].starts_with(character));
-        let text = format!("{}{character}{}", &text[..place], &text[place + 1..]);
+        let position = position.index(text.len());
+        prop_assume!(!text[position..].starts_with(character));
+        let text = format!("{}{character}{}", &text[..position], &text[position + 1..]);
         if let Ok(token) = Token::parse(&text) {
             prop_assert_eq!(made.opens(&token), Err(DecryptFailed));
         }

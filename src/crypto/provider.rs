@@ -1,11 +1,11 @@
-//! The primitives: AES-256-GCM (NIST SP 800-38D), HKDF-SHA256 (RFC 5869), HMAC-SHA256 (RFC 2104), SHA-256, random bytes;
-//! RS256 (RFC 8017) and Ed25519 (RFC 8032) signatures.
+//! The primitives: AES-256-GCM (NIST SP 800-38D), HKDF-SHA256 (RFC 5869), HMAC-SHA256 (RFC 2104),
+//! SHA-256, random bytes; RS256 (RFC 8017) and Ed25519 (RFC 8032) signatures.
 //!
-//! The single `use ring` of this room stands here, so that a library with the same API can take its place. Nothing here
-//! knows what the bytes mean.
+//! The only `use ring` of this module is here, so that a library with the same API can replace it.
+//! Nothing here depends on the meaning of the bytes.
 //!
-//! ring does not wipe its own key objects. They live here for one call each, on the stack; what outlives a call is held
-//! by our own types, which do wipe.
+//! ring does not wipe its own key objects. Here they live on the stack for one call each; what
+//! outlives a call is held by types of this module, which do wipe.
 
 use ring::{aead, digest, hkdf, hmac, rand, signature};
 use std::sync::LazyLock;
@@ -13,24 +13,24 @@ use subtle::ConstantTimeEq as _;
 
 use rand::SecureRandom as _;
 
-/// Bytes of an AES-256 key, and of every other key in this room.
+/// The bytes of an AES-256 key, and of every other symmetric key in this module.
 pub(super) const KEY_BYTES: usize = 32;
-/// Bytes of a GCM nonce (SP 800-38D, 8.2: 96 bits).
+/// The bytes of a GCM nonce (SP 800-38D, 8.2: 96 bits).
 pub(super) const NONCE_BYTES: usize = 12;
-/// Bytes of a GCM tag; never shortened.
+/// The bytes of a GCM tag, never truncated.
 pub(super) const TAG_BYTES: usize = 16;
 
 /// Fills `bytes` from the operating system's random source.
 ///
 /// # Panics
 ///
-/// If the operating system has no randomness to give: no key may be made then.
+/// If the operating system returns no random bytes: no key may be made then.
 pub fn fill_random(bytes: &mut [u8]) {
     rand::SystemRandom::new().fill(bytes).expect("the operating system's random source works");
 }
 
-/// `N` bytes from the operating system's random source. For what is secret, prefer [`fill_random`] on memory that is
-/// wiped.
+/// `N` bytes from the operating system's random source. For secrets, prefer [`fill_random`] on
+/// memory that is wiped.
 ///
 /// # Panics
 ///
@@ -46,7 +46,8 @@ pub fn sha256(data: &[u8]) -> [u8; 32] {
     sha256_of(&[data])
 }
 
-/// SHA-256 of the concatenation of `parts`. The caller sees to it that the concatenation has only one reading.
+/// SHA-256 of the concatenation of `parts`. The caller must ensure that the concatenation is
+/// unambiguous.
 pub fn sha256_of(parts: &[&[u8]]) -> [u8; 32] {
     let mut context = digest::Context::new(&digest::SHA256);
     for part in parts {
@@ -60,15 +61,17 @@ pub fn hmac_sha256(key: &[u8], data: &[u8]) -> [u8; 32] {
     array(hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), data).as_ref())
 }
 
-/// Whether two secrets are the same, in a time that tells nothing about where they differ or how long the other one is:
-/// both are hashed under a key that only this process has, and the hashes are compared in constant time.
+/// Whether two secrets are equal, in a time that reveals neither where they differ nor their
+/// lengths: both are hashed under a key of this process, and the hashes are compared in constant
+/// time.
 pub fn ct_eq(a: &[u8], b: &[u8]) -> bool {
     static COMPARE: LazyLock<hmac::Key> =
         LazyLock::new(|| hmac::Key::new(hmac::HMAC_SHA256, &random::<KEY_BYTES>()));
     hmac::verify(&COMPARE, a, hmac::sign(&COMPARE, b).as_ref()).is_ok()
 }
 
-/// The same for two hashes: their length is known, so nothing has to be hashed first.
+/// Whether two hashes are equal, in constant time. Their length is known, so they are not hashed
+/// again.
 pub(super) fn ct_eq_hashes(a: &[u8; 32], b: &[u8; 32]) -> bool {
     a.ct_eq(b).into()
 }
@@ -77,7 +80,7 @@ pub(super) fn ct_eq_hashes(a: &[u8; 32], b: &[u8; 32]) -> bool {
 pub(super) struct Prk(hkdf::Prk);
 
 impl Prk {
-    /// Extract. An empty salt is RFC 5869's "not provided".
+    /// The extract step. An empty salt is RFC 5869's "not provided".
     pub(super) fn extract(salt: &[u8], secret: &[u8]) -> Self {
         /// Prepared once: no token is made with another.
         static NO_SALT: LazyLock<hkdf::Salt> = LazyLock::new(|| hkdf::Salt::new(hkdf::HKDF_SHA256, &[]));
@@ -87,8 +90,8 @@ impl Prk {
         })
     }
 
-    /// Expand (RFC 5869, 2.3) into all of `out`; `info` is the concatenation of its parts. `None` if `out` is longer
-    /// than 255 hashes, and then nothing is written.
+    /// The expand step (RFC 5869, 2.3) into all of `out`; `info` is the concatenation of its parts.
+    /// `None` if `out` is longer than 255 hashes, and then nothing is written.
     pub(super) fn expand(&self, info: &[&[u8]], out: &mut [u8]) -> Option<()> {
         self.0.expand(info, Length(out.len())).ok()?.fill(out).ok()
     }
@@ -106,12 +109,12 @@ impl hkdf::KeyType for Length {
 pub(super) struct RsaPrivateKey(signature::RsaKeyPair);
 
 impl RsaPrivateKey {
-    /// From PKCS#8's DER. `None` if it is no such key.
+    /// Parses PKCS#8 in DER. `None` if it is not such a key.
     pub(super) fn from_pkcs8(der: &[u8]) -> Option<Self> {
         signature::RsaKeyPair::from_pkcs8(der).ok().map(Self)
     }
 
-    /// RSASSA-PKCS1-v1_5 with SHA-256 (RFC 8017, 8.2).
+    /// The signature by RSASSA-PKCS1-v1_5 with SHA-256 (RFC 8017, 8.2).
     pub(super) fn sign_sha256(&self, message: &[u8]) -> Vec<u8> {
         let mut signature = vec![0; self.0.public().modulus_len()];
         let random = rand::SystemRandom::new();
@@ -126,7 +129,7 @@ impl RsaPrivateKey {
 pub(super) struct Ed25519Pair(signature::Ed25519KeyPair);
 
 impl Ed25519Pair {
-    /// From PKCS#8's DER, with or without the public key. `None` if it is no such key.
+    /// Parses PKCS#8 in DER, with or without the public key. `None` if it is not such a key.
     pub(super) fn from_pkcs8(der: &[u8]) -> Option<Self> {
         signature::Ed25519KeyPair::from_pkcs8_maybe_unchecked(der).ok().map(Self)
     }
@@ -149,7 +152,8 @@ pub(super) fn ed25519_verifies(public: &[u8; 32], message: &[u8], signature: &[u
     signature::UnparsedPublicKey::new(&signature::ED25519, public).verify(message, signature).is_ok()
 }
 
-/// Encrypts `in_out` in place with AES-256-GCM and gives the tag. A nonce must never be used twice under one key.
+/// Encrypts `in_out` in place with AES-256-GCM and returns the tag. A nonce must never be used
+/// twice under one key.
 ///
 /// # Panics
 ///
@@ -166,8 +170,8 @@ pub(super) fn aead_seal(
     array(tag.as_ref())
 }
 
-/// Decrypts `in_out` in place with AES-256-GCM. `None` if the tag does not fit; what `in_out` then holds is not to be
-/// used.
+/// Decrypts `in_out` in place with AES-256-GCM. `None` if the tag does not match; `in_out` must not
+/// be used then.
 pub(super) fn aead_open(
     key: &[u8; KEY_BYTES],
     nonce: [u8; NONCE_BYTES],

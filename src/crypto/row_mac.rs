@@ -1,4 +1,5 @@
-//! The secret that binds stored rows: whoever writes the database and does not hold it can make no row that is accepted.
+//! MACs over stored rows: without the secret, write access to the database does not suffice to make
+//! a row that is accepted.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -7,11 +8,12 @@ use zeroize::Zeroizing;
 use super::provider::{KEY_BYTES, Prk, ct_eq_hashes, fill_random, hmac_sha256};
 use super::secret::SecretText;
 
-/// What the key is derived for. Another form of the message or of the derivation takes another label.
+/// The label of the key's derivation. A change of the message or of the derivation requires another
+/// label.
 const LABEL: &[u8] = b"byok row mac 1";
 
-/// A key for MACs over stored rows: HMAC-SHA256 under what HKDF-SHA256 derives from a secret of 32 random bytes. The secret
-/// itself is not kept.
+/// A key for MACs over stored rows: HMAC-SHA256 under a key that HKDF-SHA256 derives from a secret
+/// of 32 random bytes. The secret itself is not kept.
 pub struct RowMacKey(Box<Zeroizing<[u8; KEY_BYTES]>>);
 
 /// The text is not 32 bytes in base64.
@@ -19,7 +21,7 @@ pub struct RowMacKey(Box<Zeroizing<[u8; KEY_BYTES]>>);
 pub struct NoRowMacKey;
 
 impl RowMacKey {
-    /// From 32 bytes in standard base64, with padding.
+    /// Parses 32 bytes in standard base64, with padding.
     ///
     /// # Errors
     /// [`NoRowMacKey`].
@@ -33,7 +35,7 @@ impl RowMacKey {
         Ok(key)
     }
 
-    /// A new secret, in the form that [`Self::from_base64`] takes.
+    /// A new secret, in the form that [`Self::from_base64`] parses.
     pub fn generate() -> SecretText {
         let mut secret = Zeroizing::new([0; KEY_BYTES]);
         fill_random(&mut *secret);
@@ -85,7 +87,8 @@ mod tests {
 
     #[test]
     fn the_mac_is_what_another_implementation_makes_of_the_same_secret() {
-        // Python: hmac(hkdf_expand(hkdf_extract(b"", bytes([7] * 32)), b"byok row mac 1", 32), message).
+        // Python: hmac(hkdf_expand(hkdf_extract(b"", bytes([7] * 32)), b"byok row mac 1", 32),
+        // message).
         let mac = key().mac(&[b"ab", b"c"]);
         assert_eq!(mac[..8], [0x1c, 0x05, 0xc5, 0x4a, 0x2f, 0xf1, 0x2f, 0xaf]);
     }

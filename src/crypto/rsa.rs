@@ -1,5 +1,5 @@
-//! [`RsaSigningKey`]: signs as RS256 does (RFC 7518, 3.3: RSASSA-PKCS1-v1_5 with SHA-256). What a credential of Google's
-//! service accounts is used with; no token of ours is signed so.
+//! RS256 signatures (RFC 7518, 3.3: RSASSA-PKCS1-v1_5 with SHA-256), for credentials of Google's
+//! service accounts. byok's own tokens are not signed with it.
 
 use std::fmt;
 
@@ -26,7 +26,7 @@ impl fmt::Display for NoRsaKey {
 impl std::error::Error for NoRsaKey {}
 
 impl RsaSigningKey {
-    /// From PKCS#8 (RFC 5958) in PEM (RFC 7468): `-----BEGIN PRIVATE KEY-----`.
+    /// Parses PKCS#8 (RFC 5958) in PEM (RFC 7468): `-----BEGIN PRIVATE KEY-----`.
     ///
     /// # Errors
     ///

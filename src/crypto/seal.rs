@@ -8,19 +8,21 @@
 //! token      = DEK id ‖ commitment ‖ nonce ‖ AES-256-GCM(key, nonce, plaintext, no AAD)
 //! ```
 //!
-//! **Why no salt.** The DEK is 32 uniform random bytes already; RFC 5869, 3.1 lets extract go without one then.
+//! **Why no salt.** The DEK already is 32 uniform random bytes; RFC 5869, 3.1 allows extract
+//! without a salt then.
 //!
-//! **Why no associated data.** AAD ties a ciphertext to something under a key that is shared with other things. Here
-//! tenant, DEK id and context are in the key itself: another one of any derives another key and another commitment. What
-//! else a token holds is either compared (DEK id, commitment) or an input of GCM (nonce, ciphertext, tag). There is
-//! nothing left to authenticate.
+//! **Why no associated data.** AAD binds a ciphertext to data under a key that is also used for
+//! other data. Here tenant, DEK id and context are inputs of the key itself: a change of any of
+//! them gives another key and another commitment. The rest of a token is either compared (DEK id,
+//! commitment) or an input of GCM (nonce, ciphertext, tag). There is nothing left to authenticate.
 //!
-//! **Why the commitment.** AES-GCM alone lets a ciphertext be made that opens under two keys to two texts, so whoever can
-//! swap the wrapped DEK beside it chooses which text is read (the flaw class of CVE-2025-14762). The commitment is a hash
-//! of the DEK and `T` that cannot be met by a second pair; it is compared, in constant time, before the AEAD opens.
+//! **Why the commitment.** With AES-GCM alone, a ciphertext can be made that decrypts under two
+//! keys to two texts, so that swapping the stored wrapped DEK selects the text that is read (the
+//! flaw class of CVE-2025-14762). The commitment is a collision-resistant hash of the DEK and `T`;
+//! it is compared, in constant time, before the AEAD opens.
 //!
-//! **How often.** A nonce is 96 random bits, a key belongs to one DEK and one context: SP 800-38D, 8.3 allows 2³² seals
-//! with it, and each is one update of one field of one record.
+//! **How often.** A nonce is 96 random bits, and a key belongs to one DEK and one context: SP
+//! 800-38D, 8.3 allows 2³² encryptions with it, and each is one update of one field of one record.
 
 use std::fmt;
 
@@ -30,14 +32,16 @@ use super::provider::{self, KEY_BYTES, NONCE_BYTES, TAG_BYTES, ct_eq_hashes, ran
 use super::secret::{Dek, Plaintext};
 use super::token::{MAX_PLAINTEXT_BYTES, Token};
 
-/// Names the algorithms of `v1` in everything derived for it. All that follows it in `T` has a fixed length.
+/// The identifier of the algorithms of `v1`, an input of everything derived. Everything after it in
+/// `T` has a fixed length.
 const SUITE: &[u8] = b"byok/v1/HKDF-SHA256/AES-256-GCM";
-/// The label of the encryption key. Of one length with [`COMMITMENT_LABEL`], so neither can begin the other.
+/// The label of the encryption key. As long as [`COMMITMENT_LABEL`], so that neither is a prefix
+/// of the other.
 const ENCRYPTION_LABEL: &[u8] = b"byok/v1/encryption";
 /// The label of the commitment.
 const COMMITMENT_LABEL: &[u8] = b"byok/v1/commitment";
 
-/// What a token is bound to: a tenant, a DEK and a context. It is `T` above, with the DEK id.
+/// The tenant, DEK and context that a token is bound to: `T` above, with the DEK id.
 #[derive(Clone)]
 pub struct Binding {
     dek_id: [u8; 16],
@@ -45,7 +49,7 @@ pub struct Binding {
 }
 
 impl Binding {
-    /// Binds to the tenant's uid, the DEK's id and [`Context::digest`](super::Context::digest).
+    /// A binding to the tenant's uid, the DEK's id and [`Context::digest`](super::Context::digest).
     pub fn new(tenant_uid: &[u8; 16], dek_id: &[u8; 16], context_digest: &[u8; 32]) -> Self {
         Self { dek_id: *dek_id, transcript: sha256_of(&[SUITE, tenant_uid, dek_id, context_digest]) }
     }
@@ -60,16 +64,17 @@ impl Binding {
 ///
 /// # Panics
 ///
-/// If `dek_id` is not the one in `binding`, or `plaintext` is longer than [`MAX_PLAINTEXT_BYTES`]: nobody could ever open
-/// such a token, and the plaintext would be lost. Callers refuse longer plaintexts before.
+/// If `dek_id` is not the one in `binding`, or `plaintext` is longer than [`MAX_PLAINTEXT_BYTES`]:
+/// nobody could ever open such a token, and the plaintext would be lost. Callers refuse longer
+/// plaintexts before.
 pub fn seal(dek: &Dek, binding: &Binding, dek_id: &[u8; 16], plaintext: &[u8]) -> Token {
     assert!(*dek_id == binding.dek_id, "a token is sealed for the DEK that it is bound to");
     assert!(plaintext.len() <= MAX_PLAINTEXT_BYTES, "a plaintext fits into a token");
     seal_with_nonce(dek, binding, random(), plaintext)
 }
 
-/// Seals with a given nonce. Apart from [`seal`], only test vectors may call it: a nonce used twice under one key gives
-/// away both plaintexts and GCM's authentication key.
+/// Seals with a given nonce. Apart from [`seal`], only test vectors may call it: a nonce used twice
+/// under one key gives away both plaintexts and GCM's authentication key.
 pub(super) fn seal_with_nonce(
     dek: &Dek,
     binding: &Binding,
@@ -77,7 +82,8 @@ pub(super) fn seal_with_nonce(
     plaintext: &[u8],
 ) -> Token {
     let keys = Keys::derive(dek, binding);
-    // Room for the tag from the start: no growing, so no copy of the plaintext left behind in freed memory.
+    // Room for the tag from the start: no growing, so no copy of the plaintext left behind in freed
+    // memory.
     let mut buffer = Vec::with_capacity(plaintext.len() + TAG_BYTES);
     buffer.extend_from_slice(plaintext);
     let tag = provider::aead_seal(&keys.encryption, nonce, &[], &mut buffer);
@@ -89,7 +95,8 @@ pub(super) fn seal_with_nonce(
 ///
 /// # Errors
 ///
-/// [`DecryptFailed`] for a wrong DEK, tenant, DEK id or context, and for anything changed in the token.
+/// [`DecryptFailed`] for a wrong DEK, tenant, DEK id or context, and for anything changed in the
+/// token.
 pub fn open(dek: &Dek, binding: &Binding, token: &Token) -> Result<Plaintext, DecryptFailed> {
     let keys = Keys::derive(dek, binding);
     // The id is no secret: it stands in the token.
@@ -123,8 +130,8 @@ impl Keys {
     }
 }
 
-/// The token does not open. There is one such error, whatever the cause: telling causes apart would help only someone who
-/// tries tokens out.
+/// The token does not open. There is one such error, whatever the cause: telling causes apart would
+/// help only someone who tries tokens out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DecryptFailed;
 

@@ -1,22 +1,23 @@
-//! What DEKs are sealed under while they wait in a cache: a cache drops its values late, so wiping this one key is what
-//! empties it at once.
+//! The key that encrypts cached DEKs. A cache drops its values late, but wiping this key makes all
+//! of them useless at once.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::provider::{NONCE_BYTES, TAG_BYTES, aead_open, aead_seal};
 use super::secret::Dek;
 
-/// A key that lives in the memory of this process only. Its bytes are wiped when it is dropped, and nothing sealed under
-/// it can be opened again.
+/// A key that lives in the memory of this process only. Its bytes are wiped when it is dropped, and
+/// nothing sealed under it can be opened again.
 ///
-/// The nonce is a counter: 64 bits that start at zero for a key that is random, is never stored, cannot be cloned and dies
-/// with the process. So a nonce could repeat only after 2⁶⁴ seals, and no seal waits for the random source.
+/// The nonce is a counter of 64 bits from zero, since the key is random, never stored, cannot be
+/// cloned and ends with the process. So a nonce could repeat only after 2⁶⁴ encryptions, and no
+/// encryption waits for the random source.
 pub struct SealingKey {
     key: Dek,
     next: AtomicU64,
 }
 
-/// A DEK as it lies in the cache: 56 bytes that are no secret without the key.
+/// An encrypted DEK in the cache: 56 bytes that are not secret without the key.
 #[derive(Clone)]
 pub struct SealedDek {
     counter: u64,
@@ -25,21 +26,21 @@ pub struct SealedDek {
 }
 
 impl SealingKey {
-    /// A new one, from the operating system's random source.
+    /// A new key, from the operating system's random source.
     pub fn generate() -> Self {
         Self { key: Dek::generate(), next: AtomicU64::new(0) }
     }
 
-    /// Seals a DEK. `aad` says what it is (tenant, key, DEK id) and must be the same to open it.
+    /// Encrypts a DEK. `aad` identifies it (tenant, key, DEK id) and must be the same to open it.
     pub fn seal(&self, dek: &Dek, aad: &[u8]) -> SealedDek {
-        // Relaxed: only that no two calls get the same number matters, not what else they see.
+        // Relaxed, since it only matters that each call gets a number of its own.
         let counter = self.next.fetch_add(1, Ordering::Relaxed);
         let mut ciphertext = *dek.expose();
         let tag = aead_seal(self.key.expose(), nonce(counter), aad, &mut ciphertext);
         SealedDek { counter, ciphertext, tag }
     }
 
-    /// Opens what this key sealed. `None` for anything else.
+    /// Decrypts a DEK that this key encrypted. `None` for anything else.
     pub fn open(&self, sealed: &SealedDek, aad: &[u8]) -> Option<Dek> {
         let mut dek = Dek::zeroed();
         dek.bytes_mut().copy_from_slice(&sealed.ciphertext);

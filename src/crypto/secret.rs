@@ -1,8 +1,9 @@
-//! Types that hold secrets: wiped when dropped, without `Debug`, `Clone` or `Serialize`, so that a secret is neither
-//! printed nor copied by accident. Reading one takes the word `expose`, which is easy to look for.
+//! Types that hold secrets: wiped when dropped, without `Debug`, `Clone` or `Serialize`, so that a
+//! secret is neither printed nor copied by accident. Reading one takes a call of `expose`, which is
+//! easy to search for.
 //!
-//! A wipe reaches the memory that the value lies in. Each of these keeps its bytes on the heap, so that moving the value
-//! moves a pointer and leaves no copy behind on the stack.
+//! A wipe clears only the current memory of the value. Each of these types keeps its bytes on the
+//! heap, so that moving the value moves a pointer and leaves no copy on the stack.
 
 use std::fmt;
 
@@ -14,19 +15,20 @@ use super::provider::{KEY_BYTES, fill_random};
 pub struct Dek(Box<Zeroizing<[u8; KEY_BYTES]>>);
 
 impl Dek {
-    /// A new one, from the operating system's random source.
+    /// A new DEK, from the operating system's random source.
     pub fn generate() -> Self {
         let mut dek = Self::zeroed();
         fill_random(dek.bytes_mut());
         dek
     }
 
-    /// From the bytes that a KMS gave back; they are wiped. `None` unless they are exactly 32.
+    /// A DEK of the bytes that a KMS returned, which are wiped. `None` unless they are exactly 32.
     pub fn from_bytes(bytes: Zeroizing<Vec<u8>>) -> Option<Self> {
         Self::from_slice(&bytes)
     }
 
-    /// From a copy of `bytes`. `None` unless they are exactly 32. The caller wipes the original.
+    /// A DEK of a copy of `bytes`. `None` unless they are exactly 32. The caller wipes the
+    /// original.
     pub fn from_slice(bytes: &[u8]) -> Option<Self> {
         if bytes.len() != KEY_BYTES {
             return None;
@@ -51,11 +53,11 @@ impl Dek {
     }
 }
 
-/// What a caller wants protected, as bytes.
+/// A plaintext, as bytes.
 pub struct Plaintext(Zeroizing<Vec<u8>>);
 
 impl Plaintext {
-    /// Takes the bytes over.
+    /// Takes ownership of the bytes.
     pub fn new(bytes: Vec<u8>) -> Self {
         Self(Zeroizing::new(bytes))
     }
@@ -85,7 +87,7 @@ impl Plaintext {
 pub struct SecretText(Zeroizing<String>);
 
 impl SecretText {
-    /// Takes the text over.
+    /// Takes ownership of the text.
     pub fn new(text: String) -> Self {
         Self(Zeroizing::new(text))
     }

@@ -1,4 +1,5 @@
-//! The token: the string that the caller stores. This file parses and writes it and knows no key; see `seal` for those.
+//! The token: the string that the caller stores. This file parses and writes it without keys;
+//! `seal` has those.
 
 use std::fmt;
 
@@ -7,13 +8,14 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::provider::{NONCE_BYTES, TAG_BYTES};
 
-/// How many bytes of plaintext a token can hold: 16 MiB. A deployment's own limit is lower.
+/// The most bytes of plaintext in a token: 16 MiB. A deployment's own limit is lower.
 pub const MAX_PLAINTEXT_BYTES: usize = 16 * 1024 * 1024;
 
 const DEK_ID_BYTES: usize = 16;
 const COMMITMENT_BYTES: usize = 32;
 const HEADER_BYTES: usize = DEK_ID_BYTES + COMMITMENT_BYTES + NONCE_BYTES;
-/// 60 bytes are 80 characters with nothing left over, so header and rest are coded apart, each canonical by itself.
+/// 60 bytes are exactly 80 characters, so header and rest are encoded separately, each canonical by
+/// itself.
 const HEADER_CHARACTERS: usize = HEADER_BYTES / 3 * 4;
 const MIN_BODY_CHARACTERS: usize = HEADER_CHARACTERS + base64_characters(TAG_BYTES);
 const MAX_BODY_CHARACTERS: usize = HEADER_CHARACTERS + base64_characters(MAX_PLAINTEXT_BYTES + TAG_BYTES);
@@ -31,16 +33,16 @@ const MAX_BODY_CHARACTERS: usize = HEADER_CHARACTERS + base64_characters(MAX_PLA
 ///   UUIDv7   HKDF-SHA256              random     AES-256-GCM, n = bytes of plaintext ≤ 16 MiB
 /// ```
 ///
-/// A token has one spelling: padding, white space, the standard alphabet's `+` and `/`, and bits left over in the last
-/// character that are not zero are all refused. So a token can be compared and indexed as text. A later format is `v2`,
-/// never a change of this one.
+/// A token has one spelling: padding, white space, the standard alphabet's `+` and `/`, and unused
+/// bits of the last character that are not zero are all refused. So a token can be compared and
+/// indexed as text. A later format is `v2`, never a change of this one.
 ///
-/// That a token parses says nothing about whether it is genuine.
+/// A token that parses need not be genuine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Token {
     /// Which DEK it was sealed with.
     pub dek_id: [u8; DEK_ID_BYTES],
-    /// What only the right DEK, tenant and context derive.
+    /// The value that only the right DEK, tenant and context derive.
     pub commitment: [u8; COMMITMENT_BYTES],
     /// The AEAD's nonce.
     pub nonce: [u8; NONCE_BYTES],
@@ -49,18 +51,18 @@ pub struct Token {
 }
 
 impl Token {
-    /// What every token of this version begins with.
+    /// The beginning of every token of this version.
     pub const PREFIX: &str = "byok:v1:";
 
     /// The length of the longest token, in bytes (all ASCII).
     pub const MAX_TEXT_BYTES: usize = Self::PREFIX.len() + MAX_BODY_CHARACTERS;
 
-    /// Reads a token.
+    /// Parses a token.
     ///
     /// # Errors
     ///
-    /// See [`TokenError`]. Where several apply, the first of: not a token, unsupported version, too long, truncated, not
-    /// canonical.
+    /// See [`TokenError`]. If several apply, the first of: not a token, unsupported version, too
+    /// long, truncated, not canonical.
     pub fn parse(text: &str) -> Result<Self, TokenError> {
         let text = text.as_bytes();
         let Some(body) = text.strip_prefix(Self::PREFIX.as_bytes()) else {
@@ -93,7 +95,7 @@ impl Token {
         Ok(token)
     }
 
-    /// Writes the token in its one spelling.
+    /// Writes the token in its canonical form.
     pub fn encode(&self) -> String {
         let mut header = [0; HEADER_BYTES];
         let (dek_id, rest) = header.split_at_mut(DEK_ID_BYTES);
@@ -111,8 +113,8 @@ impl Token {
     }
 }
 
-/// Whether `text` begins as a token of another version does: `byok:v`, a whole number without a leading zero, `:`.
-/// (`v1` does not come here; there is no `v0`.)
+/// Whether `text` begins like a token of another version: `byok:v`, a whole number without a
+/// leading zero, `:`. (`v1` does not come here; there is no `v0`.)
 fn has_other_version(text: &[u8]) -> bool {
     let Some(version) = text.strip_prefix(b"byok:v") else {
         return false;
@@ -121,12 +123,12 @@ fn has_other_version(text: &[u8]) -> bool {
     digits > 0 && version[0] != b'0' && version.get(digits) == Some(&b':')
 }
 
-/// How many characters `bytes` bytes take without padding.
+/// The number of characters for this many bytes, without padding.
 const fn base64_characters(bytes: usize) -> usize {
     (bytes * 4).div_ceil(3)
 }
 
-/// Why a text is no token that we can read. It never holds a piece of the text.
+/// Why a text is not accepted as a token. Never contains a part of the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenError {
     /// It does not begin with `byok:v<number>:`.

@@ -5,10 +5,10 @@ use async_graphql::{ID, InputObject, Object, SimpleObject};
 use crate::app::{AuditPage, AuditQuery, CheckpointShown};
 use crate::model::{Entry, ErrorCode, Item, Means, Operation, Outcome, Source};
 
+use super::enums::EnumValue;
 use super::scalars::{Bigint, Timestamptz};
-use super::words::Word;
 
-/// Which entries of the audit log; all conditions must hold.
+/// A filter of the audit log; all conditions must hold.
 #[derive(Default, InputObject)]
 #[graphql(name = "ByokAuditFilter")]
 pub(super) struct AuditFilter {
@@ -17,9 +17,9 @@ pub(super) struct AuditFilter {
     /// Before this moment.
     until: Option<Timestamptz>,
     /// Only this operation.
-    operation: Option<Word<Operation>>,
+    operation: Option<EnumValue<Operation>>,
     /// Only this outcome.
-    outcome: Option<Word<Outcome>>,
+    outcome: Option<EnumValue<Outcome>>,
     /// Only this caller.
     user: Option<String>,
     /// Only calls with an item of this record.
@@ -27,23 +27,24 @@ pub(super) struct AuditFilter {
 }
 
 impl AuditFilter {
-    /// The query for a page of them, and for whether newer ones stand before it.
+    /// The query for a page of these entries; `newer` also asks whether there are newer ones before
+    /// it.
     pub(super) fn into_query(self, first: Option<i32>, after: Option<String>, newer: bool) -> AuditQuery {
         let mut query = AuditQuery { after, newer, ..AuditQuery::default() };
-        // A negative count is as little a count as 0, which the use case refuses.
+        // A negative count becomes 0, which the use case refuses.
         query.first = first.map(|first| u32::try_from(first).unwrap_or(0));
         query.filter.from = self.from.map(|Timestamptz(moment)| moment);
         query.filter.until = self.until.map(|Timestamptz(moment)| moment);
-        query.filter.operation = self.operation.map(|Word(operation)| operation);
-        query.filter.outcome = self.outcome.map(|Word(outcome)| outcome);
+        query.filter.operation = self.operation.map(|EnumValue(operation)| operation);
+        query.filter.outcome = self.outcome.map(|EnumValue(outcome)| outcome);
         query.filter.user = self.user;
         query.filter.record_id = self.record_id.map(String::from);
         query
     }
 }
 
-/// A page of the audit log. It may hold fewer entries than asked for, or none, and have more to follow: how much of the log is
-/// searched for one page is bounded.
+/// A page of the audit log. It may hold fewer entries than requested, or none, although more
+/// follow: the part of the log that is searched for one page is limited.
 #[derive(SimpleObject)]
 #[graphql(name = "ByokAuditConnection")]
 pub(super) struct AuditConnection {
@@ -53,23 +54,24 @@ pub(super) struct AuditConnection {
     page_info: PageInfo,
 }
 
-/// An entry and its place.
+/// An entry and its cursor.
 #[derive(SimpleObject)]
 #[graphql(name = "ByokAuditEdge")]
 struct AuditEdge {
-    /// The entry's place, to go on from.
+    /// The position of the entry, to continue from.
     cursor: String,
     /// The entry.
     node: AuditEntry,
 }
 
-/// Where a page begins and ends, as Relay has it.
+/// Where a page begins and ends, as Relay defines it.
 #[derive(SimpleObject)]
 #[graphql(name = "ByokPageInfo")]
 struct PageInfo {
-    /// Whether more may follow; false means that the end was reached.
+    /// Whether more entries may follow; false means that this is the end.
     has_next_page: bool,
-    /// Whether entries of this filter stand before the page, newer ones; false also where finding out would take too long.
+    /// Whether newer entries of this filter come before the page; false also if finding out would
+    /// take too long.
     has_previous_page: bool,
     /// The first entry's cursor; null on an empty page.
     start_cursor: Option<String>,
@@ -99,13 +101,13 @@ impl From<AuditPage> for AuditConnection {
 #[derive(SimpleObject)]
 #[graphql(name = "ByokAuditCheckpoint")]
 pub(super) struct AuditCheckpoint {
-    /// The signed note (c2sp.org/tlog-checkpoint): what to keep.
+    /// The signed note (c2sp.org/tlog-checkpoint). Keep it to verify the log later.
     note: String,
-    /// Of which log.
+    /// The name of the log.
     origin: String,
-    /// How many leaves it has.
+    /// The number of leaves.
     size: Bigint,
-    /// Its root, in base64.
+    /// The root hash, in base64.
     root: String,
     /// The public keys that verify it (c2sp.org/signed-note), the current one first.
     keys: Vec<String>,
@@ -120,27 +122,27 @@ impl From<CheckpointShown> for AuditCheckpoint {
 
 struct AuditEntry(Entry);
 
-/// One call, as the audit log holds it.
+/// An entry of the audit log: one call or event.
 #[Object(name = "ByokAuditEntry")]
 impl AuditEntry {
-    /// Its id.
+    /// The id of the entry.
     async fn id(&self) -> ID {
         self.0.id.into()
     }
 
-    /// When the call was made durable.
+    /// When the entry became durable.
     async fn at(&self) -> Timestamptz {
         Timestamptz(self.0.at)
     }
 
-    /// What was asked for.
-    async fn operation(&self) -> Word<Operation> {
-        Word(self.0.operation)
+    /// The operation of the call, or the event.
+    async fn operation(&self) -> EnumValue<Operation> {
+        EnumValue(self.0.operation)
     }
 
-    /// How it ended.
-    async fn outcome(&self) -> Word<Outcome> {
-        Word(self.0.outcome)
+    /// The result.
+    async fn outcome(&self) -> EnumValue<Outcome> {
+        EnumValue(self.0.outcome)
     }
 
     /// The caller's role.
@@ -148,69 +150,70 @@ impl AuditEntry {
         &self.0.role
     }
 
-    /// The caller; null when unknown, or after an erasure.
+    /// The caller; null if unknown or erased.
     async fn user(&self) -> Option<&str> {
         self.0.user.as_deref()
     }
 
     /// How the caller was recognised.
-    async fn means(&self) -> Word<Means> {
-        Word(self.0.means)
+    async fn means(&self) -> EnumValue<Means> {
+        EnumValue(self.0.means)
     }
 
-    /// The id of the request; null after an erasure.
+    /// The id of the request; null if erased.
     async fn request_id(&self) -> Option<&str> {
         self.0.request_id.as_deref()
     }
 
-    /// What an operation on the log itself did; null for any other.
+    /// What an operation on the log itself did; null for any other operation.
     async fn detail(&self) -> Option<&str> {
         self.0.detail.as_deref()
     }
 
-    /// The earlier entry whose answer was withheld after it had been written: this refusal stands in its stead.
+    /// The earlier entry that this refusal replaces: its answer was withheld after the entry was
+    /// written.
     async fn voids(&self) -> Option<ID> {
         self.0.extensions.voids().map(ID::from)
     }
 
-    /// How many items the call had.
+    /// The number of items of the call.
     async fn item_count(&self) -> u64 {
         self.0.item_count()
     }
 
-    /// How many items were refused that `items` leaves out, by code.
+    /// The number of refused items that `items` leaves out, by code.
     async fn unlisted_refusals(&self) -> Vec<RefusalCount> {
         let counts = self.0.extensions.unlisted_refusals().into_iter();
-        counts.map(|(code, count)| RefusalCount { code: Word(code), count }).collect()
+        counts.map(|(code, count)| RefusalCount { code: EnumValue(code), count }).collect()
     }
 
-    /// The items, in the order of the call. Of many that were refused, the first.
+    /// The items, in the order of the call. Of many refused items, only the first.
     async fn items(&self) -> Vec<AuditItem<'_>> {
         self.0.items.iter().map(AuditItem).collect()
     }
 }
 
-/// How many items were refused for one reason.
+/// The number of items refused with one code.
 #[derive(SimpleObject)]
 #[graphql(name = "ByokRefusalCount")]
 struct RefusalCount {
-    /// Why.
-    code: Word<ErrorCode>,
-    /// How many.
+    /// The code.
+    code: EnumValue<ErrorCode>,
+    /// The number of items.
     count: u64,
 }
 
 struct AuditItem<'a>(&'a Item);
 
-/// What was done with one record.
+/// An item of an entry: what was done with one record.
 #[Object(name = "ByokAuditItem")]
 impl AuditItem<'_> {
-    /// The record; null where the call named none, or after an erasure.
+    /// The record; null if the call named none, or if erased.
     async fn record_id(&self) -> Option<ID> {
         self.0.record_id.as_deref().map(ID::from)
     }
 
-    /// The data key, where one was found.
+    /// The data key, if one was found.
     async fn dek_id(&self) -> Option<ID> {
         self.0.dek_id.map(ID::from)
     }
@@ -221,8 +224,8 @@ impl AuditItem<'_> {
     }
 
     /// Where the data key came from.
-    async fn source(&self) -> Option<Word<Source>> {
-        self.0.source.map(Word)
+    async fn source(&self) -> Option<EnumValue<Source>> {
+        self.0.source.map(EnumValue)
     }
 
     /// The KMS's own id of the request that unwrapped the data key.
@@ -231,7 +234,7 @@ impl AuditItem<'_> {
     }
 
     /// Why the item was refused; null when it was done.
-    async fn error(&self) -> Option<Word<ErrorCode>> {
-        self.0.refused.map(Word)
+    async fn error(&self) -> Option<EnumValue<ErrorCode>> {
+        self.0.refused.map(EnumValue)
     }
 }

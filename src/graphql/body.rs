@@ -1,4 +1,4 @@
-//! Reads the JSON of a request (GraphQL over HTTP, section 5.1). Keys that the protocol does not know are passed over.
+//! The JSON of a request (GraphQL over HTTP, section 5.1). Unknown keys are ignored.
 
 use std::cell::Cell;
 use std::fmt;
@@ -13,43 +13,48 @@ use crate::model::{ErrorCode, Refusal};
 pub(super) struct Body {
     /// The document's text.
     pub(super) query: String,
-    /// Which of its operations to run.
+    /// The name of the operation to run.
     pub(super) operation_name: Option<String>,
     /// The values of its variables.
     pub(super) variables: Variables,
 }
 
-/// The request that `json` is, if its variables hold no more than so many values: each takes many times the memory that
-/// it takes in a body.
+/// Parses a request whose variables hold at most this many values: a value in memory takes many
+/// times as much as in the body.
 ///
 /// # Errors
-/// `REQUEST_MALFORMED`, or `TOO_MANY_ITEMS` for more values. A key that stands twice in an object is refused: two readers of
-/// it would see two values.
+/// `REQUEST_MALFORMED`, or `TOO_MANY_ITEMS` for more values. A duplicate key in an object is
+/// refused: two parsers could take different values.
 pub(super) fn read(json: &[u8], values: usize) -> Result<Body, Refusal> {
     let malformed = |what| Refusal::because(ErrorCode::RequestMalformed, what);
     if json.trim_ascii_start().first() == Some(&b'[') {
-        return Err(malformed("Batches of operations are not taken: send one request for each."));
+        return Err(malformed(
+            "Batches of operations are not supported: send one request for each operation.",
+        ));
     }
-    let left = Left { values: Cell::new(values), exceeded: Cell::new(false) };
+    let budget = ValueBudget { left: Cell::new(values), exceeded: Cell::new(false) };
     let mut deserializer = serde_json::Deserializer::from_slice(json);
-    let body = deserializer.deserialize_map(Keys(&left)).and_then(|body| deserializer.end().map(|()| body));
-    body.map_err(|_| match left.exceeded.get() {
-        true => ErrorCode::TooManyItems.into(),
-        false => malformed("The body is not a JSON object with a GraphQL `query`."),
+    let body = deserializer.deserialize_map(Keys(&budget)).and_then(|body| deserializer.end().map(|()| body));
+    body.map_err(|_| {
+        if budget.exceeded.get() {
+            ErrorCode::TooManyItems.into()
+        } else {
+            malformed("The body is not a JSON object with a GraphQL `query`.")
+        }
     })
 }
 
-/// How many more values may come.
-struct Left {
-    values: Cell<usize>,
+/// The number of values that may follow.
+struct ValueBudget {
+    left: Cell<usize>,
     exceeded: Cell<bool>,
 }
 
-impl Left {
+impl ValueBudget {
     fn take<E: Error>(&self) -> Result<(), E> {
-        match self.values.get().checked_sub(1) {
+        match self.left.get().checked_sub(1) {
             Some(left) => {
-                self.values.set(left);
+                self.left.set(left);
                 Ok(())
             }
             None => {
@@ -60,8 +65,8 @@ impl Left {
     }
 }
 
-/// Reads the request itself.
-struct Keys<'a>(&'a Left);
+/// Reads the object of the request.
+struct Keys<'a>(&'a ValueBudget);
 
 impl<'de> Visitor<'de> for Keys<'_> {
     type Value = Body;
@@ -73,13 +78,13 @@ impl<'de> Visitor<'de> for Keys<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Body, A::Error> {
         let (mut query, mut operation_name, mut variables) = (None, None, None);
         while let Some(key) = map.next_key::<String>()? {
-            let again = match key.as_str() {
+            let is_duplicate = match key.as_str() {
                 "query" => query.replace(map.next_value()?).is_some(),
                 "operationName" => operation_name.replace(map.next_value()?).is_some(),
                 "variables" => variables.replace(map.next_value_seed(Json(self.0))?).is_some(),
                 _ => map.next_value::<IgnoredAny>().map(|_| false)?,
             };
-            if again {
+            if is_duplicate {
                 return Err(A::Error::duplicate_field("a key of the request"));
             }
         }
@@ -95,9 +100,9 @@ impl<'de> Visitor<'de> for Keys<'_> {
     }
 }
 
-/// Reads a value in which no key stands twice in an object.
+/// Reads a value whose objects have no duplicate keys.
 #[derive(Clone, Copy)]
-struct Json<'a>(&'a Left);
+struct Json<'a>(&'a ValueBudget);
 
 impl<'de> DeserializeSeed<'de> for Json<'_> {
     type Value = Value;
@@ -131,7 +136,7 @@ impl<'de> Visitor<'de> for Json<'_> {
         Ok(Value::Number(value.into()))
     }
 
-    /// `-0` comes as a fraction, and is an integer to GraphQL.
+    /// serde_json reads `-0` as a float; in GraphQL it is an integer.
     fn visit_f64<E: Error>(self, value: f64) -> Result<Value, E> {
         Ok(if value == 0.0 { Value::Number(0.into()) } else { value.into() })
     }
@@ -157,7 +162,7 @@ impl<'de> Visitor<'de> for Json<'_> {
         while let Some(key) = map.next_key::<String>()? {
             let value = map.next_value_seed(self)?;
             if pairs.insert(Name::new(key), value).is_some() {
-                return Err(A::Error::custom("a key stands twice"));
+                return Err(A::Error::custom("duplicate key"));
             }
         }
         Ok(Value::Object(pairs))
@@ -173,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_protocol_does_not_know_is_passed_over() {
+    fn unknown_keys_are_ignored() {
         let json = br#"{"query":"{a}","operationName":null,"extensions":{"x":[1]},"id":7}"#;
         let body = read(json).unwrap();
         assert_eq!(body.query, "{a}");
@@ -182,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn variables_are_taken_as_they_are() {
+    fn variables_keep_their_values() {
         let body =
             read(r#"{"query":"","variables":{"a":{"not a name":["ż",1,-2,0.5,-0,true,null]}}}"#.as_bytes())
                 .unwrap();
@@ -192,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_request_is_malformed() {
+    fn anything_but_a_request_is_malformed() {
         let deep =
             format!(r#"{{"query":"","variables":{{"a":{}1{}}}}}"#, "[".repeat(10_000), "]".repeat(10_000));
         for bad in [
@@ -217,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_is_told_why_it_is_refused() {
+    fn a_batch_is_refused_with_a_reason() {
         assert!(read(br#" [{"query":"{a}"}]"#).err().unwrap().message.contains("Batches"));
     }
 
@@ -225,7 +230,7 @@ mod tests {
     fn values_are_not_built_past_the_bound() {
         let list =
             |count: usize| format!(r#"{{"query":"","variables":{{"a":[{}1]}}}}"#, "1,".repeat(count - 1));
-        // The variables and the list are two.
+        // The object of the variables and the list count as well.
         assert!(super::read(list(98).as_bytes(), 100).is_ok());
         let refused = super::read(list(99).as_bytes(), 100).err().map(|refusal| refusal.code);
         assert_eq!(refused, Some(ErrorCode::TooManyItems));

@@ -1,4 +1,4 @@
-//! What the fields of one request share.
+//! The state that the fields of one request share.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,27 +21,30 @@ pub(super) struct Call {
     reveals: Collector<Result<DecryptItem, Refusal>, Result<Decrypted, Refusal>>,
     health: OnceCell<Health>,
     room: Arc<dyn Room>,
-    /// How many bytes the pages of the audit log may take that were read.
-    pages: AtomicUsize,
-    /// What the answers of all fields so far stand on.
+    /// The bytes that the pages of the audit log read so far may take.
+    page_bytes: AtomicUsize,
+    /// The commits that the answers of all fields so far depend on.
     committed: Mutex<Vec<Committed>>,
 }
 
 impl Call {
-    /// Of this caller, or of one who could not be recognised.
+    /// A request by this caller, or by one without identity.
     pub(super) fn new(app: Arc<App>, caller: Result<Caller, Refusal>, room: Arc<dyn Room>) -> Self {
         let (reveals, health, committed) = (Collector::new(), OnceCell::new(), Mutex::default());
-        Self { app, caller, reveals, health, room, pages: AtomicUsize::new(0), committed }
+        Self { app, caller, reveals, health, room, page_bytes: AtomicUsize::new(0), committed }
     }
 
-    /// The call that the field is part of.
+    /// The call that a field is part of.
     pub(super) fn of<'a>(context: &Context<'a>) -> Result<&'a Self, Refusal> {
         let call = context.data_opt::<Arc<Self>>().ok_or(ErrorCode::Internal)?;
         Ok(call)
     }
 
-    /// The use cases, and who asks for one.
-    pub(super) fn known(&self) -> Result<(&Arc<App>, &Caller), Refusal> {
+    /// The use cases and the caller.
+    ///
+    /// # Errors
+    /// The caller has no identity.
+    pub(super) fn authenticated(&self) -> Result<(&Arc<App>, &Caller), Refusal> {
         let caller = self.caller.as_ref().map_err(Clone::clone)?;
         Ok((&self.app, caller))
     }
@@ -51,7 +54,7 @@ impl Call {
         &self,
         items: Vec<Result<EncryptItem, Refusal>>,
     ) -> Result<Vec<Result<Encrypted, Refusal>>, Refusal> {
-        let (app, caller) = self.known()?;
+        let (app, caller) = self.authenticated()?;
         Ok(self.keep(app.encrypt(caller, items).await?))
     }
 
@@ -61,17 +64,18 @@ impl Call {
         operation: Operation,
         items: Vec<Result<DecryptItem, Refusal>>,
     ) -> Result<Vec<Result<Decrypted, Refusal>>, Refusal> {
-        let (app, caller) = self.known()?;
+        let (app, caller) = self.authenticated()?;
         Ok(self.keep(app.decrypt(caller, operation, items).await?))
     }
 
-    /// Opens a token together with all others that the request reveals: one read, one KMS batch, one entry. A refusal of
-    /// the whole call, but for that of the identity, is the refusal of each.
+    /// Decrypts a token together with all others that the request reveals: one read, one KMS batch,
+    /// one entry. A refusal of the whole call, except for a missing identity, is the refusal of
+    /// each item.
     pub(super) async fn reveal(
         &self,
         item: Result<DecryptItem, Refusal>,
     ) -> Result<Result<Decrypted, Refusal>, Refusal> {
-        self.known()?;
+        self.authenticated()?;
         let call = async |items: Vec<_>| {
             let count = items.len();
             match self.decrypt(Operation::Reveal, items).await {
@@ -79,25 +83,28 @@ impl Call {
                 Err(refusal) => (0..count).map(|_| Err(refusal.clone())).collect(),
             }
         };
-        Ok(self.reveals.ask(item, call).await.unwrap_or_else(|| Err(ErrorCode::Internal.into())))
+        Ok(self.reveals.submit(item, call).await.unwrap_or_else(|| Err(ErrorCode::Internal.into())))
     }
 
-    /// Reads a page of the audit log. All pages of a request are of one answer.
+    /// Reads a page of the audit log. The pages of a request share the limit on its answer.
     pub(super) async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, Refusal> {
-        let (app, caller) = self.known()?;
+        let (app, caller) = self.authenticated()?;
         let largest = self.room.largest_answer();
         let page = app.audit(caller, query, largest).await?;
-        let pages = self.pages.fetch_add(page.bytes, Ordering::Relaxed) + page.bytes;
-        let refusal = match pages {
-            // What a page takes is estimated: one alone may be less.
-            _ if pages > largest && pages > page.bytes => answer_too_large(),
-            _ if !self.room.hold_at_least(pages.min(largest)) => no_room(),
-            _ => return Ok(page),
+        let bytes = self.page_bytes.fetch_add(page.bytes, Ordering::Relaxed) + page.bytes;
+        // The size of a page is an estimate, so a single page is never too large by it.
+        let refusal = if bytes > largest && bytes > page.bytes {
+            answer_too_large()
+        } else if !self.room.hold_at_least(bytes.min(largest)) {
+            no_room()
+        } else {
+            return Ok(page);
         };
         Err(app.refuse(caller, Operation::Audit, refusal).await)
     }
 
-    /// The key's health, found out once however often the request asks; for a stranger, what is known of it.
+    /// The key's health, checked once however often the request asks. A caller without identity
+    /// gets the last known health.
     pub(super) async fn health(&self) -> &Health {
         let health = async || match self.caller {
             Ok(_) => self.app.health().await,
@@ -106,18 +113,20 @@ impl Call {
         self.health.get_or_init(health).await
     }
 
-    /// Refuses the answer to the whole request, which could not be written: what it stands on is recorded as not given, and a
-    /// request that stands on nothing as refused, by what it does.
-    pub(super) async fn refuse(self: Arc<Self>, does: Option<Operation>, refusal: Refusal) -> Refusal {
-        let known = self.known().ok().map(|(app, caller)| (app.clone(), caller.clone()));
-        match (self.release(), known, does) {
+    /// Refuses the whole request, since its answer could not be written. The commits that the
+    /// answer depends on are recorded as not answered; a request without any is recorded as a
+    /// refused `operation`.
+    pub(super) async fn refuse(self: Arc<Self>, operation: Option<Operation>, refusal: Refusal) -> Refusal {
+        let identity = self.authenticated().ok().map(|(app, caller)| (app.clone(), caller.clone()));
+        match (self.release(), identity, operation) {
             (Some(release), ..) => release.refuse(refusal).await,
             (None, Some((app, caller)), Some(operation)) => app.refuse(&caller, operation, refusal).await,
             (None, ..) => refusal,
         }
     }
 
-    /// What says how long the answer to the whole request may leave; `None` where nothing of it stands on a key.
+    /// The release that limits how long the answer may be sent; `None` if no part of the answer
+    /// depends on a key.
     pub(super) fn release(self: Arc<Self>) -> Option<Arc<Release>> {
         let committed = std::mem::take(&mut *self.committed.lock().unwrap_or_else(PoisonError::into_inner));
         if committed.is_empty() {

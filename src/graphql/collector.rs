@@ -1,11 +1,11 @@
-//! Makes one call of what the aliases of a request ask for.
+//! Combines the items of all aliases of a request into one call.
 //!
-//! The rule: async-graphql puts the root fields of a query into one `FuturesUnordered`, which polls in the order in
-//! which its futures became ready. All are ready at first, so each of them runs up to its own first wait before any runs
-//! for a second time. A field hands its item in before it waits; the first to do so wakes itself at once, and when it
-//! runs again all others have handed in theirs. There is no timer, and nothing is counted: a field that never comes this
-//! far (a bad argument, `@skip`) is not waited for. Were the order ever another, there would be more calls than one,
-//! and the same answers.
+//! async-graphql puts the root fields of a query into one `FuturesUnordered`, which polls its
+//! futures in the order in which they became ready. All are ready at first, so each runs up to its
+//! first wait before any runs a second time. A field submits its item before it waits; the first to
+//! do so wakes itself at once, and when it runs again all others have submitted theirs. There is no
+//! timer and no count: a field that never gets this far (a bad argument, `@skip`) is not waited
+//! for. In another order of polling there would be more than one call, and the same answers.
 
 use std::future::poll_fn;
 use std::sync::{Mutex, PoisonError};
@@ -13,7 +13,7 @@ use std::task::Poll;
 
 use tokio::sync::oneshot;
 
-/// Items of one request that wait for the call that takes them all.
+/// The items of one request that wait for their common call.
 pub(super) struct Collector<I, A> {
     waiting: Mutex<Vec<(I, oneshot::Sender<A>)>>,
 }
@@ -23,9 +23,9 @@ impl<I, A> Collector<I, A> {
         Self { waiting: Mutex::new(Vec::new()) }
     }
 
-    /// Hands an item in and waits for its answer. `call` is made by the first who hands in, with all items; it answers
-    /// each, in order. `None` where it did not.
-    pub(super) async fn ask<F: Future<Output = Vec<A>>>(
+    /// Submits an item and waits for its answer. The first to submit makes `call` with all items;
+    /// it must return an answer for each, in order. `None` if it returned none for this item.
+    pub(super) async fn submit<F: Future<Output = Vec<A>>>(
         &self,
         item: I,
         call: impl FnOnce(Vec<I>) -> F,
@@ -37,22 +37,22 @@ impl<I, A> Collector<I, A> {
             waiting.len() == 1
         };
         if leads {
-            let_the_others_in().await;
+            until_others_have_submitted().await;
             let all = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
-            let (items, askers): (Vec<_>, Vec<_>) = all.into_iter().unzip();
-            for (asker, answer) in askers.into_iter().zip(call(items).await) {
-                // Whoever no longer waits needs no answer.
-                let _ = asker.send(answer);
+            let (items, senders): (Vec<_>, Vec<_>) = all.into_iter().unzip();
+            for (sender, answer) in senders.into_iter().zip(call(items).await) {
+                // A field that no longer waits needs no answer.
+                let _ = sender.send(answer);
             }
         }
-        // Past tokio's budget for one turn (128 such waits) the rest would come in again later, and the answer's fields
-        // would lose the order of the query's.
+        // Beyond tokio's budget of one poll (128 such waits) the other fields would finish later,
+        // and the fields of the answer would not be in the order of the query.
         tokio::task::unconstrained(mine).await.ok()
     }
 }
 
-/// Ready the second time it is polled, and woken at once: behind everything that is ready now.
-fn let_the_others_in() -> impl Future<Output = ()> {
+/// Ready at the second poll and woken at once, so that it runs after everything that is ready now.
+fn until_others_have_submitted() -> impl Future<Output = ()> {
     let mut waited = false;
     poll_fn(move |context| {
         if waited {
@@ -91,7 +91,7 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(1)).await;
                 items.into_iter().map(|n| 2 * n).collect()
             };
-            collector.ask(n, call).await.unwrap()
+            collector.submit(n, call).await.unwrap()
         }
 
         /// Something that waits on its own.
@@ -126,7 +126,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_field_whose_argument_is_bad_is_not_waited_for() {
-        // The value of a variable is looked at when its field runs, so the fields beside it run.
+        // The value of a variable is parsed when its field runs, so the other fields do run.
         let mut query = String::from("query($bad: Int!) {");
         (0..1_000).for_each(|n| {
             write!(query, "f{n}: twice(n: {}) ", if n % 10 == 0 { "$bad" } else { "7" }).unwrap()
@@ -153,9 +153,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_gets_no_answer_learns_it() {
+    async fn a_missing_answer_is_none() {
         let collector = Collector::<i32, i32>::new();
-        assert_eq!(collector.ask(1, async |_| Vec::new()).await, None);
-        assert_eq!(collector.ask(1, async |items| items).await, Some(1));
+        assert_eq!(collector.submit(1, async |_| Vec::new()).await, None);
+        assert_eq!(collector.submit(1, async |items| items).await, Some(1));
     }
 }

@@ -1,5 +1,5 @@
-//! What a refusal looks like in GraphQL, and what becomes of the errors that async-graphql makes itself: those quote
-//! values of the request, so only their places are passed on.
+//! Answers and their errors as JSON. async-graphql's own errors quote values of the request, so
+//! only their locations are passed on.
 
 use async_graphql::indexmap::IndexMap;
 use async_graphql::{ErrorExtensionValues, Name, PathSegment, Pos, Response, SimpleObject, Value};
@@ -8,24 +8,24 @@ use serde::Serialize;
 use crate::app::{Room, write_json};
 use crate::model::{ErrorCode, Refusal, RequestId};
 
+use super::enums::EnumValue;
 use super::validity::Fault;
-use super::words::Word;
 
-/// How many errors of async-graphql's own an answer shows, and of each how many places.
+/// The most errors of async-graphql's own in an answer, and the most locations of each.
 const MAX_ERRORS: usize = 16;
-const MAX_PLACES: usize = 4;
+const MAX_LOCATIONS: usize = 4;
 
 /// Why one item was refused.
 #[derive(SimpleObject)]
 #[graphql(name = "ByokError")]
 pub(super) struct ItemError {
-    /// The stable code.
-    code: Word<ErrorCode>,
-    /// One sentence; it holds nothing of the request.
+    /// The error code.
+    code: EnumValue<ErrorCode>,
+    /// One sentence that contains nothing of the request.
     message: String,
-    /// Whether the same call may succeed later with nothing changed by the caller.
+    /// Whether the same call may succeed later without a change by the caller.
     retryable: bool,
-    /// Which field of the item is wrong, where it can be named.
+    /// The wrong field of the item, if one can be named.
     field: Option<String>,
 }
 
@@ -33,15 +33,15 @@ impl From<Refusal> for ItemError {
     fn from(refusal: Refusal) -> Self {
         Self {
             field: field_of(&refusal).map(str::to_owned),
-            code: Word(refusal.code),
+            code: EnumValue(refusal.code),
             message: refusal.message.into_owned(),
             retryable: refusal.code.retryable(),
         }
     }
 }
 
-/// Written by hand, since `Refusal` has no `Display`: nothing else becomes an error of a field by `?`. The refusal goes
-/// along as the error's source, by which `answer` knows it.
+/// Written by hand: `Refusal` has no `Display`, so that no other error type becomes the error of a
+/// field by `?`. The refusal is the error's source, by which `answer` recognises it.
 impl From<Refusal> for async_graphql::Error {
     fn from(refusal: Refusal) -> Self {
         Self {
@@ -53,15 +53,15 @@ impl From<Refusal> for async_graphql::Error {
 }
 
 #[derive(Serialize)]
-struct Answer<'a> {
+struct AnswerJson<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     data: Option<&'a Value>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    errors: Vec<Shown<'a>>,
+    errors: Vec<ErrorJson<'a>>,
 }
 
 #[derive(Serialize)]
-struct Shown<'a> {
+struct ErrorJson<'a> {
     message: &'a str,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     locations: &'a [Pos],
@@ -74,36 +74,36 @@ struct Shown<'a> {
 #[serde(rename_all = "camelCase")]
 struct Extensions<'a> {
     code: &'static str,
-    /// Whether the same call may succeed later with nothing changed by the caller.
+    /// Whether the same call may succeed later without a change by the caller.
     retryable: bool,
-    /// Which argument, variable or place in one is wrong.
+    /// The wrong argument or variable, or the path to the wrong part of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     field: Option<&'a str>,
-    /// As Hasura writes it beside its own codes.
+    /// Written with Hasura's own codes, as Hasura does.
     #[serde(skip_serializing_if = "Option::is_none")]
     path: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_after_seconds: Option<u64>,
-    /// Hasura passes on no header of ours, so that this is how a user of Hasura learns it.
+    /// Hasura does not pass on the header, so users of Hasura find the id here.
     request_id: &'a str,
 }
 
-/// An answer as it goes out.
+/// A serialised answer.
 pub(super) struct Written {
     /// JSON.
     pub(super) body: Vec<u8>,
-    /// The first refusal in it that is not data.
+    /// The code of the first error.
     pub(super) code: Option<ErrorCode>,
     /// Whether the request ran, so that there is data.
     pub(super) has_run: bool,
 }
 
-/// Whether what went wrong, if anything, was refused by us, in a field.
+/// Whether all errors are refusals by our fields, so that the request ran.
 fn has_run(response: &Response) -> bool {
     response.errors.iter().all(|error| error.source::<Refusal>().is_some())
 }
 
-/// Answers a request that ran, or that async-graphql refuses though it is valid.
+/// The answer to a request that ran, or that async-graphql refused although it is valid.
 ///
 /// # Errors
 /// As [`write_json`].
@@ -120,22 +120,23 @@ pub(super) fn answer(
     for error in ours {
         if let Some(refusal) = error.source::<Refusal>() {
             code = code.or(Some(refusal.code));
-            errors.push(shown(refusal, &error.locations, &error.path, request_id));
+            errors.push(error_json(refusal, &error.locations, &error.path, request_id));
         }
     }
     let invalid = Refusal::from(ErrorCode::QueryInvalid);
     for error in others.into_iter().take(MAX_ERRORS) {
         code = code.or(Some(invalid.code));
-        let places = error.locations.get(..MAX_PLACES).unwrap_or(&error.locations);
-        errors.push(shown(&invalid, places, &[], request_id));
+        let locations = error.locations.get(..MAX_LOCATIONS).unwrap_or(&error.locations);
+        errors.push(error_json(&invalid, locations, &[], request_id));
     }
-    let answer = Answer { data: data.as_ref(), errors };
+    let answer = AnswerJson { data: data.as_ref(), errors };
     let body = write_json(&answer, room)?;
     Ok(Written { body, code, has_run: data.is_some() })
 }
 
-/// What a request that ran answers; `None` for one that did not. async-graphql leaves out a root that was refused, where GraphQL
-/// has `null` (October 2021, section 6.4.4: all roots are nullable), and writes `null` for an object without any field.
+/// The data of a request that ran; `None` for one that did not. async-graphql leaves out a refused
+/// root, for which GraphQL has `null` (October 2021, section 6.4.4: all roots are nullable), and
+/// writes `null` for an object without fields.
 fn data_of(response: &mut Response) -> Option<Value> {
     let has_run = !matches!(response.data, Value::Null) || has_run(response);
     let mut data = match std::mem::take(&mut response.data) {
@@ -153,32 +154,36 @@ fn data_of(response: &mut Response) -> Option<Value> {
 }
 
 /// Refuses a request that did not run.
-pub(super) fn refused(refusal: &Refusal, places: &[Pos], request_id: &RequestId) -> Written {
-    let errors = vec![shown(refusal, places, &[], request_id)];
-    Written { body: json(&Answer { data: None, errors }), code: Some(refusal.code), has_run: false }
+pub(super) fn refused(refusal: &Refusal, locations: &[Pos], request_id: &RequestId) -> Written {
+    let errors = vec![error_json(refusal, locations, &[], request_id)];
+    Written { body: json(&AnswerJson { data: None, errors }), code: Some(refusal.code), has_run: false }
 }
 
-/// Refuses a request for what is not valid in it.
+/// Refuses a request that is not valid.
 pub(super) fn invalid(faults: &[Fault], request_id: &RequestId) -> Written {
     let code = ErrorCode::QueryInvalid;
     let refusal = |fault: &Fault| {
-        let said = Refusal::because(code, format!("{} {}.", code.message(), fault.what));
-        Refusal { field: fault.field.clone(), ..said }
+        let named = Refusal::because(code, format!("{} {}.", code.message(), fault.what));
+        Refusal { field: fault.field.clone(), ..named }
     };
     let refusals: Vec<Refusal> = faults.iter().map(refusal).collect();
     let errors = refusals.iter().zip(faults).map(|(refusal, fault)| {
-        let places = if fault.at.line == 0 { &[][..] } else { std::slice::from_ref(&fault.at) };
-        shown(refusal, places, &[], request_id)
+        let locations = if fault.at.line == 0 { &[][..] } else { std::slice::from_ref(&fault.at) };
+        error_json(refusal, locations, &[], request_id)
     });
-    Written { body: json(&Answer { data: None, errors: errors.collect() }), code: Some(code), has_run: false }
+    Written {
+        body: json(&AnswerJson { data: None, errors: errors.collect() }),
+        code: Some(code),
+        has_run: false,
+    }
 }
 
-fn shown<'a>(
+fn error_json<'a>(
     refusal: &'a Refusal,
     locations: &'a [Pos],
     path: &'a [PathSegment],
     request_id: &'a RequestId,
-) -> Shown<'a> {
+) -> ErrorJson<'a> {
     let extensions = Extensions {
         code: refusal.code.as_str(),
         retryable: refusal.code.retryable(),
@@ -187,15 +192,15 @@ fn shown<'a>(
         retry_after_seconds: refusal.retry_after_seconds(),
         request_id: request_id.as_str(),
     };
-    Shown { message: &refusal.message, locations, path, extensions }
+    ErrorJson { message: &refusal.message, locations, path, extensions }
 }
 
-/// What is wrong, by the name that it has here.
+/// The wrong field, by its name in GraphQL.
 fn field_of(refusal: &Refusal) -> Option<&str> {
     refusal.field().map(|field| if field == "record_id" { "recordId" } else { field })
 }
 
-fn json(answer: &Answer<'_>) -> Vec<u8> {
+fn json(answer: &AnswerJson<'_>) -> Vec<u8> {
     serde_json::to_vec(answer).expect("text, numbers and maps with text keys are always JSON")
 }
 
@@ -243,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn of_an_error_that_is_not_ours_only_the_place_is_shown() {
+    fn only_the_location_of_an_error_of_async_graphql_is_shown() {
         let canary = |n| {
             ServerError::new("canary", Some(Pos { line: 1, column: n }))
                 .with_path(vec![PathSegment::Field("canary".into())])

@@ -1,4 +1,5 @@
-//! From arguments to items of the use cases, and back.
+//! Conversion of arguments into items of the use cases, and of their results into types of the
+//! schema.
 
 use async_graphql::{Enum, ID, InputObject, SimpleObject};
 use base64::Engine;
@@ -10,7 +11,7 @@ use crate::model::{ErrorCode, Refusal};
 use super::error::ItemError;
 use super::scalars::{Jsonb, Secret};
 
-/// How a plaintext stands in a string.
+/// How a plaintext is written as a string.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Enum)]
 #[graphql(name = "ByokEncoding")]
 pub(super) enum Encoding {
@@ -23,7 +24,7 @@ pub(super) enum Encoding {
     Base64,
 }
 
-/// In which form a value is answered.
+/// The form in which a value is answered.
 #[derive(Clone, Copy, PartialEq, Eq, Enum)]
 #[graphql(name = "ByokForm")]
 pub(super) enum Form {
@@ -49,7 +50,10 @@ pub(super) struct EncryptArguments {
 }
 
 impl EncryptArguments {
-    /// The item, or why it is none.
+    /// The item for the use case.
+    ///
+    /// # Errors
+    /// The arguments do not make an item.
     pub(super) fn into_item(self) -> Result<EncryptItem, Refusal> {
         let context = context_of(
             self.record_id.as_deref().map(String::as_str),
@@ -72,7 +76,7 @@ impl EncryptArguments {
 #[derive(InputObject)]
 #[graphql(name = "ByokDecryptItem")]
 pub(super) struct DecryptArguments {
-    /// The ciphertext, as encrypt gave it.
+    /// The ciphertext, as encrypt returned it.
     pub(super) ciphertext: String,
     /// The record that the value belongs to; the same as `record_id` in the context.
     pub(super) record_id: Option<ID>,
@@ -85,7 +89,10 @@ pub(super) struct DecryptArguments {
 }
 
 impl DecryptArguments {
-    /// The item, or why it is none.
+    /// The item for the use case.
+    ///
+    /// # Errors
+    /// The arguments do not make an item.
     pub(super) fn into_item(self) -> Result<DecryptItem, Refusal> {
         let context = context_of(
             self.record_id.as_deref().map(String::as_str),
@@ -100,8 +107,8 @@ fn pairs(context: &Option<Jsonb>) -> Option<&serde_json::Value> {
     context.as_ref().map(|Jsonb(value)| value)
 }
 
-/// A plaintext as it stands in an answer.
-pub(super) fn written(plaintext: Plaintext, encoding: Option<Encoding>) -> Result<String, Refusal> {
+/// A plaintext as a string of the answer.
+pub(super) fn encoded(plaintext: Plaintext, encoding: Option<Encoding>) -> Result<String, Refusal> {
     match encoding.unwrap_or_default() {
         Encoding::Utf8 => match plaintext.into_text() {
             Ok(text) => Ok(text.expose().to_owned()),
@@ -111,11 +118,11 @@ pub(super) fn written(plaintext: Plaintext, encoding: Option<Encoding>) -> Resul
     }
 }
 
-/// What encrypt answers.
+/// The result of encrypting a value.
 #[derive(SimpleObject)]
 #[graphql(name = "ByokEncrypted")]
 pub(super) struct EncryptedValue {
-    /// The ciphertext, `byok:v1:…`: store it.
+    /// The ciphertext to store, `byok:v1:…`.
     ciphertext: String,
     /// The version of the customer's key that wraps the record's data key.
     key_version: String,
@@ -127,11 +134,11 @@ impl From<Encrypted> for EncryptedValue {
     }
 }
 
-/// What became of one item to encrypt.
+/// The result of one item to encrypt.
 #[derive(Default, SimpleObject)]
 #[graphql(name = "ByokEncryptResult")]
 pub(super) struct EncryptResult {
-    /// The ciphertext, `byok:v1:…`: store it.
+    /// The ciphertext to store, `byok:v1:…`.
     ciphertext: Option<String>,
     /// The version of the customer's key that wraps the record's data key.
     key_version: Option<String>,
@@ -150,7 +157,7 @@ impl From<Result<Encrypted, Refusal>> for EncryptResult {
     }
 }
 
-/// What decrypt answers.
+/// The result of decrypting a ciphertext.
 #[derive(SimpleObject)]
 #[graphql(name = "ByokDecrypted")]
 pub(super) struct DecryptedValue {
@@ -161,14 +168,14 @@ pub(super) struct DecryptedValue {
 }
 
 impl DecryptedValue {
-    /// In this encoding.
+    /// The result with its plaintext in this encoding.
     pub(super) fn new(decrypted: Decrypted, encoding: Option<Encoding>) -> Result<Self, Refusal> {
         let key_version = decrypted.key_version.to_string();
-        Ok(Self { plaintext: written(decrypted.plaintext, encoding)?, key_version })
+        Ok(Self { plaintext: encoded(decrypted.plaintext, encoding)?, key_version })
     }
 }
 
-/// What became of one item to decrypt.
+/// The result of one item to decrypt.
 #[derive(Default, SimpleObject)]
 #[graphql(name = "ByokDecryptResult")]
 pub(super) struct DecryptResult {
@@ -181,7 +188,7 @@ pub(super) struct DecryptResult {
 }
 
 impl DecryptResult {
-    /// In this encoding.
+    /// The result with its plaintext in this encoding.
     pub(super) fn new(result: Result<Decrypted, Refusal>, encoding: Option<Encoding>) -> Self {
         match result.and_then(|decrypted| DecryptedValue::new(decrypted, encoding)) {
             Ok(DecryptedValue { plaintext, key_version }) => {
@@ -192,22 +199,23 @@ impl DecryptResult {
     }
 }
 
-/// A value that was revealed, or why it was not: a failure is data, since Hasura drops a whole join for one error.
+/// A revealed value, or why it was not revealed. A failure is data, since Hasura drops a whole join
+/// for one error.
 #[derive(Default, SimpleObject)]
 #[graphql(name = "ByokRevealed")]
 pub(super) struct Revealed {
-    /// The value; null where it was not revealed.
+    /// The value; null if it was not revealed.
     value: Option<String>,
-    /// The form that the value has.
+    /// The form of the value.
     form: Option<Form>,
     /// Why there is no value.
     error: Option<ItemError>,
 }
 
 impl Revealed {
-    /// In this encoding.
+    /// The result with its plaintext in this encoding.
     pub(super) fn new(result: Result<Decrypted, Refusal>, encoding: Option<Encoding>) -> Self {
-        match result.and_then(|decrypted| written(decrypted.plaintext, encoding)) {
+        match result.and_then(|decrypted| encoded(decrypted.plaintext, encoding)) {
             Ok(value) => Self { value: Some(value), form: Some(Form::Plain), error: None },
             Err(refusal) => Self { error: Some(refusal.into()), ..Self::default() },
         }
@@ -227,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn base64_is_the_padded_standard_form_only() {
+    fn only_padded_standard_base64_is_accepted() {
         let bytes = plaintext("/+8=", Some(Encoding::Base64)).ok().unwrap();
         assert_eq!(bytes.expose(), [0xff, 0xef]);
         for bad in ["/+8", "_-8=", "/+8= ", "/+9=", "ż"] {
@@ -237,12 +245,12 @@ mod tests {
                 "{bad}"
             );
         }
-        assert_eq!(written(bytes, Some(Encoding::Base64)).unwrap(), "/+8=");
+        assert_eq!(encoded(bytes, Some(Encoding::Base64)).unwrap(), "/+8=");
     }
 
     #[test]
-    fn bytes_that_are_no_text_are_not_answered_as_text() {
+    fn bytes_that_are_not_text_are_not_answered_as_text() {
         assert_eq!(plaintext("żółć", None).ok().unwrap().expose(), "żółć".as_bytes());
-        assert_eq!(written(Plaintext::new(vec![0xff]), None).unwrap_err().code, ErrorCode::NotText);
+        assert_eq!(encoded(Plaintext::new(vec![0xff]), None).unwrap_err().code, ErrorCode::NotText);
     }
 }

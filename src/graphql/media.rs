@@ -1,31 +1,32 @@
-//! In which media type an answer goes out, and so whether its HTTP status says anything (GraphQL over HTTP, section 6).
+//! The media type of an answer, and what its HTTP status means (GraphQL over HTTP, section 6).
 
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
 use crate::model::{ErrorCode, MediaRange};
 
-const NEW: &str = "application/graphql-response+json";
+const GRAPHQL_RESPONSE: &str = "application/graphql-response+json";
 
 /// A media type of answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Media {
-    /// `application/json`: all that could be read as a request is answered with 200. Hasura sends this, as does whoever says
-    /// nothing of the kind.
+    /// `application/json`: everything but a malformed request is answered with 200. Hasura asks for
+    /// this; it is also the default.
     Json,
-    /// `application/graphql-response+json`: what did not run has the status of its refusal.
+    /// `application/graphql-response+json`: a request that did not run has the status of its
+    /// refusal.
     GraphqlResponse,
 }
 
 impl Media {
-    /// The one that a request with these headers asks for. The newer one goes out to none but who names it, and likes it
-    /// no less than the other.
+    /// The media type for a request with these headers. The newer one is used only if the request
+    /// names it and weights it at least as high as the other.
     pub fn asked_for(headers: &HeaderMap) -> Self {
-        // Of the ranges that hold the older one, the nearest to it counts.
+        // Of the media ranges that include the older type, the most specific one counts.
         let (mut newer, mut older) = (0.0, [None; 3]);
         let lines = headers.get_all(header::ACCEPT).iter().filter_map(|line| line.to_str().ok());
         for MediaRange { name, weight, .. } in lines.flat_map(MediaRange::listed) {
             match name.as_str() {
-                NEW => newer = weight,
+                GRAPHQL_RESPONSE => newer = weight,
                 "application/json" => older[0] = Some(weight),
                 "application/*" => older[1] = Some(weight),
                 "*/*" => older[2] = Some(weight),
@@ -40,20 +41,21 @@ impl Media {
     pub(super) fn content_type(self) -> HeaderValue {
         HeaderValue::from_static(match self {
             Self::Json => "application/json",
-            Self::GraphqlResponse => NEW,
+            Self::GraphqlResponse => GRAPHQL_RESPONSE,
         })
     }
 
-    /// The status of an answer to what could be read as a request; `unrun` is why it did not run, if it did not.
-    pub(super) fn status(self, unrun: Option<ErrorCode>) -> StatusCode {
-        match (self, unrun) {
+    /// The status of the answer to a well-formed request; `not_run` is why it did not run, if it
+    /// did not.
+    pub(super) fn status(self, not_run: Option<ErrorCode>) -> StatusCode {
+        match (self, not_run) {
             (Self::GraphqlResponse, Some(code)) => status_of(code),
             (Self::GraphqlResponse | Self::Json, _) => StatusCode::OK,
         }
     }
 }
 
-/// The status that REST has for it too.
+/// The status of the code, the same as over REST.
 pub(super) fn status_of(code: ErrorCode) -> StatusCode {
     StatusCode::from_u16(code.http_status()).unwrap_or(StatusCode::BAD_REQUEST)
 }
@@ -67,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newer_media_type_is_for_who_names_it() {
+    fn the_newer_media_type_is_for_clients_that_name_it() {
         assert_eq!(Media::asked_for(&HeaderMap::new()), Media::Json);
         for json in [
             "",
@@ -96,10 +98,10 @@ mod tests {
     }
 
     #[test]
-    fn only_by_the_newer_does_a_status_say_that_nothing_ran() {
-        let unrun = Some(ErrorCode::QueryInvalid);
-        assert_eq!((Media::Json.status(unrun), Media::Json.status(None)), (StatusCode::OK, StatusCode::OK));
-        assert_eq!(Media::GraphqlResponse.status(unrun), StatusCode::BAD_REQUEST);
+    fn only_the_newer_media_type_has_the_status_of_the_refusal() {
+        let not_run = Some(ErrorCode::QueryInvalid);
+        assert_eq!((Media::Json.status(not_run), Media::Json.status(None)), (StatusCode::OK, StatusCode::OK));
+        assert_eq!(Media::GraphqlResponse.status(not_run), StatusCode::BAD_REQUEST);
         assert_eq!(Media::GraphqlResponse.status(None), StatusCode::OK);
     }
 }

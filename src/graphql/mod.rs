@@ -1,53 +1,53 @@
-//! The GraphQL front, a remote schema for Hasura: translates between GraphQL and the use cases, nothing else.
+//! The GraphQL front, a remote schema for Hasura: translates between GraphQL and the use cases,
+//! nothing else.
 //!
-//! *Read the body → parse → survey → validate → run → write.* Nothing here logs or traces: a query's text and its
-//! variables hold plaintexts, and a join holds ciphertexts in the text itself. For the same reason no error says more of
-//! a request than where in it something is wrong, and by which names, and no document that holds a value is kept after its
-//! request.
+//! *Read the body → parse → estimate the cost → validate → run → write.* Nothing here logs or
+//! traces: a query's text and its variables hold plaintexts, and a join holds ciphertexts in the
+//! text itself. For the same reason an error names only the location and the schema's names of what
+//! is wrong in a request, and no document that holds a value is kept after its request.
 //!
 //! | file | what it does |
 //! |---|---|
-//! | `http` | method, content type, size, identity; the steps above |
-//! | `media` | the media type of an answer, and what its status says |
+//! | `http` | method, content type, size, identity; the response |
+//! | `execution` | the steps above |
+//! | `media` | the media type and the status of an answer |
 //! | `body` | the JSON of a request |
-//! | `lexer`, `parser` | the document, into async-graphql's types |
-//! | `plain` | documents that were valid before and hold no value: they are kept |
-//! | `survey`, with `budget`, `ask`, `introspected` | how much a document may ask for, and does; whether it needs an identity |
-//! | `denied` | documents of which the caller may do nothing |
+//! | `parser` | the document, parsed into async-graphql's types |
+//! | `validated_cache` | documents that were valid before and hold no value |
+//! | `cost` | the cost of a document and the budget for it; whether it needs an identity |
+//! | `denied` | documents that ask only for what the caller may not do |
 //! | `validity` | whether a document is valid, with its variables |
 //! | `schema` | the schema and its limits |
 //! | `query`, `mutation` | the root fields |
-//! | `call`, `collector` | what the fields of one request share; one call of many aliases |
-//! | `item`, `rotation`, `audit`, `words`, `scalars` | the types |
-//! | `error` | what a refusal looks like |
+//! | `call`, `collector` | the state that the fields of one request share; one call for many aliases |
+//! | `item`, `rotation`, `audit`, `enums`, `scalars` | the types |
+//! | `error` | the JSON of an answer and of its errors |
 
-mod ask;
 mod audit;
 mod body;
-mod budget;
 mod call;
 mod collector;
+mod cost;
 mod denied;
+mod enums;
 mod error;
+mod execution;
 mod http;
-mod introspected;
 mod item;
-mod lexer;
 mod media;
 mod mutation;
 mod parser;
-mod plain;
 mod query;
 mod rotation;
 mod scalars;
 mod schema;
-mod survey;
+mod validated_cache;
 mod validity;
-mod words;
 
 #[cfg(test)]
 mod schema_tests;
 
-pub use self::http::{are_valid, refused, router};
+pub use self::http::{refused, router};
+pub use execution::are_valid;
 pub use media::Media;
 pub use schema::sdl;

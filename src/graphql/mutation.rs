@@ -14,7 +14,7 @@ use super::scalars::{Jsonb, Secret};
 
 pub(super) struct Mutation;
 
-/// What changes something, or answers a plaintext to one who asks for it by name.
+/// Operations that change something, and decryption by name.
 #[Object(name = "Mutation")]
 impl Mutation {
     /// Encrypts a value under the data key of its record, which the customer's key wraps.
@@ -40,8 +40,9 @@ impl Mutation {
         Ok(Some(encrypted.into()))
     }
 
-    /// Encrypts many values at once: one entry in the audit log. The KMS is asked for DEKs that are not
-    /// in memory alone: Vault for 256 in one call, AWS, Google and Azure for each by itself.
+    /// Encrypts many values at once, with one entry in the audit log. Only DEKs that are not in
+    /// memory need calls to the KMS: with Vault one call for 256 DEKs; with AWS, Google and Azure
+    /// one for each.
     async fn byok_encrypt_many(
         &self,
         context: &Context<'_>,
@@ -56,7 +57,7 @@ impl Mutation {
     async fn byok_decrypt(
         &self,
         context: &Context<'_>,
-        #[graphql(desc = "The ciphertext, as encrypt gave it.")] ciphertext: String,
+        #[graphql(desc = "The ciphertext, as encrypt returned it.")] ciphertext: String,
         #[graphql(desc = "The record that the value belongs to; the same as `record_id` in the context.")]
         record_id: Option<ID>,
         #[graphql(desc = "The field of the record; the same as `field` in the context.")] field: Option<
@@ -73,8 +74,9 @@ impl Mutation {
         DecryptedValue::new(decrypted, encoding).map(Some)
     }
 
-    /// Decrypts many ciphertexts at once: one entry in the audit log. The KMS is asked for DEKs that are not
-    /// in memory alone: Vault for 256 in one call, AWS, Google and Azure for each by itself.
+    /// Decrypts many ciphertexts at once, with one entry in the audit log. Only DEKs that are not
+    /// in memory need calls to the KMS: with Vault one call for 256 DEKs; with AWS, Google and
+    /// Azure one for each.
     async fn byok_decrypt_many(
         &self,
         context: &Context<'_>,
@@ -93,40 +95,42 @@ impl Mutation {
         ))
     }
 
-    /// Starts the rotation that re-wraps every data key under the current version of the customer's key, or joins the one
-    /// that is running; refused while one is paused. Ciphertexts stay as they are.
+    /// Starts a rotation, which re-wraps every data key under the current version of the customer's
+    /// key, or joins the one that is running. Refused while one is paused. Ciphertexts do not
+    /// change.
     async fn byok_rotate(
         &self,
         context: &Context<'_>,
-        #[graphql(desc = "Only say what a rotation would do; false when absent.")] dry_run: Option<bool>,
+        #[graphql(desc = "Only report what a rotation would do; false when absent.")] dry_run: Option<bool>,
     ) -> Result<Option<RotationStatus>, Refusal> {
-        let (app, caller) = Call::of(context)?.known()?;
+        let (app, caller) = Call::of(context)?.authenticated()?;
         Ok(Some(app.rotate(caller, dry_run.unwrap_or(false)).await?.into()))
     }
 
-    /// Has nobody work on a rotation until it is resumed.
+    /// Pauses a rotation until it is resumed.
     async fn byok_pause_rotation(
         &self,
         context: &Context<'_>,
-        #[graphql(desc = "The rotation's id, as `byokRotate` gave it.")] id: ID,
+        #[graphql(desc = "The id of the rotation, as `byokRotate` returned it.")] id: ID,
     ) -> Result<Option<RotationStatus>, Refusal> {
         command(context, &id, JobCommand::Pause).await
     }
 
-    /// Has a rotation that is paused go on.
+    /// Resumes a paused rotation.
     async fn byok_resume_rotation(
         &self,
         context: &Context<'_>,
-        #[graphql(desc = "The rotation's id, as `byokRotate` gave it.")] id: ID,
+        #[graphql(desc = "The id of the rotation, as `byokRotate` returned it.")] id: ID,
     ) -> Result<Option<RotationStatus>, Refusal> {
         command(context, &id, JobCommand::Resume).await
     }
 
-    /// Ends a rotation where it is. What it re-wrapped stays so; another one does the rest.
+    /// Ends a rotation early. Data keys that it re-wrapped stay re-wrapped; another rotation does
+    /// the rest.
     async fn byok_cancel_rotation(
         &self,
         context: &Context<'_>,
-        #[graphql(desc = "The rotation's id, as `byokRotate` gave it.")] id: ID,
+        #[graphql(desc = "The id of the rotation, as `byokRotate` returned it.")] id: ID,
     ) -> Result<Option<RotationStatus>, Refusal> {
         command(context, &id, JobCommand::Cancel).await
     }
@@ -137,7 +141,7 @@ async fn command(
     id: &ID,
     command: JobCommand,
 ) -> Result<Option<RotationStatus>, Refusal> {
-    let (app, caller) = Call::of(context)?.known()?;
+    let (app, caller) = Call::of(context)?.authenticated()?;
     let id = id.parse().map_err(|_| ErrorCode::RotationNotFound)?;
     Ok(Some(app.command_rotation(caller, id, command).await?.into()))
 }

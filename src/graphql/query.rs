@@ -6,23 +6,23 @@ use crate::model::{ErrorCode, Operation, Posture, Refusal};
 
 use super::audit::{AuditCheckpoint, AuditConnection, AuditFilter};
 use super::call::Call;
+use super::enums::EnumValue;
 use super::item::{DecryptArguments, Revealed};
 use super::rotation::RotationStatus;
 use super::scalars::Jsonb;
-use super::words::Word;
 use crate::app::{Health, HealthStatus};
 
 pub(super) struct Query;
 
-/// What changes nothing but the audit log.
+/// Operations that change nothing but the audit log.
 #[Object(name = "Query")]
 impl Query {
-    /// Decrypts a ciphertext for a row of a remote join. All that one request asks for are one call; a row that fails says
-    /// why in its `error`, and the others stand.
+    /// Decrypts a ciphertext for a row of a remote join. All rows of one request are one call; a
+    /// row that fails has the reason in its `error`, and the other rows are answered.
     async fn byok_reveal(
         &self,
         context: &Context<'_>,
-        #[graphql(desc = "The ciphertext, as encrypt gave it.")] ciphertext: String,
+        #[graphql(desc = "The ciphertext, as encrypt returned it.")] ciphertext: String,
         #[graphql(desc = "The record that the value belongs to; the same as `record_id` in the context.")]
         record_id: Option<ID>,
         #[graphql(desc = "The field of the record; the same as `field` in the context.")] field: Option<
@@ -36,8 +36,9 @@ impl Query {
         Ok(Some(Revealed::new(Call::of(context)?.reveal(item).await?, None)))
     }
 
-    /// Decrypts many ciphertexts at once: one entry in the audit log. The KMS is asked for DEKs that are not
-    /// in memory alone: Vault for 256 in one call, AWS, Google and Azure for each by itself.
+    /// Decrypts many ciphertexts at once, with one entry in the audit log. Only DEKs that are not
+    /// in memory need calls to the KMS: with Vault one call for 256 DEKs; with AWS, Google and
+    /// Azure one for each.
     async fn byok_reveal_many(
         &self,
         context: &Context<'_>,
@@ -60,8 +61,8 @@ impl Query {
     async fn byok_audit(
         &self,
         context: &Context<'_>,
-        #[graphql(desc = "How many entries, 1 to 500; 50 when absent.")] first: Option<i32>,
-        #[graphql(desc = "The `endCursor` of the page before.")] after: Option<String>,
+        #[graphql(desc = "The number of entries, 1 to 500; 50 when absent.")] first: Option<i32>,
+        #[graphql(desc = "The `endCursor` of the previous page.")] after: Option<String>,
         #[graphql(desc = "Which entries; all when absent.")] filter: Option<AuditFilter>,
     ) -> Result<Option<AuditConnection>, Refusal> {
         let asks_for_newer = context.look_ahead().field("pageInfo").field("hasPreviousPage").exists();
@@ -69,67 +70,70 @@ impl Query {
         Ok(Some(Call::of(context)?.audit(&query).await?.into()))
     }
 
-    /// The audit log's size and root as they are now, signed.
+    /// The current size and root of the audit log, signed.
     async fn byok_audit_checkpoint(&self, context: &Context<'_>) -> Result<Option<AuditCheckpoint>, Refusal> {
-        let (app, caller) = Call::of(context)?.known()?;
+        let (app, caller) = Call::of(context)?.authenticated()?;
         Ok(Some(app.checkpoint(caller).await?.into()))
     }
 
-    /// How far a rotation is.
+    /// The progress of a rotation.
     async fn byok_rotation(
         &self,
         context: &Context<'_>,
-        #[graphql(desc = "The rotation's id, as `byokRotate` gave it.")] id: ID,
+        #[graphql(desc = "The id of the rotation, as `byokRotate` returned it.")] id: ID,
     ) -> Result<Option<RotationStatus>, Refusal> {
-        let (app, caller) = Call::of(context)?.known()?;
+        let (app, caller) = Call::of(context)?.authenticated()?;
         let id = id.parse().map_err(|_| ErrorCode::RotationNotFound)?;
         Ok(Some(app.rotation(caller, Some(id)).await?.into()))
     }
 
-    /// Whether the customer's key can be used now: a wrap and an unwrap, at most once in five seconds. Without identity, what is known already.
+    /// Whether the customer's key can be used now, by a wrap and an unwrap, made at most once in
+    /// five seconds. A caller without identity gets the last known health.
     async fn byok_health(&self, context: &Context<'_>) -> Result<Option<KeyHealth>, Refusal> {
         Ok(Some(Call::of(context)?.health().await.into()))
     }
 }
 
-/// How the customer's key is.
+/// The health of the customer's key.
 #[derive(SimpleObject)]
 #[graphql(name = "ByokHealth")]
 struct KeyHealth {
-    /// All in all.
-    status: Word<HealthStatus>,
+    /// The overall status.
+    status: EnumValue<HealthStatus>,
     /// Whether the database answers.
     database: bool,
-    /// The version that the key wraps under, as far as is known.
+    /// The version that the key wraps under, if known.
     key_version: Option<String>,
-    /// Why nothing can be answered, where nothing can.
-    error: Option<Word<ErrorCode>>,
-    /// How long the KMS took for a wrap and an unwrap, in milliseconds; null where it was not asked.
+    /// Why no call can be answered; null if calls can.
+    error: Option<EnumValue<ErrorCode>>,
+    /// How long the KMS took for a wrap and an unwrap, in milliseconds; null if it was not asked.
     kms_latency_ms: Option<f64>,
-    /// What the watch over this key version says; null while none of its keys was used.
-    posture: Option<Word<Posture>>,
-    /// The worst posture of all key versions that are watched.
-    worst_posture: Option<Word<Posture>>,
+    /// The posture of this key version; null until one of its data keys is used.
+    posture: Option<EnumValue<Posture>>,
+    /// The worst posture of all key versions that are probed.
+    worst_posture: Option<EnumValue<Posture>>,
     /// When the key was last shown to work (RFC 3339).
     last_success: Option<String>,
-    /// How long ago that is.
+    /// How long ago that was, in seconds.
     last_success_seconds_ago: Option<f64>,
-    /// How old the last proof that the key works may be when something is answered, in seconds.
+    /// The greatest age, in seconds, of the last proof that the key works at which a call is still
+    /// answered.
     bound_seconds: f64,
-    /// When our credential, which the KMS refused, is shown to it again (RFC 3339); null otherwise.
+    /// When the server tries again to log in to the KMS, which refused its credential (RFC 3339);
+    /// null otherwise.
     next_login: Option<String>,
 }
 
 impl From<&Health> for KeyHealth {
     fn from(health: &Health) -> Self {
         Self {
-            status: Word(health.status),
+            status: EnumValue(health.status),
             database: health.database,
             key_version: health.key_version.as_ref().map(ToString::to_string),
-            error: health.error.map(Word),
+            error: health.error.map(EnumValue),
             kms_latency_ms: health.kms_latency.map(|latency| (latency.as_secs_f64() * 1e5).round() / 1e2),
-            posture: health.posture.map(Word),
-            worst_posture: health.worst_posture.map(Word),
+            posture: health.posture.map(EnumValue),
+            worst_posture: health.worst_posture.map(EnumValue),
             last_success: health.last_success.map(|(at, _)| at.to_string()),
             last_success_seconds_ago: health.last_success.map(|(_, age)| age.as_secs_f64()),
             bound_seconds: health.bound.as_secs_f64(),

@@ -1,44 +1,44 @@
-//! A rotation, as the schema shows it.
+//! Rotations in the schema.
 
 use async_graphql::{ID, SimpleObject};
 
 use crate::app::Rotation;
 use crate::model::{ErrorCode, Job, JobState};
 
+use super::enums::EnumValue;
 use super::scalars::{Bigint, Timestamptz};
-use super::words::Word;
 
-/// A rotation: every data key is re-wrapped under one version of the customer's key.
+/// A rotation, which re-wraps every data key under one version of the customer's key.
 #[derive(SimpleObject)]
 #[graphql(name = "ByokRotation")]
 pub(super) struct RotationStatus {
-    /// Its id; null for a dry run, which leaves nothing behind.
+    /// The id; null for a dry run, which stores nothing.
     id: Option<ID>,
-    /// Where it stands; null for a dry run.
-    state: Option<Word<JobState>>,
-    /// Whether this only says what a rotation would do.
+    /// The state; null for a dry run.
+    state: Option<EnumValue<JobState>>,
+    /// Whether this only reports what a rotation would do.
     dry_run: bool,
-    /// The version that data keys are re-wrapped to.
+    /// The version that data keys are re-wrapped under.
     target: String,
-    /// How many data keys there were to re-wrap when it began.
+    /// The number of data keys to re-wrap when it began.
     total: Bigint,
-    /// How many were re-wrapped.
+    /// The number of data keys re-wrapped.
     rewrapped: Bigint,
-    /// How many were passed over, since they had the target version already.
+    /// The number of data keys skipped, since they had the target version already.
     skipped: Bigint,
-    /// How many the KMS refused one by one.
+    /// The number of data keys that the KMS refused to re-wrap.
     failed: Bigint,
-    /// How many calls the KMS saw; for a dry run, how many it would see.
+    /// The number of calls to the KMS; for a dry run, the number it would take.
     kms_calls: Bigint,
-    /// How much is done, from 0 to 100; null for a dry run.
+    /// The part that is done, from 0 to 100; null for a dry run.
     percent: Option<f64>,
-    /// Why it makes no progress just now, until it does again.
-    stalled: Option<Word<ErrorCode>>,
-    /// When it was asked for.
+    /// Why it makes no progress at the moment; null while it does.
+    stalled: Option<EnumValue<ErrorCode>>,
+    /// When it was started.
     started_at: Option<Timestamptz>,
-    /// When it last committed its place.
+    /// When it last committed its progress.
     updated_at: Option<Timestamptz>,
-    /// When it was done, or cancelled.
+    /// When it was done or cancelled.
     finished_at: Option<Timestamptz>,
 }
 
@@ -70,7 +70,7 @@ impl From<Job> for RotationStatus {
     fn from(job: Job) -> Self {
         Self {
             id: Some(job.id.into()),
-            state: Some(Word(job.state)),
+            state: Some(EnumValue(job.state)),
             dry_run: false,
             target: job.target.to_string(),
             total: Bigint(job.progress.total),
@@ -79,7 +79,7 @@ impl From<Job> for RotationStatus {
             failed: Bigint(job.progress.failed),
             kms_calls: Bigint(job.progress.kms_calls),
             percent: Some(percent(&job)),
-            stalled: job.stalled.map(Word),
+            stalled: job.stalled.map(EnumValue),
             started_at: Some(Timestamptz(job.started_at)),
             updated_at: Some(Timestamptz(job.updated_at)),
             finished_at: job.finished_at.map(Timestamptz),
@@ -87,7 +87,8 @@ impl From<Job> for RotationStatus {
     }
 }
 
-/// To a tenth. Keys that are made while the job runs can take it past its total; it is done when it says so.
+/// The progress, rounded down to a tenth. Data keys made while the job runs can take it past its
+/// total, so only its state makes it 100.
 fn percent(job: &Job) -> f64 {
     match job.state {
         JobState::Done => 100.0,
@@ -119,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hundred_percent_means_done() {
+    fn only_a_job_that_is_done_has_a_hundred_percent() {
         assert_eq!(percent(&job(JobState::Running, 0, 0)), 0.0);
         assert_eq!(percent(&job(JobState::Running, 3, 1)), 33.3);
         assert_eq!(percent(&job(JobState::Running, 3, 4)), 99.9);

@@ -1,4 +1,5 @@
-//! Scalars, named as Hasura names its own: it joins a column to an argument by the name of the type.
+//! Scalars with the names of Hasura's own, since it joins a column to an argument by the name of
+//! the type.
 
 use async_graphql::{InputType, InputValueError, InputValueResult, Scalar, ScalarType, Value};
 use std::borrow::Cow;
@@ -6,16 +7,17 @@ use zeroize::Zeroizing;
 
 use crate::model::Timestamp;
 
-/// Any JSON value. The context takes a flat object whose values are strings.
+/// Any JSON value. A context must be a flat object whose values are strings.
 pub(super) struct Jsonb(pub(super) serde_json::Value);
 
-/// Any JSON value. The context takes a flat object whose values are strings.
+/// Any JSON value. A context must be a flat object whose values are strings.
 #[Scalar(name = "jsonb")]
 impl ScalarType for Jsonb {
     fn parse(value: Value) -> InputValueResult<Self> {
-        match is_any_json(&value) {
-            true => value.into_json().map(Self).map_err(|_| InputValueError::custom("not JSON")),
-            false => Err(InputValueError::custom("not JSON")),
+        if is_any_json(&value) {
+            value.into_json().map(Self).map_err(|_| InputValueError::custom("not JSON"))
+        } else {
+            Err(InputValueError::custom("not JSON"))
         }
     }
 
@@ -28,7 +30,7 @@ impl ScalarType for Jsonb {
     }
 }
 
-/// Whether a value is JSON. A bare name in a document is an enum's value, which JSON does not have.
+/// Whether a value is JSON. A bare name in a document is an enum value, which JSON does not have.
 pub(super) fn is_any_json(value: &Value) -> bool {
     match value {
         Value::Null | Value::Number(_) | Value::String(_) | Value::Boolean(_) => true,
@@ -38,19 +40,19 @@ pub(super) fn is_any_json(value: &Value) -> bool {
     }
 }
 
-/// A moment, in RFC 3339.
+/// A time, in RFC 3339.
 #[derive(Clone, Copy)]
 pub(super) struct Timestamptz(pub(super) Timestamp);
 
-/// A moment, in RFC 3339.
+/// A time, in RFC 3339.
 #[Scalar(name = "timestamptz")]
 impl ScalarType for Timestamptz {
     fn parse(value: Value) -> InputValueResult<Self> {
-        moment(&value).map(Self).ok_or_else(|| InputValueError::custom("not RFC 3339"))
+        timestamp(&value).map(Self).ok_or_else(|| InputValueError::custom("not RFC 3339"))
     }
 
     fn is_valid(value: &Value) -> bool {
-        moment(value).is_some()
+        timestamp(value).is_some()
     }
 
     fn to_value(&self) -> Value {
@@ -58,12 +60,12 @@ impl ScalarType for Timestamptz {
     }
 }
 
-/// Whether a text is a moment.
-pub(super) fn is_moment(text: &str) -> bool {
+/// Whether a text is a time.
+pub(super) fn is_timestamp(text: &str) -> bool {
     Timestamp::parse(text).is_some()
 }
 
-fn moment(value: &Value) -> Option<Timestamp> {
+fn timestamp(value: &Value) -> Option<Timestamp> {
     match value {
         Value::String(text) => Timestamp::parse(text),
         _ => None,
@@ -90,7 +92,7 @@ impl ScalarType for Bigint {
     }
 }
 
-/// A `String` that is secret: wiped when dropped.
+/// A secret `String`, wiped when dropped.
 pub(super) struct Secret(pub(super) Zeroizing<String>);
 
 impl InputType for Secret {
@@ -111,7 +113,7 @@ impl InputType for Secret {
         }
     }
 
-    /// Only asked of default values, of which there are none.
+    /// Only called for default values, of which there are none.
     fn to_value(&self) -> Value {
         Value::Null
     }

@@ -1,22 +1,23 @@
-//! The schema, put together without data, so that the command line can print it without a database.
+//! The schema, built without data, so that the command line can print it without a database.
 
 use async_graphql::{EmptySubscription, Schema, ValidationMode};
 
 use super::mutation::Mutation;
 use super::query::Query;
 
-/// The schema's type.
+/// The type of the schema.
 pub(super) type ByokSchema = Schema<Query, Mutation, EmptySubscription>;
 
-/// Hasura's introspection needs 13.
+/// The deepest nesting of fields. Hasura's introspection needs 13.
 const MAX_DEPTH: usize = 16;
-/// Fragments count here too.
+/// The deepest nesting, fragments included.
 const MAX_RECURSION: usize = 32;
-/// On one field.
+/// The most directives on one field.
 const MAX_DIRECTIVES: usize = 8;
 
-/// The schema, for documents that are known to be valid: `validity` says which are. Its limits stand beside those of `survey`;
-/// there is none on complexity, which says little here: the largest join is more complex than anything that does harm.
+/// The schema, for documents that `validity` has found valid. Its limits add to those of `cost`.
+/// There is no limit on complexity, which says little here: the largest join is more complex than
+/// anything harmful.
 pub(super) fn schema() -> ByokSchema {
     Schema::build(Query, Mutation, EmptySubscription)
         .validation_mode(ValidationMode::Fast)
@@ -27,7 +28,8 @@ pub(super) fn schema() -> ByokSchema {
         .finish()
 }
 
-/// The schema in GraphQL's schema definition language: what `byok schema` prints and `schema.graphql` holds.
+/// The schema in GraphQL's schema definition language: what `byok schema` prints and
+/// `schema.graphql` holds.
 pub fn sdl() -> String {
     let sdl = schema().sdl_with_options(
         async_graphql::SDLExportOptions::new().prefer_single_line_descriptions().use_space_ident(),

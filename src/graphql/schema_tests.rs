@@ -1,14 +1,12 @@
-//! The schema as Hasura will see it, by its own introspection query.
+//! The schema as Hasura sees it, by Hasura's own introspection query.
 
 use serde_json::Value;
 
-use super::budget::Budget;
-use super::introspected::{Introspected, bytes_of};
+use super::cost::{Budget, IntrospectionNode, bytes_of, cost_of, operation_of};
 use super::parser::parse;
 use super::schema::{schema, sdl};
-use super::survey::{operation_of, survey};
 
-/// As Hasura v2 sends it: fragments written out, seven levels of `ofType`.
+/// The query that Hasura v2 sends, with its fragments inlined: seven levels of `ofType`.
 fn introspection_query() -> String {
     let of_type = (0..7).fold("kind name".to_owned(), |inner, _| format!("kind name ofType {{ {inner} }}"));
     let input = format!("name description type {{ {of_type} }} defaultValue");
@@ -32,8 +30,8 @@ fn introspection_query() -> String {
 
 async fn introspected() -> Value {
     let query = introspection_query();
-    let document = parse(&query, &Budget::OF_UNKNOWN).unwrap();
-    assert!(!survey(&document, &Budget::OF_UNKNOWN).unwrap().needs_identity);
+    let document = parse(&query, &Budget::ANONYMOUS).unwrap();
+    assert!(!cost_of(&document, &Budget::ANONYMOUS).unwrap().needs_identity);
     let mut request = async_graphql::Request::new("").operation_name("IntrospectionQuery");
     request.set_parsed_query(document);
     let answer = serde_json::to_value(schema().execute(request).await).unwrap();
@@ -151,24 +149,25 @@ async fn no_type_can_clash_with_one_of_hasuras() {
 
 /// Hasura has to introspect without identity.
 #[tokio::test]
-async fn hasuras_introspection_is_well_within_the_budget_of_a_stranger() {
+async fn hasuras_introspection_is_well_within_the_anonymous_budget() {
     let bytes = serde_json::to_vec(&introspected().await).unwrap().len();
     assert!(bytes < (1 << 20) / 4, "{bytes} bytes");
-    let budget = Budget { introspected: Budget::OF_UNKNOWN.introspected * 3 / 4, ..Budget::OF_UNKNOWN };
+    let budget =
+        Budget { introspection_bytes: Budget::ANONYMOUS.introspection_bytes * 3 / 4, ..Budget::ANONYMOUS };
     assert!(
-        survey(&parse(&introspection_query(), &budget).unwrap(), &budget).is_ok(),
+        cost_of(&parse(&introspection_query(), &budget).unwrap(), &budget).is_ok(),
         "there is no room to grow"
     );
 }
 
-/// What the estimate of an introspection's answer stands on.
+/// The numbers that the estimate of an introspection's answer uses.
 #[tokio::test]
-async fn no_estimate_of_introspection_is_below_what_the_schema_has() {
+async fn no_estimate_of_introspection_is_below_the_schemas_own_numbers() {
     let schema = introspected().await;
     let all: Vec<&Value> = list(&schema, "types").collect();
-    let types = Introspected::ROOT.below("types");
+    let types = IntrospectionNode::ROOT.below("types");
     assert!(types.objects >= all.len(), "{} types", all.len());
-    assert!(Introspected::ROOT.below("directives").objects >= list(&schema, "directives").count());
+    assert!(IntrospectionNode::ROOT.below("directives").objects >= list(&schema, "directives").count());
     let fields: Vec<&Value> = all.iter().flat_map(|one| list(one, "fields")).collect();
     for (of, at, name) in [
         (&all, types, "fields"),
@@ -179,7 +178,7 @@ async fn no_estimate_of_introspection_is_below_what_the_schema_has() {
         let sum: usize = of.iter().map(|one| list(one, name).count()).sum();
         assert!(at.below(name).objects >= sum, "{sum} {name} in all");
         let most = of.iter().map(|one| list(one, name).count()).max().unwrap();
-        assert!(Introspected::ROOT.below(name).objects >= most, "{most} {name} in one place");
+        assert!(IntrospectionNode::ROOT.below(name).objects >= most, "{most} {name} of one type");
     }
     for key in ["description", "name"] {
         let texts = || all.iter().chain(&fields).filter_map(|one| one[key].as_str());

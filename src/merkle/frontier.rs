@@ -1,34 +1,31 @@
-//! What an append needs to know of the tree before it.
+//! The right edge of a tree, which suffices to append leaves.
 
 use std::fmt;
 
 use super::{Hash, cover, fold};
 
-/// A tree by its right edge: the roots of its largest complete subtrees, from left to right; one for each bit that is set
-/// in its size.
+/// The frontier of a tree: the roots of its largest complete subtrees, from left to right, one for
+/// each bit that is set in its size.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct Frontier {
     size: u64,
     roots: Vec<Hash>,
 }
 
-/// The hashes are not as many as the size asks for.
+/// The number of hashes does not match the size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoFrontier;
 
 impl Frontier {
-    /// Of a tree with so many leaves and these subtrees' roots.
+    /// The frontier of a tree with this many leaves and these roots of subtrees.
     ///
     /// # Errors
     /// [`NoFrontier`].
     pub fn new(size: u64, roots: Vec<Hash>) -> Result<Self, NoFrontier> {
-        match roots.len() == size.count_ones() as usize {
-            true => Ok(Self { size, roots }),
-            false => Err(NoFrontier),
-        }
+        if roots.len() == size.count_ones() as usize { Ok(Self { size, roots }) } else { Err(NoFrontier) }
     }
 
-    /// From [`Self::to_bytes`].
+    /// Parses the form of [`Self::to_bytes`].
     ///
     /// # Errors
     /// [`NoFrontier`].
@@ -42,7 +39,7 @@ impl Frontier {
         self.roots.iter().flat_map(|root| root.0).collect()
     }
 
-    /// How many leaves the tree has.
+    /// The number of leaves.
     pub fn size(&self) -> u64 {
         self.size
     }
@@ -57,7 +54,7 @@ impl Frontier {
         fold(&self.roots)
     }
 
-    /// Adds a leaf: as many hashes as the size has ones at its end.
+    /// Adds a leaf, with one hash for each trailing one bit of the size.
     pub fn append(&mut self, leaf: Hash) {
         let mut root = leaf;
         for _ in 0..self.size.trailing_ones() {
@@ -69,10 +66,10 @@ impl Frontier {
         self.size += 1;
     }
 
-    /// Adds so many leaves, of which only the roots of their [`cover`] are known.
+    /// Adds `count` leaves, given by the roots of their [`cover`].
     ///
     /// # Errors
-    /// [`NoFrontier`]: there are not as many roots as that.
+    /// [`NoFrontier`]: the number of roots does not match.
     pub fn append_cover(&mut self, count: u64, roots: &[Hash]) -> Result<(), NoFrontier> {
         let end = self.size.checked_add(count).ok_or(NoFrontier)?;
         let nodes = cover(self.size..end);

@@ -1,5 +1,6 @@
-//! Merkle trees as in RFC 6962, section 2.1, over SHA-256: hashes, the frontier that an append needs, and which subtrees a
-//! proof is made of. Pure: it knows no entry, no database and no signature, and holds no more of a tree than its frontier.
+//! Merkle trees of RFC 6962, section 2.1, over SHA-256: hashes, the frontier for appending, and the
+//! subtrees of proofs. Pure: independent of entries, databases and signatures; of a tree it holds
+//! only the frontier.
 
 mod frontier;
 mod proof;
@@ -20,12 +21,12 @@ pub use proof::{consistency_ranges, inclusion_ranges, verify_consistency, verify
 pub struct Hash(pub [u8; 32]);
 
 impl Hash {
-    /// Of a leaf: SHA-256(0x00 ‖ data).
+    /// The hash of a leaf: SHA-256(0x00 ‖ data).
     pub fn of_leaf(data: &[u8]) -> Self {
         Self(sha256_of(&[&[0], data]))
     }
 
-    /// Of the node above two subtrees: SHA-256(0x01 ‖ left ‖ right).
+    /// The hash of the node above two subtrees: SHA-256(0x01 ‖ left ‖ right).
     pub fn of_children(left: Self, right: Self) -> Self {
         Self(sha256_of(&[&[1], &left.0, &right.0]))
     }
@@ -35,7 +36,7 @@ impl Hash {
         Self(sha256_of(&[]))
     }
 
-    /// From its base64, which has one spelling.
+    /// Parses canonical base64.
     pub fn from_base64(text: &str) -> Option<Self> {
         STANDARD.decode(text).ok()?.try_into().ok().map(Self)
     }
@@ -56,21 +57,21 @@ impl fmt::Debug for Hash {
 /// A complete subtree: the leaves from `index << level` on, 1 << `level` of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Node {
-    /// 0 for a leaf.
+    /// The level; 0 for a leaf.
     pub level: u32,
-    /// Its place among those of its level, from 0.
+    /// The index among the nodes of its level, from 0.
     pub index: u64,
 }
 
 impl Node {
-    /// The leaves below it.
+    /// The leaves below the node.
     pub fn leaves(self) -> Range<u64> {
         self.index << self.level..(self.index + 1) << self.level
     }
 }
 
-/// The largest complete subtrees that together hold exactly these leaves, from left to right: fewer than twice the number
-/// of bits of `leaves.end`.
+/// The largest complete subtrees that together hold exactly these leaves, from left to right: fewer
+/// than twice the number of bits of `leaves.end`.
 pub fn cover(leaves: Range<u64>) -> Vec<Node> {
     let mut nodes = Vec::new();
     let mut at = leaves.start;
@@ -83,7 +84,8 @@ pub fn cover(leaves: Range<u64>) -> Vec<Node> {
     nodes
 }
 
-/// The root of a subtree whose leaves begin where a subtree of a tree may begin, from the roots of its [`cover`].
+/// The root of a subtree whose leaves begin where a subtree of a tree may begin, from the roots of
+/// its [`cover`].
 pub fn fold(roots: &[Hash]) -> Hash {
     let mut roots = roots.iter().rev().copied();
     let Some(last) = roots.next() else { return Hash::of_nothing() };

@@ -1,12 +1,13 @@
-//! Proofs that a leaf is in a tree, and that one tree is the beginning of another (RFC 9162, sections 2.1.3 and 2.1.4; the
-//! proofs are those of RFC 6962). A proof is a list of roots of ranges of leaves: whoever has the tree is told which.
+//! Proofs that a leaf is in a tree, and that one tree is the beginning of another (RFC 9162,
+//! sections 2.1.3 and 2.1.4; the proofs are those of RFC 6962). A proof is a list of roots of
+//! ranges of leaves; the functions here return the ranges.
 
 use std::ops::Range;
 
 use super::Hash;
 
-/// The ranges whose roots prove that leaf `index` is in the tree of this size, from the leaf upwards. Empty for a leaf
-/// that the tree has not.
+/// The ranges whose roots prove that leaf `index` is in the tree of this size, from the leaf
+/// upwards. Empty if the tree has no such leaf.
 pub fn inclusion_ranges(index: u64, size: u64) -> Vec<Range<u64>> {
     let mut ranges = Vec::new();
     let mut within = 0..size;
@@ -27,15 +28,15 @@ pub fn inclusion_ranges(index: u64, size: u64) -> Vec<Range<u64>> {
     ranges
 }
 
-/// The ranges whose roots prove that the tree of size `from` is the beginning of that of size `to`. Empty where there is
-/// nothing to prove: from no leaves, to the same size, or to fewer.
+/// The ranges whose roots prove that the tree of size `from` is the beginning of that of size `to`.
+/// Empty if there is nothing to prove: from no leaves, to the same size, or to fewer.
 pub fn consistency_ranges(from: u64, to: u64) -> Vec<Range<u64>> {
     let mut ranges = Vec::new();
     if from == 0 || from >= to {
         return ranges;
     }
     let mut within = 0..to;
-    // The left edge belongs to the smaller tree whole: its root is known to who checks.
+    // While the left edge is the whole smaller tree, the verifier knows its root.
     let mut known = true;
     while within.end != from {
         let middle = split(&within);
@@ -55,13 +56,13 @@ pub fn consistency_ranges(from: u64, to: u64) -> Vec<Range<u64>> {
     ranges
 }
 
-/// Where a subtree parts: after the largest power of two that is smaller than its size.
+/// The leaf at which a subtree splits: after the largest power of two smaller than its size.
 fn split(within: &Range<u64>) -> u64 {
     let size = within.end - within.start;
     within.start + (1 << (63 - (size - 1).leading_zeros()))
 }
 
-/// Whether `proof` shows that this leaf stands at `index` in the tree of that size and root.
+/// Whether `proof` shows that this leaf is at `index` in the tree of this size and root.
 pub fn verify_inclusion(leaf: Hash, index: u64, size: u64, proof: &[Hash], root: Hash) -> bool {
     if index >= size {
         return false;
@@ -86,7 +87,8 @@ pub fn verify_inclusion(leaf: Hash, index: u64, size: u64, proof: &[Hash], root:
     last == 0 && hash == root
 }
 
-/// Whether `proof` shows that the tree of size `from` and root `from_root` is the beginning of the other.
+/// Whether `proof` shows that the tree of size `from` and root `from_root` is the beginning of the
+/// other.
 pub fn verify_consistency(
     (from, from_root): (u64, Hash),
     (to, to_root): (u64, Hash),

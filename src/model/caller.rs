@@ -1,16 +1,17 @@
-//! Who calls.
+//! The caller of a request.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{RequestId, Tenant};
 
-/// The session variables of a caller: names in lower case (`x-hasura-user-id`), values as they came.
+/// The session variables of a caller: names in lower case (`x-hasura-user-id`), values
+/// unchanged.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Session(BTreeMap<String, String>);
 
 impl Session {
-    /// From names and values; names are put in lower case.
+    /// Session variables with these names, put in lower case, and values.
     pub fn from_pairs(pairs: impl IntoIterator<Item = (String, String)>) -> Self {
         Self(pairs.into_iter().map(|(name, value)| (name.to_ascii_lowercase(), value)).collect())
     }
@@ -24,21 +25,21 @@ impl Session {
     }
 }
 
-/// How a caller was recognised.
+/// How a caller was authenticated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Means {
-    /// A JSON Web Token that we verified ourselves.
+    /// A JSON Web Token that this server verified.
     Jwt,
-    /// Session variables that came beside the remote schema's shared secret.
+    /// Session variables sent with the remote schema's shared secret.
     HasuraSecret,
     /// A named admin token.
     AdminToken,
-    /// The command line, on the machine that holds the configuration.
+    /// The command line of a machine that holds the configuration.
     Operator,
 }
 
 impl Means {
-    /// The name that an entry carries.
+    /// The name in entries.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Jwt => "jwt",
@@ -49,16 +50,16 @@ impl Means {
     }
 }
 
-/// What authentication established.
+/// The result of authentication.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// The role that was chosen for this request and is allowed to the caller.
+    /// The role of this request, allowed to the caller.
     pub role: Arc<str>,
     /// `x-hasura-user-id`, or the name of an admin token.
     pub user: Option<String>,
-    /// Session variables; under Hasura's unauthorized role nothing may be granted by them.
+    /// Session variables; those of Hasura's unauthorized role must not grant anything.
     pub session: Session,
-    /// How the caller was recognised.
+    /// How the caller was authenticated.
     pub means: Means,
 }
 
@@ -67,9 +68,9 @@ pub struct Identity {
 pub struct Caller {
     /// The tenant, from configuration or verified claims, never from an argument.
     pub tenant: Arc<Tenant>,
-    /// Who it is.
+    /// The identity.
     pub identity: Identity,
-    /// The request.
+    /// The id of the request.
     pub request_id: RequestId,
 }
 
@@ -78,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn session_variables_are_found_whatever_the_case_of_their_name() {
+    fn session_variables_are_found_in_any_case() {
         let session = Session::from_pairs([("X-Hasura-User-Id".to_owned(), "7".to_owned())]);
         assert_eq!(session.get("x-hasura-user-id"), Some("7"));
         assert_eq!(session.get("X-HASURA-USER-ID"), Some("7"));

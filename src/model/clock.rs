@@ -1,4 +1,4 @@
-//! Time, as a seam: behaviour that depends on the time takes a [`Clock`], so that a test can move it.
+//! Time behind a trait: code that depends on the time takes a [`Clock`], so that a test can set it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,12 +12,12 @@ const FIRST_OF_YEAR_0: i64 = -62_167_219_200_000_000;
 /// 9999-12-31T23:59:59.999999Z.
 const LAST_OF_YEAR_9999: i64 = 253_402_300_799_999_999;
 
-/// A moment in UTC, in microseconds since 1970 (what PostgreSQL's `timestamptz` holds).
+/// A time in UTC, in microseconds since 1970, like PostgreSQL's `timestamptz`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Timestamp(pub i64);
 
 impl Timestamp {
-    /// From RFC 3339 text, such as `2026-11-23T10:00:00Z`.
+    /// Parses RFC 3339 text, such as `2026-11-23T10:00:00Z`.
     pub fn parse(text: &str) -> Option<Self> {
         OffsetDateTime::parse(text, &Rfc3339).ok().map(Self::from)
     }
@@ -27,23 +27,23 @@ impl Timestamp {
         self.0.div_euclid(1_000_000)
     }
 
-    /// This moment and `by` more.
+    /// This time plus `by`.
     pub fn plus(self, by: Duration) -> Self {
         Self(self.0.saturating_add(i64::try_from(by.as_micros()).unwrap_or(i64::MAX)))
     }
 
-    /// This moment less `by`.
+    /// This time minus `by`.
     pub fn minus(self, by: Duration) -> Self {
         Self(self.0.saturating_sub(i64::try_from(by.as_micros()).unwrap_or(i64::MAX)))
     }
 
-    /// How long after `earlier` this is; zero when it is before.
+    /// The time since `earlier`; zero if this is before it.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_micros(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
 
-    /// As the `time` crate's type: a moment outside the years 0 to 9999, which RFC 3339 has no text for, is the nearest of
-    /// these years.
+    /// Converts to the `time` crate's type. A time outside the years 0 to 9999, which RFC 3339
+    /// cannot express, becomes the nearest one inside.
     pub fn to_datetime(self) -> OffsetDateTime {
         let nearest = self.0.clamp(FIRST_OF_YEAR_0, LAST_OF_YEAR_9999);
         OffsetDateTime::from_unix_timestamp_nanos(i128::from(nearest) * 1_000)
@@ -57,46 +57,46 @@ impl From<OffsetDateTime> for Timestamp {
     }
 }
 
-/// RFC 3339 in UTC, as far as that goes: see [`Timestamp::to_datetime`].
+/// RFC 3339 in UTC, within the limits of [`Timestamp::to_datetime`].
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.to_datetime().format(&Rfc3339).map_err(|_| fmt::Error)?)
     }
 }
 
-/// A moment since this machine started, its sleep included (`CLOCK_BOOTTIME`). Nothing sets it, and unlike `Instant` it
-/// goes on while the machine is suspended. Says nothing to another machine.
+/// The time since this machine started (`CLOCK_BOOTTIME`). It cannot be set, and unlike `Instant`
+/// it goes on while the machine is suspended. Meaningless on another machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BootTime(Duration);
 
 impl BootTime {
-    /// That long after the start.
+    /// The time this long after the start.
     pub fn at(since_start: Duration) -> Self {
         Self(since_start)
     }
 
-    /// How long after `earlier` this is; zero when it is before.
+    /// The time since `earlier`; zero if this is before it.
     pub fn since(self, earlier: Self) -> Duration {
         self.0.saturating_sub(earlier.0)
     }
 
-    /// This moment and `by` more.
+    /// This time plus `by`.
     pub fn plus(self, by: Duration) -> Self {
         Self(self.0.saturating_add(by))
     }
 
-    /// This moment less `by`; the start at the earliest.
+    /// This time minus `by`, but not before the start.
     pub fn minus(self, by: Duration) -> Self {
         Self(self.0.saturating_sub(by))
     }
 }
 
-/// What time it is.
+/// A source of the time.
 pub trait Clock: Send + Sync {
     /// The wall clock.
     fn now(&self) -> Timestamp;
 
-    /// How long this machine has been on: what ages are measured by.
+    /// The time since this machine started, for measuring ages.
     fn boot(&self) -> BootTime {
         use rustix::time::{ClockId, clock_gettime};
         #[cfg(target_os = "linux")]
@@ -114,7 +114,7 @@ pub trait Clock: Send + Sync {
 pub struct SystemClock;
 
 impl Clock for SystemClock {
-    #[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
+    #[expect(clippy::disallowed_methods, reason = "the only code that reads the wall clock")]
     fn now(&self) -> Timestamp {
         OffsetDateTime::now_utc().into()
     }
@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_timestamp_reads_back_what_it_shows() {
+    fn a_timestamp_survives_a_round_trip() {
         let moment = Timestamp::parse("2026-11-23T10:00:00.123456Z").unwrap();
         assert_eq!(moment.to_string(), "2026-11-23T10:00:00.123456Z");
         assert_eq!(Timestamp::parse("2026-11-23T11:00:00.123456+01:00"), Some(moment));
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_moment_without_rfc_3339_text_keeps_order_and_shows_the_nearest() {
+    fn a_time_beyond_rfc_3339_keeps_its_order_and_shows_as_the_nearest() {
         let last = Timestamp::parse("9999-12-31T23:59:59.999999Z").unwrap();
         let beyond = Timestamp::parse("9999-12-31T23:59:59-01:00").unwrap();
         assert!(beyond > last);

@@ -1,17 +1,17 @@
-//! One row of the audit log: one call, with its items.
+//! Entries of the audit log: one for each call, with its items.
 
 use std::sync::Arc;
 
 use super::{DekId, EntryId, ErrorCode, Extensions, KeyVersion, Means, Operation, RequestId, Timestamp};
 
-/// How a call, or one of its items, ended.
+/// The result of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// All of it was done.
+    /// All items were done.
     Ok,
-    /// Some items were refused, others done; only a call with items can end so.
+    /// Some items were refused, others done.
     Partial,
-    /// It was refused.
+    /// The call was refused.
     Refused(ErrorCode),
 }
 
@@ -53,74 +53,76 @@ impl Outcome {
 /// Where the DEK of an item came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// From memory, be it the cache or the pool of DEKs that were made ahead of need: no KMS call was made for it.
+    /// From memory, from the cache or the DEK pool: this call made no KMS request for it.
     Cache,
-    /// From the KMS, in this call.
+    /// From the KMS, during this call.
     Kms,
 }
 
 /// What was done with one record.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Item {
-    /// The caller's name for what is protected; `None` where the deployment does not require one, or after an erasure.
+    /// The caller's name for the record; `None` if the call named none, or after an erasure.
     pub record_id: Option<Arc<str>>,
-    /// The DEK, where one was found.
+    /// The DEK, if one was found.
     pub dek_id: Option<DekId>,
-    /// The version of the KEK that wrapped it.
+    /// The version of the KEK that wrapped the DEK.
     pub key_version: Option<KeyVersion>,
-    /// Where the DEK came from; `None` where there was none.
+    /// Where the DEK came from; `None` without a DEK.
     pub source: Option<Source>,
-    /// The KMS's request id; for a DEK from memory, that of the request that brought it there: of the unwrap that filled the
-    /// cache, or of what made it ahead of need.
+    /// The KMS's request id. For a DEK from memory, that of the earlier request that unwrapped or
+    /// made it.
     pub kms_request_id: Option<Arc<str>>,
-    /// Why it was refused; `None` when it was done.
+    /// Why the item was refused; `None` if it was done.
     pub refused: Option<ErrorCode>,
-    /// SHA-256 of the wrapped DEK, where this item made it or re-wrapped it.
+    /// SHA-256 of the wrapped DEK, if this item made or re-wrapped it.
     pub wrapped_hash: Option<[u8; 32]>,
-    /// Our own id of the key that `key_version` is of; `None` as long as a tenant has one key.
+    /// byok's own id of the key of `key_version`; `None` while a tenant has one key.
     pub key_id: Option<[u8; 16]>,
-    /// Our own id of the key that wraps `key_id`; `None` where it is the customer's own.
+    /// byok's own id of the key that wraps `key_id`; `None` if `key_id` is the customer's own key.
     pub wrapping_key_id: Option<[u8; 16]>,
-    /// The form in which a plaintext was answered; `None` where it was answered as it is.
+    /// The form in which a plaintext was answered; `None` if unchanged.
     pub form: Option<Arc<str>>,
 }
 
-/// What one call leaves in the audit log. Holds no plaintext, no key, no other context value, no provider's message.
+/// The record of one call in the audit log. Contains no plaintext, no key, no context value other
+/// than the record id, and no provider's message.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
-    /// Its id.
+    /// The id of the entry.
     pub id: EntryId,
-    /// When the call was made durable, by this server's clock.
+    /// When the entry became durable, by this server's clock.
     pub at: Timestamp,
-    /// What was asked for.
+    /// The operation of the call, or the event.
     pub operation: Operation,
-    /// How it ended.
+    /// The result.
     pub outcome: Outcome,
     /// The caller's role.
     pub role: Arc<str>,
-    /// The caller; `None` when unknown, or after an erasure.
+    /// The caller; `None` if unknown, or after an erasure.
     pub user: Option<String>,
-    /// How the caller was recognised ([`Means::as_str`]).
+    /// How the caller was authenticated ([`Means::as_str`]).
     pub means: Means,
-    /// Our request id; `None` after an erasure.
+    /// The id of the request; `None` after an erasure.
     pub request_id: Option<String>,
-    /// What an operation on the log itself did, or why: in our words, of which nothing is personal.
+    /// What an operation on the log itself did, or why. Contains nothing personal.
     pub detail: Option<Arc<str>>,
-    /// The code of the reason that the caller gave, where one was asked for.
+    /// The code of the reason that the caller gave, if one was required.
     pub reason: Option<Arc<str>>,
     /// SHA-256 of the row of the ledger that was written with the entry.
     pub ledger_hash: Option<[u8; 32]>,
-    /// Who vouches for the caller's name: the issuer of their JWT.
+    /// The issuer of the caller's JWT.
     pub issuer: Option<Arc<str>>,
-    /// What else it says.
+    /// Further fields.
     pub extensions: Extensions,
-    /// The records, in the order of the call. Of those that were refused, the first; the others are counted
-    /// ([`Extensions::unlisted_refusals`]).
+    /// The items, in the order of the call. Of many refused items, only the first; the others are
+    /// counted ([`Extensions::unlisted_refusals`]).
     pub items: Vec<Item>,
 }
 
 impl Entry {
-    /// What an operator did with the log itself, by the command line or by the server's own upkeep; `user` where it is said who.
+    /// The entry of an operator's action on the log itself, by the command line or by the server's
+    /// maintenance; `user` if it is known.
     pub fn of_operator(
         at: Timestamp,
         operation: Operation,
@@ -145,7 +147,7 @@ impl Entry {
         }
     }
 
-    /// How many items the call had, those included that are only counted.
+    /// The number of items of the call, including those that are only counted.
     pub fn item_count(&self) -> u64 {
         let unlisted = self.extensions.unlisted_refusals();
         self.items.len() as u64 + unlisted.iter().map(|(_, count)| count).sum::<u64>()

@@ -1,5 +1,6 @@
-//! What an entry of the audit log says beyond its fixed fields: a list of names and values that later versions may add to
-//! without changing the form of an entry. A name that this version does not know is kept, hashed and shown as it is.
+//! Further fields of an entry of the audit log: a list of names and values, to which later versions
+//! may add without changing the format of entries. Unknown names are stored, hashed and shown
+//! unchanged.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -10,7 +11,7 @@ use super::{EntryId, ErrorCode};
 const VOIDS: &str = "voids";
 const UNLISTED_REFUSALS: &str = "unlisted-refusals";
 
-/// Names and values, in the order of the names' bytes; each name stands once.
+/// Names and values, sorted by the bytes of the names; each name occurs once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Extensions(BTreeMap<Arc<str>, Arc<str>>);
 
@@ -25,28 +26,29 @@ impl Extensions {
         self.0.iter().map(|(name, value)| (&**name, &**value))
     }
 
-    /// How many there are.
+    /// The number of pairs.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are no pairs.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The earlier entry whose answer was withheld after it had been committed: this refusal stands in its stead.
+    /// The earlier entry that this refusal replaces: its answer was withheld after it was
+    /// committed.
     pub fn voids(&self) -> Option<EntryId> {
         let id = uuid::Uuid::parse_str(self.0.get(VOIDS)?).ok()?;
         Some(EntryId(id))
     }
 
-    /// Says that the answer of that entry was withheld.
+    /// Records that the answer of that entry was withheld.
     pub fn set_voids(&mut self, entry: EntryId) {
         self.0.insert(VOIDS.into(), entry.0.to_string().into());
     }
 
-    /// How many items were refused that are not listed, by code.
+    /// The number of refused items that are not listed, by code.
     pub fn unlisted_refusals(&self) -> Vec<(ErrorCode, u64)> {
         let Some(counts) = self.0.get(UNLISTED_REFUSALS) else { return Vec::new() };
         let count = |pair: &str| {
@@ -56,7 +58,7 @@ impl Extensions {
         counts.split(' ').filter_map(count).collect()
     }
 
-    /// Says how many items were refused that are not listed, by code.
+    /// Sets the number of refused items that are not listed, by code.
     pub fn set_unlisted_refusals(&mut self, counts: &BTreeMap<&'static str, u64>) {
         let mut value = String::new();
         for (code, count) in counts {
@@ -76,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_set_reads_back() {
+    fn extensions_survive_a_round_trip() {
         let mut extensions = Extensions::default();
         let id = EntryId(uuid::Uuid::from_bytes([7; 16]));
         extensions.set_voids(id);
@@ -92,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_taken_in_one_order_only() {
+    fn names_must_be_in_ascending_order() {
         assert!(Extensions::from_pairs(pairs(&["a", "b"])).is_some());
         assert!(Extensions::from_pairs(pairs(&["b", "a"])).is_none());
         assert!(Extensions::from_pairs(pairs(&["a", "a"])).is_none());

@@ -1,4 +1,4 @@
-//! Identifiers. Each is a type of its own, so that one can never stand where another is meant.
+//! Identifiers, each with a type of its own, so that they cannot be confused.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use uuid::{Builder, NoContext, Uuid};
 
-/// The 16 random bytes that name a tenant for ever: never changed, never reused. Its name may change.
+/// The 16 random bytes that identify a tenant; they never change and are never reused. The tenant's
+/// name may change.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TenantUid(pub [u8; 16]);
 
@@ -26,13 +27,13 @@ impl fmt::Display for TenantUid {
 /// The customer whose key protects the data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tenant {
-    /// What rows, cache keys and ciphertexts are bound to.
+    /// The identifier that rows, cache keys and ciphertexts are bound to.
     pub uid: TenantUid,
-    /// What people call it: `primary` in the single-tenant form.
+    /// The display name; `primary` in the single-tenant form.
     pub name: String,
 }
 
-/// An identifier that was not in its canonical form.
+/// The text is not an identifier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InvalidId;
 
@@ -78,28 +79,29 @@ macro_rules! uuid_v7 {
 }
 
 uuid_v7!(
-    /// Names a data encryption key. Part of every token.
+    /// The id of a data encryption key; part of every token.
     DekId,
     Uuid::now_v7
 );
 uuid_v7!(
-    /// Names an entry of the audit log.
+    /// The id of an entry of the audit log.
     EntryId,
     counted_v7
 );
 uuid_v7!(
-    /// Names a rotation job.
+    /// The id of a rotation job.
     JobId,
     Uuid::now_v7
 );
 uuid_v7!(
-    /// Names an incident.
+    /// The id of an incident.
     IncidentId,
     Uuid::now_v7
 );
 
-/// A UUIDv7 for what every call makes: unique, not hard to guess. What is random in it is drawn once for the process, and
-/// counts up from there (RFC 9562, section 6.2), so that no call waits for the operating system's random source.
+/// A UUIDv7 for ids that every call makes: unique, but easy to guess. Its random bits are drawn
+/// once per process and count up from there (RFC 9562, section 6.2), so that no call waits for the
+/// operating system's random source.
 fn counted_v7() -> Uuid {
     static START: LazyLock<([u8; 2], AtomicU64)> = LazyLock::new(|| {
         let drawn = Uuid::now_v7();
@@ -108,30 +110,31 @@ fn counted_v7() -> Uuid {
     let (fixed, next) = &*START;
     let mut random = [0; 10];
     random[..2].copy_from_slice(fixed);
-    // Relaxed: only that no two calls get the same number matters.
+    // Relaxed, since it only matters that each call gets a number of its own.
     random[2..].copy_from_slice(&next.fetch_add(1, Ordering::Relaxed).to_be_bytes());
     let (seconds, nanoseconds) = uuid::Timestamp::now(NoContext).to_unix();
     Builder::from_unix_timestamp_millis(seconds * 1_000 + u64::from(nanoseconds) / 1_000_000, &random)
         .into_uuid()
 }
 
-/// The id of one request: taken from `X-Request-Id` when it is 1 to 128 visible ASCII characters, else made anew.
+/// The id of a request: that of `X-Request-Id` if it has 1 to 128 visible ASCII characters,
+/// otherwise a new one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestId(String);
 
 impl RequestId {
-    /// A new one.
+    /// A new id.
     pub fn fresh() -> Self {
         Self(counted_v7().to_string())
     }
 
-    /// The caller's own, if its form is acceptable: what stands in a log must not be able to forge a second line.
+    /// The caller's own id, if it is acceptable: it must not be able to forge a line of a log.
     pub fn accept(text: &str) -> Option<Self> {
         let visible = text.bytes().all(|byte| byte.is_ascii_graphic());
         (visible && (1..=128).contains(&text.len())).then(|| Self(text.to_owned()))
     }
 
-    /// As text.
+    /// The id as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }

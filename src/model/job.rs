@@ -1,17 +1,17 @@
-//! The rotation job, as the database holds it and the fronts show it.
+//! The rotation job.
 
 use super::{ErrorCode, JobId, KeyVersion, Timestamp};
 
-/// Where a job stands.
+/// The state of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum JobState {
-    /// It has work left; some replica holds its lease, or will.
+    /// It has work left; a replica holds its lease, or will.
     Running,
-    /// It has work left, and nobody works on it until it is resumed.
+    /// It has work left, and waits to be resumed.
     Paused,
     /// It went through all DEKs.
     Done,
-    /// It was ended before that; what it re-wrapped stays so.
+    /// It was ended before it went through all DEKs; those it re-wrapped stay re-wrapped.
     Cancelled,
 }
 
@@ -43,19 +43,19 @@ impl JobState {
     }
 }
 
-/// What an operator may have done with a job that is live.
+/// A command of an operator for a live job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum JobCommand {
-    /// Nobody works on it until it is resumed.
+    /// Pause the job until it is resumed.
     Pause,
-    /// It is worked on again.
+    /// Resume the paused job.
     Resume,
-    /// It ends where it is.
+    /// End the job early.
     Cancel,
 }
 
 impl JobCommand {
-    /// The word for it in the API, and in the detail of its entry.
+    /// The name in the API, and in the detail of its entry.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Pause => "pause",
@@ -64,7 +64,7 @@ impl JobCommand {
         }
     }
 
-    /// The state that it leads to.
+    /// The state after the command.
     pub fn leads_to(self) -> JobState {
         match self {
             Self::Pause => JobState::Paused,
@@ -73,44 +73,45 @@ impl JobCommand {
         }
     }
 
-    /// Whether a job in this state takes it: one that is live, or that is where it leads to already.
+    /// Whether a job in this state accepts the command: if it is live, or already in the state
+    /// after the command.
     pub fn is_taken_by(self, state: JobState) -> bool {
         state.is_live() || state == self.leads_to()
     }
 }
 
-/// How far a job is. All counts are of DEKs, but `kms_calls`.
+/// The progress of a job. All counts except `kms_calls` are of DEKs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// To be re-wrapped, counted when the job began.
+    /// The DEKs to re-wrap, counted when the job began.
     pub total: u64,
-    /// Re-wrapped by this job.
+    /// The DEKs re-wrapped by this job.
     pub rewrapped: u64,
-    /// Passed over: they had the target version already.
+    /// The DEKs skipped, since they had the target version already.
     pub skipped: u64,
-    /// Refused by the KMS one by one, such as a wrapped DEK that was altered by hand.
+    /// The DEKs that the KMS refused to re-wrap, such as one altered in the database.
     pub failed: u64,
-    /// Calls made to the KMS.
+    /// The calls to the KMS.
     pub kms_calls: u64,
 }
 
 /// A rotation: every DEK of a tenant is re-wrapped under one key version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Job {
-    /// Its id.
+    /// The id of the job.
     pub id: JobId,
-    /// Where it stands.
+    /// The state.
     pub state: JobState,
-    /// The version that DEKs are re-wrapped to.
+    /// The version that DEKs are re-wrapped under.
     pub target: KeyVersion,
-    /// How far it is.
+    /// The progress.
     pub progress: Progress,
-    /// Why it makes no progress just now (the KMS is out of reach), until it does again.
+    /// Why it makes no progress at the moment, such as a KMS out of reach; `None` while it does.
     pub stalled: Option<ErrorCode>,
-    /// When it was asked for.
+    /// When it was started.
     pub started_at: Timestamp,
-    /// When it last committed its place.
+    /// When it last committed its progress.
     pub updated_at: Timestamp,
-    /// When it was done, or cancelled.
+    /// When it was done or cancelled.
     pub finished_at: Option<Timestamp>,
 }

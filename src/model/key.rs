@@ -1,4 +1,4 @@
-//! What the KMS calls a key, and what it returned.
+//! Key versions and wrapped DEKs, as named and returned by the KMS.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,19 +13,19 @@ pub struct KeyVersion {
 }
 
 impl KeyVersion {
-    /// From the key's and the version's name.
+    /// A key version of this key and version.
     pub fn new(key: impl Into<Arc<str>>, version: impl Into<Arc<str>>) -> Self {
         Self { key: key.into(), version: version.into() }
     }
 
-    /// From the form that [`fmt::Display`] writes; the version is what follows the last `/`.
+    /// Parses the form that [`fmt::Display`] writes; the version follows the last `/`.
     pub fn parse(text: &str) -> Option<Self> {
         let (key, version) = text.rsplit_once('/')?;
         (!key.is_empty() && !version.is_empty()).then(|| Self::new(key, version))
     }
 }
 
-/// `<key>/<version>`, as the seed shows it.
+/// `<key>/<version>`.
 impl fmt::Display for KeyVersion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.key, self.version)
@@ -35,11 +35,11 @@ impl fmt::Display for KeyVersion {
 /// A DEK as the KMS returned it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wrapped {
-    /// The KMS's own bytes, never interpreted by us.
+    /// The KMS's own bytes, never interpreted by byok.
     pub bytes: Vec<u8>,
-    /// The version of the KEK that made it.
+    /// The version of the KEK that wrapped the DEK.
     pub key_version: KeyVersion,
-    /// The version of the wrap scheme: how tenant and DEK id were bound, by provider (see `kms`).
+    /// The version of the provider's scheme for binding tenant and DEK id (see `kms`).
     pub scheme: i16,
 }
 
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_version_reads_back_what_it_shows() {
+    fn a_key_version_survives_a_round_trip() {
         let version = KeyVersion::new("arn:aws:kms:eu-west-1:1:key/mrk-1", "7");
         assert_eq!(version.to_string(), "arn:aws:kms:eu-west-1:1:key/mrk-1/7");
         assert_eq!(KeyVersion::parse(&version.to_string()), Some(version));

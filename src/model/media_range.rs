@@ -1,12 +1,13 @@
-//! Media ranges as an `Accept` header lists them (RFC 9110, section 12.5.1). Which of them counts is decided by who serves.
+//! Media ranges of an `Accept` header (RFC 9110, section 12.5.1). The server of a route decides
+//! between them.
 
-/// One range of the list.
+/// A media range.
 pub struct MediaRange<'t> {
     /// Type and subtype, in lower case; each may be `*`.
     pub name: String,
-    /// How much it is liked, from 0 to 1; 0 where that is no number.
+    /// The weight (`q`), from 0 to 1; 0 if it is not a number.
     pub weight: f32,
-    /// Names in lower case, and values without quotes.
+    /// The parameters: names in lower case, and values without quotes.
     parameters: Vec<(String, &'t str)>,
 }
 

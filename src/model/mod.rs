@@ -1,5 +1,5 @@
-//! Plain types that every room shares. No I/O, no decisions, no secrets: a value that stands here may be logged, unless
-//! its documentation says otherwise.
+//! Plain types shared by all modules. No I/O, no decisions, no secrets: their values may be logged,
+//! unless the documentation says otherwise.
 
 mod caller;
 mod clock;

@@ -1,31 +1,31 @@
-//! What a caller can do.
+//! Operations of callers, of operators and of the server itself.
 
 /// An operation: what a permission grants and an entry records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Operation {
-    /// Seal a plaintext under a record's DEK.
+    /// Encrypt a plaintext under a record's DEK.
     Encrypt,
-    /// Open a token.
+    /// Decrypt a token.
     Decrypt,
-    /// Open a token for a remote join: a failed row is data.
+    /// Decrypt a token for a remote join, where a failed row is data.
     Reveal,
-    /// Start, or look at, the rotation job.
+    /// Start, control or watch a rotation.
     Rotate,
     /// Read the audit log.
     Audit,
-    /// Prove that the key works.
+    /// Check that the key works.
     Health,
-    /// The key's posture turned: the prober's, nobody calls it.
+    /// A change of the key's posture, recorded by the prober.
     Incident,
-    /// Drop old entries, and keep their hashes: the operator's.
+    /// Delete old entries and keep their hashes, by an operator.
     Prune,
-    /// Set personal values of entries to null: the operator's.
+    /// Set personal values of entries to null, by an operator.
     Erase,
-    /// Keep a tenant's entries whatever their age, or no longer: the operator's.
+    /// Put a tenant's log on legal hold or lift the hold, by an operator.
     Hold,
-    /// Go on in a new log after the database was restored: the operator's.
+    /// Begin a new log after the database was restored, by an operator.
     Restore,
-    /// Say that the rows of DEKs are all sealed: the server's; or seal them anew: the operator's.
+    /// Record that all rows of DEKs are sealed, by the server; or seal them anew, by an operator.
     Seal,
 }
 
@@ -64,7 +64,7 @@ impl Operation {
         }
     }
 
-    /// Those that a caller asks for, and a role can be granted.
+    /// The operations that callers ask for and roles can be granted.
     pub const CALLED: [Self; 6] =
         [Self::Encrypt, Self::Decrypt, Self::Reveal, Self::Rotate, Self::Audit, Self::Health];
 

@@ -1,18 +1,18 @@
-//! Who is at the other end of a connection.
+//! The other end of a connection.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// The other end of a connection: a stranger until a request on it has authenticated, and known from then on. The
-/// listener puts it into the extensions of every request of the connection, the fronts set it, and whatever bounds
-/// strangers reads it. Clones are the same peer.
+/// The other end of a connection: anonymous until a request on it has authenticated. The listener
+/// adds it to the extensions of every request of the connection, authentication sets it, and the
+/// limits on anonymous connections read it. Clones share the state.
 #[derive(Clone, Debug, Default)]
 pub struct Peer(Arc<AtomicBool>);
 
 impl Peer {
-    /// Notes that a request has authenticated.
+    /// Records that a request has authenticated.
     pub fn set_authenticated(&self) {
-        // Read first, so that the cache line stays shared: this is once a request.
+        // A plain read first, so that the cache line stays shared: this runs for every request.
         if !self.has_authenticated() {
             self.0.store(true, Ordering::Relaxed);
         }
@@ -29,7 +29,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_peer_that_has_authenticated_once_stays_known_in_every_clone() {
+    fn a_peer_stays_authenticated_in_every_clone() {
         let peer = Peer::default();
         let clone = peer.clone();
         assert!(!clone.has_authenticated());

@@ -1,5 +1,5 @@
-//! Whether a key version can be used, as the database holds it for all replicas. How one state becomes the next is
-//! `keyring`'s.
+//! The state of key versions, as the database stores it for all replicas. `keyring` has the changes
+//! of state.
 
 use std::sync::Arc;
 
@@ -7,14 +7,14 @@ use uuid::Uuid;
 
 use super::{DekId, IncidentId, KeyVersion, Timestamp, Wrapped};
 
-/// Can this key version be used now?
+/// Whether a key version can be used now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Posture {
-    /// It was shown to work.
+    /// The key was shown to work.
     Active,
     /// The KMS is out of reach.
     Degraded,
-    /// The KMS says no.
+    /// The KMS refuses the use of the key.
     Revoked,
 }
 
@@ -37,63 +37,65 @@ impl Posture {
     }
 }
 
-/// What is known of a key version: when it was last shown to work, and since when it is how it is. Times are the
-/// database's own, whatever this machine's clock says.
+/// The state of a key version: its posture, and when it was last shown to work. Times are by the
+/// database's clock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Proof {
-    /// Which version of which key.
+    /// The key version.
     pub key_version: KeyVersion,
-    /// Can it be used?
+    /// Whether it can be used.
     pub posture: Posture,
-    /// Raised by one whenever the posture changes: what a call began under must be what it ends under.
+    /// Incremented whenever the posture changes: a call must end in the epoch that it began in.
     pub epoch: u64,
-    /// Raised by one with every write of this row: who writes compares and swaps it.
+    /// Incremented by every write of this row, for compare-and-swap.
     pub revision: u64,
-    /// Not later than when the last probe that succeeded was sent.
+    /// A time not later than the sending of the last successful probe.
     pub proven_at: Timestamp,
-    /// When the posture became what it is.
+    /// When the posture last changed.
     pub since: Timestamp,
-    /// The first success of those in a row that stand now; `None` after a failure.
+    /// The first of the current consecutive successes; `None` after a failure.
     pub steady_since: Option<Timestamp>,
-    /// How many probes in a row have failed.
+    /// The number of consecutive failed probes.
     pub failures: u32,
-    /// How many revocations in a row came soon after the key had come back, the first among them.
+    /// The number of consecutive revocations that each came soon after a recovery, the first
+    /// included.
     pub falls: u32,
-    /// The replica whose probe met an outage that no other has confirmed.
+    /// The replica whose probe found an outage that no other replica has confirmed.
     pub doubted_by: Option<Uuid>,
     /// When the next probe is due.
     pub next_probe_at: Timestamp,
 }
 
-/// What a probe unwraps.
+/// The wrapped DEK that probes unwrap.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Canary {
-    /// The DEK that it was made as.
+    /// The id of the DEK.
     pub dek_id: DekId,
-    /// As the KMS returned it; of the proof's key version.
+    /// The wrapped DEK, of the proof's key version.
     pub wrapped: Wrapped,
-    /// Whether it was made to be probed with. Where the KMS's current version is another, it is a record's wrapped DEK.
+    /// Whether it was made for probes. If the KMS's current version is another, a record's wrapped
+    /// DEK is used instead.
     pub made_for_probes: bool,
 }
 
 /// A change of posture, with sanitized evidence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Incident {
-    /// Its id.
+    /// The id of the incident.
     pub id: IncidentId,
-    /// When the probe that showed it was sent, by the database's clock.
+    /// When the probe that found it was sent, by the database's clock.
     pub at: Timestamp,
-    /// Of which key version.
+    /// The key version.
     pub key_version: KeyVersion,
-    /// What the posture was.
+    /// The posture before.
     pub was: Posture,
-    /// What it became.
+    /// The posture after.
     pub posture: Posture,
-    /// What the KMS did, in our words (`KmsErrorClass`); `None` for a recovery.
+    /// The class of the KMS's error (`KmsErrorClass`); `None` for a recovery.
     pub class: Option<Arc<str>>,
-    /// The KMS's HTTP status, where it answered.
+    /// The KMS's HTTP status, if it answered.
     pub http_status: Option<u16>,
-    /// The KMS's id of that request, where it gave one.
+    /// The KMS's id of that request, if it returned one.
     pub kms_request_id: Option<Arc<str>>,
 }
 

@@ -1,7 +1,8 @@
-//! Personal values as the audit log holds them: erasable, yet verifiable.
+//! Personal values in the audit log: erasable, while the log stays verifiable.
 
-/// A personal value (user, record id, request id) with the salt that its HMAC was made with. The log's leaf covers only
-/// the HMAC, so that value and salt can be set to null by an erasure and the log still verifies.
+/// A personal value (user, record id, request id) with the salt of its HMAC. The leaf of the log
+/// covers only the HMAC, so that an erasure can set value and salt to null and the log still
+/// verifies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Salted {
     /// The value; `None` after an erasure.

@@ -1,4 +1,4 @@
-//! Reading the audit log.
+//! Pages of the audit log.
 
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
@@ -34,7 +34,7 @@ pub(super) async fn page(
 ) -> Response {
     let query = match parameters {
         Ok(Query(parameters)) => parameters.into_query(),
-        Err(rejection) => Err(unfit(&rejection)),
+        Err(rejection) => Err(invalid_query(&rejection)),
     };
     let query = match query {
         Ok(query) => query,
@@ -44,7 +44,7 @@ pub(super) async fn page(
         Err(refusal) => return problem(&refusal),
         Ok(page) if !room.hold_at_least(page.bytes.min(room.largest_answer())) => Err(no_room()),
         Ok(page) => {
-            let entries: Vec<Value> = page.entries.iter().map(|(_, entry)| shown(entry)).collect();
+            let entries: Vec<Value> = page.entries.iter().map(|(_, entry)| entry_json(entry)).collect();
             answer_within(&*room, &json!({ "entries": entries, "next": page.next }))
         }
     };
@@ -85,15 +85,14 @@ impl Parameters {
     }
 }
 
-/// What is wrong with a query string. axum names the parameter whose value it is: of that, only names of ours are passed on.
-fn unfit(rejection: &QueryRejection) -> Refusal {
+/// The refusal of an invalid query string. axum's message can name a parameter; only the known
+/// names are passed on.
+fn invalid_query(rejection: &QueryRejection) -> Refusal {
     const NAMES: [&str; 8] = ["from", "until", "operation", "outcome", "user", "record_id", "first", "after"];
-    let said = rejection.body_text();
-    match NAMES.into_iter().find(|name| said.contains(&format!(": {name}: "))) {
-        Some(name) => {
-            malformed("A parameter of the query string is not as this operation takes it.").at(name)
-        }
-        None => malformed("The query string's parameters are not the ones that this operation takes."),
+    let message = rejection.body_text();
+    match NAMES.into_iter().find(|name| message.contains(&format!(": {name}: "))) {
+        Some(name) => malformed("A parameter of the query string is not valid for this operation.").at(name),
+        None => malformed("The query string has parameters that this operation does not accept."),
     }
 }
 
@@ -101,7 +100,7 @@ fn malformed(why: &'static str) -> Refusal {
     Refusal::because(ErrorCode::RequestMalformed, why)
 }
 
-fn shown(entry: &Entry) -> Value {
+fn entry_json(entry: &Entry) -> Value {
     json!({
         "id": entry.id.to_string(),
         "at": entry.at.to_string(),
@@ -115,17 +114,17 @@ fn shown(entry: &Entry) -> Value {
         "voids": entry.extensions.voids().map(|id| id.to_string()),
         "item_count": entry.item_count(),
         "unlisted_refusals": unlisted_refusals(entry),
-        "items": entry.items.iter().map(shown_item).collect::<Vec<_>>(),
+        "items": entry.items.iter().map(item_json).collect::<Vec<_>>(),
     })
 }
 
-/// How many items were refused that `items` leaves out, by code.
+/// The number of refused items that `items` leaves out, by code.
 fn unlisted_refusals(entry: &Entry) -> Value {
     let counts = entry.extensions.unlisted_refusals().into_iter();
     counts.map(|(code, count)| (code.as_str().to_owned(), Value::from(count))).collect()
 }
 
-fn shown_item(item: &Item) -> Value {
+fn item_json(item: &Item) -> Value {
     json!({
         "record_id": item.record_id,
         "dek_id": item.dek_id.map(|id| id.to_string()),

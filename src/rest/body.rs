@@ -1,4 +1,5 @@
-//! How a body is read: whole, bounded, as JSON. What is wrong with it is said without a piece of it.
+//! Parsing of bodies: complete, up to the limit, as JSON. No error message contains a part of the
+//! body.
 
 use std::marker::PhantomData;
 
@@ -18,21 +19,22 @@ use crate::model::{ErrorCode, Refusal};
 use super::Front;
 use super::problem::problem;
 
-/// Reads a body, up to the limit. Only after authentication: a stranger must not make us hold megabytes.
+/// Reads a body, up to the limit. Only after authentication, so that a caller without identity
+/// cannot make the server hold megabytes.
 async fn collect(front: &Front, body: Body) -> Result<Bytes, Refusal> {
     match Limited::new(body, front.app.limits().body_bytes).collect().await {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(ErrorCode::BodyTooLarge.into()),
-        Err(_) => Err(malformed("The body did not arrive whole.")),
+        Err(_) => Err(malformed("The body did not arrive completely.")),
     }
 }
 
-/// Reads a JSON body of this shape.
+/// Reads a JSON body of type `T`.
 pub(super) async fn read<T: DeserializeOwned>(front: &Front, body: Body) -> Result<T, Refusal> {
     parse(&collect(front, body).await?)
 }
 
-/// Reads a JSON body of this shape, or takes the default where there is none.
+/// Reads a JSON body of type `T`, or returns the default if the body is empty.
 pub(super) async fn read_or_default<T: DeserializeOwned + Default>(
     front: &Front,
     body: Body,
@@ -54,71 +56,74 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
     }
     let read = serde_json::from_slice(bytes).map(|Object(value)| value);
     read.map_err(|error| match error.classify() {
-        serde_json::error::Category::Data => unfit::<T>(bytes),
+        serde_json::error::Category::Data => invalid_body::<T>(bytes),
         serde_json::error::Category::Eof
         | serde_json::error::Category::Io
         | serde_json::error::Category::Syntax => malformed("The body is not JSON."),
     })
 }
 
-/// The names of all that bodies hold. No other piece of a path is shown: callers choose what keys they send.
+/// The names of all fields of bodies. Other keys are not shown in errors, since callers choose
+/// them.
 const NAMES: [&str; 8] =
     ["items", "plaintext", "ciphertext", "context", "record_id", "field", "encoding", "dry_run"];
 
-/// What is wrong with JSON that is no body of this shape, and where. It is read once more for that, which only those pay for
-/// who sent it.
-fn unfit<T: DeserializeOwned>(bytes: &[u8]) -> Refusal {
-    let plain = malformed("The body is not an object of the fields that this operation takes.");
+/// The refusal of JSON that is not a body of type `T`, with the path to the fault. Parses the body
+/// a second time to find it, so that valid bodies do not pay for the tracking of paths.
+fn invalid_body<T: DeserializeOwned>(bytes: &[u8]) -> Refusal {
+    let unspecific = malformed("The body is not an object with the fields that this operation accepts.");
     let deserializer = &mut serde_json::Deserializer::from_slice(bytes);
-    let Err(error) = serde_path_to_error::deserialize::<_, Object<T>>(deserializer) else { return plain };
-    let (mut place, mut is_known) = (String::new(), true);
+    let Err(error) = serde_path_to_error::deserialize::<_, Object<T>>(deserializer) else {
+        return unspecific;
+    };
+    let (mut path, mut is_known) = (String::new(), true);
     for segment in error.path() {
         match segment {
-            Segment::Seq { index } => place.push_str(&format!("[{index}]")),
-            Segment::Map { key } if NAMES.contains(&key.as_str()) => join(&mut place, key),
+            Segment::Seq { index } => path.push_str(&format!("[{index}]")),
+            Segment::Map { key } if NAMES.contains(&key.as_str()) => join(&mut path, key),
             Segment::Map { .. } | Segment::Enum { .. } | Segment::Unknown => {
                 is_known = false;
                 break;
             }
         }
     }
-    // Serde's own sentences, of which nothing is passed on but a name of ours.
-    let said = error.inner().to_string();
+    // Of serde's own message, only a known name is passed on.
+    let message = error.inner().to_string();
     let named = |sentence: &str| {
-        let name = said.strip_prefix(sentence)?.split('`').next()?;
+        let name = message.strip_prefix(sentence)?.split('`').next()?;
         NAMES.into_iter().find(|known| is_known && *known == name)
     };
     let why = match (named("missing field `"), named("duplicate field `")) {
         (Some(name), _) => {
-            join(&mut place, name);
-            format!("The field `{place}` is missing.")
+            join(&mut path, name);
+            format!("The field `{path}` is missing.")
         }
         (None, Some(name)) => {
-            join(&mut place, name);
-            format!("The field `{place}` stands twice.")
+            join(&mut path, name);
+            format!("The field `{path}` is present twice.")
         }
-        (None, None) if is_known && place.is_empty() => return plain,
+        (None, None) if is_known && path.is_empty() => return unspecific,
         (None, None) if is_known => {
-            format!("The field `{place}` is not of the type that this operation takes.")
+            format!("The field `{path}` is not of the type that this operation accepts.")
         }
-        (None, None) if place.is_empty() => {
-            "The body has a field that this operation does not take.".to_owned()
+        (None, None) if path.is_empty() => {
+            "The body has a field that this operation does not accept.".to_owned()
         }
-        (None, None) => format!("`{place}` has a field that this operation does not take."),
+        (None, None) => format!("`{path}` has a field that this operation does not accept."),
     };
     let refusal = Refusal::because(ErrorCode::RequestMalformed, why);
-    if place.is_empty() { refusal } else { refusal.at(place) }
+    if path.is_empty() { refusal } else { refusal.at(path) }
 }
 
-fn join(place: &mut String, name: &str) {
-    if !place.is_empty() {
-        place.push('.');
+fn join(path: &mut String, name: &str) {
+    if !path.is_empty() {
+        path.push('.');
     }
-    place.push_str(name);
+    path.push_str(name);
 }
 
-/// What a JSON object says, and nothing else: Serde's own reading of a struct takes a list of its values as well, so that `[]`
-/// would be a body of which every field is absent.
+/// A struct that is read from a JSON object only. Serde also accepts a list of the field values for
+/// a struct, so that `[]` would be a body without any field.
 pub(super) struct Object<T>(pub(super) T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
@@ -139,7 +144,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     }
 }
 
-/// A JSON answer that no cache may keep.
+/// A JSON answer that no cache may store.
 pub(super) fn answer(status: u16, value: &impl Serialize) -> Response {
     match serde_json::to_vec(value) {
         Ok(bytes) => text_answer(status, bytes.into()),
@@ -147,7 +152,7 @@ pub(super) fn answer(status: u16, value: &impl Serialize) -> Response {
     }
 }
 
-/// A JSON answer that may be long, within the room that there is for it.
+/// A JSON answer that may be long, written within the bytes that `room` grants.
 ///
 /// # Errors
 /// As [`write_json`].
@@ -155,7 +160,7 @@ pub(super) fn answer_within(room: &dyn Room, value: &impl Serialize) -> Result<R
     write_json(value, room).map(|bytes| text_answer(200, bytes.into()))
 }
 
-/// A JSON text as an answer that no cache may keep.
+/// A JSON text as an answer that no cache may store.
 pub(super) fn text_answer(status: u16, text: Bytes) -> Response {
     let status = axum::http::StatusCode::from_u16(status).unwrap_or_default();
     let mut response = (status, text).into_response();
@@ -165,20 +170,21 @@ pub(super) fn text_answer(status: u16, text: Bytes) -> Response {
     response
 }
 
-/// The `context` of a body. A key that stands twice is seen here, where `serde_json`'s own map would drop one.
+/// The `context` of a body. Detects a duplicate key, of which `serde_json`'s own map would drop
+/// one.
 #[derive(Default)]
 pub(super) struct ContextField {
     value: Value,
-    twice: bool,
+    has_duplicate: bool,
 }
 
 impl ContextField {
     /// The value to make a context of.
     pub(super) fn value(&self) -> Result<&Value, Refusal> {
-        match self.twice {
-            true => Err(Refusal::because(ErrorCode::ContextInvalid, "A context key stands twice.")),
-            false => Ok(&self.value),
+        if self.has_duplicate {
+            return Err(Refusal::because(ErrorCode::ContextInvalid, "A context key is present twice."));
         }
+        Ok(&self.value)
     }
 }
 
@@ -194,11 +200,11 @@ impl<'de> Deserialize<'de> for ContextField {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ContextField, A::Error> {
                 let mut pairs = serde_json::Map::new();
-                let mut twice = false;
+                let mut has_duplicate = false;
                 while let Some((key, TextOrNone(text))) = map.next_entry()? {
-                    twice |= pairs.insert(key, text.map_or(Value::Null, Value::String)).is_some();
+                    has_duplicate |= pairs.insert(key, text.map_or(Value::Null, Value::String)).is_some();
                 }
-                Ok(ContextField { value: Value::Object(pairs), twice })
+                Ok(ContextField { value: Value::Object(pairs), has_duplicate })
             }
 
             fn visit_unit<E>(self) -> Result<ContextField, E> {
@@ -234,7 +240,7 @@ impl<'de> Deserialize<'de> for ContextField {
     }
 }
 
-/// A text; nothing is built of any other value, which no context may hold.
+/// A text; other values, which no context may hold, are skipped without being built.
 struct TextOrNone(Option<String>);
 
 impl<'de> Deserialize<'de> for TextOrNone {
@@ -285,9 +291,10 @@ impl<'de> Deserialize<'de> for TextOrNone {
     }
 }
 
-/// Any value that is no object: the context is refused with its own code, not as an unknown field.
+/// A value that is not an object: the context is refused with its own code, not as an unknown
+/// field.
 fn not_an_object() -> ContextField {
-    ContextField { value: Value::Bool(false), twice: false }
+    ContextField { value: Value::Bool(false), has_duplicate: false }
 }
 
 #[cfg(test)]
@@ -306,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_object_is_no_body() {
+    fn only_an_object_is_a_body() {
         assert_eq!(parse::<Optional>(b" {} ").unwrap(), Optional { one: None });
         assert_eq!(parse::<Optional>(br#"{"one":true}"#).unwrap(), Optional { one: Some(true) });
         for bad in ["[]", "[true]", "null", "true", "7", "\"one\"", r#"{"two":1}"#] {
@@ -316,10 +323,10 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_wrong_with_a_body_is_named() {
+    fn a_fault_of_a_body_is_named_without_quoting_the_body() {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
-        #[expect(dead_code, reason = "only what is wrong with it is looked at")]
+        #[expect(dead_code, reason = "only the faults are checked")]
         struct Item {
             plaintext: String,
             #[serde(default)]
@@ -328,33 +335,37 @@ mod tests {
         }
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
-        #[expect(dead_code, reason = "only what is wrong with it is looked at")]
+        #[expect(dead_code, reason = "only the faults are checked")]
         struct Many {
             items: Vec<Object<Item>>,
         }
-        for (bad, field, said) in [
+        for (bad, field, expected) in [
             (
                 r#"{"items":[{"plaintext":"","encoding":"C4N4RY"}]}"#,
                 Some("items[0].encoding"),
                 "not of the type",
             ),
             (r#"{"items":[{"plaintext":""},{"encoding":true}]}"#, Some("items[1].plaintext"), "is missing"),
-            (r#"{"items":[{"plaintext":"","C4N4RY":1}]}"#, Some("items[0]"), "does not take"),
-            (r#"{"items":[{"plaintext":"","plaintext":""}]}"#, Some("items[0].plaintext"), "stands twice"),
+            (r#"{"items":[{"plaintext":"","C4N4RY":1}]}"#, Some("items[0]"), "does not accept"),
+            (
+                r#"{"items":[{"plaintext":"","plaintext":""}]}"#,
+                Some("items[0].plaintext"),
+                "is present twice",
+            ),
             (r#"{"items":[[]]}"#, Some("items[0]"), "not of the type"),
             (r#"{"items":"C4N4RY"}"#, Some("items"), "not of the type"),
-            (r#"{"items":[],"missing field `items`":"C4N4RY"}"#, None, "does not take"),
+            (r#"{"items":[],"missing field `items`":"C4N4RY"}"#, None, "does not accept"),
             ("{}", Some("items"), "is missing"),
             ("[]", None, "not an object"),
         ] {
             let refusal = parse::<Many>(bad.as_bytes()).err().unwrap();
             assert_eq!(refusal.field(), field, "{bad}");
-            assert!(refusal.message.contains(said) && !refusal.message.contains("C4N4RY"), "{refusal:?}");
+            assert!(refusal.message.contains(expected) && !refusal.message.contains("C4N4RY"), "{refusal:?}");
         }
     }
 
     #[test]
-    fn what_is_no_object_is_no_item() {
+    fn only_an_object_is_an_item() {
         let read = |items: &str| parse::<Items>(format!(r#"{{"items":{items}}}"#).as_bytes());
         assert_eq!(read("[{},{}]").unwrap().items.len(), 2);
         for bad in ["{}", "[[]]", "[[true]]", "[null]"] {

@@ -1,4 +1,4 @@
-//! Who calls: the first thing that a handler asks, before it reads a body.
+//! The caller of a request, extracted before the body is read.
 
 use std::sync::Arc;
 
@@ -13,14 +13,15 @@ use crate::model::{Caller, ErrorCode, Refusal};
 use super::Front;
 use super::problem::problem;
 
-/// The caller of a request, and what its answer is held in; the request is refused where nobody is known.
+/// The caller of a request, and the room for its answer. A request without a verified identity is
+/// refused.
 pub(super) struct Authenticated(pub(super) Caller, pub(super) Arc<dyn Room>);
 
 impl FromRequestParts<Front> for Authenticated {
     type Rejection = Response;
 
     async fn from_request_parts(parts: &mut Parts, _: &Front) -> Result<Self, Response> {
-        if rides_on_a_cookie(parts) {
+        if may_be_cross_site(parts) {
             let why = "A request that authenticates by cookie must be sent as application/json.";
             return Err(problem(&Refusal::because(ErrorCode::RequestMalformed, why)));
         }
@@ -29,9 +30,10 @@ impl FromRequestParts<Front> for Authenticated {
     }
 }
 
-/// Where a JWT comes in a cookie, a browser sends it along with a foreign page's form; only with a JSON content type does
-/// it ask first.
-fn rides_on_a_cookie(parts: &Parts) -> bool {
+/// Whether a page of another site may have caused the request. A browser adds a cookie, which may
+/// hold the JWT, to a form of any page; only before a request with the JSON content type does it
+/// send a preflight.
+fn may_be_cross_site(parts: &Parts) -> bool {
     let headers = &parts.headers;
     let json = headers
         .get(header::CONTENT_TYPE)

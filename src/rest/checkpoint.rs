@@ -1,4 +1,4 @@
-//! The checkpoint of the audit log, as the text that was signed, and the public keys that verify it.
+//! The checkpoint of the audit log, as signed text, and the public keys that verify it.
 
 use axum::extract::State;
 use axum::http::{HeaderValue, header};
@@ -8,7 +8,7 @@ use super::Front;
 use super::caller::Authenticated;
 use super::problem::problem;
 
-/// The signed note (c2sp.org/tlog-checkpoint) of the log as it is now.
+/// The signed note (c2sp.org/tlog-checkpoint) for the current log.
 pub(super) async fn note(State(front): State<Front>, Authenticated(caller, _): Authenticated) -> Response {
     match front.app.checkpoint(&caller).await {
         Ok(checkpoint) => text(checkpoint.note),
@@ -16,8 +16,8 @@ pub(super) async fn note(State(front): State<Front>, Authenticated(caller, _): A
     }
 }
 
-/// The public keys that verify it, one a line as c2sp.org/signed-note writes them, the current one first. For a look: an
-/// auditor pins what `byok audit key` printed.
+/// The public keys that verify the note, one per line in the form of c2sp.org/signed-note, the
+/// current one first. For information only: an auditor pins the key that `byok audit key` printed.
 pub(super) async fn keys(State(front): State<Front>, Authenticated(caller, _): Authenticated) -> Response {
     match front.app.checkpoint(&caller).await {
         Ok(checkpoint) => text(checkpoint.keys.iter().map(|key| format!("{key}\n")).collect()),

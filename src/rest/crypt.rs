@@ -1,4 +1,4 @@
-//! Encrypt and decrypt, one value or many.
+//! Encryption and decryption of one value or many.
 
 use axum::body::Body;
 use axum::extract::State;
@@ -18,7 +18,8 @@ use super::body::{ContextField, Object, answer_within, read};
 use super::caller::Authenticated;
 use super::problem::problem;
 
-/// How bytes stand in JSON. Read from a string: Serde's own reading takes `{"UTF8": null}` as well.
+/// How bytes are written in JSON. Read from a string, since serde's own form of an enum also
+/// accepts `{"UTF8": null}`.
 #[derive(Clone, Copy, Default, Deserialize)]
 #[serde(try_from = "String")]
 enum Encoding {
@@ -71,14 +72,14 @@ struct Many<T> {
     items: Vec<Object<T>>,
 }
 
-/// The seed's answer to encrypt.
+/// The answer to an encrypt call.
 #[derive(Serialize)]
 struct EncryptAnswer {
     ciphertext: String,
     key_version: String,
 }
 
-/// The seed's answer to decrypt.
+/// The answer to a decrypt call.
 #[derive(Serialize)]
 struct DecryptAnswer {
     #[serde(serialize_with = "expose")]
@@ -89,7 +90,7 @@ fn expose<S: Serializer>(secret: &SecretText, serializer: S) -> Result<S::Ok, S:
     serializer.serialize_str(secret.expose())
 }
 
-/// One of many: its answer, or why there is none.
+/// The answer to one of many items, or its error.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum ItemAnswer<T> {
@@ -102,7 +103,7 @@ struct ItemError {
     code: &'static str,
     message: String,
     retryable: bool,
-    /// What in the item is wrong.
+    /// The wrong field of the item.
     #[serde(skip_serializing_if = "Option::is_none")]
     field: Option<String>,
 }
@@ -190,8 +191,8 @@ pub(super) async fn decrypt_many(
     }
 }
 
-/// The response with what says how long it may leave; the server asks that. Where it could not be written, what it stands on
-/// is recorded as not given.
+/// The response with its [`Release`], which the server asks how long the response may be sent. If
+/// the answer could not be written, its commits are recorded as not answered.
 async fn released(
     front: Front,
     caller: Caller,
@@ -211,7 +212,7 @@ async fn released(
 
 impl EncryptBody {
     fn into_item(self) -> Result<EncryptItem, Refusal> {
-        // First of all under a type that is wiped.
+        // First of all, move the text into a type that is wiped.
         let text = Plaintext::new(self.plaintext.into_bytes());
         let context =
             context_of(self.record_id.as_deref(), self.field.as_deref(), Some(self.context.value()?))?;

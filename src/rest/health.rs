@@ -1,5 +1,6 @@
-//! Health, under all the names that its askers use. None of it needs a caller, and none says more than calling would. The
-//! key is asked for a caller alone: to anybody else `/byok/health` says what is known.
+//! Health, under all the paths that monitoring tools use. None of them needs an identity, and none
+//! reveals more than a call would. Only for a caller with an identity does `/byok/health` ask the
+//! KMS; for others it returns the last known health.
 
 use std::sync::{Arc, OnceLock};
 
@@ -14,22 +15,23 @@ use crate::model::{ErrorCode, Posture, RequestId};
 use super::Front;
 use super::body::answer;
 
-/// What was found of the database at the start; nothing while it was not reached. nSelf's tools wait for the migrations.
+/// The state of the database found at start-up; unknown until it is reached. nSelf's tools wait for
+/// the migrations.
 #[derive(Clone, Debug)]
 pub struct DatabaseState {
-    /// Migrations known to this binary.
+    /// The number of migrations known to this binary.
     expected: u32,
     found: Arc<OnceLock<DatabaseFound>>,
 }
 
 impl DatabaseState {
-    /// Of a database that was not reached yet.
+    /// The state of a database that was not reached yet.
     pub fn unknown(expected: u32) -> Self {
         Self { expected, found: Arc::default() }
     }
 
-    /// What was found.
-    pub fn is(&self, found: DatabaseFound) {
+    /// Sets what was found.
+    pub fn set(&self, found: DatabaseFound) {
         let _ = self.found.set(found);
     }
 
@@ -38,17 +40,19 @@ impl DatabaseState {
     }
 }
 
-/// A database, as it was found at the start.
+/// The database as found at start-up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DatabaseFound {
-    /// Migrations applied.
+    /// The number of migrations applied.
     pub applied: u32,
-    /// Whether the serving role can neither change nor drop entries; `doctor` says what is open.
+    /// Whether the serving role can neither change nor delete entries; `doctor` reports what it can
+    /// do.
     pub audit_protected: bool,
 }
 
-/// Whether the server serves: what has nothing to do with anybody's key, so that no customer's switch looks like a server
-/// that has to be replaced. nSelf's tools look at nothing but the status and the migrations.
+/// Whether the server serves. Independent of all keys, so that a key turned off by a customer does
+/// not look like a server that must be replaced. nSelf's tools read only the status and the
+/// migrations.
 pub(super) async fn serves(State(front): State<Front>) -> Response {
     answer(200, &json!({ "status": "OK", "migrations": migrations(&front.database) }))
 }
@@ -57,26 +61,24 @@ fn migrations(database: &DatabaseState) -> serde_json::Value {
     json!({ "applied": database.get().applied, "expected": database.expected })
 }
 
-/// Whether the key works: 200 when it does, 503 when not. A real wrap and unwrap for a caller, what is known for a stranger.
-/// Takes the head alone: a body would be held while the key is asked, and counts against no bound here.
+/// Whether the key works: 200 if it does, otherwise 503. Wraps and unwraps a DEK for a caller with
+/// an identity; for others it returns the last known health. Takes the head alone: a body would be
+/// held while the KMS is asked, without counting against any limit.
 pub(super) async fn health(State(front): State<Front>, head: Parts) -> Response {
     let request_id = head.extensions.get().cloned().unwrap_or_else(RequestId::fresh);
-    let is_known = front.app.authenticate(&head.headers, &head.extensions, request_id).is_ok();
+    let has_identity = front.app.authenticate(&head.headers, &head.extensions, request_id).is_ok();
     drop(head);
-    let health = match is_known {
-        true => front.app.health().await,
-        false => front.app.known_health().await,
-    };
-    shown(&front, health)
+    let health = if has_identity { front.app.health().await } else { front.app.known_health().await };
+    health_json(&front, health)
 }
 
-/// The same for whoever watches the server, at the metrics' listener: what is known, with the key version.
+/// The last known health with the key version, for monitoring on the listener of the metrics.
 pub(super) async fn watched(State(front): State<Front>) -> Response {
     let health = front.app.watched_health().await;
-    shown(&front, health)
+    health_json(&front, health)
 }
 
-fn shown(front: &Front, health: Health) -> Response {
+fn health_json(front: &Front, health: Health) -> Response {
     let status = match health.status {
         HealthStatus::Ok => 200,
         HealthStatus::Degraded | HealthStatus::Revoked => 503,
@@ -102,9 +104,10 @@ fn shown(front: &Front, health: Health) -> Response {
     )
 }
 
-/// Whether calls may be sent here: the server is not stopping, the database answers and takes writes, and the keys of an
-/// identity provider are known, where there is one. A key that is turned off does not
-/// make the server unready: other tenants' calls, and refusals that are recorded, are its work too.
+/// Whether calls may be sent here: the server is not stopping, the database answers and accepts
+/// writes, and the keys of the identity provider, if there is one, are known. A customer's key that
+/// is turned off does not make the server unready: it still serves other tenants, and records
+/// refusals.
 pub(super) async fn ready(State(front): State<Front>) -> Response {
     let unready = |reason: &str| answer(503, &json!({ "status": "UNREADY", "reason": reason }));
     if front.stop.is_cancelled() {

@@ -1,6 +1,7 @@
-//! The REST front: translates between HTTP and the use cases, nothing else. Field names are the seed's; errors are
-//! problem documents (RFC 9457). A body is read as JSON whatever its content type says, because only an `Authorization`
-//! header authenticates: there is no cookie that a foreign page could ride on.
+//! The REST front: translates between HTTP and the use cases, nothing else. Errors are problem
+//! documents (RFC 9457). A body is parsed as JSON whatever its content type, since callers
+//! authenticate by the `Authorization` header. A POST that authenticates by cookie must have the
+//! JSON content type, so that no page of another site can send it (`caller`).
 
 mod audit;
 mod body;
@@ -26,7 +27,7 @@ pub use health::{DatabaseFound, DatabaseState};
 pub use openapi::document;
 pub use problem::problem;
 
-/// What the handlers stand on.
+/// The state of the handlers.
 #[derive(Clone)]
 struct Front {
     app: Arc<App>,
@@ -34,14 +35,14 @@ struct Front {
     stop: CancellationToken,
 }
 
-/// The routes of the REST front. Once `stop` is cancelled the server is not ready any more.
+/// The routes of the REST front. Once `stop` is cancelled, `/ready` answers 503.
 pub fn router(app: Arc<App>, database: DatabaseState, stop: CancellationToken) -> Router {
     let router = Router::new();
     let router = routes().into_iter().fold(router, |router, (_, path, handler)| router.route(path, handler));
     router.with_state(Front { app, database, stop })
 }
 
-/// The routes of the metrics' listener beside the metrics: what watches over the server asks there.
+/// The routes for monitoring on the listener of the metrics, apart from the metrics.
 pub fn watch_router(app: Arc<App>, database: DatabaseState, stop: CancellationToken) -> Router {
     Router::new()
         .route("/byok/health", get(health::watched))

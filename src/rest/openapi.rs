@@ -1,4 +1,4 @@
-//! The OpenAPI 3.1 description of the REST front, made from the routes' own shapes and the one table of error codes.
+//! The OpenAPI 3.1 description of the REST front, with the codes from the table of error codes.
 
 use std::sync::LazyLock;
 
@@ -11,7 +11,7 @@ use crate::model::{ErrorCode, JobCommand, JobState, Operation, Outcome, Posture}
 use super::body::text_answer;
 
 pub(super) async fn serve() -> Response {
-    // Made once: it is the same for everybody, and nobody is asked for an identity here.
+    // Built once: it is the same for everybody and needs no identity.
     static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| document().to_string().into());
     text_answer(200, DOCUMENT.clone())
 }
@@ -20,22 +20,22 @@ pub(super) async fn serve() -> Response {
 pub fn document() -> Value {
     let context = json!({
         "type": ["object", "null"], "additionalProperties": { "type": "string" }, "maxProperties": 64,
-        "description": "What the ciphertext is bound to; the same is needed to decrypt. Must hold `record_id`, of 512 bytes at most to encrypt.",
+        "description": "The context that the ciphertext is bound to; needed again to decrypt. Must contain `record_id`, which to encrypt has at most 512 bytes.",
         "examples": [{ "record_id": "user-123" }],
     });
-    let encoding = json!({ "enum": ["UTF8", "BASE64", null], "description": "How the plaintext stands in JSON; UTF8 when absent." });
-    let flat = |says: &str| json!({ "type": ["string", "null"], "description": says });
+    let encoding = json!({ "enum": ["UTF8", "BASE64", null], "description": "How the plaintext is written in JSON; UTF8 when absent." });
+    let flat = |description: &str| json!({ "type": ["string", "null"], "description": description });
     let text = json!({ "type": "string" });
     let nullable = json!({ "type": ["string", "null"] });
     let count = json!({ "type": "integer", "minimum": 0 });
-    let posture = |says: &str| {
+    let posture = |description: &str| {
         let mut names: Vec<Value> = Posture::ALL.map(|posture| posture.as_str().into()).to_vec();
         names.push(Value::Null);
-        json!({ "enum": names, "description": says })
+        json!({ "enum": names, "description": description })
     };
     let outcome = json!({ "enum": Outcome::every().into_iter().map(Outcome::as_str).collect::<Vec<_>>() });
     let item_outcome = json!({ "oneOf": [{ "const": "OK" }, { "$ref": "#/components/schemas/ErrorCode" }] });
-    let field = json!({ "type": "string", "description": "What in the request is wrong, where it can be named: a path of the names in this description and of places in lists.",
+    let field = json!({ "type": "string", "description": "The wrong part of the request, if it can be named: a path of the names in this description and of indexes in lists.",
         "examples": ["items[3].context"] });
     let error = json!({ "type": "object", "required": ["code", "message", "retryable"], "properties": {
         "code": { "$ref": "#/components/schemas/ErrorCode" }, "message": text, "retryable": { "type": "boolean" }, "field": field } });
@@ -55,9 +55,9 @@ pub fn document() -> Value {
     let entry = json!({ "type": "object", "properties": {
             "id": text, "at": text, "operation": { "enum": Operation::ALL.map(Operation::as_str) }, "outcome": outcome, "role": text,
             "user": nullable, "authenticated_by": text, "request_id": nullable, "detail": nullable,
-            "voids": { "type": ["string", "null"], "description": "The earlier entry whose answer was withheld after it had been written: this refusal stands in its stead." },
+            "voids": { "type": ["string", "null"], "description": "The earlier entry that this refusal replaces: its answer was withheld after the entry was written." },
             "item_count": count,
-            "unlisted_refusals": { "type": "object", "additionalProperties": count, "description": "How many items were refused that `items` leaves out, by code." },
+            "unlisted_refusals": { "type": "object", "additionalProperties": count, "description": "The number of refused items that `items` leaves out, by code." },
             "items": { "type": "array", "items": { "type": "object", "properties": {
                 "record_id": nullable, "dek_id": nullable, "key_version": nullable, "source": { "enum": ["cache", "kms", null] },
                 "kms_request_id": nullable, "outcome": item_outcome } } } } });
@@ -77,7 +77,7 @@ pub fn document() -> Value {
         "DecryptAnswer": { "type": "object", "required": ["plaintext"], "properties": { "plaintext": text } },
         "DecryptManyAnswer": many_answers("#/components/schemas/DecryptAnswer"),
         "RotateRequest": { "type": "object", "additionalProperties": false, "properties": {
-            "dry_run": { "type": ["boolean", "null"], "description": "Say what a rotation would do, and change nothing." } } },
+            "dry_run": { "type": ["boolean", "null"], "description": "Report what a rotation would do, and change nothing." } } },
         "Forecast": { "type": "object", "required": ["dry_run", "target", "deks", "kms_calls"], "properties": {
             "dry_run": { "const": true }, "target": text, "deks": count, "kms_calls": count } },
         "NoMembers": { "type": "object", "additionalProperties": false },
@@ -87,20 +87,20 @@ pub fn document() -> Value {
             "updated_at": text, "finished_at": nullable } },
         "AuditPage": { "type": "object", "required": ["entries", "next"], "properties": {
             "entries": { "type": "array", "items": { "$ref": "#/components/schemas/Entry" } },
-            "next": { "type": ["string", "null"], "description": "Pass it as `after` to read on. A page may hold fewer entries than asked for, or none, and have more to follow; null means that the end was reached." } } },
+            "next": { "type": ["string", "null"], "description": "Pass it as `after` to get the next page. A page may hold fewer entries than requested, or none, although more follow; null means that this is the end." } } },
         "Entry": entry,
         "Serving": { "type": "object", "properties": { "status": { "enum": ["OK"] }, "migrations": migrations } },
         "Health": { "type": "object", "properties": {
             "status": { "enum": ["OK", "DEGRADED", "REVOKED"] }, "database": { "enum": ["OK", "UNAVAILABLE"] },
-            "audit_log": { "enum": ["OK", "BEHIND"], "description": "Behind what was published of it, and nothing is answered, where the database was restored or rewritten." },
-            "key_version": nullable, "error": nullable, "kms_latency_ms": { "type": ["number", "null"], "description": "How long the wrap and the unwrap took; null where the KMS was not asked." },
-            "posture": posture("Of this key version, as the watch over it knows; null while none of its keys was used."),
-            "worst_posture": posture("The worst of all key versions that are watched."),
+            "audit_log": { "enum": ["OK", "BEHIND"], "description": "BEHIND if the database was restored or rewritten, so that the log is older than its published checkpoint; no call is answered then." },
+            "key_version": nullable, "error": nullable, "kms_latency_ms": { "type": ["number", "null"], "description": "How long the wrap and the unwrap took; null if the KMS was not asked." },
+            "posture": posture("The posture of this key version; null until one of its data keys is used."),
+            "worst_posture": posture("The worst posture of all key versions that are probed."),
             "last_success": { "type": ["string", "null"], "format": "date-time", "description": "When the key was last shown to work." },
             "last_success_seconds_ago": { "type": ["number", "null"] },
-            "bound_seconds": { "type": "number", "description": "How old the last proof that the key works may be when something is answered." },
-            "next_login": { "type": ["string", "null"], "format": "date-time", "description": "The KMS refused our credential, which is shown again at this time, or at once when another takes its place; null otherwise." },
-            "audit_protected": { "type": "boolean", "description": "Whether the serving role can neither change nor drop entries." },
+            "bound_seconds": { "type": "number", "description": "The greatest age of the last proof that the key works at which a call is still answered." },
+            "next_login": { "type": ["string", "null"], "format": "date-time", "description": "When the server tries again to log in to the KMS, which refused its credential; a new credential is tried at once. Null otherwise." },
+            "audit_protected": { "type": "boolean", "description": "Whether the serving role can neither change nor delete entries." },
             "migrations": migrations } },
     });
     let query = |name: &str, schema: Value| json!({ "name": name, "in": "query", "required": false, "schema": schema });
@@ -114,7 +114,7 @@ pub fn document() -> Value {
             "requestBody": body("RotateRequest", false),
             "responses": { "200": content("A forecast (`dry_run`)", "Forecast"), "202": content("The job", "Rotation") } } },
         "/byok/rotate/{id}": { "get": {
-            "operationId": "rotation", "summary": "How far a rotation is", "security": [{ "bearer": [] }],
+            "operationId": "rotation", "summary": "The progress of a rotation", "security": [{ "bearer": [] }],
             "parameters": [{ "name": "id", "in": "path", "required": true, "schema": text }],
             "responses": { "200": content("The job", "Rotation") } } },
         "/byok/rotate/{id}/pause": { "post": command(JobCommand::Pause, "Have nobody work on a rotation until it is resumed") },
@@ -129,13 +129,13 @@ pub fn document() -> Value {
                 query("first", json!({ "type": "integer", "minimum": 1, "maximum": 500, "default": 50 })), query("after", text.clone())],
             "responses": { "200": content("A page", "AuditPage") } } },
         "/byok/audit/checkpoint": { "get": {
-            "operationId": "auditCheckpoint", "summary": "The audit log's size and root as they are now, signed (c2sp.org/tlog-checkpoint)", "security": [{ "bearer": [] }],
+            "operationId": "auditCheckpoint", "summary": "The current size and root of the audit log, signed (c2sp.org/tlog-checkpoint)", "security": [{ "bearer": [] }],
             "responses": { "200": plain("The note") } } },
         "/byok/audit/keys": { "get": {
-            "operationId": "auditKeys", "summary": "The public keys that verify checkpoints, one a line (c2sp.org/signed-note), the current one first", "security": [{ "bearer": [] }],
+            "operationId": "auditKeys", "summary": "The public keys that verify checkpoints, one per line (c2sp.org/signed-note), the current one first", "security": [{ "bearer": [] }],
             "responses": { "200": plain("The keys") } } },
         "/byok/health": { "get": {
-            "operationId": "keyHealth", "summary": "Whether the key works: a real wrap and unwrap, at most once in five seconds; without a credential, what is known already",
+            "operationId": "keyHealth", "summary": "Whether the key works, by a wrap and an unwrap, made at most once in five seconds; without a credential, the last known health",
             "security": [{}, { "bearer": [] }],
             "responses": { "200": content("It works", "Health"), "503": content("It does not", "Health") } } },
         "/health": { "get": {
@@ -153,7 +153,8 @@ pub fn document() -> Value {
     })
 }
 
-/// Every operation may be refused: for what the caller did, and because of the server or of what it stands on.
+/// Every operation may be refused: for what the caller did, and because of the server or of what it
+/// stands on.
 fn with_refusals(mut paths: Value) -> Value {
     for path in paths.as_object_mut().into_iter().flat_map(|paths| paths.values_mut()) {
         for operation in path.as_object_mut().into_iter().flat_map(|methods| methods.values_mut()) {
@@ -164,10 +165,10 @@ fn with_refusals(mut paths: Value) -> Value {
     paths
 }
 
-fn post(id: &str, summary: &str, takes: &str, status: u16, gives: &str, required: bool) -> Value {
+fn post(id: &str, summary: &str, request: &str, status: u16, response: &str, required: bool) -> Value {
     let mut responses = Map::new();
-    responses.insert(status.to_string(), content("Done", gives));
-    json!({ "operationId": id, "summary": summary, "security": [{ "bearer": [] }], "requestBody": body(takes, required), "responses": responses })
+    responses.insert(status.to_string(), content("Done", response));
+    json!({ "operationId": id, "summary": summary, "security": [{ "bearer": [] }], "requestBody": body(request, required), "responses": responses })
 }
 
 fn command(command: JobCommand, summary: &str) -> Value {
@@ -175,7 +176,7 @@ fn command(command: JobCommand, summary: &str) -> Value {
         "operationId": format!("{}Rotation", command.as_str()), "summary": summary, "security": [{ "bearer": [] }],
         "parameters": [{ "name": "id", "in": "path", "required": true, "schema": { "type": "string" } }],
         "requestBody": body("NoMembers", false),
-        "responses": { "200": content("The job as it is then", "Rotation") } })
+        "responses": { "200": content("The job after the command", "Rotation") } })
 }
 
 fn body(schema: &str, required: bool) -> Value {

@@ -1,4 +1,4 @@
-//! Refusals as problem documents (RFC 9457), made from the one table of error codes.
+//! Refusals as problem documents (RFC 9457), made from the table of error codes.
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -6,7 +6,8 @@ use serde_json::json;
 
 use crate::model::Refusal;
 
-/// The response for a refusal. It carries the [`ErrorCode`](crate::model::ErrorCode) as an extension, for the metrics.
+/// The response for a refusal. It carries the [`ErrorCode`](crate::model::ErrorCode) as an
+/// extension, for the metrics.
 pub fn problem(refusal: &Refusal) -> Response {
     let code = refusal.code;
     let status = StatusCode::from_u16(code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);

@@ -1,4 +1,4 @@
-//! Starting and watching a rotation; pausing, resuming and cancelling it.
+//! Rotations: start, progress, pause, resume and cancel.
 
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
@@ -23,7 +23,7 @@ struct RotateBody {
     dry_run: Option<bool>,
 }
 
-/// An object that has nothing to say.
+/// An object without members.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct NoMembers {}
@@ -44,7 +44,7 @@ pub(super) async fn start(
             &json!({ "dry_run": true, "target": target.to_string(), "deks": deks, "kms_calls": kms_calls }),
         ),
         Ok(Rotation::Job(job)) => {
-            let mut response = answer(202, &shown(&job));
+            let mut response = answer(202, &job_json(&job));
             if let Ok(location) = HeaderValue::from_str(&format!("/byok/rotate/{}", job.id)) {
                 response.headers_mut().insert(header::LOCATION, location);
             }
@@ -63,7 +63,7 @@ pub(super) async fn show(
         Err(refusal) => Err(refusal),
     };
     match answered {
-        Ok(job) => answer(200, &shown(&job)),
+        Ok(job) => answer(200, &job_json(&job)),
         Err(refusal) => problem(&refusal),
     }
 }
@@ -111,20 +111,20 @@ async fn command(
         Err(refusal) => Err(front.app.refuse(&caller, Operation::Rotate, refusal).await),
     };
     match commanded {
-        Ok(job) => answer(200, &shown(&job)),
+        Ok(job) => answer(200, &job_json(&job)),
         Err(refusal) => problem(&refusal),
     }
 }
 
 fn id_of(id: Result<Path<String>, PathRejection>) -> Result<JobId, Refusal> {
     let Path(id) = id.map_err(|_| {
-        let why = "The path is not UTF-8 behind its percent-encoding.";
+        let why = "The path is not UTF-8 after percent-decoding.";
         Refusal::because(ErrorCode::RequestMalformed, why)
     })?;
     id.parse().map_err(|_| ErrorCode::RotationNotFound.into())
 }
 
-fn shown(job: &Job) -> Value {
+fn job_json(job: &Job) -> Value {
     json!({
         "id": job.id.to_string(),
         "state": job.state.as_str(),

@@ -1,5 +1,5 @@
-//! What goes on on a connection: whether a request is on it, and if none is, what it waits for and since when. An idle
-//! connection is told from one that is slow to begin a request.
+//! The activity of a connection: whether it carries a request, and if not, what it waits for and
+//! since when. This distinguishes an idle connection from one that is slow to begin a request.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,27 +10,27 @@ use axum::http::Version;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::{Instant, sleep};
 
-/// What a connection without a request waits for.
+/// What a connection waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wait {
-    /// Its first request.
+    /// The first request.
     FirstRequest,
-    /// Another request, of which nothing has come.
+    /// Another request, of which nothing has arrived.
     NextRequest,
-    /// The rest of a request's head, by HTTP/1.1. HTTP/2 has frames between requests that begin none.
+    /// The rest of a request's head, over HTTP/1.1 alone: HTTP/2 has frames that begin no request.
     RestOfHead,
-    /// The end of a request: the rest of its body, the work on it, and that its answer is taken.
+    /// The end of a request: the rest of its body, the work on it, and the delivery of its answer.
     RestOfRequest,
 }
 
-/// How often a connection is looked at for which nothing is bounded.
-const AT_REST: Duration = Duration::from_secs(75);
+/// How often a connection without any limit is checked.
+const UNLIMITED_CHECK: Duration = Duration::from_secs(75);
 
 /// The activity of one connection.
 pub(super) struct Activity(Mutex<State>);
 
 struct State {
-    /// Requests that are on it, until body and answer have gone.
+    /// The requests in progress, each until its body and its answer are dropped.
     requests: usize,
     waits_for: Wait,
     since: Instant,
@@ -38,7 +38,7 @@ struct State {
 }
 
 impl Activity {
-    /// Of a connection that has just come.
+    /// The activity of a new connection.
     pub(super) fn new() -> Arc<Self> {
         let (waits_for, since) = (Wait::FirstRequest, Instant::now());
         Arc::new(Self(Mutex::new(State { requests: 0, waits_for, since, is_http1: false })))
@@ -48,8 +48,8 @@ impl Activity {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A request whose head has come.
-    pub(super) fn begin(self: &Arc<Self>, version: Version) -> OnConnection {
+    /// Counts a request whose head has arrived.
+    pub(super) fn begin(self: &Arc<Self>, version: Version) -> ActiveRequest {
         let mut state = self.state();
         if state.requests == 0 {
             state.waits_for = Wait::RestOfRequest;
@@ -57,11 +57,11 @@ impl Activity {
         }
         state.requests += 1;
         state.is_http1 = version < Version::HTTP_2;
-        OnConnection(self.clone())
+        ActiveRequest(self.clone())
     }
 
-    /// Notes that bytes have come.
-    pub(super) fn read(&self) {
+    /// Records that bytes have arrived.
+    pub(super) fn record_read(&self) {
         let mut state = self.state();
         if state.requests == 0 && state.is_http1 && state.waits_for == Wait::NextRequest {
             state.waits_for = Wait::RestOfHead;
@@ -69,8 +69,8 @@ impl Activity {
         }
     }
 
-    /// Counts what it waits for from now.
-    pub(super) fn wait_anew(&self) {
+    /// Counts the current wait from now.
+    pub(super) fn restart_wait(&self) {
         self.state().since = Instant::now();
     }
 
@@ -79,12 +79,12 @@ impl Activity {
         (state.waits_for, state.since)
     }
 
-    /// What it has waited for too long, once it has; `allowed` says how long it may, where that is bounded. Has to be polled
-    /// after whatever polls the connection.
+    /// Waits until the connection has waited too long, and returns for what. `allowed` gives the
+    /// limit of each wait, if it has one. Must be polled after the connection itself.
     pub(super) async fn overdue(&self, allowed: impl Fn(Wait) -> Option<Duration>) -> Wait {
-        // What ends meanwhile waits at least as long again.
-        let at_rest = || allowed(Wait::NextRequest).unwrap_or(AT_REST);
-        let mut timer = std::pin::pin!(sleep(at_rest()));
+        // A wait that begins meanwhile is at least this long again.
+        let recheck = || allowed(Wait::NextRequest).unwrap_or(UNLIMITED_CHECK);
+        let mut timer = std::pin::pin!(sleep(recheck()));
         std::future::poll_fn(|context| {
             loop {
                 let (waits_for, since) = self.waiting();
@@ -99,7 +99,7 @@ impl Activity {
                 match due {
                     Some((waits_for, due)) if due <= now => return Poll::Ready(waits_for),
                     Some((_, due)) => timer.as_mut().reset(due),
-                    None => timer.as_mut().reset(now + at_rest()),
+                    None => timer.as_mut().reset(now + recheck()),
                 }
             }
         })
@@ -107,17 +107,18 @@ impl Activity {
     }
 }
 
-/// A request that is on a connection: its body, the work on it, its answer. The connection waits once all of them have gone.
-pub(super) struct OnConnection(Arc<Activity>);
+/// A request in progress on a connection. Clones are held by its body, by the work on it and by its
+/// answer; the connection waits for the next request once all of them are dropped.
+pub(super) struct ActiveRequest(Arc<Activity>);
 
-impl Clone for OnConnection {
+impl Clone for ActiveRequest {
     fn clone(&self) -> Self {
         self.0.state().requests += 1;
         Self(self.0.clone())
     }
 }
 
-impl Drop for OnConnection {
+impl Drop for ActiveRequest {
     fn drop(&mut self) {
         let mut state = self.0.state();
         state.requests -= 1;
@@ -128,13 +129,13 @@ impl Drop for OnConnection {
     }
 }
 
-/// A body of a request or an answer, for as long as which the request is on its connection.
-pub(super) struct Held<B> {
+/// A body of a request or an answer that keeps the request in progress until it is dropped.
+pub(super) struct TrackedBody<B> {
     pub(super) body: B,
-    pub(super) _request: OnConnection,
+    pub(super) _request: ActiveRequest,
 }
 
-impl<B: HttpBody + Unpin> HttpBody for Held<B> {
+impl<B: HttpBody + Unpin> HttpBody for TrackedBody<B> {
     type Data = B::Data;
     type Error = B::Error;
 
@@ -169,49 +170,49 @@ mod tests {
         }
     }
 
-    /// What is overdue, and after how long from now.
+    /// What the connection waited for too long, and how long from now it took.
     async fn overdue(activity: &Activity) -> (Wait, Duration) {
         let began = Instant::now();
         (activity.overdue(allowed).await, began.elapsed())
     }
 
-    /// The clock's grain.
-    fn about(measured: (Wait, Duration), waits_for: Wait, after: Duration) {
+    /// Asserts the wait and its duration, up to the granularity of the clock.
+    fn assert_about(measured: (Wait, Duration), waits_for: Wait, after: Duration) {
         assert_eq!(measured.0, waits_for);
         assert!((after..after + Duration::from_millis(5)).contains(&measured.1), "{:?}", measured.1);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_first_request_must_come_soon_and_the_next_may_wait() {
+    async fn the_first_request_must_arrive_soon_and_the_next_may_take_its_time() {
         let activity = Activity::new();
-        about(overdue(&activity).await, Wait::FirstRequest, HEAD);
+        assert_about(overdue(&activity).await, Wait::FirstRequest, HEAD);
         let request = activity.begin(Version::HTTP_11);
         drop(request);
-        about(overdue(&activity).await, Wait::NextRequest, IDLE);
+        assert_about(overdue(&activity).await, Wait::NextRequest, IDLE);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_head_that_has_begun_must_end_soon_however_slow() {
+    async fn a_head_that_has_begun_must_end_soon_however_slowly_it_arrives() {
         let activity = Activity::new();
         drop(activity.begin(Version::HTTP_11));
         let watched = activity.clone();
         let watching = tokio::spawn(async move {
-            // As the connection's own task, which is woken by each byte.
+            // Like the connection's own task, which is woken by each byte.
             let mut bytes = tokio::time::interval(Duration::from_secs(3));
             let mut overdue = std::pin::pin!(overdue(&watched));
             loop {
                 tokio::select! {
                     biased;
-                    _ = bytes.tick() => watched.read(),
+                    _ = bytes.tick() => watched.record_read(),
                     overdue = &mut overdue => return overdue,
                 }
             }
         });
-        about(watching.await.unwrap(), Wait::RestOfHead, HEAD);
+        assert_about(watching.await.unwrap(), Wait::RestOfHead, HEAD);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_request_has_to_end_where_that_is_bounded() {
+    async fn a_request_must_end_within_its_limit_if_it_has_one() {
         let activity = Activity::new();
         tokio::time::sleep(Duration::from_secs(1)).await;
         let _request = activity.begin(Version::HTTP_2);
@@ -221,30 +222,30 @@ mod tests {
             other => allowed(other),
         };
         let waits_for = activity.overdue(allowed).await;
-        about((waits_for, began.elapsed()), Wait::RestOfRequest, Duration::from_secs(2));
+        assert_about((waits_for, began.elapsed()), Wait::RestOfRequest, Duration::from_secs(2));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_comes_between_requests_by_http_2_begins_none() {
+    async fn frames_between_requests_over_http_2_begin_no_request() {
         let activity = Activity::new();
         drop(activity.begin(Version::HTTP_2));
-        activity.read();
-        about(overdue(&activity).await, Wait::NextRequest, IDLE);
+        activity.record_read();
+        assert_about(overdue(&activity).await, Wait::NextRequest, IDLE);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_connection_is_idle_once_a_requests_last_byte_has_gone() {
+    async fn a_connection_is_idle_once_all_parts_of_a_request_are_dropped() {
         let activity = Activity::new();
         let request = activity.begin(Version::HTTP_11);
-        let answer = Held { body: axum::body::Body::empty(), _request: request.clone() };
+        let answer = TrackedBody { body: axum::body::Body::empty(), _request: request.clone() };
         let ends = async {
             tokio::time::sleep(Duration::from_secs(60)).await;
             drop(request);
-            activity.read();
+            activity.record_read();
             tokio::time::sleep(Duration::from_secs(60)).await;
             drop(answer);
         };
         let (overdue, ()) = tokio::join!(overdue(&activity), ends);
-        about(overdue, Wait::NextRequest, Duration::from_secs(120) + IDLE);
+        assert_about(overdue, Wait::NextRequest, Duration::from_secs(120) + IDLE);
     }
 }

@@ -1,5 +1,5 @@
-//! How much the server takes on at once: requests that are worked on, and bytes of bodies that are held. What would be
-//! over is refused; nothing waits for room.
+//! Limits on what the server works on at once: requests in progress, and bytes of bodies held in
+//! memory. A request that would exceed a limit is refused; nothing queues.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -9,268 +9,274 @@ use crate::config;
 
 use super::shares::{Share, Shares};
 
-/// What is held of an answer in any case: so much of it is in the connection's buffers, or nearly.
-const SMALL: usize = 64 << 10;
+/// Answers up to this size are always accepted: the connection buffers about as much anyway.
+const SMALL_ANSWER: usize = 64 << 10;
 
-/// An amount that is never exceeded, but by what was promised before.
+/// A counter with a maximum. Only [`Bound::acquire_anyway`] can exceed it.
 pub(super) struct Bound {
-    most: usize,
+    max: usize,
     held: AtomicUsize,
 }
 
 impl Bound {
-    pub(super) fn new(most: usize) -> Self {
-        Self { most, held: AtomicUsize::new(0) }
+    pub(super) fn new(max: usize) -> Self {
+        Self { max, held: AtomicUsize::new(0) }
     }
 
-    /// How much is held now.
+    /// The amount held now.
     pub(super) fn held(&self) -> usize {
         self.held.load(Ordering::Relaxed)
     }
 
-    /// Whether so much more would do now. Takes nothing.
+    /// Whether the amount would fit now. Acquires nothing.
     fn has_room_for(&self, amount: usize) -> bool {
-        self.held().checked_add(amount).is_some_and(|sum| sum <= self.most)
+        self.held().checked_add(amount).is_some_and(|sum| sum <= self.max)
     }
 
-    /// Takes so much, or nothing where that would be too much.
-    pub(super) fn take(&self, amount: usize) -> bool {
-        let more = |held: usize| held.checked_add(amount).filter(|sum| *sum <= self.most);
+    /// Acquires the whole amount, or nothing if it does not fit.
+    pub(super) fn try_acquire(&self, amount: usize) -> bool {
+        let more = |held: usize| held.checked_add(amount).filter(|sum| *sum <= self.max);
         self.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
     }
 
-    fn take_anyway(&self, amount: usize) {
+    fn acquire_anyway(&self, amount: usize) {
         self.held.fetch_add(amount, Ordering::Relaxed);
     }
 
-    /// Gives so much back.
-    pub(super) fn give(&self, amount: usize) {
+    /// Releases an amount acquired earlier.
+    pub(super) fn release(&self, amount: usize) {
         self.held.fetch_sub(amount, Ordering::Relaxed);
     }
 }
 
-/// What is full.
+/// The limit that a request would exceed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Full {
-    /// As many requests are worked on as may be.
-    Places,
-    /// As many bytes of bodies are held as may be.
+pub(super) enum LimitReached {
+    /// The number of requests in progress.
+    Requests,
+    /// The bytes of all bodies.
     Bytes,
-    /// What one user, or one connection, may hold of the bytes.
+    /// The bytes of one user or of one connection.
     Share,
-    /// What is left to callers who are not recognised, or to one address of theirs.
-    Strangers,
+    /// The limits on callers without identity, all together or of one address.
+    Anonymous,
 }
 
-impl Full {
-    /// Its name in the metrics.
+impl LimitReached {
+    /// The name in the metrics.
     pub(super) fn as_str(self) -> &'static str {
         match self {
-            Self::Places => "places",
+            Self::Requests => "places",
             Self::Bytes => "bytes",
             Self::Share => "share",
-            Self::Strangers => "strangers",
+            Self::Anonymous => "strangers",
         }
     }
 }
 
-/// Why a request is given up while it arrives.
+/// Why a request is aborted while its body arrives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stop {
-    /// There is no room for it.
-    Full(Full),
-    /// Its client sends nothing for too long.
+pub(super) enum Abort {
+    /// A limit is reached.
+    LimitReached(LimitReached),
+    /// The client sends too slowly, or nothing.
     Slow,
 }
 
-/// The bounds of one server, or of a part of it.
+/// The limits of one server, or of a group of its callers.
 pub(super) struct Bounds {
-    /// Requests that are worked on: whole, and not answered.
-    pub(super) places: Bound,
-    /// Bytes of bodies: of requests as they arrive and are worked on, and of answers until they are taken.
+    /// Requests in progress: the body has arrived, the answer is not complete.
+    pub(super) requests: Bound,
+    /// Bytes of bodies: of requests from arrival until they end, of answers until they are
+    /// delivered.
     pub(super) bytes: Bound,
-    /// The most that is read of one body.
+    /// The most bytes that are read of one body.
     pub(super) body_bytes: usize,
-    /// Who holds how much of the bytes; of a part of the bounds nobody has a share.
+    /// The bytes by user and connection; the limits of a group have no shares.
     pub(super) shares: Shares,
-    /// What they are a part of.
-    whole: Option<Arc<Bounds>>,
+    /// The limits that these count against as well.
+    parent: Option<Arc<Bounds>>,
 }
 
 impl Bounds {
-    /// As configured; `body_bytes` is the most that is read of one body.
+    /// The configured limits of the server; `body_bytes` is the most that is read of one body.
     pub(super) fn new(settings: &config::Server, body_bytes: usize) -> Self {
         let bytes = settings.bytes_in_flight;
         Self { shares: Shares::of(bytes), ..Self::of(settings.in_flight, bytes, body_bytes) }
     }
 
-    /// Of so many places and bytes.
-    pub(super) fn of(places: usize, bytes: usize, body_bytes: usize) -> Self {
+    /// Limits of this many requests and bytes, without shares.
+    pub(super) fn of(requests: usize, bytes: usize, body_bytes: usize) -> Self {
         Self {
-            places: Bound::new(places),
+            requests: Bound::new(requests),
             bytes: Bound::new(bytes),
             body_bytes,
             shares: Shares::none(),
-            whole: None,
+            parent: None,
         }
     }
 
-    /// The same as a part of others: what is taken here is taken there as well.
-    pub(super) fn within(self, whole: Arc<Bounds>) -> Self {
-        Self { whole: Some(whole), ..self }
+    /// These limits as part of others: what is acquired here is acquired there as well.
+    pub(super) fn within(self, parent: Arc<Bounds>) -> Self {
+        Self { parent: Some(parent), ..self }
     }
 
-    /// Whether a request that announces so many bytes could be taken on now: what is hopeless is refused by its head.
-    pub(super) fn look(&self, announced: usize) -> Result<(), Full> {
+    /// Whether a request with this `Content-Length` could be accepted now. Acquires nothing: it
+    /// lets a request be refused by its head alone.
+    pub(super) fn check(&self, announced: usize) -> Result<(), LimitReached> {
         let announced = announced.min(self.body_bytes);
-        match (self.places.has_room_for(1), self.bytes.has_room_for(announced), &self.whole) {
-            (false, ..) => Err(self.full(Full::Places)),
-            (true, false, _) => Err(self.full(Full::Bytes)),
-            (true, true, Some(whole)) => whole.look(announced).map_err(|_| Full::Strangers),
-            (true, true, None) => Ok(()),
+        if !self.requests.has_room_for(1) {
+            return Err(self.reached(LimitReached::Requests));
+        }
+        if !self.bytes.has_room_for(announced) {
+            return Err(self.reached(LimitReached::Bytes));
+        }
+        match &self.parent {
+            Some(parent) => parent.check(announced).map_err(|_| LimitReached::Anonymous),
+            None => Ok(()),
         }
     }
 
-    fn full(&self, what: Full) -> Full {
-        if self.whole.is_some() { Full::Strangers } else { what }
+    fn reached(&self, limit: LimitReached) -> LimitReached {
+        if self.parent.is_some() { LimitReached::Anonymous } else { limit }
     }
 
-    fn take_place(&self) -> Result<(), Full> {
-        if !self.places.take(1) {
-            return Err(self.full(Full::Places));
+    fn acquire_request(&self) -> Result<(), LimitReached> {
+        if !self.requests.try_acquire(1) {
+            return Err(self.reached(LimitReached::Requests));
         }
-        if let Some(whole) = &self.whole
-            && whole.take_place().is_err()
+        if let Some(parent) = &self.parent
+            && parent.acquire_request().is_err()
         {
-            self.places.give(1);
-            return Err(Full::Strangers);
+            self.requests.release(1);
+            return Err(LimitReached::Anonymous);
         }
         Ok(())
     }
 
-    fn give_place(&self) {
-        self.places.give(1);
-        self.whole.iter().for_each(|whole| whole.give_place());
+    fn release_request(&self) {
+        self.requests.release(1);
+        self.parent.iter().for_each(|parent| parent.release_request());
     }
 
-    fn take_bytes(&self, bytes: usize) -> Result<(), Full> {
-        if !self.bytes.take(bytes) {
-            return Err(self.full(Full::Bytes));
+    fn acquire_bytes(&self, bytes: usize) -> Result<(), LimitReached> {
+        if !self.bytes.try_acquire(bytes) {
+            return Err(self.reached(LimitReached::Bytes));
         }
-        if let Some(whole) = &self.whole
-            && whole.take_bytes(bytes).is_err()
+        if let Some(parent) = &self.parent
+            && parent.acquire_bytes(bytes).is_err()
         {
-            self.bytes.give(bytes);
-            return Err(Full::Strangers);
+            self.bytes.release(bytes);
+            return Err(LimitReached::Anonymous);
         }
         Ok(())
     }
 
-    fn take_bytes_anyway(&self, bytes: usize) {
-        self.bytes.take_anyway(bytes);
-        self.whole.iter().for_each(|whole| whole.take_bytes_anyway(bytes));
+    fn acquire_bytes_anyway(&self, bytes: usize) {
+        self.bytes.acquire_anyway(bytes);
+        self.parent.iter().for_each(|parent| parent.acquire_bytes_anyway(bytes));
     }
 
-    fn give_bytes(&self, bytes: usize) {
-        self.bytes.give(bytes);
-        self.whole.iter().for_each(|whole| whole.give_bytes(bytes));
+    fn release_bytes(&self, bytes: usize) {
+        self.bytes.release(bytes);
+        self.parent.iter().for_each(|parent| parent.release_bytes(bytes));
     }
 }
 
-/// What one request holds. Whatever becomes of the request, its drop gives everything back.
+/// What one request has acquired of the limits. Dropping it releases everything.
 pub(super) struct Claim {
     pub(super) bounds: Arc<Bounds>,
-    place: AtomicBool,
+    has_permit: AtomicBool,
     bytes: AtomicUsize,
-    /// Whose shares the bytes count for.
-    held_by: Vec<Share>,
-    stop: OnceLock<Stop>,
+    /// The shares that the bytes count against.
+    shares: Vec<Share>,
+    abort: OnceLock<Abort>,
 }
 
 impl Claim {
-    /// That holds nothing yet, and counts for nobody's share.
+    /// An empty claim that counts against no share.
     #[cfg(test)]
     pub(super) fn new(bounds: Arc<Bounds>) -> Self {
         Self::of(bounds, Vec::new())
     }
 
-    /// That holds nothing yet. Its bytes will count for these shares.
-    pub(super) fn of(bounds: Arc<Bounds>, held_by: Vec<Share>) -> Self {
-        let (place, bytes) = (AtomicBool::new(false), AtomicUsize::new(0));
-        Self { bounds, place, bytes, held_by, stop: OnceLock::new() }
+    /// An empty claim whose bytes will count against these shares.
+    pub(super) fn of(bounds: Arc<Bounds>, shares: Vec<Share>) -> Self {
+        let (has_permit, bytes) = (AtomicBool::new(false), AtomicUsize::new(0));
+        Self { bounds, has_permit, bytes, shares, abort: OnceLock::new() }
     }
 
-    /// Takes the request's place.
-    pub(super) fn enter(&self) -> Result<(), Full> {
-        if self.has_place() {
+    /// Acquires the permit to run the request, unless the claim has it already.
+    pub(super) fn acquire_permit(&self) -> Result<(), LimitReached> {
+        if self.has_permit() {
             return Ok(());
         }
-        self.bounds.take_place()?;
-        self.place.store(true, Ordering::Relaxed);
+        self.bounds.acquire_request()?;
+        self.has_permit.store(true, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Whether it has its place.
-    pub(super) fn has_place(&self) -> bool {
-        self.place.load(Ordering::Relaxed)
+    /// Whether the claim has the permit to run the request.
+    pub(super) fn has_permit(&self) -> bool {
+        self.has_permit.load(Ordering::Relaxed)
     }
 
-    /// Gives the place back.
-    pub(super) fn leave(&self) {
-        if self.place.swap(false, Ordering::Relaxed) {
-            self.bounds.give_place();
+    /// Releases the permit.
+    pub(super) fn release_permit(&self) {
+        if self.has_permit.swap(false, Ordering::Relaxed) {
+            self.bounds.release_request();
         }
     }
 
-    /// How many bytes it holds.
+    /// The number of bytes held.
     pub(super) fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Holds so many bytes in all from now on.
-    pub(super) fn hold(&self, bytes: usize) -> Result<(), Full> {
+    /// Changes the number of bytes held to `bytes`.
+    pub(super) fn hold(&self, bytes: usize) -> Result<(), LimitReached> {
         let held = self.bytes();
         match bytes.checked_sub(held) {
             Some(more) => {
-                self.bounds.take_bytes(more)?;
+                self.bounds.acquire_bytes(more)?;
                 let all_held = self.bounds.bytes.held();
-                if !self.bounds.shares.take(&self.held_by, more, all_held) {
-                    self.bounds.give_bytes(more);
-                    return Err(Full::Share);
+                if !self.bounds.shares.try_acquire(&self.shares, more, all_held) {
+                    self.bounds.release_bytes(more);
+                    return Err(LimitReached::Share);
                 }
             }
-            None => self.give_bytes(held - bytes),
+            None => self.release_bytes(held - bytes),
         }
         self.bytes.store(bytes, Ordering::Relaxed);
         Ok(())
     }
 
-    fn give_bytes(&self, bytes: usize) {
-        self.bounds.give_bytes(bytes);
-        self.bounds.shares.give(&self.held_by, bytes);
+    fn release_bytes(&self, bytes: usize) {
+        self.bounds.release_bytes(bytes);
+        self.bounds.shares.release(&self.shares, bytes);
     }
 
-    /// Holds the whole answer's bytes in place of the request's. What was written within [`Room`] is held already; a small
-    /// answer is held in any case, since the work is done.
+    /// Holds the answer's bytes instead of the request's. An answer written within [`Room`] is held
+    /// already; a small one is held even beyond the limits, since the work is done.
     pub(super) fn hold_answer(&self, bytes: usize) {
         let held = self.bytes.swap(bytes, Ordering::Relaxed);
         match bytes.checked_sub(held) {
             Some(more) => {
-                self.bounds.take_bytes_anyway(more);
-                self.bounds.shares.take_anyway(&self.held_by, more);
+                self.bounds.acquire_bytes_anyway(more);
+                self.bounds.shares.acquire_anyway(&self.shares, more);
             }
-            None => self.give_bytes(held - bytes),
+            None => self.release_bytes(held - bytes),
         }
     }
 
-    /// Gives the request up; the first reason stands.
-    pub(super) fn stop(&self, why: Stop) {
-        let _ = self.stop.set(why);
+    /// Aborts the request; the first reason is kept.
+    pub(super) fn abort(&self, why: Abort) {
+        let _ = self.abort.set(why);
     }
 
-    /// Whether it was given up.
-    pub(super) fn stopped(&self) -> Option<Stop> {
-        self.stop.get().copied()
+    /// Why the request was aborted, if it was.
+    pub(super) fn aborted(&self) -> Option<Abort> {
+        self.abort.get().copied()
     }
 }
 
@@ -280,18 +286,18 @@ impl Room for Claim {
     }
 
     fn hold_at_least(&self, bytes: usize) -> bool {
-        bytes <= SMALL.max(self.bytes()) || Self::hold(self, bytes).is_ok()
+        bytes <= SMALL_ANSWER.max(self.bytes()) || Self::hold(self, bytes).is_ok()
     }
 
     fn largest_answer(&self) -> usize {
-        self.bounds.bytes.most / 2
+        self.bounds.bytes.max / 2
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        self.leave();
-        self.give_bytes(self.bytes());
+        self.release_permit();
+        self.release_bytes(self.bytes());
     }
 }
 
@@ -299,36 +305,36 @@ impl Drop for Claim {
 pub(super) mod tests {
     use super::*;
 
-    pub(in super::super) fn bounds(places: usize, bytes: usize) -> Arc<Bounds> {
-        Arc::new(Bounds::of(places, bytes, bytes))
+    pub(in super::super) fn bounds(requests: usize, bytes: usize) -> Arc<Bounds> {
+        Arc::new(Bounds::of(requests, bytes, bytes))
     }
 
     #[test]
     fn a_claim_gives_back_what_it_held() {
         let bounds = bounds(2, 100);
         let claim = Claim::new(bounds.clone());
-        claim.enter().unwrap();
-        claim.enter().unwrap();
+        claim.acquire_permit().unwrap();
+        claim.acquire_permit().unwrap();
         claim.hold(40).unwrap();
         claim.hold(70).unwrap();
         claim.hold(60).unwrap();
-        assert_eq!((bounds.places.held(), bounds.bytes.held()), (1, 60));
+        assert_eq!((bounds.requests.held(), bounds.bytes.held()), (1, 60));
         drop(claim);
-        assert_eq!((bounds.places.held(), bounds.bytes.held()), (0, 0));
+        assert_eq!((bounds.requests.held(), bounds.bytes.held()), (0, 0));
     }
 
     #[test]
     fn what_would_be_over_is_refused_and_takes_nothing() {
         let bounds = bounds(1, 100);
         let (one, two) = (Claim::new(bounds.clone()), Claim::new(bounds.clone()));
-        one.enter().unwrap();
+        one.acquire_permit().unwrap();
         one.hold(80).unwrap();
-        assert_eq!(two.enter(), Err(Full::Places));
-        assert_eq!(two.hold(21), Err(Full::Bytes));
-        assert_eq!(two.hold(usize::MAX), Err(Full::Bytes));
-        assert_eq!((bounds.places.held(), bounds.bytes.held()), (1, 80));
-        one.leave();
-        assert_eq!(two.enter(), Ok(()));
+        assert_eq!(two.acquire_permit(), Err(LimitReached::Requests));
+        assert_eq!(two.hold(21), Err(LimitReached::Bytes));
+        assert_eq!(two.hold(usize::MAX), Err(LimitReached::Bytes));
+        assert_eq!((bounds.requests.held(), bounds.bytes.held()), (1, 80));
+        one.release_permit();
+        assert_eq!(two.acquire_permit(), Ok(()));
         assert_eq!(two.hold(20), Ok(()));
     }
 
@@ -337,13 +343,13 @@ pub(super) mod tests {
         let bounds = bounds(1, 100);
         let claim = Claim::new(bounds.clone());
         claim.hold(50).unwrap();
-        assert_eq!(bounds.look(50), Ok(()));
-        assert_eq!(bounds.look(51), Err(Full::Bytes));
-        claim.enter().unwrap();
-        assert_eq!(bounds.look(0), Err(Full::Places));
-        claim.leave();
+        assert_eq!(bounds.check(50), Ok(()));
+        assert_eq!(bounds.check(51), Err(LimitReached::Bytes));
+        claim.acquire_permit().unwrap();
+        assert_eq!(bounds.check(0), Err(LimitReached::Requests));
+        claim.release_permit();
         claim.hold(0).unwrap();
-        assert_eq!(bounds.look(usize::MAX), Ok(()), "no more than the largest body is read of it");
+        assert_eq!(bounds.check(usize::MAX), Ok(()), "no more than the largest body is read of it");
     }
 
     #[test]
@@ -353,7 +359,7 @@ pub(super) mod tests {
         claim.hold(90).unwrap();
         claim.hold_answer(130);
         assert_eq!(bounds.bytes.held(), 130);
-        assert_eq!(bounds.look(1), Err(Full::Bytes));
+        assert_eq!(bounds.check(1), Err(LimitReached::Bytes));
         drop(claim);
         assert_eq!(bounds.bytes.held(), 0);
     }

@@ -1,81 +1,85 @@
-//! Which pages of other sites a browser lets read our answers (the Fetch standard, section 3.2: CORS). None, unless their origins
-//! are configured. Not for credentials that a browser adds by itself: callers are recognised by a header that their own code sends.
+//! CORS (the Fetch standard, section 3.2): the pages of other origins that a browser lets read the
+//! answers. None, unless their origins are configured. Credentials that a browser adds by itself
+//! are not allowed: callers authenticate by a header that their own code sends.
 
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::Response;
 
-/// What a page may send. Not the remote schema's secret: it is Hasura's, and must be in no page.
-const ASKED_WITH: HeaderValue = HeaderValue::from_static(
+/// The headers that a page may send. Not the remote schema's secret: it is Hasura's and must not be
+/// in any page.
+const ALLOWED_HEADERS: HeaderValue = HeaderValue::from_static(
     "authorization, content-type, traceparent, tracestate, x-hasura-role, x-request-id",
 );
-/// What a page may read of an answer's head.
-const SHOWN: HeaderValue = HeaderValue::from_static("location, retry-after, www-authenticate, x-request-id");
-/// What is asked for with a method at all.
+/// The headers of an answer that a page may read.
+const EXPOSED_HEADERS: HeaderValue =
+    HeaderValue::from_static("location, retry-after, www-authenticate, x-request-id");
+/// The methods that routes have.
 const METHODS: HeaderValue = HeaderValue::from_static("GET, POST");
-/// For how long a browser need not ask again, in seconds: as long as any remembers it.
-const REMEMBERED: HeaderValue = HeaderValue::from_static("7200");
-const PAGES: HeaderName = header::ACCESS_CONTROL_ALLOW_ORIGIN;
+/// How long a browser may cache a preflight, in seconds: no browser caches it longer.
+const MAX_AGE: HeaderValue = HeaderValue::from_static("7200");
+const ALLOWED_ORIGIN: HeaderName = header::ACCESS_CONTROL_ALLOW_ORIGIN;
 
 /// The origins whose pages may read answers.
 pub(super) struct Cors {
     origins: Vec<HeaderValue>,
 }
 
-/// What a request is to this.
-pub(super) struct Visit {
-    /// The page's origin, if its pages may read the answer.
+/// What CORS says of one request.
+pub(super) struct CorsRequest {
+    /// The origin of the calling page, if it may read the answer.
     origin: Option<HeaderValue>,
     /// Whether the answer depends on the origin.
     varies: bool,
-    /// Whether it is the browser's question before the request itself.
+    /// Whether the request is a preflight.
     pub(super) is_preflight: bool,
 }
 
 impl Cors {
-    /// Of these origins, each as a browser writes it.
+    /// Allows these origins, each as a browser writes it.
     pub(super) fn new(origins: &[String]) -> Self {
         Self { origins: origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()).collect() }
     }
 
-    /// What a request for this address, with this head, is.
-    pub(super) fn visit(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Visit {
-        let varies = !self.origins.is_empty() && is_interface(uri.path());
+    /// Classifies a request by its head.
+    pub(super) fn request(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> CorsRequest {
+        let varies = !self.origins.is_empty() && is_api(uri.path());
         let asks = headers.get(header::ORIGIN).filter(|origin| varies && self.origins.contains(origin));
         let is_preflight = asks.is_some()
             && method == Method::OPTIONS
             && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
-        Visit { origin: asks.cloned(), varies, is_preflight }
+        CorsRequest { origin: asks.cloned(), varies, is_preflight }
     }
 }
 
-impl Visit {
-    /// The answer to a browser's question before the request itself: nothing of it is done.
-    pub(super) fn preflight() -> Response {
+impl CorsRequest {
+    /// The answer to a preflight.
+    pub(super) fn preflight_response() -> Response {
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::NO_CONTENT;
         let headers = response.headers_mut();
         headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, METHODS);
-        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, ASKED_WITH);
-        headers.insert(header::ACCESS_CONTROL_MAX_AGE, REMEMBERED);
+        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, ALLOWED_HEADERS);
+        headers.insert(header::ACCESS_CONTROL_MAX_AGE, MAX_AGE);
         response
     }
 
-    /// Says on an answer who may read it. On refusals too: else a page learns nothing but that something failed.
-    pub(super) fn mark(self, headers: &mut HeaderMap) {
+    /// Adds the CORS headers to an answer. Refusals get them too, or the page could not read why it
+    /// was refused.
+    pub(super) fn set_headers(self, headers: &mut HeaderMap) {
         if self.varies {
-            // Caches keep what one origin is told from another.
+            // Caches must keep the answers to different origins apart.
             headers.append(header::VARY, HeaderValue::from_static("Origin"));
         }
         if let Some(origin) = self.origin {
-            headers.insert(PAGES, origin);
-            headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, SHOWN);
+            headers.insert(ALLOWED_ORIGIN, origin);
+            headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED_HEADERS);
         }
     }
 }
 
-/// What pages call; addresses of it that there are not included.
-fn is_interface(path: &str) -> bool {
+/// Whether pages may call this path. Unknown paths below `/byok/` count too.
+fn is_api(path: &str) -> bool {
     path == "/graphql" || path.starts_with("/byok/")
 }
 
@@ -85,19 +89,19 @@ mod tests {
 
     const PAGE: &str = "https://app.example.com";
 
-    fn visit(cors: &Cors, method: Method, path: &str, lines: &[(HeaderName, &'static str)]) -> Visit {
+    fn request(cors: &Cors, method: Method, path: &str, lines: &[(HeaderName, &'static str)]) -> CorsRequest {
         let headers =
             lines.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value))).collect();
-        cors.visit(&method, &path.parse().unwrap(), &headers)
+        cors.request(&method, &path.parse().unwrap(), &headers)
     }
 
     fn is_allowed(origins: &[&str], path: &str, origin: &'static str) -> bool {
         let cors = Cors::new(&origins.iter().map(|origin| (*origin).to_owned()).collect::<Vec<_>>());
-        visit(&cors, Method::POST, path, &[(header::ORIGIN, origin)]).origin.is_some()
+        request(&cors, Method::POST, path, &[(header::ORIGIN, origin)]).origin.is_some()
     }
 
     #[test]
-    fn an_origin_is_allowed_as_it_stands_and_no_other() {
+    fn an_origin_is_allowed_exactly_as_configured() {
         assert!(is_allowed(&["https://other.example.com", PAGE], "/graphql", PAGE));
         assert!(is_allowed(&[PAGE], "/byok/nothing", PAGE));
         for origin in [
@@ -117,11 +121,11 @@ mod tests {
     }
 
     #[test]
-    fn a_question_before_the_request_names_a_method() {
+    fn a_preflight_names_a_method_and_an_allowed_origin() {
         let cors = Cors::new(&[PAGE.to_owned()]);
         let asks = (header::ACCESS_CONTROL_REQUEST_METHOD, "POST");
         let from = |origin| (header::ORIGIN, origin);
-        let is = |method, lines: &[_]| visit(&cors, method, "/graphql", lines).is_preflight;
+        let is = |method, lines: &[_]| request(&cors, method, "/graphql", lines).is_preflight;
         assert!(is(Method::OPTIONS, &[from(PAGE), asks.clone()]));
         assert!(!is(Method::OPTIONS, &[from(PAGE)]));
         assert!(!is(Method::POST, &[from(PAGE), asks.clone()]));
@@ -129,12 +133,13 @@ mod tests {
     }
 
     #[test]
-    fn neither_browser_credentials_nor_hasuras_secret_is_let_in() {
-        let mut response = Visit::preflight();
+    fn neither_browser_credentials_nor_hasuras_secret_are_allowed() {
+        let mut response = CorsRequest::preflight_response();
         let cors = Cors::new(&[PAGE.to_owned()]);
-        visit(&cors, Method::OPTIONS, "/graphql", &[(header::ORIGIN, PAGE)]).mark(response.headers_mut());
+        request(&cors, Method::OPTIONS, "/graphql", &[(header::ORIGIN, PAGE)])
+            .set_headers(response.headers_mut());
         let headers = response.headers();
-        assert_eq!(headers[PAGES], PAGE);
+        assert_eq!(headers[ALLOWED_ORIGIN], PAGE);
         assert_eq!(headers[header::VARY], "Origin");
         assert!(!headers.contains_key(header::ACCESS_CONTROL_ALLOW_CREDENTIALS));
         assert!(!headers[header::ACCESS_CONTROL_ALLOW_HEADERS].to_str().unwrap().contains("secret"));

@@ -1,5 +1,5 @@
-//! The listener and its connections: accepted, spoken with in whichever HTTP they speak, dropped where their client is
-//! too slow, ended gracefully.
+//! The listener and its connections: they are accepted, served over HTTP/1.1 or HTTP/2, dropped
+//! when their client is too slow, and ended gracefully.
 
 use std::convert::Infallible;
 use std::io;
@@ -28,42 +28,47 @@ use tracing::{debug, info, warn};
 use crate::config;
 use crate::model::Peer;
 
-use super::activity::{Activity, Held, Wait};
-use super::crowd::{Crowd, Place, Places};
-use super::leaving::{Leaving, Outlet};
-use super::patient::Patient;
-use super::strangers::{Guest, Strangers};
+use super::activity::{Activity, TrackedBody, Wait};
+use super::anonymous::{AnonymousCallers, PeerConnection};
+use super::connection_permits::{ConnectionPermit, ConnectionPermits, Occupancy};
+use super::response_body::{ConnectionOutput, ResponseBody};
+use super::write_timeout::WriteTimeout;
 use super::{SLOW_CLIENT, Served};
 
-/// What a connection may buffer by HTTP/1.1 of what is read and written, heads included; each of them has this, and
-/// nothing else bounds their sum. By HTTP/2 a stream's windows bound it, and this what is written.
+/// The bytes that a connection may buffer: over HTTP/1.1 of what is read and written, heads
+/// included; over HTTP/2 of what is written, while the windows limit what is read. Nothing else
+/// limits the sum over all connections.
 const BUFFER: usize = 64 << 10;
-/// How many requests an HTTP/2 client may have on one connection, and how many that it took back before they were begun:
-/// more of those are an attack (CVE-2023-44487). Load balancers send about a hundred.
+/// The most concurrent requests on one HTTP/2 connection. Load balancers send about a hundred.
 const STREAMS: u32 = 128;
-const TAKEN_BACK: usize = 20;
-/// How much an HTTP/2 client may send of one request, and of all on its connection, before it was read: nothing else bounds
-/// the sum over all connections. In a data centre (1 ms) that lets through some 250 MB/s of one, and twice that of all.
+/// The most requests on one HTTP/2 connection that the client has reset before they began: more are
+/// an attack (CVE-2023-44487).
+const PENDING_RESETS: usize = 20;
+/// The bytes that an HTTP/2 client may send of one request, and of all on its connection, before
+/// they are read: nothing else limits the sum over all connections. In a data centre (1 ms) this
+/// allows some 250 MB/s for one request, and twice that for all.
 const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 512 << 10;
-/// The heads of an HTTP/2 request, as its client counts them.
-const HEAD: u32 = 16 << 10;
-/// How often an HTTP/2 client is asked whether it is there, and how long it may take to say so: it answers behind what it
-/// reads slowly.
-const ASKED_EVERY: Duration = Duration::from_secs(30);
-const ANSWERS_WITHIN: Duration = Duration::from_secs(20);
-/// How long a connection that is being closed may be without a request: by HTTP/2 the time in which a client hears that it
-/// should send no more.
+/// The size of the header list of an HTTP/2 request.
+const HEADER_LIST: u32 = 16 << 10;
+/// The interval of HTTP/2 pings, and how long a client may take to answer one: its answer can be
+/// queued behind data that it reads slowly.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a closing connection may be without a request: over HTTP/2, the time for the client to
+/// receive GOAWAY.
 const CLOSING: Duration = Duration::from_secs(1);
-/// The send buffer that is set for each connection (`SO_SNDBUF`); the kernel allows itself twice as much (socket(7)). When a
-/// key is turned off, what the kernel holds is all that can still arrive: docs/kill-switch.md states the bound.
+/// The send buffer of each connection (`SO_SNDBUF`); the kernel doubles it (socket(7)). When a key
+/// is turned off, only what the kernel has buffered can still reach the client: docs/kill-switch.md
+/// states the bound.
 const SEND_BUFFER: usize = 64 << 10;
 
-/// Serves until `stop` is cancelled, then finishes what is in flight, for at most the drain time. While it does, it takes
-/// new connections too: who watches must see that the server is not ready, and a load balancer takes a while to hear it.
+/// Serves until `stop` is cancelled, then finishes the requests in progress, for at most the drain
+/// time. Meanwhile it still accepts connections: monitoring must see that the server is not ready,
+/// and a load balancer takes a while to notice.
 ///
 /// # Errors
-/// The listener broke.
+/// The listener failed.
 pub async fn serve(
     listener: TcpListener,
     tls: Option<watch::Receiver<TlsAcceptor>>,
@@ -71,52 +76,53 @@ pub async fn serve(
     settings: config::Server,
     stop: CancellationToken,
 ) -> io::Result<()> {
-    let door = Door {
+    let acceptor = Acceptor {
         listener,
         tls,
         router: served.router,
-        strangers: served.strangers,
+        anonymous: served.anonymous,
         builder: Arc::new(protocols()),
-        places: served.places,
+        permits: served.permits,
         idle: settings.idle,
-        patience: settings.request_timeout,
+        delivery: settings.request_timeout,
     };
-    info!(connections = door.places.most(), "taking connections");
-    let (usual, late) = (Connections::default(), Connections::default());
+    info!(connections = acceptor.permits.max(), "accepting connections");
+    let (before_stop, during_drain) = (Connections::default(), Connections::default());
     tokio::select! {
         () = stop.cancelled() => {}
-        () = door.keep_open(&usual) => {}
+        () = acceptor.accept(&before_stop) => {}
     }
-    info!("stopping: finishing what is in flight");
+    info!("stopping: finishing the requests in progress");
     let finished = async {
         tokio::select! {
-            () = usual.end() => {}
-            () = door.keep_open(&late) => {}
+            () = before_stop.end() => {}
+            () = acceptor.accept(&during_drain) => {}
         }
-        drop(door);
-        late.end().await;
+        drop(acceptor);
+        during_drain.end().await;
     };
     if tokio::time::timeout(settings.drain, finished).await.is_err() {
-        warn!("the drain time is over: what is still in flight is dropped");
+        warn!("the drain time is over: the requests still in progress are dropped");
     }
     Ok(())
 }
 
-/// What is spoken on a connection, and within which bounds.
+/// The HTTP protocols, with their limits.
 fn protocols() -> Builder<TokioExecutor> {
     let mut builder = Builder::new(TokioExecutor::new());
-    // Its timeout for heads would count from the end of the request before: it would close what is idle.
+    // hyper's timeout for heads starts at the end of the previous request, so it would close idle
+    // connections.
     builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(BUFFER);
     builder
         .http2()
         .timer(TokioTimer::new())
-        .keep_alive_interval(ASKED_EVERY)
-        .keep_alive_timeout(ANSWERS_WITHIN)
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT)
         .max_concurrent_streams(STREAMS)
-        .max_pending_accept_reset_streams(TAKEN_BACK)
+        .max_pending_accept_reset_streams(PENDING_RESETS)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_header_list_size(HEAD)
+        .max_header_list_size(HEADER_LIST)
         .max_send_buf_size(BUFFER);
     builder
 }
@@ -137,58 +143,58 @@ impl Connections {
     }
 }
 
-/// What a connection comes in by.
-struct Door {
+/// The listener, and what each accepted connection needs.
+struct Acceptor {
     listener: TcpListener,
-    /// That of the moment: connections keep the one that they began with.
+    /// The current TLS configuration; a connection keeps the one that it began with.
     tls: Option<watch::Receiver<TlsAcceptor>>,
     router: Router,
-    strangers: Arc<Strangers>,
+    anonymous: Arc<AnonymousCallers>,
     builder: Arc<Builder<TokioExecutor>>,
-    places: Arc<Places>,
+    permits: Arc<ConnectionPermits>,
     idle: Duration,
-    patience: Duration,
+    delivery: Duration,
 }
 
-impl Door {
-    /// Accepts connections for as long as it is polled; each is ended gracefully with the others of its kind.
-    async fn keep_open(&self, connections: &Connections) {
+impl Acceptor {
+    /// Accepts connections while it is polled. `connections` ends them together.
+    async fn accept(&self, connections: &Connections) {
         loop {
             let (stream, peer) = match self.listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    // Out of file handles, most likely: give others time to end.
+                    // Most likely no file handles are left: give other connections time to end.
                     warn!(kind = ?error.kind(), "a connection could not be accepted");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
                 }
             };
-            let Some(place) = self.places.take() else { continue };
-            let Some(guest) = self.strangers.connect(peer.ip()).map(Arc::new) else { continue };
+            let Some(permit) = self.permits.try_acquire() else { continue };
+            let Some(peer) = self.anonymous.connect(peer.ip()).map(Arc::new) else { continue };
             let tls = self.tls.as_ref().map(|tls| tls.borrow().clone());
             let builder = self.builder.clone();
             let connection = Connection {
                 router: self.router.clone(),
-                place,
-                guest,
+                permit,
+                connection: peer,
                 stop: connections.stop.clone(),
                 idle: self.idle,
-                patience: self.patience,
+                delivery: self.delivery,
             };
             connections.tasks.spawn(async move {
                 let _ = stream.set_nodelay(true);
                 if let Err(error) = set_socket_send_buffer_size(&stream, SEND_BUFFER) {
-                    warn!(kind = ?error.kind(), "the send buffer of a connection cannot be bounded: it is closed");
+                    warn!(kind = ?error.kind(), "the send buffer of a connection could not be limited; the connection is closed");
                     return;
                 }
-                let outlet = Outlet::default();
-                let stream = Patient::new(stream, outlet.unsent.clone());
+                let output = ConnectionOutput::default();
+                let stream = WriteTimeout::new(stream, output.buffered.clone());
                 match tls {
-                    None => connection.converse(stream, outlet, &builder).await,
+                    None => connection.serve(stream, output, &builder).await,
                     Some(tls) => {
-                        let patience = connection.place.places().crowd().patience(SLOW_CLIENT, false);
-                        if let Ok(Ok(stream)) = tokio::time::timeout(patience, tls.accept(stream)).await {
-                            connection.converse(stream, outlet, &builder).await;
+                        let limit = connection.permit.permits().occupancy().idle_limit(SLOW_CLIENT, false);
+                        if let Ok(Ok(stream)) = tokio::time::timeout(limit, tls.accept(stream)).await {
+                            connection.serve(stream, output, &builder).await;
                         }
                     }
                 }
@@ -199,83 +205,87 @@ impl Door {
 
 /// One connection.
 struct Connection {
-    guest: Arc<Guest>,
+    connection: Arc<PeerConnection>,
     router: Router,
-    place: Place,
+    permit: ConnectionPermit,
     stop: CancellationToken,
     idle: Duration,
-    patience: Duration,
+    /// How long the client may take to read an answer.
+    delivery: Duration,
 }
 
 impl Connection {
-    /// Speaks with the client until it hangs up, is idle or slow for too long, has not taken an answer within `patience`, or
-    /// the server stops.
-    async fn converse<S>(self, stream: S, outlet: Outlet, builder: &Builder<TokioExecutor>)
+    /// Serves the client until it hangs up, is idle or slow for too long, has not read an answer in
+    /// time, or the server stops.
+    async fn serve<S>(self, stream: S, output: ConnectionOutput, builder: &Builder<TokioExecutor>)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let Self { guest, router, place, stop, idle, patience } = self;
-        let (activity, untaken, peer) = (Activity::new(), outlet.untaken.clone(), Peer::default());
-        let places = place.places();
-        let mut crowd = places.crowds();
+        let Self { connection: peer_connection, router, permit, stop, idle, delivery } = self;
+        let (activity, undelivered, peer) = (Activity::new(), output.undelivered.clone(), Peer::default());
+        let permits = permit.permits();
+        let mut occupancy = permits.occupancy_changes();
         let read = activity.clone();
         let stream = InspectReader::new(stream, move |bytes: &[u8]| {
             if !bytes.is_empty() {
-                read.read();
+                read.record_read();
             }
         });
         let service = service_fn(|request: Request<Incoming>| {
             let (version, on_connection) = (request.version(), activity.begin(request.version()));
-            let body = |body| Body::new(Held { body, _request: on_connection.clone() });
+            let body = |body| Body::new(TrackedBody { body, _request: on_connection.clone() });
             let mut request = request.map(body);
             request.extensions_mut().insert(peer.clone());
-            request.extensions_mut().insert(guest.clone());
-            request.extensions_mut().insert(places.clone());
-            let (router, peer, places) = (router.clone(), peer.clone(), places.clone());
-            let outlet = outlet.clone();
+            request.extensions_mut().insert(peer_connection.clone());
+            request.extensions_mut().insert(permits.clone());
+            let (router, peer, permits) = (router.clone(), peer.clone(), permits.clone());
+            let output = output.clone();
             async move {
                 let Ok(answer) = router.oneshot(request).await;
-                let mut response = Leaving::by(&outlet, version, answer);
-                if version < Version::HTTP_2 && !peer.has_authenticated() && places.crowd() != Crowd::Few {
-                    // It would be closed soon: better that its client knows.
+                let mut response = ResponseBody::over(&output, version, answer);
+                if version < Version::HTTP_2
+                    && !peer.has_authenticated()
+                    && permits.occupancy() != Occupancy::Normal
+                {
+                    // The connection would be closed soon, so announce it.
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
                 }
-                Ok::<_, Infallible>(response.map(|body| Held { body, _request: on_connection }))
+                Ok::<_, Infallible>(response.map(|body| TrackedBody { body, _request: on_connection }))
             }
         });
         let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
         let too_long = async {
-            while untaken.oldest().is_none_or(|since| since.elapsed() < patience) {
-                tokio::time::sleep(patience / 4).await;
+            while undelivered.oldest().is_none_or(|since| since.elapsed() < delivery) {
+                tokio::time::sleep(delivery / 4).await;
             }
-            debug!("a client did not take its answer in time: its connection is dropped");
+            debug!("a client did not read its answer in time; its connection is dropped");
         };
         let mut too_long = std::pin::pin!(too_long);
         let overdue = loop {
-            let is_full = *crowd.borrow_and_update();
+            let now = *occupancy.borrow_and_update();
             let allowed = |wait| {
-                let usually = match wait {
+                let usual = match wait {
                     Wait::FirstRequest | Wait::RestOfHead => SLOW_CLIENT,
                     Wait::NextRequest => idle,
-                    Wait::RestOfRequest => return is_full.patience_with_request(peer.has_authenticated()),
+                    Wait::RestOfRequest => return now.request_limit(peer.has_authenticated()),
                 };
-                Some(is_full.patience(usually, peer.has_authenticated()))
+                Some(now.idle_limit(usual, peer.has_authenticated()))
             };
             tokio::select! {
                 biased;
-                // A client that breaks off is its own affair.
+                // A client that hangs up is no error.
                 _ = connection.as_mut() => return,
                 () = too_long.as_mut() => return,
                 () = stop.cancelled() => break None,
                 wait = activity.overdue(allowed) => break Some(wait),
-                _ = crowd.changed() => {}
+                _ = occupancy.changed() => {}
             }
         };
         if matches!(overdue, Some(Wait::FirstRequest | Wait::RestOfHead | Wait::RestOfRequest)) {
             return;
         }
         connection.as_mut().graceful_shutdown();
-        activity.wait_anew();
+        activity.restart_wait();
         tokio::select! {
             biased;
             _ = connection => {}

@@ -1,4 +1,4 @@
-//! Which of Prometheus' text formats a scrape asks for (RFC 9110, section 12.5.1).
+//! Negotiation of the Prometheus text format (RFC 9110, section 12.5.1).
 
 use axum::http::{HeaderMap, header};
 
@@ -7,17 +7,18 @@ use crate::model::MediaRange;
 /// A text format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
-    /// Prometheus' own, which everything reads that reads metrics.
+    /// Prometheus's own format, which everything that reads metrics can read.
     Classic,
     /// OpenMetrics 1.0.
     OpenMetrics,
 }
 
 impl Format {
-    /// The one that a request with these headers asks for: OpenMetrics for who names it and likes it no less than text, else the
-    /// classic one. Whoever takes neither gets that as well: there is no third.
+    /// The format for a request with these headers: OpenMetrics if the request names it and weights
+    /// it at least as high as text, otherwise the classic one. A client that accepts neither gets
+    /// the classic one as well.
     pub(super) fn asked_for(headers: &HeaderMap) -> Self {
-        // Of the ranges that hold the classic one, the nearest to it counts.
+        // Of the media ranges that include the classic format, the most specific one counts.
         let (mut open_metrics, mut classic) = (None::<f32>, [None::<f32>; 3]);
         let lines = headers.get_all(header::ACCEPT).iter().filter_map(|line| line.to_str().ok());
         for range in lines.flat_map(MediaRange::listed) {
@@ -60,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn open_metrics_is_for_who_names_it_and_likes_it_no_less() {
+    fn open_metrics_is_for_clients_that_name_it_and_weight_it_no_lower() {
         assert_eq!(Format::asked_for(&HeaderMap::new()), Format::Classic);
         for classic in [
             "",
@@ -74,7 +75,7 @@ mod tests {
             "application/openmetrics-text; q=0.0, */*; q=0",
             "application/openmetrics-text; version=2.0.0",
             "application/openmetrics-text; q=much, text/plain; q=0.1",
-            // The nearest range counts, wherever it stands.
+            // The most specific range counts, in any order.
             "application/openmetrics-text;q=0.4, text/plain;q=0.5, */*;q=0.1",
         ] {
             assert_eq!(asked_for(classic), Format::Classic, "{classic}");
@@ -85,7 +86,7 @@ mod tests {
             "application/openmetrics-text, */*",
             "application/openmetrics-text, text/plain",
             "application/openmetrics-text;q=0.4, text/plain;q=0.3, */*;q=0.9",
-            // Of Prometheus 2 and 3.
+            // Sent by Prometheus 2 and 3.
             "application/openmetrics-text; version=0.0.1,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
             "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,application/openmetrics-text;\
              version=0.0.1;q=0.4,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,text/plain;version=0.0.4;q=0.2,/;q=0.1",

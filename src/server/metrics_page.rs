@@ -1,4 +1,4 @@
-//! `/metrics`: what is known of the server and its keys, as text, in the format that is asked for.
+//! `/metrics`: the state of the server and its keys, in the text format that the request asks for.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,17 +12,17 @@ use crate::kms::BUCKETS;
 use crate::model::Posture;
 use crate::telemetry::{KeyShown, MadeShown, MetricsText, WithheldShown};
 
-use super::Outside;
+use super::layer::Layer;
 use super::metrics_format::Format;
 
-/// How often the text is made anew: in any case after this time, and so often at once when nobody asked for a while.
-const FRESH: Duration = Duration::from_millis(50);
+/// The interval at which the text may be made anew, and how many times at once after a pause.
+const INTERVAL: Duration = Duration::from_millis(50);
 const BURST: u32 = 100;
 
-/// The text, which all who ask share.
+/// The text, shared by all scrapes.
 pub(super) struct MetricsPage {
     app: Arc<App>,
-    outside: Arc<Outside>,
+    layer: Arc<Layer>,
     last: Mutex<Last>,
 }
 
@@ -30,16 +30,16 @@ pub(super) struct MetricsPage {
 struct Last {
     open_metrics: Bytes,
     classic: Bytes,
-    /// When as many may be made at once again as ever.
-    rested: Option<Instant>,
+    /// When the full burst is available again.
+    full_burst_at: Option<Instant>,
 }
 
 impl MetricsPage {
-    pub(super) fn new(app: Arc<App>, outside: Arc<Outside>) -> Self {
-        Self { app, outside, last: Mutex::default() }
+    pub(super) fn new(app: Arc<App>, layer: Arc<Layer>) -> Self {
+        Self { app, layer, last: Mutex::default() }
     }
 
-    /// The page as it is now, or was at most [`FRESH`] ago.
+    /// The page, at most [`INTERVAL`] old.
     pub(super) fn show(&self, asked: &HeaderMap) -> Response {
         let format = Format::asked_for(asked);
         let headers = [
@@ -52,10 +52,14 @@ impl MetricsPage {
     fn text(&self, format: Format) -> Bytes {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        let rested = last.rested.map_or(now, |rested| rested.max(now)) + FRESH;
-        if rested.duration_since(now) <= FRESH * BURST {
+        let full_burst_at = last.full_burst_at.map_or(now, |at| at.max(now)) + INTERVAL;
+        if full_burst_at.duration_since(now) <= INTERVAL * BURST {
             let MetricsText { open_metrics, classic } = self.make();
-            *last = Last { open_metrics: open_metrics.into(), classic: classic.into(), rested: Some(rested) };
+            *last = Last {
+                open_metrics: open_metrics.into(),
+                classic: classic.into(),
+                full_burst_at: Some(full_burst_at),
+            };
         }
         match format {
             Format::Classic => last.classic.clone(),
@@ -64,7 +68,7 @@ impl MetricsPage {
     }
 
     fn make(&self) -> MetricsText {
-        let (Outside { metrics, bounds, .. }, app) = (&*self.outside, &self.app);
+        let (Layer { metrics, bounds, .. }, app) = (&*self.layer, &self.app);
         metrics.set_cached_deks(app.cached_deks());
         metrics.set_keys(keys_shown(app));
         metrics.set_watch(app.probes(), app.incidents());
@@ -83,12 +87,13 @@ impl MetricsPage {
         });
         metrics.set_kms_requests(requests.provider, made, withheld);
         let checkpoints = app.checkpoints();
-        let places = checkpoints.places().iter();
-        let places = places.map(|place| (place.kind(), place.failures(), place.unpublished()));
-        metrics.set_checkpoints(checkpoints.is_behind(), checkpoints.made(), places);
+        let destinations = checkpoints.places().iter();
+        let destinations = destinations
+            .map(|destination| (destination.kind(), destination.failures(), destination.unpublished()));
+        metrics.set_checkpoints(checkpoints.is_behind(), checkpoints.made(), destinations);
         app.streams_shown().iter().for_each(|one| metrics.set_stream(one.name, one.behind, one.failures));
         metrics.set_rereads(app.rereads());
-        metrics.set_held(bounds.places.held(), bounds.bytes.held());
+        metrics.set_held(bounds.requests.held(), bounds.bytes.held());
         metrics.text()
     }
 }

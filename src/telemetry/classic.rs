@@ -1,18 +1,18 @@
-//! Prometheus' own text format, version 0.0.4 (<https://prometheus.io/docs/instrumenting/exposition_formats/>), made of
-//! OpenMetrics 1.0 as our metrics are written in it. Samples are the same in both; what is said about them differs: a counter is
-//! declared under the name of its samples, there is no type `info`, a quotation mark in a help text is not escaped, and no line says that
-//! the text has ended.
+//! Conversion of the metrics from OpenMetrics 1.0 to Prometheus's own text format, version 0.0.4
+//! (<https://prometheus.io/docs/instrumenting/exposition_formats/>). The samples are the same in
+//! both; the metadata differs: a counter is declared under the name of its samples, there is no
+//! type `info`, a quotation mark in a help text is not escaped, and no line marks the end.
 
 use std::fmt::Write as _;
 
-/// The classic text of these metrics. They have no units, exemplars or times.
+/// Converts these metrics, which have no units, exemplars or timestamps.
 pub(super) fn classic(open_metrics: &str) -> String {
     let mut text = String::with_capacity(open_metrics.len());
-    // The help comes before the type, which says what the metric is called.
+    // The help comes before the type, which determines the name of the metric.
     let mut help = "";
     for line in open_metrics.lines() {
-        if let Some(said) = line.strip_prefix("# HELP ") {
-            help = said.split_once(' ').map_or("", |(_, help)| help);
+        if let Some(metadata) = line.strip_prefix("# HELP ") {
+            help = metadata.split_once(' ').map_or("", |(_, help)| help);
         } else if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|it| it.split_once(' ')) {
             let (suffix, kind) = match kind {
                 "counter" => ("_total", kind),
@@ -21,7 +21,7 @@ pub(super) fn classic(open_metrics: &str) -> String {
                 _ => ("", kind),
             };
             let help = help.replace(r#"\""#, "\"");
-            // Writing into a string does not fail.
+            // Writing to a string cannot fail.
             let _ = write!(text, "# HELP {name}{suffix} {help}\n# TYPE {name}{suffix} {kind}\n");
         } else if !line.starts_with('#') {
             text.push_str(line);
@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn samples_stay_and_declarations_are_those_of_the_classic_format() {
+    fn samples_are_unchanged_and_metadata_is_in_the_classic_format() {
         let open_metrics = r#"# HELP a_requests What \"was\" asked.
 # TYPE a_requests counter
 a_requests_total{route="/x",text="a \"b\" # HELP"} 3

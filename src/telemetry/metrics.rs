@@ -1,4 +1,4 @@
-//! The metrics that `/metrics` shows, in both of Prometheus' text formats. `docs/metrics.md` lists them.
+//! The metrics of `/metrics`, in both of Prometheus's text formats. `docs/metrics.md` lists them.
 
 use std::cmp::Reverse;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -17,15 +17,17 @@ use super::requests::{MadeShown, RequestMetrics, WithheldShown};
 use super::rereads::Rereads;
 use crate::model::{KeyVersion, Posture};
 
-/// The most key versions that the metrics show, the worst first: who holds a key can make versions without end.
-const MOST_KEY_VERSIONS: usize = 32;
+/// The most key versions that the metrics show, the worst first: the owner of a key can make any
+/// number of versions.
+const MAX_KEY_VERSIONS: usize = 32;
 
 /// All metrics, in two formats.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MetricsText {
     /// OpenMetrics 1.0 (<https://prometheus.io/docs/specs/om/open_metrics_spec/>).
     pub open_metrics: String,
-    /// What every Prometheus reads, version 0.0.4 (<https://prometheus.io/docs/instrumenting/exposition_formats/>).
+    /// The format that every Prometheus reads, version 0.0.4
+    /// (<https://prometheus.io/docs/instrumenting/exposition_formats/>).
     pub classic: String,
 }
 
@@ -73,7 +75,7 @@ struct OutcomeLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct PlaceLabels {
+struct DestinationLabels {
     place: &'static str,
 }
 
@@ -93,30 +95,30 @@ struct StreamLabels {
     stream: &'static str,
 }
 
-/// What a scrape shows of one key version.
+/// The state of one key version.
 pub struct KeyShown {
-    /// Which.
+    /// The key version.
     pub key_version: KeyVersion,
-    /// Can it be used?
+    /// Whether the key version can be used.
     pub posture: Posture,
-    /// How old its proof is, where that matters: nobody probes what nobody uses.
+    /// The age of its proof; `None` for a version that is not in use, and so not probed.
     pub proof_age: Option<Duration>,
 }
 
-/// What became of the DEKs that were made ahead of need: what was made is held, taken or discarded.
+/// The counts of the DEK pool: each DEK that was made is held, taken or discarded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PoolCounts {
-    /// Ready now.
+    /// The DEKs ready now.
     pub held: u64,
-    /// Made by the KMS, each for the price of a DEK.
+    /// The DEKs made by the KMS, each at the price of a DEK.
     pub made: u64,
-    /// Given to an encrypt.
+    /// The DEKs used by an encrypt call.
     pub taken: u64,
-    /// Thrown away unused.
+    /// The DEKs discarded unused.
     pub discarded: u64,
 }
 
-/// The DEK pool, as `/metrics` shows it.
+/// The metrics of the DEK pool.
 #[derive(Default)]
 struct PoolMetrics {
     held: Gauge<i64, AtomicI64>,
@@ -125,7 +127,7 @@ struct PoolMetrics {
     discarded: Counter,
 }
 
-/// The metrics that `/metrics` shows. Labels are of closed sets: a route's template, never a path.
+/// All metrics. The values of labels come from closed sets: the template of a route, never a path.
 pub struct Metrics {
     registry: Registry,
     requests: Family<RequestLabels, Counter>,
@@ -133,7 +135,7 @@ pub struct Metrics {
     in_flight: Gauge,
     refusals: Family<CodeLabels, Counter>,
     shed: Family<BoundLabels, Counter>,
-    places_taken: Gauge,
+    requests_held: Gauge,
     body_bytes_held: Gauge,
     cached_deks: Gauge<i64, AtomicI64>,
     postures: Family<PostureLabels, Gauge>,
@@ -144,8 +146,8 @@ pub struct Metrics {
     kms: RequestMetrics,
     audit_log_behind: Gauge,
     checkpoints_made: Counter,
-    checkpoint_place_failures: Family<PlaceLabels, Gauge>,
-    checkpoint_place_unpublished: Family<PlaceLabels, Gauge>,
+    destination_failures: Family<DestinationLabels, Gauge>,
+    destination_unpublished: Family<DestinationLabels, Gauge>,
     streams_behind: Family<StreamLabels, Gauge>,
     stream_failures: Family<StreamLabels, Counter>,
     rereads: Family<RereadLabels, Counter>,
@@ -162,7 +164,7 @@ impl Default for Metrics {
         let (in_flight, cached_deks) = (Gauge::default(), Gauge::default());
         let refusals = Family::<CodeLabels, Counter>::default();
         let shed = Family::<BoundLabels, Counter>::default();
-        let (places_taken, body_bytes_held) = (Gauge::default(), Gauge::default());
+        let (requests_held, body_bytes_held) = (Gauge::default(), Gauge::default());
         registry.register("requests", "Requests answered", requests.clone());
         registry.register(
             "request_duration_seconds",
@@ -171,8 +173,8 @@ impl Default for Metrics {
         );
         registry.register("requests_in_flight", "Requests being answered", in_flight.clone());
         registry.register("errors", "Requests refused, by code", refusals.clone());
-        registry.register("requests_shed", "Requests refused for want of room", shed.clone());
-        registry.register("places_taken", "Requests that are worked on", places_taken.clone());
+        registry.register("requests_shed", "Requests refused because a limit was reached", shed.clone());
+        registry.register("places_taken", "Requests in progress", requests_held.clone());
         registry.register("body_bytes_held", "Bytes of bodies in memory", body_bytes_held.clone());
         registry.register("deks_cached", "DEKs in memory, about", cached_deks.clone());
         let (postures, proof_ages) = (Family::default(), Family::default());
@@ -184,18 +186,18 @@ impl Default for Metrics {
         );
         registry.register(
             "key_proof_age_seconds",
-            "Since a key version was shown to work that is in use, or cannot be used",
+            "Time since a key version that is in use, or cannot be used, was last shown to work",
             Clone::clone(&proof_ages),
         );
         registry.register(
             "incidents",
-            "Changes of posture that this server wrote down",
+            "Changes of posture recorded by this server",
             Clone::clone(&incidents),
         );
-        registry.register("probes", "Probes of keys by this server, by what they met", Clone::clone(&probes));
+        registry.register("probes", "Probes of keys by this server, by outcome", Clone::clone(&probes));
         let pool = PoolMetrics::default();
-        registry.register("dek_pool", "DEKs that were made ahead of need and are ready", pool.held.clone());
-        registry.register("dek_pool_made", "DEKs made ahead of need, each paid for", pool.made.clone());
+        registry.register("dek_pool", "DEKs made ahead of need and ready", pool.held.clone());
+        registry.register("dek_pool_made", "DEKs made ahead of need, each at the price of a DEK", pool.made.clone());
         registry.register("dek_pool_taken", "DEKs made ahead of need and used", pool.taken.clone());
         registry.register(
             "dek_pool_discarded",
@@ -204,44 +206,44 @@ impl Default for Metrics {
         );
         let kms = RequestMetrics::registered(&mut registry);
         let (audit_log_behind, checkpoints_made) = (Gauge::default(), Counter::default());
-        let checkpoint_place_failures = Family::default();
+        let destination_failures = Family::default();
         registry.register(
             "audit_log_behind",
-            "1 when the audit log is behind what was published of it",
+            "1 if the audit log is older than its published checkpoint",
             audit_log_behind.clone(),
         );
         registry.register("checkpoints_made", "Checkpoints made by this server", checkpoints_made.clone());
         registry.register(
             "checkpoint_place_failures",
-            "Attempts of this server to publish a checkpoint that failed since the last that did not",
-            Clone::clone(&checkpoint_place_failures),
+            "Failed attempts of this server to publish a checkpoint since the last success",
+            Clone::clone(&destination_failures),
         );
-        let checkpoint_place_unpublished = Family::default();
+        let destination_unpublished = Family::default();
         registry.register(
             "checkpoint_place_unpublished",
-            "Entries of the audit log that no checkpoint at this place covers yet",
-            Clone::clone(&checkpoint_place_unpublished),
+            "Entries of the audit log that no checkpoint at this destination covers yet",
+            Clone::clone(&destination_unpublished),
         );
         let (streams_behind, stream_failures) = (Family::default(), Family::default());
         registry.register(
             "audit_stream_behind",
-            "Entries of the audit log that a stream has not taken yet",
+            "Entries of the audit log that a stream has not delivered yet",
             Clone::clone(&streams_behind),
         );
         registry.register(
             "audit_stream_failures",
-            "Deliveries of a stream by this server that were not taken",
+            "Failed deliveries of a stream by this server",
             Clone::clone(&stream_failures),
         );
         let (rereads, files_behind) = (Family::default(), Family::default());
         registry.register(
             "rereads",
-            "Changes of files that configure this server, by what became of them",
+            "Changes of files that configure this server, by outcome",
             Clone::clone(&rereads),
         );
         registry.register(
             "files_behind",
-            "1 when a part of the configuration is not the one that its files hold now",
+            "1 if a part of the configuration in use differs from its files",
             Clone::clone(&files_behind),
         );
         registry.register("build", "This binary", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
@@ -252,7 +254,7 @@ impl Default for Metrics {
             in_flight,
             refusals,
             shed,
-            places_taken,
+            requests_held,
             body_bytes_held,
             cached_deks,
             postures,
@@ -263,8 +265,8 @@ impl Default for Metrics {
             kms,
             audit_log_behind,
             checkpoints_made,
-            checkpoint_place_failures,
-            checkpoint_place_unpublished,
+            destination_failures,
+            destination_unpublished,
             streams_behind,
             stream_failures,
             rereads,
@@ -274,17 +276,17 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// A request has come.
+    /// Counts a request as begun.
     pub fn began(&self) {
         self.in_flight.inc();
     }
 
-    /// A request has been answered, or given up.
+    /// Counts a request as ended, answered or not.
     pub fn ended(&self) {
         self.in_flight.dec();
     }
 
-    /// What was answered.
+    /// Counts an answer.
     pub fn answered(&self, route: &str, method: &str, status: u16, code: Option<&'static str>, seconds: f64) {
         let labels = RequestLabels { route: route.to_owned(), method: method.to_owned(), status };
         self.requests.get_or_create(&labels).inc();
@@ -294,43 +296,44 @@ impl Metrics {
         }
     }
 
-    /// A request was refused because this was full.
+    /// Counts a request refused because the limit named `full` was reached.
     pub fn shed(&self, full: &'static str) {
         self.shed.get_or_create(&BoundLabels { full }).inc();
     }
 
-    /// How many requests are worked on, and how many bytes of bodies are held.
-    pub fn set_held(&self, places: usize, bytes: usize) {
-        self.places_taken.set(i64::try_from(places).unwrap_or(i64::MAX));
+    /// Sets the number of requests in progress, and of bytes of bodies held.
+    pub fn set_held(&self, requests: usize, bytes: usize) {
+        self.requests_held.set(i64::try_from(requests).unwrap_or(i64::MAX));
         self.body_bytes_held.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
-    /// Whether the audit log is behind what was published, how many checkpoints were made, and of each kind of
-    /// place how often publishing failed there and how many entries wait for it.
+    /// Sets whether the audit log is behind its published checkpoint, how many checkpoints were
+    /// made, and for each kind of destination the failures to publish and the entries not yet
+    /// covered.
     pub fn set_checkpoints(
         &self,
         behind: bool,
         made: u64,
-        places: impl Iterator<Item = (&'static str, u32, u64)>,
+        destinations: impl Iterator<Item = (&'static str, u32, u64)>,
     ) {
         self.audit_log_behind.set(i64::from(behind));
         self.checkpoints_made.inner().store(made, Ordering::Relaxed);
-        for (place, failures, unpublished) in places {
-            self.checkpoint_place_failures.get_or_create(&PlaceLabels { place }).set(i64::from(failures));
+        for (place, failures, unpublished) in destinations {
+            self.destination_failures.get_or_create(&DestinationLabels { place }).set(i64::from(failures));
             let unpublished = i64::try_from(unpublished).unwrap_or(i64::MAX);
-            self.checkpoint_place_unpublished.get_or_create(&PlaceLabels { place }).set(unpublished);
+            self.destination_unpublished.get_or_create(&DestinationLabels { place }).set(unpublished);
         }
     }
 
-    /// How many DEKs are in memory.
+    /// Sets the number of DEKs in memory.
     pub fn set_cached_deks(&self, count: u64) {
         self.cached_deks.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
-    /// How the keys are; versions that were shown before and are not among them are shown no more.
+    /// Sets the state of the keys; other versions are removed.
     pub fn set_keys(&self, mut keys: Vec<KeyShown>) {
         keys.sort_by_cached_key(|key| (Reverse(key.posture), key.proof_age, key.key_version.to_string()));
-        keys.truncate(MOST_KEY_VERSIONS);
+        keys.truncate(MAX_KEY_VERSIONS);
         self.postures.clear();
         self.proof_ages.clear();
         for key in keys {
@@ -345,7 +348,7 @@ impl Metrics {
         }
     }
 
-    /// What the watch over the keys has counted since the start.
+    /// Sets the counts of probes and incidents since the start.
     pub fn set_watch(&self, probes: [(&'static str, u64); 3], incidents: [(Posture, u64); 3]) {
         for (outcome, count) in probes {
             self.probes.get_or_create(&OutcomeLabels { outcome }).inner().store(count, Ordering::Relaxed);
@@ -356,7 +359,7 @@ impl Metrics {
         }
     }
 
-    /// What became of the DEKs that were made ahead of need.
+    /// Sets the counts of the DEK pool.
     pub fn set_dek_pool(&self, counts: PoolCounts) {
         self.pool.held.set(i64::try_from(counts.held).unwrap_or(i64::MAX));
         self.pool.made.inner().store(counts.made, Ordering::Relaxed);
@@ -364,7 +367,7 @@ impl Metrics {
         self.pool.discarded.inner().store(counts.discarded, Ordering::Relaxed);
     }
 
-    /// The requests to the KMS of `provider`, made and not made, since the start.
+    /// Sets the counts of requests to the KMS of `provider`, made and withheld, since the start.
     pub fn set_kms_requests(
         &self,
         provider: &'static str,
@@ -374,7 +377,7 @@ impl Metrics {
         self.kms.set(provider, made, withheld);
     }
 
-    /// How far a stream of the log is behind, and how many of its deliveries failed.
+    /// Sets how far a stream of the log is behind, and how many of its deliveries failed.
     pub fn set_stream(&self, stream: &'static str, behind: u64, failures: u64) {
         let labels = StreamLabels { stream };
         let behind = i64::try_from(behind).unwrap_or(i64::MAX);
@@ -382,7 +385,7 @@ impl Metrics {
         self.stream_failures.get_or_create(&labels).inner().store(failures, Ordering::Relaxed);
     }
 
-    /// What became of files that were read again.
+    /// Sets the outcomes of reading configuration files again.
     pub fn set_rereads(&self, rereads: &Rereads) {
         for (part, of_part) in rereads.all() {
             for (outcome, count) in of_part.counts {
@@ -393,10 +396,10 @@ impl Metrics {
         }
     }
 
-    /// All of them as text.
+    /// All metrics as text.
     pub fn text(&self) -> MetricsText {
         let mut open_metrics = String::new();
-        // Writing into a string does not fail.
+        // Writing to a string cannot fail.
         let _ = prometheus_client::encoding::text::encode(&mut open_metrics, &self.registry);
         MetricsText { classic: classic(&open_metrics), open_metrics }
     }
@@ -407,7 +410,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_shed_and_what_is_held_show_in_the_metrics() {
+    fn the_metrics_have_shed_requests_and_held_bytes() {
         let metrics = Metrics::default();
         metrics.shed("places");
         metrics.set_held(3, 4_096);
@@ -422,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn key_states_show_in_the_metrics_for_a_bounded_number() {
+    fn the_metrics_have_the_state_of_a_limited_number_of_keys() {
         let metrics = Metrics::default();
         let key = |number: usize, posture| KeyShown {
             key_version: KeyVersion::new("byok", number.to_string()),
@@ -446,13 +449,13 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line} in {text}");
         }
-        assert_eq!(text.matches("byok_key_posture{").count(), 3 * MOST_KEY_VERSIONS);
+        assert_eq!(text.matches("byok_key_posture{").count(), 3 * MAX_KEY_VERSIONS);
         metrics.set_keys(Vec::new());
         assert!(!metrics.text().classic.contains("byok_key_posture{"));
     }
 
     #[test]
-    fn what_became_of_the_pool_shows_in_the_metrics() {
+    fn the_metrics_have_the_counts_of_the_pool() {
         let metrics = Metrics::default();
         metrics.set_dek_pool(PoolCounts { held: 4, made: 9, taken: 3, discarded: 2 });
         let text = metrics.text().classic;
@@ -467,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_shows_in_the_metrics() {
+    fn the_metrics_count_answers() {
         let metrics = Metrics::default();
         metrics.answered("/byok/encrypt", "POST", 403, Some("PERMISSION_DENIED"), 0.002);
         let text = metrics.text().classic;

@@ -1,5 +1,5 @@
-//! Logs, traces and metrics. Never holds a plaintext, a key, a token or a provider's message: what is logged of a request
-//! is its id, route, status, code and duration.
+//! Logs, traces and metrics. They never contain a plaintext, a key, a token or a provider's
+//! message: of a request, only its id, route, status, code and duration are logged.
 
 mod classic;
 mod metrics;
@@ -22,10 +22,10 @@ pub use metrics::{KeyShown, Metrics, MetricsText, PoolCounts};
 pub use requests::{MadeShown, WithheldShown};
 pub use rereads::{Reread, Rereads};
 
-/// Where the spans of requests are made.
-const REQUESTS: &str = "byok::server";
+/// The module that makes the spans of requests.
+const REQUEST_TARGET: &str = "byok::server";
 
-/// Keeps the trace exporter; its drop sends what is left.
+/// Owns the trace exporter; dropping it sends the remaining traces.
 pub struct Guard(Option<SdkTracerProvider>);
 
 impl Drop for Guard {
@@ -36,23 +36,25 @@ impl Drop for Guard {
     }
 }
 
-/// Starts logs, and traces where an endpoint is configured. To be called once, inside the runtime.
+/// Starts logs, and traces if an endpoint is configured. Must be called once, inside the runtime.
 ///
 /// # Errors
-/// A sentence for the operator: the filter or the endpoint is unusable, or logging was started before.
+/// A sentence for the operator: the filter or the endpoint is invalid, or logging was started
+/// before.
 pub fn start(settings: &Telemetry) -> Result<Guard, String> {
     let filter: Targets = settings.filter.parse().map_err(|_| "BYOK_LOG: is not a log filter".to_owned())?;
-    // What others log may hold anything: the providers' clients print requests, answers and credentials' errors.
+    // Other crates may log anything: the providers' clients log requests, answers and errors of
+    // credentials.
     let ours = Targets::new().with_target("byok", LevelFilter::TRACE);
     let provider = settings.otlp_endpoint.as_deref().map(exporter).transpose()?;
     let traces = provider.as_ref().map(|provider| {
-        // The requests' spans, whatever the logs are to say.
-        let filter = filter.clone().with_target(REQUESTS, LevelFilter::DEBUG);
+        // The spans of requests are traced whatever the filter of the logs is.
+        let filter = filter.clone().with_target(REQUEST_TARGET, LevelFilter::DEBUG);
         let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("byok"));
         layer.with_filter(filter.and(ours.clone()))
     });
-    // Standard error: standard output belongs to what a command answers. That it cannot be written to would be said there,
-    // with a panic.
+    // To standard error, since standard output is for the output of commands. Internal errors are
+    // not logged: a failure to write to standard error would be reported there again, and panic.
     let lines = match settings.format {
         LogFormat::Json => {
             let layer = fmt::layer().json().flatten_event(true).with_writer(std::io::stderr);

@@ -1,4 +1,5 @@
-//! Requests to the customer's KMS as metrics. They are counted where they are made; this shows the counts.
+//! Metrics of the requests to the customer's KMS. The requests are counted where they are made;
+//! this exports the counts.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
@@ -24,29 +25,30 @@ struct WithheldLabels {
     reason: &'static str,
 }
 
-/// What a scrape shows of the requests of one kind that came to one result.
+/// The requests of one operation with one result.
 pub struct MadeShown {
-    /// What was asked.
+    /// The operation.
     pub operation: &'static str,
-    /// What came of it.
+    /// The class of the result.
     pub class: &'static str,
-    /// The upper bound of each bucket of durations, in seconds, and how many are in it; the last bound is infinite.
+    /// The upper bound of each bucket of durations, in seconds, and its count; the last bound is
+    /// infinite.
     pub buckets: Vec<(f64, u64)>,
-    /// How long they took together.
+    /// The sum of the durations.
     pub total: Duration,
 }
 
-/// What a scrape shows of requests that were not made.
+/// The requests of one operation that were not made for one reason.
 pub struct WithheldShown {
-    /// What was to be asked.
+    /// The operation.
     pub operation: &'static str,
-    /// Why it was not.
+    /// The reason.
     pub reason: &'static str,
-    /// How many.
+    /// The number of requests.
     pub count: u64,
 }
 
-/// A histogram that somebody else counts.
+/// A histogram with counts that are set from outside.
 #[derive(Debug, Default)]
 struct Durations(Mutex<(Duration, Vec<(f64, u64)>)>);
 
@@ -78,12 +80,12 @@ impl RequestMetrics {
         let metrics = Self::default();
         registry.register(
             "kms_request_duration_seconds",
-            "Requests to the KMS, by what was asked and what came of it",
+            "Requests to the KMS, by operation and result",
             metrics.made.clone(),
         );
         registry.register(
             "kms_requests_withheld",
-            "Requests to the KMS that were wanted and not made",
+            "Requests to the KMS that were withheld",
             metrics.withheld.clone(),
         );
         metrics

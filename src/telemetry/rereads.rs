@@ -1,16 +1,16 @@
-//! What became of files that were read again while the server runs, for the metrics.
+//! Outcomes of reading configuration files again while the server runs, for the metrics.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-/// What became of a part of the configuration whose file has changed.
+/// The outcome of reading a part of the configuration whose file has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reread {
-    /// It is in use.
+    /// The new content is in use.
     Taken,
-    /// It is of no use: what was there before stays in use.
+    /// The new content is invalid; the previous one stays in use.
     Refused,
-    /// It is in use after a restart alone.
+    /// The new content takes effect only after a restart.
     NeedsRestart,
 }
 
@@ -25,19 +25,19 @@ impl Reread {
     }
 }
 
-/// Counts by part and outcome, and what came last of each part.
+/// The outcomes of each part, and its last one.
 #[derive(Default)]
 pub struct Rereads(Mutex<BTreeMap<&'static str, OfPart>>);
 
 #[derive(Clone, Default)]
 pub(super) struct OfPart {
     pub(super) counts: BTreeMap<Reread, u64>,
-    /// Whether its file holds something else than what is in use.
+    /// Whether the file differs from the configuration in use.
     pub(super) is_behind: bool,
 }
 
 impl Rereads {
-    /// Counts one.
+    /// Counts an outcome of a part.
     pub fn count(&self, part: &'static str, outcome: Reread) {
         let mut parts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let part = parts.entry(part).or_default();

@@ -339,8 +339,8 @@ async fn doctor_tries_the_streams_folder_and_connects_to_webhooks_without_postin
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let plain = receiver.address.replace("http://", "https://");
     for (url, problem) in [
-        (format!("http://{closed}/s3cret"), "its host takes no connection"),
-        (format!("{plain}/s3cret"), "no TLS with its host"),
+        (format!("http://{closed}/s3cret"), "its host accepts no connection"),
+        (format!("{plain}/s3cret"), "no TLS connection with its host"),
     ] {
         server
             .environment

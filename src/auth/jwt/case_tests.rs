@@ -1,5 +1,5 @@
-//! Hasura's own JWT tests as tests of ours, row by row (`test_jwt.py`, `test_jwt_claims_map.py`, `AuthSpec.hs`), and then
-//! what attackers send.
+//! Hasura's own JWT tests as tests of ours, row by row (`test_jwt.py`, `test_jwt_claims_map.py`,
+//! `AuthSpec.hs`), and then what attackers send.
 
 use std::time::Duration;
 
@@ -14,14 +14,14 @@ use crate::model::{ErrorCode, Identity, Refusal};
 
 /// The refusal of a token with these claims under this configuration (an HS256 one with `more`).
 fn refused(more: &Value, claims: &Value) -> (ErrorCode, String) {
-    told(authenticate(&hs256(more), &bearer_of(&hs256_token(claims))))
+    refusal_of(authenticate(&hs256(more), &bearer_of(&hs256_token(claims))))
 }
 
 fn accepted(more: &Value, claims: &Value) -> Identity {
     authenticate(&hs256(more), &bearer_of(&hs256_token(claims))).unwrap()
 }
 
-fn told(result: Result<Identity, Refusal>) -> (ErrorCode, String) {
+fn refusal_of(result: Result<Identity, Refusal>) -> (ErrorCode, String) {
     let refusal = result.expect_err("refused");
     (refusal.code, refusal.message.into_owned())
 }
@@ -118,7 +118,7 @@ fn invalid_role_in_request_header() {
     let mut headers = bearer_of(&hs256_token(&claims()));
     headers.insert("x-hasura-role", "contractor".parse().unwrap());
     let expected = (ErrorCode::AccessDenied, "Your requested role is not in allowed roles".to_owned());
-    assert_eq!(told(authenticate(&hs256(&json!({})), &headers)), expected);
+    assert_eq!(refusal_of(authenticate(&hs256(&json!({})), &headers)), expected);
 }
 
 #[test]
@@ -155,7 +155,7 @@ fn expired() {
 fn invalid_signature() {
     let token = Signer::hmac("HS256", "another secret of 32 bytes or more, for tests").token(&claims());
     let result = authenticate(&hs256(&json!({})), &bearer_of(&token));
-    assert_eq!(told(result), invalid_jwt("JWSError JWSInvalidSignature"));
+    assert_eq!(refusal_of(result), invalid_jwt("JWSError JWSInvalidSignature"));
 }
 
 // test_jwt_claims_map.py
@@ -194,7 +194,7 @@ fn claims_map_invalid_role_in_request_header() {
     let mut headers = bearer_of(&token);
     headers.insert("x-hasura-role", "user".parse().unwrap());
     let expected = (ErrorCode::AccessDenied, "Your requested role is not in allowed roles".to_owned());
-    assert_eq!(told(authenticate(&hs256(&claims_map(false)), &headers)), expected);
+    assert_eq!(refusal_of(authenticate(&hs256(&claims_map(false)), &headers)), expected);
 }
 
 #[test]
@@ -284,7 +284,7 @@ fn the_default_role_must_be_allowed_too() {
 #[test]
 fn no_header_is_refused() {
     assert_eq!(
-        told(authenticate(&hs256(&json!({})), &HeaderMap::new())),
+        refusal_of(authenticate(&hs256(&json!({})), &HeaderMap::new())),
         invalid_headers("Missing 'Authorization' or 'Cookie' header in JWT authentication mode")
     );
 }
@@ -436,7 +436,7 @@ fn a_remembered_token_expires_all_the_same() {
     clock.advance(Duration::from_secs(3599));
     assert!(authenticator.authenticate(&headers).is_ok());
     clock.advance(Duration::from_secs(1));
-    assert_eq!(told(authenticator.authenticate(&headers)), invalid_jwt("JWTExpired"));
+    assert_eq!(refusal_of(authenticator.authenticate(&headers)), invalid_jwt("JWTExpired"));
 }
 
 // Headers
@@ -446,7 +446,7 @@ fn an_authorization_header_that_is_not_bearer_and_token_is_malformed() {
     let token = hs256_token(&claims());
     for value in ["", "Bearer", "Bearer ", &token, "Basic dXNlcjpwYXNz", "bearer x", "Bearer a b"] {
         let result = authenticate(&hs256(&json!({})), &headers(&[("authorization", value)]));
-        assert_eq!(told(result), invalid_headers("Malformed Authorization header"), "{value}");
+        assert_eq!(refusal_of(result), invalid_headers("Malformed Authorization header"), "{value}");
     }
 }
 
@@ -455,7 +455,7 @@ fn two_authorization_headers_are_malformed() {
     let value = format!("Bearer {}", hs256_token(&claims()));
     let result =
         authenticate(&hs256(&json!({})), &headers(&[("authorization", &value), ("authorization", &value)]));
-    assert_eq!(told(result), invalid_headers("Malformed Authorization header"));
+    assert_eq!(refusal_of(result), invalid_headers("Malformed Authorization header"));
 }
 
 #[test]
@@ -473,12 +473,13 @@ fn the_token_is_taken_from_the_configured_place_only() {
         (json!({"type": "customheader", "name": "X-Token"}), "authorization", &bearer, false),
     ] {
         let result = authenticate(&hs256(&json!({"header": header})), &headers(&[(name, value)]));
-        match found {
-            true => assert!(result.is_ok(), "{header}"),
-            false => assert_eq!(
-                told(result),
+        if found {
+            assert!(result.is_ok(), "{header}")
+        } else {
+            assert_eq!(
+                refusal_of(result),
                 invalid_headers("Missing 'Authorization' or 'Cookie' header in JWT authentication mode")
-            ),
+            )
         }
     }
 }
@@ -488,7 +489,7 @@ fn a_custom_header_holds_the_token_alone() {
     let bearer = format!("Bearer {}", hs256_token(&claims()));
     let configuration = hs256(&json!({"header": {"type": "CustomHeader", "name": "X-Token"}}));
     assert_eq!(
-        told(authenticate(&configuration, &headers(&[("x-token", &bearer)]))).0,
+        refusal_of(authenticate(&configuration, &headers(&[("x-token", &bearer)]))).0,
         ErrorCode::InvalidJwt
     );
 }
@@ -497,12 +498,12 @@ fn a_custom_header_holds_the_token_alone() {
 fn a_cookie_that_comes_twice_is_refused() {
     let configuration = hs256(&json!({"header": {"type": "Cookie", "name": "jwt"}}));
     let result = authenticate(&configuration, &headers(&[("cookie", "jwt=a"), ("cookie", "jwt=b")]));
-    assert_eq!(told(result).0, ErrorCode::InvalidHeaders);
+    assert_eq!(refusal_of(result).0, ErrorCode::InvalidHeaders);
 }
 
 // Several configurations
 
-/// Two configurations at the same place, by issuer, and one at another place.
+/// Two configurations at one location, distinguished by issuer, and one at another location.
 fn several(headers: &HeaderMap) -> Result<Identity, Refusal> {
     let second = "the second shared secret of 32 bytes or more";
     let configurations = json!([
@@ -528,7 +529,7 @@ fn the_issuer_chooses_among_several_configurations() {
     assert!(several(&bearer_of(&hs256_token(&claims_from("one")))).is_ok());
     assert!(several(&bearer_of(&second.token(&claims_from("two")))).is_ok());
     let result = several(&bearer_of(&second.token(&claims_from("one"))));
-    assert_eq!(told(result), invalid_jwt("JWSError JWSInvalidSignature"));
+    assert_eq!(refusal_of(result), invalid_jwt("JWSError JWSInvalidSignature"));
 }
 
 #[test]
@@ -542,17 +543,17 @@ fn the_place_chooses_among_several_configurations() {
 fn more_than_one_match_is_refused() {
     let multiple = invalid_headers("Could not verify JWT: Multiple JWTs found");
     // Without an issuer the token fits both.
-    assert_eq!(told(several(&bearer_of(&hs256_token(&claims())))), multiple);
-    let mut two_places = bearer_of(&hs256_token(&claims_from("one")));
-    two_places.insert("cookie", format!("jwt={}", hs256_token(&claims())).parse().unwrap());
-    assert_eq!(told(several(&two_places)), multiple);
+    assert_eq!(refusal_of(several(&bearer_of(&hs256_token(&claims())))), multiple);
+    let mut two_locations = bearer_of(&hs256_token(&claims_from("one")));
+    two_locations.insert("cookie", format!("jwt={}", hs256_token(&claims())).parse().unwrap());
+    assert_eq!(refusal_of(several(&two_locations)), multiple);
 }
 
 #[test]
 fn no_match_is_refused() {
     let missing = invalid_headers("Missing 'Authorization' or 'Cookie' header in JWT authentication mode");
-    assert_eq!(told(several(&bearer_of(&hs256_token(&claims_from("three"))))), missing);
-    assert_eq!(told(several(&HeaderMap::new())), missing);
+    assert_eq!(refusal_of(several(&bearer_of(&hs256_token(&claims_from("three"))))), missing);
+    assert_eq!(refusal_of(several(&HeaderMap::new())), missing);
 }
 
 // Kinds of keys
@@ -633,7 +634,7 @@ fn a_public_key_is_no_shared_secret() {
     for secret in [key.as_str(), key.trim()] {
         let token = Signer::hmac("HS256", secret).token(&claims());
         let result = authenticate(&configuration, &bearer_of(&token));
-        assert_eq!(told(result), invalid_jwt("JWSError JWSInvalidSignature"));
+        assert_eq!(refusal_of(result), invalid_jwt("JWSError JWSInvalidSignature"));
     }
 }
 
@@ -655,16 +656,16 @@ fn the_algorithm_is_the_configured_one_whatever_the_token_says() {
     ] {
         let token = rs256.token_with(&header, &claims);
         let result = authenticate(&public("RS256", "rsa2048.public"), &bearer_of(&token));
-        assert_eq!(told(result), invalid_jwt("JWSError JWSInvalidSignature"), "{header}");
+        assert_eq!(refusal_of(result), invalid_jwt("JWSError JWSInvalidSignature"), "{header}");
         // Without its signature.
         let unsigned = &token[..=token.rfind('.').unwrap()];
         let result = authenticate(&public("RS256", "rsa2048.public"), &bearer_of(unsigned));
-        assert_eq!(told(result), invalid_jwt("JWSError JWSInvalidSignature"), "{header}");
+        assert_eq!(refusal_of(result), invalid_jwt("JWSError JWSInvalidSignature"), "{header}");
     }
     // Rightly signed by the same key with another hash: still not the configured algorithm.
     let rs512 = Signer::rsa("RS512", &signature::RSA_PKCS1_SHA512).token(&claims);
     let result = authenticate(&public("RS256", "rsa2048.public"), &bearer_of(&rs512));
-    assert_eq!(told(result), invalid_jwt("JWSError JWSInvalidSignature"));
+    assert_eq!(refusal_of(result), invalid_jwt("JWSError JWSInvalidSignature"));
 }
 
 #[test]
@@ -685,7 +686,7 @@ fn keys_that_a_token_brings_along_are_not_looked_at() {
     ] {
         let token = stranger.token_with(&header, &claims());
         let result = authenticate(&public("ES256", "p256.public"), &bearer_of(&token));
-        assert_eq!(told(result), invalid_jwt("JWSError JWSInvalidSignature"), "{header}");
+        assert_eq!(refusal_of(result), invalid_jwt("JWSError JWSInvalidSignature"), "{header}");
     }
 }
 
@@ -708,7 +709,7 @@ fn a_header_that_is_not_one_we_know_is_refused() {
         let token = signer.token_of(header, &claims().to_string());
         let result = authenticate(&hs256(&json!({})), &bearer_of(&token));
         assert_eq!(
-            told(result),
+            refusal_of(result),
             invalid_jwt("JWSError (JSONDecodeError the header is not one that we know)"),
             "{header}"
         );
@@ -722,7 +723,7 @@ fn what_is_not_three_parts_is_refused_with_their_number() {
         invalid_jwt(&format!("{text} {number})"))
     };
     for (token, number) in [("abc", 1), ("a.b", 2), ("a.b.c.d", 4), ("a.b.c.d.e", 5)] {
-        assert_eq!(told(authenticate(&hs256(&json!({})), &bearer_of(token))), parts(number));
+        assert_eq!(refusal_of(authenticate(&hs256(&json!({})), &bearer_of(token))), parts(number));
     }
 }
 
@@ -754,7 +755,7 @@ fn claims_that_are_not_an_object_are_refused() {
     for payload in ["", "null", "[]", "5", "\"text\"", "{", &"[".repeat(10_000), "{\"exp\":1e999}"] {
         let token = Signer::hmac("HS256", SECRET).token_of(r#"{"alg":"HS256"}"#, payload);
         let result = authenticate(&hs256(&json!({})), &bearer_of(&token));
-        assert_eq!(told(result), invalid_jwt("JWTClaimsSetDecodeError"), "{payload}");
+        assert_eq!(refusal_of(result), invalid_jwt("JWTClaimsSetDecodeError"), "{payload}");
     }
 }
 
@@ -789,13 +790,13 @@ fn no_refusal_shows_the_token_or_a_claim() {
         (json!({}), with(&json!({"exp": CANARY}))),
     ] {
         let token = hs256_token(&claims);
-        let (_, message) = told(authenticate(&hs256(&more), &bearer_of(&token)));
+        let (_, message) = refusal_of(authenticate(&hs256(&more), &bearer_of(&token)));
         assert!(!message.contains(CANARY) && !message.contains(&token[..20]), "{message}");
     }
     let mut headers = bearer_of(&hs256_token(&self::claims()));
     headers.insert("x-hasura-role", CANARY.parse().unwrap());
-    assert!(!told(authenticate(&hs256(&json!({})), &headers)).1.contains(CANARY));
-    let (_, message) = told(authenticate(&hs256(&json!({})), &bearer_of(CANARY)));
+    assert!(!refusal_of(authenticate(&hs256(&json!({})), &headers)).1.contains(CANARY));
+    let (_, message) = refusal_of(authenticate(&hs256(&json!({})), &bearer_of(CANARY)));
     assert!(!message.contains(CANARY), "{message}");
 }
 
@@ -811,7 +812,7 @@ fn fields_that_nobody_knows_are_passed_over_and_null_is_absent() {
 fn a_malformed_configuration_says_what_is_wrong() {
     let mistakes = |value: Value| Jwt::of_one(&value.to_string(), true).err().unwrap_or_default();
     let with = |more: Value| mistakes(hs256(&more));
-    let types = "`type` is none of HS256, HS384, HS512, RS256, RS384, RS512, ES256, ES384, Ed25519";
+    let types = "`type` is not one of HS256, HS384, HS512, RS256, RS384, RS512, ES256, ES384, Ed25519";
     let no_map_path = "`claims_map` x-hasura-default-role has no `path` such as `$.user.id`";
     for (found, expected) in [
         (mistakes(json!([])), "is not a JSON object"),
@@ -831,7 +832,7 @@ fn a_malformed_configuration_says_what_is_wrong() {
         (with(json!({"type": "hs256"})), types),
         (
             mistakes(public("ES512", "p521.public")),
-            "`type` ES512 is not supported: our cryptographic library does not have it",
+            "`type` ES512 is not supported: the cryptographic library (ring) does not have it",
         ),
         (mistakes(public("RS256", "p256.public")), "`key` is not a key for the `type` RS256"),
         (mistakes(public("ES256", "p384.public")), "`key` is not a key for the `type` ES256"),

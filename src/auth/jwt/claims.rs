@@ -1,7 +1,7 @@
-//! From a token's claims to roles and session variables, as Hasura reads them.
+//! Extraction of roles and session variables from a token's claims, as by Hasura.
 //!
-//! Names of claims come from the configuration or begin with `x-hasura-`; a refusal may show them. It never shows a
-//! claim's value.
+//! A refusal may show names of claims, which come from the configuration or begin with `x-hasura-`,
+//! but never a claim's value.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -14,19 +14,19 @@ use crate::model::{ErrorCode, Refusal};
 const ALLOWED_ROLES: &str = "x-hasura-allowed-roles";
 const DEFAULT_ROLE: &str = "x-hasura-default-role";
 
-/// Where the Hasura claims stand.
+/// Where the Hasura claims are.
 #[derive(Debug)]
 pub(super) enum ClaimsRule {
-    /// Together, in one object.
+    /// In one object.
     Namespace { at: Namespace, format: Format },
-    /// Each at a place of its own (`claims_map`).
+    /// Each at a path of its own (`claims_map`).
     Map { allowed: Mapped<Vec<String>>, default: Mapped<String>, variables: Vec<(String, Mapped<String>)> },
 }
 
-/// The place of that one object.
+/// The location of that object.
 #[derive(Debug)]
 pub(super) enum Namespace {
-    /// A claim's name, taken as it is, dots and all.
+    /// The name of a claim, taken literally, dots included.
     Key(String),
     Path(Path),
 }
@@ -35,7 +35,7 @@ pub(super) enum Namespace {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
     Json,
-    /// As a text that holds JSON.
+    /// A string that contains JSON.
     StringifiedJson,
 }
 
@@ -46,12 +46,12 @@ pub(super) enum Mapped<T> {
     At { path: Path, default: Option<T> },
 }
 
-/// What Hasura takes from a token.
+/// The claims that Hasura uses.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::auth) struct HasuraClaims {
     pub(in crate::auth) allowed: Vec<Arc<str>>,
     pub(in crate::auth) default: Arc<str>,
-    /// The other `x-hasura-*` claims, names in lower case.
+    /// The other `x-hasura-*` claims, with their names in lower case.
     pub(in crate::auth) variables: Vec<(String, String)>,
 }
 
@@ -62,19 +62,21 @@ impl ClaimsRule {
             Self::Namespace { at, format } => from_object(&*at.object(*format, claims)?),
             Self::Map { allowed, default, variables } => {
                 let allowed = match allowed.find(claims) {
-                    Found::Ours(literal) => literal.iter().map(|role| Arc::from(role.as_str())).collect(),
+                    Found::Configured(literal) => {
+                        literal.iter().map(|role| Arc::from(role.as_str())).collect()
+                    }
                     Found::InToken(value) => roles(value)?,
-                    Found::Nowhere => return Err(missing(ALLOWED_ROLES)),
+                    Found::Missing => return Err(missing(ALLOWED_ROLES)),
                 };
                 let default = match default.find(claims) {
-                    Found::Ours(literal) => Arc::from(literal.as_str()),
+                    Found::Configured(literal) => Arc::from(literal.as_str()),
                     Found::InToken(value) => role(value)?,
-                    Found::Nowhere => return Err(missing(DEFAULT_ROLE)),
+                    Found::Missing => return Err(missing(DEFAULT_ROLE)),
                 };
                 let variables = variables.iter().map(|(name, mapped)| match mapped.find(claims) {
-                    Found::Ours(literal) => Ok((name.clone(), literal.clone())),
+                    Found::Configured(literal) => Ok((name.clone(), literal.clone())),
                     Found::InToken(value) => variable(name.clone(), value),
-                    Found::Nowhere => Err(invalid(format!("JWT claim from claims_map, {name} not found"))),
+                    Found::Missing => Err(invalid(format!("JWT claim from claims_map, {name} not found"))),
                 });
                 Ok(HasuraClaims { allowed, default, variables: variables.collect::<Result<_, _>>()? })
             }
@@ -97,7 +99,7 @@ impl Namespace {
             (Format::Json, _) => Err(invalid("expecting a json object when claims_format is json")),
             (Format::StringifiedJson, Value::String(text)) => {
                 serde_json::from_str(text).map(Cow::Owned).map_err(|_| {
-                    // Hasura goes on with the text that it found; we do not show it.
+                    // Hasura also quotes the text that it found; that is not shown here.
                     invalid(match self {
                         Self::Key(name) => {
                             format!("expecting stringified json at: 'claims_namespace {name}'")
@@ -140,19 +142,19 @@ fn from_object(object: &Map<String, Value>) -> Result<HasuraClaims, Refusal> {
 }
 
 enum Found<'m, 'v, T> {
-    Ours(&'m T),
+    Configured(&'m T),
     InToken(&'v Value),
-    Nowhere,
+    Missing,
 }
 
 impl<T> Mapped<T> {
     fn find<'m, 'v>(&'m self, claims: &'v Value) -> Found<'m, 'v, T> {
         match self {
-            Self::Literal(literal) => Found::Ours(literal),
+            Self::Literal(literal) => Found::Configured(literal),
             Self::At { path, default } => match (path.find(claims), default) {
                 (Some(value), _) => Found::InToken(value),
-                (None, Some(default)) => Found::Ours(default),
-                (None, None) => Found::Nowhere,
+                (None, Some(default)) => Found::Configured(default),
+                (None, None) => Found::Missing,
             },
         }
     }
@@ -181,7 +183,7 @@ fn variable(name: String, value: &Value) -> Result<(String, String), Refusal> {
     }
 }
 
-/// In the words of Hasura's JSON library.
+/// The message of Hasura's JSON library.
 fn expected(parsing: &str, kind: &str, value: &Value) -> String {
     let found = match value {
         Value::Null => "Null",

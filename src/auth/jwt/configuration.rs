@@ -1,7 +1,7 @@
-//! Hasura's JWT configuration: the JSON of `HASURA_GRAPHQL_JWT_SECRET`, read once at start.
+//! Hasura's JWT configuration: the JSON of `HASURA_GRAPHQL_JWT_SECRET`.
 //!
-//! Fields that we do not know are passed over, as Hasura does; a known one that is malformed is a mistake. Every mistake
-//! is found in one reading, and none shows a value: the document holds a secret.
+//! Unknown fields are ignored, as by Hasura; a malformed known field is an error. All errors are
+//! reported at once, and none shows a value, since the document holds a secret.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,31 +18,31 @@ use super::pem;
 pub(super) struct Configuration {
     pub(super) key: KeySource,
     pub(super) claims: ClaimsRule,
-    /// One of these must be in the token's `aud`.
+    /// The audiences, of which the token's `aud` must contain one.
     pub(super) audience: Option<Vec<String>>,
     pub(super) issuer: Option<String>,
-    /// By how much the token's times may be off.
+    /// The tolerance for the token's times.
     pub(super) skew: Duration,
     pub(super) location: Location,
-    /// Whether a token must say when it expires.
+    /// Whether a token must have an `exp`.
     pub(super) require_exp: bool,
 }
 
-/// Where the keys come from.
+/// The source of the keys.
 pub(super) enum KeySource {
     Fixed(Arc<KeySet>),
-    /// Fetched from there, again and again.
+    /// Fetched from this URL, and kept up to date.
     Url(reqwest::Url),
 }
 
-/// Where in a request the token stands.
+/// Where in a request the token is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Location {
     /// `Authorization: Bearer <token>`.
     Authorization,
-    /// The cookie of that name.
+    /// The cookie of this name.
     Cookie(String),
-    /// The header of that name, which holds the token and nothing else.
+    /// The header of this name, whose whole value is the token.
     Header(HeaderName),
 }
 
@@ -69,7 +69,7 @@ pub(super) fn parse_many(json: &str, require_exp: bool) -> Result<Vec<Configurat
             let fields = Fields::of(value, &format!("[{index}]: "), &mut problems)?;
             fields.configuration(require_exp)
         })
-        // Read to the end before any is given up: all mistakes come at once.
+        // Collected before the conversion to an option, so that the errors of all are reported.
         .collect::<Vec<_>>()
         .into_iter()
         .collect();
@@ -81,35 +81,35 @@ fn finish<T>(read: Option<T>, problems: Vec<String>) -> Result<T, Vec<String>> {
 }
 
 fn document(json: &str) -> Result<Value, String> {
-    // serde_json's own message may quote what it read.
+    // serde_json's own message may quote the document.
     serde_json::from_str(json)
         .map_err(|error| format!("is not valid JSON, at line {}, column {}", error.line(), error.column()))
 }
 
-/// The fields of one object, and the mistakes found in them.
+/// The fields of one object, and the errors found in them.
 struct Fields<'a> {
     object: &'a Map<String, Value>,
-    place: String,
+    prefix: String,
     problems: &'a mut Vec<String>,
 }
 
 impl<'a> Fields<'a> {
-    fn of(value: &'a Value, place: &str, problems: &'a mut Vec<String>) -> Option<Self> {
+    fn of(value: &'a Value, prefix: &str, problems: &'a mut Vec<String>) -> Option<Self> {
         match value.as_object() {
-            Some(object) => Some(Self { object, place: place.to_owned(), problems }),
+            Some(object) => Some(Self { object, prefix: prefix.to_owned(), problems }),
             None => {
-                problems.push(format!("{place}is not a JSON object"));
+                problems.push(format!("{prefix}is not a JSON object"));
                 None
             }
         }
     }
 
     fn problem<T>(&mut self, problem: impl AsRef<str>) -> Option<T> {
-        self.problems.push(format!("{}{}", self.place, problem.as_ref()));
+        self.problems.push(format!("{}{}", self.prefix, problem.as_ref()));
         None
     }
 
-    /// A field that is there and not null.
+    /// A field that is present and not null.
     fn get(&self, name: &str) -> Option<&'a Value> {
         self.object.get(name).filter(|value| !value.is_null())
     }
@@ -126,7 +126,7 @@ impl<'a> Fields<'a> {
         let issuer = self.text("issuer").map(str::to_owned);
         let skew = self.skew();
         let location = self.location();
-        // What is missing here has left its problem.
+        // A `None` here has already added its problem.
         Some(Configuration {
             key: key?,
             claims: claims?,
@@ -161,11 +161,12 @@ impl<'a> Fields<'a> {
         };
         let algorithm = match (name, Algorithm::parse(name)) {
             ("ES512", _) => {
-                return self
-                    .problem("`type` ES512 is not supported: our cryptographic library does not have it");
+                return self.problem(
+                    "`type` ES512 is not supported: the cryptographic library (ring) does not have it",
+                );
             }
             ("EdDSA" | "PS256" | "PS384" | "PS512", _) | (_, None) => {
-                return self.problem(format!("`type` is none of {TYPES}"));
+                return self.problem(format!("`type` is not one of {TYPES}"));
             }
             (_, Some(algorithm)) => algorithm,
         };
@@ -208,7 +209,7 @@ impl<'a> Fields<'a> {
         match self.get("claims_map") {
             None => Some(ClaimsRule::Namespace { at: namespace?, format }),
             Some(map) => {
-                Fields::of(map, &format!("{}`claims_map` ", self.place), self.problems)?.claims_map()
+                Fields::of(map, &format!("{}`claims_map` ", self.prefix), self.problems)?.claims_map()
             }
         }
     }
@@ -266,7 +267,7 @@ impl<'a> Fields<'a> {
 
     fn location(&mut self) -> Option<Location> {
         let Some(value) = self.get("header") else { return Some(Location::Authorization) };
-        let mut header = Fields::of(value, &format!("{}`header` ", self.place), self.problems)?;
+        let mut header = Fields::of(value, &format!("{}`header` ", self.prefix), self.problems)?;
         match header.text("type").map(str::to_ascii_lowercase).as_deref() {
             Some("authorization") => Some(Location::Authorization),
             Some("cookie") => match header.text("name").filter(|name| !name.is_empty()) {

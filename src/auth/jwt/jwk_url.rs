@@ -1,8 +1,8 @@
-//! Keys from `jwk_url`: fetched at start, again when the answer before said so, as Hasura does, and before that where a
-//! token names a key that is not known.
+//! Keys from `jwk_url`: fetched at start, again when the previous answer expires, as by Hasura, and
+//! earlier if a token names an unknown key.
 //!
-//! A failed fetch leaves the keys as they are and is tried again each second. Of an answer nothing is logged but the ids of
-//! keys that are not used.
+//! A failed fetch leaves the keys unchanged and is retried each second. Of an answer, only the ids
+//! of unused keys are logged.
 
 use std::fmt;
 use std::time::Duration;
@@ -16,20 +16,21 @@ use super::verifier::Verifier;
 use crate::crypto;
 use crate::model::{Clock, Timestamp};
 
-/// How often a fetch that is due, or that failed, is tried.
+/// The interval between retries, and the shortest between fetches.
 const TICK: Duration = Duration::from_secs(1);
 /// How long one fetch may take.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// The largest answer that is read.
 const MAX_BODY_BYTES: usize = 1024 * 1024;
-/// How many of the keys that are not used are named.
-const NAMED: usize = 10;
+/// The most unused keys that are named.
+const MAX_NAMED: usize = 10;
 
-/// What one fetch of the keys of a `jwk_url` brought.
+/// The result of one fetch of the keys of a `jwk_url`.
 pub struct KeysFound {
     /// The host.
     pub host: String,
-    /// How many keys can be used, and of some that cannot the id and why; or why nothing came.
+    /// The number of usable keys, with the ids of unusable ones and the reasons; or why the fetch
+    /// failed.
     pub keys: Result<(usize, Vec<String>), String>,
 }
 
@@ -48,7 +49,7 @@ impl fmt::Display for FetchError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unreachable => f.write_str("it cannot be reached"),
-            Self::Timeout => write!(f, "no whole answer within {} s", DEADLINE.as_secs()),
+            Self::Timeout => write!(f, "no complete answer within {} s", DEADLINE.as_secs()),
             Self::Status(status) => write!(f, "the answer has the status {status}"),
             Self::OtherOrigin => f.write_str("it redirects to another scheme, host or port"),
             Self::TooLarge => write!(f, "the answer has more than {MAX_BODY_BYTES} bytes"),
@@ -64,8 +65,8 @@ impl From<reqwest::Error> for FetchError {
     }
 }
 
-/// Keeps the keys of `verifier` fresh until `stop`. An answer that says nothing about how long it lasts lasts until a token
-/// names another key.
+/// Keeps the keys of `verifier` up to date until `stop`. An answer without a lifetime is kept until
+/// a token names an unknown key.
 pub(super) async fn keep_fresh(
     verifier: &Verifier,
     url: &reqwest::Url,
@@ -78,7 +79,7 @@ pub(super) async fn keep_fresh(
     let mut failing = false;
     let refetch = verifier.refetch();
     loop {
-        refetch.begins();
+        refetch.begin();
         let fetched = tokio::select! {
             fetched = fetch(client, url) => fetched,
             () = stop.cancelled() => return,
@@ -87,11 +88,11 @@ pub(super) async fn keep_fresh(
         let wait = match fetched {
             Ok(answer) => {
                 let body = crypto::sha256(&answer.body);
-                // The same keys again keep what they have verified.
+                // If the keys are unchanged, the tokens that they have verified stay cached.
                 if last_body != Some(body) {
-                    tracing::info!(host, keys = answer.keys.len(), "the keys of jwk_url are in use");
-                    for key in named(answer.keys.unused()) {
-                        tracing::warn!(host, key, "a key of jwk_url is not used");
+                    tracing::info!(host, keys = answer.keys.len(), "new keys of jwk_url are in use");
+                    for key in described(answer.keys.unused()) {
+                        tracing::warn!(host, key, "a key of jwk_url cannot be used");
                     }
                     verifier.replace_keys(answer.keys);
                     last_body = Some(body);
@@ -99,17 +100,17 @@ pub(super) async fn keep_fresh(
                     tracing::info!(host, "the keys of jwk_url can be fetched again");
                 }
                 failing = false;
-                lasts(&answer.headers, clock.now()).map(|time| time.max(TICK))
+                lifetime(&answer.headers, clock.now()).map(|time| time.max(TICK))
             }
             Err(error) => {
                 if !failing {
-                    tracing::warn!(host, %error, "the keys of jwk_url cannot be fetched; trying each second");
+                    tracing::warn!(host, %error, "the keys of jwk_url cannot be fetched; trying again each second");
                     failing = true;
                 }
                 Some(TICK)
             }
         };
-        refetch.ends(failed);
+        refetch.end(failed);
         let due = async {
             match wait {
                 Some(wait) => tokio::time::sleep(wait).await,
@@ -118,31 +119,32 @@ pub(super) async fn keep_fresh(
         };
         tokio::select! {
             () = due => {}
-            () = refetch.wanted() => {}
+            () = refetch.requested() => {}
             () = stop.cancelled() => return,
         }
     }
 }
 
-/// Fetches them once, and keeps nothing.
+/// Fetches the keys once, and stores nothing.
 pub(super) async fn try_once(client: &reqwest::Client, url: &reqwest::Url) -> KeysFound {
     let keys = match fetch(client, url).await {
-        Ok(answer) => Ok((answer.keys.len(), named(answer.keys.unused()).collect())),
+        Ok(answer) => Ok((answer.keys.len(), described(answer.keys.unused()).collect())),
         Err(error) => Err(error.to_string()),
     };
     KeysFound { host: url.host_str().unwrap_or_default().to_owned(), keys }
 }
 
-/// Some of the keys that are not used, each with its id and why.
-fn named(unused: &[Unused]) -> impl Iterator<Item = String> {
-    let more = unused.len().saturating_sub(NAMED);
+/// Descriptions of unused keys: the id and the reason for up to [`MAX_NAMED`], then the number of
+/// the others.
+fn described(unused: &[Unused]) -> impl Iterator<Item = String> {
+    let more = unused.len().saturating_sub(MAX_NAMED);
     let one = |key: &Unused| match &key.id {
-        // What the provider wrote: nothing of it may look like another line.
+        // Quoted, since the provider chooses the id: it must not look like another log line.
         Some(id) => format!("{id:?}: {}", key.why),
         None => format!("one without `kid`: {}", key.why),
     };
     let more = (more > 0).then(|| format!("{more} more"));
-    unused.iter().take(NAMED).map(one).chain(more)
+    unused.iter().take(MAX_NAMED).map(one).chain(more)
 }
 
 struct Answer {
@@ -171,26 +173,26 @@ async fn fetch(client: &reqwest::Client, url: &reqwest::Url) -> Result<Answer, F
     Ok(Answer { keys, body, headers })
 }
 
-/// How long an answer lasts by its headers (RFC 9111); none if they do not say. `Cache-Control` counts before `Expires`:
-/// `must-revalidate` with its age or else not at all, `no-cache` and `no-store` not at all, then `max-age` or
-/// `s-maxage`, whichever stands first.
-fn lasts(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+/// The lifetime of an answer by its headers (RFC 9111); `None` if they give none. `Cache-Control`
+/// comes before `Expires`: `must-revalidate` means its age, or zero without one; `no-cache` and
+/// `no-store` mean zero; then the first of `max-age` and `s-maxage` counts.
+fn lifetime(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let text =
         |name| headers.get_all(name).iter().filter_map(|value: &http::HeaderValue| value.to_str().ok());
     let directives: Vec<String> = text(CACHE_CONTROL)
         .flat_map(|line| line.split(','))
         .map(|part| part.trim().to_ascii_lowercase())
         .collect();
-    let is_there = |name: &str| directives.iter().any(|directive| directive == name);
+    let has = |name: &str| directives.iter().any(|directive| directive == name);
     let age = directives.iter().find_map(|directive| {
         let (name, value) = directive.split_once('=')?;
         let seconds = || value.trim_matches('"').parse().ok().map(Duration::from_secs);
         if matches!(name, "max-age" | "s-maxage") { seconds() } else { None }
     });
-    if is_there("must-revalidate") {
+    if has("must-revalidate") {
         return Some(age.unwrap_or_default());
     }
-    if is_there("no-cache") || is_there("no-store") {
+    if has("no-cache") || has("no-store") {
         return Some(Duration::ZERO);
     }
     age.or_else(|| {
@@ -242,7 +244,7 @@ mod tests {
                     headers.insert(name, value.parse().unwrap());
                 }
             }
-            assert_eq!(lasts(&headers, now), lasts_for, "{cache_control:?} {expires:?}");
+            assert_eq!(lifetime(&headers, now), lasts_for, "{cache_control:?} {expires:?}");
         }
     }
 
@@ -393,10 +395,10 @@ mod tests {
         let mut keys = vec![json!({ "kid": "one\nline", "kty": "oct" }), json!({ "kty": "AKP" })];
         keys.extend((0..20).map(|number| json!({ "kid": number.to_string(), "kty": "oct" })));
         let set = KeySet::parse(json!({ "keys": keys }).to_string().as_bytes()).ok().unwrap();
-        let named: Vec<String> = named(set.unused()).collect();
-        assert_eq!(named.len(), NAMED + 1);
+        let named: Vec<String> = described(set.unused()).collect();
+        assert_eq!(named.len(), MAX_NAMED + 1);
         assert!(named[0].starts_with(r#""one\nline": it is a shared secret"#), "{}", named[0]);
         assert!(named[1].starts_with("one without `kid`: its `kty`"), "{}", named[1]);
-        assert_eq!(named[NAMED], "12 more");
+        assert_eq!(named[MAX_NAMED], "12 more");
     }
 }

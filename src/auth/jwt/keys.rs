@@ -1,7 +1,8 @@
-//! Keys that verify signatures, by ring; and which key may verify which token.
+//! Keys that verify signatures with ring, and the selection of the key for a token.
 //!
-//! A key has a kind, and a kind has its algorithms: an RSA key never verifies an `HS256` token, and `none` is no
-//! algorithm (RFC 8725, sections 2.1 and 3.1). What a token says of itself only ever narrows the choice.
+//! Each kind of key has its algorithms: an RSA key never verifies an `HS256` token, and there is no
+//! algorithm `none` (RFC 8725, sections 2.1 and 3.1). The header of a token can only narrow the
+//! selection.
 
 use std::fmt;
 
@@ -31,7 +32,8 @@ pub(super) enum Algorithm {
 }
 
 impl Algorithm {
-    /// From the `alg` of a token's header or of a JWK. `ES512` is not among them: ring does not have it.
+    /// Parses the `alg` of a token's header or of a JWK. `ES512` is missing, since ring does not
+    /// have it.
     pub(super) fn parse(name: &str) -> Option<Self> {
         Some(match name {
             "HS256" => Self::Hs256,
@@ -50,7 +52,7 @@ impl Algorithm {
         })
     }
 
-    /// The hash of an HMAC, with the least bytes that its key must have (RFC 7518, section 3.2).
+    /// The hash of an HMAC, and the least length of its key in bytes (RFC 7518, section 3.2).
     pub(super) fn hmac(self) -> Option<(hmac::Algorithm, usize)> {
         match self {
             Self::Hs256 => Some((hmac::HMAC_SHA256, 32)),
@@ -85,16 +87,16 @@ enum Material {
 /// One key.
 pub(super) struct Key {
     id: Option<String>,
-    /// The only algorithm that it may be used with, where that is said.
+    /// The only algorithm for the key, if one is given.
     only: Option<Algorithm>,
     material: Material,
 }
 
-/// Why a public key is not taken.
+/// The size of an RSA key is out of range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RsaKeySize;
 
-/// Why a key of a JWK set is not used.
+/// Why a key of a JWK set cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unusable {
     NoObject,
@@ -110,27 +112,27 @@ pub(crate) enum Unusable {
 impl fmt::Display for Unusable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::NoObject => "it is no JSON object",
+            Self::NoObject => "it is not a JSON object",
             Self::Use => "its `use` is not `sig`",
-            Self::Operations => "its `key_ops` do not hold `verify`",
-            Self::Secret => "it is a shared secret (`oct`), and what a URL serves is no secret",
-            Self::Kind => "its `kty` and `crv` are of no kind that is verified with",
-            Self::Algorithm => "its `alg` is none that is verified, or none of its kind",
-            Self::Encoding => "a number of it is missing, padded or not base64url (RFC 7515, section 2)",
-            Self::Size => "it has not 2048 to 8192 bits, or not the length of its curve",
+            Self::Operations => "its `key_ops` do not contain `verify`",
+            Self::Secret => "it is a shared secret (`oct`), but a key that a URL serves is not secret",
+            Self::Kind => "its `kty` and `crv` are not supported",
+            Self::Algorithm => "its `alg` is not supported, or not one of its `kty`",
+            Self::Encoding => "one of its numbers is missing, padded or not base64url (RFC 7515, section 2)",
+            Self::Size => "it does not have 2048 to 8192 bits, or the length of its curve",
         })
     }
 }
 
-/// A key of a JWK set that is not used.
+/// A key of a JWK set that cannot be used.
 pub(crate) struct Unused {
     /// The beginning of its `kid`.
     pub(crate) id: Option<String>,
     pub(crate) why: Unusable,
 }
 
-/// How many characters of a `kid` are shown.
-const SHOWN: usize = 64;
+/// The most characters of a `kid` that are shown.
+const MAX_SHOWN_ID: usize = 64;
 
 impl Key {
     /// A shared secret for one algorithm.
@@ -165,7 +167,7 @@ impl Key {
         Ok(Self { id, only, material })
     }
 
-    /// Whether a key of this kind can verify that algorithm at all.
+    /// Whether a key of this kind can verify this algorithm at all.
     pub(super) fn fits(&self, algorithm: Algorithm) -> bool {
         match &self.material {
             Material::Hmac(_) => algorithm.hmac().is_some(),
@@ -191,16 +193,16 @@ impl Key {
     }
 }
 
-/// The keys of one configuration: the one of `key`, or those of a JWK set.
+/// The keys of one configuration: that of `key`, or those of a JWK set.
 pub(super) struct KeySet {
     keys: Vec<Key>,
     unused: Vec<Unused>,
 }
 
-/// How many keys a JWK set may have: a token without `kid` is tried against all of them.
+/// The most keys in a JWK set: a token without `kid` is tried with all of them.
 const MAX_KEYS: usize = 100;
 
-/// Why a document is no JWK set.
+/// Why a document is not accepted as a JWK set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum JwkSetError {
     /// It is not a JSON object with a list `keys`.
@@ -210,14 +212,14 @@ pub(super) enum JwkSetError {
 }
 
 impl KeySet {
-    /// Of one key.
+    /// A set of one key.
     pub(super) fn of(key: Key) -> Self {
         Self { keys: vec![key], unused: Vec::new() }
     }
 
-    /// Reads a JWK set (RFC 7517, section 5). As that section says, keys of a kind or for a use that we do not know are
-    /// passed over; so are keys that are too small, and shared secrets (`oct`): what a URL serves is no secret. Each of
-    /// them is among [`Self::unused`].
+    /// Parses a JWK set (RFC 7517, section 5). As that section requires, keys of an unknown kind or
+    /// use are ignored. So are keys that are too small, and shared secrets (`oct`), since a key
+    /// that a URL serves is not secret. All of them are in [`Self::unused`].
     pub(super) fn parse(document: &[u8]) -> Result<Self, JwkSetError> {
         let document: Value = serde_json::from_slice(document).map_err(|_| JwkSetError::Malformed)?;
         let keys = document.get("keys").and_then(Value::as_array).ok_or(JwkSetError::Malformed)?;
@@ -230,14 +232,14 @@ impl KeySet {
                 Ok(key) => set.keys.push(key),
                 Err(why) => {
                     let id = key.get("kid").and_then(Value::as_str);
-                    set.unused.push(Unused { id: id.map(|id| id.chars().take(SHOWN).collect()), why });
+                    set.unused.push(Unused { id: id.map(|id| id.chars().take(MAX_SHOWN_ID).collect()), why });
                 }
             }
         }
         Ok(set)
     }
 
-    /// The keys of the document that are not used.
+    /// The keys of the document that cannot be used.
     pub(super) fn unused(&self) -> &[Unused] {
         &self.unused
     }
@@ -247,13 +249,13 @@ impl KeySet {
         self.keys.iter().any(|key| key.id.as_deref() == Some(id))
     }
 
-    /// How many keys it holds.
+    /// The number of usable keys.
     pub(super) fn len(&self) -> usize {
         self.keys.len()
     }
 
-    /// Whether one of the keys that may, and that the token's `kid` does not rule out, verifies the signature. A key
-    /// without an id stands for any.
+    /// Whether a key for this algorithm, whose id does not contradict the token's `kid`, verifies
+    /// the signature. A key without an id is tried for any `kid`.
     pub(super) fn verify(
         &self,
         algorithm: Algorithm,
@@ -304,10 +306,7 @@ fn jwk(jwk: &Map<String, Value>) -> Result<Key, Unusable> {
         None => None,
     };
     let key = Key::public(text("kid").map(str::to_owned), only, key).map_err(|RsaKeySize| Unusable::Size)?;
-    match only.is_none_or(|only| key.fits(only)) {
-        true => Ok(key),
-        false => Err(Unusable::Algorithm),
-    }
+    if only.is_none_or(|only| key.fits(only)) { Ok(key) } else { Err(Unusable::Algorithm) }
 }
 
 #[cfg(test)]
@@ -355,7 +354,7 @@ mod tests {
             assert_eq!(set.unused()[0].why, why, "{other}");
         }
         let named = set(json!([{ "kid": "k".repeat(1_000), "kty": "oct" }]));
-        assert_eq!(named.unused()[0].id.as_deref(), Some("k".repeat(SHOWN).as_str()));
+        assert_eq!(named.unused()[0].id.as_deref(), Some("k".repeat(MAX_SHOWN_ID).as_str()));
     }
 
     #[test]

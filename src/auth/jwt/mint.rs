@@ -1,4 +1,5 @@
-//! Signing tokens for development: `byok dev` and `byok token`. The server itself never signs one.
+//! Signing of tokens for development, for `byok dev` and `byok token`. The server itself never
+//! signs one.
 
 use std::fmt;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use crate::config;
 use crate::crypto::SecretText;
 use crate::model::Timestamp;
 
-/// What a token shall say.
+/// The claims of a token to sign.
 #[derive(Clone, Debug)]
 pub struct MintClaims {
     /// `x-hasura-default-role`.
@@ -28,20 +29,20 @@ pub struct MintClaims {
     pub user: Option<String>,
     /// Further session variables, with their full names (`x-hasura-org-id`).
     pub variables: Vec<(String, String)>,
-    /// For how long it counts.
+    /// How long the token is valid.
     pub lasts: Duration,
 }
 
 /// Why no token can be signed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MintError {
-    /// What is wrong with the configuration.
+    /// The errors in the configuration.
     Configuration(Vec<String>),
-    /// Its key is not a shared secret, so it can verify but not sign.
+    /// The key is not a shared secret, so it can verify but not sign.
     NoSecret,
-    /// A token cannot say the claims in a way that the configuration reads: they stand in a list, over one another, or are
-    /// literals of the configuration.
-    Place,
+    /// A token cannot have the claims where the configuration reads them: the paths lead into a
+    /// list or overlap, or the configuration has literals instead.
+    Unwritable,
 }
 
 impl fmt::Display for MintError {
@@ -51,22 +52,24 @@ impl fmt::Display for MintError {
             Self::NoSecret => f.write_str(
                 "only a `type` of HS256, HS384 or HS512 can sign; get a token from your identity provider",
             ),
-            Self::Place => f.write_str(
-                "the configuration reads its claims from a place that a token made here cannot fill",
-            ),
+            Self::Unwritable => {
+                f.write_str("the configuration reads its claims in a way that no token made here can satisfy")
+            }
         }
     }
 }
 
 impl std::error::Error for MintError {}
 
-/// A configuration for a shared secret of at least 32 characters, as if `HASURA_GRAPHQL_JWT_SECRET` held it.
+/// A configuration for a shared secret of at least 32 characters, as if `HASURA_GRAPHQL_JWT_SECRET`
+/// held it.
 pub fn hs256_configuration(secret: &SecretText) -> config::Jwt {
     config::Jwt::One(SecretText::new(json!({ "type": "HS256", "key": secret.expose() }).to_string()))
 }
 
-/// Signs a token that this configuration accepts: its claims stand where the configuration looks for them, and it names
-/// the configured issuer and audience. Of several configurations it takes the first that can sign.
+/// Signs a token that this configuration accepts: its claims are where the configuration reads
+/// them, and it has the configured issuer and audience. Of several configurations, the first that
+/// can sign is used.
 ///
 /// # Errors
 ///
@@ -98,14 +101,14 @@ pub fn mint(setting: &config::Jwt, claims: &MintClaims, now: Timestamp) -> Resul
             set[name] = json!(value);
         }
     }
-    place(&configuration.claims, hasura_claims(claims), &mut set)?;
+    put_claims(&configuration.claims, hasura_claims(claims), &mut set)?;
 
     let header = json!({ "alg": algorithm, "typ": "JWT" });
     let [header, set] = [header, set].map(|part| URL_SAFE_NO_PAD.encode(part.to_string()));
     let message = format!("{header}.{set}");
     let token = format!("{message}.{}", URL_SAFE_NO_PAD.encode(hmac::sign(&key, message.as_bytes())));
-    // Places may lie over one another, or over `exp`; what does not verify is not given out.
-    Verifier::new(configuration).verify(&token, now).map_err(|_| MintError::Place)?;
+    // Paths may overlap with each other or with `exp`: only a token that verifies is returned.
+    Verifier::new(configuration).verify(&token, now).map_err(|_| MintError::Unwritable)?;
     Ok(token)
 }
 
@@ -126,8 +129,8 @@ fn hasura_claims(claims: &MintClaims) -> Map<String, Value> {
     object
 }
 
-/// Puts the claims where the configuration looks for them.
-fn place(rule: &ClaimsRule, mut claims: Map<String, Value>, set: &mut Value) -> Result<(), MintError> {
+/// Writes the claims where the configuration reads them.
+fn put_claims(rule: &ClaimsRule, mut claims: Map<String, Value>, set: &mut Value) -> Result<(), MintError> {
     match rule {
         ClaimsRule::Namespace { at, format } => {
             let value = match format {
@@ -136,13 +139,13 @@ fn place(rule: &ClaimsRule, mut claims: Map<String, Value>, set: &mut Value) -> 
             };
             match at {
                 Namespace::Key(name) => set[name] = value,
-                Namespace::Path(path) => path.put(set, value).ok_or(MintError::Place)?,
+                Namespace::Path(path) => path.put(set, value).ok_or(MintError::Unwritable)?,
             }
         }
         ClaimsRule::Map { allowed, default, variables } => {
             let mut put = |name: &str, path: Option<&Path>| match (claims.remove(name), path) {
-                (Some(value), Some(path)) => path.put(set, value).ok_or(MintError::Place),
-                (Some(_), None) => Err(MintError::Place),
+                (Some(value), Some(path)) => path.put(set, value).ok_or(MintError::Unwritable),
+                (Some(_), None) => Err(MintError::Unwritable),
                 (None, _) => Ok(()),
             };
             put("x-hasura-allowed-roles", allowed.path())?;
@@ -151,7 +154,7 @@ fn place(rule: &ClaimsRule, mut claims: Map<String, Value>, set: &mut Value) -> 
                 put(name, mapped.path())?;
             }
             if !claims.is_empty() {
-                return Err(MintError::Place);
+                return Err(MintError::Unwritable);
             }
         }
     }
@@ -231,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn where_no_token_can_be_made_the_error_says_why() {
+    fn the_error_says_why_no_token_can_be_made() {
         let mint = |configuration: Value| mint(&one(&configuration.to_string()), &wanted(), now());
         assert_eq!(mint(json!({"jwk_url": "https://a.b"})), Err(MintError::NoSecret));
         assert!(matches!(mint(json!({})), Err(MintError::Configuration(_))));
@@ -239,11 +242,11 @@ mod tests {
             mint(json!({"type": "HS256", "key": SECRET, "claims_map": {
                 "x-hasura-allowed-roles": ["user"], "x-hasura-default-role": "user",
             }})),
-            Err(MintError::Place)
+            Err(MintError::Unwritable)
         );
         assert_eq!(
             mint(json!({"type": "HS256", "key": SECRET, "claims_namespace": "exp"})),
-            Err(MintError::Place)
+            Err(MintError::Unwritable)
         );
     }
 }

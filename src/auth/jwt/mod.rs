@@ -1,13 +1,14 @@
 //! JSON Web Tokens, verified as Hasura verifies them, from the same configuration.
 //!
-//! Signatures are checked by ring itself. What is ours is the compact form, which takes a page; a JWT library would
-//! bring another cryptographic library or leave us to write its adapter to ring, which is longer.
+//! Signatures are verified by ring. Only the parsing of the compact form is written here: a JWT
+//! library would bring another cryptographic library, or need an adapter to ring that is longer
+//! than this.
 //!
-//! Where we are stricter than Hasura: a token needs an `exp` (unless waived) and, against a configured audience, an
-//! `aud`; its `alg` must be the configured `type`; a header that comes twice is refused; shared secrets in a JWK set are
-//! passed over; `kid`, where token and key both have one, must agree.
+//! Stricter than Hasura: a token needs an `exp` (unless waived) and, if an audience is configured,
+//! an `aud`; its `alg` must be the configured `type`; a duplicate header is refused; shared secrets
+//! in a JWK set are ignored; the `kid` of token and key, if both have one, must be equal.
 //!
-//! A refusal shows nothing of the token. Nothing here is logged but the state of `jwk_url`.
+//! A refusal shows nothing of the token. Only the state of `jwk_url` is logged.
 
 mod claims;
 mod configuration;
@@ -42,71 +43,74 @@ pub use self::jwk_url::KeysFound;
 pub use self::mint::{MintClaims, MintError, hs256_configuration, mint};
 pub(super) use self::token::has_jwt_shape;
 
-/// The JWT mode: one configuration, or several of which the token's place and issuer choose one.
+/// The JWT mode: one configuration, or several, of which the location and the issuer of the token
+/// select one.
 pub(super) struct Jwt {
     verifiers: Vec<Verifier>,
 }
 
 impl Jwt {
-    /// From the JSON of `HASURA_GRAPHQL_JWT_SECRET`.
+    /// Reads the JSON of `HASURA_GRAPHQL_JWT_SECRET`.
     ///
     /// # Errors
     ///
-    /// Everything that is wrong with it; no text shows a value.
+    /// All errors in it; no text shows a value.
     pub(super) fn of_one(json: &str, require_exp: bool) -> Result<Self, Vec<String>> {
         let configuration = configuration::parse_one(json, require_exp)?;
         Ok(Self { verifiers: vec![Verifier::new(configuration)] })
     }
 
-    /// From the JSON of `HASURA_GRAPHQL_JWT_SECRETS`.
+    /// Reads the JSON of `HASURA_GRAPHQL_JWT_SECRETS`.
     ///
     /// # Errors
     ///
-    /// As [`Self::of_one`]; each text begins with the place in the list.
+    /// As [`Self::of_one`]; each text begins with the index in the list.
     pub(super) fn of_many(json: &str, require_exp: bool) -> Result<Self, Vec<String>> {
         let configurations = configuration::parse_many(json, require_exp)?;
         Ok(Self { verifiers: configurations.into_iter().map(Verifier::new).collect() })
     }
 
-    /// The claims of the request's token, verified. None if there is no token, or none that any configuration is for.
+    /// The verified claims of the request's token. `None` if there is no token, or none for any of
+    /// the configurations.
     pub(super) fn claims(
         &self,
         headers: &HeaderMap,
         now: Timestamp,
     ) -> Result<Option<Arc<HasuraClaims>>, Refusal> {
-        Ok(match self.chosen(headers)? {
+        Ok(match self.selected(headers)? {
             Some((verifier, token)) => Some(verifier.verify(token, now)?),
             None => None,
         })
     }
 
-    /// The request's token, and the configuration that it is for.
-    fn chosen<'h>(&self, headers: &'h HeaderMap) -> Result<Option<(&Verifier, &'h str)>, Refusal> {
-        // Each configuration that finds a token where it looks for one, and whose issuer may be the token's.
-        let mut chosen = None;
+    /// The request's token, and the configuration for it.
+    fn selected<'h>(&self, headers: &'h HeaderMap) -> Result<Option<(&Verifier, &'h str)>, Refusal> {
+        // A configuration matches if there is a token at its location, and the token's issuer may
+        // be its own.
+        let mut selected = None;
         for verifier in &self.verifiers {
             let Some(token) = verifier.configuration().location.token(headers)? else { continue };
             if self.verifiers.len() > 1 && !issuer_fits(verifier, token)? {
                 continue;
             }
-            if chosen.replace((verifier, token)).is_some() {
+            if selected.replace((verifier, token)).is_some() {
                 return Err(Refusal::because(
                     ErrorCode::InvalidHeaders,
                     "Could not verify JWT: Multiple JWTs found",
                 ));
             }
         }
-        Ok(chosen)
+        Ok(selected)
     }
 
-    /// Fetches keys before their time where the request's token names one that is not known. Whether it is worth while to
-    /// look at the token again.
+    /// Fetches keys early if the request's token names an unknown one. Returns whether the key is
+    /// known now, so that the token should be verified again.
     ///
     /// # Errors
     ///
-    /// `Unavailable` where they cannot be fetched.
+    /// `Unavailable` if the keys cannot be fetched.
     pub(super) async fn look_for_key(&self, headers: &HeaderMap) -> Result<bool, Refusal> {
-        let Ok(Some((verifier, token))) = self.chosen(headers) else { return Ok(false) };
+        let Ok(Some((verifier, token))) = self.selected(headers) else { return Ok(false) };
         verifier.look_for_key(token).await
     }
 
@@ -115,7 +119,7 @@ impl Jwt {
         self.verifiers.iter().any(Verifier::knows_keys)
     }
 
-    /// Takes over the keys that another one has fetched, where they are from the same place.
+    /// Takes over the keys that `before` has fetched from the same URLs.
     pub(super) fn inherit(&self, before: &Self) {
         for verifier in &self.verifiers {
             if let KeySource::Url(url) = &verifier.configuration().key {
@@ -125,7 +129,7 @@ impl Jwt {
         }
     }
 
-    /// Fetches the keys of every `jwk_url` once, and says what came of it.
+    /// Fetches the keys of every `jwk_url` once, and returns the results.
     pub(super) async fn try_keys(&self, client: &reqwest::Client) -> Vec<KeysFound> {
         join_all(self.verifiers.iter().filter_map(|verifier| match &verifier.configuration().key {
             KeySource::Url(url) => Some(jwk_url::try_once(client, url)),
@@ -134,8 +138,8 @@ impl Jwt {
         .await
     }
 
-    /// Whether the request holds something of a JWT's shape where a JWT belongs.
-    pub(super) fn is_there(&self, headers: &HeaderMap) -> Result<bool, Refusal> {
+    /// Whether the request has something in the form of a JWT at a configured location.
+    pub(super) fn is_present(&self, headers: &HeaderMap) -> Result<bool, Refusal> {
         for verifier in &self.verifiers {
             if verifier.configuration().location.token(headers)?.is_some_and(has_jwt_shape) {
                 return Ok(true);
@@ -144,7 +148,7 @@ impl Jwt {
         Ok(false)
     }
 
-    /// Keeps the keys of every `jwk_url` fresh until `stop`. Returns at once if there is none.
+    /// Keeps the keys of every `jwk_url` up to date until `stop`. Returns at once if there is none.
     pub(super) async fn keep_keys_fresh(
         &self,
         client: &reqwest::Client,
@@ -159,14 +163,15 @@ impl Jwt {
     }
 }
 
-/// Among several configurations, issuers decide; one without an issuer takes any token, and a token without one fits any.
+/// Whether a token may be for this configuration by its issuer. A configuration without an issuer
+/// accepts any token, and a token without an issuer fits any configuration.
 fn issuer_fits(verifier: &Verifier, token: &str) -> Result<bool, Refusal> {
     let Some(ours) = &verifier.configuration().issuer else { return Ok(true) };
     Ok(token::unverified_issuer(token)?.is_none_or(|theirs| theirs == *ours))
 }
 
 impl Location {
-    /// What stands there, if anything does.
+    /// The value at this location, if any.
     fn token<'h>(&self, headers: &'h HeaderMap) -> Result<Option<&'h str>, Refusal> {
         match self {
             Self::Authorization => bearer(headers),
@@ -179,7 +184,7 @@ impl Location {
                 match (values.next(), values.next()) {
                     (Some(_), Some(_)) => Err(Refusal::because(
                         ErrorCode::InvalidHeaders,
-                        "The cookie of the JWT comes more than once",
+                        "The cookie of the JWT is present more than once",
                     )),
                     (value, _) => Ok(value),
                 }
@@ -189,7 +194,8 @@ impl Location {
     }
 }
 
-/// The token of `Authorization: Bearer <token>`, as Hasura takes it apart: two words, the first spelled so.
+/// The token of `Authorization: Bearer <token>`, parsed as by Hasura: two words, the first in
+/// exactly this spelling.
 pub(super) fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
     let malformed = || Refusal::because(ErrorCode::InvalidHeaders, "Malformed Authorization header");
     let Some(value) = the_one(headers, &AUTHORIZATION).map_err(|_| malformed())? else { return Ok(None) };

@@ -1,7 +1,7 @@
-//! Where in a JSON document a value stands: the small path language of Hasura's JWT configuration.
+//! JSON paths in the small language of Hasura's JWT configuration.
 //!
-//! Not RFC 9535: Hasura's paths name one place, without filters or wildcards, and are written in ways that the RFC does
-//! not know (no leading `$`, a dot before a bracket).
+//! Not RFC 9535: Hasura's paths name one node, without filters or wildcards, and may be written in
+//! forms that the RFC does not have (no leading `$`, a dot before a bracket).
 
 use serde_json::Value;
 
@@ -19,8 +19,9 @@ enum Step {
 }
 
 impl Path {
-    /// Reads `$` and steps of the forms `.name`, `[0]`, `["name"]` and `['name']`. The `$` may be left out before a name,
-    /// and a dot may stand before a bracket. A name without quotes holds letters, digits, `_`, `-` and `$`.
+    /// Parses `$` and steps of the forms `.name`, `[0]`, `["name"]` and `['name']`. The `$` may be
+    /// omitted before a name, and a dot may stand before a bracket. A name without quotes holds
+    /// letters, digits, `_`, `-` and `$`.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let mut steps = Vec::new();
         let mut rest = match text.strip_prefix('$') {
@@ -46,12 +47,12 @@ impl Path {
         Some(Self { text: text.to_owned(), steps })
     }
 
-    /// As it was written.
+    /// The path as written.
     pub(super) fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// What stands there.
+    /// The value at the path.
     pub(super) fn find<'v>(&self, root: &'v Value) -> Option<&'v Value> {
         self.steps.iter().try_fold(root, |value, step| match step {
             Step::Key(key) => value.as_object()?.get(key),
@@ -59,18 +60,18 @@ impl Path {
         })
     }
 
-    /// Puts `leaf` there, making the objects on the way; what stands at the place is merged with it when both are objects.
-    /// `None` when the path leads through a list or through what is no object.
+    /// Sets the value at the path to `leaf`, creating the objects that lead to it. If the value
+    /// there and `leaf` are both objects, they are merged. `None` if the path leads through a list
+    /// or another value that is not an object.
     pub(super) fn put(&self, root: &mut Value, leaf: Value) -> Option<()> {
-        let mut place = root;
+        let mut node = root;
         for step in &self.steps {
             let Step::Key(key) = step else { return None };
-            place =
-                place.as_object_mut()?.entry(key).or_insert_with(|| Value::Object(serde_json::Map::new()));
+            node = node.as_object_mut()?.entry(key).or_insert_with(|| Value::Object(serde_json::Map::new()));
         }
-        match (place, leaf) {
-            (Value::Object(there), Value::Object(more)) => there.extend(more),
-            (place, leaf) => *place = leaf,
+        match (node, leaf) {
+            (Value::Object(object), Value::Object(more)) => object.extend(more),
+            (node, leaf) => *node = leaf,
         }
         Some(())
     }
@@ -83,7 +84,7 @@ fn bare_name(text: &str) -> Option<(String, &str)> {
     starts_well.then(|| (name.to_owned(), rest))
 }
 
-/// What follows a `[`, up to and with its `]`.
+/// Parses what follows a `[`, up to and including its `]`.
 fn bracket(inside: &str) -> Option<(Step, &str)> {
     if let Some(quote @ ('"' | '\'')) = inside.chars().next() {
         let (name, rest) = inside[1..].split_once(quote)?;
@@ -101,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_finds_the_one_place_that_it_names() {
+    fn a_path_finds_the_one_node_that_it_names() {
         let root = json!({"hasura": {"claims": 1, "a-b_c$": 2}, "https://x.y/z": {"user": {"id": 3}}, "l": [4, [5]]});
         for (path, found) in [
             ("$", Some(root.clone())),
@@ -123,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_path_is_refused() {
+    fn invalid_paths_are_refused() {
         for text in [
             "", "$.", "$..a", ".a", "$a.", "a b", "$.a[", "$.a[]", "$.a[-1]", "$.a[*]", "$.a['b]", "$.9",
             "$[?x]",
@@ -133,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn putting_makes_the_objects_on_the_way() {
+    fn putting_creates_the_objects_on_the_path() {
         let mut root = json!({"sub": "1"});
         Path::parse("$.a.b").unwrap().put(&mut root, json!("x")).unwrap();
         Path::parse("$").unwrap().put(&mut root, json!({"c": 1})).unwrap();

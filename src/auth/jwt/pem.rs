@@ -1,13 +1,14 @@
-//! Public keys out of PEM text (RFC 7468): `PUBLIC KEY` (RFC 5280, SubjectPublicKeyInfo), `RSA PUBLIC KEY` (RFC 8017,
-//! A.1.1) and `CERTIFICATE` (RFC 5280, of which nothing but the key is read: the configuration is what makes it trusted).
+//! Public keys from PEM text (RFC 7468): `PUBLIC KEY` (RFC 5280, SubjectPublicKeyInfo), `RSA PUBLIC
+//! KEY` (RFC 8017, A.1.1) and `CERTIFICATE` (RFC 5280, of which only the key is read: the
+//! configuration makes it trusted).
 //!
-//! The DER reader knows what these three hold and no more; it takes the input apart without copying and cannot run past
-//! its end.
+//! The DER parser supports only these three. It does not copy, and cannot read past the end of the
+//! input.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-/// What a PEM text held. RSA numbers are big-endian, without leading zeros.
+/// A public key. RSA numbers are big-endian, without leading zeros.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum PublicKey {
     Rsa {
@@ -21,7 +22,8 @@ pub(super) enum PublicKey {
     Ed25519(Vec<u8>),
 }
 
-/// Why a PEM text is no public key that we can use. The texts go into start-up errors; they show nothing of the input.
+/// Why a PEM text is not a usable public key. The texts are shown in start-up errors and quote
+/// nothing of the input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PemError {
     NotPem,
@@ -102,8 +104,8 @@ fn subject_public_key_info(der: &mut Der<'_>) -> Result<PublicKey, PemError> {
     }
 }
 
-/// Whether it has the form of an uncompressed point (SEC 1, 2.3.3). That it lies on the curve is checked with each
-/// signature.
+/// Whether the bytes have the form of an uncompressed point (SEC 1, 2.3.3). ring checks with each
+/// signature that it is on the curve.
 fn is_point(bytes: &[u8], coordinate: usize) -> bool {
     bytes.len() == 1 + 2 * coordinate && bytes[0] == 4
 }
@@ -114,7 +116,7 @@ fn rsa_public_key(der: &[u8]) -> Option<PublicKey> {
     Some(PublicKey::Rsa { n: number()?, e: number()? })
 }
 
-/// Big-endian bytes of a number in their shortest form, which is what ring takes.
+/// The big-endian bytes of a number in their shortest form, which ring requires.
 pub(super) fn without_leading_zeros(number: &[u8]) -> &[u8] {
     &number[number.iter().take_while(|byte| **byte == 0).count()..]
 }
@@ -125,17 +127,17 @@ const OID: u8 = 0x06;
 const SEQUENCE: u8 = 0x30;
 const EXPLICIT_0: u8 = 0xa0;
 
-/// What is left of a run of DER values (X.690, section 8.1).
+/// The rest of a sequence of DER values (X.690, section 8.1).
 struct Der<'a>(&'a [u8]);
 
 impl<'a> Der<'a> {
-    /// The content of the next value, if it has this tag; else nothing is read.
+    /// The content of the next value. Reads nothing if it does not have this tag.
     fn take(&mut self, tag: u8) -> Option<&'a [u8]> {
         let rest = self.0.strip_prefix(&[tag])?;
         let (first, rest) = rest.split_first()?;
         let (length, rest) = match first {
             0..=0x7f => (usize::from(*first), rest),
-            // Lengths of lengths from 1 to 3: no key is larger.
+            // Lengths in 1 to 3 bytes: no key is larger.
             0x81..=0x83 => {
                 let (bytes, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
                 (bytes.iter().fold(0, |length, byte| length << 8 | usize::from(*byte)), rest)
@@ -179,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_holds_no_usable_public_key_says_why() {
+    fn the_error_says_why_a_text_has_no_usable_public_key() {
         for (text, error) in [
             ("", PemError::NotPem),
             ("-----BEGIN PUBLIC KEY-----", PemError::NotPem),
@@ -195,11 +197,12 @@ mod tests {
     }
 
     #[test]
-    fn no_cut_of_a_key_is_read_or_panics() {
+    fn no_truncated_key_is_accepted_or_panics() {
         let text = pem("rsa2048.certificate");
         let body: String = text.lines().filter(|line| !line.starts_with("-----")).collect();
         let der = STANDARD.decode(body).unwrap();
-        // The key ends well before the signature, and the outer length covers all: no prefix may pass.
+        // The key ends well before the signature, but the outer length covers everything: no prefix
+        // is valid.
         assert!((0..der.len()).all(|length| certificate(&der[..length]).is_err()));
     }
 }

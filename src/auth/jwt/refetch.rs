@@ -1,5 +1,6 @@
-//! Keys of `jwk_url` that are fetched before their time, because a token names one that is not known: one fetch for all who
-//! ask meanwhile, and so seldom that no stranger makes us a burden to the identity provider.
+//! Early fetches of the keys of `jwk_url`, made when a token names an unknown key. Concurrent
+//! requests share one fetch, and the rate is limited, so that nobody can use this server to
+//! overload the identity provider.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,36 +9,36 @@ use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Instant, timeout};
 
-/// Between two fetches that tokens ask for: six a minute, whoever sends them.
-const EVERY: Duration = Duration::from_secs(10);
+/// The shortest time between two early fetches: six a minute, whoever sends the tokens.
+const INTERVAL: Duration = Duration::from_secs(10);
 /// How long a request waits for such a fetch.
-const PATIENCE: Duration = Duration::from_secs(3);
-/// How many requests wait at once; more are answered as things stand.
-const MOST_WAITING: usize = 64;
+const MAX_WAIT: Duration = Duration::from_secs(3);
+/// The most requests that wait at once; further ones are answered without waiting.
+const MAX_WAITING: usize = 64;
 
-/// What is asked for, and what became of it.
+/// The state of early fetches.
 pub(super) struct Refetch {
     state: Mutex<State>,
-    asked: Notify,
-    /// How many of the fetches that were asked for have ended.
+    requested: Notify,
+    /// The number of early fetches that have ended.
     ended: watch::Sender<u64>,
     waiting: Semaphore,
-    /// Whether the last fetch, asked for or not, has failed.
+    /// Whether the last fetch, early or not, has failed.
     failing: AtomicBool,
 }
 
 #[derive(Default)]
 struct State {
     stage: Stage,
-    asked_at: Option<Instant>,
+    requested_at: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 enum Stage {
     #[default]
     Idle,
-    /// Somebody has asked, and no fetch was begun since.
-    Asked,
+    /// Requested, and not begun since.
+    Requested,
     Fetching,
 }
 
@@ -45,50 +46,50 @@ impl Default for Refetch {
     fn default() -> Self {
         Self {
             state: Mutex::default(),
-            asked: Notify::new(),
+            requested: Notify::new(),
             ended: watch::Sender::new(0),
-            waiting: Semaphore::new(MOST_WAITING),
+            waiting: Semaphore::new(MAX_WAITING),
             failing: AtomicBool::new(false),
         }
     }
 }
 
 impl Refetch {
-    /// Asks for a fetch, or joins the one that was asked for, and waits for its end. Returns at once where there was one a
-    /// moment ago.
-    pub(super) async fn ask(&self) {
-        let Ok(_waits) = self.waiting.try_acquire() else { return };
+    /// Requests a fetch, or joins one already requested, and waits for its end. Returns at once if
+    /// one was requested less than [`INTERVAL`] ago.
+    pub(super) async fn request(&self) {
+        let Ok(_permit) = self.waiting.try_acquire() else { return };
         let mut ended = {
             let mut state = self.state();
             if state.stage == Stage::Idle {
-                if state.asked_at.is_some_and(|at| at.elapsed() < EVERY) {
+                if state.requested_at.is_some_and(|at| at.elapsed() < INTERVAL) {
                     return;
                 }
-                *state = State { stage: Stage::Asked, asked_at: Some(Instant::now()) };
-                self.asked.notify_one();
+                *state = State { stage: Stage::Requested, requested_at: Some(Instant::now()) };
+                self.requested.notify_one();
             }
             self.ended.subscribe()
         };
-        let _ = timeout(PATIENCE, ended.changed()).await;
+        let _ = timeout(MAX_WAIT, ended.changed()).await;
     }
 
-    /// Resolves once a fetch is asked for.
-    pub(super) async fn wanted(&self) {
-        while self.state().stage != Stage::Asked {
-            self.asked.notified().await;
+    /// Resolves once a fetch is requested.
+    pub(super) async fn requested(&self) {
+        while self.state().stage != Stage::Requested {
+            self.requested.notified().await;
         }
     }
 
-    /// A fetch begins.
-    pub(super) fn begins(&self) {
+    /// Records that a fetch begins.
+    pub(super) fn begin(&self) {
         let mut state = self.state();
-        if state.stage == Stage::Asked {
+        if state.stage == Stage::Requested {
             state.stage = Stage::Fetching;
         }
     }
 
-    /// It has ended.
-    pub(super) fn ends(&self, failed: bool) {
+    /// Records that the fetch has ended.
+    pub(super) fn end(&self, failed: bool) {
         self.failing.store(failed, Ordering::Relaxed);
         let mut state = self.state();
         if state.stage == Stage::Fetching {
@@ -114,54 +115,54 @@ mod tests {
 
     use super::*;
 
-    /// Fetches whenever it is asked, and counts.
+    /// Fetches at each request, and counts the fetches.
     fn fetching(refetch: &Arc<Refetch>) -> Arc<AtomicUsize> {
         let (refetch, fetches) = (Arc::clone(refetch), Arc::new(AtomicUsize::new(0)));
         let counter = Arc::clone(&fetches);
         tokio::spawn(async move {
             loop {
-                refetch.wanted().await;
-                refetch.begins();
+                refetch.requested().await;
+                refetch.begin();
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 counter.fetch_add(1, Ordering::SeqCst);
-                refetch.ends(false);
+                refetch.end(false);
             }
         });
         fetches
     }
 
     #[tokio::test(start_paused = true)]
-    async fn all_who_ask_at_once_share_one_fetch() {
+    async fn concurrent_requests_share_one_fetch() {
         let refetch = Arc::new(Refetch::default());
         let fetches = fetching(&refetch);
-        let asking = (0..50).map(|_| refetch.ask());
+        let asking = (0..50).map(|_| refetch.request());
         futures_util::future::join_all(asking).await;
         assert_eq!(fetches.load(Ordering::SeqCst), 1);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_asks_without_end_causes_six_fetches_a_minute() {
+    async fn endless_requests_cause_six_fetches_a_minute() {
         let refetch = Arc::new(Refetch::default());
         let fetches = fetching(&refetch);
         let began = Instant::now();
         while began.elapsed() < Duration::from_secs(60) {
-            refetch.ask().await;
+            refetch.request().await;
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         assert_eq!(fetches.load(Ordering::SeqCst), 6);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn more_than_so_many_do_not_wait_and_nobody_waits_for_ever() {
+    async fn the_number_of_waiting_requests_and_their_wait_are_limited() {
         let refetch = Arc::new(Refetch::default());
-        let asking = (0..MOST_WAITING).map(|_| refetch.ask());
+        let asking = (0..MAX_WAITING).map(|_| refetch.request());
         let asking = futures_util::future::join_all(asking);
         let began = Instant::now();
         tokio::join!(asking, async {
             tokio::task::yield_now().await;
-            refetch.ask().await;
+            refetch.request().await;
             assert_eq!(began.elapsed(), Duration::ZERO);
         });
-        assert_eq!(began.elapsed(), PATIENCE);
+        assert_eq!(began.elapsed(), MAX_WAIT);
     }
 }

@@ -76,8 +76,8 @@ pub(crate) fn jwk_of(name: &str) -> Value {
     }
 }
 
-/// Signs as an identity provider does. Made from the name of a private key of `testdata/`, whose usual algorithm it
-/// takes, or with [`Signer::hmac`] and [`Signer::rsa`].
+/// Signs as an identity provider does. Made from the name of a private key of `testdata/`, whose
+/// usual algorithm it takes, or with [`Signer::hmac`] and [`Signer::rsa`].
 pub(crate) struct Signer {
     algorithm: &'static str,
     key: SigningKey,

@@ -1,4 +1,5 @@
-//! One compact token (RFC 7515, section 7.1; RFC 7519): taking it apart, its signature, its registered claims.
+//! A compact token (RFC 7515, section 7.1; RFC 7519): its parts, its signature and its registered
+//! claims.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -13,24 +14,26 @@ use super::configuration::Configuration;
 use super::keys::{Algorithm, KeySet};
 use crate::model::{ErrorCode, Refusal, Timestamp};
 
-/// The longest token that is looked at, in bytes. HTTP servers and proxies refuse headers long before.
+/// The longest token that is parsed, in bytes. HTTP servers and proxies refuse headers long before.
 pub(super) const MAX_TOKEN_BYTES: usize = 64 * 1024;
 
-/// Why a token is refused, in Hasura's words where it has them.
+/// Why a token is refused. The texts are Hasura's where it has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TokenError {
     TooLong,
-    /// Not header, claims and signature with a dot between; this many parts.
+    /// The token has this many parts instead of header, claims and signature.
     Parts(usize),
-    /// The header is not a JSON object with an `alg`, or demands an extension (`crit`) that we do not have.
+    /// The header is not a JSON object with an `alg`, or requires an extension (`crit`); none is
+    /// supported.
     Header,
-    /// Bad signature, no key for it, or an algorithm that the key is not for: one answer for all.
+    /// The signature is wrong, there is no key for it, or the key is for another algorithm: one
+    /// answer for all.
     Signature,
     /// The claims are not a JSON object, or `exp`, `nbf` or `iat` is not a number.
     Claims,
-    /// None were ever fetched from `jwk_url`.
+    /// No keys have been fetched from `jwk_url` yet.
     KeysNotFetched,
-    /// The token names a key that is not known, and `jwk_url` is out of reach.
+    /// The token names an unknown key, and `jwk_url` is out of reach.
     ProviderDown,
     Expired,
     ExpMissing,
@@ -70,7 +73,7 @@ impl fmt::Display for TokenError {
 impl From<TokenError> for Refusal {
     fn from(error: TokenError) -> Self {
         let code = match error {
-            // The token may be as good as any.
+            // The token may be valid.
             TokenError::KeysNotFetched | TokenError::ProviderDown => ErrorCode::Unavailable,
             _ => ErrorCode::InvalidJwt,
         };
@@ -78,7 +81,7 @@ impl From<TokenError> for Refusal {
     }
 }
 
-/// Whether `text` has the shape of a JWT: three parts. What has not may be an admin token.
+/// Whether `text` has the form of a JWT: three parts. If not, it may be an admin token.
 pub(in crate::auth) fn has_jwt_shape(text: &str) -> bool {
     text.bytes().filter(|byte| *byte == b'.').count() == 2
 }
@@ -89,16 +92,17 @@ struct Header<'a> {
     alg: Cow<'a, str>,
     #[serde(borrow)]
     kid: Option<Cow<'a, str>>,
-    #[serde(default, deserialize_with = "is_there")]
+    #[serde(default, deserialize_with = "is_present")]
     crit: bool,
 }
 
-/// Whatever its value: `null`, too, demands something (RFC 7515, 4.1.11).
-fn is_there<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+/// True for any value: even `null` requires an extension (RFC 7515, 4.1.11).
+fn is_present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
     IgnoredAny::deserialize(deserializer).map(|_| true)
 }
 
-/// The claims of a token whose signature one of `keys` verifies. Its times, issuer and audience are not looked at.
+/// The claims of a token whose signature one of `keys` verifies. Does not check times, issuer or
+/// audience.
 pub(super) fn verify_signature(token: &str, keys: &KeySet) -> Result<Value, TokenError> {
     let (message, header, claims, signature) = parts(token)?;
     let header = URL_SAFE_NO_PAD.decode(header).map_err(|_| TokenError::Header)?;
@@ -114,7 +118,7 @@ pub(super) fn verify_signature(token: &str, keys: &KeySet) -> Result<Value, Toke
     claims_of(claims)
 }
 
-/// The `kid` of a token that nobody has verified; none where its header is not one that we know.
+/// The `kid` of an unverified token; `None` if it has none or its header is invalid.
 pub(super) fn unverified_key_id(token: &str) -> Option<String> {
     let (_, header, _, _) = parts(token).ok()?;
     let header = URL_SAFE_NO_PAD.decode(header).ok()?;
@@ -122,7 +126,7 @@ pub(super) fn unverified_key_id(token: &str) -> Option<String> {
     header.kid.map(Cow::into_owned)
 }
 
-/// The `iss` of a token that nobody has verified: it chooses which configuration will.
+/// The `iss` of an unverified token, to select the configuration that will verify it.
 pub(super) fn unverified_issuer(token: &str) -> Result<Option<String>, TokenError> {
     let (_, _, claims, _) = parts(token)?;
     Ok(claims_of(claims)?.get("iss").and_then(Value::as_str).map(str::to_owned))
@@ -146,8 +150,7 @@ fn claims_of(encoded: &str) -> Result<Value, TokenError> {
     if claims.is_object() { Ok(claims) } else { Err(TokenError::Claims) }
 }
 
-/// Whether issuer and audience are the configured ones. A token that names no audience is for nobody in particular, so
-/// a configured audience refuses it.
+/// Checks issuer and audience. If an audience is configured, a token without `aud` is refused.
 pub(super) fn check_parties(claims: &Value, configuration: &Configuration) -> Result<(), TokenError> {
     if let Some(issuer) = &configuration.issuer
         && claims.get("iss").and_then(Value::as_str) != Some(issuer)
@@ -155,20 +158,20 @@ pub(super) fn check_parties(claims: &Value, configuration: &Configuration) -> Re
         return Err(TokenError::Issuer);
     }
     if let Some(ours) = &configuration.audience {
-        let is_ours = |value: &Value| value.as_str().is_some_and(|text| ours.iter().any(|our| our == text));
-        let for_us = match claims.get("aud") {
-            Some(Value::Array(list)) => list.iter().any(is_ours),
-            Some(one) => is_ours(one),
+        let is_known = |value: &Value| value.as_str().is_some_and(|text| ours.iter().any(|our| our == text));
+        let has_known = match claims.get("aud") {
+            Some(Value::Array(list)) => list.iter().any(is_known),
+            Some(one) => is_known(one),
             None => false,
         };
-        if !for_us {
+        if !has_known {
             return Err(TokenError::Audience);
         }
     }
     Ok(())
 }
 
-/// When a token counts: from `begins`, and until before `ends`. The allowed skew is in it.
+/// The times of a token, with the allowed skew applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Validity {
     not_before: Option<Timestamp>,
@@ -180,18 +183,19 @@ impl Validity {
     /// Reads `exp`, `nbf` and `iat` (RFC 7519, sections 4.1.4 to 4.1.6).
     pub(super) fn read(claims: &Value, configuration: &Configuration) -> Result<Self, TokenError> {
         let skew = i64::try_from(configuration.skew.as_micros()).unwrap_or(i64::MAX);
-        let moment = |name: &str, skew: i64| match claims.get(name) {
+        let time = |name: &str, skew: i64| match claims.get(name) {
             None | Some(Value::Null) => Ok(None),
             Some(value) => {
                 let seconds = value.as_f64().ok_or(TokenError::Claims)?;
-                // A cast of a float saturates: a moment beyond what we can count is the last one that we can.
+                // A cast of a float saturates: a time out of range becomes the latest or earliest
+                // possible one.
                 Ok(Some(Timestamp(((seconds * 1e6) as i64).saturating_add(skew))))
             }
         };
         let validity = Self {
-            not_before: moment("nbf", -skew)?,
-            issued_at: moment("iat", -skew)?,
-            expires: moment("exp", skew)?,
+            not_before: time("nbf", -skew)?,
+            issued_at: time("iat", -skew)?,
+            expires: time("exp", skew)?,
         };
         if configuration.require_exp && validity.expires.is_none() {
             return Err(TokenError::ExpMissing);
@@ -199,7 +203,7 @@ impl Validity {
         Ok(validity)
     }
 
-    /// Whether it counts at that moment.
+    /// Checks the times at `now`.
     pub(super) fn check(&self, now: Timestamp) -> Result<(), TokenError> {
         if self.expires.is_some_and(|expires| now >= expires) {
             return Err(TokenError::Expired);

@@ -1,4 +1,5 @@
-//! One configuration at work: its keys of the moment, and the tokens that they have verified.
+//! The verifier of one configuration: its current keys, and a cache of the tokens that they have
+//! verified.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -12,21 +13,22 @@ use super::token::{self, TokenError, Validity};
 use crate::crypto;
 use crate::model::{Refusal, Timestamp};
 
-/// How many verified tokens are remembered.
-const REMEMBERED: u64 = 10_000;
+/// The number of verified tokens in the cache.
+const CACHED_TOKENS: u64 = 10_000;
 
 /// Verifies the tokens of one configuration.
 pub(super) struct Verifier {
     configuration: Configuration,
-    /// None until they have been fetched.
+    /// `None` until they have been fetched.
     keys: RwLock<Option<Arc<KeySet>>>,
     refetch: Refetch,
-    /// By SHA-256 of the token. A token comes many times, and a signature costs 3 µs (HMAC) to 100 µs (P-256).
+    /// Verified tokens by their SHA-256. A token is sent many times, and verifying a signature
+    /// takes 3 µs (HMAC) to 100 µs (P-256).
     verified: Cache<[u8; 32], Arc<Verified>>,
 }
 
 struct Verified {
-    /// The keys that verified it: once they are replaced, this entry counts no more.
+    /// The keys that verified the token: once they are replaced, this entry is ignored.
     keys: Arc<KeySet>,
     validity: Validity,
     claims: Arc<HasuraClaims>,
@@ -42,7 +44,7 @@ impl Verifier {
             configuration,
             keys: RwLock::new(keys),
             refetch: Refetch::default(),
-            verified: Cache::new(REMEMBERED),
+            verified: Cache::new(CACHED_TOKENS),
         }
     }
 
@@ -50,22 +52,22 @@ impl Verifier {
         &self.configuration
     }
 
-    /// From now on, these keys and no others count, for new tokens and for remembered ones.
+    /// Replaces the keys, for new tokens and for cached ones.
     pub(super) fn replace_keys(&self, keys: KeySet) {
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(keys));
     }
 
-    /// What is asked of `jwk_url` before its time.
+    /// The early fetches of the keys.
     pub(super) fn refetch(&self) -> &Refetch {
         &self.refetch
     }
 
-    /// Whether there are keys, which may be none of a set.
+    /// Whether the keys are known; the set may be empty.
     pub(super) fn knows_keys(&self) -> bool {
         self.keys().is_some()
     }
 
-    /// Takes over the keys of another one.
+    /// Takes over the keys of `before`.
     pub(super) fn inherit(&self, before: &Self) {
         let keys = before.keys();
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
@@ -81,7 +83,7 @@ impl Verifier {
         if is_known() {
             return Ok(false);
         }
-        self.refetch.ask().await;
+        self.refetch.request().await;
         match (is_known(), self.refetch.is_failing()) {
             (false, true) => Err(TokenError::ProviderDown.into()),
             (is_known, _) => Ok(is_known),
@@ -92,19 +94,19 @@ impl Verifier {
         self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The Hasura claims of a token that is valid at this moment. Times are checked at every call; signature, issuer,
-    /// audience and claims once, as long as the keys stay the same.
+    /// The Hasura claims of a token that is valid now. Times are checked at each call; signature,
+    /// issuer, audience and claims only once while the keys stay the same.
     pub(super) fn verify(&self, token: &str, now: Timestamp) -> Result<Arc<HasuraClaims>, Refusal> {
         if token.len() > token::MAX_TOKEN_BYTES {
             return Err(TokenError::TooLong.into());
         }
         let keys = self.keys().ok_or(TokenError::KeysNotFetched)?;
-        let name = crypto::sha256(token.as_bytes());
-        if let Some(verified) = self.verified.get(&name)
+        let digest = crypto::sha256(token.as_bytes());
+        if let Some(verified) = self.verified.get(&digest)
             && Arc::ptr_eq(&verified.keys, &keys)
         {
             if let Err(error) = verified.validity.check(now) {
-                self.verified.invalidate(&name);
+                self.verified.invalidate(&digest);
                 return Err(error.into());
             }
             return Ok(Arc::clone(&verified.claims));
@@ -114,7 +116,7 @@ impl Verifier {
         validity.check(now)?;
         token::check_parties(&claims, &self.configuration)?;
         let claims = Arc::new(self.configuration.claims.read(&claims)?);
-        self.verified.insert(name, Arc::new(Verified { keys, validity, claims: Arc::clone(&claims) }));
+        self.verified.insert(digest, Arc::new(Verified { keys, validity, claims: Arc::clone(&claims) }));
         Ok(claims)
     }
 }

@@ -1,7 +1,7 @@
-//! What a role may do. Pure: no I/O, no clock, no request; a decision depends on its arguments alone.
+//! What each role may do. Pure, without I/O or clock: a decision depends only on its arguments.
 //!
-//! Deny is the default: what no line grants is refused, and so is what depends on a session variable or a context key
-//! that is not there.
+//! Deny is the default: an operation that no line grants is refused, and so is one that depends on
+//! a missing session variable or context key.
 
 mod file;
 
@@ -26,11 +26,12 @@ use crate::model::{Identity, Operation, Session};
 ///         context.field: { _in: [email, phone] }
 /// ```
 ///
-/// A role has `all: true`, or operations: `encrypt`, `decrypt`, `reveal`, `rotate`, `audit`, `health`, each `true`,
-/// `false` or with `when`. All conditions of a `when` must hold. A condition compares a key of the context, byte for
-/// byte, with `_eq` one value or `_in` one of a list; a value that begins with `X-Hasura-` (in any case) is the session
-/// variable of that name, any other is itself. `reveal` is decrypt in a join: a role without a line for it has that of
-/// `decrypt`. The file replaces the default, which is its first two roles.
+/// A role has `all: true`, or operations: `encrypt`, `decrypt`, `reveal`, `rotate`, `audit`,
+/// `health`, each `true`, `false` or with `when`. All conditions of a `when` must hold. A condition
+/// compares a key of the context, byte for byte, with `_eq` one value or `_in` one of a list; a
+/// value that begins with `X-Hasura-` (in any case) is the session variable of that name, any other
+/// is a literal. `reveal` is decryption in a join: a role without a line for it has that of
+/// `decrypt`. The file replaces the default, which is the first two roles above.
 #[derive(Debug)]
 pub struct Policy {
     roles: BTreeMap<String, Grants>,
@@ -49,7 +50,7 @@ enum Grant {
     When(Vec<Condition>),
 }
 
-/// The value of a context key must be one of these.
+/// The condition that the value of a context key is one of these.
 #[derive(Debug, PartialEq, Eq)]
 struct Condition {
     key: String,
@@ -64,11 +65,11 @@ enum Operand {
 }
 
 impl Policy {
-    /// That of the settings: the permissions file, or the default without one.
+    /// The policy of the settings: the permissions file, or the default without one.
     ///
     /// # Errors
     ///
-    /// Every mistake in the file, each with its place.
+    /// All errors in the file, each with its path.
     pub fn of(settings: &config::Auth) -> Result<Self, Vec<Mistake>> {
         let Some(file) = &settings.permissions else { return Ok(Self::default()) };
         Self::parse(&file.text, settings.unauthorized_role.as_deref()).map_err(|problems| {
@@ -80,17 +81,18 @@ impl Policy {
         })
     }
 
-    /// Reads a permissions file. A role that Hasura gives to the unauthenticated may not depend on session variables:
-    /// they are the client's own.
+    /// Parses a permissions file. The role that Hasura gives to unauthenticated clients must not
+    /// depend on session variables, which such a client chooses itself.
     ///
     /// # Errors
     ///
-    /// Every mistake, each with its place, such as `roles.user.encrypt.when`.
+    /// All errors, each with its path, such as `roles.user.encrypt.when`.
     pub fn parse(text: &str, unauthorized_role: Option<&str>) -> Result<Self, Vec<String>> {
         file::parse(text, unauthorized_role)
     }
 
-    /// Whether the caller may do this with a record of this context. Operations that have none are asked without.
+    /// Whether the caller may do the operation in this context; `None` for operations without a
+    /// context.
     pub fn allows(&self, identity: &Identity, operation: Operation, context: Option<&Context>) -> bool {
         match self.grant(identity, operation) {
             Grant::Never => false,
@@ -101,8 +103,8 @@ impl Policy {
         }
     }
 
-    /// Whether there is any record with which the caller may do this, as far as the role tells: the check of a whole call
-    /// before its items are looked at.
+    /// Whether the caller may do the operation in any context: the check of a whole call before its
+    /// items are checked.
     pub fn may_ever(&self, identity: &Identity, operation: Operation) -> bool {
         *self.grant(identity, operation) != Grant::Never
     }
@@ -121,7 +123,8 @@ impl Policy {
 }
 
 impl Default for Policy {
-    /// `admin` may do all, `service` may encrypt and decrypt (and so reveal), nobody else anything.
+    /// `admin` may do everything, `service` may encrypt and decrypt (and therefore reveal), other
+    /// roles nothing.
     fn default() -> Self {
         let service = [Operation::Encrypt, Operation::Decrypt].map(|operation| (operation, Grant::Always));
         Self {

@@ -1,42 +1,42 @@
-//! Whether a value is one of its type (GraphQL of October 2021, sections 5.6 and 6.1.2).
+//! Validation of values against their types (GraphQL of October 2021, sections 5.6 and 6.1.2).
 
 use async_graphql::indexmap::IndexMap;
 use async_graphql::parser::types::{BaseType, Type};
 use async_graphql::{Name, Value as Variable};
 use async_graphql_value::{Number, Value};
 
-use super::super::scalars::{is_any_json, is_moment};
+use super::super::scalars::{is_any_json, is_timestamp};
 use super::types::{Definition, Inputs, Types, name_of};
 
-/// A value, wherever it stands.
+/// A value of a document or of a variable, by its kind.
 pub(super) enum Shape<'a, V> {
     Null,
     Boolean,
     Number(&'a Number),
     Text(&'a str),
     /// A bare name, which only a document has.
-    Word(&'a str),
+    Enum(&'a str),
     List(&'a [V]),
     Object(&'a IndexMap<Name, V>),
-    /// What a variable holds, which is looked at where the variable is.
+    /// A variable, whose value is validated by itself.
     Variable,
-    /// What neither documents nor variables hold.
+    /// A value that occurs neither in documents nor in variables.
     Other,
 }
 
 /// A value of a document or of a variable.
 pub(super) trait Input: Sized {
-    /// Whether a text stands for an enum's value: only JSON has no other way to write one.
-    const TEXT_IS_WORD: bool;
+    /// Whether a string can be an enum value, as in JSON, which has no other way to write one.
+    const TEXT_IS_ENUM: bool;
 
     fn shape(&self) -> Shape<'_, Self>;
 
-    /// Whether it is JSON, and holds no bare name.
+    /// Whether the value is JSON, without bare names.
     fn is_json(&self) -> bool;
 }
 
 impl Input for Value {
-    const TEXT_IS_WORD: bool = false;
+    const TEXT_IS_ENUM: bool = false;
 
     fn shape(&self) -> Shape<'_, Self> {
         match self {
@@ -44,7 +44,7 @@ impl Input for Value {
             Self::Boolean(_) => Shape::Boolean,
             Self::Number(number) => Shape::Number(number),
             Self::String(text) => Shape::Text(text),
-            Self::Enum(name) => Shape::Word(name),
+            Self::Enum(name) => Shape::Enum(name),
             Self::List(items) => Shape::List(items),
             Self::Object(pairs) => Shape::Object(pairs),
             Self::Variable(_) => Shape::Variable,
@@ -63,7 +63,7 @@ impl Input for Value {
 }
 
 impl Input for Variable {
-    const TEXT_IS_WORD: bool = true;
+    const TEXT_IS_ENUM: bool = true;
 
     fn shape(&self) -> Shape<'_, Self> {
         match self {
@@ -71,7 +71,7 @@ impl Input for Variable {
             Self::Boolean(_) => Shape::Boolean,
             Self::Number(number) => Shape::Number(number),
             Self::String(text) => Shape::Text(text),
-            Self::Enum(name) => Shape::Word(name),
+            Self::Enum(name) => Shape::Enum(name),
             Self::List(items) => Shape::List(items),
             Self::Object(pairs) => Shape::Object(pairs),
             Self::Binary(_) => Shape::Other,
@@ -83,23 +83,23 @@ impl Input for Variable {
     }
 }
 
-/// What is wrong with a value, and where in it: `.name` and `[index]`, of which names are the schema's alone.
+/// A fault of a value, with the path to it: `.name` and `[index]`, with the schema's names alone.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Wrong {
-    pub(super) place: String,
+    pub(super) path: String,
     pub(super) what: String,
 }
 
 impl Wrong {
     fn at(self, step: &str) -> Self {
-        Self { place: format!("{step}{}", self.place), ..self }
+        Self { path: format!("{step}{}", self.path), ..self }
     }
 }
 
-/// Whether `value` is one of `kind`; what a variable stands for is taken to be.
+/// Validates `value` against the type `kind`; a variable in it is taken to be valid.
 ///
 /// # Errors
-/// The first thing that is not as it must be.
+/// The first fault.
 pub(super) fn check(types: &Types, kind: &Type, value: &impl Input) -> Result<(), Wrong> {
     match (value.shape(), &kind.base) {
         (Shape::Variable, _) => Ok(()),
@@ -111,12 +111,14 @@ pub(super) fn check(types: &Types, kind: &Type, value: &impl Input) -> Result<()
             }
             Ok(())
         }
-        // One value stands for a list of it.
+        // A single value is coerced to a list of it.
         (_, BaseType::List(inner)) => check(types, inner, value),
         (shape, BaseType::Named(name)) => match (types.get(name), shape) {
             (Some(Definition::Input(fields)), Shape::Object(pairs)) => check_object(types, fields, pairs),
-            (Some(Definition::Enum(names)), Shape::Word(word)) if names.contains(word) => Ok(()),
-            (Some(Definition::Enum(names)), Shape::Text(word)) if is_word(value) && names.contains(word) => {
+            (Some(Definition::Enum(names)), Shape::Enum(word)) if names.contains(word) => Ok(()),
+            (Some(Definition::Enum(names)), Shape::Text(word))
+                if is_enum_as_text(value) && names.contains(word) =>
+            {
                 Ok(())
             }
             (Some(Definition::Scalar), shape) if is_scalar(name, &shape, value) => Ok(()),
@@ -125,8 +127,8 @@ pub(super) fn check(types: &Types, kind: &Type, value: &impl Input) -> Result<()
     }
 }
 
-fn is_word<V: Input>(_: &V) -> bool {
-    V::TEXT_IS_WORD
+fn is_enum_as_text<V: Input>(_: &V) -> bool {
+    V::TEXT_IS_ENUM
 }
 
 fn check_object<V: Input>(types: &Types, fields: &Inputs, pairs: &IndexMap<Name, V>) -> Result<(), Wrong> {
@@ -138,15 +140,16 @@ fn check_object<V: Input>(types: &Types, fields: &Inputs, pairs: &IndexMap<Name,
             None if field.is_required() => {
                 let what =
                     format!("field \"{name}\" of type \"{}\" is required but not provided", field.kind);
-                return Err(Wrong { place: format!(".{name}"), what });
+                return Err(Wrong { path: format!(".{name}"), what });
             }
             None => {}
         }
     }
-    match pairs.keys().all(|name| fields.contains_key(name.as_str())) {
-        true => Ok(()),
-        // It may be a value that stands in the wrong place.
-        false => Err(Wrong { place: String::new(), what: "unknown field".to_owned() }),
+    if pairs.keys().all(|name| fields.contains_key(name.as_str())) {
+        Ok(())
+    } else {
+        // The name is not quoted: it can be a value that a caller put in the wrong position.
+        Err(Wrong { path: String::new(), what: "unknown field".to_owned() })
     }
 }
 
@@ -154,7 +157,7 @@ fn is_scalar<V: Input>(name: &str, shape: &Shape<'_, V>, value: &V) -> bool {
     match (name, shape) {
         ("jsonb", _) => value.is_json(),
         ("String" | "ID", Shape::Text(_)) | ("Boolean", Shape::Boolean) | ("Float", Shape::Number(_)) => true,
-        ("timestamptz", Shape::Text(text)) => is_moment(text),
+        ("timestamptz", Shape::Text(text)) => is_timestamp(text),
         ("Int", Shape::Number(number)) => number.as_i64().is_some_and(|number| i32::try_from(number).is_ok()),
         ("ID", Shape::Number(number)) => number.is_i64() || number.is_u64(),
         ("bigint", Shape::Number(number)) => number.is_u64(),
@@ -163,10 +166,10 @@ fn is_scalar<V: Input>(name: &str, shape: &Shape<'_, V>, value: &V) -> bool {
 }
 
 fn expected(kind: &Type) -> Result<(), Wrong> {
-    Err(Wrong { place: String::new(), what: format!("expected type \"{kind}\"") })
+    Err(Wrong { path: String::new(), what: format!("expected type \"{kind}\"") })
 }
 
-/// Whether there is such a type, and values of it can be given.
+/// Whether values of the type can be given; `None` if there is no such type.
 pub(super) fn is_input(types: &Types, kind: &Type) -> Option<bool> {
     types.get(name_of(kind)).map(|definition| !matches!(definition, Definition::Object(_)))
 }

@@ -1,5 +1,6 @@
-//! Fields that have one name in one place of the answer are one field (section 5.3.2). Since there are neither interfaces nor
-//! unions, all that is selected in one place is selected of one type.
+//! Validation that fields with one name in one object of the answer are the same field (section
+//! 5.3.2). The schema has neither interfaces nor unions, so all selections on one object are on one
+//! type.
 
 use std::collections::HashSet;
 
@@ -9,10 +10,10 @@ use async_graphql::{Name, Positioned};
 
 use super::{Faults, cut};
 
-/// Fields by the names that they have in the answer.
+/// Fields by their names in the answer.
 type Fields<'a> = IndexMap<&'a Name, Vec<&'a Positioned<Field>>>;
 
-/// Looks for fields that cannot be one. It visits each selection as often as the executor will.
+/// Finds fields that cannot be merged. Visits each selection as often as the executor will.
 pub(super) fn check(document: &ExecutableDocument, faults: &mut Faults) {
     for (_, operation) in document.operations.iter() {
         merge(document, &[&operation.node.selection_set.node], faults);
@@ -23,7 +24,7 @@ fn merge(document: &ExecutableDocument, sets: &[&SelectionSet], faults: &mut Fau
     let (mut fields, mut spread) = (Fields::new(), HashSet::new());
     sets.iter().for_each(|set| collect(document, set, &mut fields, &mut spread));
     for (key, fields) in &fields {
-        let (first, others) = fields.split_first().expect("a key is there because of a field");
+        let (first, others) = fields.split_first().expect("each key has at least one field");
         for other in others {
             let (one, two) = (&first.node.name.node, &other.node.name.node);
             if one != two {
@@ -68,7 +69,7 @@ fn collect<'a>(
     }
 }
 
-/// Whether both are given the same; in which order says nothing.
+/// Whether both fields have the same arguments, in any order.
 fn same_arguments(one: &Field, two: &Field) -> bool {
     one.arguments.len() == two.arguments.len()
         && one.arguments.iter().all(|(name, value)| {

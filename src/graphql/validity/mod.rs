@@ -1,20 +1,21 @@
-//! Whether a document is valid against the schema, with these variables (GraphQL of October 2021, sections 5 and 6.1.2). Says
-//! by names what is wrong, and never a value.
+//! Validation of documents against the schema, and of their variables (GraphQL of October 2021,
+//! sections 5 and 6.1.2). Faults name what is wrong and never quote a value.
 //!
-//! async-graphql's own validation is not used: it panics on a list of a type that there is not, takes strings for enums, passes
-//! over what is no object where one is expected, over variables in lists and over most of what is wrong with directives, and quotes
-//! values. `tests/it/web.rs` holds this one against graphql-js.
+//! async-graphql's own validation is not used: it panics on a list of an unknown type, accepts
+//! strings as enums, misses a value that is not an object where one is expected, misses variables
+//! in lists and most faults of directives, and quotes values. `tests/it/web.rs` compares this one
+//! with graphql-js.
 //!
 //! | file | what it does |
 //! |---|---|
 //! | `types` | the schema |
-//! | `walk` | fields, arguments, directives and fragments, where they stand |
-//! | `input` | values against types |
-//! | `scope` | variables and fragments, over the whole of an operation |
-//! | `merge` | fields of one name in one place |
+//! | `walk` | fields, arguments, directives and fragments, each by itself |
+//! | `input` | values and their types |
+//! | `scope` | variables and fragments, over a whole operation |
+//! | `merge` | fields with one name in one object of the answer |
 //!
-//! What the parser refuses already: two operations or fragments of one name, an anonymous operation beside others, a key that
-//! stands twice in an object. What `survey` refuses: fragments that spread themselves.
+//! The parser already refuses two operations or fragments of one name, an anonymous operation
+//! beside others, and duplicate keys in an object; `cost` refuses fragments that spread themselves.
 
 mod input;
 mod merge;
@@ -31,34 +32,34 @@ use async_graphql::{Pos, Positioned, Value as Variable, Variables};
 use super::schema::ByokSchema;
 use types::Types;
 
-/// How many faults are looked for.
+/// The most faults that are reported.
 const MAX_FAULTS: usize = 16;
-/// How much is shown of one name.
+/// The longest part of a name that is shown.
 const MAX_NAME: usize = 64;
 
-/// Something that is not valid.
+/// A reason why a document is not valid.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Fault {
-    /// What; names of the document in it are cut.
+    /// The description; long names of the document are cut.
     pub(super) what: String,
-    /// Where in the document.
+    /// The position in the document.
     pub(super) at: Pos,
-    /// Which argument, or place in one, by the schema's names alone: `byokAudit.filter.from`.
+    /// The argument, or a path into it, with the schema's names alone: `byokAudit.filter.from`.
     pub(super) field: Option<String>,
 }
 
-/// What documents are held against.
+/// The validator.
 pub(super) struct Validity {
     types: Types,
 }
 
 impl Validity {
-    /// Of documents for this schema.
+    /// A validator of documents for this schema.
     pub(super) fn of(schema: &ByokSchema) -> Self {
         Self { types: Types::of(schema) }
     }
 
-    /// Whether the document is valid, whatever is to run of it and with which variables.
+    /// Validates a document, whichever operation will run and with whatever variables.
     ///
     /// # Errors
     /// The first faults.
@@ -67,13 +68,13 @@ impl Validity {
         let scopes = walk::walk(&self.types, document, &mut faults);
         scope::check(document, &scopes, &mut faults);
         if faults.0.is_empty() {
-            // Only of one whose fields there are is it known what can be answered together.
+            // Merging can be checked only once all fields are known to exist.
             merge::check(document, &mut faults);
         }
         faults.into_result()
     }
 
-    /// Whether one of its operations is the one to run, and these are variables for it.
+    /// Finds the operation to run, and validates its variables.
     ///
     /// # Errors
     /// The first faults.
@@ -84,7 +85,7 @@ impl Validity {
         variables: &Variables,
     ) -> Result<(), Vec<Fault>> {
         let mut faults = Faults::default();
-        match to_run(document, operation_name) {
+        match operation_to_run(document, operation_name) {
             Ok(operation) => self.variables(&operation.node, variables, &mut faults),
             Err(what) => faults.add(Pos::default(), what.to_owned()),
         }
@@ -104,8 +105,8 @@ impl Validity {
                 Some(value) => {
                     if let Err(wrong) = input::check(&self.types, kind, value) {
                         let what =
-                            format!("Invalid value for variable \"${name}{}\", {}", wrong.place, wrong.what);
-                        faults.add_at(*pos, what, format!("${name}{}", wrong.place));
+                            format!("Invalid value for variable \"${name}{}\", {}", wrong.path, wrong.what);
+                        faults.add_at(*pos, what, format!("${name}{}", wrong.path));
                     }
                 }
             }
@@ -113,8 +114,8 @@ impl Validity {
     }
 }
 
-/// The operation that is to run, or why there is none.
-fn to_run<'a>(
+/// The operation to run, or why there is none.
+fn operation_to_run<'a>(
     document: &'a ExecutableDocument,
     operation_name: Option<&str>,
 ) -> Result<&'a Positioned<OperationDefinition>, &'static str> {
@@ -129,7 +130,7 @@ fn to_run<'a>(
     }
 }
 
-/// Faults, up to a bound.
+/// Faults, up to [`MAX_FAULTS`].
 #[derive(Default)]
 struct Faults(Vec<Fault>);
 
@@ -153,7 +154,7 @@ impl Faults {
     }
 }
 
-/// A name as far as it is shown. A name is ASCII.
+/// The part of a name that is shown. A name is ASCII.
 fn cut(name: &str) -> &str {
     name.get(..MAX_NAME).unwrap_or(name)
 }

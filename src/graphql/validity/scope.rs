@@ -1,14 +1,15 @@
-//! Variables and fragments, over all that an operation uses.
+//! Validation of variables and fragments, over everything that an operation uses.
 
 use std::collections::{HashMap, HashSet};
 
 use async_graphql::Value as Variable;
 use async_graphql::parser::types::{BaseType, ExecutableDocument, Type, VariableDefinition};
 
-use super::walk::{Scope, Scopes, Use, shown};
+use super::walk::{Scope, Scopes, Use, cut_type};
 use super::{Faults, cut};
 
-/// Looks for variables that are not defined, not used or in the wrong place, and for fragments that nothing uses.
+/// Finds variables that are undefined, unused or in a position of another type, and unused
+/// fragments.
 pub(super) fn check(document: &ExecutableDocument, scopes: &Scopes<'_>, faults: &mut Faults) {
     let mut used = HashSet::new();
     for (operation, scope) in &scopes.operations {
@@ -40,7 +41,7 @@ pub(super) fn check(document: &ExecutableDocument, scopes: &Scopes<'_>, faults: 
     }
 }
 
-/// What a scope uses, by way of fragments too.
+/// Collects the uses of a scope, also by way of fragments.
 fn gather<'a>(
     scope: &'a Scope<'a>,
     scopes: &'a Scopes<'a>,
@@ -57,35 +58,36 @@ fn gather<'a>(
     }
 }
 
-/// Section 5.8.5: all variable usages are allowed.
+/// Section 5.8.5: the type of a variable must fit the position of each use.
 fn position(definition: &VariableDefinition, usage: &Use<'_>, faults: &mut Faults) {
-    let Some((place, place_has_default)) = usage.place else { return };
+    let Some((expected, has_default)) = usage.expected else { return };
     let kind = &definition.var_type.node;
     let default = definition.default_value.as_ref().map(|value| &value.node);
     let has_value = default.is_some_and(|value| !matches!(value, Variable::Null));
-    let suits = match !place.nullable && kind.nullable {
-        true => (has_value || place_has_default) && is_of(&kind.base, &place.base),
-        false => is_part(kind, place),
+    let fits = if !expected.nullable && kind.nullable {
+        (has_value || has_default) && is_base_subtype(&kind.base, &expected.base)
+    } else {
+        is_subtype(kind, expected)
     };
-    if !suits {
+    if !fits {
         let what = format!(
-            "Variable \"${}\" of type \"{}\" used in position expecting type \"{place}\"",
+            "Variable \"${}\" of type \"{}\" used in position expecting type \"{expected}\"",
             cut(&definition.name.node),
-            shown(kind)
+            cut_type(kind)
         );
         faults.add_at(usage.at, what, usage.field.clone());
     }
 }
 
-/// Whether each value of the one type is one of the other.
-fn is_part(kind: &Type, of: &Type) -> bool {
-    (of.nullable || !kind.nullable) && is_of(&kind.base, &of.base)
+/// Whether each value of the one type is a value of the other.
+fn is_subtype(kind: &Type, of: &Type) -> bool {
+    (of.nullable || !kind.nullable) && is_base_subtype(&kind.base, &of.base)
 }
 
-fn is_of(kind: &BaseType, of: &BaseType) -> bool {
+fn is_base_subtype(kind: &BaseType, of: &BaseType) -> bool {
     match (kind, of) {
         (BaseType::Named(kind), BaseType::Named(of)) => kind == of,
-        (BaseType::List(kind), BaseType::List(of)) => is_part(kind, of),
+        (BaseType::List(kind), BaseType::List(of)) => is_subtype(kind, of),
         (BaseType::Named(_), BaseType::List(_)) | (BaseType::List(_), BaseType::Named(_)) => false,
     }
 }

@@ -1,21 +1,20 @@
-//! What is valid and what is not: the smallest cases of what async-graphql's validation passed over, or took for a mistake, and of
-//! what a fault says.
+//! The smallest documents that async-graphql's validation judged wrongly, and the texts of faults.
 
 use async_graphql::Variables;
 use serde_json::{Value, json};
 
-use super::super::budget::Budget;
+use super::super::cost::Budget;
 use super::super::parser::parse;
 use super::super::schema::schema;
 use super::{Fault, Validity};
 
 fn faults(text: &str) -> Vec<Fault> {
-    let document = parse(text, &Budget::OF_UNKNOWN).unwrap();
+    let document = parse(text, &Budget::ANONYMOUS).unwrap();
     Validity::of(&schema()).of_document(&document).err().unwrap_or_default()
 }
 
 fn of_variables(text: &str, operation: Option<&str>, variables: Value) -> Vec<Fault> {
-    let document = parse(text, &Budget::OF_UNKNOWN).unwrap();
+    let document = parse(text, &Budget::ANONYMOUS).unwrap();
     let validity = Validity::of(&schema());
     assert_eq!(validity.of_document(&document), Ok(()), "{text}");
     let variables = Variables::from_json(variables);
@@ -23,11 +22,11 @@ fn of_variables(text: &str, operation: Option<&str>, variables: Value) -> Vec<Fa
 }
 
 #[test]
-fn what_is_not_valid_is_said_and_where() {
+fn a_fault_describes_what_is_not_valid_and_where() {
     for (text, what, field) in [
-        // A list of a type that there is not was a panic.
+        // A list of an unknown type: async-graphql panicked.
         ("query($a: [T!] = [{}]) { byokRevealMany(items: $a) { value } }", "Unknown type \"T\"", None),
-        // A nullable variable where none may be null, also in a list and in an object.
+        // A nullable variable in a non-null position, also in a list and in an object.
         (
             "query($a: String) { byokReveal(ciphertext: $a) { value } }",
             "Variable \"$a\" of type \"String\" used in position expecting type \"String!\"",
@@ -74,7 +73,7 @@ fn what_is_not_valid_is_said_and_where() {
             "Directive \"skip\" may not be used on \"VARIABLE_DEFINITION\"",
             None,
         ),
-        // What is no object, and what is a list where none may be.
+        // A number instead of an object, and a list instead of a value.
         (
             "{ byokAudit(filter: 7) { edges { cursor } } }",
             "Invalid value for argument \"filter\", expected type \"ByokAuditFilter\"",
@@ -85,7 +84,7 @@ fn what_is_not_valid_is_said_and_where() {
             "Invalid value for argument \"id\", expected type \"ID!\"",
             Some("byokRotation.id"),
         ),
-        // A string is no enum, but in a variable.
+        // A string is an enum value only in a variable.
         (
             "{ byokAudit(filter: {operation: \"AUDIT\"}) { edges { cursor } } }",
             "Invalid value for argument \"filter.operation\", expected type \"ByokOperation\"",
@@ -118,7 +117,7 @@ fn what_is_not_valid_is_said_and_where() {
 }
 
 #[test]
-fn what_is_valid_is_taken() {
+fn valid_documents_have_no_faults() {
     for text in [
         "query($a: String! = \"\") { byokReveal(ciphertext: $a) { value } }",
         "query($a: String = \"\") { byokReveal(ciphertext: $a) { value } }",
@@ -180,7 +179,7 @@ fn an_operation_is_found_by_its_name() {
 }
 
 #[test]
-fn a_few_faults_are_named_at_most_and_long_names_cut() {
+fn faults_are_few_and_long_names_are_cut() {
     let many: String = (0..100).map(|n| format!("a{n} ")).collect();
     assert_eq!(faults(&format!("{{ {many} }}")).len(), super::MAX_FAULTS);
     assert!(faults(&format!("{{ {} }}", "x".repeat(1_000)))[0].what.len() < 200);

@@ -1,4 +1,4 @@
-//! What there is in the schema, as its own introspection tells it.
+//! The types of the schema, read by its own introspection.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -9,8 +9,9 @@ use serde::Deserialize;
 
 use super::super::schema::ByokSchema;
 
-/// Six levels of lists and nulls: more than any type of ours has.
-const ASKED: &str = "{ __schema {
+/// The introspection query, with six levels of list and non-null: more than any type of the schema
+/// has.
+const INTROSPECTION: &str = "{ __schema {
     queryType { name } mutationType { name }
     types { kind name fields { name args { ...I } type { ...T } } inputFields { ...I } enumValues { name } }
     directives { name locations args { ...I } }
@@ -18,73 +19,75 @@ const ASKED: &str = "{ __schema {
 fragment I on __InputValue { name type { ...T } defaultValue }
 fragment T on __Type { kind name ofType { kind name ofType { kind name ofType { kind name ofType { kind name ofType { kind name } } } } } }";
 
-/// The types of a schema. It has neither interfaces nor unions.
+/// The types of a schema without interfaces and unions.
 pub(super) struct Types {
     types: HashMap<String, Definition>,
-    directives: HashMap<String, DirectiveOf>,
+    directives: HashMap<String, DirectiveDefinition>,
     query: String,
     mutation: Option<String>,
 }
 
-/// What a type is.
+/// The definition of a type.
 pub(super) enum Definition {
-    /// A value that is read by its own rule.
+    /// A scalar.
     Scalar,
-    /// One of these names.
+    /// An enum with these names.
     Enum(HashSet<String>),
-    /// An object of a document, or of variables.
+    /// An input object.
     Input(Inputs),
-    /// An object of an answer.
-    Object(HashMap<String, FieldOf>),
+    /// An object of the answer.
+    Object(HashMap<String, FieldDefinition>),
 }
 
 /// Arguments, or the fields of an input object.
-pub(super) type Inputs = BTreeMap<String, InputOf>;
+pub(super) type Inputs = BTreeMap<String, InputDefinition>;
 
 /// An argument, or a field of an input object.
-pub(super) struct InputOf {
+pub(super) struct InputDefinition {
     pub(super) kind: Type,
     pub(super) has_default: bool,
 }
 
-impl InputOf {
-    /// Whether it must be given.
+impl InputDefinition {
+    /// Whether a value is required.
     pub(super) fn is_required(&self) -> bool {
         !self.kind.nullable && !self.has_default
     }
 }
 
-/// A field of an answer.
-pub(super) struct FieldOf {
-    /// The name of its type, without lists.
+/// A field of the answer.
+pub(super) struct FieldDefinition {
+    /// The name of the field's type, without lists.
     pub(super) type_name: String,
     pub(super) arguments: Inputs,
 }
 
 /// A directive.
-pub(super) struct DirectiveOf {
-    pub(super) places: Vec<String>,
+pub(super) struct DirectiveDefinition {
+    pub(super) locations: Vec<String>,
     pub(super) arguments: Inputs,
 }
 
 impl Types {
-    /// Those of this schema.
+    /// The types of this schema.
     pub(super) fn of(schema: &ByokSchema) -> Self {
-        let answer = schema.execute(ASKED).now_or_never().expect("introspection waits for nothing");
-        assert!(answer.errors.is_empty(), "our own question about our own schema is valid");
-        let Answer { schema } = async_graphql::from_value(answer.data).expect("it is of the shape asked for");
+        let answer = schema.execute(INTROSPECTION).now_or_never().expect("introspection never waits");
+        assert!(answer.errors.is_empty(), "the introspection query is valid");
+        let Answer { schema } =
+            async_graphql::from_value(answer.data).expect("the answer has the shape of the query");
         let mut types: HashMap<_, _> =
-            schema.types.into_iter().map(|told| (told.name.clone(), told.into())).collect();
+            schema.types.into_iter().map(|json| (json.name.clone(), json.into())).collect();
         let query = schema.query_type.name;
         if let Some(Definition::Object(fields)) = types.get_mut(&query) {
-            let root = |type_name: &str, arguments| FieldOf { type_name: type_name.to_owned(), arguments };
+            let root =
+                |type_name: &str, arguments| FieldDefinition { type_name: type_name.to_owned(), arguments };
             let text = Type { base: BaseType::Named(Name::new("String")), nullable: false };
-            let name = InputOf { kind: text, has_default: false };
+            let name = InputDefinition { kind: text, has_default: false };
             fields.insert("__schema".to_owned(), root("__Schema", Inputs::new()));
             fields.insert("__type".to_owned(), root("__Type", Inputs::from([("name".to_owned(), name)])));
         }
-        let directive = |told: ToldDirective| {
-            (told.name, DirectiveOf { places: told.locations, arguments: inputs(told.args) })
+        let directive = |json: DirectiveJson| {
+            (json.name, DirectiveDefinition { locations: json.locations, arguments: inputs(json.args) })
         };
         let directives = schema.directives.into_iter().map(directive).collect();
         Self { types, directives, query, mutation: schema.mutation_type.map(|root| root.name) }
@@ -96,11 +99,11 @@ impl Types {
     }
 
     /// The directive of this name.
-    pub(super) fn directive(&self, name: &str) -> Option<&DirectiveOf> {
+    pub(super) fn directive(&self, name: &str) -> Option<&DirectiveDefinition> {
         self.directives.get(name)
     }
 
-    /// The type that an operation's roots are of, where there are such operations.
+    /// The root type of an operation; `None` if the schema has no such operations.
     pub(super) fn root(&self, operation: OperationType) -> Option<&str> {
         match operation {
             OperationType::Query => Some(&self.query),
@@ -121,16 +124,16 @@ pub(super) fn name_of(kind: &Type) -> &str {
 #[derive(Deserialize)]
 struct Answer {
     #[serde(rename = "__schema")]
-    schema: Told,
+    schema: SchemaJson,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Told {
+struct SchemaJson {
     query_type: Named,
     mutation_type: Option<Named>,
-    types: Vec<ToldType>,
-    directives: Vec<ToldDirective>,
+    types: Vec<TypeJson>,
+    directives: Vec<DirectiveJson>,
 }
 
 #[derive(Deserialize)]
@@ -140,24 +143,24 @@ struct Named {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct ToldType {
+struct TypeJson {
     name: String,
-    fields: Option<Vec<ToldField>>,
-    input_fields: Option<Vec<ToldInput>>,
+    fields: Option<Vec<FieldJson>>,
+    input_fields: Option<Vec<InputJson>>,
     enum_values: Option<Vec<Named>>,
 }
 
 #[derive(Deserialize)]
-struct ToldField {
+struct FieldJson {
     name: String,
-    args: Vec<ToldInput>,
+    args: Vec<InputJson>,
     #[serde(rename = "type")]
     kind: Reference,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct ToldInput {
+struct InputJson {
     name: String,
     #[serde(rename = "type")]
     kind: Reference,
@@ -165,10 +168,10 @@ struct ToldInput {
 }
 
 #[derive(Deserialize)]
-struct ToldDirective {
+struct DirectiveJson {
     name: String,
     locations: Vec<String>,
-    args: Vec<ToldInput>,
+    args: Vec<InputJson>,
 }
 
 /// A type where it is used.
@@ -180,14 +183,14 @@ struct Reference {
     of_type: Option<Box<Reference>>,
 }
 
-impl From<ToldType> for Definition {
-    fn from(told: ToldType) -> Self {
-        let ToldType { fields, input_fields, enum_values, .. } = told;
+impl From<TypeJson> for Definition {
+    fn from(json: TypeJson) -> Self {
+        let TypeJson { fields, input_fields, enum_values, .. } = json;
         match (fields, input_fields, enum_values) {
             (Some(fields), ..) => {
-                let field = |told: ToldField| {
-                    let type_name = name_of(&Type::from(told.kind)).to_owned();
-                    (told.name, FieldOf { type_name, arguments: inputs(told.args) })
+                let field = |json: FieldJson| {
+                    let type_name = name_of(&Type::from(json.kind)).to_owned();
+                    (json.name, FieldDefinition { type_name, arguments: inputs(json.args) })
                 };
                 Self::Object(fields.into_iter().map(field).collect())
             }
@@ -199,21 +202,21 @@ impl From<ToldType> for Definition {
 }
 
 impl From<Reference> for Type {
-    fn from(told: Reference) -> Self {
-        let inner = told.of_type.map(|inner| Self::from(*inner));
-        match (told.kind.as_str(), inner) {
+    fn from(json: Reference) -> Self {
+        let inner = json.of_type.map(|inner| Self::from(*inner));
+        match (json.kind.as_str(), inner) {
             ("NON_NULL", Some(inner)) => Self { nullable: false, ..inner },
             ("LIST", Some(inner)) => Self { base: BaseType::List(Box::new(inner)), nullable: true },
-            _ => Self { base: BaseType::Named(Name::new(told.name.unwrap_or_default())), nullable: true },
+            _ => Self { base: BaseType::Named(Name::new(json.name.unwrap_or_default())), nullable: true },
         }
     }
 }
 
-fn inputs(told: Vec<ToldInput>) -> Inputs {
-    let input = |told: ToldInput| {
-        (told.name, InputOf { kind: told.kind.into(), has_default: told.default_value.is_some() })
+fn inputs(json: Vec<InputJson>) -> Inputs {
+    let input = |json: InputJson| {
+        (json.name, InputDefinition { kind: json.kind.into(), has_default: json.default_value.is_some() })
     };
-    told.into_iter().map(input).collect()
+    json.into_iter().map(input).collect()
 }
 
 #[cfg(test)]
@@ -222,7 +225,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn types_are_told_as_the_schema_has_them() {
+    fn the_types_are_those_of_the_schema() {
         let types = Types::of(&schema());
         let Some(Definition::Object(roots)) = types.get("Mutation") else { panic!("it is an object") };
         let many = &roots["byokEncryptMany"];

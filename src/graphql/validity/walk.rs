@@ -1,4 +1,4 @@
-//! Fields, arguments, directives and fragments, each held against the schema where it stands.
+//! Validation of fields, arguments, directives and fragments, each by itself.
 
 use std::collections::{HashMap, HashSet};
 
@@ -10,23 +10,23 @@ use async_graphql::{Name, Pos, Positioned};
 use async_graphql_value::Value;
 
 use super::input::{self, is_input};
-use super::types::{Definition, FieldOf, InputOf, Inputs, Types, name_of};
+use super::types::{Definition, FieldDefinition, InputDefinition, Inputs, Types, name_of};
 use super::{Faults, cut};
 
-/// What one operation or fragment uses itself.
+/// The variables and fragments that one operation or fragment uses directly.
 #[derive(Default)]
 pub(super) struct Scope<'a> {
     pub(super) uses: Vec<Use<'a>>,
     pub(super) spreads: Vec<&'a Name>,
 }
 
-/// A variable in its place.
+/// A use of a variable.
 pub(super) struct Use<'a> {
     pub(super) name: &'a Name,
     pub(super) at: Pos,
-    /// The type that is expected there, and whether the place has a value without; `None` where any will do.
-    pub(super) place: Option<(&'a Type, bool)>,
-    /// The place, by the schema's names.
+    /// The expected type, and whether the argument has a default; `None` if any type will do.
+    pub(super) expected: Option<(&'a Type, bool)>,
+    /// The path to the use, with the schema's names.
     pub(super) field: String,
 }
 
@@ -36,7 +36,7 @@ pub(super) struct Scopes<'a> {
     pub(super) fragments: HashMap<&'a Name, Scope<'a>>,
 }
 
-/// Walks through a document.
+/// Walks a document, and returns its scopes.
 pub(super) fn walk<'a>(
     types: &'a Types,
     document: &'a ExecutableDocument,
@@ -79,12 +79,12 @@ struct Walk<'a, 'f> {
 impl<'a> Walk<'a, '_> {
     fn operation(&mut self, operation: &'a Positioned<OperationDefinition>) {
         let Positioned { node: operation, pos } = operation;
-        let place = match operation.ty {
+        let location = match operation.ty {
             OperationType::Query => "QUERY",
             OperationType::Mutation => "MUTATION",
             OperationType::Subscription => "SUBSCRIPTION",
         };
-        self.directives(&operation.directives, place);
+        self.directives(&operation.directives, location);
         let mut names = HashSet::new();
         for Positioned { node: definition, pos } in &operation.variable_definitions {
             let (name, kind) = (cut(&definition.name.node), &definition.var_type.node);
@@ -96,7 +96,7 @@ impl<'a> Walk<'a, '_> {
                 Some(true) => {}
                 Some(false) => {
                     let what =
-                        format!("Variable \"${name}\" cannot be of non-input type \"{}\"", shown(kind));
+                        format!("Variable \"${name}\" cannot be of non-input type \"{}\"", cut_type(kind));
                     self.faults.add(*pos, what);
                     continue;
                 }
@@ -106,11 +106,11 @@ impl<'a> Walk<'a, '_> {
                 }
             }
             if let Some(Positioned { node: value, pos }) = &definition.default_value
-                && let Err(wrong) = default(self.types, kind, value)
+                && let Err(wrong) = check_default(self.types, kind, value)
             {
                 let what =
-                    format!("Invalid default value for variable \"${name}{}\", {}", wrong.place, wrong.what);
-                self.faults.add_at(*pos, what, format!("${name}{}", wrong.place));
+                    format!("Invalid default value for variable \"${name}{}\", {}", wrong.path, wrong.what);
+                self.faults.add_at(*pos, what, format!("${name}{}", wrong.path));
             }
         }
         match self.types.root(operation.ty) {
@@ -159,7 +159,8 @@ impl<'a> Walk<'a, '_> {
         }
     }
 
-    /// The type that is selected from under a condition, where there is one: an object is of no other type.
+    /// The type that a fragment's condition selects from; `None` if it is not the type of the
+    /// object.
     fn condition(&mut self, name: &'a Positioned<Name>, on: &str, at: Pos) -> Option<&'a str> {
         match self.types.get(&name.node) {
             Some(Definition::Object(_)) if name.node == on => Some(&name.node),
@@ -195,23 +196,23 @@ impl<'a> Walk<'a, '_> {
                 let what = "Field \"__typename\" has neither arguments nor a selection".to_owned();
                 self.faults.add(at, what);
             }
-            self.undirected(&field.arguments);
+            self.untyped_uses(&field.arguments);
             return;
         }
         let known = match self.types.get(on) {
             Some(Definition::Object(fields)) => fields.get(name.as_str()),
             _ => None,
         };
-        let Some(FieldOf { type_name, arguments }) = known else {
+        let Some(FieldDefinition { type_name, arguments }) = known else {
             self.faults.add(at, format!("Unknown field \"{}\" on type \"{on}\"", cut(name)));
-            self.undirected(&field.arguments);
+            self.untyped_uses(&field.arguments);
             return;
         };
         self.arguments(&field.arguments, arguments, name, at, |argument| match argument {
-            Missing::Unknown(argument) => {
+            ArgumentFault::Unknown(argument) => {
                 format!("Unknown argument \"{argument}\" on field \"{name}\" of type \"{on}\"")
             }
-            Missing::Required(argument, _) => {
+            ArgumentFault::Required(argument, _) => {
                 format!("Field \"{name}\" argument \"{argument}\" is required but not provided")
             }
         });
@@ -232,26 +233,26 @@ impl<'a> Walk<'a, '_> {
         }
     }
 
-    fn directives(&mut self, directives: &'a [Positioned<Directive>], place: &str) {
+    fn directives(&mut self, directives: &'a [Positioned<Directive>], location: &str) {
         let mut names = HashSet::new();
         for Positioned { node: directive, pos } in directives {
             let name = &directive.name.node;
             let Some(known) = self.types.directive(name) else {
                 self.faults.add(*pos, format!("Unknown directive \"{}\"", cut(name)));
-                self.undirected(&directive.arguments);
+                self.untyped_uses(&directive.arguments);
                 continue;
             };
-            if !known.places.iter().any(|known| known == place) {
-                self.faults.add(*pos, format!("Directive \"{name}\" may not be used on \"{place}\""));
+            if !known.locations.iter().any(|known| known == location) {
+                self.faults.add(*pos, format!("Directive \"{name}\" may not be used on \"{location}\""));
             }
             if !names.insert(name) {
                 self.faults.add(*pos, format!("Duplicate directive \"{name}\""));
             }
             self.arguments(&directive.arguments, &known.arguments, name, *pos, |argument| match argument {
-                Missing::Unknown(argument) => {
+                ArgumentFault::Unknown(argument) => {
                     format!("Unknown argument \"{argument}\" on directive \"{name}\"")
                 }
-                Missing::Required(argument, kind) => format!(
+                ArgumentFault::Required(argument, kind) => format!(
                     "Directive \"@{name}\" argument \"{argument}\" of type \"{kind}\" is required but not provided"
                 ),
             });
@@ -264,7 +265,7 @@ impl<'a> Walk<'a, '_> {
         known: &'a Inputs,
         of: &str,
         at: Pos,
-        say: impl Fn(Missing<'_>) -> String,
+        describe: impl Fn(ArgumentFault<'_>) -> String,
     ) {
         let mut names: HashSet<&str> = HashSet::new();
         for (Positioned { node: name, pos }, value) in given {
@@ -273,42 +274,41 @@ impl<'a> Walk<'a, '_> {
             }
             let argument = known.get(name.as_str());
             match argument.map(|argument| input::check(self.types, &argument.kind, &value.node)) {
-                None => self.faults.add(*pos, say(Missing::Unknown(cut(name)))),
+                None => self.faults.add(*pos, describe(ArgumentFault::Unknown(cut(name)))),
                 Some(Ok(())) => {}
                 Some(Err(wrong)) => {
-                    let what =
-                        format!("Invalid value for argument \"{name}{}\", {}", wrong.place, wrong.what);
-                    self.faults.add_at(value.pos, what, format!("{of}.{name}{}", wrong.place));
+                    let what = format!("Invalid value for argument \"{name}{}\", {}", wrong.path, wrong.what);
+                    self.faults.add_at(value.pos, what, format!("{of}.{name}{}", wrong.path));
                 }
             }
             if has_variable(&value.node) {
-                self.uses(&value.node, value.pos, argument.map(Place::from), format!("{of}.{name}"));
+                self.uses(&value.node, value.pos, argument.map(Expected::from), format!("{of}.{name}"));
             }
         }
         for (name, argument) in known {
             if argument.is_required() && !names.contains(name.as_str()) {
-                let what = say(Missing::Required(name, &argument.kind));
+                let what = describe(ArgumentFault::Required(name, &argument.kind));
                 self.faults.add_at(at, what, format!("{of}.{name}"));
             }
         }
     }
 
-    /// The variables in what belongs to nothing that there is.
-    fn undirected(&mut self, arguments: &'a [(Positioned<Name>, Positioned<Value>)]) {
+    /// Records the variables in arguments of an unknown field or directive.
+    fn untyped_uses(&mut self, arguments: &'a [(Positioned<Name>, Positioned<Value>)]) {
         for (_, value) in arguments {
             self.uses(&value.node, value.pos, None, String::new());
         }
     }
 
-    fn uses(&mut self, value: &'a Value, at: Pos, place: Option<Place<'a>>, field: String) {
+    fn uses(&mut self, value: &'a Value, at: Pos, expected: Option<Expected<'a>>, field: String) {
         match value {
             Value::Variable(name) => {
-                let place = place.map(|place| (place.kind, place.has_default));
-                self.scope.uses.push(Use { name, at, place, field });
+                let expected = expected.map(|expected| (expected.kind, expected.has_default));
+                self.scope.uses.push(Use { name, at, expected, field });
             }
             Value::List(items) => {
-                let inner = place.and_then(|place| match &place.kind.base {
-                    BaseType::List(inner) => Some(Place { kind: inner, has_default: false }),
+                let inner = expected.and_then(|expected| match &expected.kind.base {
+                    BaseType::List(inner) => Some(Expected { kind: inner, has_default: false }),
                     BaseType::Named(_) => None,
                 });
                 for (index, item) in items.iter().enumerate() {
@@ -316,7 +316,7 @@ impl<'a> Walk<'a, '_> {
                 }
             }
             Value::Object(pairs) => {
-                let fields = place.and_then(|place| match self.types.get(name_of(place.kind)) {
+                let fields = expected.and_then(|expected| match self.types.get(name_of(expected.kind)) {
                     Some(Definition::Input(fields)) => Some(fields),
                     _ => None,
                 });
@@ -333,7 +333,7 @@ impl<'a> Walk<'a, '_> {
     }
 }
 
-/// Most values hold none, and then their places are written out for nothing.
+/// Whether a value holds a variable. Most hold none, and their paths need not be written out.
 fn has_variable(value: &Value) -> bool {
     match value {
         Value::Variable(_) => true,
@@ -344,31 +344,31 @@ fn has_variable(value: &Value) -> bool {
     }
 }
 
-/// Where a variable may stand.
+/// The type that is expected of a value.
 #[derive(Clone, Copy)]
-struct Place<'a> {
+struct Expected<'a> {
     kind: &'a Type,
     has_default: bool,
 }
 
-impl<'a> From<&'a InputOf> for Place<'a> {
-    fn from(input: &'a InputOf) -> Self {
+impl<'a> From<&'a InputDefinition> for Expected<'a> {
+    fn from(input: &'a InputDefinition) -> Self {
         Self { kind: &input.kind, has_default: input.has_default }
     }
 }
 
-/// An argument that there is not, or that is not there.
-enum Missing<'a> {
+/// A fault of an argument: unknown, or required and missing.
+enum ArgumentFault<'a> {
     Unknown(&'a str),
     Required(&'a str, &'a Type),
 }
 
-/// A default is a value of the document that holds no variable.
-fn default(types: &Types, kind: &Type, value: &async_graphql::Value) -> Result<(), input::Wrong> {
+/// Validates a default value, which is a value of the document without variables.
+fn check_default(types: &Types, kind: &Type, value: &async_graphql::Value) -> Result<(), input::Wrong> {
     input::check(types, kind, &value.clone().into_value())
 }
 
-/// A type as the document has it, as far as it is shown.
-pub(super) fn shown(kind: &Type) -> String {
+/// The part of a type that is shown, as the document has it.
+pub(super) fn cut_type(kind: &Type) -> String {
     cut(&kind.to_string()).to_owned()
 }

@@ -1,9 +1,11 @@
-//! Documents that need not be parsed and validated again. Validation takes a third of the time of a `byokDecrypt`
-//! (`docs/performance.md`), and an application sends the same few documents again and again, with other variables.
+//! A cache of documents that need not be parsed and validated again. Validation takes a third of
+//! the time of a `byokDecrypt` (`docs/performance.md`), and an application sends the same few
+//! documents again and again, with other variables.
 //!
-//! What is kept holds no value of anybody's: a *plain* document has neither strings nor numbers, comments, objects or
-//! lists, only fields, and as their arguments variables, enums and booleans. Its variables have no defaults. Whether what they
-//! hold is of their types is looked at each time. A join has its values in its text and is never kept.
+//! No cached document holds a caller's value: it has neither strings nor numbers, comments, objects
+//! or lists, only fields whose arguments are variables, enums, booleans and null, and its variables
+//! have no defaults. The values of variables are validated for each request. A join has its values
+//! in its text and is never cached.
 
 use std::sync::Arc;
 
@@ -13,45 +15,45 @@ use async_graphql::parser::types::{
 use async_graphql_value::Value;
 use moka::sync::Cache;
 
-use super::survey::Survey;
+use super::cost::QueryCost;
 
-/// How many documents are kept; the ones that are used most.
-const MOST: u64 = 256;
-/// The longest text that is kept.
+/// The number of documents in the cache; those used most stay.
+const CAPACITY: u64 = 256;
+/// The longest text that is cached.
 const MAX_BYTES: usize = 4_096;
 
-/// A document and what was found out about it.
-pub(super) struct Plain {
+/// A valid document and its cost.
+pub(super) struct ValidatedDocument {
     pub(super) document: ExecutableDocument,
-    pub(super) survey: Arc<Survey>,
+    pub(super) cost: Arc<QueryCost>,
 }
 
-/// Plain documents that were valid, by their text.
-pub(super) struct PlainDocuments(Cache<String, Arc<Plain>>);
+/// Valid documents without values, by their text.
+pub(super) struct ValidatedCache(Cache<String, Arc<ValidatedDocument>>);
 
-impl PlainDocuments {
+impl ValidatedCache {
     pub(super) fn new() -> Self {
-        Self(Cache::new(MOST))
+        Self(Cache::new(CAPACITY))
     }
 
-    /// The document of this text, if it was valid before.
-    pub(super) fn get(&self, text: &str) -> Option<Arc<Plain>> {
+    /// The document of this text, if it is cached.
+    pub(super) fn get(&self, text: &str) -> Option<Arc<ValidatedDocument>> {
         if text.len() > MAX_BYTES { None } else { self.0.get(text) }
     }
 
-    /// Keeps a document that is valid.
-    pub(super) fn keep(&self, text: String, plain: Plain) {
-        self.0.insert(text, Arc::new(plain));
+    /// Caches a document that is valid and for which [`holds_no_value`] is true.
+    pub(super) fn insert(&self, text: String, document: ValidatedDocument) {
+        self.0.insert(text, Arc::new(document));
     }
 }
 
-/// Whether a document is plain, so that it may be kept if it is valid.
-pub(super) fn is_plain(text: &str, document: &ExecutableDocument) -> bool {
+/// Whether a document holds no value, so that it may be cached if it is valid.
+pub(super) fn holds_no_value(text: &str, document: &ExecutableDocument) -> bool {
     text.len() <= MAX_BYTES
         && !text.contains(['"', '#'])
         && only_operation(document).is_some_and(|operation| {
             operation.directives.is_empty()
-                && is_of_fields(&operation.selection_set.node)
+                && has_no_values(&operation.selection_set.node)
                 && operation.variable_definitions.iter().all(|definition| {
                     definition.node.default_value.is_none() && definition.node.directives.is_empty()
                 })
@@ -68,16 +70,17 @@ fn only_operation(document: &ExecutableDocument) -> Option<&OperationDefinition>
     }
 }
 
-/// Fields without directives, whose arguments are variables or one of a few words.
-fn is_of_fields(set: &SelectionSet) -> bool {
+/// Whether a selection set has only fields without directives, whose arguments are variables,
+/// enums, booleans or null.
+fn has_no_values(set: &SelectionSet) -> bool {
     set.items.iter().all(|selection| match &selection.node {
         Selection::Field(field) => {
-            let is_word = |value: &Value| {
+            let holds_none = |value: &Value| {
                 matches!(value, Value::Variable(_) | Value::Enum(_) | Value::Boolean(_) | Value::Null)
             };
             field.node.directives.is_empty()
-                && field.node.arguments.iter().all(|(_, value)| is_word(&value.node))
-                && is_of_fields(&field.node.selection_set.node)
+                && field.node.arguments.iter().all(|(_, value)| holds_none(&value.node))
+                && has_no_values(&field.node.selection_set.node)
         }
         Selection::FragmentSpread(_) | Selection::InlineFragment(_) => false,
     })
@@ -85,41 +88,41 @@ fn is_of_fields(set: &SelectionSet) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::budget::Budget;
+    use super::super::cost::Budget;
     use super::super::parser::parse;
     use super::*;
 
-    const BUDGET: Budget = Budget::OF_UNKNOWN;
+    const BUDGET: Budget = Budget::ANONYMOUS;
 
     const DECRYPT: &str = "mutation D($c: String!, $r: ID) { byokDecrypt(ciphertext: $c, recordId: $r, encoding: UTF8) { plaintext } }";
 
-    fn plain(text: &str) -> bool {
-        is_plain(text, &parse(text, &BUDGET).unwrap())
+    fn is_cacheable(text: &str) -> bool {
+        holds_no_value(text, &parse(text, &BUDGET).unwrap())
     }
 
     #[test]
-    fn a_document_of_fields_and_texts_is_plain() {
-        assert!(plain(DECRYPT));
-        assert!(plain("{ byokHealth { status } }"));
-        assert!(plain("query($a: Int) { byokAudit(first: $a) { edges { cursor } } }"));
+    fn a_document_of_fields_and_variables_is_cacheable() {
+        assert!(is_cacheable(DECRYPT));
+        assert!(is_cacheable("{ byokHealth { status } }"));
+        assert!(is_cacheable("query($a: Int) { byokAudit(first: $a) { edges { cursor } } }"));
     }
 
     #[test]
-    fn a_document_that_holds_a_value_is_not() {
+    fn a_document_that_holds_a_value_is_not_cacheable() {
         for text in [
             "{ byokReveal(ciphertext: \"x\") { value } }",
             "{ byokReveal(ciphertext: \"\"\"x\"\"\") { value } }",
             "{ byokAudit(first: 17) { edges { cursor } } }",
             "{ byokReveal(ciphertext: [x]) { value } }",
             "{ byokReveal(ciphertext: {a: x}) { value } }",
-            "{ byokHealth { status } } # a remark",
+            "{ byokHealth { status } } # a comment",
             "{ byokHealth @skip(if: true) { status } }",
             "{ ... { byokHealth { status } } }",
             "{ ...F } fragment F on Query { byokHealth { status } }",
             "query A { byokHealth { status } } query B { byokHealth { status } }",
             "query($c: String! = \"x\") { byokReveal(ciphertext: $c) { value } }",
         ] {
-            assert!(!plain(text), "{text}");
+            assert!(!is_cacheable(text), "{text}");
         }
     }
 }

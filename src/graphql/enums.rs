@@ -1,4 +1,4 @@
-//! GraphQL enums that are made from the model's own lists, so that the two cannot drift apart.
+//! GraphQL enums generated from the enums of the model, so that the two cannot drift apart.
 
 use std::any::type_name;
 use std::borrow::Cow;
@@ -13,31 +13,31 @@ use async_graphql::{
 use crate::app::HealthStatus;
 use crate::model::{ErrorCode, JobState, Means, Operation, Outcome, Posture, Source};
 
-/// A closed list of the model that is an enum of the schema.
-pub(super) trait Vocabulary: Copy + PartialEq + Send + Sync + 'static {
+/// An enum of the model that is an enum of the schema.
+pub(super) trait ModelEnum: Copy + PartialEq + Send + Sync + 'static {
     /// The enum's name.
     const NAME: &'static str;
     /// The enum's description.
-    const ABOUT: &'static str;
+    const DESCRIPTION: &'static str;
     /// Every value.
     fn all() -> Vec<Self>;
-    /// The value's name, and its description.
-    fn word(self) -> (&'static str, &'static str);
+    /// The value's name and description.
+    fn describe(self) -> (&'static str, &'static str);
 }
 
-/// A value of such a list.
+/// A value of such an enum.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Word<T>(pub(super) T);
+pub(super) struct EnumValue<T>(pub(super) T);
 
-impl<T: Vocabulary> Word<T> {
+impl<T: ModelEnum> EnumValue<T> {
     fn register(registry: &mut Registry) -> String {
         registry.create_output_type::<Self, _>(MetaTypeId::Enum, |_| MetaType::Enum {
             name: T::NAME.to_owned(),
-            description: Some(T::ABOUT.to_owned()),
+            description: Some(T::DESCRIPTION.to_owned()),
             enum_values: T::all()
                 .into_iter()
-                .map(T::word)
-                .map(|(name, about)| (name.to_owned(), value_of(name, about)))
+                .map(T::describe)
+                .map(|(name, description)| (name.to_owned(), meta_value(name, description)))
                 .collect(),
             visible: None,
             inaccessible: false,
@@ -49,10 +49,10 @@ impl<T: Vocabulary> Word<T> {
     }
 }
 
-fn value_of(name: &str, about: &str) -> MetaEnumValue {
+fn meta_value(name: &str, description: &str) -> MetaEnumValue {
     MetaEnumValue {
         name: name.to_owned(),
-        description: Some(about.to_owned()),
+        description: Some(description.to_owned()),
         deprecation: Deprecation::NoDeprecated,
         visible: None,
         inaccessible: false,
@@ -61,7 +61,7 @@ fn value_of(name: &str, about: &str) -> MetaEnumValue {
     }
 }
 
-impl<T: Vocabulary> InputType for Word<T> {
+impl<T: ModelEnum> InputType for EnumValue<T> {
     type RawValueType = Self;
 
     fn type_name() -> Cow<'static, str> {
@@ -78,12 +78,12 @@ impl<T: Vocabulary> InputType for Word<T> {
             Some(Value::String(name)) => name,
             _ => return Err(InputValueError::custom("not a name")),
         };
-        let found = T::all().into_iter().find(|value| value.word().0 == name);
-        found.map(Word).ok_or_else(|| InputValueError::custom("no such name"))
+        let found = T::all().into_iter().find(|value| value.describe().0 == name);
+        found.map(EnumValue).ok_or_else(|| InputValueError::custom("no such name"))
     }
 
     fn to_value(&self) -> Value {
-        Value::Enum(Name::new(self.0.word().0))
+        Value::Enum(Name::new(self.0.describe().0))
     }
 
     fn as_raw_value(&self) -> Option<&Self> {
@@ -91,7 +91,7 @@ impl<T: Vocabulary> InputType for Word<T> {
     }
 }
 
-impl<T: Vocabulary> OutputType for Word<T> {
+impl<T: ModelEnum> OutputType for EnumValue<T> {
     fn type_name() -> Cow<'static, str> {
         T::NAME.into()
     }
@@ -105,47 +105,48 @@ impl<T: Vocabulary> OutputType for Word<T> {
     }
 }
 
-impl Vocabulary for ErrorCode {
+impl ModelEnum for ErrorCode {
     const NAME: &'static str = "ByokErrorCode";
-    const ABOUT: &'static str =
-        "Why a call, or one item of it, was refused. A code is never given a second meaning.";
+    const DESCRIPTION: &'static str =
+        "Why a call, or one item of it, was refused. The meaning of a code never changes.";
 
     fn all() -> Vec<Self> {
         Self::ALL.iter().copied().filter(|code| !code.is_hasuras_own()).collect()
     }
 
-    fn word(self) -> (&'static str, &'static str) {
+    fn describe(self) -> (&'static str, &'static str) {
         (self.as_str(), self.message())
     }
 }
 
-impl Vocabulary for Outcome {
+impl ModelEnum for Outcome {
     const NAME: &'static str = "ByokOutcome";
-    const ABOUT: &'static str = "How a call ended: done, done in part, or the code that it was refused with.";
+    const DESCRIPTION: &'static str =
+        "The result of a call: done, done in part, or the code it was refused with.";
 
     fn all() -> Vec<Self> {
         Self::every()
     }
 
-    fn word(self) -> (&'static str, &'static str) {
-        let about = match self {
-            Self::Ok => "All of it was done.",
+    fn describe(self) -> (&'static str, &'static str) {
+        let description = match self {
+            Self::Ok => "All items were done.",
             Self::Partial => "Some items were refused, others done.",
             Self::Refused(code) => code.message(),
         };
-        (self.as_str(), about)
+        (self.as_str(), description)
     }
 }
 
-impl Vocabulary for Operation {
+impl ModelEnum for Operation {
     const NAME: &'static str = "ByokOperation";
-    const ABOUT: &'static str = "What was asked for, or happened.";
+    const DESCRIPTION: &'static str = "The operation of a call, or the event, that an entry records.";
 
     fn all() -> Vec<Self> {
         Self::ALL.to_vec()
     }
 
-    fn word(self) -> (&'static str, &'static str) {
+    fn describe(self) -> (&'static str, &'static str) {
         match self {
             Self::Encrypt => ("ENCRYPT", "Values were encrypted."),
             Self::Decrypt => ("DECRYPT", "Ciphertexts were decrypted."),
@@ -156,103 +157,103 @@ impl Vocabulary for Operation {
             Self::Audit => ("AUDIT", "The audit log was read."),
             Self::Health => ("HEALTH", "The key was checked."),
             Self::Incident => {
-                ("INCIDENT", "The key was turned off or out of reach, or came back: nobody asked for it.")
+                ("INCIDENT", "The key was turned off, was out of reach, or came back. No call asked for it.")
             }
-            Self::Prune => ("PRUNE", "Old entries were dropped, and their hashes kept."),
+            Self::Prune => ("PRUNE", "Old entries were deleted, and their hashes kept."),
             Self::Erase => ("ERASE", "Personal values of entries were erased."),
             Self::Hold => ("HOLD", "The log was put on legal hold, or the hold was lifted."),
             Self::Restore => ("RESTORE", "A new log was begun after the database was restored."),
-            Self::Seal => ("SEAL", "The rows of data encryption keys were all bound to a secret."),
+            Self::Seal => ("SEAL", "All rows of data encryption keys were authenticated with a secret."),
         }
     }
 }
 
-impl Vocabulary for Means {
+impl ModelEnum for Means {
     const NAME: &'static str = "ByokMeans";
-    const ABOUT: &'static str = "How a caller was recognised.";
+    const DESCRIPTION: &'static str = "How a caller was recognised.";
 
     fn all() -> Vec<Self> {
         vec![Self::Jwt, Self::HasuraSecret, Self::AdminToken, Self::Operator]
     }
 
-    fn word(self) -> (&'static str, &'static str) {
+    fn describe(self) -> (&'static str, &'static str) {
         match self {
             Self::Jwt => ("JWT", "By a JSON Web Token that this server verified."),
             Self::HasuraSecret => {
-                ("HASURA_SECRET", "By session variables beside the remote schema's shared secret.")
+                ("HASURA_SECRET", "By session variables sent with the remote schema's shared secret.")
             }
             Self::AdminToken => ("ADMIN_TOKEN", "By a named admin token."),
-            Self::Operator => {
-                ("OPERATOR", "At the command line, on the machine that holds the configuration.")
-            }
+            Self::Operator => ("OPERATOR", "At the command line of a machine that holds the configuration."),
         }
     }
 }
 
-impl Vocabulary for Source {
+impl ModelEnum for Source {
     const NAME: &'static str = "ByokKeySource";
-    const ABOUT: &'static str = "Where the data encryption key of an item came from.";
+    const DESCRIPTION: &'static str = "Where the data encryption key of an item came from.";
 
     fn all() -> Vec<Self> {
         vec![Self::Cache, Self::Kms]
     }
 
-    fn word(self) -> (&'static str, &'static str) {
+    fn describe(self) -> (&'static str, &'static str) {
         match self {
-            Self::Cache => ("CACHE", "From memory: no call of the KMS was made for it."),
-            Self::Kms => ("KMS", "From the KMS, in this call."),
+            Self::Cache => ("CACHE", "From memory, without a call to the KMS."),
+            Self::Kms => ("KMS", "From the KMS, during this call."),
         }
     }
 }
 
-impl Vocabulary for JobState {
+impl ModelEnum for JobState {
     const NAME: &'static str = "ByokRotationState";
-    const ABOUT: &'static str = "Where a rotation stands.";
+    const DESCRIPTION: &'static str = "The state of a rotation.";
 
     fn all() -> Vec<Self> {
         Self::ALL.to_vec()
     }
 
-    fn word(self) -> (&'static str, &'static str) {
-        let about = match self {
+    fn describe(self) -> (&'static str, &'static str) {
+        let description = match self {
             Self::Running => "It has work left.",
-            Self::Paused => "It has work left, and waits until it is resumed.",
-            Self::Done => "It went through all keys.",
-            Self::Cancelled => "It was ended before it went through all keys; what it re-wrapped stays so.",
+            Self::Paused => "It has work left and waits to be resumed.",
+            Self::Done => "It went through all data keys.",
+            Self::Cancelled => {
+                "It was ended before it went through all data keys; those it re-wrapped stay re-wrapped."
+            }
         };
-        (self.as_str(), about)
+        (self.as_str(), description)
     }
 }
 
-impl Vocabulary for HealthStatus {
+impl ModelEnum for HealthStatus {
     const NAME: &'static str = "ByokHealthStatus";
-    const ABOUT: &'static str = "Whether the customer's key can be used now.";
+    const DESCRIPTION: &'static str = "Whether the customer's key can be used now.";
 
     fn all() -> Vec<Self> {
         vec![Self::Ok, Self::Degraded, Self::Revoked]
     }
 
-    fn word(self) -> (&'static str, &'static str) {
-        let about = match self {
-            Self::Ok => "A key was wrapped and unwrapped just now.",
+    fn describe(self) -> (&'static str, &'static str) {
+        let description = match self {
+            Self::Ok => "A data key was wrapped and unwrapped just now.",
             Self::Degraded => "The KMS, or the database, is out of reach.",
             Self::Revoked => "The KMS refuses the use of the key.",
         };
-        (self.as_str(), about)
+        (self.as_str(), description)
     }
 }
 
-impl Vocabulary for Posture {
+impl ModelEnum for Posture {
     const NAME: &'static str = "ByokPosture";
-    const ABOUT: &'static str = "Whether a key version can be used, as the watch over it knows.";
+    const DESCRIPTION: &'static str = "Whether a key version can be used, according to the last probes.";
 
     fn all() -> Vec<Self> {
         Self::ALL.to_vec()
     }
 
-    fn word(self) -> (&'static str, &'static str) {
+    fn describe(self) -> (&'static str, &'static str) {
         match self {
-            Self::Active => ("ACTIVE", "It was shown to work."),
+            Self::Active => ("ACTIVE", "The key was shown to work."),
             Self::Degraded => ("DEGRADED", "The KMS is out of reach."),
             Self::Revoked => ("REVOKED", "The KMS refuses the use of the key."),
         }

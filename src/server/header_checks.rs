@@ -1,13 +1,14 @@
-//! What is wrong with a request's head whatever it asks for. Found before anybody is recognised and before a body is read.
+//! Checks of a request's head that hold for every route, made before the caller is authenticated
+//! and before the body is read.
 
 use axum::http::{HeaderMap, Version, header};
 
 use crate::model::{ErrorCode, Refusal};
 
-/// Why a request with this head is refused, if it is.
-pub(super) fn fault_in(version: Version, headers: &HeaderMap) -> Option<Refusal> {
-    if !has_host_as_it_must(version, headers) {
-        let why = "A request by HTTP/1.1 has one Host header, and no request has two.";
+/// The refusal of a request with this head, if it is refused.
+pub(super) fn refusal_of(version: Version, headers: &HeaderMap) -> Option<Refusal> {
+    if !has_valid_host(version, headers) {
+        let why = "A request over HTTP/1.1 must have exactly one Host header, and no request may have two.";
         return Some(Refusal::because(ErrorCode::RequestMalformed, why));
     }
     if is_encoded(headers) {
@@ -17,8 +18,9 @@ pub(super) fn fault_in(version: Version, headers: &HeaderMap) -> Option<Refusal>
     None
 }
 
-/// RFC 9112, section 3.2: where there are two, whatever stands between may have gone by the other one.
-fn has_host_as_it_must(version: Version, headers: &HeaderMap) -> bool {
+/// RFC 9112, section 3.2. With two `Host` headers, a proxy may have routed the request by the other
+/// one.
+fn has_valid_host(version: Version, headers: &HeaderMap) -> bool {
     match headers.get_all(header::HOST).iter().count() {
         0 => version != Version::HTTP_11,
         1 => true,
@@ -26,7 +28,7 @@ fn has_host_as_it_must(version: Version, headers: &HeaderMap) -> bool {
     }
 }
 
-/// Whether the body is in a coding that would have to be undone. `identity` is none (RFC 9110, section 8.4).
+/// Whether the body has a content coding. `identity` means none (RFC 9110, section 8.4).
 fn is_encoded(headers: &HeaderMap) -> bool {
     headers.get_all(header::CONTENT_ENCODING).iter().any(|line| {
         line.to_str().map_or(true, |codings| {
@@ -47,23 +49,23 @@ mod tests {
         for (name, value) in lines {
             headers.append(name, HeaderValue::from_static(value));
         }
-        fault_in(version, &headers).map(|refusal| refusal.code)
+        refusal_of(version, &headers).map(|refusal| refusal.code)
     }
 
     #[test]
-    fn one_host_is_named() {
+    fn a_request_names_one_host() {
         let host = |value| (header::HOST, value);
         for version in [Version::HTTP_10, Version::HTTP_11, Version::HTTP_2] {
             assert_eq!(fault(version, &[host("a")]), None);
             assert_eq!(fault(version, &[host("a"), host("a")]), Some(ErrorCode::RequestMalformed));
         }
         assert_eq!(fault(Version::HTTP_11, &[]), Some(ErrorCode::RequestMalformed));
-        // The former has none, the latter names it in `:authority`.
+        // HTTP/1.0 has no host, HTTP/2 names it in `:authority`.
         assert_eq!((fault(Version::HTTP_10, &[]), fault(Version::HTTP_2, &[])), (None, None));
     }
 
     #[test]
-    fn a_body_comes_as_it_is() {
+    fn an_encoded_body_is_refused() {
         let encoded = |codings| fault(Version::HTTP_2, &[(header::CONTENT_ENCODING, codings)]);
         for none in ["", "identity", "Identity", ", identity"] {
             assert_eq!(encoded(none), None, "{none}");

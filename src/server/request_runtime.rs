@@ -1,6 +1,6 @@
-//! Where requests are worked on: on a runtime that connections and requests have to themselves. What they wait for (the
-//! database, the KMS, the committer) and what watches over the keys runs on the other one, so that a probe waits behind no
-//! request, and behind no connection.
+//! The runtime for connections and requests. Everything that they wait for (the database, the KMS,
+//! the committer) and the prober run on the main runtime instead, so that no probe waits behind a
+//! request or a connection.
 
 use std::io;
 use std::sync::Arc;
@@ -12,27 +12,27 @@ use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, block_in_place};
 use tokio_util::sync::PollSemaphore;
 
-/// How long the end of the requests' runtime waits for what holds one of its threads.
-const ENDING: Duration = Duration::from_secs(1);
+/// How long shutting the runtime down waits for a task that blocks one of its threads.
+const SHUTDOWN: Duration = Duration::from_secs(1);
 
-/// The runtime of connections and requests. Ends with its value.
+/// The runtime for connections and requests. Dropping it shuts it down.
 pub struct RequestRuntime(Option<Runtime>);
 
 impl RequestRuntime {
-    /// Starts it, with a thread for each core.
+    /// Starts the runtime, with a thread for each core.
     ///
     /// # Errors
-    /// The system gives no threads.
+    /// The system cannot create threads.
     pub fn start() -> io::Result<Self> {
         Builder::new_multi_thread().thread_name("byok-requests").enable_all().build().map(Some).map(Self)
     }
 
-    /// What spawns on it, also from elsewhere.
+    /// A handle that spawns on this runtime, also from elsewhere.
     pub fn handle(&self) -> Handle {
         self.0.as_ref().map_or_else(Handle::current, |runtime| runtime.handle().clone())
     }
 
-    /// Runs something on it.
+    /// Spawns a task on this runtime.
     pub fn spawn<F>(&self, work: F) -> JoinHandle<F::Output>
     where
         F: Future<Output: Send> + Send + 'static,
@@ -43,16 +43,16 @@ impl RequestRuntime {
         }
     }
 
-    /// Ends it, and waits until what was on it is gone.
+    /// Shuts the runtime down, and waits until its tasks are dropped.
     pub async fn end(mut self) {
         if let Some(runtime) = self.0.take() {
-            let _ = tokio::task::spawn_blocking(move || runtime.shutdown_timeout(ENDING)).await;
+            let _ = tokio::task::spawn_blocking(move || runtime.shutdown_timeout(SHUTDOWN)).await;
         }
     }
 }
 
 impl Drop for RequestRuntime {
-    /// Waits for nothing: within another runtime that would be a panic.
+    /// Does not wait: within another runtime that would panic.
     fn drop(&mut self) {
         if let Some(runtime) = self.0.take() {
             runtime.shutdown_background();
@@ -60,54 +60,56 @@ impl Drop for RequestRuntime {
     }
 }
 
-/// How requests are polled.
-pub(super) struct Running {
-    /// The runtime that everything else is on.
-    rest: Handle,
-    /// Turns at what takes long, one for each core.
-    turns: Arc<Semaphore>,
+/// Polls requests with the main runtime entered.
+pub(super) struct RequestPoller {
+    /// The runtime for everything but connections and requests.
+    main: Handle,
+    /// Permits to poll a request that takes long, one for each core.
+    long_polls: Arc<Semaphore>,
 }
 
-impl Running {
-    /// Requests whose connections, timers and tasks, but for that of their client, are this runtime's.
-    pub(super) fn beside(rest: Handle) -> Self {
+impl RequestPoller {
+    /// A poller of requests that open their connections, timers and tasks on the runtime `main`.
+    pub(super) fn new(main: Handle) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { rest, turns: Arc::new(Semaphore::new(cores)) }
+        Self { main, long_polls: Arc::new(Semaphore::new(cores)) }
     }
 
-    /// A request that is worked on.
-    pub(super) fn request(&self) -> RunningRequest<'_> {
-        RunningRequest { running: self, turns: PollSemaphore::new(self.turns.clone()) }
+    /// The polling of one request.
+    pub(super) fn request(&self) -> PolledRequest<'_> {
+        PolledRequest { main: &self.main, long_polls: PollSemaphore::new(self.long_polls.clone()) }
     }
 }
 
-/// How one request is polled.
-pub(super) struct RunningRequest<'a> {
-    running: &'a Running,
-    turns: PollSemaphore,
+/// The polling of one request.
+pub(super) struct PolledRequest<'a> {
+    main: &'a Handle,
+    long_polls: PollSemaphore,
 }
 
-impl RunningRequest<'_> {
-    /// Polls it. Where that `takes_long`, the thread leaves its other tasks to another one meanwhile, so that `/live` and
-    /// short requests wait behind no long one; and no more do so than there are cores.
+impl PolledRequest<'_> {
+    /// Polls the request. If that `takes_long`, the thread first hands its other tasks to another
+    /// thread, so that `/live` and short requests do not wait; at most as many threads as there are
+    /// cores do so at once.
     pub(super) fn poll<T>(
         &mut self,
         context: &mut Context<'_>,
         takes_long: bool,
         poll: impl FnOnce(&mut Context<'_>) -> Poll<T>,
     ) -> Poll<T> {
-        let rest = &self.running.rest;
-        let turn = match takes_long && rest.runtime_flavor() == RuntimeFlavor::MultiThread {
-            true => ready!(self.turns.poll_acquire(context)),
-            false => None,
+        let main = self.main;
+        let permit = if takes_long && main.runtime_flavor() == RuntimeFlavor::MultiThread {
+            ready!(self.long_polls.poll_acquire(context))
+        } else {
+            None
         };
-        let poll_beside = || {
-            let _rest = rest.enter();
+        let poll_entered = || {
+            let _main = main.enter();
             poll(context)
         };
-        match &turn {
-            Some(_) => block_in_place(poll_beside),
-            None => poll_beside(),
+        match &permit {
+            Some(_) => block_in_place(poll_entered),
+            None => poll_entered(),
         }
     }
 }
@@ -121,13 +123,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_takes_long_holds_up_nothing_else_on_its_thread() {
+    fn a_long_poll_delays_no_other_task_of_its_thread() {
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (release, released) = mpsc::channel::<()>();
         let (begun, began) = mpsc::channel();
         let long = async move {
-            let running = Running::beside(Handle::current());
-            let mut request = running.request();
+            let poller = RequestPoller::new(Handle::current());
+            let mut request = poller.request();
             poll_fn(move |context| {
                 request.poll(context, true, |_| {
                     begun.send(()).unwrap();
@@ -146,13 +148,13 @@ mod tests {
     }
 
     #[test]
-    fn what_a_request_starts_is_the_other_runtimes() {
-        let rest =
-            Builder::new_multi_thread().worker_threads(1).thread_name("rest").enable_all().build().unwrap();
+    fn a_request_spawns_its_tasks_on_the_main_runtime() {
+        let main =
+            Builder::new_multi_thread().worker_threads(1).thread_name("main").enable_all().build().unwrap();
         let requests = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let running = Running::beside(rest.handle().clone());
+        let poller = RequestPoller::new(main.handle().clone());
         let name = async move {
-            let mut request = running.request();
+            let mut request = poller.request();
             let task = poll_fn(|context| {
                 request.poll(context, false, |_| {
                     Poll::Ready(tokio::spawn(async { std::thread::current().name().map(str::to_owned) }))
@@ -161,6 +163,6 @@ mod tests {
             task.await.await.unwrap()
         };
         let name = requests.block_on(requests.spawn(name)).unwrap();
-        assert_eq!(name.as_deref(), Some("rest"));
+        assert_eq!(name.as_deref(), Some("main"));
     }
 }

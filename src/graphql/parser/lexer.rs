@@ -1,8 +1,9 @@
-//! Cuts GraphQL text into tokens (spec of October 2021, section 2.1, and `\u{…}` of September 2025).
+//! Splits GraphQL text into tokens (spec of October 2021, section 2.1, and `\u{…}` of September
+//! 2025).
 
 use async_graphql::Pos;
 
-/// A token; it borrows from the text.
+/// A token, borrowed from the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Token<'a> {
     /// The end of the text.
@@ -13,7 +14,7 @@ pub(super) enum Token<'a> {
     Spread,
     /// A name, keywords included.
     Name(&'a str),
-    /// A number, in its canonical form.
+    /// A number.
     Number(&'a str),
     /// A string.
     Text(Text<'a>),
@@ -28,12 +29,13 @@ pub(super) enum Text<'a> {
     Block(&'a str),
 }
 
-/// Where the reading stands.
+/// The text and the position in it.
 pub(super) struct Lexer<'a> {
     text: &'a str,
     at: usize,
     line: usize,
-    /// What `at` is counted from for a column, which counts characters: moved on for every byte that is not one.
+    /// The start of the line, plus the number of continuation bytes in it: columns count
+    /// characters, `at` counts bytes.
     line_start: usize,
 }
 
@@ -42,7 +44,10 @@ impl<'a> Lexer<'a> {
         Self { text, at: 0, line: 1, line_start: 0 }
     }
 
-    /// The next token, and where it begins; or where there is none that could be read.
+    /// The next token and its position.
+    ///
+    /// # Errors
+    /// The position where no token could be read.
     pub(super) fn next(&mut self) -> Result<(Token<'a>, Pos), Pos> {
         self.skip_ignored();
         let pos = Pos { line: self.line, column: self.at + 1 - self.line_start };
@@ -92,7 +97,7 @@ impl<'a> Lexer<'a> {
                         self.step(byte);
                     }
                 }
-                // The byte order mark, which may stand anywhere.
+                // The byte order mark, which is allowed anywhere.
                 0xEF if self.text.as_bytes()[self.at..].starts_with(b"\xEF\xBB\xBF") => {
                     self.at += 3;
                     self.line_start += 2;
@@ -154,7 +159,7 @@ impl<'a> Lexer<'a> {
                     return Some(Text::Line(text));
                 }
                 b'\n' | b'\r' => return None,
-                // Whatever is escaped, its first character does not end the string; `value` looks at the rest.
+                // The escaped character does not end the string; `value` checks the escape.
                 b'\\' => {
                     self.at += 1;
                     let escaped = self.peek(0).filter(|byte| !matches!(byte, b'\n' | b'\r'))?;
@@ -193,7 +198,7 @@ fn is_name(byte: u8) -> bool {
 }
 
 impl Text<'_> {
-    /// What the string says; `None` where an escape is none (a lone surrogate included).
+    /// The value of the string; `None` if an escape is invalid (a lone surrogate included).
     pub(super) fn value(self) -> Option<String> {
         match self {
             Self::Line(text) if !text.contains('\\') => Some(text.to_owned()),
@@ -206,10 +211,10 @@ impl Text<'_> {
 fn unescaped(text: &str) -> Option<String> {
     let mut value = String::with_capacity(text.len());
     let mut rest = text;
-    while let Some(place) = rest.find('\\') {
-        value.push_str(&rest[..place]);
-        let escape = rest[place + 1..].chars().next()?;
-        rest = &rest[place + 1 + escape.len_utf8()..];
+    while let Some(index) = rest.find('\\') {
+        value.push_str(&rest[..index]);
+        let escape = rest[index + 1..].chars().next()?;
+        rest = &rest[index + 1 + escape.len_utf8()..];
         value.push(match escape {
             '"' | '\\' | '/' => escape,
             'b' => '\u{8}',
@@ -246,14 +251,14 @@ fn code_unit(rest: &mut &str) -> Option<u16> {
     hexadecimal(digits)?.try_into().ok()
 }
 
-/// Digits and nothing else: Rust's own reading takes a sign.
+/// A number of hexadecimal digits alone: `from_str_radix` also accepts a sign.
 fn hexadecimal(digits: &str) -> Option<u32> {
     let are_digits = digits.bytes().all(|byte| byte.is_ascii_hexdigit());
     if are_digits { u32::from_str_radix(digits, 16).ok() } else { None }
 }
 
-/// The spec's `BlockStringValue`: without the indentation that all lines but the first share, and without blank lines
-/// at both ends.
+/// The spec's `BlockStringValue`: without the indentation that all lines but the first share, and
+/// without blank lines at both ends.
 fn block_value(text: &str) -> String {
     let text = text.replace("\r\n", "\n").replace('\r', "\n").replace("\\\"\"\"", "\"\"\"");
     let indent = |line: &str| line.bytes().take_while(|byte| matches!(byte, b' ' | b'\t')).count();

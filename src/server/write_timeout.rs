@@ -1,6 +1,6 @@
-//! A connection that waits for its client, but not for ever: one that takes nothing of what is written to it for too
-//! long breaks. HTTP/1.1 has no other word for that, and neither hyper nor the kernel ends it. It is also the last
-//! code before the kernel: what may not leave any more is not written here.
+//! A timeout on writes to a client that does not read: neither HTTP/1.1, hyper nor the kernel ends
+//! such a connection. This is also the last code before the kernel, so it refuses to write an
+//! answer that may no longer be sent.
 
 use std::io;
 use std::pin::Pin;
@@ -10,30 +10,28 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
 use super::SLOW_CLIENT;
-use super::unsent::Unsent;
+use super::buffered::Buffered;
 
-/// A stream whose writes fail with [`io::ErrorKind::TimedOut`] when they move nothing for [`SLOW_CLIENT`], and with
-/// [`io::ErrorKind::PermissionDenied`] when an answer that may be buffered above it may not leave any more.
-pub(super) struct Patient<S> {
+/// A stream whose writes fail with [`io::ErrorKind::TimedOut`] when they make no progress for
+/// [`SLOW_CLIENT`], and with [`io::ErrorKind::PermissionDenied`] when an answer that may be
+/// buffered above it may no longer be sent.
+pub(super) struct WriteTimeout<S> {
     stream: S,
-    unsent: Unsent,
+    buffered: Buffered,
     blocked: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S> Patient<S> {
-    /// `unsent` knows the answers that may be buffered above `stream`.
-    pub(super) fn new(stream: S, unsent: Unsent) -> Self {
-        Self { stream, unsent, blocked: None }
+impl<S> WriteTimeout<S> {
+    /// Wraps `stream`; `buffered` has the answers that may be buffered above it.
+    pub(super) fn new(stream: S, buffered: Buffered) -> Self {
+        Self { stream, buffered, blocked: None }
     }
 
     fn may_write(&self) -> io::Result<()> {
-        match self.unsent.may_be_written() {
-            true => Ok(()),
-            false => Err(io::ErrorKind::PermissionDenied.into()),
-        }
+        if self.buffered.may_be_written() { Ok(()) } else { Err(io::ErrorKind::PermissionDenied.into()) }
     }
 
-    fn within_patience<T>(
+    fn or_time_out<T>(
         &mut self,
         context: &mut Context<'_>,
         written: Poll<io::Result<T>>,
@@ -47,7 +45,7 @@ impl<S> Patient<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for WriteTimeout<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -57,7 +55,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -65,7 +63,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
     ) -> Poll<io::Result<usize>> {
         self.may_write()?;
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.within_patience(context, written)
+        self.or_time_out(context, written)
     }
 
     fn poll_write_vectored(
@@ -75,7 +73,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
     ) -> Poll<io::Result<usize>> {
         self.may_write()?;
         let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
-        self.within_patience(context, written)
+        self.or_time_out(context, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -83,10 +81,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // Hyper, h2 and rustls write all that they have buffered before they flush what is below them.
+        // hyper, h2 and rustls write everything that they have buffered before they flush this
+        // stream.
         let flushed = Pin::new(&mut self.stream).poll_flush(context);
         if let Poll::Ready(Ok(())) = flushed {
-            self.unsent.clear();
+            self.buffered.clear();
         }
         flushed
     }
@@ -103,9 +102,9 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_takes_something_now_and_then_is_waited_for() {
+    async fn a_client_that_reads_now_and_then_does_not_time_out() {
         let (mut client, server) = tokio::io::duplex(16);
-        let mut server = Patient::new(server, Unsent::default());
+        let mut server = WriteTimeout::new(server, Buffered::default());
         let writing = tokio::spawn(async move { server.write_all(&[7; 64]).await });
         for _ in 0..4 {
             tokio::time::sleep(SLOW_CLIENT * 9 / 10).await;
@@ -115,9 +114,9 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_takes_nothing_is_given_up() {
+    async fn a_client_that_reads_nothing_times_out() {
         let (_client, server) = tokio::io::duplex(16);
-        let mut server = Patient::new(server, Unsent::default());
+        let mut server = WriteTimeout::new(server, Buffered::default());
         let written = tokio::time::timeout(SLOW_CLIENT * 2, server.write_all(&[7; 64])).await.unwrap();
         assert_eq!(written.unwrap_err().kind(), io::ErrorKind::TimedOut);
     }

@@ -1,7 +1,7 @@
-//! How much one operation asks for, and whether that is within a budget.
+//! The cost of one operation, and whether it is within a budget.
 //!
-//! The executor copies an argument for each field that has it. So what all fields together are given is counted as if it
-//! had been sent field by field.
+//! The executor copies an argument for each field that has it. So the arguments of all fields are
+//! counted as if they had been sent field by field.
 
 use std::collections::HashMap;
 
@@ -11,57 +11,58 @@ use async_graphql_value::Value;
 
 use crate::model::{ErrorCode, Refusal};
 
-use super::budget::Budget;
+use super::Budget;
 
-/// How much one operation asks for, as far as its text says it.
+/// The cost of one operation: what its text determines, and what depends on the variables.
 #[derive(Debug, Default)]
-pub(super) struct Ask {
+pub(super) struct OperationCost {
     amount: Amount,
-    /// What depends on the variables, by their names.
-    uses: HashMap<Name, Use>,
+    /// The uses of each variable.
+    uses: HashMap<Name, VariableUse>,
 }
 
-/// An amount of what a request may ask for.
+/// An amount of everything that a budget limits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Amount {
-    /// Root fields, each element of a list of items in the place of its root.
+    /// Root fields. For a root with a list of items, each element counts instead of the root.
     items: usize,
-    /// Fields that are answered, roots included.
+    /// Fields of the answer, roots included.
     fields: usize,
     /// Arguments, elements of lists and values in objects.
     values: usize,
-    /// Bytes of text in them.
+    /// Bytes of text in these values.
     text: usize,
 }
 
-/// How a variable is used.
+/// The uses of a variable.
 #[derive(Debug, Default)]
-struct Use {
-    /// How often it is copied.
+struct VariableUse {
+    /// How often the value is copied.
     copies: usize,
-    /// How often it is the list of a root's items, and how many fields are answered for each of its elements then.
+    /// How often the value is the list of a root's items.
     lists: usize,
-    fields_by_element: usize,
-    /// What it is where the request gives it no value.
-    default: Weight,
+    /// The fields of the answer for each element of such a list.
+    fields_per_element: usize,
+    /// The size of the default value.
+    default: ValueSize,
 }
 
-/// How large a value is.
+/// The size of a value.
 #[derive(Clone, Copy, Debug, Default)]
-struct Weight {
-    /// Elements, if it is a list; else one.
+struct ValueSize {
+    /// The elements of a list; otherwise one.
     elements: usize,
     values: usize,
     text: usize,
 }
 
-impl Ask {
+impl OperationCost {
     /// Counts a root field.
     pub(super) fn root(&mut self) {
         self.amount.items += 1;
     }
 
-    /// Counts a field; its arguments and directives are copied so often.
+    /// Counts a field whose arguments and directives are copied this many times.
     pub(super) fn field(
         &mut self,
         arguments: &[(Positioned<Name>, Positioned<Value>)],
@@ -73,24 +74,28 @@ impl Ask {
         self.directives(directives, times);
     }
 
-    /// Counts directives; their arguments are copied so often.
+    /// Counts directives whose arguments are copied this many times.
     pub(super) fn directives(&mut self, directives: &[Positioned<Directive>], times: usize) {
         for (_, value) in directives.iter().flat_map(|directive| &directive.node.arguments) {
             self.value(&value.node, times);
         }
     }
 
-    /// Counts arguments that are answered so many times more.
-    pub(super) fn given_again(&mut self, arguments: &[(Positioned<Name>, Positioned<Value>)], times: usize) {
+    /// Counts arguments once more for each further copy of their value in the answer.
+    pub(super) fn arguments_again(
+        &mut self,
+        arguments: &[(Positioned<Name>, Positioned<Value>)],
+        times: usize,
+    ) {
         arguments.iter().for_each(|(_, value)| self.value(&value.node, times));
     }
 
-    /// How many fields were counted so far.
+    /// The number of fields counted so far.
     pub(super) fn fields(&self) -> usize {
         self.amount.fields
     }
 
-    /// Counts the items that a root is given, for each of which so many fields are answered.
+    /// Counts the `items` of a root; the answer has this many fields for each of them.
     pub(super) fn list(&mut self, items: &Value, fields: usize) {
         match items {
             Value::List(list) => {
@@ -101,7 +106,7 @@ impl Ask {
             Value::Variable(name) => {
                 let usage = self.uses.entry(name.clone()).or_default();
                 usage.lists += 1;
-                usage.fields_by_element += fields;
+                usage.fields_per_element += fields;
             }
             Value::Null
             | Value::Number(_)
@@ -113,38 +118,39 @@ impl Ask {
         }
     }
 
-    /// Takes the default of a variable that was counted.
-    pub(super) fn default_of(&mut self, definition: &VariableDefinition) {
+    /// Adds the default value of a variable that was counted.
+    pub(super) fn set_default(&mut self, definition: &VariableDefinition) {
         if let Some(default) = &definition.default_value
             && let Some(usage) = self.uses.get_mut(&definition.name.node)
         {
-            usage.default = weight_of(&default.node);
+            usage.default = size_of_value(&default.node);
         }
     }
 
-    /// Whether it is within the budget so far, without what its variables hold.
+    /// Whether the cost is within the budget so far, without the variables.
     ///
     /// # Errors
-    /// `TOO_MANY_ITEMS` for too many items or values, `BODY_TOO_LARGE` for too much text, `QUERY_INVALID` for too large an
-    /// answer.
-    pub(super) fn within(&self, budget: &Budget) -> Result<(), Refusal> {
-        self.amount.within(budget)
+    /// `TOO_MANY_ITEMS` for too many items or values, `BODY_TOO_LARGE` for too much text,
+    /// `QUERY_INVALID` for too large an answer.
+    pub(super) fn check(&self, budget: &Budget) -> Result<(), Refusal> {
+        self.amount.check(budget)
     }
 
-    /// Whether it is within the budget with these variables; how many bytes of memory its copies take, about.
+    /// Whether the cost is within the budget with these variables. Returns about how many bytes of
+    /// memory the copies of all arguments take.
     ///
     /// # Errors
-    /// As [`Self::within`].
-    pub(super) fn with(&self, variables: &Variables, budget: &Budget) -> Result<usize, Refusal> {
+    /// As [`Self::check`].
+    pub(super) fn check_with(&self, variables: &Variables, budget: &Budget) -> Result<usize, Refusal> {
         let mut amount = self.amount;
         for (name, usage) in &self.uses {
-            amount.add(usage, variables.get(name).map_or(usage.default, weight_of));
+            amount.add(usage, variables.get(name).map_or(usage.default, size_of_value));
         }
-        amount.within(budget)?;
+        amount.check(budget)?;
         Ok(amount.bytes())
     }
 
-    /// Counts a value that is copied so often.
+    /// Counts a value that is copied this many times.
     fn value(&mut self, value: &Value, times: usize) {
         let Amount { values, text, .. } = &mut self.amount;
         *values = values.saturating_add(times);
@@ -170,46 +176,48 @@ impl Ask {
 }
 
 impl Amount {
-    fn add(&mut self, usage: &Use, weight: Weight) {
+    fn add(&mut self, usage: &VariableUse, size: ValueSize) {
         let grow = |sum: &mut usize, times: usize, each: usize| {
             *sum = sum.saturating_add(times.saturating_mul(each));
         };
-        // A root counts as an item whatever it is given.
-        grow(&mut self.items, usage.lists, weight.elements.saturating_sub(1));
-        grow(&mut self.fields, usage.fields_by_element, weight.elements.saturating_sub(1));
-        grow(&mut self.values, usage.copies, weight.values);
-        grow(&mut self.text, usage.copies, weight.text);
+        // The root itself is already counted as an item.
+        grow(&mut self.items, usage.lists, size.elements.saturating_sub(1));
+        grow(&mut self.fields, usage.fields_per_element, size.elements.saturating_sub(1));
+        grow(&mut self.values, usage.copies, size.values);
+        grow(&mut self.text, usage.copies, size.text);
     }
 
-    fn within(&self, budget: &Budget) -> Result<(), Refusal> {
+    fn check(&self, budget: &Budget) -> Result<(), Refusal> {
         if self.items > budget.items || self.values > budget.values {
             return Err(ErrorCode::TooManyItems.into());
         }
         if self.fields > budget.selections {
             return Err(too_large());
         }
-        match self.text > budget.text {
-            true => Err(Refusal::because(
+        if self.text > budget.text {
+            Err(Refusal::because(
                 ErrorCode::BodyTooLarge,
-                "The GraphQL document, with its variables in their places, is larger than the server takes.",
-            )),
-            false => Ok(()),
+                "The GraphQL document, with its variables substituted, is larger than the server accepts.",
+            ))
+        } else {
+            Ok(())
         }
     }
 
-    /// A value, or a field, takes about as much as eight bytes of a body do, with all that is made of them.
+    /// About how many bytes of memory this takes: a value or a field, with everything built from
+    /// it, takes about as much as eight bytes of a body.
     fn bytes(&self) -> usize {
         let small = self.values.saturating_add(self.fields);
         self.text.saturating_add(small.saturating_mul(8))
     }
 }
 
-/// That a document asks for more than there is an answer to.
+/// The refusal of a document whose answer would be too large.
 pub(super) fn too_large() -> Refusal {
     Refusal::because(ErrorCode::QueryInvalid, "The GraphQL document asks for too much at once.")
 }
 
-fn weight_of(value: &Variable) -> Weight {
+fn size_of_value(value: &Variable) -> ValueSize {
     fn add(value: &Variable, values: &mut usize, text: &mut usize) {
         *values += 1;
         match value {
@@ -234,5 +242,5 @@ fn weight_of(value: &Variable) -> Weight {
     };
     let (mut values, mut text) = (0, 0);
     add(value, &mut values, &mut text);
-    Weight { elements, values, text }
+    ValueSize { elements, values, text }
 }
