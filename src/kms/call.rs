@@ -18,7 +18,7 @@
 //!   by the brake and are not refused by the budget. They are few, and a probe that does not get through turns the tenant off.
 
 use std::num::NonZeroU32;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -27,8 +27,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::crypto::random;
 use crate::kms::budget::{Budget, Share};
-use crate::kms::tally::{Asked, Requests, Tally};
-use crate::kms::{KmsError, KmsErrorClass, Purpose, Verdict};
+use crate::kms::{Asked, KmsError, KmsErrorClass, Purpose, RequestCounts, Verdict};
 
 /// Requests under way to one key.
 pub(super) const AT_ONCE: usize = 64;
@@ -82,8 +81,7 @@ pub(super) struct Call {
 
 /// The policy of one key's calls, shared by all of them.
 pub(super) struct CallPolicy {
-    provider: &'static str,
-    tally: Tally,
+    counts: Arc<RequestCounts>,
     timeout: Duration,
     places: Semaphore,
     probe_places: Semaphore,
@@ -97,8 +95,7 @@ impl CallPolicy {
     /// requests (`BYOK_KMS_CALLS_PER_MINUTE`).
     pub(super) fn new(provider: &'static str, timeout: Duration, per_minute: Option<NonZeroU32>) -> Self {
         Self {
-            provider,
-            tally: Tally::default(),
+            counts: Arc::new(RequestCounts::new(provider)),
             timeout,
             places: Semaphore::new(AT_ONCE),
             probe_places: Semaphore::new(PROBES_AT_ONCE),
@@ -113,9 +110,9 @@ impl CallPolicy {
         Instant::now() + self.timeout
     }
 
-    /// The requests that were made, and those that were not.
-    pub(super) fn requests(&self) -> Requests {
-        self.tally.requests(self.provider)
+    /// The counts of the requests that were made, and of those that were not.
+    pub(super) fn counts(&self) -> Arc<RequestCounts> {
+        Arc::clone(&self.counts)
     }
 
     /// For the requests of one re-wrap, which belong together: takes them all from the budget, or none, and gives the share
@@ -126,7 +123,7 @@ impl CallPolicy {
             rotation => match self.budget.take_all(rotation, count) {
                 Ok(()) => Ok(Share::Prepaid),
                 Err(error) => {
-                    self.tally.withheld(Asked::Unwrap, error.class);
+                    self.counts.withheld(Asked::Unwrap, error.class);
                     Err(error)
                 }
             },
@@ -203,7 +200,7 @@ impl CallPolicy {
         let (turn, place) = match self.admitted(call).await {
             Ok(admitted) => admitted,
             Err(error) => {
-                self.tally.withheld(call.asked, error.class);
+                self.counts.withheld(call.asked, error.class);
                 return Err(error.into());
             }
         };
@@ -214,7 +211,7 @@ impl CallPolicy {
             Ok(answered) => class(answered),
             Err(Failed { error, .. }) => Some(error.class),
         };
-        self.tally.made(call.asked, class, began.elapsed());
+        self.counts.made(call.asked, class, began.elapsed());
         drop(place);
         match &outcome {
             Ok(_) => {
@@ -607,7 +604,7 @@ mod tests {
         let policy = bounded(5);
         storm(&policy, 20, |_| Ok(())).await;
         storm(&policy, 1, |_| Ok(())).await;
-        let requests = policy.requests();
+        let requests = policy.counts.snapshot();
         let [made] = requests.made[..] else { panic!("{requests:?}") };
         assert_eq!((made.asked, made.result, made.durations.iter().sum::<u64>()), (Asked::Unwrap, "ok", 5));
         assert_eq!(made.total, Duration::from_millis(50));
@@ -620,7 +617,7 @@ mod tests {
         let once = || async { Ok(()) };
         let call = call(policy.deadline(), Share::Caller);
         assert_eq!(policy.run_batch(call, class, once).await, Ok(()));
-        assert_eq!(policy.requests().made[0].result, "refused");
+        assert_eq!(policy.counts.snapshot().made[0].result, "refused");
     }
 
     #[tokio::test(start_paused = true)]

@@ -7,7 +7,7 @@
 //! - An answer is read up to [`MAX_ANSWER_BYTES`].
 //! - What holds a DEK or credential is wiped when it is dropped: the body that we send and the body that we collect by
 //!   their types. hyper and rustls copy both through buffers of their own, which live as long as their connection and are
-//!   wiped by the allocator when it ends: see [`Http::hang_up`].
+//!   wiped by the allocator when it ends: see [`Connections::hang_up`].
 
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -24,7 +24,7 @@ use tokio::time::{Instant, timeout_at};
 use zeroize::Zeroizing;
 
 use crate::config::{Mistake, read_file};
-use crate::kms::{Distrust, KmsError, KmsErrorClass};
+use crate::kms::{Connections, Distrust, KmsError, KmsErrorClass};
 
 /// No answer to what we ask is longer: a batch of wrapped DEKs is some 100 KiB.
 const MAX_ANSWER_BYTES: usize = 4 << 20;
@@ -78,6 +78,13 @@ impl Reply {
     }
 }
 
+impl Connections for Http {
+    /// Closes all connections: those that wait now at once, those in use when their call ends.
+    fn hang_up(&self) {
+        *self.client.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
 impl Http {
     /// Reads the certificate files; sends nothing.
     ///
@@ -111,11 +118,6 @@ impl Http {
             .client()
             .map_err(|_| mistake(named, "TLS cannot be set up with these certificates and the system's"))?;
         Ok(Self { client: Mutex::new(Some(client)), making, origins: settings.origins })
-    }
-
-    /// Ends all connections: those that wait now, those over which a call goes when it is over.
-    pub(super) fn hang_up(&self) {
-        *self.client.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     fn client(&self) -> Result<Client, KmsError> {

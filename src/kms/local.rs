@@ -24,7 +24,10 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::{Answer, DekBinding, Exposure, Generated, ItemResult, Kms, KmsError, KmsErrorClass};
+use super::{
+    Answer, DekBinding, Exposure, Generated, ItemResult, Kms, KmsDiagnosis, KmsError, KmsErrorClass,
+    KmsProfile, RewrapCost,
+};
 use crate::config::Mistake;
 use crate::crypto::{Binding, Dek, Token, open, seal, sha256};
 use crate::model::{KeyVersion, Wrapped};
@@ -33,6 +36,8 @@ use crate::model::{KeyVersion, Wrapped};
 const SCHEME: i16 = 1;
 /// What the key is called in [`KeyVersion`].
 const NAME: &str = "local";
+/// DEKs of one batch.
+const BATCH: usize = 1_000;
 const FORMAT: &str = "byok-local-key/1";
 
 /// The key in a file.
@@ -183,17 +188,19 @@ impl Kms for LocalKey {
         latest(&versions).map(|(number, _)| key_version(*number)).map_err(KmsError::local)
     }
 
-    /// There are none.
-    fn hang_up(&self) {}
-
-    fn batch_limit(&self) -> usize {
-        1_000
+    fn profile(&self) -> KmsProfile {
+        KmsProfile {
+            batch_limit: BATCH,
+            rewrap_cost: RewrapCost::PerBatch(BATCH),
+            logs_context: false,
+            anybody_wraps: false,
+            unnamed_version: None,
+        }
     }
+}
 
-    fn rewrap_calls(&self, items: u64) -> u64 {
-        items.div_ceil(1_000)
-    }
-
+#[async_trait]
+impl KmsDiagnosis for LocalKey {
     async fn exposure(&self) -> Vec<Exposure> {
         let remedy = "use it for development only";
         vec![Exposure {

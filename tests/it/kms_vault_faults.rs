@@ -61,7 +61,7 @@ async fn a_vault_that_hangs_is_a_timeout_at_the_deadline() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let kms = us(&format!("http://{}", listener.local_addr().expect("an address")), |_| ());
     let began = Instant::now();
-    let deks: Vec<_> = (0..kms.batch_limit() * 9).map(|_| Dek::generate()).collect();
+    let deks: Vec<_> = (0..kms.profile().batch_limit * 9).map(|_| Dek::generate()).collect();
     let items: Vec<_> = deks.iter().map(|dek| (binding(), dek)).collect();
     let answers = kms.wrap(&items).await;
     assert!(
@@ -167,12 +167,12 @@ async fn every_request_carries_namespace_and_token_and_says_that_it_is_meant() {
 async fn a_batch_is_as_many_requests_as_the_forecast_says() {
     let transit = Vault::shared().transit().await;
     let kms = transit.kms().await;
-    let made = kms.generate(&vec![binding(); kms.batch_limit() + 1]).await;
+    let made = kms.generate(&vec![binding(); kms.profile().batch_limit + 1]).await;
     let ids: std::collections::BTreeSet<_> = made
         .iter()
         .map(|item| item.as_ref().ok().and_then(|item| item.request_id.clone()).expect("an id"))
         .collect();
-    assert_eq!(ids.len() as u64, kms.rewrap_calls(made.len() as u64));
+    assert_eq!(ids.len() as u64, kms.profile().rewrap_cost.calls(made.len() as u64));
 }
 
 #[tokio::test]

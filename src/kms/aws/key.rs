@@ -22,7 +22,7 @@ use crate::crypto::Dek;
 use crate::kms::budget::Share;
 use crate::kms::call::{Call, CallPolicy, Failed, each};
 use crate::kms::{
-    Answer, Asked, DekBinding, Exposure, Generated, ItemResult, KmsError, KmsErrorClass, Purpose,
+    Answer, Asked, Connections, DekBinding, Exposure, Generated, ItemResult, KmsError, KmsErrorClass, Purpose,
 };
 use crate::model::{KeyVersion, Wrapped};
 
@@ -72,12 +72,14 @@ type Context = HashMap<String, String>;
 /// The key's ARN, the key material's id, and the request's.
 type Learned = (Option<String>, Option<String>, Option<Arc<str>>);
 
-impl Key {
-    /// Ends all connections: those that wait now, those over which a call goes when it is over.
-    pub(super) fn hang_up(&self) {
+impl Connections for Key {
+    /// Closes all connections: those that wait now at once, those in use when their call ends.
+    fn hang_up(&self) {
         *self.client.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
+}
 
+impl Key {
     pub(super) fn client(&self) -> Client {
         let mut client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
         client.get_or_insert_with(|| (self.make)()).clone()
@@ -364,9 +366,9 @@ fn context(binding: &DekBinding) -> Context {
     match binding.purpose {
         Purpose::Record | Purpose::RecordAhead | Purpose::RecordProbed => {}
         Purpose::Probe => drop(context.insert(PURPOSE.to_owned(), "probe".to_owned())),
-        Purpose::Checkpoint(mark) => {
+        Purpose::Checkpoint(position) => {
             context.insert(PURPOSE.to_owned(), "checkpoint".to_owned());
-            context.insert(CHECKPOINT.to_owned(), mark.to_string());
+            context.insert(CHECKPOINT.to_owned(), position.to_string());
         }
     }
     context
@@ -414,7 +416,7 @@ fn undocumented(class: KmsErrorClass, request_id: &Option<Arc<str>>) -> KmsError
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kms::Mark;
+    use crate::kms::LogPosition;
     use crate::merkle::Hash;
     use crate::model::{DekId, TenantUid};
 
@@ -429,9 +431,9 @@ mod tests {
         };
         assert_eq!(context(&record), of(&pairs[..2]));
         assert_eq!(context(&DekBinding { purpose: Purpose::Probe, ..record }), of(&pairs));
-        let mark = Mark { log: 1, size: 7, root: Hash([0; 32]) };
+        let position = LogPosition { log: 1, size: 7, root: Hash([0; 32]) };
         let said = "1 7 AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
         let marked = [pairs[0], pairs[1], ("byok:purpose", "checkpoint"), ("byok:checkpoint", said)];
-        assert_eq!(context(&DekBinding { purpose: Purpose::Checkpoint(mark), ..record }), of(&marked));
+        assert_eq!(context(&DekBinding { purpose: Purpose::Checkpoint(position), ..record }), of(&marked));
     }
 }

@@ -39,7 +39,10 @@ use tokio::task::JoinHandle;
 use crate::config::{AwsSettings, Mistake};
 use crate::crypto::Dek;
 use crate::kms::budget::Share;
-use crate::kms::{DekBinding, Exposure, Generated, ItemResult, Kms, KmsError, Requests};
+use crate::kms::{
+    Connections, DekBinding, Exposure, Generated, ItemResult, Kms, KmsDiagnosis, KmsError, KmsProfile,
+    RequestCounts, RewrapCost,
+};
 use crate::model::{KeyVersion, Wrapped};
 
 use key::{BATCH, Key};
@@ -78,6 +81,16 @@ impl AwsKms {
             })
         });
         Ok(Self { key, keeper })
+    }
+
+    /// The counts of this key's requests.
+    pub fn request_counts(&self) -> Arc<RequestCounts> {
+        self.key.policy.counts()
+    }
+
+    /// The connections to this key's server.
+    pub fn connections(&self) -> Arc<dyn Connections> {
+        self.key.clone()
     }
 }
 
@@ -130,31 +143,21 @@ impl Kms for AwsKms {
         self.key.current_version(Share::Caller, self.key.policy.deadline()).await
     }
 
-    fn tells_versions(&self, version: &KeyVersion) -> bool {
-        *version.version != *UNNAMED
+    fn profile(&self) -> KmsProfile {
+        KmsProfile {
+            batch_limit: BATCH,
+            rewrap_cost: RewrapCost::PerDek(1),
+            // CloudTrail shows the encryption context
+            // (docs.aws.amazon.com/kms/latest/developerguide/encrypt_context.html).
+            logs_context: true,
+            anybody_wraps: false,
+            unnamed_version: Some(UNNAMED),
+        }
     }
+}
 
-    fn hang_up(&self) {
-        self.key.hang_up();
-    }
-
-    /// CloudTrail shows the encryption context (docs.aws.amazon.com/kms/latest/developerguide/encrypt_context.html).
-    fn logs_context(&self) -> bool {
-        true
-    }
-
-    fn requests(&self) -> Requests {
-        self.key.policy.requests()
-    }
-
-    fn batch_limit(&self) -> usize {
-        BATCH
-    }
-
-    fn rewrap_calls(&self, items: u64) -> u64 {
-        items
-    }
-
+#[async_trait]
+impl KmsDiagnosis for AwsKms {
     async fn exposure(&self) -> Vec<Exposure> {
         self.key.exposure().await
     }

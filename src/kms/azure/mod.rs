@@ -37,7 +37,8 @@ use crate::kms::budget::Share;
 use crate::kms::call::{Call, CallPolicy, Failed, each};
 use crate::kms::http::Reply;
 use crate::kms::{
-    Answer, Asked, DekBinding, Exposure, Generated, ItemResult, Kms, KmsError, KmsErrorClass, Requests,
+    Answer, Asked, Connections, DekBinding, Exposure, Generated, ItemResult, Kms, KmsDiagnosis, KmsError,
+    KmsErrorClass, KmsProfile, RequestCounts, RewrapCost,
 };
 use crate::model::{KeyVersion, Wrapped};
 
@@ -122,6 +123,16 @@ impl AzureKeyVault {
         });
         let name = key.name.as_str().into();
         Ok(Self { client, transport, tokens, key, name, calls, keeper })
+    }
+
+    /// The counts of this key's requests.
+    pub fn request_counts(&self) -> Arc<RequestCounts> {
+        self.calls.counts()
+    }
+
+    /// The connections to this key's server.
+    pub fn connections(&self) -> Arc<dyn Connections> {
+        self.transport.clone()
     }
 
     async fn wrap_one(
@@ -264,26 +275,19 @@ impl Kms for AzureKeyVault {
         Ok(answer.value.key_version)
     }
 
-    fn hang_up(&self) {
-        self.transport.hang_up();
+    fn profile(&self) -> KmsProfile {
+        KmsProfile {
+            batch_limit: BATCH,
+            rewrap_cost: RewrapCost::PerDek(REWRAP_CALLS.get()),
+            logs_context: false,
+            anybody_wraps: self.key.algorithm.anybody_wraps(),
+            unnamed_version: None,
+        }
     }
+}
 
-    fn anybody_wraps(&self) -> bool {
-        self.key.algorithm.anybody_wraps()
-    }
-
-    fn requests(&self) -> Requests {
-        self.calls.requests()
-    }
-
-    fn batch_limit(&self) -> usize {
-        BATCH
-    }
-
-    fn rewrap_calls(&self, items: u64) -> u64 {
-        items * u64::from(REWRAP_CALLS.get())
-    }
-
+#[async_trait]
+impl KmsDiagnosis for AzureKeyVault {
     async fn exposure(&self) -> Vec<Exposure> {
         #[derive(Deserialize)]
         struct Key {

@@ -33,7 +33,7 @@ use crate::config::{AzureCredential, AzureIdentitySource, AzureSettings, Mistake
 use crate::crypto::SecretText;
 use crate::kms::call::Failed;
 use crate::kms::http::{Http, HttpSettings, Reply};
-use crate::kms::{KmsError, KmsErrorClass};
+use crate::kms::{Connections, KmsError, KmsErrorClass};
 
 use super::errors::{self, Asked, CLIENT_REQUEST_ID};
 
@@ -118,6 +118,12 @@ enum Service {
     Identity,
 }
 
+impl Connections for Transport {
+    fn hang_up(&self) {
+        self.http.hang_up();
+    }
+}
+
 impl Transport {
     /// Reads the certificate file; sends nothing.
     pub(super) fn new(settings: &AzureSettings) -> Result<Self, Mistake> {
@@ -143,11 +149,6 @@ impl Transport {
             tenant: settings.tenant.clone(),
             resource: settings.key.resource.clone(),
         })
-    }
-
-    /// See [`Http::hang_up`].
-    pub(super) fn hang_up(&self) {
-        self.http.hang_up();
     }
 
     async fn answer(&self, request: &Request, exchange: &Exchange) -> Result<AsyncRawResponse, Failed> {

@@ -42,7 +42,8 @@ use crate::kms::budget::Share;
 use crate::kms::call::{Call, CallPolicy, Failed, each};
 use crate::kms::http::{Http, HttpSettings, Reply};
 use crate::kms::{
-    Answer, DekBinding, Exposure, Generated, ItemResult, Kms, KmsError, KmsErrorClass, Purpose, Requests,
+    Answer, Connections, DekBinding, Exposure, Generated, ItemResult, Kms, KmsDiagnosis, KmsError,
+    KmsErrorClass, KmsProfile, Purpose, RequestCounts, RewrapCost,
 };
 use crate::model::{KeyVersion, Wrapped};
 
@@ -123,6 +124,16 @@ impl GcpKms {
             }
         });
         Ok(Self { google, keeper })
+    }
+
+    /// The counts of this key's requests.
+    pub fn request_counts(&self) -> Arc<RequestCounts> {
+        self.google.calls.counts()
+    }
+
+    /// The connections to this key's server.
+    pub fn connections(&self) -> Arc<dyn Connections> {
+        self.google.http.clone()
     }
 }
 
@@ -219,22 +230,19 @@ impl Kms for GcpKms {
         Ok(wrapped.key_version)
     }
 
-    fn hang_up(&self) {
-        self.google.http.hang_up();
+    fn profile(&self) -> KmsProfile {
+        KmsProfile {
+            batch_limit: BATCH,
+            rewrap_cost: RewrapCost::PerDek(REWRAP_CALLS.get()),
+            logs_context: false,
+            anybody_wraps: false,
+            unnamed_version: None,
+        }
     }
+}
 
-    fn requests(&self) -> Requests {
-        self.google.calls.requests()
-    }
-
-    fn batch_limit(&self) -> usize {
-        BATCH
-    }
-
-    fn rewrap_calls(&self, items: u64) -> u64 {
-        items * u64::from(REWRAP_CALLS.get())
-    }
-
+#[async_trait]
+impl KmsDiagnosis for GcpKms {
     async fn exposure(&self) -> Vec<Exposure> {
         let mut found = Vec::new();
         if self.google.personal {

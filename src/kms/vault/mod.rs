@@ -36,7 +36,8 @@ use crate::kms::budget::Share;
 use crate::kms::call::{Call, CallPolicy, Failed, each};
 use crate::kms::http::Reply;
 use crate::kms::{
-    Answer, Asked, DekBinding, Exposure, Generated, ItemResult, Kms, KmsError, KmsErrorClass, Requests,
+    Answer, Asked, Connections, DekBinding, Exposure, Generated, ItemResult, Kms, KmsDiagnosis, KmsError,
+    KmsErrorClass, KmsProfile, RequestCounts, RewrapCost,
 };
 use crate::model::{KeyVersion, Wrapped};
 
@@ -94,6 +95,16 @@ impl VaultTransit {
             }
         });
         Ok(Self { vault, keeper })
+    }
+
+    /// The counts of this key's requests.
+    pub fn request_counts(&self) -> Arc<RequestCounts> {
+        self.vault.calls.counts()
+    }
+
+    /// The connections to this key's server.
+    pub fn connections(&self) -> Arc<dyn Connections> {
+        self.vault.transport.clone()
     }
 
     /// Whether an ordinary encrypt with our token would create a key that is missing: it may `create` on the path and
@@ -184,22 +195,19 @@ impl Kms for VaultTransit {
         Ok(answer.value.key_version)
     }
 
-    fn hang_up(&self) {
-        self.vault.transport.hang_up();
+    fn profile(&self) -> KmsProfile {
+        KmsProfile {
+            batch_limit: BATCH,
+            rewrap_cost: RewrapCost::PerBatch(BATCH),
+            logs_context: false,
+            anybody_wraps: false,
+            unnamed_version: None,
+        }
     }
+}
 
-    fn requests(&self) -> Requests {
-        self.vault.calls.requests()
-    }
-
-    fn batch_limit(&self) -> usize {
-        BATCH
-    }
-
-    fn rewrap_calls(&self, items: u64) -> u64 {
-        items.div_ceil(BATCH as u64)
-    }
-
+#[async_trait]
+impl KmsDiagnosis for VaultTransit {
     async fn knows_credential(&self) -> Option<bool> {
         let vault = &*self.vault;
         let deadline = vault.calls.deadline();

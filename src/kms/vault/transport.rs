@@ -11,13 +11,19 @@ use tokio::time::Instant;
 use crate::config::{Mistake, VaultSettings};
 use crate::crypto::SecretText;
 use crate::kms::http::{Http, HttpSettings, Reply};
-use crate::kms::{KmsError, KmsErrorClass};
+use crate::kms::{Connections, KmsError, KmsErrorClass};
 
 /// A client of one Vault.
 pub(super) struct Transport {
     http: Http,
     base: String,
     headers: HeaderMap,
+}
+
+impl Connections for Transport {
+    fn hang_up(&self) {
+        self.http.hang_up();
+    }
 }
 
 impl Transport {
@@ -45,11 +51,6 @@ impl Transport {
             timeout: settings.timeout,
         })?;
         Ok(Self { http, base: format!("{}/v1/", settings.address.as_str().trim_end_matches('/')), headers })
-    }
-
-    /// See [`Http::hang_up`].
-    pub(super) fn hang_up(&self) {
-        self.http.hang_up();
     }
 
     /// Sends one request; errors as [`Http::send`].
