@@ -1,11 +1,11 @@
-//! The seam to the customer's KMS. It wraps and unwraps DEKs and never sees a plaintext; only wrap and
-//! unwrap are *needed*, every read of metadata is optional. The text of a provider's error goes
+//! The seam to the customer's KMS. It wraps and unwraps DEKs and never sees a plaintext; only wrap
+//! and unwrap are *needed*, every read of metadata is optional. The text of a provider's error goes
 //! nowhere: not to the caller, not to the audit log, not to our own log. Its request id, its HTTP
 //! status and our error class do.
 //!
 //! Each user of a provider has an interface of its own: [`Kms`] for those who wrap and unwrap,
-//! [`KmsDiagnosis`] for `byok doctor`, [`RequestCounts`] for metrics, [`Connections`] for whoever drops
-//! DEKs from memory.
+//! [`KmsDiagnosis`] for `byok doctor`, [`RequestCounts`] for metrics, [`Connections`] for whoever
+//! drops DEKs from memory.
 //!
 //! | provider | `BYOK_PROVIDER` | wrap scheme 1 |
 //! |---|---|---|
@@ -46,9 +46,9 @@ pub use local::LocalKey;
 pub use request_counts::{Asked, BUCKETS, RequestCounts, Requests, RequestsMade, RequestsWithheld};
 pub use vault::VaultTransit;
 
-/// The values that a DEK is bound to. A provider that takes associated data binds them there too, so
-/// that they show in the customer's own KMS log; the commitment in every token binds them whatever the
-/// provider supports.
+/// The values that a DEK is bound to. A provider that takes associated data binds them there too,
+/// so that they show in the customer's own KMS log; the commitment in every token binds them
+/// whatever the provider supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DekBinding {
     /// The tenant that owns the DEK.
@@ -83,16 +83,16 @@ impl fmt::Display for LogPosition {
 pub enum Purpose {
     /// Encryption of a record.
     Record,
-    /// Encryption of a record that may come later: bound as [`Self::Record`], but made while no caller
-    /// waits for it, so that callers take precedence.
+    /// Encryption of a record that may come later: bound as [`Self::Record`], but made while no
+    /// caller waits for it, so that callers take precedence.
     RecordAhead,
     /// A test of whether the key works. Its calls count in the budget, which never refuses them.
     Probe,
-    /// A note of a log position in the provider's own log, where that shows the context of a request
-    /// ([`KmsProfile::logs_context`]). The DEK is thrown away. Called as [`Self::Probe`].
+    /// A note of a log position in the provider's own log, where that shows the context of a
+    /// request ([`KmsProfile::logs_context`]). The DEK is thrown away. Called as [`Self::Probe`].
     Checkpoint(LogPosition),
-    /// A test of whether the key works, with the DEK of a record: bound as [`Self::Record`], called as
-    /// [`Self::Probe`].
+    /// A test of whether the key works, with the DEK of a record: bound as [`Self::Record`], called
+    /// as [`Self::Probe`].
     RecordProbed,
 }
 
@@ -132,8 +132,8 @@ pub trait Kms: Send + Sync {
     /// Unwraps DEKs, each under the key version that it names.
     async fn unwrap(&self, wrapped: &[(DekBinding, Wrapped)]) -> Vec<ItemResult<Dek>>;
 
-    /// Wraps DEKs again under `to`, with the KMS's own operation where there is one, so that no plain
-    /// DEK leaves the KMS.
+    /// Wraps DEKs again under `to`, with the KMS's own operation where there is one, so that no
+    /// plain DEK leaves the KMS.
     async fn rewrap(&self, wrapped: &[(DekBinding, Wrapped)], to: &KeyVersion) -> Vec<ItemResult<Wrapped>>;
 
     /// Returns the version that [`Self::wrap`] uses now: the pinned one, or the KMS's latest.
@@ -150,19 +150,19 @@ pub struct KmsProfile {
     pub batch_limit: usize,
     /// The number of requests that [`Kms::rewrap`] makes.
     pub rewrap_cost: RewrapCost,
-    /// Whether the provider's own log shows the context of a request in the clear, so that it can hold
-    /// a log position ([`Purpose::Checkpoint`]).
+    /// Whether the provider's own log shows the context of a request in the clear, so that it can
+    /// hold a log position ([`Purpose::Checkpoint`]).
     pub logs_context: bool,
-    /// Whether wrapping takes no secret, as with a public key. A wrapped DEK in our database may then
-    /// come from anybody.
+    /// Whether wrapping takes no secret, as with a public key. A wrapped DEK in our database may
+    /// then come from anybody.
     pub anybody_wraps: bool,
     /// The name that every version of the key gets while the provider does not tell them apart.
     pub unnamed_version: Option<&'static str>,
 }
 
 impl KmsProfile {
-    /// Whether another version of the key would have another name than this one. If not, a rotation of
-    /// the key does not show.
+    /// Whether another version of the key would have another name than this one. If not, a rotation
+    /// of the key does not show.
     pub fn tells_apart(&self, version: &KeyVersion) -> bool {
         self.unnamed_version != Some(&*version.version)
     }
@@ -190,21 +190,21 @@ impl RewrapCost {
 /// The questions that only `byok doctor` asks of a provider.
 #[async_trait]
 pub trait KmsDiagnosis: Send + Sync {
-    /// Asks whether the KMS accepts our credential, where its refusal of a call does not distinguish
-    /// an expired credential from a missing right; `None` where it does not say.
+    /// Asks whether the KMS accepts our credential, where its refusal of a call does not
+    /// distinguish an expired credential from a missing right; `None` where it does not say.
     async fn knows_credential(&self) -> Option<bool> {
         None
     }
 
-    /// Looks for settings that work but leave something unprotected at the KMS, as far as our identity
-    /// may look.
+    /// Looks for settings that work but leave something unprotected at the KMS, as far as our
+    /// identity may look.
     async fn exposure(&self) -> Vec<Exposure>;
 }
 
 /// The open connections of one provider.
 pub trait Connections: Send + Sync {
-    /// Closes the connections that wait for their next call: their buffers hold the last answers, with
-    /// plain DEKs among them.
+    /// Closes the connections that wait for their next call: their buffers hold the last answers,
+    /// with plain DEKs among them.
     fn hang_up(&self);
 }
 

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use super::{KmsErrorClass, Verdict};
 
-/// The operation that a request asks of the KMS. Where the KMS makes no data keys (all but AWS KMS),
-/// a DEK is made here and wrapped by [`Self::Wrap`]; where it has no operation to re-wrap, a re-wrap
-/// is an [`Self::Unwrap`] and a [`Self::Wrap`].
+/// The operation that a request asks of the KMS. Where the KMS makes no data keys (all but AWS
+/// KMS), a DEK is made here and wrapped by [`Self::Wrap`]; where it has no operation to re-wrap, a
+/// re-wrap is an [`Self::Unwrap`] and a [`Self::Wrap`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asked {
     /// Generation of a data key, plain and wrapped.

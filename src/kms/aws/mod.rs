@@ -10,17 +10,19 @@
 //! | `session` | credentials that end, and how others come |
 //! | `versions` | what we call a version of the key |
 //!
-//! What our identity needs is `kms:GenerateDataKey`, `kms:Encrypt`, `kms:Decrypt`, `kms:ReEncryptFrom` and
-//! `kms:ReEncryptTo` on the one key, nothing else.
+//! What our identity needs is `kms:GenerateDataKey`, `kms:Encrypt`, `kms:Decrypt`,
+//! `kms:ReEncryptFrom` and `kms:ReEncryptTo` on the one key, nothing else.
 //!
-//! **One key, in one region.** An alias is resolved by the first call, which generates a data key under it: the answer names
-//! the key. From then on that key's ARN is what is sent and what every answer must name; an alias that is turned to another
-//! key changes nothing until a restart. A multi-region key is used where its ARN says, and never its replica elsewhere:
-//! disabling one does not disable the other.
+//! **One key, in one region.** An alias is resolved by the first call, which generates a data key
+//! under it: the answer names the key. From then on that key's ARN is what is sent and what every
+//! answer must name; an alias that is turned to another key changes nothing until a restart. A
+//! multi-region key is used where its ARN says, and never its replica elsewhere: disabling one does
+//! not disable the other.
 //!
-//! **Encryption context**, in the clear in the customer's CloudTrail: [`key::TENANT`] (32 hexadecimal digits) and [`key::DEK`] (a
-//! UUID) for a DEK; [`key::PURPOSE`] with `version` for the data key that is generated, and thrown away, to learn the key or its
-//! version, and beside the two others with `probe` for a DEK that only shows whether the key works.
+//! **Encryption context**, in the clear in the customer's CloudTrail: [`key::TENANT`] (32
+//! hexadecimal digits) and [`key::DEK`] (a UUID) for a DEK; [`key::PURPOSE`] with `version` for the
+//! data key that is generated, and thrown away, to learn the key or its version, and beside the two
+//! others with `probe` for a DEK that only shows whether the key works.
 
 mod client;
 mod errors;
@@ -63,7 +65,7 @@ impl AwsKms {
     ///
     /// # Errors
     ///
-    /// None; the shape is that of the other providers.
+    /// There are none; the signature is that of the other providers.
     ///
     /// # Panics
     ///
@@ -129,7 +131,8 @@ impl Kms for AwsKms {
         .await
     }
 
-    /// AWS always wraps under the current key material: where that is not `to`, what comes back names what it is.
+    /// Wraps under the current key material, as AWS always does: where that is not `to`, the answer
+    /// names it.
     async fn rewrap(&self, wrapped: &[(DekBinding, Wrapped)], to: &KeyVersion) -> Vec<ItemResult<Wrapped>> {
         let (key, deadline) = (&self.key, self.key.policy.deadline());
         let share = Share::of_rewrap(wrapped.iter().map(|(binding, _)| binding.purpose));

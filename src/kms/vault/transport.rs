@@ -1,6 +1,7 @@
 //! One request to Vault: its address, namespace and token on top of `kms::http`.
 //!
-//! A standby forwards requests itself unless that was turned off; one that answers 307 is a wrong `BYOK_VAULT_ADDR`.
+//! A standby forwards requests itself unless that was turned off; one that answers 307 is a wrong
+//! `BYOK_VAULT_ADDR`.
 
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Method};
@@ -30,7 +31,8 @@ impl Transport {
     /// Reads the certificate files; sends nothing.
     pub(super) fn new(settings: &VaultSettings) -> Result<Self, Mistake> {
         let mut headers = HeaderMap::new();
-        // Vault's agents and proxies can be told to refuse requests without it, against forged requests from browsers.
+        // Vault's agents and proxies can be told to refuse requests without it, against forged
+        // requests from browsers.
         headers.insert("X-Vault-Request", HeaderValue::from_static("true"));
         if let Some(namespace) = &settings.namespace {
             let value = HeaderValue::from_str(namespace).map_err(|_| Mistake {
