@@ -35,7 +35,7 @@ use crate::auth::{Authenticator, Policy};
 use crate::config::Limits;
 use crate::jobs::Stream;
 use crate::keyring::Keyring;
-use crate::kms::{Kms, Requests};
+use crate::kms::{Kms, RequestCounts, Requests};
 use crate::model::{Caller, Clock, ErrorCode, Identity, Peer, Posture, Refusal, RequestId, Tenant};
 use crate::store::Store;
 use crate::telemetry::{PoolCounts, Rereads};
@@ -65,6 +65,7 @@ pub struct App {
     tenant: Primary,
     store: Arc<dyn Store>,
     kms: Arc<dyn Kms>,
+    kms_requests: Arc<RequestCounts>,
     keyring: Arc<Keyring>,
     committer: Arc<Committer>,
     authenticator: watch::Sender<Arc<Authenticator>>,
@@ -89,6 +90,8 @@ pub struct Parts {
     pub store: Arc<dyn Store>,
     /// The tenant's KMS.
     pub kms: Arc<dyn Kms>,
+    /// The counts of the requests to it.
+    pub kms_requests: Arc<RequestCounts>,
     /// The DEKs in memory.
     pub keyring: Arc<Keyring>,
     /// What makes entries durable.
@@ -113,7 +116,7 @@ impl App {
     /// Of these parts. To be called on the runtime of the committer.
     pub fn new(parts: Parts) -> Self {
         let Parts { tenant, store, kms, keyring, committer, authenticator, policy, .. } = parts;
-        let Parts { limits, in_flight, clock, checkpoints, streams, .. } = parts;
+        let Parts { kms_requests, limits, in_flight, clock, checkpoints, streams, .. } = parts;
         Self {
             meters: limits::Meters::new(&limits),
             kms_places: places::KmsPlaces::new(in_flight),
@@ -123,6 +126,7 @@ impl App {
             tenant,
             store,
             kms,
+            kms_requests,
             keyring,
             committer,
             authenticator: watch::Sender::new(authenticator),
@@ -212,7 +216,7 @@ impl App {
 
     /// The requests to the KMS since the start.
     pub fn kms_requests(&self) -> Requests {
-        self.kms.requests()
+        self.kms_requests.snapshot()
     }
 
     /// How many DEKs are in memory, about.

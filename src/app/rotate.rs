@@ -45,12 +45,13 @@ impl App {
         self.keyring.expect_version(caller.tenant.uid, &target);
         let total = self.store.deks_not_under(caller.tenant.uid, &target).await.map_err(read_refusal)?;
         // Whatever it would count or re-wrap is under the same name before and after.
-        if total == 0 && !self.kms.tells_versions(&target) {
+        if total == 0 && !self.kms.profile().tells_apart(&target) {
             return Err(self.refuse(caller, operation, ErrorCode::KeyVersionUnknown.into()).await);
         }
         if dry_run {
             self.record(caller, operation, Outcome::Ok, Vec::new(), Vec::new()).await?;
-            return Ok(Rotation::Forecast { target, deks: total, kms_calls: self.kms.rewrap_calls(total) });
+            let kms_calls = self.kms.profile().rewrap_cost.calls(total);
+            return Ok(Rotation::Forecast { target, deks: total, kms_calls });
         }
         let now = self.clock.now();
         let job = Job {

@@ -19,7 +19,9 @@ use crate::config::{Config, Env, Mistake, Reader};
 use crate::crypto;
 use crate::jobs::{CheckpointParts, Checkpoints, Jobs, Place, Receiver, Stream, Upkeep};
 use crate::keyring::{self, Keyring};
-use crate::kms::{AwsKms, AzureKeyVault, GcpKms, Kms, LocalKey, VaultTransit};
+use crate::kms::{
+    AwsKms, AzureKeyVault, Connections, GcpKms, Kms, KmsDiagnosis, LocalKey, RequestCounts, VaultTransit,
+};
 use crate::model::{Clock, SystemClock, Tenant, TenantUid};
 use crate::rest::{DatabaseFound, DatabaseState};
 use crate::store::{self, Batch, Change, CommitError, Database, MigrateError, MigrationReport};
@@ -55,7 +57,7 @@ pub(super) async fn assemble(
 ) -> Result<Assembled, Failure> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let (authenticator, policy) = identity(&config.auth, clock.clone())?;
-    let kms = provider(config.kms)?;
+    let Provider { kms, connections, requests: kms_requests, .. } = provider(config.kms)?;
     let webhook = config.webhook.map(webhook).transpose()?;
     let has_owner = config.store.has_owner();
     let streams = streams(config.audit_streams)?;
@@ -69,6 +71,7 @@ pub(super) async fn assemble(
     let keyring = Keyring::new(keyring::Parts {
         store: store.clone(),
         kms: kms.clone(),
+        connections,
         committer: committer.clone(),
         clock: clock.clone(),
         cache: config.dek_cache,
@@ -76,7 +79,7 @@ pub(super) async fn assemble(
         guard: config.key_guard,
         row_mac: config.row_mac,
     });
-    let root_log = kms.logs_context().then(|| kms.clone());
+    let root_log = kms.profile().logs_context.then(|| kms.clone());
     let checkpoints = checkpoints(config.audit, store.clone(), Primary::named(PRIMARY), root_log)?;
     let (checkpoints, tenant) = (Arc::new(checkpoints), Primary::named(PRIMARY));
     let jobs = Jobs {
@@ -96,6 +99,7 @@ pub(super) async fn assemble(
         committer,
         store,
         kms,
+        kms_requests,
         authenticator: Arc::new(authenticator),
         policy,
         limits: config.limits,
@@ -240,15 +244,53 @@ pub(super) fn identity(
     }
 }
 
-/// The KMS behind its seam. Sends nothing.
-pub(super) fn provider(settings: config::Kms) -> Result<Arc<dyn Kms>, Failure> {
+/// One KMS, with an interface for each of its users.
+pub(super) struct Provider {
+    pub(super) kms: Arc<dyn Kms>,
+    pub(super) diagnosis: Arc<dyn KmsDiagnosis>,
+    pub(super) connections: Option<Arc<dyn Connections>>,
+    pub(super) requests: Arc<RequestCounts>,
+}
+
+impl Provider {
+    fn of<P: Kms + KmsDiagnosis + 'static>(
+        provider: P,
+        connections: Option<Arc<dyn Connections>>,
+        requests: Arc<RequestCounts>,
+    ) -> Self {
+        let provider = Arc::new(provider);
+        Self { kms: provider.clone(), diagnosis: provider, connections, requests }
+    }
+}
+
+/// The KMS that is configured. Sends nothing.
+pub(super) fn provider(settings: config::Kms) -> Result<Provider, Failure> {
     let mistakes = |mistake: Mistake| Failure::Configuration(vec![mistake]);
     Ok(match settings {
-        config::Kms::Aws(settings) => Arc::new(AwsKms::new(*settings).map_err(mistakes)?),
-        config::Kms::Gcp(settings) => Arc::new(GcpKms::new(*settings).map_err(mistakes)?),
-        config::Kms::Azure(settings) => Arc::new(AzureKeyVault::new(*settings).map_err(mistakes)?),
-        config::Kms::Vault(settings) => Arc::new(VaultTransit::new(*settings).map_err(mistakes)?),
-        config::Kms::Local(path) => Arc::new(LocalKey::open(path).map_err(mistakes)?),
+        config::Kms::Aws(settings) => {
+            let aws = AwsKms::new(*settings).map_err(mistakes)?;
+            let (connections, requests) = (aws.connections(), aws.request_counts());
+            Provider::of(aws, Some(connections), requests)
+        }
+        config::Kms::Gcp(settings) => {
+            let gcp = GcpKms::new(*settings).map_err(mistakes)?;
+            let (connections, requests) = (gcp.connections(), gcp.request_counts());
+            Provider::of(gcp, Some(connections), requests)
+        }
+        config::Kms::Azure(settings) => {
+            let azure = AzureKeyVault::new(*settings).map_err(mistakes)?;
+            let (connections, requests) = (azure.connections(), azure.request_counts());
+            Provider::of(azure, Some(connections), requests)
+        }
+        config::Kms::Vault(settings) => {
+            let vault = VaultTransit::new(*settings).map_err(mistakes)?;
+            let (connections, requests) = (vault.connections(), vault.request_counts());
+            Provider::of(vault, Some(connections), requests)
+        }
+        // No request leaves this process.
+        config::Kms::Local(path) => {
+            Provider::of(LocalKey::open(path).map_err(mistakes)?, None, Arc::new(RequestCounts::new("local")))
+        }
     })
 }
 

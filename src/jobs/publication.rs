@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::archive::{Archive, ArchiveError};
-use crate::kms::{DekBinding, Kms, Mark, Purpose};
+use crate::kms::{DekBinding, Kms, LogPosition, Purpose};
 use crate::model::{DekId, Timestamp};
 use crate::store::{Batch, Change, Publishing};
 use crate::webhook::{Delivery, PublishedCheckpoint, Webhook};
@@ -44,7 +44,7 @@ pub enum Receiver {
     Archive(Archive),
     /// A place that does not.
     Webhook(Webhook),
-    /// The customer's KMS, whose own log shows the context of a request ([`Kms::logs_context`]).
+    /// The customer's KMS, whose own log shows the context of a request (`KmsProfile::logs_context`).
     Kms(Arc<dyn Kms>),
 }
 
@@ -216,7 +216,8 @@ impl Checkpoints {
             }
             Receiver::Kms(kms) => {
                 // What it answers is thrown away: that it was asked is what stays.
-                let purpose = Purpose::Checkpoint(Mark { log: head.log, size: head.size, root: head.root });
+                let position = LogPosition { log: head.log, size: head.size, root: head.root };
+                let purpose = Purpose::Checkpoint(position);
                 let tenant = self.tenant.uid().map_err(|_| "no database".to_owned())?;
                 let binding = DekBinding { tenant, dek_id: DekId::new(), purpose };
                 match kms.generate(&[binding]).await.pop() {

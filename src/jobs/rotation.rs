@@ -89,7 +89,7 @@ impl Jobs {
             job.target = current;
             return self.start_over(tenant, job, holder).await;
         }
-        let limit = u32::try_from(self.kms.batch_limit()).unwrap_or(u32::MAX);
+        let limit = u32::try_from(self.kms.profile().batch_limit).unwrap_or(u32::MAX);
         let Ok(rows) = self.store.deks_after(tenant.uid, after, limit).await else { return Step::Stalled };
         job.updated_at = self.clock.now();
         let Some(last) = rows.last().map(|row| row.id) else {
@@ -123,7 +123,7 @@ impl Jobs {
         };
         let unasked = |error: &KmsError| error.class.verdict() == Verdict::Unasked;
         let asked = answers.iter().filter(|answer| !answer.as_ref().is_err_and(unasked)).count();
-        job.progress.kms_calls += self.kms.rewrap_calls(asked as u64);
+        job.progress.kms_calls += self.kms.profile().rewrap_cost.calls(asked as u64);
         // What our own budget left out is for the next time: the place goes no further than before the first of it.
         let left = old
             .iter()

@@ -334,7 +334,9 @@ impl Keyring {
         }
         self.cache.clear_tenant(tenant);
         self.pool.empty(tenant);
-        self.kms.hang_up();
+        if let Some(connections) = &self.connections {
+            connections.hang_up();
+        }
     }
 
     /// Notes that DEKs of a version are in memory from now on; the prober is woken for a version that had none.

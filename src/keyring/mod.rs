@@ -29,7 +29,7 @@ use uuid::Uuid;
 use crate::audit::Committer;
 use crate::config::{DekCache, DekPool, KeyGuard, RowMac};
 use crate::crypto::Dek;
-use crate::kms::{DekBinding, Generated, Kms, KmsError, KmsErrorClass, Purpose, Verdict};
+use crate::kms::{Connections, DekBinding, Generated, Kms, KmsError, KmsErrorClass, Purpose, Verdict};
 use crate::model::{
     BootTime, Clock, DekId, KeyVersion, Posture, Source, Tenant, TenantUid, Timestamp, Wrapped,
 };
@@ -113,6 +113,7 @@ type Turns = HashMap<(TenantUid, KeyVersion), Arc<tokio::sync::Mutex<Turn>>>;
 pub struct Keyring {
     store: Arc<dyn Store>,
     kms: Arc<dyn Kms>,
+    connections: Option<Arc<dyn Connections>>,
     committer: Arc<Committer>,
     clock: Arc<dyn Clock>,
     guard: KeyGuard,
@@ -141,6 +142,8 @@ pub struct Parts {
     pub store: Arc<dyn Store>,
     /// The tenant's KMS.
     pub kms: Arc<dyn Kms>,
+    /// The connections to the KMS, where it has any.
+    pub connections: Option<Arc<dyn Connections>>,
     /// What makes an incident's entry durable.
     pub committer: Arc<Committer>,
     /// What time it is.
@@ -158,11 +161,12 @@ pub struct Parts {
 impl Keyring {
     /// Of these parts. [`Self::keep_watch`] has to run beside it.
     pub fn new(parts: Parts) -> Arc<Self> {
-        let Parts { store, kms, committer, clock, cache, pool, guard, row_mac } = parts;
+        let Parts { store, kms, connections, committer, clock, cache, pool, guard, row_mac } = parts;
         Arc::new(Self {
-            rows: Rows::new(row_mac, &*kms),
+            rows: Rows::new(row_mac, kms.profile()),
             store,
             kms,
+            connections,
             committer,
             clock,
             guard,

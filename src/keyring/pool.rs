@@ -241,7 +241,7 @@ impl Keyring {
             for tenant in self.pool.look(now) {
                 if self.rows.can_make()
                     && self.works_now(tenant.uid)
-                    && let Some(order) = self.pool.begin(tenant.uid, self.kms.batch_limit(), now)
+                    && let Some(order) = self.pool.begin(tenant.uid, self.kms.profile().batch_limit, now)
                 {
                     tokio::spawn(self.clone().fill(tenant, order));
                 }

@@ -11,7 +11,7 @@ use tracing::error;
 
 use crate::audit::{RowMacs, RowSeal, Unit, last_sealed, pack};
 use crate::config::RowMac;
-use crate::kms::Kms;
+use crate::kms::KmsProfile;
 use crate::model::{
     BootTime, DekId, Entry, ErrorCode, Incident, IncidentId, Item, KeyVersion, Operation, Outcome, Posture,
     Tenant, TenantUid, Wrapped,
@@ -63,11 +63,11 @@ pub(super) struct Rows {
 }
 
 impl Rows {
-    pub(super) fn new(settings: RowMac, kms: &dyn Kms) -> Self {
+    pub(super) fn new(settings: RowMac, kms: KmsProfile) -> Self {
         Self {
             macs: settings.keys.map(RowMacs::new),
             settle: settings.settle,
-            anybody_wraps: kms.anybody_wraps(),
+            anybody_wraps: kms.anybody_wraps,
             required: settings.required,
             looking: Mutex::default(),
             sealed: Mutex::default(),

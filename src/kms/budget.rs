@@ -1,4 +1,4 @@
-//! How many requests a minute may go to one tenant's KMS. Decides nothing about when they are made.
+//! The budget of requests a minute to one tenant's KMS. It does not decide when they are made.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -10,21 +10,25 @@ use governor::{Quota, RateLimiter};
 
 use super::{KmsError, Purpose};
 
-/// Who a request is made for, and so what it may take.
+/// The party that a request is made for, which decides what it may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Share {
-    /// A caller: all that is there.
+    /// A caller, who may take all that is left.
     Caller,
-    /// A rotation, or DEKs that are made ahead of need: half between them, so that callers find something left.
+    /// A rotation, or DEKs that are made ahead of need: half of the budget between them, so that
+    /// callers find something left.
     Rotation,
-    /// A rotation's that [`Budget::take_all`] has taken already; what it makes beyond that (retries) is taken like the rest.
+    /// A request of a rotation that [`Budget::take_all`] has taken already; its retries are taken
+    /// like other requests.
     Prepaid,
-    /// A probe of the key: takes what is there and is never refused, for without it the tenant would go dark.
+    /// A probe of the key. It takes what is left and is never refused, since without it the tenant
+    /// would lose access.
     Probe,
 }
 
 impl Share {
-    /// Of a request that carries these purposes together: a caller's if any of it is, and a probe's only if all of it is.
+    /// The share of a request that carries these purposes together: a caller's if any purpose is a
+    /// caller's, and a probe's only if all are.
     pub(super) fn of(purposes: impl IntoIterator<Item = Purpose>) -> Self {
         purposes.into_iter().fold(Self::Probe, |share, purpose| match (share, purpose) {
             (Self::Caller, _) | (_, Purpose::Record) => Self::Caller,
@@ -33,7 +37,7 @@ impl Share {
         })
     }
 
-    /// Of a re-wrap of these: a rotation's, unless it is a probe's.
+    /// The share of a re-wrap of these purposes: a rotation's, unless it is a probe's.
     pub(super) fn of_rewrap(purposes: impl IntoIterator<Item = Purpose>) -> Self {
         match Self::of(purposes) {
             Self::Probe => Self::Probe,
@@ -50,19 +54,20 @@ impl From<Purpose> for Share {
 
 type Meter<C> = RateLimiter<NotKeyed, InMemoryState, C, NoOpMiddleware<<C as Clock>::Instant>>;
 
-/// The budget of one tenant's key: a whole minute's worth may go at once, then it fills up evenly.
+/// The budget of one tenant's key: a whole minute's worth may be spent at once, then it fills up
+/// evenly.
 pub(super) struct Budget<C: Clock = DefaultClock>(Option<Meters<C>>);
 
 struct Meters<C: Clock> {
     clock: C,
     whole: Meter<C>,
     rotation: Meter<C>,
-    /// Lets one line a minute into our log.
+    /// The limit of one line a minute in our log.
     told: Meter<C>,
 }
 
 impl Budget {
-    /// So many a minute (`BYOK_KMS_CALLS_PER_MINUTE`); `None` is no bound.
+    /// A budget of this many requests a minute (`BYOK_KMS_CALLS_PER_MINUTE`); `None` is no bound.
     pub(super) fn new(per_minute: Option<NonZeroU32>) -> Self {
         Self::by(per_minute, DefaultClock::default())
     }
@@ -79,12 +84,14 @@ impl<C: Clock + Clone> Budget<C> {
         }))
     }
 
-    /// Takes one request from the budget. The error is [`super::KmsErrorClass::BudgetSpent`]: do not make it.
+    /// Takes one request from the budget. The error is [`super::KmsErrorClass::BudgetSpent`]: do
+    /// not make it.
     pub(super) fn take(&self, share: Share) -> Result<(), KmsError> {
         self.take_all(share, NonZeroU32::MIN)
     }
 
-    /// Takes so many that belong together, or none: half a rewrap is a request for nothing.
+    /// Takes this many requests that belong together, or none: half a re-wrap is a request for
+    /// nothing.
     pub(super) fn take_all(&self, share: Share, count: NonZeroU32) -> Result<(), KmsError> {
         let Some(meters) = &self.0 else { return Ok(()) };
         let taken = match share {
@@ -107,11 +114,12 @@ impl<C: Clock + Clone> Budget<C> {
 }
 
 impl<C: Clock> Meters<C> {
-    /// The error is how long to wait.
+    /// Takes `count` requests; the error is the time to wait.
     fn take(&self, meter: &Meter<C>, count: NonZeroU32) -> Result<(), Duration> {
         match meter.check_n(count) {
             Ok(taken) => taken.map_err(|until| until.wait_time_from(self.clock.now())),
-            // More than a whole minute's worth. The least budget that can be configured is larger than what belongs together.
+            // More than a whole minute's worth. The least budget that can be configured is larger
+            // than what belongs together.
             Err(_) => Err(Duration::from_secs(60)),
         }
     }

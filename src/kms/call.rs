@@ -1,24 +1,30 @@
-//! How every provider is called: within a deadline, so many at a time, tried again a little, and slowed down when it is
-//! throttled. What a call says and what its answer means is the provider's; this file only decides whether and when.
+//! The policy by which every provider is called: a deadline, a bound on concurrent requests, few
+//! retries, and a pause while the provider throttles. The content of a call and the meaning of its
+//! answer are the provider's; this file only decides whether and when a request is made.
 //!
-//! - **Deadline.** Nothing outlives it: waiting for a place, a token, an answer or a pause all end with it.
-//! - **Bound.** At most [`AT_ONCE`] requests are under way to one key, [`PER_CALL`] of them for one call of
-//!   [`super::Kms`], so that a large batch leaves places for others. Who waits is served in the order of arrival.
-//! - **Retries.** What failed on the way, or inside the provider, is tried again at most [`RETRIES`] times, after a pause
-//!   that grows fourfold and half of which is chance. Each retry is paid from an allowance that every tenth success fills
-//!   up, so a provider that fails gets no storm on top. That does no harm: unwrap changes nothing, and wrap, rewrap and generate
-//!   only make wrapped DEKs that nobody keeps.
-//! - **Throttling.** A provider that is throttling is called by one at a time, after a pause that all share: what it asks
-//!   for (up to [`LONGEST_ASKED`]), or one that doubles from [`FIRST_BRAKE`] to [`LONGEST_BRAKE`]. A call that cannot have
-//!   its turn before its deadline fails without a request. The first success or refusal of one whose turn it was
-//!   lets all go again.
-//! - **Budget.** Each request, retries too, is taken from the tenant's [`Budget`] right before it is made. Where that is
-//!   spent, the call fails without one.
-//! - **Probes** of the key wait for none of these: they have places of their own ([`PROBES_AT_ONCE`]), pay for no retry, pass
-//!   by the brake and are not refused by the budget. They are few, and a probe that does not get through turns the tenant off.
+//! - **Deadline.** Nothing outlives it: waiting for a place, a token, an answer or a pause all end
+//!   with it.
+//! - **Bound.** At most [`AT_ONCE`] requests are under way to one key, [`PER_CALL`] of them for one
+//!   call of [`super::Kms`], so that a large batch leaves places for others. Who waits is served in
+//!   the order of arrival.
+//! - **Retries.** What failed on the way, or inside the provider, is tried again at most
+//!   [`RETRIES`] times, after a pause that grows fourfold and half of which is chance. Each retry
+//!   is paid from an allowance that every tenth success fills up, so a provider that fails gets no
+//!   storm on top. That does no harm: unwrap changes nothing, and wrap, rewrap and generate only
+//!   make wrapped DEKs that nobody keeps.
+//! - **Throttling.** A provider that is throttling is called by one at a time, after a pause that
+//!   all share: what it asks for (up to [`LONGEST_ASKED`]), or one that doubles from
+//!   [`FIRST_BRAKE`] to [`LONGEST_BRAKE`]. A call that cannot have its turn before its deadline
+//!   fails without a request. The first success or refusal of one whose turn it was lets all go
+//!   again.
+//! - **Budget.** Each request, retries too, is taken from the tenant's [`Budget`] right before it
+//!   is made. Where that is spent, the call fails without one.
+//! - **Probes** of the key wait for none of these: they have places of their own
+//!   ([`PROBES_AT_ONCE`]), pay for no retry, pass by the brake and are not refused by the budget.
+//!   They are few, and a probe that does not get through turns the tenant off.
 
 use std::num::NonZeroU32;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -27,25 +33,25 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::crypto::random;
 use crate::kms::budget::{Budget, Share};
-use crate::kms::tally::{Asked, Requests, Tally};
-use crate::kms::{KmsError, KmsErrorClass, Purpose, Verdict};
+use crate::kms::{Asked, KmsError, KmsErrorClass, Purpose, RequestCounts, Verdict};
 
-/// Requests under way to one key.
+/// The most requests under way to one key.
 pub(super) const AT_ONCE: usize = 64;
-/// Probes of one key under way beside them: some that hang must not hold up the next.
+/// The most probes of one key under way beside them: some that hang must not hold up the next.
 const PROBES_AT_ONCE: usize = 16;
-/// Requests under way for one call of [`super::Kms`].
+/// The most requests under way for one call of [`super::Kms`].
 pub(super) const PER_CALL: usize = 16;
-/// How often a request is made again.
+/// The most retries of a request.
 const RETRIES: u32 = 2;
-/// Before the first retry, without chance; the second waits four times as long.
+/// The pause before the first retry, without jitter; the second waits four times as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// The first pause of a provider that throttles without saying for how long, and the longest.
 const FIRST_BRAKE: Duration = Duration::from_millis(100);
 const LONGEST_BRAKE: Duration = Duration::from_secs(2);
-/// What a provider may ask for at most: a quota's minute. One answer must not shut us out for a day.
+/// The longest pause that a provider can ask for: the minute of a quota. One answer must not lock
+/// us out for a day.
 const LONGEST_ASKED: Duration = Duration::from_secs(60);
-/// What a retry takes from the allowance, what a success puts back, and what there is at most.
+/// The cost of a retry, the gain of a success, and the most that the allowance holds.
 const RETRY_COST: u32 = 10;
 const SUCCESS_GAIN: u32 = 1;
 const FULL_ALLOWANCE: u32 = 20 * RETRY_COST;
@@ -59,10 +65,10 @@ pub(super) async fn each<Item, Call: Future>(
     futures_util::stream::iter(calls).buffered(PER_CALL).collect().await
 }
 
-/// Of one attempt that failed.
+/// The failure of one attempt.
 pub(super) struct Failed {
     pub(super) error: KmsError,
-    /// What the provider asked for (`Retry-After`).
+    /// The pause that the provider asked for (`Retry-After`).
     pub(super) wait: Option<Duration>,
 }
 
@@ -72,7 +78,7 @@ impl From<KmsError> for Failed {
     }
 }
 
-/// What a call asks for, who for, and until when.
+/// The operation of a call, the party that it is made for, and its deadline.
 #[derive(Clone, Copy)]
 pub(super) struct Call {
     pub(super) asked: Asked,
@@ -82,8 +88,7 @@ pub(super) struct Call {
 
 /// The policy of one key's calls, shared by all of them.
 pub(super) struct CallPolicy {
-    provider: &'static str,
-    tally: Tally,
+    counts: Arc<RequestCounts>,
     timeout: Duration,
     places: Semaphore,
     probe_places: Semaphore,
@@ -93,12 +98,11 @@ pub(super) struct CallPolicy {
 }
 
 impl CallPolicy {
-    /// `provider` is its name in metrics, `timeout` that of a call as a whole (`BYOK_KMS_TIMEOUT_MS`), `per_minute` the most
-    /// requests (`BYOK_KMS_CALLS_PER_MINUTE`).
+    /// A policy; `provider` is the name in metrics, `timeout` that of a call as a whole
+    /// (`BYOK_KMS_TIMEOUT_MS`), `per_minute` the most requests (`BYOK_KMS_CALLS_PER_MINUTE`).
     pub(super) fn new(provider: &'static str, timeout: Duration, per_minute: Option<NonZeroU32>) -> Self {
         Self {
-            provider,
-            tally: Tally::default(),
+            counts: Arc::new(RequestCounts::new(provider)),
             timeout,
             places: Semaphore::new(AT_ONCE),
             probe_places: Semaphore::new(PROBES_AT_ONCE),
@@ -108,37 +112,39 @@ impl CallPolicy {
         }
     }
 
-    /// When a call that begins now has to end.
+    /// The deadline of a call that begins now.
     pub(super) fn deadline(&self) -> Instant {
         Instant::now() + self.timeout
     }
 
-    /// The requests that were made, and those that were not.
-    pub(super) fn requests(&self) -> Requests {
-        self.tally.requests(self.provider)
+    /// The counts of the requests that were made, and of those that were not.
+    pub(super) fn counts(&self) -> Arc<RequestCounts> {
+        Arc::clone(&self.counts)
     }
 
-    /// For the requests of one re-wrap, which belong together: takes them all from the budget, or none, and gives the share
-    /// that each then goes by.
+    /// Takes the requests of one re-wrap, which belong together, from the budget, all or none, and
+    /// returns the share that each of them then has.
     pub(super) fn prepay_rewrap(&self, purpose: Purpose, count: NonZeroU32) -> Result<Share, KmsError> {
         match Share::of_rewrap([purpose]) {
             Share::Probe => Ok(Share::Probe),
             rotation => match self.budget.take_all(rotation, count) {
                 Ok(()) => Ok(Share::Prepaid),
                 Err(error) => {
-                    self.tally.withheld(Asked::Unwrap, error.class);
+                    self.counts.withheld(Asked::Unwrap, error.class);
                     Err(error)
                 }
             },
         }
     }
 
-    /// For one more request within an attempt: takes it from the budget. The error is local: do not make it.
+    /// Takes one more request within an attempt from the budget. On an error the request must not
+    /// be made.
     pub(super) fn one_more(&self, share: Share) -> Result<(), KmsError> {
         self.budget.take(share)
     }
 
-    /// Attempts until one succeeds, fails for good, or time is up. An attempt makes one request.
+    /// Makes attempts until one succeeds, fails for good, or time is up. An attempt makes one
+    /// request.
     pub(super) async fn run<T, Attempt: Future<Output = Result<T, Failed>>>(
         &self,
         call: Call,
@@ -147,8 +153,8 @@ impl CallPolicy {
         self.run_batch(call, |_| None, attempt).await
     }
 
-    /// As [`Self::run`]; `class` says what went wrong with an item of an answer that came, which counts as what came of the
-    /// request.
+    /// Like [`Self::run`]; `class` is the error class of an item in an answer that came, which
+    /// counts as the result of the request.
     pub(super) async fn run_batch<T, Attempt: Future<Output = Result<T, Failed>>>(
         &self,
         call: Call,
@@ -165,8 +171,8 @@ impl CallPolicy {
             };
             let Failed { error, wait } = failed;
             tracing::debug!(class = ?error.class, http_status = error.http_status, retry, "the KMS did not do it");
-            // Time was up, or no turn or budget was to be had, before the provider said anything: what it said before tells
-            // more.
+            // Time was up, or no turn or budget was to be had, before the provider said anything:
+            // what it said before tells more.
             if error.http_status.is_none()
                 && matches!(
                     error.class,
@@ -175,7 +181,8 @@ impl CallPolicy {
             {
                 return Err(before.unwrap_or(error));
             }
-            // The pause of a throttled call is the one that all share; but for a probe, which passes by it.
+            // The pause of a throttled call is the one that all share; but for a probe, which
+            // passes by it.
             let pause = match error.class {
                 KmsErrorClass::Throttled if share != Share::Probe => Duration::ZERO,
                 _ => jittered(FIRST_PAUSE * 4_u32.pow(retry)).max(asked(wait)),
@@ -203,7 +210,7 @@ impl CallPolicy {
         let (turn, place) = match self.admitted(call).await {
             Ok(admitted) => admitted,
             Err(error) => {
-                self.tally.withheld(call.asked, error.class);
+                self.counts.withheld(call.asked, error.class);
                 return Err(error.into());
             }
         };
@@ -214,11 +221,12 @@ impl CallPolicy {
             Ok(answered) => class(answered),
             Err(Failed { error, .. }) => Some(error.class),
         };
-        self.tally.made(call.asked, class, began.elapsed());
+        self.counts.made(call.asked, class, began.elapsed());
         drop(place);
         match &outcome {
             Ok(_) => {
-                // One that had no turn was under way before the throttling, and says nothing about its end.
+                // One that had no turn was under way before the throttling, and says nothing about
+                // its end.
                 if turn.is_some() {
                     self.brake.release();
                 }
@@ -238,8 +246,8 @@ impl CallPolicy {
         outcome
     }
 
-    /// Waits until a request may be made: for its turn where the provider throttles, for a place, and for nothing where the
-    /// budget is spent.
+    /// Waits until a request may be made: for its turn where the provider throttles, and for a
+    /// permit. Where the budget is spent it does not wait.
     async fn admitted(
         &self,
         Call { share, deadline, .. }: Call,
@@ -277,11 +285,11 @@ impl CallPolicy {
     }
 }
 
-/// What a throttled call leaves to all others.
+/// The pause that a throttled call imposes on all others.
 #[derive(Default)]
 struct Brake {
     pressed: Mutex<Option<Pressed>>,
-    /// Whose turn it is while it is pressed.
+    /// The turn, held by one call at a time while the brake is pressed.
     turn: tokio::sync::Mutex<()>,
 }
 
@@ -292,7 +300,8 @@ struct Pressed {
 }
 
 impl Brake {
-    /// Waits for one's turn, if there are turns. The error is a local [`KmsErrorClass::Throttled`].
+    /// Waits for the caller's turn, if there are turns. The error is a local
+    /// [`KmsErrorClass::Throttled`].
     async fn pass(&self, deadline: Instant) -> Result<Option<tokio::sync::MutexGuard<'_, ()>>, KmsError> {
         let too_late = || KmsError::local(KmsErrorClass::Throttled);
         let now = || *lock(&self.pressed);
@@ -313,7 +322,8 @@ impl Brake {
         }
     }
 
-    /// Only the call whose turn it was lengthens the pause: the others were under way together.
+    /// Begins or lengthens the pause. Only the call whose turn it was lengthens it: the others were
+    /// under way together.
     fn press(&self, asked: Duration, its_turn: bool) {
         let mut pressed = lock(&self.pressed);
         let pause = match *pressed {
@@ -346,12 +356,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What a provider asks for, as far as we follow it.
+/// The pause that a provider asks for, as far as we follow it.
 fn asked(wait: Option<Duration>) -> Duration {
     wait.unwrap_or_default().min(LONGEST_ASKED)
 }
 
-/// Between half and all of `pause`, so that many who failed together do not come back together.
+/// A random time between half and all of `pause`, so that calls that failed together do not come
+/// back together.
 fn jittered(pause: Duration) -> Duration {
     let [byte] = random();
     pause.mul_f32(0.5 + f32::from(byte) / 510.0)
@@ -371,8 +382,8 @@ mod tests {
         KmsError::answered(class, 500, None).into()
     }
 
-    /// Runs `calls` calls at once against a provider that answers each attempt with `answer`; how many attempts it saw,
-    /// the most at a time, and what became of the calls.
+    /// Runs `calls` calls at once against a provider that answers each attempt with `answer`; how
+    /// many attempts it saw, the most at a time, and what became of the calls.
     async fn storm(
         policy: &CallPolicy,
         calls: usize,
@@ -574,7 +585,8 @@ mod tests {
         CallPolicy::new("p", Duration::from_secs(5), NonZeroU32::new(per_minute))
     }
 
-    /// Probes at once against a provider that answers each with `answer`; how many requests it saw, and what came of it.
+    /// Probes at once against a provider that answers each with `answer`; how many requests it saw,
+    /// and what came of it.
     async fn probe(
         policy: &CallPolicy,
         probes: usize,
@@ -607,7 +619,7 @@ mod tests {
         let policy = bounded(5);
         storm(&policy, 20, |_| Ok(())).await;
         storm(&policy, 1, |_| Ok(())).await;
-        let requests = policy.requests();
+        let requests = policy.counts.snapshot();
         let [made] = requests.made[..] else { panic!("{requests:?}") };
         assert_eq!((made.asked, made.result, made.durations.iter().sum::<u64>()), (Asked::Unwrap, "ok", 5));
         assert_eq!(made.total, Duration::from_millis(50));
@@ -620,7 +632,7 @@ mod tests {
         let once = || async { Ok(()) };
         let call = call(policy.deadline(), Share::Caller);
         assert_eq!(policy.run_batch(call, class, once).await, Ok(()));
-        assert_eq!(policy.requests().made[0].result, "refused");
+        assert_eq!(policy.counts.snapshot().made[0].result, "refused");
     }
 
     #[tokio::test(start_paused = true)]

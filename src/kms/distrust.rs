@@ -1,25 +1,26 @@
-//! Why a TLS connection to a provider was not made: a closed set, told from the type of rustls's error. Nothing that the other
-//! side sent goes into it.
+//! The reasons why a TLS connection to a provider was not made: a closed set, derived from the type
+//! of rustls's error. Nothing that the other side sent goes into it.
 
 use std::error::Error;
 use std::io;
 
 use rustls::{AlertDescription, CertificateError};
 
-/// Why one side did not trust the other.
+/// The reason why one side did not trust the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Distrust {
     /// No authority that we trust issued the provider's certificate.
     UnknownIssuer,
     /// An authority of that name is trusted, and it is another one.
     BadSignature,
-    /// It is no longer valid, or not yet.
+    /// The certificate is no longer valid, or not yet.
     OutOfTime,
-    /// It is another host's.
+    /// The certificate is for another host.
     OtherName,
-    /// It is a certificate authority's own.
+    /// The certificate is a certificate authority's own.
     AuthorityAsServer,
-    /// It is of another purpose, of X.509's first version, or says something that must be understood and is not.
+    /// The certificate is for another purpose, of X.509's first version, or has a critical
+    /// extension that is not understood.
     Unusable,
     /// The provider does not trust us: it asks for a client certificate, or for another one.
     OfUs,
@@ -28,7 +29,7 @@ pub enum Distrust {
 }
 
 impl Distrust {
-    /// What rustls said, where it is among an error's causes.
+    /// The reason in rustls's error, where that is among the causes of this one.
     pub(super) fn of(error: &(dyn Error + 'static)) -> Option<Self> {
         let mut next = Some(error);
         while let Some(error) = next {
@@ -57,7 +58,8 @@ impl Distrust {
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
                     Self::OtherName
                 }
-                // rustls has no name for it: what is compared is that of a variant, not a text of the provider's.
+                // rustls has no name for it: what is compared is that of a variant, not a text of
+                // the provider's.
                 CertificateError::Other(other) if format!("{other:?}").contains("CaUsedAsEndEntity") => {
                     Self::AuthorityAsServer
                 }
@@ -79,7 +81,7 @@ impl Distrust {
         })
     }
 
-    /// It in words, for `doctor` and our log.
+    /// A sentence for `doctor` and our log.
     pub fn sentence(self) -> &'static str {
         match self {
             Self::UnknownIssuer => "its certificate is issued by no authority that is trusted here",

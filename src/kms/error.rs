@@ -1,5 +1,5 @@
-//! The closed set of what can go wrong at a KMS. Each provider maps its own errors to it: by code, and by text only where
-//! the provider has no code.
+//! The closed set of errors of a KMS. Each provider maps its own errors to it: by code, and by text
+//! only where the provider has no code.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,16 +8,17 @@ use crate::model::{ErrorCode, Refusal};
 
 use super::Distrust;
 
-/// What went wrong, in our words.
+/// The class of an error, in our words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum KmsErrorClass {
-    /// The key's policy does not let us.
+    /// The key's policy does not permit the call.
     AccessDenied,
     /// Our own budget of KMS calls is spent: nothing was sent.
     BudgetSpent,
     /// The credential is expired, revoked or wrong.
     CredentialInvalid,
-    /// The answer was not one that the provider's documentation describes, or the provider failed inside.
+    /// The answer was not one that the provider's documentation describes, or the provider failed
+    /// inside.
     Internal,
     /// This wrapped DEK is not one that the key made, or was altered.
     InvalidWrappedDek,
@@ -29,23 +30,23 @@ pub enum KmsErrorClass {
     KeyPendingDeletion,
     /// The version that is needed is disabled, destroyed or below the key's minimum.
     KeyVersionUnavailable,
-    /// The KMS has refused our credential, and it is not shown again yet: nothing was sent.
+    /// The KMS has refused our credential, and it is not presented again yet: nothing was sent.
     LoginPaused,
     /// The provider does not accept what we are configured to send.
     Misconfigured,
     /// Vault is sealed.
     Sealed,
-    /// Too many calls.
+    /// The provider throttles: too many calls.
     Throttled,
-    /// No answer within the deadline.
+    /// There was no answer within the deadline.
     Timeout,
-    /// No connection.
+    /// There was no connection.
     Unreachable,
     /// Another key than the one that we are configured with wrapped this DEK: nothing was sent.
     WrappedByAnotherKey,
 }
 
-/// What an error says about the key.
+/// The meaning of an error for the key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The KMS says no: the customer has turned the key, or our access to it, off.
@@ -83,7 +84,7 @@ impl KmsErrorClass {
         }
     }
 
-    /// What it says about the key.
+    /// The meaning of this class for the key.
     pub fn verdict(self) -> Verdict {
         match self {
             Self::AccessDenied
@@ -124,7 +125,8 @@ impl KmsErrorClass {
         }
     }
 
-    /// The code that a caller sees. A bad wrapped DEK looks like any other token that does not open.
+    /// The code that a caller sees. A bad wrapped DEK looks like any other token that does not
+    /// open.
     pub fn code(self) -> ErrorCode {
         match self.verdict() {
             Verdict::Revoked => ErrorCode::KmsAccessDenied,
@@ -136,34 +138,35 @@ impl KmsErrorClass {
     }
 }
 
-/// Where something went wrong.
+/// The place where an error occurred.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// At the KMS, with the key.
+    /// The KMS, in a call of the key.
     Key,
-    /// Before it: where our credential comes from.
+    /// The origin of our credential, before the KMS was called.
     Credential,
 }
 
-/// A provider's refusal or failure, without anything that the provider said.
+/// A provider's refusal or failure, without any of the provider's text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KmsError {
-    /// In our words.
+    /// The class, in our words.
     pub class: KmsErrorClass,
     /// The provider's HTTP status, where there was an answer.
     pub http_status: Option<u16>,
     /// The request id by which the provider's log has the call, where it answered.
     pub request_id: Option<Arc<str>>,
-    /// Where.
+    /// The place where it occurred.
     pub stage: Stage,
-    /// Why no TLS connection was made, where that is what failed.
+    /// The reason why no TLS connection was made, where that failed.
     pub distrust: Option<Distrust>,
-    /// When our budget has room for a call again, where it is spent; when a credential that was refused is shown again.
+    /// The time until our budget has room for a call again, or until a refused credential is
+    /// presented again.
     pub retry_after: Option<Duration>,
 }
 
 impl KmsError {
-    /// One that came with no answer from the provider.
+    /// An error without an answer from the provider.
     pub fn local(class: KmsErrorClass) -> Self {
         Self {
             class,
@@ -175,27 +178,29 @@ impl KmsError {
         }
     }
 
-    /// [`KmsErrorClass::BudgetSpent`]; there is room for a call again after `wait`.
+    /// An error of class [`KmsErrorClass::BudgetSpent`]; there is room for a call again after
+    /// `wait`.
     pub fn budget_spent(wait: Duration) -> Self {
         Self { retry_after: Some(wait), ..Self::local(KmsErrorClass::BudgetSpent) }
     }
 
-    /// [`KmsErrorClass::LoginPaused`]; the credential is shown again after `wait`.
+    /// An error of class [`KmsErrorClass::LoginPaused`]; the credential is presented again after
+    /// `wait`.
     pub fn login_paused(wait: Duration) -> Self {
         Self { retry_after: Some(wait), ..Self::local(KmsErrorClass::LoginPaused).of_credential() }
     }
 
-    /// One that came with an answer.
+    /// An error that came with an answer.
     pub fn answered(class: KmsErrorClass, http_status: u16, request_id: Option<Arc<str>>) -> Self {
         Self { http_status: Some(http_status), request_id, ..Self::local(class) }
     }
 
-    /// The same, met on the way to a credential.
+    /// The same error, met on the way to a credential.
     pub fn of_credential(self) -> Self {
         Self { stage: Stage::Credential, ..self }
     }
 
-    /// What the caller sees of it.
+    /// The refusal that the caller sees.
     pub fn refusal(&self) -> Refusal {
         let code = self.class.code();
         if self.class == KmsErrorClass::WrappedByAnotherKey {

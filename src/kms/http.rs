@@ -1,13 +1,16 @@
-//! One HTTP request to a provider, and its answer. For every provider that has no client of its own that does this.
+//! One HTTP request to a provider, and its answer. For every provider that has no client of its own
+//! that does this.
 //!
-//! - **It goes where the configuration says and nowhere else.** A client is made for a list of origins; a request to another
-//!   one is refused before a name is looked up. Redirects are not followed, no proxy is taken from the environment: what a
-//!   provider answers (a redirect, a challenge, an address in a token's answer) can never carry a DEK or a credential, or
-//!   us, to another host.
+//! - **It goes where the configuration says and nowhere else.** A client is made for a list of
+//!   origins; a request to another one is refused before a name is looked up. Redirects are not
+//!   followed, no proxy is taken from the environment: what a provider answers (a redirect, a
+//!   challenge, an address in a token's answer) can never carry a DEK or a credential, or us, to
+//!   another host.
 //! - An answer is read up to [`MAX_ANSWER_BYTES`].
-//! - What holds a DEK or credential is wiped when it is dropped: the body that we send and the body that we collect by
-//!   their types. hyper and rustls copy both through buffers of their own, which live as long as their connection and are
-//!   wiped by the allocator when it ends: see [`Http::hang_up`].
+//! - What holds a DEK or credential is wiped when it is dropped: the body that we send and the body
+//!   that we collect by their types. hyper and rustls copy both through buffers of their own, which
+//!   live as long as their connection and are wiped by the allocator when it ends: see
+//!   [`Connections::hang_up`].
 
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -24,41 +27,43 @@ use tokio::time::{Instant, timeout_at};
 use zeroize::Zeroizing;
 
 use crate::config::{Mistake, read_file};
-use crate::kms::{Distrust, KmsError, KmsErrorClass};
+use crate::kms::{Connections, Distrust, KmsError, KmsErrorClass};
 
-/// No answer to what we ask is longer: a batch of wrapped DEKs is some 100 KiB.
+/// The longest answer that is read: a batch of wrapped DEKs is some 100 KiB.
 const MAX_ANSWER_BYTES: usize = 4 << 20;
-/// What an answer may hold before its buffer has to grow.
+/// The size of an answer's first buffer.
 const USUAL_ANSWER_BYTES: usize = 64 << 10;
 
-/// Where requests may go, and whom to trust there.
+/// The origins that requests may go to, and the certificates that are trusted there.
 pub(super) struct HttpSettings<'a> {
-    /// Scheme, host and port are compared; the rest is ignored.
+    /// The permitted origins: scheme, host and port are compared, the rest is ignored.
     pub(super) origins: Vec<Url>,
-    /// Certificates in PEM that alone are trusted then, instead of the system's; with the variable that names the file.
+    /// The only trusted certificates, in PEM, instead of the system's; with the variable that names
+    /// the file.
     pub(super) ca_file: Option<(&'static str, &'a Path)>,
-    /// Certificate and key for mutual TLS, each with its variable.
+    /// The certificate and key for mutual TLS, each with its variable.
     pub(super) client: Option<[(&'static str, &'a Path); 2]>,
-    /// How long a call may take; a quarter of it may go into connecting, a half until a silent connection is given up.
+    /// The time limit of a call; a quarter of it may go into connecting, a half until a silent
+    /// connection is given up.
     pub(super) timeout: Duration,
 }
 
 /// A client of these origins.
 pub(super) struct Http {
-    /// Made when it is needed and there is none.
+    /// The client, built when it is needed and there is none.
     client: Mutex<Option<Client>>,
     making: Making,
     origins: Vec<Url>,
 }
 
-/// What a client is made of.
+/// The parts of a client.
 struct Making {
     certificates: Option<Vec<Certificate>>,
     identity: Option<Identity>,
     timeout: Duration,
 }
 
-/// What was answered, whatever it is.
+/// An answer, of whatever status.
 pub(super) struct Reply {
     pub(super) status: u16,
     pub(super) headers: HeaderMap,
@@ -66,15 +71,22 @@ pub(super) struct Reply {
 }
 
 impl Reply {
-    /// What `Retry-After` asks for, as RFC 9110, 10.2.3 has it: seconds, or a date.
+    /// The pause that `Retry-After` asks for (RFC 9110, 10.2.3): seconds, or a date.
     pub(super) fn retry_after(&self) -> Option<Duration> {
         pause(self.headers.get(RETRY_AFTER)?.to_str().ok()?)
     }
 
-    /// What time it was there, in seconds of Unix time.
+    /// The time at the other side, in seconds of Unix time.
     pub(super) fn date(&self) -> Option<i64> {
         let date = httpdate::parse_http_date(self.headers.get(DATE)?.to_str().ok()?).ok()?;
         date.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs().try_into().ok()
+    }
+}
+
+impl Connections for Http {
+    /// Closes all connections: those that wait now at once, those in use when their call ends.
+    fn hang_up(&self) {
+        *self.client.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
@@ -113,11 +125,6 @@ impl Http {
         Ok(Self { client: Mutex::new(Some(client)), making, origins: settings.origins })
     }
 
-    /// Ends all connections: those that wait now, those over which a call goes when it is over.
-    pub(super) fn hang_up(&self) {
-        *self.client.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-
     fn client(&self) -> Result<Client, KmsError> {
         let mut client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
         match &*client {
@@ -131,8 +138,8 @@ impl Http {
     }
 
     /// Sends one request. The error is [`KmsErrorClass::Unreachable`], [`KmsErrorClass::Timeout`],
-    /// [`KmsErrorClass::Internal`] for an answer that is too long, or [`KmsErrorClass::Misconfigured`] for an origin that is
-    /// not ours.
+    /// [`KmsErrorClass::Internal`] for an answer that is too long, or
+    /// [`KmsErrorClass::Misconfigured`] for an origin that is not ours.
     pub(super) async fn send(
         &self,
         method: Method,
@@ -162,9 +169,11 @@ impl Making {
             .no_proxy()
             .referer(false)
             .user_agent(concat!("byok/", env!("CARGO_PKG_VERSION")))
-            // A host that does not answer at all is out of reach, and not slow: it is tried again within the deadline.
+            // A host that does not answer at all is out of reach, and not slow: it is tried again
+            // within the deadline.
             .connect_timeout(self.timeout / 4)
-            // Nor is a connection over which nothing comes, not even to a ping: of HTTP/2 all calls would share it.
+            // Nor is a connection over which nothing comes, not even to a ping: of HTTP/2 all calls
+            // would share it.
             .http2_keep_alive_interval(self.timeout / 4)
             .http2_keep_alive_timeout(self.timeout / 4);
         if let Some(certificates) = &self.certificates {
@@ -201,7 +210,7 @@ async fn receive(request: reqwest::RequestBuilder) -> Result<Reply, KmsError> {
     Ok(Reply { status, headers, body })
 }
 
-/// Grows by copying into new memory and wiping the old, which `Vec` alone would not.
+/// Grows a buffer by copying into new memory and wiping the old, which `Vec` alone would not.
 fn append(body: &mut Zeroizing<Vec<u8>>, chunk: &[u8]) {
     if body.capacity() - body.len() < chunk.len() {
         let mut larger = Zeroizing::new(Vec::with_capacity((body.len() + chunk.len()) * 2));

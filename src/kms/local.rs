@@ -1,8 +1,9 @@
-//! A key in a file, for `byok dev` and for tests. It protects nothing from whoever reads the file; the configuration of
-//! `byok serve` refuses it.
+//! A key in a file, for `byok dev` and for tests. It protects nothing from whoever reads the file;
+//! the configuration of `byok serve` refuses it.
 //!
-//! The file is JSON, readable by its owner only, and is read at each call: what another process does to it (rotate,
-//! disable, remove) holds at once, so that the kill switch and rotation can be tried without a KMS.
+//! The file is JSON, readable by its owner only, and is read at each call: what another process
+//! does to it (rotate, disable, remove) holds at once, so that the kill switch and rotation can be
+//! tried without a KMS.
 //!
 //! ```json
 //! { "format": "byok-local-key/1",
@@ -10,8 +11,8 @@
 //!   "versions": [ { "version": 1, "key": "<32 bytes in base64>" } ] }
 //! ```
 //!
-//! The version with the highest number wraps. A DEK is wrapped as a token protects a value (see `crypto`): bound to
-//! tenant, DEK id, and key version.
+//! The version with the highest number wraps. A DEK is wrapped as a token protects a value (see
+//! `crypto`): bound to tenant, DEK id, and key version.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
@@ -24,15 +25,20 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::{Answer, DekBinding, Exposure, Generated, ItemResult, Kms, KmsError, KmsErrorClass};
+use super::{
+    Answer, DekBinding, Exposure, Generated, ItemResult, Kms, KmsDiagnosis, KmsError, KmsErrorClass,
+    KmsProfile, RewrapCost,
+};
 use crate::config::Mistake;
 use crate::crypto::{Binding, Dek, Token, open, seal, sha256};
 use crate::model::{KeyVersion, Wrapped};
 
 /// The wrap scheme of this provider: the text of a token bound to tenant, DEK id and key version.
 const SCHEME: i16 = 1;
-/// What the key is called in [`KeyVersion`].
+/// The name of the key in [`KeyVersion`].
 const NAME: &str = "local";
+/// The DEKs of one batch.
+const BATCH: usize = 1_000;
 const FORMAT: &str = "byok-local-key/1";
 
 /// The key in a file.
@@ -70,7 +76,7 @@ impl LocalKey {
     ///
     /// # Errors
     ///
-    /// That of the file system, or [`io::ErrorKind::InvalidData`].
+    /// The file system's error, or [`io::ErrorKind::InvalidData`].
     pub fn rotate(&self) -> io::Result<KeyVersion> {
         let mut number = 0;
         self.change(|stored| {
@@ -183,17 +189,19 @@ impl Kms for LocalKey {
         latest(&versions).map(|(number, _)| key_version(*number)).map_err(KmsError::local)
     }
 
-    /// There are none.
-    fn hang_up(&self) {}
-
-    fn batch_limit(&self) -> usize {
-        1_000
+    fn profile(&self) -> KmsProfile {
+        KmsProfile {
+            batch_limit: BATCH,
+            rewrap_cost: RewrapCost::PerBatch(BATCH),
+            logs_context: false,
+            anybody_wraps: false,
+            unnamed_version: None,
+        }
     }
+}
 
-    fn rewrap_calls(&self, items: u64) -> u64 {
-        items.div_ceil(1_000)
-    }
-
+#[async_trait]
+impl KmsDiagnosis for LocalKey {
     async fn exposure(&self) -> Vec<Exposure> {
         let remedy = "use it for development only";
         vec![Exposure {
@@ -270,7 +278,7 @@ impl StoredVersion {
 }
 
 impl Stored {
-    /// A file that others can read is refused, as `ssh` does with its keys.
+    /// Reads the file. One that others can read is refused, as `ssh` does with its keys.
     fn read(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         if file.metadata()?.permissions().mode() & 0o077 != 0 {

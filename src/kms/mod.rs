@@ -1,8 +1,13 @@
-//! The seam to the customer's KMS. It wraps and unwraps DEKs and never sees a plaintext; wrap and unwrap are all that is
-//! *needed*, every read of metadata is optional. What the provider said in an error goes to nobody: not to the caller,
-//! not to the audit log, not to our own log. Its request id, HTTP status and our class do.
+//! The seam to the customer's KMS. It wraps and unwraps DEKs and never sees a plaintext; only wrap
+//! and unwrap are *needed*, every read of metadata is optional. The text of a provider's error goes
+//! nowhere: not to the caller, not to the audit log, not to our own log. Its request id, its HTTP
+//! status and our error class do.
 //!
-//! | provider | `BYOK_PROVIDER` | what wrap scheme 1 is |
+//! Each user of a provider has an interface of its own: [`Kms`] for those who wrap and unwrap,
+//! [`KmsDiagnosis`] for `byok doctor`, [`RequestCounts`] for metrics, [`Connections`] for whoever
+//! drops DEKs from memory.
+//!
+//! | provider | `BYOK_PROVIDER` | wrap scheme 1 |
 //! |---|---|---|
 //! | [`AwsKms`] | `aws-kms` | the DEK is the plaintext; tenant and DEK id are the encryption context |
 //! | [`GcpKms`] | `gcp-kms` | the DEK is the plaintext; tenant and DEK id are its additional authenticated data |
@@ -21,7 +26,7 @@ mod gcp;
 mod http;
 mod local;
 mod pacing;
-mod tally;
+mod request_counts;
 mod vault;
 
 use std::fmt;
@@ -40,80 +45,82 @@ pub use error::{KmsError, KmsErrorClass, Stage, Verdict};
 pub use failure_log::log_failure;
 pub use gcp::GcpKms;
 pub use local::LocalKey;
-pub use tally::{Asked, BUCKETS, Requests, RequestsMade, RequestsWithheld};
+pub use request_counts::{Asked, BUCKETS, RequestCounts, Requests, RequestsMade, RequestsWithheld};
 pub use vault::VaultTransit;
 
-/// What a DEK is bound to. A provider that takes associated data binds it there too, so that it shows in the customer's
-/// own KMS log; the commitment in every token binds it whatever the provider supports.
+/// The values that a DEK is bound to. A provider that takes associated data binds them there too,
+/// so that they show in the customer's own KMS log; the commitment in every token binds them
+/// whatever the provider supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DekBinding {
-    /// Whose it is.
+    /// The tenant that owns the DEK.
     pub tenant: TenantUid,
-    /// Which it is.
+    /// The DEK's id.
     pub dek_id: DekId,
-    /// What it is for.
+    /// The purpose of the DEK.
     pub purpose: Purpose,
 }
 
-/// How far a tenant's log had come.
+/// A position in a tenant's log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mark {
-    /// Which of the tenant's logs.
+pub struct LogPosition {
+    /// The number of the log among the tenant's logs.
     pub log: u32,
-    /// How many leaves it had.
+    /// The number of leaves up to this position.
     pub size: u64,
-    /// Their root.
+    /// The root of the tree of these leaves.
     pub root: Hash,
 }
 
-impl fmt::Display for Mark {
-    /// `<log> <size> <root, base64>`.
+impl fmt::Display for LogPosition {
+    /// Writes `<log> <size> <root, base64>`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} {}", self.log, self.size, self.root)
     }
 }
 
-/// What a DEK is for. A probe's is bound as such where a provider takes associated data, so that the customer tells the
-/// two apart in their own log: it opens for nothing else.
+/// The purpose of a DEK. A probe's is bound as such where a provider takes associated data, so that
+/// the customer can tell probes from records in their own log, and it opens for nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// A record is encrypted under it.
+    /// Encryption of a record.
     Record,
-    /// A record will be encrypted under it, if one comes in time: bound as [`Self::Record`], but made when nobody waits for
-    /// it, so that callers go before it.
+    /// Encryption of a record that may come later: bound as [`Self::Record`], but made while no
+    /// caller waits for it, so that callers take precedence.
     RecordAhead,
-    /// It only shows whether the key works. Its calls count in the budget and are never refused by it.
+    /// A test of whether the key works. Its calls count in the budget, which never refuses them.
     Probe,
-    /// It is thrown away: the request is made so that what the provider logs of it says how far our own log had come, where
-    /// it logs the context of a request ([`Kms::logs_context`]). Called as [`Self::Probe`].
-    Checkpoint(Mark),
-    /// A record is encrypted under it, and now it shows whether the key works: bound as [`Self::Record`], called as
-    /// [`Self::Probe`].
+    /// A note of a log position in the provider's own log, where that shows the context of a
+    /// request ([`KmsProfile::logs_context`]). The DEK is thrown away. Called as [`Self::Probe`].
+    Checkpoint(LogPosition),
+    /// A test of whether the key works, with the DEK of a record: bound as [`Self::Record`], called
+    /// as [`Self::Probe`].
     RecordProbed,
 }
 
-/// What a KMS answered for one item, with the provider's own id of the request that it came by.
+/// The answer of a KMS for one item, with the provider's own id of the request.
 #[derive(Debug)]
 pub struct Answer<T> {
-    /// The answer.
+    /// The answer itself.
     pub value: T,
-    /// The request id by which the provider's log has the call, for a cross-check with it.
+    /// The id under which the provider's log has the request, for a cross-check with that log.
     pub request_id: Option<Arc<str>>,
 }
 
-/// What became of one item of a batch.
+/// The outcome for one item of a batch.
 pub type ItemResult<T> = Result<Answer<T>, KmsError>;
 
 /// A fresh DEK, plain and wrapped.
 pub struct Generated {
-    /// Plain; lives in memory only.
+    /// The plain DEK, which lives in memory only.
     pub dek: Dek,
-    /// Wrapped; goes to the store.
+    /// The wrapped DEK, which goes to the store.
     pub wrapped: Wrapped,
 }
 
-/// A key management service that holds one tenant's KEK. Batches come first: a provider with batch endpoints makes one
-/// call, the others bounded concurrent ones. Answers come in the order of the items, one for each.
+/// A key management service that holds one tenant's KEK. Batches come first: a provider with batch
+/// endpoints makes one call, the others bounded concurrent ones. Answers come in the order of the
+/// items, one for each.
 ///
 /// Every call ends within the provider's configured deadline, retries included.
 #[async_trait]
@@ -121,64 +128,93 @@ pub trait Kms: Send + Sync {
     /// Makes a DEK for each binding, wrapped under the current (or pinned) key version.
     async fn generate(&self, bindings: &[DekBinding]) -> Vec<ItemResult<Generated>>;
 
-    /// Wraps DEKs that exist under the current (or pinned) key version.
+    /// Wraps existing DEKs under the current (or pinned) key version.
     async fn wrap(&self, deks: &[(DekBinding, &Dek)]) -> Vec<ItemResult<Wrapped>>;
 
-    /// Unwraps; the key version is the one that each wrapped DEK names.
+    /// Unwraps DEKs, each under the key version that it names.
     async fn unwrap(&self, wrapped: &[(DekBinding, Wrapped)]) -> Vec<ItemResult<Dek>>;
 
-    /// Wraps anew under `to`, with the KMS's own operation where there is one, so that no plain DEK is seen.
+    /// Wraps DEKs again under `to`, with the KMS's own operation where there is one, so that no
+    /// plain DEK leaves the KMS.
     async fn rewrap(&self, wrapped: &[(DekBinding, Wrapped)], to: &KeyVersion) -> Vec<ItemResult<Wrapped>>;
 
-    /// The version that [`Self::wrap`] uses now: the pinned one, or the KMS's latest.
+    /// Returns the version that [`Self::wrap`] uses now: the pinned one, or the KMS's latest.
     async fn current_version(&self) -> Result<KeyVersion, KmsError>;
 
-    /// Whether another version of the key would have another name than this one. Where it would not, a rotation of the key does
-    /// not show.
-    fn tells_versions(&self, _version: &KeyVersion) -> bool {
-        true
+    /// Returns the facts of this provider.
+    fn profile(&self) -> KmsProfile;
+}
+
+/// Facts of a provider that do not change while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KmsProfile {
+    /// The most items of one call; rotation sizes its batches and its forecast by it.
+    pub batch_limit: usize,
+    /// The number of requests that [`Kms::rewrap`] makes.
+    pub rewrap_cost: RewrapCost,
+    /// Whether the provider's own log shows the context of a request in the clear, so that it can
+    /// hold a log position ([`Purpose::Checkpoint`]).
+    pub logs_context: bool,
+    /// Whether wrapping takes no secret, as with a public key. A wrapped DEK in our database may
+    /// then come from anybody.
+    pub anybody_wraps: bool,
+    /// The name that every version of the key gets while the provider does not tell them apart.
+    pub unnamed_version: Option<&'static str>,
+}
+
+impl KmsProfile {
+    /// Whether another version of the key would have another name than this one. If not, a rotation
+    /// of the key does not show.
+    pub fn tells_apart(&self, version: &KeyVersion) -> bool {
+        self.unnamed_version != Some(&*version.version)
     }
+}
 
-    /// Ends the connections that wait for their next call: their buffers hold what was answered last, plain DEKs among it.
-    fn hang_up(&self);
+/// The number of requests that [`Kms::rewrap`] makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RewrapCost {
+    /// This many requests for each DEK.
+    PerDek(u32),
+    /// One request for up to this many DEKs.
+    PerBatch(usize),
+}
 
-    /// Whether the provider's own log shows the context of a request in the clear: then it can hold what we say in one
-    /// ([`Purpose::Checkpoint`]).
-    fn logs_context(&self) -> bool {
-        false
+impl RewrapCost {
+    /// The number of requests for this many DEKs.
+    pub fn calls(self, deks: u64) -> u64 {
+        match self {
+            Self::PerDek(requests) => deks * u64::from(requests),
+            Self::PerBatch(size) => deks.div_ceil(size as u64),
+        }
     }
+}
 
-    /// Whether wrapping takes no secret, as with a public key: then a wrapped DEK in our database may be of anybody's making.
-    fn anybody_wraps(&self) -> bool {
-        false
-    }
-
-    /// How many items one call takes at most; what rotation sizes its batches and its forecast by.
-    fn batch_limit(&self) -> usize;
-
-    /// How many KMS calls [`Self::rewrap`] makes for `items` DEKs; what a rotation's forecast says.
-    fn rewrap_calls(&self, items: u64) -> u64;
-
-    /// Whether the KMS knows our credential, where its refusal of a call does not tell a credential that has ended from a right
-    /// that is missing; `None` where it does not say. For `doctor`.
+/// The questions that only `byok doctor` asks of a provider.
+#[async_trait]
+pub trait KmsDiagnosis: Send + Sync {
+    /// Asks whether the KMS accepts our credential, where its refusal of a call does not
+    /// distinguish an expired credential from a missing right; `None` where it does not say.
     async fn knows_credential(&self) -> Option<bool> {
         None
     }
 
-    /// The requests that were made since the start, and what came of them. None where none leaves this process.
-    fn requests(&self) -> Requests {
-        Requests::default()
-    }
-
-    /// What works, but leaves something unprotected at the KMS, as far as our identity may look. For `doctor`.
+    /// Looks for settings that work but leave something unprotected at the KMS, as far as our
+    /// identity may look.
     async fn exposure(&self) -> Vec<Exposure>;
+}
+
+/// The open connections of one provider.
+pub trait Connections: Send + Sync {
+    /// Closes the connections that wait for their next call: their buffers hold the last answers,
+    /// with plain DEKs among them.
+    fn hang_up(&self);
 }
 
 /// Something that a KMS leaves unprotected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exposure {
-    /// What it is.
+    /// The problem.
     pub what: &'static str,
-    /// What to do about it.
+    /// The remedy.
     pub remedy: &'static str,
 }

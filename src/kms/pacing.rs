@@ -1,18 +1,19 @@
-//! When a credential that was refused may be shown again.
+//! The times at which a credential that was refused may be presented again.
 //!
 //! | refusal | the same credential | another one |
 //! |---|---|---|
 //! | that nobody counts | after a pause that doubles from one second to sixty | at once |
 //! | that the other side counts towards a lockout | after [`QUIET`] | at once, but [`MOST_COUNTED`] times in a row at most; then after [`QUIET`] |
 //!
-//! Vault and OpenBao lock an AppRole out for 15 minutes at the fifth wrong secret id, and forget the count when none came for
-//! 15 minutes, or with a login that succeeds
-//! (<https://developer.hashicorp.com/vault/docs/concepts/user-lockout>). So one process never causes a lockout, whatever
-//! asks for a login in it. Several processes share one count without knowing of each other: docs/kms/vault.md says how many
-//! are safe.
+//! Vault and OpenBao lock an AppRole out for 15 minutes at the fifth wrong secret id, and forget
+//! the count when none came for 15 minutes, or with a login that succeeds
+//! (<https://developer.hashicorp.com/vault/docs/concepts/user-lockout>). So one process never
+//! causes a lockout, whatever asks for a login in it. Several processes share one count without
+//! knowing of each other: docs/kms/vault.md says how many are safe.
 //!
 //! While a counted refusal stands, what is known of the key may be 20 minutes old: the error is
-//! [`KmsErrorClass::LoginPaused`](super::KmsErrorClass::LoginPaused). A refusal that nobody counts is a minute old at most, and is repeated as it was.
+//! [`KmsErrorClass::LoginPaused`](super::KmsErrorClass::LoginPaused). A refusal that nobody counts
+//! is a minute old at most, and is repeated as it was.
 
 use std::time::Duration;
 
@@ -22,13 +23,15 @@ use super::KmsError;
 
 /// The pause after a refusal that nobody counts: the first, and the longest.
 pub(super) const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// How long nothing is shown that may be counted. Longer than the 15 minutes after which the count is forgotten, by more
-/// than the replicas of one deployment are apart in meeting the same refusal.
+/// The time for which nothing is presented that may be counted. It is longer than the 15 minutes
+/// after which the count is forgotten, by more than the replicas of one deployment are apart in
+/// meeting the same refusal.
 const QUIET: Duration = Duration::from_secs(20 * 60);
-/// How many refusals in a row one process lets be counted: two below the five that lock out, one of them for `byok doctor`.
+/// The most counted refusals in a row of one process: two below the five that lock out, one of them
+/// for `byok doctor`.
 const MOST_COUNTED: u32 = 3;
 
-/// Which credential it was, by a hash.
+/// The identity of a credential, as a hash.
 pub(super) type Fingerprint = [u8; 32];
 
 /// The pause after the next refusal in a row.
@@ -36,7 +39,7 @@ pub(super) fn longer(pause: Duration) -> Duration {
     (pause * 2).min(PAUSES.1)
 }
 
-/// What the refusals of one identity so far leave to the next login.
+/// The refusals of one identity so far, as far as they matter for the next login.
 #[derive(Default)]
 pub(super) struct Pacing {
     last: Option<Refused>,
@@ -48,13 +51,14 @@ struct Refused {
     credential: Fingerprint,
     error: KmsError,
     until: Instant,
-    /// Of a refusal that nobody counts.
+    /// The pause after a refusal that nobody counts.
     pause: Duration,
     is_counted: bool,
 }
 
 impl Pacing {
-    /// Whether this credential may be shown now; the error is what to answer instead, with the time until it may be.
+    /// Whether this credential may be presented now; the error is the answer to give instead, with
+    /// the time until it may be.
     pub(super) fn may_show(&self, credential: &Fingerprint) -> Result<(), KmsError> {
         let left = |until: Instant| {
             let left = until.saturating_duration_since(Instant::now());
@@ -75,7 +79,8 @@ impl Pacing {
         }
     }
 
-    /// Notes a refusal that nobody counts, and answers how long the credential is not shown again.
+    /// Notes a refusal that nobody counts, and returns the time for which the credential is not
+    /// presented again.
     pub(super) fn refused(&mut self, credential: Fingerprint, error: &KmsError) -> Duration {
         let last = self.last.as_ref().filter(|last| last.credential == credential && !last.is_counted);
         let pause = last.map_or(PAUSES.0, |last| longer(last.pause));
@@ -83,8 +88,8 @@ impl Pacing {
         pause
     }
 
-    /// Notes a refusal that the other side may count towards a lockout, and answers how long the credential is not shown
-    /// again.
+    /// Notes a refusal that the other side may count towards a lockout, and returns the time for
+    /// which the credential is not presented again.
     pub(super) fn refused_and_counted(&mut self, credential: Fingerprint, error: &KmsError) -> Duration {
         let now = Instant::now();
         let in_a_row = self.counted_at.is_some_and(|at| now.duration_since(at) < QUIET);
@@ -94,7 +99,8 @@ impl Pacing {
         QUIET
     }
 
-    /// Notes a login whose answer never came. Where this credential was refused before, that may have been one more refusal.
+    /// Notes a login without an answer. If this credential was refused before, it may have been
+    /// refused once more.
     pub(super) fn unanswered(&mut self, credential: Fingerprint) {
         let before = self.last.as_ref().filter(|last| last.credential == credential && last.is_counted);
         if let Some(error) = before.map(|last| last.error.clone()) {
@@ -126,8 +132,8 @@ mod tests {
         KmsError::answered(KmsErrorClass::CredentialInvalid, 400, None)
     }
 
-    /// The lockout of Vault and OpenBao with its defaults: `failedUserLoginProcess` and `isUserLocked` in
-    /// vault/request_handling.go.
+    /// The lockout of Vault and OpenBao with its defaults: `failedUserLoginProcess` and
+    /// `isUserLocked` in vault/request_handling.go.
     #[derive(Default)]
     struct Lockout {
         count: u32,

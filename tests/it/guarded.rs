@@ -16,7 +16,9 @@ use byok::config::{self, Auth, DekCache, Env, KeyGuard, Limits, Reader};
 use byok::crypto::{Context, Dek, Plaintext};
 use byok::jobs::{CheckpointParts, Checkpoints};
 use byok::keyring::Keyring;
-use byok::kms::{DekBinding, Exposure, Generated, ItemResult, Kms, KmsError, KmsErrorClass, LocalKey};
+use byok::kms::{
+    DekBinding, Generated, ItemResult, Kms, KmsError, KmsErrorClass, KmsProfile, LocalKey, RequestCounts,
+};
 use byok::merkle::Hash;
 use byok::model::{
     BootTime, Caller, Clock, DekId, ErrorCode, Identity, Incident, Job, JobId, KeyVersion, Means, Operation,
@@ -151,20 +153,8 @@ impl Kms for Scripted {
         self.key.current_version().await
     }
 
-    fn hang_up(&self) {
-        self.key.hang_up();
-    }
-
-    fn batch_limit(&self) -> usize {
-        self.key.batch_limit()
-    }
-
-    fn rewrap_calls(&self, items: u64) -> u64 {
-        self.key.rewrap_calls(items)
-    }
-
-    async fn exposure(&self) -> Vec<Exposure> {
-        Vec::new()
+    fn profile(&self) -> KmsProfile {
+        self.key.profile()
     }
 }
 
@@ -626,6 +616,7 @@ impl House {
             pool: byok::config::DekPool { size: 0 },
             store: store.clone(),
             kms: kms.clone(),
+            connections: None,
             committer: committer.clone(),
             clock: clock.clone(),
             cache: DekCache { time_to_live: seconds(cache_seconds), entries: 1_000 },
@@ -653,6 +644,7 @@ impl House {
             tenant: self.tenant.clone().into(),
             store: store.clone(),
             kms: kms.clone(),
+            kms_requests: Arc::new(RequestCounts::new("local")),
             keyring: keyring.clone(),
             committer,
             authenticator: Arc::new(authenticator.map_err(drop).unwrap()),

@@ -9,7 +9,7 @@ use byok::audit::Committer;
 use byok::config::{DekCache, DekPool, KeyGuard, RowMac, RowMacKeys};
 use byok::crypto::{Dek, RowMacKey};
 use byok::keyring::{Keyring, KeyringError, Parts};
-use byok::kms::{DekBinding, Exposure, Generated, ItemResult, Kms, KmsError, LocalKey};
+use byok::kms::{DekBinding, Generated, ItemResult, Kms, KmsError, KmsProfile, LocalKey};
 use byok::model::{DekId, KeyVersion, Source, SystemClock, Tenant, TenantUid, Timestamp, Wrapped};
 use byok::store::{Batch, Change, Database as _, DekReads as _, DekRow, Sqlite, Store as _};
 
@@ -48,20 +48,8 @@ impl Kms for Counted {
         self.key.current_version().await
     }
 
-    fn hang_up(&self) {
-        self.key.hang_up();
-    }
-
-    fn batch_limit(&self) -> usize {
-        self.key.batch_limit()
-    }
-
-    fn rewrap_calls(&self, items: u64) -> u64 {
-        self.key.rewrap_calls(items)
-    }
-
-    async fn exposure(&self) -> Vec<Exposure> {
-        self.key.exposure().await
+    fn profile(&self) -> KmsProfile {
+        self.key.profile()
     }
 }
 
@@ -96,8 +84,17 @@ impl Bench {
         let clock = Arc::new(SystemClock);
         let committer = Arc::new(Committer::start(store.clone(), clock.clone(), 1));
         let pool = DekPool { size: 0 };
-        let parts =
-            Parts { store: store.clone(), kms: kms.clone(), committer, clock, cache, pool, guard, row_mac };
+        let parts = Parts {
+            store: store.clone(),
+            kms: kms.clone(),
+            connections: None,
+            committer,
+            clock,
+            cache,
+            pool,
+            guard,
+            row_mac,
+        };
         let keyring = Keyring::new(parts);
         let records: Vec<Option<Arc<str>>> = (0..deks).map(|n| Some(format!("r-{n}").into())).collect();
         let batch =

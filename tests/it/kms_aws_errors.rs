@@ -3,7 +3,7 @@
 
 use byok::config::{AwsCredentials, AwsKeyArn};
 use byok::crypto::{Dek, SecretText};
-use byok::kms::{AwsKms, DekBinding, Kms, KmsError, KmsErrorClass};
+use byok::kms::{AwsKms, DekBinding, Kms, KmsDiagnosis, KmsError, KmsErrorClass};
 use byok::model::{KeyVersion, Wrapped};
 use serde_json::json;
 

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use byok::crypto::Dek;
-use byok::kms::{AwsKms, DekBinding, Kms};
+use byok::kms::{AwsKms, DekBinding, Kms, KmsDiagnosis};
 use byok::model::Wrapped;
 use serde_json::{Value, json};
 

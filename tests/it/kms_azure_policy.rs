@@ -2,7 +2,7 @@
 
 use byok::config::AzureAlgorithm;
 use byok::crypto::Dek;
-use byok::kms::{AzureKeyVault, DekBinding, Kms, KmsErrorClass, Purpose};
+use byok::kms::{AzureKeyVault, DekBinding, Kms, KmsDiagnosis, KmsErrorClass, Purpose};
 use byok::model::{DekId, TenantUid};
 use reqwest::Method;
 use serde_json::{Value, json};

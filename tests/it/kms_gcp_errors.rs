@@ -3,7 +3,7 @@
 
 use byok::crypto::Dek;
 use byok::kms::KmsErrorClass::{self, *};
-use byok::kms::{DekBinding, GcpKms, Kms};
+use byok::kms::{DekBinding, GcpKms, Kms, KmsDiagnosis};
 use byok::model::{KeyVersion, TenantUid, Wrapped};
 use reqwest::Method;
 use serde_json::{Value, json};

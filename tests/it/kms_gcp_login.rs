@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use byok::crypto::Dek;
-use byok::kms::{DekBinding, GcpKms, Kms, KmsErrorClass, Purpose};
+use byok::kms::{DekBinding, GcpKms, Kms, KmsDiagnosis, KmsErrorClass, Purpose};
 use byok::model::{DekId, TenantUid};
 use serde_json::{Value, json};
 use tokio::time::Instant;

@@ -1,7 +1,7 @@
 //! What `byok policy vault-transit` prints is what it takes, and no more: a real Vault enforces it.
 
 use byok::crypto::Dek;
-use byok::kms::{DekBinding, Kms, KmsErrorClass, Purpose};
+use byok::kms::{DekBinding, Kms, KmsDiagnosis, KmsErrorClass, Purpose};
 use byok::model::{DekId, TenantUid};
 use serde_json::json;
 

@@ -7,10 +7,10 @@ use byok::crypto::Dek;
 use byok::kms::{DekBinding, KmsErrorClass, Purpose};
 use byok::model::{DekId, TenantUid};
 
-use crate::support::provider::kms_of;
+use crate::support::provider::kms_and_diagnosis_of;
 
 async fn wraps_unwraps_and_refuses(name: &str, binds: bool) {
-    let kms = kms_of(&Env::of_process().with("BYOK_PROVIDER", name));
+    let (kms, diagnosis) = kms_and_diagnosis_of(&Env::of_process().with("BYOK_PROVIDER", name));
     let bindings: Vec<_> = (0..20)
         .map(|_| DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new(), purpose: Purpose::Record })
         .collect();
@@ -44,7 +44,7 @@ async fn wraps_unwraps_and_refuses(name: &str, binds: bool) {
     assert_eq!(class((bindings[0], altered)).await, Some(KmsErrorClass::InvalidWrappedDek));
     let elsewhere = class((bindings[1], one)).await;
     assert_eq!(elsewhere, binds.then_some(KmsErrorClass::InvalidWrappedDek));
-    for exposure in kms.exposure().await {
+    for exposure in diagnosis.exposure().await {
         println!("{name}: {} → {}", exposure.what, exposure.remedy);
     }
 }

@@ -10,7 +10,9 @@ use crate::cli::{Failure, assemble};
 use crate::config;
 use crate::config::VaultKey;
 use crate::crypto::{self, Dek};
-use crate::kms::{DekBinding, ItemResult, Kms, KmsError, KmsErrorClass, Purpose, Stage, Verdict};
+use crate::kms::{
+    DekBinding, ItemResult, Kms, KmsDiagnosis, KmsError, KmsErrorClass, Purpose, Stage, Verdict,
+};
 use crate::model::{DekId, TenantUid, Wrapped};
 
 /// What we ask of a key.
@@ -45,8 +47,8 @@ pub(super) async fn check(
         config::Kms::Azure(_) => Provider::Azure,
         config::Kms::Local(_) => Provider::Local,
     };
-    let kms = match assemble::provider(settings) {
-        Ok(kms) => kms,
+    let assemble::Provider { kms, diagnosis, .. } = match assemble::provider(settings) {
+        Ok(built) => built,
         Err(Failure::Configuration(mistakes)) => {
             mistakes.iter().for_each(|mistake| findings.fault(&mistake.to_string(), "correct it"));
             return None;
@@ -57,7 +59,7 @@ pub(super) async fn check(
         }
         Err(Failure::Refused(_) | Failure::Schema(_) | Failure::Unwell) => return None,
     };
-    let unwraps = match tokio::time::timeout(PATIENCE, each(findings, &provider, &*kms)).await {
+    let unwraps = match tokio::time::timeout(PATIENCE, each(findings, &provider, &*kms, &*diagnosis)).await {
         Ok(unwraps) => unwraps,
         Err(_) => {
             let remedy = remedy(&provider, Asked::Wrap, KmsErrorClass::Timeout, Stage::Key);
@@ -65,21 +67,29 @@ pub(super) async fn check(
             false
         }
     };
-    for warning in kms.exposure().await {
+    for warning in diagnosis.exposure().await {
         findings.open(warning.what, warning.remedy);
     }
     unwraps.then_some((kms, provider))
 }
 
 /// Whether a DEK that was made just now was unwrapped.
-async fn each(findings: &mut Findings, provider: &Provider, kms: &dyn Kms) -> bool {
+async fn each(
+    findings: &mut Findings,
+    provider: &Provider,
+    kms: &dyn Kms,
+    diagnosis: &dyn KmsDiagnosis,
+) -> bool {
     let (tenant, dek_id) = (TenantUid(crypto::random()), DekId::new());
     let binding = DekBinding { tenant, dek_id, purpose: Purpose::Probe };
     let fault = async |findings: &mut Findings, asked: Asked, error: &KmsError| {
         let remedy = remedy(provider, asked, error.class, error.stage);
         match (error.class, error.stage, provider) {
             (KmsErrorClass::AccessDenied, Stage::Key, Provider::Vault(_)) => {
-                findings.fault(&told(asked, error), &denied_by_vault(kms.knows_credential().await, &remedy));
+                findings.fault(
+                    &told(asked, error),
+                    &denied_by_vault(diagnosis.knows_credential().await, &remedy),
+                );
             }
             _ => findings.fault(&told(asked, error), &remedy),
         }

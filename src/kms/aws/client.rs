@@ -1,9 +1,10 @@
-//! The SDK's clients, made to do what they are told and no more: no retries of their own, no time limits beside ours, no
-//! proxy or endpoint from the environment, no redirects (the SDK follows none), and TLS over `ring` with the system's
-//! certificates.
+//! The SDK's clients, configured to do nothing of their own accord: no retries of their own, no
+//! time limits beside ours, no proxy or endpoint from the environment, no redirects (the SDK
+//! follows none), and TLS over `ring` with the system's certificates.
 //!
-//! What the SDK copies: the plaintext in an answer passes through the buffers of hyper and rustls and the SDK's own copy of
-//! the body, which only the allocator wipes when they are freed; the `Blob` that it is decoded to becomes ours and is wiped. A DEK that is to be wrapped is
+//! Copies that the SDK makes: the plaintext in an answer passes through the buffers of hyper and
+//! rustls and the SDK's own copy of the body, which only the allocator wipes when they are freed;
+//! the `Blob` that it is decoded to becomes ours and is wiped. A DEK that is to be wrapped is
 //! copied to a `Blob` and the request's body likewise; `generate` sends none.
 
 use aws_sdk_kms::config::retry::RetryConfig;
@@ -19,17 +20,18 @@ use crate::config::AwsSettings;
 
 use super::session::Slot;
 
-/// Makes clients that share their connections.
+/// A builder of clients that share their connections.
 #[derive(Clone)]
 pub(super) struct Clients {
     http: SharedHttpClient,
 }
 
-/// KMS and STS have builders of the same shape and of different types.
+/// One configuration for KMS and STS, whose builders have the same shape and different types.
 macro_rules! configured {
     ($sdk:ident, $clients:expr, $settings:expr, $slot:expr, $endpoint:expr) => {{
         let settings: &AwsSettings = $settings;
-        // A host that takes no connection is out of reach, and not slow: it is tried again within the deadline.
+        // A host that takes no connection is out of reach, and not slow: it is tried again within
+        // the deadline.
         let timeouts = TimeoutConfig::builder().connect_timeout(settings.timeout / 4).build();
         let mut config = $sdk::Config::builder()
             .behavior_version(BehaviorVersion::latest())

@@ -1,10 +1,11 @@
-//! What AWS's error codes mean, of KMS and of STS (whose codes do not contradict each other).
+//! The meaning of AWS's error codes, of KMS and of STS (which do not contradict each other).
 //!
 //! The codes are those of the operations' own errors in the services' models, of
 //! <https://docs.aws.amazon.com/kms/latest/APIReference/CommonErrors.html>, and of
-//! <https://docs.aws.amazon.com/STS/latest/APIReference/CommonErrors.html>. Only an answer that carries a code *and* AWS's
-//! request id passes for AWS's own; what a proxy or a captive portal says is told by its status alone, and is never a
-//! refusal. The message is not looked at, and goes nowhere.
+//! <https://docs.aws.amazon.com/STS/latest/APIReference/CommonErrors.html>. Only an answer that
+//! carries a code *and* AWS's request id is taken for AWS's own; the answer of a proxy or a captive
+//! portal is classified by its status alone, and is never a refusal. The message is not looked at,
+//! and goes nowhere.
 
 use std::error::Error as StdError;
 use std::sync::Arc;
@@ -20,7 +21,8 @@ use crate::kms::KmsErrorClass::{self, *};
 const CODES: &[(&str, KmsErrorClass)] = &[
     // The key says no.
     ("DisabledException", KeyDisabled),
-    // Pending deletion; also pending import, or a custom key store that is disconnected: all of them the customer's act.
+    // Pending deletion; also pending import, or a custom key store that is disconnected: all of
+    // them the customer's act.
     ("KMSInvalidStateException", KeyPendingDeletion),
     ("NotFoundException", KeyNotFound),
     // Its policies, or those of the role that we take, say no.
@@ -83,13 +85,14 @@ const CODES: &[(&str, KmsErrorClass)] = &[
 
 /// The header that every answer of KMS and STS has.
 const REQUEST_ID: &str = "x-amzn-requestid";
-/// What AWS answers to a request whose time it does not believe; the first two mean a wrong secret as well.
+/// The codes for a request whose time AWS does not believe; the first two mean a wrong secret as
+/// well.
 const OF_THE_CLOCK: [&str; 4] =
     ["InvalidSignatureException", "SignatureDoesNotMatch", "RequestExpired", "RequestTimeTooSkewed"];
-/// AWS takes requests whose time is five minutes off at most.
+/// The largest difference of clocks that we take for harmless; AWS accepts five minutes.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(4 * 60);
 
-/// An error of the SDK's, without anything that was said.
+/// The error of an SDK call, without any of its text.
 pub(super) fn of<E>(error: &SdkError<E, HttpResponse>) -> KmsError
 where
     E: ProvideErrorMetadata + StdError + 'static,
@@ -120,18 +123,19 @@ where
     KmsError::answered(class, status, request_id)
 }
 
-/// What `Retry-After` asks for in seconds, where somebody on the way says so; AWS does not.
+/// The pause that `Retry-After` asks for in seconds, where something on the way sends it; AWS does
+/// not.
 pub(super) fn retry_after<E>(error: &SdkError<E, HttpResponse>) -> Option<Duration> {
     let seconds = error.raw_response()?.headers().get("retry-after")?;
     Some(Duration::from_secs(seconds.trim().parse().ok()?))
 }
 
-/// AWS's id of the request that this answers.
+/// AWS's id of the request that was answered.
 fn request_id(response: &HttpResponse) -> Option<Arc<str>> {
     plain_id(response.headers().get(REQUEST_ID)?)
 }
 
-/// It goes into logs, so it must look like the UUID that it is.
+/// The request id, which goes into logs and so must look like the UUID that it is.
 pub(super) fn plain_id(text: &str) -> Option<Arc<str>> {
     let plain = text.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
     (plain && text.len() == 36).then(|| text.into())
@@ -149,7 +153,8 @@ fn of_status(status: u16) -> KmsErrorClass {
     }
 }
 
-/// Whether our clock is so far from that of the answer that it, and no credential, is what was refused.
+/// Whether our clock is so far from that of the answer that it, and no credential, is what was
+/// refused.
 fn clocks_differ(response: &HttpResponse) -> bool {
     let theirs = response.headers().get("date").and_then(|date| httpdate::parse_http_date(date).ok());
     #[expect(clippy::disallowed_methods, reason = "it is compared with the other side's wall clock")]
@@ -166,7 +171,7 @@ fn broke_off(error: &(dyn StdError + 'static)) -> bool {
     chain(error).any(|error| error.is::<hyper::Error>() || error.is::<std::io::Error>())
 }
 
-/// An error and what it came from.
+/// An error and its causes.
 pub(super) fn chain<'a>(
     error: &'a (dyn StdError + 'static),
 ) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {

@@ -1,4 +1,5 @@
-//! What works and leaves something open, as far as the configuration shows it and the customer lets us look.
+//! Settings that work and leave something unprotected, as far as the configuration shows them and
+//! the customer lets us look.
 
 use aws_sdk_kms::types::KeyState;
 
@@ -9,7 +10,7 @@ use crate::kms::{Asked, Exposure};
 
 use super::key::Key;
 
-/// What the configuration alone leaves open.
+/// The exposures that the configuration alone shows.
 pub(super) fn of_settings(settings: &AwsSettings) -> Vec<Exposure> {
     let mut found = Vec::new();
     if let AwsCredentials::Keys { session_token: None, .. } = settings.credentials {
@@ -28,7 +29,7 @@ pub(super) fn of_settings(settings: &AwsSettings) -> Vec<Exposure> {
 }
 
 impl Key {
-    /// For `doctor`.
+    /// The exposures of the configuration and of the key, for `doctor`.
     pub(super) async fn exposure(&self) -> Vec<Exposure> {
         let mut found = self.warnings.clone();
         let deadline = self.policy.deadline();
@@ -56,7 +57,7 @@ impl Key {
     }
 }
 
-/// A state in which KMS refuses the key, and what ends it.
+/// The exposure of a state in which KMS refuses the key.
 fn state(state: KeyState) -> Option<Exposure> {
     let (what, remedy) = match state {
         KeyState::Disabled => ("key: AWS says that it is disabled", "enable it (kms:EnableKey)"),

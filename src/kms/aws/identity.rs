@@ -1,8 +1,9 @@
-//! Who we are at AWS: the credentials that we begin with, and the role that we take with them.
+//! Our identity at AWS: the credentials that we begin with, and the role that we take with them.
 //!
-//! STS is called by us and not inside the SDK's client: there a refused AssumeRole cannot be told from a network fault.
-//! Every session that we ask for is of [`LIFE`], the shortest that there is, because a session that was issued outlives the
-//! trust policy that allowed it. The SDK's own chain is asked for a profile's, container's or machine's credentials only.
+//! STS is called by us and not inside the SDK's client: there a refused AssumeRole cannot be told
+//! from a network fault. Every session that we ask for is of [`LIFE`], the shortest that there is,
+//! because a session that was issued outlives the trust policy that allowed it. The SDK's own chain
+//! is asked for a profile's, container's or machine's credentials only.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -26,7 +27,7 @@ use super::client::Clients;
 use super::errors;
 use super::session::{Generation, Granted, Session, Slot};
 
-/// How long a session of ours lives.
+/// The life of a session of ours.
 const LIFE: Duration = Duration::from_secs(900);
 
 /// Who we are, with the sessions that we hold.
@@ -150,8 +151,9 @@ impl Identity {
         granted(answer.credentials, began)
     }
 
-    /// Another each time. One that is kept reads a profile once and never again, and in place of an error of the metadata
-    /// service gives what that said before, ended or not: KMS would refuse it, and an outage would pass for a refusal.
+    /// A new chain each time. One that is kept reads a profile once and never again, and in place
+    /// of an error of the metadata service gives what that said before, ended or not: KMS would
+    /// refuse it, and an outage would pass for a refusal.
     async fn chain(&self) -> DefaultCredentialsChain {
         let region = Region::new(self.region.clone());
         let config = ProviderConfig::without_region()
@@ -179,7 +181,8 @@ fn seconds(life: Duration) -> i32 {
     i32::try_from(life.as_secs()).unwrap_or(i32::MAX)
 }
 
-/// `begun`: there were credentials before, so that none now is an outage of who gave them, and no mistake of ours.
+/// The answer of the chain. If there were credentials before (`begun`), none now is an outage of
+/// their origin, and no misconfiguration.
 fn of_chain(answer: Result<Credentials, CredentialsError>, begun: bool) -> Result<Granted, KmsError> {
     let credentials = answer.map_err(|error| {
         said_by_sts(&error).unwrap_or_else(|| {
@@ -200,7 +203,8 @@ fn of_chain(answer: Result<Credentials, CredentialsError>, begun: bool) -> Resul
     Ok(Granted { credentials, until: rest.map(|rest| Instant::now() + rest) })
 }
 
-/// A profile can name a role, which the SDK then takes by itself.
+/// The error of STS among the causes: a profile can name a role, which the SDK then takes by
+/// itself.
 fn said_by_sts(error: &CredentialsError) -> Option<KmsError> {
     errors::chain(error).find_map(|error| {
         let assumed = error.downcast_ref::<SdkError<AssumeRoleError>>().map(errors::of);

@@ -1,4 +1,4 @@
-//! The operations on the one key, and what of their answers is believed.
+//! The operations on the one key, and the checks of their answers.
 
 use std::collections::HashMap;
 use std::error::Error as StdError;
@@ -22,7 +22,7 @@ use crate::crypto::Dek;
 use crate::kms::budget::Share;
 use crate::kms::call::{Call, CallPolicy, Failed, each};
 use crate::kms::{
-    Answer, Asked, DekBinding, Exposure, Generated, ItemResult, KmsError, KmsErrorClass, Purpose,
+    Answer, Asked, Connections, DekBinding, Exposure, Generated, ItemResult, KmsError, KmsErrorClass, Purpose,
 };
 use crate::model::{KeyVersion, Wrapped};
 
@@ -31,27 +31,29 @@ use super::identity::Identity;
 use super::versions::{UNNAMED, Versions};
 use super::{errors, exposure};
 
-/// The wrap scheme of this provider: the DEK's 32 bytes are the plaintext, tenant and DEK id the encryption context.
+/// The wrap scheme of this provider: the DEK's 32 bytes are the plaintext, tenant and DEK id the
+/// encryption context.
 const SCHEME: i16 = 1;
-/// In the encryption context: whose DEK it is.
+/// The name of the tenant in the encryption context.
 pub(super) const TENANT: &str = "byok:tenant";
-/// In the encryption context: which DEK it is.
+/// The name of the DEK's id in the encryption context.
 pub(super) const DEK: &str = "byok:dek";
-/// In the encryption context of what is no record's DEK.
+/// The name of the purpose in the encryption context of a DEK that is no record's.
 pub(super) const PURPOSE: &str = "byok:purpose";
 const CHECKPOINT: &str = "byok:checkpoint";
-/// The longest that AWS takes (`CiphertextType` of the service's model). Ours are some 180 bytes.
+/// The longest ciphertext that AWS takes (`CiphertextType` of the service's model). Ours are some
+/// 180 bytes.
 const MAX_WRAPPED_BYTES: usize = 6144;
-/// DEKs of one batch; each is a call.
+/// The DEKs of one batch; each is a call.
 pub(super) const BATCH: usize = 128;
-/// How long a name waits for the list of key material.
+/// The longest wait of a name for the list of key material.
 const LIST_PATIENCE: Duration = Duration::from_secs(1);
-/// Pages of a thousand entries; a key has a handful.
+/// The most pages of a thousand entries; a key has a handful of entries.
 const LIST_PAGES: usize = 10;
 
-/// A key that is reached, and what is known of it.
+/// A client of one key, and what is known of the key.
 pub(super) struct Key {
-    /// Made when it is needed and there is none.
+    /// The client, built when it is needed and there is none.
     client: Mutex<Option<Client>>,
     make: Box<dyn Fn() -> Client + Send + Sync>,
     pub(super) identity: Identity,
@@ -62,7 +64,7 @@ pub(super) struct Key {
     pub(super) warnings: Vec<Exposure>,
 }
 
-/// The one key.
+/// The one key, resolved.
 pub(super) struct Pinned {
     pub(super) arn: String,
     pub(super) id: Arc<str>,
@@ -72,12 +74,14 @@ type Context = HashMap<String, String>;
 /// The key's ARN, the key material's id, and the request's.
 type Learned = (Option<String>, Option<String>, Option<Arc<str>>);
 
-impl Key {
-    /// Ends all connections: those that wait now, those over which a call goes when it is over.
-    pub(super) fn hang_up(&self) {
+impl Connections for Key {
+    /// Closes all connections: those that wait now at once, those in use when their call ends.
+    fn hang_up(&self) {
         *self.client.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
+}
 
+impl Key {
     pub(super) fn client(&self) -> Client {
         let mut client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
         client.get_or_insert_with(|| (self.make)()).clone()
@@ -109,7 +113,7 @@ impl Key {
         }
     }
 
-    /// Learned anew, so that a rotation shows.
+    /// The current version, asked for anew, so that a rotation shows.
     pub(super) async fn current_version(
         &self,
         share: Share,
@@ -142,8 +146,9 @@ impl Key {
         }
     }
 
-    /// Encrypt does not say which key material wrapped: it is taken to be the one that did last. Where none has yet, it is
-    /// learned, if we may; without, the name is [`UNNAMED`].
+    /// Learns the current version before the first wrap, if we may. Encrypt does not say which key
+    /// material wrapped, so it is taken to be the last one that is known; without any, the name is
+    /// [`UNNAMED`].
     pub(super) async fn before_wrap(&self, share: Share, deadline: Instant) {
         if self.versions.current().is_none() {
             let _ = self.current_version(share, deadline).await;
@@ -253,7 +258,7 @@ impl Key {
         self.pinned.get_or_try_init(resolve).await
     }
 
-    /// Generates a data key that is thrown away: which key it is, and which key material.
+    /// Generates a data key that is thrown away, to learn the key and the key material.
     async fn learn(&self, key: &str, share: Share, deadline: Instant) -> Result<Learned, KmsError> {
         let purpose = HashMap::from([(PURPOSE.to_owned(), "version".to_owned())]);
         let (made, request_id) = self.data_key(key, share, deadline, purpose).await?;
@@ -283,7 +288,7 @@ impl Key {
         self.call(Call { asked: Asked::Generate, share, deadline }, send).await
     }
 
-    /// Boxed, as it stands within every other call.
+    /// The list of key material, boxed because it stands within every other call.
     fn list<'a>(
         &'a self,
         arn: &'a str,
@@ -292,7 +297,8 @@ impl Key {
         Box::pin(self.list_now(arn, deadline))
     }
 
-    /// All key material of the key, within a while that leaves the rest of the deadline to what was asked for.
+    /// All key material of the key, within a while that leaves the rest of the deadline to what was
+    /// asked for.
     async fn list_now(&self, arn: &str, deadline: Instant) -> Result<Vec<RotationsListEntry>, KmsError> {
         let rest = deadline.saturating_duration_since(Instant::now()) / 2;
         let soon = Instant::now() + rest.min(LIST_PATIENCE);
@@ -304,7 +310,8 @@ impl Key {
                     let call = call.include_key_material(IncludeKeyMaterial::AllKeyMaterial);
                     call.set_marker(marker.clone()).send()
                 };
-                // Counted and not refused: a name once given stays, and this comes once in a rotation.
+                // Counted and not refused: a name once given stays, and this comes once in a
+                // rotation.
                 let call = Call { asked: Asked::Describe, share: Share::Probe, deadline: soon };
                 let page = self.call(call, send).await?.0;
                 entries.extend(page.rotations.unwrap_or_default());
@@ -318,7 +325,8 @@ impl Key {
         timeout_at(soon, pages).await.unwrap_or_else(|_| Err(KmsError::local(KmsErrorClass::Unreachable)))
     }
 
-    /// One call by the policy. A credential that KMS refuses is replaced once, where there can be another.
+    /// Makes one call by the policy. A credential that KMS refuses is replaced once, where there
+    /// can be another.
     pub(super) async fn call<Output, Error, Sent>(
         &self,
         call: Call,
@@ -364,15 +372,16 @@ fn context(binding: &DekBinding) -> Context {
     match binding.purpose {
         Purpose::Record | Purpose::RecordAhead | Purpose::RecordProbed => {}
         Purpose::Probe => drop(context.insert(PURPOSE.to_owned(), "probe".to_owned())),
-        Purpose::Checkpoint(mark) => {
+        Purpose::Checkpoint(position) => {
             context.insert(PURPOSE.to_owned(), "checkpoint".to_owned());
-            context.insert(CHECKPOINT.to_owned(), mark.to_string());
+            context.insert(CHECKPOINT.to_owned(), position.to_string());
         }
     }
     context
 }
 
-/// What is sent to be unwrapped. The name in the row must be that of our key: it comes from the database.
+/// The ciphertext that is sent to be unwrapped. The name in the row must be that of our key: it
+/// comes from the database.
 fn ciphertext(pinned: &Pinned, wrapped: &Wrapped) -> Result<Blob, KmsError> {
     if wrapped.key_version.key != pinned.id {
         return Err(KmsError::local(KmsErrorClass::WrappedByAnotherKey));
@@ -397,7 +406,7 @@ fn dek(blob: Option<Blob>, request_id: &Option<Arc<str>>) -> Result<Dek, KmsErro
     Dek::from_slice(&bytes).ok_or_else(|| undocumented(KmsErrorClass::Internal, request_id))
 }
 
-/// Only what the one key made or opened is used: same account, same region, same key.
+/// Checks that the one key made or opened it: same account, same region, same key.
 fn ours(pinned: &Pinned, answered: Option<&str>, request_id: &Option<Arc<str>>) -> Result<(), KmsError> {
     match answered {
         Some(arn) if arn == pinned.arn => Ok(()),
@@ -406,7 +415,7 @@ fn ours(pinned: &Pinned, answered: Option<&str>, request_id: &Option<Arc<str>>) 
     }
 }
 
-/// Of an answer that says something else than was asked for.
+/// The error of an answer that does not fit the request.
 fn undocumented(class: KmsErrorClass, request_id: &Option<Arc<str>>) -> KmsError {
     KmsError::answered(class, 200, request_id.clone())
 }
@@ -414,7 +423,7 @@ fn undocumented(class: KmsErrorClass, request_id: &Option<Arc<str>>) -> KmsError
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kms::Mark;
+    use crate::kms::LogPosition;
     use crate::merkle::Hash;
     use crate::model::{DekId, TenantUid};
 
@@ -429,9 +438,9 @@ mod tests {
         };
         assert_eq!(context(&record), of(&pairs[..2]));
         assert_eq!(context(&DekBinding { purpose: Purpose::Probe, ..record }), of(&pairs));
-        let mark = Mark { log: 1, size: 7, root: Hash([0; 32]) };
+        let position = LogPosition { log: 1, size: 7, root: Hash([0; 32]) };
         let said = "1 7 AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
         let marked = [pairs[0], pairs[1], ("byok:purpose", "checkpoint"), ("byok:checkpoint", said)];
-        assert_eq!(context(&DekBinding { purpose: Purpose::Checkpoint(mark), ..record }), of(&marked));
+        assert_eq!(context(&DekBinding { purpose: Purpose::Checkpoint(position), ..record }), of(&marked));
     }
 }

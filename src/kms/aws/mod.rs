@@ -10,17 +10,19 @@
 //! | `session` | credentials that end, and how others come |
 //! | `versions` | what we call a version of the key |
 //!
-//! What our identity needs is `kms:GenerateDataKey`, `kms:Encrypt`, `kms:Decrypt`, `kms:ReEncryptFrom` and
-//! `kms:ReEncryptTo` on the one key, nothing else.
+//! What our identity needs is `kms:GenerateDataKey`, `kms:Encrypt`, `kms:Decrypt`,
+//! `kms:ReEncryptFrom` and `kms:ReEncryptTo` on the one key, nothing else.
 //!
-//! **One key, in one region.** An alias is resolved by the first call, which generates a data key under it: the answer names
-//! the key. From then on that key's ARN is what is sent and what every answer must name; an alias that is turned to another
-//! key changes nothing until a restart. A multi-region key is used where its ARN says, and never its replica elsewhere:
-//! disabling one does not disable the other.
+//! **One key, in one region.** An alias is resolved by the first call, which generates a data key
+//! under it: the answer names the key. From then on that key's ARN is what is sent and what every
+//! answer must name; an alias that is turned to another key changes nothing until a restart. A
+//! multi-region key is used where its ARN says, and never its replica elsewhere: disabling one does
+//! not disable the other.
 //!
-//! **Encryption context**, in the clear in the customer's CloudTrail: [`key::TENANT`] (32 hexadecimal digits) and [`key::DEK`] (a
-//! UUID) for a DEK; [`key::PURPOSE`] with `version` for the data key that is generated, and thrown away, to learn the key or its
-//! version, and beside the two others with `probe` for a DEK that only shows whether the key works.
+//! **Encryption context**, in the clear in the customer's CloudTrail: [`key::TENANT`] (32
+//! hexadecimal digits) and [`key::DEK`] (a UUID) for a DEK; [`key::PURPOSE`] with `version` for the
+//! data key that is generated, and thrown away, to learn the key or its version, and beside the two
+//! others with `probe` for a DEK that only shows whether the key works.
 
 mod client;
 mod errors;
@@ -39,7 +41,10 @@ use tokio::task::JoinHandle;
 use crate::config::{AwsSettings, Mistake};
 use crate::crypto::Dek;
 use crate::kms::budget::Share;
-use crate::kms::{DekBinding, Exposure, Generated, ItemResult, Kms, KmsError, Requests};
+use crate::kms::{
+    Connections, DekBinding, Exposure, Generated, ItemResult, Kms, KmsDiagnosis, KmsError, KmsProfile,
+    RequestCounts, RewrapCost,
+};
 use crate::model::{KeyVersion, Wrapped};
 
 use key::{BATCH, Key};
@@ -60,7 +65,7 @@ impl AwsKms {
     ///
     /// # Errors
     ///
-    /// None; the shape is that of the other providers.
+    /// There are none; the signature is that of the other providers.
     ///
     /// # Panics
     ///
@@ -78,6 +83,16 @@ impl AwsKms {
             })
         });
         Ok(Self { key, keeper })
+    }
+
+    /// The counts of this key's requests.
+    pub fn request_counts(&self) -> Arc<RequestCounts> {
+        self.key.policy.counts()
+    }
+
+    /// The connections to this key's server.
+    pub fn connections(&self) -> Arc<dyn Connections> {
+        self.key.clone()
     }
 }
 
@@ -116,7 +131,8 @@ impl Kms for AwsKms {
         .await
     }
 
-    /// AWS always wraps under the current key material: where that is not `to`, what comes back names what it is.
+    /// Wraps under the current key material, as AWS always does: where that is not `to`, the answer
+    /// names it.
     async fn rewrap(&self, wrapped: &[(DekBinding, Wrapped)], to: &KeyVersion) -> Vec<ItemResult<Wrapped>> {
         let (key, deadline) = (&self.key, self.key.policy.deadline());
         let share = Share::of_rewrap(wrapped.iter().map(|(binding, _)| binding.purpose));
@@ -130,31 +146,21 @@ impl Kms for AwsKms {
         self.key.current_version(Share::Caller, self.key.policy.deadline()).await
     }
 
-    fn tells_versions(&self, version: &KeyVersion) -> bool {
-        *version.version != *UNNAMED
+    fn profile(&self) -> KmsProfile {
+        KmsProfile {
+            batch_limit: BATCH,
+            rewrap_cost: RewrapCost::PerDek(1),
+            // CloudTrail shows the encryption context
+            // (docs.aws.amazon.com/kms/latest/developerguide/encrypt_context.html).
+            logs_context: true,
+            anybody_wraps: false,
+            unnamed_version: Some(UNNAMED),
+        }
     }
+}
 
-    fn hang_up(&self) {
-        self.key.hang_up();
-    }
-
-    /// CloudTrail shows the encryption context (docs.aws.amazon.com/kms/latest/developerguide/encrypt_context.html).
-    fn logs_context(&self) -> bool {
-        true
-    }
-
-    fn requests(&self) -> Requests {
-        self.key.policy.requests()
-    }
-
-    fn batch_limit(&self) -> usize {
-        BATCH
-    }
-
-    fn rewrap_calls(&self, items: u64) -> u64 {
-        items
-    }
-
+#[async_trait]
+impl KmsDiagnosis for AwsKms {
     async fn exposure(&self) -> Vec<Exposure> {
         self.key.exposure().await
     }

@@ -1,12 +1,13 @@
 //! Credentials that end: who fetches the next ones, when, and what a refusal leaves behind.
 //!
 //! - One fetch at a time; those who came meanwhile get what it brought, its failure included.
-//! - They are renewed when a third of their life is over, so that a role that may no longer be taken shows while what it
-//!   gave before still lives: then that is dropped at once, as it is when KMS refused it and no other is given. In an outage
-//!   it goes on being used until its end.
+//! - They are renewed when a third of their life is over, so that a role that may no longer be
+//!   taken shows while what it gave before still lives: then that is dropped at once, as it is when
+//!   KMS refused it and no other is given. In an outage it goes on being used until its end.
 //! - Nobody used them for their whole life: they are let go, and the next call fetches new ones.
-//! - What was refused is not shown again at once: there is a pause that doubles from one second to sixty. Likewise, what
-//!   KMS refuses is not replaced again at once when it came in the place of something that KMS refused.
+//! - What was refused is not shown again at once: there is a pause that doubles from one second to
+//!   sixty. Likewise, what KMS refuses is not replaced again at once when it came in the place of
+//!   something that KMS refused.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -99,7 +100,8 @@ impl Session {
         self.slot.clone()
     }
 
-    /// Live credentials, `instead_of` others that were refused; those again, where it is too early to ask for others.
+    /// Live credentials, `instead_of` others that were refused; those again, where it is too early
+    /// to ask for others.
     pub(super) async fn ready(
         &self,
         instead_of: Option<Generation>,

@@ -1,4 +1,5 @@
-//! What we call a version of the key. AWS has no numbers for them: each has a key material id of 64 hexadecimal digits.
+//! The names of the key's versions. AWS has no numbers for them: each has a key material id of 64
+//! hexadecimal digits.
 //!
 //! | what the customer permits | what a version is called |
 //! |---|---|
@@ -6,9 +7,9 @@
 //! | nothing more than use | the first twelve digits of its key material id |
 //! | — (a server that gives no key material ids) | [`UNNAMED`] |
 //!
-//! A name once given stays as long as the process, whatever rights come or go. The list is asked for when a key material
-//! is seen for the first time, at most once at a time and for a short while: at the start, and after a rotation. Nothing
-//! waits for it but the name.
+//! A name once given stays as long as the process, whatever rights come or go. The list is asked
+//! for when a key material is seen for the first time, at most once at a time and for a short
+//! while: at the start, and after a rotation. Nothing waits for it but the name.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,14 +21,14 @@ use crate::kms::KmsError;
 
 /// The version's name where the server gives no key material ids.
 pub(super) const UNNAMED: &str = "current";
-/// Of a key material id.
+/// The number of digits of a key material id in a name.
 const SHORT: usize = 12;
 
-/// The names that were given, and what is known for those to come.
+/// The names that were given, and the knowledge for the next ones.
 #[derive(Default)]
 pub(super) struct Versions {
     known: Mutex<Known>,
-    /// One list at a time.
+    /// The lock that lets one list be made at a time.
     gate: tokio::sync::Mutex<()>,
 }
 
@@ -35,14 +36,15 @@ pub(super) struct Versions {
 struct Known {
     names: HashMap<Arc<str>, Arc<str>>,
     places: HashMap<Arc<str>, usize>,
-    /// We may not list, as far as was seen.
+    /// Whether a list was refused.
     refused: bool,
-    /// What wrapped last.
+    /// The name of the version that wrapped last.
     current: Option<Arc<str>>,
 }
 
 impl Versions {
-    /// The name of what has just wrapped. `list` ends before the deadline by itself.
+    /// The name of the key material that has just wrapped. `list` ends before the deadline by
+    /// itself.
     pub(super) async fn wrapped_by(
         &self,
         material: Option<&str>,
@@ -54,7 +56,7 @@ impl Versions {
         name
     }
 
-    /// The name of what wrapped last; AWS's Encrypt does not say.
+    /// The name of the version that wrapped last; AWS's Encrypt does not return it.
     pub(super) fn current(&self) -> Option<Arc<str>> {
         self.lock().current.clone()
     }
@@ -114,8 +116,8 @@ fn checked(id: &str) -> Option<&str> {
     (id.len() == 64 && id.bytes().all(digit)).then_some(id)
 }
 
-/// The places of all key material that has ever wrapped: the first has no date, the others follow by theirs. Empty when the
-/// list does not fit together.
+/// The places of all key material that has ever wrapped: the first has no date, the others follow
+/// by theirs. Empty when the list does not fit together.
 fn places(entries: &[RotationsListEntry]) -> HashMap<Arc<str>, usize> {
     let wraps =
         |state: &KeyMaterialState| matches!(state, KeyMaterialState::Current | KeyMaterialState::NonCurrent);

@@ -1,9 +1,11 @@
-//! What the errors of Key Vault, Managed HSM, Entra and the metadata service mean: by code, in tables; never by text. Only
-//! what has the service's own shape passes for a refusal: a proxy has a 403 of its own.
+//! The meaning of the errors of Key Vault, Managed HSM, Entra and the metadata service: by code, in
+//! tables; never by text. Only an answer in the service's own format is taken for a refusal: a
+//! proxy has a 403 of its own.
 //!
-//! Sources: Key Vault's "REST API error codes" and the troubleshooting pages of Microsoft's clients for `error.code` and
-//! `innererror.code`; "Microsoft Entra authentication and authorization error codes" and RFC 6749, 5.2 for Entra; "How to
-//! use managed identities … error handling" for the metadata service.
+//! Sources: Key Vault's "REST API error codes" and the troubleshooting pages of Microsoft's clients
+//! for `error.code` and `innererror.code`; "Microsoft Entra authentication and authorization error
+//! codes" and RFC 6749, 5.2 for Entra; "How to use managed identities … error handling" for the
+//! metadata service.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -15,16 +17,16 @@ use crate::kms::call::Failed;
 use crate::kms::http::Reply;
 use crate::kms::{KmsError, KmsErrorClass};
 
-/// What was asked of the vault; one code means another thing for each.
+/// The operation that was asked of the vault; one code has another meaning for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Asked {
     Wrap,
     Unwrap,
-    /// Whatever else.
+    /// Any other operation.
     Other,
 }
 
-/// By `error.innererror.code`, where there is one that we know.
+/// The classes by `error.innererror.code`, where there is one that we know.
 const INNER: &[(&str, KmsErrorClass)] = &[
     ("KeyDisabled", KmsErrorClass::KeyDisabled),
     // `key_ops` lacks the operation: as good a switch as any other.
@@ -39,7 +41,7 @@ const INNER: &[(&str, KmsErrorClass)] = &[
     ("ObjectIsBeingRecovered", KmsErrorClass::KeyPendingDeletion),
 ];
 
-/// By `error.code`, else; `BadParameter` is judged apart.
+/// The classes by `error.code` otherwise; `BadParameter` is handled apart.
 const OUTER: &[(&str, KmsErrorClass)] = &[
     // Whatever the reason: outside `nbf` and `exp`, say, for which no inner code is documented.
     ("Forbidden", KmsErrorClass::AccessDenied),
@@ -49,8 +51,9 @@ const OUTER: &[(&str, KmsErrorClass)] = &[
     ("TooManyRequests", KmsErrorClass::Throttled),
 ];
 
-/// The AADSTS codes whose OAuth `error` does not say enough, or varies: 70021 came with `invalid_request` and with
-/// `invalid_client`. Entra's page warns that codes change, so `error` decides wherever it can.
+/// The AADSTS codes whose OAuth `error` does not say enough, or varies: 70021 came with
+/// `invalid_request` and with `invalid_client`. Entra's page warns that codes change, so `error`
+/// decides wherever it can.
 const AADSTS: &[(&[u64], KmsErrorClass)] = &[
     // No federated identity credential matches the workload's token.
     (&[70021, 700_211, 700_212, 700_213, 7_002_138], KmsErrorClass::CredentialInvalid),
@@ -63,7 +66,7 @@ const AADSTS: &[(&[u64], KmsErrorClass)] = &[
     (&[50033, 90006, 90012, 90024, 90033, 90090, 90091], KmsErrorClass::Internal),
 ];
 
-/// By OAuth `error`, of Entra and of the metadata service alike.
+/// The classes by OAuth `error`, of Entra and of the metadata service alike.
 const OAUTH: &[(&str, KmsErrorClass)] = &[
     ("invalid_client", KmsErrorClass::CredentialInvalid),
     ("unauthorized_client", KmsErrorClass::CredentialInvalid),
@@ -78,7 +81,7 @@ const OAUTH: &[(&str, KmsErrorClass)] = &[
     ("server_error", KmsErrorClass::Internal),
 ];
 
-/// Of an answer of the vault that is none to what was asked.
+/// The error of a failed answer of the vault.
 pub(super) fn of_vault(reply: &Reply, asked: Asked) -> Failed {
     #[derive(Deserialize)]
     struct Body<'a> {
@@ -89,7 +92,8 @@ pub(super) fn of_vault(reply: &Reply, asked: Asked) -> Failed {
     struct Outer<'a> {
         #[serde(borrow)]
         code: Cow<'a, str>,
-        /// Whatever it is: only its code is looked for, and without one the outer code decides.
+        /// The inner error in any format: only its code is looked for, and without one the outer
+        /// code decides.
         #[serde(default, alias = "innerError")]
         innererror: serde_json::Value,
     }
@@ -98,8 +102,8 @@ pub(super) fn of_vault(reply: &Reply, asked: Asked) -> Failed {
     let known = said.as_ref().and_then(|error| {
         let inner = error.innererror.get("code").and_then(serde_json::Value::as_str);
         inner.and_then(|code| find(INNER, code)).or_else(|| match (&*error.code, asked) {
-            // All that differs between one unwrap and the next is the wrapped DEK. A wrap sends nothing that could be bad
-            // but what we are configured to send.
+            // All that differs between one unwrap and the next is the wrapped DEK. A wrap sends
+            // nothing that could be bad but what we are configured to send.
             ("BadParameter", Asked::Unwrap) => Some(KmsErrorClass::InvalidWrappedDek),
             ("BadParameter", Asked::Wrap | Asked::Other) => Some(KmsErrorClass::Misconfigured),
             (code, _) => find(OUTER, code),
@@ -108,7 +112,7 @@ pub(super) fn of_vault(reply: &Reply, asked: Asked) -> Failed {
     failed(reply, known)
 }
 
-/// Of an answer of Entra's token endpoint.
+/// The error of an answer of Entra's token endpoint.
 pub(super) fn of_authority(reply: &Reply) -> Failed {
     let said = serde_json::from_slice::<OAuth<'_>>(&reply.body).ok();
     let known = said.and_then(|said| {
@@ -119,8 +123,9 @@ pub(super) fn of_authority(reply: &Reply) -> Failed {
     failed(reply, known)
 }
 
-/// Of an answer of the metadata service. It answers 404 and 410 while it is being updated, and `invalid_request` where the
-/// identity is not, or no longer, assigned to this machine.
+/// The error of an answer of the metadata service. It answers 404 and 410 while it is being
+/// updated, and `invalid_request` where the identity is not, or no longer, assigned to this
+/// machine.
 pub(super) fn of_identity(reply: &Reply) -> Failed {
     let said = serde_json::from_slice::<OAuth<'_>>(&reply.body).ok();
     let known = match (reply.status, said) {
@@ -132,7 +137,7 @@ pub(super) fn of_identity(reply: &Reply) -> Failed {
     failed(reply, known)
 }
 
-/// RFC 6749, 5.2, with Entra's own codes.
+/// An error answer as of RFC 6749, 5.2, with Entra's own codes.
 #[derive(Deserialize)]
 struct OAuth<'a> {
     #[serde(borrow)]
@@ -141,18 +146,20 @@ struct OAuth<'a> {
     error_codes: Vec<u64>,
 }
 
-/// Under which a request bears an id of ours. The vault's log has that as `correlationId` ("Azure Key Vault logging"), and
-/// has the id that it answers with nowhere.
+/// The header in which a request carries an id of ours. The vault's log has that id as
+/// `correlationId` ("Azure Key Vault logging"), and has the id that it answers with nowhere.
 pub(super) const CLIENT_REQUEST_ID: HeaderName = HeaderName::from_static("x-ms-client-request-id");
 
-/// The id that we sent (`transport` writes it over what the answer says); `None` where the answer has no id of the vault's
-/// own: something before the vault gave it, and the vault's log has no such call.
+/// The id that we sent (`transport` writes it over what the answer says); `None` where the answer
+/// has no id of the vault's own: something before the vault gave it, and the vault's log has no
+/// such call.
 pub(super) fn request_id(reply: &Reply) -> Option<Arc<str>> {
     reply.headers.get("x-ms-request-id")?;
     reply.headers.get(CLIENT_REQUEST_ID)?.to_str().ok().map(Into::into)
 }
 
-/// With what the service itself said, or else by what a status alone can mean.
+/// The error by the class that the service itself named, or else by the meaning of the status
+/// alone.
 fn failed(reply: &Reply, said: Option<KmsErrorClass>) -> Failed {
     let class = match (reply.status, said) {
         (429, _) => KmsErrorClass::Throttled,
@@ -166,7 +173,7 @@ fn failed(reply: &Reply, said: Option<KmsErrorClass>) -> Failed {
     Failed { error: error(class, reply), wait: reply.retry_after() }
 }
 
-/// Of this class, with the answer's status and id.
+/// The error of this class, with the answer's status and id.
 pub(super) fn error(class: KmsErrorClass, reply: &Reply) -> KmsError {
     KmsError::answered(class, reply.status, request_id(reply))
 }

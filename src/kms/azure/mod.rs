@@ -7,9 +7,10 @@
 //! | `token` | the access token: when it is fetched, and how long it is used |
 //! | `transport` | one request, the challenge, and what comes back |
 //!
-//! What our identity needs is `wrapKey` and `unwrapKey` on the one key, nothing else. No algorithm of Azure's binds a
-//! wrapped DEK to anything: the commitment in every token does. The current version is learned by wrapping a random value,
-//! so no metadata is read. One item is one request; a rewrap is two, since Azure has no operation for it.
+//! What our identity needs is `wrapKey` and `unwrapKey` on the one key, nothing else. No algorithm
+//! of Azure's binds a wrapped DEK to anything: the commitment in every token does. The current
+//! version is learned by wrapping a random value, so no metadata is read. One item is one request;
+//! a rewrap is two, since Azure has no operation for it.
 
 mod errors;
 mod token;
@@ -37,16 +38,17 @@ use crate::kms::budget::Share;
 use crate::kms::call::{Call, CallPolicy, Failed, each};
 use crate::kms::http::Reply;
 use crate::kms::{
-    Answer, Asked, DekBinding, Exposure, Generated, ItemResult, Kms, KmsError, KmsErrorClass, Requests,
+    Answer, Asked, Connections, DekBinding, Exposure, Generated, ItemResult, Kms, KmsDiagnosis, KmsError,
+    KmsErrorClass, KmsProfile, RequestCounts, RewrapCost,
 };
 use crate::model::{KeyVersion, Wrapped};
 
 use token::Tokens;
 use transport::{Exchange, Transport};
 
-/// Items of one call that a rotation takes at a time: a few rounds of what is sent at once.
+/// The DEKs that a rotation takes at a time: a few rounds of concurrent requests.
 const BATCH: usize = 64;
-/// An unwrap and a wrap.
+/// The requests of a re-wrap: an unwrap and a wrap.
 const REWRAP_CALLS: NonZeroU32 = NonZeroU32::new(2).expect("two");
 /// How often the keeper looks at the token.
 const TOKEN_WATCH: Duration = Duration::from_secs(1);
@@ -63,7 +65,7 @@ pub struct AzureKeyVault {
     keeper: JoinHandle<()>,
 }
 
-/// What is asked for one item; a version chooses one, none the current one.
+/// The operation on one item, with the version; none stands for the current one.
 #[derive(Clone, Copy)]
 enum Operation<'a> {
     Wrap(Option<&'a str>),
@@ -96,7 +98,8 @@ impl AzureKeyVault {
         let key = settings.key.clone();
         let calls = CallPolicy::new("azure-key-vault", settings.timeout, settings.calls_per_minute);
         let tokens = Tokens::new(settings, Arc::clone(&transport));
-        // The client compares the host of a challenge with the vault's as well, where there is a name to compare.
+        // The client compares the host of a challenge with the vault's as well, where there is a
+        // name to compare.
         let named = key.resource.strip_prefix("https://").zip(key.vault.host_str());
         let verify = named.is_some_and(|(resource, host)| host.ends_with(&format!(".{resource}")));
         let options = KeyClientOptions {
@@ -124,6 +127,16 @@ impl AzureKeyVault {
         Ok(Self { client, transport, tokens, key, name, calls, keeper })
     }
 
+    /// The counts of this key's requests.
+    pub fn request_counts(&self) -> Arc<RequestCounts> {
+        self.calls.counts()
+    }
+
+    /// The connections to this key's server.
+    pub fn connections(&self) -> Arc<dyn Connections> {
+        self.transport.clone()
+    }
+
     async fn wrap_one(
         &self,
         dek: &Dek,
@@ -145,7 +158,7 @@ impl AzureKeyVault {
         self.call(Operation::Unwrap(version), body, share, deadline, read).await
     }
 
-    /// Makes one call; an answer that `read` makes nothing of is an error that is tried again.
+    /// Makes one call; an answer that `read` rejects is an error that is tried again.
     async fn call<T>(
         &self,
         operation: Operation<'_>,
@@ -166,7 +179,7 @@ impl AzureKeyVault {
             .await
     }
 
-    /// One request; two, where the vault refuses a token that can be replaced.
+    /// Makes one request; two, where the vault refuses a token that can be replaced.
     async fn attempt(
         &self,
         operation: Operation<'_>,
@@ -264,26 +277,19 @@ impl Kms for AzureKeyVault {
         Ok(answer.value.key_version)
     }
 
-    fn hang_up(&self) {
-        self.transport.hang_up();
+    fn profile(&self) -> KmsProfile {
+        KmsProfile {
+            batch_limit: BATCH,
+            rewrap_cost: RewrapCost::PerDek(REWRAP_CALLS.get()),
+            logs_context: false,
+            anybody_wraps: self.key.algorithm.anybody_wraps(),
+            unnamed_version: None,
+        }
     }
+}
 
-    fn anybody_wraps(&self) -> bool {
-        self.key.algorithm.anybody_wraps()
-    }
-
-    fn requests(&self) -> Requests {
-        self.calls.requests()
-    }
-
-    fn batch_limit(&self) -> usize {
-        BATCH
-    }
-
-    fn rewrap_calls(&self, items: u64) -> u64 {
-        items * u64::from(REWRAP_CALLS.get())
-    }
-
+#[async_trait]
+impl KmsDiagnosis for AzureKeyVault {
     async fn exposure(&self) -> Vec<Exposure> {
         #[derive(Deserialize)]
         struct Key {

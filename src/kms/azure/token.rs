@@ -1,16 +1,18 @@
-//! The access token that every request to the vault bears: from Microsoft's credential types, which fetch it, into a cache
-//! of ours, which decides when.
+//! The access token that every request to the vault bears: from Microsoft's credential types, which
+//! fetch it, into a cache of ours, which decides when.
 //!
-//! - A new credential is made for each token, so that a file's present content counts and nothing is cached but here.
-//! - One fetch at a time. It goes on if the call that began it ends; whoever waited for it shares what came of it, a
-//!   failure too.
-//! - A token is replaced after [`LONGEST_USE`] at the latest, in the background and long before its end. So a credential
-//!   that the customer has revoked shows within that time, and an outage of the authority shorter than the rest of the
-//!   token's life is not felt: a token that lives goes on being used while no other is to be had.
-//! - A credential that is refused (not one that gets no answer) is not shown again at once: the pause doubles from one
-//!   second to sixty, unless it changes meanwhile. After [`REFUSALS`] refusals the token that it gave before is dropped;
-//!   not after the first, since a new secret takes a moment to be known everywhere. An outage between them makes none
-//!   of them forgotten.
+//! - A new credential is made for each token, so that a file's present content counts and nothing
+//!   is cached but here.
+//! - One fetch at a time. It goes on if the call that began it ends; whoever waited for it shares
+//!   what came of it, a failure too.
+//! - A token is replaced after [`LONGEST_USE`] at the latest, in the background and long before its
+//!   end. So a credential that the customer has revoked shows within that time, and an outage of
+//!   the authority shorter than the rest of the token's life is not felt: a token that lives goes
+//!   on being used while no other is to be had.
+//! - A credential that is refused (not one that gets no answer) is not shown again at once: the
+//!   pause doubles from one second to sixty, unless it changes meanwhile. After [`REFUSALS`]
+//!   refusals the token that it gave before is dropped; not after the first, since a new secret
+//!   takes a moment to be known everywhere. An outage between them makes none of them forgotten.
 //! - A token that the vault refuses is replaced once, if it is not brand-new.
 
 use std::fmt;
@@ -42,9 +44,11 @@ use super::transport::{Exchange, Transport, stopped};
 
 /// How long a token is used at most before another one is asked for.
 const LONGEST_USE: Duration = Duration::from_secs(900);
-/// A token is not sent when it ends within this time, or within a tenth of its life.
+/// The time before its end at which a token is not sent any more, if that is less than a tenth of
+/// its life.
 const MARGIN: Duration = Duration::from_secs(10);
-/// A token that is younger is not replaced because the vault refuses it: a new one would be refused the same.
+/// The age below which a token that the vault refuses is not replaced: a new one would be refused
+/// the same.
 const BRAND_NEW: Duration = Duration::from_secs(10);
 /// After so many refusals in a row the token in use is dropped.
 const REFUSALS: u32 = 3;
@@ -111,7 +115,8 @@ impl Tokens {
         }))
     }
 
-    /// The vault refused this token. Whether there may be another one now, so that trying once more makes sense.
+    /// The vault refused this token. Whether there may be another one now, so that trying once more
+    /// makes sense.
     pub(super) fn refused(&self, token: &Arc<SecretText>) -> bool {
         let mut state = self.0.state();
         match &state.held {
@@ -162,7 +167,7 @@ impl Tokens {
     }
 }
 
-/// What Microsoft's client asks before each request.
+/// The credential that Microsoft's client asks before each request.
 #[async_trait]
 impl TokenCredential for Tokens {
     async fn get_token(
@@ -181,7 +186,8 @@ impl TokenCredential for Tokens {
             Ok(token) => {
                 let secret = Secret::new(token.expose().to_owned());
                 exchange.bear(token);
-                // Already over as far as the client is concerned, so that it asks again for each request.
+                // Already over as far as the client is concerned, so that it asks again for each
+                // request.
                 Ok(AccessToken::new(secret, OffsetDateTime::UNIX_EPOCH))
             }
             Err(Failed { error, wait }) => {

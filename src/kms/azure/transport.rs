@@ -1,18 +1,21 @@
-//! The transport that we give to Microsoft's clients, over `kms::http`. It is where all that comes from outside is judged,
-//! so that nothing of an error's text goes into their errors and logs:
+//! The transport that we give to Microsoft's clients, over `kms::http`. It is where all that comes
+//! from outside is judged, so that nothing of an error's text goes into their errors and logs:
 //!
 //! - A request goes to the configured vault, authority and metadata service, and nowhere else.
-//! - **The challenge.** A vault's 401 names the authority and the resource that a token is to be for. Ours are configured;
-//!   a challenge that names others is refused, so that no vault can ask for a token of another service or send us to
-//!   another authority. (The client itself compares the resource only.)
-//! - A request to the vault bears an id of ours, each its own, by which the vault's log has it; an answer's ids are its
-//!   say-so.
-//! - What is no success becomes a class here (see `errors`). The client gets to see that the request failed, which it does
-//!   not try again.
-//! - A vault's answer, which may hold a DEK, is kept back for the caller and wiped; the client gets an empty one. An
-//!   authority's answer it has to read: what Microsoft's types copy of tokens and secrets, nobody wipes.
+//! - **The challenge.** A vault's 401 names the authority and the resource that a token is to be
+//!   for. Ours are configured; a challenge that names others is refused, so that no vault can ask
+//!   for a token of another service or send us to another authority. (The client itself compares
+//!   the resource only.)
+//! - A request to the vault bears an id of ours, each its own, by which the vault's log has it; an
+//!   answer's ids are its say-so.
+//! - What is no success becomes a class here (see `errors`). The client gets to see that the
+//!   request failed, which it does not try again.
+//! - A vault's answer, which may hold a DEK, is kept back for the caller and wiped; the client gets
+//!   an empty one. An authority's answer it has to read: what Microsoft's types copy of tokens and
+//!   secrets, nobody wipes.
 //!
-//! An [`Exchange`] travels with each call through the client: its deadline in, its answer or failure out.
+//! An [`Exchange`] travels with each call through the client: its deadline in, its answer or
+//! failure out.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -33,13 +36,13 @@ use crate::config::{AzureCredential, AzureIdentitySource, AzureSettings, Mistake
 use crate::crypto::SecretText;
 use crate::kms::call::Failed;
 use crate::kms::http::{Http, HttpSettings, Reply};
-use crate::kms::{KmsError, KmsErrorClass};
+use crate::kms::{Connections, KmsError, KmsErrorClass};
 
 use super::errors::{self, Asked, CLIENT_REQUEST_ID};
 
-/// What one attempt takes through Microsoft's client and brings back.
+/// The context of one attempt, which passes through Microsoft's client.
 pub(super) struct Exchange {
-    /// When it began and when it has to end.
+    /// The time at which the attempt began.
     pub(super) began: Instant,
     pub(super) deadline: Instant,
     outcome: Mutex<Outcome>,
@@ -57,36 +60,37 @@ impl Exchange {
         Arc::new(Self { began: Instant::now(), deadline, outcome: Mutex::default() })
     }
 
-    /// For the options of a client's method.
+    /// The context for the options of a client's method.
     pub(super) fn context(self: &Arc<Self>) -> Context<'static> {
         Context::new().with_value(Arc::clone(self))
     }
 
-    /// That of a method's context.
+    /// The exchange in a method's context.
     pub(super) fn of<'a>(context: &'a Context<'_>) -> Option<&'a Arc<Self>> {
         context.value::<Arc<Self>>()
     }
 
-    /// Which token the request bears.
+    /// Notes the token that the request carries.
     pub(super) fn bear(&self, token: Arc<SecretText>) {
         self.outcome().token = Some(token);
     }
 
-    /// Why it stopped.
+    /// Notes why the attempt failed.
     pub(super) fn fail(&self, failed: Failed) {
         self.outcome().failed = Some(failed);
     }
 
-    /// The token that the last request bore.
+    /// The token that the last request carried.
     pub(super) fn token(&self) -> Option<Arc<SecretText>> {
         self.outcome().token.clone()
     }
 
-    /// The vault's answer of success, or why there is none.
+    /// The vault's successful answer, or the failure.
     pub(super) fn reply(&self) -> Result<Reply, Failed> {
         let mut outcome = self.outcome();
         let failed = outcome.failed.take();
-        // What the client itself does not like is no answer that the vault's documentation describes.
+        // What the client itself does not like is no answer that the vault's documentation
+        // describes.
         let internal = || KmsError::local(KmsErrorClass::Internal).into();
         outcome.reply.take().ok_or_else(|| failed.unwrap_or_else(internal))
     }
@@ -96,12 +100,12 @@ impl Exchange {
     }
 }
 
-/// An error for the client, which passes it on and knows nothing of the cause.
+/// An error for the client, which passes it on without the cause.
 pub(super) fn stopped() -> azure_core::Error {
     azure_core::Error::with_message(ErrorKind::Other, "the request was stopped")
 }
 
-/// Sends what Microsoft's clients ask for, where it may go.
+/// The transport of Microsoft's clients, which sends only to permitted services.
 pub(super) struct Transport {
     http: Http,
     vault: Url,
@@ -116,6 +120,12 @@ enum Service {
     Vault,
     Authority,
     Identity,
+}
+
+impl Connections for Transport {
+    fn hang_up(&self) {
+        self.http.hang_up();
+    }
 }
 
 impl Transport {
@@ -143,11 +153,6 @@ impl Transport {
             tenant: settings.tenant.clone(),
             resource: settings.key.resource.clone(),
         })
-    }
-
-    /// See [`Http::hang_up`].
-    pub(super) fn hang_up(&self) {
-        self.http.hang_up();
     }
 
     async fn answer(&self, request: &Request, exchange: &Exchange) -> Result<AsyncRawResponse, Failed> {
@@ -181,7 +186,8 @@ impl Transport {
                 if bears_token {
                     return Err(errors::error(KmsErrorClass::CredentialInvalid, &reply).into());
                 }
-                // In our words: what the client makes of the vault's, it keeps for all later requests.
+                // In our words: what the client makes of the vault's, it keeps for all later
+                // requests.
                 let mut headers = Headers::new();
                 headers.insert(WWW_AUTHENTICATE, format!(r#"Bearer resource="{}""#, self.resource));
                 Ok(AsyncRawResponse::from_bytes(StatusCode::Unauthorized, headers, Bytes::new()))
@@ -204,8 +210,9 @@ impl Transport {
         }
     }
 
-    /// Whose address it is, and where that is. The client asks for tokens of a managed identity at the one address that it
-    /// knows; where the service stands elsewhere, it is looked for there.
+    /// The service of an address, and the address to send to. The client asks for tokens of a
+    /// managed identity at the one address that it knows; where the service stands elsewhere, it is
+    /// looked for there.
     fn place(&self, url: &Url) -> Result<(Service, Url), KmsError> {
         if url.origin() == self.vault.origin() {
             return Ok((Service::Vault, url.clone()));
@@ -262,7 +269,7 @@ impl Policy for Transport {
     }
 }
 
-/// The client's own logs print the transport.
+/// An empty description, since the client's own logs print the transport.
 impl fmt::Debug for Transport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Transport")

@@ -1,5 +1,6 @@
-//! Bodies and answers of `wrapkey` and `unwrapkey` (Key Vault REST API, `KeyOperationsParameters` and
-//! `KeyOperationResult`). Written and read here and not by the client's own types, so that what holds a DEK is wiped.
+//! Bodies and answers of `wrapkey` and `unwrapkey` (Key Vault REST API, `KeyOperationsParameters`
+//! and `KeyOperationResult`). Written and read here and not by the client's own types, so that what
+//! holds a DEK is wiped.
 
 use std::borrow::Cow;
 use std::io::Write as _;
@@ -17,18 +18,18 @@ use crate::crypto::Dek;
 use crate::kms::KmsErrorClass;
 use crate::model::{KeyVersion, Wrapped};
 
-/// Written with every wrapped DEK; see the table in `kms`.
+/// The wrap scheme of this provider; see the table in `kms`.
 const SCHEME: i16 = 1;
-/// A DEK in base64url.
+/// The length of a DEK in base64url.
 const DEK_CHARACTERS: usize = 43;
 
-/// Base64url, padded or not.
+/// The decoder of base64url, padded or not.
 const BASE64URL: GeneralPurpose = GeneralPurpose::new(
     &base64::alphabet::URL_SAFE,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// `{"alg":…,"value":…}`; never grows, so that no copy of the value is left behind.
+/// The body `{"alg":…,"value":…}`, which never grows, so that no copy of the value is left behind.
 pub(super) fn body(algorithm: AzureAlgorithm, value: &[u8]) -> Zeroizing<Vec<u8>> {
     let characters = value.len().div_ceil(3) * 4;
     let mut body = Zeroizing::new(Vec::with_capacity(64 + characters));
@@ -42,8 +43,9 @@ pub(super) fn body(algorithm: AzureAlgorithm, value: &[u8]) -> Zeroizing<Vec<u8>
     body
 }
 
-/// The version that unwraps and the bytes to send, if this can be a DEK that our key wrapped. The name in the row must be
-/// that of our key: it comes from the database, and must not choose a path in the vault.
+/// The version that unwraps and the bytes to send, if this can be a DEK that our key wrapped. The
+/// name in the row must be that of our key: it comes from the database, and must not choose a path
+/// in the vault.
 pub(super) fn checked<'a>(
     key: &AzureKey,
     wrapped: &'a Wrapped,
@@ -63,7 +65,7 @@ pub(super) fn checked<'a>(
     Ok((&wrapped.key_version.version, &wrapped.bytes))
 }
 
-/// An answer to either; borrowed, so that no copy of a DEK is made.
+/// An answer to a wrap or an unwrap; borrowed, so that no copy of a DEK is made.
 #[derive(Deserialize)]
 pub(super) struct Answer<'a> {
     #[serde(borrow)]
@@ -72,7 +74,7 @@ pub(super) struct Answer<'a> {
 }
 
 impl<'a> Answer<'a> {
-    /// Of the vault's success; `None` if it is none.
+    /// The parsed answer of success; `None` if it is malformed.
     pub(super) fn read(body: &'a [u8]) -> Option<Self> {
         serde_json::from_slice(body).ok()
     }
@@ -100,7 +102,8 @@ impl<'a> Answer<'a> {
         Dek::from_slice(bytes.get(..length)?)
     }
 
-    /// The version in `kid`; `None` unless that is of our vault and our key. Azure does not mind a name's case.
+    /// The version in `kid`; `None` unless that is of our vault and our key. Azure does not mind a
+    /// name's case.
     fn version(&self, key: &AzureKey) -> Option<String> {
         let kid = Url::parse(&self.kid).ok()?;
         if kid.origin() != key.vault.origin() {

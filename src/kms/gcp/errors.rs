@@ -1,8 +1,8 @@
-//! What Google's errors mean: the canonical code, and the detail that tells its causes apart, in one table. The texts are
-//! never read. <https://cloud.google.com/apis/design/errors>
+//! What Google's errors mean: the canonical code, and the detail that tells its causes apart, in
+//! one table. The texts are never read. <https://cloud.google.com/apis/design/errors>
 //!
-//! Only an answer in Google's own shape, whose code is that of the HTTP answer, may pass for a refusal of the key: what
-//! stands before Google has a 403 of its own.
+//! Only an answer in Google's own shape, whose code is that of the HTTP answer, may pass for a
+//! refusal of the key: what stands before Google has a 403 of its own.
 
 use serde::Deserialize;
 
@@ -10,21 +10,21 @@ use crate::kms::KmsErrorClass::{self, *};
 use crate::kms::http::Reply;
 use crate::kms::{KmsError, KmsErrorClass as Class};
 
-/// What was asked, where the same answer means something else.
+/// The operation that was asked for, where the same answer has another meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Asked {
-    /// To encrypt under whatever version is primary.
+    /// Encryption under the primary version.
     Encrypt,
-    /// To encrypt under this version.
+    /// Encryption under a given version.
     EncryptUnder,
-    /// To decrypt.
+    /// Decryption.
     Decrypt,
-    /// Whether we have a right.
+    /// A question about our rights.
     Look,
 }
 
 impl Asked {
-    /// What it is at any provider.
+    /// The operation as every provider has it.
     pub(super) fn of_any(self) -> crate::kms::Asked {
         match self {
             Self::Encrypt | Self::EncryptUnder => crate::kms::Asked::Wrap,
@@ -34,22 +34,23 @@ impl Asked {
     }
 }
 
-/// The detail that a row asks for.
+/// The detail that a row of the table requires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Detail {
     Any,
-    /// `google.rpc.ErrorInfo.reason`.
+    /// A `google.rpc.ErrorInfo.reason`.
     Reason(&'static str),
     /// The type of a violation in `google.rpc.PreconditionFailure`.
     Violation(&'static str),
-    /// How such a type begins.
+    /// The beginning of such a type.
     Violations(&'static str),
 }
 
 use Detail::{Any, Reason, Violation, Violations};
 
-/// The first row that fits counts. `Reason`s are those of `google/api/error_reason.proto`; `KEY_*` is what Cloud KMS says of
-/// a version's state, `EXTERNAL_*` of an external key manager
+/// The table of errors; the first row that fits counts. `Reason`s are those of
+/// `google/api/error_reason.proto`; `KEY_*` is what Cloud KMS says of a version's state,
+/// `EXTERNAL_*` of an external key manager
 /// (<https://cloud.google.com/kms/docs/reference/ekm_errors>).
 const TABLE: &[(&str, Detail, KmsErrorClass)] = &[
     // Who we are.
@@ -75,8 +76,8 @@ const TABLE: &[(&str, Detail, KmsErrorClass)] = &[
     ("FAILED_PRECONDITION", Violation("EXTERNAL_PERMISSION_DENIED"), AccessDenied),
     ("FAILED_PRECONDITION", Violation("EXTERNAL_NOT_FOUND"), KeyNotFound),
     ("FAILED_PRECONDITION", Violations("EXTERNAL_"), Unreachable),
-    // `KEY_DESTROYED`, `KEY_PENDING_GENERATION`, no primary version, and what this table does not know: the customer's
-    // side has to change before the call can succeed.
+    // `KEY_DESTROYED`, `KEY_PENDING_GENERATION`, no primary version, and what this table does not
+    // know: the customer's side has to change before the call can succeed.
     ("FAILED_PRECONDITION", Any, KeyVersionUnavailable),
     // Google itself.
     ("RESOURCE_EXHAUSTED", Any, Throttled),
@@ -94,14 +95,16 @@ const TABLE: &[(&str, Detail, KmsErrorClass)] = &[
 pub(super) fn of_reply(asked: Asked, reply: &Reply) -> KmsError {
     let Some(said) = Said::read(reply) else { return with_status(of_status(reply.status), reply) };
     let error = with_status(said.class(asked), reply);
-    // A token without the scope, or of a person without a quota project: nothing is wrong with the key.
+    // A token without the scope, or of a person without a quota project: nothing is wrong with the
+    // key.
     match (error.class, said.error.status.as_str()) {
         (Misconfigured, "PERMISSION_DENIED") => error.of_credential(),
         _ => error,
     }
 }
 
-/// The error of an answer of IAM credentials: whatever the refusal, the identity that we need is not to be had.
+/// The error of an answer of IAM credentials: whatever the refusal, the identity that we need is
+/// not to be had.
 pub(super) fn of_impersonation(reply: &Reply) -> KmsError {
     let class = match Said::read(reply) {
         Some(said) if said.error.status == "INVALID_ARGUMENT" => CredentialInvalid,
@@ -137,11 +140,13 @@ pub(super) fn of_token(reply: &Reply) -> KmsError {
     }
 
     let class = match serde_json::from_slice::<Refusal<'_>>(&reply.body) {
-        // Those that section 5.2 has, and Google's for a policy: another status is of whoever stands before it.
+        // Those that section 5.2 has, and Google's for a policy: another status is of whoever
+        // stands before it.
         Ok(Refusal { error }) if matches!(reply.status, 400 | 401 | 403) => match error {
             "invalid_scope" | "unsupported_grant_type" | "invalid_request" => Misconfigured,
             "internal_failure" | "server_error" | "temporarily_unavailable" => Unreachable,
-            // `invalid_grant`, `invalid_client`, `unauthorized_client`, `access_denied`, `deleted_client`, …
+            // `invalid_grant`, `invalid_client`, `unauthorized_client`, `access_denied`,
+            // `deleted_client`, …
             _ => CredentialInvalid,
         },
         Ok(_) | Err(_) => of_status(reply.status),
@@ -149,8 +154,9 @@ pub(super) fn of_token(reply: &Reply) -> KmsError {
     with_status(class, reply)
 }
 
-/// The error of an answer of the metadata server, which shows itself by a header and speaks no JSON. 404: the machine has
-/// no account. 403: GKE's may not act as the account that is bound to the workload.
+/// The error of an answer of the metadata server, which shows itself by a header and speaks no
+/// JSON. 404: the machine has no account. 403: GKE's may not act as the account that is bound to
+/// the workload.
 pub(super) fn of_metadata(reply: &Reply) -> KmsError {
     let class = match (is_metadata(reply), reply.status) {
         (true, 404) => Misconfigured,
@@ -161,27 +167,27 @@ pub(super) fn of_metadata(reply: &Reply) -> KmsError {
     with_status(class, reply)
 }
 
-/// Whether it is a metadata server that answers, and not whoever else has the address.
+/// Whether a metadata server answered, and not another server at its address.
 pub(super) fn is_metadata(reply: &Reply) -> bool {
     reply.headers.get("Metadata-Flavor").is_some_and(|flavor| flavor == "Google")
 }
 
-/// Whether Google itself says this.
+/// Whether Google itself gave this status.
 pub(super) fn says(reply: &Reply, status: &str) -> bool {
     Said::read(reply).is_some_and(|said| said.error.status == status)
 }
 
-/// An answer that is not what its documentation describes.
+/// The error of an answer that its documentation does not describe.
 pub(super) fn internal(reply: &Reply) -> KmsError {
     with_status(Class::Internal, reply)
 }
 
-/// Cloud KMS gives no id of the request.
+/// The error of an answer; Cloud KMS gives no id of the request.
 fn with_status(class: KmsErrorClass, reply: &Reply) -> KmsError {
     KmsError::answered(class, reply.status, None)
 }
 
-/// Of an answer that is not in Google's shape.
+/// The error of an answer that is not in Google's format.
 fn of_status(status: u16) -> KmsErrorClass {
     match status {
         429 => Throttled,
@@ -192,7 +198,7 @@ fn of_status(status: u16) -> KmsErrorClass {
     }
 }
 
-/// `google.rpc.Status` in JSON.
+/// A `google.rpc.Status` in JSON.
 #[derive(Deserialize)]
 struct Said {
     error: Status,
@@ -206,7 +212,7 @@ struct Status {
     details: Vec<Told>,
 }
 
-/// A detail of any type, of which this much is looked at.
+/// A detail of any type, with the fields that are looked at.
 #[derive(Deserialize)]
 struct Told {
     reason: Option<String>,

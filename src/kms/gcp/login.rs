@@ -7,7 +7,8 @@
 //! | metadata server | `…/service-accounts/default/token` | a token of the machine's scopes |
 //! | impersonation | `generateAccessToken`, with a token of one of the above | a token of one scope |
 //!
-//! A token for ourselves is for Cloud KMS only, one that impersonation starts from for IAM only, where Google lets us ask.
+//! A token for ourselves is for Cloud KMS only, one that impersonation starts from for IAM only,
+//! where Google lets us ask.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -37,7 +38,7 @@ use super::under;
 
 const KMS_SCOPE: &str = "https://www.googleapis.com/auth/cloudkms";
 const IAM_SCOPE: &str = "https://www.googleapis.com/auth/iam";
-/// How long an assertion and an impersonated token are to last: Google's maximum without further rights.
+/// The life of an assertion and of an impersonated token: Google's maximum without further rights.
 const HOUR: Duration = Duration::from_secs(3600);
 const METADATA_PATH: &str = "computeMetadata/v1/instance/service-accounts/default/token";
 

@@ -7,14 +7,16 @@
 //! | `token` | the access token, kept alive |
 //! | `login` | how a credential becomes a token |
 //!
-//! What our identity needs is `cloudkms.cryptoKeyVersions.useToEncrypt` and `useToDecrypt` on the key, nothing else. The
-//! current version is learned by encrypting a random value: Google counts reads of keys apart, and few are free (300 a
-//! minute). There is no batch endpoint and no re-encryption: each DEK is a call, and a rewrap is a decrypt and an encrypt
-//! under the version that it goes to, so a plain DEK is in our memory for that long.
+//! What our identity needs is `cloudkms.cryptoKeyVersions.useToEncrypt` and `useToDecrypt` on the
+//! key, nothing else. The current version is learned by encrypting a random value: Google counts
+//! reads of keys apart, and few are free (300 a minute). There is no batch endpoint and no
+//! re-encryption: each DEK is a call, and a rewrap is a decrypt and an encrypt under the version
+//! that it goes to, so a plain DEK is in our memory for that long.
 //!
-//! Two answers are met by one more try at once: a token that is refused, with another one; and an argument that is refused,
-//! since Google gives the same code to what was altered on the way to it. An answer that was altered on its way to us is
-//! tried again like any failure inside the provider, and never used.
+//! Two answers are met by one more try at once: a token that is refused, with another one; and an
+//! argument that is refused, since Google gives the same code to what was altered on the way to it.
+//! An answer that was altered on its way to us is tried again like any failure inside the provider,
+//! and never used.
 
 mod errors;
 mod login;
@@ -42,7 +44,8 @@ use crate::kms::budget::Share;
 use crate::kms::call::{Call, CallPolicy, Failed, each};
 use crate::kms::http::{Http, HttpSettings, Reply};
 use crate::kms::{
-    Answer, DekBinding, Exposure, Generated, ItemResult, Kms, KmsError, KmsErrorClass, Purpose, Requests,
+    Answer, Connections, DekBinding, Exposure, Generated, ItemResult, Kms, KmsDiagnosis, KmsError,
+    KmsErrorClass, KmsProfile, Purpose, RequestCounts, RewrapCost,
 };
 use crate::model::{KeyVersion, Wrapped};
 
@@ -50,12 +53,14 @@ use errors::Asked;
 use login::{Granted, Login};
 use token::Tokens;
 
-/// What rotation takes at a time: 128 calls, some seconds at the default of 16 at once and Google's latencies.
+/// The DEKs that a rotation takes at a time: 128 calls, some seconds at 16 concurrent ones and
+/// Google's latencies.
 const BATCH: usize = 64;
-/// A decrypt and an encrypt.
+/// The requests of a re-wrap: a decrypt and an encrypt.
 const REWRAP_CALLS: NonZeroU32 = NonZeroU32::new(2).expect("two");
 
-/// Rights that wrap nothing, and that would let whoever has our credential turn the key off, destroy it or give it away.
+/// Rights that wrap nothing, and that would let whoever has our credential turn the key off,
+/// destroy it or give it away.
 const TOO_MUCH: [&str; 4] = [
     "cloudkms.cryptoKeys.setIamPolicy",
     "cloudkms.cryptoKeys.update",
@@ -124,9 +129,19 @@ impl GcpKms {
         });
         Ok(Self { google, keeper })
     }
+
+    /// The counts of this key's requests.
+    pub fn request_counts(&self) -> Arc<RequestCounts> {
+        self.google.calls.counts()
+    }
+
+    /// The connections to this key's server.
+    pub fn connections(&self) -> Arc<dyn Connections> {
+        self.google.http.clone()
+    }
 }
 
-/// Where requests may go, and whether the credential is a person's.
+/// The origins that requests may go to, and whether the credential is a person's.
 fn identity_of(settings: &GcpSettings) -> Result<(Vec<Url>, bool), Mistake> {
     let mut origins = vec![settings.endpoint.clone(), settings.iam_endpoint.clone()];
     let credentials = match &settings.identity {
@@ -219,22 +234,19 @@ impl Kms for GcpKms {
         Ok(wrapped.key_version)
     }
 
-    fn hang_up(&self) {
-        self.google.http.hang_up();
+    fn profile(&self) -> KmsProfile {
+        KmsProfile {
+            batch_limit: BATCH,
+            rewrap_cost: RewrapCost::PerDek(REWRAP_CALLS.get()),
+            logs_context: false,
+            anybody_wraps: false,
+            unnamed_version: None,
+        }
     }
+}
 
-    fn requests(&self) -> Requests {
-        self.google.calls.requests()
-    }
-
-    fn batch_limit(&self) -> usize {
-        BATCH
-    }
-
-    fn rewrap_calls(&self, items: u64) -> u64 {
-        items * u64::from(REWRAP_CALLS.get())
-    }
-
+#[async_trait]
+impl KmsDiagnosis for GcpKms {
     async fn exposure(&self) -> Vec<Exposure> {
         let mut found = Vec::new();
         if self.google.personal {
@@ -253,7 +265,7 @@ impl Kms for GcpKms {
     }
 }
 
-/// Google gives no id of the request.
+/// An answer without a request id: Google gives none.
 fn answer<T>(value: T) -> Answer<T> {
     Answer { value, request_id: None }
 }
@@ -288,7 +300,7 @@ impl Google {
         self.call(Asked::Decrypt, ":decrypt", body, share, deadline, |reply| wire::dek(&reply.body)).await
     }
 
-    /// How many of these rights we have on the key. Needs none itself.
+    /// The number of these rights that we have on the key. The question needs none itself.
     async fn held(&self, permissions: &[&str]) -> Result<usize, KmsError> {
         #[derive(Deserialize)]
         struct Held {
@@ -323,7 +335,7 @@ impl Google {
         self.calls.run(Call { asked: asked.of_any(), share, deadline }, once).await
     }
 
-    /// Sends a request; once more where the first answer is of the kind that one more try may mend.
+    /// Sends a request, and once more where the first answer is one that another attempt may mend.
     async fn send(
         &self,
         url: &Url,
@@ -363,7 +375,7 @@ impl Google {
     }
 }
 
-/// A path under an address, whatever path that has itself.
+/// The URL of a path under an address that may have a path itself.
 fn under(address: &Url, path: &str) -> Result<Url, KmsError> {
     Url::parse(&format!("{}/{path}", address.as_str().trim_end_matches('/')))
         .map_err(|_| KmsError::local(KmsErrorClass::Misconfigured))

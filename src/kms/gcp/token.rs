@@ -1,14 +1,16 @@
 //! The access token that every request carries, and how it stays alive.
 //!
-//! - One is asked for at a time; who waits gets what came of it, unless all that came is that the other's time was up.
-//!   Who hangs up meanwhile takes nothing with it.
-//! - It is replaced in the background after [`LONGEST_USE`], or in the last quarter of its time (at most 225 seconds: the
-//!   metadata server has a new one from 300 seconds before the end on). While that fails the old one goes on being used, so
-//!   an outage of the token endpoint shows only when the token ends. Where the credential is refused, which Google may do
-//!   long before it refuses the token, the old one is dropped after [`REFUSALS`] refusals in a row.
+//! - One is asked for at a time; who waits gets what came of it, unless all that came is that the
+//!   other's time was up. Who hangs up meanwhile takes nothing with it.
+//! - It is replaced in the background after [`LONGEST_USE`], or in the last quarter of its time (at
+//!   most 225 seconds: the metadata server has a new one from 300 seconds before the end on). While
+//!   that fails the old one goes on being used, so an outage of the token endpoint shows only when
+//!   the token ends. Where the credential is refused, which Google may do long before it refuses
+//!   the token, the old one is dropped after [`REFUSALS`] refusals in a row.
 //! - One that Cloud KMS refuses is replaced at once, and the call tried once more.
-//! - A credential that is refused, by the token endpoint or by Cloud KMS with a token that was new, is not shown again at
-//!   once: there is a pause that doubles from one second to sixty, unless the credential changes meanwhile.
+//! - A credential that is refused, by the token endpoint or by Cloud KMS with a token that was new,
+//!   is not shown again at once: there is a pause that doubles from one second to sixty, unless the
+//!   credential changes meanwhile.
 //!
 //! Tokens are never shown; what is logged is that one could not be had, and the class.
 
@@ -28,11 +30,13 @@ use super::login::{Credential, Granted, Login};
 const RENEWAL_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// How long a token is used before another one is asked for: a key that was deleted shows by then.
 const LONGEST_USE: Duration = Duration::from_secs(900);
-/// After so many refused renewals in a row the token in use is dropped: one may be an answer of a part that lags.
+/// After so many refused renewals in a row the token in use is dropped: one may be an answer of a
+/// part that lags.
 const REFUSALS: u32 = 3;
 /// How long before its end a token is replaced, at most.
 const EARLY: Duration = Duration::from_secs(225);
-/// How long a token counts at least and at most, whatever is said of it: one that ends before is refused and replaced.
+/// How long a token counts at least and at most, whatever is said of it: one that ends before is
+/// refused and replaced.
 const LIFE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(12 * 3600));
 /// How long the keeper sleeps at most: another token may have come meanwhile.
 const WATCH: Duration = Duration::from_secs(1);
@@ -115,8 +119,8 @@ impl Tokens {
         *gate = Some(Failure { at: Instant::now(), error: error.clone(), refused });
     }
 
-    /// Replaces the token if that is due, and says when to look again. Called again and again in the background, so that a
-    /// server without traffic keeps its token.
+    /// Replaces the token if that is due, and says when to look again. Called again and again in
+    /// the background, so that a server without traffic keeps its token.
     pub(super) async fn keep(self: &Arc<Self>, deadline: impl Fn() -> Instant) -> Duration {
         let Some(held) = self.held().clone() else { return WATCH };
         if Instant::now() >= held.renew_at
@@ -198,7 +202,8 @@ impl Tokens {
         }
     }
 
-    /// The pause before the token that is held, where that one, too, is replaced soon after it came.
+    /// The pause before the token that is held, where that one, too, is replaced soon after it
+    /// came.
     fn just_refused(&self, credential: &Credential) -> Option<Duration> {
         let held = self.held();
         let young = held.as_ref().filter(|held| held.since.elapsed() < PAUSES.1)?;

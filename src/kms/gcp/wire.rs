@@ -1,15 +1,16 @@
 //! Bodies and answers of `encrypt` and `decrypt`
 //! (<https://cloud.google.com/kms/docs/reference/rest/v1/projects.locations.keyRings.cryptoKeys/encrypt>).
 //!
-//! **Associated data.** Every DEK is bound to its tenant and id: 43 bytes, `byok-dek-v1` in ASCII, the tenant's uid (16
-//! bytes), the DEK's id (16). [`SCHEME`] says so in each row. A probe's has `purpose=probe` in ASCII after them.
+//! **Associated data.** Every DEK is bound to its tenant and id: 43 bytes, `byok-dek-v1` in ASCII,
+//! the tenant's uid (16 bytes), the DEK's id (16). [`SCHEME`] says so in each row. A probe's has
+//! `purpose=probe` in ASCII after them.
 //!
-//! **Checksums.** All that is sent goes with its CRC32C (RFC 3720, appendix B.4), and an answer counts only if Google says
-//! that it verified each, and its own checksum fits. What does not is never used
-//! (<https://cloud.google.com/kms/docs/data-integrity-guidelines>).
+//! **Checksums.** All that is sent goes with its CRC32C (RFC 3720, appendix B.4), and an answer
+//! counts only if Google says that it verified each, and its own checksum fits. What does not is
+//! never used (<https://cloud.google.com/kms/docs/data-integrity-guidelines>).
 //!
-//! A DEK in base64, and its checksum, are as secret as the DEK: bodies are written into memory that is wiped, and answers
-//! are read in place.
+//! A DEK in base64, and its checksum, are as secret as the DEK: bodies are written into memory that
+//! is wiped, and answers are read in place.
 
 use std::borrow::Cow;
 use std::num::NonZeroU64;
@@ -29,22 +30,23 @@ use crate::model::{KeyVersion, Wrapped};
 /// The wrap scheme of this provider: the DEK's 32 bytes are the plaintext, bound by [`associated`].
 pub(super) const SCHEME: i16 = 1;
 
-/// A ciphertext is some 115 bytes. What is longer was altered, and is not sent.
+/// The longest ciphertext that is sent: ours are some 115 bytes, a longer one was altered.
 const MAX_WRAPPED_BYTES: usize = 4096;
-/// A DEK is 44 characters in base64.
+/// The length of a DEK in base64.
 const DEK_CHARACTERS: usize = 44;
-/// The digits of a checksum.
+/// The most digits of a checksum.
 const CRC_DIGITS: usize = 10;
 const LABEL: &[u8] = b"byok-dek-v1";
 
 static CRC32C: Crc<u32, Table<1>> = Crc::<u32, Table<1>>::new(&CRC_32_ISCSI);
 
-/// What a DEK is bound to at Google.
+/// The additional authenticated data that binds a DEK at Google.
 fn associated(binding: DekBinding) -> Vec<u8> {
     let purpose: &[u8] = match binding.purpose {
         Purpose::Record | Purpose::RecordAhead | Purpose::RecordProbed => b"",
         Purpose::Probe => b"purpose=probe",
-        // Google logs no associated data, so nobody asks for this; it is bound to what it is all the same.
+        // Google logs no associated data, so nobody asks for this; it is bound to what it is all
+        // the same.
         Purpose::Checkpoint(_) => b"purpose=checkpoint",
     };
     [LABEL, &binding.tenant.0, binding.dek_id.as_bytes(), purpose].concat()
@@ -59,7 +61,7 @@ pub(super) fn encrypt_body(binding: DekBinding, dek: &Dek) -> Zeroizing<Vec<u8>>
     body(binding, ["{\"plaintext\":\"", "\",\"plaintextCrc32c\":\""], text.as_ref(), checksum)
 }
 
-/// The body of `decrypt`. No secret.
+/// The body of `decrypt`, which holds no secret.
 pub(super) fn decrypt_body(binding: DekBinding, ciphertext: &[u8]) -> Zeroizing<Vec<u8>> {
     let text = STANDARD.encode(ciphertext);
     let mut checksum = [0; CRC_DIGITS];
@@ -81,7 +83,7 @@ fn body(binding: DekBinding, names: [&str; 2], text: &[u8], checksum: &[u8]) -> 
     body
 }
 
-/// In decimal, without a copy on the heap.
+/// Writes a checksum in decimal, without a copy on the heap.
 fn digits(mut number: u32, into: &mut [u8; CRC_DIGITS]) -> &[u8] {
     let mut at = CRC_DIGITS;
     loop {
@@ -96,7 +98,8 @@ fn digits(mut number: u32, into: &mut [u8; CRC_DIGITS]) -> &[u8] {
 
 /// The ciphertext to send, if this can be one that the key made.
 pub(super) fn ciphertext<'a>(wrapped: &'a Wrapped, key: &GcpKey) -> Result<&'a [u8], KmsErrorClass> {
-    // The name in the row comes from the database; the key is the one that is configured, whatever it says.
+    // The name in the row comes from the database; the key is the one that is configured, whatever
+    // it says.
     if *wrapped.key_version.key != *key.key {
         return Err(KmsErrorClass::WrappedByAnotherKey);
     }
@@ -115,8 +118,8 @@ pub(super) fn version_number(version: &KeyVersion) -> Option<NonZeroU64> {
     version.version.bytes().all(|byte| byte.is_ascii_digit()).then(|| version.version.parse().ok())?
 }
 
-/// The wrapped DEK in an answer of `encrypt`; `None` unless all of it was verified, under our key and the version that was
-/// asked for.
+/// The wrapped DEK in an answer of `encrypt`; `None` unless all of it was verified, under our key
+/// and the version that was asked for.
 pub(super) fn wrapped(json: &[u8], key: &GcpKey, asked: Option<NonZeroU64>) -> Option<Wrapped> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -170,8 +173,8 @@ pub(super) fn dek(json: &[u8]) -> Option<Dek> {
     (answer.plaintext_crc32c.parse() == Ok(CRC32C.checksum(bytes))).then(|| Dek::from_slice(bytes))?
 }
 
-/// The number of the version that an answer names, if it is one of our key. A project may be configured by its number and
-/// answered by its id, or the other way round.
+/// The number of the version that an answer names, if it is one of our key. A project may be
+/// configured by its number and answered by its id, or the other way round.
 fn version_of(name: &str, key: &GcpKey) -> Option<NonZeroU64> {
     let (project, rest) = name.strip_prefix("projects/")?.split_once('/')?;
     let number = |project: &str| project.bytes().all(|byte| byte.is_ascii_digit());

@@ -6,11 +6,13 @@
 //! | token file | read again; another token is tried once | `renew-self`, and whoever writes the file |
 //! | AppRole, Kubernetes | a new login, then tried once | `renew-self`, a new login when that fails or nears the maximum |
 //!
-//! A lease is renewed when two thirds of it are over. A login that Vault refuses is not tried again at once: `kms::pacing`
-//! says when. What may count towards the lockout of an AppRole is a 400; a role that is locked out, a mount that is missing
-//! and a service account that is refused (403) are not counted.
+//! A lease is renewed when two thirds of it are over. A login that Vault refuses is not tried again
+//! at once: `kms::pacing` says when. What may count towards the lockout of an AppRole is a 400; a
+//! role that is locked out, a mount that is missing and a service account that is refused (403) are
+//! not counted.
 //!
-//! Tokens are never shown; what is logged is that a renewal or login failed, its class, and when the next login is tried.
+//! Tokens are never shown; what is logged is that a renewal or login failed, its class, and when
+//! the next login is tried.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -33,10 +35,11 @@ use crate::model::{Clock as _, SystemClock};
 use super::errors;
 use super::transport::Transport;
 
-/// A token that a login gave less than this ago is not replaced because a policy denies something: a new one would be
-/// denied the same. An older one is, since a role's new policies come with a new login only.
+/// The age below which a token is not replaced because a policy denies something: a new one would
+/// be denied the same. An older one is replaced, since a role's new policies come with a new login
+/// only.
 const POLICY_PATIENCE: Duration = Duration::from_secs(10);
-/// No lease is counted for longer: Vault's own limit is 32 days unless it is raised.
+/// The longest lease that is counted: Vault's own limit is 32 days unless it is raised.
 const LONGEST_LEASE: Duration = Duration::from_secs(366 * 24 * 3600);
 /// How long after a failed renewal the next one is tried, at least and at most.
 const RENEWAL_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -101,11 +104,13 @@ impl Auth {
         }
     }
 
-    /// Vault refused a token with this class. Whether there may be another one now, so that trying once more makes sense.
+    /// Vault refused a token with this class. Whether there may be another one now, so that trying
+    /// once more makes sense.
     pub(super) fn refused(&self, token: &Arc<SecretText>, class: KmsErrorClass) -> bool {
         match &self.way {
             VaultLogin::Token(_) => false,
-            // Two writes within one tick of the file system's clock have one stamp: look at the text.
+            // Two writes within one tick of the file system's clock have one stamp: look at the
+            // text.
             VaultLogin::TokenFile(path) => {
                 self.read_token(path).is_ok_and(|now| now.expose() != token.expose())
             }
@@ -123,8 +128,8 @@ impl Auth {
         }
     }
 
-    /// Renews what is due, and says when something is due next, if that is known. Called again and again in the background,
-    /// so that a server without traffic keeps its token.
+    /// Renews what is due, and says when something is due next, if that is known. Called again and
+    /// again in the background, so that a server without traffic keeps its token.
     pub(super) async fn keep(&self, deadline: Instant) -> Option<Duration> {
         self.keep_now(deadline).await;
         let held = self.held().clone()?;
@@ -227,7 +232,8 @@ impl Auth {
         }
         let request = self.request()?;
         gate.pacing.may_show(&request.credential)?;
-        // In a task and a time of its own: a caller that hangs up, or whose time is up, must not leave a refusal unnoticed.
+        // In a task and a time of its own: a caller that hangs up, or whose time is up, must not
+        // leave a refusal unnoticed.
         let login = tokio::spawn(log_in(
             Arc::clone(&self.transport),
             request,

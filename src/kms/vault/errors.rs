@@ -1,21 +1,23 @@
-//! What Vault's and OpenBao's errors mean. They have no error codes: the HTTP status tells some causes apart, for the others
-//! there is only the text, so the texts stand here, in one table. Each of Vault's was given by a real Vault 1.21.0, and a
-//! test provokes it again (`tests/it/kms_vault_errors.rs`); those of OpenBao alone are replayed there as its source has them. The
-//! texts are compared and go no further.
+//! The meaning of Vault's and OpenBao's errors. They have no error codes: the HTTP status tells
+//! some causes apart, for the others there is only the text, so the texts stand here, in one table.
+//! Each of Vault's was given by a real Vault 1.21.0, and a test provokes it again
+//! (`tests/it/kms_vault_errors.rs`); those of OpenBao alone are replayed there as its source has
+//! them. The texts are compared and go no further.
 
 use serde::Deserialize;
 
 use crate::kms::http::Reply;
 use crate::kms::{KmsError, KmsErrorClass};
 
-/// The key type that every encrypt names, so that it can never create a key: where the key exists Vault ignores the
-/// field, where it would create one it refuses this type, which signs only. See [`super::transit`].
+/// The key type that every encrypt names, so that it can never create a key: where the key exists
+/// Vault ignores the field, where it would create one it refuses this type, which signs only. See
+/// [`super::transit`].
 pub(super) const TYPE_THAT_IS_NEVER_CREATED: &str = "ecdsa-p256";
 
-/// How a text of the table is compared.
+/// The comparison of a text of the table.
 enum Text {
     Is(&'static str),
-    /// What follows names a key type or a path.
+    /// A comparison of the beginning: a key type or a path follows.
     Begins(&'static str),
 }
 
@@ -28,7 +30,8 @@ const TEXTS: &[(Text, KmsErrorClass)] = &[
         KmsErrorClass::CredentialInvalid,
     ),
     (Text::Is("invalid role or secret ID"), KmsErrorClass::CredentialInvalid),
-    // OpenBao from 2.3 on, and Vault Enterprise: an administrator's lock on a namespace. The path follows.
+    // OpenBao from 2.3 on, and Vault Enterprise: an administrator's lock on a namespace. The path
+    // follows.
     (
         Text::Begins("API access to this namespace has been locked by an administrator"),
         KmsErrorClass::AccessDenied,
@@ -72,7 +75,7 @@ const TEXTS: &[(Text, KmsErrorClass)] = &[
     (Text::Is("1 error occurred:\n\t* unsupported path\n\n"), KmsErrorClass::Misconfigured),
 ];
 
-/// What the text of one item's error means.
+/// The meaning of the text of one item's error.
 pub(super) fn of_text(text: &str) -> Option<KmsErrorClass> {
     TEXTS.iter().find_map(|(known, class)| {
         let matches = match known {
@@ -83,7 +86,7 @@ pub(super) fn of_text(text: &str) -> Option<KmsErrorClass> {
     })
 }
 
-/// The error of an answer that is one as a whole.
+/// The error of an answer that failed as a whole.
 pub(super) fn of_reply(reply: &Reply) -> KmsError {
     #[derive(Deserialize)]
     struct Refusal {
@@ -93,12 +96,14 @@ pub(super) fn of_reply(reply: &Reply) -> KmsError {
     let texts =
         serde_json::from_slice::<Refusal>(&reply.body).map(|refusal| refusal.errors).unwrap_or_default();
     let class = match reply.status {
-        // Only what Vault itself says may pass for a refusal of the key: a proxy has a 403 of its own.
+        // Only what Vault itself says may pass for a refusal of the key: a proxy has a 403 of its
+        // own.
         401 | 403 if texts.is_empty() => KmsErrorClass::Internal,
         429 => KmsErrorClass::Throttled,
         status => texts.iter().find_map(|text| of_text(text)).unwrap_or(match status {
             401 | 403 => KmsErrorClass::AccessDenied,
-            // Redirects are not followed (see `transport`); the others mean a wrong address or mount.
+            // Redirects are not followed (see `transport`); the others mean a wrong address or
+            // mount.
             300..=399 | 404 | 405 | 413 => KmsErrorClass::Misconfigured,
             // What stands before Vault does not reach it.
             502..=504 => KmsErrorClass::Unreachable,
@@ -108,8 +113,8 @@ pub(super) fn of_reply(reply: &Reply) -> KmsError {
     KmsError::answered(class, reply.status, None)
 }
 
-/// The error of a login that was refused: whatever the text, it is our credential that Vault does not take. A locked-out
-/// role and a missing mount both read `permission denied`.
+/// The error of a login that was refused: whatever the text, Vault does not accept our credential.
+/// A locked-out role and a missing mount both read `permission denied`.
 pub(super) fn of_login(reply: &Reply) -> KmsError {
     let error = of_reply(reply);
     match (reply.status, error.class) {

@@ -7,12 +7,13 @@
 //! | `auth` | the token, its renewal, logins |
 //! | `transport` | one request |
 //!
-//! What the token needs is `update` on `<mount>/encrypt/<key>`, `decrypt/<key>` and `rewrap/<key>`, and on `auth/token/renew-self`
-//! where it has an end. The current key version is learned by wrapping a random value, so no metadata is read but for `doctor`.
+//! What the token needs is `update` on `<mount>/encrypt/<key>`, `decrypt/<key>` and `rewrap/<key>`,
+//! and on `auth/token/renew-self` where it has an end. The current key version is learned by
+//! wrapping a random value, so no metadata is read but for `doctor`.
 //!
-//! One refusal of the token is answered by one more try with another token, where there is one. OpenBao refuses a token that has
-//! ended with the words for a right that is missing: `auth/token/lookup-self` tells the two apart where the token has the
-//! policy `default`.
+//! One refusal of the token is answered by one more try with another token, where there is one.
+//! OpenBao refuses a token that has ended with the words for a right that is missing:
+//! `auth/token/lookup-self` tells the two apart where the token has the policy `default`.
 
 mod auth;
 mod errors;
@@ -36,15 +37,17 @@ use crate::kms::budget::Share;
 use crate::kms::call::{Call, CallPolicy, Failed, each};
 use crate::kms::http::Reply;
 use crate::kms::{
-    Answer, Asked, DekBinding, Exposure, Generated, ItemResult, Kms, KmsError, KmsErrorClass, Requests,
+    Answer, Asked, Connections, DekBinding, Exposure, Generated, ItemResult, Kms, KmsDiagnosis, KmsError,
+    KmsErrorClass, KmsProfile, RequestCounts, RewrapCost,
 };
 use crate::model::{KeyVersion, Wrapped};
 
 use auth::Auth;
 use transport::Transport;
 
-/// Items of one request. Measured at Vault 1.21.0: from here on longer batches raise throughput little, and latency in
-/// proportion; a request is some 20 KiB, far below the 32 MiB that Vault takes.
+/// The most items of one request. Measured at Vault 1.21.0: from here on longer batches raise
+/// throughput little, and latency in proportion; a request is some 20 KiB, far below the 32 MiB
+/// that Vault takes.
 const BATCH: usize = 256;
 /// How long the keeper sleeps at most: another token may have come meanwhile.
 const LEASE_WATCH: Duration = Duration::from_secs(1);
@@ -66,8 +69,8 @@ struct Vault {
 }
 
 impl VaultTransit {
-    /// Reads the certificate files that `settings` names. Nothing is sent before the first call but the renewal of a token
-    /// that was given to us, in the background.
+    /// Reads the certificate files that `settings` names. Nothing is sent before the first call but
+    /// the renewal of a token that was given to us, in the background.
     ///
     /// # Errors
     ///
@@ -96,9 +99,19 @@ impl VaultTransit {
         Ok(Self { vault, keeper })
     }
 
-    /// Whether an ordinary encrypt with our token would create a key that is missing: it may `create` on the path and
-    /// `disable_upsert` is not known to be set. We never do (see `transit`); it is worth a warning all the same. `None`
-    /// when Vault does not tell.
+    /// The counts of this key's requests.
+    pub fn request_counts(&self) -> Arc<RequestCounts> {
+        self.vault.calls.counts()
+    }
+
+    /// The connections to this key's server.
+    pub fn connections(&self) -> Arc<dyn Connections> {
+        self.vault.transport.clone()
+    }
+
+    /// Whether an ordinary encrypt with our token would create a key that is missing: it may
+    /// `create` on the path and `disable_upsert` is not known to be set. We never do (see
+    /// `transit`); it is worth a warning all the same. `None` when Vault does not tell.
     pub async fn upsert_possible(&self) -> Option<bool> {
         #[derive(Deserialize)]
         struct Capabilities {
@@ -184,29 +197,27 @@ impl Kms for VaultTransit {
         Ok(answer.value.key_version)
     }
 
-    fn hang_up(&self) {
-        self.vault.transport.hang_up();
+    fn profile(&self) -> KmsProfile {
+        KmsProfile {
+            batch_limit: BATCH,
+            rewrap_cost: RewrapCost::PerBatch(BATCH),
+            logs_context: false,
+            anybody_wraps: false,
+            unnamed_version: None,
+        }
     }
+}
 
-    fn requests(&self) -> Requests {
-        self.vault.calls.requests()
-    }
-
-    fn batch_limit(&self) -> usize {
-        BATCH
-    }
-
-    fn rewrap_calls(&self, items: u64) -> u64 {
-        items.div_ceil(BATCH as u64)
-    }
-
+#[async_trait]
+impl KmsDiagnosis for VaultTransit {
     async fn knows_credential(&self) -> Option<bool> {
         let vault = &*self.vault;
         let deadline = vault.calls.deadline();
         match vault.request(Method::GET, "auth/token/lookup-self", Bytes::new(), deadline).await {
             Ok(_) => Some(true),
             Err(error) if error.class == KmsErrorClass::CredentialInvalid => Some(false),
-            // OpenBao answers so to a token that has ended, and to one without the policy `default`.
+            // OpenBao answers so to a token that has ended, and to one without the policy
+            // `default`.
             Err(_) => None,
         }
     }
@@ -224,7 +235,7 @@ impl Kms for VaultTransit {
 }
 
 impl Vault {
-    /// What the key's own description says against it, where we may read that
+    /// The exposures in the key's own description, where we may read that
     /// (<https://developer.hashicorp.com/vault/api-docs/secret/transit#read-key>).
     async fn made_how(&self) -> Vec<Exposure> {
         #[derive(Deserialize)]
@@ -283,7 +294,8 @@ impl Vault {
         self.batch(&path, Bytes::from_owner(body), deks.len(), call, read).await
     }
 
-    /// Decrypt or rewrap. What cannot be sent fails alone; what can goes in one request.
+    /// Decrypts or re-wraps a batch. An item that cannot be sent fails alone; the others go in one
+    /// request.
     async fn of_ciphertexts<T>(
         &self,
         operation: &str,
@@ -311,7 +323,8 @@ impl Vault {
             .collect()
     }
 
-    /// The name in the row must be that of our key: it comes from the database, and must not choose a path in Vault.
+    /// The ciphertext of a wrapped DEK. The name in its row must be that of our key: it comes from
+    /// the database, and must not choose a path in Vault.
     fn ciphertext<'a>(&self, wrapped: &'a Wrapped) -> Result<&'a str, KmsErrorClass> {
         if wrapped.key_version.key != self.key {
             return Err(KmsErrorClass::WrappedByAnotherKey);
@@ -334,7 +347,7 @@ impl Vault {
         answer.await.unwrap_or_else(|error| (0..count).map(|_| Err(error.clone())).collect())
     }
 
-    /// For `doctor`.
+    /// Makes a request for `doctor`.
     async fn request(
         &self,
         method: Method,

@@ -1,18 +1,22 @@
 //! Bodies and answers of the Transit engine's batch endpoints
 //! (<https://developer.hashicorp.com/vault/api-docs/secret/transit>).
 //!
-//! **No key is ever created.** Vault's encrypt creates a key that does not exist when the token has `create` on the path
-//! and `disable_upsert` is off; data would then be wrapped under a key that the customer never made. Every encrypt
-//! therefore names the type `ecdsa-p256`. The field is read only where a key is to be created, and a key of a type that
-//! cannot encrypt is refused there, in the same request: nothing is checked first, so nothing can happen in between.
-//! Decrypt and rewrap create nothing. What remains: a key that somebody deletes and makes anew under the same name is
-//! another key; what the first one wrapped is then [`InvalidWrappedDek`](KmsErrorClass::InvalidWrappedDek). Customers
-//! should also give `update` only, and set `disable_upsert`.
+//! **No key is ever created.** Vault's encrypt creates a key that does not exist when the token has
+//! `create` on the path and `disable_upsert` is off; data would then be wrapped under a key that
+//! the customer never made. Every encrypt therefore names the type `ecdsa-p256`. The field is read
+//! only where a key is to be created, and a key of a type that cannot encrypt is refused there, in
+//! the same request: nothing is checked first, so nothing can happen in between. Decrypt and rewrap
+//! create nothing. What remains: a key that somebody deletes and makes anew under the same name is
+//! another key; what the first one wrapped is then
+//! [`InvalidWrappedDek`](KmsErrorClass::InvalidWrappedDek). Customers should also give `update`
+//! only, and set `disable_upsert`.
 //!
-//! **No associated data.** Vault's rewrap does not take it along, so a DEK bound that way could not be rotated. The
-//! commitment in each token binds tenant and DEK id. [`SCHEME`] says so in each row.
+//! **No associated data.** Vault's rewrap does not take it along, so a DEK bound that way could not
+//! be rotated. The commitment in each token binds tenant and DEK id. [`SCHEME`] says so in each
+//! row.
 //!
-//! A DEK in base64 is as secret as the DEK: bodies are written into memory that is wiped, and answers are read in place.
+//! A DEK in base64 is as secret as the DEK: bodies are written into memory that is wiped, and
+//! answers are read in place.
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -29,13 +33,15 @@ use crate::model::{KeyVersion, Wrapped};
 
 use super::errors::{self, TYPE_THAT_IS_NEVER_CREATED};
 
-/// The wrap scheme of this provider: the DEK's 32 bytes are the plaintext, nothing is bound to them.
+/// The wrap scheme of this provider: the DEK's 32 bytes are the plaintext, nothing is bound to
+/// them.
 pub(super) const SCHEME: i16 = 1;
 
-/// A `vault:vN:` ciphertext is some 80 bytes, 700 under RSA-4096. What is longer was altered, and is not sent.
+/// The longest ciphertext that is sent: ours are some 80 bytes, 700 under RSA-4096; a longer one
+/// was altered.
 const MAX_WRAPPED_BYTES: usize = 4096;
 
-/// A DEK is 44 characters in base64.
+/// The length of a DEK in base64.
 const DEK_CHARACTERS: usize = 44;
 
 /// The body of `encrypt/<key>`.
@@ -65,7 +71,7 @@ pub(super) fn encrypt_body<'a>(
     body
 }
 
-/// The body of `decrypt/<key>` and `rewrap/<key>`. No secret.
+/// The body of `decrypt/<key>` and `rewrap/<key>`, which holds no secret.
 pub(super) fn ciphertexts_body<'a>(
     ciphertexts: impl Iterator<Item = &'a str>,
     version: Option<NonZeroU64>,
@@ -88,7 +94,7 @@ pub(super) fn ciphertext(wrapped: &Wrapped) -> Result<&str, KmsErrorClass> {
     version_of(text).map(|_| text).ok_or(KmsErrorClass::InvalidWrappedDek)
 }
 
-/// `N` of `vault:vN:…`.
+/// The number `N` of `vault:vN:…`.
 pub(super) fn version_of(ciphertext: &str) -> Option<NonZeroU64> {
     let (version, rest) = ciphertext.strip_prefix("vault:v")?.split_once(':')?;
     let digits = !rest.is_empty() && version.bytes().all(|byte| byte.is_ascii_digit());
@@ -125,7 +131,8 @@ pub(super) fn read_items<T>(
     Ok(items.collect())
 }
 
-/// The wrapped DEK in an item of `encrypt` or `rewrap`; `None` if it has none, or was not wrapped under `version`.
+/// The wrapped DEK in an item of `encrypt` or `rewrap`; `None` if it has none, or was not wrapped
+/// under `version`.
 pub(super) fn wrapped(item: &Item<'_>, key: &Arc<str>, version: Option<NonZeroU64>) -> Option<Wrapped> {
     let text = item.ciphertext?;
     let made = version_of(text)?;
@@ -144,7 +151,8 @@ pub(super) fn dek(item: &Item<'_>) -> Option<Dek> {
     Dek::from_slice(bytes.get(..length)?)
 }
 
-/// Part of `batch_results`. Borrowed, so that no copy of a DEK is made: Vault escapes no character of base64.
+/// One item of `batch_results`. It is borrowed, so that no copy of a DEK is made: Vault escapes no
+/// character of base64.
 #[derive(Deserialize)]
 pub(super) struct Item<'a> {
     plaintext: Option<&'a str>,
@@ -165,7 +173,7 @@ struct Batch<'a> {
     batch_results: Vec<Item<'a>>,
 }
 
-/// Goes into logs, so it must look like the UUID that it is.
+/// The request id, which goes into logs and so must look like the UUID that it is.
 fn request_id(text: &str) -> Option<Arc<str>> {
     let plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
     (plain && (1..=64).contains(&text.len())).then(|| text.into())

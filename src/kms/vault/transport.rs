@@ -1,6 +1,7 @@
 //! One request to Vault: its address, namespace and token on top of `kms::http`.
 //!
-//! A standby forwards requests itself unless that was turned off; one that answers 307 is a wrong `BYOK_VAULT_ADDR`.
+//! A standby forwards requests itself unless that was turned off; one that answers 307 is a wrong
+//! `BYOK_VAULT_ADDR`.
 
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Method};
@@ -11,7 +12,7 @@ use tokio::time::Instant;
 use crate::config::{Mistake, VaultSettings};
 use crate::crypto::SecretText;
 use crate::kms::http::{Http, HttpSettings, Reply};
-use crate::kms::{KmsError, KmsErrorClass};
+use crate::kms::{Connections, KmsError, KmsErrorClass};
 
 /// A client of one Vault.
 pub(super) struct Transport {
@@ -20,11 +21,18 @@ pub(super) struct Transport {
     headers: HeaderMap,
 }
 
+impl Connections for Transport {
+    fn hang_up(&self) {
+        self.http.hang_up();
+    }
+}
+
 impl Transport {
     /// Reads the certificate files; sends nothing.
     pub(super) fn new(settings: &VaultSettings) -> Result<Self, Mistake> {
         let mut headers = HeaderMap::new();
-        // Vault's agents and proxies can be told to refuse requests without it, against forged requests from browsers.
+        // Vault's agents and proxies can be told to refuse requests without it, against forged
+        // requests from browsers.
         headers.insert("X-Vault-Request", HeaderValue::from_static("true"));
         if let Some(namespace) = &settings.namespace {
             let value = HeaderValue::from_str(namespace).map_err(|_| Mistake {
@@ -45,11 +53,6 @@ impl Transport {
             timeout: settings.timeout,
         })?;
         Ok(Self { http, base: format!("{}/v1/", settings.address.as_str().trim_end_matches('/')), headers })
-    }
-
-    /// See [`Http::hang_up`].
-    pub(super) fn hang_up(&self) {
-        self.http.hang_up();
     }
 
     /// Sends one request; errors as [`Http::send`].

@@ -142,7 +142,7 @@ async fn nothing_asked_is_nothing_answered(customer: impl Customer) {
 
 async fn a_batch_above_the_limit_keeps_its_order(customer: impl Customer) {
     let kms = customer.kms();
-    let (deks, wrapped) = generated(kms, kms.batch_limit() * 2 + 1).await;
+    let (deks, wrapped) = generated(kms, kms.profile().batch_limit * 2 + 1).await;
     all_unwrap(kms, &deks, &wrapped).await;
     let to = kms.current_version().await.expect("a version");
     let again = kms.rewrap(&wrapped, &to).await.into_iter().map(|answer| answer.expect("it rewraps").value);
@@ -152,9 +152,9 @@ async fn a_batch_above_the_limit_keeps_its_order(customer: impl Customer) {
 
 async fn the_forecast_counts_the_calls(customer: impl Customer) {
     let kms = customer.kms();
-    let limit = kms.batch_limit() as u64;
+    let limit = kms.profile().batch_limit as u64;
     for items in [0, 1, limit, limit + 1] {
-        assert_eq!(kms.rewrap_calls(items), customer.rewrap_calls(items), "{items} items");
+        assert_eq!(kms.profile().rewrap_cost.calls(items), customer.rewrap_calls(items), "{items} items");
     }
 }
 

@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use byok::config::{self, Env, Reader};
-use byok::kms::{AwsKms, AzureKeyVault, GcpKms, Kms, VaultTransit};
+use byok::kms::{AwsKms, AzureKeyVault, GcpKms, Kms, KmsDiagnosis, VaultTransit};
 use futures_util::future::BoxFuture;
 use serde_json::json;
 
@@ -234,6 +234,16 @@ impl Provided {
 
 /// The provider that this environment configures.
 pub(crate) fn kms_of(env: &Env) -> Arc<dyn Kms> {
+    kms_and_diagnosis_of(env).0
+}
+
+/// The provider that this environment configures, also as `byok doctor` has it.
+pub(crate) fn kms_and_diagnosis_of(env: &Env) -> (Arc<dyn Kms>, Arc<dyn KmsDiagnosis>) {
+    fn both<P: Kms + KmsDiagnosis + 'static>(provider: P) -> (Arc<dyn Kms>, Arc<dyn KmsDiagnosis>) {
+        let provider = Arc::new(provider);
+        (provider.clone(), provider)
+    }
+
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut reader = Reader::new(env);
     let mut settings = config::Kms::read(&mut reader, false);
@@ -241,10 +251,10 @@ pub(crate) fn kms_of(env: &Env) -> Arc<dyn Kms> {
     settings.iter_mut().for_each(|settings| settings.limit_calls(limits.kms_calls_per_minute));
     let mistakes = reader.into_mistakes();
     match settings {
-        Some(config::Kms::Aws(settings)) => Arc::new(AwsKms::new(*settings).expect("it is built")),
-        Some(config::Kms::Gcp(settings)) => Arc::new(GcpKms::new(*settings).expect("it is built")),
-        Some(config::Kms::Azure(settings)) => Arc::new(AzureKeyVault::new(*settings).expect("it is built")),
-        Some(config::Kms::Vault(settings)) => Arc::new(VaultTransit::new(*settings).expect("it is built")),
+        Some(config::Kms::Aws(settings)) => both(AwsKms::new(*settings).expect("it is built")),
+        Some(config::Kms::Gcp(settings)) => both(GcpKms::new(*settings).expect("it is built")),
+        Some(config::Kms::Azure(settings)) => both(AzureKeyVault::new(*settings).expect("it is built")),
+        Some(config::Kms::Vault(settings)) => both(VaultTransit::new(*settings).expect("it is built")),
         Some(config::Kms::Local(_)) | None => panic!("{mistakes:?}"),
     }
 }

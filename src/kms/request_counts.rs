@@ -1,4 +1,4 @@
-//! What the requests to one key came to: how many, by what was asked and what came of it, and how long they took. Counts, and
+//! Counts of the requests to one key, by operation and result, and how long they took. Counts and
 //! decides nothing.
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,19 +6,20 @@ use std::time::Duration;
 
 use super::{KmsErrorClass, Verdict};
 
-/// What a request asks of the KMS. Where the KMS makes no data keys (all but AWS KMS), a DEK is made here, and to have it wrapped
-/// is [`Self::Wrap`]; where it has no operation to re-wrap, that is an [`Self::Unwrap`] and a [`Self::Wrap`].
+/// The operation that a request asks of the KMS. Where the KMS makes no data keys (all but AWS
+/// KMS), a DEK is made here and wrapped by [`Self::Wrap`]; where it has no operation to re-wrap, a
+/// re-wrap is an [`Self::Unwrap`] and a [`Self::Wrap`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asked {
-    /// A new data key, plain and wrapped.
+    /// Generation of a data key, plain and wrapped.
     Generate,
-    /// To wrap.
+    /// Wrapping of a DEK.
     Wrap,
-    /// To unwrap.
+    /// Unwrapping of a DEK.
     Unwrap,
-    /// To wrap anew what is wrapped.
+    /// Wrapping of a wrapped DEK under another key version.
     Rewrap,
-    /// Something about the key, or about our right to it.
+    /// A question about the key, or about our rights on it.
     Describe,
 }
 
@@ -37,36 +38,38 @@ impl Asked {
     }
 }
 
-/// The upper bounds of the buckets of durations, in seconds; what took longer is in one more.
+/// The upper bounds of the buckets of durations, in seconds. One more bucket has the longer ones.
 pub const BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
 
-/// What came of a request, the names in metrics: a request counts as the first of these that holds.
+/// The names of results in metrics: a request counts under the first that applies.
 const RESULTS: [&str; 7] =
     ["ok", "refused", "invalid", "misconfigured", "throttled", "timeout", "unavailable"];
-/// Why a request was not made, the names in metrics.
+/// The names in metrics of the reasons why a request was not made.
 const REASONS: [&str; 4] = ["budget", "throttled", "deadline", "login"];
 
-/// The requests of one kind that came to one result.
+/// The requests for one operation with one result.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RequestsMade {
-    /// What was asked.
+    /// The operation.
     pub asked: Asked,
-    /// `ok`, `refused` (the key, or our access to it, is off), `invalid` (this wrapped DEK does not open), `misconfigured`,
-    /// `throttled`, `timeout` or `unavailable`.
+    /// The result: `ok`, `refused` (the key, or our access to it, is off), `invalid` (this wrapped
+    /// DEK does not open), `misconfigured`, `throttled`, `timeout` or `unavailable`.
     pub result: &'static str,
-    /// How many took how long: up to each of [`BUCKETS`] and more than the one before it, then longer.
+    /// The number of requests in each bucket: up to that bound of [`BUCKETS`] and above the one
+    /// before it; the last has the longer ones.
     pub durations: [u64; BUCKETS.len() + 1],
-    /// How long they took together.
+    /// The sum of their durations.
     pub total: Duration,
 }
 
-/// What was not asked, though somebody wanted it.
+/// The requests for one operation that were wanted and, for one reason, not made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestsWithheld {
-    /// What was to be asked.
+    /// The operation.
     pub asked: Asked,
-    /// `budget` (our own bound on requests a minute), `throttled` (the KMS asked for a pause longer than the call had time),
-    /// `deadline` (no place became free in time) or `login` (the KMS refused our credential, and it is not shown again yet).
+    /// The reason: `budget` (our own bound on requests a minute), `throttled` (the KMS asked for a
+    /// pause longer than the call had time), `deadline` (no place became free in time) or `login`
+    /// (the KMS refused our credential, and it is not presented again yet).
     pub reason: &'static str,
     /// How many.
     pub count: u64,
@@ -89,15 +92,41 @@ struct Series {
     micros: AtomicU64,
 }
 
-/// Counts requests; shared by all calls of one key.
-#[derive(Default)]
-pub(super) struct Tally {
+/// The counts of one key's requests since the start, shared by all its calls.
+pub struct RequestCounts {
+    provider: &'static str,
     made: [[Series; RESULTS.len()]; Asked::ALL.len()],
     withheld: [[AtomicU64; REASONS.len()]; Asked::ALL.len()],
 }
 
-impl Tally {
-    /// A request was made, unless `class` says that none was.
+impl RequestCounts {
+    /// Counts of nothing yet; `provider` is the provider's name in metrics.
+    pub fn new(provider: &'static str) -> Self {
+        Self { provider, made: Default::default(), withheld: Default::default() }
+    }
+
+    /// A copy of all counts.
+    pub fn snapshot(&self) -> Requests {
+        let mut requests = Requests { provider: self.provider, ..Requests::default() };
+        for asked in Asked::ALL {
+            for (result, series) in RESULTS.into_iter().zip(&self.made[asked as usize]) {
+                let durations = series.durations.each_ref().map(|count| count.load(Ordering::Relaxed));
+                if durations.iter().any(|count| *count > 0) {
+                    let total = Duration::from_micros(series.micros.load(Ordering::Relaxed));
+                    requests.made.push(RequestsMade { asked, result, durations, total });
+                }
+            }
+            for (reason, count) in REASONS.into_iter().zip(&self.withheld[asked as usize]) {
+                let count = count.load(Ordering::Relaxed);
+                if count > 0 {
+                    requests.withheld.push(RequestsWithheld { asked, reason, count });
+                }
+            }
+        }
+        requests
+    }
+
+    /// Counts a request that was made; one that `class` says was not counts as withheld.
     pub(super) fn made(&self, asked: Asked, class: Option<KmsErrorClass>, took: Duration) {
         let result = match class.map(|class| (class, class.verdict())) {
             None => 0,
@@ -118,7 +147,7 @@ impl Tally {
         series.micros.fetch_add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// A request was not made.
+    /// Counts a request that was not made.
     pub(super) fn withheld(&self, asked: Asked, class: KmsErrorClass) {
         let reason = match class {
             KmsErrorClass::BudgetSpent => 0,
@@ -128,27 +157,6 @@ impl Tally {
         };
         self.withheld[asked as usize][reason].fetch_add(1, Ordering::Relaxed);
     }
-
-    /// All that was counted.
-    pub(super) fn requests(&self, provider: &'static str) -> Requests {
-        let mut requests = Requests { provider, ..Requests::default() };
-        for asked in Asked::ALL {
-            for (result, series) in RESULTS.into_iter().zip(&self.made[asked as usize]) {
-                let durations = series.durations.each_ref().map(|count| count.load(Ordering::Relaxed));
-                if durations.iter().any(|count| *count > 0) {
-                    let total = Duration::from_micros(series.micros.load(Ordering::Relaxed));
-                    requests.made.push(RequestsMade { asked, result, durations, total });
-                }
-            }
-            for (reason, count) in REASONS.into_iter().zip(&self.withheld[asked as usize]) {
-                let count = count.load(Ordering::Relaxed);
-                if count > 0 {
-                    requests.withheld.push(RequestsWithheld { asked, reason, count });
-                }
-            }
-        }
-        requests
-    }
 }
 
 #[cfg(test)]
@@ -157,12 +165,12 @@ mod tests {
 
     #[test]
     fn requests_are_counted_by_operation_outcome_and_duration() {
-        let tally = Tally::default();
-        assert_eq!(tally.requests("none"), Requests { provider: "none", ..Requests::default() });
+        let counts = RequestCounts::new("p");
+        assert_eq!(counts.snapshot(), Requests { provider: "p", ..Requests::default() });
         for millis in [1, 2, 6_000] {
-            tally.made(Asked::Unwrap, None, Duration::from_millis(millis));
+            counts.made(Asked::Unwrap, None, Duration::from_millis(millis));
         }
-        let [requests] = tally.requests("p").made[..] else { panic!("one kind") };
+        let [requests] = counts.snapshot().made[..] else { panic!("one kind") };
         assert_eq!((requests.asked, requests.result), (Asked::Unwrap, "ok"));
         assert_eq!(requests.durations, [1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
         assert_eq!(requests.total, Duration::from_millis(6_003));
@@ -180,16 +188,16 @@ mod tests {
             (KmsErrorClass::Sealed, "unavailable"),
             (KmsErrorClass::Unreachable, "unavailable"),
         ] {
-            let tally = Tally::default();
-            tally.made(Asked::Wrap, Some(class), Duration::ZERO);
-            let requests = tally.requests("p");
+            let counts = RequestCounts::new("p");
+            counts.made(Asked::Wrap, Some(class), Duration::ZERO);
+            let requests = counts.snapshot();
             assert_eq!((requests.made[0].result, requests.withheld.len()), (result, 0), "{class:?}");
         }
         for (class, reason) in [(KmsErrorClass::BudgetSpent, "budget"), (KmsErrorClass::LoginPaused, "login")]
         {
-            let tally = Tally::default();
-            tally.made(Asked::Wrap, Some(class), Duration::ZERO);
-            let requests = tally.requests("p");
+            let counts = RequestCounts::new("p");
+            counts.made(Asked::Wrap, Some(class), Duration::ZERO);
+            let requests = counts.snapshot();
             assert_eq!((requests.made.len(), requests.withheld[0].reason), (0, reason), "{class:?}");
         }
     }
