@@ -1,10 +1,11 @@
 //! The servers: PostgreSQL and Vault from `scripts/servers`, byok's release binary, and the baselines. All are stopped
 //! when this ends.
 
-use std::io::{BufRead as _, BufReader};
-use std::net::SocketAddr;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -144,16 +145,17 @@ impl Server {
             (None, None) => return Err("a server without output".to_owned()),
         };
         let mut lines = BufReader::new(output).lines().map_while(Result::ok);
-        let (mut said, mut listening) = (String::new(), None);
+        let mut said = String::new();
         for line in lines.by_ref() {
             let event: Value = serde_json::from_str(&line).unwrap_or_default();
-            if event["message"] == "listening" {
-                listening = event["address"].as_str().map(str::to_owned);
-            }
-            let text = if event["message"] == "ready" { listening.as_deref() } else { Some(line.as_str()) };
+            let is_byok = event["message"] == "listening";
+            let text = if is_byok { event["address"].as_str() } else { Some(line.as_str()) };
             if let Some(address) = text.and_then(|text| text.parse().ok()) {
                 // Whatever it says later is a warning.
                 std::thread::spawn(move || lines.for_each(|line| eprintln!("{line}")));
+                if is_byok {
+                    until_ready(address)?;
+                }
                 return Ok(Self { child, address });
             }
             said.push_str(&line);
@@ -162,6 +164,24 @@ impl Server {
         let _ = child.wait();
         Err(format!("a server ended instead of serving:\n{said}"))
     }
+}
+
+/// Waits until `/ready` is 200: byok listens before it has reached its database.
+fn until_ready(address: SocketAddr) -> Result<(), String> {
+    let ready = || -> std::io::Result<bool> {
+        let mut stream = TcpStream::connect(address)?;
+        stream.write_all(b"GET /ready HTTP/1.1\r\nhost: byok\r\nconnection: close\r\n\r\n")?;
+        let mut status = String::new();
+        BufReader::new(stream).read_line(&mut status)?;
+        Ok(status.starts_with("HTTP/1.1 200"))
+    };
+    for _ in 0..300 {
+        if ready().map_err(|error| format!("a server that does not answer /ready: {error}"))? {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Err("a server that is not ready after 30 s".to_owned())
 }
 
 impl Drop for Server {
