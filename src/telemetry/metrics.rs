@@ -197,7 +197,11 @@ impl Default for Metrics {
         registry.register("probes", "Probes of keys by this server, by outcome", Clone::clone(&probes));
         let pool = PoolMetrics::default();
         registry.register("dek_pool", "DEKs made ahead of need and ready", pool.held.clone());
-        registry.register("dek_pool_made", "DEKs made ahead of need, each at the price of a DEK", pool.made.clone());
+        registry.register(
+            "dek_pool_made",
+            "DEKs made ahead of need, each at the price of a DEK",
+            pool.made.clone(),
+        );
         registry.register("dek_pool_taken", "DEKs made ahead of need and used", pool.taken.clone());
         registry.register(
             "dek_pool_discarded",
