@@ -10,7 +10,7 @@ use super::super::ReadError;
 use super::super::failure::Failure;
 use super::{ACQUIRE, Postgres, statements};
 
-/// The name of each index, and the table and columns that it covers.
+/// The name of each index, and its definition: table, columns and condition.
 const INDEXES: &[(&str, &str)] =
     &[("np_byok_wrapped_deks_unsealed", "np_byok_wrapped_deks (tenant, id) WHERE mac IS NULL")];
 

@@ -1,5 +1,5 @@
-//! Holds, erasures, and months that are dropped. Only the owner may do any of this, except read a
-//! hold.
+//! Holds, erasures, and months that are dropped. Only the owner may do any of this, except for
+//! reading a hold.
 
 use std::ops::Range;
 

@@ -103,8 +103,8 @@ impl Writers {
 impl Writer<'_> {
     /// Returns the connection for reuse. It must not be in the middle of anything.
     pub(super) fn keep(self) {
-        // The edition is checked under the lock of the idle connections: a change of the edition
-        // closes them afterwards, and this one too if it was added before.
+        // The edition is checked while the idle connections are locked. A later change of the
+        // edition then closes this connection together with the others.
         let mut idle = self.writers.idle();
         if self.edition == self.writers.current().edition {
             idle.push(Idle { connection: self.connection, since: Instant::now(), edition: self.edition });
