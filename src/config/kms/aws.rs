@@ -16,7 +16,7 @@ pub struct AwsSettings {
     pub key: AwsKeyArn,
     /// The role that byok assumes to use the key.
     pub role: Option<AwsRole>,
-    /// The credentials with which byok assumes that role.
+    /// byok's credentials before it assumes that role.
     pub credentials: AwsCredentials,
     /// `BYOK_AWS_ENDPOINT`: the endpoint of KMS, instead of the region's own; for example a VPC
     /// endpoint.

@@ -19,8 +19,8 @@ use crate::config::Reader;
 pub struct AzureSettings {
     /// The key.
     pub key: AzureKey,
-    /// `BYOK_AZURE_TENANT_ID`: the customer's Entra tenant. A managed identity needs none. If it is
-    /// set, the vault's challenge must match it.
+    /// `BYOK_AZURE_TENANT_ID`: the customer's Entra tenant. A managed identity needs none. If a
+    /// tenant is set, the vault's challenge must match it.
     pub tenant: Option<String>,
     /// `BYOK_AZURE_AUTHORITY_HOST`: the authority that issues tokens. The default depends on the
     /// cloud.
