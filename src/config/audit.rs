@@ -1,4 +1,4 @@
-//! The audit log's checkpoints: under which name, and with which key they are signed, and where they go.
+//! The audit log's checkpoints: their origin, the keys that sign them, and their destinations.
 
 use crate::crypto::{Ed25519SigningKey, NoEd25519Key, SecretText};
 
@@ -8,32 +8,34 @@ const ORIGIN: &str = "BYOK_AUDIT_ORIGIN";
 const KEY: &str = "BYOK_AUDIT_SIGNING_KEY";
 const PREVIOUS_KEY: &str = "BYOK_AUDIT_PREVIOUS_SIGNING_KEY";
 
-/// Of the log that others verify.
+/// The settings of the log that others verify.
 pub struct Audit {
-    /// `BYOK_AUDIT_ORIGIN`: the deployment's name, which every checkpoint's origin begins with. Without white space, control
-    /// characters and `+`, so that it can be a key's name (c2sp.org/signed-note).
+    /// `BYOK_AUDIT_ORIGIN`: the deployment's name, with which the origin of every checkpoint
+    /// begins. It has no white space, control characters or `+`, so that it can be a key's name
+    /// (c2sp.org/signed-note).
     pub origin: String,
-    /// What checkpoints are signed with; without it none are made.
+    /// The keys that sign checkpoints. Without them no checkpoints are made.
     pub keys: Option<SigningKeys>,
-    /// Where they are published.
+    /// The destinations where checkpoints are published.
     pub places: CheckpointPlaces,
 }
 
-/// Ed25519 keys as PKCS#8 in PEM, of which it is known that they can be read.
+/// Ed25519 keys as PKCS#8 in PEM. They are known to be readable.
 pub struct SigningKeys {
     current: SecretText,
     previous: Option<SecretText>,
 }
 
 impl SigningKeys {
-    /// The keys to sign with, `BYOK_AUDIT_SIGNING_KEY` first and then `BYOK_AUDIT_PREVIOUS_SIGNING_KEY` where that is set.
-    /// For one use: what they are parsed into is not wiped.
+    /// Returns the keys to sign with: `BYOK_AUDIT_SIGNING_KEY` first, and then
+    /// `BYOK_AUDIT_PREVIOUS_SIGNING_KEY` if that is set. Use the result only once: the parsed keys
+    /// are not wiped.
     pub fn parsed(&self) -> Vec<Ed25519SigningKey> {
         let texts = [Some(&self.current), self.previous.as_ref()];
         texts.into_iter().flatten().filter_map(|text| Ed25519SigningKey::from_pem(text).ok()).collect()
     }
 
-    /// From texts.
+    /// Makes the keys from their texts.
     ///
     /// # Errors
     /// [`NoEd25519Key`].

@@ -1,4 +1,4 @@
-//! Where the customer keeps checkpoints of the audit log.
+//! The destinations where the customer keeps checkpoints of the audit log.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -17,31 +17,32 @@ const REGION: &str = "BYOK_AUDIT_CHECKPOINT_S3_REGION";
 const ENDPOINT: &str = "BYOK_AUDIT_CHECKPOINT_S3_ENDPOINT";
 const RETAIN_DAYS: &str = "BYOK_AUDIT_CHECKPOINT_S3_RETAIN_DAYS";
 
-/// Where checkpoints are published, and how often.
+/// The destinations of checkpoints, and how often checkpoints are published.
 pub struct CheckpointPlaces {
     /// `BYOK_AUDIT_CHECKPOINT_DIR`.
     pub directory: Option<PathBuf>,
-    /// `BYOK_AUDIT_CHECKPOINT_S3_BUCKET` and what belongs to it.
+    /// `BYOK_AUDIT_CHECKPOINT_S3_BUCKET` and its related variables.
     pub bucket: Option<CheckpointBucket>,
     /// `BYOK_AUDIT_CHECKPOINT_WEBHOOK_URL` and `…_SECRET`.
     pub webhook: Option<Webhook>,
-    /// `BYOK_AUDIT_CHECKPOINT_SECONDS`: at each place at most once in so long.
+    /// `BYOK_AUDIT_CHECKPOINT_SECONDS`: the shortest time between two publications at one
+    /// destination.
     pub every: Duration,
 }
 
 /// An S3-compatible bucket with object lock.
 pub struct CheckpointBucket {
-    /// Its name.
+    /// The bucket's name.
     pub name: String,
-    /// What the names of its objects begin with: empty, or with a slash at its end.
+    /// The prefix of the names of its objects: empty, or ending with a slash.
     pub prefix: String,
-    /// Its region.
+    /// The bucket's region.
     pub region: String,
-    /// Where it is, for another than AWS's own.
+    /// The endpoint, if it is not AWS's own.
     pub endpoint: Option<Url>,
-    /// How long each checkpoint is locked.
+    /// How many days each checkpoint is locked.
     pub retain_days: u32,
-    /// Who we are there.
+    /// byok's credentials for the bucket.
     pub credentials: AwsCredentials,
 }
 
@@ -56,7 +57,7 @@ impl CheckpointPlaces {
         }
     }
 
-    /// The variable of a place that is set, if any is.
+    /// Returns the variable of a destination that is set, if any.
     pub(super) fn is_set(reader: &Reader<'_>) -> Option<&'static str> {
         [DIRECTORY, WEBHOOK_URL, BUCKET].into_iter().find(|name| reader.is_set(name))
     }

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use super::Reader;
 
-/// For how long, and what must have been done with them before they go.
+/// How long entries are kept, and what must have been done with them before they are dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AuditRetention {
-    /// `BYOK_AUDIT_RETENTION_DAYS`: how old an entry must be to be dropped; `None` (0) keeps all for ever.
+    /// `BYOK_AUDIT_RETENTION_DAYS`: the age from which on an entry may be dropped. `None` (0) keeps
+    /// all entries for ever.
     pub age: Option<Duration>,
-    /// `BYOK_AUDIT_PRUNE_AFTER_EXPORT`: whether only what was exported is dropped.
+    /// `BYOK_AUDIT_PRUNE_AFTER_EXPORT`: whether only exported entries are dropped.
     pub exported_only: bool,
 }
 

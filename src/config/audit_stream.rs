@@ -1,4 +1,4 @@
-//! Where the entries of the audit log are streamed to.
+//! The destinations that the entries of the audit log are streamed to.
 
 use std::path::PathBuf;
 
@@ -12,7 +12,8 @@ const SECRET: &str = "BYOK_AUDIT_STREAM_WEBHOOK_SECRET";
 /// The streams; each may be off.
 #[derive(Default)]
 pub struct AuditStreams {
-    /// `BYOK_AUDIT_STREAM_FILE`: appended to, and made where it is not there.
+    /// `BYOK_AUDIT_STREAM_FILE`: the file that entries are appended to. It is created if it is
+    /// missing.
     pub file: Option<PathBuf>,
     /// `BYOK_AUDIT_STREAM_WEBHOOK_URL` and `_SECRET`.
     pub webhook: Option<Webhook>,

@@ -1,21 +1,26 @@
-//! Who may call: JWTs, the shared secret of Hasura's remote schema, admin tokens, the permissions file.
+//! Who may call: JWTs, the shared secret of Hasura's remote schema, admin tokens, and the
+//! permissions file.
 //!
-//! This section takes texts as they are; the room `auth` reads what is in them, with its mistakes in the same form.
+//! This section only reads the texts. The `auth` module parses them, and reports its mistakes in
+//! the same form.
 
 use std::path::PathBuf;
 
 use super::Reader;
 use crate::crypto::SecretText;
 
-/// The section.
+/// The section that configures who may call.
 pub struct Auth {
-    /// The JWT configuration, as Hasura takes it.
+    /// The JWT configuration, in Hasura's format.
     pub jwt: Option<Jwt>,
-    /// `BYOK_JWT_REQUIRE_EXP` (`true`): whether a token without `exp` is refused. Hasura accepts one.
+    /// `BYOK_JWT_REQUIRE_EXP` (`true`): whether a token without `exp` is refused. Hasura accepts
+    /// one.
     pub require_exp: bool,
-    /// `BYOK_HASURA_SECRET` and `BYOK_HASURA_SECRET_PREVIOUS`: what may stand in the remote schema's secret header.
+    /// `BYOK_HASURA_SECRET` and `BYOK_HASURA_SECRET_PREVIOUS`: the accepted values of the remote
+    /// schema's secret header.
     pub hasura_secrets: Vec<SecretText>,
-    /// `BYOK_REQUIRE_JWT` (`false`): whether a JWT must come beside the shared secret. Needed with many tenants.
+    /// `BYOK_REQUIRE_JWT` (`false`): whether a JWT is required in addition to the shared secret.
+    /// Needed with many tenants.
     pub require_jwt: bool,
     /// `BYOK_HASURA_UNAUTHORIZED_ROLE`: Hasura's `HASURA_GRAPHQL_UNAUTHORIZED_ROLE`.
     pub unauthorized_role: Option<String>,
@@ -27,16 +32,16 @@ pub struct Auth {
     pub permissions: Option<File>,
 }
 
-/// A JWT configuration that nobody has read yet.
+/// A JWT configuration that is not parsed yet.
 pub enum Jwt {
     /// `HASURA_GRAPHQL_JWT_SECRET`: one object.
     One(SecretText),
-    /// `HASURA_GRAPHQL_JWT_SECRETS`: a list; it beats the other.
+    /// `HASURA_GRAPHQL_JWT_SECRETS`: a list. It takes precedence over the other variable.
     Many(SecretText),
 }
 
 impl Jwt {
-    /// The variable that it came from.
+    /// Returns the variable that the configuration came from.
     pub fn variable(&self) -> &'static str {
         match self {
             Self::One(_) => "HASURA_GRAPHQL_JWT_SECRET",
@@ -45,17 +50,18 @@ impl Jwt {
     }
 }
 
-/// A file that a variable names, read.
+/// A file that a variable names, with its content.
 pub struct File {
     /// The variable.
     pub variable: &'static str,
-    /// Where it lies.
+    /// The file's path.
     pub path: PathBuf,
-    /// What it holds.
+    /// The file's content.
     pub text: String,
 }
 
-/// The least characters of a shared secret or admin token: either alone opens everything.
+/// The least number of characters of a shared secret or admin token: either one alone gives full
+/// access.
 const LEAST_SECRET: usize = 16;
 
 impl Auth {

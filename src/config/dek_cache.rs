@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use super::Reader;
 
-/// How much is kept in memory, and for how long.
+/// The limits on the number of DEKs in memory and on their age.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DekCache {
-    /// `BYOK_DEK_CACHE_SECONDS`; zero turns the cache off.
+    /// `BYOK_DEK_CACHE_SECONDS`: how long a DEK stays in memory. Zero turns the cache off.
     pub time_to_live: Duration,
-    /// `BYOK_DEK_CACHE_ENTRIES`: the most DEKs; one takes about 500 bytes.
+    /// `BYOK_DEK_CACHE_ENTRIES`: the largest number of DEKs. One takes about 500 bytes.
     pub entries: u64,
 }
 

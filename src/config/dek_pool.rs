@@ -5,8 +5,9 @@ use super::{DekCache, Reader};
 /// How many DEKs are made ahead of need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DekPool {
-    /// `BYOK_DEK_POOL`: the most DEKs that are kept ready for a tenant; zero turns the pool off. They lie in memory as long
-    /// as a DEK does in the cache (`BYOK_DEK_CACHE_SECONDS`); one takes about a kilobyte.
+    /// `BYOK_DEK_POOL`: the largest number of DEKs that are kept ready for a tenant; zero turns the
+    /// pool off. They stay in memory as long as a DEK stays in the cache
+    /// (`BYOK_DEK_CACHE_SECONDS`). One takes about a kilobyte.
     pub size: usize,
 }
 

@@ -1,4 +1,5 @@
-//! The environment as a value, and a reader that collects mistakes instead of stopping at the first.
+//! The environment as a value, and a reader that collects all mistakes instead of stopping at the
+//! first.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -10,16 +11,17 @@ use std::str::FromStr;
 use super::files::{Files, read_file, read_text};
 use crate::crypto::SecretText;
 
-/// Environment variables: the process's own, or a test's. A variable that is set to the empty string is not set.
+/// Environment variables, of the process or of a test. A variable that is set to the empty string
+/// counts as not set.
 #[derive(Clone, Default)]
 pub struct Env {
     values: BTreeMap<String, String>,
-    /// The names of those whose values are not UTF-8.
+    /// The names of the variables whose values are not UTF-8.
     unreadable: BTreeSet<String>,
 }
 
 impl Env {
-    /// The process's environment.
+    /// Returns the process's environment.
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
     pub fn of_process() -> Self {
         Self::of_os(std::env::vars_os())
@@ -31,49 +33,50 @@ impl Env {
             match (name.into_string(), value.into_string()) {
                 (Ok(name), Ok(value)) => drop(env.values.insert(name, value)),
                 (Ok(name), Err(_)) => drop(env.unreadable.insert(name)),
-                // None of ours.
+                // The name is not UTF-8, so it is none of byok's.
                 (Err(_), _) => {}
             }
         }
         env
     }
 
-    /// From names and values.
+    /// Makes an environment from names and values.
     pub fn from_pairs<K: Into<String>, V: Into<String>>(pairs: impl IntoIterator<Item = (K, V)>) -> Self {
         let values = pairs.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
         Self { values, unreadable: BTreeSet::new() }
     }
 
-    /// The same with one variable set.
+    /// Returns the same environment with one variable set.
     pub fn with(mut self, name: &str, value: &str) -> Self {
         self.values.insert(name.to_owned(), value.to_owned());
         self
     }
 
-    /// The names of all that are set and not empty.
+    /// Returns the names of all variables that are set and not empty.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         let set = self.values.iter().filter(|(_, value)| !value.is_empty()).map(|(name, _)| name);
         set.chain(&self.unreadable).map(String::as_str)
     }
 
-    /// Whether the variable is set, or its `_FILE` variant is.
+    /// Returns whether the variable or its `_FILE` variant is set.
     pub fn is_set(&self, name: &str) -> bool {
         let is_set = |name: &str| self.get(name).is_some() || self.unreadable.contains(name);
         is_set(name) || is_set(&format!("{name}_FILE"))
     }
 
-    /// The value of a variable that is set and not empty.
+    /// Returns the value of a variable that is set and not empty.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.values.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 }
 
-/// A variable that is missing or wrong. Shows the variable and what it takes, never a secret's value.
+/// A variable that is missing or wrong. It contains the variable's name and the values that it
+/// accepts, never a secret's value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mistake {
     /// The variable, or the file that it names.
     pub variable: String,
-    /// What is wrong and what it takes.
+    /// What is wrong, and which values the variable accepts.
     pub problem: String,
 }
 
@@ -87,28 +90,31 @@ impl fmt::Display for Mistake {
 pub struct Reader<'a> {
     env: &'a Env,
     mistakes: Vec<Mistake>,
-    /// Those that were asked for and are not UTF-8; each is one mistake, however often it is asked for.
+    /// The variables that were requested and are not UTF-8. Each counts as one mistake, however
+    /// often it is requested.
     unreadable: BTreeSet<String>,
     files: Files,
 }
 
 impl<'a> Reader<'a> {
-    /// Of this environment.
+    /// Makes a reader of this environment.
     pub fn new(env: &'a Env) -> Self {
         Self { env, mistakes: Vec::new(), unreadable: BTreeSet::new(), files: Files::default() }
     }
 
-    /// The files that were read so far, to be looked at again later.
+    /// Takes the files that were read so far, so that they can be checked again later.
     pub fn take_files(&mut self) -> Files {
         std::mem::take(&mut self.files)
     }
 
-    /// Says of a variable's file that it is read again at each use: nobody has to look whether it has changed.
+    /// Records that a variable's file is read again at each use, so that it is not checked for
+    /// changes.
     pub fn read_at_each_use(&mut self, variable: &str) {
         self.files.forget(variable);
     }
 
-    /// The value of a variable that is set and not empty. One that is not UTF-8 is a mistake.
+    /// Returns the value of a variable that is set and not empty. Records a mistake if it is not
+    /// UTF-8.
     fn value(&mut self, name: &str) -> Option<&'a str> {
         if self.env.unreadable.contains(name) && self.unreadable.insert(name.to_owned()) {
             self.mistake(name, "is not UTF-8");
@@ -116,17 +122,17 @@ impl<'a> Reader<'a> {
         self.env.get(name)
     }
 
-    /// What was wrong, in the order of reading.
+    /// Returns the mistakes, in the order of reading.
     pub fn into_mistakes(self) -> Vec<Mistake> {
         self.mistakes
     }
 
-    /// How many mistakes there are so far.
+    /// Returns the number of mistakes so far.
     pub fn mistakes(&self) -> usize {
         self.mistakes.len()
     }
 
-    /// Whether the variable, or its `_FILE` variant, is set.
+    /// Returns whether the variable or its `_FILE` variant is set.
     pub fn is_set(&self, name: &str) -> bool {
         self.env.is_set(name)
     }
@@ -136,12 +142,12 @@ impl<'a> Reader<'a> {
         self.mistakes.push(Mistake { variable: variable.to_owned(), problem: problem.into() });
     }
 
-    /// A text that may be missing.
+    /// Reads an optional text.
     pub fn text(&mut self, name: &str) -> Option<String> {
         self.value(name).map(str::to_owned)
     }
 
-    /// A text that must be there; the empty string when it is not, with a mistake recorded.
+    /// Reads a required text. If it is missing, records a mistake and returns the empty string.
     pub fn required(&mut self, name: &str, what: &str) -> String {
         let text = self.text(name);
         if text.is_none() && !self.unreadable.contains(name) {
@@ -150,7 +156,8 @@ impl<'a> Reader<'a> {
         text.unwrap_or_default()
     }
 
-    /// A secret, from `NAME` or from the file that `NAME_FILE` names (one trailing line break is cut). Both is a mistake.
+    /// Reads a secret from `NAME` or from the file that `NAME_FILE` names (one trailing line break
+    /// is cut). Records a mistake if both are set.
     pub fn secret(&mut self, name: &str) -> Option<SecretText> {
         let file_variable = format!("{name}_FILE");
         let path = self.value(&file_variable);
@@ -180,7 +187,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A path to a file that must be readable when it is given. It is read once, where nobody says otherwise.
+    /// Reads the path of a file that must be readable if the variable is set. The file counts as
+    /// read once, unless [`Self::read_at_each_use`] is called.
     pub fn file(&mut self, name: &str) -> Option<PathBuf> {
         let path = PathBuf::from(self.value(name)?);
         match read_file(&path) {
@@ -190,7 +198,8 @@ impl<'a> Reader<'a> {
         Some(path)
     }
 
-    /// A file that must be readable text when it is given, and what it holds.
+    /// Reads a file that must be readable text if the variable is set. Returns its path and its
+    /// content.
     pub fn text_file(&mut self, name: &str) -> Option<(PathBuf, String)> {
         let path = PathBuf::from(self.value(name)?);
         match read_text(&path) {
@@ -205,7 +214,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A number within bounds.
+    /// Reads a number within bounds.
     pub fn number<T: FromStr + PartialOrd + fmt::Display + Copy>(
         &mut self,
         name: &str,
@@ -222,7 +231,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// `true` or `false`.
+    /// Reads `true` or `false`.
     pub fn flag(&mut self, name: &str, default: bool) -> bool {
         match self.value(name) {
             None => default,
@@ -235,7 +244,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// One word of a closed list.
+    /// Reads one word of a closed list.
     pub fn choice<T: Copy>(&mut self, name: &str, default: T, words: &[(&str, T)]) -> T {
         let Some(text) = self.value(name) else { return default };
         match words.iter().find(|(word, _)| *word == text) {

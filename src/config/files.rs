@@ -1,5 +1,5 @@
-//! Files that variables name: read within bounds, and looked at again for whether they hold something else by now. What is
-//! made of them is not decided here.
+//! Files that variables name. They are read within limits, and checked again later for changed
+//! content. How their content is used is decided elsewhere.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,20 +13,20 @@ use zeroize::Zeroizing;
 
 use crate::crypto::sha256;
 
-/// The most that such a file may hold, in bytes: certificate chains and permissions are far below it.
+/// The largest size of such a file, in bytes. Certificate chains and permissions are far smaller.
 const LARGEST: u64 = 1 << 20;
 
-/// Why a file that a variable names is of no use. Not its path: whoever mistakes one variable for the other has a secret
-/// there.
+/// Why a file that a variable names cannot be used. It does not hold the path: if somebody confuses
+/// a variable with its `_FILE` variant, the path is a secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileProblem {
-    /// The system does not give it.
+    /// The system cannot read it.
     Unreadable(ErrorKind),
-    /// A folder, a pipe, a device: reading it may never end.
+    /// It is a folder, a pipe or a device: reading it may never end.
     NotRegular,
-    /// It has more than a megabyte.
+    /// It is larger than a megabyte.
     TooLarge,
-    /// It should be text.
+    /// It is not UTF-8 text.
     NotUtf8,
 }
 
@@ -47,12 +47,13 @@ impl From<std::io::Error> for FileProblem {
     }
 }
 
-/// What a regular file of at most a megabyte holds. Waits for nothing but the file system.
+/// Returns the content of a regular file of at most a megabyte. Waits for nothing but the file
+/// system.
 ///
 /// # Errors
 /// See [`FileProblem`].
 pub fn read_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, FileProblem> {
-    // A pipe that nobody writes to is opened at once with this flag, and found to be one.
+    // With this flag, a pipe that nobody writes to opens at once and is then recognised as a pipe.
     let flags = i32::try_from((OFlags::NONBLOCK | OFlags::NOCTTY).bits()).unwrap_or(0);
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     let metadata = file.metadata()?;
@@ -67,7 +68,7 @@ pub fn read_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, FileProblem> {
     }
 }
 
-/// The text of such a file.
+/// Returns the text of such a file.
 ///
 /// # Errors
 /// See [`FileProblem`].
@@ -82,51 +83,52 @@ pub fn read_text(path: &Path) -> Result<Zeroizing<String>, FileProblem> {
     }
 }
 
-/// The SHA-256 of what a file holds, or why it cannot be read.
+/// The SHA-256 of a file's content, or why the file cannot be read.
 type Content = Result<[u8; 32], FileProblem>;
 
-/// The files that were read once, by the variables that name them.
+/// The files that were read once, keyed by the variables that name them.
 #[derive(Default)]
 pub struct Files(BTreeMap<String, Watched>);
 
 struct Watched {
     path: PathBuf,
-    /// What was named last.
+    /// The content when the file was first read or last reported as changed.
     taken: Content,
-    /// What there was at the last look.
+    /// The content at the last check.
     seen: Content,
 }
 
 impl Files {
-    /// Notes what a variable's file held.
+    /// Records what a variable's file held.
     pub(super) fn note(&mut self, variable: &str, path: &Path, bytes: &[u8]) {
         let content = Ok(sha256(bytes));
         self.0.insert(variable.to_owned(), Watched { path: path.to_owned(), taken: content, seen: content });
     }
 
-    /// Takes one out that is read again at each use.
+    /// Removes a file that is read again at each use.
     pub(super) fn forget(&mut self, variable: &str) {
         self.0.remove(variable);
     }
 
-    /// Whether there is nothing to look at.
+    /// Returns whether there is nothing to check.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The variables.
+    /// Returns the variables.
     pub fn variables(&self) -> Vec<String> {
         self.0.keys().cloned().collect()
     }
 
-    /// Looks at all of them, by content: neither times nor sizes tell a swapped link from a file that was written in its
-    /// place. Names the variables of those that hold something else than what was named last, and held it at the look
-    /// before as well: what is being written is left for the next look.
+    /// Checks the content of all files: times and sizes do not distinguish a swapped link from a
+    /// file that was written in its place. Returns the variables of those files whose content
+    /// differs from what was last reported and was the same at the check before. A file that is
+    /// still being written is left for the next check.
     pub fn changed(&mut self) -> Vec<String> {
         self.look(true)
     }
 
-    /// The same of all that changed, whether or not they have come to rest.
+    /// Returns the same for all changed files, even if they are still being written.
     pub fn changed_at_once(&mut self) -> Vec<String> {
         self.look(false)
     }

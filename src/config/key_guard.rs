@@ -4,14 +4,16 @@ use std::time::Duration;
 
 use super::Reader;
 
-/// How often a key in use is shown to work, and how soon it is used again after it was not.
+/// How often a key in use is tested, and how soon it is used again after it failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyGuard {
-    /// `BYOK_KEY_PROBE_SECONDS`: between two probes of a key version whose DEKs are in memory.
+    /// `BYOK_KEY_PROBE_SECONDS`: the time between two probes of a key version whose DEKs are in
+    /// memory.
     pub probe_every: Duration,
-    /// `BYOK_KEY_PROBE_TIMEOUT_MS`: for the answer to a probe.
+    /// `BYOK_KEY_PROBE_TIMEOUT_MS`: the time limit for the answer to a probe.
     pub probe_timeout: Duration,
-    /// `BYOK_KEY_RESUME_SECONDS`: how long probes must succeed, without a failure, before a revoked key is used again.
+    /// `BYOK_KEY_RESUME_SECONDS`: how long probes must succeed, without a failure, before a revoked
+    /// key is used again.
     pub resume_after: Duration,
 }
 
@@ -29,7 +31,7 @@ impl KeyGuard {
         }
     }
 
-    /// A: how old the last good probe may be when something is answered.
+    /// Returns A: the largest age of the last successful probe under which byok may answer.
     pub fn bound(&self) -> Duration {
         self.probe_every + self.probe_timeout
     }

@@ -1,39 +1,46 @@
-//! What a call may ask for, and how often.
+//! The limits on a call, and on the rate of calls.
 
 use std::num::NonZeroU32;
 
 use super::Reader;
 
-/// The most that a rate or a budget may be set to.
+/// The largest value of a rate or a budget.
 const MOST: u32 = 100_000_000;
-/// A rotation may take half of the budget, and has to be able to re-wrap one DEK.
+/// The smallest KMS budget: a rotation may use half of it, and must be able to re-wrap one DEK.
 const FEWEST_KMS_CALLS: u32 = 10;
-/// DEKs that are not in memory, for each call that the rates allow: what the default of the KMS budget is made of.
+/// The number of DEKs not in memory that the default KMS budget allows for each call within the
+/// rates.
 const COLD_DEKS_PER_CALL: u32 = 100;
 
-/// The most that one call, or one minute, may hold.
+/// The limits on one call or one minute.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// `BYOK_ENCRYPT_RATE_RPM`: encrypt calls a minute, by tenant.
+    /// `BYOK_ENCRYPT_RATE_RPM`: encrypt calls per minute and tenant.
     pub encrypt_per_minute: u32,
-    /// `BYOK_DECRYPT_RATE_RPM`: decrypt and reveal calls a minute, by tenant.
+    /// `BYOK_DECRYPT_RATE_RPM`: decrypt and reveal calls per minute and tenant.
     pub decrypt_per_minute: u32,
-    /// `BYOK_ENCRYPT_ITEMS_PER_MINUTE`: items of encrypt calls a minute, by tenant; `None` is no bound.
+    /// `BYOK_ENCRYPT_ITEMS_PER_MINUTE`: items of encrypt calls per minute and tenant; `None` means
+    /// no limit.
     pub encrypt_items_per_minute: Option<NonZeroU32>,
-    /// `BYOK_DECRYPT_ITEMS_PER_MINUTE`: items of decrypt and reveal calls a minute, by tenant; `None` is no bound.
+    /// `BYOK_DECRYPT_ITEMS_PER_MINUTE`: items of decrypt and reveal calls per minute and tenant;
+    /// `None` means no limit.
     pub decrypt_items_per_minute: Option<NonZeroU32>,
-    /// `BYOK_KMS_CALLS_PER_MINUTE`: requests to the KMS a minute, by tenant; `None` is no bound. By default a hundred for
-    /// each call that the two rates allow, and at least two for each item of the largest call.
+    /// `BYOK_KMS_CALLS_PER_MINUTE`: requests to the KMS per minute and tenant; `None` means no
+    /// limit. The default is a hundred for each call that the two rates allow, and at least two for
+    /// each item of the largest call.
     pub kms_calls_per_minute: Option<NonZeroU32>,
-    /// `BYOK_MAX_ITEMS_PER_REQUEST`: items of a batch, or aliases of a join.
+    /// `BYOK_MAX_ITEMS_PER_REQUEST`: the largest number of items in a batch, or of aliases in a
+    /// join.
     pub items: usize,
-    /// `BYOK_MAX_PLAINTEXT_BYTES`: of one value.
+    /// `BYOK_MAX_PLAINTEXT_BYTES`: the largest size of one value.
     pub plaintext_bytes: usize,
-    /// `BYOK_MAX_BODY_BYTES`: of one request. A join inlines its ciphertexts, so this is generous.
+    /// `BYOK_MAX_BODY_BYTES`: the largest size of one request. A join inlines its ciphertexts, so
+    /// this is generous.
     pub body_bytes: usize,
     /// `BYOK_REQUIRE_RECORD_ID`: whether a context must name its record.
     pub require_record_id: bool,
-    /// Whether callers without identity are not shown key versions: where `BYOK_METRICS_LISTEN` is set, they are shown there.
+    /// Whether key versions are hidden from callers without an identity. If `BYOK_METRICS_LISTEN`
+    /// is set, they are shown there.
     pub hides_key_versions: bool,
 }
 

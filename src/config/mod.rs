@@ -1,5 +1,6 @@
-//! Everything that is read from the environment, one file a section. No other room reads it. Every section is read
-//! whole before anything is reported, so that all mistakes come at once.
+//! The configuration: everything that byok reads from the environment, one file per section. No
+//! other module reads it. Each section is read completely before anything is reported, so that all
+//! mistakes are reported together.
 
 mod audit;
 mod audit_places;
@@ -49,12 +50,12 @@ pub use store::{Engine, Postgres, Store};
 pub use telemetry::{LogFormat, Telemetry};
 pub use webhook::{Webhook, WebhookKey};
 
-/// What stands when the environment says nothing.
+/// The values that apply if the environment does not set them.
 #[derive(Clone, Debug)]
 pub struct Defaults {
-    /// The SQLite file, where a deployment needs no database URL.
+    /// The SQLite file to use if the deployment needs no database URL.
     pub sqlite: Option<PathBuf>,
-    /// Whether the provider `local` is taken.
+    /// Whether the provider `local` is accepted.
     pub local_key: bool,
     /// Whether GraphiQL is served.
     pub console: bool,
@@ -63,7 +64,7 @@ pub struct Defaults {
 }
 
 impl Defaults {
-    /// Of `byok serve`.
+    /// Returns the defaults of `byok serve`.
     pub fn serve() -> Self {
         Self { sqlite: None, local_key: false, console: false, log_format: LogFormat::Json }
     }
@@ -71,21 +72,21 @@ impl Defaults {
 
 /// The whole configuration of a server.
 pub struct Config {
-    /// Where it listens.
+    /// The listener and its limits.
     pub server: Server,
-    /// What a call may ask for.
+    /// The limits on a call.
     pub limits: Limits,
     /// The DEK cache.
     pub dek_cache: DekCache,
     /// The DEK pool.
     pub dek_pool: DekPool,
-    /// How closely the key is watched.
+    /// The settings for watching the key.
     pub key_guard: KeyGuard,
-    /// What binds the rows of DEKs.
+    /// The secret that binds the rows of DEKs.
     pub row_mac: RowMac,
     /// Checkpoints of the audit log.
     pub audit: Audit,
-    /// Who calls, and what they may do.
+    /// Who may call, and what they may do.
     pub auth: Auth,
     /// The database.
     pub store: Store,
@@ -95,11 +96,11 @@ pub struct Config {
     pub telemetry: Telemetry,
     /// How long entries are kept.
     pub audit_retention: AuditRetention,
-    /// Whom incidents are announced to, if anyone.
+    /// The webhook that incidents are announced to, if any.
     pub webhook: Option<Webhook>,
-    /// Where entries are streamed to, if anywhere.
+    /// The destinations that entries are streamed to, if any.
     pub audit_streams: AuditStreams,
-    /// The files that all of it was read from.
+    /// The files that the configuration was read from.
     pub files: Files,
 }
 

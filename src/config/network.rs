@@ -3,19 +3,20 @@
 use std::net::IpAddr;
 use std::str::FromStr;
 
-/// A range of addresses that begin alike.
+/// A range of addresses with a common prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Network {
     first: IpAddr,
     bits: u8,
 }
 
-/// A text that names no range of addresses.
+/// The error for a text that is not a range of addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotANetwork;
 
 impl Network {
-    /// Whether an address is in it. One of IPv4 that is written as IPv6 is taken as what it is.
+    /// Returns whether an address is in the range. An IPv4 address that is written as IPv6 counts
+    /// as IPv4.
     pub fn contains(&self, address: IpAddr) -> bool {
         match (self.first, address.to_canonical()) {
             (IpAddr::V4(first), IpAddr::V4(address)) => {
@@ -34,7 +35,7 @@ impl Network {
 impl FromStr for Network {
     type Err = NotANetwork;
 
-    /// `10.0.0.0/8`, `fd00::/8`, or one address.
+    /// Parses `10.0.0.0/8`, `fd00::/8`, or a single address.
     fn from_str(text: &str) -> Result<Self, NotANetwork> {
         let (address, bits) = match text.split_once('/') {
             Some((address, bits)) => (address, Some(bits.parse().map_err(|_| NotANetwork)?)),

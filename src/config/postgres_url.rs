@@ -1,10 +1,11 @@
-//! The URL of a PostgreSQL database: which of libpq's forms the driver takes, and the others in a form that it does
-//! (postgresql.org/docs/current/libpq-connect.html, "Connection URIs"). No message holds a piece of the URL: what stands in any
-//! place of it may be of a password that was not escaped.
+//! The URL of a PostgreSQL database. Checks which of libpq's forms the driver accepts, and converts
+//! the others into a form that it does (postgresql.org/docs/current/libpq-connect.html, "Connection
+//! URIs"). No message contains a part of the URL, because any part of it may belong to a password
+//! that was not escaped.
 
 use crate::crypto::SecretText;
 
-/// What a URL may carry after its `?`; anything else would be ignored in silence by the driver.
+/// The parameters that a URL may have after its `?`. The driver would ignore any other silently.
 const PARAMETERS: [&str; 18] = [
     "sslmode",
     "ssl-mode",
@@ -26,7 +27,7 @@ const PARAMETERS: [&str; 18] = [
     "pgbouncer",
 ];
 
-/// What libpq takes there and we do not; each is named where it comes.
+/// The parameters that libpq accepts and byok does not. If one is present, the message names it.
 const OF_LIBPQ: [&str; 22] = [
     "channel_binding",
     "client_encoding",
@@ -54,12 +55,12 @@ const OF_LIBPQ: [&str; 22] = [
 
 const SCHEMES: [&str; 2] = ["postgres://", "postgresql://"];
 
-/// Whether it is a URL of PostgreSQL's at all.
+/// Returns whether this is a URL of PostgreSQL at all.
 pub(super) fn has_scheme(url: &str) -> bool {
     SCHEMES.iter().any(|scheme| url.starts_with(scheme))
 }
 
-/// What is wrong with a URL that [`has_scheme`], if anything is known to be.
+/// Returns what is wrong with a URL that [`has_scheme`] accepts, if anything is known to be wrong.
 pub(super) fn problem(url: &str) -> Option<String> {
     let names: Vec<&str> = parameters(url).map(name_of).collect();
     if url.split_once('?').is_some_and(|(_, query)| query.contains('@')) {
@@ -81,14 +82,16 @@ pub(super) fn problem(url: &str) -> Option<String> {
     None
 }
 
-/// The URL as the driver takes it, without our own parameter, and whether that was true.
+/// Returns the URL in the form that the driver accepts, without byok's own parameter, and whether
+/// that parameter was true.
 pub(super) fn for_driver(url: &SecretText) -> (SecretText, bool) {
     let text = url.expose();
     let Parts { scheme, user, password, host, port, path } = Parts::of(text);
     let is_own = |pair: &&str| name_of(pair) == "pgbouncer";
     let asked = parameters(text).any(|pair| pair == "pgbouncer=true");
     let mut query: Vec<String> = Vec::new();
-    // Without a host the driver takes a user only behind the `?`, where `+` and `&` mean something.
+    // Without a host, the driver accepts a user only behind the `?`, where `+` and `&` have a
+    // meaning.
     let mut authority = text[scheme.len()..].split(['/', '?']).next().unwrap_or_default();
     if host.is_empty() {
         let given = [("user", user), ("password", password), ("port", port)];
@@ -103,14 +106,14 @@ pub(super) fn for_driver(url: &SecretText) -> (SecretText, bool) {
     (SecretText::new(format!("{scheme}{authority}{path}{separator}{}", query.join("&"))), asked)
 }
 
-/// A URL, taken apart; nothing is decoded.
+/// The parts of a URL. Nothing is decoded.
 struct Parts<'u> {
     scheme: &'u str,
     user: &'u str,
     password: &'u str,
     host: &'u str,
     port: &'u str,
-    /// With its slash.
+    /// The path, with its slash.
     path: &'u str,
 }
 
@@ -124,7 +127,7 @@ impl<'u> Parts<'u> {
         let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         let (login, address) = authority.rsplit_once('@').unwrap_or(("", authority));
         let (user, password) = login.split_once(':').unwrap_or((login, ""));
-        // An IPv6 address has colons of its own, within brackets.
+        // An IPv6 address contains colons itself, within brackets.
         let end = address.rfind(']').map_or(0, |end| end + 1);
         let at = address[end..].find(':').map_or(address.len(), |at| end + at);
         Self {

@@ -10,23 +10,25 @@ const KEY: &str = "BYOK_ROW_MAC_KEY";
 const PREVIOUS_KEY: &str = "BYOK_ROW_MAC_KEY_PREVIOUS";
 const REQUIRED: &str = "BYOK_ROW_MACS_REQUIRED";
 
-/// What binds the rows of DEKs, so that whoever writes the database cannot change one unseen.
+/// The keys that bind the rows of DEKs, so that nobody who can write to the database can change a
+/// row unnoticed.
 #[derive(Default)]
 pub struct RowMac {
-    /// The keys; without them rows are not bound.
+    /// The keys. Without them rows are not bound.
     pub keys: Option<RowMacKeys>,
-    /// `BYOK_ROW_MAC_SETTLE_SECONDS`: for how long no row without a MAC may have come before those that come are refused.
-    /// Longer than a release before this one runs beside it.
+    /// `BYOK_ROW_MAC_SETTLE_SECONDS`: how long no row without a MAC must have appeared before byok
+    /// refuses such rows. It has to be longer than the previous release runs beside this one.
     pub settle: Duration,
-    /// `BYOK_ROW_MACS_REQUIRED`: whether a row without a MAC is refused whatever the log says.
+    /// `BYOK_ROW_MACS_REQUIRED`: whether a row without a MAC is refused, whatever the log says.
     pub required: bool,
 }
 
-/// Keys that rows are bound with.
+/// The keys that rows are bound with.
 pub struct RowMacKeys {
     /// `BYOK_ROW_MAC_KEY`.
     pub current: RowMacKey,
-    /// `BYOK_ROW_MAC_KEY_PREVIOUS`: what it is bound with counts as well, and is bound anew.
+    /// `BYOK_ROW_MAC_KEY_PREVIOUS`: rows that are bound with it are accepted too, and are bound
+    /// again with the current key.
     pub previous: Option<RowMacKey>,
 }
 

@@ -1,4 +1,4 @@
-//! Where the server listens, and how much it takes on at once.
+//! The address that the server listens on, and the limits on its simultaneous work.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -17,45 +17,49 @@ pub struct Tls {
     pub key: PathBuf,
 }
 
-/// The listener and its bounds.
+/// The listener and its limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
     /// `BYOK_LISTEN`: address and port.
     pub listen: SocketAddr,
     /// Inbound TLS, when both files are named.
     pub tls: Option<Tls>,
-    /// `BYOK_REQUEST_TIMEOUT_SECONDS`: after that a request is answered `UNAVAILABLE`; as long again its client has to take
-    /// the answer.
+    /// `BYOK_REQUEST_TIMEOUT_SECONDS`: the time after which a request is answered `UNAVAILABLE`.
+    /// Its client then has as much time again to receive the answer.
     pub request_timeout: Duration,
-    /// `BYOK_MAX_IN_FLIGHT`: requests that are worked on at once.
+    /// `BYOK_MAX_IN_FLIGHT`: the number of requests that are processed at once.
     pub in_flight: usize,
-    /// `BYOK_MAX_BYTES_IN_FLIGHT`: bytes of bodies, of requests and answers, that are held at once.
+    /// `BYOK_MAX_BYTES_IN_FLIGHT`: the number of bytes of request and answer bodies that are held
+    /// at once.
     pub bytes_in_flight: usize,
-    /// `BYOK_IDLE_SECONDS`: how long a connection may be without a request. Longer than what stands between keeps its own
-    /// for (60 s, mostly): else that sends a request on one that was just closed.
+    /// `BYOK_IDLE_SECONDS`: how long a connection may be without a request. It should be longer
+    /// than proxies in between keep their connections (usually 60 s): otherwise a proxy sends a
+    /// request on a connection that was just closed.
     pub idle: Duration,
-    /// `BYOK_DRAIN_SECONDS`: how long a stop waits for what is in flight.
+    /// `BYOK_DRAIN_SECONDS`: how long a stop waits for requests in flight.
     pub drain: Duration,
     /// `BYOK_CONSOLE`: whether GraphiQL is served.
     pub console: bool,
-    /// `BYOK_TRUSTED_PROXIES`: whose `X-Forwarded-For` says where a request comes from.
+    /// `BYOK_TRUSTED_PROXIES`: the proxies whose `X-Forwarded-For` is trusted to name the origin of
+    /// a request.
     pub trusted_proxies: Vec<Network>,
-    /// `BYOK_CORS_ORIGINS`: the origins whose pages may read answers, each as a browser writes it.
+    /// `BYOK_CORS_ORIGINS`: the origins whose pages may read answers, each in the form that
+    /// browsers send.
     pub cors_origins: Vec<String>,
-    /// `BYOK_METRICS_LISTEN`: where metrics are served, and nowhere else then.
+    /// `BYOK_METRICS_LISTEN`: the only address where metrics are served, if it is set.
     pub metrics_listen: Option<SocketAddr>,
 }
 
 impl Server {
-    /// The port that the seed names, on this machine only.
+    /// The default address: port 3741, on this machine only.
     pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 3741);
 
-    /// Reads where it listens, alone.
+    /// Reads only the address to listen on.
     pub fn read_listen(reader: &mut Reader<'_>) -> SocketAddr {
         address(reader, "BYOK_LISTEN").unwrap_or(Self::DEFAULT_LISTEN)
     }
 
-    /// Reads the files of inbound TLS, alone.
+    /// Reads only the files of inbound TLS.
     pub fn read_tls(reader: &mut Reader<'_>) -> Option<Tls> {
         match (reader.file("BYOK_TLS_CERT_FILE"), reader.file("BYOK_TLS_KEY_FILE")) {
             (Some(certificates), Some(key)) => Some(Tls { certificates, key }),
@@ -71,13 +75,14 @@ impl Server {
         }
     }
 
-    /// Reads the section; `console` says whether GraphiQL is served when nothing else is said, `body_bytes` how long a body
-    /// may be.
+    /// Reads the section. `console` tells whether GraphiQL is served if the environment does not
+    /// say, and `body_bytes` is the largest length of a body.
     pub fn read(reader: &mut Reader<'_>, console: bool, body_bytes: usize) -> Self {
         let listen = Self::read_listen(reader);
         let metrics_listen = address(reader, "BYOK_METRICS_LISTEN");
         let tls = Self::read_tls(reader);
-        // One caller has half of them at most: with less, the largest body would be refused for ever.
+        // One caller gets at most half of the bytes. With fewer, the largest body would always be
+        // refused.
         let bytes_in_flight = reader.number("BYOK_MAX_BYTES_IN_FLIGHT", 4 * body_bytes, 1_024..=1 << 40);
         if bytes_in_flight / 2 < body_bytes {
             reader.mistake("BYOK_MAX_BYTES_IN_FLIGHT", "is less than twice BYOK_MAX_BODY_BYTES");
@@ -116,8 +121,9 @@ fn networks(reader: &mut Reader<'_>, name: &str) -> Vec<Network> {
     })
 }
 
-/// Exact origins. Not `*`: any site's page could then use a token that it got hold of in its reader's own network. Not http, but
-/// to this machine: who is on the way could change the page, which holds the token.
+/// Reads a list of exact origins. `*` is not accepted: a page of any site could then use a token
+/// that it obtained in its reader's own network. Plain http is accepted only to this machine:
+/// anyone on the network path could change the page, which holds the token.
 fn origins(reader: &mut Reader<'_>, name: &str) -> Vec<String> {
     let text = reader.text(name).unwrap_or_default();
     let origins: Vec<&str> = text.split(',').map(str::trim).filter(|origin| !origin.is_empty()).collect();

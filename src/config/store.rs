@@ -6,33 +6,37 @@ use crate::crypto::SecretText;
 
 use super::{Reader, postgres_url};
 
-/// Which database, and how to reach it.
+/// The database, and how to reach it.
 pub struct Store {
-    /// Which one.
+    /// The kind of database.
     pub engine: Engine,
 }
 
-/// A database that we know.
+/// A supported database.
 pub enum Engine {
-    /// PostgreSQL, or what speaks like it.
+    /// PostgreSQL, or a database that speaks its protocol.
     Postgres(Postgres),
     /// A file on this machine.
     Sqlite {
-        /// The file; made when it is not there.
+        /// The file. It is created if it is missing.
         path: PathBuf,
     },
 }
 
 /// How to reach PostgreSQL.
 pub struct Postgres {
-    /// `DATABASE_URL`: to serve with. TLS comes with it (`sslmode`, `sslrootcert`, `sslcert`, `sslkey`).
+    /// `DATABASE_URL`: the URL to serve with. It also configures TLS (`sslmode`, `sslrootcert`,
+    /// `sslcert`, `sslkey`).
     pub url: SecretText,
-    /// `BYOK_MIGRATION_DATABASE_URL`: to migrate with, as the tables' owner. Without it the serving role owns them.
+    /// `BYOK_MIGRATION_DATABASE_URL`: the URL to migrate with, as the tables' owner. Without it,
+    /// the serving role owns the tables.
     pub migration_url: Option<SecretText>,
-    /// `BYOK_DATABASE_MAX_CONNECTIONS`: for each replica, from 2; a quarter of them commit, the rest read.
+    /// `BYOK_DATABASE_MAX_CONNECTIONS`: the number of connections of each replica, at least 2. A
+    /// quarter of them commit, the rest read.
     pub max_connections: u32,
-    /// `BYOK_DATABASE_PGBOUNCER`, or `pgbouncer=true` in the URL: no prepared statement and no session setting outlives
-    /// a transaction, and no start-up option is sent. For any pooler in transaction mode; costs three round trips a call.
+    /// `BYOK_DATABASE_PGBOUNCER`, or `pgbouncer=true` in the URL: no prepared statement and no
+    /// session setting outlives a transaction, and no start-up option is sent. This is for any
+    /// pooler in transaction mode. It costs three round trips per call.
     pub pgbouncer: bool,
 }
 
@@ -42,7 +46,8 @@ const MIGRATION_URL: &str = "BYOK_MIGRATION_DATABASE_URL";
 const TAKES: &str = "takes `postgres://user:password@host:port/database` or `sqlite://path`";
 
 impl Store {
-    /// To work as the tables' owner, where that is another role than the serving one.
+    /// Returns the settings for working as the tables' owner, if that is a role other than the
+    /// serving one.
     #[must_use]
     pub fn as_owner(mut self) -> Self {
         if let Engine::Postgres(postgres) = &mut self.engine
@@ -53,13 +58,13 @@ impl Store {
         self
     }
 
-    /// Whether the owner's URL is given.
+    /// Returns whether the owner's URL is set.
     pub fn has_owner(&self) -> bool {
         matches!(&self.engine, Engine::Postgres(postgres) if postgres.migration_url.is_some())
     }
 
-    /// Reads the section. `default` is the SQLite file of a deployment that needs no configuration. `None` when there is
-    /// a mistake, which the reader then holds.
+    /// Reads the section. `default` is the SQLite file of a deployment that needs no configuration.
+    /// Returns `None` if there is a mistake; the reader then holds it.
     pub fn read(reader: &mut Reader<'_>, default: Option<&Path>) -> Option<Self> {
         let variable = if reader.is_set(OUR_URL) { OUR_URL } else { URL };
         let max_connections = reader.number("BYOK_DATABASE_MAX_CONNECTIONS", 16, 2..=1_000);

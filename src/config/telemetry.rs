@@ -5,25 +5,26 @@ use super::Reader;
 /// The form of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
-    /// For people.
+    /// Text for people to read.
     Text,
 }
 
-/// What is written where.
+/// The settings of logs and traces.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Telemetry {
     /// `BYOK_LOG_FORMAT`: `json` or `text`.
     pub format: LogFormat,
     /// `BYOK_LOG`: a filter such as `info` or `byok=debug,info`.
     pub filter: String,
-    /// `OTEL_EXPORTER_OTLP_ENDPOINT`: where traces go (OTLP over HTTP, JSON); none are made without it.
+    /// `OTEL_EXPORTER_OTLP_ENDPOINT`: the destination of traces (OTLP over HTTP, JSON). Without it,
+    /// no traces are made.
     pub otlp_endpoint: Option<String>,
 }
 
 impl Telemetry {
-    /// Reads the section; `format` is what stands when nothing else is said.
+    /// Reads the section. `format` applies if the environment does not set one.
     pub fn read(reader: &mut Reader<'_>, format: LogFormat) -> Self {
         let filter = reader.text("BYOK_LOG").unwrap_or_else(|| "info".to_owned());
         if filter.parse::<tracing_subscriber::filter::Targets>().is_err() {

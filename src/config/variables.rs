@@ -1,10 +1,11 @@
-//! The names of our variables: what is set and is none of them was misspelt, and would be left out in silence.
+//! The names of byok's variables. A variable with byok's prefix and another name was misspelt, and
+//! would otherwise be ignored silently.
 
 use super::{Env, Mistake};
 
-/// What our variables begin with.
+/// The prefix of byok's variables.
 const OURS: &str = "BYOK_";
-/// Each but for the `_FILE` variants of secrets.
+/// All of byok's variables, except the `_FILE` variants of secrets.
 const VARIABLES: &[&str] = &[
     "BYOK_ADMIN_TOKEN",
     "BYOK_ADMIN_TOKENS_FILE",
@@ -114,7 +115,8 @@ const VARIABLES: &[&str] = &[
     "BYOK_VAULT_TRANSIT_KEY",
 ];
 
-/// A mistake for each variable of ours that does not exist, with the nearest one that does.
+/// Returns a mistake for each variable with byok's prefix that does not exist, with the nearest one
+/// that does.
 pub(super) fn unknown(env: &Env) -> Vec<Mistake> {
     let unknown = |name: &&str| name.starts_with(OURS) && !is_known(name) && !is_of_kubernetes(name);
     let mistake = |name: &str| {
@@ -133,7 +135,8 @@ fn is_known(name: &str) -> bool {
     VARIABLES.contains(&name) || VARIABLES.contains(&without_file)
 }
 
-/// Whether Kubernetes sets it in every pod beside a Service that is called `byok`, or `byok-…`
+/// Returns whether this is a variable that Kubernetes sets in every pod next to a Service that is
+/// called `byok`, or `byok-…`
 /// (<https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables>).
 fn is_of_kubernetes(name: &str) -> bool {
     let Some((_, rest)) = name.rsplit_once("_SERVICE_").or_else(|| name.split_once("_PORT")) else {

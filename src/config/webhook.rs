@@ -1,4 +1,5 @@
-//! Whom incidents are announced to, and what else is posted: where to, and under which key.
+//! Webhooks, for announcements of incidents and for other posts: their URL and the key that signs
+//! posts.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -10,13 +11,13 @@ use super::kms::is_loopback;
 
 const URL: &str = "BYOK_INCIDENT_WEBHOOK_URL";
 const SECRET: &str = "BYOK_INCIDENT_WEBHOOK_SECRET";
-/// What a key may have (Standard Webhooks 1.0, "Signature scheme": 24 to 64 bytes).
+/// The allowed length of a key (Standard Webhooks 1.0, "Signature scheme": 24 to 64 bytes).
 const KEY_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
 
-/// A webhook: where it is, and what announcements to it are signed with.
+/// A webhook: its URL, and the key that signs announcements to it.
 pub struct Webhook {
-    /// `BYOK_INCIDENT_WEBHOOK_URL`: https, or http to this machine. It may hold a secret of the receiver's: it is shown
-    /// nowhere.
+    /// `BYOK_INCIDENT_WEBHOOK_URL`: https, or http to this machine. It may contain a secret of the
+    /// receiver, so it is never shown.
     pub url: Url,
     /// `BYOK_INCIDENT_WEBHOOK_SECRET`.
     pub key: WebhookKey,
@@ -26,25 +27,25 @@ pub struct Webhook {
 pub struct WebhookKey(Zeroizing<Vec<u8>>);
 
 impl WebhookKey {
-    /// From the form that Standard Webhooks gives a secret: `whsec_`, then base64.
+    /// Parses the form in which Standard Webhooks gives a secret: `whsec_`, then base64.
     fn parse(text: &str) -> Option<Self> {
         let bytes = Zeroizing::new(STANDARD.decode(text.strip_prefix("whsec_")?).ok()?);
         KEY_BYTES.contains(&bytes.len()).then_some(Self(bytes))
     }
 
-    /// The bytes.
+    /// Returns the bytes.
     pub fn expose(&self) -> &[u8] {
         &self.0
     }
 }
 
 impl Webhook {
-    /// Reads the section; `None` where neither variable is set, or a mistake was recorded.
+    /// Reads the section. Returns `None` if neither variable is set, or if a mistake was recorded.
     pub fn read(reader: &mut Reader<'_>) -> Option<Self> {
         Self::read_from(reader, URL, SECRET)
     }
 
-    /// From these two variables.
+    /// Reads a webhook from these two variables.
     pub(super) fn read_from(reader: &mut Reader<'_>, url_name: &str, secret_name: &str) -> Option<Self> {
         for (one, other) in [(url_name, secret_name), (secret_name, url_name)] {
             if reader.is_set(one) && !reader.is_set(other) {
@@ -67,7 +68,7 @@ impl Webhook {
     }
 }
 
-/// The address, or what is wrong with it; nothing of it is quoted.
+/// Parses the address, or returns what is wrong with it without quoting any of it.
 fn address(text: &str) -> Result<Url, &'static str> {
     let Ok(url) = Url::parse(text) else {
         return Err("is not an address such as `https://example.com/incidents`");

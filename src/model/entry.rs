@@ -22,7 +22,8 @@ impl Outcome {
         [Self::Ok, Self::Partial].into_iter().chain(codes.map(Self::Refused)).collect()
     }
 
-    /// The outcome of a call with these items. Where all of them were refused, that of the first.
+    /// The outcome of a call with these items. If all of them were refused, this is the refusal of
+    /// the first.
     pub fn of_items(items: &[Item]) -> Self {
         match items.iter().find_map(|item| item.refused) {
             None => Self::Ok,

@@ -1,4 +1,5 @@
-//! The announcement of an incident to the operator's webhook: which are due, and what became of an attempt.
+//! The announcement of an incident to the operator's webhook: which announcements are due, and the
+//! result of each attempt.
 
 use std::time::Duration;
 
@@ -8,36 +9,38 @@ use crate::model::{Incident, Tenant};
 
 use super::ReadError;
 
-/// One attempt to announce an incident: that it begins, or how it went. Times are the database's.
+/// A step of one attempt to announce an incident: its start or its result. Times are by the
+/// database's clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attempt {
-    /// It is this holder's. Nobody else makes the next one before so long from now, also when this holder has died.
+    /// This holder takes the attempt. Nobody else makes the next one until the lease ends, even if
+    /// this holder dies.
     Begin {
-        /// For how long.
+        /// The duration of the lease.
         lease: Duration,
     },
-    /// It failed; the next one is due so long from now.
+    /// The attempt failed. The next one is due after `after`.
     Again {
-        /// After how long.
+        /// The time until the next attempt.
         after: Duration,
     },
-    /// It was the last.
+    /// The attempt was the last one.
     End(AnnouncementOutcome),
 }
 
 /// How an announcement ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AnnouncementOutcome {
-    /// The webhook has taken it.
+    /// The webhook accepted the announcement.
     Announced,
-    /// The webhook said that it does not want it.
+    /// The webhook rejected the announcement.
     Refused,
-    /// It was tried for long enough.
+    /// byok stopped trying after the time limit.
     GivenUp,
 }
 
 impl AnnouncementOutcome {
-    /// The name in the table.
+    /// Returns the name that the table uses.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Announced => "announced",
@@ -50,20 +53,21 @@ impl AnnouncementOutcome {
 /// An incident whose announcement is due.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unannounced {
-    /// Whose.
+    /// The tenant that the incident belongs to.
     pub tenant: Tenant,
-    /// What is to be announced.
+    /// The incident to announce.
     pub incident: Incident,
-    /// How many attempts there were.
+    /// The number of attempts so far.
     pub attempts: u32,
-    /// How long ago the incident was, by the database's clock.
+    /// The time since the incident, by the database's clock.
     pub age: Duration,
 }
 
 /// Reads of announcements.
 #[async_trait]
 pub trait AnnouncementReads {
-    /// Up to `limit` announcements that are due and nobody's, oldest first. Of each key version the first that has not
-    /// ended, or none while that is not due: what came later waits for it.
+    /// Returns up to `limit` announcements that are due and that no holder has taken, oldest first.
+    /// For each key version, returns only the first announcement that has not ended, or none while
+    /// that one is not due: later ones wait for it.
     async fn unannounced(&self, limit: u32) -> Result<Vec<Unannounced>, ReadError>;
 }

@@ -1,5 +1,6 @@
-//! What is derived from a log's entries, so that a proof or a page need not read them all: tiles of its tree, and chunks with
-//! the values that come in them. The types, and which values are named; who derives it is the worker.
+//! Data derived from a log's entries, so that a proof or a page need not read all of them: tiles of
+//! its tree, and chunks with the values that occur in them. This module has the types and defines
+//! which values are indexed; the worker derives the data.
 
 use std::ops::Range;
 
@@ -13,32 +14,32 @@ use crate::model::{TenantUid, Timestamp};
 
 use super::{EntryFilter, ReadError};
 
-/// How many hashes a tile has, and how many places a chunk.
+/// The number of hashes in a tile, and of positions in a chunk.
 pub const WIDTH: u64 = 256;
 
-/// How many levels of tiles a tree has at most: as many as the tables take.
+/// The largest number of levels of tiles in a tree, which is what the tables accept.
 pub const TILE_LEVELS: u32 = 8;
 
-/// Which tile of a log's tree: level 0 is over leaves, level l over the tiles of level l-1.
+/// The id of a tile in a log's tree. Level 0 covers leaves; level l covers the tiles of level l-1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TileId {
-    /// Below [`TILE_LEVELS`].
+    /// The level, below [`TILE_LEVELS`].
     pub level: u32,
-    /// Its place among those of its level, from 0.
+    /// The index of the tile within its level, from 0.
     pub index: u64,
 }
 
 /// A full tile.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tile {
-    /// Which.
+    /// The tile's id.
     pub id: TileId,
-    /// [`WIDTH`] hashes: of leaves, or the roots of the tiles below.
+    /// [`WIDTH`] hashes: those of leaves, or the roots of the tiles below.
     pub hashes: Vec<Hash>,
 }
 
 impl Tile {
-    /// The root of the subtree that it spans.
+    /// Returns the root of the subtree that the tile spans.
     pub fn root(&self) -> Hash {
         root_of(self.hashes.iter().copied())
     }
@@ -48,56 +49,56 @@ impl Tile {
     }
 }
 
-/// The [`WIDTH`] places from `index * WIDTH` on, and between which times their entries are.
+/// The [`WIDTH`] positions from `index * WIDTH` on, with the time range of their entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chunk {
-    /// Counted over all of the tenant's entries, whichever log they are of.
+    /// The index of the chunk, counted over all of the tenant's entries in all of its logs.
     pub index: u64,
     /// The time of the earliest entry.
     pub earliest: Timestamp,
-    /// The time of the latest.
+    /// The time of the latest entry.
     pub latest: Timestamp,
 }
 
-/// That a value comes in a chunk.
+/// The fact that a value occurs in a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ChunkValue {
-    /// 64 bits of a hash of it, its kind and the tenant.
+    /// 64 bits of a hash of the value, its kind and the tenant.
     pub value: i64,
-    /// Which chunk.
+    /// The chunk's index.
     pub chunk: u64,
 }
 
-/// What an entry is found by.
+/// The properties by which an entry can be found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outline {
-    /// Its place.
+    /// The entry's position.
     pub seq: u64,
-    /// Its time.
+    /// The entry's time.
     pub at: Timestamp,
-    /// Its user, records, operation and outcome; some may come twice.
+    /// The entry's user, records, operation and outcome. Some values may be repeated.
     pub values: Vec<i64>,
 }
 
-/// A log of which not all is derived yet.
+/// A log that is not fully derived yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Behind {
-    /// Whose.
+    /// The tenant that owns the log.
     pub tenant: TenantUid,
-    /// Which of the tenant's logs.
+    /// The number of the tenant's log.
     pub log: u32,
-    /// Its first entry's place.
+    /// The position of the log's first entry.
     pub first: u64,
-    /// The place after its last entry.
+    /// The position after the log's last entry.
     pub end: u64,
-    /// The first chunk that is to be derived.
+    /// The first chunk to derive.
     pub chunk: u64,
-    /// The first tile of level 0 that is to be derived.
+    /// The first tile of level 0 to derive.
     pub tile: u64,
 }
 
-/// What an entry can be found by. A request id is none: no filter asks for it, and it would be a row of the index for every
-/// entry.
+/// A value by which an entry can be found. Request ids are not included: no filter asks for them,
+/// and each entry would need its own row in the index.
 #[derive(Clone, Copy)]
 pub(super) enum Named<'a> {
     Record(&'a str),
@@ -106,7 +107,8 @@ pub(super) enum Named<'a> {
     Operation(&'a str),
 }
 
-/// The first 64 bits of SHA-256(tenant's uid ‖ kind ‖ value): an erasure can make it again from the value alone.
+/// Returns the first 64 bits of SHA-256(tenant's uid ‖ kind ‖ value). An erasure can compute it
+/// again from the value alone.
 pub(super) fn value_of(tenant: TenantUid, named: Named<'_>) -> i64 {
     let (kind, value) = match named {
         Named::Record(value) => (b"r", value),
@@ -119,7 +121,7 @@ pub(super) fn value_of(tenant: TenantUid, named: Named<'_>) -> i64 {
     i64::from_be_bytes(*first)
 }
 
-/// The values that an entry must have for this filter, its record aside.
+/// Returns the values that an entry must have to match this filter, except its record.
 pub(super) fn values_asked(tenant: TenantUid, filter: &EntryFilter) -> Vec<i64> {
     let named = [
         filter.user.as_deref().map(Named::User),
@@ -129,8 +131,8 @@ pub(super) fn values_asked(tenant: TenantUid, filter: &EntryFilter) -> Vec<i64> 
     named.into_iter().flatten().map(|named| value_of(tenant, named)).collect()
 }
 
-/// The ids in `records`, as [`super::EntryRow::records`] holds them, given one after the other; `None` when it is not of that
-/// form.
+/// Passes each id in `records` (in the form of [`super::EntryRow::records`]) to `give`, one after
+/// the other. Returns `None` if `records` does not have that form.
 pub(super) fn each_record(records: &str, mut give: impl FnMut(&str)) -> Option<()> {
     #[derive(Deserialize)]
     struct Salted<'a>(#[serde(borrow)] std::borrow::Cow<'a, str>, IgnoredAny);
@@ -139,14 +141,16 @@ pub(super) fn each_record(records: &str, mut give: impl FnMut(&str)) -> Option<(
     Some(())
 }
 
-/// Reads for who derives, and of the tiles that are there.
+/// Reads for the worker that derives, and reads of existing tiles.
 #[async_trait]
 pub trait DerivedReads {
-    /// The logs that have a chunk or a tile of level 0 more than was derived; some of them, where there are very many.
+    /// Returns the logs that have at least one chunk or tile of level 0 that is not derived yet.
+    /// Returns only some of them if there are very many.
     async fn behind(&self) -> Result<Vec<Behind>, ReadError>;
 
-    /// What the entries at these places are found by, oldest first. Ends early once they have more than `items` items, or are
-    /// large, and holds none only where none are left; what is missing is left out.
+    /// Returns the outlines of the entries at these positions, oldest first. Ends early once the
+    /// entries have more than `items` items or are large, and returns none only if none are left.
+    /// Missing entries are left out.
     async fn outlines(
         &self,
         tenant: TenantUid,
@@ -154,13 +158,14 @@ pub trait DerivedReads {
         items: u32,
     ) -> Result<Vec<Outline>, ReadError>;
 
-    /// How far the tiles of a level go: 1 more than the last one's index.
+    /// Returns the end of the tiles of a level: 1 more than the last tile's index.
     async fn tiles_end(&self, tenant: TenantUid, log: u32, level: u32) -> Result<u64, ReadError>;
 
-    /// These tiles, in any order; those that are not there are left out.
+    /// Returns these tiles, in any order. Missing tiles are left out.
     async fn tiles(&self, tenant: TenantUid, log: u32, ids: &[TileId]) -> Result<Vec<Tile>, ReadError>;
 
-    /// The roots of these tiles of one level, each with its tile's index, in order. What is missing is left out.
+    /// Returns the roots of these tiles of one level, each with its tile's index, in order. Missing
+    /// tiles are left out.
     async fn tile_roots(
         &self,
         tenant: TenantUid,

@@ -1,5 +1,5 @@
-//! What a database's error means: was anything done, and can it be tried again. The error itself goes no further than
-//! a log line with its code; its message may quote a value.
+//! Classifies a database error: whether anything was done, and whether a retry can help. The error
+//! itself goes only into a log line, with its code, because its message may quote a value.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use sqlx::Error;
 
 use super::ReadError;
 
-/// A read was answered by a server that takes no writes: what it holds may be old.
+/// The error for a read that was answered by a server that takes no writes: its data may be old.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Standby;
 
@@ -19,27 +19,28 @@ impl fmt::Display for Standby {
 
 impl std::error::Error for Standby {}
 
-/// What an error says about the statement that it answers.
+/// What an error says about the statement that caused it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
-    /// The database answered: refused for good, nothing done.
+    /// The database answered: the statement is refused for good. Nothing was done.
     Refused,
-    /// The database answered, and what it holds is damaged, or is not of the form that we write.
+    /// The database answered: its data is damaged, or does not have the form that byok writes.
     Malformed,
-    /// The database answered: not now, nothing done (a lock, no room).
+    /// The database answered: the statement is not possible now (a lock, no room). Nothing was
+    /// done.
     NotNow,
-    /// The database answered: the statement took longer than its time limit, nothing done.
+    /// The database answered: the statement exceeded its time limit. Nothing was done.
     TooLong,
-    /// The database answered: it takes no writes, as a standby does; nothing done.
+    /// The database answered: it takes no writes, as a standby does. Nothing was done.
     Standby,
-    /// The database was not asked: all our connections are in use, for longer than a call can wait.
+    /// The database was not asked: all connections are in use for longer than a call can wait.
     Busy,
-    /// There was no answer: it may have been done.
+    /// There was no answer: the statement may have been executed.
     Lost,
 }
 
 impl Failure {
-    /// Of an error; logs its code.
+    /// Classifies an error and logs its code.
     pub(super) fn of(error: &Error) -> Self {
         let failure = Self::classify(error);
         match failure {
@@ -73,12 +74,14 @@ impl Failure {
         }
     }
 
-    /// PostgreSQL, appendix A. A server that is going down (57P, 08) may have committed before it said so.
+    /// Classifies an SQLSTATE by the PostgreSQL manual, appendix A. A server that is shutting down
+    /// (57P, 08) may have committed before it reported so.
     fn of_sqlstate(code: &str) -> Self {
         match code {
             // query_canceled
             "57014" => Self::TooLong,
-            // serialization_failure, deadlock_detected, lock_not_available, idle_in_transaction_session_timeout
+            // serialization_failure, deadlock_detected, lock_not_available,
+            // idle_in_transaction_session_timeout
             "40001" | "40P01" | "55P03" | "25P03" => Self::NotNow,
             // read_only_sql_transaction
             "25006" => Self::Standby,
@@ -91,10 +94,11 @@ impl Failure {
         }
     }
 
-    /// SQLite's result codes; the low byte is the primary one.
+    /// Classifies an SQLite result code. The low byte is the primary code.
     fn of_sqlite(code: i32) -> Self {
         match code & 0xff {
-            // BUSY, LOCKED, NOMEM, READONLY (what a file system becomes that met an error), INTERRUPT, IOERR, FULL, CANTOPEN
+            // BUSY, LOCKED, NOMEM, READONLY (what a file system becomes after an error), INTERRUPT,
+            // IOERR, FULL, CANTOPEN
             5..=10 | 13 | 14 => Self::NotNow,
             // CORRUPT
             11 => Self::Malformed,
@@ -103,13 +107,14 @@ impl Failure {
     }
 }
 
-/// invalid_sql_statement_name, duplicate_prepared_statement: what a server is asked whose connection was another's before.
+/// Returns whether the error is invalid_sql_statement_name or duplicate_prepared_statement. A
+/// server reports these when a pooler handed over a connection that another client used before.
 fn is_of_pooler(error: &Error) -> bool {
     let code = error.as_database_error().and_then(|error| error.code());
     matches!(code.as_deref(), Some("26000" | "42P05"))
 }
 
-/// A name for an error that holds no value: its code and constraint, or its kind.
+/// Returns a name for an error that contains no value: its code and constraint, or its kind.
 pub(super) fn cause(error: &Error) -> String {
     match error {
         Error::Database(error) => {

@@ -1,4 +1,4 @@
-//! What must hold of the keys that a batch stands on, and what was found of them.
+//! The conditions on the keys that a batch relies on, and what was found of these keys.
 
 use std::time::Duration;
 
@@ -8,40 +8,43 @@ use crate::model::{Canary, Incident, KeyVersion, Posture, Proof, Tenant, TenantU
 
 use super::ReadError;
 
-/// What must hold of one key version, or a batch with entries is not committed.
+/// A condition on one key version. A batch with entries is committed only if it holds.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Fence {
-    /// Of which.
+    /// The key version.
     pub key_version: KeyVersion,
-    /// What.
+    /// The condition.
     pub must: Must,
 }
 
-/// What must hold. A key version that has no proof row passes nothing.
+/// The condition on a key version. A key version without a proof row fails every condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Must {
-    /// It is active, since this epoch.
+    /// The key version is active under this epoch.
     BeActive {
         /// The epoch that the call began under.
         epoch: u64,
     },
-    /// The same; and it was shown to work within so long, by the database's clock. A proof from the future is none: the
-    /// clock was set back. PostgreSQL asks before it waits for a lock: who must not answer late looks at [`Passed`].
+    /// The key version is active under this epoch, and was shown to work within this time, by the
+    /// database's clock. A proof from the future does not count: the clock was set back. PostgreSQL
+    /// checks this before it waits for a lock, so a caller that must not answer late has to check
+    /// [`Passed`].
     BeProven {
         /// The epoch that the call began under.
         epoch: u64,
-        /// How old the proof may be.
+        /// The largest age of the proof.
         within: Duration,
     },
-    /// Nobody has written its proof row since.
+    /// Nobody has written the proof row since it was read.
     BeUnchanged {
-        /// What the row was read at.
+        /// The revision of the row that was read.
         revision: u64,
     },
 }
 
 impl Must {
-    /// Whether a row as it stands at `now` passes: what the statement of the commit asks, for who has read the row.
+    /// Returns whether a row passes at `now`. This is the condition that the commit's statement
+    /// checks, for a caller that has read the row.
     pub fn holds(self, proof: &Proof, now: Timestamp) -> bool {
         match self {
             Self::BeActive { epoch } => proof.posture == Posture::Active && proof.epoch == epoch,
@@ -58,23 +61,24 @@ impl Must {
 /// What a commit found of the keys of its fence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Passed {
-    /// What the database's clock said once the fence was passed, and any wait for the log's head was over.
+    /// The time by the database's clock after the fence was passed and any wait for the log's head
+    /// was over.
     pub now: Timestamp,
-    /// When each was last shown to work, in the order of the fence.
+    /// The time when each key was last shown to work, in the order of the fence.
     pub proven_at: Vec<Timestamp>,
 }
 
-/// Proof rows as they stand at one moment.
+/// Proof rows as they were at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen<T> {
-    /// What the database's clock said when they were read.
+    /// The time of the read, by the database's clock.
     pub now: Timestamp,
     /// The rows.
     pub rows: Vec<T>,
 }
 
 impl Passed {
-    /// What a fence finds of rows that were read; `None` where it does not hold.
+    /// Checks a fence against rows that were read. Returns `None` if it does not hold.
     pub fn of(fence: &[Fence], seen: &Seen<Proof>) -> Option<Self> {
         let find = |fence: &Fence| {
             let proof = seen.rows.iter().find(|proof| proof.key_version == fence.key_version)?;
@@ -85,29 +89,29 @@ impl Passed {
     }
 }
 
-/// A key version that is to be probed.
+/// A key version to probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Watched {
-    /// Whose.
+    /// The tenant that owns the key version.
     pub tenant: Tenant,
-    /// What is known of it.
+    /// The key version's proof.
     pub proof: Proof,
-    /// What a probe unwraps.
+    /// The canary that a probe unwraps.
     pub canary: Canary,
-    /// Until when some replica says that it has DEKs of it in memory.
+    /// The time until which some replica reports that it has DEKs of this key version in memory.
     pub needed_until: Timestamp,
 }
 
 /// Reads of proofs and incidents.
 #[async_trait]
 pub trait ProofReads {
-    /// The proofs of one tenant's key versions, but for those that are retired.
+    /// Returns the proofs of one tenant's key versions, except retired ones.
     async fn proofs(&self, tenant: TenantUid) -> Result<Seen<Proof>, ReadError>;
 
-    /// Every tenant's key versions that are to be probed: those that some replica needs, and those that are not active, but
-    /// for those that are retired.
+    /// Returns the key versions of all tenants that are to be probed: those that some replica needs
+    /// and those that are not active, except retired ones.
     async fn watched(&self) -> Result<Seen<Watched>, ReadError>;
 
-    /// Up to `limit` incidents of one tenant, newest first.
+    /// Returns up to `limit` incidents of one tenant, newest first.
     async fn incidents(&self, tenant: TenantUid, limit: u32) -> Result<Vec<Incident>, ReadError>;
 }

@@ -1,6 +1,7 @@
-//! Migrations: which there are, and what the applied ones mean for this binary. Each names the oldest schema level that
-//! can still serve the schema after it; a binary's level is its own last migration. So the release before goes on while
-//! the next one migrates, and a binary refuses only a schema that has left it behind.
+//! Migrations: the known ones, and what the applied ones mean for this binary. Each migration names
+//! the oldest schema level that can still serve the schema after it; a binary's level is its own
+//! last migration. So the previous release continues while the next one migrates, and a binary
+//! refuses only a schema that has become too new for it.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -10,20 +11,20 @@ use sqlx::migrate::MigrationType;
 
 use super::row::{Columns, number, there};
 
-/// One step of the schema. Its text is never changed once released.
+/// One step of the schema. Its text never changes after its release.
 pub(super) struct Migration {
     /// Its number: 1, 2, 3.
     pub(super) version: u32,
-    /// Its name, as in the file's.
+    /// Its name, as in the file name.
     pub(super) name: &'static str,
     /// The oldest level that can serve the schema after this step.
     pub(super) oldest_reader: u32,
-    /// What it does.
+    /// The SQL that it runs.
     pub(super) sql: &'static str,
 }
 
 impl Migration {
-    /// SHA-384 of the text.
+    /// Returns the SHA-384 of the text.
     pub(super) fn checksum(&self) -> Vec<u8> {
         let (version, name) = (i64::from(self.version), Cow::Borrowed(self.name));
         let migration = sqlx::migrate::Migration::new(
@@ -44,26 +45,26 @@ pub(super) struct Applied {
     oldest_reader: u32,
 }
 
-/// `version, checksum, oldest_reader`.
+/// Decodes the columns `version, checksum, oldest_reader`.
 pub(super) fn applied(row: &impl Columns) -> Result<Applied, sqlx::Error> {
     Ok(Applied { version: number(row, 0)?, checksum: there(row.bytes(1)?)?, oldest_reader: number(row, 2)? })
 }
 
-/// What stands of the schema.
+/// The state of the schema.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MigrationReport {
-    /// How many migrations of this binary the schema has.
+    /// The number of this binary's migrations that the schema has.
     pub applied: u32,
-    /// How many this binary has.
+    /// The number of migrations that this binary has.
     pub expected: u32,
-    /// How many were applied just now.
+    /// The number of migrations that were applied by this run.
     pub ran: u32,
-    /// The oldest level that the schema still serves.
+    /// The oldest level that can still serve the schema.
     pub oldest_reader: u32,
 }
 
 impl MigrationReport {
-    /// Of what is applied; `known` is in order, from 1.
+    /// Makes the report from the applied migrations. `known` is in order, from 1.
     pub(super) fn of(known: &[Migration], applied: &[Applied]) -> Self {
         let expected = level(known);
         Self {
@@ -75,10 +76,11 @@ impl MigrationReport {
         }
     }
 
-    /// Whether this binary can serve the schema.
+    /// Returns `Ok` if this binary can serve the schema.
     ///
     /// # Errors
-    /// [`MigrateError::LeftBehind`] when the schema is too new for it, [`MigrateError::Behind`] when it is too old.
+    /// [`MigrateError::LeftBehind`] if the schema is too new for it, [`MigrateError::Behind`] if it
+    /// is too old.
     pub fn usable(&self) -> Result<(), MigrateError> {
         if self.oldest_reader > self.expected {
             return Err(MigrateError::LeftBehind { binary: self.expected, needed: self.oldest_reader });
@@ -90,7 +92,7 @@ impl MigrationReport {
     }
 }
 
-/// What is still to be applied, in order.
+/// Returns the migrations that are still to be applied, in order.
 pub(super) fn missing<'m>(
     known: &'m [Migration],
     applied: &[Applied],
@@ -110,7 +112,7 @@ pub(super) fn missing<'m>(
     Ok(missing)
 }
 
-/// The number of the last one.
+/// Returns the number of the last migration.
 pub(super) fn level(known: &[Migration]) -> u32 {
     known.last().map_or(0, |migration| migration.version)
 }
@@ -118,11 +120,11 @@ pub(super) fn level(known: &[Migration]) -> u32 {
 /// Why the schema is not as this binary needs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MigrateError {
-    /// The database is out of reach; a retry may help.
+    /// The database is unreachable. A retry may help.
     Unavailable,
-    /// The role may not make tables here.
+    /// The role may not create tables here.
     Denied,
-    /// The schema has left this binary behind.
+    /// The schema is too new for this binary.
     LeftBehind {
         /// This binary's level.
         binary: u32,
@@ -131,28 +133,28 @@ pub enum MigrateError {
     },
     /// The schema lacks migrations that this binary needs.
     Behind {
-        /// How many it has.
+        /// The number of migrations that the schema has.
         applied: u32,
-        /// How many it needs.
+        /// The number of migrations that this binary needs.
         expected: u32,
     },
-    /// The text of a migration differs from what was applied.
+    /// The text of a migration differs from the one that was applied.
     Changed {
-        /// Its number.
+        /// The migration's number.
         version: u32,
     },
-    /// The database holds text in another encoding than UTF-8.
+    /// The database stores text in an encoding other than UTF-8.
     Encoding {
-        /// PostgreSQL's name for it.
+        /// PostgreSQL's name for the encoding.
         found: String,
     },
-    /// A pooler stands before the database, and we were not told.
+    /// There is a pooler in front of the database, and the configuration does not say so.
     Pooler,
-    /// The database refused a migration; the code is the database's own.
+    /// The database refused a migration. The code is the database's own.
     Failed {
-        /// Its number; 0 for what surrounds the migrations.
+        /// The migration's number; 0 for a statement outside the migrations.
         version: u32,
-        /// Such as SQLSTATE 42P07.
+        /// The code, such as SQLSTATE 42P07.
         code: String,
     },
 }

@@ -1,7 +1,8 @@
-//! Every SQL statement. Handles wrapped DEKs and packed entries; never a plaintext, never a plain DEK. There is **one
-//! write method**, [`Store::commit`], with a closed [`Change`] enum, so that a dry run is a list of changes that is
-//! shown and not committed; and a few small read traits. PostgreSQL and SQLite stand behind it, and run one conformance
-//! suite.
+//! The store: every SQL statement of byok. It handles wrapped DEKs and packed entries, never a
+//! plaintext and never a plain DEK. It has **one write method**, [`Store::commit`], which takes a
+//! closed [`Change`] enum, so that a dry run is a list of changes that is shown and not committed.
+//! It has a few small read traits. PostgreSQL and SQLite both implement these and run the same
+//! conformance suite.
 
 mod announcement;
 mod derived;
@@ -48,63 +49,67 @@ pub use stream::{StreamName, StreamReads, StreamRow, StreamStep};
 /// A row of `np_byok_wrapped_deks`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DekRow {
-    /// Which DEK.
+    /// The DEK's id.
     pub id: DekId,
-    /// The record that it protects; `None` where the deployment does not require one, and after the record's erasure.
+    /// The record that the DEK protects. `None` if the deployment does not require one, and after
+    /// the record's erasure.
     pub record_id: Option<Arc<str>>,
-    /// As the KMS returned it.
+    /// The wrapped DEK, as the KMS returned it.
     pub wrapped: Wrapped,
-    /// When it was made.
+    /// The time when the DEK was made.
     pub created_at: Timestamp,
-    /// What binds the wrapped bytes to the DEK; `None` where the row is not sealed. `audit::RowMacs` makes both.
+    /// The MAC that binds the wrapped bytes to the DEK. `None` if the row is not sealed.
+    /// `audit::RowMacs` makes both MACs.
     pub mac: Option<[u8; 32]>,
-    /// What binds the record to the DEK, where there is one. It goes with the record's id when that is erased.
+    /// The MAC that binds the record to the DEK, if there is one. It is removed together with the
+    /// record's id when that is erased.
     pub record_mac: Option<[u8; 32]>,
 }
 
-/// A row of `np_byok_audit`, before it has a place in the log. What `items` holds is packed by `audit`; the store does
-/// not look inside.
+/// A row of `np_byok_audit`, before it has a position in the log. `audit` packs the content of
+/// `items`; the store does not look inside.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EntryRow {
-    /// Its id.
+    /// The entry's id.
     pub id: EntryId,
-    /// When the call was made durable, by the server's clock.
+    /// The time when the call was made durable, by the server's clock.
     pub at: Timestamp,
-    /// What was asked for.
+    /// The operation that was requested.
     pub operation: Operation,
-    /// How it ended.
+    /// The outcome of the call.
     pub outcome: Outcome,
-    /// How the caller was recognised.
+    /// How the caller was authenticated.
     pub means: Means,
     /// The caller's role.
     pub role: Arc<str>,
-    /// The caller.
+    /// The calling user.
     pub user: Option<Salted>,
-    /// Our request id.
+    /// The id of the request.
     pub request: Salted,
     /// What an operation on the log itself did.
     pub detail: Option<Arc<str>>,
-    /// How many items the call had.
+    /// The number of items in the call.
     pub item_count: u32,
-    /// Record ids with their salts, as a JSON array with one element an item, in order: `["<record id>","<salt, base64>"]`,
-    /// or `null` where there is none or it was erased. Read back it is the same JSON; white space may differ.
+    /// The record ids with their salts, as a JSON array with one element per item, in order:
+    /// `["<record id>","<salt, base64>"]`, or `null` if there is no record id or it was erased. A
+    /// read returns the same JSON, but white space may differ.
     pub records: String,
     /// The packed items.
     pub items: Vec<u8>,
-    /// SHA-256 of all of it that never changes, but its time; `audit` says how. Zeros for an entry from before the log was a
-    /// tree.
+    /// SHA-256 of everything in the entry that never changes, except its time; `audit` defines how.
+    /// All zeros for an entry that was written before the log was a tree.
     pub digest: [u8; 32],
 }
 
 impl EntryRow {
-    /// Its leaf in the tenant's Merkle tree: the hash of its time in microseconds since 1970 (8 bytes, big-endian) and its
-    /// digest.
+    /// Returns the entry's leaf in the tenant's Merkle tree: the hash of its time in microseconds
+    /// since 1970 (8 bytes, big-endian) and its digest.
     pub fn leaf(&self) -> Hash {
         leaf_of(self.at, &self.digest)
     }
 }
 
-/// The leaf of an entry of that time and digest.
+/// Returns the leaf of an entry with that time and digest.
 pub fn leaf_of(at: Timestamp, digest: &[u8; 32]) -> Hash {
     let mut data = [0; 40];
     data[..8].copy_from_slice(&at.0.to_be_bytes());
@@ -112,25 +117,27 @@ pub fn leaf_of(at: Timestamp, digest: &[u8; 32]) -> Hash {
     Hash::of_leaf(&data)
 }
 
-/// Where a tenant's log ends. Entries are counted from 0 for as long as there is the tenant; the tree has those of the
-/// current log.
+/// The end of a tenant's log. Entries are counted from 0 over the whole life of the tenant; the
+/// tree holds those of the current log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogHead {
-    /// Which of the tenant's logs, from 1: a database that was restored goes on in another one.
+    /// The number of this log among the tenant's logs, from 1. A restored database continues in
+    /// another log.
     pub log: u32,
-    /// Its first entry's place.
+    /// The position of the log's first entry.
     pub first: u64,
-    /// Its tree.
+    /// The frontier of the log's tree.
     pub frontier: Frontier,
 }
 
 impl LogHead {
-    /// The place of the next entry: how many the tenant has had.
+    /// Returns the position of the next entry, which is also the number of entries that the tenant
+    /// has had.
     pub fn end(&self) -> u64 {
         self.first + self.frontier.size()
     }
 
-    /// As it is once these are appended.
+    /// Returns the head after these entries are appended.
     #[must_use]
     pub fn extended(&self, entries: &[EntryRow]) -> Self {
         let mut head = self.clone();
@@ -139,200 +146,218 @@ impl LogHead {
     }
 }
 
-/// One change of what is stored. Each is all or nothing and says in [`Committed::applied`] how many rows it touched.
+/// One change of the stored data. Each change is applied whole or not at all, and reports in
+/// [`Committed::applied`] how many rows it touched.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
-    /// Adds a tenant and its empty log; touches nothing when one of that name is there.
+    /// Adds a tenant and its empty log. Touches nothing if a tenant of that name exists.
     CreateTenant(Tenant),
     /// Adds a wrapped DEK.
     InsertDek(DekRow),
-    /// Puts other wrapped bytes in the place of those that were read; touches nothing when the row changed meanwhile.
+    /// Replaces the wrapped bytes that were read with others. Touches nothing if the row has
+    /// changed since.
     Rewrap {
-        /// Which DEK.
+        /// The DEK whose row is changed.
         dek_id: DekId,
-        /// What was read.
+        /// The wrapped DEK that was read.
         from: Wrapped,
-        /// What to hold instead.
+        /// The wrapped DEK to store instead.
         to: Wrapped,
-        /// The MAC of what it holds then, where the row was sealed as it was read.
+        /// The MAC of the new content, if the row was sealed when it was read.
         mac: Option<[u8; 32]>,
     },
-    /// Gives rows the MACs that they have here; leaves out each that is not the same in all else any more. Says how many were
-    /// sealed.
+    /// Gives rows the MACs that they have here. Leaves out each row that differs by now in anything
+    /// else. Reports how many were sealed.
     SealDeks(Vec<DekRow>),
-    /// Writes down an incident that is no change of a posture; does nothing more when it is there.
+    /// Records an incident that is not a change of posture. Does nothing if that incident is
+    /// already recorded.
     NoteIncident(Incident),
-    /// Adds a rotation job; touches nothing while the tenant has one that is live.
+    /// Adds a rotation job. Touches nothing while the tenant has a live job.
     StartJob(Job),
-    /// Takes, or keeps, the lease of a running job for so long from now by the database's clock; touches nothing while
-    /// another holder has it.
+    /// Takes or renews the lease of a running job, for `lease` from now by the database's clock.
+    /// Touches nothing while another holder has the lease.
     LeaseJob {
-        /// Which job.
+        /// The job to lease.
         job: JobId,
-        /// Who works on it.
+        /// The worker that takes the lease.
         holder: Uuid,
-        /// For how long.
+        /// The duration of the lease.
         lease: Duration,
     },
-    /// Commits a job's place, progress and state; touches nothing when `holder` has lost the lease, or the job was paused or
-    /// ended meanwhile.
+    /// Commits a job's position, progress and state. Touches nothing if `holder` has lost the
+    /// lease, or if the job was paused or has ended since.
     AdvanceJob {
-        /// The job as it stands now.
+        /// The job in its current state.
         job: Job,
-        /// Who works on it.
+        /// The worker that holds the lease.
         holder: Uuid,
-        /// The last DEK that was dealt with.
+        /// The last DEK that was processed.
         after: Option<DekId>,
     },
-    /// Puts a job that is live into the state that the command leads to, and takes it from whoever works on it, whose next
-    /// place is not kept then. Touches nothing where the job has ended, unless it is in that state; changes nothing where it is.
+    /// Puts a live job into the state that the command leads to, and takes the job from its current
+    /// worker, whose next position is then not stored. Touches nothing if the job has ended, unless
+    /// it ended in that state. Changes nothing if the job is already in that state.
     CommandJob {
-        /// Which job.
+        /// The job that gets the command.
         job: JobId,
-        /// What is to become of it.
+        /// The command for the job.
         command: JobCommand,
-        /// When.
+        /// The time of the command.
         at: Timestamp,
     },
-    /// Adds a key version to those that are watched; changes nothing when it is there and is not retired.
+    /// Adds a key version to the watched ones. Changes nothing if it is already there and is not
+    /// retired.
     Watch {
-        /// What is known of it.
+        /// The proof of the key version.
         proof: Proof,
-        /// What probes are to unwrap.
+        /// The canary that probes unwrap.
         canary: Canary,
     },
-    /// Says that a key version's DEKs are in memory, for so long from now by the database's clock; touches nothing when it
-    /// is retired.
+    /// Reports that DEKs of a key version are in memory, for `lasting` from now by the database's
+    /// clock. Touches nothing if the key version is retired.
     Need {
-        /// Which.
+        /// The key version in use.
         key_version: KeyVersion,
-        /// For how long.
+        /// How long the key version is needed.
         lasting: Duration,
     },
-    /// Takes all key versions but this one out of those that are watched, as nothing is wrapped under them any more. Their
-    /// epochs are raised, so that nothing is answered that began under them; until one is watched anew, no read has it.
+    /// Stops watching every key version except this one, because nothing is wrapped under the
+    /// others any more. Raises their epochs, so that no call that began under them is answered. No
+    /// read returns a retired key version until it is watched again.
     Retire {
-        /// The one that stays.
+        /// The key version that stays watched.
         all_but: KeyVersion,
     },
-    /// Puts a proof's next form in the place of that of revision `from`, with the incident that it makes; touches nothing
-    /// when another was first.
+    /// Replaces the proof of revision `from` with its next form, and adds the incident that this
+    /// makes. Touches nothing if another writer was first.
     Prove {
-        /// The revision that was read.
+        /// The revision of the proof that was read.
         from: u64,
-        /// What to hold instead.
+        /// The proof to store instead.
         to: Proof,
-        /// Where its posture is another.
+        /// The incident, if the posture changes.
         incident: Option<Incident>,
     },
-    /// Keeps a signed head; touches nothing where one of that size is there.
+    /// Stores a signed head. Touches nothing if one of that size exists.
     AddCheckpoint {
-        /// Of which of the tenant's logs.
+        /// The number of the tenant's log.
         log: u32,
-        /// How many leaves it speaks of.
+        /// The number of leaves that the head covers.
         size: u64,
         /// The signed note.
         note: Arc<str>,
     },
-    /// Takes the next attempt to publish a checkpoint at a place, or says how it went; touches nothing when none is due, or
-    /// it is another's.
+    /// Takes the next attempt to publish a checkpoint at a destination, or reports the result of an
+    /// attempt. Touches nothing if none is due, or if another holder has it.
     Publish {
-        /// The place's name.
+        /// The destination's name.
         place: Arc<str>,
-        /// Who makes it.
+        /// The replica that makes the attempt.
         holder: Uuid,
-        /// That it begins, or how it went.
+        /// The start of the attempt, or its result.
         step: Publishing,
     },
-    /// Ends the tenant's log and opens another one, before the batch's entries are appended: they are its first. Touches
-    /// nothing, and fails a batch with entries as one that comes too late, when the head is not this one any more.
+    /// Ends the tenant's log and opens another one before the batch's entries are appended, so that
+    /// they are its first. If the current head is no longer `from`, it touches nothing, and a batch
+    /// with entries fails like one that comes too late.
     OpenLog {
         /// The head of the log that ends.
         from: LogHead,
-        /// The number of the one that is opened.
+        /// The number of the new log.
         log: u32,
     },
-    /// Keeps all of the tenant's entries whatever their age, or no longer; touches nothing where it is so. The owner's.
+    /// Places a hold on all of the tenant's entries, so that they are kept at any age, or lifts the
+    /// hold. Touches nothing if that is already the case. Only the owner may do this.
     Hold {
-        /// Whether they are kept.
+        /// Whether the hold is on.
         on: bool,
     },
-    /// Sets a personal value to null in the entries at these places, and in none of a tenant on hold. The owner's.
+    /// Sets a personal value to null in the entries at these positions. Erases nothing for a tenant
+    /// on hold. Only the owner may do this.
     Erase {
-        /// What.
+        /// The personal value.
         personal: Personal,
-        /// Where.
+        /// The positions of the entries.
         places: Range<u64>,
-        /// Whether the index of chunks forgets the value too: with the last places of a chunk.
+        /// Whether the value is also removed from the index of chunks. Set with the last positions
+        /// of a chunk.
         in_index: bool,
     },
-    /// Takes a record's id out of the rows of its DEKs, and puts its HMAC there; out of none of a tenant on hold. The owner's.
+    /// Replaces a record's id with its HMAC in the rows of its DEKs. Erases nothing for a tenant on
+    /// hold. Only the owner may do this.
     EraseFromDeks {
         /// The record's id.
         record_id: Arc<str>,
-        /// What stays of it: its HMAC under a salt that is kept nowhere.
+        /// The HMAC that replaces the id, under a salt that is stored nowhere.
         hmac: [u8; 32],
     },
-    /// Notes that entries were exported. The owner's.
+    /// Records that entries were exported. Only the owner may do this.
     NoteExport {
-        /// Which.
+        /// The positions of the exported entries.
         places: Range<u64>,
     },
-    /// Adds tiles of one log, sorted by [`TileId`]; those that are there stay. Says how many were added.
+    /// Adds tiles of one log, sorted by [`TileId`]. Existing tiles stay. Reports how many were
+    /// added.
     AddTiles {
-        /// Of which of the tenant's logs.
+        /// The number of the tenant's log.
         log: u32,
-        /// Full ones.
+        /// The tiles, all of them full.
         tiles: Vec<Tile>,
     },
-    /// Names the values that come in chunks, sorted; those that are named stay. Comes before the chunks themselves.
+    /// Adds the values that occur in chunks, sorted. Existing ones stay. Must come before the
+    /// chunks themselves.
     AddChunkValues(Vec<ChunkValue>),
-    /// Adds chunks in their order, and with them their values are taken to be all there; those that are there stay. Says how
-    /// many were added.
+    /// Adds chunks in their order. From then on, all values of these chunks count as present.
+    /// Existing chunks stay. Reports how many were added.
     AddChunks(Vec<Chunk>),
-    /// Takes the next attempt to announce an incident, or says how it went; touches nothing when it is another's.
+    /// Takes the next attempt to announce an incident, or reports the result of an attempt. Touches
+    /// nothing if another holder has it.
     Announce {
-        /// Which incident.
+        /// The incident to announce.
         incident: IncidentId,
-        /// Which attempt, counted from 1.
+        /// The number of the attempt, counted from 1.
         attempt: u32,
-        /// Who makes it.
+        /// The replica that makes the attempt.
         holder: Uuid,
-        /// That it begins, or how it went.
+        /// The start of the attempt, or its result.
         step: Attempt,
     },
-    /// Takes or keeps a stream of the log, or says how far it has come; touches nothing when it is another's.
+    /// Takes or renews the lease of a stream of the log, or reports how far it has come. Touches
+    /// nothing if another holder has it.
     Stream {
-        /// Which.
+        /// The stream's name.
         name: StreamName,
-        /// Who sends it.
+        /// The replica that sends the stream.
         holder: Uuid,
-        /// What became of it.
+        /// The step to record.
         step: StreamStep,
     },
 }
 
-/// What is committed at once, for one tenant: entries, changes, and the fence that both stand under.
+/// Everything that is committed together for one tenant: entries, changes, and the fence that
+/// applies to both.
 ///
-/// Committing the identical batch again never applies it twice: with entries, because the log has moved on and its place
-/// `base` holds the first of them; without, because each change is so made that doing it again does nothing more.
+/// Committing the identical batch again never applies it twice. With entries, the log has moved on,
+/// and position `base` holds the first of them. Without entries, each change is defined so that
+/// repeating it does nothing more.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
-    /// Whose.
+    /// The tenant that owns this batch.
     pub tenant: TenantUid,
-    /// The size of the tenant's log that `entries` follow on; the commit is a compare-and-swap on it. Not looked at when
-    /// there are no entries.
+    /// The size of the tenant's log that `entries` are appended to. The commit is a
+    /// compare-and-swap on it. Ignored if there are no entries.
     pub base: u64,
-    /// In their order in the log.
+    /// The entries, in their order in the log.
     pub entries: Vec<EntryRow>,
-    /// Applied in order, in the same transaction.
+    /// The changes, applied in order in the same transaction.
     pub changes: Vec<Change>,
-    /// What must hold of the keys in use when the entries are appended. Not looked at when there are no entries.
+    /// The conditions on the keys in use when the entries are appended. Ignored if there are no
+    /// entries.
     pub fence: Vec<Fence>,
 }
 
 impl Batch {
-    /// Changes that no entry goes with.
+    /// Returns a batch of changes without entries.
     pub fn of_changes(tenant: TenantUid, changes: Vec<Change>) -> Self {
         Self { tenant, base: 0, entries: Vec::new(), changes, fence: Vec::new() }
     }
@@ -341,57 +366,60 @@ impl Batch {
 /// What a commit did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Committed {
-    /// How many rows each change touched, in order. After a retry of a batch whose outcome was unknown, what the rows
-    /// show now.
+    /// The number of rows that each change touched, in order. After a retry of a batch whose
+    /// outcome was unknown, what the rows show now.
     pub applied: Vec<u64>,
-    /// What was found of the keys of the fence; `None` where there was none, and after a retry of a batch whose outcome
-    /// was unknown: then the fence was passed, but nobody knows when.
+    /// What the commit found of the keys in the fence. `None` if there was no fence, and after a
+    /// retry of a batch whose outcome was unknown: in that case the fence was passed, but it is not
+    /// known when.
     pub passed: Option<Passed>,
 }
 
-/// Why a batch was not committed, as far as is known. It speaks of this try alone: after an earlier
-/// [`CommitError::Unknown`], only [`Committed`], [`CommitError::Moved`] or
-/// [`CommitError::Fenced`] settles what became of the batch.
+/// Why a batch was not committed, as far as is known. The error describes this attempt only: after
+/// an earlier [`CommitError::Unknown`], only [`Committed`], [`CommitError::Moved`] or
+/// [`CommitError::Fenced`] settles the outcome of the batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CommitError {
-    /// Another replica has appended: the log's size is this now. Nothing was done.
+    /// Another replica has appended to the log. Nothing was done.
     Moved {
-        /// To base the next try on.
+        /// The current size of the log, as the base of the next attempt.
         size: u64,
     },
-    /// Something that the fence asks for does not hold. Nothing was done.
+    /// A condition of the fence does not hold. Nothing was done.
     Fenced,
-    /// The connection was lost after the statement went out. Commit the identical batch again: it is never applied twice.
+    /// The connection was lost after the statement was sent. Commit the identical batch again: it
+    /// is never applied twice.
     Unknown,
-    /// The database is out of reach; nothing was done.
+    /// The database is unreachable. Nothing was done.
     Unavailable,
-    /// The log has the size that it had when this process saw it last, and another content: the database went back in time.
-    /// Nothing was done.
+    /// The log has the size that this process last saw, but different content: the database went
+    /// back in time. Nothing was done.
     Rewound,
-    /// The database refused the batch (a constraint, a missing table or right, a NUL in a text, an unknown tenant);
-    /// nothing was done, and a retry will not help.
+    /// The database refused the batch (a constraint, a missing table or right, a NUL in a text, an
+    /// unknown tenant). Nothing was done, and a retry will not help.
     Rejected,
 }
 
 /// Why a read failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadError {
-    /// The database is out of reach.
+    /// The database is unreachable.
     Unavailable,
-    /// The database was not asked: so many calls wait for it that this one could not be answered in time.
+    /// The database was not asked: too many calls are waiting for it to answer this one in time.
     Busy,
-    /// The database refused the query: a table, a column or a right is missing. Says nothing about what it holds.
+    /// The database refused the query: a table, a column or a right is missing. This says nothing
+    /// about what the database holds.
     Rejected,
-    /// A row is damaged, or not of the form that we write.
+    /// A row is damaged, or does not have the form that byok writes.
     Malformed,
 }
 
-/// Where a page of the audit log ends and what it holds.
+/// The conditions that entries of a page of the audit log must meet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EntryFilter {
-    /// At or after.
+    /// Only entries at or after this time.
     pub from: Option<Timestamp>,
-    /// Before.
+    /// Only entries before this time.
     pub until: Option<Timestamp>,
     /// Only this operation.
     pub operation: Option<Operation>,
@@ -401,58 +429,61 @@ pub struct EntryFilter {
     pub user: Option<String>,
     /// Only calls with an item of this record.
     pub record_id: Option<String>,
-    /// What else the log may call that record: an id that is too long to be kept is recorded as its hash.
+    /// The other name that the log may have for that record: an id that is too long to store is
+    /// recorded as its hash.
     pub record_hash: Option<String>,
 }
 
-/// An entry with its place in the tenant's log, counted from 0.
+/// An entry with its position in the tenant's log, counted from 0.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlacedEntry {
-    /// Its place.
+    /// The entry's position.
     pub seq: u64,
     /// The entry.
     pub row: EntryRow,
 }
 
-/// Entries, newest first, and where to go on.
+/// A page of entries, newest first, and the position to continue from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Page {
-    /// Those that match.
+    /// The matching entries.
     pub entries: Vec<PlacedEntry>,
-    /// Everything from this place on was looked at, and below it there may be more; `None` when all was looked at.
+    /// The position down to which everything was searched; there may be more below it. `None` if
+    /// everything was searched.
     pub next: Option<u64>,
 }
 
-/// Reads of tenants and their logs' heads.
+/// Reads of tenants and of the heads of their logs.
 #[async_trait]
 pub trait TenantReads {
-    /// The tenant of that name.
+    /// Returns the tenant of that name.
     async fn tenant(&self, name: &str) -> Result<Option<Tenant>, ReadError>;
 
-    /// All tenants, by name.
+    /// Returns all tenants, ordered by name.
     async fn tenants(&self) -> Result<Vec<Tenant>, ReadError>;
 
-    /// Where the tenant's log ends; `None` for a tenant that has none.
+    /// Returns the head of the tenant's log, or `None` for a tenant without a log.
     async fn log_head(&self, tenant: TenantUid) -> Result<Option<LogHead>, ReadError>;
 
-    /// The size of the tenant's log; 0 for a tenant that has none.
+    /// Returns the size of the tenant's log, or 0 for a tenant without a log.
     async fn log_size(&self, tenant: TenantUid) -> Result<u64, ReadError>;
 }
 
 /// Reads of wrapped DEKs.
 #[async_trait]
 pub trait DekReads {
-    /// The rows with these ids, in any order; unknown ids are left out.
+    /// Returns the rows with these ids, in any order. Unknown ids are left out.
     async fn deks(&self, tenant: TenantUid, ids: &[DekId]) -> Result<Vec<DekRow>, ReadError>;
 
-    /// The newest DEK of each of these records, in any order; records without one are left out.
+    /// Returns the newest DEK of each of these records, in any order. Records without a DEK are
+    /// left out.
     async fn deks_of_records(
         &self,
         tenant: TenantUid,
         records: &[Arc<str>],
     ) -> Result<Vec<DekRow>, ReadError>;
 
-    /// Up to `limit` rows with ids above `after`, in order of id.
+    /// Returns up to `limit` rows with ids above `after`, ordered by id.
     async fn deks_after(
         &self,
         tenant: TenantUid,
@@ -460,8 +491,8 @@ pub trait DekReads {
         limit: u32,
     ) -> Result<Vec<DekRow>, ReadError>;
 
-    /// Up to `limit` rows without a MAC with ids above `after`, in order of id. Those whose wrapped bytes are longer than any
-    /// provider makes them, 64 KiB, are left out.
+    /// Returns up to `limit` rows without a MAC with ids above `after`, ordered by id. Leaves out
+    /// rows whose wrapped bytes are longer than 64 KiB, which is more than any provider makes.
     async fn unsealed_deks(
         &self,
         tenant: TenantUid,
@@ -469,28 +500,29 @@ pub trait DekReads {
         limit: u32,
     ) -> Result<Vec<DekRow>, ReadError>;
 
-    /// How many DEKs are wrapped under another version than this.
+    /// Returns how many DEKs are wrapped under a version other than this one.
     async fn deks_not_under(&self, tenant: TenantUid, version: &KeyVersion) -> Result<u64, ReadError>;
 }
 
 /// Reads of rotation jobs.
 #[async_trait]
 pub trait JobReads {
-    /// One job, with the last DEK that was dealt with.
+    /// Returns one job and the last DEK that was processed.
     async fn job(&self, tenant: TenantUid, id: JobId) -> Result<Option<(Job, Option<DekId>)>, ReadError>;
 
-    /// The job that is live, or else the newest one.
+    /// Returns the live job, or else the newest one.
     async fn latest_job(&self, tenant: TenantUid) -> Result<Option<Job>, ReadError>;
 
-    /// Every tenant's running jobs.
+    /// Returns the running jobs of all tenants.
     async fn running_jobs(&self) -> Result<Vec<(Tenant, JobId)>, ReadError>;
 }
 
 /// Reads of the audit log.
 #[async_trait]
 pub trait AuditReads: Sync {
-    /// Up to `limit` (1 or more) entries below `before` (all when `None`) that match, newest first. How much is read for it is
-    /// bounded: a page may have fewer, or none, with more to come.
+    /// Returns up to `limit` (1 or more) matching entries below `before` (all when `None`), newest
+    /// first. The amount that one call reads is bounded: a page may have fewer entries, or none,
+    /// with more to come.
     async fn entries(
         &self,
         tenant: TenantUid,
@@ -499,8 +531,8 @@ pub trait AuditReads: Sync {
         limit: u32,
     ) -> Result<Page, ReadError>;
 
-    /// The latest `limit` (1 or more) entries that match, newest first, however many pages that takes; fewer where there are
-    /// no more.
+    /// Returns the latest `limit` (1 or more) matching entries, newest first, reading as many pages
+    /// as that takes. Returns fewer if there are no more.
     async fn latest_entries(
         &self,
         tenant: TenantUid,
@@ -518,8 +550,9 @@ pub trait AuditReads: Sync {
         }
     }
 
-    /// Up to `limit` entries from this place on, oldest first; fewer where they are large, and none only where none are left.
-    /// All entries of a place come together, where `limit` does not part them. A place that is missing is left out.
+    /// Returns up to `limit` entries from this position on, oldest first. Returns fewer if they are
+    /// large, and none only if none are left. All entries at one position come together, unless
+    /// `limit` separates them. Missing positions are left out.
     async fn entries_from(
         &self,
         tenant: TenantUid,
@@ -527,12 +560,12 @@ pub trait AuditReads: Sync {
         limit: u32,
     ) -> Result<Vec<PlacedEntry>, ReadError>;
 
-    /// How many bytes the entries at these places take up in the database, oldest first, each with its place. What is missing
-    /// is left out.
+    /// Returns the number of bytes that the entries at these positions take up in the database,
+    /// oldest first, each with its position. Missing entries are left out.
     async fn sizes(&self, tenant: TenantUid, places: Range<u64>) -> Result<Vec<(u64, u64)>, ReadError>;
 
-    /// The places of the entries from this time on and before that, each where it is given: from the lowest to the highest.
-    /// `None` when there is no entry of that time.
+    /// Returns the positions of the entries from time `from` on and before time `until`, if given,
+    /// from the lowest to the highest. Returns `None` if there is no entry in that time.
     async fn places(
         &self,
         tenant: TenantUid,
@@ -540,32 +573,33 @@ pub trait AuditReads: Sync {
         until: Option<Timestamp>,
     ) -> Result<Option<Range<u64>>, ReadError>;
 
-    /// The leaves at these places of the log, oldest first, each with its place. What is missing is left out.
+    /// Returns the leaves at these positions of the log, oldest first, each with its position.
+    /// Missing leaves are left out.
     async fn leaves(&self, tenant: TenantUid, places: Range<u64>) -> Result<Vec<(u64, Hash)>, ReadError>;
 }
 
 /// A signed head, as it was published.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckpointRow {
-    /// How many leaves it speaks of.
+    /// The number of leaves that the head covers.
     pub size: u64,
     /// The signed note.
     pub note: Arc<str>,
-    /// When, by the database's clock.
+    /// The time when the row was stored, by the database's clock.
     pub made_at: Timestamp,
 }
 
 /// Reads of signed heads.
 #[async_trait]
 pub trait CheckpointReads {
-    /// The one of the largest size in one of the tenant's logs.
+    /// Returns the checkpoint of the largest size in one of the tenant's logs.
     async fn latest_checkpoint(
         &self,
         tenant: TenantUid,
         log: u32,
     ) -> Result<Option<CheckpointRow>, ReadError>;
 
-    /// Up to `limit` of one log, of at least this size, by size.
+    /// Returns up to `limit` checkpoints of one log, of at least this size, ordered by size.
     async fn checkpoints_from(
         &self,
         tenant: TenantUid,
@@ -575,7 +609,8 @@ pub trait CheckpointReads {
     ) -> Result<Vec<CheckpointRow>, ReadError>;
 }
 
-/// All that is read to verify a log and to prove parts of it. Nothing can be written through it.
+/// All reads that are needed to verify a log and to prove parts of it. Nothing can be written
+/// through this trait.
 pub trait LogReads:
     TenantReads + DekReads + AuditReads + CheckpointReads + PublicationReads + DerivedReads + Send + Sync
 {
@@ -614,93 +649,102 @@ pub trait Store:
     /// Commits a batch durably, whole or not at all.
     ///
     /// # Errors
-    /// See [`CommitError`]; only after [`CommitError::Unknown`] may the batch have been committed.
+    /// See [`CommitError`]. Only after [`CommitError::Unknown`] may the batch have been committed.
     async fn commit(&self, batch: &Batch) -> Result<Committed, CommitError>;
 
-    /// Waits for its turn at the tenant's head, sets the batch's base to the size that is there, and commits as
-    /// [`Self::commit`] does. For a log that others append to all the time: a compare-and-swap would never win. `base` is
-    /// set before anything is committed, so the identical batch can be committed again after an unknown outcome.
+    /// Waits for a turn at the tenant's head, sets the batch's base to the size found there, and
+    /// commits as [`Self::commit`] does. This is for a log that others append to all the time,
+    /// where a compare-and-swap would never win. `base` is set before anything is committed, so the
+    /// identical batch can be committed again after an unknown outcome.
     ///
     /// # Errors
-    /// As of [`Self::commit`], but never [`CommitError::Moved`] where the database lets writers queue.
+    /// As for [`Self::commit`], but never [`CommitError::Moved`] on a database that lets writers
+    /// queue.
     async fn commit_in_turn(&self, batch: &mut Batch) -> Result<Committed, CommitError> {
         batch.base = self.log_size(batch.tenant).await.map_err(|_| CommitError::Unavailable)?;
         self.commit(batch).await
     }
 
-    /// Whether the database answers.
+    /// Returns `Ok` if the database answers.
     async fn ping(&self) -> Result<(), ReadError>;
 }
 
-/// What the database's own rules do not keep the serving role from. All `false` is the whole protection.
+/// The ways in which the database's own rules fail to restrict the serving role. All `false` means
+/// full protection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Exposure {
-    /// It owns the audit table, its schema or the database, and so can drop them or turn the triggers off.
+    /// The serving role owns the audit table, its schema or the database, and so can drop them or
+    /// turn the triggers off.
     pub owns_audit: bool,
-    /// It is a superuser.
+    /// The serving role is a superuser.
     pub superuser: bool,
-    /// It holds the right to update, delete or truncate entries (which the triggers still refuse).
+    /// The serving role holds the right to update, delete or truncate entries (which the triggers
+    /// still refuse).
     pub may_change_entries: bool,
     /// A trigger that refuses changes of entries is missing or off.
     pub unguarded: bool,
     /// The server does not flush what it commits (`fsync` or `full_page_writes` is off).
     pub volatile: bool,
-    /// A role that owns neither the tables nor their schema may make objects in it: what it makes there may be found in the
-    /// place of PostgreSQL's own by statements of other roles.
+    /// A role that owns neither the tables nor their schema may create objects in it. Statements of
+    /// other roles may find those objects instead of PostgreSQL's own.
     pub schema_is_open: bool,
-    /// A function of ours looks for what it calls elsewhere than in `pg_catalog`.
+    /// One of byok's functions looks up what it calls outside `pg_catalog`.
     pub open_search_path: bool,
 }
 
 impl Exposure {
-    /// Whether anything is left unprotected.
+    /// Returns whether anything is left unprotected.
     pub fn any(&self) -> bool {
         *self != Self::default()
     }
 }
 
-/// A database as its keeper sees it: what `serve`, `migrate`, `doctor` and health need beside [`Store`].
+/// A database as its operator sees it: what `serve`, `migrate`, `doctor` and health need in
+/// addition to [`Store`].
 #[async_trait]
 pub trait Database: Store + Keeping {
-    /// Brings the schema to what this binary was built with; does nothing when it is there. Several processes may do so
-    /// at once. Goes through the migration URL where one is set, and then grants the serving role what it needs.
+    /// Brings the schema to the level of this binary. Does nothing if it is already there. Several
+    /// processes may do so at once. Uses the migration URL if one is set, and then grants the
+    /// serving role what it needs.
     ///
     /// # Errors
-    /// See [`MigrateError`]; a retry helps after [`MigrateError::Unavailable`] alone.
+    /// See [`MigrateError`]. A retry helps only after [`MigrateError::Unavailable`].
     async fn migrate(&self) -> Result<MigrationReport, MigrateError>;
 
-    /// Builds the indexes that no migration makes and that are not there yet; how many. It may take long, and others read and
-    /// write meanwhile. Goes through the migration URL where one is set.
+    /// Builds the missing indexes that no migration makes, and returns how many. This may take
+    /// long; others read and write meanwhile. Uses the migration URL if one is set.
     ///
     /// # Errors
-    /// See [`ReadError`]; `Rejected` for a role that does not own the tables. What is missing makes the server slower: where
-    /// that takes too long, rows are sealed later.
+    /// See [`ReadError`]. `Rejected` for a role that does not own the tables. Missing indexes make
+    /// the server slower: if that takes too long, rows are sealed later.
     async fn build_indexes(&self) -> Result<u32, ReadError>;
 
-    /// How many migrations this binary has for it.
+    /// Returns how many migrations this binary has for the database.
     fn level(&self) -> u32;
 
-    /// What stands of the schema, with nothing changed; [`MigrationReport::usable`] says whether it can be served.
+    /// Returns the state of the schema without changing anything. [`MigrationReport::usable`] tells
+    /// whether this binary can serve it.
     ///
     /// # Errors
     /// See [`ReadError`].
     async fn schema(&self) -> Result<MigrationReport, ReadError>;
 
-    /// What the serving role is not kept from.
+    /// Returns what the serving role could do that it should not.
     ///
     /// # Errors
     /// See [`ReadError`].
     async fn exposure(&self) -> Result<Exposure, ReadError>;
 
-    /// Reaches the same database by other URLs from now on: the serving role's, and the owner's. Connections that were made
-    /// by those before are closed as soon as they are idle, and none of them is used for another statement. False where
-    /// that takes a new start, and then nothing has changed. To be called within the runtime.
+    /// Switches to other URLs for the same database: the serving role's and the owner's.
+    /// Connections that were made with the previous URLs are closed as soon as they are idle, and
+    /// none of them is used for another statement. Returns false if the switch requires a restart;
+    /// in that case nothing has changed. Must be called within the runtime.
     ///
     /// # Errors
     /// [`OpenError::Url`].
     fn take_urls(&self, settings: &config::Store) -> Result<bool, OpenError>;
 
-    /// What the database needs done every day: the partitions of the coming months.
+    /// Does the daily maintenance of the database: creates the partitions of the coming months.
     ///
     /// # Errors
     /// See [`ReadError`].

@@ -1,4 +1,4 @@
-//! From configuration to a database.
+//! Opens the database that the configuration names.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,16 +10,16 @@ use super::{Database, Postgres, Sqlite};
 /// Why a database could not be opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OpenError {
-    /// The URL cannot be read, or names a certificate that cannot.
+    /// The URL cannot be parsed, or it names a certificate that cannot be read.
     Url {
-        /// What is wrong with it; never the URL itself.
+        /// What is wrong with the URL; never the URL itself.
         problem: String,
     },
-    /// The SQLite file, or its folder, cannot be made or opened.
+    /// The SQLite file or its folder cannot be created or opened.
     File {
-        /// Which.
+        /// The path of the file or folder.
         path: String,
-        /// What is wrong with it.
+        /// What is wrong with the path.
         problem: String,
     },
 }
@@ -35,8 +35,9 @@ impl fmt::Display for OpenError {
 
 impl std::error::Error for OpenError {}
 
-/// Opens what the configuration names. PostgreSQL need not be in reach: connections are made when they are needed, so a
-/// server starts and answers health without it. An SQLite file is made when it is not there.
+/// Opens the database that the configuration names. PostgreSQL need not be reachable: connections
+/// are made when they are needed, so a server starts and answers health checks without it. A
+/// missing SQLite file is created.
 ///
 /// # Errors
 /// See [`OpenError`].

@@ -1,33 +1,38 @@
-//! How much of the log one statement reads. Entries differ in size by a factor of a million, and a caller decides how large
-//! some are: a bound on their number alone lets one caller make every read of the log too long for the time limit.
+//! How much of the log one statement reads. Entries differ in size by a factor of a million, and a
+//! caller decides how large some of them are. If only the number of entries were bounded, one
+//! caller could make every read of the log exceed the time limit.
 //!
-//! Sizes are those that the database stores, which it knows without reading the values. PostgreSQL compresses record ids;
-//! the densest text that it makes is some 250 times as long once it is read.
+//! Sizes are those of the stored form, which the database knows without reading the values.
+//! PostgreSQL compresses record ids; the densest text that it makes is about 250 times as long once
+//! it is read.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 
-/// How many bytes of entries a statement reads at most, as they are stored. The first entry is read whatever its size.
+/// The largest number of bytes of entries that a statement reads, in their stored form. The first
+/// entry is read whatever its size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Portion(i64);
 
-/// 1 MiB, which is 1,700 usual entries.
+/// 1 MiB, which is about 1,700 typical entries.
 const WHOLE: i64 = 1 << 20;
-/// By how much a portion shrinks that was too much for the time limit. Each try costs that time limit: four of them reach one
-/// entry.
+/// The factor by which a portion shrinks after it exceeded the time limit. Each attempt costs that
+/// time limit; four of them reach a single entry.
 const SHRINK: i64 = 8;
-/// So few bytes cannot take long for their number: what does is a single entry. And by how much a portion grows again.
+/// So few bytes cannot take long because of their number, only because of a single entry. Also the
+/// amount by which a portion grows again.
 const LEAST: i64 = 16 << 10;
 
 impl Portion {
-    /// As much as is ever read at once.
+    /// The largest portion that is ever read at once.
     pub(super) const WHOLE: Self = Self(WHOLE);
 
-    /// Entries are read as long as those before them are smaller than this together.
+    /// Returns the limit in bytes: an entry is read only if those before it are smaller than this
+    /// together.
     pub(super) fn bytes(self) -> i64 {
         self.0
     }
 
-    /// What to try after a portion that took too long; `None` after a single entry.
+    /// Returns the portion to try after one that took too long, or `None` after a single entry.
     fn smaller(self) -> Option<Self> {
         match self.0 {
             ..=1 => None,
@@ -41,8 +46,9 @@ impl Portion {
     }
 }
 
-/// The portion that a database gives within its time limit, as far as is known: less as soon as one takes too long, and slowly
-/// more again, so that a reader of many large entries does not spend the time limit on each.
+/// The portion that the database can read within its time limit, as far as is known. It shrinks as
+/// soon as one takes too long and then grows slowly, so that a reader of many large entries does
+/// not spend the time limit on each.
 pub(super) struct Portions(AtomicI64);
 
 impl Default for Portions {
@@ -52,17 +58,18 @@ impl Default for Portions {
 }
 
 impl Portions {
-    /// What to read next.
+    /// Returns the portion to read next.
     pub(super) fn next(&self) -> Portion {
         Portion(self.0.load(Ordering::Relaxed))
     }
 
-    /// A portion was read in time.
+    /// Records that a portion was read in time.
     pub(super) fn was_read(&self, portion: Portion) {
         self.0.store(portion.larger().0, Ordering::Relaxed);
     }
 
-    /// A portion took too long. What to try instead; `None` after a single entry.
+    /// Records that a portion took too long. Returns the portion to try instead, or `None` after a
+    /// single entry.
     pub(super) fn took_too_long(&self, portion: Portion) -> Option<Portion> {
         let smaller = portion.smaller()?;
         self.0.store(smaller.0, Ordering::Relaxed);

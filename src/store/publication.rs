@@ -1,4 +1,4 @@
-//! What of a log was published where, and the logs that have ended.
+//! What was published of a log at each destination, and the logs that have ended.
 
 use std::time::Duration;
 
@@ -8,40 +8,43 @@ use crate::model::{TenantUid, Timestamp};
 
 use super::{LogHead, ReadError};
 
-/// One attempt to publish a checkpoint at a place: that it begins, or how it went. Times are the database's.
+/// A step of one attempt to publish a checkpoint at a destination: its start or its result. Times
+/// are by the database's clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Publishing {
-    /// It is this holder's, if one is due. Nobody else makes the next one before so long from now.
+    /// This holder takes the attempt, if one is due. Nobody else makes the next one until the lease
+    /// ends.
     Begin {
-        /// For how long.
+        /// The duration of the lease.
         lease: Duration,
     },
-    /// It failed; the next one is due so long from now.
+    /// The attempt failed. The next one is due after `after`.
     Again {
-        /// After how long.
+        /// The time until the next attempt.
         after: Duration,
     },
-    /// It was taken; the next one is due so long from now.
+    /// The destination accepted the checkpoint. The next one is due after `after`.
     Done {
-        /// Of which of the tenant's logs.
+        /// The number of the tenant's log.
         log: u32,
-        /// How many leaves it speaks of.
+        /// The number of leaves that the checkpoint covers.
         size: u64,
-        /// After how long.
+        /// The time until the next attempt.
         after: Duration,
     },
 }
 
-/// What was last published at a place.
+/// The checkpoint that was last published at a destination.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Publication {
-    /// The place's name.
+    /// The destination's name.
     pub place: String,
-    /// Of which log, and how many leaves it speaks of; `None` while nothing was.
+    /// The log and the number of leaves that the checkpoint covers. `None` while nothing was
+    /// published.
     pub published: Option<(u32, u64)>,
-    /// When.
+    /// The time of that publication.
     pub published_at: Option<Timestamp>,
-    /// How many attempts have failed since.
+    /// The number of failed attempts since then.
     pub failures: u32,
     /// Whether the next attempt may be made.
     pub due: bool,
@@ -50,9 +53,9 @@ pub struct Publication {
 /// Reads of publications and of ended logs.
 #[async_trait]
 pub trait PublicationReads {
-    /// What was last published at each place where something was tried.
+    /// Returns the last publication at each destination where a publication was attempted.
     async fn publications(&self, tenant: TenantUid) -> Result<Vec<Publication>, ReadError>;
 
-    /// The tenant's logs that have ended, each as its head stood then, by their number.
+    /// Returns the tenant's logs that have ended, each with its final head, ordered by number.
     async fn ended_logs(&self, tenant: TenantUid) -> Result<Vec<LogHead>, ReadError>;
 }

@@ -1,4 +1,5 @@
-//! Rows as both databases give them, made into our types. A word that we do not write is an error, never a guess.
+//! Converts rows, as both databases return them, into our types. A word that byok does not write is
+//! an error; nothing is guessed.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -29,7 +30,8 @@ pub(super) trait Columns {
     fn moment(&self, at: usize) -> Result<Option<Timestamp>, Error>;
 }
 
-/// `id, record_id, wrapped, key_name, key_version, wrap_scheme, created_at, mac, record_mac`.
+/// Decodes the columns `id, record_id, wrapped, key_name, key_version, wrap_scheme, created_at,
+/// mac, record_mac`.
 pub(super) fn dek(row: &impl Columns) -> Result<DekRow, Error> {
     Ok(DekRow {
         id: DekId(there(row.uuid(0)?)?),
@@ -45,13 +47,13 @@ pub(super) fn dek(row: &impl Columns) -> Result<DekRow, Error> {
     })
 }
 
-/// `uid, name`.
+/// Decodes the columns `uid, name`.
 pub(super) fn tenant(row: &impl Columns) -> Result<Tenant, Error> {
     Ok(Tenant { uid: TenantUid(array(there(row.bytes(0)?)?)?), name: there(row.text(1)?)? })
 }
 
-/// `id, state, target_key, target_version, total, rewrapped, skipped, failed, kms_calls, stalled, started_at,
-/// updated_at, finished_at, cursor`.
+/// Decodes the columns `id, state, target_key, target_version, total, rewrapped, skipped, failed,
+/// kms_calls, stalled, started_at, updated_at, finished_at, cursor`.
 pub(super) fn job(row: &impl Columns) -> Result<(Job, Option<DekId>), Error> {
     let job = Job {
         id: JobId(there(row.uuid(0)?)?),
@@ -72,8 +74,8 @@ pub(super) fn job(row: &impl Columns) -> Result<(Job, Option<DekId>), Error> {
     Ok((job, row.uuid(13)?.map(DekId)))
 }
 
-/// `key_name, key_version, posture, epoch, revision, proven_at, since, steady_since, failures, falls, doubted_by,
-/// next_probe_at`.
+/// Decodes the columns `key_name, key_version, posture, epoch, revision, proven_at, since,
+/// steady_since, failures, falls, doubted_by, next_probe_at`.
 pub(super) fn proof(row: &impl Columns) -> Result<Proof, Error> {
     Ok(Proof {
         key_version: KeyVersion::new(there(row.text(0)?)?, there(row.text(1)?)?),
@@ -90,7 +92,8 @@ pub(super) fn proof(row: &impl Columns) -> Result<Proof, Error> {
     })
 }
 
-/// A proof, then `uid, name, canary_dek, canary, canary_scheme, canary_probe, needed_until`.
+/// Decodes the columns of a proof, then `uid, name, canary_dek, canary, canary_scheme,
+/// canary_probe, needed_until`.
 pub(super) fn watched(row: &impl Columns) -> Result<Watched, Error> {
     let proof = proof(row)?;
     let wrapped = Wrapped {
@@ -107,7 +110,8 @@ pub(super) fn watched(row: &impl Columns) -> Result<Watched, Error> {
     })
 }
 
-/// `id, at, key_name, key_version, was, posture, class, http_status, kms_request_id`.
+/// Decodes the columns `id, at, key_name, key_version, was, posture, class, http_status,
+/// kms_request_id`.
 pub(super) fn incident(row: &impl Columns) -> Result<Incident, Error> {
     Ok(Incident {
         id: IncidentId(there(row.uuid(0)?)?),
@@ -121,13 +125,13 @@ pub(super) fn incident(row: &impl Columns) -> Result<Incident, Error> {
     })
 }
 
-/// An incident, then `uid, name, attempts, age in microseconds`.
+/// Decodes the columns of an incident, then `uid, name, attempts, age in microseconds`.
 pub(super) fn unannounced(row: &impl Columns) -> Result<Unannounced, Error> {
     Ok(Unannounced {
         incident: incident(row)?,
         tenant: Tenant { uid: TenantUid(array(there(row.bytes(9)?)?)?), name: there(row.text(10)?)? },
         attempts: number(row, 11)?,
-        // An incident from the future is new: the clock was set back.
+        // The age of an incident from the future is zero: the clock was set back.
         age: Duration::from_micros(u64::try_from(number::<i64>(row, 12)?).unwrap_or(0)),
     })
 }
@@ -136,15 +140,15 @@ fn posture(row: &impl Columns, at: usize) -> Result<Posture, Error> {
     there(Posture::parse(&there(row.text(at)?)?))
 }
 
-/// `size, log, first, frontier`.
+/// Decodes the columns `size, log, first, frontier`.
 pub(super) fn head(row: &impl Columns) -> Result<LogHead, Error> {
     let (size, first): (u64, u64) = (number(row, 0)?, number(row, 2)?);
     let frontier = Frontier::from_bytes(there(size.checked_sub(first))?, &there(row.bytes(3)?)?);
     Ok(LogHead { log: number(row, 1)?, first, frontier: there(frontier.ok())? })
 }
 
-/// `seq, at, id, operation, outcome, means, role, user_id, user_salt, user_hmac, request_id, request_salt, request_hmac,
-/// item_count, records, items, detail, digest`.
+/// Decodes the columns `seq, at, id, operation, outcome, means, role, user_id, user_salt,
+/// user_hmac, request_id, request_salt, request_hmac, item_count, records, items, detail, digest`.
 pub(super) fn entry(row: &impl Columns) -> Result<PlacedEntry, Error> {
     let salted = |value: usize, hmac: Vec<u8>| -> Result<Salted, Error> {
         let salt = row.bytes(value + 1)?.map(array).transpose()?;
@@ -170,7 +174,7 @@ pub(super) fn entry(row: &impl Columns) -> Result<PlacedEntry, Error> {
     })
 }
 
-/// As an entry; one that was not looked into has neither records nor items.
+/// Decodes the columns like [`entry`]. An entry that was not checked has neither records nor items.
 pub(super) fn seen(row: &impl Columns) -> Result<Seen, Error> {
     match row.text(14)? {
         Some(_) => Ok(Seen::Matching(Box::new(entry(row)?))),
@@ -178,7 +182,7 @@ pub(super) fn seen(row: &impl Columns) -> Result<Seen, Error> {
     }
 }
 
-/// The lowest and the highest place; null where there is none.
+/// Decodes the lowest and the highest position, or null if there is none.
 pub(super) fn places(row: &impl Columns) -> Result<Option<Range<u64>>, Error> {
     match row.number(0)? {
         None => Ok(None),
@@ -186,12 +190,12 @@ pub(super) fn places(row: &impl Columns) -> Result<Option<Range<u64>>, Error> {
     }
 }
 
-/// `seq, at, digest`.
+/// Decodes the columns `seq, at, digest`.
 pub(super) fn leaf(row: &impl Columns) -> Result<(u64, Hash), Error> {
     Ok((number(row, 0)?, leaf_of(there(row.moment(1)?)?, &array(there(row.bytes(2)?)?)?)))
 }
 
-/// `seq, at, operation, outcome, user_id, records`.
+/// Decodes the columns `seq, at, operation, outcome, user_id, records`.
 pub(super) fn outline(row: &impl Columns, tenant: TenantUid) -> Result<Outline, Error> {
     let (operation, outcome) = (there(row.text(2)?)?, there(row.text(3)?)?);
     let mut values =
@@ -204,7 +208,7 @@ pub(super) fn outline(row: &impl Columns, tenant: TenantUid) -> Result<Outline, 
     Ok(Outline { seq: number(row, 0)?, at: there(row.moment(1)?)?, values })
 }
 
-/// `tenant, log, first, size, next chunk, next tile`.
+/// Decodes the columns `tenant, log, first, size, next chunk, next tile`.
 pub(super) fn behind(row: &impl Columns) -> Result<Behind, Error> {
     Ok(Behind {
         tenant: TenantUid(array(there(row.bytes(0)?)?)?),
@@ -216,24 +220,25 @@ pub(super) fn behind(row: &impl Columns) -> Result<Behind, Error> {
     })
 }
 
-/// `level, tile, hashes`.
+/// Decodes the columns `level, tile, hashes`.
 pub(super) fn tile(row: &impl Columns) -> Result<Tile, Error> {
     let hashes: [u8; 8192] = array(there(row.bytes(2)?)?)?;
     let hashes = hashes.as_chunks().0.iter().copied().map(Hash).collect();
     Ok(Tile { id: TileId { level: number(row, 0)?, index: number(row, 1)? }, hashes })
 }
 
-/// `tile, root`.
+/// Decodes the columns `tile, root`.
 pub(super) fn tile_root(row: &impl Columns) -> Result<(u64, Hash), Error> {
     Ok((number(row, 0)?, Hash(array(there(row.bytes(1)?)?)?)))
 }
 
-/// `chunk, earliest, latest`.
+/// Decodes the columns `chunk, earliest, latest`.
 pub(super) fn chunk(row: &impl Columns) -> Result<Chunk, Error> {
     Ok(Chunk { index: number(row, 0)?, earliest: there(row.moment(1)?)?, latest: there(row.moment(2)?)? })
 }
 
-/// `size, indexed, lowest, highest`: the last two of the chunks that the index has in the wanted time, if any.
+/// Decodes the columns `size, indexed, lowest, highest`: the last two are the lowest and the
+/// highest chunk of the index in the wanted time, if any.
 pub(super) fn bounds(row: &impl Columns) -> Result<Bounds, Error> {
     let chunk = |at| row.number(at)?.map(|chunk| there(u64::try_from(chunk).ok())).transpose();
     let chunks = match (chunk(2)?, chunk(3)?) {
@@ -243,7 +248,7 @@ pub(super) fn bounds(row: &impl Columns) -> Result<Bounds, Error> {
     Ok(Bounds { end: number(row, 0)?, indexed: number(row, 1)?, chunks })
 }
 
-/// `size, note, made_at`.
+/// Decodes the columns `size, note, made_at`.
 pub(super) fn checkpoint(row: &impl Columns) -> Result<CheckpointRow, Error> {
     Ok(CheckpointRow {
         size: number(row, 0)?,
@@ -252,7 +257,7 @@ pub(super) fn checkpoint(row: &impl Columns) -> Result<CheckpointRow, Error> {
     })
 }
 
-/// `place, log, size, published_at, failures, due`.
+/// Decodes the columns `place, log, size, published_at, failures, due`.
 pub(super) fn publication(row: &impl Columns) -> Result<Publication, Error> {
     let published = match row.number(1)? {
         None => None,
@@ -267,7 +272,7 @@ pub(super) fn publication(row: &impl Columns) -> Result<Publication, Error> {
     })
 }
 
-/// `name, next, failing_since`.
+/// Decodes the columns `name, next, failing_since`.
 pub(super) fn stream(row: &impl Columns) -> Result<StreamRow, Error> {
     Ok(StreamRow {
         name: there(StreamName::parse(&there(row.text(0)?)?))?,
@@ -276,12 +281,12 @@ pub(super) fn stream(row: &impl Columns) -> Result<StreamRow, Error> {
     })
 }
 
-/// A number, in the type that we hold it in.
+/// Reads a number into the type that byok uses for it.
 pub(super) fn number<T: TryFrom<i64>>(row: &impl Columns, at: usize) -> Result<T, Error> {
     there(there(row.number(at)?)?.try_into().ok())
 }
 
-/// A value that every row of ours has.
+/// Returns a value that must be present in every row.
 pub(super) fn there<T>(value: Option<T>) -> Result<T, Error> {
     value.ok_or_else(|| Error::Decode("not of the form that we write".into()))
 }
@@ -296,7 +301,8 @@ fn means(name: &str) -> Option<Means> {
         .find(|means| means.as_str() == name)
 }
 
-/// As the databases count: they have no unsigned 64 bits. Beyond that is no number of ours.
+/// Converts a number to the databases' type: they have no unsigned 64-bit integers. byok has no
+/// larger numbers.
 pub(super) fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }

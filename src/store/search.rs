@@ -1,5 +1,6 @@
-//! A page of a log, newest entries first. Only chunks that can match are read: the index names them, and what the worker has
-//! not reached yet is read as it is. How much one call reads is bounded in entries and in bytes, whatever the filter.
+//! Finds a page of a log's entries, newest first. It reads only chunks that can match, which it
+//! takes from the index, and reads entries that the worker has not reached yet directly. The amount
+//! that one call reads is bounded in entries and in bytes, whatever the filter.
 
 use std::ops::Range;
 
@@ -10,60 +11,63 @@ use crate::model::{TenantUid, Timestamp};
 use super::derived::{Chunk, Named, WIDTH, value_of, values_asked};
 use super::{EntryFilter, Page, PlacedEntry, ReadError};
 
-/// How many chunks one call reads the entries of.
+/// The number of chunks whose entries one call reads.
 const CHUNKS: usize = 32;
-/// The same where a record is looked for, and how many at once: an entry may have thousands, and all of them are read.
+/// The same for a search by record, and how many chunks are read at once: an entry may have
+/// thousands of records, and all of them are read.
 const RECORD_CHUNKS: usize = 16;
 const RECORD_STEP: usize = 4;
-/// A call ends after so many statements that ended early because the entries are large. Each has read about one portion.
+/// The number of statements that may end early because entries are large; after that, the call
+/// ends. Each of these statements has read about one portion.
 const PORTIONS: usize = 8;
-/// How many chunks are looked up in the index for each that is wanted, where more than one condition must hold.
+/// The number of chunks that are looked up in the index for each wanted one, if more than one
+/// condition must hold.
 const LOOKED_UP: usize = 64;
 
-/// What there is to search.
+/// The range that there is to search.
 pub(super) struct Bounds {
-    /// The place after the last entry.
+    /// The position after the last entry.
     pub(super) end: u64,
-    /// How many chunks the index has.
+    /// The number of chunks in the index.
     pub(super) indexed: u64,
-    /// Of those, between which the ones with entries of the wanted time are.
+    /// The range of those chunks that have entries in the wanted time.
     pub(super) chunks: Range<u64>,
 }
 
-/// Places to read, and between which times; both ends count.
+/// Positions to read, and a time range, inclusive at both ends.
 pub(super) struct Span {
     pub(super) places: Range<u64>,
     pub(super) earliest: Option<Timestamp>,
     pub(super) latest: Option<Timestamp>,
 }
 
-/// An entry of a span that matches the filter, as far as it was looked into.
+/// An entry of a span that matches the filter, as far as it was checked.
 pub(super) enum Seen {
-    /// It matches.
+    /// The entry matches.
     Matching(Box<PlacedEntry>),
-    /// It matches but for its record, which was not looked for: the entries before have filled the portion. What follows was
-    /// not all looked into.
+    /// The entry matches except for its record, which was not checked because the entries before it
+    /// have filled the portion. Of the entries that follow, not all were checked.
     NotLookedInto {
-        /// Its place.
+        /// The entry's position.
         seq: u64,
     },
 }
 
-/// What chunks are looked up by.
+/// The value by which chunks are looked up.
 #[derive(Clone, Copy)]
 pub(super) enum Value {
     One(i64),
-    /// Of two values, at least one.
+    /// At least one of two values.
     Either(i64, i64),
 }
 
-/// What a search asks of a database.
+/// The reads that a search needs from a database.
 #[async_trait]
 pub(super) trait SearchReads: Sync {
-    /// `None` for a tenant without a log.
+    /// Returns the range to search, or `None` for a tenant without a log.
     async fn bounds(&self, tenant: TenantUid, filter: &EntryFilter) -> Result<Option<Bounds>, ReadError>;
 
-    /// Up to `limit` chunks, newest first.
+    /// Returns up to `limit` chunks, newest first.
     async fn chunks(
         &self,
         tenant: TenantUid,
@@ -71,7 +75,7 @@ pub(super) trait SearchReads: Sync {
         limit: usize,
     ) -> Result<Vec<Chunk>, ReadError>;
 
-    /// Up to `limit` of the chunks in which a value comes, newest first.
+    /// Returns up to `limit` of the chunks in which a value occurs, newest first.
     async fn chunks_with(
         &self,
         tenant: TenantUid,
@@ -80,7 +84,7 @@ pub(super) trait SearchReads: Sync {
         limit: usize,
     ) -> Result<Vec<u64>, ReadError>;
 
-    /// Those of these chunks in which all the values come, newest first.
+    /// Returns those of these chunks in which all the values occur, newest first.
     async fn chunks_with_all(
         &self,
         tenant: TenantUid,
@@ -88,8 +92,9 @@ pub(super) trait SearchReads: Sync {
         chunks: &[u64],
     ) -> Result<Vec<Chunk>, ReadError>;
 
-    /// Up to `limit` entries of the spans that match the filter, its times aside, or were not looked into; newest first. The
-    /// newest one that matches but for its record is looked into whatever its size.
+    /// Returns up to `limit` entries of the spans that match the filter (except its times) or were
+    /// not checked, newest first. The newest entry that matches except for its record is always
+    /// checked, whatever its size.
     async fn entries_of(
         &self,
         tenant: TenantUid,
@@ -99,7 +104,7 @@ pub(super) trait SearchReads: Sync {
     ) -> Result<Vec<Seen>, ReadError>;
 }
 
-/// Up to `limit` entries below `before`, newest first.
+/// Returns up to `limit` entries below `before`, newest first.
 pub(super) async fn page(
     store: &impl SearchReads,
     tenant: TenantUid,
@@ -154,9 +159,9 @@ pub(super) async fn page(
 enum Reached {
     /// The page is full.
     Limit,
-    /// All of the spans was looked into.
+    /// All of the spans were searched.
     End,
-    /// All above this place was looked into, and of what is there nothing more.
+    /// Everything above this position was searched, and nothing more matches there.
     Above(u64),
 }
 
@@ -166,16 +171,17 @@ struct Search<'s, S> {
     filter: &'s EntryFilter,
     limit: usize,
     found: Vec<PlacedEntry>,
-    /// How many chunks may still be read.
+    /// The number of chunks that may still be read.
     left: usize,
-    /// How many statements may still end early.
+    /// The number of statements that may still end early.
     portions: usize,
     step: usize,
     most: usize,
 }
 
 impl<S: SearchReads> Search<'_, S> {
-    /// How many chunks to read next: few at first, as one is often enough.
+    /// Returns the number of chunks to read next. It is small at first, because one chunk is often
+    /// enough.
     fn step(&mut self) -> Option<usize> {
         if self.portions == 0 {
             return None;
@@ -220,8 +226,9 @@ impl<S: SearchReads> Search<'_, S> {
         Page { entries: self.found, next: (below > 0).then_some(below) }
     }
 
-    /// The value that comes in the fewest chunks, as far as a few of each show it, and the others. A record that has two values
-    /// comes first, however many chunks have one of them.
+    /// Returns the value that occurs in the fewest chunks, as estimated from a few chunks of each
+    /// value, and the other values. A record that has two values comes first, however many chunks
+    /// have one of them.
     async fn values(&self, within: Range<u64>) -> Result<(Option<Value>, Vec<i64>), ReadError> {
         let mut values = values_asked(self.tenant, self.filter);
         let of = |record: &String| value_of(self.tenant, Named::Record(record));
@@ -252,7 +259,8 @@ impl<S: SearchReads> Search<'_, S> {
         Ok(())
     }
 
-    /// Up to `wanted` chunks that can match, newest first, and what is left to be looked at.
+    /// Returns up to `wanted` chunks that can match, newest first, and the range that is left to
+    /// search.
     async fn candidates(
         &self,
         lead: Option<Value>,

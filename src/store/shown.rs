@@ -1,10 +1,11 @@
-//! What the rows show of changes that were committed before: the answer to a retry whose first outcome was unknown.
+//! Determines from the rows what changes did that were committed before. This answers a retry whose
+//! first outcome was unknown.
 
 use crate::model::TenantUid;
 
 use super::{Batch, Change, CommitError, ReadError, Store};
 
-/// How many rows each change has touched, as far as the rows show it now.
+/// Returns how many rows each change has touched, as far as the rows show it now.
 pub(super) async fn shown(
     store: &(impl Store + ?Sized),
     tenant: TenantUid,
@@ -24,13 +25,15 @@ pub(super) async fn shown(
             Change::AdvanceJob { job, holder: _, after } => {
                 store.job(tenant, job.id).await.map_err(open)? == Some((job.clone(), *after))
             }
-            // It took the command, unless it had ended by then; it may have been given others since.
+            // The job took the command, unless it had ended by then. It may have been given other
+            // commands since.
             Change::CommandJob { job, command, .. } => {
                 let job = store.job(tenant, *job).await.map_err(open)?;
                 job.is_some_and(|(job, _)| command.is_taken_by(job.state))
             }
-            // Keeping a lease that one has is no change, nor is saying twice how something went, holding what is held, sealing what is
-            // sealed, or erasing what is gone: asking again is the way to see it.
+            // These changes can be repeated without effect: renewing one's own lease, reporting a
+            // result twice, holding what is held, sealing what is sealed, or erasing what is gone.
+            // Committing the change again shows whether it applies.
             Change::LeaseJob { .. }
             | Change::Announce { .. }
             | Change::Hold { .. }
@@ -54,9 +57,9 @@ pub(super) async fn shown(
             Change::OpenLog { log, .. } => {
                 store.log_head(tenant).await.map_err(open)?.is_some_and(|head| head.log >= *log)
             }
-            // To say it again does no harm. No publication is committed beside an entry.
+            // Repeating these does no harm. No publication is committed together with an entry.
             Change::Need { .. } | Change::Retire { .. } | Change::Publish { .. } => true,
-            // What is not there after all is derived again.
+            // If one of these is missing after all, the worker derives it again.
             Change::AddTiles { .. } | Change::AddChunkValues(_) | Change::AddChunks(_) => true,
             Change::Prove { to, .. } => {
                 let seen = store.proofs(tenant).await.map_err(open)?;
@@ -68,7 +71,7 @@ pub(super) async fn shown(
     Ok(applied)
 }
 
-/// The batch was committed, but not being able to say what it did is as good as not knowing.
+/// The batch was committed. If its effect cannot be read, the outcome counts as unknown.
 fn open(_: ReadError) -> CommitError {
     CommitError::Unknown
 }

@@ -1,4 +1,4 @@
-//! Statements with names, and the list of all of them, which a test prepares on the real database.
+//! Named statements, and a list of all of them, which a test prepares on the real database.
 
 /// Declares statements as constants, and `ALL` with every one of them.
 macro_rules! statements {
@@ -10,9 +10,11 @@ macro_rules! statements {
     };
 }
 
-/// Declares reads of PostgreSQL as constants, and `READS` with every one of them. What each returns is followed by two
-/// columns: whether there is a row at all, as one comes even where there is none; and whether the transaction that read it
-/// could write. One that began on a standby cannot, though that is promoted meanwhile: what it read may be of the past.
+/// Declares reads of PostgreSQL as constants, and `READS` with every one of them. Two columns
+/// follow the columns of each read. The first tells whether there is a row at all, because one is
+/// returned even if there is none. The second tells whether the transaction that read it was
+/// read-only. A transaction that began on a standby cannot write, even if the standby is promoted
+/// meanwhile: what it read may be out of date.
 macro_rules! reads {
     ($($(#[$doc:meta])* $name:ident = $sql:literal;)+) => {
         $($(#[$doc])* pub(super) const $name: &str = concat!(

@@ -1,4 +1,5 @@
-//! The streams of a tenant's log to what the customer watches it with: how far each has come, and whose turn it is.
+//! The streams of a tenant's log to the customer's monitoring: how far each has come, and which
+//! replica sends it.
 
 use std::time::Duration;
 
@@ -8,17 +9,17 @@ use crate::model::{TenantUid, Timestamp};
 
 use super::ReadError;
 
-/// Which stream.
+/// The name of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StreamName {
     /// Lines that are appended to a file.
     File,
-    /// Batches that are posted.
+    /// Batches that are posted to a webhook.
     Webhook,
 }
 
 impl StreamName {
-    /// The name in the table, in metrics and in what `doctor` says.
+    /// Returns the name that the table, the metrics and the output of `doctor` use.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::File => "file",
@@ -26,49 +27,49 @@ impl StreamName {
         }
     }
 
-    /// The stream of that name.
+    /// Returns the stream of that name.
     pub fn parse(name: &str) -> Option<Self> {
         [Self::File, Self::Webhook].into_iter().find(|stream| stream.as_str() == name)
     }
 }
 
-/// What who sends a stream says of it. Times are the database's.
+/// A step that the sender of a stream records. Times are by the database's clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StreamStep {
-    /// It is this holder's for so long from now; touches nothing while it is another's. The first one begins the stream,
-    /// at the tenant's first entry.
+    /// This holder takes the stream for `lease` from now. Touches nothing while another holder has
+    /// it. The first lease begins the stream, at the tenant's first entry.
     Lease {
-        /// For how long.
+        /// The duration of the lease.
         lease: Duration,
     },
-    /// Everything before this place was taken; and it stays this holder's. Touches nothing where it does not stand at
-    /// `from`, or is another's.
+    /// The receiver accepted everything before `to`, and this holder keeps the stream. Touches
+    /// nothing if the stream is not at `from`, or if another holder has it.
     Advance {
-        /// Where it stood.
+        /// The position of the stream before this step.
         from: u64,
-        /// Where it stands.
+        /// The position of the stream after this step.
         to: u64,
-        /// For how long.
+        /// The duration of the lease.
         lease: Duration,
     },
-    /// What was sent was not taken. Another may try at once.
+    /// The receiver did not accept what was sent. Another replica may try at once.
     Fail,
 }
 
 /// How far a stream has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StreamRow {
-    /// Which.
+    /// The stream's name.
     pub name: StreamName,
-    /// The place of the first entry that was not taken yet.
+    /// The position of the first entry that the receiver has not accepted yet.
     pub next: u64,
-    /// Since when nothing was taken of what was sent.
+    /// The time since when the receiver has accepted nothing of what was sent.
     pub failing_since: Option<Timestamp>,
 }
 
 /// Reads of streams.
 #[async_trait]
 pub trait StreamReads {
-    /// The tenant's streams that were ever begun.
+    /// Returns the tenant's streams that were ever begun.
     async fn streams(&self, tenant: TenantUid) -> Result<Vec<StreamRow>, ReadError>;
 }

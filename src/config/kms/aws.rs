@@ -1,4 +1,4 @@
-//! AWS KMS: the key, who we are, and where its endpoints are.
+//! AWS KMS: the key, byok's credentials, and the endpoints.
 
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -12,72 +12,76 @@ use crate::crypto::SecretText;
 
 /// How to reach a key in AWS KMS.
 pub struct AwsSettings {
-    /// `BYOK_AWS_KEY_ARN`: the key's ARN, or that of an alias.
+    /// `BYOK_AWS_KEY_ARN`: the ARN of the key or of an alias.
     pub key: AwsKeyArn,
-    /// The role that we take to use the key.
+    /// The role that byok assumes to use the key.
     pub role: Option<AwsRole>,
-    /// Who we are before we take it.
+    /// byok's credentials before it assumes that role.
     pub credentials: AwsCredentials,
-    /// `BYOK_AWS_ENDPOINT`: of KMS, instead of the region's own; such as a VPC endpoint's.
+    /// `BYOK_AWS_ENDPOINT`: the endpoint of KMS, instead of the region's own; for example a VPC
+    /// endpoint.
     pub endpoint: Option<Url>,
-    /// `BYOK_AWS_STS_ENDPOINT`: of STS, instead of the region's own.
+    /// `BYOK_AWS_STS_ENDPOINT`: the endpoint of STS, instead of the region's own.
     pub sts_endpoint: Option<Url>,
-    /// `BYOK_AWS_FIPS`: the region's FIPS 140 endpoints; of KMS, and of STS where none is named (few regions have one).
+    /// `BYOK_AWS_FIPS`: whether to use the region's FIPS 140 endpoints, of KMS, and of STS if no
+    /// STS endpoint is set (few regions have one).
     pub fips: bool,
-    /// `BYOK_KMS_TIMEOUT_MS`: how long a call may take, retries and the session's renewal included.
+    /// `BYOK_KMS_TIMEOUT_MS`: how long a call may take, including retries and the session's
+    /// renewal.
     pub timeout: Duration,
-    /// `BYOK_KMS_CALLS_PER_MINUTE`: the most requests a minute; `None` is no bound.
+    /// `BYOK_KMS_CALLS_PER_MINUTE`: the largest number of requests per minute; `None` means no
+    /// limit.
     pub calls_per_minute: Option<NonZeroU32>,
 }
 
-/// The ARN of a key or alias, taken apart
+/// The ARN of a key or alias, parsed
 /// (<https://docs.aws.amazon.com/IAM/latest/UserGuide/reference-arns.html>).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AwsKeyArn {
     /// The whole ARN.
     pub arn: String,
-    /// `aws`, `aws-cn`, `aws-us-gov`, …
+    /// The partition: `aws`, `aws-cn`, `aws-us-gov`, …
     pub partition: String,
-    /// Such as `eu-west-1`.
+    /// The region, such as `eu-west-1`.
     pub region: String,
-    /// Twelve digits.
+    /// The account: twelve digits.
     pub account: String,
-    /// What it names.
+    /// The key or alias that it names.
     pub name: AwsKeyName,
 }
 
-/// What an ARN of KMS names.
+/// The key or alias that an ARN of KMS names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AwsKeyName {
     /// A key, by its id: a UUID, or `mrk-…` for a multi-region key.
     Key(String),
-    /// An alias, without `alias/`; what it names can change.
+    /// An alias, without `alias/`. The key that it names can change.
     Alias(String),
 }
 
-/// Who we are at AWS.
+/// byok's credentials at AWS.
 pub enum AwsCredentials {
     /// `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and, for a session, `AWS_SESSION_TOKEN`.
     Keys {
-        /// Not a secret.
+        /// The access key id, which is not a secret.
         access_key_id: String,
-        /// What requests are signed with.
+        /// The key that requests are signed with.
         secret_access_key: SecretText,
-        /// Of temporary credentials.
+        /// The session token of temporary credentials.
         session_token: Option<SecretText>,
     },
-    /// `AWS_WEB_IDENTITY_TOKEN_FILE` with `AWS_ROLE_ARN`: what EKS gives a pod.
+    /// `AWS_WEB_IDENTITY_TOKEN_FILE` with `AWS_ROLE_ARN`, which EKS gives to a pod.
     WebIdentity {
-        /// Read at each renewal.
+        /// The file with the token. It is read at each renewal.
         token_file: PathBuf,
         /// The role that the token is for.
         role_arn: String,
     },
-    /// The rest of the SDK's chain: profile, ECS, EC2.
+    /// The rest of the SDK's credential chain: profile, ECS, EC2.
     Chain,
 }
 
-/// A role and what its trust policy asks for.
+/// A role, and what its trust policy requires.
 #[derive(Clone)]
 pub struct AwsRole {
     /// `BYOK_AWS_ROLE_ARN`.
@@ -105,7 +109,8 @@ impl AwsSettings {
             );
         }
         let credentials = credentials(reader);
-        // With a chain the SDK takes a profile's role by itself, where these say, and cannot be told otherwise.
+        // With the chain, the SDK assumes a profile's role by itself, at the endpoint that these
+        // variables name, and this cannot be changed.
         for name in ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_STS"] {
             if matches!(credentials, Some(AwsCredentials::Chain)) && reader.is_set(name) {
                 reader.mistake(
@@ -135,7 +140,7 @@ impl AwsSettings {
 }
 
 impl AwsSettings {
-    /// What a policy is about: the key, and the role that may use it.
+    /// Reads what a policy needs: the key, and the role that may use it.
     pub fn grant(reader: &mut Reader<'_>) -> (Option<AwsKeyArn>, Option<AwsRole>) {
         let key = key(reader);
         let role = role(reader, key.as_ref());
@@ -144,10 +149,10 @@ impl AwsSettings {
 }
 
 impl AwsKeyArn {
-    /// Takes an ARN apart; the error is a sentence without its subject.
+    /// Parses an ARN. The error is a sentence without its subject.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// What is wrong with the ARN.
     pub fn parse(arn: &str) -> Result<Self, &'static str> {
         const SHAPE: &str = "is not the ARN of a KMS key or alias, such as \
              `arn:aws:kms:eu-west-1:111122223333:key/mrk-…` or `arn:aws:kms:eu-west-1:111122223333:alias/byok`";
@@ -157,7 +162,7 @@ impl AwsKeyArn {
         if !(partition == "aws" || partition.starts_with("aws-")) || !words(partition) {
             return Err(SHAPE);
         }
-        // It becomes part of a host's name.
+        // The region becomes part of a host name.
         if !words(region) || !region.contains('-') || region.len() > 32 {
             return Err(SHAPE);
         }
@@ -181,7 +186,7 @@ impl AwsKeyArn {
         Ok(Self { arn, partition, region, account, name })
     }
 
-    /// Whether both are of one region of one account.
+    /// Returns whether both are in the same region of the same account.
     pub fn is_beside(&self, other: &Self) -> bool {
         (&self.partition, &self.region, &self.account) == (&other.partition, &other.region, &other.account)
     }
@@ -249,7 +254,7 @@ pub(in crate::config) fn credentials(reader: &mut Reader<'_>) -> Option<AwsCrede
     Some(AwsCredentials::WebIdentity { token_file, role_arn })
 }
 
-/// The partition of `arn:<partition>:iam::<account>:role/<path and name>`.
+/// Returns the partition of `arn:<partition>:iam::<account>:role/<path and name>`.
 fn partition_of_role(arn: &str) -> Option<&str> {
     let parts: Vec<_> = arn.splitn(6, ':').collect();
     let ["arn", partition, "iam", "", account, role] = parts[..] else { return None };
@@ -262,7 +267,8 @@ fn partition_of_role(arn: &str) -> Option<&str> {
     good.then_some(partition)
 }
 
-/// By the names of the regions (`partitions.json` of the AWS SDKs).
+/// Returns the partition of a region, by the names of the regions (`partitions.json` of the AWS
+/// SDKs).
 fn partition_of(region: &str) -> &'static str {
     let special = [
         ("cn-", "aws-cn"),

@@ -1,8 +1,9 @@
-//! A key in Azure Key Vault or a managed HSM: which, in which cloud, and who we are there.
+//! A key in Azure Key Vault or a managed HSM: its name, its cloud, and byok's identity.
 //!
-//! Where a request may go follows from here. The vault's host must be one label before a suffix that Microsoft owns (a
-//! private endpoint keeps that public name; only its address differs), the authority one of the same cloud's, and the
-//! metadata service the one that every Azure machine has. Loopback may stand in for each of them.
+//! This module restricts where a request may go. The vault's host must be one label before a suffix
+//! that Microsoft owns (a private endpoint keeps that public name; only its address differs). The
+//! authority must belong to the same cloud, and the metadata service must be the one that every
+//! Azure machine has. Loopback may replace each of them.
 
 use std::net::IpAddr;
 use std::num::NonZeroU32;
@@ -14,43 +15,48 @@ use reqwest::Url;
 use super::{SecretSource, endpoint, is_loopback, secret_source, timeout};
 use crate::config::Reader;
 
-/// How to reach the key, and who we are.
+/// How to reach the key, and byok's identity.
 pub struct AzureSettings {
-    /// Which key it is.
+    /// The key.
     pub key: AzureKey,
-    /// `BYOK_AZURE_TENANT_ID`: the customer's Entra tenant. A managed identity needs none; the vault's challenge is held to
-    /// it where it is given.
+    /// `BYOK_AZURE_TENANT_ID`: the customer's Entra tenant. A managed identity needs none. If a
+    /// tenant is set, the vault's challenge must match it.
     pub tenant: Option<String>,
-    /// `BYOK_AZURE_AUTHORITY_HOST`: where tokens come from; default by cloud.
+    /// `BYOK_AZURE_AUTHORITY_HOST`: the authority that issues tokens. The default depends on the
+    /// cloud.
     pub authority: Url,
-    /// Who we are.
+    /// byok's credential.
     pub credential: AzureCredential,
-    /// `BYOK_AZURE_CA_FILE`: certificates in PEM that alone are trusted then, instead of the system's.
+    /// `BYOK_AZURE_CA_FILE`: certificates in PEM. If set, only these are trusted, and the system's
+    /// are not.
     pub ca_file: Option<PathBuf>,
-    /// `BYOK_KMS_TIMEOUT_MS`: how long a call may take, retries and tokens included; default 5000.
+    /// `BYOK_KMS_TIMEOUT_MS`: how long a call may take, including retries and tokens; default 5000.
     pub timeout: Duration,
-    /// `BYOK_KMS_CALLS_PER_MINUTE`: the most requests a minute; `None` is no bound.
+    /// `BYOK_KMS_CALLS_PER_MINUTE`: the largest number of requests per minute; `None` means no
+    /// limit.
     pub calls_per_minute: Option<NonZeroU32>,
 }
 
-/// Which key it is; all that `byok policy` needs to know.
+/// The key; this is all that `byok policy` needs to know.
 #[derive(Clone)]
 pub struct AzureKey {
-    /// Of `BYOK_AZURE_KEY_ID`: `https://<vault>.vault.azure.net`.
+    /// The vault in `BYOK_AZURE_KEY_ID`: `https://<vault>.vault.azure.net`.
     pub vault: Url,
-    /// Of `BYOK_AZURE_KEY_ID`: the key's name.
+    /// The key's name in `BYOK_AZURE_KEY_ID`.
     pub name: String,
-    /// Of `BYOK_AZURE_KEY_ID` or `BYOK_KEY_VERSION_STRATEGY`: the version that wraps, 32 hex digits; `None`: the current one.
+    /// The version that wraps, from `BYOK_AZURE_KEY_ID` or `BYOK_KEY_VERSION_STRATEGY`: 32 hex
+    /// digits. `None` means the current version.
     pub version: Option<String>,
-    /// What holds it.
+    /// The service that holds the key.
     pub service: AzureService,
-    /// The audience of our tokens and the only resource that a challenge may name: `https://vault.azure.net`.
+    /// The audience of byok's tokens, and the only resource that a challenge may name:
+    /// `https://vault.azure.net`.
     pub resource: String,
-    /// `BYOK_AZURE_ALGORITHM`: how it wraps.
+    /// `BYOK_AZURE_ALGORITHM`: how the key wraps.
     pub algorithm: AzureAlgorithm,
 }
 
-/// What holds a key.
+/// The service that holds a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AzureService {
     /// Azure Key Vault.
@@ -59,17 +65,18 @@ pub enum AzureService {
     ManagedHsm,
 }
 
-/// How a key wraps; the value is Azure's own name.
+/// How a key wraps. The value is Azure's own name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AzureAlgorithm {
-    /// `RSA-OAEP-256`: an RSA key of 2048, 3072 or 4096 bit.
+    /// `RSA-OAEP-256`: an RSA key of 2048, 3072 or 4096 bits.
     RsaOaep256,
-    /// `A256KW`: AES key wrap (RFC 3394) under a symmetric key of 256 bit, which only a managed HSM has.
+    /// `A256KW`: AES key wrap (RFC 3394) under a symmetric key of 256 bits, which only a managed
+    /// HSM has.
     A256Kw,
 }
 
 impl AzureAlgorithm {
-    /// Whether wrapping takes the public half of the key alone.
+    /// Returns whether wrapping needs only the public half of the key.
     pub fn anybody_wraps(self) -> bool {
         match self {
             Self::RsaOaep256 => true,
@@ -77,7 +84,7 @@ impl AzureAlgorithm {
         }
     }
 
-    /// Azure's name of it.
+    /// Returns Azure's name of the algorithm.
     pub fn name(self) -> &'static str {
         match self {
             Self::RsaOaep256 => "RSA-OAEP-256",
@@ -86,43 +93,47 @@ impl AzureAlgorithm {
     }
 }
 
-/// How we get a token.
+/// How byok gets a token.
 pub enum AzureCredential {
-    /// `BYOK_AZURE_CLIENT_SECRET` or its `_FILE`.
+    /// `BYOK_AZURE_CLIENT_SECRET` or its `_FILE` variant.
     ClientSecret {
         /// `BYOK_AZURE_CLIENT_ID`.
         client_id: String,
-        /// Read again for each token where it stands in a file.
+        /// The secret. It is read again for each token if it is in a file.
         secret: SecretSource,
     },
-    /// A token of another issuer, such as a Kubernetes service account's.
+    /// A token of another issuer, such as that of a Kubernetes service account.
     WorkloadIdentity {
         /// `BYOK_AZURE_CLIENT_ID`, else `AZURE_CLIENT_ID`.
         client_id: String,
-        /// `BYOK_AZURE_FEDERATED_TOKEN_FILE`, else `AZURE_FEDERATED_TOKEN_FILE`; read again for each token.
+        /// `BYOK_AZURE_FEDERATED_TOKEN_FILE`, else `AZURE_FEDERATED_TOKEN_FILE`. It is read again
+        /// for each token.
         token_file: PathBuf,
     },
-    /// The identity of the machine or app that we run on.
+    /// The identity of the machine or app that byok runs on.
     ManagedIdentity {
-        /// `BYOK_AZURE_CLIENT_ID`, else `AZURE_CLIENT_ID`: a user-assigned identity; `None`: the system-assigned one.
+        /// `BYOK_AZURE_CLIENT_ID`, else `AZURE_CLIENT_ID`: a user-assigned identity. `None` means
+        /// the system-assigned one.
         client_id: Option<String>,
-        /// Where such tokens come from.
+        /// The source of the tokens.
         source: AzureIdentitySource,
     },
 }
 
-/// Where tokens of managed identities come from.
+/// The source of tokens of managed identities.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AzureIdentitySource {
-    /// The instance metadata service: `http://169.254.169.254`, or one on loopback (`BYOK_AZURE_IMDS_HOST`).
+    /// The instance metadata service: `http://169.254.169.254`, or one on loopback
+    /// (`BYOK_AZURE_IMDS_HOST`).
     Imds(Url),
-    /// What App Service and Container Apps name in `IDENTITY_ENDPOINT`: loopback or link-local.
+    /// The endpoint that App Service and Container Apps name in `IDENTITY_ENDPOINT`: loopback or
+    /// link-local.
     Endpoint(Url),
 }
 
-/// A cloud: its authorities, the first of which is the default, and the suffixes of its vaults and managed HSMs, from the
-/// page "Azure Key Vault security domains and endpoints". An authority's other names are aliases that a vault's challenge
-/// may use.
+/// A cloud: its authorities, and the suffixes of its vaults and managed HSMs, from the page "Azure
+/// Key Vault security domains and endpoints". The first authority is the default; the others are
+/// aliases that a vault's challenge may use.
 struct Cloud {
     authorities: &'static [&'static str],
     vault: &'static str,
@@ -152,11 +163,11 @@ const CLOUDS: [Cloud; 3] = [
     },
 ];
 
-/// Where every Azure machine finds its metadata service.
+/// The address of the metadata service on every Azure machine.
 const IMDS: &str = "http://169.254.169.254";
 
 impl AzureKey {
-    /// Reads what names the key, and no credential; `None` when a mistake was recorded.
+    /// Reads the name of the key, and no credential. Returns `None` if a mistake was recorded.
     pub fn read(reader: &mut Reader<'_>) -> Option<Self> {
         const NAME: &str = "BYOK_AZURE_KEY_ID";
         const WHAT: &str = "a key's URL, such as `https://my-vault.vault.azure.net/keys/my-key`";
@@ -207,7 +218,7 @@ impl AzureKey {
         };
         let version = version(reader, in_url);
         let (service, resource) = service?;
-        // On loopback nothing but the algorithm tells.
+        // On loopback only the algorithm indicates the service.
         let service = service.unwrap_or(match algorithm {
             AzureAlgorithm::RsaOaep256 => AzureService::Vault,
             AzureAlgorithm::A256Kw => AzureService::ManagedHsm,
@@ -246,8 +257,9 @@ impl AzureSettings {
     }
 }
 
-/// Whether `other` is the same authority, under another of its names. On loopback, where a test's proxies come and go, any
-/// port is; nothing is ever sent to the one that a challenge names.
+/// Returns whether `other` is the same authority, possibly under another of its names. On loopback,
+/// where the proxies of tests come and go, every port counts as the same. Nothing is ever sent to
+/// the authority that a challenge names.
 pub(crate) fn is_same_azure_authority(authority: &Url, other: &Url) -> bool {
     let (Some(host), Some(other_host)) = (authority.host_str(), other.host_str()) else { return false };
     let aliases = |cloud: &&Cloud| cloud.authorities.contains(&host);
@@ -257,7 +269,8 @@ pub(crate) fn is_same_azure_authority(authority: &Url, other: &Url) -> bool {
             && CLOUDS.iter().find(aliases).is_some_and(|cloud| cloud.authorities.contains(&other_host))
 }
 
-/// What service a URL's host is of and the suffix that it has; both unknown on loopback; `None` for any other host.
+/// Returns the service that a URL's host belongs to and the host's suffix. On loopback both are
+/// unknown. Returns `None` for any other host.
 fn service_of(url: &Url) -> Option<(Option<AzureService>, Option<&'static str>)> {
     if is_loopback(url) {
         return Some((None, None));
@@ -272,7 +285,7 @@ fn service_of(url: &Url) -> Option<(Option<AzureService>, Option<&'static str>)>
     Some((Some(service), Some(suffix)))
 }
 
-/// The version that wraps: pinned in the URL, or by the strategy.
+/// Reads the version that wraps: pinned in the URL, or set by the strategy.
 fn version(reader: &mut Reader<'_>, in_url: Option<&str>) -> Option<String> {
     const NAME: &str = "BYOK_KEY_VERSION_STRATEGY";
     let strategy = reader.text(NAME);
@@ -396,7 +409,7 @@ fn is_link_local(url: &Url) -> bool {
     matches!(host, Some(IpAddr::V4(ip)) if ip.is_link_local())
 }
 
-/// An id as Entra writes it, from the first of these variables that is set.
+/// Reads an id in Entra's form, from the first of these variables that is set.
 fn guid(reader: &mut Reader<'_>, names: &[&str]) -> Option<String> {
     let (name, text) = names.iter().find_map(|name| Some((name, reader.text(name)?)))?;
     if text.len() != 36 || uuid::Uuid::try_parse(&text).is_err() {
@@ -409,12 +422,13 @@ fn missing(reader: &mut Reader<'_>, name: &str, what: &str) {
     reader.mistake(name, format!("is not set; it takes {what}"));
 }
 
-/// What Azure takes as the name of a key; nothing in it means anything in a URL.
+/// Returns whether Azure accepts the text as the name of a key. Such a name contains nothing with a
+/// meaning in a URL.
 fn is_key_name(text: &str) -> bool {
     (1..=127).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
-/// What Azure makes as a version's id.
+/// Returns whether the text has the form of a version's id in Azure.
 pub(crate) fn is_azure_version(text: &str) -> bool {
     text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }

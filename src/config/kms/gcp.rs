@@ -1,4 +1,4 @@
-//! A key in Google Cloud KMS: which one, and who we are there.
+//! A key in Google Cloud KMS: its name, and byok's identity.
 
 use std::net::IpAddr;
 use std::num::{NonZeroU32, NonZeroU64};
@@ -22,35 +22,41 @@ const METADATA_HOST: &str = "GCE_METADATA_HOST";
 pub struct GcpSettings {
     /// `BYOK_GCP_KEY_NAME`.
     pub key: GcpKey,
-    /// `BYOK_KEY_VERSION_STRATEGY`, or the version that `BYOK_GCP_KEY_NAME` ends with.
+    /// `BYOK_KEY_VERSION_STRATEGY`, or the version at the end of `BYOK_GCP_KEY_NAME`.
     pub version: KeyVersionStrategy,
-    /// Where our credential comes from.
+    /// The source of byok's credential.
     pub identity: GcpIdentity,
-    /// `BYOK_GCP_IMPERSONATE_SERVICE_ACCOUNT`: the account that we act as.
+    /// `BYOK_GCP_IMPERSONATE_SERVICE_ACCOUNT`: the account that byok impersonates.
     pub impersonate: Option<String>,
-    /// `BYOK_GCP_ENDPOINT`: without `/v1`; default `https://cloudkms.googleapis.com`.
+    /// `BYOK_GCP_ENDPOINT`: the endpoint of KMS, without `/v1`; default
+    /// `https://cloudkms.googleapis.com`.
     pub endpoint: Url,
-    /// `BYOK_GCP_IAM_ENDPOINT`: where impersonation asks, without `/v1`; default `https://iamcredentials.googleapis.com`.
+    /// `BYOK_GCP_IAM_ENDPOINT`: the endpoint for impersonation, without `/v1`; default
+    /// `https://iamcredentials.googleapis.com`.
     pub iam_endpoint: Url,
-    /// `BYOK_GCP_CA_FILE`: certificates in PEM that alone are trusted then, instead of the system's.
+    /// `BYOK_GCP_CA_FILE`: certificates in PEM. If set, only these are trusted, and the system's
+    /// are not.
     pub ca_file: Option<PathBuf>,
-    /// `BYOK_KMS_TIMEOUT_MS`: how long a call may take, retries and tokens included; default 5000.
+    /// `BYOK_KMS_TIMEOUT_MS`: how long a call may take, including retries and tokens; default 5000.
     pub timeout: Duration,
-    /// `BYOK_KMS_CALLS_PER_MINUTE`: the most requests a minute; `None` is no bound.
+    /// `BYOK_KMS_CALLS_PER_MINUTE`: the largest number of requests per minute; `None` means no
+    /// limit.
     pub calls_per_minute: Option<NonZeroU32>,
 }
 
-/// Where our credential comes from, in the order of application default credentials
+/// The source of byok's credential, in the order of application default credentials
 /// (<https://cloud.google.com/docs/authentication/application-default-credentials>).
 pub enum GcpIdentity {
-    /// `BYOK_GCP_CREDENTIALS_JSON` (a path, or the JSON itself), else `GOOGLE_APPLICATION_CREDENTIALS`, else gcloud's
-    /// well-known file. A file is read again for each token. See [`GcpCredentials::parse`].
+    /// `BYOK_GCP_CREDENTIALS_JSON` (a path, or the JSON itself), else
+    /// `GOOGLE_APPLICATION_CREDENTIALS`, else gcloud's well-known file. A file is read again for
+    /// each token. See [`GcpCredentials::parse`].
     Credentials(SecretSource),
-    /// The metadata server, at this address: of `GCE_METADATA_HOST`, else `metadata.google.internal`.
+    /// The metadata server, at this address: the one in `GCE_METADATA_HOST`, else
+    /// `metadata.google.internal`.
     Metadata(Url),
 }
 
-/// Which key it is; all that `byok policy` needs to know.
+/// The name of the key; this is all that `byok policy` needs to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GcpKey {
     /// The project's id or number.
@@ -61,12 +67,12 @@ pub struct GcpKey {
     pub ring: String,
     /// The key's short name.
     pub key: String,
-    /// The version that the name ends with.
+    /// The version at the end of the name.
     pub version: Option<NonZeroU64>,
 }
 
 impl GcpKey {
-    /// Reads what names the key, and no credential. `None` when a mistake was recorded.
+    /// Reads the name of the key, and no credential. Returns `None` if a mistake was recorded.
     pub fn read(reader: &mut Reader<'_>) -> Option<Self> {
         const WHAT: &str = "`projects/PROJECT/locations/LOCATION/keyRings/RING/cryptoKeys/KEY`, with `/cryptoKeyVersions/N` to pin a version";
         let name = reader.required(KEY_NAME, WHAT);
@@ -77,7 +83,7 @@ impl GcpKey {
         key
     }
 
-    /// The resource name of the key, without a version.
+    /// Returns the resource name of the key, without a version.
     pub fn name(&self) -> String {
         let Self { project, location, ring, key, .. } = self;
         format!("projects/{project}/locations/{location}/keyRings/{ring}/cryptoKeys/{key}")
@@ -108,7 +114,7 @@ impl GcpKey {
 }
 
 impl GcpSettings {
-    /// Reads whom we act as, and no credential.
+    /// Reads the account to impersonate, and no credential.
     pub fn impersonated(reader: &mut Reader<'_>) -> Option<String> {
         let account = reader.text(IMPERSONATE)?;
         if !is_account(&account) {
@@ -143,7 +149,7 @@ impl GcpSettings {
     }
 }
 
-/// A mistake leaves the default, which is not used then.
+/// Reads an address. After a mistake it returns the default, which is then not used.
 fn address(reader: &mut Reader<'_>, name: &str, default: &str) -> Url {
     endpoint(reader, name, None).unwrap_or_else(|| Url::parse(default).expect("the default is an address"))
 }
@@ -188,7 +194,8 @@ fn identity(reader: &mut Reader<'_>) -> Option<GcpIdentity> {
     }
 }
 
-/// Read now, so that a mistake shows at the start, and again for each token.
+/// Reads a credential file. It is read now, so that a mistake shows at the start, and again for
+/// each token.
 fn file(reader: &mut Reader<'_>, name: &str, path: PathBuf) -> Option<GcpIdentity> {
     match read_text(&path) {
         Ok(text) => {
@@ -197,7 +204,7 @@ fn file(reader: &mut Reader<'_>, name: &str, path: PathBuf) -> Option<GcpIdentit
         }
         Err(problem) => {
             let problem = match (name, problem) {
-                // What is no path may be the credential itself, in base64 or quotes.
+                // A text that is not a path may be the credential itself, in base64 or quotes.
                 (CREDENTIALS, FileProblem::Unreadable(kind)) => {
                     format!("is neither JSON nor the path of a file that can be read: {kind}")
                 }
@@ -219,7 +226,7 @@ fn check(reader: &mut Reader<'_>, name: &str, json: &str) -> Option<()> {
     }
 }
 
-/// What `gcloud auth application-default login` writes.
+/// Returns the file that `gcloud auth application-default login` writes, if it exists.
 fn well_known_file(reader: &mut Reader<'_>) -> Option<PathBuf> {
     let folder = match reader.text("CLOUDSDK_CONFIG") {
         Some(folder) => PathBuf::from(folder),
@@ -228,7 +235,8 @@ fn well_known_file(reader: &mut Reader<'_>) -> Option<PathBuf> {
     Some(folder.join("application_default_credentials.json")).filter(|path| path.is_file())
 }
 
-/// The metadata server gives a token to whoever asks, over plain HTTP: it must be this machine's.
+/// Reads the address of the metadata server. The server gives a token to anyone who asks, over
+/// plain HTTP, so it must be this machine's own.
 fn metadata(reader: &mut Reader<'_>) -> Option<Url> {
     let host = reader.text(METADATA_HOST).unwrap_or_else(|| "metadata.google.internal".to_owned());
     let address = Url::parse(&format!("http://{host}")).ok().filter(|address| {

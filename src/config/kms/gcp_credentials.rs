@@ -1,7 +1,8 @@
-//! Google's credential files: what is taken of them, and where they may send us.
+//! Google's credential files: what byok uses of them, and the addresses that they may name.
 //!
-//! A file of a service account, a user, or an impersonated service account names addresses. Those are rules, not
-//! instructions: a token is asked for at Google's own addresses or, for tests, on this machine; any other is a mistake.
+//! A file of a service account, a user, or an impersonated service account names addresses. byok
+//! checks these instead of following them: a token may be requested only at Google's own addresses
+//! or, for tests, on this machine. Any other address is a mistake.
 
 use std::borrow::Cow;
 
@@ -12,50 +13,51 @@ use serde_json::value::RawValue;
 use super::is_loopback;
 use crate::crypto::{RsaSigningKey, SecretText};
 
-/// Where a token may be asked for, beside this machine.
+/// The addresses where a token may be requested, in addition to this machine.
 const TOKEN_URIS: [&str; 3] = [
     "https://oauth2.googleapis.com/token",
     "https://accounts.google.com/o/oauth2/token",
     "https://www.googleapis.com/oauth2/v4/token",
 ];
-/// Where impersonation may be asked for, beside this machine.
+/// The address where impersonation may be requested, in addition to this machine.
 const IAM_ORIGIN: &str = "https://iamcredentials.googleapis.com";
 
-/// A credential as one of Google's files holds it (<https://google.aip.dev/auth/4110>).
+/// A credential in the form of one of Google's files (<https://google.aip.dev/auth/4110>).
 pub enum GcpCredentials {
     /// `service_account`.
     ServiceAccount {
-        /// Who we are.
+        /// The account's name.
         email: String,
-        /// Which of the account's keys it is.
+        /// The id of the account's key.
         key_id: Option<String>,
-        /// PKCS#8 in PEM.
+        /// The private key, as PKCS#8 in PEM.
         private_key: SecretText,
-        /// Where it is exchanged for a token.
+        /// The address where the key is exchanged for a token.
         token_uri: Url,
     },
-    /// `authorized_user`: what `gcloud auth application-default login` writes.
+    /// `authorized_user`, which `gcloud auth application-default login` writes.
     User {
-        /// Of gcloud, or of an OAuth client of the customer's.
+        /// The id of gcloud, or of an OAuth client of the customer's.
         client_id: String,
-        /// No secret where it is gcloud's; one where it is the customer's.
+        /// The client's secret. gcloud's own is public; a customer's is secret.
         client_secret: SecretText,
-        /// Exchanged for a token.
+        /// The token that is exchanged for an access token.
         refresh_token: SecretText,
-        /// Where.
+        /// The address where it is exchanged.
         token_uri: Url,
-        /// Whose quota the calls count against: a user's have no project of their own.
+        /// The project whose quota the calls count against: a user's calls have no project of their
+        /// own.
         quota_project: Option<String>,
     },
     /// `impersonated_service_account`.
     Impersonated {
-        /// Who asks.
+        /// The credential that requests the impersonation.
         source: Box<Self>,
-        /// Whom we act as.
+        /// The account to impersonate.
         account: String,
-        /// Those in between.
+        /// The delegates in between.
         delegates: Vec<String>,
-        /// On this machine; `None` is Google's.
+        /// An endpoint on this machine; `None` means Google's.
         endpoint: Option<Url>,
     },
 }
@@ -68,7 +70,7 @@ struct File<'a> {
     token_uri: Option<String>,
     client_email: Option<String>,
     private_key_id: Option<String>,
-    // As they stand: unescaping by serde would leave a copy behind.
+    // Kept as raw JSON: unescaping by serde would leave a copy behind.
     #[serde(borrow)]
     private_key: Option<&'a RawValue>,
     client_id: Option<String>,
@@ -85,11 +87,11 @@ struct File<'a> {
 }
 
 impl GcpCredentials {
-    /// From a file's JSON.
+    /// Parses a file's JSON.
     ///
     /// # Errors
     ///
-    /// A sentence that says what is wrong, and nothing of what the file holds.
+    /// A sentence that tells what is wrong, and contains nothing of the file's content.
     pub fn parse(json: &str) -> Result<Self, &'static str> {
         let file: File<'_> =
             serde_json::from_str(json).map_err(|_| "is not the JSON of a Google credential")?;
@@ -108,7 +110,8 @@ impl GcpCredentials {
         }
     }
 
-    /// Where a token is asked for; of an impersonated account, where its source asks.
+    /// Returns the address where a token is requested. For an impersonated account, this is the
+    /// address of its source.
     pub fn token_uri(&self) -> &Url {
         match self {
             Self::ServiceAccount { token_uri, .. } | Self::User { token_uri, .. } => token_uri,
@@ -182,7 +185,8 @@ impl File<'_> {
     }
 }
 
-/// `name@project.iam.gserviceaccount.com`; nothing in it means anything in a URL.
+/// Returns whether the text has the form `name@project.iam.gserviceaccount.com`. Such a text
+/// contains nothing with a meaning in a URL.
 pub(super) fn is_account(text: &str) -> bool {
     let part = |part: &str| {
         !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
@@ -205,8 +209,8 @@ fn token_uri(text: Option<&str>) -> Result<Url, &'static str> {
     address.ok_or("has a `token_uri` that is not Google's")
 }
 
-/// A JSON string's text, unescaped into memory that is wiped and does not grow. `None` if it is none, or holds an escape
-/// that no credential has.
+/// Returns the text of a JSON string, unescaped into memory that is wiped and does not grow.
+/// Returns `None` if it is not a string, or contains an escape that no credential has.
 fn secret(raw: &RawValue) -> Option<SecretText> {
     let text = raw.get().strip_prefix('"')?.strip_suffix('"')?;
     let mut plain = zeroize::Zeroizing::new(String::with_capacity(text.len()));

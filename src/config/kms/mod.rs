@@ -1,5 +1,5 @@
-//! Which KMS holds the key, one file a provider, and what they have in common. Nothing is sent from here: a KMS that is
-//! down does not keep the server from starting.
+//! The KMS that holds the key: one file per provider, and what the providers have in common.
+//! Nothing is sent from here: a KMS that is down does not prevent the server from starting.
 
 mod aws;
 mod azure;
@@ -36,30 +36,31 @@ pub enum Kms {
     Vault(Box<VaultSettings>),
     /// `azure-key-vault`: a key in Azure Key Vault or a managed HSM.
     Azure(Box<AzureSettings>),
-    /// `local`: a key in this file (`BYOK_LOCAL_KEY_FILE`, default `.byok/local-key.json`). Protects nothing from whoever
-    /// reads the file, so only `byok dev` takes it.
+    /// `local`: a key in this file (`BYOK_LOCAL_KEY_FILE`, default `.byok/local-key.json`). It
+    /// protects nothing from anyone who can read the file, so only `byok dev` accepts it.
     Local(PathBuf),
 }
 
-/// Which key version wraps.
+/// The key version that wraps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyVersionStrategy {
     /// `latest`: the KMS decides.
     Latest,
-    /// A version's number.
+    /// The number of a version.
     Pinned(NonZeroU64),
 }
 
-/// A secret, or the file that holds it now.
+/// A secret, or the file that currently holds it.
 pub enum SecretSource {
-    /// As given.
+    /// The secret itself.
     Text(SecretText),
-    /// Read at each use; one trailing line break is cut.
+    /// A file that is read at each use. One trailing line break is cut.
     File(PathBuf),
 }
 
 impl Kms {
-    /// Reads the section; `None` when a mistake was recorded. `allow_local` is for `byok dev` and tests.
+    /// Reads the section. Returns `None` if a mistake was recorded. `allow_local` is for `byok dev`
+    /// and tests.
     pub fn read(reader: &mut Reader<'_>, allow_local: bool) -> Option<Self> {
         const WHAT: &str =
             "the KMS that holds the key: `aws-kms`, `gcp-kms`, `vault-transit` or `azure-key-vault`";
@@ -96,12 +97,14 @@ impl Kms {
         kms.filter(|_| reader.mistakes() == before)
     }
 
-    /// Whether wrapping takes no secret, as with a public key: then a wrapped DEK may be of anybody's making.
+    /// Returns whether wrapping needs no secret, as with a public key. If so, anybody may have made
+    /// a wrapped DEK.
     pub fn anybody_wraps(&self) -> bool {
         matches!(self, Self::Azure(settings) if settings.key.algorithm.anybody_wraps())
     }
 
-    /// Bounds the requests a minute (`BYOK_KMS_CALLS_PER_MINUTE`); a key in a file has no bill.
+    /// Sets the limit on requests per minute (`BYOK_KMS_CALLS_PER_MINUTE`). A key in a file has no
+    /// costs and no limit.
     pub fn limit_calls(&mut self, per_minute: Option<NonZeroU32>) {
         match self {
             Self::Aws(settings) => settings.calls_per_minute = per_minute,
@@ -114,7 +117,7 @@ impl Kms {
 }
 
 impl KeyVersionStrategy {
-    /// For providers whose versions are numbers.
+    /// Reads the strategy for providers whose versions are numbers.
     fn read(reader: &mut Reader<'_>) -> Self {
         match reader.text("BYOK_KEY_VERSION_STRATEGY").as_deref() {
             None | Some("latest") => Self::Latest,
@@ -129,13 +132,14 @@ impl KeyVersionStrategy {
     }
 }
 
-/// `BYOK_KMS_TIMEOUT_MS`: how long a call to the KMS may take, retries and logins included.
+/// Reads `BYOK_KMS_TIMEOUT_MS`: how long a call to the KMS may take, including retries and logins.
 fn timeout(reader: &mut Reader<'_>) -> Duration {
     Duration::from_millis(reader.number("BYOK_KMS_TIMEOUT_MS", 5_000, 100..=60_000))
 }
 
-/// The address of a KMS, where it is given: https, since over plain HTTP everyone on the way reads the credential and every
-/// DEK. Plain HTTP goes to this machine only; elsewhere if there is a flag for it, and it is set.
+/// Reads the address of a KMS, if it is set. It must be https, because over plain HTTP everyone on
+/// the network path could read the credential and every DEK. Plain HTTP is accepted to this
+/// machine; elsewhere only if a flag for it exists and is set.
 fn endpoint(reader: &mut Reader<'_>, name: &str, http_flag: Option<&str>) -> Option<Url> {
     let allow_http = http_flag.is_some_and(|flag| reader.flag(flag, false));
     let text = reader.text(name)?;
@@ -165,10 +169,10 @@ fn endpoint(reader: &mut Reader<'_>, name: &str, http_flag: Option<&str>) -> Opt
     }
 }
 
-/// Who we are at AWS, for what is not its KMS too.
+/// Reads byok's credentials for AWS services other than KMS.
 pub(super) use aws::credentials as aws_credentials;
 
-/// Whether the address is of this machine.
+/// Returns whether the address is on this machine.
 pub(super) fn is_loopback(address: &Url) -> bool {
     address.host_str().is_some_and(|host| {
         let bare = host.trim_start_matches('[').trim_end_matches(']');
@@ -176,7 +180,8 @@ pub(super) fn is_loopback(address: &Url) -> bool {
     })
 }
 
-/// A secret that is read again later when it stands in a file. Read once here too, so that a mistake shows at the start.
+/// Reads a secret that is read again later if it is in a file. It is also read once here, so that a
+/// mistake shows at the start.
 fn secret_source(reader: &mut Reader<'_>, name: &str) -> Option<SecretSource> {
     let now = reader.secret(name)?;
     if !now.expose().bytes().all(|byte| byte.is_ascii_graphic()) {

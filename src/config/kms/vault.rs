@@ -1,4 +1,4 @@
-//! A Transit engine: where it is, which key, who we are there.
+//! A Transit engine: its address, the key, and byok's login.
 
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -16,71 +16,76 @@ pub struct VaultSettings {
     pub address: Url,
     /// `BYOK_VAULT_NAMESPACE`: sent as `X-Vault-Namespace` with every request, logins included.
     pub namespace: Option<String>,
-    /// `BYOK_VAULT_MOUNT`: where the engine is mounted, without slashes around it; default `transit`.
+    /// `BYOK_VAULT_MOUNT`: the path where the engine is mounted, without slashes around it; default
+    /// `transit`.
     pub mount: String,
     /// `BYOK_VAULT_TRANSIT_KEY`: the key's name.
     pub key: String,
     /// `BYOK_KEY_VERSION_STRATEGY`.
     pub version: KeyVersionStrategy,
-    /// Who we are there.
+    /// How byok logs in.
     pub login: VaultLogin,
-    /// `BYOK_VAULT_CACERT`: certificates in PEM that alone are trusted then, instead of the system's.
+    /// `BYOK_VAULT_CACERT`: certificates in PEM. If set, only these are trusted, and the system's
+    /// are not.
     pub ca_file: Option<PathBuf>,
-    /// `BYOK_VAULT_CLIENT_CERT` and `BYOK_VAULT_CLIENT_KEY`: for mutual TLS.
+    /// `BYOK_VAULT_CLIENT_CERT` and `BYOK_VAULT_CLIENT_KEY`: the client certificate for mutual TLS.
     pub client: Option<ClientCertificate>,
-    /// `BYOK_KMS_TIMEOUT_MS`: how long a call may take, retries and logins included; default 5000.
+    /// `BYOK_KMS_TIMEOUT_MS`: how long a call may take, including retries and logins; default 5000.
     pub timeout: Duration,
-    /// `BYOK_KMS_CALLS_PER_MINUTE`: the most requests a minute; `None` is no bound.
+    /// `BYOK_KMS_CALLS_PER_MINUTE`: the largest number of requests per minute; `None` means no
+    /// limit.
     pub calls_per_minute: Option<NonZeroU32>,
 }
 
-/// How we get a Vault token.
+/// How byok gets a Vault token.
 pub enum VaultLogin {
     /// `BYOK_VAULT_TOKEN`.
     Token(SecretText),
     /// `BYOK_VAULT_TOKEN_FILE`: read again when it changes, so that an agent can replace it.
     TokenFile(PathBuf),
-    /// `BYOK_VAULT_APPROLE_ROLE_ID` and what goes with it.
+    /// `BYOK_VAULT_APPROLE_ROLE_ID` and its related variables.
     AppRole {
         /// `BYOK_VAULT_APPROLE_MOUNT`; default `approle`.
         mount: String,
         /// `BYOK_VAULT_APPROLE_ROLE_ID`.
         role_id: SecretText,
-        /// `BYOK_VAULT_APPROLE_SECRET_ID` or its `_FILE`; none for a role that binds no secret id.
+        /// `BYOK_VAULT_APPROLE_SECRET_ID` or its `_FILE` variant; `None` for a role that binds no
+        /// secret id.
         secret_id: Option<SecretSource>,
     },
-    /// `BYOK_VAULT_KUBERNETES_ROLE` and what goes with it.
+    /// `BYOK_VAULT_KUBERNETES_ROLE` and its related variables.
     Kubernetes {
         /// `BYOK_VAULT_KUBERNETES_MOUNT`; default `kubernetes`.
         mount: String,
         /// `BYOK_VAULT_KUBERNETES_ROLE`.
         role: String,
-        /// `BYOK_VAULT_KUBERNETES_JWT_FILE`: the service account's token, which the kubelet replaces.
+        /// `BYOK_VAULT_KUBERNETES_JWT_FILE`: the service account's token, which the kubelet
+        /// replaces.
         jwt_file: PathBuf,
     },
 }
 
-/// Who we are in mutual TLS.
+/// byok's certificate for mutual TLS.
 pub struct ClientCertificate {
-    /// The certificate, and those between it and its root, in PEM.
+    /// The certificate and its intermediate certificates, in PEM.
     pub certificate_file: PathBuf,
     /// Its private key in PEM.
     pub key_file: PathBuf,
 }
 
-/// Where Kubernetes puts a pod's service account token.
+/// The path of a pod's service account token in Kubernetes.
 const SERVICE_ACCOUNT_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 
-/// Which key it is; all that `byok policy` needs to know.
+/// The name of the key; this is all that `byok policy` needs to know.
 pub struct VaultKey {
-    /// As [`VaultSettings::mount`].
+    /// The mount, as in [`VaultSettings::mount`].
     pub mount: String,
-    /// As [`VaultSettings::key`].
+    /// The key's name, as in [`VaultSettings::key`].
     pub key: String,
 }
 
 impl VaultKey {
-    /// Reads what names the key, and no credential.
+    /// Reads the name of the key, and no credential.
     pub fn read(reader: &mut Reader<'_>) -> Self {
         let key = reader.required("BYOK_VAULT_TRANSIT_KEY", "the name of a Transit key");
         if !key.is_empty() && !is_path_segment(&key) {
@@ -183,7 +188,8 @@ fn mount(reader: &mut Reader<'_>, name: &str, default: &str) -> String {
     mount.to_owned()
 }
 
-/// What Vault takes as a name in a path (`framework.GenericNameRegex`); nothing in it means anything in a URL.
+/// Returns whether Vault accepts the text as a name in a path (`framework.GenericNameRegex`). Such
+/// a name contains nothing with a meaning in a URL.
 fn is_path_segment(text: &str) -> bool {
     let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     text.bytes().all(|byte| word(byte) || byte == b'-' || byte == b'.')

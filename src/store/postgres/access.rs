@@ -1,5 +1,5 @@
-//! How the database is reached: by which URLs, and the pool of those who read. Another one may take its place while the
-//! server runs.
+//! How the database is reached: the URLs, and the pool of connections that read. Another [`Access`]
+//! may replace this one while the server runs.
 
 use std::str::FromStr;
 use std::sync::Arc;
@@ -16,12 +16,13 @@ use super::{ACQUIRE, FRESH, LIMITS};
 pub(super) struct Access {
     pub(super) readers: PgPool,
     pub(super) serving: PgConnectOptions,
-    /// The owner of the tables, where that is another role than the serving one.
+    /// The owner of the tables, if it is a role other than the serving one.
     pub(super) owner: Option<PgConnectOptions>,
 }
 
 impl Access {
-    /// Without connecting. `most_read` is how many connections read, as long as `trust` is in them.
+    /// Makes the access without connecting. `most_read` is the largest number of connections that
+    /// read; they are used only while `trust` covers them.
     pub(super) fn new(
         settings: &config::Postgres,
         most_read: u32,
@@ -52,27 +53,28 @@ impl Access {
         Ok(Self { readers, serving, owner })
     }
 
-    /// What reaches it as the tables' owner.
+    /// Returns the options for connecting as the tables' owner.
     pub(super) fn as_owner(&self) -> &PgConnectOptions {
         self.owner.as_ref().unwrap_or(&self.serving)
     }
 }
 
 fn options(url: &str) -> Result<PgConnectOptions, OpenError> {
-    // The error of the driver says what is wrong with which part and quotes none; still only its kind is kept.
+    // The driver's error says what is wrong with which part and quotes none. Even so, only its kind
+    // is kept.
     let options = PgConnectOptions::from_str(url).map_err(|_| OpenError::Url {
         problem: "it is not `postgres://user:password@host:port/database`".to_owned(),
     })?;
     Ok(options.application_name("byok").disable_statement_logging())
 }
 
-/// With the server's limits, where the URL does not set its own.
+/// Adds the server's limits, unless the URL sets its own.
 fn limited(options: PgConnectOptions) -> PgConnectOptions {
     let own = options.get_options().unwrap_or_default().to_owned();
     options.options(LIMITS.into_iter().filter(|(name, _)| !own.contains(name)))
 }
 
-/// Nothing that a pooler in transaction mode would lose or refuse.
+/// Removes everything that a pooler in transaction mode would lose or refuse.
 fn without_session(options: PgConnectOptions) -> PgConnectOptions {
     options.statement_cache_capacity(0).extra_float_digits(None)
 }

@@ -1,4 +1,4 @@
-//! Announcements of incidents. Time is the database's.
+//! Announcements of incidents. Times are by the database's clock.
 
 use std::time::Duration;
 
@@ -55,7 +55,7 @@ reads! {
         ORDER BY a.place LIMIT $1";
 }
 
-/// Returns how many rows it touched.
+/// Builds a statement that returns how many rows it touched.
 pub(super) fn announce(
     tenant: TenantUid,
     incident: IncidentId,

@@ -126,7 +126,7 @@ impl AuditReads for Postgres {
         before: Option<u64>,
         limit: u32,
     ) -> Result<Page, ReadError> {
-        // A NUL is in no text of PostgreSQL's.
+        // No text in PostgreSQL contains a NUL.
         if [&filter.user, &filter.record_id, &filter.record_hash]
             .into_iter()
             .flatten()

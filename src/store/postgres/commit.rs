@@ -1,4 +1,4 @@
-//! The one write.
+//! The one write method of the store.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{MutexGuard, PoisonError};
@@ -125,7 +125,7 @@ reads! {
         FROM np_byok_heads h WHERE h.tenant = $1";
 }
 
-/// What a try did, and where it left the log.
+/// The result of an attempt, and the head of the log after it.
 struct Done {
     committed: Committed,
     head: Option<LogHead>,
@@ -133,13 +133,13 @@ struct Done {
 
 pub(super) type PgQuery = Query<'static, sqlx::Postgres, PgArguments>;
 
-/// Why a try ended.
+/// Why an attempt ended.
 enum Ended {
     /// The log is not at the batch's base, or the fence does not hold.
     Missed,
     /// The tenant has no log to append to.
     Headless,
-    /// A DEK id holds another DEK.
+    /// A DEK id is taken by another DEK.
     Taken,
 
     /// The driver's error.
@@ -158,7 +158,8 @@ impl Postgres {
             Failure::of(&error);
             CommitError::Unavailable
         })?;
-        // Before the statement that commits goes out, a broken connection means that nothing was done.
+        // Until the statement that commits is sent, a broken connection means that nothing was
+        // done.
         let mut decided = false;
         let known = self.known_head(batch);
         let attempt = attempt(&mut writer.connection, batch, known.as_ref(), self.pgbouncer, &mut decided);
@@ -171,7 +172,8 @@ impl Postgres {
         self.concluded(batch.tenant, writer, ended, decided)
     }
 
-    /// Takes the head's row lock, for which writers queue, and appends to the size that it then holds.
+    /// Takes the row lock of the head, for which writers queue, and appends at the size that the
+    /// head then has.
     pub(super) async fn commit_batch_in_turn(&self, batch: &mut Batch) -> Result<Committed, CommitError> {
         let mut writer = self.writers.take().await.map_err(|error| {
             Failure::of(&error);
@@ -184,7 +186,7 @@ impl Postgres {
         self.concluded(batch.tenant, writer, ended, decided)
     }
 
-    /// Where this process left the log, if that is where the batch goes.
+    /// Returns the head at which this process left the log, if the batch is based on it.
     fn known_head(&self, batch: &Batch) -> Option<LogHead> {
         self.heads().get(&batch.tenant).filter(|head| head.end() == batch.base).cloned()
     }
@@ -208,7 +210,7 @@ impl Postgres {
                 }
                 return Ok(committed);
             }
-            // Under the lock the head does not move: it is the fence.
+            // Under the lock the head does not move, so the fence is the cause.
             Ok(Err(Ended::Missed)) => {
                 writer.keep();
                 return Err(CommitError::Fenced);
@@ -236,8 +238,8 @@ impl Postgres {
         }
     }
 
-    /// Nothing was appended: because another replica was first, because this very batch was appended before, or because of
-    /// the fence?
+    /// Determines why nothing was appended: another replica was first, this very batch was appended
+    /// before, or the fence does not hold.
     async fn settle(&self, batch: &Batch, known: Option<&LogHead>) -> Result<Committed, CommitError> {
         let Some(first) = batch.entries.first() else { return Err(CommitError::Rejected) };
         let place = || {
@@ -247,8 +249,9 @@ impl Postgres {
         };
         let mut found = place().await;
         if matches!(found, Ok(Some((size, ..))) if size == signed(batch.base)) && !batch.fence.is_empty() {
-            // A fence that does not hold waits for nobody, and this very batch may be under way: on a connection that was
-            // lost, past its fence and before its end. It holds the head's lock until then.
+            // A fence that does not hold makes the statement fail without waiting. This very batch
+            // may still be in progress on a lost connection, past its fence and not yet finished.
+            // It holds the lock of the head until then.
             let turn = self.first(sqlx::query(TURN).bind(batch.tenant.0), |_| Ok(())).await;
             found = if turn.is_ok() { place().await } else { return Err(CommitError::Unknown) };
         }
@@ -268,7 +271,7 @@ impl Postgres {
             Ok(Some((size, ..))) => Err(CommitError::Moved { size: u64::try_from(size).unwrap_or(0) }),
             // A tenant without a head has no log to append to.
             Ok(None) => Err(CommitError::Rejected),
-            // This try did nothing, but one before it may have.
+            // This attempt did nothing, but an earlier one may have.
             Err(_) => Err(CommitError::Unknown),
         }
     }
@@ -311,7 +314,7 @@ async fn attempt_in_turn(
     finish(transaction, batch, Some(&head), pgbouncer, decided).await
 }
 
-/// Does what the batch says, and commits it.
+/// Applies the batch and commits it.
 async fn finish(
     mut transaction: Transaction<'_, sqlx::Postgres>,
     batch: &Batch,
@@ -334,8 +337,8 @@ async fn finish(
     }
 }
 
-/// The changes in their order, and the entries as soon as the tenant that they belong to is there; consecutive changes
-/// of one kind are one statement.
+/// Applies the changes in their order, and appends the entries as soon as the tenant that they
+/// belong to exists. Consecutive changes of one kind are one statement.
 async fn in_order(
     connection: &mut PgConnection,
     batch: &Batch,
@@ -505,7 +508,7 @@ async fn in_order(
     Ok(Done { committed: Committed { applied, passed }, head })
 }
 
-/// The head that the batch follows on.
+/// Returns the head that the batch is appended to.
 async fn head_of(
     connection: &mut PgConnection,
     batch: &Batch,
@@ -521,12 +524,12 @@ async fn head_of(
     if head.end() == batch.base { Ok(head) } else { Err(Ended::Missed) }
 }
 
-/// The row that a read returns, if any.
+/// Returns the row that a read returned, if any.
 fn first(rows: Vec<PgRow>) -> Result<Option<PgRow>, Error> {
     Ok(of_primary(rows)?.into_iter().next())
 }
 
-/// The count that a statement returns.
+/// Returns the count that a statement returned.
 async fn touched(connection: &mut PgConnection, query: PgQuery, named: bool) -> Result<u64, Error> {
     let count: i64 = query.persistent(named).fetch_one(connection).await?.try_get(0)?;
     Ok(u64::try_from(count).unwrap_or(0))
@@ -661,7 +664,8 @@ async fn rewrap(
     Ok(wraps().map(|(id, ..)| u64::from(touched.contains(&id.0))).collect())
 }
 
-/// Up to the first DEK that comes twice: one statement updates a row once.
+/// Returns how many leading rewraps can be one statement: up to the first DEK that occurs twice,
+/// because one statement updates a row once.
 fn run_of_rewraps(changes: &[Change]) -> usize {
     let mut seen: HashSet<DekId> = HashSet::new();
     run_of(changes, |change| matches!(change, Change::Rewrap { dek_id, .. } if seen.insert(*dek_id)))

@@ -57,7 +57,7 @@ impl DekReads for Postgres {
         tenant: TenantUid,
         records: &[Arc<str>],
     ) -> Result<Vec<DekRow>, ReadError> {
-        // A NUL is in no text of PostgreSQL's.
+        // No text in PostgreSQL contains a NUL.
         let records = records.iter().map(|record| &**record).filter(|record| !record.contains('\0'));
         let query = sqlx::query(BY_RECORD).bind(tenant.0).bind(records.bind_iter());
         self.all(query, dek).await

@@ -1,4 +1,4 @@
-//! What is derived from the entries: its writes and reads.
+//! Writes and reads of the data that is derived from entries.
 
 use std::ops::Range;
 
@@ -105,7 +105,8 @@ pub(super) fn add_chunks(tenant: TenantUid, chunks: &[Chunk]) -> PgQuery {
         .bind(chunks.iter().map(|chunk| moment(chunk.latest)).bind_iter())
 }
 
-/// After [`add_chunks`]; `None` where these cannot have completed one.
+/// Returns the statement to run after [`add_chunks`], or `None` if these chunks cannot have
+/// completed a chunk of the level above.
 pub(super) fn add_chunks_above(tenant: TenantUid, chunks: &[Chunk]) -> Option<PgQuery> {
     let (first, last) = (chunks.first()?.index, chunks.last()?.index);
     let completed = first / WIDTH != last / WIDTH || (last + 1).is_multiple_of(WIDTH);

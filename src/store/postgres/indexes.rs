@@ -1,5 +1,6 @@
-//! Indexes that a release adds to tables that may be large. They are built beside the work of others and outside of any
-//! transaction, so no migration makes them: what needs one works without it, slower.
+//! Indexes that a release adds to tables that may be large. They are built outside of any
+//! transaction while others work, so no migration makes them: code that needs one works without it,
+//! but more slowly.
 
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, ConnectOptions, Error, Row};
@@ -9,7 +10,7 @@ use super::super::ReadError;
 use super::super::failure::Failure;
 use super::{ACQUIRE, Postgres, statements};
 
-/// Each index with what it is on.
+/// The name of each index, and its definition: table, columns and condition.
 const INDEXES: &[(&str, &str)] =
     &[("np_byok_wrapped_deks_unsealed", "np_byok_wrapped_deks (tenant, id) WHERE mac IS NULL")];
 
@@ -27,13 +28,15 @@ statements! {
 }
 
 impl Postgres {
-    /// Builds what is not there yet, and anew what is left of a building that was cut off; how many.
+    /// Builds the missing indexes, and rebuilds those that an interrupted build left behind.
+    /// Returns how many it built.
     pub(super) async fn build_missing_indexes(&self) -> Result<u32, ReadError> {
         let access = self.access();
         let owner = access.as_owner();
         let connected = timeout(ACQUIRE, owner.connect()).await.map_err(|_| ReadError::Unavailable)?;
         let mut connection = connected.map_err(|error| Failure::of(&error))?;
-        // Behind PgBouncer a lock and a setting would stay on somebody else's connection: the role's own limit counts there.
+        // Behind PgBouncer, a lock and a setting would stay on another client's connection. There,
+        // the role's own time limit applies.
         if !self.pgbouncer {
             let alone = sqlx::query(ALONE).persistent(false).fetch_one(&mut connection).await;
             let alone: bool = alone.and_then(|row| row.try_get(0)).map_err(|error| Failure::of(&error))?;
@@ -67,7 +70,7 @@ async fn build(connection: &mut PgConnection, index: &str, on: &str) -> Result<b
     Ok(true)
 }
 
-/// Names of ours, from the catalogue: nothing that anybody else writes.
+/// Runs SQL that is made only of byok's own names, from the catalogue, and of no one else's input.
 async fn run(connection: &mut PgConnection, sql: String) -> Result<(), Error> {
     sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await.map(drop)
 }

@@ -1,4 +1,4 @@
-//! Rotation jobs and their leases. Time is the database's.
+//! Rotation jobs and their leases. Times are by the database's clock.
 
 use std::time::Duration;
 
@@ -70,7 +70,7 @@ reads! {
         WHERE j.state = 'RUNNING' ORDER BY j.started_at";
 }
 
-/// Each returns how many rows it touched.
+/// Each of these functions builds a statement that returns how many rows it touched.
 pub(super) fn start(tenant: TenantUid, job: &Job) -> PgQuery {
     bind_job(sqlx::query(START).bind(tenant.0), job)
 }

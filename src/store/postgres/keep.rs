@@ -1,4 +1,5 @@
-//! What a keeper asks of the database: its schema, what the serving role is not kept from, next months' partitions.
+//! Operation of the database: its schema, what the serving role could do that it should not, and
+//! the partitions of the next months.
 
 use async_trait::async_trait;
 use sqlx::Row;

@@ -1,4 +1,5 @@
-//! Holds, erasures, and months that are dropped. All but the look at a hold is the owner's.
+//! Holds, erasures, and months that are dropped. Only the owner may do any of this, except for
+//! reading a hold.
 
 use std::ops::Range;
 
@@ -18,8 +19,8 @@ use super::migrate::LOCK;
 use super::primary::of_primary;
 use super::{Postgres, moment, reads, statements};
 
-// They run as the tables' owner: functions whose arguments PostgreSQL has to convert are named with their schema, so that none
-// of another role's fits better.
+// These statements run as the tables' owner. Functions whose arguments PostgreSQL has to convert
+// are named with their schema, so that no function of another role matches better.
 statements! {
     HOLD = "
         WITH held AS (INSERT INTO np_byok_holds (tenant) VALUES ($1) ON CONFLICT DO NOTHING RETURNING 1)
@@ -87,10 +88,11 @@ reads! {
         UNION ALL SELECT 'np_byok_audit_default' ORDER BY 1";
 }
 
-/// Nobody is put on hold while what a hold would keep goes: what is looked up of holds after it stands.
+/// Blocks new holds while values that a hold would keep are erased: what later statements of the
+/// transaction read about holds stays true.
 pub(super) const NO_NEW_HOLD: &str = "LOCK TABLE np_byok_holds IN SHARE MODE";
 
-/// How long the migrations' lock, and the table's own, may be waited for.
+/// The time limits for waiting for the migrations' lock and for the table's own lock.
 const PATIENCE: &str =
     "SELECT set_config('lock_timeout', '2s', true), set_config('statement_timeout', '0', true)";
 
@@ -115,11 +117,12 @@ pub(super) fn erase_from_deks(tenant: TenantUid, record_id: &str, hmac: &[u8; 32
     sqlx::query(ERASE_FROM_DEKS).bind(tenant.0).bind(record_id.to_owned()).bind(*hmac)
 }
 
-/// What takes entries that no month has.
+/// The partition for entries that belong to no month.
 const REST: &str = "np_byok_audit_default";
 
-/// What may go of one part; how far tiles go is counted once, not for each entry. A name of ours, from the catalogue: nothing
-/// that anybody else writes.
+/// Returns SQL that selects the entries of one part that may be removed. It counts once how far
+/// tiles go, not for each entry. `part` is one of byok's own names, from the catalogue, and never
+/// anyone else's input.
 fn may_go(part: &str) -> String {
     format!(
         "WITH tiled AS MATERIALIZED (
@@ -162,7 +165,7 @@ async fn of_part(
 }
 
 impl Postgres {
-    /// A connection as the tables' owner.
+    /// Returns a connection as the tables' owner.
     async fn owner(&self) -> Result<PgConnection, ReadError> {
         let access = self.access();
         let owner = access.as_owner();
@@ -175,7 +178,8 @@ impl Postgres {
         let owner = access.as_owner();
         let mut connection = sqlx::ConnectOptions::connect(owner).await?;
         let mut transaction = connection.begin().await?;
-        // As with [`NO_NEW_HOLD`]; nor is anything erased meanwhile: who erases would wait for the part with the whole table's lock in hand.
+        // Works as [`NO_NEW_HOLD`] does, and also prevents erasures meanwhile: an erasure would
+        // wait for the part while it holds the lock of the whole table.
         let alone = "LOCK TABLE np_byok_holds IN SHARE ROW EXCLUSIVE MODE";
         for sql in [PATIENCE, LOCK, alone] {
             sqlx::query(sql).persistent(false).execute(&mut *transaction).await?;
@@ -184,8 +188,9 @@ impl Postgres {
         let parts = of_primary(parts.fetch_all(&mut *transaction).await?)?;
         let parts: Result<Vec<String>, _> = parts.iter().map(|row| row.try_get(0)).collect();
         let Some(part) = parts?.into_iter().find(|part| *part == prunable.part) else { return Ok(false) };
-        // Nothing may come in, or be erased, from here on; it is read on. Readers have the whole table's lock before a part's:
-        // if they waited for us here, we would wait for them below.
+        // From here on nothing may be added to the part or erased from it, but it can still be
+        // read. Readers lock the whole table before a part: if they waited for this transaction
+        // here, it would wait for them below.
         run(&mut transaction, &format!("LOCK TABLE {part} IN SHARE ROW EXCLUSIVE MODE")).await?;
         if of_part(&mut transaction, &part, retention).await? != prunable.entries {
             return Ok(false);
@@ -200,7 +205,7 @@ impl Postgres {
         }
         let all = sqlx::query(AssertSqlSafe(format!("SELECT count(*) FROM {part}"))).persistent(false);
         if part != REST && number::<u64>(&all.fetch_one(&mut *transaction).await?, 0)? == going {
-            // Nobody reads or writes the log meanwhile: it is the last that is done, and quick.
+            // Nobody reads or writes the log during this step, so it comes last and is quick.
             run(&mut transaction, &format!("ALTER TABLE np_byok_audit DETACH PARTITION {part}")).await?;
             run(&mut transaction, &format!("DROP TABLE {part}")).await?;
         } else {

@@ -1,5 +1,6 @@
-//! Migrations, in one transaction under one lock of it (a session's lock would not survive PgBouncer): several replicas
-//! may start at once, and a migration that fails leaves nothing.
+//! Migrations run in one transaction under a transaction-level lock (a session-level lock would not
+//! survive PgBouncer). Several replicas may start at once, and a migration that fails leaves
+//! nothing behind.
 
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection, Error, Row};
@@ -11,7 +12,7 @@ use super::super::{MigrateError, MigrationReport};
 use super::primary::of_primary;
 use super::{ACQUIRE, reads, statements};
 
-/// In order. A step that the release before cannot serve raises `oldest_reader`.
+/// The migrations, in order. A step that the previous release cannot serve raises `oldest_reader`.
 pub(super) const MIGRATIONS: &[Migration] = &[
     Migration {
         version: 1,
@@ -116,7 +117,7 @@ reads! {
     APPLIED = "SELECT version::int8, checksum, oldest_reader::int8 FROM np_byok_migrations";
 }
 
-/// Migrates by `owner`. `serving` is granted what it needs when it is another role.
+/// Migrates as `owner`. Grants `serving` what it needs if that is another role.
 pub(super) async fn migrate(
     owner: &PgConnectOptions,
     serving: Option<&str>,
@@ -179,7 +180,7 @@ async fn in_transaction(connection: &mut PgConnection, serving: Option<&str>) ->
     Ok(ran)
 }
 
-/// Runs a statement without parameters whose rows say nothing.
+/// Runs a statement that has no parameters, and ignores its rows.
 async fn run(connection: &mut PgConnection, sql: &'static str) -> Result<(), Error> {
     sqlx::query(sql).persistent(false).execute(connection).await.map(drop)
 }
@@ -202,7 +203,8 @@ async fn has_table(connection: &mut PgConnection) -> Result<bool, Error> {
     of_primary(rows)?.first().map_or(Ok(false), |row| row.try_get(0))
 }
 
-/// What an error of the database means for its schema; `version` is 0 outside of a migration.
+/// Returns what an error of the database means for its schema. `version` is 0 outside of a
+/// migration.
 pub(super) fn failed(version: u32, error: &Error) -> MigrateError {
     let denied = matches!(error, Error::Database(error) if error.code().as_deref() == Some("42501"));
     match Failure::of(error) {

@@ -1,12 +1,15 @@
-//! PostgreSQL. A commit of entries with their new DEKs is one statement and one round trip; everything else is one
-//! explicit transaction. Nothing waits without an end: a stopped database is `Unavailable` (or, mid-commit, `Unknown`)
-//! within seconds, and once it is back the next call finds it.
+//! The PostgreSQL store. A commit of entries with their new DEKs is one statement and one round
+//! trip; everything else is one explicit transaction. Nothing waits forever: a stopped database is
+//! `Unavailable` (or, during a commit, `Unknown`) within seconds, and once it is back the next call
+//! reaches it.
 //!
-//! Nothing is read from a standby, which may be any time behind: each read says whether its transaction could write
-//! (`reads!`), and a connection to where none can is closed with all that were opened before (`primary`).
+//! Nothing is read from a standby, which may be arbitrarily far behind. Each read reports whether
+//! its transaction could write (`reads!`). If one could not, its connection is closed together with
+//! all that were opened before it (`primary`).
 //!
-//! Behind PgBouncer in transaction mode no session state is relied on: each call is an explicit transaction with unnamed
-//! statements, because the driver prepares and executes in two steps, which may otherwise reach two servers.
+//! Behind PgBouncer in transaction mode, byok relies on no session state: each call is an explicit
+//! transaction with unnamed statements, because the driver prepares and executes in two steps,
+//! which may otherwise reach two servers.
 
 mod access;
 mod announcements;
@@ -56,11 +59,12 @@ use primary::{Trust, of_primary};
 use turns::Turns;
 use writers::Writers;
 
-/// For a connection to be there.
+/// The time limit for acquiring a connection.
 const ACQUIRE: Duration = Duration::from_secs(2);
-/// For the server to answer a statement; its own limit ends a second earlier, so that the outcome is known.
+/// The time limit for the server's answer to a statement. The server's own limit ends a second
+/// earlier, so that the outcome is known.
 const EXCHANGE: Duration = Duration::from_secs(6);
-/// A connection that was idle for longer is tested before it is used.
+/// A connection that was idle for longer than this is tested before it is used.
 const FRESH: Duration = Duration::from_millis(500);
 /// The server's own limits, for a connection that keeps its settings.
 const LIMITS: [(&str, &str); 2] =
@@ -77,7 +81,7 @@ reads! {
     PING = "SELECT 1";
 }
 
-/// Every statement that is prepared, for the test that prepares them.
+/// Returns every statement that is prepared, for the test that prepares them.
 pub fn statements() -> impl Iterator<Item = &'static str> {
     [
         ALL,
@@ -125,12 +129,13 @@ pub struct Postgres {
     trust: Arc<Trust>,
     pgbouncer: bool,
     portions: Portions,
-    /// Where this process left each log.
+    /// The head of each log after the last commit of this process.
     heads: Mutex<HashMap<TenantUid, LogHead>>,
 }
 
 impl Postgres {
-    /// Without connecting: connections are made when they are needed. Call it within a Tokio runtime.
+    /// Makes the store without connecting: connections are made when they are needed. Must be
+    /// called within a Tokio runtime.
     ///
     /// # Errors
     /// [`OpenError::Url`].
@@ -155,7 +160,8 @@ impl Postgres {
         self.access.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Takes other URLs: for connections that are made from now on. Those before are closed, each as soon as it is idle.
+    /// Switches to other URLs for new connections. Existing connections are closed, each as soon as
+    /// it is idle.
     pub(super) fn take_urls(&self, settings: &config::Postgres) -> Result<bool, OpenError> {
         if settings.pgbouncer != self.pgbouncer {
             return Ok(false);
@@ -170,24 +176,25 @@ impl Postgres {
         Ok(true)
     }
 
-    /// A connection to read on.
+    /// Returns a connection for reads.
     async fn reader(&self) -> Result<PoolConnection<sqlx::Postgres>, Error> {
         loop {
             match self.access().readers.acquire().await {
-                // Another pool has taken its place meanwhile.
+                // Another pool has replaced this one meanwhile.
                 Err(Error::PoolClosed) => {}
                 acquired => return acquired,
             }
         }
     }
 
-    /// Closes the connections that were opened so far: the address may lead to another server by now.
+    /// Closes the connections that were opened so far, because the address may lead to another
+    /// server by now.
     fn leave_standby(&self) {
         self.trust.end();
         self.writers.close_idle();
     }
 
-    /// The rows that a read returns, within the deadline.
+    /// Returns the rows of a read, within the deadline.
     async fn rows(&self, query: Query<'_, sqlx::Postgres, PgArguments>) -> Result<Vec<PgRow>, Failure> {
         let failed = |error: Error| Failure::of(&error);
         let _turn = self.turns.take().await.ok_or(Failure::Busy)?;
@@ -218,7 +225,7 @@ impl Postgres {
         }
     }
 
-    /// The rows, each made into a value.
+    /// Returns the rows, each decoded to a value.
     async fn all<T>(
         &self,
         query: Query<'_, sqlx::Postgres, PgArguments>,
@@ -227,8 +234,9 @@ impl Postgres {
         decoded(&self.rows(query).await?, decode)
     }
 
-    /// The rows of a statement that reads entries and takes as its bound how many bytes of them it may read. One that takes
-    /// longer than the server's time limit is tried again with fewer bytes, in the end with one entry.
+    /// Returns the rows of a statement that reads entries and takes a limit on the bytes of entries
+    /// that it may read. A statement that exceeds the server's time limit is tried again with fewer
+    /// bytes, and finally with one entry.
     async fn portion<'q, T>(
         &self,
         query: impl Fn(i64) -> Query<'q, sqlx::Postgres, PgArguments>,
@@ -248,7 +256,7 @@ impl Postgres {
         decoded(&rows, decode)
     }
 
-    /// The first row, made into a value.
+    /// Returns the first row, decoded to a value.
     async fn first<T>(
         &self,
         query: Query<'_, sqlx::Postgres, PgArguments>,
@@ -277,7 +285,7 @@ fn decoded<T>(rows: &[PgRow], decode: impl Fn(&PgRow) -> Result<T, Error>) -> Re
     rows.iter().map(decode).collect::<Result<_, _>>().map_err(|error| Failure::of(&error).into())
 }
 
-/// PostgreSQL's own moment.
+/// Converts a time to PostgreSQL's type.
 fn moment(at: Timestamp) -> Moment {
     at.into()
 }

@@ -1,5 +1,6 @@
-//! `timestamptz` as what it is on the wire: microseconds since 2000. The types of the `time` crate end with the year 9999, and
-//! PostgreSQL does not: a query for a later time would ask for another one, and a row with such a time could not be read.
+//! `timestamptz` in its wire form: microseconds since 2000. The types of the `time` crate end with
+//! the year 9999, and PostgreSQL's do not: a query for a later time would ask for a different one,
+//! and a row with such a time could not be read.
 
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
@@ -11,11 +12,13 @@ use crate::model::Timestamp;
 
 /// 2000-01-01T00:00:00Z, in microseconds since 1970.
 const EPOCH: i64 = 946_684_800_000_000;
-/// What PostgreSQL takes: from 4714-11-24 BC to 294276-12-31, in microseconds since 2000.
+/// The range that PostgreSQL accepts: from 4714-11-24 BC to 294276-12-31, in microseconds since
+/// 2000.
 const FIRST: i64 = -211_813_488_000_000_000;
 const LAST: i64 = 9_223_371_331_199_999_999;
 
-/// A moment as PostgreSQL writes it. `infinity` and `-infinity` are the latest and the earliest that [`Timestamp`] has.
+/// A time as PostgreSQL writes it. `infinity` and `-infinity` are the latest and the earliest
+/// [`Timestamp`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Moment(Timestamp);
 
@@ -64,7 +67,7 @@ impl Encode<'_, sqlx::Postgres> for Moment {
 
 impl Decode<'_, sqlx::Postgres> for Moment {
     fn decode(value: PgValueRef<'_>) -> Result<Self, BoxDynError> {
-        // Every statement that returns moments is prepared, so they come in binary.
+        // Every statement that returns times is prepared, so they arrive in binary.
         let bytes: [u8; 8] = value.as_bytes()?.try_into()?;
         Ok(Self::from_wire(i64::from_be_bytes(bytes)))
     }

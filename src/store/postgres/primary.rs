@@ -1,5 +1,6 @@
-//! What keeps reads to the primary. After a failover an address may lead to the server that was demoted, or to a standby whose
-//! replay is behind: its rows are of the past, and that a row is missing there says nothing.
+//! Restricts reads to the primary. After a failover an address may lead to the server that was
+//! demoted, or to a standby whose replay is behind. Rows from there are out of date, and a missing
+//! row there says nothing.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,10 +10,11 @@ use sqlx::{Error, Row};
 
 use super::super::failure::Standby;
 
-/// The rows of a read.
+/// Returns the rows of a read.
 ///
 /// # Errors
-/// [`Standby`], where they come from one; another where what was run is no read (`reads`).
+/// [`Standby`] if the rows come from a standby. Another error if the statement was not a read
+/// (`reads`).
 pub(super) fn of_primary(mut rows: Vec<PgRow>) -> Result<Vec<PgRow>, Error> {
     let first = rows.first().ok_or(Error::RowNotFound)?;
     if first.try_get::<bool, _>("byok_read_only")? {
@@ -24,17 +26,18 @@ pub(super) fn of_primary(mut rows: Vec<PgRow>) -> Result<Vec<PgRow>, Error> {
     Ok(rows)
 }
 
-/// Whether connections are believed to lead to the primary: each until one that was opened later was found not to.
+/// Whether connections are trusted to lead to the primary. A connection is trusted until one that
+/// was opened later turns out not to lead there.
 #[derive(Default)]
 pub(super) struct Trust(Mutex<Option<Instant>>);
 
 impl Trust {
-    /// No connection that is open now is believed any more.
+    /// Stops trusting every connection that is open now.
     pub(super) fn end(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
-    /// Whether a connection of this age is believed.
+    /// Returns whether a connection of this age is trusted.
     pub(super) fn is_in_one_opened_ago(&self, age: Duration) -> bool {
         let ended = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
         ended.is_none_or(|ended| age < ended.elapsed())

@@ -1,4 +1,4 @@
-//! Proofs and incidents. Time is the database's.
+//! Proofs and incidents. Times are by the database's clock.
 
 use std::time::Duration;
 
@@ -91,7 +91,7 @@ reads! {
         FROM np_byok_incidents WHERE tenant = $1 ORDER BY id DESC LIMIT $2";
 }
 
-/// Each returns how many rows it touched.
+/// Each of these functions builds a statement that returns how many rows it touched.
 pub(super) fn watch(tenant: TenantUid, proof: &Proof, canary: &Canary) -> PgQuery {
     bind_proof(sqlx::query(WATCH), tenant, proof)
         .bind(canary.dek_id.0)
@@ -156,7 +156,7 @@ fn bind_proof(query: PgQuery, tenant: TenantUid, proof: &Proof) -> PgQuery {
         .bind(moment(proof.next_probe_at))
 }
 
-/// The fence as five arrays: key, version, epoch, revision, microseconds.
+/// Binds the fence as five arrays: key, version, epoch, revision, microseconds.
 pub(super) fn bind_fence(query: PgQuery, fence: &[Fence]) -> PgQuery {
     let epoch = |fence: &Fence| match fence.must {
         Must::BeActive { epoch } | Must::BeProven { epoch, .. } => Some(signed(epoch)),
@@ -194,7 +194,7 @@ impl ProofReads for Postgres {
 }
 
 impl Postgres {
-    /// Rows that hold the time in column `at`.
+    /// Returns decoded rows together with the database's time, which column `at` holds.
     async fn seen<T>(
         &self,
         query: PgQuery,

@@ -1,4 +1,4 @@
-//! What of a log was published where, and the logs that have ended.
+//! What was published of a log at each destination, and the logs that have ended.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Streams of the log. Time is the database's.
+//! Streams of the log. Times are by the database's clock.
 
 use std::time::Duration;
 
@@ -45,7 +45,7 @@ reads! {
     STREAMS = "SELECT name, next, failing_since FROM np_byok_streams WHERE tenant = $1 ORDER BY name";
 }
 
-/// Returns how many rows it touched.
+/// Builds a statement that returns how many rows it touched.
 pub(super) fn step(tenant: TenantUid, name: StreamName, holder: Uuid, step: StreamStep) -> PgQuery {
     let bound = |sql| sqlx::query(sql).bind(tenant.0).bind(name.as_str()).bind(holder);
     let micros = |time: Duration| i64::try_from(time.as_micros()).unwrap_or(i64::MAX);

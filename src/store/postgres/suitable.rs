@@ -1,5 +1,6 @@
-//! Whether what is behind the URL can be worked with at all: a database in UTF-8, and no pooler that takes a connection's
-//! settings and prepared statements away without that we know of it.
+//! Whether byok can work with the database behind the URL at all: its encoding must be UTF-8, and
+//! there must be no pooler that byok does not know of and that drops a connection's settings and
+//! prepared statements.
 
 use sqlx::postgres::PgConnection;
 use sqlx::{ConnectOptions, Error, Row};
@@ -9,14 +10,17 @@ use super::super::MigrateError;
 use super::migrate::failed;
 use super::{ACQUIRE, LIMITS, Postgres};
 
-/// In one step, so that a pooler gives one server for it.
+/// All settings in one statement, so that a pooler uses one server for it.
 const SHOWN: &str = "SELECT pg_catalog.current_setting('server_encoding'), \
     pg_catalog.current_setting('statement_timeout'), \
     pg_catalog.current_setting('idle_in_transaction_session_timeout')";
 
 impl Postgres {
+    /// Checks that byok can work with the database.
+    ///
     /// # Errors
-    /// [`MigrateError::Encoding`], [`MigrateError::Pooler`]; others where that cannot be found out.
+    /// [`MigrateError::Encoding`], [`MigrateError::Pooler`]; other errors if the check itself
+    /// fails.
     pub(super) async fn check_suitable(&self) -> Result<(), MigrateError> {
         let connected = timeout(ACQUIRE, self.access().serving.connect()).await;
         let mut connection = connected.map_err(|_| MigrateError::Unavailable)?.map_err(|error| {
@@ -31,7 +35,8 @@ impl Postgres {
         if arrived { Ok(()) } else { Err(MigrateError::Pooler) }
     }
 
-    /// The database's encoding, and whether the limits that a connection is opened with have reached the server.
+    /// Returns the database's encoding, and whether the limits that a connection is opened with
+    /// have reached the server.
     async fn shown(&self, connection: &mut PgConnection) -> Result<(String, bool), Error> {
         let row = sqlx::raw_sql(SHOWN).fetch_one(connection).await?;
         let access = self.access();
@@ -45,7 +50,8 @@ impl Postgres {
     }
 }
 
-/// PgBouncer refuses start-up parameters that it cannot keep track of, in words that no PostgreSQL has.
+/// Returns whether a pooler refused the connection's settings. PgBouncer refuses start-up
+/// parameters that it cannot track, with a message that PostgreSQL never uses.
 fn refuses_settings(error: &Error) -> bool {
     error.as_database_error().is_some_and(|error| error.message().contains("unsupported startup parameter"))
 }

@@ -25,7 +25,7 @@ reads! {
     LOG_SIZE = "SELECT size FROM np_byok_heads WHERE tenant = $1";
 }
 
-/// Returns how many rows were touched.
+/// Builds a statement that returns how many rows it touched.
 pub(super) fn create(tenant: &Tenant) -> PgQuery {
     sqlx::query(CREATE).bind(tenant.uid.0).bind(tenant.name.as_str())
 }

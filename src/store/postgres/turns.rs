@@ -1,5 +1,5 @@
-//! Turns at the connections that read. That many want to read is no outage: they queue; and who would wait for longer than a
-//! call can is turned away at once, before it costs anything.
+//! Turns at the connections that read. Many simultaneous readers are no outage: they queue. A
+//! reader that would wait longer than a call can is rejected at once, before it costs anything.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -7,19 +7,19 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
-/// How long a turn may be waited for.
+/// The longest time to wait for a turn.
 pub(super) const PATIENCE: Duration = Duration::from_secs(8);
 
 pub(super) struct Turns {
-    /// One for each connection: whoever has one waits for no other reader any more.
+    /// One permit per connection: a reader that has one waits for no other reader any more.
     free: Semaphore,
     most: usize,
     waiting: AtomicUsize,
-    /// How long a turn takes, on average, in microseconds; the last ones count most.
+    /// The average duration of a turn, in microseconds. Recent turns count most.
     usual: AtomicU64,
 }
 
-/// A turn; ends with its value.
+/// A turn, which ends when this value is dropped.
 pub(super) struct Turn<'t> {
     turns: &'t Turns,
     began: Instant,
@@ -32,7 +32,7 @@ impl Turns {
         Self { free: Semaphore::new(most), most, waiting: AtomicUsize::new(0), usual: AtomicU64::new(0) }
     }
 
-    /// A turn; `None` where there is, or would be, none in time.
+    /// Waits for a turn. Returns `None` if there is none in time, or if there would be none.
     pub(super) async fn take(&self) -> Option<Turn<'_>> {
         let turn = |free| Turn { turns: self, began: Instant::now(), _free: free };
         if let Ok(free) = self.free.try_acquire() {
@@ -45,7 +45,7 @@ impl Turns {
         timeout(PATIENCE, self.free.acquire()).await.ok()?.ok().map(turn)
     }
 
-    /// How long it takes until as many have had their turn as wait up to this place.
+    /// Returns the time until all readers up to this position in the queue have had their turn.
     fn expected(&self, place: usize) -> Duration {
         let rounds = u64::try_from(place.div_ceil(self.most)).unwrap_or(u64::MAX);
         Duration::from_micros(self.usual.load(Ordering::Relaxed).saturating_mul(rounds))
@@ -64,7 +64,7 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// Someone who waits, at a place counted from 1.
+/// A waiting reader, at a position in the queue counted from 1.
 struct Waiting<'w> {
     waiting: &'w AtomicUsize,
     place: usize,

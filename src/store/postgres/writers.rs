@@ -1,5 +1,6 @@
-//! Connections that commit: a few, apart from the pool of readers, because that tests each connection with a round trip
-//! when it comes back, which a commit in a row of commits need not pay.
+//! Connections that commit. There are a few, apart from the pool of readers, because that pool
+//! tests each connection with a round trip when it is returned. A commit in a series of commits
+//! need not pay for that.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -18,22 +19,23 @@ pub(super) struct Writers {
     idle: Mutex<Vec<Idle>>,
 }
 
-/// How connections are made now.
+/// The current options for new connections.
 #[derive(Clone)]
 struct Current {
     options: PgConnectOptions,
-    /// How often that was changed.
+    /// How often the options were changed.
     edition: u64,
 }
 
-/// A connection that nobody uses.
+/// A connection that is not in use.
 struct Idle {
     connection: PgConnection,
     since: Instant,
     edition: u64,
 }
 
-/// A connection for one commit. Dropping it closes it; [`Writer::keep`] gives it back.
+/// A connection for one commit. Dropping it closes the connection; [`Writer::keep`] returns it for
+/// reuse.
 pub(super) struct Writer<'w> {
     pub(super) connection: PgConnection,
     edition: u64,
@@ -48,7 +50,8 @@ impl Writers {
         Self { options, permits: Semaphore::new(permits), idle: Mutex::default() }
     }
 
-    /// Makes connections by these from now on, and gives out none that was made before.
+    /// Makes new connections with these options from now on, and hands out none that was made
+    /// before.
     pub(super) fn take_options(&self, options: PgConnectOptions) {
         {
             let mut current = self.current();
@@ -61,7 +64,8 @@ impl Writers {
         self.options.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A connection that was alive a moment ago; within [`ACQUIRE`] once it is its turn.
+    /// Returns a connection that was alive a moment ago. Takes at most [`ACQUIRE`] after the wait
+    /// for a permit.
     pub(super) async fn take(&self) -> Result<Writer<'_>, Error> {
         let permit = timeout(PATIENCE, self.permits.acquire()).await.map_err(|_| Error::PoolTimedOut)?;
         let permit = permit.map_err(|_| Error::PoolClosed)?;
@@ -81,7 +85,7 @@ impl Writers {
         timeout(ACQUIRE, taken).await.unwrap_or(Err(Error::PoolTimedOut))
     }
 
-    /// Closes what is idle: when one connection broke, the others are likely to be broken too.
+    /// Closes idle connections: when one connection broke, the others are probably broken too.
     pub(super) fn close_idle(&self) {
         let stale = std::mem::take(&mut *self.idle());
         drop(stale);
@@ -97,9 +101,10 @@ impl Writers {
 }
 
 impl Writer<'_> {
-    /// Gives the connection back; it must not be in the middle of anything.
+    /// Returns the connection for reuse. It must not be in the middle of anything.
     pub(super) fn keep(self) {
-        // Within the lock: who changes the edition closes what is idle after that.
+        // The edition is checked while the idle connections are locked. A later change of the
+        // edition then closes this connection together with the others.
         let mut idle = self.writers.idle();
         if self.edition == self.writers.current().edition {
             idle.push(Idle { connection: self.connection, since: Instant::now(), edition: self.edition });

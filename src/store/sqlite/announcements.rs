@@ -1,4 +1,4 @@
-//! Announcements of incidents. Time is SQLite's, in milliseconds.
+//! Announcements of incidents. Times are by SQLite's clock, in milliseconds.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The one write: one immediate transaction.
+//! The one write method of the store. A commit is one immediate transaction.
 
 use sqlx::{Error, Row, Sqlite as Engine, SqliteConnection};
 
@@ -54,11 +54,11 @@ statements! {
             AND (wrapped, key_name, key_version, wrap_scheme) = (?4, ?5, ?6, ?7)";
 }
 
-/// Why a try ended.
+/// Why an attempt ended.
 enum Ended {
     /// The log is not at the batch's base, or the fence does not hold.
     Missed,
-    /// A DEK id holds another DEK.
+    /// A DEK id is taken by another DEK.
     Taken,
     /// The driver's error.
     Failed(Error),
@@ -72,12 +72,13 @@ impl From<Error> for Ended {
 
 impl Sqlite {
     pub(super) async fn commit_batch(&self, batch: &Batch) -> Result<Committed, CommitError> {
-        // PostgreSQL takes no NUL in a text, and SQLite's functions stop at one: it is refused here as there.
+        // PostgreSQL accepts no NUL in a text, and SQLite's functions stop at one, so SQLite
+        // refuses it as PostgreSQL does.
         if holds_nul(batch) {
             tracing::error!("a batch with a NUL in a text was refused");
             return Err(CommitError::Rejected);
         }
-        // Before COMMIT, whatever fails is rolled back.
+        // Before COMMIT, every failure is rolled back.
         let nothing_done = |error: Error| match Failure::of(&error) {
             Failure::Refused | Failure::Malformed => CommitError::Rejected,
             Failure::NotNow | Failure::TooLong | Failure::Standby | Failure::Busy | Failure::Lost => {
@@ -94,7 +95,8 @@ impl Sqlite {
                 }
             },
             Err(ended) => {
-                // Not only queued, as a drop does: what follows must not find the transaction open.
+                // Waits for the rollback, which a drop would only queue: the next step must not
+                // find the transaction open.
                 let rolled_back = transaction.rollback().await;
                 match ended {
                     Ended::Missed => {
@@ -108,7 +110,8 @@ impl Sqlite {
         }
     }
 
-    /// `COMMIT` failed: it was rolled back, or will be, unless the log shows that it was done.
+    /// Handles a failed `COMMIT`. The batch was or will be rolled back, unless the log shows that
+    /// it was committed.
     async fn after_failed_commit(&self, batch: &Batch) -> Result<Committed, CommitError> {
         if batch.entries.is_empty() {
             return Err(CommitError::Unknown);
@@ -120,8 +123,8 @@ impl Sqlite {
         }
     }
 
-    /// Nothing was appended: because another process was first, because this very batch was appended before, or because of
-    /// the fence?
+    /// Determines why nothing was appended: another process was first, this very batch was appended
+    /// before, or the fence does not hold.
     async fn settle(&self, batch: &Batch) -> Result<Committed, CommitError> {
         let Some(first) = batch.entries.first() else { return Err(CommitError::Rejected) };
         let tenant = batch.tenant.0.as_slice();
@@ -136,13 +139,14 @@ impl Sqlite {
             Ok(Some((size, _))) => Err(CommitError::Moved { size: u64::try_from(size).unwrap_or(0) }),
             // A tenant without a head has no log to append to.
             Ok(None) => Err(CommitError::Rejected),
-            // This try did nothing, but one before it may have.
+            // This attempt did nothing, but an earlier one may have.
             Err(_) => Err(CommitError::Unknown),
         }
     }
 }
 
-/// The changes in their order, and the entries as soon as the tenant that they belong to is there.
+/// Applies the changes in their order, and appends the entries as soon as the tenant that they
+/// belong to exists.
 async fn in_order(connection: &mut SqliteConnection, batch: &Batch) -> Result<Committed, Ended> {
     let mut applied = Vec::with_capacity(batch.changes.len());
     let mut rest = batch.changes.as_slice();
@@ -334,7 +338,7 @@ fn holds_nul(batch: &Batch) -> bool {
         Change::InsertDek(row) => row.record_id.as_deref().is_some_and(in_text),
         Change::Erase { personal: Personal::User(text) | Personal::Record(text), .. } => in_text(text),
         Change::EraseFromDeks { record_id, .. } => in_text(record_id),
-        // Names of the KMS's and of ours.
+        // Names that come from the KMS or from byok.
         Change::Rewrap { .. }
         | Change::SealDeks(_)
         | Change::NoteIncident(_)
@@ -360,7 +364,7 @@ fn holds_nul(batch: &Batch) -> bool {
     batch.entries.iter().any(in_entry) || batch.changes.iter().any(in_change)
 }
 
-/// Whether a JSON text has `\u0000`, and not only an escaped backslash before `u0000`.
+/// Returns whether a JSON text contains `\u0000`, and not only an escaped backslash before `u0000`.
 fn escapes_nul(json: &str) -> bool {
     json.match_indices("\\u0000")
         .any(|(at, _)| json[..at].bytes().rev().take_while(|byte| *byte == b'\\').count().is_multiple_of(2))

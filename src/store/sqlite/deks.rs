@@ -51,7 +51,7 @@ impl DekReads for Sqlite {
         tenant: TenantUid,
         records: &[Arc<str>],
     ) -> Result<Vec<DekRow>, ReadError> {
-        // SQLite's JSON functions stop at a NUL; no record of ours has one.
+        // SQLite's JSON functions stop at a NUL. No stored record id has one.
         let records: Vec<&str> =
             records.iter().map(|record| &**record).filter(|record| !record.contains('\0')).collect();
         let query =

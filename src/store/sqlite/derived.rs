@@ -1,4 +1,4 @@
-//! What is derived from the entries: its writes and reads.
+//! Writes and reads of the data that is derived from entries.
 
 use std::ops::Range;
 

@@ -1,4 +1,4 @@
-//! The database's file, readable by this user alone. SQLite gives its WAL the same mode.
+//! The database's file, which only this user can read. SQLite gives its WAL the same mode.
 
 use std::fs::{DirBuilder, OpenOptions};
 use std::io;
@@ -7,7 +7,8 @@ use std::path::Path;
 
 use rustix::fs::{Access, access, statvfs};
 
-/// Makes the file and the folders above it where they are not there; leaves what is there as it is.
+/// Creates the file and its parent folders if they are missing, and leaves existing ones as they
+/// are.
 ///
 /// # Errors
 /// What is wrong, and with which of the two.
@@ -28,7 +29,8 @@ pub(super) fn make(path: &Path) -> Result<(), String> {
     OpenOptions::new().create(true).append(true).mode(0o600).open(path).map(drop).map_err(problem)
 }
 
-/// How much of its disk is free, in bytes; all where that cannot be found out.
+/// Returns how much of the file's disk is free, in bytes, or the largest number if that cannot be
+/// determined.
 pub(super) fn room(path: &Path) -> u64 {
     statvfs(path).map_or(u64::MAX, |disk| disk.f_bavail.saturating_mul(disk.f_frsize))
 }

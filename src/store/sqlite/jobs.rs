@@ -60,7 +60,7 @@ pub(super) fn start<'q>(tenant: &'q TenantUid, job: &'q Job) -> SqliteQuery<'q> 
     bind_job(START, tenant, job)
 }
 
-/// Whether the job stands.
+/// Builds a query for whether the job exists.
 pub(super) fn stands(tenant: &TenantUid, job: JobId) -> SqliteQuery<'_> {
     sqlx::query(STANDS).bind(tenant.0.as_slice()).bind(job.0)
 }

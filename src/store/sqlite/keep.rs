@@ -1,4 +1,5 @@
-//! Migrations and what a keeper asks. A file has no roles: whoever may write it may do anything to it.
+//! Migrations and the operation of the database. A file has no roles: whoever may write it may do
+//! anything to it.
 
 use async_trait::async_trait;
 use sqlx::{Error, Row, SqliteConnection};
@@ -10,7 +11,7 @@ use super::super::migration::{Applied, Migration, applied, level, missing};
 use super::super::{Database, Exposure, MigrateError, MigrationReport, OpenError, ReadError};
 use super::{Sqlite, statements};
 
-/// In order. A step that the release before cannot serve raises `oldest_reader`.
+/// The migrations, in order. A step that the previous release cannot serve raises `oldest_reader`.
 const MIGRATIONS: &[Migration] = &[
     Migration {
         version: 1,
@@ -104,12 +105,13 @@ impl Database for Sqlite {
         Ok(MigrationReport { ran, ..MigrationReport::of(MIGRATIONS, &now) })
     }
 
-    /// A file has no URL that another one could stand for.
+    /// Changes nothing: a file has no URL that could be replaced.
     fn take_urls(&self, _: &config::Store) -> Result<bool, OpenError> {
         Ok(false)
     }
 
-    /// Its indexes are made by migrations: there is one writer, and the database is small.
+    /// Builds nothing: migrations make SQLite's indexes, because there is one writer and the
+    /// database is small.
     async fn build_indexes(&self) -> Result<u32, ReadError> {
         Ok(0)
     }

@@ -74,7 +74,7 @@ statements! {
     GUARD = "SELECT sql FROM sqlite_schema WHERE type = 'trigger' AND name = 'np_byok_audit_no_delete'";
 }
 
-/// There is one table.
+/// The name of the only part: SQLite has one table of entries.
 const PART: &str = "np_byok_audit";
 
 pub(super) fn hold(tenant: &TenantUid, on: bool) -> SqliteQuery<'_> {
@@ -106,7 +106,7 @@ pub(super) fn erase_from_deks<'q>(
     sqlx::query(ERASE_FROM_DEKS).bind(tenant.0.as_slice()).bind(record_id).bind(hmac.as_slice())
 }
 
-/// Takes it from what is derived.
+/// Builds a statement that removes the value from the derived data.
 pub(super) fn unname<'q>(
     tenant: &'q TenantUid,
     personal: &'q Personal,
@@ -143,7 +143,7 @@ impl Sqlite {
             transaction.rollback().await?;
             return Ok(false);
         }
-        // The trigger is away within this transaction alone, in which nobody else writes.
+        // The trigger is dropped only within this transaction, during which nobody else writes.
         let guard: String = sqlx::query(GUARD).fetch_one(&mut *transaction).await?.try_get(0)?;
         sqlx::raw_sql("DROP TRIGGER np_byok_audit_no_delete").execute(&mut *transaction).await?;
         for (tenant, ranges) in &prunable.entries {

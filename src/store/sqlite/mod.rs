@@ -1,9 +1,11 @@
-//! SQLite: the embedded database of one machine. WAL with `synchronous=FULL`, so that what is committed survives a power
-//! cut; one connection writes, a few read. Other processes on the same file are waited for, within a limit.
+//! The SQLite store: the embedded database of one machine. It uses WAL with `synchronous=FULL`, so
+//! that committed data survives a power cut. One connection writes, and a few read. byok waits for
+//! other processes on the same file, within a limit.
 //!
-//! On some errors (a full disk, a failed write) SQLite has rolled the transaction back before the driver does, which takes it
-//! to be open from then on. So a connection that is given back with a transaction is closed, and the next commit opens another
-//! (sqlite.org/lang_transaction.html, "Response To Errors Within A Transaction").
+//! On some errors (a full disk, a failed write) SQLite rolls the transaction back by itself, and
+//! the driver continues to treat it as open. So a connection that is returned with a transaction is
+//! closed, and the next commit opens another (sqlite.org/lang_transaction.html, "Response To Errors
+//! Within A Transaction").
 
 mod announcements;
 mod audit;
@@ -41,10 +43,11 @@ use super::statements::statements;
 use super::{Batch, CommitError, Committed, OpenError, ReadError, Store};
 use commit::BEGIN;
 
-/// For another process, or another commit, to end.
+/// The time limit for waiting for another process or another commit.
 const PATIENCE: Duration = Duration::from_secs(5);
 const READERS: u32 = 4;
-/// How much of the disk has to be free, in bytes, before it is believed to be written to again: as much as a large commit.
+/// The free space on the disk, in bytes, from which on byok tries to write to it again: as much as
+/// a large commit needs.
 const ROOM: u64 = 1 << 20;
 
 statements! {
@@ -54,7 +57,7 @@ statements! {
     CHANGE_BACK = "UPDATE np_byok_migrations SET name = substr(name, 1, length(name) - 1)";
 }
 
-/// Every statement that is prepared, for the test that prepares them.
+/// Returns every statement that is prepared, for the test that prepares them.
 pub fn statements() -> impl Iterator<Item = &'static str> {
     [
         ALL,
@@ -84,12 +87,12 @@ pub struct Sqlite {
     writer: SqlitePool,
     readers: SqlitePool,
     file: PathBuf,
-    /// Whether the last commit failed for something that may pass, such as a full disk.
+    /// Whether the last commit failed for a reason that may pass, such as a full disk.
     cannot_write: AtomicBool,
 }
 
 impl Sqlite {
-    /// Opens the file; makes it (readable by this user alone), and its folder, when it is not there.
+    /// Opens the file. Creates it (readable by this user alone) and its folder if they are missing.
     ///
     /// # Errors
     /// [`OpenError::File`].
@@ -129,7 +132,7 @@ impl Sqlite {
         transaction.commit().await
     }
 
-    /// The rows that a statement returns, each made into a value.
+    /// Returns the rows of a statement, each decoded to a value.
     async fn all<T>(
         &self,
         query: SqliteQuery<'_>,
@@ -139,7 +142,7 @@ impl Sqlite {
         rows.map_err(|error| Failure::of(&error).into())
     }
 
-    /// The first row, made into a value.
+    /// Returns the first row, decoded to a value.
     async fn first<T>(
         &self,
         query: SqliteQuery<'_>,
@@ -154,7 +157,8 @@ impl Store for Sqlite {
     async fn commit(&self, batch: &Batch) -> Result<Committed, CommitError> {
         let committed = self.commit_batch(batch).await;
         match committed {
-            // What is smaller may find room in the files as they are.
+            // A batch without entries does not clear the flag: it is smaller, and may fit into the
+            // files as they are.
             Ok(_) if !batch.entries.is_empty() => self.cannot_write.store(false, Ordering::Relaxed),
             Ok(_) => {}
             Err(CommitError::Unavailable | CommitError::Unknown) => {
@@ -165,7 +169,8 @@ impl Store for Sqlite {
         committed
     }
 
-    /// A file that nothing can be written to answers nobody: while that is so, it is tried each time.
+    /// Returns `Ok` if the database answers and can be written to. After a failed commit, each call
+    /// tries to write.
     async fn ping(&self) -> Result<(), ReadError> {
         self.all(sqlx::query(PING), |_| Ok(())).await?;
         if self.cannot_write.load(Ordering::Relaxed) {

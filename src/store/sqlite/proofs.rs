@@ -1,4 +1,4 @@
-//! Proofs and incidents. Time is SQLite's, in milliseconds.
+//! Proofs and incidents. Times are by SQLite's clock, in milliseconds.
 
 use std::time::Duration;
 
@@ -117,7 +117,8 @@ fn bind_proof<'q>(sql: &'static str, tenant: &'q TenantUid, proof: &'q Proof) ->
         .bind(proof.next_probe_at.0)
 }
 
-/// What the fence finds, under the lock of this transaction; `None` when something does not hold.
+/// Checks the fence under the lock of this transaction. Returns `None` if a condition does not
+/// hold.
 pub(super) async fn pass(
     connection: &mut SqliteConnection,
     tenant: &TenantUid,
@@ -133,7 +134,8 @@ pub(super) async fn pass(
 #[async_trait]
 impl ProofReads for Sqlite {
     async fn proofs(&self, tenant: TenantUid) -> Result<Seen<Proof>, ReadError> {
-        // The clock last: a row that is written meanwhile must not look as from the future.
+        // Reads the clock last, so that a row that is written meanwhile does not seem to be from
+        // the future.
         let rows = self.all(sqlx::query(BY_TENANT).bind(tenant.0.as_slice()), row::proof).await?;
         Ok(Seen { now: self.clock().await?, rows })
     }

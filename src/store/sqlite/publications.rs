@@ -1,4 +1,5 @@
-//! What of a log was published where, and the logs that have ended. Time is SQLite's, in milliseconds.
+//! What was published of a log at each destination, and the logs that have ended. Times are by
+//! SQLite's clock, in milliseconds.
 
 use std::time::Duration;
 
@@ -57,7 +58,8 @@ pub(super) fn publish<'q>(
     }
 }
 
-/// Opens another log after this head and keeps where the one before ended; touches nothing when the head is another.
+/// Opens another log after this head, and records where the previous one ended. Touches nothing if
+/// the current head is another one.
 pub(super) async fn open_log(
     connection: &mut SqliteConnection,
     tenant: &TenantUid,

@@ -1,4 +1,4 @@
-//! Streams of the log. Time is SQLite's, in milliseconds.
+//! Streams of the log. Times are by SQLite's clock, in milliseconds.
 
 use std::time::Duration;
 

@@ -30,7 +30,7 @@ pub(super) fn create_head(tenant: &Tenant) -> SqliteQuery<'_> {
     bind(CREATE_HEAD, tenant)
 }
 
-/// Whether the tenant stands as wanted.
+/// Builds a query for whether the tenant exists with this name and uid.
 pub(super) fn stands(tenant: &Tenant) -> SqliteQuery<'_> {
     bind(STANDS, tenant)
 }
