@@ -280,8 +280,8 @@ impl Keyring {
         let version = &row.wrapped.key_version;
         let mut known = self.views.get(tenant.uid, version);
         if known.is_none() {
-            // One caller at a time. A caller that waits meanwhile then finds the version known, or
-            // shares the failure of an attempt that began after its own call.
+            // One caller at a time. The callers that wait then find the version known, or share the
+            // failure of an attempt that began after their own call.
             let asked = self.boot();
             let turn = self.turn(tenant.uid, version);
             let mut turn = turn.lock().await;

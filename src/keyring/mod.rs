@@ -126,12 +126,12 @@ pub struct Keyring {
     flights: Mutex<HashMap<(TenantUid, DekId), Arrival>>,
     lookups: Lookups,
     views: Views,
-    /// The version under which the last DEK was made, and when one was last made in spite of that
-    /// version being dark.
+    /// The version under which the last DEK was made, and when the KMS was last asked for another
+    /// although that version was dark.
     current: DashMap<TenantUid, (KeyVersion, Option<BootTime>)>,
     /// The name of this process in proof rows, for as long as it lives.
     replica: Uuid,
-    /// The turns to probe a key version, in this process.
+    /// The lock for each key version under which this process probes it.
     turns: Mutex<Turns>,
     /// How often the database went back in time, as far as this process noticed.
     rewinds: AtomicU64,
@@ -194,7 +194,7 @@ impl Keyring {
     }
 
     /// Returns the DEKs with these ids, one result for each, in order. Ids that are not in memory
-    /// are read and unwrapped together. If a caller hangs up, that does not stop for the others
+    /// are read and unwrapped together. If a caller hangs up, the work continues for the others
     /// that wait.
     pub async fn by_id(self: &Arc<Self>, tenant: &Tenant, ids: &[DekId]) -> Vec<Result<Held, KeyringError>> {
         let mut results: Vec<Option<Result<Held, KeyringError>>> = Vec::with_capacity(ids.len());
@@ -315,7 +315,7 @@ impl Keyring {
         expand(&place_of, &mut deks)
     }
 
-    /// Makes `count` DEKs in one batch; calls nothing if `count` is 0. If the version under which
+    /// Makes `count` DEKs in one batch. Makes no call if `count` is 0. If the version under which
     /// the last DEK was made is not active, the KMS is still called once in a while: it may wrap
     /// under another version by now.
     async fn make(self: &Arc<Self>, tenant: &Tenant, count: usize, purpose: Purpose) -> Vec<(DekId, Made)> {

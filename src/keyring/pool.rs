@@ -395,7 +395,7 @@ mod tests {
         (0..count).map(ready).collect()
     }
 
-    /// Runs a fill that brings all that it was ordered to bring, or as many as given.
+    /// Runs a fill that brings as many DEKs as it was ordered to bring, or as many as given.
     fn fill(pool: &Pool, now: BootTime, brings: Option<usize>) {
         let order = pool.begin(tenant().uid, 1_000, now).unwrap();
         assert!(pool.put(tenant().uid, &order, made(brings.unwrap_or(order.count), now)));

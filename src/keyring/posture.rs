@@ -19,7 +19,7 @@ use crate::model::{Posture, Proof, Timestamp};
 
 /// After this time in one posture, earlier revocations no longer count.
 const CALM: Duration = Duration::from_secs(600);
-/// How often the wait doubles.
+/// How often the wait doubles at most.
 const MOST_FALLS: u32 = 4;
 /// The longest time between two probes of a key that is not active.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);

@@ -165,8 +165,8 @@ impl Keyring {
     }
 
     /// Probes one version out of turn, but not sooner after a probe than the usual interval. A
-    /// caller that comes meanwhile waits for the same answer. Returns what is known afterwards, or
-    /// `None` if that is not enough to decide.
+    /// caller that arrives meanwhile waits for the same answer. Returns what is known afterwards,
+    /// or `None` if that is not enough to decide.
     pub(super) async fn probe_now(self: &Arc<Self>, tenant: &Tenant, version: &KeyVersion) -> Option<View> {
         let turn = self.turn(tenant.uid, version).lock_owned().await;
         if self.is_rested(tenant.uid, version) {
@@ -297,8 +297,8 @@ impl Keyring {
         (at, asked, ended): (Timestamp, BootTime, BootTime),
     ) {
         for _ in 0..TRIES {
-            // A success that is too old to be a proof is not written: the other replicas rely on it
-            // that none comes this late.
+            // A success that is too old to be a proof is not written: the other replicas rely on no
+            // proof coming this late.
             if found.met == Met::Works && self.boot().since(asked) > self.guard.bound() {
                 return;
             }
@@ -333,8 +333,8 @@ impl Keyring {
         }
     }
 
-    /// Returns how long to wait for an answer: not longer than the last proof is valid, so that by
-    /// then every replica knows that there is no newer one.
+    /// Returns how long to wait for an answer: not longer than the last proof is valid, so that
+    /// callers learn no later than that moment that there is no newer one.
     fn patience(&self, tenant: TenantUid, claims: &[(Watched, Proof)]) -> Duration {
         let now = self.boot();
         let left = claims.iter().filter_map(|(row, _)| {

@@ -48,7 +48,7 @@ type Would = (Option<[u8; 32]>, Option<[u8; 32]>);
 /// How the rows of DEKs are bound.
 pub(super) struct Rows {
     macs: Option<RowMacs>,
-    /// How long no unsealed row must have come before such rows are refused.
+    /// How long no unsealed row must have appeared before unsealed rows are refused.
     pub(super) settle: Duration,
     /// Whether wrapping takes no secret. A wrapped DEK may then have been made by anybody.
     anybody_wraps: bool,
@@ -88,8 +88,8 @@ impl Rows {
     }
 
     /// Returns whether only a DEK whose row is bound may encrypt. If anybody can wrap, an unbound
-    /// row may be anybody's. If the log is damaged, a planted row cannot be told from one that the
-    /// log vouched for.
+    /// row may be anybody's. If the log is damaged, a planted row cannot be distinguished from one
+    /// that the log would have vouched for.
     pub(super) fn must_be_bound(&self, tenant: TenantUid) -> bool {
         let is_damaged = || self.damaged.lock().unwrap_or_else(PoisonError::into_inner).contains(&tenant);
         self.macs.is_some() && (self.anybody_wraps || is_damaged())

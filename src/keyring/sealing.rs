@@ -2,8 +2,8 @@
 //! sealed under the previous secret. A row is sealed only after it was compared with the log.
 //! Sealed rows stay sealed, so a job that was killed continues with the rest. Several replicas may
 //! work at once, because a row is sealed only in the state in which it was read. When no unsealed
-//! row has come for a while, an entry says that all rows are sealed. From then on an unsealed row
-//! is refused, and only `byok audit reseal` seals it.
+//! row has appeared for a while, an entry says that all rows are sealed. From then on an unsealed
+//! row is refused, and only `byok audit reseal` seals it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -34,17 +34,18 @@ const PAUSE: Duration = Duration::from_millis(10);
 const REST: u32 = 9;
 /// The time between two identical lines in the server's log.
 const SAID_AGAIN: Duration = Duration::from_secs(3_600);
-/// How often the entry is written again: a retention drops old entries.
+/// How often the entry that all rows are sealed is written again, because a retention drops old
+/// entries.
 const TOLD_AGAIN: Duration = Duration::from_secs(24 * 3_600);
 
 /// How far the sealing of one tenant's rows is.
 #[derive(Default)]
 struct Course {
-    /// Since when no row has come that had to be sealed.
+    /// The time since which no row has appeared that had to be sealed.
     quiet_since: Option<BootTime>,
     /// Whether no row is left that is sealed under the previous secret.
     renewed: bool,
-    /// When the last such entry of the log was looked up.
+    /// When the log's last entry that all rows are sealed was looked up.
     looked: Option<BootTime>,
     /// The row after which the next range begins; `None` for the first range.
     after: Option<DekId>,

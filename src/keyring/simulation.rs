@@ -16,7 +16,8 @@ const TENANT: TenantUid = TenantUid([1; 16]);
 /// As with the default settings, in milliseconds.
 const BOUND: u64 = 3_000;
 const WRITING: u64 = 6_000;
-/// The way back of the quickest reading cannot be told from a fall of the clock.
+/// The time that the answer of the quickest reading takes cannot be distinguished from a fall of
+/// the clock.
 const UNCERTAIN: u64 = 50;
 /// How long one run is.
 const RUN: u64 = 40_000;

@@ -75,8 +75,8 @@ pub(super) struct Views {
 }
 
 impl Views {
-    /// Makes a value for rows in which a proof may appear for at most `late` after the database's
-    /// clock was read for it.
+    /// Makes views of rows in which a proof may appear up to `late` after the database's clock was
+    /// read for it.
     pub(super) fn new(late: Duration) -> Self {
         Self { views: DashMap::new(), clock: Mutex::default(), late }
     }
@@ -208,7 +208,7 @@ impl View {
     fn prove(&mut self, proven_at: Timestamp, age: Duration, reading: Reading, is_newer: bool) {
         let counts = match proven_at == self.proven_at {
             // The same proof does not get younger. It gets older if the database's clock was set,
-            // because a commit goes by that clock.
+            // because a commit is checked by that clock.
             true => age > self.row_age(reading.sent),
             // A proof from the future must be remembered, whichever reading has seen it.
             false => is_newer || age == Duration::MAX,
