@@ -1,6 +1,6 @@
 //! The contents of an entry of operation `prune`: which leaves of which of the tenant's logs are
-//! gone. They are counted as leaves, because their positions depend on where the log begins, which
-//! is not signed.
+//! gone. The entry gives indexes of leaves, not positions, because positions depend on where the
+//! log begins, which is not signed.
 
 use std::ops::Range;
 

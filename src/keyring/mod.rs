@@ -455,7 +455,7 @@ impl Keyring {
     /// Empties the cache and the pool; the sealing keys are zeroized. What was known of key
     /// versions is read again, because a database that went back in time may hold earlier epochs,
     /// or none. What was seen of the rows is kept. Otherwise, anybody who can write to the database
-    /// would only have to turn its log back for a moment.
+    /// would only have to roll its log back for a moment.
     pub fn clear(&self) {
         self.cache.clear();
         self.pool.empty_all();

@@ -42,7 +42,7 @@ pub(super) enum Wanted {
     Rewrap,
 }
 
-/// The MACs that a row would have. As long as they are equal, the row is unchanged.
+/// The MACs that a row would have if it were sealed. While they are equal, the row is unchanged.
 type Would = (Option<[u8; 32]>, Option<[u8; 32]>);
 
 /// How the rows of DEKs are bound.
@@ -54,8 +54,8 @@ pub(super) struct Rows {
     anybody_wraps: bool,
     /// Whether every row must have its MACs, whatever the log says.
     required: bool,
-    /// One lock for each tenant, held while its entry is looked up, so that callers that come
-    /// meanwhile wait for the one answer.
+    /// One lock for each tenant, held while a caller looks up whether its rows are all sealed.
+    /// Callers that arrive meanwhile wait for the one answer.
     looking: Mutex<HashMap<TenantUid, Arc<tokio::sync::Mutex<()>>>>,
     /// The tenants whose rows are all sealed (`Ok`), or when it was last seen that they are not
     /// (`Err`).

@@ -6,9 +6,9 @@
 //! - A proof that was seen before only ages.
 //! - A proof from the future does not count, even after the database's clock has reached it: only
 //!   another proof counts.
-//! - The age of a proof that was not seen before is taken from the database's clock. To it is added
-//!   by how much that clock has fallen since the row was last read, and during the time before that
-//!   read that the writing of a proof may take.
+//! - The age of a proof that was not seen before is taken from the database's clock. Added to it is
+//!   the amount by which that clock has fallen since a time before the last read of the row. That
+//!   time is earlier by as long as the writing of a proof may take.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
