@@ -1,6 +1,7 @@
-//! Checkpoints: a log's size and root, signed, as a note of text that anybody can keep. The body is that of
-//! c2sp.org/tlog-checkpoint, the note and its keys are those of c2sp.org/signed-note, of its signatures Ed25519 (0x01).
-//! Says nothing about when one is made, or where it goes.
+//! Checkpoints: a log's size and root, signed, as a note of text that anybody can keep. The body is
+//! that of c2sp.org/tlog-checkpoint. The note and its keys are those of c2sp.org/signed-note, with
+//! signatures of the type Ed25519 (0x01). This module does not decide when a checkpoint is made, or
+//! where it is sent.
 
 use std::fmt;
 
@@ -12,11 +13,12 @@ use crate::merkle::Hash;
 
 /// The signature type of Ed25519.
 const ED25519: u8 = 1;
-/// A note is small; more is none of ours.
+/// A note is small; a longer text is not one of ours.
 const MAX_NOTE_BYTES: usize = 16 << 10;
 
-/// The origin of a tenant's log: what its checkpoints begin with, and the name of the keys that sign them.
-/// `<deployment>/<tenant>/<number of the log>`; whatever a key's name must not hold is percent-encoded.
+/// Returns the origin of a tenant's log, `<deployment>/<tenant>/<number of the log>`: the first
+/// line of its checkpoints, and the name of the keys that sign them. In the tenant's name, the
+/// characters that a key's name must not contain are percent-encoded, and so are `%` and `/`.
 pub fn origin_of(deployment: &str, tenant: &str, log: u32) -> String {
     let mut origin = format!("{deployment}/");
     for char in tenant.chars() {
@@ -35,24 +37,24 @@ pub fn origin_of(deployment: &str, tenant: &str, log: u32) -> String {
     origin
 }
 
-/// What a checkpoint says.
+/// The contents of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checkpoint {
-    /// Of which log.
+    /// The origin of the log.
     pub origin: String,
-    /// How many leaves it has.
+    /// The number of its leaves.
     pub size: u64,
-    /// Its root.
+    /// The root of its tree.
     pub root: Hash,
 }
 
 impl Checkpoint {
-    /// What is signed: three lines.
+    /// Returns the text that is signed: three lines.
     pub fn body(&self) -> String {
         format!("{}\n{}\n{}\n", self.origin, self.size, self.root)
     }
 
-    /// The note, signed by each of these keys under the origin's name.
+    /// Returns the note, signed by each of these keys under the origin's name.
     pub fn sign<'k>(&self, keys: impl IntoIterator<Item = &'k Ed25519SigningKey>) -> String {
         let mut note = self.body();
         note.push('\n');
@@ -65,7 +67,7 @@ impl Checkpoint {
     }
 }
 
-/// The text is no checkpoint: not of its form.
+/// The text does not have the form of a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoCheckpoint;
 
@@ -77,17 +79,19 @@ impl fmt::Display for NoCheckpoint {
 
 impl std::error::Error for NoCheckpoint {}
 
-/// A checkpoint with its signatures. What it says counts for nothing until [`Self::is_signed_by`] a key that is known.
+/// A checkpoint with its signatures. Do not rely on its contents until [`Self::is_signed_by`]
+/// returns `true` for a known key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SignedCheckpoint {
-    /// What it says.
+    /// The contents.
     pub checkpoint: Checkpoint,
     body: String,
     signatures: Vec<(String, [u8; 4], Vec<u8>)>,
 }
 
 impl SignedCheckpoint {
-    /// Reads a note. Lines after the root are kept as what is signed, and not looked at.
+    /// Parses a note. Lines after the root are kept as part of the signed text, but not
+    /// interpreted.
     ///
     /// # Errors
     /// [`NoCheckpoint`].
@@ -99,13 +103,13 @@ impl SignedCheckpoint {
         if note.len() > MAX_NOTE_BYTES || note.chars().any(|char| char.is_control() && char != '\n') {
             return None;
         }
-        // The last empty line: the body may hold one, the signatures do not.
+        // Split at the last empty line: the body may contain an empty line, the signatures do not.
         let (body, signed) = note.rsplit_once("\n\n").map(|(body, signed)| (format!("{body}\n"), signed))?;
         let mut lines = body.lines();
         let origin = lines.next().filter(|origin| !origin.is_empty())?.to_owned();
         let number = lines.next()?;
         let size: u64 = number.parse().ok()?;
-        // One spelling: no sign, no leading zero.
+        // A size has one spelling: no sign, no leading zero.
         if size.to_string() != number {
             return None;
         }
@@ -114,7 +118,7 @@ impl SignedCheckpoint {
         Some(Self { checkpoint: Checkpoint { origin, size, root }, body, signatures: signatures? })
     }
 
-    /// Whether one of the signatures is this key's.
+    /// Returns whether one of the signatures is by this key.
     pub fn is_signed_by(&self, key: &CheckpointKey) -> bool {
         let by_key = |(name, id, signature): &(String, [u8; 4], Vec<u8>)| {
             *name == key.name && *id == key.id() && key.key.verifies(self.body.as_bytes(), signature)
@@ -124,13 +128,14 @@ impl SignedCheckpoint {
 }
 
 impl SignedCheckpoint {
-    /// Whether one of the signatures is said to be this key's; [`Self::is_signed_by`] says whether it is.
+    /// Returns whether one of the signatures claims to be by this key. [`Self::is_signed_by`]
+    /// checks whether it is.
     pub fn names(&self, key: &CheckpointKey) -> bool {
         let named = |(name, id, _): &(String, [u8; 4], Vec<u8>)| *name == key.name && *id == key.id();
         key.name == self.checkpoint.origin && self.signatures.iter().any(named)
     }
 
-    /// Whose the signatures are said to be: `<name>+<id>` of each key.
+    /// Returns the keys that the signatures claim to be by, each as `<name>+<id>`.
     pub fn signers(&self) -> Vec<String> {
         self.signatures.iter().map(|(name, id, _)| format!("{name}+{}", hexadecimal(*id))).collect()
     }
@@ -147,16 +152,17 @@ fn is_name(name: &str) -> bool {
     !name.is_empty() && !name.chars().any(|char| char.is_whitespace() || char == '+')
 }
 
-/// A public key with the name that it signs under: `<name>+<id, 8 hexadecimal digits>+<base64 of 0x01 ‖ key>`.
+/// A public key with the name under which it signs:
+/// `<name>+<id, 8 hexadecimal digits>+<base64 of 0x01 ‖ key>`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckpointKey {
-    /// Whose: the origin.
+    /// The name: the origin of the log.
     pub name: String,
     /// The key.
     pub key: Ed25519VerifyingKey,
 }
 
-/// The text is no key of that form, or its id is another's.
+/// The text does not have the form of a key, or its id belongs to another key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoCheckpointKey;
 
@@ -169,7 +175,7 @@ impl fmt::Display for NoCheckpointKey {
 impl std::error::Error for NoCheckpointKey {}
 
 impl CheckpointKey {
-    /// Reads a key.
+    /// Parses a key.
     ///
     /// # Errors
     /// [`NoCheckpointKey`].
@@ -178,7 +184,7 @@ impl CheckpointKey {
     }
 
     fn read(text: &str) -> Option<Self> {
-        // Base64 may hold a plus; a name may not.
+        // Base64 may contain a plus sign; a name may not.
         let (name, rest) = text.split_once('+')?;
         let (id, key) = rest.split_once('+')?;
         let bytes = STANDARD.decode(key).ok()?;
@@ -187,7 +193,7 @@ impl CheckpointKey {
         (is_name(name) && hexadecimal(read.id()) == id).then_some(read)
     }
 
-    /// The first 4 bytes of SHA-256(name ‖ "\n" ‖ 0x01 ‖ key).
+    /// Returns the first 4 bytes of SHA-256(name ‖ "\n" ‖ 0x01 ‖ key).
     pub fn id(&self) -> [u8; 4] {
         let hash = sha256_of(&[self.name.as_bytes(), b"\n", &[ED25519], &self.key.to_bytes()]);
         [hash[0], hash[1], hash[2], hash[3]]

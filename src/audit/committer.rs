@@ -1,6 +1,6 @@
-//! Group commit: what is ready is committed together, and callers wait for their batch. A lane owns its batch, so a caller
-//! that hangs up takes nothing with it. The log may over-report, never under-report: a caller is answered only when its
-//! entry is known to be durable.
+//! Group commit: the units that are ready are committed together, and callers wait for their batch.
+//! A lane owns its batch, so a caller that hangs up does not affect it. The log may over-report,
+//! but never under-report: a caller is answered only when its entry is known to be durable.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,55 +15,59 @@ use tracing::{error, warn};
 use crate::model::{BootTime, Clock, KeyVersion, TenantUid, Timestamp};
 use crate::store::{Batch, Change, CommitError, EntryRow, Fence, Passed, Store};
 
-/// The most units of one commit, and the most packed bytes: past that, a batch gains nothing and a retry costs more.
+/// The most units of one commit, and the most packed bytes: beyond that, a larger batch gains
+/// nothing, and a retry costs more.
 const MAX_UNITS: usize = 1_024;
 const MAX_BYTES: usize = 8 << 20;
 /// How many units wait in a lane before callers are held back.
 const QUEUE: usize = 4_096;
-/// How often a group is tried before what the fence keeps out is refused.
+/// How many rounds a group is tried before the units that the fence keeps out are refused.
 const ROUNDS: usize = 3;
 /// How long a group waits at most for the callers that can run already.
 const GATHERING: Duration = Duration::from_millis(1);
-/// How long a commit whose outcome is unknown, or whose place was taken, is tried again.
+/// How long a commit is retried if its outcome is unknown, or if another replica has taken its
+/// position.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What one call makes durable: its entry, and the changes that stand or fall with it.
+/// What one call makes durable: its entry, and the changes that are committed or dropped with it.
 pub struct Unit {
-    /// Whose.
+    /// The tenant that owns the unit.
     pub tenant: TenantUid,
-    /// `None` only for a job's lease, which is no operation of anybody's.
+    /// The entry; `None` only for a job's lease, which is no caller's operation.
     pub entry: Option<EntryRow>,
-    /// Applied in the same transaction.
+    /// The changes, applied in the same transaction.
     pub changes: Vec<Change>,
-    /// What must hold of the keys that it stands on; looked at with an entry only.
+    /// The conditions on the keys that the unit depends on; checked only if there is an entry.
     pub fence: Vec<Fence>,
 }
 
-/// A unit that is durable.
+/// The result of a unit that is durable.
 #[derive(Clone, Debug)]
 pub struct Durable {
-    /// How many rows each of its changes touched.
+    /// How many rows each of its changes affected.
     pub applied: Vec<u64>,
-    /// How its batch passed the fence; `None` where the batch had none, or where what it found is not known and no longer
-    /// holds: then nothing may be answered that stands on a key.
+    /// How its batch passed the fence. `None` if the batch had no fence, or if it is not known what
+    /// the fence found and the fence no longer holds: then no answer that depends on a key may be
+    /// given.
     pub passage: Option<Arc<Passage>>,
 }
 
 /// How a batch passed the fence.
 #[derive(Clone, Debug)]
 pub struct Passage {
-    /// What was asked.
+    /// The conditions that were checked.
     pub fence: Vec<Fence>,
     /// What was found.
     pub passed: Passed,
-    /// Before the statement that asked was sent, on this machine.
+    /// A time on this machine before the statement that checked them was sent.
     pub sent: BootTime,
-    /// After it was answered.
+    /// A time after its answer arrived.
     pub heard: BootTime,
 }
 
 impl Passage {
-    /// When the fence found this key version to have been shown to work, by the database's clock.
+    /// Returns when this key version was last shown to work, as the fence found it, by the
+    /// database's clock.
     pub fn proven_at(&self, key_version: &KeyVersion) -> Option<Timestamp> {
         let mut found = self.fence.iter().zip(&self.passed.proven_at);
         found.find(|(fence, _)| fence.key_version == *key_version).map(|(_, proven_at)| *proven_at)
@@ -73,11 +77,11 @@ impl Passage {
 /// Why a unit is not known to be durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CommitFailed {
-    /// The database is out of reach, or did not say in time what became of the batch.
+    /// The database is out of reach, or did not report the outcome of the batch in time.
     Unavailable,
     /// The database refused this unit.
     Rejected,
-    /// What its fence asks for does not hold.
+    /// A condition of its fence does not hold.
     Fenced,
 }
 
@@ -86,20 +90,21 @@ struct Pending {
     done: oneshot::Sender<Result<Durable, CommitFailed>>,
 }
 
-/// Commits units in groups, one lane for each hash of tenant.
+/// Commits units in groups, in one of several lanes: the first byte of the tenant's uid selects the
+/// lane.
 pub struct Committer {
     lanes: Vec<mpsc::Sender<Pending>>,
     rewinds: Arc<AtomicU64>,
 }
 
 impl Committer {
-    /// Starts `lanes` lanes, for callers on the runtime that this is called on; they end when the committer and what it
-    /// holds are gone.
+    /// Starts `lanes` lanes, for callers on the current runtime. They end when the committer is
+    /// dropped and the units that it holds are done.
     pub fn start(store: Arc<dyn Store>, clock: Arc<dyn Clock>, lanes: usize) -> Self {
         Self::start_for(Handle::current(), store, clock, lanes)
     }
 
-    /// As [`Committer::start`], for callers that mostly run on another runtime.
+    /// Does the same as [`Committer::start`], for callers that mostly run on another runtime.
     pub fn start_for(callers: Handle, store: Arc<dyn Store>, clock: Arc<dyn Clock>, lanes: usize) -> Self {
         let rewinds = Arc::new(AtomicU64::new(0));
         let start = |_| {
@@ -113,8 +118,8 @@ impl Committer {
         Self { lanes, rewinds }
     }
 
-    /// How often a log was found shorter than it had been: then rows that were durable may be gone, and nothing that was
-    /// remembered of the database may be used any more.
+    /// Returns how often a log was found shorter than it had been. Rows that were durable may then
+    /// be gone, and nothing that was remembered of the database may be used any more.
     pub fn rewinds(&self) -> u64 {
         self.rewinds.load(Ordering::SeqCst)
     }
@@ -122,7 +127,8 @@ impl Committer {
     /// Makes a unit durable.
     ///
     /// # Errors
-    /// [`CommitFailed`]: then the unit must be taken as not done, though its entry may stand in the log.
+    /// [`CommitFailed`]: the unit must then be treated as not done, although its entry may be in
+    /// the log.
     pub async fn commit(&self, unit: Unit) -> Result<Durable, CommitFailed> {
         let lane = usize::from(unit.tenant.0[0]) % self.lanes.len();
         let (done, outcome) = oneshot::channel();
@@ -131,7 +137,7 @@ impl Committer {
     }
 }
 
-/// How much of a batch is one caller's.
+/// One caller's share of a batch.
 struct Share {
     entries: usize,
     changes: usize,
@@ -139,7 +145,7 @@ struct Share {
     done: oneshot::Sender<Result<Durable, CommitFailed>>,
 }
 
-/// Where a log ends, as a lane last saw it.
+/// The end of a log, as a lane last saw it.
 #[derive(Clone, Copy)]
 struct Head {
     size: u64,
@@ -180,21 +186,24 @@ impl Lane {
         }
     }
 
-    /// Waits until the callers that can run already have run, within bounds, so that what they commit joins the group.
-    /// On a runtime and threads of its own a lane wakes as soon as the last group is durable, on a busy machine before
-    /// most of those who were answered have sent their next: then groups are a fifth as large (measured: 14 units
-    /// instead of 55), and each has a statement's cost.
+    /// Waits until the callers that can run already have run, within bounds, so that their units
+    /// join the group. On a runtime and threads of its own, a lane wakes as soon as the last group
+    /// is durable. On a busy machine that is before most of the callers that were answered have
+    /// sent their next unit. Without this wait, groups are a fifth as large (measured: 14 units
+    /// instead of 55), and each costs a statement.
     async fn let_callers_run(&self) {
-        // A task that yields is polled again once its runtime has polled what was ready.
+        // A task that yields is polled again after its runtime has polled the tasks that were
+        // ready.
         let turn = self.callers.spawn(tokio::task::yield_now());
         let _ = tokio::time::timeout(GATHERING, turn).await;
     }
 
-    /// Commits what passes the fence, and leaves out what does not.
+    /// Commits the units that pass the fence, and leaves out the others.
     async fn commit_group(&mut self, tenant: TenantUid, mut group: Vec<Pending>) {
         for round in 0..=ROUNDS {
             if round == ROUNDS {
-                // What passed when it was looked at, and did not when it was committed, is refused in the end.
+                // A unit that passed when it was checked, but not when it was committed, is refused
+                // in the end.
                 let (fenced, free) = group.into_iter().partition(|pending| !pending.unit.fence.is_empty());
                 refuse(fenced, CommitFailed::Fenced);
                 group = free;
@@ -204,7 +213,7 @@ impl Lane {
             }
             let (mut batch, shares) = merge(tenant, group);
             group = match self.commit_batch(&mut batch).await {
-                // One bad unit must not take its neighbours with it.
+                // One bad unit must not fail the others.
                 Err(CommitFailed::Rejected) if shares.len() > 1 => {
                     for Pending { unit, done } in part(batch, shares) {
                         let Unit { entry, changes, fence, .. } = unit;
@@ -220,7 +229,7 @@ impl Lane {
         }
     }
 
-    /// Refuses what the fence keeps out, and gives back the rest.
+    /// Refuses the units that the fence keeps out, and returns the rest.
     async fn sift(&self, tenant: TenantUid, group: Vec<Pending>) -> Vec<Pending> {
         let seen = self.store.proofs(tenant).await.ok();
         let (passing, refused) = group.into_iter().partition(|pending| {
@@ -246,7 +255,8 @@ impl Lane {
                 true => self.store.commit_in_turn(batch).await,
                 false => self.store.commit(batch).await,
             };
-            // Whatever follows, a head behind the one that this lane has seen is a database that went back in time.
+            // Whatever follows: if the head is behind the one that this lane has seen, the database
+            // went back in time.
             let seen = match outcome {
                 Err(CommitError::Moved { size }) => size,
                 Ok(_) | Err(CommitError::Fenced | CommitError::Rejected) => batch.base,
@@ -259,7 +269,7 @@ impl Lane {
             match outcome {
                 Ok(committed) => {
                     let size = batch.base + batch.entries.len() as u64;
-                    // Others append too as long as the head is not where this lane left it.
+                    // Other replicas append too as long as the head is not where this lane left it.
                     let contended = in_turn && batch.base != known.size;
                     self.heads.insert(tenant, Head { size, contended });
                     let heard = self.clock.boot();
@@ -274,20 +284,22 @@ impl Lane {
                     self.rewound(tenant, known.size, seen);
                     return Err(CommitFailed::Unavailable);
                 }
-                // Another replica was first. It would be first again: from here on this lane queues.
+                // Another replica was first, and would be first again. From here on, this lane
+                // queues.
                 Err(CommitError::Moved { .. }) if !in_turn => {
                     in_turn = true;
                     continue;
                 }
-                // A database whose writers do not queue.
+                // The writers of this database do not queue, so the position was taken again.
                 Err(CommitError::Moved { .. }) => {}
                 Err(CommitError::Unknown) => {
                     warn!(%tenant, "the outcome of a commit is unknown: trying the identical batch again");
                     unknown = true;
                     in_turn = false;
                 }
-                // After an unknown outcome the batch may stand: neither an outage nor a refusal of a later try says
-                // that it does not. A database that comes back says which.
+                // After an unknown outcome, the batch may be in the log. Neither an outage nor a
+                // refusal of a later attempt shows that it is not. The database shows it once it is
+                // back.
                 Err(CommitError::Unavailable | CommitError::Rejected) if unknown => {}
                 Err(CommitError::Unavailable) => {
                     self.heads.remove(&tenant);
@@ -308,7 +320,7 @@ impl Lane {
         }
     }
 
-    /// What a fence finds now that was passed nobody knows when.
+    /// Returns what a fence finds now, for a batch that passed it at an unknown time.
     async fn look_again(&self, batch: &Batch) -> Option<Passage> {
         if batch.fence.is_empty() {
             return None;
@@ -334,7 +346,8 @@ impl Lane {
     }
 }
 
-/// One batch of all, and how to part it again. What two of them ask for is asked once.
+/// Merges all units into one batch, and returns how to split it again. A condition that two units
+/// share is checked once.
 fn merge(tenant: TenantUid, group: Vec<Pending>) -> (Batch, Vec<Share>) {
     let mut batch = Batch { tenant, base: 0, entries: Vec::new(), changes: Vec::new(), fence: Vec::new() };
     let mut shares = Vec::with_capacity(group.len());
@@ -354,7 +367,7 @@ fn merge(tenant: TenantUid, group: Vec<Pending>) -> (Batch, Vec<Share>) {
     (batch, shares)
 }
 
-/// The units that a batch was made of.
+/// Splits a batch into the units that it was made of.
 fn part(batch: Batch, shares: Vec<Share>) -> Vec<Pending> {
     let Batch { tenant, entries, changes, .. } = batch;
     let (mut entries, mut changes) = (entries.into_iter(), changes.into_iter());
@@ -366,7 +379,7 @@ fn part(batch: Batch, shares: Vec<Share>) -> Vec<Pending> {
     shares.into_iter().map(unit).collect()
 }
 
-/// Tells each what became of its share.
+/// Sends each caller the outcome of its share.
 fn divide(outcome: Result<Durable, CommitFailed>, shares: Vec<Share>) {
     let passage = outcome.as_ref().ok().and_then(|durable| durable.passage.clone());
     let mut applied = outcome.map(|durable| durable.applied.into_iter());
@@ -383,7 +396,7 @@ fn refuse(group: Vec<Pending>, failed: CommitFailed) {
     }
 }
 
-/// How many of the units, at least one, stay within the bytes of one commit.
+/// Returns how many of the units, at least one, fit into the bytes of one commit.
 fn within_bytes(waiting: &[Pending]) -> usize {
     let mut bytes = 0;
     let fits = waiting.iter().take_while(|pending| {

@@ -1,7 +1,8 @@
-//! Derives from the logs what proofs and pages read instead of all entries: tiles of the tree, chunks, and which values come
-//! in them. The entries are what counts: it can all be derived again, gives the same whoever derives it, and no commit waits
-//! for it. How far it is stands in what is there. Changes nothing that stands: where that is not what the entries make, it
-//! says so.
+//! Derives from the logs the data that proofs and pages read instead of all entries: tiles of the
+//! tree, chunks, and the values that occur in each chunk. The entries are authoritative: all of
+//! this data can be derived again, every replica derives the same, and no commit waits for it. The
+//! stored data itself shows how far the derivation is. Stored data is never changed: if it differs
+//! from what the entries yield, that is reported.
 
 use std::collections::BTreeSet;
 
@@ -18,27 +19,30 @@ use super::tree::{Tree, TreeError};
 
 /// How many chunks, or tiles, are derived and committed at once.
 const AT_ONCE: u64 = 64;
-/// How many of each a pass derives of one log at most, so that no tenant waits for another's.
+/// How many of each a pass derives of one log at most, so that no tenant waits for another's log.
 const A_PASS: u64 = 16 * AT_ONCE;
-/// How many items' records are held at once, about, and how many values one commit names: an entry may have tens of thousands.
+/// About how many items' records are held at once, and how many values one commit contains. An
+/// entry may have tens of thousands of items.
 const ITEMS: u32 = 65_536;
 const VALUES: usize = 32_768;
 
-/// How far a pass came; of several logs, what is worst.
+/// How far a pass came; for several logs, the worst result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Derived {
-    /// All that was there to derive is derived.
+    /// Everything that there was to derive is derived.
     All,
     /// A log has more than one pass derives.
     More,
-    /// Another replica derives the same, or the database is out of reach: not again soon.
+    /// Another replica derives the same, or the database is out of reach: do not retry soon.
     NotHere,
-    /// An entry is missing or of no form of ours, or what was derived before does not lead to a log's head. The server's log says which; the tree is
-    /// left as it is.
+    /// An entry is missing or does not have a form that byok writes, or what was derived before
+    /// does not lead to a log's head. The server's log says which of these it is. The tree is left
+    /// as it is.
     Wrong,
 }
 
-/// Derives what is missing of every tenant's log: as much as one pass may, or until `stop` is cancelled.
+/// Derives what is missing for every tenant's log: as much as one pass may, or until `stop` is
+/// cancelled.
 pub async fn derive(store: &dyn Store, stop: &CancellationToken) -> Derived {
     let logs = match store.behind().await {
         Ok(logs) => logs,
@@ -47,7 +51,7 @@ pub async fn derive(store: &dyn Store, stop: &CancellationToken) -> Derived {
     let mut derived = Derived::All;
     for log in logs {
         let pass = Pass { store, log, stop };
-        // The one does not wait for the other: a missing entry ends a tree, but no page.
+        // Neither depends on the other: a missing entry stops the tree, but not the pages.
         for part in [pass.chunks().await, pass.tiles().await] {
             derived = derived.max(part.unwrap_or_else(|left| left));
         }
@@ -55,7 +59,7 @@ pub async fn derive(store: &dyn Store, stop: &CancellationToken) -> Derived {
     derived
 }
 
-/// One log's part of a pass. What it fails with is why the log is left for now.
+/// One log's part of a pass. The error is the reason why the log is left for now.
 struct Pass<'s> {
     store: &'s dyn Store,
     log: Behind,
@@ -91,7 +95,7 @@ impl Pass<'_> {
                     }
                 }
             }
-            // A chunk whose entries are gone has its place too.
+            // A chunk whose entries are gone gets an index too.
             let chunk = |(index, time): (u64, Option<(Timestamp, Timestamp)>)| {
                 let (earliest, latest) = time.unwrap_or((Timestamp(0), Timestamp(0)));
                 Chunk { index, earliest, latest }
@@ -145,7 +149,7 @@ impl Pass<'_> {
         self.check().await.map(|()| Derived::All)
     }
 
-    /// Adds those tiles from this one on that the hashes are enough for.
+    /// Adds the tiles, from index `first` on, that the hashes fill completely.
     async fn add(&self, level: u32, first: u64, hashes: &[Hash]) -> Result<(), Derived> {
         let log = &self.log;
         let full = (first..).zip(hashes.chunks_exact(WIDTH as usize));
@@ -173,7 +177,8 @@ impl Pass<'_> {
         Err(Derived::NotHere)
     }
 
-    /// That the tiles and the leaves after them lead to the head, which the commits have kept without them.
+    /// Checks that the tiles and the leaves after them lead to the head, which the commits maintain
+    /// without them.
     async fn check(&self) -> Result<(), Derived> {
         let tree = Tree::open(self.store, self.log.tenant).await.map_err(left)?;
         let Some(tree) = tree.filter(|tree| tree.head.log == self.log.log) else { return Ok(()) };
@@ -197,7 +202,8 @@ impl Pass<'_> {
         Derived::Wrong
     }
 
-    /// How many rows the last of the changes added. What is not known to be committed is derived again.
+    /// Commits changes, and returns how many rows the last of them added. Data that is not known to
+    /// be committed is derived again.
     async fn commit(&self, changes: Vec<Change>) -> Result<u64, Derived> {
         let tenant: TenantUid = self.log.tenant;
         let batch = Batch::of_changes(tenant, changes);
@@ -214,7 +220,8 @@ impl Pass<'_> {
 fn left(error: ReadError) -> Derived {
     match error {
         ReadError::Unavailable | ReadError::Busy => Derived::NotHere,
-        // The schema, or a right: nothing is known to be wrong with the log.
+        // The cause is the schema or a missing privilege: nothing is known to be wrong with the
+        // log.
         ReadError::Rejected => {
             error!("the database refuses to be read: nothing more is derived from the audit log");
             Derived::NotHere

@@ -1,25 +1,32 @@
-//! What a leaf of the log covers: everything of an entry that never changes. Personal values only as their salted HMACs,
-//! so that an erasure changes no leaf.
+//! What a leaf of the log covers: everything of an entry that never changes. Personal values are
+//! covered only by their salted HMACs, so that an erasure changes no leaf.
 //!
 //! ```text
-//! fields(a, b, …) = for each: its length as u32, big-endian, and its bytes; an absent value has no bytes
+//! fields(a, b, …) = for each: its length as u32, big-endian, and its bytes; an absent value has no
+//!                   bytes
 //! items root      = the RFC 6962 root over the items, each of them a leaf's data
-//! leaf            = the RFC 6962 hash of the leaf: at in microseconds since 1970 as i64, big-endian ‖ digest
+//! leaf            = the RFC 6962 hash of the leaf: the entry's time (at) in microseconds since
+//!                   1970 as i64, big-endian ‖ digest
 //!
 //! form 2, which is written:
-//! item            = fields(DEK id [16], key id [16], key, key version, source, KMS request id, refusal code,
-//!                   HMAC of the record id [32], SHA-256 of the wrapped DEK [32], form, wrapping key id [16])
-//! digest          = SHA-256(fields("byok-audit-entry/2", tenant uid [16], entry id [16], operation, outcome, means, role,
-//!                   HMAC of the user [32], HMAC of our request id [32], detail, items root [32], reason code,
+//! item            = fields(DEK id [16], key id [16], key, key version, source, KMS request id,
+//!                   refusal code, HMAC of the record id [32], SHA-256 of the wrapped DEK [32],
+//!                   form, wrapping key id [16])
+//! digest          = SHA-256(fields("byok-audit-entry/2", tenant uid [16], entry id [16],
+//!                   operation, outcome, means, role, HMAC of the user [32],
+//!                   HMAC of our request id [32], detail, items root [32], reason code,
 //!                   SHA-256 of the ledger's row [32], issuer, and of each extension: name, value))
 //!
 //! form 1, which earlier releases wrote:
-//! item            = fields(DEK id [16], key, key version, source, KMS request id, refusal code, HMAC of the record id [32])
-//! digest          = SHA-256(fields("byok-audit-entry/1", tenant uid [16], entry id [16], operation, outcome, means, role,
-//!                   HMAC of the user [32], HMAC of our request id [32], detail, items root [32]))
+//! item            = fields(DEK id [16], key, key version, source, KMS request id, refusal code,
+//!                   HMAC of the record id [32])
+//! digest          = SHA-256(fields("byok-audit-entry/1", tenant uid [16], entry id [16],
+//!                   operation, outcome, means, role, HMAC of the user [32],
+//!                   HMAC of our request id [32], detail, items root [32]))
 //! ```
 //!
-//! `source` is `cache` or `kms`; extensions are in the order of their names. `docs/audit-log.md` shows the same with vectors.
+//! `source` is `cache` or `kms`. Extensions are in the order of their names. `docs/audit-log.md`
+//! describes the same with test vectors.
 
 use crate::crypto::sha256;
 use crate::merkle::{Hash, root_of};
@@ -29,8 +36,8 @@ use crate::store::EntryRow;
 use super::form::EntryForm;
 use super::packed::{Packed, PackedItem};
 
-/// An entry as its digest covers it; an absent text is empty, an absent hash has no bytes. The last four fields are of
-/// form 2 alone.
+/// An entry as its digest covers it. An absent text is empty, an absent hash has no bytes. The last
+/// four fields exist only in form 2.
 pub(crate) struct EntryFields<'e> {
     pub(crate) form: EntryForm,
     pub(crate) id: &'e [u8; 16],
@@ -47,7 +54,7 @@ pub(crate) struct EntryFields<'e> {
     pub(crate) extensions: &'e [(&'e str, &'e str)],
 }
 
-/// An item as its leaf covers it. The last four fields are of form 2 alone.
+/// An item as its leaf covers it. The last four fields exist only in form 2.
 pub(crate) struct ItemFields<'e> {
     pub(crate) dek_id: &'e [u8],
     pub(crate) key: &'e str,
@@ -63,7 +70,7 @@ pub(crate) struct ItemFields<'e> {
 }
 
 impl EntryFields<'_> {
-    /// The digest of a tenant's entry with these leaves of its items.
+    /// Returns the digest of a tenant's entry with these leaves of its items.
     pub(crate) fn digest(&self, tenant: TenantUid, items: impl IntoIterator<Item = Hash>) -> [u8; 32] {
         let mut fields = Vec::with_capacity(384);
         let version: &[u8] = match self.form {
@@ -99,7 +106,7 @@ impl EntryFields<'_> {
 }
 
 impl ItemFields<'_> {
-    /// Its leaf in the tree over the items of an entry of that form.
+    /// Returns its leaf in the tree over the items of an entry of that form.
     pub(crate) fn leaf(&self, form: EntryForm) -> Hash {
         let mut fields = Vec::with_capacity(256);
         let put = |fields: &mut Vec<u8>, all: &[&[u8]]| all.iter().for_each(|field| put(fields, field));
@@ -117,7 +124,8 @@ impl ItemFields<'_> {
     }
 }
 
-/// The digest that a row should have; `None` when its items are not of a form that we write or wrote.
+/// Returns the digest that a row should have, or `None` if its items do not have a form that byok
+/// writes or wrote.
 pub fn digest_of(tenant: TenantUid, row: &EntryRow) -> Option<[u8; 32]> {
     let packed = Packed::read(&row.items, row.item_count)?;
     let extensions: Vec<_> = packed.extensions.iter().collect();
@@ -139,7 +147,8 @@ pub fn digest_of(tenant: TenantUid, row: &EntryRow) -> Option<[u8; 32]> {
     Some(fields.digest(tenant, packed.items.iter().map(|item| leaf_of(&packed, item))))
 }
 
-/// The leaf of each item in the tree over a row's items; `None` when they are not of a form that we write or wrote.
+/// Returns the leaf of each item in the tree over a row's items, or `None` if they do not have a
+/// form that byok writes or wrote.
 pub fn item_leaves(row: &EntryRow) -> Option<Vec<Hash>> {
     let packed = Packed::read(&row.items, row.item_count)?;
     Some(packed.items.iter().map(|item| leaf_of(&packed, item)).collect())
@@ -163,7 +172,7 @@ fn leaf_of(packed: &Packed, item: &PackedItem) -> Hash {
     fields.leaf(packed.form)
 }
 
-/// No bytes where there is none.
+/// Returns the bytes of the value, or no bytes if there is none.
 pub(crate) fn optional_bytes<const N: usize>(value: Option<&[u8; N]>) -> &[u8] {
     value.map_or(&[], |value| value)
 }
@@ -265,7 +274,7 @@ mod tests {
         }
         let leaf = whole.leaf();
         assert_ne!(EntryRow { at: Timestamp(whole.at.0 + 1), ..whole.clone() }.leaf(), leaf);
-        // Each byte of the items counts, or makes them unreadable.
+        // A change of any byte of the items changes the digest, or makes the items unreadable.
         for place in 0..whole.items.len() {
             let mut row = whole.clone();
             row.items[place] ^= 1;
@@ -273,7 +282,8 @@ mod tests {
         }
     }
 
-    /// A row as the first release wrote it: one item done, one refused. Made by a script from the form's description.
+    /// A row as the first release wrote it: one item done, one refused. Made by a script from the
+    /// form's description.
     #[test]
     fn a_row_of_the_first_form_keeps_its_digest() {
         let items = "010001000462796f6b000133000100057265712d310001000e444543525950545f4641494c454407000100010000\
@@ -294,7 +304,7 @@ mod tests {
         assert_eq!(entry.items[0].record_id.as_deref(), Some("record-1"));
         assert_eq!(entry.items[0].key_version, Some(KeyVersion::new("byok", "3")));
         assert_eq!(entry.items[1].refused, Some(ErrorCode::DecryptFailed));
-        // The same items said to be of the second form are another entry, or none.
+        // The same items, labelled as the second form, are another entry or none.
         row.items[0] = 2;
         assert_ne!(digest_of(TENANT, &row).map(Vec::from), Some(digest));
     }

@@ -1,8 +1,9 @@
-//! The forms of an entry: which of its fields a digest covers. `digest` draws both.
+//! The forms of an entry, which determine the fields that a digest covers. `digest` describes both.
 
 use serde::{Deserialize, Serialize};
 
-/// A form of entries. A log may hold both; the first is read and verified for ever, and written no more.
+/// A form of entries. A log may contain both. The first is read and verified for ever, but no
+/// longer written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "u8", into = "u8")]
 pub(crate) enum EntryForm {
@@ -14,7 +15,7 @@ pub(crate) enum EntryForm {
 }
 
 impl EntryForm {
-    /// Whether it is the first, which a bundle does not name.
+    /// Returns whether it is the first form, which a bundle does not name.
     #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's skip_serializing_if passes a reference")]
     pub(crate) fn is_one(&self) -> bool {
         *self == Self::One
@@ -33,7 +34,8 @@ impl From<EntryForm> for u8 {
 impl TryFrom<u8> for EntryForm {
     type Error = &'static str;
 
-    /// The form that a bundle names. The first has no number there: an entry has one spelling.
+    /// Returns the form that a bundle names. The first form has no number there, so that an entry
+    /// has one spelling.
     fn try_from(number: u8) -> Result<Self, Self::Error> {
         match number {
             2 => Ok(Self::Two),

@@ -1,6 +1,8 @@
-//! The audit log: how an entry is packed for the store, the committer that makes it durable, its tree and signed heads, and
-//! what is derived from it. An entry holds who, what and when; never a plaintext, a key, another context value or a
-//! provider's message. Whether a log holds is not decided here: `verify` and `reconcile` do.
+//! The audit log: how an entry is packed for the store, the committer that makes it durable, its
+//! tree and signed heads, and the data that is derived from it. An entry records who did what and
+//! when. It never contains a plaintext, a key, a context value other than the record id, or a
+//! provider's message. This module does not decide whether a log is intact: `verify` and
+//! `reconcile` do.
 
 mod checkpoint;
 mod committer;

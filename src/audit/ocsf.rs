@@ -1,6 +1,7 @@
-//! An entry as an event of the Open Cybersecurity Schema Framework, version 1.1.0: class API Activity (6003), from
-//! <https://schema.ocsf.io/1.1.0/classes/api_activity>. `docs/siem.md` holds the mapping. An event has the personal values
-//! that its entry has: user, record ids, request id.
+//! An entry as an event of the Open Cybersecurity Schema Framework, version 1.1.0: class API
+//! Activity (6003), from <https://schema.ocsf.io/1.1.0/classes/api_activity>. `docs/siem.md` has
+//! the mapping. An event contains the personal values that its entry has: user, record ids, request
+//! id.
 
 use serde_json::{Value, json};
 
@@ -13,8 +14,9 @@ const VERSION: &str = "1.1.0";
 const CATEGORY: u32 = 6;
 const CLASS: u32 = 6003;
 
-/// The event of one entry of the log of this number. One whose items are not of a form that we write, as after a change by hand, says so and goes
-/// without them: a stream stops at nothing.
+/// Returns the event of one entry of the log with this number. If the items do not have a form that
+/// byok writes, for instance after a manual change, the event says so and omits them, so that no
+/// entry stops a stream.
 pub fn ocsf_event(tenant: &Tenant, log: u32, placed: &PlacedEntry) -> Value {
     let row = &placed.row;
     let entry = unpack(row);
@@ -61,7 +63,7 @@ pub fn ocsf_event(tenant: &Tenant, log: u32, placed: &PlacedEntry) -> Value {
             "leaf": hex(&row.leaf().0),
         },
     });
-    // A user of the name `unknown` has it as `uid`.
+    // A user who is called `unknown` has that name in `uid`.
     match row.user.as_ref().and_then(|user| user.value.as_deref()) {
         Some(user) => event["actor"]["user"]["uid"] = user.into(),
         None => event["actor"]["user"]["name"] = "unknown".into(),
@@ -111,7 +113,7 @@ fn resource(item: &Item) -> Value {
     resource
 }
 
-/// `activity_id` and its caption.
+/// Returns `activity_id` and its caption.
 fn activity(operation: Operation) -> (u32, &'static str) {
     match operation {
         Operation::Encrypt | Operation::Restore => (1, "Create"),

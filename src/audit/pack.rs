@@ -1,7 +1,9 @@
-//! Packs an entry into a row for the store. Personal values (user, record ids, request id) stand beside random salts in
-//! columns that an erasure can set to null; everything that stays for ever covers only their HMACs.
+//! Packs an entry into a row for the store. Personal values (user, record ids, request id) are
+//! stored with random salts in columns that an erasure can set to null. Everything that is kept for
+//! ever covers only their HMACs.
 //!
-//! The packed items, version 2, all numbers big-endian; version 1 and the reading of both are in `packed`:
+//! The packed items in version 2. All numbers are big-endian. `packed` has version 1, and reads
+//! both:
 //!
 //! ```text
 //! u8                 version = 2
@@ -9,15 +11,16 @@
 //! str                reason code, if flagged             str = u16 length, UTF-8
 //! [32]               SHA-256 of the ledger's row, if flagged
 //! str                issuer, if flagged
-//! u16 × (str, str)   extensions, if flagged: name, value; names in strictly ascending order of their bytes
+//! u16 × (str, str)   extensions, if flagged: name, value; names in strictly ascending order of
+//!                    their bytes
 //! u16 × (str, str)   key versions: key, version
 //! u16 × str          KMS request ids
 //! u16 × str          refusal codes
 //! u16 × str          forms
 //! u16 × [16]         our own ids of keys
 //! then for each item:
-//!   u8               1 a DEK id follows, 2 a record's HMAC, 4 from the cache, 8 from the KMS, 16 the hash of the
-//!                    wrapped DEK, 32 a form and ids of keys
+//!   u8               1 a DEK id follows, 2 a record's HMAC, 4 from the cache, 8 from the KMS,
+//!                    16 the hash of the wrapped DEK, 32 a form and ids of keys
 //!   u16              key version: index + 1, 0 for none
 //!   u16              KMS request id: index + 1, 0 for none
 //!   u16              refusal: index + 1, 0 for done
@@ -70,7 +73,8 @@ pub fn pack(tenant: TenantUid, entry: &Entry) -> EntryRow {
     row
 }
 
-/// Reads a packed entry; `None` when it is not of a form that this or an earlier version of byok writes.
+/// Reads a packed entry. Returns `None` if it does not have a form that this or an earlier version
+/// of byok writes.
 pub fn unpack(row: &EntryRow) -> Option<Entry> {
     let packed = Packed::read(&row.items, row.item_count)?;
     let records: Vec<Option<(Arc<str>, String)>> = serde_json::from_str(&row.records).ok()?;
@@ -114,8 +118,8 @@ fn salted(value: &str, salt: &[u8]) -> Salted {
     Salted { value: Some(value.to_owned()), salt: Some(own), hmac: hmac_sha256(salt, value.as_bytes()) }
 }
 
-/// The distinct values of one column of a call's items. Almost always there is one; a KMS without batches has as many
-/// request ids as items, so a scan would not do.
+/// The distinct values of one column of a call's items. Almost always there is one. A KMS without
+/// batches has as many request ids as items, so a linear search would be too slow.
 struct Column<'a, T> {
     values: Vec<&'a T>,
     indexes: HashMap<&'a T, u16>,
@@ -134,7 +138,7 @@ impl<'a, T: Eq + Hash> Column<'a, T> {
         column
     }
 
-    /// Index + 1, or 0 for none.
+    /// Returns index + 1, or 0 for none.
     fn index(&self, value: Option<&T>) -> [u8; 2] {
         let index = match value {
             None => 0,
@@ -213,7 +217,7 @@ fn pack_items(entry: &Entry, salts: &[u8]) -> (String, Vec<u8>) {
     (records, packed)
 }
 
-/// What the entry itself says beyond the columns of its row.
+/// Writes the fields of the entry itself that are not columns of its row.
 fn put_own(out: &mut Vec<u8>, entry: &Entry) {
     let flags = out.len();
     out.push(0);
@@ -288,7 +292,7 @@ mod tests {
         }
     }
 
-    /// An entry with every field that there is.
+    /// Returns an entry with every field that exists.
     fn full() -> Entry {
         let mut entry = entry();
         entry.reason = Some("support-case".into());
@@ -311,7 +315,7 @@ mod tests {
     fn everything_that_an_entry_can_say_reads_back() {
         let mut entry = full();
         assert_eq!(unpack(&pack(TENANT, &entry)), Some(entry.clone()));
-        // Each on its own, beside nothing else.
+        // Each field is cleared in turn.
         let clear: [fn(&mut Entry); 7] = [
             |entry| entry.reason = None,
             |entry| entry.ledger_hash = None,

@@ -1,5 +1,5 @@
-//! Reads packed items: of version 2, which [`super::pack()`] draws, and of version 1, which earlier releases wrote and
-//! which stays readable for ever:
+//! Reads packed items: of version 2, which [`super::pack()`] writes, and of version 1, which
+//! earlier releases wrote and which stays readable for ever:
 //!
 //! ```text
 //! u8                 version = 1
@@ -21,7 +21,7 @@ use crate::model::{DekId, ErrorCode, Extensions, KeyVersion, Source};
 
 use super::form::EntryForm;
 
-/// What of the entry itself follows, in version 2.
+/// Flags for the fields of the entry itself that follow, in version 2.
 pub(super) mod entry_flag {
     pub(in super::super) const REASON: u8 = 1;
     pub(in super::super) const LEDGER: u8 = 2;
@@ -30,7 +30,7 @@ pub(super) mod entry_flag {
     pub(super) const ALL: u8 = REASON | LEDGER | ISSUER | EXTENSIONS;
 }
 
-/// What of an item follows; the last two in version 2 only.
+/// Flags for the fields of an item that follow. `WRAPPED` and `FORMED` exist only in version 2.
 pub(super) mod item_flag {
     pub(in super::super) const DEK: u8 = 1;
     pub(in super::super) const RECORD: u8 = 2;
@@ -42,7 +42,7 @@ pub(super) mod item_flag {
     pub(super) const ALL_2: u8 = ALL_1 | WRAPPED | FORMED;
 }
 
-/// What an entry's row holds in its packed items: all that stays after an erasure.
+/// The contents of the packed items of an entry's row. All of them are kept after an erasure.
 pub(crate) struct Packed {
     pub(crate) form: EntryForm,
     pub(crate) reason: Option<Arc<str>>,
@@ -57,7 +57,8 @@ pub(crate) struct Packed {
     pub(crate) items: Vec<PackedItem>,
 }
 
-/// One item. Key version, KMS request id, refusal, form and ids of keys are indexes into the columns, from 1, or 0 for none.
+/// One item. Key version, KMS request id, refusal, form and ids of keys are indexes into the
+/// columns, counted from 1; 0 means none.
 pub(crate) struct PackedItem {
     pub(crate) dek_id: Option<DekId>,
     pub(crate) source: Option<Source>,
@@ -72,7 +73,8 @@ pub(crate) struct PackedItem {
 }
 
 impl Packed {
-    /// `None` when that is not of a form that this or an earlier version of byok writes.
+    /// Reads packed items. Returns `None` if they do not have a form that this or an earlier
+    /// version of byok writes.
     pub(crate) fn read(packed: &[u8], count: u32) -> Option<Self> {
         let mut input = Input(packed);
         let form = match input.byte()? {
@@ -103,7 +105,8 @@ impl Packed {
             read.forms = input.list(|input| Some(Arc::<str>::from(input.text()?)))?;
             read.keys = input.list(Input::array)?;
         }
-        // An item has 7 bytes at least: a count that was altered makes nobody allocate for it.
+        // An item has at least 7 bytes, so a count that was altered does not cause a large
+        // allocation.
         let count = usize::try_from(count).ok().filter(|count| *count <= input.0.len() / 7)?;
         read.items.reserve_exact(count);
         for _ in 0..count {
@@ -113,7 +116,7 @@ impl Packed {
         input.0.is_empty().then_some(read)
     }
 
-    /// What the entry itself says.
+    /// Reads the fields of the entry itself.
     fn read_own(&mut self, input: &mut Input) -> Option<()> {
         let flags = input.byte().filter(|flags| flags & !entry_flag::ALL == 0)?;
         let has = |flag: u8| flags & flag != 0;
@@ -153,7 +156,7 @@ impl Packed {
                     input.index(self.keys.len())?,
                     input.index(self.keys.len())?,
                 );
-                // All of them absent is written without the flag.
+                // An item that has none of them is written without the flag.
                 if formed == (0, 0, 0) {
                     return None;
                 }
@@ -242,7 +245,7 @@ impl<'a> Input<'a> {
         (0..self.number()?).map(|_| element(self)).collect()
     }
 
-    /// An index into a column of that length, from 1; 0 for none.
+    /// Reads an index into a column of that length, counted from 1; 0 means none.
     fn index(&mut self, length: usize) -> Option<usize> {
         self.number().filter(|index| *index <= length)
     }

@@ -1,5 +1,6 @@
-//! What an entry of operation `prune` says: which leaves of which of the tenant's logs are gone. In leaves, since their places stand
-//! on where the log begins, which nobody signs.
+//! The contents of an entry of operation `prune`: which leaves of which of the tenant's logs are
+//! gone. The entry gives indexes of leaves, not positions, because positions depend on where the
+//! log begins, which is not signed.
 
 use std::ops::Range;
 
@@ -8,12 +9,13 @@ use crate::store::EntryRow;
 
 use super::digest_of;
 
-/// The detail of the entry: `prune <log> <first leaf> <end leaf>`.
+/// Returns the detail of the entry: `prune <log> <first leaf> <end leaf>`.
 pub fn prune_detail(log: u32, leaves: &Range<u64>) -> String {
     format!("prune {log} {} {}", leaves.start, leaves.end)
 }
 
-/// What an entry says was pruned, where it is one that says so and its digest is of what it says.
+/// Returns the leaves that an entry says were pruned, if it is such an entry and its digest matches
+/// its contents.
 pub fn pruned_leaves(tenant: TenantUid, row: &EntryRow) -> Option<(u32, Range<u64>)> {
     if row.operation != Operation::Prune || row.outcome != Outcome::Ok {
         return None;
@@ -22,7 +24,7 @@ pub fn pruned_leaves(tenant: TenantUid, row: &EntryRow) -> Option<(u32, Range<u6
     leaves_in(row.detail.as_deref()?).filter(|_| sound)
 }
 
-/// The log and its leaves that a detail names.
+/// Returns the log and its leaves that a detail names.
 pub(crate) fn leaves_in(detail: &str) -> Option<(u32, Range<u64>)> {
     let mut words = detail.split(' ');
     let (Some("prune"), Some(log), Some(first), Some(end), None) =
@@ -30,7 +32,7 @@ pub(crate) fn leaves_in(detail: &str) -> Option<(u32, Range<u64>)> {
     else {
         return None;
     };
-    // A sign is none of ours, which `parse` would take.
+    // `parse` would accept a sign, which byok does not write.
     let digits = |word: &str| word.bytes().all(|byte| byte.is_ascii_digit());
     let range = first.parse().ok()?..end.parse().ok()?;
     let reads = [log, first, end].into_iter().all(digits) && range.start < range.end;

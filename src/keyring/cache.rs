@@ -1,6 +1,7 @@
-//! The DEK cache: bounded, with a time to live. moka drops values late (measured: none within two seconds of an
-//! invalidation without traffic), so cached DEKs are sealed under a key of the tenant that lives in memory only:
-//! dropping that one key, which is zeroized, is what empties the cache.
+//! The DEK cache: bounded, with a time to live. moka drops values late (measured: none within two
+//! seconds of an invalidation without traffic). Cached DEKs are therefore sealed under a key of the
+//! tenant that exists only in memory. Dropping that one key, which zeroizes it, is what empties the
+//! cache.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -14,21 +15,22 @@ use crate::model::{DekId, KeyVersion, Source, TenantUid};
 
 use super::Held;
 
-/// A DEK as the cache and the flights hold it.
+/// A DEK in the form in which the cache and the flights hold it.
 pub(super) struct Sealed {
     dek: SealedDek,
     pub(super) key_version: KeyVersion,
     /// The epoch of its key version under which it was unwrapped or made.
     pub(super) epoch: u64,
     kms_request_id: Option<Arc<str>>,
-    /// Whether a MAC bound the row that it was unwrapped from; so it does that of a DEK that was made here.
+    /// Whether a MAC bound the row that it was unwrapped from. Also true for a DEK that was made
+    /// here.
     pub(super) is_bound: bool,
-    /// What it is sealed under, while that lives.
+    /// The key that it is sealed under, for as long as that key exists.
     key: Weak<SealingKey>,
 }
 
 impl Sealed {
-    /// Whether it can still be opened.
+    /// Returns whether it can still be opened.
     pub(super) fn opens(&self) -> bool {
         self.key.strong_count() > 0
     }
@@ -36,7 +38,7 @@ impl Sealed {
 
 pub(super) struct Cache {
     deks: Moka<(TenantUid, DekId), Arc<Sealed>>,
-    /// Which DEK is a record's newest: no secret, but it saves encrypt a read.
+    /// The newest DEK of each record. This is not a secret, but it saves encrypt a read.
     records: Moka<(TenantUid, Arc<str>), DekId>,
     sealing_keys: DashMap<TenantUid, Arc<SealingKey>>,
     settings: DekCache,
@@ -44,7 +46,8 @@ pub(super) struct Cache {
 
 impl Cache {
     pub(super) fn new(settings: DekCache) -> Self {
-        // moka refuses a time to live of zero only by never expiring; `is_on` is what turns the cache off.
+        // moka takes a time to live of zero to mean that nothing expires. `is_on` turns the cache
+        // off.
         let time_to_live = settings.time_to_live.max(Duration::from_secs(1));
         Self {
             deks: Moka::builder().max_capacity(settings.entries).time_to_live(time_to_live).build(),
@@ -58,7 +61,7 @@ impl Cache {
         !self.settings.time_to_live.is_zero()
     }
 
-    /// How long a DEK stays.
+    /// Returns how long a DEK stays in the cache.
     pub(super) fn time_to_live(&self) -> Duration {
         self.settings.time_to_live
     }
@@ -91,14 +94,15 @@ impl Cache {
         self.records.invalidate(&(tenant, record.clone()));
     }
 
-    /// What is sealed under a key that is gone opens no more, whenever moka drops it.
+    /// Empties the cache. A DEK whose sealing key is gone cannot be opened, whenever moka drops it.
     pub(super) fn clear(&self) {
         self.sealing_keys.clear();
         self.deks.invalidate_all();
         self.records.invalidate_all();
     }
 
-    /// The same for one tenant. The sealed bytes stay until moka drops them; nothing opens them.
+    /// Empties the cache of one tenant. The sealed bytes stay until moka drops them, but nothing
+    /// can open them.
     pub(super) fn clear_tenant(&self, tenant: TenantUid) {
         self.sealing_keys.remove(&tenant);
     }
@@ -121,7 +125,8 @@ impl Cache {
         Sealed { dek, key_version, epoch, kms_request_id, is_bound, key: Arc::downgrade(&key) }
     }
 
-    /// `None` when the tenant's sealing key is another than the one that sealed it.
+    /// Opens a sealed DEK. Returns `None` if it was sealed under a key other than the tenant's
+    /// current sealing key.
     pub(super) fn open(&self, tenant: TenantUid, id: DekId, sealed: &Sealed, source: Source) -> Option<Held> {
         let dek = self.sealing_key(tenant).open(&sealed.dek, &bound_to(tenant, id))?;
         let key_version = sealed.key_version.clone();

@@ -1,15 +1,17 @@
-//! The database's clock as this machine sees it: by how much it was set back, and when that was noticed. Decides nothing
-//! about proofs.
+//! The database's clock as this machine sees it: by how much it was set back, and when this machine
+//! noticed. This module decides nothing about proofs.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::model::{BootTime, Timestamp};
 
-/// How many falls are told apart; older ones are added up.
+/// How many falls (the times that the clock was set back) are recorded separately. Older ones are
+/// added up.
 const MOST_FALLS: usize = 16;
 
-/// A reading of the database's clock: when it was asked for and heard on this machine, and what it was.
+/// A reading of the database's clock: when this machine asked for it, when the answer arrived, and
+/// the time that it showed.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Reading {
     pub(super) sent: BootTime,
@@ -17,15 +19,16 @@ pub(super) struct Reading {
     pub(super) now: Timestamp,
 }
 
-/// What the readings so far have shown of the clock.
+/// What the readings so far show about the database's clock.
 #[derive(Debug, Default)]
 pub(super) struct DatabaseClock {
-    /// What the clock showed when this machine started, at least, as if it had not been set since. The reading with the
-    /// shortest way back says it best, so a slow one does not loosen it.
+    /// A lower bound on what the clock would have shown when this machine started, if it has not
+    /// been set since. The reading with the shortest way back gives the best bound, so a slow
+    /// reading does not loosen it.
     origin: Option<Timestamp>,
-    /// When the newest reading was heard.
+    /// When the newest reading arrived.
     heard: BootTime,
-    /// When each fall was noticed, and its size at most; the oldest first.
+    /// When each fall was noticed, and an upper bound on its size; oldest first.
     falls: VecDeque<(BootTime, Duration)>,
 }
 
@@ -33,7 +36,7 @@ impl DatabaseClock {
     /// Takes a reading into account.
     pub(super) fn note(&mut self, reading: Reading) {
         let running = |at: BootTime| at.since(BootTime::default());
-        // It was made after it was sent and before it was heard.
+        // The database read its clock after the request was sent and before the answer arrived.
         let at_most = reading.now.minus(running(reading.sent));
         let at_least = reading.now.minus(running(reading.heard));
         match self.origin {
@@ -41,7 +44,7 @@ impl DatabaseClock {
                 self.falls.push_back((reading.heard, origin.since(at_least)));
                 self.origin = Some(at_least);
             }
-            // One that was heard before another may have been made before a fall.
+            // A reading that arrived before another may have been made before a fall.
             Some(origin) if reading.heard >= self.heard => self.origin = Some(origin.max(at_least)),
             Some(_) => {}
             None => self.origin = Some(at_least),
@@ -55,7 +58,8 @@ impl DatabaseClock {
         }
     }
 
-    /// By how much the clock has fallen at most, in what was noticed since then.
+    /// Returns an upper bound on how far the clock has fallen, over all falls noticed since
+    /// `since`.
     pub(super) fn fallen_since(&self, since: BootTime) -> Duration {
         let recent = self.falls.iter().filter(|(noticed, _)| *noticed >= since);
         recent.fold(Duration::ZERO, |sum, (_, by)| sum.saturating_add(*by))

@@ -1,6 +1,7 @@
-//! Whether what is in memory may be used: before a DEK is taken, what its key version's posture is; before an answer, what
-//! the commit must find; after the commit, until when the answer may be given. Nothing here decides what is true of a key:
-//! that the database says, and the prober.
+//! Decides whether DEKs in memory may be used. Before a DEK is taken, this module checks the
+//! posture of its key version. Before an answer, it says what the commit must find. After the
+//! commit, it says until when the answer may be given. It does not decide whether a key works: the
+//! database and the prober do.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,13 +17,13 @@ use super::rows::Wanted;
 use super::view::{Learned, View};
 use super::{Held, Keyring, KeyringError};
 
-/// What a replica allows for its own clock's reading and a thread's turn.
+/// The allowance that a replica makes for reading its own clock and for a thread to be scheduled.
 const SLACK: Duration = Duration::from_millis(100);
-/// How long a statement that a version is needed holds; longer than it takes to be said again, so that a replica that is
-/// slow is not forgotten.
+/// How long a statement that a version is needed remains valid. It is longer than the interval at
+/// which the statement is repeated, so that a slow replica is not forgotten.
 const NEEDED: Duration = Duration::from_secs(10);
 
-/// The key versions that one answer stands on.
+/// The key versions that one answer depends on.
 #[derive(Default)]
 pub struct Footing {
     uses: Vec<Use>,
@@ -31,22 +32,23 @@ pub struct Footing {
 struct Use {
     key_version: KeyVersion,
     epoch: u64,
-    /// Since when this work has the KMS open what was wrapped under it, where it does.
+    /// The time from which this operation has the KMS unwrap DEKs under this version; `None` if it
+    /// does not.
     opened: Option<BootTime>,
 }
 
 impl Footing {
-    /// Whether the answer stands on no key.
+    /// Returns whether the answer depends on no key.
     pub fn is_empty(&self) -> bool {
         self.uses.is_empty()
     }
 
-    /// Adds what a DEK stands on.
+    /// Adds the key version that a DEK depends on.
     pub fn add(&mut self, held: &Held) {
         match self.uses.iter_mut().find(|used| used.key_version == held.key_version) {
-            // The older epoch decides: where they differ, none of it may be answered.
+            // The older epoch decides: if they differ, nothing of the answer may be given.
             Some(used) => used.epoch = used.epoch.min(held.epoch),
-            // That a DEK could be made does not show that it can be unwrapped.
+            // A successful generation of a DEK does not show that it can be unwrapped.
             None => {
                 self.uses.push(Use { key_version: held.key_version.clone(), epoch: held.epoch, opened: None })
             }
@@ -54,20 +56,22 @@ impl Footing {
     }
 }
 
-/// The permission to give an answer whose entry is durable: the key versions that it stands on, and until when their proofs
-/// are young enough.
+/// The permission to give an answer whose entry is durable: the key versions that the answer
+/// depends on, and until when their proofs are recent enough.
 pub struct Permit {
     uses: Vec<Use>,
     until: BootTime,
 }
 
 impl Permit {
-    /// The moment after which the answer may not be given: the first of its proofs is then too old.
+    /// Returns the time after which the answer may not be given, because the first of its proofs is
+    /// then too old.
     pub fn until(&self) -> BootTime {
         self.until
     }
 
-    /// Makes this the permit of an answer that holds both: the stricter terms of the two apply.
+    /// Makes this the permit of an answer that holds both answers: the stricter terms of the two
+    /// apply.
     pub fn merge(&mut self, other: Self) {
         self.until = self.until.min(other.until);
         for used in other.uses {
@@ -84,15 +88,16 @@ impl Permit {
 pub enum Fallen {
     /// A key version is not active, or was not shown to work in time.
     Dark(Posture),
-    /// Its posture moved and it is active again: begin anew, with DEKs that are unwrapped now.
+    /// The posture changed and is active again: start over, with DEKs that are unwrapped now.
     Anew,
 }
 
 impl Keyring {
-    /// What the commit of an answer must find. Where a proof is too old for that to be likely, the key is probed first.
+    /// Returns the conditions that the commit of an answer must find. If a proof is too old for the
+    /// commit to succeed, the key is probed first.
     ///
     /// # Errors
-    /// What stands against the answer, as far as is known before the commit.
+    /// The reason why the answer may not be given, as far as it is known before the commit.
     pub async fn fence(self: &Arc<Self>, tenant: &Tenant, footing: &Footing) -> Result<Vec<Fence>, Fallen> {
         let mut fence = Vec::with_capacity(footing.uses.len());
         for used in &footing.uses {
@@ -108,8 +113,9 @@ impl Keyring {
                 return Err(Fallen::Anew);
             }
             let epoch = used.epoch;
-            // A proof of this replica's own stands in for the row's while it leaves time for the commit, and where the row
-            // has none: how old it may be in the end is asked after the commit.
+            // A proof of this replica's own replaces the one in the row if it leaves enough time
+            // for the commit, or if the row's proof is too old. How old it may be in the end is
+            // checked after the commit.
             let (now, bound) = (self.boot(), self.guard.bound());
             let own = view.unwrapped.max(used.opened).map(|own| now.since(own));
             let own_suffices = own.is_some_and(|own| own <= bound / 2 || view.row_age(now) > bound);
@@ -122,8 +128,9 @@ impl Keyring {
         Ok(fence)
     }
 
-    /// The permit of an answer that stands on keys and whose entry is durable: it ends when the first of its proofs is too old
-    /// by this machine's own clock. `None` when that is so already, or when it is not known what the commit found.
+    /// Returns the permit of an answer that depends on keys and whose entry is durable. It ends
+    /// when the first of its proofs is too old by this machine's own clock. Returns `None` if one
+    /// is too old already, or if it is not known what the commit found.
     pub fn permit(&self, tenant: &Tenant, footing: Footing, durable: &Durable) -> Option<Permit> {
         let passage = durable.passage.as_ref()?;
         let reading = Reading { sent: passage.sent, heard: passage.heard, now: passage.passed.now };
@@ -141,11 +148,12 @@ impl Keyring {
         Some(Permit { uses: footing.uses, until: until? })
     }
 
-    /// The new end of a permit that has ended, by what this replica has learned of its key versions since. They stay watched
-    /// for a while, so that the permit can be renewed again.
+    /// Returns the new end of a permit that has ended, from what this replica has learned since
+    /// about its key versions. They stay watched for a while, so that the permit can be renewed
+    /// again.
     ///
     /// # Errors
-    /// The posture because of which it cannot be renewed; `Active` if a version was not shown to work in time.
+    /// The posture that prevents the renewal; `Active` if a version was not shown to work in time.
     pub fn renewed(&self, tenant: &Tenant, permit: &Permit) -> Result<BootTime, Posture> {
         let now = self.boot();
         let mut until = None;
@@ -159,10 +167,11 @@ impl Keyring {
         until.ok_or(Posture::Active)
     }
 
-    /// The same after a probe of each version that was not shown to work in time.
+    /// Does the same as [`Self::renewed`], after it has probed each version that was not shown to
+    /// work in time.
     ///
     /// # Errors
-    /// As of [`Self::renewed`].
+    /// As for [`Self::renewed`].
     pub async fn prove_again(
         self: &Arc<Self>,
         tenant: &Tenant,
@@ -178,8 +187,8 @@ impl Keyring {
         self.renewed(tenant, permit)
     }
 
-    /// Keeps the key versions of a permit watched for a while. Without a cache nothing else does, and the permit of an answer
-    /// that takes long to leave could not be renewed.
+    /// Keeps the key versions of a permit watched for a while. Without a cache nothing else does,
+    /// and the permit of an answer that takes long to send could not be renewed.
     pub fn watch_on(&self, tenant: &Tenant, permit: &Permit) {
         permit.uses.iter().for_each(|used| self.note_in_memory_for(tenant.uid, &used.key_version, NEEDED));
     }
@@ -189,19 +198,19 @@ impl Keyring {
             Posture::Active if view.epoch == used.epoch => {
                 self.expiry(now, view.proof_age(now)).ok_or(Posture::Active)
             }
-            // It was turned off and on in between.
+            // The key was turned off and on again in between.
             Posture::Active => Err(Posture::Degraded),
             dark => Err(dark),
         }
     }
 
-    /// When a proof of this age becomes too old; `None` where it is.
+    /// Returns when a proof of this age becomes too old; `None` if it already is.
     fn expiry(&self, now: BootTime, age: Duration) -> Option<BootTime> {
         (self.guard.bound() + SLACK).checked_sub(age).map(|left| now.plus(left))
     }
 
-    /// The key versions that re-wrapping these rows stands on, and for each row whether it may be used. What the KMS does from
-    /// here on shows that they work.
+    /// Returns the key versions that a re-wrap of these rows depends on, and for each row whether
+    /// it may be used. The KMS calls made from here on prove that these versions work.
     pub async fn footing(
         self: &Arc<Self>,
         tenant: &Tenant,
@@ -229,7 +238,8 @@ impl Keyring {
         (Footing { uses: opened.into_iter().filter_map(used).collect() }, may)
     }
 
-    /// What became of a call that the fence kept out: reads the rows anew, probes what was not shown to work in time.
+    /// Finds out what happened to a call that the fence refused: reads the rows again, and probes
+    /// the versions that were not shown to work in time.
     pub async fn after_fenced(self: &Arc<Self>, tenant: &Tenant, footing: &Footing) -> Fallen {
         if self.read(tenant.uid).await.is_none() {
             return Fallen::Dark(Posture::Active);
@@ -253,8 +263,8 @@ impl Keyring {
         fallen
     }
 
-    /// What is known of a version once it was probed. One that is not watched any more, as all DEKs are under another, is no
-    /// reason to refuse.
+    /// Probes a version and returns what is known of it afterwards. A version that is no longer
+    /// watched, because all DEKs are under another one, is no reason to refuse.
     async fn probed(self: &Arc<Self>, tenant: &Tenant, version: &KeyVersion) -> Result<View, Fallen> {
         match self.probe_now(tenant, version).await {
             Some(view) => Ok(view),
@@ -263,13 +273,15 @@ impl Keyring {
         }
     }
 
-    /// The epoch under which a version may be used now. A version that nobody has met is tried and watched from here on; one
-    /// that is not active is refused, and probed soon.
+    /// Returns the epoch under which a version may be used now. A version that no replica has met
+    /// yet is tried, and watched from then on. A version that is not active is refused, and probed
+    /// soon.
     pub(super) async fn open(self: &Arc<Self>, tenant: &Tenant, row: &DekRow) -> Result<u64, KeyringError> {
         let version = &row.wrapped.key_version;
         let mut known = self.views.get(tenant.uid, version);
         if known.is_none() {
-            // One at a time: whoever comes meanwhile finds it known, or shares the failure of a try that began later.
+            // One caller at a time. The callers that wait then find the version known, or share the
+            // failure of an attempt that began after their own call.
             let asked = self.boot();
             let turn = self.turn(tenant.uid, version);
             let mut turn = turn.lock().await;
@@ -299,9 +311,10 @@ impl Keyring {
         }
     }
 
-    /// Reads all proofs of a tenant. What is in memory of a version that is not watched any more is not used from then on: it
-    /// was re-wrapped, and the sealing key stays, as the flights under other versions need it. `None` when the database does
-    /// not say.
+    /// Reads all proofs of a tenant. If a version is no longer watched, the DEKs under it that are
+    /// in memory are not used from then on, because they were re-wrapped. The sealing key stays,
+    /// because the flights under other versions need it. Returns `None` if the database does not
+    /// answer.
     pub(super) async fn read(&self, tenant: TenantUid) -> Option<()> {
         let sent = self.boot();
         let seen = self.store.proofs(tenant).await.ok()?;
@@ -313,8 +326,8 @@ impl Keyring {
         Some(())
     }
 
-    /// Takes over what a row says; what is in memory goes when it says that the posture has moved, and what was made ahead
-    /// of need when there is another version.
+    /// Takes over the contents of a row. If the posture has changed, drops what is in memory. If
+    /// the version is new, drops the DEKs that were made ahead of need.
     pub(super) fn learn(&self, tenant: TenantUid, proof: &Proof, reading: Reading) {
         match self.views.learn(tenant, proof, reading) {
             Learned::Moved => self.darken(tenant),
@@ -323,9 +336,10 @@ impl Keyring {
         }
     }
 
-    /// Drops what is in memory of a tenant: its sealing key goes, and is wiped; and so do the connections to the KMS, whose
-    /// buffers hold what came over them last. Noted first: what comes in between is gone as well, and is at worst watched in
-    /// vain.
+    /// Drops what is in memory of a tenant. Its sealing key is wiped. The connections to the KMS
+    /// are closed as well, because their buffers hold the last data that came over them.
+    /// `in_memory_until` is reset first: a DEK that arrives before the sealing key is wiped is
+    /// dropped too, and at worst its version is watched needlessly.
     pub(super) fn darken(&self, tenant: TenantUid) {
         for (whose, version, _) in self.views.all() {
             if whose == tenant {
@@ -339,7 +353,7 @@ impl Keyring {
         }
     }
 
-    /// Notes that DEKs of a version are in memory from now on; the prober is woken for a version that had none.
+    /// Notes that DEKs of a version are in memory from now on. Wakes the prober if there were none.
     pub(super) fn note_in_memory(&self, tenant: TenantUid, version: &KeyVersion) {
         self.note_in_memory_for(tenant, version, self.cache.time_to_live());
     }
@@ -356,19 +370,21 @@ impl Keyring {
         }
     }
 
-    /// Notes that the KMS has unwrapped something that was sent then.
+    /// Notes that the KMS has unwrapped something in a request that was sent at `sent`.
     pub(super) fn note_unwrapped(&self, tenant: TenantUid, version: &KeyVersion, sent: BootTime) {
         self.views.change(tenant, version, |view| view.unwrapped = view.unwrapped.max(Some(sent)));
     }
 
-    /// Notes what the KMS answered to a real call that failed: a refusal is looked into at once.
+    /// Notes the error with which the KMS answered a real call. After a refusal, the key is probed
+    /// at once.
     pub(super) fn note_failed(self: &Arc<Self>, tenant: &Tenant, version: &KeyVersion, error: &KmsError) {
         if error.class.verdict() == Verdict::Revoked {
             self.probe_soon(tenant, version);
         }
     }
 
-    /// Says to all replicas that versions are needed, for a while from now.
+    /// Tells all replicas that versions are needed, for a while from now. Returns whether that was
+    /// stored.
     pub(super) async fn say_needed(&self, tenant: TenantUid, versions: &[KeyVersion]) -> bool {
         let need = |version: &KeyVersion| Change::Need { key_version: version.clone(), lasting: NEEDED };
         let changes: Vec<Change> = versions.iter().map(need).collect();
@@ -382,7 +398,8 @@ impl Keyring {
         said
     }
 
-    /// Versions that lie in memory and of which the others are to be told again.
+    /// Returns the versions that are in memory and about which the other replicas must be told
+    /// again.
     pub(super) fn to_be_told(&self) -> Vec<(TenantUid, KeyVersion)> {
         let now = self.boot();
         let due = |view: &View| {
@@ -392,7 +409,8 @@ impl Keyring {
         all.filter(|(.., view)| due(view)).map(|(tenant, version, _)| (tenant, version)).collect()
     }
 
-    /// Changes of proof rows, apart from the log. `None` when it is not known that they were made.
+    /// Commits changes of proof rows, outside the log. Returns `None` if it is not known whether
+    /// they were made.
     pub(super) async fn commit(&self, tenant: TenantUid, changes: Vec<Change>) -> Option<Vec<u64>> {
         let batch = Batch::of_changes(tenant, changes);
         self.store.commit(&batch).await.ok().map(|committed| committed.applied)
@@ -407,7 +425,8 @@ impl Keyring {
         opened.map_or(view.proof_age(now), |opened| view.proof_age(now).min(now.since(opened)))
     }
 
-    /// What the database knows of a version, or what is found when it is tried.
+    /// Returns what the database knows of a version, or tries the version if the database does not
+    /// know it.
     async fn meet(&self, tenant: &Tenant, row: &DekRow) -> Result<Option<View>, KeyringError> {
         self.read(tenant.uid).await.ok_or(KeyringError::Store(ReadError::Unavailable))?;
         match self.views.get(tenant.uid, &row.wrapped.key_version) {
@@ -416,8 +435,9 @@ impl Keyring {
         }
     }
 
-    /// Shows that a version works that has no proof row yet, and has it watched from now on. The canary is made for that
-    /// where the KMS wraps under this version now; else it is the wrapped DEK at hand.
+    /// Shows that a version without a proof row works, and has it watched from now on. If the KMS
+    /// wraps under this version now, a canary is made for this purpose. Otherwise the canary is the
+    /// wrapped DEK at hand.
     async fn watch(&self, tenant: &Tenant, row: &DekRow) -> Result<Option<View>, KeyringError> {
         let version = &row.wrapped.key_version;
         let now = self.store.proofs(tenant.uid).await.map_err(KeyringError::Store)?.now;
@@ -460,7 +480,7 @@ fn earliest(so_far: Option<BootTime>, next: BootTime) -> Option<BootTime> {
     Some(so_far.map_or(next, |so_far| so_far.min(next)))
 }
 
-/// What a canary is bound to.
+/// Returns what a canary is bound to.
 pub(super) fn binding_of(tenant: TenantUid, canary: &Canary) -> DekBinding {
     let purpose = match canary.made_for_probes {
         true => Purpose::Probe,

@@ -1,4 +1,5 @@
-//! What is in memory now, for who wants to know before asking: a call that finds all of it waits for nobody.
+//! Tells callers in advance what is in memory. A call that finds all of its DEKs there waits for
+//! nothing.
 
 use std::sync::Arc;
 
@@ -7,13 +8,14 @@ use crate::model::{DekId, TenantUid};
 use super::Keyring;
 
 impl Keyring {
-    /// Whether the DEKs with these ids are all in memory. It may be another moment later.
+    /// Returns whether the DEKs with these ids are all in memory. That may change a moment later.
     pub fn holds(&self, tenant: TenantUid, ids: &[DekId]) -> bool {
         ids.iter()
             .all(|id| self.cache.get(tenant, *id).is_some_and(|sealed| self.is_current(tenant, &sealed)))
     }
 
-    /// Whether the newest DEKs of these records are all in memory; for `None`, a DEK is always made.
+    /// Returns whether the newest DEKs of these records are all in memory. `false` if any record is
+    /// `None`, because a DEK is always made for it.
     pub fn holds_records(&self, tenant: TenantUid, records: &[Option<Arc<str>>]) -> bool {
         let held = |record: &Arc<str>| {
             self.cache.get_record(tenant, record).is_some_and(|id| self.holds(tenant, &[id]))

@@ -1,5 +1,6 @@
-//! Reads of DEKs by record. What many calls look for while reads are under way is looked for in one statement: a thousand
-//! first calls at once are a few reads, and not a thousand that wait for each other's connections.
+//! Reads of DEKs by record. While reads are under way, the records that many calls look for are
+//! collected and read in one statement. A thousand first calls at once then cause a few reads, not
+//! a thousand that wait for each other's connections.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,12 +12,12 @@ use crate::store::{DekRow, ReadError};
 
 /// How many statements are under way at once.
 const AT_ONCE: usize = 4;
-/// How many records are looked for in one statement, where not one call alone asks for more.
+/// How many records one statement looks for, unless a single call asks for more.
 const MOST: usize = 1_000;
 
 type Rows = Result<Vec<DekRow>, ReadError>;
 
-/// One call's records.
+/// The records that one call looks for.
 struct Lookup {
     tenant: TenantUid,
     records: Vec<Arc<str>>,
@@ -34,7 +35,8 @@ struct State {
 pub(super) struct Lookups(Arc<Mutex<State>>);
 
 impl Lookups {
-    /// The newest row of each record that has one. What is read is read after this was asked, whoever reads it.
+    /// Returns the newest row of each record that has one. The read begins after this call was
+    /// made, whichever task does it.
     pub(super) async fn newest<F>(
         &self,
         tenant: TenantUid,
@@ -53,7 +55,8 @@ impl Lookups {
             is_free.then(|| Turn { lookups: self.clone(), has_ended: false })
         };
         if let Some(mut turn) = turn {
-            // A task of its own: whoever began it may hang up, and others wait for it.
+            // This runs in a task of its own: the caller that started it may hang up, and others
+            // wait for it.
             tokio::spawn(async move {
                 while let Some((tenant, group)) = turn.next() {
                     let mut records: Vec<_> =
@@ -61,7 +64,7 @@ impl Lookups {
                     records.sort_unstable();
                     records.dedup();
                     match read(tenant, records).await {
-                        // One row that cannot be read must not take the others' with it.
+                        // A row that cannot be read must not fail the lookups of the other rows.
                         Err(ReadError::Rejected | ReadError::Malformed) if group.len() > 1 => {
                             for alone in group {
                                 divide(read(tenant, alone.records.clone()).await, vec![alone]);
@@ -80,15 +83,16 @@ impl Lookups {
     }
 }
 
-/// Someone who reads.
+/// One of the tasks that read.
 struct Turn {
     lookups: Lookups,
     has_ended: bool,
 }
 
 impl Turn {
-    /// The next lookups of one tenant, in their order; where there are none the turn has ended. Both under one lock: whoever
-    /// comes right after is not left to a turn that looks no more.
+    /// Returns the next lookups of one tenant, in order, or ends the turn if there are none. Both
+    /// happen under one lock, so that a lookup that arrives right afterwards is not left to a turn
+    /// that has ended.
     fn next(&mut self) -> Option<(TenantUid, Vec<Lookup>)> {
         let mut state = self.lookups.state();
         let Some(first) = state.waiting.pop_front() else {
@@ -109,7 +113,7 @@ impl Turn {
 }
 
 impl Drop for Turn {
-    /// After a panic: where nobody else reads, those who wait are not left waiting.
+    /// After a panic: if no other task reads, the callers that wait are released.
     fn drop(&mut self) {
         if !self.has_ended {
             let mut state = self.lookups.state();
@@ -121,7 +125,7 @@ impl Drop for Turn {
     }
 }
 
-/// Gives each lookup the rows of its records.
+/// Sends each lookup the rows of its records.
 fn divide(rows: Rows, group: Vec<Lookup>) {
     let rows = rows.map(|rows| {
         let named = rows.into_iter().filter_map(|row| Some((row.record_id.clone()?, row)));
@@ -164,7 +168,8 @@ mod tests {
         };
         let name = |n: usize| Arc::from(if n.is_multiple_of(2) { format!("{n}") } else { format!("no {n}") });
         let opened = async {
-            // Until the first has begun to read, and all others wait or were taken along.
+            // Waits until the first lookup has begun to read, and all others wait or are part of
+            // that read.
             while reads.lock().unwrap().is_empty() {
                 tokio::task::yield_now().await;
             }

@@ -1,6 +1,7 @@
-//! Which DEKs are in memory and whether they may be used: from the cache, or from the store and the KMS in one flight for
-//! all who wait; under a fence that a commit asks, for as long as the prober shows that the key works. A hot record costs
-//! no KMS call and no read. Decides nothing about who may use a DEK.
+//! Holds the DEKs that are in memory, and decides whether they may be used. A DEK comes from the
+//! cache, or from the store and the KMS in one flight for all callers that wait for it. It is used
+//! under a fence that the commit checks, for as long as the prober shows that the key works. A hot
+//! record needs no KMS call and no read. This module does not decide who may use a DEK.
 
 mod cache;
 mod database_clock;
@@ -45,65 +46,67 @@ use view::Views;
 pub use guard::{Fallen, Footing, Permit};
 pub use tally::Standing;
 
-/// How long the statement that writes a proof may take in the database, until that or we give it up.
+/// How long the statement that writes a proof may take in the database, until the database or byok
+/// gives it up.
 const WRITING: Duration = Duration::from_secs(6);
 
 /// A DEK that may be used for the call at hand.
 pub struct Held {
-    /// Plain; gone when dropped.
+    /// The plain DEK, wiped when dropped.
     pub dek: Dek,
     /// The version of the KEK that wrapped it when it was read.
     pub key_version: KeyVersion,
-    /// The epoch of that version that it was taken under.
+    /// The epoch of that version under which it was taken.
     pub epoch: u64,
     /// Where it came from.
     pub source: Source,
     /// The KMS's id of the request that unwrapped it.
     pub kms_request_id: Option<Arc<str>>,
-    /// Whether a MAC bound the row that it was unwrapped from, or it was made here.
+    /// Whether a MAC bound the row that it was unwrapped from. Also true for a DEK that was made
+    /// here.
     is_bound: bool,
 }
 
 /// A record's DEK.
 pub struct RecordDek {
-    /// Which.
+    /// The id of the DEK.
     pub id: DekId,
-    /// The DEK; shared by the items of one call that name the same record.
+    /// The DEK, shared by the items of one call that name the same record.
     pub held: Arc<Held>,
-    /// The row to commit with the first use of a DEK that was made just now.
+    /// The row to commit with the first use of a DEK that has just been made.
     pub fresh: Option<DekRow>,
 }
 
-/// Why a DEK cannot be had.
+/// Why a DEK is not available.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeyringError {
-    /// There is no such DEK for this tenant.
+    /// The tenant has no such DEK.
     Missing,
     /// Its row was changed by somebody who does not hold the secret that binds it.
     Altered,
     /// Its row is not sealed yet, and under this key anybody could have made it.
     Unsealed,
-    /// There is no secret that could bind it, and there has to be one.
+    /// There is no secret to bind it, and one is required.
     Unbound,
     /// The KMS refused or failed.
     Kms(KmsError),
-    /// The key version is not active, and the KMS was not asked.
+    /// The key version is not active, and the KMS was not called.
     Dark(Posture),
     /// The store refused or failed.
     Store(ReadError),
 }
 
-/// A DEK that no record has yet, plain and wrapped.
+/// A DEK, plain and wrapped, that belongs to no record yet.
 type Made = Result<(Held, Wrapped), KeyringError>;
-/// What a fetch brought.
+/// The result of a fetch.
 type Flight = Result<Arc<Sealed>, KeyringError>;
-/// Where those wait who want what a flight brings; `None` until it lands.
+/// Where the callers wait for the result of a flight; `None` until it is there.
 type Arrival = watch::Receiver<Option<Flight>>;
 
-/// What is left of a turn at a key version for those who waited meanwhile.
+/// What a turn at a key version leaves for the callers that waited for it.
 #[derive(Default)]
 struct Turn {
-    /// When the last first try that failed began, and why it did.
+    /// When the last failed first attempt began, and its error.
     failed: Option<(BootTime, KeyringError)>,
 }
 
@@ -123,43 +126,44 @@ pub struct Keyring {
     flights: Mutex<HashMap<(TenantUid, DekId), Arrival>>,
     lookups: Lookups,
     views: Views,
-    /// The version that the last DEK was made under; and when one was last made all the same while that was dark.
+    /// The version under which the last DEK was made, and when the KMS was last asked for another
+    /// although that version was dark.
     current: DashMap<TenantUid, (KeyVersion, Option<BootTime>)>,
-    /// Names this process in proof rows, for as long as it lives.
+    /// The name of this process in proof rows, for as long as it lives.
     replica: Uuid,
-    /// Whose probe of a version it is, in this process.
+    /// The lock for each key version under which this process probes it.
     turns: Mutex<Turns>,
-    /// How often the database went back in time, as far as was seen here.
+    /// How often the database went back in time, as far as this process noticed.
     rewinds: AtomicU64,
     /// Wakes the prober.
     wake: Notify,
     tally: Tally,
 }
 
-/// What a [`Keyring`] is made of.
+/// The parts of a [`Keyring`].
 pub struct Parts {
-    /// Where wrapped DEKs and proofs are.
+    /// Where wrapped DEKs and proofs are stored.
     pub store: Arc<dyn Store>,
     /// The tenant's KMS.
     pub kms: Arc<dyn Kms>,
-    /// The connections to the KMS, where it has any.
+    /// The connections to the KMS, if it has any.
     pub connections: Option<Arc<dyn Connections>>,
-    /// What makes an incident's entry durable.
+    /// The committer, which makes an incident's entry durable.
     pub committer: Arc<Committer>,
-    /// What time it is.
+    /// The source of the time.
     pub clock: Arc<dyn Clock>,
     /// How much is kept in memory.
     pub cache: DekCache,
-    /// How much is made ahead of need. Where that is anything, [`Keyring::keep_pool`] has to run.
+    /// How many DEKs are made ahead of need. If there are any, [`Keyring::keep_pool`] must run.
     pub pool: DekPool,
     /// How closely the key is watched.
     pub guard: KeyGuard,
-    /// What binds the rows. Where that is anything, [`Keyring::keep_sealing`] has to run.
+    /// What binds the rows. If it holds a secret, [`Keyring::keep_sealing`] must run.
     pub row_mac: RowMac,
 }
 
 impl Keyring {
-    /// Of these parts. [`Self::keep_watch`] has to run beside it.
+    /// Makes a keyring of these parts. [`Self::keep_watch`] must run beside it.
     pub fn new(parts: Parts) -> Arc<Self> {
         let Parts { store, kms, connections, committer, clock, cache, pool, guard, row_mac } = parts;
         Arc::new(Self {
@@ -184,17 +188,19 @@ impl Keyring {
         })
     }
 
-    /// How closely the key is watched.
+    /// Returns how closely the key is watched.
     pub fn guard(&self) -> &KeyGuard {
         &self.guard
     }
 
-    /// The DEKs with these ids, one result for each, in order. Ids that are not in memory are read and unwrapped
-    /// together; a caller that hangs up does not stop that for the others who wait.
+    /// Returns the DEKs with these ids, one result for each, in order. Ids that are not in memory
+    /// are read and unwrapped together. If a caller hangs up, the work continues for the others
+    /// that wait.
     pub async fn by_id(self: &Arc<Self>, tenant: &Tenant, ids: &[DekId]) -> Vec<Result<Held, KeyringError>> {
         let mut results: Vec<Option<Result<Held, KeyringError>>> = Vec::with_capacity(ids.len());
         let mut missing = Vec::new();
-        // What is known of key versions does not change within one look at the cache; most calls have one.
+        // What is known of key versions does not change during one pass over the cache. Most calls
+        // have one version.
         let mut current = Vec::new();
         for id in ids {
             let hit = self
@@ -223,7 +229,7 @@ impl Keyring {
             );
         }
         let land = |id: &DekId| match &landed[id] {
-            // The posture turned while it was under way.
+            // The posture changed while the flight was under way.
             Ok(sealed) => self.cache.open(tenant.uid, *id, sealed, Source::Kms).ok_or_else(|| {
                 let view = self.views.get(tenant.uid, &sealed.key_version);
                 KeyringError::Dark(view.map_or(Posture::Degraded, |view| view.posture))
@@ -233,8 +239,8 @@ impl Keyring {
         ids.iter().zip(results).map(|(id, hit)| hit.unwrap_or_else(|| land(id))).collect()
     }
 
-    /// The newest DEK of each record, or a fresh one where there is none (and for each `None`), one result for each, in
-    /// order. A record that is named twice gets one DEK.
+    /// Returns the newest DEK of each record, one result for each, in order. Makes a fresh one for
+    /// each record that has none, and for each `None`. A record that is named twice gets one DEK.
     pub async fn by_record(
         self: &Arc<Self>,
         tenant: &Tenant,
@@ -245,7 +251,7 @@ impl Keyring {
             Ok(known) => known,
             Err(error) => return records.iter().map(|_| Err(KeyringError::Store(error))).collect(),
         };
-        // One place for each distinct record, so that each is unwrapped or made once.
+        // One index for each distinct record, so that each is unwrapped or made once.
         let mut places: HashMap<&Arc<str>, usize> = HashMap::new();
         let mut wanted: Vec<Option<&Arc<str>>> = Vec::new();
         let place_of: Vec<usize> = records
@@ -272,13 +278,13 @@ impl Keyring {
                     Err(error) => return Some(Err(error.clone())),
                 };
                 match opened.next()? {
-                    // It may have been unwrapped for a decrypt, from a row that was as it is no more.
+                    // It may have been unwrapped for a decrypt, from a row that has changed since.
                     Ok(held) if !held.is_bound && self.rows.must_be_bound(tenant.uid) => {
                         Some(Err(KeyringError::Unsealed))
                     }
                     Ok(held) => Some(Ok(RecordDek { id, held: Arc::new(held), fresh: None })),
                     Err(KeyringError::Missing) => {
-                        // Its row is gone: the record is as good as new.
+                        // Its row is gone, so the record counts as new.
                         record.iter().for_each(|record| self.cache.remove_record(tenant.uid, record));
                         None
                     }
@@ -309,8 +315,9 @@ impl Keyring {
         expand(&place_of, &mut deks)
     }
 
-    /// Makes so many DEKs, in one batch; asks nobody for none. Where the version that the last one was made under is not
-    /// active, the KMS is asked once in a while all the same: it may wrap under another one by now.
+    /// Makes `count` DEKs in one batch. Makes no call if `count` is 0. If the version under which
+    /// the last DEK was made is not active, the KMS is still called once in a while: it may wrap
+    /// under another version by now.
     async fn make(self: &Arc<Self>, tenant: &Tenant, count: usize, purpose: Purpose) -> Vec<(DekId, Made)> {
         if count == 0 {
             return Vec::new();
@@ -333,7 +340,8 @@ impl Keyring {
                 return refused(KeyringError::Dark(view.posture));
             }
         }
-        // Runs to its end whatever becomes of the caller: it may be the one that logs in for all others.
+        // Runs to its end even if the caller is dropped: it may be the call that logs in for all
+        // others.
         let (kms, asked) = (self.kms.clone(), bindings.clone());
         let made = tokio::spawn(async move { kms.generate(&asked).await }).await.unwrap_or_default();
         let mut epochs: HashMap<KeyVersion, Result<u64, KeyringError>> = HashMap::new();
@@ -380,7 +388,8 @@ impl Keyring {
         results
     }
 
-    /// Whether it is time to see which version the KMS wraps under now: at most once in the time between two probes.
+    /// Returns whether it is time to find out under which version the KMS wraps now: at most once
+    /// in the interval between two probes.
     fn looks_for_another(&self, tenant: TenantUid) -> bool {
         let now = self.boot();
         self.current.get_mut(&tenant).is_some_and(|mut current| {
@@ -392,7 +401,7 @@ impl Keyring {
         })
     }
 
-    /// Takes a DEK into the cache whose row is durable now.
+    /// Puts a DEK whose row is now durable into the cache.
     pub fn admit(&self, tenant: &Tenant, row: &DekRow, held: &Held) {
         let under = (held.key_version.clone(), held.epoch);
         let request_id = held.kms_request_id.clone();
@@ -403,20 +412,22 @@ impl Keyring {
         }
     }
 
-    /// Keeps a sealed DEK in memory, unless the posture of its key version has turned since it was asked for.
+    /// Keeps a sealed DEK in memory, unless the posture of its key version has changed since the
+    /// DEK was requested.
     fn keep(&self, tenant: TenantUid, id: DekId, sealed: Arc<Sealed>) {
         let version = sealed.key_version.clone();
         if self.cache.is_on() && self.is_current(tenant, &sealed) {
             self.cache.put(tenant, id, sealed.clone());
             self.note_in_memory(tenant, &version);
         }
-        // What turned between the look and the put would else stay.
+        // A DEK whose posture changed between the check and the put would otherwise stay.
         if !self.is_current(tenant, &sealed) {
             self.cache.remove(tenant, id);
         }
     }
 
-    /// The same for many DEKs of few versions: each version and epoch is looked up once.
+    /// Does the same as `is_current` for many DEKs of few versions: each version and epoch is
+    /// looked up once.
     fn is_among(&self, tenant: TenantUid, sealed: &Sealed, known: &mut Vec<(KeyVersion, u64, bool)>) -> bool {
         let under = |(version, epoch, _): &&(KeyVersion, u64, bool)| {
             *epoch == sealed.epoch && *version == sealed.key_version
@@ -436,14 +447,15 @@ impl Keyring {
         view.is_some_and(|view| view.posture == Posture::Active && view.epoch == sealed.epoch)
     }
 
-    /// Drops DEKs from the cache, such as those whose key version is another now.
+    /// Drops DEKs from the cache, such as those that were re-wrapped under another key version.
     pub fn forget(&self, tenant: TenantUid, ids: impl IntoIterator<Item = DekId>) {
         ids.into_iter().for_each(|id| self.cache.remove(tenant, id));
     }
 
-    /// Empties the cache and the pool: the sealing keys go, and are zeroized. What was known of key versions is read anew: a
-    /// database that went back in time may hold earlier epochs, or nothing of them. What was seen of the rows stays: else whoever
-    /// writes the database would only have to turn its log back for a moment.
+    /// Empties the cache and the pool; the sealing keys are zeroized. What was known of key
+    /// versions is read again, because a database that went back in time may hold earlier epochs,
+    /// or none. What was seen of the rows is kept. Otherwise, anybody who can write to the database
+    /// would only have to roll its log back for a moment.
     pub fn clear(&self) {
         self.cache.clear();
         self.pool.empty_all();
@@ -451,12 +463,12 @@ impl Keyring {
         self.current.clear();
     }
 
-    /// How many DEKs the cache holds, about.
+    /// Returns the approximate number of DEKs in the cache.
     pub fn cached(&self) -> u64 {
         self.cache.len()
     }
 
-    /// The newest DEK of each record that has one, or why it may not be used.
+    /// Returns the newest DEK of each record that has one, or why it may not be used.
     async fn known_deks(
         self: &Arc<Self>,
         tenant: &Tenant,
@@ -491,7 +503,7 @@ impl Keyring {
         Ok(known)
     }
 
-    /// Joins the flights of these ids, and starts one for those that nobody is fetching.
+    /// Joins the flights of these ids, and starts one for the ids that nobody is fetching.
     fn board(self: &Arc<Self>, tenant: &Tenant, ids: &[DekId]) -> Vec<(DekId, Arrival)> {
         let mut lead = Vec::new();
         let mut joined = Vec::with_capacity(ids.len());
@@ -513,7 +525,8 @@ impl Keyring {
     }
 
     async fn fly(self: Arc<Self>, tenant: Tenant, lead: Vec<(DekId, watch::Sender<Option<Flight>>)>) {
-        // The flights are taken down on every way out, a panic included: nobody must wait for one that is gone.
+        // The flights are removed on every way out, including a panic, so that no caller waits for
+        // a flight that is gone.
         struct TakeDown<'a>(&'a Keyring, TenantUid, Vec<DekId>);
         impl Drop for TakeDown<'_> {
             fn drop(&mut self) {
@@ -525,7 +538,8 @@ impl Keyring {
         let take_down = TakeDown(&self, tenant.uid, ids.clone());
         let mut fetched = self.fetch(&tenant, &ids).await;
         for (id, _) in &lead {
-            // One that may not encrypt is read anew each time, so that it may as soon as its row is bound.
+            // A DEK that may not encrypt is read again each time, so that it may encrypt as soon as
+            // its row is bound.
             if let Some(Ok(sealed)) = fetched.get(id)
                 && (sealed.is_bound || !self.rows.must_be_bound(tenant.uid))
             {
@@ -539,8 +553,9 @@ impl Keyring {
         }
     }
 
-    /// Reads and unwraps DEKs; once more those that a rotation has re-wrapped since they were read, where the KMS refused the
-    /// version of before: it may be turned off as soon as the rotation is done.
+    /// Reads and unwraps DEKs. If the KMS refused the key version, the DEKs that a rotation has
+    /// re-wrapped since they were read are read and unwrapped once more: the previous version may
+    /// be turned off as soon as the rotation is done.
     async fn fetch(self: &Arc<Self>, tenant: &Tenant, ids: &[DekId]) -> HashMap<DekId, Flight> {
         let rows = match self.store.deks(tenant.uid, ids).await {
             Ok(rows) => rows,
@@ -618,7 +633,8 @@ impl Keyring {
     }
 }
 
-/// Gives each of the caller's places its DEK; only the first place of a fresh DEK carries the row to commit.
+/// Gives each of the caller's records its DEK. Only the first record that uses a fresh DEK gets the
+/// row to commit.
 fn expand(
     place_of: &[usize],
     deks: &mut [Result<RecordDek, KeyringError>],

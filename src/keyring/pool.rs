@@ -1,7 +1,8 @@
-//! The DEK pool: DEKs that were made ahead of need, so that an encrypt of a new record does not wait for the KMS. What lies
-//! here is sealed as in the cache, stands in no table, and is given out once. That it was made says nothing about whether the
-//! key works now: it is used under the same fence as what comes from the cache. Asks the KMS for nothing while the key is
-//! not shown to work, and for no tenant that has made no record lately.
+//! The DEK pool: DEKs that were made ahead of need, so that an encrypt of a new record does not
+//! wait for the KMS. A DEK in the pool is sealed as in the cache, is stored in no table, and is
+//! given out once. The fact that it was made does not show that the key works now, so it is used
+//! under the same fence as a DEK from the cache. The pool does not call the KMS while the key is
+//! not shown to work, nor for a tenant that has not made a record lately.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,9 +23,9 @@ use super::{Keyring, KeyringError, Made};
 
 /// For how long after its last new record a tenant's pool is filled.
 const LATELY: Duration = Duration::from_secs(600);
-/// How often the pools are looked at when nothing is taken from them.
+/// How often the pools are checked when nothing is taken from them.
 const LOOK: Duration = Duration::from_secs(1);
-/// After the first fill that failed, and at most; it doubles.
+/// The pause after the first fill that failed, and the longest pause. It doubles with each failure.
 const FIRST_REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(60);
 
@@ -32,17 +33,18 @@ const LONGEST_REST: Duration = Duration::from_secs(60);
 pub(super) struct Ready {
     id: DekId,
     sealed: Sealed,
-    /// Goes to the store with the first use.
+    /// The wrapped DEK, which is stored with the first use.
     wrapped: Wrapped,
     /// When the KMS was asked for it.
     asked: BootTime,
 }
 
-/// One tenant's, the oldest first.
+/// The DEKs of one tenant, oldest first.
 struct Shelf {
     tenant: Tenant,
     deks: VecDeque<Ready>,
-    /// How often it was emptied: what was asked for before that is not put here.
+    /// How often the shelf was emptied. A DEK that was requested before the last time is not put
+    /// here.
     emptied: u64,
     /// When the last new record needed a DEK.
     wanted: BootTime,
@@ -57,7 +59,7 @@ struct Order {
     emptied: u64,
 }
 
-/// The DEKs that are ready, of all tenants.
+/// The DEKs that are ready, for all tenants.
 pub(super) struct Pool {
     size: usize,
     life: Duration,
@@ -69,7 +71,8 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    /// Of so many for each tenant, none of which stays for longer than `life`.
+    /// Makes a pool of `settings.size` DEKs for each tenant, none of which stays for longer than
+    /// `life`.
     pub(super) fn new(settings: DekPool, life: Duration) -> Self {
         let (made, taken, discarded) = Default::default();
         Self {
@@ -83,14 +86,14 @@ impl Pool {
         }
     }
 
-    /// Throws away what a tenant has, and what is under way to it.
+    /// Discards what a tenant has, and what a fill under way will bring.
     pub(super) fn empty(&self, tenant: TenantUid) {
         if let Some(shelf) = self.lock().get_mut(&tenant) {
             self.clear(shelf);
         }
     }
 
-    /// The same for all.
+    /// Does the same for all tenants.
     pub(super) fn empty_all(&self) {
         self.lock().values_mut().for_each(|shelf| self.clear(shelf));
     }
@@ -99,7 +102,7 @@ impl Pool {
         self.size == 0
     }
 
-    /// Below this it is filled, so that a fill is a batch.
+    /// Returns the number of DEKs at which the pool is filled again, so that a fill is a batch.
     fn low(&self) -> usize {
         self.size / 2
     }
@@ -133,7 +136,7 @@ impl Pool {
         shelf.wanted = now;
     }
 
-    /// Takes the oldest out for good.
+    /// Takes out the oldest DEK for good.
     fn pop(&self, tenant: TenantUid, now: BootTime) -> Option<Ready> {
         let mut shelves = self.lock();
         let shelf = shelves.get_mut(&tenant)?;
@@ -151,7 +154,8 @@ impl Pool {
         self.count(&self.discarded, old);
     }
 
-    /// Drops what is too old, and the shelves that nobody needs; gives the tenants whose pool is to be filled.
+    /// Drops what is too old and the shelves that are not needed. Returns the tenants whose pool
+    /// must be filled.
     fn look(&self, now: BootTime) -> Vec<Tenant> {
         let mut shelves = self.lock();
         shelves.values_mut().for_each(|shelf| self.drop_old(shelf, now));
@@ -166,13 +170,14 @@ impl Pool {
         shelves.values().filter(due).map(|shelf| shelf.tenant.clone()).collect()
     }
 
-    /// How many will last: those in the last quarter of their time are replaced before it is over.
+    /// Returns how many DEKs will last. Those in the last quarter of their life are replaced before
+    /// it ends.
     fn lasting(&self, shelf: &Shelf, now: BootTime) -> usize {
         let fading = shelf.deks.partition_point(|ready| now.since(ready.asked) >= self.life.mul_f64(0.75));
         shelf.deks.len() - fading
     }
 
-    /// Begins a fill of at most `batch`; `None` where one is under way.
+    /// Begins a fill of at most `batch` DEKs. Returns `None` if one is under way.
     fn begin(&self, tenant: TenantUid, batch: usize, now: BootTime) -> Option<Order> {
         let mut shelves = self.lock();
         let shelf = shelves.get_mut(&tenant).filter(|shelf| !shelf.is_filling)?;
@@ -181,7 +186,8 @@ impl Pool {
         Some(Order { count, emptied: shelf.emptied })
     }
 
-    /// Puts in what a fill brought, unless the pool was emptied since it began. Where there is no room, the oldest go.
+    /// Puts in what a fill brought, unless the pool was emptied since the fill began. If there is
+    /// no room, the oldest DEKs are dropped.
     fn put(&self, tenant: TenantUid, order: &Order, brought: Vec<Ready>) -> bool {
         self.count(&self.made, brought.len());
         let mut shelves = self.lock();
@@ -197,7 +203,8 @@ impl Pool {
         true
     }
 
-    /// Ends a fill. One that failed is followed by a rest: twice as long each time, or as long as the KMS said.
+    /// Ends a fill. After a failure the pool rests: twice as long each time, or at least as long as
+    /// the KMS said.
     fn end(&self, tenant: TenantUid, now: BootTime, outcome: Result<(), Option<Duration>>) {
         let mut shelves = self.lock();
         let Some(shelf) = shelves.get_mut(&tenant) else { return };
@@ -220,7 +227,7 @@ impl Pool {
     }
 }
 
-/// A fill that is under way; one that does not come to its end has failed.
+/// A fill that is under way. If it does not come to its end, it counts as failed.
 struct Filling<'a> {
     keyring: &'a Keyring,
     tenant: TenantUid,
@@ -234,7 +241,7 @@ impl Drop for Filling<'_> {
 }
 
 impl Keyring {
-    /// Keeps the pools filled until `stop` is cancelled; returns at once where there are none.
+    /// Keeps the pools filled until `stop` is cancelled. Returns at once if there are none.
     pub async fn keep_pool(self: Arc<Self>, stop: CancellationToken) {
         while !self.pool.is_off() {
             let now = self.boot();
@@ -254,12 +261,13 @@ impl Keyring {
         }
     }
 
-    /// What became of the DEKs that were made ahead of need.
+    /// Returns how many DEKs were made ahead of need, and what happened to them.
     pub fn pool(&self) -> PoolCounts {
         self.pool.counts()
     }
 
-    /// Notes which version the KMS wraps under now: what was made ahead under another is not used any more.
+    /// Notes under which version the KMS wraps now. DEKs that were made ahead under another version
+    /// are no longer used.
     pub fn expect_version(&self, tenant: TenantUid, version: &KeyVersion) {
         let before = self.current.get(&tenant).map(|current| current.clone());
         if before.as_ref().map(|(before, _)| before) != Some(version) {
@@ -268,7 +276,7 @@ impl Keyring {
         }
     }
 
-    /// Up to so many DEKs that were made ahead, each given out this once.
+    /// Returns up to `count` DEKs that were made ahead, each of which is given out only this once.
     pub(super) fn take_ready(&self, tenant: &Tenant, count: usize) -> Vec<(DekId, Made)> {
         let mut taken = Vec::new();
         if self.pool.is_off() || count == 0 {
@@ -283,7 +291,7 @@ impl Keyring {
             let current =
                 self.current.get(&tenant.uid).is_some_and(|current| current.0 == sealed.key_version);
             let may = current && self.is_among(tenant.uid, &sealed, &mut known);
-            // Not a proof that the key works: it may have been made long ago.
+            // This is not a proof that the key works: the DEK may have been made long ago.
             let held = may.then(|| self.cache.open(tenant.uid, id, &sealed, Source::Cache)).flatten();
             match held {
                 Some(held) => taken.push((id, Ok((held, wrapped)))),
@@ -295,8 +303,8 @@ impl Keyring {
         taken
     }
 
-    /// Whether the version that DEKs are made under is active and was shown to work in time: without that, what is made
-    /// would be thrown away.
+    /// Returns whether the version under which DEKs are made is active and was shown to work in
+    /// time. Otherwise, the DEKs would be thrown away.
     fn works_now(&self, tenant: TenantUid) -> bool {
         let current = self.current.get(&tenant).map(|current| current.0.clone());
         let view = current.and_then(|current| self.views.get(tenant, &current));
@@ -335,7 +343,7 @@ impl Keyring {
             Some(error) => {
                 warn!(tenant = tenant.name, ?error, "DEKs could not be made ahead of need");
                 Err(match error {
-                    // A login that pauses goes on at once with another credential.
+                    // A login that pauses continues at once with another credential.
                     KeyringError::Kms(error) => {
                         error.retry_after.filter(|_| error.class == KmsErrorClass::BudgetSpent)
                     }
@@ -387,7 +395,7 @@ mod tests {
         (0..count).map(ready).collect()
     }
 
-    /// A fill that brings all that it is to bring, or as many as given.
+    /// Runs a fill that brings as many DEKs as it was ordered to bring, or as many as given.
     fn fill(pool: &Pool, now: BootTime, brings: Option<usize>) {
         let order = pool.begin(tenant().uid, 1_000, now).unwrap();
         assert!(pool.put(tenant().uid, &order, made(brings.unwrap_or(order.count), now)));

@@ -1,10 +1,13 @@
-//! What a probe makes of a key version's posture: pure. docs/kill-switch.md draws it.
+//! How the result of a probe changes the posture of a key version: pure functions.
+//! docs/kill-switch.md has a diagram.
 //!
-//! - A key that the KMS refuses is `revoked` at once. It is `active` again once probes have succeeded, without a failure
-//!   between them, for as long as the deployment says; twice as long for each time that it was revoked within [`CALM`] of
-//!   having come back (up to [`MOST_FALLS`] times), so that a key that flaps stays dark. An outage is none of these times.
-//! - A KMS that is out of reach of one replica is in doubt. It is `degraded` when another replica meets the same, or when
-//!   the proof has expired; and `active` again after one success.
+//! - A key that the KMS refuses is `revoked` at once. It is `active` again once probes have
+//!   succeeded, without a failure between them, for as long as the deployment says. That time
+//!   doubles for each time that the key was revoked within [`CALM`] of having come back (up to
+//!   [`MOST_FALLS`] times), so that a key that flaps stays dark. An outage does not count as one of
+//!   these times.
+//! - A KMS that is out of reach of one replica is in doubt. It is `degraded` when another replica
+//!   finds the same, or when the proof has expired. It is `active` again after one success.
 //! - A posture that is not active is probed less and less often, down to once in [`LONGEST_PAUSE`].
 
 use std::time::Duration;
@@ -14,42 +17,44 @@ use uuid::Uuid;
 use crate::config::KeyGuard;
 use crate::model::{Posture, Proof, Timestamp};
 
-/// A key that was well for so long starts anew.
+/// After this time in one posture, earlier revocations no longer count.
 const CALM: Duration = Duration::from_secs(600);
-/// How often the wait doubles.
+/// How often the wait doubles at most.
 const MOST_FALLS: u32 = 4;
-/// Between two probes of a key that is not active.
+/// The longest time between two probes of a key that is not active.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// What a probe met.
+/// The result of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Met {
     /// The canary was unwrapped.
     Works,
-    /// The KMS said no.
+    /// The KMS refused.
     Refused,
-    /// The KMS did not say.
+    /// The KMS gave no answer about the key.
     OutOfReach,
 }
 
-/// Whether this replica is to probe now. One that has just met an outage lets the others go first.
+/// Returns whether this replica must probe now. A replica that has just found an outage lets the
+/// others go first.
 pub(super) fn is_due(proof: &Proof, now: Timestamp, replica: Uuid, guard: &KeyGuard) -> bool {
     let patience = match proof.doubted_by {
         Some(doubting) if doubting == replica => guard.probe_every / 2,
         Some(_) | None => Duration::ZERO,
     };
-    // A time that lies further ahead than the pause that it ends was written before the clock was set back.
+    // A time further ahead than the pause that it ends was written before the clock was set back.
     now >= proof.next_probe_at.plus(patience)
         || proof.next_probe_at.since(now) > pause_after(proof.failures, guard).max(guard.probe_every)
 }
 
-/// The form that says that somebody is probing: whoever writes it first is the one.
+/// Returns the row that says that a replica is probing. The replica that writes it first does the
+/// probe.
 pub(super) fn claimed(proof: &Proof, now: Timestamp, guard: &KeyGuard) -> Proof {
     Proof { revision: proof.revision + 1, next_probe_at: now.plus(guard.probe_every), ..proof.clone() }
 }
 
-/// The form after a probe. `at` is a time of the database's that was read before the probe was sent, `took` how long it was
-/// from there to the answer, or to the end of waiting for one.
+/// Returns the row after a probe. `at` is a time of the database's clock that was read before the
+/// probe was sent. `took` is the time from then to the answer, or to the end of waiting for one.
 pub(super) fn after(
     proof: &Proof,
     met: Met,
@@ -87,7 +92,7 @@ pub(super) fn after(
             next.failures = proof.failures.saturating_add(1);
             next.steady_since = None;
             let confirmed = proof.doubted_by.is_some_and(|doubting| doubting != replica);
-            // A proof from the future is none.
+            // A proof from the future does not count.
             let expired = proof.proven_at > at || at.plus(took).since(proof.proven_at) >= guard.bound();
             next.posture = match proof.posture {
                 Posture::Active if confirmed || expired => {
@@ -111,12 +116,13 @@ pub(super) fn after(
     next
 }
 
-/// How long probes must have succeeded before a revoked key is used again.
+/// Returns how long probes must have succeeded before a revoked key is used again.
 pub(super) fn resumes_after(proof: &Proof, guard: &KeyGuard) -> Duration {
     guard.resume_after * 2_u32.pow(proof.falls.saturating_sub(1).min(MOST_FALLS))
 }
 
-/// The revocations that still count when a posture turns: none once it has stood for [`CALM`].
+/// Returns the number of revocations that still count when a posture changes: none if the posture
+/// has lasted for [`CALM`].
 fn falls_until(proof: &Proof, at: Timestamp) -> u32 {
     match at.since(proof.since) < CALM {
         true => proof.falls,
@@ -134,7 +140,7 @@ mod tests {
     use super::{Duration, KeyGuard, Met, Posture, Proof, Timestamp, Uuid, claimed, is_due, resumes_after};
     use crate::model::KeyVersion;
 
-    /// After an answer that took no time.
+    /// Applies a probe whose answer took no time.
     fn after(proof: &Proof, met: Met, replica: Uuid, at: Timestamp, guard: &KeyGuard) -> Proof {
         super::after(proof, met, replica, (at, Duration::ZERO), guard)
     }
@@ -167,7 +173,7 @@ mod tests {
         }
     }
 
-    /// Probes at these seconds, by this replica, meet these.
+    /// Applies probes: each has a time in seconds, a result and the replica that probed.
     fn after_all(mut proof: Proof, probes: &[(i64, Met, Uuid)]) -> Proof {
         for (seconds, met, replica) in probes {
             proof = after(&proof, *met, *replica, at(*seconds), &guard());
@@ -229,7 +235,8 @@ mod tests {
         assert_eq!((outage.posture, outage.epoch), (Posture::Active, 2));
         let once = after(&outage, Met::Refused, ME, at(12), &guard());
         assert_eq!(resumes_after(&once, &guard()), guard().resume_after);
-        // Nor does one that ends in a revocation, nor one between two of them.
+        // The same holds for an outage that ends in a revocation, and for one between two
+        // revocations.
         let from_outage = after_all(active(), &[(9, Met::OutOfReach, ME), (10, Met::Refused, ME)]);
         assert_eq!(resumes_after(&from_outage, &guard()), guard().resume_after);
         let back = after_all(once, &[(20, Met::Works, ME), (23, Met::Works, ME)]);

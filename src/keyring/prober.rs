@@ -1,6 +1,6 @@
-//! The prober: shows once in a while that each key version still works whose DEKs are in some replica's memory, by
-//! unwrapping a canary. Replicas share the work: who moves a proof row first has that probe. Its findings are the one thing
-//! that turns a posture.
+//! The prober: shows once in a while that each key version whose DEKs are in some replica's memory
+//! still works, by unwrapping a canary. Replicas share the work: the replica that updates a proof
+//! row first does that probe. Only the results of probes change a posture.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::atomic::Ordering;
@@ -27,16 +27,16 @@ use super::posture::{Met, after, claimed, is_due};
 use super::view::View;
 use super::{Keyring, Turn};
 
-/// How often rows are looked at when nobody needs any.
+/// How often rows are checked when no replica needs any.
 const IDLE: Duration = Duration::from_secs(1);
 
 /// How often the row is read while another replica probes.
 const GLANCE: Duration = Duration::from_millis(50);
 
-/// How often a finding is written anew when others write the same row.
+/// How often the result of a probe is written again when others write the same row.
 const TRIES: usize = 3;
 
-/// What a probe brought.
+/// The result of a probe, with its evidence.
 struct Found {
     met: Met,
     error: Option<KmsError>,
@@ -49,7 +49,8 @@ impl Keyring {
         tokio::join!(self.keep_looking(&stop), self.keep_dropping(&stop));
     }
 
-    /// A timer of its own: a database that hangs does not keep in memory what may not be used.
+    /// Has a timer of its own, so that a database that hangs does not keep in memory what may not
+    /// be used.
     async fn keep_dropping(&self, stop: &CancellationToken) {
         while timeout(self.guard.probe_every / 4, stop.cancelled()).await.is_err() {
             self.drop_unproven();
@@ -70,8 +71,8 @@ impl Keyring {
         }
     }
 
-    /// Says what is needed, learns what others found, probes what is due, and drops what was not shown to work in time.
-    /// Answers whether anything is watched.
+    /// Tells the other replicas what is needed, reads what they found, probes what is due, and
+    /// drops what was not shown to work in time. Returns whether anything is watched.
     async fn look(self: &Arc<Self>) -> bool {
         let rewinds = self.committer.rewinds();
         if self.rewinds.swap(rewinds, Ordering::SeqCst) != rewinds {
@@ -93,8 +94,9 @@ impl Keyring {
         watched.is_none_or(|(seen, _)| !seen.rows.is_empty())
     }
 
-    /// Reads what this replica believes to be dark or has in memory, and is not watched as such any more: another has seen it
-    /// come back, or has re-wrapped the last DEK of it.
+    /// Reads the versions that this replica believes to be dark or has in memory, but that are no
+    /// longer watched as such: another replica has seen the key come back, or has re-wrapped the
+    /// last DEK under it.
     async fn read_what_left(&self, seen: &Seen<Watched>) {
         let now = self.boot();
         let is_watched = |tenant: TenantUid, version: &KeyVersion| {
@@ -115,7 +117,8 @@ impl Keyring {
         }
     }
 
-    /// Starts the probes that are due, one batch for each tenant; but none where this replica still waits for one.
+    /// Starts the probes that are due, one batch for each tenant. A version for which this replica
+    /// still waits for a probe is skipped.
     fn probe_due(self: &Arc<Self>, seen: &Seen<Watched>, asked: BootTime) {
         let mut due: BTreeMap<TenantUid, (Vec<Watched>, Vec<OwnedMutexGuard<Turn>>)> = BTreeMap::new();
         for row in &seen.rows {
@@ -136,7 +139,7 @@ impl Keyring {
         }
     }
 
-    /// What was not shown to work in time may not be used, and so is not kept.
+    /// Drops what was not shown to work in time: it may not be used, so it is not kept.
     fn drop_unproven(&self) {
         let now = self.boot();
         let unproven: HashSet<TenantUid> = self
@@ -152,7 +155,7 @@ impl Keyring {
         }
     }
 
-    /// What is to be probed, and when it was asked for.
+    /// Returns the rows to be probed, and when they were asked for.
     async fn watched(&self) -> Option<(Seen<Watched>, BootTime)> {
         let sent = self.boot();
         let seen = self.store.watched().await.ok()?;
@@ -161,12 +164,13 @@ impl Keyring {
         Some((seen, sent))
     }
 
-    /// Probes one version out of turn, but not sooner after a probe than they follow each other; whoever comes meanwhile
-    /// waits for the same answer. What is known after it; `None` when that is not enough to go by.
+    /// Probes one version out of turn, but not sooner after a probe than the usual interval. A
+    /// caller that arrives meanwhile waits for the same answer. Returns what is known afterwards,
+    /// or `None` if that is not enough to decide.
     pub(super) async fn probe_now(self: &Arc<Self>, tenant: &Tenant, version: &KeyVersion) -> Option<View> {
         let turn = self.turn(tenant.uid, version).lock_owned().await;
         if self.is_rested(tenant.uid, version) {
-            // Runs to its end whatever becomes of the caller: others wait for what it brings.
+            // Runs to its end even if the caller is dropped: others wait for the result.
             let _ = self.spawn_probe(tenant, version, turn).await;
         }
         let view = self.views.get(tenant.uid, version)?;
@@ -177,7 +181,7 @@ impl Keyring {
         (view.posture != Posture::Active || proven).then_some(view)
     }
 
-    /// The same, but waits for nothing, and does nothing where a probe is under way.
+    /// Starts the same probe without waiting for it. Does nothing if a probe is under way.
     pub(super) fn probe_soon(self: &Arc<Self>, tenant: &Tenant, version: &KeyVersion) {
         let turn = self.turn(tenant.uid, version).try_lock_owned();
         if let (Ok(turn), true) = (turn, self.is_rested(tenant.uid, version)) {
@@ -205,15 +209,16 @@ impl Keyring {
             if !self.probe(seen, asked).await {
                 self.wait_for_another(tenant, version).await;
             }
-            // Another replica may have been first, and know more by now.
+            // Another replica may have been first, and may know more by now.
             self.read(tenant.uid).await;
         }
-        // Whatever came of it: those who wait for this turn must not each try as long.
+        // Whatever the result: the callers that wait for this turn must not each try for as long.
         let ended = self.boot();
         self.views.change(tenant.uid, version, |view| view.probed = Some(ended));
     }
 
-    /// Another replica probes this very moment: its answer is waited for, as long as a probe may take.
+    /// Another replica probes at this moment: waits for its answer, for as long as a probe may
+    /// take.
     async fn wait_for_another(&self, tenant: &Tenant, version: &KeyVersion) {
         let unproven = |view: View| view.posture == Posture::Active && !self.is_proven(&view);
         let proven = async {
@@ -229,7 +234,7 @@ impl Keyring {
         view.proof_age(self.boot()) <= self.guard.bound()
     }
 
-    /// Whether a probe of this replica's is not only just over.
+    /// Returns whether the last probe by this replica is long enough ago.
     fn is_rested(&self, tenant: TenantUid, version: &KeyVersion) -> bool {
         let probed = self.views.get(tenant, version).and_then(|view| view.probed);
         probed.is_none_or(|probed| self.boot().since(probed) >= self.guard.probe_every)
@@ -240,8 +245,8 @@ impl Keyring {
         turns.entry((tenant, version.clone())).or_default().clone()
     }
 
-    /// Probes rows of one tenant, as they stood when they were asked for. Those that another replica moves first are left to
-    /// it; whether there were others.
+    /// Probes rows of one tenant, in the state in which they were read. A row that another replica
+    /// updates first is left to it. Returns whether any rows were left to probe.
     async fn probe(&self, seen: Seen<Watched>, asked: BootTime) -> bool {
         let Some(tenant) = seen.rows.first().map(|row| row.tenant.clone()) else { return false };
         let mut claims: Vec<(Watched, Proof)> = seen
@@ -280,9 +285,10 @@ impl Keyring {
         true
     }
 
-    /// Writes down what a probe brought that was sent after the database's clock showed `at`, for which it was `asked`, and
-    /// that `ended` then. Where another replica has moved the row meanwhile, it counts all the same, unless that one has
-    /// turned the posture or knows better.
+    /// Writes the result of a probe. The probe was sent after the database's clock showed `at`, was
+    /// `asked` for and `ended` at these times of this machine's clock. If another replica has
+    /// updated the row meanwhile, the result still counts, unless that replica has changed the
+    /// posture or has a newer proof.
     async fn conclude(
         &self,
         tenant: &Tenant,
@@ -291,7 +297,8 @@ impl Keyring {
         (at, asked, ended): (Timestamp, BootTime, BootTime),
     ) {
         for _ in 0..TRIES {
-            // A success that is too old to be a proof is not written: the others rely on it that none comes so late.
+            // A success that is too old to be a proof is not written: the other replicas rely on no
+            // proof coming this late.
             if found.met == Met::Works && self.boot().since(asked) > self.guard.bound() {
                 return;
             }
@@ -303,7 +310,8 @@ impl Keyring {
                 }
                 false => {
                     if next.posture != Posture::Active {
-                        // Before anybody else is told: what is in memory here goes now.
+                        // Before the other replicas are told: what is in memory here is dropped
+                        // now.
                         let version = &next.key_version;
                         self.views.change(tenant.uid, version, |view| view.posture = next.posture);
                         self.darken(tenant.uid);
@@ -317,7 +325,7 @@ impl Keyring {
             let Ok(seen) = self.store.proofs(tenant.uid).await else { return };
             let row = seen.rows.into_iter().find(|row| row.key_version == from.key_version);
             let Some(row) = row.filter(|row| row.epoch == from.epoch) else { return };
-            // The key was shown to work after this probe was begun.
+            // The key was shown to work after this probe had begun.
             if found.met != Met::Refused && row.proven_at > at && row.proven_at <= seen.now {
                 return;
             }
@@ -325,8 +333,8 @@ impl Keyring {
         }
     }
 
-    /// How long an answer is waited for: not longer than the last proof holds, so that nobody learns later than then that
-    /// there is no other.
+    /// Returns how long to wait for an answer: not longer than the last proof is valid, so that
+    /// callers learn no later than that moment that there is no newer one.
     fn patience(&self, tenant: TenantUid, claims: &[(Watched, Proof)]) -> Duration {
         let now = self.boot();
         let left = claims.iter().filter_map(|(row, _)| {
@@ -343,7 +351,7 @@ impl Keyring {
             .map(|(row, _)| (binding_of(tenant.uid, &row.canary), row.canary.wrapped.clone()))
             .collect();
         let kms = self.kms.clone();
-        // Runs to its end whatever the time: it may be the call that logs in for all others.
+        // Runs to its end even after the timeout: it may be the call that logs in for all others.
         let asked = tokio::spawn(async move { kms.unwrap(&canaries).await });
         let answers = match timeout(self.patience(tenant.uid, claims), asked).await {
             Ok(Ok(answers)) => answers,
@@ -355,7 +363,7 @@ impl Keyring {
             Some(Ok(answer)) => Found { met: Met::Works, error: None, kms_request_id: answer.request_id },
             Some(Err(error)) => {
                 let met = match error.class.verdict() {
-                    // A canary that the key does not open any more: it is not the key that it was.
+                    // The key no longer opens this canary, so it is not the key that it was.
                     Verdict::Revoked | Verdict::Item => Met::Refused,
                     Verdict::Outage | Verdict::Misconfigured | Verdict::Unasked => Met::OutOfReach,
                 };
@@ -370,7 +378,8 @@ impl Keyring {
         claims.iter().map(found).collect()
     }
 
-    /// Turns a posture: its row, its incident and its entry are one commit. Whether it was this one that did it.
+    /// Changes a posture: the row, the incident and the log entry are one commit. Returns whether
+    /// this replica made the change.
     async fn turn_to(&self, tenant: &Tenant, from: &Proof, to: Proof, found: &Found) -> bool {
         let incident = Incident {
             id: IncidentId::new(),

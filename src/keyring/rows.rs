@@ -1,7 +1,9 @@
-//! Whether a DEK's row may be used: asked before the KMS is, of every row that is read to unwrap it, to encrypt under it or to
-//! re-wrap it. A row whose MACs are wrong is never used. One without MACs is used until the tenant's rows have all been
-//! sealed, which an entry of the log says, or the configuration; from then on it is refused, so that nothing is won by taking
-//! MACs away. What this process has seen once of that, a database that is another now does not take back.
+//! Decides whether a DEK's row may be used. Every row that is read to unwrap it, to encrypt under
+//! it or to re-wrap it is checked before the KMS is called. A row whose MACs are wrong is never
+//! used. A row without MACs is used until all rows of the tenant have been sealed, according to an
+//! entry of the log or the configuration. From then on it is refused, so that an attacker gains
+//! nothing by removing MACs. Once this process has seen that all rows are sealed, a database that
+//! has changed since cannot take it back.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,45 +22,49 @@ use crate::store::{Change, DekRow, ReadError};
 
 use super::{Keyring, KeyringError};
 
-/// How long it is believed that a tenant's rows are not all sealed.
+/// How long this process relies on the answer that a tenant's rows are not all sealed.
 const BELIEVED: Duration = Duration::from_secs(5);
 /// How many contradicted rows of a tenant are remembered.
 const CONTRADICTED: usize = 10_000;
-/// Between two incidents of rows that are refused, for each tenant and replica.
+/// The time between two incidents about refused rows, for each tenant and replica.
 const BETWEEN_INCIDENTS: Duration = Duration::from_secs(60);
 
 /// What a row is wanted for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wanted {
-    /// To open what was encrypted under it: a DEK of somebody else's opens nothing, as each token commits to its own.
+    /// To open what was encrypted under it. Somebody else's DEK opens nothing, because each token
+    /// commits to its own.
     Open,
     /// To encrypt under it.
     Encrypt,
-    /// To wrap it under another version of the key: the log's entry of that speaks for it from then on.
+    /// To wrap it under another version of the key. From then on, the log's entry about that
+    /// vouches for it.
     Rewrap,
 }
 
-/// The MACs that a row would have: it is still the same while they are.
+/// The MACs that a row would have if it were sealed. While they are equal, the row is unchanged.
 type Would = (Option<[u8; 32]>, Option<[u8; 32]>);
 
 /// How the rows of DEKs are bound.
 pub(super) struct Rows {
     macs: Option<RowMacs>,
-    /// For how long no unsealed row may have come before those that come are refused.
+    /// How long no unsealed row must have appeared before unsealed rows are refused.
     pub(super) settle: Duration,
-    /// Whether wrapping takes no secret: then a wrapped DEK may be of anybody's making.
+    /// Whether wrapping takes no secret. A wrapped DEK may then have been made by anybody.
     anybody_wraps: bool,
     /// Whether every row must have its MACs, whatever the log says.
     required: bool,
-    /// Each held while that is looked up of a tenant, so that those who come meanwhile wait for the one answer.
+    /// One lock for each tenant, held while a caller looks up whether its rows are all sealed.
+    /// Callers that arrive meanwhile wait for the one answer.
     looking: Mutex<HashMap<TenantUid, Arc<tokio::sync::Mutex<()>>>>,
-    /// The tenants whose rows are all sealed; and when it was last seen that one's are not.
+    /// The tenants whose rows are all sealed (`Ok`), or when it was last seen that they are not
+    /// (`Err`).
     sealed: Mutex<HashMap<TenantUid, Result<(), BootTime>>>,
-    /// The tenants whose log did not hold when rows were last held against it.
+    /// The tenants whose log was damaged when rows were last compared with it.
     damaged: Mutex<HashSet<TenantUid>>,
-    /// Unsealed rows that the log contradicts, as they were then.
+    /// Unsealed rows that the log contradicts, in the state in which they were compared.
     contradicted: Mutex<HashMap<TenantUid, HashMap<DekId, Would>>>,
-    /// When the last incident of a tenant's rows was written down.
+    /// When the last incident about a tenant's rows was written.
     told: Mutex<HashMap<TenantUid, BootTime>>,
 }
 
@@ -81,14 +87,15 @@ impl Rows {
         self.macs.as_ref()
     }
 
-    /// Whether only a DEK whose row is bound may encrypt: where anybody can wrap, another may be anybody's; and where the log
-    /// does not hold, what was planted cannot be told from what it would have spoken for.
+    /// Returns whether only a DEK whose row is bound may encrypt. If anybody can wrap, an unbound
+    /// row may be anybody's. If the log is damaged, a planted row cannot be distinguished from one
+    /// that the log would have vouched for.
     pub(super) fn must_be_bound(&self, tenant: TenantUid) -> bool {
         let is_damaged = || self.damaged.lock().unwrap_or_else(PoisonError::into_inner).contains(&tenant);
         self.macs.is_some() && (self.anybody_wraps || is_damaged())
     }
 
-    /// Notes whether the log held when rows were held against it.
+    /// Notes whether the log was damaged when rows were compared with it.
     pub(super) fn note_damaged(&self, tenant: TenantUid, is_damaged: bool) {
         let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
         match is_damaged {
@@ -97,19 +104,19 @@ impl Rows {
         };
     }
 
-    /// Whether what is made now can be bound where it must be.
+    /// Returns whether a DEK that is made now can be bound, if it must be.
     pub(super) fn can_make(&self) -> bool {
         self.macs.is_some() || !self.anybody_wraps
     }
 
-    /// Gives a new row its MACs, where there is a secret.
+    /// Gives a new row its MACs, if there is a secret.
     pub(super) fn seal(&self, tenant: TenantUid, row: &mut DekRow) {
         if let Some(macs) = &self.macs {
             macs.seal(tenant, row);
         }
     }
 
-    /// Whether all of a tenant's rows are sealed, where that was looked up just now.
+    /// Returns whether all of a tenant's rows are sealed, if that was looked up recently.
     fn known_of(&self, tenant: TenantUid, now: BootTime) -> Option<bool> {
         let known = self.sealed.lock().unwrap_or_else(PoisonError::into_inner).get(&tenant).copied();
         match known? {
@@ -119,7 +126,8 @@ impl Rows {
         }
     }
 
-    /// Notes that the log contradicts a row as it is; whether there was room for that.
+    /// Notes that the log contradicts a row in its present state. Returns whether there was room
+    /// for that.
     pub(super) fn note_contradicted(&self, tenant: TenantUid, row: &DekRow) -> bool {
         let mut contradicted = self.contradicted.lock().unwrap_or_else(PoisonError::into_inner);
         let of_tenant = contradicted.entry(tenant).or_default();
@@ -130,14 +138,15 @@ impl Rows {
         is_room
     }
 
-    /// Whether the log was found to contradict a row as it is.
+    /// Returns whether the log was found to contradict a row in its present state.
     pub(super) fn is_contradicted(&self, tenant: TenantUid, row: &DekRow) -> bool {
         let contradicted = self.contradicted.lock().unwrap_or_else(PoisonError::into_inner);
         let noted = contradicted.get(&tenant).and_then(|of_tenant| of_tenant.get(&row.id));
         noted.is_some_and(|noted| *noted == self.would(tenant, row))
     }
 
-    /// Whether a row without a MAC may be one that the log contradicts: it is, or there are more of them than are remembered.
+    /// Returns whether the log may contradict a row without a MAC: it does, or there are more such
+    /// rows than are remembered.
     fn may_be_contradicted(&self, tenant: TenantUid, row: &DekRow) -> bool {
         let contradicted = self.contradicted.lock().unwrap_or_else(PoisonError::into_inner);
         let is_full = contradicted.get(&tenant).is_some_and(|of_tenant| of_tenant.len() >= CONTRADICTED);
@@ -151,7 +160,7 @@ impl Rows {
         (would.mac, would.record_mac)
     }
 
-    /// The turn to look up whether a tenant's rows are all sealed.
+    /// Returns the lock under which one caller looks up whether a tenant's rows are all sealed.
     fn looking(&self, tenant: TenantUid) -> Arc<tokio::sync::Mutex<()>> {
         self.looking.lock().unwrap_or_else(PoisonError::into_inner).entry(tenant).or_default().clone()
     }
@@ -162,31 +171,31 @@ impl Rows {
 }
 
 impl Keyring {
-    /// Whether rows can be re-wrapped and are as bound then as these are: not without the secret where they have MACs, or have
-    /// to have them.
+    /// Returns whether rows can be re-wrapped and are then as bound as these are. They cannot
+    /// without the secret if they have MACs, or must have them.
     pub fn can_reseal(&self, rows: &[DekRow]) -> bool {
         self.rows.macs.is_some() || (!self.rows.anybody_wraps && rows.iter().all(|row| row.mac.is_none()))
     }
 
-    /// The MAC of a sealed row that holds these wrapped bytes from now on. A row that was not sealed is sealed once it was held
-    /// against the log, and not sooner.
+    /// Returns the MAC of a sealed row that holds these wrapped bytes from now on. A row that was
+    /// not sealed is sealed only after it was compared with the log.
     pub fn reseal(&self, tenant: TenantUid, row: &DekRow, to: &Wrapped) -> Option<[u8; 32]> {
         let macs = self.rows.macs.as_ref().filter(|_| row.mac.is_some())?;
         Some(macs.of_wrapped(tenant, row.id, to))
     }
 
-    /// Whether DEKs may be made for records of this tenant.
+    /// Returns an error if no DEKs may be made for records of this tenant.
     pub(super) async fn may_make(&self, tenant: TenantUid) -> Result<(), KeyringError> {
         match &self.rows.macs {
             Some(_) => Ok(()),
             None if self.rows.anybody_wraps => Err(KeyringError::Unbound),
-            // Without the secret a row would be made that no replica with the secret takes.
+            // Without the secret, a replica that has the secret would not accept the row.
             None if self.all_sealed(tenant).await.map_err(KeyringError::Store)? => Err(KeyringError::Unbound),
             None => Ok(()),
         }
     }
 
-    /// For each row whether it may be used.
+    /// Returns for each row whether it may be used.
     pub(super) async fn admit_rows(
         self: &Arc<Self>,
         tenant: &Tenant,
@@ -226,8 +235,8 @@ impl Keyring {
         Err(KeyringError::Altered)
     }
 
-    /// Whether the configuration or an entry of the log says that all of a tenant's rows are sealed. What this process has seen
-    /// once, the database does not take back.
+    /// Returns whether the configuration or an entry of the log says that all of a tenant's rows
+    /// are sealed. Once this process has seen the entry, the database cannot take it back.
     pub(super) async fn all_sealed(&self, tenant: TenantUid) -> Result<bool, ReadError> {
         if self.rows.required {
             return Ok(true);
@@ -248,7 +257,8 @@ impl Keyring {
         Ok(known.is_ok())
     }
 
-    /// Writes an incident of a row that was refused, unless there was one just now: whoever edits one row may edit them all.
+    /// Writes an incident about a row that was refused, unless there was one recently: whoever
+    /// edits one row may edit them all.
     pub(super) fn tell_of_row(self: &Arc<Self>, tenant: &Tenant, row: &DekRow, seal: RowSeal) {
         let now = self.boot();
         let mut told = self.rows.told.lock().unwrap_or_else(PoisonError::into_inner);

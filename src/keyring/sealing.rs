@@ -1,7 +1,9 @@
-//! The job that seals rows: those that a release without MACs has written, and those that are sealed under the previous
-//! secret. A row is sealed only once it was held against the log. What is sealed stays so, so a job that was killed goes on
-//! with the rest; several replicas may work at once, since a row is sealed only as it was read. When none has come for a
-//! while, an entry says that all are sealed; from then on an unsealed row is refused, and `byok audit reseal` alone seals it.
+//! The job that seals rows: those that a release without MACs has written, and those that are
+//! sealed under the previous secret. A row is sealed only after it was compared with the log.
+//! Sealed rows stay sealed, so a job that was killed continues with the rest. Several replicas may
+//! work at once, because a row is sealed only in the state in which it was read. When no unsealed
+//! row has appeared for a while, an entry says that all rows are sealed. From then on an unsealed
+//! row is refused, and only `byok audit reseal` seals it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,42 +20,43 @@ use crate::verify::hold_rows;
 
 use super::Keyring;
 
-/// How often unsealed rows are looked for while some may come, and when none should.
+/// How often unsealed rows are looked for: while some may come, and when none should.
 const BUSY: Duration = Duration::from_secs(1);
 const QUIET: Duration = Duration::from_secs(30);
-/// How many rows one walk along the log is made for.
+/// The number of rows for which one walk along the log is made.
 const RANGE: usize = 100_000;
 /// How many rows are read, or sealed, by one statement.
 const PAGE: u32 = 1_000;
-/// Between two pages of rows that are gone through.
+/// The pause between two pages of a pass over all rows.
 const PAUSE: Duration = Duration::from_millis(10);
-/// How much longer than a walk along the log it takes until the next, where that one brought nothing: rows that somebody puts
-/// there to be looked at cost a tenth of a reader at most.
+/// The pause after a walk along the log that achieved nothing, as a multiple of its duration. Rows
+/// that somebody plants there to be checked then take up a tenth of a reader at most.
 const REST: u32 = 9;
-/// Between two lines of the server's log that say the same.
+/// The time between two identical lines in the server's log.
 const SAID_AGAIN: Duration = Duration::from_secs(3_600);
-/// How often the log is told again: a retention drops what is old.
+/// How often the entry that all rows are sealed is written again, because a retention drops old
+/// entries.
 const TOLD_AGAIN: Duration = Duration::from_secs(24 * 3_600);
 
-/// How far one tenant's rows are.
+/// How far the sealing of one tenant's rows is.
 #[derive(Default)]
 struct Course {
-    /// Since when none came that had to be sealed.
+    /// The time since which no row has appeared that had to be sealed.
     quiet_since: Option<BootTime>,
-    /// Whether none is left that is sealed under the previous secret.
+    /// Whether no row is left that is sealed under the previous secret.
     renewed: bool,
-    /// When the log's last word was looked at.
+    /// When the log's last entry that all rows are sealed was looked up.
     looked: Option<BootTime>,
-    /// Behind which row the next range begins; `None` for the first.
+    /// The row after which the next range begins; `None` for the first range.
     after: Option<DekId>,
-    /// Not before this is the log walked again.
+    /// The log is not walked again before this time.
     rests_until: BootTime,
-    /// When the server's log said last that nothing can be sealed.
+    /// When the server's log last said that nothing can be sealed.
     complained: Option<BootTime>,
 }
 
 impl Course {
-    /// Whether to say now that nothing can be sealed.
+    /// Returns whether to log now that nothing can be sealed.
     fn complains(&mut self, now: BootTime) -> bool {
         let due = self.complained.is_none_or(|last| now.since(last) >= SAID_AGAIN);
         if due {
@@ -64,7 +67,8 @@ impl Course {
 }
 
 impl Keyring {
-    /// Keeps the rows of all tenants sealed until `stop` is cancelled; returns at once where there is no secret.
+    /// Keeps the rows of all tenants sealed until `stop` is cancelled. Returns at once if there is
+    /// no secret.
     pub async fn keep_sealing(self: Arc<Self>, stop: CancellationToken) {
         let Some(macs) = self.rows.macs() else { return };
         let mut courses: HashMap<TenantUid, Course> = HashMap::new();
@@ -91,7 +95,7 @@ impl Keyring {
         }
     }
 
-    /// Whether all is sealed, and stays so.
+    /// Seals rows. Returns whether all rows are sealed for good.
     async fn seal_rows(
         self: &Arc<Self>,
         tenant: &Tenant,
@@ -123,7 +127,8 @@ impl Keyring {
         course.rests_until = now.plus(now.since(began).saturating_mul(REST));
         let held = held?;
         if held.all_were_sealed {
-            // Nobody found the entry that says so, and it is there: whoever hid it took the MACs away.
+            // The lookup did not find the entry that says so, although it exists: whoever hid it
+            // removed the MACs.
             self.rows.note_all_sealed(tenant.uid);
             return Ok(false);
         }
@@ -148,13 +153,15 @@ impl Keyring {
             let sealed = self.seal_all(tenant.uid, macs, held.agreed).await?;
             info!(tenant = tenant.name, sealed, "rows of DEKs were held against the log and sealed");
         } else if course.after.is_none() {
-            // Rows that are refused hold nothing up: else whoever writes some now and then would keep the end away.
+            // Refused rows delay nothing. Otherwise, anybody could postpone the end by writing such
+            // a row now and then.
             self.end(tenant, course).await;
         }
         Ok(false)
     }
 
-    /// Says in the log that all rows are sealed, once none has come for as long as that takes.
+    /// Writes to the log that all rows are sealed, once no unsealed row has come for the required
+    /// time.
     async fn end(&self, tenant: &Tenant, course: &mut Course) {
         let now = self.boot();
         let since = *course.quiet_since.get_or_insert(now);
@@ -163,7 +170,8 @@ impl Keyring {
         }
     }
 
-    /// Rows without MACs from behind this one on, but those that are known to be contradicted by the log; and where to go on.
+    /// Returns rows without MACs after this one, except those that the log is known to contradict,
+    /// and where to continue.
     async fn unsealed(
         &self,
         tenant: TenantUid,
@@ -182,7 +190,7 @@ impl Keyring {
         Ok((unsealed, after))
     }
 
-    /// Seals rows as they were read; how many were still the same.
+    /// Seals rows in the state in which they were read. Returns how many were still the same.
     async fn seal_all(
         &self,
         tenant: TenantUid,
@@ -199,7 +207,8 @@ impl Keyring {
         Ok(sealed)
     }
 
-    /// Goes through all rows and moves those to the current secret that the previous one has sealed. Whether none is left.
+    /// Goes through all rows, and re-seals under the current secret those that the previous one has
+    /// sealed. Returns whether none is left.
     async fn renew(&self, tenant: &Tenant, macs: &RowMacs) -> Result<bool, ReadError> {
         let (mut after, mut renewed, mut left) = (None, 0, 0);
         loop {
@@ -247,7 +256,8 @@ impl Keyring {
         }
         course.looked = Some(now);
         let last = last_sealed(&*self.store, tenant.uid).await?;
-        // Where only the configuration says it, the log is not told what is not so.
+        // If only the configuration says that all rows are sealed, the log does not get an entry
+        // that is not true.
         let is_due = last.map_or(is_so, |last| self.clock.now().since(last) >= TOLD_AGAIN);
         if is_due {
             self.tell_all_sealed(tenant).await;

@@ -1,5 +1,6 @@
-//! The age that [`Views`] says of a proof, while the database's clock is set at random, reads are slow or late, and probes are
-//! written late: it must never be below the truth, or an answer would go out after the bound.
+//! The age that [`Views`] reports for a proof, while the database's clock is set at random, reads
+//! are slow or late, and probes are written late. It must never be below the truth, or an answer
+//! would be sent after the bound.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,7 +16,8 @@ const TENANT: TenantUid = TenantUid([1; 16]);
 /// As with the default settings, in milliseconds.
 const BOUND: u64 = 3_000;
 const WRITING: u64 = 6_000;
-/// The quickest reading's way back is not told from a fall.
+/// The time that the answer of the quickest reading takes cannot be distinguished from a fall of
+/// the clock.
 const UNCERTAIN: u64 = 50;
 /// How long one run is.
 const RUN: u64 = 40_000;
@@ -23,16 +25,18 @@ const RUN: u64 = 40_000;
 /// What happens at one moment, in milliseconds of this machine's own clock.
 #[derive(Clone, Debug)]
 enum Event {
-    /// The database's clock is set by so much.
+    /// The database's clock is set by this much.
     Set(i64),
-    /// A replica reads the database's clock for a probe, which is sent, and written after those times.
+    /// A replica reads the database's clock for a probe. The probe is sent, and its result written,
+    /// after these times.
     Probe {
         sent: u64,
         written: u64,
     },
     /// The row gets this probe's time.
     Write(Timestamp),
-    /// This replica asks for the row, in the prober's way or in a commit's; it is read and heard after those times.
+    /// This replica asks for the row, as the prober does or in a commit. The row is read and the
+    /// answer arrives after these times.
     Ask {
         made: u64,
         heard: u64,
@@ -48,7 +52,7 @@ enum Event {
         row: Proof,
         commit: bool,
     },
-    /// The KMS refuses from here on.
+    /// The KMS refuses from now on.
     Off,
 }
 
@@ -60,7 +64,7 @@ struct World {
     ahead: i64,
     row: Proof,
     is_on: bool,
-    /// When the last probe was sent that succeeded.
+    /// When the last successful probe was sent.
     worked: u64,
 }
 
@@ -139,7 +143,7 @@ impl World {
                 }
             }
             Event::Write(at) => {
-                // As the prober does: not where there is a later one.
+                // As the prober does: not if there is a later one.
                 if self.row.proven_at <= at || self.row.proven_at > self.clock(now) {
                     self.row.proven_at = at;
                 }
@@ -164,7 +168,7 @@ impl World {
     }
 }
 
-/// Times between events of one kind, with what each is.
+/// The times of events of one kind, each with its event.
 fn every<T: Clone + std::fmt::Debug>(
     pause: std::ops::Range<u64>,
     event: impl Strategy<Value = T>,
@@ -179,7 +183,7 @@ fn every<T: Clone + std::fmt::Debug>(
     })
 }
 
-/// Mostly quick.
+/// Mostly quick ways, to the database and back.
 fn ways() -> impl Strategy<Value = (u64, u64)> {
     prop_oneof![8 => (1..20_u64, 1..20_u64), 1 => (1..1_000_u64, 1..1_000_u64)]
 }
@@ -187,7 +191,8 @@ fn ways() -> impl Strategy<Value = (u64, u64)> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
-    /// Between two settings of the clock the row is read, so that each is noticed; what nobody has seen, nobody can know.
+    /// Between two settings of the clock the row is read, so that each is noticed; nobody can know
+    /// of a setting that nobody has seen.
     #[test]
     fn a_proof_is_never_said_to_be_younger_than_it_is(
         sets in every(2_500..9_000, prop_oneof![-3_000..3_000_i64, -20_000..20_000_i64]),
@@ -206,7 +211,7 @@ proptest! {
         world.run()?;
     }
 
-    /// And one that comes in time is young, once no fall is near.
+    /// A proof that comes in time is young, if no fall is near.
     #[test]
     fn a_proof_of_a_clock_that_is_left_alone_is_young(
         by in -20_000..20_000_i64,

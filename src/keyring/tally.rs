@@ -1,4 +1,4 @@
-//! What the watch over the keys counts, and what it shows to who looks from outside.
+//! Counts the results of probes and the incidents, and reports the state of key versions.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,17 +11,17 @@ use super::posture::Met;
 /// A key version, as this replica knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
-    /// Which.
+    /// The key version.
     pub key_version: KeyVersion,
-    /// Can it be used?
+    /// Whether it can be used.
     pub posture: Posture,
-    /// How long ago it was shown to work, at least; `None` when that is not known.
+    /// A lower bound on how long ago it was shown to work; `None` if that is not known.
     pub proof_age: Option<Duration>,
-    /// Whether its DEKs may lie in this replica's memory.
+    /// Whether its DEKs may be in this replica's memory.
     pub in_memory: bool,
 }
 
-/// How often something was met since the start, by this replica.
+/// How often each result and each change occurred on this replica since it started.
 #[derive(Default)]
 pub(super) struct Tally {
     works: AtomicU64,
@@ -56,19 +56,20 @@ impl Tally {
 }
 
 impl Keyring {
-    /// How many probes of this replica met what, by name.
+    /// Returns how many probes of this replica had each result, by name.
     pub fn probes(&self) -> [(&'static str, u64); 3] {
         let Tally { works, refused, out_of_reach, .. } = &self.tally;
         [("works", works), ("refused", refused), ("out_of_reach", out_of_reach)]
             .map(|(name, count)| (name, count.load(Ordering::Relaxed)))
     }
 
-    /// How many incidents this replica has written down, by what the posture became.
+    /// Returns how many incidents this replica has written, by the posture that they changed to.
     pub fn incidents(&self) -> [(Posture, u64); 3] {
         Posture::ALL.map(|posture| (posture, self.tally.incidents_of(posture).load(Ordering::Relaxed)))
     }
 
-    /// How each key version is that this replica has met. Asks nobody.
+    /// Returns the state of each key version that this replica has met, without calling the
+    /// database or the KMS.
     pub fn standing(&self, tenant: TenantUid) -> Vec<Standing> {
         let now = self.boot();
         let all = self.views.all().into_iter().filter(|(whose, ..)| *whose == tenant);
@@ -81,13 +82,14 @@ impl Keyring {
         .collect()
     }
 
-    /// The same with what the other replicas have written down; without it where the database does not answer.
+    /// Does the same with what the other replicas have written; without it if the database does not
+    /// answer.
     pub async fn standing_of_all(&self, tenant: &Tenant) -> Vec<Standing> {
         self.read(tenant.uid).await;
         self.standing(tenant.uid)
     }
 
-    /// The version that the last DEK of a tenant was made under.
+    /// Returns the version under which the last DEK of a tenant was made.
     pub fn current_version(&self, tenant: TenantUid) -> Option<KeyVersion> {
         self.current.get(&tenant).map(|current| current.0.clone())
     }

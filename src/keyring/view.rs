@@ -1,11 +1,14 @@
-//! What this replica knows of each key version: its posture, and how old its proof is, counted on this machine's own clock
-//! from the moment that the proof was first seen. So neither a database whose clock is set back nor a machine that was
-//! suspended makes a proof younger than it is:
+//! What this replica knows of each key version: its posture, and the age of its proof, counted on
+//! this machine's own clock from the moment at which the proof was first seen. Neither a database
+//! whose clock is set back nor a machine that was suspended can then make a proof younger than it
+//! is:
 //!
 //! - A proof that was seen before only ages.
-//! - A proof from the future is none, and stays none when the database's clock has come to it: only another one counts.
-//! - To the age of one that was not seen before, by the database's clock, is added by how much that clock has fallen since
-//!   the row was last read, and for as long before that as a proof may take to be written.
+//! - A proof from the future does not count, even after the database's clock has reached it: only
+//!   another proof counts.
+//! - The age of a proof that was not seen before is taken from the database's clock. Added to it is
+//!   the amount by which that clock has fallen since a time before the last read of the row. That
+//!   time is earlier by as long as the writing of a proof may take.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -23,42 +26,44 @@ pub(super) struct View {
     pub(super) epoch: u64,
     revision: u64,
     proven_at: Timestamp,
-    /// How old the proof was at `seen`, at least.
+    /// A lower bound on the age of the proof at `seen`.
     age: Duration,
     seen: BootTime,
-    /// The last reading that found this proof in the row: when it was sent, and heard.
+    /// When the last reading that found this proof in the row was sent, and when its answer
+    /// arrived.
     read: (BootTime, BootTime),
-    /// When the last unwrap of this replica's own that succeeded was sent: a proof that needs no row.
+    /// When this replica's last successful unwrap was sent. It is a proof that needs no row.
     pub(super) unwrapped: Option<BootTime>,
-    /// Until when DEKs of it may lie in this replica's memory.
+    /// Until when DEKs under it may be in this replica's memory.
     pub(super) in_memory_until: BootTime,
-    /// When others were last told so.
+    /// When the other replicas were last told of that.
     pub(super) told: Option<BootTime>,
-    /// When a probe of this replica's last came to its end.
+    /// When a probe by this replica last ended.
     pub(super) probed: Option<BootTime>,
 }
 
 impl View {
-    /// How long ago the key version was shown to work, at least, by what this replica knows.
+    /// Returns a lower bound on how long ago the key version was shown to work, as far as this
+    /// replica knows.
     pub(super) fn proof_age(&self, now: BootTime) -> Duration {
         let row = self.row_age(now);
         self.unwrapped.map_or(row, |unwrapped| row.min(now.since(unwrapped)))
     }
 
-    /// The same by its row alone.
+    /// Returns the same by the row alone.
     pub(super) fn row_age(&self, now: BootTime) -> Duration {
         self.age.saturating_add(now.since(self.seen))
     }
 }
 
-/// What became of a posture when a row was read.
+/// How a posture changed when a row was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Learned {
     /// It was not known before.
     Met,
-    /// It is what it was.
+    /// It is unchanged.
     Same,
-    /// Its epoch is another: what was unwrapped under the old one may not be used any more.
+    /// Its epoch has changed: what was unwrapped under the old one may not be used any more.
     Moved,
 }
 
@@ -70,7 +75,8 @@ pub(super) struct Views {
 }
 
 impl Views {
-    /// Of rows in which a proof may stand so long after the database's clock was read for it, and not longer.
+    /// Makes views of rows in which a proof may appear up to `late` after the database's clock was
+    /// read for it.
     pub(super) fn new(late: Duration) -> Self {
         Self { views: DashMap::new(), clock: Mutex::default(), late }
     }
@@ -79,7 +85,7 @@ impl Views {
         self.views.get(&(tenant, version.clone())).map(|view| view.clone())
     }
 
-    /// Knows of no version any more.
+    /// Forgets all versions.
     pub(super) fn clear(&self) {
         self.views.clear();
     }
@@ -88,14 +94,14 @@ impl Views {
         self.views.iter().map(|view| (view.key().0, view.key().1.clone(), view.clone())).collect()
     }
 
-    /// Changes what is known of a version that was met.
+    /// Changes what is known of a version that this replica has met.
     pub(super) fn change(&self, tenant: TenantUid, version: &KeyVersion, change: impl FnOnce(&mut View)) {
         if let Some(mut view) = self.views.get_mut(&(tenant, version.clone())) {
             change(&mut view);
         }
     }
 
-    /// Takes over what a row says.
+    /// Takes over the contents of a row.
     pub(super) fn learn(&self, tenant: TenantUid, proof: &Proof, reading: Reading) -> Learned {
         self.clock().note(reading);
         let mut learned = Learned::Met;
@@ -105,7 +111,7 @@ impl Views {
                 learned = Learned::Same;
                 let (known, told) = ((view.epoch, view.revision), (proof.epoch, proof.revision));
                 let is_newer = told > known || reading.sent >= view.read.1;
-                // A row that was read earlier than the one that is known here may come later.
+                // A row that was read earlier than the one that is known here may arrive later.
                 if told < known && !is_newer {
                     return;
                 }
@@ -137,12 +143,13 @@ impl Views {
         learned
     }
 
-    /// Forgets the versions that a reading of all of the tenant's rows did not have; whether there were any.
+    /// Forgets the versions that are absent from a reading of all of the tenant's rows. Returns
+    /// whether there were any.
     pub(super) fn forget_absent(&self, tenant: TenantUid, rows: &[Proof], reading: Reading) -> bool {
         let mut forgotten = false;
         self.views.retain(|(whose, version), view| {
             let is_there = rows.iter().any(|proof| proof.key_version == *version);
-            // One that was read later may have come later.
+            // A version that was read later may have been added later.
             let stays = *whose != tenant || is_there || view.read.1 > reading.sent;
             forgotten |= !stays;
             stays
@@ -150,8 +157,8 @@ impl Views {
         forgotten
     }
 
-    /// How old the proof of a version is that a commit found, when that commit was sent; counted by both clocks, and the
-    /// older one counts.
+    /// Returns how old the proof of a version that a commit found was when that commit was sent.
+    /// The age is counted by both clocks, and the greater one counts.
     pub(super) fn age_found(
         &self,
         tenant: TenantUid,
@@ -174,16 +181,17 @@ impl Views {
         }
     }
 
-    /// How old a proof is by the database's clock, where that may have been set back since the proof was made.
+    /// Returns the age of a proof by the database's clock, which may have been set back since the
+    /// proof was made.
     fn age(&self, proven_at: Timestamp, reading: Reading, known: Option<&View>) -> Duration {
-        // A proof from the future is none.
+        // A proof from the future does not count.
         if proven_at > reading.now {
             return Duration::MAX;
         }
         let last_read = known.map_or(reading.sent, |view| view.read.0);
         let age = reading.now.since(proven_at);
         match known.is_some_and(|view| view.proven_at == proven_at) {
-            // Since it was first seen it has aged on this machine's clock.
+            // It has aged on this machine's clock since it was first seen.
             true => age,
             false => age.saturating_add(self.clock().fallen_since(last_read.minus(self.late))),
         }
@@ -195,12 +203,14 @@ impl Views {
 }
 
 impl View {
-    /// Takes over the proof that a reading found in the row; another one than is known only from a newer reading.
+    /// Takes over the proof that a reading found in the row. A proof other than the known one is
+    /// taken only from a newer reading.
     fn prove(&mut self, proven_at: Timestamp, age: Duration, reading: Reading, is_newer: bool) {
         let counts = match proven_at == self.proven_at {
-            // The same proof does not get younger. It gets older where the database's clock was set, for a commit asks that.
+            // The same proof does not get younger. It gets older if the database's clock was set,
+            // because a commit is checked by that clock.
             true => age > self.row_age(reading.sent),
-            // That a proof lies in the future is to be remembered, whoever has seen it.
+            // A proof from the future must be remembered, whichever reading has seen it.
             false => is_newer || age == Duration::MAX,
         };
         if counts {
@@ -263,7 +273,7 @@ mod tests {
     fn a_clock_set_back_makes_no_known_proof_younger() {
         let views = Views::new(LATE);
         views.learn(TENANT, &proof(0, 900), reading(0, 1_000));
-        // Three seconds later the database's clock shows what it showed then.
+        // Three seconds later the database's clock shows the same time as before.
         views.learn(TENANT, &proof(0, 900), reading(3_000, 1_000));
         assert_eq!(age(&views, 3_000), 3_100);
         let found = views.age_found(TENANT, &KeyVersion::new("byok", "1"), db(900), reading(3_000, 1_000));
@@ -274,7 +284,7 @@ mod tests {
     fn a_proof_first_seen_after_the_clock_fell_is_of_greatest_age() {
         let views = Views::new(LATE);
         views.learn(TENANT, &proof(0, 900), reading(0, 1_000));
-        // Set back by two seconds: a proof of before looks half a second old.
+        // Set back by two seconds: a proof from before looks half a second old.
         let found = views.age_found(TENANT, &KeyVersion::new("byok", "1"), db(1_500), reading(3_000, 2_000));
         assert_eq!(found.as_millis(), 2_500);
     }
@@ -315,9 +325,9 @@ mod tests {
     fn a_proof_first_seen_some_readings_later_is_also_of_greatest_age() {
         let views = Views::new(LATE);
         views.learn(TENANT, &proof(0, 900), reading(0, 1_000));
-        // Set back by two seconds; what was read then is the same proof.
+        // Set back by two seconds; the reading finds the same proof.
         views.learn(TENANT, &proof(0, 900), reading(3_000, 2_000));
-        // A probe of before that was written late.
+        // A probe from before that, which was written late.
         views.learn(TENANT, &Proof { revision: 2, ..proof(0, 2_100) }, reading(3_200, 2_200));
         assert_eq!(age(&views, 3_200), 2_100);
     }

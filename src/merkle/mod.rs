@@ -109,7 +109,7 @@ mod tests {
         Hash::of_leaf(&number.to_be_bytes())
     }
 
-    /// As the standard defines it (RFC 6962, 2.1).
+    /// Computes the root as the standard defines it (RFC 6962, 2.1).
     fn mth(leaves: &[Hash]) -> Hash {
         match leaves {
             [] => Hash::of_nothing(),

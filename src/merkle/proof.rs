@@ -181,7 +181,7 @@ mod tests {
         }
     }
 
-    /// `tests/vectors/merkle/README.md` says where they come from.
+    /// Parses test vectors; `tests/vectors/merkle/README.md` gives their source.
     fn vectors(file: &str) -> impl Iterator<Item = Value> {
         file.lines().map(|line| serde_json::from_str(line).unwrap())
     }
@@ -198,7 +198,7 @@ mod tests {
     }
 
     fn holds(vector: &Value, verified: impl FnOnce() -> Option<bool>) {
-        // One takes any two equal texts for roots; ours have 32 bytes.
+        // One vector accepts any two equal texts as roots; ours have 32 bytes.
         let of_no_hashes = vector["desc"] == "sizes are equal (one) and proof is empty";
         let refused = of_no_hashes || vector["wantErr"].as_bool().unwrap();
         assert_eq!(verified().unwrap_or(false), !refused, "{vector}");
