@@ -26,6 +26,7 @@ mod gcp;
 mod http;
 mod local;
 mod pacing;
+mod renewal;
 mod request_counts;
 mod vault;
 

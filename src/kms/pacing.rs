@@ -88,6 +88,20 @@ impl Pacing {
         pause
     }
 
+    /// Notes that the credential is not to be presented again for a while, and returns the time:
+    /// the one that was asked for, up to a minute, or that of [`Self::refused`].
+    pub(super) fn deferred(
+        &mut self,
+        credential: Fingerprint,
+        error: &KmsError,
+        wait: Option<Duration>,
+    ) -> Duration {
+        let Some(wait) = wait else { return self.refused(credential, error) };
+        let pause = wait.min(PAUSES.1);
+        self.note(credential, error, pause, false);
+        pause
+    }
+
     /// Notes a refusal that the other side may count towards a lockout, and returns the time for
     /// which the credential is not presented again.
     pub(super) fn refused_and_counted(&mut self, credential: Fingerprint, error: &KmsError) -> Duration {
@@ -226,6 +240,16 @@ mod tests {
         assert_eq!(pacing.may_show(&[1; 32]), Ok(()));
         pacing.unanswered([1; 32]);
         assert_eq!(pacing.may_show(&[1; 32]).unwrap_err().class, KmsErrorClass::LoginPaused);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_asks_for_a_day_is_obeyed_for_a_minute() {
+        for asked in [Duration::from_secs(86_400), Duration::MAX] {
+            let mut pacing = Pacing::default();
+            assert_eq!(pacing.deferred([1; 32], &refusal(), Some(asked)), PAUSES.1);
+            advance(PAUSES.1).await;
+            assert_eq!(pacing.may_show(&[1; 32]), Ok(()));
+        }
     }
 
     #[tokio::test(start_paused = true)]

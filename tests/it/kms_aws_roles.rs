@@ -8,6 +8,7 @@ use byok::model::{DekId, TenantUid};
 use serde_json::json;
 
 use crate::support::aws::{Cloud, Fault, Front, Key, Role, permissions};
+use crate::support::calls::refused_within_the_bound;
 
 const EXTERNAL_ID: &str = "byok-7f3a";
 /// The time after which a late answer comes: far past every deadline here, also on a busy machine.
@@ -107,6 +108,15 @@ async fn a_session_that_was_issued_outlives_its_trust_policy() {
     role.trust(None).await;
     assert_eq!(class(&kms).await, None, "for up to 900 s, which the documentation says");
     assert_eq!(class(&us(&key, &role, &front)).await, Some(KmsErrorClass::AccessDenied));
+}
+
+#[tokio::test]
+async fn a_trust_that_is_taken_away_ends_the_session_within_the_bound() {
+    let (key, role, front) = with_role().await;
+    let kms = us(&key, &role, &front);
+    assert_eq!(class(&kms).await, None);
+    role.trust(None).await;
+    assert_eq!(refused_within_the_bound(&kms).await, KmsErrorClass::AccessDenied);
 }
 
 #[tokio::test]

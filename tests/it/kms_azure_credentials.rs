@@ -15,7 +15,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::support::azure::{Azure, ROW_MAC_KEY, SECRET};
-use crate::support::calls::wraps;
+use crate::support::calls::{refused_within_the_bound, wraps};
 use crate::support::server::TestServer;
 
 async fn tokens(azure: &Azure) -> u64 {
@@ -162,6 +162,15 @@ async fn a_token_that_the_vault_refuses_is_replaced_once() {
     tokio::time::sleep(Duration::from_secs(10)).await;
     assert_eq!(wraps(&kms).await, None);
     assert_eq!(tokens(&azure).await, 2);
+}
+
+#[tokio::test]
+async fn a_secret_that_is_deleted_alone_ends_its_token_within_the_bound() {
+    let azure = Azure::start().await;
+    let kms = azure.kms();
+    assert_eq!(wraps(&kms).await, None);
+    azure.change_principal(json!({ "secrets": [] })).await;
+    assert_eq!(refused_within_the_bound(&kms).await, KmsErrorClass::CredentialInvalid);
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use byok::model::{DekId, TenantUid};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::support::calls::wraps;
+use crate::support::calls::{refused_within_the_bound, wraps};
 use crate::support::gcp::{ACCOUNT, Google, KEY, ROLE};
 use crate::support::log::Log;
 use crate::support::stub::{Seen, Stub, answer};
@@ -104,6 +104,18 @@ async fn a_persons_refresh_token_is_taken_and_warned_of() {
     google.control("user", json!({ "email": "ada@example.com", "refresh_token": "1//r", "revoked": true, "client_id": "c", "client_secret": "s+/&" })).await;
     google.control("revoke", json!({})).await;
     assert_eq!(wraps(&kms).await, Some(KmsErrorClass::CredentialInvalid));
+}
+
+#[tokio::test]
+async fn a_refresh_token_that_is_revoked_alone_ends_its_access_token_within_the_bound() {
+    let google = Google::start().await;
+    let mut user = user(&google).await;
+    let kms = with(&google, &user).await;
+    assert_eq!(wraps(&kms).await, None);
+    user["email"] = "ada@example.com".into();
+    user["revoked"] = true.into();
+    google.control("user", user).await;
+    assert_eq!(refused_within_the_bound(&kms).await, KmsErrorClass::CredentialInvalid);
 }
 
 #[tokio::test]

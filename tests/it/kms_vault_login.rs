@@ -11,7 +11,7 @@ use byok::kms::{Kms as _, KmsErrorClass, VaultTransit};
 use byok::model::ErrorCode;
 use serde_json::json;
 
-use crate::support::calls::{binding, wraps};
+use crate::support::calls::{binding, refused_within_the_bound, wraps};
 use crate::support::server::TestServer;
 use crate::support::stub::{Stub, answer};
 use crate::support::vault::{Transit, Vault, settings};
@@ -157,6 +157,17 @@ async fn a_destroyed_secret_id_is_invalid_until_its_file_has_another() {
     assert_eq!(wraps(&kms).await, Some(KmsErrorClass::LoginPaused));
     write(file.path(), &role.secret_id().await);
     assert_eq!(wraps(&kms).await, None);
+}
+
+#[tokio::test]
+async fn a_secret_id_that_is_destroyed_alone_ends_its_token_within_the_bound() {
+    let role = AppRole::create(json!({})).await;
+    let secret_id = role.secret_id().await;
+    let kms = role.kms(text(&secret_id)).await;
+    assert_eq!(wraps(&kms).await, None);
+    role.destroy(&secret_id).await;
+    // The login in the background has shown it; it is not shown again yet.
+    assert_eq!(refused_within_the_bound(&kms).await, KmsErrorClass::LoginPaused);
 }
 
 #[tokio::test]

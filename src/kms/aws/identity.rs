@@ -4,8 +4,14 @@
 //! from a network fault. Every session that we ask for is of [`LIFE`], the shortest that there is,
 //! because a session that was issued outlives the trust policy that allowed it. The SDK's own chain
 //! is asked for a profile's, container's or machine's credentials only.
+//!
+//! `kms::renewal` says when others are asked for: after a third of their life, so that a role that
+//! may no longer be taken shows while what it gave before still lives. Those that nobody uses
+//! meanwhile are let go.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use aws_config::default_provider::credentials::DefaultCredentialsChain;
@@ -21,134 +27,194 @@ use tokio::time::Instant;
 
 use crate::config::{AwsCredentials, AwsRole, AwsSettings, read_text};
 use crate::crypto::random;
-use crate::kms::{KmsError, KmsErrorClass};
+use crate::kms::call::Failed;
+use crate::kms::pacing::Fingerprint;
+use crate::kms::renewal::{Granted, Life, Meaning, Renewer, Rules, Source};
+use crate::kms::{KmsError, KmsErrorClass, Verdict};
 
 use super::client::Clients;
 use super::errors;
-use super::session::{Generation, Granted, Session, Slot};
+use super::session::Slot;
 
 /// The life of a session of ours.
 const LIFE: Duration = Duration::from_secs(900);
 
-/// Who we are, with the sessions that we hold.
+/// The time before their end at which credentials are not used for a new request.
+const MARGIN: Duration = Duration::from_secs(5);
+
+/// Our identity, with the sessions that we hold.
 pub(super) struct Identity {
-    base: Base,
-    session: Session,
-    role: Option<(AwsRole, Session)>,
-    sts: aws_sdk_sts::Client,
-    /// Names us in the customer's CloudTrail: `byok-` and eight digits that are this process's own.
-    name: String,
-    region: String,
-    fips: bool,
-    clients: Clients,
+    base: Arc<Renewer<Base>>,
+    role: Option<Arc<Renewer<Role>>>,
+    can_renew: bool,
 }
 
+/// The credentials that we begin with.
 enum Base {
     Keys,
-    WebIdentity { token_file: PathBuf, role_arn: String },
-    Chain,
+    WebIdentity { token_file: PathBuf, role_arn: String, sts: aws_sdk_sts::Client, name: String },
+    Chain(Chain),
+}
+
+/// The SDK's own chain of places.
+struct Chain {
+    clients: Clients,
+    region: String,
+    fips: bool,
+    /// Whether it has given credentials before.
+    has_given: AtomicBool,
+}
+
+/// A role that we take with the credentials that we begin with.
+struct Role {
+    role: AwsRole,
+    base: Arc<Renewer<Base>>,
+    base_can_renew: bool,
+    sts: aws_sdk_sts::Client,
+    name: String,
 }
 
 impl Identity {
     pub(super) fn new(settings: &AwsSettings, clients: Clients) -> Self {
-        let (base, session) = match &settings.credentials {
+        let rules = Rules { timeout: settings.timeout, refusals: 1, renews_unused: false };
+        // Names us in the customer's CloudTrail: eight digits that are this process's own.
+        let name = format!("byok-{:08x}", u32::from_be_bytes(random()));
+        let base = match &settings.credentials {
             AwsCredentials::Keys { access_key_id, secret_access_key, session_token } => {
                 let secret = secret_access_key.expose().to_owned();
                 let token = session_token.as_ref().map(|token| token.expose().to_owned());
                 let credentials = Credentials::new(access_key_id.as_str(), secret, token, None, "byok");
-                (Base::Keys, Session::fixed(credentials))
+                Renewer::fixed(Base::Keys, rules, credentials)
             }
             AwsCredentials::WebIdentity { token_file, role_arn } => {
-                let (token_file, role_arn) = (token_file.clone(), role_arn.clone());
-                (Base::WebIdentity { token_file, role_arn }, Session::new())
+                let (token_file, role_arn, name) = (token_file.clone(), role_arn.clone(), name.clone());
+                // The pod's token is what proves who we are: the request is not signed.
+                let sts = clients.sts(settings, Slot::empty());
+                Renewer::start(Base::WebIdentity { token_file, role_arn, sts, name }, rules)
             }
-            AwsCredentials::Chain => (Base::Chain, Session::new()),
+            AwsCredentials::Chain => {
+                let (region, fips) = (settings.key.region.clone(), settings.fips);
+                let clients = clients.clone();
+                let chain = Chain { clients, region, fips, has_given: AtomicBool::new(false) };
+                Renewer::start(Base::Chain(chain), rules)
+            }
         };
-        let sts = clients.sts(settings, session.slot());
-        let role = settings.role.clone().map(|role| (role, Session::new()));
-        let name = format!("byok-{:08x}", u32::from_be_bytes(random()));
-        let (region, fips) = (settings.key.region.clone(), settings.fips);
-        Self { base, session, role, sts, name, region, fips, clients }
+        let base = Arc::new(base);
+        let base_can_renew = !matches!(settings.credentials, AwsCredentials::Keys { .. });
+        let role = settings.role.clone().map(|role| {
+            let sts = clients.sts(settings, Slot::of(&base));
+            Arc::new(Renewer::start(Role { role, base: Arc::clone(&base), base_can_renew, sts, name }, rules))
+        });
+        Self { can_renew: base_can_renew || role.is_some(), base, role }
     }
 
-    /// What calls to KMS are signed with, once [`Self::ready`] has answered.
+    /// The credentials that calls to KMS are signed with, once [`Self::ready`] has answered.
     pub(super) fn slot(&self) -> Slot {
-        self.role.as_ref().map_or(&self.session, |(_, session)| session).slot()
+        self.role.as_ref().map_or_else(|| Slot::of(&self.base), Slot::of)
     }
 
-    /// Sees to it that there are live credentials, `instead_of` some that KMS refused.
-    pub(super) async fn ready(
-        &self,
-        instead_of: Option<Generation>,
-        deadline: Instant,
-    ) -> Result<Generation, KmsError> {
+    /// Sees to it that there are live credentials, and returns them.
+    pub(super) async fn ready(&self, deadline: Instant) -> Result<Arc<Credentials>, KmsError> {
         match &self.role {
-            Some((role, session)) => {
-                session.ready(instead_of, deadline, Box::pin(self.taking(role, deadline))).await
-            }
-            None => self.session.ready(instead_of, deadline, Box::pin(self.beginning())).await,
+            Some(role) => role.get(Instant::now(), deadline).await,
+            None => self.base.get(Instant::now(), deadline).await,
         }
     }
 
-    /// Whether there can be others than those that KMS refused.
-    pub(super) fn can_renew(&self) -> bool {
-        self.role.is_some() || !matches!(self.base, Base::Keys)
+    /// Sees to other credentials than these, which KMS refused. Whether there are any, so that
+    /// another attempt makes sense.
+    pub(super) async fn replace(
+        &self,
+        refused: &Arc<Credentials>,
+        deadline: Instant,
+    ) -> Result<bool, KmsError> {
+        if !self.can_renew {
+            return Ok(false);
+        }
+        let other = match &self.role {
+            Some(role) => role.another(refused, deadline).await?,
+            None => self.base.another(refused, deadline).await?,
+        };
+        Ok(other.is_some())
+    }
+}
+
+impl Source for Base {
+    type Credential = Credentials;
+    type Evidence = ();
+
+    fn evidence(&self) -> Result<((), Fingerprint), KmsError> {
+        Ok(((), Fingerprint::default()))
     }
 
-    /// Renews what is due. Called again and again in the background.
-    pub(super) async fn keep(&self, timeout: Duration) {
-        let deadline = Instant::now() + timeout;
-        if let Some(held) = self.session.is_due() {
-            self.session.renew(held, deadline, self.beginning()).await;
-        }
-        if let Some((role, session)) = &self.role
-            && let Some(held) = session.is_due()
-        {
-            session.renew(held, deadline, self.taking(role, deadline)).await;
-        }
-    }
-
-    async fn beginning(&self) -> Result<Granted, KmsError> {
-        match &self.base {
+    async fn fetch(&self, (): (), _: Instant) -> Result<Granted<Credentials>, Failed> {
+        let outcome = match self {
             // Held since the beginning.
-            Base::Keys => Err(KmsError::local(KmsErrorClass::CredentialInvalid)),
-            Base::WebIdentity { token_file, role_arn } => self.web_identity(token_file, role_arn).await,
-            Base::Chain => of_chain(self.chain().await.provide_credentials().await, self.session.has_begun()),
-        }
-    }
-
-    /// AssumeRole, with what we begin with; where that has ended meanwhile, with other such.
-    async fn taking(&self, role: &AwsRole, deadline: Instant) -> Result<Granted, KmsError> {
-        let begun = self.session.ready(None, deadline, self.beginning()).await?;
-        match self.assume(role).await {
-            Err(error)
-                if error.class == KmsErrorClass::CredentialInvalid && !matches!(self.base, Base::Keys) =>
-            {
-                match self.session.ready(Some(begun), deadline, self.beginning()).await? {
-                    same if same == begun => Err(error),
-                    _ => self.assume(role).await,
-                }
+            Self::Keys => Err(KmsError::local(KmsErrorClass::CredentialInvalid)),
+            Self::WebIdentity { token_file, role_arn, sts, name } => {
+                Box::pin(web_identity(token_file, role_arn, sts, name)).await
             }
-            outcome => outcome,
+            Self::Chain(chain) => Box::pin(chain.ask()).await,
+        };
+        Ok(outcome?)
+    }
+
+    fn meaning(&self, failed: &Failed) -> Meaning {
+        meaning(failed.error.class)
+    }
+
+    fn note(&self, error: &KmsError) {
+        note(error);
+    }
+}
+
+impl Source for Role {
+    type Credential = Credentials;
+    type Evidence = ();
+
+    fn evidence(&self) -> Result<((), Fingerprint), KmsError> {
+        Ok(((), Fingerprint::default()))
+    }
+
+    /// Takes the role with what we begin with; where that has ended meanwhile, with its successor.
+    async fn fetch(&self, (): (), deadline: Instant) -> Result<Granted<Credentials>, Failed> {
+        let begun = self.base.get(Instant::now(), deadline).await?;
+        let mut outcome = Box::pin(self.assume()).await;
+        if let Err(error) = &outcome
+            && error.class == KmsErrorClass::CredentialInvalid
+            && self.base_can_renew
+            && self.base.another(&begun, deadline).await?.is_some()
+        {
+            outcome = Box::pin(self.assume()).await;
         }
+        Ok(outcome?)
     }
 
-    async fn assume(&self, role: &AwsRole) -> Result<Granted, KmsError> {
+    fn meaning(&self, failed: &Failed) -> Meaning {
+        meaning(failed.error.class)
+    }
+
+    fn note(&self, error: &KmsError) {
+        note(error);
+    }
+}
+
+impl Role {
+    async fn assume(&self) -> Result<Granted<Credentials>, KmsError> {
         let began = Instant::now();
-        let call = self.sts.assume_role().role_arn(&role.arn).role_session_name(&self.name);
-        let call = call.set_external_id(role.external_id.clone()).duration_seconds(seconds(LIFE));
+        let call = self.sts.assume_role().role_arn(&self.role.arn).role_session_name(&self.name);
+        let call = call.set_external_id(self.role.external_id.clone()).duration_seconds(seconds(LIFE));
         let answer = call.send().await.map_err(|error| errors::of(&error))?;
         granted(answer.credentials, began)
     }
+}
 
-    async fn web_identity(&self, token_file: &Path, role_arn: &str) -> Result<Granted, KmsError> {
-        let misconfigured = || KmsError::local(KmsErrorClass::Misconfigured);
-        let token = read_text(token_file).map_err(|_| misconfigured())?;
-        let began = Instant::now();
-        let call = self.sts.assume_role_with_web_identity().role_arn(role_arn).role_session_name(&self.name);
-        let call = call.web_identity_token(token.trim()).duration_seconds(seconds(LIFE));
-        let answer = call.send().await.map_err(|error| errors::of(&error))?;
-        granted(answer.credentials, began)
+impl Chain {
+    async fn ask(&self) -> Result<Granted<Credentials>, KmsError> {
+        let answer = self.chain().await.provide_credentials().await;
+        let granted = of_chain(answer, self.has_given.load(Ordering::Relaxed))?;
+        self.has_given.store(true, Ordering::Relaxed);
+        Ok(granted)
     }
 
     /// A new chain each time. One that is kept reads a profile once and never again, and in place
@@ -165,7 +231,48 @@ impl Identity {
     }
 }
 
-fn granted(answer: Option<aws_sdk_sts::types::Credentials>, began: Instant) -> Result<Granted, KmsError> {
+async fn web_identity(
+    token_file: &Path,
+    role_arn: &str,
+    sts: &aws_sdk_sts::Client,
+    name: &str,
+) -> Result<Granted<Credentials>, KmsError> {
+    let token = read_text(token_file).map_err(|_| KmsError::local(KmsErrorClass::Misconfigured))?;
+    let began = Instant::now();
+    let call = sts.assume_role_with_web_identity().role_arn(role_arn).role_session_name(name);
+    let call = call.web_identity_token(token.trim()).duration_seconds(seconds(LIFE));
+    let answer = call.send().await.map_err(|error| errors::of(&error))?;
+    granted(answer.credentials, began)
+}
+
+fn note(error: &KmsError) {
+    tracing::warn!(class = ?error.class, http_status = error.http_status, "no AWS credentials were to be had");
+}
+
+/// The meaning of a failure: a role that may not be taken is a refusal; a misconfiguration leaves
+/// the held credentials as they are.
+fn meaning(class: KmsErrorClass) -> Meaning {
+    match class.verdict() {
+        Verdict::Revoked => Meaning::Refused,
+        _ if matches!(class, KmsErrorClass::Timeout) || class.retryable() => Meaning::Outage,
+        _ => Meaning::Deferred(None),
+    }
+}
+
+fn life(until: Option<Instant>) -> Life {
+    let rest = until.map(|end| end.saturating_duration_since(Instant::now()));
+    Life {
+        granted: rest,
+        usable: rest.map(|rest| rest.saturating_sub(MARGIN)),
+        // A role taken with them lives as long again.
+        renew_after: rest.map(|rest| rest.min(LIFE) / 3),
+    }
+}
+
+fn granted(
+    answer: Option<aws_sdk_sts::types::Credentials>,
+    began: Instant,
+) -> Result<Granted<Credentials>, KmsError> {
     let given = answer.ok_or_else(|| KmsError::local(KmsErrorClass::Internal))?;
     let credentials = Credentials::new(
         given.access_key_id,
@@ -174,7 +281,7 @@ fn granted(answer: Option<aws_sdk_sts::types::Credentials>, began: Instant) -> R
         None,
         "byok",
     );
-    Ok(Granted { credentials, until: Some(began + LIFE) })
+    Ok(Granted { credential: credentials, life: life(Some(began + LIFE)) })
 }
 
 fn seconds(life: Duration) -> i32 {
@@ -183,7 +290,10 @@ fn seconds(life: Duration) -> i32 {
 
 /// The answer of the chain. If there were credentials before (`begun`), none now is an outage of
 /// their origin, and no misconfiguration.
-fn of_chain(answer: Result<Credentials, CredentialsError>, begun: bool) -> Result<Granted, KmsError> {
+fn of_chain(
+    answer: Result<Credentials, CredentialsError>,
+    begun: bool,
+) -> Result<Granted<Credentials>, KmsError> {
     let credentials = answer.map_err(|error| {
         said_by_sts(&error).unwrap_or_else(|| {
             KmsError::local(match &error {
@@ -200,7 +310,7 @@ fn of_chain(answer: Result<Credentials, CredentialsError>, begun: bool) -> Resul
     #[expect(clippy::disallowed_methods, reason = "the end is given by the other side's wall clock")]
     let now = SystemTime::now();
     let rest = credentials.expiry().map(|end| end.duration_since(now).unwrap_or_default());
-    Ok(Granted { credentials, until: rest.map(|rest| Instant::now() + rest) })
+    Ok(Granted { credential: credentials, life: life(rest.map(|rest| Instant::now() + rest)) })
 }
 
 /// The error of STS among the causes: a profile can name a role, which the SDK then takes by

@@ -339,15 +339,14 @@ impl Key {
     {
         let Call { share, deadline, .. } = call;
         let attempt = || async {
-            let held = self.identity.ready(None, deadline).await?;
+            let held = self.identity.ready(deadline).await?;
             // Boxed: the SDK's futures are large, and one inside another too deep for the compiler.
             let sent =
                 || -> BoxFuture<'_, Result<Output, SdkError<Error, HttpResponse>>> { Box::pin(send()) };
             let mut outcome = sent().await;
             if let Err(error) = &outcome
                 && errors::of(error).class == KmsErrorClass::CredentialInvalid
-                && self.identity.can_renew()
-                && self.identity.ready(Some(held), deadline).await? != held
+                && self.identity.replace(&held, deadline).await?
             {
                 self.policy.one_more(share)?;
                 outcome = sent().await;

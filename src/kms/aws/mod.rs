@@ -7,7 +7,7 @@
 //! | `exposure` | what works and leaves something open |
 //! | `identity` | who we are: credentials, web identity, the role that we take |
 //! | `key` | the operations, and what of an answer is believed |
-//! | `session` | credentials that end, and how others come |
+//! | `session` | the credentials that the clients sign with |
 //! | `versions` | what we call a version of the key |
 //!
 //! What our identity needs is `kms:GenerateDataKey`, `kms:Encrypt`, `kms:Decrypt`,
@@ -33,10 +33,8 @@ mod session;
 mod versions;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::task::JoinHandle;
 
 use crate::config::{AwsSettings, Mistake};
 use crate::crypto::Dek;
@@ -50,14 +48,9 @@ use crate::model::{KeyVersion, Wrapped};
 use key::{BATCH, Key};
 use versions::UNNAMED;
 
-/// How often we look whether a session is due.
-const SESSION_WATCH: Duration = Duration::from_secs(1);
-
 /// A key in AWS KMS.
 pub struct AwsKms {
     key: Arc<Key>,
-    /// Renews the sessions; ends with us.
-    keeper: Option<JoinHandle<()>>,
 }
 
 impl AwsKms {
@@ -71,18 +64,7 @@ impl AwsKms {
     ///
     /// Outside a Tokio runtime.
     pub fn new(settings: AwsSettings) -> Result<Self, Mistake> {
-        let timeout = settings.timeout;
-        let key = Arc::new(Key::new(settings));
-        let keeper = key.identity.can_renew().then(|| {
-            let kept = Arc::clone(&key);
-            tokio::spawn(async move {
-                loop {
-                    kept.identity.keep(timeout).await;
-                    tokio::time::sleep(SESSION_WATCH).await;
-                }
-            })
-        });
-        Ok(Self { key, keeper })
+        Ok(Self { key: Arc::new(Key::new(settings)) })
     }
 
     /// The counts of this key's requests.
@@ -93,14 +75,6 @@ impl AwsKms {
     /// The connections to this key's server.
     pub fn connections(&self) -> Arc<dyn Connections> {
         self.key.clone()
-    }
-}
-
-impl Drop for AwsKms {
-    fn drop(&mut self) {
-        if let Some(keeper) = &self.keeper {
-            keeper.abort();
-        }
     }
 }
 

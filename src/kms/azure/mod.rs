@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `wire` | bodies and answers of `wrapkey` and `unwrapkey` |
 //! | `errors` | what the services' error codes mean |
-//! | `token` | the access token: when it is fetched, and how long it is used |
+//! | `token` | the access token: who we are, and how one is fetched |
 //! | `transport` | one request, the challenge, and what comes back |
 //!
 //! What our identity needs is `wrapKey` and `unwrapKey` on the one key, nothing else. No algorithm
@@ -19,7 +19,6 @@ mod wire;
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use azure_core::http::{ClientMethodOptions, ClientOptions, RetryOptions, Transport as Sent};
@@ -29,7 +28,6 @@ use azure_security_keyvault_keys::models::{
 use azure_security_keyvault_keys::{KeyClient, KeyClientOptions};
 use hyper::body::Bytes;
 use serde::Deserialize;
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::config::{AzureKey, AzureSettings, Mistake, is_azure_version};
@@ -50,8 +48,6 @@ use transport::{Exchange, Transport};
 const BATCH: usize = 64;
 /// The requests of a re-wrap: an unwrap and a wrap.
 const REWRAP_CALLS: NonZeroU32 = NonZeroU32::new(2).expect("two");
-/// How often the keeper looks at the token.
-const TOKEN_WATCH: Duration = Duration::from_secs(1);
 
 /// A key in Azure Key Vault or a managed HSM.
 pub struct AzureKeyVault {
@@ -61,8 +57,6 @@ pub struct AzureKeyVault {
     key: AzureKey,
     name: Arc<str>,
     calls: CallPolicy,
-    /// Keeps the token alive; ends with us.
-    keeper: JoinHandle<()>,
 }
 
 /// The operation on one item, with the version; none stands for the current one.
@@ -116,15 +110,8 @@ impl AzureKeyVault {
                 let problem = "is no address that Azure's client takes".to_owned();
                 Mistake { variable: "BYOK_AZURE_KEY_ID".to_owned(), problem }
             })?;
-        let kept = tokens.clone();
-        let keeper = tokio::spawn(async move {
-            loop {
-                kept.keep();
-                tokio::time::sleep(TOKEN_WATCH).await;
-            }
-        });
         let name = key.name.as_str().into();
-        Ok(Self { client, transport, tokens, key, name, calls, keeper })
+        Ok(Self { client, transport, tokens, key, name, calls })
     }
 
     /// The counts of this key's requests.
@@ -192,7 +179,7 @@ impl AzureKeyVault {
         let refused = matches!(&outcome, Err(failed)
             if failed.error.class == KmsErrorClass::CredentialInvalid && failed.error.http_status == Some(401));
         match first.token() {
-            Some(token) if refused && self.tokens.refused(&token) => {
+            Some(token) if refused && self.tokens.replace(&token, deadline).await? => {
                 self.calls.one_more(share)?;
                 self.send(operation, body, &Exchange::new(deadline)).await
             }
@@ -225,12 +212,6 @@ impl AzureKeyVault {
             }
         };
         exchange.reply()
-    }
-}
-
-impl Drop for AzureKeyVault {
-    fn drop(&mut self) {
-        self.keeper.abort();
     }
 }
 

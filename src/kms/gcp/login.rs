@@ -9,8 +9,14 @@
 //!
 //! A token for ourselves is for Cloud KMS only, one that impersonation starts from for IAM only,
 //! where Google lets us ask.
+//!
+//! [`Login`] is a [`Source`] of tokens; `kms::renewal` says when another one is asked for. A token
+//! is replaced in the last quarter of its time, at most 225 seconds before its end: the metadata
+//! server has a new one from 300 seconds before the end on. Google may refuse the credential long
+//! before it refuses the token.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -28,8 +34,10 @@ use zeroize::Zeroizing;
 
 use crate::config::{GcpCredentials, GcpIdentity, SecretSource, read_text};
 use crate::crypto::{RsaSigningKey, SecretText, sha256};
+use crate::kms::call::Failed;
 use crate::kms::http::{Http, Reply};
 use crate::kms::pacing::Fingerprint;
+use crate::kms::renewal::{Granted, Life, Meaning, Rules, Source};
 use crate::kms::{KmsError, KmsErrorClass};
 use crate::model::{Clock, SystemClock};
 
@@ -40,34 +48,34 @@ const KMS_SCOPE: &str = "https://www.googleapis.com/auth/cloudkms";
 const IAM_SCOPE: &str = "https://www.googleapis.com/auth/iam";
 /// The life of an assertion and of an impersonated token: Google's maximum without further rights.
 const HOUR: Duration = Duration::from_secs(3600);
+/// The longest time before its end at which a token is replaced.
+const EARLY: Duration = Duration::from_secs(225);
+/// The bounds of a token's life, whatever its issuer says: one that ends before is refused and
+/// replaced.
+const LIFE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(12 * 3600));
+/// The refusals that drop a token: a single one may come from a part of Google that lags behind.
+const REFUSALS: u32 = 3;
 const METADATA_PATH: &str = "computeMetadata/v1/instance/service-accounts/default/token";
 
-/// Who we are and whom we act as.
+/// Our identity, and the account that we act as.
 pub(super) struct Login {
     pub(super) identity: GcpIdentity,
     pub(super) impersonate: Option<String>,
     pub(super) iam_endpoint: Url,
+    pub(super) http: Arc<Http>,
 }
 
 /// A token, ready to be sent.
-pub(super) struct Granted {
+pub(super) struct Token {
     /// `Bearer …`; wiped when the last request that carries it is dropped.
-    pub(super) bearer: HeaderValue,
-    /// For how long it counts.
-    pub(super) lasts: Duration,
-    /// Whose quota it counts against, where its holder has no project.
-    pub(super) quota_project: Option<HeaderValue>,
+    bearer: HeaderValue,
+    /// The time for which it was granted.
+    lasts: Duration,
+    /// The project whose quota its requests count against, where its holder has none.
+    quota_project: Option<HeaderValue>,
 }
 
-/// A credential as it is now.
-pub(super) struct Credential {
-    /// `None`: whatever the metadata server gives.
-    credentials: Option<GcpCredentials>,
-    /// Which it is.
-    pub(super) fingerprint: Fingerprint,
-}
-
-impl Granted {
+impl Token {
     /// Puts it into a request.
     pub(super) fn sign(&self, headers: &mut HeaderMap) {
         headers.insert(AUTHORIZATION, self.bearer.clone());
@@ -78,32 +86,15 @@ impl Granted {
 }
 
 impl Login {
-    /// Reads the credential's file again, where it is one: another may have been put in its place.
-    pub(super) fn credential(&self) -> Result<Credential, KmsError> {
-        let misconfigured = || KmsError::local(KmsErrorClass::Misconfigured);
-        let from_file;
-        let json = match &self.identity {
-            GcpIdentity::Metadata(_) => return Ok(Credential { credentials: None, fingerprint: [0; 32] }),
-            GcpIdentity::Credentials(SecretSource::Text(text)) => text,
-            GcpIdentity::Credentials(SecretSource::File(path)) => {
-                let mut text = read_text(path).map_err(|_| misconfigured())?;
-                from_file = SecretText::new(std::mem::take(&mut *text));
-                &from_file
-            }
-        };
-        let credentials = GcpCredentials::parse(json.expose()).map_err(|_| misconfigured())?;
-        Ok(Credential { credentials: Some(credentials), fingerprint: sha256(json.expose().as_bytes()) })
+    /// The rules by which its tokens are renewed.
+    pub(super) fn rules(timeout: Duration) -> Rules {
+        Rules { timeout, refusals: REFUSALS, renews_unused: true }
     }
 
-    /// Asks for a token.
-    pub(super) async fn ask(
-        &self,
-        credential: &Credential,
-        http: &Http,
-        deadline: Instant,
-    ) -> Result<Granted, KmsError> {
+    async fn ask(&self, credentials: Option<&GcpCredentials>, deadline: Instant) -> Result<Token, KmsError> {
+        let http = &self.http;
         let scope = if self.impersonate.is_some() { IAM_SCOPE } else { KMS_SCOPE };
-        let granted = match (&credential.credentials, &self.identity) {
+        let token = match (credentials, &self.identity) {
             (Some(GcpCredentials::Impersonated { source, account, delegates, endpoint }), _) => {
                 let source = of_key(source, IAM_SCOPE, http, deadline).await?;
                 let endpoint = endpoint.as_ref().unwrap_or(&self.iam_endpoint);
@@ -115,10 +106,56 @@ impl Login {
         };
         match &self.impersonate {
             Some(account) => {
-                act_as(account, &[], KMS_SCOPE, &self.iam_endpoint, &granted, http, deadline).await
+                act_as(account, &[], KMS_SCOPE, &self.iam_endpoint, &token, http, deadline).await
             }
-            None => Ok(granted),
+            None => Ok(token),
         }
+    }
+}
+
+impl Source for Login {
+    type Credential = Token;
+    /// `None` stands for whatever the metadata server gives.
+    type Evidence = Option<GcpCredentials>;
+
+    /// Reads the credential's file again, where it is one: another may have been put in its place.
+    fn evidence(&self) -> Result<(Option<GcpCredentials>, Fingerprint), KmsError> {
+        let misconfigured = || KmsError::local(KmsErrorClass::Misconfigured);
+        let from_file;
+        let json = match &self.identity {
+            GcpIdentity::Metadata(_) => return Ok((None, [0; 32])),
+            GcpIdentity::Credentials(SecretSource::Text(text)) => text,
+            GcpIdentity::Credentials(SecretSource::File(path)) => {
+                let mut text = read_text(path).map_err(|_| misconfigured())?;
+                from_file = SecretText::new(std::mem::take(&mut *text));
+                &from_file
+            }
+        };
+        let credentials = GcpCredentials::parse(json.expose()).map_err(|_| misconfigured())?;
+        Ok((Some(credentials), sha256(json.expose().as_bytes())))
+    }
+
+    async fn fetch(
+        &self,
+        credentials: Option<GcpCredentials>,
+        deadline: Instant,
+    ) -> Result<Granted<Token>, Failed> {
+        let token = self.ask(credentials.as_ref(), deadline).await?;
+        let lasts = token.lasts.clamp(LIFE.0, LIFE.1);
+        let renew_after = (lasts - (lasts / 4).min(EARLY)).max(LIFE.0);
+        let life = Life { granted: Some(lasts), usable: Some(lasts), renew_after: Some(renew_after) };
+        Ok(Granted { credential: token, life })
+    }
+
+    fn meaning(&self, failed: &Failed) -> Meaning {
+        match failed.error.class {
+            KmsErrorClass::CredentialInvalid => Meaning::Refused,
+            _ => Meaning::Outage,
+        }
+    }
+
+    fn note(&self, error: &KmsError) {
+        tracing::warn!(class = ?error.class, http_status = error.http_status, "no Google access token was to be had");
     }
 }
 
@@ -127,7 +164,7 @@ async fn of_key(
     scope: &str,
     http: &Http,
     deadline: Instant,
-) -> Result<Granted, KmsError> {
+) -> Result<Token, KmsError> {
     let (form, token_uri, quota_project) = match credentials {
         GcpCredentials::ServiceAccount { email, key_id, private_key, token_uri } => {
             let assertion = assertion(email, key_id.as_deref(), private_key, token_uri, scope)?;
@@ -151,12 +188,12 @@ async fn of_key(
     let reply =
         http.send(Method::POST, token_uri.clone(), headers, Bytes::from_owner(form), deadline).await?;
     match reply.status {
-        200 => Ok(Granted { quota_project, ..token(&reply)? }),
+        200 => Ok(Token { quota_project, ..token(&reply)? }),
         _ => Err(errors::of_token(&reply)),
     }
 }
 
-async fn of_machine(address: &Url, http: &Http, deadline: Instant) -> Result<Granted, KmsError> {
+async fn of_machine(address: &Url, http: &Http, deadline: Instant) -> Result<Token, KmsError> {
     let mut headers = HeaderMap::new();
     headers.insert("Metadata-Flavor", HeaderValue::from_static("Google"));
     let url = under(address, METADATA_PATH)?;
@@ -174,10 +211,10 @@ async fn act_as(
     delegates: &[String],
     scope: &str,
     endpoint: &Url,
-    by: &Granted,
+    by: &Token,
     http: &Http,
     deadline: Instant,
-) -> Result<Granted, KmsError> {
+) -> Result<Token, KmsError> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Answer<'a> {
@@ -202,11 +239,11 @@ async fn act_as(
     let now = reply.date().unwrap_or_else(|| SystemClock.now().unix_seconds());
     let lasts = end.unix_timestamp().saturating_sub(now);
     let lasts = Duration::from_secs(lasts.try_into().unwrap_or(0)).min(HOUR);
-    granted(answer.access_token.into_owned(), lasts).ok_or_else(|| errors::internal(&reply))
+    bearer(answer.access_token.into_owned(), lasts).ok_or_else(|| errors::internal(&reply))
 }
 
 /// The token in an answer of a token endpoint or the metadata server.
-fn token(reply: &Reply) -> Result<Granted, KmsError> {
+fn token(reply: &Reply) -> Result<Token, KmsError> {
     #[derive(Deserialize)]
     struct Answer<'a> {
         #[serde(borrow)]
@@ -215,19 +252,19 @@ fn token(reply: &Reply) -> Result<Granted, KmsError> {
     }
 
     let answer = serde_json::from_slice::<Answer<'_>>(&reply.body).ok();
-    let granted = answer
-        .and_then(|answer| granted(answer.access_token.into_owned(), Duration::from_secs(answer.expires_in)));
-    granted.ok_or_else(|| errors::internal(reply))
+    let token = answer
+        .and_then(|answer| bearer(answer.access_token.into_owned(), Duration::from_secs(answer.expires_in)));
+    token.ok_or_else(|| errors::internal(reply))
 }
 
-fn granted(token: String, lasts: Duration) -> Option<Granted> {
+fn bearer(token: String, lasts: Duration) -> Option<Token> {
     let token = Zeroizing::new(token);
     let mut text = Zeroizing::new(Vec::with_capacity(token.len() + 7));
     text.extend_from_slice(b"Bearer ");
     text.extend_from_slice(token.as_bytes());
     let mut bearer = HeaderValue::from_maybe_shared(Bytes::from_owner(text)).ok()?;
     bearer.set_sensitive(true);
-    (!token.is_empty()).then_some(Granted { bearer, lasts, quota_project: None })
+    (!token.is_empty()).then_some(Token { bearer, lasts, quota_project: None })
 }
 
 /// <https://developers.google.com/identity/protocols/oauth2/service-account#authorizingrequests>
@@ -315,9 +352,9 @@ mod tests {
 
     #[test]
     fn a_token_that_could_not_be_a_header_is_none() {
-        assert!(granted("ya29.x".to_owned(), HOUR).unwrap().bearer.is_sensitive());
+        assert!(bearer("ya29.x".to_owned(), HOUR).unwrap().bearer.is_sensitive());
         for bad in ["", "a\nb", "a\0"] {
-            assert!(granted(bad.to_owned(), HOUR).is_none());
+            assert!(bearer(bad.to_owned(), HOUR).is_none());
         }
     }
 }

@@ -4,7 +4,6 @@
 //! |---|---|
 //! | `wire` | bodies and answers, what a DEK is bound to, checksums |
 //! | `errors` | what Google's errors mean |
-//! | `token` | the access token, kept alive |
 //! | `login` | how a credential becomes a token |
 //!
 //! What our identity needs is `cloudkms.cryptoKeyVersions.useToEncrypt` and `useToDecrypt` on the
@@ -20,7 +19,6 @@
 
 mod errors;
 mod login;
-mod token;
 mod wire;
 
 use std::num::{NonZeroU32, NonZeroU64};
@@ -33,7 +31,6 @@ use hyper::body::Bytes;
 use reqwest::Url;
 use serde::Deserialize;
 use serde_json::json;
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::config::{
@@ -43,6 +40,7 @@ use crate::crypto::Dek;
 use crate::kms::budget::Share;
 use crate::kms::call::{Call, CallPolicy, Failed, each};
 use crate::kms::http::{Http, HttpSettings, Reply};
+use crate::kms::renewal::Renewer;
 use crate::kms::{
     Answer, Connections, DekBinding, Exposure, Generated, ItemResult, Kms, KmsDiagnosis, KmsError,
     KmsErrorClass, KmsProfile, Purpose, RequestCounts, RewrapCost,
@@ -50,8 +48,7 @@ use crate::kms::{
 use crate::model::{KeyVersion, Wrapped};
 
 use errors::Asked;
-use login::{Granted, Login};
-use token::Tokens;
+use login::{Login, Token};
 
 /// The DEKs that a rotation takes at a time: 128 calls, some seconds at 16 concurrent ones and
 /// Google's latencies.
@@ -70,14 +67,12 @@ const TOO_MUCH: [&str; 4] = [
 
 /// A key in Google Cloud KMS.
 pub struct GcpKms {
-    google: Arc<Google>,
-    /// Keeps the token alive; ends with us.
-    keeper: JoinHandle<()>,
+    google: Google,
 }
 
 struct Google {
     http: Arc<Http>,
-    tokens: Arc<Tokens>,
+    tokens: Renewer<Login>,
     calls: CallPolicy,
     endpoint: Url,
     key: GcpKey,
@@ -108,9 +103,10 @@ impl GcpKms {
             identity: settings.identity,
             impersonate: settings.impersonate,
             iam_endpoint: settings.iam_endpoint,
+            http: Arc::clone(&http),
         };
-        let google = Arc::new(Google {
-            tokens: Arc::new(Tokens::new(login, Arc::clone(&http))),
+        let google = Google {
+            tokens: Renewer::start(login, Login::rules(settings.timeout)),
             http,
             calls: CallPolicy::new("gcp-kms", settings.timeout, settings.calls_per_minute),
             endpoint: settings.endpoint,
@@ -120,14 +116,8 @@ impl GcpKms {
                 KeyVersionStrategy::Pinned(version) => Some(version),
             },
             personal,
-        });
-        let kept = Arc::clone(&google);
-        let keeper = tokio::spawn(async move {
-            loop {
-                tokio::time::sleep(kept.tokens.keep(|| kept.calls.deadline()).await).await;
-            }
-        });
-        Ok(Self { google, keeper })
+        };
+        Ok(Self { google })
     }
 
     /// The counts of this key's requests.
@@ -168,12 +158,6 @@ fn identity_of(settings: &GcpSettings) -> Result<(Vec<Url>, bool), Mistake> {
         credentials => credentials,
     };
     Ok((origins, matches!(source, GcpCredentials::User { .. })))
-}
-
-impl Drop for GcpKms {
-    fn drop(&mut self) {
-        self.keeper.abort();
-    }
 }
 
 #[async_trait]
@@ -343,16 +327,12 @@ impl Google {
         share: Share,
         deadline: Instant,
     ) -> Result<Reply, KmsError> {
-        let token = self.tokens.token(deadline).await.map_err(KmsError::of_credential)?;
+        let token = self.tokens.get(Instant::now(), deadline).await?;
         let reply = self.send_as(&token, url, body, deadline).await?;
         if reply.status == 401 && errors::says(&reply, "UNAUTHENTICATED") {
-            let token = self.tokens.another(&token, deadline).await.map_err(KmsError::of_credential)?;
+            let Some(token) = self.tokens.another(&token, deadline).await? else { return Ok(reply) };
             self.calls.one_more(share)?;
-            let reply = self.send_as(&token, url, body, deadline).await?;
-            if reply.status == 401 && errors::says(&reply, "UNAUTHENTICATED") {
-                self.tokens.refused(&token, &errors::of_reply(Asked::Look, &reply), deadline).await;
-            }
-            return Ok(reply);
+            return self.send_as(&token, url, body, deadline).await;
         }
         if reply.status == 400 && errors::says(&reply, "INVALID_ARGUMENT") {
             self.calls.one_more(share)?;
@@ -363,7 +343,7 @@ impl Google {
 
     async fn send_as(
         &self,
-        token: &Granted,
+        token: &Token,
         url: &Url,
         body: &Bytes,
         deadline: Instant,

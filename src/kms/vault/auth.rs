@@ -4,31 +4,33 @@
 //! |---|---|---|
 //! | token | nothing else to try | `renew-self` |
 //! | token file | read again; another token is tried once | `renew-self`, and whoever writes the file |
-//! | AppRole, Kubernetes | a new login, then tried once | `renew-self`, a new login when that fails or nears the maximum |
+//! | AppRole, Kubernetes | a new login, then tried once | `renew-self`, a new login when that fails or nears the maximum, and at the latest when `kms::renewal` asks for one |
 //!
 //! A lease is renewed when two thirds of it are over. A login that Vault refuses is not tried again
 //! at once: `kms::pacing` says when. What may count towards the lockout of an AppRole is a 400; a
 //! role that is locked out, a mount that is missing and a service account that is refused (403) are
 //! not counted.
 //!
-//! Tokens are never shown; what is logged is that a renewal or login failed, its class, and when
+//! Tokens are never logged; what is logged is that a renewal or login failed, its class, and when
 //! the next login is tried.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use http::Method;
 use hyper::body::Bytes;
 use serde::{Deserialize, Serialize};
-use tokio::sync::OwnedMutexGuard;
-use tokio::time::{Instant, timeout_at};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
 use zeroize::Zeroizing;
 
 use crate::config::{SecretSource, VaultLogin, read_text};
 use crate::crypto::{SecretText, sha256};
+use crate::kms::call::Failed;
 use crate::kms::http::Reply;
-use crate::kms::pacing::{Fingerprint, Pacing};
+use crate::kms::pacing::Fingerprint;
+use crate::kms::renewal::{Granted, Life, Meaning, Renewer, Rules, Source};
 use crate::kms::{KmsError, KmsErrorClass};
 use crate::model::{Clock as _, SystemClock};
 
@@ -41,213 +43,98 @@ use super::transport::Transport;
 const POLICY_PATIENCE: Duration = Duration::from_secs(10);
 /// The longest lease that is counted: Vault's own limit is 32 days unless it is raised.
 const LONGEST_LEASE: Duration = Duration::from_secs(366 * 24 * 3600);
-/// How long after a failed renewal the next one is tried, at least and at most.
+/// The pause after a failed renewal of a token that was given to us, at least and at most.
 const RENEWAL_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// The longest sleep of the task that renews such a token: another one may have come meanwhile.
+const LEASE_WATCH: Duration = Duration::from_secs(1);
 
 /// The token in use and the way to another one.
-pub(super) struct Auth {
-    way: VaultLogin,
-    transport: Arc<Transport>,
-    timeout: Duration,
-    held: Arc<Mutex<Option<Held>>>,
-    /// One login at a time.
-    gate: Arc<tokio::sync::Mutex<Gate>>,
-}
-
-/// What logins leave to the next one.
-#[derive(Default)]
-struct Gate {
-    /// The last one that failed, for those who waited for it.
-    failed: Option<(Instant, KmsError)>,
-    pacing: Pacing,
-}
-
-#[derive(Clone)]
-struct Held {
-    token: Arc<SecretText>,
-    since: Instant,
-    lease: Lease,
-    /// Of a token file: its time and length when it was read.
-    stamp: Option<(SystemTime, u64)>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Lease {
-    /// Of a token that was given to us: the first renewal tells.
-    Unknown,
-    /// Never ends, or ends whatever we do.
-    Settled,
-    /// Ends.
-    Until { end: Instant, renew_at: Instant, renewable: bool, granted: Duration },
+pub(super) enum Auth {
+    Given(GivenToken),
+    Login(Renewer<Login>),
 }
 
 impl Auth {
+    /// An unused way to a token. Nothing is sent yet but the renewal of a token that was given to
+    /// us, in the background.
+    ///
+    /// # Panics
+    ///
+    /// Outside a Tokio runtime.
     pub(super) fn new(way: VaultLogin, transport: Arc<Transport>, timeout: Duration) -> Self {
-        Self { way, transport, timeout, held: Arc::default(), gate: Arc::default() }
+        let given = |way| Self::Given(GivenToken::new(way, Arc::clone(&transport), timeout));
+        let way = match way {
+            VaultLogin::Token(token) => return given(Way::Text(token)),
+            VaultLogin::TokenFile(path) => return given(Way::File(path)),
+            VaultLogin::AppRole { mount, role_id, secret_id } => {
+                LoginWay::AppRole { mount, role_id, secret_id }
+            }
+            VaultLogin::Kubernetes { mount, role, jwt_file } => {
+                LoginWay::Kubernetes { mount, role, jwt_file }
+            }
+        };
+        // A refusal is counted, and nothing of Vault lags behind: the first one is enough.
+        let rules = Rules { timeout, refusals: 1, renews_unused: true };
+        Self::Login(Renewer::start(Login { way, transport }, rules))
     }
 
     /// The token to send.
-    pub(super) async fn token(&self, deadline: Instant) -> Result<Arc<SecretText>, KmsError> {
-        let held = self.held().clone();
-        match &self.way {
-            VaultLogin::Token(token) => {
-                Ok(held.map_or_else(|| self.hold(token.expose(), Lease::Unknown, None), |held| held.token))
-            }
-            VaultLogin::TokenFile(path) => match held {
-                Some(held) if stamp(path).is_none_or(|now| held.stamp == Some(now)) => Ok(held.token),
-                _ => self.read_token(path),
-            },
-            VaultLogin::AppRole { .. } | VaultLogin::Kubernetes { .. } => match held {
-                Some(held) if held.lease.lives() => Ok(held.token),
-                _ => self.login(None, deadline).await,
-            },
+    pub(super) async fn token(&self, deadline: Instant) -> Result<Arc<Token>, KmsError> {
+        match self {
+            Self::Given(given) => given.token().map_err(KmsError::of_credential),
+            Self::Login(renewer) => renewer.get(Instant::now(), deadline).await,
         }
     }
 
-    /// Vault refused a token with this class. Whether there may be another one now, so that trying
-    /// once more makes sense.
-    pub(super) fn refused(&self, token: &Arc<SecretText>, class: KmsErrorClass) -> bool {
-        match &self.way {
-            VaultLogin::Token(_) => false,
-            // Two writes within one tick of the file system's clock have one stamp: look at the
-            // text.
-            VaultLogin::TokenFile(path) => {
-                self.read_token(path).is_ok_and(|now| now.expose() != token.expose())
-            }
-            VaultLogin::AppRole { .. } | VaultLogin::Kubernetes { .. } => {
-                let mut held = self.held();
-                let Some(current) = held.as_ref().filter(|held| Arc::ptr_eq(&held.token, token)) else {
-                    return true;
-                };
-                if class == KmsErrorClass::AccessDenied && current.since.elapsed() < POLICY_PATIENCE {
-                    return false;
-                }
-                *held = None;
-                true
-            }
-        }
-    }
-
-    /// Renews what is due, and says when something is due next, if that is known. Called again and
-    /// again in the background, so that a server without traffic keeps its token.
-    pub(super) async fn keep(&self, deadline: Instant) -> Option<Duration> {
-        self.keep_now(deadline).await;
-        let held = self.held().clone()?;
-        match held.lease {
-            Lease::Unknown => Some(Duration::ZERO),
-            Lease::Settled => None,
-            Lease::Until { renew_at, .. } => Some(renew_at.saturating_duration_since(Instant::now())),
-        }
-    }
-
-    async fn keep_now(&self, deadline: Instant) {
-        let Some(held) = self.held().clone() else {
-            // A token that was given to us may have to be renewed before it is first used.
-            if matches!(self.way, VaultLogin::Token(_) | VaultLogin::TokenFile(_)) {
-                let _ = self.token(Instant::now()).await;
-            }
-            return;
-        };
-        let outcome = match held.lease {
-            Lease::Settled => return,
-            Lease::Until { renew_at, .. } if Instant::now() < renew_at => return,
-            Lease::Until { renewable: false, .. } => self.login(Some(&held.token), deadline).await.map(drop),
-            Lease::Unknown | Lease::Until { .. } => self.renew(&held, deadline).await,
-        };
-        let Err(error) = outcome else { return };
-        tracing::warn!(class = ?error.class, http_status = error.http_status, "the Vault token could not be renewed");
-        let now = Instant::now();
-        let again = now
-            + held.lease.rest(now).unwrap_or_default().div_f32(3.0).clamp(RENEWAL_PAUSES.0, RENEWAL_PAUSES.1);
-        self.set_lease(
-            &held.token,
-            match held.lease {
-                Lease::Until { end, renewable, granted, .. } => {
-                    Lease::Until { end, renew_at: again, renewable, granted }
-                }
-                // No end is known: as if it were far, so that it is tried again.
-                Lease::Unknown | Lease::Settled => {
-                    let far = Duration::from_secs(30 * 24 * 3600);
-                    Lease::Until {
-                        end: now + far,
-                        renew_at: now + RENEWAL_PAUSES.1,
-                        renewable: true,
-                        granted: far,
-                    }
-                }
-            },
-        );
-    }
-
-    async fn renew(&self, held: &Held, deadline: Instant) -> Result<(), KmsError> {
-        let by_login = matches!(self.way, VaultLogin::AppRole { .. } | VaultLogin::Kubernetes { .. });
-        let body = Bytes::from_static(b"{}");
-        let outcome = self
-            .transport
-            .send(Method::POST, "auth/token/renew-self", Some(&held.token), body, deadline)
-            .await
-            .and_then(|reply| match reply.status {
-                // `lease is not renewable`: a root token, or one made so.
-                400 => Ok(None),
-                _ => granted(&reply, errors::of_reply).map(|(lease, _)| Some(lease)),
-            });
-        match outcome {
-            // Nothing can lengthen it, and nothing else can be had.
-            Ok(None | Some(Lease::Until { renewable: false, .. })) if !by_login => {
-                self.set_lease(&held.token, Lease::Settled);
-            }
-            Ok(Some(lease)) if !by_login || !lease.is_short_beside(held.lease) => {
-                self.set_lease(&held.token, lease);
-            }
-            // Near its maximum, not renewable after all, or refused.
-            Ok(_) => drop(self.login(Some(&held.token), deadline).await?),
-            Err(_) if by_login => drop(self.login(Some(&held.token), deadline).await?),
-            Err(error) => return Err(error),
-        }
-        Ok(())
-    }
-
-    /// A token that is not `instead_of`: that of a login that ended just now, or that of a new one.
-    async fn login(
+    /// Gets another token in place of this one, which Vault refused with this class. Returns
+    /// whether there is one, so that another attempt makes sense.
+    pub(super) async fn replace(
         &self,
-        instead_of: Option<&Arc<SecretText>>,
+        refused: &Arc<Token>,
+        class: KmsErrorClass,
         deadline: Instant,
-    ) -> Result<Arc<SecretText>, KmsError> {
-        let began = Instant::now();
-        let Ok(gate) = timeout_at(deadline, Arc::clone(&self.gate).lock_owned()).await else {
-            return Err(KmsError::local(KmsErrorClass::Timeout));
-        };
-        let live = self.held().clone().filter(|held| held.lease.lives());
-        if let Some(held) =
-            live.filter(|held| instead_of.is_none_or(|token| !Arc::ptr_eq(token, &held.token)))
-        {
-            return Ok(held.token);
-        }
-        // Of one whose time was up, not ours, nothing is learned.
-        if let Some((at, error)) = &gate.failed
-            && *at >= began
-            && error.class != KmsErrorClass::Timeout
-        {
-            return Err(error.clone());
-        }
-        let request = self.request()?;
-        gate.pacing.may_show(&request.credential)?;
-        // In a task and a time of its own: a caller that hangs up, or whose time is up, must not
-        // leave a refusal unnoticed.
-        let login = tokio::spawn(log_in(
-            Arc::clone(&self.transport),
-            request,
-            Arc::clone(&self.held),
-            gate,
-            Instant::now() + self.timeout,
-        ));
-        match timeout_at(deadline, login).await {
-            Ok(outcome) => outcome.unwrap_or_else(|_| Err(KmsError::local(KmsErrorClass::Internal))),
-            Err(_) => Err(KmsError::local(KmsErrorClass::Timeout)),
+    ) -> Result<bool, KmsError> {
+        match self {
+            Self::Given(given) => Ok(given.has_another(refused)),
+            Self::Login(renewer) => {
+                let is_new = renewer.age(refused).is_some_and(|age| age < POLICY_PATIENCE);
+                if class == KmsErrorClass::AccessDenied && is_new {
+                    return Ok(false);
+                }
+                Ok(renewer.another(refused, deadline).await?.is_some())
+            }
         }
     }
+}
 
-    fn request(&self) -> Result<Request, KmsError> {
+/// A token, and whether Vault lengthens its lease.
+pub(super) struct Token {
+    pub(super) text: SecretText,
+    renewable: bool,
+}
+
+/// The lease of a login's or renewal's answer; `None` is one that never ends.
+type Lease = Option<Duration>;
+
+/// A login with what it presents.
+pub(super) struct Login {
+    way: LoginWay,
+    transport: Arc<Transport>,
+}
+
+enum LoginWay {
+    AppRole { mount: String, role_id: SecretText, secret_id: Option<SecretSource> },
+    Kubernetes { mount: String, role: String, jwt_file: PathBuf },
+}
+
+/// The body of a login.
+type Body = Zeroizing<Vec<u8>>;
+
+impl Source for Login {
+    type Credential = Token;
+    type Evidence = Body;
+
+    fn evidence(&self) -> Result<(Body, Fingerprint), KmsError> {
         #[derive(Serialize)]
         struct AppRole<'a> {
             role_id: &'a str,
@@ -262,8 +149,8 @@ impl Auth {
 
         // Larger than any credential, so that it does not grow and leave a copy behind.
         let mut body = Zeroizing::new(Vec::with_capacity(16 << 10));
-        let (mount, written) = match &self.way {
-            VaultLogin::AppRole { mount, role_id, secret_id } => {
+        let written = match &self.way {
+            LoginWay::AppRole { role_id, secret_id, .. } => {
                 let from_file;
                 let secret_id = match secret_id {
                     Some(SecretSource::Text(text)) => Some(text.expose()),
@@ -273,46 +160,189 @@ impl Auth {
                     }
                     None => None,
                 };
-                (mount, serde_json::to_writer(&mut *body, &AppRole { role_id: role_id.expose(), secret_id }))
+                serde_json::to_writer(&mut *body, &AppRole { role_id: role_id.expose(), secret_id })
             }
-            VaultLogin::Kubernetes { mount, role, jwt_file } => {
+            LoginWay::Kubernetes { role, jwt_file, .. } => {
                 let jwt = read_secret(jwt_file)?;
-                (mount, serde_json::to_writer(&mut *body, &Kubernetes { role, jwt: jwt.expose() }))
-            }
-            VaultLogin::Token(_) | VaultLogin::TokenFile(_) => {
-                return Err(KmsError::local(KmsErrorClass::CredentialInvalid));
+                serde_json::to_writer(&mut *body, &Kubernetes { role, jwt: jwt.expose() })
             }
         };
         written.map_err(|_| KmsError::local(KmsErrorClass::Misconfigured))?;
-        let (path, credential) = (format!("auth/{mount}/login"), sha256(&body));
-        let may_lock_out = matches!(self.way, VaultLogin::AppRole { .. });
-        Ok(Request { path, body, credential, may_lock_out })
+        let fingerprint = sha256(&body);
+        Ok((body, fingerprint))
     }
 
-    fn read_token(&self, path: &Path) -> Result<Arc<SecretText>, KmsError> {
+    async fn fetch(&self, body: Body, deadline: Instant) -> Result<Granted<Token>, Failed> {
+        let (LoginWay::AppRole { mount, .. } | LoginWay::Kubernetes { mount, .. }) = &self.way;
+        let path = format!("auth/{mount}/login");
+        let reply = self.transport.send(Method::POST, &path, None, Bytes::from_owner(body), deadline).await;
+        let (lease, credential) = reply.and_then(|reply| granted(&reply, errors::of_login))?;
+        Ok(Granted { credential, life: life(lease) })
+    }
+
+    async fn extend(&self, token: &Token, before: Lease, deadline: Instant) -> Option<Life> {
+        if !token.renewable {
+            return None;
+        }
+        let (lease, renewed) = renew(&self.transport, &token.text, deadline).await.ok()??;
+        // A token near its maximum is replaced.
+        (renewed.renewable && !is_short_beside(lease, before)).then(|| life(lease))
+    }
+
+    fn meaning(&self, Failed { error, .. }: &Failed) -> Meaning {
+        let may_lock_out = matches!(self.way, LoginWay::AppRole { .. });
+        match (error.class, error.http_status) {
+            (KmsErrorClass::CredentialInvalid, Some(400)) if may_lock_out => Meaning::Counted,
+            (KmsErrorClass::CredentialInvalid, _) => Meaning::Refused,
+            (_, None) if may_lock_out => Meaning::Unanswered,
+            _ => Meaning::Outage,
+        }
+    }
+
+    fn note(&self, error: &KmsError) {
+        match error.retry_after {
+            Some(pause) => tracing::warn!(
+                class = ?error.class,
+                http_status = error.http_status,
+                next_login = %SystemClock.now().plus(pause),
+                "Vault refuses our credential: no login before then, unless another credential takes its place"
+            ),
+            None => {
+                tracing::warn!(class = ?error.class, http_status = error.http_status, "the login at Vault failed");
+            }
+        }
+    }
+}
+
+/// A token that was given to us, in the configuration or in a file. Whoever gave it replaces it; we
+/// renew its lease.
+pub(super) struct GivenToken {
+    holder: Arc<Holder>,
+    /// The task that renews the lease; it ends with us.
+    task: JoinHandle<()>,
+}
+
+struct Holder {
+    way: Way,
+    transport: Arc<Transport>,
+    held: Mutex<Option<Held>>,
+}
+
+enum Way {
+    Text(SecretText),
+    File(PathBuf),
+}
+
+/// The modification time and the length of a file.
+type Stamp = (SystemTime, u64);
+
+struct Held {
+    token: Arc<Token>,
+    /// The stamp of a token file when it was read.
+    stamp: Option<Stamp>,
+    /// The time of the next renewal, and the end of the lease where it is known; `None` where
+    /// nothing can lengthen it.
+    renewal: Option<(Instant, Option<Instant>)>,
+}
+
+impl GivenToken {
+    fn new(way: Way, transport: Arc<Transport>, timeout: Duration) -> Self {
+        let holder = Arc::new(Holder { way, transport, held: Mutex::default() });
+        let kept = Arc::clone(&holder);
+        let task = tokio::spawn(async move {
+            loop {
+                let due = kept.renew_what_is_due(timeout).await;
+                sleep(due.min(LEASE_WATCH)).await;
+            }
+        });
+        Self { holder, task }
+    }
+
+    fn token(&self) -> Result<Arc<Token>, KmsError> {
+        self.holder.token()
+    }
+
+    /// Whether there is another token than this now.
+    fn has_another(&self, refused: &Arc<Token>) -> bool {
+        match &self.holder.way {
+            Way::Text(_) => false,
+            // Two writes within one tick of the file system's clock have one stamp: look at the
+            // text.
+            Way::File(path) => {
+                self.holder.read(path).is_ok_and(|now| now.text.expose() != refused.text.expose())
+            }
+        }
+    }
+}
+
+impl Drop for GivenToken {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Holder {
+    fn token(&self) -> Result<Arc<Token>, KmsError> {
+        let held = self.held().as_ref().map(|held| (Arc::clone(&held.token), held.stamp));
+        match (&self.way, held) {
+            (Way::Text(_), Some((token, _))) => Ok(token),
+            (Way::Text(text), None) => Ok(self.hold(text.expose(), None)),
+            (Way::File(path), Some((token, then))) if stamp(path).is_none_or(|now| then == Some(now)) => {
+                Ok(token)
+            }
+            (Way::File(path), _) => self.read(path),
+        }
+    }
+
+    fn read(&self, path: &Path) -> Result<Arc<Token>, KmsError> {
         // Before the text: if the file changes in between, the next look at its stamp sees it.
         let stamp = stamp(path);
-        let token = read_secret(path)?;
-        let held = self.held().clone();
-        match held {
-            Some(held) if held.token.expose() == token.expose() => {
-                if let Some(now) = self.held().as_mut() {
-                    now.stamp = stamp;
-                }
-                Ok(held.token)
+        let text = read_secret(path)?;
+        if let Some(held) = self.held().as_mut().filter(|held| held.token.text.expose() == text.expose()) {
+            held.stamp = stamp;
+            return Ok(Arc::clone(&held.token));
+        }
+        Ok(self.hold(text.expose(), stamp))
+    }
+
+    fn hold(&self, text: &str, stamp: Option<Stamp>) -> Arc<Token> {
+        let token = Arc::new(Token { text: SecretText::new(text.to_owned()), renewable: true });
+        // The first renewal tells how long it lives.
+        let renewal = Some((Instant::now(), None));
+        *self.held() = Some(Held { token: Arc::clone(&token), stamp, renewal });
+        token
+    }
+
+    /// Renews the lease if that is due, and returns the time until the next look: a server without
+    /// traffic keeps its token, and one that was given to us may have to be renewed before it is
+    /// first used.
+    async fn renew_what_is_due(&self, timeout: Duration) -> Duration {
+        let Ok(token) = self.token() else { return LEASE_WATCH };
+        let renewal = self.held().as_ref().and_then(|held| held.renewal);
+        let Some((renew_at, end)) = renewal else { return LEASE_WATCH };
+        let now = Instant::now();
+        if now < renew_at {
+            return renew_at - now;
+        }
+        let next = match renew(&self.transport, &token.text, now + timeout).await {
+            Ok(Some((Some(lease), Token { renewable: true, .. }))) => {
+                let now = Instant::now();
+                Some((now + lease * 2 / 3, Some(now + lease)))
             }
-            _ => Ok(self.hold(token.expose(), Lease::Unknown, stamp)),
+            // It never ends, or nothing can lengthen it and nothing else can be had.
+            Ok(_) => None,
+            Err(error) => {
+                tracing::warn!(class = ?error.class, http_status = error.http_status, "the Vault token could not be renewed");
+                let now = Instant::now();
+                // Where no end is known it is tried again as if that were far.
+                let rest = end.map_or(RENEWAL_PAUSES.1 * 3, |end| end.saturating_duration_since(now));
+                Some((now + (rest / 3).clamp(RENEWAL_PAUSES.0, RENEWAL_PAUSES.1), end))
+            }
+        };
+        if let Some(held) = self.held().as_mut().filter(|held| Arc::ptr_eq(&held.token, &token)) {
+            held.renewal = next;
         }
-    }
-
-    fn hold(&self, token: &str, lease: Lease, stamp: Option<(SystemTime, u64)>) -> Arc<SecretText> {
-        hold(&self.held, token, lease, stamp)
-    }
-
-    fn set_lease(&self, of: &Arc<SecretText>, lease: Lease) {
-        if let Some(held) = self.held().as_mut().filter(|held| Arc::ptr_eq(&held.token, of)) {
-            held.lease = lease;
-        }
+        next.map_or(LEASE_WATCH, |(renew_at, _)| renew_at.saturating_duration_since(Instant::now()))
     }
 
     fn held(&self) -> MutexGuard<'_, Option<Held>> {
@@ -320,110 +350,39 @@ impl Auth {
     }
 }
 
-/// A login, and which credential it shows.
-struct Request {
-    path: String,
-    body: Zeroizing<Vec<u8>>,
-    credential: Fingerprint,
-    /// Whether Vault counts refusals of it towards a lockout.
-    may_lock_out: bool,
-}
-
-/// Logs in, and leaves what came of it in `held` and `gate`.
-async fn log_in(
-    transport: Arc<Transport>,
-    request: Request,
-    held: Arc<Mutex<Option<Held>>>,
-    mut gate: OwnedMutexGuard<Gate>,
+/// Renews the lease of a token; `None` where Vault says that it has none that can be renewed.
+async fn renew(
+    transport: &Transport,
+    token: &SecretText,
     deadline: Instant,
-) -> Result<Arc<SecretText>, KmsError> {
-    let Request { path, body, credential, may_lock_out } = request;
-    let outcome = transport
-        .send(Method::POST, &path, None, Bytes::from_owner(body), deadline)
-        .await
-        .and_then(|reply| granted(&reply, errors::of_login));
-    let error = match outcome {
-        Ok((lease, token)) => {
-            gate.failed = None;
-            gate.pacing.succeeded();
-            return Ok(hold(&held, token.expose(), lease, None));
-        }
-        Err(error) => error,
-    };
-    let retry_after = match (error.class, error.http_status) {
-        (KmsErrorClass::CredentialInvalid, Some(400)) if may_lock_out => {
-            Some(gate.pacing.refused_and_counted(credential, &error))
-        }
-        (KmsErrorClass::CredentialInvalid, _) => Some(gate.pacing.refused(credential, &error)),
-        (_, None) if may_lock_out => {
-            gate.pacing.unanswered(credential);
-            None
-        }
-        _ => None,
-    };
-    match retry_after {
-        Some(pause) => tracing::warn!(
-            class = ?error.class,
-            http_status = error.http_status,
-            next_login = %SystemClock.now().plus(pause),
-            "Vault refuses our credential: no login before then, unless another credential takes its place"
-        ),
-        None => {
-            tracing::warn!(class = ?error.class, http_status = error.http_status, "the login at Vault failed");
-        }
+) -> Result<Option<(Lease, Token)>, KmsError> {
+    let (path, body) = ("auth/token/renew-self", Bytes::from_static(b"{}"));
+    let reply = transport.send(Method::POST, path, Some(token), body, deadline).await?;
+    match reply.status {
+        // `lease is not renewable`: a root token, or one made so.
+        400 => Ok(None),
+        _ => granted(&reply, errors::of_reply).map(Some),
     }
-    let error = KmsError { retry_after, ..error };
-    gate.failed = Some((Instant::now(), error.clone()));
-    Err(error)
 }
 
-fn hold(
-    held: &Mutex<Option<Held>>,
-    token: &str,
-    lease: Lease,
-    stamp: Option<(SystemTime, u64)>,
-) -> Arc<SecretText> {
-    let token = Arc::new(SecretText::new(token.to_owned()));
-    let now = Held { token: Arc::clone(&token), since: Instant::now(), lease, stamp };
-    *held.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
-    token
+fn lease(seconds: u64) -> Lease {
+    (seconds > 0).then(|| Duration::from_secs(seconds).min(LONGEST_LEASE))
 }
 
-impl Lease {
-    fn granted(seconds: u64, renewable: bool) -> Self {
-        if seconds == 0 {
-            return Self::Settled;
-        }
-        let (now, granted) = (Instant::now(), Duration::from_secs(seconds).min(LONGEST_LEASE));
-        Self::Until { end: now + granted, renew_at: now + granted * 2 / 3, renewable, granted }
-    }
+fn life(lease: Lease) -> Life {
+    // A token that never ends is replaced like a long one.
+    let renew_after = Some(lease.unwrap_or(LONGEST_LEASE) * 2 / 3);
+    Life { granted: lease, usable: lease, renew_after }
+}
 
-    fn lives(self) -> bool {
-        match self {
-            Self::Unknown | Self::Settled => true,
-            Self::Until { end, .. } => Instant::now() < end,
-        }
-    }
-
-    fn rest(self, now: Instant) -> Option<Duration> {
-        match self {
-            Self::Unknown | Self::Settled => None,
-            Self::Until { end, .. } => Some(end.saturating_duration_since(now)),
-        }
-    }
-
-    /// Whether Vault granted less than half of what it granted before: the token nears its maximum.
-    fn is_short_beside(self, before: Self) -> bool {
-        match (self, before) {
-            (Self::Until { granted, .. }, Self::Until { granted: before, .. }) => granted < before / 2,
-            _ => false,
-        }
-    }
+/// Whether Vault granted less than half of what it granted before: the token nears its maximum.
+fn is_short_beside(lease: Lease, before: Lease) -> bool {
+    lease.zip(before).is_some_and(|(now, before)| now < before / 2)
 }
 
 /// The `auth` part of a login's or renewal's answer
 /// (<https://developer.hashicorp.com/vault/api-docs/auth/token#renew-a-token-self>).
-fn granted(reply: &Reply, error: fn(&Reply) -> KmsError) -> Result<(Lease, SecretText), KmsError> {
+fn granted(reply: &Reply, error: fn(&Reply) -> KmsError) -> Result<(Lease, Token), KmsError> {
     #[derive(Deserialize)]
     struct Answer<'a> {
         #[serde(borrow)]
@@ -442,14 +401,14 @@ fn granted(reply: &Reply, error: fn(&Reply) -> KmsError) -> Result<(Lease, Secre
     match serde_json::from_slice::<Answer<'_>>(&reply.body) {
         // A login that waits for a second factor gives an empty token.
         Ok(Answer { auth }) if !auth.client_token.is_empty() => {
-            let token = SecretText::new(auth.client_token.to_owned());
-            Ok((Lease::granted(auth.lease_duration, auth.renewable), token))
+            let text = SecretText::new(auth.client_token.to_owned());
+            Ok((lease(auth.lease_duration), Token { text, renewable: auth.renewable }))
         }
         _ => Err(KmsError::answered(KmsErrorClass::Internal, reply.status, None)),
     }
 }
 
-fn stamp(path: &Path) -> Option<(SystemTime, u64)> {
+fn stamp(path: &Path) -> Option<Stamp> {
     let metadata = std::fs::metadata(path).ok()?;
     Some((metadata.modified().ok()?, metadata.len()))
 }
@@ -470,28 +429,32 @@ mod tests {
 
     #[test]
     fn a_lease_is_renewed_when_two_thirds_are_over() {
-        let Lease::Until { end, renew_at, .. } = Lease::granted(90, true) else { panic!("it ends") };
-        assert_eq!(end - renew_at, Duration::from_secs(30));
+        let life = life(lease(90));
+        assert_eq!(
+            life.usable.zip(life.renew_after),
+            Some((Duration::from_secs(90), Duration::from_secs(60)))
+        );
     }
 
     #[test]
     fn a_lease_of_any_length_has_an_end() {
-        assert!(Lease::granted(u64::MAX, true).lives());
+        assert_eq!(lease(u64::MAX), Some(LONGEST_LEASE));
     }
 
     #[test]
-    fn a_lease_of_zero_never_ends() {
-        assert_eq!(Lease::granted(0, false), Lease::Settled);
+    fn a_lease_of_zero_never_ends_and_its_token_is_replaced_all_the_same() {
+        let life = life(lease(0));
+        assert!(life.usable.is_none() && life.renew_after.is_some());
     }
 
     #[test]
     fn a_grant_cut_short_by_the_maximum_is_seen() {
-        assert!(Lease::granted(10, true).is_short_beside(Lease::granted(60, true)));
-        assert!(!Lease::granted(60, true).is_short_beside(Lease::granted(60, true)));
+        assert!(is_short_beside(lease(10), lease(60)));
+        assert!(!is_short_beside(lease(60), lease(60)));
     }
 
-    #[test]
-    fn a_token_file_that_changed_is_read_again() {
+    #[tokio::test]
+    async fn a_token_file_that_changed_is_read_again() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "one\n").unwrap();
         let login = VaultLogin::TokenFile(file.path().to_owned());
@@ -509,11 +472,11 @@ mod tests {
         };
         let _ = rustls::crypto::ring::default_provider().install_default();
         let transport = Arc::new(Transport::new(&settings).unwrap());
-        let auth = Auth::new(login, transport, settings.timeout);
-        let one = auth.read_token(file.path()).unwrap();
-        assert!(!auth.refused(&one, KmsErrorClass::CredentialInvalid));
+        let Auth::Given(given) = Auth::new(login, transport, settings.timeout) else { panic!("it is given") };
+        let one = given.token().unwrap();
+        assert!(!given.has_another(&one));
         std::fs::write(file.path(), "two\n").unwrap();
-        assert!(auth.refused(&one, KmsErrorClass::CredentialInvalid));
-        assert_eq!(auth.held().as_ref().unwrap().token.expose(), "two");
+        assert!(given.has_another(&one));
+        assert_eq!(given.token().unwrap().text.expose(), "two");
     }
 }

@@ -22,17 +22,15 @@ mod transport;
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use http::Method;
 use hyper::body::Bytes;
 use serde::Deserialize;
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::config::{KeyVersionStrategy, Mistake, VaultSettings};
-use crate::crypto::{Dek, SecretText};
+use crate::crypto::Dek;
 use crate::kms::budget::Share;
 use crate::kms::call::{Call, CallPolicy, Failed, each};
 use crate::kms::http::Reply;
@@ -42,21 +40,16 @@ use crate::kms::{
 };
 use crate::model::{KeyVersion, Wrapped};
 
-use auth::Auth;
+use auth::{Auth, Token};
 use transport::Transport;
 
 /// The most items of one request. Measured at Vault 1.21.0: from here on longer batches raise
 /// throughput little, and latency in proportion; a request is some 20 KiB, far below the 32 MiB
 /// that Vault takes.
 const BATCH: usize = 256;
-/// How long the keeper sleeps at most: another token may have come meanwhile.
-const LEASE_WATCH: Duration = Duration::from_secs(1);
-
 /// A key in a Transit engine.
 pub struct VaultTransit {
-    vault: Arc<Vault>,
-    /// Keeps the token alive; ends with us.
-    keeper: JoinHandle<()>,
+    vault: Vault,
 }
 
 struct Vault {
@@ -81,22 +74,15 @@ impl VaultTransit {
     /// Outside a Tokio runtime, and when no process-wide TLS provider is installed.
     pub fn new(settings: VaultSettings) -> Result<Self, Mistake> {
         let transport = Arc::new(Transport::new(&settings)?);
-        let vault = Arc::new(Vault {
+        let vault = Vault {
             auth: Auth::new(settings.login, Arc::clone(&transport), settings.timeout),
             transport,
             mount: settings.mount,
             key: settings.key.into(),
             version: settings.version,
             calls: CallPolicy::new("vault-transit", settings.timeout, settings.calls_per_minute),
-        });
-        let kept = Arc::clone(&vault);
-        let keeper = tokio::spawn(async move {
-            loop {
-                let due = kept.auth.keep(kept.calls.deadline()).await;
-                tokio::time::sleep(due.unwrap_or(LEASE_WATCH).min(LEASE_WATCH)).await;
-            }
-        });
-        Ok(Self { vault, keeper })
+        };
+        Ok(Self { vault })
     }
 
     /// The counts of this key's requests.
@@ -126,7 +112,7 @@ impl VaultTransit {
             disable_upsert: bool,
         }
 
-        let vault = &*self.vault;
+        let vault = &self.vault;
         let deadline = vault.calls.deadline();
         let path = format!("{}/encrypt/{}", vault.mount, vault.key);
         let body = Bytes::from(serde_json::json!({ "paths": [path] }).to_string());
@@ -139,12 +125,6 @@ impl VaultTransit {
         let reply = vault.request(Method::GET, &path, Bytes::new(), deadline).await.ok();
         let config = reply.and_then(|reply| serde_json::from_slice::<KeysConfig>(&reply.body).ok());
         Some(!config.is_some_and(|config| config.data.disable_upsert))
-    }
-}
-
-impl Drop for VaultTransit {
-    fn drop(&mut self) {
-        self.keeper.abort();
     }
 }
 
@@ -211,7 +191,7 @@ impl Kms for VaultTransit {
 #[async_trait]
 impl KmsDiagnosis for VaultTransit {
     async fn knows_credential(&self) -> Option<bool> {
-        let vault = &*self.vault;
+        let vault = &self.vault;
         let deadline = vault.calls.deadline();
         match vault.request(Method::GET, "auth/token/lookup-self", Bytes::new(), deadline).await {
             Ok(_) => Some(true),
@@ -378,7 +358,7 @@ impl Vault {
                 Ok(value) => return Ok(value),
                 Err(error) => error,
             };
-            if !matches!(status, 401 | 403) || !self.auth.refused(&token, error.class) {
+            if !matches!(status, 401 | 403) || !self.auth.replace(&token, error.class, deadline).await? {
                 return Err(Failed { error, wait });
             }
             self.calls.one_more(share)?;
@@ -395,9 +375,10 @@ impl Vault {
         path: &str,
         body: &Bytes,
         deadline: Instant,
-    ) -> Result<(Arc<SecretText>, Reply), KmsError> {
-        let token = self.auth.token(deadline).await.map_err(KmsError::of_credential)?;
-        let reply = self.transport.send(method.clone(), path, Some(&token), body.clone(), deadline).await?;
+    ) -> Result<(Arc<Token>, Reply), KmsError> {
+        let token = self.auth.token(deadline).await?;
+        let reply =
+            self.transport.send(method.clone(), path, Some(&token.text), body.clone(), deadline).await?;
         Ok((token, reply))
     }
 }

@@ -1,5 +1,7 @@
 //! One call to a provider, for tests of what it comes to.
 
+use std::time::Duration;
+
 use byok::crypto::Dek;
 use byok::kms::{DekBinding, Kms, KmsErrorClass, Purpose};
 use byok::model::{DekId, TenantUid, Wrapped};
@@ -23,4 +25,25 @@ pub(crate) async fn wraps(kms: &dyn Kms) -> Option<KmsErrorClass> {
 /// The class of the error that an unwrap ends with.
 pub(crate) async fn unwraps(kms: &dyn Kms, wrapped: &(DekBinding, Wrapped)) -> Option<KmsErrorClass> {
     kms.unwrap(std::slice::from_ref(wrapped)).await.remove(0).err().map(|error| error.class)
+}
+
+/// The longest use of a credential that was revoked, as the documentation states it.
+const BOUND: Duration = Duration::from_secs(15 * 60);
+
+/// Waits until calls are refused because the credential alone was revoked just now, and gives the class of the refusal. The
+/// clock of the provider's timers runs ahead between its requests, which go to the server in real time.
+pub(crate) async fn refused_within_the_bound(kms: &dyn Kms) -> KmsErrorClass {
+    let revoked = tokio::time::Instant::now();
+    assert_eq!(wraps(kms).await, None, "what the credential gave before is still good");
+    while revoked.elapsed() <= BOUND {
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(20)).await;
+        tokio::time::resume();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        if let Some(class) = wraps(kms).await {
+            assert!(revoked.elapsed() <= BOUND, "{:?}", revoked.elapsed());
+            return class;
+        }
+    }
+    panic!("it is not refused within the bound");
 }
