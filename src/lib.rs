@@ -5,13 +5,13 @@
 //! `tests/it/architecture.rs` reads the map, checks this list against it, and fails on an import in
 //! another direction. The documentation of each room says what it does and what it must not do.
 
-// Row 10: the command line, which puts concrete providers and databases behind their seams.
+// Row 10: the command line, which connects the code to concrete providers and databases.
 pub mod cli;
 
-// Row 9: the server around the fronts.
+// Row 9: the server that runs the front ends.
 pub mod server;
 
-// Row 8: the fronts, which translate between a protocol and the use cases.
+// Row 8: the front ends, which translate between a protocol and the use cases.
 pub mod console;
 pub mod graphql;
 pub mod rest;

@@ -63,8 +63,9 @@ impl App {
     /// an answer of `largest_answer` bytes, except that its first entry is returned whatever its
     /// size.
     ///
-    /// # Errors The call is not permitted, the cursor was not issued by this API, the page size is
-    /// out of bounds, or the database is out of reach.
+    /// # Errors
+    /// The call is not permitted, the cursor was not issued by this API, the page size is out of
+    /// bounds, or the database is out of reach.
     pub async fn audit(
         &self,
         caller: &Caller,

@@ -12,8 +12,9 @@ impl App {
     /// state, so it leaves one entry an hour. The entry is written before the checkpoint is made,
     /// so that the checkpoint covers it.
     ///
-    /// # Errors The call is not permitted, there is no key to sign with, the log is behind a
-    /// published checkpoint, or the database is out of reach.
+    /// # Errors
+    /// The call is not permitted, there is no key to sign with, the log is behind a published
+    /// checkpoint, or the database is out of reach.
     pub async fn checkpoint(&self, caller: &Caller) -> Result<CheckpointShown, Refusal> {
         self.enter(caller, Operation::Audit).await?;
         if !self.checkpoints.signs() {
@@ -23,7 +24,7 @@ impl App {
         Ok(self.checkpoints.shown().await?)
     }
 
-    /// The checkpoints of the tenant's log.
+    /// Returns the checkpoints of the tenant's log.
     pub fn checkpoints(&self) -> &Checkpoints {
         &self.checkpoints
     }

@@ -10,7 +10,8 @@ use super::App;
 /// Builds the context of a call: the map `pairs`, plus `record_id` and `field` as the keys of those
 /// names. `pairs` is the JSON value of the argument; if it is absent or null, the map is empty.
 ///
-/// # Errors `CONTEXT_INVALID` if `pairs` is not a flat object of strings, `CONTEXT_TOO_LARGE`, and
+/// # Errors
+/// `CONTEXT_INVALID` if `pairs` is not a flat object of strings, `CONTEXT_TOO_LARGE`, and
 /// `CONTEXT_CONFLICT` if a flat argument and the map have different values for one key. A refusal
 /// that concerns a flat argument names its key.
 pub fn context_of(

@@ -33,8 +33,8 @@ impl App {
     /// item, in order. All items together take one entry, one database read, one KMS batch and one
     /// commit. `operation` is [`Operation::Decrypt`] or [`Operation::Reveal`].
     ///
-    /// # Errors A refusal of the whole call: it is over the limits, not permitted, or could not be
-    /// recorded.
+    /// # Errors
+    /// A refusal of the whole call: it is over the limits, not permitted, or could not be recorded.
     pub async fn decrypt(
         self: &Arc<Self>,
         caller: &Caller,

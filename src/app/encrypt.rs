@@ -44,8 +44,8 @@ impl App {
     /// Encrypts items that a front end has read, or refused to read. Returns one result for each
     /// item, in order. All items together take one entry, one KMS batch and one commit.
     ///
-    /// # Errors A refusal of the whole call: it is over the limits, not permitted, or could not be
-    /// recorded.
+    /// # Errors
+    /// A refusal of the whole call: it is over the limits, not permitted, or could not be recorded.
     pub async fn encrypt(
         self: &Arc<Self>,
         caller: &Caller,

@@ -214,7 +214,8 @@ impl App {
     /// the server pings the database at most ten times a second, and never calls the identity
     /// provider.
     ///
-    /// # Errors The reason why it cannot.
+    /// # Errors
+    /// The reason why it cannot.
     pub async fn ready(&self) -> Result<(), Unready> {
         if self.tenant.get().is_err() {
             return Err(Unready::Starting);

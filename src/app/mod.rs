@@ -149,8 +149,9 @@ impl App {
     /// there is no identity to name in it. On success, the [`Peer`] in the request's extensions, if
     /// the listener put one there, is marked as authenticated.
     ///
-    /// # Errors One of Hasura's own codes; `Unavailable` if the identity provider's keys cannot be
-    /// fetched; `STORE_UNAVAILABLE` if the database has not been reached since the start.
+    /// # Errors
+    /// One of Hasura's own codes; `Unavailable` if the identity provider's keys cannot be fetched;
+    /// `STORE_UNAVAILABLE` if the database has not been reached since the start.
     pub fn authenticate(
         &self,
         headers: &HeaderMap,
@@ -164,7 +165,8 @@ impl App {
     /// Does the same as [`Self::authenticate`], but waits some seconds for a key of the identity
     /// provider that is not known yet.
     ///
-    /// # Errors The errors of [`Self::authenticate`].
+    /// # Errors
+    /// The errors of [`Self::authenticate`].
     pub async fn recognise(
         &self,
         headers: &HeaderMap,

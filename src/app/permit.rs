@@ -13,7 +13,8 @@ impl App {
 
     /// Admits a caller who may ever perform this operation. A refusal is recorded.
     ///
-    /// # Errors `PERMISSION_DENIED`, or the reason why the refusal could not be recorded.
+    /// # Errors
+    /// `PERMISSION_DENIED`, or the reason why the refusal could not be recorded.
     pub async fn permit(&self, caller: &Caller, operation: Operation) -> Result<(), Refusal> {
         match self.may_ever(caller, operation) {
             true => Ok(()),

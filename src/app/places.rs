@@ -40,7 +40,8 @@ impl KmsPlaces {
     /// leave one part in `n + 1` to everybody else. If there is no permit left for the tenant, a
     /// hot call proceeds without one.
     ///
-    /// # Errors `UNAVAILABLE` if the tenant has its share, and the call is not hot.
+    /// # Errors
+    /// `UNAVAILABLE` if the tenant has its share, and the call is not hot.
     pub(super) fn take(
         &self,
         tenant: TenantUid,

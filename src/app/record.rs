@@ -111,8 +111,9 @@ pub(super) fn read_refusal(error: ReadError) -> Refusal {
 impl App {
     /// Makes a call's entry and changes durable.
     ///
-    /// # Errors `AUDIT_LOG_BEHIND`, `STORE_UNAVAILABLE`, or `INTERNAL` if the database refuses the
-    /// entry. Then the call must not be answered.
+    /// # Errors
+    /// `AUDIT_LOG_BEHIND`, `STORE_UNAVAILABLE`, or `INTERNAL` if the database refuses the entry.
+    /// Then the call must not be answered.
     pub(super) async fn record(
         &self,
         caller: &Caller,
@@ -132,7 +133,8 @@ impl App {
     /// answer that may not be given is recorded as refused. `items` is left empty if the answer may
     /// be given.
     ///
-    /// # Errors The errors of [`Self::record`].
+    /// # Errors
+    /// The errors of [`Self::record`].
     pub(super) async fn record_standing(
         self: &Arc<Self>,
         caller: &Caller,
@@ -180,7 +182,8 @@ impl App {
     /// Records that an answer was withheld although its entry says that it was given. The refusal
     /// names that entry.
     ///
-    /// # Errors The errors of [`Self::record`].
+    /// # Errors
+    /// The errors of [`Self::record`].
     pub(super) async fn record_withheld(
         &self,
         caller: &Caller,
@@ -210,7 +213,8 @@ impl App {
 
     /// Records that the caller read a state. The entry has no items.
     ///
-    /// # Errors The errors of [`Self::record`].
+    /// # Errors
+    /// The errors of [`Self::record`].
     pub(super) async fn record_read(
         &self,
         caller: &Caller,

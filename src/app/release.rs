@@ -98,8 +98,9 @@ impl Release {
     /// Decides whether an answer that is ready, and of which nothing has left, may leave. If its
     /// permit has ended, the keys are probed.
     ///
-    /// # Errors The refusal to send in its place. Either the answer may not leave, and a refusal is
-    /// recorded for each of its entries, or that could not be recorded.
+    /// # Errors
+    /// The refusal to send in its place. Either the answer may not leave, and a refusal is recorded
+    /// for each of its entries, or that could not be recorded.
     pub async fn confirm(&self) -> Result<(), Refusal> {
         if self.may_leave() {
             return Ok(());
@@ -132,7 +133,8 @@ impl Release {
         self.take_entries().into_iter().for_each(Ungiven::given);
     }
 
-    /// Keeps the keys watched for a while, so that the permit of an answer that takes long to leave can be renewed.
+    /// Keeps the keys watched for a while, so that the permit of an answer that takes long to leave
+    /// can be renewed.
     pub fn watch_on(&self) {
         self.app.keyring.watch_on(&self.caller.tenant, &self.permit);
     }
@@ -142,7 +144,8 @@ impl Release {
         self.handed_over.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the protocol implementation has all of the answer, so that its stream cannot be reset any more.
+    /// Returns whether the protocol implementation has all of the answer, so that its stream can no
+    /// longer be reset.
     pub fn is_handed_over(&self) -> bool {
         self.handed_over.load(Ordering::Relaxed)
     }

@@ -30,9 +30,10 @@ impl App {
     /// Starts the rotation job, or returns the one that is running. With `dry_run` it only returns
     /// what a rotation would do.
     ///
-    /// # Errors The call is not permitted, a rotation is paused (`ROTATION_STATE_CONFLICT`), the
-    /// KMS does not distinguish key versions (`KEY_VERSION_UNKNOWN`), or the KMS or the database is
-    /// out of reach.
+    /// # Errors
+    /// The call is not permitted, a rotation is paused (`ROTATION_STATE_CONFLICT`), the KMS does
+    /// not distinguish key versions (`KEY_VERSION_UNKNOWN`), or the KMS or the database is out of
+    /// reach.
     pub async fn rotate(&self, caller: &Caller, dry_run: bool) -> Result<Rotation, Refusal> {
         let operation = Operation::Rotate;
         self.enter(caller, operation).await?;
@@ -86,8 +87,8 @@ impl App {
     /// Returns a rotation of the caller's tenant, or the newest one if `id` is `None`. This is a
     /// read of state, so it leaves one entry an hour.
     ///
-    /// # Errors The call is not permitted, there is no such rotation, or the database is out of
-    /// reach.
+    /// # Errors
+    /// The call is not permitted, there is no such rotation, or the database is out of reach.
     pub async fn rotation(&self, caller: &Caller, id: Option<JobId>) -> Result<Job, Refusal> {
         let operation = Operation::Rotate;
         self.enter(caller, operation).await?;

@@ -14,7 +14,8 @@ impl App {
     /// Pauses, resumes or cancels a rotation of the caller's tenant, and returns the job in its new
     /// state. If the job is in that state already, only the log changes.
     ///
-    /// # Errors The call is not permitted, there is no such rotation, the rotation has ended
+    /// # Errors
+    /// The call is not permitted, there is no such rotation, the rotation has ended
     /// (`ROTATION_STATE_CONFLICT`), or the database is out of reach.
     pub async fn command_rotation(
         &self,

@@ -37,7 +37,8 @@ impl Default for StateReads {
 impl App {
     /// Records that the caller read a state, unless an entry of the last hour covers the read.
     ///
-    /// # Errors The entry could not be written. Then the state must not be answered.
+    /// # Errors
+    /// The entry could not be written. Then the state must not be answered.
     pub(super) async fn record_state_read(
         &self,
         caller: &Caller,

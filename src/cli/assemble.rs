@@ -142,7 +142,8 @@ impl Opening {
     /// checks the log against what was published, and begins to serve calls. Returns the task that
     /// does the database's regular upkeep.
     ///
-    /// # Errors The database was reached, but cannot be used.
+    /// # Errors
+    /// The database was reached, but cannot be used.
     pub(super) async fn open(self, stop: CancellationToken) -> Result<JoinHandle<()>, Failure> {
         let Self { database, state, admin, app, checkpoints, retention, has_owner } = self;
         let MigrationReport { applied, .. } = migrated(&*database).await?;

@@ -63,7 +63,8 @@ pub struct CheckpointShown {
     pub size: u64,
     /// Its root, in base64.
     pub root: String,
-    /// The public keys that verify the note, the current one first, as c2sp.org/signed-note writes them.
+    /// The public keys that verify the note, the current one first, in the format of
+    /// c2sp.org/signed-note.
     pub keys: Vec<String>,
 }
 
@@ -203,7 +204,8 @@ impl Checkpoints {
     /// destination that can be read. The publication job tries again to read a destination that
     /// cannot be read now.
     ///
-    /// # Errors The errors of the database.
+    /// # Errors
+    /// The errors of the database.
     pub async fn check(&self) -> Result<Checked, ReadError> {
         let log = self.store.log_head(self.tenant.uid()?).await?.ok_or(ReadError::Malformed)?.log;
         let mut unread = Vec::new();

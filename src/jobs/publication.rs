@@ -47,7 +47,8 @@ pub enum Receiver {
     Archive(Archive),
     /// A receiver that cannot be read back.
     Webhook(Webhook),
-    /// The customer's KMS, whose own log shows the context of a request (`KmsProfile::logs_context`).
+    /// The customer's KMS, whose own log shows the context of a request
+    /// (`KmsProfile::logs_context`).
     Kms(Arc<dyn Kms>),
 }
 
@@ -117,7 +118,8 @@ impl Checkpoints {
     /// Reads the newest checkpoints at a destination, of the log `from` and of the logs after it,
     /// and adds them for the next check.
     ///
-    /// # Errors The destination could not be read.
+    /// # Errors
+    /// The destination could not be read.
     pub(super) async fn look_into(&self, place: &Place, from: u32) -> Result<(), ArchiveError> {
         let Receiver::Archive(archive) = &place.receiver else { return Ok(()) };
         let now = self.clock.now();
@@ -150,7 +152,8 @@ impl Checkpoints {
     /// Reads the newest checkpoints at a destination of each log before this one, and adds them for
     /// the next check. They are there even if the database claims that those logs have ended.
     ///
-    /// # Errors The destination could not be read.
+    /// # Errors
+    /// The destination could not be read.
     pub(super) async fn look_back(&self, place: &Place, before: u32) -> Result<(), ArchiveError> {
         let Receiver::Archive(archive) = &place.receiver else { return Ok(()) };
         for log in before.saturating_sub(LOGS_BACK).max(1)..before {

@@ -53,8 +53,9 @@ impl Checkpoints {
     /// Ends the log and opens another one. `operator` is recorded as the user in its entries. With
     /// `anyway`, this is done even if nothing is known to be lost, or a destination cannot be read.
     ///
-    /// # Errors See [`RestoreFailed`]. Nothing was changed then, unless the database went out of
-    /// reach during the commit.
+    /// # Errors
+    /// See [`RestoreFailed`]. Nothing was changed then, unless the database went out of reach
+    /// during the commit.
     pub async fn restored(&self, operator: Option<&str>, anyway: bool) -> Result<Restored, RestoreFailed> {
         let checked = self.check().await?;
         if let Some(place) = checked.unread.first().filter(|_| !anyway) {

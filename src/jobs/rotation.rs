@@ -236,8 +236,9 @@ impl Jobs {
     /// Re-wraps the rows whose key version may be used. Returns one answer for each row; for a row
     /// whose key version may not be used, the answer is the reason.
     ///
-    /// # Errors The reason why no row can be re-wrapped now: the database is out of reach, or a row
-    /// has to be sealed first.
+    /// # Errors
+    /// The reason why no row can be re-wrapped now: the database is out of reach, or a row has to
+    /// be sealed first.
     async fn rewrap(
         &self,
         tenant: &Tenant,

@@ -81,8 +81,8 @@ impl Between {
 impl Export {
     /// Reads an export. The first record of a known format determines the format.
     ///
-    /// # Errors See [`UnusableExport`]. A record that cannot be read is not an error; it is
-    /// counted.
+    /// # Errors
+    /// See [`UnusableExport`]. A record that cannot be read is not an error; it is counted.
     pub fn read(input: impl BufRead, keys: Vec<Arc<str>>, between: Between) -> Result<Self, UnusableExport> {
         let (mut objects, mut known) = (Objects::new(input), None);
         let mut principals: HashMap<String, Arc<str>> = HashMap::new();

@@ -45,7 +45,8 @@ impl<R: BufRead> Objects<R> {
 
     /// Returns the next object; `None` at the end.
     ///
-    /// # Errors The text cannot be read.
+    /// # Errors
+    /// The text cannot be read.
     pub(super) fn next(&mut self) -> Result<Option<Object>> {
         while let Some(byte) = self.byte()? {
             match byte {

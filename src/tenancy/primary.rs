@@ -33,14 +33,16 @@ impl Primary {
 
     /// Returns the tenant.
     ///
-    /// # Errors The database has not been reached yet.
+    /// # Errors
+    /// The database has not been reached yet.
     pub fn get(&self) -> Result<&Arc<Tenant>, ReadError> {
         self.0.tenant.get().ok_or(ReadError::Unavailable)
     }
 
     /// Returns the uid of the tenant.
     ///
-    /// # Errors The errors of [`Self::get`].
+    /// # Errors
+    /// The errors of [`Self::get`].
     pub fn uid(&self) -> Result<TenantUid, ReadError> {
         self.get().map(|tenant| tenant.uid)
     }

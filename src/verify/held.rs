@@ -37,7 +37,8 @@ pub struct HeldRows {
 /// than the existing entries. Rows that were changed during the walk are not reported as
 /// contradicted.
 ///
-/// # Errors The errors of the database.
+/// # Errors
+/// The errors of the database.
 pub async fn hold_rows(
     store: &dyn LogReads,
     tenant: &Tenant,

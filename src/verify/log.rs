@@ -24,8 +24,9 @@ const CHECKPOINTS: u32 = 256;
 /// Verifies a tenant's log: the current one, or the one that ended with the head `ended`. From time
 /// to time, `progress` receives the number of entries that were checked and the total.
 ///
-/// # Errors The errors of the database: it is out of reach, or refuses to be read. Anything wrong
-/// with what it holds is a finding instead, so the schema must be one that this binary reads
+/// # Errors
+/// The errors of the database: it is out of reach, or refuses to be read. Anything wrong with what
+/// it holds is a finding instead, so the schema must be one that this binary reads
 /// ([`crate::store::MigrationReport::usable`]).
 pub async fn verify_log(
     store: &dyn LogReads,

@@ -25,7 +25,8 @@ pub struct RowCounts {
 /// Checks every row of a tenant. `each` is called with the rows that are not sealed as they should
 /// be.
 ///
-/// # Errors The errors of the database.
+/// # Errors
+/// The errors of the database.
 pub async fn count_row_seals(
     store: &dyn LogReads,
     tenant: TenantUid,
@@ -58,7 +59,8 @@ pub async fn count_row_seals(
 /// if the secret is given. With `required`, a row without MACs counts as unsealed whatever the log
 /// says.
 ///
-/// # Errors The errors of the database.
+/// # Errors
+/// The errors of the database.
 pub async fn check_row_macs(
     store: &dyn LogReads,
     tenant: &Tenant,

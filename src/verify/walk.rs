@@ -176,7 +176,8 @@ impl Walk {
     /// Takes in this many leaves of which only roots are shown. `pruned` says that this is because
     /// their entries no longer exist.
     ///
-    /// # Errors [`NoFrontier`] if the number of roots does not match.
+    /// # Errors
+    /// [`NoFrontier`] if the number of roots does not match.
     pub(super) fn roots(&mut self, count: u64, roots: &[Hash], pruned: bool) -> Result<(), NoFrontier> {
         self.leave();
         if self.unknown_from.is_none() {

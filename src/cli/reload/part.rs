@@ -95,7 +95,8 @@ impl Part {
 
     /// Reads the part again.
     ///
-    /// # Errors The mistakes of this part. Those of other parts do not count.
+    /// # Errors
+    /// The mistakes of this part. Those of other parts do not count.
     pub(super) fn read(self, env: &Env) -> Result<Value, Vec<Mistake>> {
         let mut reader = Reader::new(env);
         let value = match self {
@@ -134,7 +135,8 @@ impl Part {
 
 /// Builds the settings of inbound TLS from the two files.
 ///
-/// # Errors A mistake in one of the files, or that they do not belong together.
+/// # Errors
+/// A mistake in one of the files, or that they do not belong together.
 pub(in crate::cli) fn server_config(tls: &Tls) -> Result<ServerConfig, Mistake> {
     const CERTIFICATES: &str = "BYOK_TLS_CERT_FILE";
     const KEY: &str = "BYOK_TLS_KEY_FILE";

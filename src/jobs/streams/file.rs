@@ -24,7 +24,8 @@ impl Lines {
 
     /// Appends whole lines, and returns only once they are on the disk.
     ///
-    /// # Errors A short text for the log.
+    /// # Errors
+    /// A short text for the log.
     pub(super) async fn append(&self, lines: String) -> Result<(), String> {
         let (path, open) = (self.path.clone(), self.open.clone());
         let written = tokio::task::spawn_blocking(move || {

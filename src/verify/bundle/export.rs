@@ -141,7 +141,8 @@ impl<'s> Export<'s> {
     /// Writes the bundle. From time to time, `progress` receives the number of positions that are
     /// done and the total.
     ///
-    /// # Errors See [`ExportError`]. What was written is not a valid bundle then.
+    /// # Errors
+    /// See [`ExportError`]. What was written is not a valid bundle then.
     pub async fn write(
         self,
         out: &mut (dyn Write + Send),

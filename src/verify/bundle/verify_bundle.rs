@@ -22,7 +22,8 @@ type Why = String;
 
 /// Verifies a bundle. From time to time, `progress` receives the number of bytes that were read.
 ///
-/// # Errors The file cannot be read. Anything wrong with its content is a finding instead.
+/// # Errors
+/// The file cannot be read. Anything wrong with its content is a finding instead.
 pub fn verify_bundle(
     input: &mut dyn BufRead,
     trust: &Trust,
