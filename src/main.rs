@@ -1,14 +1,16 @@
-//! Dispatch only: the command line lives in `byok::cli`.
+//! The entry point. The command line is in `byok::cli`.
 
 use std::process::ExitCode;
 
 use mimalloc::MiMalloc;
 use zeroizing_alloc::ZeroAlloc;
 
-/// A call makes and frees some hundred small pieces of memory: glibc's allocator took a fifth of its time, this one less
-/// than half of that (`docs/performance.md`).
+/// The process's allocator. A call allocates and frees some hundred small pieces of memory. glibc's
+/// allocator took a fifth of the time of a call, this one less than half of that
+/// (`docs/performance.md`).
 ///
-/// What is freed is wiped: clients of the KMS pass plain DEKs through buffers that are not ours.
+/// Freed memory is wiped, because KMS clients pass plain DEKs through buffers that byok does not
+/// own.
 #[global_allocator]
 static ALLOCATOR: ZeroAlloc<MiMalloc> = ZeroAlloc(MiMalloc);
 

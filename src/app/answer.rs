@@ -1,5 +1,6 @@
-//! An answer as it is written: counted while it grows, and no further than there is room for it. An answer can be many times
-//! as long as its request, by what JSON makes of a control character alone.
+//! Serializes an answer, and counts its bytes while it grows, so that it never grows beyond the
+//! memory that is available for it. An answer can be many times as long as its request, if only
+//! because JSON escapes control characters.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -10,15 +11,16 @@ use crate::model::{ErrorCode, Refusal};
 
 use super::Room;
 
-/// How much more is taken at once while an answer grows.
+/// The size of the steps in which memory is reserved while an answer grows.
 const STEP: usize = 64 << 10;
-/// When a request should come back whose answer there is no memory for.
+/// The retry delay for a request that was refused because there is no memory for its answer.
 const COME_BACK: Duration = Duration::from_secs(1);
 
 /// Writes an answer as JSON.
 ///
 /// # Errors
-/// `BODY_TOO_LARGE` if it would be larger than an answer may be, `UNAVAILABLE` if there is no room for it now.
+/// `BODY_TOO_LARGE` if the answer would exceed the largest size allowed, `UNAVAILABLE` if there is
+/// no memory for it now.
 pub fn write_json(value: &impl Serialize, room: &dyn Room) -> Result<Vec<u8>, Refusal> {
     let mut written = Growing { bytes: Vec::new(), room, held: 0, refused: None };
     match serde_json::to_writer(&mut written, value) {
@@ -27,13 +29,13 @@ pub fn write_json(value: &impl Serialize, room: &dyn Room) -> Result<Vec<u8>, Re
     }
 }
 
-/// That an answer would be larger than one may be.
+/// Returns the refusal of an answer that would exceed the largest size allowed.
 pub fn answer_too_large() -> Refusal {
     let why = "The answer would be larger than the server gives: ask for less at once.";
     Refusal::because(ErrorCode::BodyTooLarge, why)
 }
 
-/// That there is no room for an answer now.
+/// Returns the refusal of an answer for which there is no memory now.
 pub fn no_room() -> Refusal {
     Refusal::from(ErrorCode::Unavailable).after(COME_BACK)
 }
@@ -86,7 +88,7 @@ mod tests {
 
     use super::*;
 
-    /// Room for so many bytes, for an answer of at most so many.
+    /// A room of the first number of bytes, for answers of at most the second number.
     struct Small(usize, usize, AtomicUsize);
 
     impl Room for Small {
@@ -109,7 +111,7 @@ mod tests {
         let room = Small(1 << 20, 200_000, AtomicUsize::new(0));
         let written = write_json(&"x".repeat(150_000), &room).unwrap();
         assert_eq!((written.len(), room.2.load(Ordering::Relaxed)), (150_002, 3 * STEP));
-        // Of six bytes each.
+        // JSON escapes each of these characters in six bytes.
         let escaped = write_json(&"\u{1}".repeat(40_000), &room);
         assert_eq!(escaped.unwrap_err().code, ErrorCode::BodyTooLarge);
         let full = Small(100_000, 200_000, AtomicUsize::new(0));

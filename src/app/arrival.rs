@@ -1,5 +1,5 @@
-//! What is known of a request before its body is read. The server finds it out, and leaves it in the request's extensions
-//! for the front.
+//! The facts about a request that are known before its body is read. The server determines them and
+//! puts them into the request's extensions for the front end.
 
 use std::sync::Arc;
 
@@ -7,27 +7,30 @@ use http::Extensions;
 
 use crate::model::{Caller, ErrorCode, Refusal};
 
-/// Memory that a request may take.
+/// The memory that a request may use.
 pub trait Room: Send + Sync {
-    /// Takes so many bytes in all from now on; false where the server cannot spare them.
+    /// Sets the request's reservation to this many bytes in total. Returns `false` if the server
+    /// cannot spare them.
     fn hold(&self, bytes: usize) -> bool;
-    /// The same, where it holds less than that: for an answer that grows beside what it is made of.
+    /// Raises the reservation to this many bytes if it is smaller. Meant for an answer that grows
+    /// while the data that it is built from is still in memory.
     fn hold_at_least(&self, bytes: usize) -> bool;
-    /// How many bytes an answer may have.
+    /// Returns the largest size of an answer, in bytes.
     fn largest_answer(&self) -> usize;
 }
 
-/// A request whose head has come.
+/// A request whose head has been received.
 #[derive(Clone)]
 pub struct Arrival {
-    /// Who calls, or why nobody was recognised.
+    /// The caller, or the reason why the caller was not authenticated.
     pub caller: Result<Caller, Refusal>,
-    /// What its body and all that is made of it are held in.
+    /// The memory reservation for the body and everything that is built from it.
     pub room: Arc<dyn Room>,
 }
 
 impl Arrival {
-    /// The arrival that the server left here; nobody is recognised where it left none.
+    /// Takes the arrival that the server put into the extensions. If there is none, the result has
+    /// no authenticated caller.
     pub fn take(extensions: &mut Extensions) -> Self {
         extensions
             .remove()
@@ -35,7 +38,7 @@ impl Arrival {
     }
 }
 
-/// The room of a request that no server stands around.
+/// The room of a request that no server accounts for: it has no limit.
 pub struct Unbounded;
 
 impl Room for Unbounded {

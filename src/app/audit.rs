@@ -1,4 +1,4 @@
-//! Reading the audit log, page by page. Who reads it is recorded too.
+//! Reads the audit log page by page. Each read is recorded in the log too.
 
 use std::borrow::Cow;
 
@@ -14,53 +14,58 @@ use super::record::read_refusal;
 
 const PAGE: u32 = 50;
 const MAX_PAGE: u32 = 500;
-/// A page holds no more items than this, and no more bytes of their record ids and of what is packed, but for its first entry:
-/// an entry may have tens of thousands of items.
+/// The most items on a page. It and [`MAX_BYTES`], which bounds the record ids and the packed data,
+/// do not apply to the first entry of a page: one entry may have tens of thousands of items.
 const MAX_ITEMS: u32 = 20_000;
 const MAX_BYTES: usize = 8 << 20;
-/// What an entry takes in an answer, about: itself, each item, and each byte of what is packed, a control character of which
-/// has six in JSON.
+/// The approximate sizes in an answer: of the entry itself, of each item, and of each byte of
+/// packed data. A control character takes six bytes in JSON.
 const ENTRY_BYTES: usize = 1 << 10;
 const ITEM_BYTES: usize = 320;
 const ESCAPED: usize = 6;
-/// How many entries are read from the database at once.
+/// The number of entries per read from the database.
 const AT_ONCE: u32 = 32;
-/// A page ends, however few entries it holds, once the database has so often found fewer than asked for in what it reads at
-/// once: a filter that hardly anything matches is gone on with from the next page.
+/// The number of short reads after which a page ends, however few entries it holds. A read is short
+/// if the database found fewer entries than asked for within one bounded read. So a filter that
+/// hardly anything matches continues on the next page.
 const SHORT_READS: u32 = 2;
 
-/// What to read.
+/// The parameters of a read of the audit log.
 #[derive(Clone, Debug, Default)]
 pub struct AuditQuery {
-    /// Which entries.
+    /// The entries to return.
     pub filter: EntryFilter,
-    /// How many; 50 when `None`, at most 500.
+    /// The page size: 50 when `None`, at most 500.
     pub first: Option<u32>,
-    /// The cursor that the page before ended with.
+    /// The cursor at which the previous page ended.
     pub after: Option<String>,
-    /// Whether to find out if newer entries stand before the page.
+    /// Whether to find out if there are newer entries before the page.
     pub newer: bool,
 }
 
 /// A page, newest entries first.
 #[derive(Clone, Debug)]
 pub struct AuditPage {
-    /// Entries, each with its own cursor.
+    /// The entries, each with its own cursor.
     pub entries: Vec<(String, Entry)>,
-    /// Where the next page begins, where more may follow; that page may hold nothing.
+    /// The cursor of the next page, if there may be more entries. That page may turn out to be
+    /// empty.
     pub next: Option<String>,
-    /// Whether newer entries that match stand before the page, where that was asked and was found out within a read's bounds.
+    /// Whether there are newer entries before the page that match. It is `true` only if the query
+    /// asked for it and one bounded read found such an entry.
     pub has_newer: bool,
-    /// How many bytes it may take in an answer.
+    /// The largest size that the page may have in an answer, in bytes.
     pub bytes: usize,
 }
 
 impl App {
-    /// Reads a page of the caller's tenant's log, of no more entries than an answer of so many bytes can hold, but for its
-    /// first.
+    /// Reads a page of the log of the caller's tenant. The page holds no more entries than fit into
+    /// an answer of `largest_answer` bytes, except that its first entry is returned whatever its
+    /// size.
     ///
     /// # Errors
-    /// Not permitted, a cursor that is not ours, a page size out of bounds, or the database out of reach.
+    /// The call is not permitted, the cursor was not issued by this API, the page size is out of
+    /// bounds, or the database is out of reach.
     pub async fn audit(
         &self,
         caller: &Caller,
@@ -90,14 +95,16 @@ impl App {
         Ok(AuditPage { entries, next: next.map(cursor_of), has_newer, bytes })
     }
 
-    /// Whether an entry that matches is at this place or above, as far as one bounded read from the newest on shows it.
+    /// Returns whether an entry at this position or above matches, as far as one bounded read that
+    /// begins at the newest entry shows it.
     async fn has_from(&self, caller: &Caller, filter: &EntryFilter, place: u64) -> Result<bool, Refusal> {
         let read = self.store.entries(caller.tenant.uid, filter, None, 1).await.map_err(read_refusal)?;
         Ok(read.entries.first().is_some_and(|newest| newest.seq >= place))
     }
 
-    /// Up to `first` entries, fewer where they hold very many items, are large, or are far between, and the place that the next page goes
-    /// on below.
+    /// Reads up to `first` entries, and returns them with the position below which the next page
+    /// continues. It returns fewer entries if they hold very many items, are large, or are far
+    /// apart.
     async fn placed(
         &self,
         caller: &Caller,
@@ -131,13 +138,13 @@ impl App {
     }
 }
 
-/// How large entries are.
+/// The size of one or more entries.
 #[derive(Clone, Copy, Default)]
 struct Size {
     items: u32,
-    /// Bytes of record ids and of what is packed.
+    /// The bytes of the record ids and of the packed data.
     packed: usize,
-    /// Bytes of an answer that shows them, at most about.
+    /// An approximate upper bound of the bytes in an answer that shows the entries.
     shown: usize,
 }
 
@@ -161,8 +168,8 @@ impl Size {
     }
 }
 
-/// Finds a record whose id is too long to be kept by what the log calls it, and by the id itself in entries of releases that
-/// kept any.
+/// Adds the hash to a filter for a record id that is too long for the log to keep as it is. The
+/// filter still has the id itself, because entries of earlier releases may have kept it.
 fn with_recorded_id(mut filter: EntryFilter) -> EntryFilter {
     filter.record_hash = filter.record_id.as_deref().and_then(|record_id| match recorded_id(record_id) {
         Cow::Borrowed(_) => None,
@@ -171,7 +178,7 @@ fn with_recorded_id(mut filter: EntryFilter) -> EntryFilter {
     filter
 }
 
-/// Below which place to read, and how many.
+/// Returns the position below which to read, and the number of entries to read.
 fn bounds(query: &AuditQuery) -> Result<(Option<u64>, usize), Refusal> {
     let before = query.after.as_deref().map(place_of).transpose()?;
     match query.first.unwrap_or(PAGE) {

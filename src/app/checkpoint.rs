@@ -1,5 +1,5 @@
-//! A checkpoint of the log for who asks for one, and the rule that nothing is appended to a log that is behind what was
-//! published.
+//! Makes checkpoints of the log on request, and enforces the rule that nothing is appended to a log
+//! that is behind a published checkpoint.
 
 use crate::jobs::{CheckpointShown, Checkpoints, NoneMade};
 use crate::model::{Caller, ErrorCode, Operation, Refusal};
@@ -8,11 +8,13 @@ use super::App;
 use super::record::read_refusal;
 
 impl App {
-    /// The checkpoint of the caller's tenant's log as it is now. A read of a state: it leaves an entry an hour, before the
-    /// checkpoint is made, so that the log does not move past it.
+    /// Returns a checkpoint of the log of the caller's tenant as it is now. This is a read of
+    /// state, so it leaves one entry an hour. The entry is written before the checkpoint is made,
+    /// so that the checkpoint covers it.
     ///
     /// # Errors
-    /// Not permitted, no key to sign with, a log that is behind what was published, or the database out of reach.
+    /// The call is not permitted, there is no key to sign with, the log is behind a published
+    /// checkpoint, or the database is out of reach.
     pub async fn checkpoint(&self, caller: &Caller) -> Result<CheckpointShown, Refusal> {
         self.enter(caller, Operation::Audit).await?;
         if !self.checkpoints.signs() {
@@ -22,12 +24,12 @@ impl App {
         Ok(self.checkpoints.shown().await?)
     }
 
-    /// The checkpoints of the tenant's log.
+    /// Returns the checkpoints of the tenant's log.
     pub fn checkpoints(&self) -> &Checkpoints {
         &self.checkpoints
     }
 
-    /// Whether anything may be appended, and so anything be done.
+    /// Checks whether entries may be appended to the log. If not, no operation may run.
     ///
     /// # Errors
     /// `AUDIT_LOG_BEHIND`.

@@ -1,17 +1,19 @@
-//! How both fronts make a context from what a caller sent: flat arguments, and a map that must not contradict them; and
-//! whether the caller may encrypt or decrypt with it.
+//! Builds a context, for both front ends, from what a caller sent: flat arguments, and a map that
+//! must not contradict them. Also checks whether the caller may encrypt or decrypt with that
+//! context.
 
 use crate::crypto::{Context, ContextError};
 use crate::model::{Caller, ErrorCode, Operation, Refusal};
 
 use super::App;
 
-/// The context of a call: `context` with `recordId` and `field` as its keys `record_id` and `field`. `pairs` is the JSON
-/// value of the argument; absent and null are the empty map.
+/// Builds the context of a call: the map `pairs`, plus `record_id` and `field` as the keys of those
+/// names. `pairs` is the JSON value of the argument; if it is absent or null, the map is empty.
 ///
 /// # Errors
-/// `CONTEXT_INVALID` for what is no flat object of strings, `CONTEXT_TOO_LARGE`, and `CONTEXT_CONFLICT` where a flat
-/// argument says something else than the map. A refusal for what a flat argument holds names its key.
+/// `CONTEXT_INVALID` if `pairs` is not a flat object of strings, `CONTEXT_TOO_LARGE`, and
+/// `CONTEXT_CONFLICT` if a flat argument and the map have different values for one key. A refusal
+/// that concerns a flat argument names its key.
 pub fn context_of(
     record_id: Option<&str>,
     field: Option<&str>,
@@ -46,7 +48,8 @@ pub fn context_of(
 }
 
 impl App {
-    /// Whether the caller may do this with this context, and the context names its record where it must.
+    /// Checks that the caller may perform this operation with this context, and that the context
+    /// names its record if that is required.
     pub(super) fn check_context(
         &self,
         caller: &Caller,
@@ -63,7 +66,8 @@ impl App {
     }
 }
 
-/// PostgreSQL's text cannot hold a NUL, and a record id is stored.
+/// Returns whether the text has a NUL, which PostgreSQL's text type cannot hold. Record ids are
+/// stored in the database.
 fn has_nul(text: &str) -> bool {
     text.contains('\0')
 }

@@ -1,4 +1,4 @@
-//! Decrypt, and reveal: the same for a remote join.
+//! Decrypts values. A reveal does the same for a remote join.
 
 use std::sync::Arc;
 
@@ -9,41 +9,42 @@ use crate::model::{Caller, DekId, ErrorCode, Item, KeyVersion, Operation, Postur
 use super::record::{Standing, item_of, moving, note_dek, note_failure, withheld};
 use super::{Answered, App, TRIES};
 
-/// How many items are opened before other calls get a turn on this core.
+/// The number of items to open before the task yields to other calls on the same core.
 const TURN: usize = 256;
 
-/// A token to open.
+/// A ciphertext to decrypt.
 pub struct DecryptItem {
-    /// The token, as encrypt gave it.
+    /// The ciphertext, as encrypt returned it.
     pub ciphertext: String,
-    /// The context of its encryption.
+    /// The context that it was encrypted with.
     pub context: Context,
 }
 
-/// What decrypt answers.
+/// The result of decrypting one item.
 pub struct Decrypted {
-    /// The value.
+    /// The decrypted value.
     pub plaintext: Plaintext,
-    /// The version of the KEK that wrapped the DEK when it was read.
+    /// The version of the KEK that wrapped the DEK at the time it was read.
     pub key_version: KeyVersion,
 }
 
 impl App {
-    /// Opens tokens that a front has read, or refused to read. One result for each, in order; all are one entry, one
-    /// read, one KMS batch and one commit. `operation` is [`Operation::Decrypt`] or [`Operation::Reveal`].
+    /// Decrypts items that a front end has read, or refused to read. Returns one result for each
+    /// item, in order. All items together take one entry, one database read, one KMS batch and one
+    /// commit. `operation` is [`Operation::Decrypt`] or [`Operation::Reveal`].
     ///
     /// # Errors
-    /// A refusal of the whole call: over the limits, not permitted, or not recorded.
+    /// A refusal of the whole call: it is over the limits, not permitted, or could not be recorded.
     pub async fn decrypt(
         self: &Arc<Self>,
         caller: &Caller,
         operation: Operation,
         items: Vec<Result<DecryptItem, Refusal>>,
     ) -> Result<Answered<Decrypted>, Refusal> {
-        // May the role ever do this, and is there room in the meters?
+        // Is the role ever allowed to do this, and do the meters have room?
         self.enter(caller, operation).await?;
         self.bound(caller, operation, items.len()).await?;
-        // Which items are tokens, and may be opened by this caller with this context?
+        // Which items are well-formed ciphertexts that this caller may decrypt with this context?
         let mut entry_items: Vec<Item> =
             items.iter().map(|item| item_of(item.as_ref().ok().map(|item| &item.context))).collect();
         let tokens: Vec<Result<(Token, Context), Refusal>> = items
@@ -58,7 +59,7 @@ impl App {
         let answered = 'answered: {
             for _ in 0..TRIES {
                 let (answers, footing) = self.open_all(caller, &tokens, &mut entry_items).await?;
-                // Nothing is answered before its entry is durable.
+                // The entry must be durable before anything is answered.
                 let recorded =
                     self.record_standing(caller, operation, &mut entry_items, Vec::new(), footing).await?;
                 match recorded {
@@ -66,7 +67,7 @@ impl App {
                     Standing::Withheld(refusal) => {
                         break 'answered Answered::refused(withheld(answers, &refusal));
                     }
-                    // The posture of a key moved meanwhile, and the key may be used again.
+                    // The posture of a key changed meanwhile, and the key can be used again.
                     Standing::Anew => {}
                 }
             }
@@ -79,7 +80,8 @@ impl App {
         Ok(answered)
     }
 
-    /// Opens every token whose DEK is to be had; and the keys that what was opened stands on.
+    /// Decrypts every item whose DEK is available. Returns the results, and the keys that they
+    /// depend on.
     async fn open_all(
         &self,
         caller: &Caller,

@@ -1,4 +1,5 @@
-//! Encrypt: one DEK for one record, found or made; the token goes back to the caller, who stores it.
+//! Encrypts values. Each record has one DEK, which is found or made. The ciphertext goes back to
+//! the caller, who stores it.
 
 use std::sync::Arc;
 
@@ -12,50 +13,50 @@ use crate::store::{Change, DekRow};
 use super::record::{Standing, item_of, moving, note_dek, note_failure, withheld};
 use super::{Answered, App, TRIES};
 
-/// A value to encrypt, and what its ciphertext is bound to.
+/// A value to encrypt, and the context that binds its ciphertext.
 pub struct EncryptItem {
-    /// The value, or why it could not be read from the encoding that the caller named. The context is known even then, so
-    /// the refusal is recorded with its record.
+    /// The value, or the reason why it could not be read from the encoding that the caller named.
+    /// The context is known even then, so the refusal is recorded with its record.
     pub plaintext: Result<Plaintext, Refusal>,
-    /// The same will be needed to decrypt.
+    /// The context, which is needed again to decrypt.
     pub context: Context,
 }
 
-/// What encrypt answers.
+/// The result of encrypting one item.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Encrypted {
-    /// The token, `byok:v1:…`.
+    /// The ciphertext, `byok:v1:…`.
     pub ciphertext: String,
     /// The version of the KEK that wraps the record's DEK.
     pub key_version: KeyVersion,
 }
 
-/// Items that were sealed and are not answered yet.
+/// Items that were encrypted but not answered yet.
 struct Sealed {
     answers: Vec<Result<Encrypted, Refusal>>,
-    /// The keys that the answers stand on.
+    /// The keys that the answers depend on.
     footing: Footing,
-    /// The DEKs that were made for them.
+    /// The new DEKs that were made for the items.
     fresh: Vec<(DekRow, Arc<Held>)>,
 }
 
 impl App {
-    /// Encrypts items that a front has read, or refused to read. One result for each, in order; all are one entry, one
-    /// KMS batch and one commit.
+    /// Encrypts items that a front end has read, or refused to read. Returns one result for each
+    /// item, in order. All items together take one entry, one KMS batch and one commit.
     ///
     /// # Errors
-    /// A refusal of the whole call: over the limits, not permitted, or not recorded.
+    /// A refusal of the whole call: it is over the limits, not permitted, or could not be recorded.
     pub async fn encrypt(
         self: &Arc<Self>,
         caller: &Caller,
         items: Vec<Result<EncryptItem, Refusal>>,
     ) -> Result<Answered<Encrypted>, Refusal> {
         let operation = Operation::Encrypt;
-        // May the role ever do this, and is there room in the meters?
+        // Is the role ever allowed to do this, and do the meters have room?
         self.enter(caller, operation).await?;
         self.bound(caller, operation, items.len()).await?;
         let rewinds = self.committer.rewinds();
-        // Which items are within the bounds, and may be encrypted by this caller with this context?
+        // Which items are within the limits, and may be encrypted by this caller with this context?
         let mut entry_items: Vec<Item> =
             items.iter().map(|item| item_of(item.as_ref().ok().map(|item| &item.context))).collect();
         let checked: Vec<Result<(Plaintext, Context), Refusal>> = items
@@ -78,12 +79,13 @@ impl App {
             for _ in 0..TRIES {
                 let Sealed { answers, footing, fresh } =
                     self.seal_all(caller, &checked, &records, &mut entry_items).await?;
-                // Nothing is answered before its entry, and the row of each new DEK, is durable.
+                // The entry, and the row of each new DEK, must be durable before anything is
+                // answered.
                 let changes = fresh.iter().map(|(row, _)| Change::InsertDek(row.clone())).collect();
                 let recorded =
                     self.record_standing(caller, operation, &mut entry_items, changes, footing).await?;
                 if self.committer.rewinds() != rewinds {
-                    // The database went back in time while this ran: the DEK's row may be gone with it.
+                    // The database went back in time while this ran, so the DEK's row may be lost.
                     return Err(ErrorCode::StoreUnavailable.into());
                 }
                 match recorded {
@@ -96,7 +98,7 @@ impl App {
                     Standing::Withheld(refusal) => {
                         break 'answered Answered::refused(withheld(answers, &refusal));
                     }
-                    // The posture of a key moved meanwhile, and the key may be used again.
+                    // The posture of a key changed meanwhile, and the key can be used again.
                     Standing::Anew => {}
                 }
             }
@@ -109,7 +111,7 @@ impl App {
         Ok(answered)
     }
 
-    /// Seals every item whose DEK is to be had.
+    /// Encrypts every item whose DEK is available.
     async fn seal_all(
         &self,
         caller: &Caller,
@@ -159,7 +161,8 @@ impl App {
         }
     }
 
-    /// Longer record ids are opened for ever, and no new value is bound to one.
+    /// Refuses a record id that is too long. Ciphertexts with longer record ids stay decryptable
+    /// forever, but no new value is bound to one.
     fn check_record_id(context: &Context) -> Result<(), Refusal> {
         match context.get("record_id") {
             Some(record_id) if record_id.len() > MAX_RECORD_ID_BYTES => {
@@ -170,7 +173,8 @@ impl App {
     }
 }
 
-/// What a caller sees who encrypts for a record whose DEK the key does not open: it is not their ciphertext that fails.
+/// Returns the refusal of an encryption for a record whose DEK the key cannot unwrap. The caller
+/// sent no ciphertext, so a refusal about one would mislead.
 fn of_record(refusal: Refusal, error: &KeyringError) -> Refusal {
     match error {
         KeyringError::Kms(error) if error.class == KmsErrorClass::InvalidWrappedDek => Refusal::because(

@@ -1,6 +1,7 @@
-//! Can the key be used now: a real wrap and unwrap, at most once in a few seconds, so that nobody can run up a bill; and
-//! what the watch over the key knows, which goes before an answer that is only remembered. Who has not said who they are
-//! hears what is known already, and causes nothing.
+//! Finds out whether the key can be used now. The check is a real wrap and unwrap, at most once in
+//! a few seconds, so that nobody can run up a bill. What the keyring's probes of the key have
+//! shown takes precedence over a remembered result of the check. An unauthenticated caller gets
+//! only what is known already, and causes no call.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,30 +16,33 @@ use super::App;
 use super::inquiry::Inquiry;
 use super::record::dark_refusal;
 
-/// How long an answer of the KMS stands, and to a stranger one of the database.
+/// How long a result of the KMS remains valid, and for an unauthenticated caller one of the
+/// database.
 const FRESH: Duration = Duration::from_secs(5);
-/// How long one of the database stands to a caller.
+/// How long a result of the database remains valid for an authenticated caller.
 const FRESH_FOR_CALLERS: Duration = Duration::from_secs(1);
-/// How long what other replicas wrote down of the keys stands; where DEKs are in memory it is read as often anyway.
+/// How long the proofs that other replicas recorded of the keys remain valid here. While DEKs are
+/// in memory, the server reads them that often anyway.
 const FRESH_PROOFS: Duration = Duration::from_millis(250);
-/// How long an answer of the database stands to who asks whether the server is ready.
+/// How long a result of the database remains valid for a readiness check.
 const FRESH_FOR_WATCHERS: Duration = Duration::from_millis(100);
-/// How long a check is of any interest to who causes none: a failure must not outlast all who could find out its end.
+/// The age from which on a check is ignored for callers that may not start a new one. A failure
+/// must not be reported long after it may have ended.
 const OF_INTEREST: Duration = Duration::from_secs(60);
 
-/// How the key is.
+/// The status of the key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HealthStatus {
     /// A DEK was wrapped and unwrapped.
     Ok,
-    /// The KMS, or the database, is out of reach; or the audit log is behind what was published of it.
+    /// The KMS or the database is out of reach, or the audit log is behind a published checkpoint.
     Degraded,
-    /// The KMS says no.
+    /// The KMS refuses the key.
     Revoked,
 }
 
 impl HealthStatus {
-    /// The name in the API.
+    /// Returns the name of the status in the API.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ok => "OK",
@@ -48,19 +52,21 @@ impl HealthStatus {
     }
 }
 
-/// Why no call can be answered now.
+/// The reason why the server can answer no call now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unready {
-    /// Since the start the database was not reached, or not brought to what this binary needs.
+    /// Since the start, the database has not been reached, or does not have the schema that this
+    /// binary needs.
     Starting,
-    /// The database is out of reach, or takes no writes.
+    /// The database is out of reach, or does not accept writes.
     Database,
-    /// JWTs are verified with keys of identity providers, none of which has given any since the start.
+    /// JWTs are verified with keys of identity providers, and no provider has supplied any since
+    /// the start.
     IdentityProvider,
 }
 
 impl Unready {
-    /// The name in the API.
+    /// Returns the name of the reason in the API.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Starting => "STARTING",
@@ -70,49 +76,52 @@ impl Unready {
     }
 }
 
-/// What the health check found.
+/// The result of the health check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Health {
-    /// All in all.
+    /// The overall status.
     pub status: HealthStatus,
     /// Whether the database answers.
     pub database: bool,
-    /// Whether the audit log holds all that was published of it; without that nothing is answered.
+    /// Whether the audit log holds everything that was published of it. If not, the server answers
+    /// nothing.
     pub audit_log: bool,
-    /// The version that the key wraps under, as far as is known.
+    /// The version that the key wraps under, if known.
     pub key_version: Option<KeyVersion>,
-    /// Why nothing can be answered, where nothing can.
+    /// The reason why the server can answer nothing, if it cannot.
     pub error: Option<ErrorCode>,
-    /// How long the wrap and the unwrap took together, where the check passed.
+    /// How long the wrap and the unwrap took together, if the check passed.
     pub kms_latency: Option<Duration>,
-    /// The posture of that version; `None` while no DEK of it was used.
+    /// The posture of that version; `None` until a DEK of it has been used.
     pub posture: Option<Posture>,
-    /// The worst posture of all versions that are watched.
+    /// The worst posture among all watched versions.
     pub worst_posture: Option<Posture>,
-    /// When the key was last shown to work, and how long ago that is.
+    /// When the key was last shown to work, and how long ago that was.
     pub last_success: Option<(Timestamp, Duration)>,
-    /// A: how old the last proof may be when something is answered.
+    /// A: the largest age of the last proof under which the server may answer.
     pub bound: Duration,
-    /// When our credential is shown to the KMS again, where it was refused.
+    /// When the server next presents its credential to the KMS, if it was refused.
     pub next_login: Option<Timestamp>,
 }
 
-/// The version that the key wraps under and how long that took, or why it does not.
+/// The version that the key wraps under and how long the check took, or the error of the check.
 type KeyHealth = Result<(KeyVersion, Duration), KmsError>;
 
-/// The last answers of KMS and database, and what is kept of those of the KMS for longer.
+/// The last results of the KMS and the database, and the facts about the KMS that are kept for
+/// longer.
 #[derive(Default)]
 pub(super) struct Memory {
     key: Inquiry<KeyHealth>,
     database: Inquiry<bool>,
-    /// Whether what other replicas wrote down of the keys was read; it goes into the keyring's own memory.
+    /// Whether the proofs that other replicas recorded were read. The proofs themselves go into the
+    /// keyring's own memory.
     proofs: Inquiry<()>,
     remembered: Mutex<Remembered>,
 }
 
 #[derive(Clone, Default)]
 struct Remembered {
-    /// The version that worked last, and when its check was begun.
+    /// The version that worked last, and when its check began.
     worked: Option<(KeyVersion, BootTime)>,
     next_login: Option<Timestamp>,
 }
@@ -124,11 +133,13 @@ impl Memory {
 }
 
 impl App {
-    /// Checks key and database, for a caller. However many ask, the KMS is asked once in five seconds, the database once in
-    /// one, and for the proofs of the keys four times.
+    /// Checks the key and the database for an authenticated caller. However many callers ask, the
+    /// server calls the KMS once in five seconds, the database once a second, and reads the proofs
+    /// of the keys four times a second.
     pub async fn health(self: &Arc<Self>) -> Health {
         let (database, key) = tokio::join!(self.remembered_database(FRESH_FOR_CALLERS), self.key_health());
-        // After the check, so that a posture that turned at another replica meanwhile counts.
+        // Read after the check, so that it takes into account a posture that changed at another
+        // replica meanwhile.
         if let (true, Ok(tenant)) = (database, self.tenant.get()) {
             let (keyring, tenant) = (self.keyring.clone(), tenant.clone());
             let read = || async move { drop(keyring.standing_of_all(&tenant).await) };
@@ -137,8 +148,9 @@ impl App {
         self.health_of(database, key, &self.key_standing())
     }
 
-    /// What is known of key and database, for anybody: no call to the KMS, and of the database at most the question whether
-    /// it is there, once in five seconds. Without the key version where that is for the metrics' listener alone.
+    /// Returns what is known of the key and the database, for anybody. It makes no call to the KMS,
+    /// and at most one ping of the database in five seconds. It leaves out the key version if the
+    /// configuration reserves that for the metrics listener.
     pub async fn known_health(&self) -> Health {
         let health = self.watched_health().await;
         match self.limits.hides_key_versions {
@@ -147,14 +159,14 @@ impl App {
         }
     }
 
-    /// The same with the key version, for whoever watches the server.
+    /// Does the same as [`Self::known_health`], but always with the key version, for monitoring.
     pub async fn watched_health(&self) -> Health {
         let database = self.remembered_database(FRESH).await;
         let standing = self.key_standing();
         let remembered = self.health.key.last();
         let of_interest = |(when, answer): (Instant, KeyHealth)| {
             let age = when.elapsed();
-            // What has worked since then says more.
+            // A proof that is newer than the failed check overrides it.
             let has_worked = standing.iter().any(|one| one.proof_age.is_some_and(|proof| proof < age));
             (age < OF_INTEREST && !(answer.is_err() && has_worked)).then_some(answer)
         };
@@ -162,7 +174,8 @@ impl App {
         Health { kms_latency: None, next_login: None, ..health }
     }
 
-    /// Health by what the check has met, where one was made, and what the watch over the key knows.
+    /// Combines the result of the check, if there is one, with what the keyring's
+    /// probes of the key have shown.
     fn health_of(&self, database: bool, key: Option<KeyHealth>, standing: &[Standing]) -> Health {
         let Remembered { worked, next_login, .. } = self.health.remembered().clone();
         let made = self.tenant.uid().ok().and_then(|tenant| self.keyring.current_version(tenant));
@@ -197,11 +210,12 @@ impl App {
         }
     }
 
-    /// Whether calls can be answered: what a load balancer asks. The database is asked ten times a second at most, however
-    /// many ask here, the identity provider never.
+    /// Returns whether the server can answer calls; a load balancer asks this. However many ask,
+    /// the server pings the database at most ten times a second, and never calls the identity
+    /// provider.
     ///
     /// # Errors
-    /// Why not.
+    /// The reason why it cannot.
     pub async fn ready(&self) -> Result<(), Unready> {
         if self.tenant.get().is_err() {
             return Err(Unready::Starting);
@@ -257,13 +271,14 @@ impl App {
     }
 }
 
-/// The version that was shown to work last.
+/// Returns the version that was most recently shown to work.
 fn last_shown(standing: &[Standing]) -> Option<KeyVersion> {
     let latest = standing.iter().min_by_key(|one| one.proof_age.unwrap_or(Duration::MAX));
     latest.map(|one| one.key_version.clone())
 }
 
-/// The worst of what the check met, what the watch over the key says, and the database and its log.
+/// Returns the worst status among the result of the check, the watched posture, and the state of
+/// the database and its log.
 fn status_of(met: Option<KmsErrorClass>, posture: Option<Posture>, database: bool) -> HealthStatus {
     match (met.map(KmsErrorClass::verdict), posture) {
         (Some(Verdict::Revoked), _) | (_, Some(Posture::Revoked)) => HealthStatus::Revoked,

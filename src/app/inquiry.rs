@@ -1,5 +1,6 @@
-//! Something that is found out by one task at a time, for all who ask meanwhile, and that stands for a moment. So neither
-//! many who ask at once nor many who hang up early cause more than one that asks on end.
+//! A value that one task at a time determines for all callers that wait for it, and that remains
+//! valid for a moment. So many concurrent callers, or many that hang up early, cause no more work
+//! than one caller that asks continuously.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -7,10 +8,11 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
-/// How many wait for one answer. Who comes after them hears the one before, or none: nothing else bounds who may ask.
+/// The number of callers that may wait for one answer. Further callers get the previous answer, or
+/// none, because nothing else bounds how many may ask.
 const WAITING: usize = 1_024;
 
-/// A question, and its last answer.
+/// A question and its last answer.
 pub(super) struct Inquiry<T>(Arc<Inner<T>>);
 
 struct Inner<T> {
@@ -20,7 +22,8 @@ struct Inner<T> {
 
 struct State<T> {
     last: Option<(Instant, T)>,
-    /// Where the answer will be that is being found out; closed without one where that panicked.
+    /// The channel on which the answer under way will arrive. It closes without an answer if the
+    /// task panicked.
     under_way: Option<watch::Receiver<Option<T>>>,
 }
 
@@ -32,8 +35,9 @@ impl<T> Default for Inquiry<T> {
 }
 
 impl<T: Clone + Send + Sync + 'static> Inquiry<T> {
-    /// An answer that is at most so old, or else found out now, to its end, whatever becomes of who asks. `None` where that
-    /// fails, or where too many wait and there was none before.
+    /// Returns an answer that is younger than `fresh`, or determines a new one. That work runs to
+    /// its end even if the caller goes away. Returns `None` if the work panics, or if too many
+    /// callers wait and there is no earlier answer.
     pub(super) async fn answer<F>(&self, fresh: Duration, find_out: impl FnOnce() -> F) -> Option<T>
     where
         F: Future<Output = T> + Send + 'static,
@@ -52,7 +56,7 @@ impl<T: Clone + Send + Sync + 'static> Inquiry<T> {
         }
     }
 
-    /// The last answer, and when it was found, however long ago.
+    /// Returns the last answer, however old, and when it was determined.
     pub(super) fn last(&self) -> Option<(Instant, T)> {
         self.0.state().last.clone()
     }
@@ -90,7 +94,7 @@ mod tests {
     const MOMENT: Duration = Duration::from_secs(1);
     const LONG: Duration = Duration::from_secs(30);
 
-    /// Answers how often it was asked, after a long time.
+    /// Returns how often it was asked, after a long time.
     #[derive(Clone, Default)]
     struct Slow(Arc<AtomicU32>);
 

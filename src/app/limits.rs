@@ -1,6 +1,6 @@
-//! How often and how much: the meters of calls and items, by tenant, and what a user may take of them. They live in this
-//! process's memory, so each replica has its own; `docs/limits.md` has the maths. What goes to the KMS is metered where it
-//! goes out (`kms`).
+//! The rate limits: meters of calls and items per tenant, and the share of them that one user may
+//! take. They live in the memory of this process, so each replica has its own; `docs/limits.md` has
+//! the maths. Requests to the KMS are metered where they are sent (`kms`).
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::num::NonZeroU32;
@@ -12,7 +12,8 @@ use crate::model::{Caller, ErrorCode, Operation, Refusal};
 use super::App;
 use super::meter::{Counted, Meter, Over, User};
 
-/// All meters of an [`App`]. What is refused is charged apart, so that nobody's junk uses up what others need.
+/// All meters of an [`App`]. Refused calls and items are charged to meters of their own, so that
+/// one caller's invalid requests do not use up what others need.
 pub(super) struct Meters {
     encrypt: Meter,
     decrypt: Meter,
@@ -20,12 +21,14 @@ pub(super) struct Meters {
     refused: Meter,
     encrypt_items: Option<ItemMeters>,
     decrypt_items: Option<ItemMeters>,
-    /// Keyed anew in each process, so that nobody can choose a name that counts as another's.
+    /// The hasher of user names. Its keys are new in each process, so that nobody can choose a name
+    /// that collides with another user's.
     users: RandomState,
     began: Instant,
 }
 
-/// The items of a minute, and as many that are refused.
+/// The items that are served in a minute, and the items that are refused, which have the same
+/// limit.
 struct ItemMeters {
     served: Meter,
     refused: Meter,
@@ -55,7 +58,7 @@ impl Meters {
         self.began.elapsed()
     }
 
-    /// Who calls; without a user, whoever has that role is one.
+    /// Returns the user of a caller. Callers without a user count as one user per role.
     fn user(&self, caller: &Caller) -> User {
         User(match &caller.identity.user {
             Some(user) => self.users.hash_one((true, user.as_str())),
@@ -95,8 +98,8 @@ impl Meters {
         }
     }
 
-    /// Takes a call. Who has used up what may be refused of theirs in a minute has no more of anything: what they send could
-    /// only be charged to all.
+    /// Takes a call. A user who has used up their allowance of refused calls for the minute gets no
+    /// further calls of any kind, because those calls could only be charged to all users.
     fn take_call(&self, caller: &Caller, operation: Operation) -> Result<(), Over> {
         let (tenant, user, now) = (caller.tenant.uid, self.user(caller), self.now());
         self.refused.has_room(tenant, user, now)?;
@@ -110,8 +113,8 @@ impl Meters {
         meters.served.take(tenant, user, u32::try_from(items).unwrap_or(u32::MAX), now)
     }
 
-    /// Takes one of the calls that are refused before they do anything, and recorded. The first of each user's in a minute is
-    /// recorded whatever others are refused.
+    /// Takes one of the calls that are refused before they do anything, and recorded. The first one
+    /// of each user in a minute is recorded, however many calls of others are refused.
     pub(super) fn take_refusal(&self, caller: &Caller) -> Result<(), Refusal> {
         self.refused.take_or_first(caller.tenant.uid, self.user(caller), self.now()).map_err(of_calls)
     }
@@ -120,15 +123,17 @@ impl Meters {
         self.calls(operation).give_back(caller.tenant.uid, self.user(caller), 1, self.now());
     }
 
-    /// Charges a call apart that was taken as one to serve. Where many users together are refused so much that nothing bounds
-    /// it any more, it stays charged as one that was served.
+    /// Moves a call from the meter of served calls to that of refused calls. If the refused calls
+    /// of many users together exceed what that meter can bound, the call stays charged as a served
+    /// one.
     fn charge_call_apart(&self, caller: &Caller, operation: Operation) {
         if self.refused.charge(caller.tenant.uid, self.user(caller), 1, self.now()) {
             self.give_back_call(caller, operation);
         }
     }
 
-    /// Charges items apart that were taken as ones to serve, as calls are.
+    /// Moves refused items from the meter of served items to that of refused items, in the same
+    /// way.
     fn charge_items_apart(&self, caller: &Caller, operation: Operation, refused: u32) {
         let Some(meters) = self.items(operation) else { return };
         let (tenant, user, now) = (caller.tenant.uid, self.user(caller), self.now());
@@ -138,8 +143,8 @@ impl Meters {
     }
 }
 
-/// Whether an item was refused for what its caller sent. That the key, the database or the budget of the KMS could not serve
-/// it is nobody's fault who asks.
+/// Returns whether an item was refused because of what its caller sent. A refusal because of the
+/// key, the database or the budget of KMS requests is not the caller's fault.
 fn is_fault_of_caller(refusal: &Refusal) -> bool {
     let code = refusal.code;
     matches!(code.http_status(), 400..500)
@@ -150,15 +155,16 @@ fn of_calls(over: Over) -> Refusal {
     let refusal = Refusal::from(ErrorCode::RateLimited);
     match over {
         Over::Now(wait) => refusal.after(wait),
-        // A call is one, and a rate is at least one.
+        // Cannot happen: a call counts as one, and a rate is at least one.
         Over::Ever => refusal,
     }
 }
 
 impl App {
-    /// Meters a call and asks whether its role may ever do this. A call is one, however many items it has. Calls that are
-    /// refused have a meter of their own, so that who may do nothing, or sends junk, can neither use up the tenant's budget nor
-    /// flood its log: past that, a refusal leaves no entry.
+    /// Meters a call and checks whether its role may ever perform this operation. A call counts as
+    /// one, however many items it has. Refused calls have a meter of their own, so that a caller
+    /// who may do nothing, or who sends invalid requests, can neither use up the tenant's budget
+    /// nor flood its log. Past that meter's limit, a refusal leaves no entry.
     pub(super) async fn enter(&self, caller: &Caller, operation: Operation) -> Result<(), Refusal> {
         self.may_append()?;
         if !self.policy().may_ever(&caller.identity, operation) {
@@ -167,8 +173,8 @@ impl App {
         self.meters.take_call(caller, operation).map_err(of_calls)
     }
 
-    /// Refuses a call that holds nothing, too much, or more than the tenant's items of this minute. Like a call over the
-    /// rate, the last leaves no entry.
+    /// Refuses a call that has no items, has too many, or exceeds the tenant's limit of items per
+    /// minute. In the last case the refusal leaves no entry, as with a call over the rate.
     pub(super) async fn bound(
         &self,
         caller: &Caller,
@@ -193,7 +199,8 @@ impl App {
         Err(self.refuse_entered(caller, operation, refusal).await)
     }
 
-    /// Refuses a call that has entered, before it has done anything: it is charged apart.
+    /// Refuses a call that has been metered but has done nothing yet, and charges it to the meter
+    /// of refused calls.
     pub(super) async fn refuse_entered(
         &self,
         caller: &Caller,
@@ -204,7 +211,8 @@ impl App {
         self.refuse(caller, operation, refusal).await
     }
 
-    /// Charges apart what was refused of a call's items for its caller's fault, and the call itself where that is all of it.
+    /// Charges the items that were refused through the caller's fault to the meter of refused
+    /// items. If all items were, it charges the call itself to the meter of refused calls.
     pub(super) fn settle<T>(&self, caller: &Caller, operation: Operation, answers: &[Result<T, Refusal>]) {
         let refused = answers.iter().filter(|answer| answer.as_ref().is_err_and(is_fault_of_caller)).count();
         if refused == answers.len() {
@@ -269,7 +277,8 @@ mod tests {
         let operation = Operation::Decrypt;
         assert_eq!(meters.take_items(&anna, operation, 1_000), Ok(()));
         meters.charge_items_apart(&anna, operation, 1_000);
-        // A minute's worth was refused: no more of them come in, and the others are not touched.
+        // A minute's worth was refused. Anna's items are no longer let in, and other users are not
+        // affected.
         assert!(matches!(meters.take_items(&anna, operation, 1), Err(Over::Now(_))));
         assert_eq!(meters.take_items(&bert, operation, 500), Ok(()));
     }

@@ -1,25 +1,26 @@
-//! Which items of a call its entry lists. All that were done; of those that were refused the first, and each that cost a
-//! request to the KMS, which an auditor finds in the KMS's own log. The others are counted by code: else a caller who may do
-//! nothing could fill the log with what is written of each refusal.
+//! Decides which items of a call its entry lists. It lists all items that succeeded. Of the refused
+//! items, it lists the first ones, and each one that cost a request to the KMS, because an auditor
+//! finds that request in the KMS's own log. The others are counted by code. Otherwise a caller who
+//! may do nothing could fill the log with refusals.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use crate::model::{Extensions, Item};
 
-/// How many refused items are listed, whatever they cost.
+/// The number of refused items that are listed whether or not they cost a request.
 const LISTED: usize = 8;
 
-/// What an entry says of a call's items.
+/// The part of an entry that describes the items of a call.
 pub(super) struct Listing {
-    /// The items that are listed; `None` for all of them.
+    /// The listed items; `None` if all are listed.
     pub(super) listed: Option<Vec<Item>>,
-    /// How many are not, by code.
+    /// The number of unlisted items, by code.
     pub(super) extensions: Extensions,
 }
 
 impl Listing {
-    /// Of these items, in the order of the call.
+    /// Builds the listing of these items, which are in the order of the call.
     pub(super) fn of(items: &[Item]) -> Self {
         let mut extensions = Extensions::default();
         if items.len() <= LISTED || items.iter().filter(|item| item.refused.is_some()).count() <= LISTED {

@@ -1,5 +1,5 @@
-//! How much of something a tenant may have in a minute, and how much of that one of its users may take. Pure: the time comes
-//! with each call. `docs/limits.md` has the maths.
+//! A meter of what a tenant may take per minute, and of the share of it that one of its users may
+//! take. It is pure: each call passes the time in. `docs/limits.md` has the maths.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -9,39 +9,43 @@ use dashmap::DashMap;
 use crate::model::TenantUid;
 
 const MINUTE: Duration = Duration::from_secs(60);
-/// What one of the things counts. A rate of so many a minute then fills up by just as many units each nanosecond.
+/// The units of one call or item. With this value, a rate of `n` per minute refills exactly `n`
+/// units per nanosecond.
 const ONE: i64 = 60_000_000_000;
-/// How many users' takings are kept of a minute, whatever names come. More of them take from each other's (Misra and Gries,
-/// 1982), so that no user's is understated by more than a 65th of all that was taken, and none is ever overstated.
+/// The number of users whose usage in a minute is kept, whatever names callers send. Further users
+/// reduce each other's counts (Misra and Gries, 1982). So no user's usage is understated by more
+/// than a 65th of all usage, and none is ever overstated.
 const KEPT_USERS: usize = 64;
-/// How many users get their first of a minute where others have used up all of it; no more than pass in a minute.
+/// The number of users who get their first unit of a minute even if others have used up everything.
+/// It is never more than the rate per minute.
 const FIRSTS: usize = 256;
 
-/// A user of a tenant, by the hash of the name.
+/// A user of a tenant, identified by the hash of the name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct User(pub(super) u64);
 
-/// Why so many are not let through.
+/// The reason why a request was not let through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Over {
-    /// There is room for them after this long, if nobody else comes.
+    /// There will be room after this time, if nobody else takes any.
     Now(Duration),
-    /// They are more than a whole minute's worth: there never is.
+    /// The request is for more than a whole minute's worth, so there is never room.
     Ever,
 }
 
-/// Which of a user's takings count once there is another user.
+/// Which usage of a user counts once there is another user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Counted {
-    /// Those from then on: the share is of what is left.
+    /// The usage from then on: the share is of what is left.
     FromTheSecondUser,
-    /// All of the minute: who has used it up alone has had their share.
+    /// All usage of the minute: a user who has used everything up alone has had their share.
     All,
 }
 
-/// So many a minute, by tenant: a whole minute's worth may come at once, then it fills up evenly. In any minute no more than
-/// twice as many pass, in a row of `k` minutes no more than `k + 1` times. While one user asks alone, all of it is theirs;
-/// while others have asked in the last minute, none gets more than half.
+/// A rate per minute for each tenant. A whole minute's worth may be taken at once; then the meter
+/// refills evenly. In any minute no more than twice the rate passes, and in `k` consecutive minutes
+/// no more than `k + 1` times the rate. While one user asks alone, that user may take everything.
+/// While others have asked in the last minute, no user gets more than half.
 pub(super) struct Meter {
     per_minute: NonZeroU32,
     counted: Counted,
@@ -53,7 +57,7 @@ impl Meter {
         Self { per_minute, counted, tenants: DashMap::new() }
     }
 
-    /// Takes all of them or none.
+    /// Takes all of `count` or nothing.
     pub(super) fn take(&self, tenant: TenantUid, user: User, count: u32, now: Duration) -> Result<(), Over> {
         let need = self.units(count)?;
         let mut bucket = self.tenants.entry(tenant).or_insert_with(|| Bucket::full(self.per_minute, now));
@@ -70,8 +74,9 @@ impl Meter {
         Ok(())
     }
 
-    /// Takes one; the first that a user takes in a minute even where others have used up all of it, so that nobody can be
-    /// hidden by them. What is taken so is owed: in the long run no more pass than otherwise.
+    /// Takes one. A user's first of a minute passes even if others have used up everything, so that
+    /// they cannot hide that user. What passes this way is owed, so in the long run no more passes
+    /// than otherwise.
     pub(super) fn take_or_first(&self, tenant: TenantUid, user: User, now: Duration) -> Result<(), Over> {
         let over = match self.take(tenant, user, 1, now) {
             Ok(()) => return Ok(()),
@@ -89,8 +94,9 @@ impl Meter {
         Ok(())
     }
 
-    /// Takes what has happened already, whether there was room for it or not; at most a minute's worth is owed. `false` if
-    /// that much was owed before: then nothing bounds it here, however many users there are, and it has to be paid elsewhere.
+    /// Takes what has happened already, whether there was room for it or not. At most a minute's
+    /// worth is owed. Returns `false` if that much was owed already: then this meter no longer
+    /// bounds it, however many users there are, and the caller has to charge it elsewhere.
     pub(super) fn charge(&self, tenant: TenantUid, user: User, count: u32, now: Duration) -> bool {
         let most = full(self.per_minute);
         let units = i64::from(count).saturating_mul(ONE).min(most);
@@ -112,8 +118,8 @@ impl Meter {
         }
     }
 
-    /// Whether this user may take one more, or has taken nothing in this minute: what others have used up is no fault of
-    /// theirs. Takes nothing, and is no asking either.
+    /// Checks whether this user may take one more, or has taken nothing in this minute; a user is
+    /// not blocked for what others have used up. Takes nothing, and does not count as asking.
     pub(super) fn has_room(&self, tenant: TenantUid, user: User, now: Duration) -> Result<(), Over> {
         let Some(mut bucket) = self.tenants.get_mut(&tenant) else { return Ok(()) };
         bucket.pass_time(self.per_minute, now);
@@ -132,23 +138,23 @@ impl Meter {
     }
 }
 
-/// A minute's worth.
+/// Returns a minute's worth, in units.
 fn full(per_minute: NonZeroU32) -> i64 {
     i64::from(per_minute.get()).saturating_mul(ONE)
 }
 
-/// How long it takes to fill up by so many units; no time where none are missing.
+/// Returns the time in which this many units refill; zero if none are missing.
 fn filling(missing: i128, per_minute: NonZeroU32) -> Duration {
     let missing = u64::try_from(missing.max(0)).unwrap_or(u64::MAX);
     Duration::from_nanos(missing.div_ceil(u64::from(per_minute.get())))
 }
 
-/// What a tenant has left, and who took of it.
+/// What a tenant has left, and who took how much.
 struct Bucket {
-    /// Below zero where more was charged than there was.
+    /// The units left. Negative if more was charged than was left.
     level: i64,
     filled_at: Duration,
-    /// The two users who asked last, the later one first, and when.
+    /// The two users who asked last, the most recent first, each with the time.
     asked: [Option<(User, Duration)>; 2],
     share: Share,
 }
@@ -158,7 +164,7 @@ impl Bucket {
         Self { level: full(per_minute), filled_at: now, asked: [None; 2], share: Share::default() }
     }
 
-    /// Fills up by what has come since, and forgets what was taken in a minute that is over.
+    /// Adds what has refilled since the last call, and forgets the usage of a minute that is over.
     fn pass_time(&mut self, per_minute: NonZeroU32, now: Duration) {
         let since = now.saturating_sub(self.filled_at).min(MINUTE);
         let came = i64::try_from(since.as_nanos()).unwrap_or(0) * i64::from(per_minute.get());
@@ -169,13 +175,13 @@ impl Bucket {
         }
     }
 
-    /// When another user than this one asked last, if within a minute.
+    /// Returns when a user other than this one last asked, if that was within a minute.
     fn other(&self, user: User, now: Duration) -> Option<Duration> {
         let other = self.asked.iter().flatten().find(|(asked, _)| *asked != user);
         other.map(|(_, at)| *at).filter(|at| *at + MINUTE > now)
     }
 
-    /// The same, and notes that this one asks now.
+    /// Does the same, and notes that this user asks now.
     fn ask(&mut self, user: User, now: Duration) -> Option<Duration> {
         let other = self.other(user, now);
         if self.asked[0].is_some_and(|(latest, _)| latest != user) {
@@ -185,7 +191,7 @@ impl Bucket {
         other
     }
 
-    /// Whether there is so much, in the bucket and in the user's share of it.
+    /// Checks whether the bucket, and the user's share of it, have enough.
     fn room(
         &self,
         user: User,
@@ -202,8 +208,9 @@ impl Bucket {
         }
     }
 
-    /// Whether so much is within half of what is left and what was taken, in whole ones, rounded up: else who may have one a
-    /// minute had none. There is room for it in the bucket from `not_before` on.
+    /// Checks whether the need is within half of the sum of what is left and what was taken. The
+    /// half is rounded up to whole ones, because a rate of one per minute would otherwise let
+    /// nobody through. The bucket has room for the need from `not_before` on.
     fn share_room(
         &self,
         user: User,
@@ -213,14 +220,15 @@ impl Bucket {
         now: Duration,
         not_before: Duration,
     ) -> Result<(), Over> {
-        // Above this, half of it rounds up to what is needed.
+        // Above this value, half of it rounds up to what is needed.
         let enough = |used: i64| 2 * (i128::from(used) + i128::from(need - ONE));
         let used = self.share.used(user);
         let here = i128::from(self.level) + self.share.taken;
         if here > enough(used) && not_before == now {
             return Ok(());
         }
-        // By filling up, before the minute is over; in the next minute, in which nothing was taken yet; or alone again.
+        // Room comes in one of three ways: the bucket refills before the minute is over; the next
+        // minute begins, in which nothing was taken yet; or the user becomes the only one again.
         let most = i128::from(full(per_minute));
         let ends = self.share.ends();
         let filled = not_before.max(now + filling(enough(used) + 1 - here, per_minute));
@@ -240,12 +248,12 @@ struct Share {
     began: Option<Duration>,
     taken: i128,
     by: Vec<(User, i64)>,
-    /// Who got their first though nothing was left.
+    /// The users who got their first one although nothing was left.
     firsts: Vec<User>,
 }
 
 impl Share {
-    /// When its minute is over; at once where nothing was taken.
+    /// Returns when the minute is over; time zero if nothing was taken.
     fn ends(&self) -> Duration {
         self.began.map_or(Duration::ZERO, |began| began + MINUTE)
     }
@@ -304,12 +312,13 @@ mod tests {
         meter_of(per_minute, Counted::FromTheSecondUser)
     }
 
-    /// How many of so many calls of a user pass at this time.
+    /// Returns how many of this many calls of a user pass at this time.
     fn passed(meter: &Meter, user: User, calls: u32, now: Duration) -> u32 {
         (0..calls).map(|_| u32::from(meter.take(TENANT, user, 1, now).is_ok())).sum()
     }
 
-    /// When calls passed, in milliseconds, of somebody who tries without end for `minutes`, after `quiet` of nothing.
+    /// Returns when calls passed, in milliseconds, for a user who tries continuously for `minutes`
+    /// after `quiet` milliseconds without calls.
     fn passed_at(per_minute: u32, quiet: u64, minutes: u64) -> Vec<u64> {
         let meter = meter(per_minute);
         let mut passed = Vec::new();
@@ -334,7 +343,8 @@ mod tests {
                 let most = within(minutes * 60_000);
                 let bound = (minutes as usize + 1) * per_minute as usize;
                 assert!(most <= bound, "{most} of {per_minute} in {minutes} minutes");
-                // And no less, but for the one at the window's very end: the bound is not a loose one.
+                // And no less, except for the one at the very end of the window: the bound is
+                // tight.
                 assert!(most >= bound - 1, "{most} of {per_minute} in {minutes} minutes");
             }
         }
@@ -409,7 +419,7 @@ mod tests {
         assert_eq!(passed(&meter, ANNA, 200, START), 200);
         assert_eq!(passed(&meter, BERT, 600, START), 200);
         assert_eq!(passed(&meter, ANNA, 600, START), 200);
-        // Of what comes, neither gets more than half.
+        // Of what refills, neither gets more than half.
         assert_eq!(passed(&meter, ANNA, 600, seconds(10)), 50);
         assert_eq!(passed(&meter, BERT, 600, seconds(10)), 50);
     }
@@ -487,7 +497,7 @@ mod tests {
         assert!(matches!(meter.has_room(TENANT, ANNA, seconds(5)), Err(Over::Now(_))));
         assert_eq!(passed(&meter, BERT, 1, seconds(5)), 1);
         assert_eq!(meter.has_room(TENANT, ANNA, seconds(60)), Ok(()), "that minute is over");
-        // What was not asked for is owed, and by its user alone.
+        // What was charged without being taken is owed, and only by its own user.
         meter.charge(TENANT, ANNA, 6_000, seconds(60));
         assert!(matches!(meter.has_room(TENANT, ANNA, seconds(60)), Err(Over::Now(_))));
         assert_eq!(meter.has_room(TENANT, BERT, seconds(60)), Ok(()));

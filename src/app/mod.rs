@@ -1,7 +1,7 @@
-//! The use cases. The caller is a parameter of every one of them, and the order is always the same: *meter → authorize →
-//! unwrap or take from the cache → act → commit → answer*. Nothing is answered before its entry is durable; if the entry
-//! cannot be written, the operation fails. An answer that stands on keys goes out with a [`Release`], which says how long
-//! it may.
+//! The use cases. Each of them takes the caller as a parameter and does its work in the same order:
+//! *meter → authorize → unwrap or take from the cache → act → commit → answer*. The server answers
+//! nothing before its entry is durable; if the entry cannot be written, the operation fails. An
+//! answer that depends on keys goes out with a [`Release`], which says until when it may leave.
 
 mod answer;
 mod arrival;
@@ -51,16 +51,16 @@ pub use health::{Health, HealthStatus, Unready};
 pub use release::{Answered, Committed, Release};
 pub use rotate::Rotation;
 
-// What the use cases take and give; the fronts know no other room below.
+// The types that the use cases take and return. The API front ends use no module below this one.
 pub use crate::crypto::{Context, Plaintext, SecretText};
 pub use crate::jobs::{CheckpointShown, Checkpoints, StreamShown};
 pub use crate::keyring::Standing;
 pub use crate::store::EntryFilter;
 
-/// How often a call begins anew when the posture of a key moves while it runs.
+/// The number of attempts for a call when the posture of a key changes while the call runs.
 const TRIES: usize = 3;
 
-/// What the use cases stand on.
+/// The use cases, with everything that they depend on.
 pub struct App {
     tenant: Primary,
     store: Arc<dyn Store>,
@@ -82,7 +82,7 @@ pub struct App {
     rereads: Rereads,
 }
 
-/// What an [`App`] is made of.
+/// The parts that an [`App`] is built from.
 pub struct Parts {
     /// The tenant of the single-tenant form.
     pub tenant: Primary,
@@ -90,30 +90,30 @@ pub struct Parts {
     pub store: Arc<dyn Store>,
     /// The tenant's KMS.
     pub kms: Arc<dyn Kms>,
-    /// The counts of the requests to it.
+    /// The counts of the requests to the KMS.
     pub kms_requests: Arc<RequestCounts>,
     /// The DEKs in memory.
     pub keyring: Arc<Keyring>,
-    /// What makes entries durable.
+    /// Makes entries durable.
     pub committer: Arc<Committer>,
-    /// Who calls.
+    /// Identifies callers.
     pub authenticator: Arc<Authenticator>,
-    /// Who may do what.
+    /// Decides what each caller may do.
     pub policy: Policy,
-    /// How much, and how often.
+    /// The limits on the size and the rate of calls.
     pub limits: Limits,
-    /// How many calls are worked on at once.
+    /// The maximum number of calls that the server works on at once.
     pub in_flight: usize,
-    /// What time it is.
+    /// The source of the current time.
     pub clock: Arc<dyn Clock>,
     /// The checkpoints of the tenant's log.
     pub checkpoints: Arc<Checkpoints>,
-    /// Where entries are streamed to, if anywhere.
+    /// The streams that receive the entries; empty if there are none.
     pub streams: Arc<[Stream]>,
 }
 
 impl App {
-    /// Of these parts. To be called on the runtime of the committer.
+    /// Builds an app from its parts. Must be called on the runtime of the committer.
     pub fn new(parts: Parts) -> Self {
         let Parts { tenant, store, kms, keyring, committer, authenticator, policy, .. } = parts;
         let Parts { kms_requests, limits, in_flight, clock, checkpoints, streams, .. } = parts;
@@ -139,17 +139,19 @@ impl App {
         }
     }
 
-    /// Begins to serve, once the database was found to be as it has to be. Before this nobody who calls is answered.
+    /// Begins to serve, once the database has been found to be in the required state. Until then
+    /// every caller is refused.
     pub fn open(&self, tenant: Tenant) {
         self.tenant.is(tenant);
     }
 
-    /// Who calls, by the headers of the request. A refusal here leaves no entry: nobody is known who could be named. The
-    /// [`Peer`] in the request's extensions, where the listener put one, is known from then on.
+    /// Identifies the caller by the headers of the request. A refusal here leaves no entry, because
+    /// there is no identity to name in it. On success, the [`Peer`] in the request's extensions, if
+    /// the listener put one there, is marked as authenticated.
     ///
     /// # Errors
-    /// One of Hasura's own codes, or `Unavailable` where the identity provider's keys cannot be had; `STORE_UNAVAILABLE`
-    /// where the database was not reached since the start.
+    /// One of Hasura's own codes; `Unavailable` if the identity provider's keys cannot be fetched;
+    /// `STORE_UNAVAILABLE` if the database has not been reached since the start.
     pub fn authenticate(
         &self,
         headers: &HeaderMap,
@@ -160,10 +162,11 @@ impl App {
         self.recognised(identity, extensions, request_id)
     }
 
-    /// The same; waits some seconds for a key of the identity provider's that is not known yet.
+    /// Does the same as [`Self::authenticate`], but waits some seconds for a key of the identity
+    /// provider that is not known yet.
     ///
     /// # Errors
-    /// As of [`Self::authenticate`].
+    /// The errors of [`Self::authenticate`].
     pub async fn recognise(
         &self,
         headers: &HeaderMap,
@@ -180,7 +183,8 @@ impl App {
         extensions: &Extensions,
         request_id: RequestId,
     ) -> Result<Caller, Refusal> {
-        // PostgreSQL's text cannot hold a NUL: refused here, it cannot spoil a batch of entries.
+        // PostgreSQL's text type cannot hold a NUL. Refusing it here keeps it from failing a batch
+        // of entries.
         if identity.role.contains('\0') || identity.user.as_ref().is_some_and(|user| user.contains('\0')) {
             return Err(ErrorCode::JwtInvalidClaims.into());
         }
@@ -190,7 +194,8 @@ impl App {
         self.caller(identity, request_id)
     }
 
-    /// The caller of one request. In the single-tenant form everybody belongs to the one tenant.
+    /// Returns the caller of one request. In the single-tenant form every caller belongs to the one
+    /// tenant.
     ///
     /// # Errors
     /// `STORE_UNAVAILABLE` before [`Self::open`].
@@ -199,42 +204,44 @@ impl App {
         Ok(Caller { tenant, identity, request_id })
     }
 
-    /// What a call may ask for; the fronts bound what they read by it.
+    /// Returns the limits of a call. The front ends use them to bound what they read.
     pub fn limits(&self) -> &Limits {
         &self.limits
     }
 
-    /// How far the streams of the log are.
+    /// Returns the progress of each stream of the log.
     pub fn streams_shown(&self) -> Vec<StreamShown> {
         self.streams.iter().map(Stream::shown).collect()
     }
 
-    /// What became of the DEKs that were made ahead of need.
+    /// Returns the counts of the DEKs that were made ahead of need, by what happened to them.
     pub fn dek_pool(&self) -> PoolCounts {
         self.keyring.pool()
     }
 
-    /// The requests to the KMS since the start.
+    /// Returns the counts of the requests to the KMS since the start.
     pub fn kms_requests(&self) -> Requests {
         self.kms_requests.snapshot()
     }
 
-    /// How many DEKs are in memory, about.
+    /// Returns the approximate number of DEKs in memory.
     pub fn cached_deks(&self) -> u64 {
         self.keyring.cached()
     }
 
-    /// How each key version is that this server has met, for who watches it.
+    /// Returns the standing of each key version that this server has met, for monitoring.
     pub fn key_standing(&self) -> Vec<Standing> {
         self.tenant.uid().map(|tenant| self.keyring.standing(tenant)).unwrap_or_default()
     }
 
-    /// How many probes of keys this server has made since its start, by what they met.
+    /// Returns the number of probes of keys that this server has made since its start, by their
+    /// result.
     pub fn probes(&self) -> [(&'static str, u64); 3] {
         self.keyring.probes()
     }
 
-    /// How many incidents this server has written down since its start, by what the posture became.
+    /// Returns the number of incidents that this server has recorded since its start, by the
+    /// posture that each led to.
     pub fn incidents(&self) -> [(Posture, u64); 3] {
         self.keyring.incidents()
     }

@@ -1,19 +1,20 @@
-//! Whether a caller may ever do something: what a front asks before it reads or copies what the call is given.
+//! Checks whether a caller may ever perform an operation. A front end asks this before it reads or
+//! copies the input of the call.
 
 use crate::model::{Caller, ErrorCode, Operation, Refusal};
 
 use super::App;
 
 impl App {
-    /// Whether the caller's role may do this with any context.
+    /// Returns whether the caller's role may perform this operation with any context at all.
     pub fn may_ever(&self, caller: &Caller, operation: Operation) -> bool {
         self.policy().may_ever(&caller.identity, operation)
     }
 
-    /// Lets in who may ever do this; a refusal is recorded.
+    /// Admits a caller who may ever perform this operation. A refusal is recorded.
     ///
     /// # Errors
-    /// `PERMISSION_DENIED`, or why that could not be recorded.
+    /// `PERMISSION_DENIED`, or the reason why the refusal could not be recorded.
     pub async fn permit(&self, caller: &Caller, operation: Operation) -> Result<(), Refusal> {
         match self.may_ever(caller, operation) {
             true => Ok(()),

@@ -1,5 +1,6 @@
-//! How many calls may wait for a KMS at once. A KMS that is slow, or hangs, keeps each of its calls until they time out; past
-//! its tenant's share they are refused at once instead, so that hot calls and other tenants go on.
+//! Limits how many calls may wait for a KMS at once. A KMS that is slow, or hangs, holds each of
+//! its calls until they time out. Past the tenant's share, further calls are refused at once, so
+//! that hot calls and other tenants are still served.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -7,10 +8,10 @@ use std::time::Duration;
 
 use crate::model::{ErrorCode, Refusal, TenantUid};
 
-/// When a refused caller should come back.
+/// The retry delay for a refused caller.
 const COME_BACK: Duration = Duration::from_secs(1);
 
-/// The places of calls that wait for a KMS, among all that the server works on.
+/// The permits of calls that wait for a KMS, out of all calls that the server works on.
 pub(super) struct KmsPlaces {
     most: usize,
     waiting: Mutex<Waiting>,
@@ -22,24 +23,25 @@ struct Waiting {
     by_tenant: HashMap<TenantUid, usize>,
 }
 
-/// A place; free again when dropped.
+/// A permit, which is released when dropped.
 pub(super) struct KmsPlace<'a> {
     places: &'a KmsPlaces,
     tenant: TenantUid,
 }
 
 impl KmsPlaces {
-    /// Of a server that works on so many calls at once.
+    /// Creates the permits of a server that works on at most this many calls at once.
     pub(super) fn new(most: usize) -> Self {
         Self { most, waiting: Mutex::default() }
     }
 
-    /// A place for a call that may have to wait for its tenant's KMS. A tenant has at most as many as are left to all:
-    /// one slow KMS takes half of them, `n` slow ones leave a part in `n + 1` to everybody else. Without a place go calls
-    /// that are hot.
+    /// Takes a permit for a call that may have to wait for its tenant's KMS. A tenant may hold at
+    /// most as many permits as are left for all: one slow KMS takes half of them, and `n` slow ones
+    /// leave one part in `n + 1` to everybody else. If there is no permit left for the tenant, a
+    /// hot call proceeds without one.
     ///
     /// # Errors
-    /// `UNAVAILABLE`: the tenant has its share, and the call is not hot.
+    /// `UNAVAILABLE` if the tenant has its share, and the call is not hot.
     pub(super) fn take(
         &self,
         tenant: TenantUid,

@@ -1,4 +1,4 @@
-//! What a call leaves behind: its entry, committed together with what it changed, before anything is answered.
+//! Records a call: its entry is committed together with its changes, before anything is answered.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,20 +17,21 @@ use super::listing::Listing;
 use super::release::Committed;
 use super::ungiven::CommittedEntry;
 
-/// When to come again for a DEK whose row is not sealed yet.
+/// The retry delay for a DEK whose row is not sealed yet.
 const UNSEALED: Duration = Duration::from_secs(2);
 
-/// When to come again where too many calls wait for the database.
+/// The retry delay if too many calls wait for the database.
 const BUSY: Duration = Duration::from_secs(1);
 
-/// One item of a call as it comes to its end: what will be recorded of it.
+/// Starts the record of one item of a call, which is filled in while the item is processed.
 pub(super) fn item_of(context: Option<&Context>) -> Item {
     let record_id = context.and_then(|context| context.get("record_id"));
     let record_id = record_id.map(|record_id| Arc::from(recorded_id(record_id)));
     Item { record_id, ..Item::default() }
 }
 
-/// Notes the DEK that an item used. What was wrapped is noted by who made it.
+/// Notes the DEK that an item used. The hash of a new wrapped DEK is noted by the code that made
+/// it.
 pub(super) fn note_dek(item: &mut Item, id: DekId, held: &Held) {
     item.dek_id = Some(id);
     item.key_version = Some(held.key_version.clone());
@@ -38,7 +39,7 @@ pub(super) fn note_dek(item: &mut Item, id: DekId, held: &Held) {
     item.kms_request_id.clone_from(&held.kms_request_id);
 }
 
-/// Notes why a DEK could not be had, and says it to the caller.
+/// Notes why a DEK was not available, and returns the refusal for the caller.
 pub(super) fn note_failure(item: &mut Item, error: &KeyringError, request_id: &RequestId) -> Refusal {
     let refusal: Refusal = match error {
         KeyringError::Missing | KeyringError::Altered => ErrorCode::DecryptFailed.into(),
@@ -60,7 +61,8 @@ pub(super) fn note_failure(item: &mut Item, error: &KeyringError, request_id: &R
     refusal
 }
 
-/// What a caller sees of a key version that may not be used. One that is active was not shown to work in time.
+/// Returns the refusal for a key version that may not be used. An active version gets here if it
+/// was not shown to work in time.
 pub(super) fn dark_refusal(posture: Posture) -> Refusal {
     match posture {
         Posture::Revoked => ErrorCode::KmsAccessDenied.into(),
@@ -68,33 +70,36 @@ pub(super) fn dark_refusal(posture: Posture) -> Refusal {
     }
 }
 
-/// What became of an answer that stands on keys.
+/// The outcome for an answer that depends on keys.
 pub(super) enum Standing {
-    /// It may be given; its entry is durable. With what it stands on, where that is a key.
+    /// The answer may be given and its entry is durable. Holds the entry and the permit if the
+    /// answer depends on a key.
     Given(Option<Committed>),
-    /// It may not; what was withheld is recorded as refused for this reason.
+    /// The answer may not be given. What was withheld is recorded as refused for this reason.
     Withheld(Refusal),
-    /// Nothing was recorded: the posture moved meanwhile, and the key may be used again. Begin anew.
+    /// Nothing was recorded: the posture changed meanwhile, and the key can be used again. The call
+    /// must begin anew.
     Anew,
 }
 
-/// What a caller sees whose call began anew and was overtaken each time.
+/// Returns the refusal for a call that began anew and was overtaken by a change of posture each
+/// time.
 pub(super) fn moving() -> Refusal {
     dark_refusal(Posture::Degraded)
 }
 
-/// Turns what would have been answered into refusals. What was refused before stays refused for its own reason.
+/// Replaces successful results with this refusal. Earlier refusals keep their own reason.
 pub(super) fn withheld<T>(answers: Vec<Result<T, Refusal>>, refusal: &Refusal) -> Vec<Result<T, Refusal>> {
     answers.into_iter().map(|answer| answer.and(Err(refusal.clone()))).collect()
 }
 
-/// The same of what is recorded of them.
+/// Does the same for the items that are recorded.
 fn refused_items(items: &[Item], refusal: &Refusal) -> Vec<Item> {
     let refused = |item: &Item| Item { refused: item.refused.or(Some(refusal.code)), ..item.clone() };
     items.iter().map(refused).collect()
 }
 
-/// A failed read, as the caller sees it.
+/// Converts a failed read into the refusal that the caller sees.
 pub(super) fn read_refusal(error: ReadError) -> Refusal {
     match error {
         ReadError::Unavailable => ErrorCode::StoreUnavailable.into(),
@@ -107,7 +112,8 @@ impl App {
     /// Makes a call's entry and changes durable.
     ///
     /// # Errors
-    /// `AUDIT_LOG_BEHIND`, `STORE_UNAVAILABLE`, or `INTERNAL` when the database refuses the entry: then the call must not be answered.
+    /// `AUDIT_LOG_BEHIND`, `STORE_UNAVAILABLE`, or `INTERNAL` if the database refuses the entry.
+    /// Then the call must not be answered.
     pub(super) async fn record(
         &self,
         caller: &Caller,
@@ -122,11 +128,13 @@ impl App {
         committed.map(|durable| durable.applied).map_err(commit_refusal)
     }
 
-    /// The same for an answer that stands on keys: the commit holds the fence, and the answer may be given only while the
-    /// proofs that it found are young enough. What may not be given is recorded as refused. `items` is empty where it may.
+    /// Does the same for an answer that depends on keys. The commit is conditional on the fence,
+    /// and the answer may be given only while the proofs that the commit found are young enough. An
+    /// answer that may not be given is recorded as refused. `items` is left empty if the answer may
+    /// be given.
     ///
     /// # Errors
-    /// As of [`Self::record`].
+    /// The errors of [`Self::record`].
     pub(super) async fn record_standing(
         self: &Arc<Self>,
         caller: &Caller,
@@ -171,10 +179,11 @@ impl App {
         recorded.unwrap_or_else(|_| Err(ErrorCode::Internal.into())).map(|()| Standing::Withheld(refusal))
     }
 
-    /// Records that an answer was withheld whose entry says that it was given: the refusal names that entry.
+    /// Records that an answer was withheld although its entry says that it was given. The refusal
+    /// names that entry.
     ///
     /// # Errors
-    /// As of [`Self::record`].
+    /// The errors of [`Self::record`].
     pub(super) async fn record_withheld(
         &self,
         caller: &Caller,
@@ -202,10 +211,10 @@ impl App {
         Ok(Standing::Withheld(refusal))
     }
 
-    /// Records that the caller read a state, without items.
+    /// Records that the caller read a state. The entry has no items.
     ///
     /// # Errors
-    /// As of [`Self::record`].
+    /// The errors of [`Self::record`].
     pub(super) async fn record_read(
         &self,
         caller: &Caller,
@@ -217,7 +226,8 @@ impl App {
         self.commit(caller, entry, Vec::new(), Vec::new()).await.map(|_| ()).map_err(commit_refusal)
     }
 
-    /// A call's entry, packed; and its items again. `voids` is the earlier entry whose answer this one refuses.
+    /// Returns a call's packed entry, together with all of the call's items. `voids` is the earlier
+    /// entry whose answer this one refuses.
     pub(super) fn packed(
         &self,
         caller: &Caller,
@@ -271,8 +281,9 @@ impl App {
         committed
     }
 
-    /// Records that a whole call was refused, and refuses it. Where even that cannot be recorded, the caller learns that
-    /// instead: a refusal that left no entry must not look like one that did.
+    /// Records that a whole call was refused, and returns the refusal. If even that cannot be
+    /// recorded, the caller gets that error instead: a refusal that left no entry must not look
+    /// like one that did.
     pub async fn refuse(&self, caller: &Caller, operation: Operation, refusal: Refusal) -> Refusal {
         if let Err(limited) = self.meters.take_refusal(caller) {
             return limited;
@@ -287,7 +298,7 @@ impl App {
 pub(super) fn commit_refusal(failed: CommitFailed) -> Refusal {
     match failed {
         CommitFailed::Unavailable => ErrorCode::StoreUnavailable.into(),
-        // Only what stands on keys has a fence.
+        // Only a commit of an answer that depends on keys has a fence.
         CommitFailed::Rejected | CommitFailed::Fenced => ErrorCode::Internal.into(),
     }
 }

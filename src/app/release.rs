@@ -1,8 +1,10 @@
-//! The time between the commit of an answer and its arrival. The entry says that the answer was given, but other fields of
-//! the same request or a client that reads slowly can delay it past the proofs of the keys that it stands on. So the server
-//! asks before the first byte and before each piece whether the answer may still leave. An answer that is late before its
-//! first byte is withheld whole, and each of its entries gets a refusal beside it; a later one is broken off. So does an answer
-//! that is lost before its first byte.
+//! Controls an answer between its commit and its arrival. The entry says that the answer was given,
+//! but other fields of the same request, or a client that reads slowly, can delay the answer until
+//! the proofs of its keys are too old. So the server checks, before the first byte and before each
+//! piece, whether the answer may still leave. If it is too late before the first byte, the whole
+//! answer is withheld, and each of its entries gets a refusal that voids it. If it is too late
+//! afterwards, the answer is broken off. The entries of an answer that is lost before its first
+//! byte are voided too.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,49 +21,53 @@ use super::App;
 use super::record::dark_refusal;
 use super::ungiven::Ungiven;
 
-/// What one use case answers.
+/// The result of one use case.
 pub struct Answered<T> {
     /// One result for each item, in order.
     pub answers: Vec<Result<T, Refusal>>,
-    /// What decides how long the answer may be given; `None` if it stands on no key.
+    /// Decides until when the answer may be given; `None` if it depends on no key.
     pub committed: Option<Committed>,
 }
 
 impl<T> Answered<T> {
-    /// An answer that holds refusals only.
+    /// Returns an answer that holds refusals only.
     pub(super) fn refused(answers: Vec<Result<T, Refusal>>) -> Self {
         Self { answers, committed: None }
     }
 }
 
-/// An answer that stands on keys: its durable entry, and the permit to give it.
+/// An answer that depends on keys: its durable entry, and the permit to give it.
 pub struct Committed {
     pub(super) entry: Ungiven,
     pub(super) permit: Permit,
 }
 
 impl Committed {
-    /// Notes that the answer is given, without a [`Release`]: it leaves this process by no wire.
+    /// Notes that the answer is given without a [`Release`], because it never leaves this process
+    /// over a network.
     pub fn given(self) {
         self.entry.given();
     }
 }
 
-/// The permission for the whole answer to one request to leave. The answer may hold those of several use cases.
+/// The permission for the whole answer to one request to leave. The answer may combine the answers
+/// of several use cases.
 pub struct Release {
     app: Arc<App>,
     caller: Caller,
     permit: Permit,
-    /// The end of the permit, in nanoseconds since this machine started. Renewed while the keys are shown to work.
+    /// The end of the permit, in nanoseconds since this machine started. It is extended while the
+    /// keys are shown to work.
     until: AtomicU64,
-    /// The entries that are void if the answer is withheld, or lost. Empty once its first byte has left, or it was withheld.
+    /// The entries to void if the answer is withheld or lost. Empty once the first byte has left or
+    /// the answer was withheld.
     entries: Mutex<Vec<Ungiven>>,
     broken_off: AtomicBool,
     handed_over: AtomicBool,
 }
 
 impl Release {
-    /// The release of an answer that holds all of `committed`; `None` if there are none.
+    /// Builds the release of an answer that combines all of `committed`; `None` if there are none.
     pub fn of(
         app: Arc<App>,
         caller: Caller,
@@ -80,7 +86,8 @@ impl Release {
         Some(Arc::new(Self { app, caller, permit, until, entries, broken_off, handed_over }))
     }
 
-    /// Whether the answer, or more of it, may leave now; never again once it was withheld or broken off.
+    /// Returns whether the answer, or more of it, may leave now. Once it was withheld or broken
+    /// off, the result is always `false`.
     pub fn may_leave(&self) -> bool {
         if self.broken_off.load(Ordering::Relaxed) {
             return false;
@@ -88,12 +95,12 @@ impl Release {
         nanoseconds(self.app.clock.boot()) <= self.until.load(Ordering::Relaxed) || self.renew().is_ok()
     }
 
-    /// Decides whether an answer that is ready, and of which nothing has left, may leave. If its permit has ended, the keys
-    /// are probed.
+    /// Decides whether an answer that is ready, and of which nothing has left, may leave. If its
+    /// permit has ended, the keys are probed.
     ///
     /// # Errors
-    /// The refusal to give in its place: it may not, and for each of its entries one is recorded that says so; or that could
-    /// not be recorded.
+    /// The refusal to send in its place. Either the answer may not leave, and a refusal is recorded
+    /// for each of its entries, or that could not be recorded.
     pub async fn confirm(&self) -> Result<(), Refusal> {
         if self.may_leave() {
             return Ok(());
@@ -107,25 +114,27 @@ impl Release {
         };
         self.broken_off.store(true, Ordering::Relaxed);
         let refusal = dark_refusal(posture);
-        // Recorded even if the client hangs up.
+        // This is recorded even if the client hangs up.
         let recording = self.withhold(self.take_entries(), &refusal);
         Err(recorded(recording, refusal).await)
     }
 
-    /// Refuses the whole answer, of which nothing has left, for a reason that its keys have no part in: it is too large, or
-    /// there is no room for it. Gives the refusal to answer in its place.
+    /// Refuses the whole answer, of which nothing has left, for a reason that does not concern its
+    /// keys: it is too large, or there is no memory for it. Returns the refusal to send in its
+    /// place.
     pub async fn refuse(&self, refusal: Refusal) -> Refusal {
         self.broken_off.store(true, Ordering::Relaxed);
         let recording = self.take_entries().into_iter().map(|entry| entry.void(&refusal)).collect();
         recorded(recording, refusal).await
     }
 
-    /// Notes that the first byte leaves: from here on the answer counts as given.
+    /// Notes that the first byte leaves. From here on the answer counts as given.
     pub fn begin(&self) {
         self.take_entries().into_iter().for_each(Ungiven::given);
     }
 
-    /// Keeps the keys watched for a while, so that the permit of an answer that takes long to leave can be renewed.
+    /// Keeps the keys watched for a while, so that the permit of an answer that takes long to leave
+    /// can be renewed.
     pub fn watch_on(&self) {
         self.app.keyring.watch_on(&self.caller.tenant, &self.permit);
     }
@@ -135,13 +144,14 @@ impl Release {
         self.handed_over.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the protocol implementation has all of the answer, so that its stream cannot be reset any more.
+    /// Returns whether the protocol implementation has all of the answer, so that its stream can no
+    /// longer be reset.
     pub fn is_handed_over(&self) -> bool {
         self.handed_over.load(Ordering::Relaxed)
     }
 
-    /// Ends an answer that may not leave any more after its head was handed out. Logged once; recorded as withheld if nothing
-    /// of its body has left.
+    /// Ends an answer that may no longer leave after its head was sent. This is logged once. If
+    /// nothing of its body has left, it is recorded as withheld.
     pub fn break_off(&self) {
         if self.broken_off.swap(true, Ordering::Relaxed) {
             return;
@@ -168,7 +178,7 @@ impl Release {
         self.until.fetch_max(nanoseconds(until), Ordering::Relaxed);
     }
 
-    /// Records this refusal for each of these entries, whether it is waited for or not.
+    /// Records this refusal for each of these entries, whether or not the caller waits for it.
     fn withhold(&self, entries: Vec<Ungiven>, refusal: &Refusal) -> Vec<JoinHandle<Result<(), Refusal>>> {
         warn!(
             request_id = self.caller.request_id.as_str(),
@@ -182,7 +192,7 @@ impl Release {
     }
 }
 
-/// The refusal once it is recorded, or why it could not be.
+/// Returns the refusal once it is recorded, or the reason why it could not be.
 async fn recorded(recording: Vec<JoinHandle<Result<(), Refusal>>>, refusal: Refusal) -> Refusal {
     let recorded = join_all(recording).await;
     let mut recorded =

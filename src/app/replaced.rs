@@ -1,5 +1,5 @@
-//! What may take the place of what the server began with, while it runs: who calls, what they may do, what is signed with.
-//! A call goes on with what it has begun with.
+//! Replaces parts of the server while it runs: the authenticator, the policy and the signing keys.
+//! A call continues with the parts that it began with.
 
 use std::sync::{Arc, PoisonError};
 
@@ -21,40 +21,43 @@ impl App {
         self.policy.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Recognises callers by this one from now on. Keys that the one before has fetched are taken over.
+    /// Authenticates callers with this authenticator from now on. It takes over the keys that the
+    /// previous one has fetched.
     pub fn take_authenticator(&self, authenticator: Authenticator) {
         authenticator.inherit(&self.authenticator());
         self.authenticator.send_replace(Arc::new(authenticator));
     }
 
-    /// Asks this one from now on what callers may do.
+    /// Authorizes callers with this policy from now on.
     pub fn take_policy(&self, policy: Policy) {
         *self.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
     }
 
-    /// Signs checkpoints with these from now on. Whether they were taken: see [`crate::jobs::Checkpoints::take_keys`].
+    /// Signs checkpoints with these keys from now on. Returns whether they were accepted: see
+    /// [`crate::jobs::Checkpoints::take_keys`].
     pub fn take_signing_keys(&self, keys: SigningKeys) -> bool {
         self.checkpoints.take_keys(keys)
     }
 
-    /// The tenant that is served; `None` until the database was reached.
+    /// Returns the tenant that is served; `None` until the database has been reached.
     pub fn serves(&self) -> Option<TenantUid> {
         self.tenant.uid().ok()
     }
 
-    /// What became of files that were read again.
+    /// Returns the counts of files that were read again, by the result.
     pub fn rereads(&self) -> &Rereads {
         &self.rereads
     }
 
-    /// Keeps the keys of the identity providers fresh until `stop`, whoever recognises callers meanwhile.
+    /// Keeps the keys of the identity providers fresh until `stop` is cancelled, even if the
+    /// authenticator is replaced meanwhile.
     pub async fn keep_identity_keys_fresh(&self, stop: &CancellationToken) {
         let mut replaced = self.authenticator.subscribe();
         loop {
             let authenticator = replaced.borrow_and_update().clone();
             let fresh = async {
                 authenticator.keep_keys_fresh(stop).await;
-                // Nothing to fetch until another one comes.
+                // There is nothing to fetch until the authenticator is replaced.
                 stop.cancelled().await;
             };
             tokio::select! {

@@ -1,5 +1,5 @@
-//! Rotation as a caller sees it: what it would cost, starting it, looking at it. The work itself is in
-//! `rotation_work`.
+//! Rotation as a caller sees it: forecasting the cost, starting a rotation, and reading its
+//! progress. The work itself is in `jobs::rotation`.
 
 use crate::kms::{KmsError, log_failure};
 use crate::model::{
@@ -10,28 +10,30 @@ use crate::store::Change;
 use super::App;
 use super::record::read_refusal;
 
-/// A rotation, planned or under way.
+/// A rotation, as a forecast or as a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rotation {
-    /// What a rotation would do now; nothing was changed.
+    /// What a rotation would do now. Nothing was changed.
     Forecast {
-        /// The version that DEKs would be re-wrapped to.
+        /// The version that DEKs would be re-wrapped under.
         target: KeyVersion,
-        /// How many would be.
+        /// The number of DEKs that would be re-wrapped.
         deks: u64,
-        /// How many calls the KMS would see.
+        /// The number of calls that the KMS would receive.
         kms_calls: u64,
     },
-    /// The job.
+    /// The rotation job.
     Job(Job),
 }
 
 impl App {
-    /// Starts the rotation job, or rejoins the one that is running; `dry_run` only says what it would do.
+    /// Starts the rotation job, or returns the one that is running. With `dry_run` it only returns
+    /// what a rotation would do.
     ///
     /// # Errors
-    /// Not permitted, one that is paused (`ROTATION_STATE_CONFLICT`), a KMS that does not tell versions apart
-    /// (`KEY_VERSION_UNKNOWN`), or the KMS or the database out of reach.
+    /// The call is not permitted, a rotation is paused (`ROTATION_STATE_CONFLICT`), the KMS does
+    /// not distinguish key versions (`KEY_VERSION_UNKNOWN`), or the KMS or the database is out of
+    /// reach.
     pub async fn rotate(&self, caller: &Caller, dry_run: bool) -> Result<Rotation, Refusal> {
         let operation = Operation::Rotate;
         self.enter(caller, operation).await?;
@@ -44,7 +46,8 @@ impl App {
         };
         self.keyring.expect_version(caller.tenant.uid, &target);
         let total = self.store.deks_not_under(caller.tenant.uid, &target).await.map_err(read_refusal)?;
-        // Whatever it would count or re-wrap is under the same name before and after.
+        // Anything that the rotation would count or re-wrap has the same version name before and
+        // after.
         if total == 0 && !self.kms.profile().tells_apart(&target) {
             return Err(self.refuse(caller, operation, ErrorCode::KeyVersionUnknown.into()).await);
         }
@@ -69,7 +72,7 @@ impl App {
         if applied.first() == Some(&1) {
             return Ok(Rotation::Job(job));
         }
-        // Another one is running, or was until now: that is the rotation.
+        // Another rotation is running, or was until now. Return that one.
         match self.store.latest_job(caller.tenant.uid).await.map_err(read_refusal)? {
             Some(running) => Ok(Rotation::Job(running)),
             None => Err(ErrorCode::Internal.into()),
@@ -81,10 +84,11 @@ impl App {
         Ok(latest.filter(|job| job.state == JobState::Paused))
     }
 
-    /// A rotation of the caller's tenant, or the newest one when `id` is `None`. A read of a state: it leaves an entry an hour.
+    /// Returns a rotation of the caller's tenant, or the newest one if `id` is `None`. This is a
+    /// read of state, so it leaves one entry an hour.
     ///
     /// # Errors
-    /// Not permitted, no such rotation, or the database out of reach.
+    /// The call is not permitted, there is no such rotation, or the database is out of reach.
     pub async fn rotation(&self, caller: &Caller, id: Option<JobId>) -> Result<Job, Refusal> {
         let operation = Operation::Rotate;
         self.enter(caller, operation).await?;
@@ -98,7 +102,7 @@ impl App {
     }
 }
 
-/// What a caller sees who would start a rotation beside one that is paused.
+/// Returns the refusal for a caller who tries to start a rotation while one is paused.
 fn is_paused(job: &Job) -> Refusal {
     let said = format!("The rotation {} is paused: resume it, or cancel it and start another one.", job.id);
     Refusal::because(ErrorCode::RotationStateConflict, said)

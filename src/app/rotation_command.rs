@@ -1,5 +1,6 @@
-//! Pausing, resuming and cancelling a rotation. What changes its state and the entry of who did so are one commit; whoever works
-//! on it loses its lease with that, and stops.
+//! Pauses, resumes and cancels a rotation. The change of its state and the entry that names the
+//! caller are one commit. That commit ends the lease of the replica that works on the rotation,
+//! which then stops.
 
 use std::sync::Arc;
 
@@ -10,11 +11,12 @@ use super::App;
 use super::record::{commit_refusal, read_refusal};
 
 impl App {
-    /// Has a rotation of the caller's tenant paused, resumed or cancelled, and says where it stands then. Where it stands there
-    /// already, this changes nothing but the log.
+    /// Pauses, resumes or cancels a rotation of the caller's tenant, and returns the job in its new
+    /// state. If the job is in that state already, only the log changes.
     ///
     /// # Errors
-    /// Not permitted, no such rotation, one that has ended (`ROTATION_STATE_CONFLICT`), or the database out of reach.
+    /// The call is not permitted, there is no such rotation, the rotation has ended
+    /// (`ROTATION_STATE_CONFLICT`), or the database is out of reach.
     pub async fn command_rotation(
         &self,
         caller: &Caller,
@@ -44,7 +46,7 @@ impl App {
         if durable.applied.first() == Some(&1) {
             return Ok(job);
         }
-        // It ended in the moment between: the entry that says otherwise is voided.
+        // The rotation ended between the read and the commit. Void the entry, which says otherwise.
         let refusal = not_possible(command, job.state);
         let voiding = entry(Outcome::Refused(refusal.code), Some(entry_id));
         self.commit(caller, voiding, Vec::new(), Vec::new()).await.map_err(commit_refusal)?;
@@ -57,7 +59,7 @@ impl App {
     }
 }
 
-/// What a caller sees who commands a rotation that has ended.
+/// Returns the refusal for a caller who commands a rotation that has ended.
 fn not_possible(command: JobCommand, state: JobState) -> Refusal {
     let asked = match command {
         JobCommand::Pause => "paused",

@@ -1,6 +1,7 @@
-//! Reads of a state: how far a rotation is, the log's checkpoint. Whoever polls one each second would write millions of
-//! entries a month that say nothing, so they leave one entry an hour for each person and operation; all else that a caller
-//! does leaves its own.
+//! Records reads of state: the progress of a rotation, or a checkpoint of the log. A client that
+//! polls one each second would write millions of entries a month that say nothing. So these reads
+//! leave one entry an hour for each person and operation. Everything else that a caller does leaves
+//! its own entry.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,18 +12,20 @@ use crate::model::{Caller, Means, Operation, Refusal, TenantUid};
 
 use super::App;
 
-/// How long one entry stands for all reads.
+/// How long one entry covers further reads.
 const STANDS_FOR: Duration = Duration::from_secs(3_600);
-/// How many persons and operations are remembered; of more, some leave an entry more often.
+/// The number of pairs of person and operation that are remembered. Beyond it, some leave an entry
+/// more often.
 const REMEMBERED: u64 = 10_000;
-/// What such an entry says: without it, a look at a rotation would read as the start of one.
+/// The detail of such an entry. Without it, a read of a rotation would look like the start of one.
 const DETAIL: &str = "read state";
 
-/// Who read which state: a person is a role and a user, as they were recognised. And how often the log had been found shorter
-/// than it was: an entry of before may be gone with what the database lost.
+/// The key of a read: the person, who is a role and a user as they were authenticated, the
+/// operation, and how often the log had been found shorter than before. An entry from before such a
+/// rewind may be among what the database lost.
 type Read = (TenantUid, Means, Arc<str>, Option<String>, Operation, u64);
 
-/// The reads that an entry stands for already. Each replica has its own.
+/// The reads that an entry covers already. Each replica has its own.
 pub(super) struct StateReads(Cache<Read, ()>);
 
 impl Default for StateReads {
@@ -32,10 +35,10 @@ impl Default for StateReads {
 }
 
 impl App {
-    /// Records that the caller read a state, unless an entry of this hour stands for it.
+    /// Records that the caller read a state, unless an entry of the last hour covers the read.
     ///
     /// # Errors
-    /// The entry could not be written: then the state must not be answered.
+    /// The entry could not be written. Then the state must not be answered.
     pub(super) async fn record_state_read(
         &self,
         caller: &Caller,

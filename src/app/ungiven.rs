@@ -1,5 +1,6 @@
-//! Entries that say that an answer was given, before any of it was. An answer can be lost after its entry is durable: its
-//! request times out or panics, its client hangs up, the server ends. Then the entry is voided: a refusal beside it names it.
+//! Handles entries that say that an answer was given before any of it was sent. The answer can
+//! still be lost after its entry is durable: its request times out or panics, its client hangs up,
+//! or the server shuts down. Then the entry is voided: a refusal that names it is recorded.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,32 +17,34 @@ use crate::store::{Change, EntryRow, Fence};
 
 use super::App;
 
-/// The entry of an answer that stands on keys.
+/// The entry of an answer that depends on keys.
 pub(super) struct CommittedEntry {
     pub(super) id: EntryId,
     pub(super) operation: Operation,
     pub(super) items: Vec<Item>,
 }
 
-/// Such an entry, durable, until some of its answer has left. Dropped before, it is voided.
+/// A durable entry of which no part of the answer has left yet. If it is dropped before that, it is
+/// voided.
 pub(super) struct Ungiven {
     app: Arc<App>,
     caller: Caller,
     entry: Option<CommittedEntry>,
-    /// How often the log had been found shorter than it was: after that the entry may be gone.
+    /// How often the log had been found shorter than before. If the count has changed since, the
+    /// entry may be lost.
     rewinds: u64,
     _settling: TaskTrackerToken,
 }
 
-/// What is under way of commits and voids whose request may be gone. All of it runs where the committer does: the runtime
-/// of the requests may be busy, or ending.
+/// The commits and voids under way whose request may be gone. All of them run on the committer's
+/// runtime, because the runtime of the requests may be busy or shutting down.
 pub(super) struct Settling {
     tasks: TaskTracker,
     runtime: Handle,
 }
 
 impl Settling {
-    /// On the runtime that this is called on.
+    /// Uses the runtime that this is called on.
     pub(super) fn here() -> Self {
         Self { tasks: TaskTracker::new(), runtime: Handle::current() }
     }
@@ -54,7 +57,8 @@ impl Settling {
     }
 }
 
-/// A commit that goes on where nobody waits for it any more. As long as somebody does it costs no task of its own.
+/// A commit that continues after its caller stops waiting. As long as a caller waits, it needs no
+/// task of its own.
 struct Committing<T: Send + 'static> {
     app: Arc<App>,
     committing: Option<Pin<Box<dyn Future<Output = T> + Send>>>,
@@ -80,12 +84,12 @@ impl<T: Send + 'static> Drop for Committing<T> {
 }
 
 impl Ungiven {
-    /// Notes that some of the answer leaves: the entry stands.
+    /// Notes that some of the answer leaves: the entry stays valid.
     pub(super) fn given(mut self) {
         self.entry = None;
     }
 
-    /// Records that the answer is refused in place of being given. Goes on if nobody waits for it.
+    /// Records that the answer is refused instead of given. Continues even if nobody waits for it.
     pub(super) fn void(mut self, refusal: &Refusal) -> JoinHandle<Result<(), Refusal>> {
         self.record(refusal.clone())
     }
@@ -110,8 +114,9 @@ impl Drop for Ungiven {
 }
 
 impl App {
-    /// Makes the entry of an answer durable, whatever becomes of the request: a commit that nobody waits for any more could
-    /// not be voided by anybody else. The items come back where it failed.
+    /// Makes the entry of an answer durable, even if the request is cancelled: if the commit
+    /// succeeded after the caller stopped waiting, nothing else could void the entry. If the commit
+    /// fails, the items are returned with the error.
     pub(super) async fn commit_ungiven(
         self: &Arc<Self>,
         caller: &Caller,
@@ -131,7 +136,8 @@ impl App {
         Committing { app: self.clone(), committing: Some(Box::pin(committing)) }.await
     }
 
-    /// Waits until of each answer it is recorded whether it was given: to be called when no request is left.
+    /// Waits until it is recorded for each answer whether it was given. To be called when no
+    /// request is left.
     pub async fn settled(&self) {
         self.settling.tasks.close();
         self.settling.tasks.wait().await;

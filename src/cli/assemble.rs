@@ -1,4 +1,5 @@
-//! From configuration to use cases: the one place that puts concrete providers and databases behind their seams.
+//! Builds the use cases from the configuration. This is the only module that connects concrete
+//! providers and databases to the interfaces that the rest of the code uses.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,26 +31,27 @@ use crate::webhook::Webhook;
 
 /// The tenant of the single-tenant form.
 pub(super) const PRIMARY: &str = "primary";
-/// How long a start waits before it asks a database again that is out of reach.
+/// The pause before a start tries again to reach a database that is out of reach.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Lanes of the committer; one tenant's commits are one after the other whatever their number.
+/// The number of lanes of the committer. The commits of one tenant are sequential whatever this
+/// number is.
 const LANES: usize = 4;
 
-/// What a server, or a command that works like one, stands on.
+/// The parts of a server, or of a command that works like one.
 pub(super) struct Assembled {
     pub(super) app: Arc<App>,
     pub(super) jobs: Arc<Jobs>,
     pub(super) state: DatabaseState,
     pub(super) database: Arc<dyn Database>,
     pub(super) server: config::Server,
-    /// What is still to be done before a call can be answered.
+    /// The work that is still to be done before a call can be answered.
     pub(super) opening: Opening,
-    /// Fetches JWKs for as long as it runs.
+    /// The task that fetches JWKs for as long as it runs.
     pub(super) refresh: JoinHandle<()>,
 }
 
-/// Builds everything, for requests that run on the runtime `requests`. Database and KMS may be
-/// down: nothing is asked of either.
+/// Builds everything, for requests that run on the runtime `requests`. The database and the KMS may
+/// be down: nothing is sent to either.
 pub(super) async fn assemble(
     config: Config,
     requests: Handle,
@@ -124,7 +126,7 @@ pub(super) async fn assemble(
     Ok(Assembled { app, jobs: Arc::new(jobs), state, database, server: config.server, opening, refresh })
 }
 
-/// What stands between a server that listens and one that serves.
+/// The steps between a server that listens and one that serves.
 pub(super) struct Opening {
     database: Arc<dyn Database>,
     state: DatabaseState,
@@ -136,11 +138,12 @@ pub(super) struct Opening {
 }
 
 impl Opening {
-    /// Waits for a database that is out of reach, brings it to what this binary needs, holds the log against what was
-    /// published, and lets calls in. What is returned does the database's daily upkeep.
+    /// Waits for a database that is out of reach, migrates it to the schema that this binary needs,
+    /// checks the log against what was published, and begins to serve calls. Returns the task that
+    /// does the database's regular upkeep.
     ///
     /// # Errors
-    /// The database was reached, and cannot be used.
+    /// The database was reached, but cannot be used.
     pub(super) async fn open(self, stop: CancellationToken) -> Result<JoinHandle<()>, Failure> {
         let Self { database, state, admin, app, checkpoints, retention, has_owner } = self;
         let MigrationReport { applied, .. } = migrated(&*database).await?;
@@ -151,7 +154,7 @@ impl Opening {
         checkpoints.are_of(tenant.clone());
         checked(&checkpoints).await;
         app.open(tenant);
-        // Without the owner's rights, `byok audit prune` does it.
+        // Without the owner's rights, `byok audit prune` drops old entries.
         let owns = has_owner || exposure.is_ok_and(|exposure| exposure.owns_audit);
         let upkeep = Upkeep { database, admin: owns.then_some(admin), checkpoints, retention };
         Ok(tokio::spawn(async move {
@@ -163,7 +166,7 @@ impl Opening {
     }
 }
 
-/// The database that the environment names, whatever its schema.
+/// Opens the database that the environment names, whatever its schema.
 pub(super) async fn database_only(env: &Env) -> Result<Arc<dyn Database>, Failure> {
     let mut reader = Reader::new(env);
     let settings = config::Store::read(&mut reader, None);
@@ -173,7 +176,8 @@ pub(super) async fn database_only(env: &Env) -> Result<Arc<dyn Database>, Failur
     }
 }
 
-/// The same where its schema is one that this binary reads. What is read of another one says nothing about the log.
+/// Does the same, but requires a schema that this binary reads. What is read from another schema
+/// says nothing about the log.
 pub(super) async fn database(env: &Env) -> Result<Arc<dyn Database>, Failure> {
     readable(database_only(env).await?).await
 }
@@ -183,12 +187,13 @@ async fn readable(database: Arc<dyn Database>) -> Result<Arc<dyn Database>, Fail
     Ok(database)
 }
 
-/// The database that the environment names, and the tenant of the single-tenant form, which must be there.
+/// Opens the database that the environment names, and reads the tenant of the single-tenant form,
+/// which must exist.
 pub(super) async fn log(env: &Env) -> Result<(Arc<dyn Database>, Tenant), Failure> {
     with_tenant(database(env).await?).await
 }
 
-/// The same as the tables' owner.
+/// Does the same as the owner of the tables.
 pub(super) async fn as_owner(env: &Env) -> Result<(Arc<dyn Database>, Tenant), Failure> {
     let mut reader = Reader::new(env);
     match config::Store::read(&mut reader, None) {
@@ -203,7 +208,7 @@ async fn with_tenant(database: Arc<dyn Database>) -> Result<(Arc<dyn Database>, 
     Ok((database, tenant.ok_or_else(none)?))
 }
 
-/// What to say of a database that cannot be read.
+/// Returns the failure for a database that cannot be read.
 pub(super) fn unread(error: store::ReadError) -> Failure {
     Failure::Running(match error {
         store::ReadError::Unavailable | store::ReadError::Busy => "the database is out of reach".to_owned(),
@@ -216,21 +221,22 @@ pub(super) fn unread(error: store::ReadError) -> Failure {
     })
 }
 
-/// Either, or its mistakes.
+/// A part of the identity settings, or its mistakes.
 type Read<T> = Result<T, Vec<Mistake>>;
 
-/// Who calls, and what they may do, each with its own mistakes.
+/// Builds the authenticator and the policy, each with its own mistakes.
 pub(super) fn parts_of_identity(
     settings: &config::Auth,
     clock: Arc<dyn Clock>,
 ) -> Result<(Read<Authenticator>, Read<Policy>), Failure> {
-    // Fetches JWKs: an identity provider that redirects is not the one that was configured.
+    // This client fetches JWKs. If an identity provider redirects, the target is not the one that
+    // was configured.
     let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy().build();
     let client = client.map_err(|_| Failure::Running("the HTTP client cannot be built".to_owned()))?;
     Ok((Authenticator::new(settings, client, clock), Policy::of(settings)))
 }
 
-/// Who calls, and what they may do; reports the mistakes of both.
+/// Builds the authenticator and the policy, and reports the mistakes of both.
 pub(super) fn identity(
     settings: &config::Auth,
     clock: Arc<dyn Clock>,
@@ -244,7 +250,7 @@ pub(super) fn identity(
     }
 }
 
-/// One KMS, with an interface for each of its users.
+/// One KMS, with a separate interface for each kind of use.
 pub(super) struct Provider {
     pub(super) kms: Arc<dyn Kms>,
     pub(super) diagnosis: Arc<dyn KmsDiagnosis>,
@@ -263,7 +269,7 @@ impl Provider {
     }
 }
 
-/// The KMS that is configured. Sends nothing.
+/// Builds the configured KMS. Sends nothing.
 pub(super) fn provider(settings: config::Kms) -> Result<Provider, Failure> {
     let mistakes = |mistake: Mistake| Failure::Configuration(vec![mistake]);
     Ok(match settings {
@@ -287,14 +293,15 @@ pub(super) fn provider(settings: config::Kms) -> Result<Provider, Failure> {
             let (connections, requests) = (vault.connections(), vault.request_counts());
             Provider::of(vault, Some(connections), requests)
         }
-        // No request leaves this process.
+        // A local key sends no requests out of this process.
         config::Kms::Local(path) => {
             Provider::of(LocalKey::open(path).map_err(mistakes)?, None, Arc::new(RequestCounts::new("local")))
         }
     })
 }
 
-/// The checkpoints of a tenant's log; they go into the KMS's own log where that one is given. Reads and sends nothing.
+/// Builds the checkpoints of a tenant's log. If `kms` is given, they are also published in the
+/// KMS's own log. Reads and sends nothing.
 pub(super) fn checkpoints(
     settings: config::Audit,
     store: Arc<dyn store::Store>,
@@ -318,7 +325,7 @@ pub(super) fn checkpoints(
     }))
 }
 
-/// Before anything is served: holds the log against what was published.
+/// Checks the log against what was published, before anything is served.
 async fn checked(checkpoints: &Checkpoints) {
     if !checkpoints.signs() {
         warn!("no key signs checkpoints of the audit log: whoever owns the database can rewrite it unseen");
@@ -329,13 +336,13 @@ async fn checked(checkpoints: &Checkpoints) {
     }
 }
 
-/// Where something is posted to. Sends nothing.
+/// Builds a webhook. Sends nothing.
 fn webhook(settings: config::Webhook) -> Result<Webhook, Failure> {
     Webhook::new(settings)
         .ok_or_else(|| Failure::Running("the HTTP client of the webhook cannot be built".to_owned()))
 }
 
-/// Where entries are streamed to. Opens and sends nothing.
+/// Builds the streams of entries. Opens and sends nothing.
 fn streams(settings: config::AuditStreams) -> Result<Arc<[Stream]>, Failure> {
     let file = settings.file.map(Stream::to_file);
     let posted = settings.webhook.map(webhook).transpose()?.map(Stream::to_webhook);
@@ -357,7 +364,7 @@ async fn migrated(database: &dyn Database) -> Result<MigrationReport, Failure> {
     }
 }
 
-/// The tenant `primary`, made by whichever replica is first.
+/// Returns the tenant `primary`, which the first replica creates.
 async fn primary(database: &dyn Database) -> Result<Tenant, Failure> {
     loop {
         match database.tenant(PRIMARY).await {

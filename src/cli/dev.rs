@@ -1,7 +1,8 @@
-//! `byok dev`: everything on this machine, with nothing to configure. An SQLite file, a local key, a JWT secret, a key
-//! that signs checkpoints, one that binds the rows of DEKs, and a permissions file are made under `./.byok/` where they are not
-//! there. It mints and prints tokens, and so it refuses an environment that names a database, a provider or a JWT secret of
-//! somebody's; what else the environment says goes before.
+//! `byok dev`: runs everything on this machine, with nothing to configure. It creates an SQLite
+//! file, a local key, a JWT secret, a key that signs checkpoints, one that binds the rows of DEKs,
+//! and a permissions file under `./.byok/`, unless they exist. It mints and prints tokens, so it
+//! refuses an environment that names a database, a provider or a JWT secret. All other settings of
+//! the environment take precedence.
 
 use std::fs;
 use std::io::Write as _;
@@ -26,10 +27,11 @@ use crate::kms::LocalKey;
 use crate::model::{Clock as _, Identity, Means, RequestId, Session, SystemClock};
 
 const FOLDER: &str = ".byok";
-/// The key that is made where the environment names none.
+/// The key that is created if the environment names none.
 pub(super) const LOCAL_KEY: &str = ".byok/local-key.json";
 const USER: &str = "user-123";
-/// What an environment of a server has, in which no token is to be made and printed.
+/// The variables of a server's environment. With any of them set, no token may be minted and
+/// printed.
 const OF_A_SERVER: [&str; 5] = [
     "DATABASE_URL",
     "BYOK_MIGRATION_DATABASE_URL",
@@ -37,7 +39,7 @@ const OF_A_SERVER: [&str; 5] = [
     "HASURA_GRAPHQL_JWT_SECRET",
     "HASURA_GRAPHQL_JWT_SECRETS",
 ];
-/// What the role `user` may do in development: its own records.
+/// In development, the role `user` may use its own records.
 const PERMISSIONS: &str = "\
 # Who may do what under `byok dev`; what is edited here counts within seconds.
 roles:
@@ -105,7 +107,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     serve::serve(config, env, OnHangup::Stop, ready).await
 }
 
-/// Nothing of a server's is used here: a token that is printed would count there.
+/// Refuses the environment of a server, where a printed token would be valid.
 fn refuse_a_servers(env: &Env) -> Result<(), Failure> {
     let is_a_servers =
         |name: &&&str| env.is_set(name) && !(**name == "BYOK_PROVIDER" && env.get(name) == Some("local"));
@@ -117,7 +119,8 @@ fn refuse_a_servers(env: &Env) -> Result<(), Failure> {
     if mistakes.is_empty() { Ok(()) } else { Err(Failure::Configuration(mistakes)) }
 }
 
-/// The text of a file that is ours alone to read, made where it is not there.
+/// Returns the text of a file that only its owner may read, and creates the file if it does not
+/// exist.
 fn keep(path: &Path, make: impl FnOnce() -> String) -> std::io::Result<String> {
     match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
         Ok(mut file) => {
@@ -132,7 +135,7 @@ fn keep(path: &Path, make: impl FnOnce() -> String) -> std::io::Result<String> {
     }
 }
 
-/// What a browser on this machine can open of the address that was bound.
+/// Returns the address that a browser on this machine can open for the bound address.
 fn reachable(listen: SocketAddr) -> SocketAddr {
     match listen.ip().is_unspecified() {
         true => SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), listen.port()),
@@ -175,7 +178,8 @@ async fn welcome(app: &Arc<App>, base: &str, jwt: Option<&Jwt>) -> Result<(), Fa
     Ok(())
 }
 
-/// A ciphertext of the sample user's, so that the line for decrypt works when it is pasted.
+/// Returns a ciphertext of the sample user, so that the printed decrypt command works when it is
+/// pasted.
 async fn sample(app: &Arc<App>) -> Option<String> {
     let identity = Identity {
         role: Arc::from("admin"),

@@ -1,4 +1,5 @@
-//! `byok dev-key`: the customer's hand on the key of `byok dev`. A running server sees what it does at its next probe.
+//! `byok dev-key`: changes the key of `byok dev`, as the customer could. A running server notices
+//! the change at its next probe.
 
 use std::path::Path;
 use std::time::Duration;

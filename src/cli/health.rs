@@ -1,4 +1,5 @@
-//! `byok health`: asks a running server how it is, for a container's health check, in an image without a shell or `curl`.
+//! `byok health`: asks a running server for its health. Meant for a container's health check, in an
+//! image without a shell or `curl`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -12,7 +13,7 @@ use super::Failure;
 use crate::config::{Env, Reader, Server};
 use crate::crypto::SecretText;
 
-/// How long an answer may take.
+/// The time limit for an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Whom to ask, and what.
@@ -47,7 +48,8 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let path = if arguments.key { "byok/health" } else { "health" };
     let url = base.join(path).map_err(|_| Failure::Running(format!("{base} is no address of a server")))?;
     let client = reqwest::Client::builder().timeout(PATIENCE).redirect(redirect::Policy::none()).no_proxy();
-    // No certificate is good for a loopback address. Nothing secret is sent, and nobody else listens there.
+    // No certificate is valid for a loopback address. Nothing secret is sent, and nobody else
+    // listens there.
     let client = client.tls_danger_accept_invalid_certs(is_this_machine && token.is_none());
     let client =
         client.build().map_err(|_| Failure::Running("the HTTP client cannot be built".to_owned()))?;
@@ -72,7 +74,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     }
 }
 
-/// The server on this machine that has our environment.
+/// Returns the URL of the server on this machine that has the same environment.
 fn this_machine() -> Result<Url, Failure> {
     let env = Env::of_process();
     let mut reader = Reader::new(&env);
@@ -85,7 +87,7 @@ fn this_machine() -> Result<Url, Failure> {
     }
 }
 
-/// Where a server that listens there is reached from the same machine.
+/// Returns the URL at which a server with this listen address is reached from the same machine.
 fn url_of(scheme: &str, listen: SocketAddr) -> Url {
     let address = match listen.ip() {
         IpAddr::V4(any) if any.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -96,7 +98,7 @@ fn url_of(scheme: &str, listen: SocketAddr) -> Url {
     Url::parse(&url).unwrap_or_else(|_| unreachable!("an address and a port make a URL"))
 }
 
-/// What an answer says, in a line.
+/// Summarizes an answer in one line.
 fn line(answer: &Value) -> String {
     let mut said = vec![answer["status"].as_str().unwrap_or("no status").to_owned()];
     for name in ["error", "key_version", "posture"] {

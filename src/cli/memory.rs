@@ -1,14 +1,16 @@
-//! What the process keeps in memory, kept out of swap: a DEK that was written to a disk outlives the key that was turned off.
+//! Keeps the memory of the process out of swap: a DEK that was written to a disk outlives a key
+//! that was turned off.
 
 use std::fs;
 
 use tracing::{info, warn};
 
-/// How `/proc/self/uid_map` reads in no user namespace but the first.
+/// The content of `/proc/self/uid_map` in the initial user namespace, and in no other.
 #[cfg(target_os = "linux")]
 const ALL_USERS: [&str; 3] = ["0", "0", "4294967295"];
 
-/// Locks what is in memory and what will be, a page once it is used. Not where a limit would make a later allocation fail.
+/// Locks the current and future memory, each page once it is used. Does nothing if a limit would
+/// make a later allocation fail.
 #[cfg(target_os = "linux")]
 pub(super) fn lock() {
     use rustix::mm::{MlockAllFlags, mlockall};
@@ -27,34 +29,34 @@ pub(super) fn lock() {
     }
 }
 
-/// There is no such call.
+/// Does nothing: this platform has no such call.
 #[cfg(not(target_os = "linux"))]
 pub(super) fn lock() {}
 
-/// Whether this process may lock all that it will ever hold.
+/// Returns whether this process may lock all memory that it will ever use.
 #[cfg(target_os = "linux")]
 pub(super) fn may_lock() -> bool {
     use rustix::process::{Resource, getrlimit};
     use rustix::thread::{CapabilitySet, capabilities};
     let has_no_limit = getrlimit(Resource::Memlock).current.is_none();
     let is_capable = || capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::IPC_LOCK));
-    // In a user namespace the kernel heeds the limit all the same.
+    // In a user namespace the kernel enforces the limit even for a process with the capability.
     let users = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     has_no_limit || (users.split_whitespace().eq(ALL_USERS) && is_capable())
 }
 
-/// There is no such call.
+/// Returns `false`: this platform has no such call.
 #[cfg(not(target_os = "linux"))]
 pub(super) fn may_lock() -> bool {
     false
 }
 
-/// Whether memory can be written to a disk, as far as this process is told.
+/// Returns whether memory can be written to a disk, as far as this process can see.
 pub(super) fn swap_is_on() -> bool {
     fs::read_to_string("/proc/swaps").is_ok_and(|swaps| lists_swap(&swaps))
 }
 
-/// The first line names the columns.
+/// Returns whether a swap area is listed. The first line names the columns.
 fn lists_swap(swaps: &str) -> bool {
     swaps.lines().skip(1).any(|line| !line.trim().is_empty())
 }

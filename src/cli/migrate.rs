@@ -1,4 +1,4 @@
-//! `byok migrate`: the schema, without serving.
+//! `byok migrate`: brings the schema up to date, without serving.
 
 use super::{Failure, assemble};
 use crate::config::Env;

@@ -1,16 +1,16 @@
-//! The command line: one file a subcommand. Only here, and in the server, do concrete providers and databases have
-//! names. Exit codes:
+//! The command line, with one file for each subcommand. Only here, and in the server, does the code
+//! name concrete providers and databases. Exit codes:
 //!
 //! | code | meaning |
 //! |---|---|
 //! | 0 | done |
-//! | 1 | it failed while running; the message says at what. `audit verify`: the log does not hold. `rotate`: not done |
+//! | 1 | the command failed while running; the message says at what. `audit verify`: the log does not hold. `rotate`: not done |
 //! | 2 | the command line is not understood |
 //! | 3 | the configuration has mistakes; each is named with its variable or file |
 //! | 4 | `doctor` found something that does not work, or a `drill` a plaintext that came too late |
-//! | 5 | the KMS refuses the use of the key; what was begun stays, and goes on when the key is back |
-//! | 6 | the database's schema is not one that this binary reads: nothing was looked at |
-//! | 141 | whoever read standard output has left before the end |
+//! | 5 | the KMS refuses the use of the key; work that was begun is kept, and continues when the key is back |
+//! | 6 | the database's schema is not one that this binary reads: nothing was checked |
+//! | 141 | the reader of standard output closed it before the end |
 
 #[macro_use]
 mod output;
@@ -79,26 +79,26 @@ enum Command {
     Drill(Box<drill::Arguments>),
 }
 
-/// Why a command ended without being done.
+/// The reason why a command ended without success.
 enum Failure {
     /// The configuration has mistakes.
     Configuration(Vec<Mistake>),
-    /// Something failed; the sentence says at what.
+    /// The command failed; the sentence says at what.
     Running(String),
-    /// The KMS refuses the use of the key; the sentence says what becomes of what was begun.
+    /// The KMS refuses the use of the key; the sentence says what happens to work that was begun.
     Refused(String),
-    /// The database's schema is older or newer than what this binary reads.
+    /// The database's schema is older or newer than the one that this binary reads.
     Schema(MigrateError),
-    /// `doctor` or a drill found a fault, and has said so.
+    /// `doctor` or a drill found a fault, and has reported it.
     Unwell,
 }
 
-/// Runs the command that the process was called with.
+/// Runs the command of the process's command line.
 pub fn run() -> ExitCode {
     let command = CommandLine::parse().command;
     no_core_dumps();
     as_many_files_as_permitted();
-    // The process's one TLS provider. It fails only when one is there already.
+    // Installs the process's only TLS provider. This fails only if there is one already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -146,7 +146,8 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// A core dump would hold DEKs and plaintexts. A process that is not dumpable cannot be traced by others either.
+/// Disables core dumps, which would hold DEKs and plaintexts. A process that is not dumpable cannot
+/// be traced by others either.
 fn no_core_dumps() {
     let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
     let _ = rustix::process::setrlimit(rustix::process::Resource::Core, none);
@@ -154,7 +155,8 @@ fn no_core_dumps() {
     let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
 }
 
-/// Each connection is a file, and the usual limit is 1,024 of the many that are permitted.
+/// Raises the limit of open files. Each connection is a file, and the usual limit is 1,024, far
+/// fewer than permitted.
 fn as_many_files_as_permitted() {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let raised = rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum };

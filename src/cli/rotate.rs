@@ -1,5 +1,6 @@
-//! `byok rotate`: starts the job, or rejoins it, works on it here and shows how far it is. Servers that run work on it
-//! too; whoever holds the lease. Pauses, resumes and cancels it.
+//! `byok rotate`: starts the rotation job, or joins the one that is running, works on it here and
+//! shows its progress. Running servers work on it too; whichever process holds the lease does the
+//! work. It also pauses, resumes and cancels a rotation.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,12 +21,13 @@ use crate::model::{
 };
 use crate::telemetry;
 
-/// How often the job is looked at.
+/// How often the job is checked.
 const LOOK: Duration = Duration::from_millis(200);
-/// How long a job may be stalled for a reason that does not go by itself. A key that was just turned on is used again within
-/// some seconds.
+/// How long a job may be stalled for a reason that does not pass by itself. A key that was just
+/// turned on is used again within some seconds.
 const REFUSED_FOR: Duration = Duration::from_secs(15);
-/// How long a job may make no progress for any other reason: a KMS that is out of reach, a budget of calls that is spent.
+/// How long a job may make no progress for any other reason: a KMS that is out of reach, or a spent
+/// budget of calls.
 const STUCK_FOR: Duration = Duration::from_secs(300);
 
 /// How to rotate.
@@ -112,11 +114,12 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     }
 }
 
-/// Shows the job until nobody works on it any more, or it makes no progress for too long.
+/// Shows the job until it is no longer running, or makes no progress for too long.
 async fn watch(app: &App, caller: &Caller, mut job: Job) -> Result<Job, Failure> {
     let mut shown = Shown::start(&job);
     let mut patience = Patience::begin(Instant::now());
-    // What was said of it before says nothing of now: whoever said so may be gone, and its lease not yet over.
+    // An earlier reason does not describe the current state: the process that recorded it may be
+    // gone, while its lease has not ended yet.
     let joined = job.updated_at;
     while job.state == JobState::Running {
         tokio::time::sleep(LOOK).await;
@@ -128,7 +131,7 @@ async fn watch(app: &App, caller: &Caller, mut job: Job) -> Result<Job, Failure>
                 job = now;
                 job.stalled.filter(|_| job.updated_at != joined)
             }
-            // The database is out of reach; the job waits for it, and so do we.
+            // The database is out of reach. The job waits for it, and so does this command.
             Err(refusal) if refusal.code.retryable() => Some(refusal.code),
             Err(refusal) => return Err(said(refusal)),
         };
@@ -144,16 +147,17 @@ async fn watch(app: &App, caller: &Caller, mut job: Job) -> Result<Job, Failure>
     Ok(job)
 }
 
-/// What shows that a job goes on; the calls that it makes in vain are counted too.
+/// Returns the counts that show progress. They leave out the number of calls, which also grows with
+/// calls made in vain.
 fn moved(job: &Job) -> [u64; 3] {
     let Progress { rewrapped, skipped, failed, .. } = job.progress;
     [rewrapped, skipped, failed]
 }
 
-/// How long is waited for a job that makes no progress.
+/// How long this command waits for a job that makes no progress.
 struct Patience {
     progress_at: Instant,
-    /// Since when it is stalled for this reason.
+    /// The reason why it is stalled, and since when.
     stalled: Option<(ErrorCode, Instant)>,
 }
 
@@ -162,7 +166,8 @@ impl Patience {
         Self { progress_at: now, stalled: None }
     }
 
-    /// Why it is over, if it is; `None` within is a job that nobody has said anything of.
+    /// Returns why to stop waiting, if it is time to stop. The inner `None` means that no reason
+    /// was recorded for the job.
     fn over(&mut self, now: Instant, why: Option<ErrorCode>) -> Option<Option<ErrorCode>> {
         self.stalled = why.map(|why| match self.stalled {
             Some((before, since)) if before == why => (why, since),
@@ -173,7 +178,7 @@ impl Patience {
     }
 }
 
-/// What is said of a job that is left as it is.
+/// Returns the failure for a job that is left in its current state.
 fn stays(job: &Job, why: Option<ErrorCode>) -> Failure {
     let (id, done) = (job.id, job.progress.rewrapped);
     let of = format!("{done} of {} DEKs are re-wrapped", job.progress.total);

@@ -1,5 +1,6 @@
-//! How far a rotation is, as `byok rotate` shows it: one line that moves on a terminal, elsewhere a line for each change of
-//! its state and, while it runs, one every ten seconds.
+//! Shows the progress of a rotation for `byok rotate`. On a terminal this is one line that is
+//! updated. Elsewhere it is a line for each change of state and, while the job runs, one every ten
+//! seconds.
 
 use std::io::{IsTerminal as _, stderr, stdout};
 use std::time::Duration;
@@ -9,11 +10,11 @@ use tokio::time::Instant;
 
 use crate::model::{ErrorCode, Job, JobState};
 
-/// How often it is said how far a job is, where its state does not change.
+/// The time between two lines of progress if the state does not change.
 const EVERY: Duration = Duration::from_secs(10);
 
 pub(super) struct Shown {
-    /// On a terminal.
+    /// The progress bar, on a terminal.
     bar: Option<ProgressBar>,
     state: JobState,
     why: Option<ErrorCode>,
@@ -35,7 +36,7 @@ impl Shown {
         shown
     }
 
-    /// Says what is new. `why` is what the job waits for.
+    /// Shows what is new. `why` is what the job waits for.
     pub(super) fn look(&mut self, job: &Job, why: Option<ErrorCode>) {
         if job.state != self.state {
             self.say(&Self::state(job));
@@ -55,14 +56,14 @@ impl Shown {
         self.progress(job);
     }
 
-    /// Takes the line that moves away.
+    /// Removes the progress bar.
     pub(super) fn end(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
     }
 
-    /// A job in one line.
+    /// Returns a line that describes the job.
     pub(super) fn state(job: &Job) -> String {
         let done = job.progress.rewrapped + job.progress.failed;
         let Job { id, target, state, .. } = job;

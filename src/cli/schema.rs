@@ -1,4 +1,4 @@
-//! `byok schema`: what the fronts take and give.
+//! `byok schema`: prints the interfaces of the front ends.
 
 use clap::Args;
 
@@ -26,7 +26,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
-/// `docs/errors.md`, made from the one table.
+/// Generates `docs/errors.md` from the single table of error codes.
 fn errors() -> String {
     let mut text = String::from(
         "# Error codes\n\nWhat each error code means, and what to do about it; for whoever calls byok, and whoever runs it.\n\

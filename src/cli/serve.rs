@@ -1,4 +1,4 @@
-//! `byok serve`: the server, until SIGTERM or SIGINT.
+//! `byok serve`: runs the server until SIGTERM or SIGINT.
 
 use std::io;
 use std::net::SocketAddr;
@@ -19,7 +19,7 @@ use crate::config::{Config, Defaults, Env, Tls};
 use crate::server::RequestRuntime;
 use crate::{server, telemetry};
 
-/// How long the end waits for the last entries, after the drain time.
+/// How long the shutdown waits for the last entries, after the drain time.
 const LAST_ENTRIES: Duration = Duration::from_secs(5);
 
 pub(super) async fn run() -> Result<(), Failure> {
@@ -28,17 +28,18 @@ pub(super) async fn run() -> Result<(), Failure> {
     serve(config, env, OnHangup::ReadAgain, |_, _| std::future::ready(Ok(()))).await
 }
 
-/// What SIGHUP asks for.
+/// The effect of SIGHUP.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum OnHangup {
-    /// To read files again, as it does of daemons.
+    /// Read files again, as daemons do.
     ReadAgain,
-    /// To stop: its terminal is gone.
+    /// Stop, because the terminal is gone.
     Stop,
 }
 
-/// Serves until a signal comes. `env` is what `config` was read from. The address is answered at once, and calls as soon as the
-/// database was reached; then `ready` is called with the address that is bound.
+/// Serves until a signal comes. `env` is the environment that `config` was read from. The server
+/// listens at once, and answers calls as soon as the database has been reached; then it calls
+/// `ready` with the bound address.
 pub(super) async fn serve<F, R>(
     mut config: Config,
     env: Env,
@@ -116,7 +117,7 @@ where
     }
 }
 
-/// Binds an address, for whichever runtime will accept there.
+/// Binds an address, independently of the runtime that will accept connections there.
 async fn bind(variable: &str, address: SocketAddr) -> Result<(std::net::TcpListener, SocketAddr), Failure> {
     let bound = async {
         let listener = TcpListener::bind(address).await?;
@@ -146,7 +147,7 @@ fn listen_to(kind: SignalKind) -> Result<Signal, Failure> {
     signal(kind).map_err(|error| Failure::Running(format!("signals cannot be had: {error}")))
 }
 
-/// The acceptor, in a place where another one can be put.
+/// Builds the acceptor, in a channel through which it can be replaced.
 fn acceptor(tls: &Tls) -> Result<(watch::Sender<TlsAcceptor>, watch::Receiver<TlsAcceptor>), Failure> {
     let config = reload::server_config(tls).map_err(|mistake| Failure::Configuration(vec![mistake]))?;
     Ok(watch::channel(TlsAcceptor::from(Arc::new(config))))

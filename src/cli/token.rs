@@ -1,4 +1,5 @@
-//! `byok token`: a JWT for development, signed with the HMAC secret that the server verifies with.
+//! `byok token`: mints a JWT for development, signed with the HMAC secret that the server verifies
+//! with.
 
 use std::time::Duration;
 

@@ -1,5 +1,6 @@
-//! Incidents are announced to the operator's webhook: at least once each, by one replica at a time, and those of one key
-//! version in their order. What is due and what became of it stands in the database, so any replica goes on after a kill.
+//! Announces incidents to the operator's webhook: at least once each, by one replica at a time, and
+//! those of one key version in order. The database holds which announcements are due and their
+//! results, so any replica can continue after a kill.
 
 use std::time::Duration;
 
@@ -13,22 +14,24 @@ use crate::webhook::{Delivery, Webhook};
 
 use super::Jobs;
 
-/// How long a replica that has died keeps an announcement from the others. Longer than an attempt and its two commits.
+/// How long a replica that has died keeps an announcement from the others. Longer than an attempt
+/// and its two commits.
 const LEASE: Duration = Duration::from_secs(30);
-/// After the first attempt that failed; doubled after each.
+/// The pause after the first failed attempt; it doubles after each.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3_600);
-/// An incident that is older is not announced any more, or those after it would never be.
+/// The age from which an incident is no longer announced. Without this limit, a failing one could
+/// block those after it forever.
 const PATIENCE: Duration = Duration::from_secs(3 * 24 * 3_600);
-/// How many are read at once.
+/// The number of announcements that are read at once.
 const PAGE: u32 = 32;
 
-/// The database is out of reach: the worker comes back.
+/// The database is out of reach. The worker tries again later.
 struct Stalled;
 
 impl Jobs {
-    /// Announces what is due, one after the other, until nothing is or `stop` is cancelled. Does nothing without a
-    /// webhook. `holder` names this replica.
+    /// Announces what is due, one after the other, until nothing is due or `stop` is cancelled.
+    /// Does nothing without a webhook. `holder` names this replica.
     pub(super) async fn announce_incidents(&self, holder: Uuid, stop: &CancellationToken) {
         let Some(webhook) = &self.webhook else { return };
         loop {
@@ -67,7 +70,7 @@ impl Jobs {
         }
         let delivery = tokio::select! {
             delivery = webhook.announce(&tenant.name, incident, self.clock.now()) => delivery,
-            // Whoever is next does it again: it may have arrived.
+            // The next replica sends it again, because it is unknown whether it arrived.
             () = stop.cancelled() => return commit(Attempt::Again { after: Duration::ZERO }).await.map(drop),
         };
         let status = match delivery {
@@ -88,8 +91,8 @@ impl Jobs {
         commit(Attempt::Again { after }).await.map(drop)
     }
 
-    /// Whether the change applied. One whose outcome is unknown is not committed again: the announcement is due again
-    /// when the lease ends.
+    /// Commits the change, and returns whether it was applied. A commit whose outcome is unknown is
+    /// not repeated: the announcement is due again when the lease ends.
     async fn commit_step(&self, tenant: TenantUid, change: Change) -> Result<bool, Stalled> {
         let changes = vec![change];
         let batch = Batch::of_changes(tenant, changes);
@@ -98,7 +101,7 @@ impl Jobs {
     }
 }
 
-/// After this attempt, counted from 1.
+/// Returns the pause after this attempt; attempts count from 1.
 fn pause(attempt: u32) -> Duration {
     let doubled = 2_u32.saturating_pow(attempt.saturating_sub(1));
     FIRST_PAUSE.saturating_mul(doubled).min(LONGEST_PAUSE)

@@ -1,9 +1,11 @@
-//! Checkpoints of the tenant's log: made, kept, served; and the check that the log still holds all that was published. A log
-//! that does not is of a database that was rewritten, or went back in time: no call is recorded in it, and so none is
-//! answered, until `byok audit restored` opens another one that names it.
+//! Makes, keeps and serves checkpoints of the tenant's log, and checks that the log still holds
+//! everything that was published. If it does not, the database was rewritten or went back in time.
+//! Then no call is recorded in that log, and so none is answered, until `byok audit restored` opens
+//! another log that names it.
 //!
-//! Whatever is signed has been shown to go on from the last checkpoint that was kept, by a proof from the entries' own
-//! leaves. Several replicas may sign the same head: the signature is deterministic, and so is the row.
+//! Before a head is signed, a proof from the leaves of the entries has shown that it extends the
+//! last kept checkpoint. Several replicas may sign the same head: the signature is deterministic,
+//! and so is the row.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -26,16 +28,17 @@ use crate::tenancy::Primary;
 use super::Jobs;
 use super::publication::Place;
 
-/// How many entries of restores are looked at: the latest.
+/// The number of entries of restores that are read, newest first.
 const RESTORES: u32 = 256;
-/// How many entries that speak of pruned ones are looked at: the latest, which say again what those before them said.
+/// The number of entries about prunes that are read, newest first. Each repeats what the entries
+/// before it say.
 const PRUNES: u32 = 256;
-/// Between two checkpoints that nobody asked for and that are published nowhere.
+/// The time between two checkpoints that nobody asked for and that are not published anywhere.
 const KEEP: Duration = Duration::from_secs(10);
-/// Between two lines of the server's log that say the same.
+/// The time between two identical lines in the server's log.
 const SAID_AGAIN: Duration = Duration::from_secs(3_600);
 
-/// A head that was signed, of one of the tenant's logs.
+/// A signed head of one of the tenant's logs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct SignedHead {
     pub(super) log: u32,
@@ -54,24 +57,25 @@ impl SignedHead {
 pub struct CheckpointShown {
     /// The signed note (c2sp.org/tlog-checkpoint).
     pub note: String,
-    /// Of which log.
+    /// The name of the log.
     pub origin: String,
-    /// How many leaves it has.
+    /// The number of its leaves.
     pub size: u64,
     /// Its root, in base64.
     pub root: String,
-    /// The public keys that verify the note, the current one first, as c2sp.org/signed-note writes them.
+    /// The public keys that verify the note, the current one first, in the format of
+    /// c2sp.org/signed-note.
     pub keys: Vec<String>,
 }
 
-/// Why there is no checkpoint.
+/// The reason why there is no checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoneMade {
-    /// The log is behind what was published.
+    /// The log is behind a published checkpoint.
     Behind,
-    /// No key is configured.
+    /// No signing key is configured.
     Unsigned,
-    /// The database.
+    /// The database failed.
     Store(ReadError),
 }
 
@@ -81,23 +85,26 @@ impl From<ReadError> for NoneMade {
     }
 }
 
-/// What is known of published heads.
+/// The state of what is known about published heads.
 #[derive(Default)]
 struct Known {
-    /// The last one that this process signed: all that it had known of before is a beginning of it.
+    /// The last head that this process signed. It extends everything that this process had known of
+    /// before.
     signed: Option<SignedHead>,
-    /// What the log was not shown to hold yet, or does not hold.
+    /// The published heads that the log does not hold, or was not shown to hold yet.
     unproven: Vec<SignedHead>,
-    /// The same of logs before it: neither held by the one that has ended, nor named as lost.
+    /// The published heads of earlier logs that the ended log does not hold and that no entry names
+    /// as lost.
     ended: Vec<SignedHead>,
-    /// The logs of which a head that one of our keys has signed was there before this process signed one of them.
+    /// The logs of which a head signed by one of our keys existed before this process signed one.
     signed_before: BTreeSet<u32>,
-    /// When this process last kept one.
+    /// When this process last kept a checkpoint.
     kept_at: Option<Instant>,
 }
 
 impl Known {
-    /// Notes that a head with a signature of ours was found, unless the signature may be this process's own.
+    /// Notes that a head with a signature of ours was found, unless the signature may be this
+    /// process's own.
     fn note_signed(&mut self, head: &SignedHead) {
         if self.signed.as_ref().is_none_or(|signed| signed.log < head.log) {
             self.signed_before.insert(head.log);
@@ -105,7 +112,7 @@ impl Known {
     }
 }
 
-/// A complaint that is looked into every second, and is said once an hour.
+/// A problem that is checked every second, and logged once an hour.
 #[derive(Default)]
 struct Complaint(std::sync::Mutex<Option<Instant>>);
 
@@ -119,36 +126,36 @@ impl Complaint {
         is_due
     }
 
-    /// What was complained of is over: it is said again when it comes back.
+    /// Notes that the problem is over. If it comes back, it is logged again at once.
     fn is_over(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
-/// What a check found.
+/// The result of a check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checked {
-    /// Whether the log holds all that is known to have been published.
+    /// Whether the log holds everything that is known to have been published.
     pub holds: bool,
-    /// The kinds of the places that could not be read.
+    /// The kinds of the destinations that could not be read.
     pub unread: Vec<&'static str>,
 }
 
-/// What [`Checkpoints`] are made of.
+/// The parts that [`Checkpoints`] are built from.
 pub struct CheckpointParts {
     /// The database.
     pub store: Arc<dyn Store>,
-    /// The tenant whose log it is.
+    /// The tenant that owns the log.
     pub tenant: Primary,
-    /// The deployment's name, which origins begin with.
+    /// The name of the deployment, with which origins begin.
     pub deployment: String,
-    /// What to sign with, if anything.
+    /// The signing keys, if there are any.
     pub keys: Option<SigningKeys>,
-    /// Where to publish.
+    /// The destinations of published checkpoints.
     pub places: Vec<Place>,
-    /// How often, at most.
+    /// The shortest time between two publications at a destination.
     pub publish_every: Duration,
-    /// What time it is.
+    /// The source of the current time.
     pub clock: Arc<dyn Clock>,
 }
 
@@ -169,7 +176,7 @@ pub struct Checkpoints {
 }
 
 impl Checkpoints {
-    /// Of these parts. Reads and sends nothing.
+    /// Builds the checkpoints from their parts. Reads and sends nothing.
     pub fn new(parts: CheckpointParts) -> Self {
         let CheckpointParts { store, tenant, deployment, keys, places, publish_every, clock } = parts;
         Self {
@@ -188,16 +195,17 @@ impl Checkpoints {
         }
     }
 
-    /// Says whose log it is, where that was not known from the start.
+    /// Sets the tenant that owns the log, if it was not known from the start.
     pub fn are_of(&self, tenant: Tenant) {
         self.tenant.is(tenant);
     }
 
-    /// Holds the log against the last checkpoint that was kept, and the last one of each place that can be read. A place
-    /// that cannot is asked again by the job that publishes.
+    /// Checks the log against the last kept checkpoint, and against the last checkpoint at each
+    /// destination that can be read. The publication job tries again to read a destination that
+    /// cannot be read now.
     ///
     /// # Errors
-    /// The database's.
+    /// The errors of the database.
     pub async fn check(&self) -> Result<Checked, ReadError> {
         let log = self.store.log_head(self.tenant.uid()?).await?.ok_or(ReadError::Malformed)?.log;
         let mut unread = Vec::new();
@@ -210,13 +218,14 @@ impl Checkpoints {
         Ok(Checked { holds: !self.is_behind(), unread })
     }
 
-    /// Whether there is a key to sign with.
+    /// Returns whether there is a key to sign with.
     pub fn signs(&self) -> bool {
         self.keys().is_some()
     }
 
-    /// Signs with these from now on, if the key that signed until now is one of them: else it is no rotation, and what was
-    /// signed before would be trusted no more. Whether they were taken.
+    /// Signs with these keys from now on, if the current signing key is among them. Otherwise this
+    /// would be no rotation of keys, and what was signed before would no longer be trusted. Returns
+    /// whether the keys were accepted.
     pub fn take_keys(&self, keys: SigningKeys) -> bool {
         let current = |keys: &SigningKeys| keys.parsed().first().map(Ed25519SigningKey::verifying_key);
         let of_now = self.keys().and_then(|keys| current(&keys));
@@ -231,12 +240,13 @@ impl Checkpoints {
         self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether the log was found behind what was published: then nothing may be appended.
+    /// Returns whether the log was found behind a published checkpoint. If so, nothing may be
+    /// appended.
     pub fn is_behind(&self) -> bool {
         self.behind.load(Ordering::SeqCst)
     }
 
-    /// How many checkpoints this process has made.
+    /// Returns the number of checkpoints that this process has made.
     pub fn made(&self) -> u64 {
         self.made.load(Ordering::Relaxed)
     }
@@ -245,14 +255,15 @@ impl Checkpoints {
         origin_of(&self.deployment, self.tenant.name(), log)
     }
 
-    /// What verifies the notes of that log, the current key's first.
+    /// Returns the keys that verify the notes of that log, the current one first.
     pub(super) fn keys_of(&self, log: u32) -> Vec<CheckpointKey> {
         let name = self.origin(log);
         let keys = self.keys().map(|keys| keys.parsed()).unwrap_or_default();
         keys.iter().map(|key| CheckpointKey { name: name.clone(), key: key.verifying_key() }).collect()
     }
 
-    /// What a note says, if it is of that log and one of our keys has signed it.
+    /// Reads a note, and returns its head if the note is of that log and one of our keys has signed
+    /// it.
     pub(super) fn read(&self, note: &str, log: u32) -> Option<SignedHead> {
         let note = SignedCheckpoint::parse(note).ok()?;
         let signed = self.keys_of(log).iter().any(|key| note.is_signed_by(key));
@@ -260,13 +271,13 @@ impl Checkpoints {
         signed.then_some(SignedHead { log, size, root })
     }
 
-    /// The checkpoint of this head, signed.
+    /// Returns the signed checkpoint of this head.
     pub(super) fn sign(&self, head: &SignedHead) -> Option<String> {
         let checkpoint = Checkpoint { origin: self.origin(head.log), size: head.size, root: head.root };
         self.keys().map(|keys| checkpoint.sign(&keys.parsed()))
     }
 
-    /// Another head that was published, for the next check.
+    /// Adds a published head for the next check.
     pub(super) async fn learn(&self, head: SignedHead) {
         let mut known = self.known.lock().await;
         known.note_signed(&head);
@@ -275,7 +286,7 @@ impl Checkpoints {
         }
     }
 
-    /// The same of a log before the current one.
+    /// Does the same for a head of a log before the current one.
     pub(super) async fn learn_ended(&self, head: SignedHead) {
         let mut known = self.known.lock().await;
         known.note_signed(&head);
@@ -284,13 +295,13 @@ impl Checkpoints {
         }
     }
 
-    /// Every head that the log does not hold, of those that are known.
+    /// Returns every known head that the log does not hold.
     pub(super) async fn unheld(&self) -> Vec<SignedHead> {
         let known = self.known.lock().await;
         known.unproven.iter().chain(&known.ended).cloned().collect()
     }
 
-    /// A checkpoint of the log as it is now, with all that verifies it.
+    /// Returns a checkpoint of the log as it is now, with the keys that verify it.
     ///
     /// # Errors
     /// See [`NoneMade`].
@@ -306,7 +317,8 @@ impl Checkpoints {
         })
     }
 
-    /// A checkpoint of the log as it is now, kept where the log has moved since the last one.
+    /// Makes a checkpoint of the log as it is now, and keeps it if the log has moved since the last
+    /// one.
     ///
     /// # Errors
     /// See [`NoneMade`].
@@ -322,7 +334,7 @@ impl Checkpoints {
             return Err(NoneMade::Behind);
         }
         let note = self.sign(&head).ok_or(NoneMade::Unsigned)?;
-        // Nothing was appended: there is nothing to keep.
+        // Nothing was appended to an empty log, so there is nothing to keep.
         if kept.is_none_or(|kept| kept != head) && head.size > 0 {
             let change = Change::AddCheckpoint { log: head.log, size: head.size, note: note.into() };
             let batch = Batch::of_changes(self.tenant.uid()?, vec![change]);
@@ -343,7 +355,8 @@ impl Checkpoints {
         Ok(head)
     }
 
-    /// The same, but nothing is kept so soon after the last one was: a log that never rests would fill its table with them.
+    /// Does the same, but keeps no checkpoint soon after the last one. Otherwise a log that
+    /// constantly grows would fill the table of checkpoints.
     ///
     /// # Errors
     /// See [`NoneMade`].
@@ -357,15 +370,17 @@ impl Checkpoints {
         if self.is_behind() { Err(NoneMade::Behind) } else { Ok(()) }
     }
 
-    /// Holds the log against all that is known to have been published, and says what it is now and what was kept last.
+    /// Checks the log against everything that is known to have been published, and returns its head
+    /// and the last kept checkpoint.
     async fn hold(&self, known: &mut Known) -> Result<(SignedHead, Option<SignedHead>), ReadError> {
         let log = self.store.log_head(self.tenant.uid()?).await?.ok_or(ReadError::Malformed)?.log;
-        // Before the tree: another replica may keep the next checkpoint meanwhile, and the tree must hold that one.
+        // Read this before the tree: another replica may keep the next checkpoint meanwhile, and
+        // the tree must hold the one that is read here.
         let kept = self.store.latest_checkpoint(self.tenant.uid()?, log).await?.map(|row| {
             if let Some(signed) = self.read(&row.note, log) {
                 known.note_signed(&signed);
             }
-            // Whoever signed it: a note that was put there by another hand stops us too.
+            // The signer does not matter: a note that somebody else put there stops the server too.
             let note = SignedCheckpoint::parse(&row.note).ok().map(|note| note.checkpoint);
             let root = note.filter(|note| note.size == row.size).map_or(Hash([0; 32]), |note| note.root);
             SignedHead { log, size: row.size, root }
@@ -402,7 +417,7 @@ impl Checkpoints {
         Ok((now, kept))
     }
 
-    /// Whether the log holds what a signed head of it says.
+    /// Returns whether the log holds what a signed head of it says.
     async fn holds(&self, tree: &Tree<'_>, said: &SignedHead) -> Result<bool, ReadError> {
         let now = SignedHead::of(&tree.head);
         if said.log != now.log || said.size > now.size {
@@ -420,8 +435,9 @@ impl Checkpoints {
         }
     }
 
-    /// Whether the log begins with the entry of a restore: then those before it have ended. What of them was lost is asked where it
-    /// is published: the operator's command does not know what this process alone has signed.
+    /// Returns whether the log begins with the entry of a restore, which means that the logs before
+    /// it have ended. What was lost of them is checked against the destinations. The operator's
+    /// command cannot name what only this process has signed.
     async fn begins_with_a_restore(&self, log: &LogHead) -> Result<bool, ReadError> {
         let tenant = self.tenant.uid()?;
         let first = match self.store.entries_from(tenant, log.first, 1).await {
@@ -435,8 +451,9 @@ impl Checkpoints {
         }))
     }
 
-    /// Which of the published heads of logs that have ended neither that log holds, nor an entry of a restore names. Without
-    /// this, whoever rewrites the database would only have to say that another log was opened.
+    /// Returns the published heads of ended logs that neither that log holds nor an entry of a
+    /// restore names. Without this check, somebody who rewrites the database would only have to
+    /// claim that another log was opened.
     async fn unnamed(&self, known: &Known, tree: &Tree<'_>) -> Result<Vec<SignedHead>, ReadError> {
         let mut unnamed = Vec::new();
         if known.ended.is_empty() {
@@ -463,15 +480,17 @@ impl Checkpoints {
         Ok(unnamed)
     }
 
-    /// The latest entries of this operation, newest first.
+    /// Returns the latest entries of this operation, newest first.
     async fn latest(&self, operation: Operation, limit: u32) -> Result<Vec<PlacedEntry>, ReadError> {
         let filter = EntryFilter { operation: Some(operation), ..EntryFilter::default() };
         self.store.latest_entries(self.tenant.uid()?, &filter, limit).await
     }
 
-    /// Whether a retention took the entries that this log began with, and so those that named heads of the log before: an entry
-    /// says so, and the log was signed before, when they were there still. The entry alone is worth nothing, since it takes no
-    /// secret; nor is a signature that this process has made.
+    /// Returns whether pruning removed the first entries of this log, and with them the entries
+    /// that named lost heads of the log before. Two things must show it: an entry that says so, and
+    /// a signature of the log from the time when those entries still existed. The entry alone
+    /// proves nothing, since writing one takes no secret; nor does a signature that this process
+    /// has made.
     async fn is_opening_pruned(&self, known: &Known, log: &LogHead) -> Result<bool, ReadError> {
         let tenant = self.tenant.uid()?;
         let mut is_signed = known.signed_before.contains(&log.log);
@@ -489,17 +508,17 @@ impl Checkpoints {
 }
 
 impl Jobs {
-    /// Holds the log against what was published, and makes a checkpoint where it has moved since the last one, of which one
-    /// is kept in a while. To be called every second.
+    /// Checks the log against what was published, and makes a checkpoint if the log has moved since
+    /// the last one, keeping at most one in a while. To be called every second.
     pub(super) async fn keep_checkpoint(&self) {
-        // Without a key there is only the way back to look for.
+        // Without a signing key, the only work is to find out whether the log is no longer behind.
         if !self.checkpoints.signs() && !self.checkpoints.is_behind() {
             return;
         }
         match self.checkpoints.renew_in_time().await {
             Ok(()) => self.checkpoints.refused.is_over(),
             Err(NoneMade::Unsigned | NoneMade::Store(ReadError::Unavailable | ReadError::Busy)) => {}
-            // The rows of DEKs that are in memory may be gone.
+            // The rows of DEKs that are in memory may be lost.
             Err(NoneMade::Behind) => self.keyring.clear(),
             Err(NoneMade::Store(ReadError::Rejected | ReadError::Malformed)) => {
                 if self.checkpoints.refused.is_due() {

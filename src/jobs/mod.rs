@@ -1,19 +1,20 @@
-//! What a replica does beside requests, each job by a timer of its own: re-wraps DEKs, announces incidents, makes and publishes
-//! checkpoints, streams entries, derives what reads need, drops old entries. How far a job has come stands in the database,
-//! so any replica goes on after a kill. Knows no caller and answers no request: `app` asks here only whether the log is
-//! behind what was published, for a checkpoint, and how far the streams are.
+//! The background work of a replica. Each job has its own timer: re-wrapping DEKs, announcing
+//! incidents, making and publishing checkpoints, streaming entries, deriving what reads need, and
+//! dropping old entries. The database holds the progress of each job, so any replica can continue
+//! after a kill. This module knows no caller and answers no request. `app` asks it only whether the
+//! log is behind a published checkpoint, for a checkpoint, and for the progress of the streams.
 //!
 //! | file | the job |
 //! |---|---|
 //! | `timers` | when each job runs |
 //! | `rotation` | re-wraps a tenant's DEKs |
 //! | `announcements` | posts incidents to the operator's webhook |
-//! | `checkpoints` | signs the log's head, and holds the log against what was published |
+//! | `checkpoints` | signs the log's head, and checks the log against what was published |
 //! | `publication` | puts checkpoints where the customer keeps them |
-//! | `restored` | opens another log after a restore: no job, but an operator's command on checkpoints |
+//! | `restored` | opens another log after a restore: not a job, but an operator's command on checkpoints |
 //! | `streams` | sends entries to a file or a webhook |
 //! | `upkeep` | partitions and indexes of the database; drops entries past their retention |
-//! | `webhooks` | takes over webhooks that were read again |
+//! | `webhooks` | applies webhook settings that were read again |
 
 mod announcements;
 mod checkpoints;

@@ -1,5 +1,6 @@
-//! Publishes checkpoints where the customer can keep them: by one replica at a time, at most every so often at each place,
-//! again after a pause where a place is down. A place that is down holds up nothing.
+//! Publishes checkpoints where the customer can keep them. One replica at a time publishes at a
+//! destination, no more often than configured, and after a pause if the destination is down. A
+//! destination that is down delays no other.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -19,47 +20,50 @@ use crate::webhook::{Delivery, PublishedCheckpoint, Webhook};
 use super::Jobs;
 use super::checkpoints::{Checkpoints, SignedHead};
 
-/// How long a replica that has died keeps a place from the others. Longer than what one attempt takes.
+/// How long a replica that has died keeps a destination from the others. Longer than one attempt
+/// takes.
 const LEASE: Duration = Duration::from_secs(60);
-/// After the first attempt that failed; doubled after each.
+/// The pause after the first failed attempt; it doubles after each.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(600);
-/// How many logs after the current one are looked for at a place: a database that was restored may be several behind.
+/// The number of logs after the current one that are looked for at a destination. A restored
+/// database may be several logs behind.
 const LOGS_AHEAD: u32 = 16;
 
-/// How many of the logs that have ended are looked for at a place: the last ones.
+/// The number of ended logs that are looked for at a destination, latest first.
 const LOGS_BACK: u32 = 32;
 
-/// Why a place was given nothing.
+/// The reason why nothing was published at a destination.
 enum NotGiven {
-    /// There is none: the log is behind, or the database out of reach.
+    /// There is no checkpoint: the log is behind, or the database is out of reach.
     NoneMade,
-    /// The place did not take it.
+    /// The destination did not accept it.
     Failed(String),
 }
 
-/// What takes checkpoints.
+/// A receiver of checkpoints.
 pub enum Receiver {
-    /// A place that also gives them back.
+    /// A receiver that can be read back.
     Archive(Archive),
-    /// A place that does not.
+    /// A receiver that cannot be read back.
     Webhook(Webhook),
-    /// The customer's KMS, whose own log shows the context of a request (`KmsProfile::logs_context`).
+    /// The customer's KMS, whose own log shows the context of a request
+    /// (`KmsProfile::logs_context`).
     Kms(Arc<dyn Kms>),
 }
 
-/// Where checkpoints are published.
+/// A destination of published checkpoints.
 pub struct Place {
     receiver: Receiver,
     name: Arc<str>,
     failures: AtomicU32,
     unpublished: AtomicU64,
-    /// All logs before this one were looked for there; 0 when none was.
+    /// All logs before this one have been looked for at the destination; 0 if none has.
     looked_back: AtomicU32,
 }
 
 impl Place {
-    /// With nothing known of it.
+    /// Creates a destination of which nothing is known yet.
     pub fn new(receiver: Receiver) -> Self {
         let name = match &receiver {
             Receiver::Archive(archive) => archive.name(),
@@ -70,7 +74,7 @@ impl Place {
         Self { receiver, name: name.into(), failures, unpublished, looked_back }
     }
 
-    /// `directory`, `bucket`, `webhook` or `kms`.
+    /// Returns the kind: `directory`, `bucket`, `webhook` or `kms`.
     pub fn kind(&self) -> &'static str {
         match &self.receiver {
             Receiver::Archive(Archive::Directory(_)) => "directory",
@@ -80,7 +84,7 @@ impl Place {
         }
     }
 
-    /// Its webhook, if it is one.
+    /// Returns the webhook, if this destination is one.
     pub(super) fn webhook(&self) -> Option<&Webhook> {
         match &self.receiver {
             Receiver::Webhook(webhook) => Some(webhook),
@@ -88,36 +92,38 @@ impl Place {
         }
     }
 
-    /// Its name in the database: its kind, and a digest of its address.
+    /// Returns the name in the database: the kind, and a digest of the address.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// How many entries of the current log no checkpoint there covers, as this process last saw it.
+    /// Returns the number of entries of the current log that no checkpoint at this destination
+    /// covers, as this process last saw it.
     pub fn unpublished(&self) -> u64 {
         self.unpublished.load(Ordering::Relaxed)
     }
 
-    /// How many attempts of this process have failed there since the last that did not.
+    /// Returns the number of attempts of this process that have failed here since the last success.
     pub fn failures(&self) -> u32 {
         self.failures.load(Ordering::Relaxed)
     }
 }
 
 impl Checkpoints {
-    /// Where they are published.
+    /// Returns the destinations.
     pub fn places(&self) -> &[Place] {
         &self.places
     }
 
-    /// Learns what a place was given last.
+    /// Reads the newest checkpoints at a destination, of the log `from` and of the logs after it,
+    /// and adds them for the next check.
     ///
     /// # Errors
-    /// It could not be read.
+    /// The destination could not be read.
     pub(super) async fn look_into(&self, place: &Place, from: u32) -> Result<(), ArchiveError> {
         let Receiver::Archive(archive) = &place.receiver else { return Ok(()) };
         let now = self.clock.now();
-        // The logs are opened one after the other: where one is missing, none follows.
+        // Logs are opened one after the other: if one is missing, none follows.
         for log in from..=from.saturating_add(LOGS_AHEAD) {
             match self.newest_at(archive, log, now).await {
                 Ok(heads) if heads.is_empty() && log != from => break,
@@ -143,10 +149,11 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Learns what a place was given last of each log before this one: it is there whoever says that those have ended.
+    /// Reads the newest checkpoints at a destination of each log before this one, and adds them for
+    /// the next check. They are there even if the database claims that those logs have ended.
     ///
     /// # Errors
-    /// It could not be read.
+    /// The destination could not be read.
     pub(super) async fn look_back(&self, place: &Place, before: u32) -> Result<(), ArchiveError> {
         let Receiver::Archive(archive) = &place.receiver else { return Ok(()) };
         for log in before.saturating_sub(LOGS_BACK).max(1)..before {
@@ -158,8 +165,8 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// What a place has of a log: what its `latest` says, and the note of a larger size, where there is one; `None` for one
-    /// that none of our keys has signed.
+    /// Returns what a destination has of a log: the head in its `latest`, and the head of a note of
+    /// a larger size, if there is one. A head is `None` if none of our keys has signed it.
     async fn newest_at(
         &self,
         archive: &Archive,
@@ -170,23 +177,25 @@ impl Checkpoints {
         let latest = archive.latest(&origin, now).await?.map(|note| self.read(&note, log));
         let size = latest.iter().flatten().map(|head| head.size).max().unwrap_or(0);
         let above = match archive.above(&origin, size, now).await {
-            // Who may read notes may be denied to list them: then `latest` has to do.
+            // Credentials that may read notes may be denied listing them. Then `latest` has to do.
             Err(error) if error.is_denial() => None,
             above => above?.map(|note| self.read(&note, log)),
         };
         Ok(latest.into_iter().chain(above).collect())
     }
 
-    /// Publishes the head as it is now, after all that is at the place already.
+    /// Publishes the current head, after checking everything that is at the destination already.
     async fn hand_over(&self, place: &Place) -> Result<SignedHead, NotGiven> {
         let seen = self.renew().await.map_err(|_| NotGiven::NoneMade)?;
         let mut looked = self.look_into(place, seen.log).await;
-        // One that could not be read when the server started, or a log that was opened since.
+        // Look at earlier logs if that failed when the server started, or if another log was opened
+        // since.
         if looked.is_ok() && place.looked_back.load(Ordering::Relaxed) < seen.log {
             looked = self.look_back(place, seen.log).await;
         }
         match looked {
-            // What cannot be read now might say that the log was rewritten: it is not written over.
+            // What cannot be read now might show that the log was rewritten, so it is not
+            // overwritten.
             Err(error) if !error.is_denial() => return Err(NotGiven::Failed(error.to_string())),
             Ok(()) | Err(_) => {}
         }
@@ -215,7 +224,8 @@ impl Checkpoints {
                 }
             }
             Receiver::Kms(kms) => {
-                // What it answers is thrown away: that it was asked is what stays.
+                // The answer is discarded: the point is the trace of the request in the KMS's own
+                // log.
                 let position = LogPosition { log: head.log, size: head.size, root: head.root };
                 let purpose = Purpose::Checkpoint(position);
                 let tenant = self.tenant.uid().map_err(|_| "no database".to_owned())?;
@@ -229,7 +239,8 @@ impl Checkpoints {
         }
     }
 
-    /// Whether the step applied; also not when the database is out of reach: the attempt is due again when its lease ends.
+    /// Commits the step, and returns whether it was applied. Also returns `false` if the database
+    /// is out of reach; then the attempt is due again when its lease ends.
     async fn step(&self, place: &Place, holder: Uuid, step: Publishing) -> bool {
         let changes = vec![Change::Publish { place: place.name.clone(), holder, step }];
         let Ok(tenant) = self.tenant.uid() else { return false };
@@ -251,7 +262,7 @@ impl Checkpoints {
                 place.unpublished.store(0, Ordering::Relaxed);
                 self.step(place, holder, Publishing::Done { log, size, after: self.publish_every }).await;
             }
-            // It is due again when the lease ends.
+            // The attempt is due again when the lease ends.
             Err(NotGiven::NoneMade) => {}
             Err(NotGiven::Failed(status)) => {
                 let after = pause(failures);
@@ -269,7 +280,8 @@ impl Checkpoints {
 }
 
 impl Jobs {
-    /// Publishes the checkpoint of the log as it is now wherever one is due. `holder` names this replica.
+    /// Publishes the checkpoint of the current head at every destination where one is due. `holder`
+    /// names this replica.
     pub(super) async fn publish_checkpoints(&self, holder: Uuid, stop: &CancellationToken) {
         let checkpoints = &self.checkpoints;
         if checkpoints.places.is_empty() || checkpoints.is_behind() {
@@ -289,12 +301,12 @@ impl Jobs {
                 checkpoints.publish_at(place, holder, known.map_or(0, |known| known.failures)).await;
             }
         });
-        // Beside each other: a place that does not answer holds up no other.
+        // Concurrently: a destination that does not answer delays no other.
         join_all(publishing).await;
     }
 }
 
-/// After so many failures before this one.
+/// Returns the pause after a failure that follows this many failures.
 fn pause(failures: u32) -> Duration {
     FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(failures)).min(LONGEST_PAUSE)
 }

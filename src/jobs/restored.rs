@@ -1,5 +1,6 @@
-//! After a restore: ends a tenant's log and opens another one, whose first entry names where the old one ended, and whose
-//! next ones name each published head that is lost. One commit, and only the tables' owner may make it.
+//! Handles a restored database: ends a tenant's log and opens another one. Its first entry names
+//! where the old log ended, and its next entries name each published head that is lost. This is one
+//! commit, and only the owner of the tables may make it.
 
 use crate::audit::pack;
 use crate::model::{Entry, Operation, TenantUid};
@@ -7,23 +8,23 @@ use crate::store::{Batch, Change, CommitError, EntryRow, LogHead, ReadError};
 
 use super::checkpoints::{Checkpoints, SignedHead};
 
-/// How often it is begun anew when the log is appended to meanwhile, or the outcome is unknown.
+/// The number of attempts if the log is appended to meanwhile, or the outcome is unknown.
 const TRIES: usize = 10;
 
-/// Why no other log was opened.
+/// The reason why no other log was opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RestoreFailed {
-    /// The log holds all that was published.
+    /// The log holds everything that was published.
     NothingLost,
-    /// A place of checkpoints cannot be read: what is published there is not known.
+    /// A destination of checkpoints cannot be read, so it is not known what is published there.
     Unread(&'static str),
-    /// The log is appended to all the while.
+    /// The log is constantly appended to.
     Moving,
     /// The database is out of reach.
     Unavailable,
-    /// The database refuses it: the role has not the rights.
+    /// The database refuses the commit, because the role lacks the rights.
     Refused,
-    /// The log's head, or a row that is needed, is not of the form that the server writes.
+    /// The log's head, or a row that is needed, does not have the format that the server writes.
     Malformed,
 }
 
@@ -37,23 +38,24 @@ impl From<ReadError> for RestoreFailed {
     }
 }
 
-/// What was ended, and what was opened.
+/// The log that was ended, and the log that was opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Restored {
-    /// Origin, size and root of the log that has ended.
+    /// The origin, size and root of the log that has ended.
     pub ended: String,
-    /// The same of each published head that it does not hold.
+    /// The origin, size and root of each published head that it does not hold.
     pub lost: Vec<String>,
-    /// The origin of the log that goes on.
+    /// The origin of the log that continues.
     pub opened: String,
 }
 
 impl Checkpoints {
-    /// Ends the log and opens another one. `operator` stands in its entries as the user. `anyway`: also where nothing is
-    /// known to be lost, or a place cannot be read.
+    /// Ends the log and opens another one. `operator` is recorded as the user in its entries. With
+    /// `anyway`, this is done even if nothing is known to be lost, or a destination cannot be read.
     ///
     /// # Errors
-    /// See [`RestoreFailed`]; then nothing was changed, unless the database went out of reach while it was asked.
+    /// See [`RestoreFailed`]. Nothing was changed then, unless the database went out of reach
+    /// during the commit.
     pub async fn restored(&self, operator: Option<&str>, anyway: bool) -> Result<Restored, RestoreFailed> {
         let checked = self.check().await?;
         if let Some(place) = checked.unread.first().filter(|_| !anyway) {
@@ -97,7 +99,7 @@ impl Checkpoints {
         let details = lost_said.iter().map(|lost| format!("lost {lost}"));
         let entries = std::iter::once(format!("restore {ended}")).chain(details);
         let entries: Vec<_> = entries.map(|detail| self.entry(tenant, detail, operator)).collect();
-        // After every log that anybody was shown a head of.
+        // The new log's number is higher than that of every log of which anybody was shown a head.
         let last = lost.iter().map(|lost| lost.log).fold(head.log, u32::max);
         let log = last.saturating_add(1);
         let changes = vec![Change::OpenLog { from: head.clone(), log }];

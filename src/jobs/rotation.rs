@@ -1,6 +1,7 @@
-//! The rotation job: pages through a tenant's DEKs, re-wraps them in batches with the KMS's own operation, and updates a
-//! row only if it still holds what was read. Its place is in the database, so any replica can go on after a kill; a
-//! half-done rotation is a valid state, and a re-run touches nothing.
+//! The rotation job. It pages through a tenant's DEKs, re-wraps them in batches with the KMS's own
+//! operation, and updates a row only if the row still holds what was read. Its cursor is in the
+//! database, so any replica can continue after a kill. A half-done rotation is a valid state, and a
+//! repeated run changes nothing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,17 +25,18 @@ use super::Jobs;
 /// How long a replica that has died keeps a job from the others.
 const LEASE: Duration = Duration::from_secs(30);
 
-/// How one batch ended.
+/// The result of one batch.
 enum Step {
     Advanced,
     Finished,
-    /// The KMS or the database is out of reach, or the budget of KMS calls is spent; the place is kept.
+    /// The KMS or the database is out of reach, or the budget of KMS calls is spent. The cursor is
+    /// kept.
     Stalled,
-    /// Another replica works on it, or it was paused or cancelled.
+    /// Another replica works on the job, or it was paused or cancelled.
     Lost,
 }
 
-/// What a batch is to leave behind beside the job's place.
+/// What a batch commits besides the job's progress.
 #[derive(Default)]
 struct Done {
     items: Vec<Item>,
@@ -43,7 +45,8 @@ struct Done {
 }
 
 impl Jobs {
-    /// Works on every running job that no other replica holds, as far as each gets, or until `stop` is cancelled.
+    /// Works on every running job that no other replica holds, each as far as it gets, or until
+    /// `stop` is cancelled.
     pub(super) async fn work_on_rotations(&self, holder: Uuid, stop: &CancellationToken) {
         if self.checkpoints.is_behind() {
             return;
@@ -56,7 +59,7 @@ impl Jobs {
             while !stop.is_cancelled() {
                 match self.rotate_batch(&tenant, id, holder).await {
                     Step::Advanced => {}
-                    // The worker comes back; meanwhile another tenant's job gets its turn.
+                    // The worker comes back later; meanwhile another tenant's job gets its turn.
                     Step::Finished | Step::Lost | Step::Stalled => break,
                 }
             }
@@ -77,11 +80,11 @@ impl Jobs {
         let Ok(Some((mut job, after))) = self.store.job(tenant.uid, id).await else { return Step::Stalled };
         match job.state {
             JobState::Running => {}
-            // Since the lease was taken.
+            // It was paused after the lease was taken.
             JobState::Paused => return Step::Lost,
             JobState::Done | JobState::Cancelled => return Step::Finished,
         }
-        // A stalled job may wait for a version that the customer has since left behind.
+        // A stalled job may be waiting for a version that the customer has replaced since.
         if job.stalled.is_some_and(|code| code != ErrorCode::RateLimited)
             && let Ok(current) = self.kms.current_version().await
             && current != job.target
@@ -93,9 +96,11 @@ impl Jobs {
         let Ok(rows) = self.store.deks_after(tenant.uid, after, limit).await else { return Step::Stalled };
         job.updated_at = self.clock.now();
         let Some(last) = rows.last().map(|row| row.id) else {
-            // Ids sort by time, so a DEK made on a replica whose clock is behind may stand before the cursor.
+            // Ids sort by time, so a DEK that was made on a replica whose clock is behind may sort
+            // before the cursor.
             match self.left_under_others(tenant, &job.target).await {
-                // Or it went nowhere, as the KMS's rotation is not true everywhere yet: not again at once.
+                // Or the KMS's rotation is not in effect everywhere yet, and the re-wrap changed
+                // nothing. Either way, wait before starting over.
                 Some(left) if left > job.progress.failed => {
                     return match self.start_over(tenant, job, holder).await {
                         Step::Lost => Step::Lost,
@@ -124,7 +129,8 @@ impl Jobs {
         let unasked = |error: &KmsError| error.class.verdict() == Verdict::Unasked;
         let asked = answers.iter().filter(|answer| !answer.as_ref().is_err_and(unasked)).count();
         job.progress.kms_calls += self.kms.profile().rewrap_cost.calls(asked as u64);
-        // What our own budget left out is for the next time: the place goes no further than before the first of it.
+        // What our own budget left out is for the next batch: the cursor stays before the first
+        // such row.
         let left = old
             .iter()
             .zip(&answers)
@@ -136,7 +142,8 @@ impl Jobs {
                 old.iter().chain(&current).map(|row| row.id).filter(|id| *id < left).max().or(after)
             }
         };
-        // The key, not a DEK, is what failed, as long as nothing came back whole: keep the place and say why nothing moves.
+        // If nothing was re-wrapped, the key failed, not a single DEK. Keep the cursor, and record
+        // why nothing moves.
         let whole = answers.iter().any(Result::is_ok);
         let mut failed = answers.iter().filter_map(|answer| answer.as_ref().err());
         let stuck = failed.find(|error| match error.class.verdict() {
@@ -149,7 +156,7 @@ impl Jobs {
             let code = error.class.code();
             return self.stall(tenant, job, holder, after, code).await;
         }
-        // A key that was turned off meanwhile: what it gave is not kept.
+        // If the key was disabled meanwhile, discard what it returned.
         let Ok(fence) = self.keyring.fence(tenant, &footing).await else { return Step::Stalled };
         job.stalled = None;
         job.progress.skipped += current.iter().filter(|row| Some(row.id) <= place).count() as u64;
@@ -158,7 +165,8 @@ impl Jobs {
         let mut rewrapped = Vec::with_capacity(old.len());
         let mut elsewhere = None;
         for (row, answer) in old.into_iter().zip(answers) {
-            // Comes again; what was re-wrapped behind the place is kept, and passed over then.
+            // This row comes again in the next batch. Rows after the cursor that were re-wrapped
+            // are kept, and skipped then.
             if answer.is_err() && left.is_some_and(|left| row.id >= left) {
                 continue;
             }
@@ -192,8 +200,10 @@ impl Jobs {
             items.push(item);
         }
         job.progress.rewrapped += rewrapped.len() as u64;
-        // AWS always wraps under what is current: a key that was rotated meanwhile takes the job along, or it would go
-        // round for ever after a version that nothing is wrapped under any more. A late answer under an older one does not.
+        // AWS always wraps under the current version. If the key was rotated meanwhile, the job
+        // takes the new version as its target. Otherwise it would loop forever, trying to reach a
+        // version that nothing is wrapped under any more. A late answer under an older version does
+        // not change the target.
         if let Some(went) = elsewhere
             && self.kms.current_version().await.is_ok_and(|current| current == went)
         {
@@ -202,15 +212,16 @@ impl Jobs {
         let step = self.advance(tenant, job, holder, place, Done { items, changes, fence }).await;
         self.keyring.forget(tenant.uid, rewrapped);
         match step {
-            // There is no use in asking again at once.
+            // Trying again at once is pointless.
             Step::Advanced if left.is_some() => Step::Stalled,
             step => step,
         }
     }
 
-    /// How many DEKs are under other versions than the target. Where there are none, the other versions are not watched any
-    /// more, before the rotation says that it is done: the customer may turn them off then. Counted again after that, for a
-    /// DEK that was made under one of them meanwhile. `None` when the database does not say.
+    /// Returns the number of DEKs under versions other than the target. If there are none, it ends
+    /// the watch of the other versions before the rotation is reported as done, because the
+    /// customer may disable them then. Afterwards it counts again, in case a DEK was made under one
+    /// of them meanwhile. Returns `None` if the database does not answer.
     async fn left_under_others(&self, tenant: &Tenant, target: &KeyVersion) -> Option<u64> {
         let left = self.store.deks_not_under(tenant.uid, target).await.ok()?;
         if left > 0 {
@@ -222,10 +233,12 @@ impl Jobs {
         self.store.deks_not_under(tenant.uid, target).await.ok()
     }
 
-    /// Re-wraps what may be used; each row has its answer, and those whose key version may not be used have the reason.
+    /// Re-wraps the rows whose key version may be used. Returns one answer for each row; for a row
+    /// whose key version may not be used, the answer is the reason.
     ///
     /// # Errors
-    /// Why none can be, for now: the database is out of reach, or a row has to be sealed first.
+    /// The reason why no row can be re-wrapped now: the database is out of reach, or a row has to
+    /// be sealed first.
     async fn rewrap(
         &self,
         tenant: &Tenant,
@@ -269,7 +282,7 @@ impl Jobs {
         Ok((footing, refused.into_iter().map(answer).collect()))
     }
 
-    /// Goes through all DEKs again; those that have the target version are passed over.
+    /// Goes through all DEKs again. Those that have the target version already are skipped.
     async fn start_over(&self, tenant: &Tenant, mut job: Job, holder: Uuid) -> Step {
         let Ok(left) = self.store.deks_not_under(tenant.uid, &job.target).await else { return Step::Stalled };
         job.progress.total = job.progress.rewrapped + left;
@@ -278,7 +291,7 @@ impl Jobs {
         self.advance(tenant, job, holder, None, Done::default()).await
     }
 
-    /// Keeps the place, and says why nothing moves.
+    /// Keeps the cursor, and records why nothing moves.
     async fn stall(
         &self,
         tenant: &Tenant,
@@ -320,7 +333,8 @@ impl Jobs {
         }
     }
 
-    /// A batch's entry stands under the job: its id is the request id, as the call's that started it is its own.
+    /// Builds the entry of a batch. Its request id is the id of the job; the call that started the
+    /// job has an entry with its own request id.
     fn rotation_entry(&self, job: JobId, items: Vec<Item>) -> Entry {
         Entry {
             id: EntryId::new(),

@@ -1,6 +1,6 @@
-//! Entries are streamed to what the customer watches them with: at least once each, in the order of the log, by one replica
-//! at a time. How far a stream has come stands in the database, so any replica goes on after a kill. A sink that is down
-//! holds up nothing but its own stream.
+//! Streams entries to the customer's monitoring: at least once each, in the order of the log, by
+//! one replica at a time. The database holds the progress of each stream, so any replica can
+//! continue after a kill. A sink that is down delays only its own stream.
 
 mod file;
 
@@ -21,14 +21,16 @@ use crate::webhook::{Delivery, StreamedEntries, Webhook};
 use super::Jobs;
 use file::Lines;
 
-/// How long a replica that has died keeps a stream from the others. Longer than a delivery and its commits.
+/// How long a replica that has died keeps a stream from the others. Longer than a delivery and its
+/// commits.
 const LEASE: Duration = Duration::from_secs(30);
-/// After the first delivery that failed; doubled after each.
+/// The pause after the first failed delivery; it doubles after each.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// What a delivery holds, about: one entry at least.
+/// The approximate size of a delivery, which holds at least one entry.
 const DELIVERY_BYTES: usize = 1 << 20;
-/// How many entries are read at once, at first and at most; in between by how large they are.
+/// The initial and the largest number of entries that are read at once. In between, the number
+/// depends on their size.
 const FIRST_PAGE: u32 = 16;
 const LARGEST_PAGE: u32 = 1_024;
 
@@ -53,32 +55,32 @@ struct Progress {
     page: u32,
 }
 
-/// What a scrape shows of one stream.
+/// What the metrics show of one stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StreamShown {
     /// `file` or `webhook`.
     pub name: &'static str,
-    /// How many entries it had still to take when this replica looked last.
+    /// The number of entries that the stream still had to take when this replica last looked.
     pub behind: u64,
-    /// How many deliveries of this replica failed since its start.
+    /// The number of deliveries of this replica that failed since its start.
     pub failures: u64,
 }
 
-/// The round ends: the worker comes back.
+/// The round ends, and the worker comes back later.
 struct Over;
 
 impl Stream {
-    /// To this file.
+    /// Creates a stream to this file.
     pub fn to_file(path: PathBuf) -> Self {
         Self::of(StreamName::File, Sink::File(Lines::new(path)))
     }
 
-    /// To this webhook.
+    /// Creates a stream to this webhook.
     pub fn to_webhook(webhook: Webhook) -> Self {
         Self::of(StreamName::Webhook, Sink::Webhook(webhook))
     }
 
-    /// Its webhook, if it is one.
+    /// Returns the webhook, if the sink is one.
     pub(super) fn webhook(&self) -> Option<&Webhook> {
         match &self.sink {
             Sink::File(_) => None,
@@ -95,18 +97,18 @@ impl Stream {
         act(&mut self.progress.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Whether its pause after a failure is not over.
+    /// Returns whether the pause after a failure still lasts.
     fn pauses(&self) -> bool {
         self.with(|progress| progress.not_before.is_some_and(|at| Instant::now() < at))
     }
 
-    /// How far it is, as this replica knows it.
+    /// Returns the progress of the stream, as this replica knows it.
     pub fn shown(&self) -> StreamShown {
         let name = self.name.as_str();
         self.with(|progress| StreamShown { name, behind: progress.behind, failures: progress.failures })
     }
 
-    /// Returns when the next delivery is tried.
+    /// Notes a failed delivery, and returns the pause before the next one.
     fn failed(&self) -> Duration {
         self.with(|progress| {
             progress.failures += 1;
@@ -129,18 +131,18 @@ impl Stream {
 }
 
 impl Jobs {
-    /// Sends what a stream has not taken yet, until nothing is left, its sink fails, it is another replica's, or `stop` is
-    /// cancelled. `holder` names this replica.
+    /// Sends the entries that a stream has not taken yet, until nothing is left, its sink fails,
+    /// another replica holds it, or `stop` is cancelled. `holder` names this replica.
     pub(super) async fn stream_entries(&self, stream: &Stream, holder: Uuid, stop: &CancellationToken) {
         if stream.pauses() {
             return;
         }
-        // Nobody writes as long as nothing is to be sent.
+        // Write nothing to the database as long as there is nothing to send.
         let Ok((_, 1..)) = self.look(stream).await else { return };
         if self.stream_step(stream, holder, StreamStep::Lease { lease: LEASE }).await.is_err() {
             return;
         }
-        // Under the lease nobody else moves it.
+        // While this replica holds the lease, no other advances the stream.
         let Ok((Some(row), _)) = self.look(stream).await else { return };
         let mut next = row.next;
         while !stop.is_cancelled() {
@@ -151,7 +153,7 @@ impl Jobs {
         }
     }
 
-    /// How far the stream is, and how many entries it has still to take.
+    /// Reads how far the stream is, and how many entries it still has to take.
     async fn look(&self, stream: &Stream) -> Result<(Option<StreamRow>, u64), Over> {
         let tenant = self.tenant.uid().map_err(|_| Over)?;
         let rows = self.store.streams(tenant).await.map_err(|_| Over)?;
@@ -162,7 +164,7 @@ impl Jobs {
         Ok((row, behind))
     }
 
-    /// Sends one page, and says where the next begins.
+    /// Sends one page, and returns where the next one begins.
     async fn stream_page(
         &self,
         stream: &Stream,
@@ -174,15 +176,16 @@ impl Jobs {
         let tenant = self.tenant.get().map_err(|_| Over)?;
         let page = match self.store.entries_from(tenant.uid, next, page).await {
             Ok(page) => page,
-            // It is out of reach, and says so itself.
+            // The database is out of reach, and logs that itself.
             Err(ReadError::Unavailable | ReadError::Busy) => return Err(Over),
-            // Not of a form that this release reads: another replica may be of a later one.
+            // The entry does not have a format that this release reads: another replica may run a
+            // later release.
             Err(ReadError::Rejected | ReadError::Malformed) => {
                 self.stream_failed(stream, holder, next, "an entry cannot be read").await;
                 return Err(Over);
             }
         };
-        // Read after the entries: the log that the last of them is in was opened before.
+        // Read after the entries: the log that holds the last of them was opened before.
         let logs = self.logs(tenant.uid).await?;
         let (events, sent) = self.events(tenant, &page, &logs);
         let (Some(first), Some(last)) = (sent.first(), sent.last()) else {
@@ -194,7 +197,7 @@ impl Jobs {
         let delivery = StreamedEntries { id: &id, tenant: &tenant.name, at: last.row.at, events: &events };
         let delivered = tokio::select! {
             delivered = self.deliver(&stream.sink, delivery) => delivered,
-            // Whoever is next does it again: it may have arrived.
+            // The next replica sends it again, because it is unknown whether it arrived.
             () = stop.cancelled() => return Err(Over),
         };
         if let Err(problem) = delivered {
@@ -212,7 +215,7 @@ impl Jobs {
         Ok(to)
     }
 
-    /// Leaves the stream to whoever is next, and rests.
+    /// Releases the stream to the next replica, and pauses.
     async fn stream_failed(&self, stream: &Stream, holder: Uuid, next: u64, problem: &str) {
         let after = stream.failed();
         let (name, retry_in) = (stream.name.as_str(), after.as_secs());
@@ -220,9 +223,10 @@ impl Jobs {
         let _ = self.stream_step(stream, holder, StreamStep::Fail).await;
     }
 
-    /// The tenant's logs, each with its number and its first place, the current one last.
+    /// Returns the tenant's logs, each with its number and its first position, the current one
+    /// last.
     async fn logs(&self, tenant: TenantUid) -> Result<Vec<LogHead>, Over> {
-        // The current one first: one that ends meanwhile is then in both.
+        // Read the current log first: if it ends meanwhile, both reads have it.
         let current = self.store.log_head(tenant).await.map_err(|_| Over)?;
         let mut logs = self.store.ended_logs(tenant).await.map_err(|_| Over)?;
         logs.extend(current);
@@ -230,7 +234,7 @@ impl Jobs {
         Ok(logs)
     }
 
-    /// The events of as many of the entries as go into one delivery.
+    /// Returns the events of as many of the entries as fit into one delivery.
     fn events<'p>(
         &self,
         tenant: &Tenant,
@@ -259,7 +263,8 @@ impl Jobs {
         };
         match webhook.stream(&delivery, self.clock.now()).await {
             Delivery::Taken => Ok(()),
-            // It does not say that the log may have a gap.
+            // A stream does not stop on this status, because that would leave a gap in what the
+            // sink has of the log.
             Delivery::Gone => Err("410".to_owned()),
             Delivery::Status(status) => Err(status.to_string()),
             Delivery::Unreachable => Err("unreachable".to_owned()),
@@ -267,7 +272,7 @@ impl Jobs {
         }
     }
 
-    /// An error where the step did not apply, or is not known to have.
+    /// Commits the step. Returns an error if it was not applied, or is not known to have been.
     async fn stream_step(&self, stream: &Stream, holder: Uuid, step: StreamStep) -> Result<(), Over> {
         let changes = vec![Change::Stream { name: stream.name, holder, step }];
         let tenant = self.tenant.uid().map_err(|_| Over)?;
@@ -278,12 +283,13 @@ impl Jobs {
     }
 }
 
-/// The number of the log that the entry at a place is in: the last of those that had begun there.
+/// Returns the number of the log that holds the entry at a position: the last log that began at or
+/// before it.
 fn log_of(place: u64, logs: &[LogHead]) -> u32 {
     logs.iter().rfind(|head| head.first <= place).map_or(1, |head| head.log)
 }
 
-/// After so many failures in a row, counted from 1.
+/// Returns the pause after this many failures in a row; they count from 1.
 fn pause(failures: u32) -> Duration {
     let doubled = 2_u32.saturating_pow(failures.saturating_sub(1));
     FIRST_PAUSE.saturating_mul(doubled).min(LONGEST_PAUSE)
@@ -303,7 +309,8 @@ mod tests {
     #[test]
     fn an_entry_is_in_the_last_log_begun_at_its_position() {
         let head = |log, first| LogHead { log, first, frontier: Frontier::default() };
-        // The second was opened and ended without an entry; the fourth was lost with the database that had it.
+        // Log 2 was opened and ended without an entry; log 4 was lost with the database that had
+        // it.
         let logs = [head(1, 0), head(2, 5), head(3, 5), head(5, 8)];
         assert_eq!([0, 4, 5, 7, 8, 99].map(|place| log_of(place, &logs)), [1, 1, 3, 3, 5, 5]);
     }

@@ -1,4 +1,5 @@
-//! When each job runs. Each has a task and a timer of its own, so that a slow webhook holds up no rotation.
+//! Runs the jobs. Each has a task and a timer of its own, so that a slow webhook does not delay a
+//! rotation.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,24 +12,26 @@ use crate::audit::{Derived, derive};
 
 use super::Jobs;
 
-/// How often a replica looks for a rotation to work on, an incident to announce, entries to stream, a log that has moved.
+/// How often a replica looks for a rotation to work on, an incident to announce, entries to stream,
+/// or a log that has moved.
 const LOOK: Duration = Duration::from_secs(1);
-/// How often a replica looks for what is to be derived: pages read the rest of the log as it is. One that finds another at it
-/// leaves it to that one for a while.
+/// How often a replica looks for what is to be derived; until then, pages read the rest of the log
+/// as it is. A replica that finds another one at work leaves it alone for a while.
 const DERIVE: Duration = Duration::from_millis(250);
 const LEAVE: Duration = Duration::from_secs(5);
 
 impl Jobs {
-    /// Starts all jobs, and the watch over the keys whose DEKs are in memory: without that, nothing is answered from there. They
-    /// end soon after `stop` is cancelled, with their place committed.
+    /// Starts all jobs, and the watch over the keys whose DEKs are in memory. Without that watch,
+    /// nothing is answered from memory. The jobs end soon after `stop` is cancelled, with their
+    /// progress committed.
     pub fn start(self: Arc<Self>, stop: CancellationToken) -> JoinHandle<()> {
-        // Names this replica in leases, for as long as it lives.
+        // The name of this replica in leases, for as long as it lives.
         let holder = Uuid::now_v7();
         let (keyring, stopped) = (self.keyring.clone(), stop.clone());
         let watching = tokio::spawn(async move {
             tokio::join!(
                 keyring.clone().keep_watch(stopped.clone()),
-                // Makes DEKs ahead of need, and seals the rows of DEKs, where that is configured.
+                // These make DEKs ahead of need, and seal the rows of DEKs, if that is configured.
                 keyring.clone().keep_pool(stopped.clone()),
                 keyring.keep_sealing(stopped)
             )

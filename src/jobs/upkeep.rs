@@ -1,5 +1,5 @@
-//! The database's upkeep: partitions of the coming months, indexes that no migration makes, and old entries that are dropped
-//! where a retention is set.
+//! The upkeep of the database: it creates the partitions of the coming months, builds indexes that
+//! no migration makes, and drops old entries if a retention is set.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,25 +16,27 @@ use super::Checkpoints;
 pub struct Upkeep {
     /// The database.
     pub database: Arc<dyn Database>,
-    /// The tables' owner, where this process has its rights; without them, `byok audit prune` drops old entries.
+    /// The owner of the tables, if this process has its rights; otherwise `byok audit prune` drops
+    /// old entries.
     pub admin: Option<LogAdmin>,
     /// The checkpoints of the tenant's log.
     pub checkpoints: Arc<Checkpoints>,
-    /// How long entries are kept.
+    /// The retention of entries.
     pub retention: AuditRetention,
 }
 
 impl Upkeep {
-    /// Keeps the database until the future is dropped.
+    /// Runs the upkeep until the future is dropped.
     pub async fn run(&self) {
         tokio::join!(self.keep(), self.keep_indexed());
     }
 
-    /// Indexes that no migration makes; until they are there, what needs them is slower.
+    /// Builds indexes that no migration makes. Until they exist, the reads that need them are
+    /// slower.
     async fn keep_indexed(&self) {
         loop {
             match self.database.build_indexes().await {
-                // Another role's to do: `byok migrate`.
+                // Another role has to build them: `byok migrate`.
                 Ok(0) | Err(ReadError::Rejected) => {}
                 Ok(built) => info!(built, "indexes were built"),
                 Err(error) => warn!(?error, "an index could not be built: trying again in an hour"),
@@ -48,7 +50,8 @@ impl Upkeep {
             if self.database.upkeep().await.is_err() {
                 warn!("the database's upkeep failed: trying again in an hour");
             }
-            // A log that is behind is evidence: nothing is appended to it, and nothing of it goes.
+            // A log that is behind is evidence: nothing is appended to it, and nothing of it is
+            // dropped.
             if let (Some(admin), Some(age)) = (&self.admin, self.retention.age)
                 && !self.checkpoints.is_behind()
             {

@@ -1,23 +1,23 @@
-//! Webhooks that take the place of those that the server began with, while it runs.
+//! Replaces webhook settings while the server runs.
 
 use crate::config::Webhook;
 
 use super::{Jobs, Place, Stream};
 
-/// The webhooks as they are to be; none where nothing is posted, or nothing has changed.
+/// The new webhook settings; `None` for one that is not used, or has not changed.
 #[derive(Default)]
 pub struct Webhooks {
-    /// That of incidents.
+    /// The webhook for incidents.
     pub incidents: Option<Webhook>,
-    /// That of checkpoints.
+    /// The webhook for checkpoints.
     pub checkpoints: Option<Webhook>,
-    /// That of the stream.
+    /// The webhook for the stream.
     pub stream: Option<Webhook>,
 }
 
 impl Jobs {
-    /// Posts to these from now on. Whether all were taken: the one of checkpoints is a place of theirs by its address, so that
-    /// one stays where it is.
+    /// Uses these webhooks from now on. Returns whether all were accepted. The checkpoint webhook
+    /// is identified by its address, so its address cannot change here.
     pub fn take_webhooks(&self, webhooks: Webhooks) -> bool {
         let Webhooks { incidents, checkpoints, stream } = webhooks;
         let place = self.checkpoints.places().iter().find_map(Place::webhook);

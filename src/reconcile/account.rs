@@ -1,4 +1,5 @@
-//! Both logs, call by call: what an entry explains, what our probing does, and what nobody explains.
+//! Compares both logs call by call: which calls an entry explains, which ones the server's own
+//! probing explains, and which ones nothing explains.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -12,27 +13,29 @@ use super::export::{Export, MOST_CALLS, Noted};
 use super::record::{Format, Use};
 use super::report::{Missing, Named, Principal, Report, Why};
 
-/// How often a value is unwrapped that nothing else is known of before it passes for a canary, and over how long at least: probes
-/// go on and on.
+/// How often, and over how long at least, a value must be unwrapped before it counts as a canary if
+/// nothing else is known about it. Probes keep repeating.
 const OFTEN: u32 = 3;
 const LONG: Duration = Duration::from_secs(10);
-/// The most that a report names of one kind; it counts all.
+/// The most calls of one kind that a report names; it counts all of them.
 const MOST_NAMED: usize = 10_000;
 
-/// Which time is looked at, and on whose word a call is ours.
+/// The time window, and the basis on which a call counts as byok's own.
 #[derive(Clone, Debug)]
 pub struct Terms {
-    /// From when on; from the export's first record where it is not said.
+    /// The start; the export's first record if it is not given.
     pub from: Option<Timestamp>,
-    /// Until when; until the export's last record where it is not said.
+    /// The end, exclusive; just after the export's last record if it is not given.
     pub until: Option<Timestamp>,
-    /// How far an entry's time may be from its call's: clocks, the call's own time, DEKs made ahead of need.
+    /// How far the time of an entry may be from that of its call. It covers differences between
+    /// clocks, the duration of the call, and DEKs made ahead of need.
     pub margin: Duration,
-    /// Who we are at the provider, beside those who made the calls that entries name.
+    /// The names of byok's own principals at the provider, in addition to those that made the calls
+    /// that entries name.
     pub own: Vec<String>,
 }
 
-/// The log and an export, held against each other.
+/// The comparison of the log with an export.
 pub struct Reconciliation {
     export: Export,
     report: Report,
@@ -40,22 +43,23 @@ pub struct Reconciliation {
 }
 
 impl Reconciliation {
-    /// Before any entry was taken.
+    /// Starts a comparison, before any entry is taken in.
     pub fn new(export: Export, terms: Terms) -> Self {
         let (first, last) = export.covers();
-        // The last record is in it.
+        // The last record is inside the window.
         let until = terms.until.unwrap_or(last.plus(Duration::from_micros(1)));
         let report = Report::of(&export, terms.from.unwrap_or(first), until, terms.margin, terms.own);
         Self { export, report, missing: HashSet::new() }
     }
 
-    /// Which entries may have to do with it: at or after the one, before the other.
+    /// Returns the time range of the entries that may be relevant: at or after the first time,
+    /// before the second.
     pub fn reads(&self) -> (Timestamp, Timestamp) {
         let Report { from, until, margin, .. } = &self.report;
         (from.minus(*margin), until.plus(*margin))
     }
 
-    /// Takes an entry of [`Self::reads`]; their order does not matter.
+    /// Takes in an entry from the range of [`Self::reads`]. The order of entries does not matter.
     pub fn take(&mut self, placed: &PlacedEntry) {
         let at = placed.row.at;
         let inside = at >= self.report.from && at < self.report.until;
@@ -77,7 +81,8 @@ impl Reconciliation {
 
     fn take_item(&mut self, placed: &PlacedEntry, item: &Item, inside: bool) {
         let cached = item.source == Some(Source::Cache);
-        // From an id that anybody may have chosen nothing follows long after its call.
+        // If callers choose the ids, the id of a call long past proves nothing, because anybody may
+        // have chosen it.
         let id = item.kms_request_id.as_ref().filter(|_| !(cached && self.export.format.caller_chooses_id()));
         let call = id.and_then(|id| self.export.calls.get_mut(id));
         let found = call.is_some();
@@ -100,17 +105,17 @@ impl Reconciliation {
         }
     }
 
-    /// An id that the export does not have.
+    /// Notes an id that the export does not have.
     fn miss(&mut self, placed: &PlacedEntry, id: &Arc<str>) {
         if !self.export.format.joins() || self.missing.contains(id) {
             return;
         }
-        // Past that, one that several entries name is counted with each.
+        // Past that limit, an id that several entries name is counted once for each.
         if self.missing.len() < MOST_CALLS {
             self.missing.insert(id.clone());
         }
         let (at, report) = (placed.row.at, &mut self.report);
-        // Its call may have been before the export began, or be after it ended where the clocks are apart.
+        // The call may lie before the start of the export, or after its end if the clocks differ.
         if at < report.from.plus(report.margin) || at.plus(report.margin) >= report.until {
             report.at_the_edge += 1;
             return;
@@ -127,7 +132,7 @@ impl Reconciliation {
         }
     }
 
-    /// What came out.
+    /// Returns the result.
     pub fn report(mut self) -> Report {
         let mut report = self.report;
         let (from, until) = (report.from, report.until);
@@ -146,7 +151,8 @@ impl Reconciliation {
             }
             report.calls += 1;
             let own = principals.get(&call.principal).is_some_and(|principal| principal.own);
-            // Where several have called under its id, it is the one of ours.
+            // If several principals called under its id, byok's own call is the one that the entry
+            // names.
             if call.entered && (own || !call.shared) {
                 report.matched += 1;
                 continue;
@@ -186,15 +192,18 @@ fn named(id: Arc<str>, call: Noted, why: Why) -> Named {
     }
 }
 
-/// What is known of the values that our own calls without an entry unwrapped, where the format tells one from another.
+/// What is known about the values that byok's own calls without an entry unwrapped, if the format
+/// can distinguish values.
 struct Values {
-    /// Those of calls that have an entry: records' DEKs.
+    /// The values of calls that have an entry: the DEKs of records.
     records: HashSet<u64>,
-    /// Those of the probes that incidents name. Where the KMS wraps under another version by now, one is a record's DEK too.
+    /// The values of the probes that incidents name. If the KMS wraps under another version by now,
+    /// such a value is a record's DEK as well.
     canaries: HashSet<u64>,
-    /// Those that our own calls without an entry have made: canaries, and what health tries the key with.
+    /// The values that byok's own calls without an entry made: canaries, and the DEKs of health
+    /// checks.
     made: HashSet<u64>,
-    /// How often such calls unwrapped each, and from when to when.
+    /// How often such calls unwrapped each value, and the times of the first and the last one.
     unwrapped: HashMap<u64, (u32, Timestamp, Timestamp)>,
 }
 
@@ -232,14 +241,17 @@ impl Values {
         !values.is_empty() && values.iter().all(|value| self.canaries.contains(value))
     }
 
-    /// Why our own call has to be looked at that no entry names; `None` where it is as our probing is.
+    /// Returns the reason why one of byok's own calls without an entry needs attention; `None` if
+    /// it looks like probing.
     fn why_not(&self, format: Format, call: &Noted) -> Option<Why> {
         match (call.used, format) {
             (Use::Export, _) => Some(Why::Exported),
             _ if call.refused => None,
-            // What is made opens nothing: a DEK ahead of need that nobody came for.
+            // A call that only makes a DEK discloses nothing: this may be a DEK ahead of need that
+            // was never used.
             (Use::Wrap, _) => None,
-            // Its probes say so, and are told by that; but for those of a record's DEK, which an incident may name.
+            // Probes are recognized by their own records. The exception is a probe of a record's
+            // DEK, which an incident may name.
             (Use::Unwrap, Format::CloudTrail) if self.are_canaries(&call.given) => None,
             (Use::Unwrap | Use::Rewrap, Format::CloudTrail) => Some(Why::NoEntry),
             (Use::Unwrap, Format::Vault) => {

@@ -1,6 +1,8 @@
-//! AWS CloudTrail (<https://docs.aws.amazon.com/kms/latest/developerguide/logging-using-cloudtrail.html>): `requestID` is what
-//! KMS answered with. The encryption context is logged, and KMS opens nothing under another one: a record whose context has
-//! `byok:purpose` can be of a probe only, whoever calls. `byok:dek` tells one DEK from another.
+//! AWS CloudTrail
+//! (<https://docs.aws.amazon.com/kms/latest/developerguide/logging-using-cloudtrail.html>).
+//! `requestID` is the id that KMS answered with. The encryption context is logged, and KMS unwraps
+//! nothing under another context. So a record whose context has `byok:purpose` can only be a probe,
+//! whoever called. `byok:dek` distinguishes DEKs.
 
 use std::sync::Arc;
 
@@ -9,7 +11,7 @@ use serde_json::Value;
 use super::record::{Call, NOBODY, Record, Use, fingerprint, names_key, other, text, time};
 
 pub(super) fn read(record: &Value, keys: &[Arc<str>]) -> Option<Record> {
-    // `aws cloudtrail lookup-events` gives each record as a text inside another one.
+    // `aws cloudtrail lookup-events` returns each record as a text inside another one.
     if let Some(inner) = record.get("CloudTrailEvent").and_then(Value::as_str) {
         return of_event(&serde_json::from_str(inner).ok()?, keys);
     }
@@ -35,7 +37,7 @@ fn of_event(event: &Value, keys: &[Arc<str>]) -> Option<Record> {
     let bound = |name: &str| {
         event.pointer("/requestParameters/encryptionContext").and_then(|context| context.get(name))
     };
-    // Not what was unwrapped, but which DEK that is.
+    // This identifies the DEK, not the ciphertext that was unwrapped.
     let dek = bound("byok:dek").and_then(Value::as_str).filter(|_| used == Use::Unwrap);
     let call = Call {
         id: text(event, "/requestID").to_owned(),
@@ -51,7 +53,8 @@ fn of_event(event: &Value, keys: &[Arc<str>]) -> Option<Record> {
     Some(Record { at, call: Some(call) })
 }
 
-/// The ARNs of the keys stand in `resources`; a call that was refused may have what it asked for alone.
+/// Returns whether the event is about one of the keys. The ARNs of the keys are in `resources`; a
+/// refused call may have only its request parameters.
 fn of_key(event: &Value, keys: &[Arc<str>]) -> bool {
     let named = |name: &str| names_key(name, "key", keys) || keys.iter().any(|key| **key == *name);
     let resources = event.get("resources").and_then(Value::as_array).into_iter().flatten();
@@ -62,7 +65,8 @@ fn of_key(event: &Value, keys: &[Arc<str>]) -> bool {
         .any(named)
 }
 
-/// The role of a session, whatever the session is called; else the caller, or the service that called.
+/// Returns the role of a session, whatever the session's name; otherwise the caller, or the service
+/// that called.
 fn principal(event: &Value) -> &str {
     let places = [
         "/userIdentity/sessionContext/sessionIssuer/arn",

@@ -1,4 +1,4 @@
-//! A provider's export, read: the calls that used our keys, by request id.
+//! Reads a provider's export: the calls that used byok's keys, by request id.
 
 use std::collections::HashMap;
 use std::io::{self, BufRead};
@@ -11,17 +11,17 @@ use crate::model::Timestamp;
 use super::objects::Objects;
 use super::record::{Call, Format, NOBODY, Use};
 
-/// The most calls of our keys that are held: some 300 bytes each.
+/// The most calls of byok's keys that are held, at some 300 bytes each.
 pub const MOST_CALLS: usize = 2_000_000;
-/// The most values that are held, of all batches: 8 bytes each.
+/// The most values that are held, over all batches, at 8 bytes each.
 const MOST_VALUES: usize = 20_000_000;
-/// The most characters of an id and of a principal.
+/// The longest id and the longest principal, in characters.
 const ID_CHARACTERS: usize = 128;
 const PRINCIPAL_CHARACTERS: usize = 256;
-/// How many lines that cannot be read are named.
+/// The number of unreadable lines that are named.
 const NAMED_LINES: usize = 20;
 
-/// The calls that used a tenant's keys, as the provider's log has them.
+/// The calls that used a tenant's keys, from the provider's log.
 #[derive(Debug)]
 pub struct Export {
     pub(super) format: Format,
@@ -35,38 +35,40 @@ pub struct Export {
     pub(super) unreadable_lines: Vec<u64>,
 }
 
-/// What stays of one call.
+/// What is kept of one call.
 #[derive(Debug)]
 pub(super) struct Noted {
     pub(super) at: Timestamp,
     pub(super) used: Use,
-    /// A place in the list of those who called: there are few.
+    /// The caller, shared with its other calls, because there are few callers.
     pub(super) principal: Arc<str>,
     pub(super) refused: bool,
     pub(super) probe: bool,
     pub(super) credential: Option<u64>,
-    /// Whether others called under its id as well: an entry that has the id does not say who we are.
+    /// Whether other principals called under its id as well. Then an entry that has the id does not
+    /// show which of them is byok.
     pub(super) shared: bool,
     /// Whether an entry has its id.
     pub(super) entered: bool,
-    /// Whether that is the entry of an incident, whose call is a probe.
+    /// Whether that entry is an incident, whose call is a probe.
     pub(super) of_incident: bool,
     pub(super) given: Box<[u64]>,
     pub(super) made: Box<[u64]>,
 }
 
-/// Why an export cannot be used.
+/// The reason why an export cannot be used.
 #[derive(Debug)]
 pub enum UnusableExport {
-    /// It cannot be read.
+    /// The export cannot be read.
     Io(io::Error),
-    /// None of its records is of a format that is known.
+    /// None of its records has a known format.
     NoRecords,
-    /// Our keys have more calls in it, or these more values, than are held.
+    /// It has more calls of byok's keys, or more values in them, than can be held.
     TooManyCalls,
 }
 
-/// Which records of an export are read: those at or after, and before.
+/// The range of the records of an export that are read: at or after the first time, before the
+/// second.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Between(pub Option<Timestamp>, pub Option<Timestamp>);
 
@@ -77,10 +79,10 @@ impl Between {
 }
 
 impl Export {
-    /// Reads it; its first record that is known says of which format it is.
+    /// Reads an export. The first record of a known format determines the format.
     ///
     /// # Errors
-    /// See [`UnusableExport`]. A record that cannot be read is no error, but counted.
+    /// See [`UnusableExport`]. A record that cannot be read is not an error; it is counted.
     pub fn read(input: impl BufRead, keys: Vec<Arc<str>>, between: Between) -> Result<Self, UnusableExport> {
         let (mut objects, mut known) = (Objects::new(input), None);
         let mut principals: HashMap<String, Arc<str>> = HashMap::new();
@@ -133,7 +135,8 @@ impl Export {
         Ok(export)
     }
 
-    /// Names who made calls with a credential that had ended: whoever called with it before, or after.
+    /// Names the callers of calls with a credential that had expired: whoever else called with it,
+    /// before or after.
     fn name_callers(&mut self, holders: &HashMap<u64, Arc<str>>) {
         for call in self.calls.values_mut().filter(|call| call.principal.starts_with(NOBODY)) {
             if let Some(holder) = call.credential.and_then(|credential| holders.get(&credential)) {
@@ -142,11 +145,12 @@ impl Export {
         }
     }
 
-    /// A request may have several records: Vault's has one more when it is answered.
+    /// Notes a call. A request may have several records: Vault writes another one for the answer.
     fn note(&mut self, call: Call, format: Format, principals: &mut HashMap<String, Arc<str>>) {
         let principal = principal_of(&call, principals);
         let id = plain(&call.id, ID_CHARACTERS);
-        // One that the caller chose names only the first call under it; the same record may have been delivered twice.
+        // If callers choose the ids, an id names only the first call under it. But the same record
+        // may have been delivered twice.
         let taken = format.caller_chooses_id()
             && self.calls.get_mut(&*id).is_some_and(|first| {
                 first.shared |= first.principal != principal;
@@ -181,20 +185,20 @@ impl Export {
         }
     }
 
-    /// When its first and its last record were written, whatever they are about.
+    /// Returns when the first and the last record were written, whatever they are about.
     pub fn covers(&self) -> (Timestamp, Timestamp) {
         (self.first, self.last)
     }
 }
 
-/// Who called, once in the list of those who did.
+/// Returns the caller, with one shared string for each name.
 fn principal_of(call: &Call, principals: &mut HashMap<String, Arc<str>>) -> Arc<str> {
     let name = plain(&call.principal, PRINCIPAL_CHARACTERS);
     let own = Arc::<str>::from(name.as_str());
     principals.entry(name).or_insert(own).clone()
 }
 
-/// What may be shown on a terminal, and is not too long: others wrote it.
+/// Makes a text safe to show on a terminal, and shortens it. Others wrote it.
 fn plain(text: &str, most: usize) -> String {
     text.chars()
         .take(most)

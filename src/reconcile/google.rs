@@ -1,6 +1,7 @@
-//! Google Cloud's audit logs (<https://cloud.google.com/kms/docs/audit-logging>), as `gcloud logging read --format=json` or a sink
-//! writes them. Cloud KMS answers a call with no id of it, and neither the additional authenticated data nor the ciphertext is
-//! logged: a record cannot be joined to an entry. Who used the key it does say.
+//! Google Cloud's audit logs (<https://cloud.google.com/kms/docs/audit-logging>), as `gcloud
+//! logging read --format=json` or a sink writes them. Cloud KMS does not return an id for a call,
+//! and logs neither the additional authenticated data nor the ciphertext. So a record cannot be
+//! joined to an entry. It does say who used the key.
 
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ pub(super) fn read(record: &Value, keys: &[Arc<str>]) -> Option<Record> {
     let payload = record.get("protoPayload")?;
     let service = payload.get("serviceName")?.as_str()?;
     let at = time(record, "/timestamp")?;
-    // Older records have the method alone, newer ones the service before it.
+    // Older records have only the method, newer ones have the service before it.
     let used = match text(payload, "/methodName").rsplit('.').next().unwrap_or_default() {
         "Encrypt" | "RawEncrypt" => Use::Wrap,
         "Decrypt" | "RawDecrypt" => Use::Unwrap,

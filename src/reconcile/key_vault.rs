@@ -1,5 +1,6 @@
-//! The diagnostic log of Azure Key Vault and managed HSMs (<https://learn.microsoft.com/azure/key-vault/general/logging>), category
-//! `AuditEvent`, as a storage account or an event hub gets it. The id of a call there is one that its caller chose.
+//! The diagnostic log of Azure Key Vault and managed HSMs
+//! (<https://learn.microsoft.com/azure/key-vault/general/logging>), category `AuditEvent`, as a
+//! storage account or an event hub receives it. The caller chooses the id of a call.
 
 use std::sync::Arc;
 
@@ -20,7 +21,7 @@ pub(super) fn read(record: &Value, keys: &[Arc<str>]) -> Option<Record> {
         return other(at);
     }
     let status = record.pointer("/properties/httpStatusCode").and_then(Value::as_i64);
-    // Clients learn from such an answer where to get a token, so they begin with a call of nobody's.
+    // Clients learn from this answer where to get a token, so they begin with an anonymous call.
     let without_token = status == Some(401);
     let call = Call {
         id: text(record, "/correlationId").to_owned(),
@@ -36,7 +37,7 @@ pub(super) fn read(record: &Value, keys: &[Arc<str>]) -> Option<Record> {
     Some(Record { at, call: Some(call) })
 }
 
-/// The application, or else the user, of the token.
+/// Returns the application of the token, or else its user.
 fn principal(record: &Value) -> &str {
     let Some(claims) = record.pointer("/identity/claim") else { return NOBODY };
     let named = [

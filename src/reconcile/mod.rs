@@ -1,14 +1,15 @@
-//! Holds the log against the log of the customer's KMS, by the KMS's request ids: what is in one and not in the other. It
-//! reads what it is given: it asks no provider and no database, and writes nothing.
+//! Compares the log with the log of the customer's KMS, by the KMS's request ids: what one of them
+//! has and the other lacks. This module reads what it is given. It calls no provider and no
+//! database, and writes nothing.
 //!
 //! | file | what it holds |
 //! |---|---|
 //! | `objects` | the records of an export, one at a time |
-//! | `record` | what a record says, whatever its format |
+//! | `record` | the content of a record, whatever its format |
 //! | `cloudtrail`, `vault`, `google`, `key_vault` | one format each |
-//! | `export` | an export, read: calls of our keys by request id |
-//! | `account` | entries and calls, held against each other |
-//! | `report` | what came out |
+//! | `export` | an export as read: calls of byok's keys by request id |
+//! | `account` | the comparison of entries and calls |
+//! | `report` | the result |
 
 mod account;
 mod cloudtrail;

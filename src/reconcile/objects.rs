@@ -1,36 +1,37 @@
-//! The objects of a text that a provider exported: JSON Lines, a JSON array, or an array inside the one object that some
-//! exports wrap around it; also several of those, one after the other. One object is in memory at a time, and what is torn
-//! costs itself alone.
+//! Splits an exported text into objects: JSON Lines, a JSON array, or an array inside the single
+//! object that some exports wrap around it, and several of those in a row. Only one object is in
+//! memory at a time. A torn object does not affect the others.
 
 use std::io::{BufRead, Result};
 
-/// The most that one record may have.
+/// The largest size of a record.
 const MAX_BYTES: usize = 8 << 20;
-/// What stands before the array of an export that is one object: CloudTrail's files, its look-up, Azure's older blobs, and
-/// what Azure's command line prints.
+/// What precedes the array of an export that is a single object: CloudTrail's files, its look-up,
+/// Azure's older blobs, and the output of Azure's command line.
 const WRAPPERS: [&str; 5] =
     [r#"{"Records":"#, r#"{"records":"#, r#"{"Events":"#, r#"{"events":"#, r#"{"value":"#];
 
-/// The most that one of them has, white space and all: each array of an object is looked at for it.
+/// The longest wrapper, including white space. Each array in an object is checked for being wrapped
+/// by one.
 const LONGEST_WRAPPER: usize = 256;
 
-/// A text's objects, in order.
+/// The objects of a text, in order.
 pub(super) struct Objects<R> {
     input: R,
     line: u64,
-    /// Read, and not looked at yet.
+    /// A byte that was read but not processed yet.
     again: Option<u8>,
 }
 
-/// One of them.
+/// One object of the text.
 pub(super) struct Object {
-    /// Where it begins, counted from 1.
+    /// The line where it begins, counted from 1.
     pub(super) line: u64,
-    /// `None` where there is something else, or one that is torn or too long.
+    /// Its text; `None` if this is not an object, or one that is torn or too long.
     pub(super) text: Option<Vec<u8>>,
 }
 
-/// How the reading of one ended.
+/// How the reading of an object ended.
 enum End {
     Whole,
     Wrapper,
@@ -42,14 +43,15 @@ impl<R: BufRead> Objects<R> {
         Self { input, line: 1, again: None }
     }
 
-    /// The next one; `None` at the end.
+    /// Returns the next object; `None` at the end.
     ///
     /// # Errors
     /// The text cannot be read.
     pub(super) fn next(&mut self) -> Result<Option<Object>> {
         while let Some(byte) = self.byte()? {
             match byte {
-                // Between objects; the last three are the mark that some put before UTF-8.
+                // These occur between objects. The last three are the byte order mark that some
+                // programs write before UTF-8.
                 b' ' | b'\t' | b'\r' | b'\n' | b',' | b'[' | b']' | b'}' | 0xef | 0xbb | 0xbf => {}
                 b'{' => {
                     let line = self.line;
@@ -70,12 +72,12 @@ impl<R: BufRead> Objects<R> {
         Ok(None)
     }
 
-    /// Reads on to the brace that closes the first one.
+    /// Reads up to the brace that closes the first one.
     fn rest(&mut self, text: &mut Vec<u8>) -> Result<End> {
         let (mut depth, mut in_string, mut escaped, mut line_began) = (1_u32, false, false, false);
         let mut too_long = false;
         while let Some(byte) = self.byte()? {
-            // No string holds a line break as it is; and no object inside another begins a line, as exports are written.
+            // A string never holds a raw line break, and in exports no nested object begins a line.
             if byte == b'\n' && in_string {
                 return Ok(End::Torn);
             }

@@ -1,4 +1,4 @@
-//! What the provider's records say, whatever their format.
+//! The content of the providers' records, whatever their format.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use crate::model::Timestamp;
 
 use super::{cloudtrail, google, key_vault, vault};
 
-/// Whose log it is.
+/// The format of a provider's log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// AWS CloudTrail.
@@ -25,7 +25,7 @@ pub enum Format {
 impl Format {
     pub(super) const ALL: [Self; 4] = [Self::CloudTrail, Self::Vault, Self::Google, Self::KeyVault];
 
-    /// What a report calls it.
+    /// Returns the name in a report.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::CloudTrail => "AWS CloudTrail",
@@ -35,7 +35,7 @@ impl Format {
         }
     }
 
-    /// Whether its records have a request id that our entries have too. Google answers with none.
+    /// Returns whether its records have a request id that entries have too. Google returns none.
     pub fn joins(self) -> bool {
         match self {
             Self::CloudTrail | Self::Vault | Self::KeyVault => true,
@@ -43,7 +43,7 @@ impl Format {
         }
     }
 
-    /// Whether who calls chooses that id, and may choose one of ours.
+    /// Returns whether the caller chooses that id, and so may choose one of byok's.
     pub(super) fn caller_chooses_id(self) -> bool {
         match self {
             Self::KeyVault => true,
@@ -51,7 +51,7 @@ impl Format {
         }
     }
 
-    /// What one record says; `None` where it is none of this format.
+    /// Reads one record; `None` if it does not have this format.
     pub(super) fn read(self, record: &Value, keys: &[Arc<str>]) -> Option<Record> {
         match self {
             Self::CloudTrail => cloudtrail::read(record, keys),
@@ -62,19 +62,19 @@ impl Format {
     }
 }
 
-/// Who called, where the record does not say.
+/// The caller if the record does not name one.
 pub(super) const NOBODY: &str = "nobody known";
 
-/// What was done with a key.
+/// The use of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Use {
     /// Something was wrapped, or made and wrapped.
     Wrap,
     /// Something was unwrapped.
     Unwrap,
-    /// Something was wrapped anew, and nobody saw it.
+    /// Something was re-wrapped without being disclosed.
     Rewrap,
-    /// The key itself was given out. Nothing of ours does that.
+    /// The key itself was exported. byok never does that.
     Export,
 }
 
@@ -82,7 +82,7 @@ impl Use {
     /// Every use.
     pub const ALL: [Self; 4] = [Self::Wrap, Self::Unwrap, Self::Rewrap, Self::Export];
 
-    /// What a report calls it.
+    /// Returns the name in a report.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Wrap => "wrap",
@@ -96,54 +96,56 @@ impl Use {
 /// One record.
 pub(super) struct Record {
     pub(super) at: Timestamp,
-    /// `None` where it is not about a use of our keys.
+    /// The call; `None` if the record is not about a use of byok's keys.
     pub(super) call: Option<Call>,
 }
 
-/// One call that used a key, or was refused it.
+/// One call that used a key, or was refused its use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Call {
-    /// The provider's request id; empty where a record has none.
+    /// The provider's request id; empty if the record has none.
     pub(super) id: String,
     pub(super) at: Timestamp,
     pub(super) used: Use,
-    /// Who called, as the provider names them.
+    /// The caller, as the provider names it.
     pub(super) principal: String,
-    /// Fingerprint of the credential that the call came with, where the record has it. It tells who called where `principal`
-    /// does not: of a credential that has ended the provider knows no more.
+    /// The fingerprint of the credential of the call, if the record has it. It identifies the
+    /// caller where `principal` does not: the provider knows nothing else about a credential that
+    /// has expired.
     pub(super) credential: Option<u64>,
     pub(super) refused: bool,
-    /// Whether the provider's record shows that nothing that protects a record can have come of it.
+    /// Whether the provider's record shows that the call cannot have disclosed anything that
+    /// protects a record.
     pub(super) probe: bool,
-    /// Fingerprints of what was unwrapped or re-wrapped, where the record tells one from another.
+    /// The fingerprints of what was unwrapped or re-wrapped, if the record distinguishes values.
     pub(super) given: Vec<u64>,
-    /// Fingerprints of what was made.
+    /// The fingerprints of what was made.
     pub(super) made: Vec<u64>,
 }
 
-/// A record of the provider that is about no use of our keys.
+/// Returns a record that is not about a use of byok's keys.
 pub(super) fn other(at: Timestamp) -> Option<Record> {
     Some(Record { at, call: None })
 }
 
-/// What tells one text from another.
+/// Returns a number that distinguishes texts.
 pub(super) fn fingerprint(text: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     text.hash(&mut hasher);
     hasher.finish()
 }
 
-/// The text at a JSON pointer; empty where there is none.
+/// Returns the text at a JSON pointer; empty if there is none.
 pub(super) fn text<'r>(record: &'r Value, pointer: &str) -> &'r str {
     record.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
-/// The time at a JSON pointer.
+/// Returns the time at a JSON pointer.
 pub(super) fn time(record: &Value, pointer: &str) -> Option<Timestamp> {
     Timestamp::parse(text(record, pointer))
 }
 
-/// Whether a path, an address or an ARN names one of the keys right after `before`.
+/// Returns whether a path, an address or an ARN names one of the keys right after `before`.
 pub(super) fn names_key(path: &str, before: &str, keys: &[Arc<str>]) -> bool {
     let mut parts = path.split(['/', '?', ':']);
     parts.any(|part| part == before) && parts.next().is_some_and(|name| keys.iter().any(|key| **key == *name))

@@ -1,4 +1,4 @@
-//! What a reconciliation found.
+//! The result of a reconciliation.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,23 +11,23 @@ use crate::model::{EntryId, Operation, Timestamp};
 use super::export::Export;
 use super::record::{Format, Use};
 
-/// Why a call of the provider's log is named.
+/// The reason why a call in the provider's log is named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Why {
-    /// Whoever called is not who calls for us.
+    /// The caller is not byok.
     Stranger,
-    /// It was called as we call, is no probe, and no entry names it.
+    /// byok's identity made the call, it is not a probe, and no entry names it.
     NoEntry,
-    /// It was called as we call and unwrapped a record's DEK, and no entry names it.
+    /// byok's identity unwrapped a record's DEK, and no entry names the call.
     RecordWithoutEntry,
-    /// It was called as we call and unwrapped something that is not known to be a canary.
+    /// byok's identity unwrapped something that is not known to be a canary.
     NoCanary,
-    /// It was called as we call, and gave out the key itself.
+    /// byok's identity exported the key itself.
     Exported,
 }
 
 impl Why {
-    /// The word in JSON.
+    /// Returns the name in JSON.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Stranger => "stranger",
@@ -38,7 +38,7 @@ impl Why {
         }
     }
 
-    /// The sentence for who reads it.
+    /// Returns the sentence for the reader.
     pub fn sentence(self) -> &'static str {
         match self {
             Self::Stranger => "someone else used the key",
@@ -50,105 +50,107 @@ impl Why {
     }
 }
 
-/// A call in the provider's log that nothing of ours explains.
+/// A call in the provider's log that nothing of byok's explains.
 #[derive(Clone, Debug)]
 pub struct Named {
-    /// The provider's request id; the record's own id at Google.
+    /// The provider's request id; at Google the id of the record.
     pub kms_request_id: Arc<str>,
-    /// When.
+    /// The time of the call.
     pub at: Timestamp,
-    /// What for.
+    /// The use of the key.
     pub used: Use,
-    /// By whom.
+    /// The caller.
     pub principal: Arc<str>,
     /// Whether the provider refused it.
     pub refused: bool,
-    /// Why it is named.
+    /// The reason why it is named.
     pub why: Why,
 }
 
-/// A call that an entry names and the provider's log does not have.
+/// A call that an entry names but the provider's log does not have.
 #[derive(Clone, Debug)]
 pub struct Missing {
-    /// The entry's place in the log.
+    /// The position of the entry in the log.
     pub place: u64,
-    /// The entry's id.
+    /// The id of the entry.
     pub entry: EntryId,
-    /// The entry's time.
+    /// The time of the entry.
     pub at: Timestamp,
-    /// The entry's operation.
+    /// The operation of the entry.
     pub operation: Operation,
-    /// What it names.
+    /// The request id that it names.
     pub kms_request_id: Arc<str>,
 }
 
-/// Who used the key.
+/// A principal that used the key.
 #[derive(Clone, Debug)]
 pub struct Principal {
-    /// As the provider names them.
+    /// Its name at the provider.
     pub name: String,
-    /// How many calls in the window.
+    /// The number of its calls in the window.
     pub calls: u64,
-    /// Whether it is we.
+    /// Whether it is byok.
     pub own: bool,
 }
 
-/// What came out. Counts are of the window.
+/// The result of a reconciliation. Counts are of the window.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// Whose log it was held against.
+    /// The format of the provider's log.
     pub format: Format,
     /// The keys.
     pub keys: Vec<Arc<str>>,
-    /// The window: at or after.
+    /// The start of the window, inclusive.
     pub from: Timestamp,
-    /// The window: before.
+    /// The end of the window, exclusive.
     pub until: Timestamp,
-    /// How far an entry's time may be from its call's.
+    /// How far the time of an entry may be from that of its call.
     pub margin: Duration,
-    /// Who we are, as far as it was said.
+    /// The names of byok's own principals that were given.
     pub own: Vec<String>,
-    /// Records of the export, whatever they are about and whenever they were written.
+    /// The number of records in the export, whatever they are about and whenever they were written.
     pub records: u64,
-    /// Calls of our keys.
+    /// The number of calls of byok's keys.
     pub calls: u64,
-    /// Those that an entry names.
+    /// The number of calls that an entry names.
     pub matched: u64,
-    /// Those whose record shows that they are a probe's.
+    /// The number of calls whose record shows that they are probes.
     pub probes: u64,
-    /// Those of ours that no entry names, as our probing is; by use.
+    /// The number of byok's own calls without an entry that look like probing, by use.
     pub without_entry: BTreeMap<Use, u64>,
-    /// Those of ours that no entry names and the provider refused.
+    /// The number of byok's own calls without an entry that the provider refused.
     pub refused: u64,
-    /// How many different values those unwrapped, where the provider's log tells one from another: canaries.
+    /// The number of different values that calls without an entry unwrapped, if the provider's log
+    /// distinguishes values. These are canaries.
     pub unwrapped_values: u64,
-    /// Those that nothing explains.
+    /// The number of calls that nothing explains.
     pub unexplained: u64,
-    /// The same by name; not more than some thousands.
+    /// The unexplained calls; at most some thousands.
     pub named: Vec<Named>,
-    /// Entries.
+    /// The number of entries.
     pub entries: u64,
-    /// Their items whose DEK came from the KMS by a call with an id.
+    /// The number of their items whose DEK came from the KMS by a call with an id.
     pub from_kms: u64,
-    /// Their items whose DEK came from memory: for these there was no call.
+    /// The number of their items whose DEK came from memory, so that there was no call.
     pub cache_hits: u64,
-    /// Their items whose DEK came by a call that has no id.
+    /// The number of their items whose DEK came by a call without an id.
     pub without_id: u64,
-    /// Their items under other keys.
+    /// The number of their items under other keys.
     pub other_keys: u64,
-    /// Calls that entries name, and that may be outside of the export by their time.
+    /// The number of calls that entries name and that may lie outside the export, judging by their
+    /// time.
     pub at_the_edge: u64,
-    /// Calls that entries name and the provider's log does not have.
+    /// The number of calls that entries name but the provider's log does not have.
     pub missing: u64,
-    /// The same by name; not more than some thousands.
+    /// The missing calls; at most some thousands.
     pub named_missing: Vec<Missing>,
-    /// Who called, in the window.
+    /// The principals that called in the window.
     pub principals: Vec<Principal>,
-    /// What of the export cannot be read.
+    /// The number of parts of the export that cannot be read.
     pub unreadable: u64,
-    /// Where: the first lines.
+    /// The first lines of those parts.
     pub unreadable_lines: Vec<u64>,
-    /// Entries whose items are not of a form that we write.
+    /// The number of entries whose items do not have a format that byok writes.
     pub unreadable_entries: u64,
 }
 
@@ -198,12 +200,12 @@ impl Report {
         }
     }
 
-    /// Whether nothing is left to look into.
+    /// Returns whether nothing is left to look into.
     pub fn explained(&self) -> bool {
         self.unexplained == 0 && self.missing == 0 && self.unreadable == 0 && self.unreadable_entries == 0
     }
 
-    /// All of it.
+    /// Returns the whole report as JSON.
     pub fn json(&self) -> Value {
         let named = |named: &Named| {
             json!({

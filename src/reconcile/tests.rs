@@ -1,4 +1,5 @@
-//! Each format from records written after its provider's documentation, and what the two logs say together.
+//! Tests each format with records written after its provider's documentation, and the comparison of
+//! both logs.
 
 use std::time::Duration;
 
@@ -21,7 +22,8 @@ fn export(text: &str, key: &str) -> Export {
     Export::read(text.as_bytes(), vec![key.into()], Between::default()).unwrap()
 }
 
-/// Ids of the calls, each with its use and whether it was refused, in order of the ids.
+/// Returns the ids of the calls, each with its use and whether it was refused, in the order of the
+/// ids.
 fn calls(export: &Export) -> Vec<(&str, Use, bool)> {
     let mut calls: Vec<_> = export.calls.iter().map(|(id, call)| (&**id, call.used, call.refused)).collect();
     calls.sort();
@@ -45,7 +47,7 @@ fn item(key: &str, source: Source, id: Option<&str>) -> Item {
 fn entry(seq: u64, second: i64, items: Vec<Item>) -> PlacedEntry {
     let entry = Entry {
         id: EntryId::new(),
-        // Between what the records of two seconds say.
+        // Half a second later, so between the records of two seconds.
         at: at(second).plus(Duration::from_millis(500)),
         operation: Operation::Decrypt,
         outcome: Outcome::Ok,
@@ -223,12 +225,13 @@ fn a_vault_call_is_a_probe_where_it_opens_a_canary() {
     let strangers = ["vault-root", "vault-export", "vault-denied", "vault-datakey"];
     assert_eq!(named(&report), strangers.map(|id| (id, Why::Stranger)));
 
-    // An entry that is gone leaves an unwrap of what other entries made.
+    // A missing entry leaves an unwrap of what other entries made.
     entries.remove(1);
     let report = reconciled(export(VAULT, "fields"), terms(), &entries);
     assert_eq!(named(&report)[0], ("vault-many", Why::RecordWithoutEntry));
 
-    // What nobody has made and what is not probed on and on is no canary; what is, may be.
+    // A value that nobody made and that is not probed repeatedly is no canary. One that is may be a
+    // canary.
     let probe = VAULT.lines().find(|line| line.contains("vault-probe")).unwrap();
     for (times, apart, is_probed) in [(1, 20, false), (2, 4, false), (2, 5, true), (3, 5, true)] {
         let more = (1..=times).map(|n| {
@@ -245,7 +248,8 @@ fn a_vault_call_is_a_probe_where_it_opens_a_canary() {
     }
 }
 
-/// A record of a decrypt by `auth` with `token`, of `values`, and its answer where there was one.
+/// Returns the record of a decrypt of `values` by `auth` with `token`, and of its answer if there
+/// was one.
 fn decrypted(
     id: &str,
     second: u8,
@@ -272,7 +276,8 @@ fn decrypted(
 }
 
 const OURS: &str = r#""accessor":"hmac-sha256:aaaa","display_name":"token","token_type":"service""#;
-/// As Vault 1.21.0 writes it: an error and a reference that are absent stand there as the HMAC of the empty text.
+/// As Vault 1.21.0 writes it: an absent error and an absent reference appear as the HMAC of the
+/// empty text.
 const OPENED: &str = r#"{"batch_results":[{"plaintext":"hmac-sha256:99","error":"hmac-sha256:00","reference":"hmac-sha256:00"}]}"#;
 /// As Vault 1.21.0 writes it.
 const FAILED: &str =
@@ -297,11 +302,11 @@ fn a_probe_that_an_incident_names_leaves_its_canarys_others_explained() {
     assert_eq!((named(&report), report.matched, report.refused), (vec![], 2, 1));
     assert_eq!(report.without_entry.get(&Use::Unwrap), Some(&3));
 
-    // A record's DEK is named as ever, together with a canary too.
+    // A record's DEK is still named, even together with a canary.
     let text = text
         + &decrypted("made", 6, OURS, "1", &["record"], Some(OPENED))
         + &decrypted("stolen", 7, OURS, "1", &["c", "record"], Some(OPENED))
-        // One item that fails hides no other one.
+        // An item that fails does not hide the others.
         + &decrypted("stolen-too", 8, OURS, "1", &["nonsense", "record"], Some(FAILED));
     let ours = item("fields", Source::Kms, Some("made"));
     let entries =
@@ -319,15 +324,15 @@ fn calls_with_a_token_that_has_ended_are_whose_it_was() {
     let report = reconciled(export(&text, "fields"), terms(), &[ours]);
     assert_eq!((named(&report), report.refused), (vec![("guessed", Why::Stranger)], 1));
     assert_eq!(&*report.named[0].principal, "nobody known (token 2)");
-    // Who knows whose it is can say so.
+    // Somebody who knows the owner of the token can say so.
     let own = vec!["token (token accessor aaaa)".to_owned(), "nobody known (token 2)".to_owned()];
     let report = reconciled(export(&text, "fields"), Terms { own, ..terms() }, &[]);
     assert_eq!((report.refused, named(&report)), (2, vec![("ours", Why::NoCanary)]));
-    // The token is learned from before the window, too.
+    // The owner of the token is also learned from records before the window.
     let between = Between(Some(at(2)), None);
     let read = Export::read(text.as_bytes(), vec!["fields".into()], between).unwrap();
     assert_eq!(&*read.calls["revoked"].principal, "token (token accessor aaaa)");
-    // With `log_raw` the token itself stands there: it is shown nowhere.
+    // With `log_raw` the records hold the token itself, which must not be shown anywhere.
     let raw = text.replace("hmac-sha256:2", "hvs.secret");
     let report = reconciled(export(&raw, "fields"), terms(), &[]);
     assert!(report.named.iter().all(|named| !named.principal.contains("secret")));
@@ -364,7 +369,8 @@ fn an_id_of_azure_is_its_callers_choice_and_hides_nobody() {
     let made = || entry(0, 1, vec![item("fields", Source::Kms, Some("azure-made"))]);
     let copied = KEY_VAULT.replace("azure-mallory", "azure-made");
     let report = reconciled(export(&copied, "fields"), terms(), &[made()]);
-    // Which of the two is ours the id does not say, whichever came first; another call of ours does.
+    // The id does not say which of the two is byok's, whichever came first; another call of byok's
+    // does.
     assert_eq!(named(&report).len(), 3);
     let mut lines: Vec<&str> = copied.lines().collect();
     for _ in 0..2 {
@@ -374,14 +380,15 @@ fn an_id_of_azure_is_its_callers_choice_and_hides_nobody() {
         assert!(id.starts_with("azure-made"));
         lines.reverse();
     }
-    // Nor does the same record, delivered twice, or one without an id on the line of another.
+    // Nor does a record that was delivered twice, or one without an id on the same line as another,
+    // hide anybody.
     let twice = KEY_VAULT.lines().chain(KEY_VAULT.lines()).collect::<Vec<_>>().join("\n");
     let report = reconciled(export(&twice, "fields"), terms(), &[made()]);
     assert_eq!((report.calls, report.matched, named(&report).len()), (3, 1, 1));
     let none = KEY_VAULT.replace("azure-mallory", "").replace("azure-probe", "").replace('\n', " ");
     let report = reconciled(export(&none, "fields"), terms(), &[made()]);
     assert_eq!((report.calls, named(&report)), (3, vec![("(record 2)", Why::Stranger)]));
-    // What came from memory names a call of long ago.
+    // An item from memory names a call of long ago.
     let hit = entry(0, 3, vec![item("fields", Source::Cache, Some("azure-mallory"))]);
     let report = reconciled(export(KEY_VAULT, "fields"), terms(), &[made(), hit]);
     assert_eq!(named(&report), [("azure-mallory", Why::Stranger)]);
@@ -426,7 +433,7 @@ fn the_window_that_is_said_goes_before_the_records() {
     let read = Export::read(VAULT.as_bytes(), vec!["fields".into()], between).unwrap();
     let report = reconciled(read, Terms { from, until, ..terms() }, &[]);
     assert_eq!((report.calls, report.unexplained), (4, 4));
-    // An export that ends before the time that it is said to have shows.
+    // It shows if an export ends before the end of the window that it is said to cover.
     let until = Some(at(60));
     let late = entry(3, 30, vec![item("fields", Source::Kms, Some("after its end"))]);
     let report = reconciled(export(VAULT, "fields"), Terms { from, until, ..terms() }, &[late]);

@@ -1,6 +1,7 @@
-//! The audit device of Vault or OpenBao (<https://developer.hashicorp.com/vault/docs/audit>): JSON Lines, one as a request comes and
-//! one as it is answered, both with the `request_id` that the caller gets. Ciphertexts stand there as HMACs under the
-//! device's salt: not what they are, but which are the same.
+//! The audit device of Vault or OpenBao (<https://developer.hashicorp.com/vault/docs/audit>). It
+//! writes JSON Lines: one for each request and one for each answer, both with the `request_id` that
+//! the caller gets. Ciphertexts appear as HMACs under the device's salt, which show only whether
+//! two of them are the same.
 
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use serde_json::Value;
 
 use super::record::{Call, NOBODY, Record, Use, fingerprint, other, text, time};
 
-/// What the device's HMACs begin with.
+/// The prefix of the device's HMACs.
 const HMAC: &str = "hmac-sha256:";
 
 pub(super) fn read(record: &Value, keys: &[Arc<str>]) -> Option<Record> {
@@ -35,11 +36,12 @@ pub(super) fn read(record: &Value, keys: &[Arc<str>]) -> Option<Record> {
     Some(Record { at, call: Some(call) })
 }
 
-/// What a request to this path does with one of the keys, if anything. A mount may be of several parts.
+/// Returns how a request to this path uses one of the keys, if it does. The path of a mount may
+/// have several parts.
 fn used(path: &str, mount: &str, keys: &[Arc<str>]) -> Option<Use> {
     let mut parts = match path.strip_prefix(mount) {
         Some(rest) if !mount.is_empty() => rest.split('/'),
-        // Before Vault 1.10 records have no mount: it is the first part.
+        // Before Vault 1.10, records have no mount: it is the first part of the path.
         _ => path.split_once('/')?.1.split('/'),
     };
     let used = match parts.next()? {
@@ -55,10 +57,11 @@ fn used(path: &str, mount: &str, keys: &[Arc<str>]) -> Option<Use> {
     keys.iter().any(|key| **key == *name).then_some(used)
 }
 
-/// Whether no item of a batch came to anything: such an answer is an error to who asked, and none to the device. Of `encrypt`
-/// and `decrypt` it has the status alone, which one item that failed sets for all. Of `rewrap` it has a result for each item, and
-/// writes an absent error as the HMAC of the empty text: the same as that of an absent reference. We send no reference; of who
-/// sends one nothing is taken for a failure.
+/// Returns whether every item of a batch failed. Such an answer is an error to the caller, but not
+/// to the device. For `encrypt` and `decrypt` the device records only the status, which one failed
+/// item sets for all. For `rewrap` it records a result for each item, and writes an absent error as
+/// the HMAC of the empty text, which is also how it writes an absent reference. byok sends no
+/// references; for a caller that sends one, nothing counts as a failure.
 fn all_failed(record: &Value, data: &Value, used: Use) -> bool {
     let items = record.pointer("/request/data/batch_input").and_then(Value::as_array);
     let Some(items) = items else { return false };
@@ -79,7 +82,8 @@ fn all_failed(record: &Value, data: &Value, used: Use) -> bool {
     }
 }
 
-/// The token as the device writes it. Of a request that was refused for its token there is no other trace of who made it.
+/// Returns the token as the device writes it. If a request was refused because of its token, there
+/// is no other trace of the caller.
 fn token(record: &Value) -> &str {
     match text(record, "/request/client_token") {
         "" => text(record, "/auth/client_token"),
@@ -87,23 +91,23 @@ fn token(record: &Value) -> &str {
     }
 }
 
-/// The fingerprints of the ciphertexts of a batch, or of the one that there is.
+/// Returns the fingerprints of the ciphertexts of a batch, or of the single ciphertext.
 fn ciphertexts(data: &Value, batch: &str) -> Vec<u64> {
     let items = data.get(batch).and_then(Value::as_array);
     let texts = items.into_iter().flatten().chain([data]).map(|item| text(item, "/ciphertext"));
     texts.filter(|text| !text.is_empty()).map(fingerprint).collect()
 }
 
-/// The entity, which outlasts a login; else the token, which does not.
+/// Returns the entity, which outlasts a login, or else the token, which does not.
 fn principal(record: &Value) -> String {
     let name = match text(record, "/auth/display_name") {
         "" => NOBODY,
         name => name,
     };
-    // As long as tells one from another: an HMAC has 64 digits.
+    // Short, but long enough to distinguish HMACs, which have 64 digits.
     let short = |hmac: &str| hmac.trim_start_matches(HMAC).chars().take(24).collect::<String>();
     match (text(record, "/auth/entity_id"), text(record, "/auth/accessor")) {
-        // With `log_raw` it is the token itself.
+        // With `log_raw` this would be the token itself.
         ("", "") if token(record).starts_with(HMAC) => format!("{name} (token {})", short(token(record))),
         ("", "") => name.to_owned(),
         ("", accessor) => format!("{name} (token accessor {})", short(accessor)),

@@ -1,5 +1,5 @@
-//! Which tenant is served. There is one, the primary; requests and jobs ask here who it is, and find nobody until the database
-//! was reached. Knows no key and no caller.
+//! Knows which tenant is served. There is one, the primary. Requests and jobs ask here which it is,
+//! and get an error until the database has been reached. This module knows no key and no caller.
 
 mod primary;
 

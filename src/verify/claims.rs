@@ -1,11 +1,12 @@
-//! What a walk that has ended claims of the log: what each claim says where it holds, and what it would take where nothing
-//! can be said.
+//! States what a finished walk claims about the log: the text of each claim if it holds, and what
+//! it would take if nothing can be said.
 
 use super::report::Claim;
 use super::walk::Walk;
 
 impl Walk {
-    /// Tells what was erased, once it is found what no entry says was.
+    /// States the claim about personal values, after reporting those that are missing and that no
+    /// entry says were erased.
     fn tell_personal(&mut self) {
         let (found, unseen) = self.erasures.settle();
         found.into_iter().for_each(|finding| self.report.find(finding));

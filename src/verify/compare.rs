@@ -1,4 +1,5 @@
-//! The walk's tree against the roots that are said of it: of checkpoints, of the pinned one, of the log's head.
+//! Compares the walk's tree with the expected roots: those of the checkpoints, of the pinned
+//! checkpoint and of the log's head.
 
 use super::finding::{Against, Finding};
 use super::walk::Walk;
@@ -7,7 +8,7 @@ use crate::audit::SignedCheckpoint;
 use crate::merkle::{Frontier, Hash};
 
 impl Walk {
-    /// A note that is kept as of the size that the walk has reached.
+    /// Checks a note that is kept as the checkpoint of the size that the walk has reached.
     pub(super) fn checkpoint(&mut self, note: &str) {
         let size = self.size;
         let checkpoint = Against::Checkpoint(size);
@@ -36,12 +37,13 @@ impl Walk {
         }
     }
 
-    /// The root that the log's head has.
+    /// Compares the tree with the root in the log's head.
     pub(super) fn head(&mut self, frontier: &Frontier) {
         self.headed = self.compare(frontier.root(), Against::Head(frontier.size()));
     }
 
-    /// What to say of a checkpoint that none of the keys given has signed, where any was given.
+    /// Returns the finding for a checkpoint that none of the given keys has signed. Returns `None`
+    /// if no keys were given.
     fn unsigned(&self, signed: &SignedCheckpoint, checkpoint: Against) -> Option<Finding> {
         let keys = &self.trust.keys;
         if keys.is_empty() || keys.iter().any(|key| signed.is_signed_by(key)) {
@@ -53,7 +55,8 @@ impl Walk {
         })
     }
 
-    /// Whether the tree so far has this root. Where it has not, says why as well as the leaves show it.
+    /// Returns whether the tree so far has this root. If not, it reports why, as precisely as the
+    /// leaves allow.
     fn compare(&mut self, root: Hash, against: Against) -> bool {
         if self.unknown_from.is_some() {
             return false;
@@ -67,7 +70,7 @@ impl Walk {
             };
             let first = self.subject.first;
             self.report.find(Finding::Swapped { place: first + low, with: first + high });
-            // As it would be without: what comes after is looked at for itself.
+            // Continue as if the two were not swapped, so that what follows is judged by itself.
             self.frontier = frontier;
         }
         self.diverged = false;
@@ -98,7 +101,8 @@ impl Walk {
         }
     }
 
-    /// Before the walk goes on from a size: is it the pinned one?
+    /// Compares the tree with the pinned checkpoint, if the walk has reached its size. Called
+    /// before the walk moves on.
     pub(super) fn leave(&mut self) {
         let Some(pinned) = &self.trust.pinned else { return };
         let (size, root) = (pinned.checkpoint.size, pinned.checkpoint.root);

@@ -11,7 +11,7 @@ fn the_corpus_of_bundles_holds() {
     let mut count = 0;
     for file in std::fs::read_dir(folder).unwrap() {
         let path = file.unwrap().path();
-        // Printed only when the check panics: it names the culprit.
+        // This shows only if the check panics, and names the file at fault.
         println!("{}", path.display());
         check::check(&std::fs::read(path).unwrap());
         count += 1;

@@ -1,7 +1,9 @@
-//! The rows of DEKs against the log. An entry of `encrypt` that was not refused makes the row of a DEK that it names first; one
-//! of `rotate` gives it another key version, and other wrapped bytes. Nothing else does. Entries of form 2 hold the SHA-256 of the
-//! wrapped bytes. Each entry of `encrypt` names the record of the DEK that it used. Looks at a range of DEK ids at a time, since
-//! there may be more of them than memory has room for: about 220 MB for a million.
+//! Checks the rows of DEKs against the log. An entry of `encrypt` that was not refused creates the
+//! row of a DEK that it is the first to name; an entry of `rotate` gives the row another key
+//! version, and other wrapped bytes. Nothing else changes these. Entries of form 2 hold the SHA-256
+//! of the wrapped bytes. Each entry of `encrypt` names the record of the DEK that it used. The
+//! check looks at a range of DEK ids at a time, since all of them may not fit into memory: a
+//! million take about 220 MB.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -13,16 +15,16 @@ use crate::crypto::sha256;
 use crate::model::{DekId, KeyVersion, Operation, TenantUid};
 use crate::store::{DekRow, LogReads, ReadError};
 
-/// How many rows one pass over the log looks at.
+/// The number of rows that one pass over the log checks.
 const RANGE: usize = 1_000_000;
 const PAGE: u32 = 1_000;
-/// How many DEKs without a row a pass remembers.
+/// The number of DEKs without a row that a pass remembers.
 const GONE: usize = 10_000;
-/// How much later than the first entry that is there a DEK has to be made to need an entry of its own, in milliseconds:
-/// replicas' clocks differ.
+/// How much later than the first existing entry a DEK must have been made to need an entry of its
+/// own, in milliseconds. The clocks of replicas differ.
 const CERTAINLY_LATER: u64 = 24 * 3_600_000;
 
-/// Key versions by number: there are few, and a DEK holds two.
+/// Key versions by number. There are few of them, and a DEK refers to two.
 #[derive(Default)]
 struct Versions {
     all: Vec<KeyVersion>,
@@ -41,36 +43,38 @@ impl Versions {
     }
 }
 
-/// What entries say of a DEK's record.
+/// What the entries say about a DEK's record.
 #[derive(Clone, Copy, Default)]
 enum Named {
-    /// No entry that is there used the DEK, or the value is not the one that was hashed.
+    /// No existing entry used the DEK, or the value is not the one that was hashed.
     #[default]
     Unknown,
-    /// That it has none, or that it was erased: an erasure takes the id out of the row before it comes to the entries.
+    /// The DEK has no record, or its id was erased: an erasure removes the id from the row before
+    /// it gets to the entries.
     Nothing,
-    /// SHA-256 of what the log calls it.
+    /// The SHA-256 of the record's name in the log.
     Record([u8; 32]),
 }
 
 #[derive(Clone, Copy, Default)]
 struct Dek {
     row: Option<u32>,
-    /// SHA-256 of the wrapped bytes in the row.
+    /// The SHA-256 of the wrapped bytes in the row.
     holds: [u8; 32],
-    /// SHA-256 of what the log calls the row's record.
+    /// The SHA-256 of the name that the log uses for the row's record.
     record: Option<[u8; 32]>,
     named: Named,
-    /// What the entry that made or re-wrapped it last says of these, where it is of form 2.
+    /// The SHA-256 of the wrapped bytes according to the entry that last made or re-wrapped the
+    /// DEK, if that entry is of form 2.
     given: Option<[u8; 32]>,
-    /// By the last rotation.
+    /// The key version that the last rotation gave it.
     rotated: Option<u32>,
-    /// By the entry that made it.
+    /// The key version in the entry that made it.
     made: Option<u32>,
 }
 
 impl Dek {
-    /// The version that the log gave it last, as far as that is known.
+    /// Returns the version that the log gave it last, if known.
     fn version(&self) -> Option<u32> {
         self.rotated.or(self.made)
     }
@@ -84,24 +88,24 @@ impl Dek {
     }
 }
 
-/// A range of DEKs, and what the log said of them so far.
+/// A range of DEKs, and what the log has said about them so far.
 pub(super) struct Deks {
     known: HashMap<DekId, Dek>,
     versions: Versions,
     after: Option<DekId>,
-    /// The last id of the range; `None` when it is open.
+    /// The last id of the range; `None` if the range is open.
     until: Option<DekId>,
-    /// Whether all that was ever logged was seen.
+    /// Whether everything that was ever logged has been seen.
     whole: bool,
-    /// When the first entry was made after the last that is not there, in microseconds since 1970.
+    /// The time of the first entry after the last gap in the log, in microseconds since 1970.
     since: Option<i64>,
     gone: usize,
-    /// Whether ids that have no row are looked for.
+    /// Whether the set of DEKs is closed: entries of DEKs that have no row are ignored.
     closed: bool,
 }
 
 impl Deks {
-    /// None, and none that is looked for.
+    /// Returns a set of no DEKs, to which none are added.
     pub(super) fn none() -> Self {
         Self {
             known: HashMap::new(),
@@ -115,7 +119,7 @@ impl Deks {
         }
     }
 
-    /// The rows of the next range, as they are now.
+    /// Reads the rows of the next range, as they are now.
     pub(super) async fn read(
         store: &dyn LogReads,
         tenant: TenantUid,
@@ -137,24 +141,25 @@ impl Deks {
         Ok(deks)
     }
 
-    /// These rows and no others, of which nothing is known yet. `whole` where the log begins with the tenant's first entry.
+    /// Returns a set of exactly these rows, of which nothing is known yet. `whole` says whether the
+    /// log begins with the tenant's first entry.
     pub(super) fn of(rows: &[DekRow], whole: bool) -> Self {
         let mut deks = Self { whole, ..Self::none() };
         rows.iter().for_each(|row| deks.row(row));
         deks
     }
 
-    /// What the log has against a row.
+    /// Returns the finding about a row, if the log contradicts it.
     pub(super) fn finding_of(&self, id: DekId) -> Option<Finding> {
         self.finding(id, *self.known.get(&id)?)
     }
 
-    /// Where the next range begins; `None` when this is the last.
+    /// Returns where the next range begins; `None` if this is the last one.
     pub(super) fn next(&self) -> Option<DekId> {
         self.until
     }
 
-    /// Whether nothing of the log was missing so far.
+    /// Returns whether nothing of the log has been missing so far.
     pub(super) fn is_whole(&self) -> bool {
         self.whole
     }
@@ -166,7 +171,7 @@ impl Deks {
         dek.record = row.record_id.as_deref().map(record_hash);
     }
 
-    /// What an entry says; those that were altered say nothing.
+    /// Takes in what an entry says. Not to be called with entries that were altered.
     pub(super) fn observe(&mut self, entry: &BundleEntry) {
         self.since.get_or_insert(entry.at);
         let rotates = entry.operation == Operation::Rotate.as_str();
@@ -198,7 +203,8 @@ impl Deks {
         let dek = self.known.entry(id).or_default();
         let given = item.wrapped_hash.as_ref().map(|hash| hash.0);
         if rotates {
-            // An entry of form 1 says of the wrapped bytes only that they are others, where the version is another.
+            // An entry of form 1 says about the wrapped bytes only that they changed, if the key
+            // version changed.
             if given.is_some() || dek.version() != Some(number) {
                 dek.given = given;
             }
@@ -208,15 +214,15 @@ impl Deks {
         if matches!(dek.named, Named::Unknown) {
             dek.named = named(item.record.as_ref());
         }
-        // A later encrypt may have taken the DEK from a cache, under the version that it had before. Only the one that made it
-        // says what was wrapped.
+        // A later encrypt may have taken the DEK from a cache, under the version that it had
+        // before. Only the entry that made the DEK says what was wrapped.
         if dek.rotated.is_none() {
             dek.given = dek.given.or(given);
         }
         dek.made = dek.made.or(Some(number));
     }
 
-    /// Part of the log is not there: what was said before may have been overtaken there.
+    /// Notes that part of the log is missing. What was said before may have been superseded there.
     pub(super) fn gap(&mut self) {
         (self.whole, self.since) = (false, None);
         for dek in self.known.values_mut() {
@@ -248,12 +254,13 @@ impl Deks {
         }
     }
 
-    /// Whether the entry that made a DEK has to be among those that are there: all are, or it was made later than the first.
+    /// Returns whether the entry that made a DEK must be among the existing ones: either all
+    /// entries exist, or the DEK was made later than the first of them.
     fn must_be_named(&self, id: DekId, dek: Dek) -> bool {
         self.whole || (dek.rotated.is_none() && self.since.is_some_and(|since| is_later(id, since)))
     }
 
-    /// Keeps only those that are not as the log says; whether there are any.
+    /// Keeps only the DEKs that do not match the log, and returns whether there are any.
     pub(super) fn doubt(&mut self) -> bool {
         let doubted: Vec<DekId> = self
             .known
@@ -272,7 +279,8 @@ impl Deks {
         !self.known.is_empty()
     }
 
-    /// Reads the rows again of those that are left: the server may have been at work meanwhile.
+    /// Reads the rows of the remaining DEKs again, because the server may have changed them
+    /// meanwhile.
     pub(super) async fn read_again(
         &mut self,
         store: &dyn LogReads,
@@ -288,7 +296,7 @@ impl Deks {
         Ok(())
     }
 
-    /// Says what is left, in the order of ids.
+    /// Reports the remaining mismatches, in the order of ids.
     pub(super) fn settle(self, report: &mut Report) {
         let found: BTreeMap<DekId, Finding> =
             self.known.iter().filter_map(|(id, dek)| Some((*id, self.finding(*id, *dek)?))).collect();
@@ -304,13 +312,13 @@ fn named(record: Option<&Personal>) -> Named {
     }
 }
 
-/// The same for an id and for what stands for it in the log where it is long.
+/// Returns the same hash for a record id and for the name that the log uses for it if it is long.
 fn record_hash(record_id: &str) -> [u8; 32] {
     sha256(recorded_id(record_id).as_bytes())
 }
 
-/// Whether a DEK was certainly made after this moment, in microseconds since 1970, by the time in its id; ids that are not of
-/// our making count as made now.
+/// Returns whether a DEK was certainly made after this moment, in microseconds since 1970,
+/// according to the time in its id. An id that byok did not make counts as made now.
 fn is_later(id: DekId, moment: i64) -> bool {
     let millis = id.0.as_u64_pair().0 >> 16;
     let moment = u64::try_from(moment / 1_000).unwrap_or(0);
@@ -370,7 +378,7 @@ mod tests {
         deks.observe(&entry(Operation::Rotate, &made, None));
         assert_eq!(deks.finding_of(edited.id), Some(Finding::DekWrapped { dek: edited.id }));
 
-        // A release before this one has re-wrapped it under another version, and said no more.
+        // An earlier release re-wrapped it under another version, and recorded no hash.
         let rotated = DekRow { id: made.id, ..row("2", 3) };
         let mut deks = Deks::of(std::slice::from_ref(&rotated), true);
         deks.observe(&entry(Operation::Encrypt, &made, Some(sha256(&[1]))));

@@ -1,4 +1,5 @@
-//! The encodings that the lines of a bundle are made of: bytes, UUIDs, a tenant's uid, and objects that are read strictly.
+//! The encodings in the lines of a bundle: bytes, UUIDs, the uid of a tenant, and objects that are
+//! read strictly.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -7,7 +8,7 @@ use uuid::Uuid;
 
 use crate::model::TenantUid;
 
-/// Bytes in base64 with padding (RFC 4648, section 4), of which there is one spelling.
+/// Bytes in base64 with padding (RFC 4648, section 4). Only the canonical spelling is accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Bytes<const N: usize>(pub(super) [u8; N]);
 
@@ -44,8 +45,9 @@ impl<'de> Deserialize<'de> for Id {
     }
 }
 
-/// Reads these types from a JSON object and from nothing else: Serde's own reading takes a list of a struct's values as well,
-/// which is no form of a bundle. They derive with `#[serde(remote = "Self")]`.
+/// Implements reading these types from a JSON object only. Serde's own implementation also accepts
+/// a list of a struct's values, which is not valid in a bundle. The types derive with
+/// `#[serde(remote = "Self")]`.
 macro_rules! read_from_objects {
     ($($type:ty),+) => {$(
         impl serde::Serialize for $type {
@@ -78,7 +80,7 @@ macro_rules! read_from_objects {
 
 pub(super) use read_from_objects;
 
-/// A tenant's uid from its 32 hexadecimal digits.
+/// Parses a tenant's uid from its 32 hexadecimal digits.
 pub(super) fn tenant_of(text: &str) -> Option<TenantUid> {
     let bytes: Option<Vec<u8>> =
         (0..16).map(|at| u8::from_str_radix(text.get(2 * at..2 * at + 2)?, 16).ok()).collect();

@@ -1,4 +1,5 @@
-//! An entry as a bundle shows it: all that its leaf covers, and the personal values with their salts.
+//! An entry as a bundle shows it: everything that its leaf covers, and the personal values with
+//! their salts.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
@@ -15,7 +16,7 @@ use crate::store::{EntryRow, leaf_of};
 
 read_from_objects!(Personal, BundleEntry, BundleItem);
 
-/// A personal value: with its salt, or erased and without both.
+/// A personal value: with its salt, or erased together with its salt.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub(super) struct Personal {
@@ -27,23 +28,23 @@ pub(super) struct Personal {
 }
 
 impl Personal {
-    /// Whether the value is the one that was hashed; `None` where it was erased.
+    /// Returns whether the value is the one that was hashed; `None` if it was erased.
     pub(super) fn matches(&self) -> Option<bool> {
         match (&self.value, &self.salt) {
             (None, _) => None,
             (Some(value), Some(salt)) => Some(hmac_sha256(&salt.0, value.as_bytes()) == self.hmac.0),
-            // Nobody can check it.
+            // Without the salt, nobody can check it.
             (Some(_), None) => Some(false),
         }
     }
 }
 
-/// An entry with all that its leaf covers.
+/// An entry with everything that its leaf covers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub(super) struct BundleEntry {
     pub(super) place: u64,
-    /// Whose it is, where that is another tenant than the log's.
+    /// The tenant that the entry belongs to, if that is not the tenant of the log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) tenant: Option<String>,
     /// Microseconds since 1970.
@@ -58,7 +59,8 @@ pub(super) struct BundleEntry {
     pub(super) request: Personal,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) detail: Option<String>,
-    /// Which fields the digest covers: 2, or 1 where nothing is said. The next four are of form 2 alone.
+    /// The form, which determines the fields that the digest covers: 2, or 1 if it is absent. The
+    /// next four fields exist only in form 2.
     #[serde(default, skip_serializing_if = "EntryForm::is_one")]
     pub(super) form: EntryForm,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -67,11 +69,11 @@ pub(super) struct BundleEntry {
     pub(super) ledger_hash: Option<Bytes<32>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) issuer: Option<String>,
-    /// Names and values, in the order of the names' bytes.
+    /// Names and values, in the byte order of the names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) extensions: Vec<(String, String)>,
     pub(super) items: Vec<BundleItem>,
-    /// As the row has it.
+    /// The digest in the row.
     pub(super) digest: Bytes<32>,
 }
 
@@ -92,7 +94,7 @@ pub(super) struct BundleItem {
     pub(super) refused: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) record: Option<Personal>,
-    /// This and those that follow are of form 2 alone.
+    /// This field and the following ones exist only in form 2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) key_id: Option<Id>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -104,7 +106,8 @@ pub(super) struct BundleItem {
 }
 
 impl BundleEntry {
-    /// `None` when the row's items or records are not of a form that we write.
+    /// Builds the entry of a row; `None` if the row's items or records do not have a format that
+    /// byok writes.
     pub(super) fn of(place: u64, row: &EntryRow) -> Option<Self> {
         let packed = Packed::read(&row.items, row.item_count)?;
         let records: Vec<Value> = serde_json::from_str(&row.records).ok()?;
@@ -120,7 +123,7 @@ impl BundleEntry {
                     (Some(value), Some(salt_of(&salt)?))
                 }
             };
-            // A value where none was hashed.
+            // The row has a value although none was hashed.
             if value.is_some() && item.record_hmac.is_none() {
                 return None;
             }
@@ -166,7 +169,7 @@ impl BundleEntry {
         })
     }
 
-    /// The digest of what it says.
+    /// Computes the digest of what the entry says.
     pub(super) fn computed(&self, tenant: TenantUid) -> [u8; 32] {
         let extensions: Vec<_> = self.extensions.iter().map(|(name, value)| (&**name, &**value)).collect();
         let fields = EntryFields {
@@ -187,7 +190,8 @@ impl BundleEntry {
         fields.digest(tenant, self.items.iter().map(|item| item.leaf(self.form)))
     }
 
-    /// Whether its digest covers all that it says: an entry of the first form has none of the later fields.
+    /// Returns whether the digest covers everything that the entry says. An entry of the first form
+    /// must not have the later fields.
     pub(super) fn is_of_its_form(&self) -> bool {
         let sorted = self.extensions.is_sorted_by(|(one, _), (next, _)| one < next);
         let beyond = self.reason.is_some()
@@ -201,18 +205,19 @@ impl BundleEntry {
         }
     }
 
-    /// The other tenant whose entry it is: its digest holds there.
+    /// Returns the other tenant that the entry claims to belong to, if the digest matches for that
+    /// tenant.
     pub(super) fn others(&self) -> Option<TenantUid> {
         let tenant = self.tenant.as_deref().and_then(tenant_of)?;
         (self.computed(tenant) == self.digest.0).then_some(tenant)
     }
 
-    /// Its leaf, by the digest that the row has.
+    /// Returns the leaf, from the digest in the row.
     pub(super) fn leaf(&self) -> Hash {
         self.leaf_with(&self.digest.0)
     }
 
-    /// The leaf that it would have with this digest.
+    /// Returns the leaf that the entry would have with this digest.
     pub(super) fn leaf_with(&self, digest: &[u8; 32]) -> Hash {
         leaf_of(Timestamp(self.at), digest)
     }
@@ -248,7 +253,7 @@ fn id_of(bytes: &[u8; 16]) -> Id {
     Id(Uuid::from_bytes(*bytes))
 }
 
-/// A salt as `records` holds it: base64, with or without padding.
+/// Parses a salt as `records` holds it: base64, with or without padding.
 fn salt_of(text: &str) -> Option<Bytes<16>> {
     let text = text.trim_end_matches('=');
     let salt = STANDARD_NO_PAD.decode(text).ok()?;

@@ -1,5 +1,6 @@
-//! Personal values that are not there, against the entries that say they were erased: `erase user 0 <end>`, `erase record 0
-//! <end>`. What an erasure of another value or record took is not told apart: no entry says which value goes.
+//! Checks personal values that are missing against the entries that say they were erased: `erase
+//! user 0 <end>`, `erase record 0 <end>`. It cannot distinguish what the erasure of another value
+//! or record removed, because no entry says which value was erased.
 
 use std::collections::VecDeque;
 
@@ -7,15 +8,16 @@ use super::entry::BundleEntry;
 use super::finding::{Finding, PersonalValue};
 use crate::model::{Operation, Outcome};
 
-/// How many entries of a kind wait for the one that says so. The highest places are kept: an erasure begins with the first,
-/// so that one that reaches none of these has left them all.
+/// The number of places per kind that wait for an entry of an erasure. The highest places are kept:
+/// an erasure starts at the first entry, so if it reaches none of these, it leaves all of them
+/// unexplained.
 const AWAITING: usize = 1_000;
 
 #[derive(Default)]
 struct Kind {
-    /// How far the entries so far say that it was erased: to before this place.
+    /// The end, exclusive, of the positions that the entries so far say were erased.
     end: u64,
-    /// Where it is not there, and what of it; nothing so far says so.
+    /// The positions with a missing value that no entry so far explains, and which value it is.
     awaiting: VecDeque<(u64, PersonalValue)>,
 }
 
@@ -39,17 +41,17 @@ impl Kind {
 /// What a walk has seen of erasures.
 #[derive(Default)]
 pub(super) struct Erasures {
-    /// How many values were not there.
+    /// The number of missing values.
     pub(super) count: u64,
-    /// Of users, and with them of request ids; of records.
+    /// Erasures of users, which include request ids; then those of records.
     users: Kind,
     records: Kind,
-    /// Up to before this place, the entry that says so may be one that is not shown.
+    /// Positions before this one may be explained by an entry that is not shown.
     hidden: u64,
 }
 
 impl Erasures {
-    /// A value is not there.
+    /// Notes that a value is missing.
     pub(super) fn erased(&mut self, place: u64, what: PersonalValue) {
         self.count += 1;
         match what {
@@ -58,7 +60,7 @@ impl Erasures {
         }
     }
 
-    /// An entry that holds: whatever it says was erased stands before it.
+    /// Takes in an entry whose digest holds. Whatever it says was erased is before it.
     pub(super) fn entry(&mut self, entry: &BundleEntry) {
         if entry.operation != Operation::Erase.as_str() || entry.outcome != Outcome::Ok.as_str() {
             return;
@@ -77,17 +79,18 @@ impl Erasures {
         }
     }
 
-    /// From this place on some entries are not shown.
+    /// Notes that some entries from this position on are not shown.
     pub(super) fn hide(&mut self, from: u64) {
         self.hidden = self.hidden.max(from);
     }
 
-    /// Whether an entry is still waited for.
+    /// Returns whether a missing value is still unexplained.
     pub(super) fn is_awaiting(&self) -> bool {
         [&self.users, &self.records].into_iter().any(|kind| !kind.awaiting.is_empty())
     }
 
-    /// What no entry says was erased, by place; and at how many places one that is not shown may say so.
+    /// Returns the missing values that no entry says were erased, by position, and the number of
+    /// positions that an entry that is not shown may explain.
     pub(super) fn settle(&mut self) -> (Vec<Finding>, usize) {
         let kinds = [&mut self.users, &mut self.records];
         let mut awaiting: Vec<_> = kinds.into_iter().flat_map(|kind| kind.awaiting.drain(..)).collect();

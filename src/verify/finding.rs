@@ -1,4 +1,4 @@
-//! What can be wrong with a log, by name and place.
+//! The violations that a verifier can find in a log, with their positions.
 
 use std::fmt;
 use std::ops::Range;
@@ -7,7 +7,7 @@ use crate::merkle::Hash;
 use crate::model::{DekId, KeyVersion, TenantUid};
 use crate::store::TileId;
 
-/// What a root was compared with.
+/// The source of a root that was compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Against {
     /// A checkpoint of that size.
@@ -16,7 +16,7 @@ pub enum Against {
     Pinned(u64),
     /// The frontier in the log's head, of that size.
     Head(u64),
-    /// What the entry of a restore says of the log that it ended, of that size.
+    /// The entry of a restore, which states the size and the root of the log that it ended.
     Restore(u64),
 }
 
@@ -31,12 +31,12 @@ impl fmt::Display for Against {
     }
 }
 
-/// Which personal value.
+/// A personal value of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PersonalValue {
-    /// The caller.
+    /// The calling user.
     User,
-    /// Our request id.
+    /// The request id that byok assigned.
     Request,
     /// The record of the item at this index.
     Record(usize),
@@ -52,197 +52,200 @@ impl fmt::Display for PersonalValue {
     }
 }
 
-/// Something that does not hold. Places are those of the tenant's entries, counted from 0; sizes count a log's leaves.
+/// A violation. Positions count the tenant's entries from 0; sizes count a log's leaves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finding {
     /// The file is not a bundle from this line on.
     Malformed {
-        /// Which line, from 1.
+        /// The line number, from 1.
         line: u64,
         /// What is wrong with it.
         why: String,
     },
-    /// A row is not of a form that the server writes.
+    /// A row does not have a format that the server writes.
     Unreadable {
-        /// Where.
+        /// The position of the row.
         place: u64,
     },
     /// What an entry says is not what its leaf covers.
     Content {
-        /// Where.
+        /// The position of the entry.
         place: u64,
-        /// Its leaf, by the digest that it has.
+        /// The leaf of the digest in the row.
         leaf: Hash,
-        /// The leaf that what it says would have.
+        /// The leaf that the content of the entry would have.
         said: Hash,
     },
-    /// The entry of another tenant's log.
+    /// The entry belongs to another tenant's log.
     OtherTenant {
-        /// Where.
+        /// The position of the entry.
         place: u64,
-        /// Whose it is.
+        /// The tenant that the entry belongs to.
         tenant: TenantUid,
     },
     /// A name or an id is not the one that was hashed.
     Personal {
-        /// Where.
+        /// The position of the entry.
         place: u64,
-        /// Which value.
+        /// The value that was changed.
         what: PersonalValue,
     },
-    /// A name or an id is not there, and no later entry says that it was erased.
+    /// A name or an id is missing, and no later entry says that it was erased.
     Unmarked {
-        /// Where.
+        /// The position of the entry.
         place: u64,
-        /// Which value; the first of them, where several are not there.
+        /// The missing value, or the first one if several are missing.
         what: PersonalValue,
     },
-    /// Entries are gone, and no later entry says that they were pruned; or their hashes are gone as well.
+    /// Entries are missing, and no later entry says that they were pruned; or their hashes are
+    /// missing as well.
     Missing {
-        /// From the first to before the next that is there.
+        /// From the first missing position to before the next existing one.
         places: Range<u64>,
-        /// Whether they are the log's oldest, as those are that a retention prunes.
+        /// Whether they are the oldest of the log, which is what a retention prunes.
         oldest: bool,
-        /// Whether their hashes are there.
+        /// Whether their hashes still exist.
         kept: bool,
     },
-    /// The last entries are gone.
+    /// The last entries are missing.
     CutOff {
-        /// From the first that is gone to the log's end.
+        /// From the first missing position to the end of the log.
         places: Range<u64>,
     },
-    /// A place is taken more than once.
+    /// A position has more than one entry.
     Doubled {
-        /// Which.
+        /// The position.
         place: u64,
     },
-    /// An entry stands where the log's head says that there is none yet.
+    /// There is an entry at a position that the log's head has not reached.
     BeyondHead {
-        /// Where.
+        /// The position.
         place: u64,
     },
-    /// Two entries stand in each other's place.
+    /// Two entries are in each other's position.
     Swapped {
-        /// The lower place.
+        /// The lower position.
         place: u64,
-        /// The higher.
+        /// The higher position.
         with: u64,
     },
-    /// An entry's time is far from the one that its id was made at, where the tree does not fit.
+    /// The time of an entry is far from the time in its id, and the tree does not match.
     Time {
-        /// Where.
+        /// The position of the entry.
         place: u64,
     },
-    /// The entries at these places are not those that the root was made of.
+    /// The entries at these positions are not those that the root was made of.
     Rewritten {
-        /// From the first that may be another, since the last root that held.
+        /// From the first position that may be changed, which follows the last root that held.
         places: Range<u64>,
-        /// What says so.
+        /// The source of the expected root.
         against: Against,
-        /// The root that it has.
+        /// The expected root.
         expected: Hash,
-        /// The root of the entries that are there.
+        /// The root of the existing entries.
         found: Hash,
     },
-    /// A tile of the tree, which proofs are read from, is not what the entries or the tiles below it make.
+    /// A tile of the tree, which proofs are read from, does not match the entries or the tiles
+    /// below it.
     Tile {
-        /// Which.
+        /// The tile.
         id: TileId,
-        /// The entries that it spans.
+        /// The positions that it spans.
         places: Range<u64>,
     },
-    /// The log's head is not of a form that the server writes.
+    /// The log's head does not have a format that the server writes.
     Head,
-    /// The log has fewer entries than were signed.
+    /// The log has fewer entries than a signature covers.
     Shorter {
-        /// How many it has.
+        /// The number of entries in the log.
         has: u64,
-        /// What says so.
+        /// The source of the larger size.
         against: Against,
     },
-    /// It is signed with other keys than were given.
+    /// A checkpoint is signed with keys other than those that were given.
     WrongKey {
-        /// Which.
+        /// The checkpoint.
         checkpoint: Against,
-        /// The keys that it says it is signed with: name and id.
+        /// The keys that it claims to be signed with: name and id.
         signers: Vec<String>,
     },
-    /// It bears the name and the id of a key that was given, and that key has not signed it.
+    /// A checkpoint has the name and the id of a given key, but that key has not signed it.
     Forged {
-        /// Which.
+        /// The checkpoint.
         checkpoint: Against,
     },
-    /// Kept as a checkpoint, and none.
+    /// What is kept as a checkpoint is not one.
     NoCheckpoint {
-        /// Kept as of this size.
+        /// The size that it is kept under.
         size: u64,
     },
-    /// A checkpoint of another log.
+    /// A checkpoint belongs to another log.
     OtherLog {
-        /// Which.
+        /// The checkpoint.
         checkpoint: Against,
-        /// Whose it says it is.
+        /// The origin in the checkpoint.
         origin: String,
     },
-    /// A checkpoint that should be there is not.
+    /// A checkpoint is missing that must exist.
     MissingCheckpoint {
-        /// Of which size, where that is known.
+        /// Its size, if known.
         size: Option<u64>,
     },
-    /// Another root of the size was signed than was pinned: two histories.
+    /// For this size, another root than the pinned one was signed: there are two histories.
     Forked {
-        /// Of which size.
+        /// The size.
         size: u64,
-        /// The root that is kept.
+        /// The root of the kept checkpoint.
         root: Hash,
     },
     /// The bundle says nothing about the log at the pinned size.
     PinnedElsewhere {
-        /// Which.
+        /// The pinned size.
         size: u64,
     },
-    /// An entry says that the answer of an earlier one was withheld, and names none of its request that stood until then.
+    /// An entry says that the answer of an earlier one was withheld, but names no entry of its
+    /// request whose answer was to be given until then.
     VoidsNothing {
-        /// Where it says so.
+        /// The position of the entry that says so.
         place: u64,
     },
-    /// A DEK's row has another key version than the log gave it last.
+    /// A DEK's row has another key version than the log last gave it.
     DekVersion {
-        /// Which DEK.
+        /// The DEK.
         dek: DekId,
-        /// What the row says.
+        /// The key version in the row.
         row: KeyVersion,
-        /// What the log says.
+        /// The key version according to the log.
         log: KeyVersion,
     },
-    /// A DEK's row holds other wrapped bytes than the log says that it was given last.
+    /// A DEK's row holds other wrapped bytes than the log says it was last given.
     DekWrapped {
-        /// Which DEK.
+        /// The DEK.
         dek: DekId,
     },
-    /// A DEK's row is of another record than the log says that the DEK was used for.
+    /// A DEK's row belongs to another record than the one that the log says the DEK was used for.
     DekRecord {
-        /// Which DEK.
+        /// The DEK.
         dek: DekId,
     },
-    /// A DEK's row has MACs that are not its own.
+    /// A DEK's row has MACs that do not match it.
     DekMac {
-        /// Which DEK.
+        /// The DEK.
         dek: DekId,
     },
-    /// A DEK's row has no MAC, and the log says that all were sealed.
+    /// A DEK's row has no MAC, although the log says that all rows were sealed.
     DekUnsealed {
-        /// Which DEK.
+        /// The DEK.
         dek: DekId,
     },
-    /// A DEK's row that no entry has made.
+    /// There is a DEK's row that no entry made.
     DekUnnamed {
-        /// Which DEK.
+        /// The DEK.
         dek: DekId,
     },
-    /// A DEK that the log names, and no row is there.
+    /// The log names a DEK that has no row.
     DekGone {
-        /// Which DEK.
+        /// The DEK.
         dek: DekId,
     },
 }

@@ -1,4 +1,4 @@
-//! A finding in words: its name, the claim that it breaks, and a sentence.
+//! Describes a finding: its name, the claim that it breaks, and a sentence.
 
 use std::fmt;
 use std::ops::Range;
@@ -8,7 +8,8 @@ use super::report::Claim;
 use crate::store::TileId;
 
 impl Finding {
-    /// Its name, for those who act on it; never changes. `docs/audit-log.md` lists them.
+    /// Returns the name of the finding, for tools that act on it. Names never change.
+    /// `docs/audit-log.md` lists them.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Malformed { .. } => "malformed-bundle",
@@ -40,7 +41,7 @@ impl Finding {
         }
     }
 
-    /// The claim that it breaks.
+    /// Returns the claim that the finding breaks.
     pub fn breaks(&self) -> Claim {
         match self {
             Self::Malformed { .. } => Claim::Form,
@@ -86,7 +87,7 @@ fn shown(places: &Range<u64>) -> String {
     }
 }
 
-/// A sentence of where and what; its name goes before it.
+/// Formats the position and the violation as a sentence, without the name.
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

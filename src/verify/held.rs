@@ -1,5 +1,6 @@
-//! Rows of DEKs held against the log before they are sealed. What is sealed is believed from then on, so the log itself is verified
-//! on the way, as far as that goes without a key or a checkpoint from elsewhere: where it does not hold nothing agrees.
+//! Checks rows of DEKs against the log before they are sealed. Sealed rows are trusted from then
+//! on, so the log itself is verified on the way, as far as that is possible without a key or a
+//! checkpoint from elsewhere. If the log does not hold, no row agrees with it.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -11,30 +12,33 @@ use super::log::Log;
 use crate::model::{DekId, Tenant};
 use crate::store::{DekRow, LogReads, ReadError};
 
-/// After how many entries the walk pauses, and for how long: calls go before it.
+/// The number of entries after which the walk pauses, and the length of the pause. Calls have
+/// priority over the walk.
 const PACE: (u64, Duration) = (512, Duration::from_millis(5));
-/// How many rows are read at once.
+/// The number of rows that are read at once.
 const PAGE: usize = 1_000;
 
-/// Rows that were held against the log.
+/// The result of checking rows against the log.
 #[derive(Debug, Default)]
 pub struct HeldRows {
-    /// Those that nothing in the log contradicts. None where the log does not hold.
+    /// The rows that nothing in the log contradicts. Empty if the log does not hold.
     pub agreed: Vec<DekRow>,
-    /// Those that it contradicts, each with what it says. None where the log does not hold.
+    /// The rows that the log contradicts, each with the finding. Empty if the log does not hold.
     pub contradicted: Vec<(DekRow, Finding)>,
     /// Whether an entry says that all rows were sealed before.
     pub all_were_sealed: bool,
-    /// The first thing of the log itself that does not hold.
+    /// The first violation in the log itself.
     pub damaged: Option<Finding>,
 }
 
-/// Walks along a tenant's current log and holds rows against it that were read before: each against the entries that made it,
-/// used it and re-wrapped it last. Where the log's oldest entries are pruned, or it goes on from an earlier log, nothing speaks
-/// against a row whose DEK is older than what is there. Rows that were changed during the walk are in neither list.
+/// Walks along a tenant's current log and checks rows against it that were read before: each row
+/// against the entries that made it, used it and last re-wrapped it. If the log's oldest entries
+/// are pruned, or the log continues an earlier one, nothing contradicts a row whose DEK is older
+/// than the existing entries. Rows that were changed during the walk are not reported as
+/// contradicted.
 ///
 /// # Errors
-/// The database's.
+/// The errors of the database.
 pub async fn hold_rows(
     store: &dyn LogReads,
     tenant: &Tenant,
@@ -65,7 +69,8 @@ pub async fn hold_rows(
     Ok(held)
 }
 
-/// Leaves out those that the server has changed since they were read: the log may say what they are now.
+/// Removes the rows that the server has changed since they were read, because the log may match
+/// what they are now.
 async fn keep_unchanged(
     store: &dyn LogReads,
     tenant: &Tenant,

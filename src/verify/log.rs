@@ -1,5 +1,6 @@
-//! A tenant's log in its database, verified: every entry of the current log or of one that has ended, its head, every
-//! checkpoint that is kept, and of the current one the rows of DEKs. The server may go on meanwhile. Only reads.
+//! Verifies a tenant's log in its database: every entry of the current log or of an ended one, its
+//! head, every kept checkpoint, and, for the current log, the rows of DEKs. The server may keep
+//! running meanwhile. Verification only reads.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -17,15 +18,16 @@ use crate::merkle::Frontier;
 use crate::model::{Operation, Tenant};
 use crate::store::{CheckpointRow, LogHead, LogReads, ReadError};
 
-/// How many checkpoints are read at once.
+/// The number of checkpoints that are read at once.
 const CHECKPOINTS: u32 = 256;
 
-/// Verifies a tenant's log: the current one, or the one that `ended` with this head. `progress` is told how many entries of
-/// how many were looked at, from time to time.
+/// Verifies a tenant's log: the current one, or the one that ended with the head `ended`. From time
+/// to time, `progress` receives the number of entries that were checked and the total.
 ///
 /// # Errors
-/// The database's: it is out of reach, or refuses to be read. What it holds and is not as it should be is a finding; so the
-/// schema has to be one that this binary reads ([`crate::store::MigrationReport::usable`]).
+/// The errors of the database: it is out of reach, or refuses to be read. Anything wrong with what
+/// it holds is a finding instead, so the schema must be one that this binary reads
+/// ([`crate::store::MigrationReport::usable`]).
 pub async fn verify_log(
     store: &dyn LogReads,
     tenant: &Tenant,
@@ -80,7 +82,7 @@ pub async fn verify_log(
     Ok(report)
 }
 
-/// What stands before a log, and how it is looked at.
+/// Describes the logs before this one, and how to verify them.
 async fn earlier(store: &dyn LogReads, tenant: &Tenant, head: &LogHead) -> Result<String, ReadError> {
     if head.first == 0 {
         return Ok(String::new());
@@ -109,7 +111,8 @@ fn no_head(tenant: &Tenant) -> Report {
     report
 }
 
-/// What the log's checkpoints have to be called: what the auditor knows, else what the last one says, where it fits.
+/// Returns the origin that the log's checkpoints must have: the one that the auditor knows, or else
+/// the one in the last checkpoint, if it fits.
 async fn origin(
     store: &dyn LogReads,
     tenant: &Tenant,
@@ -135,16 +138,16 @@ pub(super) struct Log<'s> {
     pub(super) walk: Walk,
     checkpoints: Checkpoints,
     pub(super) deks: Deks,
-    /// Where it is looked at which answers were withheld.
+    /// Set if the walk checks which answers were withheld.
     pub(super) withheld: Option<Withheld>,
-    /// Where the tiles of the tree are held against the entries.
+    /// Set if the walk checks the tiles of the tree against the entries.
     tiles: Option<Tiles<'s>>,
-    /// After how many entries the walk pauses, and for how long.
+    /// The number of entries after which the walk pauses, and the length of the pause.
     pub(super) pace: Option<(u64, Duration)>,
     pub(super) has_ended: bool,
 }
 
-/// The log's checkpoints by size, a page at a time.
+/// The log's checkpoints by size, read a page at a time.
 struct Checkpoints {
     page: std::vec::IntoIter<CheckpointRow>,
     next: Option<CheckpointRow>,
@@ -157,7 +160,7 @@ impl Checkpoints {
         Self { page: Vec::new().into_iter(), next: None, from: 0, ended: false }
     }
 
-    /// The next one, left in its place.
+    /// Returns the size of the next checkpoint without consuming it.
     async fn peek(
         &mut self,
         store: &dyn LogReads,
@@ -179,7 +182,8 @@ impl Checkpoints {
 }
 
 impl<'s> Log<'s> {
-    /// A tenant's log before its first entry was looked at: as the current one, against no rows of DEKs, and without a pause.
+    /// Returns a tenant's log before its first entry is checked: as the current log, with no rows
+    /// of DEKs to check, and without pauses.
     pub(super) async fn of(
         store: &'s dyn LogReads,
         tenant: &'s Tenant,
@@ -243,7 +247,7 @@ impl Log<'_> {
             }
         }
         if self.walk.place() < end && self.has_ended {
-            // All of it may be pruned: what says so stands in a later log.
+            // All of these entries may be pruned. The entry that says so is in a later log.
             self.gap(end).await?;
         } else if self.walk.place() < end {
             let places = self.walk.place()..end;
@@ -254,13 +258,14 @@ impl Log<'_> {
         Ok(())
     }
 
-    /// Notes that what some entry says is not known.
+    /// Notes that the content of some entry is not known.
     fn unknown(&mut self) {
         self.deks.gap();
         self.withheld.iter_mut().for_each(Withheld::gap);
     }
 
-    /// Entries are not there up to this place: pruned, or gone. What is kept of their hashes goes in their stead.
+    /// Handles missing entries up to this position, which were pruned or removed. The walk
+    /// continues with what is kept of their hashes.
     async fn gap(&mut self, place: u64) -> Result<(), ReadError> {
         self.unknown();
         let tree = Tree::ended(self.store, self.tenant.uid, self.head.clone());
@@ -280,7 +285,8 @@ impl Log<'_> {
         Ok(())
     }
 
-    /// Those of the size that the walk has reached. Those within what was pruned are passed over.
+    /// Checks the checkpoints of the size that the walk has reached. Those within a pruned range
+    /// are skipped.
     async fn checkpoints(&mut self) -> Result<(), ReadError> {
         while let Some(size) = self.checkpoints.peek(self.store, self.tenant, self.head.log).await?
             && size <= self.walk.size()
@@ -294,7 +300,7 @@ impl Log<'_> {
         Ok(())
     }
 
-    /// What comes after the last entry: the head, and what should not be there.
+    /// Checks what follows the last entry: the head, and anything that should not exist.
     pub(super) async fn after(&mut self) -> Result<(), ReadError> {
         let size = self.head.frontier.size();
         if self.walk.size() == size {
@@ -302,7 +308,7 @@ impl Log<'_> {
             self.walk.head(&self.head.frontier);
         }
         let beyond = match self.has_ended {
-            // There the next log begins.
+            // The next log begins there.
             true => Vec::new(),
             false => self.beyond().await?,
         };

@@ -1,20 +1,21 @@
-//! Verification of a log: a walk along its tree that is fed entries, roots of what is not shown, and checkpoints, one by
-//! one, and reports what does not hold and where. As large as a few thousand leaves, however long the log. [`verify_log`]
-//! feeds it from a database, [`verify_bundle`] from a file.
+//! Verifies logs. A walk along the log's tree takes in entries, roots of what is not shown, and
+//! checkpoints, one by one, and reports what does not hold and where. It needs memory for a few
+//! thousand leaves, however long the log. [`verify_log`] feeds it from a database,
+//! [`verify_bundle`] from a file.
 //!
-//! Writes to no database, opens no file and prints nothing: what it reads comes through [`crate::store::LogReads`] or from
-//! a reader, and what it found is a [`Report`].
+//! This module writes to no database, opens no file and prints nothing. It reads through
+//! [`crate::store::LogReads`] or from a reader, and its result is a [`Report`].
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | `entry`, `encoding` | an entry with all that its leaf covers, as a database and a bundle give it |
-//! | `finding`, `finding_text`, `report` | what does not hold, its name and its sentence; the claims and whether they hold |
+//! | `entry`, `encoding` | an entry with everything that its leaf covers, as read from a database or a bundle |
+//! | `finding`, `finding_text`, `report` | the violations, their names and their sentences; the claims and whether they hold |
 //! | `walk`, `window`, `compare`, `erasures`, `withheld`, `claims` | the walk, and what it claims at its end |
-//! | `pages`, `deks`, `reconciled_deks`, `rows` | entries as the database has them; the rows of DEKs against the log, and against their MACs |
-//! | `log`, `past_end`, `tiles`, `held` | a log in a database, walked |
-//! | `bundle` | a bundle: its lines, written from a database, and walked |
+//! | `pages`, `deks`, `reconciled_deks`, `rows` | entries as the database has them; the checks of the rows of DEKs against the log, and against their MACs |
+//! | `log`, `past_end`, `tiles`, `held` | the walk of a log in a database |
+//! | `bundle` | a bundle: its lines, writing one from a database, and its walk |
 //!
-//! A file imports from its own row and from those above it.
+//! A file imports only from its own row and from those above it.
 
 mod bundle;
 mod claims;
@@ -54,26 +55,26 @@ pub use log::verify_log;
 pub use report::{Claim, Report, State};
 pub use rows::{RowCounts, check_row_macs, count_row_seals};
 
-/// What the auditor knows from elsewhere.
+/// What the auditor knows from other sources.
 #[derive(Clone, Debug, Default)]
 pub struct Trust {
-    /// The public keys that count; one of them has to have signed.
+    /// The public keys that are trusted. One of them must have signed.
     pub keys: Vec<CheckpointKey>,
-    /// A checkpoint that was kept where nobody of ours can change it.
+    /// A checkpoint that was kept where the operators of byok cannot change it.
     pub pinned: Option<SignedCheckpoint>,
 }
 
-/// Which log is walked.
+/// The log that is walked.
 struct Subject {
     tenant: TenantUid,
     origin: String,
-    /// Which of the tenant's logs.
+    /// The number of the log among the tenant's logs.
     log: u32,
-    /// The place of its first leaf.
+    /// The position of its first leaf.
     first: u64,
 }
 
-/// The leaves of this log that a prune's entry names.
+/// Returns the leaves of this log that a prune's entry names.
 fn pruned_by(entry: &BundleEntry, log: u32) -> Option<Range<u64>> {
     if entry.operation != Operation::Prune.as_str() || entry.outcome != Outcome::Ok.as_str() {
         return None;

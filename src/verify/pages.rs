@@ -1,5 +1,6 @@
-//! A tenant's entries from the database, one by one in the order of their places, whatever somebody did to the rows. What
-//! is not there is left out; a row that cannot be read is given with its leaf; a place that is taken twice comes twice.
+//! Reads a tenant's entries from the database, one by one in the order of their positions, whatever
+//! somebody did to the rows. Missing entries are left out. A row that cannot be read is returned
+//! with its leaf. A position that has two rows is returned twice.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -10,30 +11,31 @@ use crate::merkle::Hash;
 use crate::model::TenantUid;
 use crate::store::{LogReads, PlacedEntry, ReadError};
 
-/// How many rows are read at once, between these. Two at least: a place may be taken twice.
+/// The bounds of the number of rows that are read at once. At least two, because a position may
+/// have two rows.
 const LEAST: u32 = 2;
 const MOST: u32 = 512;
-/// What a page may come to before the next is smaller.
+/// The size of a page in bytes above which the next page is smaller.
 const PAGE_BYTES: usize = 4 << 20;
-/// How many leaves are looked at to find the next row behind one that cannot be read.
+/// The number of leaves that are searched for the next row after one that cannot be read.
 const AHEAD: u64 = 1_024;
-/// So many rows without even a leaf: it is the table that is damaged, not the rows.
+/// After this many rows without even a leaf, the table is considered damaged, not the rows.
 const REFUSED: u32 = 64;
 
 pub(super) enum Row {
     /// An entry.
     Entry(Box<BundleEntry>),
-    /// A row that is no entry of ours.
+    /// A row that is not a valid entry.
     Unreadable {
-        /// Where.
+        /// The position of the row.
         place: u64,
-        /// By its time and digest.
+        /// The leaf of its time and digest.
         leaf: Hash,
     },
 }
 
 impl Row {
-    /// Where it stands.
+    /// Returns the position of the row.
     pub(super) fn place(&self) -> u64 {
         match self {
             Self::Entry(entry) => entry.place,
@@ -41,7 +43,7 @@ impl Row {
         }
     }
 
-    /// Its leaf, by the time and the digest that it has.
+    /// Returns the leaf of the time and the digest in the row.
     pub(super) fn leaf(&self) -> Hash {
         match self {
             Self::Entry(entry) => entry.leaf(),
@@ -53,7 +55,7 @@ impl Row {
 pub(super) struct Pages<'s> {
     store: &'s dyn LogReads,
     tenant: TenantUid,
-    /// Whose entry one may be that is not this tenant's.
+    /// The tenants that an entry may belong to if it is not this tenant's; read when first needed.
     others: Option<Vec<TenantUid>>,
     places: Range<u64>,
     limit: u32,
@@ -66,7 +68,7 @@ impl<'s> Pages<'s> {
         Self { store, tenant, others: None, places, limit: 32, refused: 0, ready: VecDeque::new() }
     }
 
-    /// The next row; `None` behind the last.
+    /// Returns the next row; `None` after the last one.
     pub(super) async fn next(&mut self) -> Result<Option<Row>, ReadError> {
         while self.ready.is_empty() && self.places.start < self.places.end {
             match self.store.entries_from(self.tenant, self.places.start, self.limit).await {
@@ -82,20 +84,22 @@ impl<'s> Pages<'s> {
         let full = rows.len() as u64 >= u64::from(self.limit);
         let bytes: usize = rows.iter().map(|row| row.row.items.len() + row.row.records.len() + 512).sum();
         self.limit = match (full, bytes > PAGE_BYTES) {
-            // As many as the database gave of large ones, in the time that it has.
+            // The entries are large, and the database returned only this many in the time that it
+            // has.
             (false, _) => u32::try_from(rows.len()).map_or(MOST, |rows| rows.clamp(LEAST, MOST)),
             (true, true) => (self.limit / 2).max(LEAST),
             (true, false) => (self.limit * 2).min(MOST),
         };
         let end = match (rows.first(), rows.last()) {
-            // Another row of the last place may follow: it is read again, with those.
+            // Another row of the last position may follow, so that position is read again together
+            // with it.
             (Some(first), Some(last)) if full && first.seq != last.seq => last.seq,
             (_, Some(last)) => last.seq.saturating_add(1),
             _ => self.places.end,
         };
         rows.retain(|row| row.seq < end && self.places.contains(&row.seq));
         self.places.start = end.min(self.places.end);
-        // Where a place is taken twice, the row that is sound comes first.
+        // If a position has two rows, the intact one comes first.
         let tenant = self.tenant;
         let is_damaged = |row: &PlacedEntry| digest_of(tenant, &row.row) != Some(row.row.digest);
         if rows.windows(2).any(|pair| pair[0].seq == pair[1].seq) {
@@ -152,7 +156,7 @@ impl<'s> Pages<'s> {
                     let row = |(place, leaf)| Row::Unreadable { place, leaf };
                     self.ready.extend(leaves.into_iter().map(row));
                 }
-                // Not even a leaf: it is as good as gone.
+                // There is not even a leaf, so the row is as good as gone.
                 Err(ReadError::Malformed) if self.refused < REFUSED => self.refused += 1,
                 Err(error) => return Err(error),
             },

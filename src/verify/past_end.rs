@@ -1,4 +1,5 @@
-//! What stands behind the end of a log: entries that nobody appended, the restore that ended it, and what later entries say.
+//! Checks what follows the end of a log: entries that were never appended, the restore that ended
+//! the log, and what later entries say.
 
 use super::finding::{Against, Finding};
 use super::log::Log;
@@ -9,9 +10,10 @@ use crate::model::Operation;
 use crate::store::ReadError;
 
 impl Log<'_> {
-    /// Places behind the log's end where an entry stands.
+    /// Returns the positions after the log's end that have an entry.
     pub(super) async fn beyond(&self) -> Result<Vec<u64>, ReadError> {
-        // Entries first and then the head: those that are appended meanwhile are before it.
+        // The caller reads the head after these entries, so entries that are appended meanwhile lie
+        // before the new head.
         let end = self.head.end();
         match self.store.entries_from(self.tenant.uid, end, 64).await {
             Ok(rows) => Ok(rows.iter().map(|row| row.seq).collect()),
@@ -23,7 +25,8 @@ impl Log<'_> {
         }
     }
 
-    /// The entry behind the end of a log that has ended: where it is that of the restore, it says how that log ended.
+    /// Checks the entry after the end of an ended log. If it is the entry of the restore, it states
+    /// how that log ended.
     pub(super) async fn restore(&mut self) -> Result<(), ReadError> {
         let end = self.head.end();
         let Some(Row::Entry(entry)) = Pages::new(self.store, self.tenant.uid, end..end + 1).next().await?
@@ -50,7 +53,8 @@ impl Log<'_> {
         Ok(())
     }
 
-    /// What entries behind the log's end say of it: those of the logs after it, and what the server wrote meanwhile.
+    /// Takes in what the entries after the log's end say about it: those of later logs, and those
+    /// that the server wrote meanwhile.
     pub(super) async fn later(&mut self, end: u64) -> Result<(), ReadError> {
         if !self.walk.is_awaiting() {
             return Ok(());

@@ -1,4 +1,5 @@
-//! The rows of DEKs against the log as it was walked, and what the server did to both meanwhile.
+//! Checks the rows of DEKs against the log as it was walked, and against what the server did to
+//! both meanwhile.
 
 use std::ops::Range;
 
@@ -8,10 +9,11 @@ use super::report::Report;
 use crate::model::Tenant;
 use crate::store::{LogHead, LogReads, ReadError};
 
-/// How often what the server may have changed meanwhile is looked at again.
+/// How many times to check again what the server may have changed meanwhile.
 const ROUNDS: usize = 3;
 
-/// Holds the rows of DEKs against the log, range by range. Says why where nothing can be said of some.
+/// Checks the rows of DEKs against the log, range by range. Returns the reason if nothing can be
+/// said about some of them.
 pub(super) async fn reconcile_deks(
     store: &dyn LogReads,
     tenant: &Tenant,

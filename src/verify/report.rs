@@ -1,38 +1,38 @@
-//! What was claimed of a log, and whether it holds.
+//! What is claimed about a log, and whether it holds.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::finding::Finding;
 
-/// How many findings are kept; the rest are counted.
+/// The number of findings that are kept; the rest are only counted.
 const KEPT: usize = 1_000;
 
-/// What is claimed of a log. In the order that they are told in.
+/// The claims about a log, in the order in which they are reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Claim {
-    /// The file is a bundle, and whole.
+    /// The file is a complete bundle.
     Form,
     /// What each entry says is what its leaf covers.
     Content,
     /// Names and ids are those that were hashed.
     Personal,
-    /// Each place has its one entry.
+    /// Each position has exactly one entry.
     Order,
-    /// The entries are those of the roots.
+    /// The entries match the roots.
     Tree,
-    /// The checkpoints were signed with a key that is known.
+    /// The checkpoints were signed with a known key.
     Signed,
-    /// The log goes on from the one that the auditor has pinned.
+    /// The log extends the checkpoint that the auditor has pinned.
     Pinned,
-    /// The rows of DEKs are as the log says.
+    /// The rows of DEKs match the log.
     Deks,
     /// The rows of DEKs have the MACs of a secret that the database does not hold.
     Macs,
 }
 
 impl Claim {
-    /// Its name.
+    /// Returns the name of the claim.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Form => "form",
@@ -48,19 +48,19 @@ impl Claim {
     }
 }
 
-/// What became of a claim.
+/// The result for a claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// It holds.
+    /// The claim holds.
     Holds,
-    /// It does not; the findings say why.
+    /// The claim does not hold; the findings say why.
     Fails,
-    /// Nothing can be said of it, and the text says what it would take.
+    /// Nothing can be said about the claim, and the text says what it would take.
     Open,
 }
 
 impl State {
-    /// Its name.
+    /// Returns the name of the state.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Holds => "holds",
@@ -70,16 +70,16 @@ impl State {
     }
 }
 
-/// What was found.
+/// The result of a verification.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
-    /// Which log, and how much of it.
+    /// The log, and the part of it that was verified.
     pub subject: String,
-    /// Each claim, and what became of it.
+    /// Each claim with its state and text.
     pub claims: Vec<(Claim, State, String)>,
-    /// What does not hold, up to a thousand.
+    /// The violations, up to a thousand.
     pub findings: Vec<Finding>,
-    /// How many more there are.
+    /// The number of further violations.
     pub more: u64,
     /// Whether an entry says that all rows of DEKs are sealed.
     pub(super) all_were_sealed: bool,
@@ -87,22 +87,22 @@ pub struct Report {
 }
 
 impl Report {
-    /// Whether nothing was found.
+    /// Returns whether nothing was found.
     pub fn is_clean(&self) -> bool {
         self.findings.is_empty()
     }
 
-    /// Of nothing yet.
+    /// Creates a report that has no claims or findings yet.
     pub(super) fn of(subject: String) -> Self {
         Self { subject, ..Self::default() }
     }
 
-    /// Whether something was found that breaks this claim.
+    /// Returns whether a finding breaks this claim.
     pub(super) fn breaks(&self, claim: Claim) -> bool {
         self.broken.contains_key(&claim)
     }
 
-    /// The places whose entries were found to be others than those that a root was made of.
+    /// Returns the positions whose entries were found not to be those that a root was made of.
     pub(super) fn rewritten(&self) -> Vec<Range<u64>> {
         let places = |finding: &Finding| match finding {
             Finding::Rewritten { places, .. } => Some(places.clone()),
@@ -119,7 +119,8 @@ impl Report {
         }
     }
 
-    /// Tells a claim: it fails where a finding breaks it, and is open where `open` says why.
+    /// Adds a claim to the report. It fails if a finding breaks it, and is open if `open` gives a
+    /// reason.
     pub(super) fn tell(&mut self, claim: Claim, holds: String, open: Option<String>) {
         let told = match (self.broken.get(&claim), open) {
             (None, None) => (claim, State::Holds, holds),

@@ -1,4 +1,4 @@
-//! The rows of DEKs against the MACs that they have.
+//! Checks the rows of DEKs against their MACs.
 
 use super::finding::Finding;
 use super::report::{Claim, Report};
@@ -6,26 +6,27 @@ use crate::audit::{RowMacs, RowSeal};
 use crate::model::{Tenant, TenantUid};
 use crate::store::{DekRow, LogReads, ReadError};
 
-/// How many rows are read at once.
+/// The number of rows that are read at once.
 const PAGE: u32 = 1_000;
 
-/// How many rows are bound how.
+/// The number of rows by the state of their MACs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RowCounts {
-    /// Under the secret.
+    /// Rows with MACs of the current secret.
     pub current: u64,
-    /// Under the previous one.
+    /// Rows with MACs of the previous secret.
     pub previous: u64,
-    /// Not at all.
+    /// Rows without MACs.
     pub unsealed: u64,
-    /// By MACs that are not theirs.
+    /// Rows with MACs that do not match.
     pub wrong: u64,
 }
 
-/// Looks at every row of a tenant's; `each` is given those that are not bound as they should be.
+/// Checks every row of a tenant. `each` is called with the rows that are not sealed as they should
+/// be.
 ///
 /// # Errors
-/// The database's.
+/// The errors of the database.
 pub async fn count_row_seals(
     store: &dyn LogReads,
     tenant: TenantUid,
@@ -54,11 +55,12 @@ pub async fn count_row_seals(
     }
 }
 
-/// Tells in a report of a tenant's current log whether its rows have the MACs of the secret, where that is given. `required`: a
-/// row without one counts as unsealed whatever the log says.
+/// Adds to a report of a tenant's current log the claim that its rows have the MACs of the secret,
+/// if the secret is given. With `required`, a row without MACs counts as unsealed whatever the log
+/// says.
 ///
 /// # Errors
-/// The database's.
+/// The errors of the database.
 pub async fn check_row_macs(
     store: &dyn LogReads,
     tenant: &Tenant,

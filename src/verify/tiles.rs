@@ -1,6 +1,7 @@
-//! The tiles of a log's tree as they are kept, against the leaves that the walk has seen and against each other. Proofs are
-//! read from tiles, so an altered one takes the proof from entries that nobody touched. A tile that is not there is no
-//! finding: what it would hold is made from the level below. Only reads.
+//! Checks the stored tiles of a log's tree against the leaves that the walk has seen and against
+//! each other. Proofs are read from tiles, so an altered tile breaks the proofs of entries that
+//! nobody touched. A missing tile is no finding, because its content can be derived from the level
+//! below. The check only reads.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -11,16 +12,17 @@ use crate::merkle::Hash;
 use crate::model::TenantUid;
 use crate::store::{LogHead, LogReads, ReadError, TILE_LEVELS, Tile, TileId, WIDTH};
 
-/// How many tiles are read at once: half a mebibyte of hashes.
+/// The number of tiles that are read at once: half a mebibyte of hashes.
 const AT_ONCE: u64 = 64;
 
 pub(super) struct Tiles<'s> {
     store: &'s dyn LogReads,
     tenant: TenantUid,
     log: u32,
-    /// The first tile of level 0 whose leaves are held.
+    /// The first tile of level 0 whose leaves are held in `leaves`.
     first: u64,
-    /// The leaves of [`AT_ONCE`] tiles from there on; `None` where an entry was pruned, is gone, or has yet to come.
+    /// The leaves of [`AT_ONCE`] tiles from there on; `None` if an entry was pruned, is missing, or
+    /// is still to come.
     leaves: Vec<Option<Hash>>,
     wrong: BTreeSet<TileId>,
 }
@@ -31,7 +33,8 @@ impl<'s> Tiles<'s> {
         Self { store, tenant, log, first: 0, leaves, wrong: BTreeSet::new() }
     }
 
-    /// The leaf at this index of the log. Indexes come in order; of those that come twice, the first counts.
+    /// Takes in the leaf at this index of the log. Indexes come in order; if one comes twice, the
+    /// first leaf counts.
     pub(super) async fn leaf(&mut self, index: u64, leaf: Hash) -> Result<(), ReadError> {
         let first = index / (AT_ONCE * WIDTH) * AT_ONCE;
         while self.first < first {
@@ -43,7 +46,8 @@ impl<'s> Tiles<'s> {
         Ok(())
     }
 
-    /// After the last leaf: reports each tile that is not what it should be, but those over entries that are reported already.
+    /// Called after the last leaf. Reports each tile that is wrong, except those over entries that
+    /// are reported already.
     pub(super) async fn finish(mut self, head: &LogHead, report: &mut Report) -> Result<(), ReadError> {
         while self.first < self.store.tiles_end(self.tenant, self.log, 0).await? {
             self.compare_leaves().await?;
@@ -69,7 +73,7 @@ impl<'s> Tiles<'s> {
         Ok(())
     }
 
-    /// Holds the tiles of level 0 against the leaves that are there, and goes on to the next ones.
+    /// Compares the tiles of level 0 with the known leaves, and moves on to the next tiles.
     async fn compare_leaves(&mut self) -> Result<(), ReadError> {
         for tile in self.read(0, self.first..self.first + AT_ONCE).await? {
             let at = ((tile.id.index - self.first) * WIDTH) as usize;
@@ -83,7 +87,8 @@ impl<'s> Tiles<'s> {
         Ok(())
     }
 
-    /// That each tile's root is kept as its hashes make it, and that its hashes are the roots of the tiles below.
+    /// Checks that each tile's stored root matches its hashes, and that its hashes are the roots of
+    /// the tiles below.
     async fn compare_roots(&mut self, level: u32, tiles: Range<u64>) -> Result<(), ReadError> {
         let roots = self.roots(level, tiles.clone()).await?;
         for tile in self.read(level, tiles).await? {
@@ -101,7 +106,8 @@ impl<'s> Tiles<'s> {
         Ok(())
     }
 
-    /// That no tile is kept that the log is too short for. `end`: 1 more than the last one's index.
+    /// Checks that there is no tile for which the log is too short. `end` is one more than the last
+    /// tile's index.
     async fn compare_end(&mut self, level: u32, end: u64, head: &LogHead) -> Result<(), ReadError> {
         let now = match self.store.log_head(self.tenant).await? {
             Some(now) if now.log == head.log => now,
@@ -113,7 +119,7 @@ impl<'s> Tiles<'s> {
         Ok(())
     }
 
-    /// These tiles; those of no form of ours are wrong, and left out.
+    /// Reads these tiles. Tiles that do not have a valid format are marked as wrong, and left out.
     async fn read(&mut self, level: u32, tiles: Range<u64>) -> Result<Vec<Tile>, ReadError> {
         let ids: Vec<TileId> = tiles.map(|index| TileId { level, index }).collect();
         match self.store.tiles(self.tenant, self.log, &ids).await {
@@ -131,7 +137,8 @@ impl<'s> Tiles<'s> {
         Ok(tiles)
     }
 
-    /// The roots of these tiles as they are kept; those of no form of ours are wrong, and left out.
+    /// Reads the stored roots of these tiles. Roots that do not have a valid format are marked as
+    /// wrong, and left out.
     async fn roots(&mut self, level: u32, tiles: Range<u64>) -> Result<Vec<(u64, Hash)>, ReadError> {
         match self.store.tile_roots(self.tenant, self.log, level, tiles.clone()).await {
             Err(ReadError::Malformed) => {}

@@ -1,5 +1,5 @@
-//! The walk along a log's tree: what comes next is appended to a frontier, and the frontier's root is compared with what
-//! is signed wherever that is.
+//! The walk along a log's tree. It appends what comes next to a frontier, and compares the
+//! frontier's root with what is signed, wherever there is a signature.
 
 use std::ops::Range;
 
@@ -12,9 +12,10 @@ use super::{Subject, Trust, pruned_by};
 use crate::merkle::{Frontier, Hash, NoFrontier};
 use crate::model::TenantUid;
 
-/// How far an entry's time may be from the one in its id, in milliseconds, before it is odd.
+/// How far the time of an entry may be from the time in its id, in milliseconds, before it is
+/// considered odd.
 const ODD: u64 = 10_000;
-/// How many gaps wait for the entry that names them; more than anybody prunes.
+/// The number of gaps that wait for the entry that names them. More than anybody prunes.
 const GAPS: usize = 10_000;
 
 pub(super) struct Walk {
@@ -22,30 +23,31 @@ pub(super) struct Walk {
     pub(super) subject: Subject,
     pub(super) trust: Trust,
     pub(super) frontier: Frontier,
-    /// How many leaves were walked past.
+    /// The number of leaves that the walk has passed.
     pub(super) size: u64,
-    /// From where on leaves are unknown, and with them every root.
+    /// The position from which leaves, and therefore all roots, are unknown.
     pub(super) unknown_from: Option<u64>,
     pub(super) since: Window,
-    /// Whether the last root did not hold: those after it will not either.
+    /// Whether the last root did not hold. Then the following roots will not hold either.
     pub(super) diverged: bool,
-    /// Entries whose hashes, or nothing, stand in their place; and what entries say was pruned.
+    /// The ranges without entries, of which only hashes are kept, or nothing; and the ranges that
+    /// entries say were pruned.
     pub(super) gaps: Vec<Range<u64>>,
     pub(super) pruned: Vec<Range<u64>>,
     pub(super) entries: u64,
     pub(super) erasures: Erasures,
-    /// How many answers were withheld after their entry was written, where that was looked at.
+    /// The number of answers that were withheld after their entry was written, if that was checked.
     pub(super) withheld: u64,
-    /// How many checkpoints held, and the size of the last.
+    /// The number of checkpoints that held, and the size of the last one.
     pub(super) checkpoints: u64,
     pub(super) sealed: u64,
-    /// Whether the log's head held.
+    /// Whether the log's head matched.
     pub(super) headed: bool,
     pub(super) pinned_met: bool,
 }
 
 impl Walk {
-    /// From a frontier that is part of what is to be shown.
+    /// Starts a walk from a frontier, which itself remains to be verified.
     pub(super) fn start(subject: Subject, trust: Trust, frontier: Frontier) -> Self {
         let mut walk = Self {
             report: Report::default(),
@@ -70,33 +72,34 @@ impl Walk {
         walk
     }
 
-    /// The tenant whose log it is.
+    /// Returns the tenant that owns the log.
     pub(super) fn tenant(&self) -> TenantUid {
         self.subject.tenant
     }
 
-    /// What the log's checkpoints are called.
+    /// Returns the origin of the log's checkpoints.
     pub(super) fn origin(&self) -> &str {
         &self.subject.origin
     }
 
-    /// How many leaves were walked past.
+    /// Returns the number of leaves that the walk has passed.
     pub(super) fn size(&self) -> u64 {
         self.size
     }
 
-    /// The place that comes next.
+    /// Returns the next position.
     pub(super) fn place(&self) -> u64 {
         self.subject.first.saturating_add(self.size)
     }
 
-    /// The size that the auditor has pinned, where the walk has not passed it.
+    /// Returns the size that the auditor has pinned, if the walk has not passed it.
     pub(super) fn pinned_ahead(&self) -> Option<u64> {
         let size = self.trust.pinned.as_ref()?.checkpoint.size;
         (size > self.size).then_some(size)
     }
 
-    /// An entry; whether what it says can be relied on, as far as its own digest goes.
+    /// Takes in an entry. Returns whether its content can be relied on, as far as its own digest
+    /// goes.
     pub(super) fn entry(&mut self, entry: &BundleEntry) -> bool {
         let place = entry.place;
         if !self.reaches(place) {
@@ -118,7 +121,8 @@ impl Walk {
         sound
     }
 
-    /// What an entry that holds says of those before it; it may stand behind the walk's end.
+    /// Takes in what an entry whose digest holds says about earlier ones. The entry may lie after
+    /// the end of the walk.
     pub(super) fn speaks(&mut self, entry: &BundleEntry) {
         let first = self.subject.first;
         if let Some(leaves) = pruned_by(entry, self.subject.log)
@@ -130,12 +134,12 @@ impl Walk {
         self.erasures.entry(entry);
     }
 
-    /// Whether something is not there that an entry behind the walk's end may speak of.
+    /// Returns whether something is missing that an entry after the end of the walk may explain.
     pub(super) fn is_awaiting(&self) -> bool {
         !self.gaps.is_empty() || self.erasures.is_awaiting()
     }
 
-    /// A row that is there and cannot be read; its leaf can.
+    /// Takes in a row that cannot be read, but whose leaf can.
     pub(super) fn unreadable(&mut self, place: u64, leaf: Hash) {
         if self.reaches(place) {
             self.report.find(Finding::Unreadable { place });
@@ -144,7 +148,7 @@ impl Walk {
         }
     }
 
-    /// Whether this place comes next, once those before it are taken as gone.
+    /// Returns whether this position comes next, after noting any positions before it as missing.
     fn reaches(&mut self, place: u64) -> bool {
         let next = self.place();
         if place < next {
@@ -157,7 +161,7 @@ impl Walk {
         true
     }
 
-    /// Nothing is left of the entries up to this place.
+    /// Notes that nothing is left of the entries up to this position.
     pub(super) fn gone(&mut self, place: u64) {
         self.leave();
         let next = self.place();
@@ -169,10 +173,11 @@ impl Walk {
         self.since.skip();
     }
 
-    /// So many leaves of which only roots are shown; `pruned`: since their entries are gone.
+    /// Takes in this many leaves of which only roots are shown. `pruned` says that this is because
+    /// their entries no longer exist.
     ///
     /// # Errors
-    /// [`NoFrontier`]: there are not as many roots as that.
+    /// [`NoFrontier`] if the number of roots does not match.
     pub(super) fn roots(&mut self, count: u64, roots: &[Hash], pruned: bool) -> Result<(), NoFrontier> {
         self.leave();
         if self.unknown_from.is_none() {
@@ -219,12 +224,13 @@ impl Walk {
         }
     }
 
-    /// What was erased may be named by entries that come after all that is shown.
+    /// Notes that an entry after everything that is shown may explain missing values.
     pub(super) fn goes_on_unseen(&mut self) {
         self.erasures.hide(u64::MAX);
     }
 
-    /// The end. `shorter` is what to say of a pinned checkpoint that lies beyond it.
+    /// Ends the walk. `shorter` builds the finding for a pinned checkpoint that lies beyond the
+    /// end.
     pub(super) fn finish(mut self, shorter: impl FnOnce(u64, u64) -> Finding) -> Report {
         self.leave();
         for places in without(std::mem::take(&mut self.gaps), &self.pruned) {
@@ -256,7 +262,7 @@ impl Walk {
     }
 }
 
-/// What is left of these gaps without those that are named.
+/// Returns what remains of these gaps without the named ranges.
 fn without(gaps: Vec<Range<u64>>, named: &[Range<u64>]) -> Vec<Range<u64>> {
     let mut named = named.to_vec();
     named.sort_by_key(|range| range.start);

@@ -1,17 +1,17 @@
-//! The leaves since the last root that held: where the next one does not, they may show why.
+//! The leaves since the last root that held. If the next root does not hold, they may show why.
 
 use crate::merkle::{Frontier, Hash};
 
-/// How many leaves are remembered.
+/// The number of leaves that are remembered.
 const LEAVES: usize = 4_096;
-/// How many hashes a search may cost.
+/// The number of hashes that a search may cost.
 const BUDGET: usize = 4 << 20;
 
 pub(super) struct Window {
     /// The tree whose root held.
     pub(super) base: Frontier,
     leaves: Vec<(Hash, bool)>,
-    /// Whether the leaves are all that came since.
+    /// Whether the leaves are all that came since then.
     whole: bool,
 }
 
@@ -20,7 +20,7 @@ impl Window {
         Self { base, leaves: Vec::new(), whole: true }
     }
 
-    /// Remembers a leaf, and whether its entry's time is odd.
+    /// Remembers a leaf, and whether the time of its entry is odd.
     pub(super) fn push(&mut self, leaf: Hash, odd: bool) {
         match self.whole && self.leaves.len() < LEAVES {
             true => self.leaves.push((leaf, odd)),
@@ -28,20 +28,21 @@ impl Window {
         }
     }
 
-    /// Something came that is no leaf, or was one too many.
+    /// Notes that something came that is not a leaf, or one leaf too many.
     pub(super) fn skip(&mut self) {
         self.whole = false;
         self.leaves = Vec::new();
     }
 
-    /// The leaves whose time is odd, counted in the log.
+    /// Returns the leaves whose time is odd, by their index in the log.
     pub(super) fn odd(&self) -> Vec<u64> {
         let odd = self.leaves.iter().zip(self.base.size()..).filter(|((_, odd), _)| *odd);
         odd.map(|(_, leaf)| leaf).collect()
     }
 
-    /// The two leaves, counted in the log, that give this root when each is put in the other's place; and the tree then.
-    /// Looks at those that stand close together first, and gives up when that gets too dear.
+    /// Returns the two leaves, by their index in the log, that give this root if they are swapped,
+    /// and the resulting tree. It tries pairs that are close together first, and gives up when the
+    /// search gets too expensive.
     pub(super) fn swapped(&self, root: Hash) -> Option<(u64, u64, Frontier)> {
         let mut leaves: Vec<Hash> = self.leaves.iter().map(|(leaf, _)| *leaf).collect();
         let mut spent = 0;

@@ -1,5 +1,6 @@
-//! Answers that were withheld after their entry was written: each refusal that says so (extension `voids`) must name an
-//! earlier entry of the same request whose answer was to be given, and that no other refusal names.
+//! Checks answers that were withheld after their entry was written. Each refusal that says so
+//! (extension `voids`) must name an earlier entry of the same request whose answer was to be given,
+//! and that no other refusal names.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
@@ -10,31 +11,32 @@ use super::entry::BundleEntry;
 use super::finding::Finding;
 use crate::model::Outcome;
 
-/// How many of the latest entries are remembered, at about 80 bytes each. A refusal follows the entry that it names within the time
-/// that a request and its answer may take: a million entries are more than a tenant writes in that.
+/// The number of latest entries that are remembered, at about 80 bytes each. A refusal follows the
+/// entry that it names within the time that a request and its answer may take. A tenant writes
+/// fewer than a million entries in that time.
 const REMEMBERED: usize = 1 << 20;
 
 /// An entry that was seen.
 struct Seen {
-    /// Request ids are remembered by their hashes.
+    /// The hash of the request id.
     request: Option<u64>,
     /// Whether its answer was to be given, and no refusal has named it.
     stands: bool,
 }
 
-/// The latest entries of a log, as far as they were seen.
+/// The latest entries of a log that were seen.
 pub(super) struct Withheld {
     recent: HashMap<Uuid, Seen>,
     in_order: VecDeque<Uuid>,
     hasher: RandomState,
     /// Whether every entry before the next one is remembered.
     complete: bool,
-    /// How many answers were withheld.
+    /// The number of withheld answers.
     pub(super) count: u64,
 }
 
 impl Withheld {
-    /// At the first entry of a log.
+    /// Starts at the first entry of a log.
     pub(super) fn new() -> Self {
         Self {
             recent: HashMap::new(),
@@ -45,7 +47,7 @@ impl Withheld {
         }
     }
 
-    /// The next entry, whose digest holds.
+    /// Takes in the next entry, whose digest holds.
     pub(super) fn entry(&mut self, entry: &BundleEntry) -> Option<Finding> {
         let request = entry.request.value.as_ref().map(|request| self.hasher.hash_one(request));
         let is_given =
@@ -56,7 +58,7 @@ impl Withheld {
             self.count += 1;
             let voided = Uuid::parse_str(voided).ok();
             let holds = match voided.and_then(|voided| self.recent.get_mut(&voided)) {
-                // An erasure may have taken either request id.
+                // An erasure may have removed either request id.
                 Some(named) => {
                     let of_request = named.request.is_none() || request.is_none() || named.request == request;
                     std::mem::replace(&mut named.stands, false) && of_request
@@ -76,7 +78,7 @@ impl Withheld {
         finding
     }
 
-    /// Entries of which nothing is known.
+    /// Notes that there are entries of which nothing is known.
     pub(super) fn gap(&mut self) {
         self.complete = false;
     }
@@ -111,7 +113,7 @@ mod tests {
             let found = withheld.entry(&entry(place, "request", Some(named)).1);
             assert_eq!(found, Some(Finding::VoidsNothing { place }));
         }
-        // It is withheld once; and what was refused was never to be given.
+        // An answer can be withheld only once, and a refusal was never to be given.
         let (refusal, again) = entry(5, "request", Some(first));
         assert!(withheld.entry(&again).is_some());
         assert!(withheld.entry(&entry(6, "request", Some(refusal)).1).is_some());

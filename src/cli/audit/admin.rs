@@ -1,4 +1,5 @@
-//! `byok audit hold|erase|prune`: what is kept of the log, and what no longer. They work as the tables' owner.
+//! `byok audit hold|erase|prune`: controls what the log keeps and what it drops. These commands
+//! work as the owner of the tables.
 
 use std::sync::Arc;
 

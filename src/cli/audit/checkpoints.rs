@@ -1,4 +1,4 @@
-//! `byok audit key|restored`: the keys that checkpoints are signed with, and the way back after a restore.
+//! `byok audit key|restored`: the keys that sign checkpoints, and the recovery after a restore.
 
 use std::collections::BTreeSet;
 use std::fs::OpenOptions;
@@ -43,7 +43,8 @@ pub(super) struct Restored {
     anyway: bool,
 }
 
-/// One key a line: log by log in the order of their numbers, of each the current key first.
+/// Prints one key a line: log by log in the order of their numbers, and the current key of each log
+/// first.
 pub(super) async fn key(arguments: &Key) -> Result<(), Failure> {
     let env = Env::of_process();
     let mut reader = Reader::new(&env);
@@ -51,7 +52,7 @@ pub(super) async fn key(arguments: &Key) -> Result<(), Failure> {
     let mut mistakes = reader.into_mistakes();
     mistakes.retain(|mistake| !mistake.variable.starts_with("BYOK_AUDIT_CHECKPOINT"));
     if arguments.generate.is_some() {
-        // The file that the variable names is most often the one that is to be made.
+        // The file that the variable names is usually the one to be made.
         mistakes.retain(|mistake| !mistake.variable.contains("SIGNING_KEY"));
     }
     if !mistakes.is_empty() {
@@ -80,8 +81,9 @@ pub(super) async fn key(arguments: &Key) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The numbers of the tenant's logs. Keys are asked for before there is a database, and where it cannot be reached: then it is said
-/// that only the first log's are told.
+/// Returns the numbers of the tenant's logs. Keys may be needed before there is a database, or
+/// while it cannot be reached. In the latter case a message says that only the key of the first log
+/// is printed.
 async fn logs(env: &Env, tenant: &str) -> Vec<u32> {
     let mut reader = Reader::new(env);
     if config::Store::read(&mut reader, None).is_none() {

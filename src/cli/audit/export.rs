@@ -1,4 +1,5 @@
-//! `byok audit export`: a part of the log as a bundle (`docs/audit-log.md`). Who exports is recorded first.
+//! `byok audit export`: writes a part of the log as a bundle (`docs/audit-log.md`). Who exports it
+//! is recorded first.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};
@@ -85,7 +86,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let exported = export.write(&mut BufWriter::new(&mut out), &mut progress).await.map_err(said)?;
     bar.finish_and_clear();
     if let Some(path) = &arguments.out {
-        // Before it is noted: then its entries may go.
+        // Sync the file before the export is noted, because its entries may be dropped after that.
         let synced = File::open(path).and_then(|file| file.sync_all());
         synced.map_err(|error| Failure::Running(format!("{}: {error}", path.display())))?;
     }
@@ -97,7 +98,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     if let Some(Range { start, end }) = uncovered {
         eprintln!("no checkpoint speaks yet of places {start} to before {end}: they are not in the bundle");
     }
-    // Where only what was exported is dropped, these may go from now on.
+    // If only exported entries are dropped, these may be dropped from now on.
     let note = Change::NoteExport { places: exported.places };
     if committer.commit(unit(&tenant, None, vec![note])).await.is_err() {
         eprintln!("they are not noted as exported: only the tables' owner may (BYOK_MIGRATION_DATABASE_URL)");
@@ -105,7 +106,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Who reads the log is part of it.
+/// Builds the entry that records who exports. Reads of the log are part of the log.
 fn entry(clock: &dyn Clock, by: Option<String>, places: &Range<u64>) -> Entry {
     let detail = format!("export {} {}", places.start, places.end);
     Entry::of_operator(clock.now(), Operation::Audit, by, Some(detail.into()))

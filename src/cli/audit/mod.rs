@@ -1,4 +1,4 @@
-//! `byok audit`: the log itself.
+//! `byok audit`: the commands for the audit log.
 
 mod admin;
 mod checkpoints;

@@ -1,4 +1,5 @@
-//! `byok audit reconcile`: holds a tenant's log against the log of the customer's KMS. Needs the database and no key.
+//! `byok audit reconcile`: compares a tenant's log with the log of the customer's KMS. Needs the
+//! database, but no key.
 
 use std::fs::File;
 use std::io::{BufReader, Read};
@@ -17,9 +18,9 @@ use crate::reconcile::{
 };
 use crate::store::{Database, EntryFilter};
 
-/// How many entries are read from the database at once.
+/// The number of entries that are read from the database at once.
 const AT_ONCE: u32 = 256;
-/// How many of a kind are shown; `--json` has more.
+/// The number of calls of one kind that are shown; `--json` has more.
 const SHOWN: usize = 50;
 
 /// What to hold against what.
@@ -76,7 +77,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let mut reconciliation = Reconciliation::new(export, terms);
     take_entries(&*database, &tenant, &mut reconciliation).await?;
     let report = reconciliation.report();
-    // Who reads the log is recorded before it is seen.
+    // Record who reads the log before anything is shown.
     record(database, &tenant, arguments.by).await?;
     match arguments.json {
         true => println!("{:#}", report.json()),
@@ -181,7 +182,7 @@ fn show(report: &Report) {
     }
 }
 
-/// Our own calls that are no entry's.
+/// Describes byok's own calls that have no entry.
 fn without_entry(report: &Report) -> String {
     let of = |used: &Use| {
         let count = report.without_entry.get(used)?;

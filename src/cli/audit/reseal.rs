@@ -1,4 +1,5 @@
-//! `byok audit reseal`: new MACs for all rows of DEKs, after the secret was lost. As the tables' owner.
+//! `byok audit reseal`: gives all rows of DEKs new MACs, after the secret was lost. Works as the
+//! owner of the tables.
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -1,4 +1,5 @@
-//! What the commands of `byok audit` have in common: what the auditor knows, which log is meant, how far it is, and how a report is shown.
+//! What the commands of `byok audit` share: what the auditor knows, which log is meant, the
+//! progress bar, and how a report is printed.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -12,10 +13,11 @@ use crate::model::Tenant;
 use crate::store::{Database, LogHead, ReadError};
 use crate::verify::{Report, State};
 
-/// How many characters of a line are shown; a bundle may hold much longer ones.
+/// The number of characters of a line that are shown. A bundle may hold much longer lines.
 const SHOWN: usize = 2_000;
 
-/// Public keys: each as it is, or the file that it stands in, one a line as `byok audit key` prints them.
+/// Reads public keys. Each text is a key, or the name of a file with one key a line, as `byok audit
+/// key` prints them.
 pub(super) fn keys(texts: &[String]) -> Result<Vec<CheckpointKey>, Failure> {
     let mut keys = Vec::new();
     for text in texts {
@@ -34,7 +36,7 @@ pub(super) fn keys(texts: &[String]) -> Result<Vec<CheckpointKey>, Failure> {
     Ok(keys)
 }
 
-/// A checkpoint that the auditor has kept.
+/// Reads a checkpoint that the auditor has kept.
 pub(super) fn checkpoint(path: Option<&Path>) -> Result<Option<SignedCheckpoint>, Failure> {
     let Some(path) = path else { return Ok(None) };
     let failed = |why: String| Failure::Running(format!("--checkpoint {}: {why}", path.display()));
@@ -42,7 +44,8 @@ pub(super) fn checkpoint(path: Option<&Path>) -> Result<Option<SignedCheckpoint>
     SignedCheckpoint::parse(&note).map(Some).map_err(|error| failed(error.to_string()))
 }
 
-/// The log of this number as it ended; `None` where it is the current one, or none was asked for.
+/// Returns the head of the log of this number as it ended; `None` if it is the current log, or if
+/// no number is given.
 pub(super) async fn ended(
     database: &dyn Database,
     tenant: &Tenant,
@@ -65,7 +68,7 @@ pub(super) async fn ended(
     }
 }
 
-/// A bar on standard error, where that is a terminal.
+/// Creates a progress bar on standard error, if that is a terminal.
 pub(super) fn bar(template: &str) -> ProgressBar {
     let bar = ProgressBar::new(0);
     if let Ok(style) = ProgressStyle::with_template(template) {
@@ -74,7 +77,7 @@ pub(super) fn bar(template: &str) -> ProgressBar {
     bar
 }
 
-/// Prints a report. Fails where anything was found.
+/// Prints a report. Fails if anything was found.
 pub(super) fn show(report: &Report, as_json: bool) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     let shown = match as_json {
@@ -108,7 +111,8 @@ fn text_of(report: &Report) -> String {
     text
 }
 
-/// On one line, and nothing that a terminal acts on: a bundle is written by others.
+/// Puts a text on one line, and replaces everything that a terminal acts on. Others wrote the
+/// bundle.
 fn plain(text: &str) -> String {
     let acts =
         |char: char| char.is_control() || matches!(char, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');

@@ -1,4 +1,4 @@
-//! `byok audit verify`: the log in the database. Only reads.
+//! `byok audit verify`: verifies the log in the database. Only reads.
 
 use std::path::PathBuf;
 
@@ -49,7 +49,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     show(&report, arguments.json)
 }
 
-/// What binds the rows, as the environment says.
+/// Reads the settings of the rows' MACs from the environment.
 pub(super) fn row_mac(env: &Env) -> Result<RowMac, Failure> {
     let mut reader = Reader::new(env);
     let settings = RowMac::read(&mut reader);

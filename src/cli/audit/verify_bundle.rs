@@ -1,4 +1,5 @@
-//! `byok audit verify-bundle`: with the file and what the auditor knows, and nothing else.
+//! `byok audit verify-bundle`: verifies a bundle with the file and what the auditor knows, and
+//! nothing else.
 
 use std::fs::File;
 use std::io::BufReader;

@@ -1,5 +1,5 @@
-//! Of the audit log: whether checkpoints of it are signed and published, whether the places can be read, and whether the log
-//! holds what was published there.
+//! Checks the audit log: whether checkpoints of it are signed and published, whether the
+//! destinations can be read, and whether the log holds what was published there.
 
 use std::time::Duration;
 
@@ -7,10 +7,11 @@ use super::Findings;
 use crate::cli::assemble;
 use crate::config;
 
-/// How long the places may take to answer.
+/// The time limit for the destinations to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Whether an entry may be added: not while the log is behind what was published of it.
+/// Checks the audit log. Returns whether an entry may be added, which is not so while the log is
+/// behind a published checkpoint.
 pub(super) async fn check(
     findings: &mut Findings,
     audit: config::Audit,
@@ -30,7 +31,7 @@ pub(super) async fn check(
         (Some(_), true) => findings.good("audit log: checkpoints are signed and published"),
     }
     let Some(store) = store else { return false };
-    // What is wrong with the database is said elsewhere.
+    // Problems of the database are reported elsewhere.
     let Ok(database) = assemble::open(store).await else { return false };
     let Ok(Some(tenant)) = database.tenant(assemble::PRIMARY).await else { return false };
     let Ok(checkpoints) = assemble::checkpoints(audit, database, tenant.into(), None) else { return false };

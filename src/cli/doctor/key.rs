@@ -1,5 +1,5 @@
-//! The key: every operation that we need of it is tried apart, so that the right that is missing has a name. Uses a DEK that
-//! is kept nowhere.
+//! Checks the key. Each operation that byok needs is tried by itself, so that a missing right can
+//! be named. The DEK that is used is not kept anywhere.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -15,7 +15,7 @@ use crate::kms::{
 };
 use crate::model::{DekId, TenantUid, Wrapped};
 
-/// What we ask of a key.
+/// An operation that byok needs of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Asked {
     Generate,
@@ -24,7 +24,7 @@ enum Asked {
     Rewrap,
 }
 
-/// Whose words the remedies use.
+/// The provider, which determines the wording of the remedies.
 pub(super) enum Provider {
     Aws,
     Gcp,
@@ -33,7 +33,7 @@ pub(super) enum Provider {
     Local,
 }
 
-/// Answers with the key where it unwraps what it wraps.
+/// Checks the key. Returns the KMS if the key unwraps what it wraps.
 pub(super) async fn check(
     findings: &mut Findings,
     settings: config::Kms,
@@ -73,7 +73,7 @@ pub(super) async fn check(
     unwraps.then_some((kms, provider))
 }
 
-/// Whether a DEK that was made just now was unwrapped.
+/// Tries each operation by itself. Returns whether a DEK that was made just now was unwrapped.
 async fn each(
     findings: &mut Findings,
     provider: &Provider,
@@ -99,7 +99,8 @@ async fn each(
         Ok(made) => Ok(made.wrapped),
         Err(error) => {
             fault(findings, Asked::Generate, &error).await;
-            // Anything but a right that is missing would say the same of all.
+            // Only a missing right is specific to one operation; every other error would repeat for
+            // all of them.
             if error.class != KmsErrorClass::AccessDenied || error.stage == Stage::Credential {
                 return false;
             }
@@ -131,7 +132,8 @@ async fn each(
     unwraps
 }
 
-/// What to do about `permission denied`, of which OpenBao does not say whether it is of the token or of its policy.
+/// Returns the remedy for `permission denied`. OpenBao does not say whether the token is the cause
+/// or its policy.
 fn denied_by_vault(knows_token: Option<bool>, right: &str) -> String {
     match knows_token {
         Some(true) => format!("{right}; the token itself is good"),
@@ -168,7 +170,7 @@ fn told(asked: Asked, error: &KmsError) -> String {
     told
 }
 
-/// The right that an operation needs.
+/// Returns the right that an operation needs.
 fn right(provider: &Provider, asked: Asked) -> Cow<'static, str> {
     let right = match (provider, asked) {
         (Provider::Vault(VaultKey { mount, key }), _) => {
@@ -215,7 +217,7 @@ fn right(provider: &Provider, asked: Asked) -> Cow<'static, str> {
     right.into()
 }
 
-/// What an operator does about it.
+/// Returns what an operator has to do about an error.
 fn remedy(provider: &Provider, asked: Asked, class: KmsErrorClass, stage: Stage) -> Cow<'static, str> {
     let remedy = match (class, stage) {
         (KmsErrorClass::AccessDenied, Stage::Key) => return right(provider, asked),

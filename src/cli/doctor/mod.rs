@@ -1,6 +1,7 @@
-//! `byok doctor`: checks configuration, identity provider, database, roles, webhooks and key, and says of each what is wrong, what it leaves
-//! unprotected and what to do. Changes nothing in the database, but for an entry that says which stored DEKs it has tried to
-//! unwrap; wraps and unwraps one DEK that is kept nowhere.
+//! `byok doctor`: checks the configuration, the identity provider, the database, the roles, the
+//! webhooks and the key. For each it says what is wrong, what it leaves unprotected and what to do.
+//! It changes nothing in the database, except that it adds an entry that says which stored DEKs it
+//! has tried to unwrap. It also wraps and unwraps one DEK that is not kept anywhere.
 
 mod audit;
 mod key;
@@ -18,10 +19,10 @@ use crate::config::{Config, Defaults, Engine, Env};
 use crate::model::SystemClock;
 use crate::store::{Database, Exposure, MigrateError, ReadError, StreamName};
 
-/// How long the database and the key may take to answer.
+/// The time limit for the database and the key to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// One line a finding; counts what does not work.
+/// Prints one line for each finding, and counts the faults.
 #[derive(Default)]
 struct Findings {
     faults: usize,
@@ -32,12 +33,12 @@ impl Findings {
         println!("ok    {what}");
     }
 
-    /// It works, but leaves something unprotected.
+    /// Reports something that works, but leaves something unprotected.
     fn open(&mut self, what: &str, remedy: &str) {
         println!("warn  {what}\n      → {remedy}");
     }
 
-    /// It does not work.
+    /// Reports something that does not work.
     fn fault(&mut self, what: &str, remedy: &str) {
         self.faults += 1;
         println!("FAIL  {what}\n      → {remedy}");
@@ -81,7 +82,7 @@ pub(super) async fn run() -> Result<(), Failure> {
     }
 }
 
-/// What the watch over a key costs, in what the provider bills.
+/// Reports what the probes of a key cost, in the units that the provider bills.
 fn probing(findings: &mut Findings, guard: &config::KeyGuard) {
     let every = guard.probe_every.as_secs();
     let month = Duration::from_secs(30 * 24 * 3_600).as_secs() / every.max(1);
@@ -146,7 +147,7 @@ async fn identity(findings: &mut Findings, auth: &config::Auth) {
     }
 }
 
-/// What a `jwk_url` answers.
+/// Reports the answer of a `jwk_url`.
 fn jwk_url(findings: &mut Findings, found: KeysFound) {
     let KeysFound { host, keys } = found;
     match keys {
@@ -172,7 +173,7 @@ fn jwk_url(findings: &mut Findings, found: KeysFound) {
     }
 }
 
-/// Whether there is one to look into.
+/// Checks the database. Returns whether its content can be checked.
 async fn database(findings: &mut Findings, settings: &config::Store, streams: &config::AuditStreams) -> bool {
     let database = match assemble::open(settings).await {
         Ok(database) => database,
@@ -196,7 +197,7 @@ async fn database(findings: &mut Findings, settings: &config::Store, streams: &c
         Ok(Ok(report)) => match report.usable() {
             Ok(()) => findings
                 .good(&format!("database: {} of {} migrations applied", report.applied, report.expected)),
-            // As `serve` does.
+            // Not a fault: `serve` applies the missing migrations.
             Err(MigrateError::Behind { applied, expected }) => {
                 unmade(findings, settings, applied, expected);
                 one_url(findings, settings, true);
@@ -218,7 +219,7 @@ async fn database(findings: &mut Findings, settings: &config::Store, streams: &c
     true
 }
 
-/// Of a database that lacks tables: `serve` makes them.
+/// Reports a database that lacks tables, which `serve` makes.
 fn unmade(findings: &mut Findings, settings: &config::Store, applied: u32, expected: u32) {
     let by = match &settings.engine {
         Engine::Postgres(postgres) if postgres.migration_url.is_some() => {
@@ -235,7 +236,8 @@ fn unmade(findings: &mut Findings, settings: &config::Store, applied: u32, expec
     });
 }
 
-/// Before there are tables, whoever migrates with the one URL becomes their owner.
+/// Warns if one URL both serves and migrates. Before there are tables, the role that migrates
+/// becomes their owner.
 fn one_url(findings: &mut Findings, settings: &config::Store, owns: bool) {
     if let Engine::Postgres(postgres) = &settings.engine
         && postgres.migration_url.is_none()
@@ -248,7 +250,7 @@ fn one_url(findings: &mut Findings, settings: &config::Store, owns: bool) {
     }
 }
 
-/// How far a stream of the log has come.
+/// Reports how far a stream of the log has come.
 async fn stream(findings: &mut Findings, database: &dyn Database, name: StreamName) {
     let shown = name.as_str();
     let read = async {

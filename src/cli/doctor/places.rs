@@ -1,5 +1,5 @@
-//! What the server writes and posts to: whether the stream's file can be written, and whether the hosts of webhooks can be
-//! reached. Writes and posts nothing.
+//! Checks what the server writes and posts to: whether the stream's file can be written, and
+//! whether the hosts of webhooks can be reached. Writes and posts nothing.
 
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
@@ -12,7 +12,7 @@ use super::Findings;
 use crate::config::{AuditStreams, Webhook};
 use crate::webhook::reach;
 
-/// The file that entries are appended to.
+/// Checks the file that entries are appended to.
 pub(super) fn stream_file(findings: &mut Findings, streams: &AuditStreams) {
     let Some(path) = &streams.file else { return };
     match may_append(path) {
@@ -24,9 +24,9 @@ pub(super) fn stream_file(findings: &mut Findings, streams: &AuditStreams) {
     }
 }
 
-/// Whether the file can be appended to, or made where it is not there.
+/// Checks whether the file can be appended to, or created if it does not exist.
 fn may_append(path: &Path) -> Result<(), ErrorKind> {
-    // A pipe without a reader would keep whoever opens it waiting.
+    // Opening a pipe without a reader would block.
     let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
     match OpenOptions::new().append(true).custom_flags(flags).open(path) {
         Ok(_) => Ok(()),
@@ -40,7 +40,8 @@ fn may_append(path: &Path) -> Result<(), ErrorKind> {
     }
 }
 
-/// The host of a webhook; its address may hold a secret.
+/// Checks whether the host of a webhook can be reached. The address may hold a secret, so it is not
+/// shown.
 pub(super) async fn webhook(findings: &mut Findings, of: &str, webhook: Option<&Webhook>) {
     let Some(webhook) = webhook else { return };
     match reach(&webhook.url).await {

@@ -1,4 +1,5 @@
-//! The rows of DEKs: whether they are bound to a secret that the database does not hold, and how many are not.
+//! Checks the rows of DEKs: whether they are bound to a secret that the database does not hold, and
+//! how many are not.
 
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use crate::config;
 use crate::store::DekRow;
 use crate::verify::{RowCounts, count_row_seals};
 
-/// How long all rows may take to be looked at.
+/// The time limit for checking all rows.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(super) async fn check(
@@ -35,7 +36,7 @@ pub(super) async fn check(
     let macs = RowMacs::new(keys);
     let none_yet = "rows: bound to BYOK_ROW_MAC_KEY; there are none yet";
     let Some(store) = store else { return findings.good(none_yet) };
-    // What is wrong with the database is said elsewhere.
+    // Problems of the database are reported elsewhere.
     let Ok(database) = assemble::open(store).await else { return };
     let Ok(Some(tenant)) = database.tenant(assemble::PRIMARY).await else {
         return findings.good(none_yet);

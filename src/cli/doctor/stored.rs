@@ -1,6 +1,7 @@
-//! What is stored: how the key's versions stood when they were last probed, and whether DEKs that lie in the database can be
-//! unwrapped. A key that was deleted and made anew under its name wraps and unwraps well, and opens nothing of before. The
-//! DEKs that are tried are used for nothing; that they were unwrapped is recorded in the audit log.
+//! Checks what is stored: the posture of each key version at its last probe, and whether DEKs in
+//! the database can be unwrapped. A key that was deleted and created again under the same name
+//! wraps and unwraps without errors, but cannot unwrap what the old key wrapped. The DEKs that are
+//! tried are used for nothing else, and the audit log records that they were unwrapped.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use crate::model::{
 };
 use crate::store::{Database, DekRow, ReadError};
 
-/// How many DEKs of one key version are tried.
+/// The number of DEKs of each key version that are tried.
 const OF_EACH: usize = 3;
 
 pub(super) async fn check(
@@ -30,13 +31,13 @@ pub(super) async fn check(
     key: Option<(Arc<dyn Kms>, Provider)>,
 ) {
     let Some(settings) = settings else { return };
-    // What is wrong with the database is said elsewhere.
+    // Problems of the database are reported elsewhere.
     let Ok(database) = assemble::open(settings).await else { return };
     let Ok(Some(tenant)) = database.tenant(assemble::PRIMARY).await else { return };
     if postures(findings, &*database, &tenant).await.is_err() {
         return findings.fault("posture: it cannot be read", "run `byok migrate` first");
     }
-    // Without a key that works there is nothing to be learned from a DEK.
+    // Without a working key, trying a DEK shows nothing.
     let Some((kms, provider)) = key else { return };
     let Ok(samples) = samples(&*database, &tenant).await else {
         return findings.fault("stored DEKs: they cannot be read", "run `byok migrate` first");
@@ -66,7 +67,7 @@ pub(super) async fn check(
     }
 }
 
-/// Says of each key version that may not be used since when, and why.
+/// Reports each key version that may not be used, with the reason and since when.
 async fn postures(
     findings: &mut Findings,
     database: &dyn Database,
@@ -103,11 +104,11 @@ async fn postures(
     Ok(())
 }
 
-/// Some DEKs of each key version, the oldest and others over all the time in which DEKs were made, more of the latest. Ids
-/// sort by time, so each look reads a few rows.
+/// Returns some DEKs of each key version: the oldest, and others spread over the time in which DEKs
+/// were made, with more of the latest. Ids sort by time, so each query reads only a few rows.
 async fn samples(database: &dyn Database, tenant: &Tenant) -> Result<Vec<DekRow>, ReadError> {
     let now = SystemClock.now();
-    // From a second ago to 34 years.
+    // From a second ago to 34 years ago.
     let ago = (0..=30).map(|power| Some(first_id(now.minus(Duration::from_secs(1 << power)))));
     let mut seen = HashSet::new();
     let mut taken: BTreeMap<(Arc<str>, Arc<str>), usize> = BTreeMap::new();
@@ -125,19 +126,20 @@ async fn samples(database: &dyn Database, tenant: &Tenant) -> Result<Vec<DekRow>
     Ok(samples)
 }
 
-/// Before every id that was made then or later (RFC 9562, section 5.7).
+/// Returns an id that sorts before every id that was made at this time or later (RFC 9562, section
+/// 5.7).
 fn first_id(at: Timestamp) -> DekId {
     let milliseconds = u64::try_from(at.0 / 1_000).unwrap_or(0);
     DekId(Uuid::from_u128(u128::from(milliseconds) << 80))
 }
 
-/// What became of the DEKs of one version.
+/// The results for the DEKs of one version.
 #[derive(Default)]
 struct Tried {
     opened: usize,
-    /// This wrapped DEK is not one that the key made.
+    /// The number of wrapped DEKs that this key did not make.
     foreign: usize,
-    /// The first other failure.
+    /// The first failure of another kind.
     failed: Option<KmsError>,
 }
 
@@ -192,7 +194,7 @@ impl Tried {
     }
 }
 
-/// How the key of before comes back, and what is lost where it does not.
+/// Returns how to get the previous key back, and what is lost without it.
 fn replaced(provider: &Provider) -> &'static str {
     match provider {
         Provider::Vault(_) => {
@@ -220,7 +222,7 @@ fn replaced(provider: &Provider) -> &'static str {
     }
 }
 
-/// Writes down which DEKs were unwrapped; whether that is durable.
+/// Records which DEKs were unwrapped. Returns whether the entry is durable.
 async fn record(
     database: Arc<dyn Database>,
     tenant: &Tenant,

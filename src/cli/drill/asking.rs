@@ -1,4 +1,4 @@
-//! Many decrypts of one record, each at its time.
+//! Sends many decrypts of one record at a steady rate.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,12 +12,13 @@ use crate::model::BootTime;
 use super::server::{Canary, Target};
 use super::trial::{Met, Sample};
 
-/// The slowest that is asked, where the server's limits want it.
+/// The longest pause between two decrypts, in milliseconds, if the server limits the rate.
 const SLOWEST: u64 = 1_000;
-/// Decrypts that wait for an answer at once.
+/// The number of decrypts that may wait for an answer at once.
 const AT_ONCE: usize = 64;
 
-/// Decrypts the canary again and again; each ask goes out in its time, whatever becomes of those before it.
+/// Decrypts the canary repeatedly. Each request is sent on schedule, whatever happens to those
+/// before it.
 pub(super) struct Asking {
     samples: Arc<Mutex<Vec<Sample>>>,
     task: JoinHandle<()>,
@@ -52,13 +53,13 @@ impl Asking {
         self.samples.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Asks no more, and gives what was answered.
+    /// Stops sending, and returns the results so far.
     pub(super) fn end(self) -> Vec<Sample> {
         self.task.abort();
         self.samples()
     }
 
-    /// When the earliest answer of a kind was heard.
+    /// Returns when the first result of a kind arrived.
     pub(super) fn find(&self, such: impl Fn(&Sample) -> bool) -> Option<BootTime> {
         let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
         samples.iter().filter(|sample| such(sample)).map(|sample| sample.heard).min()

@@ -1,4 +1,5 @@
-//! The course of a drill: what the operator is asked, what is waited for, and a line in the terminal that says so.
+//! The steps of a drill: what the operator is asked to do, what the drill waits for, and a line in
+//! the terminal that shows it.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -11,12 +12,13 @@ use crate::model::{BootTime, Clock as _, SystemClock};
 use super::asking::Asking;
 use super::trial::{Hand, Met, Sample};
 
-/// How many decrypts must succeed before the key is turned off: so many that their times say something.
+/// The number of decrypts that must succeed before the key is turned off, so that their times are
+/// meaningful.
 const HOT: usize = 20;
-/// For them.
+/// The time limit for these decrypts.
 const WARM_UP: Duration = Duration::from_secs(30);
 
-/// A drill under way.
+/// A drill in progress.
 pub(super) struct Drill {
     asking: Asking,
     bar: ProgressBar,
@@ -53,7 +55,8 @@ impl Drill {
         Err(Failure::Running("the record did not get hot: the server answers too few decrypts".to_owned()))
     }
 
-    /// The operator's hand: a command that is run and timed, Enter, or nothing at all.
+    /// Has the operator turn the key on or off: runs and times a command, or asks for Enter, or
+    /// waits for neither.
     pub(super) async fn hand(
         &self,
         which: &str,
@@ -79,7 +82,7 @@ impl Drill {
         Ok(Hand { begun, done })
     }
 
-    /// Waits for such an answer; gives when it was heard.
+    /// Waits for a result of this kind, and returns when it arrived.
     pub(super) async fn until(
         &self,
         what: &str,
@@ -121,7 +124,7 @@ fn bar() -> ProgressBar {
     bar
 }
 
-/// Runs a command by the shell; what it prints goes to standard error.
+/// Runs a command in the shell. Its output goes to standard error.
 pub(super) async fn shell(command: &str) -> Result<(), Failure> {
     let mut asked = std::process::Command::new("sh");
     asked.args(["-c", command]).stdin(Stdio::null()).stdout(std::io::stderr());
@@ -134,10 +137,10 @@ pub(super) async fn shell(command: &str) -> Result<(), Failure> {
     }
 }
 
-/// Waits for Enter, and gives the moment.
+/// Waits for Enter, and returns when it was pressed.
 async fn enter() -> Result<BootTime, Failure> {
     let (pressed, moment) = tokio::sync::oneshot::channel();
-    // A thread of its own: the process must be able to end while it waits.
+    // Use a separate thread, so that the process can end while it waits.
     std::thread::spawn(move || {
         let read = std::io::stdin().read_line(&mut String::new());
         let _ = pressed.send(matches!(read, Ok(1..)).then(|| SystemClock.boot()));

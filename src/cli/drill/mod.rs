@@ -1,6 +1,7 @@
-//! `byok drill`: the kill switch, tried against a running server with the customer's own hand on the key. Decrypts one hot
-//! record again and again while the key is turned off and on, measures, and leaves a signed report. `docs/kill-switch.md`
-//! says how to read it.
+//! `byok drill`: rehearses the kill switch on a running server, with the real key, which the
+//! operator turns off and on. It decrypts one hot record repeatedly while the key is turned off and
+//! on, measures the results, and leaves a signed report. `docs/kill-switch.md` explains how to read
+//! the report.
 
 mod asking;
 mod hand;
@@ -27,7 +28,7 @@ use hand::{Drill, shell};
 use server::{Canary, Target};
 use trial::{Findings, Hand, Met, Sample, Verdict, allowed, judge, round_trips};
 
-/// How long after the bound a plaintext is still looked for.
+/// How long after the bound the drill still looks for a plaintext.
 const AFTERWARDS: Duration = Duration::from_secs(1);
 
 /// What to try, and how the key is turned off.
@@ -123,7 +124,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let off = match drill.hand("off", arguments.off_command.as_deref(), arguments.at_refusal).await {
         Ok(off) => off,
         Err(failure) => {
-            // Nobody knows how far it came.
+            // It is unknown how far the command got, so turn the key on again.
             if let Some(command) = &arguments.on_command {
                 let _ = shell(command).await;
             }
@@ -202,9 +203,9 @@ fn told_by_on(arguments: &Arguments) -> &'static str {
     }
 }
 
-/// What a report may hold of an address.
+/// Removes from a URL everything that the report must not hold.
 fn without_password(mut url: reqwest::Url) -> String {
-    // Neither fails where there is a host, and else there is no server.
+    // These calls fail only if the URL has no host, and then there was no server to reach.
     let _ = (url.set_username(""), url.set_password(None));
     url.set_query(None);
     url.to_string()
@@ -237,7 +238,8 @@ fn signing_key(arguments: &Arguments) -> Result<Ed25519SigningKey, Failure> {
     report::signing_key(arguments.signing_key.as_deref().unwrap_or(std::path::Path::new("")))
 }
 
-/// Entries of incidents of this key version that were not there before; `null` where we may not read the log.
+/// Returns the entries of incidents of this key version that were not there before; `null` if the
+/// log may not be read.
 fn new_incidents(before: Option<Vec<Value>>, after: Option<Vec<Value>>, canary: &Canary) -> Value {
     let (Some(before), Some(after)) = (before, after) else { return Value::Null };
     let known: Vec<&Value> = before.iter().map(|entry| &entry["id"]).collect();
@@ -269,7 +271,8 @@ fn said(findings: &Findings<'_>, off: Hand, on: Option<Hand>, allowed: Duration)
     )
 }
 
-/// When the drill began, by both clocks: times are measured by the one that nobody sets, and shown by the other.
+/// When the drill began, by both clocks. Times are measured by the clock that nobody can set, and
+/// shown by the other.
 #[derive(Clone, Copy)]
 struct Start {
     boot: BootTime,

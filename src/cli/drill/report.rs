@@ -1,5 +1,5 @@
-//! The report: canonical JSON (RFC 8785: keys sorted, no white space, integers only), and beside it, in a file of its own, the
-//! Ed25519 signature of its bytes, so that OpenSSL alone verifies it.
+//! The report: canonical JSON (RFC 8785: keys sorted, no white space, integers only), and next to
+//! it a file with the Ed25519 signature of its bytes, so that OpenSSL alone can verify it.
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::cli::Failure;
 use crate::crypto::{Ed25519SigningKey, Ed25519VerifyingKey, SecretText};
 
-/// What a report begins with; another number for another meaning.
+/// The format of the report. The number changes if the meaning changes.
 pub(super) const FORMAT: &str = "byok-drill/1";
 
 /// Whose report, and by which key.
@@ -28,14 +28,14 @@ pub(super) struct Verify {
     signature: Option<PathBuf>,
 }
 
-/// Writes a file that is not there yet.
+/// Writes a new file. Fails if it exists already.
 pub(super) fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Failure> {
     let failed = |error: std::io::Error| Failure::Running(format!("{}: {error}", path.display()));
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path).map_err(failed)?;
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed)
 }
 
-/// The signing key in this file.
+/// Reads the signing key in this file.
 pub(super) fn signing_key(path: &Path) -> Result<Ed25519SigningKey, Failure> {
     let text = std::fs::read_to_string(path).map(SecretText::new);
     let text = text.map_err(|error| Failure::Running(format!("{}: {error}", path.display())))?;
@@ -43,7 +43,7 @@ pub(super) fn signing_key(path: &Path) -> Result<Ed25519SigningKey, Failure> {
         .map_err(|_| Failure::Running(format!("{} is no Ed25519 key in PKCS#8 and PEM", path.display())))
 }
 
-/// Where a report's signature lies.
+/// Returns the path of a report's signature.
 pub(super) fn signature_of(report: &Path) -> PathBuf {
     let mut name = report.as_os_str().to_owned();
     name.push(".sig");
@@ -57,7 +57,7 @@ pub(super) fn write(path: &Path, report: &Value, key: &Ed25519SigningKey) -> Res
     write_new(&signature_of(path), &key.sign(bytes.as_bytes()), 0o644)
 }
 
-/// `byok drill verify`.
+/// Runs `byok drill verify`.
 pub(super) fn verify(arguments: &Verify) -> Result<(), Failure> {
     let failed =
         |path: &Path, error: std::io::Error| Failure::Running(format!("{}: {error}", path.display()));
@@ -87,7 +87,7 @@ pub(super) fn verify(arguments: &Verify) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The same value always has the same bytes.
+/// Serializes a value so that the same value always has the same bytes.
 fn canonical(value: &Value) -> String {
     match value {
         Value::Object(map) => {

@@ -1,4 +1,4 @@
-//! The server that the drill is held against, over REST, as any caller reaches it.
+//! The server that the drill is run against, over REST, as any caller reaches it.
 
 use std::time::Duration;
 
@@ -11,10 +11,10 @@ use crate::model::{Clock as _, SystemClock};
 
 use super::trial::{Met, Sample};
 
-/// How long an answer may take; longer than the server gives itself by default.
+/// The time limit for an answer, which is longer than the server's own limit by default.
 const PATIENCE: Duration = Duration::from_secs(40);
 
-/// A running server, and who we are to it.
+/// A running server, and the token to authenticate with.
 pub(super) struct Target {
     client: reqwest::Client,
     base: Url,
@@ -40,7 +40,7 @@ impl Target {
         Ok(Self { client, base, token })
     }
 
-    /// Status, our request's id, and the JSON that was answered.
+    /// Sends a request. Returns the status, the request id, and the JSON of the answer.
     async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Option<(u16, String, Value)> {
         let url = self.base.join(path).ok()?;
         let mut request = self.client.request(method, url).bearer_auth(self.token.expose());
@@ -62,14 +62,14 @@ impl Target {
         Ok((status, body))
     }
 
-    /// What `/byok/health` says, and the server's version.
+    /// Returns the answer of `/byok/health`, and the server's version.
     pub(super) async fn health(&self) -> Result<(Value, String), Failure> {
         let (_, health) = self.asked(Method::GET, "byok/health", None).await?;
         let (_, version) = self.asked(Method::GET, "version", None).await?;
         Ok((health, version["version"].as_str().unwrap_or_default().to_owned()))
     }
 
-    /// Encrypts a random text under this record.
+    /// Encrypts a random text for this record.
     pub(super) async fn encrypt(&self, record_id: String, plaintext: String) -> Result<Canary, Failure> {
         let body = json!({ "plaintext": plaintext, "context": { "record_id": record_id } });
         let (status, answer) = self.asked(Method::POST, "byok/encrypt", Some(&body)).await?;
@@ -82,7 +82,7 @@ impl Target {
         }
     }
 
-    /// Decrypts it once.
+    /// Decrypts the canary once.
     pub(super) async fn decrypt(&self, canary: &Canary) -> Sample {
         let context = json!({ "record_id": canary.record_id });
         let body = json!({ "ciphertext": canary.ciphertext, "context": context });
@@ -102,7 +102,7 @@ impl Target {
         Sample { sent, heard, request_id, met }
     }
 
-    /// Entries of incidents, newest first; `None` where we may not read the log.
+    /// Returns the entries of incidents, newest first; `None` if the log may not be read.
     pub(super) async fn incidents(&self) -> Option<Vec<Value>> {
         let path = "byok/audit?operation=incident&first=100";
         let (_, _, body) = self.call(Method::GET, path, None).await?;

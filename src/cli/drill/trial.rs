@@ -1,18 +1,19 @@
-//! What a drill saw, and what follows from it: pure.
+//! The results of a drill, and the verdict that follows from them. Pure code.
 
 use std::time::Duration;
 
 use crate::model::BootTime;
 
-/// What the server may need to answer beside a hot call's own time, as far as we are ready to look over it.
+/// The extra time that the server may take to answer beyond the time of a hot call, as far as the
+/// drill tolerates it.
 const SLACK: Duration = Duration::from_millis(100);
 
-/// One decrypt.
+/// The result of one decrypt.
 #[derive(Clone, Debug)]
 pub(super) struct Sample {
     pub(super) sent: BootTime,
     pub(super) heard: BootTime,
-    /// The server's id of it; empty where there was no answer.
+    /// The server's id of the request; empty if there was no answer.
     pub(super) request_id: String,
     pub(super) met: Met,
 }
@@ -20,32 +21,33 @@ pub(super) struct Sample {
 /// How a decrypt ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Met {
-    /// With the right plaintext.
+    /// The right plaintext came back.
     Plaintext,
-    /// Because of the key.
+    /// The server refused because of the key.
     Refused { status: u16, code: String },
-    /// Because we ask more often than we may: says nothing about the key.
+    /// The server refused because of the rate of requests. This says nothing about the key.
     Limited,
-    /// Otherwise.
+    /// It failed for another reason.
     Failed(String),
 }
 
-/// When the operator did something, as far as we know: not before the one, done by the other.
+/// When the operator turned the key on or off, as far as known: not before `begun`, and completed
+/// by `done`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Hand {
     pub(super) begun: BootTime,
-    /// `None` where nobody said so.
+    /// `None` if nobody confirmed it.
     pub(super) done: Option<BootTime>,
 }
 
-/// How a drill ended.
+/// The verdict of a drill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// No plaintext came after the bound, and service came back.
     Passed,
     /// A plaintext came after the bound.
     TooLate,
-    /// No call was refused in time, and none was answered after the bound either.
+    /// No call was refused in time, but none was answered after the bound either.
     NotRefused,
     /// No plaintext came after the bound, but service did not come back in time.
     NotRestored,
@@ -62,7 +64,7 @@ impl Verdict {
     }
 }
 
-/// How long hot decrypts took: the median and the 99th percentile.
+/// Returns how long hot decrypts took: the median and the 99th percentile.
 pub(super) fn round_trips(samples: &[Sample]) -> (Duration, Duration) {
     let hot = samples.iter().filter(|sample| sample.met == Met::Plaintext);
     let mut took: Vec<Duration> = hot.map(|sample| sample.heard.since(sample.sent)).collect();
@@ -71,13 +73,13 @@ pub(super) fn round_trips(samples: &[Sample]) -> (Duration, Duration) {
     (at(50).copied().unwrap_or_default(), at(99).copied().unwrap_or_default())
 }
 
-/// By when the last plaintext must have come, counted from when the key was off: what the provider needs (P), the server's
-/// bound (A), and the time to answer.
+/// Returns the time by which the last plaintext must have come, counted from when the key was off:
+/// the time that the provider needs (P), the server's bound (A), and the time to answer.
 pub(super) fn allowed(provider: Duration, bound: Duration, hot: Duration) -> Duration {
     provider + bound + hot + SLACK
 }
 
-/// What the samples say.
+/// The conclusions from the samples.
 pub(super) struct Findings<'a> {
     pub(super) first_refusal: Option<&'a Sample>,
     pub(super) last_plaintext: Option<&'a Sample>,
@@ -88,7 +90,8 @@ pub(super) struct Findings<'a> {
     pub(super) verdict: Verdict,
 }
 
-/// Of all samples, in any order. What was sent before the operator turned the key on again belongs to its being off.
+/// Judges all samples, in any order. What was sent before the operator turned the key on again
+/// counts as sent while the key was off.
 pub(super) fn judge(samples: &[Sample], off: Hand, on: Option<Hand>, allowed: Duration) -> Findings<'_> {
     let before_on = |sample: &&Sample| on.is_none_or(|on| sample.sent < on.begun);
     let refused = |sample: &&Sample| matches!(sample.met, Met::Refused { .. });
@@ -163,7 +166,7 @@ mod tests {
         let samples =
             [sample(2_000, refused()), sample(4_001, Met::Plaintext), sample(9_500, Met::Plaintext)];
         assert_eq!(verdict(&samples, true), (Verdict::TooLate, 1));
-        // When it was heard counts, not when it was sent.
+        // What counts is when it was received, not when it was sent.
         let slow = Sample { heard: at(5_000), ..sample(1_100, Met::Plaintext) };
         assert_eq!(verdict(&[slow, sample(2_000, refused())], true).0, Verdict::TooLate);
         assert_eq!(verdict(&[sample(8_000, Met::Plaintext)], false).0, Verdict::TooLate, "never refused");

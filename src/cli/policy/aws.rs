@@ -1,19 +1,19 @@
-//! Policies for a key in AWS KMS: what the key, the role and the role's trust have to say. All JSON stands between lines that
-//! begin with `#`.
+//! Policies for a key in AWS KMS: the policies of the key and of the role, and the role's trust
+//! policy. The JSON is printed between lines that begin with `#`.
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::config::{AwsKeyArn, AwsKeyName, AwsRole, AwsSettings, Reader};
 
-/// What wrap and unwrap need: all that serving needs.
+/// The actions that wrap and unwrap need, which is all that serving needs.
 const SERVING: [&str; 3] = ["kms:GenerateDataKey", "kms:Encrypt", "kms:Decrypt"];
-/// What ReEncrypt asks for: AWS re-wraps by itself, so that no plain DEK is seen.
+/// The actions that ReEncrypt needs. AWS re-wraps by itself, so that no plain DEK is disclosed.
 const ROTATION: [&str; 2] = ["kms:ReEncryptFrom", "kms:ReEncryptTo"];
-/// What a feature more asks for.
+/// The actions that optional features need.
 const OPTIONAL: [&str; 2] = ["kms:ListKeyRotations", "kms:DescribeKey"];
 
-/// For `aws iam` and `aws kms`.
+/// Returns the commands for `aws iam` and `aws kms`.
 pub(super) fn policy(reader: &mut Reader<'_>) -> String {
     let (Some(key), role) = AwsSettings::grant(reader) else { return String::new() };
     printed(&key, role.as_ref())
@@ -90,7 +90,7 @@ fn printed(key: &AwsKeyArn, role: Option<&AwsRole>) -> String {
     text
 }
 
-/// In the order in which people write it.
+/// A policy document, with its members in the usual order.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct Document<'a> {
@@ -148,7 +148,8 @@ fn trust(role: &AwsRole, partition: &str) -> Statement {
     }
 }
 
-/// `ForAllValues` alone is true where there is no encryption context at all, so `Null` stands beside it
+/// Returns statements that restrict the encryption context. `ForAllValues` alone is also true if
+/// there is no encryption context at all, so `Null` is added
 /// (<https://docs.aws.amazon.com/kms/latest/developerguide/conditions-kms.html#conditions-kms-encryption-context-keys>).
 fn tightened(arn: &str) -> [Statement; 2] {
     let mut ours = json!({

@@ -1,8 +1,8 @@
-//! Commands for the Azure CLI: a role with two data actions, assigned on the one key.
+//! Commands for the Azure CLI: a role with two data actions, assigned on only this key.
 
 use crate::config::{AzureKey, AzureService, Reader};
 
-/// For whoever may assign roles on the vault or in the managed HSM.
+/// Returns the commands for somebody who may assign roles on the vault or in the managed HSM.
 pub(super) fn policy(reader: &mut Reader<'_>) -> String {
     let Some(key) = AzureKey::read(reader) else { return String::new() };
     let holder = key.vault.host_str().and_then(|host| host.split('.').next()).unwrap_or_default();

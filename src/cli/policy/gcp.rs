@@ -2,12 +2,14 @@
 
 use crate::config::{GcpKey, GcpSettings, Reader};
 
-/// Commands for `gcloud`. `roles/cloudkms.cryptoKeyEncrypterDecrypter` holds `useToEncrypt` and `useToDecrypt`, and to list
-/// locations and see the project, which a binding on a key does not reach: no role of Google's holds less.
+/// Returns the commands for `gcloud`. `roles/cloudkms.cryptoKeyEncrypterDecrypter` has
+/// `useToEncrypt` and `useToDecrypt`. It also has the rights to list locations and to see the
+/// project, but a binding on a key does not extend to those. No predefined role of Google's has
+/// less.
 pub(super) fn policy(reader: &mut Reader<'_>) -> String {
     let Some(key) = GcpKey::read(reader) else { return String::new() };
     let impersonate = GcpSettings::impersonated(reader);
-    // Of a project of a domain (`example.com:project`) accounts are at `project.example.com`.
+    // In a project of a domain (`example.com:project`), accounts are at `project.example.com`.
     let home = match key.project.split_once(':') {
         Some((domain, project)) => format!("{project}.{domain}"),
         None => key.project.clone(),

@@ -1,6 +1,6 @@
-//! `byok policy PROVIDER`: what the customer has to grant us at their KMS, ready to be pasted: wrap and unwrap on the
-//! configured key and nothing else; what another feature may use is listed apart. Needs no credential: the policy comes
-//! before it.
+//! `byok policy PROVIDER`: prints what the customer has to grant byok at their KMS, ready to be
+//! pasted: wrap and unwrap on the configured key, and nothing else. Rights for optional features
+//! are listed separately. The command needs no credential, because the policy has to exist first.
 
 mod aws;
 mod azure;

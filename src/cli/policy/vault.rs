@@ -1,8 +1,8 @@
-//! A Vault policy.
+//! A policy for Vault.
 
 use crate::config::{Reader, VaultKey};
 
-/// For `vault policy write`.
+/// Returns the policy for `vault policy write`.
 pub(super) fn policy(reader: &mut Reader<'_>) -> String {
     let VaultKey { mount, key } = VaultKey::read(reader);
     format!(

@@ -1,8 +1,8 @@
-//! What is read again while the server runs: on SIGHUP, and when a file that a variable names holds something else. What is
-//! good takes the place of what was there before; what is not changes nothing, and is said in the log and the metrics. No
-//! message holds a piece of a value.
+//! Reads parts of the configuration again while the server runs: on SIGHUP, and when a file that a
+//! variable names has changed. A valid part replaces the previous one. An invalid one changes
+//! nothing, and is reported in the log and the metrics. No message contains any part of a value.
 //!
-//! Files are read on a thread of their own: a file system that hangs holds up nobody else.
+//! Files are read on a separate thread, so that a file system that hangs delays nothing else.
 
 mod part;
 
@@ -29,16 +29,17 @@ use part::{Part, Value};
 
 pub(super) use part::server_config;
 
-/// How often files are looked at.
+/// How often files are checked for changes.
 const EVERY: Duration = Duration::from_secs(1);
-/// How often a database is tried again that does not answer by its new URL, and the thread that looks is looked after.
+/// How often the server tries again to reach a database that does not answer at its new URL, and
+/// checks that the thread that reads files is alive.
 const AGAIN: Duration = Duration::from_secs(5);
-/// How long it may take to answer by a new URL.
+/// The time limit for a database to answer at a new URL.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// After how long without a look the log says that there is none.
+/// The time without a check of the files after which the log reports it.
 const LATE: Duration = Duration::from_secs(30);
 
-/// What takes over what was read again.
+/// The parts of the server that take over what was read again.
 pub(super) struct Running {
     pub(super) app: Arc<App>,
     pub(super) jobs: Arc<Jobs>,
@@ -53,17 +54,17 @@ struct Again {
     value: Result<Value, Vec<Mistake>>,
 }
 
-/// Why what was read again is not in use.
+/// The reason why what was read again is not in use.
 enum NotTaken {
-    /// It is of no use.
+    /// It is invalid.
     Mistakes(Vec<Mistake>),
-    /// It may be taken later: by it the database does what is said here.
+    /// It may be accepted later. The text says how the database reacts to it now.
     NotYet(config::Store, &'static str),
-    /// It is in use after a restart alone.
+    /// It takes effect only after a restart.
     NeedsRestart,
 }
 
-/// Reads again until `stop`.
+/// Reads the configuration again whenever needed, until `stop` is cancelled.
 pub(super) async fn keep(
     running: Running,
     env: Env,
@@ -127,7 +128,7 @@ async fn hung_up(hangups: &mut Option<Signal>) {
     std::future::pending().await
 }
 
-/// Looks at the files until nobody wants to know.
+/// Checks the files until nobody needs the results any more.
 fn look(
     env: &Env,
     mut files: Files,
@@ -194,9 +195,10 @@ impl Running {
         Ok(())
     }
 
-    /// Takes other URLs once the same database answers by them; before any was reached, those of any one.
+    /// Takes over other URLs once the same database answers at them. If no database has been
+    /// reached yet, it accepts the URLs of any one.
     async fn take_database(&self, settings: config::Store) -> Result<(), NotTaken> {
-        // Another engine. An SQLite file would be made by opening it.
+        // This would be another engine. Opening an SQLite file would create it.
         if !matches!(settings.engine, Engine::Postgres(_)) {
             return Err(NotTaken::NeedsRestart);
         }
@@ -212,7 +214,7 @@ impl Running {
             Ok(Err(store::ReadError::Malformed)) => {
                 return Err(mistake_in_url("names a database whose tables are none of this server's"));
             }
-            // A file is often written before the password is changed that it names.
+            // The file is often written before the password that it names is changed.
             Ok(Err(store::ReadError::Rejected)) => {
                 return Err(NotTaken::NotYet(settings, "refuses to be read"));
             }
@@ -231,7 +233,7 @@ impl Running {
         }
     }
 
-    /// Says what became of it. Gives back what is to be tried again.
+    /// Reports the result. Returns the settings that are to be tried again, if any.
     fn said(&self, part: Part, variables: &[String], taken: Result<(), NotTaken>) -> Option<config::Store> {
         let name = part.as_str();
         let (outcome, again) = match taken {

@@ -1,4 +1,5 @@
-//! The parts of the configuration that stand in files, and which of them can be taken over while the server runs.
+//! The parts of the configuration that are in files, and which of them can be replaced while the
+//! server runs.
 
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject as _;
@@ -10,30 +11,31 @@ use crate::config::{
 };
 use crate::jobs::Webhooks;
 
-/// What is read again together: a part is taken over whole, or stays as it is.
+/// The settings that are read again together. A part is replaced as a whole, or stays as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Part {
     /// The certificate of the listener, and its key.
     Tls,
-    /// Who calls: JWT configuration, the secret shared with Hasura, admin tokens.
+    /// The settings that identify callers: JWT configuration, the secret shared with Hasura, admin
+    /// tokens.
     Callers,
-    /// What they may do.
+    /// The permissions of callers.
     Permissions,
-    /// The database's URLs.
+    /// The URLs of the database.
     Database,
-    /// What checkpoints are signed with.
+    /// The keys that sign checkpoints.
     SigningKeys,
     /// Webhooks: addresses and secrets.
     Webhooks,
-    /// What binds the rows of DEKs. Every replica must know a secret before one uses it, and rows are moved from one to the
-    /// next at a start: see docs/row-macs.md.
+    /// The secrets of the rows' MACs. Every replica must know a secret before one uses it, and rows
+    /// move from one secret to the next at a start: see docs/row-macs.md.
     RowMac,
-    /// Certificates towards the KMS, and credentials that name who we are there: what was proven of the key was proven with
-    /// them.
+    /// Certificates for connections to the KMS, and credentials that identify byok there. Existing
+    /// proofs of the key were made with them.
     Kms,
 }
 
-/// A part that was read again and holds no mistake by itself.
+/// A part that was read again and has no mistakes by itself.
 pub(super) enum Value {
     Tls(Box<ServerConfig>),
     Auth(Auth),
@@ -55,7 +57,7 @@ impl Part {
         Self::Kms,
     ];
 
-    /// The name in the log and the metrics.
+    /// Returns the name in the log and the metrics.
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Tls => "tls",
@@ -69,7 +71,7 @@ impl Part {
         }
     }
 
-    /// The part that a variable, or its `_FILE` variant, belongs to.
+    /// Returns the part that a variable, or its `_FILE` variant, belongs to.
     pub(super) fn of(variable: &str) -> Self {
         match variable.strip_suffix("_FILE").unwrap_or(variable) {
             "BYOK_TLS_CERT" | "BYOK_TLS_KEY" => Self::Tls,
@@ -86,15 +88,15 @@ impl Part {
         }
     }
 
-    /// Whether it can be taken over while the server runs.
+    /// Returns whether it can be replaced while the server runs.
     pub(super) fn is_read_again(self) -> bool {
         !matches!(self, Self::RowMac | Self::Kms)
     }
 
-    /// Reads it anew.
+    /// Reads the part again.
     ///
     /// # Errors
-    /// Its mistakes; those of other parts are none of its own.
+    /// The mistakes of this part. Those of other parts do not count.
     pub(super) fn read(self, env: &Env) -> Result<Value, Vec<Mistake>> {
         let mut reader = Reader::new(env);
         let value = match self {
@@ -131,10 +133,10 @@ impl Part {
     }
 }
 
-/// Inbound TLS from its two files.
+/// Builds the settings of inbound TLS from the two files.
 ///
 /// # Errors
-/// The mistake in one of them, or that they do not belong together.
+/// A mistake in one of the files, or that they do not belong together.
 pub(in crate::cli) fn server_config(tls: &Tls) -> Result<ServerConfig, Mistake> {
     const CERTIFICATES: &str = "BYOK_TLS_CERT_FILE";
     const KEY: &str = "BYOK_TLS_KEY_FILE";

@@ -1,4 +1,4 @@
-//! Lines at the end of a file, flushed to the disk.
+//! Appends lines to a file, and flushes them to the disk.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};
@@ -7,10 +7,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, TryLockError};
 use std::time::Duration;
 
-/// How long a write and its flush may take.
+/// The time limit of a write and its flush.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// A file that lines are appended to. Whoever keeps it may rename or remove it between lines: then it is made anew.
+/// A file that lines are appended to. Another process may rename or remove it between lines; then
+/// it is created again.
 pub(super) struct Lines {
     path: PathBuf,
     open: Arc<Mutex<Option<File>>>,
@@ -21,16 +22,16 @@ impl Lines {
         Self { path, open: Arc::default() }
     }
 
-    /// Appends whole lines, and gives back only once they are on the disk.
+    /// Appends whole lines, and returns only once they are on the disk.
     ///
     /// # Errors
-    /// A word for the log.
+    /// A short text for the log.
     pub(super) async fn append(&self, lines: String) -> Result<(), String> {
         let (path, open) = (self.path.clone(), self.open.clone());
         let written = tokio::task::spawn_blocking(move || {
             let mut open = match open.try_lock() {
                 Ok(open) => open,
-                // A write that was given up still runs.
+                // A write that timed out is still running.
                 Err(TryLockError::WouldBlock) => return Err("busy".to_owned()),
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             };
@@ -56,7 +57,7 @@ fn append(path: &PathBuf, open: &mut Option<File>, lines: &[u8]) -> std::io::Res
     let file = open.insert(file);
     file.write_all(lines)?;
     file.sync_data()?;
-    // Removed while it was written: the lines are nowhere, and are to come again.
+    // The file was removed while it was written. The lines are lost, and have to be sent again.
     match file.metadata()?.nlink() {
         0 => Err(ErrorKind::NotFound.into()),
         _ => Ok(()),
@@ -70,10 +71,11 @@ fn is_at(file: &File, path: &PathBuf) -> bool {
     file.metadata().ok().zip(std::fs::metadata(path).ok()).is_some_and(same)
 }
 
-/// It holds personal values: made for its owner alone.
+/// Opens the file. It holds personal values, so only its owner may read it.
 fn opened(path: &PathBuf) -> std::io::Result<File> {
     let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
-    // What a crash has torn stays a line of its own; its entry follows again, whole.
+    // A line that a crash cut short remains as a line of its own. Its entry follows again,
+    // complete.
     if file.seek(SeekFrom::End(0))? > 0 {
         file.seek(SeekFrom::End(-1))?;
         let mut last = [0];
@@ -83,7 +85,7 @@ fn opened(path: &PathBuf) -> std::io::Result<File> {
         }
     }
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        // So that the name lasts as the lines do.
+        // Makes the file's name as durable as its lines.
         File::open(folder)?.sync_all()?;
     }
     Ok(file)

@@ -1,4 +1,5 @@
-//! A bundle of the log as it is now, or as it ended: which range of it can be proven, and by which checkpoint. Next door it is written.
+//! Prepares a bundle of the log as it is now, or as it ended: which range of it can be proven, and
+//! by which checkpoint. `writer` writes it.
 
 use std::io::{self, Write};
 use std::ops::Range;
@@ -10,54 +11,55 @@ use crate::audit::{CheckpointKey, SignedCheckpoint, Tree, TreeError};
 use crate::model::{Operation, Tenant};
 use crate::store::{CheckpointRow, EntryFilter, LogHead, LogReads, ReadError};
 
-/// What to put into a bundle.
+/// The contents to put into a bundle.
 #[derive(Clone, Debug)]
 pub struct Wanted {
-    /// Of the log that has ended with this head; of the current one when `None`.
+    /// The head of the ended log to export; `None` for the current log.
     pub ended: Option<LogHead>,
-    /// The entries at these places.
+    /// The positions of the entries.
     pub places: Range<u64>,
-    /// The public keys that the reader is told of.
+    /// The public keys to put into the bundle.
     pub keys: Vec<CheckpointKey>,
-    /// A checkpoint that the reader has, to be shown to be the beginning of this log.
+    /// A checkpoint that the reader has. The bundle must show that this log extends it.
     pub pinned: Option<SignedCheckpoint>,
 }
 
-/// What was put in.
+/// The contents of the written bundle.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exported {
-    /// The range: what was wanted, as far as the last checkpoint speaks of it.
+    /// The range: what was wanted, as far as the last checkpoint covers it.
     pub places: Range<u64>,
-    /// How many entries.
+    /// The number of entries.
     pub entries: u64,
-    /// The size of the checkpoint that closes it.
+    /// The size of the closing checkpoint.
     pub size: u64,
 }
 
-/// Why there is no bundle.
+/// The reason why there is no bundle.
 #[derive(Debug)]
 pub enum ExportError {
-    /// The database.
+    /// The database failed.
     Store(ReadError),
-    /// The file.
+    /// The file could not be written.
     Write(io::Error),
-    /// There is no log, or no checkpoint of it that can be read.
+    /// There is no log, or no readable checkpoint of it.
     NoCheckpoint,
-    /// No checkpoint speaks of these places yet.
+    /// No checkpoint covers these positions yet.
     Uncovered {
-        /// Up to before this place one does.
+        /// The end, exclusive, of the positions that a checkpoint covers.
         until: u64,
     },
-    /// The log is shorter than a checkpoint says: verify it.
+    /// The log is shorter than a checkpoint says. Verify it.
     Shorter {
-        /// What the checkpoint says.
+        /// The size in the checkpoint.
         size: u64,
     },
-    /// Values were erased while it was written: the entry that says so is not in it.
+    /// Values were erased while the bundle was written, and the entry that says so is not in it.
     Erased,
-    /// The entry at this place is gone, and with it all that could stand for it: verify the log.
+    /// The entry at this position is missing, and so is everything that could replace it. Verify
+    /// the log.
     Missing {
-        /// The place.
+        /// The position.
         place: u64,
     },
 }
@@ -77,7 +79,7 @@ impl From<TreeError> for ExportError {
     }
 }
 
-/// A bundle that can be written.
+/// A bundle that is ready to be written.
 pub struct Export<'s> {
     store: &'s dyn LogReads,
     tenant: &'s Tenant,
@@ -93,7 +95,7 @@ pub struct Export<'s> {
 }
 
 impl<'s> Export<'s> {
-    /// Looks at what there is.
+    /// Finds out what can be exported.
     ///
     /// # Errors
     /// See [`ExportError`].
@@ -126,20 +128,21 @@ impl<'s> Export<'s> {
         Ok(Self { store, tenant, tree, keys, pinned, origin, closing, places, uncovered, erasures_behind })
     }
 
-    /// The range: what was wanted, as far as the last checkpoint speaks of it.
+    /// Returns the range: what was wanted, as far as the last checkpoint covers it.
     pub fn places(&self) -> Range<u64> {
         self.places.clone()
     }
 
-    /// What was wanted, and no checkpoint speaks of yet.
+    /// Returns the part of what was wanted that no checkpoint covers yet.
     pub fn uncovered(&self) -> Option<Range<u64>> {
         self.uncovered.clone()
     }
 
-    /// Writes it. `progress` is told how many places of how many are done, from time to time.
+    /// Writes the bundle. From time to time, `progress` receives the number of positions that are
+    /// done and the total.
     ///
     /// # Errors
-    /// See [`ExportError`]; then what was written is no bundle.
+    /// See [`ExportError`]. What was written is not a valid bundle then.
     pub async fn write(
         self,
         out: &mut (dyn Write + Send),
@@ -169,7 +172,7 @@ impl<'s> Export<'s> {
         writer.line(&Line::Start(Start { size: begin, roots: roots_of(&roots) }))?;
         writer.skip_to(from).await?;
         writer.range(to, log, size, progress).await?;
-        // The entry of an erasure is there before any value goes.
+        // The entry of an erasure is written before any value is removed.
         if to == size && !erasures_behind && erased_behind(store, tenant, first + size).await? {
             return Err(ExportError::Erased);
         }
@@ -182,7 +185,8 @@ impl<'s> Export<'s> {
     }
 }
 
-/// Whether an entry at this place or behind it says that values were erased, in whichever of the tenant's logs.
+/// Returns whether an entry at this position or after it says that values were erased, in any of
+/// the tenant's logs.
 async fn erased_behind(store: &dyn LogReads, tenant: &Tenant, place: u64) -> Result<bool, ReadError> {
     let filter = EntryFilter { operation: Some(Operation::Erase), ..EntryFilter::default() };
     let mut before = None;

@@ -1,4 +1,5 @@
-//! The lines of a bundle as `docs/audit-log.md` draws them, read and written. What an entry says is in `verify::entry`.
+//! Reads and writes the lines of a bundle in the format of `docs/audit-log.md`. The content of an
+//! entry is in `verify::entry`.
 
 use serde::{Deserialize, Serialize};
 
@@ -18,16 +19,17 @@ pub(super) fn hashes_of(roots: &[Root]) -> Vec<Hash> {
 
 read_from_objects!(Header, Start, Subtrees, Unreadable, End);
 
-/// One line. Each is a JSON object with one member, of this name.
+/// One line: a JSON object with one member that has the name of the variant.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Line {
     Header(Header),
-    /// A public key that signed, as c2sp.org/signed-note writes it. Counts for nothing unless the auditor knows it.
+    /// A public key that signed, in the format of c2sp.org/signed-note. It proves nothing unless
+    /// the auditor knows it.
     Key(String),
-    /// Where the walk begins: the tree as it was at that size.
+    /// The start of the walk: the tree as it was at that size.
     Start(Start),
-    /// Leaves outside the range: only the roots over them.
+    /// Leaves outside the range, of which only the covering roots are given.
     Skip(Subtrees),
     /// Leaves of entries that were pruned.
     Pruned(Subtrees),
@@ -43,20 +45,21 @@ pub(super) enum Line {
 #[serde(remote = "Self", deny_unknown_fields)]
 pub(super) struct Header {
     pub(super) format: String,
-    /// What the checkpoints begin with.
+    /// The origin with which the checkpoints begin.
     pub(super) origin: String,
     /// The tenant's uid, 32 hexadecimal digits.
     pub(super) tenant: String,
     pub(super) log: u32,
-    /// The place of the log's first leaf.
+    /// The position of the log's first leaf.
     pub(super) first: u64,
-    /// The range: from this place …
+    /// The start of the range, inclusive.
     pub(super) from: u64,
-    /// … to before this one.
+    /// The end of the range, exclusive.
     pub(super) to: u64,
-    /// How many leaves the closing checkpoint speaks of.
+    /// The number of leaves that the closing checkpoint covers.
     pub(super) size: u64,
-    /// Whether the range reaches the end of what that checkpoint speaks of, and behind it entries say that values were erased.
+    /// Whether the range extends to the end of what that checkpoint covers, and entries after it
+    /// say that values were erased.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) erasures_behind: bool,
 }
@@ -85,6 +88,6 @@ pub(super) struct Unreadable {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub(super) struct End {
-    /// How many entries stand in the bundle.
+    /// The number of entries in the bundle.
     pub(super) entries: u64,
 }

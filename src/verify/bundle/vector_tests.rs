@@ -1,4 +1,5 @@
-//! Replays `tests/vectors/audit/`, which another language wrote from `docs/audit-log.md`.
+//! Replays `tests/vectors/audit/`, which a program in another language wrote from
+//! `docs/audit-log.md`.
 
 use serde_json::Value;
 
@@ -12,7 +13,7 @@ use crate::verify::{Claim, Finding, Report, State, Trust};
 
 const LEAVES: &str = include_str!("../../../tests/vectors/audit/leaves.json");
 const BUNDLE: &str = include_str!("../../../tests/vectors/audit/bundle.jsonl");
-/// From before entries had a second form.
+/// A bundle from before entries had a second form.
 const FIRST_BUNDLE: &str = include_str!("../../../tests/vectors/audit/bundle-1.jsonl");
 
 fn bytes(hexadecimal: &Value) -> Vec<u8> {
@@ -63,8 +64,8 @@ fn a_bundle_of_the_first_form_holds_for_ever() {
     assert_eq!(open(&report), [Claim::Personal]);
 }
 
-/// The claims of which nothing can be said. The ranges end before their logs do, and hold values that are not there: what was
-/// erased of them no entry says that is shown.
+/// Returns the open claims. The ranges end before their logs do, and some values in them are
+/// missing: no entry that is shown says what was erased of them.
 fn open(report: &Report) -> Vec<Claim> {
     assert!(report.claims.iter().all(|(_, state, _)| *state != State::Fails), "{:?}", report.claims);
     let open = report.claims.iter().filter(|(_, state, _)| *state == State::Open);
@@ -73,7 +74,7 @@ fn open(report: &Report) -> Vec<Claim> {
 
 #[test]
 fn nothing_is_shown_of_an_entry_that_its_digest_does_not_cover() {
-    // Each would leave the digest of the entry, which is of the first form, as it is.
+    // Each of these leaves the digest of the entry, which is of the first form, unchanged.
     for more in [
         r#""reason":"support-case""#,
         r#""ledger_hash":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=""#,
@@ -87,7 +88,7 @@ fn nothing_is_shown_of_an_entry_that_its_digest_does_not_cover() {
         let bundle = BUNDLE.replacen("{\"dek_id\"", &format!("{{{more},\"dek_id\""), 1);
         assert!(!verified(bundle.as_bytes()).is_clean(), "{more}");
     }
-    // Nor can an entry of the second form stand in a bundle that readers of the first take.
+    // Nor can an entry of the second form be in a bundle that readers of the first form accept.
     let older = BUNDLE.replace("byok-audit-bundle/2", "byok-audit-bundle/1");
     assert!(!verified(older.as_bytes()).is_clean());
     let unsorted = BUNDLE.replace(r#"[["unknown""#, r#"[["zzz""#);
@@ -104,14 +105,14 @@ fn no_line_can_be_left_out_doubled_or_moved() {
         assert!(!verified(joined(&fewer).as_bytes()).is_clean(), "without line {place}");
         fewer.insert((place + 1) % lines.len(), line);
         assert!(!verified(joined(&fewer).as_bytes()).is_clean(), "line {place} moved");
-        // A checkpoint that is said twice says nothing more.
+        // A repeated checkpoint adds nothing and does no harm.
         if place != 11 {
             let mut more = lines.clone();
             more.insert(place, line);
             assert!(!verified(joined(&more).as_bytes()).is_clean(), "line {place} twice");
         }
     }
-    // Neither the key, which the auditor has, nor a checkpoint on the way is needed.
+    // Neither the key, which the auditor has, nor an intermediate checkpoint is required.
     for place in [1, 6] {
         let mut fewer = lines.clone();
         fewer.remove(place);
@@ -122,7 +123,7 @@ fn no_line_can_be_left_out_doubled_or_moved() {
 #[test]
 fn no_byte_can_be_changed() {
     for whole in [BUNDLE, FIRST_BUNDLE] {
-        // How much of the log is asked for is not signed: what is shown of it is.
+        // The requested range is not signed; what is shown of it is.
         let range = whole.find("\"from\"").unwrap()..whole.find("\"size\"").unwrap();
         for at in (0..whole.len()).filter(|at| !range.contains(at)) {
             let mut bundle = whole.as_bytes().to_vec();
@@ -153,7 +154,7 @@ fn where_a_log_is_said_to_begin_moves_no_prune() {
         bundle = bundle.replace(&format!("\"place\":{place},"), &format!("\"place\":{},", 100 + place));
     }
     assert_eq!(verified(bundle.as_bytes()).findings, []);
-    // The prune of another of the tenant's logs is none of this one's.
+    // A prune of another of the tenant's logs does not apply to this one.
     let other = BUNDLE.replace("prune 1 0 3", "prune 2 0 3");
     assert!(!verified(other.as_bytes()).is_clean());
 }

@@ -1,4 +1,4 @@
-//! A bundle, verified: line by line, with nothing but the file and what the auditor knows.
+//! Verifies a bundle line by line, with nothing but the file and what the auditor knows.
 
 use std::io::{self, BufRead, Read as _};
 
@@ -10,18 +10,20 @@ use crate::verify::encoding::tenant_of;
 use crate::verify::walk::Walk;
 use crate::verify::{Claim, Finding, Report, Subject, Trust};
 
-/// The longest line. Entries of releases that kept record ids of any length hold up to what PostgreSQL takes as one value.
+/// The longest line. Entries of releases that kept record ids of any length hold up to what
+/// PostgreSQL accepts as one value.
 const LINE: u64 = 512 << 20;
-/// Larger than any place or size: PostgreSQL's bigint is signed. Two of them can be added.
+/// Larger than any position or size, because PostgreSQL's bigint is signed. The sum of two such
+/// numbers does not overflow.
 const NUMBERS: u64 = 1 << 62;
 
-/// Why a line is not one of a bundle's.
+/// The reason why a line is not valid in a bundle.
 type Why = String;
 
-/// Verifies a bundle. `progress` is told how many bytes were read, from time to time.
+/// Verifies a bundle. From time to time, `progress` receives the number of bytes that were read.
 ///
 /// # Errors
-/// The file cannot be read. Whatever is wrong with what it holds is a finding.
+/// The file cannot be read. Anything wrong with its content is a finding instead.
 pub fn verify_bundle(
     input: &mut dyn BufRead,
     trust: &Trust,
@@ -69,14 +71,14 @@ enum Reading {
 struct Walking {
     header: Header,
     walk: Walk,
-    /// How many entries stand in the file.
+    /// The number of entries in the file.
     entries: u64,
     /// Whether the last line was a checkpoint of the closing size.
     closed: bool,
 }
 
 impl Reading {
-    /// The next line. What was read before it stays read where it is refused.
+    /// Takes in the next line. If it is refused, what was read before it remains.
     fn take(&mut self, line: Line, trust: &Trust) -> Result<(), Why> {
         match (&mut *self, line) {
             (Self::Header, Line::Header(header)) => *self = Self::Keys(Box::new(checked(header)?)),
@@ -106,7 +108,8 @@ impl Reading {
         Ok(())
     }
 
-    /// The file has come to its end before this line: was it that of the bundle?
+    /// Called when the file ends before this line. Returns a finding if that is not the end of the
+    /// bundle.
     fn cut_off(&self, line: u64) -> Option<Finding> {
         match self {
             Self::Ended(walking) if walking.closed => None,
@@ -189,7 +192,7 @@ impl Walking {
         match line {
             Line::Skip(subtrees) => {
                 let end = self.walk.place().saturating_add(subtrees.count);
-                // What is skipped of the range itself is missing there.
+                // A part of the range itself that is skipped counts as missing there.
                 let within = self.walk.place() < self.header.to && end > self.header.from;
                 self.subtrees(&subtrees, within)
             }
@@ -199,7 +202,8 @@ impl Walking {
                 if !entry.is_of_its_form() {
                     return Err("an entry with what its form has not".to_owned());
                 }
-                // Its digest does not cover that, so nobody but whoever made the bundle says it.
+                // The digest does not cover the tenant's name, so only the maker of the bundle
+                // vouches for it.
                 if entry.tenant.is_some() && entry.computed(self.walk.tenant()) == entry.digest.0 {
                     return Err("an entry of this log that names a tenant".to_owned());
                 }

@@ -1,4 +1,5 @@
-//! The walk of a bundle as it is written: entries of the range with the checkpoints among them, and roots for the rest.
+//! Writes the walk of a bundle: the entries of the range with the checkpoints among them, and roots
+//! for the rest.
 
 use std::collections::VecDeque;
 use std::io::Write;
@@ -15,9 +16,9 @@ use crate::verify::entry::BundleEntry;
 use crate::verify::pages::{Pages, Row};
 use crate::verify::pruned_by;
 
-/// How many checkpoints, or entries that say what was pruned, are read at once.
+/// The number of checkpoints, or of entries about prunes, that are read at once.
 const PAGE: u32 = 256;
-/// More entries that name what was pruned than any retention makes.
+/// The limit of entries that name pruned ranges. More than any retention makes.
 const PRUNES: usize = 10_000;
 
 pub(super) struct Writer<'s, 'o> {
@@ -25,9 +26,9 @@ pub(super) struct Writer<'s, 'o> {
     pub(super) tenant: &'s Tenant,
     pub(super) tree: Tree<'s>,
     pub(super) out: &'o mut (dyn Write + Send),
-    /// A size that the walk has to stop at.
+    /// A size at which the walk has to stop.
     pub(super) pinned: Option<u64>,
-    /// How many leaves were walked past.
+    /// The number of leaves that the walk has passed.
     pub(super) size: u64,
     pub(super) entries: u64,
     pub(super) gaps: Vec<Range<u64>>,
@@ -53,7 +54,7 @@ impl Writer<'_, '_> {
         Subtrees { count: size - self.size, roots: roots_of(roots) }
     }
 
-    /// The entries up to that size, with the checkpoints among them.
+    /// Writes the entries up to that size, with the checkpoints among them.
     pub(super) async fn range(
         &mut self,
         to: u64,
@@ -80,7 +81,7 @@ impl Writer<'_, '_> {
                     checkpoints.extend(rows);
                 }
                 match checkpoints.front() {
-                    // The closing one comes last.
+                    // The closing checkpoint comes last.
                     Some(row) if row.size <= self.size && row.size < closing => {
                         if row.size == self.size {
                             let note = row.note.to_string();
@@ -123,8 +124,8 @@ impl Writer<'_, '_> {
         Ok(())
     }
 
-    /// From behind the range to the last checkpoint: past the size that is pinned, and with the entries that say what was
-    /// pruned.
+    /// Writes the walk from the end of the range to the last checkpoint. It stops at the pinned
+    /// size, and includes the entries that say what was pruned.
     pub(super) async fn rest(&mut self, size: u64) -> Result<(), ExportError> {
         let first = self.tree.head.first;
         let named = self.prunes(first + self.size..first + size).await?;
@@ -143,7 +144,7 @@ impl Writer<'_, '_> {
         self.skip_to(size).await
     }
 
-    /// The entries at these places that name a gap, by place.
+    /// Returns the entries at these positions that name a gap, by position.
     async fn prunes(&self, places: Range<u64>) -> Result<Vec<BundleEntry>, ExportError> {
         let mut found = Vec::new();
         let filter = EntryFilter { operation: Some(Operation::Prune), ..EntryFilter::default() };
