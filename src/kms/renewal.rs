@@ -532,7 +532,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_caller_who_waits_does_not_share_that_the_time_of_another_is_up() {
+    async fn a_waiting_caller_does_not_share_the_timeout_of_another() {
         let (source, renewer) = renewer(RULES);
         source.turns(Turn::Hangs);
         let later = async {
@@ -552,7 +552,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_long_credential_is_replaced_within_the_bound_and_a_short_one_before_its_end() {
+    async fn a_credential_is_replaced_within_the_bound_and_before_its_end() {
         for (life, replaced_after) in [(86_400, 780), (3_600, 780), (600, 400)] {
             let (source, renewer) = renewer(RULES);
             *source.life.lock().unwrap() = Some(Duration::from_secs(life));
@@ -607,7 +607,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_nobody_uses_is_dropped_when_it_is_due_where_the_rules_say_so() {
+    async fn an_unused_credential_is_dropped_when_due_if_the_rules_say_so() {
         let (source, renewer) = renewer(Rules { renews_unused: false, ..RULES });
         assert_eq!(got(&renewer).await, Ok(0));
         // It was used for the first time when it came.
@@ -647,7 +647,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_refused_by_the_kms_and_by_its_source_is_dropped_and_an_outage_leaves_it() {
+    async fn a_refusal_by_kms_and_source_drops_it_and_an_outage_does_not() {
         for (turn, is_dropped) in [(REFUSED, true), (OUTAGE, false)] {
             let (source, renewer) = renewer(RULES);
             let held = renewer.get(Instant::now(), deadline()).await.unwrap();
@@ -658,7 +658,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_the_kms_refuses_whatever_it_is_given_is_not_replaced_with_every_call() {
+    async fn a_kms_that_refuses_every_credential_causes_no_renewal_at_each_call() {
         let (source, renewer) = renewer(RULES);
         let mut held = renewer.get(Instant::now(), deadline()).await.unwrap();
         for _ in 0..6_000 {

@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_first_request_must_arrive_soon_and_the_next_may_take_its_time() {
+    async fn the_first_request_must_arrive_soon_and_the_next_may_wait() {
         let activity = Activity::new();
         assert_about(overdue(&activity).await, Wait::FirstRequest, HEAD);
         let request = activity.begin(Version::HTTP_11);

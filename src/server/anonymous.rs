@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_gets_no_more_than_its_part_and_all_no_more_than_the_whole() {
+    fn an_address_is_bound_by_its_part_and_all_by_the_whole() {
         let callers = callers(&[]);
         let fill = |address: &str| {
             let of = callers.of(ip(address));

@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn open_metrics_is_for_clients_that_name_it_and_weight_it_no_lower() {
+    fn open_metrics_is_for_clients_that_name_and_prefer_it() {
         assert_eq!(Format::asked_for(&HeaderMap::new()), Format::Classic);
         for classic in [
             "",

@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_long_body_must_arrive_at_a_minimum_rate_and_a_short_one_need_not() {
+    async fn only_a_long_body_must_arrive_at_a_minimum_rate() {
         let bounds = bounds(1, 10_000_000);
         let arrives = async |first: usize, piece: usize, seconds: usize| {
             let (sender, body) = chunked();

@@ -107,7 +107,7 @@ async fn a_persons_refresh_token_is_taken_and_warned_of() {
 }
 
 #[tokio::test]
-async fn a_refresh_token_that_is_revoked_alone_ends_its_access_token_within_the_bound() {
+async fn revoking_a_refresh_token_alone_ends_its_access_token_within_the_bound() {
     let google = Google::start().await;
     let mut user = user(&google).await;
     let kms = with(&google, &user).await;

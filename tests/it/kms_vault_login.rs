@@ -160,7 +160,7 @@ async fn a_destroyed_secret_id_is_invalid_until_its_file_has_another() {
 }
 
 #[tokio::test]
-async fn a_secret_id_that_is_destroyed_alone_ends_its_token_within_the_bound() {
+async fn destroying_a_secret_id_alone_ends_its_token_within_the_bound() {
     let role = AppRole::create(json!({})).await;
     let secret_id = role.secret_id().await;
     let kms = role.kms(text(&secret_id)).await;

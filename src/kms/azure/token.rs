@@ -244,7 +244,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_is_replaced_after_two_thirds_and_not_sent_at_its_end() {
+    fn a_token_is_replaced_after_two_thirds_of_its_life() {
         for (life, usable) in [(3_600, 3_590), (60, 54)] {
             let of = life_of(Duration::from_secs(life));
             assert_eq!(of.usable, Some(Duration::from_secs(usable)));

@@ -442,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_of_zero_never_ends_and_its_token_is_replaced_all_the_same() {
+    fn a_lease_of_zero_never_ends_and_its_token_is_replaced() {
         let life = life(lease(0));
         assert!(life.usable.is_none() && life.renew_after.is_some());
     }
