@@ -647,7 +647,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_refusal_by_kms_and_source_drops_it_and_an_outage_does_not() {
+    async fn a_refusal_by_kms_and_source_drops_it_an_outage_does_not() {
         for (turn, is_dropped) in [(REFUSED, true), (OUTAGE, false)] {
             let (source, renewer) = renewer(RULES);
             let held = renewer.get(Instant::now(), deadline()).await.unwrap();
