@@ -616,7 +616,8 @@ async fn altered_tiles(store: &Db, uid: TenantUid) -> Vec<(TileId, Range<u64>)> 
 async fn an_altered_tile_is_found_when_the_log_is_verified((reached, store): (Reached, Db)) {
     let tenant = tenant(&*store).await;
     let mut leaves = Vec::new();
-    grow(&store, tenant, &mut leaves, 1_500).await;
+    // Fewer than the findings that a report keeps: what these entries say is not what their digests cover.
+    grow(&store, tenant, &mut leaves, 900).await;
     assert_eq!(pass(&store).await, Derived::All);
     assert_eq!(altered_tiles(&store, tenant).await, []);
 
@@ -631,22 +632,22 @@ async fn an_altered_tile_is_found_when_the_log_is_verified((reached, store): (Re
     };
     reached.alter_tiles(&format!("UPDATE np_byok_tiles SET hashes = {other_hash} WHERE tile = 1")).await;
     assert_eq!(altered_tiles(&store, tenant).await, [(id(0, 1), 256..512)]);
-    reached.alter_tiles(&format!("UPDATE np_byok_tiles SET root = {other_root} WHERE tile = 3")).await;
-    assert_eq!(altered_tiles(&store, tenant).await, [(id(0, 1), 256..512), (id(0, 3), 768..1_024)]);
+    reached.alter_tiles(&format!("UPDATE np_byok_tiles SET root = {other_root} WHERE tile = 2")).await;
+    assert_eq!(altered_tiles(&store, tenant).await, [(id(0, 1), 256..512), (id(0, 2), 512..768)]);
     // What is not there is made from the entries.
     reached.alter_tiles("DELETE FROM np_byok_tiles WHERE tile = 1").await;
-    assert_eq!(altered_tiles(&store, tenant).await, [(id(0, 3), 768..1_024)]);
+    assert_eq!(altered_tiles(&store, tenant).await, [(id(0, 2), 512..768)]);
     // Where the entries went, a tile has to make its own root.
-    reached.alter_tiles("DELETE FROM np_byok_tiles WHERE tile = 3").await;
+    reached.alter_tiles("DELETE FROM np_byok_tiles WHERE tile = 2").await;
     reached.delete_entries(0..256).await;
     assert_eq!(altered_tiles(&store, tenant).await, []);
     reached.alter_tiles(&format!("UPDATE np_byok_tiles SET hashes = {other_hash} WHERE tile = 0")).await;
     assert_eq!(altered_tiles(&store, tenant).await, [(id(0, 0), 0..256)]);
     // One of a level above that does not stand on those below, and one that the log is too short for.
-    let tiles = vec![tile(1, 0, 9), tile(0, 5, 9)];
+    let tiles = vec![tile(1, 0, 9), tile(0, 3, 9)];
     store.commit(&changes(tenant, vec![Change::AddTiles { log: 1, tiles }])).await.unwrap();
     let found = altered_tiles(&store, tenant).await;
-    assert_eq!(found, [(id(0, 0), 0..256), (id(0, 5), 1_280..1_536), (id(1, 0), 0..65_536)]);
+    assert_eq!(found, [(id(0, 0), 0..256), (id(0, 3), 768..1_024), (id(1, 0), 0..65_536)]);
 }
 
 macro_rules! where_rows_are_reached {
