@@ -30,6 +30,9 @@ const REFUSED_FOR: Duration = Duration::from_secs(15);
 /// budget of calls.
 const STUCK_FOR: Duration = Duration::from_secs(300);
 
+/// How long this command waits for a database that is out of reach when it starts.
+const REACHED_WITHIN: Duration = Duration::from_secs(15);
+
 /// How to rotate.
 #[derive(Args)]
 pub(super) struct Arguments {
@@ -59,7 +62,9 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let _telemetry = telemetry::start(&config.telemetry).map_err(Failure::Running)?;
     let stop = CancellationToken::new();
     let Assembled { app, jobs, opening, .. } = assemble(config, Handle::current(), stop.clone()).await?;
-    opening.open(stop.clone()).await?;
+    let opened = tokio::time::timeout(REACHED_WITHIN, opening.open(stop.clone())).await;
+    opened
+        .map_err(|_| Failure::Running("the database is out of reach; nothing was changed".to_owned()))??;
     let identity = Identity {
         role: Arc::from("admin"),
         user: None,

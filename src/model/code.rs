@@ -63,7 +63,7 @@ codes! {
     RotationNotFound "ROTATION_NOT_FOUND" 404 false "There is no rotation with that id." "Check the id.";
     RotationStateConflict "ROTATION_STATE_CONFLICT" 409 false "The rotation is in a state that does not allow this." "See the possible changes of state ([rotation](rotation.md)); resume or cancel a paused rotation before you start another.";
     // Context and plaintext.
-    ContextInvalid "CONTEXT_INVALID" 400 false "The context must be an object whose values are strings." "Send a flat object of strings with non-empty keys.";
+    ContextInvalid "CONTEXT_INVALID" 400 false "The context must be an object of strings, without empty keys and without NUL characters." "Send a flat object of strings. Neither its keys nor its values, nor `recordId` and `field`, may contain NUL (U+0000).";
     ContextTooLarge "CONTEXT_TOO_LARGE" 400 false "The context has too many pairs or is too long." "Keep it to 64 pairs and 16 KiB; to encrypt, its record_id to 512 bytes.";
     ContextConflict "CONTEXT_CONFLICT" 400 false "A flat argument contradicts the context." "Send `recordId` and `field` either as arguments or in the context.";
     RecordIdRequired "RECORD_ID_REQUIRED" 400 false "The context has no record_id." "Name the record, or set `BYOK_REQUIRE_RECORD_ID=false`.";

@@ -10,12 +10,22 @@ use crate::support::server::TestServer;
 
 /// Its exit code, standard output and standard error.
 async fn rotate(server: &TestServer, arguments: &[&str]) -> (i32, String, String) {
+    rotate_with(server, arguments, &[]).await
+}
+
+/// The same with other variables.
+async fn rotate_with(
+    server: &TestServer,
+    arguments: &[&str],
+    variables: &[(&str, &str)],
+) -> (i32, String, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_byok"))
         .arg("rotate")
         .args(arguments)
         .env_clear()
         .envs(server.environment.iter().map(|(name, value)| (name, value)))
         .env("BYOK_LOG", "error")
+        .envs(variables.iter().copied())
         .output()
         .await
         .unwrap();
@@ -155,4 +165,15 @@ async fn a_kms_without_versions_is_named_and_the_exit_code_fails() {
     }
     let refused = server.post("/byok/rotate", json!({})).await;
     assert_eq!((refused.status.as_u16(), &refused.body["code"]), (503, &json!("KEY_VERSION_UNKNOWN")));
+}
+
+#[tokio::test]
+async fn a_database_out_of_reach_at_the_start_ends_it_with_1() {
+    let server = TestServer::start().await;
+    let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("postgres://byok@{}/byok", nobody.local_addr().unwrap());
+    drop(nobody);
+    let (code, said, why) = rotate_with(&server, &[], &[("DATABASE_URL", &url)]).await;
+    assert_eq!((code, said.as_str()), (1, ""), "{why}");
+    assert!(why.contains("the database is out of reach; nothing was changed"), "{why}");
 }
