@@ -1,7 +1,6 @@
 //! What is claimed about a log, and whether it holds.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 
 use super::finding::Finding;
 
@@ -100,15 +99,6 @@ impl Report {
     /// Returns whether a finding breaks this claim.
     pub(super) fn breaks(&self, claim: Claim) -> bool {
         self.broken.contains_key(&claim)
-    }
-
-    /// Returns the positions whose entries were found not to be those that a root was made of.
-    pub(super) fn rewritten(&self) -> Vec<Range<u64>> {
-        let places = |finding: &Finding| match finding {
-            Finding::Rewritten { places, .. } => Some(places.clone()),
-            _ => None,
-        };
-        self.findings.iter().filter_map(places).collect()
     }
 
     pub(super) fn find(&mut self, finding: Finding) {
