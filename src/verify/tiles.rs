@@ -37,8 +37,10 @@ impl<'s> Tiles<'s> {
     /// first leaf counts.
     pub(super) async fn leaf(&mut self, index: u64, leaf: Hash) -> Result<(), ReadError> {
         let first = index / (AT_ONCE * WIDTH) * AT_ONCE;
-        while self.first < first {
+        if self.first < first {
             self.compare_leaves().await?;
+            // There are no leaves in between, however far away this one was put.
+            self.first = first;
         }
         if let Some(held) = self.leaves.get_mut((index - self.first * WIDTH) as usize) {
             held.get_or_insert(leaf);
@@ -48,14 +50,10 @@ impl<'s> Tiles<'s> {
 
     /// Called after the last leaf. Reports each tile that is wrong.
     pub(super) async fn finish(mut self, head: &LogHead, report: &mut Report) -> Result<(), ReadError> {
-        while self.first < self.store.tiles_end(self.tenant, self.log, 0).await? {
-            self.compare_leaves().await?;
-        }
+        self.compare_leaves().await?;
         for level in 0..TILE_LEVELS {
             let end = self.store.tiles_end(self.tenant, self.log, level).await?;
-            for first in (0..end).step_by(AT_ONCE as usize) {
-                self.compare_roots(level, first..end.min(first + AT_ONCE)).await?;
-            }
+            self.compare_level(level, end).await?;
             if end > 0 {
                 self.compare_end(level, end, head).await?;
             }
@@ -69,7 +67,7 @@ impl<'s> Tiles<'s> {
         Ok(())
     }
 
-    /// Compares the tiles of level 0 with the known leaves, and moves on to the next tiles.
+    /// Compares the tiles of level 0 with the known leaves, and forgets these.
     async fn compare_leaves(&mut self) -> Result<(), ReadError> {
         for tile in self.read(0, self.first..self.first + AT_ONCE).await? {
             let at = ((tile.id.index - self.first) * WIDTH) as usize;
@@ -79,27 +77,52 @@ impl<'s> Tiles<'s> {
             }
         }
         self.leaves.fill(None);
-        self.first += AT_ONCE;
+        Ok(())
+    }
+
+    /// Checks all tiles of a level below this index. Steps over indexes without tiles get longer
+    /// and longer, so that a tile that was put far behind the others does not keep the check busy
+    /// for ever.
+    async fn compare_level(&mut self, level: u32, end: u64) -> Result<(), ReadError> {
+        let (mut at, mut step) = (0, AT_ONCE);
+        while at < end {
+            let tiles = at..end.min(at.saturating_add(step));
+            if step > AT_ONCE {
+                match self.store.tile_roots(self.tenant, self.log, level, tiles.clone()).await {
+                    Ok(none) if none.is_empty() => {}
+                    Ok(_) | Err(ReadError::Malformed) => {
+                        step = AT_ONCE;
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                }
+            } else if self.compare_roots(level, tiles.clone()).await? {
+                at = tiles.end;
+                continue;
+            }
+            at = tiles.end;
+            step = step.saturating_mul(2);
+        }
         Ok(())
     }
 
     /// Checks that each tile's stored root matches its hashes, and that its hashes are the roots of
-    /// the tiles below.
-    async fn compare_roots(&mut self, level: u32, tiles: Range<u64>) -> Result<(), ReadError> {
+    /// the tiles below. Returns whether there are any.
+    async fn compare_roots(&mut self, level: u32, tiles: Range<u64>) -> Result<bool, ReadError> {
         let roots = self.roots(level, tiles.clone()).await?;
         for tile in self.read(level, tiles).await? {
             let root = roots.iter().find(|(index, _)| *index == tile.id.index);
             let mut holds = root.is_some_and(|(_, root)| *root == tile.root());
             if let Some(below) = level.checked_sub(1) {
-                let start = tile.id.index * WIDTH;
-                let made_of = self.roots(below, start..start + WIDTH).await?;
+                let start = tile.id.index.saturating_mul(WIDTH);
+                let made_of = self.roots(below, start..start.saturating_add(WIDTH)).await?;
                 holds &= made_of.iter().all(|(index, root)| tile.hashes[(index - start) as usize] == *root);
             }
             if !holds {
                 self.wrong.insert(tile.id);
             }
         }
-        Ok(())
+        Ok(!roots.is_empty())
     }
 
     /// Checks that there is no tile for which the log is too short. `end` is one more than the last

@@ -648,6 +648,12 @@ async fn an_altered_tile_is_found_when_the_log_is_verified((reached, store): (Re
     store.commit(&changes(tenant, vec![Change::AddTiles { log: 1, tiles }])).await.unwrap();
     let found = altered_tiles(&store, tenant).await;
     assert_eq!(found, [(id(0, 0), 0..256), (id(0, 3), 768..1_024), (id(1, 0), 0..65_536)]);
+    // Far behind all others: the check ends all the same.
+    let far = 1 << 60;
+    let tiles = vec![tile(0, far, 9), tile(1, far, 9)];
+    store.commit(&changes(tenant, vec![Change::AddTiles { log: 1, tiles }])).await.unwrap();
+    let found: Vec<TileId> = altered_tiles(&store, tenant).await.into_iter().map(|(id, _)| id).collect();
+    assert_eq!(found, [id(0, 0), id(0, 3), id(0, far), id(1, 0), id(1, far)]);
 }
 
 macro_rules! where_rows_are_reached {
