@@ -25,7 +25,6 @@ const REPLICAS: usize = 3;
 /// Callers of all replicas together: as many as one has, and as many for each.
 const SHARED: [usize; 2] = [64, 64 * REPLICAS];
 /// As `serve` has them.
-const LANES: usize = 4;
 const CONNECTIONS_OF_SERVE: u32 = 16;
 
 /// One round of one of them.
@@ -99,10 +98,8 @@ async fn append(database: &TestDatabase, replicas: usize, callers: usize, window
     let proof = rows::watch(&*stores[0], tenant, "1").await;
     let must = Must::BeProven { epoch: proof.epoch, within: Duration::from_secs(3_600) };
     let fence = vec![Fence { key_version: proof.key_version, must }];
-    let committers: Vec<_> = stores
-        .into_iter()
-        .map(|store| Arc::new(Committer::start(store, Arc::new(SystemClock), LANES)))
-        .collect();
+    let committers: Vec<_> =
+        stores.into_iter().map(|store| Arc::new(Committer::start(store, Arc::new(SystemClock)))).collect();
     let call = |caller: usize, until: Instant| {
         let committer = committers[caller % replicas].clone();
         call(committer, tenant, fence.clone(), caller as u64, until)

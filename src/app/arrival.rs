@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use http::Extensions;
 
-use crate::model::{Caller, ErrorCode, Refusal};
+use crate::model::{ErrorCode, Refusal};
+use crate::tenancy::Caller;
 
 /// The memory that a request may use.
 pub trait Room: Send + Sync {

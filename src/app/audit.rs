@@ -6,8 +6,9 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use crate::audit::{recorded_id, unpack};
-use crate::model::{Caller, Entry, ErrorCode, Operation, Outcome, Refusal};
+use crate::model::{Entry, ErrorCode, Operation, Outcome, Refusal};
 use crate::store::{EntryFilter, PlacedEntry};
+use crate::tenancy::Caller;
 
 use super::App;
 use super::record::read_refusal;
@@ -98,7 +99,7 @@ impl App {
     /// Returns whether an entry at this position or above matches, as far as one bounded read that
     /// begins at the newest entry shows it.
     async fn has_from(&self, caller: &Caller, filter: &EntryFilter, place: u64) -> Result<bool, Refusal> {
-        let read = self.store.entries(caller.tenant.uid, filter, None, 1).await.map_err(read_refusal)?;
+        let read = self.store.entries(caller.tenant().uid, filter, None, 1).await.map_err(read_refusal)?;
         Ok(read.entries.first().is_some_and(|newest| newest.seq >= place))
     }
 
@@ -116,7 +117,7 @@ impl App {
         let mut page: Vec<PlacedEntry> = Vec::new();
         let (mut sum, mut short_reads) = (Size::default(), 0);
         loop {
-            let read = self.store.entries(caller.tenant.uid, filter, before, AT_ONCE).await;
+            let read = self.store.entries(caller.tenant().uid, filter, before, AT_ONCE).await;
             let read = read.map_err(read_refusal)?;
             if read.entries.len() < AT_ONCE as usize {
                 short_reads += 1;

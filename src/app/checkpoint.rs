@@ -2,7 +2,8 @@
 //! that is behind a published checkpoint.
 
 use crate::jobs::{CheckpointShown, Checkpoints, NoneMade};
-use crate::model::{Caller, ErrorCode, Operation, Refusal};
+use crate::model::{ErrorCode, Operation, Refusal};
+use crate::tenancy::Caller;
 
 use super::App;
 use super::record::read_refusal;
@@ -21,20 +22,21 @@ impl App {
             return Err(NoneMade::Unsigned.into());
         }
         self.record_state_read(caller, Operation::Audit).await?;
-        Ok(self.checkpoints.shown().await?)
+        Ok(self.checkpoints.of(caller.tenant()).shown().await?)
     }
 
-    /// Returns the checkpoints of the tenant's log.
+    /// Returns the checkpoints of all tenants' logs.
     pub fn checkpoints(&self) -> &Checkpoints {
         &self.checkpoints
     }
 
-    /// Checks whether entries may be appended to the log. If not, no operation may run.
+    /// Checks whether entries may be appended to the log of a tenant. If not, no operation of this
+    /// tenant may run.
     ///
     /// # Errors
     /// `AUDIT_LOG_BEHIND`.
-    pub(super) fn may_append(&self) -> Result<(), Refusal> {
-        match self.checkpoints.is_behind() {
+    pub(super) fn may_append(&self, caller: &Caller) -> Result<(), Refusal> {
+        match self.checkpoints.is_behind(caller.tenant().uid) {
             true => Err(ErrorCode::AuditLogBehind.into()),
             false => Ok(()),
         }

@@ -3,7 +3,8 @@
 //! context.
 
 use crate::crypto::{Context, ContextError};
-use crate::model::{Caller, ErrorCode, Operation, Refusal};
+use crate::model::{ErrorCode, Operation, Refusal};
+use crate::tenancy::Caller;
 
 use super::App;
 

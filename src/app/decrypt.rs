@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use crate::crypto::{Binding, Context, Plaintext, Token, TokenError, open};
 use crate::keyring::Footing;
-use crate::model::{Caller, DekId, ErrorCode, Item, KeyVersion, Operation, Posture, Refusal};
+use crate::model::{DekId, ErrorCode, Item, KeyVersion, Operation, Posture, Refusal};
+use crate::tenancy::Caller;
 
 use super::record::{Standing, item_of, moving, note_dek, note_failure, withheld};
 use super::{Answered, App, TRIES};
@@ -90,8 +91,8 @@ impl App {
     ) -> Result<(Vec<Result<Decrypted, Refusal>>, Footing), Refusal> {
         let ids: Vec<DekId> = tokens.iter().flatten().map(|(token, _)| id_of(token)).collect();
         let place =
-            self.kms_places.take(caller.tenant.uid, || self.keyring.holds(caller.tenant.uid, &ids))?;
-        let mut deks = self.keyring.by_id(&caller.tenant, &ids).await.into_iter();
+            self.kms_places.take(caller.tenant().uid, || self.keyring.holds(caller.tenant().uid, &ids))?;
+        let mut deks = self.keyring.by_id(caller.tenant(), &ids).await.into_iter();
         drop(place);
         let mut footing = Footing::default();
         let mut answers = Vec::with_capacity(tokens.len());
@@ -107,7 +108,7 @@ impl App {
                     Some(Ok(held)) => {
                         let id = id_of(token);
                         note_dek(entry_item, id, &held);
-                        let binding = Binding::new(&caller.tenant.uid.0, id.as_bytes(), &context.digest());
+                        let binding = Binding::new(&caller.tenant().uid.0, id.as_bytes(), &context.digest());
                         match open(&held.dek, &binding, token) {
                             Ok(plaintext) => {
                                 footing.add(&held);

@@ -7,8 +7,9 @@ use crate::audit::MAX_RECORD_ID_BYTES;
 use crate::crypto::{Binding, Context, Plaintext, seal, sha256};
 use crate::keyring::{Footing, Held, KeyringError, RecordDek};
 use crate::kms::KmsErrorClass;
-use crate::model::{Caller, ErrorCode, Item, KeyVersion, Operation, Posture, Refusal};
+use crate::model::{ErrorCode, Item, KeyVersion, Operation, Posture, Refusal};
 use crate::store::{Change, DekRow};
+use crate::tenancy::Caller;
 
 use super::record::{Standing, item_of, moving, note_dek, note_failure, withheld};
 use super::{Answered, App, TRIES};
@@ -55,7 +56,7 @@ impl App {
         // Is the role ever allowed to do this, and do the meters have room?
         self.enter(caller, operation).await?;
         self.bound(caller, operation, items.len()).await?;
-        let rewinds = self.committer.rewinds();
+        let rewinds = self.committer.rewinds(caller.tenant().uid);
         // Which items are within the limits, and may be encrypted by this caller with this context?
         let mut entry_items: Vec<Item> =
             items.iter().map(|item| item_of(item.as_ref().ok().map(|item| &item.context))).collect();
@@ -84,14 +85,14 @@ impl App {
                 let changes = fresh.iter().map(|(row, _)| Change::InsertDek(row.clone())).collect();
                 let recorded =
                     self.record_standing(caller, operation, &mut entry_items, changes, footing).await?;
-                if self.committer.rewinds() != rewinds {
+                if self.committer.rewinds(caller.tenant().uid) != rewinds {
                     // The database went back in time while this ran, so the DEK's row may be lost.
                     return Err(ErrorCode::StoreUnavailable.into());
                 }
                 match recorded {
                     Standing::Given(committed) => {
                         for (row, held) in &fresh {
-                            self.keyring.admit(&caller.tenant, row, held);
+                            self.keyring.admit(caller.tenant(), row, held);
                         }
                         break 'answered Answered { answers, committed };
                     }
@@ -119,9 +120,9 @@ impl App {
         records: &[Option<Arc<str>>],
         entry_items: &mut [Item],
     ) -> Result<Sealed, Refusal> {
-        let uid = caller.tenant.uid;
+        let uid = caller.tenant().uid;
         let place = self.kms_places.take(uid, || self.keyring.holds_records(uid, records))?;
-        let deks = self.keyring.by_record(&caller.tenant, records, self.clock.now()).await;
+        let deks = self.keyring.by_record(caller.tenant(), records, self.clock.now()).await;
         drop(place);
         let mut deks = deks.into_iter();
         let mut sealed = Sealed {
@@ -142,7 +143,7 @@ impl App {
                         entry_item.wrapped_hash = row.as_ref().map(|row| sha256(&row.wrapped.bytes));
                         sealed.footing.add(&held);
                         sealed.fresh.extend(row.map(|row| (row, held.clone())));
-                        let binding = Binding::new(&caller.tenant.uid.0, id.as_bytes(), &context.digest());
+                        let binding = Binding::new(&caller.tenant().uid.0, id.as_bytes(), &context.digest());
                         let token = seal(&held.dek, &binding, id.as_bytes(), plaintext.expose());
                         Ok(Encrypted { ciphertext: token.encode(), key_version: held.key_version.clone() })
                     }

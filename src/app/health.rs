@@ -140,8 +140,8 @@ impl App {
         let (database, key) = tokio::join!(self.remembered_database(FRESH_FOR_CALLERS), self.key_health());
         // Read after the check, so that it takes into account a posture that changed at another
         // replica meanwhile.
-        if let (true, Ok(tenant)) = (database, self.tenant.get()) {
-            let (keyring, tenant) = (self.keyring.clone(), tenant.clone());
+        if let (true, Ok(runtime)) = (database, self.tenants.primary()) {
+            let (keyring, tenant) = (self.keyring.clone(), runtime.tenant.clone());
             let read = || async move { drop(keyring.standing_of_all(&tenant).await) };
             self.health.proofs.answer(FRESH_PROOFS, read).await;
         }
@@ -178,7 +178,8 @@ impl App {
     /// probes of the key have shown.
     fn health_of(&self, database: bool, key: Option<KeyHealth>, standing: &[Standing]) -> Health {
         let Remembered { worked, next_login, .. } = self.health.remembered().clone();
-        let made = self.tenant.uid().ok().and_then(|tenant| self.keyring.current_version(tenant));
+        let runtime = self.tenants.primary().ok();
+        let made = runtime.and_then(|runtime| self.keyring.current_version(runtime.tenant.uid));
         let checked = key.as_ref().and_then(|key| key.as_ref().ok());
         let known = checked.map(|(version, _)| version.clone());
         let known = known.or(made).or_else(|| worked.as_ref().map(|(version, _)| version.clone()));
@@ -187,7 +188,7 @@ impl App {
             standing.iter().find(|one| one.key_version == *version).map(|one| one.posture)
         });
         let class = key.as_ref().and_then(|key| key.as_ref().err()).map(|error| error.class);
-        let audit_log = !self.checkpoints.is_behind();
+        let audit_log = !self.checkpoints.any_is_behind();
         let status = status_of(class, posture, database && audit_log);
         let error = class.map(KmsErrorClass::code).or_else(|| {
             posture.filter(|posture| *posture != Posture::Active).map(|dark| dark_refusal(dark).code)
@@ -217,7 +218,7 @@ impl App {
     /// # Errors
     /// The reason why it cannot.
     pub async fn ready(&self) -> Result<(), Unready> {
-        if self.tenant.get().is_err() {
+        if self.tenants.primary().is_err() {
             return Err(Unready::Starting);
         }
         if !self.authenticator().knows_keys() {
@@ -259,7 +260,7 @@ impl App {
 
     async fn try_key(&self) -> Result<KeyVersion, KmsError> {
         let internal = || KmsError::local(KmsErrorClass::Internal);
-        let tenant = self.tenant.uid().map_err(|_| internal())?;
+        let tenant = self.tenants.primary().map_err(|_| internal())?.tenant.uid;
         let binding = DekBinding { tenant, dek_id: DekId::new(), purpose: Purpose::Probe };
         let made = self.kms.generate(&[binding]).await.pop().ok_or_else(internal)??.value;
         let version = made.wrapped.key_version.clone();

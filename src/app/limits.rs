@@ -7,7 +7,8 @@ use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use crate::config::Limits;
-use crate::model::{Caller, ErrorCode, Operation, Refusal};
+use crate::model::{ErrorCode, Operation, Refusal};
+use crate::tenancy::Caller;
 
 use super::App;
 use super::meter::{Counted, Meter, Over, User};
@@ -101,14 +102,14 @@ impl Meters {
     /// Takes a call. A user who has used up their allowance of refused calls for the minute gets no
     /// further calls of any kind, because those calls could only be charged to all users.
     fn take_call(&self, caller: &Caller, operation: Operation) -> Result<(), Over> {
-        let (tenant, user, now) = (caller.tenant.uid, self.user(caller), self.now());
+        let (tenant, user, now) = (caller.tenant().uid, self.user(caller), self.now());
         self.refused.has_room(tenant, user, now)?;
         self.calls(operation).take(tenant, user, 1, now)
     }
 
     fn take_items(&self, caller: &Caller, operation: Operation, items: usize) -> Result<(), Over> {
         let Some(meters) = self.items(operation) else { return Ok(()) };
-        let (tenant, user, now) = (caller.tenant.uid, self.user(caller), self.now());
+        let (tenant, user, now) = (caller.tenant().uid, self.user(caller), self.now());
         meters.refused.has_room(tenant, user, now)?;
         meters.served.take(tenant, user, u32::try_from(items).unwrap_or(u32::MAX), now)
     }
@@ -116,18 +117,18 @@ impl Meters {
     /// Takes one of the calls that are refused before they do anything, and recorded. The first one
     /// of each user in a minute is recorded, however many calls of others are refused.
     pub(super) fn take_refusal(&self, caller: &Caller) -> Result<(), Refusal> {
-        self.refused.take_or_first(caller.tenant.uid, self.user(caller), self.now()).map_err(of_calls)
+        self.refused.take_or_first(caller.tenant().uid, self.user(caller), self.now()).map_err(of_calls)
     }
 
     fn give_back_call(&self, caller: &Caller, operation: Operation) {
-        self.calls(operation).give_back(caller.tenant.uid, self.user(caller), 1, self.now());
+        self.calls(operation).give_back(caller.tenant().uid, self.user(caller), 1, self.now());
     }
 
     /// Moves a call from the meter of served calls to that of refused calls. If the refused calls
     /// of many users together exceed what that meter can bound, the call stays charged as a served
     /// one.
     fn charge_call_apart(&self, caller: &Caller, operation: Operation) {
-        if self.refused.charge(caller.tenant.uid, self.user(caller), 1, self.now()) {
+        if self.refused.charge(caller.tenant().uid, self.user(caller), 1, self.now()) {
             self.give_back_call(caller, operation);
         }
     }
@@ -136,7 +137,7 @@ impl Meters {
     /// way.
     fn charge_items_apart(&self, caller: &Caller, operation: Operation, refused: u32) {
         let Some(meters) = self.items(operation) else { return };
-        let (tenant, user, now) = (caller.tenant.uid, self.user(caller), self.now());
+        let (tenant, user, now) = (caller.tenant().uid, self.user(caller), self.now());
         if refused > 0 && meters.refused.charge(tenant, user, refused, now) {
             meters.served.give_back(tenant, user, refused, now);
         }
@@ -166,7 +167,7 @@ impl App {
     /// who may do nothing, or who sends invalid requests, can neither use up the tenant's budget
     /// nor flood its log. Past that meter's limit, a refusal leaves no entry.
     pub(super) async fn enter(&self, caller: &Caller, operation: Operation) -> Result<(), Refusal> {
-        self.may_append()?;
+        self.may_append(caller)?;
         if !self.policy().may_ever(&caller.identity, operation) {
             return Err(self.refuse(caller, operation, ErrorCode::PermissionDenied.into()).await);
         }
@@ -227,6 +228,7 @@ mod tests {
     use std::sync::Arc;
 
     use crate::model::{Identity, Means, RequestId, Session, Tenant, TenantUid};
+    use crate::tenancy::TenantRuntime;
 
     use super::*;
 
@@ -239,7 +241,8 @@ mod tests {
         let (session, means) = (Session::default(), Means::Jwt);
         let identity = Identity { role: role.into(), user: user.map(str::to_owned), session, means };
         let tenant = Arc::new(Tenant { uid: TenantUid([7; 16]), name: "primary".to_owned() });
-        Caller { tenant, identity, request_id: RequestId::fresh() }
+        let runtime = Arc::new(TenantRuntime { tenant });
+        Caller { runtime, identity, request_id: RequestId::fresh() }
     }
 
     #[test]

@@ -36,10 +36,10 @@ use crate::config::Limits;
 use crate::jobs::Stream;
 use crate::keyring::Keyring;
 use crate::kms::{Kms, RequestCounts, Requests};
-use crate::model::{Caller, Clock, ErrorCode, Identity, Peer, Posture, Refusal, RequestId, Tenant};
+use crate::model::{Clock, ErrorCode, Identity, Peer, Posture, Refusal, RequestId, Tenant};
 use crate::store::Store;
 use crate::telemetry::{PoolCounts, Rereads};
-use crate::tenancy::Primary;
+use crate::tenancy::{Caller, Tenants};
 
 pub use answer::{answer_too_large, no_room, write_json};
 pub use arrival::{Arrival, Room, Unbounded};
@@ -62,7 +62,7 @@ const TRIES: usize = 3;
 
 /// The use cases, with everything that they depend on.
 pub struct App {
-    tenant: Primary,
+    tenants: Tenants,
     store: Arc<dyn Store>,
     kms: Arc<dyn Kms>,
     kms_requests: Arc<RequestCounts>,
@@ -84,8 +84,8 @@ pub struct App {
 
 /// The parts that an [`App`] is built from.
 pub struct Parts {
-    /// The tenant of the single-tenant form.
-    pub tenant: Primary,
+    /// The tenants that are served.
+    pub tenants: Tenants,
     /// The database.
     pub store: Arc<dyn Store>,
     /// The tenant's KMS.
@@ -115,7 +115,7 @@ pub struct Parts {
 impl App {
     /// Builds an app from its parts. Must be called on the runtime of the committer.
     pub fn new(parts: Parts) -> Self {
-        let Parts { tenant, store, kms, keyring, committer, authenticator, policy, .. } = parts;
+        let Parts { tenants, store, kms, keyring, committer, authenticator, policy, .. } = parts;
         let Parts { kms_requests, limits, in_flight, clock, checkpoints, streams, .. } = parts;
         Self {
             meters: limits::Meters::new(&limits),
@@ -123,7 +123,7 @@ impl App {
             health: health::Memory::default(),
             state_reads: state_reads::StateReads::default(),
             settling: ungiven::Settling::here(),
-            tenant,
+            tenants,
             store,
             kms,
             kms_requests,
@@ -142,7 +142,7 @@ impl App {
     /// Begins to serve, once the database has been found to be in the required state. Until then
     /// every caller is refused.
     pub fn open(&self, tenant: Tenant) {
-        self.tenant.is(tenant);
+        self.tenants.open(tenant);
     }
 
     /// Identifies the caller by the headers of the request. A refusal here leaves no entry, because
@@ -200,8 +200,8 @@ impl App {
     /// # Errors
     /// `STORE_UNAVAILABLE` before [`Self::open`].
     pub fn caller(&self, identity: Identity, request_id: RequestId) -> Result<Caller, Refusal> {
-        let tenant = self.tenant.get().map_err(record::read_refusal)?.clone();
-        Ok(Caller { tenant, identity, request_id })
+        let runtime = self.tenants.primary().map_err(record::read_refusal)?.clone();
+        Ok(Caller { runtime, identity, request_id })
     }
 
     /// Returns the limits of a call. The front ends use them to bound what they read.
@@ -231,7 +231,8 @@ impl App {
 
     /// Returns the standing of each key version that this server has met, for monitoring.
     pub fn key_standing(&self) -> Vec<Standing> {
-        self.tenant.uid().map(|tenant| self.keyring.standing(tenant)).unwrap_or_default()
+        let of_each = self.tenants.served().into_iter();
+        of_each.flat_map(|runtime| self.keyring.standing(runtime.tenant.uid)).collect()
     }
 
     /// Returns the number of probes of keys that this server has made since its start, by their

@@ -1,7 +1,8 @@
 //! Checks whether a caller may ever perform an operation. A front end asks this before it reads or
 //! copies the input of the call.
 
-use crate::model::{Caller, ErrorCode, Operation, Refusal};
+use crate::model::{ErrorCode, Operation, Refusal};
+use crate::tenancy::Caller;
 
 use super::App;
 

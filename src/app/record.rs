@@ -7,10 +7,9 @@ use crate::audit::{CommitFailed, Durable, Unit, pack, recorded_id};
 use crate::crypto::Context;
 use crate::keyring::{Fallen, Footing, Held, KeyringError};
 use crate::kms::log_failure;
-use crate::model::{
-    Caller, DekId, Entry, EntryId, ErrorCode, Item, Operation, Outcome, Posture, Refusal, RequestId,
-};
+use crate::model::{DekId, Entry, EntryId, ErrorCode, Item, Operation, Outcome, Posture, Refusal, RequestId};
 use crate::store::{Change, EntryRow, Fence, ReadError};
+use crate::tenancy::Caller;
 
 use super::App;
 use super::listing::Listing;
@@ -122,7 +121,7 @@ impl App {
         items: Vec<Item>,
         changes: Vec<Change>,
     ) -> Result<Vec<u64>, Refusal> {
-        self.may_append()?;
+        self.may_append(caller)?;
         let (_, entry) = self.packed(caller, operation, outcome, None, items, None);
         let committed = self.commit(caller, entry, changes, Vec::new()).await;
         committed.map(|durable| durable.applied).map_err(commit_refusal)
@@ -143,8 +142,8 @@ impl App {
         changes: Vec<Change>,
         footing: Footing,
     ) -> Result<Standing, Refusal> {
-        self.may_append()?;
-        let fence = match self.keyring.fence(&caller.tenant, &footing).await {
+        self.may_append(caller)?;
+        let fence = match self.keyring.fence(caller.tenant(), &footing).await {
             Ok(fence) => fence,
             Err(Fallen::Anew) => return Ok(Standing::Anew),
             Err(Fallen::Dark(posture)) => return self.withhold(caller, operation, items, posture).await,
@@ -160,14 +159,14 @@ impl App {
             Ok(committed) => committed,
             Err((CommitFailed::Fenced, kept)) => {
                 *items = kept;
-                return match self.keyring.after_fenced(&caller.tenant, &footing).await {
+                return match self.keyring.after_fenced(caller.tenant(), &footing).await {
                     Fallen::Anew => Ok(Standing::Anew),
                     Fallen::Dark(posture) => self.withhold(caller, operation, items, posture).await,
                 };
             }
             Err((failed, _)) => return Err(commit_refusal(failed)),
         };
-        if let Some(permit) = self.keyring.permit(&caller.tenant, footing, &durable) {
+        if let Some(permit) = self.keyring.permit(caller.tenant(), footing, &durable) {
             return Ok(Standing::Given(Some(Committed { entry, permit })));
         }
         tracing::warn!(
@@ -191,7 +190,7 @@ impl App {
         refusal: &Refusal,
     ) -> Result<(), Refusal> {
         let items = refused_items(&entry.items, refusal);
-        self.may_append()?;
+        self.may_append(caller)?;
         let (operation, outcome) = (entry.operation, Outcome::of_items(&items));
         let (_, row) = self.packed(caller, operation, outcome, None, items, Some(entry.id));
         self.commit(caller, row, Vec::new(), Vec::new()).await.map(drop).map_err(commit_refusal)
@@ -221,7 +220,7 @@ impl App {
         operation: Operation,
         detail: &'static str,
     ) -> Result<(), Refusal> {
-        self.may_append()?;
+        self.may_append(caller)?;
         let (_, entry) = self.packed(caller, operation, Outcome::Ok, Some(detail.into()), Vec::new(), None);
         self.commit(caller, entry, Vec::new(), Vec::new()).await.map(|_| ()).map_err(commit_refusal)
     }
@@ -261,7 +260,7 @@ impl App {
             extensions,
             items: listed,
         };
-        let row = pack(caller.tenant.uid, &entry);
+        let row = pack(caller.tenant().uid, &entry);
         (rest.unwrap_or(entry.items), row)
     }
 
@@ -272,11 +271,11 @@ impl App {
         changes: Vec<Change>,
         fence: Vec<Fence>,
     ) -> Result<Durable, CommitFailed> {
-        let unit = Unit { tenant: caller.tenant.uid, entry: Some(entry), changes, fence };
-        let rewinds = self.committer.rewinds();
+        let unit = Unit { tenant: caller.tenant().uid, entry: Some(entry), changes, fence };
+        let rewinds = self.committer.rewinds(caller.tenant().uid);
         let committed = self.committer.commit(unit).await;
-        if self.committer.rewinds() != rewinds {
-            self.keyring.clear();
+        if self.committer.rewinds(caller.tenant().uid) != rewinds {
+            self.keyring.clear(caller.tenant().uid);
         }
         committed
     }

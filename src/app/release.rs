@@ -15,7 +15,8 @@ use tokio::task::JoinHandle;
 use tracing::warn;
 
 use crate::keyring::Permit;
-use crate::model::{BootTime, Caller, ErrorCode, Posture, Refusal};
+use crate::model::{BootTime, ErrorCode, Posture, Refusal};
+use crate::tenancy::Caller;
 
 use super::App;
 use super::record::dark_refusal;
@@ -105,7 +106,7 @@ impl Release {
         if self.may_leave() {
             return Ok(());
         }
-        let posture = match self.app.keyring.prove_again(&self.caller.tenant, &self.permit).await {
+        let posture = match self.app.keyring.prove_again(self.caller.tenant(), &self.permit).await {
             Ok(until) => {
                 self.put_off(until);
                 return Ok(());
@@ -136,7 +137,7 @@ impl Release {
     /// Keeps the keys watched for a while, so that the permit of an answer that takes long to leave
     /// can be renewed.
     pub fn watch_on(&self) {
-        self.app.keyring.watch_on(&self.caller.tenant, &self.permit);
+        self.app.keyring.watch_on(self.caller.tenant(), &self.permit);
     }
 
     /// Notes that the protocol implementation has all of the answer, its end included.
@@ -164,12 +165,12 @@ impl Release {
             );
             return;
         }
-        let posture = self.app.keyring.renewed(&self.caller.tenant, &self.permit).err();
+        let posture = self.app.keyring.renewed(self.caller.tenant(), &self.permit).err();
         drop(self.withhold(entries, &dark_refusal(posture.unwrap_or(Posture::Active))));
     }
 
     fn renew(&self) -> Result<(), Posture> {
-        let until = self.app.keyring.renewed(&self.caller.tenant, &self.permit)?;
+        let until = self.app.keyring.renewed(self.caller.tenant(), &self.permit)?;
         self.put_off(until);
         Ok(())
     }

@@ -41,7 +41,7 @@ impl App {
 
     /// Returns the tenant that is served; `None` until the database has been reached.
     pub fn serves(&self) -> Option<TenantUid> {
-        self.tenant.uid().ok()
+        self.tenants.primary().ok().map(|runtime| runtime.tenant.uid)
     }
 
     /// Returns the counts of files that were read again, by the result.

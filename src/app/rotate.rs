@@ -2,10 +2,9 @@
 //! progress. The work itself is in `jobs::rotation`.
 
 use crate::kms::{KmsError, log_failure};
-use crate::model::{
-    Caller, ErrorCode, Job, JobId, JobState, KeyVersion, Operation, Outcome, Progress, Refusal,
-};
+use crate::model::{ErrorCode, Job, JobId, JobState, KeyVersion, Operation, Outcome, Progress, Refusal};
 use crate::store::Change;
+use crate::tenancy::Caller;
 
 use super::App;
 use super::record::read_refusal;
@@ -44,8 +43,8 @@ impl App {
             Ok(target) => target,
             Err(error) => return Err(self.refuse(caller, operation, kms_refusal(&error)).await),
         };
-        self.keyring.expect_version(caller.tenant.uid, &target);
-        let total = self.store.deks_not_under(caller.tenant.uid, &target).await.map_err(read_refusal)?;
+        self.keyring.expect_version(caller.tenant().uid, &target);
+        let total = self.store.deks_not_under(caller.tenant().uid, &target).await.map_err(read_refusal)?;
         // Anything that the rotation would count or re-wrap has the same version name before and
         // after.
         if total == 0 && !self.kms.profile().tells_apart(&target) {
@@ -73,14 +72,14 @@ impl App {
             return Ok(Rotation::Job(job));
         }
         // Another rotation is running, or was until now. Return that one.
-        match self.store.latest_job(caller.tenant.uid).await.map_err(read_refusal)? {
+        match self.store.latest_job(caller.tenant().uid).await.map_err(read_refusal)? {
             Some(running) => Ok(Rotation::Job(running)),
             None => Err(ErrorCode::Internal.into()),
         }
     }
 
     async fn paused_rotation(&self, caller: &Caller) -> Result<Option<Job>, Refusal> {
-        let latest = self.store.latest_job(caller.tenant.uid).await.map_err(read_refusal)?;
+        let latest = self.store.latest_job(caller.tenant().uid).await.map_err(read_refusal)?;
         Ok(latest.filter(|job| job.state == JobState::Paused))
     }
 
@@ -93,8 +92,8 @@ impl App {
         let operation = Operation::Rotate;
         self.enter(caller, operation).await?;
         let found = match id {
-            Some(id) => self.store.job(caller.tenant.uid, id).await.map(|found| found.map(|(job, _)| job)),
-            None => self.store.latest_job(caller.tenant.uid).await,
+            Some(id) => self.store.job(caller.tenant().uid, id).await.map(|found| found.map(|(job, _)| job)),
+            None => self.store.latest_job(caller.tenant().uid).await,
         };
         let found = found.map_err(read_refusal)?.ok_or(ErrorCode::RotationNotFound)?;
         self.record_state_read(caller, operation).await?;

@@ -4,8 +4,9 @@
 
 use std::sync::Arc;
 
-use crate::model::{Caller, ErrorCode, Job, JobCommand, JobId, JobState, Operation, Outcome, Refusal};
+use crate::model::{ErrorCode, Job, JobCommand, JobId, JobState, Operation, Outcome, Refusal};
 use crate::store::Change;
+use crate::tenancy::Caller;
 
 use super::App;
 use super::record::{commit_refusal, read_refusal};
@@ -31,7 +32,7 @@ impl App {
         if !command.is_taken_by(job.state) {
             return Err(self.refuse(caller, operation, not_possible(command, job.state)).await);
         }
-        self.may_append()?;
+        self.may_append(caller)?;
         let detail: Arc<str> = format!("{} {id}", command.as_str()).into();
         let entry = |outcome, voids| {
             let detail = Some(detail.clone());
@@ -54,7 +55,7 @@ impl App {
     }
 
     async fn job(&self, caller: &Caller, id: JobId) -> Result<Option<Job>, Refusal> {
-        let found = self.store.job(caller.tenant.uid, id).await.map_err(read_refusal)?;
+        let found = self.store.job(caller.tenant().uid, id).await.map_err(read_refusal)?;
         Ok(found.map(|(job, _)| job))
     }
 }

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use moka::sync::Cache;
 
-use crate::model::{Caller, Means, Operation, Refusal, TenantUid};
+use crate::model::{Means, Operation, Refusal, TenantUid};
+use crate::tenancy::Caller;
 
 use super::App;
 
@@ -44,9 +45,9 @@ impl App {
         caller: &Caller,
         operation: Operation,
     ) -> Result<(), Refusal> {
-        let (identity, rewinds) = (&caller.identity, self.committer.rewinds());
+        let (identity, rewinds) = (&caller.identity, self.committer.rewinds(caller.tenant().uid));
         let (role, user) = (identity.role.clone(), identity.user.clone());
-        let read = (caller.tenant.uid, identity.means, role, user, operation, rewinds);
+        let read = (caller.tenant().uid, identity.means, role, user, operation, rewinds);
         if self.state_reads.0.contains_key(&read) {
             return Ok(());
         }

@@ -12,8 +12,9 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::audit::{CommitFailed, Durable};
-use crate::model::{Caller, EntryId, ErrorCode, Item, Operation, Refusal};
+use crate::model::{EntryId, ErrorCode, Item, Operation, Refusal};
 use crate::store::{Change, EntryRow, Fence};
+use crate::tenancy::Caller;
 
 use super::App;
 
@@ -107,7 +108,7 @@ impl Ungiven {
 
 impl Drop for Ungiven {
     fn drop(&mut self) {
-        if self.entry.is_some() && self.app.committer.rewinds() == self.rewinds {
+        if self.entry.is_some() && self.app.committer.rewinds(self.caller.tenant().uid) == self.rewinds {
             drop(self.record(ErrorCode::Unavailable.into()));
         }
     }
@@ -130,7 +131,7 @@ impl App {
                 Ok(durable) => durable,
                 Err(failed) => return Err((failed, entry.items)),
             };
-            let rewinds = app.committer.rewinds();
+            let rewinds = app.committer.rewinds(caller.tenant().uid);
             Ok((durable, Ungiven { app, caller, entry: Some(entry), rewinds, _settling: settling }))
         };
         Committing { app: self.clone(), committing: Some(Box::pin(committing)) }.await

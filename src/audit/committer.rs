@@ -1,15 +1,17 @@
-//! Group commit: the units that are ready are committed together, and callers wait for their batch.
-//! A lane owns its batch, so a caller that hangs up does not affect it. The log may over-report,
-//! but never under-report: a caller is answered only when its entry is known to be durable.
+//! Group commit: the units of a tenant that are ready are committed together, and callers wait for
+//! their batch. Each tenant has a lane of its own, so a log that is damaged, contended or slow
+//! delays no other tenant's commits. A lane owns its batch, so a caller that hangs up does not
+//! affect it. The log may over-report, but never under-report: a caller is answered only when its
+//! entry is known to be durable.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use dashmap::DashMap;
 use tokio::runtime::Handle;
+use tokio::sync::mpsc::error::SendError;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tracing::{error, warn};
 
 use crate::model::{BootTime, Clock, KeyVersion, TenantUid, Timestamp};
@@ -25,6 +27,10 @@ const QUEUE: usize = 4_096;
 const ROUNDS: usize = 3;
 /// How long a group waits at most for the callers that can run already.
 const GATHERING: Duration = Duration::from_millis(1);
+/// How long a lane without units lives.
+const IDLE: Duration = Duration::from_secs(60);
+/// How often a unit is handed to a lane: the first one may have ended in that moment.
+const HANDINGS: usize = 3;
 /// How long a commit is retried if its outcome is unknown, or if another replica has taken its
 /// position.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -90,38 +96,49 @@ struct Pending {
     done: oneshot::Sender<Result<Durable, CommitFailed>>,
 }
 
-/// Commits units in groups, in one of several lanes: the first byte of the tenant's uid selects the
-/// lane.
+/// Commits units in groups, in one lane for each tenant.
 pub struct Committer {
-    lanes: Vec<mpsc::Sender<Pending>>,
-    rewinds: Arc<AtomicU64>,
+    shared: Arc<Shared>,
+    /// The runtime that the lanes run on.
+    runtime: Handle,
+}
+
+/// What the lanes share.
+struct Shared {
+    store: Arc<dyn Store>,
+    clock: Arc<dyn Clock>,
+    /// The runtime that callers run on.
+    callers: Handle,
+    lanes: DashMap<TenantUid, mpsc::Sender<Pending>>,
+    /// Where the lanes that have ended left their logs.
+    heads: DashMap<TenantUid, Head>,
+    rewinds: DashMap<TenantUid, u64>,
 }
 
 impl Committer {
-    /// Starts `lanes` lanes, for callers on the current runtime. They end when the committer is
-    /// dropped and the units that it holds are done.
-    pub fn start(store: Arc<dyn Store>, clock: Arc<dyn Clock>, lanes: usize) -> Self {
-        Self::start_for(Handle::current(), store, clock, lanes)
+    /// Starts a committer on the current runtime, for callers on the same one. Its lanes end when it
+    /// is dropped and the units that they hold are done.
+    pub fn start(store: Arc<dyn Store>, clock: Arc<dyn Clock>) -> Self {
+        Self::start_for(Handle::current(), store, clock)
     }
 
     /// Does the same as [`Committer::start`], for callers that mostly run on another runtime.
-    pub fn start_for(callers: Handle, store: Arc<dyn Store>, clock: Arc<dyn Clock>, lanes: usize) -> Self {
-        let rewinds = Arc::new(AtomicU64::new(0));
-        let start = |_| {
-            let (sender, receiver) = mpsc::channel(QUEUE);
-            let (store, clock, rewinds) = (store.clone(), clock.clone(), rewinds.clone());
-            let lane = Lane { store, clock, callers: callers.clone(), heads: BTreeMap::new(), rewinds };
-            tokio::spawn(lane.run(receiver));
-            sender
-        };
-        let lanes = (0..lanes.max(1)).map(start).collect();
-        Self { lanes, rewinds }
+    pub fn start_for(callers: Handle, store: Arc<dyn Store>, clock: Arc<dyn Clock>) -> Self {
+        let (lanes, heads, rewinds) = (DashMap::new(), DashMap::new(), DashMap::new());
+        let shared = Arc::new(Shared { store, clock, callers, lanes, heads, rewinds });
+        Self { shared, runtime: Handle::current() }
     }
 
-    /// Returns how often a log was found shorter than it had been. Rows that were durable may then
-    /// be gone, and nothing that was remembered of the database may be used any more.
-    pub fn rewinds(&self) -> u64 {
-        self.rewinds.load(Ordering::SeqCst)
+    /// Returns how often the log of a tenant was found shorter than it had been. Rows of this tenant
+    /// that were durable may then be gone, and nothing that was remembered of them may be used any
+    /// more.
+    pub fn rewinds(&self, tenant: TenantUid) -> u64 {
+        self.shared.rewinds.get(&tenant).map_or(0, |rewinds| *rewinds)
+    }
+
+    /// Returns the same for each tenant whose log was ever found shorter.
+    pub fn rewound(&self) -> Vec<(TenantUid, u64)> {
+        self.shared.rewinds.iter().map(|rewinds| (*rewinds.key(), *rewinds.value())).collect()
     }
 
     /// Makes a unit durable.
@@ -130,10 +147,38 @@ impl Committer {
     /// [`CommitFailed`]: the unit must then be treated as not done, although its entry may be in
     /// the log.
     pub async fn commit(&self, unit: Unit) -> Result<Durable, CommitFailed> {
-        let lane = usize::from(unit.tenant.0[0]) % self.lanes.len();
+        let tenant = unit.tenant;
         let (done, outcome) = oneshot::channel();
-        self.lanes[lane].send(Pending { unit, done }).await.map_err(|_| CommitFailed::Unavailable)?;
-        outcome.await.unwrap_or(Err(CommitFailed::Unavailable))
+        let mut pending = Pending { unit, done };
+        for _ in 0..HANDINGS {
+            pending = match self.lane(tenant).send(pending).await {
+                Ok(()) => return outcome.await.unwrap_or(Err(CommitFailed::Unavailable)),
+                Err(SendError(pending)) => pending,
+            };
+        }
+        Err(CommitFailed::Unavailable)
+    }
+
+    /// Returns the lane of a tenant. Starts one if there is none.
+    fn lane(&self, tenant: TenantUid) -> mpsc::Sender<Pending> {
+        if let Some(lane) = self.shared.lanes.get(&tenant).filter(|lane| !lane.is_closed()) {
+            return lane.clone();
+        }
+        let mut lane = self.shared.lanes.entry(tenant).or_insert_with(|| self.start_lane(tenant));
+        if lane.is_closed() {
+            *lane = self.start_lane(tenant);
+        }
+        lane.clone()
+    }
+
+    fn start_lane(&self, tenant: TenantUid) -> mpsc::Sender<Pending> {
+        let (sender, ready) = mpsc::channel(QUEUE);
+        let Shared { store, clock, callers, heads, .. } = &*self.shared;
+        let (store, clock, callers) = (store.clone(), clock.clone(), callers.clone());
+        let head = heads.get(&tenant).map(|head| *head);
+        let lane = Lane { tenant, store, clock, callers, head, shared: Arc::downgrade(&self.shared) };
+        self.runtime.spawn(lane.run(ready));
+        sender
     }
 }
 
@@ -154,19 +199,37 @@ struct Head {
 }
 
 struct Lane {
+    tenant: TenantUid,
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
     /// The runtime that callers run on.
     callers: Handle,
-    /// The logs' heads as this lane last saw them; another replica may have moved them.
-    heads: BTreeMap<TenantUid, Head>,
-    rewinds: Arc<AtomicU64>,
+    /// The head of the log as this lane last saw it; another replica may have moved it.
+    head: Option<Head>,
+    /// Gone when the committer was dropped.
+    shared: Weak<Shared>,
 }
 
 impl Lane {
     async fn run(mut self, mut ready: mpsc::Receiver<Pending>) {
         let mut waiting = Vec::new();
-        while !waiting.is_empty() || ready.recv_many(&mut waiting, MAX_UNITS).await > 0 {
+        loop {
+            if waiting.is_empty() {
+                match timeout(IDLE, ready.recv_many(&mut waiting, MAX_UNITS)).await {
+                    Ok(0) => return,
+                    Ok(_) => {}
+                    Err(_) => {
+                        if let Some(shared) = self.shared.upgrade() {
+                            // The next lane must notice, too, that the database went back in time.
+                            self.head.map(|head| shared.heads.insert(self.tenant, head));
+                            shared.lanes.remove(&self.tenant);
+                        }
+                        // Now whoever finds the lane closed starts another one.
+                        ready.close();
+                        continue;
+                    }
+                }
+            }
             if (2..MAX_UNITS).contains(&waiting.len()) {
                 self.let_callers_run().await;
                 while waiting.len() < MAX_UNITS
@@ -176,13 +239,7 @@ impl Lane {
                 }
             }
             let rest = waiting.split_off(within_bytes(&waiting));
-            let mut by_tenant: BTreeMap<TenantUid, Vec<Pending>> = BTreeMap::new();
-            for pending in std::mem::replace(&mut waiting, rest) {
-                by_tenant.entry(pending.unit.tenant).or_default().push(pending);
-            }
-            for (tenant, group) in by_tenant {
-                self.commit_group(tenant, group).await;
-            }
+            self.commit_group(std::mem::replace(&mut waiting, rest)).await;
         }
     }
 
@@ -199,7 +256,8 @@ impl Lane {
     }
 
     /// Commits the units that pass the fence, and leaves out the others.
-    async fn commit_group(&mut self, tenant: TenantUid, mut group: Vec<Pending>) {
+    async fn commit_group(&mut self, mut group: Vec<Pending>) {
+        let tenant = self.tenant;
         for round in 0..=ROUNDS {
             if round == ROUNDS {
                 // A unit that passed when it was checked, but not when it was committed, is refused
@@ -223,15 +281,15 @@ impl Lane {
                     }
                     return;
                 }
-                Err(CommitFailed::Fenced) => self.sift(tenant, part(batch, shares)).await,
+                Err(CommitFailed::Fenced) => self.sift(part(batch, shares)).await,
                 outcome => return divide(outcome, shares),
             };
         }
     }
 
     /// Refuses the units that the fence keeps out, and returns the rest.
-    async fn sift(&self, tenant: TenantUid, group: Vec<Pending>) -> Vec<Pending> {
-        let seen = self.store.proofs(tenant).await.ok();
+    async fn sift(&self, group: Vec<Pending>) -> Vec<Pending> {
+        let seen = self.store.proofs(self.tenant).await.ok();
         let (passing, refused) = group.into_iter().partition(|pending| {
             seen.as_ref().is_some_and(|seen| Passed::of(&pending.unit.fence, seen).is_some())
         });
@@ -240,10 +298,10 @@ impl Lane {
     }
 
     async fn commit_batch(&mut self, batch: &mut Batch) -> Result<Durable, CommitFailed> {
-        let tenant = batch.tenant;
+        let tenant = self.tenant;
         let now = self.clock.now();
         batch.entries.iter_mut().for_each(|entry| entry.at = now);
-        let known = self.head_of(tenant).await?;
+        let known = self.known_head().await?;
         batch.base = known.size;
         let mut in_turn = known.contended;
         let mut unknown = false;
@@ -263,7 +321,7 @@ impl Lane {
                 Err(CommitError::Unavailable | CommitError::Unknown | CommitError::Rewound) => batch.base,
             };
             if seen < known.size && !batch.entries.is_empty() {
-                self.rewound(tenant, known.size, seen);
+                self.rewound(known.size, seen);
                 return Err(CommitFailed::Unavailable);
             }
             match outcome {
@@ -271,7 +329,7 @@ impl Lane {
                     let size = batch.base + batch.entries.len() as u64;
                     // Other replicas append too as long as the head is not where this lane left it.
                     let contended = in_turn && batch.base != known.size;
-                    self.heads.insert(tenant, Head { size, contended });
+                    self.head = Some(Head { size, contended });
                     let heard = self.clock.boot();
                     let passage = match committed.passed {
                         Some(passed) => Some(Passage { fence: batch.fence.clone(), passed, sent, heard }),
@@ -281,7 +339,7 @@ impl Lane {
                 }
                 Err(CommitError::Fenced) => return Err(CommitFailed::Fenced),
                 Err(CommitError::Rewound) => {
-                    self.rewound(tenant, known.size, seen);
+                    self.rewound(known.size, seen);
                     return Err(CommitFailed::Unavailable);
                 }
                 // Another replica was first, and would be first again. From here on, this lane
@@ -302,17 +360,17 @@ impl Lane {
                 // back.
                 Err(CommitError::Unavailable | CommitError::Rejected) if unknown => {}
                 Err(CommitError::Unavailable) => {
-                    self.heads.remove(&tenant);
+                    self.head = None;
                     return Err(CommitFailed::Unavailable);
                 }
                 Err(CommitError::Rejected) => {
-                    self.heads.remove(&tenant);
+                    self.head = None;
                     error!(%tenant, entries = batch.entries.len(), "the database refused a batch");
                     return Err(CommitFailed::Rejected);
                 }
             }
             if Instant::now() >= deadline {
-                self.heads.remove(&tenant);
+                self.head = None;
                 return Err(CommitFailed::Unavailable);
             }
             tokio::time::sleep(pause).await;
@@ -331,17 +389,20 @@ impl Lane {
         Some(Passage { fence: batch.fence.clone(), passed, sent, heard: self.clock.boot() })
     }
 
-    fn rewound(&mut self, tenant: TenantUid, known: u64, seen: u64) {
+    fn rewound(&mut self, known: u64, seen: u64) {
+        let tenant = self.tenant;
         error!(%tenant, known, seen, "the log is not the one that it was: the database was restored or failed over");
-        self.heads.remove(&tenant);
-        self.rewinds.fetch_add(1, Ordering::SeqCst);
+        self.head = None;
+        if let Some(shared) = self.shared.upgrade() {
+            *shared.rewinds.entry(tenant).or_default() += 1;
+        }
     }
 
-    async fn head_of(&mut self, tenant: TenantUid) -> Result<Head, CommitFailed> {
-        if let Some(head) = self.heads.get(&tenant) {
-            return Ok(*head);
+    async fn known_head(&self) -> Result<Head, CommitFailed> {
+        if let Some(head) = self.head {
+            return Ok(head);
         }
-        let size = self.store.log_size(tenant).await.map_err(|_| CommitFailed::Unavailable)?;
+        let size = self.store.log_size(self.tenant).await.map_err(|_| CommitFailed::Unavailable)?;
         Ok(Head { size, contended: false })
     }
 }

@@ -18,7 +18,7 @@ use crate::auth::{Authenticator, Policy};
 use crate::config;
 use crate::config::{Config, Env, Mistake, Reader};
 use crate::crypto;
-use crate::jobs::{CheckpointParts, Checkpoints, Jobs, Place, Receiver, Stream, Upkeep};
+use crate::jobs::{CheckpointParts, Checkpoints, Destination, Jobs, Receiver, Stream, Upkeep};
 use crate::keyring::{self, Keyring};
 use crate::kms::{
     AwsKms, AzureKeyVault, Connections, GcpKms, Kms, KmsDiagnosis, LocalKey, RequestCounts, VaultTransit,
@@ -26,16 +26,13 @@ use crate::kms::{
 use crate::model::{Clock, SystemClock, Tenant, TenantUid};
 use crate::rest::{DatabaseFound, DatabaseState};
 use crate::store::{self, Batch, Change, CommitError, Database, MigrateError, MigrationReport};
-use crate::tenancy::Primary;
+use crate::tenancy::Tenants;
 use crate::webhook::Webhook;
 
 /// The tenant of the single-tenant form.
 pub(super) const PRIMARY: &str = "primary";
 /// The pause before a start tries again to reach a database that is out of reach.
 const PAUSE: Duration = Duration::from_secs(1);
-/// The number of lanes of the committer. The commits of one tenant are sequential whatever this
-/// number is.
-const LANES: usize = 4;
 
 /// The parts of a server, or of a command that works like one.
 pub(super) struct Assembled {
@@ -65,7 +62,7 @@ pub(super) async fn assemble(
     let streams = streams(config.audit_streams)?;
     let database = open(&config.store).await?;
     let store: Arc<dyn store::Store> = database.clone();
-    let committer = Arc::new(Committer::start_for(requests, store.clone(), clock.clone(), LANES));
+    let committer = Arc::new(Committer::start_for(requests, store.clone(), clock.clone()));
     let admin = LogAdmin::new(database.clone(), committer.clone(), clock.clone(), None);
     if config.row_mac.keys.is_none() {
         warn!("BYOK_ROW_MAC_KEY is not set: whoever writes the database can change the rows of DEKs unseen");
@@ -82,10 +79,10 @@ pub(super) async fn assemble(
         row_mac: config.row_mac,
     });
     let root_log = kms.profile().logs_context.then(|| kms.clone());
-    let checkpoints = checkpoints(config.audit, store.clone(), Primary::named(PRIMARY), root_log)?;
-    let (checkpoints, tenant) = (Arc::new(checkpoints), Primary::named(PRIMARY));
+    let checkpoints = Arc::new(checkpoints(config.audit, store.clone(), root_log)?);
+    let tenants = Tenants::fixed();
     let jobs = Jobs {
-        tenant: tenant.clone(),
+        tenants: tenants.clone(),
         store: store.clone(),
         kms: kms.clone(),
         keyring: keyring.clone(),
@@ -96,7 +93,7 @@ pub(super) async fn assemble(
         streams: streams.clone(),
     };
     let app = App::new(Parts {
-        tenant,
+        tenants,
         keyring,
         committer,
         store,
@@ -151,8 +148,7 @@ impl Opening {
         let exposure = database.exposure().await;
         let audit_protected = exposure.as_ref().is_ok_and(|exposure| !exposure.any());
         state.set(DatabaseFound { applied, audit_protected });
-        checkpoints.are_of(tenant.clone());
-        checked(&checkpoints).await;
+        checked(&checkpoints, &Arc::new(tenant.clone())).await;
         app.open(tenant);
         // Without the owner's rights, `byok audit prune` drops old entries.
         let owns = has_owner || exposure.is_ok_and(|exposure| exposure.owns_audit);
@@ -300,12 +296,11 @@ pub(super) fn provider(settings: config::Kms) -> Result<Provider, Failure> {
     })
 }
 
-/// Builds the checkpoints of a tenant's log. If `kms` is given, they are also published in the
+/// Builds the checkpoints of all tenants' logs. If `kms` is given, they are also published in the
 /// KMS's own log. Reads and sends nothing.
 pub(super) fn checkpoints(
     settings: config::Audit,
     store: Arc<dyn store::Store>,
-    tenant: Primary,
     kms: Option<Arc<dyn Kms>>,
 ) -> Result<Checkpoints, Failure> {
     let config::Audit { origin, keys, places } = settings;
@@ -316,21 +311,21 @@ pub(super) fn checkpoints(
     let hook = hook.map(webhook).transpose()?.map(Receiver::Webhook);
     Ok(Checkpoints::new(CheckpointParts {
         store,
-        tenant,
         deployment: origin,
         keys,
-        places: archives.chain(hook).chain(kms.map(Receiver::Kms)).map(Place::new).collect(),
+        destinations: archives.chain(hook).chain(kms.map(Receiver::Kms)).map(Destination::new).collect(),
         publish_every: every,
         clock: Arc::new(SystemClock),
     }))
 }
 
 /// Checks the log against what was published, before anything is served.
-async fn checked(checkpoints: &Checkpoints) {
+async fn checked(checkpoints: &Checkpoints, tenant: &Arc<Tenant>) {
     if !checkpoints.signs() {
         warn!("no key signs checkpoints of the audit log: whoever owns the database can rewrite it unseen");
     }
-    while checkpoints.check().await.is_err() {
+    let log = checkpoints.of(tenant);
+    while log.check().await.is_err() {
         warn!("the audit log cannot be read: trying again");
         tokio::time::sleep(PAUSE).await;
     }

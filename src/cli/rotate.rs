@@ -16,10 +16,10 @@ use super::rotation_shown::Shown;
 use crate::app::{App, Rotation};
 use crate::config::{Config, Defaults, Env};
 use crate::model::{
-    Caller, ErrorCode, Identity, Job, JobCommand, JobId, JobState, Means, Progress, Refusal, RequestId,
-    Session,
+    ErrorCode, Identity, Job, JobCommand, JobId, JobState, Means, Progress, Refusal, RequestId, Session,
 };
 use crate::telemetry;
+use crate::tenancy::Caller;
 
 /// How often the job is checked.
 const LOOK: Duration = Duration::from_millis(200);

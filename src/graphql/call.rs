@@ -10,7 +10,8 @@ use crate::app::{
     Answered, App, AuditPage, AuditQuery, Committed, DecryptItem, Decrypted, EncryptItem, Encrypted, Health,
     Release, Room, answer_too_large, no_room,
 };
-use crate::model::{Caller, ErrorCode, Operation, Refusal};
+use crate::model::{ErrorCode, Operation, Refusal};
+use crate::tenancy::Caller;
 
 use super::collector::Collector;
 

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use async_graphql::Pos;
 
 use crate::app::Room;
-use crate::model::{Caller, ErrorCode, Operation, Refusal, RequestId};
+use crate::model::{ErrorCode, Operation, Refusal, RequestId};
+use crate::tenancy::Caller;
 
 use super::body;
 use super::cost::{Budget, OverBudget, cost_of};
@@ -149,6 +150,7 @@ mod tests {
 
     use crate::app::Unbounded;
     use crate::model::{Identity, Means, Session, Tenant, TenantUid};
+    use crate::tenancy::TenantRuntime;
 
     use super::*;
 
@@ -158,7 +160,8 @@ mod tests {
         let identity =
             Identity { role: "admin".into(), user: None, session: Session::default(), means: Means::Jwt };
         let tenant = Arc::new(Tenant { uid: TenantUid([7; 16]), name: "primary".to_owned() });
-        Ok(Caller { tenant, identity, request_id: RequestId::fresh() })
+        let runtime = Arc::new(TenantRuntime { tenant });
+        Ok(Caller { runtime, identity, request_id: RequestId::fresh() })
     }
 
     /// Runs without use cases: a field that needs them is answered INTERNAL.

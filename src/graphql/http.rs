@@ -18,7 +18,8 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 
 use crate::app::{App, Arrival, no_room};
-use crate::model::{Caller, ErrorCode, Operation, Refusal, RequestId};
+use crate::model::{ErrorCode, Operation, Refusal, RequestId};
+use crate::tenancy::Caller;
 
 use super::call::Call;
 use super::cost::{Budget, OverBudget};

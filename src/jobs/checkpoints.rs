@@ -1,226 +1,115 @@
-//! Makes, keeps and serves checkpoints of the tenant's log, and checks that the log still holds
-//! everything that was published. If it does not, the database was rewritten or went back in time.
-//! Then no call is recorded in that log, and so none is answered, until `byok audit restored` opens
-//! another log that names it.
-//!
-//! Before a head is signed, a proof from the leaves of the entries has shown that it extends the
-//! last kept checkpoint. Several replicas may sign the same head: the signature is deterministic,
-//! and so is the row.
+//! Signs checkpoints of all tenants' logs, and keeps them up to date: who signs, and where
+//! checkpoints are published. What is known of one tenant's log is in `tenant_checkpoints`.
 
-use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tokio::sync::Mutex;
-use tracing::{error, info, warn};
+use dashmap::DashMap;
+use futures_util::StreamExt as _;
+use futures_util::stream::iter;
+use tracing::warn;
 
-use crate::audit::{
-    Checkpoint, CheckpointKey, SignedCheckpoint, Tree, TreeError, digest_of, origin_of, pruned_leaves,
-};
 use crate::config::SigningKeys;
 use crate::crypto::Ed25519SigningKey;
-use crate::merkle::{Hash, verify_consistency};
-use crate::model::{Clock, Operation, Tenant};
-use crate::store::{Batch, Change, EntryFilter, LogHead, PlacedEntry, ReadError, Store};
-use crate::tenancy::Primary;
+use crate::model::{Clock, Tenant, TenantUid};
+use crate::store::{ReadError, Store};
 
 use super::Jobs;
-use super::publication::Place;
+use super::publication::Destination;
+use super::tenant_checkpoints::{NoneMade, TenantCheckpoints};
 
-/// The number of entries of restores that are read, newest first.
-const RESTORES: u32 = 256;
-/// The number of entries about prunes that are read, newest first. Each repeats what the entries
-/// before it say.
-const PRUNES: u32 = 256;
-/// The time between two checkpoints that nobody asked for and that are not published anywhere.
-const KEEP: Duration = Duration::from_secs(10);
-/// The time between two identical lines in the server's log.
-const SAID_AGAIN: Duration = Duration::from_secs(3_600);
-
-/// A signed head of one of the tenant's logs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct SignedHead {
-    pub(super) log: u32,
-    pub(super) size: u64,
-    pub(super) root: Hash,
-}
-
-impl SignedHead {
-    pub(super) fn of(head: &LogHead) -> Self {
-        Self { log: head.log, size: head.frontier.size(), root: head.frontier.root() }
-    }
-}
-
-/// A checkpoint as callers see it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CheckpointShown {
-    /// The signed note (c2sp.org/tlog-checkpoint).
-    pub note: String,
-    /// The name of the log.
-    pub origin: String,
-    /// The number of its leaves.
-    pub size: u64,
-    /// Its root, in base64.
-    pub root: String,
-    /// The public keys that verify the note, the current one first, in the format of
-    /// c2sp.org/signed-note.
-    pub keys: Vec<String>,
-}
-
-/// The reason why there is no checkpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoneMade {
-    /// The log is behind a published checkpoint.
-    Behind,
-    /// No signing key is configured.
-    Unsigned,
-    /// The database failed.
-    Store(ReadError),
-}
-
-impl From<ReadError> for NoneMade {
-    fn from(error: ReadError) -> Self {
-        Self::Store(error)
-    }
-}
-
-/// The state of what is known about published heads.
-#[derive(Default)]
-struct Known {
-    /// The last head that this process signed. It extends everything that this process had known of
-    /// before.
-    signed: Option<SignedHead>,
-    /// The published heads that the log does not hold, or was not shown to hold yet.
-    unproven: Vec<SignedHead>,
-    /// The published heads of earlier logs that the ended log does not hold and that no entry names
-    /// as lost.
-    ended: Vec<SignedHead>,
-    /// The logs of which a head signed by one of our keys existed before this process signed one.
-    signed_before: BTreeSet<u32>,
-    /// When this process last kept a checkpoint.
-    kept_at: Option<Instant>,
-}
-
-impl Known {
-    /// Notes that a head with a signature of ours was found, unless the signature may be this
-    /// process's own.
-    fn note_signed(&mut self, head: &SignedHead) {
-        if self.signed.as_ref().is_none_or(|signed| signed.log < head.log) {
-            self.signed_before.insert(head.log);
-        }
-    }
-}
-
-/// A problem that is checked every second, and logged once an hour.
-#[derive(Default)]
-struct Complaint(std::sync::Mutex<Option<Instant>>);
-
-impl Complaint {
-    fn is_due(&self) -> bool {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_due = last.is_none_or(|last| last.elapsed() >= SAID_AGAIN);
-        if is_due {
-            *last = Some(Instant::now());
-        }
-        is_due
-    }
-
-    /// Notes that the problem is over. If it comes back, it is logged again at once.
-    fn is_over(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-}
-
-/// The result of a check.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Checked {
-    /// Whether the log holds everything that is known to have been published.
-    pub holds: bool,
-    /// The kinds of the destinations that could not be read.
-    pub unread: Vec<&'static str>,
-}
+/// How many tenants' logs are worked on at once.
+pub(super) const AT_ONCE: usize = 8;
 
 /// The parts that [`Checkpoints`] are built from.
 pub struct CheckpointParts {
     /// The database.
     pub store: Arc<dyn Store>,
-    /// The tenant that owns the log.
-    pub tenant: Primary,
     /// The name of the deployment, with which origins begin.
     pub deployment: String,
     /// The signing keys, if there are any.
     pub keys: Option<SigningKeys>,
     /// The destinations of published checkpoints.
-    pub places: Vec<Place>,
-    /// The shortest time between two publications at a destination.
+    pub destinations: Vec<Destination>,
+    /// The shortest time between two publications of a log at a destination.
     pub publish_every: Duration,
     /// The source of the current time.
     pub clock: Arc<dyn Clock>,
 }
 
-/// The checkpoints of a tenant's log.
+/// The checkpoints of all tenants' logs.
 pub struct Checkpoints {
+    pub(super) signing: Arc<Signing>,
+    logs: DashMap<TenantUid, Arc<TenantCheckpoints>>,
+}
+
+/// What the checkpoints of all tenants share.
+pub(super) struct Signing {
     pub(super) store: Arc<dyn Store>,
-    pub(super) tenant: Primary,
     pub(super) deployment: String,
     keys: RwLock<Option<Arc<SigningKeys>>>,
-    pub(super) places: Vec<Place>,
+    pub(super) destinations: Vec<Destination>,
     pub(super) publish_every: Duration,
     pub(super) clock: Arc<dyn Clock>,
-    known: Mutex<Known>,
-    behind: AtomicBool,
-    made: AtomicU64,
-    missing: Complaint,
-    refused: Complaint,
+}
+
+/// What the metrics show of one destination, over all tenants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DestinationShown {
+    /// The kind: `directory`, `bucket`, `webhook` or `kms`.
+    pub kind: &'static str,
+    /// The number of attempts that have failed since the last success, of the tenant with most.
+    pub failures: u32,
+    /// The number of entries that no checkpoint at this destination covers.
+    pub unpublished: u64,
 }
 
 impl Checkpoints {
     /// Builds the checkpoints from their parts. Reads and sends nothing.
     pub fn new(parts: CheckpointParts) -> Self {
-        let CheckpointParts { store, tenant, deployment, keys, places, publish_every, clock } = parts;
-        Self {
-            store,
-            tenant,
-            deployment,
-            keys: RwLock::new(keys.map(Arc::new)),
-            places,
-            publish_every,
-            clock,
-            known: Mutex::default(),
-            behind: AtomicBool::new(false),
-            made: AtomicU64::new(0),
-            missing: Complaint::default(),
-            refused: Complaint::default(),
-        }
+        let CheckpointParts { store, deployment, keys, destinations, publish_every, clock } = parts;
+        let keys = RwLock::new(keys.map(Arc::new));
+        let signing = Signing { store, deployment, keys, destinations, publish_every, clock };
+        Self { signing: Arc::new(signing), logs: DashMap::new() }
     }
 
-    /// Sets the tenant that owns the log, if it was not known from the start.
-    pub fn are_of(&self, tenant: Tenant) {
-        self.tenant.is(tenant);
+    /// Returns the checkpoints of a tenant's logs. From the first call on, [`Jobs`] keeps them up to
+    /// date.
+    pub fn of(&self, tenant: &Arc<Tenant>) -> Arc<TenantCheckpoints> {
+        let new = || Arc::new(TenantCheckpoints::new(tenant.clone(), self.signing.clone()));
+        self.logs.entry(tenant.uid).or_insert_with(new).clone()
     }
 
-    /// Checks the log against the last kept checkpoint, and against the last checkpoint at each
-    /// destination that can be read. The publication job tries again to read a destination that
-    /// cannot be read now.
-    ///
-    /// # Errors
-    /// The errors of the database.
-    pub async fn check(&self) -> Result<Checked, ReadError> {
-        let log = self.store.log_head(self.tenant.uid()?).await?.ok_or(ReadError::Malformed)?.log;
-        let mut unread = Vec::new();
-        for place in &self.places {
-            if self.look_into(place, log).await.is_err() || self.look_back(place, log).await.is_err() {
-                unread.push(place.kind());
-            }
-        }
-        self.hold(&mut *self.known.lock().await).await?;
-        Ok(Checked { holds: !self.is_behind(), unread })
+    /// Returns whether the log of a tenant was found behind a published checkpoint. If so, nothing
+    /// may be appended.
+    pub fn is_behind(&self, tenant: TenantUid) -> bool {
+        self.logs.get(&tenant).is_some_and(|log| log.is_behind())
+    }
+
+    /// Returns whether that is so of any tenant.
+    pub fn any_is_behind(&self) -> bool {
+        self.logs.iter().any(|log| log.is_behind())
+    }
+
+    /// Returns the number of checkpoints that this process has made.
+    pub fn made(&self) -> u64 {
+        self.logs.iter().map(|log| log.made()).sum()
+    }
+
+    /// Returns the state of each destination.
+    pub fn destinations(&self) -> Vec<DestinationShown> {
+        let of_each = self.signing.destinations.iter().enumerate();
+        let shown = of_each.map(|(at, destination)| DestinationShown {
+            kind: destination.kind(),
+            failures: self.logs.iter().map(|log| log.published[at].failures()).max().unwrap_or(0),
+            unpublished: self.logs.iter().map(|log| log.published[at].unpublished()).sum(),
+        });
+        shown.collect()
     }
 
     /// Returns whether there is a key to sign with.
     pub fn signs(&self) -> bool {
-        self.keys().is_some()
+        self.signing.keys().is_some()
     }
 
     /// Signs with these keys from now on, if the current signing key is among them. Otherwise this
@@ -228,301 +117,50 @@ impl Checkpoints {
     /// whether the keys were accepted.
     pub fn take_keys(&self, keys: SigningKeys) -> bool {
         let current = |keys: &SigningKeys| keys.parsed().first().map(Ed25519SigningKey::verifying_key);
-        let of_now = self.keys().and_then(|keys| current(&keys));
+        let of_now = self.signing.keys().and_then(|keys| current(&keys));
         let goes_on = keys.parsed().iter().any(|key| Some(key.verifying_key()) == of_now);
         if goes_on {
-            *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(keys));
+            *self.signing.keys.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(keys));
         }
         goes_on
     }
 
-    fn keys(&self) -> Option<Arc<SigningKeys>> {
+    pub(super) fn logs(&self) -> Vec<Arc<TenantCheckpoints>> {
+        self.logs.iter().map(|log| log.clone()).collect()
+    }
+}
+
+impl Signing {
+    pub(super) fn keys(&self) -> Option<Arc<SigningKeys>> {
         self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Returns whether the log was found behind a published checkpoint. If so, nothing may be
-    /// appended.
-    pub fn is_behind(&self) -> bool {
-        self.behind.load(Ordering::SeqCst)
-    }
-
-    /// Returns the number of checkpoints that this process has made.
-    pub fn made(&self) -> u64 {
-        self.made.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn origin(&self, log: u32) -> String {
-        origin_of(&self.deployment, self.tenant.name(), log)
-    }
-
-    /// Returns the keys that verify the notes of that log, the current one first.
-    pub(super) fn keys_of(&self, log: u32) -> Vec<CheckpointKey> {
-        let name = self.origin(log);
-        let keys = self.keys().map(|keys| keys.parsed()).unwrap_or_default();
-        keys.iter().map(|key| CheckpointKey { name: name.clone(), key: key.verifying_key() }).collect()
-    }
-
-    /// Reads a note, and returns its head if the note is of that log and one of our keys has signed
-    /// it.
-    pub(super) fn read(&self, note: &str, log: u32) -> Option<SignedHead> {
-        let note = SignedCheckpoint::parse(note).ok()?;
-        let signed = self.keys_of(log).iter().any(|key| note.is_signed_by(key));
-        let Checkpoint { size, root, .. } = note.checkpoint;
-        signed.then_some(SignedHead { log, size, root })
-    }
-
-    /// Returns the signed checkpoint of this head.
-    pub(super) fn sign(&self, head: &SignedHead) -> Option<String> {
-        let checkpoint = Checkpoint { origin: self.origin(head.log), size: head.size, root: head.root };
-        self.keys().map(|keys| checkpoint.sign(&keys.parsed()))
-    }
-
-    /// Adds a published head for the next check.
-    pub(super) async fn learn(&self, head: SignedHead) {
-        let mut known = self.known.lock().await;
-        known.note_signed(&head);
-        if !known.unproven.contains(&head) {
-            known.unproven.push(head);
-        }
-    }
-
-    /// Does the same for a head of a log before the current one.
-    pub(super) async fn learn_ended(&self, head: SignedHead) {
-        let mut known = self.known.lock().await;
-        known.note_signed(&head);
-        if !known.ended.contains(&head) {
-            known.ended.push(head);
-        }
-    }
-
-    /// Returns every known head that the log does not hold.
-    pub(super) async fn unheld(&self) -> Vec<SignedHead> {
-        let known = self.known.lock().await;
-        known.unproven.iter().chain(&known.ended).cloned().collect()
-    }
-
-    /// Returns a checkpoint of the log as it is now, with the keys that verify it.
-    ///
-    /// # Errors
-    /// See [`NoneMade`].
-    pub async fn shown(&self) -> Result<CheckpointShown, NoneMade> {
-        let head = self.renew().await?;
-        let note = self.sign(&head).ok_or(NoneMade::Unsigned)?;
-        Ok(CheckpointShown {
-            note,
-            origin: self.origin(head.log),
-            size: head.size,
-            root: head.root.to_string(),
-            keys: self.keys_of(head.log).iter().map(ToString::to_string).collect(),
-        })
-    }
-
-    /// Makes a checkpoint of the log as it is now, and keeps it if the log has moved since the last
-    /// one.
-    ///
-    /// # Errors
-    /// See [`NoneMade`].
-    pub(super) async fn renew(&self) -> Result<SignedHead, NoneMade> {
-        let mut known = self.known.lock().await;
-        let now = self.store.log_head(self.tenant.uid()?).await?.ok_or(ReadError::Malformed)?;
-        let now = SignedHead::of(&now);
-        if known.unproven.is_empty() && known.ended.is_empty() && known.signed.as_ref() == Some(&now) {
-            return Ok(now);
-        }
-        let (head, kept) = self.hold(&mut known).await?;
-        if self.is_behind() {
-            return Err(NoneMade::Behind);
-        }
-        let note = self.sign(&head).ok_or(NoneMade::Unsigned)?;
-        // Nothing was appended to an empty log, so there is nothing to keep.
-        if kept.is_none_or(|kept| kept != head) && head.size > 0 {
-            let change = Change::AddCheckpoint { log: head.log, size: head.size, note: note.into() };
-            let batch = Batch::of_changes(self.tenant.uid()?, vec![change]);
-            self.store.commit(&batch).await.map_err(|_| ReadError::Unavailable)?;
-            self.made.fetch_add(1, Ordering::Relaxed);
-            known.kept_at = Some(Instant::now());
-        }
-        if let Some(before) = known.signed.as_ref().filter(|signed| signed.log < head.log) {
-            warn!(
-                before = before.log,
-                size = before.size,
-                root = %before.root,
-                log = head.log,
-                "another audit log was opened, as the entry of a restore says"
-            );
-        }
-        known.signed = Some(head.clone());
-        Ok(head)
-    }
-
-    /// Does the same, but keeps no checkpoint soon after the last one. Otherwise a log that
-    /// constantly grows would fill the table of checkpoints.
-    ///
-    /// # Errors
-    /// See [`NoneMade`].
-    async fn renew_in_time(&self) -> Result<(), NoneMade> {
-        let mut known = self.known.lock().await;
-        if known.kept_at.is_none_or(|kept_at| kept_at.elapsed() >= KEEP) {
-            drop(known);
-            return self.renew().await.map(drop);
-        }
-        self.hold(&mut known).await?;
-        if self.is_behind() { Err(NoneMade::Behind) } else { Ok(()) }
-    }
-
-    /// Checks the log against everything that is known to have been published, and returns its head
-    /// and the last kept checkpoint.
-    async fn hold(&self, known: &mut Known) -> Result<(SignedHead, Option<SignedHead>), ReadError> {
-        let log = self.store.log_head(self.tenant.uid()?).await?.ok_or(ReadError::Malformed)?.log;
-        // Read this before the tree: another replica may keep the next checkpoint meanwhile, and
-        // the tree must hold the one that is read here.
-        let kept = self.store.latest_checkpoint(self.tenant.uid()?, log).await?.map(|row| {
-            if let Some(signed) = self.read(&row.note, log) {
-                known.note_signed(&signed);
-            }
-            // The signer does not matter: a note that somebody else put there stops the server too.
-            let note = SignedCheckpoint::parse(&row.note).ok().map(|note| note.checkpoint);
-            let root = note.filter(|note| note.size == row.size).map_or(Hash([0; 32]), |note| note.root);
-            SignedHead { log, size: row.size, root }
-        });
-        let tree = Tree::open(&*self.store, self.tenant.uid()?).await?.ok_or(ReadError::Malformed)?;
-        let mut unheld: Vec<SignedHead> = Vec::new();
-        for head in known.unproven.iter().chain(&known.signed).chain(&kept) {
-            let held = match head.log < tree.head.log {
-                true => self.begins_with_a_restore(&tree.head).await?,
-                false => self.holds(&tree, head).await?,
-            };
-            if !held && !unheld.contains(head) {
-                unheld.push(head.clone());
-            }
-        }
-        known.ended = self.unnamed(known, &tree).await?;
-        let (now, behind) = (SignedHead::of(&tree.head), !unheld.is_empty() || !known.ended.is_empty());
-        if behind != self.behind.swap(behind, Ordering::SeqCst) {
-            match unheld.first().or(known.ended.first()) {
-                None => {
-                    self.missing.is_over();
-                    info!(log = now.log, size = now.size, "the audit log holds all that was published");
-                }
-                Some(head) => error!(
-                    published_log = head.log,
-                    published_size = head.size,
-                    log = now.log,
-                    size = now.size,
-                    "the audit log is behind what was published, or not the same: nothing is served until `byok audit restored`"
-                ),
-            }
-        }
-        known.unproven = unheld;
-        Ok((now, kept))
-    }
-
-    /// Returns whether the log holds what a signed head of it says.
-    async fn holds(&self, tree: &Tree<'_>, said: &SignedHead) -> Result<bool, ReadError> {
-        let now = SignedHead::of(&tree.head);
-        if said.log != now.log || said.size > now.size {
-            return Ok(false);
-        }
-        match tree.consistency(said.size, now.size).await {
-            Ok(proof) => Ok(verify_consistency((said.size, said.root), (now.size, now.root), &proof)),
-            Err(TreeError::Store(error)) => Err(error),
-            Err(TreeError::Missing { seq }) => {
-                if self.missing.is_due() {
-                    error!(seq, "an entry of the audit log is missing");
-                }
-                Ok(false)
-            }
-        }
-    }
-
-    /// Returns whether the log begins with the entry of a restore, which means that the logs before
-    /// it have ended. What was lost of them is checked against the destinations. The operator's
-    /// command cannot name what only this process has signed.
-    async fn begins_with_a_restore(&self, log: &LogHead) -> Result<bool, ReadError> {
-        let tenant = self.tenant.uid()?;
-        let first = match self.store.entries_from(tenant, log.first, 1).await {
-            Err(ReadError::Malformed) => Vec::new(),
-            first => first?,
-        };
-        Ok(first.iter().any(|placed| {
-            placed.seq == log.first
-                && placed.row.operation == Operation::Restore
-                && digest_of(tenant, &placed.row) == Some(placed.row.digest)
-        }))
-    }
-
-    /// Returns the published heads of ended logs that neither that log holds nor an entry of a
-    /// restore names. Without this check, somebody who rewrites the database would only have to
-    /// claim that another log was opened.
-    async fn unnamed(&self, known: &Known, tree: &Tree<'_>) -> Result<Vec<SignedHead>, ReadError> {
-        let mut unnamed = Vec::new();
-        if known.ended.is_empty() {
-            return Ok(unnamed);
-        }
-        let tenant = self.tenant.uid()?;
-        let ended = self.store.ended_logs(tenant).await?;
-        let restores = self.latest(Operation::Restore, RESTORES).await?;
-        for head in &known.ended {
-            let said = format!("/{} {} {}", head.log, head.size, head.root);
-            let names = |placed: &PlacedEntry| {
-                placed.row.detail.as_deref().is_some_and(|detail| detail.ends_with(&said))
-                    && digest_of(tenant, &placed.row) == Some(placed.row.digest)
-            };
-            let held = match ended.iter().find(|ended| ended.log == head.log) {
-                Some(ended) => self.holds(&Tree::ended(&*self.store, tenant, ended.clone()), head).await?,
-                None => head.log >= tree.head.log && self.holds(tree, head).await?,
-            };
-            let after = ended.iter().find(|ended| ended.log > head.log).unwrap_or(&tree.head);
-            if !held && !restores.iter().any(names) && !self.is_opening_pruned(known, after).await? {
-                unnamed.push(head.clone());
-            }
-        }
-        Ok(unnamed)
-    }
-
-    /// Returns the latest entries of this operation, newest first.
-    async fn latest(&self, operation: Operation, limit: u32) -> Result<Vec<PlacedEntry>, ReadError> {
-        let filter = EntryFilter { operation: Some(operation), ..EntryFilter::default() };
-        self.store.latest_entries(self.tenant.uid()?, &filter, limit).await
-    }
-
-    /// Returns whether pruning removed the first entries of this log, and with them the entries
-    /// that named lost heads of the log before. Two things must show it: an entry that says so, and
-    /// a signature of the log from the time when those entries still existed. The entry alone
-    /// proves nothing, since writing one takes no secret; nor does a signature that this process
-    /// has made.
-    async fn is_opening_pruned(&self, known: &Known, log: &LogHead) -> Result<bool, ReadError> {
-        let tenant = self.tenant.uid()?;
-        let mut is_signed = known.signed_before.contains(&log.log);
-        if !is_signed && known.signed.is_none() {
-            let kept = self.store.latest_checkpoint(tenant, log.log).await?;
-            is_signed = kept.is_some_and(|kept| self.read(&kept.note, log.log).is_some());
-        }
-        if !is_signed || !self.store.leaves(tenant, log.first..log.first + 1).await?.is_empty() {
-            return Ok(false);
-        }
-        let prunes = self.latest(Operation::Prune, PRUNES).await?;
-        let said = prunes.iter().filter_map(|placed| pruned_leaves(tenant, &placed.row));
-        Ok(said.into_iter().any(|(pruned, leaves)| pruned == log.log && leaves.contains(&0)))
     }
 }
 
 impl Jobs {
-    /// Checks the log against what was published, and makes a checkpoint if the log has moved since
+    /// Checks each log against what was published, and makes a checkpoint if the log has moved since
     /// the last one, keeping at most one in a while. To be called every second.
-    pub(super) async fn keep_checkpoint(&self) {
+    pub(super) async fn keep_checkpoints(&self) {
+        iter(self.checkpoints.logs())
+            .for_each_concurrent(AT_ONCE, async |log| self.keep_checkpoint(&log).await)
+            .await;
+    }
+
+    async fn keep_checkpoint(&self, log: &TenantCheckpoints) {
         // Without a signing key, the only work is to find out whether the log is no longer behind.
-        if !self.checkpoints.signs() && !self.checkpoints.is_behind() {
+        if !self.checkpoints.signs() && !log.is_behind() {
             return;
         }
-        match self.checkpoints.renew_in_time().await {
-            Ok(()) => self.checkpoints.refused.is_over(),
+        match log.renew_in_time().await {
+            Ok(()) => log.refused.is_over(),
             Err(NoneMade::Unsigned | NoneMade::Store(ReadError::Unavailable | ReadError::Busy)) => {}
             // The rows of DEKs that are in memory may be lost.
-            Err(NoneMade::Behind) => self.keyring.clear(),
+            Err(NoneMade::Behind) => self.keyring.clear(log.tenant.uid),
             Err(NoneMade::Store(ReadError::Rejected | ReadError::Malformed)) => {
-                if self.checkpoints.refused.is_due() {
-                    warn!("the database refused what a checkpoint is made of, or to keep it");
+                if log.refused.is_due() {
+                    warn!(
+                        tenant = log.tenant.name,
+                        "the database refused what a checkpoint is made of, or to keep it"
+                    );
                 }
             }
         }

@@ -9,7 +9,8 @@
 //! | `timers` | when each job runs |
 //! | `rotation` | re-wraps a tenant's DEKs |
 //! | `announcements` | posts incidents to the operator's webhook |
-//! | `checkpoints` | signs the log's head, and checks the log against what was published |
+//! | `checkpoints` | signs the heads of all logs |
+//! | `tenant_checkpoints` | checks one tenant's log against what was published of it |
 //! | `publication` | puts checkpoints where the customer keeps them |
 //! | `restored` | opens another log after a restore: not a job, but an operator's command on checkpoints |
 //! | `streams` | sends entries to a file or a webhook |
@@ -22,6 +23,7 @@ mod publication;
 mod restored;
 mod rotation;
 mod streams;
+mod tenant_checkpoints;
 mod timers;
 mod upkeep;
 mod webhooks;
@@ -33,20 +35,21 @@ use crate::keyring::Keyring;
 use crate::kms::Kms;
 use crate::model::Clock;
 use crate::store::Store;
-use crate::tenancy::Primary;
+use crate::tenancy::Tenants;
 use crate::webhook::Webhook;
 
-pub use checkpoints::{Checked, CheckpointParts, CheckpointShown, Checkpoints, NoneMade};
-pub use publication::{Place, Receiver};
+pub use checkpoints::{CheckpointParts, Checkpoints, DestinationShown};
+pub use publication::{Destination, Receiver};
 pub use restored::{RestoreFailed, Restored};
 pub use streams::{Stream, StreamShown};
+pub use tenant_checkpoints::{Checked, CheckpointShown, NoneMade, TenantCheckpoints};
 pub use upkeep::Upkeep;
 pub use webhooks::Webhooks;
 
 /// The jobs of one replica. Nothing runs before [`Self::start`].
 pub struct Jobs {
-    /// The tenant of the single-tenant form.
-    pub tenant: Primary,
+    /// The tenants that are served.
+    pub tenants: Tenants,
     /// The database.
     pub store: Arc<dyn Store>,
     /// The tenant's KMS.
@@ -59,7 +62,7 @@ pub struct Jobs {
     pub clock: Arc<dyn Clock>,
     /// The webhook that incidents are announced to, if any.
     pub webhook: Option<Webhook>,
-    /// The checkpoints of the tenant's log.
+    /// The checkpoints of all tenants' logs.
     pub checkpoints: Arc<Checkpoints>,
     /// The sinks that entries are streamed to, if any.
     pub streams: Arc<[Stream]>,

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
 use futures_util::future::join_all;
+use futures_util::stream::iter;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
@@ -18,7 +20,8 @@ use crate::store::{Batch, Change, Publishing};
 use crate::webhook::{Delivery, PublishedCheckpoint, Webhook};
 
 use super::Jobs;
-use super::checkpoints::{Checkpoints, SignedHead};
+use super::checkpoints::{AT_ONCE, Signing};
+use super::tenant_checkpoints::{SignedHead, TenantCheckpoints};
 
 /// How long a replica that has died keeps a destination from the others. Longer than one attempt
 /// takes.
@@ -53,16 +56,34 @@ pub enum Receiver {
 }
 
 /// A destination of published checkpoints.
-pub struct Place {
+pub struct Destination {
     receiver: Receiver,
     name: Arc<str>,
+}
+
+/// What this process knows of one tenant's checkpoints at a destination.
+#[derive(Default)]
+pub(super) struct Published {
     failures: AtomicU32,
     unpublished: AtomicU64,
     /// All logs before this one have been looked for at the destination; 0 if none has.
     looked_back: AtomicU32,
 }
 
-impl Place {
+impl Published {
+    /// Returns the number of entries of the current log that no checkpoint at this destination
+    /// covers, as this process last saw it.
+    pub(super) fn unpublished(&self) -> u64 {
+        self.unpublished.load(Ordering::Relaxed)
+    }
+
+    /// Returns the number of attempts of this process that have failed here since the last success.
+    pub(super) fn failures(&self) -> u32 {
+        self.failures.load(Ordering::Relaxed)
+    }
+}
+
+impl Destination {
     /// Creates a destination of which nothing is known yet.
     pub fn new(receiver: Receiver) -> Self {
         let name = match &receiver {
@@ -70,8 +91,7 @@ impl Place {
             Receiver::Webhook(webhook) => webhook.name(),
             Receiver::Kms(_) => "kms".to_owned(),
         };
-        let (failures, unpublished, looked_back) = (AtomicU32::new(0), AtomicU64::new(0), AtomicU32::new(0));
-        Self { receiver, name: name.into(), failures, unpublished, looked_back }
+        Self { receiver, name: name.into() }
     }
 
     /// Returns the kind: `directory`, `bucket`, `webhook` or `kms`.
@@ -96,33 +116,18 @@ impl Place {
     pub fn name(&self) -> &str {
         &self.name
     }
-
-    /// Returns the number of entries of the current log that no checkpoint at this destination
-    /// covers, as this process last saw it.
-    pub fn unpublished(&self) -> u64 {
-        self.unpublished.load(Ordering::Relaxed)
-    }
-
-    /// Returns the number of attempts of this process that have failed here since the last success.
-    pub fn failures(&self) -> u32 {
-        self.failures.load(Ordering::Relaxed)
-    }
 }
 
-impl Checkpoints {
-    /// Returns the destinations.
-    pub fn places(&self) -> &[Place] {
-        &self.places
-    }
-
+impl TenantCheckpoints {
     /// Reads the newest checkpoints at a destination, of the log `from` and of the logs after it,
     /// and adds them for the next check.
     ///
     /// # Errors
     /// The destination could not be read.
-    pub(super) async fn look_into(&self, place: &Place, from: u32) -> Result<(), ArchiveError> {
-        let Receiver::Archive(archive) = &place.receiver else { return Ok(()) };
-        let now = self.clock.now();
+    pub(super) async fn look_into(&self, at: usize, from: u32) -> Result<(), ArchiveError> {
+        let destination = &self.signing.destinations[at];
+        let Receiver::Archive(archive) = &destination.receiver else { return Ok(()) };
+        let now = self.signing.clock.now();
         // Logs are opened one after the other: if one is missing, none follows.
         for log in from..=from.saturating_add(LOGS_AHEAD) {
             match self.newest_at(archive, log, now).await {
@@ -133,7 +138,7 @@ impl Checkpoints {
                             Some(published) => self.learn(published).await,
                             None => {
                                 warn!(
-                                    place = place.kind(),
+                                    destination = destination.kind(),
                                     log, "a checkpoint there is signed by none of our keys"
                                 )
                             }
@@ -141,7 +146,7 @@ impl Checkpoints {
                     }
                 }
                 Err(error) => {
-                    warn!(place = place.kind(), %error, "a place of checkpoints cannot be read");
+                    warn!(destination = destination.kind(), %error, "a destination of checkpoints cannot be read");
                     return Err(error);
                 }
             }
@@ -154,14 +159,16 @@ impl Checkpoints {
     ///
     /// # Errors
     /// The destination could not be read.
-    pub(super) async fn look_back(&self, place: &Place, before: u32) -> Result<(), ArchiveError> {
-        let Receiver::Archive(archive) = &place.receiver else { return Ok(()) };
+    pub(super) async fn look_back(&self, at: usize, before: u32) -> Result<(), ArchiveError> {
+        let Receiver::Archive(archive) = &self.signing.destinations[at].receiver else { return Ok(()) };
         for log in before.saturating_sub(LOGS_BACK).max(1)..before {
-            for published in self.newest_at(archive, log, self.clock.now()).await?.into_iter().flatten() {
+            for published in
+                self.newest_at(archive, log, self.signing.clock.now()).await?.into_iter().flatten()
+            {
                 self.learn_ended(published).await;
             }
         }
-        place.looked_back.store(before, Ordering::Relaxed);
+        self.published[at].looked_back.store(before, Ordering::Relaxed);
         Ok(())
     }
 
@@ -185,13 +192,13 @@ impl Checkpoints {
     }
 
     /// Publishes the current head, after checking everything that is at the destination already.
-    async fn hand_over(&self, place: &Place) -> Result<SignedHead, NotGiven> {
+    async fn hand_over(&self, at: usize) -> Result<SignedHead, NotGiven> {
         let seen = self.renew().await.map_err(|_| NotGiven::NoneMade)?;
-        let mut looked = self.look_into(place, seen.log).await;
+        let mut looked = self.look_into(at, seen.log).await;
         // Look at earlier logs if that failed when the server started, or if another log was opened
         // since.
-        if looked.is_ok() && place.looked_back.load(Ordering::Relaxed) < seen.log {
-            looked = self.look_back(place, seen.log).await;
+        if looked.is_ok() && self.published[at].looked_back.load(Ordering::Relaxed) < seen.log {
+            looked = self.look_back(at, seen.log).await;
         }
         match looked {
             // What cannot be read now might show that the log was rewritten, so it is not
@@ -201,19 +208,19 @@ impl Checkpoints {
         }
         let head = self.renew().await.map_err(|_| NotGiven::NoneMade)?;
         let note = self.sign(&head).ok_or(NotGiven::NoneMade)?;
-        self.give(place, &head, &note).await.map_err(NotGiven::Failed)?;
+        self.give(at, &head, &note).await.map_err(NotGiven::Failed)?;
         Ok(head)
     }
 
-    async fn give(&self, place: &Place, head: &SignedHead, note: &str) -> Result<(), String> {
-        let (origin, now) = (self.origin(head.log), self.clock.now());
-        match &place.receiver {
+    async fn give(&self, at: usize, head: &SignedHead, note: &str) -> Result<(), String> {
+        let (origin, now) = (self.origin(head.log), self.signing.clock.now());
+        match &self.signing.destinations[at].receiver {
             Receiver::Archive(archive) => {
                 archive.put(&origin, head.size, note, now).await.map_err(|error| error.to_string())
             }
             Receiver::Webhook(webhook) => {
                 let root = head.root.to_string();
-                let (tenant, size) = (self.tenant.name(), head.size);
+                let (tenant, size) = (self.tenant.name.as_str(), head.size);
                 let checkpoint = PublishedCheckpoint { tenant, origin: &origin, size, root: &root, note };
                 match webhook.publish(&checkpoint, now).await {
                     Delivery::Taken => Ok(()),
@@ -228,8 +235,7 @@ impl Checkpoints {
                 // log.
                 let position = LogPosition { log: head.log, size: head.size, root: head.root };
                 let purpose = Purpose::Checkpoint(position);
-                let tenant = self.tenant.uid().map_err(|_| "no database".to_owned())?;
-                let binding = DekBinding { tenant, dek_id: DekId::new(), purpose };
+                let binding = DekBinding { tenant: self.tenant.uid, dek_id: DekId::new(), purpose };
                 match kms.generate(&[binding]).await.pop() {
                     Some(Ok(_)) => Ok(()),
                     Some(Err(error)) => Err(error.class.as_str().to_owned()),
@@ -241,68 +247,81 @@ impl Checkpoints {
 
     /// Commits the step, and returns whether it was applied. Also returns `false` if the database
     /// is out of reach; then the attempt is due again when its lease ends.
-    async fn step(&self, place: &Place, holder: Uuid, step: Publishing) -> bool {
-        let changes = vec![Change::Publish { place: place.name.clone(), holder, step }];
-        let Ok(tenant) = self.tenant.uid() else { return false };
-        let batch = Batch::of_changes(tenant, changes);
-        self.store.commit(&batch).await.is_ok_and(|committed| committed.applied == [1])
+    async fn step(&self, at: usize, holder: Uuid, step: Publishing) -> bool {
+        let place = self.signing.destinations[at].name.clone();
+        let changes = vec![Change::Publish { place, holder, step }];
+        let batch = Batch::of_changes(self.tenant.uid, changes);
+        self.signing.store.commit(&batch).await.is_ok_and(|committed| committed.applied == [1])
     }
 
-    async fn publish_at(&self, place: &Place, holder: Uuid, failures: u32) {
-        if !self.step(place, holder, Publishing::Begin { lease: LEASE }).await {
+    async fn publish_at(&self, at: usize, holder: Uuid, failures: u32) {
+        if !self.step(at, holder, Publishing::Begin { lease: LEASE }).await {
             // Another replica was first.
             return;
         }
-        match self.hand_over(place).await {
+        let (destination, tenant) = (self.signing.destinations[at].kind(), self.tenant.name.as_str());
+        let published = &self.published[at];
+        match self.hand_over(at).await {
             Ok(head) => {
-                if place.failures.swap(0, Ordering::Relaxed) > 0 {
-                    info!(place = place.kind(), "a place of checkpoints takes them again");
+                if published.failures.swap(0, Ordering::Relaxed) > 0 {
+                    info!(tenant, destination, "checkpoints are published there again");
                 }
                 let (log, size) = (head.log, head.size);
-                place.unpublished.store(0, Ordering::Relaxed);
-                self.step(place, holder, Publishing::Done { log, size, after: self.publish_every }).await;
+                published.unpublished.store(0, Ordering::Relaxed);
+                self.step(at, holder, Publishing::Done { log, size, after: self.signing.publish_every })
+                    .await;
             }
             // The attempt is due again when the lease ends.
             Err(NotGiven::NoneMade) => {}
             Err(NotGiven::Failed(status)) => {
                 let after = pause(failures);
-                place.failures.fetch_add(1, Ordering::Relaxed);
-                let (unpublished, retry_in) = (place.unpublished(), after.as_secs());
-                let place_kind = place.kind();
+                published.failures.fetch_add(1, Ordering::Relaxed);
+                let (unpublished, retry_in) = (published.unpublished(), after.as_secs());
                 warn!(
-                    place = place_kind,
-                    status, unpublished, retry_in, "a checkpoint could not be published: entries wait for it"
+                    tenant,
+                    destination,
+                    status,
+                    unpublished,
+                    retry_in,
+                    "a checkpoint could not be published: entries wait for it"
                 );
-                self.step(place, holder, Publishing::Again { after }).await;
+                self.step(at, holder, Publishing::Again { after }).await;
             }
         }
     }
-}
 
-impl Jobs {
-    /// Publishes the checkpoint of the current head at every destination where one is due. `holder`
-    /// names this replica.
-    pub(super) async fn publish_checkpoints(&self, holder: Uuid, stop: &CancellationToken) {
-        let checkpoints = &self.checkpoints;
-        if checkpoints.places.is_empty() || checkpoints.is_behind() {
+    /// Publishes the checkpoint of the current head at every destination where one is due.
+    async fn publish(&self, holder: Uuid, stop: &CancellationToken) {
+        if self.is_behind() {
             return;
         }
-        let Ok(tenant) = checkpoints.tenant.uid() else { return };
-        let Ok(Some(head)) = checkpoints.store.log_head(tenant).await else { return };
+        let Signing { store, destinations, .. } = &*self.signing;
+        let Ok(Some(head)) = store.log_head(self.tenant.uid).await else { return };
         let head = SignedHead::of(&head);
-        let Ok(known) = checkpoints.store.publications(tenant).await else { return };
-        let publishing = checkpoints.places.iter().map(async |place| {
-            let known = known.iter().find(|known| *known.place == *place.name);
+        let Ok(known) = store.publications(self.tenant.uid).await else { return };
+        let publishing = destinations.iter().enumerate().map(async |(at, destination)| {
+            let known = known.iter().find(|known| *known.place == *destination.name);
             let published = known.and_then(|known| known.published);
             let before = published.filter(|(log, _)| *log == head.log).map_or(0, |(_, size)| size);
-            place.unpublished.store(head.size.saturating_sub(before), Ordering::Relaxed);
+            self.published[at].unpublished.store(head.size.saturating_sub(before), Ordering::Relaxed);
             let is_there = published == Some((head.log, head.size));
             if !stop.is_cancelled() && head.size > 0 && !is_there && known.is_none_or(|known| known.due) {
-                checkpoints.publish_at(place, holder, known.map_or(0, |known| known.failures)).await;
+                self.publish_at(at, holder, known.map_or(0, |known| known.failures)).await;
             }
         });
         // Concurrently: a destination that does not answer delays no other.
         join_all(publishing).await;
+    }
+}
+
+impl Jobs {
+    /// Publishes the checkpoints of all logs where one is due. `holder` names this replica.
+    pub(super) async fn publish_checkpoints(&self, holder: Uuid, stop: &CancellationToken) {
+        if self.checkpoints.signing.destinations.is_empty() {
+            return;
+        }
+        let publishing = async |log: Arc<TenantCheckpoints>| log.publish(holder, stop).await;
+        iter(self.checkpoints.logs()).for_each_concurrent(AT_ONCE, publishing).await;
     }
 }
 

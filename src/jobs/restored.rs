@@ -6,7 +6,7 @@ use crate::audit::pack;
 use crate::model::{Entry, Operation, TenantUid};
 use crate::store::{Batch, Change, CommitError, EntryRow, LogHead, ReadError};
 
-use super::checkpoints::{Checkpoints, SignedHead};
+use super::tenant_checkpoints::{SignedHead, TenantCheckpoints};
 
 /// The number of attempts if the log is appended to meanwhile, or the outcome is unknown.
 const TRIES: usize = 10;
@@ -49,7 +49,7 @@ pub struct Restored {
     pub opened: String,
 }
 
-impl Checkpoints {
+impl TenantCheckpoints {
     /// Ends the log and opens another one. `operator` is recorded as the user in its entries. With
     /// `anyway`, this is done even if nothing is known to be lost, or a destination cannot be read.
     ///
@@ -65,17 +65,17 @@ impl Checkpoints {
             return Err(RestoreFailed::NothingLost);
         }
         let lost = self.unheld().await;
-        let tenant = self.tenant.uid()?;
+        let tenant = self.tenant.uid;
         let mut unknown: Option<(Batch, Restored)> = None;
         for _ in 0..TRIES {
             let (batch, restored) = match unknown.take() {
                 Some(again) => again,
                 None => {
-                    let head = self.store.log_head(tenant).await?.ok_or(RestoreFailed::Refused)?;
+                    let head = self.signing.store.log_head(tenant).await?.ok_or(RestoreFailed::Refused)?;
                     self.opening(tenant, &head, &lost, operator)
                 }
             };
-            match self.store.commit(&batch).await {
+            match self.signing.store.commit(&batch).await {
                 Ok(_) => return Ok(restored),
                 Err(CommitError::Unknown) => unknown = Some((batch, restored)),
                 Err(CommitError::Moved { .. } | CommitError::Rewound) => {}
@@ -108,7 +108,7 @@ impl Checkpoints {
     }
 
     fn entry(&self, tenant: TenantUid, detail: String, operator: Option<&str>) -> EntryRow {
-        let (at, user) = (self.clock.now(), operator.map(str::to_owned));
+        let (at, user) = (self.signing.clock.now(), operator.map(str::to_owned));
         let entry = Entry::of_operator(at, Operation::Restore, user, Some(detail.into()));
         pack(tenant, &entry)
     }

@@ -3,9 +3,11 @@
 //! database, so any replica can continue after a kill. A half-done rotation is a valid state, and a
 //! repeated run changes nothing.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
@@ -22,6 +24,8 @@ use crate::store::{Change, DekRow, Fence};
 
 use super::Jobs;
 
+/// How many jobs a replica works on at once.
+const AT_ONCE: usize = 32;
 /// How long a replica that has died keeps a job from the others.
 const LEASE: Duration = Duration::from_secs(30);
 
@@ -45,23 +49,33 @@ struct Done {
 }
 
 impl Jobs {
-    /// Works on every running job that no other replica holds, each as far as it gets, or until
-    /// `stop` is cancelled.
-    pub(super) async fn work_on_rotations(&self, holder: Uuid, stop: &CancellationToken) {
-        if self.checkpoints.is_behind() {
-            return;
+    /// Works on every running job that no other replica holds, each in a task of its own, so that
+    /// neither a long job nor a KMS that hangs delays another tenant's. `at_work` has the jobs that
+    /// this replica works on. `holder` names this replica.
+    pub(super) async fn work_on_rotations(
+        self: &Arc<Self>,
+        at_work: &mut HashMap<JobId, JoinHandle<()>>,
+        holder: Uuid,
+        stop: &CancellationToken,
+    ) {
+        at_work.retain(|_, work| !work.is_finished());
+        let Ok(running) = self.store.running_jobs().await else { return };
+        for (tenant, id) in running {
+            if at_work.len() < AT_ONCE && !at_work.contains_key(&id) {
+                let (jobs, stop) = (self.clone(), stop.clone());
+                at_work
+                    .insert(id, tokio::spawn(async move { jobs.rotate(&tenant, id, holder, &stop).await }));
+            }
         }
-        let jobs = match self.store.running_jobs().await {
-            Ok(jobs) => jobs,
-            Err(_) => return,
-        };
-        for (tenant, id) in jobs {
-            while !stop.is_cancelled() {
-                match self.rotate_batch(&tenant, id, holder).await {
-                    Step::Advanced => {}
-                    // The worker comes back later; meanwhile another tenant's job gets its turn.
-                    Step::Finished | Step::Lost | Step::Stalled => break,
-                }
+    }
+
+    /// Works on a job as far as it gets, or until `stop` is cancelled.
+    async fn rotate(&self, tenant: &Tenant, id: JobId, holder: Uuid, stop: &CancellationToken) {
+        while !stop.is_cancelled() && !self.checkpoints.is_behind(tenant.uid) {
+            match self.rotate_batch(tenant, id, holder).await {
+                Step::Advanced => {}
+                // The worker comes back later.
+                Step::Finished | Step::Lost | Step::Stalled => return,
             }
         }
     }

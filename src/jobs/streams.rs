@@ -1,13 +1,17 @@
-//! Streams entries to the customer's monitoring: at least once each, in the order of the log, by
-//! one replica at a time. The database holds the progress of each stream, so any replica can
-//! continue after a kill. A sink that is down delays only its own stream.
+//! Streams entries to the customer's monitoring: at least once each, in the order of each tenant's
+//! log, by one replica at a time. The database holds the progress of each stream, so any replica can
+//! continue after a kill. A sink that is down delays only its own stream, and a log that cannot be
+//! read no other tenant's.
 
 mod file;
 
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use dashmap::DashMap;
+use futures_util::StreamExt as _;
+use futures_util::stream::iter;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -16,9 +20,11 @@ use uuid::Uuid;
 use crate::audit::ocsf_event;
 use crate::model::{Tenant, TenantUid};
 use crate::store::{Batch, Change, LogHead, PlacedEntry, ReadError, StreamName, StreamRow, StreamStep};
+use crate::tenancy::TenantRuntime;
 use crate::webhook::{Delivery, StreamedEntries, Webhook};
 
 use super::Jobs;
+use super::checkpoints::AT_ONCE;
 use file::Lines;
 
 /// How long a replica that has died keeps a stream from the others. Longer than a delivery and its
@@ -34,11 +40,12 @@ const DELIVERY_BYTES: usize = 1 << 20;
 const FIRST_PAGE: u32 = 16;
 const LARGEST_PAGE: u32 = 1_024;
 
-/// One stream of the tenant's log.
+/// One stream of the tenants' logs.
 pub struct Stream {
     name: StreamName,
     sink: Sink,
-    progress: Mutex<Progress>,
+    /// The progress in each tenant's log.
+    progress: DashMap<TenantUid, Progress>,
 }
 
 enum Sink {
@@ -46,7 +53,7 @@ enum Sink {
     Webhook(Webhook),
 }
 
-/// What this replica knows of a stream.
+/// What this replica knows of a stream in one tenant's log.
 struct Progress {
     behind: u64,
     failures: u64,
@@ -89,28 +96,31 @@ impl Stream {
     }
 
     fn of(name: StreamName, sink: Sink) -> Self {
-        let progress = Progress { behind: 0, failures: 0, in_a_row: 0, not_before: None, page: FIRST_PAGE };
-        Self { name, sink, progress: Mutex::new(progress) }
+        Self { name, sink, progress: DashMap::new() }
     }
 
-    fn with<T>(&self, act: impl FnOnce(&mut Progress) -> T) -> T {
-        act(&mut self.progress.lock().unwrap_or_else(PoisonError::into_inner))
+    fn with<T>(&self, tenant: TenantUid, act: impl FnOnce(&mut Progress) -> T) -> T {
+        act(&mut self.progress.entry(tenant).or_default())
     }
 
     /// Returns whether the pause after a failure still lasts.
-    fn pauses(&self) -> bool {
-        self.with(|progress| progress.not_before.is_some_and(|at| Instant::now() < at))
+    fn pauses(&self, tenant: TenantUid) -> bool {
+        self.with(tenant, |progress| progress.not_before.is_some_and(|at| Instant::now() < at))
     }
 
-    /// Returns the progress of the stream, as this replica knows it.
+    /// Returns the progress of the stream over all tenants, as this replica knows it.
     pub fn shown(&self) -> StreamShown {
-        let name = self.name.as_str();
-        self.with(|progress| StreamShown { name, behind: progress.behind, failures: progress.failures })
+        let empty = StreamShown { name: self.name.as_str(), behind: 0, failures: 0 };
+        self.progress.iter().fold(empty, |shown, progress| StreamShown {
+            behind: shown.behind + progress.behind,
+            failures: shown.failures + progress.failures,
+            ..shown
+        })
     }
 
     /// Notes a failed delivery, and returns the pause before the next one.
-    fn failed(&self) -> Duration {
-        self.with(|progress| {
+    fn failed(&self, tenant: TenantUid) -> Duration {
+        self.with(tenant, |progress| {
             progress.failures += 1;
             progress.in_a_row = progress.in_a_row.saturating_add(1);
             let after = pause(progress.in_a_row);
@@ -119,8 +129,8 @@ impl Stream {
         })
     }
 
-    fn took(&self, behind: u64, entries: usize, bytes: usize) {
-        self.with(|progress| {
+    fn took(&self, tenant: TenantUid, behind: u64, entries: usize, bytes: usize) {
+        self.with(tenant, |progress| {
             progress.behind = behind;
             progress.in_a_row = 0;
             progress.not_before = None;
@@ -130,23 +140,37 @@ impl Stream {
     }
 }
 
+impl Default for Progress {
+    fn default() -> Self {
+        Self { behind: 0, failures: 0, in_a_row: 0, not_before: None, page: FIRST_PAGE }
+    }
+}
+
 impl Jobs {
-    /// Sends the entries that a stream has not taken yet, until nothing is left, its sink fails,
-    /// another replica holds it, or `stop` is cancelled. `holder` names this replica.
+    /// Sends what a stream has not taken yet of each tenant's log. `holder` names this replica.
     pub(super) async fn stream_entries(&self, stream: &Stream, holder: Uuid, stop: &CancellationToken) {
-        if stream.pauses() {
+        let streaming =
+            async |served: Arc<TenantRuntime>| self.stream_log(stream, &served.tenant, holder, stop).await;
+        iter(self.tenants.served()).for_each_concurrent(AT_ONCE, streaming).await;
+    }
+
+    /// Sends the entries of one log, until nothing is left, the sink fails, another replica holds
+    /// the stream, or `stop` is cancelled.
+    async fn stream_log(&self, stream: &Stream, tenant: &Tenant, holder: Uuid, stop: &CancellationToken) {
+        if stream.pauses(tenant.uid) {
             return;
         }
         // Write nothing to the database as long as there is nothing to send.
-        let Ok((_, 1..)) = self.look(stream).await else { return };
-        if self.stream_step(stream, holder, StreamStep::Lease { lease: LEASE }).await.is_err() {
+        let Ok((_, 1..)) = self.look(stream, tenant.uid).await else { return };
+        let lease = StreamStep::Lease { lease: LEASE };
+        if self.stream_step(stream, tenant.uid, holder, lease).await.is_err() {
             return;
         }
         // While this replica holds the lease, no other advances the stream.
-        let Ok((Some(row), _)) = self.look(stream).await else { return };
+        let Ok((Some(row), _)) = self.look(stream, tenant.uid).await else { return };
         let mut next = row.next;
         while !stop.is_cancelled() {
-            match self.stream_page(stream, holder, next, stop).await {
+            match self.stream_page(stream, tenant, holder, next, stop).await {
                 Ok(to) => next = to,
                 Err(Over) => return,
             }
@@ -154,13 +178,12 @@ impl Jobs {
     }
 
     /// Reads how far the stream is, and how many entries it still has to take.
-    async fn look(&self, stream: &Stream) -> Result<(Option<StreamRow>, u64), Over> {
-        let tenant = self.tenant.uid().map_err(|_| Over)?;
+    async fn look(&self, stream: &Stream, tenant: TenantUid) -> Result<(Option<StreamRow>, u64), Over> {
         let rows = self.store.streams(tenant).await.map_err(|_| Over)?;
         let end = self.store.log_size(tenant).await.map_err(|_| Over)?;
         let row = rows.into_iter().find(|row| row.name == stream.name);
         let behind = end.saturating_sub(row.map_or(0, |row| row.next));
-        stream.with(|progress| progress.behind = behind);
+        stream.with(tenant, |progress| progress.behind = behind);
         Ok((row, behind))
     }
 
@@ -168,12 +191,12 @@ impl Jobs {
     async fn stream_page(
         &self,
         stream: &Stream,
+        tenant: &Tenant,
         holder: Uuid,
         next: u64,
         stop: &CancellationToken,
     ) -> Result<u64, Over> {
-        let page = stream.with(|progress| progress.page);
-        let tenant = self.tenant.get().map_err(|_| Over)?;
+        let page = stream.with(tenant.uid, |progress| progress.page);
         let page = match self.store.entries_from(tenant.uid, next, page).await {
             Ok(page) => page,
             // The database is out of reach, and logs that itself.
@@ -181,7 +204,7 @@ impl Jobs {
             // The entry does not have a format that this release reads: another replica may run a
             // later release.
             Err(ReadError::Rejected | ReadError::Malformed) => {
-                self.stream_failed(stream, holder, next, "an entry cannot be read").await;
+                self.stream_failed(stream, tenant.uid, holder, next, "an entry cannot be read").await;
                 return Err(Over);
             }
         };
@@ -189,7 +212,7 @@ impl Jobs {
         let logs = self.logs(tenant.uid).await?;
         let (events, sent) = self.events(tenant, &page, &logs);
         let (Some(first), Some(last)) = (sent.first(), sent.last()) else {
-            stream.with(|progress| progress.behind = 0);
+            stream.with(tenant.uid, |progress| progress.behind = 0);
             return Err(Over);
         };
         let (entries, bytes) = (sent.len(), events.iter().map(String::len).sum());
@@ -201,26 +224,33 @@ impl Jobs {
             () = stop.cancelled() => return Err(Over),
         };
         if let Err(problem) = delivered {
-            self.stream_failed(stream, holder, next, &problem).await;
+            self.stream_failed(stream, tenant.uid, holder, next, &problem).await;
             return Err(Over);
         }
         let to = last.seq + 1;
-        if stream.with(|progress| progress.in_a_row > 0) {
+        if stream.with(tenant.uid, |progress| progress.in_a_row > 0) {
             info!(stream = stream.name.as_str(), place = to, "entries are streamed again");
         }
         let advance = StreamStep::Advance { from: next, to, lease: LEASE };
-        self.stream_step(stream, holder, advance).await?;
-        let behind = stream.with(|progress| progress.behind).saturating_sub(to - next);
-        stream.took(behind, entries, bytes);
+        self.stream_step(stream, tenant.uid, holder, advance).await?;
+        let behind = stream.with(tenant.uid, |progress| progress.behind).saturating_sub(to - next);
+        stream.took(tenant.uid, behind, entries, bytes);
         Ok(to)
     }
 
     /// Releases the stream to the next replica, and pauses.
-    async fn stream_failed(&self, stream: &Stream, holder: Uuid, next: u64, problem: &str) {
-        let after = stream.failed();
+    async fn stream_failed(
+        &self,
+        stream: &Stream,
+        tenant: TenantUid,
+        holder: Uuid,
+        next: u64,
+        problem: &str,
+    ) {
+        let after = stream.failed(tenant);
         let (name, retry_in) = (stream.name.as_str(), after.as_secs());
         warn!(stream = name, place = next, problem, retry_in, "entries could not be streamed");
-        let _ = self.stream_step(stream, holder, StreamStep::Fail).await;
+        let _ = self.stream_step(stream, tenant, holder, StreamStep::Fail).await;
     }
 
     /// Returns the tenant's logs, each with its number and its first position, the current one
@@ -273,9 +303,14 @@ impl Jobs {
     }
 
     /// Commits the step. Returns an error if it was not applied, or is not known to have been.
-    async fn stream_step(&self, stream: &Stream, holder: Uuid, step: StreamStep) -> Result<(), Over> {
+    async fn stream_step(
+        &self,
+        stream: &Stream,
+        tenant: TenantUid,
+        holder: Uuid,
+        step: StreamStep,
+    ) -> Result<(), Over> {
         let changes = vec![Change::Stream { name: stream.name, holder, step }];
-        let tenant = self.tenant.uid().map_err(|_| Over)?;
         match self.store.commit(&Batch::of_changes(tenant, changes)).await {
             Ok(committed) if committed.applied == [1] => Ok(()),
             Ok(_) | Err(_) => Err(Over),
@@ -300,6 +335,8 @@ mod tests {
     use super::*;
     use crate::merkle::Frontier;
 
+    const TENANT: TenantUid = TenantUid([7; 16]);
+
     #[test]
     fn a_pause_doubles_up_to_a_minute() {
         let seconds = |failures| pause(failures).as_secs();
@@ -319,8 +356,8 @@ mod tests {
     fn a_page_is_as_large_as_its_entries_let_it_be() {
         let stream = Stream::to_file(PathBuf::from("/nowhere"));
         for (entries, bytes, page) in [(16, 16 * 1_000, 1_024), (16, 16 << 20, 16), (100, 1 << 20, 100)] {
-            stream.took(0, entries, bytes);
-            assert_eq!(stream.with(|progress| progress.page), page);
+            stream.took(TENANT, 0, entries, bytes);
+            assert_eq!(stream.with(TENANT, |progress| progress.page), page);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Runs the jobs. Each has a task and a timer of its own, so that a slow webhook does not delay a
 //! rotation.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,7 +46,7 @@ impl Jobs {
         let (jobs, stopped) = (self.clone(), stop.clone());
         let making_checkpoints = tokio::spawn(async move {
             while tokio::time::timeout(LOOK, stopped.cancelled()).await.is_err() {
-                jobs.keep_checkpoint().await;
+                jobs.keep_checkpoints().await;
             }
         });
         let (jobs, stopped) = (self.clone(), stop.clone());
@@ -77,8 +78,12 @@ impl Jobs {
             })
             .collect();
         tokio::spawn(async move {
+            let mut at_work = HashMap::new();
             while tokio::time::timeout(LOOK, stop.cancelled()).await.is_err() {
-                self.work_on_rotations(holder, &stop).await;
+                self.work_on_rotations(&mut at_work, holder, &stop).await;
+            }
+            for (_, work) in at_work {
+                let _ = work.await;
             }
             let _ = tokio::join!(watching, announcing, deriving, making_checkpoints, publishing);
             for stream in streaming {

@@ -19,7 +19,7 @@ pub struct Upkeep {
     /// The owner of the tables, if this process has its rights; otherwise `byok audit prune` drops
     /// old entries.
     pub admin: Option<LogAdmin>,
-    /// The checkpoints of the tenant's log.
+    /// The checkpoints of all tenants' logs.
     pub checkpoints: Arc<Checkpoints>,
     /// The retention of entries.
     pub retention: AuditRetention,
@@ -51,9 +51,9 @@ impl Upkeep {
                 warn!("the database's upkeep failed: trying again in an hour");
             }
             // A log that is behind is evidence: nothing is appended to it, and nothing of it is
-            // dropped.
+            // dropped. Entries are dropped by month, whosever they are.
             if let (Some(admin), Some(age)) = (&self.admin, self.retention.age)
-                && !self.checkpoints.is_behind()
+                && !self.checkpoints.any_is_behind()
             {
                 let prune =
                     async || admin.prune(admin.older_than(age, self.retention.exported_only).await?).await;

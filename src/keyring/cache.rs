@@ -94,13 +94,6 @@ impl Cache {
         self.records.invalidate(&(tenant, record.clone()));
     }
 
-    /// Empties the cache. A DEK whose sealing key is gone cannot be opened, whenever moka drops it.
-    pub(super) fn clear(&self) {
-        self.sealing_keys.clear();
-        self.deks.invalidate_all();
-        self.records.invalidate_all();
-    }
-
     /// Empties the cache of one tenant. The sealed bytes stay until moka drops them, but nothing
     /// can open them.
     pub(super) fn clear_tenant(&self, tenant: TenantUid) {

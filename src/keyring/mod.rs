@@ -19,7 +19,6 @@ mod tally;
 mod view;
 
 use std::collections::HashMap;
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -133,8 +132,8 @@ pub struct Keyring {
     replica: Uuid,
     /// The lock for each key version under which this process probes it.
     turns: Mutex<Turns>,
-    /// How often the database went back in time, as far as this process noticed.
-    rewinds: AtomicU64,
+    /// How often each log went back in time, as far as the prober has acted on it.
+    rewinds: DashMap<TenantUid, u64>,
     /// Wakes the prober.
     wake: Notify,
     tally: Tally,
@@ -182,7 +181,7 @@ impl Keyring {
             current: DashMap::new(),
             replica: Uuid::now_v7(),
             turns: Mutex::default(),
-            rewinds: AtomicU64::new(0),
+            rewinds: DashMap::new(),
             wake: Notify::new(),
             tally: Tally::default(),
         })
@@ -452,15 +451,15 @@ impl Keyring {
         ids.into_iter().for_each(|id| self.cache.remove(tenant, id));
     }
 
-    /// Empties the cache and the pool; the sealing keys are zeroized. What was known of key
-    /// versions is read again, because a database that went back in time may hold earlier epochs,
-    /// or none. What was seen of the rows is kept. Otherwise, anybody who can write to the database
-    /// would only have to roll its log back for a moment.
-    pub fn clear(&self) {
-        self.cache.clear();
-        self.pool.empty_all();
-        self.views.clear();
-        self.current.clear();
+    /// Empties the cache and the pool of a tenant; its sealing key is zeroized. What was known of
+    /// its key versions is read again, because a database that went back in time may hold earlier
+    /// epochs, or none. What was seen of the rows is kept. Otherwise, anybody who can write to the
+    /// database would only have to roll its log back for a moment.
+    pub fn clear(&self, tenant: TenantUid) {
+        self.cache.clear_tenant(tenant);
+        self.pool.empty(tenant);
+        self.views.clear(tenant);
+        self.current.remove(&tenant);
     }
 
     /// Returns the approximate number of DEKs in the cache.

@@ -93,11 +93,6 @@ impl Pool {
         }
     }
 
-    /// Does the same for all tenants.
-    pub(super) fn empty_all(&self) {
-        self.lock().values_mut().for_each(|shelf| self.clear(shelf));
-    }
-
     fn is_off(&self) -> bool {
         self.size == 0
     }

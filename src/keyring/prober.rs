@@ -3,7 +3,6 @@
 //! row first does that probe. Only the results of probes change a posture.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -74,9 +73,10 @@ impl Keyring {
     /// Tells the other replicas what is needed, reads what they found, probes what is due, and
     /// drops what was not shown to work in time. Returns whether anything is watched.
     async fn look(self: &Arc<Self>) -> bool {
-        let rewinds = self.committer.rewinds();
-        if self.rewinds.swap(rewinds, Ordering::SeqCst) != rewinds {
-            self.clear();
+        for (tenant, rewinds) in self.committer.rewound() {
+            if self.rewinds.insert(tenant, rewinds) != Some(rewinds) {
+                self.clear(tenant);
+            }
         }
         let mut told: BTreeMap<TenantUid, Vec<KeyVersion>> = BTreeMap::new();
         for (tenant, version) in self.to_be_told() {

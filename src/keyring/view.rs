@@ -85,9 +85,9 @@ impl Views {
         self.views.get(&(tenant, version.clone())).map(|view| view.clone())
     }
 
-    /// Forgets all versions.
-    pub(super) fn clear(&self) {
-        self.views.clear();
+    /// Forgets all versions of a tenant.
+    pub(super) fn clear(&self, tenant: TenantUid) {
+        self.views.retain(|(of, _), _| *of != tenant);
     }
 
     pub(super) fn all(&self) -> Vec<(TenantUid, KeyVersion, View)> {

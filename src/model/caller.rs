@@ -3,8 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{RequestId, Tenant};
-
 /// The session variables of a caller: names in lower case (`x-hasura-user-id`), values
 /// unchanged.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -61,17 +59,6 @@ pub struct Identity {
     pub session: Session,
     /// How the caller was authenticated.
     pub means: Means,
-}
-
-/// An authenticated caller of one request, for one tenant. A parameter of every use case.
-#[derive(Clone, Debug)]
-pub struct Caller {
-    /// The tenant, from configuration or verified claims, never from an argument.
-    pub tenant: Arc<Tenant>,
-    /// The identity.
-    pub identity: Identity,
-    /// The id of the request.
-    pub request_id: RequestId,
 }
 
 #[cfg(test)]

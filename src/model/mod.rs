@@ -15,7 +15,7 @@ mod peer;
 mod posture;
 mod salted;
 
-pub use caller::{Caller, Identity, Means, Session};
+pub use caller::{Identity, Means, Session};
 pub use clock::{BootTime, Clock, SystemClock, Timestamp};
 pub use code::{ErrorCode, Refusal};
 pub use entry::{Entry, Item, Outcome, Source};

@@ -8,7 +8,8 @@ use axum::http::{Method, header};
 use axum::response::Response;
 
 use crate::app::{Arrival, Room};
-use crate::model::{Caller, ErrorCode, Refusal};
+use crate::model::{ErrorCode, Refusal};
+use crate::tenancy::Caller;
 
 use super::Front;
 use super::problem::problem;

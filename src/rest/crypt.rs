@@ -11,7 +11,8 @@ use crate::app::{
     Answered, Committed, DecryptItem, Decrypted, EncryptItem, Encrypted, Plaintext, Release, Room,
     SecretText, context_of,
 };
-use crate::model::{Caller, ErrorCode, Operation, Refusal};
+use crate::model::{ErrorCode, Operation, Refusal};
+use crate::tenancy::Caller;
 
 use super::Front;
 use super::body::{ContextField, Object, answer_within, read};

@@ -19,8 +19,9 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use crate::app::{App, Arrival, Release};
 use crate::graphql;
-use crate::model::{Caller, ErrorCode, Peer, Refusal, RequestId, TenantUid};
+use crate::model::{ErrorCode, Peer, Refusal, RequestId, TenantUid};
 use crate::telemetry::Metrics;
+use crate::tenancy::Caller;
 
 use super::anonymous::{AnonymousCallers, PeerConnection};
 use super::bounds::{Abort, Bounds, Claim, LimitReached};
@@ -336,8 +337,8 @@ impl Layer {
 fn user_of(caller: &Caller) -> (TenantUid, bool, &str) {
     let identity = &caller.identity;
     match &identity.user {
-        Some(user) => (caller.tenant.uid, true, user),
-        None => (caller.tenant.uid, false, &identity.role),
+        Some(user) => (caller.tenant().uid, true, user),
+        None => (caller.tenant().uid, false, &identity.role),
     }
 }
 

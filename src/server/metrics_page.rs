@@ -87,10 +87,9 @@ impl MetricsPage {
         });
         metrics.set_kms_requests(requests.provider, made, withheld);
         let checkpoints = app.checkpoints();
-        let destinations = checkpoints.places().iter();
-        let destinations = destinations
-            .map(|destination| (destination.kind(), destination.failures(), destination.unpublished()));
-        metrics.set_checkpoints(checkpoints.is_behind(), checkpoints.made(), destinations);
+        let destinations = checkpoints.destinations().into_iter();
+        let destinations = destinations.map(|at| (at.kind, at.failures, at.unpublished));
+        metrics.set_checkpoints(checkpoints.any_is_behind(), checkpoints.made(), destinations);
         app.streams_shown().iter().for_each(|one| metrics.set_stream(one.name, one.behind, one.failures));
         metrics.set_rereads(app.rereads());
         metrics.set_held(bounds.requests.held(), bounds.bytes.held());

@@ -3,55 +3,26 @@
 
 use std::sync::{Arc, OnceLock};
 
-use crate::model::{Tenant, TenantUid};
+use crate::model::Tenant;
 use crate::store::ReadError;
 
-/// The tenant, as far as it is known. All clones share what is known.
-#[derive(Clone)]
-pub struct Primary(Arc<Known>);
+use super::TenantRuntime;
 
-struct Known {
-    name: Arc<str>,
-    tenant: OnceLock<Arc<Tenant>>,
-}
+/// The tenant, as far as it is known. All clones share what is known.
+#[derive(Clone, Default)]
+pub struct Primary(Arc<OnceLock<Arc<TenantRuntime>>>);
 
 impl Primary {
-    /// Creates the tenant with only its name known.
-    pub fn named(name: &str) -> Self {
-        Self(Arc::new(Known { name: name.into(), tenant: OnceLock::new() }))
-    }
-
-    /// Returns the name of the tenant.
-    pub fn name(&self) -> &str {
-        &self.0.name
-    }
-
     /// Sets the tenant. Only the first call has an effect.
     pub fn is(&self, tenant: Tenant) {
-        let _ = self.0.tenant.set(Arc::new(tenant));
+        let _ = self.0.set(Arc::new(TenantRuntime { tenant: Arc::new(tenant) }));
     }
 
-    /// Returns the tenant.
+    /// Returns what the tenant is served with.
     ///
     /// # Errors
     /// The database has not been reached yet.
-    pub fn get(&self) -> Result<&Arc<Tenant>, ReadError> {
-        self.0.tenant.get().ok_or(ReadError::Unavailable)
-    }
-
-    /// Returns the uid of the tenant.
-    ///
-    /// # Errors
-    /// The errors of [`Self::get`].
-    pub fn uid(&self) -> Result<TenantUid, ReadError> {
-        self.get().map(|tenant| tenant.uid)
-    }
-}
-
-impl From<Tenant> for Primary {
-    fn from(tenant: Tenant) -> Self {
-        let primary = Self::named(&tenant.name);
-        primary.is(tenant);
-        primary
+    pub fn get(&self) -> Result<&Arc<TenantRuntime>, ReadError> {
+        self.0.get().ok_or(ReadError::Unavailable)
     }
 }

@@ -383,7 +383,7 @@ async fn found(store: &Arc<dyn Database>, tenant: &Tenant, key: &Ed25519SigningK
 async fn a_pruned_log_still_verifies_and_so_does_its_bundle() {
     let (_folder, store, tenant, key) = old_log().await;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let committer = Arc::new(Committer::start(store.clone(), clock.clone(), 1));
+    let committer = Arc::new(Committer::start(store.clone(), clock.clone()));
     let keeper = LogAdmin::new(store.clone(), committer, clock, None);
     assert_eq!(keeper.prune(retention()).await, Ok(512));
     for report in found(&store, &tenant, &key).await {
@@ -407,7 +407,7 @@ async fn an_ended_log_may_be_pruned_whole_and_a_later_says_so() {
     let batch = Batch { base: head.end(), entries: vec![pack(tenant.uid, &restore)], ..open };
     store.commit(&batch).await.unwrap();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let committer = Arc::new(Committer::start(store.clone(), clock.clone(), 1));
+    let committer = Arc::new(Committer::start(store.clone(), clock.clone()));
     assert_eq!(LogAdmin::new(store.clone(), committer, clock, None).prune(retention()).await, Ok(512));
     let verified = async |head| {
         verify_log(&*store, &tenant, Some(head), Trust::default(), &mut |_, _| ()).await.unwrap()

@@ -281,7 +281,7 @@ async fn replicas_that_append_at_once_make_one_tree_without_a_gap() {
     let mut callers = Vec::new();
     for replica in 0..3 {
         let own = Arc::new(connect(&database.url));
-        let committer = Arc::new(Committer::start(own, Arc::new(SystemClock), 1));
+        let committer = Arc::new(Committer::start(own, Arc::new(SystemClock)));
         for caller in 0..8 {
             let committer = committer.clone();
             callers.push(tokio::spawn(async move {

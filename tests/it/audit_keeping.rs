@@ -93,7 +93,7 @@ fn retention() -> Retention {
 
 fn keeper(database: &Db) -> LogAdmin {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let committer = Arc::new(Committer::start(database.clone(), clock.clone(), 1));
+    let committer = Arc::new(Committer::start(database.clone(), clock.clone()));
     LogAdmin::new(database.clone(), committer, clock, Some("the-operator".to_owned()))
 }
 
@@ -379,7 +379,7 @@ async fn what_an_entry_that_goes_said_went_before_is_said_again(database: Db) {
     let tenant = tenant(&*database).await;
     append_old(&database, tenant, 256).await;
     derive(&database).await;
-    let committer = Arc::new(Committer::start(database.clone(), Arc::new(LongAgo), 1));
+    let committer = Arc::new(Committer::start(database.clone(), Arc::new(LongAgo)));
     let then = LogAdmin::new(database.clone(), committer, Arc::new(LongAgo), None);
     assert_eq!(then.prune(retention()).await, Ok(256));
     // The entry that says so is as old as those that go next; and one that somebody made up is not said again.
@@ -489,7 +489,7 @@ async fn a_clock_that_runs_ahead_drops_nothing_before_its_time(database: Db) {
             SystemClock.now().plus(3_650 * DAY)
         }
     }
-    let committer = Arc::new(Committer::start(database.clone(), Arc::new(SystemClock), 1));
+    let committer = Arc::new(Committer::start(database.clone(), Arc::new(SystemClock)));
     let keeper = LogAdmin::new(database.clone(), committer, Arc::new(Ahead), None);
     let retention = keeper.older_than(365 * DAY, false).await.unwrap();
     assert!(retention.before <= SystemClock.now().minus(364 * DAY));
@@ -519,7 +519,7 @@ async fn entries_are_written_while_a_month_is_dropped() {
     let tenant = tenant(&*store).await;
     append_old(&store, tenant, 512).await;
     derive(&store).await;
-    let committer = Arc::new(Committer::start(store.clone(), Arc::new(SystemClock), 1));
+    let committer = Arc::new(Committer::start(store.clone(), Arc::new(SystemClock)));
     let writing = tokio::spawn({
         let committer = committer.clone();
         async move {

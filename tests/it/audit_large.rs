@@ -189,7 +189,7 @@ async fn a_record_is_erased_from_the_largest_entries_one_after_the_other() {
     let (_database, store, tenant) = poisoned_log().await;
     let uid = tenant.uid;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let committer = Arc::new(Committer::start(store.clone(), clock.clone(), 1));
+    let committer = Arc::new(Committer::start(store.clone(), clock.clone()));
     let keeper = LogAdmin::new(store.clone(), committer, clock, None);
     assert_eq!(derive(&*store, &CancellationToken::new()).await, Derived::All);
     let record = format!("7-11-{}", "x".repeat(16_000));

@@ -309,7 +309,7 @@ impl Bench {
             batches: Mutex::default(),
             unreadable: AtomicBool::new(false),
         });
-        let committer = Arc::new(Committer::start(store.clone(), Arc::new(SystemClock), 2));
+        let committer = Arc::new(Committer::start(store.clone(), Arc::new(SystemClock)));
         Self { store, committer, tenant: tenant.uid, _folder: folder }
     }
 
@@ -426,7 +426,7 @@ async fn a_group_does_not_wait_for_callers_whose_runtime_is_stuck() {
     // Nobody ever runs what is spawned here.
     let stuck = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let clock = Arc::new(SystemClock);
-    let committer = Committer::start_for(stuck.handle().clone(), bench.store.clone(), clock, 1);
+    let committer = Committer::start_for(stuck.handle().clone(), bench.store.clone(), clock);
     let units = (0..8).map(|n| committer.commit(bench.unit(&n.to_string(), Vec::new())));
     let durable = tokio::time::timeout(MINUTE, futures_util::future::join_all(units)).await.unwrap();
     assert!(durable.iter().all(Result::is_ok));
@@ -460,7 +460,7 @@ async fn one_bad_unit_does_not_take_its_neighbours_with_it() {
 #[tokio::test]
 async fn another_replica_that_appends_meanwhile_costs_a_retry_and_leaves_no_gap() {
     let bench = Bench::with(&[]).await;
-    let other = Committer::start(bench.store.clone(), Arc::new(SystemClock), 1);
+    let other = Committer::start(bench.store.clone(), Arc::new(SystemClock));
     for n in 0..20 {
         let committer = if n % 2 == 0 { &*bench.committer } else { &other };
         committer.commit(bench.unit(&n.to_string(), Vec::new())).await.unwrap();
@@ -685,7 +685,7 @@ async fn a_batch_lost_on_its_way_is_under_the_fence_when_retried() {
 async fn behind_another_replica_the_fence_is_asked_in_turn() {
     let bench = Bench::with(&[]).await;
     let proof = watch(&bench.store.database, bench.tenant, "1").await;
-    let other = Committer::start(bench.store.clone(), Arc::new(SystemClock), 1);
+    let other = Committer::start(bench.store.clone(), Arc::new(SystemClock));
     bench.durable(bench.fenced("a", Vec::new(), proven())).await.unwrap();
     other.commit(bench.unit("b", Vec::new())).await.unwrap();
     assert_eq!(

@@ -21,8 +21,8 @@ use byok::kms::{
 };
 use byok::merkle::Hash;
 use byok::model::{
-    BootTime, Caller, Clock, DekId, ErrorCode, Identity, Incident, Job, JobId, KeyVersion, Means, Operation,
-    Posture, Proof, RequestId, Session, SystemClock, Tenant, TenantUid, Timestamp, Wrapped,
+    BootTime, Clock, DekId, ErrorCode, Identity, Incident, Job, JobId, KeyVersion, Means, Operation, Posture,
+    Proof, RequestId, Session, SystemClock, Tenant, TenantUid, Timestamp, Wrapped,
 };
 use byok::rest::DatabaseState;
 use byok::store::{
@@ -31,6 +31,7 @@ use byok::store::{
     Outline, Page, Passed, PlacedEntry, ProofReads, Publication, PublicationReads, ReadError, Seen, Sqlite,
     Store, StreamReads, StreamRow, TenantReads, Tile, TileId, Unannounced, Watched,
 };
+use byok::tenancy::Caller;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -611,7 +612,7 @@ impl House {
             generated: AtomicUsize::new(0),
             asleep: Mutex::default(),
         });
-        let committer = Arc::new(Committer::start(store.clone(), clock.clone(), 1));
+        let committer = Arc::new(Committer::start(store.clone(), clock.clone()));
         let keyring = Keyring::new(byok::keyring::Parts {
             pool: byok::config::DekPool { size: 0 },
             store: store.clone(),
@@ -633,15 +634,14 @@ impl House {
         let authenticator = Authenticator::new(&auth, crate::support::http(), clock.clone());
         let checkpoints = Checkpoints::new(CheckpointParts {
             store: store.clone(),
-            tenant: self.tenant.clone().into(),
             deployment: "byok".to_owned(),
             keys: None,
-            places: Vec::new(),
+            destinations: Vec::new(),
             publish_every: Duration::from_secs(60),
             clock: clock.clone(),
         });
         let app = App::new(byok::app::Parts {
-            tenant: self.tenant.clone().into(),
+            tenants: self.tenant.clone().into(),
             store: store.clone(),
             kms: kms.clone(),
             kms_requests: Arc::new(RequestCounts::new("local")),

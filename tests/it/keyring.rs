@@ -82,7 +82,7 @@ impl Bench {
         let seconds = Duration::from_secs;
         let guard = KeyGuard { probe_every: seconds(1), probe_timeout: seconds(2), resume_after: seconds(3) };
         let clock = Arc::new(SystemClock);
-        let committer = Arc::new(Committer::start(store.clone(), clock.clone(), 1));
+        let committer = Arc::new(Committer::start(store.clone(), clock.clone()));
         let pool = DekPool { size: 0 };
         let parts = Parts {
             store: store.clone(),
@@ -235,7 +235,7 @@ async fn a_record_whose_dek_row_is_gone_gets_a_new_dek() {
 async fn a_cleared_cache_opens_nothing_that_was_in_it() {
     let bench = Bench::with(1, 300).await;
     assert!(bench.keyring.by_id(&bench.tenant, &bench.ids).await[0].is_ok());
-    bench.keyring.clear();
+    bench.keyring.clear(bench.tenant.uid);
     let source = bench.keyring.by_id(&bench.tenant, &bench.ids).await.remove(0).ok().unwrap().source;
     assert_eq!(source, Source::Kms);
 }

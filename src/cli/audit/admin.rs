@@ -124,7 +124,7 @@ pub(super) async fn prune(arguments: Prune) -> Result<(), Failure> {
 async fn keeper(by: By) -> Result<(LogAdmin, Arc<dyn Database>, Tenant), Failure> {
     let (database, tenant) = assemble::as_owner(&Env::of_process()).await?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let committer = Arc::new(Committer::start(database.clone(), clock.clone(), 1));
+    let committer = Arc::new(Committer::start(database.clone(), clock.clone()));
     Ok((LogAdmin::new(database.clone(), committer, clock, by.by), database, tenant))
 }
 

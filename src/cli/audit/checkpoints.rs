@@ -5,6 +5,7 @@ use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::Args;
 
@@ -143,7 +144,7 @@ pub(super) async fn restored(arguments: Restored) -> Result<(), Failure> {
             found.ok_or_else(|| Failure::Running(format!("there is no tenant {:?}", arguments.tenant)))?
         }
     };
-    let checkpoints = assemble::checkpoints(audit, database, tenant.into(), None)?;
+    let checkpoints = assemble::checkpoints(audit, database, None)?.of(&Arc::new(tenant));
     let done = checkpoints.restored(arguments.by.as_deref(), arguments.anyway).await.map_err(failed)?;
     println!("ended   {}", done.ended);
     for lost in &done.lost {

@@ -73,7 +73,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
         }
     };
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let committer = Committer::start(database.clone(), clock.clone(), 1);
+    let committer = Committer::start(database.clone(), clock.clone());
     let entry = entry(&*clock, arguments.by, &export.places());
     let recorded = committer.commit(unit(&tenant, Some(pack(tenant.uid, &entry)), Vec::new())).await;
     recorded.map_err(|_| Failure::Running("nothing was exported: the log could not record it".to_owned()))?;

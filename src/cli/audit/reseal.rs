@@ -49,7 +49,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
         return show(&report, false);
     }
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let committer = Arc::new(Committer::start(database.clone(), clock.clone(), 1));
+    let committer = Arc::new(Committer::start(database.clone(), clock.clone()));
     let keeper = LogAdmin::new(database, committer, clock, arguments.by);
     let Resealed { sealed, kept, contradicted, damaged } =
         keeper.reseal(&tenant, &macs).await.map_err(failed)?;

@@ -1,6 +1,7 @@
 //! Checks the audit log: whether checkpoints of it are signed and published, whether the
 //! destinations can be read, and whether the log holds what was published there.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Findings;
@@ -34,8 +35,9 @@ pub(super) async fn check(
     // Problems of the database are reported elsewhere.
     let Ok(database) = assemble::open(store).await else { return false };
     let Ok(Some(tenant)) = database.tenant(assemble::PRIMARY).await else { return false };
-    let Ok(checkpoints) = assemble::checkpoints(audit, database, tenant.into(), None) else { return false };
-    match tokio::time::timeout(PATIENCE, checkpoints.check()).await {
+    let Ok(checkpoints) = assemble::checkpoints(audit, database, None) else { return false };
+    let of_tenant = checkpoints.of(&Arc::new(tenant));
+    match tokio::time::timeout(PATIENCE, of_tenant.check()).await {
         Ok(Ok(checked)) => {
             for place in checked.unread {
                 findings.open(

@@ -256,5 +256,5 @@ async fn record(
         changes: Vec::new(),
         fence: Vec::new(),
     };
-    Committer::start(database, clock, 1).commit(unit).await.is_ok()
+    Committer::start(database, clock).commit(unit).await.is_ok()
 }

@@ -1,0 +1,25 @@
+//! The caller of a request.
+
+use std::sync::Arc;
+
+use crate::model::{Identity, RequestId, Tenant};
+
+use super::TenantRuntime;
+
+/// An authenticated caller of one request, for one tenant. A parameter of every use case.
+#[derive(Clone)]
+pub struct Caller {
+    /// What the tenant of the call is served with. The call goes on with what it began with.
+    pub runtime: Arc<TenantRuntime>,
+    /// The identity.
+    pub identity: Identity,
+    /// The id of the request.
+    pub request_id: RequestId,
+}
+
+impl Caller {
+    /// Returns the tenant, from configuration or verified claims, never from an argument.
+    pub fn tenant(&self) -> &Arc<Tenant> {
+        &self.runtime.tenant
+    }
+}
