@@ -4,7 +4,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Instant;
 
-use byok::audit::{Derived, derive};
+use byok::audit::{Derivation, Derived};
 use byok::model::{TenantUid, Timestamp};
 use byok::store::{Postgres, Store};
 use sqlx::{Connection, PgConnection, Row};
@@ -102,8 +102,9 @@ impl Long {
 /// What a server's worker does while entries are appended: it is seconds behind at most.
 pub(crate) async fn all_derived(store: &Postgres) {
     let (begin, stop) = (Instant::now(), CancellationToken::new());
+    let mut derivation = Derivation::default();
     loop {
-        match derive(store, &stop).await {
+        match derivation.pass(store, &stop).await {
             Derived::All => return,
             Derived::More => {}
             Derived::NotHere | Derived::Wrong => panic!("nobody else derives here"),

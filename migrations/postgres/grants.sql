@@ -14,6 +14,7 @@ BEGIN
         ('np_byok_exports', 'SELECT'),
         ('np_byok_logs', 'SELECT'),
         ('np_byok_tenants', 'SELECT, INSERT'),
+        ('np_byok_keys', 'SELECT, INSERT'),
         ('np_byok_heads', 'SELECT, INSERT, UPDATE (size, frontier)'),
         ('np_byok_wrapped_deks',
             'SELECT, INSERT, UPDATE (wrapped, key_name, key_version, wrap_scheme, rewrapped_at, mac, record_mac)'),

@@ -260,11 +260,12 @@ impl App {
 
     async fn try_key(&self) -> Result<KeyVersion, KmsError> {
         let internal = || KmsError::local(KmsErrorClass::Internal);
-        let tenant = self.tenants.primary().map_err(|_| internal())?.tenant.uid;
-        let binding = DekBinding { tenant, dek_id: DekId::new(), purpose: Purpose::Probe };
-        let made = self.kms.generate(&[binding]).await.pop().ok_or_else(internal)??.value;
+        let runtime = self.tenants.primary().map_err(|_| internal())?;
+        let binding =
+            DekBinding { tenant: runtime.tenant.uid, dek_id: DekId::new(), purpose: Purpose::Probe };
+        let made = runtime.keys.generate(&[binding]).await.pop().ok_or_else(internal)??.value;
         let version = made.wrapped.key_version.clone();
-        let opened = self.kms.unwrap(&[(binding, made.wrapped)]).await.pop().ok_or_else(internal)??.value;
+        let opened = runtime.keys.unwrap(&[(binding, made.wrapped)]).await.pop().ok_or_else(internal)??.value;
         match opened.expose() == made.dek.expose() {
             true => Ok(version),
             false => Err(internal()),

@@ -241,7 +241,7 @@ mod tests {
         let (session, means) = (Session::default(), Means::Jwt);
         let identity = Identity { role: role.into(), user: user.map(str::to_owned), session, means };
         let tenant = Arc::new(Tenant { uid: TenantUid([7; 16]), name: "primary".to_owned() });
-        let runtime = Arc::new(TenantRuntime { tenant });
+        let runtime = TenantRuntime::without_keys(tenant);
         Caller { runtime, identity, request_id: RequestId::fresh() }
     }
 

@@ -35,7 +35,7 @@ use crate::auth::{Authenticator, Policy};
 use crate::config::Limits;
 use crate::jobs::Stream;
 use crate::keyring::Keyring;
-use crate::kms::{Kms, RequestCounts, Requests};
+use crate::kms::{RequestCounts, Requests};
 use crate::model::{Clock, ErrorCode, Identity, Peer, Posture, Refusal, RequestId, Tenant};
 use crate::store::Store;
 use crate::telemetry::{PoolCounts, Rereads};
@@ -64,7 +64,6 @@ const TRIES: usize = 3;
 pub struct App {
     tenants: Tenants,
     store: Arc<dyn Store>,
-    kms: Arc<dyn Kms>,
     kms_requests: Arc<RequestCounts>,
     keyring: Arc<Keyring>,
     committer: Arc<Committer>,
@@ -88,8 +87,6 @@ pub struct Parts {
     pub tenants: Tenants,
     /// The database.
     pub store: Arc<dyn Store>,
-    /// The tenant's KMS.
-    pub kms: Arc<dyn Kms>,
     /// The counts of the requests to the KMS.
     pub kms_requests: Arc<RequestCounts>,
     /// The DEKs in memory.
@@ -115,7 +112,7 @@ pub struct Parts {
 impl App {
     /// Builds an app from its parts. Must be called on the runtime of the committer.
     pub fn new(parts: Parts) -> Self {
-        let Parts { tenants, store, kms, keyring, committer, authenticator, policy, .. } = parts;
+        let Parts { tenants, store, keyring, committer, authenticator, policy, .. } = parts;
         let Parts { kms_requests, limits, in_flight, clock, checkpoints, streams, .. } = parts;
         Self {
             meters: limits::Meters::new(&limits),
@@ -125,7 +122,6 @@ impl App {
             settling: ungiven::Settling::here(),
             tenants,
             store,
-            kms,
             kms_requests,
             keyring,
             committer,

@@ -39,7 +39,7 @@ impl App {
         if !dry_run && let Some(paused) = self.paused_rotation(caller).await? {
             return Err(self.refuse(caller, operation, is_paused(&paused)).await);
         }
-        let target = match self.kms.current_version().await {
+        let target = match caller.runtime.keys.current_version().await {
             Ok(target) => target,
             Err(error) => return Err(self.refuse(caller, operation, kms_refusal(&error)).await),
         };
@@ -47,12 +47,12 @@ impl App {
         let total = self.store.deks_not_under(caller.tenant().uid, &target).await.map_err(read_refusal)?;
         // Anything that the rotation would count or re-wrap has the same version name before and
         // after.
-        if total == 0 && !self.kms.profile().tells_apart(&target) {
+        if total == 0 && !caller.runtime.keys.profile().tells_apart(&target) {
             return Err(self.refuse(caller, operation, ErrorCode::KeyVersionUnknown.into()).await);
         }
         if dry_run {
             self.record(caller, operation, Outcome::Ok, Vec::new(), Vec::new()).await?;
-            let kms_calls = self.kms.profile().rewrap_cost.calls(total);
+            let kms_calls = caller.runtime.keys.profile().rewrap_cost.calls(total);
             return Ok(Rotation::Forecast { target, deks: total, kms_calls });
         }
         let now = self.clock.now();

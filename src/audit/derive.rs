@@ -4,7 +4,8 @@
 //! stored data itself shows how far the derivation is. Stored data is never changed: if it differs
 //! from what the entries yield, that is reported.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 use tracing::error;
@@ -17,6 +18,8 @@ use crate::store::{
 
 use super::tree::{Tree, TreeError};
 
+/// How long a log is left alone that is damaged, or that another replica works on.
+const LEAVE: Duration = Duration::from_secs(5);
 /// How many chunks, or tiles, are derived and committed at once.
 const AT_ONCE: u64 = 64;
 /// How many of each a pass derives of one log at most, so that no tenant waits for another's log.
@@ -41,22 +44,41 @@ pub enum Derived {
     Wrong,
 }
 
-/// Derives what is missing for every tenant's log: as much as one pass may, or until `stop` is
-/// cancelled.
-pub async fn derive(store: &dyn Store, stop: &CancellationToken) -> Derived {
-    let logs = match store.behind().await {
-        Ok(logs) => logs,
-        Err(error) => return left(error),
-    };
-    let mut derived = Derived::All;
-    for log in logs {
-        let pass = Pass { store, log, stop };
-        // Neither depends on the other: a missing entry stops the tree, but not the pages.
-        for part in [pass.chunks().await, pass.tiles().await] {
-            derived = derived.max(part.unwrap_or_else(|left| left));
+/// The derivation of all tenants' logs.
+#[derive(Default)]
+pub struct Derivation {
+    /// The logs that are left alone for a while, and since when.
+    left: HashMap<TenantUid, Instant>,
+}
+
+impl Derivation {
+    /// Derives what is missing for every tenant's log: as much as one pass may, or until `stop` is
+    /// cancelled. A log that is damaged, or that another replica works on, is left alone for
+    /// [`LEAVE`]; the others are not.
+    pub async fn pass(&mut self, store: &dyn Store, stop: &CancellationToken) -> Derived {
+        let logs = match store.behind().await {
+            Ok(logs) => logs,
+            Err(error) => return left(error),
+        };
+        self.left.retain(|_, since| since.elapsed() < LEAVE);
+        let mut derived = Derived::All;
+        for log in logs {
+            let tenant = log.tenant;
+            if self.left.contains_key(&tenant) {
+                continue;
+            }
+            let pass = Pass { store, log, stop };
+            // Neither depends on the other: a missing entry stops the tree, but not the pages.
+            for part in [pass.chunks().await, pass.tiles().await] {
+                let part = part.unwrap_or_else(|left| left);
+                if matches!(part, Derived::NotHere | Derived::Wrong) {
+                    self.left.insert(tenant, Instant::now());
+                }
+                derived = derived.max(part);
+            }
         }
+        derived
     }
-    derived
 }
 
 /// One log's part of a pass. The error is the reason why the log is left for now.

@@ -21,7 +21,7 @@ mod tree;
 
 pub use checkpoint::{Checkpoint, CheckpointKey, NoCheckpoint, NoCheckpointKey, SignedCheckpoint, origin_of};
 pub use committer::{CommitFailed, Committer, Durable, Passage, Unit};
-pub use derive::{Derived, derive};
+pub use derive::{Derivation, Derived};
 pub(crate) use digest::{EntryFields, ItemFields, optional_bytes, source_name};
 pub use digest::{digest_of, item_leaves};
 pub(crate) use form::EntryForm;

@@ -90,7 +90,7 @@ fn wrapped_fields<'a>(
     wrapped: &'a Wrapped,
     scheme: &'a [u8; 2],
 ) -> [&'a [u8]; 7] {
-    let KeyVersion { key, version } = &wrapped.key_version;
+    let KeyVersion { key, version, .. } = &wrapped.key_version;
     [b"wrapped", &tenant.0, id.as_bytes(), &wrapped.bytes, key.as_bytes(), version.as_bytes(), scheme]
 }
 

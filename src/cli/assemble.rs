@@ -23,10 +23,10 @@ use crate::keyring::{self, Keyring};
 use crate::kms::{
     AwsKms, AzureKeyVault, Connections, GcpKms, Kms, KmsDiagnosis, LocalKey, RequestCounts, VaultTransit,
 };
-use crate::model::{Clock, SystemClock, Tenant, TenantUid};
+use crate::model::{Clock, KeyId, SystemClock, Tenant, TenantUid};
 use crate::rest::{DatabaseFound, DatabaseState};
 use crate::store::{self, Batch, Change, CommitError, Database, MigrateError, MigrationReport};
-use crate::tenancy::Tenants;
+use crate::tenancy::{Key, KeySet, Tenants};
 use crate::webhook::Webhook;
 
 /// The tenant of the single-tenant form.
@@ -57,6 +57,13 @@ pub(super) async fn assemble(
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let (authenticator, policy) = identity(&config.auth, clock.clone())?;
     let Provider { kms, connections, requests: kms_requests, .. } = provider(config.kms)?;
+    let key = Key {
+        id: KeyId::FIRST,
+        kms: kms.clone(),
+        connections: connections.clone(),
+        requests: kms_requests.clone(),
+    };
+    let keys = KeySet::new(key, []);
     let webhook = config.webhook.map(webhook).transpose()?;
     let has_owner = config.store.has_owner();
     let streams = streams(config.audit_streams)?;
@@ -80,7 +87,7 @@ pub(super) async fn assemble(
     });
     let root_log = kms.profile().logs_context.then(|| kms.clone());
     let checkpoints = Arc::new(checkpoints(config.audit, store.clone(), root_log)?);
-    let tenants = Tenants::fixed();
+    let tenants = Tenants::fixed(keys);
     let jobs = Jobs {
         tenants: tenants.clone(),
         store: store.clone(),
@@ -97,7 +104,6 @@ pub(super) async fn assemble(
         keyring,
         committer,
         store,
-        kms,
         kms_requests,
         authenticator: Arc::new(authenticator),
         policy,

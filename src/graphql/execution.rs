@@ -160,7 +160,7 @@ mod tests {
         let identity =
             Identity { role: "admin".into(), user: None, session: Session::default(), means: Means::Jwt };
         let tenant = Arc::new(Tenant { uid: TenantUid([7; 16]), name: "primary".to_owned() });
-        let runtime = Arc::new(TenantRuntime { tenant });
+        let runtime = TenantRuntime::without_keys(tenant);
         Ok(Caller { runtime, identity, request_id: RequestId::fresh() })
     }
 

@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::audit::{Derived, derive};
+use crate::audit::{Derivation, Derived};
 
 use super::Jobs;
 
@@ -17,9 +17,8 @@ use super::Jobs;
 /// or a log that has moved.
 const LOOK: Duration = Duration::from_secs(1);
 /// How often a replica looks for what is to be derived; until then, pages read the rest of the log
-/// as it is. A replica that finds another one at work leaves it alone for a while.
+/// as it is.
 const DERIVE: Duration = Duration::from_millis(250);
-const LEAVE: Duration = Duration::from_secs(5);
 
 impl Jobs {
     /// Starts all jobs, and the watch over the keys whose DEKs are in memory. Without that watch,
@@ -57,12 +56,11 @@ impl Jobs {
         });
         let (jobs, stopped) = (self.clone(), stop.clone());
         let deriving = tokio::spawn(async move {
-            let mut pause = DERIVE;
+            let (mut derivation, mut pause) = (Derivation::default(), DERIVE);
             while tokio::time::timeout(pause, stopped.cancelled()).await.is_err() {
-                pause = match derive(&*jobs.store, &stopped).await {
-                    Derived::All => DERIVE,
+                pause = match derivation.pass(&*jobs.store, &stopped).await {
                     Derived::More => Duration::ZERO,
-                    Derived::NotHere | Derived::Wrong => LEAVE,
+                    Derived::All | Derived::NotHere | Derived::Wrong => DERIVE,
                 };
             }
         });

@@ -1,11 +1,28 @@
-//! Key versions and wrapped DEKs, as named and returned by the KMS.
+//! Keys, their versions, and wrapped DEKs. A version and a wrapped DEK are named and returned by
+//! the KMS; the id of a key is byok's own, since a KMS may use one name in several regions.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// The KMS's own name for the version of the KEK that wrapped a DEK.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// byok's own id of one key of a tenant; unique within the tenant.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct KeyId(pub [u8; 16]);
+
+impl KeyId {
+    /// The tenant's first key: the only one of a tenant that has one.
+    pub const FIRST: Self = Self([0; 16]);
+
+    /// Returns the id as entries hold it: none for the first key.
+    pub fn recorded(self) -> Option<[u8; 16]> {
+        (self != Self::FIRST).then_some(self.0)
+    }
+}
+
+/// The KMS's own name for the version of the KEK that wrapped a DEK, and the key that it is of.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KeyVersion {
+    /// byok's own id of the key.
+    pub key_id: KeyId,
     /// The key, without its version: `byok` (Vault), `mrk-…` (AWS).
     pub key: Arc<str>,
     /// The version: `3` (Vault).
@@ -13,9 +30,14 @@ pub struct KeyVersion {
 }
 
 impl KeyVersion {
-    /// A key version of this key and version.
+    /// A version of the tenant's first key, with these names of key and version.
     pub fn new(key: impl Into<Arc<str>>, version: impl Into<Arc<str>>) -> Self {
-        Self { key: key.into(), version: version.into() }
+        Self { key_id: KeyId::FIRST, key: key.into(), version: version.into() }
+    }
+
+    /// The same version, of the key with this id.
+    pub fn of(self, key_id: KeyId) -> Self {
+        Self { key_id, ..self }
     }
 
     /// Parses the form that [`fmt::Display`] writes; the version follows the last `/`.

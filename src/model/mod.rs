@@ -22,7 +22,7 @@ pub use entry::{Entry, Item, Outcome, Source};
 pub use extensions::Extensions;
 pub use id::{DekId, EntryId, IncidentId, InvalidId, JobId, RequestId, Tenant, TenantUid};
 pub use job::{Job, JobCommand, JobState, Progress};
-pub use key::{KeyVersion, Wrapped};
+pub use key::{KeyId, KeyVersion, Wrapped};
 pub use media_range::MediaRange;
 pub use operation::Operation;
 pub use peer::Peer;

@@ -20,6 +20,7 @@ mod shown;
 pub mod sqlite;
 mod statements;
 mod stream;
+mod tenancy;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -45,6 +46,7 @@ pub use postgres::Postgres;
 pub use publication::{Publication, PublicationReads, Publishing};
 pub use sqlite::Sqlite;
 pub use stream::{StreamName, StreamReads, StreamRow, StreamStep};
+pub use tenancy::{KeyRow, KeyState, Stage, TenancyReads, TenantRow};
 
 /// A row of `np_byok_wrapped_deks`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -702,7 +704,7 @@ impl Exposure {
 /// A database as its operator sees it: what `serve`, `migrate`, `doctor` and health need in
 /// addition to [`Store`].
 #[async_trait]
-pub trait Database: Store + Keeping {
+pub trait Database: Store + Keeping + TenancyReads {
     /// Brings the schema to the level of this binary. Does nothing if it is already there. Several
     /// processes may do so at once. Uses the migration URL if one is set, and then grants the
     /// serving role what it needs.

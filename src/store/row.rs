@@ -291,7 +291,7 @@ pub(super) fn there<T>(value: Option<T>) -> Result<T, Error> {
     value.ok_or_else(|| Error::Decode("not of the form that we write".into()))
 }
 
-fn array<const N: usize>(bytes: Vec<u8>) -> Result<[u8; N], Error> {
+pub(super) fn array<const N: usize>(bytes: Vec<u8>) -> Result<[u8; N], Error> {
     there(bytes.try_into().ok())
 }
 

@@ -3,9 +3,72 @@
 use std::sync::Arc;
 
 use crate::model::Tenant;
+use crate::store::Stage;
+
+use super::KeySet;
 
 /// What one tenant is served with, as of one revision of its row.
 pub struct TenantRuntime {
     /// The tenant.
     pub tenant: Arc<Tenant>,
+    /// How far the tenant's own key has come.
+    pub stage: Stage,
+    /// The revision of the row; `None` where the configuration decides, and not the row.
+    pub revision: Option<u64>,
+    /// The keys.
+    pub keys: KeySet,
+}
+
+#[cfg(test)]
+mod without_keys {
+    use async_trait::async_trait;
+
+    use crate::crypto::Dek;
+    use crate::kms::{
+        DekBinding, Generated, ItemResult, Kms, KmsError, KmsProfile, RequestCounts, RewrapCost,
+    };
+    use crate::model::{KeyId, KeyVersion, Wrapped};
+    use crate::tenancy::Key;
+
+    use super::*;
+
+    /// A KMS that no test calls.
+    struct Uncalled;
+
+    #[async_trait]
+    impl Kms for Uncalled {
+        async fn generate(&self, _: &[DekBinding]) -> Vec<ItemResult<Generated>> {
+            Vec::new()
+        }
+        async fn wrap(&self, _: &[(DekBinding, &Dek)]) -> Vec<ItemResult<Wrapped>> {
+            Vec::new()
+        }
+        async fn unwrap(&self, _: &[(DekBinding, Wrapped)]) -> Vec<ItemResult<Dek>> {
+            Vec::new()
+        }
+        async fn rewrap(&self, _: &[(DekBinding, Wrapped)], _: &KeyVersion) -> Vec<ItemResult<Wrapped>> {
+            Vec::new()
+        }
+        async fn current_version(&self) -> Result<KeyVersion, KmsError> {
+            Ok(KeyVersion::new("none", "1"))
+        }
+        fn profile(&self) -> KmsProfile {
+            KmsProfile {
+                batch_limit: 1,
+                rewrap_cost: RewrapCost::PerDek(1),
+                logs_context: false,
+                anybody_wraps: false,
+                unnamed_version: None,
+            }
+        }
+    }
+
+    impl TenantRuntime {
+        /// Returns a runtime for tests that call no KMS.
+        pub(crate) fn without_keys(tenant: Arc<Tenant>) -> Arc<Self> {
+            let requests = Arc::new(RequestCounts::new("none"));
+            let key = Key { id: KeyId::FIRST, kms: Arc::new(Uncalled), connections: None, requests };
+            Arc::new(Self { tenant, stage: Stage::Active, revision: None, keys: KeySet::new(key, []) })
+        }
+    }
 }

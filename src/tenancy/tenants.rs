@@ -1,47 +1,176 @@
 //! The tenants that a server serves.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
-use crate::model::Tenant;
-use crate::store::ReadError;
+use moka::sync::Cache;
 
-use super::{Primary, TenantRuntime};
+use crate::model::{Tenant, TenantUid};
+use crate::store::{KeyRow, KeyState, ReadError, Stage, TenancyReads, TenantRow};
 
-/// The tenants that a server serves: a fixed one, the primary. Clones share what is known.
-#[derive(Clone, Default)]
-pub struct Tenants {
-    primary: Primary,
+use super::{Key, KeySet, TenantRuntime};
+
+/// How many tenants are kept ready at once, and how long without a use.
+const READY: u64 = 10_000;
+const IDLE: Duration = Duration::from_secs(3_600);
+
+/// Builds the client of the key that a row names; `None` if nothing is bound to its names.
+pub type OpenKey = dyn Fn(&Tenant, &KeyRow) -> Option<Key> + Send + Sync;
+
+/// Why a call is not served for the tenant that it claims.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotServed {
+    /// There is no such claim, or no such tenant.
+    Unknown,
+    /// The tenant has no key that may be used now.
+    NoKey,
+    /// The database could not be read.
+    Store(ReadError),
+}
+
+impl From<ReadError> for NotServed {
+    fn from(error: ReadError) -> Self {
+        Self::Store(error)
+    }
+}
+
+/// The tenants that a server serves. Clones share what is known.
+#[derive(Clone)]
+pub struct Tenants(Form);
+
+#[derive(Clone)]
+enum Form {
+    Fixed { keys: KeySet, primary: Arc<OnceLock<Arc<TenantRuntime>>> },
+    Claimed(Arc<Claimed>),
+}
+
+/// Tenants that are named by verified claims.
+struct Claimed {
+    rows: Arc<dyn TenancyReads>,
+    open_key: Box<OpenKey>,
+    /// The uid of each tenant that is ready, by the name that a claim holds.
+    names: Cache<String, TenantUid>,
+    ready: Cache<TenantUid, Arc<TenantRuntime>>,
 }
 
 impl Tenants {
-    /// Serves one tenant, for every caller. It is not known until [`Self::open`].
-    pub fn fixed() -> Self {
-        Self::default()
+    /// Serves one tenant with these keys, whatever a caller claims. The tenant is not known until
+    /// [`Self::open`].
+    pub fn fixed(keys: KeySet) -> Self {
+        Self(Form::Fixed { keys, primary: Arc::default() })
     }
 
-    /// Begins to serve, once the database has been found to be in the required state.
-    pub fn open(&self, primary: Tenant) {
-        self.primary.is(primary);
+    /// Serves the tenants of these rows, each with the keys of its own that `open_key` opens.
+    pub fn claimed(rows: Arc<dyn TenancyReads>, open_key: Box<OpenKey>) -> Self {
+        let names = Cache::builder().max_capacity(READY).time_to_idle(IDLE).build();
+        let ready = Cache::builder().max_capacity(READY).time_to_idle(IDLE).build();
+        Self(Form::Claimed(Arc::new(Claimed { rows, open_key, names, ready })))
     }
 
-    /// Returns the tenant of the single-tenant form.
+    /// Begins to serve the fixed tenant, once the database has been found to be in the required
+    /// state.
+    pub fn open(&self, tenant: Tenant) {
+        if let Form::Fixed { keys, primary } = &self.0 {
+            let runtime = TenantRuntime {
+                tenant: Arc::new(tenant),
+                stage: Stage::Active,
+                revision: None,
+                keys: keys.clone(),
+            };
+            let _ = primary.set(Arc::new(runtime));
+        }
+    }
+
+    /// Returns what the fixed tenant is served with.
     ///
     /// # Errors
-    /// The database has not been reached yet.
+    /// The database has not been reached yet, or tenants are named by claims.
     pub fn primary(&self) -> Result<&Arc<TenantRuntime>, ReadError> {
-        self.primary.get()
+        match &self.0 {
+            Form::Fixed { primary, .. } => primary.get().ok_or(ReadError::Unavailable),
+            Form::Claimed(_) => Err(ReadError::Unavailable),
+        }
+    }
+
+    /// Returns what the tenant is served with that a verified claim names.
+    ///
+    /// # Errors
+    /// [`NotServed`].
+    pub async fn of(&self, claim: Option<&str>) -> Result<Arc<TenantRuntime>, NotServed> {
+        match &self.0 {
+            Form::Fixed { .. } => Ok(self.primary()?.clone()),
+            Form::Claimed(tenants) => tenants.named(claim.ok_or(NotServed::Unknown)?).await,
+        }
+    }
+
+    /// Returns what the tenant with this uid is served with.
+    ///
+    /// # Errors
+    /// [`NotServed`].
+    pub async fn with(&self, uid: TenantUid) -> Result<Arc<TenantRuntime>, NotServed> {
+        match &self.0 {
+            Form::Fixed { .. } => {
+                let primary = self.primary()?;
+                if primary.tenant.uid == uid { Ok(primary.clone()) } else { Err(NotServed::Unknown) }
+            }
+            Form::Claimed(tenants) => tenants.with(uid).await,
+        }
     }
 
     /// Returns the tenants that this process works for. Empty until the database has been reached.
     pub fn served(&self) -> Vec<Arc<TenantRuntime>> {
-        self.primary.get().ok().cloned().into_iter().collect()
+        match &self.0 {
+            Form::Fixed { primary, .. } => primary.get().cloned().into_iter().collect(),
+            Form::Claimed(tenants) => tenants.ready.iter().map(|(_, runtime)| runtime).collect(),
+        }
+    }
+
+    /// Reads a tenant's rows again at its next use: a commit has found another revision.
+    pub fn forget(&self, uid: TenantUid) {
+        if let Form::Claimed(tenants) = &self.0 {
+            tenants.ready.invalidate(&uid);
+        }
     }
 }
 
-impl From<Tenant> for Tenants {
-    fn from(tenant: Tenant) -> Self {
-        let tenants = Self::fixed();
-        tenants.open(tenant);
-        tenants
+impl Claimed {
+    async fn named(&self, name: &str) -> Result<Arc<TenantRuntime>, NotServed> {
+        let ready = self.names.get(name).and_then(|uid| self.ready.get(&uid));
+        // A tenant may have been renamed since.
+        if let Some(runtime) = ready.filter(|runtime| runtime.tenant.name == name) {
+            return Ok(runtime);
+        }
+        let row = self.rows.tenant_named(name).await?.ok_or(NotServed::Unknown)?;
+        let runtime = self.prepare(row).await?;
+        self.names.insert(name.to_owned(), runtime.tenant.uid);
+        Ok(runtime)
+    }
+
+    async fn with(&self, uid: TenantUid) -> Result<Arc<TenantRuntime>, NotServed> {
+        if let Some(runtime) = self.ready.get(&uid) {
+            return Ok(runtime);
+        }
+        let row = self.rows.tenant_with(uid).await?.ok_or(NotServed::Unknown)?;
+        self.prepare(row).await
+    }
+
+    async fn prepare(&self, row: TenantRow) -> Result<Arc<TenantRuntime>, NotServed> {
+        let TenantRow { tenant, stage, revision, .. } = row;
+        let (mut current, mut others) = (None, Vec::new());
+        for key in self.rows.keys(tenant.uid).await? {
+            let opened = match key.state {
+                KeyState::Draft => None,
+                KeyState::Current | KeyState::Retired => (self.open_key)(&tenant, &key),
+            };
+            match (opened, key.state) {
+                (Some(opened), KeyState::Current) => current = Some(opened),
+                (opened, _) => others.extend(opened),
+            }
+        }
+        let keys = KeySet::new(current.ok_or(NotServed::NoKey)?, others);
+        let tenant = Arc::new(tenant);
+        let runtime = Arc::new(TenantRuntime { tenant, stage, revision: Some(revision), keys });
+        self.ready.insert(runtime.tenant.uid, runtime.clone());
+        Ok(runtime)
     }
 }

@@ -4,7 +4,9 @@
 use std::sync::Arc;
 
 use byok::admin::{Erased, LogAdmin};
-use byok::audit::{Checkpoint, CheckpointKey, Committer, Derived, SignedCheckpoint, derive, origin_of, pack};
+use byok::audit::{
+    Checkpoint, CheckpointKey, Committer, Derivation, Derived, SignedCheckpoint, origin_of, pack,
+};
 use byok::crypto::Ed25519SigningKey;
 use byok::model::{Clock, DekId, Entry, Item, Operation, SystemClock, Tenant, TenantUid};
 use byok::store::{
@@ -101,7 +103,7 @@ async fn large_entries_hide_no_other_from_a_page_or_a_filter(store: Db) {
     // Before the index is there, and with it: it names the chunk that the large entries are in.
     for derived in [false, true] {
         if derived {
-            assert_eq!(derive(&*store, &CancellationToken::new()).await, Derived::All);
+            assert_eq!(Derivation::default().pass(&*store, &CancellationToken::new()).await, Derived::All);
         }
         assert!(walk(&*store, tenant, &EntryFilter::default()).await.into_iter().eq((0..600).rev()));
         assert_eq!(walk(&*store, tenant, &of_record("record-1")).await, small);
@@ -157,7 +159,7 @@ async fn a_log_of_the_largest_entries_is_read_within_the_limit() {
     let uid = tenant.uid;
     let hidden = of_record("hidden");
     let none_derived = walk(&*store, uid, &hidden).await;
-    assert_eq!(derive(&*store, &CancellationToken::new()).await, Derived::All);
+    assert_eq!(Derivation::default().pass(&*store, &CancellationToken::new()).await, Derived::All);
     assert_eq!((none_derived, walk(&*store, uid, &hidden).await), (vec![3], vec![3]));
     assert!(walk(&*store, uid, &EntryFilter::default()).await.into_iter().eq((0..300).rev()));
 
@@ -191,7 +193,7 @@ async fn a_record_is_erased_from_the_largest_entries_one_after_the_other() {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let committer = Arc::new(Committer::start(store.clone(), clock.clone()));
     let keeper = LogAdmin::new(store.clone(), committer, clock, None);
-    assert_eq!(derive(&*store, &CancellationToken::new()).await, Derived::All);
+    assert_eq!(Derivation::default().pass(&*store, &CancellationToken::new()).await, Derived::All);
     let record = format!("7-11-{}", "x".repeat(16_000));
     assert_eq!(walk(&*store, uid, &of_record(&record)).await, [107]);
     for (record, entries) in [(record.as_str(), 1), ("record-1", 259)] {

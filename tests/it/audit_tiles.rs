@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use byok::audit::{Derived, Tree, TreeError, derive};
+use byok::audit::{Derivation, Derived, Tree, TreeError};
 use byok::merkle::{Frontier, Hash, root_of, verify_consistency, verify_inclusion};
 use byok::model::{ErrorCode, Operation, Outcome, TenantUid, Timestamp};
 use byok::store::{Change, ChunkValue, EntryFilter, EntryRow, Sqlite, Store, Tile, TileId, WIDTH};
@@ -53,7 +53,7 @@ impl Dice {
 }
 
 async fn pass(store: &Db) -> Derived {
-    derive(&**store, &CancellationToken::new()).await
+    Derivation::default().pass(&**store, &CancellationToken::new()).await
 }
 
 /// The entry at a place; each has another leaf.
@@ -208,7 +208,7 @@ async fn a_worker_that_is_told_to_stop_leaves_the_rest(store: Db) {
     grow(&store, tenant, &mut Vec::new(), 600).await;
     let stop = CancellationToken::new();
     stop.cancel();
-    assert_eq!(derive(&*store, &stop).await, Derived::More);
+    assert_eq!(Derivation::default().pass(&*store, &stop).await, Derived::More);
     assert_eq!(store.tiles_end(tenant, 1, 0).await, Ok(0));
     assert_eq!(pass(&store).await, Derived::All);
     assert_eq!(store.tiles_end(tenant, 1, 0).await, Ok(2));

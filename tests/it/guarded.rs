@@ -21,8 +21,8 @@ use byok::kms::{
 };
 use byok::merkle::Hash;
 use byok::model::{
-    BootTime, Clock, DekId, ErrorCode, Identity, Incident, Job, JobId, KeyVersion, Means, Operation, Posture,
-    Proof, RequestId, Session, SystemClock, Tenant, TenantUid, Timestamp, Wrapped,
+    BootTime, Clock, DekId, ErrorCode, Identity, Incident, Job, JobId, KeyId, KeyVersion, Means, Operation,
+    Posture, Proof, RequestId, Session, SystemClock, Tenant, TenantUid, Timestamp, Wrapped,
 };
 use byok::rest::DatabaseState;
 use byok::store::{
@@ -31,7 +31,7 @@ use byok::store::{
     Outline, Page, Passed, PlacedEntry, ProofReads, Publication, PublicationReads, ReadError, Seen, Sqlite,
     Store, StreamReads, StreamRow, TenantReads, Tile, TileId, Unannounced, Watched,
 };
-use byok::tenancy::Caller;
+use byok::tenancy::{Caller, Key, KeySet, Tenants};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -640,11 +640,15 @@ impl House {
             publish_every: Duration::from_secs(60),
             clock: clock.clone(),
         });
+        let kms_requests = Arc::new(RequestCounts::new("local"));
+        let (id, requests) = (KeyId::FIRST, kms_requests.clone());
+        let key = Key { id, kms: kms.clone(), connections: None, requests };
+        let tenants = Tenants::fixed(KeySet::new(key, []));
+        tenants.open(self.tenant.clone());
         let app = App::new(byok::app::Parts {
-            tenants: self.tenant.clone().into(),
+            tenants,
             store: store.clone(),
-            kms: kms.clone(),
-            kms_requests: Arc::new(RequestCounts::new("local")),
+            kms_requests,
             keyring: keyring.clone(),
             committer,
             authenticator: Arc::new(authenticator.map_err(drop).unwrap()),

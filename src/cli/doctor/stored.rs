@@ -51,10 +51,9 @@ pub(super) async fn check(
         return findings
             .fault("stored DEKs: no answer", "check the path to the KMS, or raise BYOK_KMS_TIMEOUT_MS");
     };
-    let mut tried: BTreeMap<(Arc<str>, Arc<str>), Tried> = BTreeMap::new();
+    let mut tried: BTreeMap<KeyVersion, Tried> = BTreeMap::new();
     for (row, answer) in samples.iter().zip(&answers) {
-        let KeyVersion { key, version } = &row.wrapped.key_version;
-        tried.entry((key.clone(), version.clone())).or_default().count(answer);
+        tried.entry(row.wrapped.key_version.clone()).or_default().count(answer);
     }
     if !record(database, &tenant, &samples, &answers).await {
         findings.open(
@@ -62,8 +61,8 @@ pub(super) async fn check(
             "mend the database; a reconciliation with the KMS's log will name these calls",
         );
     }
-    for ((key, version), tried) in tried {
-        tried.tell(findings, &KeyVersion { key, version }, &provider);
+    for (key_version, tried) in tried {
+        tried.tell(findings, &key_version, &provider);
     }
 }
 
@@ -111,12 +110,11 @@ async fn samples(database: &dyn Database, tenant: &Tenant) -> Result<Vec<DekRow>
     // From a second ago to 34 years ago.
     let ago = (0..=30).map(|power| Some(first_id(now.minus(Duration::from_secs(1 << power)))));
     let mut seen = HashSet::new();
-    let mut taken: BTreeMap<(Arc<str>, Arc<str>), usize> = BTreeMap::new();
+    let mut taken: BTreeMap<KeyVersion, usize> = BTreeMap::new();
     let mut samples = Vec::new();
     for after in std::iter::once(None).chain(ago) {
         for row in database.deks_after(tenant.uid, after, 10).await? {
-            let KeyVersion { key, version } = &row.wrapped.key_version;
-            let taken = taken.entry((key.clone(), version.clone())).or_default();
+            let taken = taken.entry(row.wrapped.key_version.clone()).or_default();
             if *taken < OF_EACH && seen.insert(row.id) {
                 *taken += 1;
                 samples.push(row);

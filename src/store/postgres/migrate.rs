@@ -80,6 +80,12 @@ pub(super) const MIGRATIONS: &[Migration] = &[
         oldest_reader: 4,
         sql: include_str!("../../../migrations/postgres/0011_rotation_states.sql"),
     },
+    Migration {
+        version: 12,
+        name: "tenants",
+        oldest_reader: 4,
+        sql: include_str!("../../../migrations/postgres/0012_tenants.sql"),
+    },
 ];
 
 const CLOSE: &str = include_str!("../../../migrations/postgres/close.sql");

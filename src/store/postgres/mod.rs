@@ -29,6 +29,7 @@ mod proofs;
 mod publications;
 mod streams;
 mod suitable;
+mod tenancy;
 mod tenants;
 mod turns;
 mod writers;
@@ -110,6 +111,7 @@ pub fn statements() -> impl Iterator<Item = &'static str> {
         publications::READS,
         streams::ALL,
         streams::READS,
+        tenancy::READS,
         tenants::ALL,
         tenants::READS,
     ]

@@ -10,10 +10,13 @@ use super::commit::PgQuery;
 use super::{Postgres, reads, statements};
 
 statements! {
-    /// 1 when the tenant stands as wanted, now or already; 0 when its name, or its uid, is another's.
+    /// Creates a tenant whose key is the one of the deployment's configuration. Returns 1 if the tenant exists as wanted,
+    /// now or already, and 0 if its name or its uid is another's.
     CREATE = "
         WITH t AS (INSERT INTO np_byok_tenants (uid, name) VALUES ($1, $2) ON CONFLICT DO NOTHING RETURNING uid),
-            h AS (INSERT INTO np_byok_heads (tenant) SELECT uid FROM t)
+            h AS (INSERT INTO np_byok_heads (tenant) SELECT uid FROM t),
+            k AS (INSERT INTO np_byok_keys (tenant, id, label, owner, state, revision)
+                SELECT uid, '\\x00000000000000000000000000000000', 'default', 'customer', 'current', 0 FROM t)
         SELECT count(*) FROM (SELECT uid FROM t
             UNION ALL SELECT uid FROM np_byok_tenants WHERE uid = $1 AND name = $2) AS there";
 }

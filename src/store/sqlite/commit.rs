@@ -270,6 +270,7 @@ async fn one(connection: &mut SqliteConnection, tenant: TenantUid, change: &Chan
 async fn create_tenant(connection: &mut SqliteConnection, tenant: &Tenant) -> Result<u64, Error> {
     tenants::create(tenant).execute(&mut *connection).await?;
     tenants::create_head(tenant).execute(&mut *connection).await?;
+    tenants::create_key(tenant).execute(&mut *connection).await?;
     let stands = tenants::stands(tenant).fetch_one(connection).await?;
     Ok(u64::from(stands.try_get::<bool, _>(0)?))
 }

@@ -79,6 +79,12 @@ const MIGRATIONS: &[Migration] = &[
         oldest_reader: 4,
         sql: include_str!("../../../migrations/sqlite/0011_rotation_states.sql"),
     },
+    Migration {
+        version: 12,
+        name: "tenants",
+        oldest_reader: 4,
+        sql: include_str!("../../../migrations/sqlite/0012_tenants.sql"),
+    },
 ];
 
 const TABLE: &str = include_str!("../../../migrations/sqlite/migrations.sql");

@@ -20,6 +20,7 @@ mod keeping;
 mod proofs;
 mod publications;
 mod streams;
+mod tenancy;
 mod tenants;
 
 use std::path::{Path, PathBuf};
@@ -73,6 +74,7 @@ pub fn statements() -> impl Iterator<Item = &'static str> {
         proofs::ALL,
         publications::ALL,
         streams::ALL,
+        tenancy::ALL,
         tenants::ALL,
     ]
     .into_iter()

@@ -15,6 +15,10 @@ statements! {
     CREATE_HEAD = "
         INSERT INTO np_byok_heads (tenant) SELECT uid FROM np_byok_tenants WHERE uid = ?1 AND name = ?2
         ON CONFLICT DO NOTHING";
+    CREATE_KEY = "
+        INSERT INTO np_byok_keys (tenant, id, label, owner, state, revision, created_at)
+        SELECT uid, zeroblob(16), 'default', 'customer', 'current', 0, created_at
+        FROM np_byok_tenants WHERE uid = ?1 AND name = ?2 ON CONFLICT DO NOTHING";
     STANDS = "SELECT EXISTS (SELECT 1 FROM np_byok_tenants WHERE uid = ?1 AND name = ?2)";
     BY_NAME = "SELECT uid, name FROM np_byok_tenants WHERE name = ?1";
     EVERY = "SELECT uid, name FROM np_byok_tenants ORDER BY name";
@@ -28,6 +32,11 @@ pub(super) fn create(tenant: &Tenant) -> SqliteQuery<'_> {
 
 pub(super) fn create_head(tenant: &Tenant) -> SqliteQuery<'_> {
     bind(CREATE_HEAD, tenant)
+}
+
+/// Builds the statement that gives the tenant the key of the deployment's configuration.
+pub(super) fn create_key(tenant: &Tenant) -> SqliteQuery<'_> {
+    bind(CREATE_KEY, tenant)
 }
 
 /// Builds a query for whether the tenant exists with this name and uid.

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use byok::audit::Derived;
+use byok::audit::{Derivation, Derived};
 use byok::store::Database;
 use tokio_util::sync::CancellationToken;
 
 /// Derives all that there is to derive.
 pub(crate) async fn derive(database: &Arc<dyn Database>) {
-    while byok::audit::derive(&**database, &CancellationToken::new()).await != Derived::All {}
+    let stop = CancellationToken::new();
+    while Derivation::default().pass(&**database, &stop).await != Derived::All {}
 }
