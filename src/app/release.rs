@@ -18,7 +18,7 @@ use crate::keyring::Permit;
 use crate::model::{BootTime, Caller, ErrorCode, Posture, Refusal};
 
 use super::App;
-use super::record::dark_refusal;
+use super::record::unusable_key_refusal;
 use super::ungiven::Ungiven;
 
 /// The result of one use case.
@@ -105,7 +105,7 @@ impl Release {
         if self.may_leave() {
             return Ok(());
         }
-        let posture = match self.app.keyring.prove_again(&self.caller.tenant, &self.permit).await {
+        let posture = match self.app.keyring.probe_and_renew_permit(&self.caller.tenant, &self.permit).await {
             Ok(until) => {
                 self.put_off(until);
                 return Ok(());
@@ -113,7 +113,7 @@ impl Release {
             Err(posture) => posture,
         };
         self.broken_off.store(true, Ordering::Relaxed);
-        let refusal = dark_refusal(posture);
+        let refusal = unusable_key_refusal(posture);
         // This is recorded even if the client hangs up.
         let recording = self.withhold(self.take_entries(), &refusal);
         Err(recorded(recording, refusal).await)
@@ -135,8 +135,8 @@ impl Release {
 
     /// Keeps the keys watched for a while, so that the permit of an answer that takes long to leave
     /// can be renewed.
-    pub fn watch_on(&self) {
-        self.app.keyring.watch_on(&self.caller.tenant, &self.permit);
+    pub fn keep_probing(&self) {
+        self.app.keyring.keep_probing(&self.caller.tenant, &self.permit);
     }
 
     /// Notes that the protocol implementation has all of the answer, its end included.
@@ -164,12 +164,12 @@ impl Release {
             );
             return;
         }
-        let posture = self.app.keyring.renewed(&self.caller.tenant, &self.permit).err();
-        drop(self.withhold(entries, &dark_refusal(posture.unwrap_or(Posture::Active))));
+        let posture = self.app.keyring.renew_permit(&self.caller.tenant, &self.permit).err();
+        drop(self.withhold(entries, &unusable_key_refusal(posture.unwrap_or(Posture::Active))));
     }
 
     fn renew(&self) -> Result<(), Posture> {
-        let until = self.app.keyring.renewed(&self.caller.tenant, &self.permit)?;
+        let until = self.app.keyring.renew_permit(&self.caller.tenant, &self.permit)?;
         self.put_off(until);
         Ok(())
     }

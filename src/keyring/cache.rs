@@ -13,10 +13,10 @@ use crate::config::DekCache;
 use crate::crypto::{Dek, SealedDek, SealingKey};
 use crate::model::{DekId, KeyVersion, Source, TenantUid};
 
-use super::Held;
+use super::PlainDek;
 
-/// A DEK in the form in which the cache and the flights hold it.
-pub(super) struct Sealed {
+/// A DEK in the form in which the cache and the fetches hold it.
+pub(super) struct CachedDek {
     dek: SealedDek,
     pub(super) key_version: KeyVersion,
     /// The epoch of its key version under which it was unwrapped or made.
@@ -24,12 +24,12 @@ pub(super) struct Sealed {
     kms_request_id: Option<Arc<str>>,
     /// Whether a MAC bound the row that it was unwrapped from. Also true for a DEK that was made
     /// here.
-    pub(super) is_bound: bool,
+    pub(super) row_is_sealed: bool,
     /// The key that it is sealed under, for as long as that key exists.
     key: Weak<SealingKey>,
 }
 
-impl Sealed {
+impl CachedDek {
     /// Returns whether it can still be opened.
     pub(super) fn opens(&self) -> bool {
         self.key.strong_count() > 0
@@ -37,7 +37,7 @@ impl Sealed {
 }
 
 pub(super) struct Cache {
-    deks: Moka<(TenantUid, DekId), Arc<Sealed>>,
+    deks: Moka<(TenantUid, DekId), Arc<CachedDek>>,
     /// The newest DEK of each record. This is not a secret, but it saves encrypt a read.
     records: Moka<(TenantUid, Arc<str>), DekId>,
     sealing_keys: DashMap<TenantUid, Arc<SealingKey>>,
@@ -46,7 +46,7 @@ pub(super) struct Cache {
 
 impl Cache {
     pub(super) fn new(settings: DekCache) -> Self {
-        // moka takes a time to live of zero to mean that nothing expires. `is_on` turns the cache
+        // moka takes a time to live of zero to mean that nothing expires. `is_on` probe_turns the cache
         // off.
         let time_to_live = settings.time_to_live.max(Duration::from_secs(1));
         Self {
@@ -66,11 +66,11 @@ impl Cache {
         self.settings.time_to_live
     }
 
-    pub(super) fn get(&self, tenant: TenantUid, id: DekId) -> Option<Arc<Sealed>> {
+    pub(super) fn get(&self, tenant: TenantUid, id: DekId) -> Option<Arc<CachedDek>> {
         if self.is_on() { self.deks.get(&(tenant, id)) } else { None }
     }
 
-    pub(super) fn put(&self, tenant: TenantUid, id: DekId, sealed: Arc<Sealed>) {
+    pub(super) fn put(&self, tenant: TenantUid, id: DekId, sealed: Arc<CachedDek>) {
         if self.is_on() {
             self.deks.insert((tenant, id), sealed);
         }
@@ -118,26 +118,32 @@ impl Cache {
         dek: &Dek,
         (key_version, epoch): (KeyVersion, u64),
         kms_request_id: Option<Arc<str>>,
-        is_bound: bool,
-    ) -> Sealed {
+        row_is_sealed: bool,
+    ) -> CachedDek {
         let key = self.sealing_key(tenant);
         let dek = key.seal(dek, &bound_to(tenant, id));
-        Sealed { dek, key_version, epoch, kms_request_id, is_bound, key: Arc::downgrade(&key) }
+        CachedDek { dek, key_version, epoch, kms_request_id, row_is_sealed, key: Arc::downgrade(&key) }
     }
 
     /// Opens a sealed DEK. Returns `None` if it was sealed under a key other than the tenant's
     /// current sealing key.
-    pub(super) fn open(&self, tenant: TenantUid, id: DekId, sealed: &Sealed, source: Source) -> Option<Held> {
+    pub(super) fn open(
+        &self,
+        tenant: TenantUid,
+        id: DekId,
+        sealed: &CachedDek,
+        source: Source,
+    ) -> Option<PlainDek> {
         let dek = self.sealing_key(tenant).open(&sealed.dek, &bound_to(tenant, id))?;
         let key_version = sealed.key_version.clone();
         let kms_request_id = sealed.kms_request_id.clone();
-        Some(Held {
+        Some(PlainDek {
             dek,
             key_version,
             epoch: sealed.epoch,
             source,
             kms_request_id,
-            is_bound: sealed.is_bound,
+            row_is_sealed: sealed.row_is_sealed,
         })
     }
 

@@ -13,9 +13,9 @@ const MOST_FALLS: usize = 16;
 /// A reading of the database's clock: when this machine asked for it, when the answer arrived, and
 /// the time that it showed.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Reading {
+pub(super) struct ClockReading {
     pub(super) sent: BootTime,
-    pub(super) heard: BootTime,
+    pub(super) received: BootTime,
     pub(super) now: Timestamp,
 }
 
@@ -27,29 +27,29 @@ pub(super) struct DatabaseClock {
     /// reading does not loosen it.
     origin: Option<Timestamp>,
     /// When the newest reading arrived.
-    heard: BootTime,
+    received: BootTime,
     /// When each fall was noticed, and an upper bound on its size; oldest first.
     falls: VecDeque<(BootTime, Duration)>,
 }
 
 impl DatabaseClock {
     /// Takes a reading into account.
-    pub(super) fn note(&mut self, reading: Reading) {
+    pub(super) fn note(&mut self, reading: ClockReading) {
         let running = |at: BootTime| at.since(BootTime::default());
         // The database read its clock after the request was sent and before the answer arrived.
         let at_most = reading.now.minus(running(reading.sent));
-        let at_least = reading.now.minus(running(reading.heard));
+        let at_least = reading.now.minus(running(reading.received));
         match self.origin {
             Some(origin) if at_most < origin => {
-                self.falls.push_back((reading.heard, origin.since(at_least)));
+                self.falls.push_back((reading.received, origin.since(at_least)));
                 self.origin = Some(at_least);
             }
             // A reading that arrived before another may have been made before a fall.
-            Some(origin) if reading.heard >= self.heard => self.origin = Some(origin.max(at_least)),
+            Some(origin) if reading.received >= self.received => self.origin = Some(origin.max(at_least)),
             Some(_) => {}
             None => self.origin = Some(at_least),
         }
-        self.heard = self.heard.max(reading.heard);
+        self.received = self.received.max(reading.received);
         if self.falls.len() > MOST_FALLS
             && let Some((_, oldest)) = self.falls.pop_front()
             && let Some((_, next)) = self.falls.front_mut()
@@ -74,12 +74,12 @@ mod tests {
         BootTime::at(Duration::from_millis(ms))
     }
 
-    fn reading(sent: u64, heard: u64, now: i64) -> Reading {
+    fn reading(sent: u64, received: u64, now: i64) -> ClockReading {
         let now = Timestamp(1_000_000_000_000_000 + now * 1_000);
-        Reading { sent: boot(sent), heard: boot(heard), now }
+        ClockReading { sent: boot(sent), received: boot(received), now }
     }
 
-    fn fallen(readings: &[Reading]) -> u128 {
+    fn fallen(readings: &[ClockReading]) -> u128 {
         let mut clock = DatabaseClock::default();
         readings.iter().for_each(|reading| clock.note(*reading));
         clock.fallen_since(BootTime::default()).as_millis()

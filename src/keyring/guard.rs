@@ -12,10 +12,10 @@ use crate::kms::{DekBinding, KmsError, KmsErrorClass, Purpose, Verdict};
 use crate::model::{BootTime, Canary, DekId, KeyVersion, Posture, Proof, Tenant, TenantUid};
 use crate::store::{Batch, Change, DekRow, Fence, Must, ReadError};
 
-use super::database_clock::Reading;
-use super::rows::Wanted;
-use super::view::{Learned, View};
-use super::{Held, Keyring, KeyringError};
+use super::database_clock::ClockReading;
+use super::key_state::{KeyState, KeyStateChange};
+use super::rows::RowUse;
+use super::{Keyring, KeyringError, PlainDek};
 
 /// The allowance that a replica makes for reading its own clock and for a thread to be scheduled.
 const SLACK: Duration = Duration::from_millis(100);
@@ -25,7 +25,7 @@ const NEEDED: Duration = Duration::from_secs(10);
 
 /// The key versions that one answer depends on.
 #[derive(Default)]
-pub struct Footing {
+pub struct KeysUsed {
     uses: Vec<Use>,
 }
 
@@ -37,14 +37,14 @@ struct Use {
     opened: Option<BootTime>,
 }
 
-impl Footing {
+impl KeysUsed {
     /// Returns whether the answer depends on no key.
     pub fn is_empty(&self) -> bool {
         self.uses.is_empty()
     }
 
     /// Adds the key version that a DEK depends on.
-    pub fn add(&mut self, held: &Held) {
+    pub fn add(&mut self, held: &PlainDek) {
         match self.uses.iter_mut().find(|used| used.key_version == held.key_version) {
             // The older epoch decides: if they differ, nothing of the answer may be given.
             Some(used) => used.epoch = used.epoch.min(held.epoch),
@@ -85,11 +85,11 @@ impl Permit {
 
 /// Why an answer may not be given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fallen {
+pub enum FenceFailure {
     /// A key version is not active, or was not shown to work in time.
-    Dark(Posture),
+    Unusable(Posture),
     /// The posture changed and is active again: start over, with DEKs that are unwrapped now.
-    Anew,
+    Retry,
 }
 
 impl Keyring {
@@ -98,27 +98,31 @@ impl Keyring {
     ///
     /// # Errors
     /// The reason why the answer may not be given, as far as it is known before the commit.
-    pub async fn fence(self: &Arc<Self>, tenant: &Tenant, footing: &Footing) -> Result<Vec<Fence>, Fallen> {
-        let mut fence = Vec::with_capacity(footing.uses.len());
-        for used in &footing.uses {
+    pub async fn fence(
+        self: &Arc<Self>,
+        tenant: &Tenant,
+        keys_used: &KeysUsed,
+    ) -> Result<Vec<Fence>, FenceFailure> {
+        let mut fence = Vec::with_capacity(keys_used.uses.len());
+        for used in &keys_used.uses {
             let version = &used.key_version;
-            let mut view = self.views.get(tenant.uid, version).ok_or(Fallen::Anew)?;
-            if view.posture == Posture::Active && self.age(&view, used.opened) > self.guard.bound() {
-                view = self.probed(tenant, version).await?;
+            let mut state = self.states.get(tenant.uid, version).ok_or(FenceFailure::Retry)?;
+            if state.posture == Posture::Active && self.age(&state, used.opened) > self.guard.bound() {
+                state = self.probed(tenant, version).await?;
             }
-            if view.posture != Posture::Active {
-                return Err(Fallen::Dark(view.posture));
+            if state.posture != Posture::Active {
+                return Err(FenceFailure::Unusable(state.posture));
             }
-            if view.epoch != used.epoch {
-                return Err(Fallen::Anew);
+            if state.epoch != used.epoch {
+                return Err(FenceFailure::Retry);
             }
             let epoch = used.epoch;
             // A proof of this replica's own replaces the one in the row if it leaves enough time
             // for the commit, or if the row's proof is too old. How old it may be in the end is
             // checked after the commit.
             let (now, bound) = (self.boot(), self.guard.bound());
-            let own = view.unwrapped.max(used.opened).map(|own| now.since(own));
-            let own_suffices = own.is_some_and(|own| own <= bound / 2 || view.row_age(now) > bound);
+            let own = state.unwrapped.max(used.opened).map(|own| now.since(own));
+            let own_suffices = own.is_some_and(|own| own <= bound / 2 || state.row_age(now) > bound);
             let must = match own_suffices {
                 true => Must::BeActive { epoch },
                 false => Must::BeProven { epoch, within: self.guard.bound() },
@@ -131,72 +135,73 @@ impl Keyring {
     /// Returns the permit of an answer that depends on keys and whose entry is durable. It ends
     /// when the first of its proofs is too old by this machine's own clock. Returns `None` if one
     /// is too old already, or if it is not known what the commit found.
-    pub fn permit(&self, tenant: &Tenant, footing: Footing, durable: &Durable) -> Option<Permit> {
-        let passage = durable.passage.as_ref()?;
-        let reading = Reading { sent: passage.sent, heard: passage.heard, now: passage.passed.now };
+    pub fn permit(&self, tenant: &Tenant, keys_used: KeysUsed, durable: &Durable) -> Option<Permit> {
+        let receipt = durable.receipt.as_ref()?;
+        let reading =
+            ClockReading { sent: receipt.sent, received: receipt.received, now: receipt.passed.now };
         let now = self.boot();
         let mut until = None;
-        for used in &footing.uses {
+        for used in &keys_used.uses {
             let version = &used.key_version;
-            let proven_at = passage.proven_at(version)?;
-            let found = self.views.age_found(tenant.uid, version, proven_at, reading);
-            let own = self.views.get(tenant.uid, version).and_then(|view| view.unwrapped);
-            let by_row = found.saturating_add(now.since(passage.sent));
+            let proven_at = receipt.proven_at(version)?;
+            let found = self.states.age_found(tenant.uid, version, proven_at, reading);
+            let own = self.states.get(tenant.uid, version).and_then(|state| state.unwrapped);
+            let by_row = found.saturating_add(now.since(receipt.sent));
             let age = own.max(used.opened).map_or(by_row, |own| by_row.min(now.since(own)));
             until = earliest(until, self.expiry(now, age)?);
         }
-        Some(Permit { uses: footing.uses, until: until? })
+        Some(Permit { uses: keys_used.uses, until: until? })
     }
 
-    /// Returns the new end of a permit that has ended, from what this replica has learned since
+    /// Returns the new end of a permit that has ended, from what this replica has change since
     /// about its key versions. They stay watched for a while, so that the permit can be renewed
     /// again.
     ///
     /// # Errors
     /// The posture that prevents the renewal; `Active` if a version was not shown to work in time.
-    pub fn renewed(&self, tenant: &Tenant, permit: &Permit) -> Result<BootTime, Posture> {
+    pub fn renew_permit(&self, tenant: &Tenant, permit: &Permit) -> Result<BootTime, Posture> {
         let now = self.boot();
         let mut until = None;
         for used in &permit.uses {
             let version = &used.key_version;
-            let view = self.views.get(tenant.uid, version).ok_or(Posture::Active)?;
-            let expiry = self.renewal(used, &view, now)?;
+            let state = self.states.get(tenant.uid, version).ok_or(Posture::Active)?;
+            let expiry = self.renewal(used, &state, now)?;
             until = earliest(until, expiry);
             self.note_in_memory_for(tenant.uid, version, NEEDED);
         }
         until.ok_or(Posture::Active)
     }
 
-    /// Does the same as [`Self::renewed`], after it has probed each version that was not shown to
+    /// Does the same as [`Self::renew_permit`], after it has probed each version that was not shown to
     /// work in time.
     ///
     /// # Errors
-    /// As for [`Self::renewed`].
-    pub async fn prove_again(
+    /// As for [`Self::renew_permit`].
+    pub async fn probe_and_renew_permit(
         self: &Arc<Self>,
         tenant: &Tenant,
         permit: &Permit,
     ) -> Result<BootTime, Posture> {
         for used in &permit.uses {
             let version = &used.key_version;
-            let view = self.views.get(tenant.uid, version).ok_or(Posture::Active)?;
-            if view.posture == Posture::Active && view.proof_age(self.boot()) > self.guard.bound() {
+            let state = self.states.get(tenant.uid, version).ok_or(Posture::Active)?;
+            if state.posture == Posture::Active && state.proof_age(self.boot()) > self.guard.bound() {
                 self.probe_now(tenant, version).await.ok_or(Posture::Active)?;
             }
         }
-        self.renewed(tenant, permit)
+        self.renew_permit(tenant, permit)
     }
 
     /// Keeps the key versions of a permit watched for a while. Without a cache nothing else does,
     /// and the permit of an answer that takes long to send could not be renewed.
-    pub fn watch_on(&self, tenant: &Tenant, permit: &Permit) {
+    pub fn keep_probing(&self, tenant: &Tenant, permit: &Permit) {
         permit.uses.iter().for_each(|used| self.note_in_memory_for(tenant.uid, &used.key_version, NEEDED));
     }
 
-    fn renewal(&self, used: &Use, view: &View, now: BootTime) -> Result<BootTime, Posture> {
-        match view.posture {
-            Posture::Active if view.epoch == used.epoch => {
-                self.expiry(now, view.proof_age(now)).ok_or(Posture::Active)
+    fn renewal(&self, used: &Use, state: &KeyState, now: BootTime) -> Result<BootTime, Posture> {
+        match state.posture {
+            Posture::Active if state.epoch == used.epoch => {
+                self.expiry(now, state.proof_age(now)).ok_or(Posture::Active)
             }
             // The key was turned off and on again in between.
             Posture::Active => Err(Posture::Degraded),
@@ -211,14 +216,14 @@ impl Keyring {
 
     /// Returns the key versions that a re-wrap of these rows depends on, and for each row whether
     /// it may be used. The KMS calls made from here on prove that these versions work.
-    pub async fn footing(
+    pub async fn keys_used_by_rewrap(
         self: &Arc<Self>,
         tenant: &Tenant,
         rows: &[DekRow],
-    ) -> (Footing, Vec<Result<(), KeyringError>>) {
+    ) -> (KeysUsed, Vec<Result<(), KeyringError>>) {
         let mut opened: HashMap<KeyVersion, Result<u64, KeyringError>> = HashMap::new();
         let mut may = Vec::with_capacity(rows.len());
-        let admitted = self.admit_rows(tenant, rows, Wanted::Rewrap).await;
+        let admitted = self.check_rows(tenant, rows, RowUse::Rewrap).await;
         for (row, admitted) in rows.iter().zip(admitted) {
             if admitted.is_err() {
                 may.push(admitted);
@@ -235,28 +240,33 @@ impl Keyring {
         let used = |(key_version, epoch): (KeyVersion, Result<u64, _>)| {
             epoch.ok().map(|epoch| Use { key_version, epoch, opened: since })
         };
-        (Footing { uses: opened.into_iter().filter_map(used).collect() }, may)
+        (KeysUsed { uses: opened.into_iter().filter_map(used).collect() }, may)
     }
 
     /// Finds out what happened to a call that the fence refused: reads the rows again, and probes
     /// the versions that were not shown to work in time.
-    pub async fn after_fenced(self: &Arc<Self>, tenant: &Tenant, footing: &Footing) -> Fallen {
+    pub async fn diagnose_fence_failure(
+        self: &Arc<Self>,
+        tenant: &Tenant,
+        keys_used: &KeysUsed,
+    ) -> FenceFailure {
         if self.read(tenant.uid).await.is_none() {
-            return Fallen::Dark(Posture::Active);
+            return FenceFailure::Unusable(Posture::Active);
         }
-        let mut fallen = Fallen::Anew;
-        for used in &footing.uses {
-            let known = self.views.get(tenant.uid, &used.key_version);
-            let stale =
-                |view: &View| self.age(view, None) > self.guard.bound() || view.posture != Posture::Active;
-            let view = match known {
-                Some(view) if stale(&view) => self.probed(tenant, &used.key_version).await,
-                known => known.ok_or(Fallen::Anew),
+        let mut fallen = FenceFailure::Retry;
+        for used in &keys_used.uses {
+            let known = self.states.get(tenant.uid, &used.key_version);
+            let stale = |state: &KeyState| {
+                self.age(state, None) > self.guard.bound() || state.posture != Posture::Active
             };
-            match view {
-                Ok(view) if view.posture == Posture::Active => {}
-                Ok(view) => fallen = Fallen::Dark(view.posture),
-                Err(Fallen::Anew) => {}
+            let state = match known {
+                Some(state) if stale(&state) => self.probed(tenant, &used.key_version).await,
+                known => known.ok_or(FenceFailure::Retry),
+            };
+            match state {
+                Ok(state) if state.posture == Posture::Active => {}
+                Ok(state) => fallen = FenceFailure::Unusable(state.posture),
+                Err(FenceFailure::Retry) => {}
                 Err(dark) => fallen = dark,
             }
         }
@@ -265,11 +275,15 @@ impl Keyring {
 
     /// Probes a version and returns what is known of it afterwards. A version that is no longer
     /// watched, because all DEKs are under another one, is no reason to refuse.
-    async fn probed(self: &Arc<Self>, tenant: &Tenant, version: &KeyVersion) -> Result<View, Fallen> {
+    async fn probed(
+        self: &Arc<Self>,
+        tenant: &Tenant,
+        version: &KeyVersion,
+    ) -> Result<KeyState, FenceFailure> {
         match self.probe_now(tenant, version).await {
-            Some(view) => Ok(view),
-            None if self.views.get(tenant.uid, version).is_none() => Err(Fallen::Anew),
-            None => Err(Fallen::Dark(Posture::Active)),
+            Some(state) => Ok(state),
+            None if self.states.get(tenant.uid, version).is_none() => Err(FenceFailure::Retry),
+            None => Err(FenceFailure::Unusable(Posture::Active)),
         }
     }
 
@@ -278,14 +292,14 @@ impl Keyring {
     /// soon.
     pub(super) async fn open(self: &Arc<Self>, tenant: &Tenant, row: &DekRow) -> Result<u64, KeyringError> {
         let version = &row.wrapped.key_version;
-        let mut known = self.views.get(tenant.uid, version);
+        let mut known = self.states.get(tenant.uid, version);
         if known.is_none() {
             // One caller at a time. The callers that wait then find the version known, or share the
             // failure of an attempt that began after their own call.
             let asked = self.boot();
             let turn = self.turn(tenant.uid, version);
             let mut turn = turn.lock().await;
-            known = self.views.get(tenant.uid, version);
+            known = self.states.get(tenant.uid, version);
             if known.is_none() {
                 match &turn.failed {
                     Some((began, error)) if *began > asked => return Err(error.clone()),
@@ -293,7 +307,7 @@ impl Keyring {
                 }
                 let began = self.boot();
                 known = match self.meet(tenant, row).await {
-                    Ok(view) => view,
+                    Ok(state) => state,
                     Err(error) => {
                         turn.failed = Some((began, error.clone()));
                         return Err(error);
@@ -302,25 +316,25 @@ impl Keyring {
             }
         }
         match known {
-            Some(view) if view.posture == Posture::Active => Ok(view.epoch),
-            Some(view) => {
+            Some(state) if state.posture == Posture::Active => Ok(state.epoch),
+            Some(state) => {
                 self.probe_soon(tenant, version);
-                Err(KeyringError::Dark(view.posture))
+                Err(KeyringError::KeyUnusable(state.posture))
             }
-            None => Err(KeyringError::Dark(Posture::Degraded)),
+            None => Err(KeyringError::KeyUnusable(Posture::Degraded)),
         }
     }
 
     /// Reads all proofs of a tenant. If a version is no longer watched, the DEKs under it that are
     /// in memory are not used from then on, because they were re-wrapped. The sealing key stays,
-    /// because the flights under other versions need it. Returns `None` if the database does not
+    /// because the fetches under other versions need it. Returns `None` if the database does not
     /// answer.
     pub(super) async fn read(&self, tenant: TenantUid) -> Option<()> {
         let sent = self.boot();
         let seen = self.store.proofs(tenant).await.ok()?;
-        let reading = Reading { sent, heard: self.boot(), now: seen.now };
-        seen.rows.iter().for_each(|proof| self.learn(tenant, proof, reading));
-        if self.views.forget_absent(tenant, &seen.rows, reading) {
+        let reading = ClockReading { sent, received: self.boot(), now: seen.now };
+        seen.rows.iter().for_each(|proof| self.apply_row(tenant, proof, reading));
+        if self.states.forget_absent(tenant, &seen.rows, reading) {
             self.pool.empty(tenant);
         }
         Some(())
@@ -328,11 +342,11 @@ impl Keyring {
 
     /// Takes over the contents of a row. If the posture has changed, drops what is in memory. If
     /// the version is new, drops the DEKs that were made ahead of need.
-    pub(super) fn learn(&self, tenant: TenantUid, proof: &Proof, reading: Reading) {
-        match self.views.learn(tenant, proof, reading) {
-            Learned::Moved => self.darken(tenant),
-            Learned::Met => self.pool.empty(tenant),
-            Learned::Same => {}
+    pub(super) fn apply_row(&self, tenant: TenantUid, proof: &Proof, reading: ClockReading) {
+        match self.states.apply_row(tenant, proof, reading) {
+            KeyStateChange::EpochChanged => self.drop_tenant_deks(tenant),
+            KeyStateChange::New => self.pool.empty(tenant),
+            KeyStateChange::Unchanged => {}
         }
     }
 
@@ -340,10 +354,10 @@ impl Keyring {
     /// are closed as well, because their buffers hold the last data that came over them.
     /// `in_memory_until` is reset first: a DEK that arrives before the sealing key is wiped is
     /// dropped too, and at worst its version is watched needlessly.
-    pub(super) fn darken(&self, tenant: TenantUid) {
-        for (whose, version, _) in self.views.all() {
+    pub(super) fn drop_tenant_deks(&self, tenant: TenantUid) {
+        for (whose, version, _) in self.states.all() {
             if whose == tenant {
-                self.views.change(tenant, &version, |view| view.in_memory_until = BootTime::default());
+                self.states.change(tenant, &version, |state| state.in_memory_until = BootTime::default());
             }
         }
         self.cache.clear_tenant(tenant);
@@ -361,9 +375,9 @@ impl Keyring {
     fn note_in_memory_for(&self, tenant: TenantUid, version: &KeyVersion, lasting: Duration) {
         let now = self.boot();
         let mut wake = false;
-        self.views.change(tenant, version, |view| {
-            wake = view.in_memory_until <= now;
-            view.in_memory_until = view.in_memory_until.max(now.plus(lasting));
+        self.states.change(tenant, version, |state| {
+            wake = state.in_memory_until <= now;
+            state.in_memory_until = state.in_memory_until.max(now.plus(lasting));
         });
         if wake {
             self.wake.notify_one();
@@ -372,7 +386,7 @@ impl Keyring {
 
     /// Notes that the KMS has unwrapped something in a request that was sent at `sent`.
     pub(super) fn note_unwrapped(&self, tenant: TenantUid, version: &KeyVersion, sent: BootTime) {
-        self.views.change(tenant, version, |view| view.unwrapped = view.unwrapped.max(Some(sent)));
+        self.states.change(tenant, version, |state| state.unwrapped = state.unwrapped.max(Some(sent)));
     }
 
     /// Notes the error with which the KMS answered a real call. After a refusal, the key is probed
@@ -385,28 +399,29 @@ impl Keyring {
 
     /// Tells all replicas that versions are needed, for a while from now. Returns whether that was
     /// stored.
-    pub(super) async fn say_needed(&self, tenant: TenantUid, versions: &[KeyVersion]) -> bool {
+    pub(super) async fn announce_need(&self, tenant: TenantUid, versions: &[KeyVersion]) -> bool {
         let need = |version: &KeyVersion| Change::Need { key_version: version.clone(), lasting: NEEDED };
         let changes: Vec<Change> = versions.iter().map(need).collect();
         let said = self.commit(tenant, changes).await.is_some();
         if said {
             let now = self.boot();
             versions.iter().for_each(|version| {
-                self.views.change(tenant, version, |view| view.told = Some(now));
+                self.states.change(tenant, version, |state| state.announced = Some(now));
             });
         }
         said
     }
 
-    /// Returns the versions that are in memory and about which the other replicas must be told
+    /// Returns the versions that are in memory and about which the other replicas must be announced
     /// again.
-    pub(super) fn to_be_told(&self) -> Vec<(TenantUid, KeyVersion)> {
+    pub(super) fn due_announcements(&self) -> Vec<(TenantUid, KeyVersion)> {
         let now = self.boot();
-        let due = |view: &View| {
-            view.in_memory_until > now && view.told.is_none_or(|told| now.since(told) > NEEDED / 3)
+        let due = |state: &KeyState| {
+            state.in_memory_until > now
+                && state.announced.is_none_or(|announced| now.since(announced) > NEEDED / 3)
         };
-        let all = self.views.all().into_iter();
-        all.filter(|(.., view)| due(view)).map(|(tenant, version, _)| (tenant, version)).collect()
+        let all = self.states.all().into_iter();
+        all.filter(|(.., state)| due(state)).map(|(tenant, version, _)| (tenant, version)).collect()
     }
 
     /// Commits changes of proof rows, outside the log. Returns `None` if it is not known whether
@@ -420,16 +435,16 @@ impl Keyring {
         self.clock.boot()
     }
 
-    fn age(&self, view: &View, opened: Option<BootTime>) -> Duration {
+    fn age(&self, state: &KeyState, opened: Option<BootTime>) -> Duration {
         let now = self.boot();
-        opened.map_or(view.proof_age(now), |opened| view.proof_age(now).min(now.since(opened)))
+        opened.map_or(state.proof_age(now), |opened| state.proof_age(now).min(now.since(opened)))
     }
 
     /// Returns what the database knows of a version, or tries the version if the database does not
     /// know it.
-    async fn meet(&self, tenant: &Tenant, row: &DekRow) -> Result<Option<View>, KeyringError> {
+    async fn meet(&self, tenant: &Tenant, row: &DekRow) -> Result<Option<KeyState>, KeyringError> {
         self.read(tenant.uid).await.ok_or(KeyringError::Store(ReadError::Unavailable))?;
-        match self.views.get(tenant.uid, &row.wrapped.key_version) {
+        match self.states.get(tenant.uid, &row.wrapped.key_version) {
             None => self.watch(tenant, row).await,
             known => Ok(known),
         }
@@ -438,7 +453,7 @@ impl Keyring {
     /// Shows that a version without a proof row works, and has it watched from now on. If the KMS
     /// wraps under this version now, a canary is made for this purpose. Otherwise the canary is the
     /// wrapped DEK at hand.
-    async fn watch(&self, tenant: &Tenant, row: &DekRow) -> Result<Option<View>, KeyringError> {
+    async fn watch(&self, tenant: &Tenant, row: &DekRow) -> Result<Option<KeyState>, KeyringError> {
         let version = &row.wrapped.key_version;
         let now = self.store.proofs(tenant.uid).await.map_err(KeyringError::Store)?.now;
         let kms = KeyringError::Kms;
@@ -472,7 +487,7 @@ impl Keyring {
         self.commit(tenant.uid, watch).await.ok_or(unavailable.clone())?;
         // Another replica may have been first.
         self.read(tenant.uid).await.ok_or(unavailable)?;
-        Ok(self.views.get(tenant.uid, version))
+        Ok(self.states.get(tenant.uid, version))
     }
 }
 

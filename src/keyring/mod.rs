@@ -1,12 +1,13 @@
 //! Holds the DEKs that are in memory, and decides whether they may be used. A DEK comes from the
-//! cache, or from the store and the KMS in one flight for all callers that wait for it. It is used
+//! cache, or from the store and the KMS in one fetch for all callers that wait for it. It is used
 //! under a fence that the commit checks, for as long as the prober shows that the key works. A hot
 //! record needs no KMS call and no read. This module does not decide who may use a DEK.
 
 mod cache;
 mod database_clock;
 mod guard;
-mod hot;
+mod is_cached;
+mod key_state;
 mod lookups;
 mod pool;
 mod posture;
@@ -15,8 +16,7 @@ mod rows;
 mod sealing;
 #[cfg(test)]
 mod simulation;
-mod tally;
-mod view;
+mod status;
 
 use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
@@ -36,22 +36,22 @@ use crate::model::{
 };
 use crate::store::{DekRow, ReadError, Store};
 
-use cache::{Cache, Sealed};
+use cache::{Cache, CachedDek};
+use key_state::KeyStates;
 use lookups::Lookups;
 use pool::Pool;
-use rows::{Rows, Wanted};
-use tally::Tally;
-use view::Views;
+use rows::{RowUse, Rows};
+use status::ProbeCounts;
 
-pub use guard::{Fallen, Footing, Permit};
-pub use tally::Standing;
+pub use guard::{FenceFailure, KeysUsed, Permit};
+pub use status::KeyStatus;
 
 /// How long the statement that writes a proof may take in the database, until the database or byok
 /// gives it up.
 const WRITING: Duration = Duration::from_secs(6);
 
 /// A DEK that may be used for the call at hand.
-pub struct Held {
+pub struct PlainDek {
     /// The plain DEK, wiped when dropped.
     pub dek: Dek,
     /// The version of the KEK that wrapped it when it was read.
@@ -64,7 +64,7 @@ pub struct Held {
     pub kms_request_id: Option<Arc<str>>,
     /// Whether a MAC bound the row that it was unwrapped from. Also true for a DEK that was made
     /// here.
-    is_bound: bool,
+    row_is_sealed: bool,
 }
 
 /// A record's DEK.
@@ -72,7 +72,7 @@ pub struct RecordDek {
     /// The id of the DEK.
     pub id: DekId,
     /// The DEK, shared by the items of one call that name the same record.
-    pub held: Arc<Held>,
+    pub held: Arc<PlainDek>,
     /// The row to commit with the first use of a DEK that has just been made.
     pub fresh: Option<DekRow>,
 }
@@ -87,30 +87,30 @@ pub enum KeyringError {
     /// Its row is not sealed yet, and under this key anybody could have made it.
     Unsealed,
     /// There is no secret to bind it, and one is required.
-    Unbound,
+    RowMacKeyMissing,
     /// The KMS refused or failed.
     Kms(KmsError),
     /// The key version is not active, and the KMS was not called.
-    Dark(Posture),
+    KeyUnusable(Posture),
     /// The store refused or failed.
     Store(ReadError),
 }
 
 /// A DEK, plain and wrapped, that belongs to no record yet.
-type Made = Result<(Held, Wrapped), KeyringError>;
+type Made = Result<(PlainDek, Wrapped), KeyringError>;
 /// The result of a fetch.
-type Flight = Result<Arc<Sealed>, KeyringError>;
-/// Where the callers wait for the result of a flight; `None` until it is there.
-type Arrival = watch::Receiver<Option<Flight>>;
+type FetchResult = Result<Arc<CachedDek>, KeyringError>;
+/// Where the callers wait for the result of a fetch; `None` until it is there.
+type PendingFetch = watch::Receiver<Option<FetchResult>>;
 
 /// What a turn at a key version leaves for the callers that waited for it.
 #[derive(Default)]
-struct Turn {
+struct ProbeTurn {
     /// When the last failed first attempt began, and its error.
     failed: Option<(BootTime, KeyringError)>,
 }
 
-type Turns = HashMap<(TenantUid, KeyVersion), Arc<tokio::sync::Mutex<Turn>>>;
+type ProbeTurns = HashMap<(TenantUid, KeyVersion), Arc<tokio::sync::Mutex<ProbeTurn>>>;
 
 /// The DEKs of all tenants.
 pub struct Keyring {
@@ -123,21 +123,21 @@ pub struct Keyring {
     rows: Rows,
     cache: Cache,
     pool: Pool,
-    flights: Mutex<HashMap<(TenantUid, DekId), Arrival>>,
+    fetches: Mutex<HashMap<(TenantUid, DekId), PendingFetch>>,
     lookups: Lookups,
-    views: Views,
+    states: KeyStates,
     /// The version under which the last DEK was made, and when the KMS was last asked for another
     /// although that version was dark.
     current: DashMap<TenantUid, (KeyVersion, Option<BootTime>)>,
     /// The name of this process in proof rows, for as long as it lives.
     replica: Uuid,
     /// The lock for each key version under which this process probes it.
-    turns: Mutex<Turns>,
+    probe_turns: Mutex<ProbeTurns>,
     /// How often the database went back in time, as far as this process noticed.
     rewinds: AtomicU64,
     /// Wakes the prober.
     wake: Notify,
-    tally: Tally,
+    counts: ProbeCounts,
 }
 
 /// The parts of a [`Keyring`].
@@ -154,16 +154,16 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     /// How much is kept in memory.
     pub cache: DekCache,
-    /// How many DEKs are made ahead of need. If there are any, [`Keyring::keep_pool`] must run.
+    /// How many DEKs are made ahead of need. If there are any, [`Keyring::run_pool`] must run.
     pub pool: DekPool,
     /// How closely the key is watched.
     pub guard: KeyGuard,
-    /// What binds the rows. If it holds a secret, [`Keyring::keep_sealing`] must run.
+    /// What binds the rows. If it holds a secret, [`Keyring::run_row_sealing`] must run.
     pub row_mac: RowMac,
 }
 
 impl Keyring {
-    /// Makes a keyring of these parts. [`Self::keep_watch`] must run beside it.
+    /// Makes a keyring of these parts. [`Self::run_prober`] must run beside it.
     pub fn new(parts: Parts) -> Arc<Self> {
         let Parts { store, kms, connections, committer, clock, cache, pool, guard, row_mac } = parts;
         Arc::new(Self {
@@ -176,15 +176,15 @@ impl Keyring {
             guard,
             pool: Pool::new(pool, cache.time_to_live),
             cache: Cache::new(cache),
-            flights: Mutex::default(),
+            fetches: Mutex::default(),
             lookups: Lookups::default(),
-            views: Views::new(guard.bound() + WRITING),
+            states: KeyStates::new(guard.bound() + WRITING),
             current: DashMap::new(),
             replica: Uuid::now_v7(),
-            turns: Mutex::default(),
+            probe_turns: Mutex::default(),
             rewinds: AtomicU64::new(0),
             wake: Notify::new(),
-            tally: Tally::default(),
+            counts: ProbeCounts::default(),
         })
     }
 
@@ -196,8 +196,12 @@ impl Keyring {
     /// Returns the DEKs with these ids, one result for each, in order. Ids that are not in memory
     /// are read and unwrapped together. If a caller hangs up, the work continues for the others
     /// that wait.
-    pub async fn by_id(self: &Arc<Self>, tenant: &Tenant, ids: &[DekId]) -> Vec<Result<Held, KeyringError>> {
-        let mut results: Vec<Option<Result<Held, KeyringError>>> = Vec::with_capacity(ids.len());
+    pub async fn by_id(
+        self: &Arc<Self>,
+        tenant: &Tenant,
+        ids: &[DekId],
+    ) -> Vec<Result<PlainDek, KeyringError>> {
+        let mut results: Vec<Option<Result<PlainDek, KeyringError>>> = Vec::with_capacity(ids.len());
         let mut missing = Vec::new();
         // What is known of key versions does not change during one pass over the cache. Most calls
         // have one version.
@@ -216,23 +220,23 @@ impl Keyring {
         if missing.is_empty() {
             return results.into_iter().flatten().collect();
         }
-        let flights = self.board(tenant, &missing);
-        let mut landed: HashMap<DekId, Flight> = HashMap::with_capacity(flights.len());
-        for (id, mut flight) in flights {
-            let outcome = match flight.wait_for(Option::is_some).await {
+        let fetches = self.join_fetches(tenant, &missing);
+        let mut fetched: HashMap<DekId, FetchResult> = HashMap::with_capacity(fetches.len());
+        for (id, mut fetch) in fetches {
+            let outcome = match fetch.wait_for(Option::is_some).await {
                 Ok(outcome) => outcome.clone(),
                 Err(_) => None,
             };
-            landed.insert(
+            fetched.insert(
                 id,
                 outcome.unwrap_or_else(|| Err(KeyringError::Kms(KmsError::local(KmsErrorClass::Internal)))),
             );
         }
-        let land = |id: &DekId| match &landed[id] {
-            // The posture changed while the flight was under way.
+        let land = |id: &DekId| match &fetched[id] {
+            // The posture changed while the fetch was under way.
             Ok(sealed) => self.cache.open(tenant.uid, *id, sealed, Source::Kms).ok_or_else(|| {
-                let view = self.views.get(tenant.uid, &sealed.key_version);
-                KeyringError::Dark(view.map_or(Posture::Degraded, |view| view.posture))
+                let state = self.states.get(tenant.uid, &sealed.key_version);
+                KeyringError::KeyUnusable(state.map_or(Posture::Degraded, |state| state.posture))
             }),
             Err(error) => Err(error.clone()),
         };
@@ -279,7 +283,7 @@ impl Keyring {
                 };
                 match opened.next()? {
                     // It may have been unwrapped for a decrypt, from a row that has changed since.
-                    Ok(held) if !held.is_bound && self.rows.must_be_bound(tenant.uid) => {
+                    Ok(held) if !held.row_is_sealed && self.rows.requires_sealed_row(tenant.uid) => {
                         Some(Err(KeyringError::Unsealed))
                     }
                     Ok(held) => Some(Ok(RecordDek { id, held: Arc::new(held), fresh: None })),
@@ -293,7 +297,7 @@ impl Keyring {
             })
             .collect();
         let fresh = found.iter().filter(|found| found.is_none()).count();
-        let mut made = self.take_ready(tenant, fresh);
+        let mut made = self.take_from_pool(tenant, fresh);
         made.extend(self.make(tenant, fresh - made.len(), Purpose::Record).await);
         let mut made = made.into_iter();
         let mut deks: Vec<Result<RecordDek, KeyringError>> = wanted
@@ -332,12 +336,12 @@ impl Keyring {
         }
         let current = self.current.get(&tenant.uid).map(|current| current.0.clone());
         if let Some(current) = &current
-            && let Some(view) = self.views.get(tenant.uid, current)
-            && view.posture != Posture::Active
+            && let Some(state) = self.states.get(tenant.uid, current)
+            && state.posture != Posture::Active
         {
             self.probe_soon(tenant, current);
-            if !self.looks_for_another(tenant.uid) {
-                return refused(KeyringError::Dark(view.posture));
+            if !self.may_retry_generate(tenant.uid) {
+                return refused(KeyringError::KeyUnusable(state.posture));
             }
         }
         // Runs to its end even if the caller is dropped: it may be the call that logs in for all
@@ -365,13 +369,13 @@ impl Keyring {
                         self.current.insert(tenant.uid, (version.clone(), tried));
                     }
                     epochs[&version].clone().map(|epoch| {
-                        let held = Held {
+                        let held = PlainDek {
                             dek,
                             key_version: version,
                             epoch,
                             source: Source::Kms,
                             kms_request_id: made.request_id,
-                            is_bound: true,
+                            row_is_sealed: true,
                         };
                         (held, wrapped)
                     })
@@ -390,7 +394,7 @@ impl Keyring {
 
     /// Returns whether it is time to find out under which version the KMS wraps now: at most once
     /// in the interval between two probes.
-    fn looks_for_another(&self, tenant: TenantUid) -> bool {
+    fn may_retry_generate(&self, tenant: TenantUid) -> bool {
         let now = self.boot();
         self.current.get_mut(&tenant).is_some_and(|mut current| {
             let rested = current.1.is_none_or(|tried| now.since(tried) >= self.guard.probe_every);
@@ -402,10 +406,10 @@ impl Keyring {
     }
 
     /// Puts a DEK whose row is now durable into the cache.
-    pub fn admit(&self, tenant: &Tenant, row: &DekRow, held: &Held) {
+    pub fn cache_committed(&self, tenant: &Tenant, row: &DekRow, held: &PlainDek) {
         let under = (held.key_version.clone(), held.epoch);
         let request_id = held.kms_request_id.clone();
-        let sealed = self.cache.seal(tenant.uid, row.id, &held.dek, under, request_id, held.is_bound);
+        let sealed = self.cache.seal(tenant.uid, row.id, &held.dek, under, request_id, held.row_is_sealed);
         self.keep(tenant.uid, row.id, Arc::new(sealed));
         if let Some(record) = &row.record_id {
             self.cache.put_record(tenant.uid, record.clone(), row.id);
@@ -414,7 +418,7 @@ impl Keyring {
 
     /// Keeps a sealed DEK in memory, unless the posture of its key version has changed since the
     /// DEK was requested.
-    fn keep(&self, tenant: TenantUid, id: DekId, sealed: Arc<Sealed>) {
+    fn keep(&self, tenant: TenantUid, id: DekId, sealed: Arc<CachedDek>) {
         let version = sealed.key_version.clone();
         if self.cache.is_on() && self.is_current(tenant, &sealed) {
             self.cache.put(tenant, id, sealed.clone());
@@ -428,7 +432,12 @@ impl Keyring {
 
     /// Does the same as `is_current` for many DEKs of few versions: each version and epoch is
     /// looked up once.
-    fn is_among(&self, tenant: TenantUid, sealed: &Sealed, known: &mut Vec<(KeyVersion, u64, bool)>) -> bool {
+    fn is_among(
+        &self,
+        tenant: TenantUid,
+        sealed: &CachedDek,
+        known: &mut Vec<(KeyVersion, u64, bool)>,
+    ) -> bool {
         let under = |(version, epoch, _): &&(KeyVersion, u64, bool)| {
             *epoch == sealed.epoch && *version == sealed.key_version
         };
@@ -442,13 +451,13 @@ impl Keyring {
         }
     }
 
-    fn is_current(&self, tenant: TenantUid, sealed: &Sealed) -> bool {
-        let view = self.views.get(tenant, &sealed.key_version).filter(|_| sealed.opens());
-        view.is_some_and(|view| view.posture == Posture::Active && view.epoch == sealed.epoch)
+    fn is_current(&self, tenant: TenantUid, sealed: &CachedDek) -> bool {
+        let state = self.states.get(tenant, &sealed.key_version).filter(|_| sealed.opens());
+        state.is_some_and(|state| state.posture == Posture::Active && state.epoch == sealed.epoch)
     }
 
     /// Drops DEKs from the cache, such as those that were re-wrapped under another key version.
-    pub fn forget(&self, tenant: TenantUid, ids: impl IntoIterator<Item = DekId>) {
+    pub fn evict(&self, tenant: TenantUid, ids: impl IntoIterator<Item = DekId>) {
         ids.into_iter().for_each(|id| self.cache.remove(tenant, id));
     }
 
@@ -459,12 +468,12 @@ impl Keyring {
     pub fn clear(&self) {
         self.cache.clear();
         self.pool.empty_all();
-        self.views.clear();
+        self.states.clear();
         self.current.clear();
     }
 
     /// Returns the approximate number of DEKs in the cache.
-    pub fn cached(&self) -> u64 {
+    pub fn cached_count(&self) -> u64 {
         self.cache.len()
     }
 
@@ -491,7 +500,7 @@ impl Keyring {
                 async move { store.deks_of_records(tenant, &records).await }
             };
             let rows = self.lookups.newest(tenant.uid, unknown, read).await?;
-            let admitted = self.admit_rows(tenant, &rows, Wanted::Encrypt).await;
+            let admitted = self.check_rows(tenant, &rows, RowUse::Encrypt).await;
             for (row, admitted) in rows.into_iter().zip(admitted) {
                 let Some(record) = row.record_id else { continue };
                 if admitted.is_ok() {
@@ -503,35 +512,39 @@ impl Keyring {
         Ok(known)
     }
 
-    /// Joins the flights of these ids, and starts one for the ids that nobody is fetching.
-    fn board(self: &Arc<Self>, tenant: &Tenant, ids: &[DekId]) -> Vec<(DekId, Arrival)> {
+    /// Joins the fetches of these ids, and starts one for the ids that nobody is fetching.
+    fn join_fetches(self: &Arc<Self>, tenant: &Tenant, ids: &[DekId]) -> Vec<(DekId, PendingFetch)> {
         let mut lead = Vec::new();
         let mut joined = Vec::with_capacity(ids.len());
         {
-            let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut fetches = self.fetches.lock().unwrap_or_else(PoisonError::into_inner);
             for id in ids {
-                let flight = flights.entry((tenant.uid, *id)).or_insert_with(|| {
+                let fetch = fetches.entry((tenant.uid, *id)).or_insert_with(|| {
                     let (sender, receiver) = watch::channel(None);
                     lead.push((*id, sender));
                     receiver
                 });
-                joined.push((*id, flight.clone()));
+                joined.push((*id, fetch.clone()));
             }
         }
         if !lead.is_empty() {
-            tokio::spawn(self.clone().fly(tenant.clone(), lead));
+            tokio::spawn(self.clone().run_fetch(tenant.clone(), lead));
         }
         joined
     }
 
-    async fn fly(self: Arc<Self>, tenant: Tenant, lead: Vec<(DekId, watch::Sender<Option<Flight>>)>) {
-        // The flights are removed on every way out, including a panic, so that no caller waits for
-        // a flight that is gone.
+    async fn run_fetch(
+        self: Arc<Self>,
+        tenant: Tenant,
+        lead: Vec<(DekId, watch::Sender<Option<FetchResult>>)>,
+    ) {
+        // The fetches are removed on every way out, including a panic, so that no caller waits for
+        // a fetch that is gone.
         struct TakeDown<'a>(&'a Keyring, TenantUid, Vec<DekId>);
         impl Drop for TakeDown<'_> {
             fn drop(&mut self) {
-                let mut flights = self.0.flights.lock().unwrap_or_else(PoisonError::into_inner);
-                self.2.iter().for_each(|id| drop(flights.remove(&(self.1, *id))));
+                let mut fetches = self.0.fetches.lock().unwrap_or_else(PoisonError::into_inner);
+                self.2.iter().for_each(|id| drop(fetches.remove(&(self.1, *id))));
             }
         }
         let ids: Vec<DekId> = lead.iter().map(|(id, _)| *id).collect();
@@ -541,7 +554,7 @@ impl Keyring {
             // A DEK that may not encrypt is read again each time, so that it may encrypt as soon as
             // its row is bound.
             if let Some(Ok(sealed)) = fetched.get(id)
-                && (sealed.is_bound || !self.rows.must_be_bound(tenant.uid))
+                && (sealed.row_is_sealed || !self.rows.requires_sealed_row(tenant.uid))
             {
                 self.keep(tenant.uid, *id, sealed.clone());
             }
@@ -556,7 +569,7 @@ impl Keyring {
     /// Reads and unwraps DEKs. If the KMS refused the key version, the DEKs that a rotation has
     /// re-wrapped since they were read are read and unwrapped once more: the previous version may
     /// be turned off as soon as the rotation is done.
-    async fn fetch(self: &Arc<Self>, tenant: &Tenant, ids: &[DekId]) -> HashMap<DekId, Flight> {
+    async fn fetch(self: &Arc<Self>, tenant: &Tenant, ids: &[DekId]) -> HashMap<DekId, FetchResult> {
         let rows = match self.store.deks(tenant.uid, ids).await {
             Ok(rows) => rows,
             Err(error) => return ids.iter().map(|id| (*id, Err(KeyringError::Store(error)))).collect(),
@@ -564,8 +577,8 @@ impl Keyring {
         let versions: HashMap<DekId, KeyVersion> =
             rows.iter().map(|row| (row.id, row.wrapped.key_version.clone())).collect();
         let mut fetched = self.unwrap_rows(tenant, rows).await;
-        let is_refused = |flight: &Flight| matches!(flight, Err(KeyringError::Kms(error)) if error.class.verdict() == Verdict::Revoked);
-        let refused = fetched.iter().filter(|(_, flight)| is_refused(flight)).map(|(id, _)| *id);
+        let is_refused = |fetch: &FetchResult| matches!(fetch, Err(KeyringError::Kms(error)) if error.class.verdict() == Verdict::Revoked);
+        let refused = fetched.iter().filter(|(_, fetch)| is_refused(fetch)).map(|(id, _)| *id);
         let refused: Vec<DekId> = refused.collect();
         if !refused.is_empty()
             && let Ok(mut rows) = self.store.deks(tenant.uid, &refused).await
@@ -576,13 +589,17 @@ impl Keyring {
         fetched
     }
 
-    async fn unwrap_rows(self: &Arc<Self>, tenant: &Tenant, rows: Vec<DekRow>) -> HashMap<DekId, Flight> {
-        let mut fetched: HashMap<DekId, Flight> = HashMap::with_capacity(rows.len());
+    async fn unwrap_rows(
+        self: &Arc<Self>,
+        tenant: &Tenant,
+        rows: Vec<DekRow>,
+    ) -> HashMap<DekId, FetchResult> {
+        let mut fetched: HashMap<DekId, FetchResult> = HashMap::with_capacity(rows.len());
         // The epoch of each key version before anything is unwrapped under it.
         let mut epochs: HashMap<KeyVersion, Result<u64, KeyringError>> = HashMap::new();
         let mut asked = Vec::with_capacity(rows.len());
         let mut bound = Vec::with_capacity(rows.len());
-        let admitted = self.admit_rows(tenant, &rows, Wanted::Open).await;
+        let admitted = self.check_rows(tenant, &rows, RowUse::Open).await;
         for (row, admitted) in rows.into_iter().zip(admitted) {
             if let Err(error) = admitted {
                 fetched.insert(row.id, Err(error));
@@ -608,7 +625,7 @@ impl Keyring {
         let sent = self.boot();
         let answers = self.kms.unwrap(&asked).await;
         let mut refused: HashMap<KeyVersion, KmsError> = HashMap::new();
-        for (((binding, wrapped), is_bound), answer) in asked.into_iter().zip(bound).zip(answers) {
+        for (((binding, wrapped), row_is_sealed), answer) in asked.into_iter().zip(bound).zip(answers) {
             let version = wrapped.key_version;
             let outcome = match answer {
                 Ok(answer) => {
@@ -616,7 +633,7 @@ impl Keyring {
                     let epoch = epochs[&version].clone().unwrap_or_default();
                     let under = (version, epoch);
                     let (id, dek, request_id) = (binding.dek_id, &answer.value, answer.request_id);
-                    let sealed = self.cache.seal(tenant.uid, id, dek, under, request_id, is_bound);
+                    let sealed = self.cache.seal(tenant.uid, id, dek, under, request_id, row_is_sealed);
                     Ok(Arc::new(sealed))
                 }
                 Err(error) => {

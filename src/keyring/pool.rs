@@ -18,7 +18,7 @@ use crate::kms::{KmsErrorClass, Purpose};
 use crate::model::{BootTime, DekId, KeyVersion, Posture, Source, Tenant, TenantUid, Wrapped};
 use crate::telemetry::PoolCounts;
 
-use super::cache::Sealed;
+use super::cache::CachedDek;
 use super::{Keyring, KeyringError, Made};
 
 /// For how long after its last new record a tenant's pool is filled.
@@ -30,9 +30,9 @@ const FIRST_REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(60);
 
 /// A DEK that nobody has used.
-pub(super) struct Ready {
+pub(super) struct PooledDek {
     id: DekId,
-    sealed: Sealed,
+    sealed: CachedDek,
     /// The wrapped DEK, which is stored with the first use.
     wrapped: Wrapped,
     /// When the KMS was asked for it.
@@ -40,10 +40,10 @@ pub(super) struct Ready {
 }
 
 /// The DEKs of one tenant, oldest first.
-struct Shelf {
+struct TenantPool {
     tenant: Tenant,
-    deks: VecDeque<Ready>,
-    /// How often the shelf was emptied. A DEK that was requested before the last time is not put
+    deks: VecDeque<PooledDek>,
+    /// How often the pool was emptied. A DEK that was requested before the last time is not put
     /// here.
     emptied: u64,
     /// When the last new record needed a DEK.
@@ -63,7 +63,7 @@ struct Order {
 pub(super) struct Pool {
     size: usize,
     life: Duration,
-    shelves: Mutex<HashMap<TenantUid, Shelf>>,
+    tenants: Mutex<HashMap<TenantUid, TenantPool>>,
     wake: Notify,
     made: AtomicU64,
     taken: AtomicU64,
@@ -78,7 +78,7 @@ impl Pool {
         Self {
             size: settings.size,
             life,
-            shelves: Mutex::default(),
+            tenants: Mutex::default(),
             wake: Notify::new(),
             made,
             taken,
@@ -88,14 +88,14 @@ impl Pool {
 
     /// Discards what a tenant has, and what a fill under way will bring.
     pub(super) fn empty(&self, tenant: TenantUid) {
-        if let Some(shelf) = self.lock().get_mut(&tenant) {
-            self.clear(shelf);
+        if let Some(pool) = self.lock().get_mut(&tenant) {
+            self.clear(pool);
         }
     }
 
     /// Does the same for all tenants.
     pub(super) fn empty_all(&self) {
-        self.lock().values_mut().for_each(|shelf| self.clear(shelf));
+        self.lock().values_mut().for_each(|pool| self.clear(pool));
     }
 
     fn is_off(&self) -> bool {
@@ -107,14 +107,14 @@ impl Pool {
         self.size / 2
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<TenantUid, Shelf>> {
-        self.shelves.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, HashMap<TenantUid, TenantPool>> {
+        self.tenants.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn clear(&self, shelf: &mut Shelf) {
-        shelf.emptied += 1;
-        self.count(&self.discarded, shelf.deks.len());
-        shelf.deks = VecDeque::new();
+    fn clear(&self, pool: &mut TenantPool) {
+        pool.emptied += 1;
+        self.count(&self.discarded, pool.deks.len());
+        pool.deks = VecDeque::new();
     }
 
     fn count(&self, counter: &AtomicU64, by: usize) {
@@ -123,8 +123,8 @@ impl Pool {
 
     /// Notes that a tenant makes records.
     fn want(&self, tenant: &Tenant, now: BootTime) {
-        let mut shelves = self.lock();
-        let shelf = shelves.entry(tenant.uid).or_insert_with(|| Shelf {
+        let mut tenants = self.lock();
+        let pool = tenants.entry(tenant.uid).or_insert_with(|| TenantPool {
             tenant: tenant.clone(),
             deks: VecDeque::new(),
             emptied: 0,
@@ -133,72 +133,72 @@ impl Pool {
             failures: 0,
             rests_until: BootTime::default(),
         });
-        shelf.wanted = now;
+        pool.wanted = now;
     }
 
     /// Takes out the oldest DEK for good.
-    fn pop(&self, tenant: TenantUid, now: BootTime) -> Option<Ready> {
-        let mut shelves = self.lock();
-        let shelf = shelves.get_mut(&tenant)?;
-        self.drop_old(shelf, now);
-        let ready = shelf.deks.pop_front();
-        if shelf.deks.len() <= self.low() {
+    fn pop(&self, tenant: TenantUid, now: BootTime) -> Option<PooledDek> {
+        let mut tenants = self.lock();
+        let pool = tenants.get_mut(&tenant)?;
+        self.drop_old(pool, now);
+        let ready = pool.deks.pop_front();
+        if pool.deks.len() <= self.low() {
             self.wake.notify_one();
         }
         ready
     }
 
-    fn drop_old(&self, shelf: &mut Shelf, now: BootTime) {
-        let old = shelf.deks.partition_point(|ready| now.since(ready.asked) >= self.life);
-        shelf.deks.drain(..old);
+    fn drop_old(&self, pool: &mut TenantPool, now: BootTime) {
+        let old = pool.deks.partition_point(|ready| now.since(ready.asked) >= self.life);
+        pool.deks.drain(..old);
         self.count(&self.discarded, old);
     }
 
-    /// Drops what is too old and the shelves that are not needed. Returns the tenants whose pool
+    /// Drops what is too old and the tenants that are not needed. Returns the tenants whose pool
     /// must be filled.
     fn look(&self, now: BootTime) -> Vec<Tenant> {
-        let mut shelves = self.lock();
-        shelves.values_mut().for_each(|shelf| self.drop_old(shelf, now));
-        let needed = |shelf: &Shelf| now.since(shelf.wanted) <= LATELY;
-        shelves.retain(|_, shelf| needed(shelf) || shelf.is_filling || !shelf.deks.is_empty());
-        let due = |shelf: &&Shelf| {
-            needed(shelf)
-                && !shelf.is_filling
-                && now >= shelf.rests_until
-                && self.lasting(shelf, now) <= self.low()
+        let mut tenants = self.lock();
+        tenants.values_mut().for_each(|pool| self.drop_old(pool, now));
+        let needed = |pool: &TenantPool| now.since(pool.wanted) <= LATELY;
+        tenants.retain(|_, pool| needed(pool) || pool.is_filling || !pool.deks.is_empty());
+        let due = |pool: &&TenantPool| {
+            needed(pool)
+                && !pool.is_filling
+                && now >= pool.rests_until
+                && self.lasting(pool, now) <= self.low()
         };
-        shelves.values().filter(due).map(|shelf| shelf.tenant.clone()).collect()
+        tenants.values().filter(due).map(|pool| pool.tenant.clone()).collect()
     }
 
     /// Returns how many DEKs will last. Those in the last quarter of their life are replaced before
     /// it ends.
-    fn lasting(&self, shelf: &Shelf, now: BootTime) -> usize {
-        let fading = shelf.deks.partition_point(|ready| now.since(ready.asked) >= self.life.mul_f64(0.75));
-        shelf.deks.len() - fading
+    fn lasting(&self, pool: &TenantPool, now: BootTime) -> usize {
+        let fading = pool.deks.partition_point(|ready| now.since(ready.asked) >= self.life.mul_f64(0.75));
+        pool.deks.len() - fading
     }
 
     /// Begins a fill of at most `batch` DEKs. Returns `None` if one is under way.
     fn begin(&self, tenant: TenantUid, batch: usize, now: BootTime) -> Option<Order> {
-        let mut shelves = self.lock();
-        let shelf = shelves.get_mut(&tenant).filter(|shelf| !shelf.is_filling)?;
-        let count = (self.size - self.lasting(shelf, now)).min(batch);
-        shelf.is_filling = true;
-        Some(Order { count, emptied: shelf.emptied })
+        let mut tenants = self.lock();
+        let pool = tenants.get_mut(&tenant).filter(|pool| !pool.is_filling)?;
+        let count = (self.size - self.lasting(pool, now)).min(batch);
+        pool.is_filling = true;
+        Some(Order { count, emptied: pool.emptied })
     }
 
     /// Puts in what a fill brought, unless the pool was emptied since the fill began. If there is
     /// no room, the oldest DEKs are dropped.
-    fn put(&self, tenant: TenantUid, order: &Order, brought: Vec<Ready>) -> bool {
+    fn put(&self, tenant: TenantUid, order: &Order, brought: Vec<PooledDek>) -> bool {
         self.count(&self.made, brought.len());
-        let mut shelves = self.lock();
-        let shelf = shelves.get_mut(&tenant).filter(|shelf| shelf.emptied == order.emptied);
-        let Some(shelf) = shelf else {
+        let mut tenants = self.lock();
+        let pool = tenants.get_mut(&tenant).filter(|pool| pool.emptied == order.emptied);
+        let Some(pool) = pool else {
             self.count(&self.discarded, brought.len());
             return false;
         };
-        shelf.deks.extend(brought);
-        let over = shelf.deks.len().saturating_sub(self.size);
-        shelf.deks.drain(..over);
+        pool.deks.extend(brought);
+        let over = pool.deks.len().saturating_sub(self.size);
+        pool.deks.drain(..over);
         self.count(&self.discarded, over);
         true
     }
@@ -206,22 +206,22 @@ impl Pool {
     /// Ends a fill. After a failure the pool rests: twice as long each time, or at least as long as
     /// the KMS said.
     fn end(&self, tenant: TenantUid, now: BootTime, outcome: Result<(), Option<Duration>>) {
-        let mut shelves = self.lock();
-        let Some(shelf) = shelves.get_mut(&tenant) else { return };
-        shelf.is_filling = false;
+        let mut tenants = self.lock();
+        let Some(pool) = tenants.get_mut(&tenant) else { return };
+        pool.is_filling = false;
         match outcome {
-            Ok(()) => shelf.failures = 0,
+            Ok(()) => pool.failures = 0,
             Err(asked) => {
-                let rest = (FIRST_REST * 2_u32.pow(shelf.failures.min(6))).min(LONGEST_REST);
-                shelf.failures = shelf.failures.saturating_add(1);
-                shelf.rests_until = now.plus(asked.map_or(rest, |asked| asked.max(rest)));
+                let rest = (FIRST_REST * 2_u32.pow(pool.failures.min(6))).min(LONGEST_REST);
+                pool.failures = pool.failures.saturating_add(1);
+                pool.rests_until = now.plus(asked.map_or(rest, |asked| asked.max(rest)));
             }
         }
         self.wake.notify_one();
     }
 
     fn counts(&self) -> PoolCounts {
-        let held = self.lock().values().map(|shelf| shelf.deks.len() as u64).sum();
+        let held = self.lock().values().map(|pool| pool.deks.len() as u64).sum();
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         PoolCounts { held, made: of(&self.made), taken: of(&self.taken), discarded: of(&self.discarded) }
     }
@@ -242,7 +242,7 @@ impl Drop for Filling<'_> {
 
 impl Keyring {
     /// Keeps the pools filled until `stop` is cancelled. Returns at once if there are none.
-    pub async fn keep_pool(self: Arc<Self>, stop: CancellationToken) {
+    pub async fn run_pool(self: Arc<Self>, stop: CancellationToken) {
         while !self.pool.is_off() {
             let now = self.boot();
             for tenant in self.pool.look(now) {
@@ -262,13 +262,13 @@ impl Keyring {
     }
 
     /// Returns how many DEKs were made ahead of need, and what happened to them.
-    pub fn pool(&self) -> PoolCounts {
+    pub fn pool_counts(&self) -> PoolCounts {
         self.pool.counts()
     }
 
     /// Notes under which version the KMS wraps now. DEKs that were made ahead under another version
     /// are no longer used.
-    pub fn expect_version(&self, tenant: TenantUid, version: &KeyVersion) {
+    pub fn note_current_version(&self, tenant: TenantUid, version: &KeyVersion) {
         let before = self.current.get(&tenant).map(|current| current.clone());
         if before.as_ref().map(|(before, _)| before) != Some(version) {
             self.current.insert(tenant, (version.clone(), before.and_then(|(_, tried)| tried)));
@@ -277,7 +277,7 @@ impl Keyring {
     }
 
     /// Returns up to `count` DEKs that were made ahead, each of which is given out only this once.
-    pub(super) fn take_ready(&self, tenant: &Tenant, count: usize) -> Vec<(DekId, Made)> {
+    pub(super) fn take_from_pool(&self, tenant: &Tenant, count: usize) -> Vec<(DekId, Made)> {
         let mut taken = Vec::new();
         if self.pool.is_off() || count == 0 {
             return taken;
@@ -286,7 +286,7 @@ impl Keyring {
         self.pool.want(tenant, now);
         let (mut known, mut discarded) = (Vec::new(), 0);
         while taken.len() < count
-            && let Some(Ready { id, sealed, wrapped, .. }) = self.pool.pop(tenant.uid, now)
+            && let Some(PooledDek { id, sealed, wrapped, .. }) = self.pool.pop(tenant.uid, now)
         {
             let current =
                 self.current.get(&tenant.uid).is_some_and(|current| current.0 == sealed.key_version);
@@ -307,9 +307,9 @@ impl Keyring {
     /// time. Otherwise, the DEKs would be thrown away.
     fn works_now(&self, tenant: TenantUid) -> bool {
         let current = self.current.get(&tenant).map(|current| current.0.clone());
-        let view = current.and_then(|current| self.views.get(tenant, &current));
-        view.is_some_and(|view| {
-            view.posture == Posture::Active && view.proof_age(self.boot()) <= self.guard.bound()
+        let state = current.and_then(|current| self.states.get(tenant, &current));
+        state.is_some_and(|state| {
+            state.posture == Posture::Active && state.proof_age(self.boot()) <= self.guard.bound()
         })
     }
 
@@ -329,7 +329,7 @@ impl Keyring {
                     }
                     let sealed =
                         self.cache.seal(tenant.uid, id, &held.dek, under, held.kms_request_id.clone(), true);
-                    brought.push(Ready { id, sealed, wrapped, asked });
+                    brought.push(PooledDek { id, sealed, wrapped, asked });
                 }
                 Err(error) => failed = Some(error),
             }
@@ -350,8 +350,8 @@ impl Keyring {
                     KeyringError::Missing
                     | KeyringError::Altered
                     | KeyringError::Unsealed
-                    | KeyringError::Unbound
-                    | KeyringError::Dark(_)
+                    | KeyringError::RowMacKeyMissing
+                    | KeyringError::KeyUnusable(_)
                     | KeyringError::Store(_) => None,
                 })
             }
@@ -382,7 +382,7 @@ mod tests {
         pool
     }
 
-    fn made(count: usize, asked: BootTime) -> Vec<Ready> {
+    fn made(count: usize, asked: BootTime) -> Vec<PooledDek> {
         let cache = Cache::new(DekCache { time_to_live: LIFE, entries: 10 });
         let version = KeyVersion::new("byok", "1");
         let ready = |_| {
@@ -390,7 +390,7 @@ mod tests {
             let under = (version.clone(), 0);
             let sealed = cache.seal(tenant().uid, id, &Dek::generate(), under, None, true);
             let wrapped = Wrapped { key_version: version.clone(), scheme: 1, bytes: vec![1] };
-            Ready { id, sealed, wrapped, asked }
+            PooledDek { id, sealed, wrapped, asked }
         };
         (0..count).map(ready).collect()
     }

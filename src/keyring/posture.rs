@@ -26,7 +26,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// The result of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Met {
+pub(super) enum ProbeResult {
     /// The canary was unwrapped.
     Works,
     /// The KMS refused.
@@ -57,14 +57,14 @@ pub(super) fn claimed(proof: &Proof, now: Timestamp, guard: &KeyGuard) -> Proof 
 /// probe was sent. `took` is the time from then to the answer, or to the end of waiting for one.
 pub(super) fn after(
     proof: &Proof,
-    met: Met,
+    result: ProbeResult,
     replica: Uuid,
     (at, took): (Timestamp, Duration),
     guard: &KeyGuard,
 ) -> Proof {
     let mut next = Proof { revision: proof.revision + 1, ..proof.clone() };
-    let pause = match met {
-        Met::Works => {
+    let pause = match result {
+        ProbeResult::Works => {
             next.proven_at = at;
             next.failures = 0;
             next.doubted_by = None;
@@ -78,7 +78,7 @@ pub(super) fn after(
             };
             guard.probe_every
         }
-        Met::Refused => {
+        ProbeResult::Refused => {
             next.failures = proof.failures.saturating_add(1);
             next.doubted_by = None;
             next.steady_since = None;
@@ -88,7 +88,7 @@ pub(super) fn after(
             }
             pause_after(next.failures, guard)
         }
-        Met::OutOfReach => {
+        ProbeResult::OutOfReach => {
             next.failures = proof.failures.saturating_add(1);
             next.steady_since = None;
             let confirmed = proof.doubted_by.is_some_and(|doubting| doubting != replica);
@@ -137,12 +137,14 @@ fn pause_after(failures: u32, guard: &KeyGuard) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use super::{Duration, KeyGuard, Met, Posture, Proof, Timestamp, Uuid, claimed, is_due, resumes_after};
+    use super::{
+        Duration, KeyGuard, Posture, ProbeResult, Proof, Timestamp, Uuid, claimed, is_due, resumes_after,
+    };
     use crate::model::KeyVersion;
 
     /// Applies a probe whose answer took no time.
-    fn after(proof: &Proof, met: Met, replica: Uuid, at: Timestamp, guard: &KeyGuard) -> Proof {
-        super::after(proof, met, replica, (at, Duration::ZERO), guard)
+    fn after(proof: &Proof, result: ProbeResult, replica: Uuid, at: Timestamp, guard: &KeyGuard) -> Proof {
+        super::after(proof, result, replica, (at, Duration::ZERO), guard)
     }
 
     const ME: Uuid = Uuid::from_u128(1);
@@ -174,39 +176,46 @@ mod tests {
     }
 
     /// Applies probes: each has a time in seconds, a result and the replica that probed.
-    fn after_all(mut proof: Proof, probes: &[(i64, Met, Uuid)]) -> Proof {
-        for (seconds, met, replica) in probes {
-            proof = after(&proof, *met, *replica, at(*seconds), &guard());
+    fn after_all(mut proof: Proof, probes: &[(i64, ProbeResult, Uuid)]) -> Proof {
+        for (seconds, result, replica) in probes {
+            proof = after(&proof, *result, *replica, at(*seconds), &guard());
         }
         proof
     }
 
     #[test]
     fn a_refusal_revokes_at_once_and_raises_the_epoch() {
-        let proof = after(&active(), Met::Refused, ME, at(5), &guard());
+        let proof = after(&active(), ProbeResult::Refused, ME, at(5), &guard());
         assert_eq!((proof.posture, proof.epoch, proof.since), (Posture::Revoked, 1, at(5)));
         assert_eq!(proof.proven_at, at(0));
     }
 
     #[test]
     fn a_revoked_key_comes_back_after_successes_that_last_and_not_before() {
-        let revoked = after(&active(), Met::Refused, ME, at(5), &guard());
-        let almost =
-            after_all(revoked, &[(10, Met::Works, ME), (11, Met::Works, OTHER), (12, Met::Works, ME)]);
+        let revoked = after(&active(), ProbeResult::Refused, ME, at(5), &guard());
+        let almost = after_all(
+            revoked,
+            &[(10, ProbeResult::Works, ME), (11, ProbeResult::Works, OTHER), (12, ProbeResult::Works, ME)],
+        );
         assert_eq!((almost.posture, almost.epoch), (Posture::Revoked, 1));
-        let back = after(&almost, Met::Works, ME, at(13), &guard());
+        let back = after(&almost, ProbeResult::Works, ME, at(13), &guard());
         assert_eq!((back.posture, back.epoch, back.since), (Posture::Active, 2, at(13)));
     }
 
     #[test]
     fn a_failure_between_successes_starts_the_wait_anew() {
-        for failure in [Met::Refused, Met::OutOfReach] {
+        for failure in [ProbeResult::Refused, ProbeResult::OutOfReach] {
             let proof = after_all(
-                after(&active(), Met::Refused, ME, at(5), &guard()),
-                &[(10, Met::Works, ME), (12, failure, ME), (13, Met::Works, ME), (15, Met::Works, ME)],
+                after(&active(), ProbeResult::Refused, ME, at(5), &guard()),
+                &[
+                    (10, ProbeResult::Works, ME),
+                    (12, failure, ME),
+                    (13, ProbeResult::Works, ME),
+                    (15, ProbeResult::Works, ME),
+                ],
             );
             assert_eq!(proof.posture, Posture::Revoked, "{failure:?}");
-            assert_eq!(after(&proof, Met::Works, ME, at(16), &guard()).posture, Posture::Active);
+            assert_eq!(after(&proof, ProbeResult::Works, ME, at(16), &guard()).posture, Posture::Active);
         }
     }
 
@@ -216,65 +225,76 @@ mod tests {
         let mut waits = Vec::new();
         for _ in 0..7 {
             now += 1;
-            proof = after(&proof, Met::Refused, ME, at(now), &guard());
+            proof = after(&proof, ProbeResult::Refused, ME, at(now), &guard());
             let fell = now;
             while proof.posture != Posture::Active {
                 now += 1;
-                proof = after(&proof, Met::Works, ME, at(now), &guard());
+                proof = after(&proof, ProbeResult::Works, ME, at(now), &guard());
             }
             waits.push(now - fell - 1);
         }
         assert_eq!(waits, [3, 6, 12, 24, 48, 48, 48]);
-        let calm = after(&proof, Met::Refused, ME, at(now + 601), &guard());
+        let calm = after(&proof, ProbeResult::Refused, ME, at(now + 601), &guard());
         assert_eq!(resumes_after(&calm, &guard()), guard().resume_after);
     }
 
     #[test]
     fn an_outage_is_no_revocation_that_would_double_the_wait() {
-        let outage = after_all(active(), &[(9, Met::OutOfReach, ME), (10, Met::Works, ME)]);
+        let outage = after_all(active(), &[(9, ProbeResult::OutOfReach, ME), (10, ProbeResult::Works, ME)]);
         assert_eq!((outage.posture, outage.epoch), (Posture::Active, 2));
-        let once = after(&outage, Met::Refused, ME, at(12), &guard());
+        let once = after(&outage, ProbeResult::Refused, ME, at(12), &guard());
         assert_eq!(resumes_after(&once, &guard()), guard().resume_after);
         // The same holds for an outage that ends in a revocation, and for one between two
         // revocations.
-        let from_outage = after_all(active(), &[(9, Met::OutOfReach, ME), (10, Met::Refused, ME)]);
+        let from_outage =
+            after_all(active(), &[(9, ProbeResult::OutOfReach, ME), (10, ProbeResult::Refused, ME)]);
         assert_eq!(resumes_after(&from_outage, &guard()), guard().resume_after);
-        let back = after_all(once, &[(20, Met::Works, ME), (23, Met::Works, ME)]);
-        let twice =
-            after_all(back, &[(33, Met::OutOfReach, ME), (34, Met::Works, ME), (35, Met::Refused, ME)]);
+        let back = after_all(once, &[(20, ProbeResult::Works, ME), (23, ProbeResult::Works, ME)]);
+        let twice = after_all(
+            back,
+            &[
+                (33, ProbeResult::OutOfReach, ME),
+                (34, ProbeResult::Works, ME),
+                (35, ProbeResult::Refused, ME),
+            ],
+        );
         assert_eq!(resumes_after(&twice, &guard()), guard().resume_after * 2);
     }
 
     #[test]
     fn an_outage_that_one_replica_sees_is_not_the_tenants() {
-        let doubted = after_all(active(), &[(1, Met::OutOfReach, ME), (2, Met::OutOfReach, ME)]);
+        let doubted =
+            after_all(active(), &[(1, ProbeResult::OutOfReach, ME), (2, ProbeResult::OutOfReach, ME)]);
         assert_eq!((doubted.posture, doubted.epoch), (Posture::Active, 0));
-        assert_eq!(after(&doubted, Met::OutOfReach, OTHER, at(3), &guard()).posture, Posture::Degraded);
-        let proven = after(&doubted, Met::Works, OTHER, at(3), &guard());
+        assert_eq!(
+            after(&doubted, ProbeResult::OutOfReach, OTHER, at(3), &guard()).posture,
+            Posture::Degraded
+        );
+        let proven = after(&doubted, ProbeResult::Works, OTHER, at(3), &guard());
         assert_eq!((proven.posture, proven.doubted_by), (Posture::Active, None));
     }
 
     #[test]
     fn an_outage_is_the_tenants_once_the_proof_has_expired() {
-        let outage = |now| after(&active(), Met::OutOfReach, ME, at(now), &guard()).posture;
+        let outage = |now| after(&active(), ProbeResult::OutOfReach, ME, at(now), &guard()).posture;
         assert_eq!(outage(2), Posture::Active);
         assert_eq!(outage(3), Posture::Degraded);
         let waited = (at(1), Duration::from_secs(2));
-        let hung = super::after(&active(), Met::OutOfReach, ME, waited, &guard());
+        let hung = super::after(&active(), ProbeResult::OutOfReach, ME, waited, &guard());
         assert_eq!(hung.posture, Posture::Degraded);
     }
 
     #[test]
     fn an_outage_is_over_after_one_success() {
-        let degraded = after(&active(), Met::OutOfReach, ME, at(9), &guard());
-        let back = after(&degraded, Met::Works, ME, at(10), &guard());
+        let degraded = after(&active(), ProbeResult::OutOfReach, ME, at(9), &guard());
+        let back = after(&degraded, ProbeResult::Works, ME, at(10), &guard());
         assert_eq!((back.posture, back.epoch, back.proven_at), (Posture::Active, 2, at(10)));
     }
 
     #[test]
     fn an_outage_does_not_soften_a_revocation() {
-        let revoked = after(&active(), Met::Refused, ME, at(5), &guard());
-        assert_eq!(after(&revoked, Met::OutOfReach, ME, at(9), &guard()).posture, Posture::Revoked);
+        let revoked = after(&active(), ProbeResult::Refused, ME, at(5), &guard());
+        assert_eq!(after(&revoked, ProbeResult::OutOfReach, ME, at(9), &guard()).posture, Posture::Revoked);
     }
 
     #[test]
@@ -282,7 +302,7 @@ mod tests {
         let mut proof = active();
         let mut pauses = Vec::new();
         for now in 0..8 {
-            proof = after(&proof, Met::Refused, ME, at(now), &guard());
+            proof = after(&proof, ProbeResult::Refused, ME, at(now), &guard());
             pauses.push(proof.next_probe_at.since(at(now)).as_secs());
         }
         assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30, 30]);
@@ -290,7 +310,7 @@ mod tests {
 
     #[test]
     fn who_met_an_outage_lets_the_others_probe_first() {
-        let doubted = after(&active(), Met::OutOfReach, ME, at(1), &guard());
+        let doubted = after(&active(), ProbeResult::OutOfReach, ME, at(1), &guard());
         let due = |replica| is_due(&doubted, at(2), replica, &guard());
         assert_eq!((due(ME), due(OTHER)), (false, true));
         assert!(is_due(&doubted, at(3), ME, &guard()));
@@ -298,22 +318,22 @@ mod tests {
 
     #[test]
     fn a_clock_that_is_set_back_stops_neither_probes_nor_a_recovery() {
-        let revoked = after(&active(), Met::Refused, ME, at(5_000), &guard());
-        let steady = after(&revoked, Met::Works, ME, at(5_001), &guard());
+        let revoked = after(&active(), ProbeResult::Refused, ME, at(5_000), &guard());
+        let steady = after(&revoked, ProbeResult::Works, ME, at(5_001), &guard());
         assert!(is_due(&steady, at(0), ME, &guard()));
-        let back = after_all(steady, &[(0, Met::Works, ME), (3, Met::Works, ME)]);
+        let back = after_all(steady, &[(0, ProbeResult::Works, ME), (3, ProbeResult::Works, ME)]);
         assert_eq!(back.posture, Posture::Active);
     }
 
     #[test]
     fn a_row_from_before_the_clock_fell_is_probed_at_once() {
-        let proof = after(&active(), Met::Works, ME, at(20), &guard());
+        let proof = after(&active(), ProbeResult::Works, ME, at(20), &guard());
         assert!(is_due(&proof, at(17), OTHER, &guard()));
         assert!(!is_due(&proof, at(20), OTHER, &guard()));
         assert!(!is_due(&claimed(&proof, at(17), &guard()), at(17), OTHER, &guard()));
         let mut revoked = active();
         for seconds in 0..8 {
-            revoked = after(&revoked, Met::Refused, ME, at(seconds), &guard());
+            revoked = after(&revoked, ProbeResult::Refused, ME, at(seconds), &guard());
             assert!(!is_due(&revoked, at(seconds), ME, &guard()), "{seconds}");
         }
     }
@@ -321,7 +341,7 @@ mod tests {
     #[test]
     fn a_proof_from_the_future_keeps_no_unreachable_key_active() {
         let future = Proof { proven_at: at(3_600), ..active() };
-        assert_eq!(after(&future, Met::OutOfReach, ME, at(5), &guard()).posture, Posture::Degraded);
+        assert_eq!(after(&future, ProbeResult::OutOfReach, ME, at(5), &guard()).posture, Posture::Degraded);
     }
 
     #[test]

@@ -21,11 +21,11 @@ use crate::model::{
 };
 use crate::store::{Change, Fence, Must, Seen, Watched};
 
-use super::database_clock::Reading;
+use super::database_clock::ClockReading;
 use super::guard::binding_of;
-use super::posture::{Met, after, claimed, is_due};
-use super::view::View;
-use super::{Keyring, Turn};
+use super::key_state::KeyState;
+use super::posture::{ProbeResult, after, claimed, is_due};
+use super::{Keyring, ProbeTurn};
 
 /// How often rows are checked when no replica needs any.
 const IDLE: Duration = Duration::from_secs(1);
@@ -37,15 +37,15 @@ const GLANCE: Duration = Duration::from_millis(50);
 const TRIES: usize = 3;
 
 /// The result of a probe, with its evidence.
-struct Found {
-    met: Met,
+struct Probed {
+    result: ProbeResult,
     error: Option<KmsError>,
     kms_request_id: Option<Arc<str>>,
 }
 
 impl Keyring {
     /// Watches over all key versions until `stop` is cancelled.
-    pub async fn keep_watch(self: Arc<Self>, stop: CancellationToken) {
+    pub async fn run_prober(self: Arc<Self>, stop: CancellationToken) {
         tokio::join!(self.keep_looking(&stop), self.keep_dropping(&stop));
     }
 
@@ -78,12 +78,12 @@ impl Keyring {
         if self.rewinds.swap(rewinds, Ordering::SeqCst) != rewinds {
             self.clear();
         }
-        let mut told: BTreeMap<TenantUid, Vec<KeyVersion>> = BTreeMap::new();
-        for (tenant, version) in self.to_be_told() {
-            told.entry(tenant).or_default().push(version);
+        let mut announced: BTreeMap<TenantUid, Vec<KeyVersion>> = BTreeMap::new();
+        for (tenant, version) in self.due_announcements() {
+            announced.entry(tenant).or_default().push(version);
         }
-        for (tenant, versions) in told {
-            self.say_needed(tenant, &versions).await;
+        for (tenant, versions) in announced {
+            self.announce_need(tenant, &versions).await;
         }
         let watched = self.watched().await;
         if let Some((seen, asked)) = &watched {
@@ -103,11 +103,11 @@ impl Keyring {
             seen.rows.iter().any(|row| row.tenant.uid == tenant && row.proof.key_version == *version)
         };
         let left: BTreeSet<TenantUid> = self
-            .views
+            .states
             .all()
             .into_iter()
-            .filter(|(tenant, version, view)| {
-                (view.posture != Posture::Active || view.in_memory_until > now)
+            .filter(|(tenant, version, state)| {
+                (state.posture != Posture::Active || state.in_memory_until > now)
                     && !is_watched(*tenant, version)
             })
             .map(|(tenant, ..)| tenant)
@@ -120,21 +120,21 @@ impl Keyring {
     /// Starts the probes that are due, one batch for each tenant. A version for which this replica
     /// still waits for a probe is skipped.
     fn probe_due(self: &Arc<Self>, seen: &Seen<Watched>, asked: BootTime) {
-        let mut due: BTreeMap<TenantUid, (Vec<Watched>, Vec<OwnedMutexGuard<Turn>>)> = BTreeMap::new();
+        let mut due: BTreeMap<TenantUid, (Vec<Watched>, Vec<OwnedMutexGuard<ProbeTurn>>)> = BTreeMap::new();
         for row in &seen.rows {
             if is_due(&row.proof, seen.now, self.replica, &self.guard)
                 && let Ok(turn) = self.turn(row.tenant.uid, &row.proof.key_version).try_lock_owned()
             {
-                let (rows, turns) = due.entry(row.tenant.uid).or_default();
+                let (rows, probe_turns) = due.entry(row.tenant.uid).or_default();
                 rows.push(row.clone());
-                turns.push(turn);
+                probe_turns.push(turn);
             }
         }
-        for (rows, turns) in due.into_values() {
+        for (rows, probe_turns) in due.into_values() {
             let (keyring, now) = (self.clone(), seen.now);
             tokio::spawn(async move {
                 keyring.probe(Seen { now, rows }, asked).await;
-                drop(turns);
+                drop(probe_turns);
             });
         }
     }
@@ -143,15 +143,15 @@ impl Keyring {
     fn drop_unproven(&self) {
         let now = self.boot();
         let unproven: HashSet<TenantUid> = self
-            .views
+            .states
             .all()
             .into_iter()
-            .filter(|(.., view)| view.in_memory_until > now && view.proof_age(now) > self.guard.bound())
+            .filter(|(.., state)| state.in_memory_until > now && state.proof_age(now) > self.guard.bound())
             .map(|(tenant, ..)| tenant)
             .collect();
         for tenant in unproven {
             warn!(%tenant, "a key was not shown to work in time: its DEKs are dropped from memory");
-            self.darken(tenant);
+            self.drop_tenant_deks(tenant);
         }
     }
 
@@ -159,26 +159,30 @@ impl Keyring {
     async fn watched(&self) -> Option<(Seen<Watched>, BootTime)> {
         let sent = self.boot();
         let seen = self.store.watched().await.ok()?;
-        let reading = Reading { sent, heard: self.boot(), now: seen.now };
-        seen.rows.iter().for_each(|row| self.learn(row.tenant.uid, &row.proof, reading));
+        let reading = ClockReading { sent, received: self.boot(), now: seen.now };
+        seen.rows.iter().for_each(|row| self.apply_row(row.tenant.uid, &row.proof, reading));
         Some((seen, sent))
     }
 
     /// Probes one version out of turn, but not sooner after a probe than the usual interval. A
     /// caller that arrives meanwhile waits for the same answer. Returns what is known afterwards,
     /// or `None` if that is not enough to decide.
-    pub(super) async fn probe_now(self: &Arc<Self>, tenant: &Tenant, version: &KeyVersion) -> Option<View> {
+    pub(super) async fn probe_now(
+        self: &Arc<Self>,
+        tenant: &Tenant,
+        version: &KeyVersion,
+    ) -> Option<KeyState> {
         let turn = self.turn(tenant.uid, version).lock_owned().await;
         if self.is_rested(tenant.uid, version) {
             // Runs to its end even if the caller is dropped: others wait for the result.
             let _ = self.spawn_probe(tenant, version, turn).await;
         }
-        let view = self.views.get(tenant.uid, version)?;
-        let proven = self.is_proven(&view);
+        let state = self.states.get(tenant.uid, version)?;
+        let proven = self.is_proven(&state);
         if !proven {
-            self.darken(tenant.uid);
+            self.drop_tenant_deks(tenant.uid);
         }
-        (view.posture != Posture::Active || proven).then_some(view)
+        (state.posture != Posture::Active || proven).then_some(state)
     }
 
     /// Starts the same probe without waiting for it. Does nothing if a probe is under way.
@@ -193,7 +197,7 @@ impl Keyring {
         self: &Arc<Self>,
         tenant: &Tenant,
         version: &KeyVersion,
-        turn: OwnedMutexGuard<Turn>,
+        turn: OwnedMutexGuard<ProbeTurn>,
     ) -> JoinHandle<()> {
         let (keyring, tenant, version) = (self.clone(), tenant.clone(), version.clone());
         tokio::spawn(async move {
@@ -203,7 +207,7 @@ impl Keyring {
     }
 
     async fn probe_in_turn(&self, tenant: &Tenant, version: &KeyVersion) {
-        self.say_needed(tenant.uid, std::slice::from_ref(version)).await;
+        self.announce_need(tenant.uid, std::slice::from_ref(version)).await;
         if let Some((mut seen, asked)) = self.watched().await {
             seen.rows.retain(|row| row.tenant.uid == tenant.uid && row.proof.key_version == *version);
             if !self.probe(seen, asked).await {
@@ -214,15 +218,15 @@ impl Keyring {
         }
         // Whatever the result: the callers that wait for this turn must not each try for as long.
         let ended = self.boot();
-        self.views.change(tenant.uid, version, |view| view.probed = Some(ended));
+        self.states.change(tenant.uid, version, |state| state.probed = Some(ended));
     }
 
     /// Another replica probes at this moment: waits for its answer, for as long as a probe may
     /// take.
     async fn wait_for_another(&self, tenant: &Tenant, version: &KeyVersion) {
-        let unproven = |view: View| view.posture == Posture::Active && !self.is_proven(&view);
+        let unproven = |state: KeyState| state.posture == Posture::Active && !self.is_proven(&state);
         let proven = async {
-            while self.views.get(tenant.uid, version).is_some_and(unproven) {
+            while self.states.get(tenant.uid, version).is_some_and(unproven) {
                 tokio::time::sleep(GLANCE).await;
                 self.read(tenant.uid).await;
             }
@@ -230,19 +234,19 @@ impl Keyring {
         let _ = timeout(self.guard.probe_timeout, proven).await;
     }
 
-    fn is_proven(&self, view: &View) -> bool {
-        view.proof_age(self.boot()) <= self.guard.bound()
+    fn is_proven(&self, state: &KeyState) -> bool {
+        state.proof_age(self.boot()) <= self.guard.bound()
     }
 
     /// Returns whether the last probe by this replica is long enough ago.
     fn is_rested(&self, tenant: TenantUid, version: &KeyVersion) -> bool {
-        let probed = self.views.get(tenant, version).and_then(|view| view.probed);
+        let probed = self.states.get(tenant, version).and_then(|state| state.probed);
         probed.is_none_or(|probed| self.boot().since(probed) >= self.guard.probe_every)
     }
 
-    pub(super) fn turn(&self, tenant: TenantUid, version: &KeyVersion) -> Arc<tokio::sync::Mutex<Turn>> {
-        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-        turns.entry((tenant, version.clone())).or_default().clone()
+    pub(super) fn turn(&self, tenant: TenantUid, version: &KeyVersion) -> Arc<tokio::sync::Mutex<ProbeTurn>> {
+        let mut probe_turns = self.probe_turns.lock().unwrap_or_else(PoisonError::into_inner);
+        probe_turns.entry((tenant, version.clone())).or_default().clone()
     }
 
     /// Probes rows of one tenant, in the state in which they were read. A row that another replica
@@ -274,10 +278,10 @@ impl Keyring {
         let found = self.try_canaries(&tenant, &claims).await;
         let ended = self.boot();
         for ((row, claim), found) in claims.into_iter().zip(found) {
-            self.tally.probed(found.met);
+            self.counts.count_probe(found.result);
             let version = &row.proof.key_version;
-            self.views.change(tenant.uid, version, |view| view.probed = Some(ended));
-            if found.met == Met::Works {
+            self.states.change(tenant.uid, version, |state| state.probed = Some(ended));
+            if found.result == ProbeResult::Works {
                 self.note_unwrapped(tenant.uid, version, sent);
             }
             self.conclude(&tenant, claim, &found, (seen.now, asked, ended)).await;
@@ -293,16 +297,16 @@ impl Keyring {
         &self,
         tenant: &Tenant,
         mut from: Proof,
-        found: &Found,
+        found: &Probed,
         (at, asked, ended): (Timestamp, BootTime, BootTime),
     ) {
         for _ in 0..TRIES {
             // A success that is too old to be a proof is not written: the other replicas rely on no
             // proof coming this late.
-            if found.met == Met::Works && self.boot().since(asked) > self.guard.bound() {
+            if found.result == ProbeResult::Works && self.boot().since(asked) > self.guard.bound() {
                 return;
             }
-            let next = after(&from, found.met, self.replica, (at, ended.since(asked)), &self.guard);
+            let next = after(&from, found.result, self.replica, (at, ended.since(asked)), &self.guard);
             let done = match next.posture == from.posture {
                 true => {
                     let prove = Change::Prove { from: from.revision, to: next, incident: None };
@@ -310,11 +314,11 @@ impl Keyring {
                 }
                 false => {
                     if next.posture != Posture::Active {
-                        // Before the other replicas are told: what is in memory here is dropped
+                        // Before the other replicas are announced: what is in memory here is dropped
                         // now.
                         let version = &next.key_version;
-                        self.views.change(tenant.uid, version, |view| view.posture = next.posture);
-                        self.darken(tenant.uid);
+                        self.states.change(tenant.uid, version, |state| state.posture = next.posture);
+                        self.drop_tenant_deks(tenant.uid);
                     }
                     self.turn_to(tenant, &from, next, found).await
                 }
@@ -326,7 +330,7 @@ impl Keyring {
             let row = seen.rows.into_iter().find(|row| row.key_version == from.key_version);
             let Some(row) = row.filter(|row| row.epoch == from.epoch) else { return };
             // The key was shown to work after this probe had begun.
-            if found.met != Met::Refused && row.proven_at > at && row.proven_at <= seen.now {
+            if found.result != ProbeResult::Refused && row.proven_at > at && row.proven_at <= seen.now {
                 return;
             }
             from = row;
@@ -334,18 +338,18 @@ impl Keyring {
     }
 
     /// Returns how long to wait for an answer: not longer than the last proof is valid, so that
-    /// callers learn no later than that moment that there is no newer one.
+    /// callers apply_row no later than that moment that there is no newer one.
     fn patience(&self, tenant: TenantUid, claims: &[(Watched, Proof)]) -> Duration {
         let now = self.boot();
         let left = claims.iter().filter_map(|(row, _)| {
-            let view = self.views.get(tenant, &row.proof.key_version)?;
-            let left = self.guard.bound().checked_sub(view.proof_age(now))?;
-            (view.posture == Posture::Active).then_some(left)
+            let state = self.states.get(tenant, &row.proof.key_version)?;
+            let left = self.guard.bound().checked_sub(state.proof_age(now))?;
+            (state.posture == Posture::Active).then_some(left)
         });
         left.min().map_or(self.guard.probe_timeout, |left| left.min(self.guard.probe_timeout))
     }
 
-    async fn try_canaries(&self, tenant: &Tenant, claims: &[(Watched, Proof)]) -> Vec<Found> {
+    async fn try_canaries(&self, tenant: &Tenant, claims: &[(Watched, Proof)]) -> Vec<Probed> {
         let canaries: Vec<_> = claims
             .iter()
             .map(|(row, _)| (binding_of(tenant.uid, &row.canary), row.canary.wrapped.clone()))
@@ -360,17 +364,19 @@ impl Keyring {
         };
         let mut answers = answers.into_iter();
         let found = |_| match answers.next() {
-            Some(Ok(answer)) => Found { met: Met::Works, error: None, kms_request_id: answer.request_id },
-            Some(Err(error)) => {
-                let met = match error.class.verdict() {
-                    // The key no longer opens this canary, so it is not the key that it was.
-                    Verdict::Revoked | Verdict::Item => Met::Refused,
-                    Verdict::Outage | Verdict::Misconfigured | Verdict::Unasked => Met::OutOfReach,
-                };
-                Found { met, kms_request_id: error.request_id.clone(), error: Some(error) }
+            Some(Ok(answer)) => {
+                Probed { result: ProbeResult::Works, error: None, kms_request_id: answer.request_id }
             }
-            None => Found {
-                met: Met::OutOfReach,
+            Some(Err(error)) => {
+                let result = match error.class.verdict() {
+                    // The key no longer opens this canary, so it is not the key that it was.
+                    Verdict::Revoked | Verdict::Item => ProbeResult::Refused,
+                    Verdict::Outage | Verdict::Misconfigured | Verdict::Unasked => ProbeResult::OutOfReach,
+                };
+                Probed { result, kms_request_id: error.request_id.clone(), error: Some(error) }
+            }
+            None => Probed {
+                result: ProbeResult::OutOfReach,
                 error: Some(KmsError::local(KmsErrorClass::Internal)),
                 kms_request_id: None,
             },
@@ -380,7 +386,7 @@ impl Keyring {
 
     /// Changes a posture: the row, the incident and the log entry are one commit. Returns whether
     /// this replica made the change.
-    async fn turn_to(&self, tenant: &Tenant, from: &Proof, to: Proof, found: &Found) -> bool {
+    async fn turn_to(&self, tenant: &Tenant, from: &Proof, to: Proof, found: &Probed) -> bool {
         let incident = Incident {
             id: IncidentId::new(),
             at: to.since,
@@ -407,7 +413,7 @@ impl Keyring {
         if !turned {
             return false;
         }
-        self.tally.turned(incident.posture);
+        self.counts.count_incident(incident.posture);
         let (incident_id, key_version) = (incident.id.to_string(), incident.key_version.to_string());
         let (was, posture, class) =
             (incident.was.as_str(), incident.posture.as_str(), incident.class.as_deref());

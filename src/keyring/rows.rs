@@ -31,7 +31,7 @@ const BETWEEN_INCIDENTS: Duration = Duration::from_secs(60);
 
 /// What a row is wanted for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wanted {
+pub(super) enum RowUse {
     /// To open what was encrypted under it. Somebody else's DEK opens nothing, because each token
     /// commits to its own.
     Open,
@@ -43,7 +43,7 @@ pub(super) enum Wanted {
 }
 
 /// The MACs that a row would have if it were sealed. While they are equal, the row is unchanged.
-type Would = (Option<[u8; 32]>, Option<[u8; 32]>);
+type ExpectedMacs = (Option<[u8; 32]>, Option<[u8; 32]>);
 
 /// How the rows of DEKs are bound.
 pub(super) struct Rows {
@@ -63,7 +63,7 @@ pub(super) struct Rows {
     /// The tenants whose log was damaged when rows were last compared with it.
     damaged: Mutex<HashSet<TenantUid>>,
     /// Unsealed rows that the log contradicts, in the state in which they were compared.
-    contradicted: Mutex<HashMap<TenantUid, HashMap<DekId, Would>>>,
+    contradicted: Mutex<HashMap<TenantUid, HashMap<DekId, ExpectedMacs>>>,
     /// When the last incident about a tenant's rows was written.
     told: Mutex<HashMap<TenantUid, BootTime>>,
 }
@@ -90,7 +90,7 @@ impl Rows {
     /// Returns whether only a DEK whose row is bound may encrypt. If anybody can wrap, an unbound
     /// row may be anybody's. If the log is damaged, a planted row cannot be distinguished from one
     /// that the log would have vouched for.
-    pub(super) fn must_be_bound(&self, tenant: TenantUid) -> bool {
+    pub(super) fn requires_sealed_row(&self, tenant: TenantUid) -> bool {
         let is_damaged = || self.damaged.lock().unwrap_or_else(PoisonError::into_inner).contains(&tenant);
         self.macs.is_some() && (self.anybody_wraps || is_damaged())
     }
@@ -133,7 +133,7 @@ impl Rows {
         let of_tenant = contradicted.entry(tenant).or_default();
         let is_room = of_tenant.len() < CONTRADICTED || of_tenant.contains_key(&row.id);
         if is_room {
-            of_tenant.insert(row.id, self.would(tenant, row));
+            of_tenant.insert(row.id, self.expected_macs(tenant, row));
         }
         is_room
     }
@@ -142,7 +142,7 @@ impl Rows {
     pub(super) fn is_contradicted(&self, tenant: TenantUid, row: &DekRow) -> bool {
         let contradicted = self.contradicted.lock().unwrap_or_else(PoisonError::into_inner);
         let noted = contradicted.get(&tenant).and_then(|of_tenant| of_tenant.get(&row.id));
-        noted.is_some_and(|noted| *noted == self.would(tenant, row))
+        noted.is_some_and(|noted| *noted == self.expected_macs(tenant, row))
     }
 
     /// Returns whether the log may contradict a row without a MAC: it does, or there are more such
@@ -154,7 +154,7 @@ impl Rows {
         is_full || self.is_contradicted(tenant, row)
     }
 
-    fn would(&self, tenant: TenantUid, row: &DekRow) -> Would {
+    fn expected_macs(&self, tenant: TenantUid, row: &DekRow) -> ExpectedMacs {
         let mut would = DekRow { mac: None, record_mac: None, ..row.clone() };
         self.seal(tenant, &mut would);
         (would.mac, would.record_mac)
@@ -188,38 +188,40 @@ impl Keyring {
     pub(super) async fn may_make(&self, tenant: TenantUid) -> Result<(), KeyringError> {
         match &self.rows.macs {
             Some(_) => Ok(()),
-            None if self.rows.anybody_wraps => Err(KeyringError::Unbound),
+            None if self.rows.anybody_wraps => Err(KeyringError::RowMacKeyMissing),
             // Without the secret, a replica that has the secret would not accept the row.
-            None if self.all_sealed(tenant).await.map_err(KeyringError::Store)? => Err(KeyringError::Unbound),
+            None if self.all_sealed(tenant).await.map_err(KeyringError::Store)? => {
+                Err(KeyringError::RowMacKeyMissing)
+            }
             None => Ok(()),
         }
     }
 
     /// Returns for each row whether it may be used.
-    pub(super) async fn admit_rows(
+    pub(super) async fn check_rows(
         self: &Arc<Self>,
         tenant: &Tenant,
         rows: &[DekRow],
-        wanted: Wanted,
+        wanted: RowUse,
     ) -> Vec<Result<(), KeyringError>> {
         let mut admitted = Vec::with_capacity(rows.len());
         for row in rows {
-            admitted.push(self.admit_row(tenant, row, wanted).await);
+            admitted.push(self.check_row(tenant, row, wanted).await);
         }
         admitted
     }
 
-    async fn admit_row(
+    async fn check_row(
         self: &Arc<Self>,
         tenant: &Tenant,
         row: &DekRow,
-        wanted: Wanted,
+        wanted: RowUse,
     ) -> Result<(), KeyringError> {
         let Some(macs) = &self.rows.macs else {
-            let is_open = wanted == Wanted::Open || !self.rows.anybody_wraps;
-            return if is_open { Ok(()) } else { Err(KeyringError::Unbound) };
+            let is_open = wanted == RowUse::Open || !self.rows.anybody_wraps;
+            return if is_open { Ok(()) } else { Err(KeyringError::RowMacKeyMissing) };
         };
-        let must_be_bound = wanted != Wanted::Open && self.rows.must_be_bound(tenant.uid);
+        let requires_sealed_row = wanted != RowUse::Open && self.rows.requires_sealed_row(tenant.uid);
         let seal = macs.check(tenant.uid, row);
         match seal {
             RowSeal::Current | RowSeal::Previous => return Ok(()),
@@ -227,11 +229,11 @@ impl Keyring {
                 if !self.rows.may_be_contradicted(tenant.uid, row)
                     && !self.all_sealed(tenant.uid).await.map_err(KeyringError::Store)? =>
             {
-                return if must_be_bound { Err(KeyringError::Unsealed) } else { Ok(()) };
+                return if requires_sealed_row { Err(KeyringError::Unsealed) } else { Ok(()) };
             }
             RowSeal::None | RowSeal::Wrong => {}
         }
-        self.tell_of_row(tenant, row, seal);
+        self.report_row(tenant, row, seal);
         Err(KeyringError::Altered)
     }
 
@@ -259,7 +261,7 @@ impl Keyring {
 
     /// Writes an incident about a row that was refused, unless there was one recently: whoever
     /// edits one row may edit them all.
-    pub(super) fn tell_of_row(self: &Arc<Self>, tenant: &Tenant, row: &DekRow, seal: RowSeal) {
+    pub(super) fn report_row(self: &Arc<Self>, tenant: &Tenant, row: &DekRow, seal: RowSeal) {
         let now = self.boot();
         let mut told = self.rows.told.lock().unwrap_or_else(PoisonError::into_inner);
         if told.get(&tenant.uid).is_some_and(|last| now.since(*last) < BETWEEN_INCIDENTS) {
@@ -280,7 +282,8 @@ impl Keyring {
     }
 
     async fn write_row_incident(&self, tenant: &Tenant, dek_id: DekId, key_version: KeyVersion, class: &str) {
-        let posture = self.views.get(tenant.uid, &key_version).map_or(Posture::Active, |view| view.posture);
+        let posture =
+            self.states.get(tenant.uid, &key_version).map_or(Posture::Active, |state| state.posture);
         let incident = Incident {
             id: IncidentId::new(),
             at: self.clock.now(),

@@ -40,7 +40,7 @@ const TOLD_AGAIN: Duration = Duration::from_secs(24 * 3_600);
 
 /// How far the sealing of one tenant's rows is.
 #[derive(Default)]
-struct Course {
+struct SealingProgress {
     /// The time since which no row has appeared that had to be sealed.
     quiet_since: Option<BootTime>,
     /// Whether no row is left that is sealed under the previous secret.
@@ -55,7 +55,7 @@ struct Course {
     complained: Option<BootTime>,
 }
 
-impl Course {
+impl SealingProgress {
     /// Returns whether to log now that nothing can be sealed.
     fn complains(&mut self, now: BootTime) -> bool {
         let due = self.complained.is_none_or(|last| now.since(last) >= SAID_AGAIN);
@@ -69,15 +69,15 @@ impl Course {
 impl Keyring {
     /// Keeps the rows of all tenants sealed until `stop` is cancelled. Returns at once if there is
     /// no secret.
-    pub async fn keep_sealing(self: Arc<Self>, stop: CancellationToken) {
+    pub async fn run_row_sealing(self: Arc<Self>, stop: CancellationToken) {
         let Some(macs) = self.rows.macs() else { return };
-        let mut courses: HashMap<TenantUid, Course> = HashMap::new();
+        let mut all_progress: HashMap<TenantUid, SealingProgress> = HashMap::new();
         let mut pause = Duration::ZERO;
         while timeout(pause, stop.cancelled()).await.is_err() {
             pause = QUIET;
             for tenant in self.store.tenants().await.unwrap_or_default() {
-                let course = courses.entry(tenant.uid).or_default();
-                let work = self.seal_rows(&tenant, macs, course);
+                let progress = all_progress.entry(tenant.uid).or_default();
+                let work = self.seal_rows(&tenant, macs, progress);
                 let done = tokio::select! {
                     () = stop.cancelled() => return,
                     done = work => done,
@@ -85,9 +85,9 @@ impl Keyring {
                 if !matches!(done, Ok(true)) {
                     pause = BUSY;
                 }
-                let course = courses.entry(tenant.uid).or_default();
+                let progress = all_progress.entry(tenant.uid).or_default();
                 if let Err(error) = done
-                    && course.complains(self.boot())
+                    && progress.complains(self.boot())
                 {
                     warn!(tenant = tenant.name, ?error, "rows of DEKs cannot be sealed, for now");
                 }
@@ -100,31 +100,31 @@ impl Keyring {
         self: &Arc<Self>,
         tenant: &Tenant,
         macs: &RowMacs,
-        course: &mut Course,
+        progress: &mut SealingProgress,
     ) -> Result<bool, ReadError> {
-        if macs.has_previous() && !course.renewed {
-            course.renewed = self.renew(tenant, macs).await?;
+        if macs.has_previous() && !progress.renewed {
+            progress.renewed = self.renew(tenant, macs).await?;
         }
         if self.all_sealed(tenant.uid).await? {
             let unsealed = self.store.unsealed_deks(tenant.uid, None, 1).await?;
             if let Some(row) = unsealed.first() {
-                self.tell_of_row(tenant, row, RowSeal::None);
+                self.report_row(tenant, row, RowSeal::None);
             }
-            self.tell_again(tenant, course, unsealed.is_empty()).await?;
+            self.tell_again(tenant, progress, unsealed.is_empty()).await?;
             return Ok(true);
         }
         let began = self.boot();
-        if began < course.rests_until {
+        if began < progress.rests_until {
             return Ok(false);
         }
-        let (unsealed, next) = self.unsealed(tenant.uid, course.after).await?;
-        if unsealed.is_empty() && course.after.is_none() {
-            self.end(tenant, course).await;
+        let (unsealed, next) = self.unsealed(tenant.uid, progress.after).await?;
+        if unsealed.is_empty() && progress.after.is_none() {
+            self.end(tenant, progress).await;
             return Ok(false);
         }
         let held = hold_rows(&*self.store, tenant, unsealed).await;
         let now = self.boot();
-        course.rests_until = now.plus(now.since(began).saturating_mul(REST));
+        progress.rests_until = now.plus(now.since(began).saturating_mul(REST));
         let held = held?;
         if held.all_were_sealed {
             // The lookup did not find the entry that says so, although it exists: whoever hid it
@@ -134,7 +134,7 @@ impl Keyring {
         }
         self.rows.note_damaged(tenant.uid, held.damaged.is_some());
         if let Some(finding) = held.damaged {
-            if course.complains(now) {
+            if progress.complains(now) {
                 error!(
                     tenant = tenant.name, %finding, "the log does not hold: no row is sealed by it, and nothing is encrypted under one without a MAC; run `byok audit verify`"
                 );
@@ -145,26 +145,26 @@ impl Keyring {
             if self.rows.note_contradicted(tenant.uid, row) {
                 error!(tenant = tenant.name, %finding, "a DEK's row is not as the log says: it is refused and not sealed");
             }
-            self.tell_of_row(tenant, row, RowSeal::None);
+            self.report_row(tenant, row, RowSeal::None);
         }
-        course.after = next;
+        progress.after = next;
         if !held.agreed.is_empty() {
-            (course.quiet_since, course.rests_until) = (None, now);
+            (progress.quiet_since, progress.rests_until) = (None, now);
             let sealed = self.seal_all(tenant.uid, macs, held.agreed).await?;
             info!(tenant = tenant.name, sealed, "rows of DEKs were held against the log and sealed");
-        } else if course.after.is_none() {
+        } else if progress.after.is_none() {
             // Refused rows delay nothing. Otherwise, anybody could postpone the end by writing such
             // a row now and then.
-            self.end(tenant, course).await;
+            self.end(tenant, progress).await;
         }
         Ok(false)
     }
 
     /// Writes to the log that all rows are sealed, once no unsealed row has come for the required
     /// time.
-    async fn end(&self, tenant: &Tenant, course: &mut Course) {
+    async fn end(&self, tenant: &Tenant, progress: &mut SealingProgress) {
         let now = self.boot();
-        let since = *course.quiet_since.get_or_insert(now);
+        let since = *progress.quiet_since.get_or_insert(now);
         if now.since(since) >= self.rows.settle {
             self.tell_all_sealed(tenant).await;
         }
@@ -249,12 +249,17 @@ impl Keyring {
         }
     }
 
-    async fn tell_again(&self, tenant: &Tenant, course: &mut Course, is_so: bool) -> Result<(), ReadError> {
+    async fn tell_again(
+        &self,
+        tenant: &Tenant,
+        progress: &mut SealingProgress,
+        is_so: bool,
+    ) -> Result<(), ReadError> {
         let now = self.boot();
-        if course.looked.is_some_and(|looked| now.since(looked) < TOLD_AGAIN / 24) {
+        if progress.looked.is_some_and(|looked| now.since(looked) < TOLD_AGAIN / 24) {
             return Ok(());
         }
-        course.looked = Some(now);
+        progress.looked = Some(now);
         let last = last_sealed(&*self.store, tenant.uid).await?;
         // If only the configuration says that all rows are sealed, the log does not get an entry
         // that is not true.

@@ -1,4 +1,4 @@
-//! The age that [`Views`] reports for a proof, while the database's clock is set at random, reads
+//! The age that [`KeyStates`] reports for a proof, while the database's clock is set at random, reads
 //! are slow or late, and probes are written late. It must never be below the truth, or an answer
 //! would be sent after the bound.
 
@@ -9,8 +9,8 @@ use proptest::prelude::*;
 
 use crate::model::{BootTime, KeyVersion, Posture, Proof, TenantUid, Timestamp};
 
-use super::database_clock::Reading;
-use super::view::Views;
+use super::database_clock::ClockReading;
+use super::key_state::KeyStates;
 
 const TENANT: TenantUid = TenantUid([1; 16]);
 /// As with the default settings, in milliseconds.
@@ -39,16 +39,16 @@ enum Event {
     /// answer arrives after these times.
     Ask {
         made: u64,
-        heard: u64,
+        received: u64,
         commit: bool,
     },
     Read {
         sent: u64,
-        heard: u64,
+        received: u64,
         commit: bool,
     },
     Hear {
-        reading: Reading,
+        reading: ClockReading,
         row: Proof,
         commit: bool,
     },
@@ -57,7 +57,7 @@ enum Event {
 }
 
 struct World {
-    views: Views,
+    states: KeyStates,
     events: BTreeMap<(u64, usize), Event>,
     next: usize,
     /// How far the database's clock is ahead.
@@ -93,7 +93,7 @@ impl World {
         };
         let late = Duration::from_millis(BOUND + WRITING);
         let mut world = Self {
-            views: Views::new(late),
+            states: KeyStates::new(late),
             events: BTreeMap::new(),
             next: 0,
             ahead: 1_000_000_000_000,
@@ -102,7 +102,7 @@ impl World {
             worked: 20_000,
         };
         world.row.proven_at = world.clock(20_000);
-        world.at(20_000, Event::Ask { made: 1, heard: 2, commit: false });
+        world.at(20_000, Event::Ask { made: 1, received: 2, commit: false });
         world
     }
 
@@ -124,8 +124,8 @@ impl World {
     fn run(&mut self) -> Result<(), TestCaseError> {
         while let Some(((now, _), event)) = self.events.pop_first() {
             self.happen(now, event)?;
-            if let Some(view) = self.views.get(TENANT, &version()) {
-                self.is_true(now, view.proof_age(boot(now)))?;
+            if let Some(state) = self.states.get(TENANT, &version()) {
+                self.is_true(now, state.proof_age(boot(now)))?;
             }
         }
         Ok(())
@@ -149,18 +149,19 @@ impl World {
                 }
                 self.row.revision += 2;
             }
-            Event::Ask { made, heard, commit } => {
-                self.at(now + made, Event::Read { sent: now, heard: now + made + heard, commit });
+            Event::Ask { made, received, commit } => {
+                self.at(now + made, Event::Read { sent: now, received: now + made + received, commit });
             }
-            Event::Read { sent, heard, commit } => {
-                let reading = Reading { sent: boot(sent), heard: boot(heard), now: self.clock(now) };
-                self.at(heard, Event::Hear { reading, row: self.row.clone(), commit });
+            Event::Read { sent, received, commit } => {
+                let reading =
+                    ClockReading { sent: boot(sent), received: boot(received), now: self.clock(now) };
+                self.at(received, Event::Hear { reading, row: self.row.clone(), commit });
             }
             Event::Hear { reading, row, commit: false } => {
-                self.views.learn(TENANT, &row, reading);
+                self.states.apply_row(TENANT, &row, reading);
             }
             Event::Hear { reading, row, commit: true } => {
-                let age = self.views.age_found(TENANT, &version(), row.proven_at, reading);
+                let age = self.states.age_found(TENANT, &version(), row.proven_at, reading);
                 self.is_true(now, age.saturating_add(boot(now).since(reading.sent)))?;
             }
         }
@@ -205,7 +206,7 @@ proptest! {
         sets.into_iter().for_each(|(at, by)| world.at(at, Event::Set(by)));
         probes.into_iter().for_each(|(at, (sent, written))| world.at(at, Event::Probe { sent, written }));
         for (reads, commit) in [(watch, false), (commits, true)] {
-            reads.into_iter().for_each(|(at, (made, heard))| world.at(at, Event::Ask { made, heard, commit }));
+            reads.into_iter().for_each(|(at, (made, received))| world.at(at, Event::Ask { made, received, commit }));
         }
         world.at(off, Event::Off);
         world.run()?;
@@ -222,9 +223,9 @@ proptest! {
         world.at(25_000, Event::Set(by));
         probes.into_iter().for_each(|(at, (sent, written))| world.at(at, Event::Probe { sent, written }));
         let last = watch.last().map_or(0, |(at, _)| *at);
-        watch.into_iter().for_each(|(at, (made, heard))| world.at(at, Event::Ask { made, heard, commit: false }));
+        watch.into_iter().for_each(|(at, (made, received))| world.at(at, Event::Ask { made, received, commit: false }));
         world.run()?;
-        let age = world.views.get(TENANT, &version()).expect("it was met").proof_age(boot(last));
+        let age = world.states.get(TENANT, &version()).expect("it was met").proof_age(boot(last));
         prop_assert!(age < Duration::from_millis(2_500), "{age:?}");
     }
 }

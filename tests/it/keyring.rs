@@ -187,7 +187,7 @@ async fn zero_seconds_turn_the_cache_off() {
         assert!(bench.keyring.by_id(&bench.tenant, &bench.ids).await[0].is_ok());
         assert_eq!(bench.calls().0, calls);
     }
-    assert_eq!(bench.keyring.cached(), 0);
+    assert_eq!(bench.keyring.cached_count(), 0);
 }
 
 #[tokio::test]
@@ -224,8 +224,8 @@ async fn a_record_whose_dek_row_is_gone_gets_a_new_dek() {
     let records = [Some("r".into())];
     // Made and remembered as the record's, but never committed: as if its row had been lost.
     let first = bench.keyring.by_record(&bench.tenant, &records, Timestamp(1)).await.remove(0).ok().unwrap();
-    bench.keyring.admit(&bench.tenant, first.fresh.as_ref().unwrap(), &first.held);
-    bench.keyring.forget(bench.tenant.uid, [first.id]);
+    bench.keyring.cache_committed(&bench.tenant, first.fresh.as_ref().unwrap(), &first.held);
+    bench.keyring.evict(bench.tenant.uid, [first.id]);
     let second = bench.keyring.by_record(&bench.tenant, &records, Timestamp(1)).await.remove(0).ok().unwrap();
     assert_ne!(first.id, second.id);
     assert!(second.fresh.is_some());

@@ -6,11 +6,11 @@ use std::time::Duration;
 use crate::model::{KeyVersion, Posture, Tenant, TenantUid};
 
 use super::Keyring;
-use super::posture::Met;
+use super::posture::ProbeResult;
 
 /// A key version, as this replica knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Standing {
+pub struct KeyStatus {
     /// The key version.
     pub key_version: KeyVersion,
     /// Whether it can be used.
@@ -23,7 +23,7 @@ pub struct Standing {
 
 /// How often each result and each change occurred on this replica since it started.
 #[derive(Default)]
-pub(super) struct Tally {
+pub(super) struct ProbeCounts {
     works: AtomicU64,
     refused: AtomicU64,
     out_of_reach: AtomicU64,
@@ -32,17 +32,17 @@ pub(super) struct Tally {
     revoked: AtomicU64,
 }
 
-impl Tally {
-    pub(super) fn probed(&self, met: Met) {
-        let count = match met {
-            Met::Works => &self.works,
-            Met::Refused => &self.refused,
-            Met::OutOfReach => &self.out_of_reach,
+impl ProbeCounts {
+    pub(super) fn count_probe(&self, result: ProbeResult) {
+        let count = match result {
+            ProbeResult::Works => &self.works,
+            ProbeResult::Refused => &self.refused,
+            ProbeResult::OutOfReach => &self.out_of_reach,
         };
         count.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn turned(&self, to: Posture) {
+    pub(super) fn count_incident(&self, to: Posture) {
         self.incidents_of(to).fetch_add(1, Ordering::Relaxed);
     }
 
@@ -58,35 +58,35 @@ impl Tally {
 impl Keyring {
     /// Returns how many probes of this replica had each result, by name.
     pub fn probes(&self) -> [(&'static str, u64); 3] {
-        let Tally { works, refused, out_of_reach, .. } = &self.tally;
+        let ProbeCounts { works, refused, out_of_reach, .. } = &self.counts;
         [("works", works), ("refused", refused), ("out_of_reach", out_of_reach)]
             .map(|(name, count)| (name, count.load(Ordering::Relaxed)))
     }
 
     /// Returns how many incidents this replica has written, by the posture that they changed to.
     pub fn incidents(&self) -> [(Posture, u64); 3] {
-        Posture::ALL.map(|posture| (posture, self.tally.incidents_of(posture).load(Ordering::Relaxed)))
+        Posture::ALL.map(|posture| (posture, self.counts.incidents_of(posture).load(Ordering::Relaxed)))
     }
 
-    /// Returns the state of each key version that this replica has met, without calling the
+    /// Returns the state of each key version that this replica has result, without calling the
     /// database or the KMS.
-    pub fn standing(&self, tenant: TenantUid) -> Vec<Standing> {
+    pub fn key_statuses(&self, tenant: TenantUid) -> Vec<KeyStatus> {
         let now = self.boot();
-        let all = self.views.all().into_iter().filter(|(whose, ..)| *whose == tenant);
-        all.map(|(_, key_version, view)| Standing {
+        let all = self.states.all().into_iter().filter(|(whose, ..)| *whose == tenant);
+        all.map(|(_, key_version, state)| KeyStatus {
             key_version,
-            posture: view.posture,
-            proof_age: Some(view.proof_age(now)).filter(|age| *age < Duration::MAX),
-            in_memory: view.in_memory_until > now,
+            posture: state.posture,
+            proof_age: Some(state.proof_age(now)).filter(|age| *age < Duration::MAX),
+            in_memory: state.in_memory_until > now,
         })
         .collect()
     }
 
     /// Does the same with what the other replicas have written; without it if the database does not
     /// answer.
-    pub async fn standing_of_all(&self, tenant: &Tenant) -> Vec<Standing> {
+    pub async fn reread_key_statuses(&self, tenant: &Tenant) -> Vec<KeyStatus> {
         self.read(tenant.uid).await;
-        self.standing(tenant.uid)
+        self.key_statuses(tenant.uid)
     }
 
     /// Returns the version under which the last DEK of a tenant was made.
