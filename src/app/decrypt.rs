@@ -105,14 +105,14 @@ impl App {
                 Ok((token, context)) => match deks.next() {
                     None => Err(ErrorCode::Internal.into()),
                     Some(Err(error)) => Err(note_failure(entry_item, &error, &caller.request_id)),
-                    Some(Ok(held)) => {
+                    Some(Ok(dek)) => {
                         let id = id_of(token);
-                        note_dek(entry_item, id, &held);
+                        note_dek(entry_item, id, &dek);
                         let binding = Binding::new(&caller.tenant.uid.0, id.as_bytes(), &context.digest());
-                        match open(&held.dek, &binding, token) {
+                        match open(&dek.plain, &binding, token) {
                             Ok(plaintext) => {
-                                keys_used.add(&held);
-                                Ok(Decrypted { plaintext, key_version: held.key_version })
+                                keys_used.add(&dek);
+                                Ok(Decrypted { plaintext, key_version: dek.key_version })
                             }
                             Err(_) => Err(ErrorCode::DecryptFailed.into()),
                         }

@@ -37,7 +37,7 @@ struct Sealed {
     /// The keys that the answers depend on.
     keys_used: KeysUsed,
     /// The new DEKs that were made for the items.
-    fresh: Vec<(DekRow, Arc<PlainDek>)>,
+    new_deks: Vec<(DekRow, Arc<PlainDek>)>,
 }
 
 impl App {
@@ -77,11 +77,11 @@ impl App {
             .collect();
         let answered = 'answered: {
             for _ in 0..TRIES {
-                let Sealed { answers, keys_used, fresh } =
+                let Sealed { answers, keys_used, new_deks } =
                     self.seal_all(caller, &checked, &records, &mut entry_items).await?;
                 // The entry, and the row of each new DEK, must be durable before anything is
                 // answered.
-                let changes = fresh.iter().map(|(row, _)| Change::InsertDek(row.clone())).collect();
+                let changes = new_deks.iter().map(|(row, _)| Change::InsertDek(row.clone())).collect();
                 let recorded =
                     self.record_answer(caller, operation, &mut entry_items, changes, keys_used).await?;
                 if self.committer.rewinds() != rewinds {
@@ -90,8 +90,8 @@ impl App {
                 }
                 match recorded {
                     AnswerOutcome::Given(committed) => {
-                        for (row, held) in &fresh {
-                            self.keyring.cache_committed(&caller.tenant, row, held);
+                        for (row, dek) in &new_deks {
+                            self.keyring.cache_committed(&caller.tenant, row, dek);
                         }
                         break 'answered Answered { answers, committed };
                     }
@@ -128,7 +128,7 @@ impl App {
         let mut sealed = Sealed {
             answers: Vec::with_capacity(checked.len()),
             keys_used: KeysUsed::default(),
-            fresh: Vec::new(),
+            new_deks: Vec::new(),
         };
         for (item, entry_item) in checked.iter().zip(entry_items) {
             let answer = match item {
@@ -138,14 +138,14 @@ impl App {
                     Some(Err(error)) => {
                         Err(of_record(note_failure(entry_item, &error, &caller.request_id), &error))
                     }
-                    Some(Ok(RecordDek { id, held, fresh: row })) => {
-                        note_dek(entry_item, id, &held);
-                        entry_item.wrapped_hash = row.as_ref().map(|row| sha256(&row.wrapped.bytes));
-                        sealed.keys_used.add(&held);
-                        sealed.fresh.extend(row.map(|row| (row, held.clone())));
+                    Some(Ok(RecordDek { id, dek, new_row })) => {
+                        note_dek(entry_item, id, &dek);
+                        entry_item.wrapped_hash = new_row.as_ref().map(|row| sha256(&row.wrapped.bytes));
+                        sealed.keys_used.add(&dek);
+                        sealed.new_deks.extend(new_row.map(|row| (row, dek.clone())));
                         let binding = Binding::new(&caller.tenant.uid.0, id.as_bytes(), &context.digest());
-                        let token = seal(&held.dek, &binding, id.as_bytes(), plaintext.expose());
-                        Ok(Encrypted { ciphertext: token.encode(), key_version: held.key_version.clone() })
+                        let token = seal(&dek.plain, &binding, id.as_bytes(), plaintext.expose());
+                        Ok(Encrypted { ciphertext: token.encode(), key_version: dek.key_version.clone() })
                     }
                 },
             };

@@ -190,7 +190,9 @@ impl App {
         let audit_log = !self.checkpoints.is_behind();
         let status = status_of(class, posture, database && audit_log);
         let error = class.map(KmsErrorClass::code).or_else(|| {
-            posture.filter(|posture| *posture != Posture::Active).map(|dark| unusable_key_refusal(dark).code)
+            posture
+                .filter(|posture| *posture != Posture::Active)
+                .map(|unusable| unusable_key_refusal(unusable).code)
         });
         let error = error.or_else(|| (!audit_log).then_some(ErrorCode::AuditLogBehind));
         let since_check = worked.map(|(_, began)| self.clock.boot().since(began));

@@ -229,7 +229,7 @@ impl App {
         self.keyring.cached_count()
     }
 
-    /// Returns the statuses of each key version that this server has met, for monitoring.
+    /// Returns the status of each key version that this server knows, for monitoring.
     pub fn key_statuses(&self) -> Vec<KeyStatus> {
         self.tenant.uid().map(|tenant| self.keyring.key_statuses(tenant)).unwrap_or_default()
     }

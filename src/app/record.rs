@@ -32,11 +32,11 @@ pub(super) fn item_of(context: Option<&Context>) -> Item {
 
 /// Notes the DEK that an item used. The hash of a new wrapped DEK is noted by the code that made
 /// it.
-pub(super) fn note_dek(item: &mut Item, id: DekId, held: &PlainDek) {
+pub(super) fn note_dek(item: &mut Item, id: DekId, dek: &PlainDek) {
     item.dek_id = Some(id);
-    item.key_version = Some(held.key_version.clone());
-    item.source = Some(held.source);
-    item.kms_request_id.clone_from(&held.kms_request_id);
+    item.key_version = Some(dek.key_version.clone());
+    item.source = Some(dek.source);
+    item.kms_request_id.clone_from(&dek.kms_request_id);
 }
 
 /// Notes why a DEK was not available, and returns the refusal for the caller.
@@ -78,11 +78,11 @@ pub(super) enum AnswerOutcome {
     /// The answer may not be given. What was withheld is recorded as refused for this reason.
     Withheld(Refusal),
     /// Nothing was recorded: the posture changed meanwhile, and the key can be used again. The call
-    /// must begin anew.
+    /// must start over.
     Retry,
 }
 
-/// Returns the refusal for a call that began anew and was overtaken by a change of posture each
+/// Returns the refusal for a call that started over and was overtaken by a change of posture each
 /// time.
 pub(super) fn retries_exhausted() -> Refusal {
     unusable_key_refusal(Posture::Degraded)

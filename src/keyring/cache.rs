@@ -13,16 +13,16 @@ use crate::config::DekCache;
 use crate::crypto::{Dek, SealedDek, SealingKey};
 use crate::model::{DekId, KeyVersion, Source, TenantUid};
 
-use super::PlainDek;
+use super::dek::PlainDek;
 
-/// A DEK in the form in which the cache and the fetches hold it.
+/// A DEK in the form in which the cache, the pool and the fetches hold it.
 pub(super) struct CachedDek {
     dek: SealedDek,
     pub(super) key_version: KeyVersion,
     /// The epoch of its key version under which it was unwrapped or made.
     pub(super) epoch: u64,
     kms_request_id: Option<Arc<str>>,
-    /// Whether a MAC bound the row that it was unwrapped from. Also true for a DEK that was made
+    /// Whether the row that it was unwrapped from had its MACs. Also true for a DEK that was made
     /// here.
     pub(super) row_is_sealed: bool,
     /// The key that it is sealed under, for as long as that key exists.
@@ -46,7 +46,7 @@ pub(super) struct Cache {
 
 impl Cache {
     pub(super) fn new(settings: DekCache) -> Self {
-        // moka takes a time to live of zero to mean that nothing expires. `is_on` probe_turns the cache
+        // moka takes a time to live of zero to mean that nothing expires. `is_on` turns the cache
         // off.
         let time_to_live = settings.time_to_live.max(Duration::from_secs(1));
         Self {
@@ -131,19 +131,19 @@ impl Cache {
         &self,
         tenant: TenantUid,
         id: DekId,
-        sealed: &CachedDek,
+        cached: &CachedDek,
         source: Source,
     ) -> Option<PlainDek> {
-        let dek = self.sealing_key(tenant).open(&sealed.dek, &bound_to(tenant, id))?;
-        let key_version = sealed.key_version.clone();
-        let kms_request_id = sealed.kms_request_id.clone();
+        let plain = self.sealing_key(tenant).open(&cached.dek, &bound_to(tenant, id))?;
+        let key_version = cached.key_version.clone();
+        let kms_request_id = cached.kms_request_id.clone();
         Some(PlainDek {
-            dek,
+            plain,
             key_version,
-            epoch: sealed.epoch,
+            epoch: cached.epoch,
             source,
             kms_request_id,
-            row_is_sealed: sealed.row_is_sealed,
+            row_is_sealed: cached.row_is_sealed,
         })
     }
 

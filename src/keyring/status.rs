@@ -1,12 +1,12 @@
-//! Counts the results of probes and the incidents, and reports the state of key versions.
+//! What the keyring reports without calling the KMS: which DEKs are in memory, the status of each
+//! key version, and counts.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::model::{KeyVersion, Posture, Tenant, TenantUid};
+use crate::model::{DekId, KeyVersion, Posture, Tenant, TenantUid};
 
 use super::Keyring;
-use super::posture::ProbeResult;
 
 /// A key version, as this replica knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,63 +21,46 @@ pub struct KeyStatus {
     pub in_memory: bool,
 }
 
-/// How often each result and each change occurred on this replica since it started.
-#[derive(Default)]
-pub(super) struct ProbeCounts {
-    works: AtomicU64,
-    refused: AtomicU64,
-    out_of_reach: AtomicU64,
-    active: AtomicU64,
-    degraded: AtomicU64,
-    revoked: AtomicU64,
-}
-
-impl ProbeCounts {
-    pub(super) fn count_probe(&self, result: ProbeResult) {
-        let count = match result {
-            ProbeResult::Works => &self.works,
-            ProbeResult::Refused => &self.refused,
-            ProbeResult::OutOfReach => &self.out_of_reach,
-        };
-        count.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(super) fn count_incident(&self, to: Posture) {
-        self.incidents_of(to).fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn incidents_of(&self, posture: Posture) -> &AtomicU64 {
-        match posture {
-            Posture::Active => &self.active,
-            Posture::Degraded => &self.degraded,
-            Posture::Revoked => &self.revoked,
-        }
-    }
-}
-
 impl Keyring {
-    /// Returns how many probes of this replica had each result, by name.
-    pub fn probes(&self) -> [(&'static str, u64); 3] {
-        let ProbeCounts { works, refused, out_of_reach, .. } = &self.counts;
-        [("works", works), ("refused", refused), ("out_of_reach", out_of_reach)]
-            .map(|(name, count)| (name, count.load(Ordering::Relaxed)))
+    /// Returns whether the DEKs with these ids are all in memory. That may change a moment later.
+    pub fn are_cached(&self, tenant: TenantUid, ids: &[DekId]) -> bool {
+        let is_cached = |id: &DekId| {
+            let cached = self.memory.cache.get(tenant, *id);
+            cached.is_some_and(|cached| self.memory.is_current(tenant, &cached))
+        };
+        ids.iter().all(is_cached)
     }
 
-    /// Returns how many incidents this replica has written, by the posture that they changed to.
-    pub fn incidents(&self) -> [(Posture, u64); 3] {
-        Posture::ALL.map(|posture| (posture, self.counts.incidents_of(posture).load(Ordering::Relaxed)))
+    /// Returns whether the newest DEKs of these records are all in memory. `false` if any record is
+    /// `None`, because a DEK is always made for it.
+    pub fn are_records_cached(&self, tenant: TenantUid, records: &[Option<Arc<str>>]) -> bool {
+        let is_cached = |record: &Arc<str>| {
+            let id = self.memory.cache.get_record(tenant, record);
+            id.is_some_and(|id| self.are_cached(tenant, &[id]))
+        };
+        records.iter().all(|record| record.as_ref().is_some_and(is_cached))
     }
 
-    /// Returns the state of each key version that this replica has result, without calling the
+    /// Returns the approximate number of DEKs in the cache.
+    pub fn cached_count(&self) -> u64 {
+        self.memory.cache.len()
+    }
+
+    /// Returns the version under which the last DEK of a tenant was made.
+    pub fn current_version(&self, tenant: TenantUid) -> Option<KeyVersion> {
+        self.states.current.get(tenant)
+    }
+
+    /// Returns the status of each key version that this replica knows, without calling the
     /// database or the KMS.
     pub fn key_statuses(&self, tenant: TenantUid) -> Vec<KeyStatus> {
-        let now = self.boot();
-        let all = self.states.all().into_iter().filter(|(whose, ..)| *whose == tenant);
+        let now = self.clock.boot();
+        let all = self.states.all().into_iter().filter(|(owner, ..)| *owner == tenant);
         all.map(|(_, key_version, state)| KeyStatus {
             key_version,
             posture: state.posture,
             proof_age: Some(state.proof_age(now)).filter(|age| *age < Duration::MAX),
-            in_memory: state.in_memory_until > now,
+            in_memory: state.is_in_memory(now),
         })
         .collect()
     }
@@ -85,12 +68,17 @@ impl Keyring {
     /// Does the same with what the other replicas have written; without it if the database does not
     /// answer.
     pub async fn reread_key_statuses(&self, tenant: &Tenant) -> Vec<KeyStatus> {
-        self.read(tenant.uid).await;
+        self.prober.read_proofs(tenant.uid).await;
         self.key_statuses(tenant.uid)
     }
 
-    /// Returns the version under which the last DEK of a tenant was made.
-    pub fn current_version(&self, tenant: TenantUid) -> Option<KeyVersion> {
-        self.current.get(&tenant).map(|current| current.0.clone())
+    /// Returns how many probes of this replica had each result, by name.
+    pub fn probes(&self) -> [(&'static str, u64); 3] {
+        self.prober.counts().probes()
+    }
+
+    /// Returns how many incidents this replica has written, by the posture that they changed to.
+    pub fn incidents(&self) -> [(Posture, u64); 3] {
+        self.prober.counts().incidents()
     }
 }
