@@ -126,7 +126,7 @@ async fn call(
         let asked = Instant::now();
         let unit = Unit { tenant, entry: Some(entry), changes: Vec::new(), fence: fence.clone() };
         let durable = committer.commit(unit).await.expect("it is durable");
-        durable.passage.expect("it passed its fence");
+        durable.receipt.expect("it passed its fence");
         waits.push(asked.elapsed());
     }
     waits

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use crate::crypto::{Binding, Context, Plaintext, Token, TokenError, open};
-use crate::keyring::Footing;
+use crate::keyring::KeysUsed;
 use crate::model::{DekId, ErrorCode, Item, KeyVersion, Operation, Posture, Refusal};
 use crate::tenancy::Caller;
 
-use super::record::{Standing, item_of, moving, note_dek, note_failure, withheld};
+use super::record::{AnswerOutcome, item_of, note_dek, note_failure, retries_exhausted, withheld};
 use super::{Answered, App, TRIES};
 
 /// The number of items to open before the task yields to other calls on the same core.
@@ -59,22 +59,23 @@ impl App {
             .collect();
         let answered = 'answered: {
             for _ in 0..TRIES {
-                let (answers, footing) = self.open_all(caller, &tokens, &mut entry_items).await?;
+                let (answers, keys_used) = self.open_all(caller, &tokens, &mut entry_items).await?;
                 // The entry must be durable before anything is answered.
                 let recorded =
-                    self.record_standing(caller, operation, &mut entry_items, Vec::new(), footing).await?;
+                    self.record_answer(caller, operation, &mut entry_items, Vec::new(), keys_used).await?;
                 match recorded {
-                    Standing::Given(committed) => break 'answered Answered { answers, committed },
-                    Standing::Withheld(refusal) => {
+                    AnswerOutcome::Given(committed) => break 'answered Answered { answers, committed },
+                    AnswerOutcome::Withheld(refusal) => {
                         break 'answered Answered::refused(withheld(answers, &refusal));
                     }
                     // The posture of a key changed meanwhile, and the key can be used again.
-                    Standing::Anew => {}
+                    AnswerOutcome::Retry => {}
                 }
             }
             self.withhold(caller, operation, &entry_items, Posture::Degraded).await?;
-            let refused =
-                |token: &Result<_, Refusal>| Err(token.as_ref().err().cloned().unwrap_or_else(moving));
+            let refused = |token: &Result<_, Refusal>| {
+                Err(token.as_ref().err().cloned().unwrap_or_else(retries_exhausted))
+            };
             Answered::refused(tokens.iter().map(refused).collect())
         };
         self.settle(caller, operation, &answered.answers);
@@ -88,13 +89,14 @@ impl App {
         caller: &Caller,
         tokens: &[Result<(Token, Context), Refusal>],
         entry_items: &mut [Item],
-    ) -> Result<(Vec<Result<Decrypted, Refusal>>, Footing), Refusal> {
+    ) -> Result<(Vec<Result<Decrypted, Refusal>>, KeysUsed), Refusal> {
         let ids: Vec<DekId> = tokens.iter().flatten().map(|(token, _)| id_of(token)).collect();
-        let place =
-            self.kms_places.take(caller.tenant().uid, || self.keyring.holds(caller.tenant().uid, &ids))?;
+        let place = self
+            .kms_places
+            .take(caller.tenant().uid, || self.keyring.are_cached(caller.tenant().uid, &ids))?;
         let mut deks = self.keyring.by_id(caller.tenant(), &ids).await.into_iter();
         drop(place);
-        let mut footing = Footing::default();
+        let mut keys_used = KeysUsed::default();
         let mut answers = Vec::with_capacity(tokens.len());
         for (place, (token, entry_item)) in tokens.iter().zip(entry_items).enumerate() {
             if place % TURN == TURN - 1 {
@@ -105,14 +107,14 @@ impl App {
                 Ok((token, context)) => match deks.next() {
                     None => Err(ErrorCode::Internal.into()),
                     Some(Err(error)) => Err(note_failure(entry_item, &error, &caller.request_id)),
-                    Some(Ok(held)) => {
+                    Some(Ok(dek)) => {
                         let id = id_of(token);
-                        note_dek(entry_item, id, &held);
+                        note_dek(entry_item, id, &dek);
                         let binding = Binding::new(&caller.tenant().uid.0, id.as_bytes(), &context.digest());
-                        match open(&held.dek, &binding, token) {
+                        match open(&dek.plain, &binding, token) {
                             Ok(plaintext) => {
-                                footing.add(&held);
-                                Ok(Decrypted { plaintext, key_version: held.key_version })
+                                keys_used.add(&dek);
+                                Ok(Decrypted { plaintext, key_version: dek.key_version })
                             }
                             Err(_) => Err(ErrorCode::DecryptFailed.into()),
                         }
@@ -122,7 +124,7 @@ impl App {
             entry_item.refused = answer.as_ref().err().map(|refusal: &Refusal| refusal.code);
             answers.push(answer);
         }
-        Ok((answers, footing))
+        Ok((answers, keys_used))
     }
 }
 

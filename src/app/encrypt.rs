@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use crate::audit::MAX_RECORD_ID_BYTES;
 use crate::crypto::{Binding, Context, Plaintext, seal, sha256};
-use crate::keyring::{Footing, Held, KeyringError, RecordDek};
+use crate::keyring::{KeyringError, KeysUsed, PlainDek, RecordDek};
 use crate::kms::KmsErrorClass;
 use crate::model::{ErrorCode, Item, KeyVersion, Operation, Posture, Refusal};
 use crate::store::{Change, DekRow};
 use crate::tenancy::Caller;
 
-use super::record::{Standing, item_of, moving, note_dek, note_failure, withheld};
+use super::record::{AnswerOutcome, item_of, note_dek, note_failure, retries_exhausted, withheld};
 use super::{Answered, App, TRIES};
 
 /// A value to encrypt, and the context that binds its ciphertext.
@@ -36,9 +36,9 @@ pub struct Encrypted {
 struct Sealed {
     answers: Vec<Result<Encrypted, Refusal>>,
     /// The keys that the answers depend on.
-    footing: Footing,
+    keys_used: KeysUsed,
     /// The new DEKs that were made for the items.
-    fresh: Vec<(DekRow, Arc<Held>)>,
+    new_deks: Vec<(DekRow, Arc<PlainDek>)>,
 }
 
 impl App {
@@ -78,34 +78,35 @@ impl App {
             .collect();
         let answered = 'answered: {
             for _ in 0..TRIES {
-                let Sealed { answers, footing, fresh } =
+                let Sealed { answers, keys_used, new_deks } =
                     self.seal_all(caller, &checked, &records, &mut entry_items).await?;
                 // The entry, and the row of each new DEK, must be durable before anything is
                 // answered.
-                let changes = fresh.iter().map(|(row, _)| Change::InsertDek(row.clone())).collect();
+                let changes = new_deks.iter().map(|(row, _)| Change::InsertDek(row.clone())).collect();
                 let recorded =
-                    self.record_standing(caller, operation, &mut entry_items, changes, footing).await?;
+                    self.record_answer(caller, operation, &mut entry_items, changes, keys_used).await?;
                 if self.committer.rewinds(caller.tenant().uid) != rewinds {
                     // The database went back in time while this ran, so the DEK's row may be lost.
                     return Err(ErrorCode::StoreUnavailable.into());
                 }
                 match recorded {
-                    Standing::Given(committed) => {
-                        for (row, held) in &fresh {
-                            self.keyring.admit(caller.tenant(), row, held);
+                    AnswerOutcome::Given(committed) => {
+                        for (row, dek) in &new_deks {
+                            self.keyring.cache_committed(caller.tenant(), row, dek);
                         }
                         break 'answered Answered { answers, committed };
                     }
-                    Standing::Withheld(refusal) => {
+                    AnswerOutcome::Withheld(refusal) => {
                         break 'answered Answered::refused(withheld(answers, &refusal));
                     }
                     // The posture of a key changed meanwhile, and the key can be used again.
-                    Standing::Anew => {}
+                    AnswerOutcome::Retry => {}
                 }
             }
             self.withhold(caller, operation, &entry_items, Posture::Degraded).await?;
-            let refused =
-                |item: &Result<_, Refusal>| Err(item.as_ref().err().cloned().unwrap_or_else(moving));
+            let refused = |item: &Result<_, Refusal>| {
+                Err(item.as_ref().err().cloned().unwrap_or_else(retries_exhausted))
+            };
             Answered::refused(checked.iter().map(refused).collect())
         };
         self.settle(caller, operation, &answered.answers);
@@ -121,14 +122,14 @@ impl App {
         entry_items: &mut [Item],
     ) -> Result<Sealed, Refusal> {
         let uid = caller.tenant().uid;
-        let place = self.kms_places.take(uid, || self.keyring.holds_records(uid, records))?;
+        let place = self.kms_places.take(uid, || self.keyring.are_records_cached(uid, records))?;
         let deks = self.keyring.by_record(caller.tenant(), records, self.clock.now()).await;
         drop(place);
         let mut deks = deks.into_iter();
         let mut sealed = Sealed {
             answers: Vec::with_capacity(checked.len()),
-            footing: Footing::default(),
-            fresh: Vec::new(),
+            keys_used: KeysUsed::default(),
+            new_deks: Vec::new(),
         };
         for (item, entry_item) in checked.iter().zip(entry_items) {
             let answer = match item {
@@ -138,14 +139,14 @@ impl App {
                     Some(Err(error)) => {
                         Err(of_record(note_failure(entry_item, &error, &caller.request_id), &error))
                     }
-                    Some(Ok(RecordDek { id, held, fresh: row })) => {
-                        note_dek(entry_item, id, &held);
-                        entry_item.wrapped_hash = row.as_ref().map(|row| sha256(&row.wrapped.bytes));
-                        sealed.footing.add(&held);
-                        sealed.fresh.extend(row.map(|row| (row, held.clone())));
+                    Some(Ok(RecordDek { id, dek, new_row })) => {
+                        note_dek(entry_item, id, &dek);
+                        entry_item.wrapped_hash = new_row.as_ref().map(|row| sha256(&row.wrapped.bytes));
+                        sealed.keys_used.add(&dek);
+                        sealed.new_deks.extend(new_row.map(|row| (row, dek.clone())));
                         let binding = Binding::new(&caller.tenant().uid.0, id.as_bytes(), &context.digest());
-                        let token = seal(&held.dek, &binding, id.as_bytes(), plaintext.expose());
-                        Ok(Encrypted { ciphertext: token.encode(), key_version: held.key_version.clone() })
+                        let token = seal(&dek.plain, &binding, id.as_bytes(), plaintext.expose());
+                        Ok(Encrypted { ciphertext: token.encode(), key_version: dek.key_version.clone() })
                     }
                 },
             };

@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::keyring::Standing;
+use crate::keyring::KeyStatus;
 use crate::kms::{DekBinding, KmsError, KmsErrorClass, Purpose, Stage, Verdict, log_failure};
 use crate::model::{BootTime, DekId, ErrorCode, KeyVersion, Posture, Timestamp};
 
 use super::App;
 use super::inquiry::Inquiry;
-use super::record::dark_refusal;
+use super::record::unusable_key_refusal;
 
 /// How long a result of the KMS remains valid, and for an unauthenticated caller one of the
 /// database.
@@ -142,10 +142,10 @@ impl App {
         // replica meanwhile.
         if let (true, Ok(runtime)) = (database, self.tenants.primary()) {
             let (keyring, tenant) = (self.keyring.clone(), runtime.tenant.clone());
-            let read = || async move { drop(keyring.standing_of_all(&tenant).await) };
+            let read = || async move { drop(keyring.reread_key_statuses(&tenant).await) };
             self.health.proofs.answer(FRESH_PROOFS, read).await;
         }
-        self.health_of(database, key, &self.key_standing())
+        self.health_of(database, key, &self.key_statuses())
     }
 
     /// Returns what is known of the key and the database, for anybody. It makes no call to the KMS,
@@ -162,40 +162,42 @@ impl App {
     /// Does the same as [`Self::known_health`], but always with the key version, for monitoring.
     pub async fn watched_health(&self) -> Health {
         let database = self.remembered_database(FRESH).await;
-        let standing = self.key_standing();
+        let statuses = self.key_statuses();
         let remembered = self.health.key.last();
         let of_interest = |(when, answer): (Instant, KeyHealth)| {
             let age = when.elapsed();
             // A proof that is newer than the failed check overrides it.
-            let has_worked = standing.iter().any(|one| one.proof_age.is_some_and(|proof| proof < age));
+            let has_worked = statuses.iter().any(|one| one.proof_age.is_some_and(|proof| proof < age));
             (age < OF_INTEREST && !(answer.is_err() && has_worked)).then_some(answer)
         };
-        let health = self.health_of(database, remembered.and_then(of_interest), &standing);
+        let health = self.health_of(database, remembered.and_then(of_interest), &statuses);
         Health { kms_latency: None, next_login: None, ..health }
     }
 
     /// Combines the result of the check, if there is one, with what the keyring's
     /// probes of the key have shown.
-    fn health_of(&self, database: bool, key: Option<KeyHealth>, standing: &[Standing]) -> Health {
+    fn health_of(&self, database: bool, key: Option<KeyHealth>, statuses: &[KeyStatus]) -> Health {
         let Remembered { worked, next_login, .. } = self.health.remembered().clone();
         let runtime = self.tenants.primary().ok();
         let made = runtime.and_then(|runtime| self.keyring.current_version(runtime.tenant.uid));
         let checked = key.as_ref().and_then(|key| key.as_ref().ok());
         let known = checked.map(|(version, _)| version.clone());
         let known = known.or(made).or_else(|| worked.as_ref().map(|(version, _)| version.clone()));
-        let key_version = known.or_else(|| last_shown(standing));
+        let key_version = known.or_else(|| last_shown(statuses));
         let posture = key_version.as_ref().and_then(|version| {
-            standing.iter().find(|one| one.key_version == *version).map(|one| one.posture)
+            statuses.iter().find(|one| one.key_version == *version).map(|one| one.posture)
         });
         let class = key.as_ref().and_then(|key| key.as_ref().err()).map(|error| error.class);
         let audit_log = !self.checkpoints.any_is_behind();
         let status = status_of(class, posture, database && audit_log);
         let error = class.map(KmsErrorClass::code).or_else(|| {
-            posture.filter(|posture| *posture != Posture::Active).map(|dark| dark_refusal(dark).code)
+            posture
+                .filter(|posture| *posture != Posture::Active)
+                .map(|unusable| unusable_key_refusal(unusable).code)
         });
         let error = error.or_else(|| (!audit_log).then_some(ErrorCode::AuditLogBehind));
         let since_check = worked.map(|(_, began)| self.clock.boot().since(began));
-        let age = standing.iter().filter_map(|one| one.proof_age).chain(since_check).min();
+        let age = statuses.iter().filter_map(|one| one.proof_age).chain(since_check).min();
         Health {
             status,
             database,
@@ -204,7 +206,7 @@ impl App {
             error,
             kms_latency: checked.map(|(_, latency)| *latency),
             posture,
-            worst_posture: standing.iter().map(|one| one.posture).max(),
+            worst_posture: statuses.iter().map(|one| one.posture).max(),
             last_success: age.map(|age| (self.clock.now().minus(age), age)),
             bound: self.keyring.guard().bound(),
             next_login,
@@ -274,8 +276,8 @@ impl App {
 }
 
 /// Returns the version that was most recently shown to work.
-fn last_shown(standing: &[Standing]) -> Option<KeyVersion> {
-    let latest = standing.iter().min_by_key(|one| one.proof_age.unwrap_or(Duration::MAX));
+fn last_shown(statuses: &[KeyStatus]) -> Option<KeyVersion> {
+    let latest = statuses.iter().min_by_key(|one| one.proof_age.unwrap_or(Duration::MAX));
     latest.map(|one| one.key_version.clone())
 }
 

@@ -54,7 +54,7 @@ pub use rotate::Rotation;
 // The types that the use cases take and return. The API front ends use no module below this one.
 pub use crate::crypto::{Context, Plaintext, SecretText};
 pub use crate::jobs::{CheckpointShown, Checkpoints, StreamShown};
-pub use crate::keyring::Standing;
+pub use crate::keyring::KeyStatus;
 pub use crate::store::EntryFilter;
 
 /// The number of attempts for a call when the posture of a key changes while the call runs.
@@ -212,7 +212,7 @@ impl App {
 
     /// Returns the counts of the DEKs that were made ahead of need, by what happened to them.
     pub fn dek_pool(&self) -> PoolCounts {
-        self.keyring.pool()
+        self.keyring.pool_counts()
     }
 
     /// Returns the counts of the requests to the KMS since the start.
@@ -222,13 +222,13 @@ impl App {
 
     /// Returns the approximate number of DEKs in memory.
     pub fn cached_deks(&self) -> u64 {
-        self.keyring.cached()
+        self.keyring.cached_count()
     }
 
-    /// Returns the standing of each key version that this server has met, for monitoring.
-    pub fn key_standing(&self) -> Vec<Standing> {
+    /// Returns the status of each key version that this server knows, for monitoring.
+    pub fn key_statuses(&self) -> Vec<KeyStatus> {
         let of_each = self.tenants.served().into_iter();
-        of_each.flat_map(|runtime| self.keyring.standing(runtime.tenant.uid)).collect()
+        of_each.flat_map(|runtime| self.keyring.key_statuses(runtime.tenant.uid)).collect()
     }
 
     /// Returns the number of probes of keys that this server has made since its start, by their

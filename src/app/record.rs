@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::audit::{CommitFailed, Durable, Unit, pack, recorded_id};
 use crate::crypto::Context;
-use crate::keyring::{Fallen, Footing, Held, KeyringError};
+use crate::keyring::{FenceFailure, KeyringError, KeysUsed, PlainDek};
 use crate::kms::log_failure;
 use crate::model::{DekId, Entry, EntryId, ErrorCode, Item, Operation, Outcome, Posture, Refusal, RequestId};
 use crate::store::{Change, EntryRow, Fence, ReadError};
@@ -31,11 +31,11 @@ pub(super) fn item_of(context: Option<&Context>) -> Item {
 
 /// Notes the DEK that an item used. The hash of a new wrapped DEK is noted by the code that made
 /// it.
-pub(super) fn note_dek(item: &mut Item, id: DekId, held: &Held) {
+pub(super) fn note_dek(item: &mut Item, id: DekId, dek: &PlainDek) {
     item.dek_id = Some(id);
-    item.key_version = Some(held.key_version.clone());
-    item.source = Some(held.source);
-    item.kms_request_id.clone_from(&held.kms_request_id);
+    item.key_version = Some(dek.key_version.clone());
+    item.source = Some(dek.source);
+    item.kms_request_id.clone_from(&dek.kms_request_id);
 }
 
 /// Notes why a DEK was not available, and returns the refusal for the caller.
@@ -47,13 +47,13 @@ pub(super) fn note_failure(item: &mut Item, error: &KeyringError, request_id: &R
             "The record's DEK is not bound yet: a job of the server's does that, and the server's log says where it cannot.",
         )
         .after(UNSEALED),
-        KeyringError::Unbound => ErrorCode::RowMacKeyRequired.into(),
+        KeyringError::RowMacKeyMissing => ErrorCode::RowMacKeyRequired.into(),
         KeyringError::Kms(error) => {
             item.kms_request_id.clone_from(&error.request_id);
             log_failure(error, Some(request_id));
             error.refusal()
         }
-        KeyringError::Dark(posture) => dark_refusal(*posture),
+        KeyringError::KeyUnusable(posture) => unusable_key_refusal(*posture),
         KeyringError::Store(error) => read_refusal(*error),
     };
     item.refused = Some(refusal.code);
@@ -62,7 +62,7 @@ pub(super) fn note_failure(item: &mut Item, error: &KeyringError, request_id: &R
 
 /// Returns the refusal for a key version that may not be used. An active version gets here if it
 /// was not shown to work in time.
-pub(super) fn dark_refusal(posture: Posture) -> Refusal {
+pub(super) fn unusable_key_refusal(posture: Posture) -> Refusal {
     match posture {
         Posture::Revoked => ErrorCode::KmsAccessDenied.into(),
         Posture::Active | Posture::Degraded => ErrorCode::KmsUnavailable.into(),
@@ -70,21 +70,21 @@ pub(super) fn dark_refusal(posture: Posture) -> Refusal {
 }
 
 /// The outcome for an answer that depends on keys.
-pub(super) enum Standing {
+pub(super) enum AnswerOutcome {
     /// The answer may be given and its entry is durable. Holds the entry and the permit if the
     /// answer depends on a key.
     Given(Option<Committed>),
     /// The answer may not be given. What was withheld is recorded as refused for this reason.
     Withheld(Refusal),
     /// Nothing was recorded: the posture changed meanwhile, and the key can be used again. The call
-    /// must begin anew.
-    Anew,
+    /// must start over.
+    Retry,
 }
 
-/// Returns the refusal for a call that began anew and was overtaken by a change of posture each
+/// Returns the refusal for a call that started over and was overtaken by a change of posture each
 /// time.
-pub(super) fn moving() -> Refusal {
-    dark_refusal(Posture::Degraded)
+pub(super) fn retries_exhausted() -> Refusal {
+    unusable_key_refusal(Posture::Degraded)
 }
 
 /// Replaces successful results with this refusal. Earlier refusals keep their own reason.
@@ -134,48 +134,52 @@ impl App {
     ///
     /// # Errors
     /// The errors of [`Self::record`].
-    pub(super) async fn record_standing(
+    pub(super) async fn record_answer(
         self: &Arc<Self>,
         caller: &Caller,
         operation: Operation,
         items: &mut Vec<Item>,
         changes: Vec<Change>,
-        footing: Footing,
-    ) -> Result<Standing, Refusal> {
+        keys_used: KeysUsed,
+    ) -> Result<AnswerOutcome, Refusal> {
         self.may_append(caller)?;
-        let fence = match self.keyring.fence(caller.tenant(), &footing).await {
+        let fence = match self.keyring.fence(caller.tenant(), &keys_used).await {
             Ok(fence) => fence,
-            Err(Fallen::Anew) => return Ok(Standing::Anew),
-            Err(Fallen::Dark(posture)) => return self.withhold(caller, operation, items, posture).await,
+            Err(FenceFailure::Retry) => return Ok(AnswerOutcome::Retry),
+            Err(FenceFailure::Unusable(posture)) => {
+                return self.withhold(caller, operation, items, posture).await;
+            }
         };
         let (packed, row) =
             self.packed(caller, operation, Outcome::of_items(items), None, std::mem::take(items), None);
-        if footing.is_empty() {
+        if keys_used.is_empty() {
             let committed = self.commit(caller, row, changes, fence).await;
-            return committed.map(|_| Standing::Given(None)).map_err(commit_refusal);
+            return committed.map(|_| AnswerOutcome::Given(None)).map_err(commit_refusal);
         }
         let entry = CommittedEntry { id: row.id, operation, items: packed };
         let (durable, entry) = match self.commit_ungiven(caller, (row, entry), changes, fence).await {
             Ok(committed) => committed,
             Err((CommitFailed::Fenced, kept)) => {
                 *items = kept;
-                return match self.keyring.after_fenced(caller.tenant(), &footing).await {
-                    Fallen::Anew => Ok(Standing::Anew),
-                    Fallen::Dark(posture) => self.withhold(caller, operation, items, posture).await,
+                return match self.keyring.diagnose_fence_failure(caller.tenant(), &keys_used).await {
+                    FenceFailure::Retry => Ok(AnswerOutcome::Retry),
+                    FenceFailure::Unusable(posture) => self.withhold(caller, operation, items, posture).await,
                 };
             }
             Err((failed, _)) => return Err(commit_refusal(failed)),
         };
-        if let Some(permit) = self.keyring.permit(caller.tenant(), footing, &durable) {
-            return Ok(Standing::Given(Some(Committed { entry, permit })));
+        if let Some(permit) = self.keyring.permit(caller.tenant(), keys_used, &durable) {
+            return Ok(AnswerOutcome::Given(Some(Committed { entry, permit })));
         }
         tracing::warn!(
             request_id = caller.request_id.as_str(),
             "an answer came too late after the key was last shown to work, and is withheld"
         );
-        let refusal = dark_refusal(Posture::Active);
+        let refusal = unusable_key_refusal(Posture::Active);
         let recorded = entry.void(&refusal).await;
-        recorded.unwrap_or_else(|_| Err(ErrorCode::Internal.into())).map(|()| Standing::Withheld(refusal))
+        recorded
+            .unwrap_or_else(|_| Err(ErrorCode::Internal.into()))
+            .map(|()| AnswerOutcome::Withheld(refusal))
     }
 
     /// Records that an answer was withheld although its entry says that it was given. The refusal
@@ -203,11 +207,11 @@ impl App {
         operation: Operation,
         items: &[Item],
         posture: Posture,
-    ) -> Result<Standing, Refusal> {
-        let refusal = dark_refusal(posture);
+    ) -> Result<AnswerOutcome, Refusal> {
+        let refusal = unusable_key_refusal(posture);
         let items = refused_items(items, &refusal);
         self.record(caller, operation, Outcome::of_items(&items), items, Vec::new()).await?;
-        Ok(Standing::Withheld(refusal))
+        Ok(AnswerOutcome::Withheld(refusal))
     }
 
     /// Records that the caller read a state. The entry has no items.

@@ -19,7 +19,7 @@ use crate::model::{BootTime, ErrorCode, Posture, Refusal};
 use crate::tenancy::Caller;
 
 use super::App;
-use super::record::dark_refusal;
+use super::record::unusable_key_refusal;
 use super::ungiven::Ungiven;
 
 /// The result of one use case.
@@ -106,7 +106,8 @@ impl Release {
         if self.may_leave() {
             return Ok(());
         }
-        let posture = match self.app.keyring.prove_again(self.caller.tenant(), &self.permit).await {
+        let posture = match self.app.keyring.probe_and_renew_permit(self.caller.tenant(), &self.permit).await
+        {
             Ok(until) => {
                 self.put_off(until);
                 return Ok(());
@@ -114,7 +115,7 @@ impl Release {
             Err(posture) => posture,
         };
         self.broken_off.store(true, Ordering::Relaxed);
-        let refusal = dark_refusal(posture);
+        let refusal = unusable_key_refusal(posture);
         // This is recorded even if the client hangs up.
         let recording = self.withhold(self.take_entries(), &refusal);
         Err(recorded(recording, refusal).await)
@@ -136,8 +137,8 @@ impl Release {
 
     /// Keeps the keys watched for a while, so that the permit of an answer that takes long to leave
     /// can be renewed.
-    pub fn watch_on(&self) {
-        self.app.keyring.watch_on(self.caller.tenant(), &self.permit);
+    pub fn keep_probing(&self) {
+        self.app.keyring.keep_probing(self.caller.tenant(), &self.permit);
     }
 
     /// Notes that the protocol implementation has all of the answer, its end included.
@@ -165,12 +166,12 @@ impl Release {
             );
             return;
         }
-        let posture = self.app.keyring.renewed(self.caller.tenant(), &self.permit).err();
-        drop(self.withhold(entries, &dark_refusal(posture.unwrap_or(Posture::Active))));
+        let posture = self.app.keyring.renew_permit(self.caller.tenant(), &self.permit).err();
+        drop(self.withhold(entries, &unusable_key_refusal(posture.unwrap_or(Posture::Active))));
     }
 
     fn renew(&self) -> Result<(), Posture> {
-        let until = self.app.keyring.renewed(self.caller.tenant(), &self.permit)?;
+        let until = self.app.keyring.renew_permit(self.caller.tenant(), &self.permit)?;
         self.put_off(until);
         Ok(())
     }

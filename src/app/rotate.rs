@@ -43,7 +43,7 @@ impl App {
             Ok(target) => target,
             Err(error) => return Err(self.refuse(caller, operation, kms_refusal(&error)).await),
         };
-        self.keyring.expect_version(caller.tenant().uid, &target);
+        self.keyring.note_current_version(caller.tenant().uid, &target);
         let total = self.store.deks_not_under(caller.tenant().uid, &target).await.map_err(read_refusal)?;
         // Anything that the rotation would count or re-wrap has the same version name before and
         // after.

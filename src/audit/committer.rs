@@ -55,12 +55,12 @@ pub struct Durable {
     /// How its batch passed the fence. `None` if the batch had no fence, or if it is not known what
     /// the fence found and the fence no longer holds: then no answer that depends on a key may be
     /// given.
-    pub passage: Option<Arc<Passage>>,
+    pub receipt: Option<Arc<FenceReceipt>>,
 }
 
 /// How a batch passed the fence.
 #[derive(Clone, Debug)]
-pub struct Passage {
+pub struct FenceReceipt {
     /// The conditions that were checked.
     pub fence: Vec<Fence>,
     /// What was found.
@@ -68,10 +68,10 @@ pub struct Passage {
     /// A time on this machine before the statement that checked them was sent.
     pub sent: BootTime,
     /// A time after its answer arrived.
-    pub heard: BootTime,
+    pub received: BootTime,
 }
 
-impl Passage {
+impl FenceReceipt {
     /// Returns when this key version was last shown to work, as the fence found it, by the
     /// database's clock.
     pub fn proven_at(&self, key_version: &KeyVersion) -> Option<Timestamp> {
@@ -330,12 +330,14 @@ impl Lane {
                     // Other replicas append too as long as the head is not where this lane left it.
                     let contended = in_turn && batch.base != known.size;
                     self.head = Some(Head { size, contended });
-                    let heard = self.clock.boot();
-                    let passage = match committed.passed {
-                        Some(passed) => Some(Passage { fence: batch.fence.clone(), passed, sent, heard }),
+                    let received = self.clock.boot();
+                    let receipt = match committed.passed {
+                        Some(passed) => {
+                            Some(FenceReceipt { fence: batch.fence.clone(), passed, sent, received })
+                        }
                         None => self.look_again(batch).await,
                     };
-                    return Ok(Durable { applied: committed.applied, passage: passage.map(Arc::new) });
+                    return Ok(Durable { applied: committed.applied, receipt: receipt.map(Arc::new) });
                 }
                 Err(CommitError::Fenced) => return Err(CommitFailed::Fenced),
                 Err(CommitError::Rewound) => {
@@ -379,14 +381,14 @@ impl Lane {
     }
 
     /// Returns what a fence finds now, for a batch that passed it at an unknown time.
-    async fn look_again(&self, batch: &Batch) -> Option<Passage> {
+    async fn look_again(&self, batch: &Batch) -> Option<FenceReceipt> {
         if batch.fence.is_empty() {
             return None;
         }
         let sent = self.clock.boot();
         let seen = self.store.proofs(batch.tenant).await.ok()?;
         let passed = Passed::of(&batch.fence, &seen)?;
-        Some(Passage { fence: batch.fence.clone(), passed, sent, heard: self.clock.boot() })
+        Some(FenceReceipt { fence: batch.fence.clone(), passed, sent, received: self.clock.boot() })
     }
 
     fn rewound(&mut self, known: u64, seen: u64) {
@@ -442,11 +444,11 @@ fn part(batch: Batch, shares: Vec<Share>) -> Vec<Pending> {
 
 /// Sends each caller the outcome of its share.
 fn divide(outcome: Result<Durable, CommitFailed>, shares: Vec<Share>) {
-    let passage = outcome.as_ref().ok().and_then(|durable| durable.passage.clone());
+    let receipt = outcome.as_ref().ok().and_then(|durable| durable.receipt.clone());
     let mut applied = outcome.map(|durable| durable.applied.into_iter());
     for share in shares {
         let own = applied.as_mut().map(|applied| applied.take(share.changes).collect());
-        let own = own.map(|applied| Durable { applied, passage: passage.clone() });
+        let own = own.map(|applied| Durable { applied, receipt: receipt.clone() });
         let _ = share.done.send(own.map_err(|failed| *failed));
     }
 }

@@ -20,7 +20,7 @@ mod row_macs;
 mod tree;
 
 pub use checkpoint::{Checkpoint, CheckpointKey, NoCheckpoint, NoCheckpointKey, SignedCheckpoint, origin_of};
-pub use committer::{CommitFailed, Committer, Durable, Passage, Unit};
+pub use committer::{CommitFailed, Committer, Durable, FenceReceipt, Unit};
 pub use derive::{Derivation, Derived};
 pub(crate) use digest::{EntryFields, ItemFields, optional_bytes, source_name};
 pub use digest::{digest_of, item_leaves};

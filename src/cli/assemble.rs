@@ -74,10 +74,10 @@ pub(super) async fn assemble(
     if config.row_mac.keys.is_none() {
         warn!("BYOK_ROW_MAC_KEY is not set: whoever writes the database can change the rows of DEKs unseen");
     }
+    let tenants = Tenants::fixed(keys);
     let keyring = Keyring::new(keyring::Parts {
         store: store.clone(),
-        kms: kms.clone(),
-        connections,
+        tenants: tenants.clone(),
         committer: committer.clone(),
         clock: clock.clone(),
         cache: config.dek_cache,
@@ -87,7 +87,6 @@ pub(super) async fn assemble(
     });
     let root_log = kms.profile().logs_context.then(|| kms.clone());
     let checkpoints = Arc::new(checkpoints(config.audit, store.clone(), root_log)?);
-    let tenants = Tenants::fixed(keys);
     let jobs = Jobs {
         tenants: tenants.clone(),
         store: store.clone(),

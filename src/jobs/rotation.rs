@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::audit::{Unit, pack, recorded_id};
 use crate::crypto::sha256;
-use crate::keyring::{Footing, KeyringError};
+use crate::keyring::{KeyringError, KeysUsed};
 use crate::kms::{DekBinding, ItemResult, KmsError, KmsErrorClass, Purpose, Verdict, log_failure};
 use crate::model::{
     DekId, Entry, EntryId, ErrorCode, Extensions, Item, Job, JobId, JobState, KeyVersion, Means, Operation,
@@ -133,10 +133,10 @@ impl Jobs {
 
         let (old, current): (Vec<DekRow>, Vec<DekRow>) =
             rows.into_iter().partition(|row| row.wrapped.key_version != job.target);
-        if !self.keyring.can_reseal(&old) {
+        if !self.keyring.can_reseal(tenant.uid, &old) {
             return self.stall(tenant, job, holder, after, ErrorCode::RowMacKeyRequired).await;
         }
-        let (footing, answers) = match self.rewrap(tenant, &old, &job.target).await {
+        let (keys_used, answers) = match self.rewrap(tenant, &old, &job.target).await {
             Ok(rewrapped) => rewrapped,
             Err(code) => return self.stall(tenant, job, holder, after, code).await,
         };
@@ -171,7 +171,7 @@ impl Jobs {
             return self.stall(tenant, job, holder, after, code).await;
         }
         // If the key was disabled meanwhile, discard what it returned.
-        let Ok(fence) = self.keyring.fence(tenant, &footing).await else { return Step::Stalled };
+        let Ok(fence) = self.keyring.fence(tenant, &keys_used).await else { return Step::Stalled };
         job.stalled = None;
         job.progress.skipped += current.iter().filter(|row| Some(row.id) <= place).count() as u64;
         let mut items = Vec::with_capacity(old.len());
@@ -224,7 +224,7 @@ impl Jobs {
             job.target = went;
         }
         let step = self.advance(tenant, job, holder, place, Done { items, changes, fence }).await;
-        self.keyring.forget(tenant.uid, rewrapped);
+        self.keyring.evict(tenant.uid, rewrapped);
         match step {
             // Trying again at once is pointless.
             Step::Advanced if left.is_some() => Step::Stalled,
@@ -258,8 +258,8 @@ impl Jobs {
         tenant: &Tenant,
         rows: &[DekRow],
         target: &KeyVersion,
-    ) -> Result<(Footing, Vec<ItemResult<Wrapped>>), ErrorCode> {
-        let (footing, may) = self.keyring.footing(tenant, rows).await;
+    ) -> Result<(KeysUsed, Vec<ItemResult<Wrapped>>), ErrorCode> {
+        let (keys_used, may) = self.keyring.keys_used_by_rewrap(tenant, rows).await;
         let mut asked: Vec<(DekBinding, Wrapped)> = Vec::with_capacity(rows.len());
         let mut refused = Vec::with_capacity(rows.len());
         for (row, may) in rows.iter().zip(may) {
@@ -270,14 +270,14 @@ impl Jobs {
                     None
                 }
                 Err(KeyringError::Kms(error)) => Some(error),
-                Err(KeyringError::Dark(Posture::Revoked)) => {
+                Err(KeyringError::KeyUnusable(Posture::Revoked)) => {
                     Some(KmsError::local(KmsErrorClass::AccessDenied))
                 }
-                Err(KeyringError::Dark(Posture::Active | Posture::Degraded)) => {
+                Err(KeyringError::KeyUnusable(Posture::Active | Posture::Degraded)) => {
                     Some(KmsError::local(KmsErrorClass::Unreachable))
                 }
                 Err(KeyringError::Altered) => Some(KmsError::local(KmsErrorClass::InvalidWrappedDek)),
-                Err(KeyringError::Unbound) => return Err(ErrorCode::RowMacKeyRequired),
+                Err(KeyringError::RowMacKeyMissing) => return Err(ErrorCode::RowMacKeyRequired),
                 Err(KeyringError::Store(_) | KeyringError::Missing | KeyringError::Unsealed) => {
                     return Err(ErrorCode::Unavailable);
                 }
@@ -293,7 +293,7 @@ impl Jobs {
             Some(error) => Err(error),
             None => answers.next().unwrap_or_else(|| Err(missing())),
         };
-        Ok((footing, refused.into_iter().map(answer).collect()))
+        Ok((keys_used, refused.into_iter().map(answer).collect()))
     }
 
     /// Goes through all DEKs again. Those that have the target version already are skipped.

@@ -30,10 +30,10 @@ impl Jobs {
         let (keyring, stopped) = (self.keyring.clone(), stop.clone());
         let watching = tokio::spawn(async move {
             tokio::join!(
-                keyring.clone().keep_watch(stopped.clone()),
+                keyring.clone().run_prober(stopped.clone()),
                 // These make DEKs ahead of need, and seal the rows of DEKs, if that is configured.
-                keyring.clone().keep_pool(stopped.clone()),
-                keyring.keep_sealing(stopped)
+                keyring.clone().run_pool(stopped.clone()),
+                keyring.run_row_sealing(stopped)
             )
         });
         let (jobs, stopped) = (self.clone(), stop.clone());

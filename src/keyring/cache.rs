@@ -13,23 +13,23 @@ use crate::config::DekCache;
 use crate::crypto::{Dek, SealedDek, SealingKey};
 use crate::model::{DekId, KeyVersion, Source, TenantUid};
 
-use super::Held;
+use super::dek::PlainDek;
 
-/// A DEK in the form in which the cache and the flights hold it.
-pub(super) struct Sealed {
+/// A DEK in the form in which the cache, the pool and the fetches hold it.
+pub(super) struct CachedDek {
     dek: SealedDek,
     pub(super) key_version: KeyVersion,
     /// The epoch of its key version under which it was unwrapped or made.
     pub(super) epoch: u64,
     kms_request_id: Option<Arc<str>>,
-    /// Whether a MAC bound the row that it was unwrapped from. Also true for a DEK that was made
+    /// Whether the row that it was unwrapped from had its MACs. Also true for a DEK that was made
     /// here.
-    pub(super) is_bound: bool,
+    pub(super) row_is_sealed: bool,
     /// The key that it is sealed under, for as long as that key exists.
     key: Weak<SealingKey>,
 }
 
-impl Sealed {
+impl CachedDek {
     /// Returns whether it can still be opened.
     pub(super) fn opens(&self) -> bool {
         self.key.strong_count() > 0
@@ -37,7 +37,7 @@ impl Sealed {
 }
 
 pub(super) struct Cache {
-    deks: Moka<(TenantUid, DekId), Arc<Sealed>>,
+    deks: Moka<(TenantUid, DekId), Arc<CachedDek>>,
     /// The newest DEK of each record. This is not a secret, but it saves encrypt a read.
     records: Moka<(TenantUid, Arc<str>), DekId>,
     sealing_keys: DashMap<TenantUid, Arc<SealingKey>>,
@@ -66,11 +66,11 @@ impl Cache {
         self.settings.time_to_live
     }
 
-    pub(super) fn get(&self, tenant: TenantUid, id: DekId) -> Option<Arc<Sealed>> {
+    pub(super) fn get(&self, tenant: TenantUid, id: DekId) -> Option<Arc<CachedDek>> {
         if self.is_on() { self.deks.get(&(tenant, id)) } else { None }
     }
 
-    pub(super) fn put(&self, tenant: TenantUid, id: DekId, sealed: Arc<Sealed>) {
+    pub(super) fn put(&self, tenant: TenantUid, id: DekId, sealed: Arc<CachedDek>) {
         if self.is_on() {
             self.deks.insert((tenant, id), sealed);
         }
@@ -111,26 +111,32 @@ impl Cache {
         dek: &Dek,
         (key_version, epoch): (KeyVersion, u64),
         kms_request_id: Option<Arc<str>>,
-        is_bound: bool,
-    ) -> Sealed {
+        row_is_sealed: bool,
+    ) -> CachedDek {
         let key = self.sealing_key(tenant);
         let dek = key.seal(dek, &bound_to(tenant, id));
-        Sealed { dek, key_version, epoch, kms_request_id, is_bound, key: Arc::downgrade(&key) }
+        CachedDek { dek, key_version, epoch, kms_request_id, row_is_sealed, key: Arc::downgrade(&key) }
     }
 
     /// Opens a sealed DEK. Returns `None` if it was sealed under a key other than the tenant's
     /// current sealing key.
-    pub(super) fn open(&self, tenant: TenantUid, id: DekId, sealed: &Sealed, source: Source) -> Option<Held> {
-        let dek = self.sealing_key(tenant).open(&sealed.dek, &bound_to(tenant, id))?;
-        let key_version = sealed.key_version.clone();
-        let kms_request_id = sealed.kms_request_id.clone();
-        Some(Held {
-            dek,
+    pub(super) fn open(
+        &self,
+        tenant: TenantUid,
+        id: DekId,
+        cached: &CachedDek,
+        source: Source,
+    ) -> Option<PlainDek> {
+        let plain = self.sealing_key(tenant).open(&cached.dek, &bound_to(tenant, id))?;
+        let key_version = cached.key_version.clone();
+        let kms_request_id = cached.kms_request_id.clone();
+        Some(PlainDek {
+            plain,
             key_version,
-            epoch: sealed.epoch,
+            epoch: cached.epoch,
             source,
             kms_request_id,
-            is_bound: sealed.is_bound,
+            row_is_sealed: cached.row_is_sealed,
         })
     }
 

@@ -6,16 +6,16 @@ use std::time::Duration;
 
 use crate::model::{BootTime, Timestamp};
 
-/// How many falls (the times that the clock was set back) are recorded separately. Older ones are
+/// How many setbacks (times that the clock was set back) are recorded separately. Older ones are
 /// added up.
-const MOST_FALLS: usize = 16;
+const MAX_SETBACKS: usize = 16;
 
 /// A reading of the database's clock: when this machine asked for it, when the answer arrived, and
 /// the time that it showed.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Reading {
+pub(super) struct ClockReading {
     pub(super) sent: BootTime,
-    pub(super) heard: BootTime,
+    pub(super) received: BootTime,
     pub(super) now: Timestamp,
 }
 
@@ -27,41 +27,41 @@ pub(super) struct DatabaseClock {
     /// reading does not loosen it.
     origin: Option<Timestamp>,
     /// When the newest reading arrived.
-    heard: BootTime,
-    /// When each fall was noticed, and an upper bound on its size; oldest first.
-    falls: VecDeque<(BootTime, Duration)>,
+    received: BootTime,
+    /// When each setback was noticed, and an upper bound on its size; oldest first.
+    setbacks: VecDeque<(BootTime, Duration)>,
 }
 
 impl DatabaseClock {
     /// Takes a reading into account.
-    pub(super) fn note(&mut self, reading: Reading) {
+    pub(super) fn note(&mut self, reading: ClockReading) {
         let running = |at: BootTime| at.since(BootTime::default());
         // The database read its clock after the request was sent and before the answer arrived.
         let at_most = reading.now.minus(running(reading.sent));
-        let at_least = reading.now.minus(running(reading.heard));
+        let at_least = reading.now.minus(running(reading.received));
         match self.origin {
             Some(origin) if at_most < origin => {
-                self.falls.push_back((reading.heard, origin.since(at_least)));
+                self.setbacks.push_back((reading.received, origin.since(at_least)));
                 self.origin = Some(at_least);
             }
-            // A reading that arrived before another may have been made before a fall.
-            Some(origin) if reading.heard >= self.heard => self.origin = Some(origin.max(at_least)),
+            // A reading that arrived before another may have been made before a setback.
+            Some(origin) if reading.received >= self.received => self.origin = Some(origin.max(at_least)),
             Some(_) => {}
             None => self.origin = Some(at_least),
         }
-        self.heard = self.heard.max(reading.heard);
-        if self.falls.len() > MOST_FALLS
-            && let Some((_, oldest)) = self.falls.pop_front()
-            && let Some((_, next)) = self.falls.front_mut()
+        self.received = self.received.max(reading.received);
+        if self.setbacks.len() > MAX_SETBACKS
+            && let Some((_, oldest)) = self.setbacks.pop_front()
+            && let Some((_, next)) = self.setbacks.front_mut()
         {
             *next = next.saturating_add(oldest);
         }
     }
 
-    /// Returns an upper bound on how far the clock has fallen, over all falls noticed since
+    /// Returns an upper bound on how far the clock was set back, over all setbacks noticed since
     /// `since`.
-    pub(super) fn fallen_since(&self, since: BootTime) -> Duration {
-        let recent = self.falls.iter().filter(|(noticed, _)| *noticed >= since);
+    pub(super) fn set_back_since(&self, since: BootTime) -> Duration {
+        let recent = self.setbacks.iter().filter(|(noticed, _)| *noticed >= since);
         recent.fold(Duration::ZERO, |sum, (_, by)| sum.saturating_add(*by))
     }
 }
@@ -74,43 +74,43 @@ mod tests {
         BootTime::at(Duration::from_millis(ms))
     }
 
-    fn reading(sent: u64, heard: u64, now: i64) -> Reading {
+    fn reading(sent: u64, received: u64, now: i64) -> ClockReading {
         let now = Timestamp(1_000_000_000_000_000 + now * 1_000);
-        Reading { sent: boot(sent), heard: boot(heard), now }
+        ClockReading { sent: boot(sent), received: boot(received), now }
     }
 
-    fn fallen(readings: &[Reading]) -> u128 {
+    fn set_back(readings: &[ClockReading]) -> u128 {
         let mut clock = DatabaseClock::default();
         readings.iter().for_each(|reading| clock.note(*reading));
-        clock.fallen_since(BootTime::default()).as_millis()
+        clock.set_back_since(BootTime::default()).as_millis()
     }
 
     #[test]
-    fn a_clock_that_runs_does_not_fall_however_slow_a_reading_is() {
+    fn a_running_clock_is_never_set_back_however_slow_a_reading_is() {
         let readings = [reading(0, 10, 5), reading(100, 2_100, 110), reading(150, 2_150, 2_145)];
-        assert_eq!(fallen(&readings), 0);
+        assert_eq!(set_back(&readings), 0);
     }
 
     #[test]
     fn a_clock_set_back_during_a_slow_reading_is_noticed_next_time() {
         let readings = [reading(0, 10, 10), reading(100, 2_100, 1_000), reading(2_200, 2_210, 1_205)];
-        assert_eq!(fallen(&readings), 1_005);
+        assert_eq!(set_back(&readings), 1_005);
     }
 
     #[test]
-    fn a_late_reading_from_before_a_fall_is_no_second_fall() {
+    fn a_late_reading_from_before_a_setback_is_no_second_setback() {
         let readings =
             [reading(0, 0, 0), reading(990, 1_010, 0), reading(980, 990, 985), reading(1_100, 1_100, 100)];
-        assert_eq!(fallen(&readings), 1_010);
+        assert_eq!(set_back(&readings), 1_010);
     }
 
     #[test]
-    fn falls_are_counted_from_when_they_were_noticed() {
+    fn setbacks_are_counted_from_when_they_were_noticed() {
         let mut clock = DatabaseClock::default();
         for n in 0..40_u64 {
             clock.note(reading(n * 1_000, n * 1_000, 0));
         }
-        assert_eq!(clock.fallen_since(boot(38_000)).as_secs(), 2);
-        assert_eq!(clock.fallen_since(BootTime::default()).as_secs(), 39);
+        assert_eq!(clock.set_back_since(boot(38_000)).as_secs(), 2);
+        assert_eq!(clock.set_back_since(BootTime::default()).as_secs(), 39);
     }
 }

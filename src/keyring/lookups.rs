@@ -10,10 +10,10 @@ use tokio::sync::oneshot;
 use crate::model::TenantUid;
 use crate::store::{DekRow, ReadError};
 
-/// How many statements are under way at once.
-const AT_ONCE: usize = 4;
+/// How many statements run at once.
+const MAX_READS: usize = 4;
 /// How many records one statement looks for, unless a single call asks for more.
-const MOST: usize = 1_000;
+const MAX_RECORDS: usize = 1_000;
 
 type Rows = Result<Vec<DekRow>, ReadError>;
 
@@ -21,13 +21,13 @@ type Rows = Result<Vec<DekRow>, ReadError>;
 struct Lookup {
     tenant: TenantUid,
     records: Vec<Arc<str>>,
-    found: oneshot::Sender<Rows>,
+    answer: oneshot::Sender<Rows>,
 }
 
 #[derive(Default)]
 struct State {
     waiting: VecDeque<Lookup>,
-    under_way: usize,
+    readers: usize,
 }
 
 /// The lookups of all calls.
@@ -46,19 +46,19 @@ impl Lookups {
     where
         F: Future<Output = Rows> + Send,
     {
-        let (found, rows) = oneshot::channel();
-        let turn = {
+        let (answer, rows) = oneshot::channel();
+        let reader = {
             let mut state = self.state();
-            state.waiting.push_back(Lookup { tenant, records, found });
-            let is_free = state.under_way < AT_ONCE;
-            state.under_way += usize::from(is_free);
-            is_free.then(|| Turn { lookups: self.clone(), has_ended: false })
+            state.waiting.push_back(Lookup { tenant, records, answer });
+            let is_free = state.readers < MAX_READS;
+            state.readers += usize::from(is_free);
+            is_free.then(|| Reader { lookups: self.clone(), has_stopped: false })
         };
-        if let Some(mut turn) = turn {
+        if let Some(mut reader) = reader {
             // This runs in a task of its own: the caller that started it may hang up, and others
             // wait for it.
             tokio::spawn(async move {
-                while let Some((tenant, group)) = turn.next() {
+                while let Some((tenant, group)) = reader.next() {
                     let mut records: Vec<_> =
                         group.iter().flat_map(|lookup| &lookup.records).cloned().collect();
                     records.sort_unstable();
@@ -67,10 +67,10 @@ impl Lookups {
                         // A row that cannot be read must not fail the lookups of the other rows.
                         Err(ReadError::Rejected | ReadError::Malformed) if group.len() > 1 => {
                             for alone in group {
-                                divide(read(tenant, alone.records.clone()).await, vec![alone]);
+                                distribute(read(tenant, alone.records.clone()).await, vec![alone]);
                             }
                         }
-                        rows => divide(rows, group),
+                        rows => distribute(rows, group),
                     }
                 }
             });
@@ -84,27 +84,27 @@ impl Lookups {
 }
 
 /// One of the tasks that read.
-struct Turn {
+struct Reader {
     lookups: Lookups,
-    has_ended: bool,
+    has_stopped: bool,
 }
 
-impl Turn {
-    /// Returns the next lookups of one tenant, in order, or ends the turn if there are none. Both
-    /// happen under one lock, so that a lookup that arrives right afterwards is not left to a turn
-    /// that has ended.
+impl Reader {
+    /// Returns the next lookups of one tenant, in order, or stops the reader if there are none. Both
+    /// happen under one lock, so that a lookup that arrives right afterwards is not left to a reader
+    /// that has stopped.
     fn next(&mut self) -> Option<(TenantUid, Vec<Lookup>)> {
         let mut state = self.lookups.state();
         let Some(first) = state.waiting.pop_front() else {
-            state.under_way -= 1;
-            self.has_ended = true;
+            state.readers -= 1;
+            self.has_stopped = true;
             return None;
         };
         let (tenant, mut count) = (first.tenant, first.records.len());
         let mut group = vec![first];
         while let Some(next) = state.waiting.pop_front_if(|next| {
             count += next.records.len();
-            next.tenant == tenant && count <= MOST
+            next.tenant == tenant && count <= MAX_RECORDS
         }) {
             group.push(next);
         }
@@ -112,13 +112,13 @@ impl Turn {
     }
 }
 
-impl Drop for Turn {
+impl Drop for Reader {
     /// After a panic: if no other task reads, the callers that wait are released.
     fn drop(&mut self) {
-        if !self.has_ended {
+        if !self.has_stopped {
             let mut state = self.lookups.state();
-            state.under_way -= 1;
-            if state.under_way == 0 {
+            state.readers -= 1;
+            if state.readers == 0 {
                 state.waiting.clear();
             }
         }
@@ -126,14 +126,14 @@ impl Drop for Turn {
 }
 
 /// Sends each lookup the rows of its records.
-fn divide(rows: Rows, group: Vec<Lookup>) {
+fn distribute(rows: Rows, group: Vec<Lookup>) {
     let rows = rows.map(|rows| {
         let named = rows.into_iter().filter_map(|row| Some((row.record_id.clone()?, row)));
         named.collect::<HashMap<Arc<str>, DekRow>>()
     });
-    for Lookup { records, found, .. } in group {
+    for Lookup { records, answer, .. } in group {
         let own = rows.as_ref().map(|rows| records.iter().filter_map(|record| rows.get(record).cloned()));
-        let _ = found.send(own.map(Iterator::collect).map_err(|error| *error));
+        let _ = answer.send(own.map(Iterator::collect).map_err(|error| *error));
     }
 }
 
@@ -182,16 +182,16 @@ mod tests {
         }
         let reads = reads.lock().unwrap();
         assert_eq!(reads.iter().sum::<usize>(), 100);
-        assert!(reads.len() <= AT_ONCE + 1, "{reads:?}");
+        assert!(reads.len() <= MAX_READS + 1, "{reads:?}");
     }
 
     #[tokio::test]
-    async fn a_failed_read_fails_all_waiters_and_a_panic_ends_its_turn() {
+    async fn a_failed_read_fails_all_waiters_and_a_panic_stops_its_reader() {
         let lookups = Lookups::default();
         let record = || vec![Arc::from("r")];
         let failing = lookups.newest(TenantUid([1; 16]), record(), async |_, _| Err(ReadError::Rejected));
         assert_eq!(failing.await, Err(ReadError::Rejected));
-        for _ in 0..=AT_ONCE {
+        for _ in 0..=MAX_READS {
             let panics = lookups.newest(TenantUid([1; 16]), record(), async |_, _| panic!("it fails"));
             assert_eq!(panics.await, Err(ReadError::Unavailable));
         }
@@ -200,23 +200,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_comes_when_every_turn_has_found_nothing_more_is_read_for() {
+    async fn a_lookup_after_all_readers_have_stopped_starts_a_new_reader() {
         let lookups = Lookups::default();
-        let turn = || {
-            lookups.state().under_way += 1;
-            Turn { lookups: lookups.clone(), has_ended: false }
+        let reader = || {
+            lookups.state().readers += 1;
+            Reader { lookups: lookups.clone(), has_stopped: false }
         };
-        let mut turns: Vec<Turn> = (0..AT_ONCE).map(|_| turn()).collect();
-        assert!(turns.iter_mut().all(|turn| turn.next().is_none()));
+        let mut readers: Vec<Reader> = (0..MAX_READS).map(|_| reader()).collect();
+        assert!(readers.iter_mut().all(|reader| reader.next().is_none()));
         let record = vec![Arc::from("r")];
         let rows = lookups.newest(TenantUid([1; 16]), record, async |_, _| Ok(Vec::new()));
-        assert_eq!(rows.now_or_never(), None, "it is read in a task of its own");
-        drop(turns);
-        assert_eq!(lookups.state().under_way, 1);
+        assert_eq!(rows.now_or_never(), None, "it is read in its own task");
+        drop(readers);
+        assert_eq!(lookups.state().readers, 1);
     }
 
     #[tokio::test]
-    async fn an_unreadable_row_fails_only_those_who_look_for_it() {
+    async fn an_unreadable_row_fails_only_the_lookups_of_its_record() {
         let lookups = Lookups::default();
         let look = |record: &str| {
             lookups.newest(TenantUid([1; 16]), vec![Arc::from(record)], async |_, records: Vec<Arc<str>>| {

@@ -7,7 +7,7 @@ use axum::body::Bytes;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse as _, Response};
 
-use crate::app::{App, Standing};
+use crate::app::{App, KeyStatus};
 use crate::kms::BUCKETS;
 use crate::model::Posture;
 use crate::telemetry::{KeyShown, MadeShown, MetricsText, WithheldShown};
@@ -98,10 +98,10 @@ impl MetricsPage {
 }
 
 fn keys_shown(app: &App) -> Vec<KeyShown> {
-    let shown = |key: Standing| KeyShown {
+    let shown = |key: KeyStatus| KeyShown {
         key_version: key.key_version,
         posture: key.posture,
         proof_age: key.proof_age.filter(|_| key.in_memory || key.posture != Posture::Active),
     };
-    app.key_standing().into_iter().map(shown).collect()
+    app.key_statuses().into_iter().map(shown).collect()
 }

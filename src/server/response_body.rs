@@ -89,7 +89,7 @@ impl ResponseBody {
             if let Some(release) = &release
                 && body.size_hint().lower() > CHUNK_BYTES as u64
             {
-                release.watch_on();
+                release.keep_probing();
             }
             let watch = is_delivery_watched(version, &body)
                 .then(|| DeliveryWatch::new(output.undelivered.clone(), claim));

@@ -117,6 +117,14 @@ impl Tenants {
         }
     }
 
+    /// Does the same without a read: returns `None` if the tenant is not ready.
+    pub fn known(&self, uid: TenantUid) -> Option<Arc<TenantRuntime>> {
+        match &self.0 {
+            Form::Fixed { primary, .. } => primary.get().filter(|runtime| runtime.tenant.uid == uid).cloned(),
+            Form::Claimed(tenants) => tenants.ready.get(&uid),
+        }
+    }
+
     /// Returns the tenants that this process works for. Empty until the database has been reached.
     pub fn served(&self) -> Vec<Arc<TenantRuntime>> {
         match &self.0 {

@@ -31,20 +31,25 @@ impl Map {
 
     /// The rooms that a text names: `crate::room::…` and the members of `use crate::{…}`.
     fn named_in(&self, text: &str) -> Vec<String> {
-        let word =
-            |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
-        let mut rooms = Vec::new();
-        for after in text.split("crate::").skip(1) {
-            match after.strip_prefix('{') {
-                Some(list) => {
-                    rooms.extend(list.split('}').next().unwrap().split(',').map(|member| word(member.trim())))
-                }
-                None => rooms.push(word(after)),
-            }
-        }
+        let mut rooms = named_after("crate::", text);
         rooms.retain(|room| self.0.contains_key(room));
         rooms
     }
+}
+
+/// What a text names after a prefix: `prefix::name…` and the members of `prefix::{…}`.
+fn named_after(prefix: &str, text: &str) -> Vec<String> {
+    let word = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let mut names = Vec::new();
+    for after in text.split(prefix).skip(1) {
+        match after.strip_prefix('{') {
+            Some(list) => {
+                names.extend(list.split('}').next().unwrap().split(',').map(|member| word(member.trim())))
+            }
+            None => names.push(word(after)),
+        }
+    }
+    names
 }
 
 /// What a front never names, whatever the rows allow.
@@ -101,6 +106,47 @@ fn imports_run_down_only() {
         }
     }
     assert!(upward.is_empty(), "these files import upward or sideways: {upward:#?}");
+}
+
+/// The table in `src/keyring/mod.rs` has the files in order. The calls of its last row, and nothing above, know the keyring.
+#[test]
+fn files_of_the_keyring_use_only_files_above_them() {
+    let text = read("src/keyring/mod.rs");
+    let table = text
+        .split("//! | layer | files | purpose |")
+        .nth(1)
+        .expect("src/keyring/mod.rs has the table of files");
+    let rows: Vec<Vec<&str>> = table
+        .lines()
+        .skip(2)
+        .take_while(|line| line.starts_with("//! |"))
+        .map(|line| quoted(line.split('|').nth(2).unwrap()).collect())
+        .collect();
+    let order = rows.concat();
+    let place_of = |file: &str| order.iter().position(|listed| *listed == file);
+    let calls = rows.last().expect("the table has rows");
+
+    let mut seen = BTreeSet::new();
+    for (room, path, text) in sources() {
+        if room != "keyring" || path == Path::new("keyring/mod.rs") {
+            continue;
+        }
+        let file = path.iter().nth(1).unwrap().to_str().unwrap().trim_end_matches(".rs");
+        let place =
+            place_of(file).unwrap_or_else(|| panic!("{file} is not in the table of src/keyring/mod.rs"));
+        seen.insert(order[place]);
+        for named in [named_after("super::", &text), named_after("crate::keyring::", &text)].concat() {
+            let is_above = place_of(&named).is_none_or(|named| named <= place);
+            assert!(is_above, "{} uses {named}, which is below it", path.display());
+        }
+        let knows_keyring = has_word(&text, "Keyring");
+        assert!(!knows_keyring || calls.contains(&file), "{} knows the keyring", path.display());
+    }
+    assert_eq!(
+        seen,
+        order.iter().copied().collect::<BTreeSet<_>>(),
+        "files, and the table of src/keyring/mod.rs"
+    );
 }
 
 /// The list of `lib.rs` has a comment above each group of modules: `// Row 3: …`.

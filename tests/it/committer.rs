@@ -519,10 +519,10 @@ async fn what_the_fence_keeps_out_does_not_take_its_neighbours_with_it() {
     assert_eq!(bench.users().await, ["before", "a", "b", "d", "f"]);
     assert_eq!(*bench.store.batches.lock().unwrap(), [1, 6, 4]);
     assert_eq!(bench.store.deks(bench.tenant, &[kept_out]).await.unwrap(), []);
-    let passage = outcomes[1].as_ref().unwrap().passage.clone().unwrap();
-    assert_eq!(passage.fence, [active(1), proven()].concat(), "what two ask for is asked once");
-    assert_eq!(passage.proven_at(&KeyVersion::new("byok", "1")), Some(proof.proven_at));
-    assert_eq!(passage.proven_at(&KeyVersion::new("byok", "2")), None);
+    let receipt = outcomes[1].as_ref().unwrap().receipt.clone().unwrap();
+    assert_eq!(receipt.fence, [active(1), proven()].concat(), "what two ask for is asked once");
+    assert_eq!(receipt.proven_at(&KeyVersion::new("byok", "1")), Some(proof.proven_at));
+    assert_eq!(receipt.proven_at(&KeyVersion::new("byok", "2")), None);
 }
 
 #[tokio::test]
@@ -542,18 +542,18 @@ async fn of_two_epochs_in_one_group_the_one_that_stands_is_committed() {
 }
 
 #[tokio::test]
-async fn a_passage_says_what_was_found_and_when() {
+async fn a_receipt_says_what_was_found_and_when() {
     let bench = Bench::with(&[]).await;
     let key_version = KeyVersion::new("byok", "1");
     let proof = watch(&bench.store.database, bench.tenant, "1").await;
     let later = prove(&bench.store.database, bench.tenant, &proof, |to| to.proven_at = Timestamp(7)).await;
     let durable = bench.durable(bench.fenced("a", Vec::new(), active(1))).await.unwrap();
-    let passage = durable.passage.unwrap();
-    assert_eq!(passage.proven_at(&key_version), Some(later.proven_at));
-    assert!(passage.sent <= passage.heard);
-    assert!(passage.passed.now.since(proof.proven_at) < MINUTE);
+    let receipt = durable.receipt.unwrap();
+    assert_eq!(receipt.proven_at(&key_version), Some(later.proven_at));
+    assert!(receipt.sent <= receipt.received);
+    assert!(receipt.passed.now.since(proof.proven_at) < MINUTE);
     let durable = bench.durable(bench.unit("b", Vec::new())).await.unwrap();
-    assert!(durable.passage.is_none(), "nothing was asked");
+    assert!(durable.receipt.is_none(), "nothing was asked");
     assert_eq!(
         bench.durable(bench.fenced("c", Vec::new(), proven())).await.err(),
         Some(CommitFailed::Fenced)
@@ -638,34 +638,34 @@ async fn a_fence_that_holds_only_while_nobody_commits_refuses_in_the_end() {
 }
 
 #[tokio::test]
-async fn after_a_lost_answer_the_second_looks_finding_is_the_passage() {
+async fn after_a_lost_answer_the_second_looks_finding_is_the_receipt() {
     let bench = Bench::with(&[Fate::Lost]).await;
     let proof = watch(&bench.store.database, bench.tenant, "1").await;
     let durable = bench.durable(bench.fenced("a", vec![dek(DekId::new())], proven())).await.unwrap();
     assert_eq!(durable.applied, [1]);
-    let passage = durable.passage.unwrap();
-    assert_eq!(passage.proven_at(&proof.key_version), Some(proof.proven_at));
-    assert!(passage.sent <= passage.heard);
+    let receipt = durable.receipt.unwrap();
+    assert_eq!(receipt.proven_at(&proof.key_version), Some(proof.proven_at));
+    assert!(receipt.sent <= receipt.received);
     assert_eq!(bench.users().await, ["a"]);
 }
 
 #[tokio::test]
-async fn after_a_lost_answer_a_fence_that_fails_is_no_passage() {
+async fn after_a_lost_answer_a_fence_that_fails_is_no_receipt() {
     let bench = Bench::with(&[Fate::LostAndRevoked]).await;
     watch(&bench.store.database, bench.tenant, "1").await;
     let durable = bench.durable(bench.fenced("a", vec![dek(DekId::new())], proven())).await.unwrap();
     assert_eq!(durable.applied, [1], "it is durable");
-    assert!(durable.passage.is_none(), "and nothing may be answered that stands on the key");
+    assert!(durable.receipt.is_none(), "and nothing may be answered that stands on the key");
     assert_eq!(bench.users().await, ["a"]);
 }
 
 #[tokio::test]
-async fn after_a_lost_answer_proofs_that_cannot_be_read_are_no_passage() {
+async fn after_a_lost_answer_proofs_that_cannot_be_read_are_no_receipt() {
     let bench = Bench::with(&[Fate::Lost]).await;
     watch(&bench.store.database, bench.tenant, "1").await;
     bench.store.unreadable.store(true, Ordering::SeqCst);
     let durable = bench.durable(bench.fenced("a", Vec::new(), proven())).await.unwrap();
-    assert!(durable.passage.is_none());
+    assert!(durable.receipt.is_none());
     assert_eq!(bench.users().await, ["a"]);
 }
 
@@ -693,7 +693,7 @@ async fn behind_another_replica_the_fence_is_asked_in_turn() {
         Some(CommitFailed::Fenced)
     );
     let durable = bench.durable(bench.fenced("d", Vec::new(), proven())).await.unwrap();
-    assert_eq!(durable.passage.unwrap().proven_at(&proof.key_version), Some(proof.proven_at));
+    assert_eq!(durable.receipt.unwrap().proven_at(&proof.key_version), Some(proof.proven_at));
     other.commit(bench.fenced("e", Vec::new(), proven())).await.unwrap();
     bench.durable(bench.unit("f", Vec::new())).await.unwrap();
     assert_eq!(bench.users().await, ["a", "b", "d", "e", "f"]);

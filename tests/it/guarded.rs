@@ -514,7 +514,7 @@ impl Replica {
 
     /// Starts the prober.
     pub(crate) fn watch(&self) {
-        tokio::spawn(self.keyring.clone().keep_watch(self.prober.clone()));
+        tokio::spawn(self.keyring.clone().run_prober(self.prober.clone()));
     }
 
     /// Ends the prober, as if it had died.

@@ -1,4 +1,4 @@
-//! The DEK cache: bounded in time, one flight for all who wait, and no call for a hot record.
+//! The DEK cache: bounded in time, one fetch for all callers that wait, and no call for a cached DEK.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -103,7 +103,7 @@ impl Bench {
         let mut changes = Vec::new();
         let mut ids = Vec::new();
         for made in keyring.by_record(&tenant, &records, Timestamp(1)).await {
-            let row = made.ok().unwrap().fresh.unwrap();
+            let row = made.ok().unwrap().new_row.unwrap();
             ids.push(row.id);
             changes.push(Change::InsertDek(row));
         }
@@ -150,7 +150,7 @@ async fn callers_that_want_the_same_deks_at_once_share_one_kms_call() {
 }
 
 #[tokio::test]
-async fn a_caller_that_hangs_up_does_not_stop_the_shared_flight() {
+async fn a_caller_that_hangs_up_does_not_stop_the_shared_fetch() {
     let bench = Bench::with(1, 300).await;
     let (keyring, tenant, ids) = (bench.keyring.clone(), bench.tenant.clone(), bench.ids.clone());
     let first = tokio::spawn(async move { keyring.by_id(&tenant, &ids).await.len() });
@@ -187,7 +187,7 @@ async fn zero_seconds_turn_the_cache_off() {
         assert!(bench.keyring.by_id(&bench.tenant, &bench.ids).await[0].is_ok());
         assert_eq!(bench.calls().0, calls);
     }
-    assert_eq!(bench.keyring.cached(), 0);
+    assert_eq!(bench.keyring.cached_count(), 0);
 }
 
 #[tokio::test]
@@ -215,7 +215,7 @@ async fn a_record_that_is_named_twice_in_one_call_gets_one_dek() {
         bench.keyring.by_record(&bench.tenant, &records, Timestamp(1)).await.into_iter().flatten().collect();
     assert_eq!(deks[0].id, deks[2].id);
     assert_ne!(deks[1].id, deks[3].id, "without a record each value has its own");
-    assert_eq!(deks.iter().filter(|dek| dek.fresh.is_some()).count(), 3, "each is committed once");
+    assert_eq!(deks.iter().filter(|dek| dek.new_row.is_some()).count(), 3, "each is committed once");
 }
 
 #[tokio::test]
@@ -224,11 +224,11 @@ async fn a_record_whose_dek_row_is_gone_gets_a_new_dek() {
     let records = [Some("r".into())];
     // Made and remembered as the record's, but never committed: as if its row had been lost.
     let first = bench.keyring.by_record(&bench.tenant, &records, Timestamp(1)).await.remove(0).ok().unwrap();
-    bench.keyring.admit(&bench.tenant, first.fresh.as_ref().unwrap(), &first.held);
-    bench.keyring.forget(bench.tenant.uid, [first.id]);
+    bench.keyring.cache_committed(&bench.tenant, first.new_row.as_ref().unwrap(), &first.dek);
+    bench.keyring.evict(bench.tenant.uid, [first.id]);
     let second = bench.keyring.by_record(&bench.tenant, &records, Timestamp(1)).await.remove(0).ok().unwrap();
     assert_ne!(first.id, second.id);
-    assert!(second.fresh.is_some());
+    assert!(second.new_row.is_some());
 }
 
 #[tokio::test]

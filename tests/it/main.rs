@@ -35,7 +35,7 @@ mod health;
 mod held_rows;
 mod jwks;
 mod keyring;
-mod keyring_guard;
+mod keyring_fence;
 mod kill_switch;
 mod kill_switch_answers;
 mod kill_switch_memory;

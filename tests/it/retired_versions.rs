@@ -120,7 +120,7 @@ async fn every_replica_drops_a_retired_version_and_needs_it_no_more() {
     one.kms.destroyed.lock().unwrap().insert("1".to_owned());
     two.kms.destroyed.lock().unwrap().insert("1".to_owned());
     for replica in [&one, &two] {
-        until("the DEK is dropped", async || !replica.keyring.holds(one.tenant.uid, &ids)).await;
+        until("the DEK is dropped", async || !replica.keyring.are_cached(one.tenant.uid, &ids)).await;
     }
     tokio::time::sleep(Duration::from_millis(1_500)).await;
     assert_eq!(watched(&house).await, [""; 0]);

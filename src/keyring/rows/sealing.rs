@@ -18,78 +18,78 @@ use crate::model::{BootTime, DekId, Entry, Operation, Tenant, TenantUid};
 use crate::store::{Batch, Change, DekRow, ReadError};
 use crate::verify::hold_rows;
 
-use super::Keyring;
+use super::RowChecks;
 
 /// How often unsealed rows are looked for: while some may come, and when none should.
-const BUSY: Duration = Duration::from_secs(1);
-const QUIET: Duration = Duration::from_secs(30);
+const BUSY_INTERVAL: Duration = Duration::from_secs(1);
+const IDLE_INTERVAL: Duration = Duration::from_secs(30);
 /// The number of rows for which one walk along the log is made.
-const RANGE: usize = 100_000;
+const ROWS_PER_WALK: usize = 100_000;
 /// How many rows are read, or sealed, by one statement.
-const PAGE: u32 = 1_000;
+const PAGE_ROWS: u32 = 1_000;
 /// The pause between two pages of a pass over all rows.
-const PAUSE: Duration = Duration::from_millis(10);
+const PAGE_PAUSE: Duration = Duration::from_millis(10);
 /// The pause after a walk along the log that achieved nothing, as a multiple of its duration. Rows
 /// that somebody plants there to be checked then take up a tenth of a reader at most.
-const REST: u32 = 9;
+const WALK_PAUSE_FACTOR: u32 = 9;
 /// The time between two identical lines in the server's log.
-const SAID_AGAIN: Duration = Duration::from_secs(3_600);
+const LOG_INTERVAL: Duration = Duration::from_secs(3_600);
 /// How often the entry that all rows are sealed is written again, because a retention drops old
 /// entries.
-const TOLD_AGAIN: Duration = Duration::from_secs(24 * 3_600);
+const ENTRY_INTERVAL: Duration = Duration::from_secs(24 * 3_600);
 
-/// How far the sealing of one tenant's rows is.
+/// The progress of the sealing of one tenant's rows.
 #[derive(Default)]
-struct Course {
+struct SealingProgress {
     /// The time since which no row has appeared that had to be sealed.
     quiet_since: Option<BootTime>,
     /// Whether no row is left that is sealed under the previous secret.
-    renewed: bool,
+    moved_to_current_key: bool,
     /// When the log's last entry that all rows are sealed was looked up.
-    looked: Option<BootTime>,
+    entry_looked_up: Option<BootTime>,
     /// The row after which the next range begins; `None` for the first range.
     after: Option<DekId>,
     /// The log is not walked again before this time.
-    rests_until: BootTime,
+    no_walk_before: BootTime,
     /// When the server's log last said that nothing can be sealed.
-    complained: Option<BootTime>,
+    last_logged: Option<BootTime>,
 }
 
-impl Course {
+impl SealingProgress {
     /// Returns whether to log now that nothing can be sealed.
-    fn complains(&mut self, now: BootTime) -> bool {
-        let due = self.complained.is_none_or(|last| now.since(last) >= SAID_AGAIN);
+    fn should_log(&mut self, now: BootTime) -> bool {
+        let due = self.last_logged.is_none_or(|last| now.since(last) >= LOG_INTERVAL);
         if due {
-            self.complained = Some(now);
+            self.last_logged = Some(now);
         }
         due
     }
 }
 
-impl Keyring {
+impl RowChecks {
     /// Keeps the rows of all tenants sealed until `stop` is cancelled. Returns at once if there is
     /// no secret.
-    pub async fn keep_sealing(self: Arc<Self>, stop: CancellationToken) {
-        let Some(macs) = self.rows.macs() else { return };
-        let mut courses: HashMap<TenantUid, Course> = HashMap::new();
+    pub(in crate::keyring) async fn run_sealing(self: Arc<Self>, stop: CancellationToken) {
+        let Some(macs) = &self.macs else { return };
+        let mut all_progress: HashMap<TenantUid, SealingProgress> = HashMap::new();
         let mut pause = Duration::ZERO;
         while timeout(pause, stop.cancelled()).await.is_err() {
-            pause = QUIET;
+            pause = IDLE_INTERVAL;
             for tenant in self.store.tenants().await.unwrap_or_default() {
-                let course = courses.entry(tenant.uid).or_default();
-                let work = self.seal_rows(&tenant, macs, course);
-                let done = tokio::select! {
+                let progress = all_progress.entry(tenant.uid).or_default();
+                let work = self.seal_rows(&tenant, macs, progress);
+                let all_sealed = tokio::select! {
                     () = stop.cancelled() => return,
-                    done = work => done,
+                    all_sealed = work => all_sealed,
                 };
-                if !matches!(done, Ok(true)) {
-                    pause = BUSY;
+                if !matches!(all_sealed, Ok(true)) {
+                    pause = BUSY_INTERVAL;
                 }
-                let course = courses.entry(tenant.uid).or_default();
-                if let Err(error) = done
-                    && course.complains(self.boot())
+                let progress = all_progress.entry(tenant.uid).or_default();
+                if let Err(error) = all_sealed
+                    && progress.should_log(self.clock.boot())
                 {
-                    warn!(tenant = tenant.name, ?error, "rows of DEKs cannot be sealed, for now");
+                    warn!(tenant = tenant.name, ?error, "rows of DEKs cannot be sealed now; this is retried");
                 }
             }
         }
@@ -100,73 +100,73 @@ impl Keyring {
         self: &Arc<Self>,
         tenant: &Tenant,
         macs: &RowMacs,
-        course: &mut Course,
+        progress: &mut SealingProgress,
     ) -> Result<bool, ReadError> {
-        if macs.has_previous() && !course.renewed {
-            course.renewed = self.renew(tenant, macs).await?;
+        if macs.has_previous() && !progress.moved_to_current_key {
+            progress.moved_to_current_key = self.move_to_current_key(tenant, macs).await?;
         }
         if self.all_sealed(tenant.uid).await? {
             let unsealed = self.store.unsealed_deks(tenant.uid, None, 1).await?;
             if let Some(row) = unsealed.first() {
-                self.tell_of_row(tenant, row, RowSeal::None);
+                self.report(tenant, row, RowSeal::None);
             }
-            self.tell_again(tenant, course, unsealed.is_empty()).await?;
+            self.rewrite_entry_if_due(tenant, progress, unsealed.is_empty()).await?;
             return Ok(true);
         }
-        let began = self.boot();
-        if began < course.rests_until {
+        let began = self.clock.boot();
+        if began < progress.no_walk_before {
             return Ok(false);
         }
-        let (unsealed, next) = self.unsealed(tenant.uid, course.after).await?;
-        if unsealed.is_empty() && course.after.is_none() {
-            self.end(tenant, course).await;
+        let (unsealed, next) = self.unsealed(tenant.uid, progress.after).await?;
+        if unsealed.is_empty() && progress.after.is_none() {
+            self.finish_if_settled(tenant, progress).await;
             return Ok(false);
         }
-        let held = hold_rows(&*self.store, tenant, unsealed).await;
-        let now = self.boot();
-        course.rests_until = now.plus(now.since(began).saturating_mul(REST));
-        let held = held?;
-        if held.all_were_sealed {
+        let compared = hold_rows(&*self.store, tenant, unsealed).await;
+        let now = self.clock.boot();
+        progress.no_walk_before = now.plus(now.since(began).saturating_mul(WALK_PAUSE_FACTOR));
+        let compared = compared?;
+        if compared.all_were_sealed {
             // The lookup did not find the entry that says so, although it exists: whoever hid it
             // removed the MACs.
-            self.rows.note_all_sealed(tenant.uid);
+            self.known.note_all_sealed(tenant.uid);
             return Ok(false);
         }
-        self.rows.note_damaged(tenant.uid, held.damaged.is_some());
-        if let Some(finding) = held.damaged {
-            if course.complains(now) {
+        self.known.note_damaged(tenant.uid, compared.damaged.is_some());
+        if let Some(finding) = compared.damaged {
+            if progress.should_log(now) {
                 error!(
-                    tenant = tenant.name, %finding, "the log does not hold: no row is sealed by it, and nothing is encrypted under one without a MAC; run `byok audit verify`"
+                    tenant = tenant.name, %finding, "the log does not hold: no row is sealed by it, and nothing is encrypted under a row without a MAC; run `byok audit verify`"
                 );
             }
             return Ok(false);
         }
-        for (row, finding) in &held.contradicted {
-            if self.rows.note_contradicted(tenant.uid, row) {
-                error!(tenant = tenant.name, %finding, "a DEK's row is not as the log says: it is refused and not sealed");
+        for (row, finding) in &compared.contradicted {
+            if self.note_contradicted(tenant.uid, row) {
+                error!(tenant = tenant.name, %finding, "a DEK's row contradicts the log: it is refused and not sealed");
             }
-            self.tell_of_row(tenant, row, RowSeal::None);
+            self.report(tenant, row, RowSeal::None);
         }
-        course.after = next;
-        if !held.agreed.is_empty() {
-            (course.quiet_since, course.rests_until) = (None, now);
-            let sealed = self.seal_all(tenant.uid, macs, held.agreed).await?;
-            info!(tenant = tenant.name, sealed, "rows of DEKs were held against the log and sealed");
-        } else if course.after.is_none() {
+        progress.after = next;
+        if !compared.agreed.is_empty() {
+            (progress.quiet_since, progress.no_walk_before) = (None, now);
+            let sealed = self.seal_all(tenant.uid, macs, compared.agreed).await?;
+            info!(tenant = tenant.name, sealed, "rows of DEKs were compared with the log and sealed");
+        } else if progress.after.is_none() {
             // Refused rows delay nothing. Otherwise, anybody could postpone the end by writing such
             // a row now and then.
-            self.end(tenant, course).await;
+            self.finish_if_settled(tenant, progress).await;
         }
         Ok(false)
     }
 
     /// Writes to the log that all rows are sealed, once no unsealed row has come for the required
     /// time.
-    async fn end(&self, tenant: &Tenant, course: &mut Course) {
-        let now = self.boot();
-        let since = *course.quiet_since.get_or_insert(now);
-        if now.since(since) >= self.rows.settle {
-            self.tell_all_sealed(tenant).await;
+    async fn finish_if_settled(&self, tenant: &Tenant, progress: &mut SealingProgress) {
+        let now = self.clock.boot();
+        let since = *progress.quiet_since.get_or_insert(now);
+        if now.since(since) >= self.settle {
+            self.write_all_sealed_entry(tenant).await;
         }
     }
 
@@ -178,11 +178,11 @@ impl Keyring {
         mut after: Option<DekId>,
     ) -> Result<(Vec<DekRow>, Option<DekId>), ReadError> {
         let mut unsealed = Vec::new();
-        while unsealed.len() < RANGE {
-            let rows = self.store.unsealed_deks(tenant, after, PAGE).await?;
+        while unsealed.len() < ROWS_PER_WALK {
+            let rows = self.store.unsealed_deks(tenant, after, PAGE_ROWS).await?;
             after = rows.last().map(|row| row.id);
-            let more = rows.len() == PAGE as usize;
-            unsealed.extend(rows.into_iter().filter(|row| !self.rows.is_contradicted(tenant, row)));
+            let more = rows.len() == PAGE_ROWS as usize;
+            unsealed.extend(rows.into_iter().filter(|row| !self.is_contradicted(tenant, row)));
             if !more {
                 return Ok((unsealed, None));
             }
@@ -198,7 +198,7 @@ impl Keyring {
         mut rows: Vec<DekRow>,
     ) -> Result<u64, ReadError> {
         let mut sealed = 0;
-        for page in rows.chunks_mut(PAGE as usize) {
+        for page in rows.chunks_mut(PAGE_ROWS as usize) {
             page.iter_mut().for_each(|row| macs.seal(tenant, row));
             let batch = Batch::of_changes(tenant, vec![Change::SealDeks(page.to_vec())]);
             let committed = self.store.commit(&batch).await.map_err(|_| ReadError::Unavailable)?;
@@ -209,58 +209,69 @@ impl Keyring {
 
     /// Goes through all rows, and re-seals under the current secret those that the previous one has
     /// sealed. Returns whether none is left.
-    async fn renew(&self, tenant: &Tenant, macs: &RowMacs) -> Result<bool, ReadError> {
-        let (mut after, mut renewed, mut left) = (None, 0, 0);
+    async fn move_to_current_key(&self, tenant: &Tenant, macs: &RowMacs) -> Result<bool, ReadError> {
+        let (mut after, mut moved, mut found) = (None, 0, 0);
         loop {
-            let rows = self.store.deks_after(tenant.uid, after, PAGE).await?;
-            let more = rows.len() == PAGE as usize;
+            let rows = self.store.deks_after(tenant.uid, after, PAGE_ROWS).await?;
+            let more = rows.len() == PAGE_ROWS as usize;
             after = rows.last().map(|row| row.id);
             let old: Vec<DekRow> =
                 rows.into_iter().filter(|row| macs.check(tenant.uid, row) == RowSeal::Previous).collect();
-            left += old.len() as u64;
-            renewed += self.seal_all(tenant.uid, macs, old).await?;
+            found += old.len() as u64;
+            moved += self.seal_all(tenant.uid, macs, old).await?;
             if !more {
                 break;
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(PAGE_PAUSE).await;
         }
-        if renewed > 0 {
-            info!(tenant = tenant.name, renewed, "rows of DEKs were moved to BYOK_ROW_MAC_KEY");
+        if moved > 0 {
+            info!(tenant = tenant.name, moved, "rows of DEKs were moved to BYOK_ROW_MAC_KEY");
         }
-        Ok(renewed == left)
+        Ok(moved == found)
     }
 
-    async fn tell_all_sealed(&self, tenant: &Tenant) {
+    /// Writes to the log that all rows are sealed, which refuses unsealed rows from then on.
+    async fn write_all_sealed_entry(&self, tenant: &Tenant) {
         let detail = Some("rows sealed".into());
         let entry = Entry::of_operator(self.clock.now(), Operation::Seal, None, detail);
         let entry = Some(pack(tenant.uid, &entry));
         let unit = Unit { tenant: tenant.uid, entry, changes: Vec::new(), fence: Vec::new() };
         match self.committer.commit(unit).await {
             Ok(_) => {
-                self.rows.note_all_sealed(tenant.uid);
+                self.known.note_all_sealed(tenant.uid);
                 info!(
                     tenant = tenant.name,
-                    "all rows of DEKs are sealed: one without a MAC is refused from now on"
+                    "all rows of DEKs are sealed: a row without a MAC is refused from now on"
                 );
             }
             Err(failed) => {
-                warn!(tenant = tenant.name, ?failed, "it could not be logged that all rows are sealed")
+                warn!(
+                    tenant = tenant.name,
+                    ?failed,
+                    "the entry that all rows are sealed could not be written"
+                )
             }
         }
     }
 
-    async fn tell_again(&self, tenant: &Tenant, course: &mut Course, is_so: bool) -> Result<(), ReadError> {
-        let now = self.boot();
-        if course.looked.is_some_and(|looked| now.since(looked) < TOLD_AGAIN / 24) {
+    /// Writes to the log again that all rows are sealed, once the last such entry is old.
+    async fn rewrite_entry_if_due(
+        &self,
+        tenant: &Tenant,
+        progress: &mut SealingProgress,
+        is_true: bool,
+    ) -> Result<(), ReadError> {
+        let now = self.clock.boot();
+        if progress.entry_looked_up.is_some_and(|looked| now.since(looked) < ENTRY_INTERVAL / 24) {
             return Ok(());
         }
-        course.looked = Some(now);
+        progress.entry_looked_up = Some(now);
         let last = last_sealed(&*self.store, tenant.uid).await?;
         // If only the configuration says that all rows are sealed, the log does not get an entry
         // that is not true.
-        let is_due = last.map_or(is_so, |last| self.clock.now().since(last) >= TOLD_AGAIN);
+        let is_due = last.map_or(is_true, |last| self.clock.now().since(last) >= ENTRY_INTERVAL);
         if is_due {
-            self.tell_all_sealed(tenant).await;
+            self.write_all_sealed_entry(tenant).await;
         }
         Ok(())
     }

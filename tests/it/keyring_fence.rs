@@ -69,7 +69,7 @@ async fn a_hot_dek_leaves_memory_when_its_key_is_not_proven() {
     one.kms.will(Will::Fail);
     one.clock.sleep(3_200);
     assert_eq!(one.decrypt(&token, "r").await, UNAVAILABLE);
-    assert!(!one.keyring.holds(one.tenant.uid, &[dek_id(&token)]));
+    assert!(!one.keyring.are_cached(one.tenant.uid, &[dek_id(&token)]));
     one.kms.will(Will::Work);
     tokio::time::sleep(Duration::from_millis(1_100)).await;
     assert_eq!(one.decrypt(&token, "r").await, Ok(()));
@@ -86,9 +86,9 @@ async fn the_prober_drops_what_is_not_proven_though_the_database_hangs() {
     // So that a look is under way, and waits for the database.
     tokio::time::sleep(Duration::from_millis(500)).await;
     let ids = [dek_id(&token)];
-    assert!(one.keyring.holds(one.tenant.uid, &ids));
+    assert!(one.keyring.are_cached(one.tenant.uid, &ids));
     one.clock.sleep(4_000);
-    until("the DEK is dropped", async || !one.keyring.holds(one.tenant.uid, &ids)).await;
+    until("the DEK is dropped", async || !one.keyring.are_cached(one.tenant.uid, &ids)).await;
 }
 
 #[tokio::test]
@@ -125,7 +125,7 @@ async fn what_another_replica_finds_revoked_is_refused_here_and_dropped() {
         }
     })
     .await;
-    until("the DEK is dropped", async || !one.keyring.holds(one.tenant.uid, &ids)).await;
+    until("the DEK is dropped", async || !one.keyring.are_cached(one.tenant.uid, &ids)).await;
     assert_eq!(one.decrypt(&token, "r").await, DENIED);
     assert_eq!(two.decrypt(&token, "r").await, DENIED);
 }

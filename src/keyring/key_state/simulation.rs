@@ -1,4 +1,4 @@
-//! The age that [`Views`] reports for a proof, while the database's clock is set at random, reads
+//! The age that [`KeyStates`] reports for a proof, while the database's clock is set at random, reads
 //! are slow or late, and probes are written late. It must never be below the truth, or an answer
 //! would be sent after the bound.
 
@@ -9,16 +9,16 @@ use proptest::prelude::*;
 
 use crate::model::{BootTime, KeyVersion, Posture, Proof, TenantUid, Timestamp};
 
-use super::database_clock::Reading;
-use super::view::Views;
+use super::super::database_clock::ClockReading;
+use super::KeyStates;
 
 const TENANT: TenantUid = TenantUid([1; 16]);
 /// As with the default settings, in milliseconds.
 const BOUND: u64 = 3_000;
-const WRITING: u64 = 6_000;
-/// The time that the answer of the quickest reading takes cannot be distinguished from a fall of
+const WRITE_DELAY: u64 = 6_000;
+/// The time that the answer of the quickest reading takes cannot be distinguished from a setback of
 /// the clock.
-const UNCERTAIN: u64 = 50;
+const UNCERTAINTY: u64 = 50;
 /// How long one run is.
 const RUN: u64 = 40_000;
 
@@ -39,16 +39,16 @@ enum Event {
     /// answer arrives after these times.
     Ask {
         made: u64,
-        heard: u64,
+        received: u64,
         commit: bool,
     },
     Read {
         sent: u64,
-        heard: u64,
+        received: u64,
         commit: bool,
     },
-    Hear {
-        reading: Reading,
+    Receive {
+        reading: ClockReading,
         row: Proof,
         commit: bool,
     },
@@ -57,7 +57,7 @@ enum Event {
 }
 
 struct World {
-    views: Views,
+    states: KeyStates,
     events: BTreeMap<(u64, usize), Event>,
     next: usize,
     /// How far the database's clock is ahead.
@@ -91,9 +91,9 @@ impl World {
             doubted_by: None,
             next_probe_at: Timestamp(0),
         };
-        let late = Duration::from_millis(BOUND + WRITING);
+        let write_delay = Duration::from_millis(BOUND + WRITE_DELAY);
         let mut world = Self {
-            views: Views::new(late),
+            states: KeyStates::new(write_delay),
             events: BTreeMap::new(),
             next: 0,
             ahead: 1_000_000_000_000,
@@ -102,7 +102,7 @@ impl World {
             worked: 20_000,
         };
         world.row.proven_at = world.clock(20_000);
-        world.at(20_000, Event::Ask { made: 1, heard: 2, commit: false });
+        world.at(20_000, Event::Ask { made: 1, received: 2, commit: false });
         world
     }
 
@@ -115,23 +115,24 @@ impl World {
         self.next += 1;
     }
 
-    fn is_true(&self, now: u64, age: Duration) -> Result<(), TestCaseError> {
-        let truth = Duration::from_millis((now - self.worked).saturating_sub(UNCERTAIN));
-        prop_assert!(age >= truth, "at {now} ms the proof is {truth:?} old and said to be {age:?}");
+    /// Fails if the reported age is below the truth.
+    fn check_age(&self, now: u64, age: Duration) -> Result<(), TestCaseError> {
+        let truth = Duration::from_millis((now - self.worked).saturating_sub(UNCERTAINTY));
+        prop_assert!(age >= truth, "at {now} ms the proof is {truth:?} old and is reported as {age:?}");
         Ok(())
     }
 
     fn run(&mut self) -> Result<(), TestCaseError> {
         while let Some(((now, _), event)) = self.events.pop_first() {
-            self.happen(now, event)?;
-            if let Some(view) = self.views.get(TENANT, &version()) {
-                self.is_true(now, view.proof_age(boot(now)))?;
+            self.apply(now, event)?;
+            if let Some(state) = self.states.get(TENANT, &version()) {
+                self.check_age(now, state.proof_age(boot(now)))?;
             }
         }
         Ok(())
     }
 
-    fn happen(&mut self, now: u64, event: Event) -> Result<(), TestCaseError> {
+    fn apply(&mut self, now: u64, event: Event) -> Result<(), TestCaseError> {
         match event {
             Event::Set(by) => self.ahead += by,
             Event::Off => self.is_on = false,
@@ -149,19 +150,20 @@ impl World {
                 }
                 self.row.revision += 2;
             }
-            Event::Ask { made, heard, commit } => {
-                self.at(now + made, Event::Read { sent: now, heard: now + made + heard, commit });
+            Event::Ask { made, received, commit } => {
+                self.at(now + made, Event::Read { sent: now, received: now + made + received, commit });
             }
-            Event::Read { sent, heard, commit } => {
-                let reading = Reading { sent: boot(sent), heard: boot(heard), now: self.clock(now) };
-                self.at(heard, Event::Hear { reading, row: self.row.clone(), commit });
+            Event::Read { sent, received, commit } => {
+                let reading =
+                    ClockReading { sent: boot(sent), received: boot(received), now: self.clock(now) };
+                self.at(received, Event::Receive { reading, row: self.row.clone(), commit });
             }
-            Event::Hear { reading, row, commit: false } => {
-                self.views.learn(TENANT, &row, reading);
+            Event::Receive { reading, row, commit: false } => {
+                self.states.apply_row(TENANT, &row, reading);
             }
-            Event::Hear { reading, row, commit: true } => {
-                let age = self.views.age_found(TENANT, &version(), row.proven_at, reading);
-                self.is_true(now, age.saturating_add(boot(now).since(reading.sent)))?;
+            Event::Receive { reading, row, commit: true } => {
+                let age = self.states.age_at_commit(TENANT, &version(), row.proven_at, reading);
+                self.check_age(now, age.saturating_add(boot(now).since(reading.sent)))?;
             }
         }
         Ok(())
@@ -169,7 +171,7 @@ impl World {
 }
 
 /// The times of events of one kind, each with its event.
-fn every<T: Clone + std::fmt::Debug>(
+fn at_intervals<T: Clone + std::fmt::Debug>(
     pause: std::ops::Range<u64>,
     event: impl Strategy<Value = T>,
 ) -> impl Strategy<Value = Vec<(u64, T)>> {
@@ -183,48 +185,48 @@ fn every<T: Clone + std::fmt::Debug>(
     })
 }
 
-/// Mostly quick ways, to the database and back.
-fn ways() -> impl Strategy<Value = (u64, u64)> {
+/// Mostly low latencies, to the database and back.
+fn latencies() -> impl Strategy<Value = (u64, u64)> {
     prop_oneof![8 => (1..20_u64, 1..20_u64), 1 => (1..1_000_u64, 1..1_000_u64)]
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
-    /// Between two settings of the clock the row is read, so that each is noticed; nobody can know
+    /// Between two settings of the clock the row is read, so that each is noticed. Nobody can know
     /// of a setting that nobody has seen.
     #[test]
-    fn a_proof_is_never_said_to_be_younger_than_it_is(
-        sets in every(2_500..9_000, prop_oneof![-3_000..3_000_i64, -20_000..20_000_i64]),
-        probes in every(800..1_300, (1..100_u64, prop_oneof![5 => 1..200_u64, 1 => 1..BOUND + WRITING - 100])),
-        watch in every(200..400, ways()),
-        commits in every(100..2_000, ways()),
+    fn a_proof_is_never_reported_younger_than_it_is(
+        sets in at_intervals(2_500..9_000, prop_oneof![-3_000..3_000_i64, -20_000..20_000_i64]),
+        probes in at_intervals(800..1_300, (1..100_u64, prop_oneof![5 => 1..200_u64, 1 => 1..BOUND + WRITE_DELAY - 100])),
+        watch in at_intervals(200..400, latencies()),
+        commits in at_intervals(100..2_000, latencies()),
         off in 20_000 + BOUND..20_000 + RUN,
     ) {
         let mut world = World::new();
         sets.into_iter().for_each(|(at, by)| world.at(at, Event::Set(by)));
         probes.into_iter().for_each(|(at, (sent, written))| world.at(at, Event::Probe { sent, written }));
         for (reads, commit) in [(watch, false), (commits, true)] {
-            reads.into_iter().for_each(|(at, (made, heard))| world.at(at, Event::Ask { made, heard, commit }));
+            reads.into_iter().for_each(|(at, (made, received))| world.at(at, Event::Ask { made, received, commit }));
         }
         world.at(off, Event::Off);
         world.run()?;
     }
 
-    /// A proof that comes in time is young, if no fall is near.
+    /// A proof that comes in time is young, if no setback is near.
     #[test]
-    fn a_proof_of_a_clock_that_is_left_alone_is_young(
+    fn a_proof_is_young_while_the_clock_is_left_alone(
         by in -20_000..20_000_i64,
-        probes in every(800..1_300, (1..100_u64, 1..200_u64)),
-        watch in every(200..400, (1..20_u64, 1..20_u64)),
+        probes in at_intervals(800..1_300, (1..100_u64, 1..200_u64)),
+        watch in at_intervals(200..400, (1..20_u64, 1..20_u64)),
     ) {
         let mut world = World::new();
         world.at(25_000, Event::Set(by));
         probes.into_iter().for_each(|(at, (sent, written))| world.at(at, Event::Probe { sent, written }));
         let last = watch.last().map_or(0, |(at, _)| *at);
-        watch.into_iter().for_each(|(at, (made, heard))| world.at(at, Event::Ask { made, heard, commit: false }));
+        watch.into_iter().for_each(|(at, (made, received))| world.at(at, Event::Ask { made, received, commit: false }));
         world.run()?;
-        let age = world.views.get(TENANT, &version()).expect("it was met").proof_age(boot(last));
+        let age = world.states.get(TENANT, &version()).expect("it is known").proof_age(boot(last));
         prop_assert!(age < Duration::from_millis(2_500), "{age:?}");
     }
 }
