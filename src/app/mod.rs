@@ -37,7 +37,7 @@ use crate::jobs::Stream;
 use crate::keyring::Keyring;
 use crate::kms::{Kms, RequestCounts, Requests};
 use crate::model::{Caller, Clock, ErrorCode, Identity, Peer, Posture, Refusal, RequestId, Tenant};
-use crate::store::Store;
+use crate::store::RequestReads;
 use crate::telemetry::{PoolCounts, Rereads};
 use crate::tenancy::Primary;
 
@@ -63,7 +63,7 @@ const TRIES: usize = 3;
 /// The use cases, with everything that they depend on.
 pub struct App {
     tenant: Primary,
-    store: Arc<dyn Store>,
+    store: Arc<dyn RequestReads>,
     kms: Arc<dyn Kms>,
     kms_requests: Arc<RequestCounts>,
     keyring: Arc<Keyring>,
@@ -86,8 +86,8 @@ pub struct App {
 pub struct Parts {
     /// The tenant of the single-tenant form.
     pub tenant: Primary,
-    /// The database.
-    pub store: Arc<dyn Store>,
+    /// The entries and the rotation jobs in the database.
+    pub store: Arc<dyn RequestReads>,
     /// The tenant's KMS.
     pub kms: Arc<dyn Kms>,
     /// The counts of the requests to the KMS.

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tracing::{error, warn};
 
 use crate::model::{BootTime, Clock, KeyVersion, TenantUid, Timestamp};
-use crate::store::{Batch, Change, CommitError, EntryRow, Fence, Passed, Store};
+use crate::store::{Batch, Change, CommitError, Commits, EntryRow, Fence, Passed};
 
 /// The most units of one commit, and the most packed bytes: beyond that, a larger batch gains
 /// nothing, and a retry costs more.
@@ -100,12 +100,12 @@ pub struct Committer {
 impl Committer {
     /// Starts `lanes` lanes, for callers on the current runtime. They end when the committer is
     /// dropped and the units that it holds are done.
-    pub fn start(store: Arc<dyn Store>, clock: Arc<dyn Clock>, lanes: usize) -> Self {
+    pub fn start(store: Arc<dyn Commits>, clock: Arc<dyn Clock>, lanes: usize) -> Self {
         Self::start_for(Handle::current(), store, clock, lanes)
     }
 
     /// Does the same as [`Committer::start`], for callers that mostly run on another runtime.
-    pub fn start_for(callers: Handle, store: Arc<dyn Store>, clock: Arc<dyn Clock>, lanes: usize) -> Self {
+    pub fn start_for(callers: Handle, store: Arc<dyn Commits>, clock: Arc<dyn Clock>, lanes: usize) -> Self {
         let rewinds = Arc::new(AtomicU64::new(0));
         let start = |_| {
             let (sender, receiver) = mpsc::channel(QUEUE);
@@ -154,7 +154,7 @@ struct Head {
 }
 
 struct Lane {
-    store: Arc<dyn Store>,
+    store: Arc<dyn Commits>,
     clock: Arc<dyn Clock>,
     /// The runtime that callers run on.
     callers: Handle,

@@ -72,6 +72,7 @@ pub(super) async fn assemble(
     }
     let keyring = Keyring::new(keyring::Parts {
         store: store.clone(),
+        log: store.clone(),
         kms: kms.clone(),
         connections,
         committer: committer.clone(),

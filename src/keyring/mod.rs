@@ -34,7 +34,7 @@ use crate::kms::{Connections, DekBinding, Generated, Kms, KmsError, KmsErrorClas
 use crate::model::{
     BootTime, Clock, DekId, KeyVersion, Posture, Source, Tenant, TenantUid, Timestamp, Wrapped,
 };
-use crate::store::{DekRow, ReadError, Store};
+use crate::store::{DekRow, KeyringStore, LogReads, ReadError};
 
 use cache::{Cache, Sealed};
 use lookups::Lookups;
@@ -114,7 +114,8 @@ type Turns = HashMap<(TenantUid, KeyVersion), Arc<tokio::sync::Mutex<Turn>>>;
 
 /// The DEKs of all tenants.
 pub struct Keyring {
-    store: Arc<dyn Store>,
+    store: Arc<dyn KeyringStore>,
+    log: Arc<dyn LogReads>,
     kms: Arc<dyn Kms>,
     connections: Option<Arc<dyn Connections>>,
     committer: Arc<Committer>,
@@ -143,7 +144,9 @@ pub struct Keyring {
 /// The parts of a [`Keyring`].
 pub struct Parts {
     /// Where wrapped DEKs and proofs are stored.
-    pub store: Arc<dyn Store>,
+    pub store: Arc<dyn KeyringStore>,
+    /// The log, which rows of DEKs are checked against before they are sealed.
+    pub log: Arc<dyn LogReads>,
     /// The tenant's KMS.
     pub kms: Arc<dyn Kms>,
     /// The connections to the KMS, if it has any.
@@ -165,10 +168,11 @@ pub struct Parts {
 impl Keyring {
     /// Makes a keyring of these parts. [`Self::keep_watch`] must run beside it.
     pub fn new(parts: Parts) -> Arc<Self> {
-        let Parts { store, kms, connections, committer, clock, cache, pool, guard, row_mac } = parts;
+        let Parts { store, log, kms, connections, committer, clock, cache, pool, guard, row_mac } = parts;
         Arc::new(Self {
             rows: Rows::new(row_mac, kms.profile()),
             store,
+            log,
             kms,
             connections,
             committer,

@@ -250,7 +250,7 @@ impl Keyring {
         if let Some(known) = self.rows.known_of(tenant, now) {
             return Ok(known);
         }
-        let is_sealed = last_sealed(&*self.store, tenant).await?.is_some();
+        let is_sealed = last_sealed(&*self.log, tenant).await?.is_some();
         let known = if is_sealed { Ok(()) } else { Err(now) };
         let mut sealed = self.rows.sealed.lock().unwrap_or_else(PoisonError::into_inner);
         let known = sealed.entry(tenant).and_modify(|before| *before = before.or(known)).or_insert(known);

@@ -75,7 +75,7 @@ impl Keyring {
         let mut pause = Duration::ZERO;
         while timeout(pause, stop.cancelled()).await.is_err() {
             pause = QUIET;
-            for tenant in self.store.tenants().await.unwrap_or_default() {
+            for tenant in self.log.tenants().await.unwrap_or_default() {
                 let course = courses.entry(tenant.uid).or_default();
                 let work = self.seal_rows(&tenant, macs, course);
                 let done = tokio::select! {
@@ -122,7 +122,7 @@ impl Keyring {
             self.end(tenant, course).await;
             return Ok(false);
         }
-        let held = hold_rows(&*self.store, tenant, unsealed).await;
+        let held = hold_rows(&*self.log, tenant, unsealed).await;
         let now = self.boot();
         course.rests_until = now.plus(now.since(began).saturating_mul(REST));
         let held = held?;
@@ -255,7 +255,7 @@ impl Keyring {
             return Ok(());
         }
         course.looked = Some(now);
-        let last = last_sealed(&*self.store, tenant.uid).await?;
+        let last = last_sealed(&*self.log, tenant.uid).await?;
         // If only the configuration says that all rows are sealed, the log does not get an entry
         // that is not true.
         let is_due = last.map_or(is_so, |last| self.clock.now().since(last) >= TOLD_AGAIN);

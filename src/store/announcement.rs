@@ -3,11 +3,7 @@
 
 use std::time::Duration;
 
-use async_trait::async_trait;
-
 use crate::model::{Incident, Tenant};
-
-use super::ReadError;
 
 /// A step of one attempt to announce an incident: its start or its result. Times are by the
 /// database's clock.
@@ -61,13 +57,4 @@ pub struct Unannounced {
     pub attempts: u32,
     /// The time since the incident, by the database's clock.
     pub age: Duration,
-}
-
-/// Reads of announcements.
-#[async_trait]
-pub trait AnnouncementReads {
-    /// Returns up to `limit` announcements that are due and that no holder has taken, oldest first.
-    /// For each key version, returns only the first announcement that has not ended, or none while
-    /// that one is not due: later ones wait for it.
-    async fn unannounced(&self, limit: u32) -> Result<Vec<Unannounced>, ReadError>;
 }

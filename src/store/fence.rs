@@ -2,11 +2,7 @@
 
 use std::time::Duration;
 
-use async_trait::async_trait;
-
-use crate::model::{Canary, Incident, KeyVersion, Posture, Proof, Tenant, TenantUid, Timestamp};
-
-use super::ReadError;
+use crate::model::{Canary, KeyVersion, Posture, Proof, Tenant, Timestamp};
 
 /// A condition on one key version. A batch with entries is committed only if it holds.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -100,18 +96,4 @@ pub struct Watched {
     pub canary: Canary,
     /// The time until which some replica reports that it has DEKs of this key version in memory.
     pub needed_until: Timestamp,
-}
-
-/// Reads of proofs and incidents.
-#[async_trait]
-pub trait ProofReads {
-    /// Returns the proofs of one tenant's key versions, except retired ones.
-    async fn proofs(&self, tenant: TenantUid) -> Result<Seen<Proof>, ReadError>;
-
-    /// Returns the key versions of all tenants that are to be probed: those that some replica needs
-    /// and those that are not active, except retired ones.
-    async fn watched(&self) -> Result<Seen<Watched>, ReadError>;
-
-    /// Returns up to `limit` incidents of one tenant, newest first.
-    async fn incidents(&self, tenant: TenantUid, limit: u32) -> Result<Vec<Incident>, ReadError>;
 }

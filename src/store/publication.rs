@@ -1,12 +1,8 @@
-//! What was published of a log at each destination, and the logs that have ended.
+//! What was published of a log at each destination.
 
 use std::time::Duration;
 
-use async_trait::async_trait;
-
-use crate::model::{TenantUid, Timestamp};
-
-use super::{LogHead, ReadError};
+use crate::model::Timestamp;
 
 /// A step of one attempt to publish a checkpoint at a destination: its start or its result. Times
 /// are by the database's clock.
@@ -48,14 +44,4 @@ pub struct Publication {
     pub failures: u32,
     /// Whether the next attempt may be made.
     pub due: bool,
-}
-
-/// Reads of publications and of ended logs.
-#[async_trait]
-pub trait PublicationReads {
-    /// Returns the last publication at each destination where a publication was attempted.
-    async fn publications(&self, tenant: TenantUid) -> Result<Vec<Publication>, ReadError>;
-
-    /// Returns the tenant's logs that have ended, each with its final head, ordered by number.
-    async fn ended_logs(&self, tenant: TenantUid) -> Result<Vec<LogHead>, ReadError>;
 }

@@ -8,7 +8,7 @@ use byok::audit::{Checkpoint, CheckpointKey, Committer, Derived, SignedCheckpoin
 use byok::crypto::Ed25519SigningKey;
 use byok::model::{Clock, DekId, Entry, Item, Operation, SystemClock, Tenant, TenantUid};
 use byok::store::{
-    AuditReads as _, Change, Database, EntryFilter, EntryRow, Personal, Store, TenantReads as _,
+    AuditReads as _, Change, Commits as _, Database, EntryFilter, EntryRow, Personal, Store, TenantReads as _,
 };
 use byok::verify::{Export, Trust, Wanted, verify_bundle, verify_log};
 use tokio_util::sync::CancellationToken;

@@ -11,7 +11,7 @@ use byok::crypto::{Dek, RowMacKey};
 use byok::keyring::{Keyring, KeyringError, Parts};
 use byok::kms::{DekBinding, Generated, ItemResult, Kms, KmsError, KmsProfile, LocalKey};
 use byok::model::{DekId, KeyVersion, Source, SystemClock, Tenant, TenantUid, Timestamp, Wrapped};
-use byok::store::{Batch, Change, Database as _, DekReads as _, DekRow, Sqlite, Store as _};
+use byok::store::{Batch, Change, Commits as _, Database as _, DekReads as _, DekRow, Sqlite};
 
 /// The local key, slow enough to be waited for, and counted.
 struct Counted {
@@ -86,6 +86,7 @@ impl Bench {
         let pool = DekPool { size: 0 };
         let parts = Parts {
             store: store.clone(),
+            log: store.clone(),
             kms: kms.clone(),
             connections: None,
             committer,

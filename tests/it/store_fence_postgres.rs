@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use byok::model::{Incident, IncidentId, Posture, Proof, TenantUid};
 use byok::store::{
-    Batch, Change, CommitError, Committed, Database, Must, Postgres, ProofReads, Store, TenantReads,
+    Batch, Change, CommitError, Commits as _, Committed, Database, KeyringStore as _, Must,
+    OutgoingReads as _, Postgres, TenantReads,
 };
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 

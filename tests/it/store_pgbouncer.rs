@@ -7,7 +7,7 @@ use crate::support::pgbouncer::PgBouncer;
 use crate::support::postgres::{LEVEL, empty, settings};
 use crate::support::rows::{dek, entry, fence, prove, tenant, watch};
 use byok::model::Posture;
-use byok::store::{Batch, Change, CommitError, Database, DekReads, Must, Postgres, Store, TenantReads};
+use byok::store::{Batch, Change, CommitError, Commits as _, Database, DekReads, Must, Postgres};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn behind_pgbouncer_it_migrates_commits_and_reads_under_contention() {

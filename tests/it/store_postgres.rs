@@ -3,8 +3,8 @@
 use byok::merkle::Hash;
 use byok::model::{TenantUid, Timestamp};
 use byok::store::{
-    AuditReads, Batch, Change, Chunk, ChunkValue, CommitError, Database, EntryFilter, Exposure, MigrateError,
-    Postgres, ReadError, Store, TenantReads, Tile, TileId, postgres,
+    Batch, Change, Chunk, ChunkValue, CommitError, Commits as _, Database, EntryFilter, EntrySearch as _,
+    Exposure, MigrateError, Postgres, ReadError, RequestReads as _, Tile, TileId, postgres,
 };
 use sqlx::{Connection, Executor, PgConnection, SqlSafeStr};
 use uuid::Uuid;

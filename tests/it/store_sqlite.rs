@@ -5,7 +5,7 @@ use std::sync::Arc;
 use byok::merkle::Hash;
 use byok::model::TenantUid;
 use byok::store::{
-    AuditReads, Batch, Change, CommitError, Database, MigrateError, OpenError, Sqlite, Store, TenantReads,
+    Batch, Change, CommitError, Commits as _, Database, EntrySearch as _, MigrateError, OpenError, Sqlite,
     Tile, TileId, sqlite,
 };
 use sqlx::sqlite::SqliteConnectOptions;

@@ -2,15 +2,13 @@
 
 use std::time::Duration;
 
-use async_trait::async_trait;
 use uuid::Uuid;
 
 use crate::model::{IncidentId, TenantUid};
 
-use super::super::row;
-use super::super::{AnnouncementReads, Attempt, ReadError, Unannounced};
+use super::super::Attempt;
 use super::commit::PgQuery;
-use super::{Postgres, reads, statements};
+use super::statements;
 
 statements! {
     /// An attempt that is this holder's already counts, so that a retry says what the first try did.
@@ -39,22 +37,6 @@ statements! {
         SELECT count(*) FROM ended";
 }
 
-reads! {
-    DUE = "
-        SELECT i.id, i.at, i.key_name, i.key_version, i.was, i.posture, i.class, i.http_status::int8,
-            i.kms_request_id, t.uid, t.name, a.attempts::int8,
-            (EXTRACT(EPOCH FROM clock_timestamp() - i.at) * 1000000)::int8
-        FROM np_byok_announcements a
-        JOIN np_byok_incidents i ON i.tenant = a.tenant AND i.id = a.incident
-        JOIN np_byok_tenants t ON t.uid = a.tenant
-        WHERE a.outcome IS NULL AND a.next_attempt_at <= clock_timestamp() AND NOT EXISTS (
-            SELECT FROM np_byok_announcements b
-            JOIN np_byok_incidents j ON j.tenant = b.tenant AND j.id = b.incident
-            WHERE b.outcome IS NULL AND b.place < a.place AND b.tenant = a.tenant
-                AND j.key_name = i.key_name AND j.key_version = i.key_version)
-        ORDER BY a.place LIMIT $1";
-}
-
 /// Builds a statement that returns how many rows it touched.
 pub(super) fn announce(
     tenant: TenantUid,
@@ -72,12 +54,5 @@ pub(super) fn announce(
         Attempt::Begin { lease } => bound(BEGIN_ATTEMPT).bind(micros(lease)),
         Attempt::Again { after } => bound(AGAIN).bind(micros(after)),
         Attempt::End(outcome) => bound(END).bind(outcome.as_str()),
-    }
-}
-
-#[async_trait]
-impl AnnouncementReads for Postgres {
-    async fn unannounced(&self, limit: u32) -> Result<Vec<Unannounced>, ReadError> {
-        self.all(sqlx::query(DUE).bind(i64::from(limit)), row::unannounced).await
     }
 }

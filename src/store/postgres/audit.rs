@@ -10,7 +10,7 @@ use crate::model::{TenantUid, Timestamp};
 
 use super::super::row::{bounds, chunk, entry, leaf, number, places, seen, signed};
 use super::super::search::{self, Bounds, SearchReads, Seen, Span, Value};
-use super::super::{AuditReads, Chunk, EntryFilter, Page, PlacedEntry, ReadError};
+use super::super::{AuditReads, Chunk, EntryFilter, EntrySearch, Page, PlacedEntry, ReadError};
 use super::{Postgres, moment, reads};
 
 reads! {
@@ -118,7 +118,7 @@ reads! {
 }
 
 #[async_trait]
-impl AuditReads for Postgres {
+impl EntrySearch for Postgres {
     async fn entries(
         &self,
         tenant: TenantUid,
@@ -136,7 +136,10 @@ impl AuditReads for Postgres {
         }
         search::page(self, tenant, filter, before, limit).await
     }
+}
 
+#[async_trait]
+impl AuditReads for Postgres {
     async fn entries_from(
         &self,
         tenant: TenantUid,

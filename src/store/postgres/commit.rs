@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{MutexGuard, PoisonError};
 
+use async_trait::async_trait;
 use sqlx::postgres::{PgArguments, PgBindIterExt, PgConnection, PgRow};
 use sqlx::query::Query;
 use sqlx::{Connection, Error, Row, Transaction};
@@ -11,12 +12,14 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::merkle::Frontier;
-use crate::model::{DekId, Salted, TenantUid, Timestamp};
+use crate::model::{DekId, Proof, Salted, TenantUid, Timestamp};
 
 use super::super::failure::Failure;
-use super::super::row::{Columns, head, signed, there};
+use super::super::row::{Columns, head, number, signed, there};
 use super::super::shown::shown;
-use super::super::{Batch, Change, CommitError, Committed, DekRow, EntryRow, LogHead, Passed};
+use super::super::{
+    Batch, Change, CommitError, Commits, Committed, DekRow, EntryRow, LogHead, Passed, ReadError, Seen,
+};
 use super::moment::Moment;
 use super::primary::of_primary;
 use super::writers::Writer;
@@ -152,8 +155,28 @@ impl From<Error> for Ended {
     }
 }
 
+#[async_trait]
+impl Commits for Postgres {
+    async fn commit(&self, batch: &Batch) -> Result<Committed, CommitError> {
+        self.commit_batch(batch).await
+    }
+
+    async fn commit_in_turn(&self, batch: &mut Batch) -> Result<Committed, CommitError> {
+        self.commit_batch_in_turn(batch).await
+    }
+
+    async fn log_size(&self, tenant: TenantUid) -> Result<u64, ReadError> {
+        let query = sqlx::query(tenants::LOG_SIZE).bind(tenant.0);
+        Ok(self.first(query, |row| number(row, 0)).await?.unwrap_or(0))
+    }
+
+    async fn proofs(&self, tenant: TenantUid) -> Result<Seen<Proof>, ReadError> {
+        self.proofs_of(tenant).await
+    }
+}
+
 impl Postgres {
-    pub(super) async fn commit_batch(&self, batch: &Batch) -> Result<Committed, CommitError> {
+    async fn commit_batch(&self, batch: &Batch) -> Result<Committed, CommitError> {
         let mut writer = self.writers.take().await.map_err(|error| {
             Failure::of(&error);
             CommitError::Unavailable
@@ -174,7 +197,7 @@ impl Postgres {
 
     /// Takes the row lock of the head, for which writers queue, and appends at the size that the
     /// head then has.
-    pub(super) async fn commit_batch_in_turn(&self, batch: &mut Batch) -> Result<Committed, CommitError> {
+    async fn commit_batch_in_turn(&self, batch: &mut Batch) -> Result<Committed, CommitError> {
         let mut writer = self.writers.take().await.map_err(|error| {
             Failure::of(&error);
             CommitError::Unavailable

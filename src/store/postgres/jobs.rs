@@ -5,9 +5,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use crate::model::{DekId, Job, JobCommand, JobId, JobState, Tenant, TenantUid, Timestamp};
+use crate::model::{DekId, Job, JobCommand, JobId, JobState, KeyVersion, Tenant, TenantUid, Timestamp};
 
-use super::super::row::{self, Columns, signed, there};
+use super::super::row::{self, Columns, number, signed, there};
 use super::super::{JobReads, ReadError};
 use super::commit::PgQuery;
 use super::{Postgres, moment, reads, statements};
@@ -68,6 +68,9 @@ reads! {
     RUNNING = "
         SELECT t.uid, t.name, j.id FROM np_byok_jobs j JOIN np_byok_tenants t ON t.uid = j.tenant
         WHERE j.state = 'RUNNING' ORDER BY j.started_at";
+
+    NOT_UNDER = "
+        SELECT count(*) FROM np_byok_wrapped_deks WHERE tenant = $1 AND (key_name <> $2 OR key_version <> $3)";
 }
 
 /// Each of these functions builds a statement that returns how many rows it touched.
@@ -120,5 +123,10 @@ impl JobReads for Postgres {
 
     async fn running_jobs(&self) -> Result<Vec<(Tenant, JobId)>, ReadError> {
         self.all(sqlx::query(RUNNING), |row| Ok((row::tenant(row)?, JobId(there(row.uuid(2)?)?)))).await
+    }
+
+    async fn deks_not_under(&self, tenant: TenantUid, version: &KeyVersion) -> Result<u64, ReadError> {
+        let query = sqlx::query(NOT_UNDER).bind(tenant.0).bind(&*version.key).bind(&*version.version);
+        Ok(self.first(query, |row| number(row, 0)).await?.unwrap_or(0))
     }
 }

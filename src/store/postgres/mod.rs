@@ -24,6 +24,7 @@ mod keep;
 mod keeping;
 mod migrate;
 mod moment;
+mod outgoing;
 mod primary;
 mod proofs;
 mod publications;
@@ -52,7 +53,7 @@ use super::failure::Failure;
 use super::portion::Portions;
 use super::row::Columns;
 use super::statements::{reads, statements};
-use super::{Batch, CommitError, Committed, LogHead, OpenError, ReadError, Store};
+use super::{LogHead, OpenError, ReadError, RequestReads};
 use access::Access;
 use moment::Moment;
 use primary::{Trust, of_primary};
@@ -87,7 +88,6 @@ pub fn statements() -> impl Iterator<Item = &'static str> {
         ALL,
         READS,
         announcements::ALL,
-        announcements::READS,
         audit::READS,
         checkpoints::ALL,
         checkpoints::READS,
@@ -104,12 +104,11 @@ pub fn statements() -> impl Iterator<Item = &'static str> {
         keeping::READS,
         migrate::ALL,
         migrate::READS,
+        outgoing::READS,
         proofs::ALL,
         proofs::READS,
         publications::ALL,
-        publications::READS,
         streams::ALL,
-        streams::READS,
         tenants::ALL,
         tenants::READS,
     ]
@@ -267,15 +266,7 @@ impl Postgres {
 }
 
 #[async_trait]
-impl Store for Postgres {
-    async fn commit(&self, batch: &Batch) -> Result<Committed, CommitError> {
-        self.commit_batch(batch).await
-    }
-
-    async fn commit_in_turn(&self, batch: &mut Batch) -> Result<Committed, CommitError> {
-        self.commit_batch_in_turn(batch).await
-    }
-
+impl RequestReads for Postgres {
     async fn ping(&self) -> Result<(), ReadError> {
         Ok(self.rows(sqlx::query(PING)).await.map(drop)?)
     }

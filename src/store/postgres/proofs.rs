@@ -9,7 +9,7 @@ use sqlx::postgres::{PgBindIterExt, PgRow};
 use crate::model::{Canary, Incident, KeyVersion, Proof, TenantUid};
 
 use super::super::row::{self, Columns, signed, there};
-use super::super::{Fence, Must, ProofReads, ReadError, Seen, Watched};
+use super::super::{Fence, KeyringStore, Must, ReadError, Seen, Watched};
 use super::commit::PgQuery;
 use super::{Postgres, moment, reads, statements};
 
@@ -86,9 +86,6 @@ reads! {
 
     NOW = "SELECT clock_timestamp()";
 
-    INCIDENTS = "
-        SELECT id, at, key_name, key_version, was, posture, class, http_status::int8, kms_request_id
-        FROM np_byok_incidents WHERE tenant = $1 ORDER BY id DESC LIMIT $2";
 }
 
 /// Each of these functions builds a statement that returns how many rows it touched.
@@ -179,21 +176,18 @@ pub(super) fn bind_fence(query: PgQuery, fence: &[Fence]) -> PgQuery {
 }
 
 #[async_trait]
-impl ProofReads for Postgres {
-    async fn proofs(&self, tenant: TenantUid) -> Result<Seen<Proof>, ReadError> {
-        self.seen(sqlx::query(BY_TENANT).bind(tenant.0), 12, row::proof).await
-    }
-
+impl KeyringStore for Postgres {
     async fn watched(&self) -> Result<Seen<Watched>, ReadError> {
         self.seen(sqlx::query(WATCHED), 19, row::watched).await
-    }
-
-    async fn incidents(&self, tenant: TenantUid, limit: u32) -> Result<Vec<Incident>, ReadError> {
-        self.all(sqlx::query(INCIDENTS).bind(tenant.0).bind(i64::from(limit)), row::incident).await
     }
 }
 
 impl Postgres {
+    /// Returns the proofs of one tenant's key versions, except retired ones.
+    pub(super) async fn proofs_of(&self, tenant: TenantUid) -> Result<Seen<Proof>, ReadError> {
+        self.seen(sqlx::query(BY_TENANT).bind(tenant.0), 12, row::proof).await
+    }
+
     /// Returns decoded rows together with the database's time, which column `at` holds.
     async fn seen<T>(
         &self,

@@ -3,15 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use uuid::Uuid;
 
 use crate::model::TenantUid;
 
-use super::super::row::{head, publication, signed};
-use super::super::{LogHead, Publication, PublicationReads, Publishing, ReadError};
+use super::super::row::signed;
+use super::super::{LogHead, Publishing};
 use super::commit::PgQuery;
-use super::{Postgres, reads, statements};
+use super::statements;
 
 statements! {
     BEGIN_PUBLISHING = "
@@ -46,13 +45,6 @@ statements! {
         SELECT count(*) FROM opened";
 }
 
-reads! {
-    PUBLICATIONS = "
-        SELECT place, log::int8, size, published_at, failures::int8, (next_attempt_at <= now())::int::int8
-        FROM np_byok_publications WHERE tenant = $1 ORDER BY place";
-    ENDED = "SELECT size, log::int8, first, frontier FROM np_byok_logs WHERE tenant = $1 ORDER BY log";
-}
-
 pub(super) fn publish(tenant: TenantUid, place: &Arc<str>, holder: Uuid, step: Publishing) -> PgQuery {
     let bound = |sql, pause: Duration| {
         let pause = i64::try_from(pause.as_micros()).unwrap_or(i64::MAX);
@@ -73,15 +65,4 @@ pub(super) fn open_log(tenant: TenantUid, from: &LogHead, log: u32) -> PgQuery {
         .bind(signed(from.end()))
         .bind(from.frontier.to_bytes())
         .bind(i64::from(log))
-}
-
-#[async_trait]
-impl PublicationReads for Postgres {
-    async fn publications(&self, tenant: TenantUid) -> Result<Vec<Publication>, ReadError> {
-        self.all(sqlx::query(PUBLICATIONS).bind(tenant.0), publication).await
-    }
-
-    async fn ended_logs(&self, tenant: TenantUid) -> Result<Vec<LogHead>, ReadError> {
-        self.all(sqlx::query(ENDED).bind(tenant.0), head).await
-    }
 }

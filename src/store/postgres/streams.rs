@@ -2,15 +2,14 @@
 
 use std::time::Duration;
 
-use async_trait::async_trait;
 use uuid::Uuid;
 
 use crate::model::TenantUid;
 
-use super::super::row::{self, signed};
-use super::super::{ReadError, StreamName, StreamReads, StreamRow, StreamStep};
+use super::super::row::signed;
+use super::super::{StreamName, StreamStep};
 use super::commit::PgQuery;
-use super::{Postgres, reads, statements};
+use super::statements;
 
 statements! {
     LEASE = "
@@ -41,10 +40,6 @@ statements! {
         SELECT count(*) FROM failed";
 }
 
-reads! {
-    STREAMS = "SELECT name, next, failing_since FROM np_byok_streams WHERE tenant = $1 ORDER BY name";
-}
-
 /// Builds a statement that returns how many rows it touched.
 pub(super) fn step(tenant: TenantUid, name: StreamName, holder: Uuid, step: StreamStep) -> PgQuery {
     let bound = |sql| sqlx::query(sql).bind(tenant.0).bind(name.as_str()).bind(holder);
@@ -55,12 +50,5 @@ pub(super) fn step(tenant: TenantUid, name: StreamName, holder: Uuid, step: Stre
             bound(ADVANCE).bind(micros(lease)).bind(signed(from)).bind(signed(to))
         }
         StreamStep::Fail => bound(FAIL),
-    }
-}
-
-#[async_trait]
-impl StreamReads for Postgres {
-    async fn streams(&self, tenant: TenantUid) -> Result<Vec<StreamRow>, ReadError> {
-        self.all(sqlx::query(STREAMS).bind(tenant.0), row::stream).await
     }
 }

@@ -11,7 +11,7 @@ use crate::model::{TenantUid, Timestamp};
 use super::super::portion::Portion;
 use super::super::row::{bounds, chunk, entry, leaf, number, places, seen, signed};
 use super::super::search::{self, Bounds, SearchReads, Seen, Span, Value};
-use super::super::{AuditReads, Chunk, EntryFilter, Page, PlacedEntry, ReadError};
+use super::super::{AuditReads, Chunk, EntryFilter, EntrySearch, Page, PlacedEntry, ReadError};
 use super::{Sqlite, statements};
 
 statements! {
@@ -109,7 +109,7 @@ statements! {
 }
 
 #[async_trait]
-impl AuditReads for Sqlite {
+impl EntrySearch for Sqlite {
     async fn entries(
         &self,
         tenant: TenantUid,
@@ -119,7 +119,10 @@ impl AuditReads for Sqlite {
     ) -> Result<Page, ReadError> {
         search::page(self, tenant, filter, before, limit).await
     }
+}
 
+#[async_trait]
+impl AuditReads for Sqlite {
     async fn entries_from(
         &self,
         tenant: TenantUid,

@@ -1,13 +1,18 @@
 //! The one write method of the store. A commit is one immediate transaction.
 
+use std::sync::atomic::Ordering;
+
+use async_trait::async_trait;
 use sqlx::{Error, Row, Sqlite as Engine, SqliteConnection};
 
-use crate::model::{Tenant, TenantUid};
+use crate::model::{Proof, Tenant, TenantUid};
 
 use super::super::failure::Failure;
-use super::super::row::{Columns, head, signed, there};
+use super::super::row::{Columns, head, number, signed, there};
 use super::super::shown::shown;
-use super::super::{Batch, Change, CommitError, Committed, DekRow, EntryRow, Passed, Personal};
+use super::super::{
+    Batch, Change, CommitError, Commits, Committed, DekRow, EntryRow, Passed, Personal, ReadError, Seen,
+};
 use super::{
     Sqlite, SqliteQuery, announcements, checkpoints, derived, jobs, keeping, proofs, publications,
     statements, streams, tenants,
@@ -70,8 +75,35 @@ impl From<Error> for Ended {
     }
 }
 
+#[async_trait]
+impl Commits for Sqlite {
+    async fn commit(&self, batch: &Batch) -> Result<Committed, CommitError> {
+        let committed = self.commit_batch(batch).await;
+        match committed {
+            // A batch without entries does not clear the flag: it is smaller, and may fit into the
+            // files as they are.
+            Ok(_) if !batch.entries.is_empty() => self.cannot_write.store(false, Ordering::Relaxed),
+            Ok(_) => {}
+            Err(CommitError::Unavailable | CommitError::Unknown) => {
+                self.cannot_write.store(true, Ordering::Relaxed);
+            }
+            Err(_) => {}
+        }
+        committed
+    }
+
+    async fn log_size(&self, tenant: TenantUid) -> Result<u64, ReadError> {
+        let query = sqlx::query(tenants::LOG_SIZE).bind(tenant.0.as_slice());
+        Ok(self.first(query, |row| number(row, 0)).await?.unwrap_or(0))
+    }
+
+    async fn proofs(&self, tenant: TenantUid) -> Result<Seen<Proof>, ReadError> {
+        self.proofs_of(tenant).await
+    }
+}
+
 impl Sqlite {
-    pub(super) async fn commit_batch(&self, batch: &Batch) -> Result<Committed, CommitError> {
+    async fn commit_batch(&self, batch: &Batch) -> Result<Committed, CommitError> {
         // PostgreSQL accepts no NUL in a text, and SQLite's functions stop at one, so SQLite
         // refuses it as PostgreSQL does.
         if holds_nul(batch) {

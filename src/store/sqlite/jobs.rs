@@ -5,9 +5,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use crate::model::{DekId, Job, JobCommand, JobId, JobState, Tenant, TenantUid, Timestamp};
+use crate::model::{DekId, Job, JobCommand, JobId, JobState, KeyVersion, Tenant, TenantUid, Timestamp};
 
-use super::super::row::{self, Columns, signed, there};
+use super::super::row::{self, Columns, number, signed, there};
 use super::super::{JobReads, ReadError};
 use super::{Sqlite, SqliteQuery, statements};
 
@@ -54,6 +54,9 @@ statements! {
     RUNNING = "
         SELECT t.uid, t.name, j.id FROM np_byok_jobs j JOIN np_byok_tenants t ON t.uid = j.tenant
         WHERE j.state = 'RUNNING' ORDER BY j.started_at";
+
+    NOT_UNDER = "
+        SELECT count(*) FROM np_byok_wrapped_deks WHERE tenant = ?1 AND (key_name <> ?2 OR key_version <> ?3)";
 }
 
 pub(super) fn start<'q>(tenant: &'q TenantUid, job: &'q Job) -> SqliteQuery<'q> {
@@ -116,5 +119,11 @@ impl JobReads for Sqlite {
 
     async fn running_jobs(&self) -> Result<Vec<(Tenant, JobId)>, ReadError> {
         self.all(sqlx::query(RUNNING), |row| Ok((row::tenant(row)?, JobId(there(row.uuid(2)?)?)))).await
+    }
+
+    async fn deks_not_under(&self, tenant: TenantUid, version: &KeyVersion) -> Result<u64, ReadError> {
+        let query =
+            sqlx::query(NOT_UNDER).bind(tenant.0.as_slice()).bind(&*version.key).bind(&*version.version);
+        Ok(self.first(query, |row| number(row, 0)).await?.unwrap_or(0))
     }
 }

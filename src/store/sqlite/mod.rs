@@ -17,6 +17,7 @@ mod file;
 mod jobs;
 mod keep;
 mod keeping;
+mod outgoing;
 mod proofs;
 mod publications;
 mod streams;
@@ -40,7 +41,7 @@ use crate::model::Timestamp;
 use super::failure::{Failure, cause};
 use super::row::Columns;
 use super::statements::statements;
-use super::{Batch, CommitError, Committed, OpenError, ReadError, Store};
+use super::{OpenError, ReadError, RequestReads};
 use commit::BEGIN;
 
 /// The time limit for waiting for another process or another commit.
@@ -70,6 +71,7 @@ pub fn statements() -> impl Iterator<Item = &'static str> {
         jobs::ALL,
         keep::ALL,
         keeping::ALL,
+        outgoing::ALL,
         proofs::ALL,
         publications::ALL,
         streams::ALL,
@@ -153,22 +155,7 @@ impl Sqlite {
 }
 
 #[async_trait]
-impl Store for Sqlite {
-    async fn commit(&self, batch: &Batch) -> Result<Committed, CommitError> {
-        let committed = self.commit_batch(batch).await;
-        match committed {
-            // A batch without entries does not clear the flag: it is smaller, and may fit into the
-            // files as they are.
-            Ok(_) if !batch.entries.is_empty() => self.cannot_write.store(false, Ordering::Relaxed),
-            Ok(_) => {}
-            Err(CommitError::Unavailable | CommitError::Unknown) => {
-                self.cannot_write.store(true, Ordering::Relaxed);
-            }
-            Err(_) => {}
-        }
-        committed
-    }
-
+impl RequestReads for Sqlite {
     /// Returns `Ok` if the database answers and can be written to. After a failed commit, each call
     /// tries to write.
     async fn ping(&self) -> Result<(), ReadError> {

@@ -8,7 +8,7 @@ use sqlx::SqliteConnection;
 use crate::model::{Canary, Incident, KeyVersion, Proof, TenantUid, Timestamp};
 
 use super::super::row::{self, Columns, signed, there};
-use super::super::{Fence, Passed, ProofReads, ReadError, Seen, Watched};
+use super::super::{Fence, KeyringStore, Passed, ReadError, Seen, Watched};
 use super::{Sqlite, SqliteQuery, statements};
 
 statements! {
@@ -60,9 +60,6 @@ statements! {
 
     NOW = "SELECT CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000";
 
-    INCIDENTS = "
-        SELECT id, at, key_name, key_version, was, posture, class, http_status, kms_request_id
-        FROM np_byok_incidents WHERE tenant = ?1 ORDER BY id DESC LIMIT ?2";
 }
 
 pub(super) fn watch<'q>(tenant: &'q TenantUid, proof: &'q Proof, canary: &'q Canary) -> SqliteQuery<'q> {
@@ -132,25 +129,22 @@ pub(super) async fn pass(
 }
 
 #[async_trait]
-impl ProofReads for Sqlite {
-    async fn proofs(&self, tenant: TenantUid) -> Result<Seen<Proof>, ReadError> {
+impl KeyringStore for Sqlite {
+    async fn watched(&self) -> Result<Seen<Watched>, ReadError> {
+        let rows = self.all(sqlx::query(WATCHED), row::watched).await?;
+        Ok(Seen { now: self.clock().await?, rows })
+    }
+}
+
+impl Sqlite {
+    /// Returns the proofs of one tenant's key versions, except retired ones.
+    pub(super) async fn proofs_of(&self, tenant: TenantUid) -> Result<Seen<Proof>, ReadError> {
         // Reads the clock last, so that a row that is written meanwhile does not seem to be from
         // the future.
         let rows = self.all(sqlx::query(BY_TENANT).bind(tenant.0.as_slice()), row::proof).await?;
         Ok(Seen { now: self.clock().await?, rows })
     }
 
-    async fn watched(&self) -> Result<Seen<Watched>, ReadError> {
-        let rows = self.all(sqlx::query(WATCHED), row::watched).await?;
-        Ok(Seen { now: self.clock().await?, rows })
-    }
-
-    async fn incidents(&self, tenant: TenantUid, limit: u32) -> Result<Vec<Incident>, ReadError> {
-        self.all(sqlx::query(INCIDENTS).bind(tenant.0.as_slice()).bind(limit), row::incident).await
-    }
-}
-
-impl Sqlite {
     async fn clock(&self) -> Result<Timestamp, ReadError> {
         self.first(sqlx::query(NOW), |row| there(row.moment(0)?)).await?.ok_or(ReadError::Malformed)
     }

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 
 use crate::model::{Tenant, TenantUid};
 
-use super::super::row::{head, number, tenant};
+use super::super::row::{head, tenant};
 use super::super::{LogHead, ReadError, TenantReads};
 use super::{Sqlite, SqliteQuery, statements};
 
@@ -19,6 +19,8 @@ statements! {
     BY_NAME = "SELECT uid, name FROM np_byok_tenants WHERE name = ?1";
     EVERY = "SELECT uid, name FROM np_byok_tenants ORDER BY name";
     LOG_HEAD = "SELECT size, log, first, frontier FROM np_byok_heads WHERE tenant = ?1";
+    ENDED_LOGS = "SELECT size, log, first, frontier FROM np_byok_logs WHERE tenant = ?1 ORDER BY log";
+    /// For [`Commits::log_size`](super::super::Commits::log_size).
     LOG_SIZE = "SELECT size FROM np_byok_heads WHERE tenant = ?1";
 }
 
@@ -53,8 +55,7 @@ impl TenantReads for Sqlite {
         self.first(sqlx::query(LOG_HEAD).bind(tenant.0.as_slice()), head).await
     }
 
-    async fn log_size(&self, tenant: TenantUid) -> Result<u64, ReadError> {
-        let query = sqlx::query(LOG_SIZE).bind(tenant.0.as_slice());
-        Ok(self.first(query, |row| number(row, 0)).await?.unwrap_or(0))
+    async fn ended_logs(&self, tenant: TenantUid) -> Result<Vec<LogHead>, ReadError> {
+        self.all(sqlx::query(ENDED_LOGS).bind(tenant.0.as_slice()), head).await
     }
 }
