@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tracing::{error, warn};
 
 use crate::model::{BootTime, Clock, KeyVersion, TenantUid, Timestamp};
-use crate::store::{Batch, Change, CommitError, Commits, EntryRow, Fence, Passed};
+use crate::store::{Batch, Change, CommitError, Commits, EntryRow, Fence, FenceReading};
 
 /// The most units of one commit, and the most packed bytes: beyond that, a larger batch gains
 /// nothing, and a retry costs more.
@@ -58,7 +58,7 @@ pub struct Passage {
     /// The conditions that were checked.
     pub fence: Vec<Fence>,
     /// What was found.
-    pub passed: Passed,
+    pub reading: FenceReading,
     /// A time on this machine before the statement that checked them was sent.
     pub sent: BootTime,
     /// A time after its answer arrived.
@@ -69,7 +69,7 @@ impl Passage {
     /// Returns when this key version was last shown to work, as the fence found it, by the
     /// database's clock.
     pub fn proven_at(&self, key_version: &KeyVersion) -> Option<Timestamp> {
-        let mut found = self.fence.iter().zip(&self.passed.proven_at);
+        let mut found = self.fence.iter().zip(&self.reading.proven_at);
         found.find(|(fence, _)| fence.key_version == *key_version).map(|(_, proven_at)| *proven_at)
     }
 }
@@ -233,7 +233,7 @@ impl Lane {
     async fn sift(&self, tenant: TenantUid, group: Vec<Pending>) -> Vec<Pending> {
         let seen = self.store.proofs(tenant).await.ok();
         let (passing, refused) = group.into_iter().partition(|pending| {
-            seen.as_ref().is_some_and(|seen| Passed::of(&pending.unit.fence, seen).is_some())
+            seen.as_ref().is_some_and(|seen| FenceReading::of(&pending.unit.fence, seen).is_some())
         });
         refuse(refused, if seen.is_some() { CommitFailed::Fenced } else { CommitFailed::Unavailable });
         passing
@@ -273,8 +273,8 @@ impl Lane {
                     let contended = in_turn && batch.base != known.size;
                     self.heads.insert(tenant, Head { size, contended });
                     let heard = self.clock.boot();
-                    let passage = match committed.passed {
-                        Some(passed) => Some(Passage { fence: batch.fence.clone(), passed, sent, heard }),
+                    let passage = match committed.reading {
+                        Some(reading) => Some(Passage { fence: batch.fence.clone(), reading, sent, heard }),
                         None => self.look_again(batch).await,
                     };
                     return Ok(Durable { applied: committed.applied, passage: passage.map(Arc::new) });
@@ -327,8 +327,8 @@ impl Lane {
         }
         let sent = self.clock.boot();
         let seen = self.store.proofs(batch.tenant).await.ok()?;
-        let passed = Passed::of(&batch.fence, &seen)?;
-        Some(Passage { fence: batch.fence.clone(), passed, sent, heard: self.clock.boot() })
+        let reading = FenceReading::of(&batch.fence, &seen)?;
+        Some(Passage { fence: batch.fence.clone(), reading, sent, heard: self.clock.boot() })
     }
 
     fn rewound(&mut self, tenant: TenantUid, known: u64, seen: u64) {

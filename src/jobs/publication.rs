@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::archive::{Archive, ArchiveError};
 use crate::kms::{DekBinding, Kms, LogPosition, Purpose};
 use crate::model::{DekId, Timestamp};
-use crate::store::{Batch, Change, Publishing};
+use crate::store::{Batch, Change, PublicationStep};
 use crate::webhook::{Delivery, PublishedCheckpoint, Webhook};
 
 use super::Jobs;
@@ -241,7 +241,7 @@ impl Checkpoints {
 
     /// Commits the step, and returns whether it was applied. Also returns `false` if the database
     /// is out of reach; then the attempt is due again when its lease ends.
-    async fn step(&self, place: &Place, holder: Uuid, step: Publishing) -> bool {
+    async fn step(&self, place: &Place, holder: Uuid, step: PublicationStep) -> bool {
         let changes = vec![Change::Publish { place: place.name.clone(), holder, step }];
         let Ok(tenant) = self.tenant.uid() else { return false };
         let batch = Batch::of_changes(tenant, changes);
@@ -249,7 +249,7 @@ impl Checkpoints {
     }
 
     async fn publish_at(&self, place: &Place, holder: Uuid, failures: u32) {
-        if !self.step(place, holder, Publishing::Begin { lease: LEASE }).await {
+        if !self.step(place, holder, PublicationStep::Begin { lease: LEASE }).await {
             // Another replica was first.
             return;
         }
@@ -260,7 +260,8 @@ impl Checkpoints {
                 }
                 let (log, size) = (head.log, head.size);
                 place.unpublished.store(0, Ordering::Relaxed);
-                self.step(place, holder, Publishing::Done { log, size, after: self.publish_every }).await;
+                self.step(place, holder, PublicationStep::Done { log, size, after: self.publish_every })
+                    .await;
             }
             // The attempt is due again when the lease ends.
             Err(NotGiven::NoneMade) => {}
@@ -273,7 +274,7 @@ impl Checkpoints {
                     place = place_kind,
                     status, unpublished, retry_in, "a checkpoint could not be published: entries wait for it"
                 );
-                self.step(place, holder, Publishing::Again { after }).await;
+                self.step(place, holder, PublicationStep::Failed { after }).await;
             }
         }
     }

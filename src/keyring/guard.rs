@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::audit::Durable;
 use crate::kms::{DekBinding, KmsError, KmsErrorClass, Purpose, Verdict};
 use crate::model::{BootTime, Canary, DekId, KeyVersion, Posture, Proof, Tenant, TenantUid};
-use crate::store::{Batch, Change, DekRow, Fence, Must, ReadError};
+use crate::store::{Batch, Change, DekRow, Fence, ReadError, Requirement};
 
 use super::database_clock::Reading;
 use super::rows::Wanted;
@@ -119,11 +119,11 @@ impl Keyring {
             let (now, bound) = (self.boot(), self.guard.bound());
             let own = view.unwrapped.max(used.opened).map(|own| now.since(own));
             let own_suffices = own.is_some_and(|own| own <= bound / 2 || view.row_age(now) > bound);
-            let must = match own_suffices {
-                true => Must::BeActive { epoch },
-                false => Must::BeProven { epoch, within: self.guard.bound() },
+            let requirement = match own_suffices {
+                true => Requirement::Active { epoch },
+                false => Requirement::Proven { epoch, within: self.guard.bound() },
             };
-            fence.push(Fence { key_version: version.clone(), must });
+            fence.push(Fence { key_version: version.clone(), requirement });
         }
         Ok(fence)
     }
@@ -133,7 +133,7 @@ impl Keyring {
     /// is too old already, or if it is not known what the commit found.
     pub fn permit(&self, tenant: &Tenant, footing: Footing, durable: &Durable) -> Option<Permit> {
         let passage = durable.passage.as_ref()?;
-        let reading = Reading { sent: passage.sent, heard: passage.heard, now: passage.passed.now };
+        let reading = Reading { sent: passage.sent, heard: passage.heard, now: passage.reading.now };
         let now = self.boot();
         let mut until = None;
         for used in &footing.uses {
@@ -386,7 +386,8 @@ impl Keyring {
     /// Tells all replicas that versions are needed, for a while from now. Returns whether that was
     /// stored.
     pub(super) async fn say_needed(&self, tenant: TenantUid, versions: &[KeyVersion]) -> bool {
-        let need = |version: &KeyVersion| Change::Need { key_version: version.clone(), lasting: NEEDED };
+        let need =
+            |version: &KeyVersion| Change::ExtendWatch { key_version: version.clone(), lasting: NEEDED };
         let changes: Vec<Change> = versions.iter().map(need).collect();
         let said = self.commit(tenant, changes).await.is_some();
         if said {

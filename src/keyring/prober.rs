@@ -19,7 +19,7 @@ use crate::model::{
     BootTime, Entry, EntryId, ErrorCode, Extensions, Incident, IncidentId, Item, KeyVersion, Means,
     Operation, Outcome, Posture, Proof, Source, Tenant, TenantUid, Timestamp,
 };
-use crate::store::{Change, Fence, Must, Seen, Watched};
+use crate::store::{Change, Fence, Requirement, Snapshot, Watched};
 
 use super::database_clock::Reading;
 use super::guard::binding_of;
@@ -97,7 +97,7 @@ impl Keyring {
     /// Reads the versions that this replica believes to be dark or has in memory, but that are no
     /// longer watched as such: another replica has seen the key come back, or has re-wrapped the
     /// last DEK under it.
-    async fn read_what_left(&self, seen: &Seen<Watched>) {
+    async fn read_what_left(&self, seen: &Snapshot<Watched>) {
         let now = self.boot();
         let is_watched = |tenant: TenantUid, version: &KeyVersion| {
             seen.rows.iter().any(|row| row.tenant.uid == tenant && row.proof.key_version == *version)
@@ -119,7 +119,7 @@ impl Keyring {
 
     /// Starts the probes that are due, one batch for each tenant. A version for which this replica
     /// still waits for a probe is skipped.
-    fn probe_due(self: &Arc<Self>, seen: &Seen<Watched>, asked: BootTime) {
+    fn probe_due(self: &Arc<Self>, seen: &Snapshot<Watched>, asked: BootTime) {
         let mut due: BTreeMap<TenantUid, (Vec<Watched>, Vec<OwnedMutexGuard<Turn>>)> = BTreeMap::new();
         for row in &seen.rows {
             if is_due(&row.proof, seen.now, self.replica, &self.guard)
@@ -133,7 +133,7 @@ impl Keyring {
         for (rows, turns) in due.into_values() {
             let (keyring, now) = (self.clone(), seen.now);
             tokio::spawn(async move {
-                keyring.probe(Seen { now, rows }, asked).await;
+                keyring.probe(Snapshot { now, rows }, asked).await;
                 drop(turns);
             });
         }
@@ -156,7 +156,7 @@ impl Keyring {
     }
 
     /// Returns the rows to be probed, and when they were asked for.
-    async fn watched(&self) -> Option<(Seen<Watched>, BootTime)> {
+    async fn watched(&self) -> Option<(Snapshot<Watched>, BootTime)> {
         let sent = self.boot();
         let seen = self.store.watched().await.ok()?;
         let reading = Reading { sent, heard: self.boot(), now: seen.now };
@@ -247,7 +247,7 @@ impl Keyring {
 
     /// Probes rows of one tenant, in the state in which they were read. A row that another replica
     /// updates first is left to it. Returns whether any rows were left to probe.
-    async fn probe(&self, seen: Seen<Watched>, asked: BootTime) -> bool {
+    async fn probe(&self, seen: Snapshot<Watched>, asked: BootTime) -> bool {
         let Some(tenant) = seen.rows.first().map(|row| row.tenant.clone()) else { return false };
         let mut claims: Vec<(Watched, Proof)> = seen
             .rows
@@ -257,7 +257,7 @@ impl Keyring {
                 (row, claim)
             })
             .collect();
-        let claim = |(row, claim): &(Watched, Proof)| Change::Prove {
+        let claim = |(row, claim): &(Watched, Proof)| Change::UpdateProof {
             from: row.proof.revision,
             to: claim.clone(),
             incident: None,
@@ -305,7 +305,7 @@ impl Keyring {
             let next = after(&from, found.met, self.replica, (at, ended.since(asked)), &self.guard);
             let done = match next.posture == from.posture {
                 true => {
-                    let prove = Change::Prove { from: from.revision, to: next, incident: None };
+                    let prove = Change::UpdateProof { from: from.revision, to: next, incident: None };
                     self.commit(tenant.uid, vec![prove]).await == Some(vec![1])
                 }
                 false => {
@@ -396,9 +396,9 @@ impl Keyring {
             entry: Some(pack(tenant.uid, &self.entry_of(&incident))),
             fence: vec![Fence {
                 key_version: to.key_version.clone(),
-                must: Must::BeUnchanged { revision: from.revision },
+                requirement: Requirement::Unchanged { revision: from.revision },
             }],
-            changes: vec![Change::Prove { from: from.revision, to, incident: Some(incident.clone()) }],
+            changes: vec![Change::UpdateProof { from: from.revision, to, incident: Some(incident.clone()) }],
         };
         let turned = match self.committer.commit(unit).await {
             Ok(durable) => durable.applied.first() == Some(&1),

@@ -8,7 +8,7 @@ use crate::model::{Incident, Tenant};
 /// A step of one attempt to announce an incident: its start or its result. Times are by the
 /// database's clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Attempt {
+pub enum AnnouncementStep {
     /// This holder takes the attempt. Nobody else makes the next one until the lease ends, even if
     /// this holder dies.
     Begin {
@@ -16,7 +16,7 @@ pub enum Attempt {
         lease: Duration,
     },
     /// The attempt failed. The next one is due after `after`.
-    Again {
+    Failed {
         /// The time until the next attempt.
         after: Duration,
     },
@@ -48,7 +48,7 @@ impl AnnouncementOutcome {
 
 /// An incident whose announcement is due.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unannounced {
+pub struct DueAnnouncement {
     /// The tenant that the incident belongs to.
     pub tenant: Tenant,
     /// The incident to announce.

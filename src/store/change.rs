@@ -13,7 +13,8 @@ use crate::model::{
 };
 
 use super::{
-    Attempt, Chunk, ChunkValue, DekRow, LogHead, Personal, Publishing, StreamName, StreamStep, Tile,
+    AnnouncementStep, Chunk, ChunkValue, DekRow, LogHead, PersonalValue, PublicationStep, StreamName,
+    StreamStep, Tile,
 };
 
 /// One change of the stored data. Each change is applied whole or not at all, and reports in
@@ -41,7 +42,7 @@ pub enum Change {
     SealDeks(Vec<DekRow>),
     /// Records an incident that is not a change of posture. Does nothing if that incident is
     /// already recorded.
-    NoteIncident(Incident),
+    RecordIncident(Incident),
     /// Adds a rotation job. Touches nothing while the tenant has a live job.
     StartJob(Job),
     /// Takes or renews the lease of a running job, for `lease` from now by the database's clock.
@@ -85,7 +86,7 @@ pub enum Change {
     },
     /// Reports that DEKs of a key version are in memory, for `lasting` from now by the database's
     /// clock. Touches nothing if the key version is retired.
-    Need {
+    ExtendWatch {
         /// The key version in use.
         key_version: KeyVersion,
         /// How long the key version is needed.
@@ -100,7 +101,7 @@ pub enum Change {
     },
     /// Replaces the proof of revision `from` with its next form, and adds the incident that this
     /// makes. Touches nothing if another writer was first.
-    Prove {
+    UpdateProof {
         /// The revision of the proof that was read.
         from: u64,
         /// The proof to store instead.
@@ -125,7 +126,7 @@ pub enum Change {
         /// The replica that makes the attempt.
         holder: Uuid,
         /// The start of the attempt, or its result.
-        step: Publishing,
+        step: PublicationStep,
     },
     /// Ends the tenant's log and opens another one before the batch's entries are appended, so that
     /// they are its first. If the current head is no longer `from`, it touches nothing, and a batch
@@ -146,7 +147,7 @@ pub enum Change {
     /// on hold. Only the owner may do this.
     Erase {
         /// The personal value.
-        personal: Personal,
+        personal: PersonalValue,
         /// The positions of the entries.
         places: Range<u64>,
         /// Whether the value is also removed from the index of chunks. Set with the last positions
@@ -162,7 +163,7 @@ pub enum Change {
         hmac: [u8; 32],
     },
     /// Records that entries were exported. Only the owner may do this.
-    NoteExport {
+    RecordExport {
         /// The positions of the exported entries.
         places: Range<u64>,
     },
@@ -190,7 +191,7 @@ pub enum Change {
         /// The replica that makes the attempt.
         holder: Uuid,
         /// The start of the attempt, or its result.
-        step: Attempt,
+        step: AnnouncementStep,
     },
     /// Takes or renews the lease of a stream of the log, or reports how far it has come. Touches
     /// nothing if another holder has it.

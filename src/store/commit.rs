@@ -4,7 +4,7 @@ use async_trait::async_trait;
 
 use crate::model::{Proof, TenantUid};
 
-use super::{Change, EntryRow, Fence, Passed, ReadError, Seen};
+use super::{Change, EntryRow, Fence, FenceReading, ReadError, Snapshot};
 
 /// Everything that is committed together for one tenant: entries, changes, and the fence that
 /// applies to both.
@@ -23,7 +23,7 @@ pub struct Batch {
     pub entries: Vec<EntryRow>,
     /// The changes, applied in order in the same transaction.
     pub changes: Vec<Change>,
-    /// The conditions on the keys in use when the entries are appended. Ignored if there are no
+    /// The requirements on the keys in use when the entries are appended. Ignored if there are no
     /// entries.
     pub fence: Vec<Fence>,
 }
@@ -41,10 +41,10 @@ pub struct Committed {
     /// The number of rows that each change touched, in order. After a retry of a batch whose
     /// outcome was unknown, what the rows show now.
     pub applied: Vec<u64>,
-    /// What the commit found of the keys in the fence. `None` if there was no fence, and after a
+    /// What the commit read of the keys in the fence. `None` if there was no fence, and after a
     /// retry of a batch whose outcome was unknown: in that case the fence was passed, but it is not
     /// known when.
-    pub passed: Option<Passed>,
+    pub reading: Option<FenceReading>,
 }
 
 /// Why a batch was not committed, as far as is known. The error describes this attempt only: after
@@ -57,7 +57,7 @@ pub enum CommitError {
         /// The current size of the log, as the base of the next attempt.
         size: u64,
     },
-    /// A condition of the fence does not hold. Nothing was done.
+    /// A requirement of the fence is not met. Nothing was done.
     Fenced,
     /// The connection was lost after the statement was sent. Commit the identical batch again: it
     /// is never applied twice.
@@ -99,5 +99,5 @@ pub trait Commits: Send + Sync {
 
     /// Returns the proofs of one tenant's key versions, which fences are checked against. Leaves
     /// out retired ones.
-    async fn proofs(&self, tenant: TenantUid) -> Result<Seen<Proof>, ReadError>;
+    async fn proofs(&self, tenant: TenantUid) -> Result<Snapshot<Proof>, ReadError>;
 }

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 
 use crate::config;
 
-use super::{Keeping, MigrateError, MigrationReport, OpenError, ReadError, Store};
+use super::{MigrateError, MigrationReport, OpenError, ReadError, RetentionStore, Store};
 
 /// The ways in which the database's own rules fail to restrict the serving role. All `false` means
 /// full protection.
@@ -39,7 +39,7 @@ impl Exposure {
 /// A database as its operator sees it: what `serve`, `migrate`, `doctor` and health need in
 /// addition to [`Store`].
 #[async_trait]
-pub trait Database: Store + Keeping {
+pub trait Database: Store + RetentionStore {
     /// Brings the schema to the level of this binary. Does nothing if it is already there. Several
     /// processes may do so at once. Uses the migration URL if one is set, and then grants the
     /// serving role what it needs.
@@ -79,7 +79,7 @@ pub trait Database: Store + Keeping {
     ///
     /// # Errors
     /// [`OpenError::Url`].
-    fn take_urls(&self, settings: &config::Store) -> Result<bool, OpenError>;
+    fn switch_urls(&self, settings: &config::Store) -> Result<bool, OpenError>;
 
     /// Does the daily maintenance of the database: creates the partitions of the coming months.
     ///

@@ -16,6 +16,7 @@
 //! | the command line, and what only the owner of the tables may do | [`Database`] |
 
 mod announcement;
+mod byte_limit;
 mod change;
 mod commit;
 mod database;
@@ -23,17 +24,16 @@ mod derived;
 mod entry;
 mod failure;
 mod fence;
-mod keeping;
 mod migration;
 mod open;
 mod outgoing;
-mod portion;
 pub mod postgres;
 mod publication;
 mod reads;
+mod replay;
+mod retention;
 mod row;
 mod search;
-mod shown;
 pub mod sqlite;
 mod statements;
 mod stream;
@@ -44,20 +44,22 @@ use async_trait::async_trait;
 
 use crate::model::{DekId, Timestamp, Wrapped};
 
-pub use announcement::{AnnouncementOutcome, Attempt, Unannounced};
+pub use announcement::{AnnouncementOutcome, AnnouncementStep, DueAnnouncement};
 pub use change::Change;
 pub use commit::{Batch, CommitError, Commits, Committed};
 pub use database::{Database, Exposure};
-pub use derived::{Behind, Chunk, ChunkValue, DerivedReads, Outline, TILE_LEVELS, Tile, TileId, WIDTH};
+pub use derived::{
+    Chunk, ChunkValue, DerivedReads, EntryValues, TILE_LEVELS, Tile, TileId, UnderivedLog, WIDTH,
+};
 pub use entry::{EntryFilter, EntryRow, LogHead, Page, PlacedEntry, leaf_of};
-pub use fence::{Fence, Must, Passed, Seen, Watched};
-pub use keeping::{Keeping, Personal, Prunable, PruneError, Retention};
+pub use fence::{Fence, FenceReading, Requirement, Snapshot, Watched};
 pub use migration::{MigrateError, MigrationReport};
 pub use open::{OpenError, open};
 pub use outgoing::OutgoingReads;
 pub use postgres::Postgres;
-pub use publication::{Publication, Publishing};
+pub use publication::{Publication, PublicationStep};
 pub use reads::{AuditReads, CheckpointReads, DekReads, EntrySearch, JobReads, ReadError, TenantReads};
+pub use retention::{PersonalValue, Prunable, PruneError, Retention, RetentionStore};
 pub use sqlite::Sqlite;
 pub use stream::{StreamName, StreamRow, StreamStep};
 
@@ -97,7 +99,7 @@ pub struct CheckpointRow {
 pub trait KeyringStore: Commits + DekReads {
     /// Returns the key versions of all tenants that are to be probed: those that some replica needs
     /// and those that are not active, except retired ones.
-    async fn watched(&self) -> Result<Seen<Watched>, ReadError>;
+    async fn watched(&self) -> Result<Snapshot<Watched>, ReadError>;
 }
 
 /// What requests read, apart from what the keyring reads for them: entries, and rotation jobs.

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 
 use crate::model::{Incident, TenantUid};
 
-use super::{Publication, ReadError, StreamRow, Unannounced};
+use super::{DueAnnouncement, Publication, ReadError, StreamRow};
 
 /// Reads of what is announced, published and streamed.
 #[async_trait]
@@ -15,7 +15,7 @@ pub trait OutgoingReads {
     /// Returns up to `limit` announcements that are due and that no holder has taken, oldest first.
     /// For each key version, returns only the first announcement that has not ended, or none while
     /// that one is not due: later ones wait for it.
-    async fn unannounced(&self, limit: u32) -> Result<Vec<Unannounced>, ReadError>;
+    async fn due_announcements(&self, limit: u32) -> Result<Vec<DueAnnouncement>, ReadError>;
 
     /// Returns the last publication at each destination where a publication was attempted.
     async fn publications(&self, tenant: TenantUid) -> Result<Vec<Publication>, ReadError>;

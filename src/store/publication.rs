@@ -7,7 +7,7 @@ use crate::model::Timestamp;
 /// A step of one attempt to publish a checkpoint at a destination: its start or its result. Times
 /// are by the database's clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Publishing {
+pub enum PublicationStep {
     /// This holder takes the attempt, if one is due. Nobody else makes the next one until the lease
     /// ends.
     Begin {
@@ -15,7 +15,7 @@ pub enum Publishing {
         lease: Duration,
     },
     /// The attempt failed. The next one is due after `after`.
-    Again {
+    Failed {
         /// The time until the next attempt.
         after: Duration,
     },

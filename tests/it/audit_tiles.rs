@@ -148,7 +148,7 @@ async fn tiles_are_what_the_leaves_make_and_proofs_over_them_verify(store: Db) {
         assert_eq!(pass(&store).await, Derived::All);
         check_tiles(&store, tenant, 1, 0, &leaves).await;
         check_proofs(&store, tenant, &leaves, &sizes, &mut dice).await;
-        assert_eq!(store.behind().await.unwrap(), []);
+        assert_eq!(store.underived_logs().await.unwrap(), []);
     }
 }
 
@@ -193,7 +193,7 @@ async fn two_workers_at_once_derive_the_same_once(store: Db) {
             assert!(derived < Derived::Wrong, "{derived:?}");
         }
         // What one of them left to another may be left by all.
-        while !store.behind().await.unwrap().is_empty() {
+        while !store.underived_logs().await.unwrap().is_empty() {
             assert!(pass(&store).await < Derived::Wrong);
         }
         check_tiles(&store, tenant, 1, 0, &leaves).await;
@@ -370,7 +370,7 @@ async fn a_chunk_named_for_a_value_it_lacks_gives_nothing(store: Db) {
     let mut rows: Vec<EntryRow> = (0..2_000).map(plain).collect();
     rows[700].user = Some(salted("rare"));
     append(&store, tenant, rows).await;
-    let rare = store.outlines(tenant, 700..701, 1).await.unwrap().remove(0);
+    let rare = store.entry_values(tenant, 700..701, 1).await.unwrap().remove(0);
     // As if all values of every chunk had the hashes of this entry's.
     let mut values: Vec<ChunkValue> = (0..7)
         .flat_map(|chunk| rare.values.iter().map(move |value| ChunkValue { value: *value, chunk }))
@@ -696,7 +696,7 @@ async fn a_running_server_derives() {
     // Calls go on meanwhile, and their tenant's log with them.
     assert_eq!(server.decrypt(&token, "r").await.status, 200);
     for _ in 0..600 {
-        if store.behind().await.unwrap().is_empty() {
+        if store.underived_logs().await.unwrap().is_empty() {
             break;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;

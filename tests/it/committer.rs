@@ -13,7 +13,7 @@ use byok::model::{
 };
 use byok::store::{
     Batch, Change, CommitError, Commits, Committed, Database as _, DekReads as _, DekRow, EntryFilter,
-    EntrySearch as _, Fence, Must, ReadError, Seen, Sqlite,
+    EntrySearch as _, Fence, ReadError, Requirement, Snapshot, Sqlite,
 };
 
 use crate::support::rows::{fence, prove, watch};
@@ -72,7 +72,7 @@ impl Commits for Unlucky {
         self.database.log_size(tenant).await
     }
 
-    async fn proofs(&self, tenant: TenantUid) -> Result<Seen<Proof>, ReadError> {
+    async fn proofs(&self, tenant: TenantUid) -> Result<Snapshot<Proof>, ReadError> {
         match self.unreadable.load(Ordering::SeqCst) {
             true => Err(ReadError::Unavailable),
             false => self.database.proofs(tenant).await,
@@ -283,11 +283,11 @@ async fn a_caller_that_hangs_up_takes_nothing_with_it() {
 const MINUTE: Duration = Duration::from_secs(60);
 
 fn active(epoch: u64) -> Vec<Fence> {
-    vec![fence("1", Must::BeActive { epoch })]
+    vec![fence("1", Requirement::Active { epoch })]
 }
 
 fn proven() -> Vec<Fence> {
-    vec![fence("1", Must::BeProven { epoch: 1, within: MINUTE })]
+    vec![fence("1", Requirement::Proven { epoch: 1, within: MINUTE })]
 }
 
 fn told(outcome: &Result<Durable, CommitFailed>) -> Result<Vec<u64>, CommitFailed> {
@@ -307,7 +307,7 @@ async fn what_the_fence_keeps_out_does_not_take_its_neighbours_with_it() {
             bench.fenced("b", vec![dek(DekId::new()), dek(DekId::new())], active(1)),
             bench.fenced("c", vec![dek(kept_out), lease.clone()], active(2)),
             bench.fenced("d", vec![lease, dek(DekId::new())], proven()),
-            bench.fenced("e", vec![dek(kept_out)], vec![fence("2", Must::BeActive { epoch: 1 })]),
+            bench.fenced("e", vec![dek(kept_out)], vec![fence("2", Requirement::Active { epoch: 1 })]),
             bench.unit("f", Vec::new()),
         ])
         .await;
@@ -351,7 +351,7 @@ async fn a_passage_says_what_was_found_and_when() {
     let passage = durable.passage.unwrap();
     assert_eq!(passage.proven_at(&key_version), Some(later.proven_at));
     assert!(passage.sent <= passage.heard);
-    assert!(passage.passed.now.since(proof.proven_at) < MINUTE);
+    assert!(passage.reading.now.since(proof.proven_at) < MINUTE);
     let durable = bench.durable(bench.unit("b", Vec::new())).await.unwrap();
     assert!(durable.passage.is_none(), "nothing was asked");
     assert_eq!(

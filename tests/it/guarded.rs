@@ -25,8 +25,8 @@ use byok::model::{
 use byok::rest::DatabaseState;
 use byok::store::{
     Batch, Change, CommitError, Commits, Committed, Database as _, DekReads, DekRow, EntryFilter,
-    EntrySearch, Fence, JobReads, KeyringStore, Must, Page, Passed, ReadError, RequestReads, Seen, Sqlite,
-    Watched,
+    EntrySearch, Fence, FenceReading, JobReads, KeyringStore, Page, ReadError, RequestReads, Requirement,
+    Snapshot, Sqlite, Watched,
 };
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
@@ -206,19 +206,19 @@ impl Commits for Wired {
         if !batch.entries.is_empty() && !batch.fence.is_empty() {
             // The database's own clock cannot be set, so what depends on it is asked here.
             let seen = database.proofs(batch.tenant).await.map_err(|_| CommitError::Unavailable)?;
-            let seen = Seen { now: self.time(seen.now), rows: seen.rows };
-            Passed::of(&batch.fence, &seen).ok_or(CommitError::Fenced)?;
+            let seen = Snapshot { now: self.time(seen.now), rows: seen.rows };
+            FenceReading::of(&batch.fence, &seen).ok_or(CommitError::Fenced)?;
             for asked in &mut batch.fence {
-                if let Must::BeProven { epoch, .. } = asked.must {
-                    *asked = Fence { must: Must::BeActive { epoch }, ..asked.clone() };
+                if let Requirement::Proven { epoch, .. } = asked.requirement {
+                    *asked = Fence { requirement: Requirement::Active { epoch }, ..asked.clone() };
                 }
             }
         }
         let committed = database.commit(&batch).await.map(|committed| {
-            let passed = committed
-                .passed
-                .map(|passed| Passed { now: self.time(passed.now), proven_at: passed.proven_at });
-            Committed { applied: committed.applied, passed }
+            let reading = committed
+                .reading
+                .map(|reading| FenceReading { now: self.time(reading.now), proven_at: reading.proven_at });
+            Committed { applied: committed.applied, reading }
         });
         if !batch.entries.is_empty()
             && let Some(then) = self.then.lock().unwrap().take()
@@ -232,9 +232,9 @@ impl Commits for Wired {
         self.read().await?.log_size(tenant).await
     }
 
-    async fn proofs(&self, tenant: TenantUid) -> Result<Seen<Proof>, ReadError> {
+    async fn proofs(&self, tenant: TenantUid) -> Result<Snapshot<Proof>, ReadError> {
         let seen = self.read().await?.proofs(tenant).await?;
-        Ok(Seen { now: self.time(seen.now), rows: seen.rows })
+        Ok(Snapshot { now: self.time(seen.now), rows: seen.rows })
     }
 }
 
@@ -292,9 +292,9 @@ impl JobReads for Wired {
 
 #[async_trait]
 impl KeyringStore for Wired {
-    async fn watched(&self) -> Result<Seen<Watched>, ReadError> {
+    async fn watched(&self) -> Result<Snapshot<Watched>, ReadError> {
         let seen = self.read().await?.watched().await?;
-        Ok(Seen { now: self.time(seen.now), rows: seen.rows })
+        Ok(Snapshot { now: self.time(seen.now), rows: seen.rows })
     }
 }
 
@@ -423,7 +423,7 @@ impl Replica {
             next_probe_at: long_ago,
             ..proof.clone()
         };
-        let prove = Change::Prove { from: proof.revision, to, incident: None };
+        let prove = Change::UpdateProof { from: proof.revision, to, incident: None };
         self.store.database().commit(&changes(self.tenant.uid, vec![prove])).await.unwrap();
         self.clock.sleep(3_600_000);
     }

@@ -6,12 +6,12 @@ use uuid::Uuid;
 
 use crate::model::{IncidentId, TenantUid};
 
-use super::super::Attempt;
+use super::super::AnnouncementStep;
 use super::commit::PgQuery;
 use super::statements;
 
 statements! {
-    /// An attempt that is this holder's already counts, so that a retry says what the first try did.
+    /// An attempt that this holder has already taken counts as touched, so that a retry reports what the first attempt did.
     BEGIN_ATTEMPT = "
         WITH begun AS (
             UPDATE np_byok_announcements
@@ -21,7 +21,7 @@ statements! {
             RETURNING 1)
         SELECT count(*) FROM begun";
 
-    /// The holder stays, so that a retry finds it.
+    /// Keeps the holder, so that a retry finds it.
     AGAIN = "
         WITH failed AS (
             UPDATE np_byok_announcements SET next_attempt_at = clock_timestamp() + $5 * interval '1 microsecond'
@@ -43,7 +43,7 @@ pub(super) fn announce(
     incident: IncidentId,
     attempt: u32,
     holder: Uuid,
-    step: Attempt,
+    step: AnnouncementStep,
 ) -> PgQuery {
     let bound = |sql| {
         let attempt = i32::try_from(attempt).unwrap_or(i32::MAX);
@@ -51,8 +51,8 @@ pub(super) fn announce(
     };
     let micros = |time: Duration| i64::try_from(time.as_micros()).unwrap_or(i64::MAX);
     match step {
-        Attempt::Begin { lease } => bound(BEGIN_ATTEMPT).bind(micros(lease)),
-        Attempt::Again { after } => bound(AGAIN).bind(micros(after)),
-        Attempt::End(outcome) => bound(END).bind(outcome.as_str()),
+        AnnouncementStep::Begin { lease } => bound(BEGIN_ATTEMPT).bind(micros(lease)),
+        AnnouncementStep::Failed { after } => bound(AGAIN).bind(micros(after)),
+        AnnouncementStep::End(outcome) => bound(END).bind(outcome.as_str()),
     }
 }

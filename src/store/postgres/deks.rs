@@ -17,7 +17,7 @@ reads! {
         SELECT id, record_id, wrapped, key_name, key_version, wrap_scheme::int8, created_at, mac, record_mac
         FROM np_byok_wrapped_deks WHERE tenant = $1 AND id = ANY($2)";
 
-    /// By the index on the hash; the comparison of the id itself keeps apart what hashes alike.
+    /// Uses the index on the hash. The id itself is compared too, because two ids may have the same hash.
     BY_RECORD = "
         SELECT d.id, d.record_id, d.wrapped, d.key_name, d.key_version, d.wrap_scheme::int8, d.created_at,
             d.mac, d.record_mac

@@ -7,13 +7,13 @@ use uuid::Uuid;
 
 use crate::model::{DekId, Job, JobCommand, JobId, JobState, KeyVersion, Tenant, TenantUid, Timestamp};
 
-use super::super::row::{self, Columns, number, signed, there};
+use super::super::row::{self, Columns, number, required, signed};
 use super::super::{JobReads, ReadError};
 use super::commit::PgQuery;
-use super::{Postgres, moment, reads, statements};
+use super::{Postgres, reads, statements, timestamptz};
 
 statements! {
-    /// 1 when the job stands, now or already; 0 when another is live.
+    /// Returns 1 if the job exists, now or already; 0 if another one is live.
     START = "
         WITH started AS (
             INSERT INTO np_byok_jobs (tenant, id, state, target_key, target_version, total, rewrapped, skipped, failed,
@@ -31,7 +31,7 @@ statements! {
             RETURNING id)
         SELECT count(*) FROM leased";
 
-    /// The holder stays when the job is done, so that a retry of the last step finds it.
+    /// Keeps the holder when the job is done, so that a retry of the last step finds it.
     ADVANCE = "
         WITH advanced AS (
             UPDATE np_byok_jobs SET state = $3, target_key = $4, target_version = $5, total = $6, rewrapped = $7,
@@ -41,7 +41,7 @@ statements! {
             RETURNING id)
         SELECT count(*) FROM advanced";
 
-    /// Whoever works on it is not its holder any more: a release that knows no other state than RUNNING would go on.
+    /// Removes the holder: a release that knows no state except RUNNING would otherwise continue the job.
     COMMAND = "
         WITH commanded AS (
             UPDATE np_byok_jobs SET state = $3, holder = CASE WHEN state = $3 THEN holder END,
@@ -90,7 +90,7 @@ pub(super) fn advance(tenant: TenantUid, job: &Job, holder: Uuid, after: Option<
 pub(super) fn command(tenant: TenantUid, job: JobId, command: JobCommand, at: Timestamp) -> PgQuery {
     let state = command.leads_to();
     let query = sqlx::query(COMMAND).bind(tenant.0).bind(job.0).bind(state.as_str());
-    query.bind(moment(at)).bind(state == JobState::Cancelled)
+    query.bind(timestamptz(at)).bind(state == JobState::Cancelled)
 }
 
 fn bind_job(query: PgQuery, job: &Job) -> PgQuery {
@@ -105,9 +105,9 @@ fn bind_job(query: PgQuery, job: &Job) -> PgQuery {
         .bind(signed(job.progress.failed))
         .bind(signed(job.progress.kms_calls))
         .bind(job.stalled.map(|code| code.as_str()))
-        .bind(moment(job.started_at))
-        .bind(moment(job.updated_at))
-        .bind(job.finished_at.map(moment))
+        .bind(timestamptz(job.started_at))
+        .bind(timestamptz(job.updated_at))
+        .bind(job.finished_at.map(timestamptz))
 }
 
 #[async_trait]
@@ -122,7 +122,7 @@ impl JobReads for Postgres {
     }
 
     async fn running_jobs(&self) -> Result<Vec<(Tenant, JobId)>, ReadError> {
-        self.all(sqlx::query(RUNNING), |row| Ok((row::tenant(row)?, JobId(there(row.uuid(2)?)?)))).await
+        self.all(sqlx::query(RUNNING), |row| Ok((row::tenant(row)?, JobId(required(row.uuid(2)?)?)))).await
     }
 
     async fn deks_not_under(&self, tenant: TenantUid, version: &KeyVersion) -> Result<u64, ReadError> {

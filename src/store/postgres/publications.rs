@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::model::TenantUid;
 
 use super::super::row::signed;
-use super::super::{LogHead, Publishing};
+use super::super::{LogHead, PublicationStep};
 use super::commit::PgQuery;
 use super::statements;
 
@@ -33,7 +33,8 @@ statements! {
                 next_attempt_at = now() + $4 * interval '1 microsecond'
             WHERE tenant = $1 AND place = $2 AND holder = $3 RETURNING 1)
         SELECT count(*) FROM done";
-    /// Opens another log after this head and keeps where the one before ended; touches nothing when the head is another.
+    /// Opens another log after this head, and records the head of the ended one. Touches nothing if the current head is a
+    /// different one.
     OPEN_LOG = "
         WITH opened AS (
             UPDATE np_byok_heads SET log = $6::int8, first = size, frontier = ''
@@ -45,15 +46,17 @@ statements! {
         SELECT count(*) FROM opened";
 }
 
-pub(super) fn publish(tenant: TenantUid, place: &Arc<str>, holder: Uuid, step: Publishing) -> PgQuery {
+pub(super) fn publish(tenant: TenantUid, place: &Arc<str>, holder: Uuid, step: PublicationStep) -> PgQuery {
     let bound = |sql, pause: Duration| {
         let pause = i64::try_from(pause.as_micros()).unwrap_or(i64::MAX);
         sqlx::query(sql).bind(tenant.0).bind(place.clone()).bind(holder).bind(pause)
     };
     match step {
-        Publishing::Begin { lease } => bound(BEGIN_PUBLISHING, lease),
-        Publishing::Again { after } => bound(AGAIN, after),
-        Publishing::Done { log, size, after } => bound(DONE, after).bind(i64::from(log)).bind(signed(size)),
+        PublicationStep::Begin { lease } => bound(BEGIN_PUBLISHING, lease),
+        PublicationStep::Failed { after } => bound(AGAIN, after),
+        PublicationStep::Done { log, size, after } => {
+            bound(DONE, after).bind(i64::from(log)).bind(signed(size))
+        }
     }
 }
 

@@ -21,7 +21,7 @@ statements! {
             RETURNING 1)
         SELECT count(*) FROM leased";
 
-    /// A stream that already stands where it should counts as touched, so that a retry says what the first try did.
+    /// A stream that is already at the new position counts as touched, so that a retry reports what the first attempt did.
     ADVANCE = "
         WITH advanced AS (
             UPDATE np_byok_streams SET next = $6, failing_since = NULL,
@@ -30,7 +30,7 @@ statements! {
             RETURNING 1)
         SELECT count(*) FROM advanced";
 
-    /// The holder stays, so that a retry finds it.
+    /// Keeps the holder, so that a retry finds it.
     FAIL = "
         WITH failed AS (
             UPDATE np_byok_streams SET leased_until = clock_timestamp(),

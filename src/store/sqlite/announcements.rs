@@ -6,11 +6,11 @@ use uuid::Uuid;
 
 use crate::model::{IncidentId, TenantUid};
 
-use super::super::Attempt;
+use super::super::AnnouncementStep;
 use super::{SqliteQuery, statements};
 
 statements! {
-    /// An attempt that is this holder's already counts, so that a retry says what the first try did.
+    /// An attempt that this holder has already taken counts as touched, so that a retry reports what the first attempt did.
     BEGIN_ATTEMPT = "
         UPDATE np_byok_announcements SET attempts = ?3, holder = ?4,
             next_attempt_at = CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000 + ?5
@@ -18,7 +18,7 @@ statements! {
             (attempts = ?3 - 1 AND next_attempt_at <= CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000)
             OR (attempts = ?3 AND holder = ?4))";
 
-    /// The holder stays, so that a retry finds it.
+    /// Keeps the holder, so that a retry finds it.
     AGAIN = "
         UPDATE np_byok_announcements
         SET next_attempt_at = CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000 + ?5
@@ -35,13 +35,13 @@ pub(super) fn announce(
     incident: IncidentId,
     attempt: u32,
     holder: Uuid,
-    step: Attempt,
+    step: AnnouncementStep,
 ) -> SqliteQuery<'_> {
     let bound = |sql| sqlx::query(sql).bind(tenant.0.as_slice()).bind(incident.0).bind(attempt).bind(holder);
     let micros = |time: Duration| i64::try_from(time.as_micros()).unwrap_or(i64::MAX);
     match step {
-        Attempt::Begin { lease } => bound(BEGIN_ATTEMPT).bind(micros(lease)),
-        Attempt::Again { after } => bound(AGAIN).bind(micros(after)),
-        Attempt::End(outcome) => bound(END).bind(outcome.as_str()),
+        AnnouncementStep::Begin { lease } => bound(BEGIN_ATTEMPT).bind(micros(lease)),
+        AnnouncementStep::Failed { after } => bound(AGAIN).bind(micros(after)),
+        AnnouncementStep::End(outcome) => bound(END).bind(outcome.as_str()),
     }
 }

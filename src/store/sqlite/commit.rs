@@ -8,13 +8,14 @@ use sqlx::{Error, Row, Sqlite as Engine, SqliteConnection};
 use crate::model::{Proof, Tenant, TenantUid};
 
 use super::super::failure::Failure;
-use super::super::row::{Columns, head, number, signed, there};
-use super::super::shown::shown;
+use super::super::replay::replay_outcome;
+use super::super::row::{Columns, head, number, required, signed};
 use super::super::{
-    Batch, Change, CommitError, Commits, Committed, DekRow, EntryRow, Passed, Personal, ReadError, Seen,
+    Batch, Change, CommitError, Commits, Committed, DekRow, EntryRow, FenceReading, PersonalValue, ReadError,
+    Snapshot,
 };
 use super::{
-    Sqlite, SqliteQuery, announcements, checkpoints, derived, jobs, keeping, proofs, publications,
+    Sqlite, SqliteQuery, announcements, checkpoints, derived, jobs, proofs, publications, retention,
     statements, streams, tenants,
 };
 
@@ -29,12 +30,12 @@ statements! {
             request_id, request_salt, request_hmac, item_count, records, items, detail, digest)
         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)";
 
-    /// What the log shows of a batch that did not find it at its base: its size, and who sits there.
+    /// What the log shows about a batch that was not appended: its size, and the entry at the batch's base.
     PLACE = "
         SELECT h.size, (SELECT a.id FROM np_byok_audit a WHERE a.tenant = ?1 AND a.seq = ?2)
         FROM np_byok_heads h WHERE h.tenant = ?1";
 
-    /// Touches one row when the DEK is there now as it was to be; none when its id holds another.
+    /// Touches one row if the DEK is stored, now or already; none if its id holds a different one.
     INSERT_DEK = "
         INSERT INTO np_byok_wrapped_deks
             (tenant, id, record_id, wrapped, key_name, key_version, wrap_scheme, created_at, mac, record_mac)
@@ -42,8 +43,8 @@ statements! {
         ON CONFLICT (tenant, id) DO UPDATE SET wrapped = wrapped
             WHERE wrapped = excluded.wrapped AND record_id IS excluded.record_id";
 
-    /// A row that already holds what it should counts as touched, so that a retry says what the first try did; whoever has sealed
-    /// it since is left alone. What was sealed between read and write is not any more, unless it was when it was read.
+    /// A row that already has the new content counts as touched, so that a retry reports what the first attempt did, and keeps a
+    /// MAC that it was given since. A row that was sealed between read and write loses its MAC, unless it was sealed when it was read.
     REWRAP = "
         UPDATE np_byok_wrapped_deks SET wrapped = ?7, key_name = ?8, key_version = ?9, wrap_scheme = ?10,
             mac = CASE WHEN (wrapped, key_name, key_version, wrap_scheme) = (?7, ?8, ?9, ?10) THEN mac ELSE ?11 END,
@@ -52,7 +53,7 @@ statements! {
             (wrapped, key_name, key_version, wrap_scheme) = (?3, ?4, ?5, ?6)
             OR (wrapped, key_name, key_version, wrap_scheme) = (?7, ?8, ?9, ?10))";
 
-    /// A row that has the MACs counts as touched.
+    /// A row that already has the MACs counts as touched.
     SEAL = "
         UPDATE np_byok_wrapped_deks SET mac = ?8, record_mac = ?9
         WHERE tenant = ?1 AND id = ?2 AND record_id IS ?3
@@ -60,18 +61,18 @@ statements! {
 }
 
 /// Why an attempt ended.
-enum Ended {
+enum AttemptError {
     /// The log is not at the batch's base, or the fence does not hold.
-    Missed,
+    NotAppended,
     /// A DEK id is taken by another DEK.
-    Taken,
+    DekIdTaken,
     /// The driver's error.
-    Failed(Error),
+    Driver(Error),
 }
 
-impl From<Error> for Ended {
+impl From<Error> for AttemptError {
     fn from(error: Error) -> Self {
-        Self::Failed(error)
+        Self::Driver(error)
     }
 }
 
@@ -97,7 +98,7 @@ impl Commits for Sqlite {
         Ok(self.first(query, |row| number(row, 0)).await?.unwrap_or(0))
     }
 
-    async fn proofs(&self, tenant: TenantUid) -> Result<Seen<Proof>, ReadError> {
+    async fn proofs(&self, tenant: TenantUid) -> Result<Snapshot<Proof>, ReadError> {
         self.proofs_of(tenant).await
     }
 }
@@ -113,12 +114,12 @@ impl Sqlite {
         // Before COMMIT, every failure is rolled back.
         let nothing_done = |error: Error| match Failure::of(&error) {
             Failure::Refused | Failure::Malformed => CommitError::Rejected,
-            Failure::NotNow | Failure::TooLong | Failure::Standby | Failure::Busy | Failure::Lost => {
+            Failure::Temporary | Failure::TimedOut | Failure::Standby | Failure::Busy | Failure::Lost => {
                 CommitError::Unavailable
             }
         };
         let mut transaction = self.writer.begin_with(BEGIN).await.map_err(nothing_done)?;
-        match in_order(&mut transaction, batch).await {
+        match apply(&mut transaction, batch).await {
             Ok(committed) => match transaction.commit().await {
                 Ok(()) => Ok(committed),
                 Err(error) => {
@@ -131,12 +132,12 @@ impl Sqlite {
                 // find the transaction open.
                 let rolled_back = transaction.rollback().await;
                 match ended {
-                    Ended::Missed => {
+                    AttemptError::NotAppended => {
                         rolled_back.map_err(nothing_done)?;
-                        self.settle(batch).await
+                        self.explain_not_appended(batch).await
                     }
-                    Ended::Taken => Err(CommitError::Rejected),
-                    Ended::Failed(error) => Err(nothing_done(error)),
+                    AttemptError::DekIdTaken => Err(CommitError::Rejected),
+                    AttemptError::Driver(error) => Err(nothing_done(error)),
                 }
             }
         }
@@ -148,7 +149,7 @@ impl Sqlite {
         if batch.entries.is_empty() {
             return Err(CommitError::Unknown);
         }
-        match self.settle(batch).await {
+        match self.explain_not_appended(batch).await {
             Ok(committed) => Ok(committed),
             Err(CommitError::Moved { .. } | CommitError::Fenced) => Err(CommitError::Unavailable),
             Err(_) => Err(CommitError::Unknown),
@@ -157,14 +158,15 @@ impl Sqlite {
 
     /// Determines why nothing was appended: another process was first, this very batch was appended
     /// before, or the fence does not hold.
-    async fn settle(&self, batch: &Batch) -> Result<Committed, CommitError> {
+    async fn explain_not_appended(&self, batch: &Batch) -> Result<Committed, CommitError> {
         let Some(first) = batch.entries.first() else { return Err(CommitError::Rejected) };
         let tenant = batch.tenant.0.as_slice();
         let place = sqlx::query(PLACE).bind(tenant).bind(signed(batch.base));
-        match self.first(place, |row| Ok((there(row.number(0)?)?, row.uuid(1)?))).await {
-            Ok(Some((_, Some(id)))) if id == first.id.0 => {
-                Ok(Committed { applied: shown(self, batch.tenant, &batch.changes).await?, passed: None })
-            }
+        match self.first(place, |row| Ok((required(row.number(0)?)?, row.uuid(1)?))).await {
+            Ok(Some((_, Some(id)))) if id == first.id.0 => Ok(Committed {
+                applied: replay_outcome(self, batch.tenant, &batch.changes).await?,
+                reading: None,
+            }),
             Ok(Some((size, _))) if size == signed(batch.base) && !batch.fence.is_empty() => {
                 Err(CommitError::Fenced)
             }
@@ -179,7 +181,7 @@ impl Sqlite {
 
 /// Applies the changes in their order, and appends the entries as soon as the tenant that they
 /// belong to exists.
-async fn in_order(connection: &mut SqliteConnection, batch: &Batch) -> Result<Committed, Ended> {
+async fn apply(connection: &mut SqliteConnection, batch: &Batch) -> Result<Committed, AttemptError> {
     let mut applied = Vec::with_capacity(batch.changes.len());
     let mut rest = batch.changes.as_slice();
     loop {
@@ -190,7 +192,7 @@ async fn in_order(connection: &mut SqliteConnection, batch: &Batch) -> Result<Co
             }
             [Change::OpenLog { from, log }, after @ ..] if !batch.entries.is_empty() => {
                 if publications::open_log(connection, &batch.tenant, from, *log).await? == 0 {
-                    return Err(Ended::Missed);
+                    return Err(AttemptError::NotAppended);
                 }
                 applied.push(1);
                 rest = after;
@@ -198,26 +200,31 @@ async fn in_order(connection: &mut SqliteConnection, batch: &Batch) -> Result<Co
             _ => break,
         }
     }
-    let passed = append(connection, batch).await?;
+    let reading = append(connection, batch).await?;
     for change in rest {
-        applied.push(one(connection, batch.tenant, change).await?);
+        applied.push(apply_change(connection, batch.tenant, change).await?);
     }
-    Ok(Committed { applied, passed })
+    Ok(Committed { applied, reading })
 }
 
-async fn append(connection: &mut SqliteConnection, batch: &Batch) -> Result<Option<Passed>, Ended> {
+async fn append(
+    connection: &mut SqliteConnection,
+    batch: &Batch,
+) -> Result<Option<FenceReading>, AttemptError> {
     if batch.entries.is_empty() {
         return Ok(None);
     }
-    let passed = match batch.fence.as_slice() {
+    let reading = match batch.fence.as_slice() {
         [] => None,
-        fence => Some(proofs::pass(connection, &batch.tenant, fence).await?.ok_or(Ended::Missed)?),
+        fence => {
+            Some(proofs::pass(connection, &batch.tenant, fence).await?.ok_or(AttemptError::NotAppended)?)
+        }
     };
     let tenant = batch.tenant.0.as_slice();
     let row = sqlx::query(HEAD).bind(tenant).fetch_optional(&mut *connection).await?;
-    let before = head(&row.ok_or(Ended::Missed)?)?;
+    let before = head(&row.ok_or(AttemptError::NotAppended)?)?;
     if before.end() != batch.base {
-        return Err(Ended::Missed);
+        return Err(AttemptError::NotAppended);
     }
     let after = before.extended(&batch.entries);
     let swap = sqlx::query(MOVE_HEAD).bind(tenant).bind(signed(after.end())).bind(after.frontier.to_bytes());
@@ -225,15 +232,19 @@ async fn append(connection: &mut SqliteConnection, batch: &Batch) -> Result<Opti
     for (seq, entry) in (batch.base..).zip(&batch.entries) {
         insert_entry(tenant, seq, entry).execute(&mut *connection).await?;
     }
-    Ok(passed)
+    Ok(reading)
 }
 
-async fn one(connection: &mut SqliteConnection, tenant: TenantUid, change: &Change) -> Result<u64, Ended> {
+async fn apply_change(
+    connection: &mut SqliteConnection,
+    tenant: TenantUid,
+    change: &Change,
+) -> Result<u64, AttemptError> {
     let query = match change {
         Change::CreateTenant(tenant) => return Ok(create_tenant(connection, tenant).await?),
         Change::InsertDek(row) => {
             let touched = insert_dek(&tenant, row).execute(connection).await?.rows_affected();
-            return if touched == 1 { Ok(touched) } else { Err(Ended::Taken) };
+            return if touched == 1 { Ok(touched) } else { Err(AttemptError::DekIdTaken) };
         }
         Change::Rewrap { dek_id, from, to, mac } => {
             let query = sqlx::query(REWRAP).bind(tenant.0.as_slice()).bind(dek_id.0);
@@ -253,20 +264,21 @@ async fn one(connection: &mut SqliteConnection, tenant: TenantUid, change: &Chan
             }
             return Ok(sealed);
         }
-        Change::NoteIncident(incident) => proofs::incident(&tenant, incident),
+        Change::RecordIncident(incident) => proofs::incident(&tenant, incident),
         Change::StartJob(job) => {
             jobs::start(&tenant, job).execute(&mut *connection).await?;
-            let stands = jobs::stands(&tenant, job.id).fetch_one(connection).await?;
+            let stands = jobs::exists(&tenant, job.id).fetch_one(connection).await?;
             return Ok(u64::from(stands.try_get::<bool, _>(0)?));
         }
         Change::LeaseJob { job, holder, lease } => jobs::lease(&tenant, *job, *holder, *lease),
         Change::AdvanceJob { job, holder, after } => jobs::advance(&tenant, job, *holder, *after),
         Change::CommandJob { job, command, at } => jobs::command(&tenant, *job, *command, *at),
         Change::Watch { proof, canary } => proofs::watch(&tenant, proof, canary),
-        Change::Need { key_version, lasting } => proofs::need(&tenant, key_version, *lasting),
+        Change::ExtendWatch { key_version, lasting } => proofs::extend_watch(&tenant, key_version, *lasting),
         Change::Retire { all_but } => proofs::retire(&tenant, all_but),
-        Change::Prove { from, to, incident } => {
-            let touched = proofs::prove(&tenant, *from, to).execute(&mut *connection).await?.rows_affected();
+        Change::UpdateProof { from, to, incident } => {
+            let touched =
+                proofs::update_proof(&tenant, *from, to).execute(&mut *connection).await?.rows_affected();
             if let (Some(incident), 1) = (incident, touched) {
                 proofs::incident(&tenant, incident).execute(connection).await?;
             }
@@ -277,15 +289,15 @@ async fn one(connection: &mut SqliteConnection, tenant: TenantUid, change: &Chan
         Change::OpenLog { from, log } => {
             return Ok(publications::open_log(connection, &tenant, from, *log).await?);
         }
-        Change::Hold { on } => keeping::hold(&tenant, *on),
+        Change::Hold { on } => retention::hold(&tenant, *on),
         Change::Erase { personal, places, in_index } => {
             if *in_index {
-                keeping::unname(&tenant, personal, places).execute(&mut *connection).await?;
+                retention::erase_from_index(&tenant, personal, places).execute(&mut *connection).await?;
             }
-            keeping::erase(&tenant, personal, places)
+            retention::erase(&tenant, personal, places)
         }
-        Change::EraseFromDeks { record_id, hmac } => keeping::erase_from_deks(&tenant, record_id, hmac),
-        Change::NoteExport { places } => keeping::note_export(&tenant, places),
+        Change::EraseFromDeks { record_id, hmac } => retention::erase_from_deks(&tenant, record_id, hmac),
+        Change::RecordExport { places } => retention::note_export(&tenant, places),
         Change::AddTiles { log, tiles } => {
             return Ok(derived::add_tiles(connection, tenant, *log, tiles).await?);
         }
@@ -302,7 +314,7 @@ async fn one(connection: &mut SqliteConnection, tenant: TenantUid, change: &Chan
 async fn create_tenant(connection: &mut SqliteConnection, tenant: &Tenant) -> Result<u64, Error> {
     tenants::create(tenant).execute(&mut *connection).await?;
     tenants::create_head(tenant).execute(&mut *connection).await?;
-    let stands = tenants::stands(tenant).fetch_one(connection).await?;
+    let stands = tenants::exists(tenant).fetch_one(connection).await?;
     Ok(u64::from(stands.try_get::<bool, _>(0)?))
 }
 
@@ -368,25 +380,27 @@ fn holds_nul(batch: &Batch) -> bool {
     let in_change = |change: &Change| match change {
         Change::CreateTenant(tenant) => in_text(&tenant.name),
         Change::InsertDek(row) => row.record_id.as_deref().is_some_and(in_text),
-        Change::Erase { personal: Personal::User(text) | Personal::Record(text), .. } => in_text(text),
+        Change::Erase { personal: PersonalValue::User(text) | PersonalValue::Record(text), .. } => {
+            in_text(text)
+        }
         Change::EraseFromDeks { record_id, .. } => in_text(record_id),
         // Names that come from the KMS or from byok.
         Change::Rewrap { .. }
         | Change::SealDeks(_)
-        | Change::NoteIncident(_)
+        | Change::RecordIncident(_)
         | Change::StartJob(_)
         | Change::LeaseJob { .. }
         | Change::AdvanceJob { .. }
         | Change::CommandJob { .. }
         | Change::Watch { .. }
-        | Change::Need { .. }
+        | Change::ExtendWatch { .. }
         | Change::Retire { .. }
-        | Change::Prove { .. }
+        | Change::UpdateProof { .. }
         | Change::AddCheckpoint { .. }
         | Change::Publish { .. }
         | Change::OpenLog { .. }
         | Change::Hold { .. }
-        | Change::NoteExport { .. }
+        | Change::RecordExport { .. }
         | Change::AddTiles { .. }
         | Change::AddChunkValues(_)
         | Change::AddChunks(_)

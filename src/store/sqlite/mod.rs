@@ -11,15 +11,15 @@ mod announcements;
 mod audit;
 mod checkpoints;
 mod commit;
+mod database;
 mod deks;
 mod derived;
 mod file;
 mod jobs;
-mod keep;
-mod keeping;
 mod outgoing;
 mod proofs;
 mod publications;
+mod retention;
 mod streams;
 mod tenants;
 
@@ -45,15 +45,15 @@ use super::{OpenError, ReadError, RequestReads};
 use commit::BEGIN;
 
 /// The time limit for waiting for another process or another commit.
-const PATIENCE: Duration = Duration::from_secs(5);
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const READERS: u32 = 4;
 /// The free space on the disk, in bytes, from which on byok tries to write to it again: as much as
 /// a large commit needs.
-const ROOM: u64 = 1 << 20;
+const MIN_FREE: u64 = 1 << 20;
 
 statements! {
     PING = "SELECT 1";
-    /// Changes a page, and back: a page that no statement changed is not written.
+    /// Changes a page, and changes it back: SQLite writes only pages that a statement has changed.
     CHANGE = "UPDATE np_byok_migrations SET name = name || '.'";
     CHANGE_BACK = "UPDATE np_byok_migrations SET name = substr(name, 1, length(name) - 1)";
 }
@@ -69,8 +69,8 @@ pub fn statements() -> impl Iterator<Item = &'static str> {
         deks::ALL,
         derived::ALL,
         jobs::ALL,
-        keep::ALL,
-        keeping::ALL,
+        database::ALL,
+        retention::ALL,
         outgoing::ALL,
         proofs::ALL,
         publications::ALL,
@@ -100,18 +100,18 @@ impl Sqlite {
     /// [`OpenError::File`].
     pub async fn open(path: &Path) -> Result<Self, OpenError> {
         let problem = |problem: String| OpenError::File { path: path.display().to_string(), problem };
-        file::make(path).map_err(problem)?;
+        file::create_if_missing(path).map_err(problem)?;
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(false)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
-            .busy_timeout(PATIENCE)
+            .busy_timeout(BUSY_TIMEOUT)
             .pragma("trusted_schema", "OFF")
             .disable_statement_logging();
         let pool = |connections, options| {
-            let limits = SqlitePoolOptions::new().max_connections(connections).acquire_timeout(PATIENCE);
+            let limits = SqlitePoolOptions::new().max_connections(connections).acquire_timeout(BUSY_TIMEOUT);
             limits
                 .idle_timeout(None)
                 .max_lifetime(None)
@@ -126,7 +126,7 @@ impl Sqlite {
         Ok(Self { writer, readers, file: path.to_owned(), cannot_write: AtomicBool::new(false) })
     }
 
-    async fn try_to_write(&self) -> Result<(), Error> {
+    async fn test_write(&self) -> Result<(), Error> {
         let mut transaction = self.writer.begin_with(BEGIN).await?;
         for sql in [CHANGE, CHANGE_BACK] {
             sqlx::query(sql).execute(&mut *transaction).await?;
@@ -161,10 +161,10 @@ impl RequestReads for Sqlite {
     async fn ping(&self) -> Result<(), ReadError> {
         self.all(sqlx::query(PING), |_| Ok(())).await?;
         if self.cannot_write.load(Ordering::Relaxed) {
-            if file::room(&self.file) < ROOM {
+            if file::free_bytes(&self.file) < MIN_FREE {
                 return Err(ReadError::Unavailable);
             }
-            self.try_to_write().await.map_err(|error| ReadError::from(Failure::of(&error)))?;
+            self.test_write().await.map_err(|error| ReadError::from(Failure::of(&error)))?;
             self.cannot_write.store(false, Ordering::Relaxed);
         }
         Ok(())
@@ -188,7 +188,7 @@ impl Columns for SqliteRow {
         self.try_get(at)
     }
 
-    fn moment(&self, at: usize) -> Result<Option<Timestamp>, Error> {
+    fn timestamp(&self, at: usize) -> Result<Option<Timestamp>, Error> {
         Ok(self.try_get::<Option<i64>, _>(at)?.map(Timestamp))
     }
 }

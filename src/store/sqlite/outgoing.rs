@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use crate::model::{Incident, TenantUid};
 
 use super::super::row;
-use super::super::{OutgoingReads, Publication, ReadError, StreamRow, Unannounced};
+use super::super::{DueAnnouncement, OutgoingReads, Publication, ReadError, StreamRow};
 use super::{Sqlite, statements};
 
 statements! {
@@ -13,7 +13,7 @@ statements! {
         SELECT id, at, key_name, key_version, was, posture, class, http_status, kms_request_id
         FROM np_byok_incidents WHERE tenant = ?1 ORDER BY id DESC LIMIT ?2";
 
-    UNANNOUNCED = "
+    DUE_ANNOUNCEMENTS = "
         SELECT i.id, i.at, i.key_name, i.key_version, i.was, i.posture, i.class, i.http_status, i.kms_request_id,
             t.uid, t.name, a.attempts, CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000 - i.at
         FROM np_byok_announcements a
@@ -41,8 +41,8 @@ impl OutgoingReads for Sqlite {
         self.all(sqlx::query(INCIDENTS).bind(tenant.0.as_slice()).bind(limit), row::incident).await
     }
 
-    async fn unannounced(&self, limit: u32) -> Result<Vec<Unannounced>, ReadError> {
-        self.all(sqlx::query(UNANNOUNCED).bind(limit), row::unannounced).await
+    async fn due_announcements(&self, limit: u32) -> Result<Vec<DueAnnouncement>, ReadError> {
+        self.all(sqlx::query(DUE_ANNOUNCEMENTS).bind(limit), row::due_announcements).await
     }
 
     async fn publications(&self, tenant: TenantUid) -> Result<Vec<Publication>, ReadError> {

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::model::TenantUid;
 
 use super::super::row::signed;
-use super::super::{LogHead, Publishing};
+use super::super::{LogHead, PublicationStep};
 use super::{SqliteQuery, statements};
 
 statements! {
@@ -39,16 +39,16 @@ pub(super) fn publish<'q>(
     tenant: &'q TenantUid,
     place: &'q str,
     holder: Uuid,
-    step: Publishing,
+    step: PublicationStep,
 ) -> SqliteQuery<'q> {
     let bound = |sql, pause: Duration| {
         let pause = i64::try_from(pause.as_micros()).unwrap_or(i64::MAX);
         sqlx::query(sql).bind(tenant.0.as_slice()).bind(place).bind(holder).bind(pause)
     };
     match step {
-        Publishing::Begin { lease } => bound(BEGIN_PUBLISHING, lease),
-        Publishing::Again { after } => bound(AGAIN, after),
-        Publishing::Done { log, size, after } => bound(DONE, after).bind(log).bind(signed(size)),
+        PublicationStep::Begin { lease } => bound(BEGIN_PUBLISHING, lease),
+        PublicationStep::Failed { after } => bound(AGAIN, after),
+        PublicationStep::Done { log, size, after } => bound(DONE, after).bind(log).bind(signed(size)),
     }
 }
 

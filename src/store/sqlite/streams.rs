@@ -17,13 +17,13 @@ statements! {
         ON CONFLICT (tenant, name) DO UPDATE SET holder = excluded.holder, leased_until = excluded.leased_until
             WHERE holder = ?3 OR leased_until <= CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000";
 
-    /// A stream that already stands where it should counts as touched, so that a retry says what the first try did.
+    /// A stream that is already at the new position counts as touched, so that a retry reports what the first attempt did.
     ADVANCE = "
         UPDATE np_byok_streams SET next = ?6, failing_since = NULL,
             leased_until = CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000 + ?4
         WHERE tenant = ?1 AND name = ?2 AND holder = ?3 AND next IN (?5, ?6)";
 
-    /// The holder stays, so that a retry finds it.
+    /// Keeps the holder, so that a retry finds it.
     FAIL = "
         UPDATE np_byok_streams SET leased_until = CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000,
             failing_since = COALESCE(failing_since, CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000)

@@ -15,7 +15,7 @@ statements! {
     CREATE_HEAD = "
         INSERT INTO np_byok_heads (tenant) SELECT uid FROM np_byok_tenants WHERE uid = ?1 AND name = ?2
         ON CONFLICT DO NOTHING";
-    STANDS = "SELECT EXISTS (SELECT 1 FROM np_byok_tenants WHERE uid = ?1 AND name = ?2)";
+    EXISTS_WITH = "SELECT EXISTS (SELECT 1 FROM np_byok_tenants WHERE uid = ?1 AND name = ?2)";
     BY_NAME = "SELECT uid, name FROM np_byok_tenants WHERE name = ?1";
     EVERY = "SELECT uid, name FROM np_byok_tenants ORDER BY name";
     LOG_HEAD = "SELECT size, log, first, frontier FROM np_byok_heads WHERE tenant = ?1";
@@ -33,8 +33,8 @@ pub(super) fn create_head(tenant: &Tenant) -> SqliteQuery<'_> {
 }
 
 /// Builds a query for whether the tenant exists with this name and uid.
-pub(super) fn stands(tenant: &Tenant) -> SqliteQuery<'_> {
-    bind(STANDS, tenant)
+pub(super) fn exists(tenant: &Tenant) -> SqliteQuery<'_> {
+    bind(EXISTS_WITH, tenant)
 }
 
 fn bind<'q>(sql: &'static str, tenant: &'q Tenant) -> SqliteQuery<'q> {
