@@ -11,7 +11,8 @@ use super::commit::PgQuery;
 use super::statements;
 
 statements! {
-    /// An attempt that this holder has already taken counts as touched, so that a retry reports what the first attempt did.
+    /// An attempt that this holder has already taken counts as touched, so that a retry reports
+    /// what the first attempt did.
     BEGIN_ATTEMPT = "
         WITH begun AS (
             UPDATE np_byok_announcements

@@ -14,9 +14,10 @@ use super::super::{AuditReads, Chunk, EntryFilter, EntrySearch, Page, PlacedEntr
 use super::{Postgres, reads, timestamptz};
 
 reads! {
-    /// Each span's times are conditions on `at`, so that partitions outside of them are not read. In each span, records are
-    /// searched only as long as the entries before hold fewer bytes than the span's part of $12. Of later entries, which may
-    /// match, only the position is returned. Their sizes are added up without reading what is stored outside of their rows.
+    /// Each span's times are conditions on `at`, so that partitions outside of them are not read.
+    /// In each span, records are searched only as long as the entries before hold fewer bytes than
+    /// the span's part of $12. Of later entries, which may match, only the position is returned.
+    /// Their sizes are added up without reading what is stored outside of their rows.
     ENTRIES = "
         SELECT e.seq, e.at, e.id, e.operation, e.outcome, e.means, e.role, e.user_id, e.user_salt, e.user_hmac,
             e.request_id, e.request_salt, e.request_hmac, e.item_count::int8, CASE WHEN NOT e.past THEN e.records::text END,
@@ -45,8 +46,9 @@ reads! {
             ORDER BY e.seq DESC LIMIT $11) e
         ORDER BY e.seq DESC";
 
-    /// The ends of the log and of its index, and the first and the last chunk of the index that have entries in that time. These
-    /// are looked up among chunks of level 1 first. Chunks whose entries were pruned are skipped.
+    /// The ends of the log and of its index, and the first and the last chunk of the index that
+    /// have entries in that time. These are looked up among chunks of level 1 first. Chunks whose
+    /// entries were pruned are skipped.
     BOUNDS = "
         SELECT size,
             (SELECT COALESCE(max(chunk) + 1, 0) FROM np_byok_chunks WHERE tenant = $1 AND level = 0),

@@ -17,7 +17,8 @@ reads! {
         SELECT id, record_id, wrapped, key_name, key_version, wrap_scheme::int8, created_at, mac, record_mac
         FROM np_byok_wrapped_deks WHERE tenant = $1 AND id = ANY($2)";
 
-    /// Uses the index on the hash. The id itself is compared too, because two ids may have the same hash.
+    /// Uses the index on the hash. The id itself is compared too, because two ids may have the same
+    /// hash.
     BY_RECORD = "
         SELECT d.id, d.record_id, d.wrapped, d.key_name, d.key_version, d.wrap_scheme::int8, d.created_at,
             d.mac, d.record_mac
@@ -40,7 +41,6 @@ reads! {
         SELECT id, record_id, wrapped, key_name, key_version, wrap_scheme::int8, created_at, mac, record_mac
         FROM np_byok_wrapped_deks
         WHERE tenant = $1 AND id > $2 AND mac IS NULL AND octet_length(wrapped) <= 65536 ORDER BY id LIMIT $3";
-
 }
 
 #[async_trait]

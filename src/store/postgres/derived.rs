@@ -36,7 +36,8 @@ statements! {
             ON CONFLICT DO NOTHING RETURNING 1)
         SELECT count(*) FROM added";
 
-    /// Adds the chunks of level 1 above the chunks from the second to the third parameter, if all chunks below them exist.
+    /// Adds the chunks of level 1 above the chunks from the second to the third parameter, if all
+    /// chunks below them exist.
     ADD_CHUNKS_ABOVE = "
         WITH added AS (INSERT INTO np_byok_chunks (tenant, level, chunk, earliest, latest)
             SELECT tenant, 1, chunk / 256, min(earliest), max(latest) FROM np_byok_chunks
@@ -55,8 +56,8 @@ reads! {
             FROM np_byok_tiles WHERE tenant = h.tenant AND log = h.log AND level = 0) t
         WHERE h.size >= (c.next + 1) * 256 OR h.size - h.first >= (t.next + 1) * 256 ORDER BY random() LIMIT 256";
 
-    /// Reads records only as long as the entries at the positions before have at most $4 items and fewer than $5 bytes. For that,
-    /// reads the sizes of at most 4096 entries.
+    /// Reads records only as long as the entries at the positions before have at most $4 items and
+    /// fewer than $5 bytes. For that, reads the sizes of at most 4096 entries.
     ENTRY_VALUES = "
         SELECT seq, at, operation, outcome, user_id, records::text FROM (
             SELECT seq, at, operation, outcome, user_id, records,

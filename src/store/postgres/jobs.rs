@@ -41,7 +41,8 @@ statements! {
             RETURNING id)
         SELECT count(*) FROM advanced";
 
-    /// Removes the holder: a release that knows no state except RUNNING would otherwise continue the job.
+    /// Removes the holder: a release that knows no state except RUNNING would otherwise continue
+    /// the job.
     COMMAND = "
         WITH commanded AS (
             UPDATE np_byok_jobs SET state = $3, holder = CASE WHEN state = $3 THEN holder END,

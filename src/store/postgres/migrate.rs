@@ -88,21 +88,24 @@ const GRANTS: &str = include_str!("../../../migrations/postgres/grants.sql");
 
 statements! {
     LOCK = "SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('np_byok_migrations', 0))";
-    /// A longer wait for another replica's migration fails, and is retried. In migrations a backslash is no escape, whatever the
-    /// role or the database has set.
+    /// A longer wait for another replica's migration fails, and is retried. In migrations a
+    /// backslash is no escape, whatever the role or the database has set.
     SESSION_SETTINGS = "
         SELECT pg_catalog.set_config('lock_timeout', '60s', true),
             pg_catalog.set_config('standard_conforming_strings', 'on', true)";
-    /// The schema of byok's tables: the one that they are in, or else the one that they are to be created in.
+    /// The schema of byok's tables: the one that they are in, or else the one that they are to be
+    /// created in.
     SCHEMA = "
         SELECT pg_catalog.set_config('byok.schema', COALESCE(
             (SELECT n.nspname FROM pg_catalog.pg_class c
                 JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
                 WHERE c.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass('np_byok_migrations')::pg_catalog.oid),
             pg_catalog.current_schema())::text, true)";
-    /// For statements that call functions: until the schema is closed, others may have created functions in it.
+    /// For statements that call functions: until the schema is closed, others may have created
+    /// functions in it.
     PINNED = "SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true)";
-    /// For statements that create tables. Temporary tables come last, so that those of other roles cannot replace byok's.
+    /// For statements that create tables. Temporary tables come last, so that those of other roles
+    /// cannot replace byok's.
     PATH = "
         SELECT pg_catalog.set_config('search_path', pg_catalog.quote_ident(pg_catalog.current_setting('byok.schema'))
             OPERATOR(pg_catalog.||) ', pg_temp', true)";

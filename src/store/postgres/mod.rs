@@ -13,11 +13,14 @@
 
 mod access;
 mod announcements;
+mod append;
 mod audit;
+mod changes;
 mod checkpoints;
 mod commit;
 mod compatibility;
 mod database;
+mod dek_writes;
 mod deks;
 mod derived;
 mod indexes;
@@ -72,8 +75,8 @@ const LIMITS: [(&str, &str); 2] =
     [("statement_timeout", "5s"), ("idle_in_transaction_session_timeout", "5s")];
 
 statements! {
-    /// Opens a transaction with its time limits. Its commit is durable whatever the server's default; `remote_apply`, which is
-    /// stronger, is kept.
+    /// Opens a transaction with its time limits. Its commit is durable whatever the server's
+    /// default; `remote_apply`, which is stronger, is kept.
     BEGIN = "BEGIN; SELECT set_config('statement_timeout', '5s', true),
         set_config('idle_in_transaction_session_timeout', '5s', true), set_config('synchronous_commit',
         CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true)";
@@ -89,11 +92,12 @@ pub fn statements() -> impl Iterator<Item = &'static str> {
         ALL,
         READS,
         announcements::ALL,
+        append::ALL,
         audit::READS,
         checkpoints::ALL,
         checkpoints::READS,
-        commit::ALL,
         commit::READS,
+        dek_writes::ALL,
         deks::READS,
         derived::ALL,
         derived::READS,

@@ -42,8 +42,9 @@ statements! {
             RETURNING 1)
         SELECT count(*) FROM retired";
 
-    /// Replaces the row if it still has the revision that was read, and adds the incident, if there is one. A row that already
-    /// has the new content counts as touched, so that a retry reports what the first attempt did.
+    /// Replaces the row if it still has the revision that was read, and adds the incident, if there
+    /// is one. A row that already has the new content counts as touched, so that a retry reports
+    /// what the first attempt did.
     UPDATE_PROOF = "
         WITH proven AS (
             UPDATE np_byok_proofs SET posture = $4, epoch = $5, revision = $6, proven_at = $7, since = $8,
@@ -85,7 +86,6 @@ reads! {
         WHERE p.needed_until > 'epoch' AND (p.posture <> 'active' OR p.needed_until > clock_timestamp())";
 
     NOW = "SELECT clock_timestamp()";
-
 }
 
 /// Each of these functions builds a statement that returns how many rows it touched.

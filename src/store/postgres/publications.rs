@@ -33,8 +33,8 @@ statements! {
                 next_attempt_at = now() + $4 * interval '1 microsecond'
             WHERE tenant = $1 AND place = $2 AND holder = $3 RETURNING 1)
         SELECT count(*) FROM done";
-    /// Opens another log after this head, and records the head of the ended one. Touches nothing if the current head is a
-    /// different one.
+    /// Opens another log after this head, and records the head of the ended one. Touches nothing if
+    /// the current head is a different one.
     OPEN_LOG = "
         WITH opened AS (
             UPDATE np_byok_heads SET log = $6::int8, first = size, frontier = ''

@@ -1,5 +1,5 @@
-//! Holds, erasures, and the removal of old entries. Only the owner of the tables may do any of this,
-//! except for reading a hold.
+//! Holds, erasures, and the removal of old entries. Only the owner of the tables may do any of
+//! this, except for reading a hold.
 
 use std::ops::Range;
 
@@ -31,7 +31,8 @@ statements! {
         WITH noted AS (INSERT INTO np_byok_exports (tenant, first, past) VALUES ($1, $2, $3)
             ON CONFLICT DO NOTHING RETURNING 1)
         SELECT count(*) FROM noted";
-    /// Keeps the value in the index of chunks where a later entry has it: one may be added during the erasure.
+    /// Keeps the value in the index of chunks where a later entry has it: one may be added during
+    /// the erasure.
     ERASE_USER = "
         WITH unnamed AS (
             DELETE FROM np_byok_chunk_values v
@@ -67,8 +68,8 @@ statements! {
             WHERE tenant = $1 AND hashtextextended(record_id, 0::int8) = hashtextextended($2, 0::int8) AND record_id = $2
                 AND NOT EXISTS (SELECT FROM np_byok_holds WHERE tenant = $1) RETURNING 1)
         SELECT count(*) FROM erased";
-    /// Deletes the index values of the chunks of which no entry is left without these ranges: chunks that are within a range, and
-    /// chunks that have no other entry.
+    /// Deletes the index values of the chunks of which no entry is left without these ranges:
+    /// chunks that are within a range, and chunks that have no other entry.
     DELETE_INDEX_VALUES = "
         WITH goes AS (SELECT * FROM unnest($2::int8[], $3::int8[]) AS r(first, past))
         DELETE FROM np_byok_chunk_values WHERE tenant = $1 AND chunk IN (
@@ -81,8 +82,8 @@ statements! {
 
 reads! {
     ON_HOLD = "SELECT EXISTS (SELECT FROM np_byok_holds WHERE tenant = $1)";
-    /// The partitions of the months that have ended by then, by the names that `np_byok_make_partitions` gives, and last the
-    /// partition of entries that belong to no month.
+    /// The partitions of the months that have ended by then, by the names that
+    /// `np_byok_make_partitions` gives, and last the partition of entries that belong to no month.
     PARTS = "
         SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
         WHERE i.inhparent = 'np_byok_audit'::regclass AND c.relname ~ '^np_byok_audit_[0-9]{6}$'
@@ -92,11 +93,16 @@ reads! {
 
 /// Blocks new holds while values that a hold would keep are erased: what later statements of the
 /// transaction read about holds stays true.
-pub(super) const BLOCK_NEW_HOLDS: &str = "LOCK TABLE np_byok_holds IN SHARE MODE";
+const BLOCK_NEW_HOLDS: &str = "LOCK TABLE np_byok_holds IN SHARE MODE";
 
 /// The time limits for waiting for the migrations' lock and for the table's own lock.
 const LOCK_TIMEOUTS: &str =
     "SELECT set_config('lock_timeout', '2s', true), set_config('statement_timeout', '0', true)";
+
+/// Executes [`BLOCK_NEW_HOLDS`].
+pub(super) async fn block_new_holds(connection: &mut PgConnection) -> Result<(), Error> {
+    sqlx::query(BLOCK_NEW_HOLDS).persistent(false).execute(connection).await.map(drop)
+}
 
 pub(super) fn hold(tenant: TenantUid, on: bool) -> PgQuery {
     sqlx::query(if on { HOLD } else { RELEASE }).bind(tenant.0)

@@ -21,7 +21,8 @@ statements! {
             RETURNING 1)
         SELECT count(*) FROM leased";
 
-    /// A stream that is already at the new position counts as touched, so that a retry reports what the first attempt did.
+    /// A stream that is already at the new position counts as touched, so that a retry reports what
+    /// the first attempt did.
     ADVANCE = "
         WITH advanced AS (
             UPDATE np_byok_streams SET next = $6, failing_since = NULL,

@@ -10,7 +10,8 @@ use super::commit::PgQuery;
 use super::{Postgres, reads, statements};
 
 statements! {
-    /// Returns 1 if the tenant exists with this uid and name, now or already; 0 if another tenant has its name or its uid.
+    /// Returns 1 if the tenant exists with this uid and name, now or already; 0 if another tenant
+    /// has its name or its uid.
     CREATE = "
         WITH t AS (INSERT INTO np_byok_tenants (uid, name) VALUES ($1, $2) ON CONFLICT DO NOTHING RETURNING uid),
             h AS (INSERT INTO np_byok_heads (tenant) SELECT uid FROM t)

@@ -10,7 +10,8 @@ use super::super::AnnouncementStep;
 use super::{SqliteQuery, statements};
 
 statements! {
-    /// An attempt that this holder has already taken counts as touched, so that a retry reports what the first attempt did.
+    /// An attempt that this holder has already taken counts as touched, so that a retry reports
+    /// what the first attempt did.
     BEGIN_ATTEMPT = "
         UPDATE np_byok_announcements SET attempts = ?3, holder = ?4,
             next_attempt_at = CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000 + ?5

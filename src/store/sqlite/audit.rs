@@ -15,8 +15,9 @@ use super::super::{AuditReads, Chunk, EntryFilter, EntrySearch, Page, PlacedEntr
 use super::{Sqlite, statements};
 
 statements! {
-    /// Records are searched only as long as the entries before hold fewer bytes than ?9. Of later entries, which may match, only
-    /// the position is returned. Their sizes are added up without reading them.
+    /// Records are searched only as long as the entries before hold fewer bytes than ?9. Of later
+    /// entries, which may match, only the position is returned. Their sizes are added up without
+    /// reading them.
     ENTRIES = "
         WITH sized AS (
             SELECT a.seq, octet_length(a.records) + octet_length(a.items) AS size
@@ -37,8 +38,9 @@ statements! {
             SELECT 1 FROM json_each(a.records) AS r WHERE r.type = 'array' AND r.value ->> '$[0]' IN (?6, ?7))
         ORDER BY b.seq DESC LIMIT ?8";
 
-    /// The ends of the log and of its index, and the first and the last chunk of the index that have entries in that time. These
-    /// are looked up among chunks of level 1 first. Chunks whose entries were pruned are skipped.
+    /// The ends of the log and of its index, and the first and the last chunk of the index that
+    /// have entries in that time. These are looked up among chunks of level 1 first. Chunks whose
+    /// entries were pruned are skipped.
     BOUNDS = "
         SELECT size,
             (SELECT COALESCE(max(chunk) + 1, 0) FROM np_byok_chunks WHERE tenant = ?1 AND level = 0),

@@ -33,7 +33,6 @@ statements! {
         SELECT id, record_id, wrapped, key_name, key_version, wrap_scheme, created_at, mac, record_mac
         FROM np_byok_wrapped_deks
         WHERE tenant = ?1 AND id > ?2 AND mac IS NULL AND length(wrapped) <= 65536 ORDER BY id LIMIT ?3";
-
 }
 
 #[async_trait]

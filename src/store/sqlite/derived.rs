@@ -27,7 +27,8 @@ statements! {
         INSERT INTO np_byok_chunks (tenant, level, chunk, earliest, latest)
         SELECT ?1, 0, value ->> 0, value ->> 1, value ->> 2 FROM json_each(?2) WHERE true ON CONFLICT DO NOTHING";
 
-    /// Adds the chunks of level 1 above the chunks from the second to the third parameter, if all chunks below them exist.
+    /// Adds the chunks of level 1 above the chunks from the second to the third parameter, if all
+    /// chunks below them exist.
     ADD_CHUNKS_ABOVE = "
         INSERT INTO np_byok_chunks (tenant, level, chunk, earliest, latest)
         SELECT tenant, 1, chunk / 256, min(earliest), max(latest) FROM np_byok_chunks

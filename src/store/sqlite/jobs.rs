@@ -32,7 +32,8 @@ statements! {
             finished_at = ?14, cursor = ?15
         WHERE tenant = ?1 AND id = ?2 AND holder = ?16 AND state IN ('RUNNING', ?3)";
 
-    /// Removes the holder: a release that knows no state except RUNNING would otherwise continue the job.
+    /// Removes the holder: a release that knows no state except RUNNING would otherwise continue
+    /// the job.
     COMMAND = "
         UPDATE np_byok_jobs SET state = ?3, holder = CASE WHEN state = ?3 THEN holder END,
             lease_until = CASE WHEN state = ?3 THEN lease_until END,

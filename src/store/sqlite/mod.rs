@@ -8,14 +8,18 @@
 //! Within A Transaction").
 
 mod announcements;
+mod append;
 mod audit;
+mod changes;
 mod checkpoints;
 mod commit;
 mod database;
+mod dek_writes;
 mod deks;
 mod derived;
 mod file;
 mod jobs;
+mod nul;
 mod outgoing;
 mod proofs;
 mod publications;
@@ -63,9 +67,11 @@ pub fn statements() -> impl Iterator<Item = &'static str> {
     [
         ALL,
         announcements::ALL,
+        append::ALL,
         audit::ALL,
         checkpoints::ALL,
         commit::ALL,
+        dek_writes::ALL,
         deks::ALL,
         derived::ALL,
         jobs::ALL,

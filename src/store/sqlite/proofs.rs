@@ -30,8 +30,8 @@ statements! {
         UPDATE np_byok_proofs SET epoch = epoch + 1, revision = revision + 1, needed_until = 0
         WHERE tenant = ?1 AND (key_name, key_version) <> (?2, ?3) AND needed_until > 0";
 
-    /// Replaces the row if it still has the revision that was read. A row that already has the new content counts as touched, so
-    /// that a retry reports what the first attempt did.
+    /// Replaces the row if it still has the revision that was read. A row that already has the new
+    /// content counts as touched, so that a retry reports what the first attempt did.
     UPDATE_PROOF = "
         UPDATE np_byok_proofs SET posture = ?4, epoch = ?5, revision = ?6, proven_at = ?7, since = ?8,
             steady_since = ?9, failures = ?10, falls = ?11, doubted_by = ?12, next_probe_at = ?13
@@ -59,7 +59,6 @@ statements! {
             AND (p.posture <> 'active' OR p.needed_until > CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000)";
 
     NOW = "SELECT CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000";
-
 }
 
 pub(super) fn watch<'q>(tenant: &'q TenantUid, proof: &'q Proof, canary: &'q Canary) -> SqliteQuery<'q> {

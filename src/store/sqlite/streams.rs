@@ -17,7 +17,8 @@ statements! {
         ON CONFLICT (tenant, name) DO UPDATE SET holder = excluded.holder, leased_until = excluded.leased_until
             WHERE holder = ?3 OR leased_until <= CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000";
 
-    /// A stream that is already at the new position counts as touched, so that a retry reports what the first attempt did.
+    /// A stream that is already at the new position counts as touched, so that a retry reports what
+    /// the first attempt did.
     ADVANCE = "
         UPDATE np_byok_streams SET next = ?6, failing_since = NULL,
             leased_until = CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000 + ?4
