@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use byok::merkle::{Frontier, Hash};
 use byok::model::TenantUid;
-use byok::store::{Postgres, Store, TenantReads};
+use byok::store::{Commits as _, Postgres, TenantReads};
 
 use crate::Plan;
 use crate::entries::Entries;

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use byok::audit::{Derivation, Derived};
 use byok::model::{TenantUid, Timestamp};
-use byok::store::{Postgres, Store};
+use byok::store::{Commits as _, Postgres};
 use sqlx::{Connection, PgConnection, Row};
 use tokio_util::sync::CancellationToken;
 

@@ -8,7 +8,7 @@ use byok::audit::{Committer, Unit};
 use byok::config;
 use byok::crypto::SecretText;
 use byok::model::{SystemClock, TenantUid};
-use byok::store::{Fence, Must, Postgres};
+use byok::store::{Fence, Postgres, Requirement};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::Plan;
@@ -96,8 +96,8 @@ async fn append(database: &TestDatabase, replicas: usize, callers: usize, window
     let stores: Vec<_> = (0..replicas).map(|_| store(&database.url)).collect();
     let tenant = rows::tenant(&*stores[0]).await;
     let proof = rows::watch(&*stores[0], tenant, "1").await;
-    let must = Must::BeProven { epoch: proof.epoch, within: Duration::from_secs(3_600) };
-    let fence = vec![Fence { key_version: proof.key_version, must }];
+    let requirement = Requirement::Proven { epoch: proof.epoch, within: Duration::from_secs(3_600) };
+    let fence = vec![Fence { key_version: proof.key_version, requirement }];
     let committers: Vec<_> =
         stores.into_iter().map(|store| Arc::new(Committer::start(store, Arc::new(SystemClock)))).collect();
     let call = |caller: usize, until: Instant| {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use byok::audit::Tree;
 use byok::merkle::{verify_consistency, verify_inclusion};
 use byok::model::{ErrorCode, Operation, Outcome, Timestamp};
-use byok::store::{AuditReads, EntryFilter, TenantReads};
+use byok::store::{AuditReads, EntryFilter, EntrySearch as _, TenantReads};
 use byok::verify::{Trust, verify_log};
 
 use crate::Plan;

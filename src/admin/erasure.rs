@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::audit::{CommitFailed, Unit, recorded_id};
 use crate::crypto::{hmac_sha256, random};
 use crate::model::{Operation, TenantUid};
-use crate::store::{Change, Personal, WIDTH};
+use crate::store::{Change, PersonalValue, WIDTH};
 
 use super::{AdminError, LogAdmin, length};
 
@@ -32,7 +32,7 @@ impl LogAdmin {
     ///
     /// # Errors
     /// See [`AdminError`].
-    pub async fn erase(&self, tenant: TenantUid, personal: &Personal) -> Result<Erased, AdminError> {
+    pub async fn erase(&self, tenant: TenantUid, personal: &PersonalValue) -> Result<Erased, AdminError> {
         if self.database.on_hold(tenant).await? {
             return Err(AdminError::OnHold);
         }
@@ -40,8 +40,8 @@ impl LogAdmin {
         // With the entry only what shows the rights, and what is quick: an entry holds the log's head until its commit.
         let mut changes = vec![Change::Erase { personal: personal.clone(), places: 0..0, in_index: false }];
         let what = match personal {
-            Personal::User(_) => "user",
-            Personal::Record(record) => {
+            PersonalValue::User(_) => "user",
+            PersonalValue::Record(record) => {
                 let hmac = hmac_sha256(&random::<16>(), record.as_bytes());
                 changes.push(Change::EraseFromDeks { record_id: record.as_str().into(), hmac });
                 "record"
@@ -50,10 +50,10 @@ impl LogAdmin {
         let entry = self.unit(tenant, Operation::Erase, &format!("erase {what} 0 {end}"), changes);
         let deks = self.committer.commit(entry).await?.applied.iter().sum();
         let mut entries = self.erase_before(tenant, personal, end).await?;
-        if let Personal::Record(record) = personal
+        if let PersonalValue::Record(record) = personal
             && let Cow::Owned(hash) = recorded_id(record)
         {
-            entries += self.erase_before(tenant, &Personal::Record(hash), end).await?;
+            entries += self.erase_before(tenant, &PersonalValue::Record(hash), end).await?;
         }
         if self.database.on_hold(tenant).await? {
             return Err(AdminError::OnHold);
@@ -65,7 +65,7 @@ impl LogAdmin {
     async fn erase_before(
         &self,
         tenant: TenantUid,
-        personal: &Personal,
+        personal: &PersonalValue,
         end: u64,
     ) -> Result<u64, AdminError> {
         let mut erased = 0;
@@ -86,7 +86,7 @@ impl LogAdmin {
     async fn erase_at(
         &self,
         tenant: TenantUid,
-        personal: &Personal,
+        personal: &PersonalValue,
         places: Range<u64>,
         in_index: bool,
     ) -> Result<u64, AdminError> {

@@ -37,7 +37,7 @@ use crate::jobs::Stream;
 use crate::keyring::Keyring;
 use crate::kms::{RequestCounts, Requests};
 use crate::model::{Clock, ErrorCode, Identity, Peer, Posture, Refusal, RequestId, Tenant};
-use crate::store::Store;
+use crate::store::RequestReads;
 use crate::telemetry::{PoolCounts, Rereads};
 use crate::tenancy::{Caller, Tenants};
 
@@ -63,7 +63,7 @@ const TRIES: usize = 3;
 /// The use cases, with everything that they depend on.
 pub struct App {
     tenants: Tenants,
-    store: Arc<dyn Store>,
+    store: Arc<dyn RequestReads>,
     kms_requests: Arc<RequestCounts>,
     keyring: Arc<Keyring>,
     committer: Arc<Committer>,
@@ -85,8 +85,8 @@ pub struct App {
 pub struct Parts {
     /// The tenants that are served.
     pub tenants: Tenants,
-    /// The database.
-    pub store: Arc<dyn Store>,
+    /// The entries and the rotation jobs in the database.
+    pub store: Arc<dyn RequestReads>,
     /// The counts of the requests to the KMS.
     pub kms_requests: Arc<RequestCounts>,
     /// The DEKs in memory.

@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout};
 use tracing::{error, warn};
 
 use crate::model::{BootTime, Clock, KeyVersion, TenantUid, Timestamp};
-use crate::store::{Batch, Change, CommitError, EntryRow, Fence, Passed, Store};
+use crate::store::{Batch, Change, CommitError, Commits, EntryRow, Fence, FenceReading};
 
 /// The most units of one commit, and the most packed bytes: beyond that, a larger batch gains
 /// nothing, and a retry costs more.
@@ -64,7 +64,7 @@ pub struct FenceReceipt {
     /// The conditions that were checked.
     pub fence: Vec<Fence>,
     /// What was found.
-    pub passed: Passed,
+    pub reading: FenceReading,
     /// A time on this machine before the statement that checked them was sent.
     pub sent: BootTime,
     /// A time after its answer arrived.
@@ -75,7 +75,7 @@ impl FenceReceipt {
     /// Returns when this key version was last shown to work, as the fence found it, by the
     /// database's clock.
     pub fn proven_at(&self, key_version: &KeyVersion) -> Option<Timestamp> {
-        let mut found = self.fence.iter().zip(&self.passed.proven_at);
+        let mut found = self.fence.iter().zip(&self.reading.proven_at);
         found.find(|(fence, _)| fence.key_version == *key_version).map(|(_, proven_at)| *proven_at)
     }
 }
@@ -105,7 +105,7 @@ pub struct Committer {
 
 /// What the lanes share.
 struct Shared {
-    store: Arc<dyn Store>,
+    store: Arc<dyn Commits>,
     clock: Arc<dyn Clock>,
     /// The runtime that callers run on.
     callers: Handle,
@@ -118,12 +118,12 @@ struct Shared {
 impl Committer {
     /// Starts a committer on the current runtime, for callers on the same one. Its lanes end when it
     /// is dropped and the units that they hold are done.
-    pub fn start(store: Arc<dyn Store>, clock: Arc<dyn Clock>) -> Self {
+    pub fn start(store: Arc<dyn Commits>, clock: Arc<dyn Clock>) -> Self {
         Self::start_for(Handle::current(), store, clock)
     }
 
     /// Does the same as [`Committer::start`], for callers that mostly run on another runtime.
-    pub fn start_for(callers: Handle, store: Arc<dyn Store>, clock: Arc<dyn Clock>) -> Self {
+    pub fn start_for(callers: Handle, store: Arc<dyn Commits>, clock: Arc<dyn Clock>) -> Self {
         let (lanes, heads, rewinds) = (DashMap::new(), DashMap::new(), DashMap::new());
         let shared = Arc::new(Shared { store, clock, callers, lanes, heads, rewinds });
         Self { shared, runtime: Handle::current() }
@@ -200,7 +200,7 @@ struct Head {
 
 struct Lane {
     tenant: TenantUid,
-    store: Arc<dyn Store>,
+    store: Arc<dyn Commits>,
     clock: Arc<dyn Clock>,
     /// The runtime that callers run on.
     callers: Handle,
@@ -291,7 +291,7 @@ impl Lane {
     async fn sift(&self, group: Vec<Pending>) -> Vec<Pending> {
         let seen = self.store.proofs(self.tenant).await.ok();
         let (passing, refused) = group.into_iter().partition(|pending| {
-            seen.as_ref().is_some_and(|seen| Passed::of(&pending.unit.fence, seen).is_some())
+            seen.as_ref().is_some_and(|seen| FenceReading::of(&pending.unit.fence, seen).is_some())
         });
         refuse(refused, if seen.is_some() { CommitFailed::Fenced } else { CommitFailed::Unavailable });
         passing
@@ -331,9 +331,9 @@ impl Lane {
                     let contended = in_turn && batch.base != known.size;
                     self.head = Some(Head { size, contended });
                     let received = self.clock.boot();
-                    let receipt = match committed.passed {
-                        Some(passed) => {
-                            Some(FenceReceipt { fence: batch.fence.clone(), passed, sent, received })
+                    let receipt = match committed.reading {
+                        Some(reading) => {
+                            Some(FenceReceipt { fence: batch.fence.clone(), reading, sent, received })
                         }
                         None => self.look_again(batch).await,
                     };
@@ -387,8 +387,8 @@ impl Lane {
         }
         let sent = self.clock.boot();
         let seen = self.store.proofs(batch.tenant).await.ok()?;
-        let passed = Passed::of(&batch.fence, &seen)?;
-        Some(FenceReceipt { fence: batch.fence.clone(), passed, sent, received: self.clock.boot() })
+        let reading = FenceReading::of(&batch.fence, &seen)?;
+        Some(FenceReceipt { fence: batch.fence.clone(), reading, sent, received: self.clock.boot() })
     }
 
     fn rewound(&mut self, known: u64, seen: u64) {

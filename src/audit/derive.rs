@@ -13,7 +13,8 @@ use tracing::error;
 use crate::merkle::Hash;
 use crate::model::{TenantUid, Timestamp};
 use crate::store::{
-    Batch, Behind, Change, Chunk, ChunkValue, CommitError, ReadError, Store, TILE_LEVELS, Tile, TileId, WIDTH,
+    Batch, Change, Chunk, ChunkValue, CommitError, ReadError, Store, TILE_LEVELS, Tile, TileId, UnderivedLog,
+    WIDTH,
 };
 
 use super::tree::{Tree, TreeError};
@@ -56,7 +57,7 @@ impl Derivation {
     /// cancelled. A log that is damaged, or that another replica works on, is left alone for
     /// [`LEAVE`]; the others are not.
     pub async fn pass(&mut self, store: &dyn Store, stop: &CancellationToken) -> Derived {
-        let logs = match store.behind().await {
+        let logs = match store.underived_logs().await {
             Ok(logs) => logs,
             Err(error) => return left(error),
         };
@@ -84,7 +85,7 @@ impl Derivation {
 /// One log's part of a pass. The error is the reason why the log is left for now.
 struct Pass<'s> {
     store: &'s dyn Store,
-    log: Behind,
+    log: UnderivedLog,
     stop: &'s CancellationToken,
 }
 
@@ -92,23 +93,23 @@ impl Pass<'_> {
     async fn chunks(&self) -> Result<Derived, Derived> {
         let log = &self.log;
         let all = log.end / WIDTH;
-        let end = all.min(log.chunk + A_PASS);
-        let mut at = log.chunk;
+        let end = all.min(log.next_chunk + A_PASS);
+        let mut at = log.next_chunk;
         while at < end && !self.stop.is_cancelled() {
             let last = end.min(at + AT_ONCE);
             let mut times: Vec<Option<(Timestamp, Timestamp)>> = vec![None; (last - at) as usize];
             let mut values = BTreeSet::new();
             let mut place = at * WIDTH;
             while place < last * WIDTH {
-                let read = self.store.outlines(log.tenant, place..last * WIDTH, ITEMS).await;
-                let outlines = read.map_err(left)?;
-                let Some(latest) = outlines.last() else { break };
+                let read = self.store.entry_values(log.tenant, place..last * WIDTH, ITEMS).await;
+                let entries = read.map_err(left)?;
+                let Some(latest) = entries.last() else { break };
                 place = latest.seq + 1;
-                for outline in outlines {
-                    let index = outline.seq / WIDTH;
-                    let time = times[(index - at) as usize].get_or_insert((outline.at, outline.at));
-                    *time = (time.0.min(outline.at), time.1.max(outline.at));
-                    values.extend(outline.values.into_iter().map(|value| ChunkValue { value, chunk: index }));
+                for entry in entries {
+                    let index = entry.seq / WIDTH;
+                    let time = times[(index - at) as usize].get_or_insert((entry.at, entry.at));
+                    *time = (time.0.min(entry.at), time.1.max(entry.at));
+                    values.extend(entry.values.into_iter().map(|value| ChunkValue { value, chunk: index }));
                 }
                 if values.len() > VALUES {
                     let values: Vec<ChunkValue> = std::mem::take(&mut values).into_iter().collect();
@@ -135,8 +136,8 @@ impl Pass<'_> {
     async fn tiles(&self) -> Result<Derived, Derived> {
         let log = &self.log;
         let all = log.end.saturating_sub(log.first) / WIDTH;
-        let end = all.min(log.tile + A_PASS);
-        let mut at = log.tile;
+        let end = all.min(log.next_tile + A_PASS);
+        let mut at = log.next_tile;
         while at < end && !self.stop.is_cancelled() {
             let last = end.min(at + AT_ONCE);
             let places = log.first + at * WIDTH..log.first + last * WIDTH;

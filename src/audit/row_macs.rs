@@ -7,7 +7,7 @@
 use crate::config::RowMacKeys;
 use crate::crypto::RowMacKey;
 use crate::model::{DekId, KeyVersion, Operation, Outcome, TenantUid, Timestamp, Wrapped};
-use crate::store::{AuditReads, DekRow, EntryFilter, ReadError};
+use crate::store::{DekRow, EntryFilter, EntrySearch, ReadError};
 
 /// Makes and checks the MACs of DEKs' rows.
 pub struct RowMacs(RowMacKeys);
@@ -103,7 +103,7 @@ fn record_fields<'a>(tenant: &'a TenantUid, id: &'a DekId, record: &'a str) -> [
 /// # Errors
 /// The log cannot be read.
 pub async fn last_sealed(
-    log: &(impl AuditReads + ?Sized),
+    log: &(impl EntrySearch + ?Sized),
     tenant: TenantUid,
 ) -> Result<Option<Timestamp>, ReadError> {
     let filter = EntryFilter {

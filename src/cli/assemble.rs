@@ -77,6 +77,7 @@ pub(super) async fn assemble(
     let tenants = Tenants::fixed(keys);
     let keyring = Keyring::new(keyring::Parts {
         store: store.clone(),
+        log: store.clone(),
         tenants: tenants.clone(),
         committer: committer.clone(),
         clock: clock.clone(),

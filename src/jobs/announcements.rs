@@ -9,7 +9,7 @@ use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use crate::model::TenantUid;
-use crate::store::{AnnouncementOutcome, Attempt, Batch, Change, Unannounced};
+use crate::store::{AnnouncementOutcome, AnnouncementStep, Batch, Change, DueAnnouncement};
 use crate::webhook::{Delivery, Webhook};
 
 use super::Jobs;
@@ -35,7 +35,7 @@ impl Jobs {
     pub(super) async fn announce_incidents(&self, holder: Uuid, stop: &CancellationToken) {
         let Some(webhook) = &self.webhook else { return };
         loop {
-            let due = match self.store.unannounced(PAGE).await {
+            let due = match self.store.due_announcements(PAGE).await {
                 Ok(due) if !due.is_empty() => due,
                 Ok(_) | Err(_) => return,
             };
@@ -50,37 +50,37 @@ impl Jobs {
     async fn announce(
         &self,
         webhook: &Webhook,
-        due: &Unannounced,
+        due: &DueAnnouncement,
         holder: Uuid,
         stop: &CancellationToken,
     ) -> Result<(), Stalled> {
-        let Unannounced { tenant, incident, attempts, age } = due;
+        let DueAnnouncement { tenant, incident, attempts, age } = due;
         let attempt = attempts.saturating_add(1);
         let commit = async |step| {
             let change = Change::Announce { incident: incident.id, attempt, holder, step };
             self.commit_step(tenant.uid, change).await
         };
-        if !commit(Attempt::Begin { lease: LEASE }).await? {
+        if !commit(AnnouncementStep::Begin { lease: LEASE }).await? {
             // Another replica was first.
             return Ok(());
         }
         if *age > PATIENCE {
             error!(incident = %incident.id, attempts, "an incident could not be announced in time: given up");
-            return commit(Attempt::End(AnnouncementOutcome::GivenUp)).await.map(drop);
+            return commit(AnnouncementStep::End(AnnouncementOutcome::GivenUp)).await.map(drop);
         }
         let delivery = tokio::select! {
             delivery = webhook.announce(&tenant.name, incident, self.clock.now()) => delivery,
             // The next replica sends it again, because it is unknown whether it arrived.
-            () = stop.cancelled() => return commit(Attempt::Again { after: Duration::ZERO }).await.map(drop),
+            () = stop.cancelled() => return commit(AnnouncementStep::Failed { after: Duration::ZERO }).await.map(drop),
         };
         let status = match delivery {
             Delivery::Taken => {
                 info!(incident = %incident.id, attempt, "an incident was announced");
-                return commit(Attempt::End(AnnouncementOutcome::Announced)).await.map(drop);
+                return commit(AnnouncementStep::End(AnnouncementOutcome::Announced)).await.map(drop);
             }
             Delivery::Gone => {
                 warn!(incident = %incident.id, attempt, "the webhook does not want an incident (410): not sent again");
-                return commit(Attempt::End(AnnouncementOutcome::Refused)).await.map(drop);
+                return commit(AnnouncementStep::End(AnnouncementOutcome::Refused)).await.map(drop);
             }
             Delivery::Status(status) => status.to_string(),
             Delivery::Unreachable => "unreachable".to_owned(),
@@ -88,7 +88,7 @@ impl Jobs {
         };
         let after = pause(attempt);
         warn!(incident = %incident.id, attempt, status, retry_in = after.as_secs(), "an incident could not be announced");
-        commit(Attempt::Again { after }).await.map(drop)
+        commit(AnnouncementStep::Failed { after }).await.map(drop)
     }
 
     /// Commits the change, and returns whether it was applied. A commit whose outcome is unknown is

@@ -16,7 +16,7 @@ use uuid::Uuid;
 use crate::archive::{Archive, ArchiveError};
 use crate::kms::{DekBinding, Kms, LogPosition, Purpose};
 use crate::model::{DekId, Timestamp};
-use crate::store::{Batch, Change, Publishing};
+use crate::store::{Batch, Change, PublicationStep};
 use crate::webhook::{Delivery, PublishedCheckpoint, Webhook};
 
 use super::Jobs;
@@ -247,7 +247,7 @@ impl TenantCheckpoints {
 
     /// Commits the step, and returns whether it was applied. Also returns `false` if the database
     /// is out of reach; then the attempt is due again when its lease ends.
-    async fn step(&self, at: usize, holder: Uuid, step: Publishing) -> bool {
+    async fn step(&self, at: usize, holder: Uuid, step: PublicationStep) -> bool {
         let place = self.signing.destinations[at].name.clone();
         let changes = vec![Change::Publish { place, holder, step }];
         let batch = Batch::of_changes(self.tenant.uid, changes);
@@ -255,7 +255,7 @@ impl TenantCheckpoints {
     }
 
     async fn publish_at(&self, at: usize, holder: Uuid, failures: u32) {
-        if !self.step(at, holder, Publishing::Begin { lease: LEASE }).await {
+        if !self.step(at, holder, PublicationStep::Begin { lease: LEASE }).await {
             // Another replica was first.
             return;
         }
@@ -268,7 +268,7 @@ impl TenantCheckpoints {
                 }
                 let (log, size) = (head.log, head.size);
                 published.unpublished.store(0, Ordering::Relaxed);
-                self.step(at, holder, Publishing::Done { log, size, after: self.signing.publish_every })
+                self.step(at, holder, PublicationStep::Done { log, size, after: self.signing.publish_every })
                     .await;
             }
             // The attempt is due again when the lease ends.
@@ -285,7 +285,7 @@ impl TenantCheckpoints {
                     retry_in,
                     "a checkpoint could not be published: entries wait for it"
                 );
-                self.step(at, holder, Publishing::Again { after }).await;
+                self.step(at, holder, PublicationStep::Failed { after }).await;
             }
         }
     }

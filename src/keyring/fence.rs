@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::audit::FenceReceipt;
 use crate::model::{BootTime, KeyVersion, Posture, TenantUid};
-use crate::store::{Fence, Must};
+use crate::store::{Fence, Requirement};
 
 use super::database_clock::ClockReading;
 use super::dek::PlainDek;
@@ -99,9 +99,12 @@ impl KeyUse {
         // after the commit.
         let own = state.last_unwrap.max(self.unwrapped_since).map(|own| now.since(own));
         let own_suffices = own.is_some_and(|own| own <= bound / 2 || state.row_age(now) > bound);
-        let must =
-            if own_suffices { Must::BeActive { epoch } } else { Must::BeProven { epoch, within: bound } };
-        Ok(Fence { key_version: self.key_version.clone(), must })
+        let requirement = if own_suffices {
+            Requirement::Active { epoch }
+        } else {
+            Requirement::Proven { epoch, within: bound }
+        };
+        Ok(Fence { key_version: self.key_version.clone(), requirement })
     }
 
     /// Returns until when an answer that was permitted may still be given, from what is known of
@@ -139,7 +142,7 @@ impl Permit {
         bound: Duration,
     ) -> Option<Self> {
         let reading =
-            ClockReading { sent: receipt.sent, received: receipt.received, now: receipt.passed.now };
+            ClockReading { sent: receipt.sent, received: receipt.received, now: receipt.reading.now };
         let mut until = None;
         for used in &keys_used.uses {
             let proven_at = receipt.proven_at(&used.key_version)?;

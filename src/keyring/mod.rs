@@ -43,7 +43,7 @@ use tokio_util::sync::CancellationToken;
 use crate::audit::Committer;
 use crate::config::{DekCache, DekPool, KeyGuard, RowMac};
 use crate::model::{Clock, DekId, TenantUid, Wrapped};
-use crate::store::{DekRow, Store};
+use crate::store::{DekRow, KeyringStore, LogReads};
 use crate::tenancy::Tenants;
 
 use cache::Cache;
@@ -65,7 +65,7 @@ const PROOF_WRITE_TIMEOUT: Duration = Duration::from_secs(6);
 
 /// The DEKs of all tenants.
 pub struct Keyring {
-    store: Arc<dyn Store>,
+    store: Arc<dyn KeyringStore>,
     tenants: Tenants,
     clock: Arc<dyn Clock>,
     states: Arc<KeyStates>,
@@ -79,7 +79,9 @@ pub struct Keyring {
 /// The parts of a [`Keyring`].
 pub struct Parts {
     /// Where wrapped DEKs and proofs are stored.
-    pub store: Arc<dyn Store>,
+    pub store: Arc<dyn KeyringStore>,
+    /// The log, which rows of DEKs are checked against before they are sealed.
+    pub log: Arc<dyn LogReads>,
     /// The tenants, each with its keys.
     pub tenants: Tenants,
     /// The committer, which makes an incident's entry durable.
@@ -100,7 +102,7 @@ pub struct Parts {
 impl Keyring {
     /// Makes a keyring of these parts. [`Self::run_prober`] must run beside it.
     pub fn new(parts: Parts) -> Arc<Self> {
-        let Parts { store, tenants, committer, clock, cache, pool, guard, row_mac } = parts;
+        let Parts { store, log, tenants, committer, clock, cache, pool, guard, row_mac } = parts;
         let states = Arc::new(KeyStates::new(guard.bound() + PROOF_WRITE_TIMEOUT));
         let memory = Arc::new(DekMemory::new(
             Cache::new(cache),
@@ -118,7 +120,7 @@ impl Keyring {
             states: states.clone(),
             deks: memory.clone(),
         });
-        let database = (store.clone(), committer);
+        let database = (store.clone(), log, committer);
         let rows = RowChecks::new(row_mac, tenants.clone(), database, (clock.clone(), states.clone()));
         Arc::new(Self {
             store,

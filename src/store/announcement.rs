@@ -3,16 +3,12 @@
 
 use std::time::Duration;
 
-use async_trait::async_trait;
-
 use crate::model::{Incident, Tenant};
-
-use super::ReadError;
 
 /// A step of one attempt to announce an incident: its start or its result. Times are by the
 /// database's clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Attempt {
+pub enum AnnouncementStep {
     /// This holder takes the attempt. Nobody else makes the next one until the lease ends, even if
     /// this holder dies.
     Begin {
@@ -20,7 +16,7 @@ pub enum Attempt {
         lease: Duration,
     },
     /// The attempt failed. The next one is due after `after`.
-    Again {
+    Failed {
         /// The time until the next attempt.
         after: Duration,
     },
@@ -52,7 +48,7 @@ impl AnnouncementOutcome {
 
 /// An incident whose announcement is due.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unannounced {
+pub struct DueAnnouncement {
     /// The tenant that the incident belongs to.
     pub tenant: Tenant,
     /// The incident to announce.
@@ -61,13 +57,4 @@ pub struct Unannounced {
     pub attempts: u32,
     /// The time since the incident, by the database's clock.
     pub age: Duration,
-}
-
-/// Reads of announcements.
-#[async_trait]
-pub trait AnnouncementReads {
-    /// Returns up to `limit` announcements that are due and that no holder has taken, oldest first.
-    /// For each key version, returns only the first announcement that has not ended, or none while
-    /// that one is not due: later ones wait for it.
-    async fn unannounced(&self, limit: u32) -> Result<Vec<Unannounced>, ReadError>;
 }

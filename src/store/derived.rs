@@ -69,20 +69,20 @@ pub struct ChunkValue {
     pub chunk: u64,
 }
 
-/// The properties by which an entry can be found.
+/// The values by which an entry can be found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Outline {
+pub struct EntryValues {
     /// The entry's position.
     pub seq: u64,
     /// The entry's time.
     pub at: Timestamp,
-    /// The entry's user, records, operation and outcome. Some values may be repeated.
+    /// The hashes of the entry's user, records, operation and outcome. Some may be repeated.
     pub values: Vec<i64>,
 }
 
 /// A log that is not fully derived yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Behind {
+pub struct UnderivedLog {
     /// The tenant that owns the log.
     pub tenant: TenantUid,
     /// The number of the tenant's log.
@@ -92,15 +92,15 @@ pub struct Behind {
     /// The position after the log's last entry.
     pub end: u64,
     /// The first chunk to derive.
-    pub chunk: u64,
+    pub next_chunk: u64,
     /// The first tile of level 0 to derive.
-    pub tile: u64,
+    pub next_tile: u64,
 }
 
 /// A value by which an entry can be found. Request ids are not included: no filter asks for them,
 /// and each entry would need its own row in the index.
 #[derive(Clone, Copy)]
-pub(super) enum Named<'a> {
+pub(super) enum Searchable<'a> {
     Record(&'a str),
     User(&'a str),
     Outcome(&'a str),
@@ -109,12 +109,12 @@ pub(super) enum Named<'a> {
 
 /// Returns the first 64 bits of SHA-256(tenant's uid ‖ kind ‖ value). An erasure can compute it
 /// again from the value alone.
-pub(super) fn value_of(tenant: TenantUid, named: Named<'_>) -> i64 {
+pub(super) fn index_value(tenant: TenantUid, named: Searchable<'_>) -> i64 {
     let (kind, value) = match named {
-        Named::Record(value) => (b"r", value),
-        Named::User(value) => (b"u", value),
-        Named::Outcome(value) => (b"o", value),
-        Named::Operation(value) => (b"p", value),
+        Searchable::Record(value) => (b"r", value),
+        Searchable::User(value) => (b"u", value),
+        Searchable::Outcome(value) => (b"o", value),
+        Searchable::Operation(value) => (b"p", value),
     };
     let digest = sha256_of(&[&tenant.0, kind, value.as_bytes()]);
     let [first, ..] = digest.as_chunks().0 else { return 0 };
@@ -122,13 +122,13 @@ pub(super) fn value_of(tenant: TenantUid, named: Named<'_>) -> i64 {
 }
 
 /// Returns the values that an entry must have to match this filter, except its record.
-pub(super) fn values_asked(tenant: TenantUid, filter: &EntryFilter) -> Vec<i64> {
+pub(super) fn filter_values(tenant: TenantUid, filter: &EntryFilter) -> Vec<i64> {
     let named = [
-        filter.user.as_deref().map(Named::User),
-        filter.outcome.map(|outcome| Named::Outcome(outcome.as_str())),
-        filter.operation.map(|operation| Named::Operation(operation.as_str())),
+        filter.user.as_deref().map(Searchable::User),
+        filter.outcome.map(|outcome| Searchable::Outcome(outcome.as_str())),
+        filter.operation.map(|operation| Searchable::Operation(operation.as_str())),
     ];
-    named.into_iter().flatten().map(|named| value_of(tenant, named)).collect()
+    named.into_iter().flatten().map(|named| index_value(tenant, named)).collect()
 }
 
 /// Passes each id in `records` (in the form of [`super::EntryRow::records`]) to `give`, one after
@@ -146,17 +146,17 @@ pub(super) fn each_record(records: &str, mut give: impl FnMut(&str)) -> Option<(
 pub trait DerivedReads {
     /// Returns the logs that have at least one chunk or tile of level 0 that is not derived yet.
     /// Returns only some of them if there are very many.
-    async fn behind(&self) -> Result<Vec<Behind>, ReadError>;
+    async fn underived_logs(&self) -> Result<Vec<UnderivedLog>, ReadError>;
 
-    /// Returns the outlines of the entries at these positions, oldest first. Ends early once the
+    /// Returns the values of the entries at these positions, oldest first. Ends early once the
     /// entries have more than `items` items or are large, and returns none only if none are left.
     /// Missing entries are left out.
-    async fn outlines(
+    async fn entry_values(
         &self,
         tenant: TenantUid,
         places: Range<u64>,
         items: u32,
-    ) -> Result<Vec<Outline>, ReadError>;
+    ) -> Result<Vec<EntryValues>, ReadError>;
 
     /// Returns the end of the tiles of a level: 1 more than the last tile's index.
     async fn tiles_end(&self, tenant: TenantUid, log: u32, level: u32) -> Result<u64, ReadError>;
@@ -181,11 +181,11 @@ mod tests {
 
     #[test]
     fn a_value_is_hashed_with_its_tenant_and_what_it_is() {
-        let one = value_of(TenantUid([1; 16]), Named::User("a"));
-        assert_eq!(one, value_of(TenantUid([1; 16]), Named::User("a")));
-        assert_ne!(one, value_of(TenantUid([2; 16]), Named::User("a")));
-        assert_ne!(one, value_of(TenantUid([1; 16]), Named::Record("a")));
-        assert_ne!(one, value_of(TenantUid([1; 16]), Named::User("b")));
+        let one = index_value(TenantUid([1; 16]), Searchable::User("a"));
+        assert_eq!(one, index_value(TenantUid([1; 16]), Searchable::User("a")));
+        assert_ne!(one, index_value(TenantUid([2; 16]), Searchable::User("a")));
+        assert_ne!(one, index_value(TenantUid([1; 16]), Searchable::Record("a")));
+        assert_ne!(one, index_value(TenantUid([1; 16]), Searchable::User("b")));
     }
 
     #[test]

@@ -7,13 +7,13 @@ use sqlx::Error;
 
 use super::ReadError;
 
-/// The error for a read that was answered by a server that takes no writes: its data may be old.
+/// The error for a read that was answered by a server that accepts no writes: its data may be old.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Standby;
 
 impl fmt::Display for Standby {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("it takes no writes, as a standby does")
+        f.write_str("the server accepts no writes, as a standby does")
     }
 }
 
@@ -28,10 +28,10 @@ pub(super) enum Failure {
     Malformed,
     /// The database answered: the statement is not possible now (a lock, no room). Nothing was
     /// done.
-    NotNow,
+    Temporary,
     /// The database answered: the statement exceeded its time limit. Nothing was done.
-    TooLong,
-    /// The database answered: it takes no writes, as a standby does. Nothing was done.
+    TimedOut,
+    /// The database answered: it accepts no writes, as a standby does. Nothing was done.
     Standby,
     /// The database was not asked: all connections are in use for longer than a call can wait.
     Busy,
@@ -46,14 +46,17 @@ impl Failure {
         match failure {
             Self::Refused if is_of_pooler(error) => tracing::error!(
                 cause = cause(error),
-                "a prepared statement is gone, or another's: if a pooler stands before the database, set BYOK_DATABASE_PGBOUNCER=true"
+                "a prepared statement is missing, or belongs to another client: if a pooler is in front of the database, set BYOK_DATABASE_PGBOUNCER=true"
             ),
             Self::Refused => tracing::error!(cause = cause(error), "the database refused a statement"),
             Self::Malformed => {
-                tracing::error!(cause = cause(error), "a row is damaged, or not of the form that we write")
+                tracing::error!(
+                    cause = cause(error),
+                    "a row is damaged, or does not have the form that byok writes"
+                )
             }
-            Self::NotNow | Self::TooLong | Self::Standby | Self::Busy | Self::Lost => {
-                tracing::warn!(cause = cause(error), "the database did not answer as it should")
+            Self::Temporary | Self::TimedOut | Self::Standby | Self::Busy | Self::Lost => {
+                tracing::warn!(cause = cause(error), "the database could not execute a statement")
             }
         }
         failure
@@ -67,7 +70,7 @@ impl Failure {
                 None => Self::Refused,
             },
             Error::Io(_) | Error::Tls(_) | Error::Protocol(_) | Error::WorkerCrashed => Self::Lost,
-            Error::PoolTimedOut | Error::PoolClosed | Error::BeginFailed => Self::NotNow,
+            Error::PoolTimedOut | Error::PoolClosed | Error::BeginFailed => Self::Temporary,
             Error::Decode(_) | Error::ColumnDecode { .. } => Self::Malformed,
             Error::AnyDriverError(error) if error.is::<Standby>() => Self::Standby,
             _ => Self::Refused,
@@ -79,15 +82,15 @@ impl Failure {
     fn of_sqlstate(code: &str) -> Self {
         match code {
             // query_canceled
-            "57014" => Self::TooLong,
+            "57014" => Self::TimedOut,
             // serialization_failure, deadlock_detected, lock_not_available,
             // idle_in_transaction_session_timeout
-            "40001" | "40P01" | "55P03" | "25P03" => Self::NotNow,
+            "40001" | "40P01" | "55P03" | "25P03" => Self::Temporary,
             // read_only_sql_transaction
             "25006" => Self::Standby,
             _ if code.starts_with("57P") || code.starts_with("08") => Self::Lost,
             // insufficient_resources, system_error
-            _ if code.starts_with("53") || code.starts_with("58") => Self::NotNow,
+            _ if code.starts_with("53") || code.starts_with("58") => Self::Temporary,
             // data_corrupted, index_corrupted
             "XX001" | "XX002" => Self::Malformed,
             _ => Self::Refused,
@@ -99,7 +102,7 @@ impl Failure {
         match code & 0xff {
             // BUSY, LOCKED, NOMEM, READONLY (what a file system becomes after an error), INTERRUPT,
             // IOERR, FULL, CANTOPEN
-            5..=10 | 13 | 14 => Self::NotNow,
+            5..=10 | 13 | 14 => Self::Temporary,
             // CORRUPT
             11 => Self::Malformed,
             _ => Self::Refused,
@@ -125,7 +128,7 @@ pub(super) fn cause(error: &Error) -> String {
         Error::Tls(_) => "TLS".to_owned(),
         Error::Protocol(_) => "protocol".to_owned(),
         Error::PoolTimedOut => "no connection in time".to_owned(),
-        Error::ColumnDecode { index, .. } => format!("column {index} has another form"),
+        Error::ColumnDecode { index, .. } => format!("column {index} has an unexpected form"),
         Error::Configuration(_) => "configuration".to_owned(),
         Error::AnyDriverError(error) if error.is::<Standby>() => Standby.to_string(),
         _ => "driver".to_owned(),
@@ -138,7 +141,7 @@ impl From<Failure> for ReadError {
             Failure::Refused => Self::Rejected,
             Failure::Malformed => Self::Malformed,
             Failure::Busy => Self::Busy,
-            Failure::NotNow | Failure::TooLong | Failure::Standby | Failure::Lost => Self::Unavailable,
+            Failure::Temporary | Failure::TimedOut | Failure::Standby | Failure::Lost => Self::Unavailable,
         }
     }
 }
@@ -150,7 +153,7 @@ mod tests {
     #[test]
     fn a_server_that_goes_down_leaves_the_outcome_open() {
         assert_eq!(Failure::of_sqlstate("57P01"), Failure::Lost);
-        assert_eq!(Failure::of_sqlstate("57014"), Failure::TooLong);
+        assert_eq!(Failure::of_sqlstate("57014"), Failure::TimedOut);
         assert_eq!(Failure::of_sqlstate("23505"), Failure::Refused);
     }
 
@@ -163,13 +166,13 @@ mod tests {
         assert_eq!(ReadError::from(Failure::of_sqlstate("XX001")), ReadError::Malformed);
         assert_eq!(ReadError::from(Failure::of_sqlite(1)), ReadError::Rejected);
         assert_eq!(ReadError::from(Failure::of_sqlite(11 | (1 << 8))), ReadError::Malformed);
-        let decoded = Error::Decode("not of the form that we write".into());
+        let decoded = Error::Decode("not of the form that byok writes".into());
         assert_eq!(ReadError::from(Failure::classify(&decoded)), ReadError::Malformed);
     }
 
     #[test]
     fn sqlite_extended_codes_count_as_their_primary_code() {
-        assert_eq!(Failure::of_sqlite(5 | (2 << 8)), Failure::NotNow);
+        assert_eq!(Failure::of_sqlite(5 | (2 << 8)), Failure::Temporary);
         assert_eq!(Failure::of_sqlite(2067), Failure::Refused);
     }
 }

@@ -1,66 +1,62 @@
-//! The conditions on the keys that a batch relies on, and what was found of these keys.
+//! The fence: the requirements on the keys that a batch depends on, and what a commit read of them.
 
 use std::time::Duration;
 
-use async_trait::async_trait;
+use crate::model::{Canary, KeyVersion, Posture, Proof, Tenant, Timestamp};
 
-use crate::model::{Canary, Incident, KeyVersion, Posture, Proof, Tenant, TenantUid, Timestamp};
-
-use super::ReadError;
-
-/// A condition on one key version. A batch with entries is committed only if it holds.
+/// The requirement on one key version. A batch with entries is committed only if it is met.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Fence {
     /// The key version.
     pub key_version: KeyVersion,
-    /// The condition.
-    pub must: Must,
+    /// The requirement.
+    pub requirement: Requirement,
 }
 
-/// The condition on a key version. A key version without a proof row fails every condition.
+/// A requirement on a key version. A key version without a proof row meets none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Must {
+pub enum Requirement {
     /// The key version is active under this epoch.
-    BeActive {
+    Active {
         /// The epoch that the call began under.
         epoch: u64,
     },
     /// The key version is active under this epoch, and was shown to work within this time, by the
     /// database's clock. A proof from the future does not count: the clock was set back. PostgreSQL
     /// checks this before it waits for a lock, so a caller that must not answer late has to check
-    /// [`Passed`].
-    BeProven {
+    /// [`FenceReading`].
+    Proven {
         /// The epoch that the call began under.
         epoch: u64,
         /// The largest age of the proof.
         within: Duration,
     },
     /// Nobody has written the proof row since it was read.
-    BeUnchanged {
+    Unchanged {
         /// The revision of the row that was read.
         revision: u64,
     },
 }
 
-impl Must {
-    /// Returns whether a row passes at `now`. This is the condition that the commit's statement
-    /// checks, for a caller that has read the row.
+impl Requirement {
+    /// Returns whether a row meets the requirement at `now`, as the commit's statement checks it.
+    /// For a caller that has read the row.
     pub fn holds(self, proof: &Proof, now: Timestamp) -> bool {
         match self {
-            Self::BeActive { epoch } => proof.posture == Posture::Active && proof.epoch == epoch,
-            Self::BeProven { epoch, within } => {
-                Self::BeActive { epoch }.holds(proof, now)
+            Self::Active { epoch } => proof.posture == Posture::Active && proof.epoch == epoch,
+            Self::Proven { epoch, within } => {
+                Self::Active { epoch }.holds(proof, now)
                     && proof.proven_at <= now
                     && now.since(proof.proven_at) <= within
             }
-            Self::BeUnchanged { revision } => proof.revision == revision,
+            Self::Unchanged { revision } => proof.revision == revision,
         }
     }
 }
 
-/// What a commit found of the keys of its fence.
+/// What a commit read of the keys of its fence.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Passed {
+pub struct FenceReading {
     /// The time by the database's clock after the fence was passed and any wait for the log's head
     /// was over.
     pub now: Timestamp,
@@ -70,22 +66,22 @@ pub struct Passed {
 
 /// Proof rows as they were at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen<T> {
+pub struct Snapshot<T> {
     /// The time of the read, by the database's clock.
     pub now: Timestamp,
     /// The rows.
     pub rows: Vec<T>,
 }
 
-impl Passed {
+impl FenceReading {
     /// Checks a fence against rows that were read. Returns `None` if it does not hold.
-    pub fn of(fence: &[Fence], seen: &Seen<Proof>) -> Option<Self> {
+    pub fn of(fence: &[Fence], proofs: &Snapshot<Proof>) -> Option<Self> {
         let find = |fence: &Fence| {
-            let proof = seen.rows.iter().find(|proof| proof.key_version == fence.key_version)?;
-            fence.must.holds(proof, seen.now).then_some(proof.proven_at)
+            let proof = proofs.rows.iter().find(|proof| proof.key_version == fence.key_version)?;
+            fence.requirement.holds(proof, proofs.now).then_some(proof.proven_at)
         };
         let proven_at: Option<Vec<Timestamp>> = fence.iter().map(find).collect();
-        Some(Self { now: seen.now, proven_at: proven_at? })
+        Some(Self { now: proofs.now, proven_at: proven_at? })
     }
 }
 
@@ -100,18 +96,4 @@ pub struct Watched {
     pub canary: Canary,
     /// The time until which some replica reports that it has DEKs of this key version in memory.
     pub needed_until: Timestamp,
-}
-
-/// Reads of proofs and incidents.
-#[async_trait]
-pub trait ProofReads {
-    /// Returns the proofs of one tenant's key versions, except retired ones.
-    async fn proofs(&self, tenant: TenantUid) -> Result<Seen<Proof>, ReadError>;
-
-    /// Returns the key versions of all tenants that are to be probed: those that some replica needs
-    /// and those that are not active, except retired ones.
-    async fn watched(&self) -> Result<Seen<Watched>, ReadError>;
-
-    /// Returns up to `limit` incidents of one tenant, newest first.
-    async fn incidents(&self, tenant: TenantUid, limit: u32) -> Result<Vec<Incident>, ReadError>;
 }

@@ -9,7 +9,7 @@ use std::fmt;
 use sqlx::SqlSafeStr;
 use sqlx::migrate::MigrationType;
 
-use super::row::{Columns, number, there};
+use super::row::{Columns, number, required};
 
 /// One step of the schema. Its text never changes after its release.
 pub(super) struct Migration {
@@ -47,7 +47,11 @@ pub(super) struct Applied {
 
 /// Decodes the columns `version, checksum, oldest_reader`.
 pub(super) fn applied(row: &impl Columns) -> Result<Applied, sqlx::Error> {
-    Ok(Applied { version: number(row, 0)?, checksum: there(row.bytes(1)?)?, oldest_reader: number(row, 2)? })
+    Ok(Applied {
+        version: number(row, 0)?,
+        checksum: required(row.bytes(1)?)?,
+        oldest_reader: number(row, 2)?,
+    })
 }
 
 /// The state of the schema.
@@ -79,14 +83,14 @@ impl MigrationReport {
     /// Returns `Ok` if this binary can serve the schema.
     ///
     /// # Errors
-    /// [`MigrateError::LeftBehind`] if the schema is too new for it, [`MigrateError::Behind`] if it
+    /// [`MigrateError::SchemaTooNew`] if the schema is too new for it, [`MigrateError::SchemaTooOld`] if it
     /// is too old.
     pub fn usable(&self) -> Result<(), MigrateError> {
         if self.oldest_reader > self.expected {
-            return Err(MigrateError::LeftBehind { binary: self.expected, needed: self.oldest_reader });
+            return Err(MigrateError::SchemaTooNew { binary: self.expected, needed: self.oldest_reader });
         }
         if self.applied < self.expected {
-            return Err(MigrateError::Behind { applied: self.applied, expected: self.expected });
+            return Err(MigrateError::SchemaTooOld { applied: self.applied, expected: self.expected });
         }
         Ok(())
     }
@@ -99,7 +103,7 @@ pub(super) fn missing<'m>(
 ) -> Result<Vec<&'m Migration>, MigrateError> {
     let report = MigrationReport::of(known, applied);
     if report.oldest_reader > report.expected {
-        return Err(MigrateError::LeftBehind { binary: report.expected, needed: report.oldest_reader });
+        return Err(MigrateError::SchemaTooNew { binary: report.expected, needed: report.oldest_reader });
     }
     let mut missing = Vec::new();
     for migration in known {
@@ -125,14 +129,14 @@ pub enum MigrateError {
     /// The role may not create tables here.
     Denied,
     /// The schema is too new for this binary.
-    LeftBehind {
+    SchemaTooNew {
         /// This binary's level.
         binary: u32,
         /// The oldest level that can serve the schema.
         needed: u32,
     },
     /// The schema lacks migrations that this binary needs.
-    Behind {
+    SchemaTooOld {
         /// The number of migrations that the schema has.
         applied: u32,
         /// The number of migrations that this binary needs.
@@ -166,23 +170,23 @@ impl fmt::Display for MigrateError {
             Self::Denied => f.write_str(
                 "the role may not create tables; set BYOK_MIGRATION_DATABASE_URL, or run `byok migrate` with a role that may",
             ),
-            Self::LeftBehind { binary, needed } => write!(
+            Self::SchemaTooNew { binary, needed } => write!(
                 f,
-                "the schema is too new for this binary: it takes level {needed}, this one has {binary}; deploy a newer one"
+                "the schema is too new for this binary: it needs level {needed}, this binary has level {binary}; deploy a newer one"
             ),
-            Self::Behind { applied, expected } => {
+            Self::SchemaTooOld { applied, expected } => {
                 write!(f, "the schema has {applied} of {expected} migrations; run `byok migrate`")
             }
             Self::Changed { version } => write!(
                 f,
-                "migration {version} was applied in another form than this binary has; it is of another build"
+                "migration {version} differs from the one in this binary; another build applied it"
             ),
             Self::Encoding { found } => write!(
                 f,
-                "the database's encoding is {found}; it has to be UTF8 (CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0)"
+                "the database's encoding is {found}; it must be UTF8 (CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0)"
             ),
             Self::Pooler => f.write_str(
-                "a pooler such as PgBouncer stands before the database; set BYOK_DATABASE_PGBOUNCER=true, or connect to the database itself",
+                "a pooler such as PgBouncer is in front of the database; set BYOK_DATABASE_PGBOUNCER=true, or connect to the database itself",
             ),
             Self::Failed { version: 0, code } => {
                 let meaning = match &**code {
@@ -190,9 +194,9 @@ impl fmt::Display for MigrateError {
                     "3D000" => ": there is no database of that name",
                     _ => "",
                 };
-                write!(f, "the database refuses us ({code}{meaning})")
+                write!(f, "the database refuses the connection or a statement ({code}{meaning})")
             }
-            Self::Failed { version, code } => write!(f, "migration {version} was refused by the database ({code})"),
+            Self::Failed { version, code } => write!(f, "the database refused migration {version} ({code})"),
         }
     }
 }
@@ -233,7 +237,7 @@ mod tests {
     #[test]
     fn a_schema_that_has_left_this_binary_behind_is_refused() {
         let applied = [row(1, 1), row(2, 1), row(3, 3)];
-        let left_behind = MigrateError::LeftBehind { binary: 2, needed: 3 };
+        let left_behind = MigrateError::SchemaTooNew { binary: 2, needed: 3 };
         assert_eq!(missing(KNOWN, &applied).err(), Some(left_behind.clone()));
         assert_eq!(MigrationReport::of(KNOWN, &applied).usable(), Err(left_behind));
     }
@@ -241,7 +245,7 @@ mod tests {
     #[test]
     fn an_older_schema_is_not_served() {
         let report = MigrationReport::of(KNOWN, &[row(1, 1)]);
-        assert_eq!(report.usable(), Err(MigrateError::Behind { applied: 1, expected: 2 }));
+        assert_eq!(report.usable(), Err(MigrateError::SchemaTooOld { applied: 1, expected: 2 }));
     }
 
     #[test]

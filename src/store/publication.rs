@@ -1,17 +1,13 @@
-//! What was published of a log at each destination, and the logs that have ended.
+//! What was published of a log at each destination.
 
 use std::time::Duration;
 
-use async_trait::async_trait;
-
-use crate::model::{TenantUid, Timestamp};
-
-use super::{LogHead, ReadError};
+use crate::model::Timestamp;
 
 /// A step of one attempt to publish a checkpoint at a destination: its start or its result. Times
 /// are by the database's clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Publishing {
+pub enum PublicationStep {
     /// This holder takes the attempt, if one is due. Nobody else makes the next one until the lease
     /// ends.
     Begin {
@@ -19,7 +15,7 @@ pub enum Publishing {
         lease: Duration,
     },
     /// The attempt failed. The next one is due after `after`.
-    Again {
+    Failed {
         /// The time until the next attempt.
         after: Duration,
     },
@@ -48,14 +44,4 @@ pub struct Publication {
     pub failures: u32,
     /// Whether the next attempt may be made.
     pub due: bool,
-}
-
-/// Reads of publications and of ended logs.
-#[async_trait]
-pub trait PublicationReads {
-    /// Returns the last publication at each destination where a publication was attempted.
-    async fn publications(&self, tenant: TenantUid) -> Result<Vec<Publication>, ReadError>;
-
-    /// Returns the tenant's logs that have ended, each with its final head, ordered by number.
-    async fn ended_logs(&self, tenant: TenantUid) -> Result<Vec<LogHead>, ReadError>;
 }

@@ -14,11 +14,11 @@ use crate::model::{
     Operation, Outcome, Posture, Progress, Proof, Salted, Tenant, TenantUid, Timestamp, Wrapped,
 };
 
-use super::derived::{Behind, Chunk, Named, Outline, Tile, TileId, each_record, value_of};
-use super::search::{Bounds, Seen};
+use super::derived::{Chunk, EntryValues, Searchable, Tile, TileId, UnderivedLog, each_record, index_value};
+use super::search::{Bounds, SearchHit};
 use super::{
-    CheckpointRow, DekRow, EntryRow, LogHead, PlacedEntry, Publication, StreamName, StreamRow, Unannounced,
-    Watched, leaf_of,
+    CheckpointRow, DekRow, DueAnnouncement, EntryRow, LogHead, PlacedEntry, Publication, StreamName,
+    StreamRow, Watched, leaf_of,
 };
 
 /// A row's columns by position.
@@ -27,21 +27,21 @@ pub(super) trait Columns {
     fn text(&self, at: usize) -> Result<Option<String>, Error>;
     fn bytes(&self, at: usize) -> Result<Option<Vec<u8>>, Error>;
     fn number(&self, at: usize) -> Result<Option<i64>, Error>;
-    fn moment(&self, at: usize) -> Result<Option<Timestamp>, Error>;
+    fn timestamp(&self, at: usize) -> Result<Option<Timestamp>, Error>;
 }
 
 /// Decodes the columns `id, record_id, wrapped, key_name, key_version, wrap_scheme, created_at,
 /// mac, record_mac`.
 pub(super) fn dek(row: &impl Columns) -> Result<DekRow, Error> {
     Ok(DekRow {
-        id: DekId(there(row.uuid(0)?)?),
+        id: DekId(required(row.uuid(0)?)?),
         record_id: row.text(1)?.map(Arc::from),
         wrapped: Wrapped {
-            bytes: there(row.bytes(2)?)?,
-            key_version: KeyVersion::new(there(row.text(3)?)?, there(row.text(4)?)?),
+            bytes: required(row.bytes(2)?)?,
+            key_version: KeyVersion::new(required(row.text(3)?)?, required(row.text(4)?)?),
             scheme: number(row, 5)?,
         },
-        created_at: there(row.moment(6)?)?,
+        created_at: required(row.timestamp(6)?)?,
         mac: row.bytes(7)?.map(array).transpose()?,
         record_mac: row.bytes(8)?.map(array).transpose()?,
     })
@@ -49,16 +49,16 @@ pub(super) fn dek(row: &impl Columns) -> Result<DekRow, Error> {
 
 /// Decodes the columns `uid, name`.
 pub(super) fn tenant(row: &impl Columns) -> Result<Tenant, Error> {
-    Ok(Tenant { uid: TenantUid(array(there(row.bytes(0)?)?)?), name: there(row.text(1)?)? })
+    Ok(Tenant { uid: TenantUid(array(required(row.bytes(0)?)?)?), name: required(row.text(1)?)? })
 }
 
 /// Decodes the columns `id, state, target_key, target_version, total, rewrapped, skipped, failed,
 /// kms_calls, stalled, started_at, updated_at, finished_at, cursor`.
 pub(super) fn job(row: &impl Columns) -> Result<(Job, Option<DekId>), Error> {
     let job = Job {
-        id: JobId(there(row.uuid(0)?)?),
-        state: there(JobState::parse(&there(row.text(1)?)?))?,
-        target: KeyVersion::new(there(row.text(2)?)?, there(row.text(3)?)?),
+        id: JobId(required(row.uuid(0)?)?),
+        state: required(JobState::parse(&required(row.text(1)?)?))?,
+        target: KeyVersion::new(required(row.text(2)?)?, required(row.text(3)?)?),
         progress: Progress {
             total: number(row, 4)?,
             rewrapped: number(row, 5)?,
@@ -66,10 +66,10 @@ pub(super) fn job(row: &impl Columns) -> Result<(Job, Option<DekId>), Error> {
             failed: number(row, 7)?,
             kms_calls: number(row, 8)?,
         },
-        stalled: row.text(9)?.map(|code| there(ErrorCode::parse(&code))).transpose()?,
-        started_at: there(row.moment(10)?)?,
-        updated_at: there(row.moment(11)?)?,
-        finished_at: row.moment(12)?,
+        stalled: row.text(9)?.map(|code| required(ErrorCode::parse(&code))).transpose()?,
+        started_at: required(row.timestamp(10)?)?,
+        updated_at: required(row.timestamp(11)?)?,
+        finished_at: row.timestamp(12)?,
     };
     Ok((job, row.uuid(13)?.map(DekId)))
 }
@@ -78,17 +78,17 @@ pub(super) fn job(row: &impl Columns) -> Result<(Job, Option<DekId>), Error> {
 /// steady_since, failures, falls, doubted_by, next_probe_at`.
 pub(super) fn proof(row: &impl Columns) -> Result<Proof, Error> {
     Ok(Proof {
-        key_version: KeyVersion::new(there(row.text(0)?)?, there(row.text(1)?)?),
+        key_version: KeyVersion::new(required(row.text(0)?)?, required(row.text(1)?)?),
         posture: posture(row, 2)?,
         epoch: number(row, 3)?,
         revision: number(row, 4)?,
-        proven_at: there(row.moment(5)?)?,
-        since: there(row.moment(6)?)?,
-        steady_since: row.moment(7)?,
+        proven_at: required(row.timestamp(5)?)?,
+        since: required(row.timestamp(6)?)?,
+        steady_since: row.timestamp(7)?,
         failures: number(row, 8)?,
         falls: number(row, 9)?,
         doubted_by: row.uuid(10)?,
-        next_probe_at: there(row.moment(11)?)?,
+        next_probe_at: required(row.timestamp(11)?)?,
     })
 }
 
@@ -97,15 +97,15 @@ pub(super) fn proof(row: &impl Columns) -> Result<Proof, Error> {
 pub(super) fn watched(row: &impl Columns) -> Result<Watched, Error> {
     let proof = proof(row)?;
     let wrapped = Wrapped {
-        bytes: there(row.bytes(15)?)?,
+        bytes: required(row.bytes(15)?)?,
         key_version: proof.key_version.clone(),
         scheme: number(row, 16)?,
     };
-    let dek_id = DekId(there(row.uuid(14)?)?);
+    let dek_id = DekId(required(row.uuid(14)?)?);
     Ok(Watched {
-        tenant: Tenant { uid: TenantUid(array(there(row.bytes(12)?)?)?), name: there(row.text(13)?)? },
+        tenant: Tenant { uid: TenantUid(array(required(row.bytes(12)?)?)?), name: required(row.text(13)?)? },
         canary: Canary { dek_id, wrapped, made_for_probes: number::<i64>(row, 17)? != 0 },
-        needed_until: there(row.moment(18)?)?,
+        needed_until: required(row.timestamp(18)?)?,
         proof,
     })
 }
@@ -114,22 +114,22 @@ pub(super) fn watched(row: &impl Columns) -> Result<Watched, Error> {
 /// kms_request_id`.
 pub(super) fn incident(row: &impl Columns) -> Result<Incident, Error> {
     Ok(Incident {
-        id: IncidentId(there(row.uuid(0)?)?),
-        at: there(row.moment(1)?)?,
-        key_version: KeyVersion::new(there(row.text(2)?)?, there(row.text(3)?)?),
+        id: IncidentId(required(row.uuid(0)?)?),
+        at: required(row.timestamp(1)?)?,
+        key_version: KeyVersion::new(required(row.text(2)?)?, required(row.text(3)?)?),
         was: posture(row, 4)?,
         posture: posture(row, 5)?,
         class: row.text(6)?.map(Arc::from),
-        http_status: row.number(7)?.map(|status| there(status.try_into().ok())).transpose()?,
+        http_status: row.number(7)?.map(|status| required(status.try_into().ok())).transpose()?,
         kms_request_id: row.text(8)?.map(Arc::from),
     })
 }
 
 /// Decodes the columns of an incident, then `uid, name, attempts, age in microseconds`.
-pub(super) fn unannounced(row: &impl Columns) -> Result<Unannounced, Error> {
-    Ok(Unannounced {
+pub(super) fn due_announcements(row: &impl Columns) -> Result<DueAnnouncement, Error> {
+    Ok(DueAnnouncement {
         incident: incident(row)?,
-        tenant: Tenant { uid: TenantUid(array(there(row.bytes(9)?)?)?), name: there(row.text(10)?)? },
+        tenant: Tenant { uid: TenantUid(array(required(row.bytes(9)?)?)?), name: required(row.text(10)?)? },
         attempts: number(row, 11)?,
         // The age of an incident from the future is zero: the clock was set back.
         age: Duration::from_micros(u64::try_from(number::<i64>(row, 12)?).unwrap_or(0)),
@@ -137,14 +137,14 @@ pub(super) fn unannounced(row: &impl Columns) -> Result<Unannounced, Error> {
 }
 
 fn posture(row: &impl Columns, at: usize) -> Result<Posture, Error> {
-    there(Posture::parse(&there(row.text(at)?)?))
+    required(Posture::parse(&required(row.text(at)?)?))
 }
 
 /// Decodes the columns `size, log, first, frontier`.
 pub(super) fn head(row: &impl Columns) -> Result<LogHead, Error> {
     let (size, first): (u64, u64) = (number(row, 0)?, number(row, 2)?);
-    let frontier = Frontier::from_bytes(there(size.checked_sub(first))?, &there(row.bytes(3)?)?);
-    Ok(LogHead { log: number(row, 1)?, first, frontier: there(frontier.ok())? })
+    let frontier = Frontier::from_bytes(required(size.checked_sub(first))?, &required(row.bytes(3)?)?);
+    Ok(LogHead { log: number(row, 1)?, first, frontier: required(frontier.ok())? })
 }
 
 /// Decodes the columns `seq, at, id, operation, outcome, means, role, user_id, user_salt,
@@ -157,28 +157,28 @@ pub(super) fn entry(row: &impl Columns) -> Result<PlacedEntry, Error> {
     Ok(PlacedEntry {
         seq: number(row, 0)?,
         row: EntryRow {
-            at: there(row.moment(1)?)?,
-            id: EntryId(there(row.uuid(2)?)?),
-            operation: there(Operation::parse(&there(row.text(3)?)?))?,
-            outcome: there(Outcome::parse(&there(row.text(4)?)?))?,
-            means: there(means(&there(row.text(5)?)?))?,
-            role: there(row.text(6)?)?.into(),
+            at: required(row.timestamp(1)?)?,
+            id: EntryId(required(row.uuid(2)?)?),
+            operation: required(Operation::parse(&required(row.text(3)?)?))?,
+            outcome: required(Outcome::parse(&required(row.text(4)?)?))?,
+            means: required(means(&required(row.text(5)?)?))?,
+            role: required(row.text(6)?)?.into(),
             user: row.bytes(9)?.map(|hmac| salted(7, hmac)).transpose()?,
-            request: salted(10, there(row.bytes(12)?)?)?,
+            request: salted(10, required(row.bytes(12)?)?)?,
             item_count: number(row, 13)?,
-            records: there(row.text(14)?)?,
-            items: there(row.bytes(15)?)?,
+            records: required(row.text(14)?)?,
+            items: required(row.bytes(15)?)?,
             detail: row.text(16)?.map(Arc::from),
-            digest: array(there(row.bytes(17)?)?)?,
+            digest: array(required(row.bytes(17)?)?)?,
         },
     })
 }
 
 /// Decodes the columns like [`entry`]. An entry that was not checked has neither records nor items.
-pub(super) fn seen(row: &impl Columns) -> Result<Seen, Error> {
+pub(super) fn search_hit(row: &impl Columns) -> Result<SearchHit, Error> {
     match row.text(14)? {
-        Some(_) => Ok(Seen::Matching(Box::new(entry(row)?))),
-        None => Ok(Seen::NotLookedInto { seq: number(row, 0)? }),
+        Some(_) => Ok(SearchHit::Matching(Box::new(entry(row)?))),
+        None => Ok(SearchHit::Unchecked { seq: number(row, 0)? }),
     }
 }
 
@@ -192,55 +192,62 @@ pub(super) fn places(row: &impl Columns) -> Result<Option<Range<u64>>, Error> {
 
 /// Decodes the columns `seq, at, digest`.
 pub(super) fn leaf(row: &impl Columns) -> Result<(u64, Hash), Error> {
-    Ok((number(row, 0)?, leaf_of(there(row.moment(1)?)?, &array(there(row.bytes(2)?)?)?)))
+    Ok((number(row, 0)?, leaf_of(required(row.timestamp(1)?)?, &array(required(row.bytes(2)?)?)?)))
 }
 
 /// Decodes the columns `seq, at, operation, outcome, user_id, records`.
-pub(super) fn outline(row: &impl Columns, tenant: TenantUid) -> Result<Outline, Error> {
-    let (operation, outcome) = (there(row.text(2)?)?, there(row.text(3)?)?);
-    let mut values =
-        vec![value_of(tenant, Named::Operation(&operation)), value_of(tenant, Named::Outcome(&outcome))];
+pub(super) fn entry_values(row: &impl Columns, tenant: TenantUid) -> Result<EntryValues, Error> {
+    let (operation, outcome) = (required(row.text(2)?)?, required(row.text(3)?)?);
+    let mut values = vec![
+        index_value(tenant, Searchable::Operation(&operation)),
+        index_value(tenant, Searchable::Outcome(&outcome)),
+    ];
     if let Some(user) = row.text(4)? {
-        values.push(value_of(tenant, Named::User(&user)));
+        values.push(index_value(tenant, Searchable::User(&user)));
     }
-    let read = each_record(&there(row.text(5)?)?, |id| values.push(value_of(tenant, Named::Record(id))));
-    there(read)?;
-    Ok(Outline { seq: number(row, 0)?, at: there(row.moment(1)?)?, values })
+    let read =
+        each_record(&required(row.text(5)?)?, |id| values.push(index_value(tenant, Searchable::Record(id))));
+    required(read)?;
+    Ok(EntryValues { seq: number(row, 0)?, at: required(row.timestamp(1)?)?, values })
 }
 
 /// Decodes the columns `tenant, log, first, size, next chunk, next tile`.
-pub(super) fn behind(row: &impl Columns) -> Result<Behind, Error> {
-    Ok(Behind {
-        tenant: TenantUid(array(there(row.bytes(0)?)?)?),
+pub(super) fn underived_log(row: &impl Columns) -> Result<UnderivedLog, Error> {
+    Ok(UnderivedLog {
+        tenant: TenantUid(array(required(row.bytes(0)?)?)?),
         log: number(row, 1)?,
         first: number(row, 2)?,
         end: number(row, 3)?,
-        chunk: number(row, 4)?,
-        tile: number(row, 5)?,
+        next_chunk: number(row, 4)?,
+        next_tile: number(row, 5)?,
     })
 }
 
 /// Decodes the columns `level, tile, hashes`.
 pub(super) fn tile(row: &impl Columns) -> Result<Tile, Error> {
-    let hashes: [u8; 8192] = array(there(row.bytes(2)?)?)?;
+    let hashes: [u8; 8192] = array(required(row.bytes(2)?)?)?;
     let hashes = hashes.as_chunks().0.iter().copied().map(Hash).collect();
     Ok(Tile { id: TileId { level: number(row, 0)?, index: number(row, 1)? }, hashes })
 }
 
 /// Decodes the columns `tile, root`.
 pub(super) fn tile_root(row: &impl Columns) -> Result<(u64, Hash), Error> {
-    Ok((number(row, 0)?, Hash(array(there(row.bytes(1)?)?)?)))
+    Ok((number(row, 0)?, Hash(array(required(row.bytes(1)?)?)?)))
 }
 
 /// Decodes the columns `chunk, earliest, latest`.
 pub(super) fn chunk(row: &impl Columns) -> Result<Chunk, Error> {
-    Ok(Chunk { index: number(row, 0)?, earliest: there(row.moment(1)?)?, latest: there(row.moment(2)?)? })
+    Ok(Chunk {
+        index: number(row, 0)?,
+        earliest: required(row.timestamp(1)?)?,
+        latest: required(row.timestamp(2)?)?,
+    })
 }
 
 /// Decodes the columns `size, indexed, lowest, highest`: the last two are the lowest and the
 /// highest chunk of the index in the wanted time, if any.
 pub(super) fn bounds(row: &impl Columns) -> Result<Bounds, Error> {
-    let chunk = |at| row.number(at)?.map(|chunk| there(u64::try_from(chunk).ok())).transpose();
+    let chunk = |at| row.number(at)?.map(|chunk| required(u64::try_from(chunk).ok())).transpose();
     let chunks = match (chunk(2)?, chunk(3)?) {
         (Some(lowest), Some(highest)) => lowest..highest + 1,
         _ => 0..0,
@@ -252,8 +259,8 @@ pub(super) fn bounds(row: &impl Columns) -> Result<Bounds, Error> {
 pub(super) fn checkpoint(row: &impl Columns) -> Result<CheckpointRow, Error> {
     Ok(CheckpointRow {
         size: number(row, 0)?,
-        note: there(row.text(1)?)?.into(),
-        made_at: there(row.moment(2)?)?,
+        note: required(row.text(1)?)?.into(),
+        made_at: required(row.timestamp(2)?)?,
     })
 }
 
@@ -264,9 +271,9 @@ pub(super) fn publication(row: &impl Columns) -> Result<Publication, Error> {
         Some(_) => Some((number(row, 1)?, number(row, 2)?)),
     };
     Ok(Publication {
-        place: there(row.text(0)?)?,
+        place: required(row.text(0)?)?,
         published,
-        published_at: row.moment(3)?,
+        published_at: row.timestamp(3)?,
         failures: number(row, 4)?,
         due: number::<i64>(row, 5)? != 0,
     })
@@ -275,24 +282,24 @@ pub(super) fn publication(row: &impl Columns) -> Result<Publication, Error> {
 /// Decodes the columns `name, next, failing_since`.
 pub(super) fn stream(row: &impl Columns) -> Result<StreamRow, Error> {
     Ok(StreamRow {
-        name: there(StreamName::parse(&there(row.text(0)?)?))?,
+        name: required(StreamName::parse(&required(row.text(0)?)?))?,
         next: number(row, 1)?,
-        failing_since: row.moment(2)?,
+        failing_since: row.timestamp(2)?,
     })
 }
 
 /// Reads a number into the type that byok uses for it.
 pub(super) fn number<T: TryFrom<i64>>(row: &impl Columns, at: usize) -> Result<T, Error> {
-    there(there(row.number(at)?)?.try_into().ok())
+    required(required(row.number(at)?)?.try_into().ok())
 }
 
 /// Returns a value that must be present in every row.
-pub(super) fn there<T>(value: Option<T>) -> Result<T, Error> {
-    value.ok_or_else(|| Error::Decode("not of the form that we write".into()))
+pub(super) fn required<T>(value: Option<T>) -> Result<T, Error> {
+    value.ok_or_else(|| Error::Decode("not of the form that byok writes".into()))
 }
 
 pub(super) fn array<const N: usize>(bytes: Vec<u8>) -> Result<[u8; N], Error> {
-    there(bytes.try_into().ok())
+    required(bytes.try_into().ok())
 }
 
 fn means(name: &str) -> Option<Means> {

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 
 use crate::model::{TenantUid, Timestamp};
 
-use super::derived::{Chunk, Named, WIDTH, value_of, values_asked};
+use super::derived::{Chunk, Searchable, WIDTH, filter_values, index_value};
 use super::{EntryFilter, Page, PlacedEntry, ReadError};
 
 /// The number of chunks whose entries one call reads.
@@ -19,7 +19,7 @@ const RECORD_CHUNKS: usize = 16;
 const RECORD_STEP: usize = 4;
 /// The number of statements that may end early because entries are large; after that, the call
 /// ends. Each of these statements has read about one portion.
-const PORTIONS: usize = 8;
+const EARLY_ENDS: usize = 8;
 /// The number of chunks that are looked up in the index for each wanted one, if more than one
 /// condition must hold.
 const LOOKED_UP: usize = 64;
@@ -42,12 +42,12 @@ pub(super) struct Span {
 }
 
 /// An entry of a span that matches the filter, as far as it was checked.
-pub(super) enum Seen {
+pub(super) enum SearchHit {
     /// The entry matches.
     Matching(Box<PlacedEntry>),
     /// The entry matches except for its record, which was not checked because the entries before it
     /// have filled the portion. Of the entries that follow, not all were checked.
-    NotLookedInto {
+    Unchecked {
         /// The entry's position.
         seq: u64,
     },
@@ -55,7 +55,7 @@ pub(super) enum Seen {
 
 /// The value by which chunks are looked up.
 #[derive(Clone, Copy)]
-pub(super) enum Value {
+pub(super) enum Lookup {
     One(i64),
     /// At least one of two values.
     Either(i64, i64),
@@ -79,7 +79,7 @@ pub(super) trait SearchReads: Sync {
     async fn chunks_with(
         &self,
         tenant: TenantUid,
-        value: Value,
+        value: Lookup,
         within: Range<u64>,
         limit: usize,
     ) -> Result<Vec<u64>, ReadError>;
@@ -101,7 +101,7 @@ pub(super) trait SearchReads: Sync {
         filter: &EntryFilter,
         spans: &[Span],
         limit: usize,
-    ) -> Result<Vec<Seen>, ReadError>;
+    ) -> Result<Vec<SearchHit>, ReadError>;
 }
 
 /// Returns up to `limit` entries below `before`, newest first.
@@ -118,7 +118,8 @@ pub(super) async fn page(
         Some(_) => (RECORD_CHUNKS, RECORD_STEP),
     };
     let (found, limit) = (Vec::new(), limit as usize);
-    let mut search = Search { store, tenant, filter, limit, found, left, portions: PORTIONS, step: 1, most };
+    let mut search =
+        Search { store, tenant, filter, limit, found, left, early_ends: EARLY_ENDS, step: 1, most };
     let mut below = before.unwrap_or(u64::MAX).min(bounds.end);
 
     let indexed = bounds.indexed * WIDTH;
@@ -174,7 +175,7 @@ struct Search<'s, S> {
     /// The number of chunks that may still be read.
     left: usize,
     /// The number of statements that may still end early.
-    portions: usize,
+    early_ends: usize,
     step: usize,
     most: usize,
 }
@@ -183,7 +184,7 @@ impl<S: SearchReads> Search<'_, S> {
     /// Returns the number of chunks to read next. It is small at first, because one chunk is often
     /// enough.
     fn step(&mut self) -> Option<usize> {
-        if self.portions == 0 {
+        if self.early_ends == 0 {
             return None;
         }
         let step = self.step.min(self.left);
@@ -207,9 +208,9 @@ impl<S: SearchReads> Search<'_, S> {
         let wanted = self.limit - self.found.len();
         for seen in self.store.entries_of(self.tenant, self.filter, &spans, wanted).await? {
             match seen {
-                Seen::Matching(entry) => self.found.push(*entry),
-                Seen::NotLookedInto { seq } => {
-                    self.portions -= 1;
+                SearchHit::Matching(entry) => self.found.push(*entry),
+                SearchHit::Unchecked { seq } => {
+                    self.early_ends -= 1;
                     return Ok(Reached::Above(seq));
                 }
             }
@@ -229,17 +230,17 @@ impl<S: SearchReads> Search<'_, S> {
     /// Returns the value that occurs in the fewest chunks, as estimated from a few chunks of each
     /// value, and the other values. A record that has two values comes first, however many chunks
     /// have one of them.
-    async fn values(&self, within: Range<u64>) -> Result<(Option<Value>, Vec<i64>), ReadError> {
-        let mut values = values_asked(self.tenant, self.filter);
-        let of = |record: &String| value_of(self.tenant, Named::Record(record));
+    async fn values(&self, within: Range<u64>) -> Result<(Option<Lookup>, Vec<i64>), ReadError> {
+        let mut values = filter_values(self.tenant, self.filter);
+        let of = |record: &String| index_value(self.tenant, Searchable::Record(record));
         match (self.filter.record_id.as_ref().map(of), self.filter.record_hash.as_ref().map(of)) {
-            (Some(id), Some(hash)) => return Ok((Some(Value::Either(id, hash)), values)),
+            (Some(id), Some(hash)) => return Ok((Some(Lookup::Either(id, hash)), values)),
             (id, _) => values.extend(id),
         }
         self.rarest_first(&mut values, within).await?;
         Ok(match values.split_first() {
             None => (None, Vec::new()),
-            Some((rarest, others)) => (Some(Value::One(*rarest)), others.to_vec()),
+            Some((rarest, others)) => (Some(Lookup::One(*rarest)), others.to_vec()),
         })
     }
 
@@ -249,7 +250,7 @@ impl<S: SearchReads> Search<'_, S> {
         }
         let mut rarest = (true, u64::MAX, 0);
         for (place, value) in values.iter().enumerate() {
-            let value = Value::One(*value);
+            let value = Lookup::One(*value);
             let chunks = self.store.chunks_with(self.tenant, value, within.clone(), LOOKED_UP).await?;
             let more = chunks.len() == LOOKED_UP;
             let common = if more { chunks.last().copied().unwrap_or(0) } else { chunks.len() as u64 };
@@ -263,7 +264,7 @@ impl<S: SearchReads> Search<'_, S> {
     /// search.
     async fn candidates(
         &self,
-        lead: Option<Value>,
+        lead: Option<Lookup>,
         others: &[i64],
         within: Range<u64>,
         wanted: usize,

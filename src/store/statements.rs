@@ -1,4 +1,4 @@
-//! Named statements, and a list of all of them, which a test prepares on the real database.
+//! Searchable statements, and a list of all of them, which a test prepares on the real database.
 
 /// Declares statements as constants, and `ALL` with every one of them.
 macro_rules! statements {

@@ -3,11 +3,7 @@
 
 use std::time::Duration;
 
-use async_trait::async_trait;
-
-use crate::model::{TenantUid, Timestamp};
-
-use super::ReadError;
+use crate::model::Timestamp;
 
 /// The name of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,11 +61,4 @@ pub struct StreamRow {
     pub next: u64,
     /// The time since when the receiver has accepted nothing of what was sent.
     pub failing_since: Option<Timestamp>,
-}
-
-/// Reads of streams.
-#[async_trait]
-pub trait StreamReads {
-    /// Returns the tenant's streams that were ever begun.
-    async fn streams(&self, tenant: TenantUid) -> Result<Vec<StreamRow>, ReadError>;
 }

@@ -6,7 +6,7 @@ use sqlx::Error;
 use crate::model::{KeyId, Tenant, TenantUid};
 
 use super::ReadError;
-use super::row::{Columns, array, number, tenant, there};
+use super::row::{Columns, array, number, required, tenant};
 
 /// The row of a tenant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,29 +81,29 @@ pub trait TenancyReads: Send + Sync {
 
 /// Decodes the columns `uid, name, stage, revision, locked::int`.
 pub(super) fn tenant_row(row: &impl Columns) -> Result<TenantRow, Error> {
-    let stage = match there(row.text(2)?)?.as_str() {
+    let stage = match required(row.text(2)?)?.as_str() {
         "platform" => Some(Stage::Platform),
         "entitled" => Some(Stage::Entitled),
         "active" => Some(Stage::Active),
         "handed_off" => Some(Stage::HandedOff),
         _ => None,
     };
-    let (stage, locked) = (there(stage)?, there(row.number(4)?)? != 0);
+    let (stage, locked) = (required(stage)?, required(row.number(4)?)? != 0);
     Ok(TenantRow { tenant: tenant(row)?, stage, revision: number(row, 3)?, locked })
 }
 
 /// Decodes the columns `id, label, state, provider, region, identifier, credential_ref, revision`.
 pub(super) fn key_row(row: &impl Columns) -> Result<KeyRow, Error> {
-    let state = match there(row.text(2)?)?.as_str() {
+    let state = match required(row.text(2)?)?.as_str() {
         "draft" => Some(KeyState::Draft),
         "current" => Some(KeyState::Current),
         "retired" => Some(KeyState::Retired),
         _ => None,
     };
     Ok(KeyRow {
-        id: KeyId(array(there(row.bytes(0)?)?)?),
-        label: there(row.text(1)?)?,
-        state: there(state)?,
+        id: KeyId(array(required(row.bytes(0)?)?)?),
+        label: required(row.text(1)?)?,
+        state: required(state)?,
         provider: row.text(3)?,
         region: row.text(4)?,
         identifier: row.text(5)?,

@@ -102,13 +102,15 @@ impl KeySet {
         answers.into_iter().map(|answer| answer.unwrap_or_else(missing)).collect()
     }
 
-    /// Wraps DEKs of the current key again under another version of it.
+    /// Wraps DEKs again under another version of their key. Refuses them all if one of them is of
+    /// another key than that version.
     pub async fn rewrap(
         &self,
         wrapped: &[(DekBinding, Wrapped)],
         to: &KeyVersion,
     ) -> Vec<ItemResult<Wrapped>> {
-        let Some(key) = self.key(to.key_id) else {
+        let are_of_key = wrapped.iter().all(|(_, wrapped)| wrapped.key_version.key_id == to.key_id);
+        let Some(key) = self.key(to.key_id).filter(|_| are_of_key) else {
             return wrapped.iter().map(|_| Err(unknown_key())).collect();
         };
         let mut answers = key.kms.rewrap(wrapped, to).await;

@@ -12,7 +12,7 @@ use byok::audit::{Checkpoint, CheckpointKey, Committer, SignedCheckpoint, Tree, 
 use byok::crypto::Ed25519SigningKey;
 use byok::merkle::{Frontier, Hash};
 use byok::model::{Clock, Entry, Operation, SystemClock, Tenant, Timestamp};
-use byok::store::{Batch, Change, Database, LogHead, Retention, Store as _};
+use byok::store::{Batch, Change, Commits as _, Database, LogHead, Retention};
 use byok::verify::{Claim, Export, Finding, Report, State, Trust, Wanted, verify_bundle, verify_log};
 use serde_json::{Value, json};
 

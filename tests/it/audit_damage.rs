@@ -8,7 +8,7 @@ use byok::audit::{Checkpoint, digest_of, pack};
 use byok::crypto::Ed25519SigningKey;
 use byok::merkle::{Frontier, Hash};
 use byok::model::{Operation, Tenant, TenantUid};
-use byok::store::{AuditReads as _, Change, Store as _};
+use byok::store::{AuditReads as _, Change, Commits as _};
 
 use crate::support::rows;
 use crate::support::sealed::{Sealed, entry};

@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use byok::audit::{Checkpoint, CheckpointKey, SignedCheckpoint, origin_of, pack, unpack};
 use byok::crypto::Ed25519SigningKey;
 use byok::model::{Entry, EntryId, ErrorCode, Extensions, Item, Operation, Outcome, Salted};
-use byok::store::{AuditReads as _, Change, EntryFilter, EntryRow, Sqlite, Store as _, TenantReads as _};
+use byok::store::{Change, Commits as _, EntryFilter, EntryRow, EntrySearch as _, Sqlite, TenantReads as _};
 use byok::verify::{Claim, Export, State, Trust, Wanted, verify_bundle, verify_log};
 use reqwest::Method;
 use serde_json::{Value, json};

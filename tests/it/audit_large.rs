@@ -10,7 +10,8 @@ use byok::audit::{
 use byok::crypto::Ed25519SigningKey;
 use byok::model::{Clock, DekId, Entry, Item, Operation, SystemClock, Tenant, TenantUid};
 use byok::store::{
-    AuditReads as _, Change, Database, EntryFilter, EntryRow, Personal, Store, TenantReads as _,
+    AuditReads as _, Change, Commits as _, Database, EntryFilter, EntryRow, PersonalValue, Store,
+    TenantReads as _,
 };
 use byok::verify::{Export, Trust, Wanted, verify_bundle, verify_log};
 use tokio_util::sync::CancellationToken;
@@ -78,7 +79,7 @@ async fn one_statement_reads_few_large_entries_and_always_one(store: Db) {
         let Some(last) = read.last() else { break };
         let before_last: usize = read[..read.len() - 1].iter().map(|placed| placed.row.records.len()).sum();
         assert!(before_last < PORTION, "{before_last} bytes and one entry more");
-        let outlines = store.outlines(tenant, from..100, u32::MAX).await.unwrap();
+        let outlines = store.entry_values(tenant, from..100, u32::MAX).await.unwrap();
         assert!(outlines.iter().map(|outline| outline.seq).eq(read.iter().map(|placed| placed.seq)));
         from = last.seq + 1;
         reads.extend(read.into_iter().map(|placed| placed.row.id));
@@ -197,7 +198,7 @@ async fn a_record_is_erased_from_the_largest_entries_one_after_the_other() {
     let record = format!("7-11-{}", "x".repeat(16_000));
     assert_eq!(walk(&*store, uid, &of_record(&record)).await, [107]);
     for (record, entries) in [(record.as_str(), 1), ("record-1", 259)] {
-        let erased = keeper.erase(uid, &Personal::Record(record.to_owned())).await;
+        let erased = keeper.erase(uid, &PersonalValue::Record(record.to_owned())).await;
         assert_eq!(erased, Ok(Erased { entries, deks: 0 }));
     }
     for gone in [record.as_str(), "record-1"] {

@@ -4,7 +4,7 @@
 use std::process::{Output, Stdio};
 
 use byok::model::{Tenant, TenantUid};
-use byok::store::{Database, ReadError, Store, TenantReads};
+use byok::store::{Commits as _, Database, ReadError, Store, TenantReads};
 use byok::verify::{Trust, verify_log};
 use tokio::process::Command;
 

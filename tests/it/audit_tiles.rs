@@ -23,6 +23,7 @@ on_every_database! {
     a_worker_that_is_told_to_stop_leaves_the_rest
     a_tile_stays_as_it_was_and_a_wrong_one_is_said
     a_tile_that_stands_on_a_wrong_one_is_said_too
+    a_tile_far_past_its_log_does_not_stop_the_derivation
     walked_pages_hold_all_matches_alone_however_far_the_worker_is
     a_chunk_named_for_a_value_it_lacks_gives_nothing
     a_page_that_finds_nothing_in_a_long_log_ends
@@ -148,7 +149,7 @@ async fn tiles_are_what_the_leaves_make_and_proofs_over_them_verify(store: Db) {
         assert_eq!(pass(&store).await, Derived::All);
         check_tiles(&store, tenant, 1, 0, &leaves).await;
         check_proofs(&store, tenant, &leaves, &sizes, &mut dice).await;
-        assert_eq!(store.behind().await.unwrap(), []);
+        assert_eq!(store.underived_logs().await.unwrap(), []);
     }
 }
 
@@ -193,7 +194,7 @@ async fn two_workers_at_once_derive_the_same_once(store: Db) {
             assert!(derived < Derived::Wrong, "{derived:?}");
         }
         // What one of them left to another may be left by all.
-        while !store.behind().await.unwrap().is_empty() {
+        while !store.underived_logs().await.unwrap().is_empty() {
             assert!(pass(&store).await < Derived::Wrong);
         }
         check_tiles(&store, tenant, 1, 0, &leaves).await;
@@ -201,6 +202,19 @@ async fn two_workers_at_once_derive_the_same_once(store: Db) {
     }
     let all = walk(&store, tenant, &EntryFilter { user: Some("user-7".into()), ..none() }, 500).await;
     assert!(all.into_iter().eq((0..9_000).rev()));
+}
+
+async fn a_tile_far_past_its_log_does_not_stop_the_derivation(store: Db) {
+    let tenant = tenant(&*store).await;
+    let id = TileId { level: 0, index: 1 << 60 };
+    let tiles = vec![Tile { id, hashes: vec![Hash([0; 32]); WIDTH as usize] }];
+    store.commit(&changes(tenant, vec![Change::AddTiles { log: 1, tiles }])).await.unwrap();
+    grow(&store, tenant, &mut Vec::new(), 600).await;
+    let derived = tokio::time::timeout(Duration::from_secs(30), pass(&store)).await;
+    assert_eq!(derived, Ok(Derived::All));
+    let ids = [0, 1].map(|index| TileId { level: 0, index });
+    assert_eq!(store.tiles(tenant, 1, &ids).await.unwrap().len(), 2);
+    assert_eq!(store.underived_logs().await.unwrap(), []);
 }
 
 async fn a_worker_that_is_told_to_stop_leaves_the_rest(store: Db) {
@@ -370,7 +384,7 @@ async fn a_chunk_named_for_a_value_it_lacks_gives_nothing(store: Db) {
     let mut rows: Vec<EntryRow> = (0..2_000).map(plain).collect();
     rows[700].user = Some(salted("rare"));
     append(&store, tenant, rows).await;
-    let rare = store.outlines(tenant, 700..701, 1).await.unwrap().remove(0);
+    let rare = store.entry_values(tenant, 700..701, 1).await.unwrap().remove(0);
     // As if all values of every chunk had the hashes of this entry's.
     let mut values: Vec<ChunkValue> = (0..7)
         .flat_map(|chunk| rare.values.iter().map(move |value| ChunkValue { value: *value, chunk }))
@@ -696,7 +710,7 @@ async fn a_running_server_derives() {
     // Calls go on meanwhile, and their tenant's log with them.
     assert_eq!(server.decrypt(&token, "r").await.status, 200);
     for _ in 0..600 {
-        if store.behind().await.unwrap().is_empty() {
+        if store.underived_logs().await.unwrap().is_empty() {
             break;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;

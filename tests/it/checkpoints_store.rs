@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use byok::merkle::{Frontier, root_of};
 use byok::model::TenantUid;
-use byok::store::{Batch, Change, CommitError, LogHead, Publication, Publishing, Store};
+use byok::store::{Batch, Change, CommitError, LogHead, Publication, PublicationStep, Store};
 use uuid::Uuid;
 
 use crate::store_conformance::on_every_database;
@@ -23,7 +23,7 @@ type Db = Arc<dyn Store>;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-async fn publish(store: &Db, tenant: TenantUid, place: &str, holder: Uuid, step: Publishing) -> bool {
+async fn publish(store: &Db, tenant: TenantUid, place: &str, holder: Uuid, step: PublicationStep) -> bool {
     let change = Change::Publish { place: place.into(), holder, step };
     store.commit(&changes(tenant, vec![change])).await.unwrap().applied == [1]
 }
@@ -46,8 +46,8 @@ async fn an_attempt_is_one_holders_until_its_lease_ends(store: Db) {
     let (tenant, other) = (tenant(&*store).await, tenant(&*store).await);
     let (one, two) = (Uuid::new_v4(), Uuid::new_v4());
     assert_eq!(store.publications(tenant).await, Ok(Vec::new()));
-    let short = Publishing::Begin { lease: Duration::from_millis(200) };
-    let long = Publishing::Begin { lease: MINUTE };
+    let short = PublicationStep::Begin { lease: Duration::from_millis(200) };
+    let long = PublicationStep::Begin { lease: MINUTE };
     assert!(publish(&store, tenant, "a", one, short).await);
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(publication(&store, tenant, "a").await.unwrap().due);
@@ -61,14 +61,14 @@ async fn an_attempt_is_one_holders_until_its_lease_ends(store: Db) {
 async fn only_the_holder_says_how_it_went_and_that_is_kept(store: Db) {
     let tenant = tenant(&*store).await;
     let (one, two) = (Uuid::new_v4(), Uuid::new_v4());
-    assert!(publish(&store, tenant, "a", one, Publishing::Begin { lease: MINUTE }).await);
-    let done = Publishing::Done { log: 2, size: 7, after: Duration::ZERO };
+    assert!(publish(&store, tenant, "a", one, PublicationStep::Begin { lease: MINUTE }).await);
+    let done = PublicationStep::Done { log: 2, size: 7, after: Duration::ZERO };
     assert!(!publish(&store, tenant, "a", two, done).await);
-    assert!(!publish(&store, tenant, "a", two, Publishing::Again { after: MINUTE }).await);
-    assert!(publish(&store, tenant, "a", one, Publishing::Again { after: Duration::ZERO }).await);
+    assert!(!publish(&store, tenant, "a", two, PublicationStep::Failed { after: MINUTE }).await);
+    assert!(publish(&store, tenant, "a", one, PublicationStep::Failed { after: Duration::ZERO }).await);
     let failed = publication(&store, tenant, "a").await.unwrap();
     assert_eq!((failed.published, failed.published_at, failed.failures), (None, None, 1));
-    assert!(publish(&store, tenant, "a", one, Publishing::Begin { lease: MINUTE }).await);
+    assert!(publish(&store, tenant, "a", one, PublicationStep::Begin { lease: MINUTE }).await);
     assert!(publish(&store, tenant, "a", one, done).await);
     let kept = publication(&store, tenant, "a").await.unwrap();
     assert_eq!((kept.published, kept.failures, kept.due), (Some((2, 7)), 0, true));

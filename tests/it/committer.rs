@@ -1,23 +1,19 @@
 //! Group commit, over a real database whose answers are lost or refused when a test says so.
 
 use std::collections::VecDeque;
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use byok::audit::{CommitFailed, Committer, Durable, Unit, pack};
-use byok::merkle::Hash;
 use byok::model::{
-    DekId, Entry, EntryId, Extensions, Incident, Job, JobId, KeyVersion, Means, Operation, Outcome, Posture,
-    Proof, SystemClock, Tenant, TenantUid, Timestamp, Wrapped,
+    DekId, Entry, EntryId, Extensions, JobId, KeyVersion, Means, Operation, Outcome, Posture, Proof,
+    SystemClock, Tenant, TenantUid, Timestamp, Wrapped,
 };
 use byok::store::{
-    AnnouncementReads, AuditReads, Batch, Behind, Change, CheckpointReads, CheckpointRow, CommitError,
-    Committed, Database as _, DekReads, DekRow, DerivedReads, EntryFilter, Fence, JobReads, LogHead, Must,
-    Outline, Page, PlacedEntry, ProofReads, Publication, PublicationReads, ReadError, Seen, Sqlite, Store,
-    StreamReads, StreamRow, TenantReads, Tile, TileId, Unannounced, Watched,
+    Batch, Change, CommitError, Commits, Committed, Database as _, DekReads as _, DekRow, EntryFilter,
+    EntrySearch as _, Fence, ReadError, Requirement, Snapshot, Sqlite,
 };
 
 use crate::support::rows::{fence, prove, watch};
@@ -51,7 +47,7 @@ impl Unlucky {
 }
 
 #[async_trait]
-impl Store for Unlucky {
+impl Commits for Unlucky {
     async fn commit(&self, batch: &Batch) -> Result<Committed, CommitError> {
         self.batches.lock().unwrap().push(batch.entries.len());
         let fate = self.fates.lock().unwrap().pop_front();
@@ -72,216 +68,15 @@ impl Store for Unlucky {
         }
     }
 
-    async fn ping(&self) -> Result<(), ReadError> {
-        self.database.ping().await
-    }
-}
-
-#[async_trait]
-impl TenantReads for Unlucky {
-    async fn tenant(&self, name: &str) -> Result<Option<Tenant>, ReadError> {
-        self.database.tenant(name).await
-    }
-
-    async fn tenants(&self) -> Result<Vec<Tenant>, ReadError> {
-        self.database.tenants().await
-    }
-
-    async fn log_head(&self, tenant: TenantUid) -> Result<Option<LogHead>, ReadError> {
-        self.database.log_head(tenant).await
-    }
-
     async fn log_size(&self, tenant: TenantUid) -> Result<u64, ReadError> {
         self.database.log_size(tenant).await
     }
-}
 
-#[async_trait]
-impl DekReads for Unlucky {
-    async fn deks(&self, tenant: TenantUid, ids: &[DekId]) -> Result<Vec<DekRow>, ReadError> {
-        self.database.deks(tenant, ids).await
-    }
-
-    async fn deks_of_records(
-        &self,
-        tenant: TenantUid,
-        records: &[Arc<str>],
-    ) -> Result<Vec<DekRow>, ReadError> {
-        self.database.deks_of_records(tenant, records).await
-    }
-
-    async fn deks_after(
-        &self,
-        tenant: TenantUid,
-        after: Option<DekId>,
-        limit: u32,
-    ) -> Result<Vec<DekRow>, ReadError> {
-        self.database.deks_after(tenant, after, limit).await
-    }
-
-    async fn unsealed_deks(
-        &self,
-        tenant: TenantUid,
-        after: Option<DekId>,
-        limit: u32,
-    ) -> Result<Vec<DekRow>, ReadError> {
-        self.database.unsealed_deks(tenant, after, limit).await
-    }
-
-    async fn deks_not_under(&self, tenant: TenantUid, version: &KeyVersion) -> Result<u64, ReadError> {
-        self.database.deks_not_under(tenant, version).await
-    }
-}
-
-#[async_trait]
-impl JobReads for Unlucky {
-    async fn job(&self, tenant: TenantUid, id: JobId) -> Result<Option<(Job, Option<DekId>)>, ReadError> {
-        self.database.job(tenant, id).await
-    }
-
-    async fn latest_job(&self, tenant: TenantUid) -> Result<Option<Job>, ReadError> {
-        self.database.latest_job(tenant).await
-    }
-
-    async fn running_jobs(&self) -> Result<Vec<(Tenant, JobId)>, ReadError> {
-        self.database.running_jobs().await
-    }
-}
-
-#[async_trait]
-impl AuditReads for Unlucky {
-    async fn entries(
-        &self,
-        tenant: TenantUid,
-        filter: &EntryFilter,
-        before: Option<u64>,
-        limit: u32,
-    ) -> Result<Page, ReadError> {
-        self.database.entries(tenant, filter, before, limit).await
-    }
-
-    async fn entries_from(
-        &self,
-        tenant: TenantUid,
-        from: u64,
-        limit: u32,
-    ) -> Result<Vec<PlacedEntry>, ReadError> {
-        self.database.entries_from(tenant, from, limit).await
-    }
-
-    async fn sizes(&self, tenant: TenantUid, places: Range<u64>) -> Result<Vec<(u64, u64)>, ReadError> {
-        self.database.sizes(tenant, places).await
-    }
-
-    async fn places(
-        &self,
-        tenant: TenantUid,
-        from: Option<Timestamp>,
-        until: Option<Timestamp>,
-    ) -> Result<Option<Range<u64>>, ReadError> {
-        self.database.places(tenant, from, until).await
-    }
-
-    async fn leaves(&self, tenant: TenantUid, places: Range<u64>) -> Result<Vec<(u64, Hash)>, ReadError> {
-        self.database.leaves(tenant, places).await
-    }
-}
-
-#[async_trait]
-impl DerivedReads for Unlucky {
-    async fn behind(&self) -> Result<Vec<Behind>, ReadError> {
-        self.database.behind().await
-    }
-
-    async fn outlines(
-        &self,
-        tenant: TenantUid,
-        places: Range<u64>,
-        items: u32,
-    ) -> Result<Vec<Outline>, ReadError> {
-        self.database.outlines(tenant, places, items).await
-    }
-
-    async fn tiles_end(&self, tenant: TenantUid, log: u32, level: u32) -> Result<u64, ReadError> {
-        self.database.tiles_end(tenant, log, level).await
-    }
-
-    async fn tiles(&self, tenant: TenantUid, log: u32, ids: &[TileId]) -> Result<Vec<Tile>, ReadError> {
-        self.database.tiles(tenant, log, ids).await
-    }
-
-    async fn tile_roots(
-        &self,
-        tenant: TenantUid,
-        log: u32,
-        level: u32,
-        tiles: Range<u64>,
-    ) -> Result<Vec<(u64, Hash)>, ReadError> {
-        self.database.tile_roots(tenant, log, level, tiles).await
-    }
-}
-
-#[async_trait]
-impl CheckpointReads for Unlucky {
-    async fn latest_checkpoint(
-        &self,
-        tenant: TenantUid,
-        log: u32,
-    ) -> Result<Option<CheckpointRow>, ReadError> {
-        self.database.latest_checkpoint(tenant, log).await
-    }
-
-    async fn checkpoints_from(
-        &self,
-        tenant: TenantUid,
-        log: u32,
-        size: u64,
-        limit: u32,
-    ) -> Result<Vec<CheckpointRow>, ReadError> {
-        self.database.checkpoints_from(tenant, log, size, limit).await
-    }
-}
-
-#[async_trait]
-impl PublicationReads for Unlucky {
-    async fn publications(&self, tenant: TenantUid) -> Result<Vec<Publication>, ReadError> {
-        self.database.publications(tenant).await
-    }
-
-    async fn ended_logs(&self, tenant: TenantUid) -> Result<Vec<LogHead>, ReadError> {
-        self.database.ended_logs(tenant).await
-    }
-}
-
-#[async_trait]
-impl ProofReads for Unlucky {
-    async fn proofs(&self, tenant: TenantUid) -> Result<Seen<Proof>, ReadError> {
+    async fn proofs(&self, tenant: TenantUid) -> Result<Snapshot<Proof>, ReadError> {
         match self.unreadable.load(Ordering::SeqCst) {
             true => Err(ReadError::Unavailable),
             false => self.database.proofs(tenant).await,
         }
-    }
-
-    async fn watched(&self) -> Result<Seen<Watched>, ReadError> {
-        self.database.watched().await
-    }
-
-    async fn incidents(&self, tenant: TenantUid, limit: u32) -> Result<Vec<Incident>, ReadError> {
-        self.database.incidents(tenant, limit).await
-    }
-}
-
-#[async_trait]
-impl StreamReads for Unlucky {
-    async fn streams(&self, tenant: TenantUid) -> Result<Vec<StreamRow>, ReadError> {
-        self.database.streams(tenant).await
-    }
-}
-
-#[async_trait]
-impl AnnouncementReads for Unlucky {
-    async fn unannounced(&self, limit: u32) -> Result<Vec<Unannounced>, ReadError> {
-        self.database.unannounced(limit).await
     }
 }
 
@@ -360,8 +155,13 @@ impl Bench {
     }
 
     async fn users(&self) -> Vec<String> {
-        let entries =
-            self.store.entries(self.tenant, &EntryFilter::default(), None, 1_000).await.unwrap().entries;
+        let entries = self
+            .store
+            .database
+            .entries(self.tenant, &EntryFilter::default(), None, 1_000)
+            .await
+            .unwrap()
+            .entries;
         entries.into_iter().rev().map(|placed| placed.row.user.unwrap().value.unwrap()).collect()
     }
 }
@@ -483,11 +283,11 @@ async fn a_caller_that_hangs_up_takes_nothing_with_it() {
 const MINUTE: Duration = Duration::from_secs(60);
 
 fn active(epoch: u64) -> Vec<Fence> {
-    vec![fence("1", Must::BeActive { epoch })]
+    vec![fence("1", Requirement::Active { epoch })]
 }
 
 fn proven() -> Vec<Fence> {
-    vec![fence("1", Must::BeProven { epoch: 1, within: MINUTE })]
+    vec![fence("1", Requirement::Proven { epoch: 1, within: MINUTE })]
 }
 
 fn told(outcome: &Result<Durable, CommitFailed>) -> Result<Vec<u64>, CommitFailed> {
@@ -507,7 +307,7 @@ async fn what_the_fence_keeps_out_does_not_take_its_neighbours_with_it() {
             bench.fenced("b", vec![dek(DekId::new()), dek(DekId::new())], active(1)),
             bench.fenced("c", vec![dek(kept_out), lease.clone()], active(2)),
             bench.fenced("d", vec![lease, dek(DekId::new())], proven()),
-            bench.fenced("e", vec![dek(kept_out)], vec![fence("2", Must::BeActive { epoch: 1 })]),
+            bench.fenced("e", vec![dek(kept_out)], vec![fence("2", Requirement::Active { epoch: 1 })]),
             bench.unit("f", Vec::new()),
         ])
         .await;
@@ -518,7 +318,7 @@ async fn what_the_fence_keeps_out_does_not_take_its_neighbours_with_it() {
     );
     assert_eq!(bench.users().await, ["before", "a", "b", "d", "f"]);
     assert_eq!(*bench.store.batches.lock().unwrap(), [1, 6, 4]);
-    assert_eq!(bench.store.deks(bench.tenant, &[kept_out]).await.unwrap(), []);
+    assert_eq!(bench.store.database.deks(bench.tenant, &[kept_out]).await.unwrap(), []);
     let receipt = outcomes[1].as_ref().unwrap().receipt.clone().unwrap();
     assert_eq!(receipt.fence, [active(1), proven()].concat(), "what two ask for is asked once");
     assert_eq!(receipt.proven_at(&KeyVersion::new("byok", "1")), Some(proof.proven_at));
@@ -542,7 +342,7 @@ async fn of_two_epochs_in_one_group_the_one_that_stands_is_committed() {
 }
 
 #[tokio::test]
-async fn a_receipt_says_what_was_found_and_when() {
+async fn a_passage_says_what_was_found_and_when() {
     let bench = Bench::with(&[]).await;
     let key_version = KeyVersion::new("byok", "1");
     let proof = watch(&bench.store.database, bench.tenant, "1").await;
@@ -551,7 +351,7 @@ async fn a_receipt_says_what_was_found_and_when() {
     let receipt = durable.receipt.unwrap();
     assert_eq!(receipt.proven_at(&key_version), Some(later.proven_at));
     assert!(receipt.sent <= receipt.received);
-    assert!(receipt.passed.now.since(proof.proven_at) < MINUTE);
+    assert!(receipt.reading.now.since(proof.proven_at) < MINUTE);
     let durable = bench.durable(bench.unit("b", Vec::new())).await.unwrap();
     assert!(durable.receipt.is_none(), "nothing was asked");
     assert_eq!(
@@ -570,7 +370,7 @@ async fn the_fence_of_a_unit_without_an_entry_keeps_out_nobody() {
     let outcomes = bench.together(vec![bench.fenced("a", Vec::new(), active(1)), no_entry]).await;
     assert_eq!(outcomes.iter().map(told).collect::<Vec<_>>(), [Ok(vec![]), Ok(vec![1])]);
     assert_eq!(bench.users().await, ["before", "a"]);
-    assert_eq!(bench.store.deks(bench.tenant, &[id]).await.unwrap().len(), 1);
+    assert_eq!(bench.store.database.deks(bench.tenant, &[id]).await.unwrap().len(), 1);
 }
 
 /// Nothing of the group was done, and nobody knows whom the fence keeps out: every caller is told to try again.
@@ -638,7 +438,7 @@ async fn a_fence_that_holds_only_while_nobody_commits_refuses_in_the_end() {
 }
 
 #[tokio::test]
-async fn after_a_lost_answer_the_second_looks_finding_is_the_receipt() {
+async fn after_a_lost_answer_the_second_looks_finding_is_the_passage() {
     let bench = Bench::with(&[Fate::Lost]).await;
     let proof = watch(&bench.store.database, bench.tenant, "1").await;
     let durable = bench.durable(bench.fenced("a", vec![dek(DekId::new())], proven())).await.unwrap();
@@ -650,7 +450,7 @@ async fn after_a_lost_answer_the_second_looks_finding_is_the_receipt() {
 }
 
 #[tokio::test]
-async fn after_a_lost_answer_a_fence_that_fails_is_no_receipt() {
+async fn after_a_lost_answer_a_fence_that_fails_is_no_passage() {
     let bench = Bench::with(&[Fate::LostAndRevoked]).await;
     watch(&bench.store.database, bench.tenant, "1").await;
     let durable = bench.durable(bench.fenced("a", vec![dek(DekId::new())], proven())).await.unwrap();
@@ -660,7 +460,7 @@ async fn after_a_lost_answer_a_fence_that_fails_is_no_receipt() {
 }
 
 #[tokio::test]
-async fn after_a_lost_answer_proofs_that_cannot_be_read_are_no_receipt() {
+async fn after_a_lost_answer_proofs_that_cannot_be_read_are_no_passage() {
     let bench = Bench::with(&[Fate::Lost]).await;
     watch(&bench.store.database, bench.tenant, "1").await;
     bench.store.unreadable.store(true, Ordering::SeqCst);

@@ -3,7 +3,6 @@
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -19,24 +18,23 @@ use byok::keyring::Keyring;
 use byok::kms::{
     DekBinding, Generated, ItemResult, Kms, KmsError, KmsErrorClass, KmsProfile, LocalKey, RequestCounts,
 };
-use byok::merkle::Hash;
 use byok::model::{
-    BootTime, Clock, DekId, ErrorCode, Identity, Incident, Job, JobId, KeyId, KeyVersion, Means, Operation,
-    Posture, Proof, RequestId, Session, SystemClock, Tenant, TenantUid, Timestamp, Wrapped,
+    BootTime, Clock, DekId, ErrorCode, Identity, Job, JobId, KeyVersion, Means, Operation, Posture, Proof,
+    RequestId, Session, SystemClock, Tenant, TenantUid, Timestamp, Wrapped,
 };
 use byok::rest::DatabaseState;
 use byok::store::{
-    AnnouncementReads, AuditReads, Batch, Behind, Change, CheckpointReads, CheckpointRow, CommitError,
-    Committed, Database as _, DekReads, DekRow, DerivedReads, EntryFilter, Fence, JobReads, LogHead, Must,
-    Outline, Page, Passed, PlacedEntry, ProofReads, Publication, PublicationReads, ReadError, Seen, Sqlite,
-    Store, StreamReads, StreamRow, TenantReads, Tile, TileId, Unannounced, Watched,
+    Batch, Change, CommitError, Commits, Committed, Database as _, DekReads, DekRow, EntryFilter,
+    EntrySearch, Fence, FenceReading, JobReads, KeyringStore, Page, ReadError, RequestReads, Requirement,
+    Snapshot, Sqlite, Watched,
 };
-use byok::tenancy::{Caller, Key, KeySet, Tenants};
+use byok::tenancy::Caller;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::rows::changes;
+use crate::support::tenancy::one_tenant;
 
 /// What Hasura shows as `X-Byok-Secret`.
 pub(crate) const SECRET: &str = "a-secret-of-some-length";
@@ -196,7 +194,7 @@ impl Wired {
 }
 
 #[async_trait]
-impl Store for Wired {
+impl Commits for Wired {
     async fn commit(&self, batch: &Batch) -> Result<Committed, CommitError> {
         self.commits.fetch_add(1, Ordering::SeqCst);
         if self.hangs.load(Ordering::SeqCst) {
@@ -210,19 +208,19 @@ impl Store for Wired {
         if !batch.entries.is_empty() && !batch.fence.is_empty() {
             // The database's own clock cannot be set, so what depends on it is asked here.
             let seen = database.proofs(batch.tenant).await.map_err(|_| CommitError::Unavailable)?;
-            let seen = Seen { now: self.time(seen.now), rows: seen.rows };
-            Passed::of(&batch.fence, &seen).ok_or(CommitError::Fenced)?;
+            let seen = Snapshot { now: self.time(seen.now), rows: seen.rows };
+            FenceReading::of(&batch.fence, &seen).ok_or(CommitError::Fenced)?;
             for asked in &mut batch.fence {
-                if let Must::BeProven { epoch, .. } = asked.must {
-                    *asked = Fence { must: Must::BeActive { epoch }, ..asked.clone() };
+                if let Requirement::Proven { epoch, .. } = asked.requirement {
+                    *asked = Fence { requirement: Requirement::Active { epoch }, ..asked.clone() };
                 }
             }
         }
         let committed = database.commit(&batch).await.map(|committed| {
-            let passed = committed
-                .passed
-                .map(|passed| Passed { now: self.time(passed.now), proven_at: passed.proven_at });
-            Committed { applied: committed.applied, passed }
+            let reading = committed
+                .reading
+                .map(|reading| FenceReading { now: self.time(reading.now), proven_at: reading.proven_at });
+            Committed { applied: committed.applied, reading }
         });
         if !batch.entries.is_empty()
             && let Some(then) = self.then.lock().unwrap().take()
@@ -232,27 +230,13 @@ impl Store for Wired {
         committed
     }
 
-    async fn ping(&self) -> Result<(), ReadError> {
-        self.read().await?.ping().await
-    }
-}
-
-#[async_trait]
-impl TenantReads for Wired {
-    async fn tenant(&self, name: &str) -> Result<Option<Tenant>, ReadError> {
-        self.read().await?.tenant(name).await
-    }
-
-    async fn tenants(&self) -> Result<Vec<Tenant>, ReadError> {
-        self.read().await?.tenants().await
-    }
-
-    async fn log_head(&self, tenant: TenantUid) -> Result<Option<LogHead>, ReadError> {
-        self.read().await?.log_head(tenant).await
-    }
-
     async fn log_size(&self, tenant: TenantUid) -> Result<u64, ReadError> {
         self.read().await?.log_size(tenant).await
+    }
+
+    async fn proofs(&self, tenant: TenantUid) -> Result<Snapshot<Proof>, ReadError> {
+        let seen = self.read().await?.proofs(tenant).await?;
+        Ok(Snapshot { now: self.time(seen.now), rows: seen.rows })
     }
 }
 
@@ -287,10 +271,6 @@ impl DekReads for Wired {
     ) -> Result<Vec<DekRow>, ReadError> {
         self.read().await?.unsealed_deks(tenant, after, limit).await
     }
-
-    async fn deks_not_under(&self, tenant: TenantUid, version: &KeyVersion) -> Result<u64, ReadError> {
-        self.read().await?.deks_not_under(tenant, version).await
-    }
 }
 
 #[async_trait]
@@ -306,10 +286,22 @@ impl JobReads for Wired {
     async fn running_jobs(&self) -> Result<Vec<(Tenant, JobId)>, ReadError> {
         self.read().await?.running_jobs().await
     }
+
+    async fn deks_not_under(&self, tenant: TenantUid, version: &KeyVersion) -> Result<u64, ReadError> {
+        self.read().await?.deks_not_under(tenant, version).await
+    }
 }
 
 #[async_trait]
-impl AuditReads for Wired {
+impl KeyringStore for Wired {
+    async fn watched(&self) -> Result<Snapshot<Watched>, ReadError> {
+        let seen = self.read().await?.watched().await?;
+        Ok(Snapshot { now: self.time(seen.now), rows: seen.rows })
+    }
+}
+
+#[async_trait]
+impl EntrySearch for Wired {
     async fn entries(
         &self,
         tenant: TenantUid,
@@ -319,128 +311,12 @@ impl AuditReads for Wired {
     ) -> Result<Page, ReadError> {
         self.read().await?.entries(tenant, filter, before, limit).await
     }
-
-    async fn entries_from(
-        &self,
-        tenant: TenantUid,
-        from: u64,
-        limit: u32,
-    ) -> Result<Vec<PlacedEntry>, ReadError> {
-        self.read().await?.entries_from(tenant, from, limit).await
-    }
-
-    async fn sizes(&self, tenant: TenantUid, places: Range<u64>) -> Result<Vec<(u64, u64)>, ReadError> {
-        self.read().await?.sizes(tenant, places).await
-    }
-
-    async fn places(
-        &self,
-        tenant: TenantUid,
-        from: Option<Timestamp>,
-        until: Option<Timestamp>,
-    ) -> Result<Option<Range<u64>>, ReadError> {
-        self.read().await?.places(tenant, from, until).await
-    }
-
-    async fn leaves(&self, tenant: TenantUid, places: Range<u64>) -> Result<Vec<(u64, Hash)>, ReadError> {
-        self.read().await?.leaves(tenant, places).await
-    }
 }
 
 #[async_trait]
-impl DerivedReads for Wired {
-    async fn behind(&self) -> Result<Vec<Behind>, ReadError> {
-        self.read().await?.behind().await
-    }
-
-    async fn outlines(
-        &self,
-        tenant: TenantUid,
-        places: Range<u64>,
-        items: u32,
-    ) -> Result<Vec<Outline>, ReadError> {
-        self.read().await?.outlines(tenant, places, items).await
-    }
-
-    async fn tiles_end(&self, tenant: TenantUid, log: u32, level: u32) -> Result<u64, ReadError> {
-        self.read().await?.tiles_end(tenant, log, level).await
-    }
-
-    async fn tiles(&self, tenant: TenantUid, log: u32, ids: &[TileId]) -> Result<Vec<Tile>, ReadError> {
-        self.read().await?.tiles(tenant, log, ids).await
-    }
-
-    async fn tile_roots(
-        &self,
-        tenant: TenantUid,
-        log: u32,
-        level: u32,
-        tiles: Range<u64>,
-    ) -> Result<Vec<(u64, Hash)>, ReadError> {
-        self.read().await?.tile_roots(tenant, log, level, tiles).await
-    }
-}
-
-#[async_trait]
-impl CheckpointReads for Wired {
-    async fn latest_checkpoint(
-        &self,
-        tenant: TenantUid,
-        log: u32,
-    ) -> Result<Option<CheckpointRow>, ReadError> {
-        self.read().await?.latest_checkpoint(tenant, log).await
-    }
-
-    async fn checkpoints_from(
-        &self,
-        tenant: TenantUid,
-        log: u32,
-        size: u64,
-        limit: u32,
-    ) -> Result<Vec<CheckpointRow>, ReadError> {
-        self.read().await?.checkpoints_from(tenant, log, size, limit).await
-    }
-}
-
-#[async_trait]
-impl PublicationReads for Wired {
-    async fn publications(&self, tenant: TenantUid) -> Result<Vec<Publication>, ReadError> {
-        self.read().await?.publications(tenant).await
-    }
-
-    async fn ended_logs(&self, tenant: TenantUid) -> Result<Vec<LogHead>, ReadError> {
-        self.read().await?.ended_logs(tenant).await
-    }
-}
-
-#[async_trait]
-impl ProofReads for Wired {
-    async fn proofs(&self, tenant: TenantUid) -> Result<Seen<Proof>, ReadError> {
-        let seen = self.read().await?.proofs(tenant).await?;
-        Ok(Seen { now: self.time(seen.now), rows: seen.rows })
-    }
-
-    async fn watched(&self) -> Result<Seen<Watched>, ReadError> {
-        let seen = self.read().await?.watched().await?;
-        Ok(Seen { now: self.time(seen.now), rows: seen.rows })
-    }
-
-    async fn incidents(&self, tenant: TenantUid, limit: u32) -> Result<Vec<Incident>, ReadError> {
-        self.read().await?.incidents(tenant, limit).await
-    }
-}
-
-#[async_trait]
-impl StreamReads for Wired {
-    async fn streams(&self, tenant: TenantUid) -> Result<Vec<StreamRow>, ReadError> {
-        self.read().await?.streams(tenant).await
-    }
-}
-
-#[async_trait]
-impl AnnouncementReads for Wired {
-    async fn unannounced(&self, limit: u32) -> Result<Vec<Unannounced>, ReadError> {
-        self.read().await?.unannounced(limit).await
+impl RequestReads for Wired {
+    async fn ping(&self) -> Result<(), ReadError> {
+        self.read().await?.ping().await
     }
 }
 
@@ -549,7 +425,7 @@ impl Replica {
             next_probe_at: long_ago,
             ..proof.clone()
         };
-        let prove = Change::Prove { from: proof.revision, to, incident: None };
+        let prove = Change::UpdateProof { from: proof.revision, to, incident: None };
         self.store.database().commit(&changes(self.tenant.uid, vec![prove])).await.unwrap();
         self.clock.sleep(3_600_000);
     }
@@ -613,11 +489,12 @@ impl House {
             asleep: Mutex::default(),
         });
         let committer = Arc::new(Committer::start(store.clone(), clock.clone()));
+        let tenants = one_tenant(&self.tenant, kms.clone());
         let keyring = Keyring::new(byok::keyring::Parts {
             pool: byok::config::DekPool { size: 0 },
             store: store.clone(),
-            kms: kms.clone(),
-            connections: None,
+            log: store.database(),
+            tenants: tenants.clone(),
             committer: committer.clone(),
             clock: clock.clone(),
             cache: DekCache { time_to_live: seconds(cache_seconds), entries: 1_000 },
@@ -633,22 +510,17 @@ impl House {
         let auth = Auth::read(&mut Reader::new(&env));
         let authenticator = Authenticator::new(&auth, crate::support::http(), clock.clone());
         let checkpoints = Checkpoints::new(CheckpointParts {
-            store: store.clone(),
+            store: store.database(),
             deployment: "byok".to_owned(),
             keys: None,
             destinations: Vec::new(),
             publish_every: Duration::from_secs(60),
             clock: clock.clone(),
         });
-        let kms_requests = Arc::new(RequestCounts::new("local"));
-        let (id, requests) = (KeyId::FIRST, kms_requests.clone());
-        let key = Key { id, kms: kms.clone(), connections: None, requests };
-        let tenants = Tenants::fixed(KeySet::new(key, []));
-        tenants.open(self.tenant.clone());
         let app = App::new(byok::app::Parts {
             tenants,
             store: store.clone(),
-            kms_requests,
+            kms_requests: Arc::new(RequestCounts::new("local")),
             keyring: keyring.clone(),
             committer,
             authenticator: Arc::new(authenticator.map_err(drop).unwrap()),

@@ -11,7 +11,9 @@ use byok::crypto::{Dek, RowMacKey};
 use byok::keyring::{Keyring, KeyringError, Parts};
 use byok::kms::{DekBinding, Generated, ItemResult, Kms, KmsError, KmsProfile, LocalKey};
 use byok::model::{DekId, KeyVersion, Source, SystemClock, Tenant, TenantUid, Timestamp, Wrapped};
-use byok::store::{Batch, Change, Database as _, DekReads as _, DekRow, Sqlite, Store as _};
+use byok::store::{Batch, Change, Commits as _, Database as _, DekReads as _, DekRow, Sqlite};
+
+use crate::support::tenancy::one_tenant;
 
 /// The local key, slow enough to be waited for, and counted.
 struct Counted {
@@ -86,8 +88,8 @@ impl Bench {
         let pool = DekPool { size: 0 };
         let parts = Parts {
             store: store.clone(),
-            kms: kms.clone(),
-            connections: None,
+            log: store.clone(),
+            tenants: one_tenant(&tenant, kms.clone()),
             committer,
             clock,
             cache,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use byok::model::{Posture, TenantUid};
-use byok::store::{Change, DekReads as _, ProofReads as _, Store as _};
+use byok::store::{Change, Commits as _, DekReads as _, KeyringStore as _, OutgoingReads as _};
 use reqwest::Method;
 use serde_json::json;
 

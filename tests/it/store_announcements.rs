@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use byok::model::{IncidentId, Posture, Proof, TenantUid};
-use byok::store::{AnnouncementOutcome, Attempt, Change, Database as _, Postgres, Store, Unannounced};
+use byok::store::{
+    AnnouncementOutcome, AnnouncementStep, Change, Database as _, DueAnnouncement, Postgres, Store,
+};
 use uuid::Uuid;
 
 use crate::store_conformance::on_every_database;
@@ -29,7 +31,7 @@ type Db = Arc<dyn Store>;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-fn announce(incident: IncidentId, attempt: u32, holder: Uuid, step: Attempt) -> Change {
+fn announce(incident: IncidentId, attempt: u32, holder: Uuid, step: AnnouncementStep) -> Change {
     Change::Announce { incident, attempt, holder, step }
 }
 
@@ -38,19 +40,20 @@ async fn applied(store: &Db, tenant: TenantUid, change: Change) -> bool {
 }
 
 async fn begins(store: &Db, tenant: TenantUid, incident: IncidentId, attempt: u32, holder: Uuid) -> bool {
-    applied(store, tenant, announce(incident, attempt, holder, Attempt::Begin { lease: MINUTE })).await
+    applied(store, tenant, announce(incident, attempt, holder, AnnouncementStep::Begin { lease: MINUTE }))
+        .await
 }
 
 async fn ends(store: &Db, tenant: TenantUid, incident: IncidentId) {
     let holder = Uuid::new_v4();
     assert!(begins(store, tenant, incident, 1, holder).await);
-    let end = Attempt::End(AnnouncementOutcome::Announced);
+    let end = AnnouncementStep::End(AnnouncementOutcome::Announced);
     assert!(applied(store, tenant, announce(incident, 1, holder, end)).await);
 }
 
 /// What is due of one tenant.
-async fn due(store: &Db, tenant: TenantUid) -> Vec<Unannounced> {
-    let all = store.unannounced(100).await.unwrap();
+async fn due(store: &Db, tenant: TenantUid) -> Vec<DueAnnouncement> {
+    let all = store.due_announcements(100).await.unwrap();
     all.into_iter().filter(|due| due.tenant.uid == tenant).collect()
 }
 
@@ -77,7 +80,7 @@ async fn an_attempt_is_one_holders_until_its_lease_ends(store: Db) {
     let tenant = tenant(&*store).await;
     let incident = turn(&*store, tenant, &mut watched(&*store, tenant, "1").await, Posture::Revoked).await.id;
     let (one, other) = (Uuid::new_v4(), Uuid::new_v4());
-    let short = Attempt::Begin { lease: Duration::from_millis(200) };
+    let short = AnnouncementStep::Begin { lease: Duration::from_millis(200) };
     assert!(!begins(&store, tenant, incident, 2, one).await, "the first attempt comes first");
     assert!(applied(&store, tenant, announce(incident, 1, one, short)).await);
     assert_eq!(due_ids(&store, tenant).await, []);
@@ -94,11 +97,14 @@ async fn only_the_holder_of_an_attempt_says_how_it_went(store: Db) {
     let tenant = tenant(&*store).await;
     let incident = turn(&*store, tenant, &mut watched(&*store, tenant, "1").await, Posture::Revoked).await.id;
     let (holder, other) = (Uuid::new_v4(), Uuid::new_v4());
-    let short = Attempt::Begin { lease: Duration::ZERO };
+    let short = AnnouncementStep::Begin { lease: Duration::ZERO };
     assert!(applied(&store, tenant, announce(incident, 1, holder, short)).await);
     tokio::time::sleep(Duration::from_millis(5)).await;
     assert!(begins(&store, tenant, incident, 2, holder).await, "it was this holder's before");
-    let steps = [Attempt::Again { after: Duration::ZERO }, Attempt::End(AnnouncementOutcome::Announced)];
+    let steps = [
+        AnnouncementStep::Failed { after: Duration::ZERO },
+        AnnouncementStep::End(AnnouncementOutcome::Announced),
+    ];
     for step in steps {
         assert!(!applied(&store, tenant, announce(incident, 2, other, step)).await, "another holder");
         assert!(
@@ -116,7 +122,7 @@ async fn an_attempt_that_failed_is_due_again_later(store: Db) {
     let incident = turn(&*store, tenant, &mut watched(&*store, tenant, "1").await, Posture::Revoked).await.id;
     let holder = Uuid::new_v4();
     assert!(begins(&store, tenant, incident, 1, holder).await);
-    let again = |after| announce(incident, 1, holder, Attempt::Again { after });
+    let again = |after| announce(incident, 1, holder, AnnouncementStep::Failed { after });
     assert!(applied(&store, tenant, again(MINUTE)).await);
     assert_eq!(due_ids(&store, tenant).await, []);
     assert!(applied(&store, tenant, again(Duration::ZERO)).await);
@@ -132,14 +138,16 @@ async fn what_has_ended_is_never_due_again(store: Db) {
     let holder = Uuid::new_v4();
     for (outcome, another) in [(Announced, Refused), (Refused, GivenUp), (GivenUp, Announced)] {
         let incident = turn(&*store, tenant, &mut proof, Posture::Revoked).await.id;
-        let short = Attempt::Begin { lease: Duration::ZERO };
+        let short = AnnouncementStep::Begin { lease: Duration::ZERO };
         assert!(applied(&store, tenant, announce(incident, 1, holder, short)).await);
-        assert!(applied(&store, tenant, announce(incident, 1, holder, Attempt::End(outcome))).await);
+        assert!(applied(&store, tenant, announce(incident, 1, holder, AnnouncementStep::End(outcome))).await);
         assert_eq!(due_ids(&store, tenant).await, []);
         assert!(!begins(&store, tenant, incident, 2, holder).await);
         assert!(!applied(&store, tenant, announce(incident, 1, holder, short)).await);
-        assert!(!applied(&store, tenant, announce(incident, 1, holder, Attempt::End(another))).await);
-        let again = Attempt::Again { after: Duration::ZERO };
+        assert!(
+            !applied(&store, tenant, announce(incident, 1, holder, AnnouncementStep::End(another))).await
+        );
+        let again = AnnouncementStep::Failed { after: Duration::ZERO };
         assert!(!applied(&store, tenant, announce(incident, 1, holder, again)).await);
     }
 }
@@ -157,10 +165,10 @@ async fn a_later_incident_of_a_key_version_waits_for_the_one_before(store: Db) {
         let holder = Uuid::new_v4();
         assert!(begins(&store, tenant, *incident, 1, holder).await, "{at}");
         assert_eq!(due_ids(&store, tenant).await, []);
-        let again = Attempt::Again { after: MINUTE };
+        let again = AnnouncementStep::Failed { after: MINUTE };
         assert!(applied(&store, tenant, announce(*incident, 1, holder, again)).await);
         assert_eq!(due_ids(&store, tenant).await, []);
-        let end = Attempt::End(AnnouncementOutcome::GivenUp);
+        let end = AnnouncementStep::End(AnnouncementOutcome::GivenUp);
         assert!(applied(&store, tenant, announce(*incident, 1, holder, end)).await);
     }
     assert_eq!(due_ids(&store, tenant).await, []);
@@ -187,9 +195,9 @@ async fn a_step_that_is_committed_again_does_nothing_more(store: Db) {
     let incident = turn(&*store, tenant, &mut watched(&*store, tenant, "1").await, Posture::Revoked).await.id;
     let holder = Uuid::new_v4();
     for step in [
-        Attempt::Begin { lease: MINUTE },
-        Attempt::Again { after: MINUTE },
-        Attempt::End(AnnouncementOutcome::Announced),
+        AnnouncementStep::Begin { lease: MINUTE },
+        AnnouncementStep::Failed { after: MINUTE },
+        AnnouncementStep::End(AnnouncementOutcome::Announced),
     ] {
         for _ in 0..2 {
             assert!(applied(&store, tenant, announce(incident, 1, holder, step)).await, "{step:?}");
@@ -200,7 +208,7 @@ async fn a_step_that_is_committed_again_does_nothing_more(store: Db) {
 async fn a_step_whose_batch_was_committed_before_says_what_it_did(store: Db) {
     let tenant = tenant(&*store).await;
     let incident = turn(&*store, tenant, &mut watched(&*store, tenant, "1").await, Posture::Revoked).await.id;
-    let step = |holder| announce(incident, 1, holder, Attempt::Begin { lease: MINUTE });
+    let step = |holder| announce(incident, 1, holder, AnnouncementStep::Begin { lease: MINUTE });
     let mut batch = entries(tenant, 0, vec![entry()]);
     batch.changes = vec![step(Uuid::new_v4()), step(Uuid::new_v4())];
     let first = store.commit(&batch).await.unwrap();
@@ -217,7 +225,7 @@ async fn an_incident_that_was_not_written_is_not_announced(store: Db) {
     let mut lost = incident.clone();
     lost.id = IncidentId::new();
     let to = Proof { next_probe_at: proof.next_probe_at.plus(Duration::from_secs(1)), ..proof };
-    let prove = Change::Prove { from: stale.revision, to, incident: Some(lost) };
+    let prove = Change::UpdateProof { from: stale.revision, to, incident: Some(lost) };
     assert!(!applied(&store, tenant, prove).await);
     assert_eq!(due_ids(&store, tenant).await, [incident.id]);
 }
@@ -229,7 +237,7 @@ async fn what_is_due_is_read_in_pages_oldest_first(store: Db) {
         let mut proof = watched(&*store, tenant, version).await;
         ids.push(turn(&*store, tenant, &mut proof, Posture::Revoked).await.id);
     }
-    let page = store.unannounced(2).await.unwrap();
+    let page = store.due_announcements(2).await.unwrap();
     assert_eq!(page.iter().map(|due| due.incident.id).collect::<Vec<_>>(), ids[..2]);
 }
 
@@ -245,9 +253,9 @@ async fn the_serving_role_announces_incidents_and_changes_none() {
     let incident = turn(&*store, tenant, &mut watched(&*store, tenant, "1").await, Posture::Revoked).await.id;
     let holder = Uuid::new_v4();
     for step in [
-        Attempt::Begin { lease: MINUTE },
-        Attempt::Again { after: MINUTE },
-        Attempt::End(AnnouncementOutcome::Announced),
+        AnnouncementStep::Begin { lease: MINUTE },
+        AnnouncementStep::Failed { after: MINUTE },
+        AnnouncementStep::End(AnnouncementOutcome::Announced),
     ] {
         assert!(applied(&store, tenant, announce(incident, 1, holder, step)).await, "{step:?}");
     }

@@ -527,7 +527,7 @@ async fn an_incident_that_is_no_change_of_posture_is_written_once(store: Db) {
         http_status: None,
         kms_request_id: None,
     };
-    let note = changes(tenant, vec![Change::NoteIncident(incident.clone())]);
+    let note = changes(tenant, vec![Change::RecordIncident(incident.clone())]);
     store.commit(&note).await.unwrap();
     store.commit(&note).await.unwrap();
     assert_eq!(store.incidents(tenant, 10).await.unwrap(), [incident]);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use byok::model::{
     Canary, DekId, Incident, IncidentId, KeyVersion, Posture, Proof, TenantUid, Timestamp, Wrapped,
 };
-use byok::store::{Batch, Change, CommitError, EntryFilter, Fence, Must, Passed, Store};
+use byok::store::{Batch, Change, CommitError, EntryFilter, Fence, FenceReading, Requirement, Store};
 use uuid::Uuid;
 
 use crate::store_conformance::on_every_database;
@@ -62,9 +62,13 @@ fn under(tenant: TenantUid, base: u64, fence: Vec<Fence>) -> Batch {
 }
 
 /// What a batch with one entry finds under this fence, at the log's end.
-async fn passes(store: &Db, tenant: TenantUid, fence: Vec<Fence>) -> Result<Option<Passed>, CommitError> {
+async fn passes(
+    store: &Db,
+    tenant: TenantUid,
+    fence: Vec<Fence>,
+) -> Result<Option<FenceReading>, CommitError> {
     let base = store.log_size(tenant).await.unwrap();
-    let outcome = store.commit(&under(tenant, base, fence)).await.map(|done| done.passed);
+    let outcome = store.commit(&under(tenant, base, fence)).await.map(|done| done.reading);
     assert_eq!(store.log_size(tenant).await.unwrap(), base + u64::from(outcome.is_ok()));
     outcome
 }
@@ -146,7 +150,7 @@ async fn a_version_that_several_watch_at_once_is_watched_for_each(store: Db) {
 
 async fn a_need_ends_by_the_databases_clock(store: Db) {
     let tenant = tenant(&*store).await;
-    let need = |version: &str, millis| Change::Need {
+    let need = |version: &str, millis| Change::ExtendWatch {
         key_version: KeyVersion::new("byok", version),
         lasting: Duration::from_millis(millis),
     };
@@ -193,8 +197,10 @@ async fn a_version_that_was_retired_is_gone_until_it_is_watched_anew(store: Db) 
         watch(&*store, tenant, version).await;
     }
     watch(&*store, other, "1").await;
-    let need =
-        |version: &str| Change::Need { key_version: KeyVersion::new("byok", version), lasting: MINUTE };
+    let need = |version: &str| Change::ExtendWatch {
+        key_version: KeyVersion::new("byok", version),
+        lasting: MINUTE,
+    };
     assert_eq!(one(&store, tenant, need("1")).await, 1);
     let first = proof_of(&store, tenant, "1").await;
     let revoked = prove(&*store, tenant, &proof_of(&store, tenant, "3").await, |to| {
@@ -216,9 +222,9 @@ async fn a_version_that_was_retired_is_gone_until_it_is_watched_anew(store: Db) 
 
     // Who has not heard of it yet.
     assert_eq!(one(&store, tenant, need("1")).await, 0);
-    let late = Change::Prove { from: first.revision, to: first.clone(), incident: None };
+    let late = Change::UpdateProof { from: first.revision, to: first.clone(), incident: None };
     assert_eq!(one(&store, tenant, late).await, 0);
-    let under_it = vec![fence("1", Must::BeActive { epoch: first.epoch })];
+    let under_it = vec![fence("1", Requirement::Active { epoch: first.epoch })];
     assert_eq!(store.commit(&under(tenant, 0, under_it)).await, Err(CommitError::Fenced));
 
     for (version, epoch) in [("1", first.epoch + 1), ("3", revoked.epoch + 1)] {
@@ -240,7 +246,7 @@ async fn a_proof_replaces_every_field_and_leaves_the_canary(store: Db) {
         let watched = store.watched().await.unwrap().rows;
         watched.into_iter().find(|row| row.tenant.uid == tenant).map(|row| (row.canary, row.needed_until))
     };
-    let need = Change::Need { key_version: first.key_version.clone(), lasting: MINUTE };
+    let need = Change::ExtendWatch { key_version: first.key_version.clone(), lasting: MINUTE };
     one(&store, tenant, need).await;
     let before = canary_of().await;
     let every = Proof {
@@ -256,7 +262,7 @@ async fn a_proof_replaces_every_field_and_leaves_the_canary(store: Db) {
         doubted_by: Some(Uuid::new_v4()),
         next_probe_at: Timestamp(3_000_003),
     };
-    let step = |from, to: &Proof| Change::Prove { from, to: to.clone(), incident: None };
+    let step = |from, to: &Proof| Change::UpdateProof { from, to: to.clone(), incident: None };
     assert_eq!(one(&store, tenant, step(1, &every)).await, 1);
     assert_eq!(proof_of(&store, tenant, "1").await, every);
     assert_eq!(canary_of().await, before);
@@ -275,10 +281,10 @@ async fn a_proof_of_another_revision_touches_nothing(store: Db) {
     let at = clock(&store, tenant).await;
     for from in [0, 1, 3] {
         to.revision = from + 1;
-        let late = Change::Prove { from, to: to.clone(), incident: Some(incident("1", at)) };
+        let late = Change::UpdateProof { from, to: to.clone(), incident: Some(incident("1", at)) };
         assert_eq!(one(&store, tenant, late).await, 0);
     }
-    let unknown = Change::Prove { from: 1, to: proof("9", at), incident: Some(incident("9", at)) };
+    let unknown = Change::UpdateProof { from: 1, to: proof("9", at), incident: Some(incident("9", at)) };
     assert_eq!(one(&store, tenant, unknown).await, 0);
     assert_eq!(store.proofs(tenant).await.unwrap().rows, [second]);
     assert_eq!(store.incidents(tenant, 10).await.unwrap(), []);
@@ -300,8 +306,8 @@ async fn incidents_read_back_as_they_were_recorded(store: Db) {
     let revoked = Proof { posture: Posture::Revoked, epoch: 2, revision: 2, ..first.clone() };
     let active = Proof { epoch: 3, revision: 3, ..first };
     let steps = vec![
-        Change::Prove { from: 1, to: revoked, incident: Some(fall.clone()) },
-        Change::Prove { from: 2, to: active, incident: Some(recovery.clone()) },
+        Change::UpdateProof { from: 1, to: revoked, incident: Some(fall.clone()) },
+        Change::UpdateProof { from: 2, to: active, incident: Some(recovery.clone()) },
     ];
     assert_eq!(store.commit(&changes(tenant, steps)).await.unwrap().applied, [1, 1]);
     assert_eq!(store.incidents(tenant, 10).await.unwrap(), [recovery, fall]);
@@ -315,7 +321,8 @@ async fn incidents_are_read_newest_first(store: Db) {
     for _ in 0..5 {
         let incident = incident("1", proof.proven_at);
         let to = Proof { posture: Posture::Revoked, revision: proof.revision + 1, ..proof.clone() };
-        let step = Change::Prove { from: proof.revision, to: to.clone(), incident: Some(incident.clone()) };
+        let step =
+            Change::UpdateProof { from: proof.revision, to: to.clone(), incident: Some(incident.clone()) };
         assert_eq!(one(&store, tenant, step).await, 1);
         recorded.insert(0, incident);
         proof = to;
@@ -330,7 +337,7 @@ async fn an_identical_proof_is_written_once(store: Db) {
     let step = |from: &Proof, steady_since| {
         let to = Proof { revision: from.revision + 1, steady_since, ..from.clone() };
         let incident = Some(incident("1", from.proven_at));
-        (Change::Prove { from: from.revision, to: to.clone(), incident }, to)
+        (Change::UpdateProof { from: from.revision, to: to.clone(), incident }, to)
     };
     let (alone, second) = step(&first, None);
     for _ in 0..2 {
@@ -341,7 +348,7 @@ async fn an_identical_proof_is_written_once(store: Db) {
     let (with_entry, third) = step(&second, Some(first.proven_at));
     let batch = Batch {
         changes: vec![with_entry],
-        ..under(tenant, 0, vec![fence("1", Must::BeActive { epoch: 1 })])
+        ..under(tenant, 0, vec![fence("1", Requirement::Active { epoch: 1 })])
     };
     for _ in 0..2 {
         assert_eq!(store.commit(&batch).await.unwrap().applied, [1]);
@@ -356,15 +363,15 @@ async fn no_tenant_sees_anothers_proofs(store: Db) {
     let (own, other) = (tenant(&*store).await, tenant(&*store).await);
     let first = watch(&*store, own, "1").await;
     let to = Proof { revision: 2, ..first.clone() };
-    let step = Change::Prove { from: 1, to: to.clone(), incident: Some(incident("1", first.since)) };
+    let step = Change::UpdateProof { from: 1, to: to.clone(), incident: Some(incident("1", first.since)) };
     assert_eq!(one(&store, other, step.clone()).await, 0);
-    let need = Change::Need { key_version: first.key_version.clone(), lasting: MINUTE };
+    let need = Change::ExtendWatch { key_version: first.key_version.clone(), lasting: MINUTE };
     assert_eq!(one(&store, other, need).await, 0);
     assert_eq!(probed(&store, own).await, [""; 0]);
     assert_eq!(one(&store, own, step).await, 1);
     assert_eq!(store.proofs(other).await.unwrap().rows, []);
     assert_eq!(store.incidents(other, 10).await.unwrap(), []);
-    let active = || vec![fence("1", Must::BeActive { epoch: 1 })];
+    let active = || vec![fence("1", Requirement::Active { epoch: 1 })];
     assert_eq!(passes(&store, other, active()).await, Err(CommitError::Fenced));
     // A row of the same name, of its own.
     let revoked = Proof { posture: Posture::Revoked, ..first.clone() };
@@ -380,8 +387,8 @@ async fn only_an_active_key_of_this_epoch_is_active(store: Db) {
     let mut proof = watch(&*store, tenant, "1").await;
     // However old.
     proof = prove(&*store, tenant, &proof, |to| to.proven_at = Timestamp(1)).await;
-    let active = |epoch| vec![fence("1", Must::BeActive { epoch })];
-    let proven = |epoch| vec![fence("1", Must::BeProven { epoch, within: MINUTE })];
+    let active = |epoch| vec![fence("1", Requirement::Active { epoch })];
+    let proven = |epoch| vec![fence("1", Requirement::Proven { epoch, within: MINUTE })];
     let passed = passes(&store, tenant, active(1)).await.unwrap().unwrap();
     assert_eq!(passed.proven_at, [Timestamp(1)]);
     for epoch in [0, 2] {
@@ -403,7 +410,7 @@ async fn only_an_active_key_of_this_epoch_is_active(store: Db) {
 async fn only_a_fresh_proof_is_one(store: Db) {
     let tenant = tenant(&*store).await;
     let first = watch(&*store, tenant, "1").await;
-    let proven = |within| vec![fence("1", Must::BeProven { epoch: 1, within })];
+    let proven = |within| vec![fence("1", Requirement::Proven { epoch: 1, within })];
     let passed = passes(&store, tenant, proven(MINUTE)).await.unwrap().unwrap();
     assert_eq!(passed.proven_at, [first.proven_at]);
     assert!(first.proven_at <= passed.now && passed.now.since(first.proven_at) <= MINUTE);
@@ -416,7 +423,7 @@ async fn only_a_fresh_proof_is_one(store: Db) {
     assert!(passes(&store, tenant, proven(MINUTE * 3)).await.is_ok());
     let future = prove(&*store, tenant, &old, |to| to.proven_at = now.plus(MINUTE)).await;
     assert_eq!(passes(&store, tenant, proven(MINUTE * 60)).await, Err(CommitError::Fenced));
-    assert!(passes(&store, tenant, vec![fence("1", Must::BeActive { epoch: 1 })]).await.is_ok());
+    assert!(passes(&store, tenant, vec![fence("1", Requirement::Active { epoch: 1 })]).await.is_ok());
 
     let now = clock(&store, tenant).await;
     prove(&*store, tenant, &future, |to| to.proven_at = now).await;
@@ -428,9 +435,10 @@ async fn only_a_fresh_proof_is_one(store: Db) {
 async fn a_row_that_was_written_is_not_unchanged(store: Db) {
     let tenant = tenant(&*store).await;
     let first = watch(&*store, tenant, "1").await;
-    let unchanged = |revision| vec![fence("1", Must::BeUnchanged { revision })];
+    let unchanged = |revision| vec![fence("1", Requirement::Unchanged { revision })];
     assert!(passes(&store, tenant, unchanged(1)).await.is_ok());
-    one(&store, tenant, Change::Need { key_version: first.key_version.clone(), lasting: MINUTE }).await;
+    one(&store, tenant, Change::ExtendWatch { key_version: first.key_version.clone(), lasting: MINUTE })
+        .await;
     assert!(passes(&store, tenant, unchanged(1)).await.is_ok(), "a need is no news of the key");
     // Whatever the posture, the epoch and the time.
     let mut to = first.clone();
@@ -445,16 +453,16 @@ async fn a_row_that_was_written_is_not_unchanged(store: Db) {
 async fn a_version_without_a_row_passes_nothing(store: Db) {
     let tenant = tenant(&*store).await;
     watch(&*store, tenant, "1").await;
-    let musts = [
-        Must::BeActive { epoch: 0 },
-        Must::BeActive { epoch: 1 },
-        Must::BeProven { epoch: 1, within: MINUTE },
-        Must::BeUnchanged { revision: 0 },
-        Must::BeUnchanged { revision: 1 },
+    let requirements = [
+        Requirement::Active { epoch: 0 },
+        Requirement::Active { epoch: 1 },
+        Requirement::Proven { epoch: 1, within: MINUTE },
+        Requirement::Unchanged { revision: 0 },
+        Requirement::Unchanged { revision: 1 },
     ];
-    for must in musts {
-        assert_eq!(passes(&store, tenant, vec![fence("2", must)]).await, Err(CommitError::Fenced));
-        let other = Fence { key_version: KeyVersion::new("other", "1"), must };
+    for requirement in requirements {
+        assert_eq!(passes(&store, tenant, vec![fence("2", requirement)]).await, Err(CommitError::Fenced));
+        let other = Fence { key_version: KeyVersion::new("other", "1"), requirement };
         assert_eq!(passes(&store, tenant, vec![other]).await, Err(CommitError::Fenced));
     }
 }
@@ -463,7 +471,7 @@ async fn one_that_does_not_hold_refuses_all(store: Db) {
     let tenant = tenant(&*store).await;
     watch(&*store, tenant, "1").await;
     watch(&*store, tenant, "2").await;
-    let (good, bad) = (Must::BeActive { epoch: 1 }, Must::BeActive { epoch: 2 });
+    let (good, bad) = (Requirement::Active { epoch: 1 }, Requirement::Active { epoch: 2 });
     for fences in [
         [fence("1", good), fence("2", bad)],
         [fence("1", bad), fence("2", good)],
@@ -485,11 +493,11 @@ async fn what_was_found_comes_in_the_order_of_the_fence(store: Db) {
         proven_at.push(at);
     }
     let fences = vec![
-        fence("d", Must::BeActive { epoch: 1 }),
-        fence("a", Must::BeUnchanged { revision: 1 }),
-        fence("c", Must::BeProven { epoch: 1, within: MINUTE }),
-        fence("a", Must::BeProven { epoch: 1, within: MINUTE }),
-        fence("b", Must::BeActive { epoch: 1 }),
+        fence("d", Requirement::Active { epoch: 1 }),
+        fence("a", Requirement::Unchanged { revision: 1 }),
+        fence("c", Requirement::Proven { epoch: 1, within: MINUTE }),
+        fence("a", Requirement::Proven { epoch: 1, within: MINUTE }),
+        fence("b", Requirement::Active { epoch: 1 }),
     ];
     let passed = passes(&store, tenant, fences.clone()).await.unwrap().unwrap();
     let expected = [3, 0, 2, 0, 1].map(|n: usize| proven_at[n]);
@@ -497,7 +505,7 @@ async fn what_was_found_comes_in_the_order_of_the_fence(store: Db) {
     assert!(now <= passed.now && passed.now.since(now) < MINUTE);
     // What reads it finds the same.
     let seen = store.proofs(tenant).await.unwrap();
-    assert_eq!(Passed::of(&fences, &seen).unwrap().proven_at, expected);
+    assert_eq!(FenceReading::of(&fences, &seen).unwrap().proven_at, expected);
 }
 
 async fn a_refused_batch_leaves_nothing(store: Db) {
@@ -509,10 +517,11 @@ async fn a_refused_batch_leaves_nothing(store: Db) {
     let many = vec![
         Change::InsertDek(row.clone()),
         Change::StartJob(job()),
-        Change::Prove { from: 1, to, incident: Some(incident("1", first.since)) },
+        Change::UpdateProof { from: 1, to, incident: Some(incident("1", first.since)) },
     ];
     for changes in [Vec::new(), insert, many] {
-        let mut batch = Batch { changes, ..under(tenant, 0, vec![fence("1", Must::BeActive { epoch: 2 })]) };
+        let mut batch =
+            Batch { changes, ..under(tenant, 0, vec![fence("1", Requirement::Active { epoch: 2 })]) };
         assert_eq!(store.commit(&batch).await, Err(CommitError::Fenced));
         assert_eq!(store.commit_in_turn(&mut batch).await, Err(CommitError::Fenced));
         assert_eq!(store.log_size(tenant).await.unwrap(), 0);
@@ -522,7 +531,7 @@ async fn a_refused_batch_leaves_nothing(store: Db) {
         assert_eq!(store.proofs(tenant).await.unwrap().rows, std::slice::from_ref(&first));
         assert_eq!(store.incidents(tenant, 9).await.unwrap(), []);
     }
-    assert!(passes(&store, tenant, vec![fence("1", Must::BeActive { epoch: 1 })]).await.is_ok());
+    assert!(passes(&store, tenant, vec![fence("1", Requirement::Active { epoch: 1 })]).await.is_ok());
 }
 
 async fn a_batch_that_is_behind_has_moved_whatever_the_fence_says(store: Db) {
@@ -533,29 +542,29 @@ async fn a_batch_that_is_behind_has_moved_whatever_the_fence_says(store: Db) {
     }
     for epoch in [1, 2] {
         for base in [0, 1, 3] {
-            let batch = under(tenant, base, vec![fence("1", Must::BeActive { epoch })]);
+            let batch = under(tenant, base, vec![fence("1", Requirement::Active { epoch })]);
             assert_eq!(store.commit(&batch).await, Err(CommitError::Moved { size: 2 }));
         }
     }
-    let batch = under(tenant, 2, vec![fence("1", Must::BeActive { epoch: 2 })]);
+    let batch = under(tenant, 2, vec![fence("1", Requirement::Active { epoch: 2 })]);
     assert_eq!(store.commit(&batch).await, Err(CommitError::Fenced));
 }
 
 async fn an_identical_batch_is_known_though_the_fence_holds_no_more(store: Db) {
     let tenant = tenant(&*store).await;
     let first = watch(&*store, tenant, "1").await;
-    let alone = under(tenant, 0, vec![fence("1", Must::BeProven { epoch: 1, within: MINUTE })]);
+    let alone = under(tenant, 0, vec![fence("1", Requirement::Proven { epoch: 1, within: MINUTE })]);
     let with_dek = Batch { base: 1, changes: vec![Change::InsertDek(dek(None))], ..alone.clone() };
     let with_dek = Batch { entries: vec![entry()], ..with_dek };
     for batch in [&alone, &with_dek] {
-        assert!(store.commit(batch).await.unwrap().passed.is_some());
+        assert!(store.commit(batch).await.unwrap().reading.is_some());
     }
     let again = store.commit(&with_dek).await.unwrap();
-    assert_eq!((again.applied, again.passed), (vec![1], None), "nobody knows when it was passed");
+    assert_eq!((again.applied, again.reading), (vec![1], None), "nobody knows when it was passed");
     prove(&*store, tenant, &first, |to| to.posture = Posture::Revoked).await;
     for (batch, applied) in [(&alone, vec![]), (&with_dek, vec![1])] {
         let again = store.commit(batch).await.unwrap();
-        assert_eq!((again.applied, again.passed), (applied, None));
+        assert_eq!((again.applied, again.reading), (applied, None));
     }
     assert_eq!(store.log_size(tenant).await.unwrap(), 2);
 }
@@ -566,10 +575,10 @@ async fn the_fence_is_of_entries_only(store: Db) {
     let batch = Batch {
         entries: Vec::new(),
         changes: vec![Change::InsertDek(row.clone())],
-        ..under(tenant, 0, vec![fence("none", Must::BeActive { epoch: 1 })])
+        ..under(tenant, 0, vec![fence("none", Requirement::Active { epoch: 1 })])
     };
     let done = store.commit(&batch).await.unwrap();
-    assert_eq!((done.applied, done.passed), (vec![1], None));
+    assert_eq!((done.applied, done.reading), (vec![1], None));
     assert_eq!(store.deks(tenant, &[row.id]).await.unwrap(), [row]);
 }
 
@@ -580,17 +589,17 @@ async fn the_fence_is_asked_before_the_batch_changes_anything(store: Db) {
         Proof { posture: Posture::Revoked, epoch: 2, revision: 2, proven_at: Timestamp(1), ..first.clone() };
     let batch = Batch {
         changes: vec![
-            Change::Prove { from: 1, to, incident: None },
+            Change::UpdateProof { from: 1, to, incident: None },
             Change::Watch { proof: proof("2", first.proven_at), canary: canary("2") },
         ],
-        ..under(tenant, 0, vec![fence("1", Must::BeProven { epoch: 1, within: MINUTE })])
+        ..under(tenant, 0, vec![fence("1", Requirement::Proven { epoch: 1, within: MINUTE })])
     };
     let done = store.commit(&batch).await.unwrap();
     assert_eq!(done.applied, [1, 1]);
-    assert_eq!(done.passed.unwrap().proven_at, [first.proven_at]);
+    assert_eq!(done.reading.unwrap().proven_at, [first.proven_at]);
     let batch = Batch {
         changes: vec![Change::Watch { proof: proof("3", first.proven_at), canary: canary("3") }],
-        ..under(tenant, 1, vec![fence("3", Must::BeActive { epoch: 1 })])
+        ..under(tenant, 1, vec![fence("3", Requirement::Active { epoch: 1 })])
     };
     assert_eq!(store.commit(&batch).await, Err(CommitError::Fenced), "no batch makes its own proof");
 }
@@ -602,20 +611,20 @@ async fn in_turn_the_fence_is_asked_too(store: Db) {
     let row = dek(None);
     let mut batch = Batch {
         changes: vec![Change::InsertDek(row.clone())],
-        ..under(tenant, 0, vec![fence("1", Must::BeActive { epoch: 2 })])
+        ..under(tenant, 0, vec![fence("1", Requirement::Active { epoch: 2 })])
     };
     assert_eq!(store.commit_in_turn(&mut batch).await, Err(CommitError::Fenced));
     assert_eq!(store.log_size(tenant).await.unwrap(), 1);
     assert_eq!(store.deks(tenant, &[row.id]).await.unwrap(), []);
-    batch.fence = vec![fence("1", Must::BeProven { epoch: 1, within: MINUTE })];
+    batch.fence = vec![fence("1", Requirement::Proven { epoch: 1, within: MINUTE })];
     let done = store.commit_in_turn(&mut batch).await.unwrap();
     assert_eq!((batch.base, done.applied), (1, vec![1]));
-    assert_eq!(done.passed.unwrap().proven_at, [first.proven_at]);
+    assert_eq!(done.reading.unwrap().proven_at, [first.proven_at]);
     assert_eq!(store.log_size(tenant).await.unwrap(), 2);
 }
 
 async fn no_log_is_no_matter_of_the_fence(store: Db) {
-    let mut batch = under(TenantUid([1; 16]), 0, vec![fence("1", Must::BeActive { epoch: 1 })]);
+    let mut batch = under(TenantUid([1; 16]), 0, vec![fence("1", Requirement::Active { epoch: 1 })]);
     assert_eq!(store.commit(&batch).await, Err(CommitError::Rejected));
     assert_eq!(store.commit_in_turn(&mut batch).await, Err(CommitError::Rejected));
 }
@@ -636,9 +645,9 @@ async fn many_statements_stand_under_one_fence(store: Db) {
             Change::LeaseJob { job: started.id, holder, lease: MINUTE },
             Change::AdvanceJob { job: advanced.clone(), holder, after: Some(old.id) },
         ],
-        ..under(tenant, 0, vec![fence("1", Must::BeProven { epoch: 1, within: MINUTE })])
+        ..under(tenant, 0, vec![fence("1", Requirement::Proven { epoch: 1, within: MINUTE })])
     };
-    batch.fence.push(fence("2", Must::BeActive { epoch: 1 }));
+    batch.fence.push(fence("2", Requirement::Active { epoch: 1 }));
     assert_eq!(store.commit(&batch).await, Err(CommitError::Fenced));
     assert_eq!(store.deks_after(tenant, None, 9).await.unwrap(), std::slice::from_ref(&old));
     assert_eq!(store.latest_job(tenant).await.unwrap(), None);
@@ -646,9 +655,9 @@ async fn many_statements_stand_under_one_fence(store: Db) {
     batch.fence.pop();
     let done = store.commit(&batch).await.unwrap();
     assert_eq!(done.applied, [1, 1, 1, 1, 1]);
-    assert_eq!(done.passed.unwrap().proven_at, [first.proven_at]);
+    assert_eq!(done.reading.unwrap().proven_at, [first.proven_at]);
     assert_eq!(store.deks(tenant, &[old.id]).await.unwrap()[0].wrapped, wrapped(8, "2"));
     assert_eq!(store.job(tenant, started.id).await.unwrap(), Some((advanced, Some(old.id))));
     let again = store.commit(&batch).await.unwrap();
-    assert_eq!((again.applied, again.passed), (vec![1, 1, 1, 1, 1], None));
+    assert_eq!((again.applied, again.reading), (vec![1, 1, 1, 1, 1], None));
 }

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use byok::model::{Incident, IncidentId, Posture, Proof, TenantUid};
 use byok::store::{
-    Batch, Change, CommitError, Committed, Database, Must, Postgres, ProofReads, Store, TenantReads,
+    Batch, Change, CommitError, Commits as _, Committed, Database, KeyringStore as _, OutgoingReads as _,
+    Postgres, Requirement, TenantReads,
 };
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
@@ -21,7 +22,7 @@ const HELD: Duration = Duration::from_millis(2_500);
 const HOUR: Duration = Duration::from_secs(3_600);
 
 fn proven(tenant: TenantUid, base: u64, within: Duration) -> Batch {
-    let fence = vec![fence("1", Must::BeProven { epoch: 1, within })];
+    let fence = vec![fence("1", Requirement::Proven { epoch: 1, within })];
     Batch { tenant, base, entries: vec![entry()], changes: vec![Change::InsertDek(dek(None))], fence }
 }
 
@@ -78,7 +79,7 @@ async fn a_statement_that_waited_tells_how_old_the_proof_has_become() {
         execute(&database.url, "DELETE FROM np_byok_proofs").await;
         let first = watch(&*store, tenant, "1").await;
         let batch = proven(tenant, base, WITHIN);
-        let passed = commit_behind(&database, &store, batch, form, meanwhile).await.unwrap().passed.unwrap();
+        let passed = commit_behind(&database, &store, batch, form, meanwhile).await.unwrap().reading.unwrap();
         assert_eq!(passed.proven_at, [first.proven_at]);
         assert!(passed.now.since(first.proven_at) >= HELD, "who asks whether it is younger is told no");
     }
@@ -106,11 +107,11 @@ async fn in_turn_the_fence_is_asked_after_the_wait() {
         commit_behind(&database, &store, proven(tenant, 0, within), Form::InTurn, meanwhile).await
     };
     assert_eq!(behind(WITHIN, "SELECT 1").await, Err(CommitError::Fenced));
-    assert!(behind(HOUR, "SELECT 1").await.unwrap().passed.is_some());
+    assert!(behind(HOUR, "SELECT 1").await.unwrap().reading.is_some());
     let revoke = "UPDATE np_byok_proofs SET posture = 'revoked'";
     assert_eq!(behind(HOUR, revoke).await, Err(CommitError::Fenced));
     let restore = "UPDATE np_byok_proofs SET posture = 'active'";
-    assert!(behind(HOUR, restore).await.unwrap().passed.is_some());
+    assert!(behind(HOUR, restore).await.unwrap().reading.is_some());
     assert_eq!(store.log_size(tenant).await.unwrap(), 2);
 }
 
@@ -133,7 +134,7 @@ async fn a_clock_that_jumps_refuses_whichever_way() {
         assert_eq!(store.commit_in_turn(&mut batch).await, Err(CommitError::Fenced), "{there}");
         assert_eq!(store.log_size(tenant).await.unwrap(), base);
         jump(back).await;
-        assert!(store.commit(&batch).await.unwrap().passed.is_some());
+        assert!(store.commit(&batch).await.unwrap().reading.is_some());
     }
 }
 
@@ -164,8 +165,8 @@ async fn a_try_under_way_is_waited_for_before_blaming_the_fence() {
     execute(&database.url, "UPDATE np_byok_proofs SET posture = 'revoked'").await;
     assert!(!first.is_finished(), "it is under way");
     let again = store.commit(&batch).await;
-    assert!(first.await.unwrap().unwrap().passed.is_some());
-    assert_eq!(again, Ok(Committed { applied: vec![1], passed: None }));
+    assert!(first.await.unwrap().unwrap().reading.is_some());
+    assert_eq!(again, Ok(Committed { applied: vec![1], reading: None }));
 }
 
 #[tokio::test]
@@ -184,12 +185,12 @@ async fn the_serving_role_keeps_proofs_and_unwrites_no_incident() {
         http_status: None,
         kms_request_id: None,
     };
-    assert!(store.commit(&proven(tenant, 0, HOUR)).await.unwrap().passed.is_some());
-    assert!(store.commit_in_turn(&mut proven(tenant, 0, HOUR)).await.unwrap().passed.is_some());
+    assert!(store.commit(&proven(tenant, 0, HOUR)).await.unwrap().reading.is_some());
+    assert!(store.commit_in_turn(&mut proven(tenant, 0, HOUR)).await.unwrap().reading.is_some());
     let steps = vec![
         Change::Watch { proof: proof("1", first.since), canary: canary("1") },
-        Change::Need { key_version: first.key_version.clone(), lasting: HOUR },
-        Change::Prove { from: 1, to: to.clone(), incident: Some(incident.clone()) },
+        Change::ExtendWatch { key_version: first.key_version.clone(), lasting: HOUR },
+        Change::UpdateProof { from: 1, to: to.clone(), incident: Some(incident.clone()) },
     ];
     for _ in 0..2 {
         assert_eq!(store.commit(&changes(tenant, steps.clone())).await.unwrap().applied, [1, 1, 1]);
@@ -239,7 +240,7 @@ async fn a_database_of_the_release_before_keeps_its_log_and_gets_proofs() {
     assert_eq!(again.log_size(tenant).await.unwrap(), 1);
     let store = connect(&serving);
     watch(&store, tenant, "1").await;
-    assert!(store.commit(&proven(tenant, 1, HOUR)).await.unwrap().passed.is_some());
+    assert!(store.commit(&proven(tenant, 1, HOUR)).await.unwrap().reading.is_some());
     // The tree begins after what was there.
     let head = store.log_head(tenant).await.unwrap().unwrap();
     assert_eq!((head.first, head.frontier.size()), (1, 1));

@@ -1,7 +1,9 @@
 //! What a database may be, and how it may be named: libpq's forms of a URL, a pooler, an encoding, a setting, a folder.
 
 use byok::config::{Engine, Env, Reader, Store as Settings};
-use byok::store::{AuditReads, Database, EntryFilter, MigrateError, Postgres, Store};
+use byok::store::{
+    Commits as _, Database, EntryFilter, EntrySearch as _, MigrateError, Postgres, RequestReads as _,
+};
 use tokio::process::Command;
 
 use crate::store_full_disk::unshare;

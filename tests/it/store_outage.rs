@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use byok::model::TenantUid;
 use byok::store::{
-    Batch, Change, CommitError, Database, DekReads, MigrateError, Postgres, ReadError, Store, TenantReads,
+    Batch, Change, CommitError, Commits as _, Database, DekReads, MigrateError, Postgres, ReadError,
+    RequestReads as _,
 };
 use uuid::Uuid;
 

@@ -7,7 +7,7 @@ use crate::support::pgbouncer::PgBouncer;
 use crate::support::postgres::{LEVEL, empty, settings};
 use crate::support::rows::{dek, entry, fence, prove, tenant, watch};
 use byok::model::Posture;
-use byok::store::{Batch, Change, CommitError, Database, DekReads, Must, Postgres, Store, TenantReads};
+use byok::store::{Batch, Change, CommitError, Commits as _, Database, DekReads, Postgres, Requirement};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn behind_pgbouncer_it_migrates_commits_and_reads_under_contention() {
@@ -56,20 +56,20 @@ async fn behind_pgbouncer_the_fence_is_held_in_both_forms() {
     store.migrate().await.unwrap();
     let tenant = tenant(&*store).await;
     let proof = watch(&*store, tenant, "1").await;
-    let must = Must::BeProven { epoch: 1, within: Duration::from_secs(600) };
+    let requirement = Requirement::Proven { epoch: 1, within: Duration::from_secs(600) };
     let batch = move || Batch {
         tenant,
         base: 0,
         entries: vec![entry()],
         changes: vec![Change::InsertDek(dek(None))],
-        fence: vec![fence("1", must)],
+        fence: vec![fence("1", requirement)],
     };
     let writers = [(); 6].map(|()| {
         let (store, proven_at) = (store.clone(), proof.proven_at);
         tokio::spawn(async move {
             for _ in 0..10 {
                 let done = store.commit_in_turn(&mut batch()).await.unwrap();
-                assert_eq!(done.passed.unwrap().proven_at, [proven_at]);
+                assert_eq!(done.reading.unwrap().proven_at, [proven_at]);
             }
         })
     });
@@ -77,10 +77,10 @@ async fn behind_pgbouncer_the_fence_is_held_in_both_forms() {
         writer.await.unwrap();
     }
     let last = Batch { base: 60, ..batch() };
-    assert_eq!(store.commit(&last).await.unwrap().passed.unwrap().proven_at, [proof.proven_at]);
+    assert_eq!(store.commit(&last).await.unwrap().reading.unwrap().proven_at, [proof.proven_at]);
     prove(&*store, tenant, &proof, |to| to.posture = Posture::Revoked).await;
     assert_eq!(store.commit(&Batch { base: 61, ..batch() }).await, Err(CommitError::Fenced));
     assert_eq!(store.commit_in_turn(&mut batch()).await, Err(CommitError::Fenced));
-    assert_eq!(store.commit(&last).await.unwrap().passed, None, "it stands");
+    assert_eq!(store.commit(&last).await.unwrap().reading, None, "it stands");
     assert_eq!(store.log_size(tenant).await.unwrap(), 61);
 }

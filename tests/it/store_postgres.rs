@@ -3,8 +3,8 @@
 use byok::merkle::Hash;
 use byok::model::{TenantUid, Timestamp};
 use byok::store::{
-    AuditReads, Batch, Change, Chunk, ChunkValue, CommitError, Database, EntryFilter, Exposure, MigrateError,
-    Postgres, ReadError, Store, TenantReads, Tile, TileId, postgres,
+    Batch, Change, Chunk, ChunkValue, CommitError, Commits as _, Database, EntryFilter, EntrySearch as _,
+    Exposure, MigrateError, Postgres, ReadError, RequestReads as _, Tile, TileId, postgres,
 };
 use sqlx::{Connection, Executor, PgConnection, SqlSafeStr};
 use uuid::Uuid;
@@ -255,7 +255,7 @@ async fn a_schema_that_has_left_this_binary_behind_is_refused() {
     execute(&database.url, &next(LEVEL)).await;
     assert_eq!(store.migrate().await.unwrap().usable(), Ok(()), "a newer one that still takes us is served");
     execute(&database.url, &next(LEVEL + 1)).await;
-    let left_behind = MigrateError::LeftBehind { binary: LEVEL, needed: LEVEL + 1 };
+    let left_behind = MigrateError::SchemaTooNew { binary: LEVEL, needed: LEVEL + 1 };
     assert_eq!(store.migrate().await, Err(left_behind.clone()));
     assert_eq!(store.schema().await.unwrap().usable(), Err(left_behind));
 }
@@ -273,7 +273,7 @@ async fn a_role_that_may_not_migrate_serves_once_another_has() {
     let serving = connect(&database.role().await);
     assert_eq!(serving.migrate().await, Err(MigrateError::Denied));
     let report = serving.schema().await.unwrap();
-    assert_eq!(report.usable(), Err(MigrateError::Behind { applied: 0, expected: LEVEL }));
+    assert_eq!(report.usable(), Err(MigrateError::SchemaTooOld { applied: 0, expected: LEVEL }));
 }
 
 #[tokio::test]

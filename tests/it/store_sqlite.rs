@@ -5,7 +5,7 @@ use std::sync::Arc;
 use byok::merkle::Hash;
 use byok::model::TenantUid;
 use byok::store::{
-    AuditReads, Batch, Change, CommitError, Database, MigrateError, OpenError, Sqlite, Store, TenantReads,
+    Batch, Change, CommitError, Commits as _, Database, EntrySearch as _, MigrateError, OpenError, Sqlite,
     Tile, TileId, sqlite,
 };
 use sqlx::sqlite::SqliteConnectOptions;
@@ -126,7 +126,7 @@ async fn an_empty_file_has_no_schema_yet() {
     let store = Sqlite::open(&folder.path().join("byok.db")).await.unwrap();
     let report = store.schema().await.unwrap();
     assert_eq!((report.applied, report.expected), (0, LEVEL));
-    assert_eq!(report.usable(), Err(MigrateError::Behind { applied: 0, expected: LEVEL }));
+    assert_eq!(report.usable(), Err(MigrateError::SchemaTooOld { applied: 0, expected: LEVEL }));
 }
 
 #[tokio::test]

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use byok::crypto::Ed25519SigningKey;
 use byok::store::{
-    AuditReads, Batch, Change, CheckpointReads, CommitError, Database, DekReads, EntryFilter, MigrateError,
-    ProofReads, ReadError, Store, TenantReads,
+    Batch, Change, CheckpointReads, CommitError, Commits as _, Database, DekReads, EntryFilter,
+    EntrySearch as _, MigrateError, ReadError, RequestReads as _, TenantReads,
 };
 use serde_json::Value;
 

@@ -10,7 +10,7 @@ use crate::audit::Committer;
 use crate::cli::{Failure, assemble};
 use crate::config::{AuditRetention, Env, Reader};
 use crate::model::{Clock, SystemClock, Tenant};
-use crate::store::{Database, Personal};
+use crate::store::{Database, PersonalValue};
 
 /// On whose word.
 #[derive(Args)]
@@ -79,14 +79,14 @@ pub(super) async fn hold(arguments: Hold) -> Result<(), Failure> {
 pub(super) async fn erase(arguments: Erase) -> Result<(), Failure> {
     let (keeper, _, tenant) = keeper(arguments.by).await?;
     let personal = match (arguments.user, arguments.record) {
-        (Some(user), _) => Personal::User(user),
-        (None, Some(record)) => Personal::Record(record),
+        (Some(user), _) => PersonalValue::User(user),
+        (None, Some(record)) => PersonalValue::Record(record),
         (None, None) => return Err(Failure::Running("say --user or --record".to_owned())),
     };
     let Erased { entries, deks } = keeper.erase(tenant.uid, &personal).await.map_err(failed)?;
     let rows = match personal {
-        Personal::User(_) => String::new(),
-        Personal::Record(_) => format!(" and {deks} rows of DEKs"),
+        PersonalValue::User(_) => String::new(),
+        PersonalValue::Record(_) => format!(" and {deks} rows of DEKs"),
     };
     println!("erased from {entries} entries{rows}; the log verifies as before");
     Ok(())

@@ -99,7 +99,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
         eprintln!("no checkpoint speaks yet of places {start} to before {end}: they are not in the bundle");
     }
     // If only exported entries are dropped, these may be dropped from now on.
-    let note = Change::NoteExport { places: exported.places };
+    let note = Change::RecordExport { places: exported.places };
     if committer.commit(unit(&tenant, None, vec![note])).await.is_err() {
         eprintln!("they are not noted as exported: only the tables' owner may (BYOK_MIGRATION_DATABASE_URL)");
     }

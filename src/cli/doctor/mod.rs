@@ -198,7 +198,7 @@ async fn database(findings: &mut Findings, settings: &config::Store, streams: &c
             Ok(()) => findings
                 .good(&format!("database: {} of {} migrations applied", report.applied, report.expected)),
             // Not a fault: `serve` applies the missing migrations.
-            Err(MigrateError::Behind { applied, expected }) => {
+            Err(MigrateError::SchemaTooOld { applied, expected }) => {
                 unmade(findings, settings, applied, expected);
                 one_url(findings, settings, true);
                 return false;

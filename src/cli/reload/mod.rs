@@ -204,7 +204,7 @@ impl Running {
         }
         let by_new = store::open(&settings).await.map_err(|error| mistake_in_url(&error.to_string()))?;
         if self.app.serves().is_none() {
-            return self.take_urls(&settings);
+            return self.switch_urls(&settings);
         }
         match timeout(PATIENCE, by_new.tenant(assemble::PRIMARY)).await {
             Ok(Ok(Some(tenant))) if self.app.serves().is_some_and(|serves| tenant.uid == serves) => {}
@@ -222,11 +222,11 @@ impl Running {
                 return Err(NotTaken::NotYet(settings, "does not answer"));
             }
         }
-        self.take_urls(&settings)
+        self.switch_urls(&settings)
     }
 
-    fn take_urls(&self, settings: &config::Store) -> Result<(), NotTaken> {
-        match self.database.take_urls(settings) {
+    fn switch_urls(&self, settings: &config::Store) -> Result<(), NotTaken> {
+        match self.database.switch_urls(settings) {
             Ok(true) => Ok(()),
             Ok(false) => Err(NotTaken::NeedsRestart),
             Err(error) => Err(mistake_in_url(&error.to_string())),

@@ -9,7 +9,7 @@ use crate::model::{
     Entry, EntryId, ErrorCode, Extensions, Incident, IncidentId, Item, Means, Operation, Outcome, Posture,
     Proof, Source, Tenant,
 };
-use crate::store::{Change, Fence, Must};
+use crate::store::{Change, Fence, Requirement};
 
 use super::Prober;
 use super::probe::Evidence;
@@ -38,9 +38,9 @@ impl Prober {
             entry: Some(pack(tenant.uid, &self.entry_of(&incident))),
             fence: vec![Fence {
                 key_version: to.key_version.clone(),
-                must: Must::BeUnchanged { revision: from.revision },
+                requirement: Requirement::Unchanged { revision: from.revision },
             }],
-            changes: vec![Change::Prove { from: from.revision, to, incident: Some(incident.clone()) }],
+            changes: vec![Change::UpdateProof { from: from.revision, to, incident: Some(incident.clone()) }],
         };
         let is_changed = match self.committer.commit(unit).await {
             Ok(durable) => durable.applied.first() == Some(&1),

@@ -25,7 +25,7 @@ use crate::audit::Committer;
 use crate::config::KeyGuard;
 use crate::kms::{DekBinding, Purpose};
 use crate::model::{BootTime, Canary, Clock, KeyVersion, Posture, TenantUid};
-use crate::store::{Seen, Store, Watched};
+use crate::store::{KeyringStore, Snapshot, Watched};
 use crate::tenancy::Tenants;
 
 use super::dek::KeyringError;
@@ -58,7 +58,7 @@ type ProbeTurns = HashMap<(TenantUid, KeyVersion), Arc<tokio::sync::Mutex<ProbeT
 
 /// The prober of this process.
 pub(super) struct Prober {
-    store: Arc<dyn Store>,
+    store: Arc<dyn KeyringStore>,
     tenants: Tenants,
     committer: Arc<Committer>,
     clock: Arc<dyn Clock>,
@@ -76,7 +76,7 @@ pub(super) struct Prober {
 
 /// The parts of a [`Prober`].
 pub(super) struct ProberParts {
-    pub(super) store: Arc<dyn Store>,
+    pub(super) store: Arc<dyn KeyringStore>,
     pub(super) tenants: Tenants,
     pub(super) committer: Arc<Committer>,
     pub(super) clock: Arc<dyn Clock>,
@@ -175,7 +175,7 @@ impl Prober {
     /// Reads the versions that this replica believes to be unusable or has in memory, but that are
     /// no longer watched as such: another replica has seen the key come back, or has re-wrapped the
     /// last DEK under it.
-    async fn read_unwatched(&self, seen: &Seen<Watched>) {
+    async fn read_unwatched(&self, seen: &Snapshot<Watched>) {
         let now = self.boot();
         let is_watched = |tenant: TenantUid, version: &KeyVersion| {
             seen.rows.iter().any(|row| row.tenant.uid == tenant && row.proof.key_version == *version)

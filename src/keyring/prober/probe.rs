@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use crate::kms::{ItemResult, KmsError, KmsErrorClass, Verdict};
 use crate::model::{BootTime, Posture, Proof, Tenant, TenantUid, Timestamp};
-use crate::store::{Change, Seen, Watched};
+use crate::store::{Change, Snapshot, Watched};
 
 use super::super::posture::{ProbeResult, after_probe, claim, is_due};
 use super::{ProbeTurn, Prober, binding_of};
@@ -27,7 +27,7 @@ pub(super) struct Evidence {
 impl Prober {
     /// Starts the probes that are due, one batch for each tenant. A version for which this replica
     /// still waits for a probe is skipped.
-    pub(super) fn start_due_probes(self: &Arc<Self>, seen: &Seen<Watched>, requested: BootTime) {
+    pub(super) fn start_due_probes(self: &Arc<Self>, seen: &Snapshot<Watched>, requested: BootTime) {
         let mut due: BTreeMap<TenantUid, (Vec<Watched>, Vec<OwnedMutexGuard<ProbeTurn>>)> = BTreeMap::new();
         for row in &seen.rows {
             if is_due(&row.proof, seen.now, self.replica, &self.settings)
@@ -41,7 +41,7 @@ impl Prober {
         for (rows, turns) in due.into_values() {
             let (prober, now) = (self.clone(), seen.now);
             tokio::spawn(async move {
-                prober.probe(Seen { now, rows }, requested).await;
+                prober.probe(Snapshot { now, rows }, requested).await;
                 drop(turns);
             });
         }
@@ -49,7 +49,7 @@ impl Prober {
 
     /// Probes rows of one tenant, in the state in which they were read. A row that another replica
     /// updates first is left to it. Returns whether any rows were left to probe.
-    pub(super) async fn probe(&self, seen: Seen<Watched>, requested: BootTime) -> bool {
+    pub(super) async fn probe(&self, seen: Snapshot<Watched>, requested: BootTime) -> bool {
         let Some(tenant) = seen.rows.first().map(|row| row.tenant.clone()) else { return false };
         let claimed = self.claim_rows(&tenant, seen.rows, seen.now).await;
         if claimed.is_empty() {
@@ -80,7 +80,7 @@ impl Prober {
                 (row, claim)
             })
             .collect();
-        let write = |(row, claim): &(Watched, Proof)| Change::Prove {
+        let write = |(row, claim): &(Watched, Proof)| Change::UpdateProof {
             from: row.proof.revision,
             to: claim.clone(),
             incident: None,
@@ -148,7 +148,7 @@ impl Prober {
             let times = (at, ended.since(requested));
             let next = after_probe(&from, result, self.replica, times, &self.settings);
             let is_written = if next.posture == from.posture {
-                let prove = Change::Prove { from: from.revision, to: next, incident: None };
+                let prove = Change::UpdateProof { from: from.revision, to: next, incident: None };
                 self.commit(tenant.uid, vec![prove]).await == Some(vec![1])
             } else {
                 if next.posture != Posture::Active {

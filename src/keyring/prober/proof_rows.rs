@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::model::{BootTime, KeyVersion, Proof, TenantUid};
-use crate::store::{Batch, Change, Seen, Watched};
+use crate::store::{Batch, Change, Snapshot, Watched};
 
 use super::super::database_clock::ClockReading;
 use super::super::key_state::{KeyState, KeyStateChange};
@@ -31,7 +31,7 @@ impl Prober {
     }
 
     /// Returns the rows to be probed, and when they were requested.
-    pub(super) async fn read_watched(&self) -> Option<(Seen<Watched>, BootTime)> {
+    pub(super) async fn read_watched(&self) -> Option<(Snapshot<Watched>, BootTime)> {
         let sent = self.boot();
         let seen = self.store.watched().await.ok()?;
         let reading = ClockReading { sent, received: self.boot(), now: seen.now };
@@ -51,7 +51,8 @@ impl Prober {
 
     /// Announces to all replicas that versions are needed, for a while from now.
     pub(super) async fn announce_need(&self, tenant: TenantUid, versions: &[KeyVersion]) {
-        let need = |version: &KeyVersion| Change::Need { key_version: version.clone(), lasting: NEED_LASTS };
+        let need =
+            |version: &KeyVersion| Change::ExtendWatch { key_version: version.clone(), lasting: NEED_LASTS };
         let changes: Vec<Change> = versions.iter().map(need).collect();
         if self.commit(tenant, changes).await.is_some() {
             let now = self.boot();

@@ -69,7 +69,7 @@ impl RowChecks {
         let unit = Unit {
             tenant: tenant.uid,
             entry: Some(pack(tenant.uid, &entry)),
-            changes: vec![Change::NoteIncident(incident)],
+            changes: vec![Change::RecordIncident(incident)],
             fence: Vec::new(),
         };
         if self.committer.commit(unit).await.is_err() {

@@ -16,7 +16,7 @@ use std::time::Duration;
 use crate::audit::{Committer, RowMacs, RowSeal, last_sealed};
 use crate::config::RowMac;
 use crate::model::{BootTime, Clock, Tenant, TenantUid, Wrapped};
-use crate::store::{DekRow, ReadError, Store};
+use crate::store::{DekRow, KeyringStore, LogReads, ReadError};
 use crate::tenancy::Tenants;
 
 use super::dek::KeyringError;
@@ -39,7 +39,8 @@ pub(super) enum RowUse {
 
 /// The checks of DEK rows.
 pub(super) struct RowChecks {
-    store: Arc<dyn Store>,
+    store: Arc<dyn KeyringStore>,
+    log: Arc<dyn LogReads>,
     committer: Arc<Committer>,
     clock: Arc<dyn Clock>,
     states: Arc<KeyStates>,
@@ -61,11 +62,12 @@ impl RowChecks {
     pub(super) fn new(
         settings: RowMac,
         tenants: Tenants,
-        (store, committer): (Arc<dyn Store>, Arc<Committer>),
+        (store, log, committer): (Arc<dyn KeyringStore>, Arc<dyn LogReads>, Arc<Committer>),
         (clock, states): (Arc<dyn Clock>, Arc<KeyStates>),
     ) -> Self {
         Self {
             store,
+            log,
             committer,
             clock,
             states,
@@ -186,7 +188,7 @@ impl RowChecks {
         if let Some(known) = self.known.all_sealed(tenant, now) {
             return Ok(known);
         }
-        let is_sealed = last_sealed(&*self.store, tenant).await?.is_some();
+        let is_sealed = last_sealed(&*self.log, tenant).await?.is_some();
         Ok(self.known.note_lookup(tenant, is_sealed, now))
     }
 

@@ -75,7 +75,7 @@ impl RowChecks {
         let mut pause = Duration::ZERO;
         while timeout(pause, stop.cancelled()).await.is_err() {
             pause = IDLE_INTERVAL;
-            for tenant in self.store.tenants().await.unwrap_or_default() {
+            for tenant in self.log.tenants().await.unwrap_or_default() {
                 let progress = all_progress.entry(tenant.uid).or_default();
                 let work = self.seal_rows(&tenant, macs, progress);
                 let all_sealed = tokio::select! {
@@ -106,7 +106,7 @@ impl RowChecks {
             progress.moved_to_current_key = self.move_to_current_key(tenant, macs).await?;
         }
         if self.all_sealed(tenant.uid).await? {
-            let unsealed = self.store.unsealed_deks(tenant.uid, None, 1).await?;
+            let unsealed = self.log.unsealed_deks(tenant.uid, None, 1).await?;
             if let Some(row) = unsealed.first() {
                 self.report(tenant, row, RowSeal::None);
             }
@@ -122,7 +122,7 @@ impl RowChecks {
             self.finish_if_settled(tenant, progress).await;
             return Ok(false);
         }
-        let compared = hold_rows(&*self.store, tenant, unsealed).await;
+        let compared = hold_rows(&*self.log, tenant, unsealed).await;
         let now = self.clock.boot();
         progress.no_walk_before = now.plus(now.since(began).saturating_mul(WALK_PAUSE_FACTOR));
         let compared = compared?;
@@ -179,7 +179,7 @@ impl RowChecks {
     ) -> Result<(Vec<DekRow>, Option<DekId>), ReadError> {
         let mut unsealed = Vec::new();
         while unsealed.len() < ROWS_PER_WALK {
-            let rows = self.store.unsealed_deks(tenant, after, PAGE_ROWS).await?;
+            let rows = self.log.unsealed_deks(tenant, after, PAGE_ROWS).await?;
             after = rows.last().map(|row| row.id);
             let more = rows.len() == PAGE_ROWS as usize;
             unsealed.extend(rows.into_iter().filter(|row| !self.is_contradicted(tenant, row)));
@@ -212,7 +212,7 @@ impl RowChecks {
     async fn move_to_current_key(&self, tenant: &Tenant, macs: &RowMacs) -> Result<bool, ReadError> {
         let (mut after, mut moved, mut found) = (None, 0, 0);
         loop {
-            let rows = self.store.deks_after(tenant.uid, after, PAGE_ROWS).await?;
+            let rows = self.log.deks_after(tenant.uid, after, PAGE_ROWS).await?;
             let more = rows.len() == PAGE_ROWS as usize;
             after = rows.last().map(|row| row.id);
             let old: Vec<DekRow> =
@@ -266,7 +266,7 @@ impl RowChecks {
             return Ok(());
         }
         progress.entry_looked_up = Some(now);
-        let last = last_sealed(&*self.store, tenant.uid).await?;
+        let last = last_sealed(&*self.log, tenant.uid).await?;
         // If only the configuration says that all rows are sealed, the log does not get an entry
         // that is not true.
         let is_due = last.map_or(is_true, |last| self.clock.now().since(last) >= ENTRY_INTERVAL);

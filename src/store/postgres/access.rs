@@ -38,7 +38,7 @@ impl Access {
             .acquire_timeout(ACQUIRE)
             .test_before_acquire(false)
             .before_acquire(move |connection, meta| {
-                let is_trusted = trust.is_in_one_opened_ago(meta.age);
+                let is_trusted = trust.covers_age(meta.age);
                 Box::pin(async move {
                     if !is_trusted {
                         return Ok(false);

@@ -2,18 +2,17 @@
 
 use std::time::Duration;
 
-use async_trait::async_trait;
 use uuid::Uuid;
 
 use crate::model::{IncidentId, TenantUid};
 
-use super::super::row;
-use super::super::{AnnouncementReads, Attempt, ReadError, Unannounced};
+use super::super::AnnouncementStep;
 use super::commit::PgQuery;
-use super::{Postgres, reads, statements};
+use super::statements;
 
 statements! {
-    /// An attempt that is this holder's already counts, so that a retry says what the first try did.
+    /// An attempt that this holder has already taken counts as touched, so that a retry reports
+    /// what the first attempt did.
     BEGIN_ATTEMPT = "
         WITH begun AS (
             UPDATE np_byok_announcements
@@ -23,7 +22,7 @@ statements! {
             RETURNING 1)
         SELECT count(*) FROM begun";
 
-    /// The holder stays, so that a retry finds it.
+    /// Keeps the holder, so that a retry finds it.
     AGAIN = "
         WITH failed AS (
             UPDATE np_byok_announcements SET next_attempt_at = clock_timestamp() + $5 * interval '1 microsecond'
@@ -39,29 +38,13 @@ statements! {
         SELECT count(*) FROM ended";
 }
 
-reads! {
-    DUE = "
-        SELECT i.id, i.at, i.key_name, i.key_version, i.was, i.posture, i.class, i.http_status::int8,
-            i.kms_request_id, t.uid, t.name, a.attempts::int8,
-            (EXTRACT(EPOCH FROM clock_timestamp() - i.at) * 1000000)::int8
-        FROM np_byok_announcements a
-        JOIN np_byok_incidents i ON i.tenant = a.tenant AND i.id = a.incident
-        JOIN np_byok_tenants t ON t.uid = a.tenant
-        WHERE a.outcome IS NULL AND a.next_attempt_at <= clock_timestamp() AND NOT EXISTS (
-            SELECT FROM np_byok_announcements b
-            JOIN np_byok_incidents j ON j.tenant = b.tenant AND j.id = b.incident
-            WHERE b.outcome IS NULL AND b.place < a.place AND b.tenant = a.tenant
-                AND j.key_name = i.key_name AND j.key_version = i.key_version)
-        ORDER BY a.place LIMIT $1";
-}
-
 /// Builds a statement that returns how many rows it touched.
 pub(super) fn announce(
     tenant: TenantUid,
     incident: IncidentId,
     attempt: u32,
     holder: Uuid,
-    step: Attempt,
+    step: AnnouncementStep,
 ) -> PgQuery {
     let bound = |sql| {
         let attempt = i32::try_from(attempt).unwrap_or(i32::MAX);
@@ -69,15 +52,8 @@ pub(super) fn announce(
     };
     let micros = |time: Duration| i64::try_from(time.as_micros()).unwrap_or(i64::MAX);
     match step {
-        Attempt::Begin { lease } => bound(BEGIN_ATTEMPT).bind(micros(lease)),
-        Attempt::Again { after } => bound(AGAIN).bind(micros(after)),
-        Attempt::End(outcome) => bound(END).bind(outcome.as_str()),
-    }
-}
-
-#[async_trait]
-impl AnnouncementReads for Postgres {
-    async fn unannounced(&self, limit: u32) -> Result<Vec<Unannounced>, ReadError> {
-        self.all(sqlx::query(DUE).bind(i64::from(limit)), row::unannounced).await
+        AnnouncementStep::Begin { lease } => bound(BEGIN_ATTEMPT).bind(micros(lease)),
+        AnnouncementStep::Failed { after } => bound(AGAIN).bind(micros(after)),
+        AnnouncementStep::End(outcome) => bound(END).bind(outcome.as_str()),
     }
 }

@@ -8,15 +8,16 @@ use sqlx::postgres::PgBindIterExt;
 use crate::merkle::Hash;
 use crate::model::{TenantUid, Timestamp};
 
-use super::super::row::{bounds, chunk, entry, leaf, number, places, seen, signed};
-use super::super::search::{self, Bounds, SearchReads, Seen, Span, Value};
-use super::super::{AuditReads, Chunk, EntryFilter, Page, PlacedEntry, ReadError};
-use super::{Postgres, moment, reads};
+use super::super::row::{bounds, chunk, entry, leaf, number, places, search_hit, signed};
+use super::super::search::{self, Bounds, Lookup, SearchHit, SearchReads, Span};
+use super::super::{AuditReads, Chunk, EntryFilter, EntrySearch, Page, PlacedEntry, ReadError};
+use super::{Postgres, reads, timestamptz};
 
 reads! {
-    /// Each span's times are written so that partitions outside are not even looked at. In each span, records are looked into only
-    /// as long as the entries before hold fewer bytes than the span's part of $12; of entries past that, which may match, the
-    /// place is given and no more. Their sizes are summed up without reading what lies outside of their rows.
+    /// Each span's times are conditions on `at`, so that partitions outside of them are not read.
+    /// In each span, records are searched only as long as the entries before hold fewer bytes than
+    /// the span's part of $12. Of later entries, which may match, only the position is returned.
+    /// Their sizes are added up without reading what is stored outside of their rows.
     ENTRIES = "
         SELECT e.seq, e.at, e.id, e.operation, e.outcome, e.means, e.role, e.user_id, e.user_salt, e.user_hmac,
             e.request_id, e.request_salt, e.request_hmac, e.item_count::int8, CASE WHEN NOT e.past THEN e.records::text END,
@@ -45,8 +46,9 @@ reads! {
             ORDER BY e.seq DESC LIMIT $11) e
         ORDER BY e.seq DESC";
 
-    /// Where the log and its index end, and which chunks of the index are the first and the last with entries of that time:
-    /// first looked for among chunks of level 1. What was pruned is not gone through.
+    /// The ends of the log and of its index, and the first and the last chunk of the index that
+    /// have entries in that time. These are looked up among chunks of level 1 first. Chunks whose
+    /// entries were pruned are skipped.
     BOUNDS = "
         SELECT size,
             (SELECT COALESCE(max(chunk) + 1, 0) FROM np_byok_chunks WHERE tenant = $1 AND level = 0),
@@ -95,7 +97,7 @@ reads! {
             WHERE v.tenant = $1 AND v.value = ANY ($3::int8[]) AND v.chunk = c.chunk)
         ORDER BY c.chunk DESC";
 
-    /// As long as the entries of the places before hold fewer bytes than $4.
+    /// Ends once the entries at the positions before hold $4 bytes.
     ENTRIES_FROM = "
         SELECT seq, at, id, operation, outcome, means, role, user_id, user_salt, user_hmac, request_id, request_salt,
             request_hmac, item_count::int8, records::text, items, detail, digest
@@ -118,7 +120,7 @@ reads! {
 }
 
 #[async_trait]
-impl AuditReads for Postgres {
+impl EntrySearch for Postgres {
     async fn entries(
         &self,
         tenant: TenantUid,
@@ -136,7 +138,10 @@ impl AuditReads for Postgres {
         }
         search::page(self, tenant, filter, before, limit).await
     }
+}
 
+#[async_trait]
+impl AuditReads for Postgres {
     async fn entries_from(
         &self,
         tenant: TenantUid,
@@ -147,7 +152,7 @@ impl AuditReads for Postgres {
             let query = sqlx::query(ENTRIES_FROM).bind(tenant.0).bind(signed(from));
             query.bind(i64::from(limit)).bind(bytes)
         };
-        self.portion(query, entry).await
+        self.within_byte_limit(query, entry).await
     }
 
     async fn sizes(&self, tenant: TenantUid, places: Range<u64>) -> Result<Vec<(u64, u64)>, ReadError> {
@@ -161,7 +166,8 @@ impl AuditReads for Postgres {
         from: Option<Timestamp>,
         until: Option<Timestamp>,
     ) -> Result<Option<Range<u64>>, ReadError> {
-        let query = sqlx::query(PLACES).bind(tenant.0).bind(from.map(moment)).bind(until.map(moment));
+        let query =
+            sqlx::query(PLACES).bind(tenant.0).bind(from.map(timestamptz)).bind(until.map(timestamptz));
         Ok(self.first(query, places).await?.flatten())
     }
 
@@ -175,7 +181,7 @@ impl AuditReads for Postgres {
 impl SearchReads for Postgres {
     async fn bounds(&self, tenant: TenantUid, filter: &EntryFilter) -> Result<Option<Bounds>, ReadError> {
         let query = sqlx::query(BOUNDS).bind(tenant.0);
-        self.first(query.bind(filter.from.map(moment)).bind(filter.until.map(moment)), bounds).await
+        self.first(query.bind(filter.from.map(timestamptz)).bind(filter.until.map(timestamptz)), bounds).await
     }
 
     async fn chunks(
@@ -191,13 +197,15 @@ impl SearchReads for Postgres {
     async fn chunks_with(
         &self,
         tenant: TenantUid,
-        value: Value,
+        value: Lookup,
         within: Range<u64>,
         limit: usize,
     ) -> Result<Vec<u64>, ReadError> {
         let query = match value {
-            Value::One(value) => sqlx::query(CHUNKS_WITH).bind(tenant.0).bind(value),
-            Value::Either(one, other) => sqlx::query(CHUNKS_WITH_EITHER).bind(tenant.0).bind(one).bind(other),
+            Lookup::One(value) => sqlx::query(CHUNKS_WITH).bind(tenant.0).bind(value),
+            Lookup::Either(one, other) => {
+                sqlx::query(CHUNKS_WITH_EITHER).bind(tenant.0).bind(one).bind(other)
+            }
         };
         let query = query.bind(signed(within.start)).bind(signed(within.end)).bind(signed(limit as u64));
         self.all(query, |row| number(row, 0)).await
@@ -222,14 +230,14 @@ impl SearchReads for Postgres {
         filter: &EntryFilter,
         spans: &[Span],
         limit: usize,
-    ) -> Result<Vec<Seen>, ReadError> {
+    ) -> Result<Vec<SearchHit>, ReadError> {
         let query = |bytes| {
             sqlx::query(ENTRIES)
                 .bind(tenant.0)
                 .bind(spans.iter().map(|span| signed(span.places.start)).bind_iter())
                 .bind(spans.iter().map(|span| signed(span.places.end)).bind_iter())
-                .bind(spans.iter().map(|span| span.earliest.map(moment)).bind_iter())
-                .bind(spans.iter().map(|span| span.latest.map(moment)).bind_iter())
+                .bind(spans.iter().map(|span| span.earliest.map(timestamptz)).bind_iter())
+                .bind(spans.iter().map(|span| span.latest.map(timestamptz)).bind_iter())
                 .bind(filter.operation.map(|operation| operation.as_str()))
                 .bind(filter.outcome.map(|outcome| outcome.as_str()))
                 .bind(filter.user.as_deref())
@@ -238,6 +246,6 @@ impl SearchReads for Postgres {
                 .bind(signed(limit as u64))
                 .bind(bytes)
         };
-        self.portion(query, seen).await
+        self.within_byte_limit(query, search_hit).await
     }
 }

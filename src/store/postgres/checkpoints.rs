@@ -12,7 +12,8 @@ use super::commit::PgQuery;
 use super::{Postgres, reads, statements};
 
 statements! {
-    /// 1 when it is there now, 0 when another of that size was.
+    /// Returns 1 if the checkpoint is stored, now or already; 0 if there is a different one of that
+    /// size.
     ADD = "
         WITH added AS (INSERT INTO np_byok_checkpoints (tenant, log, size, note) VALUES ($1, $2::int8, $3, $4)
             ON CONFLICT DO NOTHING RETURNING 1)

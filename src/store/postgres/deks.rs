@@ -6,9 +6,9 @@ use async_trait::async_trait;
 use sqlx::postgres::PgBindIterExt;
 use uuid::Uuid;
 
-use crate::model::{DekId, KeyVersion, TenantUid};
+use crate::model::{DekId, TenantUid};
 
-use super::super::row::{dek, number};
+use super::super::row::dek;
 use super::super::{DekReads, DekRow, ReadError};
 use super::{Postgres, reads};
 
@@ -17,7 +17,8 @@ reads! {
         SELECT id, record_id, wrapped, key_name, key_version, wrap_scheme::int8, created_at, mac, record_mac
         FROM np_byok_wrapped_deks WHERE tenant = $1 AND id = ANY($2)";
 
-    /// By the index on the hash; the comparison of the id itself keeps apart what hashes alike.
+    /// Uses the index on the hash. The id itself is compared too, because two ids may have the same
+    /// hash.
     BY_RECORD = "
         SELECT d.id, d.record_id, d.wrapped, d.key_name, d.key_version, d.wrap_scheme::int8, d.created_at,
             d.mac, d.record_mac
@@ -40,9 +41,6 @@ reads! {
         SELECT id, record_id, wrapped, key_name, key_version, wrap_scheme::int8, created_at, mac, record_mac
         FROM np_byok_wrapped_deks
         WHERE tenant = $1 AND id > $2 AND mac IS NULL AND octet_length(wrapped) <= 65536 ORDER BY id LIMIT $3";
-
-    NOT_UNDER = "
-        SELECT count(*) FROM np_byok_wrapped_deks WHERE tenant = $1 AND (key_name <> $2 OR key_version <> $3)";
 }
 
 #[async_trait]
@@ -85,10 +83,5 @@ impl DekReads for Postgres {
         let after = after.map_or(Uuid::nil(), |after| after.0);
         let query = sqlx::query(UNSEALED).bind(tenant.0).bind(after).bind(i64::from(limit));
         self.all(query, dek).await
-    }
-
-    async fn deks_not_under(&self, tenant: TenantUid, version: &KeyVersion) -> Result<u64, ReadError> {
-        let query = sqlx::query(NOT_UNDER).bind(tenant.0).bind(&*version.key).bind(&*version.version);
-        Ok(self.first(query, |row| number(row, 0)).await?.unwrap_or(0))
     }
 }

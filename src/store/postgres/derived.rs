@@ -8,11 +8,11 @@ use sqlx::postgres::PgBindIterExt;
 use crate::merkle::Hash;
 use crate::model::TenantUid;
 
-use super::super::derived::{Behind, Chunk, ChunkValue, DerivedReads, Outline, Tile, TileId};
-use super::super::row::{behind, number, outline, signed, tile, tile_root};
+use super::super::derived::{Chunk, ChunkValue, DerivedReads, EntryValues, Tile, TileId, UnderivedLog};
+use super::super::row::{self, number, signed, tile, tile_root};
 use super::super::{ReadError, WIDTH};
 use super::commit::PgQuery;
-use super::{Postgres, moment, reads, statements};
+use super::{Postgres, reads, statements, timestamptz};
 
 statements! {
     ADD_TILES = "
@@ -22,7 +22,7 @@ statements! {
             ON CONFLICT DO NOTHING RETURNING 1)
         SELECT count(*) FROM added";
 
-    /// In the order that they are given: two that do the same then wait for each other and never both.
+    /// Inserts in the given order, so that two writers of the same values cannot deadlock.
     ADD_VALUES = "
         WITH added AS (INSERT INTO np_byok_chunk_values (tenant, value, chunk)
             SELECT $1, v.* FROM unnest($2::int8[], $3::int8[]) AS v(value, chunk)
@@ -36,7 +36,8 @@ statements! {
             ON CONFLICT DO NOTHING RETURNING 1)
         SELECT count(*) FROM added";
 
-    /// The chunks above those between these two, where all that they are made of are there.
+    /// Adds the chunks of level 1 above the chunks from the second to the third parameter, if all
+    /// chunks below them exist.
     ADD_CHUNKS_ABOVE = "
         WITH added AS (INSERT INTO np_byok_chunks (tenant, level, chunk, earliest, latest)
             SELECT tenant, 1, chunk / 256, min(earliest), max(latest) FROM np_byok_chunks
@@ -47,7 +48,7 @@ statements! {
 }
 
 reads! {
-    BEHIND = "
+    UNDERIVED_LOGS = "
         SELECT h.tenant, h.log::int8, h.first, h.size, c.next, t.next FROM np_byok_heads h
         CROSS JOIN LATERAL (SELECT COALESCE(max(chunk) + 1, 0) AS next
             FROM np_byok_chunks WHERE tenant = h.tenant AND level = 0) c
@@ -55,9 +56,9 @@ reads! {
             FROM np_byok_tiles WHERE tenant = h.tenant AND log = h.log AND level = 0) t
         WHERE h.size >= (c.next + 1) * 256 OR h.size - h.first >= (t.next + 1) * 256 ORDER BY random() LIMIT 256";
 
-    /// The records are read only as long as the entries of the places before have no more items than $4 and fewer bytes than
-    /// $5; so many entries' sizes are looked at for it.
-    OUTLINES = "
+    /// Reads records only as long as the entries at the positions before have at most $4 items and
+    /// fewer than $5 bytes. For that, reads the sizes of at most 4096 entries.
+    ENTRY_VALUES = "
         SELECT seq, at, operation, outcome, user_id, records::text FROM (
             SELECT seq, at, operation, outcome, user_id, records,
                 COALESCE(sum(item_count) OVER before, 0) AS items,
@@ -101,8 +102,8 @@ pub(super) fn add_chunks(tenant: TenantUid, chunks: &[Chunk]) -> PgQuery {
     sqlx::query(ADD_CHUNKS)
         .bind(tenant.0)
         .bind(chunks.iter().map(|chunk| signed(chunk.index)).bind_iter())
-        .bind(chunks.iter().map(|chunk| moment(chunk.earliest)).bind_iter())
-        .bind(chunks.iter().map(|chunk| moment(chunk.latest)).bind_iter())
+        .bind(chunks.iter().map(|chunk| timestamptz(chunk.earliest)).bind_iter())
+        .bind(chunks.iter().map(|chunk| timestamptz(chunk.latest)).bind_iter())
 }
 
 /// Returns the statement to run after [`add_chunks`], or `None` if these chunks cannot have
@@ -115,21 +116,21 @@ pub(super) fn add_chunks_above(tenant: TenantUid, chunks: &[Chunk]) -> Option<Pg
 
 #[async_trait]
 impl DerivedReads for Postgres {
-    async fn behind(&self) -> Result<Vec<Behind>, ReadError> {
-        self.all(sqlx::query(BEHIND), behind).await
+    async fn underived_logs(&self) -> Result<Vec<UnderivedLog>, ReadError> {
+        self.all(sqlx::query(UNDERIVED_LOGS), row::underived_log).await
     }
 
-    async fn outlines(
+    async fn entry_values(
         &self,
         tenant: TenantUid,
         places: Range<u64>,
         items: u32,
-    ) -> Result<Vec<Outline>, ReadError> {
+    ) -> Result<Vec<EntryValues>, ReadError> {
         let query = |bytes| {
-            let query = sqlx::query(OUTLINES).bind(tenant.0).bind(signed(places.start));
+            let query = sqlx::query(ENTRY_VALUES).bind(tenant.0).bind(signed(places.start));
             query.bind(signed(places.end)).bind(i64::from(items)).bind(bytes)
         };
-        self.portion(query, |row| outline(row, tenant)).await
+        self.within_byte_limit(query, |row| row::entry_values(row, tenant)).await
     }
 
     async fn tiles_end(&self, tenant: TenantUid, log: u32, level: u32) -> Result<u64, ReadError> {

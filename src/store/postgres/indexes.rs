@@ -15,9 +15,11 @@ const INDEXES: &[(&str, &str)] =
     &[("np_byok_wrapped_deks_unsealed", "np_byok_wrapped_deks (tenant, id) WHERE mac IS NULL")];
 
 statements! {
-    /// One process at a time, as two would wait for each other. Until its connection is closed.
+    /// Lets one process at a time build, because two would wait for each other. The lock is held
+    /// until the connection is closed.
     ALONE = "SELECT pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended('np_byok_indexes', 0))";
-    /// The schema of the tables, quoted; and whether the index is there, is sound, and is being built by somebody.
+    /// The schema of the tables, quoted, and whether the index exists, is valid, and is being built
+    /// by some process.
     STATE = "
         SELECT pg_catalog.quote_ident(n.nspname)::text, i.indexrelid IS NOT NULL, COALESCE(i.indisvalid, false),
             EXISTS (SELECT FROM pg_catalog.pg_stat_progress_create_index p WHERE p.index_relid = i.indexrelid)

@@ -5,15 +5,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use crate::model::{DekId, Job, JobCommand, JobId, JobState, Tenant, TenantUid, Timestamp};
+use crate::model::{DekId, Job, JobCommand, JobId, JobState, KeyVersion, Tenant, TenantUid, Timestamp};
 
-use super::super::row::{self, Columns, signed, there};
+use super::super::row::{self, Columns, number, required, signed};
 use super::super::{JobReads, ReadError};
 use super::commit::PgQuery;
-use super::{Postgres, moment, reads, statements};
+use super::{Postgres, reads, statements, timestamptz};
 
 statements! {
-    /// 1 when the job stands, now or already; 0 when another is live.
+    /// Returns 1 if the job exists, now or already; 0 if another one is live.
     START = "
         WITH started AS (
             INSERT INTO np_byok_jobs (tenant, id, state, target_key, target_version, total, rewrapped, skipped, failed,
@@ -31,7 +31,7 @@ statements! {
             RETURNING id)
         SELECT count(*) FROM leased";
 
-    /// The holder stays when the job is done, so that a retry of the last step finds it.
+    /// Keeps the holder when the job is done, so that a retry of the last step finds it.
     ADVANCE = "
         WITH advanced AS (
             UPDATE np_byok_jobs SET state = $3, target_key = $4, target_version = $5, total = $6, rewrapped = $7,
@@ -41,7 +41,8 @@ statements! {
             RETURNING id)
         SELECT count(*) FROM advanced";
 
-    /// Whoever works on it is not its holder any more: a release that knows no other state than RUNNING would go on.
+    /// Removes the holder: a release that knows no state except RUNNING would otherwise continue
+    /// the job.
     COMMAND = "
         WITH commanded AS (
             UPDATE np_byok_jobs SET state = $3, holder = CASE WHEN state = $3 THEN holder END,
@@ -68,6 +69,9 @@ reads! {
     RUNNING = "
         SELECT t.uid, t.name, j.id FROM np_byok_jobs j JOIN np_byok_tenants t ON t.uid = j.tenant
         WHERE j.state = 'RUNNING' ORDER BY j.started_at";
+
+    NOT_UNDER = "
+        SELECT count(*) FROM np_byok_wrapped_deks WHERE tenant = $1 AND (key_name <> $2 OR key_version <> $3)";
 }
 
 /// Each of these functions builds a statement that returns how many rows it touched.
@@ -87,7 +91,7 @@ pub(super) fn advance(tenant: TenantUid, job: &Job, holder: Uuid, after: Option<
 pub(super) fn command(tenant: TenantUid, job: JobId, command: JobCommand, at: Timestamp) -> PgQuery {
     let state = command.leads_to();
     let query = sqlx::query(COMMAND).bind(tenant.0).bind(job.0).bind(state.as_str());
-    query.bind(moment(at)).bind(state == JobState::Cancelled)
+    query.bind(timestamptz(at)).bind(state == JobState::Cancelled)
 }
 
 fn bind_job(query: PgQuery, job: &Job) -> PgQuery {
@@ -102,9 +106,9 @@ fn bind_job(query: PgQuery, job: &Job) -> PgQuery {
         .bind(signed(job.progress.failed))
         .bind(signed(job.progress.kms_calls))
         .bind(job.stalled.map(|code| code.as_str()))
-        .bind(moment(job.started_at))
-        .bind(moment(job.updated_at))
-        .bind(job.finished_at.map(moment))
+        .bind(timestamptz(job.started_at))
+        .bind(timestamptz(job.updated_at))
+        .bind(job.finished_at.map(timestamptz))
 }
 
 #[async_trait]
@@ -119,6 +123,11 @@ impl JobReads for Postgres {
     }
 
     async fn running_jobs(&self) -> Result<Vec<(Tenant, JobId)>, ReadError> {
-        self.all(sqlx::query(RUNNING), |row| Ok((row::tenant(row)?, JobId(there(row.uuid(2)?)?)))).await
+        self.all(sqlx::query(RUNNING), |row| Ok((row::tenant(row)?, JobId(required(row.uuid(2)?)?)))).await
+    }
+
+    async fn deks_not_under(&self, tenant: TenantUid, version: &KeyVersion) -> Result<u64, ReadError> {
+        let query = sqlx::query(NOT_UNDER).bind(tenant.0).bind(&*version.key).bind(&*version.version);
+        Ok(self.first(query, |row| number(row, 0)).await?.unwrap_or(0))
     }
 }

@@ -94,21 +94,24 @@ const GRANTS: &str = include_str!("../../../migrations/postgres/grants.sql");
 
 statements! {
     LOCK = "SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('np_byok_migrations', 0))";
-    /// Whoever waits longer for another replica's migration tries again.
-    /// In migrations a backslash is a backslash, whatever the role or the database have set.
-    PATIENCE = "
+    /// A longer wait for another replica's migration fails, and is retried. In migrations a
+    /// backslash is no escape, whatever the role or the database has set.
+    SESSION_SETTINGS = "
         SELECT pg_catalog.set_config('lock_timeout', '60s', true),
             pg_catalog.set_config('standard_conforming_strings', 'on', true)";
-    /// The schema of our tables: where they are, or else where they are to be made.
+    /// The schema of byok's tables: the one that they are in, or else the one that they are to be
+    /// created in.
     SCHEMA = "
         SELECT pg_catalog.set_config('byok.schema', COALESCE(
             (SELECT n.nspname FROM pg_catalog.pg_class c
                 JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
                 WHERE c.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass('np_byok_migrations')::pg_catalog.oid),
             pg_catalog.current_schema())::text, true)";
-    /// For whatever calls functions: until the schema is closed, others may have made some in it.
+    /// For statements that call functions: until the schema is closed, others may have created
+    /// functions in it.
     PINNED = "SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true)";
-    /// For what makes tables. Temporary tables come last, so that no other role's can stand in for ours.
+    /// For statements that create tables. Temporary tables come last, so that those of other roles
+    /// cannot replace byok's.
     PATH = "
         SELECT pg_catalog.set_config('search_path', pg_catalog.quote_ident(pg_catalog.current_setting('byok.schema'))
             OPERATOR(pg_catalog.||) ', pg_temp', true)";
@@ -119,7 +122,7 @@ statements! {
 reads! {
     HAS_TABLE = "SELECT pg_catalog.to_regclass('np_byok_migrations') IS NOT NULL";
     PARTITIONS = "SELECT np_byok_make_partitions()";
-    /// Once the table is there.
+    /// Requires that the table exists.
     APPLIED = "SELECT version::int8, checksum, oldest_reader::int8 FROM np_byok_migrations";
 }
 
@@ -146,7 +149,7 @@ pub(super) async fn migrate(
 
 async fn in_transaction(connection: &mut PgConnection, serving: Option<&str>) -> Result<u32, MigrateError> {
     let around = |error: Error| failed(0, &error);
-    for sql in [PATIENCE, LOCK, SCHEMA, PINNED] {
+    for sql in [SESSION_SETTINGS, LOCK, SCHEMA, PINNED] {
         run(connection, sql).await.map_err(around)?;
     }
     sqlx::raw_sql(CLOSE).execute(&mut *connection).await.map_err(around)?;
@@ -215,7 +218,7 @@ pub(super) fn failed(version: u32, error: &Error) -> MigrateError {
     let denied = matches!(error, Error::Database(error) if error.code().as_deref() == Some("42501"));
     match Failure::of(error) {
         _ if denied => MigrateError::Denied,
-        Failure::NotNow | Failure::TooLong | Failure::Standby | Failure::Busy | Failure::Lost => {
+        Failure::Temporary | Failure::TimedOut | Failure::Standby | Failure::Busy | Failure::Lost => {
             MigrateError::Unavailable
         }
         Failure::Refused | Failure::Malformed => MigrateError::Failed { version, code: cause(error) },

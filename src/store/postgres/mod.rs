@@ -13,25 +13,29 @@
 
 mod access;
 mod announcements;
+mod append;
 mod audit;
+mod changes;
 mod checkpoints;
 mod commit;
+mod compatibility;
+mod database;
+mod dek_writes;
 mod deks;
 mod derived;
 mod indexes;
 mod jobs;
-mod keep;
-mod keeping;
 mod migrate;
-mod moment;
+mod outgoing;
 mod primary;
 mod proofs;
 mod publications;
+mod read_queue;
+mod retention;
 mod streams;
-mod suitable;
 mod tenancy;
 mod tenants;
-mod turns;
+mod timestamptz;
 mod writers;
 
 use std::collections::HashMap;
@@ -49,15 +53,15 @@ use uuid::Uuid;
 use crate::config;
 use crate::model::{TenantUid, Timestamp};
 
+use super::byte_limit::AdaptiveByteLimit;
 use super::failure::Failure;
-use super::portion::Portions;
 use super::row::Columns;
 use super::statements::{reads, statements};
-use super::{Batch, CommitError, Committed, LogHead, OpenError, ReadError, Store};
+use super::{LogHead, OpenError, ReadError, RequestReads};
 use access::Access;
-use moment::Moment;
 use primary::{Trust, of_primary};
-use turns::Turns;
+use read_queue::ReadQueue;
+use timestamptz::Timestamptz;
 use writers::Writers;
 
 /// The time limit for acquiring a connection.
@@ -72,7 +76,8 @@ const LIMITS: [(&str, &str); 2] =
     [("statement_timeout", "5s"), ("idle_in_transaction_session_timeout", "5s")];
 
 statements! {
-    /// Opens a transaction with its limits. Durable whatever the server's default: only `remote_apply` is stronger.
+    /// Opens a transaction with its time limits. Its commit is durable whatever the server's
+    /// default; `remote_apply`, which is stronger, is kept.
     BEGIN = "BEGIN; SELECT set_config('statement_timeout', '5s', true),
         set_config('idle_in_transaction_session_timeout', '5s', true), set_config('synchronous_commit',
         CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true)";
@@ -88,29 +93,28 @@ pub fn statements() -> impl Iterator<Item = &'static str> {
         ALL,
         READS,
         announcements::ALL,
-        announcements::READS,
+        append::ALL,
         audit::READS,
         checkpoints::ALL,
         checkpoints::READS,
-        commit::ALL,
         commit::READS,
+        dek_writes::ALL,
         deks::READS,
         derived::ALL,
         derived::READS,
         indexes::ALL,
         jobs::ALL,
         jobs::READS,
-        keep::READS,
-        keeping::ALL,
-        keeping::READS,
+        database::READS,
+        retention::ALL,
+        retention::READS,
         migrate::ALL,
         migrate::READS,
+        outgoing::READS,
         proofs::ALL,
         proofs::READS,
         publications::ALL,
-        publications::READS,
         streams::ALL,
-        streams::READS,
         tenancy::READS,
         tenants::ALL,
         tenants::READS,
@@ -125,12 +129,12 @@ pub fn statements() -> impl Iterator<Item = &'static str> {
 pub struct Postgres {
     access: RwLock<Arc<Access>>,
     most_read: u32,
-    turns: Turns,
+    read_queue: ReadQueue,
     writers: Writers,
     /// Whether connections lead to the primary.
     trust: Arc<Trust>,
     pgbouncer: bool,
-    portions: Portions,
+    byte_limit: AdaptiveByteLimit,
     /// The head of each log after the last commit of this process.
     heads: Mutex<HashMap<TenantUid, LogHead>>,
 }
@@ -150,10 +154,10 @@ impl Postgres {
             writers: Writers::new(access.serving.clone(), commit_on),
             access: RwLock::new(Arc::new(access)),
             most_read,
-            turns: Turns::new(most_read),
+            read_queue: ReadQueue::new(most_read),
             trust,
             pgbouncer: settings.pgbouncer,
-            portions: Portions::default(),
+            byte_limit: AdaptiveByteLimit::default(),
             heads: Mutex::default(),
         })
     }
@@ -164,12 +168,12 @@ impl Postgres {
 
     /// Switches to other URLs for new connections. Existing connections are closed, each as soon as
     /// it is idle.
-    pub(super) fn take_urls(&self, settings: &config::Postgres) -> Result<bool, OpenError> {
+    pub(super) fn switch_urls(&self, settings: &config::Postgres) -> Result<bool, OpenError> {
         if settings.pgbouncer != self.pgbouncer {
             return Ok(false);
         }
         let access = Arc::new(Access::new(settings, self.most_read, self.trust.clone())?);
-        self.writers.take_options(access.serving.clone());
+        self.writers.switch_options(access.serving.clone());
         let before = {
             let mut place = self.access.write().unwrap_or_else(PoisonError::into_inner);
             std::mem::replace(&mut *place, access)
@@ -189,9 +193,9 @@ impl Postgres {
         }
     }
 
-    /// Closes the connections that were opened so far, because the address may lead to another
+    /// Stops using the connections that were opened so far, because the address may lead to another
     /// server by now.
-    fn leave_standby(&self) {
+    fn distrust_open_connections(&self) {
         self.trust.end();
         self.writers.close_idle();
     }
@@ -199,10 +203,10 @@ impl Postgres {
     /// Returns the rows of a read, within the deadline.
     async fn rows(&self, query: Query<'_, sqlx::Postgres, PgArguments>) -> Result<Vec<PgRow>, Failure> {
         let failed = |error: Error| Failure::of(&error);
-        let _turn = self.turns.take().await.ok_or(Failure::Busy)?;
+        let _permit = self.read_queue.acquire().await.ok_or(Failure::Busy)?;
         let mut connection = self.reader().await.map_err(|error| {
             Failure::of(&error);
-            Failure::NotNow
+            Failure::Temporary
         })?;
         let answer = async {
             if self.pgbouncer {
@@ -217,7 +221,7 @@ impl Postgres {
         match timeout(EXCHANGE, answer).await {
             Ok(rows) => rows.and_then(of_primary).map_err(failed).inspect_err(|failure| {
                 if *failure == Failure::Standby {
-                    self.leave_standby();
+                    self.distrust_open_connections();
                 }
             }),
             Err(_) => {
@@ -239,22 +243,22 @@ impl Postgres {
     /// Returns the rows of a statement that reads entries and takes a limit on the bytes of entries
     /// that it may read. A statement that exceeds the server's time limit is tried again with fewer
     /// bytes, and finally with one entry.
-    async fn portion<'q, T>(
+    async fn within_byte_limit<'q, T>(
         &self,
         query: impl Fn(i64) -> Query<'q, sqlx::Postgres, PgArguments>,
         decode: impl Fn(&PgRow) -> Result<T, Error>,
     ) -> Result<Vec<T>, ReadError> {
-        let mut portion = self.portions.next();
+        let mut limit = self.byte_limit.current();
         let rows = loop {
-            match self.rows(query(portion.bytes())).await {
-                Err(Failure::TooLong) => match self.portions.took_too_long(portion) {
-                    Some(smaller) => portion = smaller,
-                    None => break Err(Failure::TooLong),
+            match self.rows(query(limit.bytes())).await {
+                Err(Failure::TimedOut) => match self.byte_limit.took_too_long(limit) {
+                    Some(smaller) => limit = smaller,
+                    None => break Err(Failure::TimedOut),
                 },
                 rows => break rows,
             }
         }?;
-        self.portions.was_read(portion);
+        self.byte_limit.in_time(limit);
         decoded(&rows, decode)
     }
 
@@ -269,15 +273,7 @@ impl Postgres {
 }
 
 #[async_trait]
-impl Store for Postgres {
-    async fn commit(&self, batch: &Batch) -> Result<Committed, CommitError> {
-        self.commit_batch(batch).await
-    }
-
-    async fn commit_in_turn(&self, batch: &mut Batch) -> Result<Committed, CommitError> {
-        self.commit_batch_in_turn(batch).await
-    }
-
+impl RequestReads for Postgres {
     async fn ping(&self) -> Result<(), ReadError> {
         Ok(self.rows(sqlx::query(PING)).await.map(drop)?)
     }
@@ -288,7 +284,7 @@ fn decoded<T>(rows: &[PgRow], decode: impl Fn(&PgRow) -> Result<T, Error>) -> Re
 }
 
 /// Converts a time to PostgreSQL's type.
-fn moment(at: Timestamp) -> Moment {
+fn timestamptz(at: Timestamp) -> Timestamptz {
     at.into()
 }
 
@@ -309,7 +305,7 @@ impl Columns for PgRow {
         self.try_get(at)
     }
 
-    fn moment(&self, at: usize) -> Result<Option<Timestamp>, Error> {
-        Ok(self.try_get::<Option<Moment>, _>(at)?.map(Timestamp::from))
+    fn timestamp(&self, at: usize) -> Result<Option<Timestamp>, Error> {
+        Ok(self.try_get::<Option<Timestamptz>, _>(at)?.map(Timestamp::from))
     }
 }

@@ -26,8 +26,8 @@ pub(super) fn of_primary(mut rows: Vec<PgRow>) -> Result<Vec<PgRow>, Error> {
     Ok(rows)
 }
 
-/// Whether connections are trusted to lead to the primary. A connection is trusted until one that
-/// was opened later turns out not to lead there.
+/// Which connections are trusted to lead to the primary. A connection is trusted until one that was
+/// opened later turns out not to lead there.
 #[derive(Default)]
 pub(super) struct Trust(Mutex<Option<Instant>>);
 
@@ -38,7 +38,7 @@ impl Trust {
     }
 
     /// Returns whether a connection of this age is trusted.
-    pub(super) fn is_in_one_opened_ago(&self, age: Duration) -> bool {
+    pub(super) fn covers_age(&self, age: Duration) -> bool {
         let ended = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
         ended.is_none_or(|ended| age < ended.elapsed())
     }
@@ -49,12 +49,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_connection_is_believed_if_opened_after_a_standby_was_met() {
+    fn a_connection_opened_after_a_standby_was_found_is_trusted() {
         let trust = Trust::default();
-        assert!(trust.is_in_one_opened_ago(Duration::from_secs(3_600)));
+        assert!(trust.covers_age(Duration::from_secs(3_600)));
         trust.end();
-        assert!(!trust.is_in_one_opened_ago(Duration::from_secs(3_600)));
+        assert!(!trust.covers_age(Duration::from_secs(3_600)));
         std::thread::sleep(Duration::from_millis(2));
-        assert!(trust.is_in_one_opened_ago(Duration::ZERO));
+        assert!(trust.covers_age(Duration::ZERO));
     }
 }

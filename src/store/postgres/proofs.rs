@@ -8,27 +8,27 @@ use sqlx::postgres::{PgBindIterExt, PgRow};
 
 use crate::model::{Canary, Incident, KeyVersion, Proof, TenantUid};
 
-use super::super::row::{self, Columns, signed, there};
-use super::super::{Fence, Must, ProofReads, ReadError, Seen, Watched};
+use super::super::row::{self, Columns, required, signed};
+use super::super::{Fence, KeyringStore, ReadError, Requirement, Snapshot, Watched};
 use super::commit::PgQuery;
-use super::{Postgres, moment, reads, statements};
+use super::{Postgres, reads, statements, timestamptz};
 
 statements! {
-    /// 1 when the key version is watched, now, already or again.
+    /// Returns 1: the key version is watched, now, already or again.
     WATCH = "
         WITH watched AS (
             INSERT INTO np_byok_proofs AS o (tenant, key_name, key_version, posture, epoch, revision, proven_at, since,
                 steady_since, failures, falls, doubted_by, next_probe_at, needed_until, canary_dek, canary,
                 canary_scheme, canary_probe)
             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, clock_timestamp(), $14, $15, $16, $17)
-            -- What is needed until the epoch is retired.
+            -- A row whose `needed_until` is the epoch is retired.
             ON CONFLICT (tenant, key_name, key_version)
                 DO UPDATE SET needed_until = greatest(o.needed_until, EXCLUDED.needed_until)
             RETURNING 1)
         SELECT count(*) FROM watched";
 
-    /// The last word stands, be it shorter.
-    NEED = "
+    /// The latest report counts, even if it lasts shorter than the one before.
+    EXTEND_WATCH = "
         WITH needed AS (
             UPDATE np_byok_proofs SET needed_until = clock_timestamp() + $4 * interval '1 microsecond'
             WHERE tenant = $1 AND key_name = $2 AND key_version = $3 AND needed_until > 'epoch'
@@ -42,9 +42,10 @@ statements! {
             RETURNING 1)
         SELECT count(*) FROM retired";
 
-    /// The row's next form, where it still is at the revision that it was read at; and with it the incident, if there is
-    /// one. A row that already holds what it should counts as touched, so that a retry says what the first try did.
-    PROVE = "
+    /// Replaces the row if it still has the revision that was read, and adds the incident, if there
+    /// is one. A row that already has the new content counts as touched, so that a retry reports
+    /// what the first attempt did.
+    UPDATE_PROOF = "
         WITH proven AS (
             UPDATE np_byok_proofs SET posture = $4, epoch = $5, revision = $6, proven_at = $7, since = $8,
                 steady_since = $9, failures = $10, falls = $11, doubted_by = $12, next_probe_at = $13
@@ -60,7 +61,7 @@ statements! {
         )
         SELECT count(*) FROM proven";
 
-    /// An incident that goes with no proof.
+    /// An incident without a new proof.
     INCIDENT = "
         WITH incident AS (
             INSERT INTO np_byok_incidents (tenant, id, at, key_name, key_version, was, posture, class, http_status,
@@ -85,10 +86,6 @@ reads! {
         WHERE p.needed_until > 'epoch' AND (p.posture <> 'active' OR p.needed_until > clock_timestamp())";
 
     NOW = "SELECT clock_timestamp()";
-
-    INCIDENTS = "
-        SELECT id, at, key_name, key_version, was, posture, class, http_status::int8, kms_request_id
-        FROM np_byok_incidents WHERE tenant = $1 ORDER BY id DESC LIMIT $2";
 }
 
 /// Each of these functions builds a statement that returns how many rows it touched.
@@ -100,9 +97,9 @@ pub(super) fn watch(tenant: TenantUid, proof: &Proof, canary: &Canary) -> PgQuer
         .bind(canary.made_for_probes)
 }
 
-pub(super) fn need(tenant: TenantUid, version: &KeyVersion, lasting: Duration) -> PgQuery {
+pub(super) fn extend_watch(tenant: TenantUid, version: &KeyVersion, lasting: Duration) -> PgQuery {
     let micros = i64::try_from(lasting.as_micros()).unwrap_or(i64::MAX);
-    sqlx::query(NEED)
+    sqlx::query(EXTEND_WATCH)
         .bind(tenant.0)
         .bind(version.key.to_string())
         .bind(version.version.to_string())
@@ -113,11 +110,11 @@ pub(super) fn retire(tenant: TenantUid, all_but: &KeyVersion) -> PgQuery {
     sqlx::query(RETIRE).bind(tenant.0).bind(all_but.key.to_string()).bind(all_but.version.to_string())
 }
 
-pub(super) fn prove(tenant: TenantUid, from: u64, to: &Proof, incident: Option<&Incident>) -> PgQuery {
-    bind_proof(sqlx::query(PROVE), tenant, to)
+pub(super) fn update_proof(tenant: TenantUid, from: u64, to: &Proof, incident: Option<&Incident>) -> PgQuery {
+    bind_proof(sqlx::query(UPDATE_PROOF), tenant, to)
         .bind(signed(from))
         .bind(incident.map(|incident| incident.id.0))
-        .bind(incident.map(|incident| moment(incident.at)))
+        .bind(incident.map(|incident| timestamptz(incident.at)))
         .bind(incident.map(|incident| incident.was.as_str()))
         .bind(incident.and_then(|incident| incident.class.as_deref().map(str::to_owned)))
         .bind(incident.and_then(|incident| incident.http_status).map(i32::from))
@@ -129,7 +126,7 @@ pub(super) fn incident(tenant: TenantUid, incident: &Incident) -> PgQuery {
     sqlx::query(INCIDENT)
         .bind(tenant.0)
         .bind(incident.id.0)
-        .bind(moment(incident.at))
+        .bind(timestamptz(incident.at))
         .bind(incident.key_version.key.to_string())
         .bind(incident.key_version.version.to_string())
         .bind(incident.was.as_str())
@@ -147,28 +144,28 @@ fn bind_proof(query: PgQuery, tenant: TenantUid, proof: &Proof) -> PgQuery {
         .bind(proof.posture.as_str())
         .bind(signed(proof.epoch))
         .bind(signed(proof.revision))
-        .bind(moment(proof.proven_at))
-        .bind(moment(proof.since))
-        .bind(proof.steady_since.map(moment))
+        .bind(timestamptz(proof.proven_at))
+        .bind(timestamptz(proof.since))
+        .bind(proof.steady_since.map(timestamptz))
         .bind(i32::try_from(proof.failures).unwrap_or(i32::MAX))
         .bind(i32::try_from(proof.falls).unwrap_or(i32::MAX))
         .bind(proof.doubted_by)
-        .bind(moment(proof.next_probe_at))
+        .bind(timestamptz(proof.next_probe_at))
 }
 
 /// Binds the fence as five arrays: key, version, epoch, revision, microseconds.
 pub(super) fn bind_fence(query: PgQuery, fence: &[Fence]) -> PgQuery {
-    let epoch = |fence: &Fence| match fence.must {
-        Must::BeActive { epoch } | Must::BeProven { epoch, .. } => Some(signed(epoch)),
-        Must::BeUnchanged { .. } => None,
+    let epoch = |fence: &Fence| match fence.requirement {
+        Requirement::Active { epoch } | Requirement::Proven { epoch, .. } => Some(signed(epoch)),
+        Requirement::Unchanged { .. } => None,
     };
-    let revision = |fence: &Fence| match fence.must {
-        Must::BeUnchanged { revision } => Some(signed(revision)),
-        Must::BeActive { .. } | Must::BeProven { .. } => None,
+    let revision = |fence: &Fence| match fence.requirement {
+        Requirement::Unchanged { revision } => Some(signed(revision)),
+        Requirement::Active { .. } | Requirement::Proven { .. } => None,
     };
-    let within = |fence: &Fence| match fence.must {
-        Must::BeProven { within, .. } => Some(i64::try_from(within.as_micros()).unwrap_or(i64::MAX)),
-        Must::BeActive { .. } | Must::BeUnchanged { .. } => None,
+    let within = |fence: &Fence| match fence.requirement {
+        Requirement::Proven { within, .. } => Some(i64::try_from(within.as_micros()).unwrap_or(i64::MAX)),
+        Requirement::Active { .. } | Requirement::Unchanged { .. } => None,
     };
     query
         .bind(fence.iter().map(|fence| &*fence.key_version.key).bind_iter())
@@ -179,36 +176,33 @@ pub(super) fn bind_fence(query: PgQuery, fence: &[Fence]) -> PgQuery {
 }
 
 #[async_trait]
-impl ProofReads for Postgres {
-    async fn proofs(&self, tenant: TenantUid) -> Result<Seen<Proof>, ReadError> {
-        self.seen(sqlx::query(BY_TENANT).bind(tenant.0), 12, row::proof).await
-    }
-
-    async fn watched(&self) -> Result<Seen<Watched>, ReadError> {
+impl KeyringStore for Postgres {
+    async fn watched(&self) -> Result<Snapshot<Watched>, ReadError> {
         self.seen(sqlx::query(WATCHED), 19, row::watched).await
-    }
-
-    async fn incidents(&self, tenant: TenantUid, limit: u32) -> Result<Vec<Incident>, ReadError> {
-        self.all(sqlx::query(INCIDENTS).bind(tenant.0).bind(i64::from(limit)), row::incident).await
     }
 }
 
 impl Postgres {
+    /// Returns the proofs of one tenant's key versions, except retired ones.
+    pub(super) async fn proofs_of(&self, tenant: TenantUid) -> Result<Snapshot<Proof>, ReadError> {
+        self.seen(sqlx::query(BY_TENANT).bind(tenant.0), 12, row::proof).await
+    }
+
     /// Returns decoded rows together with the database's time, which column `at` holds.
     async fn seen<T>(
         &self,
         query: PgQuery,
         at: usize,
         decode: impl Fn(&PgRow) -> Result<T, Error>,
-    ) -> Result<Seen<T>, ReadError> {
-        let rows = self.all(query, |row| Ok((decode(row)?, there(row.moment(at)?)?))).await?;
+    ) -> Result<Snapshot<T>, ReadError> {
+        let rows = self.all(query, |row| Ok((decode(row)?, required(row.timestamp(at)?)?))).await?;
         let now = match rows.first() {
             Some((_, now)) => *now,
             None => self
-                .first(sqlx::query(NOW), |row| there(row.moment(0)?))
+                .first(sqlx::query(NOW), |row| required(row.timestamp(0)?))
                 .await?
                 .ok_or(ReadError::Malformed)?,
         };
-        Ok(Seen { now, rows: rows.into_iter().map(|(row, _)| row).collect() })
+        Ok(Snapshot { now, rows: rows.into_iter().map(|(row, _)| row).collect() })
     }
 }

@@ -3,15 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use uuid::Uuid;
 
 use crate::model::TenantUid;
 
-use super::super::row::{head, publication, signed};
-use super::super::{LogHead, Publication, PublicationReads, Publishing, ReadError};
+use super::super::row::signed;
+use super::super::{LogHead, PublicationStep};
 use super::commit::PgQuery;
-use super::{Postgres, reads, statements};
+use super::statements;
 
 statements! {
     BEGIN_PUBLISHING = "
@@ -34,7 +33,8 @@ statements! {
                 next_attempt_at = now() + $4 * interval '1 microsecond'
             WHERE tenant = $1 AND place = $2 AND holder = $3 RETURNING 1)
         SELECT count(*) FROM done";
-    /// Opens another log after this head and keeps where the one before ended; touches nothing when the head is another.
+    /// Opens another log after this head, and records the head of the ended one. Touches nothing if
+    /// the current head is a different one.
     OPEN_LOG = "
         WITH opened AS (
             UPDATE np_byok_heads SET log = $6::int8, first = size, frontier = ''
@@ -46,22 +46,17 @@ statements! {
         SELECT count(*) FROM opened";
 }
 
-reads! {
-    PUBLICATIONS = "
-        SELECT place, log::int8, size, published_at, failures::int8, (next_attempt_at <= now())::int::int8
-        FROM np_byok_publications WHERE tenant = $1 ORDER BY place";
-    ENDED = "SELECT size, log::int8, first, frontier FROM np_byok_logs WHERE tenant = $1 ORDER BY log";
-}
-
-pub(super) fn publish(tenant: TenantUid, place: &Arc<str>, holder: Uuid, step: Publishing) -> PgQuery {
+pub(super) fn publish(tenant: TenantUid, place: &Arc<str>, holder: Uuid, step: PublicationStep) -> PgQuery {
     let bound = |sql, pause: Duration| {
         let pause = i64::try_from(pause.as_micros()).unwrap_or(i64::MAX);
         sqlx::query(sql).bind(tenant.0).bind(place.clone()).bind(holder).bind(pause)
     };
     match step {
-        Publishing::Begin { lease } => bound(BEGIN_PUBLISHING, lease),
-        Publishing::Again { after } => bound(AGAIN, after),
-        Publishing::Done { log, size, after } => bound(DONE, after).bind(i64::from(log)).bind(signed(size)),
+        PublicationStep::Begin { lease } => bound(BEGIN_PUBLISHING, lease),
+        PublicationStep::Failed { after } => bound(AGAIN, after),
+        PublicationStep::Done { log, size, after } => {
+            bound(DONE, after).bind(i64::from(log)).bind(signed(size))
+        }
     }
 }
 
@@ -73,15 +68,4 @@ pub(super) fn open_log(tenant: TenantUid, from: &LogHead, log: u32) -> PgQuery {
         .bind(signed(from.end()))
         .bind(from.frontier.to_bytes())
         .bind(i64::from(log))
-}
-
-#[async_trait]
-impl PublicationReads for Postgres {
-    async fn publications(&self, tenant: TenantUid) -> Result<Vec<Publication>, ReadError> {
-        self.all(sqlx::query(PUBLICATIONS).bind(tenant.0), publication).await
-    }
-
-    async fn ended_logs(&self, tenant: TenantUid) -> Result<Vec<LogHead>, ReadError> {
-        self.all(sqlx::query(ENDED).bind(tenant.0), head).await
-    }
 }

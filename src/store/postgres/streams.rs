@@ -2,15 +2,14 @@
 
 use std::time::Duration;
 
-use async_trait::async_trait;
 use uuid::Uuid;
 
 use crate::model::TenantUid;
 
-use super::super::row::{self, signed};
-use super::super::{ReadError, StreamName, StreamReads, StreamRow, StreamStep};
+use super::super::row::signed;
+use super::super::{StreamName, StreamStep};
 use super::commit::PgQuery;
-use super::{Postgres, reads, statements};
+use super::statements;
 
 statements! {
     LEASE = "
@@ -22,7 +21,8 @@ statements! {
             RETURNING 1)
         SELECT count(*) FROM leased";
 
-    /// A stream that already stands where it should counts as touched, so that a retry says what the first try did.
+    /// A stream that is already at the new position counts as touched, so that a retry reports what
+    /// the first attempt did.
     ADVANCE = "
         WITH advanced AS (
             UPDATE np_byok_streams SET next = $6, failing_since = NULL,
@@ -31,7 +31,7 @@ statements! {
             RETURNING 1)
         SELECT count(*) FROM advanced";
 
-    /// The holder stays, so that a retry finds it.
+    /// Keeps the holder, so that a retry finds it.
     FAIL = "
         WITH failed AS (
             UPDATE np_byok_streams SET leased_until = clock_timestamp(),
@@ -39,10 +39,6 @@ statements! {
             WHERE tenant = $1 AND name = $2 AND holder = $3
             RETURNING 1)
         SELECT count(*) FROM failed";
-}
-
-reads! {
-    STREAMS = "SELECT name, next, failing_since FROM np_byok_streams WHERE tenant = $1 ORDER BY name";
 }
 
 /// Builds a statement that returns how many rows it touched.
@@ -55,12 +51,5 @@ pub(super) fn step(tenant: TenantUid, name: StreamName, holder: Uuid, step: Stre
             bound(ADVANCE).bind(micros(lease)).bind(signed(from)).bind(signed(to))
         }
         StreamStep::Fail => bound(FAIL),
-    }
-}
-
-#[async_trait]
-impl StreamReads for Postgres {
-    async fn streams(&self, tenant: TenantUid) -> Result<Vec<StreamRow>, ReadError> {
-        self.all(sqlx::query(STREAMS).bind(tenant.0), row::stream).await
     }
 }

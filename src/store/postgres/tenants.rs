@@ -4,14 +4,15 @@ use async_trait::async_trait;
 
 use crate::model::{Tenant, TenantUid};
 
-use super::super::row::{head, number, tenant};
+use super::super::row::{head, tenant};
 use super::super::{LogHead, ReadError, TenantReads};
 use super::commit::PgQuery;
 use super::{Postgres, reads, statements};
 
 statements! {
-    /// Creates a tenant whose key is the one of the deployment's configuration. Returns 1 if the tenant exists as wanted,
-    /// now or already, and 0 if its name or its uid is another's.
+    /// Creates a tenant whose key is the one of the deployment's configuration. Returns 1 if the
+    /// tenant exists with this uid and name, now or already; 0 if another tenant has its name or its
+    /// uid.
     CREATE = "
         WITH t AS (INSERT INTO np_byok_tenants (uid, name) VALUES ($1, $2) ON CONFLICT DO NOTHING RETURNING uid),
             h AS (INSERT INTO np_byok_heads (tenant) SELECT uid FROM t),
@@ -25,6 +26,8 @@ reads! {
     BY_NAME = "SELECT uid, name FROM np_byok_tenants WHERE name = $1";
     EVERY = "SELECT uid, name FROM np_byok_tenants ORDER BY name";
     LOG_HEAD = "SELECT size, log::int8, first, frontier FROM np_byok_heads WHERE tenant = $1";
+    ENDED_LOGS = "SELECT size, log::int8, first, frontier FROM np_byok_logs WHERE tenant = $1 ORDER BY log";
+    /// For [`Commits::log_size`](super::super::Commits::log_size).
     LOG_SIZE = "SELECT size FROM np_byok_heads WHERE tenant = $1";
 }
 
@@ -50,7 +53,7 @@ impl TenantReads for Postgres {
         self.first(sqlx::query(LOG_HEAD).bind(tenant.0), head).await
     }
 
-    async fn log_size(&self, tenant: TenantUid) -> Result<u64, ReadError> {
-        Ok(self.first(sqlx::query(LOG_SIZE).bind(tenant.0), |row| number(row, 0)).await?.unwrap_or(0))
+    async fn ended_logs(&self, tenant: TenantUid) -> Result<Vec<LogHead>, ReadError> {
+        self.all(sqlx::query(ENDED_LOGS).bind(tenant.0), head).await
     }
 }

@@ -10,7 +10,7 @@ use sqlx::{ConnectOptions, Connection, Error};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
-use super::turns::PATIENCE;
+use super::read_queue::LONGEST_WAIT;
 use super::{ACQUIRE, FRESH};
 
 pub(super) struct Writers {
@@ -24,21 +24,21 @@ pub(super) struct Writers {
 struct Current {
     options: PgConnectOptions,
     /// How often the options were changed.
-    edition: u64,
+    generation: u64,
 }
 
 /// A connection that is not in use.
 struct Idle {
     connection: PgConnection,
     since: Instant,
-    edition: u64,
+    generation: u64,
 }
 
 /// A connection for one commit. Dropping it closes the connection; [`Writer::keep`] returns it for
 /// reuse.
 pub(super) struct Writer<'w> {
     pub(super) connection: PgConnection,
-    edition: u64,
+    generation: u64,
     writers: &'w Writers,
     _permit: SemaphorePermit<'w>,
 }
@@ -46,16 +46,16 @@ pub(super) struct Writer<'w> {
 impl Writers {
     pub(super) fn new(options: PgConnectOptions, most: u32) -> Self {
         let permits = usize::try_from(most).unwrap_or(1);
-        let options = Mutex::new(Current { options, edition: 0 });
+        let options = Mutex::new(Current { options, generation: 0 });
         Self { options, permits: Semaphore::new(permits), idle: Mutex::default() }
     }
 
     /// Makes new connections with these options from now on, and hands out none that was made
     /// before.
-    pub(super) fn take_options(&self, options: PgConnectOptions) {
+    pub(super) fn switch_options(&self, options: PgConnectOptions) {
         {
             let mut current = self.current();
-            *current = Current { options, edition: current.edition + 1 };
+            *current = Current { options, generation: current.generation + 1 };
         }
         self.close_idle();
     }
@@ -67,20 +67,20 @@ impl Writers {
     /// Returns a connection that was alive a moment ago. Takes at most [`ACQUIRE`] after the wait
     /// for a permit.
     pub(super) async fn take(&self) -> Result<Writer<'_>, Error> {
-        let permit = timeout(PATIENCE, self.permits.acquire()).await.map_err(|_| Error::PoolTimedOut)?;
+        let permit = timeout(LONGEST_WAIT, self.permits.acquire()).await.map_err(|_| Error::PoolTimedOut)?;
         let permit = permit.map_err(|_| Error::PoolClosed)?;
         let taken = async {
-            let Current { options, edition } = self.current().clone();
-            while let Some(Idle { mut connection, since, edition: of }) = self.pop() {
-                let alive = of == edition
+            let Current { options, generation } = self.current().clone();
+            while let Some(Idle { mut connection, since, generation: of }) = self.pop() {
+                let alive = of == generation
                     && (since.elapsed() < FRESH
                         || matches!(timeout(FRESH, connection.ping()).await, Ok(Ok(()))));
                 if alive {
-                    return Ok(Writer { connection, edition, writers: self, _permit: permit });
+                    return Ok(Writer { connection, generation, writers: self, _permit: permit });
                 }
             }
             let connection = options.connect().await?;
-            Ok(Writer { connection, edition, writers: self, _permit: permit })
+            Ok(Writer { connection, generation, writers: self, _permit: permit })
         };
         timeout(ACQUIRE, taken).await.unwrap_or(Err(Error::PoolTimedOut))
     }
@@ -103,11 +103,15 @@ impl Writers {
 impl Writer<'_> {
     /// Returns the connection for reuse. It must not be in the middle of anything.
     pub(super) fn keep(self) {
-        // The edition is checked while the idle connections are locked. A later change of the
-        // edition then closes this connection together with the others.
+        // The generation is checked while the idle connections are locked. A later change of the
+        // generation then closes this connection together with the others.
         let mut idle = self.writers.idle();
-        if self.edition == self.writers.current().edition {
-            idle.push(Idle { connection: self.connection, since: Instant::now(), edition: self.edition });
+        if self.generation == self.writers.current().generation {
+            idle.push(Idle {
+                connection: self.connection,
+                since: Instant::now(),
+                generation: self.generation,
+            });
         }
     }
 }

@@ -8,15 +8,16 @@ use serde_json::json;
 use crate::merkle::Hash;
 use crate::model::{TenantUid, Timestamp};
 
-use super::super::portion::Portion;
-use super::super::row::{bounds, chunk, entry, leaf, number, places, seen, signed};
-use super::super::search::{self, Bounds, SearchReads, Seen, Span, Value};
-use super::super::{AuditReads, Chunk, EntryFilter, Page, PlacedEntry, ReadError};
+use super::super::byte_limit::ByteLimit;
+use super::super::row::{bounds, chunk, entry, leaf, number, places, search_hit, signed};
+use super::super::search::{self, Bounds, Lookup, SearchHit, SearchReads, Span};
+use super::super::{AuditReads, Chunk, EntryFilter, EntrySearch, Page, PlacedEntry, ReadError};
 use super::{Sqlite, statements};
 
 statements! {
-    /// Records are looked into only as long as the entries before hold fewer bytes than ?9; of entries past that, which may
-    /// match, the place is given and no more. Their sizes are summed up without reading them.
+    /// Records are searched only as long as the entries before hold fewer bytes than ?9. Of later
+    /// entries, which may match, only the position is returned. Their sizes are added up without
+    /// reading them.
     ENTRIES = "
         WITH sized AS (
             SELECT a.seq, octet_length(a.records) + octet_length(a.items) AS size
@@ -37,8 +38,9 @@ statements! {
             SELECT 1 FROM json_each(a.records) AS r WHERE r.type = 'array' AND r.value ->> '$[0]' IN (?6, ?7))
         ORDER BY b.seq DESC LIMIT ?8";
 
-    /// Where the log and its index end, and which chunks of the index are the first and the last with entries of that time:
-    /// first looked for among chunks of level 1. What was pruned is not gone through.
+    /// The ends of the log and of its index, and the first and the last chunk of the index that
+    /// have entries in that time. These are looked up among chunks of level 1 first. Chunks whose
+    /// entries were pruned are skipped.
     BOUNDS = "
         SELECT size,
             (SELECT COALESCE(max(chunk) + 1, 0) FROM np_byok_chunks WHERE tenant = ?1 AND level = 0),
@@ -83,7 +85,7 @@ statements! {
             CROSS JOIN np_byok_chunk_values v ON v.tenant = ?1 AND v.value = o.value AND v.chunk = c.chunk)
         ORDER BY c.chunk DESC";
 
-    /// As long as the entries before hold fewer bytes than ?4.
+    /// Ends once the entries before hold ?4 bytes.
     ENTRIES_FROM = "
         WITH sized AS (
             SELECT seq, octet_length(records) + octet_length(items) AS size
@@ -109,7 +111,7 @@ statements! {
 }
 
 #[async_trait]
-impl AuditReads for Sqlite {
+impl EntrySearch for Sqlite {
     async fn entries(
         &self,
         tenant: TenantUid,
@@ -119,7 +121,10 @@ impl AuditReads for Sqlite {
     ) -> Result<Page, ReadError> {
         search::page(self, tenant, filter, before, limit).await
     }
+}
 
+#[async_trait]
+impl AuditReads for Sqlite {
     async fn entries_from(
         &self,
         tenant: TenantUid,
@@ -127,7 +132,7 @@ impl AuditReads for Sqlite {
         limit: u32,
     ) -> Result<Vec<PlacedEntry>, ReadError> {
         let query = sqlx::query(ENTRIES_FROM).bind(tenant.0.as_slice()).bind(signed(from)).bind(limit);
-        self.all(query.bind(Portion::WHOLE.bytes()), entry).await
+        self.all(query.bind(ByteLimit::LARGEST.bytes()), entry).await
     }
 
     async fn sizes(&self, tenant: TenantUid, places: Range<u64>) -> Result<Vec<(u64, u64)>, ReadError> {
@@ -177,13 +182,13 @@ impl SearchReads for Sqlite {
     async fn chunks_with(
         &self,
         tenant: TenantUid,
-        value: Value,
+        value: Lookup,
         within: Range<u64>,
         limit: usize,
     ) -> Result<Vec<u64>, ReadError> {
         let query = match value {
-            Value::One(value) => sqlx::query(CHUNKS_WITH).bind(tenant.0.as_slice()).bind(value),
-            Value::Either(one, other) => {
+            Lookup::One(value) => sqlx::query(CHUNKS_WITH).bind(tenant.0.as_slice()).bind(value),
+            Lookup::Either(one, other) => {
                 sqlx::query(CHUNKS_WITH_EITHER).bind(tenant.0.as_slice()).bind(one).bind(other)
             }
         };
@@ -208,7 +213,7 @@ impl SearchReads for Sqlite {
         filter: &EntryFilter,
         spans: &[Span],
         limit: usize,
-    ) -> Result<Vec<Seen>, ReadError> {
+    ) -> Result<Vec<SearchHit>, ReadError> {
         let at = |at: Option<Timestamp>| at.map(|at| at.0);
         let spans: Vec<_> = spans
             .iter()
@@ -223,7 +228,7 @@ impl SearchReads for Sqlite {
             .bind(filter.record_id.as_deref())
             .bind(filter.record_hash.as_deref())
             .bind(signed(limit as u64))
-            .bind(Portion::WHOLE.bytes());
-        self.all(query, seen).await
+            .bind(ByteLimit::LARGEST.bytes());
+        self.all(query, search_hit).await
     }
 }

@@ -9,7 +9,8 @@ use super::super::{CheckpointReads, CheckpointRow, ReadError};
 use super::{Sqlite, SqliteQuery, statements};
 
 statements! {
-    /// Touches one row when it is there now, none when another of that size was.
+    /// Touches one row if the checkpoint is stored, now or already; none if there is a different
+    /// one of that size.
     ADD = "
         INSERT INTO np_byok_checkpoints (tenant, log, size, note, made_at)
         VALUES (?1, ?2, ?3, ?4, CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000)

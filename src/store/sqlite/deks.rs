@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::model::{DekId, KeyVersion, TenantUid};
+use crate::model::{DekId, TenantUid};
 
-use super::super::row::{dek, number};
+use super::super::row::dek;
 use super::super::{DekReads, DekRow, ReadError};
 use super::{Sqlite, statements};
 
@@ -33,9 +33,6 @@ statements! {
         SELECT id, record_id, wrapped, key_name, key_version, wrap_scheme, created_at, mac, record_mac
         FROM np_byok_wrapped_deks
         WHERE tenant = ?1 AND id > ?2 AND mac IS NULL AND length(wrapped) <= 65536 ORDER BY id LIMIT ?3";
-
-    NOT_UNDER = "
-        SELECT count(*) FROM np_byok_wrapped_deks WHERE tenant = ?1 AND (key_name <> ?2 OR key_version <> ?3)";
 }
 
 #[async_trait]
@@ -80,11 +77,5 @@ impl DekReads for Sqlite {
         let after = after.map_or_else(Vec::new, |after| after.as_bytes().to_vec());
         let query = sqlx::query(UNSEALED).bind(tenant.0.as_slice()).bind(after).bind(limit);
         self.all(query, dek).await
-    }
-
-    async fn deks_not_under(&self, tenant: TenantUid, version: &KeyVersion) -> Result<u64, ReadError> {
-        let query =
-            sqlx::query(NOT_UNDER).bind(tenant.0.as_slice()).bind(&*version.key).bind(&*version.version);
-        Ok(self.first(query, |row| number(row, 0)).await?.unwrap_or(0))
     }
 }

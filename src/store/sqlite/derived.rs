@@ -10,13 +10,13 @@ use crate::merkle::Hash;
 use crate::model::TenantUid;
 
 use super::super::ReadError;
-use super::super::derived::{Behind, Chunk, ChunkValue, DerivedReads, Outline, Tile, TileId};
-use super::super::portion::Portion;
-use super::super::row::{behind, number, outline, signed, tile, tile_root};
+use super::super::byte_limit::ByteLimit;
+use super::super::derived::{Chunk, ChunkValue, DerivedReads, EntryValues, Tile, TileId, UnderivedLog};
+use super::super::row::{self, number, signed, tile, tile_root};
 use super::{Sqlite, statements};
 
 statements! {
-    /// One that is there is not tried: a trigger would take that for a replacement.
+    /// Does not try to insert an existing tile: a trigger would take that for a replacement.
     ADD_TILE = "
         INSERT INTO np_byok_tiles (tenant, log, level, tile, root, hashes) SELECT ?1, ?2, ?3, ?4, ?5, ?6
         WHERE NOT EXISTS (SELECT 1 FROM np_byok_tiles WHERE tenant = ?1 AND log = ?2 AND level = ?3 AND tile = ?4)";
@@ -27,7 +27,8 @@ statements! {
         INSERT INTO np_byok_chunks (tenant, level, chunk, earliest, latest)
         SELECT ?1, 0, value ->> 0, value ->> 1, value ->> 2 FROM json_each(?2) WHERE true ON CONFLICT DO NOTHING";
 
-    /// The chunks above those between these two, where all that they are made of are there.
+    /// Adds the chunks of level 1 above the chunks from the second to the third parameter, if all
+    /// chunks below them exist.
     ADD_CHUNKS_ABOVE = "
         INSERT INTO np_byok_chunks (tenant, level, chunk, earliest, latest)
         SELECT tenant, 1, chunk / 256, min(earliest), max(latest) FROM np_byok_chunks
@@ -35,7 +36,7 @@ statements! {
         GROUP BY tenant, chunk / 256 HAVING count(*) = 256
         ON CONFLICT DO NOTHING";
 
-    BEHIND = "
+    UNDERIVED_LOGS = "
         SELECT tenant, log, first, size, chunk, tile FROM (
             SELECT h.tenant, h.log, h.first, h.size,
                 COALESCE((SELECT max(chunk) + 1 FROM np_byok_chunks WHERE tenant = h.tenant AND level = 0), 0) AS chunk,
@@ -44,8 +45,8 @@ statements! {
             FROM np_byok_heads h)
         WHERE size >= (chunk + 1) * 256 OR size - first >= (tile + 1) * 256 ORDER BY random() LIMIT 256";
 
-    /// As long as the entries before have no more items than ?4 and fewer bytes than ?5.
-    OUTLINES = "
+    /// Ends once the entries before have more than ?4 items or hold ?5 bytes.
+    ENTRY_VALUES = "
         WITH sized AS (
             SELECT seq, item_count, octet_length(records) AS size FROM np_byok_audit
             WHERE tenant = ?1 AND seq >= ?2 AND seq < ?3 ORDER BY seq LIMIT 4096),
@@ -115,19 +116,19 @@ pub(super) async fn add_chunks(
 
 #[async_trait]
 impl DerivedReads for Sqlite {
-    async fn behind(&self) -> Result<Vec<Behind>, ReadError> {
-        self.all(sqlx::query(BEHIND), behind).await
+    async fn underived_logs(&self) -> Result<Vec<UnderivedLog>, ReadError> {
+        self.all(sqlx::query(UNDERIVED_LOGS), row::underived_log).await
     }
 
-    async fn outlines(
+    async fn entry_values(
         &self,
         tenant: TenantUid,
         places: Range<u64>,
         items: u32,
-    ) -> Result<Vec<Outline>, ReadError> {
-        let query = sqlx::query(OUTLINES).bind(tenant.0.as_slice());
+    ) -> Result<Vec<EntryValues>, ReadError> {
+        let query = sqlx::query(ENTRY_VALUES).bind(tenant.0.as_slice());
         let query = query.bind(signed(places.start)).bind(signed(places.end)).bind(items);
-        self.all(query.bind(Portion::WHOLE.bytes()), |row| outline(row, tenant)).await
+        self.all(query.bind(ByteLimit::LARGEST.bytes()), |row| row::entry_values(row, tenant)).await
     }
 
     async fn tiles_end(&self, tenant: TenantUid, log: u32, level: u32) -> Result<u64, ReadError> {

@@ -5,9 +5,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use crate::model::{DekId, Job, JobCommand, JobId, JobState, Tenant, TenantUid, Timestamp};
+use crate::model::{DekId, Job, JobCommand, JobId, JobState, KeyVersion, Tenant, TenantUid, Timestamp};
 
-use super::super::row::{self, Columns, signed, there};
+use super::super::row::{self, Columns, number, required, signed};
 use super::super::{JobReads, ReadError};
 use super::{Sqlite, SqliteQuery, statements};
 
@@ -17,7 +17,7 @@ statements! {
             kms_calls, stalled, started_at, updated_at, finished_at)
         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14) ON CONFLICT DO NOTHING";
 
-    STANDS = "SELECT EXISTS (SELECT 1 FROM np_byok_jobs WHERE tenant = ?1 AND id = ?2)";
+    EXISTS_WITH = "SELECT EXISTS (SELECT 1 FROM np_byok_jobs WHERE tenant = ?1 AND id = ?2)";
 
     LEASE = "
         UPDATE np_byok_jobs SET holder = ?3,
@@ -25,14 +25,15 @@ statements! {
         WHERE tenant = ?1 AND id = ?2 AND state = 'RUNNING' AND (holder IS NULL OR holder = ?3
             OR lease_until IS NULL OR lease_until < CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000)";
 
-    /// The holder stays when the job is done, so that a retry of the last step finds it.
+    /// Keeps the holder when the job is done, so that a retry of the last step finds it.
     ADVANCE = "
         UPDATE np_byok_jobs SET state = ?3, target_key = ?4, target_version = ?5, total = ?6, rewrapped = ?7,
             skipped = ?8, failed = ?9, kms_calls = ?10, stalled = ?11, started_at = ?12, updated_at = ?13,
             finished_at = ?14, cursor = ?15
         WHERE tenant = ?1 AND id = ?2 AND holder = ?16 AND state IN ('RUNNING', ?3)";
 
-    /// Whoever works on it is not its holder any more: a release that knows no other state than RUNNING would go on.
+    /// Removes the holder: a release that knows no state except RUNNING would otherwise continue
+    /// the job.
     COMMAND = "
         UPDATE np_byok_jobs SET state = ?3, holder = CASE WHEN state = ?3 THEN holder END,
             lease_until = CASE WHEN state = ?3 THEN lease_until END,
@@ -54,6 +55,9 @@ statements! {
     RUNNING = "
         SELECT t.uid, t.name, j.id FROM np_byok_jobs j JOIN np_byok_tenants t ON t.uid = j.tenant
         WHERE j.state = 'RUNNING' ORDER BY j.started_at";
+
+    NOT_UNDER = "
+        SELECT count(*) FROM np_byok_wrapped_deks WHERE tenant = ?1 AND (key_name <> ?2 OR key_version <> ?3)";
 }
 
 pub(super) fn start<'q>(tenant: &'q TenantUid, job: &'q Job) -> SqliteQuery<'q> {
@@ -61,8 +65,8 @@ pub(super) fn start<'q>(tenant: &'q TenantUid, job: &'q Job) -> SqliteQuery<'q> 
 }
 
 /// Builds a query for whether the job exists.
-pub(super) fn stands(tenant: &TenantUid, job: JobId) -> SqliteQuery<'_> {
-    sqlx::query(STANDS).bind(tenant.0.as_slice()).bind(job.0)
+pub(super) fn exists(tenant: &TenantUid, job: JobId) -> SqliteQuery<'_> {
+    sqlx::query(EXISTS_WITH).bind(tenant.0.as_slice()).bind(job.0)
 }
 
 pub(super) fn lease(tenant: &TenantUid, job: JobId, holder: Uuid, lease: Duration) -> SqliteQuery<'_> {
@@ -115,6 +119,12 @@ impl JobReads for Sqlite {
     }
 
     async fn running_jobs(&self) -> Result<Vec<(Tenant, JobId)>, ReadError> {
-        self.all(sqlx::query(RUNNING), |row| Ok((row::tenant(row)?, JobId(there(row.uuid(2)?)?)))).await
+        self.all(sqlx::query(RUNNING), |row| Ok((row::tenant(row)?, JobId(required(row.uuid(2)?)?)))).await
+    }
+
+    async fn deks_not_under(&self, tenant: TenantUid, version: &KeyVersion) -> Result<u64, ReadError> {
+        let query =
+            sqlx::query(NOT_UNDER).bind(tenant.0.as_slice()).bind(&*version.key).bind(&*version.version);
+        Ok(self.first(query, |row| number(row, 0)).await?.unwrap_or(0))
     }
 }

@@ -8,17 +8,22 @@
 //! Within A Transaction").
 
 mod announcements;
+mod append;
 mod audit;
+mod changes;
 mod checkpoints;
 mod commit;
+mod database;
+mod dek_writes;
 mod deks;
 mod derived;
 mod file;
 mod jobs;
-mod keep;
-mod keeping;
+mod nul;
+mod outgoing;
 mod proofs;
 mod publications;
+mod retention;
 mod streams;
 mod tenancy;
 mod tenants;
@@ -41,19 +46,19 @@ use crate::model::Timestamp;
 use super::failure::{Failure, cause};
 use super::row::Columns;
 use super::statements::statements;
-use super::{Batch, CommitError, Committed, OpenError, ReadError, Store};
+use super::{OpenError, ReadError, RequestReads};
 use commit::BEGIN;
 
 /// The time limit for waiting for another process or another commit.
-const PATIENCE: Duration = Duration::from_secs(5);
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const READERS: u32 = 4;
 /// The free space on the disk, in bytes, from which on byok tries to write to it again: as much as
 /// a large commit needs.
-const ROOM: u64 = 1 << 20;
+const MIN_FREE: u64 = 1 << 20;
 
 statements! {
     PING = "SELECT 1";
-    /// Changes a page, and back: a page that no statement changed is not written.
+    /// Changes a page, and changes it back: SQLite writes only pages that a statement has changed.
     CHANGE = "UPDATE np_byok_migrations SET name = name || '.'";
     CHANGE_BACK = "UPDATE np_byok_migrations SET name = substr(name, 1, length(name) - 1)";
 }
@@ -63,14 +68,17 @@ pub fn statements() -> impl Iterator<Item = &'static str> {
     [
         ALL,
         announcements::ALL,
+        append::ALL,
         audit::ALL,
         checkpoints::ALL,
         commit::ALL,
+        dek_writes::ALL,
         deks::ALL,
         derived::ALL,
         jobs::ALL,
-        keep::ALL,
-        keeping::ALL,
+        database::ALL,
+        retention::ALL,
+        outgoing::ALL,
         proofs::ALL,
         publications::ALL,
         streams::ALL,
@@ -100,18 +108,18 @@ impl Sqlite {
     /// [`OpenError::File`].
     pub async fn open(path: &Path) -> Result<Self, OpenError> {
         let problem = |problem: String| OpenError::File { path: path.display().to_string(), problem };
-        file::make(path).map_err(problem)?;
+        file::create_if_missing(path).map_err(problem)?;
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(false)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
-            .busy_timeout(PATIENCE)
+            .busy_timeout(BUSY_TIMEOUT)
             .pragma("trusted_schema", "OFF")
             .disable_statement_logging();
         let pool = |connections, options| {
-            let limits = SqlitePoolOptions::new().max_connections(connections).acquire_timeout(PATIENCE);
+            let limits = SqlitePoolOptions::new().max_connections(connections).acquire_timeout(BUSY_TIMEOUT);
             limits
                 .idle_timeout(None)
                 .max_lifetime(None)
@@ -126,7 +134,7 @@ impl Sqlite {
         Ok(Self { writer, readers, file: path.to_owned(), cannot_write: AtomicBool::new(false) })
     }
 
-    async fn try_to_write(&self) -> Result<(), Error> {
+    async fn test_write(&self) -> Result<(), Error> {
         let mut transaction = self.writer.begin_with(BEGIN).await?;
         for sql in [CHANGE, CHANGE_BACK] {
             sqlx::query(sql).execute(&mut *transaction).await?;
@@ -155,31 +163,16 @@ impl Sqlite {
 }
 
 #[async_trait]
-impl Store for Sqlite {
-    async fn commit(&self, batch: &Batch) -> Result<Committed, CommitError> {
-        let committed = self.commit_batch(batch).await;
-        match committed {
-            // A batch without entries does not clear the flag: it is smaller, and may fit into the
-            // files as they are.
-            Ok(_) if !batch.entries.is_empty() => self.cannot_write.store(false, Ordering::Relaxed),
-            Ok(_) => {}
-            Err(CommitError::Unavailable | CommitError::Unknown) => {
-                self.cannot_write.store(true, Ordering::Relaxed);
-            }
-            Err(_) => {}
-        }
-        committed
-    }
-
+impl RequestReads for Sqlite {
     /// Returns `Ok` if the database answers and can be written to. After a failed commit, each call
     /// tries to write.
     async fn ping(&self) -> Result<(), ReadError> {
         self.all(sqlx::query(PING), |_| Ok(())).await?;
         if self.cannot_write.load(Ordering::Relaxed) {
-            if file::room(&self.file) < ROOM {
+            if file::free_bytes(&self.file) < MIN_FREE {
                 return Err(ReadError::Unavailable);
             }
-            self.try_to_write().await.map_err(|error| ReadError::from(Failure::of(&error)))?;
+            self.test_write().await.map_err(|error| ReadError::from(Failure::of(&error)))?;
             self.cannot_write.store(false, Ordering::Relaxed);
         }
         Ok(())
@@ -203,7 +196,7 @@ impl Columns for SqliteRow {
         self.try_get(at)
     }
 
-    fn moment(&self, at: usize) -> Result<Option<Timestamp>, Error> {
+    fn timestamp(&self, at: usize) -> Result<Option<Timestamp>, Error> {
         Ok(self.try_get::<Option<i64>, _>(at)?.map(Timestamp))
     }
 }

@@ -7,8 +7,8 @@ use sqlx::SqliteConnection;
 
 use crate::model::{Canary, Incident, KeyVersion, Proof, TenantUid, Timestamp};
 
-use super::super::row::{self, Columns, signed, there};
-use super::super::{Fence, Passed, ProofReads, ReadError, Seen, Watched};
+use super::super::row::{self, Columns, required, signed};
+use super::super::{Fence, FenceReading, KeyringStore, ReadError, Snapshot, Watched};
 use super::{Sqlite, SqliteQuery, statements};
 
 statements! {
@@ -21,18 +21,18 @@ statements! {
         ON CONFLICT (tenant, key_name, key_version)
             DO UPDATE SET needed_until = max(needed_until, excluded.needed_until)";
 
-    NEED = "
+    EXTEND_WATCH = "
         UPDATE np_byok_proofs SET needed_until = CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000 + ?4
         WHERE tenant = ?1 AND key_name = ?2 AND key_version = ?3 AND needed_until > 0";
 
-    /// What is needed until 1970 is retired.
+    /// A row whose `needed_until` is 0 is retired.
     RETIRE = "
         UPDATE np_byok_proofs SET epoch = epoch + 1, revision = revision + 1, needed_until = 0
         WHERE tenant = ?1 AND (key_name, key_version) <> (?2, ?3) AND needed_until > 0";
 
-    /// The row's next form, where it still is at the revision that it was read at. A row that already holds what it should
-    /// counts as touched, so that a retry says what the first try did.
-    PROVE = "
+    /// Replaces the row if it still has the revision that was read. A row that already has the new
+    /// content counts as touched, so that a retry reports what the first attempt did.
+    UPDATE_PROOF = "
         UPDATE np_byok_proofs SET posture = ?4, epoch = ?5, revision = ?6, proven_at = ?7, since = ?8,
             steady_since = ?9, failures = ?10, falls = ?11, doubted_by = ?12, next_probe_at = ?13
         WHERE tenant = ?1 AND key_name = ?2 AND key_version = ?3 AND (revision = ?14
@@ -59,10 +59,6 @@ statements! {
             AND (p.posture <> 'active' OR p.needed_until > CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000)";
 
     NOW = "SELECT CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000";
-
-    INCIDENTS = "
-        SELECT id, at, key_name, key_version, was, posture, class, http_status, kms_request_id
-        FROM np_byok_incidents WHERE tenant = ?1 ORDER BY id DESC LIMIT ?2";
 }
 
 pub(super) fn watch<'q>(tenant: &'q TenantUid, proof: &'q Proof, canary: &'q Canary) -> SqliteQuery<'q> {
@@ -73,17 +69,25 @@ pub(super) fn watch<'q>(tenant: &'q TenantUid, proof: &'q Proof, canary: &'q Can
         .bind(canary.made_for_probes)
 }
 
-pub(super) fn need<'q>(tenant: &'q TenantUid, version: &'q KeyVersion, lasting: Duration) -> SqliteQuery<'q> {
+pub(super) fn extend_watch<'q>(
+    tenant: &'q TenantUid,
+    version: &'q KeyVersion,
+    lasting: Duration,
+) -> SqliteQuery<'q> {
     let micros = i64::try_from(lasting.as_micros()).unwrap_or(i64::MAX);
-    sqlx::query(NEED).bind(tenant.0.as_slice()).bind(&*version.key).bind(&*version.version).bind(micros)
+    sqlx::query(EXTEND_WATCH)
+        .bind(tenant.0.as_slice())
+        .bind(&*version.key)
+        .bind(&*version.version)
+        .bind(micros)
 }
 
 pub(super) fn retire<'q>(tenant: &'q TenantUid, all_but: &'q KeyVersion) -> SqliteQuery<'q> {
     sqlx::query(RETIRE).bind(tenant.0.as_slice()).bind(&*all_but.key).bind(&*all_but.version)
 }
 
-pub(super) fn prove<'q>(tenant: &'q TenantUid, from: u64, to: &'q Proof) -> SqliteQuery<'q> {
-    bind_proof(PROVE, tenant, to).bind(signed(from))
+pub(super) fn update_proof<'q>(tenant: &'q TenantUid, from: u64, to: &'q Proof) -> SqliteQuery<'q> {
+    bind_proof(UPDATE_PROOF, tenant, to).bind(signed(from))
 }
 
 pub(super) fn incident<'q>(tenant: &'q TenantUid, incident: &'q Incident) -> SqliteQuery<'q> {
@@ -123,35 +127,32 @@ pub(super) async fn pass(
     connection: &mut SqliteConnection,
     tenant: &TenantUid,
     fence: &[Fence],
-) -> Result<Option<Passed>, sqlx::Error> {
+) -> Result<Option<FenceReading>, sqlx::Error> {
     let query = sqlx::query(BY_TENANT).bind(tenant.0.as_slice());
     let rows = query.fetch_all(&mut *connection).await?;
     let rows = rows.iter().map(row::proof).collect::<Result<_, _>>()?;
-    let now = there(sqlx::query(NOW).fetch_one(connection).await?.moment(0)?)?;
-    Ok(Passed::of(fence, &Seen { now, rows }))
+    let now = required(sqlx::query(NOW).fetch_one(connection).await?.timestamp(0)?)?;
+    Ok(FenceReading::of(fence, &Snapshot { now, rows }))
 }
 
 #[async_trait]
-impl ProofReads for Sqlite {
-    async fn proofs(&self, tenant: TenantUid) -> Result<Seen<Proof>, ReadError> {
-        // Reads the clock last, so that a row that is written meanwhile does not seem to be from
-        // the future.
-        let rows = self.all(sqlx::query(BY_TENANT).bind(tenant.0.as_slice()), row::proof).await?;
-        Ok(Seen { now: self.clock().await?, rows })
-    }
-
-    async fn watched(&self) -> Result<Seen<Watched>, ReadError> {
+impl KeyringStore for Sqlite {
+    async fn watched(&self) -> Result<Snapshot<Watched>, ReadError> {
         let rows = self.all(sqlx::query(WATCHED), row::watched).await?;
-        Ok(Seen { now: self.clock().await?, rows })
-    }
-
-    async fn incidents(&self, tenant: TenantUid, limit: u32) -> Result<Vec<Incident>, ReadError> {
-        self.all(sqlx::query(INCIDENTS).bind(tenant.0.as_slice()).bind(limit), row::incident).await
+        Ok(Snapshot { now: self.clock().await?, rows })
     }
 }
 
 impl Sqlite {
+    /// Returns the proofs of one tenant's key versions, except retired ones.
+    pub(super) async fn proofs_of(&self, tenant: TenantUid) -> Result<Snapshot<Proof>, ReadError> {
+        // Reads the clock last, so that a row that is written meanwhile does not seem to be from
+        // the future.
+        let rows = self.all(sqlx::query(BY_TENANT).bind(tenant.0.as_slice()), row::proof).await?;
+        Ok(Snapshot { now: self.clock().await?, rows })
+    }
+
     async fn clock(&self) -> Result<Timestamp, ReadError> {
-        self.first(sqlx::query(NOW), |row| there(row.moment(0)?)).await?.ok_or(ReadError::Malformed)
+        self.first(sqlx::query(NOW), |row| required(row.timestamp(0)?)).await?.ok_or(ReadError::Malformed)
     }
 }

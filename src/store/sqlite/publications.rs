@@ -3,15 +3,14 @@
 
 use std::time::Duration;
 
-use async_trait::async_trait;
 use sqlx::SqliteConnection;
 use uuid::Uuid;
 
 use crate::model::TenantUid;
 
-use super::super::row::{head, publication, signed};
-use super::super::{LogHead, Publication, PublicationReads, Publishing, ReadError};
-use super::{Sqlite, SqliteQuery, statements};
+use super::super::row::signed;
+use super::super::{LogHead, PublicationStep};
+use super::{SqliteQuery, statements};
 
 statements! {
     BEGIN_PUBLISHING = "
@@ -28,33 +27,28 @@ statements! {
             published_at = CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000,
             next_attempt_at = CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000 + ?4
         WHERE tenant = ?1 AND place = ?2 AND holder = ?3";
-    PUBLICATIONS = "
-        SELECT place, log, size, published_at, failures,
-            next_attempt_at <= CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000
-        FROM np_byok_publications WHERE tenant = ?1 ORDER BY place";
     OPEN_LOG = "
         UPDATE np_byok_heads SET log = ?6, first = size, frontier = x''
         WHERE tenant = ?1 AND log = ?2 AND first = ?3 AND size = ?4 AND frontier = ?5";
     END_LOG = "
         INSERT INTO np_byok_logs (tenant, log, first, size, frontier, ended_at)
         VALUES (?1, ?2, ?3, ?4, ?5, CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000)";
-    ENDED = "SELECT size, log, first, frontier FROM np_byok_logs WHERE tenant = ?1 ORDER BY log";
 }
 
 pub(super) fn publish<'q>(
     tenant: &'q TenantUid,
     place: &'q str,
     holder: Uuid,
-    step: Publishing,
+    step: PublicationStep,
 ) -> SqliteQuery<'q> {
     let bound = |sql, pause: Duration| {
         let pause = i64::try_from(pause.as_micros()).unwrap_or(i64::MAX);
         sqlx::query(sql).bind(tenant.0.as_slice()).bind(place).bind(holder).bind(pause)
     };
     match step {
-        Publishing::Begin { lease } => bound(BEGIN_PUBLISHING, lease),
-        Publishing::Again { after } => bound(AGAIN, after),
-        Publishing::Done { log, size, after } => bound(DONE, after).bind(log).bind(signed(size)),
+        PublicationStep::Begin { lease } => bound(BEGIN_PUBLISHING, lease),
+        PublicationStep::Failed { after } => bound(AGAIN, after),
+        PublicationStep::Done { log, size, after } => bound(DONE, after).bind(log).bind(signed(size)),
     }
 }
 
@@ -75,15 +69,4 @@ pub(super) async fn open_log(
         bound(END_LOG).execute(connection).await?;
     }
     Ok(opened)
-}
-
-#[async_trait]
-impl PublicationReads for Sqlite {
-    async fn publications(&self, tenant: TenantUid) -> Result<Vec<Publication>, ReadError> {
-        self.all(sqlx::query(PUBLICATIONS).bind(tenant.0.as_slice()), publication).await
-    }
-
-    async fn ended_logs(&self, tenant: TenantUid) -> Result<Vec<LogHead>, ReadError> {
-        self.all(sqlx::query(ENDED).bind(tenant.0.as_slice()), head).await
-    }
 }

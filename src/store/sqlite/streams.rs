@@ -2,14 +2,13 @@
 
 use std::time::Duration;
 
-use async_trait::async_trait;
 use uuid::Uuid;
 
 use crate::model::TenantUid;
 
-use super::super::row::{self, signed};
-use super::super::{ReadError, StreamName, StreamReads, StreamRow, StreamStep};
-use super::{Sqlite, SqliteQuery, statements};
+use super::super::row::signed;
+use super::super::{StreamName, StreamStep};
+use super::{SqliteQuery, statements};
 
 statements! {
     LEASE = "
@@ -18,19 +17,18 @@ statements! {
         ON CONFLICT (tenant, name) DO UPDATE SET holder = excluded.holder, leased_until = excluded.leased_until
             WHERE holder = ?3 OR leased_until <= CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000";
 
-    /// A stream that already stands where it should counts as touched, so that a retry says what the first try did.
+    /// A stream that is already at the new position counts as touched, so that a retry reports what
+    /// the first attempt did.
     ADVANCE = "
         UPDATE np_byok_streams SET next = ?6, failing_since = NULL,
             leased_until = CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000 + ?4
         WHERE tenant = ?1 AND name = ?2 AND holder = ?3 AND next IN (?5, ?6)";
 
-    /// The holder stays, so that a retry finds it.
+    /// Keeps the holder, so that a retry finds it.
     FAIL = "
         UPDATE np_byok_streams SET leased_until = CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000,
             failing_since = COALESCE(failing_since, CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000)
         WHERE tenant = ?1 AND name = ?2 AND holder = ?3";
-
-    STREAMS = "SELECT name, next, failing_since FROM np_byok_streams WHERE tenant = ?1 ORDER BY name";
 }
 
 pub(super) fn step(tenant: &TenantUid, name: StreamName, holder: Uuid, step: StreamStep) -> SqliteQuery<'_> {
@@ -42,12 +40,5 @@ pub(super) fn step(tenant: &TenantUid, name: StreamName, holder: Uuid, step: Str
             bound(ADVANCE).bind(micros(lease)).bind(signed(from)).bind(signed(to))
         }
         StreamStep::Fail => bound(FAIL),
-    }
-}
-
-#[async_trait]
-impl StreamReads for Sqlite {
-    async fn streams(&self, tenant: TenantUid) -> Result<Vec<StreamRow>, ReadError> {
-        self.all(sqlx::query(STREAMS).bind(tenant.0.as_slice()), row::stream).await
     }
 }

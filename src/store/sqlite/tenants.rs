@@ -4,7 +4,7 @@ use async_trait::async_trait;
 
 use crate::model::{Tenant, TenantUid};
 
-use super::super::row::{head, number, tenant};
+use super::super::row::{head, tenant};
 use super::super::{LogHead, ReadError, TenantReads};
 use super::{Sqlite, SqliteQuery, statements};
 
@@ -19,10 +19,12 @@ statements! {
         INSERT INTO np_byok_keys (tenant, id, label, owner, state, revision, created_at)
         SELECT uid, zeroblob(16), 'default', 'customer', 'current', 0, created_at
         FROM np_byok_tenants WHERE uid = ?1 AND name = ?2 ON CONFLICT DO NOTHING";
-    STANDS = "SELECT EXISTS (SELECT 1 FROM np_byok_tenants WHERE uid = ?1 AND name = ?2)";
+    EXISTS_WITH = "SELECT EXISTS (SELECT 1 FROM np_byok_tenants WHERE uid = ?1 AND name = ?2)";
     BY_NAME = "SELECT uid, name FROM np_byok_tenants WHERE name = ?1";
     EVERY = "SELECT uid, name FROM np_byok_tenants ORDER BY name";
     LOG_HEAD = "SELECT size, log, first, frontier FROM np_byok_heads WHERE tenant = ?1";
+    ENDED_LOGS = "SELECT size, log, first, frontier FROM np_byok_logs WHERE tenant = ?1 ORDER BY log";
+    /// For [`Commits::log_size`](super::super::Commits::log_size).
     LOG_SIZE = "SELECT size FROM np_byok_heads WHERE tenant = ?1";
 }
 
@@ -40,8 +42,8 @@ pub(super) fn create_key(tenant: &Tenant) -> SqliteQuery<'_> {
 }
 
 /// Builds a query for whether the tenant exists with this name and uid.
-pub(super) fn stands(tenant: &Tenant) -> SqliteQuery<'_> {
-    bind(STANDS, tenant)
+pub(super) fn exists(tenant: &Tenant) -> SqliteQuery<'_> {
+    bind(EXISTS_WITH, tenant)
 }
 
 fn bind<'q>(sql: &'static str, tenant: &'q Tenant) -> SqliteQuery<'q> {
@@ -62,8 +64,7 @@ impl TenantReads for Sqlite {
         self.first(sqlx::query(LOG_HEAD).bind(tenant.0.as_slice()), head).await
     }
 
-    async fn log_size(&self, tenant: TenantUid) -> Result<u64, ReadError> {
-        let query = sqlx::query(LOG_SIZE).bind(tenant.0.as_slice());
-        Ok(self.first(query, |row| number(row, 0)).await?.unwrap_or(0))
+    async fn ended_logs(&self, tenant: TenantUid) -> Result<Vec<LogHead>, ReadError> {
+        self.all(sqlx::query(ENDED_LOGS).bind(tenant.0.as_slice()), head).await
     }
 }

@@ -22,6 +22,7 @@ pub(crate) mod server;
 pub(crate) mod shared_vault;
 pub(crate) mod stub;
 pub(crate) mod switch;
+pub(crate) mod tenancy;
 pub(crate) mod tiles;
 pub(crate) mod toxics;
 pub(crate) mod vault;

@@ -8,7 +8,7 @@ use byok::model::{
     Canary, DekId, EntryId, Incident, IncidentId, Job, JobId, JobState, KeyVersion, Means, Operation,
     Outcome, Posture, Progress, Proof, Salted, Tenant, TenantUid, Timestamp, Wrapped,
 };
-use byok::store::{Batch, Change, DekRow, EntryRow, Fence, Must, Store};
+use byok::store::{Batch, Change, DekRow, EntryRow, Fence, Requirement, Store};
 use uuid::Uuid;
 
 /// A moment of this month, by the machine's clock, since partitions are made for it.
@@ -118,7 +118,7 @@ pub(crate) async fn write(store: &dyn Store, tenant: TenantUid, proof: &mut Proo
         let row = rows.into_iter().find(|row| row.key_version == proof.key_version).expect("it is watched");
         let from = row.revision;
         *proof = Proof { posture, epoch: row.epoch + 1, revision: from + 1, since: now(), ..row };
-        let prove = Change::Prove { from, to: proof.clone(), incident: Some(incident.clone()) };
+        let prove = Change::UpdateProof { from, to: proof.clone(), incident: Some(incident.clone()) };
         let committed = store.commit(&changes(tenant, vec![prove])).await.expect("a posture is turned");
         if committed.applied == [1] {
             return;
@@ -179,12 +179,12 @@ pub(crate) async fn prove(
     let mut to = proof.clone();
     to.revision += 1;
     change(&mut to);
-    let prove = Change::Prove { from: proof.revision, to: to.clone(), incident: None };
+    let prove = Change::UpdateProof { from: proof.revision, to: to.clone(), incident: None };
     let done = store.commit(&changes(tenant, vec![prove])).await.expect("a proof is written");
     assert_eq!(done.applied, [1]);
     to
 }
 
-pub(crate) fn fence(version: &str, must: Must) -> Fence {
-    Fence { key_version: KeyVersion::new("byok", version), must }
+pub(crate) fn fence(version: &str, requirement: Requirement) -> Fence {
+    Fence { key_version: KeyVersion::new("byok", version), requirement }
 }

@@ -6,7 +6,7 @@ use std::process::Output;
 use byok::audit::{Checkpoint, CheckpointKey, Tree, origin_of};
 use byok::crypto::{Ed25519SigningKey, SecretText};
 use byok::model::{Entry, Operation, Tenant};
-use byok::store::{Change, LogHead, Postgres, Store as _, TenantReads as _};
+use byok::store::{Change, Commits as _, LogHead, Postgres, TenantReads as _};
 use serde_json::{Value, json};
 use tokio::process::Command;
 

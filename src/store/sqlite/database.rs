@@ -1,5 +1,5 @@
-//! Migrations and the operation of the database. A file has no roles: whoever may write it may do
-//! anything to it.
+//! The database as its operator sees it: its migrations. A file has no roles: whoever may write it
+//! may do anything to it.
 
 use async_trait::async_trait;
 use sqlx::{Error, Row, SqliteConnection};
@@ -112,7 +112,7 @@ impl Database for Sqlite {
     }
 
     /// Changes nothing: a file has no URL that could be replaced.
-    fn take_urls(&self, _: &config::Store) -> Result<bool, OpenError> {
+    fn switch_urls(&self, _: &config::Store) -> Result<bool, OpenError> {
         Ok(false)
     }
 
@@ -173,7 +173,7 @@ async fn read_applied(connection: &mut SqliteConnection) -> Result<Vec<Applied>,
 
 fn failed(version: u32, error: &Error) -> MigrateError {
     match Failure::of(error) {
-        Failure::NotNow | Failure::TooLong | Failure::Standby | Failure::Busy | Failure::Lost => {
+        Failure::Temporary | Failure::TimedOut | Failure::Standby | Failure::Busy | Failure::Lost => {
             MigrateError::Unavailable
         }
         Failure::Refused | Failure::Malformed => MigrateError::Failed { version, code: cause(error) },

@@ -20,21 +20,21 @@ const LAST: i64 = 9_223_371_331_199_999_999;
 /// A time as PostgreSQL writes it. `infinity` and `-infinity` are the latest and the earliest
 /// [`Timestamp`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Moment(Timestamp);
+pub(super) struct Timestamptz(Timestamp);
 
-impl From<Timestamp> for Moment {
+impl From<Timestamp> for Timestamptz {
     fn from(at: Timestamp) -> Self {
         Self(at)
     }
 }
 
-impl From<Moment> for Timestamp {
-    fn from(moment: Moment) -> Self {
-        moment.0
+impl From<Timestamptz> for Timestamp {
+    fn from(timestamptz: Timestamptz) -> Self {
+        timestamptz.0
     }
 }
 
-impl Moment {
+impl Timestamptz {
     fn to_wire(self) -> i64 {
         self.0.0.saturating_sub(EPOCH).clamp(FIRST, LAST)
     }
@@ -47,25 +47,25 @@ impl Moment {
     }
 }
 
-impl Type<sqlx::Postgres> for Moment {
+impl Type<sqlx::Postgres> for Timestamptz {
     fn type_info() -> PgTypeInfo {
         <OffsetDateTime as Type<sqlx::Postgres>>::type_info()
     }
 }
 
-impl PgHasArrayType for Moment {
+impl PgHasArrayType for Timestamptz {
     fn array_type_info() -> PgTypeInfo {
         <OffsetDateTime as PgHasArrayType>::array_type_info()
     }
 }
 
-impl Encode<'_, sqlx::Postgres> for Moment {
+impl Encode<'_, sqlx::Postgres> for Timestamptz {
     fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
         Encode::<sqlx::Postgres>::encode_by_ref(&self.to_wire(), buffer)
     }
 }
 
-impl Decode<'_, sqlx::Postgres> for Moment {
+impl Decode<'_, sqlx::Postgres> for Timestamptz {
     fn decode(value: PgValueRef<'_>) -> Result<Self, BoxDynError> {
         // Every statement that returns times is prepared, so they arrive in binary.
         let bytes: [u8; 8] = value.as_bytes()?.try_into()?;
@@ -78,19 +78,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_moment_is_the_same_on_the_wire_whatever_its_year() {
+    fn a_timestamptz_is_the_same_on_the_wire_whatever_its_year() {
         for text in ["1970-01-01T00:00:00Z", "2000-01-01T00:00:00Z", "9999-12-31T23:59:59.999999-23:59"] {
             let at = Timestamp::parse(text).unwrap();
-            assert_eq!(Timestamp::from(Moment::from_wire(Moment(at).to_wire())), at, "{text}");
+            assert_eq!(Timestamp::from(Timestamptz::from_wire(Timestamptz(at).to_wire())), at, "{text}");
         }
-        assert_eq!(Moment(Timestamp::parse("2000-01-01T00:00:01Z").unwrap()).to_wire(), 1_000_000);
+        assert_eq!(Timestamptz(Timestamp::parse("2000-01-01T00:00:01Z").unwrap()).to_wire(), 1_000_000);
     }
 
     #[test]
-    fn what_one_of_the_two_cannot_hold_is_its_nearest() {
-        assert_eq!(Moment(Timestamp(i64::MIN)).to_wire(), FIRST);
-        assert!(Moment(Timestamp(i64::MAX)).to_wire() <= LAST);
-        assert_eq!(Timestamp::from(Moment::from_wire(i64::MAX)), Timestamp(i64::MAX));
-        assert_eq!(Timestamp::from(Moment::from_wire(i64::MIN)), Timestamp(i64::MIN));
+    fn a_time_out_of_range_becomes_the_nearest_in_range() {
+        assert_eq!(Timestamptz(Timestamp(i64::MIN)).to_wire(), FIRST);
+        assert!(Timestamptz(Timestamp(i64::MAX)).to_wire() <= LAST);
+        assert_eq!(Timestamp::from(Timestamptz::from_wire(i64::MAX)), Timestamp(i64::MAX));
+        assert_eq!(Timestamp::from(Timestamptz::from_wire(i64::MIN)), Timestamp(i64::MIN));
     }
 }

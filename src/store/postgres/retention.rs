@@ -1,5 +1,5 @@
-//! Holds, erasures, and months that are dropped. Only the owner may do any of this, except for
-//! reading a hold.
+//! Holds, erasures, and the removal of old entries. Only the owner of the tables may do any of
+//! this, except for reading a hold.
 
 use std::ops::Range;
 
@@ -10,16 +10,16 @@ use tokio::time::timeout;
 
 use crate::model::{Tenant, TenantUid};
 
-use super::super::derived::{Named, value_of};
+use super::super::derived::{Searchable, index_value};
 use super::super::failure::Failure;
 use super::super::row::{number, signed, tenant};
-use super::super::{Keeping, Personal, Prunable, PruneError, ReadError, Retention};
+use super::super::{PersonalValue, Prunable, PruneError, ReadError, Retention, RetentionStore};
 use super::commit::PgQuery;
 use super::migrate::LOCK;
 use super::primary::of_primary;
-use super::{Postgres, moment, reads, statements};
+use super::{Postgres, reads, statements, timestamptz};
 
-// These statements run as the tables' owner. Functions whose arguments PostgreSQL has to convert
+// These statements run as the tables' owner. Functions owner arguments PostgreSQL has to convert
 // are named with their schema, so that no function of another role matches better.
 statements! {
     HOLD = "
@@ -31,7 +31,8 @@ statements! {
         WITH noted AS (INSERT INTO np_byok_exports (tenant, first, past) VALUES ($1, $2, $3)
             ON CONFLICT DO NOTHING RETURNING 1)
         SELECT count(*) FROM noted";
-    /// No later entry is found the less: one may come in while the value goes.
+    /// Keeps the value in the index of chunks where a later entry has it: one may be added during
+    /// the erasure.
     ERASE_USER = "
         WITH unnamed AS (
             DELETE FROM np_byok_chunk_values v
@@ -67,8 +68,9 @@ statements! {
             WHERE tenant = $1 AND hashtextextended(record_id, 0::int8) = hashtextextended($2, 0::int8) AND record_id = $2
                 AND NOT EXISTS (SELECT FROM np_byok_holds WHERE tenant = $1) RETURNING 1)
         SELECT count(*) FROM erased";
-    /// In which chunks values come of which no entry is left once these go: what is whole within a range, or has none beside.
-    FORGET = "
+    /// Deletes the index values of the chunks of which no entry is left without these ranges:
+    /// chunks that are within a range, and chunks that have no other entry.
+    DELETE_INDEX_VALUES = "
         WITH goes AS (SELECT * FROM unnest($2::int8[], $3::int8[]) AS r(first, past))
         DELETE FROM np_byok_chunk_values WHERE tenant = $1 AND chunk IN (
             SELECT c.chunk FROM goes r CROSS JOIN LATERAL generate_series(r.first / 256, (r.past - 1) / 256) AS c(chunk)
@@ -80,7 +82,8 @@ statements! {
 
 reads! {
     ON_HOLD = "SELECT EXISTS (SELECT FROM np_byok_holds WHERE tenant = $1)";
-    /// The months that are over by then, by the names that `np_byok_make_partitions` gives; and last what no month has.
+    /// The partitions of the months that have ended by then, by the names that
+    /// `np_byok_make_partitions` gives, and last the partition of entries that belong to no month.
     PARTS = "
         SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
         WHERE i.inhparent = 'np_byok_audit'::regclass AND c.relname ~ '^np_byok_audit_[0-9]{6}$'
@@ -90,11 +93,16 @@ reads! {
 
 /// Blocks new holds while values that a hold would keep are erased: what later statements of the
 /// transaction read about holds stays true.
-pub(super) const NO_NEW_HOLD: &str = "LOCK TABLE np_byok_holds IN SHARE MODE";
+const BLOCK_NEW_HOLDS: &str = "LOCK TABLE np_byok_holds IN SHARE MODE";
 
 /// The time limits for waiting for the migrations' lock and for the table's own lock.
-const PATIENCE: &str =
+const LOCK_TIMEOUTS: &str =
     "SELECT set_config('lock_timeout', '2s', true), set_config('statement_timeout', '0', true)";
+
+/// Executes [`BLOCK_NEW_HOLDS`].
+pub(super) async fn block_new_holds(connection: &mut PgConnection) -> Result<(), Error> {
+    sqlx::query(BLOCK_NEW_HOLDS).persistent(false).execute(connection).await.map(drop)
+}
 
 pub(super) fn hold(tenant: TenantUid, on: bool) -> PgQuery {
     sqlx::query(if on { HOLD } else { RELEASE }).bind(tenant.0)
@@ -104,13 +112,18 @@ pub(super) fn note_export(tenant: TenantUid, places: &Range<u64>) -> PgQuery {
     sqlx::query(NOTE_EXPORT).bind(tenant.0).bind(signed(places.start)).bind(signed(places.end))
 }
 
-pub(super) fn erase(tenant: TenantUid, personal: &Personal, places: &Range<u64>, in_index: bool) -> PgQuery {
+pub(super) fn erase(
+    tenant: TenantUid,
+    personal: &PersonalValue,
+    places: &Range<u64>,
+    in_index: bool,
+) -> PgQuery {
     let (statement, named) = match personal {
-        Personal::User(user) => (ERASE_USER, Named::User(user)),
-        Personal::Record(record) => (ERASE_RECORD, Named::Record(record)),
+        PersonalValue::User(user) => (ERASE_USER, Searchable::User(user)),
+        PersonalValue::Record(record) => (ERASE_RECORD, Searchable::Record(record)),
     };
     let query = sqlx::query(statement).bind(tenant.0).bind(signed(places.start)).bind(signed(places.end));
-    query.bind(personal.value().to_owned()).bind(value_of(tenant, named)).bind(in_index)
+    query.bind(personal.value().to_owned()).bind(index_value(tenant, named)).bind(in_index)
 }
 
 pub(super) fn erase_from_deks(tenant: TenantUid, record_id: &str, hmac: &[u8; 32]) -> PgQuery {
@@ -118,12 +131,12 @@ pub(super) fn erase_from_deks(tenant: TenantUid, record_id: &str, hmac: &[u8; 32
 }
 
 /// The partition for entries that belong to no month.
-const REST: &str = "np_byok_audit_default";
+const DEFAULT_PARTITION: &str = "np_byok_audit_default";
 
 /// Returns SQL that selects the entries of one part that may be removed. It counts once how far
 /// tiles go, not for each entry. `part` is one of byok's own names, from the catalogue, and never
 /// anyone else's input.
-fn may_go(part: &str) -> String {
+fn prunable_entries_sql(part: &str) -> String {
     format!(
         "WITH tiled AS MATERIALIZED (
             SELECT l.tenant, l.first, LEAST(l.size, l.first + 256 * count(*)) AS past FROM (
@@ -139,7 +152,7 @@ fn may_go(part: &str) -> String {
     )
 }
 
-async fn of_part(
+async fn prunable_of_part(
     connection: &mut PgConnection,
     part: &str,
     retention: Retention,
@@ -149,16 +162,17 @@ async fn of_part(
             SELECT tenant, seq, seq - row_number() OVER (PARTITION BY tenant ORDER BY seq) AS island
             FROM ({}) AS may_go) AS i JOIN np_byok_tenants t ON t.uid = i.tenant
         GROUP BY t.uid, t.name, i.island ORDER BY t.uid, min(i.seq)",
-        may_go(part)
+        prunable_entries_sql(part)
     );
-    let query = sqlx::query(AssertSqlSafe(sql)).bind(retention.exported_only).bind(moment(retention.before));
+    let query =
+        sqlx::query(AssertSqlSafe(sql)).bind(retention.exported_only).bind(timestamptz(retention.before));
     let query = query.persistent(false);
     let mut found: Vec<(Tenant, Vec<Range<u64>>)> = Vec::new();
     for row in query.fetch_all(connection).await? {
-        let (whose, range) = (tenant(&row)?, number(&row, 2)?..number(&row, 3)?);
+        let (owner, range) = (tenant(&row)?, number(&row, 2)?..number(&row, 3)?);
         match found.last_mut() {
-            Some((last, ranges)) if *last == whose => ranges.push(range),
-            _ => found.push((whose, vec![range])),
+            Some((last, ranges)) if *last == owner => ranges.push(range),
+            _ => found.push((owner, vec![range])),
         }
     }
     Ok(found)
@@ -178,13 +192,13 @@ impl Postgres {
         let owner = access.as_owner();
         let mut connection = sqlx::ConnectOptions::connect(owner).await?;
         let mut transaction = connection.begin().await?;
-        // Works as [`NO_NEW_HOLD`] does, and also prevents erasures meanwhile: an erasure would
+        // Works as [`BLOCK_NEW_HOLDS`] does, and also prevents erasures meanwhile: an erasure would
         // wait for the part while it holds the lock of the whole table.
         let alone = "LOCK TABLE np_byok_holds IN SHARE ROW EXCLUSIVE MODE";
-        for sql in [PATIENCE, LOCK, alone] {
+        for sql in [LOCK_TIMEOUTS, LOCK, alone] {
             sqlx::query(sql).persistent(false).execute(&mut *transaction).await?;
         }
-        let parts = sqlx::query(PARTS).bind(moment(retention.before)).persistent(false);
+        let parts = sqlx::query(PARTS).bind(timestamptz(retention.before)).persistent(false);
         let parts = of_primary(parts.fetch_all(&mut *transaction).await?)?;
         let parts: Result<Vec<String>, _> = parts.iter().map(|row| row.try_get(0)).collect();
         let Some(part) = parts?.into_iter().find(|part| *part == prunable.part) else { return Ok(false) };
@@ -192,25 +206,27 @@ impl Postgres {
         // read. Readers lock the whole table before a part: if they waited for this transaction
         // here, it would wait for them below.
         run(&mut transaction, &format!("LOCK TABLE {part} IN SHARE ROW EXCLUSIVE MODE")).await?;
-        if of_part(&mut transaction, &part, retention).await? != prunable.entries {
+        if prunable_of_part(&mut transaction, &part, retention).await? != prunable.entries {
             return Ok(false);
         }
         let mut going = 0;
         for (tenant, ranges) in &prunable.entries {
-            let query = sqlx::query(FORGET).bind(tenant.uid.0).persistent(false);
+            let query = sqlx::query(DELETE_INDEX_VALUES).bind(tenant.uid.0).persistent(false);
             let query = query.bind(ranges.iter().map(|range| signed(range.start)).bind_iter());
             let query = query.bind(ranges.iter().map(|range| signed(range.end)).bind_iter());
             query.execute(&mut *transaction).await?;
             going += ranges.iter().map(|range| range.end - range.start).sum::<u64>();
         }
         let all = sqlx::query(AssertSqlSafe(format!("SELECT count(*) FROM {part}"))).persistent(false);
-        if part != REST && number::<u64>(&all.fetch_one(&mut *transaction).await?, 0)? == going {
+        if part != DEFAULT_PARTITION && number::<u64>(&all.fetch_one(&mut *transaction).await?, 0)? == going {
             // Nobody reads or writes the log during this step, so it comes last and is quick.
             run(&mut transaction, &format!("ALTER TABLE np_byok_audit DETACH PARTITION {part}")).await?;
             run(&mut transaction, &format!("DROP TABLE {part}")).await?;
         } else {
-            let goes =
-                format!("SELECT FROM ({}) AS g WHERE g.tenant = m.tenant AND g.seq = m.seq", may_go(&part));
+            let goes = format!(
+                "SELECT FROM ({}) AS g WHERE g.tenant = m.tenant AND g.seq = m.seq",
+                prunable_entries_sql(&part)
+            );
             run(&mut transaction, &format!("ALTER TABLE {part} DISABLE TRIGGER USER")).await?;
             with(&mut transaction, &format!("DELETE FROM {part} m WHERE EXISTS ({goes})"), retention).await?;
             run(&mut transaction, &format!("ALTER TABLE {part} ENABLE TRIGGER USER")).await?;
@@ -226,23 +242,28 @@ async fn run(connection: &mut PgConnection, sql: &str) -> Result<(), Error> {
 
 async fn with(connection: &mut PgConnection, sql: &str, retention: Retention) -> Result<(), Error> {
     let query = sqlx::query(AssertSqlSafe(sql.to_owned())).persistent(false);
-    query.bind(retention.exported_only).bind(moment(retention.before)).execute(connection).await.map(drop)
+    query
+        .bind(retention.exported_only)
+        .bind(timestamptz(retention.before))
+        .execute(connection)
+        .await
+        .map(drop)
 }
 
 #[async_trait]
-impl Keeping for Postgres {
+impl RetentionStore for Postgres {
     async fn on_hold(&self, tenant: TenantUid) -> Result<bool, ReadError> {
         let held = self.first(sqlx::query(ON_HOLD).bind(tenant.0), |row| row.try_get(0)).await?;
         Ok(held == Some(true))
     }
 
     async fn prunable(&self, retention: Retention) -> Result<Vec<Prunable>, ReadError> {
-        let parts = sqlx::query(PARTS).bind(moment(retention.before));
+        let parts = sqlx::query(PARTS).bind(timestamptz(retention.before));
         let parts: Vec<String> = self.all(parts, |row| row.try_get(0)).await?;
         let mut connection = self.owner().await?;
         let mut found = Vec::new();
         for part in parts {
-            let entries = of_part(&mut connection, &part, retention).await;
+            let entries = prunable_of_part(&mut connection, &part, retention).await;
             let entries = entries.map_err(|error| ReadError::from(Failure::of(&error)))?;
             if !entries.is_empty() {
                 found.push(Prunable { part, entries });

@@ -1,4 +1,4 @@
-//! Holds, erasures, and old entries that are dropped.
+//! Holds, erasures, and the removal of old entries.
 
 use std::ops::Range;
 
@@ -7,10 +7,10 @@ use sqlx::{Error, Row, SqliteConnection};
 
 use crate::model::{Tenant, TenantUid};
 
-use super::super::derived::{Named, value_of};
+use super::super::derived::{Searchable, index_value};
 use super::super::failure::Failure;
 use super::super::row::{number, signed, tenant};
-use super::super::{Keeping, Personal, Prunable, PruneError, ReadError, Retention};
+use super::super::{PersonalValue, Prunable, PruneError, ReadError, Retention, RetentionStore};
 use super::{Sqlite, SqliteQuery, statements};
 
 statements! {
@@ -54,20 +54,21 @@ statements! {
         JOIN np_byok_tenants t ON t.uid = i.tenant
         GROUP BY t.uid, t.name, i.island ORDER BY t.uid, min(i.seq)";
     DELETE = "DELETE FROM np_byok_audit WHERE tenant = ?1 AND seq >= ?2 AND seq < ?3";
-    /// In which chunks a value comes that is erased; not where a later entry has it, and a tenant on hold keeps them.
-    UNNAME_USER = "
+    /// Removes an erased value from the index, except in chunks where a later entry has it. Removes
+    /// nothing for a tenant on hold.
+    ERASE_USER_FROM_INDEX = "
         DELETE FROM np_byok_chunk_values WHERE tenant = ?1 AND value = ?2 AND chunk <= (?3 - 1) / 256
             AND NOT EXISTS (SELECT 1 FROM np_byok_audit a WHERE a.tenant = ?1 AND a.seq >= ?3
                 AND a.seq < (np_byok_chunk_values.chunk + 1) * 256 AND a.user_id = ?4)
             AND NOT EXISTS (SELECT 1 FROM np_byok_holds WHERE tenant = ?1)";
-    UNNAME_RECORD = "
+    ERASE_RECORD_FROM_INDEX = "
         DELETE FROM np_byok_chunk_values WHERE tenant = ?1 AND value = ?2 AND chunk <= (?3 - 1) / 256
             AND NOT EXISTS (SELECT 1 FROM np_byok_audit a, json_each(a.records) AS r WHERE a.tenant = ?1
                 AND a.seq >= ?3 AND a.seq < (np_byok_chunk_values.chunk + 1) * 256
                 AND r.type = 'array' AND r.value ->> '$[0]' = ?4)
             AND NOT EXISTS (SELECT 1 FROM np_byok_holds WHERE tenant = ?1)";
-    /// In which chunks values came of which no entry is left.
-    FORGET = "
+    /// Deletes the index values of the chunks of which no entry is left.
+    DELETE_INDEX_VALUES = "
         DELETE FROM np_byok_chunk_values WHERE tenant = ?1 AND chunk BETWEEN ?2 / 256 AND (?3 - 1) / 256
             AND NOT EXISTS (SELECT 1 FROM np_byok_audit a WHERE a.tenant = ?1
                 AND a.seq >= np_byok_chunk_values.chunk * 256 AND a.seq < np_byok_chunk_values.chunk * 256 + 256)";
@@ -87,12 +88,12 @@ pub(super) fn note_export<'q>(tenant: &'q TenantUid, places: &Range<u64>) -> Sql
 
 pub(super) fn erase<'q>(
     tenant: &'q TenantUid,
-    personal: &'q Personal,
+    personal: &'q PersonalValue,
     places: &Range<u64>,
 ) -> SqliteQuery<'q> {
     let statement = match personal {
-        Personal::User(_) => ERASE_USER,
-        Personal::Record(_) => ERASE_RECORD,
+        PersonalValue::User(_) => ERASE_USER,
+        PersonalValue::Record(_) => ERASE_RECORD,
     };
     let query = sqlx::query(statement).bind(tenant.0.as_slice());
     query.bind(signed(places.start)).bind(signed(places.end)).bind(personal.value())
@@ -107,16 +108,16 @@ pub(super) fn erase_from_deks<'q>(
 }
 
 /// Builds a statement that removes the value from the derived data.
-pub(super) fn unname<'q>(
+pub(super) fn erase_from_index<'q>(
     tenant: &'q TenantUid,
-    personal: &'q Personal,
+    personal: &'q PersonalValue,
     places: &Range<u64>,
 ) -> SqliteQuery<'q> {
     let (statement, named) = match personal {
-        Personal::User(user) => (UNNAME_USER, Named::User(user)),
-        Personal::Record(record) => (UNNAME_RECORD, Named::Record(record)),
+        PersonalValue::User(user) => (ERASE_USER_FROM_INDEX, Searchable::User(user)),
+        PersonalValue::Record(record) => (ERASE_RECORD_FROM_INDEX, Searchable::Record(record)),
     };
-    let query = sqlx::query(statement).bind(tenant.0.as_slice()).bind(value_of(*tenant, named));
+    let query = sqlx::query(statement).bind(tenant.0.as_slice()).bind(index_value(*tenant, named));
     query.bind(signed(places.end)).bind(personal.value())
 }
 
@@ -127,10 +128,10 @@ async fn ranges(
     let query = sqlx::query(RANGES).bind(retention.exported_only).bind(retention.before.0);
     let mut found: Vec<(Tenant, Vec<Range<u64>>)> = Vec::new();
     for row in query.fetch_all(connection).await? {
-        let (whose, range) = (tenant(&row)?, number(&row, 2)?..number(&row, 3)?);
+        let (owner, range) = (tenant(&row)?, number(&row, 2)?..number(&row, 3)?);
         match found.last_mut() {
-            Some((last, ranges)) if *last == whose => ranges.push(range),
-            _ => found.push((whose, vec![range])),
+            Some((last, ranges)) if *last == owner => ranges.push(range),
+            _ => found.push((owner, vec![range])),
         }
     }
     Ok(found)
@@ -150,7 +151,7 @@ impl Sqlite {
             for range in ranges {
                 let query = sqlx::query(DELETE).bind(tenant.uid.0.as_slice());
                 query.bind(signed(range.start)).bind(signed(range.end)).execute(&mut *transaction).await?;
-                let query = sqlx::query(FORGET).bind(tenant.uid.0.as_slice());
+                let query = sqlx::query(DELETE_INDEX_VALUES).bind(tenant.uid.0.as_slice());
                 query.bind(signed(range.start)).bind(signed(range.end)).execute(&mut *transaction).await?;
             }
         }
@@ -161,7 +162,7 @@ impl Sqlite {
 }
 
 #[async_trait]
-impl Keeping for Sqlite {
+impl RetentionStore for Sqlite {
     async fn on_hold(&self, tenant: TenantUid) -> Result<bool, ReadError> {
         let query = sqlx::query(ON_HOLD).bind(tenant.0.as_slice());
         Ok(self.first(query, |row| row.try_get(0)).await? == Some(true))

@@ -1,5 +1,5 @@
-//! Operation of the database: its schema, what the serving role could do that it should not, and
-//! the partitions of the next months.
+//! The database as its operator sees it: its schema, what the serving role could do that it should
+//! not, and the partitions of the next months.
 
 use async_trait::async_trait;
 use sqlx::Row;
@@ -12,7 +12,7 @@ use super::migrate::{APPLIED, HAS_TABLE, MIGRATIONS, PARTITIONS, migrate};
 use super::{Postgres, reads};
 
 reads! {
-    /// Owners of the schema and of the database can drop what lies in them.
+    /// Owners of the schema and of the database can drop what is in them.
     EXPOSURE = "
         WITH audit AS (
             SELECT c.oid, c.relowner, c.relnamespace FROM pg_class c WHERE c.oid = to_regclass('np_byok_audit')
@@ -44,7 +44,7 @@ reads! {
 #[async_trait]
 impl Database for Postgres {
     async fn migrate(&self) -> Result<MigrationReport, MigrateError> {
-        self.check_suitable().await?;
+        self.check_compatible().await?;
         let access = self.access();
         let (owner, serving) = (access.as_owner(), access.serving.get_username());
         migrate(owner, (owner.get_username() != serving).then_some(serving)).await
@@ -80,9 +80,9 @@ impl Database for Postgres {
         exposure.await?.ok_or(ReadError::Malformed)
     }
 
-    fn take_urls(&self, settings: &config::Store) -> Result<bool, OpenError> {
+    fn switch_urls(&self, settings: &config::Store) -> Result<bool, OpenError> {
         match &settings.engine {
-            config::Engine::Postgres(postgres) => self.take_urls(postgres),
+            config::Engine::Postgres(postgres) => self.switch_urls(postgres),
             config::Engine::Sqlite { .. } => Ok(false),
         }
     }

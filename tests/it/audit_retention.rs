@@ -10,8 +10,8 @@ use byok::model::{
     Clock, Entry, EntryId, Extensions, Item, Means, Operation, Outcome, SystemClock, TenantUid, Timestamp,
 };
 use byok::store::{
-    Batch, Change, Database, DekRow, EntryFilter, EntryRow, Personal, PlacedEntry, PruneError, Retention,
-    Tile, TileId,
+    Batch, Change, Database, DekRow, EntryFilter, EntryRow, PersonalValue, PlacedEntry, PruneError,
+    Retention, Tile, TileId,
 };
 use byok::verify::{Trust, verify_log};
 use sqlx::{Connection, PgConnection};
@@ -166,7 +166,10 @@ async fn an_erased_user_is_gone_and_the_log_still_verifies(database: Db) {
     let now = SystemClock.now();
     append(&database, tenant, vec![row(tenant, now, "ann", &["a"]), row(tenant, now, "bob", &["a"])]).await;
     assert_eq!(
-        keeper(&database).erase(tenant, &Personal::User("ann".to_owned())).await.map(|erased| erased.entries),
+        keeper(&database)
+            .erase(tenant, &PersonalValue::User("ann".to_owned()))
+            .await
+            .map(|erased| erased.entries),
         Ok(1)
     );
     let rows = all(&database, tenant).await;
@@ -178,7 +181,10 @@ async fn an_erased_user_is_gone_and_the_log_still_verifies(database: Db) {
     assert_eq!(details(&database, tenant, Operation::Erase).await, ["erase user 0 2"]);
     verifies(&database, tenant).await;
     assert_eq!(
-        keeper(&database).erase(tenant, &Personal::User("ann".to_owned())).await.map(|erased| erased.entries),
+        keeper(&database)
+            .erase(tenant, &PersonalValue::User("ann".to_owned()))
+            .await
+            .map(|erased| erased.entries),
         Ok(0)
     );
 }
@@ -190,12 +196,15 @@ async fn an_erased_record_is_gone_from_every_item(database: Db) {
     append(&database, tenant, vec![row(tenant, now, "ann", &many), row(tenant, now, "ann", &["c"])]).await;
     let before = all(&database, tenant).await;
     assert_eq!(
-        keeper(&database).erase(tenant, &Personal::Record("a".to_owned())).await.map(|erased| erased.entries),
+        keeper(&database)
+            .erase(tenant, &PersonalValue::Record("a".to_owned()))
+            .await
+            .map(|erased| erased.entries),
         Ok(1)
     );
     assert_eq!(
         keeper(&database)
-            .erase(tenant, &Personal::Record("b\"'".to_owned()))
+            .erase(tenant, &PersonalValue::Record("b\"'".to_owned()))
             .await
             .map(|erased| erased.entries),
         Ok(1)
@@ -217,7 +226,7 @@ async fn an_erased_record_leaves_the_rows_of_its_deks_which_stay(database: Db) {
     let insert = [&one, &other, &another, &none].map(|row| Change::InsertDek(row.clone()));
     database.commit(&changes(tenant, insert.to_vec())).await.unwrap();
     let of_record = async |record: &str| database.deks_of_records(tenant, &[record.into()]).await.unwrap();
-    let erase = async || keeper(&database).erase(tenant, &Personal::Record("a".to_owned())).await;
+    let erase = async || keeper(&database).erase(tenant, &PersonalValue::Record("a".to_owned())).await;
     keeper(&database).hold(tenant, true).await.unwrap();
     let around = Change::EraseFromDeks { record_id: "a".into(), hmac: [1; 32] };
     assert_eq!(database.commit(&changes(tenant, vec![around])).await.unwrap().applied, [0]);
@@ -266,9 +275,9 @@ async fn nothing_is_erased_of_a_tenant_on_hold(database: Db) {
     append(&database, tenant, vec![row(tenant, SystemClock.now(), "ann", &["a"])]).await;
     let keeper = keeper(&database);
     keeper.hold(tenant, true).await.unwrap();
-    assert_eq!(keeper.erase(tenant, &Personal::User("ann".to_owned())).await, Err(AdminError::OnHold));
+    assert_eq!(keeper.erase(tenant, &PersonalValue::User("ann".to_owned())).await, Err(AdminError::OnHold));
     // Nor by what would go around the keeper.
-    for personal in [Personal::User("ann".to_owned()), Personal::Record("a".to_owned())] {
+    for personal in [PersonalValue::User("ann".to_owned()), PersonalValue::Record("a".to_owned())] {
         let erase = Change::Erase { personal, places: 0..9, in_index: true };
         assert_eq!(database.commit(&changes(tenant, vec![erase])).await.unwrap().applied, [0]);
     }
@@ -291,12 +300,12 @@ async fn an_erased_value_is_found_by_nobody(database: Db) {
     assert_eq!((found(of(Some("ann"), None)).await, found(of(None, Some("a"))).await), (256, 256));
     let keeper = keeper(&database);
     assert_eq!(
-        keeper.erase(tenant, &Personal::User("ann".to_owned())).await.map(|erased| erased.entries),
+        keeper.erase(tenant, &PersonalValue::User("ann".to_owned())).await.map(|erased| erased.entries),
         Ok(256)
     );
     assert_eq!((found(of(Some("ann"), None)).await, found(of(None, Some("a"))).await), (0, 256));
     assert_eq!(
-        keeper.erase(tenant, &Personal::Record("a".to_owned())).await.map(|erased| erased.entries),
+        keeper.erase(tenant, &PersonalValue::Record("a".to_owned())).await.map(|erased| erased.entries),
         Ok(256)
     );
     assert_eq!(found(of(None, Some("a"))).await, 0);
@@ -311,7 +320,7 @@ async fn what_comes_after_an_erased_part_is_still_found(database: Db) {
     let user = EntryFilter { user: Some("ann".to_owned()), ..EntryFilter::default() };
     let record = EntryFilter { record_id: Some("a".to_owned()), ..EntryFilter::default() };
     for (end, left) in [(100, 500), (256, 344), (512, 88), (600, 0)] {
-        for personal in [Personal::User("ann".to_owned()), Personal::Record("a".to_owned())] {
+        for personal in [PersonalValue::User("ann".to_owned()), PersonalValue::Record("a".to_owned())] {
             let erase = Change::Erase { personal, places: 0..end, in_index: true };
             database.commit(&changes(tenant, vec![erase])).await.unwrap();
         }
@@ -340,11 +349,11 @@ async fn nobody_elses_values_are_erased(database: Db) {
     }
     let keeper = keeper(&database);
     assert_eq!(
-        keeper.erase(one, &Personal::User("ann".to_owned())).await.map(|erased| erased.entries),
+        keeper.erase(one, &PersonalValue::User("ann".to_owned())).await.map(|erased| erased.entries),
         Ok(1)
     );
     assert_eq!(
-        keeper.erase(one, &Personal::Record("a".to_owned())).await.map(|erased| erased.entries),
+        keeper.erase(one, &PersonalValue::Record("a".to_owned())).await.map(|erased| erased.entries),
         Ok(1)
     );
     let row = all(&database, other).await.remove(0).row;
@@ -465,7 +474,7 @@ async fn only_what_was_exported_goes_where_that_is_asked_for(database: Db) {
     let retention = Retention { exported_only: true, ..retention() };
     let keeper = keeper(&database);
     assert_eq!(keeper.prune(retention).await, Ok(0));
-    let noted = Change::NoteExport { places: 10..100 };
+    let noted = Change::RecordExport { places: 10..100 };
     assert_eq!(database.commit(&changes(tenant, vec![noted])).await.unwrap().applied, [1]);
     assert_eq!(keeper.prune(retention).await, Ok(90));
     assert_eq!(details(&database, tenant, Operation::Prune).await, ["prune 1 10 100"]);
@@ -506,7 +515,7 @@ async fn the_serving_role_neither_holds_nor_erases_nor_prunes() {
     let serving: Db = Arc::new(connect(&serving));
     let keeper = keeper(&serving);
     assert_eq!(keeper.hold(tenant, true).await, Err(AdminError::Refused));
-    assert_eq!(keeper.erase(tenant, &Personal::User("u".to_owned())).await, Err(AdminError::Refused));
+    assert_eq!(keeper.erase(tenant, &PersonalValue::User("u".to_owned())).await, Err(AdminError::Refused));
     assert_eq!(keeper.prune(retention()).await, Err(AdminError::Refused));
     assert_eq!(all(&owner, tenant).await.len(), 256);
 }

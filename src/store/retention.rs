@@ -1,5 +1,4 @@
-//! What is kept of the log and what is removed: legal holds, erasures, and old entries that are
-//! dropped.
+//! Retention of the log: legal holds, erasures, and the removal of old entries.
 
 use std::ops::Range;
 
@@ -11,14 +10,14 @@ use super::ReadError;
 
 /// A personal value to remove from the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Personal {
+pub enum PersonalValue {
     /// A user. The request ids of the user's calls are removed as well.
     User(String),
     /// A record id.
     Record(String),
 }
 
-impl Personal {
+impl PersonalValue {
     /// Returns the value.
     pub(super) fn value(&self) -> &str {
         match self {
@@ -56,9 +55,9 @@ pub enum PruneError {
     Store(ReadError),
 }
 
-/// What an operator, as the owner of the tables, asks of a database that keeps the log.
+/// What only the owner of the tables may do: read holds, and remove old entries.
 #[async_trait]
-pub trait Keeping {
+pub trait RetentionStore {
     /// Returns whether the tenant's entries are kept at any age.
     async fn on_hold(&self, tenant: TenantUid) -> Result<bool, ReadError>;
 

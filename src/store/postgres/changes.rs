@@ -1,0 +1,141 @@
+//! Applies a batch within a transaction: its changes in their order, and its entries.
+
+use std::collections::HashSet;
+
+use sqlx::postgres::PgConnection;
+use sqlx::{Error, Row};
+
+use crate::merkle::Frontier;
+use crate::model::{DekId, TenantUid};
+
+use super::super::{Batch, Change, Committed, LogHead};
+use super::append::append;
+use super::commit::{AttemptError, Done, PgQuery, head_of};
+use super::dek_writes::{insert_deks, rewrap, seal};
+use super::{announcements, checkpoints, derived, jobs, proofs, publications, retention, streams, tenants};
+
+/// Applies the changes in their order, and appends the entries as soon as the tenant that they
+/// belong to exists. Consecutive changes of one kind are one statement.
+pub(super) async fn apply(
+    connection: &mut PgConnection,
+    batch: &Batch,
+    known: Option<&LogHead>,
+    persistent: bool,
+) -> Result<Done, AttemptError> {
+    let (mut reading, mut head) = (None, None);
+    let mut applied = Vec::with_capacity(batch.changes.len());
+    let mut rest = batch.changes.as_slice();
+    let mut opened = None;
+    loop {
+        match rest {
+            [Change::CreateTenant(tenant), after @ ..] => {
+                applied.push(touched(connection, tenants::create(tenant), persistent).await?);
+                rest = after;
+            }
+            [Change::OpenLog { from, log }, after @ ..] if !batch.entries.is_empty() => {
+                let query = publications::open_log(batch.tenant, from, *log);
+                if touched(connection, query, persistent).await? == 0 {
+                    return Err(AttemptError::NotAppended);
+                }
+                applied.push(1);
+                opened = Some(LogHead { log: *log, first: from.end(), frontier: Frontier::default() });
+                rest = after;
+            }
+            _ => break,
+        }
+    }
+    let known = opened.as_ref().or(known);
+    if !batch.entries.is_empty() {
+        let (first, after) = rest.split_at(run_of(rest, |change| matches!(change, Change::InsertDek(_))));
+        let before = head_of(connection, batch, known, persistent).await?;
+        let (found, after_it) = append(connection, batch, first, &before, persistent).await?;
+        (reading, head) = (found, Some(after_it));
+        applied.resize(applied.len() + first.len(), 1);
+        rest = after;
+    }
+    while !rest.is_empty() {
+        let counts = apply_leading(connection, batch.tenant, rest, persistent).await?;
+        rest = &rest[counts.len()..];
+        applied.extend(counts);
+    }
+    Ok(Done { committed: Committed { applied, reading }, head })
+}
+
+/// Applies the first change and those after it that are part of the same statement. Returns how
+/// many rows each of them touched.
+async fn apply_leading(
+    connection: &mut PgConnection,
+    tenant: TenantUid,
+    changes: &[Change],
+    persistent: bool,
+) -> Result<Vec<u64>, AttemptError> {
+    let Some(change) = changes.first() else { return Ok(Vec::new()) };
+    let query = match change {
+        Change::InsertDek(_) => {
+            let run = &changes[..run_of(changes, |change| matches!(change, Change::InsertDek(_)))];
+            insert_deks(connection, tenant, run, persistent).await?;
+            return Ok(vec![1; run.len()]);
+        }
+        Change::Rewrap { .. } => {
+            let run = &changes[..run_of_rewraps(changes)];
+            return Ok(rewrap(connection, tenant, run, persistent).await?);
+        }
+        Change::SealDeks(rows) => seal(tenant, rows),
+        Change::RecordIncident(incident) => proofs::incident(tenant, incident),
+        Change::CreateTenant(tenant) => tenants::create(tenant),
+        Change::StartJob(job) => jobs::start(tenant, job),
+        Change::LeaseJob { job, holder, lease } => jobs::lease(tenant, *job, *holder, *lease),
+        Change::AdvanceJob { job, holder, after } => jobs::advance(tenant, job, *holder, *after),
+        Change::CommandJob { job, command, at } => jobs::command(tenant, *job, *command, *at),
+        Change::Watch { proof, canary } => proofs::watch(tenant, proof, canary),
+        Change::ExtendWatch { key_version, lasting } => proofs::extend_watch(tenant, key_version, *lasting),
+        Change::Retire { all_but } => proofs::retire(tenant, all_but),
+        Change::UpdateProof { from, to, incident } => {
+            proofs::update_proof(tenant, *from, to, incident.as_ref())
+        }
+        Change::AddCheckpoint { log, size, note } => checkpoints::add(tenant, *log, *size, note),
+        Change::Publish { place, holder, step } => publications::publish(tenant, place, *holder, *step),
+        Change::OpenLog { from, log } => publications::open_log(tenant, from, *log),
+        Change::Hold { on } => retention::hold(tenant, *on),
+        Change::Erase { personal, places, in_index } => {
+            retention::block_new_holds(connection).await?;
+            retention::erase(tenant, personal, places, *in_index)
+        }
+        Change::EraseFromDeks { record_id, hmac } => {
+            retention::block_new_holds(connection).await?;
+            retention::erase_from_deks(tenant, record_id, hmac)
+        }
+        Change::RecordExport { places } => retention::note_export(tenant, places),
+        Change::AddTiles { log, tiles } => derived::add_tiles(tenant, *log, tiles),
+        Change::AddChunkValues(values) => derived::add_values(tenant, values),
+        Change::AddChunks(chunks) => {
+            let added = touched(connection, derived::add_chunks(tenant, chunks), persistent).await?;
+            if let Some(above) = derived::add_chunks_above(tenant, chunks) {
+                touched(connection, above, persistent).await?;
+            }
+            return Ok(vec![added]);
+        }
+        Change::Announce { incident, attempt, holder, step } => {
+            announcements::announce(tenant, *incident, *attempt, *holder, *step)
+        }
+        Change::Stream { name, holder, step } => streams::step(tenant, *name, *holder, *step),
+    };
+    Ok(vec![touched(connection, query, persistent).await?])
+}
+
+/// Returns the count that a statement returned.
+async fn touched(connection: &mut PgConnection, query: PgQuery, persistent: bool) -> Result<u64, Error> {
+    let count: i64 = query.persistent(persistent).fetch_one(connection).await?.try_get(0)?;
+    Ok(u64::try_from(count).unwrap_or(0))
+}
+
+/// Returns how many leading rewraps can be one statement: up to the first DEK that occurs twice,
+/// because one statement updates a row once.
+fn run_of_rewraps(changes: &[Change]) -> usize {
+    let mut seen: HashSet<DekId> = HashSet::new();
+    run_of(changes, |change| matches!(change, Change::Rewrap { dek_id, .. } if seen.insert(*dek_id)))
+}
+
+fn run_of(changes: &[Change], mut of_kind: impl FnMut(&Change) -> bool) -> usize {
+    changes.iter().take_while(|change| of_kind(change)).count()
+}

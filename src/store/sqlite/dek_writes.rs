@@ -1,0 +1,85 @@
+//! Writes of wrapped DEKs.
+
+use sqlx::Sqlite as Engine;
+
+use crate::model::{DekId, TenantUid, Wrapped};
+
+use super::super::DekRow;
+use super::{SqliteQuery, statements};
+
+statements! {
+    /// Touches one row if the DEK is stored, now or already; none if its id holds a different one.
+    INSERT_DEK = "
+        INSERT INTO np_byok_wrapped_deks
+            (tenant, id, record_id, wrapped, key_name, key_version, wrap_scheme, created_at, mac, record_mac)
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+        ON CONFLICT (tenant, id) DO UPDATE SET wrapped = wrapped
+            WHERE wrapped = excluded.wrapped AND record_id IS excluded.record_id";
+
+    /// A row that already has the new content counts as touched, so that a retry reports what the
+    /// first attempt did, and keeps a MAC that it was given since. A row that was sealed between
+    /// read and write loses its MAC, unless it was sealed when it was read.
+    REWRAP = "
+        UPDATE np_byok_wrapped_deks SET wrapped = ?7, key_name = ?8, key_version = ?9, wrap_scheme = ?10,
+            mac = CASE WHEN (wrapped, key_name, key_version, wrap_scheme) = (?7, ?8, ?9, ?10) THEN mac ELSE ?11 END,
+            rewrapped_at = CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000
+        WHERE tenant = ?1 AND id = ?2 AND (
+            (wrapped, key_name, key_version, wrap_scheme) = (?3, ?4, ?5, ?6)
+            OR (wrapped, key_name, key_version, wrap_scheme) = (?7, ?8, ?9, ?10))";
+
+    /// A row that already has the MACs counts as touched.
+    SEAL = "
+        UPDATE np_byok_wrapped_deks SET mac = ?8, record_mac = ?9
+        WHERE tenant = ?1 AND id = ?2 AND record_id IS ?3
+            AND (wrapped, key_name, key_version, wrap_scheme) = (?4, ?5, ?6, ?7)";
+}
+
+/// Binds one value for each column, in the order of the columns.
+pub(super) fn insert_dek<'q>(tenant: &'q TenantUid, row: &'q DekRow) -> SqliteQuery<'q> {
+    sqlx::query::<Engine>(INSERT_DEK)
+        .bind(tenant.0.as_slice())
+        .bind(row.id.0)
+        .bind(row.record_id.as_deref())
+        .bind(row.wrapped.bytes.as_slice())
+        .bind(&*row.wrapped.key_version.key)
+        .bind(&*row.wrapped.key_version.version)
+        .bind(row.wrapped.scheme)
+        .bind(row.created_at.0)
+        .bind(row.mac.as_ref().map(<[u8; 32]>::as_slice))
+        .bind(row.record_mac.as_ref().map(<[u8; 32]>::as_slice))
+}
+
+/// Binds the wrapped DEK that was read, the one to store instead, and its MAC.
+pub(super) fn rewrap<'q>(
+    tenant: &'q TenantUid,
+    dek_id: DekId,
+    from: &'q Wrapped,
+    to: &'q Wrapped,
+    mac: Option<&'q [u8; 32]>,
+) -> SqliteQuery<'q> {
+    sqlx::query::<Engine>(REWRAP)
+        .bind(tenant.0.as_slice())
+        .bind(dek_id.0)
+        .bind(from.bytes.as_slice())
+        .bind(&*from.key_version.key)
+        .bind(&*from.key_version.version)
+        .bind(from.scheme)
+        .bind(to.bytes.as_slice())
+        .bind(&*to.key_version.key)
+        .bind(&*to.key_version.version)
+        .bind(to.scheme)
+        .bind(mac.map(<[u8; 32]>::as_slice))
+}
+
+pub(super) fn seal<'q>(tenant: &'q TenantUid, row: &'q DekRow) -> SqliteQuery<'q> {
+    sqlx::query(SEAL)
+        .bind(tenant.0.as_slice())
+        .bind(row.id.0)
+        .bind(row.record_id.as_deref())
+        .bind(row.wrapped.bytes.as_slice())
+        .bind(&*row.wrapped.key_version.key)
+        .bind(&*row.wrapped.key_version.version)
+        .bind(row.wrapped.scheme)
+        .bind(row.mac.as_ref().map(<[u8; 32]>::as_slice))
+        .bind(row.record_mac.as_ref().map(<[u8; 32]>::as_slice))
+}
