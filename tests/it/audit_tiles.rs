@@ -23,6 +23,7 @@ on_every_database! {
     a_worker_that_is_told_to_stop_leaves_the_rest
     a_tile_stays_as_it_was_and_a_wrong_one_is_said
     a_tile_that_stands_on_a_wrong_one_is_said_too
+    a_tile_far_past_its_log_does_not_stop_the_derivation
     walked_pages_hold_all_matches_alone_however_far_the_worker_is
     a_chunk_named_for_a_value_it_lacks_gives_nothing
     a_page_that_finds_nothing_in_a_long_log_ends
@@ -201,6 +202,19 @@ async fn two_workers_at_once_derive_the_same_once(store: Db) {
     }
     let all = walk(&store, tenant, &EntryFilter { user: Some("user-7".into()), ..none() }, 500).await;
     assert!(all.into_iter().eq((0..9_000).rev()));
+}
+
+async fn a_tile_far_past_its_log_does_not_stop_the_derivation(store: Db) {
+    let tenant = tenant(&*store).await;
+    let id = TileId { level: 0, index: 1 << 60 };
+    let tiles = vec![Tile { id, hashes: vec![Hash([0; 32]); WIDTH as usize] }];
+    store.commit(&changes(tenant, vec![Change::AddTiles { log: 1, tiles }])).await.unwrap();
+    grow(&store, tenant, &mut Vec::new(), 600).await;
+    let derived = tokio::time::timeout(Duration::from_secs(30), pass(&store)).await;
+    assert_eq!(derived, Ok(Derived::All));
+    let ids = [0, 1].map(|index| TileId { level: 0, index });
+    assert_eq!(store.tiles(tenant, 1, &ids).await.unwrap().len(), 2);
+    assert_eq!(store.underived_logs().await.unwrap(), []);
 }
 
 async fn a_worker_that_is_told_to_stop_leaves_the_rest(store: Db) {
