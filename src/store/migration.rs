@@ -83,8 +83,8 @@ impl MigrationReport {
     /// Returns `Ok` if this binary can serve the schema.
     ///
     /// # Errors
-    /// [`MigrateError::SchemaTooNew`] if the schema is too new for it, [`MigrateError::SchemaTooOld`] if it
-    /// is too old.
+    /// [`MigrateError::SchemaTooNew`] if the schema is too new for it,
+    /// [`MigrateError::SchemaTooOld`] if it is too old.
     pub fn usable(&self) -> Result<(), MigrateError> {
         if self.oldest_reader > self.expected {
             return Err(MigrateError::SchemaTooNew { binary: self.expected, needed: self.oldest_reader });

@@ -48,13 +48,15 @@ statements! {
 }
 
 reads! {
+    /// Ignores chunks and tiles past the end of the log: whoever writes the database can add one at
+    /// any index.
     UNDERIVED_LOGS = "
         SELECT h.tenant, h.log::int8, h.first, h.size, c.next, t.next FROM np_byok_heads h
         CROSS JOIN LATERAL (SELECT COALESCE(max(chunk) + 1, 0) AS next
-            FROM np_byok_chunks WHERE tenant = h.tenant AND level = 0) c
-        CROSS JOIN LATERAL (SELECT COALESCE(max(tile) + 1, 0) AS next
-            FROM np_byok_tiles WHERE tenant = h.tenant AND log = h.log AND level = 0) t
-        WHERE h.size >= (c.next + 1) * 256 OR h.size - h.first >= (t.next + 1) * 256 ORDER BY random() LIMIT 256";
+            FROM np_byok_chunks WHERE tenant = h.tenant AND level = 0 AND chunk < h.size / 256) c
+        CROSS JOIN LATERAL (SELECT COALESCE(max(tile) + 1, 0) AS next FROM np_byok_tiles
+            WHERE tenant = h.tenant AND log = h.log AND level = 0 AND tile < (h.size - h.first) / 256) t
+        WHERE c.next < h.size / 256 OR t.next < (h.size - h.first) / 256 ORDER BY random() LIMIT 256";
 
     /// Reads records only as long as the entries at the positions before have at most $4 items and
     /// fewer than $5 bytes. For that, reads the sizes of at most 4096 entries.

@@ -36,14 +36,18 @@ statements! {
         GROUP BY tenant, chunk / 256 HAVING count(*) = 256
         ON CONFLICT DO NOTHING";
 
+    /// Ignores chunks and tiles past the end of the log: whoever writes the database can add one at
+    /// any index.
     UNDERIVED_LOGS = "
         SELECT tenant, log, first, size, chunk, tile FROM (
             SELECT h.tenant, h.log, h.first, h.size,
-                COALESCE((SELECT max(chunk) + 1 FROM np_byok_chunks WHERE tenant = h.tenant AND level = 0), 0) AS chunk,
-                COALESCE((SELECT max(tile) + 1 FROM np_byok_tiles WHERE tenant = h.tenant AND log = h.log AND level = 0),
+                COALESCE((SELECT max(chunk) + 1 FROM np_byok_chunks
+                    WHERE tenant = h.tenant AND level = 0 AND chunk < h.size / 256), 0) AS chunk,
+                COALESCE((SELECT max(tile) + 1 FROM np_byok_tiles
+                    WHERE tenant = h.tenant AND log = h.log AND level = 0 AND tile < (h.size - h.first) / 256),
                     0) AS tile
             FROM np_byok_heads h)
-        WHERE size >= (chunk + 1) * 256 OR size - first >= (tile + 1) * 256 ORDER BY random() LIMIT 256";
+        WHERE chunk < size / 256 OR tile < (size - first) / 256 ORDER BY random() LIMIT 256";
 
     /// Ends once the entries before have more than ?4 items or hold ?5 bytes.
     ENTRY_VALUES = "
