@@ -120,8 +120,8 @@ impl Keyring {
             states: states.clone(),
             deks: memory.clone(),
         });
-        let database = (store.clone(), committer);
-        let rows = RowChecks::new(row_mac, kms.profile(), database, (clock.clone(), states.clone()));
+        let rows =
+            RowChecks::new(row_mac, kms.profile(), store.clone(), committer, clock.clone(), states.clone());
         Arc::new(Self {
             store,
             kms,

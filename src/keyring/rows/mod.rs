@@ -62,8 +62,10 @@ impl RowChecks {
     pub(super) fn new(
         settings: RowMac,
         kms: KmsProfile,
-        (store, committer): (Arc<dyn Store>, Arc<Committer>),
-        (clock, states): (Arc<dyn Clock>, Arc<KeyStates>),
+        store: Arc<dyn Store>,
+        committer: Arc<Committer>,
+        clock: Arc<dyn Clock>,
+        states: Arc<KeyStates>,
     ) -> Self {
         Self {
             store,
