@@ -1,5 +1,5 @@
-//! What an answer asks of the keyring: the fence of its commit, the permit after it, and the renewal
-//! of that permit. A key whose proof is too old is probed here before the fence decides.
+//! What an answer asks of the keyring: the fence of its commit, the permit after it, and the
+//! renewal of that permit. A key whose proof is too old is probed here before the fence decides.
 
 use std::sync::Arc;
 

@@ -130,8 +130,8 @@ impl KeyUse {
 }
 
 impl Permit {
-    /// Makes the permit of an answer whose entry is durable. It ends when the first of its proofs is
-    /// too old by this machine's own clock. Returns `None` if one is too old already, or if the
+    /// Makes the permit of an answer whose entry is durable. It ends when the first of its proofs
+    /// is too old by this machine's own clock. Returns `None` if one is too old already, or if the
     /// commit did not check it.
     pub(super) fn after_commit(
         states: &KeyStates,
@@ -185,4 +185,114 @@ pub(super) fn earliest(so_far: Option<BootTime>, next: BootTime) -> BootTime {
 /// Returns when a proof of this age becomes too old; `None` if it already is.
 fn expiry(now: BootTime, age: Duration, bound: Duration) -> Option<BootTime> {
     (bound + CLOCK_TOLERANCE).checked_sub(age).map(|left| now.plus(left))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::Dek;
+    use crate::model::{Proof, Source, Timestamp};
+
+    const BOUND: Duration = Duration::from_secs(3);
+    const TENANT: TenantUid = TenantUid([1; 16]);
+
+    fn version() -> KeyVersion {
+        KeyVersion::new("byok", "1")
+    }
+
+    /// This many milliseconds after the proof of [`state`] was made.
+    fn after(ms: u64) -> BootTime {
+        BootTime::at(Duration::from_millis(100_000 + ms))
+    }
+
+    /// A key version whose proof was read when it was made.
+    fn state(posture: Posture, epoch: u64) -> KeyState {
+        let now = Timestamp(1_000_000_000_000_000);
+        let proof = Proof {
+            key_version: version(),
+            posture,
+            epoch,
+            revision: 0,
+            proven_at: now,
+            since: now,
+            steady_since: None,
+            failures: 0,
+            falls: 0,
+            doubted_by: None,
+            next_probe_at: now,
+        };
+        let states = KeyStates::new(Duration::ZERO);
+        states.apply_row(TENANT, &proof, ClockReading { sent: after(0), received: after(0), now });
+        states.get(TENANT, &version()).unwrap()
+    }
+
+    fn used(epoch: u64, unwrapped_since: Option<BootTime>) -> KeyUse {
+        KeyUse { key_version: version(), epoch, unwrapped_since }
+    }
+
+    fn dek(epoch: u64) -> PlainDek {
+        let (plain, source) = (Dek::generate(), Source::Cache);
+        PlainDek { plain, key_version: version(), epoch, source, kms_request_id: None, row_is_sealed: true }
+    }
+
+    /// Whether the commit must find a young proof in the row.
+    fn asks_for_proof(used: &KeyUse, now: BootTime) -> bool {
+        let fence = used.condition(&state(Posture::Active, 0), now, BOUND).unwrap();
+        match fence.must {
+            Must::BeProven { epoch: 0, within: BOUND } => true,
+            Must::BeActive { epoch: 0 } => false,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_commit_asks_for_the_proof_unless_an_own_unwrap_suffices() {
+        assert!(asks_for_proof(&used(0, None), after(100)));
+        assert!(asks_for_proof(&used(0, None), after(4_000)));
+        let unwraps = used(0, Some(after(100)));
+        assert!(!asks_for_proof(&unwraps, after(1_600)), "it leaves time for the commit");
+        assert!(asks_for_proof(&unwraps, after(1_700)));
+        assert!(!asks_for_proof(&unwraps, after(3_001)), "the row's proof is too old");
+    }
+
+    #[test]
+    fn a_changed_epoch_starts_over_and_an_unusable_key_does_not() {
+        let condition = |posture, epoch| used(0, None).condition(&state(posture, epoch), after(0), BOUND);
+        assert_eq!(condition(Posture::Active, 1), Err(FenceFailure::Retry));
+        for posture in [Posture::Degraded, Posture::Revoked] {
+            assert_eq!(condition(posture, 0), Err(FenceFailure::Unusable(posture)));
+        }
+    }
+
+    #[test]
+    fn an_active_key_is_probed_once_all_its_proofs_are_too_old() {
+        let needs_probe =
+            |posture, since, ms| used(0, since).needs_probe(&state(posture, 0), after(ms), BOUND);
+        assert!(!needs_probe(Posture::Active, None, 3_000));
+        assert!(needs_probe(Posture::Active, None, 3_001));
+        assert!(!needs_probe(Posture::Active, Some(after(1)), 3_001));
+        assert!(!needs_probe(Posture::Revoked, None, 3_001));
+    }
+
+    #[test]
+    fn a_permit_is_renewed_for_as_long_as_the_proof_is_young() {
+        let until =
+            |posture, epoch, ms| used(0, None).permitted_until(&state(posture, epoch), after(ms), BOUND);
+        assert_eq!(until(Posture::Active, 0, 3_100), Ok(after(3_100)));
+        assert_eq!(until(Posture::Active, 0, 3_101), Err(Posture::Active));
+        assert_eq!(until(Posture::Active, 2, 0), Err(Posture::Degraded), "it was off in between");
+        assert_eq!(until(Posture::Revoked, 0, 0), Err(Posture::Revoked));
+    }
+
+    #[test]
+    fn of_two_epochs_of_one_version_the_older_one_counts() {
+        let mut keys_used = KeysUsed::default();
+        assert!(keys_used.is_empty());
+        [5, 3, 4].iter().for_each(|epoch| keys_used.add(&dek(*epoch)));
+        assert_eq!(keys_used.uses.iter().map(|used| used.epoch).collect::<Vec<_>>(), [3]);
+        let permit = |epoch, ms| Permit { uses: vec![used(epoch, None)], until: after(ms) };
+        let mut merged = permit(3, 200);
+        merged.merge(permit(2, 300));
+        assert_eq!((merged.uses.len(), merged.uses[0].epoch, merged.until()), (1, 2, after(200)));
+    }
 }

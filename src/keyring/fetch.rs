@@ -32,7 +32,7 @@ impl Fetches {
     }
 }
 
-/// Removes fetches on every way out, including a panic, so that no caller waits for a fetch that is
+/// Removes fetches when they end, also by a panic, so that no caller waits for a fetch that is
 /// gone.
 struct RemoveOnDrop<'a>(&'a Fetches, TenantUid, Vec<DekId>);
 

@@ -90,9 +90,9 @@ struct Reader {
 }
 
 impl Reader {
-    /// Returns the next lookups of one tenant, in order, or stops the reader if there are none. Both
-    /// happen under one lock, so that a lookup that arrives right afterwards is not left to a reader
-    /// that has stopped.
+    /// Returns the next lookups of one tenant, in order, or stops the reader if there are none.
+    /// Both happen under one lock, so that a lookup that arrives right afterwards is not left to a
+    /// reader that has stopped.
     fn next(&mut self) -> Option<(TenantUid, Vec<Lookup>)> {
         let mut state = self.lookups.state();
         let Some(first) = state.waiting.pop_front() else {
@@ -221,9 +221,10 @@ mod tests {
         let look = |record: &str| {
             lookups.newest(TenantUid([1; 16]), vec![Arc::from(record)], async |_, records: Vec<Arc<str>>| {
                 tokio::task::yield_now().await;
-                match records.iter().any(|record| &**record == "bad") {
-                    true => Err(ReadError::Malformed),
-                    false => Ok(records.iter().map(row).collect()),
+                if records.iter().any(|record| &**record == "bad") {
+                    Err(ReadError::Malformed)
+                } else {
+                    Ok(records.iter().map(row).collect())
                 }
             })
         };

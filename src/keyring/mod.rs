@@ -120,8 +120,15 @@ impl Keyring {
             states: states.clone(),
             deks: memory.clone(),
         });
-        let database = (store.clone(), log, committer);
-        let rows = RowChecks::new(row_mac, tenants.clone(), database, (clock.clone(), states.clone()));
+        let rows = RowChecks::new(
+            row_mac,
+            tenants.clone(),
+            store.clone(),
+            log,
+            committer,
+            clock.clone(),
+            states.clone(),
+        );
         Arc::new(Self {
             store,
             tenants,

@@ -1,5 +1,5 @@
-//! The job that fills the DEK pool. It does not call the KMS while the key is not shown to work, nor
-//! for a tenant that has not made a record lately.
+//! The job that fills the DEK pool. It does not call the KMS while the key is not shown to work,
+//! nor for a tenant that has not made a record lately.
 
 use std::sync::Arc;
 use std::time::Duration;

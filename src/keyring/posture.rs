@@ -3,9 +3,9 @@
 //!
 //! - A key that the KMS refuses is `revoked` at once. It is `active` again once probes have
 //!   succeeded, without a failure between them, for as long as the deployment says. That time
-//!   doubles for each time that the key was revoked within [`FLAP_WINDOW`] of having come back (up to
-//!   [`MAX_DOUBLINGS`] times), so that a key that flaps stays unusable. An outage does not count as one of
-//!   these times.
+//!   doubles for each time that the key was revoked within [`FLAP_WINDOW`] of having come back (up
+//!   to [`MAX_DOUBLINGS`] times), so that a key that flaps stays unusable. An outage does not count
+//!   as one of these times.
 //! - A KMS that is out of reach of one replica is in doubt. It is `degraded` when another replica
 //!   finds the same, or when the proof has expired. It is `active` again after one success.
 //! - A posture that is not active is probed less and less often, down to once in [`LONGEST_PAUSE`].
@@ -124,10 +124,7 @@ pub(super) fn resume_delay(proof: &Proof, guard: &KeyGuard) -> Duration {
 /// Returns the number of revocations that still count when a posture changes: none if the posture
 /// has lasted for [`FLAP_WINDOW`].
 fn recent_falls(proof: &Proof, at: Timestamp) -> u32 {
-    match at.since(proof.since) < FLAP_WINDOW {
-        true => proof.falls,
-        false => 0,
-    }
+    if at.since(proof.since) < FLAP_WINDOW { proof.falls } else { 0 }
 }
 
 fn next_pause(failures: u32, guard: &KeyGuard) -> Duration {
@@ -209,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_between_successes_starts_the_wait_anew() {
+    fn a_failure_between_successes_restarts_the_wait() {
         for failure in [ProbeResult::Refused, ProbeResult::OutOfReach] {
             let proof = after_probes(
                 after_probe(&active(), ProbeResult::Refused, ME, at(5), &guard()),
@@ -235,12 +232,12 @@ mod tests {
         for _ in 0..7 {
             now += 1;
             proof = after_probe(&proof, ProbeResult::Refused, ME, at(now), &guard());
-            let fell = now;
+            let revoked_at = now;
             while proof.posture != Posture::Active {
                 now += 1;
                 proof = after_probe(&proof, ProbeResult::Works, ME, at(now), &guard());
             }
-            waits.push(now - fell - 1);
+            waits.push(now - revoked_at - 1);
         }
         assert_eq!(waits, [3, 6, 12, 24, 48, 48, 48]);
         let calm = after_probe(&proof, ProbeResult::Refused, ME, at(now + 601), &guard());
@@ -248,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn an_outage_is_no_revocation_that_would_double_the_wait() {
+    fn an_outage_does_not_double_the_wait_after_a_revocation() {
         let outage =
             after_probes(active(), &[(9, ProbeResult::OutOfReach, ME), (10, ProbeResult::Works, ME)]);
         assert_eq!((outage.posture, outage.epoch), (Posture::Active, 2));
@@ -311,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_active_is_probed_ever_less_often_within_a_bound() {
+    fn an_inactive_key_is_probed_less_and_less_often_within_a_bound() {
         let mut proof = active();
         let mut pauses = Vec::new();
         for now in 0..8 {
@@ -339,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_from_before_the_clock_fell_is_probed_at_once() {
+    fn a_row_from_before_a_setback_is_probed_at_once() {
         let proof = after_probe(&active(), ProbeResult::Works, ME, at(20), &guard());
         assert!(is_due(&proof, at(17), OTHER, &guard()));
         assert!(!is_due(&proof, at(20), OTHER, &guard()));
@@ -352,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proof_from_the_future_keeps_no_unreachable_key_active() {
+    fn a_proof_from_the_future_does_not_keep_an_unreachable_key_active() {
         let future = Proof { proven_at: at(3_600), ..active() };
         assert_eq!(
             after_probe(&future, ProbeResult::OutOfReach, ME, at(5), &guard()).posture,
@@ -361,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_moves_the_revision_and_nothing_that_a_fence_asks() {
+    fn a_claim_changes_the_revision_and_nothing_that_a_fence_checks() {
         let claim = claim(&active(), at(1), &guard());
         assert_eq!((claim.revision, claim.next_probe_at), (1, at(2)));
         assert_eq!((claim.posture, claim.epoch, claim.proven_at), (Posture::Active, 0, at(0)));

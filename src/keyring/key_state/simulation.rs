@@ -1,6 +1,6 @@
-//! The age that [`KeyStates`] reports for a proof, while the database's clock is set at random, reads
-//! are slow or late, and probes are written late. It must never be below the truth, or an answer
-//! would be sent after the bound.
+//! The age that [`KeyStates`] reports for a proof, while the database's clock is set at random,
+//! reads are slow or late, and probes are written late. It must never be below the truth, or an
+//! answer would be sent after the bound.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

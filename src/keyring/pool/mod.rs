@@ -1,7 +1,8 @@
 //! The DEK pool: DEKs that were made ahead of need, so that an encrypt of a new record does not
 //! wait for the KMS. A DEK in the pool is sealed as in the cache, is stored in no table, and is
 //! given out once. The fact that it was made does not show that the key works now, so it is used
-//! under the same fence as a DEK from the cache. The pool calls no KMS: `pool_fill` fills it.
+//! under the same fence as a DEK from the cache. This file calls no KMS: `pool_fill` fills the
+//! pool.
 
 #[cfg(test)]
 mod tests;

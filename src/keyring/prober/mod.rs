@@ -47,7 +47,8 @@ pub(super) trait DropDeks: Send + Sync {
     fn drop_pooled_deks(&self, tenant: TenantUid);
 }
 
-/// What the callers that waited for the lock of a key version need to know of the one before.
+/// The turn to probe a key version or to use it first, which one caller has at a time. It holds
+/// what the next caller needs to know of the one before.
 #[derive(Default)]
 struct ProbeTurn {
     /// When the last failed first use began, and its error.

@@ -1,4 +1,4 @@
-//! Probes out of turn: for a call that needs a newer proof, or one that met a refusal.
+//! Probes on demand: for a call that needs a newer proof, or one that the KMS refused.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,8 +17,8 @@ use super::{ProbeTurn, Prober};
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 impl Prober {
-    /// Probes one version out of turn, but not sooner after a probe than the usual interval. A
-    /// caller that arrives meanwhile waits for the same answer. Returns what is known afterwards,
+    /// Probes one version at once, but not sooner after a probe than the usual interval. A caller
+    /// that arrives meanwhile waits for the same answer. Returns what is known afterwards,
     /// or `None` if that is not enough to decide.
     pub(in crate::keyring) async fn probe_now(
         self: &Arc<Self>,

@@ -62,8 +62,11 @@ impl RowChecks {
     pub(super) fn new(
         settings: RowMac,
         tenants: Tenants,
-        (store, log, committer): (Arc<dyn KeyringStore>, Arc<dyn LogReads>, Arc<Committer>),
-        (clock, states): (Arc<dyn Clock>, Arc<KeyStates>),
+        store: Arc<dyn KeyringStore>,
+        log: Arc<dyn LogReads>,
+        committer: Arc<Committer>,
+        clock: Arc<dyn Clock>,
+        states: Arc<KeyStates>,
     ) -> Self {
         Self {
             store,
