@@ -1,7 +1,7 @@
 //! Makes checkpoints of the log on request, and enforces the rule that nothing is appended to a log
 //! that is behind a published checkpoint.
 
-use crate::jobs::{CheckpointShown, Checkpoints, NoneMade};
+use crate::jobs::{CurrentCheckpoint, Checkpoints, CheckpointError};
 use crate::model::{ErrorCode, Operation, Refusal};
 use crate::tenancy::Caller;
 
@@ -16,10 +16,10 @@ impl App {
     /// # Errors
     /// The call is not permitted, there is no key to sign with, the log is behind a published
     /// checkpoint, or the database is out of reach.
-    pub async fn checkpoint(&self, caller: &Caller) -> Result<CheckpointShown, Refusal> {
+    pub async fn checkpoint(&self, caller: &Caller) -> Result<CurrentCheckpoint, Refusal> {
         self.enter(caller, Operation::Audit).await?;
         if !self.checkpoints.signs() {
-            return Err(NoneMade::Unsigned.into());
+            return Err(CheckpointError::Unsigned.into());
         }
         self.record_state_read(caller, Operation::Audit).await?;
         Ok(self.checkpoints.of(caller.tenant()).shown().await?)
@@ -43,15 +43,15 @@ impl App {
     }
 }
 
-impl From<NoneMade> for Refusal {
-    fn from(none: NoneMade) -> Self {
+impl From<CheckpointError> for Refusal {
+    fn from(none: CheckpointError) -> Self {
         match none {
-            NoneMade::Behind => ErrorCode::AuditLogBehind.into(),
-            NoneMade::Unsigned => Self::because(
+            CheckpointError::Behind => ErrorCode::AuditLogBehind.into(),
+            CheckpointError::Unsigned => Self::because(
                 ErrorCode::NotFound,
                 "This server signs no checkpoints: it has no BYOK_AUDIT_SIGNING_KEY.",
             ),
-            NoneMade::Store(error) => read_refusal(error),
+            CheckpointError::Store(error) => read_refusal(error),
         }
     }
 }

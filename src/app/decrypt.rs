@@ -92,14 +92,14 @@ impl App {
     ) -> Result<(Vec<Result<Decrypted, Refusal>>, KeysUsed), Refusal> {
         let ids: Vec<DekId> = tokens.iter().flatten().map(|(token, _)| id_of(token)).collect();
         let place = self
-            .kms_places
+            .kms_permits
             .take(caller.tenant().uid, || self.keyring.are_cached(caller.tenant().uid, &ids))?;
         let mut deks = self.keyring.by_id(caller.tenant(), &ids).await.into_iter();
-        drop(place);
+        drop(permit);
         let mut keys_used = KeysUsed::default();
         let mut answers = Vec::with_capacity(tokens.len());
-        for (place, (token, entry_item)) in tokens.iter().zip(entry_items).enumerate() {
-            if place % TURN == TURN - 1 {
+        for (index, (token, entry_item)) in tokens.iter().zip(entry_items).enumerate() {
+            if index % TURN == TURN - 1 {
                 tokio::task::yield_now().await;
             }
             let answer = match token {

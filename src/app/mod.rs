@@ -11,19 +11,19 @@ mod context;
 mod decrypt;
 mod encrypt;
 mod health;
-mod inquiry;
+mod shared_check;
 mod limits;
 mod listing;
 mod meter;
 mod permit;
-mod places;
+mod kms_permits;
 mod record;
 mod release;
 mod replaced;
 mod rotate;
 mod rotation_command;
 mod state_reads;
-mod ungiven;
+mod unsent;
 
 use std::sync::{Arc, RwLock};
 
@@ -53,7 +53,7 @@ pub use rotate::Rotation;
 
 // The types that the use cases take and return. The API front ends use no module below this one.
 pub use crate::crypto::{Context, Plaintext, SecretText};
-pub use crate::jobs::{CheckpointShown, Checkpoints, StreamShown};
+pub use crate::jobs::{CurrentCheckpoint, Checkpoints, StreamShown};
 pub use crate::keyring::KeyStatus;
 pub use crate::store::EntryFilter;
 
@@ -74,10 +74,10 @@ pub struct App {
     checkpoints: Arc<Checkpoints>,
     streams: Arc<[Stream]>,
     meters: limits::Meters,
-    kms_places: places::KmsPlaces,
+    kms_permits: kms_permits::KmsPermits,
     health: health::Memory,
     state_reads: state_reads::StateReads,
-    settling: ungiven::Settling,
+    settling: unsent::Settling,
     rereads: Rereads,
 }
 
@@ -116,10 +116,10 @@ impl App {
         let Parts { kms_requests, limits, in_flight, clock, checkpoints, streams, .. } = parts;
         Self {
             meters: limits::Meters::new(&limits),
-            kms_places: places::KmsPlaces::new(in_flight),
+            kms_permits: kms_permits::KmsPermits::new(in_flight),
             health: health::Memory::default(),
             state_reads: state_reads::StateReads::default(),
-            settling: ungiven::Settling::here(),
+            settling: unsent::Settling::here(),
             tenants,
             store,
             kms_requests,

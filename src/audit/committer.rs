@@ -393,7 +393,7 @@ impl Lane {
 
     fn rewound(&mut self, known: u64, seen: u64) {
         let tenant = self.tenant;
-        error!(%tenant, known, seen, "the log is not the one that it was: the database was restored or failed over");
+        error!(%tenant, known, seen, "the audit log is not as this server left it: the database was restored or failed over");
         self.head = None;
         if let Some(shared) = self.shared.upgrade() {
             *shared.rewinds.entry(tenant).or_default() += 1;

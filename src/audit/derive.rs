@@ -99,12 +99,12 @@ impl Pass<'_> {
             let last = end.min(at + AT_ONCE);
             let mut times: Vec<Option<(Timestamp, Timestamp)>> = vec![None; (last - at) as usize];
             let mut values = BTreeSet::new();
-            let mut place = at * WIDTH;
-            while place < last * WIDTH {
-                let read = self.store.entry_values(log.tenant, place..last * WIDTH, ITEMS).await;
+            let mut position = at * WIDTH;
+            while position < last * WIDTH {
+                let read = self.store.entry_values(log.tenant, position..last * WIDTH, ITEMS).await;
                 let entries = read.map_err(left)?;
                 let Some(latest) = entries.last() else { break };
-                place = latest.seq + 1;
+                position = latest.seq + 1;
                 for entry in entries {
                     let index = entry.seq / WIDTH;
                     let time = times[(index - at) as usize].get_or_insert((entry.at, entry.at));
@@ -140,14 +140,14 @@ impl Pass<'_> {
         let mut at = log.next_tile;
         while at < end && !self.stop.is_cancelled() {
             let last = end.min(at + AT_ONCE);
-            let places = log.first + at * WIDTH..log.first + last * WIDTH;
-            let leaves = self.store.leaves(log.tenant, places.clone()).await;
+            let positions = log.first + at * WIDTH..log.first + last * WIDTH;
+            let leaves = self.store.leaves(log.tenant, positions.clone()).await;
             let leaves = leaves.map_err(left)?;
-            let there = places.clone().zip(&leaves).take_while(|(place, (seq, _))| place == seq).count();
+            let there = positions.clone().zip(&leaves).take_while(|(position, (seq, _))| position == seq).count();
             let hashes: Vec<Hash> = leaves.into_iter().take(there).map(|(_, leaf)| leaf).collect();
             self.add(0, at, &hashes).await?;
-            if (there as u64) < places.end - places.start {
-                return Err(self.missing(places.start + there as u64));
+            if (there as u64) < positions.end - positions.start {
+                return Err(self.missing(positions.start + there as u64));
             }
             at = last;
         }
@@ -192,7 +192,7 @@ impl Pass<'_> {
             if root != tiles[(index - first) as usize].root() {
                 error!(
                     tenant = ?log.tenant, log = log.log, level, tile = index,
-                    "a tile of the audit log's tree is not what its entries make"
+                    "a tile of the audit log's tree does not match its entries"
                 );
                 return Err(Derived::Wrong);
             }
@@ -210,7 +210,7 @@ impl Pass<'_> {
             Ok(_) => {
                 error!(
                     tenant = ?self.log.tenant, log = self.log.log, size = tree.head.frontier.size(),
-                    "the audit log's entries and tiles do not lead to its head"
+                    "the audit log's entries and tiles do not match its head"
                 );
                 Err(Derived::Wrong)
             }
@@ -219,9 +219,9 @@ impl Pass<'_> {
         }
     }
 
-    fn missing(&self, place: u64) -> Derived {
+    fn missing(&self, position: u64) -> Derived {
         let tenant = self.log.tenant;
-        error!(?tenant, place, "an entry of the audit log is missing: its tree ends there");
+        error!(?tenant, position, "an entry of the audit log is missing: its tree ends there");
         Derived::Wrong
     }
 
@@ -246,7 +246,7 @@ fn left(error: ReadError) -> Derived {
         // The cause is the schema or a missing privilege: nothing is known to be wrong with the
         // log.
         ReadError::Rejected => {
-            error!("the database refuses to be read: nothing more is derived from the audit log");
+            error!("the database refuses reads: nothing more is derived from the audit log");
             Derived::NotHere
         }
         ReadError::Malformed => {

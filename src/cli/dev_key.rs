@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 
 use super::Failure;
 use super::dev::LOCAL_KEY;
-use crate::config::{Env, KeyGuard, Mistake, Reader};
+use crate::config::{Env, KeyGuard, ConfigError, Reader};
 use crate::kms::LocalKey;
 
 const VARIABLE: &str = "BYOK_LOCAL_KEY_FILE";
@@ -34,17 +34,17 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let env = Env::of_process();
     let mut reader = Reader::new(&env);
     let guard = KeyGuard::read(&mut reader);
-    let mistakes = reader.into_mistakes();
-    if !mistakes.is_empty() {
-        return Err(Failure::Configuration(mistakes));
+    let errors = reader.into_errors();
+    if !errors.is_empty() {
+        return Err(Failure::Configuration(errors));
     }
     let path = env.get(VARIABLE).unwrap_or(LOCAL_KEY);
     if !Path::new(path).exists() {
         let problem =
             format!("there is no key at {path}; `byok dev` makes one in the folder that it is started in");
-        return Err(Failure::Configuration(vec![Mistake { variable: VARIABLE.to_owned(), problem }]));
+        return Err(Failure::Configuration(vec![ConfigError { variable: VARIABLE.to_owned(), problem }]));
     }
-    let key = LocalKey::open(path).map_err(|mistake| Failure::Configuration(vec![mistake]))?;
+    let key = LocalKey::open(path).map_err(|error| Failure::Configuration(vec![error]))?;
     let failed = |error: std::io::Error| Failure::Running(format!("{path}: {error}"));
     match arguments.hand {
         Hand::Disable => {

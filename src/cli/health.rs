@@ -25,7 +25,7 @@ pub(super) struct Arguments {
     /// Ask whether the key works, and not only whether the server serves
     #[arg(long)]
     key: bool,
-    /// A file that holds a token; without one, the answer about the key is what the server knows already
+    /// A file with a token; without one, the server answers with the last known state of the key
     #[arg(long, value_name = "FILE", requires = "key")]
     token_file: Option<PathBuf>,
     /// Print the server's answer as it is
@@ -61,8 +61,8 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let status = response.status().as_u16();
     let answer = response.bytes().await.ok().and_then(|body| serde_json::from_slice::<Value>(&body).ok());
     let answer =
-        answer.ok_or_else(|| Failure::Running(format!("{url} answers {status}, and not as byok does")))?;
-    let line = line(&answer);
+        answer.ok_or_else(|| Failure::Running(format!("{url} answers {status}, which is not an answer of byok's")))?;
+    let line = summary(&answer);
     match (arguments.json, status) {
         (true, _) => println!("{answer}"),
         (false, 200) => println!("{line}"),
@@ -80,10 +80,10 @@ fn this_machine() -> Result<Url, Failure> {
     let mut reader = Reader::new(&env);
     let listen = Server::read_listen(&mut reader);
     let scheme = if reader.text("BYOK_TLS_CERT_FILE").is_some() { "https" } else { "http" };
-    let mistakes = reader.into_mistakes();
-    match mistakes.is_empty() {
+    let errors = reader.into_errors();
+    match errors.is_empty() {
         true => Ok(url_of(scheme, listen)),
-        false => Err(Failure::Configuration(mistakes)),
+        false => Err(Failure::Configuration(errors)),
     }
 }
 
@@ -99,20 +99,20 @@ fn url_of(scheme: &str, listen: SocketAddr) -> Url {
 }
 
 /// Summarizes an answer in one line.
-fn line(answer: &Value) -> String {
-    let mut said = vec![answer["status"].as_str().unwrap_or("no status").to_owned()];
+fn summary(answer: &Value) -> String {
+    let mut parts = vec![answer["status"].as_str().unwrap_or("no status").to_owned()];
     for name in ["error", "key_version", "posture"] {
-        said.extend(answer[name].as_str().map(|value| format!("{} {value}", name.replace('_', " "))));
+        parts.extend(answer[name].as_str().map(|value| format!("{} {value}", name.replace('_', " "))));
     }
     if let Some(seconds) = answer["last_success_seconds_ago"].as_f64() {
-        said.push(format!("the key was last shown to work {seconds:.1} s ago"));
+        parts.push(format!("the key was last shown to work {seconds:.1} s ago"));
     }
     if let (Some(applied), Some(expected)) =
         (answer["migrations"]["applied"].as_u64(), answer["migrations"]["expected"].as_u64())
     {
-        said.push(format!("{applied} of {expected} migrations applied"));
+        parts.push(format!("{applied} of {expected} migrations applied"));
     }
-    said.join(", ")
+    parts.join(", ")
 }
 
 #[cfg(test)]
@@ -135,14 +135,14 @@ mod tests {
     #[test]
     fn an_answer_is_a_line() {
         let serves = json!({ "status": "OK", "migrations": { "applied": 8, "expected": 8 } });
-        assert_eq!(line(&serves), "OK, 8 of 8 migrations applied");
+        assert_eq!(summary(&serves), "OK, 8 of 8 migrations applied");
         let dark = json!({
             "status": "REVOKED", "error": "KMS_ACCESS_DENIED", "key_version": "byok/1", "posture": null,
             "last_success_seconds_ago": 4.25,
         });
-        let said =
+        let parts =
             "REVOKED, error KMS_ACCESS_DENIED, key version byok/1, the key was last shown to work 4.2 s ago";
-        assert_eq!(line(&dark), said);
-        assert_eq!(line(&json!([])), "no status");
+        assert_eq!(summary(&dark), parts);
+        assert_eq!(summary(&json!([])), "no status");
     }
 }

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Failure;
 use super::assemble::{Assembled, assemble};
-use super::rotation_shown::Shown;
+use super::rotation_output::Shown;
 use crate::app::{App, Rotation};
 use crate::config::{Config, Defaults, Env};
 use crate::model::{
@@ -36,25 +36,25 @@ const REACHED_WITHIN: Duration = Duration::from_secs(15);
 /// How to rotate.
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// Say what a rotation would do, and change nothing
+    /// Print what a rotation would do, and change nothing
     #[arg(long, group = "what")]
     dry_run: bool,
-    /// Have nobody work on this rotation until it is resumed
+    /// Pause this rotation until it is resumed
     #[arg(long, value_name = "ID", value_parser = job_id, group = "what")]
     pause: Option<JobId>,
-    /// Have this rotation go on, and work on it here
+    /// Resume this rotation, and work on it here
     #[arg(long, value_name = "ID", value_parser = job_id, group = "what")]
     resume: Option<JobId>,
-    /// End this rotation where it is; what it re-wrapped stays so
+    /// End this rotation early; DEKs that it re-wrapped stay re-wrapped
     #[arg(long, value_name = "ID", value_parser = job_id, group = "what")]
     cancel: Option<JobId>,
-    /// Start or resume the job and leave it to the servers that run
+    /// Start or resume the rotation, and leave the work to the running servers
     #[arg(long, conflicts_with_all = ["dry_run", "pause", "cancel"])]
     detach: bool,
 }
 
 fn job_id(text: &str) -> Result<JobId, &'static str> {
-    text.parse().map_err(|_| "not a rotation's id, which is a UUID")
+    text.parse().map_err(|_| "not the id of a rotation, which is a UUID")
 }
 
 pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -110,11 +110,11 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
             Err(Failure::Running(format!("{failed} DEKs could not be re-wrapped; the log names them")))
         }
         (JobState::Paused, _) => Err(Failure::Running(format!(
-            "the rotation was paused; `byok rotate --resume {}` has it go on",
+            "the rotation was paused; `byok rotate --resume {}` continues it",
             job.id
         ))),
         (JobState::Cancelled, _) => {
-            Err(Failure::Running("the rotation was cancelled; what it re-wrapped stays so".to_owned()))
+            Err(Failure::Running("the rotation was cancelled; DEKs that it re-wrapped stay re-wrapped".to_owned()))
         }
     }
 }
@@ -189,17 +189,17 @@ fn stays(job: &Job, why: Option<ErrorCode>) -> Failure {
     let of = format!("{done} of {} DEKs are re-wrapped", job.progress.total);
     match why {
         Some(code @ ErrorCode::KmsAccessDenied) => Failure::Refused(format!(
-            "{}: {} Rotation {id} stays, {of}; servers that run, or `byok rotate`, go on with it when the key is back",
+            "{}: {} Rotation {id} is kept, {of}; running servers, or `byok rotate`, continue it when the key is back",
             code.as_str(),
             code.message()
         )),
         Some(code) => Failure::Running(format!(
-            "{}: {} Rotation {id} stays, {of}; servers that run, or `byok rotate`, go on with it once that is mended",
+            "{}: {} Rotation {id} is kept, {of}; running servers, or `byok rotate`, continue it once that is repaired",
             code.as_str(),
             code.message()
         )),
         None => Failure::Running(format!(
-            "rotation {id} makes no progress; it stays, {of}. See the log of whoever works on it"
+            "rotation {id} makes no progress; it is kept, {of}. See the log of the process that works on it"
         )),
     }
 }
@@ -207,7 +207,7 @@ fn stays(job: &Job, why: Option<ErrorCode>) -> Failure {
 fn not_started(refusal: Refusal) -> Failure {
     match refusal.code {
         ErrorCode::KmsAccessDenied => Failure::Refused(format!(
-            "{}: {} No rotation was started; one that is under way stays, and goes on when the key is back",
+            "{}: {} No rotation was started; one that is running is kept, and continues when the key is back",
             refusal.code.as_str(),
             refusal.message
         )),

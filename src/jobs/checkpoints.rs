@@ -16,7 +16,7 @@ use crate::store::{ReadError, Store};
 
 use super::Jobs;
 use super::publication::Destination;
-use super::tenant_checkpoints::{NoneMade, TenantCheckpoints};
+use super::tenant_checkpoints::{CheckpointError, TenantCheckpoints};
 
 /// How many tenants' logs are worked on at once.
 pub(super) const AT_ONCE: usize = 8;
@@ -152,14 +152,14 @@ impl Jobs {
         }
         match log.renew_in_time().await {
             Ok(()) => log.refused.is_over(),
-            Err(NoneMade::Unsigned | NoneMade::Store(ReadError::Unavailable | ReadError::Busy)) => {}
+            Err(CheckpointError::Unsigned | CheckpointError::Store(ReadError::Unavailable | ReadError::Busy)) => {}
             // The rows of DEKs that are in memory may be lost.
-            Err(NoneMade::Behind) => self.keyring.clear(log.tenant.uid),
-            Err(NoneMade::Store(ReadError::Rejected | ReadError::Malformed)) => {
+            Err(CheckpointError::Behind) => self.keyring.clear(log.tenant.uid),
+            Err(CheckpointError::Store(ReadError::Rejected | ReadError::Malformed)) => {
                 if log.refused.is_due() {
                     warn!(
                         tenant = log.tenant.name,
-                        "the database refused what a checkpoint is made of, or to keep it"
+                        "the database refused to read what a checkpoint is made of, or to store it"
                     );
                 }
             }

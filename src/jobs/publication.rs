@@ -37,9 +37,9 @@ const LOGS_AHEAD: u32 = 16;
 const LOGS_BACK: u32 = 32;
 
 /// The reason why nothing was published at a destination.
-enum NotGiven {
+enum NotPublished {
     /// There is no checkpoint: the log is behind, or the database is out of reach.
-    NoneMade,
+    NoCheckpoint,
     /// The destination did not accept it.
     Failed(String),
 }
@@ -124,7 +124,7 @@ impl TenantCheckpoints {
     ///
     /// # Errors
     /// The destination could not be read.
-    pub(super) async fn look_into(&self, at: usize, from: u32) -> Result<(), ArchiveError> {
+    pub(super) async fn read_current(&self, at: usize, from: u32) -> Result<(), ArchiveError> {
         let destination = &self.signing.destinations[at];
         let Receiver::Archive(archive) = &destination.receiver else { return Ok(()) };
         let now = self.signing.clock.now();
@@ -139,7 +139,7 @@ impl TenantCheckpoints {
                             None => {
                                 warn!(
                                     destination = destination.kind(),
-                                    log, "a checkpoint there is signed by none of our keys"
+                                    log, "a checkpoint at this destination is signed by none of our keys"
                                 )
                             }
                         }
@@ -159,7 +159,7 @@ impl TenantCheckpoints {
     ///
     /// # Errors
     /// The destination could not be read.
-    pub(super) async fn look_back(&self, at: usize, before: u32) -> Result<(), ArchiveError> {
+    pub(super) async fn read_earlier(&self, at: usize, before: u32) -> Result<(), ArchiveError> {
         let Receiver::Archive(archive) = &self.signing.destinations[at].receiver else { return Ok(()) };
         for log in before.saturating_sub(LOGS_BACK).max(1)..before {
             for published in
@@ -192,27 +192,27 @@ impl TenantCheckpoints {
     }
 
     /// Publishes the current head, after checking everything that is at the destination already.
-    async fn hand_over(&self, at: usize) -> Result<SignedHead, NotGiven> {
-        let seen = self.renew().await.map_err(|_| NotGiven::NoneMade)?;
-        let mut looked = self.look_into(at, seen.log).await;
+    async fn publish(&self, at: usize) -> Result<SignedHead, NotPublished> {
+        let seen = self.renew().await.map_err(|_| NotPublished::NoCheckpoint)?;
+        let mut looked = self.read_current(at, seen.log).await;
         // Look at earlier logs if that failed when the server started, or if another log was opened
         // since.
         if looked.is_ok() && self.published[at].looked_back.load(Ordering::Relaxed) < seen.log {
-            looked = self.look_back(at, seen.log).await;
+            looked = self.read_earlier(at, seen.log).await;
         }
         match looked {
             // What cannot be read now might show that the log was rewritten, so it is not
             // overwritten.
-            Err(error) if !error.is_denial() => return Err(NotGiven::Failed(error.to_string())),
+            Err(error) if !error.is_denial() => return Err(NotPublished::Failed(error.to_string())),
             Ok(()) | Err(_) => {}
         }
-        let head = self.renew().await.map_err(|_| NotGiven::NoneMade)?;
-        let note = self.sign(&head).ok_or(NotGiven::NoneMade)?;
-        self.give(at, &head, &note).await.map_err(NotGiven::Failed)?;
+        let head = self.renew().await.map_err(|_| NotPublished::NoCheckpoint)?;
+        let note = self.sign(&head).ok_or(NotPublished::NoCheckpoint)?;
+        self.deliver(at, &head, &note).await.map_err(NotPublished::Failed)?;
         Ok(head)
     }
 
-    async fn give(&self, at: usize, head: &SignedHead, note: &str) -> Result<(), String> {
+    async fn deliver(&self, at: usize, head: &SignedHead, note: &str) -> Result<(), String> {
         let (origin, now) = (self.origin(head.log), self.signing.clock.now());
         match &self.signing.destinations[at].receiver {
             Receiver::Archive(archive) => {
@@ -248,7 +248,7 @@ impl TenantCheckpoints {
     /// Commits the step, and returns whether it was applied. Also returns `false` if the database
     /// is out of reach; then the attempt is due again when its lease ends.
     async fn step(&self, at: usize, holder: Uuid, step: PublicationStep) -> bool {
-        let place = self.signing.destinations[at].name.clone();
+        let destination = self.signing.destinations[at].name.clone();
         let changes = vec![Change::Publish { place, holder, step }];
         let batch = Batch::of_changes(self.tenant.uid, changes);
         self.signing.store.commit(&batch).await.is_ok_and(|committed| committed.applied == [1])
@@ -261,7 +261,7 @@ impl TenantCheckpoints {
         }
         let (destination, tenant) = (self.signing.destinations[at].kind(), self.tenant.name.as_str());
         let published = &self.published[at];
-        match self.hand_over(at).await {
+        match self.publish(at).await {
             Ok(head) => {
                 if published.failures.swap(0, Ordering::Relaxed) > 0 {
                     info!(tenant, destination, "checkpoints are published there again");
@@ -272,8 +272,8 @@ impl TenantCheckpoints {
                     .await;
             }
             // The attempt is due again when the lease ends.
-            Err(NotGiven::NoneMade) => {}
-            Err(NotGiven::Failed(status)) => {
+            Err(NotPublished::NoCheckpoint) => {}
+            Err(NotPublished::Failed(status)) => {
                 let after = pause(failures);
                 published.failures.fetch_add(1, Ordering::Relaxed);
                 let (unpublished, retry_in) = (published.unpublished(), after.as_secs());
@@ -283,7 +283,7 @@ impl TenantCheckpoints {
                     status,
                     unpublished,
                     retry_in,
-                    "a checkpoint could not be published: entries wait for it"
+                    "a checkpoint could not be published: no published one covers the latest entries"
                 );
                 self.step(at, holder, PublicationStep::Failed { after }).await;
             }

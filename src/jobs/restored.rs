@@ -58,13 +58,13 @@ impl TenantCheckpoints {
     /// during the commit.
     pub async fn restored(&self, operator: Option<&str>, anyway: bool) -> Result<Restored, RestoreFailed> {
         let checked = self.check().await?;
-        if let Some(place) = checked.unread.first().filter(|_| !anyway) {
-            return Err(RestoreFailed::Unread(place));
+        if let Some(destination) = checked.unread.first().filter(|_| !anyway) {
+            return Err(RestoreFailed::Unread(destination));
         }
         if checked.holds && !anyway {
             return Err(RestoreFailed::NothingLost);
         }
-        let lost = self.unheld().await;
+        let lost = self.missing_heads().await;
         let tenant = self.tenant.uid;
         let mut unknown: Option<(Batch, Restored)> = None;
         for _ in 0..TRIES {

@@ -74,7 +74,7 @@ pub struct StreamShown {
 }
 
 /// The round ends, and the worker comes back later.
-struct Over;
+struct PassEnded;
 
 impl Stream {
     /// Creates a stream to this file.
@@ -172,15 +172,15 @@ impl Jobs {
         while !stop.is_cancelled() {
             match self.stream_page(stream, tenant, holder, next, stop).await {
                 Ok(to) => next = to,
-                Err(Over) => return,
+                Err(PassEnded) => return,
             }
         }
     }
 
     /// Reads how far the stream is, and how many entries it still has to take.
-    async fn look(&self, stream: &Stream, tenant: TenantUid) -> Result<(Option<StreamRow>, u64), Over> {
-        let rows = self.store.streams(tenant).await.map_err(|_| Over)?;
-        let end = self.store.log_size(tenant).await.map_err(|_| Over)?;
+    async fn look(&self, stream: &Stream, tenant: TenantUid) -> Result<(Option<StreamRow>, u64), PassEnded> {
+        let rows = self.store.streams(tenant).await.map_err(|_| PassEnded)?;
+        let end = self.store.log_size(tenant).await.map_err(|_| PassEnded)?;
         let row = rows.into_iter().find(|row| row.name == stream.name);
         let behind = end.saturating_sub(row.map_or(0, |row| row.next));
         stream.with(tenant, |progress| progress.behind = behind);
@@ -195,17 +195,17 @@ impl Jobs {
         holder: Uuid,
         next: u64,
         stop: &CancellationToken,
-    ) -> Result<u64, Over> {
+    ) -> Result<u64, PassEnded> {
         let page = stream.with(tenant.uid, |progress| progress.page);
         let page = match self.store.entries_from(tenant.uid, next, page).await {
             Ok(page) => page,
             // The database is out of reach, and logs that itself.
-            Err(ReadError::Unavailable | ReadError::Busy) => return Err(Over),
+            Err(ReadError::Unavailable | ReadError::Busy) => return Err(PassEnded),
             // The entry does not have a format that this release reads: another replica may run a
             // later release.
             Err(ReadError::Rejected | ReadError::Malformed) => {
                 self.stream_failed(stream, tenant.uid, holder, next, "an entry cannot be read").await;
-                return Err(Over);
+                return Err(PassEnded);
             }
         };
         // Read after the entries: the log that holds the last of them was opened before.
@@ -213,7 +213,7 @@ impl Jobs {
         let (events, sent) = self.events(tenant, &page, &logs);
         let (Some(first), Some(last)) = (sent.first(), sent.last()) else {
             stream.with(tenant.uid, |progress| progress.behind = 0);
-            return Err(Over);
+            return Err(PassEnded);
         };
         let (entries, bytes) = (sent.len(), events.iter().map(String::len).sum());
         let id = format!("{}-{entries}", first.row.id);
@@ -221,15 +221,15 @@ impl Jobs {
         let delivered = tokio::select! {
             delivered = self.deliver(&stream.sink, delivery) => delivered,
             // The next replica sends it again, because it is unknown whether it arrived.
-            () = stop.cancelled() => return Err(Over),
+            () = stop.cancelled() => return Err(PassEnded),
         };
         if let Err(problem) = delivered {
             self.stream_failed(stream, tenant.uid, holder, next, &problem).await;
-            return Err(Over);
+            return Err(PassEnded);
         }
         let to = last.seq + 1;
         if stream.with(tenant.uid, |progress| progress.in_a_row > 0) {
-            info!(stream = stream.name.as_str(), place = to, "entries are streamed again");
+            info!(stream = stream.name.as_str(), position = to, "entries are streamed again");
         }
         let advance = StreamStep::Advance { from: next, to, lease: LEASE };
         self.stream_step(stream, tenant.uid, holder, advance).await?;
@@ -249,16 +249,16 @@ impl Jobs {
     ) {
         let after = stream.failed(tenant);
         let (name, retry_in) = (stream.name.as_str(), after.as_secs());
-        warn!(stream = name, place = next, problem, retry_in, "entries could not be streamed");
+        warn!(stream = name, position = next, problem, retry_in, "entries could not be streamed");
         let _ = self.stream_step(stream, tenant, holder, StreamStep::Fail).await;
     }
 
     /// Returns the tenant's logs, each with its number and its first position, the current one
     /// last.
-    async fn logs(&self, tenant: TenantUid) -> Result<Vec<LogHead>, Over> {
+    async fn logs(&self, tenant: TenantUid) -> Result<Vec<LogHead>, PassEnded> {
         // Read the current log first: if it ends meanwhile, both reads have it.
-        let current = self.store.log_head(tenant).await.map_err(|_| Over)?;
-        let mut logs = self.store.ended_logs(tenant).await.map_err(|_| Over)?;
+        let current = self.store.log_head(tenant).await.map_err(|_| PassEnded)?;
+        let mut logs = self.store.ended_logs(tenant).await.map_err(|_| PassEnded)?;
         logs.extend(current);
         logs.sort_by_key(|head| head.log);
         Ok(logs)
@@ -309,19 +309,19 @@ impl Jobs {
         tenant: TenantUid,
         holder: Uuid,
         step: StreamStep,
-    ) -> Result<(), Over> {
+    ) -> Result<(), PassEnded> {
         let changes = vec![Change::Stream { name: stream.name, holder, step }];
         match self.store.commit(&Batch::of_changes(tenant, changes)).await {
             Ok(committed) if committed.applied == [1] => Ok(()),
-            Ok(_) | Err(_) => Err(Over),
+            Ok(_) | Err(_) => Err(PassEnded),
         }
     }
 }
 
 /// Returns the number of the log that holds the entry at a position: the last log that began at or
 /// before it.
-fn log_of(place: u64, logs: &[LogHead]) -> u32 {
-    logs.iter().rfind(|head| head.first <= place).map_or(1, |head| head.log)
+fn log_of(position: u64, logs: &[LogHead]) -> u32 {
+    logs.iter().rfind(|head| head.first <= position).map_or(1, |head| head.log)
 }
 
 /// Returns the pause after this many failures in a row; they count from 1.
@@ -349,7 +349,7 @@ mod tests {
         // Log 2 was opened and ended without an entry; log 4 was lost with the database that had
         // it.
         let logs = [head(1, 0), head(2, 5), head(3, 5), head(5, 8)];
-        assert_eq!([0, 4, 5, 7, 8, 99].map(|place| log_of(place, &logs)), [1, 1, 3, 3, 5, 5]);
+        assert_eq!([0, 4, 5, 7, 8, 99].map(|position| log_of(position, &logs)), [1, 1, 3, 3, 5, 5]);
     }
 
     #[test]

@@ -31,9 +31,9 @@ const RESTORES: u32 = 256;
 /// before it say.
 const PRUNES: u32 = 256;
 /// The time between two checkpoints that nobody asked for and that are not published anywhere.
-const KEEP: Duration = Duration::from_secs(10);
+const KEEP_INTERVAL: Duration = Duration::from_secs(10);
 /// The time between two identical lines in the server's log.
-const SAID_AGAIN: Duration = Duration::from_secs(3_600);
+const REPEAT_INTERVAL: Duration = Duration::from_secs(3_600);
 
 /// A signed head of one of the tenant's logs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,7 +51,7 @@ impl SignedHead {
 
 /// A checkpoint as callers see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CheckpointShown {
+pub struct CurrentCheckpoint {
     /// The signed note (c2sp.org/tlog-checkpoint).
     pub note: String,
     /// The name of the log.
@@ -67,7 +67,7 @@ pub struct CheckpointShown {
 
 /// The reason why there is no checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoneMade {
+pub enum CheckpointError {
     /// The log is behind a published checkpoint.
     Behind,
     /// No signing key is configured.
@@ -76,7 +76,7 @@ pub enum NoneMade {
     Store(ReadError),
 }
 
-impl From<ReadError> for NoneMade {
+impl From<ReadError> for CheckpointError {
     fn from(error: ReadError) -> Self {
         Self::Store(error)
     }
@@ -111,12 +111,12 @@ impl Known {
 
 /// A problem that is checked every second, and logged once an hour.
 #[derive(Default)]
-pub(super) struct Complaint(std::sync::Mutex<Option<Instant>>);
+pub(super) struct HourlyWarning(std::sync::Mutex<Option<Instant>>);
 
-impl Complaint {
+impl HourlyWarning {
     pub(super) fn is_due(&self) -> bool {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_due = last.is_none_or(|last| last.elapsed() >= SAID_AGAIN);
+        let is_due = last.is_none_or(|last| last.elapsed() >= REPEAT_INTERVAL);
         if is_due {
             *last = Some(Instant::now());
         }
@@ -148,8 +148,8 @@ pub struct TenantCheckpoints {
     known: Mutex<Known>,
     behind: AtomicBool,
     made: AtomicU64,
-    missing: Complaint,
-    pub(super) refused: Complaint,
+    missing: HourlyWarning,
+    pub(super) refused: HourlyWarning,
 }
 
 impl TenantCheckpoints {
@@ -161,8 +161,8 @@ impl TenantCheckpoints {
             known: Mutex::default(),
             behind: AtomicBool::new(false),
             made: AtomicU64::new(0),
-            missing: Complaint::default(),
-            refused: Complaint::default(),
+            missing: HourlyWarning::default(),
+            refused: HourlyWarning::default(),
         }
     }
 
@@ -176,7 +176,7 @@ impl TenantCheckpoints {
         let log = self.signing.store.log_head(self.tenant.uid).await?.ok_or(ReadError::Malformed)?.log;
         let mut unread = Vec::new();
         for at in 0..self.published.len() {
-            if self.look_into(at, log).await.is_err() || self.look_back(at, log).await.is_err() {
+            if self.read_current(at, log).await.is_err() || self.read_earlier(at, log).await.is_err() {
                 unread.push(self.signing.destinations[at].kind());
             }
         }
@@ -240,7 +240,7 @@ impl TenantCheckpoints {
     }
 
     /// Returns every known head that the log does not hold.
-    pub(super) async fn unheld(&self) -> Vec<SignedHead> {
+    pub(super) async fn missing_heads(&self) -> Vec<SignedHead> {
         let known = self.known.lock().await;
         known.unproven.iter().chain(&known.ended).cloned().collect()
     }
@@ -248,11 +248,11 @@ impl TenantCheckpoints {
     /// Returns a checkpoint of the log as it is now, with the keys that verify it.
     ///
     /// # Errors
-    /// See [`NoneMade`].
-    pub async fn shown(&self) -> Result<CheckpointShown, NoneMade> {
+    /// See [`CheckpointError`].
+    pub async fn current(&self) -> Result<CurrentCheckpoint, CheckpointError> {
         let head = self.renew().await?;
-        let note = self.sign(&head).ok_or(NoneMade::Unsigned)?;
-        Ok(CheckpointShown {
+        let note = self.sign(&head).ok_or(CheckpointError::Unsigned)?;
+        Ok(CurrentCheckpoint {
             note,
             origin: self.origin(head.log),
             size: head.size,
@@ -265,8 +265,8 @@ impl TenantCheckpoints {
     /// one.
     ///
     /// # Errors
-    /// See [`NoneMade`].
-    pub(super) async fn renew(&self) -> Result<SignedHead, NoneMade> {
+    /// See [`CheckpointError`].
+    pub(super) async fn renew(&self) -> Result<SignedHead, CheckpointError> {
         let mut known = self.known.lock().await;
         let now = self.signing.store.log_head(self.tenant.uid).await?.ok_or(ReadError::Malformed)?;
         let now = SignedHead::of(&now);
@@ -275,9 +275,9 @@ impl TenantCheckpoints {
         }
         let (head, kept) = self.hold(&mut known).await?;
         if self.is_behind() {
-            return Err(NoneMade::Behind);
+            return Err(CheckpointError::Behind);
         }
-        let note = self.sign(&head).ok_or(NoneMade::Unsigned)?;
+        let note = self.sign(&head).ok_or(CheckpointError::Unsigned)?;
         // Nothing was appended to an empty log, so there is nothing to keep.
         if kept.is_none_or(|kept| kept != head) && head.size > 0 {
             let change = Change::AddCheckpoint { log: head.log, size: head.size, note: note.into() };
@@ -303,15 +303,15 @@ impl TenantCheckpoints {
     /// constantly grows would fill the table of checkpoints.
     ///
     /// # Errors
-    /// See [`NoneMade`].
-    pub(super) async fn renew_in_time(&self) -> Result<(), NoneMade> {
+    /// See [`CheckpointError`].
+    pub(super) async fn renew_in_time(&self) -> Result<(), CheckpointError> {
         let mut known = self.known.lock().await;
-        if known.kept_at.is_none_or(|kept_at| kept_at.elapsed() >= KEEP) {
+        if known.kept_at.is_none_or(|kept_at| kept_at.elapsed() >= KEEP_INTERVAL) {
             drop(known);
             return self.renew().await.map(drop);
         }
         self.hold(&mut known).await?;
-        if self.is_behind() { Err(NoneMade::Behind) } else { Ok(()) }
+        if self.is_behind() { Err(CheckpointError::Behind) } else { Ok(()) }
     }
 
     /// Checks the log against everything that is known to have been published, and returns its head
@@ -330,20 +330,20 @@ impl TenantCheckpoints {
             SignedHead { log, size: row.size, root }
         });
         let tree = Tree::open(&*self.signing.store, self.tenant.uid).await?.ok_or(ReadError::Malformed)?;
-        let mut unheld: Vec<SignedHead> = Vec::new();
+        let mut missing_heads: Vec<SignedHead> = Vec::new();
         for head in known.unproven.iter().chain(&known.signed).chain(&kept) {
             let held = match head.log < tree.head.log {
                 true => self.begins_with_a_restore(&tree.head).await?,
                 false => self.holds(&tree, head).await?,
             };
-            if !held && !unheld.contains(head) {
-                unheld.push(head.clone());
+            if !held && !missing_heads.contains(head) {
+                missing_heads.push(head.clone());
             }
         }
-        known.ended = self.unnamed(known, &tree).await?;
-        let (now, behind) = (SignedHead::of(&tree.head), !unheld.is_empty() || !known.ended.is_empty());
+        known.ended = self.unexplained_heads(known, &tree).await?;
+        let (now, behind) = (SignedHead::of(&tree.head), !missing_heads.is_empty() || !known.ended.is_empty());
         if behind != self.behind.swap(behind, Ordering::SeqCst) {
-            match unheld.first().or(known.ended.first()) {
+            match missing_heads.first().or(known.ended.first()) {
                 None => {
                     self.missing.is_over();
                     info!(log = now.log, size = now.size, "the audit log holds all that was published");
@@ -353,11 +353,11 @@ impl TenantCheckpoints {
                     published_size = head.size,
                     log = now.log,
                     size = now.size,
-                    "the audit log is behind what was published, or not the same: nothing is served until `byok audit restored`"
+                    "the audit log is shorter than what was published of it, or differs: nothing is served until `byok audit restored`"
                 ),
             }
         }
-        known.unproven = unheld;
+        known.unproven = missing_heads;
         Ok((now, kept))
     }
 
@@ -398,10 +398,10 @@ impl TenantCheckpoints {
     /// Returns the published heads of ended logs that neither that log holds nor an entry of a
     /// restore names. Without this check, somebody who rewrites the database would only have to
     /// claim that another log was opened.
-    async fn unnamed(&self, known: &Known, tree: &Tree<'_>) -> Result<Vec<SignedHead>, ReadError> {
-        let mut unnamed = Vec::new();
+    async fn unexplained_heads(&self, known: &Known, tree: &Tree<'_>) -> Result<Vec<SignedHead>, ReadError> {
+        let mut unexplained_heads = Vec::new();
         if known.ended.is_empty() {
-            return Ok(unnamed);
+            return Ok(unexplained_heads);
         }
         let tenant = self.tenant.uid;
         let ended = self.signing.store.ended_logs(tenant).await?;
@@ -420,10 +420,10 @@ impl TenantCheckpoints {
             };
             let after = ended.iter().find(|ended| ended.log > head.log).unwrap_or(&tree.head);
             if !held && !restores.iter().any(names) && !self.is_opening_pruned(known, after).await? {
-                unnamed.push(head.clone());
+                unexplained_heads.push(head.clone());
             }
         }
-        Ok(unnamed)
+        Ok(unexplained_heads)
     }
 
     /// Returns the latest entries of this operation, newest first.

@@ -133,7 +133,7 @@ async fn a_checkpoint_verifies_with_the_printed_key_and_is_of_the_tree() {
     assert_eq!((&shown["size"], &shown["keys"]), (&json!(said.size), &json!([vkey])));
     let keys = server.get("/byok/audit/keys").await;
     assert_eq!(keys.body, json!(format!("{vkey}\n")));
-    assert!(server.doctor().await.contains("ok    audit log: it holds what is known to be published"));
+    assert!(server.doctor().await.contains("ok    audit log: it contains all that is known to be published"));
 }
 
 #[tokio::test]

@@ -154,7 +154,7 @@ async fn a_server_that_still_answers_has_another_exit_code_and_signed_report() {
     // What is there is not written over.
     let again = drill(folder.path(), &server, &["--off-command", "true", "--on-command", "true"]).await;
     assert_eq!(again.status.code(), Some(1));
-    assert!(text(&again.stderr).contains("is there already"));
+    assert!(text(&again.stderr).contains("already exists"));
 }
 
 #[tokio::test]

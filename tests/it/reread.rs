@@ -117,7 +117,7 @@ async fn permissions_that_are_narrowed_count_and_bad_ones_change_nothing() {
     let server = TestServer::with(&[("BYOK_PERMISSIONS_FILE", path.to_str().unwrap())]).await;
     assert!(may_encrypt(&server).await);
     fs::write(&path, "roles: { user: { encrypt: perhaps-s3cret } }").unwrap();
-    until("the mistake is said", async || server.logged().contains("roles.user.encrypt")).await;
+    until("the error is said", async || server.logged().contains("roles.user.encrypt")).await;
     assert!(may_encrypt(&server).await, "what was there stays");
     for bad in ["", "roles: [", "roles: {}\nroles: {}"] {
         fs::write(&path, bad).unwrap();

@@ -15,7 +15,7 @@ use crate::store::{Database, PersonalValue};
 /// On whose word.
 #[derive(Args)]
 struct By {
-    /// Who does this: stands in the entry as its user
+    /// Who does this; recorded as the user of the entry
     #[arg(long, value_name = "NAME")]
     by: Option<String>,
 }
@@ -23,7 +23,7 @@ struct By {
 /// Legal hold.
 #[derive(Args)]
 pub(super) struct Hold {
-    /// Whether entries are kept; without it, what stands is said
+    /// Turn the hold on or off; without it, print whether it is on
     switch: Option<Switch>,
     #[command(flatten)]
     by: By,
@@ -39,10 +39,10 @@ enum Switch {
 #[derive(Args)]
 #[group(skip)]
 pub(super) struct Erase {
-    /// The user's id: it goes from all entries of that user, and with it their request ids
+    /// The user whose id is erased from all of their entries, together with the request ids
     #[arg(long, value_name = "USER", required_unless_present = "record", conflicts_with = "record")]
     user: Option<String>,
-    /// The record's id: it goes from all items of that record, and from the rows of its DEKs
+    /// The record whose id is erased from all of its items, and from the rows of its DEKs
     #[arg(long, value_name = "RECORD")]
     record: Option<String>,
     #[command(flatten)]
@@ -52,7 +52,7 @@ pub(super) struct Erase {
 /// What to drop.
 #[derive(Args)]
 pub(super) struct Prune {
-    /// Say what would go, and change nothing
+    /// Print what would be dropped, and change nothing
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
@@ -96,9 +96,9 @@ pub(super) async fn prune(arguments: Prune) -> Result<(), Failure> {
     let env = Env::of_process();
     let mut reader = Reader::new(&env);
     let retention = AuditRetention::read(&mut reader);
-    let mistakes = reader.into_mistakes();
-    if !mistakes.is_empty() {
-        return Err(Failure::Configuration(mistakes));
+    let errors = reader.into_errors();
+    if !errors.is_empty() {
+        return Err(Failure::Configuration(errors));
     }
     let (keeper, ..) = keeper(arguments.by).await?;
     let Some(age) = retention.age else {
@@ -110,7 +110,7 @@ pub(super) async fn prune(arguments: Prune) -> Result<(), Failure> {
         for part in keeper.prunable(retention).await.map_err(failed)? {
             for (tenant, ranges) in &part.entries {
                 let entries: u64 = ranges.iter().map(|range| range.end - range.start).sum();
-                println!("{}: {entries} entries of {} would go", part.part, tenant.name);
+                println!("{}: {entries} entries of {} would be dropped", part.part, tenant.name);
             }
         }
         println!("nothing was changed");
@@ -131,17 +131,17 @@ async fn keeper(by: By) -> Result<(LogAdmin, Arc<dyn Database>, Tenant), Failure
 pub(super) fn failed(failed: AdminError) -> Failure {
     let problem = match failed {
         AdminError::OnHold => {
-            "the tenant is on legal hold; nothing of its log goes (`byok audit hold off` lifts it)"
+            "the tenant is on legal hold: nothing of its log is dropped or erased (`byok audit hold off` lifts it)"
         }
         AdminError::Wrong => {
-            "the tree that would be left is not that of the entries, and nothing was dropped; see `byok audit verify`"
+            "the hashes that would be kept do not match the entries, so nothing was dropped; see `byok audit verify`"
         }
-        AdminError::Changing => "the log changed all the while; try again",
+        AdminError::Changing => "the log kept changing; try again",
         AdminError::Unavailable => {
-            "the database is out of reach; run the command again, it goes on where it must"
+            "the database is out of reach; run the command again, it continues where it stopped"
         }
         AdminError::Refused => {
-            "the database refuses it: only the tables' owner may; set BYOK_MIGRATION_DATABASE_URL"
+            "the database refuses it: only the tables' owner may do this; set BYOK_MIGRATION_DATABASE_URL"
         }
         AdminError::Malformed => {
             "a row is damaged, or not of a form that the server writes; see `byok audit verify`"

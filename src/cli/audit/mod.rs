@@ -28,7 +28,7 @@ enum What {
     Export(export::Arguments),
     /// Verify a bundle: needs no server, no database and no configuration
     VerifyBundle(verify_bundle::Arguments),
-    /// Print the public keys that verify checkpoints, for whoever pins them; or make a key that signs them
+    /// Print the public keys that verify checkpoints, for auditors to pin; or make a key that signs checkpoints
     Key(checkpoints::Key),
     /// After a restore of the database: end the log that is behind what was published, and open another that names it
     Restored(checkpoints::Restored),
@@ -40,7 +40,7 @@ enum What {
     Prune(admin::Prune),
     /// Give all rows of DEKs new MACs after BYOK_ROW_MAC_KEY was lost: the log has to hold, and so has each row
     Reseal(reseal::Arguments),
-    /// Hold the log against the KMS's own, exported to a file: what is in one and not in the other
+    /// Compare the log with the KMS's own log, exported to a file: which calls are in only one of them
     Reconcile(reconcile::Arguments),
 }
 

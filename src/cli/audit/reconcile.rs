@@ -28,35 +28,35 @@ const SHOWN: usize = 50;
 pub(super) struct Arguments {
     /// The export: CloudTrail, a Vault audit device, Google Cloud or Azure Key Vault; `-` for standard input
     file: PathBuf,
-    /// Whose log
+    /// The tenant
     #[arg(long, value_name = "NAME", default_value = assemble::PRIMARY)]
     tenant: String,
-    /// The export has everything from then on; without it, from its first record on
+    /// The export is complete from this time on. Default: from its first record
     #[arg(long, value_name = "TIME", value_parser = time)]
     from: Option<Timestamp>,
-    /// The export has everything until then; without it, until its last record
+    /// The export is complete until this time. Default: until its last record
     #[arg(long, value_name = "TIME", value_parser = time)]
     to: Option<Timestamp>,
     /// How far the times of an entry and of its call may be apart
     #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(..=31_536_000))]
     margin: u64,
-    /// The key's name at the KMS; without it, all that the tenant's DEKs were ever wrapped with
+    /// The key's name at the KMS; may be repeated. Default: all keys that the tenant's DEKs were wrapped under
     #[arg(long, value_name = "NAME")]
     key: Vec<String>,
-    /// Who we are at the KMS, beside those whose calls are in our log
+    /// A principal of byok's at the KMS, in addition to those whose calls are in our log; may be repeated
     #[arg(long, value_name = "PRINCIPAL")]
     own: Vec<String>,
-    /// Who does this: stands in the entry as its user
+    /// Who does this; recorded as the user of the entry
     #[arg(long, value_name = "NAME")]
     by: Option<String>,
-    /// One JSON object, with all of it
+    /// Print one JSON object with everything
     #[arg(long)]
     json: bool,
 }
 
 pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let database = assemble::database(&Env::of_process()).await?;
-    let tenant = database.tenant(&arguments.tenant).await.map_err(assemble::unread)?;
+    let tenant = database.tenant(&arguments.tenant).await.map_err(assemble::read_failure)?;
     let tenant = tenant.ok_or_else(|| running(format!("there is no tenant {}", arguments.tenant)))?;
     let keys = keys(&*database, &tenant, &arguments.key).await?;
     let margin = Duration::from_secs(arguments.margin);
@@ -92,7 +92,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
 async fn keys(database: &dyn Database, tenant: &Tenant, named: &[String]) -> Result<Vec<Arc<str>>, Failure> {
     let mut keys: Vec<Arc<str>> = named.iter().map(|key| key.as_str().into()).collect();
     if keys.is_empty() {
-        let seen = database.proofs(tenant.uid).await.map_err(assemble::unread)?;
+        let seen = database.proofs(tenant.uid).await.map_err(assemble::read_failure)?;
         keys.extend(seen.rows.into_iter().map(|proof| proof.key_version.key));
         keys.sort();
         keys.dedup();
@@ -112,7 +112,7 @@ async fn take_entries(
     let filter = EntryFilter { from: Some(from), until: Some(until), ..EntryFilter::default() };
     let mut before = None;
     loop {
-        let page = database.entries(tenant.uid, &filter, before, AT_ONCE).await.map_err(assemble::unread)?;
+        let page = database.entries(tenant.uid, &filter, before, AT_ONCE).await.map_err(assemble::read_failure)?;
         page.entries.iter().for_each(|placed| reconciliation.take(placed));
         if page.next.is_none() {
             return Ok(());
@@ -129,7 +129,7 @@ async fn record(database: Arc<dyn Database>, tenant: &Tenant, by: Option<String>
     let committer = Committer::start(database, clock);
     let unit = Unit { tenant: tenant.uid, entry, changes: Vec::new(), fence: Vec::new() };
     let recorded = committer.commit(unit).await;
-    recorded.map(|_| ()).map_err(|_| running("that the log is read cannot be recorded".to_owned()))
+    recorded.map(|_| ()).map_err(|_| running("that the log was read could not be recorded".to_owned()))
 }
 
 fn show(report: &Report) {

@@ -19,13 +19,13 @@ use crate::verify::{Trust, verify_log};
 /// On whose word, and against what the log is verified before.
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// A public key that checkpoints count with, as `NAME+ID+KEY` or a file of that; may be given again
+    /// A public key whose signatures on checkpoints are trusted: `NAME+ID+KEY`, or a file with such keys; may be repeated
     #[arg(long = "key", value_name = "KEY")]
     keys: Vec<String>,
-    /// A checkpoint that was kept elsewhere
+    /// A checkpoint that was saved elsewhere
     #[arg(long, value_name = "FILE")]
     checkpoint: Option<PathBuf>,
-    /// Who does this: stands in the entry as its user
+    /// Who does this; recorded as the user of the entry
     #[arg(long, value_name = "NAME")]
     by: Option<String>,
 }
@@ -43,9 +43,9 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     })
     .await;
     bar.finish_and_clear();
-    let report = report.map_err(assemble::unread)?;
+    let report = report.map_err(assemble::read_failure)?;
     if !report.is_clean() {
-        println!("nothing was sealed: the log, or a row, is not what it should be");
+        println!("nothing was sealed: the log or a row does not verify");
         return show(&report, false);
     }
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -53,7 +53,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let keeper = LogAdmin::new(database, committer, clock, arguments.by);
     let Resealed { sealed, kept, contradicted, damaged } =
         keeper.reseal(&tenant, &macs).await.map_err(failed)?;
-    println!("{sealed} rows sealed; {kept} had the MACs of this secret");
+    println!("{sealed} rows sealed; {kept} already had MACs of this secret");
     if let Some(finding) = damaged {
         println!("{}: {finding}", finding.name());
         return Err(Failure::Running("the log does not hold: the other rows were not sealed".to_owned()));
@@ -62,5 +62,5 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
         return Ok(());
     }
     contradicted.iter().for_each(|finding| println!("{}: {finding}", finding.name()));
-    Err(Failure::Running("these rows are not as the log says, and were not sealed".to_owned()))
+    Err(Failure::Running("these rows contradict the log, and were not sealed".to_owned()))
 }

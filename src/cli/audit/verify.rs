@@ -13,13 +13,13 @@ use crate::verify::{Trust, check_row_macs, verify_log};
 /// Against what to verify.
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// A public key that checkpoints count with, as `NAME+ID+KEY` or a file of that; may be given again
+    /// A public key whose signatures on checkpoints are trusted: `NAME+ID+KEY`, or a file with such keys; may be repeated
     #[arg(long = "key", value_name = "KEY")]
     keys: Vec<String>,
-    /// Which of the logs, where a restored database went on in another; the current one when absent
+    /// The number of a log, if a restored database continued in another. Default: the current one
     #[arg(long, value_name = "N")]
     log: Option<u32>,
-    /// A checkpoint that was kept elsewhere
+    /// A checkpoint that was saved elsewhere
     #[arg(long, value_name = "FILE")]
     checkpoint: Option<PathBuf>,
     /// Print JSON
@@ -40,10 +40,10 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
         bar.set_position(done);
     })
     .await;
-    let mut report = report.map_err(assemble::unread)?;
+    let mut report = report.map_err(assemble::read_failure)?;
     if arguments.log.is_none() {
         let checked = check_row_macs(&*database, &tenant, macs.as_ref(), required, &mut report).await;
-        checked.map_err(assemble::unread)?;
+        checked.map_err(assemble::read_failure)?;
     }
     bar.finish_and_clear();
     show(&report, arguments.json)
@@ -53,6 +53,6 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
 pub(super) fn row_mac(env: &Env) -> Result<RowMac, Failure> {
     let mut reader = Reader::new(env);
     let settings = RowMac::read(&mut reader);
-    let mistakes = reader.into_mistakes();
-    if mistakes.is_empty() { Ok(settings) } else { Err(Failure::Configuration(mistakes)) }
+    let errors = reader.into_errors();
+    if errors.is_empty() { Ok(settings) } else { Err(Failure::Configuration(errors)) }
 }

@@ -17,10 +17,10 @@ pub(super) struct Arguments {
     /// The bundle
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// A public key that checkpoints count with, as `NAME+ID+KEY` or a file of that; may be given again
+    /// A public key whose signatures on checkpoints are trusted: `NAME+ID+KEY`, or a file with such keys; may be repeated
     #[arg(long = "key", value_name = "KEY", required = true)]
     keys: Vec<String>,
-    /// A checkpoint that was kept elsewhere
+    /// A checkpoint that was saved elsewhere
     #[arg(long, value_name = "FILE")]
     checkpoint: Option<PathBuf>,
     /// Print JSON

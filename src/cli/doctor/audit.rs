@@ -18,16 +18,16 @@ pub(super) async fn check(
     audit: config::Audit,
     store: Option<&config::Store>,
 ) -> bool {
-    let places = &audit.places;
+    let places = &audit.destinations;
     let published = places.directory.is_some() || places.bucket.is_some() || places.webhook.is_some();
     match (&audit.keys, published) {
         (None, _) => findings.open(
-            "audit log: no checkpoint is signed, so who owns the database can rewrite the log and nobody can show it",
+            "audit log: no checkpoint is signed, so the owner of the database can rewrite the log, and nobody can prove it",
             "make a key with `byok audit key --generate FILE`, and set BYOK_AUDIT_SIGNING_KEY_FILE to it",
         ),
         (Some(_), false) => findings.open(
-            "audit log: checkpoints are signed, but kept in this database only, which whoever rewrites the log rewrites too",
-            "set BYOK_AUDIT_CHECKPOINT_DIR, …_S3_BUCKET or …_WEBHOOK_URL to a place that this server's operator does not own",
+            "audit log: checkpoints are signed, but kept only in this database, where whoever rewrites the log can replace them too",
+            "set BYOK_AUDIT_CHECKPOINT_DIR, …_S3_BUCKET or …_WEBHOOK_URL to a destination that this server's operator does not own",
         ),
         (Some(_), true) => findings.good("audit log: checkpoints are signed and published"),
     }
@@ -47,9 +47,9 @@ pub(super) async fn check(
             }
             let holds = checked.holds;
             match holds {
-                true => findings.good("audit log: it holds what is known to be published"),
+                true => findings.good("audit log: it contains all that is known to be published"),
                 false => findings.fault(
-                    "audit log: it is behind what was published of it, or not the same; nothing is served (AUDIT_LOG_BEHIND)",
+                    "audit log: it is shorter than what was published of it, or differs; nothing is served (AUDIT_LOG_BEHIND)",
                     "find out whether the database was restored or rewritten; after a restore, run `byok audit restored`",
                 ),
             }

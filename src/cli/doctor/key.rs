@@ -49,15 +49,15 @@ pub(super) async fn check(
     };
     let assemble::Provider { kms, diagnosis, .. } = match assemble::provider(settings) {
         Ok(built) => built,
-        Err(Failure::Configuration(mistakes)) => {
-            mistakes.iter().for_each(|mistake| findings.fault(&mistake.to_string(), "correct it"));
+        Err(Failure::Configuration(errors)) => {
+            errors.iter().for_each(|error| findings.fault(&error.to_string(), "correct it"));
             return None;
         }
         Err(Failure::Running(problem)) => {
             findings.fault(&problem, "correct it");
             return None;
         }
-        Err(Failure::Refused(_) | Failure::Schema(_) | Failure::Unwell) => return None,
+        Err(Failure::Refused(_) | Failure::Schema(_) | Failure::FaultFound) => return None,
     };
     let unwraps = match tokio::time::timeout(PATIENCE, each(findings, &provider, &*kms, &*diagnosis)).await {
         Ok(unwraps) => unwraps,
@@ -124,7 +124,7 @@ async fn each(
     match one(kms.rewrap(&[(binding, wrapped)], &version).await) {
         Ok(_) => findings.good("key: a DEK was re-wrapped, as rotation does"),
         Err(error) if error.class.verdict() == Verdict::Revoked => findings.open(
-            &format!("{}; all but rotation works", told(Asked::Rewrap, &error)),
+            &format!("{}; everything except rotation works", told(Asked::Rewrap, &error)),
             &right(provider, Asked::Rewrap),
         ),
         Err(error) => fault(findings, Asked::Rewrap, &error).await,
@@ -276,10 +276,10 @@ fn remedy(provider: &Provider, asked: Asked, class: KmsErrorClass, stage: Stage)
             "enable the key version, or lower the key's minimum version"
         }
         (KmsErrorClass::LoginPaused, _) => {
-            "our credential was refused: replace it; it is not shown again for a while, so that the role is not locked out"
+            "our credential was refused: replace it; it is not sent again for a while, so that the role is not locked out"
         }
         (KmsErrorClass::Misconfigured, Stage::Credential) => {
-            "no credential is found, or its kind is not taken: check the variables that say who we are"
+            "no credential was found, or its kind is not supported: check the variables that identify byok"
         }
         (KmsErrorClass::Misconfigured, Stage::Key) => match provider {
             Provider::Aws => {
@@ -302,7 +302,7 @@ fn remedy(provider: &Provider, asked: Asked, class: KmsErrorClass, stage: Stage)
         (KmsErrorClass::Throttled, _) => "raise the KMS's quota, or call it less often",
         (KmsErrorClass::Timeout, _) => "check the path to the KMS, or raise BYOK_KMS_TIMEOUT_MS",
         (KmsErrorClass::Unreachable, Stage::Credential) => {
-            "where our credential comes from is out of reach: check its address, DNS, firewall and certificates"
+            "the source of our credential is out of reach: check its address, DNS, firewall and certificates"
         }
         (KmsErrorClass::Unreachable, Stage::Key) => "check the KMS's address, DNS, firewall and certificates",
         (KmsErrorClass::WrappedByAnotherKey, _) => "set the variables back to the key that wrapped it",

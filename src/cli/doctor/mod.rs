@@ -50,11 +50,11 @@ pub(super) async fn run() -> Result<(), Failure> {
     let env = Env::of_process();
     let config = match Config::read(&env, &Defaults::serve()) {
         Ok(config) => config,
-        Err(mistakes) => {
-            for mistake in &mistakes {
-                println!("FAIL  {mistake}");
+        Err(errors) => {
+            for error in &errors {
+                println!("FAIL  {error}");
             }
-            return Err(Failure::Unwell);
+            return Err(Failure::FaultFound);
         }
     };
     findings.good("configuration: every variable is understood");
@@ -65,7 +65,7 @@ pub(super) async fn run() -> Result<(), Failure> {
     places::stream_file(&mut findings, &config.audit_streams);
     for (of, webhook) in [
         ("incidents", &config.webhook),
-        ("checkpoints", &config.audit.places.webhook),
+        ("checkpoints", &config.audit.destinations.webhook),
         ("the audit stream", &config.audit_streams.webhook),
     ] {
         places::webhook(&mut findings, of, webhook.as_ref()).await;
@@ -78,7 +78,7 @@ pub(super) async fn run() -> Result<(), Failure> {
     probing(&mut findings, &config.key_guard);
     match findings.faults {
         0 => Ok(()),
-        _ => Err(Failure::Unwell),
+        _ => Err(Failure::FaultFound),
     }
 }
 
@@ -110,7 +110,7 @@ fn listener(findings: &mut Findings, server: &config::Server) {
         (Some(_), _) => findings.good("listener: TLS"),
         (None, true) => findings.good("listener: this machine only"),
         (None, false) => findings.open(
-            "listener: plaintexts and tokens cross the network unencrypted, unless something in front ends TLS",
+            "listener: plaintexts and tokens cross the network unencrypted, unless a proxy in front terminates TLS",
             "set BYOK_TLS_CERT_FILE and BYOK_TLS_KEY_FILE, or keep the port inside a private network",
         ),
     }
@@ -128,13 +128,13 @@ async fn identity(findings: &mut Findings, auth: &config::Auth) {
             findings.good("identity: JWT configuration and permissions are understood");
             authenticator.try_keys().await.into_iter().for_each(|found| jwk_url(findings, found));
         }
-        Err(Failure::Configuration(mistakes)) => {
-            mistakes.iter().for_each(|mistake| {
-                findings.fault(&mistake.to_string(), "correct it; `serve` refuses it too")
+        Err(Failure::Configuration(errors)) => {
+            errors.iter().for_each(|error| {
+                findings.fault(&error.to_string(), "correct it; `serve` refuses it too")
             });
         }
         Err(Failure::Running(problem)) => findings.fault(&problem, "correct it; `serve` refuses it too"),
-        Err(Failure::Refused(_) | Failure::Schema(_) | Failure::Unwell) => {}
+        Err(Failure::Refused(_) | Failure::Schema(_) | Failure::FaultFound) => {}
     }
     if auth.hasura_secrets.is_empty() {
         findings.open(
@@ -143,7 +143,7 @@ async fn identity(findings: &mut Findings, auth: &config::Auth) {
         );
     }
     if !auth.require_exp {
-        findings.open("identity: JWTs without `exp` are good for ever", "leave BYOK_JWT_REQUIRE_EXP unset");
+        findings.open("identity: JWTs without `exp` are accepted for ever", "leave BYOK_JWT_REQUIRE_EXP unset");
     }
 }
 
@@ -181,7 +181,7 @@ async fn database(findings: &mut Findings, settings: &config::Store, streams: &c
             findings.fault(&problem, "correct DATABASE_URL");
             return false;
         }
-        Err(Failure::Configuration(_) | Failure::Refused(_) | Failure::Schema(_) | Failure::Unwell) => {
+        Err(Failure::Configuration(_) | Failure::Refused(_) | Failure::Schema(_) | Failure::FaultFound) => {
             return false;
         }
     };
@@ -191,7 +191,7 @@ async fn database(findings: &mut Findings, settings: &config::Store, streams: &c
             return false;
         }
         Ok(Err(ReadError::Rejected | ReadError::Malformed)) => {
-            findings.fault("database: it refuses to be read", "check the rights of DATABASE_URL's role");
+            findings.fault("database: it refuses reads", "check the rights of DATABASE_URL's role");
             return false;
         }
         Ok(Ok(report)) => match report.usable() {
@@ -261,7 +261,7 @@ async fn stream(findings: &mut Findings, database: &dyn Database, name: StreamNa
     };
     match read.await {
         Err(ReadError::Unavailable | ReadError::Busy | ReadError::Rejected | ReadError::Malformed) => {
-            findings.fault(&format!("audit stream {shown}: its place cannot be read"), "run `byok migrate`");
+            findings.fault(&format!("audit stream {shown}: its position cannot be read"), "run `byok migrate`");
         }
         Ok(None) => findings.good(&format!("audit stream {shown}: not begun; a server begins it")),
         Ok(Some((behind, None))) => {
@@ -269,7 +269,7 @@ async fn stream(findings: &mut Findings, database: &dyn Database, name: StreamNa
         }
         Ok(Some((behind, Some(since)))) => findings.fault(
             &format!("audit stream {shown}: nothing is taken since {since}; {behind} entries behind the log"),
-            "look after what it is sent to; the server's log says what it met. Nothing is lost: it goes on from there",
+            "repair its destination; the server's log has the error. Nothing is lost: the stream continues from there",
         ),
     }
 }
@@ -320,7 +320,7 @@ async fn exposure(findings: &mut Findings, database: &dyn Database) {
         ),
         (
             open_search_path,
-            "database: a function of ours calls what others may put in its way: its search_path is not pg_catalog, pg_temp",
+            "database: a function of byok's can be made to call functions of other roles: its search_path is not pg_catalog, pg_temp",
             "run `byok migrate`, and find out who changed it",
         ),
     ] {

@@ -28,7 +28,7 @@ pub(super) async fn check(
                 remedy,
             ),
             false => findings.open(
-                "rows: no secret binds the rows of DEKs, so an edit by whoever writes the database shows in `audit verify` alone",
+                "rows: they get no MACs, so only `byok audit verify` detects a change that was made in the database",
                 remedy,
             ),
         };
@@ -47,13 +47,13 @@ pub(super) async fn check(
         tokio::time::timeout(PATIENCE, counted).await
     else {
         let remedy = "run `byok audit verify` with BYOK_ROW_MAC_KEY set";
-        return findings.open("rows: they could not all be looked at", remedy);
+        return findings.open("rows: not all of them could be checked", remedy);
     };
     findings.good(&format!("rows: {current} are bound to BYOK_ROW_MAC_KEY"));
     if previous > 0 {
         findings.open(
             &format!("rows: {previous} are bound to BYOK_ROW_MAC_KEY_PREVIOUS"),
-            "leave it set until a server has moved them; one does so when it starts",
+            "leave it set until a server has bound them to BYOK_ROW_MAC_KEY, which it does when it starts",
         );
     }
     if settings.required && unsealed > 0 {
@@ -73,13 +73,13 @@ pub(super) async fn check(
         && last_sealed(&*database, tenant.uid).await.is_ok_and(|at| at.is_some())
     {
         findings.open(
-            "rows: all are sealed, but that a row without a MAC is refused lies in the database alone",
+            "rows: all are sealed, but only the database says that a row without a MAC must be refused",
             "set BYOK_ROW_MACS_REQUIRED=true on every replica, once no server of a release without MACs runs beside",
         );
     }
     if wrong > 0 {
         findings.fault(
-            &format!("rows: {wrong} have MACs that are not their own, and are refused (DECRYPT_FAILED)"),
+            &format!("rows: {wrong} have wrong MACs, and are refused (DECRYPT_FAILED)"),
             "they were edited, or another secret has sealed them: run `byok audit verify`. If that secret is lost and the log \
              holds, run `byok audit reseal`",
         );

@@ -58,7 +58,7 @@ pub(super) async fn check(
     if !record(database, &tenant, &samples, &answers).await {
         findings.open(
             "stored DEKs: that some were unwrapped could not be recorded in the audit log",
-            "mend the database; a reconciliation with the KMS's log will name these calls",
+            "repair the database; a reconciliation with the KMS's log will name these calls",
         );
     }
     for (key_version, tried) in tried {

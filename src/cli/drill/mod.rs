@@ -3,7 +3,7 @@
 //! on, measures the results, and leaves a signed report. `docs/kill-switch.md` explains how to read
 //! the report.
 
-mod asking;
+mod decrypt_load;
 mod hand;
 mod report;
 mod server;
@@ -23,10 +23,10 @@ use super::Failure;
 use crate::crypto::{self, Ed25519SigningKey, SecretText};
 use crate::model::{BootTime, Clock as _, SystemClock, Timestamp};
 
-use asking::Asking;
+use decrypt_load::DecryptLoad;
 use hand::{Drill, shell};
 use server::{Canary, Target};
-use trial::{Findings, Hand, Met, Sample, Verdict, allowed, judge, round_trips};
+use trial::{Findings, KeySwitch, Answer, Sample, Verdict, allowed, judge, round_trips};
 
 /// How long after the bound the drill still looks for a plaintext.
 const AFTERWARDS: Duration = Duration::from_secs(1);
@@ -52,31 +52,31 @@ pub(super) struct Arguments {
     /// The record that is encrypted; a new one when absent
     #[arg(long, value_name = "ID")]
     record_id: Option<String>,
-    /// Turns the key off; the time that it takes is measured. Without it you are asked to, and to press Enter
+    /// The command that turns the key off; its duration is measured. Without it, you are asked to do so and to press Enter
     #[arg(long, value_name = "COMMAND", conflicts_with = "at_refusal")]
     off_command: Option<String>,
-    /// Turns the key on again
+    /// The command that turns the key on again
     #[arg(long, value_name = "COMMAND", conflicts_with = "at_refusal")]
     on_command: Option<String>,
-    /// Wait for no Enter: only see when refusals begin and when they end
+    /// Do not wait for Enter; only observe when refusals begin and when they end
     #[arg(long)]
     at_refusal: bool,
-    /// How long the provider may need to make its own change true, which the bound comes on top of
+    /// How long the provider may take to apply its own change; added to the server's bound
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     provider_seconds: u64,
-    /// How long to wait for the first refusal, and for service to come back
+    /// How long to wait for the first refusal, and for the first success after it
     #[arg(long, value_name = "SECONDS", default_value_t = 900)]
     timeout: u64,
-    /// Decrypts a second; fewer once the server limits them
+    /// Decrypts per second; fewer once the server limits them
     #[arg(long, value_name = "NUMBER", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=1_000))]
     rate: u64,
-    /// Where the report goes; its signature goes beside it, with `.sig`
+    /// The new file for the report; its signature is written next to it, with `.sig`
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
-    /// What the report is signed with: Ed25519, PKCS#8 in PEM
+    /// The key that signs the report: Ed25519, PKCS#8 in PEM
     #[arg(long, value_name = "FILE")]
     signing_key: Option<PathBuf>,
-    /// The same, made now; its public key goes beside it, with `.pub`
+    /// Make such a key and write it to this new file; its public key is written next to it, with `.pub`
     #[arg(long, value_name = "FILE")]
     new_signing_key: Option<PathBuf>,
 }
@@ -95,7 +95,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let path = arguments.report.clone().unwrap_or_else(|| report_name(started.wall));
     for taken in [path.clone(), report::signature_of(&path)] {
         if taken.exists() {
-            return Err(Failure::Running(format!("{} is there already", taken.display())));
+            return Err(Failure::Running(format!("{} already exists", taken.display())));
         }
     }
     let key = signing_key(&arguments)?;
@@ -115,7 +115,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let canary = Arc::new(target.encrypt(record_id, plaintext).await?);
     let before = target.incidents().await;
 
-    let drill = Drill::start(Asking::start(target.clone(), canary.clone(), arguments.rate));
+    let drill = Drill::start(DecryptLoad::start(target.clone(), canary.clone(), arguments.rate));
     let patience = Duration::from_secs(arguments.timeout);
     drill.warm_up().await?;
     let (p50, p99) = round_trips(&drill.samples());
@@ -139,7 +139,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
         drill.say(problem);
     }
     if let Ok(on) = &on {
-        let back = |sample: &Sample| sample.met == Met::Plaintext && sample.sent >= on.begun;
+        let back = |sample: &Sample| sample.answer == Answer::Plaintext && sample.sent >= on.begun;
         drill.until("the first success", patience, back).await;
     }
     let samples = drill.finish();
@@ -155,7 +155,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let bounds = json!({
         "provider_ms": arguments.provider_seconds * 1_000, "server_ms": millis(bound), "allowed_ms": millis(allowed),
     });
-    let counted = |met: fn(&Met) -> bool| samples.iter().filter(|sample| met(&sample.met)).count();
+    let counted = |answer: fn(&Answer) -> bool| samples.iter().filter(|sample| answer(&sample.answer)).count();
     let written = json!({
         "format": report::FORMAT,
         "public_key": key.verifying_key().to_base64(),
@@ -168,10 +168,10 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
         "bound": bounds,
         "decrypts": {
             "rate_per_second": arguments.rate,
-            "plaintexts": counted(|met| *met == Met::Plaintext),
-            "refused": counted(|met| matches!(met, Met::Refused { .. })),
-            "rate_limited": counted(|met| *met == Met::Limited),
-            "failed": counted(|met| matches!(met, Met::Failed(_))),
+            "plaintexts": counted(|answer| *answer == Answer::Plaintext),
+            "refused": counted(|answer| matches!(answer, Answer::Refused { .. })),
+            "rate_limited": counted(|answer| *answer == Answer::Limited),
+            "failed": counted(|answer| matches!(answer, Answer::Failed(_))),
         },
         "off": started.shown_hand(off, told_by),
         "first_refusal": findings.first_refusal.map(|sample| started.shown(sample, off)),
@@ -189,7 +189,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     print!("{}", key.verifying_key().to_pem());
     match findings.verdict {
         Verdict::Passed => Ok(()),
-        Verdict::TooLate => Err(Failure::Unwell),
+        Verdict::TooLate => Err(Failure::FaultFound),
         Verdict::NotRefused => Err(Failure::Running("no call was refused in time".to_owned())),
         Verdict::NotRestored => Err(Failure::Running("service did not come back in time".to_owned())),
     }
@@ -255,9 +255,9 @@ fn new_incidents(before: Option<Vec<Value>>, after: Option<Vec<Value>>, canary: 
     after.iter().filter(ours).map(shown).rev().collect()
 }
 
-fn said(findings: &Findings<'_>, off: Hand, on: Option<Hand>, allowed: Duration) -> String {
-    let after = |sample: &Sample, hand: Hand| ms_between(hand.done.unwrap_or(hand.begun), sample.heard);
-    let time = |sample: Option<&Sample>, hand: Hand| {
+fn said(findings: &Findings<'_>, off: KeySwitch, on: Option<KeySwitch>, allowed: Duration) -> String {
+    let after = |sample: &Sample, hand: KeySwitch| ms_between(hand.done.unwrap_or(hand.begun), sample.received);
+    let time = |sample: Option<&Sample>, hand: KeySwitch| {
         sample.map_or("never".to_owned(), |sample| format!("{} ms", after(sample, hand)))
     };
     format!(
@@ -284,19 +284,19 @@ impl Start {
         self.wall.plus(moment.since(self.boot)).to_string()
     }
 
-    fn shown_hand(self, hand: Hand, told_by: &str) -> Value {
+    fn shown_hand(self, hand: KeySwitch, told_by: &str) -> Value {
         json!({ "told_by": told_by, "begun_at": self.at(hand.begun), "done_at": hand.done.map(|done| self.at(done)) })
     }
 
-    fn shown(self, sample: &Sample, hand: Hand) -> Value {
-        let (status, code) = match &sample.met {
-            Met::Refused { status, code } => (Some(*status), Some(code)),
-            Met::Plaintext | Met::Limited | Met::Failed(_) => (None, None),
+    fn shown(self, sample: &Sample, hand: KeySwitch) -> Value {
+        let (status, code) = match &sample.answer {
+            Answer::Refused { status, code } => (Some(*status), Some(code)),
+            Answer::Plaintext | Answer::Limited | Answer::Failed(_) => (None, None),
         };
         let mut shown = json!({
-            "request_id": sample.request_id, "sent_at": self.at(sample.sent), "heard_at": self.at(sample.heard),
-            "after_begun_ms": ms_between(hand.begun, sample.heard),
-            "after_done_ms": hand.done.map(|done| ms_between(done, sample.heard)),
+            "request_id": sample.request_id, "sent_at": self.at(sample.sent), "heard_at": self.at(sample.received),
+            "after_begun_ms": ms_between(hand.begun, sample.received),
+            "after_done_ms": hand.done.map(|done| ms_between(done, sample.received)),
         });
         if let (Some(status), Some(code)) = (status, code) {
             shown["status"] = status.into();
@@ -322,5 +322,5 @@ fn micros(duration: Duration) -> i64 {
 }
 
 fn is_refusal(sample: &Sample, since: BootTime) -> bool {
-    matches!(sample.met, Met::Refused { .. }) && sample.heard >= since
+    matches!(sample.answer, Answer::Refused { .. }) && sample.received >= since
 }

@@ -55,7 +55,7 @@ struct Leased<'t> {
 
 /// What a batch commits besides the job's progress.
 #[derive(Default)]
-struct Done {
+struct BatchChanges {
     items: Vec<Item>,
     changes: Vec<Change>,
     fence: Vec<Fence>,
@@ -155,7 +155,7 @@ impl Jobs {
     async fn end_or_start_over(&self, mut leased: Leased<'_>) -> Step {
         // Ids sort by time, so a DEK that was made on a replica whose clock is behind may sort
         // before the cursor.
-        match self.left_under_others(leased.tenant, &leased.job.target).await {
+        match self.deks_under_other_versions(leased.tenant, &leased.job.target).await {
             // Or the KMS's rotation is not in effect everywhere yet, and the re-wrap changed
             // nothing. Either way, wait before starting over.
             Some(left) if left > leased.job.progress.failed => {
@@ -173,7 +173,7 @@ impl Jobs {
         job.finished_at = Some(job.updated_at);
         info!(rotation = %job.id, rewrapped = job.progress.rewrapped, failed = job.progress.failed, "rotation done");
         let cursor = leased.cursor;
-        self.advance(leased, cursor, Done::default()).await
+        self.advance(leased, cursor, BatchChanges::default()).await
     }
 
     /// Asks the KMS to re-wrap the rows that need it. If it re-wraps none because of the key, the
@@ -213,7 +213,7 @@ impl Jobs {
         leased.job.progress.failed += results.failed;
         leased.job.progress.rewrapped += results.rewrapped.len() as u64;
         Self::follow_target(&mut leased, results.elsewhere).await;
-        let done = Done { items: results.items, changes: results.changes, fence };
+        let done = BatchChanges { items: results.items, changes: results.changes, fence };
         let step = self.advance(leased, cursor, done).await;
         self.keyring.evict(tenant, results.rewrapped);
         match step {
@@ -239,7 +239,7 @@ impl Jobs {
     /// the watch of the other versions before the rotation is reported as done, because the
     /// customer may disable them then. Afterwards it counts again, in case a DEK was made under one
     /// of them meanwhile. Returns `None` if the database does not answer.
-    async fn left_under_others(&self, tenant: &Tenant, target: &KeyVersion) -> Option<u64> {
+    async fn deks_under_other_versions(&self, tenant: &Tenant, target: &KeyVersion) -> Option<u64> {
         let left = self.store.deks_not_under(tenant.uid, target).await.ok()?;
         if left > 0 {
             return Some(left);
@@ -308,7 +308,7 @@ impl Jobs {
         job.progress.total = job.progress.rewrapped + left;
         job.progress.failed = 0;
         job.stalled = None;
-        self.advance(leased, None, Done::default()).await
+        self.advance(leased, None, BatchChanges::default()).await
     }
 
     /// Keeps the cursor, and records why nothing moves.
@@ -316,16 +316,16 @@ impl Jobs {
         let (runtime, cursor) = (leased.runtime.clone(), leased.cursor);
         let job = Job { stalled: Some(code), ..leased.job.clone() };
         let stalled = Leased { runtime, job, ..*leased };
-        match self.advance(stalled, cursor, Done::default()).await {
+        match self.advance(stalled, cursor, BatchChanges::default()).await {
             Step::Lost => Step::Lost,
             Step::Advanced | Step::Finished | Step::Stalled => Step::Stalled,
         }
     }
 
     /// Commits the job's progress, with the cursor at this DEK.
-    async fn advance(&self, leased: Leased<'_>, cursor: Option<DekId>, done: Done) -> Step {
+    async fn advance(&self, leased: Leased<'_>, cursor: Option<DekId>, done: BatchChanges) -> Step {
         let Leased { tenant, holder, job, .. } = leased;
-        let Done { items, mut changes, fence } = done;
+        let BatchChanges { items, mut changes, fence } = done;
         let finished = job.state == JobState::Done;
         let entry = (!items.is_empty()).then(|| self.rotation_entry(job.id, items));
         changes.push(Change::AdvanceJob { job, holder, after: cursor });

@@ -51,7 +51,7 @@ trait Customer: Sync {
     /// Turns the key off, and says how that shows.
     async fn disable(&self) -> KmsErrorClass;
 
-    /// Turns the key on again.
+    /// The command that turns the key on again.
     async fn enable(&self);
 
     /// The key is gone for good; says how that shows.

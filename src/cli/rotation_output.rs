@@ -42,8 +42,8 @@ impl Shown {
             self.say(&Self::state(job));
         } else if why != self.why {
             let said = match why {
-                Some(code) => format!("waits: {}, {}", code.as_str(), code.message()),
-                None => "goes on".to_owned(),
+                Some(code) => format!("waiting: {}, {}", code.as_str(), code.message()),
+                None => "continues".to_owned(),
             };
             self.say(&format!("rotation {}: {said}", job.id));
         } else if self.bar.is_none() && self.said_at.elapsed() >= EVERY {
