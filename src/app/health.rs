@@ -42,6 +42,9 @@ pub enum HealthStatus {
 }
 
 impl HealthStatus {
+    /// Every status.
+    pub const ALL: [Self; 3] = [Self::Ok, Self::Degraded, Self::Revoked];
+
     /// Returns the name of the status in the API.
     pub fn as_str(self) -> &'static str {
         match self {
