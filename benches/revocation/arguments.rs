@@ -25,7 +25,7 @@ impl Arguments {
     pub(crate) fn read(words: &[String]) -> Result<Self, String> {
         let mut arguments = Self {
             json: false,
-            // Of a length that is typed again without a mistake.
+            // Of a length that is typed again without an error.
             seed: u32::from_be_bytes(byok::crypto::random()).into(),
             providers: PROVIDERS.to_vec(),
             settings: Vec::new(),

@@ -80,7 +80,7 @@ impl App {
         };
         let filter = with_recorded_id(query.filter.clone());
         let has_newer = match before.filter(|_| query.newer) {
-            Some(place) => self.has_from(caller, &filter, place).await?,
+            Some(position) => self.has_from(caller, &filter, position).await?,
             None => false,
         };
         let (placed, next) = self.placed(caller, &filter, before, first, largest_answer).await?;
@@ -97,9 +97,9 @@ impl App {
 
     /// Returns whether an entry at this position or above matches, as far as one bounded read that
     /// begins at the newest entry shows it.
-    async fn has_from(&self, caller: &Caller, filter: &EntryFilter, place: u64) -> Result<bool, Refusal> {
+    async fn has_from(&self, caller: &Caller, filter: &EntryFilter, position: u64) -> Result<bool, Refusal> {
         let read = self.store.entries(caller.tenant.uid, filter, None, 1).await.map_err(read_refusal)?;
-        Ok(read.entries.first().is_some_and(|newest| newest.seq >= place))
+        Ok(read.entries.first().is_some_and(|newest| newest.seq >= position))
     }
 
     /// Reads up to `first` entries, and returns them with the position below which the next page
@@ -180,25 +180,25 @@ fn with_recorded_id(mut filter: EntryFilter) -> EntryFilter {
 
 /// Returns the position below which to read, and the number of entries to read.
 fn bounds(query: &AuditQuery) -> Result<(Option<u64>, usize), Refusal> {
-    let before = query.after.as_deref().map(place_of).transpose()?;
+    let before = query.after.as_deref().map(position_of).transpose()?;
     match query.first.unwrap_or(PAGE) {
         first @ 1..=MAX_PAGE => Ok((before, first as usize)),
         _ => Err(Refusal::because(ErrorCode::RequestMalformed, "A page holds 1 to 500 entries.").at("first")),
     }
 }
 
-fn cursor_of(place: u64) -> String {
-    URL_SAFE_NO_PAD.encode(format!("a1:{place}"))
+fn cursor_of(position: u64) -> String {
+    URL_SAFE_NO_PAD.encode(format!("a1:{position}"))
 }
 
-fn place_of(cursor: &str) -> Result<u64, Refusal> {
-    let place = || {
+fn position_of(cursor: &str) -> Result<u64, Refusal> {
+    let position = || {
         let bytes = URL_SAFE_NO_PAD.decode(cursor).ok()?;
-        let place = std::str::from_utf8(&bytes).ok()?.strip_prefix("a1:")?.parse().ok()?;
+        let position = std::str::from_utf8(&bytes).ok()?.strip_prefix("a1:")?.parse().ok()?;
         // PostgreSQL's bigint is signed.
-        i64::try_from(place).ok().map(|_| place)
+        i64::try_from(position).ok().map(|_| position)
     };
-    place().ok_or_else(|| ErrorCode::CursorInvalid.into())
+    position().ok_or_else(|| ErrorCode::CursorInvalid.into())
 }
 
 #[cfg(test)]
@@ -207,9 +207,9 @@ mod tests {
 
     #[test]
     fn only_a_cursor_of_ours_is_taken() {
-        assert_eq!(place_of(&cursor_of(17)), Ok(17));
+        assert_eq!(position_of(&cursor_of(17)), Ok(17));
         for bad in ["", "17", "a1:17", "YTE6LTE", &URL_SAFE_NO_PAD.encode("a1:18446744073709551615")] {
-            assert_eq!(place_of(bad).unwrap_err().code, ErrorCode::CursorInvalid, "{bad}");
+            assert_eq!(position_of(bad).unwrap_err().code, ErrorCode::CursorInvalid, "{bad}");
         }
     }
 }

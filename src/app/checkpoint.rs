@@ -1,7 +1,7 @@
 //! Makes checkpoints of the log on request, and enforces the rule that nothing is appended to a log
 //! that is behind a published checkpoint.
 
-use crate::jobs::{CheckpointShown, Checkpoints, NoneMade};
+use crate::jobs::{CheckpointShown, Checkpoints, NoCheckpoint};
 use crate::model::{Caller, ErrorCode, Operation, Refusal};
 
 use super::App;
@@ -18,7 +18,7 @@ impl App {
     pub async fn checkpoint(&self, caller: &Caller) -> Result<CheckpointShown, Refusal> {
         self.enter(caller, Operation::Audit).await?;
         if !self.checkpoints.signs() {
-            return Err(NoneMade::Unsigned.into());
+            return Err(NoCheckpoint::Unsigned.into());
         }
         self.record_state_read(caller, Operation::Audit).await?;
         Ok(self.checkpoints.shown().await?)
@@ -41,15 +41,15 @@ impl App {
     }
 }
 
-impl From<NoneMade> for Refusal {
-    fn from(none: NoneMade) -> Self {
+impl From<NoCheckpoint> for Refusal {
+    fn from(none: NoCheckpoint) -> Self {
         match none {
-            NoneMade::Behind => ErrorCode::AuditLogBehind.into(),
-            NoneMade::Unsigned => Self::because(
+            NoCheckpoint::Behind => ErrorCode::AuditLogBehind.into(),
+            NoCheckpoint::Unsigned => Self::because(
                 ErrorCode::NotFound,
                 "This server signs no checkpoints: it has no BYOK_AUDIT_SIGNING_KEY.",
             ),
-            NoneMade::Store(error) => read_refusal(error),
+            NoCheckpoint::Store(error) => read_refusal(error),
         }
     }
 }

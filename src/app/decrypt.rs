@@ -89,14 +89,14 @@ impl App {
         entry_items: &mut [Item],
     ) -> Result<(Vec<Result<Decrypted, Refusal>>, Footing), Refusal> {
         let ids: Vec<DekId> = tokens.iter().flatten().map(|(token, _)| id_of(token)).collect();
-        let place =
-            self.kms_places.take(caller.tenant.uid, || self.keyring.holds(caller.tenant.uid, &ids))?;
+        let permit =
+            self.kms_permits.take(caller.tenant.uid, || self.keyring.holds(caller.tenant.uid, &ids))?;
         let mut deks = self.keyring.by_id(&caller.tenant, &ids).await.into_iter();
-        drop(place);
+        drop(permit);
         let mut footing = Footing::default();
         let mut answers = Vec::with_capacity(tokens.len());
-        for (place, (token, entry_item)) in tokens.iter().zip(entry_items).enumerate() {
-            if place % TURN == TURN - 1 {
+        for (index, (token, entry_item)) in tokens.iter().zip(entry_items).enumerate() {
+            if index % TURN == TURN - 1 {
                 tokio::task::yield_now().await;
             }
             let answer = match token {

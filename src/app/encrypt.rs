@@ -120,9 +120,9 @@ impl App {
         entry_items: &mut [Item],
     ) -> Result<Sealed, Refusal> {
         let uid = caller.tenant.uid;
-        let place = self.kms_places.take(uid, || self.keyring.holds_records(uid, records))?;
+        let permit = self.kms_permits.take(uid, || self.keyring.holds_records(uid, records))?;
         let deks = self.keyring.by_record(&caller.tenant, records, self.clock.now()).await;
-        drop(place);
+        drop(permit);
         let mut deks = deks.into_iter();
         let mut sealed = Sealed {
             answers: Vec::with_capacity(checked.len()),

@@ -12,11 +12,11 @@ mod decrypt;
 mod encrypt;
 mod health;
 mod inquiry;
+mod kms_permits;
 mod limits;
 mod listing;
 mod meter;
 mod permit;
-mod places;
 mod record;
 mod release;
 mod replaced;
@@ -75,7 +75,7 @@ pub struct App {
     checkpoints: Arc<Checkpoints>,
     streams: Arc<[Stream]>,
     meters: limits::Meters,
-    kms_places: places::KmsPlaces,
+    kms_permits: kms_permits::KmsPermits,
     health: health::Memory,
     state_reads: state_reads::StateReads,
     settling: ungiven::Settling,
@@ -119,7 +119,7 @@ impl App {
         let Parts { kms_requests, limits, in_flight, clock, checkpoints, streams, .. } = parts;
         Self {
             meters: limits::Meters::new(&limits),
-            kms_places: places::KmsPlaces::new(in_flight),
+            kms_permits: kms_permits::KmsPermits::new(in_flight),
             health: health::Memory::default(),
             state_reads: state_reads::StateReads::default(),
             settling: ungiven::Settling::here(),

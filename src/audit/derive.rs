@@ -76,12 +76,12 @@ impl Pass<'_> {
             let last = end.min(at + AT_ONCE);
             let mut times: Vec<Option<(Timestamp, Timestamp)>> = vec![None; (last - at) as usize];
             let mut values = BTreeSet::new();
-            let mut place = at * WIDTH;
-            while place < last * WIDTH {
-                let read = self.store.outlines(log.tenant, place..last * WIDTH, ITEMS).await;
+            let mut position = at * WIDTH;
+            while position < last * WIDTH {
+                let read = self.store.outlines(log.tenant, position..last * WIDTH, ITEMS).await;
                 let outlines = read.map_err(left)?;
                 let Some(latest) = outlines.last() else { break };
-                place = latest.seq + 1;
+                position = latest.seq + 1;
                 for outline in outlines {
                     let index = outline.seq / WIDTH;
                     let time = times[(index - at) as usize].get_or_insert((outline.at, outline.at));
@@ -117,14 +117,15 @@ impl Pass<'_> {
         let mut at = log.tile;
         while at < end && !self.stop.is_cancelled() {
             let last = end.min(at + AT_ONCE);
-            let places = log.first + at * WIDTH..log.first + last * WIDTH;
-            let leaves = self.store.leaves(log.tenant, places.clone()).await;
+            let positions = log.first + at * WIDTH..log.first + last * WIDTH;
+            let leaves = self.store.leaves(log.tenant, positions.clone()).await;
             let leaves = leaves.map_err(left)?;
-            let there = places.clone().zip(&leaves).take_while(|(place, (seq, _))| place == seq).count();
+            let there =
+                positions.clone().zip(&leaves).take_while(|(position, (seq, _))| position == seq).count();
             let hashes: Vec<Hash> = leaves.into_iter().take(there).map(|(_, leaf)| leaf).collect();
             self.add(0, at, &hashes).await?;
-            if (there as u64) < places.end - places.start {
-                return Err(self.missing(places.start + there as u64));
+            if (there as u64) < positions.end - positions.start {
+                return Err(self.missing(positions.start + there as u64));
             }
             at = last;
         }
@@ -196,9 +197,9 @@ impl Pass<'_> {
         }
     }
 
-    fn missing(&self, place: u64) -> Derived {
+    fn missing(&self, position: u64) -> Derived {
         let tenant = self.log.tenant;
-        error!(?tenant, place, "an entry of the audit log is missing: its tree ends there");
+        error!(?tenant, position, "an entry of the audit log is missing: its tree ends there");
         Derived::Wrong
     }
 
@@ -223,7 +224,7 @@ fn left(error: ReadError) -> Derived {
         // The cause is the schema or a missing privilege: nothing is known to be wrong with the
         // log.
         ReadError::Rejected => {
-            error!("the database refuses to be read: nothing more is derived from the audit log");
+            error!("the database refuses reads: nothing more is derived from the audit log");
             Derived::NotHere
         }
         ReadError::Malformed => {

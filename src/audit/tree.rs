@@ -106,7 +106,7 @@ impl<'s> Tree<'s> {
     async fn nodes(&self, nodes: &[Node]) -> Result<Vec<Hash>, TreeError> {
         let mut needed: BTreeMap<TileId, Range<u64>> = BTreeMap::new();
         for node in nodes {
-            let (tile, positions) = place_of(*node);
+            let (tile, positions) = tile_of(*node);
             let range = needed.entry(tile).or_insert(positions.clone());
             *range = range.start.min(positions.start)..range.end.max(positions.end);
         }
@@ -125,7 +125,7 @@ impl<'s> Tree<'s> {
             }
         }
         let hash_of = |node: &Node| {
-            let (tile, positions) = place_of(*node);
+            let (tile, positions) = tile_of(*node);
             let (first, hashes) = hashes.get(&tile)?;
             let of_node = hashes.get((positions.start - first) as usize..(positions.end - first) as usize)?;
             Some(root_of(of_node.iter().copied()))
@@ -158,15 +158,15 @@ impl<'s> Tree<'s> {
     }
 
     async fn leaves(&self, leaves: Range<u64>) -> Result<Vec<Hash>, TreeError> {
-        let places = self.head.first + leaves.start..self.head.first + leaves.end;
-        let found = self.store.leaves(self.tenant, places.clone()).await?;
-        for (place, (seq, _)) in places.clone().zip(&found) {
-            if place != *seq {
-                return Err(TreeError::Missing { seq: place });
+        let positions = self.head.first + leaves.start..self.head.first + leaves.end;
+        let found = self.store.leaves(self.tenant, positions.clone()).await?;
+        for (position, (seq, _)) in positions.clone().zip(&found) {
+            if position != *seq {
+                return Err(TreeError::Missing { seq: position });
             }
         }
-        match places.start + found.len() as u64 {
-            end if end == places.end => Ok(found.into_iter().map(|(_, leaf)| leaf).collect()),
+        match positions.start + found.len() as u64 {
+            end if end == positions.end => Ok(found.into_iter().map(|(_, leaf)| leaf).collect()),
             seq => Err(TreeError::Missing { seq }),
         }
     }
@@ -174,7 +174,7 @@ impl<'s> Tree<'s> {
 
 /// Returns the tile that contains a node, and the positions of the tile's level that the node
 /// spans.
-fn place_of(node: Node) -> (TileId, Range<u64>) {
+fn tile_of(node: Node) -> (TileId, Range<u64>) {
     let level = node.level / HEIGHT;
     let above = node.level % HEIGHT;
     let positions = node.index << above..(node.index + 1) << above;
@@ -188,9 +188,9 @@ mod tests {
     #[test]
     fn a_node_is_in_one_tile() {
         let tile = |level, index| TileId { level, index };
-        assert_eq!(place_of(Node { level: 0, index: 300 }), (tile(0, 1), 300..301));
-        assert_eq!(place_of(Node { level: 7, index: 3 }), (tile(0, 1), 384..512));
-        assert_eq!(place_of(Node { level: 8, index: 3 }), (tile(1, 0), 3..4));
-        assert_eq!(place_of(Node { level: 17, index: 130 }), (tile(2, 1), 260..262));
+        assert_eq!(tile_of(Node { level: 0, index: 300 }), (tile(0, 1), 300..301));
+        assert_eq!(tile_of(Node { level: 7, index: 3 }), (tile(0, 1), 384..512));
+        assert_eq!(tile_of(Node { level: 8, index: 3 }), (tile(1, 0), 3..4));
+        assert_eq!(tile_of(Node { level: 17, index: 130 }), (tile(2, 1), 260..262));
     }
 }

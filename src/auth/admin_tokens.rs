@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use crate::config::{self, Mistake};
+use crate::config::{self, ConfigError};
 use crate::crypto::{ct_eq, sha256};
 use crate::model::{ErrorCode, Identity, Means, Refusal, Session, Timestamp};
 
@@ -42,13 +42,13 @@ struct Line {
 }
 
 impl AdminTokens {
-    /// Reads `BYOK_ADMIN_TOKEN` and `BYOK_ADMIN_TOKENS_FILE`. Adds errors to `mistakes`.
-    pub(super) fn read(settings: &config::Auth, mistakes: &mut Vec<Mistake>) -> Self {
+    /// Reads `BYOK_ADMIN_TOKEN` and `BYOK_ADMIN_TOKENS_FILE`. Adds errors to `errors`.
+    pub(super) fn read(settings: &config::Auth, errors: &mut Vec<ConfigError>) -> Self {
         let mut tokens = Vec::new();
         if let Some(token) = &settings.admin_token {
             if super::jwt::has_jwt_shape(token.expose()) {
                 let problem = "has two dots, which makes it look like a JWT; take another".to_owned();
-                mistakes.push(Mistake { variable: "BYOK_ADMIN_TOKEN".to_owned(), problem });
+                errors.push(ConfigError { variable: "BYOK_ADMIN_TOKEN".to_owned(), problem });
             }
             tokens.push(AdminToken {
                 name: "admin".to_owned(),
@@ -60,7 +60,7 @@ impl AdminTokens {
         if let Some(file) = &settings.admin_tokens {
             let mut problem = |text: String| {
                 let problem = format!("names the file {}: {text}", file.path.display());
-                mistakes.push(Mistake { variable: file.variable.to_owned(), problem });
+                errors.push(ConfigError { variable: file.variable.to_owned(), problem });
             };
             // The parser's message could quote the file, so only the position is passed on.
             match serde_saphyr::from_str::<Vec<Line>>(&file.text) {

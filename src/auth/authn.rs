@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::admin_tokens::AdminTokens;
 use super::headers::{text, the_one};
 use super::jwt::{HasuraClaims, Jwt, KeysFound, bearer, has_jwt_shape};
-use crate::config::{self, Mistake};
+use crate::config::{self, ConfigError};
 use crate::crypto::{SecretText, ct_eq};
 use crate::model::{Clock, ErrorCode, Identity, Means, Refusal, Session};
 
@@ -69,28 +69,28 @@ impl Authenticator {
         settings: &config::Auth,
         client: reqwest::Client,
         clock: Arc<dyn Clock>,
-    ) -> Result<Self, Vec<Mistake>> {
-        let mut mistakes = Vec::new();
+    ) -> Result<Self, Vec<ConfigError>> {
+        let mut errors = Vec::new();
         let jwt = settings.jwt.as_ref().and_then(|setting| {
             let jwt = match setting {
                 config::Jwt::One(json) => Jwt::of_one(json.expose(), settings.require_exp),
                 config::Jwt::Many(json) => Jwt::of_many(json.expose(), settings.require_exp),
             };
             let variable = setting.variable();
-            let mistake = |problem| Mistake { variable: variable.to_owned(), problem };
-            jwt.map_err(|problems| mistakes.extend(problems.into_iter().map(mistake))).ok()
+            let error = |problem| ConfigError { variable: variable.to_owned(), problem };
+            jwt.map_err(|problems| errors.extend(problems.into_iter().map(error))).ok()
         });
-        let admin_tokens = AdminTokens::read(settings, &mut mistakes);
+        let admin_tokens = AdminTokens::read(settings, &mut errors);
         if settings.jwt.is_none() && settings.hasura_secrets.is_empty() && admin_tokens.is_empty() {
-            mistakes.push(Mistake {
+            errors.push(ConfigError {
                 variable: "HASURA_GRAPHQL_JWT_SECRET".to_owned(),
                 problem: "is not set, and neither is BYOK_HASURA_SECRET, BYOK_ADMIN_TOKEN or \
                           BYOK_ADMIN_TOKENS_FILE: nobody could call"
                     .to_owned(),
             });
         }
-        if !mistakes.is_empty() {
-            return Err(mistakes);
+        if !errors.is_empty() {
+            return Err(errors);
         }
         let secrets =
             settings.hasura_secrets.iter().map(|secret| SecretText::new(secret.expose().to_owned()));

@@ -246,9 +246,9 @@ fn session_variables_may_be_any_utf_8_and_nothing_else() {
 }
 
 #[test]
-fn nothing_configured_is_a_mistake() {
-    let mistakes = authenticator(&[]).err().unwrap();
-    assert_eq!(mistakes[0].variable, "HASURA_GRAPHQL_JWT_SECRET");
+fn nothing_configured_is_an_error() {
+    let errors = authenticator(&[]).err().unwrap();
+    assert_eq!(errors[0].variable, "HASURA_GRAPHQL_JWT_SECRET");
 }
 
 #[tokio::test]
@@ -295,7 +295,7 @@ fn tokens_file(text: &str) -> Result<(Authenticator, TestClock), Vec<String>> {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), text).unwrap();
     authenticator(&[("BYOK_ADMIN_TOKENS_FILE", file.path().to_str().unwrap())])
-        .map_err(|mistakes| mistakes.into_iter().map(|mistake| mistake.problem).collect())
+        .map_err(|errors| errors.into_iter().map(|error| error.problem).collect())
 }
 
 #[test]
@@ -347,7 +347,7 @@ fn a_malformed_tokens_file_says_what_is_wrong() {
 }
 
 #[test]
-fn an_admin_token_that_looks_like_a_jwt_is_a_mistake() {
-    let mistakes = authenticator(&[("BYOK_ADMIN_TOKEN", "looks.like.a-jwt-but-is-none")]).err().unwrap();
-    assert_eq!(mistakes[0].variable, "BYOK_ADMIN_TOKEN");
+fn an_admin_token_that_looks_like_a_jwt_is_an_error() {
+    let errors = authenticator(&[("BYOK_ADMIN_TOKEN", "looks.like.a-jwt-but-is-none")]).err().unwrap();
+    assert_eq!(errors[0].variable, "BYOK_ADMIN_TOKEN");
 }

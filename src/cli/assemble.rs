@@ -16,9 +16,9 @@ use crate::archive::Archive;
 use crate::audit::Committer;
 use crate::auth::{Authenticator, Policy};
 use crate::config;
-use crate::config::{Config, Env, Mistake, Reader};
+use crate::config::{Config, ConfigError, Env, Reader};
 use crate::crypto;
-use crate::jobs::{CheckpointParts, Checkpoints, Jobs, Place, Receiver, Stream, Upkeep};
+use crate::jobs::{CheckpointParts, Checkpoints, Destination, Jobs, Receiver, Stream, Upkeep};
 use crate::keyring::{self, Keyring};
 use crate::kms::{
     AwsKms, AzureKeyVault, Connections, GcpKms, Kms, KmsDiagnosis, LocalKey, RequestCounts, VaultTransit,
@@ -68,7 +68,9 @@ pub(super) async fn assemble(
     let committer = Arc::new(Committer::start_for(requests, store.clone(), clock.clone(), LANES));
     let admin = LogAdmin::new(database.clone(), committer.clone(), clock.clone(), None);
     if config.row_mac.keys.is_none() {
-        warn!("BYOK_ROW_MAC_KEY is not set: whoever writes the database can change the rows of DEKs unseen");
+        warn!(
+            "BYOK_ROW_MAC_KEY is not set: anyone who can write to the database can change rows of DEKs unnoticed"
+        );
     }
     let keyring = Keyring::new(keyring::Parts {
         store: store.clone(),
@@ -172,7 +174,7 @@ pub(super) async fn database_only(env: &Env) -> Result<Arc<dyn Database>, Failur
     let settings = config::Store::read(&mut reader, None);
     match settings {
         Some(settings) => open(&settings).await,
-        None => Err(Failure::Configuration(reader.into_mistakes())),
+        None => Err(Failure::Configuration(reader.into_errors())),
     }
 }
 
@@ -198,7 +200,7 @@ pub(super) async fn as_owner(env: &Env) -> Result<(Arc<dyn Database>, Tenant), F
     let mut reader = Reader::new(env);
     match config::Store::read(&mut reader, None) {
         Some(settings) => with_tenant(readable(open(&settings.as_owner()).await?).await?).await,
-        None => Err(Failure::Configuration(reader.into_mistakes())),
+        None => Err(Failure::Configuration(reader.into_errors())),
     }
 }
 
@@ -213,7 +215,7 @@ pub(super) fn unread(error: store::ReadError) -> Failure {
     Failure::Running(match error {
         store::ReadError::Unavailable | store::ReadError::Busy => "the database is out of reach".to_owned(),
         store::ReadError::Rejected => {
-            "the database refuses to be read: check the rights of the role (`byok doctor`)".to_owned()
+            "the database refuses reads: check the rights of the role (`byok doctor`)".to_owned()
         }
         store::ReadError::Malformed => {
             "a row of the database is damaged, or not of a form that the server writes".to_owned()
@@ -221,10 +223,10 @@ pub(super) fn unread(error: store::ReadError) -> Failure {
     })
 }
 
-/// A part of the identity settings, or its mistakes.
-type Read<T> = Result<T, Vec<Mistake>>;
+/// A part of the identity settings, or its errors.
+type Read<T> = Result<T, Vec<ConfigError>>;
 
-/// Builds the authenticator and the policy, each with its own mistakes.
+/// Builds the authenticator and the policy, each with its own errors.
 pub(super) fn parts_of_identity(
     settings: &config::Auth,
     clock: Arc<dyn Clock>,
@@ -236,7 +238,7 @@ pub(super) fn parts_of_identity(
     Ok((Authenticator::new(settings, client, clock), Policy::of(settings)))
 }
 
-/// Builds the authenticator and the policy, and reports the mistakes of both.
+/// Builds the authenticator and the policy, and reports the errors of both.
 pub(super) fn identity(
     settings: &config::Auth,
     clock: Arc<dyn Clock>,
@@ -244,8 +246,8 @@ pub(super) fn identity(
     match parts_of_identity(settings, clock)? {
         (Ok(authenticator), Ok(policy)) => Ok((authenticator, policy)),
         (authenticator, policy) => {
-            let mistakes = [authenticator.err(), policy.err()];
-            Err(Failure::Configuration(mistakes.into_iter().flatten().flatten().collect()))
+            let errors = [authenticator.err(), policy.err()];
+            Err(Failure::Configuration(errors.into_iter().flatten().flatten().collect()))
         }
     }
 }
@@ -271,31 +273,31 @@ impl Provider {
 
 /// Builds the configured KMS. Sends nothing.
 pub(super) fn provider(settings: config::Kms) -> Result<Provider, Failure> {
-    let mistakes = |mistake: Mistake| Failure::Configuration(vec![mistake]);
+    let errors = |error: ConfigError| Failure::Configuration(vec![error]);
     Ok(match settings {
         config::Kms::Aws(settings) => {
-            let aws = AwsKms::new(*settings).map_err(mistakes)?;
+            let aws = AwsKms::new(*settings).map_err(errors)?;
             let (connections, requests) = (aws.connections(), aws.request_counts());
             Provider::of(aws, Some(connections), requests)
         }
         config::Kms::Gcp(settings) => {
-            let gcp = GcpKms::new(*settings).map_err(mistakes)?;
+            let gcp = GcpKms::new(*settings).map_err(errors)?;
             let (connections, requests) = (gcp.connections(), gcp.request_counts());
             Provider::of(gcp, Some(connections), requests)
         }
         config::Kms::Azure(settings) => {
-            let azure = AzureKeyVault::new(*settings).map_err(mistakes)?;
+            let azure = AzureKeyVault::new(*settings).map_err(errors)?;
             let (connections, requests) = (azure.connections(), azure.request_counts());
             Provider::of(azure, Some(connections), requests)
         }
         config::Kms::Vault(settings) => {
-            let vault = VaultTransit::new(*settings).map_err(mistakes)?;
+            let vault = VaultTransit::new(*settings).map_err(errors)?;
             let (connections, requests) = (vault.connections(), vault.request_counts());
             Provider::of(vault, Some(connections), requests)
         }
         // A local key sends no requests out of this process.
         config::Kms::Local(path) => {
-            Provider::of(LocalKey::open(path).map_err(mistakes)?, None, Arc::new(RequestCounts::new("local")))
+            Provider::of(LocalKey::open(path).map_err(errors)?, None, Arc::new(RequestCounts::new("local")))
         }
     })
 }
@@ -308,8 +310,8 @@ pub(super) fn checkpoints(
     tenant: Primary,
     kms: Option<Arc<dyn Kms>>,
 ) -> Result<Checkpoints, Failure> {
-    let config::Audit { origin, keys, places } = settings;
-    let config::CheckpointPlaces { directory, bucket, webhook: hook, every } = places;
+    let config::Audit { origin, keys, destinations } = settings;
+    let config::CheckpointDestinations { directory, bucket, webhook: hook, every } = destinations;
     let unbuilt = || Failure::Running("the HTTP client of the bucket cannot be built".to_owned());
     let bucket = bucket.map(|bucket| Archive::bucket(bucket).ok_or_else(unbuilt)).transpose()?;
     let archives = [directory.map(Archive::directory), bucket].into_iter().flatten().map(Receiver::Archive);
@@ -319,7 +321,7 @@ pub(super) fn checkpoints(
         tenant,
         deployment: origin,
         keys,
-        places: archives.chain(hook).chain(kms.map(Receiver::Kms)).map(Place::new).collect(),
+        destinations: archives.chain(hook).chain(kms.map(Receiver::Kms)).map(Destination::new).collect(),
         publish_every: every,
         clock: Arc::new(SystemClock),
     }))
@@ -328,7 +330,9 @@ pub(super) fn checkpoints(
 /// Checks the log against what was published, before anything is served.
 async fn checked(checkpoints: &Checkpoints) {
     if !checkpoints.signs() {
-        warn!("no key signs checkpoints of the audit log: whoever owns the database can rewrite it unseen");
+        warn!(
+            "no key signs checkpoints of the audit log: the owner of the database can rewrite the log unnoticed"
+        );
     }
     while checkpoints.check().await.is_err() {
         warn!("the audit log cannot be read: trying again");
@@ -375,13 +379,13 @@ async fn primary(database: &dyn Database) -> Result<Tenant, Failure> {
                 match database.commit(&Batch::of_changes(tenant.uid, changes)).await {
                     Ok(_) => continue,
                     Err(CommitError::Rejected | CommitError::Fenced | CommitError::Rewound) => {
-                        return Err(Failure::Running("the database refuses to be written".to_owned()));
+                        return Err(Failure::Running("the database refuses writes".to_owned()));
                     }
                     Err(CommitError::Moved { .. } | CommitError::Unavailable | CommitError::Unknown) => {}
                 }
             }
             Err(store::ReadError::Rejected | store::ReadError::Malformed) => {
-                return Err(Failure::Running("the database refuses to be read".to_owned()));
+                return Err(Failure::Running("the database refuses reads".to_owned()));
             }
             Err(store::ReadError::Unavailable | store::ReadError::Busy) => {
                 warn!("the database is out of reach: trying again")

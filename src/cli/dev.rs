@@ -21,7 +21,7 @@ use super::Failure;
 use super::serve::{self, OnHangup};
 use crate::app::{App, Committed, EncryptItem, context_of};
 use crate::auth::{MintClaims, mint};
-use crate::config::{Auth, Config, Defaults, Env, Jwt, LogFormat, Mistake, Reader, Server};
+use crate::config::{Auth, Config, ConfigError, Defaults, Env, Jwt, LogFormat, Reader, Server};
 use crate::crypto::{self, Ed25519SigningKey, Plaintext, RowMacKey};
 use crate::kms::LocalKey;
 use crate::model::{Clock as _, Identity, Means, RequestId, Session, SystemClock};
@@ -41,7 +41,7 @@ const OF_A_SERVER: [&str; 5] = [
 ];
 /// In development, the role `user` may use its own records.
 const PERMISSIONS: &str = "\
-# Who may do what under `byok dev`; what is edited here counts within seconds.
+# Who may do what under `byok dev`; edits take effect within seconds.
 roles:
   admin: { all: true }
   service: { encrypt: true, decrypt: true }
@@ -70,7 +70,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     if env.get("BYOK_LOCAL_KEY_FILE").is_none() {
         let path = PathBuf::from(LOCAL_KEY);
         if !path.exists() {
-            LocalKey::create(&path).map_err(|mistake| Failure::Configuration(vec![mistake]))?;
+            LocalKey::create(&path).map_err(|error| Failure::Configuration(vec![error]))?;
         }
         env = env.with("BYOK_LOCAL_KEY_FILE", &path.display().to_string());
     }
@@ -113,10 +113,11 @@ fn refuse_a_servers(env: &Env) -> Result<(), Failure> {
         |name: &&&str| env.is_set(name) && !(**name == "BYOK_PROVIDER" && env.get(name) == Some("local"));
     let problem = "is set: `byok dev` makes and prints tokens, with a database, a key and a JWT secret of its own; unset it, or \
                    run `byok serve`";
-    let mistakes = OF_A_SERVER.iter().filter(is_a_servers);
-    let mistakes: Vec<Mistake> =
-        mistakes.map(|name| Mistake { variable: (*name).to_owned(), problem: problem.to_owned() }).collect();
-    if mistakes.is_empty() { Ok(()) } else { Err(Failure::Configuration(mistakes)) }
+    let errors = OF_A_SERVER.iter().filter(is_a_servers);
+    let errors: Vec<ConfigError> = errors
+        .map(|name| ConfigError { variable: (*name).to_owned(), problem: problem.to_owned() })
+        .collect();
+    if errors.is_empty() { Ok(()) } else { Err(Failure::Configuration(errors)) }
 }
 
 /// Returns the text of a file that only its owner may read, and creates the file if it does not

@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 
 use super::Failure;
 use super::dev::LOCAL_KEY;
-use crate::config::{Env, KeyGuard, Mistake, Reader};
+use crate::config::{ConfigError, Env, KeyGuard, Reader};
 use crate::kms::LocalKey;
 
 const VARIABLE: &str = "BYOK_LOCAL_KEY_FILE";
@@ -17,11 +17,11 @@ const VARIABLE: &str = "BYOK_LOCAL_KEY_FILE";
 #[derive(Args)]
 pub(super) struct Arguments {
     #[command(subcommand)]
-    hand: Hand,
+    action: Action,
 }
 
 #[derive(Clone, Copy, Subcommand)]
-enum Hand {
+enum Action {
     /// Turn the key off: nothing can be decrypted any more
     Disable,
     /// Turn the key on again
@@ -34,20 +34,20 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let env = Env::of_process();
     let mut reader = Reader::new(&env);
     let guard = KeyGuard::read(&mut reader);
-    let mistakes = reader.into_mistakes();
-    if !mistakes.is_empty() {
-        return Err(Failure::Configuration(mistakes));
+    let errors = reader.into_errors();
+    if !errors.is_empty() {
+        return Err(Failure::Configuration(errors));
     }
     let path = env.get(VARIABLE).unwrap_or(LOCAL_KEY);
     if !Path::new(path).exists() {
         let problem =
             format!("there is no key at {path}; `byok dev` makes one in the folder that it is started in");
-        return Err(Failure::Configuration(vec![Mistake { variable: VARIABLE.to_owned(), problem }]));
+        return Err(Failure::Configuration(vec![ConfigError { variable: VARIABLE.to_owned(), problem }]));
     }
-    let key = LocalKey::open(path).map_err(|mistake| Failure::Configuration(vec![mistake]))?;
+    let key = LocalKey::open(path).map_err(|error| Failure::Configuration(vec![error]))?;
     let failed = |error: std::io::Error| Failure::Running(format!("{path}: {error}"));
-    match arguments.hand {
-        Hand::Disable => {
+    match arguments.action {
+        Action::Disable => {
             key.disable().map_err(failed)?;
             println!("The key in {path} is turned off.");
             println!(
@@ -55,7 +55,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
                 seconds(guard.bound())
             );
         }
-        Hand::Enable => {
+        Action::Enable => {
             key.enable().map_err(failed)?;
             println!("The key in {path} is turned on.");
             println!(
@@ -64,7 +64,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
                 seconds(guard.resume_after)
             );
         }
-        Hand::Rotate => {
+        Action::Rotate => {
             let version = key.rotate().map_err(failed)?;
             println!("The key in {path} has a new version, {version}: new records are protected by it.");
             println!("The older versions still decrypt. POST /byok/rotate re-wraps what they protect.");

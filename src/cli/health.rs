@@ -25,7 +25,7 @@ pub(super) struct Arguments {
     /// Ask whether the key works, and not only whether the server serves
     #[arg(long)]
     key: bool,
-    /// A file that holds a token; without one, the answer about the key is what the server knows already
+    /// A file with a token; without one, the server answers with the last known state of the key
     #[arg(long, value_name = "FILE", requires = "key")]
     token_file: Option<PathBuf>,
     /// Print the server's answer as it is
@@ -60,8 +60,9 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let response = request.send().await.map_err(|_| Failure::Running(format!("{url} does not answer")))?;
     let status = response.status().as_u16();
     let answer = response.bytes().await.ok().and_then(|body| serde_json::from_slice::<Value>(&body).ok());
-    let answer =
-        answer.ok_or_else(|| Failure::Running(format!("{url} answers {status}, and not as byok does")))?;
+    let answer = answer.ok_or_else(|| {
+        Failure::Running(format!("{url} answers {status}, which is not an answer of byok's"))
+    })?;
     let line = line(&answer);
     match (arguments.json, status) {
         (true, _) => println!("{answer}"),
@@ -80,10 +81,10 @@ fn this_machine() -> Result<Url, Failure> {
     let mut reader = Reader::new(&env);
     let listen = Server::read_listen(&mut reader);
     let scheme = if reader.text("BYOK_TLS_CERT_FILE").is_some() { "https" } else { "http" };
-    let mistakes = reader.into_mistakes();
-    match mistakes.is_empty() {
+    let errors = reader.into_errors();
+    match errors.is_empty() {
         true => Ok(url_of(scheme, listen)),
-        false => Err(Failure::Configuration(mistakes)),
+        false => Err(Failure::Configuration(errors)),
     }
 }
 

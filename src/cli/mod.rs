@@ -4,9 +4,9 @@
 //! | code | meaning |
 //! |---|---|
 //! | 0 | done |
-//! | 1 | the command failed while running; the message says at what. `audit verify`: the log does not hold. `rotate`: not done |
+//! | 1 | the command failed; the message says why. `audit verify`: the log does not hold. `rotate`: not done |
 //! | 2 | the command line is not understood |
-//! | 3 | the configuration has mistakes; each is named with its variable or file |
+//! | 3 | the configuration has errors; each is named with its variable or file |
 //! | 4 | `doctor` found something that does not work, or a `drill` a plaintext that came too late |
 //! | 5 | the KMS refuses the use of the key; work that was begun is kept, and continues when the key is back |
 //! | 6 | the database's schema is not one that this binary reads: nothing was checked |
@@ -27,7 +27,7 @@ mod migrate;
 mod policy;
 mod reload;
 mod rotate;
-mod rotation_shown;
+mod rotation_output;
 mod schema;
 mod serve;
 mod token;
@@ -36,7 +36,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::Mistake;
+use crate::config::ConfigError;
 use crate::store::MigrateError;
 
 /// Field-level encryption for Hasura under a key that the customer holds in their own KMS.
@@ -44,7 +44,7 @@ use crate::store::MigrateError;
 #[command(name = "byok", version, arg_required_else_help = true, propagate_version = true)]
 #[command(after_help = "Configuration comes from the environment; `byok doctor` checks it. \
 Exit codes: 0 done, 1 failed, 2 usage, 3 configuration, 4 doctor or drill found a fault, \
-5 refused by the KMS, 6 another schema.")]
+5 refused by the KMS, 6 the database has another schema.")]
 struct CommandLine {
     #[command(subcommand)]
     command: Command,
@@ -62,27 +62,27 @@ enum Command {
     Migrate,
     /// Re-wrap all DEKs under the current key version
     Rotate(rotate::Arguments),
-    /// The audit log itself: verify it, export it, hold it against the KMS's; its keys; legal hold, erasure, retention; the
-    /// way back after a restore
+    /// The audit log: verify it, export it, compare it with the KMS's log; its keys; legal hold, erasure, retention; the
+    /// recovery after a restore
     Audit(Box<audit::Arguments>),
     /// Print the GraphQL schema, or the OpenAPI document
     Schema(schema::Arguments),
-    /// Print the least privilege that the KMS has to grant us on the configured key
+    /// Print the policy with the least privilege that byok needs on the configured key
     Policy(policy::Arguments),
     /// Mint a JWT for development
     Token(token::Arguments),
     /// Check configuration, database, roles and key: what is wrong, what it leaves unprotected, what to do
     Doctor,
-    /// Ask a running server how it is, as a container's health check does; exit code 1 when it is not well
+    /// Query the health of a running server, as a container's health check does; exit code 1 if it is not healthy
     Health(health::Arguments),
-    /// Try the kill switch of a running server with the real key, and leave a signed report
+    /// Rehearse the kill switch on a running server with the real key, and write a signed report
     Drill(Box<drill::Arguments>),
 }
 
 /// The reason why a command ended without success.
 enum Failure {
-    /// The configuration has mistakes.
-    Configuration(Vec<Mistake>),
+    /// The configuration has errors.
+    Configuration(Vec<ConfigError>),
     /// The command failed; the sentence says at what.
     Running(String),
     /// The KMS refuses the use of the key; the sentence says what happens to work that was begun.
@@ -90,7 +90,7 @@ enum Failure {
     /// The database's schema is older or newer than the one that this binary reads.
     Schema(MigrateError),
     /// `doctor` or a drill found a fault, and has reported it.
-    Unwell,
+    FaultFound,
 }
 
 /// Runs the command of the process's command line.
@@ -125,7 +125,7 @@ pub fn run() -> ExitCode {
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Failure::Unwell) => ExitCode::from(4),
+        Err(Failure::FaultFound) => ExitCode::from(4),
         Err(Failure::Running(problem)) => {
             eprintln!("byok: {problem}");
             ExitCode::from(1)
@@ -135,12 +135,13 @@ pub fn run() -> ExitCode {
             ExitCode::from(5)
         }
         Err(Failure::Schema(problem)) => {
-            eprintln!("byok: the database was not looked at: {problem}");
+            eprintln!("byok: the database was not read: {problem}");
             ExitCode::from(6)
         }
-        Err(Failure::Configuration(mistakes)) => {
-            eprintln!("byok: the configuration has {} mistake(s):", mistakes.len());
-            mistakes.iter().for_each(|mistake| eprintln!("  {mistake}"));
+        Err(Failure::Configuration(errors)) => {
+            let noun = if errors.len() == 1 { "error" } else { "errors" };
+            eprintln!("byok: the configuration has {} {noun}:", errors.len());
+            errors.iter().for_each(|error| eprintln!("  {error}"));
             ExitCode::from(3)
         }
     }

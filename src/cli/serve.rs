@@ -76,7 +76,7 @@ where
     }
     info!(%address, version = env!("CARGO_PKG_VERSION"), "listening");
     let running = reload::Running { app: app.clone(), jobs: jobs.clone(), database, tls };
-    tokio::spawn(reload::keep(running, env, files, hangups, stop.clone()));
+    tokio::spawn(reload::run(running, env, files, hangups, stop.clone()));
     let stopping = stop.clone();
     let serving = requests.spawn(async move {
         server::serve(TcpListener::from_std(listener)?, tls_now, served, settings, stopping).await
@@ -103,7 +103,9 @@ where
     stop.cancel();
     requests.end().await;
     if tokio::time::timeout(LAST_ENTRIES, app.settled()).await.is_err() {
-        warn!("of some answers that were not given the log says that they were: the database took too long");
+        warn!(
+            "some answers were not given, and the log does not say so: the database took too long to record it"
+        );
     }
     if let Some(working) = working {
         let _ = working.await;
@@ -112,7 +114,7 @@ where
     begun?;
     match served {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(Failure::Running(format!("the listener broke: {error}"))),
+        Ok(Err(error)) => Err(Failure::Running(format!("the listener failed: {error}"))),
         Err(_) => Err(Failure::Running("the server panicked".to_owned())),
     }
 }
@@ -144,11 +146,11 @@ fn stop_on_signals(on_hangup: OnHangup) -> Result<CancellationToken, Failure> {
 }
 
 fn listen_to(kind: SignalKind) -> Result<Signal, Failure> {
-    signal(kind).map_err(|error| Failure::Running(format!("signals cannot be had: {error}")))
+    signal(kind).map_err(|error| Failure::Running(format!("signals cannot be received: {error}")))
 }
 
 /// Builds the acceptor, in a channel through which it can be replaced.
 fn acceptor(tls: &Tls) -> Result<(watch::Sender<TlsAcceptor>, watch::Receiver<TlsAcceptor>), Failure> {
-    let config = reload::server_config(tls).map_err(|mistake| Failure::Configuration(vec![mistake]))?;
+    let config = reload::server_config(tls).map_err(|error| Failure::Configuration(vec![error]))?;
     Ok(watch::channel(TlsAcceptor::from(Arc::new(config))))
 }

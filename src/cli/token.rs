@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::Failure;
 use crate::auth::{MintClaims, mint};
-use crate::config::{Auth, Env, Mistake, Reader};
+use crate::config::{Auth, ConfigError, Env, Reader};
 use crate::model::{Clock as _, SystemClock};
 
 /// What the token says.
@@ -25,7 +25,7 @@ pub(super) struct Arguments {
     /// Another session variable, such as x-hasura-org-id=7
     #[arg(long = "claim", value_name = "NAME=VALUE", value_parser = pair)]
     claims: Vec<(String, String)>,
-    /// How long it is good for, in seconds
+    /// How long it is valid, in seconds
     #[arg(long, default_value_t = 3_600, value_name = "SECONDS")]
     ttl: u64,
 }
@@ -44,15 +44,15 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut reader = Reader::new(&env);
     let jwt = Auth::read(&mut reader).jwt;
     let Some(jwt) = jwt else {
-        let mut mistakes = reader.into_mistakes();
-        mistakes.retain(|mistake| mistake.variable.starts_with("HASURA_GRAPHQL_JWT_SECRET"));
-        if mistakes.is_empty() {
+        let mut errors = reader.into_errors();
+        errors.retain(|error| error.variable.starts_with("HASURA_GRAPHQL_JWT_SECRET"));
+        if errors.is_empty() {
             let problem =
                 "is not set; it takes what Hasura takes, such as {\"type\":\"HS256\",\"key\":\"…\"}"
                     .to_owned();
-            mistakes.push(Mistake { variable: "HASURA_GRAPHQL_JWT_SECRET".to_owned(), problem });
+            errors.push(ConfigError { variable: "HASURA_GRAPHQL_JWT_SECRET".to_owned(), problem });
         }
-        return Err(Failure::Configuration(mistakes));
+        return Err(Failure::Configuration(errors));
     };
     let mut allowed_roles = vec![arguments.role.clone()];
     allowed_roles.extend(arguments.allowed.iter().cloned());
@@ -64,7 +64,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         lasts: Duration::from_secs(arguments.ttl),
     };
     let token = mint(&jwt, &claims, SystemClock.now()).map_err(|error| {
-        Failure::Configuration(vec![Mistake {
+        Failure::Configuration(vec![ConfigError {
             variable: jwt.variable().to_owned(),
             problem: error.to_string(),
         }])

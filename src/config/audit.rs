@@ -2,7 +2,7 @@
 
 use crate::crypto::{Ed25519SigningKey, NoEd25519Key, SecretText};
 
-use super::{CheckpointPlaces, Reader};
+use super::{CheckpointDestinations, Reader};
 
 const ORIGIN: &str = "BYOK_AUDIT_ORIGIN";
 const KEY: &str = "BYOK_AUDIT_SIGNING_KEY";
@@ -17,7 +17,7 @@ pub struct Audit {
     /// The keys that sign checkpoints. Without them no checkpoints are made.
     pub keys: Option<SigningKeys>,
     /// The destinations where checkpoints are published.
-    pub places: CheckpointPlaces,
+    pub destinations: CheckpointDestinations,
 }
 
 /// Ed25519 keys as PKCS#8 in PEM. They are known to be readable.
@@ -52,28 +52,28 @@ impl Audit {
     pub fn read(reader: &mut Reader<'_>) -> Self {
         let origin = reader.text(ORIGIN).unwrap_or_else(|| "byok".to_owned());
         if origin.chars().any(|char| char.is_whitespace() || char.is_control() || char == '+') {
-            reader.mistake(ORIGIN, "is not a name: it holds white space, a control character or `+`");
+            reader.error(ORIGIN, "is not a name: it holds white space, a control character or `+`");
         }
         let current = key(reader, KEY);
         let previous = key(reader, PREVIOUS_KEY);
         if reader.is_set(PREVIOUS_KEY) && !reader.is_set(KEY) {
-            reader.mistake(PREVIOUS_KEY, format!("is set without {KEY}, which it is to stand beside"));
+            reader.error(PREVIOUS_KEY, format!("is set without {KEY}"));
         }
-        if let Some(place) = CheckpointPlaces::is_set(reader).filter(|_| !reader.is_set(KEY)) {
-            reader.mistake(place, format!("is set without {KEY}: there are no checkpoints to publish"));
+        if let Some(destination) = CheckpointDestinations::is_set(reader).filter(|_| !reader.is_set(KEY)) {
+            reader.error(destination, format!("is set without {KEY}: there are no checkpoints to publish"));
         }
-        let places = CheckpointPlaces::read(reader);
+        let destinations = CheckpointDestinations::read(reader);
         let keys = current.map(|current| SigningKeys { current, previous });
-        Self { origin, keys, places }
+        Self { origin, keys, destinations }
     }
 }
 
 fn key(reader: &mut Reader<'_>, name: &str) -> Option<SecretText> {
     let text = reader.secret(name)?;
     if Ed25519SigningKey::from_pem(&text).is_err() {
-        reader.mistake(
+        reader.error(
             name,
-            "is no Ed25519 key as PKCS#8 in PEM: `openssl genpkey -algorithm ed25519` makes one",
+            "is not an Ed25519 key in PEM (PKCS#8): `openssl genpkey -algorithm ed25519` makes one",
         );
         return None;
     }
@@ -89,23 +89,23 @@ mod tests {
         let env = Env::from_pairs(pairs.iter().copied());
         let mut reader = Reader::new(&env);
         let audit = Audit::read(&mut reader);
-        let mistakes = reader.into_mistakes();
-        assert!(mistakes.iter().all(|mistake| !mistake.to_string().contains("MC4CAQ")));
-        (audit, mistakes.into_iter().map(|mistake| mistake.variable).collect())
+        let errors = reader.into_errors();
+        assert!(errors.iter().all(|error| !error.to_string().contains("MC4CAQ")));
+        (audit, errors.into_iter().map(|error| error.variable).collect())
     }
 
     #[test]
     fn without_a_key_nothing_is_signed() {
-        let (audit, mistakes) = read(&[]);
-        assert!(audit.keys.is_none() && mistakes.is_empty());
+        let (audit, errors) = read(&[]);
+        assert!(audit.keys.is_none() && errors.is_empty());
         assert_eq!(audit.origin, "byok");
     }
 
     #[test]
     fn both_keys_are_kept_while_one_takes_the_others_place() {
         let (one, other) = (Ed25519SigningKey::generate_pem(), Ed25519SigningKey::generate_pem());
-        let (audit, mistakes) = read(&[(KEY, one.expose()), (PREVIOUS_KEY, other.expose())]);
-        assert!(mistakes.is_empty());
+        let (audit, errors) = read(&[(KEY, one.expose()), (PREVIOUS_KEY, other.expose())]);
+        assert!(errors.is_empty());
         let parsed = audit.keys.unwrap().parsed();
         let of = |text| Ed25519SigningKey::from_pem(text).ok().unwrap().verifying_key();
         let keys: Vec<_> = parsed.iter().map(Ed25519SigningKey::verifying_key).collect();
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_key_or_no_name_is_a_mistake() {
+    fn what_is_no_key_or_no_name_is_an_error() {
         let key = Ed25519SigningKey::generate_pem();
         assert_eq!(read(&[(KEY, "MC4CAQ")]).1, [KEY]);
         assert_eq!(read(&[(KEY, key.expose()), (PREVIOUS_KEY, "x")]).1, [PREVIOUS_KEY]);

@@ -34,7 +34,7 @@ mod tests {
         let env = Env::from_pairs(pairs.iter().copied());
         let mut reader = Reader::new(&env);
         let retention = AuditRetention::read(&mut reader);
-        reader.into_mistakes().pop().map_or(Ok(retention), |mistake| Err(mistake.variable))
+        reader.into_errors().pop().map_or(Ok(retention), |error| Err(error.variable))
     }
 
     #[test]
@@ -43,7 +43,7 @@ mod tests {
         assert_eq!(read(&[]).map(days), Ok(Some(365)));
         assert_eq!(read(&[("BYOK_AUDIT_RETENTION_DAYS", "90")]).map(days), Ok(Some(90)));
         assert_eq!(read(&[("BYOK_AUDIT_RETENTION_DAYS", "0")]).map(days), Ok(None));
-        let mistake = Err("BYOK_AUDIT_RETENTION_DAYS".to_owned());
-        assert_eq!(read(&[("BYOK_AUDIT_RETENTION_DAYS", "a year")]), mistake);
+        let error = Err("BYOK_AUDIT_RETENTION_DAYS".to_owned());
+        assert_eq!(read(&[("BYOK_AUDIT_RETENTION_DAYS", "a year")]), error);
     }
 }

@@ -24,7 +24,7 @@ impl AuditStreams {
     pub fn read(reader: &mut Reader<'_>) -> Self {
         let file = reader.text(FILE).map(PathBuf::from);
         if file.as_ref().is_some_and(|path| path.file_name().is_none() || path.is_dir()) {
-            reader.mistake(FILE, "names no file");
+            reader.error(FILE, "names no file");
         }
         Self { file, webhook: Webhook::read_from(reader, URL, SECRET) }
     }
@@ -39,15 +39,15 @@ mod tests {
         let env = Env::from_pairs(pairs.iter().copied());
         let mut reader = Reader::new(&env);
         let streams = AuditStreams::read(&mut reader);
-        (streams, reader.into_mistakes().into_iter().map(|mistake| mistake.variable).collect())
+        (streams, reader.into_errors().into_iter().map(|error| error.variable).collect())
     }
 
     #[test]
     fn nothing_is_streamed_unless_it_is_said_where() {
-        let (streams, mistakes) = read(&[]);
-        assert!(streams.file.is_none() && streams.webhook.is_none() && mistakes.is_empty());
-        let (streams, mistakes) = read(&[(FILE, "/var/log/byok/audit.jsonl")]);
-        assert!(streams.file.is_some() && mistakes.is_empty());
+        let (streams, errors) = read(&[]);
+        assert!(streams.file.is_none() && streams.webhook.is_none() && errors.is_empty());
+        let (streams, errors) = read(&[(FILE, "/var/log/byok/audit.jsonl")]);
+        assert!(streams.file.is_some() && errors.is_empty());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Who may call: JWTs, the shared secret of Hasura's remote schema, admin tokens, and the
 //! permissions file.
 //!
-//! This section only reads the texts. The `auth` module parses them, and reports its mistakes in
+//! This section only reads the texts. The `auth` module parses them, and reports its errors in
 //! the same form.
 
 use std::path::PathBuf;
@@ -72,18 +72,18 @@ impl Auth {
         let current = secret(reader, "BYOK_HASURA_SECRET");
         let previous = secret(reader, "BYOK_HASURA_SECRET_PREVIOUS");
         if previous.is_some() && !reader.is_set("BYOK_HASURA_SECRET") {
-            reader.mistake("BYOK_HASURA_SECRET_PREVIOUS", "is set without BYOK_HASURA_SECRET");
+            reader.error("BYOK_HASURA_SECRET_PREVIOUS", "is set without BYOK_HASURA_SECRET");
         }
         let unauthorized_role = reader.text("BYOK_HASURA_UNAUTHORIZED_ROLE");
         if unauthorized_role.is_some() && !reader.is_set("BYOK_HASURA_SECRET") {
-            reader.mistake(
+            reader.error(
                 "BYOK_HASURA_UNAUTHORIZED_ROLE",
-                "is set without BYOK_HASURA_SECRET, beside which alone that role can come",
+                "is set without BYOK_HASURA_SECRET, which that role requires",
             );
         }
         let require_jwt = reader.flag("BYOK_REQUIRE_JWT", false);
         if require_jwt && one.is_none() && many.is_none() {
-            reader.mistake("BYOK_REQUIRE_JWT", "is set without HASURA_GRAPHQL_JWT_SECRET");
+            reader.error("BYOK_REQUIRE_JWT", "is set without HASURA_GRAPHQL_JWT_SECRET");
         }
         Self {
             jwt: many.or(one),
@@ -101,8 +101,7 @@ impl Auth {
 fn secret(reader: &mut Reader<'_>, name: &str) -> Option<SecretText> {
     let secret = reader.secret(name)?;
     if secret.expose().len() < LEAST_SECRET || !secret.expose().bytes().all(|byte| byte.is_ascii_graphic()) {
-        reader
-            .mistake(name, format!("is not {LEAST_SECRET} or more visible ASCII characters without spaces"));
+        reader.error(name, format!("is not {LEAST_SECRET} or more visible ASCII characters without spaces"));
         return None;
     }
     Some(secret)
@@ -121,13 +120,13 @@ mod tests {
         let env = Env::from_pairs(pairs.iter().copied());
         let mut reader = Reader::new(&env);
         let auth = Auth::read(&mut reader);
-        (auth, reader.into_mistakes().into_iter().map(|mistake| mistake.variable).collect())
+        (auth, reader.into_errors().into_iter().map(|error| error.variable).collect())
     }
 
     #[test]
-    fn nothing_set_is_no_mistake_and_demands_exp() {
-        let (auth, mistakes) = read(&[]);
-        assert!(mistakes.is_empty());
+    fn nothing_set_is_no_error_and_demands_exp() {
+        let (auth, errors) = read(&[]);
+        assert!(errors.is_empty());
         assert!(auth.require_exp && auth.jwt.is_none() && auth.hasura_secrets.is_empty());
     }
 
@@ -138,15 +137,15 @@ mod tests {
     }
 
     #[test]
-    fn settings_that_miss_what_they_rest_on_are_mistakes() {
-        let (_, mistakes) = read(&[
+    fn settings_that_miss_what_they_rest_on_are_errors() {
+        let (_, errors) = read(&[
             ("BYOK_HASURA_SECRET_PREVIOUS", "a-secret-of-some-length"),
             ("BYOK_HASURA_UNAUTHORIZED_ROLE", "anonymous"),
             ("BYOK_REQUIRE_JWT", "true"),
             ("BYOK_PERMISSIONS_FILE", "/nowhere"),
         ]);
         assert_eq!(
-            mistakes,
+            errors,
             [
                 "BYOK_HASURA_SECRET_PREVIOUS",
                 "BYOK_HASURA_UNAUTHORIZED_ROLE",
@@ -157,9 +156,9 @@ mod tests {
     }
 
     #[test]
-    fn a_short_secret_is_a_mistake() {
-        let (_, mistakes) =
+    fn a_short_secret_is_an_error() {
+        let (_, errors) =
             read(&[("BYOK_HASURA_SECRET", "hunter2"), ("BYOK_ADMIN_TOKEN", "with a space in it")]);
-        assert_eq!(mistakes, ["BYOK_HASURA_SECRET", "BYOK_ADMIN_TOKEN"]);
+        assert_eq!(errors, ["BYOK_HASURA_SECRET", "BYOK_ADMIN_TOKEN"]);
     }
 }

@@ -18,7 +18,7 @@ impl DekPool {
         if size > 0 && cache.time_to_live.is_zero() {
             let problem =
                 "keeps DEKs in memory, and BYOK_DEK_CACHE_SECONDS=0 says that none is: set one of them";
-            reader.mistake("BYOK_DEK_POOL", problem);
+            reader.error("BYOK_DEK_POOL", problem);
         }
         Self { size: size as usize }
     }
@@ -34,7 +34,7 @@ mod tests {
         let mut reader = Reader::new(&env);
         let cache = DekCache::read(&mut reader);
         let pool = DekPool::read(&mut reader, &cache);
-        reader.into_mistakes().pop().map_or(Ok(pool.size), |mistake| Err(mistake.variable))
+        reader.into_errors().pop().map_or(Ok(pool.size), |error| Err(error.variable))
     }
 
     #[test]
@@ -46,8 +46,8 @@ mod tests {
 
     #[test]
     fn a_pool_is_bounded_and_needs_a_cache() {
-        let mistake = Err("BYOK_DEK_POOL".to_owned());
-        assert_eq!(read(&[("BYOK_DEK_POOL", "10001")]), mistake);
-        assert_eq!(read(&[("BYOK_DEK_POOL", "1"), ("BYOK_DEK_CACHE_SECONDS", "0")]), mistake);
+        let error = Err("BYOK_DEK_POOL".to_owned());
+        assert_eq!(read(&[("BYOK_DEK_POOL", "10001")]), error);
+        assert_eq!(read(&[("BYOK_DEK_POOL", "1"), ("BYOK_DEK_CACHE_SECONDS", "0")]), error);
     }
 }

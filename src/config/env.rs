@@ -1,4 +1,4 @@
-//! The environment as a value, and a reader that collects all mistakes instead of stopping at the
+//! The environment as a value, and a reader that collects all errors instead of stopping at the
 //! first.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -73,24 +73,24 @@ impl Env {
 /// A variable that is missing or wrong. It contains the variable's name and the values that it
 /// accepts, never a secret's value.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mistake {
+pub struct ConfigError {
     /// The variable, or the file that it names.
     pub variable: String,
     /// What is wrong, and which values the variable accepts.
     pub problem: String,
 }
 
-impl fmt::Display for Mistake {
+impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.variable, self.problem)
     }
 }
 
-/// Reads variables and collects the mistakes.
+/// Reads variables and collects the errors.
 pub struct Reader<'a> {
     env: &'a Env,
-    mistakes: Vec<Mistake>,
-    /// The variables that were requested and are not UTF-8. Each counts as one mistake, however
+    errors: Vec<ConfigError>,
+    /// The variables that were requested and are not UTF-8. Each counts as one error, however
     /// often it is requested.
     unreadable: BTreeSet<String>,
     files: Files,
@@ -99,7 +99,7 @@ pub struct Reader<'a> {
 impl<'a> Reader<'a> {
     /// Makes a reader of this environment.
     pub fn new(env: &'a Env) -> Self {
-        Self { env, mistakes: Vec::new(), unreadable: BTreeSet::new(), files: Files::default() }
+        Self { env, errors: Vec::new(), unreadable: BTreeSet::new(), files: Files::default() }
     }
 
     /// Takes the files that were read so far, so that they can be checked again later.
@@ -113,23 +113,23 @@ impl<'a> Reader<'a> {
         self.files.forget(variable);
     }
 
-    /// Returns the value of a variable that is set and not empty. Records a mistake if it is not
+    /// Returns the value of a variable that is set and not empty. Records an error if it is not
     /// UTF-8.
     fn value(&mut self, name: &str) -> Option<&'a str> {
         if self.env.unreadable.contains(name) && self.unreadable.insert(name.to_owned()) {
-            self.mistake(name, "is not UTF-8");
+            self.error(name, "is not UTF-8");
         }
         self.env.get(name)
     }
 
-    /// Returns the mistakes, in the order of reading.
-    pub fn into_mistakes(self) -> Vec<Mistake> {
-        self.mistakes
+    /// Returns the errors, in the order of reading.
+    pub fn into_errors(self) -> Vec<ConfigError> {
+        self.errors
     }
 
-    /// Returns the number of mistakes so far.
-    pub fn mistakes(&self) -> usize {
-        self.mistakes.len()
+    /// Returns the number of errors so far.
+    pub fn error_count(&self) -> usize {
+        self.errors.len()
     }
 
     /// Returns whether the variable or its `_FILE` variant is set.
@@ -137,9 +137,9 @@ impl<'a> Reader<'a> {
         self.env.is_set(name)
     }
 
-    /// Records a mistake.
-    pub fn mistake(&mut self, variable: &str, problem: impl Into<String>) {
-        self.mistakes.push(Mistake { variable: variable.to_owned(), problem: problem.into() });
+    /// Records an error.
+    pub fn error(&mut self, variable: &str, problem: impl Into<String>) {
+        self.errors.push(ConfigError { variable: variable.to_owned(), problem: problem.into() });
     }
 
     /// Reads an optional text.
@@ -147,23 +147,23 @@ impl<'a> Reader<'a> {
         self.value(name).map(str::to_owned)
     }
 
-    /// Reads a required text. If it is missing, records a mistake and returns the empty string.
+    /// Reads a required text. If it is missing, records an error and returns the empty string.
     pub fn required(&mut self, name: &str, what: &str) -> String {
         let text = self.text(name);
         if text.is_none() && !self.unreadable.contains(name) {
-            self.mistake(name, format!("is not set; it takes {what}"));
+            self.error(name, format!("is not set; it takes {what}"));
         }
         text.unwrap_or_default()
     }
 
     /// Reads a secret from `NAME` or from the file that `NAME_FILE` names (one trailing line break
-    /// is cut). Records a mistake if both are set.
+    /// is cut). Records an error if both are set.
     pub fn secret(&mut self, name: &str) -> Option<SecretText> {
         let file_variable = format!("{name}_FILE");
         let path = self.value(&file_variable);
         match (self.value(name), path) {
             (Some(_), Some(_)) => {
-                self.mistake(name, format!("is set beside {file_variable}; keep one of them"));
+                self.error(name, format!("is set together with {file_variable}; keep only one of them"));
                 None
             }
             (Some(value), None) => Some(SecretText::new(value.to_owned())),
@@ -173,13 +173,13 @@ impl<'a> Reader<'a> {
                     let trimmed = text.strip_suffix('\n').unwrap_or(&text);
                     let trimmed = trimmed.strip_suffix('\r').unwrap_or(trimmed);
                     if trimmed.is_empty() {
-                        self.mistake(&file_variable, "names a file that is empty");
+                        self.error(&file_variable, "names a file that is empty");
                         return None;
                     }
                     Some(SecretText::new(trimmed.to_owned()))
                 }
                 Err(problem) => {
-                    self.mistake(&file_variable, problem.to_string());
+                    self.error(&file_variable, problem.to_string());
                     None
                 }
             },
@@ -193,7 +193,7 @@ impl<'a> Reader<'a> {
         let path = PathBuf::from(self.value(name)?);
         match read_file(&path) {
             Ok(bytes) => self.files.note(name, &path, &bytes),
-            Err(problem) => self.mistake(name, problem.to_string()),
+            Err(problem) => self.error(name, problem.to_string()),
         }
         Some(path)
     }
@@ -208,7 +208,7 @@ impl<'a> Reader<'a> {
                 Some((path, text.to_string()))
             }
             Err(problem) => {
-                self.mistake(name, problem.to_string());
+                self.error(name, problem.to_string());
                 None
             }
         }
@@ -225,7 +225,7 @@ impl<'a> Reader<'a> {
         match text.trim().parse() {
             Ok(value) if bounds.contains(&value) => value,
             _ => {
-                self.mistake(name, format!("is not a number from {} to {}", bounds.start(), bounds.end()));
+                self.error(name, format!("is not a number from {} to {}", bounds.start(), bounds.end()));
                 default
             }
         }
@@ -238,7 +238,7 @@ impl<'a> Reader<'a> {
             Some("true" | "1") => true,
             Some("false" | "0") => false,
             Some(_) => {
-                self.mistake(name, "is neither `true` nor `false`");
+                self.error(name, "is neither `true` nor `false`");
                 default
             }
         }
@@ -251,7 +251,7 @@ impl<'a> Reader<'a> {
             Some((_, value)) => *value,
             None => {
                 let known: Vec<_> = words.iter().map(|(word, _)| format!("`{word}`")).collect();
-                self.mistake(name, format!("is none of {}", known.join(", ")));
+                self.error(name, format!("is none of {}", known.join(", ")));
                 default
             }
         }
@@ -273,9 +273,9 @@ mod tests {
         assert!(reader.required("AWS_REGION", "a region").is_empty());
         assert!(reader.secret("BYOK_LOG").is_none());
         assert!(reader.flag("BYOK_CONSOLE", true) && reader.flag("BYOK_CONSOLE", true));
-        let mistakes: Vec<String> = reader.into_mistakes().iter().map(Mistake::to_string).collect();
+        let errors: Vec<String> = reader.into_errors().iter().map(ConfigError::to_string).collect();
         let said = ["DATABASE_URL", "AWS_REGION", "BYOK_LOG_FILE", "BYOK_CONSOLE"];
-        assert_eq!(mistakes, said.map(|name| format!("{name}: is not UTF-8")), "what is asked for, once");
+        assert_eq!(errors, said.map(|name| format!("{name}: is not UTF-8")), "what is asked for, once");
     }
 
     #[test]
@@ -283,22 +283,22 @@ mod tests {
         let env = Env::from_pairs([("TOKEN_FILE", "s3cret"), ("CA", "s3cret")]);
         let mut reader = Reader::new(&env);
         assert!(reader.secret("TOKEN").is_none() && reader.file("CA").is_some());
-        let mistakes = reader.into_mistakes();
-        assert_eq!(mistakes.len(), 2);
-        assert!(mistakes.iter().all(|mistake| !mistake.to_string().contains("s3cret")), "{mistakes:?}");
+        let errors = reader.into_errors();
+        assert_eq!(errors.len(), 2);
+        assert!(errors.iter().all(|error| !error.to_string().contains("s3cret")), "{errors:?}");
     }
 
     #[test]
-    fn all_mistakes_are_collected_and_none_shows_a_value() {
+    fn all_errors_are_collected_and_none_shows_a_value() {
         let env = Env::from_pairs([("A", "seven"), ("B", "maybe"), ("C", "s3cret"), ("C_FILE", "/nowhere")]);
         let mut reader = Reader::new(&env);
         reader.number("A", 1_u32, 1..=9);
         reader.flag("B", false);
         assert!(reader.secret("C").is_none());
         reader.required("D", "an address");
-        let mistakes = reader.into_mistakes();
-        assert_eq!(mistakes.len(), 4);
-        assert!(mistakes.iter().all(|mistake| !mistake.to_string().contains("s3cret")));
+        let errors = reader.into_errors();
+        assert_eq!(errors.len(), 4);
+        assert!(errors.iter().all(|error| !error.to_string().contains("s3cret")));
     }
 
     #[test]

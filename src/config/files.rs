@@ -34,7 +34,7 @@ impl fmt::Display for FileProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unreadable(kind) => write!(f, "names a file that cannot be read: {kind}"),
-            Self::NotRegular => f.write_str("names something that is no regular file"),
+            Self::NotRegular => f.write_str("names something that is not a regular file"),
             Self::TooLarge => write!(f, "names a file of more than {LARGEST} bytes"),
             Self::NotUtf8 => f.write_str("names a file that is not UTF-8"),
         }

@@ -59,7 +59,7 @@ impl Limits {
         let kms_calls_per_minute = budget("BYOK_KMS_CALLS_PER_MINUTE", by_default);
         if kms_calls_per_minute.is_some_and(|calls| calls.get() < FEWEST_KMS_CALLS) {
             let problem = format!("is neither 0, for no bound, nor at least {FEWEST_KMS_CALLS}");
-            reader.mistake("BYOK_KMS_CALLS_PER_MINUTE", problem);
+            reader.error("BYOK_KMS_CALLS_PER_MINUTE", problem);
         }
         Self {
             encrypt_per_minute,
@@ -103,6 +103,6 @@ mod tests {
         let env = Env::from_pairs([("BYOK_KMS_CALLS_PER_MINUTE", "9")]);
         let mut reader = Reader::new(&env);
         Limits::read(&mut reader);
-        assert_eq!(reader.into_mistakes()[0].variable, "BYOK_KMS_CALLS_PER_MINUTE");
+        assert_eq!(reader.into_errors()[0].variable, "BYOK_KMS_CALLS_PER_MINUTE");
     }
 }

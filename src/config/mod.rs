@@ -1,12 +1,12 @@
 //! The configuration: everything that byok reads from the environment, one file per section. No
 //! other module reads it. Each section is read completely before anything is reported, so that all
-//! mistakes are reported together.
+//! errors are reported together.
 
 mod audit;
-mod audit_places;
 mod audit_retention;
 mod audit_stream;
 mod auth;
+mod checkpoint_destinations;
 mod dek_cache;
 mod dek_pool;
 mod env;
@@ -26,13 +26,13 @@ mod webhook;
 use std::path::PathBuf;
 
 pub use audit::{Audit, SigningKeys};
-pub use audit_places::{CheckpointBucket, CheckpointPlaces};
 pub use audit_retention::AuditRetention;
 pub use audit_stream::AuditStreams;
 pub use auth::{Auth, File, Jwt};
+pub use checkpoint_destinations::{CheckpointBucket, CheckpointDestinations};
 pub use dek_cache::DekCache;
 pub use dek_pool::DekPool;
-pub use env::{Env, Mistake, Reader};
+pub use env::{ConfigError, Env, Reader};
 pub use files::{FileProblem, Files, read_file, read_text};
 pub use key_guard::KeyGuard;
 pub use kms::{
@@ -108,8 +108,8 @@ impl Config {
     /// Reads and checks everything.
     ///
     /// # Errors
-    /// Every mistake, not only the first.
-    pub fn read(env: &Env, defaults: &Defaults) -> Result<Self, Vec<Mistake>> {
+    /// Every error, not only the first.
+    pub fn read(env: &Env, defaults: &Defaults) -> Result<Self, Vec<ConfigError>> {
         let mut reader = Reader::new(env);
         let limits = Limits::read(&mut reader);
         let server = Server::read(&mut reader, defaults.console, limits.body_bytes);
@@ -126,10 +126,10 @@ impl Config {
         let webhook = Webhook::read(&mut reader);
         let audit_streams = AuditStreams::read(&mut reader);
         let files = reader.take_files();
-        let mut mistakes = reader.into_mistakes();
-        mistakes.extend(variables::unknown(env));
+        let mut errors = reader.into_errors();
+        errors.extend(variables::unknown(env));
         match (store, kms) {
-            (Some(store), Some(mut kms)) if mistakes.is_empty() => {
+            (Some(store), Some(mut kms)) if errors.is_empty() => {
                 kms.limit_calls(limits.kms_calls_per_minute);
                 Ok(Self {
                     server,
@@ -149,7 +149,7 @@ impl Config {
                     files,
                 })
             }
-            _ => Err(mistakes),
+            _ => Err(errors),
         }
     }
 }

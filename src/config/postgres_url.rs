@@ -64,7 +64,7 @@ pub(super) fn has_scheme(url: &str) -> bool {
 pub(super) fn problem(url: &str) -> Option<String> {
     let names: Vec<&str> = parameters(url).map(name_of).collect();
     if url.split_once('?').is_some_and(|(_, query)| query.contains('@')) {
-        return Some("has an `@` behind a `?`: a `?` of the password's is written `%3F`".to_owned());
+        return Some("has an `@` after a `?`: in a password, write `?` as `%3F`".to_owned());
     }
     let known = PARAMETERS.join(", ");
     if let Some(name) = OF_LIBPQ.iter().find(|name| names.contains(name)) {

@@ -37,12 +37,12 @@ impl RowMac {
     pub fn read(reader: &mut Reader<'_>) -> Self {
         let (current, previous) = (key(reader, KEY), key(reader, PREVIOUS_KEY));
         if reader.is_set(PREVIOUS_KEY) && !reader.is_set(KEY) {
-            reader.mistake(PREVIOUS_KEY, format!("is set without {KEY}, which it is to stand beside"));
+            reader.error(PREVIOUS_KEY, format!("is set without {KEY}"));
         }
         let settle: u64 = reader.number("BYOK_ROW_MAC_SETTLE_SECONDS", 3_600, 0..=2_592_000);
         let required = reader.flag(REQUIRED, false);
         if required && !reader.is_set(KEY) {
-            reader.mistake(REQUIRED, format!("is set without {KEY}, which makes and checks the MACs"));
+            reader.error(REQUIRED, format!("is set without {KEY}, which makes and checks the MACs"));
         }
         Self {
             keys: current.map(|current| RowMacKeys { current, previous }),
@@ -55,7 +55,7 @@ impl RowMac {
 fn key(reader: &mut Reader<'_>, name: &str) -> Option<RowMacKey> {
     let key = RowMacKey::from_base64(&reader.secret(name)?).ok();
     if key.is_none() {
-        reader.mistake(name, "is not 32 bytes in base64: `openssl rand -base64 32` makes a key");
+        reader.error(name, "is not 32 bytes in base64: `openssl rand -base64 32` makes a key");
     }
     key
 }
@@ -69,27 +69,27 @@ mod tests {
         let env = Env::from_pairs(pairs.iter().copied());
         let mut reader = Reader::new(&env);
         let section = RowMac::read(&mut reader);
-        let mistakes = reader.into_mistakes();
-        assert!(mistakes.iter().all(|mistake| !mistake.to_string().contains("hunter2")));
-        (section, mistakes.into_iter().map(|mistake| mistake.variable).collect())
+        let errors = reader.into_errors();
+        assert!(errors.iter().all(|error| !error.to_string().contains("hunter2")));
+        (section, errors.into_iter().map(|error| error.variable).collect())
     }
 
     #[test]
     fn without_a_key_nothing_is_bound() {
-        let (section, mistakes) = read(&[]);
-        assert!(section.keys.is_none() && mistakes.is_empty());
+        let (section, errors) = read(&[]);
+        assert!(section.keys.is_none() && errors.is_empty());
         assert_eq!(section.settle, Duration::from_secs(3_600));
     }
 
     #[test]
     fn both_keys_count_while_one_takes_the_others_place() {
         let (one, other) = (RowMacKey::generate(), RowMacKey::generate());
-        let (section, mistakes) = read(&[(KEY, one.expose()), (PREVIOUS_KEY, other.expose())]);
-        assert!(mistakes.is_empty() && section.keys.unwrap().previous.is_some());
+        let (section, errors) = read(&[(KEY, one.expose()), (PREVIOUS_KEY, other.expose())]);
+        assert!(errors.is_empty() && section.keys.unwrap().previous.is_some());
     }
 
     #[test]
-    fn what_is_no_key_is_a_mistake_that_shows_no_value() {
+    fn what_is_no_key_is_an_error_that_shows_no_value() {
         let key = RowMacKey::generate();
         assert_eq!(read(&[(KEY, "hunter2")]).1, [KEY]);
         assert_eq!(read(&[(KEY, key.expose()), (PREVIOUS_KEY, "hunter2")]).1, [PREVIOUS_KEY]);

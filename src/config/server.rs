@@ -65,11 +65,11 @@ impl Server {
             (Some(certificates), Some(key)) => Some(Tls { certificates, key }),
             (None, None) => None,
             (Some(_), None) => {
-                reader.mistake("BYOK_TLS_KEY_FILE", "is not set beside BYOK_TLS_CERT_FILE");
+                reader.error("BYOK_TLS_KEY_FILE", "is not set, but BYOK_TLS_CERT_FILE is");
                 None
             }
             (None, Some(_)) => {
-                reader.mistake("BYOK_TLS_CERT_FILE", "is not set beside BYOK_TLS_KEY_FILE");
+                reader.error("BYOK_TLS_CERT_FILE", "is not set, but BYOK_TLS_KEY_FILE is");
                 None
             }
         }
@@ -85,7 +85,7 @@ impl Server {
         // refused.
         let bytes_in_flight = reader.number("BYOK_MAX_BYTES_IN_FLIGHT", 4 * body_bytes, 1_024..=1 << 40);
         if bytes_in_flight / 2 < body_bytes {
-            reader.mistake("BYOK_MAX_BYTES_IN_FLIGHT", "is less than twice BYOK_MAX_BODY_BYTES");
+            reader.error("BYOK_MAX_BYTES_IN_FLIGHT", "is less than twice BYOK_MAX_BODY_BYTES");
         }
         Self {
             listen,
@@ -106,7 +106,7 @@ impl Server {
 fn address(reader: &mut Reader<'_>, name: &str) -> Option<SocketAddr> {
     let address = reader.text(name)?.parse();
     if address.is_err() {
-        reader.mistake(name, "is not an address and a port, such as `0.0.0.0:3741`");
+        reader.error(name, "is not an address and a port, such as `0.0.0.0:3741`");
     }
     address.ok()
 }
@@ -116,7 +116,7 @@ fn networks(reader: &mut Reader<'_>, name: &str) -> Vec<Network> {
     let networks =
         text.split(',').map(str::trim).filter(|network| !network.is_empty()).map(str::parse::<Network>);
     networks.collect::<Result<_, _>>().unwrap_or_else(|_| {
-        reader.mistake(name, "is not a list of addresses and networks, such as `10.0.0.0/8,192.0.2.7`");
+        reader.error(name, "is not a list of addresses and networks, such as `10.0.0.0/8,192.0.2.7`");
         Vec::new()
     })
 }
@@ -128,14 +128,12 @@ fn origins(reader: &mut Reader<'_>, name: &str) -> Vec<String> {
     let text = reader.text(name).unwrap_or_default();
     let origins: Vec<&str> = text.split(',').map(str::trim).filter(|origin| !origin.is_empty()).collect();
     if text.contains('*') {
-        reader.mistake(
-            name,
-            "has `*`: name each origin whose pages may call, such as `https://app.example.com`",
-        );
+        reader
+            .error(name, "has `*`: name each origin whose pages may call, such as `https://app.example.com`");
     } else if !origins.iter().all(|origin| is_origin(origin)) {
         let problem = "is not a list of origins as browsers write them, such as `https://app.example.com,http://localhost:3000`: \
                        https, or http to this machine, without a path, a `/` at the end or the scheme's own port";
-        reader.mistake(name, problem);
+        reader.error(name, problem);
     }
     origins.into_iter().map(str::to_owned).collect()
 }
@@ -157,17 +155,17 @@ mod tests {
         let env = Env::from_pairs(pairs.collect::<Vec<_>>());
         let mut reader = Reader::new(&env);
         let server = Server::read(&mut reader, false, body_bytes);
-        (server, reader.mistakes())
+        (server, reader.error_count())
     }
 
     #[test]
     fn four_of_the_largest_bodies_may_be_held_by_default() {
-        let (server, mistakes) = read(&[], 1 << 20);
-        assert_eq!((server.in_flight, server.bytes_in_flight, mistakes), (2_048, 4 << 20, 0));
+        let (server, errors) = read(&[], 1 << 20);
+        assert_eq!((server.in_flight, server.bytes_in_flight, errors), (2_048, 4 << 20, 0));
     }
 
     #[test]
-    fn a_bound_that_the_largest_body_would_not_pass_is_a_mistake() {
+    fn a_bound_that_the_largest_body_would_not_pass_is_an_error() {
         let bytes = [("BYOK_MAX_BYTES_IN_FLIGHT", "2097151")];
         assert_eq!(read(&bytes, 1 << 20).1, 1);
         assert_eq!(read(&bytes, (1 << 20) - 1).1, 0);
@@ -176,8 +174,8 @@ mod tests {
     #[test]
     fn origins_are_named_one_by_one_as_browsers_write_them() {
         let origins = |list: &str| {
-            let (server, mistakes) = read(&[("BYOK_CORS_ORIGINS", list)], 1 << 20);
-            (server.cors_origins, mistakes)
+            let (server, errors) = read(&[("BYOK_CORS_ORIGINS", list)], 1 << 20);
+            (server.cors_origins, errors)
         };
         let two = ["https://app.example.com", "http://localhost:3000"].map(str::to_owned).to_vec();
         assert_eq!(origins("https://app.example.com, http://localhost:3000,"), (two, 0));
@@ -203,8 +201,8 @@ mod tests {
     #[test]
     fn proxies_are_a_list_of_addresses_and_networks() {
         let proxies = |list: &str| {
-            let (server, mistakes) = read(&[("BYOK_TRUSTED_PROXIES", list)], 1 << 20);
-            (server.trusted_proxies.len(), mistakes)
+            let (server, errors) = read(&[("BYOK_TRUSTED_PROXIES", list)], 1 << 20);
+            (server.trusted_proxies.len(), errors)
         };
         assert_eq!(proxies(""), (0, 0));
         assert_eq!(proxies("10.0.0.0/8, 192.0.2.7,fd00::/8"), (3, 0));

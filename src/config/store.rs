@@ -64,7 +64,7 @@ impl Store {
     }
 
     /// Reads the section. `default` is the SQLite file of a deployment that needs no configuration.
-    /// Returns `None` if there is a mistake; the reader then holds it.
+    /// Returns `None` if there is an error; the reader then holds it.
     pub fn read(reader: &mut Reader<'_>, default: Option<&Path>) -> Option<Self> {
         let variable = if reader.is_set(OUR_URL) { OUR_URL } else { URL };
         let max_connections = reader.number("BYOK_DATABASE_MAX_CONNECTIONS", 16, 2..=1_000);
@@ -78,7 +78,7 @@ impl Store {
                 return None;
             }
             let Some(path) = default else {
-                reader.mistake(variable, format!("is not set; it {TAKES}"));
+                reader.error(variable, format!("is not set; it {TAKES}"));
                 return None;
             };
             return Some(Self { engine: Engine::Sqlite { path: path.to_owned() } });
@@ -86,11 +86,11 @@ impl Store {
 
         if let Some(path) = sqlite_path(url.expose()) {
             if path.is_empty() || path.contains(['?', ':']) {
-                reader.mistake(variable, "takes `sqlite://` and the path of a file, and nothing more");
+                reader.error(variable, "takes `sqlite://` and the path of a file, and nothing more");
                 return None;
             }
             if migration_url_is_set {
-                reader.mistake(
+                reader.error(
                     MIGRATION_URL,
                     format!("is set, but {variable} names an SQLite file, which has no roles"),
                 );
@@ -118,12 +118,12 @@ fn sqlite_path(url: &str) -> Option<&str> {
 
 fn is_postgres(reader: &mut Reader<'_>, variable: &str, url: &str) -> bool {
     if !postgres_url::has_scheme(url) {
-        reader.mistake(variable, TAKES);
+        reader.error(variable, TAKES);
         return false;
     }
     match postgres_url::problem(url) {
         Some(problem) => {
-            reader.mistake(variable, problem);
+            reader.error(variable, problem);
             false
         }
         None => true,
@@ -132,14 +132,14 @@ fn is_postgres(reader: &mut Reader<'_>, variable: &str, url: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Env, Mistake};
+    use super::super::{ConfigError, Env};
     use super::*;
 
-    fn read(pairs: &[(&str, &str)], default: Option<&Path>) -> (Option<Store>, Vec<Mistake>) {
+    fn read(pairs: &[(&str, &str)], default: Option<&Path>) -> (Option<Store>, Vec<ConfigError>) {
         let env = Env::from_pairs(pairs.iter().copied());
         let mut reader = Reader::new(&env);
         let store = Store::read(&mut reader, default);
-        (store, reader.into_mistakes())
+        (store, reader.into_errors())
     }
 
     fn postgres(pairs: &[(&str, &str)]) -> Postgres {
@@ -182,13 +182,13 @@ mod tests {
     #[test]
     fn without_a_url_the_default_file_is_taken_where_there_is_one() {
         assert!(read(&[], Some(Path::new("x.db"))).0.is_some());
-        let (store, mistakes) = read(&[], None);
+        let (store, errors) = read(&[], None);
         assert!(store.is_none());
-        assert_eq!(mistakes[0].variable, "DATABASE_URL");
+        assert_eq!(errors[0].variable, "DATABASE_URL");
     }
 
     #[test]
-    fn a_wrong_url_is_a_mistake_that_does_not_show_it() {
+    fn a_wrong_url_is_an_error_that_does_not_show_it() {
         for url in [
             "mysql://u:s3cret@h/d",
             "postgres://u:s3cret@h/d?sslpassword=s3cret",
@@ -197,20 +197,20 @@ mod tests {
             "postgres://u:a?b&s3cret@h/d?sslmode=require",
             "sqlite://x?mode=s3cret",
         ] {
-            let (store, mistakes) = read(&[("DATABASE_URL", url)], None);
+            let (store, errors) = read(&[("DATABASE_URL", url)], None);
             assert!(store.is_none(), "{url}");
-            assert_eq!(mistakes.len(), 1, "{url}");
-            assert!(!mistakes[0].to_string().contains("s3cret"));
+            assert_eq!(errors.len(), 1, "{url}");
+            assert!(!errors[0].to_string().contains("s3cret"));
         }
     }
 
     #[test]
-    fn a_migration_url_without_roles_is_a_mistake() {
-        let (store, mistakes) = read(
+    fn a_migration_url_without_roles_is_an_error() {
+        let (store, errors) = read(
             &[("DATABASE_URL", "sqlite://x.db"), ("BYOK_MIGRATION_DATABASE_URL", "postgres://a/b")],
             None,
         );
         assert!(store.is_none());
-        assert_eq!(mistakes[0].variable, "BYOK_MIGRATION_DATABASE_URL");
+        assert_eq!(errors[0].variable, "BYOK_MIGRATION_DATABASE_URL");
     }
 }

@@ -28,7 +28,7 @@ impl Telemetry {
     pub fn read(reader: &mut Reader<'_>, format: LogFormat) -> Self {
         let filter = reader.text("BYOK_LOG").unwrap_or_else(|| "info".to_owned());
         if filter.parse::<tracing_subscriber::filter::Targets>().is_err() {
-            reader.mistake("BYOK_LOG", "is not a log filter such as `info` or `byok=debug,info`");
+            reader.error("BYOK_LOG", "is not a log filter such as `info` or `byok=debug,info`");
         }
         let formats = [("json", LogFormat::Json), ("text", LogFormat::Text)];
         Self {

@@ -1,7 +1,7 @@
 //! The names of byok's variables. A variable with byok's prefix and another name was misspelt, and
 //! would otherwise be ignored silently.
 
-use super::{Env, Mistake};
+use super::{ConfigError, Env};
 
 /// The prefix of byok's variables.
 const OURS: &str = "BYOK_";
@@ -115,19 +115,19 @@ const VARIABLES: &[&str] = &[
     "BYOK_VAULT_TRANSIT_KEY",
 ];
 
-/// Returns a mistake for each variable with byok's prefix that does not exist, with the nearest one
+/// Returns an error for each variable with byok's prefix that does not exist, with the nearest one
 /// that does.
-pub(super) fn unknown(env: &Env) -> Vec<Mistake> {
+pub(super) fn unknown(env: &Env) -> Vec<ConfigError> {
     let unknown = |name: &&str| name.starts_with(OURS) && !is_known(name) && !is_of_kubernetes(name);
-    let mistake = |name: &str| {
+    let error = |name: &str| {
         let nearest = VARIABLES.iter().max_by(|one, other| {
             strsim::jaro_winkler(name, one).total_cmp(&strsim::jaro_winkler(name, other))
         });
         let problem =
-            format!("is no variable that exists; the nearest is {}", nearest.copied().unwrap_or_default());
-        Mistake { variable: name.to_owned(), problem }
+            format!("does not exist; the most similar variable is {}", nearest.copied().unwrap_or_default());
+        ConfigError { variable: name.to_owned(), problem }
     };
-    env.names().filter(unknown).map(mistake).collect()
+    env.names().filter(unknown).map(error).collect()
 }
 
 fn is_known(name: &str) -> bool {
@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     fn found(name: &str) -> Option<String> {
-        unknown(&Env::from_pairs([(name, "s3cret")])).pop().map(|mistake| mistake.to_string())
+        unknown(&Env::from_pairs([(name, "s3cret")])).pop().map(|error| error.to_string())
     }
 
     #[test]
@@ -170,7 +170,7 @@ mod tests {
             ("BYOK_HASURA_SECRETS_FILE", "BYOK_HASURA_SECRET"),
         ] {
             let said = found(misspelt).unwrap();
-            assert_eq!(said, format!("{misspelt}: is no variable that exists; the nearest is {nearest}"));
+            assert_eq!(said, format!("{misspelt}: does not exist; the most similar variable is {nearest}"));
         }
     }
 

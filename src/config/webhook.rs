@@ -40,7 +40,7 @@ impl WebhookKey {
 }
 
 impl Webhook {
-    /// Reads the section. Returns `None` if neither variable is set, or if a mistake was recorded.
+    /// Reads the section. Returns `None` if neither variable is set, or if an error was recorded.
     pub fn read(reader: &mut Reader<'_>) -> Option<Self> {
         Self::read_from(reader, URL, SECRET)
     }
@@ -49,18 +49,17 @@ impl Webhook {
     pub(super) fn read_from(reader: &mut Reader<'_>, url_name: &str, secret_name: &str) -> Option<Self> {
         for (one, other) in [(url_name, secret_name), (secret_name, url_name)] {
             if reader.is_set(one) && !reader.is_set(other) {
-                reader.mistake(other, format!("is not set beside {one}"));
+                reader.error(other, format!("is not set, but {one} is"));
             }
         }
         let url = reader.secret(url_name);
-        let url = url.and_then(|text| {
-            address(text.expose()).map_err(|problem| reader.mistake(url_name, problem)).ok()
-        });
+        let url = url
+            .and_then(|text| address(text.expose()).map_err(|problem| reader.error(url_name, problem)).ok());
         let key = reader.secret(secret_name);
         let key = key.and_then(|text| {
             let key = WebhookKey::parse(text.expose());
             if key.is_none() {
-                reader.mistake(secret_name, "is not `whsec_` and 24 to 64 bytes in base64");
+                reader.error(secret_name, "is not `whsec_` and 24 to 64 bytes in base64");
             }
             key
         });
@@ -76,12 +75,12 @@ fn address(text: &str) -> Result<Url, &'static str> {
     match url.scheme() {
         "https" => {}
         "http" if is_loopback(&url) => {}
-        "http" => return Err("is plain HTTP to another machine: take https"),
+        "http" => return Err("is plain HTTP to another machine: use https"),
         _ => return Err("is neither https nor http"),
     }
     if !url.username().is_empty() || url.password().is_some() || url.fragment().is_some() {
         return Err(
-            "holds a user, a password or a fragment, which no webhook gets: the signature says who calls",
+            "has a user, a password or a fragment, which is not sent to webhooks: the signature identifies the sender",
         );
     }
     Ok(url)
@@ -98,31 +97,31 @@ mod tests {
         let env = Env::from_pairs([(URL, url), (SECRET, secret)]);
         let mut reader = Reader::new(&env);
         let webhook = Webhook::read(&mut reader);
-        let mistakes: Vec<_> = reader.into_mistakes().iter().map(ToString::to_string).collect();
-        assert!(mistakes.iter().all(|mistake| !mistake.contains("canary") && !mistake.contains("Y2FuYXJ5")));
-        (webhook, mistakes)
+        let errors: Vec<_> = reader.into_errors().iter().map(ToString::to_string).collect();
+        assert!(errors.iter().all(|error| !error.contains("canary") && !error.contains("Y2FuYXJ5")));
+        (webhook, errors)
     }
 
-    fn is_mistaken(url: &str, secret: &str, variable: &str) {
-        let (webhook, mistakes) = read(url, secret);
+    fn is_rejected(url: &str, secret: &str, variable: &str) {
+        let (webhook, errors) = read(url, secret);
         assert!(webhook.is_none());
-        assert_eq!(mistakes.len(), 1, "{mistakes:?}");
-        assert!(mistakes[0].starts_with(variable), "{mistakes:?}");
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert!(errors[0].starts_with(variable), "{errors:?}");
     }
 
     #[test]
     fn both_variables_make_a_webhook_and_neither_makes_none() {
-        let (webhook, mistakes) = read("https://example.com/in?token=canary", KEY);
+        let (webhook, errors) = read("https://example.com/in?token=canary", KEY);
         assert_eq!(webhook.unwrap().key.expose(), b"canary-canary-canary-canary");
-        assert_eq!(mistakes, [""; 0]);
-        let (webhook, mistakes) = read("", "");
-        assert!(webhook.is_none() && mistakes.is_empty());
+        assert_eq!(errors, [""; 0]);
+        let (webhook, errors) = read("", "");
+        assert!(webhook.is_none() && errors.is_empty());
     }
 
     #[test]
-    fn one_variable_without_the_other_is_a_mistake() {
-        is_mistaken("https://example.com/in", "", SECRET);
-        is_mistaken("", KEY, URL);
+    fn one_variable_without_the_other_is_an_error() {
+        is_rejected("https://example.com/in", "", SECRET);
+        is_rejected("", KEY, URL);
     }
 
     #[test]
@@ -131,16 +130,16 @@ mod tests {
             assert!(read(local, KEY).0.is_some(), "{local}");
         }
         for other in ["http://example.com/canary", "http://10.0.0.1", "ftp://127.0.0.1", "canary", "/in"] {
-            is_mistaken(other, KEY, URL);
+            is_rejected(other, KEY, URL);
         }
     }
 
     #[test]
-    fn an_address_with_credentials_is_a_mistake() {
+    fn an_address_with_credentials_is_an_error() {
         for address in
             ["https://canary@example.com", "https://u:canary@example.com", "https://example.com/#canary"]
         {
-            is_mistaken(address, KEY, URL);
+            is_rejected(address, KEY, URL);
         }
     }
 
@@ -153,7 +152,7 @@ mod tests {
         for bad in
             [of(23), of(65), of(32).replace("whsec_", ""), "whsec_canary!".to_owned(), "whsec_".to_owned()]
         {
-            is_mistaken("https://example.com", &bad, SECRET);
+            is_rejected("https://example.com", &bad, SECRET);
         }
     }
 }

@@ -26,7 +26,7 @@ use crate::store::{Batch, Change, EntryFilter, LogHead, PlacedEntry, ReadError, 
 use crate::tenancy::Primary;
 
 use super::Jobs;
-use super::publication::Place;
+use super::publication::Destination;
 
 /// The number of entries of restores that are read, newest first.
 const RESTORES: u32 = 256;
@@ -70,7 +70,7 @@ pub struct CheckpointShown {
 
 /// The reason why there is no checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoneMade {
+pub enum NoCheckpoint {
     /// The log is behind a published checkpoint.
     Behind,
     /// No signing key is configured.
@@ -79,7 +79,7 @@ pub enum NoneMade {
     Store(ReadError),
 }
 
-impl From<ReadError> for NoneMade {
+impl From<ReadError> for NoCheckpoint {
     fn from(error: ReadError) -> Self {
         Self::Store(error)
     }
@@ -152,7 +152,7 @@ pub struct CheckpointParts {
     /// The signing keys, if there are any.
     pub keys: Option<SigningKeys>,
     /// The destinations of published checkpoints.
-    pub places: Vec<Place>,
+    pub destinations: Vec<Destination>,
     /// The shortest time between two publications at a destination.
     pub publish_every: Duration,
     /// The source of the current time.
@@ -165,7 +165,7 @@ pub struct Checkpoints {
     pub(super) tenant: Primary,
     pub(super) deployment: String,
     keys: RwLock<Option<Arc<SigningKeys>>>,
-    pub(super) places: Vec<Place>,
+    pub(super) destinations: Vec<Destination>,
     pub(super) publish_every: Duration,
     pub(super) clock: Arc<dyn Clock>,
     known: Mutex<Known>,
@@ -178,13 +178,13 @@ pub struct Checkpoints {
 impl Checkpoints {
     /// Builds the checkpoints from their parts. Reads and sends nothing.
     pub fn new(parts: CheckpointParts) -> Self {
-        let CheckpointParts { store, tenant, deployment, keys, places, publish_every, clock } = parts;
+        let CheckpointParts { store, tenant, deployment, keys, destinations, publish_every, clock } = parts;
         Self {
             store,
             tenant,
             deployment,
             keys: RwLock::new(keys.map(Arc::new)),
-            places,
+            destinations,
             publish_every,
             clock,
             known: Mutex::default(),
@@ -209,9 +209,11 @@ impl Checkpoints {
     pub async fn check(&self) -> Result<Checked, ReadError> {
         let log = self.store.log_head(self.tenant.uid()?).await?.ok_or(ReadError::Malformed)?.log;
         let mut unread = Vec::new();
-        for place in &self.places {
-            if self.look_into(place, log).await.is_err() || self.look_back(place, log).await.is_err() {
-                unread.push(place.kind());
+        for destination in &self.destinations {
+            if self.read_current(destination, log).await.is_err()
+                || self.read_earlier(destination, log).await.is_err()
+            {
+                unread.push(destination.kind());
             }
         }
         self.hold(&mut *self.known.lock().await).await?;
@@ -304,10 +306,10 @@ impl Checkpoints {
     /// Returns a checkpoint of the log as it is now, with the keys that verify it.
     ///
     /// # Errors
-    /// See [`NoneMade`].
-    pub async fn shown(&self) -> Result<CheckpointShown, NoneMade> {
+    /// See [`NoCheckpoint`].
+    pub async fn shown(&self) -> Result<CheckpointShown, NoCheckpoint> {
         let head = self.renew().await?;
-        let note = self.sign(&head).ok_or(NoneMade::Unsigned)?;
+        let note = self.sign(&head).ok_or(NoCheckpoint::Unsigned)?;
         Ok(CheckpointShown {
             note,
             origin: self.origin(head.log),
@@ -321,8 +323,8 @@ impl Checkpoints {
     /// one.
     ///
     /// # Errors
-    /// See [`NoneMade`].
-    pub(super) async fn renew(&self) -> Result<SignedHead, NoneMade> {
+    /// See [`NoCheckpoint`].
+    pub(super) async fn renew(&self) -> Result<SignedHead, NoCheckpoint> {
         let mut known = self.known.lock().await;
         let now = self.store.log_head(self.tenant.uid()?).await?.ok_or(ReadError::Malformed)?;
         let now = SignedHead::of(&now);
@@ -331,9 +333,9 @@ impl Checkpoints {
         }
         let (head, kept) = self.hold(&mut known).await?;
         if self.is_behind() {
-            return Err(NoneMade::Behind);
+            return Err(NoCheckpoint::Behind);
         }
-        let note = self.sign(&head).ok_or(NoneMade::Unsigned)?;
+        let note = self.sign(&head).ok_or(NoCheckpoint::Unsigned)?;
         // Nothing was appended to an empty log, so there is nothing to keep.
         if kept.is_none_or(|kept| kept != head) && head.size > 0 {
             let change = Change::AddCheckpoint { log: head.log, size: head.size, note: note.into() };
@@ -359,15 +361,15 @@ impl Checkpoints {
     /// constantly grows would fill the table of checkpoints.
     ///
     /// # Errors
-    /// See [`NoneMade`].
-    async fn renew_in_time(&self) -> Result<(), NoneMade> {
+    /// See [`NoCheckpoint`].
+    async fn renew_in_time(&self) -> Result<(), NoCheckpoint> {
         let mut known = self.known.lock().await;
         if known.kept_at.is_none_or(|kept_at| kept_at.elapsed() >= KEEP) {
             drop(known);
             return self.renew().await.map(drop);
         }
         self.hold(&mut known).await?;
-        if self.is_behind() { Err(NoneMade::Behind) } else { Ok(()) }
+        if self.is_behind() { Err(NoCheckpoint::Behind) } else { Ok(()) }
     }
 
     /// Checks the log against everything that is known to have been published, and returns its head
@@ -517,10 +519,10 @@ impl Jobs {
         }
         match self.checkpoints.renew_in_time().await {
             Ok(()) => self.checkpoints.refused.is_over(),
-            Err(NoneMade::Unsigned | NoneMade::Store(ReadError::Unavailable | ReadError::Busy)) => {}
+            Err(NoCheckpoint::Unsigned | NoCheckpoint::Store(ReadError::Unavailable | ReadError::Busy)) => {}
             // The rows of DEKs that are in memory may be lost.
-            Err(NoneMade::Behind) => self.keyring.clear(),
-            Err(NoneMade::Store(ReadError::Rejected | ReadError::Malformed)) => {
+            Err(NoCheckpoint::Behind) => self.keyring.clear(),
+            Err(NoCheckpoint::Store(ReadError::Rejected | ReadError::Malformed)) => {
                 if self.checkpoints.refused.is_due() {
                     warn!("the database refused what a checkpoint is made of, or to keep it");
                 }

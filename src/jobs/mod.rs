@@ -36,8 +36,8 @@ use crate::store::Store;
 use crate::tenancy::Primary;
 use crate::webhook::Webhook;
 
-pub use checkpoints::{Checked, CheckpointParts, CheckpointShown, Checkpoints, NoneMade};
-pub use publication::{Place, Receiver};
+pub use checkpoints::{Checked, CheckpointParts, CheckpointShown, Checkpoints, NoCheckpoint};
+pub use publication::{Destination, Receiver};
 pub use restored::{RestoreFailed, Restored};
 pub use streams::{Stream, StreamShown};
 pub use upkeep::Upkeep;

@@ -34,9 +34,9 @@ const LOGS_AHEAD: u32 = 16;
 const LOGS_BACK: u32 = 32;
 
 /// The reason why nothing was published at a destination.
-enum NotGiven {
+enum NotPublished {
     /// There is no checkpoint: the log is behind, or the database is out of reach.
-    NoneMade,
+    NoCheckpoint,
     /// The destination did not accept it.
     Failed(String),
 }
@@ -53,7 +53,7 @@ pub enum Receiver {
 }
 
 /// A destination of published checkpoints.
-pub struct Place {
+pub struct Destination {
     receiver: Receiver,
     name: Arc<str>,
     failures: AtomicU32,
@@ -62,7 +62,7 @@ pub struct Place {
     looked_back: AtomicU32,
 }
 
-impl Place {
+impl Destination {
     /// Creates a destination of which nothing is known yet.
     pub fn new(receiver: Receiver) -> Self {
         let name = match &receiver {
@@ -111,8 +111,8 @@ impl Place {
 
 impl Checkpoints {
     /// Returns the destinations.
-    pub fn places(&self) -> &[Place] {
-        &self.places
+    pub fn destinations(&self) -> &[Destination] {
+        &self.destinations
     }
 
     /// Reads the newest checkpoints at a destination, of the log `from` and of the logs after it,
@@ -120,8 +120,12 @@ impl Checkpoints {
     ///
     /// # Errors
     /// The destination could not be read.
-    pub(super) async fn look_into(&self, place: &Place, from: u32) -> Result<(), ArchiveError> {
-        let Receiver::Archive(archive) = &place.receiver else { return Ok(()) };
+    pub(super) async fn read_current(
+        &self,
+        destination: &Destination,
+        from: u32,
+    ) -> Result<(), ArchiveError> {
+        let Receiver::Archive(archive) = &destination.receiver else { return Ok(()) };
         let now = self.clock.now();
         // Logs are opened one after the other: if one is missing, none follows.
         for log in from..=from.saturating_add(LOGS_AHEAD) {
@@ -133,7 +137,7 @@ impl Checkpoints {
                             Some(published) => self.learn(published).await,
                             None => {
                                 warn!(
-                                    place = place.kind(),
+                                    destination = destination.kind(),
                                     log, "a checkpoint there is signed by none of our keys"
                                 )
                             }
@@ -141,7 +145,7 @@ impl Checkpoints {
                     }
                 }
                 Err(error) => {
-                    warn!(place = place.kind(), %error, "a place of checkpoints cannot be read");
+                    warn!(destination = destination.kind(), %error, "a destination of checkpoints cannot be read");
                     return Err(error);
                 }
             }
@@ -154,14 +158,18 @@ impl Checkpoints {
     ///
     /// # Errors
     /// The destination could not be read.
-    pub(super) async fn look_back(&self, place: &Place, before: u32) -> Result<(), ArchiveError> {
-        let Receiver::Archive(archive) = &place.receiver else { return Ok(()) };
+    pub(super) async fn read_earlier(
+        &self,
+        destination: &Destination,
+        before: u32,
+    ) -> Result<(), ArchiveError> {
+        let Receiver::Archive(archive) = &destination.receiver else { return Ok(()) };
         for log in before.saturating_sub(LOGS_BACK).max(1)..before {
             for published in self.newest_at(archive, log, self.clock.now()).await?.into_iter().flatten() {
                 self.learn_ended(published).await;
             }
         }
-        place.looked_back.store(before, Ordering::Relaxed);
+        destination.looked_back.store(before, Ordering::Relaxed);
         Ok(())
     }
 
@@ -185,29 +193,29 @@ impl Checkpoints {
     }
 
     /// Publishes the current head, after checking everything that is at the destination already.
-    async fn hand_over(&self, place: &Place) -> Result<SignedHead, NotGiven> {
-        let seen = self.renew().await.map_err(|_| NotGiven::NoneMade)?;
-        let mut looked = self.look_into(place, seen.log).await;
+    async fn publish(&self, destination: &Destination) -> Result<SignedHead, NotPublished> {
+        let seen = self.renew().await.map_err(|_| NotPublished::NoCheckpoint)?;
+        let mut looked = self.read_current(destination, seen.log).await;
         // Look at earlier logs if that failed when the server started, or if another log was opened
         // since.
-        if looked.is_ok() && place.looked_back.load(Ordering::Relaxed) < seen.log {
-            looked = self.look_back(place, seen.log).await;
+        if looked.is_ok() && destination.looked_back.load(Ordering::Relaxed) < seen.log {
+            looked = self.read_earlier(destination, seen.log).await;
         }
         match looked {
             // What cannot be read now might show that the log was rewritten, so it is not
             // overwritten.
-            Err(error) if !error.is_denial() => return Err(NotGiven::Failed(error.to_string())),
+            Err(error) if !error.is_denial() => return Err(NotPublished::Failed(error.to_string())),
             Ok(()) | Err(_) => {}
         }
-        let head = self.renew().await.map_err(|_| NotGiven::NoneMade)?;
-        let note = self.sign(&head).ok_or(NotGiven::NoneMade)?;
-        self.give(place, &head, &note).await.map_err(NotGiven::Failed)?;
+        let head = self.renew().await.map_err(|_| NotPublished::NoCheckpoint)?;
+        let note = self.sign(&head).ok_or(NotPublished::NoCheckpoint)?;
+        self.deliver(destination, &head, &note).await.map_err(NotPublished::Failed)?;
         Ok(head)
     }
 
-    async fn give(&self, place: &Place, head: &SignedHead, note: &str) -> Result<(), String> {
+    async fn deliver(&self, destination: &Destination, head: &SignedHead, note: &str) -> Result<(), String> {
         let (origin, now) = (self.origin(head.log), self.clock.now());
-        match &place.receiver {
+        match &destination.receiver {
             Receiver::Archive(archive) => {
                 archive.put(&origin, head.size, note, now).await.map_err(|error| error.to_string())
             }
@@ -241,39 +249,40 @@ impl Checkpoints {
 
     /// Commits the step, and returns whether it was applied. Also returns `false` if the database
     /// is out of reach; then the attempt is due again when its lease ends.
-    async fn step(&self, place: &Place, holder: Uuid, step: Publishing) -> bool {
-        let changes = vec![Change::Publish { place: place.name.clone(), holder, step }];
+    async fn step(&self, destination: &Destination, holder: Uuid, step: Publishing) -> bool {
+        let changes = vec![Change::Publish { place: destination.name.clone(), holder, step }];
         let Ok(tenant) = self.tenant.uid() else { return false };
         let batch = Batch::of_changes(tenant, changes);
         self.store.commit(&batch).await.is_ok_and(|committed| committed.applied == [1])
     }
 
-    async fn publish_at(&self, place: &Place, holder: Uuid, failures: u32) {
-        if !self.step(place, holder, Publishing::Begin { lease: LEASE }).await {
+    async fn publish_at(&self, destination: &Destination, holder: Uuid, failures: u32) {
+        if !self.step(destination, holder, Publishing::Begin { lease: LEASE }).await {
             // Another replica was first.
             return;
         }
-        match self.hand_over(place).await {
+        match self.publish(destination).await {
             Ok(head) => {
-                if place.failures.swap(0, Ordering::Relaxed) > 0 {
-                    info!(place = place.kind(), "a place of checkpoints takes them again");
+                if destination.failures.swap(0, Ordering::Relaxed) > 0 {
+                    info!(destination = destination.kind(), "a destination of checkpoints takes them again");
                 }
                 let (log, size) = (head.log, head.size);
-                place.unpublished.store(0, Ordering::Relaxed);
-                self.step(place, holder, Publishing::Done { log, size, after: self.publish_every }).await;
+                destination.unpublished.store(0, Ordering::Relaxed);
+                self.step(destination, holder, Publishing::Done { log, size, after: self.publish_every })
+                    .await;
             }
             // The attempt is due again when the lease ends.
-            Err(NotGiven::NoneMade) => {}
-            Err(NotGiven::Failed(status)) => {
+            Err(NotPublished::NoCheckpoint) => {}
+            Err(NotPublished::Failed(status)) => {
                 let after = pause(failures);
-                place.failures.fetch_add(1, Ordering::Relaxed);
-                let (unpublished, retry_in) = (place.unpublished(), after.as_secs());
-                let place_kind = place.kind();
+                destination.failures.fetch_add(1, Ordering::Relaxed);
+                let (unpublished, retry_in) = (destination.unpublished(), after.as_secs());
+                let kind = destination.kind();
                 warn!(
-                    place = place_kind,
+                    destination = kind,
                     status, unpublished, retry_in, "a checkpoint could not be published: entries wait for it"
                 );
-                self.step(place, holder, Publishing::Again { after }).await;
+                self.step(destination, holder, Publishing::Again { after }).await;
             }
         }
     }
@@ -284,21 +293,21 @@ impl Jobs {
     /// names this replica.
     pub(super) async fn publish_checkpoints(&self, holder: Uuid, stop: &CancellationToken) {
         let checkpoints = &self.checkpoints;
-        if checkpoints.places.is_empty() || checkpoints.is_behind() {
+        if checkpoints.destinations.is_empty() || checkpoints.is_behind() {
             return;
         }
         let Ok(tenant) = checkpoints.tenant.uid() else { return };
         let Ok(Some(head)) = checkpoints.store.log_head(tenant).await else { return };
         let head = SignedHead::of(&head);
         let Ok(known) = checkpoints.store.publications(tenant).await else { return };
-        let publishing = checkpoints.places.iter().map(async |place| {
-            let known = known.iter().find(|known| *known.place == *place.name);
+        let publishing = checkpoints.destinations.iter().map(async |destination| {
+            let known = known.iter().find(|known| *known.place == *destination.name);
             let published = known.and_then(|known| known.published);
             let before = published.filter(|(log, _)| *log == head.log).map_or(0, |(_, size)| size);
-            place.unpublished.store(head.size.saturating_sub(before), Ordering::Relaxed);
+            destination.unpublished.store(head.size.saturating_sub(before), Ordering::Relaxed);
             let is_there = published == Some((head.log, head.size));
             if !stop.is_cancelled() && head.size > 0 && !is_there && known.is_none_or(|known| known.due) {
-                checkpoints.publish_at(place, holder, known.map_or(0, |known| known.failures)).await;
+                checkpoints.publish_at(destination, holder, known.map_or(0, |known| known.failures)).await;
             }
         });
         // Concurrently: a destination that does not answer delays no other.

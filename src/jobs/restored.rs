@@ -58,8 +58,8 @@ impl Checkpoints {
     /// during the commit.
     pub async fn restored(&self, operator: Option<&str>, anyway: bool) -> Result<Restored, RestoreFailed> {
         let checked = self.check().await?;
-        if let Some(place) = checked.unread.first().filter(|_| !anyway) {
-            return Err(RestoreFailed::Unread(place));
+        if let Some(destination) = checked.unread.first().filter(|_| !anyway) {
+            return Err(RestoreFailed::Unread(destination));
         }
         if checked.holds && !anyway {
             return Err(RestoreFailed::NothingLost);

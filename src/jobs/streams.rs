@@ -206,7 +206,7 @@ impl Jobs {
         }
         let to = last.seq + 1;
         if stream.with(|progress| progress.in_a_row > 0) {
-            info!(stream = stream.name.as_str(), place = to, "entries are streamed again");
+            info!(stream = stream.name.as_str(), position = to, "entries are streamed again");
         }
         let advance = StreamStep::Advance { from: next, to, lease: LEASE };
         self.stream_step(stream, holder, advance).await?;
@@ -219,7 +219,7 @@ impl Jobs {
     async fn stream_failed(&self, stream: &Stream, holder: Uuid, next: u64, problem: &str) {
         let after = stream.failed();
         let (name, retry_in) = (stream.name.as_str(), after.as_secs());
-        warn!(stream = name, place = next, problem, retry_in, "entries could not be streamed");
+        warn!(stream = name, position = next, problem, retry_in, "entries could not be streamed");
         let _ = self.stream_step(stream, holder, StreamStep::Fail).await;
     }
 
@@ -285,8 +285,8 @@ impl Jobs {
 
 /// Returns the number of the log that holds the entry at a position: the last log that began at or
 /// before it.
-fn log_of(place: u64, logs: &[LogHead]) -> u32 {
-    logs.iter().rfind(|head| head.first <= place).map_or(1, |head| head.log)
+fn log_of(position: u64, logs: &[LogHead]) -> u32 {
+    logs.iter().rfind(|head| head.first <= position).map_or(1, |head| head.log)
 }
 
 /// Returns the pause after this many failures in a row; they count from 1.
@@ -312,7 +312,7 @@ mod tests {
         // Log 2 was opened and ended without an entry; log 4 was lost with the database that had
         // it.
         let logs = [head(1, 0), head(2, 5), head(3, 5), head(5, 8)];
-        assert_eq!([0, 4, 5, 7, 8, 99].map(|place| log_of(place, &logs)), [1, 1, 3, 3, 5, 5]);
+        assert_eq!([0, 4, 5, 7, 8, 99].map(|position| log_of(position, &logs)), [1, 1, 3, 3, 5, 5]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::config::Webhook;
 
-use super::{Jobs, Place, Stream};
+use super::{Destination, Jobs, Stream};
 
 /// The new webhook settings; `None` for one that is not used, or has not changed.
 #[derive(Default)]
@@ -20,12 +20,14 @@ impl Jobs {
     /// is identified by its address, so its address cannot change here.
     pub fn take_webhooks(&self, webhooks: Webhooks) -> bool {
         let Webhooks { incidents, checkpoints, stream } = webhooks;
-        let place = self.checkpoints.places().iter().find_map(Place::webhook);
-        if place.zip(checkpoints.as_ref()).is_some_and(|(ours, new)| !ours.posts_to(new)) {
+        let destination = self.checkpoints.destinations().iter().find_map(Destination::webhook);
+        if destination.zip(checkpoints.as_ref()).is_some_and(|(ours, new)| !ours.posts_to(new)) {
             return false;
         }
         let of_stream = self.streams.iter().find_map(Stream::webhook);
-        for (ours, new) in [(self.webhook.as_ref(), incidents), (place, checkpoints), (of_stream, stream)] {
+        for (ours, new) in
+            [(self.webhook.as_ref(), incidents), (destination, checkpoints), (of_stream, stream)]
+        {
             if let (Some(ours), Some(new)) = (ours, new) {
                 ours.replace(new);
             }

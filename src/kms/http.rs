@@ -26,7 +26,7 @@ use rustls::pki_types::pem::PemObject as _;
 use tokio::time::{Instant, timeout_at};
 use zeroize::Zeroizing;
 
-use crate::config::{Mistake, read_file};
+use crate::config::{ConfigError, read_file};
 use crate::kms::{Connections, Distrust, KmsError, KmsErrorClass};
 
 /// The longest answer that is read: a batch of wrapped DEKs is some 100 KiB.
@@ -96,13 +96,13 @@ impl Http {
     /// # Errors
     ///
     /// A certificate or key file that cannot be read or used, with its variable.
-    pub(super) fn new(settings: HttpSettings<'_>) -> Result<Self, Mistake> {
+    pub(super) fn new(settings: HttpSettings<'_>) -> Result<Self, ConfigError> {
         let mut making = Making { certificates: None, identity: None, timeout: settings.timeout };
         if let Some((variable, path)) = settings.ca_file {
             let bundle = read(variable, path)?;
-            authorities(&bundle).map_err(|problem| mistake(variable, &problem))?;
+            authorities(&bundle).map_err(|problem| error(variable, &problem))?;
             let certificates = Certificate::from_pem_bundle(&bundle);
-            let certificates = certificates.map_err(|_| mistake(variable, DAMAGED))?;
+            let certificates = certificates.map_err(|_| error(variable, DAMAGED))?;
             making.certificates = Some(certificates);
         }
         if let Some([(variable, certificate), (key_variable, key)]) = settings.client {
@@ -113,7 +113,7 @@ impl Http {
             pem.push(b'\n');
             pem.extend_from_slice(&certificate);
             let identity = Identity::from_pem(&pem).map_err(|_| {
-                mistake(variable, &format!("and {key_variable} hold no certificate and key in PEM"))
+                error(variable, &format!("and {key_variable} hold no certificate and key in PEM"))
             })?;
             making.identity = Some(identity);
         }
@@ -121,7 +121,7 @@ impl Http {
         let named = named.or(settings.ca_file.map(|(variable, _)| variable)).unwrap_or("SSL_CERT_FILE");
         let client = making
             .client()
-            .map_err(|_| mistake(named, "TLS cannot be set up with these certificates and the system's"))?;
+            .map_err(|_| error(named, "TLS cannot be set up with these certificates and the system's"))?;
         Ok(Self { client: Mutex::new(Some(client)), making, origins: settings.origins })
     }
 
@@ -264,12 +264,12 @@ fn authorities(bundle: &[u8]) -> Result<(), String> {
     }
 }
 
-fn read(variable: &str, path: &Path) -> Result<Zeroizing<Vec<u8>>, Mistake> {
-    read_file(path).map_err(|problem| mistake(variable, &problem.to_string()))
+fn read(variable: &str, path: &Path) -> Result<Zeroizing<Vec<u8>>, ConfigError> {
+    read_file(path).map_err(|problem| error(variable, &problem.to_string()))
 }
 
-fn mistake(variable: &str, problem: &str) -> Mistake {
-    Mistake { variable: variable.to_owned(), problem: problem.to_owned() }
+fn error(variable: &str, problem: &str) -> ConfigError {
+    ConfigError { variable: variable.to_owned(), problem: problem.to_owned() }
 }
 
 #[cfg(test)]

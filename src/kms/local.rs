@@ -29,7 +29,7 @@ use super::{
     Answer, DekBinding, Exposure, Generated, ItemResult, Kms, KmsDiagnosis, KmsError, KmsErrorClass,
     KmsProfile, RewrapCost,
 };
-use crate::config::Mistake;
+use crate::config::ConfigError;
 use crate::crypto::{Binding, Dek, Token, open, seal, sha256};
 use crate::model::{KeyVersion, Wrapped};
 
@@ -53,9 +53,9 @@ impl LocalKey {
     /// # Errors
     ///
     /// A file that is not there, that others can read, or that is something else.
-    pub fn open(path: impl Into<PathBuf>) -> Result<Self, Mistake> {
+    pub fn open(path: impl Into<PathBuf>) -> Result<Self, ConfigError> {
         let local = Self { path: path.into() };
-        Stored::read(&local.path).map_err(|error| local.mistake("cannot be used", &error))?;
+        Stored::read(&local.path).map_err(|error| local.error("cannot be used", &error))?;
         Ok(local)
     }
 
@@ -63,12 +63,12 @@ impl LocalKey {
     ///
     /// # Errors
     ///
-    /// A file that is there already, which stays as it is, or that cannot be written.
-    pub fn create(path: impl Into<PathBuf>) -> Result<Self, Mistake> {
+    /// A file that already exists, which stays as it is, or that cannot be written.
+    pub fn create(path: impl Into<PathBuf>) -> Result<Self, ConfigError> {
         let local = Self { path: path.into() };
         let first =
             Stored { format: FORMAT.to_owned(), enabled: true, versions: vec![StoredVersion::generate(1)] };
-        first.write_new(&local.path).map_err(|error| local.mistake("cannot be made", &error))?;
+        first.write_new(&local.path).map_err(|error| local.error("cannot be made", &error))?;
         Ok(local)
     }
 
@@ -104,9 +104,9 @@ impl LocalKey {
         self.change(|stored| stored.enabled = true)
     }
 
-    fn mistake(&self, what: &str, error: &io::Error) -> Mistake {
+    fn error(&self, what: &str, error: &io::Error) -> ConfigError {
         let problem = format!("names the file {}, which {what}: {error}", self.path.display());
-        Mistake { variable: "BYOK_LOCAL_KEY_FILE".to_owned(), problem }
+        ConfigError { variable: "BYOK_LOCAL_KEY_FILE".to_owned(), problem }
     }
 
     fn change(&self, change: impl FnOnce(&mut Stored)) -> io::Result<()> {

@@ -87,7 +87,7 @@ impl MetricsPage {
         });
         metrics.set_kms_requests(requests.provider, made, withheld);
         let checkpoints = app.checkpoints();
-        let destinations = checkpoints.places().iter();
+        let destinations = checkpoints.destinations().iter();
         let destinations = destinations
             .map(|destination| (destination.kind(), destination.failures(), destination.unpublished()));
         metrics.set_checkpoints(checkpoints.is_behind(), checkpoints.made(), destinations);

@@ -133,7 +133,7 @@ async fn a_checkpoint_verifies_with_the_printed_key_and_is_of_the_tree() {
     assert_eq!((&shown["size"], &shown["keys"]), (&json!(said.size), &json!([vkey])));
     let keys = server.get("/byok/audit/keys").await;
     assert_eq!(keys.body, json!(format!("{vkey}\n")));
-    assert!(server.doctor().await.contains("ok    audit log: it holds what is known to be published"));
+    assert!(server.doctor().await.contains("ok    audit log: it contains all that is known to be published"));
 }
 
 #[tokio::test]
@@ -273,5 +273,5 @@ async fn keys_are_printed_without_a_database_and_while_it_is_down() {
     let unreachable = byok(&[key, nowhere], &["audit", "key"]).await;
     assert_eq!((unreachable.status.code(), &*unreachable.stdout), (Some(0), printed.as_bytes()));
     let said = String::from_utf8(unreachable.stderr).unwrap();
-    assert!(said.starts_with("only the key of log 1 is told"), "{said}");
+    assert!(said.starts_with("only the key of log 1 is printed"), "{said}");
 }

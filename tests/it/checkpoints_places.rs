@@ -253,7 +253,7 @@ async fn a_bucket_holds_checkpoints_that_nobody_can_remove() {
     let version = head.headers()["x-amz-version-id"].to_str().unwrap();
     let removed = asked(Method::DELETE, &format!("{object}?versionId={version}")).send().await.unwrap();
     assert_eq!(removed.status(), 403);
-    assert!(server.doctor().await.contains("ok    audit log: it holds what is known to be published"));
+    assert!(server.doctor().await.contains("ok    audit log: it contains all that is known to be published"));
 }
 
 #[tokio::test]
@@ -295,7 +295,7 @@ async fn what_cannot_be_read_is_not_written_over() {
 }
 
 #[tokio::test]
-async fn a_place_without_a_key_is_a_mistake() {
+async fn a_place_without_a_key_is_an_error() {
     let database_url = create_database(&needed("DATABASE_URL")).await;
     let environment = [("DATABASE_URL".to_owned(), database_url), (DIRECTORY.to_owned(), "/tmp".to_owned())];
     let output = crate::checkpoints::byok(&environment, &["audit", "restored"]).await;

@@ -56,7 +56,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 #[tokio::test]
-async fn all_mistakes_of_the_configuration_come_at_once() {
+async fn all_errors_of_the_configuration_come_at_once() {
     let environment = [
         ("BYOK_PROVIDER", "vault-transit"),
         ("BYOK_VAULT_ADDR", "not a url"),
@@ -238,7 +238,9 @@ async fn doctor_names_the_right_that_is_missing() {
     assert!(said.contains(&right), "{said}");
     let said = doctor_with(&server, &["encrypt", "decrypt"]).await;
     assert!(
-        said.contains("warn  key: re-wrapping a DEK: AccessDenied, HTTP 403; all but rotation works"),
+        said.contains(
+            "warn  key: re-wrapping a DEK: AccessDenied, HTTP 403; everything except rotation works"
+        ),
         "{said}"
     );
     let said = doctor_with(&server, &["decrypt", "rewrap"]).await;
@@ -311,7 +313,7 @@ async fn doctor_refuses_an_unknown_variable_in_the_words_of_serve() {
     let mut environment: Vec<(&str, &str)> =
         server.environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     environment.push(("BYOK_DATABSE_URL", "s3cret"));
-    let words = "BYOK_DATABSE_URL: is no variable that exists; the nearest is BYOK_DATABASE_URL";
+    let words = "BYOK_DATABSE_URL: does not exist; the most similar variable is BYOK_DATABASE_URL";
     let (doctor, serve) = (run(&["doctor"], &environment).await, run(&["serve"], &environment).await);
     assert!(text(&doctor.stdout).contains(words) && text(&serve.stderr).contains(words));
     assert_eq!((doctor.status.code(), serve.status.code()), (Some(4), Some(3)));

@@ -636,7 +636,7 @@ impl House {
             tenant: self.tenant.clone().into(),
             deployment: "byok".to_owned(),
             keys: None,
-            places: Vec::new(),
+            destinations: Vec::new(),
             publish_every: Duration::from_secs(60),
             clock: clock.clone(),
         });

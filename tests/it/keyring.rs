@@ -75,7 +75,7 @@ impl Bench {
         store.migrate().await.unwrap();
         let tenant = Tenant { uid: TenantUid([7; 16]), name: "primary".to_owned() };
         let key =
-            LocalKey::create(folder.path().join("key.json")).map_err(|mistake| mistake.to_string()).unwrap();
+            LocalKey::create(folder.path().join("key.json")).map_err(|error| error.to_string()).unwrap();
         let (unwraps, items, generated) = Default::default();
         let kms = Arc::new(Counted { key, unwraps, items, generated });
         let cache = DekCache { time_to_live: Duration::from_secs(seconds), entries: 1_000 };

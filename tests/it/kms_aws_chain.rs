@@ -202,7 +202,7 @@ async fn a_containers_credentials_are_found() {
 }
 
 #[tokio::test]
-async fn no_credentials_anywhere_are_a_mistake_of_ours_and_no_refusal() {
+async fn no_credentials_anywhere_are_an_error_of_ours_and_no_refusal() {
     let key = Cloud::shared().key().await;
     let said = doctor(&key, &key.cloud().address, &[]).await;
     assert!(said.contains("key: our credential: Misconfigured"), "{said}");

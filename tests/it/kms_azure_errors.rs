@@ -136,7 +136,7 @@ async fn a_version_that_the_key_never_had_is_not_found() {
 }
 
 #[tokio::test]
-async fn an_algorithm_that_the_key_has_not_is_our_mistake() {
+async fn an_algorithm_that_the_key_has_not_is_our_error() {
     let azure = Azure::start().await;
     assert_eq!(
         wraps(&azure.hsm_kms("byok", AzureAlgorithm::A256Kw)).await,

@@ -59,14 +59,14 @@ async fn a_vault_that_asks_for_a_client_certificate_gets_ours() {
 }
 
 #[tokio::test]
-async fn a_file_without_a_certificate_is_a_mistake_naming_its_variable() {
+async fn a_file_without_a_certificate_is_an_error_naming_its_variable() {
     let ours = Authority::new();
     let files = ours.client();
     let fail = |change: &dyn Fn(&mut VaultSettings)| {
         let login = byok::config::VaultLogin::Token(byok::crypto::SecretText::new("hvs.x".to_owned()));
         let mut settings = crate::support::vault::settings("https://127.0.0.1:1", login);
         change(&mut settings);
-        VaultTransit::new(settings).err().expect("a mistake").variable
+        VaultTransit::new(settings).err().expect("an error").variable
     };
     assert_eq!(fail(&|settings| settings.ca_file = Some(files.key.clone())), "BYOK_VAULT_CACERT");
     assert_eq!(fail(&|settings| settings.ca_file = Some("/nowhere".into())), "BYOK_VAULT_CACERT");

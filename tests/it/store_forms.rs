@@ -15,7 +15,7 @@ fn configured(url: &str) -> Postgres {
     let mut reader = Reader::new(&env);
     match Settings::read(&mut reader, None).map(|settings| settings.engine) {
         Some(Engine::Postgres(settings)) => Postgres::connect_lazy(&settings).expect("the URL is sound"),
-        _ => panic!("{url}: {:?}", reader.into_mistakes()),
+        _ => panic!("{url}: {:?}", reader.into_errors()),
     }
 }
 

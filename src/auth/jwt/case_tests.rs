@@ -810,19 +810,19 @@ fn fields_that_nobody_knows_are_passed_over_and_null_is_absent() {
 
 #[test]
 fn a_malformed_configuration_says_what_is_wrong() {
-    let mistakes = |value: Value| Jwt::of_one(&value.to_string(), true).err().unwrap_or_default();
-    let with = |more: Value| mistakes(hs256(&more));
+    let errors = |value: Value| Jwt::of_one(&value.to_string(), true).err().unwrap_or_default();
+    let with = |more: Value| errors(hs256(&more));
     let types = "`type` is not one of HS256, HS384, HS512, RS256, RS384, RS512, ES256, ES384, Ed25519";
     let no_map_path = "`claims_map` x-hasura-default-role has no `path` such as `$.user.id`";
     for (found, expected) in [
-        (mistakes(json!([])), "is not a JSON object"),
-        (mistakes(json!({})), "key and jwk_url both cannot be empty"),
+        (errors(json!([])), "is not a JSON object"),
+        (errors(json!({})), "key and jwk_url both cannot be empty"),
         (with(json!({"jwk_url": "https://a.b"})), "key, jwk_url both cannot be present"),
         (
-            mistakes(json!({"jwk_url": "ftp://a.b"})),
+            errors(json!({"jwk_url": "ftp://a.b"})),
             "`jwk_url` is not an address that begins with https:// or http://",
         ),
-        (mistakes(json!({"jwk_url": 5})), "`jwk_url` is not a text"),
+        (errors(json!({"jwk_url": 5})), "`jwk_url` is not a text"),
         (with(json!({"key": 5})), "`key` is not a text"),
         (with(json!({"key": "short"})), "`key`: Key size too small; should be atleast 32 characters"),
         (with(json!({"type": "HS384"})), "`key`: Key size too small; should be atleast 48 characters"),
@@ -831,17 +831,17 @@ fn a_malformed_configuration_says_what_is_wrong() {
         (with(json!({"type": "PS256"})), types),
         (with(json!({"type": "hs256"})), types),
         (
-            mistakes(public("ES512", "p521.public")),
+            errors(public("ES512", "p521.public")),
             "`type` ES512 is not supported: the cryptographic library (ring) does not have it",
         ),
-        (mistakes(public("RS256", "p256.public")), "`key` is not a key for the `type` RS256"),
-        (mistakes(public("ES256", "p384.public")), "`key` is not a key for the `type` ES256"),
+        (errors(public("RS256", "p256.public")), "`key` is not a key for the `type` RS256"),
+        (errors(public("ES256", "p384.public")), "`key` is not a key for the `type` ES256"),
         (
-            mistakes(public("RS256", "rsa1024.public")),
+            errors(public("RS256", "rsa1024.public")),
             "`key` is an RSA key of less than 2048 or more than 8192 bits",
         ),
         (
-            mistakes(public("RS256", "rsa2048.private")),
+            errors(public("RS256", "rsa2048.private")),
             "`key` is a private key; only the public key or its certificate belongs here",
         ),
         (
@@ -891,14 +891,14 @@ fn a_malformed_configuration_says_what_is_wrong() {
 }
 
 #[test]
-fn mistakes_come_all_at_once_name_the_variable_and_hide_the_key() {
+fn errors_come_all_at_once_name_the_variable_and_hide_the_key() {
     let configurations = json!([
         hs256(&json!({"issuer": 5, "allowed_skew": "x"})),
         {"type": "HS256", "key": "s3cret"},
     ]);
     let text = configurations.to_string();
-    let mistakes = authenticator(&[("HASURA_GRAPHQL_JWT_SECRETS", &text)]).err().unwrap();
-    let shown: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
+    let errors = authenticator(&[("HASURA_GRAPHQL_JWT_SECRETS", &text)]).err().unwrap();
+    let shown: Vec<String> = errors.iter().map(ToString::to_string).collect();
     assert_eq!(
         shown,
         [

@@ -15,7 +15,7 @@ use super::configuration::parse_one;
 use super::pem::{self, PublicKey};
 use super::verifier::Verifier;
 use crate::auth::Authenticator;
-use crate::config::{self, Env, Mistake, Reader};
+use crate::config::{self, ConfigError, Env, Reader};
 use crate::model::{Clock, Identity, Refusal, Timestamp};
 
 /// 2026-11-23T10:00:00Z.
@@ -210,13 +210,13 @@ pub(crate) fn client() -> reqwest::Client {
 }
 
 /// An authenticator from variables, and the clock that it reads.
-pub(crate) fn authenticator(pairs: &[(&str, &str)]) -> Result<(Authenticator, TestClock), Vec<Mistake>> {
+pub(crate) fn authenticator(pairs: &[(&str, &str)]) -> Result<(Authenticator, TestClock), Vec<ConfigError>> {
     let env = Env::from_pairs(pairs.iter().copied());
     let mut reader = Reader::new(&env);
     let settings = config::Auth::read(&mut reader);
-    let mistakes = reader.into_mistakes();
-    if !mistakes.is_empty() {
-        return Err(mistakes);
+    let errors = reader.into_errors();
+    if !errors.is_empty() {
+        return Err(errors);
     }
     let clock = TestClock::default();
     Authenticator::new(&settings, client(), Arc::new(clock.clone())).map(|made| (made, clock))

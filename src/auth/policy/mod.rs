@@ -7,7 +7,7 @@ mod file;
 
 use std::collections::BTreeMap;
 
-use crate::config::{self, Mistake};
+use crate::config::{self, ConfigError};
 use crate::crypto::Context;
 use crate::model::{Identity, Operation, Session};
 
@@ -70,14 +70,14 @@ impl Policy {
     /// # Errors
     ///
     /// All errors in the file, each with its path.
-    pub fn of(settings: &config::Auth) -> Result<Self, Vec<Mistake>> {
+    pub fn of(settings: &config::Auth) -> Result<Self, Vec<ConfigError>> {
         let Some(file) = &settings.permissions else { return Ok(Self::default()) };
         Self::parse(&file.text, settings.unauthorized_role.as_deref()).map_err(|problems| {
-            let mistake = |problem| Mistake {
+            let error = |problem| ConfigError {
                 variable: file.variable.to_owned(),
                 problem: format!("names the file {}: {problem}", file.path.display()),
             };
-            problems.into_iter().map(mistake).collect()
+            problems.into_iter().map(error).collect()
         })
     }
 

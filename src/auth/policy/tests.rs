@@ -156,7 +156,7 @@ fn the_unauthorized_role_may_have_literals_but_no_session_variables() {
 }
 
 #[test]
-fn every_mistake_is_named_with_its_place() {
+fn every_error_is_named_with_its_place() {
     for (text, problem) in [
         ("", "the file is not a map of `roles`"),
         ("[]", "the file is not a map of `roles`"),
@@ -224,13 +224,13 @@ fn every_mistake_is_named_with_its_place() {
 }
 
 #[test]
-fn all_mistakes_come_at_once() {
+fn all_errors_come_at_once() {
     let text = "roles: { a: { encript: true, decrypt: 1 }, b: 2 }\nother: 1";
     assert_eq!(Policy::parse(text, None).unwrap_err().len(), 4);
 }
 
 #[test]
-fn a_role_that_is_written_twice_is_a_mistake() {
+fn a_role_that_is_written_twice_is_an_error() {
     let problems = Policy::parse("roles:\n  u: { encrypt: true }\n  u: { all: true }\n", None).unwrap_err();
     assert!(problems[0].starts_with("it is not YAML without repeated keys (line 3"), "{problems:?}");
 }

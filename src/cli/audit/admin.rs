@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use clap::{Args, ValueEnum};
+use clap::{ArgGroup, Args, ValueEnum};
 
 use crate::admin::{AdminError, Erased, LogAdmin};
 use crate::audit::Committer;
@@ -15,7 +15,7 @@ use crate::store::{Database, Personal};
 /// On whose word.
 #[derive(Args)]
 struct By {
-    /// Who does this: stands in the entry as its user
+    /// Who does this; recorded as the user of the entry
     #[arg(long, value_name = "NAME")]
     by: Option<String>,
 }
@@ -23,7 +23,7 @@ struct By {
 /// Legal hold.
 #[derive(Args)]
 pub(super) struct Hold {
-    /// Whether entries are kept; without it, what stands is said
+    /// Turn the hold on or off; without it, print whether it is on
     switch: Option<Switch>,
     #[command(flatten)]
     by: By,
@@ -38,11 +38,12 @@ enum Switch {
 /// What to erase.
 #[derive(Args)]
 #[group(skip)]
+#[command(group = ArgGroup::new("personal value").required(true).args(["user", "record"]))]
 pub(super) struct Erase {
-    /// The user's id: it goes from all entries of that user, and with it their request ids
-    #[arg(long, value_name = "USER", required_unless_present = "record", conflicts_with = "record")]
+    /// The user whose id is erased from all of their entries, together with the request ids
+    #[arg(long, value_name = "USER")]
     user: Option<String>,
-    /// The record's id: it goes from all items of that record, and from the rows of its DEKs
+    /// The record whose id is erased from all of its items, and from the rows of its DEKs
     #[arg(long, value_name = "RECORD")]
     record: Option<String>,
     #[command(flatten)]
@@ -52,7 +53,7 @@ pub(super) struct Erase {
 /// What to drop.
 #[derive(Args)]
 pub(super) struct Prune {
-    /// Say what would go, and change nothing
+    /// Print what would be dropped, and change nothing
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
@@ -60,7 +61,7 @@ pub(super) struct Prune {
 }
 
 pub(super) async fn hold(arguments: Hold) -> Result<(), Failure> {
-    let (keeper, database, tenant) = keeper(arguments.by).await?;
+    let (admin, database, tenant) = admin(arguments.by).await?;
     match arguments.switch {
         None => {
             let on = database.on_hold(tenant.uid).await.map_err(|error| failed(error.into()))?;
@@ -68,7 +69,7 @@ pub(super) async fn hold(arguments: Hold) -> Result<(), Failure> {
         }
         Some(switch) => {
             let on = matches!(switch, Switch::On);
-            let changed = keeper.hold(tenant.uid, on).await.map_err(failed)?;
+            let changed = admin.hold(tenant.uid, on).await.map_err(failed)?;
             let already = if changed { "" } else { ", as it was" };
             println!("{} is {}on legal hold{already}", tenant.name, if on { "" } else { "not " });
         }
@@ -77,13 +78,13 @@ pub(super) async fn hold(arguments: Hold) -> Result<(), Failure> {
 }
 
 pub(super) async fn erase(arguments: Erase) -> Result<(), Failure> {
-    let (keeper, _, tenant) = keeper(arguments.by).await?;
+    let (admin, _, tenant) = admin(arguments.by).await?;
     let personal = match (arguments.user, arguments.record) {
         (Some(user), _) => Personal::User(user),
         (None, Some(record)) => Personal::Record(record),
         (None, None) => return Err(Failure::Running("say --user or --record".to_owned())),
     };
-    let Erased { entries, deks } = keeper.erase(tenant.uid, &personal).await.map_err(failed)?;
+    let Erased { entries, deks } = admin.erase(tenant.uid, &personal).await.map_err(failed)?;
     let rows = match personal {
         Personal::User(_) => String::new(),
         Personal::Record(_) => format!(" and {deks} rows of DEKs"),
@@ -96,32 +97,32 @@ pub(super) async fn prune(arguments: Prune) -> Result<(), Failure> {
     let env = Env::of_process();
     let mut reader = Reader::new(&env);
     let retention = AuditRetention::read(&mut reader);
-    let mistakes = reader.into_mistakes();
-    if !mistakes.is_empty() {
-        return Err(Failure::Configuration(mistakes));
+    let errors = reader.into_errors();
+    if !errors.is_empty() {
+        return Err(Failure::Configuration(errors));
     }
-    let (keeper, ..) = keeper(arguments.by).await?;
+    let (admin, ..) = admin(arguments.by).await?;
     let Some(age) = retention.age else {
         println!("BYOK_AUDIT_RETENTION_DAYS=0: entries are kept for ever");
         return Ok(());
     };
-    let retention = keeper.older_than(age, retention.exported_only).await.map_err(failed)?;
+    let retention = admin.older_than(age, retention.exported_only).await.map_err(failed)?;
     if arguments.dry_run {
-        for part in keeper.prunable(retention).await.map_err(failed)? {
+        for part in admin.prunable(retention).await.map_err(failed)? {
             for (tenant, ranges) in &part.entries {
                 let entries: u64 = ranges.iter().map(|range| range.end - range.start).sum();
-                println!("{}: {entries} entries of {} would go", part.part, tenant.name);
+                println!("{}: {entries} entries of {} would be dropped", part.part, tenant.name);
             }
         }
         println!("nothing was changed");
         return Ok(());
     }
-    let dropped = keeper.prune(retention).await.map_err(failed)?;
+    let dropped = admin.prune(retention).await.map_err(failed)?;
     println!("{dropped} entries dropped; their hashes are kept");
     Ok(())
 }
 
-async fn keeper(by: By) -> Result<(LogAdmin, Arc<dyn Database>, Tenant), Failure> {
+async fn admin(by: By) -> Result<(LogAdmin, Arc<dyn Database>, Tenant), Failure> {
     let (database, tenant) = assemble::as_owner(&Env::of_process()).await?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let committer = Arc::new(Committer::start(database.clone(), clock.clone(), 1));
@@ -131,21 +132,33 @@ async fn keeper(by: By) -> Result<(LogAdmin, Arc<dyn Database>, Tenant), Failure
 pub(super) fn failed(failed: AdminError) -> Failure {
     let problem = match failed {
         AdminError::OnHold => {
-            "the tenant is on legal hold; nothing of its log goes (`byok audit hold off` lifts it)"
+            "the tenant is on legal hold: nothing of its log is dropped or erased (`byok audit hold off` lifts it)"
         }
         AdminError::Wrong => {
-            "the tree that would be left is not that of the entries, and nothing was dropped; see `byok audit verify`"
+            "the hashes that would be kept do not match the entries, so nothing was dropped; see `byok audit verify`"
         }
-        AdminError::Changing => "the log changed all the while; try again",
+        AdminError::Changing => "the log kept changing; try again",
         AdminError::Unavailable => {
-            "the database is out of reach; run the command again, it goes on where it must"
+            "the database is out of reach; run the command again, it continues where it stopped"
         }
         AdminError::Refused => {
-            "the database refuses it: only the tables' owner may; set BYOK_MIGRATION_DATABASE_URL"
+            "the database refuses it: only the tables' owner may do this; set BYOK_MIGRATION_DATABASE_URL"
         }
         AdminError::Malformed => {
             "a row is damaged, or not of a form that the server writes; see `byok audit verify`"
         }
     };
     Failure::Running(problem.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_erasure_without_a_value_names_both_options() {
+        let command = Erase::augment_args(clap::Command::new("erase"));
+        let error = command.try_get_matches_from(["erase"]).unwrap_err().to_string();
+        assert!(error.contains("--user") && error.contains("--record"), "{error}");
+    }
 }

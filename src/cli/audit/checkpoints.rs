@@ -10,21 +10,21 @@ use clap::Args;
 
 use crate::audit::{CheckpointKey, origin_of};
 use crate::cli::{Failure, assemble};
-use crate::config::{self, Audit, Env, Mistake, Reader, SigningKeys};
+use crate::config::{self, Audit, ConfigError, Env, Reader, SigningKeys};
 use crate::crypto::Ed25519SigningKey;
 use crate::jobs::RestoreFailed;
 
 /// Which keys.
 #[derive(Args)]
 pub(super) struct Key {
-    /// Whose log
+    /// The tenant
     #[arg(long, default_value = "primary", value_name = "NAME")]
     tenant: String,
-    /// Which of the tenant's logs: each restore opens another one. When absent, all that the database has; the first, where no
+    /// The number of one log of the tenant: each restore opens another one. Default: all that the database has, or 1 if no
     /// database is configured
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     log: Option<u32>,
-    /// Make a key, write it to this file, which must not be there yet, and print its public key
+    /// Make a key, write it to this new file, and print its public key
     #[arg(long, value_name = "FILE")]
     generate: Option<PathBuf>,
 }
@@ -32,13 +32,13 @@ pub(super) struct Key {
 /// What was restored.
 #[derive(Args)]
 pub(super) struct Restored {
-    /// Whose log
+    /// The tenant
     #[arg(long, default_value = "primary", value_name = "NAME")]
     tenant: String,
-    /// Who does this: stands in the entries as their user
+    /// Who does this; recorded as the user of the entries
     #[arg(long, value_name = "NAME")]
     by: Option<String>,
-    /// Also where nothing is known to be lost, or a place of checkpoints cannot be read
+    /// Open another log even if nothing is known to be lost, or a destination of checkpoints cannot be read
     #[arg(long)]
     anyway: bool,
 }
@@ -49,14 +49,14 @@ pub(super) async fn key(arguments: &Key) -> Result<(), Failure> {
     let env = Env::of_process();
     let mut reader = Reader::new(&env);
     let audit = Audit::read(&mut reader);
-    let mut mistakes = reader.into_mistakes();
-    mistakes.retain(|mistake| !mistake.variable.starts_with("BYOK_AUDIT_CHECKPOINT"));
+    let mut errors = reader.into_errors();
+    errors.retain(|error| !error.variable.starts_with("BYOK_AUDIT_CHECKPOINT"));
     if arguments.generate.is_some() {
         // The file that the variable names is usually the one to be made.
-        mistakes.retain(|mistake| !mistake.variable.contains("SIGNING_KEY"));
+        errors.retain(|error| !error.variable.contains("SIGNING_KEY"));
     }
-    if !mistakes.is_empty() {
-        return Err(Failure::Configuration(mistakes));
+    if !errors.is_empty() {
+        return Err(Failure::Configuration(errors));
     }
     let keys = match &arguments.generate {
         Some(path) => vec![generated(path)?],
@@ -65,7 +65,7 @@ pub(super) async fn key(arguments: &Key) -> Result<(), Failure> {
     if keys.is_empty() {
         let problem = "is not set; `byok audit key --generate FILE` makes one".to_owned();
         let variable = "BYOK_AUDIT_SIGNING_KEY".to_owned();
-        return Err(Failure::Configuration(vec![Mistake { variable, problem }]));
+        return Err(Failure::Configuration(vec![ConfigError { variable, problem }]));
     }
     let logs = match (arguments.log, &arguments.generate) {
         (Some(log), _) => vec![log],
@@ -95,10 +95,10 @@ async fn logs(env: &Env, tenant: &str) -> Vec<u32> {
             let why = match failure {
                 Failure::Running(why) | Failure::Refused(why) => why,
                 Failure::Schema(why) => why.to_string(),
-                Failure::Configuration(_) | Failure::Unwell => "its configuration has mistakes".to_owned(),
+                Failure::Configuration(_) | Failure::FaultFound => "its configuration has errors".to_owned(),
             };
             eprintln!(
-                "only the key of log 1 is told, as the database does not say which logs there are: {why}"
+                "only the key of log 1 is printed, because the logs cannot be read from the database: {why}"
             );
             vec![1]
         }
@@ -131,9 +131,9 @@ pub(super) async fn restored(arguments: Restored) -> Result<(), Failure> {
     let env = Env::of_process();
     let mut reader = Reader::new(&env);
     let audit = Audit::read(&mut reader);
-    let mistakes = reader.into_mistakes();
-    if !mistakes.is_empty() {
-        return Err(Failure::Configuration(mistakes));
+    let errors = reader.into_errors();
+    if !errors.is_empty() {
+        return Err(Failure::Configuration(errors));
     }
     let (database, tenant) = assemble::as_owner(&env).await?;
     let tenant = match arguments.tenant == tenant.name {
@@ -159,18 +159,18 @@ fn failed(failed: RestoreFailed) -> Failure {
             "the log holds all that was published; nothing was changed (`--anyway` opens another log nevertheless)"
                 .to_owned()
         }
-        RestoreFailed::Unread(place) => {
-            format!("the {place} of checkpoints cannot be read; nothing was changed (`--anyway` goes on without it)")
+        RestoreFailed::Unread(kind) => {
+            format!("the {kind} that checkpoints are published to cannot be read; nothing was changed (`--anyway` continues without it)")
         }
-        RestoreFailed::Moving => "the log is appended to all the while; try again".to_owned(),
+        RestoreFailed::Moving => "the log kept growing; try again".to_owned(),
         RestoreFailed::Unavailable => {
-            "the database is out of reach; run the command again: it does nothing that is done".to_owned()
+            "the database is out of reach; run the command again: it repeats nothing that was done".to_owned()
         }
         RestoreFailed::Refused => {
-            "the database refuses it: only the tables' owner may; set BYOK_MIGRATION_DATABASE_URL".to_owned()
+            "the database refuses it: only the tables' owner may do this; set BYOK_MIGRATION_DATABASE_URL".to_owned()
         }
         RestoreFailed::Malformed => {
-            "the log's head, or a row of the log, is not of a form that the server writes: run `byok audit verify`".to_owned()
+            "the log's head, or a row of the log, is damaged: run `byok audit verify`".to_owned()
         }
     })
 }

@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::shown::{bar, checkpoint, ended, keys};
+use super::report::bar;
+use super::trust::{checkpoint, ended, keys};
 use crate::audit::{Committer, Unit, pack};
 use crate::cli::{Failure, assemble};
 use crate::config::Env;
@@ -21,25 +22,25 @@ use crate::verify::{Export, ExportError, Wanted};
 /// What to export.
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// From this moment on: RFC 3339, or a day in UTC; from the first entry when absent
+    /// Export entries from this time on: RFC 3339, or a day in UTC. Default: from the first entry
     #[arg(long, value_name = "TIME", value_parser = moment)]
     from: Option<Timestamp>,
-    /// To before this moment; to the last entry that a checkpoint speaks of when absent
+    /// Export entries before this time. Default: to the last entry that a checkpoint covers
     #[arg(long, value_name = "TIME", value_parser = moment)]
     to: Option<Timestamp>,
-    /// Where the bundle goes: a file that is not there yet; to standard output when absent
+    /// The new file that the bundle is written to. Default: standard output
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Which of the logs, where a restored database went on in another; the current one when absent
+    /// The number of a log, if a restored database continued in another. Default: the current one
     #[arg(long, value_name = "N")]
     log: Option<u32>,
-    /// A checkpoint that the auditor has: the bundle then shows that it is the beginning of the log
+    /// A checkpoint that the auditor has: the bundle then proves that the log extends it
     #[arg(long, value_name = "FILE")]
     checkpoint: Option<PathBuf>,
-    /// A public key to put into the bundle, as `NAME+ID+KEY` or a file of that; may be given again
+    /// A public key to put into the bundle: `NAME+ID+KEY`, or a file with such keys; may be repeated
     #[arg(long = "key", value_name = "KEY")]
     keys: Vec<String>,
-    /// Who exports: stands in the entry as its user
+    /// Who exports; recorded as the user of the entry
     #[arg(long, value_name = "NAME")]
     by: Option<String>,
 }
@@ -63,8 +64,9 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
             places.map_err(assemble::unread)?.ok_or_else(none)?
         }
     };
-    let export =
-        Export::prepare(&*database, &tenant, Wanted { ended, places, keys, pinned }).await.map_err(said)?;
+    let export = Export::prepare(&*database, &tenant, Wanted { ended, places, keys, pinned })
+        .await
+        .map_err(failure)?;
     let mut out: Box<dyn Write + Send> = match &arguments.out {
         None => Box::new(std::io::stdout()),
         Some(path) => {
@@ -76,14 +78,16 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let committer = Committer::start(database.clone(), clock.clone(), 1);
     let entry = entry(&*clock, arguments.by, &export.places());
     let recorded = committer.commit(unit(&tenant, Some(pack(tenant.uid, &entry)), Vec::new())).await;
-    recorded.map_err(|_| Failure::Running("nothing was exported: the log could not record it".to_owned()))?;
+    recorded.map_err(|_| {
+        Failure::Running("nothing was exported: it could not be recorded in the log".to_owned())
+    })?;
     let bar = bar("{bar:40} {pos}/{len} entries  {per_sec}  {eta} left");
     let uncovered = export.uncovered();
     let mut progress = |done, of| {
         bar.set_length(of);
         bar.set_position(done);
     };
-    let exported = export.write(&mut BufWriter::new(&mut out), &mut progress).await.map_err(said)?;
+    let exported = export.write(&mut BufWriter::new(&mut out), &mut progress).await.map_err(failure)?;
     bar.finish_and_clear();
     if let Some(path) = &arguments.out {
         // Sync the file before the export is noted, because its entries may be dropped after that.
@@ -96,12 +100,14 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
         exported.entries, exported.size
     );
     if let Some(Range { start, end }) = uncovered {
-        eprintln!("no checkpoint speaks yet of places {start} to before {end}: they are not in the bundle");
+        eprintln!("no checkpoint covers places {start} to before {end} yet: they are not in the bundle");
     }
     // If only exported entries are dropped, these may be dropped from now on.
     let note = Change::NoteExport { places: exported.places };
     if committer.commit(unit(&tenant, None, vec![note])).await.is_err() {
-        eprintln!("they are not noted as exported: only the tables' owner may (BYOK_MIGRATION_DATABASE_URL)");
+        eprintln!(
+            "they are not marked as exported: only the tables' owner may do that (BYOK_MIGRATION_DATABASE_URL)"
+        );
     }
     Ok(())
 }
@@ -116,15 +122,15 @@ fn unit(tenant: &Tenant, entry: Option<EntryRow>, changes: Vec<Change>) -> Unit 
     Unit { tenant: tenant.uid, entry, changes, fence: Vec::new() }
 }
 
-fn said(error: ExportError) -> Failure {
+fn failure(error: ExportError) -> Failure {
     Failure::Running(match error {
         ExportError::Store(error) => return assemble::unread(error),
         ExportError::Write(error) => format!("the bundle could not be written: {error}"),
         ExportError::NoCheckpoint => {
-            "no checkpoint of this log is kept: nothing would prove a bundle".to_owned()
+            "no checkpoint of this log is kept, so a bundle could not be verified".to_owned()
         }
         ExportError::Uncovered { until } => {
-            format!("checkpoints speak of places before {until} alone: nothing would prove this bundle")
+            format!("checkpoints cover only the places before {until}, so this bundle could not be verified")
         }
         ExportError::Shorter { size } => {
             format!("the log is shorter than a checkpoint of size {size} says: run `byok audit verify`")
@@ -133,8 +139,8 @@ fn said(error: ExportError) -> Failure {
             "values were erased while the bundle was written, and it does not say so: export it again"
                 .to_owned()
         }
-        ExportError::Missing { place } => format!(
-            "the entry at place {place} is gone, and with it all that could stand for it: run `byok audit verify`"
-        ),
+        ExportError::Missing { place } => {
+            format!("the entry at place {place} is missing, and so are its hashes: run `byok audit verify`")
+        }
     })
 }

@@ -4,8 +4,9 @@ mod admin;
 mod checkpoints;
 mod export;
 mod reconcile;
+mod report;
 mod reseal;
-mod shown;
+mod trust;
 mod verify;
 mod verify_bundle;
 
@@ -40,7 +41,7 @@ enum What {
     Prune(admin::Prune),
     /// Give all rows of DEKs new MACs after BYOK_ROW_MAC_KEY was lost: the log has to hold, and so has each row
     Reseal(reseal::Arguments),
-    /// Hold the log against the KMS's own, exported to a file: what is in one and not in the other
+    /// Compare the log with the KMS's own log, exported to a file: which calls are in only one of them
     Reconcile(reconcile::Arguments),
 }
 

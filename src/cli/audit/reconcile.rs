@@ -28,28 +28,28 @@ const SHOWN: usize = 50;
 pub(super) struct Arguments {
     /// The export: CloudTrail, a Vault audit device, Google Cloud or Azure Key Vault; `-` for standard input
     file: PathBuf,
-    /// Whose log
+    /// The tenant
     #[arg(long, value_name = "NAME", default_value = assemble::PRIMARY)]
     tenant: String,
-    /// The export has everything from then on; without it, from its first record on
+    /// The export is complete from this time on. Default: from its first record
     #[arg(long, value_name = "TIME", value_parser = time)]
     from: Option<Timestamp>,
-    /// The export has everything until then; without it, until its last record
+    /// The export is complete until this time. Default: until its last record
     #[arg(long, value_name = "TIME", value_parser = time)]
     to: Option<Timestamp>,
     /// How far the times of an entry and of its call may be apart
     #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(..=31_536_000))]
     margin: u64,
-    /// The key's name at the KMS; without it, all that the tenant's DEKs were ever wrapped with
+    /// The key's name at the KMS; may be repeated. Default: all keys that the tenant's DEKs were wrapped under
     #[arg(long, value_name = "NAME")]
     key: Vec<String>,
-    /// Who we are at the KMS, beside those whose calls are in our log
+    /// A principal of byok's at the KMS, in addition to those whose calls are in our log; may be repeated
     #[arg(long, value_name = "PRINCIPAL")]
     own: Vec<String>,
-    /// Who does this: stands in the entry as its user
+    /// Who does this; recorded as the user of the entry
     #[arg(long, value_name = "NAME")]
     by: Option<String>,
-    /// One JSON object, with all of it
+    /// Print one JSON object with everything
     #[arg(long)]
     json: bool,
 }
@@ -73,6 +73,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let read = move || Export::read(BufReader::with_capacity(1 << 20, input), keys, between);
     let export = tokio::task::spawn_blocking(read).await;
     let export = export.map_err(|_| running("the export cannot be read".to_owned()))?.map_err(unusable)?;
+    let named = arguments.key;
     let terms = Terms { from: arguments.from, until: arguments.to, margin, own: arguments.own };
     let mut reconciliation = Reconciliation::new(export, terms);
     take_entries(&*database, &tenant, &mut reconciliation).await?;
@@ -82,6 +83,11 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.json {
         true => println!("{:#}", report.json()),
         false => show(&report),
+    }
+    if report.calls == 0 && !named.is_empty() {
+        let keys = named.join(", ");
+        let problem = format!("the export holds no call of the key {keys}: check the name and the export");
+        return Err(running(problem));
     }
     match report.explained() {
         true => Ok(()),
@@ -129,7 +135,7 @@ async fn record(database: Arc<dyn Database>, tenant: &Tenant, by: Option<String>
     let committer = Committer::start(database, clock, 1);
     let unit = Unit { tenant: tenant.uid, entry, changes: Vec::new(), fence: Vec::new() };
     let recorded = committer.commit(unit).await;
-    recorded.map(|_| ()).map_err(|_| running("that the log is read cannot be recorded".to_owned()))
+    recorded.map(|_| ()).map_err(|_| running("that the log was read could not be recorded".to_owned()))
 }
 
 fn show(report: &Report) {

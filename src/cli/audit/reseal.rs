@@ -7,7 +7,8 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::admin::failed;
-use super::shown::{bar, checkpoint, keys, show};
+use super::report::{bar, print_report};
+use super::trust::{checkpoint, keys};
 use super::verify::row_mac;
 use crate::admin::{LogAdmin, Resealed};
 use crate::audit::{Committer, RowMacs};
@@ -19,13 +20,13 @@ use crate::verify::{Trust, verify_log};
 /// On whose word, and against what the log is verified before.
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// A public key that checkpoints count with, as `NAME+ID+KEY` or a file of that; may be given again
+    /// A public key whose signatures on checkpoints are trusted: `NAME+ID+KEY`, or a file with such keys; may be repeated
     #[arg(long = "key", value_name = "KEY")]
     keys: Vec<String>,
-    /// A checkpoint that was kept elsewhere
+    /// A checkpoint that was saved elsewhere
     #[arg(long, value_name = "FILE")]
     checkpoint: Option<PathBuf>,
-    /// Who does this: stands in the entry as its user
+    /// Who does this; recorded as the user of the entry
     #[arg(long, value_name = "NAME")]
     by: Option<String>,
 }
@@ -45,15 +46,15 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     bar.finish_and_clear();
     let report = report.map_err(assemble::unread)?;
     if !report.is_clean() {
-        println!("nothing was sealed: the log, or a row, is not what it should be");
-        return show(&report, false);
+        println!("nothing was sealed: the log or a row does not verify");
+        return print_report(&report, false);
     }
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let committer = Arc::new(Committer::start(database.clone(), clock.clone(), 1));
-    let keeper = LogAdmin::new(database, committer, clock, arguments.by);
+    let admin = LogAdmin::new(database, committer, clock, arguments.by);
     let Resealed { sealed, kept, contradicted, damaged } =
-        keeper.reseal(&tenant, &macs).await.map_err(failed)?;
-    println!("{sealed} rows sealed; {kept} had the MACs of this secret");
+        admin.reseal(&tenant, &macs).await.map_err(failed)?;
+    println!("{sealed} rows sealed; {kept} already had MACs of this secret");
     if let Some(finding) = damaged {
         println!("{}: {finding}", finding.name());
         return Err(Failure::Running("the log does not hold: the other rows were not sealed".to_owned()));
@@ -62,5 +63,5 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
         return Ok(());
     }
     contradicted.iter().for_each(|finding| println!("{}: {finding}", finding.name()));
-    Err(Failure::Running("these rows are not as the log says, and were not sealed".to_owned()))
+    Err(Failure::Running("these rows contradict the log, and were not sealed".to_owned()))
 }

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::shown::{bar, checkpoint, ended, keys, show};
+use super::report::{bar, print_report};
+use super::trust::{checkpoint, ended, keys};
 use crate::audit::RowMacs;
 use crate::cli::{Failure, assemble};
 use crate::config::{Env, Reader, RowMac};
@@ -13,13 +14,13 @@ use crate::verify::{Trust, check_row_macs, verify_log};
 /// Against what to verify.
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// A public key that checkpoints count with, as `NAME+ID+KEY` or a file of that; may be given again
+    /// A public key whose signatures on checkpoints are trusted: `NAME+ID+KEY`, or a file with such keys; may be repeated
     #[arg(long = "key", value_name = "KEY")]
     keys: Vec<String>,
-    /// Which of the logs, where a restored database went on in another; the current one when absent
+    /// The number of a log, if a restored database continued in another. Default: the current one
     #[arg(long, value_name = "N")]
     log: Option<u32>,
-    /// A checkpoint that was kept elsewhere
+    /// A checkpoint that was saved elsewhere
     #[arg(long, value_name = "FILE")]
     checkpoint: Option<PathBuf>,
     /// Print JSON
@@ -46,13 +47,13 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
         checked.map_err(assemble::unread)?;
     }
     bar.finish_and_clear();
-    show(&report, arguments.json)
+    print_report(&report, arguments.json)
 }
 
 /// Reads the settings of the rows' MACs from the environment.
 pub(super) fn row_mac(env: &Env) -> Result<RowMac, Failure> {
     let mut reader = Reader::new(env);
     let settings = RowMac::read(&mut reader);
-    let mistakes = reader.into_mistakes();
-    if mistakes.is_empty() { Ok(settings) } else { Err(Failure::Configuration(mistakes)) }
+    let errors = reader.into_errors();
+    if errors.is_empty() { Ok(settings) } else { Err(Failure::Configuration(errors)) }
 }

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::shown::{bar, checkpoint, keys, show};
+use super::report::{bar, print_report};
+use super::trust::{checkpoint, keys};
 use crate::cli::Failure;
 use crate::verify::{Trust, verify_bundle};
 
@@ -17,10 +18,10 @@ pub(super) struct Arguments {
     /// The bundle
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// A public key that checkpoints count with, as `NAME+ID+KEY` or a file of that; may be given again
+    /// A public key whose signatures on checkpoints are trusted: `NAME+ID+KEY`, or a file with such keys; may be repeated
     #[arg(long = "key", value_name = "KEY", required = true)]
     keys: Vec<String>,
-    /// A checkpoint that was kept elsewhere
+    /// A checkpoint that was saved elsewhere
     #[arg(long, value_name = "FILE")]
     checkpoint: Option<PathBuf>,
     /// Print JSON
@@ -36,5 +37,5 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     bar.set_length(file.metadata().map_or(0, |file| file.len()));
     let report = verify_bundle(&mut BufReader::new(file), &trust, &mut |read| bar.set_position(read));
     bar.finish_and_clear();
-    show(&report.map_err(failed)?, arguments.json)
+    print_report(&report.map_err(failed)?, arguments.json)
 }

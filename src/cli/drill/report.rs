@@ -20,10 +20,10 @@ pub(super) const FORMAT: &str = "byok-drill/1";
 pub(super) struct Verify {
     /// The report
     report: PathBuf,
-    /// The public key, in PEM, as you had it before: not the one that the report names
+    /// The public key, in PEM, that you obtained before the drill; not the one in the report
     #[arg(long, value_name = "FILE")]
     key: PathBuf,
-    /// The signature; the report's name and `.sig` when absent
+    /// The signature. Default: the report's name with `.sig`
     #[arg(long, value_name = "FILE")]
     signature: Option<PathBuf>,
 }

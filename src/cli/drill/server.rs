@@ -9,7 +9,7 @@ use crate::cli::Failure;
 use crate::crypto::SecretText;
 use crate::model::{Clock as _, SystemClock};
 
-use super::trial::{Met, Sample};
+use super::verdict::{Answer, Sample};
 
 /// The time limit for an answer, which is longer than the server's own limit by default.
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -78,7 +78,10 @@ impl Target {
             (Some(ciphertext), Some(key_version)) => {
                 Ok(Canary { record_id, key_version, plaintext, ciphertext })
             }
-            _ => Err(Failure::Running(format!("the record cannot be encrypted: {}", said(status, &answer)))),
+            _ => Err(Failure::Running(format!(
+                "the record cannot be encrypted: {}",
+                error_text(status, &answer)
+            ))),
         }
     }
 
@@ -88,18 +91,18 @@ impl Target {
         let body = json!({ "ciphertext": canary.ciphertext, "context": context });
         let sent = SystemClock.boot();
         let answered = self.call(Method::POST, "byok/decrypt", Some(&body)).await;
-        let heard = SystemClock.boot();
+        let received = SystemClock.boot();
         let (status, request_id, answer) = answered.unwrap_or((0, String::new(), Value::Null));
-        let met = match (status, answer["code"].as_str()) {
-            (200, _) if answer["plaintext"] == *canary.plaintext => Met::Plaintext,
+        let answer = match (status, answer["code"].as_str()) {
+            (200, _) if answer["plaintext"] == *canary.plaintext => Answer::Plaintext,
             (_, Some(code @ ("KMS_ACCESS_DENIED" | "KMS_UNAVAILABLE"))) => {
-                Met::Refused { status, code: code.to_owned() }
+                Answer::Refused { status, code: code.to_owned() }
             }
-            (429, _) => Met::Limited,
-            (0, _) => Met::Failed("no answer".to_owned()),
-            _ => Met::Failed(said(status, &answer)),
+            (429, _) => Answer::Limited,
+            (0, _) => Answer::Failed("no answer".to_owned()),
+            _ => Answer::Failed(error_text(status, &answer)),
         };
-        Sample { sent, heard, request_id, met }
+        Sample { sent, received, request_id, answer }
     }
 
     /// Returns the entries of incidents, newest first; `None` if the log may not be read.
@@ -110,7 +113,7 @@ impl Target {
     }
 }
 
-fn said(status: u16, answer: &Value) -> String {
+fn error_text(status: u16, answer: &Value) -> String {
     match answer["code"].as_str() {
         Some(code) => format!("HTTP {status} {code}"),
         None => format!("HTTP {status}"),

@@ -176,7 +176,7 @@ mod tests {
         let env = Env::from_pairs(pairs.iter().copied());
         let mut reader = Reader::new(&env);
         let text = policy(&mut reader);
-        assert!(reader.into_mistakes().is_empty());
+        assert!(reader.into_errors().is_empty());
         let json: String = text.lines().filter(|line| !line.starts_with('#')).collect();
         serde_json::Deserializer::from_str(&json).into_iter().map(|value| value.unwrap()).collect()
     }

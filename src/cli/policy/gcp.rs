@@ -51,6 +51,6 @@ mod tests {
         ]);
         let mut reader = Reader::new(&env);
         policy(&mut reader);
-        assert_eq!(reader.into_mistakes().len(), 1);
+        assert_eq!(reader.into_errors().len(), 1);
     }
 }

@@ -15,7 +15,7 @@ use crate::config::{Env, Reader};
 /// Of which KMS.
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// Whose policy; the variables that name the key are read from the environment
+    /// The KMS; the variables that name the key are read from the environment
     provider: Provider,
 }
 
@@ -36,11 +36,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         Provider::VaultTransit => vault::policy(&mut reader),
         Provider::AzureKeyVault => azure::policy(&mut reader),
     };
-    match reader.into_mistakes() {
-        mistakes if mistakes.is_empty() => {
+    match reader.into_errors() {
+        errors if errors.is_empty() => {
             print!("{policy}");
             Ok(())
         }
-        mistakes => Err(Failure::Configuration(mistakes)),
+        errors => Err(Failure::Configuration(errors)),
     }
 }

@@ -19,7 +19,7 @@ use tracing::{info, warn};
 
 use super::{Failure, assemble};
 use crate::app::App;
-use crate::config::{self, Engine, Env, Files, Mistake};
+use crate::config::{self, ConfigError, Engine, Env, Files};
 use crate::jobs::Jobs;
 use crate::model::SystemClock;
 use crate::store::{self, Database};
@@ -30,14 +30,14 @@ use part::{Part, Value};
 pub(super) use part::server_config;
 
 /// How often files are checked for changes.
-const EVERY: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the server tries again to reach a database that does not answer at its new URL, and
 /// checks that the thread that reads files is alive.
-const AGAIN: Duration = Duration::from_secs(5);
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 /// The time limit for a database to answer at a new URL.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The time without a check of the files after which the log reports it.
-const LATE: Duration = Duration::from_secs(30);
+const OVERDUE: Duration = Duration::from_secs(30);
 
 /// The parts of the server that take over what was read again.
 pub(super) struct Running {
@@ -48,16 +48,16 @@ pub(super) struct Running {
 }
 
 /// A part of the configuration that was read again.
-struct Again {
+struct ReadPart {
     part: Part,
     variables: Vec<String>,
-    value: Result<Value, Vec<Mistake>>,
+    value: Result<Value, Vec<ConfigError>>,
 }
 
 /// The reason why what was read again is not in use.
-enum NotTaken {
+enum NotApplied {
     /// It is invalid.
-    Mistakes(Vec<Mistake>),
+    Errors(Vec<ConfigError>),
     /// It may be accepted later. The text says how the database reacts to it now.
     NotYet(config::Store, &'static str),
     /// It takes effect only after a restart.
@@ -65,7 +65,7 @@ enum NotTaken {
 }
 
 /// Reads the configuration again whenever needed, until `stop` is cancelled.
-pub(super) async fn keep(
+pub(super) async fn run(
     running: Running,
     env: Env,
     files: Files,
@@ -78,40 +78,42 @@ pub(super) async fn keep(
     let (asked, asks) = std_mpsc::channel();
     let (sender, mut again) = mpsc::unbounded_channel();
     let (looked, last_look) = watch::channel(Instant::now());
-    let look = move || look(&env, files, &asks, &sender, &looked);
-    if std::thread::Builder::new().name("files".to_owned()).spawn(look).is_err() {
-        return warn!("no thread can be had that looks at files: they are read at the start alone");
+    let watch = move || watch_files(&env, files, &asks, &sender, &looked);
+    if std::thread::Builder::new().name("files".to_owned()).spawn(watch).is_err() {
+        return warn!(
+            "the thread that checks files could not be started: a changed file takes effect only after a restart"
+        );
     }
-    let mut ticks = interval(AGAIN);
+    let mut ticks = interval(RETRY_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut waiting, mut hangs) = (None, false);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            () = hung_up(&mut hangups) => {
+            () = hangup(&mut hangups) => {
                 info!("SIGHUP: reading all files again");
                 let _ = asked.send(());
             }
-            Some(Again { part, variables, value }) = again.recv() => {
+            Some(ReadPart { part, variables, value }) = again.recv() => {
                 if part == Part::Database {
                     waiting = None;
                 }
                 let taken = match value {
                     Ok(value) => running.take(value, part).await,
-                    Err(mistakes) => Err(NotTaken::Mistakes(mistakes)),
+                    Err(errors) => Err(NotApplied::Errors(errors)),
                 };
-                waiting = running.said(part, &variables, taken).or(waiting);
+                waiting = running.report(part, &variables, taken).or(waiting);
             }
             _ = ticks.tick() => {
-                let is_late = last_look.borrow().elapsed() > LATE;
+                let is_late = last_look.borrow().elapsed() > OVERDUE;
                 if is_late && !hangs {
-                    warn!("files could not be looked at for {} s: their file system hangs", LATE.as_secs());
+                    warn!("files could not be checked for {} s: their file system hangs", OVERDUE.as_secs());
                 }
                 hangs = is_late;
                 if let Some(settings) = waiting.take() {
                     match running.take_database(settings).await {
-                        Err(NotTaken::NotYet(settings, _)) => waiting = Some(settings),
-                        taken => waiting = running.said(Part::Database, &[], taken),
+                        Err(NotApplied::NotYet(settings, _)) => waiting = Some(settings),
+                        taken => waiting = running.report(Part::Database, &[], taken),
                     }
                 }
             }
@@ -119,7 +121,7 @@ pub(super) async fn keep(
     }
 }
 
-async fn hung_up(hangups: &mut Option<Signal>) {
+async fn hangup(hangups: &mut Option<Signal>) {
     if let Some(signal) = hangups
         && signal.recv().await.is_some()
     {
@@ -129,15 +131,15 @@ async fn hung_up(hangups: &mut Option<Signal>) {
 }
 
 /// Checks the files until nobody needs the results any more.
-fn look(
+fn watch_files(
     env: &Env,
     mut files: Files,
     asks: &std_mpsc::Receiver<()>,
-    again: &mpsc::UnboundedSender<Again>,
+    again: &mpsc::UnboundedSender<ReadPart>,
     looked: &watch::Sender<Instant>,
 ) {
     loop {
-        let (changed, everything) = match asks.recv_timeout(EVERY) {
+        let (changed, everything) = match asks.recv_timeout(CHECK_INTERVAL) {
             Ok(()) => (files.changed_at_once(), true),
             Err(std_mpsc::RecvTimeoutError::Timeout) => (files.changed(), false),
             Err(std_mpsc::RecvTimeoutError::Disconnected) => return,
@@ -153,7 +155,7 @@ fn look(
             };
             if !variables.is_empty() {
                 let value = part.read(env);
-                if again.send(Again { part, variables, value }).is_err() {
+                if again.send(ReadPart { part, variables, value }).is_err() {
                     return;
                 }
             }
@@ -163,104 +165,109 @@ fn look(
 }
 
 impl Running {
-    async fn take(&self, value: Value, part: Part) -> Result<(), NotTaken> {
+    async fn take(&self, value: Value, part: Part) -> Result<(), NotApplied> {
         match value {
             Value::Tls(config) => match &self.tls {
                 Some(tls) => drop(tls.send_replace(TlsAcceptor::from(Arc::<ServerConfig>::from(config)))),
-                None => return Err(NotTaken::NeedsRestart),
+                None => return Err(NotApplied::NeedsRestart),
             },
             Value::Auth(auth) => {
                 let (authenticator, policy) = assemble::parts_of_identity(&auth, Arc::new(SystemClock))
-                    .map_err(|failure| NotTaken::Mistakes(mistakes_of(failure)))?;
+                    .map_err(|failure| NotApplied::Errors(errors_of(failure)))?;
                 match part {
                     Part::Permissions => {
-                        self.app.take_policy(policy.map_err(NotTaken::Mistakes)?);
+                        self.app.take_policy(policy.map_err(NotApplied::Errors)?);
                     }
-                    _ => self.app.take_authenticator(authenticator.map_err(NotTaken::Mistakes)?),
+                    _ => self.app.take_authenticator(authenticator.map_err(NotApplied::Errors)?),
                 }
             }
             Value::Database(settings) => return self.take_database(*settings).await,
             Value::SigningKeys(keys) => {
                 if !self.app.take_signing_keys(keys) {
-                    return Err(NotTaken::NeedsRestart);
+                    return Err(NotApplied::NeedsRestart);
                 }
             }
             Value::Webhooks(webhooks) => {
                 if !self.jobs.take_webhooks(webhooks) {
-                    return Err(NotTaken::NeedsRestart);
+                    return Err(NotApplied::NeedsRestart);
                 }
             }
-            Value::AtStartAlone => return Err(NotTaken::NeedsRestart),
+            Value::OnlyAtStart => return Err(NotApplied::NeedsRestart),
         }
         Ok(())
     }
 
     /// Takes over other URLs once the same database answers at them. If no database has been
     /// reached yet, it accepts the URLs of any one.
-    async fn take_database(&self, settings: config::Store) -> Result<(), NotTaken> {
+    async fn take_database(&self, settings: config::Store) -> Result<(), NotApplied> {
         // This would be another engine. Opening an SQLite file would create it.
         if !matches!(settings.engine, Engine::Postgres(_)) {
-            return Err(NotTaken::NeedsRestart);
+            return Err(NotApplied::NeedsRestart);
         }
-        let by_new = store::open(&settings).await.map_err(|error| mistake_in_url(&error.to_string()))?;
+        let by_new = store::open(&settings).await.map_err(|error| url_error(&error.to_string()))?;
         if self.app.serves().is_none() {
             return self.take_urls(&settings);
         }
         match timeout(PATIENCE, by_new.tenant(assemble::PRIMARY)).await {
             Ok(Ok(Some(tenant))) if self.app.serves().is_some_and(|serves| tenant.uid == serves) => {}
             Ok(Ok(_)) => {
-                return Err(mistake_in_url("names another database than the one that is served from"));
+                return Err(url_error("names another database than the one in use"));
             }
             Ok(Err(store::ReadError::Malformed)) => {
-                return Err(mistake_in_url("names a database whose tables are none of this server's"));
+                return Err(url_error("names a database that does not have this server's tables"));
             }
             // The file is often written before the password that it names is changed.
             Ok(Err(store::ReadError::Rejected)) => {
-                return Err(NotTaken::NotYet(settings, "refuses to be read"));
+                return Err(NotApplied::NotYet(settings, "refuses reads"));
             }
             Ok(Err(store::ReadError::Unavailable | store::ReadError::Busy)) | Err(_) => {
-                return Err(NotTaken::NotYet(settings, "does not answer"));
+                return Err(NotApplied::NotYet(settings, "does not answer"));
             }
         }
         self.take_urls(&settings)
     }
 
-    fn take_urls(&self, settings: &config::Store) -> Result<(), NotTaken> {
+    fn take_urls(&self, settings: &config::Store) -> Result<(), NotApplied> {
         match self.database.take_urls(settings) {
             Ok(true) => Ok(()),
-            Ok(false) => Err(NotTaken::NeedsRestart),
-            Err(error) => Err(mistake_in_url(&error.to_string())),
+            Ok(false) => Err(NotApplied::NeedsRestart),
+            Err(error) => Err(url_error(&error.to_string())),
         }
     }
 
     /// Reports the result. Returns the settings that are to be tried again, if any.
-    fn said(&self, part: Part, variables: &[String], taken: Result<(), NotTaken>) -> Option<config::Store> {
+    fn report(
+        &self,
+        part: Part,
+        variables: &[String],
+        taken: Result<(), NotApplied>,
+    ) -> Option<config::Store> {
         let name = part.as_str();
         let (outcome, again) = match taken {
             Ok(()) => {
-                info!(part = name, "what its files hold now is in use");
+                info!(part = name, "the changed files were read, and are in use");
                 (Reread::Taken, None)
             }
-            Err(NotTaken::Mistakes(mistakes)) => {
-                for Mistake { variable, problem } in mistakes {
+            Err(NotApplied::Errors(errors)) => {
+                for ConfigError { variable, problem } in errors {
                     warn!(
                         part = name,
-                        variable, problem, "a file that changed is of no use: what was in use stays so"
+                        variable, problem, "a changed file is not valid: its previous content stays in use"
                     );
                 }
                 (Reread::Refused, None)
             }
-            Err(NotTaken::NotYet(settings, does)) => {
+            Err(NotApplied::NotYet(settings, does)) => {
                 warn!(
                     part = name,
-                    "by its new URL the database {does}: the one before stays in use, and this one is tried again every {} s",
-                    AGAIN.as_secs()
+                    "at its new URL the database {does}: the previous URL stays in use, and the new one is tried again every {} s",
+                    RETRY_INTERVAL.as_secs()
                 );
                 (Reread::Refused, Some(settings))
             }
-            Err(NotTaken::NeedsRestart) => {
+            Err(NotApplied::NeedsRestart) => {
                 for variable in variables {
-                    warn!(part = name, variable, "a file that changed is in use after a restart alone");
+                    warn!(part = name, variable, "a changed file takes effect only after a restart");
                 }
                 (Reread::NeedsRestart, None)
             }
@@ -270,15 +277,15 @@ impl Running {
     }
 }
 
-fn mistake_in_url(problem: &str) -> NotTaken {
+fn url_error(problem: &str) -> NotApplied {
     let variable = "DATABASE_URL".to_owned();
-    NotTaken::Mistakes(vec![Mistake { variable, problem: problem.to_owned() }])
+    NotApplied::Errors(vec![ConfigError { variable, problem: problem.to_owned() }])
 }
 
-fn mistakes_of(failure: Failure) -> Vec<Mistake> {
+fn errors_of(failure: Failure) -> Vec<ConfigError> {
     match failure {
-        Failure::Configuration(mistakes) => mistakes,
-        Failure::Running(problem) => vec![Mistake { variable: "BYOK_LISTEN".to_owned(), problem }],
-        Failure::Refused(_) | Failure::Schema(_) | Failure::Unwell => Vec::new(),
+        Failure::Configuration(errors) => errors,
+        Failure::Running(problem) => vec![ConfigError { variable: "BYOK_LISTEN".to_owned(), problem }],
+        Failure::Refused(_) | Failure::Schema(_) | Failure::FaultFound => Vec::new(),
     }
 }

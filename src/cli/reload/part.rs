@@ -6,8 +6,8 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::config::{
-    self, Audit, Auth, CheckpointPlaces, Env, FileProblem, Mistake, Reader, SigningKeys, Tls, Webhook,
-    read_file,
+    self, Audit, Auth, CheckpointDestinations, ConfigError, Env, FileProblem, Reader, SigningKeys, Tls,
+    Webhook, read_file,
 };
 use crate::jobs::Webhooks;
 
@@ -35,14 +35,14 @@ pub(super) enum Part {
     Kms,
 }
 
-/// A part that was read again and has no mistakes by itself.
+/// A part that was read again and has no errors by itself.
 pub(super) enum Value {
     Tls(Box<ServerConfig>),
     Auth(Auth),
     Database(Box<config::Store>),
     SigningKeys(SigningKeys),
     Webhooks(Webhooks),
-    AtStartAlone,
+    OnlyAtStart,
 }
 
 impl Part {
@@ -96,14 +96,14 @@ impl Part {
     /// Reads the part again.
     ///
     /// # Errors
-    /// The mistakes of this part. Those of other parts do not count.
-    pub(super) fn read(self, env: &Env) -> Result<Value, Vec<Mistake>> {
+    /// The errors of this part. Those of other parts do not count.
+    pub(super) fn read(self, env: &Env) -> Result<Value, Vec<ConfigError>> {
         let mut reader = Reader::new(env);
         let value = match self {
             Self::Tls => {
                 let tls = config::Server::read_tls(&mut reader);
                 let config = tls.map(|tls| server_config(&tls)).transpose();
-                let config = config.map_err(|mistake| vec![mistake])?;
+                let config = config.map_err(|error| vec![error])?;
                 config.map(|config| Value::Tls(Box::new(config)))
             }
             Self::Callers | Self::Permissions => Some(Value::Auth(Auth::read(&mut reader))),
@@ -112,23 +112,21 @@ impl Part {
             }
             Self::SigningKeys => Audit::read(&mut reader).keys.map(Value::SigningKeys),
             Self::Webhooks => {
-                let CheckpointPlaces { webhook: checkpoints, .. } = Audit::read(&mut reader).places;
+                let CheckpointDestinations { webhook: checkpoints, .. } =
+                    Audit::read(&mut reader).destinations;
                 Some(Value::Webhooks(Webhooks {
                     incidents: Webhook::read(&mut reader),
                     checkpoints,
                     stream: config::AuditStreams::read(&mut reader).webhook,
                 }))
             }
-            Self::RowMac | Self::Kms => Some(Value::AtStartAlone),
+            Self::RowMac | Self::Kms => Some(Value::OnlyAtStart),
         };
-        let mistakes: Vec<Mistake> = reader
-            .into_mistakes()
-            .into_iter()
-            .filter(|mistake| Self::of(&mistake.variable) == self)
-            .collect();
+        let errors: Vec<ConfigError> =
+            reader.into_errors().into_iter().filter(|error| Self::of(&error.variable) == self).collect();
         match value {
-            Some(value) if mistakes.is_empty() => Ok(value),
-            _ => Err(mistakes),
+            Some(value) if errors.is_empty() => Ok(value),
+            _ => Err(errors),
         }
     }
 }
@@ -136,25 +134,25 @@ impl Part {
 /// Builds the settings of inbound TLS from the two files.
 ///
 /// # Errors
-/// A mistake in one of the files, or that they do not belong together.
-pub(in crate::cli) fn server_config(tls: &Tls) -> Result<ServerConfig, Mistake> {
+/// An error in one of the files, or that they do not belong together.
+pub(in crate::cli) fn server_config(tls: &Tls) -> Result<ServerConfig, ConfigError> {
     const CERTIFICATES: &str = "BYOK_TLS_CERT_FILE";
     const KEY: &str = "BYOK_TLS_KEY_FILE";
-    let mistake = |variable: &str, problem: &str| Mistake {
+    let error = |variable: &str, problem: &str| ConfigError {
         variable: variable.to_owned(),
         problem: problem.to_owned(),
     };
-    let unread = |variable| move |problem: FileProblem| mistake(variable, &problem.to_string());
+    let unread = |variable| move |problem: FileProblem| error(variable, &problem.to_string());
     let certificates = read_file(&tls.certificates).map_err(unread(CERTIFICATES))?;
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&certificates).collect();
     let chain = chain.ok().filter(|chain| !chain.is_empty());
-    let chain = chain.ok_or_else(|| mistake(CERTIFICATES, "holds no PEM certificates"))?;
+    let chain = chain.ok_or_else(|| error(CERTIFICATES, "holds no PEM certificates"))?;
     let key = read_file(&tls.key).map_err(unread(KEY))?;
-    let key = PrivateKeyDer::from_pem_slice(&key).map_err(|_| mistake(KEY, "holds no PEM private key"))?;
+    let key = PrivateKeyDer::from_pem_slice(&key).map_err(|_| error(KEY, "holds no PEM private key"))?;
     let mut config = ServerConfig::builder()
         .with_no_client_auth()
         .with_single_cert(chain, key)
-        .map_err(|_| mistake(KEY, "does not belong to the certificate"))?;
+        .map_err(|_| error(KEY, "does not belong to the certificate"))?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
 }
@@ -164,15 +162,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mistake_in_one_part_leaves_the_others_readable() {
+    fn an_error_in_one_part_leaves_the_others_readable() {
         let env = Env::from_pairs([
             ("BYOK_PERMISSIONS_FILE", "/nowhere"),
             ("BYOK_HASURA_SECRET", "a-secret-of-some-length"),
             ("BYOK_AUDIT_SIGNING_KEY", "no key"),
         ]);
         assert!(Part::Callers.read(&env).is_ok());
-        let mistakes = Part::Permissions.read(&env).err().unwrap();
-        assert_eq!(mistakes[0].variable, "BYOK_PERMISSIONS_FILE");
+        let errors = Part::Permissions.read(&env).err().unwrap();
+        assert_eq!(errors[0].variable, "BYOK_PERMISSIONS_FILE");
         assert_eq!(Part::SigningKeys.read(&env).err().unwrap().len(), 1);
         assert!(Part::Webhooks.read(&env).is_ok());
     }

@@ -94,7 +94,7 @@ impl AwsSettings {
     pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
         let (key, role) = Self::grant(reader);
         if reader.text("BYOK_KEY_VERSION_STRATEGY").is_some_and(|text| text != "latest") {
-            reader.mistake(
+            reader.error(
                 "BYOK_KEY_VERSION_STRATEGY",
                 "must be `latest`: AWS KMS always wraps under a key's current material and pins no version",
             );
@@ -103,7 +103,7 @@ impl AwsSettings {
         if let (Some(region), Some(key)) = (&region, &key)
             && *region != key.region
         {
-            reader.mistake(
+            reader.error(
                 "BYOK_AWS_REGION",
                 format!("is not the region of BYOK_AWS_KEY_ARN, which is {}: a key is used in its own region only", key.region),
             );
@@ -113,7 +113,7 @@ impl AwsSettings {
         // variables name, and this cannot be changed.
         for name in ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_STS"] {
             if matches!(credentials, Some(AwsCredentials::Chain)) && reader.is_set(name) {
-                reader.mistake(
+                reader.error(
                     name,
                     "would turn a profile's calls to another STS: take it away; BYOK_AWS_ENDPOINT and BYOK_AWS_STS_ENDPOINT name endpoints",
                 );
@@ -124,7 +124,7 @@ impl AwsSettings {
         let sts_endpoint = endpoint_of(reader, "BYOK_AWS_STS_ENDPOINT");
         let fips = reader.flag("BYOK_AWS_FIPS", false);
         if fips && endpoint.is_some() {
-            reader.mistake("BYOK_AWS_FIPS", "chooses AWS's own endpoint; BYOK_AWS_ENDPOINT names another");
+            reader.error("BYOK_AWS_FIPS", "chooses AWS's own endpoint; BYOK_AWS_ENDPOINT names another");
         }
         Some(Self {
             key: key?,
@@ -198,7 +198,7 @@ fn key(reader: &mut Reader<'_>) -> Option<AwsKeyArn> {
     if text.is_empty() {
         return None;
     }
-    AwsKeyArn::parse(&text).map_err(|problem| reader.mistake(NAME, problem)).ok()
+    AwsKeyArn::parse(&text).map_err(|problem| reader.error(NAME, problem)).ok()
 }
 
 fn role(reader: &mut Reader<'_>, key: Option<&AwsKeyArn>) -> Option<AwsRole> {
@@ -207,19 +207,17 @@ fn role(reader: &mut Reader<'_>, key: Option<&AwsKeyArn>) -> Option<AwsRole> {
     let external_id = reader.text(EXTERNAL_ID);
     let Some(arn) = reader.text(ROLE) else {
         if external_id.is_some() {
-            reader.mistake(EXTERNAL_ID, "is shown when a role is taken; BYOK_AWS_ROLE_ARN is not set");
+            reader.error(EXTERNAL_ID, "is shown when a role is taken; BYOK_AWS_ROLE_ARN is not set");
         }
         return None;
     };
     if external_id.as_ref().is_some_and(|id| !is_external_id(id)) {
-        reader.mistake(EXTERNAL_ID, "is not an external id: 2 to 1224 letters, digits and `_+=,.@:/-`");
+        reader.error(EXTERNAL_ID, "is not an external id: 2 to 1224 letters, digits and `_+=,.@:/-`");
     }
     match partition_of_role(&arn) {
-        None => {
-            reader.mistake(ROLE, "is not the ARN of a role, such as `arn:aws:iam::111122223333:role/byok`")
-        }
+        None => reader.error(ROLE, "is not the ARN of a role, such as `arn:aws:iam::111122223333:role/byok`"),
         Some(partition) if key.is_some_and(|key| key.partition != partition) => {
-            reader.mistake(ROLE, "is of another partition of AWS than BYOK_AWS_KEY_ARN");
+            reader.error(ROLE, "is of another partition of AWS than BYOK_AWS_KEY_ARN");
         }
         Some(_) => {}
     }
@@ -237,11 +235,11 @@ pub(in crate::config) fn credentials(reader: &mut Reader<'_>) -> Option<AwsCrede
             return Some(AwsCredentials::Keys { access_key_id, secret_access_key, session_token });
         }
         (Some(_), false) => {
-            reader.mistake(SECRET, "is not set; AWS_ACCESS_KEY_ID needs it");
+            reader.error(SECRET, "is not set; AWS_ACCESS_KEY_ID needs it");
             return None;
         }
         (None, true) => {
-            reader.mistake(ID, "is not set; AWS_SECRET_ACCESS_KEY is for it");
+            reader.error(ID, "is not set; AWS_SECRET_ACCESS_KEY is for it");
             return None;
         }
         (None, false) => {}
@@ -249,7 +247,7 @@ pub(in crate::config) fn credentials(reader: &mut Reader<'_>) -> Option<AwsCrede
     let Some(token_file) = reader.file(TOKEN_FILE) else { return Some(AwsCredentials::Chain) };
     let role_arn = reader.required("AWS_ROLE_ARN", "the role that AWS_WEB_IDENTITY_TOKEN_FILE is for");
     if !role_arn.is_empty() && partition_of_role(&role_arn).is_none() {
-        reader.mistake("AWS_ROLE_ARN", "is not the ARN of a role");
+        reader.error("AWS_ROLE_ARN", "is not the ARN of a role");
     }
     Some(AwsCredentials::WebIdentity { token_file, role_arn })
 }
@@ -315,16 +313,16 @@ mod tests {
         ])
     }
 
-    fn mistaken(env: &Env) -> Vec<String> {
+    fn wrong(env: &Env) -> Vec<String> {
         let mut reader = Reader::new(env);
         AwsSettings::read(&mut reader);
-        let mistakes = reader.into_mistakes();
-        assert!(mistakes.iter().all(|mistake| !mistake.to_string().contains("canary")));
-        mistakes.into_iter().map(|mistake| mistake.variable).collect()
+        let errors = reader.into_errors();
+        assert!(errors.iter().all(|error| !error.to_string().contains("canary")));
+        errors.into_iter().map(|error| error.variable).collect()
     }
 
     fn settings(env: &Env) -> AwsSettings {
-        assert_eq!(mistaken(env), [""; 0]);
+        assert_eq!(wrong(env), [""; 0]);
         AwsSettings::read(&mut Reader::new(env)).unwrap()
     }
 
@@ -350,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_arn_of_a_key_is_a_mistake() {
+    fn what_is_no_arn_of_a_key_is_an_error() {
         for bad in [
             "mrk-0123456789abcdef0123456789abcdef",
             "alias/byok",
@@ -364,38 +362,38 @@ mod tests {
             "arn:aws:kms:cn-north-1:111122223333:key/a",
             "arn:gcp:kms:eu-west-1:111122223333:key/a",
         ] {
-            assert_eq!(mistaken(&env().with("BYOK_AWS_KEY_ARN", bad)), ["BYOK_AWS_KEY_ARN"], "{bad}");
+            assert_eq!(wrong(&env().with("BYOK_AWS_KEY_ARN", bad)), ["BYOK_AWS_KEY_ARN"], "{bad}");
         }
-        assert_eq!(mistaken(&env().with("BYOK_AWS_KEY_ARN", "")), ["BYOK_AWS_KEY_ARN"]);
+        assert_eq!(wrong(&env().with("BYOK_AWS_KEY_ARN", "")), ["BYOK_AWS_KEY_ARN"]);
     }
 
     #[test]
     fn the_region_is_the_arns_own() {
         settings(&env().with("BYOK_AWS_REGION", "eu-west-1"));
-        assert_eq!(mistaken(&env().with("BYOK_AWS_REGION", "us-east-1")), ["BYOK_AWS_REGION"]);
+        assert_eq!(wrong(&env().with("BYOK_AWS_REGION", "us-east-1")), ["BYOK_AWS_REGION"]);
     }
 
     #[test]
     fn aws_pins_no_version() {
         settings(&env().with("BYOK_KEY_VERSION_STRATEGY", "latest"));
-        assert_eq!(mistaken(&env().with("BYOK_KEY_VERSION_STRATEGY", "3")), ["BYOK_KEY_VERSION_STRATEGY"]);
+        assert_eq!(wrong(&env().with("BYOK_KEY_VERSION_STRATEGY", "3")), ["BYOK_KEY_VERSION_STRATEGY"]);
     }
 
     #[test]
     fn an_external_id_needs_a_role() {
         let role = "arn:aws:iam::444455556666:role/customers/byok";
         let env = env().with("BYOK_AWS_EXTERNAL_ID", "byok-7f3a");
-        assert_eq!(mistaken(&env), ["BYOK_AWS_EXTERNAL_ID"]);
+        assert_eq!(wrong(&env), ["BYOK_AWS_EXTERNAL_ID"]);
         let settings = settings(&env.clone().with("BYOK_AWS_ROLE_ARN", role));
         assert_eq!(settings.role.unwrap().external_id.as_deref(), Some("byok-7f3a"));
         let bad = env.with("BYOK_AWS_ROLE_ARN", role).with("BYOK_AWS_EXTERNAL_ID", "with spaces");
-        assert_eq!(mistaken(&bad), ["BYOK_AWS_EXTERNAL_ID"]);
+        assert_eq!(wrong(&bad), ["BYOK_AWS_EXTERNAL_ID"]);
     }
 
     #[test]
     fn a_role_is_one_of_the_keys_partition() {
         for bad in ["byok", "arn:aws:iam::1:role/byok", "arn:aws-cn:iam::444455556666:role/byok"] {
-            assert_eq!(mistaken(&env().with("BYOK_AWS_ROLE_ARN", bad)), ["BYOK_AWS_ROLE_ARN"], "{bad}");
+            assert_eq!(wrong(&env().with("BYOK_AWS_ROLE_ARN", bad)), ["BYOK_AWS_ROLE_ARN"], "{bad}");
         }
     }
 
@@ -407,7 +405,7 @@ mod tests {
             for bad in
                 ["http://kms.example.com", "https://a:b@kms.example.com", "https://kms.example.com/?x", "kms"]
             {
-                assert_eq!(mistaken(&env().with(name, bad)), [name], "{bad}");
+                assert_eq!(wrong(&env().with(name, bad)), [name], "{bad}");
             }
         }
     }
@@ -416,20 +414,20 @@ mod tests {
     fn fips_is_for_the_endpoints_of_aws() {
         assert!(settings(&env().with("BYOK_AWS_FIPS", "true")).fips);
         let env = env().with("BYOK_AWS_FIPS", "true").with("BYOK_AWS_ENDPOINT", "https://kms.example.com");
-        assert_eq!(mistaken(&env), ["BYOK_AWS_FIPS"]);
+        assert_eq!(wrong(&env), ["BYOK_AWS_FIPS"]);
     }
 
     #[test]
-    fn half_a_credential_is_a_mistake() {
-        assert_eq!(mistaken(&env().with("AWS_SECRET_ACCESS_KEY", "")), ["AWS_SECRET_ACCESS_KEY"]);
-        assert_eq!(mistaken(&env().with("AWS_ACCESS_KEY_ID", "")), ["AWS_ACCESS_KEY_ID"]);
+    fn half_a_credential_is_an_error() {
+        assert_eq!(wrong(&env().with("AWS_SECRET_ACCESS_KEY", "")), ["AWS_SECRET_ACCESS_KEY"]);
+        assert_eq!(wrong(&env().with("AWS_ACCESS_KEY_ID", "")), ["AWS_ACCESS_KEY_ID"]);
     }
 
     #[test]
     fn the_sdks_own_endpoint_variables_are_refused_where_it_would_take_them() {
         let chain = Env::from_pairs([("BYOK_AWS_KEY_ARN", KEY)]);
         for name in ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_STS"] {
-            assert_eq!(mistaken(&chain.clone().with(name, "https://sts.example.com")), [name]);
+            assert_eq!(wrong(&chain.clone().with(name, "https://sts.example.com")), [name]);
             settings(&env().with(name, "https://sts.example.com"));
         }
     }
@@ -440,7 +438,7 @@ mod tests {
         assert!(matches!(settings(&none).credentials, AwsCredentials::Chain));
         let file = tempfile::NamedTempFile::new().unwrap();
         let pod = none.with("AWS_WEB_IDENTITY_TOKEN_FILE", file.path().to_str().unwrap());
-        assert_eq!(mistaken(&pod), ["AWS_ROLE_ARN"]);
+        assert_eq!(wrong(&pod), ["AWS_ROLE_ARN"]);
         let pod = pod.with("AWS_ROLE_ARN", "arn:aws:iam::444455556666:role/pod");
         assert!(matches!(settings(&pod).credentials, AwsCredentials::WebIdentity { .. }));
     }

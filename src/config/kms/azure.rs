@@ -167,38 +167,38 @@ const CLOUDS: [Cloud; 3] = [
 const IMDS: &str = "http://169.254.169.254";
 
 impl AzureKey {
-    /// Reads the name of the key, and no credential. Returns `None` if a mistake was recorded.
+    /// Reads the name of the key, and no credential. Returns `None` if an error was recorded.
     pub fn read(reader: &mut Reader<'_>) -> Option<Self> {
         const NAME: &str = "BYOK_AZURE_KEY_ID";
         const WHAT: &str = "a key's URL, such as `https://my-vault.vault.azure.net/keys/my-key`";
-        let before = reader.mistakes();
+        let before = reader.error_count();
         if reader.required(NAME, WHAT).is_empty() {
             return None;
         }
         let url = endpoint(reader, NAME, None)?;
         if url.scheme() != "https" {
-            reader.mistake(NAME, "is plain HTTP, which Azure's client sends no token over: take https");
+            reader.error(NAME, "is plain HTTP, which Azure's client sends no token over: take https");
         }
         let segments: Vec<_> = url.path_segments().map(Iterator::collect).unwrap_or_default();
         let (name, in_url) = match segments[..] {
             ["keys", name] => (name, None),
             ["keys", name, version] => (name, Some(version)),
             _ => {
-                reader.mistake(NAME, format!("is not {WHAT}"));
+                reader.error(NAME, format!("is not {WHAT}"));
                 return None;
             }
         };
         if !is_key_name(name) {
-            reader.mistake(NAME, "names no key: 1 to 127 letters, digits and `-`");
+            reader.error(NAME, "names no key: 1 to 127 letters, digits and `-`");
         }
         if in_url.is_some_and(|version| !is_azure_version(version)) {
-            reader.mistake(NAME, "names no key version: 32 hexadecimal digits");
+            reader.error(NAME, "names no key version: 32 hexadecimal digits");
         }
         let service = service_of(&url);
         if service.is_none() {
             let suffixes: Vec<_> = CLOUDS.iter().flat_map(|cloud| [cloud.vault, cloud.managed_hsm]).collect();
             let suffixes = suffixes.join(", ");
-            reader.mistake(NAME, format!("is of a host that is no vault: one label before {suffixes}"));
+            reader.error(NAME, format!("is of a host that is no vault: one label before {suffixes}"));
         }
         let algorithm = match reader.text("BYOK_AZURE_ALGORITHM").as_deref() {
             None | Some("RSA-OAEP-256") => AzureAlgorithm::RsaOaep256,
@@ -208,11 +208,11 @@ impl AzureKey {
                 AzureAlgorithm::A256Kw
             }
             Some("A256KW") => {
-                reader.mistake("BYOK_AZURE_ALGORITHM", "is `A256KW`, which only a managed HSM's keys have");
+                reader.error("BYOK_AZURE_ALGORITHM", "is `A256KW`, which only a managed HSM's keys have");
                 AzureAlgorithm::A256Kw
             }
             Some(_) => {
-                reader.mistake("BYOK_AZURE_ALGORITHM", "is neither `RSA-OAEP-256` nor `A256KW`");
+                reader.error("BYOK_AZURE_ALGORITHM", "is neither `RSA-OAEP-256` nor `A256KW`");
                 AzureAlgorithm::RsaOaep256
             }
         };
@@ -237,7 +237,7 @@ impl AzureKey {
             resource: format!("https://{resource}"),
             algorithm,
         };
-        (reader.mistakes() == before).then_some(key)
+        (reader.error_count() == before).then_some(key)
     }
 }
 
@@ -293,15 +293,15 @@ fn version(reader: &mut Reader<'_>, in_url: Option<&str>) -> Option<String> {
         (None, version) => version.map(str::to_ascii_lowercase),
         (Some("latest"), None) => None,
         (Some("latest"), Some(_)) => {
-            reader.mistake(NAME, "is `latest`, and BYOK_AZURE_KEY_ID names a version: keep one of them");
+            reader.error(NAME, "is `latest`, and BYOK_AZURE_KEY_ID names a version: keep one of them");
             None
         }
         (Some(text), _) if !is_azure_version(text) => {
-            reader.mistake(NAME, "is neither `latest` nor a key version: 32 hexadecimal digits");
+            reader.error(NAME, "is neither `latest` nor a key version: 32 hexadecimal digits");
             None
         }
         (Some(text), Some(version)) if !text.eq_ignore_ascii_case(version) => {
-            reader.mistake(NAME, "names another version than BYOK_AZURE_KEY_ID: keep one of them");
+            reader.error(NAME, "names another version than BYOK_AZURE_KEY_ID: keep one of them");
             None
         }
         (Some(text), _) => Some(text.to_ascii_lowercase()),
@@ -323,7 +323,7 @@ fn authority(reader: &mut Reader<'_>, key: Option<&AzureKey>) -> Option<Url> {
     let known = url.host_str().is_some_and(|host| cloud.authorities.contains(&host)) && url.port().is_none();
     if url.scheme() != "https" || url.path() != "/" || !(known || is_loopback(&url)) {
         let takes = cloud.authorities.join("` or `https://");
-        reader.mistake(name, format!("is no authority of the key's cloud; it takes `https://{takes}`"));
+        reader.error(name, format!("is no authority of the key's cloud; it takes `https://{takes}`"));
         return None;
     }
     url.set_path("");
@@ -339,7 +339,7 @@ fn credential(reader: &mut Reader<'_>) -> Option<AzureCredential> {
         (Some(kind), ..) => kind,
         (None, true, true) => {
             let both = format!("is not set, and both {SECRET} and {TOKEN_FILE} are: say which it is");
-            reader.mistake(KIND, both);
+            reader.error(KIND, both);
             return None;
         }
         (None, true, false) => "client-secret".to_owned(),
@@ -376,7 +376,7 @@ fn credential(reader: &mut Reader<'_>) -> Option<AzureCredential> {
             Some(AzureCredential::ManagedIdentity { client_id, source: identity_source(reader)? })
         }
         _ => {
-            reader.mistake(KIND, "is neither `client-secret` nor `workload-identity` nor `managed-identity`");
+            reader.error(KIND, "is neither `client-secret` nor `workload-identity` nor `managed-identity`");
             None
         }
     }
@@ -388,8 +388,7 @@ fn identity_source(reader: &mut Reader<'_>) -> Option<AzureIdentitySource> {
     if let Some(text) = reader.text(ENDPOINT) {
         let url = Url::parse(&text).ok().filter(|url| is_loopback(url) || is_link_local(url));
         if url.is_none() {
-            reader
-                .mistake(ENDPOINT, "is no address of this machine, as App Service and Container Apps set it");
+            reader.error(ENDPOINT, "is no address of this machine, as App Service and Container Apps set it");
         }
         return url.map(AzureIdentitySource::Endpoint);
     }
@@ -398,7 +397,7 @@ fn identity_source(reader: &mut Reader<'_>) -> Option<AzureIdentitySource> {
     }
     let url = endpoint(reader, HOST, None)?;
     if !is_loopback(&url) || url.path() != "/" {
-        reader.mistake(HOST, format!("is not on this machine; without it the service is {IMDS}"));
+        reader.error(HOST, format!("is not on this machine; without it the service is {IMDS}"));
         return None;
     }
     Some(AzureIdentitySource::Imds(url))
@@ -413,13 +412,13 @@ fn is_link_local(url: &Url) -> bool {
 fn guid(reader: &mut Reader<'_>, names: &[&str]) -> Option<String> {
     let (name, text) = names.iter().find_map(|name| Some((name, reader.text(name)?)))?;
     if text.len() != 36 || uuid::Uuid::try_parse(&text).is_err() {
-        reader.mistake(name, "is no id such as `00000000-0000-0000-0000-000000000000`");
+        reader.error(name, "is no id such as `00000000-0000-0000-0000-000000000000`");
     }
     Some(text.to_ascii_lowercase())
 }
 
 fn missing(reader: &mut Reader<'_>, name: &str, what: &str) {
-    reader.mistake(name, format!("is not set; it takes {what}"));
+    reader.error(name, format!("is not set; it takes {what}"));
 }
 
 /// Returns whether Azure accepts the text as the name of a key. Such a name contains nothing with a
@@ -437,7 +436,7 @@ pub(crate) fn is_azure_version(text: &str) -> bool {
 mod tests {
     use super::*;
     use crate::config::kms::Kms;
-    use crate::config::{Env, Mistake};
+    use crate::config::{ConfigError, Env};
 
     const KEY: &str = "https://my-vault.vault.azure.net/keys/my-key";
     const VERSION: &str = "0123456789abcdef0123456789ABCDEF";
@@ -457,23 +456,23 @@ mod tests {
         Env::from_pairs([("BYOK_PROVIDER", "azure-key-vault"), ("BYOK_AZURE_KEY_ID", KEY)])
     }
 
-    fn read(env: &Env) -> Result<AzureSettings, Vec<Mistake>> {
+    fn read(env: &Env) -> Result<AzureSettings, Vec<ConfigError>> {
         let mut reader = Reader::new(env);
         let kms = Kms::read(&mut reader, false);
-        let mistakes = reader.into_mistakes();
-        assert!(mistakes.iter().all(|mistake| !mistake.to_string().contains("canary")));
+        let errors = reader.into_errors();
+        assert!(errors.iter().all(|error| !error.to_string().contains("canary")));
         match kms {
-            Some(Kms::Azure(settings)) if mistakes.is_empty() => Ok(*settings),
-            _ => Err(mistakes),
+            Some(Kms::Azure(settings)) if errors.is_empty() => Ok(*settings),
+            _ => Err(errors),
         }
     }
 
     fn settings(env: &Env) -> AzureSettings {
-        read(env).unwrap_or_else(|mistakes| panic!("{mistakes:?}"))
+        read(env).unwrap_or_else(|errors| panic!("{errors:?}"))
     }
 
-    fn mistaken(env: &Env) -> Vec<String> {
-        read(env).err().unwrap().into_iter().map(|mistake| mistake.variable).collect()
+    fn wrong(env: &Env) -> Vec<String> {
+        read(env).err().unwrap().into_iter().map(|error| error.variable).collect()
     }
 
     #[test]
@@ -514,7 +513,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_is_not_microsofts_is_a_mistake() {
+    fn a_host_that_is_not_microsofts_is_an_error() {
         for bad in [
             "https://vault.azure.net/keys/k",
             "https://a.b.vault.azure.net/keys/k",
@@ -532,8 +531,8 @@ mod tests {
             "https://a.vault.azure.net/keys/",
             "not a url",
         ] {
-            let mistakes = mistaken(&azure().with("BYOK_AZURE_KEY_ID", bad));
-            assert!(mistakes.iter().all(|name| name == "BYOK_AZURE_KEY_ID") && !mistakes.is_empty(), "{bad}");
+            let errors = wrong(&azure().with("BYOK_AZURE_KEY_ID", bad));
+            assert!(errors.iter().all(|name| name == "BYOK_AZURE_KEY_ID") && !errors.is_empty(), "{bad}");
         }
         settings(&azure().with("BYOK_AZURE_KEY_ID", "https://127.0.0.1:8443/keys/k"));
     }
@@ -548,7 +547,7 @@ mod tests {
         assert_eq!(settings(&strategy(azure(), "latest")).key.version, None);
         assert_eq!(settings(&strategy(pinned.clone(), VERSION)).key.version.as_deref(), Some(&*lower));
         for (env, text) in [(pinned.clone(), "latest"), (pinned, &"0".repeat(32)), (azure(), "3")] {
-            assert_eq!(mistaken(&strategy(env, text)), ["BYOK_KEY_VERSION_STRATEGY"]);
+            assert_eq!(wrong(&strategy(env, text)), ["BYOK_KEY_VERSION_STRATEGY"]);
         }
     }
 
@@ -557,8 +556,8 @@ mod tests {
         let aes = |env: Env| env.with("BYOK_AZURE_ALGORITHM", "A256KW");
         let hsm = azure().with("BYOK_AZURE_KEY_ID", "https://a.managedhsm.azure.net/keys/k");
         assert_eq!(settings(&aes(hsm)).key.algorithm, AzureAlgorithm::A256Kw);
-        assert_eq!(mistaken(&aes(azure())), ["BYOK_AZURE_ALGORITHM"]);
-        assert_eq!(mistaken(&azure().with("BYOK_AZURE_ALGORITHM", "RSA1_5")), ["BYOK_AZURE_ALGORITHM"]);
+        assert_eq!(wrong(&aes(azure())), ["BYOK_AZURE_ALGORITHM"]);
+        assert_eq!(wrong(&azure().with("BYOK_AZURE_ALGORITHM", "RSA1_5")), ["BYOK_AZURE_ALGORITHM"]);
     }
 
     #[test]
@@ -576,7 +575,7 @@ mod tests {
             "http://login.microsoftonline.com",
             "https://evil.net",
         ] {
-            assert_eq!(mistaken(&with(bad)), ["BYOK_AZURE_AUTHORITY_HOST"], "{bad}");
+            assert_eq!(wrong(&with(bad)), ["BYOK_AZURE_AUTHORITY_HOST"], "{bad}");
         }
     }
 
@@ -598,16 +597,16 @@ mod tests {
     #[test]
     fn what_a_credential_lacks_is_named() {
         let kind = |kind| managed().with("BYOK_AZURE_CREDENTIAL", kind);
-        assert_eq!(mistaken(&kind("client-secret")), ["BYOK_AZURE_CLIENT_ID", "BYOK_AZURE_CLIENT_SECRET"]);
+        assert_eq!(wrong(&kind("client-secret")), ["BYOK_AZURE_CLIENT_ID", "BYOK_AZURE_CLIENT_SECRET"]);
         assert_eq!(
-            mistaken(&kind("workload-identity")),
+            wrong(&kind("workload-identity")),
             ["BYOK_AZURE_CLIENT_ID", "BYOK_AZURE_FEDERATED_TOKEN_FILE"]
         );
-        assert_eq!(mistaken(&kind("password")), ["BYOK_AZURE_CREDENTIAL"]);
-        assert_eq!(mistaken(&azure().with("BYOK_AZURE_TENANT_ID", "")), ["BYOK_AZURE_TENANT_ID"]);
-        assert_eq!(mistaken(&azure().with("BYOK_AZURE_TENANT_ID", "contoso.com")), ["BYOK_AZURE_TENANT_ID"]);
+        assert_eq!(wrong(&kind("password")), ["BYOK_AZURE_CREDENTIAL"]);
+        assert_eq!(wrong(&azure().with("BYOK_AZURE_TENANT_ID", "")), ["BYOK_AZURE_TENANT_ID"]);
+        assert_eq!(wrong(&azure().with("BYOK_AZURE_TENANT_ID", "contoso.com")), ["BYOK_AZURE_TENANT_ID"]);
         let both = azure().with("BYOK_AZURE_FEDERATED_TOKEN_FILE", "/dev/null");
-        assert_eq!(mistaken(&both), ["BYOK_AZURE_CREDENTIAL"]);
+        assert_eq!(wrong(&both), ["BYOK_AZURE_CREDENTIAL"]);
     }
 
     #[test]
@@ -621,10 +620,10 @@ mod tests {
             let env = managed().with("IDENTITY_ENDPOINT", fine);
             assert_eq!(source(&env), AzureIdentitySource::Endpoint(Url::parse(fine).unwrap()));
         }
-        assert_eq!(mistaken(&managed().with("IDENTITY_ENDPOINT", "http://evil.net/")), ["IDENTITY_ENDPOINT"]);
+        assert_eq!(wrong(&managed().with("IDENTITY_ENDPOINT", "http://evil.net/")), ["IDENTITY_ENDPOINT"]);
         let host = |text| managed().with("BYOK_AZURE_IMDS_HOST", text);
         assert!(matches!(source(&host("http://127.0.0.1:1")), AzureIdentitySource::Imds(_)));
-        assert_eq!(mistaken(&host("http://10.0.0.1")), ["BYOK_AZURE_IMDS_HOST"]);
+        assert_eq!(wrong(&host("http://10.0.0.1")), ["BYOK_AZURE_IMDS_HOST"]);
     }
 
     #[test]

@@ -72,13 +72,13 @@ pub struct GcpKey {
 }
 
 impl GcpKey {
-    /// Reads the name of the key, and no credential. Returns `None` if a mistake was recorded.
+    /// Reads the name of the key, and no credential. Returns `None` if an error was recorded.
     pub fn read(reader: &mut Reader<'_>) -> Option<Self> {
         const WHAT: &str = "`projects/PROJECT/locations/LOCATION/keyRings/RING/cryptoKeys/KEY`, with `/cryptoKeyVersions/N` to pin a version";
         let name = reader.required(KEY_NAME, WHAT);
         let key = Self::parse(&name);
         if key.is_none() && !name.is_empty() {
-            reader.mistake(KEY_NAME, format!("is not the name of a key; it takes {WHAT}"));
+            reader.error(KEY_NAME, format!("is not the name of a key; it takes {WHAT}"));
         }
         key
     }
@@ -118,7 +118,7 @@ impl GcpSettings {
     pub fn impersonated(reader: &mut Reader<'_>) -> Option<String> {
         let account = reader.text(IMPERSONATE)?;
         if !is_account(&account) {
-            reader.mistake(
+            reader.error(
                 IMPERSONATE,
                 "is not a service account such as `byok@project.iam.gserviceaccount.com`",
             );
@@ -149,7 +149,7 @@ impl GcpSettings {
     }
 }
 
-/// Reads an address. After a mistake it returns the default, which is then not used.
+/// Reads an address. After an error it returns the default, which is then not used.
 fn address(reader: &mut Reader<'_>, name: &str, default: &str) -> Url {
     endpoint(reader, name, None).unwrap_or_else(|| Url::parse(default).expect("the default is an address"))
 }
@@ -159,10 +159,8 @@ fn version(reader: &mut Reader<'_>, named: Option<NonZeroU64>) -> KeyVersionStra
     let strategy = KeyVersionStrategy::read(reader);
     let Some(named) = named.map(KeyVersionStrategy::Pinned) else { return strategy };
     if reader.is_set(STRATEGY) && strategy != named {
-        reader.mistake(
-            STRATEGY,
-            format!("contradicts the version that {KEY_NAME} ends with; keep one of them"),
-        );
+        reader
+            .error(STRATEGY, format!("contradicts the version that {KEY_NAME} ends with; keep one of them"));
     }
     named
 }
@@ -172,7 +170,7 @@ fn identity(reader: &mut Reader<'_>) -> Option<GcpIdentity> {
     const DEFAULT_FILE: &str = "GOOGLE_APPLICATION_CREDENTIALS";
     let given = reader.text(CREDENTIALS).map(SecretText::new);
     if given.is_some() && reader.text(FILE).is_some() {
-        reader.mistake(CREDENTIALS, format!("is set beside {FILE}; keep one of them"));
+        reader.error(CREDENTIALS, format!("is set beside {FILE}; keep one of them"));
         return None;
     }
     match given {
@@ -194,7 +192,7 @@ fn identity(reader: &mut Reader<'_>) -> Option<GcpIdentity> {
     }
 }
 
-/// Reads a credential file. It is read now, so that a mistake shows at the start, and again for
+/// Reads a credential file. It is read now, so that an error shows at the start, and again for
 /// each token.
 fn file(reader: &mut Reader<'_>, name: &str, path: PathBuf) -> Option<GcpIdentity> {
     match read_text(&path) {
@@ -210,7 +208,7 @@ fn file(reader: &mut Reader<'_>, name: &str, path: PathBuf) -> Option<GcpIdentit
                 }
                 _ => problem.to_string(),
             };
-            reader.mistake(name, problem);
+            reader.error(name, problem);
             None
         }
     }
@@ -220,7 +218,7 @@ fn check(reader: &mut Reader<'_>, name: &str, json: &str) -> Option<()> {
     match GcpCredentials::parse(json) {
         Ok(_) => Some(()),
         Err(problem) => {
-            reader.mistake(name, problem);
+            reader.error(name, problem);
             None
         }
     }
@@ -250,7 +248,7 @@ fn metadata(reader: &mut Reader<'_>) -> Option<Url> {
         (link_local || is_loopback(address)) && plain && !host.contains('@')
     });
     if address.is_none() {
-        reader.mistake(
+        reader.error(
             METADATA_HOST,
             "is neither `metadata.google.internal` nor an address of this machine or its link: a token is asked for there",
         );
@@ -285,19 +283,19 @@ mod tests {
     fn read(env: &Env) -> Result<GcpSettings, Vec<String>> {
         let mut reader = Reader::new(env);
         let kms = Kms::read(&mut reader, false);
-        let mistakes = reader.into_mistakes();
-        assert!(mistakes.iter().all(|mistake| !mistake.to_string().contains("canary")));
+        let errors = reader.into_errors();
+        assert!(errors.iter().all(|error| !error.to_string().contains("canary")));
         match kms {
-            Some(Kms::Gcp(settings)) if mistakes.is_empty() => Ok(*settings),
-            _ => Err(mistakes.into_iter().map(|mistake| mistake.variable).collect()),
+            Some(Kms::Gcp(settings)) if errors.is_empty() => Ok(*settings),
+            _ => Err(errors.into_iter().map(|error| error.variable).collect()),
         }
     }
 
     fn settings(env: &Env) -> GcpSettings {
-        read(env).unwrap_or_else(|mistaken| panic!("{mistaken:?}"))
+        read(env).unwrap_or_else(|wrong| panic!("{wrong:?}"))
     }
 
-    fn mistaken(env: &Env) -> Vec<String> {
+    fn wrong(env: &Env) -> Vec<String> {
         read(env).err().unwrap()
     }
 
@@ -311,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_not_one_of_a_key_is_a_mistake() {
+    fn a_name_that_is_not_one_of_a_key_is_an_error() {
         for bad in [
             "nself-byok",
             "projects/p/locations/l/keyRings/r",
@@ -323,7 +321,7 @@ mod tests {
             "projects/p/locations/l/keyRings/r/cryptoKeys/k/cryptoKeyVersions/+1",
             "/projects/p/locations/l/keyRings/r/cryptoKeys/k",
         ] {
-            assert_eq!(mistaken(&gcp().with(KEY_NAME, bad)), [KEY_NAME], "{bad}");
+            assert_eq!(wrong(&gcp().with(KEY_NAME, bad)), [KEY_NAME], "{bad}");
         }
         let of_a_domain = "projects/example.com:p/locations/global/keyRings/r/cryptoKeys/k";
         assert_eq!(settings(&gcp().with(KEY_NAME, of_a_domain)).key.name(), of_a_domain);
@@ -339,7 +337,7 @@ mod tests {
         assert_eq!(settings(&gcp().with(STRATEGY, "3")).version, three);
         assert_eq!(settings(&named.clone().with(STRATEGY, "3")).version, three);
         for other in ["latest", "2"] {
-            assert_eq!(mistaken(&named.clone().with(STRATEGY, other)), [STRATEGY]);
+            assert_eq!(wrong(&named.clone().with(STRATEGY, other)), [STRATEGY]);
         }
     }
 
@@ -362,16 +360,16 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_missing_or_no_credential_is_a_mistake() {
+    fn a_file_that_is_missing_or_no_credential_is_an_error() {
         for bad in ["/nowhere", "{}", "{\"canary\"", r#"{"type":"service_account"}"#] {
-            assert_eq!(mistaken(&gcp().with(CREDENTIALS, bad)), [CREDENTIALS], "{bad}");
+            assert_eq!(wrong(&gcp().with(CREDENTIALS, bad)), [CREDENTIALS], "{bad}");
         }
     }
 
     #[test]
     fn a_credential_in_another_spelling_is_not_shown_as_a_file_name() {
         for bad in ["eyJjYW5hcnkiOiJjYW5hcnkifQ-canary", "'{\"private_key\":\"canary\"}'"] {
-            assert_eq!(mistaken(&gcp().with(CREDENTIALS, bad)), [CREDENTIALS]);
+            assert_eq!(wrong(&gcp().with(CREDENTIALS, bad)), [CREDENTIALS]);
         }
     }
 
@@ -401,7 +399,7 @@ mod tests {
         settings(&gcp().with("BYOK_GCP_ENDPOINT", "http://127.0.0.1:9"));
         for name in ["BYOK_GCP_ENDPOINT", "BYOK_GCP_IAM_ENDPOINT"] {
             for bad in ["http://cloudkms.googleapis.com", "https://a:b@c", "https://a/?x", "cloudkms"] {
-                assert_eq!(mistaken(&gcp().with(name, bad)), [name], "{bad}");
+                assert_eq!(wrong(&gcp().with(name, bad)), [name], "{bad}");
             }
         }
     }
@@ -410,7 +408,7 @@ mod tests {
     fn who_is_acted_as_is_a_service_account() {
         settings(&gcp().with(IMPERSONATE, "byok@p-1.iam.gserviceaccount.com"));
         for bad in ["byok", "a@b@c", "a@b:generateIdToken", "../a@b"] {
-            assert_eq!(mistaken(&gcp().with(IMPERSONATE, bad)), [IMPERSONATE], "{bad}");
+            assert_eq!(wrong(&gcp().with(IMPERSONATE, bad)), [IMPERSONATE], "{bad}");
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A file of a service account, a user, or an impersonated service account names addresses. byok
 //! checks these instead of following them: a token may be requested only at Google's own addresses
-//! or, for tests, on this machine. Any other address is a mistake.
+//! or, for tests, on this machine. Any other address is an error.
 
 use std::borrow::Cow;
 

@@ -59,12 +59,12 @@ pub enum SecretSource {
 }
 
 impl Kms {
-    /// Reads the section. Returns `None` if a mistake was recorded. `allow_local` is for `byok dev`
+    /// Reads the section. Returns `None` if an error was recorded. `allow_local` is for `byok dev`
     /// and tests.
     pub fn read(reader: &mut Reader<'_>, allow_local: bool) -> Option<Self> {
         const WHAT: &str =
             "the KMS that holds the key: `aws-kms`, `gcp-kms`, `vault-transit` or `azure-key-vault`";
-        let before = reader.mistakes();
+        let before = reader.error_count();
         let name = reader.required("BYOK_PROVIDER", WHAT);
         let kms = match name.as_str() {
             "aws-kms" => AwsSettings::read(reader).map(|settings| Self::Aws(Box::new(settings))),
@@ -73,7 +73,7 @@ impl Kms {
             "azure-key-vault" => AzureSettings::read(reader).map(|settings| Self::Azure(Box::new(settings))),
             "local" if allow_local => {
                 if reader.text("BYOK_KEY_VERSION_STRATEGY").is_some_and(|text| text != "latest") {
-                    reader.mistake(
+                    reader.error(
                         "BYOK_KEY_VERSION_STRATEGY",
                         "must be `latest`: the local key pins no version",
                     );
@@ -82,7 +82,7 @@ impl Kms {
                 Some(Self::Local(path.unwrap_or_else(|| ".byok/local-key.json".to_owned()).into()))
             }
             "local" => {
-                reader.mistake(
+                reader.error(
                     "BYOK_PROVIDER",
                     format!("is `local`, which only `byok dev` takes; it takes {WHAT}"),
                 );
@@ -90,11 +90,11 @@ impl Kms {
             }
             "" => None,
             _ => {
-                reader.mistake("BYOK_PROVIDER", format!("names no KMS that is known; it takes {WHAT}"));
+                reader.error("BYOK_PROVIDER", format!("names no known KMS; it takes {WHAT}"));
                 None
             }
         };
-        kms.filter(|_| reader.mistakes() == before)
+        kms.filter(|_| reader.error_count() == before)
     }
 
     /// Returns whether wrapping needs no secret, as with a public key. If so, anybody may have made
@@ -122,7 +122,7 @@ impl KeyVersionStrategy {
         match reader.text("BYOK_KEY_VERSION_STRATEGY").as_deref() {
             None | Some("latest") => Self::Latest,
             Some(text) => text.parse().map(Self::Pinned).unwrap_or_else(|_| {
-                reader.mistake(
+                reader.error(
                     "BYOK_KEY_VERSION_STRATEGY",
                     "is neither `latest` nor the number of a key version",
                 );
@@ -144,15 +144,15 @@ fn endpoint(reader: &mut Reader<'_>, name: &str, http_flag: Option<&str>) -> Opt
     let allow_http = http_flag.is_some_and(|flag| reader.flag(flag, false));
     let text = reader.text(name)?;
     let Ok(address) = Url::parse(&text) else {
-        reader.mistake(name, "is not an address such as `https://kms.example.com:8200`");
+        reader.error(name, "is not an address such as `https://kms.example.com:8200`");
         return None;
     };
     let problem = match address.scheme() {
         "https" => None,
         "http" if is_loopback(&address) || allow_http => None,
         "http" => {
-            let or = http_flag.map(|flag| format!(", or set {flag}=true where the way is private"));
-            Some(format!("is plain HTTP to another machine: take https{}", or.unwrap_or_default()))
+            let or = http_flag.map(|flag| format!(", or set {flag}=true if the network between is private"));
+            Some(format!("is plain HTTP to another machine: use https{}", or.unwrap_or_default()))
         }
         _ => Some("is neither https nor http".to_owned()),
     };
@@ -162,7 +162,7 @@ fn endpoint(reader: &mut Reader<'_>, name: &str, http_flag: Option<&str>) -> Opt
         || address.fragment().is_some();
     match problem.or(extra.then(|| "holds more than scheme, host, port and path".to_owned())) {
         Some(problem) => {
-            reader.mistake(name, problem);
+            reader.error(name, problem);
             None
         }
         None => Some(address),
@@ -181,11 +181,11 @@ pub(super) fn is_loopback(address: &Url) -> bool {
 }
 
 /// Reads a secret that is read again later if it is in a file. It is also read once here, so that a
-/// mistake shows at the start.
+/// error shows at the start.
 fn secret_source(reader: &mut Reader<'_>, name: &str) -> Option<SecretSource> {
     let now = reader.secret(name)?;
     if !now.expose().bytes().all(|byte| byte.is_ascii_graphic()) {
-        reader.mistake(name, "holds a character that is not visible ASCII");
+        reader.error(name, "holds a character that is not visible ASCII");
         return None;
     }
     let file_variable = format!("{name}_FILE");
@@ -201,23 +201,23 @@ mod tests {
     use super::*;
     use crate::config::Env;
 
-    fn mistaken(provider: &str) -> Vec<String> {
+    fn wrong(provider: &str) -> Vec<String> {
         let env = Env::from_pairs([("BYOK_PROVIDER", provider)]);
         let mut reader = Reader::new(&env);
         assert!(Kms::read(&mut reader, false).is_none());
-        reader.into_mistakes().into_iter().map(|mistake| mistake.variable).collect()
+        reader.into_errors().into_iter().map(|error| error.variable).collect()
     }
 
     #[test]
     fn the_local_key_is_for_dev_only() {
-        assert_eq!(mistaken("local"), ["BYOK_PROVIDER"]);
+        assert_eq!(wrong("local"), ["BYOK_PROVIDER"]);
         let env = Env::from_pairs([("BYOK_PROVIDER", "local")]);
         assert!(matches!(Kms::read(&mut Reader::new(&env), true), Some(Kms::Local(_))));
     }
 
     #[test]
-    fn a_provider_that_is_not_known_is_a_mistake() {
-        assert_eq!(mistaken("pigeon"), ["BYOK_PROVIDER"]);
-        assert_eq!(mistaken(""), ["BYOK_PROVIDER"]);
+    fn a_provider_that_is_not_known_is_an_error() {
+        assert_eq!(wrong("pigeon"), ["BYOK_PROVIDER"]);
+        assert_eq!(wrong(""), ["BYOK_PROVIDER"]);
     }
 }

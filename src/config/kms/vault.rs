@@ -89,7 +89,7 @@ impl VaultKey {
     pub fn read(reader: &mut Reader<'_>) -> Self {
         let key = reader.required("BYOK_VAULT_TRANSIT_KEY", "the name of a Transit key");
         if !key.is_empty() && !is_path_segment(&key) {
-            reader.mistake(
+            reader.error(
                 "BYOK_VAULT_TRANSIT_KEY",
                 "is not a key's name: letters, digits, `_`, `-` and `.` within",
             );
@@ -104,7 +104,7 @@ impl VaultSettings {
         let address = endpoint(reader, "BYOK_VAULT_ADDR", Some("BYOK_VAULT_ALLOW_HTTP"));
         let namespace = reader.text("BYOK_VAULT_NAMESPACE");
         if namespace.as_ref().is_some_and(|text| !text.bytes().all(|byte| byte.is_ascii_graphic())) {
-            reader.mistake("BYOK_VAULT_NAMESPACE", "holds a character that no namespace has");
+            reader.error("BYOK_VAULT_NAMESPACE", "holds a character that no namespace has");
         }
         let VaultKey { mount, key } = VaultKey::read(reader);
         let version = KeyVersionStrategy::read(reader);
@@ -116,11 +116,11 @@ impl VaultSettings {
             }
             (None, None) => None,
             (Some(_), None) => {
-                reader.mistake("BYOK_VAULT_CLIENT_KEY", "is not set; BYOK_VAULT_CLIENT_CERT needs its key");
+                reader.error("BYOK_VAULT_CLIENT_KEY", "is not set; BYOK_VAULT_CLIENT_CERT needs its key");
                 None
             }
             (None, Some(_)) => {
-                reader.mistake("BYOK_VAULT_CLIENT_CERT", "is not set; BYOK_VAULT_CLIENT_KEY is for it");
+                reader.error("BYOK_VAULT_CLIENT_CERT", "is not set; BYOK_VAULT_CLIENT_KEY is for it");
                 None
             }
         };
@@ -148,7 +148,7 @@ fn login(reader: &mut Reader<'_>) -> Option<VaultLogin> {
             [] => format!("is not set; it, or {} or {}, says who we are at Vault", ways[1], ways[2]),
             more => format!("and others are set: {}; keep one of them", more.join(", ")),
         };
-        reader.mistake(set.first().copied().unwrap_or(ways[0]), problem);
+        reader.error(set.first().copied().unwrap_or(ways[0]), problem);
         return None;
     };
     let login = if way == ways[0] {
@@ -180,7 +180,7 @@ fn mount(reader: &mut Reader<'_>, name: &str, default: &str) -> String {
     let mount = reader.text(name).unwrap_or_else(|| default.to_owned());
     let mount = mount.trim_matches('/');
     if !mount.split('/').all(is_path_segment) {
-        reader.mistake(
+        reader.error(
             name,
             "is not a path: segments of letters, digits, `_`, `-` and `.`, with `/` between them",
         );
@@ -201,7 +201,7 @@ fn is_path_segment(text: &str) -> bool {
 mod tests {
     use super::*;
     use crate::config::kms::Kms;
-    use crate::config::{Env, Mistake};
+    use crate::config::{ConfigError, Env};
     use std::num::NonZeroU64;
 
     fn vault() -> Env {
@@ -213,14 +213,14 @@ mod tests {
         ])
     }
 
-    fn read(env: &Env) -> Result<Kms, Vec<Mistake>> {
+    fn read(env: &Env) -> Result<Kms, Vec<ConfigError>> {
         let mut reader = Reader::new(env);
         let kms = Kms::read(&mut reader, false);
-        let mistakes = reader.into_mistakes();
-        assert!(mistakes.iter().all(|mistake| !mistake.to_string().contains("canary")));
+        let errors = reader.into_errors();
+        assert!(errors.iter().all(|error| !error.to_string().contains("canary")));
         match kms {
-            Some(kms) if mistakes.is_empty() => Ok(kms),
-            _ => Err(mistakes),
+            Some(kms) if errors.is_empty() => Ok(kms),
+            _ => Err(errors),
         }
     }
 
@@ -228,12 +228,12 @@ mod tests {
         match read(env) {
             Ok(Kms::Vault(settings)) => *settings,
             Ok(_) => panic!("not a Vault"),
-            Err(mistakes) => panic!("{mistakes:?}"),
+            Err(errors) => panic!("{errors:?}"),
         }
     }
 
-    fn mistaken(env: &Env) -> Vec<String> {
-        read(env).err().unwrap().into_iter().map(|mistake| mistake.variable).collect()
+    fn wrong(env: &Env) -> Vec<String> {
+        read(env).err().unwrap().into_iter().map(|error| error.variable).collect()
     }
 
     #[test]
@@ -250,10 +250,7 @@ mod tests {
         assert_eq!(strategy("latest"), KeyVersionStrategy::Latest);
         assert_eq!(strategy("3"), KeyVersionStrategy::Pinned(NonZeroU64::new(3).unwrap()));
         for bad in ["0", "-1", "v3", "newest"] {
-            assert_eq!(
-                mistaken(&vault().with("BYOK_KEY_VERSION_STRATEGY", bad)),
-                ["BYOK_KEY_VERSION_STRATEGY"]
-            );
+            assert_eq!(wrong(&vault().with("BYOK_KEY_VERSION_STRATEGY", bad)), ["BYOK_KEY_VERSION_STRATEGY"]);
         }
     }
 
@@ -265,29 +262,29 @@ mod tests {
         for bad in
             ["http://vault:8200", "ftp://localhost", "https://a:b@vault", "https://vault/?x", "vault:8200"]
         {
-            assert_eq!(mistaken(&vault().with("BYOK_VAULT_ADDR", bad)), ["BYOK_VAULT_ADDR"], "{bad}");
+            assert_eq!(wrong(&vault().with("BYOK_VAULT_ADDR", bad)), ["BYOK_VAULT_ADDR"], "{bad}");
         }
         settings(&vault().with("BYOK_VAULT_ADDR", "http://vault:8200").with("BYOK_VAULT_ALLOW_HTTP", "true"));
     }
 
     #[test]
-    fn a_name_that_would_leave_its_path_segment_is_a_mistake() {
+    fn a_name_that_would_leave_its_path_segment_is_an_error() {
         for bad in ["../sys/seal", "a/b", "a?b", "..", "a%2f", "-a"] {
             assert_eq!(
-                mistaken(&vault().with("BYOK_VAULT_TRANSIT_KEY", bad)),
+                wrong(&vault().with("BYOK_VAULT_TRANSIT_KEY", bad)),
                 ["BYOK_VAULT_TRANSIT_KEY"],
                 "{bad}"
             );
         }
-        assert_eq!(mistaken(&vault().with("BYOK_VAULT_MOUNT", "a/../b")), ["BYOK_VAULT_MOUNT"]);
+        assert_eq!(wrong(&vault().with("BYOK_VAULT_MOUNT", "a/../b")), ["BYOK_VAULT_MOUNT"]);
         assert_eq!(settings(&vault().with("BYOK_VAULT_MOUNT", "/team/transit/")).mount, "team/transit");
     }
 
     #[test]
     fn there_is_one_way_to_log_in() {
         let role = vault().with("BYOK_VAULT_APPROLE_ROLE_ID", "role");
-        assert_eq!(mistaken(&role), ["BYOK_VAULT_TOKEN"]);
-        assert_eq!(mistaken(&vault().with("BYOK_VAULT_TOKEN", "")), ["BYOK_VAULT_TOKEN"]);
+        assert_eq!(wrong(&role), ["BYOK_VAULT_TOKEN"]);
+        assert_eq!(wrong(&vault().with("BYOK_VAULT_TOKEN", "")), ["BYOK_VAULT_TOKEN"]);
         let role = role.with("BYOK_VAULT_TOKEN", "");
         assert!(matches!(settings(&role).login, VaultLogin::AppRole { secret_id: None, .. }));
         let role = role.with("BYOK_VAULT_APPROLE_SECRET_ID", "canary");
@@ -310,6 +307,6 @@ mod tests {
     fn a_client_certificate_needs_its_key() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let env = vault().with("BYOK_VAULT_CLIENT_CERT", file.path().to_str().unwrap());
-        assert_eq!(mistaken(&env), ["BYOK_VAULT_CLIENT_KEY"]);
+        assert_eq!(wrong(&env), ["BYOK_VAULT_CLIENT_KEY"]);
     }
 }

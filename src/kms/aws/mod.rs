@@ -36,7 +36,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::config::{AwsSettings, Mistake};
+use crate::config::{AwsSettings, ConfigError};
 use crate::crypto::Dek;
 use crate::kms::budget::Share;
 use crate::kms::{
@@ -63,7 +63,7 @@ impl AwsKms {
     /// # Panics
     ///
     /// Outside a Tokio runtime.
-    pub fn new(settings: AwsSettings) -> Result<Self, Mistake> {
+    pub fn new(settings: AwsSettings) -> Result<Self, ConfigError> {
         Ok(Self { key: Arc::new(Key::new(settings)) })
     }
 

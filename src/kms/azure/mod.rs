@@ -30,7 +30,7 @@ use hyper::body::Bytes;
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use crate::config::{AzureKey, AzureSettings, Mistake, is_azure_version};
+use crate::config::{AzureKey, AzureSettings, ConfigError, is_azure_version};
 use crate::crypto::Dek;
 use crate::kms::budget::Share;
 use crate::kms::call::{Call, CallPolicy, Failed, each};
@@ -87,7 +87,7 @@ impl AzureKeyVault {
     /// # Panics
     ///
     /// Outside a Tokio runtime, and when no process-wide TLS provider is installed.
-    pub fn new(settings: AzureSettings) -> Result<Self, Mistake> {
+    pub fn new(settings: AzureSettings) -> Result<Self, ConfigError> {
         let transport = Arc::new(Transport::new(&settings)?);
         let key = settings.key.clone();
         let calls = CallPolicy::new("azure-key-vault", settings.timeout, settings.calls_per_minute);
@@ -108,7 +108,7 @@ impl AzureKeyVault {
         let client =
             KeyClient::new(key.vault.as_str(), Arc::new(tokens.clone()), Some(options)).map_err(|_| {
                 let problem = "is no address that Azure's client takes".to_owned();
-                Mistake { variable: "BYOK_AZURE_KEY_ID".to_owned(), problem }
+                ConfigError { variable: "BYOK_AZURE_KEY_ID".to_owned(), problem }
             })?;
         let name = key.name.as_str().into();
         Ok(Self { client, transport, tokens, key, name, calls })

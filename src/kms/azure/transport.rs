@@ -32,7 +32,9 @@ use hyper::body::Bytes;
 use reqwest::Url;
 use tokio::time::Instant;
 
-use crate::config::{AzureCredential, AzureIdentitySource, AzureSettings, Mistake, is_same_azure_authority};
+use crate::config::{
+    AzureCredential, AzureIdentitySource, AzureSettings, ConfigError, is_same_azure_authority,
+};
 use crate::crypto::SecretText;
 use crate::kms::call::Failed;
 use crate::kms::http::{Http, HttpSettings, Reply};
@@ -130,7 +132,7 @@ impl Connections for Transport {
 
 impl Transport {
     /// Reads the certificate file; sends nothing.
-    pub(super) fn new(settings: &AzureSettings) -> Result<Self, Mistake> {
+    pub(super) fn new(settings: &AzureSettings) -> Result<Self, ConfigError> {
         let identity = match &settings.credential {
             AzureCredential::ManagedIdentity { source, .. } => Some(source.clone()),
             AzureCredential::ClientSecret { .. } | AzureCredential::WorkloadIdentity { .. } => None,

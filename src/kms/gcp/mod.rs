@@ -34,7 +34,8 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use crate::config::{
-    GcpCredentials, GcpIdentity, GcpKey, GcpSettings, KeyVersionStrategy, Mistake, SecretSource, read_text,
+    ConfigError, GcpCredentials, GcpIdentity, GcpKey, GcpSettings, KeyVersionStrategy, SecretSource,
+    read_text,
 };
 use crate::crypto::Dek;
 use crate::kms::budget::Share;
@@ -91,7 +92,7 @@ impl GcpKms {
     /// # Panics
     ///
     /// Outside a Tokio runtime, and when no process-wide TLS provider is installed.
-    pub fn new(settings: GcpSettings) -> Result<Self, Mistake> {
+    pub fn new(settings: GcpSettings) -> Result<Self, ConfigError> {
         let (origins, personal) = identity_of(&settings)?;
         let http = Arc::new(Http::new(HttpSettings {
             origins,
@@ -132,7 +133,7 @@ impl GcpKms {
 }
 
 /// The origins that requests may go to, and whether the credential is a person's.
-fn identity_of(settings: &GcpSettings) -> Result<(Vec<Url>, bool), Mistake> {
+fn identity_of(settings: &GcpSettings) -> Result<(Vec<Url>, bool), ConfigError> {
     let mut origins = vec![settings.endpoint.clone(), settings.iam_endpoint.clone()];
     let credentials = match &settings.identity {
         GcpIdentity::Metadata(address) => {
@@ -145,7 +146,7 @@ fn identity_of(settings: &GcpSettings) -> Result<(Vec<Url>, bool), Mistake> {
             Err(_) => Err("cannot be read"),
         },
     };
-    let credentials = credentials.map_err(|problem| Mistake {
+    let credentials = credentials.map_err(|problem| ConfigError {
         variable: "BYOK_GCP_CREDENTIALS_JSON".to_owned(),
         problem: problem.to_owned(),
     })?;

@@ -29,7 +29,7 @@ use hyper::body::Bytes;
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use crate::config::{KeyVersionStrategy, Mistake, VaultSettings};
+use crate::config::{ConfigError, KeyVersionStrategy, VaultSettings};
 use crate::crypto::Dek;
 use crate::kms::budget::Share;
 use crate::kms::call::{Call, CallPolicy, Failed, each};
@@ -72,7 +72,7 @@ impl VaultTransit {
     /// # Panics
     ///
     /// Outside a Tokio runtime, and when no process-wide TLS provider is installed.
-    pub fn new(settings: VaultSettings) -> Result<Self, Mistake> {
+    pub fn new(settings: VaultSettings) -> Result<Self, ConfigError> {
         let transport = Arc::new(Transport::new(&settings)?);
         let vault = Vault {
             auth: Auth::new(settings.login, Arc::clone(&transport), settings.timeout),

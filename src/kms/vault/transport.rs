@@ -9,7 +9,7 @@ use hyper::body::Bytes;
 use reqwest::Url;
 use tokio::time::Instant;
 
-use crate::config::{Mistake, VaultSettings};
+use crate::config::{ConfigError, VaultSettings};
 use crate::crypto::SecretText;
 use crate::kms::http::{Http, HttpSettings, Reply};
 use crate::kms::{Connections, KmsError, KmsErrorClass};
@@ -29,13 +29,13 @@ impl Connections for Transport {
 
 impl Transport {
     /// Reads the certificate files; sends nothing.
-    pub(super) fn new(settings: &VaultSettings) -> Result<Self, Mistake> {
+    pub(super) fn new(settings: &VaultSettings) -> Result<Self, ConfigError> {
         let mut headers = HeaderMap::new();
         // Vault's agents and proxies can be told to refuse requests without it, against forged
         // requests from browsers.
         headers.insert("X-Vault-Request", HeaderValue::from_static("true"));
         if let Some(namespace) = &settings.namespace {
-            let value = HeaderValue::from_str(namespace).map_err(|_| Mistake {
+            let value = HeaderValue::from_str(namespace).map_err(|_| ConfigError {
                 variable: "BYOK_VAULT_NAMESPACE".to_owned(),
                 problem: "is no namespace".to_owned(),
             })?;

@@ -212,7 +212,7 @@ impl Google {
         let mut reader = Reader::new(&env);
         match config::Kms::read(&mut reader, false) {
             Some(config::Kms::Gcp(settings)) => *settings,
-            _ => panic!("{:?}", reader.into_mistakes()),
+            _ => panic!("{:?}", reader.into_errors()),
         }
     }
 

@@ -249,13 +249,13 @@ pub(crate) fn kms_and_diagnosis_of(env: &Env) -> (Arc<dyn Kms>, Arc<dyn KmsDiagn
     let mut settings = config::Kms::read(&mut reader, false);
     let limits = config::Limits::read(&mut reader);
     settings.iter_mut().for_each(|settings| settings.limit_calls(limits.kms_calls_per_minute));
-    let mistakes = reader.into_mistakes();
+    let errors = reader.into_errors();
     match settings {
         Some(config::Kms::Aws(settings)) => both(AwsKms::new(*settings).expect("it is built")),
         Some(config::Kms::Gcp(settings)) => both(GcpKms::new(*settings).expect("it is built")),
         Some(config::Kms::Azure(settings)) => both(AzureKeyVault::new(*settings).expect("it is built")),
         Some(config::Kms::Vault(settings)) => both(VaultTransit::new(*settings).expect("it is built")),
-        Some(config::Kms::Local(_)) | None => panic!("{mistakes:?}"),
+        Some(config::Kms::Local(_)) | None => panic!("{errors:?}"),
     }
 }
 

@@ -12,7 +12,7 @@ use crate::model::{ErrorCode, Refusal, TenantUid};
 const COME_BACK: Duration = Duration::from_secs(1);
 
 /// The permits of calls that wait for a KMS, out of all calls that the server works on.
-pub(super) struct KmsPlaces {
+pub(super) struct KmsPermits {
     most: usize,
     waiting: Mutex<Waiting>,
 }
@@ -24,12 +24,12 @@ struct Waiting {
 }
 
 /// A permit, which is released when dropped.
-pub(super) struct KmsPlace<'a> {
-    places: &'a KmsPlaces,
+pub(super) struct KmsPermit<'a> {
+    permits: &'a KmsPermits,
     tenant: TenantUid,
 }
 
-impl KmsPlaces {
+impl KmsPermits {
     /// Creates the permits of a server that works on at most this many calls at once.
     pub(super) fn new(most: usize) -> Self {
         Self { most, waiting: Mutex::default() }
@@ -46,7 +46,7 @@ impl KmsPlaces {
         &self,
         tenant: TenantUid,
         is_hot: impl FnOnce() -> bool,
-    ) -> Result<Option<KmsPlace<'_>>, Refusal> {
+    ) -> Result<Option<KmsPermit<'_>>, Refusal> {
         {
             let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
             let left = self.most.saturating_sub(waiting.all);
@@ -54,7 +54,7 @@ impl KmsPlaces {
             if *own < left {
                 *own += 1;
                 waiting.all += 1;
-                return Ok(Some(KmsPlace { places: self, tenant }));
+                return Ok(Some(KmsPermit { permits: self, tenant }));
             }
             if *own == 0 {
                 waiting.by_tenant.remove(&tenant);
@@ -67,9 +67,9 @@ impl KmsPlaces {
     }
 }
 
-impl Drop for KmsPlace<'_> {
+impl Drop for KmsPermit<'_> {
     fn drop(&mut self) {
-        let mut waiting = self.places.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.permits.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.all -= 1;
         if let Some(own) = waiting.by_tenant.get_mut(&self.tenant) {
             *own -= 1;
@@ -86,35 +86,35 @@ mod tests {
 
     const COLD: fn() -> bool = || false;
 
-    fn fill(places: &KmsPlaces, tenant: u8) -> Vec<KmsPlace<'_>> {
-        std::iter::from_fn(|| places.take(TenantUid([tenant; 16]), COLD).ok().flatten()).collect()
+    fn fill(permits: &KmsPermits, tenant: u8) -> Vec<KmsPermit<'_>> {
+        std::iter::from_fn(|| permits.take(TenantUid([tenant; 16]), COLD).ok().flatten()).collect()
     }
 
     #[test]
     fn one_slow_kms_takes_half_and_two_leave_a_third() {
-        let places = KmsPlaces::new(90);
-        let one = fill(&places, 1);
+        let permits = KmsPermits::new(90);
+        let one = fill(&permits, 1);
         assert_eq!(one.len(), 45);
         drop(one);
-        assert_eq!(fill(&places, 1).len(), 45, "they are free again");
+        assert_eq!(fill(&permits, 1).len(), 45, "they are free again");
         let (mut one, mut two) = (Vec::new(), Vec::new());
         for _ in 0..90 {
-            one.extend(places.take(TenantUid([1; 16]), COLD).ok().flatten());
-            two.extend(places.take(TenantUid([2; 16]), COLD).ok().flatten());
+            one.extend(permits.take(TenantUid([1; 16]), COLD).ok().flatten());
+            two.extend(permits.take(TenantUid([2; 16]), COLD).ok().flatten());
         }
         assert_eq!((one.len(), two.len()), (30, 30));
-        assert_eq!(fill(&places, 3).len(), 15, "a third one has half of what is left");
+        assert_eq!(fill(&permits, 3).len(), 15, "a third one has half of what is left");
     }
 
     #[test]
     fn past_its_share_a_tenant_is_served_what_is_hot() {
-        let places = KmsPlaces::new(1);
-        let held = fill(&places, 1);
-        assert_eq!(held.len(), 1, "even the only place can be had");
-        let refused = places.take(TenantUid([1; 16]), COLD).err().unwrap();
+        let permits = KmsPermits::new(1);
+        let held = fill(&permits, 1);
+        assert_eq!(held.len(), 1, "even the only permit can be had");
+        let refused = permits.take(TenantUid([1; 16]), COLD).err().unwrap();
         assert_eq!((refused.code, refused.retry_after), (ErrorCode::Unavailable, Some(COME_BACK)));
-        assert!(places.take(TenantUid([1; 16]), || true).unwrap().is_none());
+        assert!(permits.take(TenantUid([1; 16]), || true).unwrap().is_none());
         drop(held);
-        assert!(places.waiting.lock().unwrap().by_tenant.is_empty(), "nothing is kept of who does not wait");
+        assert!(permits.waiting.lock().unwrap().by_tenant.is_empty(), "nothing is kept of who does not wait");
     }
 }

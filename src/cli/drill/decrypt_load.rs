@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use crate::model::BootTime;
 
 use super::server::{Canary, Target};
-use super::trial::{Met, Sample};
+use super::verdict::{Answer, Sample};
 
 /// The longest pause between two decrypts, in milliseconds, if the server limits the rate.
 const SLOWEST: u64 = 1_000;
@@ -19,12 +19,12 @@ const AT_ONCE: usize = 64;
 
 /// Decrypts the canary repeatedly. Each request is sent on schedule, whatever happens to those
 /// before it.
-pub(super) struct Asking {
+pub(super) struct DecryptLoad {
     samples: Arc<Mutex<Vec<Sample>>>,
     task: JoinHandle<()>,
 }
 
-impl Asking {
+impl DecryptLoad {
     pub(super) fn start(target: Arc<Target>, canary: Arc<Canary>, rate: u64) -> Self {
         let samples = Arc::<Mutex<Vec<Sample>>>::default();
         let kept = samples.clone();
@@ -36,7 +36,7 @@ impl Asking {
                     (target.clone(), canary.clone(), kept.clone(), pause.clone());
                 tokio::spawn(async move {
                     let sample = target.decrypt(&canary).await;
-                    if sample.met == Met::Limited {
+                    if sample.answer == Answer::Limited {
                         let doubled = |pause: u64| Some((pause * 2).clamp(1, SLOWEST));
                         let _ = slower.fetch_update(Ordering::Relaxed, Ordering::Relaxed, doubled);
                     }
@@ -62,6 +62,6 @@ impl Asking {
     /// Returns when the first result of a kind arrived.
     pub(super) fn find(&self, such: impl Fn(&Sample) -> bool) -> Option<BootTime> {
         let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
-        samples.iter().filter(|sample| such(sample)).map(|sample| sample.heard).min()
+        samples.iter().filter(|sample| such(sample)).map(|sample| sample.received).min()
     }
 }

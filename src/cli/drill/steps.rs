@@ -9,8 +9,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::cli::Failure;
 use crate::model::{BootTime, Clock as _, SystemClock};
 
-use super::asking::Asking;
-use super::trial::{Hand, Met, Sample};
+use super::decrypt_load::DecryptLoad;
+use super::verdict::{Answer, KeySwitch, Sample};
 
 /// The number of decrypts that must succeed before the key is turned off, so that their times are
 /// meaningful.
@@ -20,17 +20,17 @@ const WARM_UP: Duration = Duration::from_secs(30);
 
 /// A drill in progress.
 pub(super) struct Drill {
-    asking: Asking,
+    load: DecryptLoad,
     bar: ProgressBar,
 }
 
 impl Drill {
-    pub(super) fn start(asking: Asking) -> Self {
-        Self { asking, bar: bar() }
+    pub(super) fn start(load: DecryptLoad) -> Self {
+        Self { load, bar: bar() }
     }
 
     pub(super) fn samples(&self) -> Vec<Sample> {
-        self.asking.samples()
+        self.load.samples()
     }
 
     pub(super) fn say(&self, what: &str) {
@@ -38,31 +38,32 @@ impl Drill {
     }
 
     pub(super) async fn warm_up(&self) -> Result<(), Failure> {
-        let sick = |sample: &Sample| !matches!(sample.met, Met::Plaintext | Met::Limited);
+        let failed = |sample: &Sample| !matches!(sample.answer, Answer::Plaintext | Answer::Limited);
         for _ in 0..WARM_UP.as_millis() / 50 {
-            let samples = self.asking.samples();
-            if let Some(sample) = samples.iter().find(|sample| sick(sample)) {
-                let problem = format!("the record cannot be decrypted while the key is on: {:?}", sample.met);
+            let samples = self.load.samples();
+            if let Some(sample) = samples.iter().find(|sample| failed(sample)) {
+                let problem =
+                    format!("the record cannot be decrypted while the key is on: {:?}", sample.answer);
                 return Err(Failure::Running(problem));
             }
-            if samples.iter().filter(|sample| sample.met == Met::Plaintext).count() >= HOT {
+            if samples.iter().filter(|sample| sample.answer == Answer::Plaintext).count() >= HOT {
                 return Ok(());
             }
             self.bar.set_message(format!("warming up: {} decrypts", samples.len()));
             self.bar.tick();
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        Err(Failure::Running("the record did not get hot: the server answers too few decrypts".to_owned()))
+        Err(Failure::Running("the warm-up failed: the server answered too few decrypts".to_owned()))
     }
 
     /// Has the operator turn the key on or off: runs and times a command, or asks for Enter, or
     /// waits for neither.
-    pub(super) async fn hand(
+    pub(super) async fn switch_key(
         &self,
         which: &str,
         command: Option<&str>,
         at_refusal: bool,
-    ) -> Result<Hand, Failure> {
+    ) -> Result<KeySwitch, Failure> {
         let begun = SystemClock.boot();
         let done = match (command, at_refusal) {
             (Some(command), _) => {
@@ -79,7 +80,7 @@ impl Drill {
                 Some(enter().await?)
             }
         };
-        Ok(Hand { begun, done })
+        Ok(KeySwitch { begun, done })
     }
 
     /// Waits for a result of this kind, and returns when it arrived.
@@ -91,7 +92,7 @@ impl Drill {
     ) -> Option<BootTime> {
         let began = SystemClock.boot();
         loop {
-            let found = self.asking.find(&such);
+            let found = self.load.find(&such);
             let waited = SystemClock.boot().since(began);
             if found.is_some() || waited > patience {
                 return found;
@@ -102,7 +103,7 @@ impl Drill {
         }
     }
 
-    pub(super) async fn rest_until(&self, moment: BootTime) {
+    pub(super) async fn watch_until(&self, moment: BootTime) {
         while SystemClock.boot() < moment {
             self.bar.set_message("looking for plaintexts that come too late");
             self.bar.tick();
@@ -112,7 +113,7 @@ impl Drill {
 
     pub(super) fn finish(self) -> Vec<Sample> {
         self.bar.finish_and_clear();
-        self.asking.end()
+        self.load.end()
     }
 }
 
@@ -126,14 +127,14 @@ fn bar() -> ProgressBar {
 
 /// Runs a command in the shell. Its output goes to standard error.
 pub(super) async fn shell(command: &str) -> Result<(), Failure> {
-    let mut asked = std::process::Command::new("sh");
-    asked.args(["-c", command]).stdin(Stdio::null()).stdout(std::io::stderr());
-    let ended = tokio::task::spawn_blocking(move || asked.status()).await;
-    match ended {
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", command]).stdin(Stdio::null()).stdout(std::io::stderr());
+    let result = tokio::task::spawn_blocking(move || shell.status()).await;
+    match result {
         Ok(Ok(status)) if status.success() => Ok(()),
         Ok(Ok(status)) => Err(Failure::Running(format!("the command ended with {status}"))),
         Ok(Err(error)) => Err(Failure::Running(format!("the command did not start: {error}"))),
-        Err(_) => Err(Failure::Running("the command was broken off".to_owned())),
+        Err(_) => Err(Failure::Running("the command was interrupted".to_owned())),
     }
 }
 

@@ -18,7 +18,7 @@ const ENDPOINT: &str = "BYOK_AUDIT_CHECKPOINT_S3_ENDPOINT";
 const RETAIN_DAYS: &str = "BYOK_AUDIT_CHECKPOINT_S3_RETAIN_DAYS";
 
 /// The destinations of checkpoints, and how often checkpoints are published.
-pub struct CheckpointPlaces {
+pub struct CheckpointDestinations {
     /// `BYOK_AUDIT_CHECKPOINT_DIR`.
     pub directory: Option<PathBuf>,
     /// `BYOK_AUDIT_CHECKPOINT_S3_BUCKET` and its related variables.
@@ -46,7 +46,7 @@ pub struct CheckpointBucket {
     pub credentials: AwsCredentials,
 }
 
-impl CheckpointPlaces {
+impl CheckpointDestinations {
     /// Reads the section.
     pub(super) fn read(reader: &mut Reader<'_>) -> Self {
         Self {
@@ -67,24 +67,23 @@ fn bucket(reader: &mut Reader<'_>) -> Option<CheckpointBucket> {
     let Some(name) = reader.text(BUCKET) else {
         for lonely in [PREFIX, REGION, ENDPOINT, RETAIN_DAYS] {
             if reader.is_set(lonely) {
-                reader.mistake(lonely, format!("is set without {BUCKET}"));
+                reader.error(lonely, format!("is set without {BUCKET}"));
             }
         }
         return None;
     };
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".-".contains(&byte);
     if !(3..=63).contains(&name.len()) || !name.bytes().all(plain) {
-        reader
-            .mistake(BUCKET, "is not the name of a bucket: 3 to 63 lower-case letters, digits, `.` and `-`");
+        reader.error(BUCKET, "is not the name of a bucket: 3 to 63 lower-case letters, digits, `.` and `-`");
     }
     let region = reader.required(REGION, "the bucket's region");
     if !region.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-') {
-        reader.mistake(REGION, "is not a region such as `eu-west-1`");
+        reader.error(REGION, "is not a region such as `eu-west-1`");
     }
     let endpoint = reader.text(ENDPOINT).and_then(|text| match Url::parse(&text) {
         Ok(url) if url.scheme() == "https" || (url.scheme() == "http" && is_loopback(&url)) => Some(url),
         Ok(_) | Err(_) => {
-            reader.mistake(ENDPOINT, "is no https address, nor http on this machine");
+            reader.error(ENDPOINT, "is neither an https address nor http on this machine");
             None
         }
     });
@@ -102,25 +101,25 @@ mod tests {
     use super::*;
     use crate::config::Env;
 
-    fn read(pairs: &[(&str, &str)]) -> (CheckpointPlaces, Vec<String>) {
+    fn read(pairs: &[(&str, &str)]) -> (CheckpointDestinations, Vec<String>) {
         let env = Env::from_pairs(pairs.iter().copied());
         let mut reader = Reader::new(&env);
-        let places = CheckpointPlaces::read(&mut reader);
-        (places, reader.into_mistakes().into_iter().map(|mistake| mistake.variable).collect())
+        let destinations = CheckpointDestinations::read(&mut reader);
+        (destinations, reader.into_errors().into_iter().map(|error| error.variable).collect())
     }
 
     #[test]
     fn a_bucket_has_a_region_and_a_retention() {
-        let (places, mistakes) =
+        let (destinations, errors) =
             read(&[(BUCKET, "our-checkpoints"), (REGION, "eu-west-1"), (PREFIX, "byok")]);
-        assert_eq!(mistakes, [""; 0]);
-        let bucket = places.bucket.unwrap();
+        assert_eq!(errors, [""; 0]);
+        let bucket = destinations.bucket.unwrap();
         assert_eq!((&*bucket.prefix, bucket.retain_days), ("byok/", 3_650));
         assert_eq!(read(&[(BUCKET, "our-checkpoints")]).1, [REGION]);
     }
 
     #[test]
-    fn what_cannot_be_a_place_is_a_mistake() {
+    fn what_cannot_be_a_place_is_an_error() {
         let good = [(BUCKET, "our-checkpoints"), (REGION, "eu-west-1")];
         for (name, bad) in [
             (BUCKET, "Not A Bucket"),

@@ -12,15 +12,15 @@ const SLACK: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug)]
 pub(super) struct Sample {
     pub(super) sent: BootTime,
-    pub(super) heard: BootTime,
+    pub(super) received: BootTime,
     /// The server's id of the request; empty if there was no answer.
     pub(super) request_id: String,
-    pub(super) met: Met,
+    pub(super) answer: Answer,
 }
 
 /// How a decrypt ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Met {
+pub(super) enum Answer {
     /// The right plaintext came back.
     Plaintext,
     /// The server refused because of the key.
@@ -34,7 +34,7 @@ pub(super) enum Met {
 /// When the operator turned the key on or off, as far as known: not before `begun`, and completed
 /// by `done`.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Hand {
+pub(super) struct KeySwitch {
     pub(super) begun: BootTime,
     /// `None` if nobody confirmed it.
     pub(super) done: Option<BootTime>,
@@ -47,7 +47,8 @@ pub(super) enum Verdict {
     Passed,
     /// A plaintext came after the bound.
     TooLate,
-    /// No call was refused in time, but none was answered after the bound either.
+    /// No call was refused, whether calls were answered after the bound or not: the key may never
+    /// have been off.
     NotRefused,
     /// No plaintext came after the bound, but service did not come back in time.
     NotRestored,
@@ -66,8 +67,8 @@ impl Verdict {
 
 /// Returns how long hot decrypts took: the median and the 99th percentile.
 pub(super) fn round_trips(samples: &[Sample]) -> (Duration, Duration) {
-    let hot = samples.iter().filter(|sample| sample.met == Met::Plaintext);
-    let mut took: Vec<Duration> = hot.map(|sample| sample.heard.since(sample.sent)).collect();
+    let hot = samples.iter().filter(|sample| sample.answer == Answer::Plaintext);
+    let mut took: Vec<Duration> = hot.map(|sample| sample.received.since(sample.sent)).collect();
     took.sort_unstable();
     let at = |percent: usize| took.get((took.len() * percent / 100).min(took.len().saturating_sub(1)));
     (at(50).copied().unwrap_or_default(), at(99).copied().unwrap_or_default())
@@ -92,27 +93,32 @@ pub(super) struct Findings<'a> {
 
 /// Judges all samples, in any order. What was sent before the operator turned the key on again
 /// counts as sent while the key was off.
-pub(super) fn judge(samples: &[Sample], off: Hand, on: Option<Hand>, allowed: Duration) -> Findings<'_> {
+pub(super) fn judge(
+    samples: &[Sample],
+    off: KeySwitch,
+    on: Option<KeySwitch>,
+    allowed: Duration,
+) -> Findings<'_> {
     let before_on = |sample: &&Sample| on.is_none_or(|on| sample.sent < on.begun);
-    let refused = |sample: &&Sample| matches!(sample.met, Met::Refused { .. });
-    let plain = |sample: &&Sample| sample.met == Met::Plaintext;
+    let refused = |sample: &&Sample| matches!(sample.answer, Answer::Refused { .. });
+    let plain = |sample: &&Sample| sample.answer == Answer::Plaintext;
     let first_refusal = samples
         .iter()
         .filter(before_on)
         .filter(refused)
-        .filter(|sample| sample.heard >= off.begun)
-        .min_by_key(|sample| sample.heard);
-    let last_plaintext = samples.iter().filter(before_on).filter(plain).max_by_key(|sample| sample.heard);
-    let from = off.done.or(first_refusal.map(|sample| sample.heard));
-    let late = |sample: &&Sample| from.is_some_and(|from| sample.heard > from.plus(allowed));
+        .filter(|sample| sample.received >= off.begun)
+        .min_by_key(|sample| sample.received);
+    let last_plaintext = samples.iter().filter(before_on).filter(plain).max_by_key(|sample| sample.received);
+    let from = off.done.or(first_refusal.map(|sample| sample.received));
+    let late = |sample: &&Sample| from.is_some_and(|from| sample.received > from.plus(allowed));
     let plaintexts_after_bound = samples.iter().filter(before_on).filter(plain).filter(late).count();
     let first_success = on.and_then(|on| {
         let after = samples.iter().filter(plain).filter(|sample| sample.sent >= on.begun);
-        after.min_by_key(|sample| sample.heard)
+        after.min_by_key(|sample| sample.received)
     });
     let verdict = match (plaintexts_after_bound, first_refusal, first_success) {
-        (1.., ..) => Verdict::TooLate,
-        (0, None, _) => Verdict::NotRefused,
+        (_, None, _) => Verdict::NotRefused,
+        (1.., Some(_), _) => Verdict::TooLate,
         (0, Some(_), None) => Verdict::NotRestored,
         (0, Some(_), Some(_)) => Verdict::Passed,
     };
@@ -127,19 +133,19 @@ mod tests {
         BootTime::at(Duration::from_millis(ms))
     }
 
-    fn sample(ms: u64, met: Met) -> Sample {
-        Sample { sent: at(ms), heard: at(ms + 5), request_id: ms.to_string(), met }
+    fn sample(ms: u64, answer: Answer) -> Sample {
+        Sample { sent: at(ms), received: at(ms + 5), request_id: ms.to_string(), answer }
     }
 
-    fn refused() -> Met {
-        Met::Refused { status: 403, code: "KMS_ACCESS_DENIED".to_owned() }
+    fn refused() -> Answer {
+        Answer::Refused { status: 403, code: "KMS_ACCESS_DENIED".to_owned() }
     }
 
     const OFF: u64 = 1_000;
 
     fn verdict(samples: &[Sample], on: bool) -> (Verdict, usize) {
-        let off = Hand { begun: at(OFF - 50), done: Some(at(OFF)) };
-        let on = on.then_some(Hand { begun: at(9_000), done: Some(at(9_010)) });
+        let off = KeySwitch { begun: at(OFF - 50), done: Some(at(OFF)) };
+        let on = on.then_some(KeySwitch { begun: at(9_000), done: Some(at(9_010)) });
         let found = judge(samples, off, on, Duration::from_secs(3));
         (found.verdict, found.plaintexts_after_bound)
     }
@@ -147,14 +153,14 @@ mod tests {
     #[test]
     fn a_drill_passes_when_dark_in_time_and_serving_again() {
         let samples = [
-            sample(900, Met::Plaintext),
-            sample(3_900, Met::Plaintext),
+            sample(900, Answer::Plaintext),
+            sample(3_900, Answer::Plaintext),
             sample(3_950, refused()),
-            sample(9_500, Met::Plaintext),
+            sample(9_500, Answer::Plaintext),
         ];
         assert_eq!(verdict(&samples, true), (Verdict::Passed, 0));
-        let off = Hand { begun: at(950), done: Some(at(OFF)) };
-        let on = Some(Hand { begun: at(9_000), done: None });
+        let off = KeySwitch { begun: at(950), done: Some(at(OFF)) };
+        let on = Some(KeySwitch { begun: at(9_000), done: None });
         let found = judge(&samples, off, on, Duration::from_secs(3));
         assert_eq!(found.first_refusal.unwrap().request_id, "3950");
         assert_eq!(found.last_plaintext.unwrap().request_id, "3900");
@@ -164,17 +170,22 @@ mod tests {
     #[test]
     fn a_plaintext_after_the_bound_is_too_late_even_after_a_refusal() {
         let samples =
-            [sample(2_000, refused()), sample(4_001, Met::Plaintext), sample(9_500, Met::Plaintext)];
+            [sample(2_000, refused()), sample(4_001, Answer::Plaintext), sample(9_500, Answer::Plaintext)];
         assert_eq!(verdict(&samples, true), (Verdict::TooLate, 1));
         // What counts is when it was received, not when it was sent.
-        let slow = Sample { heard: at(5_000), ..sample(1_100, Met::Plaintext) };
+        let slow = Sample { received: at(5_000), ..sample(1_100, Answer::Plaintext) };
         assert_eq!(verdict(&[slow, sample(2_000, refused())], true).0, Verdict::TooLate);
-        assert_eq!(verdict(&[sample(8_000, Met::Plaintext)], false).0, Verdict::TooLate, "never refused");
+    }
+
+    #[test]
+    fn a_key_that_is_never_refused_has_a_verdict_of_its_own() {
+        assert_eq!(verdict(&[sample(8_000, Answer::Plaintext)], false), (Verdict::NotRefused, 1));
+        assert_eq!(verdict(&[sample(9_500, Answer::Plaintext)], true), (Verdict::NotRefused, 0));
     }
 
     #[test]
     fn what_says_nothing_about_the_key_is_no_refusal() {
-        let samples = [sample(2_000, Met::Limited), sample(2_100, Met::Failed("no answer".to_owned()))];
+        let samples = [sample(2_000, Answer::Limited), sample(2_100, Answer::Failed("no answer".to_owned()))];
         assert_eq!(verdict(&samples, true), (Verdict::NotRefused, 0));
         assert_eq!(
             verdict(&[sample(900, refused())], true).0,
@@ -191,21 +202,24 @@ mod tests {
 
     #[test]
     fn where_nobody_said_when_the_bound_begins_with_the_first_refusal() {
-        let off = Hand { begun: at(0), done: None };
+        let off = KeySwitch { begun: at(0), done: None };
         let judge_all = |samples: &[Sample]| judge(samples, off, None, Duration::from_secs(3)).verdict;
         assert_eq!(
-            judge_all(&[sample(60_000, Met::Plaintext), sample(70_000, refused())]),
+            judge_all(&[sample(60_000, Answer::Plaintext), sample(70_000, refused())]),
             Verdict::NotRestored
         );
-        assert_eq!(judge_all(&[sample(70_000, refused()), sample(74_000, Met::Plaintext)]), Verdict::TooLate);
+        assert_eq!(
+            judge_all(&[sample(70_000, refused()), sample(74_000, Answer::Plaintext)]),
+            Verdict::TooLate
+        );
     }
 
     #[test]
     fn round_trips_are_those_of_plaintexts() {
         let samples = [
-            sample(0, Met::Plaintext),
-            sample(50, Met::Plaintext),
-            Sample { heard: at(900), ..sample(100, refused()) },
+            sample(0, Answer::Plaintext),
+            sample(50, Answer::Plaintext),
+            Sample { received: at(900), ..sample(100, refused()) },
         ];
         assert_eq!(round_trips(&samples), (Duration::from_millis(5), Duration::from_millis(5)));
         assert_eq!(round_trips(&[]), (Duration::ZERO, Duration::ZERO));
