@@ -1,7 +1,7 @@
 //! Makes checkpoints of the log on request, and enforces the rule that nothing is appended to a log
 //! that is behind a published checkpoint.
 
-use crate::jobs::{CheckpointShown, Checkpoints, NoCheckpoint};
+use crate::jobs::{CheckpointError, Checkpoints, CurrentCheckpoint};
 use crate::model::{Caller, ErrorCode, Operation, Refusal};
 
 use super::App;
@@ -15,13 +15,13 @@ impl App {
     /// # Errors
     /// The call is not permitted, there is no key to sign with, the log is behind a published
     /// checkpoint, or the database is out of reach.
-    pub async fn checkpoint(&self, caller: &Caller) -> Result<CheckpointShown, Refusal> {
+    pub async fn checkpoint(&self, caller: &Caller) -> Result<CurrentCheckpoint, Refusal> {
         self.enter(caller, Operation::Audit).await?;
         if !self.checkpoints.signs() {
-            return Err(NoCheckpoint::Unsigned.into());
+            return Err(CheckpointError::Unsigned.into());
         }
         self.record_state_read(caller, Operation::Audit).await?;
-        Ok(self.checkpoints.shown().await?)
+        Ok(self.checkpoints.current().await?)
     }
 
     /// Returns the checkpoints of the tenant's log.
@@ -41,15 +41,15 @@ impl App {
     }
 }
 
-impl From<NoCheckpoint> for Refusal {
-    fn from(none: NoCheckpoint) -> Self {
+impl From<CheckpointError> for Refusal {
+    fn from(none: CheckpointError) -> Self {
         match none {
-            NoCheckpoint::Behind => ErrorCode::AuditLogBehind.into(),
-            NoCheckpoint::Unsigned => Self::because(
+            CheckpointError::Behind => ErrorCode::AuditLogBehind.into(),
+            CheckpointError::Unsigned => Self::because(
                 ErrorCode::NotFound,
                 "This server signs no checkpoints: it has no BYOK_AUDIT_SIGNING_KEY.",
             ),
-            NoCheckpoint::Store(error) => read_refusal(error),
+            CheckpointError::Store(error) => read_refusal(error),
         }
     }
 }

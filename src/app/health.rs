@@ -13,8 +13,8 @@ use crate::kms::{DekBinding, KmsError, KmsErrorClass, Purpose, Stage, Verdict, l
 use crate::model::{BootTime, DekId, ErrorCode, KeyVersion, Posture, Timestamp};
 
 use super::App;
-use super::inquiry::Inquiry;
 use super::record::dark_refusal;
+use super::shared_check::SharedCheck;
 
 /// How long a result of the KMS remains valid, and for an unauthenticated caller one of the
 /// database.
@@ -114,11 +114,11 @@ type KeyHealth = Result<(KeyVersion, Duration), KmsError>;
 /// longer.
 #[derive(Default)]
 pub(super) struct Memory {
-    key: Inquiry<KeyHealth>,
-    database: Inquiry<bool>,
+    key: SharedCheck<KeyHealth>,
+    database: SharedCheck<bool>,
     /// Whether the proofs that other replicas recorded were read. The proofs themselves go into the
     /// keyring's own memory.
-    proofs: Inquiry<()>,
+    proofs: SharedCheck<()>,
     remembered: Mutex<Remembered>,
 }
 

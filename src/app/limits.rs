@@ -10,7 +10,7 @@ use crate::config::Limits;
 use crate::model::{Caller, ErrorCode, Operation, Refusal};
 
 use super::App;
-use super::meter::{Counted, Meter, Over, User};
+use super::meter::{CountedUsage, Exceeded, Meter, User};
 
 /// All meters of an [`App`]. Refused calls and items are charged to meters of their own, so that
 /// one caller's invalid requests do not use up what others need.
@@ -39,14 +39,14 @@ impl Meters {
         let rate =
             |per_minute, counted| Meter::new(NonZeroU32::new(per_minute).unwrap_or(NonZeroU32::MIN), counted);
         let items = |per_minute| ItemMeters {
-            served: Meter::new(per_minute, Counted::FromTheSecondUser),
-            refused: Meter::new(per_minute, Counted::All),
+            served: Meter::new(per_minute, CountedUsage::FromTheSecondUser),
+            refused: Meter::new(per_minute, CountedUsage::All),
         };
         Self {
-            encrypt: rate(limits.encrypt_per_minute, Counted::FromTheSecondUser),
-            decrypt: rate(limits.decrypt_per_minute, Counted::FromTheSecondUser),
-            other: rate(limits.decrypt_per_minute, Counted::FromTheSecondUser),
-            refused: rate(limits.decrypt_per_minute, Counted::All),
+            encrypt: rate(limits.encrypt_per_minute, CountedUsage::FromTheSecondUser),
+            decrypt: rate(limits.decrypt_per_minute, CountedUsage::FromTheSecondUser),
+            other: rate(limits.decrypt_per_minute, CountedUsage::FromTheSecondUser),
+            refused: rate(limits.decrypt_per_minute, CountedUsage::All),
             encrypt_items: limits.encrypt_items_per_minute.map(items),
             decrypt_items: limits.decrypt_items_per_minute.map(items),
             users: RandomState::new(),
@@ -100,13 +100,13 @@ impl Meters {
 
     /// Takes a call. A user who has used up their allowance of refused calls for the minute gets no
     /// further calls of any kind, because those calls could only be charged to all users.
-    fn take_call(&self, caller: &Caller, operation: Operation) -> Result<(), Over> {
+    fn take_call(&self, caller: &Caller, operation: Operation) -> Result<(), Exceeded> {
         let (tenant, user, now) = (caller.tenant.uid, self.user(caller), self.now());
         self.refused.has_room(tenant, user, now)?;
         self.calls(operation).take(tenant, user, 1, now)
     }
 
-    fn take_items(&self, caller: &Caller, operation: Operation, items: usize) -> Result<(), Over> {
+    fn take_items(&self, caller: &Caller, operation: Operation, items: usize) -> Result<(), Exceeded> {
         let Some(meters) = self.items(operation) else { return Ok(()) };
         let (tenant, user, now) = (caller.tenant.uid, self.user(caller), self.now());
         meters.refused.has_room(tenant, user, now)?;
@@ -151,12 +151,12 @@ fn is_fault_of_caller(refusal: &Refusal) -> bool {
         && !matches!(code, ErrorCode::KmsAccessDenied | ErrorCode::RateLimited)
 }
 
-fn of_calls(over: Over) -> Refusal {
+fn of_calls(over: Exceeded) -> Refusal {
     let refusal = Refusal::from(ErrorCode::RateLimited);
     match over {
-        Over::Now(wait) => refusal.after(wait),
+        Exceeded::RetryAfter(wait) => refusal.after(wait),
         // Cannot happen: a call counts as one, and a rate is at least one.
-        Over::Ever => refusal,
+        Exceeded::NeverFits => refusal,
     }
 }
 
@@ -186,11 +186,11 @@ impl App {
             items if items > self.limits.items => ErrorCode::TooManyItems.into(),
             items => match self.meters.take_items(caller, operation, items) {
                 Ok(()) => return Ok(()),
-                Err(Over::Now(wait)) => {
+                Err(Exceeded::RetryAfter(wait)) => {
                     let spent = "The items of this minute are used up for this tenant.";
                     return Err(Refusal::because(ErrorCode::RateLimited, spent).after(wait));
                 }
-                Err(Over::Ever) => Refusal::because(
+                Err(Exceeded::NeverFits) => Refusal::because(
                     ErrorCode::TooManyItems,
                     "The request holds more items than the tenant may send in a whole minute: it can never pass.",
                 ),
@@ -279,7 +279,7 @@ mod tests {
         meters.charge_items_apart(&anna, operation, 1_000);
         // A minute's worth was refused. Anna's items are no longer let in, and other users are not
         // affected.
-        assert!(matches!(meters.take_items(&anna, operation, 1), Err(Over::Now(_))));
+        assert!(matches!(meters.take_items(&anna, operation, 1), Err(Exceeded::RetryAfter(_))));
         assert_eq!(meters.take_items(&bert, operation, 500), Ok(()));
     }
 }

@@ -26,16 +26,16 @@ pub(super) struct User(pub(super) u64);
 
 /// The reason why a request was not let through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Over {
+pub(super) enum Exceeded {
     /// There will be room after this time, if nobody else takes any.
-    Now(Duration),
+    RetryAfter(Duration),
     /// The request is for more than a whole minute's worth, so there is never room.
-    Ever,
+    NeverFits,
 }
 
 /// Which usage of a user counts once there is another user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Counted {
+pub(super) enum CountedUsage {
     /// The usage from then on: the share is of what is left.
     FromTheSecondUser,
     /// All usage of the minute: a user who has used everything up alone has had their share.
@@ -48,27 +48,33 @@ pub(super) enum Counted {
 /// While others have asked in the last minute, no user gets more than half.
 pub(super) struct Meter {
     per_minute: NonZeroU32,
-    counted: Counted,
+    counted: CountedUsage,
     tenants: DashMap<TenantUid, Bucket>,
 }
 
 impl Meter {
-    pub(super) fn new(per_minute: NonZeroU32, counted: Counted) -> Self {
+    pub(super) fn new(per_minute: NonZeroU32, counted: CountedUsage) -> Self {
         Self { per_minute, counted, tenants: DashMap::new() }
     }
 
     /// Takes all of `count` or nothing.
-    pub(super) fn take(&self, tenant: TenantUid, user: User, count: u32, now: Duration) -> Result<(), Over> {
+    pub(super) fn take(
+        &self,
+        tenant: TenantUid,
+        user: User,
+        count: u32,
+        now: Duration,
+    ) -> Result<(), Exceeded> {
         let need = self.units(count)?;
         let mut bucket = self.tenants.entry(tenant).or_insert_with(|| Bucket::full(self.per_minute, now));
         bucket.pass_time(self.per_minute, now);
         let other = bucket.ask(user, now);
-        if other.is_none() && self.counted == Counted::FromTheSecondUser {
+        if other.is_none() && self.counted == CountedUsage::FromTheSecondUser {
             bucket.share = Share::default();
         }
         bucket.room(user, need, other, self.per_minute, now)?;
         bucket.level -= need;
-        if other.is_some() || self.counted == Counted::All {
+        if other.is_some() || self.counted == CountedUsage::All {
             bucket.share.note(user, need, now);
         }
         Ok(())
@@ -77,7 +83,7 @@ impl Meter {
     /// Takes one. A user's first of a minute passes even if others have used up everything, so that
     /// they cannot hide that user. What passes this way is owed, so in the long run no more passes
     /// than otherwise.
-    pub(super) fn take_or_first(&self, tenant: TenantUid, user: User, now: Duration) -> Result<(), Over> {
+    pub(super) fn take_or_first(&self, tenant: TenantUid, user: User, now: Duration) -> Result<(), Exceeded> {
         let over = match self.take(tenant, user, 1, now) {
             Ok(()) => return Ok(()),
             Err(over) => over,
@@ -114,13 +120,13 @@ impl Meter {
         if let (Ok(units), Some(mut bucket)) = (self.units(count), self.tenants.get_mut(&tenant)) {
             bucket.pass_time(self.per_minute, now);
             bucket.level = bucket.level.saturating_add(units).min(full(self.per_minute));
-            bucket.share.strike(user, units);
+            bucket.share.refund(user, units);
         }
     }
 
     /// Checks whether this user may take one more, or has taken nothing in this minute; a user is
     /// not blocked for what others have used up. Takes nothing, and does not count as asking.
-    pub(super) fn has_room(&self, tenant: TenantUid, user: User, now: Duration) -> Result<(), Over> {
+    pub(super) fn has_room(&self, tenant: TenantUid, user: User, now: Duration) -> Result<(), Exceeded> {
         let Some(mut bucket) = self.tenants.get_mut(&tenant) else { return Ok(()) };
         bucket.pass_time(self.per_minute, now);
         match (bucket.share.used(user), bucket.other(user, now)) {
@@ -130,9 +136,9 @@ impl Meter {
         }
     }
 
-    fn units(&self, count: u32) -> Result<i64, Over> {
+    fn units(&self, count: u32) -> Result<i64, Exceeded> {
         if count > self.per_minute.get() {
-            return Err(Over::Ever);
+            return Err(Exceeded::NeverFits);
         }
         Ok(i64::from(count) * ONE)
     }
@@ -199,12 +205,12 @@ impl Bucket {
         other: Option<Duration>,
         per_minute: NonZeroU32,
         now: Duration,
-    ) -> Result<(), Over> {
+    ) -> Result<(), Exceeded> {
         let filled = now + filling(i128::from(need) - i128::from(self.level), per_minute);
         match other {
             Some(other) => self.share_room(user, need, other, per_minute, now, filled),
             None if filled == now => Ok(()),
-            None => Err(Over::Now(filled - now)),
+            None => Err(Exceeded::RetryAfter(filled - now)),
         }
     }
 
@@ -219,7 +225,7 @@ impl Bucket {
         per_minute: NonZeroU32,
         now: Duration,
         not_before: Duration,
-    ) -> Result<(), Over> {
+    ) -> Result<(), Exceeded> {
         // Above this value, half of it rounds up to what is needed.
         let enough = |used: i64| 2 * (i128::from(used) + i128::from(need - ONE));
         let used = self.share.used(user);
@@ -237,7 +243,7 @@ impl Bucket {
         let can_next = enough(0) < most;
         let times = [(filled, can_fill), (next, can_next), (other + MINUTE, true)];
         let soonest = times.iter().filter(|(_, possible)| *possible).map(|(at, _)| *at).min();
-        Err(Over::Now(soonest.unwrap_or(now).max(not_before).saturating_sub(now)))
+        Err(Exceeded::RetryAfter(soonest.unwrap_or(now).max(not_before).saturating_sub(now)))
     }
 }
 
@@ -281,11 +287,11 @@ impl Share {
         }
     }
 
-    fn strike(&mut self, user: User, units: i64) {
+    fn refund(&mut self, user: User, units: i64) {
         if let Some((_, used)) = self.by.iter_mut().find(|(taker, _)| *taker == user) {
-            let struck = units.min(*used);
-            *used -= struck;
-            self.taken -= i128::from(struck);
+            let refunded = units.min(*used);
+            *used -= refunded;
+            self.taken -= i128::from(refunded);
         }
     }
 }
@@ -304,12 +310,12 @@ mod tests {
         START + Duration::from_secs(seconds)
     }
 
-    fn meter_of(per_minute: u32, counted: Counted) -> Meter {
+    fn meter_of(per_minute: u32, counted: CountedUsage) -> Meter {
         Meter::new(NonZeroU32::new(per_minute).unwrap(), counted)
     }
 
     fn meter(per_minute: u32) -> Meter {
-        meter_of(per_minute, Counted::FromTheSecondUser)
+        meter_of(per_minute, CountedUsage::FromTheSecondUser)
     }
 
     /// Returns how many of this many calls of a user pass at this time.
@@ -354,9 +360,9 @@ mod tests {
     fn a_minutes_worth_comes_at_once_and_then_one_by_one() {
         let meter = meter(60);
         assert_eq!(passed(&meter, ANNA, 61, START), 60);
-        assert_eq!(meter.take(TENANT, ANNA, 1, START), Err(Over::Now(Duration::from_secs(1))));
+        assert_eq!(meter.take(TENANT, ANNA, 1, START), Err(Exceeded::RetryAfter(Duration::from_secs(1))));
         let almost = START + Duration::from_millis(999);
-        assert_eq!(meter.take(TENANT, ANNA, 1, almost), Err(Over::Now(Duration::from_millis(1))));
+        assert_eq!(meter.take(TENANT, ANNA, 1, almost), Err(Exceeded::RetryAfter(Duration::from_millis(1))));
         assert_eq!(meter.take(TENANT, ANNA, 1, seconds(1)), Ok(()));
     }
 
@@ -364,7 +370,7 @@ mod tests {
     fn items_pass_together_or_not_at_all() {
         let meter = meter(100);
         assert_eq!(meter.take(TENANT, ANNA, 70, START), Ok(()));
-        assert_eq!(meter.take(TENANT, ANNA, 40, START), Err(Over::Now(Duration::from_secs(6))));
+        assert_eq!(meter.take(TENANT, ANNA, 40, START), Err(Exceeded::RetryAfter(Duration::from_secs(6))));
         assert_eq!(meter.take(TENANT, ANNA, 30, START), Ok(()), "what was refused took nothing");
         assert_eq!(meter.take(TENANT, ANNA, 40, seconds(24)), Ok(()));
     }
@@ -372,8 +378,8 @@ mod tests {
     #[test]
     fn more_than_a_minutes_worth_can_never_pass() {
         let meter = meter(100);
-        assert_eq!(meter.take(TENANT, ANNA, 101, START), Err(Over::Ever));
-        assert_eq!(meter.take(TENANT, ANNA, u32::MAX, seconds(3_600)), Err(Over::Ever));
+        assert_eq!(meter.take(TENANT, ANNA, 101, START), Err(Exceeded::NeverFits));
+        assert_eq!(meter.take(TENANT, ANNA, u32::MAX, seconds(3_600)), Err(Exceeded::NeverFits));
         assert_eq!(meter.take(TENANT, ANNA, 100, seconds(3_600)), Ok(()));
     }
 
@@ -382,7 +388,10 @@ mod tests {
         let meter = meter(10);
         assert_eq!(passed(&meter, ANNA, 11, START), 10);
         assert_eq!(meter.take(OTHER_TENANT, ANNA, 10, START), Ok(()));
-        assert_eq!(meter.take(OTHER_TENANT, ANNA, 1, START), Err(Over::Now(Duration::from_secs(6))));
+        assert_eq!(
+            meter.take(OTHER_TENANT, ANNA, 1, START),
+            Err(Exceeded::RetryAfter(Duration::from_secs(6)))
+        );
     }
 
     #[test]
@@ -450,7 +459,7 @@ mod tests {
 
     #[test]
     fn who_waits_as_long_as_was_said_gets_through() {
-        for counted in [Counted::FromTheSecondUser, Counted::All] {
+        for counted in [CountedUsage::FromTheSecondUser, CountedUsage::All] {
             for per_minute in [1, 2, 7, 60] {
                 let meter = meter_of(per_minute, counted);
                 let mut now = START;
@@ -458,7 +467,9 @@ mod tests {
                     let _ = meter.take(TENANT, BERT, round % per_minute + 1, now);
                     let count = (round * 5) % per_minute + 1;
                     if let Err(over) = meter.take(TENANT, ANNA, count, now) {
-                        let Over::Now(wait) = over else { panic!("{count} of {per_minute} can pass") };
+                        let Exceeded::RetryAfter(wait) = over else {
+                            panic!("{count} of {per_minute} can pass")
+                        };
                         assert!(!wait.is_zero());
                         now += wait;
                         assert_eq!(
@@ -489,24 +500,24 @@ mod tests {
 
     #[test]
     fn whoever_used_up_the_refusals_alone_has_no_room_and_others_have() {
-        let meter = meter_of(600, Counted::All);
+        let meter = meter_of(600, CountedUsage::All);
         assert_eq!(passed(&meter, ANNA, 620, START), 600);
-        assert!(matches!(meter.has_room(TENANT, ANNA, START), Err(Over::Now(_))));
+        assert!(matches!(meter.has_room(TENANT, ANNA, START), Err(Exceeded::RetryAfter(_))));
         assert_eq!(meter.has_room(TENANT, BERT, START), Ok(()));
         let _ = meter.take(TENANT, BERT, 1, START);
-        assert!(matches!(meter.has_room(TENANT, ANNA, seconds(5)), Err(Over::Now(_))));
+        assert!(matches!(meter.has_room(TENANT, ANNA, seconds(5)), Err(Exceeded::RetryAfter(_))));
         assert_eq!(passed(&meter, BERT, 1, seconds(5)), 1);
         assert_eq!(meter.has_room(TENANT, ANNA, seconds(60)), Ok(()), "that minute is over");
         // What was charged without being taken is owed, and only by its own user.
         meter.charge(TENANT, ANNA, 6_000, seconds(60));
-        assert!(matches!(meter.has_room(TENANT, ANNA, seconds(60)), Err(Over::Now(_))));
+        assert!(matches!(meter.has_room(TENANT, ANNA, seconds(60)), Err(Exceeded::RetryAfter(_))));
         assert_eq!(meter.has_room(TENANT, BERT, seconds(60)), Ok(()));
         assert_eq!(meter.has_room(OTHER_TENANT, ANNA, START), Ok(()));
     }
 
     #[test]
     fn accomplices_cannot_hide_a_users_first_refusal_in_a_minute() {
-        let meter = meter_of(600, Counted::All);
+        let meter = meter_of(600, CountedUsage::All);
         let refused = |user, now| meter.take_or_first(TENANT, user, now).is_ok();
         for second in 0..600 {
             for _ in 0..20 {
@@ -522,7 +533,7 @@ mod tests {
     #[test]
     fn any_number_of_users_first_refusals_passes_a_bounded_number() {
         for per_minute in [10, 600] {
-            let meter = meter_of(per_minute, Counted::All);
+            let meter = meter_of(per_minute, CountedUsage::All);
             let mut passed = [0; 5];
             for (minute, passed) in (0..).zip(&mut passed) {
                 for tenth in 0..600 {

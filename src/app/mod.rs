@@ -11,7 +11,6 @@ mod context;
 mod decrypt;
 mod encrypt;
 mod health;
-mod inquiry;
 mod kms_permits;
 mod limits;
 mod listing;
@@ -22,8 +21,9 @@ mod release;
 mod replaced;
 mod rotate;
 mod rotation_command;
+mod shared_check;
 mod state_reads;
-mod ungiven;
+mod unsent;
 
 use std::sync::{Arc, RwLock};
 
@@ -53,7 +53,7 @@ pub use rotate::Rotation;
 
 // The types that the use cases take and return. The API front ends use no module below this one.
 pub use crate::crypto::{Context, Plaintext, SecretText};
-pub use crate::jobs::{CheckpointShown, Checkpoints, StreamShown};
+pub use crate::jobs::{Checkpoints, CurrentCheckpoint, StreamShown};
 pub use crate::keyring::Standing;
 pub use crate::store::EntryFilter;
 
@@ -78,7 +78,7 @@ pub struct App {
     kms_permits: kms_permits::KmsPermits,
     health: health::Memory,
     state_reads: state_reads::StateReads,
-    settling: ungiven::Settling,
+    settling: unsent::Settling,
     rereads: Rereads,
 }
 
@@ -122,7 +122,7 @@ impl App {
             kms_permits: kms_permits::KmsPermits::new(in_flight),
             health: health::Memory::default(),
             state_reads: state_reads::StateReads::default(),
-            settling: ungiven::Settling::here(),
+            settling: unsent::Settling::here(),
             tenant,
             store,
             kms,

@@ -15,7 +15,7 @@ use crate::store::{Change, EntryRow, Fence, ReadError};
 use super::App;
 use super::listing::Listing;
 use super::release::Committed;
-use super::ungiven::CommittedEntry;
+use super::unsent::CommittedEntry;
 
 /// The retry delay for a DEK whose row is not sealed yet.
 const UNSEALED: Duration = Duration::from_secs(2);
@@ -156,7 +156,7 @@ impl App {
             return committed.map(|_| Standing::Given(None)).map_err(commit_refusal);
         }
         let entry = CommittedEntry { id: row.id, operation, items: packed };
-        let (durable, entry) = match self.commit_ungiven(caller, (row, entry), changes, fence).await {
+        let (durable, entry) = match self.commit_unsent(caller, (row, entry), changes, fence).await {
             Ok(committed) => committed,
             Err((CommitFailed::Fenced, kept)) => {
                 *items = kept;

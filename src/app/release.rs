@@ -19,7 +19,7 @@ use crate::model::{BootTime, Caller, ErrorCode, Posture, Refusal};
 
 use super::App;
 use super::record::dark_refusal;
-use super::ungiven::Ungiven;
+use super::unsent::UnsentEntry;
 
 /// The result of one use case.
 pub struct Answered<T> {
@@ -38,7 +38,7 @@ impl<T> Answered<T> {
 
 /// An answer that depends on keys: its durable entry, and the permit to give it.
 pub struct Committed {
-    pub(super) entry: Ungiven,
+    pub(super) entry: UnsentEntry,
     pub(super) permit: Permit,
 }
 
@@ -61,7 +61,7 @@ pub struct Release {
     until: AtomicU64,
     /// The entries to void if the answer is withheld or lost. Empty once the first byte has left or
     /// the answer was withheld.
-    entries: Mutex<Vec<Ungiven>>,
+    entries: Mutex<Vec<UnsentEntry>>,
     broken_off: AtomicBool,
     handed_over: AtomicBool,
 }
@@ -130,7 +130,7 @@ impl Release {
 
     /// Notes that the first byte leaves. From here on the answer counts as given.
     pub fn begin(&self) {
-        self.take_entries().into_iter().for_each(Ungiven::given);
+        self.take_entries().into_iter().for_each(UnsentEntry::given);
     }
 
     /// Keeps the keys watched for a while, so that the permit of an answer that takes long to leave
@@ -179,7 +179,7 @@ impl Release {
     }
 
     /// Records this refusal for each of these entries, whether or not the caller waits for it.
-    fn withhold(&self, entries: Vec<Ungiven>, refusal: &Refusal) -> Vec<JoinHandle<Result<(), Refusal>>> {
+    fn withhold(&self, entries: Vec<UnsentEntry>, refusal: &Refusal) -> Vec<JoinHandle<Result<(), Refusal>>> {
         warn!(
             request_id = self.caller.request_id.as_str(),
             "an answer came too late after the key was last shown to work, and is withheld"
@@ -187,7 +187,7 @@ impl Release {
         entries.into_iter().map(|entry| entry.void(refusal)).collect()
     }
 
-    fn take_entries(&self) -> Vec<Ungiven> {
+    fn take_entries(&self) -> Vec<UnsentEntry> {
         std::mem::take(&mut *self.entries.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

@@ -332,7 +332,7 @@ impl Lane {
     }
 
     fn rewound(&mut self, tenant: TenantUid, known: u64, seen: u64) {
-        error!(%tenant, known, seen, "the log is not the one that it was: the database was restored or failed over");
+        error!(%tenant, known, seen, "the audit log is not as this server left it: the database was restored or failed over");
         self.heads.remove(&tenant);
         self.rewinds.fetch_add(1, Ordering::SeqCst);
     }

@@ -170,7 +170,7 @@ impl Pass<'_> {
             if root != tiles[(index - first) as usize].root() {
                 error!(
                     tenant = ?log.tenant, log = log.log, level, tile = index,
-                    "a tile of the audit log's tree is not what its entries make"
+                    "a tile of the audit log's tree does not match its entries"
                 );
                 return Err(Derived::Wrong);
             }
@@ -188,7 +188,7 @@ impl Pass<'_> {
             Ok(_) => {
                 error!(
                     tenant = ?self.log.tenant, log = self.log.log, size = tree.head.frontier.size(),
-                    "the audit log's entries and tiles do not lead to its head"
+                    "the audit log's entries and tiles do not match its head"
                 );
                 Err(Derived::Wrong)
             }

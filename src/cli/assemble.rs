@@ -153,7 +153,7 @@ impl Opening {
         let exposure = database.exposure().await;
         let audit_protected = exposure.as_ref().is_ok_and(|exposure| !exposure.any());
         state.set(DatabaseFound { applied, audit_protected });
-        checkpoints.are_of(tenant.clone());
+        checkpoints.set_tenant(tenant.clone());
         checked(&checkpoints).await;
         app.open(tenant);
         // Without the owner's rights, `byok audit prune` drops old entries.

@@ -2,7 +2,7 @@
 
 use async_graphql::{ID, InputObject, Object, SimpleObject};
 
-use crate::app::{AuditPage, AuditQuery, CheckpointShown};
+use crate::app::{AuditPage, AuditQuery, CurrentCheckpoint};
 use crate::model::{Entry, ErrorCode, Item, Means, Operation, Outcome, Source};
 
 use super::enums::EnumValue;
@@ -113,9 +113,9 @@ pub(super) struct AuditCheckpoint {
     keys: Vec<String>,
 }
 
-impl From<CheckpointShown> for AuditCheckpoint {
-    fn from(shown: CheckpointShown) -> Self {
-        let CheckpointShown { note, origin, size, root, keys } = shown;
+impl From<CurrentCheckpoint> for AuditCheckpoint {
+    fn from(shown: CurrentCheckpoint) -> Self {
+        let CurrentCheckpoint { note, origin, size, root, keys } = shown;
         Self { note, origin, size: Bigint(size), root, keys }
     }
 }

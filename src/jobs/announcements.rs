@@ -79,7 +79,7 @@ impl Jobs {
                 return commit(Attempt::End(AnnouncementOutcome::Announced)).await.map(drop);
             }
             Delivery::Gone => {
-                warn!(incident = %incident.id, attempt, "the webhook does not want an incident (410): not sent again");
+                warn!(incident = %incident.id, attempt, "the webhook refuses an incident for good (410): it is not sent again");
                 return commit(Attempt::End(AnnouncementOutcome::Refused)).await.map(drop);
             }
             Delivery::Status(status) => status.to_string(),

@@ -34,9 +34,9 @@ const RESTORES: u32 = 256;
 /// before it say.
 const PRUNES: u32 = 256;
 /// The time between two checkpoints that nobody asked for and that are not published anywhere.
-const KEEP: Duration = Duration::from_secs(10);
+const KEEP_INTERVAL: Duration = Duration::from_secs(10);
 /// The time between two identical lines in the server's log.
-const SAID_AGAIN: Duration = Duration::from_secs(3_600);
+const REPEAT_INTERVAL: Duration = Duration::from_secs(3_600);
 
 /// A signed head of one of the tenant's logs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +54,7 @@ impl SignedHead {
 
 /// A checkpoint as callers see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CheckpointShown {
+pub struct CurrentCheckpoint {
     /// The signed note (c2sp.org/tlog-checkpoint).
     pub note: String,
     /// The name of the log.
@@ -70,7 +70,7 @@ pub struct CheckpointShown {
 
 /// The reason why there is no checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoCheckpoint {
+pub enum CheckpointError {
     /// The log is behind a published checkpoint.
     Behind,
     /// No signing key is configured.
@@ -79,7 +79,7 @@ pub enum NoCheckpoint {
     Store(ReadError),
 }
 
-impl From<ReadError> for NoCheckpoint {
+impl From<ReadError> for CheckpointError {
     fn from(error: ReadError) -> Self {
         Self::Store(error)
     }
@@ -114,12 +114,12 @@ impl Known {
 
 /// A problem that is checked every second, and logged once an hour.
 #[derive(Default)]
-struct Complaint(std::sync::Mutex<Option<Instant>>);
+struct HourlyWarning(std::sync::Mutex<Option<Instant>>);
 
-impl Complaint {
+impl HourlyWarning {
     fn is_due(&self) -> bool {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_due = last.is_none_or(|last| last.elapsed() >= SAID_AGAIN);
+        let is_due = last.is_none_or(|last| last.elapsed() >= REPEAT_INTERVAL);
         if is_due {
             *last = Some(Instant::now());
         }
@@ -171,8 +171,8 @@ pub struct Checkpoints {
     known: Mutex<Known>,
     behind: AtomicBool,
     made: AtomicU64,
-    missing: Complaint,
-    refused: Complaint,
+    missing: HourlyWarning,
+    refused: HourlyWarning,
 }
 
 impl Checkpoints {
@@ -190,13 +190,13 @@ impl Checkpoints {
             known: Mutex::default(),
             behind: AtomicBool::new(false),
             made: AtomicU64::new(0),
-            missing: Complaint::default(),
-            refused: Complaint::default(),
+            missing: HourlyWarning::default(),
+            refused: HourlyWarning::default(),
         }
     }
 
     /// Sets the tenant that owns the log, if it was not known from the start.
-    pub fn are_of(&self, tenant: Tenant) {
+    pub fn set_tenant(&self, tenant: Tenant) {
         self.tenant.is(tenant);
     }
 
@@ -298,7 +298,7 @@ impl Checkpoints {
     }
 
     /// Returns every known head that the log does not hold.
-    pub(super) async fn unheld(&self) -> Vec<SignedHead> {
+    pub(super) async fn missing_heads(&self) -> Vec<SignedHead> {
         let known = self.known.lock().await;
         known.unproven.iter().chain(&known.ended).cloned().collect()
     }
@@ -306,11 +306,11 @@ impl Checkpoints {
     /// Returns a checkpoint of the log as it is now, with the keys that verify it.
     ///
     /// # Errors
-    /// See [`NoCheckpoint`].
-    pub async fn shown(&self) -> Result<CheckpointShown, NoCheckpoint> {
+    /// See [`CheckpointError`].
+    pub async fn current(&self) -> Result<CurrentCheckpoint, CheckpointError> {
         let head = self.renew().await?;
-        let note = self.sign(&head).ok_or(NoCheckpoint::Unsigned)?;
-        Ok(CheckpointShown {
+        let note = self.sign(&head).ok_or(CheckpointError::Unsigned)?;
+        Ok(CurrentCheckpoint {
             note,
             origin: self.origin(head.log),
             size: head.size,
@@ -323,8 +323,8 @@ impl Checkpoints {
     /// one.
     ///
     /// # Errors
-    /// See [`NoCheckpoint`].
-    pub(super) async fn renew(&self) -> Result<SignedHead, NoCheckpoint> {
+    /// See [`CheckpointError`].
+    pub(super) async fn renew(&self) -> Result<SignedHead, CheckpointError> {
         let mut known = self.known.lock().await;
         let now = self.store.log_head(self.tenant.uid()?).await?.ok_or(ReadError::Malformed)?;
         let now = SignedHead::of(&now);
@@ -333,9 +333,9 @@ impl Checkpoints {
         }
         let (head, kept) = self.hold(&mut known).await?;
         if self.is_behind() {
-            return Err(NoCheckpoint::Behind);
+            return Err(CheckpointError::Behind);
         }
-        let note = self.sign(&head).ok_or(NoCheckpoint::Unsigned)?;
+        let note = self.sign(&head).ok_or(CheckpointError::Unsigned)?;
         // Nothing was appended to an empty log, so there is nothing to keep.
         if kept.is_none_or(|kept| kept != head) && head.size > 0 {
             let change = Change::AddCheckpoint { log: head.log, size: head.size, note: note.into() };
@@ -361,15 +361,15 @@ impl Checkpoints {
     /// constantly grows would fill the table of checkpoints.
     ///
     /// # Errors
-    /// See [`NoCheckpoint`].
-    async fn renew_in_time(&self) -> Result<(), NoCheckpoint> {
+    /// See [`CheckpointError`].
+    async fn renew_in_time(&self) -> Result<(), CheckpointError> {
         let mut known = self.known.lock().await;
-        if known.kept_at.is_none_or(|kept_at| kept_at.elapsed() >= KEEP) {
+        if known.kept_at.is_none_or(|kept_at| kept_at.elapsed() >= KEEP_INTERVAL) {
             drop(known);
             return self.renew().await.map(drop);
         }
         self.hold(&mut known).await?;
-        if self.is_behind() { Err(NoCheckpoint::Behind) } else { Ok(()) }
+        if self.is_behind() { Err(CheckpointError::Behind) } else { Ok(()) }
     }
 
     /// Checks the log against everything that is known to have been published, and returns its head
@@ -388,20 +388,21 @@ impl Checkpoints {
             SignedHead { log, size: row.size, root }
         });
         let tree = Tree::open(&*self.store, self.tenant.uid()?).await?.ok_or(ReadError::Malformed)?;
-        let mut unheld: Vec<SignedHead> = Vec::new();
+        let mut missing_heads: Vec<SignedHead> = Vec::new();
         for head in known.unproven.iter().chain(&known.signed).chain(&kept) {
             let held = match head.log < tree.head.log {
                 true => self.begins_with_a_restore(&tree.head).await?,
                 false => self.holds(&tree, head).await?,
             };
-            if !held && !unheld.contains(head) {
-                unheld.push(head.clone());
+            if !held && !missing_heads.contains(head) {
+                missing_heads.push(head.clone());
             }
         }
-        known.ended = self.unnamed(known, &tree).await?;
-        let (now, behind) = (SignedHead::of(&tree.head), !unheld.is_empty() || !known.ended.is_empty());
+        known.ended = self.unexplained_heads(known, &tree).await?;
+        let (now, behind) =
+            (SignedHead::of(&tree.head), !missing_heads.is_empty() || !known.ended.is_empty());
         if behind != self.behind.swap(behind, Ordering::SeqCst) {
-            match unheld.first().or(known.ended.first()) {
+            match missing_heads.first().or(known.ended.first()) {
                 None => {
                     self.missing.is_over();
                     info!(log = now.log, size = now.size, "the audit log holds all that was published");
@@ -411,11 +412,11 @@ impl Checkpoints {
                     published_size = head.size,
                     log = now.log,
                     size = now.size,
-                    "the audit log is behind what was published, or not the same: nothing is served until `byok audit restored`"
+                    "the audit log is shorter than what was published of it, or differs: nothing is served until `byok audit restored`"
                 ),
             }
         }
-        known.unproven = unheld;
+        known.unproven = missing_heads;
         Ok((now, kept))
     }
 
@@ -456,10 +457,10 @@ impl Checkpoints {
     /// Returns the published heads of ended logs that neither that log holds nor an entry of a
     /// restore names. Without this check, somebody who rewrites the database would only have to
     /// claim that another log was opened.
-    async fn unnamed(&self, known: &Known, tree: &Tree<'_>) -> Result<Vec<SignedHead>, ReadError> {
-        let mut unnamed = Vec::new();
+    async fn unexplained_heads(&self, known: &Known, tree: &Tree<'_>) -> Result<Vec<SignedHead>, ReadError> {
+        let mut unexplained_heads = Vec::new();
         if known.ended.is_empty() {
-            return Ok(unnamed);
+            return Ok(unexplained_heads);
         }
         let tenant = self.tenant.uid()?;
         let ended = self.store.ended_logs(tenant).await?;
@@ -476,10 +477,10 @@ impl Checkpoints {
             };
             let after = ended.iter().find(|ended| ended.log > head.log).unwrap_or(&tree.head);
             if !held && !restores.iter().any(names) && !self.is_opening_pruned(known, after).await? {
-                unnamed.push(head.clone());
+                unexplained_heads.push(head.clone());
             }
         }
-        Ok(unnamed)
+        Ok(unexplained_heads)
     }
 
     /// Returns the latest entries of this operation, newest first.
@@ -519,12 +520,14 @@ impl Jobs {
         }
         match self.checkpoints.renew_in_time().await {
             Ok(()) => self.checkpoints.refused.is_over(),
-            Err(NoCheckpoint::Unsigned | NoCheckpoint::Store(ReadError::Unavailable | ReadError::Busy)) => {}
+            Err(
+                CheckpointError::Unsigned | CheckpointError::Store(ReadError::Unavailable | ReadError::Busy),
+            ) => {}
             // The rows of DEKs that are in memory may be lost.
-            Err(NoCheckpoint::Behind) => self.keyring.clear(),
-            Err(NoCheckpoint::Store(ReadError::Rejected | ReadError::Malformed)) => {
+            Err(CheckpointError::Behind) => self.keyring.clear(),
+            Err(CheckpointError::Store(ReadError::Rejected | ReadError::Malformed)) => {
                 if self.checkpoints.refused.is_due() {
-                    warn!("the database refused what a checkpoint is made of, or to keep it");
+                    warn!("the database refused to read what a checkpoint is made of, or to store it");
                 }
             }
         }

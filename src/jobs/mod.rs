@@ -36,7 +36,7 @@ use crate::store::Store;
 use crate::tenancy::Primary;
 use crate::webhook::Webhook;
 
-pub use checkpoints::{Checked, CheckpointParts, CheckpointShown, Checkpoints, NoCheckpoint};
+pub use checkpoints::{Checked, CheckpointError, CheckpointParts, Checkpoints, CurrentCheckpoint};
 pub use publication::{Destination, Receiver};
 pub use restored::{RestoreFailed, Restored};
 pub use streams::{Stream, StreamShown};

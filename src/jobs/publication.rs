@@ -138,7 +138,7 @@ impl Checkpoints {
                             None => {
                                 warn!(
                                     destination = destination.kind(),
-                                    log, "a checkpoint there is signed by none of our keys"
+                                    log, "a checkpoint at this destination is signed by none of our keys"
                                 )
                             }
                         }
@@ -264,7 +264,7 @@ impl Checkpoints {
         match self.publish(destination).await {
             Ok(head) => {
                 if destination.failures.swap(0, Ordering::Relaxed) > 0 {
-                    info!(destination = destination.kind(), "a destination of checkpoints takes them again");
+                    info!(destination = destination.kind(), "a destination accepts checkpoints again");
                 }
                 let (log, size) = (head.log, head.size);
                 destination.unpublished.store(0, Ordering::Relaxed);
@@ -280,7 +280,10 @@ impl Checkpoints {
                 let kind = destination.kind();
                 warn!(
                     destination = kind,
-                    status, unpublished, retry_in, "a checkpoint could not be published: entries wait for it"
+                    status,
+                    unpublished,
+                    retry_in,
+                    "a checkpoint could not be published: no published one covers the latest entries"
                 );
                 self.step(destination, holder, Publishing::Again { after }).await;
             }

@@ -64,7 +64,7 @@ impl Checkpoints {
         if checked.holds && !anyway {
             return Err(RestoreFailed::NothingLost);
         }
-        let lost = self.unheld().await;
+        let lost = self.missing_heads().await;
         let tenant = self.tenant.uid()?;
         let mut unknown: Option<(Batch, Restored)> = None;
         for _ in 0..TRIES {

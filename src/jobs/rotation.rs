@@ -38,7 +38,7 @@ enum Step {
 
 /// What a batch commits besides the job's progress.
 #[derive(Default)]
-struct Done {
+struct BatchChanges {
     items: Vec<Item>,
     changes: Vec<Change>,
     fence: Vec<Fence>,
@@ -98,7 +98,7 @@ impl Jobs {
         let Some(last) = rows.last().map(|row| row.id) else {
             // Ids sort by time, so a DEK that was made on a replica whose clock is behind may sort
             // before the cursor.
-            match self.left_under_others(tenant, &job.target).await {
+            match self.deks_under_other_versions(tenant, &job.target).await {
                 // Or the KMS's rotation is not in effect everywhere yet, and the re-wrap changed
                 // nothing. Either way, wait before starting over.
                 Some(left) if left > job.progress.failed => {
@@ -114,7 +114,7 @@ impl Jobs {
             job.stalled = None;
             job.finished_at = Some(job.updated_at);
             info!(rotation = %id, rewrapped = job.progress.rewrapped, failed = job.progress.failed, "rotation done");
-            return self.advance(tenant, job, holder, after, Done::default()).await;
+            return self.advance(tenant, job, holder, after, BatchChanges::default()).await;
         };
 
         let (old, current): (Vec<DekRow>, Vec<DekRow>) =
@@ -136,7 +136,7 @@ impl Jobs {
             .zip(&answers)
             .find(|(_, answer)| answer.as_ref().is_err_and(unasked))
             .map(|(row, _)| row.id);
-        let place = match left {
+        let cursor = match left {
             None => Some(last),
             Some(left) => {
                 old.iter().chain(&current).map(|row| row.id).filter(|id| *id < left).max().or(after)
@@ -148,7 +148,7 @@ impl Jobs {
         let mut failed = answers.iter().filter_map(|answer| answer.as_ref().err());
         let stuck = failed.find(|error| match error.class.verdict() {
             Verdict::Item => false,
-            Verdict::Unasked => !whole && place == after,
+            Verdict::Unasked => !whole && cursor == after,
             Verdict::Revoked | Verdict::Outage | Verdict::Misconfigured => !whole,
         });
         if let Some(error) = stuck {
@@ -159,7 +159,7 @@ impl Jobs {
         // If the key was disabled meanwhile, discard what it returned.
         let Ok(fence) = self.keyring.fence(tenant, &footing).await else { return Step::Stalled };
         job.stalled = None;
-        job.progress.skipped += current.iter().filter(|row| Some(row.id) <= place).count() as u64;
+        job.progress.skipped += current.iter().filter(|row| Some(row.id) <= cursor).count() as u64;
         let mut items = Vec::with_capacity(old.len());
         let mut changes = Vec::with_capacity(old.len() + 1);
         let mut rewrapped = Vec::with_capacity(old.len());
@@ -209,7 +209,7 @@ impl Jobs {
         {
             job.target = went;
         }
-        let step = self.advance(tenant, job, holder, place, Done { items, changes, fence }).await;
+        let step = self.advance(tenant, job, holder, cursor, BatchChanges { items, changes, fence }).await;
         self.keyring.forget(tenant.uid, rewrapped);
         match step {
             // Trying again at once is pointless.
@@ -222,7 +222,7 @@ impl Jobs {
     /// the watch of the other versions before the rotation is reported as done, because the
     /// customer may disable them then. Afterwards it counts again, in case a DEK was made under one
     /// of them meanwhile. Returns `None` if the database does not answer.
-    async fn left_under_others(&self, tenant: &Tenant, target: &KeyVersion) -> Option<u64> {
+    async fn deks_under_other_versions(&self, tenant: &Tenant, target: &KeyVersion) -> Option<u64> {
         let left = self.store.deks_not_under(tenant.uid, target).await.ok()?;
         if left > 0 {
             return Some(left);
@@ -288,7 +288,7 @@ impl Jobs {
         job.progress.total = job.progress.rewrapped + left;
         job.progress.failed = 0;
         job.stalled = None;
-        self.advance(tenant, job, holder, None, Done::default()).await
+        self.advance(tenant, job, holder, None, BatchChanges::default()).await
     }
 
     /// Keeps the cursor, and records why nothing moves.
@@ -301,7 +301,7 @@ impl Jobs {
         code: ErrorCode,
     ) -> Step {
         job.stalled = Some(code);
-        match self.advance(tenant, job, holder, after, Done::default()).await {
+        match self.advance(tenant, job, holder, after, BatchChanges::default()).await {
             Step::Lost => Step::Lost,
             Step::Advanced | Step::Finished | Step::Stalled => Step::Stalled,
         }
@@ -313,9 +313,9 @@ impl Jobs {
         job: Job,
         holder: Uuid,
         after: Option<DekId>,
-        done: Done,
+        done: BatchChanges,
     ) -> Step {
-        let Done { items, mut changes, fence } = done;
+        let BatchChanges { items, mut changes, fence } = done;
         let finished = job.state == JobState::Done;
         let entry = (!items.is_empty()).then(|| self.rotation_entry(job.id, items));
         changes.push(Change::AdvanceJob { job, holder, after });

@@ -67,7 +67,7 @@ pub struct StreamShown {
 }
 
 /// The round ends, and the worker comes back later.
-struct Over;
+struct PassEnded;
 
 impl Stream {
     /// Creates a stream to this file.
@@ -148,16 +148,16 @@ impl Jobs {
         while !stop.is_cancelled() {
             match self.stream_page(stream, holder, next, stop).await {
                 Ok(to) => next = to,
-                Err(Over) => return,
+                Err(PassEnded) => return,
             }
         }
     }
 
     /// Reads how far the stream is, and how many entries it still has to take.
-    async fn look(&self, stream: &Stream) -> Result<(Option<StreamRow>, u64), Over> {
-        let tenant = self.tenant.uid().map_err(|_| Over)?;
-        let rows = self.store.streams(tenant).await.map_err(|_| Over)?;
-        let end = self.store.log_size(tenant).await.map_err(|_| Over)?;
+    async fn look(&self, stream: &Stream) -> Result<(Option<StreamRow>, u64), PassEnded> {
+        let tenant = self.tenant.uid().map_err(|_| PassEnded)?;
+        let rows = self.store.streams(tenant).await.map_err(|_| PassEnded)?;
+        let end = self.store.log_size(tenant).await.map_err(|_| PassEnded)?;
         let row = rows.into_iter().find(|row| row.name == stream.name);
         let behind = end.saturating_sub(row.map_or(0, |row| row.next));
         stream.with(|progress| progress.behind = behind);
@@ -171,18 +171,18 @@ impl Jobs {
         holder: Uuid,
         next: u64,
         stop: &CancellationToken,
-    ) -> Result<u64, Over> {
+    ) -> Result<u64, PassEnded> {
         let page = stream.with(|progress| progress.page);
-        let tenant = self.tenant.get().map_err(|_| Over)?;
+        let tenant = self.tenant.get().map_err(|_| PassEnded)?;
         let page = match self.store.entries_from(tenant.uid, next, page).await {
             Ok(page) => page,
             // The database is out of reach, and logs that itself.
-            Err(ReadError::Unavailable | ReadError::Busy) => return Err(Over),
+            Err(ReadError::Unavailable | ReadError::Busy) => return Err(PassEnded),
             // The entry does not have a format that this release reads: another replica may run a
             // later release.
             Err(ReadError::Rejected | ReadError::Malformed) => {
                 self.stream_failed(stream, holder, next, "an entry cannot be read").await;
-                return Err(Over);
+                return Err(PassEnded);
             }
         };
         // Read after the entries: the log that holds the last of them was opened before.
@@ -190,7 +190,7 @@ impl Jobs {
         let (events, sent) = self.events(tenant, &page, &logs);
         let (Some(first), Some(last)) = (sent.first(), sent.last()) else {
             stream.with(|progress| progress.behind = 0);
-            return Err(Over);
+            return Err(PassEnded);
         };
         let (entries, bytes) = (sent.len(), events.iter().map(String::len).sum());
         let id = format!("{}-{entries}", first.row.id);
@@ -198,11 +198,11 @@ impl Jobs {
         let delivered = tokio::select! {
             delivered = self.deliver(&stream.sink, delivery) => delivered,
             // The next replica sends it again, because it is unknown whether it arrived.
-            () = stop.cancelled() => return Err(Over),
+            () = stop.cancelled() => return Err(PassEnded),
         };
         if let Err(problem) = delivered {
             self.stream_failed(stream, holder, next, &problem).await;
-            return Err(Over);
+            return Err(PassEnded);
         }
         let to = last.seq + 1;
         if stream.with(|progress| progress.in_a_row > 0) {
@@ -225,10 +225,10 @@ impl Jobs {
 
     /// Returns the tenant's logs, each with its number and its first position, the current one
     /// last.
-    async fn logs(&self, tenant: TenantUid) -> Result<Vec<LogHead>, Over> {
+    async fn logs(&self, tenant: TenantUid) -> Result<Vec<LogHead>, PassEnded> {
         // Read the current log first: if it ends meanwhile, both reads have it.
-        let current = self.store.log_head(tenant).await.map_err(|_| Over)?;
-        let mut logs = self.store.ended_logs(tenant).await.map_err(|_| Over)?;
+        let current = self.store.log_head(tenant).await.map_err(|_| PassEnded)?;
+        let mut logs = self.store.ended_logs(tenant).await.map_err(|_| PassEnded)?;
         logs.extend(current);
         logs.sort_by_key(|head| head.log);
         Ok(logs)
@@ -273,12 +273,12 @@ impl Jobs {
     }
 
     /// Commits the step. Returns an error if it was not applied, or is not known to have been.
-    async fn stream_step(&self, stream: &Stream, holder: Uuid, step: StreamStep) -> Result<(), Over> {
+    async fn stream_step(&self, stream: &Stream, holder: Uuid, step: StreamStep) -> Result<(), PassEnded> {
         let changes = vec![Change::Stream { name: stream.name, holder, step }];
-        let tenant = self.tenant.uid().map_err(|_| Over)?;
+        let tenant = self.tenant.uid().map_err(|_| PassEnded)?;
         match self.store.commit(&Batch::of_changes(tenant, changes)).await {
             Ok(committed) if committed.applied == [1] => Ok(()),
-            Ok(_) | Err(_) => Err(Over),
+            Ok(_) | Err(_) => Err(PassEnded),
         }
     }
 }

@@ -115,7 +115,7 @@ impl AwsSettings {
             if matches!(credentials, Some(AwsCredentials::Chain)) && reader.is_set(name) {
                 reader.error(
                     name,
-                    "would turn a profile's calls to another STS: take it away; BYOK_AWS_ENDPOINT and BYOK_AWS_STS_ENDPOINT name endpoints",
+                    "would send a profile's calls to another STS: unset it; BYOK_AWS_ENDPOINT and BYOK_AWS_STS_ENDPOINT set endpoints",
                 );
             }
         }
@@ -167,7 +167,7 @@ impl AwsKeyArn {
             return Err(SHAPE);
         }
         if partition != partition_of(region) {
-            return Err("names a region that is not of its partition");
+            return Err("names a region of another partition");
         }
         if account.len() != 12 || !account.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(SHAPE);
@@ -176,7 +176,7 @@ impl AwsKeyArn {
             Some(("key", id)) if is_key_id(id) => AwsKeyName::Key(id.to_owned()),
             Some(("alias", alias)) if alias.starts_with("aws/") => {
                 return Err(
-                    "names a key that AWS manages: who owns the account can neither disable it nor change its policy",
+                    "names a key that AWS manages: the owner of the account can neither disable it nor change its policy",
                 );
             }
             Some(("alias", alias)) if is_alias(alias) => AwsKeyName::Alias(alias.to_owned()),
@@ -207,7 +207,10 @@ fn role(reader: &mut Reader<'_>, key: Option<&AwsKeyArn>) -> Option<AwsRole> {
     let external_id = reader.text(EXTERNAL_ID);
     let Some(arn) = reader.text(ROLE) else {
         if external_id.is_some() {
-            reader.error(EXTERNAL_ID, "is shown when a role is taken; BYOK_AWS_ROLE_ARN is not set");
+            reader.error(
+                EXTERNAL_ID,
+                "is set, but BYOK_AWS_ROLE_ARN is not: it is sent when a role is assumed",
+            );
         }
         return None;
     };
@@ -239,7 +242,7 @@ pub(in crate::config) fn credentials(reader: &mut Reader<'_>) -> Option<AwsCrede
             return None;
         }
         (None, true) => {
-            reader.error(ID, "is not set; AWS_SECRET_ACCESS_KEY is for it");
+            reader.error(ID, "is not set; AWS_SECRET_ACCESS_KEY needs it");
             return None;
         }
         (None, false) => {}

@@ -177,7 +177,7 @@ impl AzureKey {
         }
         let url = endpoint(reader, NAME, None)?;
         if url.scheme() != "https" {
-            reader.error(NAME, "is plain HTTP, which Azure's client sends no token over: take https");
+            reader.error(NAME, "is plain HTTP, over which Azure's client sends no token: use https");
         }
         let segments: Vec<_> = url.path_segments().map(Iterator::collect).unwrap_or_default();
         let (name, in_url) = match segments[..] {
@@ -198,7 +198,7 @@ impl AzureKey {
         if service.is_none() {
             let suffixes: Vec<_> = CLOUDS.iter().flat_map(|cloud| [cloud.vault, cloud.managed_hsm]).collect();
             let suffixes = suffixes.join(", ");
-            reader.error(NAME, format!("is of a host that is no vault: one label before {suffixes}"));
+            reader.error(NAME, format!("names a host that is not a vault: one label before {suffixes}"));
         }
         let algorithm = match reader.text("BYOK_AZURE_ALGORITHM").as_deref() {
             None | Some("RSA-OAEP-256") => AzureAlgorithm::RsaOaep256,
@@ -323,7 +323,7 @@ fn authority(reader: &mut Reader<'_>, key: Option<&AzureKey>) -> Option<Url> {
     let known = url.host_str().is_some_and(|host| cloud.authorities.contains(&host)) && url.port().is_none();
     if url.scheme() != "https" || url.path() != "/" || !(known || is_loopback(&url)) {
         let takes = cloud.authorities.join("` or `https://");
-        reader.error(name, format!("is no authority of the key's cloud; it takes `https://{takes}`"));
+        reader.error(name, format!("is not an authority of the key's cloud; it takes `https://{takes}`"));
         return None;
     }
     url.set_path("");
@@ -338,7 +338,8 @@ fn credential(reader: &mut Reader<'_>) -> Option<AzureCredential> {
     let kind = match (reader.text(KIND), reader.is_set(SECRET), reader.is_set(TOKEN_FILE)) {
         (Some(kind), ..) => kind,
         (None, true, true) => {
-            let both = format!("is not set, and both {SECRET} and {TOKEN_FILE} are: say which it is");
+            let both =
+                format!("is not set, and both {SECRET} and {TOKEN_FILE} are: set it to choose one of them");
             reader.error(KIND, both);
             return None;
         }
@@ -388,7 +389,10 @@ fn identity_source(reader: &mut Reader<'_>) -> Option<AzureIdentitySource> {
     if let Some(text) = reader.text(ENDPOINT) {
         let url = Url::parse(&text).ok().filter(|url| is_loopback(url) || is_link_local(url));
         if url.is_none() {
-            reader.error(ENDPOINT, "is no address of this machine, as App Service and Container Apps set it");
+            reader.error(
+                ENDPOINT,
+                "is not an address of this machine, such as App Service and Container Apps set",
+            );
         }
         return url.map(AzureIdentitySource::Endpoint);
     }
@@ -412,7 +416,7 @@ fn is_link_local(url: &Url) -> bool {
 fn guid(reader: &mut Reader<'_>, names: &[&str]) -> Option<String> {
     let (name, text) = names.iter().find_map(|name| Some((name, reader.text(name)?)))?;
     if text.len() != 36 || uuid::Uuid::try_parse(&text).is_err() {
-        reader.error(name, "is no id such as `00000000-0000-0000-0000-000000000000`");
+        reader.error(name, "is not an id such as `00000000-0000-0000-0000-000000000000`");
     }
     Some(text.to_ascii_lowercase())
 }

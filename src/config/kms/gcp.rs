@@ -159,8 +159,10 @@ fn version(reader: &mut Reader<'_>, named: Option<NonZeroU64>) -> KeyVersionStra
     let strategy = KeyVersionStrategy::read(reader);
     let Some(named) = named.map(KeyVersionStrategy::Pinned) else { return strategy };
     if reader.is_set(STRATEGY) && strategy != named {
-        reader
-            .error(STRATEGY, format!("contradicts the version that {KEY_NAME} ends with; keep one of them"));
+        reader.error(
+            STRATEGY,
+            format!("contradicts the version that {KEY_NAME} ends with; keep only one of them"),
+        );
     }
     named
 }
@@ -170,7 +172,7 @@ fn identity(reader: &mut Reader<'_>) -> Option<GcpIdentity> {
     const DEFAULT_FILE: &str = "GOOGLE_APPLICATION_CREDENTIALS";
     let given = reader.text(CREDENTIALS).map(SecretText::new);
     if given.is_some() && reader.text(FILE).is_some() {
-        reader.error(CREDENTIALS, format!("is set beside {FILE}; keep one of them"));
+        reader.error(CREDENTIALS, format!("is set together with {FILE}; keep only one of them"));
         return None;
     }
     match given {
@@ -250,7 +252,7 @@ fn metadata(reader: &mut Reader<'_>) -> Option<Url> {
     if address.is_none() {
         reader.error(
             METADATA_HOST,
-            "is neither `metadata.google.internal` nor an address of this machine or its link: a token is asked for there",
+            "is neither `metadata.google.internal` nor an address of this machine or its link: byok requests its token there",
         );
     }
     address

@@ -96,7 +96,9 @@ impl GcpCredentials {
         let file: File<'_> =
             serde_json::from_str(json).map_err(|_| "is not the JSON of a Google credential")?;
         if file.universe_domain.as_deref().is_some_and(|domain| domain != "googleapis.com") {
-            return Err("is a credential of another universe than googleapis.com, which byok does not serve");
+            return Err(
+                "is a credential of another universe than googleapis.com, which byok does not support",
+            );
         }
         match &*file.kind {
             "service_account" => file.service_account(),
@@ -136,7 +138,7 @@ impl File<'_> {
         let quota_project = self.quota_project_id;
         if quota_project.as_ref().is_some_and(|project| !project.bytes().all(|byte| byte.is_ascii_graphic()))
         {
-            return Err("has a `quota_project_id` that is no project's");
+            return Err("has a `quota_project_id` that is not the id of a project");
         }
         Ok(GcpCredentials::User {
             token_uri: token_uri(self.token_uri.as_deref())?,
@@ -170,11 +172,11 @@ impl File<'_> {
             return Err("has a `service_account_impersonation_url` that is not Google's");
         };
         if !self.delegates.iter().all(|delegate| is_account(delegate_account(delegate))) {
-            return Err("has `delegates` that are no service accounts");
+            return Err("has `delegates` that are not service accounts");
         }
         let source = self.source_credentials.ok_or("impersonates without `source_credentials`")?;
         match GcpCredentials::parse(source.get())? {
-            GcpCredentials::Impersonated { .. } => Err("impersonates from another impersonation"),
+            GcpCredentials::Impersonated { .. } => Err("impersonates an account by another impersonation"),
             source => Ok(GcpCredentials::Impersonated {
                 source: Box::new(source),
                 account,

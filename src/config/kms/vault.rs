@@ -91,7 +91,7 @@ impl VaultKey {
         if !key.is_empty() && !is_path_segment(&key) {
             reader.error(
                 "BYOK_VAULT_TRANSIT_KEY",
-                "is not a key's name: letters, digits, `_`, `-` and `.` within",
+                "is not the name of a key: letters and digits, with `_`, `-` and `.` between them",
             );
         }
         Self { mount: mount(reader, "BYOK_VAULT_MOUNT", "transit"), key }
@@ -120,7 +120,10 @@ impl VaultSettings {
                 None
             }
             (None, Some(_)) => {
-                reader.error("BYOK_VAULT_CLIENT_CERT", "is not set; BYOK_VAULT_CLIENT_KEY is for it");
+                reader.error(
+                    "BYOK_VAULT_CLIENT_CERT",
+                    "is not set; BYOK_VAULT_CLIENT_KEY needs its certificate",
+                );
                 None
             }
         };
@@ -145,8 +148,11 @@ fn login(reader: &mut Reader<'_>) -> Option<VaultLogin> {
     let set: Vec<_> = ways.into_iter().filter(|name| reader.is_set(name)).collect();
     let [way] = set[..] else {
         let problem = match &set[..] {
-            [] => format!("is not set; it, or {} or {}, says who we are at Vault", ways[1], ways[2]),
-            more => format!("and others are set: {}; keep one of them", more.join(", ")),
+            [] => format!(
+                "is not set; set it, or {}, or {}, so that byok can log in to Vault",
+                ways[1], ways[2]
+            ),
+            more => format!("is set together with {}; keep only one of them", more.join(", ")),
         };
         reader.error(set.first().copied().unwrap_or(ways[0]), problem);
         return None;

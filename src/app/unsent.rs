@@ -26,7 +26,7 @@ pub(super) struct CommittedEntry {
 
 /// A durable entry of which no part of the answer has left yet. If it is dropped before that, it is
 /// voided.
-pub(super) struct Ungiven {
+pub(super) struct UnsentEntry {
     app: Arc<App>,
     caller: Caller,
     entry: Option<CommittedEntry>,
@@ -83,7 +83,7 @@ impl<T: Send + 'static> Drop for Committing<T> {
     }
 }
 
-impl Ungiven {
+impl UnsentEntry {
     /// Notes that some of the answer leaves: the entry stays valid.
     pub(super) fn given(mut self) {
         self.entry = None;
@@ -105,7 +105,7 @@ impl Ungiven {
     }
 }
 
-impl Drop for Ungiven {
+impl Drop for UnsentEntry {
     fn drop(&mut self) {
         if self.entry.is_some() && self.app.committer.rewinds() == self.rewinds {
             drop(self.record(ErrorCode::Unavailable.into()));
@@ -117,13 +117,13 @@ impl App {
     /// Makes the entry of an answer durable, even if the request is cancelled: if the commit
     /// succeeded after the caller stopped waiting, nothing else could void the entry. If the commit
     /// fails, the items are returned with the error.
-    pub(super) async fn commit_ungiven(
+    pub(super) async fn commit_unsent(
         self: &Arc<Self>,
         caller: &Caller,
         (row, entry): (EntryRow, CommittedEntry),
         changes: Vec<Change>,
         fence: Vec<Fence>,
-    ) -> Result<(Durable, Ungiven), (CommitFailed, Vec<Item>)> {
+    ) -> Result<(Durable, UnsentEntry), (CommitFailed, Vec<Item>)> {
         let (app, caller, settling) = (self.clone(), caller.clone(), self.settling.tasks.token());
         let committing = async move {
             let durable = match app.commit(&caller, row, changes, fence).await {
@@ -131,7 +131,7 @@ impl App {
                 Err(failed) => return Err((failed, entry.items)),
             };
             let rewinds = app.committer.rewinds();
-            Ok((durable, Ungiven { app, caller, entry: Some(entry), rewinds, _settling: settling }))
+            Ok((durable, UnsentEntry { app, caller, entry: Some(entry), rewinds, _settling: settling }))
         };
         Committing { app: self.clone(), committing: Some(Box::pin(committing)) }.await
     }

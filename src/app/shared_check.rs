@@ -13,7 +13,7 @@ use tokio::time::Instant;
 const WAITING: usize = 1_024;
 
 /// A question and its last answer.
-pub(super) struct Inquiry<T>(Arc<Inner<T>>);
+pub(super) struct SharedCheck<T>(Arc<Inner<T>>);
 
 struct Inner<T> {
     state: Mutex<State<T>>,
@@ -27,14 +27,14 @@ struct State<T> {
     under_way: Option<watch::Receiver<Option<T>>>,
 }
 
-impl<T> Default for Inquiry<T> {
+impl<T> Default for SharedCheck<T> {
     fn default() -> Self {
         let state = Mutex::new(State { last: None, under_way: None });
         Self(Arc::new(Inner { state, waiting: Semaphore::new(WAITING) }))
     }
 }
 
-impl<T: Clone + Send + Sync + 'static> Inquiry<T> {
+impl<T: Clone + Send + Sync + 'static> SharedCheck<T> {
     /// Returns an answer that is younger than `fresh`, or determines a new one. That work runs to
     /// its end even if the caller goes away. Returns `None` if the work panics, or if too many
     /// callers wait and there is no earlier answer.
@@ -51,7 +51,7 @@ impl<T: Clone + Send + Sync + 'static> Inquiry<T> {
             state.under_way.insert(under_way.unwrap_or_else(|| self.start(find_out()))).clone()
         };
         match self.0.waiting.try_acquire() {
-            Ok(_place) => under_way.wait_for(Option::is_some).await.ok().and_then(|answer| answer.clone()),
+            Ok(_permit) => under_way.wait_for(Option::is_some).await.ok().and_then(|answer| answer.clone()),
             Err(_) => self.last().map(|(_, answer)| answer),
         }
     }
@@ -108,8 +108,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn all_who_ask_meanwhile_share_one_answer_which_stands_for_a_moment() {
-        let (inquiry, slow) = (Inquiry::default(), Slow::default());
-        let ask = || inquiry.answer(MOMENT, || slow.clone().count());
+        let (shared_check, slow) = (SharedCheck::default(), Slow::default());
+        let ask = || shared_check.answer(MOMENT, || slow.clone().count());
         assert_eq!(join_all((0..100).map(|_| ask())).await, vec![Some(1); 100]);
         assert_eq!(ask().now_or_never(), Some(Some(1)));
         tokio::time::advance(MOMENT).await;
@@ -118,18 +118,18 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_hangs_up_early_ends_nothing_that_the_next_would_begin_again() {
-        let (inquiry, slow) = (Inquiry::default(), Slow::default());
+        let (shared_check, slow) = (SharedCheck::default(), Slow::default());
         for _ in 0..50 {
-            let asked = inquiry.answer(MOMENT, || slow.clone().count());
+            let asked = shared_check.answer(MOMENT, || slow.clone().count());
             assert!(tokio::time::timeout(LONG / 100, asked).await.is_err());
         }
-        assert_eq!(inquiry.answer(MOMENT, || slow.clone().count()).await, Some(1));
+        assert_eq!(shared_check.answer(MOMENT, || slow.clone().count()).await, Some(1));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_bounded_number_waits_and_others_get_the_last_finding() {
-        let (inquiry, slow) = (Inquiry::default(), Slow::default());
-        let ask = || inquiry.answer(MOMENT, || slow.clone().count()).boxed();
+        let (shared_check, slow) = (SharedCheck::default(), Slow::default());
+        let ask = || shared_check.answer(MOMENT, || slow.clone().count()).boxed();
         let answered = |waiting: &mut Vec<BoxFuture<'_, Option<u32>>>| -> Vec<Option<u32>> {
             waiting.iter_mut().filter_map(|one| std::pin::Pin::new(one).now_or_never()).collect()
         };
@@ -144,8 +144,8 @@ mod tests {
 
     #[tokio::test]
     async fn what_could_not_be_found_out_is_asked_again() {
-        let inquiry = Inquiry::default();
-        assert_eq!(inquiry.answer(MOMENT, || async { panic!("it fails") }).await, None::<u32>);
-        assert_eq!(inquiry.answer(MOMENT, || async { 7 }).await, Some(7));
+        let shared_check = SharedCheck::default();
+        assert_eq!(shared_check.answer(MOMENT, || async { panic!("it fails") }).await, None::<u32>);
+        assert_eq!(shared_check.answer(MOMENT, || async { 7 }).await, Some(7));
     }
 }
