@@ -148,13 +148,13 @@ impl Opening {
     /// The database was reached, but cannot be used.
     pub(super) async fn open(self, stop: CancellationToken) -> Result<JoinHandle<()>, Failure> {
         let Self { database, state, admin, app, checkpoints, retention, has_owner } = self;
-        let MigrationReport { applied, .. } = migrated(&*database).await?;
+        let MigrationReport { applied, .. } = migrate(&*database).await?;
         let tenant = primary(&*database).await?;
         let exposure = database.exposure().await;
         let audit_protected = exposure.as_ref().is_ok_and(|exposure| !exposure.any());
         state.set(DatabaseFound { applied, audit_protected });
         checkpoints.set_tenant(tenant.clone());
-        checked(&checkpoints).await;
+        check_log(&checkpoints).await;
         app.open(tenant);
         // Without the owner's rights, `byok audit prune` drops old entries.
         let owns = has_owner || exposure.is_ok_and(|exposure| exposure.owns_audit);
@@ -185,7 +185,7 @@ pub(super) async fn database(env: &Env) -> Result<Arc<dyn Database>, Failure> {
 }
 
 async fn readable(database: Arc<dyn Database>) -> Result<Arc<dyn Database>, Failure> {
-    database.schema().await.map_err(unread)?.usable().map_err(Failure::Schema)?;
+    database.schema().await.map_err(read_failure)?.usable().map_err(Failure::Schema)?;
     Ok(database)
 }
 
@@ -205,13 +205,13 @@ pub(super) async fn as_owner(env: &Env) -> Result<(Arc<dyn Database>, Tenant), F
 }
 
 async fn with_tenant(database: Arc<dyn Database>) -> Result<(Arc<dyn Database>, Tenant), Failure> {
-    let tenant = database.tenant(PRIMARY).await.map_err(unread)?;
+    let tenant = database.tenant(PRIMARY).await.map_err(read_failure)?;
     let none = || Failure::Running("there is no log yet: nothing was ever served".to_owned());
     Ok((database, tenant.ok_or_else(none)?))
 }
 
 /// Returns the failure for a database that cannot be read.
-pub(super) fn unread(error: store::ReadError) -> Failure {
+pub(super) fn read_failure(error: store::ReadError) -> Failure {
     Failure::Running(match error {
         store::ReadError::Unavailable | store::ReadError::Busy => "the database is out of reach".to_owned(),
         store::ReadError::Rejected => {
@@ -328,7 +328,7 @@ pub(super) fn checkpoints(
 }
 
 /// Checks the log against what was published, before anything is served.
-async fn checked(checkpoints: &Checkpoints) {
+async fn check_log(checkpoints: &Checkpoints) {
     if !checkpoints.signs() {
         warn!(
             "no key signs checkpoints of the audit log: the owner of the database can rewrite the log unnoticed"
@@ -357,7 +357,7 @@ pub(super) async fn open(settings: &config::Store) -> Result<Arc<dyn Database>, 
     store::open(settings).await.map_err(|error| Failure::Running(error.to_string()))
 }
 
-async fn migrated(database: &dyn Database) -> Result<MigrationReport, Failure> {
+async fn migrate(database: &dyn Database) -> Result<MigrationReport, Failure> {
     loop {
         match database.migrate().await {
             Ok(report) => return Ok(report),

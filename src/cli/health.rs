@@ -63,7 +63,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let answer = answer.ok_or_else(|| {
         Failure::Running(format!("{url} answers {status}, which is not an answer of byok's"))
     })?;
-    let line = line(&answer);
+    let line = summary(&answer);
     match (arguments.json, status) {
         (true, _) => println!("{answer}"),
         (false, 200) => println!("{line}"),
@@ -100,20 +100,20 @@ fn url_of(scheme: &str, listen: SocketAddr) -> Url {
 }
 
 /// Summarizes an answer in one line.
-fn line(answer: &Value) -> String {
-    let mut said = vec![answer["status"].as_str().unwrap_or("no status").to_owned()];
+fn summary(answer: &Value) -> String {
+    let mut parts = vec![answer["status"].as_str().unwrap_or("no status").to_owned()];
     for name in ["error", "key_version", "posture"] {
-        said.extend(answer[name].as_str().map(|value| format!("{} {value}", name.replace('_', " "))));
+        parts.extend(answer[name].as_str().map(|value| format!("{} {value}", name.replace('_', " "))));
     }
     if let Some(seconds) = answer["last_success_seconds_ago"].as_f64() {
-        said.push(format!("the key was last shown to work {seconds:.1} s ago"));
+        parts.push(format!("the key was last shown to work {seconds:.1} s ago"));
     }
     if let (Some(applied), Some(expected)) =
         (answer["migrations"]["applied"].as_u64(), answer["migrations"]["expected"].as_u64())
     {
-        said.push(format!("{applied} of {expected} migrations applied"));
+        parts.push(format!("{applied} of {expected} migrations applied"));
     }
-    said.join(", ")
+    parts.join(", ")
 }
 
 #[cfg(test)]
@@ -136,14 +136,14 @@ mod tests {
     #[test]
     fn an_answer_is_a_line() {
         let serves = json!({ "status": "OK", "migrations": { "applied": 8, "expected": 8 } });
-        assert_eq!(line(&serves), "OK, 8 of 8 migrations applied");
+        assert_eq!(summary(&serves), "OK, 8 of 8 migrations applied");
         let dark = json!({
             "status": "REVOKED", "error": "KMS_ACCESS_DENIED", "key_version": "byok/1", "posture": null,
             "last_success_seconds_ago": 4.25,
         });
-        let said =
+        let expected =
             "REVOKED, error KMS_ACCESS_DENIED, key version byok/1, the key was last shown to work 4.2 s ago";
-        assert_eq!(line(&dark), said);
-        assert_eq!(line(&json!([])), "no status");
+        assert_eq!(summary(&dark), expected);
+        assert_eq!(summary(&json!([])), "no status");
     }
 }

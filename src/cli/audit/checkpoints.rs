@@ -107,11 +107,11 @@ async fn logs(env: &Env, tenant: &str) -> Vec<u32> {
 
 async fn logs_of(env: &Env, tenant: &str) -> Result<Vec<u32>, Failure> {
     let database = assemble::database(env).await?;
-    let Some(tenant) = database.tenant(tenant).await.map_err(assemble::unread)? else {
+    let Some(tenant) = database.tenant(tenant).await.map_err(assemble::read_failure)? else {
         return Ok(vec![1]);
     };
-    let current = database.log_head(tenant.uid).await.map_err(assemble::unread)?;
-    let ended = database.ended_logs(tenant.uid).await.map_err(assemble::unread)?;
+    let current = database.log_head(tenant.uid).await.map_err(assemble::read_failure)?;
+    let ended = database.ended_logs(tenant.uid).await.map_err(assemble::read_failure)?;
     let logs: BTreeSet<u32> = ended.iter().chain(&current).map(|head| head.log).collect();
     Ok(if logs.is_empty() { vec![1] } else { logs.into_iter().collect() })
 }

@@ -61,7 +61,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
         (from, until) => {
             let none = || Failure::Running("there is no entry of that time".to_owned());
             let places = database.places(tenant.uid, from, until).await;
-            places.map_err(assemble::unread)?.ok_or_else(none)?
+            places.map_err(assemble::read_failure)?.ok_or_else(none)?
         }
     };
     let export = Export::prepare(&*database, &tenant, Wanted { ended, places, keys, pinned })
@@ -124,7 +124,7 @@ fn unit(tenant: &Tenant, entry: Option<EntryRow>, changes: Vec<Change>) -> Unit 
 
 fn failure(error: ExportError) -> Failure {
     Failure::Running(match error {
-        ExportError::Store(error) => return assemble::unread(error),
+        ExportError::Store(error) => return assemble::read_failure(error),
         ExportError::Write(error) => format!("the bundle could not be written: {error}"),
         ExportError::NoCheckpoint => {
             "no checkpoint of this log is kept, so a bundle could not be verified".to_owned()

@@ -29,7 +29,7 @@ enum What {
     Export(export::Arguments),
     /// Verify a bundle: needs no server, no database and no configuration
     VerifyBundle(verify_bundle::Arguments),
-    /// Print the public keys that verify checkpoints, for whoever pins them; or make a key that signs them
+    /// Print the public keys that verify checkpoints, for auditors to pin; or make a key that signs checkpoints
     Key(checkpoints::Key),
     /// After a restore of the database: end the log that is behind what was published, and open another that names it
     Restored(checkpoints::Restored),

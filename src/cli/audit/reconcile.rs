@@ -56,7 +56,7 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let database = assemble::database(&Env::of_process()).await?;
-    let tenant = database.tenant(&arguments.tenant).await.map_err(assemble::unread)?;
+    let tenant = database.tenant(&arguments.tenant).await.map_err(assemble::read_failure)?;
     let tenant = tenant.ok_or_else(|| running(format!("there is no tenant {}", arguments.tenant)))?;
     let keys = keys(&*database, &tenant, &arguments.key).await?;
     let margin = Duration::from_secs(arguments.margin);
@@ -98,7 +98,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
 async fn keys(database: &dyn Database, tenant: &Tenant, named: &[String]) -> Result<Vec<Arc<str>>, Failure> {
     let mut keys: Vec<Arc<str>> = named.iter().map(|key| key.as_str().into()).collect();
     if keys.is_empty() {
-        let seen = database.proofs(tenant.uid).await.map_err(assemble::unread)?;
+        let seen = database.proofs(tenant.uid).await.map_err(assemble::read_failure)?;
         keys.extend(seen.rows.into_iter().map(|proof| proof.key_version.key));
         keys.sort();
         keys.dedup();
@@ -118,7 +118,8 @@ async fn take_entries(
     let filter = EntryFilter { from: Some(from), until: Some(until), ..EntryFilter::default() };
     let mut before = None;
     loop {
-        let page = database.entries(tenant.uid, &filter, before, AT_ONCE).await.map_err(assemble::unread)?;
+        let page =
+            database.entries(tenant.uid, &filter, before, AT_ONCE).await.map_err(assemble::read_failure)?;
         page.entries.iter().for_each(|placed| reconciliation.take(placed));
         if page.next.is_none() {
             return Ok(());

@@ -44,7 +44,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     })
     .await;
     bar.finish_and_clear();
-    let report = report.map_err(assemble::unread)?;
+    let report = report.map_err(assemble::read_failure)?;
     if !report.is_clean() {
         println!("nothing was sealed: the log or a row does not verify");
         return print_report(&report, false);

@@ -45,7 +45,7 @@ pub(super) async fn ended(
 ) -> Result<Option<LogHead>, Failure> {
     let Some(log) = log else { return Ok(None) };
     let unread = |error| match error {
-        ReadError::Unavailable | ReadError::Busy | ReadError::Rejected => assemble::unread(error),
+        ReadError::Unavailable | ReadError::Busy | ReadError::Rejected => assemble::read_failure(error),
         ReadError::Malformed => {
             Failure::Running("the records of logs that have ended were altered".to_owned())
         }
@@ -54,7 +54,7 @@ pub(super) async fn ended(
     if let Some(head) = ended.into_iter().find(|head| head.log == log) {
         return Ok(Some(head));
     }
-    match database.log_head(tenant.uid).await.map_err(assemble::unread)? {
+    match database.log_head(tenant.uid).await.map_err(assemble::read_failure)? {
         Some(head) if head.log == log => Ok(None),
         _ => Err(Failure::Running(format!("there is no log {log}"))),
     }

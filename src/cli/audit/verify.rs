@@ -41,10 +41,10 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
         bar.set_position(done);
     })
     .await;
-    let mut report = report.map_err(assemble::unread)?;
+    let mut report = report.map_err(assemble::read_failure)?;
     if arguments.log.is_none() {
         let checked = check_row_macs(&*database, &tenant, macs.as_ref(), required, &mut report).await;
-        checked.map_err(assemble::unread)?;
+        checked.map_err(assemble::read_failure)?;
     }
     bar.finish_and_clear();
     print_report(&report, arguments.json)

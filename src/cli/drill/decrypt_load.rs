@@ -29,9 +29,9 @@ impl DecryptLoad {
         let samples = Arc::<Mutex<Vec<Sample>>>::default();
         let kept = samples.clone();
         let task = tokio::spawn(async move {
-            let places = Arc::new(Semaphore::new(AT_ONCE));
+            let permits = Arc::new(Semaphore::new(AT_ONCE));
             let pause = Arc::new(AtomicU64::new(1_000 / rate));
-            while let Ok(place) = places.clone().acquire_owned().await {
+            while let Ok(permit) = permits.clone().acquire_owned().await {
                 let (target, canary, kept, slower) =
                     (target.clone(), canary.clone(), kept.clone(), pause.clone());
                 tokio::spawn(async move {
@@ -41,7 +41,7 @@ impl DecryptLoad {
                         let _ = slower.fetch_update(Ordering::Relaxed, Ordering::Relaxed, doubled);
                     }
                     kept.lock().unwrap_or_else(PoisonError::into_inner).push(sample);
-                    drop(place);
+                    drop(permit);
                 });
                 tokio::time::sleep(Duration::from_millis(pause.load(Ordering::Relaxed))).await;
             }

@@ -60,14 +60,14 @@ fn printed(key: &AwsKeyArn, role: Option<&AwsRole>) -> String {
     );
     match role {
         Some(role) => section(
-            "3. The role's trust policy. Put in who byok runs as. The external id is what keeps another customer of the same\n\
+            "3. The role's trust policy. Insert the identity that byok runs as. The external id keeps another customer of the same\n\
              service from naming this role as theirs.\n\
              aws iam update-assume-role-policy --role-name ROLE --policy-document file://trust.json",
             &[trust(role, partition)],
         ),
         None => section(
             "3. No role is taken: BYOK_AWS_ROLE_ARN is not set. Where the key is a customer's, take one of theirs, with an\n\
-             external id; this command then prints its trust policy. Whoever takes a role needs, on their side:",
+             external id; this command then prints its trust policy. The identity that assumes a role needs, on its side:",
             &[statement(
                 "ByokTakeRole",
                 &["sts:AssumeRole"],

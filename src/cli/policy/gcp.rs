@@ -19,7 +19,7 @@ pub(super) fn policy(reader: &mut Reader<'_>) -> String {
     let acting = match impersonate {
         Some(_) => format!(
             "
-# Whoever byok runs as has to be let act as that account:
+# Allow the account that byok runs as to act as that account:
 gcloud iam service-accounts add-iam-policy-binding '{account}' \\
   --member='serviceAccount:RUNS_AS@PROJECT.iam.gserviceaccount.com' --role='roles/iam.serviceAccountTokenCreator'
 "
