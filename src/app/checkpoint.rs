@@ -1,7 +1,7 @@
 //! Makes checkpoints of the log on request, and enforces the rule that nothing is appended to a log
 //! that is behind a published checkpoint.
 
-use crate::jobs::{CurrentCheckpoint, Checkpoints, CheckpointError};
+use crate::jobs::{CheckpointError, Checkpoints, CurrentCheckpoint};
 use crate::model::{ErrorCode, Operation, Refusal};
 use crate::tenancy::Caller;
 
@@ -22,7 +22,7 @@ impl App {
             return Err(CheckpointError::Unsigned.into());
         }
         self.record_state_read(caller, Operation::Audit).await?;
-        Ok(self.checkpoints.of(caller.tenant()).shown().await?)
+        Ok(self.checkpoints.of(caller.tenant()).current().await?)
     }
 
     /// Returns the checkpoints of all tenants' logs.

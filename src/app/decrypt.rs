@@ -91,7 +91,7 @@ impl App {
         entry_items: &mut [Item],
     ) -> Result<(Vec<Result<Decrypted, Refusal>>, KeysUsed), Refusal> {
         let ids: Vec<DekId> = tokens.iter().flatten().map(|(token, _)| id_of(token)).collect();
-        let place = self
+        let permit = self
             .kms_permits
             .take(caller.tenant().uid, || self.keyring.are_cached(caller.tenant().uid, &ids))?;
         let mut deks = self.keyring.by_id(caller.tenant(), &ids).await.into_iter();

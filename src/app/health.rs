@@ -13,8 +13,8 @@ use crate::kms::{DekBinding, KmsError, KmsErrorClass, Purpose, Stage, Verdict, l
 use crate::model::{BootTime, DekId, ErrorCode, KeyVersion, Posture, Timestamp};
 
 use super::App;
-use super::shared_check::SharedCheck;
 use super::record::unusable_key_refusal;
+use super::shared_check::SharedCheck;
 
 /// How long a result of the KMS remains valid, and for an unauthenticated caller one of the
 /// database.
@@ -42,6 +42,9 @@ pub enum HealthStatus {
 }
 
 impl HealthStatus {
+    /// Every status.
+    pub const ALL: [Self; 3] = [Self::Ok, Self::Degraded, Self::Revoked];
+
     /// Returns the name of the status in the API.
     pub fn as_str(self) -> &'static str {
         match self {

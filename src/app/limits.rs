@@ -11,7 +11,7 @@ use crate::model::{ErrorCode, Operation, Refusal};
 use crate::tenancy::Caller;
 
 use super::App;
-use super::meter::{CountedUsage, Meter, Exceeded, User};
+use super::meter::{CountedUsage, Exceeded, Meter, User};
 
 /// All meters of an [`App`]. Refused calls and items are charged to meters of their own, so that
 /// one caller's invalid requests do not use up what others need.

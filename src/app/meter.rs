@@ -28,9 +28,9 @@ pub(super) struct User(pub(super) u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Exceeded {
     /// There will be room after this time, if nobody else takes any.
-    Now(Duration),
+    RetryAfter(Duration),
     /// The request is for more than a whole minute's worth, so there is never room.
-    Ever,
+    NeverFits,
 }
 
 /// Which usage of a user counts once there is another user.
@@ -58,7 +58,13 @@ impl Meter {
     }
 
     /// Takes all of `count` or nothing.
-    pub(super) fn take(&self, tenant: TenantUid, user: User, count: u32, now: Duration) -> Result<(), Exceeded> {
+    pub(super) fn take(
+        &self,
+        tenant: TenantUid,
+        user: User,
+        count: u32,
+        now: Duration,
+    ) -> Result<(), Exceeded> {
         let need = self.units(count)?;
         let mut bucket = self.tenants.entry(tenant).or_insert_with(|| Bucket::full(self.per_minute, now));
         bucket.pass_time(self.per_minute, now);
@@ -382,7 +388,10 @@ mod tests {
         let meter = meter(10);
         assert_eq!(passed(&meter, ANNA, 11, START), 10);
         assert_eq!(meter.take(OTHER_TENANT, ANNA, 10, START), Ok(()));
-        assert_eq!(meter.take(OTHER_TENANT, ANNA, 1, START), Err(Exceeded::RetryAfter(Duration::from_secs(6))));
+        assert_eq!(
+            meter.take(OTHER_TENANT, ANNA, 1, START),
+            Err(Exceeded::RetryAfter(Duration::from_secs(6)))
+        );
     }
 
     #[test]
@@ -458,7 +467,9 @@ mod tests {
                     let _ = meter.take(TENANT, BERT, round % per_minute + 1, now);
                     let count = (round * 5) % per_minute + 1;
                     if let Err(over) = meter.take(TENANT, ANNA, count, now) {
-                        let Exceeded::RetryAfter(wait) = over else { panic!("{count} of {per_minute} can pass") };
+                        let Exceeded::RetryAfter(wait) = over else {
+                            panic!("{count} of {per_minute} can pass")
+                        };
                         assert!(!wait.is_zero());
                         now += wait;
                         assert_eq!(

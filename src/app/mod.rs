@@ -11,17 +11,17 @@ mod context;
 mod decrypt;
 mod encrypt;
 mod health;
-mod shared_check;
+mod kms_permits;
 mod limits;
 mod listing;
 mod meter;
 mod permit;
-mod kms_permits;
 mod record;
 mod release;
 mod replaced;
 mod rotate;
 mod rotation_command;
+mod shared_check;
 mod state_reads;
 mod unsent;
 
@@ -53,7 +53,7 @@ pub use rotate::Rotation;
 
 // The types that the use cases take and return. The API front ends use no module below this one.
 pub use crate::crypto::{Context, Plaintext, SecretText};
-pub use crate::jobs::{CurrentCheckpoint, Checkpoints, StreamShown};
+pub use crate::jobs::{Checkpoints, CurrentCheckpoint, StreamShown};
 pub use crate::keyring::KeyStatus;
 pub use crate::store::EntryFilter;
 

@@ -143,7 +143,8 @@ impl Pass<'_> {
             let positions = log.first + at * WIDTH..log.first + last * WIDTH;
             let leaves = self.store.leaves(log.tenant, positions.clone()).await;
             let leaves = leaves.map_err(left)?;
-            let there = positions.clone().zip(&leaves).take_while(|(position, (seq, _))| position == seq).count();
+            let there =
+                positions.clone().zip(&leaves).take_while(|(position, (seq, _))| position == seq).count();
             let hashes: Vec<Hash> = leaves.into_iter().take(there).map(|(_, leaf)| leaf).collect();
             self.add(0, at, &hashes).await?;
             if (there as u64) < positions.end - positions.start {

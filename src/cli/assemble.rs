@@ -16,7 +16,7 @@ use crate::archive::Archive;
 use crate::audit::Committer;
 use crate::auth::{Authenticator, Policy};
 use crate::config;
-use crate::config::{Config, Env, ConfigError, Reader};
+use crate::config::{Config, ConfigError, Env, Reader};
 use crate::crypto;
 use crate::jobs::{CheckpointParts, Checkpoints, Destination, Jobs, Receiver, Stream, Upkeep};
 use crate::keyring::{self, Keyring};
@@ -72,7 +72,9 @@ pub(super) async fn assemble(
     let committer = Arc::new(Committer::start_for(requests, store.clone(), clock.clone()));
     let admin = LogAdmin::new(database.clone(), committer.clone(), clock.clone(), None);
     if config.row_mac.keys.is_none() {
-        warn!("BYOK_ROW_MAC_KEY is not set: anyone who can write to the database can change rows of DEKs unnoticed");
+        warn!(
+            "BYOK_ROW_MAC_KEY is not set: anyone who can write to the database can change rows of DEKs unnoticed"
+        );
     }
     let tenants = Tenants::fixed(keys);
     let keyring = Keyring::new(keyring::Parts {
@@ -154,7 +156,7 @@ impl Opening {
         let exposure = database.exposure().await;
         let audit_protected = exposure.as_ref().is_ok_and(|exposure| !exposure.any());
         state.set(DatabaseFound { applied, audit_protected });
-        checked(&checkpoints, &Arc::new(tenant.clone())).await;
+        check_log(&checkpoints, &Arc::new(tenant.clone())).await;
         app.open(tenant);
         // Without the owner's rights, `byok audit prune` drops old entries.
         let owns = has_owner || exposure.is_ok_and(|exposure| exposure.owns_audit);
@@ -309,8 +311,8 @@ pub(super) fn checkpoints(
     store: Arc<dyn store::Store>,
     kms: Option<Arc<dyn Kms>>,
 ) -> Result<Checkpoints, Failure> {
-    let config::Audit { origin, keys, places } = settings;
-    let config::CheckpointDestinations { directory, bucket, webhook: hook, every } = places;
+    let config::Audit { origin, keys, destinations } = settings;
+    let config::CheckpointDestinations { directory, bucket, webhook: hook, every } = destinations;
     let unbuilt = || Failure::Running("the HTTP client of the bucket cannot be built".to_owned());
     let bucket = bucket.map(|bucket| Archive::bucket(bucket).ok_or_else(unbuilt)).transpose()?;
     let archives = [directory.map(Archive::directory), bucket].into_iter().flatten().map(Receiver::Archive);
@@ -328,7 +330,9 @@ pub(super) fn checkpoints(
 /// Checks the log against what was published, before anything is served.
 async fn check_log(checkpoints: &Checkpoints, tenant: &Arc<Tenant>) {
     if !checkpoints.signs() {
-        warn!("no key signs checkpoints of the audit log: the owner of the database can rewrite the log unnoticed");
+        warn!(
+            "no key signs checkpoints of the audit log: the owner of the database can rewrite the log unnoticed"
+        );
     }
     let log = checkpoints.of(tenant);
     while log.check().await.is_err() {

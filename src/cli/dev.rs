@@ -21,7 +21,7 @@ use super::Failure;
 use super::serve::{self, OnHangup};
 use crate::app::{App, Committed, EncryptItem, context_of};
 use crate::auth::{MintClaims, mint};
-use crate::config::{Auth, Config, Defaults, Env, Jwt, LogFormat, ConfigError, Reader, Server};
+use crate::config::{Auth, Config, ConfigError, Defaults, Env, Jwt, LogFormat, Reader, Server};
 use crate::crypto::{self, Ed25519SigningKey, Plaintext, RowMacKey};
 use crate::kms::LocalKey;
 use crate::model::{Clock as _, Identity, Means, RequestId, Session, SystemClock};
@@ -114,8 +114,9 @@ fn refuse_a_servers(env: &Env) -> Result<(), Failure> {
     let problem = "is set: `byok dev` makes and prints tokens, with a database, a key and a JWT secret of its own; unset it, or \
                    run `byok serve`";
     let errors = OF_A_SERVER.iter().filter(is_a_servers);
-    let errors: Vec<ConfigError> =
-        errors.map(|name| ConfigError { variable: (*name).to_owned(), problem: problem.to_owned() }).collect();
+    let errors: Vec<ConfigError> = errors
+        .map(|name| ConfigError { variable: (*name).to_owned(), problem: problem.to_owned() })
+        .collect();
     if errors.is_empty() { Ok(()) } else { Err(Failure::Configuration(errors)) }
 }
 

@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 
 use super::Failure;
 use super::dev::LOCAL_KEY;
-use crate::config::{Env, KeyGuard, ConfigError, Reader};
+use crate::config::{ConfigError, Env, KeyGuard, Reader};
 use crate::kms::LocalKey;
 
 const VARIABLE: &str = "BYOK_LOCAL_KEY_FILE";
@@ -17,11 +17,11 @@ const VARIABLE: &str = "BYOK_LOCAL_KEY_FILE";
 #[derive(Args)]
 pub(super) struct Arguments {
     #[command(subcommand)]
-    hand: Hand,
+    action: Action,
 }
 
 #[derive(Clone, Copy, Subcommand)]
-enum Hand {
+enum Action {
     /// Turn the key off: nothing can be decrypted any more
     Disable,
     /// Turn the key on again
@@ -46,8 +46,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let key = LocalKey::open(path).map_err(|error| Failure::Configuration(vec![error]))?;
     let failed = |error: std::io::Error| Failure::Running(format!("{path}: {error}"));
-    match arguments.hand {
-        Hand::Disable => {
+    match arguments.action {
+        Action::Disable => {
             key.disable().map_err(failed)?;
             println!("The key in {path} is turned off.");
             println!(
@@ -55,7 +55,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
                 seconds(guard.bound())
             );
         }
-        Hand::Enable => {
+        Action::Enable => {
             key.enable().map_err(failed)?;
             println!("The key in {path} is turned on.");
             println!(
@@ -64,7 +64,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
                 seconds(guard.resume_after)
             );
         }
-        Hand::Rotate => {
+        Action::Rotate => {
             let version = key.rotate().map_err(failed)?;
             println!("The key in {path} has a new version, {version}: new records are protected by it.");
             println!("The older versions still decrypt. POST /byok/rotate re-wraps what they protect.");

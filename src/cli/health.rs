@@ -60,8 +60,9 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let response = request.send().await.map_err(|_| Failure::Running(format!("{url} does not answer")))?;
     let status = response.status().as_u16();
     let answer = response.bytes().await.ok().and_then(|body| serde_json::from_slice::<Value>(&body).ok());
-    let answer =
-        answer.ok_or_else(|| Failure::Running(format!("{url} answers {status}, which is not an answer of byok's")))?;
+    let answer = answer.ok_or_else(|| {
+        Failure::Running(format!("{url} answers {status}, which is not an answer of byok's"))
+    })?;
     let line = summary(&answer);
     match (arguments.json, status) {
         (true, _) => println!("{answer}"),
@@ -140,9 +141,9 @@ mod tests {
             "status": "REVOKED", "error": "KMS_ACCESS_DENIED", "key_version": "byok/1", "posture": null,
             "last_success_seconds_ago": 4.25,
         });
-        let parts =
+        let expected =
             "REVOKED, error KMS_ACCESS_DENIED, key version byok/1, the key was last shown to work 4.2 s ago";
-        assert_eq!(summary(&dark), parts);
+        assert_eq!(summary(&dark), expected);
         assert_eq!(summary(&json!([])), "no status");
     }
 }

@@ -44,7 +44,7 @@ use crate::store::MigrateError;
 #[command(name = "byok", version, arg_required_else_help = true, propagate_version = true)]
 #[command(after_help = "Configuration comes from the environment; `byok doctor` checks it. \
 Exit codes: 0 done, 1 failed, 2 usage, 3 configuration, 4 doctor or drill found a fault, \
-5 refused by the KMS, 6 another schema.")]
+5 refused by the KMS, 6 the database has another schema.")]
 struct CommandLine {
     #[command(subcommand)]
     command: Command,
@@ -139,7 +139,8 @@ pub fn run() -> ExitCode {
             ExitCode::from(6)
         }
         Err(Failure::Configuration(errors)) => {
-            eprintln!("byok: the configuration has {} error(s):", errors.len());
+            let noun = if errors.len() == 1 { "error" } else { "errors" };
+            eprintln!("byok: the configuration has {} {noun}:", errors.len());
             errors.iter().for_each(|error| eprintln!("  {error}"));
             ExitCode::from(3)
         }

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Failure;
 use super::assemble::{Assembled, assemble};
-use super::rotation_output::Shown;
+use super::rotation_output::RotationOutput;
 use crate::app::{App, Rotation};
 use crate::config::{Config, Defaults, Env};
 use crate::model::{
@@ -22,16 +22,16 @@ use crate::telemetry;
 use crate::tenancy::Caller;
 
 /// How often the job is checked.
-const LOOK: Duration = Duration::from_millis(200);
+const CHECK_INTERVAL: Duration = Duration::from_millis(200);
 /// How long a job may be stalled for a reason that does not pass by itself. A key that was just
 /// turned on is used again within some seconds.
-const REFUSED_FOR: Duration = Duration::from_secs(15);
+const REFUSAL_PATIENCE: Duration = Duration::from_secs(15);
 /// How long a job may make no progress for any other reason: a KMS that is out of reach, or a spent
 /// budget of calls.
-const STUCK_FOR: Duration = Duration::from_secs(300);
+const STALL_PATIENCE: Duration = Duration::from_secs(300);
 
 /// How long this command waits for a database that is out of reach when it starts.
-const REACHED_WITHIN: Duration = Duration::from_secs(15);
+const DATABASE_PATIENCE: Duration = Duration::from_secs(15);
 
 /// How to rotate.
 #[derive(Args)]
@@ -62,7 +62,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let _telemetry = telemetry::start(&config.telemetry).map_err(Failure::Running)?;
     let stop = CancellationToken::new();
     let Assembled { app, jobs, opening, .. } = assemble(config, Handle::current(), stop.clone()).await?;
-    let opened = tokio::time::timeout(REACHED_WITHIN, opening.open(stop.clone())).await;
+    let opened = tokio::time::timeout(DATABASE_PATIENCE, opening.open(stop.clone())).await;
     opened
         .map_err(|_| Failure::Running("the database is out of reach; nothing was changed".to_owned()))??;
     let identity = Identity {
@@ -71,15 +71,15 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
         session: Session::default(),
         means: Means::Operator,
     };
-    let caller: Caller = app.caller(identity, RequestId::fresh()).map_err(said)?;
+    let caller: Caller = app.caller(identity, RequestId::fresh()).map_err(failure)?;
     let ended = arguments.pause.map(|id| (id, JobCommand::Pause));
     if let Some((id, command)) = ended.or(arguments.cancel.map(|id| (id, JobCommand::Cancel))) {
-        let job = app.command_rotation(&caller, id, command).await.map_err(said)?;
-        println!("{}", Shown::state(&job));
+        let job = app.command_rotation(&caller, id, command).await.map_err(failure)?;
+        println!("{}", RotationOutput::state(&job));
         return Ok(());
     }
     let job = match arguments.resume {
-        Some(id) => app.command_rotation(&caller, id, JobCommand::Resume).await.map_err(said)?,
+        Some(id) => app.command_rotation(&caller, id, JobCommand::Resume).await.map_err(failure)?,
         None => match app.rotate(&caller, arguments.dry_run).await.map_err(not_started)? {
             Rotation::Forecast { target, deks, kms_calls } => {
                 println!(
@@ -113,24 +113,24 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
             "the rotation was paused; `byok rotate --resume {}` continues it",
             job.id
         ))),
-        (JobState::Cancelled, _) => {
-            Err(Failure::Running("the rotation was cancelled; DEKs that it re-wrapped stay re-wrapped".to_owned()))
-        }
+        (JobState::Cancelled, _) => Err(Failure::Running(
+            "the rotation was cancelled; DEKs that it re-wrapped stay re-wrapped".to_owned(),
+        )),
     }
 }
 
 /// Shows the job until it is no longer running, or makes no progress for too long.
 async fn watch(app: &App, caller: &Caller, mut job: Job) -> Result<Job, Failure> {
-    let mut shown = Shown::start(&job);
+    let mut output = RotationOutput::start(&job);
     let mut patience = Patience::begin(Instant::now());
     // An earlier reason does not describe the current state: the process that recorded it may be
     // gone, while its lease has not ended yet.
     let joined = job.updated_at;
     while job.state == JobState::Running {
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(CHECK_INTERVAL).await;
         let why = match app.rotation(caller, Some(job.id)).await {
             Ok(now) => {
-                if moved(&now) != moved(&job) {
+                if progress_counts(&now) != progress_counts(&job) {
                     patience = Patience::begin(Instant::now());
                 }
                 job = now;
@@ -138,23 +138,23 @@ async fn watch(app: &App, caller: &Caller, mut job: Job) -> Result<Job, Failure>
             }
             // The database is out of reach. The job waits for it, and so does this command.
             Err(refusal) if refusal.code.retryable() => Some(refusal.code),
-            Err(refusal) => return Err(said(refusal)),
+            Err(refusal) => return Err(failure(refusal)),
         };
-        shown.look(&job, why);
+        output.update(&job, why);
         if job.state == JobState::Running
             && let Some(why) = patience.over(Instant::now(), why)
         {
-            shown.end();
-            return Err(stays(&job, why));
+            output.end();
+            return Err(gave_up(&job, why));
         }
     }
-    shown.end();
+    output.end();
     Ok(job)
 }
 
 /// Returns the counts that show progress. They leave out the number of calls, which also grows with
 /// calls made in vain.
-fn moved(job: &Job) -> [u64; 3] {
+fn progress_counts(job: &Job) -> [u64; 3] {
     let Progress { rewrapped, skipped, failed, .. } = job.progress;
     [rewrapped, skipped, failed]
 }
@@ -178,13 +178,14 @@ impl Patience {
             Some((before, since)) if before == why => (why, since),
             _ => (why, now),
         });
-        let refused = self.stalled.is_some_and(|(why, since)| !why.retryable() && now - since >= REFUSED_FOR);
-        (refused || now - self.progress_at >= STUCK_FOR).then_some(why)
+        let refused =
+            self.stalled.is_some_and(|(why, since)| !why.retryable() && now - since >= REFUSAL_PATIENCE);
+        (refused || now - self.progress_at >= STALL_PATIENCE).then_some(why)
     }
 }
 
 /// Returns the failure for a job that is left in its current state.
-fn stays(job: &Job, why: Option<ErrorCode>) -> Failure {
+fn gave_up(job: &Job, why: Option<ErrorCode>) -> Failure {
     let (id, done) = (job.id, job.progress.rewrapped);
     let of = format!("{done} of {} DEKs are re-wrapped", job.progress.total);
     match why {
@@ -211,11 +212,11 @@ fn not_started(refusal: Refusal) -> Failure {
             refusal.code.as_str(),
             refusal.message
         )),
-        _ => said(refusal),
+        _ => failure(refusal),
     }
 }
 
-fn said(refusal: Refusal) -> Failure {
+fn failure(refusal: Refusal) -> Failure {
     Failure::Running(format!("{}: {}", refusal.code.as_str(), refusal.message))
 }
 
@@ -229,12 +230,12 @@ mod tests {
         let (denied, away) = (Some(ErrorCode::KmsAccessDenied), Some(ErrorCode::KmsUnavailable));
         let mut patience = Patience::begin(began);
         assert_eq!(patience.over(began, denied), None);
-        assert_eq!(patience.over(began + REFUSED_FOR / 2, away), None);
-        assert_eq!(patience.over(began + REFUSED_FOR, denied), None, "it counts anew");
-        assert_eq!(patience.over(began + REFUSED_FOR * 2, denied), Some(denied));
+        assert_eq!(patience.over(began + REFUSAL_PATIENCE / 2, away), None);
+        assert_eq!(patience.over(began + REFUSAL_PATIENCE, denied), None, "it counts anew");
+        assert_eq!(patience.over(began + REFUSAL_PATIENCE * 2, denied), Some(denied));
         let mut patience = Patience::begin(began);
-        assert_eq!(patience.over(began + REFUSED_FOR * 2, away), None);
-        assert_eq!(patience.over(began + STUCK_FOR, away), Some(away));
-        assert_eq!(Patience::begin(began).over(began + STUCK_FOR, None), Some(None));
+        assert_eq!(patience.over(began + REFUSAL_PATIENCE * 2, away), None);
+        assert_eq!(patience.over(began + STALL_PATIENCE, away), Some(away));
+        assert_eq!(Patience::begin(began).over(began + STALL_PATIENCE, None), Some(None));
     }
 }

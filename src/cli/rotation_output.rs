@@ -11,17 +11,17 @@ use tokio::time::Instant;
 use crate::model::{ErrorCode, Job, JobState};
 
 /// The time between two lines of progress if the state does not change.
-const EVERY: Duration = Duration::from_secs(10);
+const INTERVAL: Duration = Duration::from_secs(10);
 
-pub(super) struct Shown {
+pub(super) struct RotationOutput {
     /// The progress bar, on a terminal.
     bar: Option<ProgressBar>,
     state: JobState,
     why: Option<ErrorCode>,
-    said_at: Instant,
+    printed_at: Instant,
 }
 
-impl Shown {
+impl RotationOutput {
     pub(super) fn start(job: &Job) -> Self {
         let bar = (stdout().is_terminal() && stderr().is_terminal()).then(|| {
             let bar = ProgressBar::new(job.progress.total);
@@ -31,28 +31,28 @@ impl Shown {
             }
             bar
         });
-        let shown = Self { bar, state: job.state, why: None, said_at: Instant::now() };
-        shown.say(&Self::state(job));
-        shown
+        let output = Self { bar, state: job.state, why: None, printed_at: Instant::now() };
+        output.print(&Self::state(job));
+        output
     }
 
     /// Shows what is new. `why` is what the job waits for.
-    pub(super) fn look(&mut self, job: &Job, why: Option<ErrorCode>) {
+    pub(super) fn update(&mut self, job: &Job, why: Option<ErrorCode>) {
         if job.state != self.state {
-            self.say(&Self::state(job));
+            self.print(&Self::state(job));
         } else if why != self.why {
-            let said = match why {
+            let change = match why {
                 Some(code) => format!("waiting: {}, {}", code.as_str(), code.message()),
                 None => "continues".to_owned(),
             };
-            self.say(&format!("rotation {}: {said}", job.id));
-        } else if self.bar.is_none() && self.said_at.elapsed() >= EVERY {
-            self.say(&Self::state(job));
+            self.print(&format!("rotation {}: {change}", job.id));
+        } else if self.bar.is_none() && self.printed_at.elapsed() >= INTERVAL {
+            self.print(&Self::state(job));
         } else {
             self.progress(job);
             return;
         }
-        (self.state, self.why, self.said_at) = (job.state, why, Instant::now());
+        (self.state, self.why, self.printed_at) = (job.state, why, Instant::now());
         self.progress(job);
     }
 
@@ -78,7 +78,7 @@ impl Shown {
         }
     }
 
-    fn say(&self, line: &str) {
+    fn print(&self, line: &str) {
         match &self.bar {
             Some(bar) => bar.println(line),
             None => println!("{line}"),

@@ -35,7 +35,7 @@ fn errors() -> String {
          into `error.code` of an item, beside `retryable`. GraphQL's own status is 200 for all that could be read as a request;\n\
          a client that accepts `application/graphql-response+json` gets that media type, and the status below if nothing ran.\n\
          The lower-case ones are Hasura's own.\n\n\
-         What in a request is wrong is named where it can be: REST's `field`, GraphQL's `extensions.field` and an item's\n\
+         An error names the wrong part of the request where it can: REST's `field`, GraphQL's `extensions.field` and an item's\n\
          `error.field` hold a path of the interface's own names and of indexes in lists, such as `items[3].context`,\n\
          `byokAudit.filter.from`, or `$items[0].encoding` in a variable. No error holds a value of a request.\n\n\
          | code | HTTP | a retry helps | what it means | what to do |\n|---|---|---|---|---|\n",

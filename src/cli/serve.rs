@@ -76,7 +76,7 @@ where
     }
     info!(%address, version = env!("CARGO_PKG_VERSION"), "listening");
     let running = reload::Running { app: app.clone(), jobs: jobs.clone(), database, tls };
-    tokio::spawn(reload::keep(running, env, files, hangups, stop.clone()));
+    tokio::spawn(reload::run(running, env, files, hangups, stop.clone()));
     let stopping = stop.clone();
     let serving = requests.spawn(async move {
         server::serve(TcpListener::from_std(listener)?, tls_now, served, settings, stopping).await
@@ -103,7 +103,9 @@ where
     stop.cancel();
     requests.end().await;
     if tokio::time::timeout(LAST_ENTRIES, app.settled()).await.is_err() {
-        warn!("some answers were not given, and the log does not say so: the database took too long to record it");
+        warn!(
+            "some answers were not given, and the log does not say so: the database took too long to record it"
+        );
     }
     if let Some(working) = working {
         let _ = working.await;

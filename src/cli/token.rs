@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::Failure;
 use crate::auth::{MintClaims, mint};
-use crate::config::{Auth, Env, ConfigError, Reader};
+use crate::config::{Auth, ConfigError, Env, Reader};
 use crate::model::{Clock as _, SystemClock};
 
 /// What the token says.

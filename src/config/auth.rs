@@ -101,8 +101,7 @@ impl Auth {
 fn secret(reader: &mut Reader<'_>, name: &str) -> Option<SecretText> {
     let secret = reader.secret(name)?;
     if secret.expose().len() < LEAST_SECRET || !secret.expose().bytes().all(|byte| byte.is_ascii_graphic()) {
-        reader
-            .error(name, format!("is not {LEAST_SECRET} or more visible ASCII characters without spaces"));
+        reader.error(name, format!("is not {LEAST_SECRET} or more visible ASCII characters without spaces"));
         return None;
     }
     Some(secret)

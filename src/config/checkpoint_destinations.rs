@@ -74,8 +74,7 @@ fn bucket(reader: &mut Reader<'_>) -> Option<CheckpointBucket> {
     };
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".-".contains(&byte);
     if !(3..=63).contains(&name.len()) || !name.bytes().all(plain) {
-        reader
-            .error(BUCKET, "is not the name of a bucket: 3 to 63 lower-case letters, digits, `.` and `-`");
+        reader.error(BUCKET, "is not the name of a bucket: 3 to 63 lower-case letters, digits, `.` and `-`");
     }
     let region = reader.required(REGION, "the bucket's region");
     if !region.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-') {

@@ -3,10 +3,10 @@
 //! errors are reported together.
 
 mod audit;
-mod checkpoint_destinations;
 mod audit_retention;
 mod audit_stream;
 mod auth;
+mod checkpoint_destinations;
 mod dek_cache;
 mod dek_pool;
 mod env;
@@ -26,13 +26,13 @@ mod webhook;
 use std::path::PathBuf;
 
 pub use audit::{Audit, SigningKeys};
-pub use checkpoint_destinations::{CheckpointBucket, CheckpointDestinations};
 pub use audit_retention::AuditRetention;
 pub use audit_stream::AuditStreams;
 pub use auth::{Auth, File, Jwt};
+pub use checkpoint_destinations::{CheckpointBucket, CheckpointDestinations};
 pub use dek_cache::DekCache;
 pub use dek_pool::DekPool;
-pub use env::{Env, ConfigError, Reader};
+pub use env::{ConfigError, Env, Reader};
 pub use files::{FileProblem, Files, read_file, read_text};
 pub use key_guard::KeyGuard;
 pub use kms::{

@@ -128,10 +128,8 @@ fn origins(reader: &mut Reader<'_>, name: &str) -> Vec<String> {
     let text = reader.text(name).unwrap_or_default();
     let origins: Vec<&str> = text.split(',').map(str::trim).filter(|origin| !origin.is_empty()).collect();
     if text.contains('*') {
-        reader.error(
-            name,
-            "has `*`: name each origin whose pages may call, such as `https://app.example.com`",
-        );
+        reader
+            .error(name, "has `*`: name each origin whose pages may call, such as `https://app.example.com`");
     } else if !origins.iter().all(|origin| is_origin(origin)) {
         let problem = "is not a list of origins as browsers write them, such as `https://app.example.com,http://localhost:3000`: \
                        https, or http to this machine, without a path, a `/` at the end or the scheme's own port";

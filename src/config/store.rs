@@ -132,7 +132,7 @@ fn is_postgres(reader: &mut Reader<'_>, variable: &str, url: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Env, ConfigError};
+    use super::super::{ConfigError, Env};
     use super::*;
 
     fn read(pairs: &[(&str, &str)], default: Option<&Path>) -> (Option<Store>, Vec<ConfigError>) {

@@ -1,7 +1,7 @@
 //! The names of byok's variables. A variable with byok's prefix and another name was misspelt, and
 //! would otherwise be ignored silently.
 
-use super::{Env, ConfigError};
+use super::{ConfigError, Env};
 
 /// The prefix of byok's variables.
 const OURS: &str = "BYOK_";

@@ -53,9 +53,8 @@ impl Webhook {
             }
         }
         let url = reader.secret(url_name);
-        let url = url.and_then(|text| {
-            address(text.expose()).map_err(|problem| reader.error(url_name, problem)).ok()
-        });
+        let url = url
+            .and_then(|text| address(text.expose()).map_err(|problem| reader.error(url_name, problem)).ok());
         let key = reader.secret(secret_name);
         let key = key.and_then(|text| {
             let key = WebhookKey::parse(text.expose());

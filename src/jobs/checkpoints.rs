@@ -152,7 +152,9 @@ impl Jobs {
         }
         match log.renew_in_time().await {
             Ok(()) => log.refused.is_over(),
-            Err(CheckpointError::Unsigned | CheckpointError::Store(ReadError::Unavailable | ReadError::Busy)) => {}
+            Err(
+                CheckpointError::Unsigned | CheckpointError::Store(ReadError::Unavailable | ReadError::Busy),
+            ) => {}
             // The rows of DEKs that are in memory may be lost.
             Err(CheckpointError::Behind) => self.keyring.clear(log.tenant.uid),
             Err(CheckpointError::Store(ReadError::Rejected | ReadError::Malformed)) => {

@@ -42,7 +42,7 @@ pub use checkpoints::{CheckpointParts, Checkpoints, DestinationShown};
 pub use publication::{Destination, Receiver};
 pub use restored::{RestoreFailed, Restored};
 pub use streams::{Stream, StreamShown};
-pub use tenant_checkpoints::{Checked, CurrentCheckpoint, CheckpointError, TenantCheckpoints};
+pub use tenant_checkpoints::{Checked, CheckpointError, CurrentCheckpoint, TenantCheckpoints};
 pub use upkeep::Upkeep;
 pub use webhooks::Webhooks;
 

@@ -249,7 +249,7 @@ impl TenantCheckpoints {
     /// is out of reach; then the attempt is due again when its lease ends.
     async fn step(&self, at: usize, holder: Uuid, step: PublicationStep) -> bool {
         let destination = self.signing.destinations[at].name.clone();
-        let changes = vec![Change::Publish { place, holder, step }];
+        let changes = vec![Change::Publish { place: destination, holder, step }];
         let batch = Batch::of_changes(self.tenant.uid, changes);
         self.signing.store.commit(&batch).await.is_ok_and(|committed| committed.applied == [1])
     }
@@ -291,7 +291,7 @@ impl TenantCheckpoints {
     }
 
     /// Publishes the checkpoint of the current head at every destination where one is due.
-    async fn publish(&self, holder: Uuid, stop: &CancellationToken) {
+    async fn publish_where_due(&self, holder: Uuid, stop: &CancellationToken) {
         if self.is_behind() {
             return;
         }
@@ -320,7 +320,7 @@ impl Jobs {
         if self.checkpoints.signing.destinations.is_empty() {
             return;
         }
-        let publishing = async |log: Arc<TenantCheckpoints>| log.publish(holder, stop).await;
+        let publishing = async |log: Arc<TenantCheckpoints>| log.publish_where_due(holder, stop).await;
         iter(self.checkpoints.logs()).for_each_concurrent(AT_ONCE, publishing).await;
     }
 }

@@ -341,7 +341,8 @@ impl TenantCheckpoints {
             }
         }
         known.ended = self.unexplained_heads(known, &tree).await?;
-        let (now, behind) = (SignedHead::of(&tree.head), !missing_heads.is_empty() || !known.ended.is_empty());
+        let (now, behind) =
+            (SignedHead::of(&tree.head), !missing_heads.is_empty() || !known.ended.is_empty());
         if behind != self.behind.swap(behind, Ordering::SeqCst) {
             match missing_heads.first().or(known.ended.first()) {
                 None => {

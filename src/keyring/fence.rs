@@ -238,9 +238,9 @@ mod tests {
     /// Whether the commit must find a young proof in the row.
     fn asks_for_proof(used: &KeyUse, now: BootTime) -> bool {
         let fence = used.condition(&state(Posture::Active, 0), now, BOUND).unwrap();
-        match fence.must {
-            Must::BeProven { epoch: 0, within: BOUND } => true,
-            Must::BeActive { epoch: 0 } => false,
+        match fence.requirement {
+            Requirement::Proven { epoch: 0, within: BOUND } => true,
+            Requirement::Active { epoch: 0 } => false,
             other => panic!("{other:?}"),
         }
     }

@@ -1,30 +1,90 @@
 //! Pages of the audit log.
 
+use std::collections::BTreeMap;
+
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::response::Response;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
 
 use crate::app::{AuditQuery, EntryFilter, no_room};
-use crate::model::{Entry, ErrorCode, Item, Operation, Outcome, Refusal, Source, Timestamp};
+use crate::model::{self, ErrorCode, Operation, Outcome, Refusal, Source, Timestamp};
 
 use super::Front;
 use super::body::answer_within;
 use super::caller::Authenticated;
 use super::problem::problem;
+use super::schema::promises;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Parameters {
+    #[schemars(with = "String", extend("format" = "date-time"))]
     from: Option<String>,
+    #[schemars(with = "String", extend("format" = "date-time"))]
     until: Option<String>,
+    #[schemars(with = "Operation")]
     operation: Option<String>,
+    #[schemars(with = "Outcome")]
     outcome: Option<String>,
+    #[schemars(with = "String")]
     user: Option<String>,
+    #[schemars(with = "String")]
     record_id: Option<String>,
+    #[schemars(with = "u32", range(min = 1, max = 500), extend("default" = 50))]
     first: Option<u32>,
+    #[schemars(with = "String")]
     after: Option<String>,
+}
+
+#[derive(JsonSchema, Serialize)]
+#[schemars(transform = promises(&["entries", "next"]))]
+pub(super) struct AuditPage {
+    entries: Vec<Entry>,
+    /// Pass it as `after` to get the next page. A page may hold fewer entries than requested, or
+    /// none, although more follow; null means that this is the end.
+    next: Option<String>,
+}
+
+#[derive(JsonSchema, Serialize)]
+#[schemars(transform = promises(&[]))]
+struct Entry {
+    at: String,
+    authenticated_by: &'static str,
+    detail: Option<String>,
+    id: String,
+    item_count: u64,
+    items: Vec<Item>,
+    #[schemars(with = "Operation")]
+    operation: &'static str,
+    #[schemars(with = "Outcome")]
+    outcome: &'static str,
+    request_id: Option<String>,
+    role: String,
+    /// The number of refused items that `items` leaves out, by code.
+    unlisted_refusals: BTreeMap<&'static str, u64>,
+    user: Option<String>,
+    /// The earlier entry that this refusal replaces: its answer was withheld after the entry was
+    /// written.
+    voids: Option<String>,
+}
+
+#[derive(JsonSchema, Serialize)]
+#[schemars(inline, transform = promises(&[]))]
+struct Item {
+    dek_id: Option<String>,
+    key_version: Option<String>,
+    kms_request_id: Option<String>,
+    #[schemars(schema_with = "item_outcome")]
+    outcome: &'static str,
+    record_id: Option<String>,
+    #[schemars(with = "Option<Source>")]
+    source: Option<&'static str>,
+}
+
+fn item_outcome(generator: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "oneOf": [{ "const": "OK" }, generator.subschema_for::<ErrorCode>()] })
 }
 
 pub(super) async fn page(
@@ -44,8 +104,8 @@ pub(super) async fn page(
         Err(refusal) => return problem(&refusal),
         Ok(page) if !room.hold_at_least(page.bytes.min(room.largest_answer())) => Err(no_room()),
         Ok(page) => {
-            let entries: Vec<Value> = page.entries.iter().map(|(_, entry)| entry_json(entry)).collect();
-            answer_within(&*room, &json!({ "entries": entries, "next": page.next }))
+            let entries = page.entries.iter().map(|(_, entry)| entry.into()).collect();
+            answer_within(&*room, &AuditPage { entries, next: page.next })
         }
     };
     match answered {
@@ -100,37 +160,39 @@ fn malformed(why: &'static str) -> Refusal {
     Refusal::because(ErrorCode::RequestMalformed, why)
 }
 
-fn entry_json(entry: &Entry) -> Value {
-    json!({
-        "id": entry.id.to_string(),
-        "at": entry.at.to_string(),
-        "operation": entry.operation.as_str(),
-        "outcome": entry.outcome.as_str(),
-        "role": entry.role,
-        "user": entry.user,
-        "authenticated_by": entry.means.as_str(),
-        "request_id": entry.request_id,
-        "detail": entry.detail,
-        "voids": entry.extensions.voids().map(|id| id.to_string()),
-        "item_count": entry.item_count(),
-        "unlisted_refusals": unlisted_refusals(entry),
-        "items": entry.items.iter().map(item_json).collect::<Vec<_>>(),
-    })
+impl From<&model::Entry> for Entry {
+    fn from(entry: &model::Entry) -> Self {
+        let refusals = entry.extensions.unlisted_refusals().into_iter();
+        Self {
+            at: entry.at.to_string(),
+            authenticated_by: entry.means.as_str(),
+            detail: entry.detail.as_deref().map(str::to_owned),
+            id: entry.id.to_string(),
+            item_count: entry.item_count(),
+            items: entry.items.iter().map(Item::from).collect(),
+            operation: entry.operation.as_str(),
+            outcome: entry.outcome.as_str(),
+            request_id: entry.request_id.clone(),
+            role: entry.role.to_string(),
+            unlisted_refusals: refusals.map(|(code, count)| (code.as_str(), count)).collect(),
+            user: entry.user.clone(),
+            voids: entry.extensions.voids().map(|id| id.to_string()),
+        }
+    }
 }
 
-/// The number of refused items that `items` leaves out, by code.
-fn unlisted_refusals(entry: &Entry) -> Value {
-    let counts = entry.extensions.unlisted_refusals().into_iter();
-    counts.map(|(code, count)| (code.as_str().to_owned(), Value::from(count))).collect()
-}
-
-fn item_json(item: &Item) -> Value {
-    json!({
-        "record_id": item.record_id,
-        "dek_id": item.dek_id.map(|id| id.to_string()),
-        "key_version": item.key_version.as_ref().map(ToString::to_string),
-        "source": item.source.map(|source| match source { Source::Cache => "cache", Source::Kms => "kms" }),
-        "kms_request_id": item.kms_request_id,
-        "outcome": item.refused.map_or("OK", ErrorCode::as_str),
-    })
+impl From<&model::Item> for Item {
+    fn from(item: &model::Item) -> Self {
+        Self {
+            dek_id: item.dek_id.map(|id| id.to_string()),
+            key_version: item.key_version.as_ref().map(ToString::to_string),
+            kms_request_id: item.kms_request_id.as_deref().map(str::to_owned),
+            outcome: item.refused.map_or("OK", ErrorCode::as_str),
+            record_id: item.record_id.as_deref().map(str::to_owned),
+            source: item.source.map(|source| match source {
+                Source::Cache => "cache",
+                Source::Kms => "kms",
+            }),
+        }
+    }
 }

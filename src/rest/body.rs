@@ -1,12 +1,14 @@
 //! Parsing of bodies: complete, up to the limit, as JSON. No error message contains a part of the
 //! body.
 
+use std::borrow::Cow;
 use std::marker::PhantomData;
 
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -237,6 +239,24 @@ impl<'de> Deserialize<'de> for ContextField {
             }
         }
         deserializer.deserialize_any(Pairs)
+    }
+}
+
+impl JsonSchema for ContextField {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Context".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": ["object", "null"], "additionalProperties": { "type": "string" }, "maxProperties": 64,
+            "description": "The context that the ciphertext is bound to; needed again to decrypt. Must contain `record_id`, which to encrypt has at most 512 bytes.",
+            "examples": [{ "record_id": "user-123" }],
+        })
     }
 }
 

@@ -5,7 +5,7 @@ use axum::extract::State;
 use axum::response::Response;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde::{Deserialize, Serialize, Serializer};
+use serde::Serialize;
 
 use crate::app::{
     Answered, Committed, DecryptItem, Decrypted, EncryptItem, Encrypted, Plaintext, Release, Room,
@@ -15,104 +15,13 @@ use crate::model::{ErrorCode, Operation, Refusal};
 use crate::tenancy::Caller;
 
 use super::Front;
-use super::body::{ContextField, Object, answer_within, read};
+use super::body::{Object, answer_within, read};
 use super::caller::Authenticated;
+use super::crypt_json::{
+    DecryptAnswer, DecryptManyAnswer, DecryptManyRequest, DecryptRequest, Encoding, EncryptAnswer,
+    EncryptManyAnswer, EncryptManyRequest, EncryptRequest, ItemAnswer,
+};
 use super::problem::problem;
-
-/// How bytes are written in JSON. Read from a string, since serde's own form of an enum also
-/// accepts `{"UTF8": null}`.
-#[derive(Clone, Copy, Default, Deserialize)]
-#[serde(try_from = "String")]
-enum Encoding {
-    /// As text.
-    #[default]
-    Utf8,
-    /// Standard base64, padded (RFC 4648, section 4).
-    Base64,
-}
-
-impl TryFrom<String> for Encoding {
-    type Error = &'static str;
-
-    fn try_from(name: String) -> Result<Self, &'static str> {
-        match name.as_str() {
-            "UTF8" | "utf8" => Ok(Self::Utf8),
-            "BASE64" | "base64" => Ok(Self::Base64),
-            _ => Err("no such encoding"),
-        }
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct EncryptBody {
-    plaintext: String,
-    #[serde(default)]
-    context: ContextField,
-    record_id: Option<String>,
-    field: Option<String>,
-    #[serde(default)]
-    encoding: Option<Encoding>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct DecryptBody {
-    ciphertext: String,
-    #[serde(default)]
-    context: ContextField,
-    record_id: Option<String>,
-    field: Option<String>,
-    #[serde(default)]
-    encoding: Option<Encoding>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Many<T> {
-    items: Vec<Object<T>>,
-}
-
-/// The answer to an encrypt call.
-#[derive(Serialize)]
-struct EncryptAnswer {
-    ciphertext: String,
-    key_version: String,
-}
-
-/// The answer to a decrypt call.
-#[derive(Serialize)]
-struct DecryptAnswer {
-    #[serde(serialize_with = "expose")]
-    plaintext: SecretText,
-}
-
-fn expose<S: Serializer>(secret: &SecretText, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(secret.expose())
-}
-
-/// The answer to one of many items, or its error.
-#[derive(Serialize)]
-#[serde(untagged)]
-enum ItemAnswer<T> {
-    Done(T),
-    Refused { error: ItemError },
-}
-
-#[derive(Serialize)]
-struct ItemError {
-    code: &'static str,
-    message: String,
-    retryable: bool,
-    /// The wrong field of the item.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    field: Option<String>,
-}
-
-#[derive(Serialize)]
-struct ManyAnswer<T> {
-    items: Vec<ItemAnswer<T>>,
-}
 
 pub(super) async fn encrypt(
     State(front): State<Front>,
@@ -122,7 +31,7 @@ pub(super) async fn encrypt(
     if let Err(refusal) = front.app.permit(&caller, Operation::Encrypt).await {
         return problem(&refusal);
     }
-    let item = read::<EncryptBody>(&front, body).await.and_then(EncryptBody::into_item);
+    let item = read::<EncryptRequest>(&front, body).await.and_then(EncryptRequest::into_item);
     match front.app.encrypt(&caller, vec![item]).await {
         Ok(Answered { answers, committed }) => {
             released(front, caller, committed, one(&*room, answers.into_iter().map(encrypted))).await
@@ -139,13 +48,14 @@ pub(super) async fn encrypt_many(
     if let Err(refusal) = front.app.permit(&caller, Operation::Encrypt).await {
         return problem(&refusal);
     }
-    let items = match read::<Many<EncryptBody>>(&front, body).await {
+    let items = match read::<EncryptManyRequest>(&front, body).await {
         Ok(many) => many.items.into_iter().map(|Object(body)| body.into_item()).collect(),
         Err(refusal) => return problem(&front.app.refuse(&caller, Operation::Encrypt, refusal).await),
     };
     match front.app.encrypt(&caller, items).await {
         Ok(Answered { answers, committed }) => {
-            released(front, caller, committed, many(&*room, answers.into_iter().map(encrypted))).await
+            let items = answers.into_iter().map(|answer| ItemAnswer::from(encrypted(answer))).collect();
+            released(front, caller, committed, answer_within(&*room, &EncryptManyAnswer { items })).await
         }
         Err(refusal) => problem(&refusal),
     }
@@ -159,7 +69,7 @@ pub(super) async fn decrypt(
     if let Err(refusal) = front.app.permit(&caller, Operation::Decrypt).await {
         return problem(&refusal);
     }
-    let (item, encoding) = split(read::<DecryptBody>(&front, body).await);
+    let (item, encoding) = split(read::<DecryptRequest>(&front, body).await);
     match front.app.decrypt(&caller, Operation::Decrypt, vec![item]).await {
         Ok(Answered { answers, committed }) => {
             let answer = one(&*room, answers.into_iter().map(|answer| decrypted(answer, encoding)));
@@ -177,7 +87,7 @@ pub(super) async fn decrypt_many(
     if let Err(refusal) = front.app.permit(&caller, Operation::Decrypt).await {
         return problem(&refusal);
     }
-    let bodies = match read::<Many<DecryptBody>>(&front, body).await {
+    let bodies = match read::<DecryptManyRequest>(&front, body).await {
         Ok(many) => many.items,
         Err(refusal) => return problem(&front.app.refuse(&caller, Operation::Decrypt, refusal).await),
     };
@@ -185,8 +95,8 @@ pub(super) async fn decrypt_many(
     match front.app.decrypt(&caller, Operation::Decrypt, items).await {
         Ok(Answered { answers, committed }) => {
             let answers = answers.into_iter().zip(encodings);
-            let answer = many(&*room, answers.map(|(answer, encoding)| decrypted(answer, encoding)));
-            released(front, caller, committed, answer).await
+            let items = answers.map(|(answer, encoding)| decrypted(answer, encoding).into()).collect();
+            released(front, caller, committed, answer_within(&*room, &DecryptManyAnswer { items })).await
         }
         Err(refusal) => problem(&refusal),
     }
@@ -211,7 +121,7 @@ async fn released(
     }
 }
 
-impl EncryptBody {
+impl EncryptRequest {
     fn into_item(self) -> Result<EncryptItem, Refusal> {
         // First of all, move the text into a type that is wiped.
         let text = Plaintext::new(self.plaintext.into_bytes());
@@ -228,7 +138,7 @@ impl EncryptBody {
     }
 }
 
-fn split(body: Result<DecryptBody, Refusal>) -> (Result<DecryptItem, Refusal>, Encoding) {
+fn split(body: Result<DecryptRequest, Refusal>) -> (Result<DecryptItem, Refusal>, Encoding) {
     match body {
         Err(refusal) => (Err(refusal), Encoding::default()),
         Ok(body) => {
@@ -265,24 +175,4 @@ fn one<T: Serialize>(
         Ok(value) => answer_within(room, &value),
         Err(refusal) => Ok(problem(&refusal)),
     }
-}
-
-fn many<T: Serialize>(
-    room: &dyn Room,
-    answers: impl Iterator<Item = Result<T, Refusal>>,
-) -> Result<Response, Refusal> {
-    let items = answers
-        .map(|answer| match answer {
-            Ok(value) => ItemAnswer::Done(value),
-            Err(refusal) => ItemAnswer::Refused {
-                error: ItemError {
-                    field: refusal.field().map(str::to_owned),
-                    code: refusal.code.as_str(),
-                    message: refusal.message.into_owned(),
-                    retryable: refusal.code.retryable(),
-                },
-            },
-        })
-        .collect();
-    answer_within(room, &ManyAnswer { items })
 }

@@ -7,13 +7,16 @@ use std::sync::{Arc, OnceLock};
 use axum::extract::State;
 use axum::http::request::Parts;
 use axum::response::Response;
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde_json::json;
 
-use crate::app::{Health, HealthStatus};
+use crate::app::{self, HealthStatus};
 use crate::model::{ErrorCode, Posture, RequestId};
 
 use super::Front;
 use super::body::answer;
+use super::schema::promises;
 
 /// The state of the database found at start-up; unknown until it is reached. nSelf's tools wait for
 /// the migrations.
@@ -50,15 +53,88 @@ pub struct DatabaseFound {
     pub audit_protected: bool,
 }
 
+#[derive(JsonSchema, Serialize)]
+#[schemars(transform = promises(&[]))]
+pub(super) struct Serving {
+    migrations: Migrations,
+    status: ServingStatus,
+}
+
+#[derive(JsonSchema, Serialize)]
+#[schemars(inline)]
+enum ServingStatus {
+    #[serde(rename = "OK")]
+    Ok,
+}
+
+#[derive(JsonSchema, Serialize)]
+#[schemars(inline, transform = promises(&[]))]
+struct Migrations {
+    applied: u32,
+    expected: u32,
+}
+
+#[derive(JsonSchema, Serialize)]
+#[schemars(transform = promises(&[]))]
+pub(super) struct Health {
+    /// BEHIND if the database was restored or rewritten, so that the log is older than its
+    /// published checkpoint; no call is answered then.
+    audit_log: AuditLogStatus,
+    /// Whether the serving role can neither change nor delete entries.
+    audit_protected: bool,
+    /// The greatest age of the last proof that the key works at which a call is still answered.
+    bound_seconds: f64,
+    database: DatabaseStatus,
+    error: Option<&'static str>,
+    key_version: Option<String>,
+    /// How long the wrap and the unwrap took; null if the KMS was not asked.
+    kms_latency_ms: Option<f64>,
+    /// When the key was last shown to work.
+    #[schemars(extend("format" = "date-time"))]
+    last_success: Option<String>,
+    last_success_seconds_ago: Option<f64>,
+    migrations: Migrations,
+    /// When the server tries again to log in to the KMS, which refused its credential; a new
+    /// credential is tried at once. Null otherwise.
+    #[schemars(extend("format" = "date-time"))]
+    next_login: Option<String>,
+    /// The posture of this key version; null until one of its data keys is used.
+    #[schemars(with = "Option<Posture>")]
+    posture: Option<&'static str>,
+    #[schemars(with = "HealthStatus")]
+    status: &'static str,
+    /// The worst posture of all key versions that are probed.
+    #[schemars(with = "Option<Posture>")]
+    worst_posture: Option<&'static str>,
+}
+
+#[derive(JsonSchema, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+#[schemars(inline)]
+enum AuditLogStatus {
+    Ok,
+    Behind,
+}
+
+#[derive(JsonSchema, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+#[schemars(inline)]
+enum DatabaseStatus {
+    Ok,
+    Unavailable,
+}
+
 /// Whether the server serves. Independent of all keys, so that a key turned off by a customer does
 /// not look like a server that must be replaced. nSelf's tools read only the status and the
 /// migrations.
 pub(super) async fn serves(State(front): State<Front>) -> Response {
-    answer(200, &json!({ "status": "OK", "migrations": migrations(&front.database) }))
+    answer(200, &Serving { migrations: Migrations::of(&front.database), status: ServingStatus::Ok })
 }
 
-fn migrations(database: &DatabaseState) -> serde_json::Value {
-    json!({ "applied": database.get().applied, "expected": database.expected })
+impl Migrations {
+    fn of(database: &DatabaseState) -> Self {
+        Self { applied: database.get().applied, expected: database.expected }
+    }
 }
 
 /// Whether the key works: 200 if it does, otherwise 503. Wraps and unwraps a DEK for a caller with
@@ -69,39 +145,37 @@ pub(super) async fn health(State(front): State<Front>, head: Parts) -> Response 
     let has_identity = front.app.authenticate(&head.headers, &head.extensions, request_id).is_ok();
     drop(head);
     let health = if has_identity { front.app.health().await } else { front.app.known_health().await };
-    health_json(&front, health)
+    health_answer(&front, health)
 }
 
 /// The last known health with the key version, for monitoring on the listener of the metrics.
 pub(super) async fn watched(State(front): State<Front>) -> Response {
     let health = front.app.watched_health().await;
-    health_json(&front, health)
+    health_answer(&front, health)
 }
 
-fn health_json(front: &Front, health: Health) -> Response {
+fn health_answer(front: &Front, health: app::Health) -> Response {
     let status = match health.status {
         HealthStatus::Ok => 200,
         HealthStatus::Degraded | HealthStatus::Revoked => 503,
     };
-    answer(
-        status,
-        &json!({
-            "status": health.status.as_str(),
-            "database": if health.database { "OK" } else { "UNAVAILABLE" },
-            "audit_log": if health.audit_log { "OK" } else { "BEHIND" },
-            "key_version": health.key_version.map(|version| version.to_string()),
-            "error": health.error.map(ErrorCode::as_str),
-            "kms_latency_ms": health.kms_latency.map(|latency| latency.as_secs_f64() * 1_000.0),
-            "posture": health.posture.map(Posture::as_str),
-            "worst_posture": health.worst_posture.map(Posture::as_str),
-            "last_success": health.last_success.map(|(at, _)| at.to_string()),
-            "last_success_seconds_ago": health.last_success.map(|(_, age)| age.as_secs_f64()),
-            "bound_seconds": health.bound.as_secs_f64(),
-            "next_login": health.next_login.map(|at| at.to_string()),
-            "audit_protected": front.database.get().audit_protected,
-            "migrations": migrations(&front.database),
-        }),
-    )
+    let body = Health {
+        audit_log: if health.audit_log { AuditLogStatus::Ok } else { AuditLogStatus::Behind },
+        audit_protected: front.database.get().audit_protected,
+        bound_seconds: health.bound.as_secs_f64(),
+        database: if health.database { DatabaseStatus::Ok } else { DatabaseStatus::Unavailable },
+        error: health.error.map(ErrorCode::as_str),
+        key_version: health.key_version.map(|version| version.to_string()),
+        kms_latency_ms: health.kms_latency.map(|latency| latency.as_secs_f64() * 1_000.0),
+        last_success: health.last_success.map(|(at, _)| at.to_string()),
+        last_success_seconds_ago: health.last_success.map(|(_, age)| age.as_secs_f64()),
+        migrations: Migrations::of(&front.database),
+        next_login: health.next_login.map(|at| at.to_string()),
+        posture: health.posture.map(Posture::as_str),
+        status: health.status.as_str(),
+        worst_posture: health.worst_posture.map(Posture::as_str),
+    };
+    answer(status, &body)
 }
 
 /// Whether calls may be sent here: the server is not stopping, the database answers and accepts

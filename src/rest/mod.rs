@@ -8,10 +8,12 @@ mod body;
 mod caller;
 mod checkpoint;
 mod crypt;
+mod crypt_json;
 mod health;
 mod openapi;
 mod problem;
 mod rotate;
+mod schema;
 
 use std::sync::Arc;
 

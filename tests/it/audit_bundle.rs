@@ -67,7 +67,7 @@ async fn what_no_checkpoint_speaks_of_is_said_and_not_exported() {
     let said =
         sealed.byok(&["export", "--key", &key], &[("DATABASE_URL", &sealed.server.database_url)]).await;
     said.holds();
-    assert!(said.text.contains("no checkpoint speaks yet of places 7 to before 12"), "{}", said.text);
+    assert!(said.text.contains("no checkpoint covers places 7 to before 12 yet"), "{}", said.text);
     // Only what was exported may go where a retention asks for that.
     let noted: Vec<(i64, i64)> = sqlx::query_as("SELECT first, past FROM np_byok_exports")
         .fetch_all(&sealed.server.database().await)

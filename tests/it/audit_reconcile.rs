@@ -256,6 +256,12 @@ async fn a_call_missing_from_their_log_is_named_with_its_entry() {
     assert_eq!((&missing[0]["kms_request_id"], &missing[0]["place"]), (&json!(id), &json!(0)));
     assert_eq!((&missing[0]["entry"], &missing[0]["operation"]), (&entry["id"], &json!("encrypt")));
 
+    // An export without any call of the key that is named compares nothing.
+    let file = device.file();
+    let typo = ["audit", "reconcile", file.to_str().unwrap(), "--margin", "0", "--key", "typo"];
+    let (code, said) = byok(&server, &typo).await;
+    assert!(code == Some(1) && said.contains("calls of the keys   0"), "{said}");
+
     // What cannot be read is said with its line, and the rest is read.
     let torn = format!("{}\n{{\"type\":\n{}\n", without[0], text);
     std::fs::write(&shorter, torn).unwrap();

@@ -273,5 +273,5 @@ async fn keys_are_printed_without_a_database_and_while_it_is_down() {
     let unreachable = byok(&[key, nowhere], &["audit", "key"]).await;
     assert_eq!((unreachable.status.code(), &*unreachable.stdout), (Some(0), printed.as_bytes()));
     let said = String::from_utf8(unreachable.stderr).unwrap();
-    assert!(said.starts_with("only the key of log 1 is told"), "{said}");
+    assert!(said.starts_with("only the key of log 1 is printed"), "{said}");
 }

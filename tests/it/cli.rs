@@ -238,7 +238,9 @@ async fn doctor_names_the_right_that_is_missing() {
     assert!(said.contains(&right), "{said}");
     let said = doctor_with(&server, &["encrypt", "decrypt"]).await;
     assert!(
-        said.contains("warn  key: re-wrapping a DEK: AccessDenied, HTTP 403; all but rotation works"),
+        said.contains(
+            "warn  key: re-wrapping a DEK: AccessDenied, HTTP 403; everything except rotation works"
+        ),
         "{said}"
     );
     let said = doctor_with(&server, &["decrypt", "rewrap"]).await;

@@ -47,7 +47,7 @@ async fn a_transit_key_that_was_deleted_and_remade_is_named() {
         &[
             "ok    key: a DEK was wrapped and unwrapped",
             &format!("FAIL  posture: {version} is revoked since"),
-            &format!("FAIL  stored DEKs: the key is not the one that wrapped what is under {version}"),
+            &format!("FAIL  stored DEKs: the key is not the one that wrapped the DEKs under {version}"),
             "the key was deleted and made anew",
             "vault write transit/restore",
             "lost for good",
@@ -82,7 +82,7 @@ async fn an_azure_key_that_was_purged_and_remade_is_named() {
             "ok    key: a DEK was wrapped and unwrapped",
             "is revoked since",
             "(the KMS's answer: KeyNotFound)",
-            "FAIL  stored DEKs: the key works, but does not unwrap (KeyNotFound) what is under",
+            "FAIL  stored DEKs: the key works, but does not unwrap (KeyNotFound) the DEKs under",
             "az keyvault key restore",
         ],
     );
@@ -99,7 +99,7 @@ async fn an_altered_dek_is_told_from_a_replaced_key() {
     sqlx::query(damage).execute(&server.database().await).await.unwrap();
     says(
         &server.doctor().await,
-        &["FAIL  stored DEKs: 1 of 3 do not open, which were altered, under", "restore these rows"],
+        &["FAIL  stored DEKs: 1 of 3 were altered, and are not unwrapped, under", "restore these rows"],
     );
 }
 
@@ -128,7 +128,7 @@ async fn encrypting_for_a_record_whose_dek_another_key_wraps_says_that() {
     says(
         &doctor,
         &[
-            "FAIL  stored DEKs: another key than the configured one wraps what is under",
+            "FAIL  stored DEKs: another key than the configured one wrapped the DEKs under",
             "BYOK_VAULT_TRANSIT_KEY",
         ],
     );

@@ -147,7 +147,8 @@ async fn a_server_that_still_answers_has_another_exit_code_and_signed_report() {
     let output = drill(folder.path(), &server, &["--off-command", "true", "--on-command", "true"]).await;
     assert_eq!(output.status.code(), Some(4), "{}", text(&output.stderr));
     let report = report(folder.path());
-    assert_eq!(report["verdict"], "too_late");
+    assert_eq!(report["verdict"], "not_refused");
+    assert!(text(&output.stderr).contains("no call was refused"), "{}", text(&output.stderr));
     assert!(report["plaintexts_after_bound"].as_u64().unwrap() > 10);
     assert_eq!(report["first_refusal"], json!(null));
     assert!(is_signed(folder.path()));
@@ -214,4 +215,5 @@ async fn a_key_that_is_off_already_is_not_drilled() {
     let output = drill(folder.path(), &server, &["--at-refusal"]).await;
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("health says REVOKED"), "{}", text(&output.stderr));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "no key is left behind");
 }

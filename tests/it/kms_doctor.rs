@@ -48,7 +48,7 @@ async fn at_aws_it_names_the_right_role_secret_and_route() {
     let one = said(&[("AWS_SECRET_ACCESS_KEY", "wrong")]).await;
     says(&one, &["FAIL  key: our credential: CredentialInvalid"]);
     let one = said(&[("BYOK_AWS_STS_ENDPOINT", NOWHERE)]).await;
-    says(&one, &["FAIL  key: our credential: Unreachable", "where our credential comes from"]);
+    says(&one, &["FAIL  key: our credential: Unreachable", "the source of our credential"]);
     let one = said(&[("BYOK_AWS_ENDPOINT", NOWHERE)]).await;
     says(&one, &["FAIL  key: making a DEK: Unreachable", "check the KMS's address"]);
     let mut less = permissions(&key.arn, &[]);

@@ -173,7 +173,7 @@ async fn a_secret_bound_to_a_start_is_named_and_keeps_counting() {
     let server = TestServer::with(&[("BYOK_ROW_MAC_KEY_FILE", path.to_str().unwrap())]).await;
     let token = server.encrypt("plain", "r").await;
     fs::write(&path, key(8)).unwrap();
-    until("it is said", async || server.logged().contains("is in use after a restart alone")).await;
+    until("it is said", async || server.logged().contains("takes effect only after a restart")).await;
     assert!(server.logged().contains("BYOK_ROW_MAC_KEY_FILE"));
     assert_eq!(server.decrypt(&token, "r").await.status, 200);
     let metrics = server.get("/metrics").await.body;
@@ -209,7 +209,7 @@ async fn a_signing_key_is_exchanged_where_the_one_before_stands_beside_it() {
     // Keys of whoever can write the files, and none that this server has signed with.
     make(&current);
     make(&previous);
-    until("it is refused", async || server.logged().contains("is in use after a restart alone")).await;
+    until("it is refused", async || server.logged().contains("takes effect only after a restart")).await;
     assert_eq!(keys().await, rotated);
 }
 
@@ -223,7 +223,7 @@ async fn a_pipe_or_huge_file_as_a_secret_delays_nobody() {
     fs::remove_file(&path).unwrap();
     let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
     rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
-    until("the pipe is said", async || server.logged().contains("is no regular file")).await;
+    until("the pipe is said", async || server.logged().contains("is not a regular file")).await;
     fs::remove_file(&path).unwrap();
     fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
     until("the size is said", async || server.logged().contains("more than 1048576 bytes")).await;

@@ -23,7 +23,7 @@ async fn with_passwords() -> (Server, impl Fn(&str) -> String) {
 
 /// How often the log says that a new URL cannot be used yet.
 fn refusals(server: &TestServer) -> usize {
-    server.logged().matches("by its new URL the database").count()
+    server.logged().matches("at its new URL the database").count()
 }
 
 #[tokio::test]
@@ -39,7 +39,7 @@ async fn a_changed_password_is_reread_and_old_connections_are_retired() {
     // Written before the password is changed: it does not work yet.
     fs::write(&path, url("second-s3cret")).unwrap();
     until("it is said", async || refusals(&server) == 1).await;
-    assert_eq!(server.decrypt(&token, "r").await.status, 200, "the URL before stays in use");
+    assert_eq!(server.decrypt(&token, "r").await.status, 200, "the previous URL stays in use");
 
     let moment = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::int8";
     let before = number(&postgres.url, moment).await;
@@ -62,7 +62,7 @@ async fn a_changed_password_is_reread_and_old_connections_are_retired() {
 
     // A URL that is none, and another database.
     fs::write(&path, "mysql://byok_rotated:third-s3cret@localhost/byok_rotated").unwrap();
-    until("it is said", async || server.logged().contains("is of no use")).await;
+    until("it is said", async || server.logged().contains("is not valid")).await;
     execute(&postgres.url, "CREATE DATABASE byok_other OWNER byok_rotated").await;
     let good = url("second-s3cret");
     fs::write(&path, format!("{}/byok_other", good.strip_suffix("/byok_rotated").unwrap())).unwrap();

@@ -15,7 +15,7 @@ use super::configuration::parse_one;
 use super::pem::{self, PublicKey};
 use super::verifier::Verifier;
 use crate::auth::Authenticator;
-use crate::config::{self, Env, ConfigError, Reader};
+use crate::config::{self, ConfigError, Env, Reader};
 use crate::model::{Clock, Identity, Refusal, Timestamp};
 
 /// 2026-11-23T10:00:00Z.

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use clap::{Args, ValueEnum};
+use clap::{ArgGroup, Args, ValueEnum};
 
 use crate::admin::{AdminError, Erased, LogAdmin};
 use crate::audit::Committer;
@@ -38,9 +38,10 @@ enum Switch {
 /// What to erase.
 #[derive(Args)]
 #[group(skip)]
+#[command(group = ArgGroup::new("personal value").required(true).args(["user", "record"]))]
 pub(super) struct Erase {
     /// The user whose id is erased from all of their entries, together with the request ids
-    #[arg(long, value_name = "USER", required_unless_present = "record", conflicts_with = "record")]
+    #[arg(long, value_name = "USER")]
     user: Option<String>,
     /// The record whose id is erased from all of its items, and from the rows of its DEKs
     #[arg(long, value_name = "RECORD")]
@@ -60,7 +61,7 @@ pub(super) struct Prune {
 }
 
 pub(super) async fn hold(arguments: Hold) -> Result<(), Failure> {
-    let (keeper, database, tenant) = keeper(arguments.by).await?;
+    let (admin, database, tenant) = admin(arguments.by).await?;
     match arguments.switch {
         None => {
             let on = database.on_hold(tenant.uid).await.map_err(|error| failed(error.into()))?;
@@ -68,7 +69,7 @@ pub(super) async fn hold(arguments: Hold) -> Result<(), Failure> {
         }
         Some(switch) => {
             let on = matches!(switch, Switch::On);
-            let changed = keeper.hold(tenant.uid, on).await.map_err(failed)?;
+            let changed = admin.hold(tenant.uid, on).await.map_err(failed)?;
             let already = if changed { "" } else { ", as it was" };
             println!("{} is {}on legal hold{already}", tenant.name, if on { "" } else { "not " });
         }
@@ -77,13 +78,13 @@ pub(super) async fn hold(arguments: Hold) -> Result<(), Failure> {
 }
 
 pub(super) async fn erase(arguments: Erase) -> Result<(), Failure> {
-    let (keeper, _, tenant) = keeper(arguments.by).await?;
+    let (admin, _, tenant) = admin(arguments.by).await?;
     let personal = match (arguments.user, arguments.record) {
         (Some(user), _) => PersonalValue::User(user),
         (None, Some(record)) => PersonalValue::Record(record),
         (None, None) => return Err(Failure::Running("say --user or --record".to_owned())),
     };
-    let Erased { entries, deks } = keeper.erase(tenant.uid, &personal).await.map_err(failed)?;
+    let Erased { entries, deks } = admin.erase(tenant.uid, &personal).await.map_err(failed)?;
     let rows = match personal {
         PersonalValue::User(_) => String::new(),
         PersonalValue::Record(_) => format!(" and {deks} rows of DEKs"),
@@ -100,14 +101,14 @@ pub(super) async fn prune(arguments: Prune) -> Result<(), Failure> {
     if !errors.is_empty() {
         return Err(Failure::Configuration(errors));
     }
-    let (keeper, ..) = keeper(arguments.by).await?;
+    let (admin, ..) = admin(arguments.by).await?;
     let Some(age) = retention.age else {
         println!("BYOK_AUDIT_RETENTION_DAYS=0: entries are kept for ever");
         return Ok(());
     };
-    let retention = keeper.older_than(age, retention.exported_only).await.map_err(failed)?;
+    let retention = admin.older_than(age, retention.exported_only).await.map_err(failed)?;
     if arguments.dry_run {
-        for part in keeper.prunable(retention).await.map_err(failed)? {
+        for part in admin.prunable(retention).await.map_err(failed)? {
             for (tenant, ranges) in &part.entries {
                 let entries: u64 = ranges.iter().map(|range| range.end - range.start).sum();
                 println!("{}: {entries} entries of {} would be dropped", part.part, tenant.name);
@@ -116,12 +117,12 @@ pub(super) async fn prune(arguments: Prune) -> Result<(), Failure> {
         println!("nothing was changed");
         return Ok(());
     }
-    let dropped = keeper.prune(retention).await.map_err(failed)?;
+    let dropped = admin.prune(retention).await.map_err(failed)?;
     println!("{dropped} entries dropped; their hashes are kept");
     Ok(())
 }
 
-async fn keeper(by: By) -> Result<(LogAdmin, Arc<dyn Database>, Tenant), Failure> {
+async fn admin(by: By) -> Result<(LogAdmin, Arc<dyn Database>, Tenant), Failure> {
     let (database, tenant) = assemble::as_owner(&Env::of_process()).await?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let committer = Arc::new(Committer::start(database.clone(), clock.clone()));
@@ -148,4 +149,16 @@ pub(super) fn failed(failed: AdminError) -> Failure {
         }
     };
     Failure::Running(problem.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_erasure_without_a_value_names_both_options() {
+        let command = Erase::augment_args(clap::Command::new("erase"));
+        let error = command.try_get_matches_from(["erase"]).unwrap_err().to_string();
+        assert!(error.contains("--user") && error.contains("--record"), "{error}");
+    }
 }

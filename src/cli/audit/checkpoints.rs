@@ -11,7 +11,7 @@ use clap::Args;
 
 use crate::audit::{CheckpointKey, origin_of};
 use crate::cli::{Failure, assemble};
-use crate::config::{self, Audit, Env, ConfigError, Reader, SigningKeys};
+use crate::config::{self, Audit, ConfigError, Env, Reader, SigningKeys};
 use crate::crypto::Ed25519SigningKey;
 use crate::jobs::RestoreFailed;
 
@@ -160,8 +160,8 @@ fn failed(failed: RestoreFailed) -> Failure {
             "the log holds all that was published; nothing was changed (`--anyway` opens another log nevertheless)"
                 .to_owned()
         }
-        RestoreFailed::Unread(place) => {
-            format!("the {place} of checkpoints cannot be read; nothing was changed (`--anyway` continues without it)")
+        RestoreFailed::Unread(kind) => {
+            format!("the {kind} that checkpoints are published to cannot be read; nothing was changed (`--anyway` continues without it)")
         }
         RestoreFailed::Moving => "the log kept growing; try again".to_owned(),
         RestoreFailed::Unavailable => {
@@ -171,7 +171,7 @@ fn failed(failed: RestoreFailed) -> Failure {
             "the database refuses it: only the tables' owner may do this; set BYOK_MIGRATION_DATABASE_URL".to_owned()
         }
         RestoreFailed::Malformed => {
-            "the log's head, or a row of the log, is not of a form that the server writes: run `byok audit verify`".to_owned()
+            "the log's head, or a row of the log, is damaged: run `byok audit verify`".to_owned()
         }
     })
 }

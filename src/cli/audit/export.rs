@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::shown::{bar, checkpoint, ended, keys};
+use super::report::bar;
+use super::trust::{checkpoint, ended, keys};
 use crate::audit::{Committer, Unit, pack};
 use crate::cli::{Failure, assemble};
 use crate::config::Env;
@@ -63,8 +64,9 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
             places.map_err(assemble::read_failure)?.ok_or_else(none)?
         }
     };
-    let export =
-        Export::prepare(&*database, &tenant, Wanted { ended, places, keys, pinned }).await.map_err(said)?;
+    let export = Export::prepare(&*database, &tenant, Wanted { ended, places, keys, pinned })
+        .await
+        .map_err(failure)?;
     let mut out: Box<dyn Write + Send> = match &arguments.out {
         None => Box::new(std::io::stdout()),
         Some(path) => {
@@ -76,14 +78,16 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let committer = Committer::start(database.clone(), clock.clone());
     let entry = entry(&*clock, arguments.by, &export.places());
     let recorded = committer.commit(unit(&tenant, Some(pack(tenant.uid, &entry)), Vec::new())).await;
-    recorded.map_err(|_| Failure::Running("nothing was exported: it could not be recorded in the log".to_owned()))?;
+    recorded.map_err(|_| {
+        Failure::Running("nothing was exported: it could not be recorded in the log".to_owned())
+    })?;
     let bar = bar("{bar:40} {pos}/{len} entries  {per_sec}  {eta} left");
     let uncovered = export.uncovered();
     let mut progress = |done, of| {
         bar.set_length(of);
         bar.set_position(done);
     };
-    let exported = export.write(&mut BufWriter::new(&mut out), &mut progress).await.map_err(said)?;
+    let exported = export.write(&mut BufWriter::new(&mut out), &mut progress).await.map_err(failure)?;
     bar.finish_and_clear();
     if let Some(path) = &arguments.out {
         // Sync the file before the export is noted, because its entries may be dropped after that.
@@ -96,12 +100,14 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
         exported.entries, exported.size
     );
     if let Some(Range { start, end }) = uncovered {
-        eprintln!("no checkpoint speaks yet of places {start} to before {end}: they are not in the bundle");
+        eprintln!("no checkpoint covers places {start} to before {end} yet: they are not in the bundle");
     }
     // If only exported entries are dropped, these may be dropped from now on.
     let note = Change::RecordExport { places: exported.places };
     if committer.commit(unit(&tenant, None, vec![note])).await.is_err() {
-        eprintln!("they are not marked as exported: only the tables' owner may do that (BYOK_MIGRATION_DATABASE_URL)");
+        eprintln!(
+            "they are not marked as exported: only the tables' owner may do that (BYOK_MIGRATION_DATABASE_URL)"
+        );
     }
     Ok(())
 }
@@ -116,7 +122,7 @@ fn unit(tenant: &Tenant, entry: Option<EntryRow>, changes: Vec<Change>) -> Unit 
     Unit { tenant: tenant.uid, entry, changes, fence: Vec::new() }
 }
 
-fn said(error: ExportError) -> Failure {
+fn failure(error: ExportError) -> Failure {
     Failure::Running(match error {
         ExportError::Store(error) => return assemble::read_failure(error),
         ExportError::Write(error) => format!("the bundle could not be written: {error}"),
@@ -133,8 +139,8 @@ fn said(error: ExportError) -> Failure {
             "values were erased while the bundle was written, and it does not say so: export it again"
                 .to_owned()
         }
-        ExportError::Missing { place } => format!(
-            "the entry at place {place} is missing, and so are its hashes: run `byok audit verify`"
-        ),
+        ExportError::Missing { place } => {
+            format!("the entry at place {place} is missing, and so are its hashes: run `byok audit verify`")
+        }
     })
 }

@@ -4,8 +4,9 @@ mod admin;
 mod checkpoints;
 mod export;
 mod reconcile;
+mod report;
 mod reseal;
-mod shown;
+mod trust;
 mod verify;
 mod verify_bundle;
 

@@ -73,6 +73,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let read = move || Export::read(BufReader::with_capacity(1 << 20, input), keys, between);
     let export = tokio::task::spawn_blocking(read).await;
     let export = export.map_err(|_| running("the export cannot be read".to_owned()))?.map_err(unusable)?;
+    let named = arguments.key;
     let terms = Terms { from: arguments.from, until: arguments.to, margin, own: arguments.own };
     let mut reconciliation = Reconciliation::new(export, terms);
     take_entries(&*database, &tenant, &mut reconciliation).await?;
@@ -82,6 +83,11 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.json {
         true => println!("{:#}", report.json()),
         false => show(&report),
+    }
+    if report.calls == 0 && !named.is_empty() {
+        let keys = named.join(", ");
+        let problem = format!("the export holds no call of the key {keys}: check the name and the export");
+        return Err(running(problem));
     }
     match report.explained() {
         true => Ok(()),
@@ -112,7 +118,8 @@ async fn take_entries(
     let filter = EntryFilter { from: Some(from), until: Some(until), ..EntryFilter::default() };
     let mut before = None;
     loop {
-        let page = database.entries(tenant.uid, &filter, before, AT_ONCE).await.map_err(assemble::read_failure)?;
+        let page =
+            database.entries(tenant.uid, &filter, before, AT_ONCE).await.map_err(assemble::read_failure)?;
         page.entries.iter().for_each(|placed| reconciliation.take(placed));
         if page.next.is_none() {
             return Ok(());

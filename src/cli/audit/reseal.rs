@@ -7,7 +7,8 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::admin::failed;
-use super::shown::{bar, checkpoint, keys, show};
+use super::report::{bar, print_report};
+use super::trust::{checkpoint, keys};
 use super::verify::row_mac;
 use crate::admin::{LogAdmin, Resealed};
 use crate::audit::{Committer, RowMacs};
@@ -46,13 +47,13 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let report = report.map_err(assemble::read_failure)?;
     if !report.is_clean() {
         println!("nothing was sealed: the log or a row does not verify");
-        return show(&report, false);
+        return print_report(&report, false);
     }
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let committer = Arc::new(Committer::start(database.clone(), clock.clone()));
-    let keeper = LogAdmin::new(database, committer, clock, arguments.by);
+    let admin = LogAdmin::new(database, committer, clock, arguments.by);
     let Resealed { sealed, kept, contradicted, damaged } =
-        keeper.reseal(&tenant, &macs).await.map_err(failed)?;
+        admin.reseal(&tenant, &macs).await.map_err(failed)?;
     println!("{sealed} rows sealed; {kept} already had MACs of this secret");
     if let Some(finding) = damaged {
         println!("{}: {finding}", finding.name());

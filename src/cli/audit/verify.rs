@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::shown::{bar, checkpoint, ended, keys, show};
+use super::report::{bar, print_report};
+use super::trust::{checkpoint, ended, keys};
 use crate::audit::RowMacs;
 use crate::cli::{Failure, assemble};
 use crate::config::{Env, Reader, RowMac};
@@ -46,7 +47,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
         checked.map_err(assemble::read_failure)?;
     }
     bar.finish_and_clear();
-    show(&report, arguments.json)
+    print_report(&report, arguments.json)
 }
 
 /// Reads the settings of the rows' MACs from the environment.

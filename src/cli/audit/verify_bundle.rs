@@ -7,7 +7,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::shown::{bar, checkpoint, keys, show};
+use super::report::{bar, print_report};
+use super::trust::{checkpoint, keys};
 use crate::cli::Failure;
 use crate::verify::{Trust, verify_bundle};
 
@@ -36,5 +37,5 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     bar.set_length(file.metadata().map_or(0, |file| file.len()));
     let report = verify_bundle(&mut BufReader::new(file), &trust, &mut |read| bar.set_position(read));
     bar.finish_and_clear();
-    show(&report.map_err(failed)?, arguments.json)
+    print_report(&report.map_err(failed)?, arguments.json)
 }

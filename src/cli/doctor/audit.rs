@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::Findings;
 use crate::cli::assemble;
-use crate::config;
+use crate::config::{self, CheckpointDestinations};
 
 /// The time limit for the destinations to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -18,18 +18,18 @@ pub(super) async fn check(
     audit: config::Audit,
     store: Option<&config::Store>,
 ) -> bool {
-    let places = &audit.destinations;
-    let published = places.directory.is_some() || places.bucket.is_some() || places.webhook.is_some();
+    let CheckpointDestinations { directory, bucket, webhook, .. } = &audit.destinations;
+    let published = directory.is_some() || bucket.is_some() || webhook.is_some();
     match (&audit.keys, published) {
-        (None, _) => findings.open(
+        (None, _) => findings.warn(
             "audit log: no checkpoint is signed, so the owner of the database can rewrite the log, and nobody can prove it",
             "make a key with `byok audit key --generate FILE`, and set BYOK_AUDIT_SIGNING_KEY_FILE to it",
         ),
-        (Some(_), false) => findings.open(
+        (Some(_), false) => findings.warn(
             "audit log: checkpoints are signed, but kept only in this database, where whoever rewrites the log can replace them too",
             "set BYOK_AUDIT_CHECKPOINT_DIR, …_S3_BUCKET or …_WEBHOOK_URL to a destination that this server's operator does not own",
         ),
-        (Some(_), true) => findings.good("audit log: checkpoints are signed and published"),
+        (Some(_), true) => findings.ok("audit log: checkpoints are signed and published"),
     }
     let Some(store) = store else { return false };
     // Problems of the database are reported elsewhere.
@@ -39,16 +39,16 @@ pub(super) async fn check(
     let of_tenant = checkpoints.of(&Arc::new(tenant));
     match tokio::time::timeout(PATIENCE, of_tenant.check()).await {
         Ok(Ok(checked)) => {
-            for place in checked.unread {
-                findings.open(
-                    &format!("audit log: the {place} of checkpoints cannot be read, so a rewritten log does not show from it"),
+            for kind in checked.unread {
+                findings.warn(
+                    &format!("audit log: the {kind} that checkpoints are published to cannot be read, so it cannot show whether the log was rewritten"),
                     "let this server read it too; for a bucket, s3:GetObject and s3:ListBucket",
                 );
             }
             let holds = checked.holds;
             match holds {
-                true => findings.good("audit log: it contains all that is known to be published"),
-                false => findings.fault(
+                true => findings.ok("audit log: it contains all that is known to be published"),
+                false => findings.fail(
                     "audit log: it is shorter than what was published of it, or differs; nothing is served (AUDIT_LOG_BEHIND)",
                     "find out whether the database was restored or rewritten; after a restore, run `byok audit restored`",
                 ),
@@ -56,7 +56,7 @@ pub(super) async fn check(
             holds
         }
         Ok(Err(_)) | Err(_) => {
-            findings.fault("audit log: it cannot be read", "run `byok migrate` first");
+            findings.fail("audit log: it cannot be read", "run `byok migrate` first");
             false
         }
     }

@@ -16,8 +16,8 @@ use crate::webhook::reach;
 pub(super) fn stream_file(findings: &mut Findings, streams: &AuditStreams) {
     let Some(path) = &streams.file else { return };
     match may_append(path) {
-        Ok(()) => findings.good("audit stream file: it can be written"),
-        Err(kind) => findings.fault(
+        Ok(()) => findings.ok("audit stream file: it can be written"),
+        Err(kind) => findings.fail(
             &format!("audit stream file: it cannot be written: {kind}"),
             "make the folder of BYOK_AUDIT_STREAM_FILE, and let the user that serves write there",
         ),
@@ -45,8 +45,8 @@ fn may_append(path: &Path) -> Result<(), ErrorKind> {
 pub(super) async fn webhook(findings: &mut Findings, of: &str, webhook: Option<&Webhook>) {
     let Some(webhook) = webhook else { return };
     match reach(&webhook.url).await {
-        Ok(()) => findings.good(&format!("webhook of {of}: its host can be reached; nothing was posted")),
-        Err(error) => findings.fault(
+        Ok(()) => findings.ok(&format!("webhook of {of}: its host can be reached; nothing was posted")),
+        Err(error) => findings.fail(
             &format!("webhook of {of}: {error}"),
             "check its address, and that this machine may connect to it",
         ),

@@ -50,11 +50,11 @@ pub(super) async fn check(
     let assemble::Provider { kms, diagnosis, .. } = match assemble::provider(settings) {
         Ok(built) => built,
         Err(Failure::Configuration(errors)) => {
-            errors.iter().for_each(|error| findings.fault(&error.to_string(), "correct it"));
+            errors.iter().for_each(|error| findings.fail(&error.to_string(), "correct it"));
             return None;
         }
         Err(Failure::Running(problem)) => {
-            findings.fault(&problem, "correct it");
+            findings.fail(&problem, "correct it");
             return None;
         }
         Err(Failure::Refused(_) | Failure::Schema(_) | Failure::FaultFound) => return None,
@@ -63,12 +63,12 @@ pub(super) async fn check(
         Ok(unwraps) => unwraps,
         Err(_) => {
             let remedy = remedy(&provider, Asked::Wrap, KmsErrorClass::Timeout, Stage::Key);
-            findings.fault("key: no answer", &remedy);
+            findings.fail("key: no answer", &remedy);
             false
         }
     };
     for warning in diagnosis.exposure().await {
-        findings.open(warning.what, warning.remedy);
+        findings.warn(warning.what, warning.remedy);
     }
     unwraps.then_some((kms, provider))
 }
@@ -86,12 +86,12 @@ async fn each(
         let remedy = remedy(provider, asked, error.class, error.stage);
         match (error.class, error.stage, provider) {
             (KmsErrorClass::AccessDenied, Stage::Key, Provider::Vault(_)) => {
-                findings.fault(
-                    &told(asked, error),
+                findings.fail(
+                    &failure_text(asked, error),
                     &denied_by_vault(diagnosis.knows_credential().await, &remedy),
                 );
             }
-            _ => findings.fault(&told(asked, error), &remedy),
+            _ => findings.fail(&failure_text(asked, error), &remedy),
         }
     };
     let made = one(kms.generate(&[binding]).await);
@@ -118,13 +118,13 @@ async fn each(
     let unwrapped = one(kms.unwrap(&[(binding, wrapped.clone())]).await);
     let unwraps = unwrapped.is_ok();
     match unwrapped {
-        Ok(_) => findings.good(&format!("key: a DEK was wrapped and unwrapped under {version}")),
+        Ok(_) => findings.ok(&format!("key: a DEK was wrapped and unwrapped under {version}")),
         Err(error) => fault(findings, Asked::Unwrap, &error).await,
     }
     match one(kms.rewrap(&[(binding, wrapped)], &version).await) {
-        Ok(_) => findings.good("key: a DEK was re-wrapped, as rotation does"),
-        Err(error) if error.class.verdict() == Verdict::Revoked => findings.open(
-            &format!("{}; everything except rotation works", told(Asked::Rewrap, &error)),
+        Ok(_) => findings.ok("key: a DEK was re-wrapped, as rotation does"),
+        Err(error) if error.class.verdict() == Verdict::Revoked => findings.warn(
+            &format!("{}; everything except rotation works", failure_text(Asked::Rewrap, &error)),
             &right(provider, Asked::Rewrap),
         ),
         Err(error) => fault(findings, Asked::Rewrap, &error).await,
@@ -149,7 +149,7 @@ fn one<T>(mut answers: Vec<ItemResult<T>>) -> Result<T, KmsError> {
     answer.map(|answer| answer.value)
 }
 
-fn told(asked: Asked, error: &KmsError) -> String {
+fn failure_text(asked: Asked, error: &KmsError) -> String {
     let doing = match (error.stage, asked) {
         (Stage::Credential, _) => "our credential",
         (Stage::Key, Asked::Generate) => "making a DEK",
@@ -157,17 +157,17 @@ fn told(asked: Asked, error: &KmsError) -> String {
         (Stage::Key, Asked::Unwrap) => "unwrapping a DEK",
         (Stage::Key, Asked::Rewrap) => "re-wrapping a DEK",
     };
-    let mut told = format!("key: {doing}: {:?}", error.class);
+    let mut text = format!("key: {doing}: {:?}", error.class);
     if let Some(status) = error.http_status {
-        let _ = write!(told, ", HTTP {status}");
+        let _ = write!(text, ", HTTP {status}");
     }
     if let Some(id) = &error.request_id {
-        let _ = write!(told, ", request id {id}");
+        let _ = write!(text, ", request id {id}");
     }
     if let Some(distrust) = error.distrust {
-        let _ = write!(told, ": {}", distrust.sentence());
+        let _ = write!(text, ": {}", distrust.sentence());
     }
-    told
+    text
 }
 
 /// Returns the right that an operation needs.

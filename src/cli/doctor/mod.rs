@@ -4,8 +4,8 @@
 //! has tried to unwrap. It also wraps and unwraps one DEK that is not kept anywhere.
 
 mod audit;
+mod destinations;
 mod key;
-mod places;
 mod rows;
 mod stored;
 
@@ -29,17 +29,17 @@ struct Findings {
 }
 
 impl Findings {
-    fn good(&mut self, what: &str) {
+    fn ok(&mut self, what: &str) {
         println!("ok    {what}");
     }
 
     /// Reports something that works, but leaves something unprotected.
-    fn open(&mut self, what: &str, remedy: &str) {
+    fn warn(&mut self, what: &str, remedy: &str) {
         println!("warn  {what}\n      → {remedy}");
     }
 
     /// Reports something that does not work.
-    fn fault(&mut self, what: &str, remedy: &str) {
+    fn fail(&mut self, what: &str, remedy: &str) {
         self.faults += 1;
         println!("FAIL  {what}\n      → {remedy}");
     }
@@ -57,20 +57,20 @@ pub(super) async fn run() -> Result<(), Failure> {
             return Err(Failure::FaultFound);
         }
     };
-    findings.good("configuration: every variable is understood");
+    findings.ok("configuration: every variable is understood");
     listener(&mut findings, &config.server);
     identity(&mut findings, &config.auth).await;
     swap(&mut findings);
-    let is_made = database(&mut findings, &config.store, &config.audit_streams).await;
-    places::stream_file(&mut findings, &config.audit_streams);
+    let has_tables = database(&mut findings, &config.store, &config.audit_streams).await;
+    destinations::stream_file(&mut findings, &config.audit_streams);
     for (of, webhook) in [
         ("incidents", &config.webhook),
         ("checkpoints", &config.audit.destinations.webhook),
         ("the audit stream", &config.audit_streams.webhook),
     ] {
-        places::webhook(&mut findings, of, webhook.as_ref()).await;
+        destinations::webhook(&mut findings, of, webhook.as_ref()).await;
     }
-    let store = is_made.then_some(&config.store);
+    let store = has_tables.then_some(&config.store);
     let may_append = audit::check(&mut findings, config.audit, store).await;
     rows::check(&mut findings, config.row_mac, &config.kms, store).await;
     let key = key::check(&mut findings, config.kms).await;
@@ -86,7 +86,7 @@ pub(super) async fn run() -> Result<(), Failure> {
 fn probing(findings: &mut Findings, guard: &config::KeyGuard) {
     let every = guard.probe_every.as_secs();
     let month = Duration::from_secs(30 * 24 * 3_600).as_secs() / every.max(1);
-    findings.good(&format!(
+    findings.ok(&format!(
         "key: probed every {every} s while it is in use: {month} requests to the KMS in 30 days for one key version, whatever \
          the number of servers; a key that is turned off stops them within {} s",
         guard.bound().as_secs_f64()
@@ -95,9 +95,9 @@ fn probing(findings: &mut Findings, guard: &config::KeyGuard) {
 
 fn swap(findings: &mut Findings) {
     match (memory::may_lock(), memory::swap_is_on()) {
-        (true, _) => findings.good("memory: `serve` locks it, so that nothing of it reaches swap"),
-        (false, false) => findings.good("memory: there is no swap that it could reach"),
-        (false, true) => findings.open(
+        (true, _) => findings.ok("memory: `serve` locks it, so that nothing of it reaches swap"),
+        (false, false) => findings.ok("memory: there is no swap that it could reach"),
+        (false, true) => findings.warn(
             "memory: this process may not lock it, and swap is on: DEKs and plaintexts in use can reach a disk",
             "allow it (LimitMEMLOCK=infinity in a systemd unit, `docker run --ulimit memlock=-1`, or the capability IPC_LOCK), \
              or serve on a node without swap",
@@ -107,15 +107,15 @@ fn swap(findings: &mut Findings) {
 
 fn listener(findings: &mut Findings, server: &config::Server) {
     match (&server.tls, server.listen.ip().is_loopback()) {
-        (Some(_), _) => findings.good("listener: TLS"),
-        (None, true) => findings.good("listener: this machine only"),
-        (None, false) => findings.open(
+        (Some(_), _) => findings.ok("listener: TLS"),
+        (None, true) => findings.ok("listener: this machine only"),
+        (None, false) => findings.warn(
             "listener: plaintexts and tokens cross the network unencrypted, unless a proxy in front terminates TLS",
             "set BYOK_TLS_CERT_FILE and BYOK_TLS_KEY_FILE, or keep the port inside a private network",
         ),
     }
     if server.console {
-        findings.open(
+        findings.warn(
             "console: GraphiQL is served to everybody who reaches the port",
             "leave BYOK_CONSOLE unset in production",
         );
@@ -125,25 +125,26 @@ fn listener(findings: &mut Findings, server: &config::Server) {
 async fn identity(findings: &mut Findings, auth: &config::Auth) {
     match assemble::identity(auth, Arc::new(SystemClock)) {
         Ok((authenticator, _)) => {
-            findings.good("identity: JWT configuration and permissions are understood");
+            findings.ok("identity: JWT configuration and permissions are understood");
             authenticator.try_keys().await.into_iter().for_each(|found| jwk_url(findings, found));
         }
         Err(Failure::Configuration(errors)) => {
-            errors.iter().for_each(|error| {
-                findings.fault(&error.to_string(), "correct it; `serve` refuses it too")
-            });
+            errors
+                .iter()
+                .for_each(|error| findings.fail(&error.to_string(), "correct it; `serve` refuses it too"));
         }
-        Err(Failure::Running(problem)) => findings.fault(&problem, "correct it; `serve` refuses it too"),
+        Err(Failure::Running(problem)) => findings.fail(&problem, "correct it; `serve` refuses it too"),
         Err(Failure::Refused(_) | Failure::Schema(_) | Failure::FaultFound) => {}
     }
     if auth.hasura_secrets.is_empty() {
-        findings.open(
+        findings.warn(
             "identity: no shared secret with Hasura: x-hasura-* headers are ignored, only JWTs and admin tokens count",
             "set BYOK_HASURA_SECRET here and send it from Hasura, where Hasura authenticates by admin secret or webhook",
         );
     }
     if !auth.require_exp {
-        findings.open("identity: JWTs without `exp` are accepted for ever", "leave BYOK_JWT_REQUIRE_EXP unset");
+        findings
+            .warn("identity: JWTs without `exp` are accepted for ever", "leave BYOK_JWT_REQUIRE_EXP unset");
     }
 }
 
@@ -151,20 +152,20 @@ async fn identity(findings: &mut Findings, auth: &config::Auth) {
 fn jwk_url(findings: &mut Findings, found: KeysFound) {
     let KeysFound { host, keys } = found;
     match keys {
-        Err(problem) => findings.fault(
+        Err(problem) => findings.fail(
             &format!("identity: the keys of jwk_url cannot be fetched from {host}: {problem}"),
             "check jwk_url, and that this machine may connect to it; until a server has them, it answers every JWT with 503",
         ),
         Ok((usable, unused)) => {
             match usable {
-                0 => findings.fault(
+                0 => findings.fail(
                     &format!("identity: {host} has no key that JWTs can be verified with"),
                     "let the identity provider sign with RS256 to RS512, PS256 to PS512, ES256, ES384 or EdDSA",
                 ),
-                _ => findings.good(&format!("identity: {host} has {usable} keys that JWTs are verified with")),
+                _ => findings.ok(&format!("identity: {host} has {usable} keys that JWTs are verified with")),
             }
             for key in unused {
-                findings.open(
+                findings.warn(
                     &format!("identity: a key of {host} is not used: {key}"),
                     "tokens that are signed with it are refused; no matter if none are",
                 );
@@ -178,7 +179,7 @@ async fn database(findings: &mut Findings, settings: &config::Store, streams: &c
     let database = match assemble::open(settings).await {
         Ok(database) => database,
         Err(Failure::Running(problem)) => {
-            findings.fault(&problem, "correct DATABASE_URL");
+            findings.fail(&problem, "correct DATABASE_URL");
             return false;
         }
         Err(Failure::Configuration(_) | Failure::Refused(_) | Failure::Schema(_) | Failure::FaultFound) => {
@@ -187,24 +188,24 @@ async fn database(findings: &mut Findings, settings: &config::Store, streams: &c
     };
     match tokio::time::timeout(PATIENCE, database.schema()).await {
         Err(_) | Ok(Err(ReadError::Unavailable | ReadError::Busy)) => {
-            findings.fault("database: out of reach", "check DATABASE_URL and that the database runs");
+            findings.fail("database: out of reach", "check DATABASE_URL and that the database runs");
             return false;
         }
         Ok(Err(ReadError::Rejected | ReadError::Malformed)) => {
-            findings.fault("database: it refuses reads", "check the rights of DATABASE_URL's role");
+            findings.fail("database: it refuses reads", "check the rights of DATABASE_URL's role");
             return false;
         }
         Ok(Ok(report)) => match report.usable() {
             Ok(()) => findings
-                .good(&format!("database: {} of {} migrations applied", report.applied, report.expected)),
+                .ok(&format!("database: {} of {} migrations applied", report.applied, report.expected)),
             // Not a fault: `serve` applies the missing migrations.
             Err(MigrateError::SchemaTooOld { applied, expected }) => {
-                unmade(findings, settings, applied, expected);
+                missing_tables(findings, settings, applied, expected);
                 one_url(findings, settings, true);
                 return false;
             }
             Err(error) => {
-                findings.fault(&format!("database: {error}"), "run `byok migrate`, or upgrade this binary")
+                findings.fail(&format!("database: {error}"), "run `byok migrate`, or upgrade this binary")
             }
         },
     }
@@ -220,7 +221,7 @@ async fn database(findings: &mut Findings, settings: &config::Store, streams: &c
 }
 
 /// Reports a database that lacks tables, which `serve` makes.
-fn unmade(findings: &mut Findings, settings: &config::Store, applied: u32, expected: u32) {
+fn missing_tables(findings: &mut Findings, settings: &config::Store, applied: u32, expected: u32) {
     let by = match &settings.engine {
         Engine::Postgres(postgres) if postgres.migration_url.is_some() => {
             ", by the role of BYOK_MIGRATION_DATABASE_URL"
@@ -228,7 +229,7 @@ fn unmade(findings: &mut Findings, settings: &config::Store, applied: u32, expec
         Engine::Postgres(_) => ", by the role of DATABASE_URL, which needs the right to create tables",
         Engine::Sqlite { .. } => "",
     };
-    findings.good(&match applied {
+    findings.ok(&match applied {
         0 => format!("database: it is empty; tables and log will be made at start{by}"),
         _ => format!(
             "database: {applied} of {expected} migrations applied; the others will be made at start{by}"
@@ -243,7 +244,7 @@ fn one_url(findings: &mut Findings, settings: &config::Store, owns: bool) {
         && postgres.migration_url.is_none()
         && owns
     {
-        findings.open(
+        findings.warn(
             "database: one URL serves and migrates, so a stolen serving role owns the audit log",
             "set BYOK_MIGRATION_DATABASE_URL to the owner's URL, and DATABASE_URL to a role that owns nothing",
         );
@@ -261,13 +262,13 @@ async fn stream(findings: &mut Findings, database: &dyn Database, name: StreamNa
     };
     match read.await {
         Err(ReadError::Unavailable | ReadError::Busy | ReadError::Rejected | ReadError::Malformed) => {
-            findings.fault(&format!("audit stream {shown}: its position cannot be read"), "run `byok migrate`");
+            findings.fail(&format!("audit stream {shown}: its position cannot be read"), "run `byok migrate`");
         }
-        Ok(None) => findings.good(&format!("audit stream {shown}: not begun; a server begins it")),
+        Ok(None) => findings.ok(&format!("audit stream {shown}: not begun; a server begins it")),
         Ok(Some((behind, None))) => {
-            findings.good(&format!("audit stream {shown}: {behind} entries behind the log"));
+            findings.ok(&format!("audit stream {shown}: {behind} entries behind the log"));
         }
-        Ok(Some((behind, Some(since)))) => findings.fault(
+        Ok(Some((behind, Some(since)))) => findings.fail(
             &format!("audit stream {shown}: nothing is taken since {since}; {behind} entries behind the log"),
             "repair its destination; the server's log has the error. Nothing is lost: the stream continues from there",
         ),
@@ -277,7 +278,7 @@ async fn stream(findings: &mut Findings, database: &dyn Database, name: StreamNa
 async fn exposure(findings: &mut Findings, database: &dyn Database) {
     let Ok(exposure) = database.exposure().await else {
         return findings
-            .fault("database: the serving role's rights cannot be read", "run `byok migrate` first");
+            .fail("database: the serving role's rights cannot be read", "run `byok migrate` first");
     };
     let Exposure {
         owns_audit,
@@ -325,10 +326,10 @@ async fn exposure(findings: &mut Findings, database: &dyn Database) {
         ),
     ] {
         if open {
-            findings.open(what, remedy);
+            findings.warn(what, remedy);
         }
     }
     if !exposure.any() {
-        findings.good("database: the serving role can neither change nor drop entries");
+        findings.ok("database: the serving role can neither change nor drop entries");
     }
 }

@@ -35,34 +35,34 @@ pub(super) async fn check(
     let Ok(database) = assemble::open(settings).await else { return };
     let Ok(Some(tenant)) = database.tenant(assemble::PRIMARY).await else { return };
     if postures(findings, &*database, &tenant).await.is_err() {
-        return findings.fault("posture: it cannot be read", "run `byok migrate` first");
+        return findings.fail("posture: it cannot be read", "run `byok migrate` first");
     }
     // Without a working key, trying a DEK shows nothing.
     let Some((kms, provider)) = key else { return };
     let Ok(samples) = samples(&*database, &tenant).await else {
-        return findings.fault("stored DEKs: they cannot be read", "run `byok migrate` first");
+        return findings.fail("stored DEKs: they cannot be read", "run `byok migrate` first");
     };
     if samples.is_empty() {
-        return findings.good("stored DEKs: there are none yet");
+        return findings.ok("stored DEKs: there are none yet");
     }
     let binding = |row: &DekRow| DekBinding { tenant: tenant.uid, dek_id: row.id, purpose: Purpose::Record };
     let asked: Vec<_> = samples.iter().map(|row| (binding(row), row.wrapped.clone())).collect();
     let Ok(answers) = tokio::time::timeout(PATIENCE, kms.unwrap(&asked)).await else {
         return findings
-            .fault("stored DEKs: no answer", "check the path to the KMS, or raise BYOK_KMS_TIMEOUT_MS");
+            .fail("stored DEKs: no answer", "check the path to the KMS, or raise BYOK_KMS_TIMEOUT_MS");
     };
     let mut tried: BTreeMap<KeyVersion, Tried> = BTreeMap::new();
     for (row, answer) in samples.iter().zip(&answers) {
         tried.entry(row.wrapped.key_version.clone()).or_default().count(answer);
     }
     if !record(database, &tenant, &samples, &answers).await {
-        findings.open(
+        findings.warn(
             "stored DEKs: that some were unwrapped could not be recorded in the audit log",
             "repair the database; a reconciliation with the KMS's log will name these calls",
         );
     }
     for (key_version, tried) in tried {
-        tried.tell(findings, &key_version, &provider);
+        tried.report(findings, &key_version, &provider);
     }
 }
 
@@ -80,15 +80,15 @@ async fn postures(
         let class = incident.and_then(|incident| incident.class.as_deref()).unwrap_or("not known");
         match proof.posture {
             Posture::Active => {}
-            Posture::Revoked => findings.fault(
+            Posture::Revoked => findings.fail(
                 &format!(
                     "posture: {version} is revoked since {since} (the KMS's answer: {class}), last shown to work at \
                      {proven_at}: calls that need it are refused, 403 KMS_ACCESS_DENIED"
                 ),
-                "see what is said below of the key and of the stored DEKs; once probes succeed again, running servers \
+                "see the findings about the key and the stored DEKs below; once probes succeed again, running servers \
                  resume by themselves",
             ),
-            Posture::Degraded => findings.fault(
+            Posture::Degraded => findings.fail(
                 &format!(
                     "posture: {version} is out of reach since {since} ({class}), last shown to work at {proven_at}: calls \
                      that need it are refused, 503 KMS_UNAVAILABLE"
@@ -98,7 +98,7 @@ async fn postures(
         }
     }
     if !proofs.is_empty() && proofs.iter().all(|proof| proof.posture == Posture::Active) {
-        findings.good("posture: no key version was refused or out of reach when it was last probed");
+        findings.ok("posture: no key version was refused or out of reach when it was last probed");
     }
     Ok(())
 }
@@ -150,42 +150,42 @@ impl Tried {
         }
     }
 
-    fn tell(self, findings: &mut Findings, version: &KeyVersion, provider: &Provider) {
+    fn report(self, findings: &mut Findings, version: &KeyVersion, provider: &Provider) {
         let of = |what: &str| format!("stored DEKs: {what} under {version}");
         match self {
             Self { failed: Some(error), .. } => match error.class {
                 KmsErrorClass::KeyNotFound
                 | KmsErrorClass::KeyVersionUnavailable
                 | KmsErrorClass::KeyDisabled => {
-                    findings.fault(
-                        &of(&format!("the key works, but does not unwrap ({:?}) what is", error.class)),
+                    findings.fail(
+                        &of(&format!("the key works, but does not unwrap ({:?}) the DEKs", error.class)),
                         &format!(
                             "enable this version, or lower the key's minimum version; {}",
                             replaced(provider)
                         ),
                     );
                 }
-                KmsErrorClass::WrappedByAnotherKey => findings.fault(
-                    &of("another key than the configured one wraps what is"),
+                KmsErrorClass::WrappedByAnotherKey => findings.fail(
+                    &of("another key than the configured one wrapped the DEKs"),
                     &format!("the variables name another key than before: {}", replaced(provider)),
                 ),
-                class => findings.fault(
-                    &of(&format!("it is not known whether they open ({class:?}), those")),
+                class => findings.fail(
+                    &of(&format!("it could not be found out ({class:?}) whether the key unwraps the DEKs")),
                     "run `byok doctor` again; see the KMS's own log",
                 ),
             },
-            Self { opened: 0, .. } => findings.fault(
-                &of("the key is not the one that wrapped what is"),
+            Self { opened: 0, .. } => findings.fail(
+                &of("the key is not the one that wrapped the DEKs"),
                 &format!(
                     "the key was deleted and made anew, or another one has its name: {}",
                     replaced(provider)
                 ),
             ),
             Self { foreign: 0, opened, .. } => {
-                findings.good(&of(&format!("{opened} were tried and unwrapped")))
+                findings.ok(&of(&format!("{opened} were tried and unwrapped")))
             }
-            Self { foreign, opened, .. } => findings.fault(
-                &of(&format!("{foreign} of {} do not open, which were altered,", foreign + opened)),
+            Self { foreign, opened, .. } => findings.fail(
+                &of(&format!("{foreign} of {} were altered, and are not unwrapped,", foreign + opened)),
                 "restore these rows of np_byok_wrapped_deks from a backup, and find out who changed them",
             ),
         }

@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use crate::model::BootTime;
 
 use super::server::{Canary, Target};
-use super::trial::{Answer, Sample};
+use super::verdict::{Answer, Sample};
 
 /// The longest pause between two decrypts, in milliseconds, if the server limits the rate.
 const SLOWEST: u64 = 1_000;

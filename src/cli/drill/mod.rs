@@ -4,12 +4,12 @@
 //! the report.
 
 mod decrypt_load;
-mod hand;
 mod report;
 mod server;
-mod trial;
+mod steps;
+mod verdict;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,9 +24,9 @@ use crate::crypto::{self, Ed25519SigningKey, SecretText};
 use crate::model::{BootTime, Clock as _, SystemClock, Timestamp};
 
 use decrypt_load::DecryptLoad;
-use hand::{Drill, shell};
 use server::{Canary, Target};
-use trial::{Findings, KeySwitch, Answer, Sample, Verdict, allowed, judge, round_trips};
+use steps::{Drill, shell};
+use verdict::{Answer, Findings, KeySwitch, Sample, Verdict, allowed, judge, round_trips};
 
 /// How long after the bound the drill still looks for a plaintext.
 const AFTERWARDS: Duration = Duration::from_secs(1);
@@ -93,20 +93,22 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     }
     let started = Start { boot: SystemClock.boot(), wall: SystemClock.now() };
     let path = arguments.report.clone().unwrap_or_else(|| report_name(started.wall));
-    for taken in [path.clone(), report::signature_of(&path)] {
-        if taken.exists() {
-            return Err(Failure::Running(format!("{} already exists", taken.display())));
-        }
+    let signature = report::signature_of(&path);
+    let new_key = arguments.new_signing_key.as_deref();
+    let new_files =
+        [Some(path.clone()), Some(signature), new_key.map(Path::to_owned), new_key.map(public_key_of)];
+    if let Some(existing) = new_files.into_iter().flatten().find(|file| file.exists()) {
+        return Err(Failure::Running(format!("{} already exists", existing.display())));
     }
-    let key = signing_key(&arguments)?;
+    let existing_key = arguments.signing_key.as_deref().map(report::signing_key).transpose()?;
     let target = Arc::new(Target::new(arguments.url.clone(), token(&arguments)?)?);
     let (health, server_version) = target.health().await?;
     let bound = match (health["status"].as_str(), health["bound_seconds"].as_f64()) {
         (Some("OK"), Some(bound)) => Duration::try_from_secs_f64(bound).unwrap_or_default(),
         (status, _) => {
-            let said = status.unwrap_or("nothing that is understood");
+            let status = status.unwrap_or("no status");
             return Err(Failure::Running(format!(
-                "the server's health says {said}: a drill begins with a key that works"
+                "the server's health says {status}: a drill starts with a key that works"
             )));
         }
     };
@@ -118,10 +120,12 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let drill = Drill::start(DecryptLoad::start(target.clone(), canary.clone(), arguments.rate));
     let patience = Duration::from_secs(arguments.timeout);
     drill.warm_up().await?;
+    // Only now, so that a drill that could not start leaves no file.
+    let key = existing_key.map_or_else(|| new_signing_key(new_key), Ok)?;
     let (p50, p99) = round_trips(&drill.samples());
     let allowed = allowed(Duration::from_secs(arguments.provider_seconds), bound, p99);
     drill.say(&format!("{} is hot: a decrypt takes {} ms", canary.record_id, p50.as_millis()));
-    let off = match drill.hand("off", arguments.off_command.as_deref(), arguments.at_refusal).await {
+    let off = match drill.switch_key("off", arguments.off_command.as_deref(), arguments.at_refusal).await {
         Ok(off) => off,
         Err(failure) => {
             // It is unknown how far the command got, so turn the key on again.
@@ -133,8 +137,8 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     let refused = drill.until("the first refusal", patience, |sample| is_refusal(sample, off.begun)).await;
     let by = off.done.unwrap_or(off.begun).max(refused.unwrap_or_default()).plus(allowed + AFTERWARDS);
-    drill.rest_until(by).await;
-    let on = drill.hand("on", arguments.on_command.as_deref(), arguments.at_refusal).await;
+    drill.watch_until(by).await;
+    let on = drill.switch_key("on", arguments.on_command.as_deref(), arguments.at_refusal).await;
     if let Err(Failure::Running(problem)) = &on {
         drill.say(problem);
     }
@@ -155,8 +159,9 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let bounds = json!({
         "provider_ms": arguments.provider_seconds * 1_000, "server_ms": millis(bound), "allowed_ms": millis(allowed),
     });
-    let counted = |answer: fn(&Answer) -> bool| samples.iter().filter(|sample| answer(&sample.answer)).count();
-    let written = json!({
+    let counted =
+        |answer: fn(&Answer) -> bool| samples.iter().filter(|sample| answer(&sample.answer)).count();
+    let report = json!({
         "format": report::FORMAT,
         "public_key": key.verifying_key().to_base64(),
         "server": { "url": without_password(arguments.url.clone()), "version": server_version },
@@ -173,25 +178,29 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
             "rate_limited": counted(|answer| *answer == Answer::Limited),
             "failed": counted(|answer| matches!(answer, Answer::Failed(_))),
         },
-        "off": started.shown_hand(off, told_by),
-        "first_refusal": findings.first_refusal.map(|sample| started.shown(sample, off)),
-        "last_plaintext": findings.last_plaintext.map(|sample| started.shown(sample, off)),
+        "off": started.switch_json(off, told_by),
+        "first_refusal": findings.first_refusal.map(|sample| started.sample_json(sample, off)),
+        "last_plaintext": findings.last_plaintext.map(|sample| started.sample_json(sample, off)),
         "bound_counts_from": findings.from.map(|from| started.at(from)),
         "plaintexts_after_bound": findings.plaintexts_after_bound,
-        "on": on.map(|on| started.shown_hand(on, told_by_on(&arguments))),
-        "first_success": findings.first_success.zip(on).map(|(sample, on)| started.shown(sample, on)),
+        "on": on.map(|on| started.switch_json(on, told_by_on(&arguments))),
+        "first_success": findings.first_success.zip(on).map(|(sample, on)| started.sample_json(sample, on)),
         "incidents": incidents,
         "verdict": findings.verdict.as_str(),
     });
-    report::write(&path, &written, &key)?;
-    println!("{}", said(&findings, off, on, allowed));
+    report::write(&path, &report, &key)?;
+    println!("{}", summary(&findings, off, on, allowed));
     println!("report: {}\nsignature: {}", path.display(), report::signature_of(&path).display());
     print!("{}", key.verifying_key().to_pem());
-    match findings.verdict {
-        Verdict::Passed => Ok(()),
-        Verdict::TooLate => Err(Failure::FaultFound),
-        Verdict::NotRefused => Err(Failure::Running("no call was refused in time".to_owned())),
-        Verdict::NotRestored => Err(Failure::Running("service did not come back in time".to_owned())),
+    match (findings.verdict, findings.plaintexts_after_bound) {
+        (Verdict::Passed, _) => Ok(()),
+        (Verdict::TooLate, _) => Err(Failure::FaultFound),
+        (Verdict::NotRefused, 1..) => {
+            eprintln!("byok: no call was refused: check that the key was turned off");
+            Err(Failure::FaultFound)
+        }
+        (Verdict::NotRefused, 0) => Err(Failure::Running("no call was refused in time".to_owned())),
+        (Verdict::NotRestored, _) => Err(Failure::Running("service did not come back in time".to_owned())),
     }
 }
 
@@ -226,16 +235,20 @@ fn token(arguments: &Arguments) -> Result<SecretText, Failure> {
     Ok(SecretText::new(text.trim().to_owned()))
 }
 
-fn signing_key(arguments: &Arguments) -> Result<Ed25519SigningKey, Failure> {
-    if let Some(path) = &arguments.new_signing_key {
-        report::write_new(path, Ed25519SigningKey::generate_pem().expose().as_bytes(), 0o600)?;
-        let key = report::signing_key(path)?;
-        let mut public = path.as_os_str().to_owned();
-        public.push(".pub");
-        report::write_new(&PathBuf::from(public), key.verifying_key().to_pem().as_bytes(), 0o644)?;
-        return Ok(key);
-    }
-    report::signing_key(arguments.signing_key.as_deref().unwrap_or(std::path::Path::new("")))
+/// Makes the key that signs the report, and writes it and its public key to new files.
+fn new_signing_key(path: Option<&Path>) -> Result<Ed25519SigningKey, Failure> {
+    let path = path.ok_or_else(|| Failure::Running("no signing key is named".to_owned()))?;
+    report::write_new(path, Ed25519SigningKey::generate_pem().expose().as_bytes(), 0o600)?;
+    let key = report::signing_key(path)?;
+    report::write_new(&public_key_of(path), key.verifying_key().to_pem().as_bytes(), 0o644)?;
+    Ok(key)
+}
+
+/// Returns the path of a signing key's public key.
+fn public_key_of(signing_key: &Path) -> PathBuf {
+    let mut name = signing_key.as_os_str().to_owned();
+    name.push(".pub");
+    PathBuf::from(name)
 }
 
 /// Returns the entries of incidents of this key version that were not there before; `null` if the
@@ -255,19 +268,21 @@ fn new_incidents(before: Option<Vec<Value>>, after: Option<Vec<Value>>, canary: 
     after.iter().filter(ours).map(shown).rev().collect()
 }
 
-fn said(findings: &Findings<'_>, off: KeySwitch, on: Option<KeySwitch>, allowed: Duration) -> String {
-    let after = |sample: &Sample, hand: KeySwitch| ms_between(hand.done.unwrap_or(hand.begun), sample.received);
-    let time = |sample: Option<&Sample>, hand: KeySwitch| {
-        sample.map_or("never".to_owned(), |sample| format!("{} ms", after(sample, hand)))
+fn summary(findings: &Findings<'_>, off: KeySwitch, on: Option<KeySwitch>, allowed: Duration) -> String {
+    let after =
+        |sample: &Sample, switch: KeySwitch| ms_between(switch.done.unwrap_or(switch.begun), sample.received);
+    let time = |what: &str, which: &str, sample: Option<(&Sample, KeySwitch)>| match sample {
+        Some((sample, switch)) => format!("{which} {what} after {} ms", after(sample, switch)),
+        None => format!("no {what}"),
     };
     format!(
-        "{}: first refusal after {}, last plaintext after {} (allowed: {} ms), {} plaintexts after the bound, first success after {}",
+        "{}: {}, {} (allowed: {} ms), {} plaintexts after the bound, {}",
         findings.verdict.as_str(),
-        time(findings.first_refusal, off),
-        time(findings.last_plaintext, off),
+        time("refusal", "first", findings.first_refusal.map(|sample| (sample, off))),
+        time("plaintext", "last", findings.last_plaintext.map(|sample| (sample, off))),
         allowed.as_millis(),
         findings.plaintexts_after_bound,
-        on.map_or("never".to_owned(), |on| time(findings.first_success, on)),
+        time("success", "first", findings.first_success.zip(on)),
     )
 }
 
@@ -284,25 +299,25 @@ impl Start {
         self.wall.plus(moment.since(self.boot)).to_string()
     }
 
-    fn shown_hand(self, hand: KeySwitch, told_by: &str) -> Value {
-        json!({ "told_by": told_by, "begun_at": self.at(hand.begun), "done_at": hand.done.map(|done| self.at(done)) })
+    fn switch_json(self, switch: KeySwitch, told_by: &str) -> Value {
+        json!({ "told_by": told_by, "begun_at": self.at(switch.begun), "done_at": switch.done.map(|done| self.at(done)) })
     }
 
-    fn shown(self, sample: &Sample, hand: KeySwitch) -> Value {
+    fn sample_json(self, sample: &Sample, switch: KeySwitch) -> Value {
         let (status, code) = match &sample.answer {
             Answer::Refused { status, code } => (Some(*status), Some(code)),
             Answer::Plaintext | Answer::Limited | Answer::Failed(_) => (None, None),
         };
-        let mut shown = json!({
+        let mut json = json!({
             "request_id": sample.request_id, "sent_at": self.at(sample.sent), "heard_at": self.at(sample.received),
-            "after_begun_ms": ms_between(hand.begun, sample.received),
-            "after_done_ms": hand.done.map(|done| ms_between(done, sample.received)),
+            "after_begun_ms": ms_between(switch.begun, sample.received),
+            "after_done_ms": switch.done.map(|done| ms_between(done, sample.received)),
         });
         if let (Some(status), Some(code)) = (status, code) {
-            shown["status"] = status.into();
-            shown["code"] = code.as_str().into();
+            json["status"] = status.into();
+            json["code"] = code.as_str().into();
         }
-        shown
+        json
     }
 }
 

@@ -9,7 +9,7 @@ use crate::cli::Failure;
 use crate::crypto::SecretText;
 use crate::model::{Clock as _, SystemClock};
 
-use super::trial::{Answer, Sample};
+use super::verdict::{Answer, Sample};
 
 /// The time limit for an answer, which is longer than the server's own limit by default.
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -78,7 +78,10 @@ impl Target {
             (Some(ciphertext), Some(key_version)) => {
                 Ok(Canary { record_id, key_version, plaintext, ciphertext })
             }
-            _ => Err(Failure::Running(format!("the record cannot be encrypted: {}", said(status, &answer)))),
+            _ => Err(Failure::Running(format!(
+                "the record cannot be encrypted: {}",
+                error_text(status, &answer)
+            ))),
         }
     }
 
@@ -97,7 +100,7 @@ impl Target {
             }
             (429, _) => Answer::Limited,
             (0, _) => Answer::Failed("no answer".to_owned()),
-            _ => Answer::Failed(said(status, &answer)),
+            _ => Answer::Failed(error_text(status, &answer)),
         };
         Sample { sent, received, request_id, answer }
     }
@@ -110,7 +113,7 @@ impl Target {
     }
 }
 
-fn said(status: u16, answer: &Value) -> String {
+fn error_text(status: u16, answer: &Value) -> String {
     match answer["code"].as_str() {
         Some(code) => format!("HTTP {status} {code}"),
         None => format!("HTTP {status}"),

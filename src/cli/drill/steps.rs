@@ -10,7 +10,7 @@ use crate::cli::Failure;
 use crate::model::{BootTime, Clock as _, SystemClock};
 
 use super::decrypt_load::DecryptLoad;
-use super::trial::{KeySwitch, Answer, Sample};
+use super::verdict::{Answer, KeySwitch, Sample};
 
 /// The number of decrypts that must succeed before the key is turned off, so that their times are
 /// meaningful.
@@ -20,17 +20,17 @@ const WARM_UP: Duration = Duration::from_secs(30);
 
 /// A drill in progress.
 pub(super) struct Drill {
-    decrypt_load: DecryptLoad,
+    load: DecryptLoad,
     bar: ProgressBar,
 }
 
 impl Drill {
-    pub(super) fn start(decrypt_load: DecryptLoad) -> Self {
-        Self { decrypt_load, bar: bar() }
+    pub(super) fn start(load: DecryptLoad) -> Self {
+        Self { load, bar: bar() }
     }
 
     pub(super) fn samples(&self) -> Vec<Sample> {
-        self.decrypt_load.samples()
+        self.load.samples()
     }
 
     pub(super) fn say(&self, what: &str) {
@@ -38,11 +38,12 @@ impl Drill {
     }
 
     pub(super) async fn warm_up(&self) -> Result<(), Failure> {
-        let sick = |sample: &Sample| !matches!(sample.answer, Answer::Plaintext | Answer::Limited);
+        let failed = |sample: &Sample| !matches!(sample.answer, Answer::Plaintext | Answer::Limited);
         for _ in 0..WARM_UP.as_millis() / 50 {
-            let samples = self.decrypt_load.samples();
-            if let Some(sample) = samples.iter().find(|sample| sick(sample)) {
-                let problem = format!("the record cannot be decrypted while the key is on: {:?}", sample.answer);
+            let samples = self.load.samples();
+            if let Some(sample) = samples.iter().find(|sample| failed(sample)) {
+                let problem =
+                    format!("the record cannot be decrypted while the key is on: {:?}", sample.answer);
                 return Err(Failure::Running(problem));
             }
             if samples.iter().filter(|sample| sample.answer == Answer::Plaintext).count() >= HOT {
@@ -57,7 +58,7 @@ impl Drill {
 
     /// Has the operator turn the key on or off: runs and times a command, or asks for Enter, or
     /// waits for neither.
-    pub(super) async fn hand(
+    pub(super) async fn switch_key(
         &self,
         which: &str,
         command: Option<&str>,
@@ -91,7 +92,7 @@ impl Drill {
     ) -> Option<BootTime> {
         let began = SystemClock.boot();
         loop {
-            let found = self.decrypt_load.find(&such);
+            let found = self.load.find(&such);
             let waited = SystemClock.boot().since(began);
             if found.is_some() || waited > patience {
                 return found;
@@ -102,7 +103,7 @@ impl Drill {
         }
     }
 
-    pub(super) async fn rest_until(&self, moment: BootTime) {
+    pub(super) async fn watch_until(&self, moment: BootTime) {
         while SystemClock.boot() < moment {
             self.bar.set_message("looking for plaintexts that come too late");
             self.bar.tick();
@@ -112,7 +113,7 @@ impl Drill {
 
     pub(super) fn finish(self) -> Vec<Sample> {
         self.bar.finish_and_clear();
-        self.decrypt_load.end()
+        self.load.end()
     }
 }
 
@@ -126,10 +127,10 @@ fn bar() -> ProgressBar {
 
 /// Runs a command in the shell. Its output goes to standard error.
 pub(super) async fn shell(command: &str) -> Result<(), Failure> {
-    let mut asked = std::process::Command::new("sh");
-    asked.args(["-c", command]).stdin(Stdio::null()).stdout(std::io::stderr());
-    let ended = tokio::task::spawn_blocking(move || asked.status()).await;
-    match ended {
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", command]).stdin(Stdio::null()).stdout(std::io::stderr());
+    let result = tokio::task::spawn_blocking(move || shell.status()).await;
+    match result {
         Ok(Ok(status)) if status.success() => Ok(()),
         Ok(Ok(status)) => Err(Failure::Running(format!("the command ended with {status}"))),
         Ok(Err(error)) => Err(Failure::Running(format!("the command did not start: {error}"))),

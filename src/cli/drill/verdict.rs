@@ -47,7 +47,8 @@ pub(super) enum Verdict {
     Passed,
     /// A plaintext came after the bound.
     TooLate,
-    /// No call was refused in time, but none was answered after the bound either.
+    /// No call was refused, whether calls were answered after the bound or not: the key may never
+    /// have been off.
     NotRefused,
     /// No plaintext came after the bound, but service did not come back in time.
     NotRestored,
@@ -92,7 +93,12 @@ pub(super) struct Findings<'a> {
 
 /// Judges all samples, in any order. What was sent before the operator turned the key on again
 /// counts as sent while the key was off.
-pub(super) fn judge(samples: &[Sample], off: KeySwitch, on: Option<KeySwitch>, allowed: Duration) -> Findings<'_> {
+pub(super) fn judge(
+    samples: &[Sample],
+    off: KeySwitch,
+    on: Option<KeySwitch>,
+    allowed: Duration,
+) -> Findings<'_> {
     let before_on = |sample: &&Sample| on.is_none_or(|on| sample.sent < on.begun);
     let refused = |sample: &&Sample| matches!(sample.answer, Answer::Refused { .. });
     let plain = |sample: &&Sample| sample.answer == Answer::Plaintext;
@@ -111,8 +117,8 @@ pub(super) fn judge(samples: &[Sample], off: KeySwitch, on: Option<KeySwitch>, a
         after.min_by_key(|sample| sample.received)
     });
     let verdict = match (plaintexts_after_bound, first_refusal, first_success) {
-        (1.., ..) => Verdict::TooLate,
-        (0, None, _) => Verdict::NotRefused,
+        (_, None, _) => Verdict::NotRefused,
+        (1.., Some(_), _) => Verdict::TooLate,
         (0, Some(_), None) => Verdict::NotRestored,
         (0, Some(_), Some(_)) => Verdict::Passed,
     };
@@ -169,7 +175,12 @@ mod tests {
         // What counts is when it was received, not when it was sent.
         let slow = Sample { received: at(5_000), ..sample(1_100, Answer::Plaintext) };
         assert_eq!(verdict(&[slow, sample(2_000, refused())], true).0, Verdict::TooLate);
-        assert_eq!(verdict(&[sample(8_000, Answer::Plaintext)], false).0, Verdict::TooLate, "never refused");
+    }
+
+    #[test]
+    fn a_key_that_is_never_refused_has_a_verdict_of_its_own() {
+        assert_eq!(verdict(&[sample(8_000, Answer::Plaintext)], false), (Verdict::NotRefused, 1));
+        assert_eq!(verdict(&[sample(9_500, Answer::Plaintext)], true), (Verdict::NotRefused, 0));
     }
 
     #[test]
@@ -197,7 +208,10 @@ mod tests {
             judge_all(&[sample(60_000, Answer::Plaintext), sample(70_000, refused())]),
             Verdict::NotRestored
         );
-        assert_eq!(judge_all(&[sample(70_000, refused()), sample(74_000, Answer::Plaintext)]), Verdict::TooLate);
+        assert_eq!(
+            judge_all(&[sample(70_000, refused()), sample(74_000, Answer::Plaintext)]),
+            Verdict::TooLate
+        );
     }
 
     #[test]

@@ -19,7 +19,7 @@ use tracing::{info, warn};
 
 use super::{Failure, assemble};
 use crate::app::App;
-use crate::config::{self, Engine, Env, Files, ConfigError};
+use crate::config::{self, ConfigError, Engine, Env, Files};
 use crate::jobs::Jobs;
 use crate::model::SystemClock;
 use crate::store::{self, Database};
@@ -30,14 +30,14 @@ use part::{Part, Value};
 pub(super) use part::server_config;
 
 /// How often files are checked for changes.
-const EVERY: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the server tries again to reach a database that does not answer at its new URL, and
 /// checks that the thread that reads files is alive.
-const AGAIN: Duration = Duration::from_secs(5);
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 /// The time limit for a database to answer at a new URL.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The time without a check of the files after which the log reports it.
-const LATE: Duration = Duration::from_secs(30);
+const OVERDUE: Duration = Duration::from_secs(30);
 
 /// The parts of the server that take over what was read again.
 pub(super) struct Running {
@@ -48,7 +48,7 @@ pub(super) struct Running {
 }
 
 /// A part of the configuration that was read again.
-struct Again {
+struct ReadPart {
     part: Part,
     variables: Vec<String>,
     value: Result<Value, Vec<ConfigError>>,
@@ -65,7 +65,7 @@ enum NotApplied {
 }
 
 /// Reads the configuration again whenever needed, until `stop` is cancelled.
-pub(super) async fn keep(
+pub(super) async fn run(
     running: Running,
     env: Env,
     files: Files,
@@ -78,21 +78,23 @@ pub(super) async fn keep(
     let (asked, asks) = std_mpsc::channel();
     let (sender, mut again) = mpsc::unbounded_channel();
     let (looked, last_look) = watch::channel(Instant::now());
-    let look = move || look(&env, files, &asks, &sender, &looked);
-    if std::thread::Builder::new().name("files".to_owned()).spawn(look).is_err() {
-        return warn!("the thread that checks files could not be started: a changed file takes effect only after a restart");
+    let watch = move || watch_files(&env, files, &asks, &sender, &looked);
+    if std::thread::Builder::new().name("files".to_owned()).spawn(watch).is_err() {
+        return warn!(
+            "the thread that checks files could not be started: a changed file takes effect only after a restart"
+        );
     }
-    let mut ticks = interval(AGAIN);
+    let mut ticks = interval(RETRY_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut waiting, mut hangs) = (None, false);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            () = hung_up(&mut hangups) => {
+            () = hangup(&mut hangups) => {
                 info!("SIGHUP: reading all files again");
                 let _ = asked.send(());
             }
-            Some(Again { part, variables, value }) = again.recv() => {
+            Some(ReadPart { part, variables, value }) = again.recv() => {
                 if part == Part::Database {
                     waiting = None;
                 }
@@ -100,18 +102,18 @@ pub(super) async fn keep(
                     Ok(value) => running.take(value, part).await,
                     Err(errors) => Err(NotApplied::Errors(errors)),
                 };
-                waiting = running.said(part, &variables, taken).or(waiting);
+                waiting = running.report(part, &variables, taken).or(waiting);
             }
             _ = ticks.tick() => {
-                let is_late = last_look.borrow().elapsed() > LATE;
+                let is_late = last_look.borrow().elapsed() > OVERDUE;
                 if is_late && !hangs {
-                    warn!("files could not be checked for {} s: their file system hangs", LATE.as_secs());
+                    warn!("files could not be checked for {} s: their file system hangs", OVERDUE.as_secs());
                 }
                 hangs = is_late;
                 if let Some(settings) = waiting.take() {
                     match running.take_database(settings).await {
                         Err(NotApplied::NotYet(settings, _)) => waiting = Some(settings),
-                        taken => waiting = running.said(Part::Database, &[], taken),
+                        taken => waiting = running.report(Part::Database, &[], taken),
                     }
                 }
             }
@@ -119,7 +121,7 @@ pub(super) async fn keep(
     }
 }
 
-async fn hung_up(hangups: &mut Option<Signal>) {
+async fn hangup(hangups: &mut Option<Signal>) {
     if let Some(signal) = hangups
         && signal.recv().await.is_some()
     {
@@ -129,15 +131,15 @@ async fn hung_up(hangups: &mut Option<Signal>) {
 }
 
 /// Checks the files until nobody needs the results any more.
-fn look(
+fn watch_files(
     env: &Env,
     mut files: Files,
     asks: &std_mpsc::Receiver<()>,
-    again: &mpsc::UnboundedSender<Again>,
+    again: &mpsc::UnboundedSender<ReadPart>,
     looked: &watch::Sender<Instant>,
 ) {
     loop {
-        let (changed, everything) = match asks.recv_timeout(EVERY) {
+        let (changed, everything) = match asks.recv_timeout(CHECK_INTERVAL) {
             Ok(()) => (files.changed_at_once(), true),
             Err(std_mpsc::RecvTimeoutError::Timeout) => (files.changed(), false),
             Err(std_mpsc::RecvTimeoutError::Disconnected) => return,
@@ -153,7 +155,7 @@ fn look(
             };
             if !variables.is_empty() {
                 let value = part.read(env);
-                if again.send(Again { part, variables, value }).is_err() {
+                if again.send(ReadPart { part, variables, value }).is_err() {
                     return;
                 }
             }
@@ -234,7 +236,12 @@ impl Running {
     }
 
     /// Reports the result. Returns the settings that are to be tried again, if any.
-    fn said(&self, part: Part, variables: &[String], taken: Result<(), NotApplied>) -> Option<config::Store> {
+    fn report(
+        &self,
+        part: Part,
+        variables: &[String],
+        taken: Result<(), NotApplied>,
+    ) -> Option<config::Store> {
         let name = part.as_str();
         let (outcome, again) = match taken {
             Ok(()) => {
@@ -254,7 +261,7 @@ impl Running {
                 warn!(
                     part = name,
                     "at its new URL the database {does}: the previous URL stays in use, and the new one is tried again every {} s",
-                    AGAIN.as_secs()
+                    RETRY_INTERVAL.as_secs()
                 );
                 (Reread::Refused, Some(settings))
             }

@@ -6,8 +6,8 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::config::{
-    self, Audit, Auth, CheckpointDestinations, Env, FileProblem, ConfigError, Reader, SigningKeys, Tls, Webhook,
-    read_file,
+    self, Audit, Auth, CheckpointDestinations, ConfigError, Env, FileProblem, Reader, SigningKeys, Tls,
+    Webhook, read_file,
 };
 use crate::jobs::Webhooks;
 
@@ -112,7 +112,8 @@ impl Part {
             }
             Self::SigningKeys => Audit::read(&mut reader).keys.map(Value::SigningKeys),
             Self::Webhooks => {
-                let CheckpointDestinations { webhook: checkpoints, .. } = Audit::read(&mut reader).places;
+                let CheckpointDestinations { webhook: checkpoints, .. } =
+                    Audit::read(&mut reader).destinations;
                 Some(Value::Webhooks(Webhooks {
                     incidents: Webhook::read(&mut reader),
                     checkpoints,
@@ -121,11 +122,8 @@ impl Part {
             }
             Self::RowMac | Self::Kms => Some(Value::OnlyAtStart),
         };
-        let errors: Vec<ConfigError> = reader
-            .into_errors()
-            .into_iter()
-            .filter(|error| Self::of(&error.variable) == self)
-            .collect();
+        let errors: Vec<ConfigError> =
+            reader.into_errors().into_iter().filter(|error| Self::of(&error.variable) == self).collect();
         match value {
             Some(value) if errors.is_empty() => Ok(value),
             _ => Err(errors),

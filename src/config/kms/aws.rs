@@ -207,7 +207,10 @@ fn role(reader: &mut Reader<'_>, key: Option<&AwsKeyArn>) -> Option<AwsRole> {
     let external_id = reader.text(EXTERNAL_ID);
     let Some(arn) = reader.text(ROLE) else {
         if external_id.is_some() {
-            reader.error(EXTERNAL_ID, "is set, but BYOK_AWS_ROLE_ARN is not: it is sent when a role is assumed");
+            reader.error(
+                EXTERNAL_ID,
+                "is set, but BYOK_AWS_ROLE_ARN is not: it is sent when a role is assumed",
+            );
         }
         return None;
     };
@@ -215,9 +218,7 @@ fn role(reader: &mut Reader<'_>, key: Option<&AwsKeyArn>) -> Option<AwsRole> {
         reader.error(EXTERNAL_ID, "is not an external id: 2 to 1224 letters, digits and `_+=,.@:/-`");
     }
     match partition_of_role(&arn) {
-        None => {
-            reader.error(ROLE, "is not the ARN of a role, such as `arn:aws:iam::111122223333:role/byok`")
-        }
+        None => reader.error(ROLE, "is not the ARN of a role, such as `arn:aws:iam::111122223333:role/byok`"),
         Some(partition) if key.is_some_and(|key| key.partition != partition) => {
             reader.error(ROLE, "is of another partition of AWS than BYOK_AWS_KEY_ARN");
         }

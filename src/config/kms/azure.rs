@@ -338,7 +338,8 @@ fn credential(reader: &mut Reader<'_>) -> Option<AzureCredential> {
     let kind = match (reader.text(KIND), reader.is_set(SECRET), reader.is_set(TOKEN_FILE)) {
         (Some(kind), ..) => kind,
         (None, true, true) => {
-            let both = format!("is not set, and both {SECRET} and {TOKEN_FILE} are: set it to choose one of them");
+            let both =
+                format!("is not set, and both {SECRET} and {TOKEN_FILE} are: set it to choose one of them");
             reader.error(KIND, both);
             return None;
         }
@@ -388,8 +389,10 @@ fn identity_source(reader: &mut Reader<'_>) -> Option<AzureIdentitySource> {
     if let Some(text) = reader.text(ENDPOINT) {
         let url = Url::parse(&text).ok().filter(|url| is_loopback(url) || is_link_local(url));
         if url.is_none() {
-            reader
-                .error(ENDPOINT, "is not an address of this machine, such as App Service and Container Apps set");
+            reader.error(
+                ENDPOINT,
+                "is not an address of this machine, such as App Service and Container Apps set",
+            );
         }
         return url.map(AzureIdentitySource::Endpoint);
     }
@@ -437,7 +440,7 @@ pub(crate) fn is_azure_version(text: &str) -> bool {
 mod tests {
     use super::*;
     use crate::config::kms::Kms;
-    use crate::config::{Env, ConfigError};
+    use crate::config::{ConfigError, Env};
 
     const KEY: &str = "https://my-vault.vault.azure.net/keys/my-key";
     const VERSION: &str = "0123456789abcdef0123456789ABCDEF";

@@ -96,7 +96,9 @@ impl GcpCredentials {
         let file: File<'_> =
             serde_json::from_str(json).map_err(|_| "is not the JSON of a Google credential")?;
         if file.universe_domain.as_deref().is_some_and(|domain| domain != "googleapis.com") {
-            return Err("is a credential of another universe than googleapis.com, which byok does not support");
+            return Err(
+                "is a credential of another universe than googleapis.com, which byok does not support",
+            );
         }
         match &*file.kind {
             "service_account" => file.service_account(),

@@ -120,7 +120,10 @@ impl VaultSettings {
                 None
             }
             (None, Some(_)) => {
-                reader.error("BYOK_VAULT_CLIENT_CERT", "is not set; BYOK_VAULT_CLIENT_KEY needs its certificate");
+                reader.error(
+                    "BYOK_VAULT_CLIENT_CERT",
+                    "is not set; BYOK_VAULT_CLIENT_KEY needs its certificate",
+                );
                 None
             }
         };
@@ -145,7 +148,10 @@ fn login(reader: &mut Reader<'_>) -> Option<VaultLogin> {
     let set: Vec<_> = ways.into_iter().filter(|name| reader.is_set(name)).collect();
     let [way] = set[..] else {
         let problem = match &set[..] {
-            [] => format!("is not set; set it, or {}, or {}, so that byok can log in to Vault", ways[1], ways[2]),
+            [] => format!(
+                "is not set; set it, or {}, or {}, so that byok can log in to Vault",
+                ways[1], ways[2]
+            ),
             more => format!("is set together with {}; keep only one of them", more.join(", ")),
         };
         reader.error(set.first().copied().unwrap_or(ways[0]), problem);
@@ -201,7 +207,7 @@ fn is_path_segment(text: &str) -> bool {
 mod tests {
     use super::*;
     use crate::config::kms::Kms;
-    use crate::config::{Env, ConfigError};
+    use crate::config::{ConfigError, Env};
     use std::num::NonZeroU64;
 
     fn vault() -> Env {
@@ -250,10 +256,7 @@ mod tests {
         assert_eq!(strategy("latest"), KeyVersionStrategy::Latest);
         assert_eq!(strategy("3"), KeyVersionStrategy::Pinned(NonZeroU64::new(3).unwrap()));
         for bad in ["0", "-1", "v3", "newest"] {
-            assert_eq!(
-                wrong(&vault().with("BYOK_KEY_VERSION_STRATEGY", bad)),
-                ["BYOK_KEY_VERSION_STRATEGY"]
-            );
+            assert_eq!(wrong(&vault().with("BYOK_KEY_VERSION_STRATEGY", bad)), ["BYOK_KEY_VERSION_STRATEGY"]);
         }
     }
 

@@ -32,7 +32,9 @@ use hyper::body::Bytes;
 use reqwest::Url;
 use tokio::time::Instant;
 
-use crate::config::{AzureCredential, AzureIdentitySource, AzureSettings, ConfigError, is_same_azure_authority};
+use crate::config::{
+    AzureCredential, AzureIdentitySource, AzureSettings, ConfigError, is_same_azure_authority,
+};
 use crate::crypto::SecretText;
 use crate::kms::call::Failed;
 use crate::kms::http::{Http, HttpSettings, Reply};

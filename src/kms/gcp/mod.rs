@@ -34,7 +34,8 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use crate::config::{
-    GcpCredentials, GcpIdentity, GcpKey, GcpSettings, KeyVersionStrategy, ConfigError, SecretSource, read_text,
+    ConfigError, GcpCredentials, GcpIdentity, GcpKey, GcpSettings, KeyVersionStrategy, SecretSource,
+    read_text,
 };
 use crate::crypto::Dek;
 use crate::kms::budget::Share;

@@ -29,7 +29,7 @@ use hyper::body::Bytes;
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use crate::config::{KeyVersionStrategy, ConfigError, VaultSettings};
+use crate::config::{ConfigError, KeyVersionStrategy, VaultSettings};
 use crate::crypto::Dek;
 use crate::kms::budget::Share;
 use crate::kms::call::{Call, CallPolicy, Failed, each};
