@@ -1,5 +1,5 @@
 //! The changes of the stored data: a closed list, so that a dry run is a list of changes that is
-//! shown and not committed.
+//! reported and not committed.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -11,18 +11,18 @@ use crate::model::{TenantUid, Timestamp};
 use super::derived::{Chunk, Searchable, WIDTH, filter_values, index_value};
 use super::{EntryFilter, Page, PlacedEntry, ReadError};
 
-/// The number of chunks whose entries one call reads.
-const CHUNKS: usize = 32;
+/// The largest number of chunks whose entries one call reads.
+const MAX_CHUNKS: usize = 32;
 /// The same for a search by record, and how many chunks are read at once: an entry may have
 /// thousands of records, and all of them are read.
-const RECORD_CHUNKS: usize = 16;
-const RECORD_STEP: usize = 4;
+const MAX_RECORD_CHUNKS: usize = 16;
+const MAX_RECORD_STEP: usize = 4;
 /// The number of statements that may end early because entries are large; after that, the call
-/// ends. Each of these statements has read about one portion.
-const EARLY_ENDS: usize = 8;
+/// ends. Each of these statements has read about as many bytes as its limit allows.
+const MAX_EARLY_ENDS: usize = 8;
 /// The number of chunks that are looked up in the index for each wanted one, if more than one
 /// condition must hold.
-const LOOKED_UP: usize = 64;
+const LOOKUPS_PER_CHUNK: usize = 64;
 
 /// The range that there is to search.
 pub(super) struct Bounds {
@@ -46,7 +46,7 @@ pub(super) enum SearchHit {
     /// The entry matches.
     Matching(Box<PlacedEntry>),
     /// The entry matches except for its record, which was not checked because the entries before it
-    /// have filled the portion. Of the entries that follow, not all were checked.
+    /// have reached the limit on bytes. Of the entries that follow, not all were checked.
     Unchecked {
         /// The entry's position.
         seq: u64,
@@ -113,22 +113,31 @@ pub(super) async fn page(
     limit: u32,
 ) -> Result<Page, ReadError> {
     let Some(bounds) = store.bounds(tenant, filter).await? else { return Ok(Page::default()) };
-    let (left, most) = match filter.record_id {
-        None => (CHUNKS, CHUNKS),
-        Some(_) => (RECORD_CHUNKS, RECORD_STEP),
+    let (chunks_left, largest_step) = match filter.record_id {
+        None => (MAX_CHUNKS, MAX_CHUNKS),
+        Some(_) => (MAX_RECORD_CHUNKS, MAX_RECORD_STEP),
     };
     let (found, limit) = (Vec::new(), limit as usize);
-    let mut search =
-        Search { store, tenant, filter, limit, found, left, early_ends: EARLY_ENDS, step: 1, most };
+    let mut search = Search {
+        store,
+        tenant,
+        filter,
+        limit,
+        found,
+        chunks_left,
+        early_ends: MAX_EARLY_ENDS,
+        step: 1,
+        largest_step,
+    };
     let mut below = before.unwrap_or(u64::MAX).min(bounds.end);
 
     let indexed = bounds.indexed * WIDTH;
     while below > indexed {
-        let Some(step) = search.step() else { return Ok(search.ended(below)) };
+        let Some(step) = search.next_step() else { return Ok(search.page_until(below)) };
         let first = below.div_ceil(WIDTH).saturating_sub(step as u64) * WIDTH;
         let first = first.max(indexed);
         match search.read(vec![search.span(first..below, None)]).await? {
-            Reached::Limit => return Ok(search.full()),
+            Reached::Limit => return Ok(search.full_page()),
             Reached::End => below = first,
             Reached::Above(seq) => below = seq + 1,
         }
@@ -137,7 +146,9 @@ pub(super) async fn page(
     let mut within = bounds.chunks.start..bounds.chunks.end.min(below.div_ceil(WIDTH));
     let (lead, others) = search.values(within.clone()).await?;
     while !within.is_empty() {
-        let Some(step) = search.step() else { return Ok(search.ended(below.min(within.end * WIDTH))) };
+        let Some(step) = search.next_step() else {
+            return Ok(search.page_until(below.min(within.end * WIDTH)));
+        };
         let (chunks, rest) = search.candidates(lead, &others, within.clone(), step).await?;
         let span = |chunk: &Chunk| {
             let first = chunk.index * WIDTH;
@@ -145,7 +156,7 @@ pub(super) async fn page(
         };
         let spans: Vec<Span> = chunks.iter().map(span).collect();
         match search.read(spans).await? {
-            Reached::Limit => return Ok(search.full()),
+            Reached::Limit => return Ok(search.full_page()),
             Reached::End => within = rest,
             Reached::Above(seq) => {
                 below = seq + 1;
@@ -173,23 +184,25 @@ struct Search<'s, S> {
     limit: usize,
     found: Vec<PlacedEntry>,
     /// The number of chunks that may still be read.
-    left: usize,
+    chunks_left: usize,
     /// The number of statements that may still end early.
     early_ends: usize,
+    /// The number of chunks to read next.
     step: usize,
-    most: usize,
+    /// The largest number of chunks that are read at once.
+    largest_step: usize,
 }
 
 impl<S: SearchReads> Search<'_, S> {
     /// Returns the number of chunks to read next. It is small at first, because one chunk is often
     /// enough.
-    fn step(&mut self) -> Option<usize> {
+    fn next_step(&mut self) -> Option<usize> {
         if self.early_ends == 0 {
             return None;
         }
-        let step = self.step.min(self.left);
-        self.left -= step;
-        self.step = self.most.min(self.step * 4);
+        let step = self.step.min(self.chunks_left);
+        self.chunks_left -= step;
+        self.step = self.largest_step.min(self.step * 4);
         (step > 0).then_some(step)
     }
 
@@ -206,8 +219,8 @@ impl<S: SearchReads> Search<'_, S> {
             return Ok(Reached::End);
         }
         let wanted = self.limit - self.found.len();
-        for seen in self.store.entries_of(self.tenant, self.filter, &spans, wanted).await? {
-            match seen {
+        for hit in self.store.entries_of(self.tenant, self.filter, &spans, wanted).await? {
+            match hit {
                 SearchHit::Matching(entry) => self.found.push(*entry),
                 SearchHit::Unchecked { seq } => {
                     self.early_ends -= 1;
@@ -218,12 +231,12 @@ impl<S: SearchReads> Search<'_, S> {
         Ok(if self.found.len() >= self.limit { Reached::Limit } else { Reached::End })
     }
 
-    fn full(self) -> Page {
+    fn full_page(self) -> Page {
         let last = self.found.last().map_or(0, |entry| entry.seq);
-        self.ended(last)
+        self.page_until(last)
     }
 
-    fn ended(self, below: u64) -> Page {
+    fn page_until(self, below: u64) -> Page {
         Page { entries: self.found, next: (below > 0).then_some(below) }
     }
 
@@ -251,8 +264,9 @@ impl<S: SearchReads> Search<'_, S> {
         let mut rarest = (true, u64::MAX, 0);
         for (place, value) in values.iter().enumerate() {
             let value = Lookup::One(*value);
-            let chunks = self.store.chunks_with(self.tenant, value, within.clone(), LOOKED_UP).await?;
-            let more = chunks.len() == LOOKED_UP;
+            let chunks =
+                self.store.chunks_with(self.tenant, value, within.clone(), LOOKUPS_PER_CHUNK).await?;
+            let more = chunks.len() == LOOKUPS_PER_CHUNK;
             let common = if more { chunks.last().copied().unwrap_or(0) } else { chunks.len() as u64 };
             rarest = rarest.min((more, common, place));
         }
@@ -270,22 +284,21 @@ impl<S: SearchReads> Search<'_, S> {
         wanted: usize,
     ) -> Result<(Vec<Chunk>, Range<u64>), ReadError> {
         let (from, until) = (self.filter.from, self.filter.until);
-        let looked_up = match others.is_empty() && from.is_none() && until.is_none() {
-            true => wanted,
-            false => wanted * LOOKED_UP,
-        };
-        let (seen, last, mut chunks) = match lead {
+        let is_certain = others.is_empty() && from.is_none() && until.is_none();
+        let looked_up = if is_certain { wanted } else { wanted * LOOKUPS_PER_CHUNK };
+        let (found, last, mut chunks) = match lead {
             None => {
                 let chunks = self.store.chunks(self.tenant, within.clone(), looked_up).await?;
                 (chunks.len(), chunks.last().map(|chunk| chunk.index), chunks)
             }
             Some(lead) => {
-                let seen = self.store.chunks_with(self.tenant, lead, within.clone(), looked_up).await?;
-                let chunks = match seen.is_empty() {
-                    true => Vec::new(),
-                    false => self.store.chunks_with_all(self.tenant, others, &seen).await?,
+                let found = self.store.chunks_with(self.tenant, lead, within.clone(), looked_up).await?;
+                let chunks = if found.is_empty() {
+                    Vec::new()
+                } else {
+                    self.store.chunks_with_all(self.tenant, others, &found).await?
                 };
-                (seen.len(), seen.last().copied(), chunks)
+                (found.len(), found.last().copied(), chunks)
             }
         };
         chunks.retain(|chunk| {
@@ -294,7 +307,7 @@ impl<S: SearchReads> Search<'_, S> {
         let end = if chunks.len() > wanted {
             chunks.truncate(wanted);
             chunks.last().map_or(within.start, |chunk| chunk.index)
-        } else if seen == looked_up {
+        } else if found == looked_up {
             last.unwrap_or(within.start)
         } else {
             within.start

@@ -137,3 +137,74 @@ impl Batch {
 fn is_unasked(error: &KmsError) -> bool {
     error.class.verdict() == Verdict::Unasked
 }
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::kms::{Answer, KmsErrorClass};
+    use crate::model::Timestamp;
+
+    fn wrapped(version: &str) -> Wrapped {
+        Wrapped { bytes: vec![1], key_version: KeyVersion::new("k", version), scheme: 1 }
+    }
+
+    /// Rows with these ids and versions, of a job whose target is version 2. Each old row gets one
+    /// of the answers; `None` is a re-wrap under version 2.
+    fn batch(rows: &[(u128, &str)], answers: &[Option<KmsErrorClass>]) -> Batch {
+        let row = |(id, version): &(u128, &str)| DekRow {
+            id: DekId(Uuid::from_u128(*id)),
+            record_id: None,
+            wrapped: wrapped(version),
+            created_at: Timestamp(0),
+            mac: None,
+            record_mac: None,
+        };
+        let answer = |class: &Option<KmsErrorClass>| match class {
+            None => Ok(Answer { value: wrapped("2"), request_id: None }),
+            Some(class) => Err(KmsError::local(*class)),
+        };
+        let target = KeyVersion::new("k", "2");
+        let after = Some(DekId(Uuid::from_u128(0)));
+        let batch = Batch::of(rows.iter().map(row).collect(), &target, after);
+        Batch { answers: answers.iter().map(answer).collect(), ..batch }
+    }
+
+    fn cursor(batch: &Batch) -> u128 {
+        batch.cursor().unwrap().0.as_u128()
+    }
+
+    #[test]
+    fn the_cursor_stays_before_the_first_row_over_budget() {
+        let spent = Some(KmsErrorClass::BudgetSpent);
+        let rows = [(1, "1"), (2, "2"), (3, "1"), (4, "2")];
+        let whole = batch(&rows, &[None, None]);
+        assert_eq!((cursor(&whole), whole.skipped(), whole.asked()), (4, 2, 2));
+        let cut = batch(&rows, &[None, spent]);
+        assert_eq!((cursor(&cut), cut.skipped(), cut.asked()), (2, 1, 1));
+        assert!(cut.stuck().is_none());
+        let none = batch(&rows, &[spent, spent]);
+        assert_eq!((cursor(&none), none.asked()), (0, 0));
+        assert!(none.stuck().is_some());
+    }
+
+    #[test]
+    fn a_row_over_budget_is_in_neither_items_nor_failures() {
+        let answers = [None, Some(KmsErrorClass::InvalidWrappedDek), Some(KmsErrorClass::BudgetSpent), None];
+        let batch = batch(&[(1, "1"), (2, "1"), (3, "1"), (4, "1")], &answers);
+        let results = batch.results(&KeyVersion::new("k", "2"), |_, _| None);
+        assert_eq!((results.items.len(), results.changes.len(), results.failed), (3, 2, 1));
+        assert_eq!(results.rewrapped.len(), 2);
+        assert_eq!(results.elsewhere, None);
+    }
+
+    #[test]
+    fn a_key_that_fails_for_every_row_stops_the_batch() {
+        let denied = Some(KmsErrorClass::AccessDenied);
+        let rows = [(1, "1"), (2, "1")];
+        assert!(batch(&rows, &[denied, denied]).stuck().is_some());
+        assert!(batch(&rows, &[denied, None]).stuck().is_none());
+        assert!(batch(&rows, &[Some(KmsErrorClass::InvalidWrappedDek); 2]).stuck().is_none());
+    }
+}

@@ -13,7 +13,7 @@ use super::statements;
 statements! {
     /// An attempt that this holder has already taken counts as touched, so that a retry reports
     /// what the first attempt did.
-    BEGIN_ATTEMPT = "
+    BEGIN = "
         WITH begun AS (
             UPDATE np_byok_announcements
             SET attempts = $3, holder = $4, next_attempt_at = clock_timestamp() + $5 * interval '1 microsecond'
@@ -23,7 +23,7 @@ statements! {
         SELECT count(*) FROM begun";
 
     /// Keeps the holder, so that a retry finds it.
-    AGAIN = "
+    FAILED = "
         WITH failed AS (
             UPDATE np_byok_announcements SET next_attempt_at = clock_timestamp() + $5 * interval '1 microsecond'
             WHERE tenant = $1 AND incident = $2 AND attempts = $3 AND holder = $4 AND outcome IS NULL
@@ -52,8 +52,8 @@ pub(super) fn announce(
     };
     let micros = |time: Duration| i64::try_from(time.as_micros()).unwrap_or(i64::MAX);
     match step {
-        AnnouncementStep::Begin { lease } => bound(BEGIN_ATTEMPT).bind(micros(lease)),
-        AnnouncementStep::Failed { after } => bound(AGAIN).bind(micros(after)),
+        AnnouncementStep::Begin { lease } => bound(BEGIN).bind(micros(lease)),
+        AnnouncementStep::Failed { after } => bound(FAILED).bind(micros(after)),
         AnnouncementStep::End(outcome) => bound(END).bind(outcome.as_str()),
     }
 }

@@ -105,7 +105,7 @@ async fn apply_leading(
             retention::block_new_holds(connection).await?;
             retention::erase_from_deks(tenant, record_id, hmac)
         }
-        Change::RecordExport { places } => retention::note_export(tenant, places),
+        Change::RecordExport { places } => retention::record_export(tenant, places),
         Change::AddTiles { log, tiles } => derived::add_tiles(tenant, *log, tiles),
         Change::AddChunkValues(values) => derived::add_values(tenant, values),
         Change::AddChunks(chunks) => {

@@ -46,7 +46,7 @@ pub(super) type PgQuery = Query<'static, sqlx::Postgres, PgArguments>;
 
 /// Why an attempt ended.
 pub(super) enum AttemptError {
-    /// The log is not at the batch's base, or the fence does not hold.
+    /// The log is not at the batch's base, or a requirement of the fence is not met.
     NotAppended,
     /// The tenant has no log to append to.
     NoLog,
@@ -172,7 +172,7 @@ impl Postgres {
     }
 
     /// Determines why nothing was appended: another replica was first, this very batch was appended
-    /// before, or the fence does not hold.
+    /// before, or a requirement of the fence is not met.
     async fn explain_not_appended(
         &self,
         batch: &Batch,

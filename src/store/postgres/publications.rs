@@ -13,7 +13,7 @@ use super::commit::PgQuery;
 use super::statements;
 
 statements! {
-    BEGIN_PUBLISHING = "
+    BEGIN = "
         WITH taken AS (
             INSERT INTO np_byok_publications AS p (tenant, place, holder, next_attempt_at)
             VALUES ($1, $2, $3, now() + $4 * interval '1 microsecond')
@@ -21,7 +21,7 @@ statements! {
                 next_attempt_at = EXCLUDED.next_attempt_at WHERE p.next_attempt_at <= now()
             RETURNING 1)
         SELECT count(*) FROM taken";
-    AGAIN = "
+    FAILED = "
         WITH failed AS (
             UPDATE np_byok_publications SET failures = failures + 1,
                 next_attempt_at = now() + $4 * interval '1 microsecond'
@@ -52,8 +52,8 @@ pub(super) fn publish(tenant: TenantUid, place: &Arc<str>, holder: Uuid, step: P
         sqlx::query(sql).bind(tenant.0).bind(place.clone()).bind(holder).bind(pause)
     };
     match step {
-        PublicationStep::Begin { lease } => bound(BEGIN_PUBLISHING, lease),
-        PublicationStep::Failed { after } => bound(AGAIN, after),
+        PublicationStep::Begin { lease } => bound(BEGIN, lease),
+        PublicationStep::Failed { after } => bound(FAILED, after),
         PublicationStep::Done { log, size, after } => {
             bound(DONE, after).bind(i64::from(log)).bind(signed(size))
         }

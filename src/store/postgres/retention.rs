@@ -27,7 +27,7 @@ statements! {
         SELECT count(*) FROM held";
     RELEASE = "
         WITH released AS (DELETE FROM np_byok_holds WHERE tenant = $1 RETURNING 1) SELECT count(*) FROM released";
-    NOTE_EXPORT = "
+    RECORD_EXPORT = "
         WITH noted AS (INSERT INTO np_byok_exports (tenant, first, past) VALUES ($1, $2, $3)
             ON CONFLICT DO NOTHING RETURNING 1)
         SELECT count(*) FROM noted";
@@ -108,8 +108,8 @@ pub(super) fn hold(tenant: TenantUid, on: bool) -> PgQuery {
     sqlx::query(if on { HOLD } else { RELEASE }).bind(tenant.0)
 }
 
-pub(super) fn note_export(tenant: TenantUid, places: &Range<u64>) -> PgQuery {
-    sqlx::query(NOTE_EXPORT).bind(tenant.0).bind(signed(places.start)).bind(signed(places.end))
+pub(super) fn record_export(tenant: TenantUid, places: &Range<u64>) -> PgQuery {
+    sqlx::query(RECORD_EXPORT).bind(tenant.0).bind(signed(places.start)).bind(signed(places.end))
 }
 
 pub(super) fn erase(
@@ -223,12 +223,13 @@ impl Postgres {
             run(&mut transaction, &format!("ALTER TABLE np_byok_audit DETACH PARTITION {part}")).await?;
             run(&mut transaction, &format!("DROP TABLE {part}")).await?;
         } else {
-            let goes = format!(
+            let prunable = format!(
                 "SELECT FROM ({}) AS g WHERE g.tenant = m.tenant AND g.seq = m.seq",
                 prunable_entries_sql(&part)
             );
             run(&mut transaction, &format!("ALTER TABLE {part} DISABLE TRIGGER USER")).await?;
-            with(&mut transaction, &format!("DELETE FROM {part} m WHERE EXISTS ({goes})"), retention).await?;
+            with(&mut transaction, &format!("DELETE FROM {part} m WHERE EXISTS ({prunable})"), retention)
+                .await?;
             run(&mut transaction, &format!("ALTER TABLE {part} ENABLE TRIGGER USER")).await?;
         }
         transaction.commit().await?;

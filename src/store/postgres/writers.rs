@@ -64,7 +64,7 @@ impl Writers {
         self.options.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns a connection that was alive a moment ago. Takes at most [`ACQUIRE`] after the wait
+    /// Returns a connection that was alive just now. Takes at most [`ACQUIRE`] after the wait
     /// for a permit.
     pub(super) async fn take(&self) -> Result<Writer<'_>, Error> {
         let permit = timeout(LONGEST_WAIT, self.permits.acquire()).await.map_err(|_| Error::PoolTimedOut)?;

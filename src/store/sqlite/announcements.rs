@@ -12,7 +12,7 @@ use super::{SqliteQuery, statements};
 statements! {
     /// An attempt that this holder has already taken counts as touched, so that a retry reports
     /// what the first attempt did.
-    BEGIN_ATTEMPT = "
+    BEGIN = "
         UPDATE np_byok_announcements SET attempts = ?3, holder = ?4,
             next_attempt_at = CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000 + ?5
         WHERE tenant = ?1 AND incident = ?2 AND outcome IS NULL AND (
@@ -20,7 +20,7 @@ statements! {
             OR (attempts = ?3 AND holder = ?4))";
 
     /// Keeps the holder, so that a retry finds it.
-    AGAIN = "
+    FAILED = "
         UPDATE np_byok_announcements
         SET next_attempt_at = CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000 + ?5
         WHERE tenant = ?1 AND incident = ?2 AND attempts = ?3 AND holder = ?4 AND outcome IS NULL";
@@ -41,8 +41,8 @@ pub(super) fn announce(
     let bound = |sql| sqlx::query(sql).bind(tenant.0.as_slice()).bind(incident.0).bind(attempt).bind(holder);
     let micros = |time: Duration| i64::try_from(time.as_micros()).unwrap_or(i64::MAX);
     match step {
-        AnnouncementStep::Begin { lease } => bound(BEGIN_ATTEMPT).bind(micros(lease)),
-        AnnouncementStep::Failed { after } => bound(AGAIN).bind(micros(after)),
+        AnnouncementStep::Begin { lease } => bound(BEGIN).bind(micros(lease)),
+        AnnouncementStep::Failed { after } => bound(FAILED).bind(micros(after)),
         AnnouncementStep::End(outcome) => bound(END).bind(outcome.as_str()),
     }
 }

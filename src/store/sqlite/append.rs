@@ -27,9 +27,9 @@ pub(super) async fn append(
     }
     let reading = match batch.fence.as_slice() {
         [] => None,
-        fence => {
-            Some(proofs::pass(connection, &batch.tenant, fence).await?.ok_or(AttemptError::NotAppended)?)
-        }
+        fence => Some(
+            proofs::check_fence(connection, &batch.tenant, fence).await?.ok_or(AttemptError::NotAppended)?,
+        ),
     };
     let tenant = batch.tenant.0.as_slice();
     let row = sqlx::query(HEAD).bind(tenant).fetch_optional(&mut *connection).await?;

@@ -67,8 +67,8 @@ async fn apply_change(
         Change::RecordIncident(incident) => proofs::incident(&tenant, incident),
         Change::StartJob(job) => {
             jobs::start(&tenant, job).execute(&mut *connection).await?;
-            let stands = jobs::exists(&tenant, job.id).fetch_one(connection).await?;
-            return Ok(u64::from(stands.try_get::<bool, _>(0)?));
+            let exists = jobs::exists(&tenant, job.id).fetch_one(connection).await?;
+            return Ok(u64::from(exists.try_get::<bool, _>(0)?));
         }
         Change::LeaseJob { job, holder, lease } => jobs::lease(&tenant, *job, *holder, *lease),
         Change::AdvanceJob { job, holder, after } => jobs::advance(&tenant, job, *holder, *after),
@@ -97,7 +97,7 @@ async fn apply_change(
             retention::erase(&tenant, personal, places)
         }
         Change::EraseFromDeks { record_id, hmac } => retention::erase_from_deks(&tenant, record_id, hmac),
-        Change::RecordExport { places } => retention::note_export(&tenant, places),
+        Change::RecordExport { places } => retention::record_export(&tenant, places),
         Change::AddTiles { log, tiles } => {
             return Ok(derived::add_tiles(connection, tenant, *log, tiles).await?);
         }
@@ -115,6 +115,6 @@ async fn create_tenant(connection: &mut SqliteConnection, tenant: &Tenant) -> Re
     tenants::create(tenant).execute(&mut *connection).await?;
     tenants::create_head(tenant).execute(&mut *connection).await?;
     tenants::create_key(tenant).execute(&mut *connection).await?;
-    let stands = tenants::exists(tenant).fetch_one(connection).await?;
-    Ok(u64::from(stands.try_get::<bool, _>(0)?))
+    let exists = tenants::exists(tenant).fetch_one(connection).await?;
+    Ok(u64::from(exists.try_get::<bool, _>(0)?))
 }

@@ -26,7 +26,7 @@ statements! {
 
 /// Why an attempt ended.
 pub(super) enum AttemptError {
-    /// The log is not at the batch's base, or the fence does not hold.
+    /// The log is not at the batch's base, or a requirement of the fence is not met.
     NotAppended,
     /// A DEK id is taken by another DEK.
     DekIdTaken,
@@ -121,7 +121,7 @@ impl Sqlite {
     }
 
     /// Determines why nothing was appended: another process was first, this very batch was appended
-    /// before, or the fence does not hold.
+    /// before, or a requirement of the fence is not met.
     async fn explain_not_appended(&self, batch: &Batch) -> Result<Committed, CommitError> {
         let Some(first) = batch.entries.first() else { return Err(CommitError::Rejected) };
         let tenant = batch.tenant.0.as_slice();

@@ -121,9 +121,8 @@ fn bind_proof<'q>(sql: &'static str, tenant: &'q TenantUid, proof: &'q Proof) ->
         .bind(proof.next_probe_at.0)
 }
 
-/// Checks the fence under the lock of this transaction. Returns `None` if a condition does not
-/// hold.
-pub(super) async fn pass(
+/// Checks the fence under the lock of this transaction. Returns `None` if a requirement is not met.
+pub(super) async fn check_fence(
     connection: &mut SqliteConnection,
     tenant: &TenantUid,
     fence: &[Fence],

@@ -13,12 +13,12 @@ use super::super::{LogHead, PublicationStep};
 use super::{SqliteQuery, statements};
 
 statements! {
-    BEGIN_PUBLISHING = "
+    BEGIN = "
         INSERT INTO np_byok_publications (tenant, place, holder, next_attempt_at)
         VALUES (?1, ?2, ?3, CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000 + ?4)
         ON CONFLICT (tenant, place) DO UPDATE SET holder = excluded.holder, next_attempt_at = excluded.next_attempt_at
             WHERE next_attempt_at <= CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000";
-    AGAIN = "
+    FAILED = "
         UPDATE np_byok_publications SET failures = failures + 1,
             next_attempt_at = CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000 + ?4
         WHERE tenant = ?1 AND place = ?2 AND holder = ?3";
@@ -46,8 +46,8 @@ pub(super) fn publish<'q>(
         sqlx::query(sql).bind(tenant.0.as_slice()).bind(place).bind(holder).bind(pause)
     };
     match step {
-        PublicationStep::Begin { lease } => bound(BEGIN_PUBLISHING, lease),
-        PublicationStep::Failed { after } => bound(AGAIN, after),
+        PublicationStep::Begin { lease } => bound(BEGIN, lease),
+        PublicationStep::Failed { after } => bound(FAILED, after),
         PublicationStep::Done { log, size, after } => bound(DONE, after).bind(log).bind(signed(size)),
     }
 }

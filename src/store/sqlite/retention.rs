@@ -19,7 +19,7 @@ statements! {
         ON CONFLICT DO NOTHING";
     RELEASE = "DELETE FROM np_byok_holds WHERE tenant = ?1";
     ON_HOLD = "SELECT EXISTS (SELECT 1 FROM np_byok_holds WHERE tenant = ?1)";
-    NOTE_EXPORT = "
+    RECORD_EXPORT = "
         INSERT INTO np_byok_exports (tenant, first, past, at)
         VALUES (?1, ?2, ?3, CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000) ON CONFLICT DO NOTHING";
     ERASE_USER = "
@@ -82,8 +82,8 @@ pub(super) fn hold(tenant: &TenantUid, on: bool) -> SqliteQuery<'_> {
     sqlx::query(if on { HOLD } else { RELEASE }).bind(tenant.0.as_slice())
 }
 
-pub(super) fn note_export<'q>(tenant: &'q TenantUid, places: &Range<u64>) -> SqliteQuery<'q> {
-    sqlx::query(NOTE_EXPORT).bind(tenant.0.as_slice()).bind(signed(places.start)).bind(signed(places.end))
+pub(super) fn record_export<'q>(tenant: &'q TenantUid, places: &Range<u64>) -> SqliteQuery<'q> {
+    sqlx::query(RECORD_EXPORT).bind(tenant.0.as_slice()).bind(signed(places.start)).bind(signed(places.end))
 }
 
 pub(super) fn erase<'q>(
