@@ -31,7 +31,7 @@ use http::{Extensions, HeaderMap};
 use tokio::sync::watch;
 
 use crate::audit::Committer;
-use crate::auth::{Authenticator, Policy};
+use crate::auth::{Authenticator, Policy, TenantClaim};
 use crate::config::Limits;
 use crate::jobs::Stream;
 use crate::keyring::Keyring;
@@ -39,7 +39,7 @@ use crate::kms::{RequestCounts, Requests};
 use crate::model::{Clock, ErrorCode, Identity, Peer, Posture, Refusal, RequestId, Tenant};
 use crate::store::RequestReads;
 use crate::telemetry::{PoolCounts, Rereads};
-use crate::tenancy::{Caller, Tenants};
+use crate::tenancy::{Caller, NotServed, Tenants};
 
 pub use answer::{answer_too_large, no_room, write_json};
 pub use arrival::{Arrival, Room, Unbounded};
@@ -141,57 +141,46 @@ impl App {
         self.tenants.open(tenant);
     }
 
-    /// Identifies the caller by the headers of the request. A refusal here leaves no entry, because
-    /// there is no identity to name in it. On success, the [`Peer`] in the request's extensions, if
-    /// the listener put one there, is marked as authenticated.
+    /// Identifies the caller by the headers of the request, and finds the tenant that the caller
+    /// claims. Waits some seconds for a key of the identity provider that is not known yet. A refusal
+    /// here leaves no entry, because there is no log to write it to. On success, the [`Peer`] in the
+    /// request's extensions, if the listener put one there, is marked as authenticated.
     ///
     /// # Errors
     /// One of Hasura's own codes; `Unavailable` if the identity provider's keys cannot be fetched;
-    /// `STORE_UNAVAILABLE` if the database has not been reached since the start.
-    pub fn authenticate(
-        &self,
-        headers: &HeaderMap,
-        extensions: &Extensions,
-        request_id: RequestId,
-    ) -> Result<Caller, Refusal> {
-        let identity = self.authenticator().authenticate(headers)?;
-        self.recognised(identity, extensions, request_id)
-    }
-
-    /// Does the same as [`Self::authenticate`], but waits some seconds for a key of the identity
-    /// provider that is not known yet.
-    ///
-    /// # Errors
-    /// The errors of [`Self::authenticate`].
-    pub async fn recognise(
+    /// `STORE_UNAVAILABLE` if the database has not been reached since the start, or cannot be read;
+    /// `PERMISSION_DENIED` if there is no such tenant.
+    pub async fn admit(
         &self,
         headers: &HeaderMap,
         extensions: &Extensions,
         request_id: RequestId,
     ) -> Result<Caller, Refusal> {
         let identity = self.authenticator().recognise(headers).await?;
-        self.recognised(identity, extensions, request_id)
-    }
-
-    fn recognised(
-        &self,
-        identity: Identity,
-        extensions: &Extensions,
-        request_id: RequestId,
-    ) -> Result<Caller, Refusal> {
         // PostgreSQL's text type cannot hold a NUL. Refusing it here keeps it from failing a batch
         // of entries.
         if identity.role.contains('\0') || identity.user.as_ref().is_some_and(|user| user.contains('\0')) {
             return Err(ErrorCode::JwtInvalidClaims.into());
         }
+        let runtime = self.tenants.of(TenantClaim::of(&identity).name()).await.map_err(not_served)?;
         if let Some(peer) = extensions.get::<Peer>() {
             peer.set_authenticated();
         }
-        self.caller(identity, request_id)
+        Ok(Caller { runtime, identity, request_id })
     }
 
-    /// Returns the caller of one request. In the single-tenant form every caller belongs to the one
-    /// tenant.
+    /// Returns whether the headers identify somebody, whatever the tenant. Unlike [`Self::admit`],
+    /// this never waits.
+    pub fn is_identified(&self, headers: &HeaderMap, extensions: &Extensions) -> bool {
+        let is_identified = self.authenticator().authenticate(headers).is_ok();
+        if let (true, Some(peer)) = (is_identified, extensions.get::<Peer>()) {
+            peer.set_authenticated();
+        }
+        is_identified
+    }
+
+    /// Returns the caller of a command on this machine, which is for the one tenant of the
+    /// single-tenant form.
     ///
     /// # Errors
     /// `STORE_UNAVAILABLE` before [`Self::open`].
@@ -241,5 +230,14 @@ impl App {
     /// posture that each led to.
     pub fn incidents(&self) -> [(Posture, u64); 3] {
         self.keyring.incidents()
+    }
+}
+
+/// Returns the refusal for a caller whose tenant is not served.
+fn not_served(not_served: NotServed) -> Refusal {
+    match not_served {
+        NotServed::Unknown => ErrorCode::PermissionDenied.into(),
+        NotServed::NoKey => ErrorCode::KmsMisconfigured.into(),
+        NotServed::Store(error) => record::read_refusal(error),
     }
 }

@@ -93,7 +93,6 @@ pub(super) async fn assemble(
     let jobs = Jobs {
         tenants: tenants.clone(),
         store: store.clone(),
-        kms: kms.clone(),
         keyring: keyring.clone(),
         committer: committer.clone(),
         clock: clock.clone(),

@@ -32,7 +32,6 @@ use std::sync::Arc;
 
 use crate::audit::Committer;
 use crate::keyring::Keyring;
-use crate::kms::Kms;
 use crate::model::Clock;
 use crate::store::Store;
 use crate::tenancy::Tenants;
@@ -52,8 +51,6 @@ pub struct Jobs {
     pub tenants: Tenants,
     /// The database.
     pub store: Arc<dyn Store>,
-    /// The tenant's KMS.
-    pub kms: Arc<dyn Kms>,
     /// The DEKs in memory.
     pub keyring: Arc<Keyring>,
     /// The committer that makes entries durable.

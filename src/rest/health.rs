@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::app::{self, HealthStatus};
-use crate::model::{ErrorCode, Posture, RequestId};
+use crate::model::{ErrorCode, Posture};
 
 use super::Front;
 use super::body::answer;
@@ -141,8 +141,7 @@ impl Migrations {
 /// an identity; for others it returns the last known health. Takes the head alone: a body would be
 /// held while the KMS is asked, without counting against any limit.
 pub(super) async fn health(State(front): State<Front>, head: Parts) -> Response {
-    let request_id = head.extensions.get().cloned().unwrap_or_else(RequestId::fresh);
-    let has_identity = front.app.authenticate(&head.headers, &head.extensions, request_id).is_ok();
+    let has_identity = front.app.is_identified(&head.headers, &head.extensions);
     drop(head);
     let health = if has_identity { front.app.health().await } else { front.app.known_health().await };
     health_answer(&front, health)

@@ -285,7 +285,7 @@ impl Layer {
             // Separated from the body, which is not `Sync`.
             let headers = std::mem::take(request.headers_mut());
             let extensions = std::mem::take(request.extensions_mut());
-            let caller = self.app.recognise(&headers, &extensions, request_id).await;
+            let caller = self.app.admit(&headers, &extensions, request_id).await;
             *request.headers_mut() = headers;
             *request.extensions_mut() = extensions;
             caller

@@ -167,7 +167,7 @@ async fn a_removed_entry_is_found() {
     sealed.damage("DELETE FROM np_byok_audit WHERE seq = 4").await;
     sealed.verify(&[]).await.finds("removed-entry", "place 4");
     let said = sealed.export(&[]).await.unwrap_err();
-    assert!(said.text.contains("the entry at place 4 is gone"), "{}", said.text);
+    assert!(said.text.contains("the entry at place 4 is missing"), "{}", said.text);
 }
 
 #[tokio::test]

@@ -101,5 +101,6 @@ mod store_standby;
 mod store_streams;
 mod strangers;
 mod support;
+mod tenants;
 mod web;
 mod webhook;
