@@ -18,7 +18,7 @@ use super::{
 };
 
 /// One change of the stored data. Each change is applied whole or not at all, and reports in
-/// [`Committed::applied`] how many rows it touched.
+/// [`Committed::applied`](super::Committed::applied) how many rows it touched.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
     /// Adds a tenant and its empty log. Touches nothing if a tenant of that name exists.
@@ -167,7 +167,7 @@ pub enum Change {
         /// The positions of the exported entries.
         places: Range<u64>,
     },
-    /// Adds tiles of one log, sorted by [`TileId`]. Existing tiles stay. Reports how many were
+    /// Adds tiles of one log, sorted by [`TileId`](super::TileId). Existing tiles stay. Reports how many were
     /// added.
     AddTiles {
         /// The number of the tenant's log.

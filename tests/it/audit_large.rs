@@ -79,8 +79,8 @@ async fn one_statement_reads_few_large_entries_and_always_one(store: Db) {
         let Some(last) = read.last() else { break };
         let before_last: usize = read[..read.len() - 1].iter().map(|placed| placed.row.records.len()).sum();
         assert!(before_last < PORTION, "{before_last} bytes and one entry more");
-        let outlines = store.entry_values(tenant, from..100, u32::MAX).await.unwrap();
-        assert!(outlines.iter().map(|outline| outline.seq).eq(read.iter().map(|placed| placed.seq)));
+        let values = store.entry_values(tenant, from..100, u32::MAX).await.unwrap();
+        assert!(values.iter().map(|entry| entry.seq).eq(read.iter().map(|placed| placed.seq)));
         from = last.seq + 1;
         reads.extend(read.into_iter().map(|placed| placed.row.id));
     }
