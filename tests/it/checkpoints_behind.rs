@@ -483,7 +483,10 @@ async fn nothing_is_opened_with_an_unreadable_place_or_nothing_lost_unless_force
     std::fs::create_dir(&latest).unwrap();
     let refused = byok(&bench.server.environment, &["audit", "restored"]).await;
     assert_eq!(refused.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("the directory of checkpoints cannot be read"));
+    assert!(
+        String::from_utf8_lossy(&refused.stderr)
+            .contains("the directory that checkpoints are published to cannot be read")
+    );
     let said = bench.restored(&["--anyway"]).await;
     assert_eq!((said.len(), &*said[1]), (2, "opened  byok/primary/2"));
     eventually(async || !bench.refused().await).await;
