@@ -29,8 +29,7 @@ pub(super) struct Problem<'a> {
     kind: String,
 }
 
-/// The response for a refusal. It carries the [`ErrorCode`](crate::model::ErrorCode) as an
-/// extension, for the metrics.
+/// The response for a refusal. It carries the [`ErrorCode`] as an extension, for the metrics.
 pub fn problem(refusal: &Refusal) -> Response {
     let code = refusal.code;
     let status = StatusCode::from_u16(code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);

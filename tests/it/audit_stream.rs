@@ -132,7 +132,7 @@ async fn an_unreadable_entry_is_logged_and_the_stream_left_to_another() {
     let failures = r#"byok_audit_stream_failures_total{stream="file"}"#;
     eventually("a failure", async || metric(&server, failures).await >= Some(1)).await;
     let said = server.doctor().await;
-    assert!(said.contains("FAIL  audit stream file: nothing is taken since"), "{said}");
+    assert!(said.contains("FAIL  audit stream file: it has failed since"), "{said}");
     let leased = "SELECT leased_until > now() FROM np_byok_streams";
     let leased: bool = sqlx::query_scalar(leased).fetch_one(&server.database().await).await.unwrap();
     assert!(!leased);
@@ -205,7 +205,7 @@ async fn a_webhook_that_is_down_delays_no_call_and_catches_up() {
     assert!(metric(&server, r#"byok_audit_stream_behind{stream="webhook"}"#).await >= Some(1));
     assert!(metric(&server, r#"byok_audit_stream_failures_total{stream="webhook"}"#).await >= Some(1));
     let said = server.doctor().await;
-    assert!(said.contains("FAIL  audit stream webhook: nothing is taken since"), "{said}");
+    assert!(said.contains("FAIL  audit stream webhook: it has failed since"), "{said}");
     let (again, began) = (inbox.lock().unwrap().refused, Instant::now());
     server.encrypt("p", "meanwhile").await;
     // It was answered while the webhook refuses, so it did not wait for it.

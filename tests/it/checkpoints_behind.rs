@@ -7,7 +7,8 @@ use byok::audit::pack;
 use byok::merkle::Frontier;
 use byok::model::{Entry, Operation, Tenant, TenantUid};
 use byok::store::{
-    AuditReads as _, Batch, Change, Commits as _, EntryFilter, EntrySearch as _, Postgres, TenantReads as _,
+    AuditReads as _, Batch, Change, EntryFilter, Postgres, PublicationReads as _, Store as _,
+    TenantReads as _,
 };
 use reqwest::StatusCode;
 use serde_json::json;
@@ -482,7 +483,10 @@ async fn nothing_is_opened_with_an_unreadable_place_or_nothing_lost_unless_force
     std::fs::create_dir(&latest).unwrap();
     let refused = byok(&bench.server.environment, &["audit", "restored"]).await;
     assert_eq!(refused.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("the directory that checkpoints are published to cannot be read"));
+    assert!(
+        String::from_utf8_lossy(&refused.stderr)
+            .contains("the directory that checkpoints are published to cannot be read")
+    );
     let said = bench.restored(&["--anyway"]).await;
     assert_eq!((said.len(), &*said[1]), (2, "opened  byok/primary/2"));
     eventually(async || !bench.refused().await).await;

@@ -126,9 +126,9 @@ async fn a_kms_that_refuses_ends_it_with_5_and_the_job_stays() {
     key.admin(Method::PUT, &path, policy(&["encrypt", "decrypt"])).await;
     let (code, said, why) = rotate(&server, &[]).await;
     assert_eq!(code, 5, "{said}{why}");
-    assert!(said.contains(": waits: KMS_ACCESS_DENIED"), "{said}");
+    assert!(said.contains(": waiting: KMS_ACCESS_DENIED"), "{said}");
     assert!(
-        why.contains("stays, 0 of 5 DEKs are re-wrapped") && why.contains("when the key is back"),
+        why.contains("is kept, 0 of 5 DEKs are re-wrapped") && why.contains("when the key is back"),
         "{why}"
     );
     // It refuses altogether.

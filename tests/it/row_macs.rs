@@ -349,6 +349,7 @@ async fn a_release_without_macs_may_write_beside_until_all_rows_are_sealed() {
         encrypt(&before, "r-3").await.body["code"] == "ROW_MAC_KEY_REQUIRED"
     })
     .await;
+    set(&mut before, KEY, None);
     let said = before.doctor().await;
     assert!(said.contains("FAIL  rows: all rows are sealed"), "{said}");
     assert_eq!(before.decrypt(&token, "r-1").await.body["plaintext"], "one");

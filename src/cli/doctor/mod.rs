@@ -269,7 +269,7 @@ async fn stream(findings: &mut Findings, database: &dyn Database, name: StreamNa
             findings.ok(&format!("audit stream {shown}: {behind} entries behind the log"));
         }
         Ok(Some((behind, Some(since)))) => findings.fail(
-            &format!("audit stream {shown}: nothing is taken since {since}; {behind} entries behind the log"),
+            &format!("audit stream {shown}: it has failed since {since}; {behind} entries behind the log"),
             "repair its destination; the server's log has the error. Nothing is lost: the stream continues from there",
         ),
     }

@@ -245,7 +245,7 @@ impl Running {
         let name = part.as_str();
         let (outcome, again) = match taken {
             Ok(()) => {
-                info!(part = name, "the changed files were read, and are in use");
+                info!(part = name, "the new content of its files is in use");
                 (Reread::Taken, None)
             }
             Err(NotApplied::Errors(errors)) => {
