@@ -7,8 +7,7 @@ use byok::audit::pack;
 use byok::merkle::Frontier;
 use byok::model::{Entry, Operation, Tenant, TenantUid};
 use byok::store::{
-    AuditReads as _, Batch, Change, EntryFilter, Postgres, PublicationReads as _, Store as _,
-    TenantReads as _,
+    AuditReads as _, Batch, Change, Commits as _, EntryFilter, EntrySearch as _, Postgres, TenantReads as _,
 };
 use reqwest::StatusCode;
 use serde_json::json;
