@@ -295,10 +295,10 @@ async fn a_token_opens_for_its_own_tenant_alone() {
     assert_eq!(several.decrypt("acme", &token, "r-1").await, Ok(()));
     assert_eq!(several.decrypt("globex", &token, "r-1").await, Err(ErrorCode::DecryptFailed));
     // Nor does it where the other tenant's row of the DEK is a copy.
+    let columns = "id, record_id, wrapped, key_name, key_version, wrap_scheme, created_at, mac, record_mac";
     several
         .execute(&format!(
-            "INSERT INTO np_byok_wrapped_deks SELECT ({}, id, record_id, wrapped, key_name, key_version, wrap_scheme,
-                created_at, rewrapped_at, mac, record_mac, key_id)::np_byok_wrapped_deks.* FROM np_byok_wrapped_deks",
+            "INSERT INTO np_byok_wrapped_deks (tenant, {columns}) SELECT {}, {columns} FROM np_byok_wrapped_deks",
             uid(2)
         ))
         .await;
