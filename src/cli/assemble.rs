@@ -190,24 +190,37 @@ async fn readable(database: Arc<dyn Database>) -> Result<Arc<dyn Database>, Fail
     Ok(database)
 }
 
-/// Opens the database that the environment names, and reads the tenant of the single-tenant form,
-/// which must exist.
-pub(super) async fn log(env: &Env) -> Result<(Arc<dyn Database>, Tenant), Failure> {
-    with_tenant(database(env).await?).await
+/// Opens the database that the environment names, and reads the tenant with this name, which must
+/// exist.
+pub(super) async fn log(env: &Env, tenant: &str) -> Result<(Arc<dyn Database>, Tenant), Failure> {
+    with_tenant(database(env).await?, tenant).await
 }
 
 /// Does the same as the owner of the tables.
-pub(super) async fn as_owner(env: &Env) -> Result<(Arc<dyn Database>, Tenant), Failure> {
+pub(super) async fn as_owner(env: &Env, tenant: &str) -> Result<(Arc<dyn Database>, Tenant), Failure> {
+    with_tenant(database_as_owner(env).await?, tenant).await
+}
+
+/// Opens the database as the owner of the tables.
+pub(super) async fn database_as_owner(env: &Env) -> Result<Arc<dyn Database>, Failure> {
     let mut reader = Reader::new(env);
     match config::Store::read(&mut reader, None) {
-        Some(settings) => with_tenant(readable(open(&settings.as_owner()).await?).await?).await,
+        Some(settings) => readable(open(&settings.as_owner()).await?).await,
         None => Err(Failure::Configuration(reader.into_errors())),
     }
 }
 
-async fn with_tenant(database: Arc<dyn Database>) -> Result<(Arc<dyn Database>, Tenant), Failure> {
-    let tenant = database.tenant(PRIMARY).await.map_err(read_failure)?;
-    let none = || Failure::Running("there is no log yet: nothing was ever served".to_owned());
+async fn with_tenant(
+    database: Arc<dyn Database>,
+    name: &str,
+) -> Result<(Arc<dyn Database>, Tenant), Failure> {
+    let tenant = database.tenant(name).await.map_err(read_failure)?;
+    let none = || {
+        Failure::Running(match name {
+            PRIMARY => "there is no log yet: nothing was ever served".to_owned(),
+            _ => format!("there is no tenant {name:?}"),
+        })
+    };
     Ok((database, tenant.ok_or_else(none)?))
 }
 

@@ -20,6 +20,7 @@ use crate::support::server::TestServer;
 on_every_database! {
     tiles_are_what_the_leaves_make_and_proofs_over_them_verify
     two_workers_at_once_derive_the_same_once
+    a_damaged_log_holds_up_no_other
     a_worker_that_is_told_to_stop_leaves_the_rest
     a_tile_stays_as_it_was_and_a_wrong_one_is_said
     a_tile_that_stands_on_a_wrong_one_is_said_too
@@ -226,6 +227,22 @@ async fn a_worker_that_is_told_to_stop_leaves_the_rest(store: Db) {
     assert_eq!(store.tiles_end(tenant, 1, 0).await, Ok(0));
     assert_eq!(pass(&store).await, Derived::All);
     assert_eq!(store.tiles_end(tenant, 1, 0).await, Ok(2));
+}
+
+async fn a_damaged_log_holds_up_no_other(store: Db) {
+    let (damaged, other) = (tenant(&*store).await, tenant(&*store).await);
+    grow(&store, damaged, &mut Vec::new(), 600).await;
+    let wrong = Change::AddTiles { log: 1, tiles: vec![tile(0, 0, 9)] };
+    store.commit(&changes(damaged, vec![wrong])).await.unwrap();
+    let (mut derivation, stop) = (Derivation::default(), CancellationToken::new());
+    assert_eq!(derivation.pass(&*store, &stop).await, Derived::Wrong);
+    // The worker comes back at once, and finds what there is to do for the other.
+    let mut leaves = Vec::new();
+    for (size, tiles) in [(300, 1), (600, 2)] {
+        grow(&store, other, &mut leaves, size).await;
+        assert_eq!(derivation.pass(&*store, &stop).await, Derived::All);
+        assert_eq!(store.tiles_end(other, 1, 0).await, Ok(tiles));
+    }
 }
 
 fn tile(level: u32, index: u64, byte: u8) -> Tile {

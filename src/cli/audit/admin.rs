@@ -9,8 +9,10 @@ use crate::admin::{AdminError, Erased, LogAdmin};
 use crate::audit::Committer;
 use crate::cli::{Failure, assemble};
 use crate::config::{AuditRetention, Env, Reader};
-use crate::model::{Clock, SystemClock, Tenant};
+use crate::model::{Clock, SystemClock};
 use crate::store::{Database, PersonalValue};
+
+use super::of_tenant::OfTenant;
 
 /// On whose word.
 #[derive(Args)]
@@ -26,6 +28,8 @@ pub(super) struct Hold {
     /// Turn the hold on or off; without it, print whether it is on
     switch: Option<Switch>,
     #[command(flatten)]
+    of: OfTenant,
+    #[command(flatten)]
     by: By,
 }
 
@@ -40,6 +44,8 @@ enum Switch {
 #[group(skip)]
 #[command(group = ArgGroup::new("personal value").required(true).args(["user", "record"]))]
 pub(super) struct Erase {
+    #[command(flatten)]
+    of: OfTenant,
     /// The user whose id is erased from all of their entries, together with the request ids
     #[arg(long, value_name = "USER")]
     user: Option<String>,
@@ -61,7 +67,8 @@ pub(super) struct Prune {
 }
 
 pub(super) async fn hold(arguments: Hold) -> Result<(), Failure> {
-    let (admin, database, tenant) = admin(arguments.by).await?;
+    let (database, tenant) = assemble::as_owner(&Env::of_process(), &arguments.of.tenant).await?;
+    let admin = admin(&database, arguments.by);
     match arguments.switch {
         None => {
             let on = database.on_hold(tenant.uid).await.map_err(|error| failed(error.into()))?;
@@ -78,7 +85,8 @@ pub(super) async fn hold(arguments: Hold) -> Result<(), Failure> {
 }
 
 pub(super) async fn erase(arguments: Erase) -> Result<(), Failure> {
-    let (admin, _, tenant) = admin(arguments.by).await?;
+    let (database, tenant) = assemble::as_owner(&Env::of_process(), &arguments.of.tenant).await?;
+    let admin = admin(&database, arguments.by);
     let personal = match (arguments.user, arguments.record) {
         (Some(user), _) => PersonalValue::User(user),
         (None, Some(record)) => PersonalValue::Record(record),
@@ -101,7 +109,7 @@ pub(super) async fn prune(arguments: Prune) -> Result<(), Failure> {
     if !errors.is_empty() {
         return Err(Failure::Configuration(errors));
     }
-    let (admin, ..) = admin(arguments.by).await?;
+    let admin = admin(&assemble::database_as_owner(&env).await?, arguments.by);
     let Some(age) = retention.age else {
         println!("BYOK_AUDIT_RETENTION_DAYS=0: entries are kept for ever");
         return Ok(());
@@ -122,11 +130,10 @@ pub(super) async fn prune(arguments: Prune) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn admin(by: By) -> Result<(LogAdmin, Arc<dyn Database>, Tenant), Failure> {
-    let (database, tenant) = assemble::as_owner(&Env::of_process()).await?;
+fn admin(database: &Arc<dyn Database>, by: By) -> LogAdmin {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let committer = Arc::new(Committer::start(database.clone(), clock.clone()));
-    Ok((LogAdmin::new(database.clone(), committer, clock, by.by), database, tenant))
+    LogAdmin::new(database.clone(), committer, clock, by.by)
 }
 
 pub(super) fn failed(failed: AdminError) -> Failure {

@@ -15,12 +15,13 @@ use crate::config::{self, Audit, ConfigError, Env, Reader, SigningKeys};
 use crate::crypto::Ed25519SigningKey;
 use crate::jobs::RestoreFailed;
 
+use super::of_tenant::OfTenant;
+
 /// Which keys.
 #[derive(Args)]
 pub(super) struct Key {
-    /// The tenant
-    #[arg(long, default_value = "primary", value_name = "NAME")]
-    tenant: String,
+    #[command(flatten)]
+    of: OfTenant,
     /// The number of one log of the tenant: each restore opens another one. Default: all that the database has, or 1 if no
     /// database is configured
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
@@ -33,9 +34,8 @@ pub(super) struct Key {
 /// What was restored.
 #[derive(Args)]
 pub(super) struct Restored {
-    /// The tenant
-    #[arg(long, default_value = "primary", value_name = "NAME")]
-    tenant: String,
+    #[command(flatten)]
+    of: OfTenant,
     /// Who does this; recorded as the user of the entries
     #[arg(long, value_name = "NAME")]
     by: Option<String>,
@@ -71,10 +71,10 @@ pub(super) async fn key(arguments: &Key) -> Result<(), Failure> {
     let logs = match (arguments.log, &arguments.generate) {
         (Some(log), _) => vec![log],
         (None, Some(_)) => vec![1],
-        (None, None) => logs(&env, &arguments.tenant).await,
+        (None, None) => logs(&env, &arguments.of.tenant).await,
     };
     for log in logs {
-        let name = origin_of(&audit.origin, &arguments.tenant, log);
+        let name = origin_of(&audit.origin, &arguments.of.tenant, log);
         for key in &keys {
             println!("{}", CheckpointKey { name: name.clone(), key: key.verifying_key() });
         }
@@ -136,14 +136,7 @@ pub(super) async fn restored(arguments: Restored) -> Result<(), Failure> {
     if !errors.is_empty() {
         return Err(Failure::Configuration(errors));
     }
-    let (database, tenant) = assemble::as_owner(&env).await?;
-    let tenant = match arguments.tenant == tenant.name {
-        true => tenant,
-        false => {
-            let found = database.tenant(&arguments.tenant).await.map_err(|error| failed(error.into()))?;
-            found.ok_or_else(|| Failure::Running(format!("there is no tenant {:?}", arguments.tenant)))?
-        }
-    };
+    let (database, tenant) = assemble::as_owner(&env, &arguments.of.tenant).await?;
     let checkpoints = assemble::checkpoints(audit, database, None)?.of(&Arc::new(tenant));
     let done = checkpoints.restored(arguments.by.as_deref(), arguments.anyway).await.map_err(failed)?;
     println!("ended   {}", done.ended);

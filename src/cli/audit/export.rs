@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use clap::Args;
 
+use super::of_tenant::OfTenant;
 use super::report::bar;
 use super::trust::{checkpoint, ended, keys};
 use crate::audit::{Committer, Unit, pack};
@@ -22,6 +23,8 @@ use crate::verify::{Export, ExportError, Wanted};
 /// What to export.
 #[derive(Args)]
 pub(super) struct Arguments {
+    #[command(flatten)]
+    of: OfTenant,
     /// Export entries from this time on: RFC 3339, or a day in UTC. Default: from the first entry
     #[arg(long, value_name = "TIME", value_parser = moment)]
     from: Option<Timestamp>,
@@ -54,7 +57,7 @@ fn moment(text: &str) -> Result<Timestamp, String> {
 
 pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let (keys, pinned) = (keys(&arguments.keys)?, checkpoint(arguments.checkpoint.as_deref())?);
-    let (database, tenant) = assemble::as_owner(&Env::of_process()).await?;
+    let (database, tenant) = assemble::as_owner(&Env::of_process(), &arguments.of.tenant).await?;
     let ended = ended(&*database, &tenant, arguments.log).await?;
     let places = match (arguments.from, arguments.to) {
         (None, None) => 0..u64::MAX,

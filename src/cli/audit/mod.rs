@@ -3,6 +3,7 @@
 mod admin;
 mod checkpoints;
 mod export;
+mod of_tenant;
 mod reconcile;
 mod report;
 mod reseal;

@@ -18,6 +18,8 @@ use crate::reconcile::{
 };
 use crate::store::{Database, EntryFilter};
 
+use super::of_tenant::OfTenant;
+
 /// The number of entries that are read from the database at once.
 const AT_ONCE: u32 = 256;
 /// The number of calls of one kind that are shown; `--json` has more.
@@ -28,9 +30,8 @@ const SHOWN: usize = 50;
 pub(super) struct Arguments {
     /// The export: CloudTrail, a Vault audit device, Google Cloud or Azure Key Vault; `-` for standard input
     file: PathBuf,
-    /// The tenant
-    #[arg(long, value_name = "NAME", default_value = assemble::PRIMARY)]
-    tenant: String,
+    #[command(flatten)]
+    of: OfTenant,
     /// The export is complete from this time on. Default: from its first record
     #[arg(long, value_name = "TIME", value_parser = time)]
     from: Option<Timestamp>,
@@ -55,9 +56,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
-    let database = assemble::database(&Env::of_process()).await?;
-    let tenant = database.tenant(&arguments.tenant).await.map_err(assemble::read_failure)?;
-    let tenant = tenant.ok_or_else(|| running(format!("there is no tenant {}", arguments.tenant)))?;
+    let (database, tenant) = assemble::log(&Env::of_process(), &arguments.of.tenant).await?;
     let keys = keys(&*database, &tenant, &arguments.key).await?;
     let margin = Duration::from_secs(arguments.margin);
     let between =

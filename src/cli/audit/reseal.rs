@@ -7,6 +7,7 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::admin::failed;
+use super::of_tenant::OfTenant;
 use super::report::{bar, print_report};
 use super::trust::{checkpoint, keys};
 use super::verify::row_mac;
@@ -20,6 +21,8 @@ use crate::verify::{Trust, verify_log};
 /// On whose word, and against what the log is verified before.
 #[derive(Args)]
 pub(super) struct Arguments {
+    #[command(flatten)]
+    of: OfTenant,
     /// A public key whose signatures on checkpoints are trusted: `NAME+ID+KEY`, or a file with such keys; may be repeated
     #[arg(long = "key", value_name = "KEY")]
     keys: Vec<String>,
@@ -36,7 +39,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let env = Env::of_process();
     let unset = || Failure::Running("set BYOK_ROW_MAC_KEY to the secret to seal with".to_owned());
     let macs = row_mac(&env)?.keys.map(RowMacs::new).ok_or_else(unset)?;
-    let (database, tenant) = assemble::as_owner(&env).await?;
+    let (database, tenant) = assemble::as_owner(&env, &arguments.of.tenant).await?;
     let bar = bar("{bar:40} {pos}/{len} entries  {per_sec}  {eta} left");
     let report = verify_log(&*database, &tenant, None, trust, &mut |done, of| {
         bar.set_length(of);

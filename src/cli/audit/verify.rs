@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::of_tenant::OfTenant;
 use super::report::{bar, print_report};
 use super::trust::{checkpoint, ended, keys};
 use crate::audit::RowMacs;
@@ -14,6 +15,8 @@ use crate::verify::{Trust, check_row_macs, verify_log};
 /// Against what to verify.
 #[derive(Args)]
 pub(super) struct Arguments {
+    #[command(flatten)]
+    of: OfTenant,
     /// A public key whose signatures on checkpoints are trusted: `NAME+ID+KEY`, or a file with such keys; may be repeated
     #[arg(long = "key", value_name = "KEY")]
     keys: Vec<String>,
@@ -33,7 +36,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let env = Env::of_process();
     let RowMac { keys, required, .. } = row_mac(&env)?;
     let macs = keys.map(RowMacs::new);
-    let (database, tenant) = assemble::log(&env).await?;
+    let (database, tenant) = assemble::log(&env, &arguments.of.tenant).await?;
     let bar = bar("{bar:40} {pos}/{len} entries  {per_sec}  {eta} left");
     let ended = ended(&*database, &tenant, arguments.log).await?;
     let report = verify_log(&*database, &tenant, ended, trust, &mut |done, of| {
