@@ -166,6 +166,9 @@ impl App {
         if let Some(peer) = extensions.get::<Peer>() {
             peer.set_authenticated();
         }
+        if !self.checkpoints.is_checked(runtime.tenant.uid) {
+            self.checkpoints.of(&runtime.tenant).check().await.map_err(record::read_refusal)?;
+        }
         Ok(Caller { runtime, identity, request_id })
     }
 
@@ -236,7 +239,7 @@ impl App {
 /// Returns the refusal for a caller whose tenant is not served.
 fn not_served(not_served: NotServed) -> Refusal {
     match not_served {
-        NotServed::Unknown => ErrorCode::PermissionDenied.into(),
+        NotServed::Unknown | NotServed::Locked => ErrorCode::PermissionDenied.into(),
         NotServed::NoKey => ErrorCode::KmsMisconfigured.into(),
         NotServed::Store(error) => record::read_refusal(error),
     }

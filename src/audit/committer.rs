@@ -216,15 +216,15 @@ impl Lane {
         loop {
             if waiting.is_empty() {
                 match timeout(IDLE, ready.recv_many(&mut waiting, MAX_UNITS)).await {
-                    Ok(0) => return,
+                    Ok(0) => return self.leave_head(),
                     Ok(_) => {}
                     Err(_) => {
+                        self.leave_head();
                         if let Some(shared) = self.shared.upgrade() {
-                            // The next lane must notice, too, that the database went back in time.
-                            self.head.map(|head| shared.heads.insert(self.tenant, head));
                             shared.lanes.remove(&self.tenant);
                         }
-                        // Now whoever finds the lane closed starts another one.
+                        // Now whoever finds the lane closed starts another one. What was handed over
+                        // before is still received.
                         ready.close();
                         continue;
                     }
@@ -240,6 +240,16 @@ impl Lane {
             }
             let rest = waiting.split_off(within_bytes(&waiting));
             self.commit_group(std::mem::replace(&mut waiting, rest)).await;
+        }
+    }
+
+    /// Leaves the head to the next lane, which must notice, too, that the database went back in time.
+    fn leave_head(&self) {
+        if let (Some(shared), Some(head)) = (self.shared.upgrade(), self.head) {
+            let mut left = shared.heads.entry(self.tenant).or_insert(head);
+            if left.size < head.size {
+                *left = head;
+            }
         }
     }
 
@@ -396,6 +406,8 @@ impl Lane {
         error!(%tenant, known, seen, "the audit log is not as this server left it: the database was restored or failed over");
         self.head = None;
         if let Some(shared) = self.shared.upgrade() {
+            // From here on, the log is the one that it is.
+            shared.heads.remove(&tenant);
             *shared.rewinds.entry(tenant).or_default() += 1;
         }
     }
@@ -553,6 +565,9 @@ mod tests {
         assert!(committer.commit(unit(OTHER)).await.is_ok());
         assert_eq!((committer.rewinds(ONE), committer.rewinds(OTHER)), (1, 0));
         assert_eq!(committer.rewound(), [(ONE, 1)]);
-        assert!(committer.commit(unit(ONE)).await.is_ok(), "from there on it goes on");
+        // From there on it goes on, also in a later lane.
+        tokio::time::sleep(IDLE + Duration::from_secs(1)).await;
+        assert!(committer.commit(unit(ONE)).await.is_ok());
+        assert_eq!(committer.rewinds(ONE), 1);
     }
 }

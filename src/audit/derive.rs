@@ -50,16 +50,24 @@ pub enum Derived {
 pub struct Derivation {
     /// The logs that are left alone for a while, and since when.
     left: HashMap<TenantUid, Instant>,
+    /// When the database could last not be read at all.
+    unread: Option<Instant>,
 }
 
 impl Derivation {
     /// Derives what is missing for every tenant's log: as much as one pass may, or until `stop` is
     /// cancelled. A log that is damaged, or that another replica works on, is left alone for
-    /// [`LEAVE`]; the others are not.
+    /// [`LEAVE`]; the others are not. So is a database that cannot be read.
     pub async fn pass(&mut self, store: &dyn Store, stop: &CancellationToken) -> Derived {
+        if self.unread.is_some_and(|since| since.elapsed() < LEAVE) {
+            return Derived::NotHere;
+        }
         let logs = match store.underived_logs().await {
             Ok(logs) => logs,
-            Err(error) => return left(error),
+            Err(error) => {
+                self.unread = Some(Instant::now());
+                return left(error);
+            }
         };
         self.left.retain(|_, since| since.elapsed() < LEAVE);
         let mut derived = Derived::All;

@@ -86,7 +86,13 @@ impl Checkpoints {
         self.logs.get(&tenant).is_some_and(|log| log.is_behind())
     }
 
-    /// Returns whether that is so of any tenant.
+    /// Returns whether the log of a tenant was checked against what was published of it. Until then,
+    /// nothing of it may be served.
+    pub fn is_checked(&self, tenant: TenantUid) -> bool {
+        self.logs.get(&tenant).is_some_and(|log| log.is_checked())
+    }
+
+    /// Returns whether any tenant's log was found behind.
     pub fn any_is_behind(&self) -> bool {
         self.logs.iter().any(|log| log.is_behind())
     }

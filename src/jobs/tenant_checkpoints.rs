@@ -146,6 +146,7 @@ pub struct TenantCheckpoints {
     /// What is known of each destination, in their order.
     pub(super) published: Vec<Published>,
     known: Mutex<Known>,
+    checked: AtomicBool,
     behind: AtomicBool,
     made: AtomicU64,
     missing: HourlyWarning,
@@ -159,6 +160,7 @@ impl TenantCheckpoints {
             published: signing.destinations.iter().map(|_| Published::default()).collect(),
             signing,
             known: Mutex::default(),
+            checked: AtomicBool::new(false),
             behind: AtomicBool::new(false),
             made: AtomicU64::new(0),
             missing: HourlyWarning::default(),
@@ -181,7 +183,12 @@ impl TenantCheckpoints {
             }
         }
         self.hold(&mut *self.known.lock().await).await?;
+        self.checked.store(true, Ordering::SeqCst);
         Ok(Checked { holds: !self.is_behind(), unread })
+    }
+
+    pub(super) fn is_checked(&self) -> bool {
+        self.checked.load(Ordering::SeqCst)
     }
 
     /// Returns whether the log was found behind a published checkpoint. If so, nothing may be

@@ -39,7 +39,7 @@ impl CachedDek {
 pub(super) struct Cache {
     deks: Moka<(TenantUid, DekId), Arc<CachedDek>>,
     /// The newest DEK of each record. This is not a secret, but it saves encrypt a read.
-    records: Moka<(TenantUid, Arc<str>), DekId>,
+    records: Moka<(TenantUid, Arc<str>), (DekId, Weak<SealingKey>)>,
     sealing_keys: DashMap<TenantUid, Arc<SealingKey>>,
     settings: DekCache,
 }
@@ -81,12 +81,15 @@ impl Cache {
     }
 
     pub(super) fn get_record(&self, tenant: TenantUid, record: &Arc<str>) -> Option<DekId> {
-        if self.is_on() { self.records.get(&(tenant, record.clone())) } else { None }
+        let known = if self.is_on() { self.records.get(&(tenant, record.clone())) } else { None };
+        // What was known before the tenant's DEKs were dropped is read again.
+        known.filter(|(_, key)| key.strong_count() > 0).map(|(id, _)| id)
     }
 
     pub(super) fn put_record(&self, tenant: TenantUid, record: Arc<str>, id: DekId) {
         if self.is_on() {
-            self.records.insert((tenant, record), id);
+            let key = Arc::downgrade(&self.sealing_key(tenant));
+            self.records.insert((tenant, record), (id, key));
         }
     }
 

@@ -58,7 +58,9 @@ impl From<NotServed> for KeyringError {
     fn from(not_served: NotServed) -> Self {
         match not_served {
             NotServed::Store(error) => Self::Store(error),
-            NotServed::Unknown | NotServed::NoKey => Self::Kms(KmsError::local(KmsErrorClass::Misconfigured)),
+            NotServed::Unknown | NotServed::NoKey | NotServed::Locked => {
+                Self::Kms(KmsError::local(KmsErrorClass::Misconfigured))
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The tenants that a server serves.
 
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use moka::sync::Cache;
 
@@ -10,9 +10,11 @@ use crate::store::{KeyRow, KeyState, ReadError, Stage, TenancyReads, TenantRow};
 
 use super::{Key, KeySet, TenantRuntime};
 
-/// How many tenants are kept ready at once, and how long without a use.
+/// How many tenants are kept ready at once, how long without a use, and how long before their rows
+/// are read again.
 const READY: u64 = 10_000;
 const IDLE: Duration = Duration::from_secs(3_600);
+const FRESH: Duration = Duration::from_secs(1);
 
 /// Builds the client of the key that a row names; `None` if nothing is bound to its names.
 pub type OpenKey = dyn Fn(&Tenant, &KeyRow) -> Option<Key> + Send + Sync;
@@ -22,7 +24,9 @@ pub type OpenKey = dyn Fn(&Tenant, &KeyRow) -> Option<Key> + Send + Sync;
 pub enum NotServed {
     /// There is no such claim, or no such tenant.
     Unknown,
-    /// The tenant has no key that may be used now.
+    /// Nothing of the tenant may be answered now.
+    Locked,
+    /// The tenant has no key that may be used now, or more than one that wraps.
     NoKey,
     /// The database could not be read.
     Store(ReadError),
@@ -50,7 +54,15 @@ struct Claimed {
     open_key: Box<OpenKey>,
     /// The uid of each tenant that is ready, by the name that a claim holds.
     names: Cache<String, TenantUid>,
-    ready: Cache<TenantUid, Arc<TenantRuntime>>,
+    ready: Cache<TenantUid, Ready>,
+}
+
+/// A tenant that is ready to be served.
+#[derive(Clone)]
+struct Ready {
+    runtime: Arc<TenantRuntime>,
+    /// When its rows were read.
+    read: Instant,
 }
 
 impl Tenants {
@@ -121,7 +133,7 @@ impl Tenants {
     pub fn known(&self, uid: TenantUid) -> Option<Arc<TenantRuntime>> {
         match &self.0 {
             Form::Fixed { primary, .. } => primary.get().filter(|runtime| runtime.tenant.uid == uid).cloned(),
-            Form::Claimed(tenants) => tenants.ready.get(&uid),
+            Form::Claimed(tenants) => tenants.ready.get(&uid).map(|ready| ready.runtime),
         }
     }
 
@@ -129,21 +141,14 @@ impl Tenants {
     pub fn served(&self) -> Vec<Arc<TenantRuntime>> {
         match &self.0 {
             Form::Fixed { primary, .. } => primary.get().cloned().into_iter().collect(),
-            Form::Claimed(tenants) => tenants.ready.iter().map(|(_, runtime)| runtime).collect(),
-        }
-    }
-
-    /// Reads a tenant's rows again at its next use: a commit has found another revision.
-    pub fn forget(&self, uid: TenantUid) {
-        if let Form::Claimed(tenants) = &self.0 {
-            tenants.ready.invalidate(&uid);
+            Form::Claimed(tenants) => tenants.ready.iter().map(|(_, ready)| ready.runtime).collect(),
         }
     }
 }
 
 impl Claimed {
     async fn named(&self, name: &str) -> Result<Arc<TenantRuntime>, NotServed> {
-        let ready = self.names.get(name).and_then(|uid| self.ready.get(&uid));
+        let ready = self.names.get(name).and_then(|uid| self.fresh(uid));
         // A tenant may have been renamed since.
         if let Some(runtime) = ready.filter(|runtime| runtime.tenant.name == name) {
             return Ok(runtime);
@@ -155,30 +160,54 @@ impl Claimed {
     }
 
     async fn with(&self, uid: TenantUid) -> Result<Arc<TenantRuntime>, NotServed> {
-        if let Some(runtime) = self.ready.get(&uid) {
+        if let Some(runtime) = self.fresh(uid) {
             return Ok(runtime);
         }
         let row = self.rows.tenant_with(uid).await?.ok_or(NotServed::Unknown)?;
         self.prepare(row).await
     }
 
+    fn fresh(&self, uid: TenantUid) -> Option<Arc<TenantRuntime>> {
+        let ready = self.ready.get(&uid).filter(|ready| ready.read.elapsed() < FRESH);
+        ready.map(|ready| ready.runtime)
+    }
+
+    /// Makes the tenant of this row ready. Its keys are opened again only if the revision has changed.
     async fn prepare(&self, row: TenantRow) -> Result<Arc<TenantRuntime>, NotServed> {
-        let TenantRow { tenant, stage, revision, .. } = row;
+        let (read, uid, revision) = (Instant::now(), row.tenant.uid, Some(row.revision));
+        if row.locked {
+            self.ready.invalidate(&uid);
+            return Err(NotServed::Locked);
+        }
+        let known = self.ready.get(&uid).map(|ready| ready.runtime);
+        let runtime = match known.filter(|runtime| runtime.revision == revision) {
+            Some(runtime) if *runtime.tenant == row.tenant => runtime,
+            known => {
+                let keys = match known {
+                    Some(runtime) => runtime.keys.clone(),
+                    None => self.open_keys(&row.tenant).await?,
+                };
+                let (tenant, stage) = (Arc::new(row.tenant), row.stage);
+                Arc::new(TenantRuntime { tenant, stage, revision, keys })
+            }
+        };
+        self.ready.insert(uid, Ready { runtime: runtime.clone(), read });
+        Ok(runtime)
+    }
+
+    async fn open_keys(&self, tenant: &Tenant) -> Result<KeySet, NotServed> {
         let (mut current, mut others) = (None, Vec::new());
         for key in self.rows.keys(tenant.uid).await? {
             let opened = match key.state {
                 KeyState::Draft => None,
-                KeyState::Current | KeyState::Retired => (self.open_key)(&tenant, &key),
+                KeyState::Current | KeyState::Retired => (self.open_key)(tenant, &key),
             };
             match (opened, key.state) {
+                (Some(_), KeyState::Current) if current.is_some() => return Err(NotServed::NoKey),
                 (Some(opened), KeyState::Current) => current = Some(opened),
                 (opened, _) => others.extend(opened),
             }
         }
-        let keys = KeySet::new(current.ok_or(NotServed::NoKey)?, others);
-        let tenant = Arc::new(tenant);
-        let runtime = Arc::new(TenantRuntime { tenant, stage, revision: Some(revision), keys });
-        self.ready.insert(runtime.tenant.uid, runtime.clone());
-        Ok(runtime)
+        Ok(KeySet::new(current.ok_or(NotServed::NoKey)?, others))
     }
 }

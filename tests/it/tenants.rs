@@ -29,6 +29,8 @@ use crate::support::postgres::{TestDatabase, execute, migrated};
 use crate::support::rows::changes;
 use crate::support::tenancy::first_key;
 
+/// How long a tenant's rows are not read again, and a little more.
+const FRESH: Duration = Duration::from_millis(1_200);
 const SHARED_SECRET: &str = "a-secret-of-some-length";
 const JWT_KEY: &str = "a-key-of-at-least-thirty-two-bytes-for-hs256";
 
@@ -311,13 +313,37 @@ async fn a_tenant_that_is_renamed_is_served_under_its_new_name() {
     let several = Several::of(&["acme"]).await;
     let token = several.encrypt("acme", "r-1").await.unwrap();
     several.execute("UPDATE np_byok_tenants SET name = 'acme-2'").await;
+    assert_eq!(several.decrypt("acme-2", &token, "r-1").await, Ok(()));
+    tokio::time::sleep(FRESH).await;
     assert_eq!(
-        several.caller("acme-2").await.err(),
-        Some(ErrorCode::KmsMisconfigured),
-        "it has no key under that name here"
+        several.caller("acme").await.err(),
+        Some(ErrorCode::PermissionDenied),
+        "it is nobody's name now"
     );
-    several.execute("UPDATE np_byok_tenants SET name = 'acme'").await;
+}
+
+#[tokio::test]
+async fn a_tenant_that_is_locked_is_served_no_more() {
+    let several = Several::of(&["acme", "globex"]).await;
+    let token = several.encrypt("acme", "r-1").await.unwrap();
+    several.execute("UPDATE np_byok_tenants SET locked = true WHERE name = 'acme'").await;
+    tokio::time::sleep(FRESH).await;
+    assert_eq!(several.decrypt("acme", &token, "r-1").await, Err(ErrorCode::PermissionDenied));
+    assert!(several.caller("globex").await.is_ok());
+    several.execute("UPDATE np_byok_tenants SET locked = false").await;
     assert_eq!(several.decrypt("acme", &token, "r-1").await, Ok(()));
+}
+
+#[tokio::test]
+async fn two_keys_that_would_both_wrap_are_none() {
+    let several = Several::of(&["acme"]).await;
+    several
+        .execute(
+            "INSERT INTO np_byok_keys (tenant, id, label, owner, state, revision)
+             SELECT tenant, decode(repeat('09', 16), 'hex'), 'another', owner, state, 0 FROM np_byok_keys",
+        )
+        .await;
+    assert_eq!(several.caller("acme").await.err(), Some(ErrorCode::KmsMisconfigured));
 }
 
 /// Calls as this tenant until it is stopped; each refusal, and how many calls there were.

@@ -113,6 +113,8 @@ impl Jobs {
 
     /// Takes or renews the lease of the job, and reads the job.
     async fn lease<'t>(&self, tenant: &'t Tenant, id: JobId, holder: Uuid) -> Result<Leased<'t>, Step> {
+        // First: a replica that cannot serve the tenant must not keep the job from the others.
+        let runtime = self.tenants.with(tenant.uid).await.map_err(|_| Step::Stalled)?;
         let lease = Change::LeaseJob { job: id, holder, lease: LEASE };
         let unit = Unit { tenant: tenant.uid, entry: None, changes: vec![lease], fence: Vec::new() };
         match self.committer.commit(unit).await {
@@ -122,10 +124,7 @@ impl Jobs {
         }
         let Ok(Some((job, cursor))) = self.store.job(tenant.uid, id).await else { return Err(Step::Stalled) };
         match job.state {
-            JobState::Running => {
-                let runtime = self.tenants.with(tenant.uid).await.map_err(|_| Step::Stalled)?;
-                Ok(Leased { tenant, runtime, holder, job, cursor })
-            }
+            JobState::Running => Ok(Leased { tenant, runtime, holder, job, cursor }),
             // It was paused after the lease was taken.
             JobState::Paused => Err(Step::Lost),
             JobState::Done | JobState::Cancelled => Err(Step::Finished),

@@ -15,11 +15,13 @@ const DEADLINE: Duration = Duration::from_secs(10);
 pub(super) struct Lines {
     path: PathBuf,
     open: Arc<Mutex<Option<File>>>,
+    /// Held by the log whose lines are appended. The others wait, each for [`DEADLINE`] at most.
+    turn: tokio::sync::Mutex<()>,
 }
 
 impl Lines {
     pub(super) fn new(path: PathBuf) -> Self {
-        Self { path, open: Arc::default() }
+        Self { path, open: Arc::default(), turn: tokio::sync::Mutex::default() }
     }
 
     /// Appends whole lines, and returns only once they are on the disk.
@@ -27,6 +29,7 @@ impl Lines {
     /// # Errors
     /// A short text for the log.
     pub(super) async fn append(&self, lines: String) -> Result<(), String> {
+        let _turn = self.turn.lock().await;
         let (path, open) = (self.path.clone(), self.open.clone());
         let written = tokio::task::spawn_blocking(move || {
             let mut open = match open.try_lock() {

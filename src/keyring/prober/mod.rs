@@ -162,8 +162,11 @@ impl Prober {
         for (tenant, version) in self.due_announcements() {
             needed.entry(tenant).or_default().push(version);
         }
-        // Concurrently: a row of one tenant that cannot be written delays no other tenant's probes.
-        join_all(needed.iter().map(|(tenant, versions)| self.announce_need(*tenant, versions))).await;
+        // Concurrently, and not for long: a row of one tenant that cannot be written must not make
+        // the probes of all tenants late. What was not announced is announced in the next round.
+        let announced =
+            join_all(needed.iter().map(|(tenant, versions)| self.announce_need(*tenant, versions)));
+        let _ = timeout(self.settings.probe_every / 2, announced).await;
         let watched = self.read_watched().await;
         if let Some((seen, requested)) = &watched {
             self.start_due_probes(seen, *requested);

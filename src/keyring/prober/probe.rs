@@ -10,6 +10,7 @@ use tokio::time::timeout;
 use crate::kms::{ItemResult, KmsError, KmsErrorClass, Verdict};
 use crate::model::{BootTime, Posture, Proof, Tenant, TenantUid, Timestamp};
 use crate::store::{Change, Snapshot, Watched};
+use crate::tenancy::TenantRuntime;
 
 use super::super::posture::{ProbeResult, after_probe, claim, is_due};
 use super::{ProbeTurn, Prober, binding_of};
@@ -51,12 +52,14 @@ impl Prober {
     /// updates first is left to it. Returns whether any rows were left to probe.
     pub(super) async fn probe(&self, seen: Snapshot<Watched>, requested: BootTime) -> bool {
         let Some(tenant) = seen.rows.first().map(|row| row.tenant.clone()) else { return false };
+        // A replica that cannot serve a tenant says nothing of the tenant's keys.
+        let Ok(runtime) = self.tenants.with(tenant.uid).await else { return false };
         let claimed = self.claim_rows(&tenant, seen.rows, seen.now).await;
         if claimed.is_empty() {
             return false;
         }
         let sent = self.boot();
-        let evidence = self.unwrap_canaries(&tenant, &claimed).await;
+        let evidence = self.unwrap_canaries(&runtime, &claimed).await;
         let ended = self.boot();
         for ((row, claim), evidence) in claimed.into_iter().zip(evidence) {
             self.counts.count_probe(evidence.result);
@@ -93,19 +96,19 @@ impl Prober {
         claims
     }
 
-    async fn unwrap_canaries(&self, tenant: &Tenant, claims: &[(Watched, Proof)]) -> Vec<Evidence> {
+    async fn unwrap_canaries(
+        &self,
+        runtime: &Arc<TenantRuntime>,
+        claims: &[(Watched, Proof)],
+    ) -> Vec<Evidence> {
+        let tenant = &runtime.tenant;
         let canaries: Vec<_> = claims
             .iter()
             .map(|(row, _)| (binding_of(tenant.uid, &row.canary), row.canary.wrapped.clone()))
             .collect();
-        let (tenants, uid) = (self.tenants.clone(), tenant.uid);
+        let asked = runtime.clone();
         // Runs to its end even after the timeout: it may be the call that logs in for all others.
-        let call = tokio::spawn(async move {
-            match tenants.with(uid).await {
-                Ok(runtime) => runtime.keys.unwrap(&canaries).await,
-                Err(_) => Vec::new(),
-            }
-        });
+        let call = tokio::spawn(async move { asked.keys.unwrap(&canaries).await });
         let answers = match timeout(self.answer_timeout(tenant.uid, claims), call).await {
             Ok(Ok(answers)) => answers,
             Ok(Err(_)) => Vec::new(),
