@@ -57,7 +57,7 @@ pub struct Derivation {
 impl Derivation {
     /// Derives what is missing for every tenant's log: as much as one pass may, or until `stop` is
     /// cancelled. A log that is damaged, or that another replica works on, is left alone for
-    /// [`LEAVE`]; the others are not. So is a database that cannot be read.
+    /// five seconds; the others are not. So is a database that cannot be read.
     pub async fn pass(&mut self, store: &dyn Store, stop: &CancellationToken) -> Derived {
         if self.unread.is_some_and(|since| since.elapsed() < LEAVE) {
             return Derived::NotHere;
