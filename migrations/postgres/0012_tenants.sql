@@ -38,7 +38,7 @@ BEGIN
     FOREACH relation IN ARRAY ARRAY['np_byok_wrapped_deks', 'np_byok_proofs', 'np_byok_jobs', 'np_byok_incidents'] LOOP
         -- A constant default rewrites no row, and a constraint that is not validated reads none.
         EXECUTE format('ALTER TABLE %I.%I'
-            ' ADD COLUMN key_id bytea NOT NULL DEFAULT ''\x00000000000000000000000000000000'','
+            ' ADD COLUMN key_id bytea NOT NULL DEFAULT decode(repeat(''00'', 16), ''hex''),'
             ' ADD CONSTRAINT %I CHECK (octet_length(key_id) = 16) NOT VALID', home, relation, relation || '_key_id');
     END LOOP;
 END $tenants$;

@@ -218,6 +218,10 @@ async fn a_database_of_the_release_before_keeps_its_log_and_gets_proofs() {
     let tenant = tenant(&store).await;
     store.commit(&Batch { fence: Vec::new(), ..proven(tenant, 0, HOUR) }).await.unwrap();
     for sql in [
+        "DROP TABLE np_byok_keys",
+        "ALTER TABLE np_byok_tenants DROP COLUMN stage, DROP COLUMN revision, DROP COLUMN locked",
+        "ALTER TABLE np_byok_jobs DROP COLUMN key_id",
+        "ALTER TABLE np_byok_wrapped_deks DROP COLUMN key_id",
         "CREATE UNIQUE INDEX np_byok_jobs_running ON np_byok_jobs (tenant) WHERE state = 'RUNNING'",
         "DROP INDEX np_byok_jobs_live",
         "DROP TRIGGER np_byok_wrapped_deks_rewrapped ON np_byok_wrapped_deks",

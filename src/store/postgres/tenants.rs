@@ -17,7 +17,7 @@ statements! {
         WITH t AS (INSERT INTO np_byok_tenants (uid, name) VALUES ($1, $2) ON CONFLICT DO NOTHING RETURNING uid),
             h AS (INSERT INTO np_byok_heads (tenant) SELECT uid FROM t),
             k AS (INSERT INTO np_byok_keys (tenant, id, label, owner, state, revision)
-                SELECT uid, '\\x00000000000000000000000000000000', 'default', 'customer', 'current', 0 FROM t)
+                SELECT uid, decode(repeat('00', 16), 'hex'), 'default', 'customer', 'current', 0 FROM t)
         SELECT count(*) FROM (SELECT uid FROM t
             UNION ALL SELECT uid FROM np_byok_tenants WHERE uid = $1 AND name = $2) AS there";
 }
