@@ -143,8 +143,8 @@ impl App {
 
     /// Identifies the caller by the headers of the request, and finds the tenant that the caller
     /// claims. Waits some seconds for a key of the identity provider that is not known yet. A refusal
-    /// here leaves no entry, because there is no log to write it to. On success, the [`Peer`] in the
-    /// request's extensions, if the listener put one there, is marked as authenticated.
+    /// here leaves no entry, because there is no log to write it to. Once the caller is identified, the
+    /// [`Peer`] in the request's extensions, if the listener put one there, is marked as authenticated.
     ///
     /// # Errors
     /// One of Hasura's own codes; `Unavailable` if the identity provider's keys cannot be fetched;
@@ -162,10 +162,11 @@ impl App {
         if identity.role.contains('\0') || identity.user.as_ref().is_some_and(|user| user.contains('\0')) {
             return Err(ErrorCode::JwtInvalidClaims.into());
         }
-        let runtime = self.tenants.of(TenantClaim::of(&identity).name()).await.map_err(not_served)?;
+        // Also while the tenant cannot be served: it is no stranger who calls.
         if let Some(peer) = extensions.get::<Peer>() {
             peer.set_authenticated();
         }
+        let runtime = self.tenants.of(TenantClaim::of(&identity).name()).await.map_err(not_served)?;
         if !self.checkpoints.is_checked(runtime.tenant.uid) {
             self.checkpoints.of(&runtime.tenant).check().await.map_err(record::read_refusal)?;
         }

@@ -57,12 +57,7 @@ pub(super) async fn assemble(
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let (authenticator, policy) = identity(&config.auth, clock.clone())?;
     let Provider { kms, connections, requests: kms_requests, .. } = provider(config.kms)?;
-    let key = Key {
-        id: KeyId::FIRST,
-        kms: kms.clone(),
-        connections: connections.clone(),
-        requests: kms_requests.clone(),
-    };
+    let key = Key { id: KeyId::FIRST, kms: kms.clone(), connections };
     let keys = KeySet::new(key, []);
     let webhook = config.webhook.map(webhook).transpose()?;
     let has_owner = config.store.has_owner();

@@ -5,9 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::crypto::Dek;
-use crate::kms::{
-    Connections, DekBinding, Generated, ItemResult, Kms, KmsError, KmsErrorClass, KmsProfile, RequestCounts,
-};
+use crate::kms::{Connections, DekBinding, Generated, ItemResult, Kms, KmsError, KmsErrorClass, KmsProfile};
 use crate::model::{KeyId, KeyVersion, Wrapped};
 
 /// One key, with the KMS that holds it.
@@ -19,8 +17,6 @@ pub struct Key {
     pub kms: Arc<dyn Kms>,
     /// The connections to the KMS, if it has any.
     pub connections: Option<Arc<dyn Connections>>,
-    /// The counts of the requests to the KMS.
-    pub requests: Arc<RequestCounts>,
 }
 
 /// The keys of one tenant. Clones share the clients.
@@ -35,11 +31,6 @@ impl KeySet {
     pub fn new(current: Key, others: impl IntoIterator<Item = Key>) -> Self {
         let others = others.into_iter().map(|key| (key.id, key)).collect();
         Self { current, others }
-    }
-
-    /// Returns the key that wraps.
-    pub fn current(&self) -> &Key {
-        &self.current
     }
 
     /// Returns all keys.

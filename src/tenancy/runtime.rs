@@ -24,9 +24,7 @@ mod without_keys {
     use async_trait::async_trait;
 
     use crate::crypto::Dek;
-    use crate::kms::{
-        DekBinding, Generated, ItemResult, Kms, KmsError, KmsProfile, RequestCounts, RewrapCost,
-    };
+    use crate::kms::{DekBinding, Generated, ItemResult, Kms, KmsError, KmsProfile, RewrapCost};
     use crate::model::{KeyId, KeyVersion, Wrapped};
     use crate::tenancy::Key;
 
@@ -66,8 +64,7 @@ mod without_keys {
     impl TenantRuntime {
         /// Returns a runtime for tests that call no KMS.
         pub(crate) fn without_keys(tenant: Arc<Tenant>) -> Arc<Self> {
-            let requests = Arc::new(RequestCounts::new("none"));
-            let key = Key { id: KeyId::FIRST, kms: Arc::new(Uncalled), connections: None, requests };
+            let key = Key { id: KeyId::FIRST, kms: Arc::new(Uncalled), connections: None };
             Arc::new(Self { tenant, stage: Stage::Active, revision: None, keys: KeySet::new(key, []) })
         }
     }

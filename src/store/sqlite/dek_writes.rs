@@ -36,14 +36,11 @@ statements! {
 
 /// Binds one value for each column, in the order of the columns.
 pub(super) fn insert_dek<'q>(tenant: &'q TenantUid, row: &'q DekRow) -> SqliteQuery<'q> {
-    sqlx::query::<Engine>(INSERT_DEK)
+    let query = sqlx::query::<Engine>(INSERT_DEK)
         .bind(tenant.0.as_slice())
         .bind(row.id.0)
-        .bind(row.record_id.as_deref())
-        .bind(row.wrapped.bytes.as_slice())
-        .bind(&*row.wrapped.key_version.key)
-        .bind(&*row.wrapped.key_version.version)
-        .bind(row.wrapped.scheme)
+        .bind(row.record_id.as_deref());
+    bind_wrapped(query, &row.wrapped)
         .bind(row.created_at.0)
         .bind(row.mac.as_ref().map(<[u8; 32]>::as_slice))
         .bind(row.record_mac.as_ref().map(<[u8; 32]>::as_slice))
@@ -57,29 +54,22 @@ pub(super) fn rewrap<'q>(
     to: &'q Wrapped,
     mac: Option<&'q [u8; 32]>,
 ) -> SqliteQuery<'q> {
-    sqlx::query::<Engine>(REWRAP)
-        .bind(tenant.0.as_slice())
-        .bind(dek_id.0)
-        .bind(from.bytes.as_slice())
-        .bind(&*from.key_version.key)
-        .bind(&*from.key_version.version)
-        .bind(from.scheme)
-        .bind(to.bytes.as_slice())
-        .bind(&*to.key_version.key)
-        .bind(&*to.key_version.version)
-        .bind(to.scheme)
-        .bind(mac.map(<[u8; 32]>::as_slice))
+    let query = sqlx::query::<Engine>(REWRAP).bind(tenant.0.as_slice()).bind(dek_id.0);
+    bind_wrapped(bind_wrapped(query, from), to).bind(mac.map(<[u8; 32]>::as_slice))
 }
 
 pub(super) fn seal<'q>(tenant: &'q TenantUid, row: &'q DekRow) -> SqliteQuery<'q> {
-    sqlx::query(SEAL)
-        .bind(tenant.0.as_slice())
-        .bind(row.id.0)
-        .bind(row.record_id.as_deref())
-        .bind(row.wrapped.bytes.as_slice())
-        .bind(&*row.wrapped.key_version.key)
-        .bind(&*row.wrapped.key_version.version)
-        .bind(row.wrapped.scheme)
+    let query = sqlx::query(SEAL).bind(tenant.0.as_slice()).bind(row.id.0).bind(row.record_id.as_deref());
+    bind_wrapped(query, &row.wrapped)
         .bind(row.mac.as_ref().map(<[u8; 32]>::as_slice))
         .bind(row.record_mac.as_ref().map(<[u8; 32]>::as_slice))
+}
+
+/// Binds the bytes, the key's name and version, and the scheme.
+fn bind_wrapped<'q>(query: SqliteQuery<'q>, wrapped: &'q Wrapped) -> SqliteQuery<'q> {
+    query
+        .bind(wrapped.bytes.as_slice())
+        .bind(&*wrapped.key_version.key)
+        .bind(&*wrapped.key_version.version)
+        .bind(wrapped.scheme)
 }

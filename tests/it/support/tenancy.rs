@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use byok::kms::{Kms, RequestCounts};
+use byok::kms::Kms;
 use byok::model::{KeyId, Tenant};
 use byok::tenancy::{Key, KeySet, Tenants};
 
 /// A key of this KMS, as a tenant's first.
 pub(crate) fn first_key(kms: Arc<dyn Kms>) -> Key {
-    let requests = Arc::new(RequestCounts::new("test"));
-    Key { id: KeyId::FIRST, kms, connections: None, requests }
+    Key { id: KeyId::FIRST, kms, connections: None }
 }
 
 /// The one tenant of the single-tenant form, with a key of this KMS.
