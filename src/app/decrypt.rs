@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::crypto::{Binding, Context, Plaintext, Token, TokenError, open};
 use crate::keyring::KeysUsed;
-use crate::model::{DekId, ErrorCode, Item, KeyVersion, Operation, Posture, Refusal};
+use crate::model::{DekId, ErrorCode, Item, KeyVersion, Operation, Refusal};
 use crate::tenancy::Caller;
 
 use super::record::{AnswerOutcome, item_of, note_dek, note_failure, retries_exhausted, withheld};
@@ -58,7 +58,9 @@ impl App {
             })
             .collect();
         let answered = 'answered: {
+            let mut newer: Option<Caller> = None;
             for _ in 0..TRIES {
+                let caller = newer.as_ref().unwrap_or(caller);
                 let (answers, keys_used) = self.open_all(caller, &tokens, &mut entry_items).await?;
                 // The entry must be durable before anything is answered.
                 let recorded =
@@ -68,11 +70,10 @@ impl App {
                     AnswerOutcome::Withheld(refusal) => {
                         break 'answered Answered::refused(withheld(answers, &refusal));
                     }
-                    // The posture of a key changed meanwhile, and the key can be used again.
-                    AnswerOutcome::Retry => {}
+                    AnswerOutcome::Retry(runtime) => newer = Some(Caller { runtime, ..caller.clone() }),
                 }
             }
-            self.withhold(caller, operation, &entry_items, Posture::Degraded).await?;
+            self.withhold(caller, operation, &entry_items, &retries_exhausted()).await?;
             let refused = |token: &Result<_, Refusal>| {
                 Err(token.as_ref().err().cloned().unwrap_or_else(retries_exhausted))
             };

@@ -7,7 +7,7 @@ use crate::audit::MAX_RECORD_ID_BYTES;
 use crate::crypto::{Binding, Context, Plaintext, seal, sha256};
 use crate::keyring::{KeyringError, KeysUsed, PlainDek, RecordDek};
 use crate::kms::KmsErrorClass;
-use crate::model::{ErrorCode, Item, KeyVersion, Operation, Posture, Refusal};
+use crate::model::{ErrorCode, Item, KeyVersion, Operation, Refusal};
 use crate::store::{Change, DekRow};
 use crate::tenancy::Caller;
 
@@ -77,7 +77,9 @@ impl App {
             .map(|(_, entry_item)| entry_item.record_id.clone())
             .collect();
         let answered = 'answered: {
+            let mut newer: Option<Caller> = None;
             for _ in 0..TRIES {
+                let caller = newer.as_ref().unwrap_or(caller);
                 let Sealed { answers, keys_used, new_deks } =
                     self.seal_all(caller, &checked, &records, &mut entry_items).await?;
                 // The entry, and the row of each new DEK, must be durable before anything is
@@ -99,11 +101,10 @@ impl App {
                     AnswerOutcome::Withheld(refusal) => {
                         break 'answered Answered::refused(withheld(answers, &refusal));
                     }
-                    // The posture of a key changed meanwhile, and the key can be used again.
-                    AnswerOutcome::Retry => {}
+                    AnswerOutcome::Retry(runtime) => newer = Some(Caller { runtime, ..caller.clone() }),
                 }
             }
-            self.withhold(caller, operation, &entry_items, Posture::Degraded).await?;
+            self.withhold(caller, operation, &entry_items, &retries_exhausted()).await?;
             let refused = |item: &Result<_, Refusal>| {
                 Err(item.as_ref().err().cloned().unwrap_or_else(retries_exhausted))
             };

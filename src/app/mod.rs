@@ -39,7 +39,7 @@ use crate::kms::{RequestCounts, Requests};
 use crate::model::{Clock, ErrorCode, Identity, Peer, Posture, Refusal, RequestId, Tenant};
 use crate::store::RequestReads;
 use crate::telemetry::{PoolCounts, Rereads};
-use crate::tenancy::{Caller, NotServed, Tenants};
+use crate::tenancy::{Caller, Tenants};
 
 pub use answer::{answer_too_large, no_room, write_json};
 pub use arrival::{Arrival, Room, Unbounded};
@@ -166,7 +166,7 @@ impl App {
         if let Some(peer) = extensions.get::<Peer>() {
             peer.set_authenticated();
         }
-        let runtime = self.tenants.of(TenantClaim::of(&identity).name()).await.map_err(not_served)?;
+        let runtime = self.tenants.of(TenantClaim::of(&identity).name()).await.map_err(record::not_served)?;
         if !self.checkpoints.is_checked(runtime.tenant.uid) {
             self.checkpoints.of(&runtime.tenant).check().await.map_err(record::read_refusal)?;
         }
@@ -234,14 +234,5 @@ impl App {
     /// posture that each led to.
     pub fn incidents(&self) -> [(Posture, u64); 3] {
         self.keyring.incidents()
-    }
-}
-
-/// Returns the refusal for a caller whose tenant is not served.
-fn not_served(not_served: NotServed) -> Refusal {
-    match not_served {
-        NotServed::Unknown | NotServed::Locked => ErrorCode::PermissionDenied.into(),
-        NotServed::NoKey => ErrorCode::KmsMisconfigured.into(),
-        NotServed::Store(error) => record::read_refusal(error),
     }
 }

@@ -8,8 +8,8 @@ use crate::crypto::Context;
 use crate::keyring::{FenceFailure, KeyringError, KeysUsed, PlainDek};
 use crate::kms::log_failure;
 use crate::model::{DekId, Entry, EntryId, ErrorCode, Item, Operation, Outcome, Posture, Refusal, RequestId};
-use crate::store::{Change, EntryRow, Fence, ReadError};
-use crate::tenancy::Caller;
+use crate::store::{Change, EntryRow, Fence, Gate, ReadError};
+use crate::tenancy::{Caller, NotServed, TenantRuntime};
 
 use super::App;
 use super::listing::Listing;
@@ -33,6 +33,7 @@ pub(super) fn item_of(context: Option<&Context>) -> Item {
 /// it.
 pub(super) fn note_dek(item: &mut Item, id: DekId, dek: &PlainDek) {
     item.dek_id = Some(id);
+    item.key_id = dek.key_version.key_id.recorded();
     item.key_version = Some(dek.key_version.clone());
     item.source = Some(dek.source);
     item.kms_request_id.clone_from(&dek.kms_request_id);
@@ -76,9 +77,9 @@ pub(super) enum AnswerOutcome {
     Given(Option<Committed>),
     /// The answer may not be given. What was withheld is recorded as refused for this reason.
     Withheld(Refusal),
-    /// Nothing was recorded: the posture changed meanwhile, and the key can be used again. The call
-    /// must start over.
-    Retry,
+    /// Nothing was recorded: a posture, or the tenant's stage or keys, changed meanwhile, and the
+    /// call can be served now. It must start over with this runtime.
+    Retry(Arc<TenantRuntime>),
 }
 
 /// Returns the refusal for a call that started over and was overtaken by a change of posture each
@@ -123,8 +124,15 @@ impl App {
     ) -> Result<Vec<u64>, Refusal> {
         self.may_append(caller)?;
         let (_, entry) = self.packed(caller, operation, outcome, None, items, None);
-        let committed = self.commit(caller, entry, changes, Vec::new()).await;
-        committed.map(|durable| durable.applied).map_err(commit_refusal)
+        let gate = match outcome {
+            // A refusal is recorded whatever has become of the tenant.
+            Outcome::Refused(_) => None,
+            Outcome::Ok | Outcome::Partial => caller.runtime.gate(),
+        };
+        match self.commit(caller, entry, changes, gate, Vec::new()).await {
+            Ok(durable) => Ok(durable.applied),
+            Err(failed) => Err(self.commit_refusal(caller, failed).await),
+        }
     }
 
     /// Does the same for an answer that depends on keys. The commit is conditional on the fence,
@@ -145,28 +153,41 @@ impl App {
         self.may_append(caller)?;
         let fence = match self.keyring.fence(caller.tenant(), &keys_used).await {
             Ok(fence) => fence,
-            Err(FenceFailure::Retry) => return Ok(AnswerOutcome::Retry),
+            Err(FenceFailure::Retry) => return Ok(AnswerOutcome::Retry(caller.runtime.clone())),
             Err(FenceFailure::Unusable(posture)) => {
-                return self.withhold(caller, operation, items, posture).await;
+                return self.withhold(caller, operation, items, &unusable_key_refusal(posture)).await;
             }
         };
+        let gate = caller.runtime.gate();
         let (packed, row) =
             self.packed(caller, operation, Outcome::of_items(items), None, std::mem::take(items), None);
         if keys_used.is_empty() {
-            let committed = self.commit(caller, row, changes, fence).await;
-            return committed.map(|_| AnswerOutcome::Given(None)).map_err(commit_refusal);
+            // Every item was refused.
+            return match self.commit(caller, row, changes, None, fence).await {
+                Ok(_) => Ok(AnswerOutcome::Given(None)),
+                Err(failed) => Err(self.commit_refusal(caller, failed).await),
+            };
         }
         let entry = CommittedEntry { id: row.id, operation, items: packed };
-        let (durable, entry) = match self.commit_unsent(caller, (row, entry), changes, fence).await {
+        let (durable, entry) = match self.commit_unsent(caller, (row, entry), changes, gate, fence).await {
             Ok(committed) => committed,
             Err((CommitFailed::Fenced, kept)) => {
                 *items = kept;
                 return match self.keyring.diagnose_fence_failure(caller.tenant(), &keys_used).await {
-                    FenceFailure::Retry => Ok(AnswerOutcome::Retry),
-                    FenceFailure::Unusable(posture) => self.withhold(caller, operation, items, posture).await,
+                    FenceFailure::Retry => Ok(AnswerOutcome::Retry(caller.runtime.clone())),
+                    FenceFailure::Unusable(posture) => {
+                        self.withhold(caller, operation, items, &unusable_key_refusal(posture)).await
+                    }
                 };
             }
-            Err((failed, _)) => return Err(commit_refusal(failed)),
+            Err((CommitFailed::Gated, kept)) => {
+                *items = kept;
+                return match self.served_now(caller).await {
+                    Ok(runtime) => Ok(AnswerOutcome::Retry(runtime)),
+                    Err(refusal) => self.withhold(caller, operation, items, &refusal).await,
+                };
+            }
+            Err((failed, _)) => return Err(self.commit_refusal(caller, failed).await),
         };
         if let Some(permit) = self.keyring.permit(caller.tenant(), keys_used, &durable) {
             return Ok(AnswerOutcome::Given(Some(Committed { entry, permit })));
@@ -197,21 +218,23 @@ impl App {
         self.may_append(caller)?;
         let (operation, outcome) = (entry.operation, Outcome::of_items(&items));
         let (_, row) = self.packed(caller, operation, outcome, None, items, Some(entry.id));
-        self.commit(caller, row, Vec::new(), Vec::new()).await.map(drop).map_err(commit_refusal)
+        match self.commit(caller, row, Vec::new(), None, Vec::new()).await {
+            Ok(_) => Ok(()),
+            Err(failed) => Err(self.commit_refusal(caller, failed).await),
+        }
     }
 
-    /// Records that items were refused because their keys may not be used.
+    /// Records that items were refused for this reason, which has come up since they were processed.
     pub(super) async fn withhold(
         &self,
         caller: &Caller,
         operation: Operation,
         items: &[Item],
-        posture: Posture,
+        refusal: &Refusal,
     ) -> Result<AnswerOutcome, Refusal> {
-        let refusal = unusable_key_refusal(posture);
-        let items = refused_items(items, &refusal);
+        let items = refused_items(items, refusal);
         self.record(caller, operation, Outcome::of_items(&items), items, Vec::new()).await?;
-        Ok(AnswerOutcome::Withheld(refusal))
+        Ok(AnswerOutcome::Withheld(refusal.clone()))
     }
 
     /// Records that the caller read a state. The entry has no items.
@@ -226,7 +249,10 @@ impl App {
     ) -> Result<(), Refusal> {
         self.may_append(caller)?;
         let (_, entry) = self.packed(caller, operation, Outcome::Ok, Some(detail.into()), Vec::new(), None);
-        self.commit(caller, entry, Vec::new(), Vec::new()).await.map(|_| ()).map_err(commit_refusal)
+        match self.commit(caller, entry, Vec::new(), caller.runtime.gate(), Vec::new()).await {
+            Ok(_) => Ok(()),
+            Err(failed) => Err(self.commit_refusal(caller, failed).await),
+        }
     }
 
     /// Returns a call's packed entry, together with all of the call's items. `voids` is the earlier
@@ -273,15 +299,42 @@ impl App {
         caller: &Caller,
         entry: EntryRow,
         changes: Vec<Change>,
+        gate: Option<Gate>,
         fence: Vec<Fence>,
     ) -> Result<Durable, CommitFailed> {
-        let unit = Unit { tenant: caller.tenant().uid, entry: Some(entry), changes, fence };
+        let unit = Unit { tenant: caller.tenant().uid, entry: Some(entry), changes, gate, fence };
         let rewinds = self.committer.rewinds(caller.tenant().uid);
         let committed = self.committer.commit(unit).await;
         if self.committer.rewinds(caller.tenant().uid) != rewinds {
             self.keyring.clear(caller.tenant().uid);
         }
         committed
+    }
+
+    /// Returns what the tenant is served with now, for a call that the gate has refused.
+    ///
+    /// # Errors
+    /// The reason why the tenant is not served any more.
+    async fn served_now(&self, caller: &Caller) -> Result<Arc<TenantRuntime>, Refusal> {
+        let uid = caller.tenant().uid;
+        // Other calls have met the same change.
+        match self.tenants.known(uid).filter(|known| known.revision > caller.runtime.revision) {
+            Some(known) => Ok(known),
+            None => self.tenants.refreshed(uid).await.map_err(not_served),
+        }
+    }
+
+    /// Returns the refusal for a call whose commit failed.
+    pub(super) async fn commit_refusal(&self, caller: &Caller, failed: CommitFailed) -> Refusal {
+        match failed {
+            CommitFailed::Unavailable => ErrorCode::StoreUnavailable.into(),
+            CommitFailed::Gated => match self.served_now(caller).await {
+                Ok(_) => Refusal::from(ErrorCode::Unavailable).after(BUSY),
+                Err(refusal) => refusal,
+            },
+            // Only a commit of an answer that depends on keys has a fence.
+            CommitFailed::Rejected | CommitFailed::Fenced => ErrorCode::Internal.into(),
+        }
     }
 
     /// Records that a whole call was refused, and returns the refusal. If even that cannot be
@@ -298,11 +351,12 @@ impl App {
     }
 }
 
-pub(super) fn commit_refusal(failed: CommitFailed) -> Refusal {
-    match failed {
-        CommitFailed::Unavailable => ErrorCode::StoreUnavailable.into(),
-        // Only a commit of an answer that depends on keys has a fence.
-        CommitFailed::Rejected | CommitFailed::Fenced => ErrorCode::Internal.into(),
+/// Returns the refusal for a caller whose tenant is not served.
+pub(super) fn not_served(not_served: NotServed) -> Refusal {
+    match not_served {
+        NotServed::Unknown | NotServed::Locked => ErrorCode::PermissionDenied.into(),
+        NotServed::NoKey => ErrorCode::KmsMisconfigured.into(),
+        NotServed::Store(error) => read_refusal(error),
     }
 }
 

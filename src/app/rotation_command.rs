@@ -9,7 +9,7 @@ use crate::store::Change;
 use crate::tenancy::Caller;
 
 use super::App;
-use super::record::{commit_refusal, read_refusal};
+use super::record::read_refusal;
 
 impl App {
     /// Pauses, resumes or cancels a rotation of the caller's tenant, and returns the job in its new
@@ -41,8 +41,11 @@ impl App {
         let commanded = entry(Outcome::Ok, None);
         let entry_id = commanded.id;
         let change = Change::CommandJob { job: id, command, at: self.clock.now() };
-        let durable =
-            self.commit(caller, commanded, vec![change], Vec::new()).await.map_err(commit_refusal)?;
+        let gate = caller.runtime.gate();
+        let durable = match self.commit(caller, commanded, vec![change], gate, Vec::new()).await {
+            Ok(durable) => durable,
+            Err(failed) => return Err(self.commit_refusal(caller, failed).await),
+        };
         let job = self.job(caller, id).await?.ok_or(ErrorCode::Internal)?;
         if durable.applied.first() == Some(&1) {
             return Ok(job);
@@ -50,8 +53,10 @@ impl App {
         // The rotation ended between the read and the commit. Void the entry, which says otherwise.
         let refusal = not_possible(command, job.state);
         let voiding = entry(Outcome::Refused(refusal.code), Some(entry_id));
-        self.commit(caller, voiding, Vec::new(), Vec::new()).await.map_err(commit_refusal)?;
-        Err(refusal)
+        match self.commit(caller, voiding, Vec::new(), None, Vec::new()).await {
+            Ok(_) => Err(refusal),
+            Err(failed) => Err(self.commit_refusal(caller, failed).await),
+        }
     }
 
     async fn job(&self, caller: &Caller, id: JobId) -> Result<Option<Job>, Refusal> {

@@ -13,7 +13,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::audit::{CommitFailed, Durable};
 use crate::model::{EntryId, ErrorCode, Item, Operation, Refusal};
-use crate::store::{Change, EntryRow, Fence};
+use crate::store::{Change, EntryRow, Fence, Gate};
 use crate::tenancy::Caller;
 
 use super::App;
@@ -123,11 +123,12 @@ impl App {
         caller: &Caller,
         (row, entry): (EntryRow, CommittedEntry),
         changes: Vec<Change>,
+        gate: Option<Gate>,
         fence: Vec<Fence>,
     ) -> Result<(Durable, UnsentEntry), (CommitFailed, Vec<Item>)> {
         let (app, caller, settling) = (self.clone(), caller.clone(), self.settling.tasks.token());
         let committing = async move {
-            let durable = match app.commit(&caller, row, changes, fence).await {
+            let durable = match app.commit(&caller, row, changes, gate, fence).await {
                 Ok(durable) => durable,
                 Err(failed) => return Err((failed, entry.items)),
             };

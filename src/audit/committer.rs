@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout};
 use tracing::{error, warn};
 
 use crate::model::{BootTime, Clock, KeyVersion, TenantUid, Timestamp};
-use crate::store::{Batch, Change, CommitError, Commits, EntryRow, Fence, FenceReading};
+use crate::store::{Batch, Change, CommitError, Commits, EntryRow, Fence, FenceReading, Gate};
 
 /// The most units of one commit, and the most packed bytes: beyond that, a larger batch gains
 /// nothing, and a retry costs more.
@@ -43,8 +43,17 @@ pub struct Unit {
     pub entry: Option<EntryRow>,
     /// The changes, applied in the same transaction.
     pub changes: Vec<Change>,
+    /// The condition on the tenant's row, if the unit depends on it; checked only if there is an
+    /// entry.
+    pub gate: Option<Gate>,
     /// The conditions on the keys that the unit depends on; checked only if there is an entry.
     pub fence: Vec<Fence>,
+}
+
+impl Unit {
+    fn is_conditional(&self) -> bool {
+        self.gate.is_some() || !self.fence.is_empty()
+    }
 }
 
 /// The result of a unit that is durable.
@@ -89,6 +98,8 @@ pub enum CommitFailed {
     Rejected,
     /// A condition of its fence does not hold.
     Fenced,
+    /// The tenant was locked, or its stage or keys have changed.
+    Gated,
 }
 
 struct Pending {
@@ -186,6 +197,7 @@ impl Committer {
 struct Share {
     entries: usize,
     changes: usize,
+    gate: Option<Gate>,
     fence: Vec<Fence>,
     done: oneshot::Sender<Result<Durable, CommitFailed>>,
 }
@@ -272,10 +284,11 @@ impl Lane {
             if round == ROUNDS {
                 // A unit that passed when it was checked, but not when it was committed, is refused
                 // in the end.
-                let (fenced, free) = group.into_iter().partition(|pending| !pending.unit.fence.is_empty());
+                let (fenced, free) = group.into_iter().partition(|pending| pending.unit.is_conditional());
                 refuse(fenced, CommitFailed::Fenced);
                 group = free;
             }
+            group = without_overtaken(group);
             if group.is_empty() {
                 return;
             }
@@ -284,9 +297,9 @@ impl Lane {
                 // One bad unit must not fail the others.
                 Err(CommitFailed::Rejected) if shares.len() > 1 => {
                     for Pending { unit, done } in part(batch, shares) {
-                        let Unit { entry, changes, fence, .. } = unit;
+                        let Unit { entry, changes, gate, fence, .. } = unit;
                         let entries = Vec::from_iter(entry);
-                        let mut alone = Batch { tenant, base: 0, entries, changes, fence };
+                        let mut alone = Batch { tenant, base: 0, entries, changes, gate, fence };
                         let _ = done.send(self.commit_batch(&mut alone).await);
                     }
                     return;
@@ -297,13 +310,24 @@ impl Lane {
         }
     }
 
-    /// Refuses the units that the fence keeps out, and returns the rest.
+    /// Refuses the units that the gate or the fence keeps out, and returns the rest.
     async fn sift(&self, group: Vec<Pending>) -> Vec<Pending> {
-        let seen = self.store.proofs(self.tenant).await.ok();
-        let (passing, refused) = group.into_iter().partition(|pending| {
-            seen.as_ref().is_some_and(|seen| FenceReading::of(&pending.unit.fence, seen).is_some())
-        });
-        refuse(refused, if seen.is_some() { CommitFailed::Fenced } else { CommitFailed::Unavailable });
+        let row = match group.iter().any(|pending| pending.unit.gate.is_some()) {
+            true => self.store.gate_row(self.tenant).await,
+            false => Ok(None),
+        };
+        let (Ok(row), Ok(seen)) = (row, self.store.proofs(self.tenant).await) else {
+            refuse(group, CommitFailed::Unavailable);
+            return Vec::new();
+        };
+        let passes_gate =
+            |unit: &Unit| unit.gate.is_none_or(|gate| row.as_ref().is_some_and(|row| gate.holds(row)));
+        let (admitted, gated): (Vec<_>, _) =
+            group.into_iter().partition(|pending| passes_gate(&pending.unit));
+        refuse(gated, CommitFailed::Gated);
+        let passes_fence = |unit: &Unit| FenceReading::of(&unit.fence, &seen).is_some();
+        let (passing, fenced) = admitted.into_iter().partition(|pending| passes_fence(&pending.unit));
+        refuse(fenced, CommitFailed::Fenced);
         passing
     }
 
@@ -390,10 +414,14 @@ impl Lane {
         }
     }
 
-    /// Returns what a fence finds now, for a batch that passed it at an unknown time.
+    /// Returns what a fence finds now, for a batch that passed it at an unknown time. Returns `None`
+    /// also if the batch would not pass the gate any more.
     async fn look_again(&self, batch: &Batch) -> Option<FenceReceipt> {
         if batch.fence.is_empty() {
             return None;
+        }
+        if let Some(gate) = batch.gate {
+            self.store.gate_row(batch.tenant).await.ok()?.filter(|row| gate.holds(row))?;
         }
         let sent = self.clock.boot();
         let seen = self.store.proofs(batch.tenant).await.ok()?;
@@ -424,22 +452,40 @@ impl Lane {
 /// Merges all units into one batch, and returns how to split it again. A condition that two units
 /// share is checked once.
 fn merge(tenant: TenantUid, group: Vec<Pending>) -> (Batch, Vec<Share>) {
-    let mut batch = Batch { tenant, base: 0, entries: Vec::new(), changes: Vec::new(), fence: Vec::new() };
+    let mut batch = Batch::of_changes(tenant, Vec::new());
     let mut shares = Vec::with_capacity(group.len());
-    for Pending { unit: Unit { entry, changes, mut fence, .. }, done } in group {
+    for Pending { unit: Unit { entry, changes, mut gate, mut fence, .. }, done } in group {
         if entry.is_none() {
+            gate = None;
             fence.clear();
         }
+        batch.gate = batch.gate.max(gate);
         for asked in &fence {
             if !batch.fence.contains(asked) {
                 batch.fence.push(asked.clone());
             }
         }
-        shares.push(Share { entries: usize::from(entry.is_some()), changes: changes.len(), fence, done });
+        shares.push(Share {
+            entries: usize::from(entry.is_some()),
+            changes: changes.len(),
+            gate,
+            fence,
+            done,
+        });
         batch.entries.extend(entry);
         batch.changes.extend(changes);
     }
     (batch, shares)
+}
+
+/// Refuses the units of calls that began before another one's revision of the tenant, and returns
+/// the rest: one of the two cannot pass the gate, and a revision only rises.
+fn without_overtaken(group: Vec<Pending>) -> Vec<Pending> {
+    let newest = group.iter().filter_map(|pending| pending.unit.gate).max();
+    let (overtaken, rest) =
+        group.into_iter().partition(|pending| pending.unit.gate.is_some_and(|gate| Some(gate) < newest));
+    refuse(overtaken, CommitFailed::Gated);
+    rest
 }
 
 /// Splits a batch into the units that it was made of.
@@ -449,7 +495,8 @@ fn part(batch: Batch, shares: Vec<Share>) -> Vec<Pending> {
     let unit = |share: Share| {
         let entry = if share.entries > 0 { entries.next() } else { None };
         let changes = changes.by_ref().take(share.changes).collect();
-        Pending { unit: Unit { tenant, entry, changes, fence: share.fence }, done: share.done }
+        let Share { gate, fence, done, .. } = share;
+        Pending { unit: Unit { tenant, entry, changes, gate, fence }, done }
     };
     shares.into_iter().map(unit).collect()
 }
@@ -490,7 +537,7 @@ mod tests {
 
     use super::*;
     use crate::model::{Proof, SystemClock};
-    use crate::store::{Committed, ReadError, Snapshot};
+    use crate::store::{Committed, ReadError, Snapshot, TenantRow};
 
     const ONE: TenantUid = TenantUid([1; 16]);
     const OTHER: TenantUid = TenantUid([2; 16]);
@@ -519,6 +566,10 @@ mod tests {
         async fn proofs(&self, _: TenantUid) -> Result<Snapshot<Proof>, ReadError> {
             Err(ReadError::Unavailable)
         }
+
+        async fn gate_row(&self, _: TenantUid) -> Result<Option<TenantRow>, ReadError> {
+            Err(ReadError::Unavailable)
+        }
     }
 
     fn start(sizes: &Arc<Sizes>) -> Committer {
@@ -529,7 +580,7 @@ mod tests {
         let entry =
             crate::model::Entry::of_operator(Timestamp(0), crate::model::Operation::Audit, None, None);
         let entry = Some(crate::audit::pack(tenant, &entry));
-        Unit { tenant, entry, changes: Vec::new(), fence: Vec::new() }
+        Unit { tenant, entry, changes: Vec::new(), gate: None, fence: Vec::new() }
     }
 
     #[tokio::test(start_paused = true)]

@@ -6,7 +6,7 @@
 
 use crate::config::RowMacKeys;
 use crate::crypto::RowMacKey;
-use crate::model::{DekId, KeyVersion, Operation, Outcome, TenantUid, Timestamp, Wrapped};
+use crate::model::{DekId, KeyId, KeyVersion, Operation, Outcome, TenantUid, Timestamp, Wrapped};
 use crate::store::{DekRow, EntryFilter, EntrySearch, ReadError};
 
 /// Makes and checks the MACs of DEKs' rows.
@@ -84,14 +84,21 @@ fn of_record(key: &RowMacKey, tenant: TenantUid, id: DekId, record: &str) -> [u8
     key.mac(&record_fields(&tenant, &id, record))
 }
 
+/// Returns the fields of the first MAC. The id of the tenant's first key is left out: rows of that
+/// key had MACs before keys had ids.
 fn wrapped_fields<'a>(
     tenant: &'a TenantUid,
     id: &'a DekId,
     wrapped: &'a Wrapped,
     scheme: &'a [u8; 2],
-) -> [&'a [u8]; 7] {
-    let KeyVersion { key, version, .. } = &wrapped.key_version;
-    [b"wrapped", &tenant.0, id.as_bytes(), &wrapped.bytes, key.as_bytes(), version.as_bytes(), scheme]
+) -> Vec<&'a [u8]> {
+    let KeyVersion { key_id, key, version } = &wrapped.key_version;
+    let mut fields: Vec<&[u8]> = vec![b"wrapped", &tenant.0, id.as_bytes()];
+    fields.extend([wrapped.bytes.as_slice(), key.as_bytes(), version.as_bytes(), scheme]);
+    if *key_id != KeyId::FIRST {
+        fields.push(&key_id.0);
+    }
+    fields
 }
 
 fn record_fields<'a>(tenant: &'a TenantUid, id: &'a DekId, record: &'a str) -> [&'a [u8]; 4] {
@@ -154,10 +161,11 @@ mod tests {
         macs.seal(TENANT, &mut sealed);
         let mut other = row();
         macs.seal(TENANT, &mut other);
-        let edits: [&dyn Fn(&mut DekRow); 9] = [
+        let edits: [&dyn Fn(&mut DekRow); 10] = [
             &|row| row.wrapped.bytes[60] ^= 1,
             &|row| row.wrapped.key_version = KeyVersion::new("byok", "2"),
             &|row| row.wrapped.key_version = KeyVersion::new("byo", "k1"),
+            &|row| row.wrapped.key_version.key_id = KeyId([1; 16]),
             &|row| row.wrapped.scheme = 2,
             &|row| row.record_id = Some("record-2".into()),
             &|row| row.record_mac = None,

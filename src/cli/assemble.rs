@@ -83,8 +83,8 @@ pub(super) async fn assemble(
         guard: config.key_guard,
         row_mac: config.row_mac,
     });
-    let root_log = kms.profile().logs_context.then(|| kms.clone());
-    let checkpoints = Arc::new(checkpoints(config.audit, store.clone(), root_log)?);
+    let kms_log = kms.profile().logs_context.then(|| tenants.clone());
+    let checkpoints = Arc::new(checkpoints(config.audit, store.clone(), kms_log)?);
     let jobs = Jobs {
         tenants: tenants.clone(),
         store: store.clone(),
@@ -311,12 +311,12 @@ pub(super) fn provider(settings: config::Kms) -> Result<Provider, Failure> {
     })
 }
 
-/// Builds the checkpoints of all tenants' logs. If `kms` is given, they are also published in the
-/// KMS's own log. Reads and sends nothing.
+/// Builds the checkpoints of all tenants' logs. If `kms_log` is given, they are also published in the
+/// log of each tenant's KMS. Reads and sends nothing.
 pub(super) fn checkpoints(
     settings: config::Audit,
     store: Arc<dyn store::Store>,
-    kms: Option<Arc<dyn Kms>>,
+    kms_log: Option<Tenants>,
 ) -> Result<Checkpoints, Failure> {
     let config::Audit { origin, keys, destinations } = settings;
     let config::CheckpointDestinations { directory, bucket, webhook: hook, every } = destinations;
@@ -328,7 +328,7 @@ pub(super) fn checkpoints(
         store,
         deployment: origin,
         keys,
-        destinations: archives.chain(hook).chain(kms.map(Receiver::Kms)).map(Destination::new).collect(),
+        destinations: archives.chain(hook).chain(kms_log.map(Receiver::Kms)).map(Destination::new).collect(),
         publish_every: every,
         clock: Arc::new(SystemClock),
     }))

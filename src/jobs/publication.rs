@@ -14,9 +14,10 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::archive::{Archive, ArchiveError};
-use crate::kms::{DekBinding, Kms, LogPosition, Purpose};
+use crate::kms::{DekBinding, LogPosition, Purpose};
 use crate::model::{DekId, Timestamp};
 use crate::store::{Batch, Change, PublicationStep};
+use crate::tenancy::Tenants;
 use crate::webhook::{Delivery, PublishedCheckpoint, Webhook};
 
 use super::Jobs;
@@ -50,9 +51,9 @@ pub enum Receiver {
     Archive(Archive),
     /// A receiver that cannot be read back.
     Webhook(Webhook),
-    /// The customer's KMS, whose own log shows the context of a request
+    /// The KMS of each tenant's key, if its own log shows the context of a request
     /// (`KmsProfile::logs_context`).
-    Kms(Arc<dyn Kms>),
+    Kms(Tenants),
 }
 
 /// A destination of published checkpoints.
@@ -230,17 +231,28 @@ impl TenantCheckpoints {
                     Delivery::Timeout => Err("timeout".to_owned()),
                 }
             }
-            Receiver::Kms(kms) => {
+            Receiver::Kms(tenants) => {
+                let runtime = tenants.with(self.tenant.uid).await.map_err(|_| "not served".to_owned())?;
                 // The answer is discarded: the point is the trace of the request in the KMS's own
                 // log.
                 let position = LogPosition { log: head.log, size: head.size, root: head.root };
                 let purpose = Purpose::Checkpoint(position);
                 let binding = DekBinding { tenant: self.tenant.uid, dek_id: DekId::new(), purpose };
-                match kms.generate(&[binding]).await.pop() {
+                match runtime.keys.generate(&[binding]).await.pop() {
                     Some(Ok(_)) => Ok(()),
                     Some(Err(error)) => Err(error.class.as_str().to_owned()),
                     None => Err("no answer".to_owned()),
                 }
+            }
+        }
+    }
+
+    /// Returns whether a destination takes this tenant's checkpoints.
+    async fn is_received_at(&self, destination: &Destination) -> bool {
+        match &destination.receiver {
+            Receiver::Archive(_) | Receiver::Webhook(_) => true,
+            Receiver::Kms(tenants) => {
+                tenants.with(self.tenant.uid).await.is_ok_and(|runtime| runtime.keys.profile().logs_context)
             }
         }
     }
@@ -300,6 +312,9 @@ impl TenantCheckpoints {
         let head = SignedHead::of(&head);
         let Ok(known) = store.publications(self.tenant.uid).await else { return };
         let publishing = destinations.iter().enumerate().map(async |(at, destination)| {
+            if !self.is_received_at(destination).await {
+                return;
+            }
             let known = known.iter().find(|known| *known.place == *destination.name);
             let published = known.and_then(|known| known.published);
             let before = published.filter(|(log, _)| *log == head.log).map_or(0, |(_, size)| size);

@@ -103,7 +103,7 @@ impl TenantCheckpoints {
         let last = lost.iter().map(|lost| lost.log).fold(head.log, u32::max);
         let log = last.saturating_add(1);
         let changes = vec![Change::OpenLog { from: head.clone(), log }];
-        let batch = Batch { tenant, base: head.end(), entries, changes, fence: Vec::new() };
+        let batch = Batch { tenant, base: head.end(), entries, changes, gate: None, fence: Vec::new() };
         (batch, Restored { ended, lost: lost_said, opened: self.origin(log) })
     }
 

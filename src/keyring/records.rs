@@ -161,8 +161,9 @@ impl Keyring {
         taken
     }
 
-    /// Opens a DEK of the pool if it was made under the version that the KMS wraps under now. This
-    /// is not a proof that the key works: the DEK may have been made long ago.
+    /// Opens a DEK of the pool if it was made under the key that is the tenant's current one, and the
+    /// version that the KMS wraps under now. This is not a proof that the key works: the DEK may have
+    /// been made long ago.
     fn open_pooled(
         &self,
         tenant: TenantUid,
@@ -170,7 +171,9 @@ impl Keyring {
         known: &mut CurrentEpochs,
     ) -> Option<PlainDek> {
         let PooledDek { id, cached, .. } = pooled;
-        let may_use = self.states.current.is(tenant, &cached.key_version)
+        let key_id = cached.key_version.key_id;
+        let may_use = self.tenants.known(tenant).is_some_and(|runtime| runtime.keys.current_id() == key_id)
+            && self.states.current.is(tenant, &cached.key_version)
             && self.memory.is_current_among(tenant, cached, known);
         may_use.then(|| self.memory.cache.open(tenant, *id, cached, Source::Cache)).flatten()
     }

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 
 use crate::model::{Proof, TenantUid};
 
-use super::{Change, EntryRow, Fence, FenceReading, ReadError, Snapshot};
+use super::{Change, EntryRow, Fence, FenceReading, Gate, ReadError, Snapshot, TenantRow};
 
 /// Everything that is committed together for one tenant: entries, changes, and the fence that
 /// applies to both.
@@ -23,6 +23,9 @@ pub struct Batch {
     pub entries: Vec<EntryRow>,
     /// The changes, applied in order in the same transaction.
     pub changes: Vec<Change>,
+    /// The requirement on the tenant's row when the entries are appended, if there is one. Ignored if
+    /// there are no entries.
+    pub gate: Option<Gate>,
     /// The requirements on the keys in use when the entries are appended. Ignored if there are no
     /// entries.
     pub fence: Vec<Fence>,
@@ -31,7 +34,13 @@ pub struct Batch {
 impl Batch {
     /// Returns a batch of changes without entries.
     pub fn of_changes(tenant: TenantUid, changes: Vec<Change>) -> Self {
-        Self { tenant, base: 0, entries: Vec::new(), changes, fence: Vec::new() }
+        Self { tenant, base: 0, entries: Vec::new(), changes, gate: None, fence: Vec::new() }
+    }
+
+    /// Returns whether the entries are appended only if something beside the log's head is as
+    /// required.
+    pub(super) fn is_conditional(&self) -> bool {
+        self.gate.is_some() || !self.fence.is_empty()
     }
 }
 
@@ -57,7 +66,7 @@ pub enum CommitError {
         /// The current size of the log, as the base of the next attempt.
         size: u64,
     },
-    /// A requirement of the fence is not met. Nothing was done.
+    /// The gate, or a requirement of the fence, is not met. Nothing was done.
     Fenced,
     /// The connection was lost after the statement was sent. Commit the identical batch again: it
     /// is never applied twice.
@@ -100,4 +109,7 @@ pub trait Commits: Send + Sync {
     /// Returns the proofs of one tenant's key versions, which fences are checked against. Leaves
     /// out retired ones.
     async fn proofs(&self, tenant: TenantUid) -> Result<Snapshot<Proof>, ReadError>;
+
+    /// Returns the row of the tenant, which gates are checked against. `None` if there is none.
+    async fn gate_row(&self, tenant: TenantUid) -> Result<Option<TenantRow>, ReadError>;
 }

@@ -53,7 +53,7 @@ pub use derived::{
     Chunk, ChunkValue, DerivedReads, EntryValues, TILE_LEVELS, Tile, TileId, UnderivedLog, WIDTH,
 };
 pub use entry::{EntryFilter, EntryRow, LogHead, Page, PlacedEntry, leaf_of};
-pub use fence::{Fence, FenceReading, Requirement, Snapshot, Watched};
+pub use fence::{Fence, FenceReading, Gate, Requirement, Snapshot, Watched};
 pub use migration::{MigrateError, MigrationReport};
 pub use open::{OpenError, open};
 pub use outgoing::OutgoingReads;

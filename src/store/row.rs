@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::merkle::{Frontier, Hash};
 use crate::model::{
-    Canary, DekId, EntryId, ErrorCode, Incident, IncidentId, Job, JobId, JobState, KeyVersion, Means,
+    Canary, DekId, EntryId, ErrorCode, Incident, IncidentId, Job, JobId, JobState, KeyId, KeyVersion, Means,
     Operation, Outcome, Posture, Progress, Proof, Salted, Tenant, TenantUid, Timestamp, Wrapped,
 };
 
@@ -30,20 +30,20 @@ pub(super) trait Columns {
     fn timestamp(&self, at: usize) -> Result<Option<Timestamp>, Error>;
 }
 
-/// Decodes the columns `id, record_id, wrapped, key_name, key_version, wrap_scheme, created_at,
-/// mac, record_mac`.
+/// Decodes the columns `id, record_id, wrapped, key_id, key_name, key_version, wrap_scheme,
+/// created_at, mac, record_mac`.
 pub(super) fn dek(row: &impl Columns) -> Result<DekRow, Error> {
     Ok(DekRow {
         id: DekId(required(row.uuid(0)?)?),
         record_id: row.text(1)?.map(Arc::from),
         wrapped: Wrapped {
             bytes: required(row.bytes(2)?)?,
-            key_version: KeyVersion::new(required(row.text(3)?)?, required(row.text(4)?)?),
-            scheme: number(row, 5)?,
+            key_version: key_version(row, 3)?,
+            scheme: number(row, 6)?,
         },
-        created_at: required(row.timestamp(6)?)?,
-        mac: row.bytes(7)?.map(array).transpose()?,
-        record_mac: row.bytes(8)?.map(array).transpose()?,
+        created_at: required(row.timestamp(7)?)?,
+        mac: row.bytes(8)?.map(array).transpose()?,
+        record_mac: row.bytes(9)?.map(array).transpose()?,
     })
 }
 
@@ -52,43 +52,43 @@ pub(super) fn tenant(row: &impl Columns) -> Result<Tenant, Error> {
     Ok(Tenant { uid: TenantUid(array(required(row.bytes(0)?)?)?), name: required(row.text(1)?)? })
 }
 
-/// Decodes the columns `id, state, target_key, target_version, total, rewrapped, skipped, failed,
-/// kms_calls, stalled, started_at, updated_at, finished_at, cursor`.
+/// Decodes the columns `id, state, key_id, target_key, target_version, total, rewrapped, skipped,
+/// failed, kms_calls, stalled, started_at, updated_at, finished_at, cursor`.
 pub(super) fn job(row: &impl Columns) -> Result<(Job, Option<DekId>), Error> {
     let job = Job {
         id: JobId(required(row.uuid(0)?)?),
         state: required(JobState::parse(&required(row.text(1)?)?))?,
-        target: KeyVersion::new(required(row.text(2)?)?, required(row.text(3)?)?),
+        target: key_version(row, 2)?,
         progress: Progress {
-            total: number(row, 4)?,
-            rewrapped: number(row, 5)?,
-            skipped: number(row, 6)?,
-            failed: number(row, 7)?,
-            kms_calls: number(row, 8)?,
+            total: number(row, 5)?,
+            rewrapped: number(row, 6)?,
+            skipped: number(row, 7)?,
+            failed: number(row, 8)?,
+            kms_calls: number(row, 9)?,
         },
-        stalled: row.text(9)?.map(|code| required(ErrorCode::parse(&code))).transpose()?,
-        started_at: required(row.timestamp(10)?)?,
-        updated_at: required(row.timestamp(11)?)?,
-        finished_at: row.timestamp(12)?,
+        stalled: row.text(10)?.map(|code| required(ErrorCode::parse(&code))).transpose()?,
+        started_at: required(row.timestamp(11)?)?,
+        updated_at: required(row.timestamp(12)?)?,
+        finished_at: row.timestamp(13)?,
     };
-    Ok((job, row.uuid(13)?.map(DekId)))
+    Ok((job, row.uuid(14)?.map(DekId)))
 }
 
-/// Decodes the columns `key_name, key_version, posture, epoch, revision, proven_at, since,
+/// Decodes the columns `key_id, key_name, key_version, posture, epoch, revision, proven_at, since,
 /// steady_since, failures, falls, doubted_by, next_probe_at`.
 pub(super) fn proof(row: &impl Columns) -> Result<Proof, Error> {
     Ok(Proof {
-        key_version: KeyVersion::new(required(row.text(0)?)?, required(row.text(1)?)?),
-        posture: posture(row, 2)?,
-        epoch: number(row, 3)?,
-        revision: number(row, 4)?,
-        proven_at: required(row.timestamp(5)?)?,
-        since: required(row.timestamp(6)?)?,
-        steady_since: row.timestamp(7)?,
-        failures: number(row, 8)?,
-        falls: number(row, 9)?,
-        doubted_by: row.uuid(10)?,
-        next_probe_at: required(row.timestamp(11)?)?,
+        key_version: key_version(row, 0)?,
+        posture: posture(row, 3)?,
+        epoch: number(row, 4)?,
+        revision: number(row, 5)?,
+        proven_at: required(row.timestamp(6)?)?,
+        since: required(row.timestamp(7)?)?,
+        steady_since: row.timestamp(8)?,
+        failures: number(row, 9)?,
+        falls: number(row, 10)?,
+        doubted_by: row.uuid(11)?,
+        next_probe_at: required(row.timestamp(12)?)?,
     })
 }
 
@@ -97,31 +97,31 @@ pub(super) fn proof(row: &impl Columns) -> Result<Proof, Error> {
 pub(super) fn watched(row: &impl Columns) -> Result<Watched, Error> {
     let proof = proof(row)?;
     let wrapped = Wrapped {
-        bytes: required(row.bytes(15)?)?,
+        bytes: required(row.bytes(16)?)?,
         key_version: proof.key_version.clone(),
-        scheme: number(row, 16)?,
+        scheme: number(row, 17)?,
     };
-    let dek_id = DekId(required(row.uuid(14)?)?);
+    let dek_id = DekId(required(row.uuid(15)?)?);
     Ok(Watched {
-        tenant: Tenant { uid: TenantUid(array(required(row.bytes(12)?)?)?), name: required(row.text(13)?)? },
-        canary: Canary { dek_id, wrapped, made_for_probes: number::<i64>(row, 17)? != 0 },
-        needed_until: required(row.timestamp(18)?)?,
+        tenant: Tenant { uid: TenantUid(array(required(row.bytes(13)?)?)?), name: required(row.text(14)?)? },
+        canary: Canary { dek_id, wrapped, made_for_probes: number::<i64>(row, 18)? != 0 },
+        needed_until: required(row.timestamp(19)?)?,
         proof,
     })
 }
 
-/// Decodes the columns `id, at, key_name, key_version, was, posture, class, http_status,
+/// Decodes the columns `id, at, key_id, key_name, key_version, was, posture, class, http_status,
 /// kms_request_id`.
 pub(super) fn incident(row: &impl Columns) -> Result<Incident, Error> {
     Ok(Incident {
         id: IncidentId(required(row.uuid(0)?)?),
         at: required(row.timestamp(1)?)?,
-        key_version: KeyVersion::new(required(row.text(2)?)?, required(row.text(3)?)?),
-        was: posture(row, 4)?,
-        posture: posture(row, 5)?,
-        class: row.text(6)?.map(Arc::from),
-        http_status: row.number(7)?.map(|status| required(status.try_into().ok())).transpose()?,
-        kms_request_id: row.text(8)?.map(Arc::from),
+        key_version: key_version(row, 2)?,
+        was: posture(row, 5)?,
+        posture: posture(row, 6)?,
+        class: row.text(7)?.map(Arc::from),
+        http_status: row.number(8)?.map(|status| required(status.try_into().ok())).transpose()?,
+        kms_request_id: row.text(9)?.map(Arc::from),
     })
 }
 
@@ -129,11 +129,17 @@ pub(super) fn incident(row: &impl Columns) -> Result<Incident, Error> {
 pub(super) fn due_announcements(row: &impl Columns) -> Result<DueAnnouncement, Error> {
     Ok(DueAnnouncement {
         incident: incident(row)?,
-        tenant: Tenant { uid: TenantUid(array(required(row.bytes(9)?)?)?), name: required(row.text(10)?)? },
-        attempts: number(row, 11)?,
+        tenant: Tenant { uid: TenantUid(array(required(row.bytes(10)?)?)?), name: required(row.text(11)?)? },
+        attempts: number(row, 12)?,
         // The age of an incident from the future is zero: the clock was set back.
-        age: Duration::from_micros(u64::try_from(number::<i64>(row, 12)?).unwrap_or(0)),
+        age: Duration::from_micros(u64::try_from(number::<i64>(row, 13)?).unwrap_or(0)),
     })
+}
+
+/// Decodes the columns `key_id, key_name, key_version` from `at` on.
+fn key_version(row: &impl Columns, at: usize) -> Result<KeyVersion, Error> {
+    let id = KeyId(array(required(row.bytes(at)?)?)?);
+    Ok(KeyVersion::new(required(row.text(at + 1)?)?, required(row.text(at + 2)?)?).of(id))
 }
 
 fn posture(row: &impl Columns, at: usize) -> Result<Posture, Error> {

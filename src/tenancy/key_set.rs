@@ -43,6 +43,11 @@ impl KeySet {
         if id == self.current.id { Some(&self.current) } else { self.others.get(&id) }
     }
 
+    /// Returns the id of the key that wraps.
+    pub fn current_id(&self) -> KeyId {
+        self.current.id
+    }
+
     /// Returns the facts of the current key's provider.
     pub fn profile(&self) -> KmsProfile {
         self.current.kms.profile()

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::model::Tenant;
-use crate::store::Stage;
+use crate::store::{Gate, Stage};
 
 use super::KeySet;
 
@@ -17,6 +17,14 @@ pub struct TenantRuntime {
     pub revision: Option<u64>,
     /// The keys.
     pub keys: KeySet,
+}
+
+impl TenantRuntime {
+    /// Returns the condition under which what was done with this runtime is committed; `None` where
+    /// the configuration decides.
+    pub fn gate(&self) -> Option<Gate> {
+        self.revision.map(|revision| Gate { revision })
+    }
 }
 
 #[cfg(test)]

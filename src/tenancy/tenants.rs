@@ -129,6 +129,17 @@ impl Tenants {
         }
     }
 
+    /// Forgets what is known of the tenant with this uid, and returns what its rows say now.
+    ///
+    /// # Errors
+    /// [`NotServed`].
+    pub async fn refreshed(&self, uid: TenantUid) -> Result<Arc<TenantRuntime>, NotServed> {
+        if let Form::Claimed(tenants) = &self.0 {
+            tenants.ready.invalidate(&uid);
+        }
+        self.with(uid).await
+    }
+
     /// Does the same without a read: returns `None` if the tenant is not ready.
     pub fn known(&self, uid: TenantUid) -> Option<Arc<TenantRuntime>> {
         match &self.0 {

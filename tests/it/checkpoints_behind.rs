@@ -585,7 +585,10 @@ impl Bench {
         let base = store.log_head(tenant).await.unwrap().unwrap().end();
         let entry = || pack(tenant, &Entry::of_operator(now(), operation, None, Some(detail.into())));
         let entries = (0..number).map(|_| entry()).collect();
-        store.commit(&Batch { tenant, base, entries, changes: Vec::new(), fence: Vec::new() }).await.unwrap();
+        store
+            .commit(&Batch { tenant, base, entries, changes: Vec::new(), gate: None, fence: Vec::new() })
+            .await
+            .unwrap();
     }
 }
 

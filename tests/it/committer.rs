@@ -13,9 +13,10 @@ use byok::model::{
 };
 use byok::store::{
     Batch, Change, CommitError, Commits, Committed, Database as _, DekReads as _, DekRow, EntryFilter,
-    EntrySearch as _, Fence, ReadError, Requirement, Snapshot, Sqlite,
+    EntrySearch as _, Fence, Gate, ReadError, Requirement, Snapshot, Sqlite, TenantRow,
 };
 
+use crate::store_sqlite::try_execute;
 use crate::support::rows::{fence, prove, watch};
 
 /// What becomes of a commit.
@@ -25,6 +26,8 @@ enum Fate {
     Lost,
     /// The same, and then the key is revoked.
     LostAndRevoked,
+    /// The same, and then the tenant is locked.
+    LostAndLocked,
     /// It never arrives.
     Fails(CommitError),
     /// As the database says, after a while in which others get ready.
@@ -37,9 +40,15 @@ struct Unlucky {
     batches: Mutex<Vec<usize>>,
     /// Whether proofs cannot be read.
     unreadable: AtomicBool,
+    folder: TempDir,
 }
 
 impl Unlucky {
+    async fn set_tenant(&self, columns: &str) {
+        let sql = format!("UPDATE np_byok_tenants SET {columns}");
+        try_execute(&self.folder, &sql).await.unwrap();
+    }
+
     async fn revoke(&self, tenant: TenantUid) {
         let proof = self.database.proofs(tenant).await.unwrap().rows.remove(0);
         prove(&self.database, tenant, &proof, |to| (to.posture, to.epoch) = (Posture::Revoked, 2)).await;
@@ -58,10 +67,12 @@ impl Commits for Unlucky {
                 tokio::time::sleep(Duration::from_millis(200)).await;
                 self.database.commit(batch).await
             }
-            Some(fate @ (Fate::Lost | Fate::LostAndRevoked)) => {
+            Some(fate @ (Fate::Lost | Fate::LostAndRevoked | Fate::LostAndLocked)) => {
                 self.database.commit(batch).await.expect("the database takes it");
-                if matches!(fate, Fate::LostAndRevoked) {
-                    self.revoke(batch.tenant).await;
+                match fate {
+                    Fate::LostAndRevoked => self.revoke(batch.tenant).await,
+                    Fate::LostAndLocked => self.set_tenant("locked = 1").await,
+                    _ => {}
                 }
                 Err(CommitError::Unknown)
             }
@@ -78,13 +89,16 @@ impl Commits for Unlucky {
             false => self.database.proofs(tenant).await,
         }
     }
+
+    async fn gate_row(&self, tenant: TenantUid) -> Result<Option<TenantRow>, ReadError> {
+        self.database.gate_row(tenant).await
+    }
 }
 
 struct Bench {
     store: Arc<Unlucky>,
     committer: Arc<Committer>,
     tenant: TenantUid,
-    _folder: tempfile::TempDir,
 }
 
 impl Bench {
@@ -95,7 +109,14 @@ impl Bench {
         let tenant = Tenant { uid: TenantUid([7; 16]), name: "primary".to_owned() };
         let changes = vec![Change::CreateTenant(tenant.clone())];
         database
-            .commit(&Batch { tenant: tenant.uid, base: 0, entries: Vec::new(), changes, fence: Vec::new() })
+            .commit(&Batch {
+                tenant: tenant.uid,
+                base: 0,
+                entries: Vec::new(),
+                changes,
+                gate: None,
+                fence: Vec::new(),
+            })
             .await
             .unwrap();
         let store = Arc::new(Unlucky {
@@ -103,9 +124,10 @@ impl Bench {
             fates: Mutex::new(fates.iter().copied().collect()),
             batches: Mutex::default(),
             unreadable: AtomicBool::new(false),
+            folder,
         });
         let committer = Arc::new(Committer::start(store.clone(), Arc::new(SystemClock)));
-        Self { store, committer, tenant: tenant.uid, _folder: folder }
+        Self { store, committer, tenant: tenant.uid }
     }
 
     fn unit(&self, user: &str, changes: Vec<Change>) -> Unit {
@@ -125,7 +147,13 @@ impl Bench {
             extensions: Extensions::default(),
             items: Vec::new(),
         };
-        Unit { tenant: self.tenant, entry: Some(pack(self.tenant, &entry)), changes, fence: Vec::new() }
+        Unit {
+            tenant: self.tenant,
+            entry: Some(pack(self.tenant, &entry)),
+            changes,
+            gate: None,
+            fence: Vec::new(),
+        }
     }
 
     fn fenced(&self, user: &str, changes: Vec<Change>, fence: Vec<Fence>) -> Unit {
@@ -341,6 +369,62 @@ async fn of_two_epochs_in_one_group_the_one_that_stands_is_committed() {
     assert_eq!(bench.users().await, ["before", "b", "d"]);
 }
 
+/// Of two revisions in one group, the older one cannot pass, whichever stands.
+#[tokio::test]
+async fn what_the_gate_keeps_out_does_not_take_its_neighbours_with_it() {
+    let bench = Bench::with(&[]).await;
+    watch(&bench.store.database, bench.tenant, "1").await;
+    let gated = |user, revision, fence| Unit {
+        gate: Some(Gate { revision }),
+        ..bench.fenced(user, Vec::new(), fence)
+    };
+    let units = vec![
+        gated("a", 0, Vec::new()),
+        bench.unit("b", Vec::new()),
+        gated("c", 0, active(1)),
+        bench.fenced("d", Vec::new(), active(2)),
+        gated("e", 0, active(2)),
+    ];
+    let outcomes = bench.together(units).await;
+    let fenced = Err(CommitFailed::Fenced);
+    let passed = Ok(Vec::new());
+    assert_eq!(
+        outcomes.iter().map(told).collect::<Vec<_>>(),
+        [passed.clone(), passed.clone(), passed.clone(), fenced.clone(), fenced]
+    );
+    bench.store.set_tenant("revision = 1").await;
+    let units = vec![
+        gated("f", 0, active(1)),
+        gated("g", 1, active(1)),
+        gated("h", 0, Vec::new()),
+        bench.fenced("i", Vec::new(), active(1)),
+    ];
+    let outcomes = bench.together(units).await;
+    let overtaken = Err(CommitFailed::Gated);
+    assert_eq!(
+        outcomes.iter().map(told).collect::<Vec<_>>(),
+        [overtaken.clone(), passed.clone(), overtaken.clone(), passed.clone()]
+    );
+    bench.store.set_tenant("locked = 1").await;
+    let outcomes =
+        bench.together(vec![gated("j", 1, active(1)), gated("k", 0, active(1)), bench.unit("l", Vec::new())]);
+    assert_eq!(outcomes.await.iter().map(told).collect::<Vec<_>>(), [overtaken.clone(), overtaken, passed]);
+    assert_eq!(bench.users().await, ["before", "a", "b", "c", "before", "g", "i", "before", "l"]);
+}
+
+/// What was committed before the lock may not be answered after it, if nobody knows when it was committed.
+#[tokio::test]
+async fn a_lost_commit_of_a_tenant_since_locked_has_no_receipt() {
+    for (fate, has_receipt) in [(Fate::Lost, true), (Fate::LostAndLocked, false)] {
+        let bench = Bench::with(&[fate]).await;
+        watch(&bench.store.database, bench.tenant, "1").await;
+        let unit = Unit { gate: Some(Gate { revision: 0 }), ..bench.fenced("a", Vec::new(), active(1)) };
+        let durable = bench.durable(unit).await.unwrap();
+        assert_eq!(durable.receipt.is_some(), has_receipt);
+        assert_eq!(bench.users().await, ["a"]);
+    }
+}
+
 #[tokio::test]
 async fn a_passage_says_what_was_found_and_when() {
     let bench = Bench::with(&[]).await;
@@ -413,6 +497,7 @@ async fn a_fence_that_holds_only_while_nobody_commits_refuses_in_the_end() {
             base: 0,
             entries: Vec::new(),
             changes: vec![dek(id)],
+            gate: None,
             fence: Vec::new(),
         })
         .await

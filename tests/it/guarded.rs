@@ -26,7 +26,7 @@ use byok::rest::DatabaseState;
 use byok::store::{
     Batch, Change, CommitError, Commits, Committed, Database as _, DekReads, DekRow, EntryFilter,
     EntrySearch, Fence, FenceReading, JobReads, KeyringStore, Page, ReadError, RequestReads, Requirement,
-    Snapshot, Sqlite, Watched,
+    Snapshot, Sqlite, TenantRow, Watched,
 };
 use byok::tenancy::Caller;
 use tokio::net::TcpListener;
@@ -237,6 +237,10 @@ impl Commits for Wired {
     async fn proofs(&self, tenant: TenantUid) -> Result<Snapshot<Proof>, ReadError> {
         let seen = self.read().await?.proofs(tenant).await?;
         Ok(Snapshot { now: self.time(seen.now), rows: seen.rows })
+    }
+
+    async fn gate_row(&self, tenant: TenantUid) -> Result<Option<TenantRow>, ReadError> {
+        self.read().await?.gate_row(tenant).await
     }
 }
 

@@ -99,8 +99,14 @@ impl Bench {
         };
         let keyring = Keyring::new(parts);
         let records: Vec<Option<Arc<str>>> = (0..deks).map(|n| Some(format!("r-{n}").into())).collect();
-        let batch =
-            |changes| Batch { tenant: tenant.uid, base: 0, entries: Vec::new(), changes, fence: Vec::new() };
+        let batch = |changes| Batch {
+            tenant: tenant.uid,
+            base: 0,
+            entries: Vec::new(),
+            changes,
+            gate: None,
+            fence: Vec::new(),
+        };
         store.commit(&batch(vec![Change::CreateTenant(tenant.clone())])).await.unwrap();
         let mut changes = Vec::new();
         let mut ids = Vec::new();

@@ -92,6 +92,8 @@ mod store_fence;
 mod store_fence_postgres;
 mod store_forms;
 mod store_full_disk;
+mod store_gate;
+mod store_keys;
 mod store_outage;
 mod store_pgbouncer;
 mod store_postgres;

@@ -187,6 +187,7 @@ async fn a_tenant_its_entries_and_its_deks_can_come_in_one_batch(store: Db) {
         base: 0,
         entries: vec![entry(), entry()],
         changes: vec![Change::CreateTenant(tenant), Change::InsertDek(row.clone()), Change::StartJob(job())],
+        gate: None,
         fence: Vec::new(),
     };
     assert_eq!(store.commit(&batch).await.unwrap().applied, [1, 1, 1]);
@@ -279,6 +280,7 @@ async fn a_batch_on_a_stale_base_does_nothing(store: Db) {
             base,
             entries: vec![entry()],
             changes: inserts(std::slice::from_ref(&row)),
+            gate: None,
             fence: Vec::new(),
         };
         assert_eq!(store.commit(&batch).await, Err(CommitError::Moved { size: 2 }));
@@ -311,6 +313,7 @@ async fn an_identical_batch_is_applied_once(store: Db) {
             Change::LeaseJob { job: started.id, holder, lease: Duration::from_secs(60) },
             Change::AdvanceJob { job: advanced, holder, after: Some(old.id) },
         ],
+        gate: None,
         fence: Vec::new(),
     };
     let first = store.commit(&batch).await.unwrap();
@@ -321,8 +324,14 @@ async fn an_identical_batch_is_applied_once(store: Db) {
 
 async fn an_identical_batch_is_known_after_others_have_appended(store: Db) {
     let tenant = tenant(&*store).await;
-    let batch =
-        Batch { tenant, base: 0, entries: vec![entry()], changes: inserts(&[dek(None)]), fence: Vec::new() };
+    let batch = Batch {
+        tenant,
+        base: 0,
+        entries: vec![entry()],
+        changes: inserts(&[dek(None)]),
+        gate: None,
+        fence: Vec::new(),
+    };
     let first = store.commit(&batch).await.unwrap();
     store.commit(&entries(tenant, 1, vec![entry(), entry()])).await.unwrap();
     assert_eq!(store.commit(&batch).await.unwrap(), first);
@@ -353,6 +362,7 @@ async fn contending_writers_leave_no_gap_and_no_double(store: Db) {
                 base,
                 entries: vec![row.clone()],
                 changes: inserts(&[dek(None)]),
+                gate: None,
                 fence: Vec::new(),
             };
             match store.commit(&batch).await {
@@ -393,6 +403,7 @@ async fn a_dek_id_that_is_taken_rejects_the_whole_batch(store: Db) {
             base: 0,
             entries,
             changes: inserts(&[fresh.clone(), taken.clone()]),
+            gate: None,
             fence: Vec::new(),
         };
         assert_eq!(store.commit(&batch).await, Err(CommitError::Rejected));
@@ -410,6 +421,7 @@ async fn an_entry_that_cannot_be_written_takes_its_deks_with_it(store: Db) {
         base: 0,
         entries: vec![entry(), bad],
         changes: inserts(&[dek(None)]),
+        gate: None,
         fence: Vec::new(),
     };
     assert_eq!(store.commit(&batch).await, Err(CommitError::Rejected));
@@ -461,8 +473,14 @@ async fn rows_are_sealed_only_as_they_were_read(store: Db) {
     let tenant = tenant(&*store).await;
     let mut rows = [dek(Some("a")), dek(Some("b")), dek(Some("c")), dek(None)];
     (rows[0].mac, rows[0].record_mac) = (Some([1; 32]), Some([2; 32]));
-    let batch =
-        Batch { tenant, base: 0, entries: vec![entry()], changes: inserts(&rows[..2]), fence: Vec::new() };
+    let batch = Batch {
+        tenant,
+        base: 0,
+        entries: vec![entry()],
+        changes: inserts(&rows[..2]),
+        gate: None,
+        fence: Vec::new(),
+    };
     store.commit(&batch).await.unwrap();
     store.commit(&changes(tenant, inserts(&rows[2..]))).await.unwrap();
     assert_eq!(store.deks(tenant, &[rows[0].id]).await.unwrap(), rows[..1]);
@@ -549,6 +567,7 @@ async fn a_rewrap_applies_only_to_what_was_read(store: Db) {
             rewrap(rows[2].id, wrapped(7, "other")),
             rewrap(DekId::new(), rows[0].wrapped.clone()),
         ],
+        gate: None,
         fence: Vec::new(),
     };
     assert_eq!(store.commit(&batch).await.unwrap().applied, [1, 0, 0, 0]);
@@ -718,7 +737,14 @@ async fn a_job_that_has_ended_takes_no_other_command(store: Db) {
     // A command of a batch whose outcome was not known is not said to have failed.
     let id = start(&store, tenant).await;
     let pause = Change::CommandJob { job: id, command: JobCommand::Pause, at: now() };
-    let batch = Batch { tenant, base: 0, entries: vec![entry()], changes: vec![pause], fence: Vec::new() };
+    let batch = Batch {
+        tenant,
+        base: 0,
+        entries: vec![entry()],
+        changes: vec![pause],
+        gate: None,
+        fence: Vec::new(),
+    };
     let first = store.commit(&batch).await.unwrap();
     assert_eq!(first.applied, [1]);
     commanded(&store, tenant, id, JobCommand::Resume).await;
@@ -802,6 +828,7 @@ async fn no_tenant_sees_anothers_rows(store: Db) {
         base: 0,
         entries: vec![entry()],
         changes: vec![Change::InsertDek(row.clone()), Change::StartJob(started.clone())],
+        gate: None,
         fence: Vec::new(),
     };
     store.commit(&batch).await.unwrap();
@@ -832,8 +859,14 @@ async fn an_entry_holds_ten_thousand_items(store: Db) {
     row.records = serde_json::to_string(&records).unwrap();
     row.items = (0..1_200_000_u32).map(|n| n.to_le_bytes()[0]).collect();
     let deks: Vec<DekRow> = (0..10_000).map(|n| dek(Some(&format!("record-{n}")))).collect();
-    let batch =
-        Batch { tenant, base: 0, entries: vec![row.clone()], changes: inserts(&deks), fence: Vec::new() };
+    let batch = Batch {
+        tenant,
+        base: 0,
+        entries: vec![row.clone()],
+        changes: inserts(&deks),
+        gate: None,
+        fence: Vec::new(),
+    };
     assert_eq!(store.commit(&batch).await.unwrap().applied.len(), 10_000);
     assert_eq!(normal(all(&store, tenant).await.remove(0).row), normal(row));
     let wanted: Vec<Arc<str>> = deks.iter().filter_map(|dek| dek.record_id.clone()).collect();
@@ -864,6 +897,7 @@ async fn record_ids_may_be_empty_long_and_of_any_script(store: Db) {
             base,
             entries: vec![row],
             changes: inserts(std::slice::from_ref(&key)),
+            gate: None,
             fence: Vec::new(),
         };
         store.commit(&batch).await.unwrap();
@@ -887,6 +921,7 @@ async fn a_nul_is_rejected_and_finds_nothing(store: Db) {
         base: 0,
         entries: vec![entry()],
         changes: inserts(&[dek(Some("a\0b"))]),
+        gate: None,
         fence: Vec::new(),
     };
     assert_eq!(store.commit(&in_dek).await, Err(CommitError::Rejected));

@@ -58,7 +58,7 @@ fn whole(at: Timestamp) -> Timestamp {
 }
 
 fn under(tenant: TenantUid, base: u64, fence: Vec<Fence>) -> Batch {
-    Batch { tenant, base, entries: vec![entry()], changes: Vec::new(), fence }
+    Batch { tenant, base, entries: vec![entry()], changes: Vec::new(), gate: None, fence }
 }
 
 /// What a batch with one entry finds under this fence, at the log's end.

@@ -23,7 +23,8 @@ const HOUR: Duration = Duration::from_secs(3_600);
 
 fn proven(tenant: TenantUid, base: u64, within: Duration) -> Batch {
     let fence = vec![fence("1", Requirement::Proven { epoch: 1, within })];
-    Batch { tenant, base, entries: vec![entry()], changes: vec![Change::InsertDek(dek(None))], fence }
+    let changes = vec![Change::InsertDek(dek(None))];
+    Batch { tenant, base, entries: vec![entry()], changes, gate: None, fence }
 }
 
 /// The forms in which a batch is committed.
@@ -216,7 +217,7 @@ async fn the_serving_role_keeps_proofs_and_unwrites_no_incident() {
 async fn a_database_of_the_release_before_keeps_its_log_and_gets_proofs() {
     let (_database, store, owner, serving) = with_two_roles().await;
     let tenant = tenant(&store).await;
-    store.commit(&Batch { fence: Vec::new(), ..proven(tenant, 0, HOUR) }).await.unwrap();
+    store.commit(&Batch { gate: None, fence: Vec::new(), ..proven(tenant, 0, HOUR) }).await.unwrap();
     for sql in [
         "DROP TABLE np_byok_keys",
         "ALTER TABLE np_byok_tenants DROP COLUMN stage, DROP COLUMN revision, DROP COLUMN locked",

@@ -42,6 +42,7 @@ fn simple(tenant: TenantUid) -> Batch {
         base: 1,
         entries: vec![entry()],
         changes: vec![Change::InsertDek(dek(Some("cut me")))],
+        gate: None,
         fence: Vec::new(),
     }
 }
@@ -189,6 +190,7 @@ async fn what_was_acknowledged_under_load_survives_a_crash() {
                     base,
                     entries: vec![entry()],
                     changes: vec![Change::InsertDek(row.clone())],
+                    gate: None,
                     fence: Vec::new(),
                 };
                 match store.commit(&batch).await {

@@ -29,6 +29,7 @@ async fn behind_pgbouncer_it_migrates_commits_and_reads_under_contention() {
                     base,
                     entries: vec![entry()],
                     changes: vec![Change::InsertDek(row.clone())],
+                    gate: None,
                     fence: Vec::new(),
                 };
                 match store.commit(&batch).await {

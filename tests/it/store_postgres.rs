@@ -110,6 +110,7 @@ async fn the_serving_role_serves_and_can_do_no_more() {
             Change::LeaseJob { job: started.id, holder, lease: std::time::Duration::from_secs(9) },
             Change::AdvanceJob { job: started, holder, after: Some(row.id) },
         ],
+        gate: None,
         fence: Vec::new(),
     };
     assert_eq!(store.commit(&batch).await.unwrap().applied, [1, 1, 1, 1, 1]);

@@ -164,6 +164,7 @@ async fn while_another_process_writes_a_commit_waits_and_then_gives_up() {
         base: 1,
         entries: vec![entry()],
         changes: vec![Change::InsertDek(dek(None))],
+        gate: None,
         fence: Vec::new(),
     };
     assert_eq!(store.commit(&batch).await, Err(CommitError::Unavailable));

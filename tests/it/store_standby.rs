@@ -51,6 +51,7 @@ async fn nothing_is_read_from_a_standby_and_the_primary_is_found_again() {
         base,
         entries: vec![entry()],
         changes: if base == 0 { vec![Change::InsertDek(row.clone())] } else { Vec::new() },
+        gate: None,
         fence: Vec::new(),
     };
     direct.commit(&batch(0)).await.unwrap();

@@ -252,6 +252,7 @@ async fn record(
         tenant: tenant.uid,
         entry: Some(pack(tenant.uid, &entry)),
         changes: Vec::new(),
+        gate: None,
         fence: Vec::new(),
     };
     Committer::start(database, clock).commit(unit).await.is_ok()

@@ -104,6 +104,7 @@ impl Batch {
             let mut item = Item { record_id, dek_id: Some(row.id), ..Item::default() };
             match answer {
                 Ok(answer) => {
+                    item.key_id = answer.value.key_version.key_id.recorded();
                     item.key_version = Some(answer.value.key_version.clone());
                     item.wrapped_hash = Some(sha256(&answer.value.bytes));
                     item.source = Some(Source::Kms);
@@ -121,6 +122,7 @@ impl Batch {
                 }
                 Err(error) => {
                     warn!(dek_id = %row.id, class = ?error.class, "a DEK could not be re-wrapped");
+                    item.key_id = row.wrapped.key_version.key_id.recorded();
                     item.key_version = Some(row.wrapped.key_version);
                     item.kms_request_id = error.request_id;
                     item.refused = Some(error.class.code());

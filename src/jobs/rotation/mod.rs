@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 use uuid::Uuid;
 
-use crate::audit::{Unit, pack};
+use crate::audit::{CommitFailed, Unit, pack};
 use crate::keyring::{KeyringError, KeysUsed};
 use crate::kms::{DekBinding, ItemResult, KmsError, KmsErrorClass, Purpose, log_failure};
 use crate::model::{
@@ -116,7 +116,8 @@ impl Jobs {
         // First: a replica that cannot serve the tenant must not keep the job from the others.
         let runtime = self.tenants.with(tenant.uid).await.map_err(|_| Step::Stalled)?;
         let lease = Change::LeaseJob { job: id, holder, lease: LEASE };
-        let unit = Unit { tenant: tenant.uid, entry: None, changes: vec![lease], fence: Vec::new() };
+        let unit =
+            Unit { tenant: tenant.uid, entry: None, changes: vec![lease], gate: None, fence: Vec::new() };
         match self.committer.commit(unit).await {
             Ok(durable) if durable.applied.first() == Some(&1) => {}
             Ok(_) => return Err(Step::Lost),
@@ -244,7 +245,8 @@ impl Jobs {
             return Some(left);
         }
         let retire = Change::Retire { all_but: target.clone() };
-        let unit = Unit { tenant: tenant.uid, entry: None, changes: vec![retire], fence: Vec::new() };
+        let unit =
+            Unit { tenant: tenant.uid, entry: None, changes: vec![retire], gate: None, fence: Vec::new() };
         self.committer.commit(unit).await.ok()?;
         self.store.deks_not_under(tenant.uid, target).await.ok()
     }
@@ -323,7 +325,7 @@ impl Jobs {
 
     /// Commits the job's progress, with the cursor at this DEK.
     async fn advance(&self, leased: Leased<'_>, cursor: Option<DekId>, done: BatchChanges) -> Step {
-        let Leased { tenant, holder, job, .. } = leased;
+        let Leased { tenant, runtime, holder, job, .. } = leased;
         let BatchChanges { items, mut changes, fence } = done;
         let finished = job.state == JobState::Done;
         let entry = (!items.is_empty()).then(|| self.rotation_entry(job.id, items));
@@ -332,12 +334,18 @@ impl Jobs {
             tenant: tenant.uid,
             entry: entry.as_ref().map(|entry| pack(tenant.uid, entry)),
             changes,
+            gate: runtime.gate(),
             fence,
         };
         match self.committer.commit(unit).await {
             Ok(durable) if durable.applied.last() != Some(&1) => Step::Lost,
             Ok(_) if finished => Step::Finished,
             Ok(_) => Step::Advanced,
+            Err(CommitFailed::Gated) => {
+                // The worker comes back with what the tenant is served with then.
+                let _ = self.tenants.refreshed(tenant.uid).await;
+                Step::Stalled
+            }
             Err(_) => Step::Stalled,
         }
     }

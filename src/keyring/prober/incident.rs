@@ -36,6 +36,7 @@ impl Prober {
         let unit = Unit {
             tenant: tenant.uid,
             entry: Some(pack(tenant.uid, &self.entry_of(&incident))),
+            gate: None,
             fence: vec![Fence {
                 key_version: to.key_version.clone(),
                 requirement: Requirement::Unchanged { revision: from.revision },

@@ -70,6 +70,7 @@ impl RowChecks {
             tenant: tenant.uid,
             entry: Some(pack(tenant.uid, &entry)),
             changes: vec![Change::RecordIncident(incident)],
+            gate: None,
             fence: Vec::new(),
         };
         if self.committer.commit(unit).await.is_err() {

@@ -24,13 +24,17 @@ statements! {
         ), head AS (
             UPDATE np_byok_heads h SET size = size + $3, frontier = $5
             FROM durable WHERE h.tenant = $1 AND h.size = $2 AND h.frontier = $4
+                -- The gate: the tenant is not locked, and is served as it was when the batch's calls began. Whoever changes
+                -- this row appends to the log as well, so a statement that waited for the head does not find it again.
+                AND ($6::int8 IS NULL OR EXISTS (
+                    SELECT FROM np_byok_tenants t WHERE t.uid = h.tenant AND t.revision = $6 AND NOT t.locked))
                 -- The fence: each key in use meets its requirement when the statement begins. After a wait for the head's
                 -- row, this is checked again only if that row was written, so what counts is the age returned below.
                 AND NOT EXISTS (
-                    SELECT FROM unnest($6::text[], $7::text[], $8::int8[], $9::int8[], $10::int8[])
-                        AS f(key_name, key_version, epoch, revision, within)
-                    LEFT JOIN np_byok_proofs p
-                        ON p.tenant = h.tenant AND p.key_name = f.key_name AND p.key_version = f.key_version
+                    SELECT FROM unnest($7::bytea[], $8::text[], $9::text[], $10::int8[], $11::int8[], $12::int8[])
+                        AS f(key_id, key_name, key_version, epoch, revision, within)
+                    LEFT JOIN np_byok_proofs p ON p.tenant = h.tenant AND p.key_id = f.key_id
+                        AND p.key_name = f.key_name AND p.key_version = f.key_version
                     WHERE (
                         (f.epoch IS NULL OR (p.posture = 'active' AND p.epoch = f.epoch))
                         AND (f.revision IS NULL OR p.revision = f.revision)
@@ -45,10 +49,10 @@ statements! {
                 e.user_hmac, e.request_id, e.request_salt, e.request_hmac, e.item_count, e.records::jsonb, e.items,
                 e.detail, e.digest
             FROM head, unnest(
-                $11::timestamptz[], $12::uuid[], $13::text[], $14::text[], $15::text[], $16::text[],
-                $17::text[], $18::bytea[], $19::bytea[],
-                $20::text[], $21::bytea[], $22::bytea[],
-                $23::int4[], $24::text[], $25::bytea[], $26::text[], $27::bytea[]
+                $13::timestamptz[], $14::uuid[], $15::text[], $16::text[], $17::text[], $18::text[],
+                $19::text[], $20::bytea[], $21::bytea[],
+                $22::text[], $23::bytea[], $24::bytea[],
+                $25::int4[], $26::text[], $27::bytea[], $28::text[], $29::bytea[]
             ) WITH ORDINALITY AS e(
                 at, id, operation, outcome, means, role,
                 user_id, user_salt, user_hmac,
@@ -56,17 +60,18 @@ statements! {
                 item_count, records, items, detail, digest, place)
         ), deks AS (
             INSERT INTO np_byok_wrapped_deks
-                (tenant, id, record_id, wrapped, key_name, key_version, wrap_scheme, created_at, mac, record_mac)
+                (tenant, id, record_id, wrapped, key_id, key_name, key_version, wrap_scheme, created_at, mac, record_mac)
             SELECT $1, d.* FROM head, unnest(
-                $28::uuid[], $29::text[], $30::bytea[], $31::text[], $32::text[], $33::int2[], $34::timestamptz[],
-                $35::bytea[], $36::bytea[]
+                $30::uuid[], $31::text[], $32::bytea[], $33::bytea[], $34::text[], $35::text[], $36::int2[],
+                $37::timestamptz[], $38::bytea[], $39::bytea[]
             ) AS d(
-                id, record_id, wrapped, key_name, key_version, wrap_scheme, created_at,
-                mac, record_mac)
+                id, record_id, wrapped, key_id, key_name, key_version, wrap_scheme,
+                created_at, mac, record_mac)
         )
         SELECT clock_timestamp(), ARRAY(
-            SELECT p.proven_at FROM unnest($6::text[], $7::text[]) WITH ORDINALITY AS f(key_name, key_version, place)
-            JOIN np_byok_proofs p USING (key_name, key_version) WHERE p.tenant = $1 ORDER BY f.place)
+            SELECT p.proven_at FROM unnest($7::bytea[], $8::text[], $9::text[])
+                WITH ORDINALITY AS f(key_id, key_name, key_version, place)
+            JOIN np_byok_proofs p USING (key_id, key_name, key_version) WHERE p.tenant = $1 ORDER BY f.place)
         FROM head";
 }
 
@@ -92,18 +97,19 @@ pub(super) async fn append(
 
 /// Binds all parameters of [`APPEND`], in their order.
 fn append_query(batch: &Batch, deks: &[Change], before: &LogHead, after: &LogHead) -> PgQuery {
-    // $1 to $5
+    // $1 to $6
     let query = sqlx::query(APPEND)
         .bind(batch.tenant.0)
         .bind(signed(batch.base))
         .bind(i64::try_from(batch.entries.len()).unwrap_or(i64::MAX))
         .bind(before.frontier.to_bytes())
-        .bind(after.frontier.to_bytes());
-    // $6 to $10
+        .bind(after.frontier.to_bytes())
+        .bind(batch.gate.map(|gate| signed(gate.revision)));
+    // $7 to $12
     let query = bind_fence(query, &batch.fence);
-    // $11 to $27
+    // $13 to $29
     let query = bind_entries(query, &batch.entries);
-    // $28 to $36
+    // $30 to $39
     bind_deks(query, deks)
 }
 

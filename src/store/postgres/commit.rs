@@ -16,7 +16,10 @@ use crate::model::{Proof, TenantUid};
 use super::super::failure::Failure;
 use super::super::replay::replay_outcome;
 use super::super::row::{Columns, head, number, required, signed};
-use super::super::{Batch, Change, CommitError, Commits, Committed, LogHead, ReadError, Snapshot};
+use super::super::{
+    Batch, Change, CommitError, Commits, Committed, LogHead, ReadError, Snapshot, TenancyReads as _,
+    TenantRow,
+};
 use super::append::append;
 use super::primary::of_primary;
 use super::writers::Writer;
@@ -79,6 +82,10 @@ impl Commits for Postgres {
 
     async fn proofs(&self, tenant: TenantUid) -> Result<Snapshot<Proof>, ReadError> {
         self.proofs_of(tenant).await
+    }
+
+    async fn gate_row(&self, tenant: TenantUid) -> Result<Option<TenantRow>, ReadError> {
+        self.tenant_with(tenant).await
     }
 }
 
@@ -185,7 +192,7 @@ impl Postgres {
             self.first(place, |row| Ok((required(row.number(0)?)?, required(row.bytes(1)?)?, row.uuid(2)?)))
         };
         let mut found = place().await;
-        if matches!(found, Ok(Some((size, ..))) if size == signed(batch.base)) && !batch.fence.is_empty() {
+        if matches!(found, Ok(Some((size, ..))) if size == signed(batch.base)) && batch.is_conditional() {
             // A fence that does not hold makes the statement fail without waiting. This very batch
             // may still be in progress on a lost connection, past its fence and not yet finished.
             // It holds the lock of the head until then.
@@ -203,7 +210,7 @@ impl Postgres {
             {
                 Err(CommitError::Rewound)
             }
-            Ok(Some((size, ..))) if size == signed(batch.base) && !batch.fence.is_empty() => {
+            Ok(Some((size, ..))) if size == signed(batch.base) && batch.is_conditional() => {
                 Err(CommitError::Fenced)
             }
             Ok(Some((size, ..))) => Err(CommitError::Moved { size: u64::try_from(size).unwrap_or(0) }),

@@ -14,13 +14,13 @@ use super::{Postgres, reads};
 
 reads! {
     BY_ID = "
-        SELECT id, record_id, wrapped, key_name, key_version, wrap_scheme::int8, created_at, mac, record_mac
+        SELECT id, record_id, wrapped, key_id, key_name, key_version, wrap_scheme::int8, created_at, mac, record_mac
         FROM np_byok_wrapped_deks WHERE tenant = $1 AND id = ANY($2)";
 
     /// Uses the index on the hash. The id itself is compared too, because two ids may have the same
     /// hash.
     BY_RECORD = "
-        SELECT d.id, d.record_id, d.wrapped, d.key_name, d.key_version, d.wrap_scheme::int8, d.created_at,
+        SELECT d.id, d.record_id, d.wrapped, d.key_id, d.key_name, d.key_version, d.wrap_scheme::int8, d.created_at,
             d.mac, d.record_mac
         FROM (SELECT DISTINCT record_id FROM unnest($2::text[]) AS w(record_id)) AS wanted
         CROSS JOIN LATERAL (
@@ -30,15 +30,15 @@ reads! {
             ORDER BY id DESC LIMIT 1) AS d";
 
     PAGE = "
-        SELECT id, record_id, wrapped, key_name, key_version, wrap_scheme::int8, created_at, mac, record_mac
+        SELECT id, record_id, wrapped, key_id, key_name, key_version, wrap_scheme::int8, created_at, mac, record_mac
         FROM np_byok_wrapped_deks WHERE tenant = $1 AND id > $2 ORDER BY id LIMIT $3";
 
     FIRST_PAGE = "
-        SELECT id, record_id, wrapped, key_name, key_version, wrap_scheme::int8, created_at, mac, record_mac
+        SELECT id, record_id, wrapped, key_id, key_name, key_version, wrap_scheme::int8, created_at, mac, record_mac
         FROM np_byok_wrapped_deks WHERE tenant = $1 ORDER BY id LIMIT $2";
 
     UNSEALED = "
-        SELECT id, record_id, wrapped, key_name, key_version, wrap_scheme::int8, created_at, mac, record_mac
+        SELECT id, record_id, wrapped, key_id, key_name, key_version, wrap_scheme::int8, created_at, mac, record_mac
         FROM np_byok_wrapped_deks
         WHERE tenant = $1 AND id > $2 AND mac IS NULL AND octet_length(wrapped) <= 65536 ORDER BY id LIMIT $3";
 }

@@ -16,9 +16,9 @@ statements! {
     /// Returns 1 if the job exists, now or already; 0 if another one is live.
     START = "
         WITH started AS (
-            INSERT INTO np_byok_jobs (tenant, id, state, target_key, target_version, total, rewrapped, skipped, failed,
-                kms_calls, stalled, started_at, updated_at, finished_at)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+            INSERT INTO np_byok_jobs (tenant, id, state, key_id, target_key, target_version, total, rewrapped, skipped,
+                failed, kms_calls, stalled, started_at, updated_at, finished_at)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
             ON CONFLICT DO NOTHING RETURNING id)
         SELECT count(*) FROM (SELECT id FROM started
             UNION ALL SELECT id FROM np_byok_jobs WHERE tenant = $1 AND id = $2) AS there";
@@ -34,10 +34,10 @@ statements! {
     /// Keeps the holder when the job is done, so that a retry of the last step finds it.
     ADVANCE = "
         WITH advanced AS (
-            UPDATE np_byok_jobs SET state = $3, target_key = $4, target_version = $5, total = $6, rewrapped = $7,
-                skipped = $8, failed = $9, kms_calls = $10, stalled = $11, started_at = $12, updated_at = $13,
-                finished_at = $14, cursor = $15
-            WHERE tenant = $1 AND id = $2 AND holder = $16 AND state IN ('RUNNING', $3)
+            UPDATE np_byok_jobs SET state = $3, key_id = $4, target_key = $5, target_version = $6, total = $7,
+                rewrapped = $8, skipped = $9, failed = $10, kms_calls = $11, stalled = $12, started_at = $13,
+                updated_at = $14, finished_at = $15, cursor = $16
+            WHERE tenant = $1 AND id = $2 AND holder = $17 AND state IN ('RUNNING', $3)
             RETURNING id)
         SELECT count(*) FROM advanced";
 
@@ -57,13 +57,13 @@ statements! {
 
 reads! {
     BY_ID = "
-        SELECT id, state, target_key, target_version, total, rewrapped, skipped, failed, kms_calls, stalled, started_at,
-            updated_at, finished_at, cursor
+        SELECT id, state, key_id, target_key, target_version, total, rewrapped, skipped, failed, kms_calls, stalled,
+            started_at, updated_at, finished_at, cursor
         FROM np_byok_jobs WHERE tenant = $1 AND id = $2";
 
     LATEST = "
-        SELECT id, state, target_key, target_version, total, rewrapped, skipped, failed, kms_calls, stalled, started_at,
-            updated_at, finished_at, cursor
+        SELECT id, state, key_id, target_key, target_version, total, rewrapped, skipped, failed, kms_calls, stalled,
+            started_at, updated_at, finished_at, cursor
         FROM np_byok_jobs WHERE tenant = $1 ORDER BY state IN ('RUNNING', 'PAUSED') DESC, started_at DESC, id DESC LIMIT 1";
 
     RUNNING = "
@@ -71,7 +71,8 @@ reads! {
         WHERE j.state = 'RUNNING' ORDER BY j.started_at";
 
     NOT_UNDER = "
-        SELECT count(*) FROM np_byok_wrapped_deks WHERE tenant = $1 AND (key_name <> $2 OR key_version <> $3)";
+        SELECT count(*) FROM np_byok_wrapped_deks
+        WHERE tenant = $1 AND (key_id <> $2 OR key_name <> $3 OR key_version <> $4)";
 }
 
 /// Each of these functions builds a statement that returns how many rows it touched.
@@ -98,6 +99,7 @@ fn bind_job(query: PgQuery, job: &Job) -> PgQuery {
     query
         .bind(job.id.0)
         .bind(job.state.as_str())
+        .bind(job.target.key_id.0)
         .bind(&*job.target.key)
         .bind(&*job.target.version)
         .bind(signed(job.progress.total))
@@ -127,7 +129,11 @@ impl JobReads for Postgres {
     }
 
     async fn deks_not_under(&self, tenant: TenantUid, version: &KeyVersion) -> Result<u64, ReadError> {
-        let query = sqlx::query(NOT_UNDER).bind(tenant.0).bind(&*version.key).bind(&*version.version);
+        let query = sqlx::query(NOT_UNDER)
+            .bind(tenant.0)
+            .bind(version.key_id.0)
+            .bind(&*version.key)
+            .bind(&*version.version);
         Ok(self.first(query, |row| number(row, 0)).await?.unwrap_or(0))
     }
 }

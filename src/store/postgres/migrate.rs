@@ -86,6 +86,12 @@ pub(super) const MIGRATIONS: &[Migration] = &[
         oldest_reader: 4,
         sql: include_str!("../../../migrations/postgres/0012_tenants.sql"),
     },
+    Migration {
+        version: 13,
+        name: "key_ids",
+        oldest_reader: 4,
+        sql: include_str!("../../../migrations/postgres/0013_key_ids.sql"),
+    },
 ];
 
 const CLOSE: &str = include_str!("../../../migrations/postgres/close.sql");

@@ -17,12 +17,12 @@ statements! {
     /// Returns 1: the key version is watched, now, already or again.
     WATCH = "
         WITH watched AS (
-            INSERT INTO np_byok_proofs AS o (tenant, key_name, key_version, posture, epoch, revision, proven_at, since,
-                steady_since, failures, falls, doubted_by, next_probe_at, needed_until, canary_dek, canary,
+            INSERT INTO np_byok_proofs AS o (tenant, key_id, key_name, key_version, posture, epoch, revision, proven_at,
+                since, steady_since, failures, falls, doubted_by, next_probe_at, needed_until, canary_dek, canary,
                 canary_scheme, canary_probe)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, clock_timestamp(), $14, $15, $16, $17)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, clock_timestamp(), $15, $16, $17, $18)
             -- A row whose `needed_until` is the epoch is retired.
-            ON CONFLICT (tenant, key_name, key_version)
+            ON CONFLICT (tenant, key_id, key_name, key_version)
                 DO UPDATE SET needed_until = greatest(o.needed_until, EXCLUDED.needed_until)
             RETURNING 1)
         SELECT count(*) FROM watched";
@@ -30,15 +30,15 @@ statements! {
     /// The latest report counts, even if it lasts shorter than the one before.
     EXTEND_WATCH = "
         WITH needed AS (
-            UPDATE np_byok_proofs SET needed_until = clock_timestamp() + $4 * interval '1 microsecond'
-            WHERE tenant = $1 AND key_name = $2 AND key_version = $3 AND needed_until > 'epoch'
+            UPDATE np_byok_proofs SET needed_until = clock_timestamp() + $5 * interval '1 microsecond'
+            WHERE tenant = $1 AND key_id = $2 AND key_name = $3 AND key_version = $4 AND needed_until > 'epoch'
             RETURNING 1)
         SELECT count(*) FROM needed";
 
     RETIRE = "
         WITH retired AS (
             UPDATE np_byok_proofs SET epoch = epoch + 1, revision = revision + 1, needed_until = 'epoch'
-            WHERE tenant = $1 AND (key_name, key_version) <> ($2, $3) AND needed_until > 'epoch'
+            WHERE tenant = $1 AND (key_id, key_name, key_version) <> ($2, $3, $4) AND needed_until > 'epoch'
             RETURNING 1)
         SELECT count(*) FROM retired";
 
@@ -47,16 +47,16 @@ statements! {
     /// what the first attempt did.
     UPDATE_PROOF = "
         WITH proven AS (
-            UPDATE np_byok_proofs SET posture = $4, epoch = $5, revision = $6, proven_at = $7, since = $8,
-                steady_since = $9, failures = $10, falls = $11, doubted_by = $12, next_probe_at = $13
-            WHERE tenant = $1 AND key_name = $2 AND key_version = $3 AND (revision = $14
+            UPDATE np_byok_proofs SET posture = $5, epoch = $6, revision = $7, proven_at = $8, since = $9,
+                steady_since = $10, failures = $11, falls = $12, doubted_by = $13, next_probe_at = $14
+            WHERE tenant = $1 AND key_id = $2 AND key_name = $3 AND key_version = $4 AND (revision = $15
                 OR (posture, epoch, revision, proven_at, since, steady_since, failures, falls, doubted_by, next_probe_at)
-                    IS NOT DISTINCT FROM ($4, $5, $6, $7, $8, $9, $10, $11, $12, $13))
+                    IS NOT DISTINCT FROM ($5, $6, $7, $8, $9, $10, $11, $12, $13, $14))
             RETURNING 1
         ), incident AS (
-            INSERT INTO np_byok_incidents (tenant, id, at, key_name, key_version, was, posture, class, http_status,
-                kms_request_id)
-            SELECT $1, $15, $16, $2, $3, $17, $21, $18, $19, $20 FROM proven WHERE $15::uuid IS NOT NULL
+            INSERT INTO np_byok_incidents (tenant, id, at, key_id, key_name, key_version, was, posture, class,
+                http_status, kms_request_id)
+            SELECT $1, $16, $17, $2, $3, $4, $18, $19, $20, $21, $22 FROM proven WHERE $16::uuid IS NOT NULL
             ON CONFLICT (tenant, id) DO NOTHING
         )
         SELECT count(*) FROM proven";
@@ -64,9 +64,9 @@ statements! {
     /// An incident without a new proof.
     INCIDENT = "
         WITH incident AS (
-            INSERT INTO np_byok_incidents (tenant, id, at, key_name, key_version, was, posture, class, http_status,
-                kms_request_id)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+            INSERT INTO np_byok_incidents (tenant, id, at, key_id, key_name, key_version, was, posture, class,
+                http_status, kms_request_id)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
             ON CONFLICT (tenant, id) DO NOTHING
             RETURNING 1)
         SELECT count(*) FROM incident";
@@ -74,12 +74,12 @@ statements! {
 
 reads! {
     BY_TENANT = "
-        SELECT key_name, key_version, posture, epoch, revision, proven_at, since, steady_since, failures::int8,
+        SELECT key_id, key_name, key_version, posture, epoch, revision, proven_at, since, steady_since, failures::int8,
             falls::int8, doubted_by, next_probe_at, clock_timestamp()
         FROM np_byok_proofs WHERE tenant = $1 AND needed_until > 'epoch'";
 
     WATCHED = "
-        SELECT p.key_name, p.key_version, p.posture, p.epoch, p.revision, p.proven_at, p.since, p.steady_since,
+        SELECT p.key_id, p.key_name, p.key_version, p.posture, p.epoch, p.revision, p.proven_at, p.since, p.steady_since,
             p.failures::int8, p.falls::int8, p.doubted_by, p.next_probe_at, t.uid, t.name, p.canary_dek, p.canary,
             p.canary_scheme::int8, p.canary_probe::int::int8, p.needed_until, clock_timestamp()
         FROM np_byok_proofs p JOIN np_byok_tenants t ON t.uid = p.tenant
@@ -101,13 +101,18 @@ pub(super) fn extend_watch(tenant: TenantUid, version: &KeyVersion, lasting: Dur
     let micros = i64::try_from(lasting.as_micros()).unwrap_or(i64::MAX);
     sqlx::query(EXTEND_WATCH)
         .bind(tenant.0)
+        .bind(version.key_id.0)
         .bind(version.key.to_string())
         .bind(version.version.to_string())
         .bind(micros)
 }
 
 pub(super) fn retire(tenant: TenantUid, all_but: &KeyVersion) -> PgQuery {
-    sqlx::query(RETIRE).bind(tenant.0).bind(all_but.key.to_string()).bind(all_but.version.to_string())
+    sqlx::query(RETIRE)
+        .bind(tenant.0)
+        .bind(all_but.key_id.0)
+        .bind(all_but.key.to_string())
+        .bind(all_but.version.to_string())
 }
 
 pub(super) fn update_proof(tenant: TenantUid, from: u64, to: &Proof, incident: Option<&Incident>) -> PgQuery {
@@ -116,10 +121,10 @@ pub(super) fn update_proof(tenant: TenantUid, from: u64, to: &Proof, incident: O
         .bind(incident.map(|incident| incident.id.0))
         .bind(incident.map(|incident| timestamptz(incident.at)))
         .bind(incident.map(|incident| incident.was.as_str()))
+        .bind(incident.map(|incident| incident.posture.as_str()))
         .bind(incident.and_then(|incident| incident.class.as_deref().map(str::to_owned)))
         .bind(incident.and_then(|incident| incident.http_status).map(i32::from))
         .bind(incident.and_then(|incident| incident.kms_request_id.as_deref().map(str::to_owned)))
-        .bind(incident.map(|incident| incident.posture.as_str()))
 }
 
 pub(super) fn incident(tenant: TenantUid, incident: &Incident) -> PgQuery {
@@ -127,6 +132,7 @@ pub(super) fn incident(tenant: TenantUid, incident: &Incident) -> PgQuery {
         .bind(tenant.0)
         .bind(incident.id.0)
         .bind(timestamptz(incident.at))
+        .bind(incident.key_version.key_id.0)
         .bind(incident.key_version.key.to_string())
         .bind(incident.key_version.version.to_string())
         .bind(incident.was.as_str())
@@ -139,6 +145,7 @@ pub(super) fn incident(tenant: TenantUid, incident: &Incident) -> PgQuery {
 fn bind_proof(query: PgQuery, tenant: TenantUid, proof: &Proof) -> PgQuery {
     query
         .bind(tenant.0)
+        .bind(proof.key_version.key_id.0)
         .bind(proof.key_version.key.to_string())
         .bind(proof.key_version.version.to_string())
         .bind(proof.posture.as_str())
@@ -153,7 +160,7 @@ fn bind_proof(query: PgQuery, tenant: TenantUid, proof: &Proof) -> PgQuery {
         .bind(timestamptz(proof.next_probe_at))
 }
 
-/// Binds the fence as five arrays: key, version, epoch, revision, microseconds.
+/// Binds the fence as six arrays: key id, key, version, epoch, revision, microseconds.
 pub(super) fn bind_fence(query: PgQuery, fence: &[Fence]) -> PgQuery {
     let epoch = |fence: &Fence| match fence.requirement {
         Requirement::Active { epoch } | Requirement::Proven { epoch, .. } => Some(signed(epoch)),
@@ -168,6 +175,7 @@ pub(super) fn bind_fence(query: PgQuery, fence: &[Fence]) -> PgQuery {
         Requirement::Active { .. } | Requirement::Unchanged { .. } => None,
     };
     query
+        .bind(fence.iter().map(|fence| fence.key_version.key_id.0).bind_iter())
         .bind(fence.iter().map(|fence| &*fence.key_version.key).bind_iter())
         .bind(fence.iter().map(|fence| &*fence.key_version.version).bind_iter())
         .bind(fence.iter().map(epoch).bind_iter())
@@ -178,14 +186,14 @@ pub(super) fn bind_fence(query: PgQuery, fence: &[Fence]) -> PgQuery {
 #[async_trait]
 impl KeyringStore for Postgres {
     async fn watched(&self) -> Result<Snapshot<Watched>, ReadError> {
-        self.seen(sqlx::query(WATCHED), 19, row::watched).await
+        self.seen(sqlx::query(WATCHED), 20, row::watched).await
     }
 }
 
 impl Postgres {
     /// Returns the proofs of one tenant's key versions, except retired ones.
     pub(super) async fn proofs_of(&self, tenant: TenantUid) -> Result<Snapshot<Proof>, ReadError> {
-        self.seen(sqlx::query(BY_TENANT).bind(tenant.0), 12, row::proof).await
+        self.seen(sqlx::query(BY_TENANT).bind(tenant.0), 13, row::proof).await
     }
 
     /// Returns decoded rows together with the database's time, which column `at` holds.

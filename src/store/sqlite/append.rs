@@ -1,11 +1,11 @@
-//! Appends entries to a log, under a fence.
+//! Appends entries to a log, under a gate and a fence.
 
 use sqlx::{Sqlite as Engine, SqliteConnection};
 
 use super::super::row::{head, signed};
 use super::super::{Batch, EntryRow, FenceReading};
 use super::commit::AttemptError;
-use super::{SqliteQuery, proofs, statements};
+use super::{SqliteQuery, proofs, statements, tenancy};
 
 statements! {
     HEAD = "SELECT size, log, first, frontier FROM np_byok_heads WHERE tenant = ?1";
@@ -24,6 +24,12 @@ pub(super) async fn append(
 ) -> Result<Option<FenceReading>, AttemptError> {
     if batch.entries.is_empty() {
         return Ok(None);
+    }
+    if let Some(gate) = batch.gate {
+        let row = tenancy::row_of(connection, &batch.tenant).await?;
+        if !row.is_some_and(|row| gate.holds(&row)) {
+            return Err(AttemptError::NotAppended);
+        }
     }
     let reading = match batch.fence.as_slice() {
         [] => None,

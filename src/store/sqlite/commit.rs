@@ -10,7 +10,9 @@ use crate::model::{Proof, TenantUid};
 use super::super::failure::Failure;
 use super::super::replay::replay_outcome;
 use super::super::row::{Columns, number, required, signed};
-use super::super::{Batch, CommitError, Commits, Committed, ReadError, Snapshot};
+use super::super::{
+    Batch, CommitError, Commits, Committed, ReadError, Snapshot, TenancyReads as _, TenantRow,
+};
 use super::nul::contains_nul;
 use super::{Sqlite, changes, statements, tenants};
 
@@ -64,6 +66,10 @@ impl Commits for Sqlite {
 
     async fn proofs(&self, tenant: TenantUid) -> Result<Snapshot<Proof>, ReadError> {
         self.proofs_of(tenant).await
+    }
+
+    async fn gate_row(&self, tenant: TenantUid) -> Result<Option<TenantRow>, ReadError> {
+        self.tenant_with(tenant).await
     }
 }
 
@@ -131,7 +137,7 @@ impl Sqlite {
                 applied: replay_outcome(self, batch.tenant, &batch.changes).await?,
                 reading: None,
             }),
-            Ok(Some((size, _))) if size == signed(batch.base) && !batch.fence.is_empty() => {
+            Ok(Some((size, _))) if size == signed(batch.base) && batch.is_conditional() => {
                 Err(CommitError::Fenced)
             }
             Ok(Some((size, _))) => Err(CommitError::Moved { size: u64::try_from(size).unwrap_or(0) }),

@@ -85,6 +85,12 @@ const MIGRATIONS: &[Migration] = &[
         oldest_reader: 4,
         sql: include_str!("../../../migrations/sqlite/0012_tenants.sql"),
     },
+    Migration {
+        version: 13,
+        name: "key_ids",
+        oldest_reader: 4,
+        sql: include_str!("../../../migrations/sqlite/0013_key_ids.sql"),
+    },
 ];
 
 const TABLE: &str = include_str!("../../../migrations/sqlite/migrations.sql");

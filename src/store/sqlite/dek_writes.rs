@@ -11,8 +11,8 @@ statements! {
     /// Touches one row if the DEK is stored, now or already; none if its id holds a different one.
     INSERT_DEK = "
         INSERT INTO np_byok_wrapped_deks
-            (tenant, id, record_id, wrapped, key_name, key_version, wrap_scheme, created_at, mac, record_mac)
-        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+            (tenant, id, record_id, wrapped, key_id, key_name, key_version, wrap_scheme, created_at, mac, record_mac)
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
         ON CONFLICT (tenant, id) DO UPDATE SET wrapped = wrapped
             WHERE wrapped = excluded.wrapped AND record_id IS excluded.record_id";
 
@@ -20,18 +20,20 @@ statements! {
     /// first attempt did, and keeps a MAC that it was given since. A row that was sealed between
     /// read and write loses its MAC, unless it was sealed when it was read.
     REWRAP = "
-        UPDATE np_byok_wrapped_deks SET wrapped = ?7, key_name = ?8, key_version = ?9, wrap_scheme = ?10,
-            mac = CASE WHEN (wrapped, key_name, key_version, wrap_scheme) = (?7, ?8, ?9, ?10) THEN mac ELSE ?11 END,
+        UPDATE np_byok_wrapped_deks
+        SET wrapped = ?8, key_id = ?9, key_name = ?10, key_version = ?11, wrap_scheme = ?12,
+            mac = CASE WHEN (wrapped, key_id, key_name, key_version, wrap_scheme) = (?8, ?9, ?10, ?11, ?12)
+                THEN mac ELSE ?13 END,
             rewrapped_at = CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000
         WHERE tenant = ?1 AND id = ?2 AND (
-            (wrapped, key_name, key_version, wrap_scheme) = (?3, ?4, ?5, ?6)
-            OR (wrapped, key_name, key_version, wrap_scheme) = (?7, ?8, ?9, ?10))";
+            (wrapped, key_id, key_name, key_version, wrap_scheme) = (?3, ?4, ?5, ?6, ?7)
+            OR (wrapped, key_id, key_name, key_version, wrap_scheme) = (?8, ?9, ?10, ?11, ?12))";
 
     /// A row that already has the MACs counts as touched.
     SEAL = "
-        UPDATE np_byok_wrapped_deks SET mac = ?8, record_mac = ?9
+        UPDATE np_byok_wrapped_deks SET mac = ?9, record_mac = ?10
         WHERE tenant = ?1 AND id = ?2 AND record_id IS ?3
-            AND (wrapped, key_name, key_version, wrap_scheme) = (?4, ?5, ?6, ?7)";
+            AND (wrapped, key_id, key_name, key_version, wrap_scheme) = (?4, ?5, ?6, ?7, ?8)";
 }
 
 /// Binds one value for each column, in the order of the columns.
@@ -65,10 +67,11 @@ pub(super) fn seal<'q>(tenant: &'q TenantUid, row: &'q DekRow) -> SqliteQuery<'q
         .bind(row.record_mac.as_ref().map(<[u8; 32]>::as_slice))
 }
 
-/// Binds the bytes, the key's name and version, and the scheme.
+/// Binds the bytes, the key's id, its name and version, and the scheme.
 fn bind_wrapped<'q>(query: SqliteQuery<'q>, wrapped: &'q Wrapped) -> SqliteQuery<'q> {
     query
         .bind(wrapped.bytes.as_slice())
+        .bind(wrapped.key_version.key_id.0.as_slice())
         .bind(&*wrapped.key_version.key)
         .bind(&*wrapped.key_version.version)
         .bind(wrapped.scheme)

@@ -13,24 +13,24 @@ use super::{Sqlite, statements};
 statements! {
     /// `?2` is a JSON array of ids in hexadecimal.
     BY_ID = "
-        SELECT id, record_id, wrapped, key_name, key_version, wrap_scheme, created_at, mac, record_mac
+        SELECT id, record_id, wrapped, key_id, key_name, key_version, wrap_scheme, created_at, mac, record_mac
         FROM np_byok_wrapped_deks WHERE tenant = ?1 AND id IN (SELECT unhex(value) FROM json_each(?2))";
 
     /// `?2` is a JSON array of record ids.
     BY_RECORD = "
-        SELECT d.id, d.record_id, d.wrapped, d.key_name, d.key_version, d.wrap_scheme, d.created_at, d.mac,
-            d.record_mac
+        SELECT d.id, d.record_id, d.wrapped, d.key_id, d.key_name, d.key_version, d.wrap_scheme, d.created_at,
+            d.mac, d.record_mac
         FROM (SELECT DISTINCT value AS record_id FROM json_each(?2)) AS wanted
         JOIN np_byok_wrapped_deks AS d ON d.tenant = ?1 AND d.id = (
             SELECT id FROM np_byok_wrapped_deks
             WHERE tenant = ?1 AND record_id = wanted.record_id ORDER BY id DESC LIMIT 1)";
 
     PAGE = "
-        SELECT id, record_id, wrapped, key_name, key_version, wrap_scheme, created_at, mac, record_mac
+        SELECT id, record_id, wrapped, key_id, key_name, key_version, wrap_scheme, created_at, mac, record_mac
         FROM np_byok_wrapped_deks WHERE tenant = ?1 AND id > ?2 ORDER BY id LIMIT ?3";
 
     UNSEALED = "
-        SELECT id, record_id, wrapped, key_name, key_version, wrap_scheme, created_at, mac, record_mac
+        SELECT id, record_id, wrapped, key_id, key_name, key_version, wrap_scheme, created_at, mac, record_mac
         FROM np_byok_wrapped_deks
         WHERE tenant = ?1 AND id > ?2 AND mac IS NULL AND length(wrapped) <= 65536 ORDER BY id LIMIT ?3";
 }

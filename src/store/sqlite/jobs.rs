@@ -13,9 +13,9 @@ use super::{Sqlite, SqliteQuery, statements};
 
 statements! {
     START = "
-        INSERT INTO np_byok_jobs (tenant, id, state, target_key, target_version, total, rewrapped, skipped, failed,
-            kms_calls, stalled, started_at, updated_at, finished_at)
-        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14) ON CONFLICT DO NOTHING";
+        INSERT INTO np_byok_jobs (tenant, id, state, key_id, target_key, target_version, total, rewrapped, skipped,
+            failed, kms_calls, stalled, started_at, updated_at, finished_at)
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15) ON CONFLICT DO NOTHING";
 
     EXISTS_WITH = "SELECT EXISTS (SELECT 1 FROM np_byok_jobs WHERE tenant = ?1 AND id = ?2)";
 
@@ -27,10 +27,10 @@ statements! {
 
     /// Keeps the holder when the job is done, so that a retry of the last step finds it.
     ADVANCE = "
-        UPDATE np_byok_jobs SET state = ?3, target_key = ?4, target_version = ?5, total = ?6, rewrapped = ?7,
-            skipped = ?8, failed = ?9, kms_calls = ?10, stalled = ?11, started_at = ?12, updated_at = ?13,
-            finished_at = ?14, cursor = ?15
-        WHERE tenant = ?1 AND id = ?2 AND holder = ?16 AND state IN ('RUNNING', ?3)";
+        UPDATE np_byok_jobs SET state = ?3, key_id = ?4, target_key = ?5, target_version = ?6, total = ?7,
+            rewrapped = ?8, skipped = ?9, failed = ?10, kms_calls = ?11, stalled = ?12, started_at = ?13,
+            updated_at = ?14, finished_at = ?15, cursor = ?16
+        WHERE tenant = ?1 AND id = ?2 AND holder = ?17 AND state IN ('RUNNING', ?3)";
 
     /// Removes the holder: a release that knows no state except RUNNING would otherwise continue
     /// the job.
@@ -43,13 +43,13 @@ statements! {
         WHERE tenant = ?1 AND id = ?2 AND state IN ('RUNNING', 'PAUSED', ?3)";
 
     BY_ID = "
-        SELECT id, state, target_key, target_version, total, rewrapped, skipped, failed, kms_calls, stalled, started_at,
-            updated_at, finished_at, cursor
+        SELECT id, state, key_id, target_key, target_version, total, rewrapped, skipped, failed, kms_calls, stalled,
+            started_at, updated_at, finished_at, cursor
         FROM np_byok_jobs WHERE tenant = ?1 AND id = ?2";
 
     LATEST = "
-        SELECT id, state, target_key, target_version, total, rewrapped, skipped, failed, kms_calls, stalled, started_at,
-            updated_at, finished_at, cursor
+        SELECT id, state, key_id, target_key, target_version, total, rewrapped, skipped, failed, kms_calls, stalled,
+            started_at, updated_at, finished_at, cursor
         FROM np_byok_jobs WHERE tenant = ?1 ORDER BY state IN ('RUNNING', 'PAUSED') DESC, started_at DESC, id DESC LIMIT 1";
 
     RUNNING = "
@@ -57,7 +57,8 @@ statements! {
         WHERE j.state = 'RUNNING' ORDER BY j.started_at";
 
     NOT_UNDER = "
-        SELECT count(*) FROM np_byok_wrapped_deks WHERE tenant = ?1 AND (key_name <> ?2 OR key_version <> ?3)";
+        SELECT count(*) FROM np_byok_wrapped_deks
+        WHERE tenant = ?1 AND (key_id <> ?2 OR key_name <> ?3 OR key_version <> ?4)";
 }
 
 pub(super) fn start<'q>(tenant: &'q TenantUid, job: &'q Job) -> SqliteQuery<'q> {
@@ -94,6 +95,7 @@ fn bind_job<'q>(sql: &'static str, tenant: &'q TenantUid, job: &'q Job) -> Sqlit
         .bind(tenant.0.as_slice())
         .bind(job.id.0)
         .bind(job.state.as_str())
+        .bind(job.target.key_id.0.as_slice())
         .bind(&*job.target.key)
         .bind(&*job.target.version)
         .bind(signed(job.progress.total))
@@ -123,8 +125,11 @@ impl JobReads for Sqlite {
     }
 
     async fn deks_not_under(&self, tenant: TenantUid, version: &KeyVersion) -> Result<u64, ReadError> {
-        let query =
-            sqlx::query(NOT_UNDER).bind(tenant.0.as_slice()).bind(&*version.key).bind(&*version.version);
+        let query = sqlx::query(NOT_UNDER)
+            .bind(tenant.0.as_slice())
+            .bind(version.key_id.0.as_slice())
+            .bind(&*version.key)
+            .bind(&*version.version);
         Ok(self.first(query, |row| number(row, 0)).await?.unwrap_or(0))
     }
 }

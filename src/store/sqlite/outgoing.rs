@@ -10,11 +10,11 @@ use super::{Sqlite, statements};
 
 statements! {
     INCIDENTS = "
-        SELECT id, at, key_name, key_version, was, posture, class, http_status, kms_request_id
+        SELECT id, at, key_id, key_name, key_version, was, posture, class, http_status, kms_request_id
         FROM np_byok_incidents WHERE tenant = ?1 ORDER BY id DESC LIMIT ?2";
 
     DUE_ANNOUNCEMENTS = "
-        SELECT i.id, i.at, i.key_name, i.key_version, i.was, i.posture, i.class, i.http_status, i.kms_request_id,
+        SELECT i.id, i.at, i.key_id, i.key_name, i.key_version, i.was, i.posture, i.class, i.http_status, i.kms_request_id,
             t.uid, t.name, a.attempts, CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000 - i.at
         FROM np_byok_announcements a
         JOIN np_byok_incidents i ON i.tenant = a.tenant AND i.id = a.incident
@@ -24,7 +24,7 @@ statements! {
                 SELECT 1 FROM np_byok_announcements b
                 JOIN np_byok_incidents j ON j.tenant = b.tenant AND j.id = b.incident
                 WHERE b.outcome IS NULL AND b.place < a.place AND b.tenant = a.tenant
-                    AND j.key_name = i.key_name AND j.key_version = i.key_version)
+                    AND j.key_id = i.key_id AND j.key_name = i.key_name AND j.key_version = i.key_version)
         ORDER BY a.place LIMIT ?1";
 
     PUBLICATIONS = "

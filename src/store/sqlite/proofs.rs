@@ -13,45 +13,45 @@ use super::{Sqlite, SqliteQuery, statements};
 
 statements! {
     WATCH = "
-        INSERT INTO np_byok_proofs (tenant, key_name, key_version, posture, epoch, revision, proven_at, since,
+        INSERT INTO np_byok_proofs (tenant, key_id, key_name, key_version, posture, epoch, revision, proven_at, since,
             steady_since, failures, falls, doubted_by, next_probe_at, needed_until, canary_dek, canary, canary_scheme,
             canary_probe)
-        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13,
-            CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000, ?14, ?15, ?16, ?17)
-        ON CONFLICT (tenant, key_name, key_version)
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14,
+            CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000, ?15, ?16, ?17, ?18)
+        ON CONFLICT (tenant, key_id, key_name, key_version)
             DO UPDATE SET needed_until = max(needed_until, excluded.needed_until)";
 
     EXTEND_WATCH = "
-        UPDATE np_byok_proofs SET needed_until = CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000 + ?4
-        WHERE tenant = ?1 AND key_name = ?2 AND key_version = ?3 AND needed_until > 0";
+        UPDATE np_byok_proofs SET needed_until = CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000 + ?5
+        WHERE tenant = ?1 AND key_id = ?2 AND key_name = ?3 AND key_version = ?4 AND needed_until > 0";
 
     /// A row whose `needed_until` is 0 is retired.
     RETIRE = "
         UPDATE np_byok_proofs SET epoch = epoch + 1, revision = revision + 1, needed_until = 0
-        WHERE tenant = ?1 AND (key_name, key_version) <> (?2, ?3) AND needed_until > 0";
+        WHERE tenant = ?1 AND (key_id, key_name, key_version) <> (?2, ?3, ?4) AND needed_until > 0";
 
     /// Replaces the row if it still has the revision that was read. A row that already has the new
     /// content counts as touched, so that a retry reports what the first attempt did.
     UPDATE_PROOF = "
-        UPDATE np_byok_proofs SET posture = ?4, epoch = ?5, revision = ?6, proven_at = ?7, since = ?8,
-            steady_since = ?9, failures = ?10, falls = ?11, doubted_by = ?12, next_probe_at = ?13
-        WHERE tenant = ?1 AND key_name = ?2 AND key_version = ?3 AND (revision = ?14
+        UPDATE np_byok_proofs SET posture = ?5, epoch = ?6, revision = ?7, proven_at = ?8, since = ?9,
+            steady_since = ?10, failures = ?11, falls = ?12, doubted_by = ?13, next_probe_at = ?14
+        WHERE tenant = ?1 AND key_id = ?2 AND key_name = ?3 AND key_version = ?4 AND (revision = ?15
             OR (posture, epoch, revision, proven_at, since, steady_since, failures, falls, doubted_by, next_probe_at)
-                IS (?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13))";
+                IS (?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14))";
 
     INCIDENT = "
-        INSERT INTO np_byok_incidents (tenant, id, at, key_name, key_version, was, posture, class, http_status,
+        INSERT INTO np_byok_incidents (tenant, id, at, key_id, key_name, key_version, was, posture, class, http_status,
             kms_request_id)
-        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
         ON CONFLICT (tenant, id) DO NOTHING";
 
     BY_TENANT = "
-        SELECT key_name, key_version, posture, epoch, revision, proven_at, since, steady_since, failures, falls,
+        SELECT key_id, key_name, key_version, posture, epoch, revision, proven_at, since, steady_since, failures, falls,
             doubted_by, next_probe_at
         FROM np_byok_proofs WHERE tenant = ?1 AND needed_until > 0";
 
     WATCHED = "
-        SELECT p.key_name, p.key_version, p.posture, p.epoch, p.revision, p.proven_at, p.since, p.steady_since,
+        SELECT p.key_id, p.key_name, p.key_version, p.posture, p.epoch, p.revision, p.proven_at, p.since, p.steady_since,
             p.failures, p.falls, p.doubted_by, p.next_probe_at, t.uid, t.name, p.canary_dek, p.canary,
             p.canary_scheme, p.canary_probe, p.needed_until
         FROM np_byok_proofs p JOIN np_byok_tenants t ON t.uid = p.tenant
@@ -77,13 +77,18 @@ pub(super) fn extend_watch<'q>(
     let micros = i64::try_from(lasting.as_micros()).unwrap_or(i64::MAX);
     sqlx::query(EXTEND_WATCH)
         .bind(tenant.0.as_slice())
+        .bind(version.key_id.0.as_slice())
         .bind(&*version.key)
         .bind(&*version.version)
         .bind(micros)
 }
 
 pub(super) fn retire<'q>(tenant: &'q TenantUid, all_but: &'q KeyVersion) -> SqliteQuery<'q> {
-    sqlx::query(RETIRE).bind(tenant.0.as_slice()).bind(&*all_but.key).bind(&*all_but.version)
+    sqlx::query(RETIRE)
+        .bind(tenant.0.as_slice())
+        .bind(all_but.key_id.0.as_slice())
+        .bind(&*all_but.key)
+        .bind(&*all_but.version)
 }
 
 pub(super) fn update_proof<'q>(tenant: &'q TenantUid, from: u64, to: &'q Proof) -> SqliteQuery<'q> {
@@ -95,6 +100,7 @@ pub(super) fn incident<'q>(tenant: &'q TenantUid, incident: &'q Incident) -> Sql
         .bind(tenant.0.as_slice())
         .bind(incident.id.0)
         .bind(incident.at.0)
+        .bind(incident.key_version.key_id.0.as_slice())
         .bind(&*incident.key_version.key)
         .bind(&*incident.key_version.version)
         .bind(incident.was.as_str())
@@ -107,6 +113,7 @@ pub(super) fn incident<'q>(tenant: &'q TenantUid, incident: &'q Incident) -> Sql
 fn bind_proof<'q>(sql: &'static str, tenant: &'q TenantUid, proof: &'q Proof) -> SqliteQuery<'q> {
     sqlx::query(sql)
         .bind(tenant.0.as_slice())
+        .bind(proof.key_version.key_id.0.as_slice())
         .bind(&*proof.key_version.key)
         .bind(&*proof.key_version.version)
         .bind(proof.posture.as_str())

@@ -1,6 +1,7 @@
 //! What tenants are served with.
 
 use async_trait::async_trait;
+use sqlx::{Error, SqliteConnection};
 
 use crate::model::TenantUid;
 
@@ -14,6 +15,15 @@ statements! {
     KEYS = "
         SELECT id, label, state, provider, region, identifier, credential_ref, revision
         FROM np_byok_keys WHERE tenant = ?1 ORDER BY id";
+}
+
+/// Reads the row of a tenant under the lock of this transaction.
+pub(super) async fn row_of(
+    connection: &mut SqliteConnection,
+    tenant: &TenantUid,
+) -> Result<Option<TenantRow>, Error> {
+    let row = sqlx::query(WITH_UID).bind(tenant.0.as_slice()).fetch_optional(connection).await?;
+    row.map(|row| tenant_row(&row)).transpose()
 }
 
 #[async_trait]

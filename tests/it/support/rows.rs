@@ -27,11 +27,11 @@ pub(crate) async fn tenant(store: &dyn Store) -> TenantUid {
 }
 
 pub(crate) fn changes(tenant: TenantUid, changes: Vec<Change>) -> Batch {
-    Batch { tenant, base: 0, entries: Vec::new(), changes, fence: Vec::new() }
+    Batch { tenant, base: 0, entries: Vec::new(), changes, gate: None, fence: Vec::new() }
 }
 
 pub(crate) fn entries(tenant: TenantUid, base: u64, entries: Vec<EntryRow>) -> Batch {
-    Batch { tenant, base, entries, changes: Vec::new(), fence: Vec::new() }
+    Batch { tenant, base, entries, changes: Vec::new(), gate: None, fence: Vec::new() }
 }
 
 pub(crate) fn salted(value: &str) -> Salted {
