@@ -17,7 +17,7 @@ BEGIN
         ('np_byok_keys', 'SELECT, INSERT'),
         ('np_byok_heads', 'SELECT, INSERT, UPDATE (size, frontier)'),
         ('np_byok_wrapped_deks',
-            'SELECT, INSERT, UPDATE (wrapped, key_name, key_version, wrap_scheme, rewrapped_at, mac, record_mac)'),
+            'SELECT, INSERT, UPDATE (wrapped, key_id, key_name, key_version, wrap_scheme, rewrapped_at, mac, record_mac)'),
         ('np_byok_audit', 'SELECT, INSERT'),
         ('np_byok_jobs', 'SELECT, INSERT, UPDATE'),
         ('np_byok_proofs', 'SELECT, INSERT, UPDATE'),

@@ -15,6 +15,7 @@ use byok::store::{
     Batch, Change, CommitError, Commits, Committed, Database as _, DekReads as _, DekRow, EntryFilter,
     EntrySearch as _, Fence, Gate, ReadError, Requirement, Snapshot, Sqlite, TenantRow,
 };
+use tempfile::TempDir;
 
 use crate::store_sqlite::try_execute;
 use crate::support::rows::{fence, prove, watch};

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use byok::model::TenantUid;
-use byok::store::{Batch, Change, CommitError, Gate, Requirement, Store};
+use byok::store::{Batch, Change, CommitError, Commits as _, Gate, Requirement, Store};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tempfile::TempDir;
 

@@ -63,6 +63,7 @@ async fn behind_pgbouncer_the_fence_is_held_in_both_forms() {
         base: 0,
         entries: vec![entry()],
         changes: vec![Change::InsertDek(dek(None))],
+        gate: None,
         fence: vec![fence("1", requirement)],
     };
     let writers = [(); 6].map(|()| {
