@@ -60,10 +60,6 @@ impl Both {
     async fn change(&self, change: Change) -> u64 {
         self.this.commit(&changes(self.tenant, vec![change])).await.unwrap().applied[0]
     }
-
-    async fn proof(&self) -> Proof {
-        self.this.proofs(self.tenant).await.unwrap().rows.remove(0)
-    }
 }
 
 /// An entry of the call that made this DEK.
@@ -178,12 +174,11 @@ async fn a_key_that_one_release_watches_is_the_others_to_prove() {
     assert_eq!(both.change(watch.clone()).await, 1);
     assert_eq!(both.before.watch(both.tenant, &first, &canary).await, 1);
     assert_eq!(both.this.proofs(both.tenant).await.unwrap().rows, [first.clone()], "one row of them all");
-    let watched = both.this.watched().await.unwrap().rows.remove(0);
-    assert_eq!((watched.proof, watched.canary), (first.clone(), canary));
 
     let (second, of_second) = revoked(&first);
     assert_eq!(both.before.prove(both.tenant, first.revision, &second, Some(&of_second)).await, 1);
-    assert_eq!(both.proof().await, second);
+    let watched = both.this.watched().await.unwrap().rows.remove(0);
+    assert_eq!((watched.proof, watched.canary), (second.clone(), canary));
     let third = Proof { posture: Posture::Active, revision: second.revision + 1, ..second.clone() };
     let of_third = incident(&second, Posture::Active);
     let recover = |from| Change::UpdateProof { from, to: third.clone(), incident: Some(of_third.clone()) };
