@@ -1,12 +1,12 @@
-//! How much one tenant notices of others that are in trouble: one server over a real PostgreSQL serves four tenants, of which
-//! one is measured, by itself and beside the others; see `docs/performance.md`.
+//! How much one tenant's latency depends on the faults of other tenants: one server over a real PostgreSQL serves four tenants;
+//! the latency of one of them is measured alone, and beside the others with their faults. See `docs/performance.md`.
 //!
 //! ```text
 //! scripts/servers install                         once
-//! cargo bench --bench tenants                     everything: some four minutes
+//! cargo bench --bench tenants                     five pairs, about four minutes
 //! cargo bench --bench tenants -- --json           and one JSON object on the last line
-//! cargo bench --bench tenants -- --quick          one pair of two seconds: does it run at all?
-//! cargo bench --bench tenants -- --rate N         calls a second, instead of half of what the server can do
+//! cargo bench --bench tenants -- --quick          one pair of 2 s measurements: does it run at all?
+//! cargo bench --bench tenants -- --rate N         calls per second, instead of half of the capacity
 //! ```
 
 #[path = "../../tests/it/support/mod.rs"]
@@ -16,24 +16,24 @@ mod support;
 #[path = "../revocation/servers.rs"]
 mod servers;
 
-mod house;
-mod offered;
+mod open_loop;
 mod pair;
+mod server;
 mod table;
 
 use std::process::ExitCode;
 use std::time::Duration;
 
-use house::House;
+use server::Server;
 use servers::Servers;
 use table::Report;
 
 /// How much is measured.
 pub(crate) struct Plan {
-    /// How long the measured tenant calls, by itself and beside the others.
+    /// The duration of each measurement.
     pub(crate) window: Duration,
     pub(crate) pairs: usize,
-    /// Calls a second of the measured tenant; half of what the server can do if it is not given.
+    /// The calls per second of the measured tenant; half of the server's capacity if not given.
     pub(crate) rate: Option<f64>,
 }
 
@@ -78,7 +78,7 @@ fn read(words: &[String]) -> Result<Arguments, String> {
             "--rate" => {
                 let rate = words.next().and_then(|number| number.parse().ok());
                 let rate = rate.filter(|rate| (1.0..=100_000.0).contains(rate));
-                arguments.plan.rate = Some(rate.ok_or("--rate takes a number of calls a second")?);
+                arguments.plan.rate = Some(rate.ok_or("--rate takes a number of calls per second")?);
             }
             _ => return Err(format!("`{word}` is none of --json, --quick, --rate N")),
         }
@@ -104,7 +104,7 @@ fn run(arguments: &Arguments) -> Result<(), String> {
 async fn measure(plan: &Plan) -> Result<Report, String> {
     let rate = match plan.rate {
         Some(rate) => rate,
-        None => House::new().await.most_per_second(plan.window / 2).await? / 2.0,
+        None => Server::start().await.capacity(plan.window / 2).await? / 2.0,
     };
     let mut pairs = Vec::new();
     for number in 1..=plan.pairs {

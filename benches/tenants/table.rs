@@ -1,16 +1,18 @@
-//! What came out.
+//! The report: a table, and a JSON object.
+
+use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use crate::house::NEIGHBOURS;
-use crate::offered::Offered;
-use crate::pair::{OF_A_NEIGHBOUR, Pair};
+use crate::open_loop::Answers;
+use crate::pair::{NEIGHBOUR_RATE, Pair};
+use crate::server::NEIGHBOURS;
 
-/// The largest ratio of medians that is aimed at.
+/// The ratio of the medians that is aimed at.
 const AIM: f64 = 1.1;
 
 pub(crate) struct Report {
-    /// Calls a second of the measured tenant.
+    /// The calls per second of the measured tenant.
     pub(crate) rate: f64,
     pub(crate) pairs: Vec<Pair>,
 }
@@ -18,8 +20,8 @@ pub(crate) struct Report {
 impl Report {
     pub(crate) fn print(&self) {
         println!(
-            "a tenant's hot decrypts, {:.0} a second, each begun when it is due; alone, and beside three tenants in trouble \
-             with {OF_A_NEIGHBOUR} calls a second each: ms from when a call was due to its answer\n",
+            "latency of one tenant's hot decrypts in ms, open loop of {:.0} calls/s; alone, and beside three tenants with \
+             faults and {NEIGHBOUR_RATE} calls/s each\n",
             self.rate
         );
         println!(
@@ -42,53 +44,56 @@ impl Report {
         }
         println!("\n| neighbour | calls | refused |\n|---|---|---|");
         for name in NEIGHBOURS {
-            let [calls, refused] = self.of_neighbour(name);
-            println!("| {name} | {calls} | {refused} |");
+            let calls: usize = self.of_neighbour(name).map(Answers::calls).sum();
+            let refused: Vec<_> = self.refusals(name).iter().map(|(code, n)| format!("{n} {code}")).collect();
+            println!("| {name} | {calls} | {} |", refused.join(", "));
         }
         println!("\nneighbour_p50_ratio {:.2}, aim {AIM}", self.ratio(0.50));
         println!("neighbour_p99_ratio {:.2}", self.ratio(0.99));
     }
 
     pub(crate) fn json(&self) -> Value {
-        let offered = |offered: &Offered| {
+        let answers = |answers: &Answers| {
             json!({
-                "p50_ms": offered.percentile_ms(0.50),
-                "p99_ms": offered.percentile_ms(0.99),
-                "calls": offered.calls(),
-                "refused": offered.refused,
+                "p50_ms": answers.percentile_ms(0.50),
+                "p99_ms": answers.percentile_ms(0.99),
+                "calls": answers.calls(),
+                "refused": answers.refusals,
             })
         };
         let pair = |pair: &Pair| {
             json!({
-                "alone": offered(&pair.alone),
-                "beside": offered(&pair.beside),
+                "alone": answers(&pair.alone),
+                "beside": answers(&pair.beside),
                 "p50_ratio": pair.ratio(0.50),
                 "p99_ratio": pair.ratio(0.99),
             })
         };
         let neighbour = |name: &'static str| {
-            let [calls, refused] = self.of_neighbour(name);
-            (name.to_owned(), json!({ "calls": calls, "refused": refused }))
+            let calls: usize = self.of_neighbour(name).map(Answers::calls).sum();
+            (name.to_owned(), json!({ "calls": calls, "refused": self.refusals(name) }))
         };
         json!({
             "neighbour_p50_ratio": self.ratio(0.50),
             "neighbour_p99_ratio": self.ratio(0.99),
             "refused": self.refused(),
             "calls_per_s": self.rate.round(),
-            "neighbour_calls_per_s": OF_A_NEIGHBOUR,
+            "neighbour_calls_per_s": NEIGHBOUR_RATE,
             "pairs": self.pairs.iter().map(pair).collect::<Vec<_>>(),
             "neighbours": Value::Object(NEIGHBOURS.into_iter().map(neighbour).collect()),
         })
     }
 
     /// # Errors
-    /// The measured tenant was refused, or the others were not in trouble.
+    /// A call of the measured tenant was refused, or a neighbour's fault had no effect.
     pub(crate) fn verdict(&self) -> Result<(), String> {
         if self.refused() > 0 {
-            return Err(format!("{} calls of the measured tenant were refused", self.refused()));
+            let codes = self.pairs.iter().flat_map(|pair| [&pair.alone.refusals, &pair.beside.refusals]);
+            let codes: Vec<_> = codes.filter(|codes| !codes.is_empty()).collect();
+            return Err(format!("calls of the measured tenant were refused: {codes:?}"));
         }
-        match ["hung", "damaged"].into_iter().find(|name| self.of_neighbour(name)[1] == 0) {
-            Some(name) => Err(format!("the tenant `{name}` was never refused: it was in no trouble")),
+        match ["hung", "damaged"].into_iter().find(|name| self.refusals(name).is_empty()) {
+            Some(name) => Err(format!("no call of the tenant `{name}` was refused: its fault had no effect")),
             None => Ok(()),
         }
     }
@@ -98,15 +103,24 @@ impl Report {
     }
 
     /// The median over the pairs.
-    fn ratio(&self, part: f64) -> f64 {
-        let mut ratios: Vec<f64> = self.pairs.iter().map(|pair| pair.ratio(part)).collect();
+    fn ratio(&self, share: f64) -> f64 {
+        let mut ratios: Vec<f64> = self.pairs.iter().map(|pair| pair.ratio(share)).collect();
         ratios.sort_by(f64::total_cmp);
         ratios.get(ratios.len() / 2).copied().unwrap_or(f64::NAN)
     }
 
-    /// Calls and refused calls of one neighbour in all pairs.
-    fn of_neighbour(&self, name: &str) -> [usize; 2] {
-        let of_pairs = self.pairs.iter().flat_map(|pair| &pair.neighbours).filter(|(of, _)| *of == name);
-        of_pairs.fold([0, 0], |[calls, refused], (_, one)| [calls + one.calls(), refused + one.refused])
+    /// The answers to one neighbour in each pair.
+    fn of_neighbour(&self, name: &str) -> impl Iterator<Item = &Answers> {
+        let of_pairs = self.pairs.iter().flat_map(|pair| &pair.neighbours);
+        of_pairs.filter(move |(of, _)| *of == name).map(|(_, answers)| answers)
+    }
+
+    /// The number of refused calls of one neighbour in all pairs, by error code.
+    fn refusals(&self, name: &str) -> BTreeMap<&'static str, usize> {
+        let mut refusals = BTreeMap::new();
+        for (code, count) in self.of_neighbour(name).flat_map(|answers| &answers.refusals) {
+            *refusals.entry(*code).or_default() += count;
+        }
+        refusals
     }
 }
