@@ -1,9 +1,9 @@
-//! The release before beside this one, on the tables of this one, as during an upgrade: the migrations have run, and the old
-//! servers go on until each is replaced. That release knows no `key_id`. What its statements write is the tenant's first key
-//! here, and what is written here for the first key is read by its statements. They are frozen in `support/release_before`; all
-//! of them run as the serving role.
+//! The release before, beside this one on one database, as during an upgrade: the migrations have run, and the old servers go
+//! on until each is replaced. The release before knows no `key_id`. The rows that its statements write are of the tenant's first
+//! key in this release, and its statements read what this release writes for the first key. `support/release_before` has those
+//! statements, frozen. Everything runs as the serving role.
 //!
-//! This is about PostgreSQL alone: an SQLite file is one server's, and there the release before has ended when this one begins.
+//! There are no such tests on SQLite: one process has the file, so the release before has ended when this one starts.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ use crate::support::rows::{canary, changes, dek, entries, fence, job, now, proof
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
-/// One database with both releases on it.
+/// A database that both releases use.
 struct Both {
     _database: TestDatabase,
     before: ReleaseBefore,
@@ -41,7 +41,7 @@ impl Both {
         Self { _database: database, before: ReleaseBefore::connect(&serving).await, this, tenant }
     }
 
-    /// Appends with this release, a DEK of each entry.
+    /// Appends with this release: for each DEK its row, and the entry of the call that made it.
     async fn append(&self, deks: &[DekRow]) {
         let made = deks.iter().map(|dek| encrypted(self.tenant, dek)).collect();
         let base = self.this.log_size(self.tenant).await.unwrap();
@@ -62,7 +62,7 @@ impl Both {
     }
 }
 
-/// An entry of the call that made this DEK.
+/// The entry of the call that made this DEK.
 fn encrypted(tenant: TenantUid, dek: &DekRow) -> EntryRow {
     wrapped_by(tenant, Operation::Encrypt, dek, &dek.wrapped)
 }
@@ -144,7 +144,7 @@ async fn both_append_to_one_log_in_turn_and_it_verifies() {
         both.append(&made[2..]).await;
         deks.extend(made);
     }
-    // What each wraps again, it says itself; and one that has missed an append is told of it.
+    // Each re-wraps one DEK; and whoever has missed an append of the other is told the size of the log.
     for (at, version) in [(0, "2"), (1, "3")] {
         let to = wrapped(9, version);
         let said = wrapped_by(both.tenant, Operation::Rotate, &deks[at], &to);
@@ -173,7 +173,7 @@ async fn a_key_that_one_release_watches_is_the_others_to_prove() {
     assert_eq!(both.before.watch(both.tenant, &first, &canary).await, 1);
     assert_eq!(both.change(watch.clone()).await, 1);
     assert_eq!(both.before.watch(both.tenant, &first, &canary).await, 1);
-    assert_eq!(both.this.proofs(both.tenant).await.unwrap().rows, [first.clone()], "one row of them all");
+    assert_eq!(both.this.proofs(both.tenant).await.unwrap().rows, [first.clone()], "they share one row");
 
     let (second, of_second) = revoked(&first);
     assert_eq!(both.before.prove(both.tenant, first.revision, &second, Some(&of_second)).await, 1);
@@ -252,7 +252,7 @@ async fn the_release_before_starts_with_the_tenant_that_is_there() {
     let mut both = Both::new().await;
     let there = both.this.tenants().await.unwrap().remove(0);
     assert_eq!(both.before.create(&there).await, 1);
-    // A tenant of its own has a log here too.
+    // This release also appends to the log of a tenant that the release before has created.
     let made = Tenant { uid: TenantUid([7; 16]), name: "another".to_owned() };
     assert_eq!(both.before.create(&made).await, 1);
     assert_eq!(both.this.tenant("another").await.unwrap(), Some(made.clone()));

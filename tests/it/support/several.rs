@@ -1,4 +1,4 @@
-//! One server for several tenants of one PostgreSQL database, in this process: its use cases and jobs, and a KMS for each tenant.
+//! A server for several tenants in this process: use cases and jobs over one PostgreSQL database, and a KMS for each tenant.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ use super::tenant_kms::{Mode, TenantKms};
 pub(crate) const SHARED_SECRET: &str = "a-secret-of-some-length";
 const JWT_KEY: &str = "a-key-of-at-least-thirty-two-bytes-for-hs256";
 
-/// Ends with its value.
+/// A server for several tenants. It stops when the value is dropped.
 pub(crate) struct Several {
     pub(crate) app: Arc<App>,
     pub(crate) store: Arc<Postgres>,
@@ -38,13 +38,13 @@ pub(crate) struct Several {
 }
 
 impl Several {
-    /// For tenants of these names, whose uids are their places in the list, counted from 1 and repeated 16 times.
+    /// Serves tenants of these names on a database of its own. The first has the uid 0101…, the second 0202…, and so on.
     pub(crate) async fn of(names: &[&str]) -> Self {
         let (database, store) = migrated().await;
         Self::on(database, store, names).await
     }
 
-    /// The same on this database, by this store.
+    /// Serves such tenants on this database, through this store.
     pub(crate) async fn on(database: TestDatabase, store: Arc<Postgres>, names: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let mut kmses = HashMap::new();
@@ -86,7 +86,7 @@ impl Several {
         let env = Env::from_pairs([
             ("HASURA_GRAPHQL_JWT_SECRET", jwt_secret()),
             ("BYOK_HASURA_SECRET", SHARED_SECRET.to_owned()),
-            // More than anybody calls.
+            // No test reaches the limits.
             ("BYOK_ENCRYPT_RATE_RPM", "100000000".to_owned()),
             ("BYOK_DECRYPT_RATE_RPM", "100000000".to_owned()),
         ]);
@@ -186,7 +186,7 @@ impl Drop for Several {
     }
 }
 
-/// The headers of an administrator's request, whose JWT has these claims too.
+/// The headers of an administrator's request, with these further claims in its JWT.
 pub(crate) fn headers(claims: &[(&str, &str)]) -> HeaderMap {
     let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
     let claims = MintClaims {

@@ -1,4 +1,4 @@
-//! A tenant's KMS that a test has hang, refuse, or never come to the end of a rotation.
+//! The KMS of one tenant, with faults: it hangs, refuses, or names current versions that it never wraps under.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +10,7 @@ use byok::crypto::Dek;
 use byok::kms::{DekBinding, Generated, ItemResult, Kms, KmsError, KmsErrorClass, KmsProfile, LocalKey};
 use byok::model::{KeyVersion, Wrapped};
 
-/// How long a KMS that hangs keeps a call.
+/// How long a call to a KMS that hangs takes.
 const HANGS: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -23,12 +23,12 @@ pub(crate) enum Mode {
 pub(crate) struct TenantKms {
     key: LocalKey,
     mode: Mutex<Mode>,
-    /// Counts the versions that it has named; 0 where it names the one that it has.
+    /// The number of invented versions so far; 0 while it names its real version.
     versions: AtomicU64,
 }
 
 impl TenantKms {
-    /// One that works, with a key of its own in this file.
+    /// A KMS without faults, whose key is in this file.
     pub(crate) fn create(path: PathBuf) -> Self {
         let key = LocalKey::create(path).map_err(|error| error.to_string()).expect("a key");
         Self { key, mode: Mutex::new(Mode::Works), versions: AtomicU64::new(0) }
@@ -38,8 +38,7 @@ impl TenantKms {
         *self.mode.lock().unwrap_or_else(PoisonError::into_inner) = mode;
     }
 
-    /// From now on it names another version each time that it is asked for the current one, and never wraps under it: a
-    /// rotation has no end.
+    /// Names a new version whenever it is asked for the current one, and never wraps under it, so that no rotation ends.
     pub(crate) fn rotate_for_ever(&self) {
         self.versions.store(1, Ordering::Relaxed);
     }

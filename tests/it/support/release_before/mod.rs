@@ -1,5 +1,5 @@
-//! The statements by which the release before wrote and read, on a connection of its own: what a server of that release does to
-//! the database while this one serves beside it. It knew no `key_id`, and a tenant had one key.
+//! The statements of the release before, on a connection of their own: what a server of that release does to the database while
+//! this one serves beside it. In that release a tenant had one key, and there was no `key_id`.
 
 mod reads;
 mod statements;
@@ -14,18 +14,18 @@ use sqlx::{Connection as _, PgConnection, Row as _};
 
 type PgQuery = Query<'static, sqlx::Postgres, PgArguments>;
 
-/// A server of the release before, as far as the database sees it. It panics when a statement is refused.
+/// A server of the release before, as the database sees it. Panics if a statement fails.
 pub(crate) struct ReleaseBefore {
     connection: PgConnection,
 }
 
 impl ReleaseBefore {
-    /// As the role of this URL.
+    /// Connects as the role of this URL.
     pub(crate) async fn connect(url: &str) -> Self {
         Self { connection: PgConnection::connect(url).await.expect("the server answers") }
     }
 
-    /// Appends to the log as it stands now; whether the fence let it.
+    /// Appends to the current head of the log. Returns whether the fence was passed.
     pub(crate) async fn append(
         &mut self,
         tenant: TenantUid,
@@ -38,7 +38,7 @@ impl ReleaseBefore {
         query.fetch_optional(&mut self.connection).await.expect("it is appended").is_some()
     }
 
-    /// How many rows a statement touched that counts them.
+    /// The count that a statement returns of the rows that it touched.
     async fn touched(&mut self, query: PgQuery) -> i64 {
         query.fetch_one(&mut self.connection).await.expect("it is written").get(0)
     }

@@ -1,4 +1,4 @@
-//! What the release before read.
+//! Reads of the release before.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use super::statements::{DEKS, DEKS_OF_RECORDS, INCIDENTS, JOB, PROOFS};
 use super::{PgQuery, ReleaseBefore};
 
 impl ReleaseBefore {
-    /// The DEKs with these ids, by their ids.
+    /// The DEKs with these ids, ordered by id.
     pub(crate) async fn deks(&mut self, tenant: TenantUid, ids: &[DekId]) -> Vec<DekRow> {
         let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
         let mut deks = self.all(sqlx::query(DEKS).bind(tenant.0).bind(ids), dek).await;

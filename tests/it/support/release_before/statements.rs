@@ -1,7 +1,7 @@
-//! The statements themselves, letter by letter as of commit 2a12350. They stay as they are when the schema changes: that
-//! they still work is what is tested.
+//! The texts of the statements, copied from commit 2a12350. They are not adapted to a new schema: whether they still work on it
+//! is what the tests show.
 
-/// Entries with their new DEKs, where the head is as it was read and the fence holds.
+/// Appends entries with their new DEKs, if the head is still the one that was read and the fence is passed.
 pub(super) const APPEND: &str = "
     WITH durable AS MATERIALIZED (
         SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit')
@@ -46,7 +46,7 @@ pub(super) const APPEND: &str = "
         JOIN np_byok_proofs p USING (key_name, key_version) WHERE p.tenant = $1 ORDER BY f.place)
     FROM head";
 
-/// DEKs under another key version.
+/// Stores DEKs that were wrapped under another key version.
 pub(super) const REWRAP: &str = "
     UPDATE np_byok_wrapped_deks d SET wrapped = r.wrapped, key_name = r.key_name, key_version = r.key_version,
         wrap_scheme = r.wrap_scheme, rewrapped_at = now(), mac = CASE
@@ -63,17 +63,17 @@ pub(super) const REWRAP: &str = "
             = (r.wrapped, r.key_name, r.key_version, r.wrap_scheme))
     RETURNING d.id";
 
-/// The head of a tenant's log.
+/// Reads the head of a tenant's log.
 pub(super) const HEAD: &str = "SELECT size, log::int8, first, frontier FROM np_byok_heads WHERE tenant = $1";
 
-/// A tenant with its log, or the one that is there: asked at each start.
+/// Adds a tenant and its log unless it exists. Runs at every start.
 pub(super) const CREATE: &str = "
     WITH t AS (INSERT INTO np_byok_tenants (uid, name) VALUES ($1, $2) ON CONFLICT DO NOTHING RETURNING uid),
         h AS (INSERT INTO np_byok_heads (tenant) SELECT uid FROM t)
     SELECT count(*) FROM (SELECT uid FROM t
         UNION ALL SELECT uid FROM np_byok_tenants WHERE uid = $1 AND name = $2) AS there";
 
-/// A key version to be probed.
+/// Adds a key version to the watched ones.
 pub(super) const WATCH: &str = "
     WITH watched AS (
         INSERT INTO np_byok_proofs AS o (tenant, key_name, key_version, posture, epoch, revision, proven_at, since,
@@ -86,7 +86,7 @@ pub(super) const WATCH: &str = "
         RETURNING 1)
     SELECT count(*) FROM watched";
 
-/// The next form of a proof, with the incident that it makes.
+/// Replaces a proof with its next form, and adds the incident that this makes.
 pub(super) const PROVE: &str = "
     WITH proven AS (
         UPDATE np_byok_proofs SET posture = $4, epoch = $5, revision = $6, proven_at = $7, since = $8,
@@ -103,7 +103,7 @@ pub(super) const PROVE: &str = "
     )
     SELECT count(*) FROM proven";
 
-/// An incident that goes with no proof.
+/// Adds an incident that is not a change of posture.
 pub(super) const INCIDENT: &str = "
     WITH incident AS (
         INSERT INTO np_byok_incidents (tenant, id, at, key_name, key_version, was, posture, class, http_status,
@@ -113,18 +113,18 @@ pub(super) const INCIDENT: &str = "
         RETURNING 1)
     SELECT count(*) FROM incident";
 
-/// The proofs of a tenant.
+/// Reads the proofs of a tenant.
 pub(super) const PROOFS: &str = "
     SELECT key_name, key_version, posture, epoch, revision, proven_at, since, steady_since, failures::int8,
         falls::int8, doubted_by, next_probe_at, clock_timestamp()
     FROM np_byok_proofs WHERE tenant = $1 AND needed_until > 'epoch'";
 
-/// The incidents of a tenant.
+/// Reads the incidents of a tenant.
 pub(super) const INCIDENTS: &str = "
     SELECT id, at, key_name, key_version, was, posture, class, http_status::int8, kms_request_id
     FROM np_byok_incidents WHERE tenant = $1 ORDER BY id DESC LIMIT $2";
 
-/// A rotation.
+/// Adds a rotation job.
 pub(super) const START: &str = "
     WITH started AS (
         INSERT INTO np_byok_jobs (tenant, id, state, target_key, target_version, total, rewrapped, skipped, failed,
@@ -134,7 +134,7 @@ pub(super) const START: &str = "
     SELECT count(*) FROM (SELECT id FROM started
         UNION ALL SELECT id FROM np_byok_jobs WHERE tenant = $1 AND id = $2) AS there";
 
-/// The lease of a rotation.
+/// Takes or renews the lease of a rotation job.
 pub(super) const LEASE: &str = "
     WITH leased AS (
         UPDATE np_byok_jobs SET holder = $3, lease_until = clock_timestamp() + $4 * interval '1 microsecond'
@@ -143,7 +143,7 @@ pub(super) const LEASE: &str = "
         RETURNING id)
     SELECT count(*) FROM leased";
 
-/// How far a rotation has come.
+/// Stores the progress of a rotation job.
 pub(super) const ADVANCE: &str = "
     WITH advanced AS (
         UPDATE np_byok_jobs SET state = $3, target_key = $4, target_version = $5, total = $6, rewrapped = $7,
@@ -153,18 +153,18 @@ pub(super) const ADVANCE: &str = "
         RETURNING id)
     SELECT count(*) FROM advanced";
 
-/// A rotation by its id.
+/// Reads a rotation job.
 pub(super) const JOB: &str = "
     SELECT id, state, target_key, target_version, total, rewrapped, skipped, failed, kms_calls, stalled, started_at,
         updated_at, finished_at, cursor
     FROM np_byok_jobs WHERE tenant = $1 AND id = $2";
 
-/// DEKs by their ids.
+/// Reads DEKs by their ids.
 pub(super) const DEKS: &str = "
     SELECT id, record_id, wrapped, key_name, key_version, wrap_scheme::int8, created_at, mac, record_mac
     FROM np_byok_wrapped_deks WHERE tenant = $1 AND id = ANY($2)";
 
-/// The newest DEK of each record.
+/// Reads the newest DEK of each record.
 pub(super) const DEKS_OF_RECORDS: &str = "
     SELECT d.id, d.record_id, d.wrapped, d.key_name, d.key_version, d.wrap_scheme::int8, d.created_at,
         d.mac, d.record_mac

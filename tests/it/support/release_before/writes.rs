@@ -1,4 +1,4 @@
-//! What the release before wrote.
+//! Writes of the release before.
 
 use std::time::Duration;
 
@@ -9,13 +9,13 @@ use uuid::Uuid;
 use super::statements::{ADVANCE, APPEND, CREATE, INCIDENT, LEASE, PROVE, REWRAP, START, WATCH};
 use super::{PgQuery, ReleaseBefore, signed, timestamptz};
 
-/// All but [`Self::rewrap`] give how many rows they touched.
+/// Every method but [`Self::rewrap`] returns how many rows it touched.
 impl ReleaseBefore {
     pub(crate) async fn create(&mut self, tenant: &Tenant) -> i64 {
         self.touched(sqlx::query(CREATE).bind(tenant.uid.0).bind(tenant.name.clone())).await
     }
 
-    /// Wraps a DEK under another version; whether the row was still as it was read.
+    /// Stores the DEK as wrapped under another version. Returns whether the row was still the one that was read.
     pub(crate) async fn rewrap(&mut self, tenant: TenantUid, dek: &DekRow, to: &Wrapped) -> bool {
         let from = &dek.wrapped;
         let query = sqlx::query(REWRAP)
