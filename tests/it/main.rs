@@ -104,5 +104,6 @@ mod store_streams;
 mod strangers;
 mod support;
 mod tenants;
+mod upgrade_beside;
 mod web;
 mod webhook;

@@ -2,268 +2,31 @@
 //! what befalls one tenant is no other's.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
-use byok::app::{App, Committed, Context, DecryptItem, EncryptItem, Plaintext};
-use byok::audit::Committer;
-use byok::auth::{Authenticator, MintClaims, Policy, mint};
-use byok::config::{Auth, DekCache, DekPool, Env, Jwt, KeyGuard, Limits, Reader, RowMac};
-use byok::crypto::{Dek, SecretText};
-use byok::jobs::{CheckpointParts, Checkpoints, Jobs};
-use byok::keyring::Keyring;
-use byok::kms::{
-    DekBinding, Generated, ItemResult, Kms, KmsError, KmsErrorClass, KmsProfile, LocalKey, RequestCounts,
-};
-use byok::model::{
-    Clock, ErrorCode, JobState, KeyVersion, Operation, RequestId, SystemClock, Tenant, TenantUid, Wrapped,
-};
-use byok::store::{Change, Commits as _, JobReads as _, Postgres};
-use byok::tenancy::{Caller, Tenants};
-use http::{Extensions, HeaderMap};
+use byok::model::{ErrorCode, JobState, TenantUid};
+use byok::store::JobReads as _;
+use byok::tenancy::Caller;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::postgres::{TestDatabase, execute, migrated};
-use crate::support::rows::changes;
-use crate::support::tenancy::first_key;
+use crate::support::several::{SHARED_SECRET, Several, headers};
+use crate::support::tenant_kms::Mode;
 
 /// How long a tenant's rows are not read again, and a little more.
 const FRESH: Duration = Duration::from_millis(1_200);
-const SHARED_SECRET: &str = "a-secret-of-some-length";
-const JWT_KEY: &str = "a-key-of-at-least-thirty-two-bytes-for-hs256";
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Mode {
-    Works,
-    Hangs,
-    Refuses,
-}
-
-/// A KMS that a test may have hang or refuse, or that never wraps under the version that it names as the current one.
-struct TenantKms {
-    key: LocalKey,
-    mode: Mutex<Mode>,
-    /// Counts the versions that it has named; 0 where it names the one that it has.
-    versions: AtomicU64,
-}
-
-impl TenantKms {
-    async fn answer<T>(
-        &self,
-        items: usize,
-        work: impl Future<Output = Vec<ItemResult<T>>>,
-    ) -> Vec<ItemResult<T>> {
-        let mode = *self.mode.lock().unwrap();
-        let refused = |class| (0..items).map(|_| Err(KmsError::local(class))).collect();
-        match mode {
-            Mode::Works => work.await,
-            Mode::Hangs => {
-                tokio::time::sleep(Duration::from_secs(5)).await;
-                refused(KmsErrorClass::Timeout)
-            }
-            Mode::Refuses => refused(KmsErrorClass::AccessDenied),
-        }
+/// The caller of these claims, if it has a JWT, and these headers.
+async fn admitted(
+    several: &Several,
+    claims: Option<&[(&str, &str)]>,
+    more: &[(&'static str, &str)],
+) -> Result<Caller, ErrorCode> {
+    let mut headers = claims.map(headers).unwrap_or_default();
+    for (name, value) in more {
+        headers.insert(*name, value.parse().unwrap());
     }
-}
-
-#[async_trait]
-impl Kms for TenantKms {
-    async fn generate(&self, bindings: &[DekBinding]) -> Vec<ItemResult<Generated>> {
-        self.answer(bindings.len(), self.key.generate(bindings)).await
-    }
-
-    async fn wrap(&self, deks: &[(DekBinding, &Dek)]) -> Vec<ItemResult<Wrapped>> {
-        self.answer(deks.len(), self.key.wrap(deks)).await
-    }
-
-    async fn unwrap(&self, wrapped: &[(DekBinding, Wrapped)]) -> Vec<ItemResult<Dek>> {
-        self.answer(wrapped.len(), self.key.unwrap(wrapped)).await
-    }
-
-    async fn rewrap(&self, wrapped: &[(DekBinding, Wrapped)], to: &KeyVersion) -> Vec<ItemResult<Wrapped>> {
-        self.answer(wrapped.len(), self.key.rewrap(wrapped, to)).await
-    }
-
-    async fn current_version(&self) -> Result<KeyVersion, KmsError> {
-        let current = self.key.current_version().await?;
-        Ok(match self.versions.load(Ordering::Relaxed) {
-            0 => current,
-            _ => KeyVersion::new(
-                current.key,
-                format!("next-{}", self.versions.fetch_add(1, Ordering::Relaxed)),
-            ),
-        })
-    }
-
-    fn profile(&self) -> KmsProfile {
-        self.key.profile()
-    }
-}
-
-/// One server's use cases and jobs, for tenants of one database.
-struct Several {
-    app: Arc<App>,
-    store: Arc<Postgres>,
-    kmses: HashMap<String, Arc<TenantKms>>,
-    stop: CancellationToken,
-    database: TestDatabase,
-    _folder: tempfile::TempDir,
-}
-
-impl Several {
-    async fn of(names: &[&str]) -> Self {
-        let (database, store) = migrated().await;
-        let folder = tempfile::tempdir().unwrap();
-        let mut kmses = HashMap::new();
-        for (n, name) in (1_u8..).zip(names) {
-            let tenant = Tenant { uid: TenantUid([n; 16]), name: (*name).to_owned() };
-            store.commit(&changes(tenant.uid, vec![Change::CreateTenant(tenant)])).await.unwrap();
-            let key = LocalKey::create(folder.path().join(format!("{name}.json")));
-            let key = key.map_err(|error| error.to_string()).unwrap();
-            let kms = TenantKms { key, mode: Mutex::new(Mode::Works), versions: AtomicU64::new(0) };
-            kmses.insert((*name).to_owned(), Arc::new(kms));
-        }
-        let of_tenant = kmses.clone();
-        let tenants = Tenants::claimed(
-            store.clone(),
-            Box::new(move |tenant, _| Some(first_key(of_tenant.get(&tenant.name)?.clone()))),
-        );
-        let seconds = Duration::from_secs;
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let committer = Arc::new(Committer::start(store.clone(), clock.clone()));
-        let keyring = Keyring::new(byok::keyring::Parts {
-            store: store.clone(),
-            log: store.clone(),
-            tenants: tenants.clone(),
-            committer: committer.clone(),
-            clock: clock.clone(),
-            cache: DekCache { time_to_live: seconds(300), entries: 10_000 },
-            pool: DekPool { size: 0 },
-            // A busy machine must not look like an outage.
-            guard: KeyGuard { probe_every: seconds(1), probe_timeout: seconds(9), resume_after: seconds(0) },
-            row_mac: RowMac::default(),
-        });
-        let checkpoints = Arc::new(Checkpoints::new(CheckpointParts {
-            store: store.clone(),
-            deployment: "byok".to_owned(),
-            keys: None,
-            destinations: Vec::new(),
-            publish_every: seconds(60),
-            clock: clock.clone(),
-        }));
-        let env = Env::from_pairs([
-            ("HASURA_GRAPHQL_JWT_SECRET", jwt_secret()),
-            ("BYOK_HASURA_SECRET", SHARED_SECRET.to_owned()),
-            ("BYOK_ENCRYPT_RATE_RPM", "1000000".to_owned()),
-            ("BYOK_DECRYPT_RATE_RPM", "1000000".to_owned()),
-        ]);
-        let auth = Auth::read(&mut Reader::new(&env));
-        let authenticator = Authenticator::new(&auth, crate::support::http(), clock.clone());
-        let app = Arc::new(App::new(byok::app::Parts {
-            tenants: tenants.clone(),
-            store: store.clone(),
-            kms_requests: Arc::new(RequestCounts::new("local")),
-            keyring: keyring.clone(),
-            committer: committer.clone(),
-            authenticator: Arc::new(authenticator.map_err(drop).unwrap()),
-            policy: Policy::default(),
-            limits: Limits::read(&mut Reader::new(&env)),
-            in_flight: 2_048,
-            clock: clock.clone(),
-            checkpoints: checkpoints.clone(),
-            streams: Arc::new([]),
-        }));
-        let streams = Arc::new([]);
-        let (store_of_jobs, webhook) = (store.clone(), None);
-        let jobs = Jobs {
-            tenants,
-            store: store_of_jobs,
-            keyring: keyring.clone(),
-            committer,
-            clock,
-            webhook,
-            checkpoints,
-            streams,
-        };
-        let stop = CancellationToken::new();
-        drop(Arc::new(jobs).start(stop.clone()));
-        Self { app, store, kmses, stop, database, _folder: folder }
-    }
-
-    fn set(&self, tenant: &str, mode: Mode) {
-        *self.kmses[tenant].mode.lock().unwrap() = mode;
-    }
-
-    /// The caller whose JWT names this tenant.
-    async fn caller(&self, tenant: &str) -> Result<Caller, ErrorCode> {
-        self.admitted(Some(&[("x-hasura-tenant-id", tenant)]), &[]).await
-    }
-
-    /// The caller of these claims, if it has a JWT, and these headers.
-    async fn admitted(
-        &self,
-        claims: Option<&[(&str, &str)]>,
-        more: &[(&'static str, &str)],
-    ) -> Result<Caller, ErrorCode> {
-        let mut headers = HeaderMap::new();
-        if let Some(claims) = claims {
-            let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
-            let claims = MintClaims {
-                role: "admin".to_owned(),
-                allowed_roles: vec!["admin".to_owned()],
-                user: Some("user-1".to_owned()),
-                variables: claims.iter().map(owned).collect(),
-                lasts: Duration::from_secs(3_600),
-            };
-            let setting = Jwt::One(SecretText::new(jwt_secret()));
-            let token = mint(&setting, &claims, SystemClock.now()).unwrap();
-            headers.insert("authorization", format!("Bearer {token}").parse().unwrap());
-        }
-        for (name, value) in more {
-            headers.insert(*name, value.parse().unwrap());
-        }
-        let admitted = self.app.admit(&headers, &Extensions::new(), RequestId::fresh()).await;
-        admitted.map_err(|refusal| refusal.code)
-    }
-
-    async fn encrypt(&self, tenant: &str, record: &str) -> Result<String, ErrorCode> {
-        let item = EncryptItem {
-            plaintext: Ok(Plaintext::new(record.as_bytes().to_vec())),
-            context: Context::from_pairs([("record_id", record)]).unwrap(),
-        };
-        let answered = self.app.encrypt(&self.caller(tenant).await?, vec![Ok(item)]).await;
-        let mut answered = answered.map_err(|refusal| refusal.code)?;
-        answered.committed.into_iter().for_each(Committed::given);
-        answered.answers.remove(0).map(|one| one.ciphertext).map_err(|refusal| refusal.code)
-    }
-
-    async fn decrypt(&self, tenant: &str, token: &str, record: &str) -> Result<(), ErrorCode> {
-        let context = Context::from_pairs([("record_id", record)]).unwrap();
-        let item = DecryptItem { ciphertext: token.to_owned(), context };
-        let answered =
-            self.app.decrypt(&self.caller(tenant).await?, Operation::Decrypt, vec![Ok(item)]).await;
-        let mut answered = answered.map_err(|refusal| refusal.code)?;
-        answered.committed.into_iter().for_each(Committed::given);
-        let opened = answered.answers.remove(0).map_err(|refusal| refusal.code)?;
-        assert_eq!(opened.plaintext.expose(), record.as_bytes());
-        Ok(())
-    }
-
-    async fn execute(&self, sql: &str) {
-        execute(&self.database.url, sql).await;
-    }
-}
-
-impl Drop for Several {
-    fn drop(&mut self) {
-        self.stop.cancel();
-    }
-}
-
-fn jwt_secret() -> String {
-    format!(r#"{{"type":"HS256","key":"{JWT_KEY}"}}"#)
+    several.admit(&headers).await
 }
 
 fn uid(n: u8) -> String {
@@ -280,13 +43,13 @@ async fn a_call_is_for_the_tenant_that_a_verified_jwt_names() {
     for name in ["initech", "ACME", " acme", "acme\u{430}", "../acme"] {
         assert_eq!(several.caller(name).await.err(), denied, "{name:?}");
     }
-    assert_eq!(several.admitted(Some(&[]), &[]).await.err(), denied, "no claim");
+    assert_eq!(admitted(&several, Some(&[]), &[]).await.err(), denied, "no claim");
     // Headers name no tenant, not even beside the secret that is shared with Hasura.
     let named = [("x-hasura-tenant-id", "acme"), ("x-hasura-role", "admin")];
-    assert_eq!(several.admitted(Some(&[]), &named).await.err(), denied);
+    assert_eq!(admitted(&several, Some(&[]), &named).await.err(), denied);
     let with_secret = [named[0], named[1], ("x-byok-secret", SHARED_SECRET)];
-    assert_eq!(several.admitted(None, &with_secret).await.err(), denied);
-    let other = several.admitted(Some(&[("x-hasura-tenant-id", "globex")]), &with_secret).await;
+    assert_eq!(admitted(&several, None, &with_secret).await.err(), denied);
+    let other = admitted(&several, Some(&[("x-hasura-tenant-id", "globex")]), &with_secret).await;
     assert_eq!(other.err(), Some(ErrorCode::AccessDenied), "the header contradicts the JWT");
 }
 
@@ -374,7 +137,7 @@ async fn what_befalls_other_tenants_is_never_seen_by_one() {
         assert_eq!(several.decrypt(name, &tokens[name], "r-1").await, Ok(()));
     }
     // One rotates for ever, since nothing is ever wrapped under the version that its KMS names.
-    several.kmses["rotating"].versions.store(1, Ordering::Relaxed);
+    several.kmses["rotating"].rotate_for_ever();
     several.app.rotate(&several.caller("rotating").await.unwrap(), false).await.unwrap();
     let stop = CancellationToken::new();
     let callers: Vec<_> = names

@@ -1,0 +1,115 @@
+//! How much one tenant's latency depends on the faults of other tenants: one server over a real PostgreSQL serves four tenants;
+//! the latency of one of them is measured alone, and beside the others with their faults. See `docs/performance.md`.
+//!
+//! ```text
+//! scripts/servers install                         once
+//! cargo bench --bench tenants                     five pairs, about four minutes
+//! cargo bench --bench tenants -- --json           and one JSON object on the last line
+//! cargo bench --bench tenants -- --quick          one pair of 2 s measurements: does it run at all?
+//! cargo bench --bench tenants -- --rate N         calls per second, instead of half of the capacity
+//! ```
+
+#[path = "../../tests/it/support/mod.rs"]
+#[expect(dead_code, reason = "the tests use the rest")]
+mod support;
+
+#[path = "../revocation/servers.rs"]
+mod servers;
+
+mod open_loop;
+mod pair;
+mod server;
+mod table;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use server::Server;
+use servers::Servers;
+use table::Report;
+
+/// How much is measured.
+pub(crate) struct Plan {
+    /// The duration of each measurement.
+    pub(crate) window: Duration,
+    pub(crate) pairs: usize,
+    /// The calls per second of the measured tenant; half of the server's capacity if not given.
+    pub(crate) rate: Option<f64>,
+}
+
+struct Arguments {
+    plan: Plan,
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    let words: Vec<_> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
+    let arguments = match read(&words) {
+        Ok(arguments) => arguments,
+        Err(problem) => {
+            eprintln!("tenants: {problem}");
+            return ExitCode::from(2);
+        }
+    };
+    let outcome = match Servers::here() {
+        true => run(&arguments),
+        false => Servers::start().and_then(|servers| servers.run_us_again(&words)),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("tenants: {problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn read(words: &[String]) -> Result<Arguments, String> {
+    let plan = Plan { window: Duration::from_secs(10), pairs: 5, rate: None };
+    let mut arguments = Arguments { plan, json: false };
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "--json" => arguments.json = true,
+            "--quick" => {
+                arguments.plan.window = Duration::from_secs(2);
+                arguments.plan.pairs = 1;
+            }
+            "--rate" => {
+                let rate = words.next().and_then(|number| number.parse().ok());
+                let rate = rate.filter(|rate| (1.0..=100_000.0).contains(rate));
+                arguments.plan.rate = Some(rate.ok_or("--rate takes a number of calls per second")?);
+            }
+            _ => return Err(format!("`{word}` is none of --json, --quick, --rate N")),
+        }
+    }
+    Ok(arguments)
+}
+
+fn run(arguments: &Arguments) -> Result<(), String> {
+    let runtime = tokio::runtime::Runtime::new().map_err(|error| error.to_string())?;
+    let report = runtime.block_on(async {
+        tokio::select! {
+            report = measure(&arguments.plan) => report,
+            _ = tokio::signal::ctrl_c() => Err("interrupted".to_owned()),
+        }
+    })?;
+    report.print();
+    if arguments.json {
+        println!("{}", report.json());
+    }
+    report.verdict()
+}
+
+async fn measure(plan: &Plan) -> Result<Report, String> {
+    let rate = match plan.rate {
+        Some(rate) => rate,
+        None => Server::start().await.capacity(plan.window / 2).await? / 2.0,
+    };
+    let mut pairs = Vec::new();
+    for number in 1..=plan.pairs {
+        eprintln!("pair {number} of {}, {rate:.0} calls/s", plan.pairs);
+        pairs.push(pair::measure(plan, rate).await?);
+    }
+    Ok(Report { rate, pairs })
+}
