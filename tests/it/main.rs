@@ -104,6 +104,7 @@ mod store_streams;
 mod strangers;
 mod support;
 mod tenants;
+mod tenants_gate;
 mod upgrade_beside;
 mod web;
 mod webhook;
