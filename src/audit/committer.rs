@@ -50,12 +50,6 @@ pub struct Unit {
     pub fence: Vec<Fence>,
 }
 
-impl Unit {
-    fn is_conditional(&self) -> bool {
-        self.gate.is_some() || !self.fence.is_empty()
-    }
-}
-
 /// The result of a unit that is durable.
 #[derive(Clone, Debug)]
 pub struct Durable {
@@ -284,8 +278,11 @@ impl Lane {
             if round == ROUNDS {
                 // A unit that passed when it was checked, but not when it was committed, is refused
                 // in the end.
-                let (fenced, free) = group.into_iter().partition(|pending| pending.unit.is_conditional());
+                let (fenced, rest): (Vec<_>, Vec<_>) =
+                    group.into_iter().partition(|pending| !pending.unit.fence.is_empty());
+                let (gated, free) = rest.into_iter().partition(|pending| pending.unit.gate.is_some());
                 refuse(fenced, CommitFailed::Fenced);
+                refuse(gated, CommitFailed::Gated);
                 group = free;
             }
             group = without_overtaken(group);

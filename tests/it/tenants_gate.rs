@@ -43,7 +43,7 @@ async fn reads_and_rotations_of_a_locked_tenant_are_refused_as_well() {
     several.execute("UPDATE np_byok_tenants SET locked = true, revision = 1").await;
     let refused = several.app.rotate(&admitted, false).await.map(drop).map_err(|refusal| refusal.code);
     assert_eq!(refused, Err(ErrorCode::PermissionDenied));
-    let query = AuditQuery { filter: EntryFilter::default(), first: None, after: None };
+    let query = AuditQuery { filter: EntryFilter::default(), first: None, after: None, newer: false };
     let refused =
         several.app.audit(&admitted, &query, 1 << 20).await.map(drop).map_err(|refusal| refusal.code);
     assert_eq!(refused, Err(ErrorCode::PermissionDenied));
