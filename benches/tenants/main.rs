@@ -7,6 +7,7 @@
 //! cargo bench --bench tenants -- --json           and one JSON object on the last line
 //! cargo bench --bench tenants -- --quick          one pair of 2 s measurements: does it run at all?
 //! cargo bench --bench tenants -- --only hung      beside one neighbour: hung, damaged or rotating
+//! cargo bench --bench tenants -- --pairs N        so many pairs
 //! cargo bench --bench tenants -- --rate N         calls per second, instead of half of the capacity
 //! ```
 
@@ -84,6 +85,10 @@ fn read(words: &[String]) -> Result<Arguments, String> {
                 let rate = rate.filter(|rate| (1.0..=100_000.0).contains(rate));
                 arguments.plan.rate = Some(rate.ok_or("--rate takes a number of calls per second")?);
             }
+            "--pairs" => {
+                let pairs = words.next().and_then(|number| number.parse().ok());
+                arguments.plan.pairs = pairs.filter(|pairs| *pairs > 0).ok_or("--pairs takes a number")?;
+            }
             "--only" => {
                 let name = words.next().ok_or("--only takes the name of a neighbour")?;
                 arguments.plan.neighbours.retain(|neighbour| neighbour == name);
@@ -91,7 +96,11 @@ fn read(words: &[String]) -> Result<Arguments, String> {
                     return Err(format!("`{name}` is none of {}", NEIGHBOURS.join(", ")));
                 }
             }
-            _ => return Err(format!("`{word}` is none of --json, --only NEIGHBOUR, --quick, --rate N")),
+            _ => {
+                return Err(format!(
+                    "`{word}` is none of --json, --only NEIGHBOUR, --pairs N, --quick, --rate N"
+                ));
+            }
         }
     }
     Ok(arguments)
