@@ -6,6 +6,8 @@
 //! cargo bench --bench tenants                     five pairs, about four minutes
 //! cargo bench --bench tenants -- --json           and one JSON object on the last line
 //! cargo bench --bench tenants -- --quick          one pair of 2 s measurements: does it run at all?
+//! cargo bench --bench tenants -- --only hung      beside one neighbour: hung, damaged or rotating
+//! cargo bench --bench tenants -- --pairs N        so many pairs
 //! cargo bench --bench tenants -- --rate N         calls per second, instead of half of the capacity
 //! ```
 
@@ -24,7 +26,7 @@ mod table;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use server::Server;
+use server::{NEIGHBOURS, Server};
 use servers::Servers;
 use table::Report;
 
@@ -35,6 +37,8 @@ pub(crate) struct Plan {
     pub(crate) pairs: usize,
     /// The calls per second of the measured tenant; half of the server's capacity if not given.
     pub(crate) rate: Option<f64>,
+    /// The neighbours that have faults and call.
+    pub(crate) neighbours: Vec<&'static str>,
 }
 
 struct Arguments {
@@ -65,7 +69,8 @@ fn main() -> ExitCode {
 }
 
 fn read(words: &[String]) -> Result<Arguments, String> {
-    let plan = Plan { window: Duration::from_secs(10), pairs: 5, rate: None };
+    let plan =
+        Plan { window: Duration::from_secs(10), pairs: 5, rate: None, neighbours: NEIGHBOURS.to_vec() };
     let mut arguments = Arguments { plan, json: false };
     let mut words = words.iter();
     while let Some(word) = words.next() {
@@ -80,7 +85,22 @@ fn read(words: &[String]) -> Result<Arguments, String> {
                 let rate = rate.filter(|rate| (1.0..=100_000.0).contains(rate));
                 arguments.plan.rate = Some(rate.ok_or("--rate takes a number of calls per second")?);
             }
-            _ => return Err(format!("`{word}` is none of --json, --quick, --rate N")),
+            "--pairs" => {
+                let pairs = words.next().and_then(|number| number.parse().ok());
+                arguments.plan.pairs = pairs.filter(|pairs| *pairs > 0).ok_or("--pairs takes a number")?;
+            }
+            "--only" => {
+                let name = words.next().ok_or("--only takes the name of a neighbour")?;
+                arguments.plan.neighbours.retain(|neighbour| neighbour == name);
+                if arguments.plan.neighbours.is_empty() {
+                    return Err(format!("`{name}` is none of {}", NEIGHBOURS.join(", ")));
+                }
+            }
+            _ => {
+                return Err(format!(
+                    "`{word}` is none of --json, --only NEIGHBOUR, --pairs N, --quick, --rate N"
+                ));
+            }
         }
     }
     Ok(arguments)
@@ -111,5 +131,5 @@ async fn measure(plan: &Plan) -> Result<Report, String> {
         eprintln!("pair {number} of {}, {rate:.0} calls/s", plan.pairs);
         pairs.push(pair::measure(plan, rate).await?);
     }
-    Ok(Report { rate, pairs })
+    Ok(Report { rate, pairs, neighbours: plan.neighbours.clone() })
 }

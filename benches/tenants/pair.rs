@@ -37,9 +37,12 @@ pub(crate) async fn measure(plan: &Plan, rate: f64) -> Result<Pair, String> {
 
     let stop = CancellationToken::new();
     let _stopped_at_the_end = stop.clone().drop_guard();
-    server.begin_faults(stop).await?;
+    for neighbour in &plan.neighbours {
+        server.begin_fault(neighbour, &stop).await?;
+    }
     let neighbours: Vec<_> = server
         .neighbours()
+        .filter(|(name, _)| plan.neighbours.contains(name))
         .map(|(name, client)| {
             let calls = open_loop(NEIGHBOUR_RATE, LEAD + plan.window, move |number| {
                 let client = client.clone();
@@ -50,7 +53,7 @@ pub(crate) async fn measure(plan: &Plan, rate: f64) -> Result<Pair, String> {
         .collect();
     tokio::time::sleep(LEAD).await;
     let beside = measured(plan.window).await;
-    if !server.is_rotating().await {
+    if plan.neighbours.contains(&"rotating") && !server.is_rotating().await {
         return Err("the rotation without end has ended".to_owned());
     }
     let mut answers = Vec::new();

@@ -94,18 +94,24 @@ impl Server {
         Ok(f64::from(calls) / window.as_secs_f64())
     }
 
-    /// Begins the faults of the neighbours. The log is damaged again and again until `stop`.
-    pub(crate) async fn begin_faults(&self, stop: CancellationToken) -> Result<(), String> {
-        let refused = |code: ErrorCode| code.as_str().to_owned();
-        for record in 0..DEKS_TO_ROTATE {
-            self.several.encrypt("rotating", &format!("old-{record}")).await.map_err(refused)?;
+    /// Begins the fault of this neighbour. A log is damaged again and again until `stop`.
+    pub(crate) async fn begin_fault(&self, neighbour: &str, stop: &CancellationToken) -> Result<(), String> {
+        match neighbour {
+            "hung" => self.several.set("hung", Mode::Hangs),
+            "damaged" => drop(tokio::spawn(damage_log(self.several.clone(), stop.clone()))),
+            _ => self.begin_rotation().await.map_err(|code| code.as_str().to_owned())?,
         }
-        self.several.set("hung", Mode::Hangs);
-        self.several.kmses["rotating"].rotate_for_ever();
-        let operator = self.several.caller("rotating").await.map_err(refused)?;
-        self.several.app.rotate(&operator, false).await.map_err(|refusal| refused(refusal.code))?;
-        tokio::spawn(damage_log(self.several.clone(), stop));
         Ok(())
+    }
+
+    /// Begins a rotation without end.
+    async fn begin_rotation(&self) -> Result<(), ErrorCode> {
+        for record in 0..DEKS_TO_ROTATE {
+            self.several.encrypt("rotating", &format!("old-{record}")).await?;
+        }
+        self.several.kmses["rotating"].rotate_for_ever();
+        let operator = self.several.caller("rotating").await?;
+        self.several.app.rotate(&operator, false).await.map(drop).map_err(|refusal| refusal.code)
     }
 
     /// Whether the rotation is still in progress.
