@@ -149,6 +149,11 @@ impl Webhook {
         self.target().url == settings.url
     }
 
+    /// Returns a webhook with this address and key, which shares the client.
+    pub fn moved_to(&self, settings: config::Webhook) -> Self {
+        Self { client: self.client.clone(), target: RwLock::new(Arc::new(Target::of(settings))) }
+    }
+
     /// Replaces the address and the key.
     pub fn replace(&self, settings: config::Webhook) {
         *self.target.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Target::of(settings));

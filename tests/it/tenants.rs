@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use byok::app::{App, Committed, Context, DecryptItem, EncryptItem, Plaintext};
 use byok::audit::Committer;
-use byok::auth::{Authenticator, MintClaims, Policy, mint};
+use byok::auth::{Authenticator, MintClaims, mint};
 use byok::config::{Auth, DekCache, DekPool, Env, Jwt, KeyGuard, Limits, Reader, RowMac};
 use byok::crypto::{Dek, SecretText};
 use byok::jobs::{CheckpointParts, Checkpoints, Jobs};
@@ -21,16 +21,16 @@ use byok::model::{
     Clock, ErrorCode, JobState, KeyVersion, Operation, RequestId, SystemClock, Tenant, TenantUid, Wrapped,
 };
 use byok::store::{Change, Commits as _, JobReads as _, Postgres};
-use byok::tenancy::{Caller, Tenants};
+use byok::tenancy::{Caller, NotServed, Tenants};
 use http::{Extensions, HeaderMap};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::postgres::{TestDatabase, execute, migrated};
 use crate::support::rows::changes;
-use crate::support::tenancy::first_key;
+use crate::support::tenancy::{ample_settings, first_key};
 
-/// How long a tenant's rows are not read again, and a little more.
-const FRESH: Duration = Duration::from_millis(1_200);
+/// How long it is remembered that a tenant is locked, or that a name is nobody's, and a little more.
+const REMEMBERED: Duration = Duration::from_millis(1_200);
 const SHARED_SECRET: &str = "a-secret-of-some-length";
 const JWT_KEY: &str = "a-key-of-at-least-thirty-two-bytes-for-hs256";
 
@@ -105,6 +105,7 @@ impl Kms for TenantKms {
 /// One server's use cases and jobs, for tenants of one database.
 struct Several {
     app: Arc<App>,
+    tenants: Tenants,
     store: Arc<Postgres>,
     kmses: HashMap<String, Arc<TenantKms>>,
     stop: CancellationToken,
@@ -129,6 +130,7 @@ impl Several {
         let tenants = Tenants::claimed(
             store.clone(),
             Box::new(move |tenant, _| Some(first_key(of_tenant.get(&tenant.name)?.clone()))),
+            ample_settings(),
         );
         let seconds = Duration::from_secs;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -156,8 +158,6 @@ impl Several {
         let env = Env::from_pairs([
             ("HASURA_GRAPHQL_JWT_SECRET", jwt_secret()),
             ("BYOK_HASURA_SECRET", SHARED_SECRET.to_owned()),
-            ("BYOK_ENCRYPT_RATE_RPM", "1000000".to_owned()),
-            ("BYOK_DECRYPT_RATE_RPM", "1000000".to_owned()),
         ]);
         let auth = Auth::read(&mut Reader::new(&env));
         let authenticator = Authenticator::new(&auth, crate::support::http(), clock.clone());
@@ -168,28 +168,25 @@ impl Several {
             keyring: keyring.clone(),
             committer: committer.clone(),
             authenticator: Arc::new(authenticator.map_err(drop).unwrap()),
-            policy: Policy::default(),
-            limits: Limits::read(&mut Reader::new(&env)),
+            limits: Limits::read(&mut Reader::new(&env), &ample_settings().rates),
             in_flight: 2_048,
             clock: clock.clone(),
             checkpoints: checkpoints.clone(),
             streams: Arc::new([]),
         }));
         let streams = Arc::new([]);
-        let (store_of_jobs, webhook) = (store.clone(), None);
         let jobs = Jobs {
-            tenants,
-            store: store_of_jobs,
+            tenants: tenants.clone(),
+            store: store.clone(),
             keyring: keyring.clone(),
             committer,
             clock,
-            webhook,
             checkpoints,
             streams,
         };
         let stop = CancellationToken::new();
         drop(Arc::new(jobs).start(stop.clone()));
-        Self { app, store, kmses, stop, database, _folder: folder }
+        Self { app, tenants, store, kmses, stop, database, _folder: folder }
     }
 
     fn set(&self, tenant: &str, mode: Mode) {
@@ -314,7 +311,6 @@ async fn a_tenant_that_is_renamed_is_served_under_its_new_name() {
     let token = several.encrypt("acme", "r-1").await.unwrap();
     several.execute("UPDATE np_byok_tenants SET name = 'acme-2'").await;
     assert_eq!(several.decrypt("acme-2", &token, "r-1").await, Ok(()));
-    tokio::time::sleep(FRESH).await;
     assert_eq!(
         several.caller("acme").await.err(),
         Some(ErrorCode::PermissionDenied),
@@ -327,10 +323,11 @@ async fn a_tenant_that_is_locked_is_served_no_more() {
     let several = Several::of(&["acme", "globex"]).await;
     let token = several.encrypt("acme", "r-1").await.unwrap();
     several.execute("UPDATE np_byok_tenants SET locked = true WHERE name = 'acme'").await;
-    tokio::time::sleep(FRESH).await;
+    assert_eq!(several.tenants.refreshed(TenantUid([1; 16])).await.err(), Some(NotServed::Locked));
     assert_eq!(several.decrypt("acme", &token, "r-1").await, Err(ErrorCode::PermissionDenied));
     assert!(several.caller("globex").await.is_ok());
     several.execute("UPDATE np_byok_tenants SET locked = false").await;
+    tokio::time::sleep(REMEMBERED).await;
     assert_eq!(several.decrypt("acme", &token, "r-1").await, Ok(()));
 }
 
