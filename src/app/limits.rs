@@ -1,6 +1,7 @@
 //! The rate limits: meters of calls and items per tenant, and the share of them that one user may
-//! take. The rates are those of the tenant's settings that the call began with. The meters live in the memory of this process, so each replica has its own; `docs/limits.md` has
-//! the maths. Requests to the KMS are metered where they are sent (`kms`).
+//! take, at the rates of the tenant's settings that the call began with. The meters live in the
+//! memory of this process, so each replica has its own; `docs/limits.md` has the maths. Requests to
+//! the KMS are metered where they are sent (`kms`).
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::num::NonZeroU32;

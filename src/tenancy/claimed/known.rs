@@ -25,8 +25,8 @@ const LOCKED_FOR: Duration = Duration::from_secs(1);
 
 /// What is known of the tenants.
 pub(super) struct Known {
-    /// Held for reading while a runtime is made and kept, so that none with the previous settings
-    /// comes after [`Self::update_settings`]. No call that finds its tenant here takes it.
+    /// Held for reading while what is known changes, so that nothing with the previous settings comes
+    /// after [`Self::update_settings`]. No call that finds its tenant here takes it.
     settings: RwLock<Arc<TenantSettings>>,
     tenants: Cache<TenantUid, Arc<Reading>>,
 }
@@ -107,6 +107,12 @@ impl Known {
     pub(super) fn refuse(&self, row: &TenantRow, began: Instant) {
         let reading = Reading { revision: row.revision, began: Some(began), found: Found::Locked };
         self.tenants.insert(row.tenant.uid, Arc::new(reading));
+    }
+
+    /// Drops all that is known of a tenant that there is not any more.
+    pub(super) fn remove(&self, uid: TenantUid) {
+        let _settings = self.settings.read().unwrap_or_else(PoisonError::into_inner);
+        self.tenants.invalidate(&uid);
     }
 
     /// Forgets how new is what is known of a tenant: the next read takes its place, whatever its

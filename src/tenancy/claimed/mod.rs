@@ -154,7 +154,10 @@ impl Claimed {
 
     async fn read(&self, uid: TenantUid) -> Served {
         let began = Instant::now();
-        let row = self.rows.tenant_with(uid).await?.ok_or(NotServed::Unknown)?;
+        let Some(row) = self.rows.tenant_with(uid).await? else {
+            self.known.remove(uid);
+            return Err(NotServed::Unknown);
+        };
         self.prepare(row, began).await
     }
 

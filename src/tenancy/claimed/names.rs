@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use tokio::time::Instant;
 
@@ -25,7 +26,12 @@ impl Default for Names {
     fn default() -> Self {
         Self {
             uids: Cache::builder().max_capacity(TENANTS).time_to_idle(IDLE).build(),
-            unknown: Cache::new(UNKNOWN),
+            // The latest take the place of those that were not asked for the longest.
+            unknown: Cache::builder()
+                .max_capacity(UNKNOWN)
+                .time_to_live(UNKNOWN_FOR)
+                .eviction_policy(EvictionPolicy::lru())
+                .build(),
         }
     }
 }
@@ -63,5 +69,6 @@ mod tests {
         }
         names.unknown.run_pending_tasks();
         assert!(names.unknown.entry_count() <= UNKNOWN);
+        assert!(names.is_unknown(&format!("name-{}", 2 * UNKNOWN - 1)));
     }
 }

@@ -10,8 +10,10 @@ use tokio::sync::watch;
 /// The work that is under way, by what it is for.
 pub(super) struct SingleFlight<K: Eq + Hash, T>(Arc<UnderWay<K, T>>);
 
-/// Where calls wait for results; `None` until the result is there.
-struct UnderWay<K, T>(Mutex<HashMap<K, watch::Receiver<Option<T>>>>);
+/// Where calls wait for a result; `None` until it is there.
+type Awaited<T> = watch::Receiver<Option<T>>;
+
+struct UnderWay<K, T>(Mutex<HashMap<K, Awaited<T>>>);
 
 /// Lets further calls join the work, until it is dropped.
 pub(super) struct Joinable<K: Eq + Hash, T> {
@@ -36,28 +38,31 @@ where
     where
         F: Future<Output = T> + Send + 'static,
     {
-        let mut result = {
-            let mut under_way = self.0.lock();
-            match under_way.get(&key) {
-                Some(result) => result.clone(),
-                None => {
-                    let (sender, result) = watch::channel(None);
-                    under_way.insert(key.clone(), result.clone());
-                    let work = work(Joinable { under_way: self.0.clone(), key });
-                    tokio::spawn(async move {
-                        let result = work.await;
-                        let _ = sender.send(Some(result));
-                    });
-                    result
-                }
-            }
-        };
+        let (mut result, begun) = self.join(key);
+        if let Some((sender, joinable)) = begun {
+            let work = work(joinable);
+            tokio::spawn(async move {
+                let result = work.await;
+                let _ = sender.send(Some(result));
+            });
+        }
         result.wait_for(Option::is_some).await.ok().and_then(|result| result.clone())
+    }
+
+    /// Returns where the result will be, and, where nobody does the work yet, what the work needs.
+    fn join(&self, key: K) -> (Awaited<T>, Option<(watch::Sender<Option<T>>, Joinable<K, T>)>) {
+        let mut under_way = self.0.lock();
+        if let Some(result) = under_way.get(&key) {
+            return (result.clone(), None);
+        }
+        let (sender, result) = watch::channel(None);
+        under_way.insert(key.clone(), result.clone());
+        (result, Some((sender, Joinable { under_way: self.0.clone(), key })))
     }
 }
 
 impl<K, T> UnderWay<K, T> {
-    fn lock(&self) -> MutexGuard<'_, HashMap<K, watch::Receiver<Option<T>>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<K, Awaited<T>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
