@@ -52,9 +52,9 @@ pub(super) enum CountedUsage {
 }
 
 /// What each tenant takes per minute. A whole minute's worth may be taken at once; then the meter
-/// refills evenly, at the tenant's rate. In any minute no more than twice the rate passes, and in `k` consecutive minutes
-/// no more than `k + 1` times the rate. While one user asks alone, that user may take everything.
-/// While others have asked in the last minute, no user gets more than half.
+/// refills evenly, at the tenant's rate. In any minute no more than twice the rate passes, and in
+/// `k` consecutive minutes no more than `k + 1` times the rate. While one user asks alone, that user
+/// may take everything. While others have asked in the last minute, no user gets more than half.
 pub(super) struct Meter {
     counted: CountedUsage,
     tenants: DashMap<TenantUid, Bucket>,

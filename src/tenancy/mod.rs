@@ -5,6 +5,7 @@
 
 mod caller;
 mod claimed;
+mod fixed;
 mod key_set;
 mod not_served;
 mod runtime;

@@ -1,11 +1,12 @@
 //! The tenants that a server serves.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use crate::model::{Tenant, TenantUid};
-use crate::store::{ReadError, Stage, TenancyReads};
+use crate::store::{ReadError, TenancyReads};
 
 use super::claimed::{Claimed, OpenKey};
+use super::fixed::Fixed;
 use super::{KeySet, NotServed, TenantRuntime, TenantSettings};
 
 /// The tenants that a server serves. Clones share what is known.
@@ -18,23 +19,11 @@ enum Form {
     Claimed(Arc<Claimed>),
 }
 
-/// One tenant, whatever a caller claims.
-struct Fixed {
-    keys: KeySet,
-    state: RwLock<FixedState>,
-}
-
-struct FixedState {
-    settings: Arc<TenantSettings>,
-    primary: Option<Arc<TenantRuntime>>,
-}
-
 impl Tenants {
     /// Serves one tenant with these keys, whatever a caller claims. The tenant is not known until
     /// [`Self::open`].
     pub fn fixed(keys: KeySet, settings: TenantSettings) -> Self {
-        let state = FixedState { settings: Arc::new(settings), primary: None };
-        Self(Form::Fixed(Arc::new(Fixed { keys, state: RwLock::new(state) })))
+        Self(Form::Fixed(Arc::new(Fixed::new(keys, settings))))
     }
 
     /// Serves the tenants of these rows, each with the keys of its own that `open_key` opens.
@@ -117,7 +106,7 @@ impl Tenants {
     /// Returns the settings of the deployment, which every tenant has.
     pub fn settings(&self) -> Arc<TenantSettings> {
         match &self.0 {
-            Form::Fixed(fixed) => fixed.state.read().unwrap_or_else(PoisonError::into_inner).settings.clone(),
+            Form::Fixed(fixed) => fixed.settings(),
             Form::Claimed(tenants) => tenants.settings(),
         }
     }
@@ -132,34 +121,6 @@ impl Tenants {
     }
 }
 
-impl Fixed {
-    fn open(&self, tenant: Tenant) {
-        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        if state.primary.is_none() {
-            state.primary = Some(Arc::new(TenantRuntime {
-                tenant: Arc::new(tenant),
-                stage: Stage::Active,
-                revision: None,
-                keys: self.keys.clone(),
-                settings: state.settings.clone(),
-            }));
-        }
-    }
-
-    fn primary(&self) -> Option<Arc<TenantRuntime>> {
-        self.state.read().unwrap_or_else(PoisonError::into_inner).primary.clone()
-    }
-
-    fn update_settings(&self, update: impl FnOnce(&mut TenantSettings)) {
-        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        let FixedState { settings, primary } = &mut *state;
-        update(Arc::make_mut(settings));
-        if let Some(runtime) = primary {
-            *runtime = Arc::new(TenantRuntime { settings: settings.clone(), ..(**runtime).clone() });
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -168,7 +129,7 @@ mod tests {
 
     use crate::auth::Policy;
     use crate::model::{Identity, KeyId, Means, Operation, RequestId, Session};
-    use crate::store::{KeyRow, KeyState, TenantRow};
+    use crate::store::{KeyRow, KeyState, Stage, TenantRow};
     use crate::tenancy::{Caller, Key};
 
     use super::*;

@@ -13,6 +13,9 @@ pub(super) struct SingleFlight<K: Eq + Hash, T>(Arc<UnderWay<K, T>>);
 /// Where calls wait for a result; `None` until it is there.
 type Awaited<T> = watch::Receiver<Option<T>>;
 
+/// What work needs that begins now.
+type Begun<K, T> = (watch::Sender<Option<T>>, Joinable<K, T>);
+
 struct UnderWay<K, T>(Mutex<HashMap<K, Awaited<T>>>);
 
 /// Lets further calls join the work, until it is dropped.
@@ -50,7 +53,7 @@ where
     }
 
     /// Returns where the result will be, and, where nobody does the work yet, what the work needs.
-    fn join(&self, key: K) -> (Awaited<T>, Option<(watch::Sender<Option<T>>, Joinable<K, T>)>) {
+    fn join(&self, key: K) -> (Awaited<T>, Option<Begun<K, T>>) {
         let mut under_way = self.0.lock();
         if let Some(result) = under_way.get(&key) {
             return (result.clone(), None);
