@@ -149,6 +149,11 @@ impl Webhook {
         self.target().url == settings.url
     }
 
+    /// Returns a webhook with this address and key, which shares the client.
+    pub fn moved_to(&self, settings: config::Webhook) -> Self {
+        Self { client: self.client.clone(), target: RwLock::new(Arc::new(Target::of(settings))) }
+    }
+
     /// Replaces the address and the key.
     pub fn replace(&self, settings: config::Webhook) {
         *self.target.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Target::of(settings));
@@ -296,7 +301,25 @@ fn signature(key: &[u8], id: &str, at: i64, body: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Env, Reader};
     use crate::model::{IncidentId, KeyVersion, Posture};
+
+    #[test]
+    fn a_webhook_that_moves_leaves_the_one_under_way_where_it_was() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let at = |url: &str| {
+            let secret = format!("whsec_{}", STANDARD.encode([7; 32]));
+            let env = Env::from_pairs([
+                ("BYOK_INCIDENT_WEBHOOK_URL", url),
+                ("BYOK_INCIDENT_WEBHOOK_SECRET", &secret),
+            ]);
+            config::Webhook::read(&mut Reader::new(&env)).unwrap()
+        };
+        let (before, after) = ("https://example.com/before", "https://example.com/after");
+        let under_way = Webhook::new(at(before)).unwrap();
+        let moved = under_way.moved_to(at(after));
+        assert!(under_way.posts_to(&at(before)) && moved.posts_to(&at(after)));
+    }
 
     #[test]
     fn the_signature_equals_that_of_another_implementation() {

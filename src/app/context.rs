@@ -60,7 +60,7 @@ impl App {
         if self.limits.require_record_id && context.get("record_id").is_none_or(str::is_empty) {
             return Err(ErrorCode::RecordIdRequired.into());
         }
-        match self.policy().allows(&caller.identity, operation, Some(context)) {
+        match caller.runtime.settings.policy.allows(&caller.identity, operation, Some(context)) {
             true => Ok(()),
             false => Err(ErrorCode::PermissionDenied.into()),
         }

@@ -1,17 +1,18 @@
 //! The rate limits: meters of calls and items per tenant, and the share of them that one user may
-//! take. They live in the memory of this process, so each replica has its own; `docs/limits.md` has
-//! the maths. Requests to the KMS are metered where they are sent (`kms`).
+//! take, at the rates of the tenant's settings that the call began with. The meters live in the
+//! memory of this process, so each replica has its own; `docs/limits.md` has the maths. Requests to
+//! the KMS are metered where they are sent (`kms`).
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
-use crate::config::Limits;
+use crate::config::Rates;
 use crate::model::{ErrorCode, Operation, Refusal};
 use crate::tenancy::Caller;
 
 use super::App;
-use super::meter::{CountedUsage, Exceeded, Meter, User};
+use super::meter::{CountedUsage, Exceeded, Meter, Taker, User};
 
 /// All meters of an [`App`]. Refused calls and items are charged to meters of their own, so that
 /// one caller's invalid requests do not use up what others need.
@@ -20,8 +21,8 @@ pub(super) struct Meters {
     decrypt: Meter,
     other: Meter,
     refused: Meter,
-    encrypt_items: Option<ItemMeters>,
-    decrypt_items: Option<ItemMeters>,
+    encrypt_items: ItemMeters,
+    decrypt_items: ItemMeters,
     /// The hasher of user names. Its keys are new in each process, so that nobody can choose a name
     /// that collides with another user's.
     users: RandomState,
@@ -35,26 +36,25 @@ struct ItemMeters {
     refused: Meter,
 }
 
-impl Meters {
-    pub(super) fn new(limits: &Limits) -> Self {
-        let rate =
-            |per_minute, counted| Meter::new(NonZeroU32::new(per_minute).unwrap_or(NonZeroU32::MIN), counted);
-        let items = |per_minute| ItemMeters {
-            served: Meter::new(per_minute, CountedUsage::FromTheSecondUser),
-            refused: Meter::new(per_minute, CountedUsage::All),
-        };
+impl Default for Meters {
+    fn default() -> Self {
+        let calls = || Meter::new(CountedUsage::FromTheSecondUser);
+        let refused = || Meter::new(CountedUsage::All);
+        let items = || ItemMeters { served: calls(), refused: refused() };
         Self {
-            encrypt: rate(limits.encrypt_per_minute, CountedUsage::FromTheSecondUser),
-            decrypt: rate(limits.decrypt_per_minute, CountedUsage::FromTheSecondUser),
-            other: rate(limits.decrypt_per_minute, CountedUsage::FromTheSecondUser),
-            refused: rate(limits.decrypt_per_minute, CountedUsage::All),
-            encrypt_items: limits.encrypt_items_per_minute.map(items),
-            decrypt_items: limits.decrypt_items_per_minute.map(items),
+            encrypt: calls(),
+            decrypt: calls(),
+            other: calls(),
+            refused: refused(),
+            encrypt_items: items(),
+            decrypt_items: items(),
             users: RandomState::new(),
             began: Instant::now(),
         }
     }
+}
 
+impl Meters {
     fn now(&self) -> Duration {
         self.began.elapsed()
     }
@@ -67,10 +67,15 @@ impl Meters {
         })
     }
 
-    fn calls(&self, operation: Operation) -> &Meter {
+    fn taker(&self, caller: &Caller, per_minute: NonZeroU32) -> Taker {
+        Taker { tenant: caller.tenant().uid, user: self.user(caller), per_minute }
+    }
+
+    /// Returns the meter of an operation's calls, and the rate.
+    fn calls(&self, rates: &Rates, operation: Operation) -> (&Meter, NonZeroU32) {
         match operation {
-            Operation::Encrypt => &self.encrypt,
-            Operation::Decrypt | Operation::Reveal => &self.decrypt,
+            Operation::Encrypt => (&self.encrypt, rates.encrypt_calls),
+            Operation::Decrypt | Operation::Reveal => (&self.decrypt, rates.decrypt_calls),
             Operation::Rotate
             | Operation::Audit
             | Operation::Health
@@ -79,14 +84,17 @@ impl Meters {
             | Operation::Erase
             | Operation::Hold
             | Operation::Restore
-            | Operation::Seal => &self.other,
+            | Operation::Seal => (&self.other, rates.decrypt_calls),
         }
     }
 
-    fn items(&self, operation: Operation) -> Option<&ItemMeters> {
-        match operation {
-            Operation::Encrypt => self.encrypt_items.as_ref(),
-            Operation::Decrypt | Operation::Reveal => self.decrypt_items.as_ref(),
+    /// Returns the meters of an operation's items, and who takes from them; `None` if the items have
+    /// no limit.
+    fn items(&self, caller: &Caller, operation: Operation) -> Option<(&ItemMeters, Taker)> {
+        let rates = rates(caller);
+        let (meters, per_minute) = match operation {
+            Operation::Encrypt => (&self.encrypt_items, rates.encrypt_items?),
+            Operation::Decrypt | Operation::Reveal => (&self.decrypt_items, rates.decrypt_items?),
             Operation::Rotate
             | Operation::Audit
             | Operation::Health
@@ -95,40 +103,43 @@ impl Meters {
             | Operation::Erase
             | Operation::Hold
             | Operation::Restore
-            | Operation::Seal => None,
-        }
+            | Operation::Seal => return None,
+        };
+        Some((meters, self.taker(caller, per_minute)))
     }
 
     /// Takes a call. A user who has used up their allowance of refused calls for the minute gets no
     /// further calls of any kind, because those calls could only be charged to all users.
     fn take_call(&self, caller: &Caller, operation: Operation) -> Result<(), Exceeded> {
-        let (tenant, user, now) = (caller.tenant().uid, self.user(caller), self.now());
-        self.refused.has_room(tenant, user, now)?;
-        self.calls(operation).take(tenant, user, 1, now)
+        let (now, (calls, per_minute)) = (self.now(), self.calls(rates(caller), operation));
+        let taker = self.taker(caller, per_minute);
+        self.refused.has_room(Taker { per_minute: refusals(caller), ..taker }, now)?;
+        calls.take(taker, 1, now)
     }
 
     fn take_items(&self, caller: &Caller, operation: Operation, items: usize) -> Result<(), Exceeded> {
-        let Some(meters) = self.items(operation) else { return Ok(()) };
-        let (tenant, user, now) = (caller.tenant().uid, self.user(caller), self.now());
-        meters.refused.has_room(tenant, user, now)?;
-        meters.served.take(tenant, user, u32::try_from(items).unwrap_or(u32::MAX), now)
+        let Some((meters, taker)) = self.items(caller, operation) else { return Ok(()) };
+        let now = self.now();
+        meters.refused.has_room(taker, now)?;
+        meters.served.take(taker, u32::try_from(items).unwrap_or(u32::MAX), now)
     }
 
     /// Takes one of the calls that are refused before they do anything, and recorded. The first one
     /// of each user in a minute is recorded, however many calls of others are refused.
     pub(super) fn take_refusal(&self, caller: &Caller) -> Result<(), Refusal> {
-        self.refused.take_or_first(caller.tenant().uid, self.user(caller), self.now()).map_err(of_calls)
+        self.refused.take_or_first(self.taker(caller, refusals(caller)), self.now()).map_err(of_calls)
     }
 
     fn give_back_call(&self, caller: &Caller, operation: Operation) {
-        self.calls(operation).give_back(caller.tenant().uid, self.user(caller), 1, self.now());
+        let (calls, per_minute) = self.calls(rates(caller), operation);
+        calls.give_back(self.taker(caller, per_minute), 1, self.now());
     }
 
     /// Moves a call from the meter of served calls to that of refused calls. If the refused calls
     /// of many users together exceed what that meter can bound, the call stays charged as a served
     /// one.
     fn charge_call_apart(&self, caller: &Caller, operation: Operation) {
-        if self.refused.charge(caller.tenant().uid, self.user(caller), 1, self.now()) {
+        if self.refused.charge(self.taker(caller, refusals(caller)), 1, self.now()) {
             self.give_back_call(caller, operation);
         }
     }
@@ -136,12 +147,22 @@ impl Meters {
     /// Moves refused items from the meter of served items to that of refused items, in the same
     /// way.
     fn charge_items_apart(&self, caller: &Caller, operation: Operation, refused: u32) {
-        let Some(meters) = self.items(operation) else { return };
-        let (tenant, user, now) = (caller.tenant().uid, self.user(caller), self.now());
-        if refused > 0 && meters.refused.charge(tenant, user, refused, now) {
-            meters.served.give_back(tenant, user, refused, now);
+        let Some((meters, taker)) = self.items(caller, operation) else { return };
+        let now = self.now();
+        if refused > 0 && meters.refused.charge(taker, refused, now) {
+            meters.served.give_back(taker, refused, now);
         }
     }
+}
+
+/// Returns the rates of the caller's tenant, as they were when the call began.
+fn rates(caller: &Caller) -> &Rates {
+    &caller.runtime.settings.rates
+}
+
+/// Returns how many calls a minute may be refused: as many as may decrypt.
+fn refusals(caller: &Caller) -> NonZeroU32 {
+    rates(caller).decrypt_calls
 }
 
 /// Returns whether an item was refused because of what its caller sent. A refusal because of the
@@ -168,7 +189,7 @@ impl App {
     /// nor flood its log. Past that meter's limit, a refusal leaves no entry.
     pub(super) async fn enter(&self, caller: &Caller, operation: Operation) -> Result<(), Refusal> {
         self.may_append(caller)?;
-        if !self.policy().may_ever(&caller.identity, operation) {
+        if !self.may_ever(caller, operation) {
             return Err(self.refuse(caller, operation, ErrorCode::PermissionDenied.into()).await);
         }
         self.meters.take_call(caller, operation).map_err(of_calls)
@@ -228,26 +249,22 @@ mod tests {
     use std::sync::Arc;
 
     use crate::model::{Identity, Means, RequestId, Session, Tenant, TenantUid};
-    use crate::tenancy::TenantRuntime;
+    use crate::tenancy::{TenantRuntime, TenantSettings};
 
     use super::*;
-
-    fn meters() -> Meters {
-        let env = crate::config::Env::from_pairs([("BYOK_DECRYPT_ITEMS_PER_MINUTE", "1000")]);
-        Meters::new(&Limits::read(&mut crate::config::Reader::new(&env)))
-    }
 
     fn caller(role: &str, user: Option<&str>) -> Caller {
         let (session, means) = (Session::default(), Means::Jwt);
         let identity = Identity { role: role.into(), user: user.map(str::to_owned), session, means };
         let tenant = Arc::new(Tenant { uid: TenantUid([7; 16]), name: "primary".to_owned() });
-        let runtime = TenantRuntime::without_keys(tenant);
+        let settings = TenantSettings::of_variables([("BYOK_DECRYPT_ITEMS_PER_MINUTE", "1000")]);
+        let runtime = TenantRuntime::without_keys_under(tenant, settings);
         Caller { runtime, identity, request_id: RequestId::fresh() }
     }
 
     #[test]
     fn callers_without_a_user_are_one_user_by_role() {
-        let meters = meters();
+        let meters = Meters::default();
         let user = |role, name| meters.user(&caller(role, name));
         assert_eq!(user("user", Some("anna")), user("admin", Some("anna")));
         assert_ne!(user("user", Some("anna")), user("user", Some("bert")));
@@ -276,7 +293,8 @@ mod tests {
 
     #[test]
     fn refused_items_are_refunded_up_to_a_minutes_worth_for_each_user() {
-        let (meters, anna, bert) = (meters(), caller("user", Some("anna")), caller("user", Some("bert")));
+        let (anna, bert) = (caller("user", Some("anna")), caller("user", Some("bert")));
+        let meters = Meters::default();
         let operation = Operation::Decrypt;
         assert_eq!(meters.take_items(&anna, operation, 1_000), Ok(()));
         meters.charge_items_apart(&anna, operation, 1_000);

@@ -24,6 +24,15 @@ const FIRSTS: usize = 256;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct User(pub(super) u64);
 
+/// Who takes from a meter: a user of a tenant, at the tenant's rate.
+#[derive(Clone, Copy)]
+pub(super) struct Taker {
+    pub(super) tenant: TenantUid,
+    pub(super) user: User,
+    /// A rate that changes holds for all that refills from then on.
+    pub(super) per_minute: NonZeroU32,
+}
+
 /// The reason why a request was not let through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Exceeded {
@@ -42,37 +51,31 @@ pub(super) enum CountedUsage {
     All,
 }
 
-/// A rate per minute for each tenant. A whole minute's worth may be taken at once; then the meter
-/// refills evenly. In any minute no more than twice the rate passes, and in `k` consecutive minutes
-/// no more than `k + 1` times the rate. While one user asks alone, that user may take everything.
-/// While others have asked in the last minute, no user gets more than half.
+/// What each tenant takes per minute. A whole minute's worth may be taken at once; then the meter
+/// refills evenly, at the tenant's rate. In any minute no more than twice the rate passes, and in
+/// `k` consecutive minutes no more than `k + 1` times the rate. While one user asks alone, that user
+/// may take everything. While others have asked in the last minute, no user gets more than half.
 pub(super) struct Meter {
-    per_minute: NonZeroU32,
     counted: CountedUsage,
     tenants: DashMap<TenantUid, Bucket>,
 }
 
 impl Meter {
-    pub(super) fn new(per_minute: NonZeroU32, counted: CountedUsage) -> Self {
-        Self { per_minute, counted, tenants: DashMap::new() }
+    pub(super) fn new(counted: CountedUsage) -> Self {
+        Self { counted, tenants: DashMap::new() }
     }
 
     /// Takes all of `count` or nothing.
-    pub(super) fn take(
-        &self,
-        tenant: TenantUid,
-        user: User,
-        count: u32,
-        now: Duration,
-    ) -> Result<(), Exceeded> {
-        let need = self.units(count)?;
-        let mut bucket = self.tenants.entry(tenant).or_insert_with(|| Bucket::full(self.per_minute, now));
-        bucket.pass_time(self.per_minute, now);
+    pub(super) fn take(&self, taker: Taker, count: u32, now: Duration) -> Result<(), Exceeded> {
+        let Taker { tenant, user, per_minute } = taker;
+        let need = units(count, per_minute)?;
+        let mut bucket = self.tenants.entry(tenant).or_insert_with(|| Bucket::full(per_minute, now));
+        bucket.pass_time(per_minute, now);
         let other = bucket.ask(user, now);
         if other.is_none() && self.counted == CountedUsage::FromTheSecondUser {
             bucket.share = Share::default();
         }
-        bucket.room(user, need, other, self.per_minute, now)?;
+        bucket.room(user, need, other, per_minute, now)?;
         bucket.level -= need;
         if other.is_some() || self.counted == CountedUsage::All {
             bucket.share.note(user, need, now);
@@ -83,12 +86,13 @@ impl Meter {
     /// Takes one. A user's first of a minute passes even if others have used up everything, so that
     /// they cannot hide that user. What passes this way is owed, so in the long run no more passes
     /// than otherwise.
-    pub(super) fn take_or_first(&self, tenant: TenantUid, user: User, now: Duration) -> Result<(), Exceeded> {
-        let over = match self.take(tenant, user, 1, now) {
+    pub(super) fn take_or_first(&self, taker: Taker, now: Duration) -> Result<(), Exceeded> {
+        let over = match self.take(taker, 1, now) {
             Ok(()) => return Ok(()),
             Err(over) => over,
         };
-        let most = usize::try_from(self.per_minute.get()).map_or(FIRSTS, |per_minute| per_minute.min(FIRSTS));
+        let Taker { tenant, user, per_minute } = taker;
+        let most = usize::try_from(per_minute.get()).map_or(FIRSTS, |per_minute| per_minute.min(FIRSTS));
         let first = self.tenants.get_mut(&tenant).filter(|bucket| {
             let Share { firsts, .. } = &bucket.share;
             bucket.share.used(user) == 0 && firsts.len() < most && !firsts.contains(&user)
@@ -103,11 +107,12 @@ impl Meter {
     /// Takes what has happened already, whether there was room for it or not. At most a minute's
     /// worth is owed. Returns `false` if that much was owed already: then this meter no longer
     /// bounds it, however many users there are, and the caller has to charge it elsewhere.
-    pub(super) fn charge(&self, tenant: TenantUid, user: User, count: u32, now: Duration) -> bool {
-        let most = full(self.per_minute);
+    pub(super) fn charge(&self, taker: Taker, count: u32, now: Duration) -> bool {
+        let Taker { tenant, user, per_minute } = taker;
+        let most = full(per_minute);
         let units = i64::from(count).saturating_mul(ONE).min(most);
-        let mut bucket = self.tenants.entry(tenant).or_insert_with(|| Bucket::full(self.per_minute, now));
-        bucket.pass_time(self.per_minute, now);
+        let mut bucket = self.tenants.entry(tenant).or_insert_with(|| Bucket::full(per_minute, now));
+        bucket.pass_time(per_minute, now);
         bucket.ask(user, now);
         let is_bounded = bucket.level > -most;
         bucket.level = bucket.level.saturating_sub(units).max(bucket.level.min(-most));
@@ -116,32 +121,35 @@ impl Meter {
     }
 
     /// Gives back what was taken and not used.
-    pub(super) fn give_back(&self, tenant: TenantUid, user: User, count: u32, now: Duration) {
-        if let (Ok(units), Some(mut bucket)) = (self.units(count), self.tenants.get_mut(&tenant)) {
-            bucket.pass_time(self.per_minute, now);
-            bucket.level = bucket.level.saturating_add(units).min(full(self.per_minute));
+    pub(super) fn give_back(&self, taker: Taker, count: u32, now: Duration) {
+        let Taker { tenant, user, per_minute } = taker;
+        if let (Ok(units), Some(mut bucket)) = (units(count, per_minute), self.tenants.get_mut(&tenant)) {
+            bucket.pass_time(per_minute, now);
+            bucket.level = bucket.level.saturating_add(units).min(full(per_minute));
             bucket.share.refund(user, units);
         }
     }
 
     /// Checks whether this user may take one more, or has taken nothing in this minute; a user is
     /// not blocked for what others have used up. Takes nothing, and does not count as asking.
-    pub(super) fn has_room(&self, tenant: TenantUid, user: User, now: Duration) -> Result<(), Exceeded> {
+    pub(super) fn has_room(&self, taker: Taker, now: Duration) -> Result<(), Exceeded> {
+        let Taker { tenant, user, per_minute } = taker;
         let Some(mut bucket) = self.tenants.get_mut(&tenant) else { return Ok(()) };
-        bucket.pass_time(self.per_minute, now);
+        bucket.pass_time(per_minute, now);
         match (bucket.share.used(user), bucket.other(user, now)) {
             (0, _) => Ok(()),
-            (_, Some(other)) => bucket.share_room(user, ONE, other, self.per_minute, now, now),
-            (_, None) => bucket.room(user, ONE, None, self.per_minute, now),
+            (_, Some(other)) => bucket.share_room(user, ONE, other, per_minute, now, now),
+            (_, None) => bucket.room(user, ONE, None, per_minute, now),
         }
     }
+}
 
-    fn units(&self, count: u32) -> Result<i64, Exceeded> {
-        if count > self.per_minute.get() {
-            return Err(Exceeded::NeverFits);
-        }
-        Ok(i64::from(count) * ONE)
+/// Returns this many in units, if they ever fit.
+fn units(count: u32, per_minute: NonZeroU32) -> Result<i64, Exceeded> {
+    if count > per_minute.get() {
+        return Err(Exceeded::NeverFits);
     }
+    Ok(i64::from(count) * ONE)
 }
 
 /// Returns a minute's worth, in units.
@@ -310,16 +318,48 @@ mod tests {
         START + Duration::from_secs(seconds)
     }
 
-    fn meter_of(per_minute: u32, counted: CountedUsage) -> Meter {
-        Meter::new(NonZeroU32::new(per_minute).unwrap(), counted)
+    /// A meter that everybody takes from at one rate.
+    struct Rated {
+        meter: Meter,
+        per_minute: NonZeroU32,
     }
 
-    fn meter(per_minute: u32) -> Meter {
+    impl Rated {
+        fn taker(&self, tenant: TenantUid, user: User) -> Taker {
+            Taker { tenant, user, per_minute: self.per_minute }
+        }
+
+        fn take(&self, tenant: TenantUid, user: User, count: u32, now: Duration) -> Result<(), Exceeded> {
+            self.meter.take(self.taker(tenant, user), count, now)
+        }
+
+        fn take_or_first(&self, tenant: TenantUid, user: User, now: Duration) -> Result<(), Exceeded> {
+            self.meter.take_or_first(self.taker(tenant, user), now)
+        }
+
+        fn charge(&self, tenant: TenantUid, user: User, count: u32, now: Duration) -> bool {
+            self.meter.charge(self.taker(tenant, user), count, now)
+        }
+
+        fn give_back(&self, tenant: TenantUid, user: User, count: u32, now: Duration) {
+            self.meter.give_back(self.taker(tenant, user), count, now);
+        }
+
+        fn has_room(&self, tenant: TenantUid, user: User, now: Duration) -> Result<(), Exceeded> {
+            self.meter.has_room(self.taker(tenant, user), now)
+        }
+    }
+
+    fn meter_of(per_minute: u32, counted: CountedUsage) -> Rated {
+        Rated { meter: Meter::new(counted), per_minute: NonZeroU32::new(per_minute).unwrap() }
+    }
+
+    fn meter(per_minute: u32) -> Rated {
         meter_of(per_minute, CountedUsage::FromTheSecondUser)
     }
 
     /// Returns how many of this many calls of a user pass at this time.
-    fn passed(meter: &Meter, user: User, calls: u32, now: Duration) -> u32 {
+    fn passed(meter: &Rated, user: User, calls: u32, now: Duration) -> u32 {
         (0..calls).map(|_| u32::from(meter.take(TENANT, user, 1, now).is_ok())).sum()
     }
 
@@ -392,6 +432,17 @@ mod tests {
             meter.take(OTHER_TENANT, ANNA, 1, START),
             Err(Exceeded::RetryAfter(Duration::from_secs(6)))
         );
+    }
+
+    #[test]
+    fn a_rate_that_changes_holds_for_what_comes_from_then_on() {
+        let mut meter = meter(600);
+        assert_eq!(passed(&meter, ANNA, 600, START), 600);
+        meter.per_minute = NonZeroU32::new(60).unwrap();
+        assert_eq!(passed(&meter, ANNA, 620, seconds(10)), 10);
+        meter.per_minute = NonZeroU32::new(1_200).unwrap();
+        assert_eq!(passed(&meter, ANNA, 620, seconds(20)), 200);
+        assert_eq!(passed(&meter, ANNA, 1_300, seconds(3_600)), 1_200);
     }
 
     #[test]
@@ -546,7 +597,7 @@ mod tests {
             assert!(passed[0] <= 2 * rate + firsts, "{passed:?}");
             let all: usize = passed.iter().sum();
             assert!(all <= 6 * rate + 2 * firsts, "{passed:?}: what was owed is paid");
-            assert!(meter.tenants.get(&TENANT).unwrap().share.firsts.len() <= firsts);
+            assert!(meter.meter.tenants.get(&TENANT).unwrap().share.firsts.len() <= firsts);
         }
     }
 
@@ -567,7 +618,7 @@ mod tests {
             assert_eq!(meter.take(TENANT, User(1_000 + name), 1, START), Ok(()));
             anna += passed(&meter, ANNA, 2, START);
         }
-        assert!(meter.tenants.get(&TENANT).unwrap().share.by.len() <= KEPT_USERS);
+        assert!(meter.meter.tenants.get(&TENANT).unwrap().share.by.len() <= KEPT_USERS);
         assert!((290_000..300_000 + 600_000 / 65).contains(&anna), "{anna}");
     }
 }

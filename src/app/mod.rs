@@ -25,13 +25,13 @@ mod shared_check;
 mod state_reads;
 mod unsent;
 
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
 
 use http::{Extensions, HeaderMap};
 use tokio::sync::watch;
 
 use crate::audit::Committer;
-use crate::auth::{Authenticator, Policy, TenantClaim};
+use crate::auth::{Authenticator, TenantClaim};
 use crate::config::Limits;
 use crate::jobs::Stream;
 use crate::keyring::Keyring;
@@ -68,7 +68,6 @@ pub struct App {
     keyring: Arc<Keyring>,
     committer: Arc<Committer>,
     authenticator: watch::Sender<Arc<Authenticator>>,
-    policy: RwLock<Arc<Policy>>,
     limits: Limits,
     clock: Arc<dyn Clock>,
     checkpoints: Arc<Checkpoints>,
@@ -95,9 +94,7 @@ pub struct Parts {
     pub committer: Arc<Committer>,
     /// Identifies callers.
     pub authenticator: Arc<Authenticator>,
-    /// Decides what each caller may do.
-    pub policy: Policy,
-    /// The limits on the size and the rate of calls.
+    /// The limits on the size of calls.
     pub limits: Limits,
     /// The maximum number of calls that the server works on at once.
     pub in_flight: usize,
@@ -112,10 +109,10 @@ pub struct Parts {
 impl App {
     /// Builds an app from its parts. Must be called on the runtime of the committer.
     pub fn new(parts: Parts) -> Self {
-        let Parts { tenants, store, keyring, committer, authenticator, policy, .. } = parts;
+        let Parts { tenants, store, keyring, committer, authenticator, .. } = parts;
         let Parts { kms_requests, limits, in_flight, clock, checkpoints, streams, .. } = parts;
         Self {
-            meters: limits::Meters::new(&limits),
+            meters: limits::Meters::default(),
             kms_permits: kms_permits::KmsPermits::new(in_flight),
             health: health::Memory::default(),
             state_reads: state_reads::StateReads::default(),
@@ -126,7 +123,6 @@ impl App {
             keyring,
             committer,
             authenticator: watch::Sender::new(authenticator),
-            policy: RwLock::new(Arc::new(policy)),
             rereads: Rereads::default(),
             limits,
             clock,
@@ -189,7 +185,7 @@ impl App {
     /// # Errors
     /// `STORE_UNAVAILABLE` before [`Self::open`].
     pub fn caller(&self, identity: Identity, request_id: RequestId) -> Result<Caller, Refusal> {
-        let runtime = self.tenants.primary().map_err(record::read_refusal)?.clone();
+        let runtime = self.tenants.primary().map_err(record::read_refusal)?;
         Ok(Caller { runtime, identity, request_id })
     }
 

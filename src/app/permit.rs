@@ -9,7 +9,7 @@ use super::App;
 impl App {
     /// Returns whether the caller's role may perform this operation with any context at all.
     pub fn may_ever(&self, caller: &Caller, operation: Operation) -> bool {
-        self.policy().may_ever(&caller.identity, operation)
+        caller.runtime.settings.policy.may_ever(&caller.identity, operation)
     }
 
     /// Admits a caller who may ever perform this operation. A refusal is recorded.

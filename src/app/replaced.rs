@@ -1,7 +1,7 @@
 //! Replaces parts of the server while it runs: the authenticator, the policy and the signing keys.
 //! A call continues with the parts that it began with.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
@@ -17,10 +17,6 @@ impl App {
         self.authenticator.borrow().clone()
     }
 
-    pub(super) fn policy(&self) -> Arc<Policy> {
-        self.policy.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
     /// Authenticates callers with this authenticator from now on. It takes over the keys that the
     /// previous one has fetched.
     pub fn take_authenticator(&self, authenticator: Authenticator) {
@@ -28,9 +24,9 @@ impl App {
         self.authenticator.send_replace(Arc::new(authenticator));
     }
 
-    /// Authorizes callers with this policy from now on.
+    /// Authorizes the callers of all tenants with this policy from now on.
     pub fn take_policy(&self, policy: Policy) {
-        *self.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
+        self.tenants.update_settings(|settings| settings.policy = Arc::new(policy));
     }
 
     /// Signs checkpoints with these keys from now on. Returns whether they were accepted: see

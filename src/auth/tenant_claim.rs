@@ -4,8 +4,6 @@ use crate::model::{Identity, Means};
 
 /// The session variable that names the tenant.
 const VARIABLE: &str = "x-hasura-tenant-id";
-/// The longest name of a tenant, in bytes.
-const LONGEST: usize = 256;
 
 /// The name of a tenant, as a JWT that this server verified claims it. Session variables that come
 /// without a JWT claim nothing: whoever holds the secret that is shared with Hasura could name any
@@ -14,13 +12,16 @@ const LONGEST: usize = 256;
 pub struct TenantClaim<'i>(Option<&'i str>);
 
 impl<'i> TenantClaim<'i> {
+    /// The longest name of a tenant, in bytes.
+    pub const LONGEST: usize = 256;
+
     /// Takes the claim of an identity.
     pub fn of(identity: &'i Identity) -> Self {
         let claimed = match identity.means {
             Means::Jwt => identity.session.get(VARIABLE),
             Means::HasuraSecret | Means::AdminToken | Means::Operator => None,
         };
-        Self(claimed.filter(|name| !name.is_empty() && name.len() <= LONGEST))
+        Self(claimed.filter(|name| !name.is_empty() && name.len() <= Self::LONGEST))
     }
 
     /// Returns the name; `None` if no tenant is claimed.

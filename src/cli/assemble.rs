@@ -26,7 +26,7 @@ use crate::kms::{
 use crate::model::{Clock, KeyId, SystemClock, Tenant, TenantUid};
 use crate::rest::{DatabaseFound, DatabaseState};
 use crate::store::{self, Batch, Change, CommitError, Database, MigrateError, MigrationReport};
-use crate::tenancy::{Key, KeySet, Tenants};
+use crate::tenancy::{Key, KeySet, TenantSettings, Tenants};
 use crate::webhook::Webhook;
 
 /// The tenant of the single-tenant form.
@@ -59,7 +59,8 @@ pub(super) async fn assemble(
     let Provider { kms, connections, requests: kms_requests, .. } = provider(config.kms)?;
     let key = Key { id: KeyId::FIRST, kms: kms.clone(), connections };
     let keys = KeySet::new(key, []);
-    let webhook = config.webhook.map(webhook).transpose()?;
+    let webhook = config.webhook.map(webhook).transpose()?.map(Arc::new);
+    let settings = TenantSettings { policy: Arc::new(policy), rates: config.rates, webhook };
     let has_owner = config.store.has_owner();
     let streams = streams(config.audit_streams)?;
     let database = open(&config.store).await?;
@@ -71,7 +72,7 @@ pub(super) async fn assemble(
             "BYOK_ROW_MAC_KEY is not set: anyone who can write to the database can change rows of DEKs unnoticed"
         );
     }
-    let tenants = Tenants::fixed(keys);
+    let tenants = Tenants::fixed(keys, settings);
     let keyring = Keyring::new(keyring::Parts {
         store: store.clone(),
         log: store.clone(),
@@ -91,7 +92,6 @@ pub(super) async fn assemble(
         keyring: keyring.clone(),
         committer: committer.clone(),
         clock: clock.clone(),
-        webhook,
         checkpoints: checkpoints.clone(),
         streams: streams.clone(),
     };
@@ -102,7 +102,6 @@ pub(super) async fn assemble(
         store,
         kms_requests,
         authenticator: Arc::new(authenticator),
-        policy,
         limits: config.limits,
         in_flight: config.server.in_flight,
         clock,

@@ -1,30 +1,19 @@
-//! The limits on a call, and on the rate of calls.
+//! The limits on a call, and on the requests to the KMS.
 
 use std::num::NonZeroU32;
 
-use super::Reader;
+use super::rates::MOST;
+use super::{Rates, Reader};
 
-/// The largest value of a rate or a budget.
-const MOST: u32 = 100_000_000;
 /// The smallest KMS budget: a rotation may use half of it, and must be able to re-wrap one DEK.
 const FEWEST_KMS_CALLS: u32 = 10;
 /// The number of DEKs not in memory that the default KMS budget allows for each call within the
 /// rates.
 const COLD_DEKS_PER_CALL: u32 = 100;
 
-/// The limits on one call or one minute.
+/// The limits on one call, and on the requests to the KMS.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// `BYOK_ENCRYPT_RATE_RPM`: encrypt calls per minute and tenant.
-    pub encrypt_per_minute: u32,
-    /// `BYOK_DECRYPT_RATE_RPM`: decrypt and reveal calls per minute and tenant.
-    pub decrypt_per_minute: u32,
-    /// `BYOK_ENCRYPT_ITEMS_PER_MINUTE`: items of encrypt calls per minute and tenant; `None` means
-    /// no limit.
-    pub encrypt_items_per_minute: Option<NonZeroU32>,
-    /// `BYOK_DECRYPT_ITEMS_PER_MINUTE`: items of decrypt and reveal calls per minute and tenant;
-    /// `None` means no limit.
-    pub decrypt_items_per_minute: Option<NonZeroU32>,
     /// `BYOK_KMS_CALLS_PER_MINUTE`: requests to the KMS per minute and tenant; `None` means no
     /// limit. The default is a hundred for each call that the two rates allow, and at least two for
     /// each item of the largest call.
@@ -45,27 +34,20 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Reads the section.
-    pub fn read(reader: &mut Reader<'_>) -> Self {
-        let encrypt_per_minute = reader.number("BYOK_ENCRYPT_RATE_RPM", 300, 1..=MOST);
-        let decrypt_per_minute = reader.number("BYOK_DECRYPT_RATE_RPM", 600, 1..=MOST);
+    /// Reads the section. What the KMS may be asked depends on the rates of calls by default.
+    pub fn read(reader: &mut Reader<'_>, rates: &Rates) -> Self {
         let items: u32 = reader.number("BYOK_MAX_ITEMS_PER_REQUEST", 10_000, 1..=65_000);
-        let by_rates = (encrypt_per_minute + decrypt_per_minute).saturating_mul(COLD_DEKS_PER_CALL);
+        let calls = rates.encrypt_calls.saturating_add(rates.decrypt_calls.get()).get();
+        let by_rates = calls.saturating_mul(COLD_DEKS_PER_CALL);
         let by_default = by_rates.clamp(2 * items, MOST);
-        // Zero turns a budget off.
-        let mut budget = |name, default| NonZeroU32::new(reader.number(name, default, 0..=MOST));
-        let encrypt_items_per_minute = budget("BYOK_ENCRYPT_ITEMS_PER_MINUTE", 0);
-        let decrypt_items_per_minute = budget("BYOK_DECRYPT_ITEMS_PER_MINUTE", 0);
-        let kms_calls_per_minute = budget("BYOK_KMS_CALLS_PER_MINUTE", by_default);
+        // Zero turns the budget off.
+        let kms_calls_per_minute =
+            NonZeroU32::new(reader.number("BYOK_KMS_CALLS_PER_MINUTE", by_default, 0..=MOST));
         if kms_calls_per_minute.is_some_and(|calls| calls.get() < FEWEST_KMS_CALLS) {
             let problem = format!("is neither 0, for no bound, nor at least {FEWEST_KMS_CALLS}");
             reader.error("BYOK_KMS_CALLS_PER_MINUTE", problem);
         }
         Self {
-            encrypt_per_minute,
-            decrypt_per_minute,
-            encrypt_items_per_minute,
-            decrypt_items_per_minute,
             kms_calls_per_minute,
             items: items as usize,
             plaintext_bytes: reader.number("BYOK_MAX_PLAINTEXT_BYTES", 1 << 20, 1..=16 << 20),
@@ -83,7 +65,9 @@ mod tests {
 
     fn kms_calls(pairs: &[(&str, &str)]) -> Option<u32> {
         let env = Env::from_pairs(pairs.iter().copied());
-        Limits::read(&mut Reader::new(&env)).kms_calls_per_minute.map(NonZeroU32::get)
+        let mut reader = Reader::new(&env);
+        let rates = Rates::read(&mut reader);
+        Limits::read(&mut reader, &rates).kms_calls_per_minute.map(NonZeroU32::get)
     }
 
     #[test]
@@ -102,7 +86,8 @@ mod tests {
         assert_eq!(kms_calls(&[("BYOK_KMS_CALLS_PER_MINUTE", "0")]), None);
         let env = Env::from_pairs([("BYOK_KMS_CALLS_PER_MINUTE", "9")]);
         let mut reader = Reader::new(&env);
-        Limits::read(&mut reader);
+        let rates = Rates::read(&mut reader);
+        Limits::read(&mut reader, &rates);
         assert_eq!(reader.into_errors()[0].variable, "BYOK_KMS_CALLS_PER_MINUTE");
     }
 }

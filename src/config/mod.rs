@@ -16,6 +16,7 @@ mod kms;
 mod limits;
 mod network;
 mod postgres_url;
+mod rates;
 mod row_mac;
 mod server;
 mod store;
@@ -44,6 +45,7 @@ pub use kms::{
 pub(crate) use kms::{is_azure_version, is_same_azure_authority};
 pub use limits::Limits;
 pub use network::Network;
+pub use rates::Rates;
 pub use row_mac::{RowMac, RowMacKeys};
 pub use server::{Server, Tls};
 pub use store::{Engine, Postgres, Store};
@@ -74,6 +76,8 @@ impl Defaults {
 pub struct Config {
     /// The listener and its limits.
     pub server: Server,
+    /// The limits on the rate of calls and items.
+    pub rates: Rates,
     /// The limits on a call.
     pub limits: Limits,
     /// The DEK cache.
@@ -111,7 +115,8 @@ impl Config {
     /// Every error, not only the first.
     pub fn read(env: &Env, defaults: &Defaults) -> Result<Self, Vec<ConfigError>> {
         let mut reader = Reader::new(env);
-        let limits = Limits::read(&mut reader);
+        let rates = Rates::read(&mut reader);
+        let limits = Limits::read(&mut reader, &rates);
         let server = Server::read(&mut reader, defaults.console, limits.body_bytes);
         let dek_cache = DekCache::read(&mut reader);
         let dek_pool = DekPool::read(&mut reader, &dek_cache);
@@ -133,6 +138,7 @@ impl Config {
                 kms.limit_calls(limits.kms_calls_per_minute);
                 Ok(Self {
                     server,
+                    rates,
                     limits,
                     dek_cache,
                     dek_pool,

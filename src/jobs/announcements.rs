@@ -2,6 +2,7 @@
 //! those of one key version in order. The database holds which announcements are due and their
 //! results, so any replica can continue after a kill.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -10,6 +11,7 @@ use uuid::Uuid;
 
 use crate::model::TenantUid;
 use crate::store::{AnnouncementOutcome, AnnouncementStep, Batch, Change, DueAnnouncement};
+use crate::tenancy::NotServed;
 use crate::webhook::{Delivery, Webhook};
 
 use super::Jobs;
@@ -26,21 +28,23 @@ const PATIENCE: Duration = Duration::from_secs(3 * 24 * 3_600);
 /// The number of announcements that are read at once.
 const PAGE: u32 = 32;
 
-/// The database is out of reach. The worker tries again later.
+/// The database is out of reach, or there is no webhook. The worker tries again later.
 struct Stalled;
 
 impl Jobs {
     /// Announces what is due, one after the other, until nothing is due or `stop` is cancelled.
     /// Does nothing without a webhook. `holder` names this replica.
     pub(super) async fn announce_incidents(&self, holder: Uuid, stop: &CancellationToken) {
-        let Some(webhook) = &self.webhook else { return };
+        if self.tenants.settings().webhook.is_none() {
+            return;
+        }
         loop {
             let due = match self.store.due_announcements(PAGE).await {
                 Ok(due) if !due.is_empty() => due,
                 Ok(_) | Err(_) => return,
             };
             for one in &due {
-                if stop.is_cancelled() || self.announce(webhook, one, holder, stop).await.is_err() {
+                if stop.is_cancelled() || self.announce(one, holder, stop).await.is_err() {
                     return;
                 }
             }
@@ -49,12 +53,12 @@ impl Jobs {
 
     async fn announce(
         &self,
-        webhook: &Webhook,
         due: &DueAnnouncement,
         holder: Uuid,
         stop: &CancellationToken,
     ) -> Result<(), Stalled> {
         let DueAnnouncement { tenant, incident, attempts, age } = due;
+        let webhook = self.webhook_of(tenant.uid).await?;
         let attempt = attempts.saturating_add(1);
         let commit = async |step| {
             let change = Change::Announce { incident: incident.id, attempt, holder, step };
@@ -89,6 +93,17 @@ impl Jobs {
         let after = pause(attempt);
         warn!(incident = %incident.id, attempt, status, retry_in = after.as_secs(), "an incident could not be announced");
         commit(AnnouncementStep::Failed { after }).await.map(drop)
+    }
+
+    /// Returns the webhook that hears of a tenant's incidents. The deployment's hears of those of a
+    /// tenant that is not served.
+    async fn webhook_of(&self, tenant: TenantUid) -> Result<Arc<Webhook>, Stalled> {
+        let settings = match self.tenants.with(tenant).await {
+            Ok(runtime) => runtime.settings.clone(),
+            Err(NotServed::Unknown | NotServed::Locked | NotServed::NoKey) => self.tenants.settings(),
+            Err(NotServed::Store(_)) => return Err(Stalled),
+        };
+        settings.webhook.clone().ok_or(Stalled)
     }
 
     /// Commits the change, and returns whether it was applied. A commit whose outcome is unknown is

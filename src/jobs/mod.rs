@@ -35,7 +35,6 @@ use crate::keyring::Keyring;
 use crate::model::Clock;
 use crate::store::Store;
 use crate::tenancy::Tenants;
-use crate::webhook::Webhook;
 
 pub use checkpoints::{CheckpointParts, Checkpoints, DestinationShown};
 pub use publication::{Destination, Receiver};
@@ -57,8 +56,6 @@ pub struct Jobs {
     pub committer: Arc<Committer>,
     /// The clock.
     pub clock: Arc<dyn Clock>,
-    /// The webhook that incidents are announced to, if any.
-    pub webhook: Option<Webhook>,
     /// The checkpoints of all tenants' logs.
     pub checkpoints: Arc<Checkpoints>,
     /// The sinks that entries are streamed to, if any.

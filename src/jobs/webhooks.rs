@@ -1,5 +1,7 @@
 //! Replaces webhook settings while the server runs.
 
+use std::sync::Arc;
+
 use crate::config::Webhook;
 
 use super::{Destination, Jobs, Stream};
@@ -25,12 +27,15 @@ impl Jobs {
             return false;
         }
         let of_stream = self.streams.iter().find_map(Stream::webhook);
-        for (ours, new) in
-            [(self.webhook.as_ref(), incidents), (of_checkpoints, checkpoints), (of_stream, stream)]
-        {
+        for (ours, new) in [(of_checkpoints, checkpoints), (of_stream, stream)] {
             if let (Some(ours), Some(new)) = (ours, new) {
                 ours.replace(new);
             }
+        }
+        if let Some(new) = incidents {
+            self.tenants.update_settings(|settings| {
+                settings.webhook = settings.webhook.take().map(|ours| Arc::new(ours.moved_to(new)));
+            });
         }
         true
     }

@@ -1,13 +1,21 @@
-//! Knows which tenants are served, and what each is served with: its stage and its keys. A request
-//! gets its tenant from the claim that `auth` has verified, never from an argument; jobs ask here
-//! for all tenants. This module decides nothing about what a caller may do.
+//! Knows which tenants are served, and what each is served with: its stage, its keys, and the
+//! settings that its calls are bound by. A request gets its tenant from the claim that `auth` has
+//! verified, never from an argument; jobs ask here for all tenants. This module decides nothing about
+//! what a caller may do.
 
 mod caller;
+mod claimed;
+mod fixed;
 mod key_set;
+mod not_served;
 mod runtime;
+mod settings;
 mod tenants;
 
 pub use caller::Caller;
+pub use claimed::OpenKey;
 pub use key_set::{Key, KeySet};
+pub use not_served::NotServed;
 pub use runtime::TenantRuntime;
-pub use tenants::{NotServed, OpenKey, Tenants};
+pub use settings::TenantSettings;
+pub use tenants::Tenants;

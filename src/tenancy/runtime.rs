@@ -5,9 +5,10 @@ use std::sync::Arc;
 use crate::model::Tenant;
 use crate::store::{Gate, Stage};
 
-use super::KeySet;
+use super::{KeySet, TenantSettings};
 
 /// What one tenant is served with, as of one revision of its row.
+#[derive(Clone)]
 pub struct TenantRuntime {
     /// The tenant.
     pub tenant: Arc<Tenant>,
@@ -17,6 +18,8 @@ pub struct TenantRuntime {
     pub revision: Option<u64>,
     /// The keys.
     pub keys: KeySet,
+    /// What the tenant's calls are bound by.
+    pub settings: Arc<TenantSettings>,
 }
 
 impl TenantRuntime {
@@ -70,10 +73,22 @@ mod without_keys {
     }
 
     impl TenantRuntime {
-        /// Returns a runtime for tests that call no KMS.
+        /// Returns a runtime for tests that call no KMS, with the default settings.
         pub(crate) fn without_keys(tenant: Arc<Tenant>) -> Arc<Self> {
-            let key = Key { id: KeyId::FIRST, kms: Arc::new(Uncalled), connections: None };
-            Arc::new(Self { tenant, stage: Stage::Active, revision: None, keys: KeySet::new(key, []) })
+            Self::without_keys_under(tenant, TenantSettings::of_variables([]))
+        }
+
+        /// Does the same with these settings.
+        pub(crate) fn without_keys_under(tenant: Arc<Tenant>, settings: TenantSettings) -> Arc<Self> {
+            let (stage, keys) = (Stage::Active, KeySet::new(Key::uncalled(KeyId::FIRST), []));
+            Arc::new(Self { tenant, stage, revision: None, keys, settings: Arc::new(settings) })
+        }
+    }
+
+    impl Key {
+        /// Returns a key for tests that call no KMS.
+        pub(crate) fn uncalled(id: KeyId) -> Self {
+            Self { id, kms: Arc::new(Uncalled), connections: None }
         }
     }
 }

@@ -1,42 +1,13 @@
 //! The tenants that a server serves.
 
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
-
-use moka::sync::Cache;
+use std::sync::Arc;
 
 use crate::model::{Tenant, TenantUid};
-use crate::store::{KeyRow, KeyState, ReadError, Stage, TenancyReads, TenantRow};
+use crate::store::{ReadError, TenancyReads};
 
-use super::{Key, KeySet, TenantRuntime};
-
-/// How many tenants are kept ready at once, how long without a use, and how long before their rows
-/// are read again.
-const READY: u64 = 10_000;
-const IDLE: Duration = Duration::from_secs(3_600);
-const FRESH: Duration = Duration::from_secs(1);
-
-/// Builds the client of the key that a row names; `None` if nothing is bound to its names.
-pub type OpenKey = dyn Fn(&Tenant, &KeyRow) -> Option<Key> + Send + Sync;
-
-/// Why a call is not served for the tenant that it claims.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NotServed {
-    /// There is no such claim, or no such tenant.
-    Unknown,
-    /// Nothing of the tenant may be answered now.
-    Locked,
-    /// The tenant has no key that may be used now, or more than one that wraps.
-    NoKey,
-    /// The database could not be read.
-    Store(ReadError),
-}
-
-impl From<ReadError> for NotServed {
-    fn from(error: ReadError) -> Self {
-        Self::Store(error)
-    }
-}
+use super::claimed::{Claimed, OpenKey};
+use super::fixed::Fixed;
+use super::{KeySet, NotServed, TenantRuntime, TenantSettings};
 
 /// The tenants that a server serves. Clones share what is known.
 #[derive(Clone)]
@@ -44,52 +15,27 @@ pub struct Tenants(Form);
 
 #[derive(Clone)]
 enum Form {
-    Fixed { keys: KeySet, primary: Arc<OnceLock<Arc<TenantRuntime>>> },
+    Fixed(Arc<Fixed>),
     Claimed(Arc<Claimed>),
-}
-
-/// Tenants that are named by verified claims.
-struct Claimed {
-    rows: Arc<dyn TenancyReads>,
-    open_key: Box<OpenKey>,
-    /// The uid of each tenant that is ready, by the name that a claim holds.
-    names: Cache<String, TenantUid>,
-    ready: Cache<TenantUid, Ready>,
-}
-
-/// A tenant that is ready to be served.
-#[derive(Clone)]
-struct Ready {
-    runtime: Arc<TenantRuntime>,
-    /// When its rows were read.
-    read: Instant,
 }
 
 impl Tenants {
     /// Serves one tenant with these keys, whatever a caller claims. The tenant is not known until
     /// [`Self::open`].
-    pub fn fixed(keys: KeySet) -> Self {
-        Self(Form::Fixed { keys, primary: Arc::default() })
+    pub fn fixed(keys: KeySet, settings: TenantSettings) -> Self {
+        Self(Form::Fixed(Arc::new(Fixed::new(keys, settings))))
     }
 
     /// Serves the tenants of these rows, each with the keys of its own that `open_key` opens.
-    pub fn claimed(rows: Arc<dyn TenancyReads>, open_key: Box<OpenKey>) -> Self {
-        let names = Cache::builder().max_capacity(READY).time_to_idle(IDLE).build();
-        let ready = Cache::builder().max_capacity(READY).time_to_idle(IDLE).build();
-        Self(Form::Claimed(Arc::new(Claimed { rows, open_key, names, ready })))
+    pub fn claimed(rows: Arc<dyn TenancyReads>, open_key: Box<OpenKey>, settings: TenantSettings) -> Self {
+        Self(Form::Claimed(Arc::new(Claimed::new(rows, open_key, settings))))
     }
 
     /// Begins to serve the fixed tenant, once the database has been found to be in the required
     /// state.
     pub fn open(&self, tenant: Tenant) {
-        if let Form::Fixed { keys, primary } = &self.0 {
-            let runtime = TenantRuntime {
-                tenant: Arc::new(tenant),
-                stage: Stage::Active,
-                revision: None,
-                keys: keys.clone(),
-            };
-            let _ = primary.set(Arc::new(runtime));
+        if let Form::Fixed(fixed) = &self.0 {
+            fixed.open(tenant);
         }
     }
 
@@ -97,9 +43,9 @@ impl Tenants {
     ///
     /// # Errors
     /// The database has not been reached yet, or tenants are named by claims.
-    pub fn primary(&self) -> Result<&Arc<TenantRuntime>, ReadError> {
+    pub fn primary(&self) -> Result<Arc<TenantRuntime>, ReadError> {
         match &self.0 {
-            Form::Fixed { primary, .. } => primary.get().ok_or(ReadError::Unavailable),
+            Form::Fixed(fixed) => fixed.primary().ok_or(ReadError::Unavailable),
             Form::Claimed(_) => Err(ReadError::Unavailable),
         }
     }
@@ -110,7 +56,7 @@ impl Tenants {
     /// [`NotServed`].
     pub async fn of(&self, claim: Option<&str>) -> Result<Arc<TenantRuntime>, NotServed> {
         match &self.0 {
-            Form::Fixed { .. } => Ok(self.primary()?.clone()),
+            Form::Fixed(_) => Ok(self.primary()?),
             Form::Claimed(tenants) => tenants.named(claim.ok_or(NotServed::Unknown)?).await,
         }
     }
@@ -121,104 +67,147 @@ impl Tenants {
     /// [`NotServed`].
     pub async fn with(&self, uid: TenantUid) -> Result<Arc<TenantRuntime>, NotServed> {
         match &self.0 {
-            Form::Fixed { .. } => {
-                let primary = self.primary()?;
-                if primary.tenant.uid == uid { Ok(primary.clone()) } else { Err(NotServed::Unknown) }
+            Form::Fixed(_) => {
+                Some(self.primary()?).filter(|it| it.tenant.uid == uid).ok_or(NotServed::Unknown)
             }
             Form::Claimed(tenants) => tenants.with(uid).await,
         }
     }
 
-    /// Forgets what is known of the tenant with this uid, and returns what its rows say now.
+    /// Forgets what is known of the tenant with this uid, reads its rows again, and returns what it is
+    /// served with from now on. The fixed tenant is served as before.
     ///
     /// # Errors
     /// [`NotServed`].
     pub async fn refreshed(&self, uid: TenantUid) -> Result<Arc<TenantRuntime>, NotServed> {
-        if let Form::Claimed(tenants) = &self.0 {
-            tenants.ready.invalidate(&uid);
+        match &self.0 {
+            Form::Fixed(_) => self.with(uid).await,
+            Form::Claimed(tenants) => tenants.refreshed(uid).await,
         }
-        self.with(uid).await
     }
 
-    /// Does the same without a read: returns `None` if the tenant is not ready.
+    /// Returns what the tenant with this uid is served with, without a read: `None` if that is not
+    /// known.
     pub fn known(&self, uid: TenantUid) -> Option<Arc<TenantRuntime>> {
         match &self.0 {
-            Form::Fixed { primary, .. } => primary.get().filter(|runtime| runtime.tenant.uid == uid).cloned(),
-            Form::Claimed(tenants) => tenants.ready.get(&uid).map(|ready| ready.runtime),
+            Form::Fixed(fixed) => fixed.primary().filter(|runtime| runtime.tenant.uid == uid),
+            Form::Claimed(tenants) => tenants.known(uid),
         }
     }
 
     /// Returns the tenants that this process works for. Empty until the database has been reached.
     pub fn served(&self) -> Vec<Arc<TenantRuntime>> {
         match &self.0 {
-            Form::Fixed { primary, .. } => primary.get().cloned().into_iter().collect(),
-            Form::Claimed(tenants) => tenants.ready.iter().map(|(_, ready)| ready.runtime).collect(),
+            Form::Fixed(fixed) => fixed.primary().into_iter().collect(),
+            Form::Claimed(tenants) => tenants.served(),
+        }
+    }
+
+    /// Returns the settings of the deployment, which every tenant has.
+    pub fn settings(&self) -> Arc<TenantSettings> {
+        match &self.0 {
+            Form::Fixed(fixed) => fixed.settings(),
+            Form::Claimed(tenants) => tenants.settings(),
+        }
+    }
+
+    /// Changes the settings of the deployment. Calls that begin from now on are bound by the new ones,
+    /// with the keys that are open; those under way go on with what they began with.
+    pub fn update_settings(&self, update: impl FnOnce(&mut TenantSettings)) {
+        match &self.0 {
+            Form::Fixed(fixed) => fixed.update_settings(update),
+            Form::Claimed(tenants) => tenants.update_settings(update),
         }
     }
 }
 
-impl Claimed {
-    async fn named(&self, name: &str) -> Result<Arc<TenantRuntime>, NotServed> {
-        let ready = self.names.get(name).and_then(|uid| self.fresh(uid));
-        // A tenant may have been renamed since.
-        if let Some(runtime) = ready.filter(|runtime| runtime.tenant.name == name) {
-            return Ok(runtime);
-        }
-        let row = self.rows.tenant_named(name).await?.ok_or(NotServed::Unknown)?;
-        let runtime = self.prepare(row).await?;
-        self.names.insert(name.to_owned(), runtime.tenant.uid);
-        Ok(runtime)
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use async_trait::async_trait;
+
+    use crate::auth::Policy;
+    use crate::model::{Identity, KeyId, Means, Operation, RequestId, Session};
+    use crate::store::{KeyRow, KeyState, Stage, TenantRow};
+    use crate::tenancy::{Caller, Key};
+
+    use super::*;
+
+    /// The rows of a tenant that never changes.
+    struct Rows;
+
+    fn tenant() -> Tenant {
+        Tenant { uid: TenantUid([1; 16]), name: "acme".to_owned() }
     }
 
-    async fn with(&self, uid: TenantUid) -> Result<Arc<TenantRuntime>, NotServed> {
-        if let Some(runtime) = self.fresh(uid) {
-            return Ok(runtime);
+    #[async_trait]
+    impl TenancyReads for Rows {
+        async fn tenant_named(&self, _: &str) -> Result<Option<TenantRow>, ReadError> {
+            self.tenant_with(tenant().uid).await
         }
-        let row = self.rows.tenant_with(uid).await?.ok_or(NotServed::Unknown)?;
-        self.prepare(row).await
+
+        async fn tenant_with(&self, _: TenantUid) -> Result<Option<TenantRow>, ReadError> {
+            Ok(Some(TenantRow { tenant: tenant(), stage: Stage::Active, revision: 1, locked: false }))
+        }
+
+        async fn keys(&self, _: TenantUid) -> Result<Vec<KeyRow>, ReadError> {
+            let (provider, region, identifier, credential_ref) = (None, None, None, None);
+            let (id, label, state, revision) = (KeyId::FIRST, String::new(), KeyState::Current, 1);
+            Ok(vec![KeyRow { id, label, state, provider, region, identifier, credential_ref, revision }])
+        }
     }
 
-    fn fresh(&self, uid: TenantUid) -> Option<Arc<TenantRuntime>> {
-        let ready = self.ready.get(&uid).filter(|ready| ready.read.elapsed() < FRESH);
-        ready.map(|ready| ready.runtime)
+    async fn caller(tenants: &Tenants) -> Caller {
+        let (session, means) = (Session::default(), Means::Jwt);
+        let identity = Identity { role: "user".into(), user: None, session, means };
+        let runtime = tenants.of(Some("acme")).await.ok().unwrap();
+        Caller { runtime, identity, request_id: RequestId::fresh() }
     }
 
-    /// Makes the tenant of this row ready. Its keys are opened again only if the revision has changed.
-    async fn prepare(&self, row: TenantRow) -> Result<Arc<TenantRuntime>, NotServed> {
-        let (read, uid, revision) = (Instant::now(), row.tenant.uid, Some(row.revision));
-        if row.locked {
-            self.ready.invalidate(&uid);
-            return Err(NotServed::Locked);
-        }
-        let known = self.ready.get(&uid).map(|ready| ready.runtime);
-        let runtime = match known.filter(|runtime| runtime.revision == revision) {
-            Some(runtime) if *runtime.tenant == row.tenant => runtime,
-            known => {
-                let keys = match known {
-                    Some(runtime) => runtime.keys.clone(),
-                    None => self.open_keys(&row.tenant).await?,
-                };
-                let (tenant, stage) = (Arc::new(row.tenant), row.stage);
-                Arc::new(TenantRuntime { tenant, stage, revision, keys })
-            }
+    fn may_encrypt(caller: &Caller) -> bool {
+        caller.runtime.settings.policy.may_ever(&caller.identity, Operation::Encrypt)
+    }
+
+    #[tokio::test]
+    async fn a_changed_policy_binds_the_next_call_not_the_one_under_way() {
+        let settings = || TenantSettings::of_variables([]);
+        let fixed = Tenants::fixed(KeySet::new(Key::uncalled(KeyId::FIRST), []), settings());
+        fixed.open(tenant());
+        let opened = Arc::new(AtomicUsize::new(0));
+        let count = opened.clone();
+        let open_key = move |_: &Tenant, row: &KeyRow| {
+            count.fetch_add(1, Ordering::SeqCst);
+            Some(Key::uncalled(row.id))
         };
-        self.ready.insert(uid, Ready { runtime: runtime.clone(), read });
-        Ok(runtime)
-    }
-
-    async fn open_keys(&self, tenant: &Tenant) -> Result<KeySet, NotServed> {
-        let (mut current, mut others) = (None, Vec::new());
-        for key in self.rows.keys(tenant.uid).await? {
-            let opened = match key.state {
-                KeyState::Draft => None,
-                KeyState::Current | KeyState::Retired => (self.open_key)(tenant, &key),
-            };
-            match (opened, key.state) {
-                (Some(_), KeyState::Current) if current.is_some() => return Err(NotServed::NoKey),
-                (Some(opened), KeyState::Current) => current = Some(opened),
-                (opened, _) => others.extend(opened),
+        let claimed = Tenants::claimed(Arc::new(Rows), Box::new(open_key), settings());
+        for tenants in [fixed, claimed] {
+            let under_way = caller(&tenants).await;
+            let policy = Policy::parse("roles: { user: { encrypt: true } }", None).unwrap();
+            tenants.update_settings(|settings| settings.policy = Arc::new(policy));
+            assert!(!may_encrypt(&under_way));
+            let next = caller(&tenants).await;
+            assert!(may_encrypt(&next));
+            let kms = |caller: &Caller| caller.runtime.keys.key(KeyId::FIRST).unwrap().kms.clone();
+            assert!(Arc::ptr_eq(&kms(&under_way), &kms(&next)));
+            assert!(Arc::ptr_eq(&tenants.settings(), &next.runtime.settings));
+            for known in tenants.served().into_iter().chain(tenants.known(tenant().uid)) {
+                assert!(Arc::ptr_eq(&known, &next.runtime));
             }
         }
-        Ok(KeySet::new(current.ok_or(NotServed::NoKey)?, others))
+        assert_eq!(opened.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn settings_that_change_before_the_tenant_opens_are_the_tenants() {
+        let keys = KeySet::new(Key::uncalled(KeyId::FIRST), []);
+        let tenants = Tenants::fixed(keys, TenantSettings::of_variables([]));
+        tenants.update_settings(|settings| {
+            settings.policy = Arc::new(Policy::parse("roles: {}", None).unwrap())
+        });
+        tenants.open(tenant());
+        let runtime = tenants.refreshed(tenant().uid).await.ok().unwrap();
+        assert!(Arc::ptr_eq(&runtime, &tenants.primary().ok().unwrap()));
+        assert!(Arc::ptr_eq(&runtime.settings, &tenants.settings()));
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use byok::app::{App, Committed as Unreleased, DecryptItem, EncryptItem};
 use byok::audit::Committer;
-use byok::auth::{Authenticator, Policy};
+use byok::auth::Authenticator;
 use byok::config::{self, Auth, DekCache, Env, KeyGuard, Limits, Reader};
 use byok::crypto::{Context, Dek, Plaintext};
 use byok::jobs::{CheckpointParts, Checkpoints};
@@ -34,7 +34,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::rows::changes;
-use crate::support::tenancy::one_tenant;
+use crate::support::tenancy::{ample_settings, one_tenant};
 
 /// What Hasura shows as `X-Byok-Secret`.
 pub(crate) const SECRET: &str = "a-secret-of-some-length";
@@ -505,12 +505,7 @@ impl House {
             guard,
             row_mac: byok::config::RowMac::default(),
         });
-        let variables = [
-            ("BYOK_HASURA_SECRET", SECRET),
-            ("BYOK_ENCRYPT_RATE_RPM", "1000000"),
-            ("BYOK_DECRYPT_RATE_RPM", "1000000"),
-        ];
-        let env = Env::from_pairs(variables);
+        let env = Env::from_pairs([("BYOK_HASURA_SECRET", SECRET)]);
         let auth = Auth::read(&mut Reader::new(&env));
         let authenticator = Authenticator::new(&auth, crate::support::http(), clock.clone());
         let checkpoints = Checkpoints::new(CheckpointParts {
@@ -528,8 +523,7 @@ impl House {
             keyring: keyring.clone(),
             committer,
             authenticator: Arc::new(authenticator.map_err(drop).unwrap()),
-            policy: Policy::default(),
-            limits: Limits::read(&mut Reader::new(&env)),
+            limits: Limits::read(&mut Reader::new(&env), &ample_settings().rates),
             in_flight: 2_048,
             clock: clock.clone(),
             checkpoints: Arc::new(checkpoints),

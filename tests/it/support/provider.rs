@@ -247,7 +247,8 @@ pub(crate) fn kms_and_diagnosis_of(env: &Env) -> (Arc<dyn Kms>, Arc<dyn KmsDiagn
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut reader = Reader::new(env);
     let mut settings = config::Kms::read(&mut reader, false);
-    let limits = config::Limits::read(&mut reader);
+    let rates = config::Rates::read(&mut reader);
+    let limits = config::Limits::read(&mut reader, &rates);
     settings.iter_mut().for_each(|settings| settings.limit_calls(limits.kms_calls_per_minute));
     let errors = reader.into_errors();
     match settings {

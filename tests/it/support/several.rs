@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use byok::app::{App, Committed, Context, DecryptItem, EncryptItem, Plaintext};
 use byok::audit::Committer;
-use byok::auth::{Authenticator, MintClaims, Policy, mint};
+use byok::auth::{Authenticator, MintClaims, mint};
 use byok::config::{Auth, DekCache, DekPool, Env, Jwt, KeyGuard, Limits, Reader, RowMac};
 use byok::crypto::SecretText;
 use byok::jobs::{CheckpointParts, Checkpoints, Jobs};
@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::postgres::{TestDatabase, execute, migrated};
 use super::rows::changes;
-use super::tenancy::first_key;
+use super::tenancy::{ample_settings, first_key};
 use super::tenant_kms::{Mode, TenantKms};
 
 pub(crate) const SHARED_SECRET: &str = "a-secret-of-some-length";
@@ -59,6 +59,7 @@ impl Several {
         let tenants = Tenants::claimed(
             store.clone(),
             Box::new(move |tenant, _| Some(first_key(of_tenant.get(&tenant.name)?.clone()))),
+            ample_settings(),
         );
         let seconds = Duration::from_secs;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -86,9 +87,6 @@ impl Several {
         let env = Env::from_pairs([
             ("HASURA_GRAPHQL_JWT_SECRET", jwt_secret()),
             ("BYOK_HASURA_SECRET", SHARED_SECRET.to_owned()),
-            // No test reaches the limits.
-            ("BYOK_ENCRYPT_RATE_RPM", "100000000".to_owned()),
-            ("BYOK_DECRYPT_RATE_RPM", "100000000".to_owned()),
         ]);
         let auth = Auth::read(&mut Reader::new(&env));
         let authenticator = Authenticator::new(&auth, super::http(), clock.clone());
@@ -99,22 +97,19 @@ impl Several {
             keyring: keyring.clone(),
             committer: committer.clone(),
             authenticator: Arc::new(authenticator.map_err(drop).expect("the settings are sound")),
-            policy: Policy::default(),
-            limits: Limits::read(&mut Reader::new(&env)),
+            limits: Limits::read(&mut Reader::new(&env), &ample_settings().rates),
             in_flight: 2_048,
             clock: clock.clone(),
             checkpoints: checkpoints.clone(),
             streams: Arc::new([]),
         }));
         let streams = Arc::new([]);
-        let (store_of_jobs, webhook) = (store.clone(), None);
         let jobs = Jobs {
             tenants,
-            store: store_of_jobs,
+            store: store.clone(),
             keyring: keyring.clone(),
             committer,
             clock,
-            webhook,
             checkpoints,
             streams,
         };
