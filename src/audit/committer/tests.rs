@@ -1,3 +1,5 @@
+//! What lanes do with tenants of a store that is made here.
+
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::Duration;
