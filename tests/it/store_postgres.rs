@@ -1,10 +1,13 @@
 //! What only PostgreSQL does: roles, partitions, migrations by several replicas, durability.
 
+use std::collections::BTreeSet;
+
+use byok::config;
 use byok::merkle::Hash;
 use byok::model::{TenantUid, Timestamp};
 use byok::store::{
-    Batch, Change, Chunk, ChunkValue, CommitError, Commits as _, Database, EntryFilter, EntrySearch as _,
-    Exposure, MigrateError, Postgres, ReadError, RequestReads as _, Tile, TileId, postgres,
+    Batch, Change, Chunk, ChunkValue, CommitError, Commits as _, Database, DekRow, EntryFilter,
+    EntrySearch as _, Exposure, MigrateError, Postgres, ReadError, RequestReads as _, Tile, TileId, postgres,
 };
 use sqlx::{Connection, Executor, PgConnection, SqlSafeStr};
 use uuid::Uuid;
@@ -333,4 +336,47 @@ async fn tls_comes_with_the_url_and_is_verified() {
         connect(&format!("{}?sslmode=verify-full", server.url)).ping().await,
         Err(ReadError::Unavailable)
     );
+}
+
+/// The process ids of the servers behind a store's connections.
+async fn backends(url: &str) -> BTreeSet<i32> {
+    let mut own = PgConnection::connect(url).await.unwrap();
+    let of_store = "SELECT pid FROM pg_stat_activity
+        WHERE datname = current_database() AND application_name = 'byok'";
+    sqlx::query_scalar(of_store).fetch_all(&mut own).await.unwrap().into_iter().collect()
+}
+
+/// Else each call of such a tenant would cost the others a connection, which takes longer than a commit.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_log_takes_no_connection_from_other_tenants() {
+    let (database, _) = migrated().await;
+    // One connection for all commits.
+    let settings = config::Postgres { max_connections: 4, ..settings(&database.url, None, false) };
+    let store = Postgres::connect_lazy(&settings).unwrap();
+    let (damaged, well) = (tenant(&store).await, tenant(&store).await);
+    let taken = dek(None);
+    let first =
+        Batch { changes: vec![Change::InsertDek(taken.clone())], ..entries(damaged, 0, vec![entry()]) };
+    store.commit(&first).await.unwrap();
+    store.commit(&entries(well, 0, vec![entry()])).await.unwrap();
+    let before = backends(&database.url).await;
+    let refused = async |changes: Vec<Change>| {
+        let mut refused = Batch { changes, ..entries(damaged, 1, vec![entry()]) };
+        assert_eq!(store.commit(&refused).await.err(), Some(CommitError::Rejected));
+        assert_eq!(store.commit_in_turn(&mut refused).await.err(), Some(CommitError::Rejected));
+        let after = backends(&database.url).await;
+        assert!(before.is_subset(&after), "{before:?} {after:?}");
+    };
+    let other = Change::InsertDek(DekRow { wrapped: wrapped(9, "1"), ..taken });
+    refused(vec![other.clone()]).await;
+    refused(vec![Change::StartJob(job()), other]).await;
+    execute(
+        &database.url,
+        "UPDATE np_byok_heads SET frontier = decode('00', 'hex') WHERE log = 1 AND size = 1",
+    )
+    .await;
+    // The store forgets the head that it knew.
+    assert!(store.commit(&entries(damaged, 1, vec![entry()])).await.is_err());
+    refused(Vec::new()).await;
+    refused(vec![Change::StartJob(job())]).await;
 }

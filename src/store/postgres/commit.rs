@@ -55,8 +55,10 @@ pub(super) enum AttemptError {
     NoLog,
     /// A DEK id is taken by another DEK.
     DekIdTaken,
-    /// The driver's error.
+    /// The driver's error. No transaction is open any more, unless the connection is lost.
     Driver(Error),
+    /// The driver's error at the end of the transaction.
+    Commit(Error),
 }
 
 impl From<Error> for AttemptError {
@@ -142,7 +144,7 @@ impl Postgres {
         ended: Result<Result<Done, AttemptError>, Elapsed>,
         commit_sent: bool,
     ) -> Result<Committed, CommitError> {
-        let failure = match ended {
+        let (failure, is_usable) = match ended {
             Ok(Ok(Done { committed, head })) => {
                 writer.keep();
                 if let Some(head) = head {
@@ -159,11 +161,20 @@ impl Postgres {
                 writer.keep();
                 return Err(CommitError::Rejected);
             }
-            Ok(Err(AttemptError::DekIdTaken)) => return Err(CommitError::Rejected),
-            Ok(Err(AttemptError::Driver(error))) => Failure::of(&error),
-            Err(_) => Failure::Lost,
+            Ok(Err(AttemptError::DekIdTaken)) => {
+                writer.keep();
+                return Err(CommitError::Rejected);
+            }
+            Ok(Err(AttemptError::Driver(error))) => (Failure::of(&error), is_of_data(&error)),
+            Ok(Err(AttemptError::Commit(error))) => (Failure::of(&error), false),
+            Err(_) => (Failure::Lost, false),
         };
-        drop(writer);
+        // A tenant whose log is damaged must not cost the others a new connection at each of its calls.
+        if is_usable {
+            writer.keep();
+        } else {
+            drop(writer);
+        }
         match failure {
             Failure::Refused | Failure::Malformed => Err(CommitError::Rejected),
             Failure::Temporary | Failure::TimedOut | Failure::Busy => Err(CommitError::Unavailable),
@@ -249,14 +260,24 @@ async fn attempt_in_turn(
     commit_sent: &mut bool,
 ) -> Result<Done, AttemptError> {
     let mut transaction = connection.begin_with(BEGIN).await?;
-    let turn = sqlx::query(TURN).persistent(!pgbouncer).bind(batch.tenant.0);
-    let Some(row) = first(turn.fetch_all(&mut *transaction).await?)? else {
-        transaction.rollback().await?;
-        return Err(AttemptError::NoLog);
-    };
-    let head = head(&row)?;
-    batch.base = head.end();
-    apply_and_commit(transaction, batch, Some(&head), pgbouncer, commit_sent).await
+    match turn_of(&mut transaction, batch.tenant, !pgbouncer).await {
+        Ok(head) => {
+            batch.base = head.end();
+            apply_and_commit(transaction, batch, Some(&head), pgbouncer, commit_sent).await
+        }
+        Err(ended) => Err(roll_back(transaction, ended).await),
+    }
+}
+
+/// Waits for the lock of the head's row, and returns the head.
+async fn turn_of(
+    connection: &mut PgConnection,
+    tenant: TenantUid,
+    persistent: bool,
+) -> Result<LogHead, AttemptError> {
+    let turn = sqlx::query(TURN).persistent(persistent).bind(tenant.0);
+    let row = first(turn.fetch_all(connection).await?)?.ok_or(AttemptError::NoLog)?;
+    Ok(head(&row)?)
 }
 
 /// Applies the batch and commits it.
@@ -270,15 +291,32 @@ async fn apply_and_commit(
     match changes::apply(&mut transaction, batch, known, !pgbouncer).await {
         Ok(done) => {
             *commit_sent = true;
-            transaction.commit().await?;
+            transaction.commit().await.map_err(AttemptError::Commit)?;
             Ok(done)
         }
-        Err(ended) => {
-            if !matches!(ended, AttemptError::Driver(_)) {
-                transaction.rollback().await?;
-            }
-            Err(ended)
-        }
+        Err(ended) => Err(roll_back(transaction, ended).await),
+    }
+}
+
+/// Ends the transaction of an attempt that has failed. If that fails too, the connection is lost.
+async fn roll_back(transaction: Transaction<'_, sqlx::Postgres>, ended: AttemptError) -> AttemptError {
+    match transaction.rollback().await {
+        Ok(()) => ended,
+        Err(lost) => AttemptError::Driver(lost),
+    }
+}
+
+/// Returns whether an error is about the data and not about the session: the server has answered,
+/// and the connection serves the next commit as well as a new one would. By SQLSTATE: data
+/// exceptions, constraints, rollbacks, locks, and the statement's time limit (PostgreSQL manual,
+/// appendix A).
+fn is_of_data(error: &Error) -> bool {
+    match error {
+        Error::Decode(_) | Error::ColumnDecode { .. } => true,
+        Error::Database(error) => error.code().is_some_and(|code| {
+            *code == *"57014" || ["22", "23", "40", "55"].iter().any(|class| code.starts_with(class))
+        }),
+        _ => false,
     }
 }
 
