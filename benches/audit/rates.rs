@@ -124,7 +124,7 @@ async fn call(
     while Instant::now() < until {
         let entry = entries.entry(rows::now());
         let asked = Instant::now();
-        let unit = Unit { tenant, entry: Some(entry), changes: Vec::new(), fence: fence.clone() };
+        let unit = Unit { tenant, entry: Some(entry), changes: Vec::new(), gate: None, fence: fence.clone() };
         let durable = committer.commit(unit).await.expect("it is durable");
         durable.receipt.expect("it passed its fence");
         waits.push(asked.elapsed());
