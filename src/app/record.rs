@@ -314,14 +314,20 @@ impl App {
     /// Returns what the tenant is served with now, for a call that the gate has refused.
     ///
     /// # Errors
-    /// The reason why the tenant is not served any more.
+    /// The reason why the tenant is not served any more to whoever claims that name.
     async fn served_now(&self, caller: &Caller) -> Result<Arc<TenantRuntime>, Refusal> {
-        let uid = caller.tenant().uid;
-        // Other calls have met the same change.
-        match self.tenants.known(uid).filter(|known| known.revision > caller.runtime.revision) {
-            Some(known) => Ok(known),
-            None => self.tenants.refreshed(uid).await.map_err(not_served),
+        let claimed = caller.tenant();
+        // Other calls may have met the same change.
+        let known = self.tenants.known(claimed.uid);
+        let runtime = match known.filter(|known| known.revision > caller.runtime.revision) {
+            Some(known) => known,
+            None => self.tenants.refreshed(claimed.uid).await.map_err(not_served)?,
+        };
+        // The name that was claimed may be another tenant's by now.
+        if runtime.tenant.name != claimed.name {
+            return Err(not_served(NotServed::Unknown));
         }
+        Ok(runtime)
     }
 
     /// Returns the refusal for a call whose commit failed.

@@ -62,6 +62,25 @@ async fn a_call_starts_over_with_what_the_tenant_is_served_with_now() {
     assert_eq!(outcomes(&several, 4).await, ["OK"; 4], "no attempt that failed is in the log");
 }
 
+/// The name that a call has claimed may be another tenant's by now.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_admitted_under_a_name_that_has_changed_is_refused() {
+    let several = Several::of(&["acme", "globex"]).await;
+    let token = several.encrypt("acme", "r-1").await.unwrap();
+    let admitted = several.caller("acme").await.unwrap();
+    for (old, new) in [("acme", "acme-2"), ("globex", "acme")] {
+        let rename = format!(
+            "UPDATE np_byok_tenants SET name = '{new}', revision = revision + 1 WHERE name = '{old}'"
+        );
+        several.execute(&rename).await;
+    }
+    let refused = several.decrypt_as(&admitted, &token, "r-1").await;
+    assert_eq!(refused, Err(ErrorCode::PermissionDenied));
+    // Who claims the name from now on is the other tenant's, which this token is not of.
+    assert_eq!(several.caller("acme").await.unwrap().tenant().uid, TenantUid([2; 16]));
+    assert_eq!(several.decrypt("acme", &token, "r-1").await, Err(ErrorCode::DecryptFailed));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_under_way_when_a_tenant_changes_are_all_answered() {
     let several = Arc::new(Several::of(&["acme"]).await);
