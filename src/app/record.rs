@@ -56,6 +56,7 @@ pub(super) fn note_failure(item: &mut Item, error: &KeyringError, request_id: &R
         }
         KeyringError::KeyUnusable(posture) => unusable_key_refusal(*posture),
         KeyringError::Store(error) => read_refusal(*error),
+        KeyringError::NotServed(error) => not_served(*error),
     };
     item.refused = Some(refusal.code);
     refusal

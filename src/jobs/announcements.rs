@@ -10,7 +10,7 @@ use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use crate::model::TenantUid;
-use crate::store::{AnnouncementOutcome, AnnouncementStep, Batch, Change, DueAnnouncement};
+use crate::store::{AnnouncementOutcome, AnnouncementStep, Batch, Change, DueAnnouncement, ReadError};
 use crate::tenancy::NotServed;
 use crate::webhook::{Delivery, Webhook};
 
@@ -96,12 +96,17 @@ impl Jobs {
     }
 
     /// Returns the webhook that hears of a tenant's incidents. The deployment's hears of those of a
-    /// tenant that is not served.
+    /// tenant that is not served, or whose rows cannot be read: it must not keep the others' back.
     async fn webhook_of(&self, tenant: TenantUid) -> Result<Arc<Webhook>, Stalled> {
         let settings = match self.tenants.with(tenant).await {
             Ok(runtime) => runtime.settings.clone(),
-            Err(NotServed::Unknown | NotServed::Locked | NotServed::NoKey) => self.tenants.settings(),
-            Err(NotServed::Store(_)) => return Err(Stalled),
+            Err(NotServed::Store(ReadError::Unavailable | ReadError::Busy)) => return Err(Stalled),
+            Err(
+                NotServed::Unknown
+                | NotServed::Locked
+                | NotServed::NoKey
+                | NotServed::Store(ReadError::Rejected | ReadError::Malformed),
+            ) => self.tenants.settings(),
         };
         settings.webhook.clone().ok_or(Stalled)
     }

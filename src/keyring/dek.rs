@@ -52,15 +52,15 @@ pub enum KeyringError {
     KeyUnusable(Posture),
     /// The store refused or failed.
     Store(ReadError),
+    /// The tenant is not served any more.
+    NotServed(NotServed),
 }
 
 impl From<NotServed> for KeyringError {
     fn from(not_served: NotServed) -> Self {
         match not_served {
             NotServed::Store(error) => Self::Store(error),
-            NotServed::Unknown | NotServed::NoKey | NotServed::Locked => {
-                Self::Kms(KmsError::local(KmsErrorClass::Misconfigured))
-            }
+            NotServed::Unknown | NotServed::NoKey | NotServed::Locked => Self::NotServed(not_served),
         }
     }
 }

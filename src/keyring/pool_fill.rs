@@ -113,6 +113,7 @@ fn retry_after(error: &KeyringError) -> Option<Duration> {
         | KeyringError::Unsealed
         | KeyringError::RowMacKeyMissing
         | KeyringError::KeyUnusable(_)
-        | KeyringError::Store(_) => None,
+        | KeyringError::Store(_)
+        | KeyringError::NotServed(_) => None,
     }
 }

@@ -92,7 +92,7 @@ pub enum Change {
         /// How long the key version is needed.
         lasting: Duration,
     },
-    /// Stops watching every key version except this one, because nothing is wrapped under the
+    /// Stops watching every version of a key except this one, because nothing is wrapped under the
     /// others any more. Raises their epochs, so that no call that began under them is answered. No
     /// read returns a retired key version until it is watched again.
     Retire {

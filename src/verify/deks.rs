@@ -12,7 +12,7 @@ use super::finding::Finding;
 use super::report::Report;
 use crate::audit::recorded_id;
 use crate::crypto::sha256;
-use crate::model::{DekId, KeyVersion, Operation, TenantUid};
+use crate::model::{DekId, KeyId, KeyVersion, Operation, TenantUid};
 use crate::store::{DekRow, LogReads, ReadError};
 
 /// The number of rows that one pass over the log checks.
@@ -199,7 +199,8 @@ impl Deks {
             }
             self.gone += 1;
         }
-        let number = self.versions.number(KeyVersion::new(key.as_str(), version.as_str()));
+        let key_id = item.key_id.as_ref().map_or(KeyId::FIRST, |id| KeyId(*id.0.as_bytes()));
+        let number = self.versions.number(KeyVersion::new(key.as_str(), version.as_str()).of(key_id));
         let dek = self.known.entry(id).or_default();
         let given = item.wrapped_hash.as_ref().map(|hash| hash.0);
         if rotates {
@@ -366,6 +367,26 @@ mod tests {
             extensions: Vec::new(),
             items: vec![item],
             digest: Bytes([0; 32]),
+        }
+    }
+
+    #[test]
+    fn an_entry_names_the_key_of_a_deks_row() {
+        let other = KeyId([9; 16]);
+        let of_key = |id: KeyId| {
+            let mut made = row("1", 1);
+            made.wrapped.key_version.key_id = id;
+            made
+        };
+        for (row_of, entry_of, holds) in
+            [(other, other, true), (other, KeyId::FIRST, false), (KeyId::FIRST, other, false)]
+        {
+            let made = of_key(row_of);
+            let mut deks = Deks::of(std::slice::from_ref(&made), true);
+            let mut made_by = entry(Operation::Encrypt, &made, Some(sha256(&[1])));
+            made_by.items[0].key_id = entry_of.recorded().map(|id| Id(uuid::Uuid::from_bytes(id)));
+            deks.observe(&made_by);
+            assert_eq!(deks.finding_of(made.id).is_none(), holds, "{row_of:?} {entry_of:?}");
         }
     }
 

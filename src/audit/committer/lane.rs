@@ -126,9 +126,13 @@ impl Lane {
                 Err(CommitFailed::Rejected) if shares.len() > 1 => {
                     for Pending { unit, done } in part(batch, shares) {
                         let Unit { entry, changes, gate, fence, .. } = unit;
-                        let entries = Vec::from_iter(entry);
+                        let (entries, is_fenced) = (Vec::from_iter(entry), !fence.is_empty());
                         let mut alone = Batch { tenant, base: 0, entries, changes, gate, fence };
-                        let _ = done.send(self.commit_batch(&mut alone).await);
+                        let outcome = self.commit_batch(&mut alone).await;
+                        let _ = done.send(outcome.map_err(|failed| match failed {
+                            CommitFailed::Fenced if !is_fenced => CommitFailed::Gated,
+                            failed => failed,
+                        }));
                     }
                     return;
                 }

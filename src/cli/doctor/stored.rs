@@ -229,6 +229,7 @@ async fn record(
 ) -> bool {
     let item = |(row, answer): (&DekRow, &ItemResult<Dek>)| Item {
         dek_id: Some(row.id),
+        key_id: row.wrapped.key_version.key_id.recorded(),
         key_version: Some(row.wrapped.key_version.clone()),
         source: Some(Source::Kms),
         kms_request_id: match answer {

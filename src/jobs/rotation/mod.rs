@@ -282,7 +282,12 @@ impl Jobs {
                 }
                 Err(KeyringError::Altered) => Some(KmsError::local(KmsErrorClass::InvalidWrappedDek)),
                 Err(KeyringError::RowMacKeyMissing) => return Err(ErrorCode::RowMacKeyRequired),
-                Err(KeyringError::Store(_) | KeyringError::Missing | KeyringError::Unsealed) => {
+                Err(
+                    KeyringError::Store(_)
+                    | KeyringError::NotServed(_)
+                    | KeyringError::Missing
+                    | KeyringError::Unsealed,
+                ) => {
                     return Err(ErrorCode::Unavailable);
                 }
             });

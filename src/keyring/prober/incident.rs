@@ -62,6 +62,7 @@ impl Prober {
             Posture::Revoked => Some(ErrorCode::KmsAccessDenied),
         };
         let item = Item {
+            key_id: incident.key_version.key_id.recorded(),
             key_version: Some(incident.key_version.clone()),
             source: Some(Source::Kms),
             kms_request_id: incident.kms_request_id.clone(),

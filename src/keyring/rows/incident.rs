@@ -55,6 +55,7 @@ impl RowChecks {
         let refused = ErrorCode::DecryptFailed;
         let item = Item {
             dek_id: Some(dek_id),
+            key_id: key_version.key_id.recorded(),
             key_version: Some(key_version),
             refused: Some(refused),
             ..Item::default()

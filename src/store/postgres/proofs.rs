@@ -14,16 +14,22 @@ use super::commit::PgQuery;
 use super::{Postgres, reads, statements, timestamptz};
 
 statements! {
-    /// Returns 1: the key version is watched, now, already or again.
+    /// Does nothing if the key version has a row. No index is named: two replicas may insert the row at
+    /// once, and either unique index may be the one that notices.
     WATCH = "
         WITH watched AS (
-            INSERT INTO np_byok_proofs AS o (tenant, key_id, key_name, key_version, posture, epoch, revision, proven_at,
+            INSERT INTO np_byok_proofs (tenant, key_id, key_name, key_version, posture, epoch, revision, proven_at,
                 since, steady_since, failures, falls, doubted_by, next_probe_at, needed_until, canary_dek, canary,
                 canary_scheme, canary_probe)
             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, clock_timestamp(), $15, $16, $17, $18)
-            -- A row whose `needed_until` is the epoch is retired.
-            ON CONFLICT (tenant, key_id, key_name, key_version)
-                DO UPDATE SET needed_until = greatest(o.needed_until, EXCLUDED.needed_until)
+            ON CONFLICT DO NOTHING RETURNING 1)
+        SELECT count(*) FROM watched";
+
+    /// A row whose `needed_until` is the epoch is retired; this watches it again.
+    WATCH_AGAIN = "
+        WITH watched AS (
+            UPDATE np_byok_proofs SET needed_until = greatest(needed_until, clock_timestamp())
+            WHERE tenant = $1 AND key_id = $2 AND key_name = $3 AND key_version = $4
             RETURNING 1)
         SELECT count(*) FROM watched";
 
@@ -38,7 +44,7 @@ statements! {
     RETIRE = "
         WITH retired AS (
             UPDATE np_byok_proofs SET epoch = epoch + 1, revision = revision + 1, needed_until = 'epoch'
-            WHERE tenant = $1 AND (key_id, key_name, key_version) <> ($2, $3, $4) AND needed_until > 'epoch'
+            WHERE tenant = $1 AND key_id = $2 AND (key_name, key_version) <> ($3, $4) AND needed_until > 'epoch'
             RETURNING 1)
         SELECT count(*) FROM retired";
 
@@ -95,6 +101,15 @@ pub(super) fn watch(tenant: TenantUid, proof: &Proof, canary: &Canary) -> PgQuer
         .bind(canary.wrapped.bytes.clone())
         .bind(canary.wrapped.scheme)
         .bind(canary.made_for_probes)
+}
+
+/// Watches the key version of a row that is there, whoever has inserted it.
+pub(super) fn watch_again(tenant: TenantUid, version: &KeyVersion) -> PgQuery {
+    sqlx::query(WATCH_AGAIN)
+        .bind(tenant.0)
+        .bind(version.key_id.0)
+        .bind(version.key.to_string())
+        .bind(version.version.to_string())
 }
 
 pub(super) fn extend_watch(tenant: TenantUid, version: &KeyVersion, lasting: Duration) -> PgQuery {

@@ -73,7 +73,10 @@ async fn apply_change(
         Change::LeaseJob { job, holder, lease } => jobs::lease(&tenant, *job, *holder, *lease),
         Change::AdvanceJob { job, holder, after } => jobs::advance(&tenant, job, *holder, *after),
         Change::CommandJob { job, command, at } => jobs::command(&tenant, *job, *command, *at),
-        Change::Watch { proof, canary } => proofs::watch(&tenant, proof, canary),
+        Change::Watch { proof, canary } => {
+            proofs::watch(&tenant, proof, canary).execute(&mut *connection).await?;
+            proofs::watch_again(&tenant, &proof.key_version)
+        }
         Change::ExtendWatch { key_version, lasting } => proofs::extend_watch(&tenant, key_version, *lasting),
         Change::Retire { all_but } => proofs::retire(&tenant, all_but),
         Change::UpdateProof { from, to, incident } => {

@@ -18,17 +18,21 @@ statements! {
             canary_probe)
         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14,
             CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000, ?15, ?16, ?17, ?18)
-        ON CONFLICT (tenant, key_id, key_name, key_version)
-            DO UPDATE SET needed_until = max(needed_until, excluded.needed_until)";
+        ON CONFLICT DO NOTHING";
+
+    /// A row whose `needed_until` is 0 is retired; this watches it again.
+    WATCH_AGAIN = "
+        UPDATE np_byok_proofs
+        SET needed_until = max(needed_until, CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000)
+        WHERE tenant = ?1 AND key_id = ?2 AND key_name = ?3 AND key_version = ?4";
 
     EXTEND_WATCH = "
         UPDATE np_byok_proofs SET needed_until = CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) * 1000 + ?5
         WHERE tenant = ?1 AND key_id = ?2 AND key_name = ?3 AND key_version = ?4 AND needed_until > 0";
 
-    /// A row whose `needed_until` is 0 is retired.
     RETIRE = "
         UPDATE np_byok_proofs SET epoch = epoch + 1, revision = revision + 1, needed_until = 0
-        WHERE tenant = ?1 AND (key_id, key_name, key_version) <> (?2, ?3, ?4) AND needed_until > 0";
+        WHERE tenant = ?1 AND key_id = ?2 AND (key_name, key_version) <> (?3, ?4) AND needed_until > 0";
 
     /// Replaces the row if it still has the revision that was read. A row that already has the new
     /// content counts as touched, so that a retry reports what the first attempt did.
@@ -67,6 +71,15 @@ pub(super) fn watch<'q>(tenant: &'q TenantUid, proof: &'q Proof, canary: &'q Can
         .bind(canary.wrapped.bytes.as_slice())
         .bind(canary.wrapped.scheme)
         .bind(canary.made_for_probes)
+}
+
+/// Watches the key version of a row that is there.
+pub(super) fn watch_again<'q>(tenant: &'q TenantUid, version: &'q KeyVersion) -> SqliteQuery<'q> {
+    sqlx::query(WATCH_AGAIN)
+        .bind(tenant.0.as_slice())
+        .bind(version.key_id.0.as_slice())
+        .bind(&*version.key)
+        .bind(&*version.version)
 }
 
 pub(super) fn extend_watch<'q>(

@@ -20,8 +20,8 @@ pub(super) const IDLE: Duration = Duration::from_secs(3_600);
 /// How long a tenant is served before its rows are read again. A commit checks the revision, so this
 /// bounds only how long a tenant that makes no entry is served with what has changed.
 const FRESH: Duration = Duration::from_secs(30);
-/// How long a tenant that is locked is refused before its row is read again.
-const LOCKED_FOR: Duration = Duration::from_secs(1);
+/// How long a tenant that is locked, or has no key, is refused before its rows are read again.
+const REFUSED_FOR: Duration = Duration::from_secs(1);
 
 /// What is known of the tenants.
 pub(super) struct Known {
@@ -43,7 +43,7 @@ struct Reading {
 #[derive(Clone)]
 enum Found {
     Served { runtime: Arc<TenantRuntime>, keys: OpenedKeys },
-    Locked,
+    Refused(NotServed),
 }
 
 impl Known {
@@ -57,7 +57,7 @@ impl Known {
         let reading = self.tenants.get(&uid)?;
         let fresh = match reading.found {
             Found::Served { .. } => FRESH,
-            Found::Locked => LOCKED_FOR,
+            Found::Refused(_) => REFUSED_FOR,
         };
         reading.began.filter(|began| began.elapsed() < fresh).map(|_| reading.served())
     }
@@ -83,7 +83,7 @@ impl Known {
         let reading = self.tenants.get(&uid)?;
         match &reading.found {
             Found::Served { keys, .. } => Some((reading.revision, keys.clone())),
-            Found::Locked => None,
+            Found::Refused(_) => None,
         }
     }
 
@@ -103,9 +103,10 @@ impl Known {
         runtime
     }
 
-    /// Refuses the tenant of this row, which is locked, and drops its keys.
-    pub(super) fn refuse(&self, row: &TenantRow, began: Instant) {
-        let reading = Reading { revision: row.revision, began: Some(began), found: Found::Locked };
+    /// Refuses the tenant of this row, which cannot be served for this reason, and drops its keys.
+    pub(super) fn refuse(&self, row: &TenantRow, why: NotServed, began: Instant) {
+        let _settings = self.settings.read().unwrap_or_else(PoisonError::into_inner);
+        let reading = Reading { revision: row.revision, began: Some(began), found: Found::Refused(why) };
         self.tenants.insert(row.tenant.uid, Arc::new(reading));
     }
 
@@ -148,7 +149,7 @@ impl Reading {
     fn served(&self) -> Served {
         match &self.found {
             Found::Served { runtime, .. } => Ok(runtime.clone()),
-            Found::Locked => Err(NotServed::Locked),
+            Found::Refused(why) => Err(*why),
         }
     }
 }

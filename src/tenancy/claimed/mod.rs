@@ -146,8 +146,8 @@ impl Claimed {
         match &served {
             // A newer row is known already, with another name.
             Ok(runtime) if runtime.tenant.name != name => return Err(NotServed::Unknown),
-            Ok(_) | Err(NotServed::Locked) => self.names.note(name, uid),
-            Err(NotServed::Unknown | NotServed::NoKey | NotServed::Store(_)) => {}
+            Ok(_) | Err(NotServed::Locked | NotServed::NoKey) => self.names.note(name, uid),
+            Err(NotServed::Unknown | NotServed::Store(_)) => {}
         }
         served
     }
@@ -168,7 +168,7 @@ impl Claimed {
             return served;
         }
         if row.locked {
-            self.known.refuse(&row, began);
+            self.known.refuse(&row, NotServed::Locked, began);
             return Err(NotServed::Locked);
         }
         let keys = match self.known.keys(row.tenant.uid) {
@@ -176,7 +176,13 @@ impl Claimed {
             before => {
                 let rows = self.rows.keys(row.tenant.uid).await?;
                 let before = before.as_ref().map(|(_, keys)| keys);
-                OpenedKeys::open(&row.tenant, &rows, &*self.open_key, before)?
+                match OpenedKeys::open(&row.tenant, &rows, &*self.open_key, before) {
+                    Ok(keys) => keys,
+                    Err(why) => {
+                        self.known.refuse(&row, why, began);
+                        return Err(why);
+                    }
+                }
             }
         };
         Ok(self.known.serve(row, keys, began))
