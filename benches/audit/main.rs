@@ -29,7 +29,6 @@ mod table;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use servers::Servers;
 use table::Report;
 
 /// How much is measured.
@@ -49,25 +48,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let words: Vec<_> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
-    let arguments = match read(&words) {
-        Ok(arguments) => arguments,
-        Err(problem) => {
-            eprintln!("audit: {problem}");
-            return ExitCode::from(2);
-        }
-    };
-    let outcome = match Servers::here() {
-        true => run(&arguments),
-        false => Servers::start().and_then(|servers| servers.run_us_again(&words)),
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(problem) => {
-            eprintln!("audit: {problem}");
-            ExitCode::FAILURE
-        }
-    }
+    servers::bench("audit", read, run)
 }
 
 fn read(words: &[String]) -> Result<Arguments, String> {

@@ -14,71 +14,28 @@
 #[expect(dead_code, reason = "the tests use the rest")]
 mod support;
 
+#[path = "../revocation/servers.rs"]
+mod servers;
+
 mod measure;
 
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use serde_json::{Map, Value, json};
 
 use measure::{Calls, Measured};
 use support::provider::Provided;
 
-const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/servers");
-
 fn main() -> ExitCode {
-    let words: Vec<_> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
-    let json = match &words[..] {
-        [] => false,
-        [word] if word == "--json" => true,
-        _ => {
-            eprintln!("providers: takes --json, or nothing");
-            return ExitCode::from(2);
-        }
-    };
-    let outcome = match Servers::here() {
-        true => run(json),
-        false => Servers::start().and_then(|servers| servers.run_us_again(&words)),
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(problem) => {
-            eprintln!("providers: {problem}");
-            ExitCode::FAILURE
-        }
-    }
+    servers::bench("providers", read, |json| run(*json))
 }
 
-/// The test servers of `scripts/servers`, whose addresses the support of the tests reads from the environment.
-struct Servers(String);
-
-impl Servers {
-    #[expect(clippy::disallowed_methods, reason = "the tests' own environment")]
-    fn here() -> bool {
-        std::env::var("BYOK_TEST_VAULT_ADDR").is_ok()
-    }
-
-    fn start() -> Result<Self, String> {
-        let output = Command::new(SCRIPT).arg("start").stderr(std::process::Stdio::inherit()).output();
-        let output = output.map_err(|error| format!("{SCRIPT}: {error}"))?;
-        match output.status.success() {
-            true => Ok(Self(String::from_utf8_lossy(&output.stdout).trim().to_owned())),
-            false => Err(format!("{SCRIPT} start failed")),
-        }
-    }
-
-    fn run_us_again(&self, words: &[String]) -> Result<(), String> {
-        let file = std::fs::read_to_string(format!("{}/env", self.0)).map_err(|error| error.to_string())?;
-        let variables = file.lines().filter_map(|line| line.strip_prefix("export ")?.split_once('='));
-        let us = std::env::current_exe().map_err(|error| error.to_string())?;
-        let status =
-            Command::new(us).args(words).envs(variables).status().map_err(|error| error.to_string())?;
-        if status.success() { Ok(()) } else { Err("it failed".to_owned()) }
-    }
-}
-
-impl Drop for Servers {
-    fn drop(&mut self) {
-        let _ = Command::new(SCRIPT).args(["stop", &self.0]).status();
+/// Whether JSON is asked for.
+fn read(words: &[String]) -> Result<bool, String> {
+    match words {
+        [] => Ok(false),
+        [word] if word == "--json" => Ok(true),
+        _ => Err("takes --json, or nothing".to_owned()),
     }
 }
 

@@ -35,28 +35,9 @@ use futures_util::future::try_join_all;
 
 use arguments::Arguments;
 use measure::{Machine, Outcome};
-use servers::Servers;
 
 fn main() -> ExitCode {
-    let words: Vec<_> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
-    let arguments = match Arguments::read(&words) {
-        Ok(arguments) => arguments,
-        Err(problem) => {
-            eprintln!("revocation: {problem}");
-            return ExitCode::from(2);
-        }
-    };
-    let outcome = match Servers::here() {
-        true => run(&arguments),
-        false => Servers::start().and_then(|servers| servers.run_us_again(&words)),
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(problem) => {
-            eprintln!("revocation: {problem}");
-            ExitCode::FAILURE
-        }
-    }
+    servers::bench("revocation", Arguments::read, run)
 }
 
 fn run(arguments: &Arguments) -> Result<(), String> {

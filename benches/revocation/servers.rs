@@ -1,20 +1,47 @@
 //! The test servers of `scripts/servers`, whose addresses the support of the tests reads from the environment.
 
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/servers");
 
+/// Runs a bench of this name: reads the words of its command line, and runs it with the servers.
+pub(crate) fn bench<A>(
+    name: &str,
+    read: impl FnOnce(&[String]) -> Result<A, String>,
+    run: impl FnOnce(&A) -> Result<(), String>,
+) -> ExitCode {
+    let words: Vec<_> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
+    let arguments = match read(&words) {
+        Ok(arguments) => arguments,
+        Err(problem) => {
+            eprintln!("{name}: {problem}");
+            return ExitCode::from(2);
+        }
+    };
+    let outcome = match Servers::here() {
+        true => run(&arguments),
+        false => Servers::start().and_then(|servers| servers.run_us_again(&words)),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("{name}: {problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 /// Ends them when dropped.
-pub(crate) struct Servers(String);
+struct Servers(String);
 
 impl Servers {
     /// Whether this process has them in its environment.
     #[expect(clippy::disallowed_methods, reason = "the tests' own environment")]
-    pub(crate) fn here() -> bool {
+    fn here() -> bool {
         std::env::var("BYOK_TEST_VAULT_ADDR").is_ok()
     }
 
-    pub(crate) fn start() -> Result<Self, String> {
+    fn start() -> Result<Self, String> {
         let output = Command::new(SCRIPT).arg("start").stderr(Stdio::inherit()).output();
         let output = output.map_err(|error| format!("{SCRIPT}: {error}"))?;
         match output.status.success() {
@@ -24,7 +51,7 @@ impl Servers {
     }
 
     /// This bench with the servers in its environment.
-    pub(crate) fn run_us_again(&self, words: &[String]) -> Result<(), String> {
+    fn run_us_again(&self, words: &[String]) -> Result<(), String> {
         let file = std::fs::read_to_string(format!("{}/env", self.0)).map_err(|error| error.to_string())?;
         let variables = file.lines().filter_map(|line| line.strip_prefix("export ")?.split_once('='));
         let us = std::env::current_exe().map_err(|error| error.to_string())?;

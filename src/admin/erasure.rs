@@ -91,7 +91,7 @@ impl LogAdmin {
         in_index: bool,
     ) -> Result<u64, AdminError> {
         let change = Change::Erase { personal: personal.clone(), places: places.clone(), in_index };
-        let unit = Unit { tenant, entry: None, changes: vec![change], gate: None, fence: Vec::new() };
+        let unit = Unit::unconditional(tenant, None, vec![change]);
         match self.committer.commit(unit).await {
             Err(CommitFailed::Unavailable) if length(&places) > 1 => {
                 let middle = places.start + length(&places) / 2;

@@ -89,7 +89,7 @@ impl LogAdmin {
     fn unit(&self, tenant: TenantUid, operation: Operation, detail: &str, changes: Vec<Change>) -> Unit {
         let (at, user) = (self.clock.now(), self.operator.clone());
         let entry = Entry::of_operator(at, operation, user, Some(detail.into()));
-        Unit { tenant, entry: Some(pack(tenant, &entry)), changes, gate: None, fence: Vec::new() }
+        Unit::unconditional(tenant, Some(pack(tenant, &entry)), changes)
     }
 }
 

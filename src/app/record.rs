@@ -130,10 +130,7 @@ impl App {
             Outcome::Refused(_) => None,
             Outcome::Ok | Outcome::Partial => caller.runtime.gate(),
         };
-        match self.commit(caller, entry, changes, gate, Vec::new()).await {
-            Ok(durable) => Ok(durable.applied),
-            Err(failed) => Err(self.commit_refusal(caller, failed).await),
-        }
+        self.commit_entry(caller, entry, changes, gate).await
     }
 
     /// Does the same for an answer that depends on keys. The commit is conditional on the fence,
@@ -164,10 +161,7 @@ impl App {
             self.packed(caller, operation, Outcome::of_items(items), None, std::mem::take(items), None);
         if keys_used.is_empty() {
             // Every item was refused.
-            return match self.commit(caller, row, changes, None, fence).await {
-                Ok(_) => Ok(AnswerOutcome::Given(None)),
-                Err(failed) => Err(self.commit_refusal(caller, failed).await),
-            };
+            return self.commit_entry(caller, row, changes, None).await.map(|_| AnswerOutcome::Given(None));
         }
         let entry = CommittedEntry { id: row.id, operation, items: packed };
         let (durable, entry) = match self.commit_unsent(caller, (row, entry), changes, gate, fence).await {
@@ -219,10 +213,7 @@ impl App {
         self.may_append(caller)?;
         let (operation, outcome) = (entry.operation, Outcome::of_items(&items));
         let (_, row) = self.packed(caller, operation, outcome, None, items, Some(entry.id));
-        match self.commit(caller, row, Vec::new(), None, Vec::new()).await {
-            Ok(_) => Ok(()),
-            Err(failed) => Err(self.commit_refusal(caller, failed).await),
-        }
+        self.commit_entry(caller, row, Vec::new(), None).await.map(drop)
     }
 
     /// Records that items were refused for this reason, which has come up since they were processed.
@@ -250,10 +241,7 @@ impl App {
     ) -> Result<(), Refusal> {
         self.may_append(caller)?;
         let (_, entry) = self.packed(caller, operation, Outcome::Ok, Some(detail.into()), Vec::new(), None);
-        match self.commit(caller, entry, Vec::new(), caller.runtime.gate(), Vec::new()).await {
-            Ok(_) => Ok(()),
-            Err(failed) => Err(self.commit_refusal(caller, failed).await),
-        }
+        self.commit_entry(caller, entry, Vec::new(), caller.runtime.gate()).await.map(drop)
     }
 
     /// Returns a call's packed entry, together with all of the call's items. `voids` is the earlier
@@ -331,8 +319,26 @@ impl App {
         Ok(runtime)
     }
 
+    /// Makes an entry durable that depends on no key, and returns how many rows each of the changes
+    /// affected.
+    ///
+    /// # Errors
+    /// The refusal of the call.
+    pub(super) async fn commit_entry(
+        &self,
+        caller: &Caller,
+        entry: EntryRow,
+        changes: Vec<Change>,
+        gate: Option<Gate>,
+    ) -> Result<Vec<u64>, Refusal> {
+        match self.commit(caller, entry, changes, gate, Vec::new()).await {
+            Ok(durable) => Ok(durable.applied),
+            Err(failed) => Err(self.commit_refusal(caller, failed).await),
+        }
+    }
+
     /// Returns the refusal for a call whose commit failed.
-    pub(super) async fn commit_refusal(&self, caller: &Caller, failed: CommitFailed) -> Refusal {
+    async fn commit_refusal(&self, caller: &Caller, failed: CommitFailed) -> Refusal {
         match failed {
             CommitFailed::Unavailable => ErrorCode::StoreUnavailable.into(),
             CommitFailed::Gated => match self.served_now(caller).await {

@@ -42,21 +42,16 @@ impl App {
         let entry_id = commanded.id;
         let change = Change::CommandJob { job: id, command, at: self.clock.now() };
         let gate = caller.runtime.gate();
-        let durable = match self.commit(caller, commanded, vec![change], gate, Vec::new()).await {
-            Ok(durable) => durable,
-            Err(failed) => return Err(self.commit_refusal(caller, failed).await),
-        };
+        let applied = self.commit_entry(caller, commanded, vec![change], gate).await?;
         let job = self.job(caller, id).await?.ok_or(ErrorCode::Internal)?;
-        if durable.applied.first() == Some(&1) {
+        if applied.first() == Some(&1) {
             return Ok(job);
         }
         // The rotation ended between the read and the commit. Void the entry, which says otherwise.
         let refusal = not_possible(command, job.state);
         let voiding = entry(Outcome::Refused(refusal.code), Some(entry_id));
-        match self.commit(caller, voiding, Vec::new(), None, Vec::new()).await {
-            Ok(_) => Err(refusal),
-            Err(failed) => Err(self.commit_refusal(caller, failed).await),
-        }
+        self.commit_entry(caller, voiding, Vec::new(), None).await?;
+        Err(refusal)
     }
 
     async fn job(&self, caller: &Caller, id: JobId) -> Result<Option<Job>, Refusal> {

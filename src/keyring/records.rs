@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::kms::Purpose;
-use crate::model::{DekId, Source, Tenant, TenantUid, Timestamp};
+use crate::model::{DekId, KeyId, Source, Tenant, TenantUid, Timestamp};
 use crate::store::{DekRow, ReadError};
 
 use super::Keyring;
@@ -149,10 +149,11 @@ impl Keyring {
         let now = self.clock.boot();
         pool.note_demand(tenant, now);
         let (mut known, mut discarded) = (CurrentEpochs::default(), 0);
+        let key_id = self.tenants.known(tenant.uid).map(|runtime| runtime.keys.current_id());
         while taken.len() < count
             && let Some(pooled) = pool.take(tenant.uid, now)
         {
-            match self.open_pooled(tenant.uid, &pooled, &mut known) {
+            match self.open_pooled(tenant.uid, key_id, &pooled, &mut known) {
                 Some(dek) => taken.push((pooled.id, Ok((dek, pooled.wrapped)))),
                 None => discarded += 1,
             }
@@ -161,18 +162,18 @@ impl Keyring {
         taken
     }
 
-    /// Opens a DEK of the pool if it was made under the key that is the tenant's current one, and the
+    /// Opens a DEK of the pool if it was made under this key, the tenant's current one, and the
     /// version that the KMS wraps under now. This is not a proof that the key works: the DEK may have
     /// been made long ago.
     fn open_pooled(
         &self,
         tenant: TenantUid,
+        key_id: Option<KeyId>,
         pooled: &PooledDek,
         known: &mut CurrentEpochs,
     ) -> Option<PlainDek> {
         let PooledDek { id, cached, .. } = pooled;
-        let key_id = cached.key_version.key_id;
-        let may_use = self.tenants.known(tenant).is_some_and(|runtime| runtime.keys.current_id() == key_id)
+        let may_use = key_id == Some(cached.key_version.key_id)
             && self.states.current.is(tenant, &cached.key_version)
             && self.memory.is_current_among(tenant, cached, known);
         may_use.then(|| self.memory.cache.open(tenant, *id, cached, Source::Cache)).flatten()

@@ -287,7 +287,7 @@ async fn replicas_that_append_at_once_make_one_tree_without_a_gap() {
             callers.push(tokio::spawn(async move {
                 for n in 0..25 {
                     let entry = Some(pack(tenant, &entry(format!("{replica}-{caller}-{n}"))));
-                    let unit = Unit { tenant, entry, changes: Vec::new(), gate: None, fence: Vec::new() };
+                    let unit = Unit::unconditional(tenant, entry, Vec::new());
                     committer.commit(unit).await.unwrap();
                 }
             }));

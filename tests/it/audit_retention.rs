@@ -534,7 +534,7 @@ async fn entries_are_written_while_a_month_is_dropped() {
         async move {
             for _ in 0..200 {
                 let entry = Some(row(tenant, SystemClock.now(), "u", &["a"]));
-                let unit = Unit { tenant, entry, changes: Vec::new(), gate: None, fence: Vec::new() };
+                let unit = Unit::unconditional(tenant, entry, Vec::new());
                 committer.commit(unit).await.expect("it is written");
             }
         }

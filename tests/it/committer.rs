@@ -109,17 +109,7 @@ impl Bench {
         database.migrate().await.unwrap();
         let tenant = Tenant { uid: TenantUid([7; 16]), name: "primary".to_owned() };
         let changes = vec![Change::CreateTenant(tenant.clone())];
-        database
-            .commit(&Batch {
-                tenant: tenant.uid,
-                base: 0,
-                entries: Vec::new(),
-                changes,
-                gate: None,
-                fence: Vec::new(),
-            })
-            .await
-            .unwrap();
+        database.commit(&Batch::of_changes(tenant.uid, changes)).await.unwrap();
         let store = Arc::new(Unlucky {
             database,
             fates: Mutex::new(fates.iter().copied().collect()),
@@ -148,13 +138,7 @@ impl Bench {
             extensions: Extensions::default(),
             items: Vec::new(),
         };
-        Unit {
-            tenant: self.tenant,
-            entry: Some(pack(self.tenant, &entry)),
-            changes,
-            gate: None,
-            fence: Vec::new(),
-        }
+        Unit::unconditional(self.tenant, Some(pack(self.tenant, &entry)), changes)
     }
 
     fn fenced(&self, user: &str, changes: Vec<Change>, fence: Vec<Fence>) -> Unit {
@@ -490,19 +474,7 @@ async fn a_fence_that_holds_only_while_nobody_commits_refuses_in_the_end() {
     let bench = Bench::with(&[Fate::Fails(CommitError::Fenced); 3]).await;
     watch(&bench.store.database, bench.tenant, "1").await;
     let id = DekId::new();
-    bench
-        .store
-        .database
-        .commit(&Batch {
-            tenant: bench.tenant,
-            base: 0,
-            entries: Vec::new(),
-            changes: vec![dek(id)],
-            gate: None,
-            fence: Vec::new(),
-        })
-        .await
-        .unwrap();
+    bench.store.database.commit(&Batch::of_changes(bench.tenant, vec![dek(id)])).await.unwrap();
     let taken = match dek(id) {
         Change::InsertDek(row) => {
             let wrapped = Wrapped { bytes: vec![2], ..row.wrapped.clone() };

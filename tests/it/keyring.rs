@@ -99,14 +99,7 @@ impl Bench {
         };
         let keyring = Keyring::new(parts);
         let records: Vec<Option<Arc<str>>> = (0..deks).map(|n| Some(format!("r-{n}").into())).collect();
-        let batch = |changes| Batch {
-            tenant: tenant.uid,
-            base: 0,
-            entries: Vec::new(),
-            changes,
-            gate: None,
-            fence: Vec::new(),
-        };
+        let batch = |changes| Batch::of_changes(tenant.uid, changes);
         store.commit(&batch(vec![Change::CreateTenant(tenant.clone())])).await.unwrap();
         let mut changes = Vec::new();
         let mut ids = Vec::new();

@@ -42,6 +42,13 @@ pub struct Unit {
     pub fence: Vec<Fence>,
 }
 
+impl Unit {
+    /// Returns a unit that depends on neither the tenant's row nor a key.
+    pub fn unconditional(tenant: TenantUid, entry: Option<EntryRow>, changes: Vec<Change>) -> Self {
+        Self { tenant, entry, changes, gate: None, fence: Vec::new() }
+    }
+}
+
 /// The result of a unit that is durable.
 #[derive(Clone, Debug)]
 pub struct Durable {

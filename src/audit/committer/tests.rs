@@ -51,7 +51,7 @@ fn start(sizes: &Arc<Sizes>) -> Committer {
 fn unit(tenant: TenantUid) -> Unit {
     let entry = crate::model::Entry::of_operator(Timestamp(0), crate::model::Operation::Audit, None, None);
     let entry = Some(crate::audit::pack(tenant, &entry));
-    Unit { tenant, entry, changes: Vec::new(), gate: None, fence: Vec::new() }
+    Unit::unconditional(tenant, entry, Vec::new())
 }
 
 #[tokio::test(start_paused = true)]

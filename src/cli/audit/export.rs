@@ -122,7 +122,7 @@ fn entry(clock: &dyn Clock, by: Option<String>, places: &Range<u64>) -> Entry {
 }
 
 fn unit(tenant: &Tenant, entry: Option<EntryRow>, changes: Vec<Change>) -> Unit {
-    Unit { tenant: tenant.uid, entry, changes, gate: None, fence: Vec::new() }
+    Unit::unconditional(tenant.uid, entry, changes)
 }
 
 fn failure(error: ExportError) -> Failure {

@@ -133,7 +133,7 @@ async fn record(database: Arc<dyn Database>, tenant: &Tenant, by: Option<String>
     let entry = Entry { role: Arc::from("admin"), ..entry };
     let entry = Some(pack(tenant.uid, &entry));
     let committer = Committer::start(database, clock);
-    let unit = Unit { tenant: tenant.uid, entry, changes: Vec::new(), gate: None, fence: Vec::new() };
+    let unit = Unit::unconditional(tenant.uid, entry, Vec::new());
     let recorded = committer.commit(unit).await;
     recorded.map(|_| ()).map_err(|_| running("that the log was read could not be recorded".to_owned()))
 }

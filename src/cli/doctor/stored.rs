@@ -249,12 +249,6 @@ async fn record(
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let entry = Entry::of_operator(clock.now(), Operation::Health, None, None);
     let entry = Entry { role: Arc::from("doctor"), outcome, items, ..entry };
-    let unit = Unit {
-        tenant: tenant.uid,
-        entry: Some(pack(tenant.uid, &entry)),
-        changes: Vec::new(),
-        gate: None,
-        fence: Vec::new(),
-    };
+    let unit = Unit::unconditional(tenant.uid, Some(pack(tenant.uid, &entry)), Vec::new());
     Committer::start(database, clock).commit(unit).await.is_ok()
 }

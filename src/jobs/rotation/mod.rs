@@ -116,8 +116,7 @@ impl Jobs {
         // First: a replica that cannot serve the tenant must not keep the job from the others.
         let runtime = self.tenants.with(tenant.uid).await.map_err(|_| Step::Stalled)?;
         let lease = Change::LeaseJob { job: id, holder, lease: LEASE };
-        let unit =
-            Unit { tenant: tenant.uid, entry: None, changes: vec![lease], gate: None, fence: Vec::new() };
+        let unit = Unit::unconditional(tenant.uid, None, vec![lease]);
         match self.committer.commit(unit).await {
             Ok(durable) if durable.applied.first() == Some(&1) => {}
             Ok(_) => return Err(Step::Lost),
@@ -245,8 +244,7 @@ impl Jobs {
             return Some(left);
         }
         let retire = Change::Retire { all_but: target.clone() };
-        let unit =
-            Unit { tenant: tenant.uid, entry: None, changes: vec![retire], gate: None, fence: Vec::new() };
+        let unit = Unit::unconditional(tenant.uid, None, vec![retire]);
         self.committer.commit(unit).await.ok()?;
         self.store.deks_not_under(tenant.uid, target).await.ok()
     }

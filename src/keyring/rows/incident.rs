@@ -67,13 +67,8 @@ impl RowChecks {
             items: vec![item],
             ..Entry::of_operator(self.clock.now(), Operation::Incident, None, Some(class.into()))
         };
-        let unit = Unit {
-            tenant: tenant.uid,
-            entry: Some(pack(tenant.uid, &entry)),
-            changes: vec![Change::RecordIncident(incident)],
-            gate: None,
-            fence: Vec::new(),
-        };
+        let changes = vec![Change::RecordIncident(incident)];
+        let unit = Unit::unconditional(tenant.uid, Some(pack(tenant.uid, &entry)), changes);
         if self.committer.commit(unit).await.is_err() {
             error!(tenant = tenant.name, %dek_id, class, "the incident could not be recorded");
         }

@@ -235,7 +235,7 @@ impl RowChecks {
         let detail = Some("rows sealed".into());
         let entry = Entry::of_operator(self.clock.now(), Operation::Seal, None, detail);
         let entry = Some(pack(tenant.uid, &entry));
-        let unit = Unit { tenant: tenant.uid, entry, changes: Vec::new(), gate: None, fence: Vec::new() };
+        let unit = Unit::unconditional(tenant.uid, entry, Vec::new());
         match self.committer.commit(unit).await {
             Ok(_) => {
                 self.known.note_all_sealed(tenant.uid);

@@ -105,29 +105,16 @@ pub(super) fn watch(tenant: TenantUid, proof: &Proof, canary: &Canary) -> PgQuer
 
 /// Watches the key version of a row that is there, whoever has inserted it.
 pub(super) fn watch_again(tenant: TenantUid, version: &KeyVersion) -> PgQuery {
-    sqlx::query(WATCH_AGAIN)
-        .bind(tenant.0)
-        .bind(version.key_id.0)
-        .bind(version.key.to_string())
-        .bind(version.version.to_string())
+    bind_key_version(sqlx::query(WATCH_AGAIN), tenant, version)
 }
 
 pub(super) fn extend_watch(tenant: TenantUid, version: &KeyVersion, lasting: Duration) -> PgQuery {
     let micros = i64::try_from(lasting.as_micros()).unwrap_or(i64::MAX);
-    sqlx::query(EXTEND_WATCH)
-        .bind(tenant.0)
-        .bind(version.key_id.0)
-        .bind(version.key.to_string())
-        .bind(version.version.to_string())
-        .bind(micros)
+    bind_key_version(sqlx::query(EXTEND_WATCH), tenant, version).bind(micros)
 }
 
 pub(super) fn retire(tenant: TenantUid, all_but: &KeyVersion) -> PgQuery {
-    sqlx::query(RETIRE)
-        .bind(tenant.0)
-        .bind(all_but.key_id.0)
-        .bind(all_but.key.to_string())
-        .bind(all_but.version.to_string())
+    bind_key_version(sqlx::query(RETIRE), tenant, all_but)
 }
 
 pub(super) fn update_proof(tenant: TenantUid, from: u64, to: &Proof, incident: Option<&Incident>) -> PgQuery {
@@ -157,12 +144,14 @@ pub(super) fn incident(tenant: TenantUid, incident: &Incident) -> PgQuery {
         .bind(incident.kms_request_id.as_deref().map(str::to_owned))
 }
 
+/// Binds the tenant, and the id, name and version of its key.
+fn bind_key_version(query: PgQuery, tenant: TenantUid, version: &KeyVersion) -> PgQuery {
+    let KeyVersion { key_id, key, version } = version;
+    query.bind(tenant.0).bind(key_id.0).bind(key.to_string()).bind(version.to_string())
+}
+
 fn bind_proof(query: PgQuery, tenant: TenantUid, proof: &Proof) -> PgQuery {
-    query
-        .bind(tenant.0)
-        .bind(proof.key_version.key_id.0)
-        .bind(proof.key_version.key.to_string())
-        .bind(proof.key_version.version.to_string())
+    bind_key_version(query, tenant, &proof.key_version)
         .bind(proof.posture.as_str())
         .bind(signed(proof.epoch))
         .bind(signed(proof.revision))

@@ -75,11 +75,7 @@ pub(super) fn watch<'q>(tenant: &'q TenantUid, proof: &'q Proof, canary: &'q Can
 
 /// Watches the key version of a row that is there.
 pub(super) fn watch_again<'q>(tenant: &'q TenantUid, version: &'q KeyVersion) -> SqliteQuery<'q> {
-    sqlx::query(WATCH_AGAIN)
-        .bind(tenant.0.as_slice())
-        .bind(version.key_id.0.as_slice())
-        .bind(&*version.key)
-        .bind(&*version.version)
+    bind_key_version(WATCH_AGAIN, tenant, version)
 }
 
 pub(super) fn extend_watch<'q>(
@@ -88,20 +84,11 @@ pub(super) fn extend_watch<'q>(
     lasting: Duration,
 ) -> SqliteQuery<'q> {
     let micros = i64::try_from(lasting.as_micros()).unwrap_or(i64::MAX);
-    sqlx::query(EXTEND_WATCH)
-        .bind(tenant.0.as_slice())
-        .bind(version.key_id.0.as_slice())
-        .bind(&*version.key)
-        .bind(&*version.version)
-        .bind(micros)
+    bind_key_version(EXTEND_WATCH, tenant, version).bind(micros)
 }
 
 pub(super) fn retire<'q>(tenant: &'q TenantUid, all_but: &'q KeyVersion) -> SqliteQuery<'q> {
-    sqlx::query(RETIRE)
-        .bind(tenant.0.as_slice())
-        .bind(all_but.key_id.0.as_slice())
-        .bind(&*all_but.key)
-        .bind(&*all_but.version)
+    bind_key_version(RETIRE, tenant, all_but)
 }
 
 pub(super) fn update_proof<'q>(tenant: &'q TenantUid, from: u64, to: &'q Proof) -> SqliteQuery<'q> {
@@ -123,12 +110,18 @@ pub(super) fn incident<'q>(tenant: &'q TenantUid, incident: &'q Incident) -> Sql
         .bind(incident.kms_request_id.as_deref())
 }
 
+/// Binds the tenant, and the id, name and version of its key.
+fn bind_key_version<'q>(
+    sql: &'static str,
+    tenant: &'q TenantUid,
+    version: &'q KeyVersion,
+) -> SqliteQuery<'q> {
+    let KeyVersion { key_id, key, version } = version;
+    sqlx::query(sql).bind(tenant.0.as_slice()).bind(key_id.0.as_slice()).bind(&**key).bind(&**version)
+}
+
 fn bind_proof<'q>(sql: &'static str, tenant: &'q TenantUid, proof: &'q Proof) -> SqliteQuery<'q> {
-    sqlx::query(sql)
-        .bind(tenant.0.as_slice())
-        .bind(proof.key_version.key_id.0.as_slice())
-        .bind(&*proof.key_version.key)
-        .bind(&*proof.key_version.version)
+    bind_key_version(sql, tenant, &proof.key_version)
         .bind(proof.posture.as_str())
         .bind(signed(proof.epoch))
         .bind(signed(proof.revision))

@@ -27,7 +27,7 @@ pub(crate) async fn tenant(store: &dyn Store) -> TenantUid {
 }
 
 pub(crate) fn changes(tenant: TenantUid, changes: Vec<Change>) -> Batch {
-    Batch { tenant, base: 0, entries: Vec::new(), changes, gate: None, fence: Vec::new() }
+    Batch::of_changes(tenant, changes)
 }
 
 pub(crate) fn entries(tenant: TenantUid, base: u64, entries: Vec<EntryRow>) -> Batch {
