@@ -1,11 +1,14 @@
--- What the serving role needs, and no more. Its name is in the setting `byok.serving_role` of this transaction, the schema of
--- the tables in `byok.schema`, and the path is `pg_catalog, pg_temp`.
+-- What the serving role needs, and no more: heads, entries, DEKs and tenants are written by functions. A server of the release
+-- before writes them itself, until migration 15 says that none runs. The role's name is in the setting `byok.serving_role` of
+-- this transaction, the schema of the tables in `byok.schema`, and the path is `pg_catalog, pg_temp`.
 DO $$
 DECLARE
     home    text := current_setting('byok.schema');
     serving text := current_setting('byok.serving_role');
     granted record;
+    narrowed boolean;
 BEGIN
+    EXECUTE format('SELECT EXISTS (SELECT FROM %I.np_byok_migrations WHERE version = 15)', home) INTO narrowed;
     EXECUTE format('REVOKE CREATE ON SCHEMA %I FROM %I', home, serving);
     EXECUTE format('GRANT USAGE ON SCHEMA %I TO %I', home, serving);
     FOR granted IN SELECT * FROM (VALUES
@@ -13,12 +16,12 @@ BEGIN
         ('np_byok_holds', 'SELECT'),
         ('np_byok_exports', 'SELECT'),
         ('np_byok_logs', 'SELECT'),
-        ('np_byok_tenants', 'SELECT, INSERT'),
-        ('np_byok_keys', 'SELECT, INSERT'),
-        ('np_byok_heads', 'SELECT, INSERT, UPDATE (size, frontier)'),
-        ('np_byok_wrapped_deks',
-            'SELECT, INSERT, UPDATE (wrapped, key_id, key_name, key_version, wrap_scheme, rewrapped_at, mac, record_mac)'),
-        ('np_byok_audit', 'SELECT, INSERT'),
+        ('np_byok_tenants', CASE WHEN narrowed THEN 'SELECT' ELSE 'SELECT, INSERT' END),
+        ('np_byok_keys', CASE WHEN narrowed THEN 'SELECT' ELSE 'SELECT, INSERT' END),
+        ('np_byok_heads', CASE WHEN narrowed THEN 'SELECT' ELSE 'SELECT, INSERT, UPDATE (size, frontier)' END),
+        ('np_byok_wrapped_deks', CASE WHEN narrowed THEN 'SELECT' ELSE
+            'SELECT, INSERT, UPDATE (wrapped, key_id, key_name, key_version, wrap_scheme, rewrapped_at, mac, record_mac)' END),
+        ('np_byok_audit', CASE WHEN narrowed THEN 'SELECT' ELSE 'SELECT, INSERT' END),
         ('np_byok_jobs', 'SELECT, INSERT, UPDATE'),
         ('np_byok_proofs', 'SELECT, INSERT, UPDATE'),
         ('np_byok_publications', 'SELECT, INSERT, UPDATE'),
@@ -34,5 +37,9 @@ BEGIN
         EXECUTE format('REVOKE ALL ON %I.%I FROM %I', home, granted.relation, serving);
         EXECUTE format('GRANT %s ON %I.%I TO %I', granted.rights, home, granted.relation, serving);
     END LOOP;
-    EXECUTE format('GRANT EXECUTE ON FUNCTION %I.np_byok_make_partitions() TO %I', home, serving);
+    FOR granted IN SELECT unnest(ARRAY['np_byok_make_partitions', 'np_byok_append', 'np_byok_rewrap_deks',
+        'np_byok_seal_deks', 'np_byok_create_tenant']) AS function
+    LOOP
+        EXECUTE format('GRANT EXECUTE ON FUNCTION %I.%I TO %I', home, granted.function, serving);
+    END LOOP;
 END $$;

@@ -59,7 +59,7 @@ enum Command {
     /// Turn the key of `byok dev` off and on, or make a new version of it
     DevKey(dev_key::Arguments),
     /// Bring the database's schema up to date
-    Migrate,
+    Migrate(migrate::Arguments),
     /// Re-wrap all DEKs under the current key version
     Rotate(rotate::Arguments),
     /// The audit log: verify it, export it, compare it with the KMS's log; its keys; legal hold, erasure, retention; the
@@ -112,7 +112,7 @@ pub fn run() -> ExitCode {
             Command::Serve => serve::run().await,
             Command::Dev(arguments) => dev::run(arguments).await,
             Command::DevKey(arguments) => dev_key::run(&arguments),
-            Command::Migrate => migrate::run().await,
+            Command::Migrate(arguments) => migrate::run(&arguments).await,
             Command::Rotate(arguments) => rotate::run(arguments).await,
             Command::Audit(arguments) => audit::run(*arguments).await,
             Command::Schema(arguments) => schema::run(&arguments),

@@ -49,6 +49,13 @@ pub trait Database: Store + RetentionStore + TenancyReads {
     /// See [`MigrateError`]. A retry helps only after [`MigrateError::Unavailable`].
     async fn migrate(&self) -> Result<MigrationReport, MigrateError>;
 
+    /// Does the same as [`Database::migrate`], and then takes away what only servers of the previous
+    /// release needed. None of them may run any more, and none can be started again.
+    ///
+    /// # Errors
+    /// See [`MigrateError`]. A retry helps only after [`MigrateError::Unavailable`].
+    async fn finish_rollout(&self) -> Result<MigrationReport, MigrateError>;
+
     /// Builds the missing indexes that no migration makes, and returns how many. This may take
     /// long; others read and write meanwhile. Uses the migration URL if one is set.
     ///

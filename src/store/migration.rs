@@ -19,8 +19,18 @@ pub(super) struct Migration {
     pub(super) name: &'static str,
     /// The oldest level that can serve the schema after this step.
     pub(super) oldest_reader: u32,
+    /// Whether the step takes away what servers of the previous release need, so that it waits
+    /// until none of them runs. An empty database gets it at once.
+    pub(super) after_rollout: bool,
     /// The SQL that it runs.
     pub(super) sql: &'static str,
+}
+
+/// Whether servers of the previous release may still use the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rollout {
+    InProgress,
+    Complete,
 }
 
 impl Migration {
@@ -61,6 +71,8 @@ pub struct MigrationReport {
     pub applied: u32,
     /// The number of migrations that this binary has.
     pub expected: u32,
+    /// The number of those that wait until no server of the previous release runs.
+    pub waiting: u32,
     /// The number of migrations that were applied by this run.
     pub ran: u32,
     /// The oldest level that can still serve the schema.
@@ -71,10 +83,14 @@ impl MigrationReport {
     /// Makes the report from the applied migrations. `known` is in order, from 1.
     pub(super) fn of(known: &[Migration], applied: &[Applied]) -> Self {
         let expected = level(known);
+        let is_applied =
+            |migration: &&Migration| applied.iter().any(|row| row.version == migration.version);
+        let count = |number: usize| u32::try_from(number).unwrap_or(expected);
+        let waiting = known.iter().filter(|migration| migration.after_rollout && !is_applied(migration));
         Self {
-            applied: u32::try_from(applied.iter().filter(|row| row.version <= expected).count())
-                .unwrap_or(expected),
+            applied: count(known.iter().filter(is_applied).count()),
             expected,
+            waiting: count(waiting.count()),
             ran: 0,
             oldest_reader: applied.iter().map(|row| row.oldest_reader).max().unwrap_or(0),
         }
@@ -89,7 +105,7 @@ impl MigrationReport {
         if self.oldest_reader > self.expected {
             return Err(MigrateError::SchemaTooNew { binary: self.expected, needed: self.oldest_reader });
         }
-        if self.applied < self.expected {
+        if self.applied + self.waiting < self.expected {
             return Err(MigrateError::SchemaTooOld { applied: self.applied, expected: self.expected });
         }
         Ok(())
@@ -100,6 +116,7 @@ impl MigrationReport {
 pub(super) fn missing<'m>(
     known: &'m [Migration],
     applied: &[Applied],
+    rollout: Rollout,
 ) -> Result<Vec<&'m Migration>, MigrateError> {
     let report = MigrationReport::of(known, applied);
     if report.oldest_reader > report.expected {
@@ -108,6 +125,8 @@ pub(super) fn missing<'m>(
     let mut missing = Vec::new();
     for migration in known {
         match applied.iter().find(|row| row.version == migration.version) {
+            // No server uses an empty database.
+            None if migration.after_rollout && rollout == Rollout::InProgress && !applied.is_empty() => {}
             None => missing.push(migration),
             Some(row) if row.checksum == migration.checksum() => {}
             Some(_) => return Err(MigrateError::Changed { version: migration.version }),
@@ -208,8 +227,12 @@ mod tests {
     use super::*;
 
     const KNOWN: &[Migration] = &[
-        Migration { version: 1, name: "one", oldest_reader: 1, sql: "SELECT 1" },
-        Migration { version: 2, name: "two", oldest_reader: 1, sql: "SELECT 2" },
+        Migration { version: 1, name: "one", oldest_reader: 1, after_rollout: false, sql: "SELECT 1" },
+        Migration { version: 2, name: "two", oldest_reader: 1, after_rollout: false, sql: "SELECT 2" },
+    ];
+    const WITH_WAITING: &[Migration] = &[
+        Migration { version: 1, name: "one", oldest_reader: 1, after_rollout: false, sql: "SELECT 1" },
+        Migration { version: 2, name: "two", oldest_reader: 2, after_rollout: true, sql: "SELECT 2" },
     ];
 
     fn row(version: u32, oldest_reader: u32) -> Applied {
@@ -221,16 +244,31 @@ mod tests {
     #[test]
     fn only_what_is_missing_is_to_be_applied() {
         let versions = |applied: &[Applied]| -> Vec<u32> {
-            missing(KNOWN, applied).unwrap().iter().map(|migration| migration.version).collect()
+            missing(KNOWN, applied, Rollout::InProgress).unwrap().iter().map(|migration| migration.version).collect()
         };
         assert_eq!(versions(&[]), [1, 2]);
         assert_eq!(versions(&[row(1, 1)]), [2]);
     }
 
     #[test]
+    fn a_step_waits_for_the_rollout_except_on_an_empty_database() {
+        let versions = |applied: &[Applied], rollout| -> Vec<u32> {
+            let missing = missing(WITH_WAITING, applied, rollout).unwrap();
+            missing.iter().map(|migration| migration.version).collect()
+        };
+        assert_eq!(versions(&[], Rollout::InProgress), [1, 2]);
+        assert_eq!(versions(&[row(1, 1)], Rollout::InProgress), [0; 0]);
+        assert_eq!(versions(&[row(1, 1)], Rollout::Complete), [2]);
+        let report = MigrationReport::of(WITH_WAITING, &[row(1, 1)]);
+        assert_eq!((report.applied, report.expected, report.waiting), (1, 2, 1));
+        assert_eq!(report.usable(), Ok(()));
+        assert_eq!(MigrationReport::of(WITH_WAITING, &[row(1, 1), row(2, 2)]).waiting, 0);
+    }
+
+    #[test]
     fn a_newer_schema_that_still_takes_this_binary_is_served() {
         let applied = [row(1, 1), row(2, 1), row(3, 2)];
-        assert!(missing(KNOWN, &applied).unwrap().is_empty());
+        assert!(missing(KNOWN, &applied, Rollout::InProgress).unwrap().is_empty());
         assert_eq!(MigrationReport::of(KNOWN, &applied).usable(), Ok(()));
     }
 
@@ -238,7 +276,7 @@ mod tests {
     fn a_schema_that_has_left_this_binary_behind_is_refused() {
         let applied = [row(1, 1), row(2, 1), row(3, 3)];
         let left_behind = MigrateError::SchemaTooNew { binary: 2, needed: 3 };
-        assert_eq!(missing(KNOWN, &applied).err(), Some(left_behind.clone()));
+        assert_eq!(missing(KNOWN, &applied, Rollout::InProgress).err(), Some(left_behind.clone()));
         assert_eq!(MigrationReport::of(KNOWN, &applied).usable(), Err(left_behind));
     }
 
@@ -252,6 +290,6 @@ mod tests {
     fn a_migration_that_was_changed_after_it_was_applied_is_found() {
         let mut changed = row(1, 1);
         changed.checksum[0] ^= 1;
-        assert_eq!(missing(KNOWN, &[changed]).err(), Some(MigrateError::Changed { version: 1 }));
+        assert_eq!(missing(KNOWN, &[changed], Rollout::InProgress).err(), Some(MigrateError::Changed { version: 1 }));
     }
 }

@@ -117,7 +117,7 @@ async fn the_serving_role_serves_and_can_do_no_more() {
         fence: Vec::new(),
     };
     assert_eq!(store.commit(&batch).await.unwrap().applied, [1, 1, 1, 1, 1]);
-    // Without entries a DEK goes in by another statement.
+    // Without entries the head stays as it is.
     assert_eq!(
         store.commit(&changes(tenant, vec![Change::InsertDek(dek(None))])).await.unwrap().applied,
         [1]
@@ -130,11 +130,17 @@ async fn the_serving_role_serves_and_can_do_no_more() {
         "DROP TABLE np_byok_audit_default",
         "ALTER TABLE np_byok_audit DISABLE TRIGGER ALL",
         "SELECT 1 FROM np_byok_audit_default",
+        "INSERT INTO np_byok_audit DEFAULT VALUES",
         "DELETE FROM np_byok_wrapped_deks",
-        "UPDATE np_byok_wrapped_deks SET record_id = 'x'",
-        "UPDATE np_byok_wrapped_deks SET record_hmac = NULL",
-        "UPDATE np_byok_heads SET tenant = tenant",
+        "INSERT INTO np_byok_wrapped_deks DEFAULT VALUES",
+        "UPDATE np_byok_wrapped_deks SET wrapped = wrapped",
+        "UPDATE np_byok_wrapped_deks SET mac = NULL",
+        "INSERT INTO np_byok_heads DEFAULT VALUES",
+        "UPDATE np_byok_heads SET size = size + 1",
         "UPDATE np_byok_heads SET first = 0, log = 2",
+        "INSERT INTO np_byok_tenants DEFAULT VALUES",
+        "INSERT INTO np_byok_keys DEFAULT VALUES",
+        "ALTER FUNCTION np_byok_append SECURITY INVOKER",
         "DELETE FROM np_byok_heads",
         "UPDATE np_byok_migrations SET oldest_reader = 9",
         "UPDATE np_byok_tenants SET name = 'x'",

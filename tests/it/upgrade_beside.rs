@@ -13,18 +13,34 @@ use byok::model::{
     Entry, Incident, IncidentId, Item, Job, JobState, Operation, Posture, Proof, Tenant, TenantUid, Wrapped,
 };
 use byok::store::{
-    Batch, Change, CommitError, Commits as _, DekReads as _, DekRow, EntryRow, JobReads as _,
+    Batch, Change, CommitError, Commits as _, Database as _, DekReads as _, DekRow, EntryRow, JobReads as _,
     KeyringStore as _, OutgoingReads as _, Postgres, Requirement, TenantReads as _,
 };
 use byok::verify::{Trust, verify_log};
 use uuid::Uuid;
 
-use crate::store_postgres::with_two_roles;
-use crate::support::postgres::TestDatabase;
+use crate::store_postgres::DENIED;
+use crate::support::older_schema;
+use crate::support::postgres::{TestDatabase, empty, settings, try_execute};
 use crate::support::release_before::ReleaseBefore;
 use crate::support::rows::{canary, changes, dek, entries, fence, job, now, proof, tenant, wrapped};
 
 const HOUR: Duration = Duration::from_secs(3_600);
+
+/// The level of the release before.
+const BEFORE: u32 = 13;
+
+/// A database of the release before that this one has migrated, and the URLs of its owner and of
+/// the serving role.
+async fn during_rollout() -> (TestDatabase, Postgres, String, String) {
+    let mut database = empty().await;
+    let (owner, serving) = (database.role().await, database.role().await);
+    database.give_to(&owner).await;
+    older_schema::postgres(&owner, BEFORE).await;
+    let store = Postgres::connect_lazy(&settings(&serving, Some(&owner), false)).unwrap();
+    store.migrate().await.unwrap();
+    (database, store, owner, serving)
+}
 
 /// A database that both releases use.
 struct Both {
@@ -36,7 +52,7 @@ struct Both {
 
 impl Both {
     async fn new() -> Self {
-        let (database, this, _owner, serving) = with_two_roles().await;
+        let (database, this, _owner, serving) = during_rollout().await;
         let tenant = tenant(&this).await;
         Self { _database: database, before: ReleaseBefore::connect(&serving).await, this, tenant }
     }
@@ -259,4 +275,40 @@ async fn the_release_before_starts_with_the_tenant_that_is_there() {
     assert_eq!(both.this.tenant("another").await.unwrap(), Some(made.clone()));
     both.this.commit(&entries(made.uid, 0, vec![encrypted(made.uid, &dek(None))])).await.unwrap();
     assert_eq!(both.this.log_size(made.uid).await, Ok(1));
+}
+
+#[tokio::test]
+async fn what_the_release_before_needs_goes_when_the_rollout_ends() {
+    let (_database, store, _owner, serving) = during_rollout().await;
+    let tenant = tenant(&store).await;
+    let direct = [
+        "INSERT INTO np_byok_audit DEFAULT VALUES",
+        "INSERT INTO np_byok_wrapped_deks DEFAULT VALUES",
+        "UPDATE np_byok_wrapped_deks SET mac = NULL",
+        "INSERT INTO np_byok_heads DEFAULT VALUES",
+        "UPDATE np_byok_heads SET size = size",
+        "INSERT INTO np_byok_tenants DEFAULT VALUES",
+        "INSERT INTO np_byok_keys DEFAULT VALUES",
+    ];
+    for sql in direct {
+        assert_ne!(try_execute(&serving, sql).await, Err(DENIED.to_owned()), "{sql}");
+    }
+    let report = store.schema().await.unwrap();
+    assert_eq!((report.waiting, report.oldest_reader <= BEFORE, report.usable()), (1, true, Ok(())));
+    // A server of this release that starts meanwhile finishes nothing.
+    assert_eq!(store.migrate().await.unwrap().waiting, 1);
+
+    assert_eq!(store.finish_rollout().await.unwrap().ran, 1);
+    let report = store.schema().await.unwrap();
+    assert_eq!((report.waiting, report.oldest_reader > BEFORE, report.usable()), (0, true, Ok(())));
+    for sql in direct {
+        assert_eq!(try_execute(&serving, sql).await, Err(DENIED.to_owned()), "{sql}");
+    }
+    let dek = dek(Some("r"));
+    let mut batch = entries(tenant, 0, vec![encrypted(tenant, &dek)]);
+    batch.changes = vec![Change::InsertDek(dek)];
+    assert_eq!(store.commit(&batch).await.unwrap().applied, [1]);
+    // Migrating again gives nothing back.
+    assert_eq!(store.migrate().await.unwrap().ran, 0);
+    assert_eq!(try_execute(&serving, direct[0]).await, Err(DENIED.to_owned()));
 }

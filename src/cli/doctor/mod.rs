@@ -12,7 +12,7 @@ mod stored;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Failure, assemble, memory};
+use super::{Failure, assemble, memory, migrate};
 use crate::auth::KeysFound;
 use crate::config;
 use crate::config::{Config, Defaults, Engine, Env};
@@ -196,8 +196,16 @@ async fn database(findings: &mut Findings, settings: &config::Store, streams: &c
             return false;
         }
         Ok(Ok(report)) => match report.usable() {
-            Ok(()) => findings
-                .ok(&format!("database: {} of {} migrations applied", report.applied, report.expected)),
+            Ok(()) => {
+                findings
+                    .ok(&format!("database: {} of {} migrations applied", report.applied, report.expected));
+                if report.waiting > 0 {
+                    findings.warn(
+                        "database: the serving role can still write the tables that the previous release wrote itself",
+                        &migrate::waiting(report.waiting),
+                    );
+                }
+            }
             // Not a fault: `serve` applies the missing migrations.
             Err(MigrateError::SchemaTooOld { applied, expected }) => {
                 missing_tables(findings, settings, applied, expected);

@@ -11,7 +11,7 @@ use crate::model::{DekId, TenantUid};
 use super::super::{Batch, Change, Committed, LogHead};
 use super::append::append;
 use super::commit::{AttemptError, Done, PgQuery, head_of};
-use super::dek_writes::{insert_deks, rewrap, seal};
+use super::dek_writes::{rewrap, seal};
 use super::{announcements, checkpoints, derived, jobs, proofs, publications, retention, streams, tenants};
 
 /// Applies the changes in their order, and appends the entries as soon as the tenant that they
@@ -45,13 +45,15 @@ pub(super) async fn apply(
         }
     }
     let known = opened.as_ref().or(known);
+    // All new DEKs are inserted with the entries, wherever they stand among the changes.
     if !batch.entries.is_empty() {
-        let (first, after) = rest.split_at(run_of(rest, |change| matches!(change, Change::InsertDek(_))));
         let before = head_of(connection, batch, known, persistent).await?;
-        let (found, after_it) = append(connection, batch, first, &before, persistent).await?;
-        (reading, head) = (found, Some(after_it));
-        applied.resize(applied.len() + first.len(), 1);
-        rest = after;
+        let (found, after) = append(connection, batch, rest, &before, persistent).await?;
+        (reading, head) = (found, Some(after));
+    } else if rest.iter().any(is_new_dek) {
+        // Without entries the head stays as it is, whatever it is.
+        let any = LogHead { log: 1, first: 0, frontier: Frontier::default() };
+        append(connection, batch, rest, &any, persistent).await?;
     }
     while !rest.is_empty() {
         let counts = apply_leading(connection, batch.tenant, rest, persistent).await?;
@@ -71,11 +73,8 @@ async fn apply_leading(
 ) -> Result<Vec<u64>, AttemptError> {
     let Some(change) = changes.first() else { return Ok(Vec::new()) };
     let query = match change {
-        Change::InsertDek(_) => {
-            let run = &changes[..run_of(changes, |change| matches!(change, Change::InsertDek(_)))];
-            insert_deks(connection, tenant, run, persistent).await?;
-            return Ok(vec![1; run.len()]);
-        }
+        // It was inserted with the entries.
+        Change::InsertDek(_) => return Ok(vec![1; run_of(changes, is_new_dek)]),
         Change::Rewrap { .. } => {
             let run = &changes[..run_of_rewraps(changes)];
             return Ok(rewrap(connection, tenant, run, persistent).await?);
@@ -124,6 +123,10 @@ async fn apply_leading(
         Change::Stream { name, holder, step } => streams::step(tenant, *name, *holder, *step),
     };
     Ok(vec![touched(connection, query, persistent).await?])
+}
+
+fn is_new_dek(change: &Change) -> bool {
+    matches!(change, Change::InsertDek(_))
 }
 
 /// Returns the count that a statement returned.

@@ -53,8 +53,6 @@ pub(super) enum AttemptError {
     NotAppended,
     /// The tenant has no log to append to.
     NoLog,
-    /// A DEK id is taken by another DEK.
-    DekIdTaken,
     /// The driver's error. No transaction is open any more, unless the connection is lost.
     Driver(Error),
     /// The driver's error at the end of the transaction.
@@ -158,10 +156,6 @@ impl Postgres {
                 return Err(CommitError::Fenced);
             }
             Ok(Err(AttemptError::NoLog)) => {
-                writer.keep();
-                return Err(CommitError::Rejected);
-            }
-            Ok(Err(AttemptError::DekIdTaken)) => {
                 writer.keep();
                 return Err(CommitError::Rejected);
             }

@@ -6,7 +6,7 @@ use sqlx::Row;
 
 use crate::config;
 
-use super::super::migration::{applied, level};
+use super::super::migration::{Rollout, applied, level};
 use super::super::{Database, Exposure, MigrateError, MigrationReport, OpenError, ReadError};
 use super::migrate::{APPLIED, HAS_TABLE, MIGRATIONS, PARTITIONS, migrate};
 use super::{Postgres, reads};
@@ -41,13 +41,23 @@ reads! {
                 AND NOT COALESCE('search_path=pg_catalog, pg_temp' = ANY (f.proconfig), false))";
 }
 
-#[async_trait]
-impl Database for Postgres {
-    async fn migrate(&self) -> Result<MigrationReport, MigrateError> {
+impl Postgres {
+    async fn migrate_during(&self, rollout: Rollout) -> Result<MigrationReport, MigrateError> {
         self.check_compatible().await?;
         let access = self.access();
         let (owner, serving) = (access.as_owner(), access.serving.get_username());
-        migrate(owner, (owner.get_username() != serving).then_some(serving)).await
+        migrate(owner, (owner.get_username() != serving).then_some(serving), rollout).await
+    }
+}
+
+#[async_trait]
+impl Database for Postgres {
+    async fn migrate(&self) -> Result<MigrationReport, MigrateError> {
+        self.migrate_during(Rollout::InProgress).await
+    }
+
+    async fn finish_rollout(&self) -> Result<MigrationReport, MigrateError> {
+        self.migrate_during(Rollout::Complete).await
     }
 
     async fn build_indexes(&self) -> Result<u32, ReadError> {

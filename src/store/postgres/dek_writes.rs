@@ -9,65 +9,16 @@ use uuid::Uuid;
 use crate::model::TenantUid;
 
 use super::super::{Change, DekRow};
-use super::commit::{AttemptError, PgQuery};
+use super::commit::PgQuery;
 use super::{statements, timestamptz};
 
 statements! {
-    /// Returns the ids whose rows now hold what was to be inserted. Leaves out an id that holds a
-    /// different DEK.
-    INSERT_DEKS = "
-        INSERT INTO np_byok_wrapped_deks AS o
-            (tenant, id, record_id, wrapped, key_id, key_name, key_version, wrap_scheme, created_at, mac, record_mac)
-        SELECT $1, d.* FROM unnest($2::uuid[], $3::text[], $4::bytea[], $5::bytea[], $6::text[], $7::text[],
-            $8::int2[], $9::timestamptz[], $10::bytea[], $11::bytea[]) AS d(id, record_id, wrapped, key_id, key_name,
-            key_version, wrap_scheme, created_at, mac, record_mac)
-        ON CONFLICT (tenant, id) DO UPDATE SET wrapped = o.wrapped
-            WHERE o.wrapped = EXCLUDED.wrapped AND o.record_id IS NOT DISTINCT FROM EXCLUDED.record_id
-        RETURNING o.id";
-
-    /// A row that already has the new content counts as touched, so that a retry reports what the
-    /// first attempt did, and keeps a MAC that it was given since. A row that was sealed between
-    /// read and write loses its MAC, unless it was sealed when it was read.
+    /// Returns the ids of the rows that have the new content now (migration 14).
     REWRAP = "
-        UPDATE np_byok_wrapped_deks d SET wrapped = r.wrapped, key_id = r.key_id, key_name = r.key_name,
-            key_version = r.key_version, wrap_scheme = r.wrap_scheme, rewrapped_at = now(), mac = CASE
-                WHEN (d.wrapped, d.key_id, d.key_name, d.key_version, d.wrap_scheme)
-                    = (r.wrapped, r.key_id, r.key_name, r.key_version, r.wrap_scheme) THEN d.mac
-                ELSE r.mac END
-        FROM unnest($2::uuid[], $3::bytea[], $4::bytea[], $5::text[], $6::text[], $7::int2[], $8::bytea[],
-            $9::bytea[], $10::text[], $11::text[], $12::int2[], $13::bytea[]) AS r(id, from_wrapped, from_id,
-            from_name, from_version, from_scheme, wrapped, key_id, key_name, key_version, wrap_scheme, mac)
-        WHERE d.tenant = $1 AND d.id = r.id AND (
-            (d.wrapped, d.key_id, d.key_name, d.key_version, d.wrap_scheme)
-                = (r.from_wrapped, r.from_id, r.from_name, r.from_version, r.from_scheme)
-            OR (d.wrapped, d.key_id, d.key_name, d.key_version, d.wrap_scheme)
-                = (r.wrapped, r.key_id, r.key_name, r.key_version, r.wrap_scheme))
-        RETURNING d.id";
+        SELECT id FROM np_byok_rewrap_deks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) AS rewrapped(id)";
 
-    /// A row that already has the MACs counts as touched.
-    SEAL = "
-        WITH sealed AS (
-            UPDATE np_byok_wrapped_deks d SET mac = r.mac, record_mac = r.record_mac
-            FROM unnest($2::uuid[], $3::text[], $4::bytea[], $5::bytea[], $6::text[], $7::text[], $8::int2[],
-                $9::bytea[], $10::bytea[]) AS r(id, record_id, wrapped, key_id, key_name, key_version, wrap_scheme,
-                mac, record_mac)
-            WHERE d.tenant = $1 AND d.id = r.id AND d.record_id IS NOT DISTINCT FROM r.record_id
-                AND (d.wrapped, d.key_id, d.key_name, d.key_version, d.wrap_scheme)
-                    = (r.wrapped, r.key_id, r.key_name, r.key_version, r.wrap_scheme)
-            RETURNING d.id)
-        SELECT count(*) FROM sealed";
-}
-
-/// Inserts the DEKs of a run of [`Change::InsertDek`].
-pub(super) async fn insert_deks(
-    connection: &mut PgConnection,
-    tenant: TenantUid,
-    run: &[Change],
-    persistent: bool,
-) -> Result<(), AttemptError> {
-    let query = bind_deks(sqlx::query(INSERT_DEKS).bind(tenant.0), run).persistent(persistent);
-    let inserted = query.fetch_all(connection).await?;
-    if inserted.len() == run.len() { Ok(()) } else { Err(AttemptError::DekIdTaken) }
+    /// Returns how many rows have the MACs now (migration 14).
+    SEAL = "SELECT np_byok_seal_deks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
 }
 
 /// Replaces the wrapped bytes of a run of [`Change::Rewrap`]. Returns how many rows each touched.

@@ -7,7 +7,7 @@ use sqlx::{ConnectOptions, Connection, Error, Row};
 use tokio::time::timeout;
 
 use super::super::failure::{Failure, cause};
-use super::super::migration::{Applied, Migration, applied, missing};
+use super::super::migration::{Applied, Migration, Rollout, applied, missing};
 use super::super::{MigrateError, MigrationReport};
 use super::primary::of_primary;
 use super::{ACQUIRE, reads, statements};
@@ -18,79 +18,106 @@ pub(super) const MIGRATIONS: &[Migration] = &[
         version: 1,
         name: "tables",
         oldest_reader: 1,
+        after_rollout: false,
         sql: include_str!("../../../migrations/postgres/0001_tables.sql"),
     },
     Migration {
         version: 2,
         name: "proofs",
         oldest_reader: 1,
+        after_rollout: false,
         sql: include_str!("../../../migrations/postgres/0002_proofs.sql"),
     },
     Migration {
         version: 3,
         name: "announcements",
         oldest_reader: 1,
+        after_rollout: false,
         sql: include_str!("../../../migrations/postgres/0003_announcements.sql"),
     },
     Migration {
         version: 4,
         name: "merkle",
         oldest_reader: 4,
+        after_rollout: false,
         sql: include_str!("../../../migrations/postgres/0004_merkle.sql"),
     },
     Migration {
         version: 5,
         name: "tiles",
         oldest_reader: 4,
+        after_rollout: false,
         sql: include_str!("../../../migrations/postgres/0005_tiles.sql"),
     },
     Migration {
         version: 6,
         name: "keeping",
         oldest_reader: 4,
+        after_rollout: false,
         sql: include_str!("../../../migrations/postgres/0006_keeping.sql"),
     },
     Migration {
         version: 7,
         name: "streams",
         oldest_reader: 4,
+        after_rollout: false,
         sql: include_str!("../../../migrations/postgres/0007_streams.sql"),
     },
     Migration {
         version: 8,
         name: "publications",
         oldest_reader: 4,
+        after_rollout: false,
         sql: include_str!("../../../migrations/postgres/0008_publications.sql"),
     },
     Migration {
         version: 9,
         name: "hardening",
         oldest_reader: 4,
+        after_rollout: false,
         sql: include_str!("../../../migrations/postgres/0009_hardening.sql"),
     },
     Migration {
         version: 10,
         name: "row_macs",
         oldest_reader: 4,
+        after_rollout: false,
         sql: include_str!("../../../migrations/postgres/0010_row_macs.sql"),
     },
     Migration {
         version: 11,
         name: "rotation_states",
         oldest_reader: 4,
+        after_rollout: false,
         sql: include_str!("../../../migrations/postgres/0011_rotation_states.sql"),
     },
     Migration {
         version: 12,
         name: "tenants",
         oldest_reader: 4,
+        after_rollout: false,
         sql: include_str!("../../../migrations/postgres/0012_tenants.sql"),
     },
     Migration {
         version: 13,
         name: "key_ids",
         oldest_reader: 4,
+        after_rollout: false,
         sql: include_str!("../../../migrations/postgres/0013_key_ids.sql"),
+    },
+    Migration {
+        version: 14,
+        name: "append",
+        oldest_reader: 4,
+        after_rollout: false,
+        sql: include_str!("../../../migrations/postgres/0014_append.sql"),
+    },
+    Migration {
+        version: 15,
+        name: "narrowed",
+        oldest_reader: 14,
+        after_rollout: true,
+        sql: include_str!("../../../migrations/postgres/0015_narrowed.sql"),
     },
 ];
 
@@ -136,24 +163,29 @@ reads! {
 pub(super) async fn migrate(
     owner: &PgConnectOptions,
     serving: Option<&str>,
+    rollout: Rollout,
 ) -> Result<MigrationReport, MigrateError> {
     let connected = timeout(ACQUIRE, owner.connect()).await.map_err(|_| MigrateError::Unavailable)?;
     let mut connection = connected.map_err(|error| failed(0, &error))?;
 
     let already = read_applied(&mut connection).await.map_err(|error| failed(0, &error))?;
-    let nothing_to_do = missing(MIGRATIONS, &already)?.is_empty() && serving.is_none();
+    let nothing_to_do = missing(MIGRATIONS, &already, rollout)?.is_empty() && serving.is_none();
     if nothing_to_do {
         return Ok(MigrationReport::of(MIGRATIONS, &already));
     }
 
     let mut transaction = connection.begin().await.map_err(|error| failed(0, &error))?;
-    let ran = in_transaction(&mut transaction, serving).await?;
+    let ran = in_transaction(&mut transaction, serving, rollout).await?;
     let now = read_applied_here(&mut transaction).await.map_err(|error| failed(0, &error))?;
     transaction.commit().await.map_err(|error| failed(0, &error))?;
     Ok(MigrationReport { ran, ..MigrationReport::of(MIGRATIONS, &now) })
 }
 
-async fn in_transaction(connection: &mut PgConnection, serving: Option<&str>) -> Result<u32, MigrateError> {
+async fn in_transaction(
+    connection: &mut PgConnection,
+    serving: Option<&str>,
+    rollout: Rollout,
+) -> Result<u32, MigrateError> {
     let around = |error: Error| failed(0, &error);
     for sql in [SESSION_SETTINGS, LOCK, SCHEMA, PINNED] {
         run(connection, sql).await.map_err(around)?;
@@ -166,7 +198,7 @@ async fn in_transaction(connection: &mut PgConnection, serving: Option<&str>) ->
     // Another replica may have been faster.
     let already = read_applied_here(connection).await.map_err(around)?;
     let mut ran = 0;
-    for migration in missing(MIGRATIONS, &already)? {
+    for migration in missing(MIGRATIONS, &already, rollout)? {
         let refused = |error: Error| failed(migration.version, &error);
         run(connection, PATH).await.map_err(refused)?;
         sqlx::raw_sql(migration.sql).execute(&mut *connection).await.map_err(refused)?;

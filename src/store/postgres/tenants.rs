@@ -13,13 +13,7 @@ statements! {
     /// Creates a tenant whose key is the one of the deployment's configuration. Returns 1 if the
     /// tenant exists with this uid and name, now or already; 0 if another tenant has its name or its
     /// uid.
-    CREATE = "
-        WITH t AS (INSERT INTO np_byok_tenants (uid, name) VALUES ($1, $2) ON CONFLICT DO NOTHING RETURNING uid),
-            h AS (INSERT INTO np_byok_heads (tenant) SELECT uid FROM t),
-            k AS (INSERT INTO np_byok_keys (tenant, id, label, owner, state, revision)
-                SELECT uid, decode(repeat('00', 16), 'hex'), 'default', 'customer', 'current', 0 FROM t)
-        SELECT count(*) FROM (SELECT uid FROM t
-            UNION ALL SELECT uid FROM np_byok_tenants WHERE uid = $1 AND name = $2) AS there";
+    CREATE = "SELECT np_byok_create_tenant($1, $2)";
 }
 
 reads! {

@@ -7,7 +7,7 @@ use sqlx::{Error, Row, SqliteConnection};
 use crate::config;
 
 use super::super::failure::{Failure, cause};
-use super::super::migration::{Applied, Migration, applied, level, missing};
+use super::super::migration::{Applied, Migration, Rollout, applied, level, missing};
 use super::super::{Database, Exposure, MigrateError, MigrationReport, OpenError, ReadError};
 use super::{Sqlite, statements};
 
@@ -17,79 +17,106 @@ const MIGRATIONS: &[Migration] = &[
         version: 1,
         name: "tables",
         oldest_reader: 1,
+        after_rollout: false,
         sql: include_str!("../../../migrations/sqlite/0001_tables.sql"),
     },
     Migration {
         version: 2,
         name: "proofs",
         oldest_reader: 1,
+        after_rollout: false,
         sql: include_str!("../../../migrations/sqlite/0002_proofs.sql"),
     },
     Migration {
         version: 3,
         name: "announcements",
         oldest_reader: 1,
+        after_rollout: false,
         sql: include_str!("../../../migrations/sqlite/0003_announcements.sql"),
     },
     Migration {
         version: 4,
         name: "merkle",
         oldest_reader: 4,
+        after_rollout: false,
         sql: include_str!("../../../migrations/sqlite/0004_merkle.sql"),
     },
     Migration {
         version: 5,
         name: "tiles",
         oldest_reader: 4,
+        after_rollout: false,
         sql: include_str!("../../../migrations/sqlite/0005_tiles.sql"),
     },
     Migration {
         version: 6,
         name: "keeping",
         oldest_reader: 4,
+        after_rollout: false,
         sql: include_str!("../../../migrations/sqlite/0006_keeping.sql"),
     },
     Migration {
         version: 7,
         name: "streams",
         oldest_reader: 4,
+        after_rollout: false,
         sql: include_str!("../../../migrations/sqlite/0007_streams.sql"),
     },
     Migration {
         version: 8,
         name: "publications",
         oldest_reader: 4,
+        after_rollout: false,
         sql: include_str!("../../../migrations/sqlite/0008_publications.sql"),
     },
     Migration {
         version: 9,
         name: "hardening",
         oldest_reader: 4,
+        after_rollout: false,
         sql: include_str!("../../../migrations/sqlite/0009_hardening.sql"),
     },
     Migration {
         version: 10,
         name: "row_macs",
         oldest_reader: 4,
+        after_rollout: false,
         sql: include_str!("../../../migrations/sqlite/0010_row_macs.sql"),
     },
     Migration {
         version: 11,
         name: "rotation_states",
         oldest_reader: 4,
+        after_rollout: false,
         sql: include_str!("../../../migrations/sqlite/0011_rotation_states.sql"),
     },
     Migration {
         version: 12,
         name: "tenants",
         oldest_reader: 4,
+        after_rollout: false,
         sql: include_str!("../../../migrations/sqlite/0012_tenants.sql"),
     },
     Migration {
         version: 13,
         name: "key_ids",
         oldest_reader: 4,
+        after_rollout: false,
         sql: include_str!("../../../migrations/sqlite/0013_key_ids.sql"),
+    },
+    Migration {
+        version: 14,
+        name: "append",
+        oldest_reader: 4,
+        after_rollout: false,
+        sql: include_str!("../../../migrations/sqlite/0014_append.sql"),
+    },
+    Migration {
+        version: 15,
+        name: "narrowed",
+        oldest_reader: 14,
+        after_rollout: false,
+        sql: include_str!("../../../migrations/sqlite/0015_narrowed.sql"),
     },
 ];
 
@@ -115,6 +142,11 @@ impl Database for Sqlite {
         let now = read_applied(&mut transaction).await.map_err(around)?;
         transaction.commit().await.map_err(around)?;
         Ok(MigrationReport { ran, ..MigrationReport::of(MIGRATIONS, &now) })
+    }
+
+    /// Does the same as [`Database::migrate`]: one process has the file, so no other server uses it.
+    async fn finish_rollout(&self) -> Result<MigrationReport, MigrateError> {
+        self.migrate().await
     }
 
     /// Changes nothing: a file has no URL that could be replaced.
@@ -158,7 +190,7 @@ async fn in_transaction(connection: &mut SqliteConnection) -> Result<u32, Migrat
     }
     let already = read_applied(connection).await.map_err(around)?;
     let mut ran = 0;
-    for migration in missing(MIGRATIONS, &already)? {
+    for migration in missing(MIGRATIONS, &already, Rollout::Complete)? {
         let refused = |error: Error| failed(migration.version, &error);
         sqlx::raw_sql(migration.sql).execute(&mut *connection).await.map_err(refused)?;
         let record = sqlx::query(RECORD)
