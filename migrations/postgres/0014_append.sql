@@ -12,8 +12,7 @@ BEGIN
     -- Appends entries to a tenant's log, with their new DEKs, in one statement: the head is compared and swapped, and
     -- everything else is inserted only if that succeeds. Returns no row's values (null) if the head is another one, if the gate
     -- is closed, or if a key in use does not meet its requirement. Each array has one element for each key in use, entry, or
-    -- DEK. Without entries the head stays as it is, whatever it is. The first argument is the column that the tables can be
-    -- distributed by.
+    -- DEK. The first argument is the column that the tables can be distributed by.
     EXECUTE format($function$
 CREATE FUNCTION %1$I.np_byok_append(
     log_tenant bytea, log_size bigint, log_frontier bytea, next_frontier bytea,
@@ -34,10 +33,8 @@ BEGIN
         PERFORM set_config('synchronous_commit', 'on', true);
     END IF;
     WITH head AS (
-        UPDATE %1$I.np_byok_heads h SET size = h.size + cardinality(entry_ids),
-            frontier = CASE cardinality(entry_ids) WHEN 0 THEN h.frontier ELSE next_frontier END
-        WHERE h.tenant = log_tenant
-            AND (cardinality(entry_ids) = 0 OR (h.size = log_size AND h.frontier = log_frontier))
+        UPDATE %1$I.np_byok_heads h SET size = h.size + cardinality(entry_ids), frontier = next_frontier
+        WHERE h.tenant = log_tenant AND h.size = log_size AND h.frontier = log_frontier
             -- The gate: the tenant is not locked, and is served as it was when the batch's calls began. Whoever changes
             -- this row appends to the log as well, so a statement that waited for the head does not find it again.
             AND (gate_revision IS NULL OR EXISTS (
@@ -85,6 +82,37 @@ BEGIN
             WITH ORDINALITY AS f(key_id, key_name, key_version, place)
         JOIN %1$I.np_byok_proofs p USING (key_id, key_name, key_version) WHERE p.tenant = log_tenant ORDER BY f.place)
     INTO read_at, proven_at FROM head;
+END $body$
+    $function$, home);
+
+    -- Takes the lock of the head's row, for which writers queue, and returns the head under that lock.
+    EXECUTE format($function$
+CREATE FUNCTION %1$I.np_byok_lock_head(log_tenant bytea)
+RETURNS TABLE (size bigint, log integer, first bigint, frontier bytea)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
+BEGIN
+    RETURN QUERY SELECT h.size, h.log, h.first, h.frontier FROM %1$I.np_byok_heads h WHERE h.tenant = log_tenant FOR UPDATE;
+END $body$
+    $function$, home);
+
+    -- Inserts DEKs without entries. Returns the ids whose rows now hold what was to be inserted, so that a retry reports what
+    -- the first attempt did, and leaves out an id that holds a different DEK.
+    EXECUTE format($function$
+CREATE FUNCTION %1$I.np_byok_insert_deks(
+    dek_tenant bytea, dek_ids uuid[], dek_records text[], dek_wrapped bytea[], dek_key_ids bytea[], dek_key_names text[],
+    dek_key_versions text[], dek_wrap_schemes smallint[], dek_times timestamptz[], dek_macs bytea[], dek_record_macs bytea[]
+) RETURNS SETOF uuid LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
+BEGIN
+    RETURN QUERY
+    INSERT INTO %1$I.np_byok_wrapped_deks AS o
+        (tenant, id, record_id, wrapped, key_id, key_name, key_version, wrap_scheme, created_at, mac, record_mac)
+    SELECT dek_tenant, d.* FROM unnest(
+        dek_ids, dek_records, dek_wrapped, dek_key_ids, dek_key_names, dek_key_versions, dek_wrap_schemes,
+        dek_times, dek_macs, dek_record_macs
+    ) AS d(id, record_id, wrapped, key_id, key_name, key_version, wrap_scheme, created_at, mac, record_mac)
+    ON CONFLICT (tenant, id) DO UPDATE SET wrapped = o.wrapped
+        WHERE o.wrapped = EXCLUDED.wrapped AND o.record_id IS NOT DISTINCT FROM EXCLUDED.record_id
+    RETURNING o.id;
 END $body$
     $function$, home);
 
@@ -158,7 +186,9 @@ BEGIN
 END $body$
     $function$, home);
 
-    FOREACH named IN ARRAY ARRAY['np_byok_append', 'np_byok_rewrap_deks', 'np_byok_seal_deks', 'np_byok_create_tenant'] LOOP
+    FOREACH named IN ARRAY ARRAY['np_byok_append', 'np_byok_lock_head', 'np_byok_insert_deks', 'np_byok_rewrap_deks',
+        'np_byok_seal_deks', 'np_byok_create_tenant']
+    LOOP
         EXECUTE format('REVOKE ALL ON FUNCTION %I.%I FROM PUBLIC', home, named);
     END LOOP;
 END $append$;

@@ -37,8 +37,8 @@ BEGIN
         EXECUTE format('REVOKE ALL ON %I.%I FROM %I', home, granted.relation, serving);
         EXECUTE format('GRANT %s ON %I.%I TO %I', granted.rights, home, granted.relation, serving);
     END LOOP;
-    FOR granted IN SELECT unnest(ARRAY['np_byok_make_partitions', 'np_byok_append', 'np_byok_rewrap_deks',
-        'np_byok_seal_deks', 'np_byok_create_tenant']) AS function
+    FOR granted IN SELECT unnest(ARRAY['np_byok_make_partitions', 'np_byok_append', 'np_byok_lock_head',
+        'np_byok_insert_deks', 'np_byok_rewrap_deks', 'np_byok_seal_deks', 'np_byok_create_tenant']) AS function
     LOOP
         EXECUTE format('GRANT EXECUTE ON FUNCTION %I.%I TO %I', home, granted.function, serving);
     END LOOP;

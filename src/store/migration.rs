@@ -83,8 +83,7 @@ impl MigrationReport {
     /// Makes the report from the applied migrations. `known` is in order, from 1.
     pub(super) fn of(known: &[Migration], applied: &[Applied]) -> Self {
         let expected = level(known);
-        let is_applied =
-            |migration: &&Migration| applied.iter().any(|row| row.version == migration.version);
+        let is_applied = |migration: &&Migration| applied.iter().any(|row| row.version == migration.version);
         let count = |number: usize| u32::try_from(number).unwrap_or(expected);
         let waiting = known.iter().filter(|migration| migration.after_rollout && !is_applied(migration));
         Self {
@@ -244,7 +243,11 @@ mod tests {
     #[test]
     fn only_what_is_missing_is_to_be_applied() {
         let versions = |applied: &[Applied]| -> Vec<u32> {
-            missing(KNOWN, applied, Rollout::InProgress).unwrap().iter().map(|migration| migration.version).collect()
+            missing(KNOWN, applied, Rollout::InProgress)
+                .unwrap()
+                .iter()
+                .map(|migration| migration.version)
+                .collect()
         };
         assert_eq!(versions(&[]), [1, 2]);
         assert_eq!(versions(&[row(1, 1)]), [2]);
@@ -290,6 +293,9 @@ mod tests {
     fn a_migration_that_was_changed_after_it_was_applied_is_found() {
         let mut changed = row(1, 1);
         changed.checksum[0] ^= 1;
-        assert_eq!(missing(KNOWN, &[changed], Rollout::InProgress).err(), Some(MigrateError::Changed { version: 1 }));
+        assert_eq!(
+            missing(KNOWN, &[changed], Rollout::InProgress).err(),
+            Some(MigrateError::Changed { version: 1 })
+        );
     }
 }

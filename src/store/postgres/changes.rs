@@ -11,7 +11,7 @@ use crate::model::{DekId, TenantUid};
 use super::super::{Batch, Change, Committed, LogHead};
 use super::append::append;
 use super::commit::{AttemptError, Done, PgQuery, head_of};
-use super::dek_writes::{rewrap, seal};
+use super::dek_writes::{insert_deks, rewrap, seal};
 use super::{announcements, checkpoints, derived, jobs, proofs, publications, retention, streams, tenants};
 
 /// Applies the changes in their order, and appends the entries as soon as the tenant that they
@@ -45,15 +45,13 @@ pub(super) async fn apply(
         }
     }
     let known = opened.as_ref().or(known);
-    // All new DEKs are inserted with the entries, wherever they stand among the changes.
+    // New DEKs are inserted with the entries, wherever they are among the changes.
     if !batch.entries.is_empty() {
         let before = head_of(connection, batch, known, persistent).await?;
         let (found, after) = append(connection, batch, rest, &before, persistent).await?;
         (reading, head) = (found, Some(after));
     } else if rest.iter().any(is_new_dek) {
-        // Without entries the head stays as it is, whatever it is.
-        let any = LogHead { log: 1, first: 0, frontier: Frontier::default() };
-        append(connection, batch, rest, &any, persistent).await?;
+        insert_deks(connection, batch.tenant, rest, persistent).await?;
     }
     while !rest.is_empty() {
         let counts = apply_leading(connection, batch.tenant, rest, persistent).await?;
@@ -73,7 +71,7 @@ async fn apply_leading(
 ) -> Result<Vec<u64>, AttemptError> {
     let Some(change) = changes.first() else { return Ok(Vec::new()) };
     let query = match change {
-        // It was inserted with the entries.
+        // It is inserted already.
         Change::InsertDek(_) => return Ok(vec![1; run_of(changes, is_new_dek)]),
         Change::Rewrap { .. } => {
             let run = &changes[..run_of_rewraps(changes)];

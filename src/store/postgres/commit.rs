@@ -30,7 +30,7 @@ reads! {
 
     /// Takes the lock of the head's row, for which writers queue, and returns the head under that
     /// lock.
-    TURN = "SELECT size, log::int8, first, frontier FROM np_byok_heads WHERE tenant = $1 FOR UPDATE";
+    TURN = "SELECT size, log::int8, first, frontier FROM np_byok_lock_head($1)";
 
     /// What the log shows about a batch that was not appended: its size, its frontier, and the
     /// entry at the batch's base.
@@ -53,6 +53,8 @@ pub(super) enum AttemptError {
     NotAppended,
     /// The tenant has no log to append to.
     NoLog,
+    /// A DEK id is taken by another DEK.
+    DekIdTaken,
     /// The driver's error. No transaction is open any more, unless the connection is lost.
     Driver(Error),
     /// The driver's error at the end of the transaction.
@@ -155,7 +157,7 @@ impl Postgres {
                 writer.keep();
                 return Err(CommitError::Fenced);
             }
-            Ok(Err(AttemptError::NoLog)) => {
+            Ok(Err(AttemptError::NoLog | AttemptError::DekIdTaken)) => {
                 writer.keep();
                 return Err(CommitError::Rejected);
             }

@@ -9,16 +9,32 @@ use uuid::Uuid;
 use crate::model::TenantUid;
 
 use super::super::{Change, DekRow};
-use super::commit::PgQuery;
+use super::commit::{AttemptError, PgQuery};
 use super::{statements, timestamptz};
 
 statements! {
+    /// Returns the ids whose rows now hold what was to be inserted (migration 14).
+    INSERT_DEKS = "
+        SELECT id FROM np_byok_insert_deks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) AS inserted(id)";
+
     /// Returns the ids of the rows that have the new content now (migration 14).
     REWRAP = "
         SELECT id FROM np_byok_rewrap_deks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) AS rewrapped(id)";
 
     /// Returns how many rows have the MACs now (migration 14).
     SEAL = "SELECT np_byok_seal_deks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
+}
+
+/// Inserts the new DEKs among the changes, for a batch without entries.
+pub(super) async fn insert_deks(
+    connection: &mut PgConnection,
+    tenant: TenantUid,
+    changes: &[Change],
+    persistent: bool,
+) -> Result<(), AttemptError> {
+    let query = bind_deks(sqlx::query(INSERT_DEKS).bind(tenant.0), changes).persistent(persistent);
+    let inserted = query.fetch_all(connection).await?;
+    if inserted.len() == deks(changes).count() { Ok(()) } else { Err(AttemptError::DekIdTaken) }
 }
 
 /// Replaces the wrapped bytes of a run of [`Change::Rewrap`]. Returns how many rows each touched.

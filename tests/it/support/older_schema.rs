@@ -43,6 +43,10 @@ pub(crate) async fn postgres(url: &str, level: u32) {
     for (number, name, text) in migrations("postgres", level) {
         let checksum = checksum(number, &name, &text);
         statements.push(text);
+        // Later migrations set a path of their own.
+        let path = "SELECT pg_catalog.set_config('search_path',
+            pg_catalog.quote_ident(pg_catalog.current_setting('byok.schema')) || ', pg_temp', true)";
+        statements.push(path.to_owned());
         statements.push(format!(
             "INSERT INTO np_byok_migrations VALUES ({number}, '{name}', decode('{checksum}', 'hex'), {})",
             if number < 4 { 1 } else { 4 }
