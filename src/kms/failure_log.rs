@@ -1,4 +1,5 @@
-//! What the server's log may hold of a KMS that refused or failed: its class, HTTP status and request id, never its text.
+//! What the server's log may hold of a KMS that refused or failed: its class, HTTP status and
+//! request id, never its text.
 
 use super::{Distrust, KmsError, KmsErrorClass};
 use crate::model::RequestId;

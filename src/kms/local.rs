@@ -90,16 +90,16 @@ impl LocalKey {
     ///
     /// # Errors
     ///
-    /// As [`Self::rotate`].
+    /// The file cannot be read or written.
     pub fn disable(&self) -> io::Result<()> {
         self.change(|stored| stored.enabled = false)
     }
 
-    /// The command that turns the key on again.
+    /// Turns the key on again.
     ///
     /// # Errors
     ///
-    /// As [`Self::rotate`].
+    /// The file cannot be read or written.
     pub fn enable(&self) -> io::Result<()> {
         self.change(|stored| stored.enabled = true)
     }
@@ -112,7 +112,8 @@ impl LocalKey {
     fn change(&self, change: impl FnOnce(&mut Stored)) -> io::Result<()> {
         let mut stored = Stored::read(&self.path)?;
         change(&mut stored);
-        // In one step: who reads meanwhile sees the old file or the new one, whole.
+        // A rename is atomic: a concurrent reader sees the complete old file or the complete new
+        // one.
         let mut new = self.path.clone().into_os_string();
         new.push(format!(".{}", std::process::id()));
         let new = PathBuf::from(new);

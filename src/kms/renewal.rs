@@ -2,22 +2,21 @@
 //! and the sessions of AWS. A [`Source`] says how one credential is obtained; the [`Renewer`]
 //! decides when.
 //!
-//! - **One fetch at a time.** It runs in a task of its own, so that a caller who hangs up takes
-//!   nothing with it. Callers who come meanwhile share its outcome, unless the outcome is that its
-//!   time was up.
+//! - **One fetch at a time.** It runs in a task of its own, so that it goes on when its caller
+//!   hangs up. Callers who come meanwhile share its outcome, unless that is a timeout.
 //! - **Ahead of the end.** One task replaces a credential as early as its source wants, and after
 //!   [`LONGEST_USE`] at the latest.
 //! - **Kept in an outage.** While its replacement fails for another reason than a refusal, a
 //!   credential is used up to its end.
 //! - **Dropped when refused.** It is dropped when its replacement is refused [`Rules::refusals`]
 //!   times in a row; at once when the KMS refused it as well.
-//! - **Paced.** Evidence that was refused is not presented again at once (`pacing`). Nor is a
-//!   replacement replaced at once, where the KMS refuses that one too.
+//! - **Paced.** Evidence that was refused is not presented again at once (`pacing`). If the KMS
+//!   refuses a replacement too, that one is not replaced at once either.
 //!
 //! **The bound.** Evidence that is revoked (a secret id, an account's key, a role's trust) is
 //! refused at the next replacement, so the credential that it gave before is used no longer than
-//! [`BOUND`], as long as whoever refuses can be reached. In an outage of theirs it is used up to
-//! its own end.
+//! [`BOUND`], as long as the service that refuses can be reached. In an outage of that service it
+//! is used until it expires.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -41,11 +40,11 @@ const RETRY_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::fr
 /// The longest sleep of the background task: a credential may have come meanwhile.
 const WATCH: Duration = Duration::from_secs(1);
 
-/// The origin of the credentials of one identity.
+/// The source of the credentials of one identity.
 pub(super) trait Source: Send + Sync + 'static {
     /// A credential as requests carry it.
     type Credential: Send + Sync + 'static;
-    /// What is presented to get one: a secret, a key, a signed assertion.
+    /// The proof of identity that is presented to get one: a secret, a key, a signed assertion.
     type Evidence: Send + 'static;
 
     /// Reads the evidence as it is now, with a hash that identifies it.
@@ -58,7 +57,7 @@ pub(super) trait Source: Send + Sync + 'static {
         deadline: Instant,
     ) -> impl Future<Output = Result<Granted<Self::Credential>, Failed>> + Send;
 
-    /// Lengthens a credential that was granted for `granted`; `None` where another one has to be
+    /// Extends a credential that was granted for `granted`. `None` if another one has to be
     /// fetched.
     fn extend(
         &self,
@@ -94,22 +93,22 @@ pub(super) struct Life {
     pub(super) renew_after: Option<Duration>,
 }
 
-/// What a failed fetch says about the evidence.
+/// The meaning of a failed fetch for the evidence.
 #[derive(Clone, Copy)]
 pub(super) enum Meaning {
-    /// Nothing.
+    /// An outage, which says nothing about the evidence.
     Outage,
-    /// Nothing; the other side may have counted it as a refusal all the same.
+    /// No answer, which says nothing about the evidence. The other side may have counted a refusal.
     Unanswered,
-    /// It is not to be presented again for a while.
+    /// A failure after which the evidence is not to be presented again for a while.
     Deferred(Option<Duration>),
-    /// It is refused.
+    /// A refusal.
     Refused,
-    /// It is refused, and the other side counts refusals towards a lockout.
+    /// A refusal that the other side counts towards a lockout.
     Counted,
 }
 
-/// What differs between identities.
+/// The settings that differ between identities.
 #[derive(Clone, Copy)]
 pub(super) struct Rules {
     /// The time limit of one fetch.
@@ -122,7 +121,7 @@ pub(super) struct Rules {
     pub(super) renews_unused: bool,
 }
 
-/// The credential in use, and the way to the next one.
+/// The credential in use, and its renewal.
 pub(super) struct Renewer<S: Source> {
     inner: Arc<Inner<S>>,
     /// The task that replaces the credential ahead of its end; it ends with the renewer.
@@ -137,7 +136,7 @@ struct Inner<S: Source> {
     used: AtomicBool,
 }
 
-/// What a fetch leaves to the next one.
+/// The state that one fetch leaves to the next.
 #[derive(Default)]
 struct Gate {
     /// The last failure, for the callers who waited for it.

@@ -330,12 +330,12 @@ impl Google {
     ) -> Result<Reply, KmsError> {
         let token = self.tokens.get(Instant::now(), deadline).await?;
         let reply = self.send_as(&token, url, body, deadline).await?;
-        if reply.status == 401 && errors::says(&reply, "UNAUTHENTICATED") {
+        if reply.status == 401 && errors::has_status(&reply, "UNAUTHENTICATED") {
             let Some(token) = self.tokens.another(&token, deadline).await? else { return Ok(reply) };
             self.calls.one_more(share)?;
             return self.send_as(&token, url, body, deadline).await;
         }
-        if reply.status == 400 && errors::says(&reply, "INVALID_ARGUMENT") {
+        if reply.status == 400 && errors::has_status(&reply, "INVALID_ARGUMENT") {
             self.calls.one_more(share)?;
             return self.send_as(&token, url, body, deadline).await;
         }

@@ -3,17 +3,17 @@
 //!
 //! **No key is ever created.** Vault's encrypt creates a key that does not exist when the token has
 //! `create` on the path and `disable_upsert` is off; data would then be wrapped under a key that
-//! the customer never made. Every encrypt therefore names the type `ecdsa-p256`. The field is read
-//! only where a key is to be created, and a key of a type that cannot encrypt is refused there, in
-//! the same request: nothing is checked first, so nothing can happen in between. Decrypt and rewrap
-//! create nothing. What remains: a key that somebody deletes and makes anew under the same name is
-//! another key; what the first one wrapped is then
+//! the customer never made. Every encrypt therefore names the type `ecdsa-p256`. Vault reads the
+//! field only when it would create a key, and then refuses a type that cannot encrypt, in the same
+//! request, so there is no race with a separate check. Decrypt and rewrap create nothing. One case
+//! remains: a key that somebody deletes and creates again under the same name is another key, and
+//! DEKs that the first one wrapped are then
 //! [`InvalidWrappedDek`](KmsErrorClass::InvalidWrappedDek). Customers should also give `update`
 //! only, and set `disable_upsert`.
 //!
-//! **No associated data.** Vault's rewrap does not take it along, so a DEK bound that way could not
-//! be rotated. The commitment in each token binds tenant and DEK id. [`SCHEME`] says so in each
-//! row.
+//! **No associated data.** Vault's rewrap does not support it, so a DEK that is bound that way
+//! could not be rotated. The commitment in each token binds tenant and DEK id. [`SCHEME`] records
+//! this in each row.
 //!
 //! A DEK in base64 is as secret as the DEK: bodies are written into memory that is wiped, and
 //! answers are read in place.
