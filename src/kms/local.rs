@@ -1,9 +1,9 @@
-//! A key in a file, for `byok dev` and for tests. It protects nothing from whoever reads the file;
-//! the configuration of `byok serve` refuses it.
+//! A key in a file, for `byok dev` and for tests. It protects nothing from somebody who can read
+//! the file, so the configuration of `byok serve` refuses it.
 //!
-//! The file is JSON, readable by its owner only, and is read at each call: what another process
-//! does to it (rotate, disable, remove) holds at once, so that the kill switch and rotation can be
-//! tried without a KMS.
+//! The file is JSON, readable by its owner only, and is read at each call: a change by another
+//! process (rotate, disable, remove) takes effect at once, so that the kill switch and rotation can
+//! be tried without a KMS.
 //!
 //! ```json
 //! { "format": "byok-local-key/1",
@@ -52,7 +52,7 @@ impl LocalKey {
     ///
     /// # Errors
     ///
-    /// A file that is not there, that others can read, or that is something else.
+    /// A file that is missing, that others can read, or that is not a key file.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, ConfigError> {
         let local = Self { path: path.into() };
         Stored::read(&local.path).map_err(|error| local.error("cannot be used", &error))?;

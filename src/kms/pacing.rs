@@ -2,18 +2,18 @@
 //!
 //! | refusal | the same credential | another one |
 //! |---|---|---|
-//! | that nobody counts | after a pause that doubles from one second to sixty | at once |
-//! | that the other side counts towards a lockout | after [`QUIET`] | at once, but [`MOST_COUNTED`] times in a row at most; then after [`QUIET`] |
+//! | not counted towards a lockout | after a pause that doubles from one second to sixty | at once |
+//! | counted towards a lockout by the other side | after [`QUIET`] | at once, but at most [`MOST_COUNTED`] times in a row; then after [`QUIET`] |
 //!
-//! Vault and OpenBao lock an AppRole out for 15 minutes at the fifth wrong secret id, and forget
-//! the count when none came for 15 minutes, or with a login that succeeds
+//! Vault and OpenBao lock out an AppRole for 15 minutes at the fifth wrong secret id, and reset the
+//! count after 15 minutes without one, or at a login that succeeds
 //! (<https://developer.hashicorp.com/vault/docs/concepts/user-lockout>). So one process never
-//! causes a lockout, whatever asks for a login in it. Several processes share one count without
-//! knowing of each other: docs/kms/vault.md says how many are safe.
+//! causes a lockout, however many of its parts ask for a login. Several processes share one count
+//! without coordination: docs/kms/vault.md says how many are safe.
 //!
-//! While a counted refusal stands, what is known of the key may be 20 minutes old: the error is
-//! [`KmsErrorClass::LoginPaused`](super::KmsErrorClass::LoginPaused). A refusal that nobody counts
-//! is a minute old at most, and is repeated as it was.
+//! During the pause after a counted refusal, that refusal may be 20 minutes old, so the error is
+//! [`KmsErrorClass::LoginPaused`](super::KmsErrorClass::LoginPaused). A refusal that is not counted
+//! is at most a minute old, so its own error is repeated.
 
 use std::time::Duration;
 
@@ -21,11 +21,11 @@ use tokio::time::Instant;
 
 use super::KmsError;
 
-/// The pause after a refusal that nobody counts: the first, and the longest.
+/// The pause after a refusal that is not counted: the first, and the longest.
 pub(super) const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// The time for which nothing is presented that may be counted. It is longer than the 15 minutes
-/// after which the count is forgotten, by more than the replicas of one deployment are apart in
-/// meeting the same refusal.
+/// The pause before the next login that may be counted. It is longer than the 15 minutes after
+/// which the count is reset, by more than the time between the replicas of one deployment that get
+/// the same refusal.
 const QUIET: Duration = Duration::from_secs(20 * 60);
 /// The most counted refusals in a row of one process: two below the five that lock out, one of them
 /// for `byok doctor`.
@@ -39,7 +39,7 @@ pub(super) fn longer(pause: Duration) -> Duration {
     (pause * 2).min(PAUSES.1)
 }
 
-/// The refusals of one identity so far, as far as they matter for the next login.
+/// The past refusals of one identity that matter for its next login.
 #[derive(Default)]
 pub(super) struct Pacing {
     last: Option<Refused>,
@@ -51,7 +51,7 @@ struct Refused {
     credential: Fingerprint,
     error: KmsError,
     until: Instant,
-    /// The pause after a refusal that nobody counts.
+    /// The pause after a refusal that is not counted.
     pause: Duration,
     is_counted: bool,
 }
@@ -68,9 +68,10 @@ impl Pacing {
         if let Some(last) = last
             && let Some(left) = left(last.until)
         {
-            return Err(match last.is_counted {
-                true => KmsError::login_paused(left),
-                false => KmsError { retry_after: Some(left), ..last.error.clone() },
+            return Err(if last.is_counted {
+                KmsError::login_paused(left)
+            } else {
+                KmsError { retry_after: Some(left), ..last.error.clone() }
             });
         }
         match self.counted_at.filter(|_| self.counted >= MOST_COUNTED).and_then(|at| left(at + QUIET)) {
@@ -79,7 +80,7 @@ impl Pacing {
         }
     }
 
-    /// Notes a refusal that nobody counts, and returns the time for which the credential is not
+    /// Notes a refusal that is not counted, and returns the time for which the credential is not
     /// presented again.
     pub(super) fn refused(&mut self, credential: Fingerprint, error: &KmsError) -> Duration {
         let last = self.last.as_ref().filter(|last| last.credential == credential && !last.is_counted);
@@ -89,7 +90,7 @@ impl Pacing {
     }
 
     /// Notes that the credential is not to be presented again for a while, and returns the time:
-    /// the one that was asked for, up to a minute, or that of [`Self::refused`].
+    /// the one that was asked for, up to a minute, or else the pause of [`Self::refused`].
     pub(super) fn deferred(
         &mut self,
         credential: Fingerprint,

@@ -206,7 +206,7 @@ impl<S: Source> Renewer<S> {
         held.map(|held| held.since.elapsed())
     }
 
-    /// A live credential, for a request that began then.
+    /// A valid credential, for a request that began at `began`.
     pub(super) async fn get(
         &self,
         began: Instant,
@@ -259,7 +259,7 @@ impl<S: Source> Inner<S> {
         }
     }
 
-    /// Replaces the credential if it is due, and returns the time until the next look.
+    /// Replaces the credential if it is due, and returns the time until the next check.
     async fn renew_what_is_due(self: &Arc<Self>) -> Duration {
         let (credential, granted, age) = {
             let mut state = self.state();
@@ -295,7 +295,8 @@ impl<S: Source> Inner<S> {
         next.map_or(WATCH, |next| next.saturating_duration_since(Instant::now()))
     }
 
-    /// A live credential that is not `instead_of`: one that came just now, or a new one.
+    /// A valid credential other than `instead_of`: one that another fetch has just obtained, or a
+    /// new one.
     async fn fetch(
         self: &Arc<Self>,
         instead_of: Option<(&Arc<S::Credential>, Because)>,
@@ -307,7 +308,7 @@ impl<S: Source> Inner<S> {
         if let Some(credential) = self.live(instead_of.map(|(old, _)| old)) {
             return Ok(credential);
         }
-        // A fetch whose time was up says nothing to a caller who has time left.
+        // The timeout of another fetch does not apply to a caller who has time left.
         if let Some((at, error)) = &gate.failed
             && *at >= began
             && error.class != KmsErrorClass::Timeout
@@ -317,7 +318,7 @@ impl<S: Source> Inner<S> {
         let (evidence, fingerprint) = self.source.evidence().map_err(KmsError::of_credential)?;
         gate.pacing.may_show(&fingerprint)?;
         let instead_of = instead_of.map(|(old, because)| (Arc::clone(old), because));
-        // In a task of its own: a caller who hangs up must not leave a refusal unnoticed.
+        // In a task of its own, so that a refusal is noted even if the caller hangs up.
         let fetch = tokio::spawn(Arc::clone(self).fetch_now(evidence, fingerprint, instead_of, gate));
         match timeout_at(deadline, fetch).await {
             Ok(outcome) => {
@@ -368,7 +369,7 @@ impl<S: Source> Inner<S> {
         Err(error)
     }
 
-    /// Counts a refusal to replace the credential in use, and drops it where that was the last one.
+    /// Counts a refusal to replace the credential in use, and drops the credential at the last one.
     fn refused(&self, old: &Arc<S::Credential>, because: Because) {
         let mut state = self.state();
         let Some(held) = state.held_as(old) else { return };
@@ -421,7 +422,7 @@ impl<C> Held<C> {
         held
     }
 
-    /// Sets its life from now on; the bound on its use counts from the fetch.
+    /// Sets its life from now on. The bound on its use counts from the fetch.
     fn lives(&mut self, life: Life) {
         let now = Instant::now();
         self.granted = life.granted;

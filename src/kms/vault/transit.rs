@@ -52,7 +52,7 @@ pub(super) fn encrypt_body<'a>(
     let version = version.map(|version| format!(r#","key_version":{version}"#)).unwrap_or_default();
     let head = format!(r#"{{"type":"{TYPE_THAT_IS_NEVER_CREATED}","batch_input":["#);
     let item = r#"{"plaintext":""},"#.len() + DEK_CHARACTERS + version.len();
-    // Exactly as large as it gets: growing would leave DEKs behind in freed memory.
+    // At its final size: growing would leave DEKs behind in freed memory.
     let mut body = Zeroizing::new(Vec::with_capacity(head.len() + deks.len() * item + 2));
     body.extend_from_slice(head.as_bytes());
     for (index, dek) in deks.enumerate() {
@@ -85,7 +85,7 @@ pub(super) fn ciphertexts_body<'a>(
     serde_json::json!({ "batch_input": items }).to_string().into_bytes()
 }
 
-/// The text of a wrapped DEK, if it can be one of ours.
+/// The text of a wrapped DEK, if our key can have wrapped it.
 pub(super) fn ciphertext(wrapped: &Wrapped) -> Result<&str, KmsErrorClass> {
     if wrapped.scheme != SCHEME || wrapped.bytes.len() > MAX_WRAPPED_BYTES {
         return Err(KmsErrorClass::InvalidWrappedDek);
@@ -143,7 +143,7 @@ pub(super) fn wrapped(item: &Item<'_>, key: &Arc<str>, version: Option<NonZeroU6
     Some(Wrapped { bytes: text.as_bytes().to_vec(), key_version, scheme: SCHEME })
 }
 
-/// The DEK in an item of `decrypt`; `None` unless it is one.
+/// The DEK in an item of `decrypt`; `None` unless it has the length of a DEK.
 pub(super) fn dek(item: &Item<'_>) -> Option<Dek> {
     let mut bytes = Zeroizing::new([0; DEK_CHARACTERS]);
     let text = item.plaintext.filter(|text| text.len() == DEK_CHARACTERS)?;

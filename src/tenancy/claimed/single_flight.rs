@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_hangs_up_ends_nothing_for_the_others() {
+    async fn a_caller_that_hangs_up_ends_nothing_for_the_others() {
         let counted = Counted::default();
         for _ in 0..9 {
             assert!(timeout(LONG / 10, counted.run(1)).await.is_err());
