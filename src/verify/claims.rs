@@ -1,5 +1,5 @@
 //! States what a finished walk claims about the log: the text of each claim if it holds, and what
-//! is needed where nothing can be said.
+//! is needed if it can be neither confirmed nor refuted.
 
 use super::report::Claim;
 use super::walk::Walk;

@@ -223,7 +223,7 @@ impl Deks {
         dek.made = dek.made.or(Some(number));
     }
 
-    /// Notes that part of the log is missing. What was said before may have been superseded there.
+    /// Notes that part of the log is missing. Anything read before may have been superseded there.
     pub(super) fn gap(&mut self) {
         (self.whole, self.since) = (false, None);
         for dek in self.known.values_mut() {

@@ -12,8 +12,8 @@ use crate::store::{LogHead, LogReads, ReadError};
 /// How many times to check again what the server may have changed meanwhile.
 const ROUNDS: usize = 3;
 
-/// Checks the rows of DEKs against the log, range by range. Returns the reason if nothing can be
-/// said about some of them.
+/// Checks the rows of DEKs against the log, range by range. Returns the reason if some of them
+/// cannot be checked.
 pub(super) async fn reconcile_deks(
     store: &dyn LogReads,
     tenant: &Tenant,

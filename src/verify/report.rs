@@ -54,7 +54,7 @@ pub enum State {
     Holds,
     /// The claim does not hold; the findings say why.
     Fails,
-    /// Nothing can be said about the claim, and the text says what it would take.
+    /// The claim can be neither confirmed nor refuted; the text says what is needed.
     Open,
 }
 

@@ -65,7 +65,7 @@ fn a_bundle_of_the_first_form_holds_for_ever() {
 }
 
 /// Returns the open claims. The ranges end before their logs do, and some values in them are
-/// missing: no entry that is shown says what was erased of them.
+/// missing: no entry of the bundle says that they were erased.
 fn open(report: &Report) -> Vec<Claim> {
     assert!(report.claims.iter().all(|(_, state, _)| *state != State::Fails), "{:?}", report.claims);
     let open = report.claims.iter().filter(|(_, state, _)| *state == State::Open);
@@ -123,7 +123,7 @@ fn no_line_can_be_left_out_doubled_or_moved() {
 #[test]
 fn no_byte_can_be_changed() {
     for whole in [BUNDLE, FIRST_BUNDLE] {
-        // The requested range is not signed; what is shown of it is.
+        // The requested range is not signed; its contents are.
         let range = whole.find("\"from\"").unwrap()..whole.find("\"size\"").unwrap();
         for at in (0..whole.len()).filter(|at| !range.contains(at)) {
             let mut bundle = whole.as_bytes().to_vec();
@@ -147,7 +147,7 @@ fn a_pruned_range_has_to_be_named() {
 }
 
 #[test]
-fn where_a_log_is_said_to_begin_moves_no_prune() {
+fn the_stated_beginning_of_a_log_moves_no_prune() {
     let mut bundle =
         BUNDLE.replace("\"first\":0,\"from\":0,\"to\":8", "\"first\":100,\"from\":100,\"to\":108");
     for position in (3..8).rev() {
