@@ -59,7 +59,7 @@ struct Refused {
 impl Pacing {
     /// Whether this credential may be presented now; the error is the answer to give instead, with
     /// the time until it may be.
-    pub(super) fn may_show(&self, credential: &Fingerprint) -> Result<(), KmsError> {
+    pub(super) fn may_present(&self, credential: &Fingerprint) -> Result<(), KmsError> {
         let left = |until: Instant| {
             let left = until.saturating_duration_since(Instant::now());
             (!left.is_zero()).then_some(left)
@@ -166,16 +166,16 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_refused_credential_asked_for_each_second_never_locks_out() {
-        let (mut pacing, mut lockout, mut shown) = (Pacing::default(), Lockout::default(), 0);
+        let (mut pacing, mut lockout, mut presented) = (Pacing::default(), Lockout::default(), 0);
         for _ in 0..24 * 3600 {
-            if pacing.may_show(&[1; 32]).is_ok() {
+            if pacing.may_present(&[1; 32]).is_ok() {
                 lockout.wrong_login();
                 pacing.refused_and_counted([1; 32], &refusal());
-                shown += 1;
+                presented += 1;
             }
             advance(Duration::from_secs(1)).await;
         }
-        assert_eq!(shown, 24 * 3);
+        assert_eq!(presented, 24 * 3);
     }
 
     #[tokio::test(start_paused = true)]
@@ -184,7 +184,7 @@ mod tests {
             let (mut pacing, mut lockout) = (Pacing::default(), Lockout::default());
             for n in 0_u32..2_000 {
                 let credential = [n.to_be_bytes()[3] % 7; 32];
-                if pacing.may_show(&credential).is_ok() {
+                if pacing.may_present(&credential).is_ok() {
                     lockout.wrong_login();
                     pacing.refused_and_counted(credential, &refusal());
                 }
@@ -198,7 +198,7 @@ mod tests {
         let (mut one, mut other, mut lockout) = (Pacing::default(), Pacing::default(), Lockout::default());
         for second in 0..12 * 3600 {
             for (pacing, since) in [(&mut one, 0), (&mut other, 290)] {
-                if second >= since && pacing.may_show(&[1; 32]).is_ok() {
+                if second >= since && pacing.may_present(&[1; 32]).is_ok() {
                     lockout.wrong_login();
                     pacing.refused_and_counted([1; 32], &refusal());
                 }
@@ -211,14 +211,14 @@ mod tests {
     async fn a_changed_credential_is_shown_at_once_until_too_many_are_refused() {
         let mut pacing = Pacing::default();
         for credential in 1..=3 {
-            assert_eq!(pacing.may_show(&[credential; 32]), Ok(()));
+            assert_eq!(pacing.may_present(&[credential; 32]), Ok(()));
             pacing.refused_and_counted([credential; 32], &refusal());
         }
-        let paused = pacing.may_show(&[4; 32]).unwrap_err();
+        let paused = pacing.may_present(&[4; 32]).unwrap_err();
         assert_eq!((paused.class, paused.class.verdict()), (KmsErrorClass::LoginPaused, Verdict::Outage));
         assert_eq!(paused.retry_after, Some(QUIET));
         advance(QUIET).await;
-        assert_eq!(pacing.may_show(&[4; 32]), Ok(()));
+        assert_eq!(pacing.may_present(&[4; 32]), Ok(()));
     }
 
     #[tokio::test(start_paused = true)]
@@ -228,19 +228,19 @@ mod tests {
             pacing.refused_and_counted([credential; 32], &refusal());
         }
         pacing.succeeded();
-        assert_eq!(pacing.may_show(&[1; 32]), Ok(()));
+        assert_eq!(pacing.may_present(&[1; 32]), Ok(()));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_login_without_an_answer_counts_where_the_credential_was_refused_before() {
         let mut pacing = Pacing::default();
         pacing.unanswered([1; 32]);
-        assert_eq!(pacing.may_show(&[1; 32]), Ok(()), "an outage is no refusal");
+        assert_eq!(pacing.may_present(&[1; 32]), Ok(()), "an outage is no refusal");
         pacing.refused_and_counted([1; 32], &refusal());
         advance(QUIET).await;
-        assert_eq!(pacing.may_show(&[1; 32]), Ok(()));
+        assert_eq!(pacing.may_present(&[1; 32]), Ok(()));
         pacing.unanswered([1; 32]);
-        assert_eq!(pacing.may_show(&[1; 32]).unwrap_err().class, KmsErrorClass::LoginPaused);
+        assert_eq!(pacing.may_present(&[1; 32]).unwrap_err().class, KmsErrorClass::LoginPaused);
     }
 
     #[tokio::test(start_paused = true)]
@@ -249,7 +249,7 @@ mod tests {
             let mut pacing = Pacing::default();
             assert_eq!(pacing.deferred([1; 32], &refusal(), Some(asked)), PAUSES.1);
             advance(PAUSES.1).await;
-            assert_eq!(pacing.may_show(&[1; 32]), Ok(()));
+            assert_eq!(pacing.may_present(&[1; 32]), Ok(()));
         }
     }
 
@@ -259,12 +259,12 @@ mod tests {
         let mut pauses = Vec::new();
         for _ in 0..8 {
             let pause = pacing.refused([1; 32], &refusal());
-            let held = pacing.may_show(&[1; 32]).unwrap_err();
+            let held = pacing.may_present(&[1; 32]).unwrap_err();
             assert_eq!((held.class, held.retry_after), (KmsErrorClass::CredentialInvalid, Some(pause)));
-            assert_eq!(pacing.may_show(&[2; 32]), Ok(()), "another one is shown at once");
+            assert_eq!(pacing.may_present(&[2; 32]), Ok(()), "another one is presented at once");
             pauses.push(pause.as_secs());
             advance(pause).await;
-            assert_eq!(pacing.may_show(&[1; 32]), Ok(()));
+            assert_eq!(pacing.may_present(&[1; 32]), Ok(()));
         }
         assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60]);
     }

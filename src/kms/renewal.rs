@@ -316,7 +316,7 @@ impl<S: Source> Inner<S> {
             return Err(error.clone());
         }
         let (evidence, fingerprint) = self.source.evidence().map_err(KmsError::of_credential)?;
-        gate.pacing.may_show(&fingerprint)?;
+        gate.pacing.may_present(&fingerprint)?;
         let instead_of = instead_of.map(|(old, because)| (Arc::clone(old), because));
         // In a task of its own, so that a refusal is noted even if the caller hangs up.
         let fetch = tokio::spawn(Arc::clone(self).fetch_now(evidence, fingerprint, instead_of, gate));

@@ -245,10 +245,10 @@ mod tests {
 
     #[test]
     fn a_list_that_does_not_fit_together_gives_no_places() {
-        assert!(places(&[]).is_empty());
-        assert!(places(&[entry('a', Some(1), KeyMaterialState::Current)]).is_empty());
+        assert!(indexes(&[]).is_empty());
+        assert!(indexes(&[entry('a', Some(1), KeyMaterialState::Current)]).is_empty());
         let two_first =
             [entry('a', None, KeyMaterialState::Current), entry('b', None, KeyMaterialState::NonCurrent)];
-        assert!(places(&two_first).is_empty());
+        assert!(indexes(&two_first).is_empty());
     }
 }
