@@ -80,7 +80,8 @@ impl KeySet {
             by_key.entry(wrapped.key_version.key_id).or_default().push(index);
         }
         let mut answers: Vec<Option<ItemResult<Dek>>> = wrapped.iter().map(|_| None).collect();
-        // Concurrently, so that a KMS that hangs delays the DEKs of another key only up to its own deadline.
+        // Concurrently, so that a KMS that hangs delays the DEKs of another key only up to its own
+        // deadline.
         let of_each = by_key.into_iter().map(async |(id, indexes)| {
             let asked: Vec<_> = indexes.iter().map(|index| wrapped[*index].clone()).collect();
             let answers = match self.key(id) {

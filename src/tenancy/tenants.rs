@@ -74,8 +74,8 @@ impl Tenants {
         }
     }
 
-    /// Reads the rows of the tenant with this uid again, whatever is known of it, and returns its new
-    /// runtime. The runtime of the fixed tenant stays the same.
+    /// Reads the rows of the tenant with this uid again, whatever is known of it, and returns its
+    /// new runtime. The runtime of the fixed tenant stays the same.
     ///
     /// # Errors
     /// [`NotServed`].

@@ -17,17 +17,17 @@ use super::opened_keys::OpenedKeys;
 /// The most tenants in the cache, and the time for which an unused one stays there.
 pub(super) const TENANTS: u64 = 10_000;
 pub(super) const IDLE: Duration = Duration::from_secs(3_600);
-/// The time after which a tenant's rows are read again. A commit checks the revision, so an outdated
-/// runtime is used for this long only by calls that make no entry.
+/// The time after which a tenant's rows are read again. A commit checks the revision, so an
+/// outdated runtime is used for this long only by calls that make no entry.
 const FRESH: Duration = Duration::from_secs(30);
 /// The time after which the rows of a tenant that is locked, or has no key, are read again.
 const REFUSED_FOR: Duration = Duration::from_secs(1);
 
 /// The cache of tenants.
 pub(super) struct Known {
-    /// The settings. Their lock is held for reading while the cache changes, so that no runtime with
-    /// the previous settings is added after [`Self::update_settings`]. A call that finds its tenant in
-    /// the cache does not take it.
+    /// The settings. Their lock is held for reading while the cache changes, so that no runtime
+    /// with the previous settings is added after [`Self::update_settings`]. A call that finds its
+    /// tenant in the cache does not take it.
     settings: RwLock<Arc<TenantSettings>>,
     tenants: Cache<TenantUid, Arc<Reading>>,
 }

@@ -1,6 +1,6 @@
 //! Tenants that are named by verified claims, each served with the keys of its own rows. It reads a
-//! tenant's rows when they are needed, once for all calls that wait for them. It ignores rows that are
-//! older than what is known, and calls no KMS.
+//! tenant's rows when they are needed, once for all calls that wait for them. It ignores rows that
+//! are older than what is known, and calls no KMS.
 
 mod known;
 mod names;
@@ -98,8 +98,8 @@ impl Claimed {
         served.await.unwrap_or_else(panicked)
     }
 
-    /// Forgets what is known of a tenant, and returns its runtime according to rows whose read begins
-    /// after this call.
+    /// Forgets what is known of a tenant, and returns its runtime according to rows whose read
+    /// begins after this call.
     pub(super) async fn refreshed(self: &Arc<Self>, uid: TenantUid) -> Served {
         let claimed = self.clone();
         let served = self.refreshes.run(uid, |joinable| async move {
@@ -161,8 +161,8 @@ impl Claimed {
         self.prepare(row, began).await
     }
 
-    /// Prepares the tenant of this row, whose read began at `began`. Its keys are read again only if
-    /// the revision has changed.
+    /// Prepares the tenant of this row, whose read began at `began`. Its keys are read again only
+    /// if the revision has changed.
     async fn prepare(&self, row: TenantRow, began: Instant) -> Served {
         if let Some(served) = self.known.by_newer_row(&row) {
             return served;
