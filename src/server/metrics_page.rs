@@ -98,10 +98,10 @@ impl MetricsPage {
 }
 
 fn keys_shown(app: &App) -> Vec<KeyShown> {
-    let shown = |key: KeyStatus| KeyShown {
+    let reading = |key: KeyStatus| KeyShown {
         key_version: key.key_version,
         posture: key.posture,
         proof_age: key.proof_age.filter(|_| key.in_memory || key.posture != Posture::Active),
     };
-    app.key_statuses().into_iter().map(shown).collect()
+    app.key_statuses().into_iter().map(reading).collect()
 }
