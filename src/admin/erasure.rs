@@ -100,7 +100,8 @@ impl LogAdmin {
             Err(CommitFailed::Unavailable) if length(&range) > 1 => {
                 let middle = range.start + length(&range) / 2;
                 let first = Box::pin(self.erase_range(tenant, personal, range.start..middle, false)).await?;
-                let second = Box::pin(self.erase_range(tenant, personal, middle..range.end, in_index)).await?;
+                let second =
+                    Box::pin(self.erase_range(tenant, personal, middle..range.end, in_index)).await?;
                 Ok(first + second)
             }
             committed => Ok(committed?.applied.iter().sum()),

@@ -170,7 +170,10 @@ mod tests {
             ("BYOK_HASURA_SECRETS_FILE", "BYOK_HASURA_SECRET"),
         ] {
             let problem = found(misspelt).unwrap();
-            assert_eq!(problem, format!("{misspelt}: does not exist; the most similar variable is {nearest}"));
+            assert_eq!(
+                problem,
+                format!("{misspelt}: does not exist; the most similar variable is {nearest}")
+            );
         }
     }
 

@@ -243,7 +243,9 @@ fn authorities(bundle: &[u8]) -> Result<(), String> {
         let certificate = certificate.map_err(|_| DAMAGED.to_owned())?;
         count += 1;
         let unusable = |_| {
-            format!("names a file whose certificate no. {count} is not an X.509 certificate that can be trusted")
+            format!(
+                "names a file whose certificate no. {count} is not an X.509 certificate that can be trusted"
+            )
         };
         roots.add(certificate).map_err(unusable)?;
     }

@@ -44,7 +44,9 @@ impl Why {
             Self::Stranger => "someone else used the key",
             Self::NoEntry => "our identity used the key, and no entry says so",
             Self::RecordWithoutEntry => "our identity unwrapped a record's DEK, and no entry says so",
-            Self::NoCanary => "our identity unwrapped something that is not known to be a canary, and no entry says so",
+            Self::NoCanary => {
+                "our identity unwrapped something that is not known to be a canary, and no entry says so"
+            }
             Self::Exported => "our identity exported the key itself, which byok never does",
         }
     }

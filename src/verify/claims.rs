@@ -10,8 +10,7 @@ impl Walk {
     fn claim_personal(&mut self) {
         let (found, unseen) = self.erasures.take_unexplained();
         found.into_iter().for_each(|finding| self.report.find(finding));
-        let erased =
-            format!("names and ids match their hashes ({} of them erased", self.erasures.count);
+        let erased = format!("names and ids match their hashes ({} of them erased", self.erasures.count);
         let open = (unseen > 0).then(|| {
             format!("{erased}; at {unseen} place(s) no entry seen here says so, but a later one may)")
         });
@@ -30,8 +29,7 @@ impl Walk {
         );
         self.claim_personal();
         let report = &mut self.report;
-        let pruned =
-            if self.pruned.is_empty() { "" } else { ", except those that entries say were pruned" };
+        let pruned = if self.pruned.is_empty() { "" } else { ", except those that entries say were pruned" };
         let withheld = match self.withheld {
             0 => String::new(),
             answers => format!("; {answers} answer(s) were withheld after their entry was written"),

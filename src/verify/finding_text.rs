@@ -162,10 +162,7 @@ impl fmt::Display for Finding {
                 f.write_str("no signed checkpoint covers all of these entries")
             }
             Self::Forked { size, root } => {
-                write!(
-                    f,
-                    "the kept checkpoint of size {size} has another root than the pinned one: {root}"
-                )
+                write!(f, "the kept checkpoint of size {size} has another root than the pinned one: {root}")
             }
             Self::PinnedElsewhere { size } => write!(
                 f,
@@ -177,15 +174,21 @@ impl fmt::Display for Finding {
                  whose answer was still to be given"
             ),
             Self::DekVersion { dek, row, log } => {
-                write!(f, "DEK {dek}: its row has key version {row}; expected {log}, which the log last gave it")
+                write!(
+                    f,
+                    "DEK {dek}: its row has key version {row}; expected {log}, which the log last gave it"
+                )
             }
             Self::DekWrapped { dek } => {
                 write!(f, "DEK {dek}: its row has other wrapped bytes than the log last gave it")
             }
             Self::DekRecord { dek } => {
-                write!(f, "DEK {dek}: its row has another record than the one that the log says it was used for")
+                write!(
+                    f,
+                    "DEK {dek}: its row has another record than the one that the log says it was used for"
+                )
             }
-            Self::DekMac { dek } => write!(f, "DEK {dek}: the MACs in its row do not match it"),
+            Self::DekMac { dek } => write!(f, "DEK {dek}: the MACs in its row do not match the row"),
             Self::DekUnsealed { dek } => {
                 write!(f, "DEK {dek}: its row has no MAC, but the log says that all rows were sealed")
             }

@@ -151,7 +151,7 @@ async fn a_stripped_value_is_found_and_an_erased_one_is_none() {
     }
 }
 
-/// Both verifiers say of a bundle that nothing can be said of the values that are not there, and of how many.
+/// Both verifiers say how many missing values of a bundle they can neither confirm nor refute.
 async fn open(sealed: &Sealed, bundle: &Path, count: &str) {
     let [ours, python] = sealed.both(bundle, None).await;
     ours.holds();

@@ -177,11 +177,8 @@ impl Lane {
         let mut pause = Duration::from_millis(50);
         loop {
             let sent = self.clock.boot();
-            let outcome = if in_turn {
-                self.store.commit_in_turn(batch).await
-            } else {
-                self.store.commit(batch).await
-            };
+            let outcome =
+                if in_turn { self.store.commit_in_turn(batch).await } else { self.store.commit(batch).await };
             // Whatever the outcome: if the head is behind the one that this lane has seen, the
             // database went back in time.
             let seen = match outcome {

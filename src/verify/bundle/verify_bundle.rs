@@ -96,7 +96,10 @@ impl Reading {
             (Self::Keys(_), _) => return Err("keys are followed by the start of the walk".to_owned()),
             (Self::Walking(walking), Line::End(end)) => {
                 if end.entries != walking.entries {
-                    return Err(format!("the last line says {} entries, but there are {}", end.entries, walking.entries));
+                    return Err(format!(
+                        "the last line says {} entries, but there are {}",
+                        end.entries, walking.entries
+                    ));
                 }
                 if let Self::Walking(walking) = std::mem::replace(self, Self::Header) {
                     *self = Self::Ended(walking);
