@@ -427,7 +427,7 @@ mod tests {
     use crate::model::{DekId, TenantUid};
 
     #[test]
-    fn a_record_has_no_purpose_in_its_context_and_a_probe_does() {
+    fn only_a_probe_has_a_purpose_in_its_context() {
         let record =
             DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new(), purpose: Purpose::Record };
         let (tenant, dek) = ("07".repeat(16), record.dek_id.to_string());

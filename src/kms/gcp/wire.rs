@@ -193,7 +193,7 @@ mod tests {
     use crate::model::{DekId, TenantUid};
 
     #[test]
-    fn a_probe_is_bound_to_its_purpose_and_a_record_is_not() {
+    fn only_a_probe_is_bound_to_its_purpose() {
         let record =
             DekBinding { tenant: TenantUid([7; 16]), dek_id: DekId::new(), purpose: Purpose::Record };
         let bytes = [&b"byok-dek-v1"[..], &[7; 16], record.dek_id.as_bytes()].concat();
