@@ -24,7 +24,7 @@ impl LogAdmin {
     /// database's): a clock that runs ahead drops nothing too early.
     ///
     /// # Errors
-    /// The database's.
+    /// The errors of the database.
     pub async fn older_than(&self, age: Duration, exported_only: bool) -> Result<Retention, AdminError> {
         // No tenant has this uid: the read is made for the database's time alone.
         let database_time = self.database.proofs(TenantUid([0; 16])).await?.now;
@@ -34,7 +34,7 @@ impl LogAdmin {
     /// The entries that may be dropped, oldest first.
     ///
     /// # Errors
-    /// The database's.
+    /// The errors of the database.
     pub async fn prunable(&self, retention: Retention) -> Result<Vec<Prunable>, AdminError> {
         Ok(self.database.prunable(retention).await?)
     }

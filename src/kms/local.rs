@@ -206,7 +206,7 @@ impl KmsDiagnosis for LocalKey {
     async fn exposure(&self) -> Vec<Exposure> {
         let remedy = "use it for development only";
         vec![Exposure {
-            what: "key: it lies in a file on this machine and protects nothing from whoever reads it",
+            what: "key: it is in a file on this machine, and protects nothing from anyone who can read the file",
             remedy,
         }]
     }
@@ -279,7 +279,7 @@ impl StoredVersion {
 }
 
 impl Stored {
-    /// Reads the file. One that others can read is refused, as `ssh` does with its keys.
+    /// Reads the file. Refuses one that others can read, as `ssh` does with its keys.
     fn read(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         if file.metadata()?.permissions().mode() & 0o077 != 0 {

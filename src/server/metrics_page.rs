@@ -15,7 +15,7 @@ use crate::telemetry::{KeyShown, MadeShown, MetricsText, WithheldShown};
 use super::layer::Layer;
 use super::metrics_format::Format;
 
-/// The interval at which the text may be made anew, and how many times at once after a pause.
+/// The interval at which the text may be made again, and how many times at once after a pause.
 const INTERVAL: Duration = Duration::from_millis(50);
 const BURST: u32 = 100;
 

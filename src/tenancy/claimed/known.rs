@@ -63,7 +63,7 @@ impl Known {
         reading.began.filter(|began| began.elapsed() < fresh).map(|_| reading.served())
     }
 
-    /// Returns the last runtime of a tenant, of whatever age.
+    /// Returns the last runtime of a tenant, however old.
     pub(super) fn runtime(&self, uid: TenantUid) -> Option<Arc<TenantRuntime>> {
         self.tenants.get(&uid).and_then(|reading| reading.served().ok())
     }

@@ -1,5 +1,5 @@
 //! Work that concurrent calls share. The first call starts it, and the others wait for its result.
-//! Nothing is remembered here: the next call after the end starts the work anew.
+//! Results are not remembered: the next call after the end starts the work again.
 
 use std::collections::HashMap;
 use std::hash::Hash;
